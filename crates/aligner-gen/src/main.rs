@@ -1,0 +1,3 @@
+//! `aligner-gen`: bulk generation from NeMo checkpoints.
+
+fn main() {}

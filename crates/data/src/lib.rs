@@ -1,0 +1,7 @@
+//! SFT records, prompts, tokenizers and the plan of steps. No libtorch.
+
+mod error;
+pub mod tokenizer;
+
+pub use error::DataError;
+pub use tokenizer::{SpecialTokens, Tokenizer};

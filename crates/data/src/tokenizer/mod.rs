@@ -1,0 +1,43 @@
+//! Text to token ids and back, exactly as the original software does it.
+
+use crate::DataError;
+
+/// The ids that mean something to generation.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialTokens {
+    /// Beginning of sequence.
+    pub bos: Option<u32>,
+    /// End of sequence: always ends a response.
+    pub eos: Option<u32>,
+    /// Padding.
+    pub pad: Option<u32>,
+    /// Unknown.
+    pub unk: Option<u32>,
+}
+
+/// A tokenizer: text to ids and back. Shared by threads.
+pub trait Tokenizer: Send + Sync {
+    /// Text to ids, special tokens in the text recognised as the original does; no BOS or EOS is added.
+    ///
+    /// # Errors
+    /// When the text cannot be encoded.
+    fn encode(&self, text: &str) -> Result<Vec<u32>, DataError>;
+
+    /// Ids to text, special tokens kept.
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary.
+    fn decode(&self, ids: &[u32]) -> Result<String, DataError>;
+
+    /// The bytes that one token adds to a text in the middle of it; their concatenation is the raw response.
+    ///
+    /// # Errors
+    /// When the id is not in the vocabulary.
+    fn token_bytes(&self, id: u32) -> Result<Vec<u8>, DataError>;
+
+    /// Number of ids, added tokens included. Logits at or past it are vocabulary padding.
+    fn vocab_size(&self) -> usize;
+
+    /// The special ids.
+    fn special(&self) -> &SpecialTokens;
+}

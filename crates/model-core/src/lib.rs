@@ -1,0 +1,11 @@
+//! The GPT and Llama forward pass, one implementation steered by the config.
+//!
+//! It knows nothing of JSONL, config files, sampling or scheduling.
+
+mod batch;
+mod error;
+mod kv_cache;
+
+pub use batch::{DecodeBatch, LogitsRows, PrefillBatch};
+pub use error::ModelError;
+pub use kv_cache::{BlockId, KvCache};

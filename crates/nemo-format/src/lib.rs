@@ -1,0 +1,10 @@
+//! The bytes of checkpoints: `.nemo` archives, torch files, Megatron distributed checkpoints, safetensors and GGUF,
+//! read by mmap and converted by streaming.
+//!
+//! Names, shapes and bytes only: no libtorch, no arithmetic on weights beyond what a format itself defines.
+
+mod error;
+mod tensor_source;
+
+pub use error::FormatError;
+pub use tensor_source::{DType, Region, TensorMeta, TensorSource};

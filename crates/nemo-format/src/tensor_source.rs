@@ -1,0 +1,121 @@
+//! The trait through which everything above this crate reads weights: names, shapes, bytes.
+
+use std::ops::Range;
+
+use crate::FormatError;
+
+/// The element type of a stored tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum DType {
+    /// 64-bit float.
+    F64,
+    /// 32-bit float.
+    F32,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    BF16,
+    /// 64-bit signed integer.
+    I64,
+    /// 32-bit signed integer.
+    I32,
+    /// 16-bit signed integer.
+    I16,
+    /// 8-bit signed integer.
+    I8,
+    /// 8-bit unsigned integer.
+    U8,
+    /// One byte, 0 or 1.
+    Bool,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub const fn size_bytes(self) -> usize {
+        match self {
+            Self::F64 | Self::I64 => 8,
+            Self::F32 | Self::I32 => 4,
+            Self::F16 | Self::BF16 | Self::I16 => 2,
+            Self::I8 | Self::U8 | Self::Bool => 1,
+        }
+    }
+
+    /// The name torch gives the type, without its `torch.` prefix.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F64 => "float64",
+            Self::F32 => "float32",
+            Self::F16 => "float16",
+            Self::BF16 => "bfloat16",
+            Self::I64 => "int64",
+            Self::I32 => "int32",
+            Self::I16 => "int16",
+            Self::I8 => "int8",
+            Self::U8 => "uint8",
+            Self::Bool => "bool",
+        }
+    }
+}
+
+/// Element type and global shape of a stored tensor.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorMeta {
+    /// The element type.
+    pub dtype: DType,
+    /// The global shape, outermost axis first.
+    pub shape: Vec<u64>,
+}
+
+impl TensorMeta {
+    /// Number of elements, or `None` when the product overflows.
+    pub fn num_elems(&self) -> Option<u64> {
+        self.shape.iter().try_fold(1_u64, |product, &dim| product.checked_mul(dim))
+    }
+
+    /// Size in bytes, or `None` when it overflows.
+    pub fn size_bytes(&self) -> Option<u64> {
+        self.num_elems()?.checked_mul(self.dtype.size_bytes() as u64)
+    }
+}
+
+/// A half-open box of a tensor: one range per axis.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Region {
+    /// One half-open range per axis, outermost first.
+    pub ranges: Vec<Range<u64>>,
+}
+
+impl Region {
+    /// The whole of a tensor of this shape.
+    pub fn whole(shape: &[u64]) -> Self {
+        Self { ranges: shape.iter().map(|&dim| 0..dim).collect() }
+    }
+
+    /// The extent along each axis.
+    pub fn shape(&self) -> Vec<u64> {
+        self.ranges.iter().map(|range| range.end.saturating_sub(range.start)).collect()
+    }
+}
+
+/// Where weights come from. Names are canonical Megatron-Core names with the layer number inside and
+/// TransformerEngine's fused norm names (`model.decoder.layers.3.self_attention.linear_qkv.layer_norm_weight`),
+/// whatever the file's own layout: stacked layers, tensor-parallel pieces and prefixes are undone by the reader.
+pub trait TensorSource: Send + Sync {
+    /// All tensor names, in a stable order.
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_>;
+
+    /// Element type and global shape, or `None` when there is no such tensor.
+    fn meta(&self, name: &str) -> Option<&TensorMeta>;
+
+    /// Fills `dst`, row-major and little endian, with the elements of `region`.
+    ///
+    /// # Errors
+    /// When the tensor is missing, the region leaves it, `dst` has another size, or the bytes cannot be read.
+    fn read(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError>;
+
+    /// The whole tensor's bytes where they lie in a mapped file in one row-major piece, so that a loader can
+    /// transform them without a copy between.
+    fn mapped_bytes(&self, _name: &str) -> Option<&[u8]> {
+        None
+    }
+}

@@ -1,0 +1,19 @@
+//! Errors of kernels and of libtorch calls.
+
+/// An error of a kernel or of a libtorch call.
+#[derive(Debug, thiserror::Error)]
+pub enum ExtError {
+    /// A tensor that a kernel cannot take.
+    #[error("`{what}` must be {expected}, not {actual}")]
+    BadTensor {
+        /// Which argument.
+        what: &'static str,
+        /// What the kernel needs.
+        expected: String,
+        /// What it was given.
+        actual: String,
+    },
+    /// libtorch refused.
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
+}

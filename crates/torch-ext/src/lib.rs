@@ -1,0 +1,8 @@
+//! What libtorch has and `tch` does not expose, and the project's own CPU kernels.
+//!
+//! The only crate with `unsafe` code (one mmap in `nemo-format` apart). It knows nothing of models or sampling.
+
+mod error;
+pub mod view;
+
+pub use error::ExtError;
