@@ -1,0 +1,73 @@
+//! Everything that can be wrong with the output folder.
+
+use std::path::PathBuf;
+
+/// An error of the output folder.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OutputError {
+    /// The operating system refused.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// A step could not be written; the file was cut back to what was committed before.
+    #[error("cannot write step {step} to `{}`; the {committed_samples} samples before it are saved", path.display())]
+    Write {
+        step: u64,
+        committed_samples: u64,
+        path: PathBuf,
+        #[source]
+        source: std::io::Error,
+    },
+    /// A value that JSON cannot hold.
+    #[error("step {step} cannot be written as JSON")]
+    Json {
+        step: u64,
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Another run holds the folder.
+    #[error("`{}` is in use by another run ({holder}); wait for it, stop it, or set another `exp_manager.explicit_log_dir`", folder.display())]
+    InUse { folder: PathBuf, holder: String },
+    /// The folder belongs to a run with other inputs or settings.
+    #[error(
+        "`{}` was written with other settings, so it cannot be continued; changed: {}; set them back, use another \
+         `exp_manager.explicit_log_dir`, or start afresh with `++exp_manager.resume_if_exists=false`",
+        folder.display(),
+        changes.join(", ")
+    )]
+    Changed { folder: PathBuf, changes: Vec<String> },
+    /// Committed lines are gone.
+    #[error(
+        "`{}` has {actual_bytes} bytes, but {committed_bytes} were committed: it was changed by something else; \
+         start afresh with `++exp_manager.resume_if_exists=false`",
+        path.display()
+    )]
+    TooShort { path: PathBuf, actual_bytes: u64, committed_bytes: u64 },
+    /// The manifest is not one of ours.
+    #[error("`{}` is not a manifest of this program; start afresh with `++exp_manager.resume_if_exists=false`", path.display())]
+    BadManifest {
+        path: PathBuf,
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file without a manifest holds a line that this program or its predecessor never writes.
+    #[error("line {line} of `{}` is not a record with `step` and `consumed_samples`", path.display())]
+    BadLegacyLine {
+        path: PathBuf,
+        line: u64,
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+impl OutputError {
+    /// For `map_err`: the action and the path of a failed system call.
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::Io { action, path, source }
+    }
+}

@@ -1,0 +1,23 @@
+//! What a run leaves on disk: `generations/generations.jsonl`, its manifest, and how a run continues one.
+//!
+//! It knows nothing of models or tokenizers: texts come in ready. Rules: contract section 6, in `docs/guide.rst` terms.
+
+mod error;
+mod lock;
+mod manifest;
+mod python_json;
+mod record;
+mod resume;
+mod writer;
+
+pub(crate) use error::OutputError;
+pub(crate) use manifest::{Identity, Manifest, write_atomically};
+pub(crate) use record::{CompletedStep, FinishReason, OutputField, ResponseOutput, SampleOutput};
+pub(crate) use resume::{ExistingOutput, OutputFolder, ResumePoint};
+pub(crate) use writer::JsonlSink;
+
+/// Where finished steps go.
+pub(crate) trait GenerationSink {
+    /// Makes one step durable; on an error the earlier steps stay as they are.
+    fn commit(&mut self, step: &CompletedStep) -> Result<(), OutputError>;
+}

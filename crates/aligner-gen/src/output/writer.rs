@@ -1,0 +1,119 @@
+//! The sink that writes `generations.jsonl`: a step is one write, synced, and then committed by the manifest.
+
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+
+use super::{CompletedStep, GenerationSink, Manifest, OutputError, OutputField, OutputFolder};
+
+/// The file, its manifest and the lock on the folder.
+#[derive(Debug)]
+pub(crate) struct JsonlSink {
+    folder: OutputFolder,
+    file: File,
+    manifest: Manifest,
+    fields: Vec<OutputField>,
+}
+
+impl JsonlSink {
+    /// Opens the file behind its last committed byte and writes the first manifest.
+    pub(crate) fn open(
+        folder: OutputFolder,
+        mut manifest: Manifest,
+        fields: Vec<OutputField>,
+    ) -> Result<Self, OutputError> {
+        let path = folder.path.join(OutputFolder::JSONL);
+        let mut file = File::options()
+            .create(true)
+            .write(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(OutputError::io("open", &path))?;
+        file.seek(SeekFrom::Start(folder.resume.committed_bytes)).map_err(OutputError::io("seek in", &path))?;
+        manifest.committed_bytes = folder.resume.committed_bytes;
+        manifest.step = folder.resume.step;
+        manifest.consumed_samples = folder.resume.consumed_samples;
+        manifest.write(&folder.path).map_err(OutputError::io("write the manifest in", &folder.path))?;
+        Ok(Self { folder, file, manifest, fields })
+    }
+
+    /// Samples that are safe on disk.
+    pub(crate) fn consumed_samples(&self) -> u64 {
+        self.manifest.consumed_samples
+    }
+
+    fn write_step(&mut self, bytes: &[u8], next: &Manifest) -> std::io::Result<()> {
+        self.file.write_all(bytes)?;
+        self.file.flush()?;
+        self.file.sync_data()?;
+        next.write(&self.folder.path)
+    }
+}
+
+impl GenerationSink for JsonlSink {
+    fn commit(&mut self, step: &CompletedStep) -> Result<(), OutputError> {
+        let bytes = step.to_jsonl(&self.fields)?;
+        let mut next = self.manifest.clone();
+        next.committed_bytes += bytes.len() as u64;
+        next.step = step.step;
+        next.consumed_samples = step.consumed_samples;
+        if let Err(source) = self.write_step(&bytes, &next) {
+            // The next start would cut the torn step anyway; doing it here leaves a clean file to look at.
+            let _ = self.file.set_len(self.manifest.committed_bytes);
+            return Err(OutputError::Write {
+                step: step.step,
+                committed_samples: self.manifest.consumed_samples,
+                path: self.folder.path.join(OutputFolder::JSONL),
+                source,
+            });
+        }
+        self.manifest = next;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::manifest::tests::identity;
+    use super::super::record::tests::sample;
+    use super::super::{ExistingOutput, ResumePoint};
+    use super::*;
+
+    fn open(log_dir: &std::path::Path) -> JsonlSink {
+        let identity = identity(1, "a");
+        let folder = OutputFolder::open(log_dir, &identity, ExistingOutput::Continue).unwrap();
+        let manifest = Manifest {
+            program_version: String::new(),
+            committed_bytes: 0,
+            step: 0,
+            consumed_samples: 0,
+            num_samples: 2,
+            identity,
+            config: json!({}),
+        };
+        JsonlSink::open(folder, manifest, Vec::new()).unwrap()
+    }
+
+    #[test]
+    fn steps_survive_reopening() {
+        let log_dir = tempfile::tempdir().unwrap();
+        let step = |n| CompletedStep { step: n, consumed_samples: n, samples: vec![sample(n - 1)] };
+        let mut sink = open(log_dir.path());
+        sink.commit(&step(1)).unwrap();
+        drop(sink);
+        let mut sink = open(log_dir.path());
+        assert_eq!(sink.folder.resume.step, 1);
+        assert_eq!(sink.consumed_samples(), 1);
+        sink.commit(&step(2)).unwrap();
+        drop(sink);
+        let bytes = std::fs::read(log_dir.path().join("generations/generations.jsonl")).unwrap();
+        let expect = [step(1).to_jsonl(&[]).unwrap(), step(2).to_jsonl(&[]).unwrap()].concat();
+        assert_eq!(bytes, expect);
+        let resume = open(log_dir.path()).folder.resume;
+        assert_eq!(
+            resume,
+            ResumePoint { step: 2, consumed_samples: 2, committed_bytes: expect.len() as u64 }
+        );
+    }
+}
