@@ -63,7 +63,7 @@ fn same_bits(left: &Tensor, right: &Tensor) -> bool {
 
 /// Relative rounding of one stored value: bfloat16 keeps 8 bits, float32 sums differ by their order.
 fn tolerance(kind: Kind, magnitude: f64) -> f64 {
-    if kind == Kind::Float { 2e-6 * magnitude.max(1.0) } else { magnitude.max(1.0) / 256.0 }
+    if kind == Kind::Float { 4e-6 * magnitude.max(1.0) } else { magnitude.max(1.0) / 256.0 }
 }
 
 fn check_linear(isa: Isa, kind: Kind, (rows, out_features, in_features): (usize, usize, usize)) {
@@ -84,9 +84,10 @@ fn check_linear(isa: Isa, kind: Kind, (rows, out_features, in_features): (usize,
     let logits = kernels.linear_f32(&x_typed, &packed).unwrap();
     assert!(max_difference(&logits, &expected) <= tolerance(Kind::Float, in_features as f64));
     let mut residual = random(rows, out_features, 4).to_kind(kind);
-    let before = residual.to_kind(Kind::Float);
+    let before = residual.to_kind(Kind::Float).copy();
     kernels.linear_add(&x_typed, &packed, &mut residual).unwrap();
-    assert!(max_difference(&residual, &(&expected + before)) <= bound);
+    let difference = max_difference(&residual, &(&expected + before));
+    assert!(difference <= bound, "{isa:?} {kind:?} {rows}x{out_features}x{in_features}: {difference}");
     for row in [0, rows / 2, rows - 1] {
         let alone = kernels.linear(&x_typed.narrow(0, row as i64, 1).contiguous(), &packed).unwrap();
         assert!(same_bits(&alone, &actual.narrow(0, row as i64, 1)), "row {row} depends on its batch");
