@@ -1,0 +1,3 @@
+//! The crate against checkpoints written by the original software.
+
+mod fixtures;
