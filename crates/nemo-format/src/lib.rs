@@ -5,6 +5,7 @@
 
 mod archive;
 mod checkpoint;
+mod convert_dtype;
 mod dist_ckpt;
 mod error;
 mod mmap;
