@@ -37,7 +37,10 @@ fn scan_block(block: &[f32]) -> (f32, bool) {
             nans[lane] |= u32::from(value.is_nan());
         }
     }
-    let max = maxima.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &value| if value > max { value } else { max });
+    let max = maxima
+        .iter()
+        .chain(rest)
+        .fold(f32::NEG_INFINITY, |max, &value| if value > max { value } else { max });
     (max, nans.iter().any(|&nan| nan != 0) || rest.iter().any(|value| value.is_nan()))
 }
 

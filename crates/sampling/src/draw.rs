@@ -12,27 +12,30 @@ pub(crate) fn draw(values: &[f32], max: f32, uniform: f64, block_sums: &mut Vec<
     block_sums.extend(values.chunks(BLOCK).map(|block| sum_weights(block, max)));
     let target = uniform * block_sums.iter().sum::<f64>();
     let mut cumulative = 0.0;
-    let mut last_possible = 0;
-    for (block_idx, (block, sum)) in values.chunks(BLOCK).zip(block_sums.iter()).enumerate() {
-        // The product may round up to the total itself; then the last token that has a weight is the one.
-        if *sum == 0.0 {
+    let mut up_to_block = 0.0;
+    let mut last_block_idx = 0;
+    for (block_idx, &sum) in block_sums.iter().enumerate() {
+        if sum == 0.0 {
             continue;
         }
-        let is_inside = cumulative + sum > target;
-        if !is_inside {
-            cumulative += sum;
+        last_block_idx = block_idx;
+        up_to_block = cumulative;
+        cumulative += sum;
+        if cumulative > target {
+            break;
         }
-        for (offset_in_block, &value) in block.iter().enumerate() {
-            let weight = weight(value, max);
-            if weight > 0.0 {
-                last_possible = block_idx * BLOCK + offset_in_block;
-            }
-            if is_inside {
-                cumulative += weight;
-                if cumulative > target {
-                    return last_possible;
-                }
-            }
+    }
+    cumulative = up_to_block;
+    // The product may have rounded up to the total itself; then the last token that has a weight is the one.
+    let mut last_possible = 0;
+    for (idx, &value) in values.iter().enumerate().skip(last_block_idx * BLOCK).take(BLOCK) {
+        let weight = weight(value, max);
+        if weight > 0.0 {
+            last_possible = idx;
+        }
+        cumulative += weight;
+        if cumulative > target {
+            break;
         }
     }
     last_possible

@@ -32,7 +32,9 @@ pub enum SamplingError {
         vocab_size: usize,
     },
     /// A row of logits that no token can be chosen from.
-    #[error("logits of sample {sample_idx}, response {response_idx}, generated token {token_idx} hold {problem}")]
+    #[error(
+        "logits of sample {sample_idx}, response {response_idx}, generated token {token_idx} hold {problem}"
+    )]
     BadLogits {
         /// Position of the sample in the input file.
         sample_idx: u64,

@@ -43,8 +43,11 @@ impl TryFrom<RawSamplingParams> for SamplingParams {
 
     fn try_from(raw: RawSamplingParams) -> Result<Self, SamplingError> {
         // Greedy never divides, and `temperature=0` is a common way to ask for it.
-        let temperature =
-            if raw.use_greedy { 1.0 } else { positive("temperature", POSITIVE_TEMPERATURE, raw.temperature)? };
+        let temperature = if raw.use_greedy {
+            1.0
+        } else {
+            positive("temperature", POSITIVE_TEMPERATURE, raw.temperature)?
+        };
         Ok(Self {
             use_greedy: raw.use_greedy,
             temperature,
