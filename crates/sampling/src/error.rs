@@ -1,6 +1,6 @@
 //! Errors of sampling.
 
-/// What can be wrong with sampling parameters or logits.
+/// What can be wrong with sampling parameters, end strings or logits.
 #[derive(Debug, thiserror::Error)]
 pub enum SamplingError {
     /// A parameter outside its range.
@@ -13,7 +13,42 @@ pub enum SamplingError {
         /// The value given.
         actual: String,
     },
+    /// A vocabulary that the sampler cannot serve.
+    #[error("the vocabulary has {actual} tokens, the sampler takes 1 to {limit}")]
+    BadVocabSize {
+        /// The tokenizer's vocabulary size.
+        actual: usize,
+        /// The largest vocabulary whose probabilities still add up exactly.
+        limit: usize,
+    },
+    /// Logits whose shape does not fit the rows or the vocabulary.
+    #[error("logits have shape {actual:?}, need [{num_rows}, at least {vocab_size}]")]
+    BadShape {
+        /// The shape given.
+        actual: Vec<i64>,
+        /// Number of rows to sample.
+        num_rows: usize,
+        /// The tokenizer's vocabulary size.
+        vocab_size: usize,
+    },
+    /// A row of logits that no token can be chosen from.
+    #[error(
+        "logits of sample {sample_idx}, response {response_idx}, generated token {token_idx} hold {problem}"
+    )]
+    BadLogits {
+        /// Position of the sample in the input file.
+        sample_idx: u64,
+        /// Which response of the sample.
+        response_idx: u32,
+        /// Which generated token, from 0.
+        token_idx: u32,
+        /// What is wrong with them.
+        problem: &'static str,
+    },
     /// A kernel or libtorch refused.
     #[error(transparent)]
     Ext(#[from] torch_ext::ExtError),
+    /// libtorch refused.
+    #[error(transparent)]
+    Torch(#[from] tch::TchError),
 }

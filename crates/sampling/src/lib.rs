@@ -2,10 +2,21 @@
 //!
 //! It knows no models and no files. A plain-Rust reference is what the fast paths are tested against.
 
+mod argmax;
+mod draw;
 mod error;
 mod params;
+mod philox;
+mod processors;
+mod reference;
+mod rules;
 mod sampler;
+mod stop;
+mod weights;
 
 pub use error::SamplingError;
 pub use params::{RawSamplingParams, SamplingParams};
-pub use sampler::{RowState, SampledToken, TokenSampler};
+pub use philox::{philox4x32_10, uniform};
+pub use reference::ReferenceSampler;
+pub use sampler::{CpuSampler, RowState, SampledToken, TokenSampler};
+pub use stop::{FinishReason, RawEndStrings, StopConditions, StopState, TokenBytes};

@@ -1,11 +1,13 @@
 //! Sampling parameters: as typed, and checked.
+//!
+//! Rules: an out-of-range `top_p` is "off" as in NeMo; everything else out of range is refused.
 
 use crate::SamplingError;
 
 /// Sampling parameters as the user typed them.
 #[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
 pub struct RawSamplingParams {
-    /// Always the most likely token; everything below is ignored then.
+    /// Always the most likely token; everything below except `compute_logprob` is ignored then.
     pub use_greedy: bool,
     /// Divides the logits.
     pub temperature: f64,
@@ -40,20 +42,121 @@ impl TryFrom<RawSamplingParams> for SamplingParams {
     type Error = SamplingError;
 
     fn try_from(raw: RawSamplingParams) -> Result<Self, SamplingError> {
-        if !(raw.temperature > 0.0 && raw.temperature.is_finite()) {
-            return Err(SamplingError::BadParam {
-                key: "temperature",
-                expected: "a positive number",
-                actual: raw.temperature.to_string(),
-            });
-        }
+        // Greedy never divides, and `temperature=0` is a common way to ask for it.
+        let temperature = if raw.use_greedy {
+            1.0
+        } else {
+            positive("temperature", POSITIVE_TEMPERATURE, raw.temperature)?
+        };
         Ok(Self {
             use_greedy: raw.use_greedy,
-            temperature: raw.temperature as f32,
-            top_k: u32::try_from(raw.top_k).ok().filter(|&k| k > 0),
-            top_p: Some(raw.top_p as f32).filter(|&p| p > 0.0 && p < 1.0),
-            repetition_penalty: raw.repetition_penalty as f32,
+            temperature,
+            top_k: check_top_k(raw.top_k)?,
+            top_p: check_top_p(raw.top_p)?,
+            repetition_penalty: positive("repetition_penalty", POSITIVE, raw.repetition_penalty)?,
             compute_logprob: raw.compute_logprob,
         })
+    }
+}
+
+const POSITIVE: &str = "a positive, finite number";
+const POSITIVE_TEMPERATURE: &str = "a positive, finite number (or set `use_greedy=true`)";
+
+fn positive(key: &'static str, expected: &'static str, value: f64) -> Result<f32, SamplingError> {
+    let narrow = value as f32;
+    // `is_normal` also refuses what is positive in f64 and vanishes in f32.
+    if narrow > 0.0 && narrow.is_normal() {
+        return Ok(narrow);
+    }
+    Err(SamplingError::BadParam { key, expected, actual: value.to_string() })
+}
+
+fn check_top_k(value: i64) -> Result<Option<u32>, SamplingError> {
+    match u32::try_from(value) {
+        Ok(0) => Ok(None),
+        Ok(k) => Ok(Some(k)),
+        Err(_) => Err(SamplingError::BadParam {
+            key: "top_k",
+            expected: "0 (off) or a number of tokens up to 4294967295",
+            actual: value.to_string(),
+        }),
+    }
+}
+
+fn check_top_p(value: f64) -> Result<Option<f32>, SamplingError> {
+    if value.is_nan() {
+        return Err(SamplingError::BadParam {
+            key: "top_p",
+            expected: "a number (off unless between 0 and 1)",
+            actual: value.to_string(),
+        });
+    }
+    // The clamp keeps what is inside (0, 1) in f64 inside it in f32.
+    let is_on = value > 0.0 && value < 1.0;
+    Ok(is_on.then(|| (value as f32).clamp(f32::MIN_POSITIVE, 1.0 - f32::EPSILON / 2.0)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn raw() -> RawSamplingParams {
+        RawSamplingParams {
+            use_greedy: false,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            repetition_penalty: 1.0,
+            compute_logprob: false,
+        }
+    }
+
+    #[test]
+    fn off_values_become_none() {
+        let params = SamplingParams::try_from(raw()).unwrap();
+        assert_eq!((params.top_k, params.top_p), (None, None));
+        for top_p in [-0.5, 0.0, 1.0, 7.0] {
+            assert_eq!(SamplingParams::try_from(RawSamplingParams { top_p, ..raw() }).unwrap().top_p, None);
+        }
+    }
+
+    #[test]
+    fn top_p_stays_on_where_f32_would_round_it_off() {
+        for top_p in [1e-60, 1.0 - 1e-12] {
+            let p = SamplingParams::try_from(RawSamplingParams { top_p, ..raw() }).unwrap().top_p.unwrap();
+            assert!(p > 0.0 && p < 1.0, "{p}");
+        }
+    }
+
+    #[test]
+    fn greedy_needs_no_temperature() {
+        SamplingParams::try_from(RawSamplingParams { use_greedy: true, temperature: 0.0, ..raw() }).unwrap();
+    }
+
+    #[test]
+    fn errors_name_key_range_and_value() {
+        let check = |raw: RawSamplingParams, expect: &str| {
+            assert_eq!(SamplingParams::try_from(raw).unwrap_err().to_string(), expect);
+        };
+        check(
+            RawSamplingParams { temperature: 0.0, ..raw() },
+            "`temperature` must be a positive, finite number (or set `use_greedy=true`), got 0",
+        );
+        check(
+            RawSamplingParams { temperature: f64::INFINITY, ..raw() },
+            "`temperature` must be a positive, finite number (or set `use_greedy=true`), got inf",
+        );
+        check(
+            RawSamplingParams { top_k: -1, ..raw() },
+            "`top_k` must be 0 (off) or a number of tokens up to 4294967295, got -1",
+        );
+        check(
+            RawSamplingParams { top_p: f64::NAN, ..raw() },
+            "`top_p` must be a number (off unless between 0 and 1), got NaN",
+        );
+        check(
+            RawSamplingParams { repetition_penalty: -2.0, ..raw() },
+            "`repetition_penalty` must be a positive, finite number, got -2",
+        );
     }
 }

@@ -1,8 +1,20 @@
-//! The trait that turns a step's logits into tokens.
+//! The trait that turns a step's logits into tokens, and its CPU implementation.
+//!
+//! The CPU sampler reads the logits in place, copies a row at most once and never sorts a whole one.
 
+use rayon::prelude::*;
 use tch::Tensor;
+use torch_ext::view::f32_slice;
 
-use crate::SamplingError;
+use crate::{
+    SamplingError, SamplingParams,
+    argmax::{argmax, checked_max},
+    draw::draw,
+    philox::uniform,
+    processors::{min_length, repetition_penalty, temperature, top_k, top_p},
+    rules::{SamplingRules, bad_logits},
+    weights::sum_weights,
+};
 
 /// What the sampler must know about one row of a step's logits.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +43,169 @@ pub trait TokenSampler: Send {
     /// `logits`: float32 `[num_rows, padded_vocab_size]`, any device; `rows`: one state a row.
     ///
     /// # Errors
-    /// When the shapes do not fit or the device fails.
+    /// When the shapes do not fit, the device fails, or no token of a row can be chosen.
     fn sample(&mut self, logits: &Tensor, rows: &[RowState<'_>]) -> Result<Vec<SampledToken>, SamplingError>;
+
+    /// Whether the responses of one sample are all the same, so that one of them is enough.
+    fn is_greedy(&self) -> bool;
 }
+
+/// The sampler for logits on the CPU: rows in parallel, each a function of its own logits and state alone.
+#[derive(Clone, Debug)]
+pub struct CpuSampler {
+    rules: SamplingRules,
+}
+
+impl CpuSampler {
+    /// `vocab_size`: the tokenizer's; logits past it are padding. No token of `end_token_ids` is chosen among the first
+    /// `min_length` tokens of a response.
+    ///
+    /// # Errors
+    /// When the vocabulary is empty or too large.
+    pub fn new(
+        params: SamplingParams,
+        vocab_size: usize,
+        seed: u64,
+        end_token_ids: Vec<u32>,
+        min_length: u32,
+    ) -> Result<Self, SamplingError> {
+        let rules = SamplingRules { params, vocab_size, seed, end_token_ids, min_length }.check()?;
+        Ok(Self { rules })
+    }
+
+    fn sample_row(
+        &self,
+        raw: &[f32],
+        state: &RowState<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<SampledToken, SamplingError> {
+        let token = if self.rules.params.use_greedy {
+            self.greedy(raw, state, scratch)
+        } else {
+            self.random(raw, state, scratch)
+        };
+        let token = token.map_err(|problem| bad_logits(state, problem))?;
+        let logprob = match self.rules.params.compute_logprob {
+            true => Some(log_softmax(raw, token).map_err(|problem| bad_logits(state, problem))?),
+            false => None,
+        };
+        Ok(SampledToken { token: token as u32, logprob })
+    }
+
+    fn greedy(
+        &self,
+        raw: &[f32],
+        state: &RowState<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<usize, &'static str> {
+        if !self.rules.holds_back_end(state) {
+            return argmax(raw);
+        }
+        let row = scratch.copy(raw);
+        min_length::apply(row, &self.rules.end_token_ids);
+        argmax(row)
+    }
+
+    fn random(
+        &self,
+        raw: &[f32],
+        state: &RowState<'_>,
+        scratch: &mut Scratch,
+    ) -> Result<usize, &'static str> {
+        let params = &self.rules.params;
+        let Scratch { row, block_sums, seen } = scratch;
+        row.clear();
+        row.extend_from_slice(raw);
+        if self.rules.holds_back_end(state) {
+            min_length::apply(row, &self.rules.end_token_ids);
+        }
+        if params.temperature != 1.0 {
+            temperature::apply(row, params.temperature);
+        }
+        if params.repetition_penalty != 1.0 {
+            repetition_penalty::apply(row, state.history, params.repetition_penalty, seen);
+        }
+        let max = checked_max(row)?;
+        let u = uniform(self.rules.seed, state.sample_idx, state.response_idx, state.num_generated);
+
+        let mut kept = Candidates::All(row);
+        if let Some(k) = params.top_k.map(|k| k as usize).filter(|&k| k < kept.values().len()) {
+            let threshold = top_k::threshold(kept.values(), max, k);
+            kept = kept.filter(|_, value| value >= threshold);
+        }
+        if let Some(p) = params.top_p {
+            let last = top_p::last_kept(kept.values(), max, p);
+            kept = kept.filter(|idx, value| last.keeps(idx, value));
+        }
+        Ok(kept.id(draw(kept.values(), max, u, block_sums)))
+    }
+}
+
+impl TokenSampler for CpuSampler {
+    fn sample(&mut self, logits: &Tensor, rows: &[RowState<'_>]) -> Result<Vec<SampledToken>, SamplingError> {
+        let (logits, padded_vocab_size) = self.rules.to_host(logits, rows.len())?;
+        let logits = f32_slice(&logits, "logits")?;
+        rows.par_iter()
+            .zip(logits.par_chunks(padded_vocab_size))
+            .map_init(Scratch::default, |scratch, (state, row)| {
+                self.sample_row(&row[..self.rules.vocab_size], state, scratch)
+            })
+            .collect()
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.rules.params.use_greedy
+    }
+}
+
+/// Buffers that rows of one thread share.
+#[derive(Debug, Default)]
+struct Scratch {
+    row: Vec<f32>,
+    block_sums: Vec<f64>,
+    seen: repetition_penalty::SeenTokens,
+}
+
+impl Scratch {
+    fn copy(&mut self, raw: &[f32]) -> &mut [f32] {
+        self.row.clear();
+        self.row.extend_from_slice(raw);
+        &mut self.row
+    }
+}
+
+/// The tokens that may still be drawn, in order of id.
+enum Candidates<'a> {
+    All(&'a [f32]),
+    Some { ids: Vec<u32>, values: Vec<f32> },
+}
+
+impl<'a> Candidates<'a> {
+    fn values(&self) -> &[f32] {
+        match self {
+            Self::All(values) => values,
+            Self::Some { values, .. } => values,
+        }
+    }
+
+    fn id(&self, idx: usize) -> usize {
+        match self {
+            Self::All(_) => idx,
+            Self::Some { ids, .. } => ids[idx] as usize,
+        }
+    }
+
+    fn filter(&self, keeps: impl Fn(usize, f32) -> bool) -> Candidates<'a> {
+        let kept = self.values().iter().copied().enumerate().filter(|&(idx, value)| keeps(idx, value));
+        let (ids, values) = kept.map(|(idx, value)| (self.id(idx) as u32, value)).unzip();
+        Candidates::Some { ids, values }
+    }
+}
+
+fn log_softmax(raw: &[f32], token: usize) -> Result<f32, &'static str> {
+    let max = checked_max(raw)?;
+    Ok((f64::from(raw[token] - max) - sum_weights(raw, max).ln()) as f32)
+}
+
+#[cfg(test)]
+mod tests;

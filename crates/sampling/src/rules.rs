@@ -1,0 +1,51 @@
+//! What both samplers are told: the parameters and the facts about the vocabulary.
+
+use tch::{Device, Tensor};
+
+use crate::{RowState, SamplingError, SamplingParams, weights::MAX_VOCAB_SIZE};
+
+/// The settings of a run, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct SamplingRules {
+    pub(crate) params: SamplingParams,
+    pub(crate) vocab_size: usize,
+    pub(crate) seed: u64,
+    pub(crate) end_token_ids: Vec<u32>,
+    pub(crate) min_length: u32,
+}
+
+impl SamplingRules {
+    pub(crate) fn check(self) -> Result<Self, SamplingError> {
+        if self.vocab_size == 0 || self.vocab_size > MAX_VOCAB_SIZE {
+            return Err(SamplingError::BadVocabSize { actual: self.vocab_size, limit: MAX_VOCAB_SIZE });
+        }
+        Ok(self)
+    }
+
+    /// Whether end tokens may not be chosen yet.
+    pub(crate) fn holds_back_end(&self, state: &RowState<'_>) -> bool {
+        state.num_generated < self.min_length && !self.end_token_ids.is_empty()
+    }
+
+    /// `logits` on the CPU and contiguous, `[num_rows, padded_vocab_size]`, and `padded_vocab_size`.
+    pub(crate) fn to_host(&self, logits: &Tensor, num_rows: usize) -> Result<(Tensor, usize), SamplingError> {
+        let shape = logits.size();
+        match shape[..] {
+            [actual_rows, padded] if actual_rows == num_rows as i64 && padded >= self.vocab_size as i64 => {
+                let host = logits.f_to_device(Device::Cpu)?.f_contiguous()?; // [num_rows, padded_vocab_size]
+                Ok((host, padded as usize))
+            }
+            _ => Err(SamplingError::BadShape { actual: shape, num_rows, vocab_size: self.vocab_size }),
+        }
+    }
+}
+
+/// The error for a row that no token can be chosen from.
+pub(crate) fn bad_logits(state: &RowState<'_>, problem: &'static str) -> SamplingError {
+    SamplingError::BadLogits {
+        sample_idx: state.sample_idx,
+        response_idx: state.response_idx,
+        token_idx: state.num_generated,
+        problem,
+    }
+}
