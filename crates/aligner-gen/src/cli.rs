@@ -1,0 +1,208 @@
+//! The command line: the main job with Hydra's flags, and the small commands beside it.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Bulk generation from NeMo checkpoints: SFT-format JSONL in, generations.jsonl out.
+#[derive(Debug, Parser)]
+#[command(
+    name = "aligner-gen",
+    version,
+    args_conflicts_with_subcommands = true,
+    disable_help_subcommand = true,
+    after_help = "Every KEY with its default: `aligner-gen --cfg job`.\n\
+                  Exit codes: 0 done or time limit reached, 1 failed while running, 2 usage or config, 3 input data, \
+                  4 checkpoint or tokenizer, 5 device or memory, 130/143 stopped by a signal with state saved."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) job: JobArgs,
+}
+
+/// The main job.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct JobArgs {
+    /// Overrides in Hydra's grammar: `key=value`, `+key=value`, `++key=value`, `~key`
+    #[arg(value_name = "KEY=VALUE")]
+    pub(crate) overrides: Vec<String>,
+    /// Folder of the config file (Hydra's `-cp`)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config_path: Option<PathBuf>,
+    /// Config file in that folder, without `.yaml` (Hydra's `-cn`)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) config_name: Option<String>,
+    /// One more folder to look for the config file in (Hydra's `-cd`)
+    #[arg(long, value_name = "DIR")]
+    pub(crate) config_dir: Option<PathBuf>,
+    /// Print the configuration and stop
+    #[arg(long, short = 'c', value_name = "WHAT")]
+    pub(crate) cfg: Option<CfgKind>,
+    /// With `--cfg`: resolve interpolations; the checkpoint's values are filled in when it is given
+    #[arg(long, requires = "cfg")]
+    pub(crate) resolve: bool,
+    /// With `--cfg`: print only this part, `model.generation` for example
+    #[arg(long, short, value_name = "KEY", requires = "cfg")]
+    pub(crate) package: Option<String>,
+    /// Check everything, show the first prompt, the counts and the memory plan, and stop
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+/// What is shown while the program runs.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct LogArgs {
+    /// Log as JSON lines
+    #[arg(long, global = true)]
+    pub(crate) json_logs: bool,
+    /// Show only warnings and errors
+    #[arg(long, global = true)]
+    pub(crate) quiet: bool,
+}
+
+/// Which configuration `--cfg` prints. There is no Hydra section, so both print the job's.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(crate) enum CfgKind {
+    Job,
+    All,
+}
+
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show what a checkpoint holds
+    Inspect(InspectArgs),
+    /// Run the forward pass alone and save the logits
+    Logits(LogitsArgs),
+    /// Lines on stdin to JSON lists of token ids on stdout, or back
+    Tokenize(TokenizeArgs),
+    /// Measure the engine on a checkpoint
+    #[command(hide = true)]
+    Bench(BenchArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct InspectArgs {
+    /// A .nemo file or the folder extracted from one
+    pub(crate) checkpoint: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct LogitsArgs {
+    /// A .nemo file or the folder extracted from one
+    #[arg(long)]
+    pub(crate) checkpoint: PathBuf,
+    /// int64 `[batch, seq]`
+    #[arg(long, value_name = "IN.npy")]
+    pub(crate) input_ids: PathBuf,
+    /// float32 `[batch, seq, padded_vocab_size]`
+    #[arg(long, value_name = "OUT.npy")]
+    pub(crate) output: PathBuf,
+    /// 32, bf16 or 16
+    #[arg(long, default_value = "bf16")]
+    pub(crate) precision: String,
+    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    pub(crate) device: DeviceArg,
+    /// plain: libtorch operations; fused: the fast engine's kernels
+    #[arg(long, value_enum, default_value_t = BackendArg::Plain)]
+    pub(crate) backend: BackendArg,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DeviceArg {
+    Cpu,
+    Cuda,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendArg {
+    Plain,
+    Fused,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TokenizeArgs {
+    /// A .nemo file or the folder extracted from one
+    #[arg(long)]
+    pub(crate) checkpoint: PathBuf,
+    /// JSON lists of ids on stdin to text lines on stdout
+    #[arg(long)]
+    pub(crate) decode: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchArgs {
+    #[arg(long)]
+    pub(crate) checkpoint: PathBuf,
+    #[arg(long, default_value = "bf16")]
+    pub(crate) precision: String,
+    #[arg(long, value_enum, default_value_t = BackendArg::Fused)]
+    pub(crate) backend: BackendArg,
+    /// One JSON object a line instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Hydra's two-letter flags, which clap would read as `-c` with a value.
+pub(crate) fn rewrite_short_flags(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    const FLAGS: [(&str, &str); 3] = [("-cp", "--config-path"), ("-cn", "--config-name"), ("-cd", "--config-dir")];
+    arguments
+        .map(|argument| {
+            let rewritten = argument.to_str().and_then(|text| {
+                FLAGS.iter().find_map(|(short, long)| match text.strip_prefix(short)? {
+                    "" => Some((*long).to_owned()),
+                    rest => rest.strip_prefix('=').map(|value| format!("{long}={value}")),
+                })
+            });
+            rewritten.map_or(argument, OsString::from)
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Cli {
+        let arguments = ["aligner-gen"].iter().chain(arguments).map(OsString::from);
+        Cli::try_parse_from(rewrite_short_flags(arguments)).unwrap()
+    }
+
+    #[test]
+    fn clap_accepts_its_own_definition() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn hydra_short_flags() {
+        let cli = parse(&["-cn", "mine", "-cp=conf", "-cd", "extra", "++a.b=-1", "~c", "d=[x,y]"]);
+        assert_eq!(cli.job.config_name.as_deref(), Some("mine"));
+        assert_eq!(cli.job.config_path, Some(PathBuf::from("conf")));
+        assert_eq!(cli.job.config_dir, Some(PathBuf::from("extra")));
+        assert_eq!(cli.job.overrides, ["++a.b=-1", "~c", "d=[x,y]"]);
+    }
+
+    #[test]
+    fn cfg_flags() {
+        let cli = parse(&["--cfg", "job", "--resolve", "-p", "model"]);
+        assert!(matches!(cli.job.cfg, Some(CfgKind::Job)) && cli.job.resolve);
+        assert_eq!(cli.job.package.as_deref(), Some("model"));
+        assert!(matches!(parse(&["-c", "job"]).job.cfg, Some(CfgKind::Job)));
+    }
+
+    #[test]
+    fn subcommands_stand_beside_overrides() {
+        assert!(matches!(parse(&["inspect", "x.nemo", "--json"]).command, Some(Command::Inspect(_))));
+        assert!(parse(&["a=b"]).command.is_none());
+        assert!(Cli::try_parse_from(["aligner-gen", "a=b", "inspect", "x.nemo"]).is_ok_and(|cli| cli.command.is_none()));
+    }
+}

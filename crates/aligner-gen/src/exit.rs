@@ -1,0 +1,123 @@
+//! Failures and their exit codes (contract, section 2): every error that leaves the program passes through here.
+
+use std::process::ExitCode;
+
+use anyhow::anyhow;
+
+/// How the program ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ExitStatus {
+    /// Done, or the time limit was reached.
+    Done,
+    /// Failed while running.
+    Failed,
+    /// Usage or configuration.
+    Usage,
+    /// Input data.
+    Data,
+    /// Checkpoint or tokenizer.
+    Checkpoint,
+    /// Device or memory.
+    Device,
+    /// Stopped by this signal with state saved.
+    Signal(i32),
+}
+
+impl From<ExitStatus> for ExitCode {
+    fn from(status: ExitStatus) -> Self {
+        Self::from(match status {
+            ExitStatus::Done => 0,
+            ExitStatus::Failed => 1,
+            ExitStatus::Usage => 2,
+            ExitStatus::Data => 3,
+            ExitStatus::Checkpoint => 4,
+            ExitStatus::Device => 5,
+            // The shells' convention.
+            ExitStatus::Signal(signal) => u8::try_from(128 + signal).unwrap_or(1),
+        })
+    }
+}
+
+/// An error and the exit code that it means.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) status: ExitStatus,
+    pub(crate) error: anyhow::Error,
+}
+
+impl Failure {
+    /// A mistake in the command line or the configuration.
+    pub(crate) fn usage(message: impl std::fmt::Display) -> Self {
+        Self { status: ExitStatus::Usage, error: anyhow!("{message}") }
+    }
+
+    /// The error and its causes in one sentence.
+    pub(crate) fn sentence(&self) -> String {
+        format!("{:#}", self.error)
+    }
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self { status: ExitStatus::Failed, error }
+    }
+}
+
+/// Attaches the exit code to an error that could mean several.
+pub(crate) trait ResultExt<T> {
+    fn exit_with(self, status: ExitStatus) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<anyhow::Error>> ResultExt<T> for Result<T, E> {
+    fn exit_with(self, status: ExitStatus) -> Result<T, Failure> {
+        self.map_err(|error| Failure { status, error: error.into() })
+    }
+}
+
+macro_rules! failure_from {
+    ($($error:ty => $status:ident),* $(,)?) => {
+        $(impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self { status: ExitStatus::$status, error: error.into() }
+            }
+        })*
+    };
+}
+
+failure_from! {
+    hydra_config::ConfigError => Usage,
+    sampling::SamplingError => Usage,
+    nemo_format::FormatError => Checkpoint,
+    model_core::ModelError => Checkpoint,
+}
+
+impl From<crate::output::OutputError> for Failure {
+    fn from(error: crate::output::OutputError) -> Self {
+        use crate::output::OutputError;
+        let status = match error {
+            OutputError::Changed { .. } => ExitStatus::Usage,
+            _ => ExitStatus::Failed,
+        };
+        Self { status, error: error.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentence_has_the_causes() {
+        let source = std::io::Error::from_raw_os_error(28);
+        let error = crate::output::OutputError::Io { action: "write", path: "/out/x".into(), source };
+        let failure = Failure::from(error);
+        assert_eq!(failure.status, ExitStatus::Failed);
+        assert_eq!(failure.sentence(), "cannot write `/out/x`: No space left on device (os error 28)");
+    }
+
+    #[test]
+    fn signals_follow_the_shells() {
+        assert_eq!(ExitCode::from(ExitStatus::Signal(2)), ExitCode::from(130));
+        assert_eq!(ExitCode::from(ExitStatus::Signal(15)), ExitCode::from(143));
+    }
+}

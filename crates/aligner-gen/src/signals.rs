@@ -1,0 +1,115 @@
+//! Reasons to stop early: signals and `exp_manager.max_time_per_run`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
+
+use crate::exit::ExitStatus;
+
+/// Why a run stops before its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StopReason {
+    Signal(i32),
+    TimeLimit(Duration),
+}
+
+impl StopReason {
+    /// SIGUSR1 is how batch systems announce a time limit, so it ends like one.
+    pub(crate) fn exit_status(self) -> ExitStatus {
+        match self {
+            Self::Signal(SIGUSR1) | Self::TimeLimit(_) => ExitStatus::Done,
+            Self::Signal(signal) => ExitStatus::Signal(signal),
+        }
+    }
+}
+
+impl std::fmt::Display for StopReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Signal(SIGINT) => f.write_str("SIGINT"),
+            Self::Signal(SIGTERM) => f.write_str("SIGTERM"),
+            Self::Signal(SIGUSR1) => f.write_str("SIGUSR1"),
+            Self::Signal(signal) => write!(f, "signal {signal}"),
+            Self::TimeLimit(limit) => write!(f, "`exp_manager.max_time_per_run` of {} s", limit.as_secs()),
+        }
+    }
+}
+
+/// Watches for reasons to stop.
+#[derive(Clone, Debug)]
+pub(crate) struct StopWatch {
+    signal: Arc<AtomicUsize>,
+    started: Instant,
+    time_limit: Option<Duration>,
+}
+
+impl StopWatch {
+    /// Installs the signal handlers. `started` is when the process did.
+    pub(crate) fn install(started: Instant) -> std::io::Result<Self> {
+        let signal = Arc::new(AtomicUsize::new(0));
+        for number in [SIGINT, SIGTERM, SIGUSR1] {
+            if number != SIGUSR1 {
+                // Registered before the flag is set by the handler below: only the second signal finds it set.
+                let seen = Arc::new(AtomicBool::new(false));
+                signal_hook::flag::register_conditional_shutdown(number, 128 + number, Arc::clone(&seen))?;
+                signal_hook::flag::register(number, seen)?;
+            }
+            signal_hook::flag::register_usize(number, Arc::clone(&signal), number.unsigned_abs() as usize)?;
+        }
+        // Without a handler, writing past `ulimit -f` kills the process; with one, the write fails and is reported.
+        signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)))?;
+        Ok(Self { signal, started, time_limit: None })
+    }
+
+    /// The same watch with a time limit.
+    pub(crate) fn with_time_limit(mut self, time_limit: Option<Duration>) -> Self {
+        self.time_limit = time_limit;
+        self
+    }
+
+    /// When the process started.
+    pub(crate) fn started(&self) -> Instant {
+        self.started
+    }
+
+    /// The reason to stop now, if there is one.
+    pub(crate) fn reason(&self) -> Option<StopReason> {
+        match i32::try_from(self.signal.load(Ordering::Relaxed)) {
+            Ok(0) | Err(_) => {}
+            Ok(signal) => return Some(StopReason::Signal(signal)),
+        }
+        let limit = self.time_limit?;
+        (self.started.elapsed() >= limit).then_some(StopReason::TimeLimit(limit))
+    }
+}
+
+/// Reads `DD:HH:MM:SS`.
+pub(crate) fn parse_time_limit(text: &str) -> Option<Duration> {
+    let fields: Vec<u64> = text.split(':').map(|field| field.trim().parse().ok()).collect::<Option<_>>()?;
+    let [days, hours, minutes, seconds] = fields[..] else { return None };
+    let hours = days.checked_mul(24)?.checked_add(hours)?;
+    let minutes = hours.checked_mul(60)?.checked_add(minutes)?;
+    Some(Duration::from_secs(minutes.checked_mul(60)?.checked_add(seconds)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_limits() {
+        assert_eq!(parse_time_limit("00:03:30:00"), Some(Duration::from_secs(12_600)));
+        assert_eq!(parse_time_limit("1:0:0:1"), Some(Duration::from_secs(86_401)));
+        for bad in ["", "1:2:3", "1:2:3:4:5", "a:0:0:0", "-1:0:0:0", "99999999999999999:0:0:0"] {
+            assert_eq!(parse_time_limit(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn usr1_is_a_time_limit() {
+        assert_eq!(StopReason::Signal(SIGUSR1).exit_status(), ExitStatus::Done);
+        assert_eq!(StopReason::Signal(SIGTERM).exit_status(), ExitStatus::Signal(15));
+    }
+}
