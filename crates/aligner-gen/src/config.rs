@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn unknown_keys_are_refused_with_the_nearest() {
-        insta::assert_snapshot!(message(&["++model.generation.drop_unfinshed=true"]), @"");
+        insta::assert_snapshot!(message(&["++model.generation.drop_unfinshed=true"]), @"unknown key `model.generation.drop_unfinshed` (command line: ++model.generation.drop_unfinshed=true), did you mean `model.generation.drop_unfinished`?");
         insta::assert_snapshot!(message(&["model.generation.num_response_to_gen=2"]), @"");
         insta::assert_snapshot!(message(&["++modle.seed=2"]), @"");
         assert!(user(&["++model.some_training_key=1", "+trainer.gradient_clip_val=1.0"]).compose().is_ok());
@@ -292,7 +292,28 @@ mod tests {
     #[test]
     fn parts_are_printed_by_package() {
         let composer = user(&[]).compose().unwrap();
-        insta::assert_snapshot!(print(composer.node(), Some("model.generation")).unwrap(), @"");
+        insta::assert_snapshot!(print(composer.node(), Some("model.generation")).unwrap(), @r"
+        # @package model.generation
+        num_responses_to_gen: 4
+        sampling_params:
+          use_greedy: false
+          temperature: 1.0
+          top_k: 0
+          top_p: 1.0
+          repetition_penalty: 1.0
+          add_BOS: false
+          all_probs: false
+          compute_logprob: false
+          end_strings:
+          - <|endoftext|>
+          - <extra_id_1>
+          - <|eot_id|>
+        length_params:
+          max_length: ${int_div:${model.encoder_seq_length}, 2}
+          min_length: 1
+        drop_unfinished: false
+        output_fields: []
+        ");
         assert!(print(composer.node(), Some("nope")).is_err());
     }
 }
