@@ -1,35 +1,35 @@
 //! Who holds which KV block: reference counts, sharing of prompts, copy on write.
 //!
-//! It holds numbers only, no tensors. All responses of a request share the full blocks of their prompt. The last,
-//! partly filled block is written by each of them, so each gets a copy, except the last one to start, which takes it
-//! over.
+//! It holds numbers only, no tensors. All responses of a request share the full blocks of their prompt. The
+//! last, partly filled block is written by each of them, so each gets a copy, except the last one to start,
+//! which takes it over.
 
 use model_core::BlockId;
 
 /// A block to copy before the next decode step: source and destination.
-pub type BlockCopy = (BlockId, BlockId);
+pub(crate) type BlockCopy = (BlockId, BlockId);
 
 /// The blocks of the cache: free ones, and how many holders the others have.
 #[derive(Debug)]
-pub struct BlockAllocator {
+pub(crate) struct BlockAllocator {
     ref_counts: Vec<u32>,
     free: Vec<BlockId>,
 }
 
 impl BlockAllocator {
     /// All of `num_blocks` blocks free.
-    pub fn new(num_blocks: usize) -> Self {
+    pub(crate) fn new(num_blocks: usize) -> Self {
         // Popped from the end, so that low blocks are used first.
         Self { ref_counts: vec![0; num_blocks], free: (0..num_blocks as BlockId).rev().collect() }
     }
 
     /// Blocks nobody holds.
-    pub fn num_free(&self) -> usize {
+    pub(crate) fn num_free(&self) -> usize {
         self.free.len()
     }
 
     /// Blocks with one holder each, or none if there are too few.
-    pub fn allocate(&mut self, num_blocks: usize) -> Option<Vec<BlockId>> {
+    pub(crate) fn allocate(&mut self, num_blocks: usize) -> Option<Vec<BlockId>> {
         let blocks = self.free.split_off(self.free.len().checked_sub(num_blocks)?);
         for &block in &blocks {
             self.ref_counts[block as usize] = 1;
@@ -38,14 +38,14 @@ impl BlockAllocator {
     }
 
     /// Adds a holder to each of `blocks`.
-    pub fn share(&mut self, blocks: &[BlockId]) {
+    pub(crate) fn share(&mut self, blocks: &[BlockId]) {
         for &block in blocks {
             self.ref_counts[block as usize] += 1;
         }
     }
 
     /// Takes a holder away from each of `blocks`; a block without one is free.
-    pub fn release(&mut self, blocks: &[BlockId]) {
+    pub(crate) fn release(&mut self, blocks: &[BlockId]) {
         for &block in blocks {
             self.ref_counts[block as usize] -= 1;
             if self.ref_counts[block as usize] == 0 {
@@ -54,8 +54,9 @@ impl BlockAllocator {
         }
     }
 
-    /// The table of one more response: full prompt blocks shared, the partial one copied, `num_own` blocks of its own.
-    pub fn fork(
+    /// The table of one more response: full prompt blocks shared, the partial one copied, `num_own` blocks of
+    /// its own.
+    pub(crate) fn fork(
         &mut self,
         prompt: &PromptBlocks,
         num_own: usize,
@@ -68,7 +69,11 @@ impl BlockAllocator {
 
     /// The table of the last response: it takes over everything the prompt holds, the partial block among its
     /// `num_own` own ones. With too few free blocks the prompt comes back.
-    pub fn fork_last(&mut self, prompt: PromptBlocks, num_own: usize) -> Result<Vec<BlockId>, PromptBlocks> {
+    pub(crate) fn fork_last(
+        &mut self,
+        prompt: PromptBlocks,
+        num_own: usize,
+    ) -> Result<Vec<BlockId>, PromptBlocks> {
         let num_new = num_own - usize::from(prompt.partial.is_some()).min(num_own);
         match self.allocate(num_new) {
             Some(new) => Ok([prompt.table(), new].concat()),
@@ -79,27 +84,27 @@ impl BlockAllocator {
 
 /// The blocks that a prompt was prefilled into.
 #[derive(Debug)]
-pub struct PromptBlocks {
+pub(crate) struct PromptBlocks {
     full: Vec<BlockId>,
     partial: Option<BlockId>,
 }
 
 impl PromptBlocks {
     /// `blocks` holds the prompt in order; all but the last are full.
-    pub fn new(mut blocks: Vec<BlockId>, demand: &BlockDemand) -> Self {
+    pub(crate) fn new(mut blocks: Vec<BlockId>, demand: &BlockDemand) -> Self {
         let partial = if demand.num_partial > 0 { blocks.pop() } else { None };
         Self { full: blocks, partial }
     }
 
     /// All blocks in order.
-    pub fn table(&self) -> Vec<BlockId> {
+    pub(crate) fn table(&self) -> Vec<BlockId> {
         self.full.iter().copied().chain(self.partial).collect()
     }
 }
 
 /// How many blocks a request needs at the most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct BlockDemand {
+pub(crate) struct BlockDemand {
     num_full: usize,
     num_partial: usize,
     num_own: usize,
@@ -107,10 +112,11 @@ pub struct BlockDemand {
 
 impl BlockDemand {
     /// The worst case of responses of `max_new_tokens` to a prompt of `prompt_len_tokens`.
-    pub fn new(prompt_len_tokens: usize, max_new_tokens: u32, block_size_tokens: usize) -> Self {
+    pub(crate) fn new(prompt_len_tokens: usize, max_new_tokens: u32, block_size_tokens: usize) -> Self {
         let num_full = prompt_len_tokens / block_size_tokens;
         let num_partial = usize::from(!prompt_len_tokens.is_multiple_of(block_size_tokens));
-        // The last token of a response is never fed back, so it needs no room; a response of one token never decodes.
+        // The last token of a response is never fed back, so it needs no room; a response of one token never
+        // decodes.
         let num_own = match max_new_tokens {
             0 | 1 => 0,
             max_new => (prompt_len_tokens + max_new as usize - 1).div_ceil(block_size_tokens) - num_full,
@@ -119,27 +125,27 @@ impl BlockDemand {
     }
 
     /// Blocks of the prompt.
-    pub fn prompt(&self) -> usize {
+    pub(crate) fn prompt(&self) -> usize {
         self.num_full + self.num_partial
     }
 
     /// Blocks of a response beyond the shared ones, a copy of the partial prompt block included.
-    pub fn own(&self) -> usize {
+    pub(crate) fn own(&self) -> usize {
         self.num_own
     }
 
     /// New blocks that the last response to start needs: it takes the partial prompt block over.
-    pub fn own_of_last(&self) -> usize {
+    pub(crate) fn own_of_last(&self) -> usize {
         self.num_own.saturating_sub(self.num_partial)
     }
 
     /// Blocks of a request whose `num_seqs` responses all run at once.
-    pub fn total(&self, num_seqs: usize) -> usize {
+    pub(crate) fn total(&self, num_seqs: usize) -> usize {
         self.prompt() + num_seqs.saturating_sub(1) * self.own() + self.own_of_last()
     }
 
     /// The least that lets a request of `num_seqs` responses make progress: its prompt and one response.
-    pub fn minimum(&self, num_seqs: usize) -> usize {
+    pub(crate) fn minimum(&self, num_seqs: usize) -> usize {
         if num_seqs > 1 { self.prompt() + self.own() } else { self.total(1) }
     }
 }

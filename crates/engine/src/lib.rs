@@ -14,12 +14,11 @@ use std::{ops::ControlFlow, sync::Arc};
 use backend::{Backend, CachedModel};
 use model_core::CausalLm;
 use sampling::{StopConditions, TokenBytes, TokenSampler};
+use scheduler::Step;
 use step::Run;
 
-pub use block_table::{BlockAllocator, BlockCopy, BlockDemand, PromptBlocks};
 pub use error::EngineError;
 pub use request::{Completion, EngineLimits, Request, RunEnd, RunStats};
-pub use scheduler::{DecodeSeq, PrefillGroup, Scheduler, SeqGroup, SeqId, Step};
 
 /// A model, its KV cache and a sampler, ready for runs.
 pub struct Engine {
@@ -56,10 +55,10 @@ impl Engine {
 
     /// Answers requests until there are no more.
     ///
-    /// `next_request` is asked only when its request could start soon, and never again after `None`. Completions come
-    /// in the order in which they end. `should_stop` is asked before every step; it, or a break from `on_completion`,
-    /// ends the run and abandons what is in flight. What a request gets depends on the request alone, not on what else
-    /// runs, nor on the limits.
+    /// `next_request` is asked only when its request could start soon, and never again after `None`.
+    /// Completions come in the order in which they end. `should_stop` is asked before every step; it, or a
+    /// break from `on_completion`, ends the run and abandons what is in flight. What a request gets depends
+    /// on the request alone, not on what else runs, nor on the limits.
     ///
     /// # Errors
     /// When a request can never fit, or the model or the sampler fails.

@@ -1,12 +1,12 @@
 //! Which sequences run in the next step: admission, packing of prompts, start and end of responses.
 //!
-//! It is pure: no tensors, no tokens, no clock. The shape follows nano-vllm's `engine/scheduler.py`; preemption does
-//! not. A response gets all blocks it could ever need when it starts. Preemption by recomputation would fit more
-//! sequences, but a recomputed cache has other rounding than a decoded one, so the text of a sample would depend on
-//! its neighbours.
+//! It is pure: no tensors, no tokens, no clock. The shape follows nano-vllm's `engine/scheduler.py`;
+//! preemption does not. A response gets all blocks it could ever need when it starts. Preemption by
+//! recomputation would fit more sequences, but a recomputed cache has other rounding than a decoded one, so
+//! the text of a sample would depend on its neighbours.
 //!
-//! Deadlock is impossible: a running response never waits for a block, prompts are admitted in order, and a request
-//! only part of whose responses fit stops all admission until the rest have started.
+//! Deadlock is impossible: a running response never waits for a block, prompts are admitted in order, and a
+//! request only part of whose responses fit stops all admission until the rest have started.
 
 use std::collections::VecDeque;
 
@@ -19,53 +19,53 @@ use crate::{
 
 /// All responses to one prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SeqGroup {
+pub(crate) struct SeqGroup {
     /// The caller's number for the request.
-    pub group_idx: u64,
+    pub(crate) group_idx: u64,
     /// Position of the sample in the input file, for messages.
-    pub sample_idx: u64,
+    pub(crate) sample_idx: u64,
     /// Length of the prompt, at least 1.
-    pub prompt_len_tokens: usize,
+    pub(crate) prompt_len_tokens: usize,
     /// Number of responses, at least 1.
-    pub num_seqs: u32,
+    pub(crate) num_seqs: u32,
     /// Budget of each, at least 1.
-    pub max_new_tokens: u32,
+    pub(crate) max_new_tokens: u32,
 }
 
 /// One response of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct SeqId {
+pub(crate) struct SeqId {
     /// The group's number.
-    pub group_idx: u64,
+    pub(crate) group_idx: u64,
     /// Which response.
-    pub response_idx: u32,
+    pub(crate) response_idx: u32,
 }
 
 /// A prompt to compute in a prefill step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PrefillGroup {
+pub(crate) struct PrefillGroup {
     /// The group's number.
-    pub group_idx: u64,
+    pub(crate) group_idx: u64,
     /// How many first tokens to draw from the prompt's logits.
-    pub num_seqs: u32,
+    pub(crate) num_seqs: u32,
     /// Blocks for the whole prompt.
-    pub block_table: Vec<BlockId>,
+    pub(crate) block_table: Vec<BlockId>,
 }
 
 /// A sequence in a decode step.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DecodeSeq {
+pub(crate) struct DecodeSeq {
     /// Which sequence.
-    pub id: SeqId,
+    pub(crate) id: SeqId,
     /// Tokens in the cache before this step.
-    pub context_len: u32,
+    pub(crate) context_len: u32,
     /// Blocks for those and the new one, at least.
-    pub block_table: Vec<BlockId>,
+    pub(crate) block_table: Vec<BlockId>,
 }
 
 /// What to compute next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Step {
+pub(crate) enum Step {
     /// Whole prompts, then the first token of each of their responses.
     Prefill(Vec<PrefillGroup>),
     /// One token more for each sequence, after the copies.
@@ -81,7 +81,7 @@ pub enum Step {
 
 /// Decides the steps of a run.
 #[derive(Debug)]
-pub struct Scheduler {
+pub(crate) struct Scheduler {
     limits: EngineLimits,
     allocator: BlockAllocator,
     waiting: VecDeque<SeqGroup>,
@@ -122,7 +122,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// When a limit is 0.
-    pub fn new(limits: EngineLimits) -> Result<Self, EngineError> {
+    pub(crate) fn new(limits: EngineLimits) -> Result<Self, EngineError> {
         let limits = limits.check()?;
         Ok(Self {
             limits,
@@ -140,7 +140,7 @@ impl Scheduler {
     ///
     /// # Errors
     /// When the group could never run.
-    pub fn add(&mut self, group: SeqGroup) -> Result<(), EngineError> {
+    pub(crate) fn add(&mut self, group: SeqGroup) -> Result<(), EngineError> {
         if group.prompt_len_tokens == 0 {
             return Err(EngineError::EmptyPrompt { sample_idx: group.sample_idx });
         }
@@ -160,12 +160,12 @@ impl Scheduler {
     }
 
     /// Nothing will be added any more, so there is no use in waiting for a fuller prefill.
-    pub fn end_input(&mut self) {
+    pub(crate) fn end_input(&mut self) {
         self.input_ended = true;
     }
 
     /// Whether one more group might start in the next prefill: the caller should not fetch more than that.
-    pub fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         let admission = self.admissible();
         !self.input_ended
             && self.starting.is_empty()
@@ -175,7 +175,7 @@ impl Scheduler {
     }
 
     /// The next step. [`Scheduler::complete`] must follow before the next call.
-    pub fn next_step(&mut self) -> Step {
+    pub(crate) fn next_step(&mut self) -> Step {
         let admission = self.admissible();
         if self.should_prefill(&admission) {
             return self.prefill(admission.num_groups);
@@ -187,7 +187,7 @@ impl Scheduler {
     }
 
     /// The step is computed; the sequences in `ended` ended with it, all others of the step go on.
-    pub fn complete(&mut self, ended: &[SeqId]) {
+    pub(crate) fn complete(&mut self, ended: &[SeqId]) {
         if self.prefilling.is_empty() {
             self.complete_decode(ended);
         } else {
@@ -239,8 +239,9 @@ impl Scheduler {
         admission
     }
 
-    /// A prefill stops all decoding for its time, so it waits until it starts an eighth of what runs, or 16 sequences;
-    /// but never when nothing runs, when it is as large as a prefill may be, or when no more input comes.
+    /// A prefill stops all decoding for its time, so it waits until it starts an eighth of what runs, or 16
+    /// sequences; but never when nothing runs, when it is as large as a prefill may be, or when no more input
+    /// comes.
     fn should_prefill(&self, admission: &Admission) -> bool {
         let worthwhile = (self.running.len() / 8).clamp(1, 16);
         let is_last = self.input_ended && admission.num_groups == self.waiting.len();

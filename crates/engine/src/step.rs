@@ -253,7 +253,8 @@ fn sample(
     Ok((sampled, start.elapsed()))
 }
 
-/// `logits`: `[num_groups, padded_vocab_size]` to `[num_seqs, padded_vocab_size]`, a row for each first token to draw.
+/// `logits`: `[num_groups, padded_vocab_size]` to `[num_seqs, padded_vocab_size]`, a row for each first token
+/// to draw.
 fn repeat_rows(logits: Tensor, groups: &[PrefillGroup]) -> Result<Tensor, EngineError> {
     if groups.iter().all(|group| group.num_seqs == 1) {
         return Ok(logits);
