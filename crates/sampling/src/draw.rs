@@ -4,9 +4,11 @@ use crate::weights::{sum_weights, weight};
 
 const BLOCK: usize = 512;
 
-/// The first index whose cumulative weight exceeds `uniform` times the total. `max`: the largest value, finite.
+/// The first index whose cumulative weight exceeds `uniform` times the total. `max`: the largest value,
+/// finite.
 ///
-/// `block_sums` is scratch. Sums are exact (see [`crate::weights`]), so cutting the walk into blocks changes nothing.
+/// `block_sums` is scratch. Sums are exact (see [`crate::weights`]), so cutting the walk into blocks changes
+/// nothing.
 pub(crate) fn draw(values: &[f32], max: f32, uniform: f64, block_sums: &mut Vec<f64>) -> usize {
     block_sums.clear();
     block_sums.extend(values.chunks(BLOCK).map(|block| sum_weights(block, max)));

@@ -1,7 +1,8 @@
 //! Philox4x32-10, the counter-based random generator, and the one uniform number each token needs.
 //!
 //! It holds no state: a number depends on its key and counter alone, so nothing has to be saved for a resume.
-//! Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC11), and its Random123 test vectors.
+//! Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC11), and its Random123 test
+//! vectors.
 
 const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
 const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
@@ -25,8 +26,8 @@ pub fn philox4x32_10(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
 
 /// The uniform number in [0, 1), of 53 bits, that chooses one token.
 ///
-/// Key: the low halves of `seed` and `sample_idx`; counter: `response_idx`, `token_idx` and the high halves. Different
-/// arguments always give different inputs to Philox.
+/// Key: the low halves of `seed` and `sample_idx`; counter: `response_idx`, `token_idx` and the high halves.
+/// Different arguments always give different inputs to Philox.
 pub fn uniform(seed: u64, sample_idx: u64, response_idx: u32, token_idx: u32) -> f64 {
     let key = [low(seed), low(sample_idx)];
     let counter = [response_idx, token_idx, high(seed), high(sample_idx)];

@@ -1,7 +1,8 @@
 //! The slow sampler that is right by inspection: whole sorts, one step after the other.
 //!
-//! It shares the weights and the uniform number with the fast ones and nothing else. Faster samplers must agree with
-//! it token for token. Order and tie rules: NeMo's `text_generation_utils.py`, `sample_sequence_batch`.
+//! It shares the weights and the uniform number with the fast ones and nothing else. Faster samplers must
+//! agree with it token for token. Order and tie rules: NeMo's `text_generation_utils.py`,
+//! `sample_sequence_batch`.
 
 use tch::Tensor;
 use torch_ext::view::f32_slice;

@@ -57,8 +57,8 @@ pub struct CpuSampler {
 }
 
 impl CpuSampler {
-    /// `vocab_size`: the tokenizer's; logits past it are padding. No token of `end_token_ids` is chosen among the first
-    /// `min_length` tokens of a response.
+    /// `vocab_size`: the tokenizer's; logits past it are padding. No token of `end_token_ids` is chosen among
+    /// the first `min_length` tokens of a response.
     ///
     /// # Errors
     /// When the vocabulary is empty or too large.

@@ -1,7 +1,7 @@
 //! When a response ends: end tokens, end strings, length.
 //!
-//! Differences from NeMo's `text_generation_strategy.py`: strings are matched on the bytes of the response alone,
-//! never across the prompt, with special tokens kept; a bare string or an empty one is refused.
+//! Differences from NeMo's `text_generation_strategy.py`: strings are matched on the bytes of the response
+//! alone, never across the prompt, with special tokens kept; a bare string or an empty one is refused.
 
 use crate::SamplingError;
 
@@ -74,8 +74,8 @@ pub struct StopConditions {
 }
 
 impl StopConditions {
-    /// Sorts `end_strings` into those that are one token and those that are matched as text. `single_token` answers
-    /// with the id of a string that the tokenizer encodes as one token in the middle of a text.
+    /// Sorts `end_strings` into those that are one token and those that are matched as text. `single_token`
+    /// answers with the id of a string that the tokenizer encodes as one token in the middle of a text.
     ///
     /// # Errors
     /// When an end string is empty: it would end every response at once.
@@ -108,7 +108,8 @@ impl StopConditions {
         Ok(conditions)
     }
 
-    /// No end string ends a response before it has `min_length` tokens. End tokens are the sampler's to hold back.
+    /// No end string ends a response before it has `min_length` tokens. End tokens are the sampler's to hold
+    /// back.
     #[must_use]
     pub fn with_min_length(mut self, min_length: u32) -> Self {
         self.min_length = min_length;

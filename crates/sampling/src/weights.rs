@@ -1,8 +1,9 @@
 //! Unnormalised probabilities, `exp(logit - max)`, on a grid where sums are exact.
 //!
-//! A weight is a multiple of 2^-34 held in an `f64`, so adding up a whole vocabulary never rounds: the sum is the same
-//! in any order, on any number of threads, and on another kind of device. Tokens less likely than 2^-35 of the most
-//! likely one get weight 0 and are never drawn. The loops here are written for the compiler to vectorise.
+//! A weight is a multiple of 2^-34 held in an `f64`, so adding up a whole vocabulary never rounds: the sum is
+//! the same in any order, on any number of threads, and on another kind of device. Tokens less likely than
+//! 2^-35 of the most likely one get weight 0 and are never drawn. The loops here are written for the compiler
+//! to vectorise.
 
 /// Largest vocabulary whose weights, 1 at most each, add up exactly in 53 bits.
 pub(crate) const MAX_VOCAB_SIZE: usize = 1 << 19;
@@ -10,7 +11,8 @@ pub(crate) const MAX_VOCAB_SIZE: usize = 1 << 19;
 /// The spacing of `f64` in [2^18, 2^19) is 2^-34: adding and taking away this number rounds to the grid.
 const ROUND_TO_GRID: f64 = 1.5 * (1_u64 << 18) as f64;
 
-/// Adding and taking away this number rounds an `f32` to an integer, which is left in the low bits of the sum.
+/// Adding and taking away this number rounds an `f32` to an integer, which is left in the low bits of the
+/// sum.
 const ROUND_TO_INT: f32 = 1.5 * (1 << 23) as f32;
 
 const LANES: usize = 8;
@@ -32,7 +34,8 @@ pub(crate) fn sum_weights(values: &[f32], max: f32) -> f64 {
     sums.iter().sum::<f64>() + rest.iter().map(|&value| weight(value, max)).sum::<f64>()
 }
 
-/// `exp(x)` for `x <= 0` without branches; relative error below 2e-7. Below -80 it stays at `exp(-80)`, which is weight 0.
+/// `exp(x)` for `x <= 0` without branches; relative error below 2e-7. Below -80 it stays at `exp(-80)`, which
+/// is weight 0.
 ///
 /// Cody and Waite's reduction to `|r| <= ln(2) / 2`, then a polynomial of degree 6 (Cephes `expf`).
 fn exp_nonpositive(x: f32) -> f32 {

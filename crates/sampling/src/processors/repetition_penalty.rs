@@ -1,6 +1,8 @@
-//! Repetition penalty over prompt and generated tokens: positive logits are divided, negative ones multiplied.
+//! Repetition penalty over prompt and generated tokens: positive logits are divided, negative ones
+//! multiplied.
 //!
-//! NeMo divides whatever the sign, and only while it computes log-probabilities; TensorRT-LLM does it this way.
+//! NeMo divides whatever the sign, and only while it computes log-probabilities; TensorRT-LLM does it this
+//! way.
 
 /// A set of token ids that is cheap to empty.
 #[derive(Debug, Default)]

@@ -1,15 +1,18 @@
-//! `top_k`: everything strictly below the k-th largest value goes; ties with it all stay, so more than k may remain.
+//! `top_k`: everything strictly below the k-th largest value goes; ties with it all stay, so more than k may
+//! remain.
 
-use super::{NUM_BINS, bin_idx};
+use super::{BLOCK, NUM_BINS, bin_idx, bin_idxs};
 
 /// The k-th largest of `values`, found without sorting them. `max`: the largest, finite; `k > 0`.
 pub(crate) fn threshold(values: &[f32], max: f32, k: usize) -> f32 {
     let mut counts = [0_usize; NUM_BINS];
-    for &value in values {
-        counts[bin_idx(value, max)] += 1;
+    for block in values.chunks(BLOCK) {
+        for bin in &bin_idxs(block, max)[..block.len()] {
+            counts[*bin as usize] += 1;
+        }
     }
     let mut num_above = 0;
-    for (bin, &count) in counts.iter().enumerate() {
+    for (bin, &count) in (0..).zip(&counts) {
         if num_above + count >= k {
             let mut in_bin: Vec<f32> =
                 values.iter().copied().filter(|&value| bin_idx(value, max) == bin).collect();

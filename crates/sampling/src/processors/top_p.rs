@@ -2,8 +2,8 @@
 //!
 //! The most likely token and the one that crosses p both stay; a prefix of exactly p takes in one token more.
 
-use super::{NUM_BINS, bin_idx};
-use crate::weights::{sum_weights, weight};
+use super::{BLOCK, NUM_BINS, bin_idx, bin_idxs};
+use crate::weights::weight;
 
 /// The last token that stays.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -19,15 +19,22 @@ impl LastKept {
     }
 }
 
-/// Finds where the prefix ends, sorting only the tokens of one histogram bin. `max`: the largest value, finite.
+/// Finds where the prefix ends, sorting only the tokens of one histogram bin. `max`: the largest value,
+/// finite.
 pub(crate) fn last_kept(values: &[f32], max: f32, p: f32) -> LastKept {
     let mut masses = [0.0_f64; NUM_BINS];
-    for &value in values {
-        masses[bin_idx(value, max)] += weight(value, max);
+    for block in values.chunks(BLOCK) {
+        let mut weights = [0.0; BLOCK];
+        for (weight_of, &value) in weights.iter_mut().zip(block) {
+            *weight_of = weight(value, max);
+        }
+        for (bin, weight) in bin_idxs(block, max).iter().zip(&weights[..block.len()]) {
+            masses[*bin as usize] += weight;
+        }
     }
-    let target = f64::from(p) * sum_weights(values, max);
+    let target = f64::from(p) * masses.iter().sum::<f64>();
     let mut cumulative = 0.0;
-    for (bin, &mass) in masses.iter().enumerate() {
+    for (bin, &mass) in (0..).zip(&masses) {
         if cumulative + mass <= target {
             cumulative += mass;
             continue;
@@ -42,7 +49,7 @@ pub(crate) fn last_kept(values: &[f32], max: f32, p: f32) -> LastKept {
     LastKept { value: f32::NEG_INFINITY, idx: usize::MAX }
 }
 
-fn sorted_bin(values: &[f32], max: f32, bin: usize) -> Vec<(usize, f32)> {
+fn sorted_bin(values: &[f32], max: f32, bin: u32) -> Vec<(usize, f32)> {
     let mut in_bin: Vec<(usize, f32)> =
         values.iter().copied().enumerate().filter(|&(_, value)| bin_idx(value, max) == bin).collect();
     // Both zeros are one value, which `total_cmp` would tell apart; there is no NaN here.

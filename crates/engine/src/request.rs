@@ -1,0 +1,98 @@
+//! What goes into the engine and what comes out of it.
+
+use std::time::Duration;
+
+use sampling::FinishReason;
+
+use crate::EngineError;
+
+/// One prompt to answer. Sampling parameters are the run's, not the request's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Position of the sample in the input file; part of the random key.
+    pub sample_idx: u64,
+    /// Token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How many responses; none gives no completion.
+    pub num_responses: u32,
+    /// Budget of each response; 0 gives empty completions.
+    pub max_new_tokens: u32,
+}
+
+/// One finished response.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// Position of the sample in the input file.
+    pub sample_idx: u64,
+    /// Which response of the sample.
+    pub response_idx: u32,
+    /// The generated tokens, those that ended the response included.
+    pub token_ids: Vec<u32>,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// One a token, when the sampler computes them.
+    pub logprobs: Option<Vec<f32>>,
+}
+
+/// What the device can take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EngineLimits {
+    /// Most sequences in one decode step.
+    pub max_num_seqs: usize,
+    /// Most prompt tokens in one prefill step; a longer prompt goes alone.
+    pub max_prefill_tokens: usize,
+    /// Blocks in the KV cache.
+    pub num_blocks: usize,
+    /// Tokens in a block.
+    pub block_size_tokens: usize,
+}
+
+impl EngineLimits {
+    pub(crate) fn check(self) -> Result<Self, EngineError> {
+        let limits = [
+            ("max_num_seqs", self.max_num_seqs),
+            ("max_prefill_tokens", self.max_prefill_tokens),
+            ("num_blocks", self.num_blocks),
+            ("block_size_tokens", self.block_size_tokens),
+        ];
+        match limits.into_iter().find(|&(_, actual)| actual == 0) {
+            Some((limit, actual)) => {
+                Err(EngineError::BadLimit { limit, expected: "at least 1".to_owned(), actual })
+            }
+            None => Ok(self),
+        }
+    }
+}
+
+/// Whether a run came to its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RunEnd {
+    /// Every request was answered.
+    #[default]
+    Finished,
+    /// The caller stopped it; requests in flight were abandoned.
+    Stopped,
+}
+
+/// What a run did and where its time went.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RunStats {
+    /// Whether it was stopped.
+    pub end: RunEnd,
+    /// Prompt tokens computed, each prompt once.
+    pub prompt_tokens: u64,
+    /// Tokens sampled.
+    pub generated_tokens: u64,
+    /// Prefill steps.
+    pub num_prefill_steps: u64,
+    /// Decode steps.
+    pub num_decode_steps: u64,
+    /// Most sequences in one decode step.
+    pub peak_rows: usize,
+    /// Time in the model's prefill.
+    pub prefill_time: Duration,
+    /// Time in the model's decode, copies of shared blocks included.
+    pub decode_time: Duration,
+    /// Time in the sampler.
+    pub sample_time: Duration,
+}

@@ -1,0 +1,334 @@
+//! Which sequences run in the next step: admission, packing of prompts, start and end of responses.
+//!
+//! It is pure: no tensors, no tokens, no clock. The shape follows nano-vllm's `engine/scheduler.py`;
+//! preemption does not. A response gets all blocks it could ever need when it starts. Preemption by
+//! recomputation would fit more sequences, but a recomputed cache has other rounding than a decoded one, so
+//! the text of a sample would depend on its neighbours.
+//!
+//! Deadlock is impossible: a running response never waits for a block, prompts are admitted in order, and a
+//! request only part of whose responses fit stops all admission until the rest have started.
+
+use std::collections::VecDeque;
+
+use model_core::BlockId;
+
+use crate::{
+    EngineError, EngineLimits,
+    block_table::{BlockAllocator, BlockCopy, BlockDemand, PromptBlocks},
+};
+
+/// All responses to one prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SeqGroup {
+    /// The caller's number for the request.
+    pub(crate) group_idx: u64,
+    /// Position of the sample in the input file, for messages.
+    pub(crate) sample_idx: u64,
+    /// Length of the prompt, at least 1.
+    pub(crate) prompt_len_tokens: usize,
+    /// Number of responses, at least 1.
+    pub(crate) num_seqs: u32,
+    /// Budget of each, at least 1.
+    pub(crate) max_new_tokens: u32,
+}
+
+/// One response of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SeqId {
+    /// The group's number.
+    pub(crate) group_idx: u64,
+    /// Which response.
+    pub(crate) response_idx: u32,
+}
+
+/// A prompt to compute in a prefill step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PrefillGroup {
+    /// The group's number.
+    pub(crate) group_idx: u64,
+    /// How many first tokens to draw from the prompt's logits.
+    pub(crate) num_seqs: u32,
+    /// Blocks for the whole prompt.
+    pub(crate) block_table: Vec<BlockId>,
+}
+
+/// A sequence in a decode step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct DecodeSeq {
+    /// Which sequence.
+    pub(crate) id: SeqId,
+    /// Tokens in the cache before this step.
+    pub(crate) context_len: u32,
+    /// Blocks for those and the new one, at least.
+    pub(crate) block_table: Vec<BlockId>,
+}
+
+/// What to compute next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// Whole prompts, then the first token of each of their responses.
+    Prefill(Vec<PrefillGroup>),
+    /// One token more for each sequence, after the copies.
+    Decode {
+        /// Blocks to copy first.
+        copies: Vec<BlockCopy>,
+        /// The sequences, oldest first.
+        seqs: Vec<DecodeSeq>,
+    },
+    /// Nothing is left of what was added.
+    Done,
+}
+
+/// Decides the steps of a run.
+#[derive(Debug)]
+pub(crate) struct Scheduler {
+    limits: EngineLimits,
+    allocator: BlockAllocator,
+    waiting: VecDeque<SeqGroup>,
+    prefilling: Vec<(SeqGroup, PromptBlocks)>,
+    starting: VecDeque<StartingGroup>,
+    running: Vec<DecodeSeq>,
+    copies: Vec<BlockCopy>,
+    input_ended: bool,
+}
+
+/// A group whose prompt is computed and some of whose responses wait for room.
+#[derive(Debug)]
+struct StartingGroup {
+    group: SeqGroup,
+    demand: BlockDemand,
+    prompt: PromptBlocks,
+    response_idxs: VecDeque<u32>,
+}
+
+/// The prompts at the front of the queue that fit now.
+#[derive(Debug, Default)]
+struct Admission {
+    num_groups: usize,
+    num_tokens: usize,
+    /// Responses that can start right after the prefill.
+    num_seqs: usize,
+    limited_by: Option<Limit>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Limit {
+    PrefillTokens,
+    Room,
+}
+
+impl Scheduler {
+    /// Nothing added yet, all blocks free.
+    ///
+    /// # Errors
+    /// When a limit is 0.
+    pub(crate) fn new(limits: EngineLimits) -> Result<Self, EngineError> {
+        let limits = limits.check()?;
+        Ok(Self {
+            limits,
+            allocator: BlockAllocator::new(limits.num_blocks),
+            waiting: VecDeque::new(),
+            prefilling: Vec::new(),
+            starting: VecDeque::new(),
+            running: Vec::new(),
+            copies: Vec::new(),
+            input_ended: false,
+        })
+    }
+
+    /// Queues a group behind the others.
+    ///
+    /// # Errors
+    /// When the group could never run.
+    pub(crate) fn add(&mut self, group: SeqGroup) -> Result<(), EngineError> {
+        if group.prompt_len_tokens == 0 {
+            return Err(EngineError::EmptyPrompt { sample_idx: group.sample_idx });
+        }
+        let needed_blocks = self.demand(&group).minimum(group.num_seqs as usize);
+        if needed_blocks > self.limits.num_blocks {
+            return Err(EngineError::RequestTooLarge {
+                sample_idx: group.sample_idx,
+                prompt_tokens: group.prompt_len_tokens,
+                max_new_tokens: group.max_new_tokens,
+                needed_blocks,
+                num_blocks: self.limits.num_blocks,
+                block_size_tokens: self.limits.block_size_tokens,
+            });
+        }
+        self.waiting.push_back(group);
+        Ok(())
+    }
+
+    /// Nothing will be added any more, so there is no use in waiting for a fuller prefill.
+    pub(crate) fn end_input(&mut self) {
+        self.input_ended = true;
+    }
+
+    /// Whether one more group might start in the next prefill: the caller should not fetch more than that.
+    pub(crate) fn has_room(&self) -> bool {
+        let admission = self.admissible();
+        !self.input_ended
+            && self.starting.is_empty()
+            && admission.limited_by.is_none()
+            && admission.num_seqs < self.num_free_seats()
+            && admission.num_tokens < self.limits.max_prefill_tokens
+    }
+
+    /// The next step. [`Scheduler::complete`] must follow before the next call.
+    pub(crate) fn next_step(&mut self) -> Step {
+        let admission = self.admissible();
+        if self.should_prefill(&admission) {
+            return self.prefill(admission.num_groups);
+        }
+        if self.running.is_empty() {
+            return Step::Done;
+        }
+        Step::Decode { copies: std::mem::take(&mut self.copies), seqs: self.running.clone() }
+    }
+
+    /// The step is computed; the sequences in `ended` ended with it, all others of the step go on.
+    pub(crate) fn complete(&mut self, ended: &[SeqId]) {
+        if self.prefilling.is_empty() {
+            self.complete_decode(ended);
+        } else {
+            self.complete_prefill(ended);
+        }
+        self.start_responses();
+    }
+
+    fn demand(&self, group: &SeqGroup) -> BlockDemand {
+        BlockDemand::new(group.prompt_len_tokens, group.max_new_tokens, self.limits.block_size_tokens)
+    }
+
+    fn num_free_seats(&self) -> usize {
+        self.limits.max_num_seqs - self.running.len()
+    }
+
+    fn admissible(&self) -> Admission {
+        let mut admission = Admission::default();
+        if !self.starting.is_empty() {
+            return Admission { limited_by: Some(Limit::Room), ..admission };
+        }
+        let mut free_blocks = self.allocator.num_free();
+        for group in &self.waiting {
+            let demand = self.demand(group);
+            let num_seqs = group.num_seqs as usize;
+            let free_seats = self.num_free_seats() - admission.num_seqs;
+            if admission.num_groups > 0
+                && admission.num_tokens + group.prompt_len_tokens > self.limits.max_prefill_tokens
+            {
+                admission.limited_by = Some(Limit::PrefillTokens);
+                break;
+            }
+            if free_seats == 0 || demand.minimum(num_seqs) > free_blocks {
+                admission.limited_by = Some(Limit::Room);
+                break;
+            }
+            admission.num_groups += 1;
+            admission.num_tokens += group.prompt_len_tokens;
+            if num_seqs > free_seats || demand.total(num_seqs) > free_blocks {
+                let for_responses = free_blocks - demand.prompt();
+                let num_fit = for_responses.checked_div(demand.own()).unwrap_or(num_seqs);
+                admission.num_seqs += num_fit.min(free_seats).min(num_seqs);
+                admission.limited_by = Some(Limit::Room);
+                break;
+            }
+            admission.num_seqs += num_seqs;
+            free_blocks -= demand.total(num_seqs);
+        }
+        admission
+    }
+
+    /// A prefill stops all decoding for its time, so it waits until it starts an eighth of what runs, or 16
+    /// sequences; but never when nothing runs, when it is as large as a prefill may be, or when no more input
+    /// comes.
+    fn should_prefill(&self, admission: &Admission) -> bool {
+        let worthwhile = (self.running.len() / 8).clamp(1, 16);
+        let is_last = self.input_ended && admission.num_groups == self.waiting.len();
+        admission.num_groups > 0
+            && (self.running.is_empty()
+                || admission.limited_by == Some(Limit::PrefillTokens)
+                || admission.num_seqs >= worthwhile
+                || is_last)
+    }
+
+    fn prefill(&mut self, num_groups: usize) -> Step {
+        let mut step = Vec::with_capacity(num_groups);
+        for _ in 0..num_groups {
+            let Some(group) = self.waiting.pop_front() else { break };
+            let demand = self.demand(&group);
+            let Some(blocks) = self.allocator.allocate(demand.prompt()) else {
+                self.waiting.push_front(group);
+                break;
+            };
+            step.push(PrefillGroup {
+                group_idx: group.group_idx,
+                num_seqs: group.num_seqs,
+                block_table: blocks.clone(),
+            });
+            self.prefilling.push((group, PromptBlocks::new(blocks, &demand)));
+        }
+        Step::Prefill(step)
+    }
+
+    fn complete_prefill(&mut self, ended: &[SeqId]) {
+        for (group, prompt) in std::mem::take(&mut self.prefilling) {
+            let goes_on =
+                |&response_idx: &u32| !ended.contains(&SeqId { group_idx: group.group_idx, response_idx });
+            let response_idxs: VecDeque<u32> = (0..group.num_seqs).filter(goes_on).collect();
+            if response_idxs.is_empty() {
+                self.allocator.release(&prompt.table());
+            } else {
+                let demand = self.demand(&group);
+                self.starting.push_back(StartingGroup { group, demand, prompt, response_idxs });
+            }
+        }
+    }
+
+    fn complete_decode(&mut self, ended: &[SeqId]) {
+        let Self { running, allocator, .. } = self;
+        running.retain_mut(|seq| {
+            seq.context_len += 1;
+            let goes_on = !ended.contains(&seq.id);
+            if !goes_on {
+                allocator.release(&seq.block_table);
+            }
+            goes_on
+        });
+    }
+
+    /// Moves responses from `starting` to `running`, in order, as far as seats and blocks go.
+    fn start_responses(&mut self) {
+        while self.num_free_seats() > 0
+            && let Some(mut starting) = self.starting.pop_front()
+        {
+            let num_own = starting.demand.own();
+            let Some(response_idx) = starting.response_idxs.pop_front() else { continue };
+            let context_len = starting.group.prompt_len_tokens as u32;
+            let id = SeqId { group_idx: starting.group.group_idx, response_idx };
+            let block_table = if starting.response_idxs.is_empty() {
+                match self.allocator.fork_last(starting.prompt, num_own) {
+                    Ok(block_table) => block_table,
+                    Err(prompt) => {
+                        starting.response_idxs.push_front(response_idx);
+                        self.starting.push_front(StartingGroup { prompt, ..starting });
+                        return;
+                    }
+                }
+            } else {
+                let Some((block_table, copy)) = self.allocator.fork(&starting.prompt, num_own) else {
+                    starting.response_idxs.push_front(response_idx);
+                    self.starting.push_front(starting);
+                    return;
+                };
+                self.copies.extend(copy);
+                self.starting.push_front(starting);
+                block_table
+            };
+            self.running.push(DecodeSeq { id, context_len, block_table });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
