@@ -1,5 +1,8 @@
 //! Everything that can be wrong with input data or a tokenizer.
 
+use std::error::Error;
+use std::path::PathBuf;
+
 /// An error in input data or a tokenizer.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -10,5 +13,141 @@ pub enum DataError {
         id: u32,
         /// How many ids there are.
         vocab_size: usize,
+    },
+    /// A tokenizer that this program does not read.
+    #[error(
+        "tokenizer library `{library}` with type `{kind}` is not supported: use `sentencepiece`, \
+         `huggingface` with a tokenizer.json inside the checkpoint, or `megatron` with `GPT2BPETokenizer`"
+    )]
+    UnsupportedTokenizer {
+        /// `tokenizer.library`.
+        library: String,
+        /// `tokenizer.type`.
+        kind: String,
+    },
+    /// A key of the `tokenizer:` section that the library needs.
+    #[error("tokenizer library `{library}` needs the key `tokenizer.{key}`")]
+    MissingTokenizerKey {
+        /// `tokenizer.library`.
+        library: String,
+        /// The absent key.
+        key: &'static str,
+    },
+    /// A tokenizer setting that contradicts the rest.
+    #[error("tokenizer key `{key}`: {reason}")]
+    BadTokenizerSetting {
+        /// The key, below `tokenizer.`.
+        key: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A tokenizer file that cannot be read.
+    #[error("cannot read the tokenizer file `{reference}`")]
+    ReadTokenizerFile {
+        /// The reference as the checkpoint writes it.
+        reference: String,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A tokenizer file with the wrong content.
+    #[error("tokenizer file `{reference}` is damaged: {reason}")]
+    BadTokenizerFile {
+        /// The reference as the checkpoint writes it.
+        reference: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A failure inside the `tokenizers` library.
+    #[error("the tokenizer cannot {action} this input")]
+    Tokenizers {
+        /// `encode` or `decode`.
+        action: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A chat template that is not valid Jinja.
+    #[error("the tokenizer's chat template is not valid")]
+    BadChatTemplate {
+        /// Why.
+        #[source]
+        source: minijinja::Error,
+    },
+    /// `add_BOS` with a tokenizer that has no BOS.
+    #[error("`add_BOS` is true, but the tokenizer has no BOS token")]
+    NoBosToken,
+    /// A data file of a format that is not read.
+    #[error("data file `{path}` is not JSONL: `{extension}` datasets are not supported, give a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file in SFT format", path = .path.display())]
+    UnsupportedDataFile {
+        /// The file.
+        path: PathBuf,
+        /// Its extension, with the dot.
+        extension: &'static str,
+    },
+    /// A data file that cannot be opened.
+    #[error("cannot open the data file `{path}`", path = .path.display())]
+    OpenDataFile {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A data file that cannot be read to its end.
+    #[error("cannot read the data file `{path}` after line {line}", path = .path.display())]
+    ReadDataFile {
+        /// The file.
+        path: PathBuf,
+        /// The last whole line, from 1.
+        line: u64,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Records that cannot be used, and the run was not told to skip them.
+    #[error("{num_bad} of {num_read} records of `{path}` cannot be used:\n{listed}", path = .path.display())]
+    BadRecords {
+        /// The file.
+        path: PathBuf,
+        /// How many are bad.
+        num_bad: u64,
+        /// How many were read.
+        num_read: u64,
+        /// The first of them, one a line, with line number and reason.
+        listed: String,
+    },
+    /// Nothing is left to generate from.
+    #[error("there is no sample to generate from: 0 usable samples")]
+    NoSamples,
+    /// A batch size or number of ranks of 0.
+    #[error("`{name}` is 0, it must be at least 1")]
+    ZeroBatchSetting {
+        /// The setting.
+        name: &'static str,
+    },
+    /// A global batch that cannot be split evenly.
+    #[error(
+        "`model.global_batch_size` {global} is not a multiple of `model.micro_batch_size` {micro} times {data_parallel} data-parallel ranks"
+    )]
+    IndivisibleBatch {
+        /// Prompts a step.
+        global: usize,
+        /// Prompts a micro batch.
+        micro: usize,
+        /// Data-parallel ranks.
+        data_parallel: usize,
+    },
+    /// A fraction of the data above everything.
+    #[error("`trainer.generation.limit_train_batches` is {value}, a fraction must be at most 1.0")]
+    LimitTooLarge {
+        /// The value given.
+        value: f64,
+    },
+    /// More or less than one pass over the data.
+    #[error("`trainer.generation.max_epochs` is {value}, it must be 1")]
+    MaxEpochs {
+        /// The value given.
+        value: i64,
     },
 }

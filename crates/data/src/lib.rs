@@ -4,4 +4,4 @@ mod error;
 pub mod tokenizer;
 
 pub use error::DataError;
-pub use tokenizer::{SpecialTokens, Tokenizer};
+pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerSpec, open_tokenizer};

@@ -1,4 +1,16 @@
 //! Text to token ids and back, exactly as the original software does it.
+//!
+//! [`open_tokenizer`] picks the implementation from the checkpoint's `tokenizer:` section. Files are read through a
+//! closure, so nothing here knows what an archive is. Nothing here downloads.
+
+pub mod huggingface;
+pub mod sentencepiece;
+mod spec;
+mod stream;
+mod trie;
+
+pub use spec::{ReadArtifact, SpecialTokensSpec, TokenizerSpec, open_tokenizer};
+pub use stream::StreamDecoder;
 
 use crate::DataError;
 
@@ -23,7 +35,10 @@ pub trait Tokenizer: Send + Sync {
     /// When the text cannot be encoded.
     fn encode(&self, text: &str) -> Result<Vec<u32>, DataError>;
 
-    /// Ids to text, special tokens kept.
+    /// Ids to text, as the original library decodes without skipping special tokens.
+    ///
+    /// A SentencePiece model drops its control symbols here and one leading space, because its library does. Raw
+    /// responses are built from [`Tokenizer::token_bytes`] instead, where control symbols keep their text.
     ///
     /// # Errors
     /// When an id is not in the vocabulary.
