@@ -1,29 +1,42 @@
-//! The trait through which the engine runs a model.
+//! The trait through which everything above this crate runs a model.
 
 use tch::Tensor;
 
-use crate::{DecodeBatch, KvCache, ModelConfig, ModelError, PrefillBatch};
+use crate::config::ModelConfig;
+use crate::{DecodeBatch, KvCache, ModelError, Precision, PrefillBatch};
 
-/// A causal language model with a paged KV cache.
+/// A decoder-only language model with its weights.
 pub trait CausalLm: Send {
-    /// The architecture.
+    /// The checked config.
     fn config(&self) -> &ModelConfig;
 
-    /// An empty cache of `num_blocks` blocks on the model's device.
+    /// What it computes in.
+    fn precision(&self) -> Precision;
+
+    /// Rows of the embedding table, which may exceed the tokenizer's vocabulary.
+    fn padded_vocab_size(&self) -> usize;
+
+    /// Number of parameters, a shared output layer counted once.
+    fn num_params(&self) -> u64;
+
+    /// Memory that the weights take.
+    fn weight_bytes(&self) -> u64;
+
+    /// A cache of this many blocks, in the layout that this model's kernels use.
     ///
     /// # Errors
-    /// When the device has no room for it.
+    /// When there is not enough memory.
     fn new_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError>;
 
-    /// Logits after each prompt's last token: float32 `[num_seqs, padded_vocab_size]`.
+    /// Runs whole prompts and fills their blocks. The logits are float32 and have the rows that the batch asks for.
     ///
     /// # Errors
-    /// When the batch does not fit the cache or the device fails.
+    /// When the batch contradicts itself, the cache or the model, or the device fails.
     fn prefill(&mut self, batch: &PrefillBatch, cache: &mut KvCache) -> Result<Tensor, ModelError>;
 
-    /// Logits after each new token: float32 `[num_seqs, padded_vocab_size]`.
+    /// Runs one token of each sequence: float32 `[num_seqs, padded_vocab_size]`.
     ///
     /// # Errors
-    /// When the batch does not fit the cache or the device fails.
+    /// When the batch contradicts itself, the cache or the model, or the device fails.
     fn decode(&mut self, batch: &DecodeBatch, cache: &mut KvCache) -> Result<Tensor, ModelError>;
 }

@@ -1,8 +1,275 @@
-//! The architecture of a model.
+//! The model section of a NeMo config, checked: what the arithmetic depends on, and nothing else.
+//!
+//! Keys, defaults and meanings are NeMo's (`megatron_gpt_config.yaml`, Megatron-Core's `TransformerConfig`). What this
+//! model does not compute is refused here, before any weight is read.
 
-/// What the forward pass needs to know about a model.
-#[derive(Clone, Debug)]
-pub struct ModelConfig {
-    /// Width of the logits: the vocabulary with its padding.
-    pub padded_vocab_size: usize,
+mod raw;
+
+pub use raw::RawModelConfig;
+
+use crate::ModelError;
+
+/// Which norm every layer uses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Normalization {
+    /// Mean and variance, gain and bias.
+    LayerNorm,
+    /// Root mean square, gain only.
+    RmsNorm,
 }
+
+/// The function inside the MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nonlinearity {
+    /// The error-function GELU.
+    Gelu,
+    /// The tanh approximation (`openai_gelu`).
+    GeluTanh,
+    /// `x * sigmoid(1.702 x)` (`approx-gelu`).
+    QuickGelu,
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)` squared.
+    SquaredRelu,
+}
+
+/// The nonlinearity and whether it gates a second projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Activation {
+    /// The function.
+    pub nonlinearity: Nonlinearity,
+    /// The first half of `linear_fc1` goes through the function and multiplies the second half.
+    pub gated: bool,
+}
+
+/// How a token's position enters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum PositionEmbedding {
+    /// A table added to the embeddings.
+    LearnedAbsolute,
+    /// Rotation of queries and keys.
+    Rope(RotaryConfig),
+}
+
+/// The rotation of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RotaryConfig {
+    /// How many of each head's first dimensions are rotated; even.
+    pub rotary_dims: usize,
+    /// The base of the frequencies.
+    pub rotary_base: f64,
+    /// Positions are divided by it.
+    pub seq_len_interpolation_factor: f64,
+    /// The frequency rule of Llama 3.1, with its fixed constants.
+    pub scale_positional_embedding: bool,
+}
+
+/// A checked model config.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ModelConfig {
+    /// Number of transformer layers.
+    pub num_layers: usize,
+    /// Width of the residual stream.
+    pub hidden_size: usize,
+    /// Width of the MLP, of one half when gated.
+    pub ffn_hidden_size: usize,
+    /// Number of query heads.
+    pub num_attention_heads: usize,
+    /// Number of key and value heads; divides the query heads.
+    pub num_query_groups: usize,
+    /// Dimensions of a head.
+    pub kv_channels: usize,
+    /// Which norm.
+    pub normalization: Normalization,
+    /// The stored gain lacks 1 (`layernorm1p`, `layernorm_zero_centered_gamma`).
+    pub zero_centered_gamma: bool,
+    /// Added under the root.
+    pub layernorm_epsilon: f64,
+    /// The function of the MLP.
+    pub activation: Activation,
+    /// Biases on the projections other than QKV.
+    pub bias: bool,
+    /// A bias on QKV.
+    pub qkv_bias: bool,
+    /// How positions enter.
+    pub position_embedding: PositionEmbedding,
+    /// The output layer is the embedding table.
+    pub share_embeddings_and_output_weights: bool,
+    /// Embeddings are multiplied by the root of the hidden size.
+    pub apply_embedding_scaling: bool,
+    /// Tokens that a sequence may have, prompt and response together.
+    pub encoder_seq_length: usize,
+    /// Positions the model was trained with.
+    pub max_position_embeddings: usize,
+}
+
+impl ModelConfig {
+    /// Rows of `linear_qkv`.
+    pub fn qkv_size(&self) -> usize {
+        (self.num_attention_heads + 2 * self.num_query_groups) * self.kv_channels
+    }
+
+    /// Columns of `linear_proj`.
+    pub fn query_size(&self) -> usize {
+        self.num_attention_heads * self.kv_channels
+    }
+
+    /// Rows of `linear_fc1`.
+    pub fn fc1_size(&self) -> usize {
+        if self.activation.gated { 2 * self.ffn_hidden_size } else { self.ffn_hidden_size }
+    }
+}
+
+impl TryFrom<RawModelConfig> for ModelConfig {
+    type Error = ModelError;
+
+    fn try_from(raw: RawModelConfig) -> Result<Self, ModelError> {
+        raw.refuse_unsupported()?;
+        let hidden_size = required(raw.size("hidden_size", raw.hidden_size.as_ref())?, "hidden_size")?;
+        let num_attention_heads = required(
+            raw.size("num_attention_heads", raw.num_attention_heads.as_ref())?,
+            "num_attention_heads",
+        )?;
+        let num_query_groups =
+            raw.size("num_query_groups", raw.num_query_groups.as_ref())?.unwrap_or(num_attention_heads);
+        if num_attention_heads % num_query_groups != 0 {
+            return Err(ModelError::BadValue {
+                key: "num_query_groups",
+                expected: format!("a divisor of num_attention_heads, {num_attention_heads}"),
+                actual: num_query_groups.to_string(),
+            });
+        }
+        let kv_channels = match raw.size("kv_channels", raw.kv_channels.as_ref())? {
+            Some(kv_channels) => kv_channels,
+            None if hidden_size % num_attention_heads == 0 => hidden_size / num_attention_heads,
+            None => {
+                return Err(ModelError::BadValue {
+                    key: "num_attention_heads",
+                    expected: format!("a divisor of hidden_size, {hidden_size}, when kv_channels is not set"),
+                    actual: num_attention_heads.to_string(),
+                });
+            }
+        };
+        let encoder_seq_length =
+            required(raw.size("encoder_seq_length", raw.encoder_seq_length.as_ref())?, "encoder_seq_length")?;
+        let (normalization, zero_centered_gamma) = parse_normalization(&raw)?;
+        let bias = raw.bias.unwrap_or(true);
+        Ok(Self {
+            num_layers: required(raw.size("num_layers", raw.num_layers.as_ref())?, "num_layers")?,
+            hidden_size,
+            ffn_hidden_size: raw
+                .size("ffn_hidden_size", raw.ffn_hidden_size.as_ref())?
+                .unwrap_or(4 * hidden_size),
+            num_attention_heads,
+            num_query_groups,
+            kv_channels,
+            normalization,
+            zero_centered_gamma,
+            layernorm_epsilon: raw
+                .positive("layernorm_epsilon", raw.layernorm_epsilon.as_ref())?
+                .unwrap_or(1e-5),
+            activation: parse_activation(&raw)?,
+            bias,
+            qkv_bias: bias || raw.qkv_bias.unwrap_or(false),
+            position_embedding: parse_position_embedding(&raw, kv_channels)?,
+            share_embeddings_and_output_weights: raw.share_embeddings_and_output_weights.unwrap_or(true),
+            apply_embedding_scaling: raw.apply_embedding_scaling.unwrap_or(false),
+            encoder_seq_length,
+            max_position_embeddings: raw
+                .size("max_position_embeddings", raw.max_position_embeddings.as_ref())?
+                .unwrap_or(encoder_seq_length),
+        })
+    }
+}
+
+fn required(value: Option<usize>, key: &'static str) -> Result<usize, ModelError> {
+    value.ok_or(ModelError::MissingKey { key })
+}
+
+fn parse_normalization(raw: &RawModelConfig) -> Result<(Normalization, bool), ModelError> {
+    let text = raw.normalization.as_deref().unwrap_or("layernorm");
+    let zero_centered_gamma = raw.layernorm_zero_centered_gamma.unwrap_or(false);
+    match text.to_ascii_lowercase().as_str() {
+        "layernorm" => Ok((Normalization::LayerNorm, zero_centered_gamma)),
+        "layernorm1p" => Ok((Normalization::LayerNorm, true)),
+        "rmsnorm" => Ok((Normalization::RmsNorm, zero_centered_gamma)),
+        _ => Err(ModelError::BadValue {
+            key: "normalization",
+            expected: "`layernorm`, `layernorm1p` or `rmsnorm`".to_owned(),
+            actual: text.to_owned(),
+        }),
+    }
+}
+
+fn parse_activation(raw: &RawModelConfig) -> Result<Activation, ModelError> {
+    let text = raw.activation.as_deref().unwrap_or("gelu");
+    let (nonlinearity, gated) = match text {
+        "gelu" => (Nonlinearity::Gelu, false),
+        "approx-gelu" => (Nonlinearity::QuickGelu, false),
+        "squared-relu" => (Nonlinearity::SquaredRelu, false),
+        "geglu" | "fast-geglu" => (Nonlinearity::Gelu, true),
+        "swiglu" | "fast-swiglu" => (Nonlinearity::Silu, true),
+        "reglu" | "fast-reglu" => (Nonlinearity::Relu, true),
+        _ => {
+            return Err(ModelError::BadValue {
+                key: "activation",
+                expected:
+                    "`gelu`, `approx-gelu`, `squared-relu`, `[fast-]geglu`, `[fast-]swiglu` or `[fast-]reglu`"
+                        .to_owned(),
+                actual: text.to_owned(),
+            });
+        }
+    };
+    // NeMo looks at this key first: it replaces whatever function the name stands for.
+    let nonlinearity = if raw.openai_gelu.unwrap_or(false) { Nonlinearity::GeluTanh } else { nonlinearity };
+    Ok(Activation { nonlinearity, gated })
+}
+
+fn parse_position_embedding(
+    raw: &RawModelConfig,
+    kv_channels: usize,
+) -> Result<PositionEmbedding, ModelError> {
+    let text = raw.position_embedding_type.as_deref().unwrap_or("learned_absolute");
+    match text {
+        "learned_absolute" => return Ok(PositionEmbedding::LearnedAbsolute),
+        "rope" => {}
+        "alibi" | "kerple" | "sandwich" | "xpos" | "none" | "relative" => {
+            return Err(ModelError::Unsupported {
+                key: "position_embedding_type",
+                value: text.to_owned(),
+                feature: "any position embedding but `rope` and `learned_absolute`",
+            });
+        }
+        _ => {
+            return Err(ModelError::BadValue {
+                key: "position_embedding_type",
+                expected: "`rope` or `learned_absolute`".to_owned(),
+                actual: text.to_owned(),
+            });
+        }
+    }
+    let percentage = raw.positive("rotary_percentage", raw.rotary_percentage.as_ref())?.unwrap_or(1.0);
+    let rotary_dims = (kv_channels as f64 * percentage) as usize;
+    if percentage > 1.0 || rotary_dims == 0 || rotary_dims % 2 != 0 {
+        return Err(ModelError::BadValue {
+            key: "rotary_percentage",
+            expected: format!(
+                "a share, at most 1, that makes an even number of the {kv_channels} dimensions of a head"
+            ),
+            actual: percentage.to_string(),
+        });
+    }
+    Ok(PositionEmbedding::Rope(RotaryConfig {
+        rotary_dims,
+        rotary_base: raw.positive("rotary_base", raw.rotary_base.as_ref())?.unwrap_or(10_000.0),
+        seq_len_interpolation_factor: raw
+            .positive("seq_len_interpolation_factor", raw.seq_len_interpolation_factor.as_ref())?
+            .unwrap_or(1.0),
+        scale_positional_embedding: raw.scale_positional_embedding.unwrap_or(false),
+    }))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,52 @@
 //! Everything that can be wrong with a model.
 
+use crate::kv_cache::BlockId;
+
 /// An error of the model: its config, its weights or its arithmetic.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
+    /// A key that the model cannot be built without.
+    #[error("the model config has no `{key}`")]
+    MissingKey {
+        /// The key in `model_config.yaml`.
+        key: &'static str,
+    },
+    /// A config value outside what its key allows.
+    #[error("model config key `{key}` must be {expected}, not `{actual}`")]
+    BadValue {
+        /// The key in `model_config.yaml`.
+        key: &'static str,
+        /// What is allowed.
+        expected: String,
+        /// The value found.
+        actual: String,
+    },
+    /// A valid config that asks for what this model does not compute.
+    #[error("model config key `{key}` is `{value}`: {feature} is not supported")]
+    Unsupported {
+        /// The key in `model_config.yaml`.
+        key: &'static str,
+        /// The value found.
+        value: String,
+        /// What it stands for.
+        feature: &'static str,
+    },
+    /// A precision that nothing here computes in.
+    #[error("precision `{value}` is not supported, use one of {supported}")]
+    BadPrecision {
+        /// The value found.
+        value: String,
+        /// The spellings that work.
+        supported: &'static str,
+    },
+    /// A kernel set that was not built.
+    #[error("the {backend} backend is not available: {reason}")]
+    NoBackend {
+        /// Its name.
+        backend: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
     /// A tensor whose shape contradicts the config.
     #[error("tensor `{name}` has shape {actual:?}, the model needs {expected:?}")]
     ShapeMismatch {
@@ -13,6 +57,59 @@ pub enum ModelError {
         /// What the file holds.
         actual: Vec<u64>,
     },
+    /// A weight that is not stored as floating-point numbers.
+    #[error("tensor `{name}` holds {actual}, the model needs floating-point numbers")]
+    NotFloat {
+        /// The tensor.
+        name: String,
+        /// The stored element type.
+        actual: &'static str,
+    },
+    /// Weights that the model would silently leave out.
+    #[error("the checkpoint holds {count} tensors that the config does not account for: {}", names.join(", "))]
+    UnknownTensors {
+        /// How many there are.
+        count: usize,
+        /// The first few of them, in backquotes.
+        names: Vec<String>,
+    },
+    /// A batch whose parts contradict each other.
+    #[error("batch: {what} is {actual}, must be {expected}")]
+    BadBatch {
+        /// Which part.
+        what: &'static str,
+        /// What the rest of the batch implies.
+        expected: String,
+        /// What it holds.
+        actual: String,
+    },
+    /// A token id without a row in the embedding table.
+    #[error("token id {token} is outside the vocabulary of {padded_vocab_size}")]
+    BadToken {
+        /// The id.
+        token: u32,
+        /// Rows of the embedding table.
+        padded_vocab_size: usize,
+    },
+    /// A block that the cache does not have.
+    #[error("KV block {block} is outside the cache of {num_blocks} blocks")]
+    BadBlock {
+        /// The block.
+        block: BlockId,
+        /// Blocks of the cache.
+        num_blocks: usize,
+    },
+    /// A sequence longer than the model has positions for.
+    #[error("a sequence of {actual} tokens exceeds the model's {limit} learned positions")]
+    TooLong {
+        /// Its length.
+        actual: usize,
+        /// Rows of the position table.
+        limit: usize,
+    },
+    /// The device or the host has no memory left.
+    #[error("out of memory")]
+    OutOfMemory(#[source] tch::TchError),
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Format(#[from] nemo_format::FormatError),
@@ -21,5 +118,17 @@ pub enum ModelError {
     Ext(#[from] torch_ext::ExtError),
     /// libtorch refused.
     #[error(transparent)]
-    Torch(#[from] tch::TchError),
+    Torch(tch::TchError),
+}
+
+impl From<tch::TchError> for ModelError {
+    fn from(error: tch::TchError) -> Self {
+        // libtorch has no error code for it: the CUDA allocator says the first, the CPU allocator the second.
+        let text = error.to_string();
+        if text.contains("out of memory") || text.contains("t allocate memory") {
+            Self::OutOfMemory(error)
+        } else {
+            Self::Torch(error)
+        }
+    }
 }

@@ -2,14 +2,26 @@
 //!
 //! It knows nothing of JSONL, config files, sampling or scheduling.
 
+mod attention_context;
+mod backend;
 mod batch;
 mod causal_lm;
 mod config;
 mod error;
+mod gpt;
+mod kernels;
 mod kv_cache;
+mod layers;
+mod load;
+mod precision;
+mod weights;
 
 pub use batch::{DecodeBatch, LogitsRows, PrefillBatch};
 pub use causal_lm::CausalLm;
-pub use config::ModelConfig;
+pub use config::{
+    Activation, ModelConfig, Nonlinearity, Normalization, PositionEmbedding, RawModelConfig, RotaryConfig,
+};
 pub use error::ModelError;
-pub use kv_cache::{BlockId, KvCache};
+pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, KvCache};
+pub use load::{Backend, LoadOptions, load_model};
+pub use precision::Precision;

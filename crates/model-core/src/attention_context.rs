@@ -1,0 +1,117 @@
+//! One step as attention sees it: which rows belong to which sequence, and where its keys and values lie.
+//!
+//! Prefill and decode differ only in numbers here: a prefilled sequence has no cached tokens before its rows, a
+//! decoded one has a single row. The context is built once a step and serves all layers.
+
+use std::ops::Range;
+
+use crate::kv_cache::BLOCK_SIZE_TOKENS;
+use crate::{BlockId, DecodeBatch, KvCache, ModelError, PrefillBatch};
+
+/// The rows of one sequence in the step, and its place in the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SequenceSpan {
+    /// First row.
+    pub(crate) query_start: usize,
+    /// Number of rows.
+    pub(crate) query_len: usize,
+    /// Tokens already cached before the first row, which is also the first row's position.
+    pub(crate) context_len: usize,
+    /// Where its block table lies in [`AttentionContext::block_tables`].
+    pub(crate) blocks: Range<usize>,
+}
+
+/// What the step needs for all layers.
+#[derive(Clone, Debug)]
+pub(crate) struct AttentionContext {
+    /// Position of each row in its sequence: `[num_tokens]`.
+    pub(crate) positions: Vec<u32>,
+    /// Where each row's key and value go, `block * block_size + offset`: `[num_tokens]`.
+    pub(crate) slots: Vec<u32>,
+    /// The sequences, in the order of their rows.
+    pub(crate) sequences: Vec<SequenceSpan>,
+    /// The block tables of all sequences, one after the other.
+    pub(crate) block_tables: Vec<BlockId>,
+}
+
+impl AttentionContext {
+    pub(crate) fn prefill(batch: &PrefillBatch, cache: &KvCache) -> Result<Self, ModelError> {
+        let starts = &batch.cu_seqlens;
+        check_len("`cu_seqlens` length", batch.block_tables.len() + 1, starts.len())?;
+        check_len("first of `cu_seqlens`", 0, starts.first().map_or(0, |&start| start as usize))?;
+        let num_tokens = starts.last().map_or(0, |&end| end as usize);
+        check_len("number of tokens", num_tokens, batch.tokens.len())?;
+        let spans = starts.windows(2).map(|pair| match *pair {
+            [start, end] => (0, end.saturating_sub(start) as usize),
+            _ => (0, 0),
+        });
+        Self::build(spans, &batch.block_tables, cache)
+    }
+
+    pub(crate) fn decode(batch: &DecodeBatch, cache: &KvCache) -> Result<Self, ModelError> {
+        check_len("number of block tables", batch.tokens.len(), batch.block_tables.len())?;
+        check_len("number of context lengths", batch.tokens.len(), batch.context_lens.len())?;
+        Self::build(batch.context_lens.iter().map(|&len| (len as usize, 1)), &batch.block_tables, cache)
+    }
+
+    fn build(
+        spans: impl Iterator<Item = (usize, usize)>,
+        block_tables: &[Vec<BlockId>],
+        cache: &KvCache,
+    ) -> Result<Self, ModelError> {
+        let mut context = Self {
+            positions: Vec::new(),
+            slots: Vec::new(),
+            sequences: Vec::with_capacity(block_tables.len()),
+            block_tables: Vec::new(),
+        };
+        for ((context_len, query_len), table) in spans.zip(block_tables) {
+            if query_len == 0 {
+                return Err(bad_batch("sequence length", "at least 1".to_owned(), 0));
+            }
+            let num_blocks = (context_len + query_len).div_ceil(BLOCK_SIZE_TOKENS);
+            let Some(used) = table.get(..num_blocks) else {
+                return Err(bad_batch("block table length", format!("at least {num_blocks}"), table.len()));
+            };
+            for &block in used {
+                cache.check_block(block)?;
+            }
+            let first_block = context.block_tables.len();
+            context.block_tables.extend_from_slice(used);
+            context.sequences.push(SequenceSpan {
+                query_start: context.positions.len(),
+                query_len,
+                context_len,
+                blocks: first_block..first_block + num_blocks,
+            });
+            let block_size = BLOCK_SIZE_TOKENS as u32;
+            for position in context_len..context_len + query_len {
+                let block = used.get(position / BLOCK_SIZE_TOKENS).copied().unwrap_or_default();
+                context.positions.push(position as u32);
+                context.slots.push(block * block_size + position as u32 % block_size);
+            }
+        }
+        if context.sequences.is_empty() {
+            return Err(bad_batch("number of sequences", "at least 1".to_owned(), 0));
+        }
+        Ok(context)
+    }
+
+    /// The blocks of one sequence, in the order of its tokens.
+    pub(crate) fn blocks(&self, sequence: &SequenceSpan) -> &[BlockId] {
+        self.block_tables.get(sequence.blocks.clone()).unwrap_or_default()
+    }
+
+    /// The longest sequence after the step, in tokens.
+    pub(crate) fn max_context_len(&self) -> usize {
+        self.sequences.iter().map(|sequence| sequence.context_len + sequence.query_len).max().unwrap_or(0)
+    }
+}
+
+fn check_len(what: &'static str, expected: usize, actual: usize) -> Result<(), ModelError> {
+    if expected == actual { Ok(()) } else { Err(bad_batch(what, expected.to_string(), actual)) }
+}
+
+fn bad_batch(what: &'static str, expected: String, actual: usize) -> ModelError {
+    ModelError::BadBatch { what, expected, actual: actual.to_string() }
+}

@@ -1,0 +1,3 @@
+//! The kernel sets.
+
+pub(crate) mod plain;

@@ -1,0 +1,100 @@
+use serde_json::json;
+
+use super::*;
+
+fn parse(extra: &serde_json::Value) -> Result<ModelConfig, ModelError> {
+    let mut keys = json!({
+        "num_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "encoder_seq_length": 128,
+        "some_unknown_key": {"a": [1, 2]}, "kv_channels": null,
+    });
+    for (key, value) in extra.as_object().unwrap() {
+        keys[key] = value.clone();
+    }
+    serde_json::from_value::<RawModelConfig>(keys).unwrap().try_into()
+}
+
+#[test]
+fn nulls_and_absent_keys_take_the_defaults_of_nemo() {
+    let config = parse(&json!({})).unwrap();
+    assert_eq!((config.kv_channels, config.num_query_groups, config.ffn_hidden_size), (16, 4, 256));
+    assert_eq!(config.normalization, Normalization::LayerNorm);
+    assert_eq!(config.activation, Activation { nonlinearity: Nonlinearity::Gelu, gated: false });
+    assert_eq!(config.position_embedding, PositionEmbedding::LearnedAbsolute);
+    assert!(config.bias && config.qkv_bias && config.share_embeddings_and_output_weights);
+    assert_eq!(config.layernorm_epsilon, 1e-5);
+    assert_eq!(config.max_position_embeddings, 128);
+}
+
+#[test]
+fn numbers_may_be_integers_or_text() {
+    let config = parse(&json!({
+        "layernorm_epsilon": "1e-6", "rotary_base": 500000, "position_embedding_type": "rope",
+        "rotary_percentage": 0.5, "seq_len_interpolation_factor": 2, "normalization": "RMSNorm",
+    }))
+    .unwrap();
+    assert_eq!(config.layernorm_epsilon, 1e-6);
+    assert_eq!(config.normalization, Normalization::RmsNorm);
+    assert_eq!(
+        config.position_embedding,
+        PositionEmbedding::Rope(RotaryConfig {
+            rotary_dims: 8,
+            rotary_base: 500_000.0,
+            seq_len_interpolation_factor: 2.0,
+            scale_positional_embedding: false,
+        })
+    );
+}
+
+#[test]
+fn every_activation_has_its_function_and_gate() {
+    let cases = [
+        ("gelu", Nonlinearity::Gelu, false),
+        ("approx-gelu", Nonlinearity::QuickGelu, false),
+        ("squared-relu", Nonlinearity::SquaredRelu, false),
+        ("fast-geglu", Nonlinearity::Gelu, true),
+        ("swiglu", Nonlinearity::Silu, true),
+        ("fast-reglu", Nonlinearity::Relu, true),
+    ];
+    for (name, nonlinearity, gated) in cases {
+        let config = parse(&json!({ "activation": name })).unwrap();
+        assert_eq!(config.activation, Activation { nonlinearity, gated });
+        let config = parse(&json!({ "activation": name, "openai_gelu": true })).unwrap();
+        assert_eq!(config.activation, Activation { nonlinearity: Nonlinearity::GeluTanh, gated });
+    }
+}
+
+#[test]
+fn what_the_model_cannot_compute_is_refused_by_key() {
+    let cases = [
+        json!({ "num_moe_experts": 8 }),
+        json!({ "position_embedding_type": "alibi" }),
+        json!({ "transformer_block_type": "post_ln" }),
+        json!({ "name": "megatron_falcon_gpt" }),
+        json!({ "name": "megatron_gemma2" }),
+        json!({ "rotary_interleaved": true }),
+        json!({ "qk_layernorm": true }),
+        json!({ "headscale": true }),
+        json!({ "window_size": [128, 0] }),
+        json!({ "mcore_customization_config": {"parallel_attention": true} }),
+        json!({ "normalization": "batchnorm" }),
+        json!({ "activation": "mish" }),
+        json!({ "num_query_groups": 3 }),
+        json!({ "num_layers": 0 }),
+        json!({ "hidden_size": -64 }),
+        json!({ "layernorm_epsilon": "tiny" }),
+        json!({ "position_embedding_type": "rope", "rotary_percentage": 0.3 }),
+    ];
+    for case in cases {
+        let key = case.as_object().unwrap().keys().next_back().unwrap();
+        let error = parse(&case).unwrap_err().to_string();
+        assert!(error.contains(&format!("`{key}`")), "{case}: {error}");
+    }
+    assert_eq!(
+        parse(&json!({ "num_moe_experts": 8 })).unwrap_err().to_string(),
+        "model config key `num_moe_experts` is `8`: a mixture of experts is not supported"
+    );
+    assert_eq!(
+        parse(&json!({ "hidden_size": null })).unwrap_err().to_string(),
+        "the model config has no `hidden_size`"
+    );
+}

@@ -1,0 +1,115 @@
+//! The operations of a layer, as a trait: one implementation per backend.
+//!
+//! The forward pass (`gpt.rs`) is written once against this trait. Tensors cross it in plain row-major shapes; only
+//! packed weights and the KV cache have layouts of the backend's own.
+
+use nemo_format::DType;
+use tch::Tensor;
+
+use crate::attention_context::AttentionContext;
+use crate::config::{Activation, ModelConfig, Normalization};
+use crate::kv_cache::{CacheLayout, KvCache};
+use crate::layers::rotary::Rotary;
+use crate::{ModelError, Precision};
+
+/// A stored tensor of floating-point numbers: row-major, little endian, perhaps unaligned.
+#[derive(Clone, Copy)]
+pub(crate) struct WeightBytes<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) dtype: DType,
+    pub(crate) shape: &'a [u64],
+}
+
+/// A linear layer as the checkpoint holds it: weight `[out_features, in_features]`, bias `[out_features]`.
+#[derive(Clone, Copy)]
+pub(crate) struct LinearSource<'a> {
+    pub(crate) weight: WeightBytes<'a>,
+    pub(crate) bias: Option<WeightBytes<'a>>,
+}
+
+/// A linear layer ready to compute.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    /// In the layout of the backend that made it.
+    pub(crate) weight: Tensor,
+    /// In the layout of the backend that made it.
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) in_features: usize,
+    pub(crate) out_features: usize,
+}
+
+/// A LayerNorm or RMSNorm ready to compute.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    pub(crate) normalization: Normalization,
+    /// float32 `[hidden_size]`, with the 1 of a zero-centred gain already added.
+    pub(crate) gain: Tensor,
+    /// float32 `[hidden_size]`.
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) epsilon: f64,
+}
+
+/// The sizes that give the rows of a fused QKV product their meaning.
+///
+/// A row is `[num_query_groups, queries_per_group + 2, kv_channels]`: of each group the query heads, then its key,
+/// then its value (Megatron-Core).
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct HeadLayout {
+    pub(crate) num_attention_heads: usize,
+    pub(crate) num_query_groups: usize,
+    pub(crate) kv_channels: usize,
+}
+
+/// What attention needs besides the rows: the same for every layer but for `layer_idx`.
+pub(crate) struct AttentionStep<'a> {
+    pub(crate) layer_idx: usize,
+    pub(crate) heads: HeadLayout,
+    pub(crate) rotary: Option<&'a Rotary>,
+    pub(crate) context: &'a AttentionContext,
+}
+
+/// The operations of a layer. Activations have the backend's precision unless a shape says float32.
+///
+/// A row's result must not depend on the other rows of the call: that is what makes a sample's text independent of
+/// the batch it was generated in.
+pub(crate) trait Kernels: Send + Sync {
+    /// What this backend computes in.
+    fn precision(&self) -> Precision;
+
+    /// Brings a linear layer into this backend's layout.
+    fn pack_linear(&self, source: LinearSource<'_>) -> Result<Linear, ModelError>;
+
+    /// The output layer of a model that shares it with the embedding table `[padded_vocab_size, hidden_size]`.
+    fn tie_output(&self, embedding: &Tensor) -> Result<Linear, ModelError>;
+
+    /// The shape of this backend's KV blocks.
+    fn cache_layout(&self, config: &ModelConfig) -> CacheLayout;
+
+    /// Rows of an embedding table, `[num_tokens, hidden_size]`. The ids were checked against the table.
+    fn embedding(&self, ids: &[u32], table: &Tensor) -> Result<Tensor, ModelError>;
+
+    /// `[num_tokens, hidden_size]`, float32 inside.
+    fn norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError>;
+
+    /// `[num_tokens, in_features]` to `[num_tokens, out_features]`.
+    fn linear(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError>;
+
+    /// `residual += linear(x)`.
+    fn linear_add(&self, x: &Tensor, linear: &Linear, residual: &mut Tensor) -> Result<(), ModelError>;
+
+    /// The nonlinearity of the MLP: `[num_tokens, ffn]`, or `[num_tokens, 2 ffn]` (gate, then up) to
+    /// `[num_tokens, ffn]` when gated.
+    fn activation(&self, x: &Tensor, activation: Activation) -> Result<Tensor, ModelError>;
+
+    /// Rotates queries and keys, writes keys and values to the cache, attends causally: `[num_tokens, (n + 2 g) d]`
+    /// to `[num_tokens, n d]`.
+    fn attention(
+        &self,
+        qkv: &Tensor,
+        step: &AttentionStep<'_>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor, ModelError>;
+
+    /// `[num_rows, hidden_size]` to float32 `[num_rows, padded_vocab_size]`.
+    fn logits(&self, hidden: &Tensor, output: &Linear) -> Result<Tensor, ModelError>;
+}

@@ -1,0 +1,3 @@
+//! Parts of a layer that are the same for every backend.
+
+pub(crate) mod rotary;

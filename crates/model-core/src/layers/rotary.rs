@@ -1,0 +1,151 @@
+//! Cosines and sines of the rotary position embedding.
+//!
+//! The rules are Megatron-Core's `RotaryEmbedding`: frequencies `base^(-2i / dims)`, positions divided by the
+//! interpolation factor, and the Llama 3.1 rescaling of long wavelengths. Angles are float32 products, as there.
+
+use crate::config::RotaryConfig;
+
+/// Llama 3.1's constants, which NeMo does not make configurable.
+const LLAMA31_FACTOR: f64 = 8.0;
+const LLAMA31_LOW_FREQ_FACTOR: f64 = 1.0;
+const LLAMA31_HIGH_FREQ_FACTOR: f64 = 4.0;
+const LLAMA31_ORIGINAL_SEQ_LENGTH: f64 = 8192.0;
+
+/// Tables of cosines and sines by position, grown as sequences get longer.
+#[derive(Clone, Debug)]
+pub(crate) struct Rotary {
+    inv_freq: Vec<f32>,
+    position_scale: f32,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Rotary {
+    /// Tables for positions below `num_positions`.
+    pub(crate) fn new(config: &RotaryConfig, num_positions: usize) -> Self {
+        let mut rotary = Self {
+            inv_freq: inv_freq(config),
+            position_scale: (1.0 / config.seq_len_interpolation_factor) as f32,
+            cos: Vec::new(),
+            sin: Vec::new(),
+        };
+        rotary.grow(num_positions);
+        rotary
+    }
+
+    /// Makes the tables cover positions below `num_positions`.
+    pub(crate) fn grow(&mut self, num_positions: usize) {
+        for position in self.num_positions()..num_positions {
+            let scaled = position as f32 * self.position_scale;
+            for &freq in &self.inv_freq {
+                let (sin, cos) = f64::from(scaled * freq).sin_cos();
+                self.cos.push(cos as f32);
+                self.sin.push(sin as f32);
+            }
+        }
+    }
+
+    /// Pairs of dimensions that are rotated: `i` with `i + half_dims()` of each head.
+    pub(crate) fn half_dims(&self) -> usize {
+        self.inv_freq.len()
+    }
+
+    /// Positions that the tables cover.
+    pub(crate) fn num_positions(&self) -> usize {
+        self.cos.len() / self.inv_freq.len().max(1)
+    }
+
+    /// Cosines, row-major `[num_positions, half_dims]`.
+    pub(crate) fn cos(&self) -> &[f32] {
+        &self.cos
+    }
+
+    /// Sines, row-major `[num_positions, half_dims]`.
+    pub(crate) fn sin(&self) -> &[f32] {
+        &self.sin
+    }
+}
+
+fn inv_freq(config: &RotaryConfig) -> Vec<f32> {
+    (0..config.rotary_dims / 2)
+        .map(|pair| {
+            let freq = config.rotary_base.powf(-2.0 * pair as f64 / config.rotary_dims as f64);
+            let freq = if config.scale_positional_embedding { llama31(freq) } else { freq };
+            freq as f32
+        })
+        .collect()
+}
+
+fn llama31(freq: f64) -> f64 {
+    let wavelength = std::f64::consts::TAU / freq;
+    if wavelength < LLAMA31_ORIGINAL_SEQ_LENGTH / LLAMA31_HIGH_FREQ_FACTOR {
+        return freq;
+    }
+    if wavelength > LLAMA31_ORIGINAL_SEQ_LENGTH / LLAMA31_LOW_FREQ_FACTOR {
+        return freq / LLAMA31_FACTOR;
+    }
+    let smooth = (LLAMA31_ORIGINAL_SEQ_LENGTH / wavelength - LLAMA31_LOW_FREQ_FACTOR)
+        / (LLAMA31_HIGH_FREQ_FACTOR - LLAMA31_LOW_FREQ_FACTOR);
+    (1.0 - smooth) * freq / LLAMA31_FACTOR + smooth * freq
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: RotaryConfig = RotaryConfig {
+        rotary_dims: 8,
+        rotary_base: 10_000.0,
+        seq_len_interpolation_factor: 1.0,
+        scale_positional_embedding: false,
+    };
+
+    fn assert_close(actual: f32, expected: f64) {
+        assert!((f64::from(actual) - expected).abs() < 2e-6, "{actual} is not {expected}");
+    }
+
+    #[test]
+    fn angles_are_position_times_frequency() {
+        let rotary = Rotary::new(&BASE, 5);
+        assert_eq!((rotary.half_dims(), rotary.num_positions()), (4, 5));
+        for position in 0..5 {
+            for (pair, freq) in [1.0, 0.1, 0.01, 0.001].into_iter().enumerate() {
+                let angle = position as f64 * freq;
+                assert_close(rotary.cos()[position * 4 + pair], angle.cos());
+                assert_close(rotary.sin()[position * 4 + pair], angle.sin());
+            }
+        }
+    }
+
+    #[test]
+    fn interpolation_divides_positions() {
+        let halved = Rotary::new(&RotaryConfig { seq_len_interpolation_factor: 2.0, ..BASE }, 9);
+        let plain = Rotary::new(&BASE, 5);
+        for position in 0..5 {
+            assert_eq!(halved.cos()[position * 8..][..4], plain.cos()[position * 4..][..4]);
+        }
+    }
+
+    #[test]
+    fn growing_equals_building_at_once() {
+        let mut grown = Rotary::new(&BASE, 3);
+        grown.grow(40);
+        grown.grow(10);
+        let whole = Rotary::new(&BASE, 40);
+        assert_eq!(grown.cos(), whole.cos());
+        assert_eq!(grown.sin(), whole.sin());
+    }
+
+    #[test]
+    fn llama31_keeps_short_wavelengths_divides_long_ones_and_blends_between() {
+        let freq_of = |wavelength: f64| std::f64::consts::TAU / wavelength;
+        assert_eq!(llama31(freq_of(2000.0)), freq_of(2000.0));
+        assert_eq!(llama31(freq_of(9000.0)), freq_of(9000.0) / 8.0);
+        // At 4096 tokens the blend is (2 - 1) / 3.
+        let expected = freq_of(4096.0) * (2.0 / 3.0 / 8.0 + 1.0 / 3.0);
+        assert!((llama31(freq_of(4096.0)) - expected).abs() < 1e-15);
+        // Both ends of the blend meet the rules beside it.
+        assert!((llama31(freq_of(2048.0)) - freq_of(2048.0)).abs() < 1e-15);
+        assert!((llama31(freq_of(8192.0)) - freq_of(8192.0) / 8.0).abs() < 1e-15);
+    }
+}

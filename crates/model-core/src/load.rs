@@ -1,0 +1,49 @@
+//! From a config and a source of weights to a model.
+
+use nemo_format::TensorSource;
+
+use crate::backend::plain::PlainKernels;
+use crate::causal_lm::CausalLm;
+use crate::config::ModelConfig;
+use crate::gpt::Gpt;
+use crate::kernels::Kernels;
+use crate::weights::Weights;
+use crate::{ModelError, Precision};
+
+/// Which kernels compute the layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backend {
+    /// libtorch's own operations.
+    Plain,
+    /// The project's fused kernels.
+    Fused,
+}
+
+/// How to load a model.
+#[derive(Clone, Copy, Debug)]
+pub struct LoadOptions {
+    /// What to compute in, whatever the checkpoint is stored in.
+    pub precision: Precision,
+    /// Which kernels.
+    pub backend: Backend,
+}
+
+/// Reads the weights and builds the model.
+///
+/// # Errors
+/// When a tensor is missing, unknown, of another shape than the config implies, or cannot be read, and when memory
+/// runs out.
+pub fn load_model(
+    config: ModelConfig,
+    source: &dyn TensorSource,
+    options: LoadOptions,
+) -> Result<Box<dyn CausalLm>, ModelError> {
+    let kernels: Box<dyn Kernels> = match options.backend {
+        Backend::Plain => Box::new(PlainKernels::new(options.precision)),
+        Backend::Fused => {
+            return Err(ModelError::NoBackend { backend: "fused", reason: "its kernels are not built in" });
+        }
+    };
+    let weights = Weights::load(&config, source, kernels.as_ref())?;
+    Ok(Box::new(Gpt::new(config, weights, kernels)))
+}
