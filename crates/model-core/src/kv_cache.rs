@@ -128,12 +128,4 @@ mod tests {
         let error = cache.copy_blocks(&[(0, 3)]).unwrap_err();
         assert_eq!(error.to_string(), "KV block 3 is outside the cache of 3 blocks");
     }
-
-    /// Copies whole blocks of every layer, `(source, destination)`.
-    ///
-    /// # Errors
-    /// When the device fails.
-    pub fn copy_blocks(&mut self, _pairs: &[(BlockId, BlockId)]) -> Result<(), crate::ModelError> {
-        Ok(())
-    }
 }
