@@ -207,7 +207,7 @@ fn nearest(key: &str, known: &Node) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     const GUIDE: [&str; 15] = [
@@ -228,7 +228,7 @@ mod tests {
         "trainer.generation.trt_llm.enable=true",
     ];
 
-    fn user(overrides: &[&str]) -> UserConfig {
+    pub(crate) fn user(overrides: &[&str]) -> UserConfig {
         UserConfig { file: None, overrides: overrides.iter().map(|text| rename_alias(text)).collect() }
     }
 

@@ -88,7 +88,49 @@ failure_from! {
     hydra_config::ConfigError => Usage,
     sampling::SamplingError => Usage,
     nemo_format::FormatError => Checkpoint,
-    model_core::ModelError => Checkpoint,
+}
+
+impl From<model_core::ModelError> for Failure {
+    fn from(error: model_core::ModelError) -> Self {
+        Self { status: model_status(&error), error: error.into() }
+    }
+}
+
+fn model_status(error: &model_core::ModelError) -> ExitStatus {
+    use model_core::ModelError;
+    match error {
+        ModelError::OutOfMemory(_) | ModelError::NoBackend { .. } => ExitStatus::Device,
+        ModelError::BadPrecision { .. } => ExitStatus::Usage,
+        _ => ExitStatus::Checkpoint,
+    }
+}
+
+impl From<engine::EngineError> for Failure {
+    fn from(error: engine::EngineError) -> Self {
+        use engine::EngineError;
+        let status = match &error {
+            EngineError::RequestTooLarge { .. } => ExitStatus::Device,
+            EngineError::Model(model_core::ModelError::OutOfMemory(_)) => ExitStatus::Device,
+            _ => ExitStatus::Failed,
+        };
+        Self { status, error: error.into() }
+    }
+}
+
+impl From<data::DataError> for Failure {
+    fn from(error: data::DataError) -> Self {
+        use data::DataError;
+        let status = match &error {
+            DataError::ZeroBatchSetting { .. }
+            | DataError::IndivisibleBatch { .. }
+            | DataError::LimitTooLarge { .. }
+            | DataError::MaxEpochs { .. }
+            | DataError::NoBosToken => ExitStatus::Usage,
+            DataError::BadChatTemplate { .. } => ExitStatus::Checkpoint,
+            _ => ExitStatus::Data,
+        };
+        Self { status, error: error.into() }
+    }
 }
 
 impl From<crate::output::OutputError> for Failure {

@@ -1,6 +1,6 @@
 //! What a run leaves on disk: `generations/generations.jsonl`, its manifest, and how a run continues one.
 //!
-//! It knows nothing of models or tokenizers: texts come in ready. Rules: contract section 6, in `docs/guide.rst` terms.
+//! It knows nothing of models or tokenizers: texts come in ready. Rules: `docs/guide.rst`, the end of "Running Generation in Aligner".
 
 mod error;
 mod lock;
@@ -12,7 +12,7 @@ mod writer;
 
 pub(crate) use error::OutputError;
 pub(crate) use manifest::{Identity, Manifest, write_atomically};
-pub(crate) use record::{CompletedStep, FinishReason, OutputField, ResponseOutput, SampleOutput};
+pub(crate) use record::{CompletedStep, OutputField, ResponseOutput, SampleOutput};
 pub(crate) use resume::{ExistingOutput, OutputFolder, ResumePoint};
 pub(crate) use writer::JsonlSink;
 

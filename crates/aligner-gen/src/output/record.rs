@@ -1,19 +1,11 @@
 //! One line of `generations.jsonl`: the guide's four keys, and more only when asked for.
 
+use sampling::FinishReason;
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Serialize, Serializer};
-use serde_json::Value;
+use serde_json::{Map, Value};
 
 use super::{OutputError, python_json};
-
-/// Why a response ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum FinishReason {
-    Eos,
-    EndString,
-    Length,
-}
 
 /// What `model.generation.output_fields` may add to a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -41,7 +33,7 @@ pub(crate) struct SampleOutput {
     /// Line number in the input file, from 0.
     pub(crate) index: u64,
     pub(crate) prompt: String,
-    pub(crate) metadata: Value,
+    pub(crate) metadata: Map<String, Value>,
     pub(crate) responses: Vec<ResponseOutput>,
 }
 
@@ -112,7 +104,7 @@ pub(crate) mod tests {
         SampleOutput {
             index,
             prompt: format!("<extra_id_1>User\nQ{index}\n"),
-            metadata: serde_json::json!({"system": "", "score": 1e-7}),
+            metadata: [("system".to_owned(), "".into()), ("score".to_owned(), 1e-7.into())].into_iter().collect(),
             responses: vec![ResponseOutput {
                 text: "né\u{fffd}<extra_id_1>".to_owned(),
                 token_ids: vec![7, 8],

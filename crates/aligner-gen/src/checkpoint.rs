@@ -1,0 +1,116 @@
+//! What every command needs of a checkpoint: its tokenizer, its model config, its model.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use data::{ChatTemplate, Tokenizer, TokenizerSpec, open_tokenizer};
+use hydra_config::Node;
+use model_core::{CausalLm, LoadOptions, ModelConfig, RawModelConfig};
+use nemo_format::Checkpoint;
+use sampling::TokenBytes;
+
+use crate::exit::{ExitStatus, Failure, ResultExt};
+
+/// A tokenizer and what else its part of the checkpoint says.
+pub(crate) struct OpenTokenizer {
+    pub(crate) tokenizer: Arc<dyn Tokenizer>,
+    pub(crate) spec: TokenizerSpec,
+    /// Of its settings and its files.
+    pub(crate) fingerprint: String,
+}
+
+impl OpenTokenizer {
+    /// Opens the tokenizer that the `tokenizer` section of `model` describes, with files from the checkpoint.
+    pub(crate) fn open(checkpoint: &Checkpoint, model: &Node) -> Result<Self, Failure> {
+        let Some(section @ Node::Map(_)) = model.get("tokenizer") else {
+            return Err(anyhow::anyhow!("the checkpoint's configuration has no `tokenizer` section"))
+                .exit_with(ExitStatus::Checkpoint);
+        };
+        let spec: TokenizerSpec = section.deserialize_into().exit_with(ExitStatus::Checkpoint)?;
+        let hasher = RefCell::new(blake3::Hasher::new());
+        hasher.borrow_mut().update(section.to_yaml().as_bytes());
+        let tokenizer = open_tokenizer(&spec, &|reference| {
+            let bytes = checkpoint.artifact(reference)?;
+            hasher.borrow_mut().update(&bytes);
+            Ok(bytes)
+        })
+        .exit_with(ExitStatus::Checkpoint)?;
+        let fingerprint = hasher.borrow().finalize().to_hex().to_string();
+        Ok(Self { tokenizer: tokenizer.into(), spec, fingerprint })
+    }
+
+    /// The chat template, for `messages` records.
+    pub(crate) fn chat_template(&self) -> Result<Option<ChatTemplate>, Failure> {
+        let Some(source) = self.spec.jinja_template() else { return Ok(None) };
+        let token = |role, id: Option<u32>| match (self.spec.special_token(role), id) {
+            (Some(token), _) => token.to_owned(),
+            (None, Some(id)) => self.token_text(id),
+            (None, None) => String::new(),
+        };
+        let special = self.tokenizer.special();
+        Ok(Some(ChatTemplate::new(source, &token("bos_token", special.bos), &token("eos_token", special.eos))?))
+    }
+
+    fn token_text(&self, id: u32) -> String {
+        let bytes = self.tokenizer.token_bytes(id).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The id of a text that is one token in the middle of a text, found as the original software finds it.
+    pub(crate) fn single_token(&self, text: &str) -> Option<u32> {
+        const BEFORE: &str = "<extra_id_1>";
+        let before = self.tokenizer.encode(BEFORE).ok()?;
+        let both = self.tokenizer.encode(&format!("{BEFORE}{text}")).ok()?;
+        match both.strip_prefix(before.as_slice())? {
+            [id] => Some(*id),
+            _ => None,
+        }
+    }
+}
+
+/// The model config in the `model` section of a configuration.
+pub(crate) fn model_config(model: &Node) -> Result<ModelConfig, Failure> {
+    let raw: RawModelConfig = model.deserialize_into().exit_with(ExitStatus::Checkpoint)?;
+    Ok(ModelConfig::try_from(raw)?)
+}
+
+/// Loads the weights.
+pub(crate) fn load_model(
+    checkpoint: &Checkpoint,
+    config: ModelConfig,
+    options: LoadOptions,
+) -> Result<Box<dyn CausalLm>, Failure> {
+    Ok(model_core::load_model(config, checkpoint.tensors(), options)?)
+}
+
+/// The bytes of every token, looked up once.
+pub(crate) struct TokenTable {
+    bytes: Vec<Vec<u8>>,
+}
+
+impl TokenTable {
+    pub(crate) fn new(tokenizer: &dyn Tokenizer) -> Result<Self, Failure> {
+        let num_tokens = u32::try_from(tokenizer.vocab_size()).unwrap_or(u32::MAX);
+        let bytes = (0..num_tokens).map(|id| tokenizer.token_bytes(id)).collect::<Result<_, _>>();
+        Ok(Self { bytes: bytes.exit_with(ExitStatus::Checkpoint)? })
+    }
+
+    /// The raw text of a response: bytes that are no text become U+FFFD.
+    pub(crate) fn text(&self, ids: &[u32]) -> String {
+        let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.bytes(id)).copied().collect();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+}
+
+impl TokenBytes for TokenTable {
+    fn bytes(&self, id: u32) -> &[u8] {
+        self.bytes.get(id as usize).map_or(&[], Vec::as_slice)
+    }
+}
+
+#[cfg(test)]
+impl TokenTable {
+    pub(crate) fn empty() -> Self {
+        Self { bytes: Vec::new() }
+    }
+}

@@ -1,0 +1,385 @@
+//! From the configuration as typed to a checked, immutable plan. Pure: no file is touched here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use data::{BatchSizes, ChatPromptTokens, DropLast, LengthLimits, LimitTrainBatches, OnBadRecord};
+use model_core::{Activation, Backend, ModelConfig, Nonlinearity, Normalization, Precision};
+use sampling::SamplingParams;
+use serde_json::{Value, json};
+
+use crate::exit::Failure;
+use crate::output::{ExistingOutput, Identity, OutputField};
+use crate::raw::{RawConfig, RawDevices, RawDropLast, RawLimit, RawMaxSeqLength};
+use crate::signals::parse_time_limit;
+
+/// What the main job is to do.
+#[derive(Clone, Debug)]
+pub(crate) struct GenerationPlan {
+    pub(crate) data_path: PathBuf,
+    pub(crate) log_dir: PathBuf,
+    pub(crate) existing_output: ExistingOutput,
+    pub(crate) time_limit: Option<Duration>,
+    pub(crate) precision: Precision,
+    pub(crate) backend: Backend,
+    /// `trt_llm.model_type`, with the fast engine.
+    pub(crate) model_type: Option<ModelType>,
+    pub(crate) batch: BatchSizes,
+    pub(crate) limit: LimitTrainBatches,
+    pub(crate) max_steps: i64,
+    pub(crate) drop_last: DropLast,
+    pub(crate) length_limits: LengthLimits,
+    pub(crate) on_bad_record: OnBadRecord,
+    pub(crate) chat_prompt_tokens: ChatPromptTokens,
+    pub(crate) bos: Bos,
+    pub(crate) num_responses: u32,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) end_strings: Vec<String>,
+    pub(crate) max_length: u32,
+    pub(crate) min_length: u32,
+    pub(crate) encoder_seq_length: usize,
+    pub(crate) seed: u64,
+    pub(crate) unfinished: Unfinished,
+    pub(crate) output_fields: Vec<OutputField>,
+}
+
+/// Whether the tokenizer's BOS goes before a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bos {
+    Add,
+    Leave,
+}
+
+/// What happens to responses that hit the length limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unfinished {
+    Keep,
+    Drop,
+}
+
+/// The families that `trt_llm.model_type` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ModelType {
+    Gptj,
+    Gptnext,
+    Llama,
+    Gemma,
+    Falcon,
+}
+
+impl GenerationPlan {
+    /// Checks every value and what they mean together.
+    pub(crate) fn new(raw: RawConfig) -> Result<Self, Failure> {
+        check_ranks(&raw)?;
+        data::plan::check_max_epochs(raw.trainer.generation.max_epochs)?;
+        check_unavailable(&raw)?;
+        let log_dir = raw
+            .exp_manager
+            .explicit_log_dir
+            .clone()
+            .ok_or_else(|| Failure::usage("`exp_manager.explicit_log_dir` must be a folder, found null"))?;
+        let time_limit = raw.exp_manager.max_time_per_run.as_deref().map(|text| {
+            parse_time_limit(text)
+                .ok_or_else(|| out_of_range("exp_manager.max_time_per_run", "`DD:HH:MM:SS`", &format!("`{text}`")))
+        });
+        let precision: Precision = raw.trainer.precision.to_string().parse()?;
+        let trt_llm = &raw.trainer.generation.trt_llm;
+        let fast = trt_llm.enable;
+        let model_type = fast.then(|| ModelType::parse(&trt_llm.model_type)).transpose()?;
+        let max_input_len = fast
+            .then(|| positive("trainer.generation.trt_llm.max_input_len", trt_llm.max_input_len))
+            .transpose()?;
+        let generation = raw.generation;
+        let tokens = raw.data.chat_prompt_tokens;
+        let train_ds = raw.data.train_ds;
+        let end_strings = generation.sampling_params.end_strings.map(Vec::<String>::try_from).transpose()?;
+        Ok(Self {
+            data_path: train_ds.file_path,
+            log_dir,
+            existing_output: match raw.exp_manager.resume_if_exists {
+                Some(false) => ExistingOutput::MoveAside,
+                _ => ExistingOutput::Continue,
+            },
+            time_limit: time_limit.transpose()?,
+            precision,
+            backend: if fast { Backend::Fused } else { Backend::Plain },
+            model_type,
+            batch: BatchSizes {
+                global: positive("model.global_batch_size", raw.global_batch_size)?,
+                micro: positive("model.micro_batch_size", raw.micro_batch_size)?,
+            },
+            limit: match raw.trainer.generation.limit_train_batches {
+                None => LimitTrainBatches::Fraction(1.0),
+                Some(RawLimit::Steps(steps)) => LimitTrainBatches::Batches(steps),
+                Some(RawLimit::Fraction(fraction)) => LimitTrainBatches::Fraction(fraction),
+            },
+            max_steps: raw.trainer.generation.max_steps,
+            drop_last: parse_drop_last(&train_ds.drop_last)?,
+            length_limits: LengthLimits {
+                max_seq_length: parse_max_seq_length(train_ds.max_seq_length.as_ref())?,
+                max_input_len,
+            },
+            on_bad_record: match train_ds.on_bad_record.as_str() {
+                "error" => OnBadRecord::Refuse,
+                "skip" => OnBadRecord::Skip,
+                other => {
+                    let key = "model.data.train_ds.on_bad_record";
+                    return Err(out_of_range(key, "`error` or `skip`", &format!("`{other}`")));
+                }
+            },
+            chat_prompt_tokens: ChatPromptTokens {
+                system_turn_start: tokens.system_turn_start,
+                turn_start: tokens.turn_start,
+                label_start: tokens.label_start,
+                end_of_turn: tokens.end_of_turn,
+                end_of_name: tokens.end_of_name,
+            },
+            bos: if generation.sampling_params.add_bos { Bos::Add } else { Bos::Leave },
+            num_responses: count("model.generation.num_responses_to_gen", generation.num_responses_to_gen)?,
+            sampling: generation.sampling_params.params.try_into()?,
+            end_strings: end_strings.unwrap_or_default(),
+            max_length: count("model.generation.length_params.max_length", generation.length_params.max_length)?,
+            min_length: u32::try_from(generation.length_params.min_length.max(0)).unwrap_or(u32::MAX),
+            encoder_seq_length: positive("model.encoder_seq_length", raw.encoder_seq_length)?,
+            seed: parse_seed(raw.seed)?,
+            unfinished: if generation.drop_unfinished { Unfinished::Drop } else { Unfinished::Keep },
+            output_fields: generation.output_fields,
+        })
+    }
+
+    /// New tokens that a response to a prompt of this length may have.
+    pub(crate) fn budget_tokens(&self, prompt_tokens: usize) -> u32 {
+        let room = self.encoder_seq_length.saturating_sub(prompt_tokens);
+        self.max_length.min(u32::try_from(room).unwrap_or(u32::MAX))
+    }
+
+    /// The settings that decide what a sample's text and its line are.
+    pub(crate) fn identity(&self) -> Identity {
+        let tokens = &self.chat_prompt_tokens;
+        let length_limit = [self.length_limits.max_seq_length, self.length_limits.max_input_len];
+        let settings: [(&str, Value); 17] = [
+            ("model.seed", json!(self.seed)),
+            ("trainer.precision", json!(format!("{:?}", self.precision))),
+            ("model.encoder_seq_length", json!(self.encoder_seq_length)),
+            ("model.generation.num_responses_to_gen", json!(self.num_responses)),
+            ("model.generation.sampling_params.use_greedy", json!(self.sampling.use_greedy)),
+            ("model.generation.sampling_params.temperature", json!(self.sampling.temperature)),
+            ("model.generation.sampling_params.top_k", json!(self.sampling.top_k)),
+            ("model.generation.sampling_params.top_p", json!(self.sampling.top_p)),
+            ("model.generation.sampling_params.repetition_penalty", json!(self.sampling.repetition_penalty)),
+            ("model.generation.sampling_params.add_BOS", json!(self.bos == Bos::Add)),
+            ("model.generation.sampling_params.end_strings", json!(self.end_strings)),
+            ("model.generation.length_params.max_length", json!(self.max_length)),
+            ("model.generation.length_params.min_length", json!(self.min_length)),
+            ("model.generation.drop_unfinished", json!(self.unfinished == Unfinished::Drop)),
+            ("model.generation.output_fields", json!(self.output_fields)),
+            (
+                "model.data.chat_prompt_tokens",
+                json!([
+                    tokens.system_turn_start,
+                    tokens.turn_start,
+                    tokens.label_start,
+                    tokens.end_of_turn,
+                    tokens.end_of_name
+                ]),
+            ),
+            // Both limits leave out the same prompts when the smaller one is the same.
+            ("model.data.train_ds.max_seq_length", json!(length_limit.into_iter().flatten().min())),
+        ];
+        Identity(settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+}
+
+impl ModelType {
+    fn parse(text: &str) -> Result<Self, Failure> {
+        Ok(match text {
+            "gptj" => Self::Gptj,
+            "gptnext" => Self::Gptnext,
+            "llama" => Self::Llama,
+            "gemma" => Self::Gemma,
+            "falcon" => Self::Falcon,
+            other => {
+                let expected = "`gptj`, `gptnext`, `llama`, `gemma` or `falcon`";
+                return Err(out_of_range("trainer.generation.trt_llm.model_type", expected, &format!("`{other}`")));
+            }
+        })
+    }
+
+    /// Refuses a checkpoint that is of another family. The two GPT names stand for any GPT.
+    pub(crate) fn check(self, config: &ModelConfig) -> Result<(), Failure> {
+        let rms_norm = config.normalization == Normalization::RmsNorm;
+        let gated = |nonlinearity| config.activation == Activation { nonlinearity, gated: true };
+        let gelu = matches!(config.activation.nonlinearity, Nonlinearity::Gelu | Nonlinearity::GeluTanh);
+        let (fits, needs) = match self {
+            Self::Gptj | Self::Gptnext => return Ok(()),
+            Self::Llama => (rms_norm && gated(Nonlinearity::Silu), "`normalization: rmsnorm` with a swiglu activation"),
+            Self::Gemma => (rms_norm && config.activation.gated && gelu, "`normalization: rmsnorm` with a geglu activation"),
+            Self::Falcon => (!rms_norm && !config.activation.gated && gelu, "`normalization: layernorm` with a gelu activation"),
+        };
+        if fits {
+            return Ok(());
+        }
+        Err(Failure::usage(format!(
+            "`trainer.generation.trt_llm.model_type={}` needs {needs}, the checkpoint has {:?} and {:?}; use `gptnext` for any GPT",
+            format!("{self:?}").to_lowercase(),
+            config.normalization,
+            config.activation,
+        )))
+    }
+}
+
+fn check_ranks(raw: &RawConfig) -> Result<(), Failure> {
+    let devices = match &raw.trainer.devices {
+        RawDevices::Number(-1) => 1,
+        RawDevices::Number(number) => u64::try_from(*number).unwrap_or(0),
+        RawDevices::Name(name) if name == "auto" => 1,
+        RawDevices::Name(name) => return Err(out_of_range("trainer.devices", "a number or `auto`", &format!("`{name}`"))),
+    };
+    let ranks = devices.saturating_mul(raw.trainer.num_nodes);
+    match ranks {
+        0 => Err(Failure::usage("`trainer.devices` and `trainer.num_nodes` must be at least 1")),
+        1 => Ok(()),
+        _ => Err(Failure::usage(format!(
+            "`trainer.devices={devices}` with `trainer.num_nodes={}` needs {ranks} ranks: not built yet; \
+             set `trainer.devices=1 trainer.num_nodes=1`",
+            raw.trainer.num_nodes
+        ))),
+    }
+}
+
+fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
+    if raw.exp_manager.create_wandb_logger == Some(true) {
+        return Err(Failure::usage(
+            "`exp_manager.create_wandb_logger=true`: not built yet; set `exp_manager.create_wandb_logger=false`",
+        ));
+    }
+    if raw.generation.sampling_params.all_probs {
+        return Err(Failure::usage("`model.generation.sampling_params.all_probs=true` is not available; set it to false"));
+    }
+    if !raw.data.chat {
+        return Err(Failure::usage(
+            "`model.data.chat=false` (prompt-response records): not built yet; give chat records and `model.data.chat=true`",
+        ));
+    }
+    if raw.generation.output_fields.contains(&OutputField::Logprobs) && !raw.generation.sampling_params.params.compute_logprob {
+        return Err(Failure::usage(
+            "`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`",
+        ));
+    }
+    Ok(())
+}
+
+fn parse_drop_last(raw: &RawDropLast) -> Result<DropLast, Failure> {
+    match raw {
+        RawDropLast::Fixed(true) => Ok(DropLast::Always),
+        RawDropLast::Fixed(false) => Ok(DropLast::Never),
+        RawDropLast::Name(name) if name == "auto" => Ok(DropLast::Auto),
+        RawDropLast::Name(name) => {
+            Err(out_of_range("model.data.train_ds.drop_last", "`auto`, true or false", &format!("`{name}`")))
+        }
+    }
+}
+
+/// The limit on a prompt. A list has one limit for each truncation field, and a chat prompt is the only field there is.
+fn parse_max_seq_length(raw: Option<&RawMaxSeqLength>) -> Result<Option<usize>, Failure> {
+    let value = match raw {
+        None => return Ok(None),
+        Some(RawMaxSeqLength::One(value)) => Some(*value),
+        Some(RawMaxSeqLength::Each(values)) => values.iter().copied().max(),
+    };
+    value.map(|value| positive("model.data.train_ds.max_seq_length", value)).transpose()
+}
+
+fn parse_seed(seed: Option<i64>) -> Result<u64, Failure> {
+    let seed = seed.ok_or_else(|| out_of_range("model.seed", "a positive whole number", "null"))?;
+    u64::try_from(seed)
+        .ok()
+        .filter(|&seed| seed > 0)
+        .ok_or_else(|| out_of_range("model.seed", "a positive whole number", &seed.to_string()))
+}
+
+fn positive(key: &str, value: i64) -> Result<usize, Failure> {
+    usize::try_from(value)
+        .ok()
+        .filter(|&value| value > 0)
+        .ok_or_else(|| out_of_range(key, "at least 1", &value.to_string()))
+}
+
+fn count(key: &str, value: i64) -> Result<u32, Failure> {
+    u32::try_from(value).ok().filter(|&value| value > 0).ok_or_else(|| out_of_range(key, "at least 1", &value.to_string()))
+}
+
+fn out_of_range(key: &str, expected: &str, actual: &str) -> Failure {
+    Failure::usage(format!("`{key}` must be {expected}, found {actual}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn plan(overrides: &[&str]) -> Result<GenerationPlan, Failure> {
+        let checkpoint = "encoder_seq_length: 256\ntensor_model_parallel_size: 1\npipeline_model_parallel_size: 1\n";
+        let checkpoint = hydra_config::yaml::parse(checkpoint, "checkpoint").unwrap();
+        let basic = ["trainer.devices=1", "trainer.num_nodes=1", "model.data.train_ds.file_path=d.jsonl"];
+        let user = config::tests::user(&basic.iter().chain(overrides).copied().collect::<Vec<_>>());
+        GenerationPlan::new(RawConfig::extract(&config::resolve(&user.compose_with(&checkpoint)?)?)?)
+    }
+
+    fn message(overrides: &[&str]) -> String {
+        plan(overrides).unwrap_err().sentence()
+    }
+
+    #[test]
+    fn defaults_are_the_guides() {
+        let plan = plan(&[]).unwrap();
+        assert_eq!((plan.num_responses, plan.max_length, plan.min_length, plan.seed), (4, 128, 1, 1234));
+        assert_eq!(plan.length_limits, LengthLimits { max_seq_length: Some(256), max_input_len: None });
+        assert_eq!(plan.end_strings, ["<|endoftext|>", "<extra_id_1>", "<|eot_id|>"]);
+        assert_eq!((plan.batch.global, plan.backend), (64, Backend::Plain));
+        assert_eq!((plan.limit, plan.drop_last), (LimitTrainBatches::Fraction(1.0), DropLast::Auto));
+    }
+
+    #[test]
+    fn budget_is_the_rows_own() {
+        let plan = plan(&[]).unwrap();
+        assert_eq!([1, 128, 200, 256, 300].map(|tokens| plan.budget_tokens(tokens)), [128, 128, 56, 0, 0]);
+    }
+
+    #[test]
+    fn limits_keep_their_type() {
+        assert_eq!(plan(&["trainer.generation.limit_train_batches=1"]).unwrap().limit, LimitTrainBatches::Batches(1));
+        let plan = plan(&["trainer.generation.trt_llm.enable=true", "model.data.train_ds.max_seq_length=[7,9]"]).unwrap();
+        assert_eq!(plan.length_limits, LengthLimits { max_seq_length: Some(9), max_input_len: Some(128) });
+        assert_eq!(plan.backend, Backend::Fused);
+    }
+
+    #[test]
+    fn identity_covers_the_settings_of_a_sample() {
+        let base = plan(&[]).unwrap().identity();
+        for same in ["model.global_batch_size=8", "trainer.generation.trt_llm.model_type=llama"] {
+            assert_eq!(base.changes(&plan(&[same]).unwrap().identity()), Vec::<String>::new());
+        }
+        for changed in ["model.seed=7", "model.generation.sampling_params.top_k=3", "model.generation.length_params.max_length=5"] {
+            let changes = base.changes(&plan(&[changed]).unwrap().identity());
+            assert!(changes.len() == 1 && changes[0].starts_with(&format!("`{}`", changed.split_once('=').unwrap().0)), "{changes:?}");
+        }
+    }
+
+    #[test]
+    fn refusals() {
+        insta::assert_snapshot!(message(&["trainer.devices=8"]), @"");
+        insta::assert_snapshot!(message(&["exp_manager.create_wandb_logger=true"]), @"");
+        insta::assert_snapshot!(message(&["model.seed=null"]), @"");
+        insta::assert_snapshot!(message(&["trainer.precision=8"]), @"");
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=x"]), @"");
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.temperature=-1"]), @"");
+        insta::assert_snapshot!(message(&["exp_manager.max_time_per_run=4h"]), @"");
+        insta::assert_snapshot!(message(&["model.generation.num_responses_to_gen=0"]), @"");
+        insta::assert_snapshot!(message(&["model.generation.output_fields=[logprobs]"]), @"");
+        insta::assert_snapshot!(message(&["model.generation.output_fields=[nope]"]), @"");
+        insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @"");
+        insta::assert_snapshot!(message(&["trainer.generation.max_epochs=2"]), @"");
+        insta::assert_snapshot!(message(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=bert"]), @"");
+    }
+}

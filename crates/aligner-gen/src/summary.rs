@@ -1,0 +1,126 @@
+//! The end of a run: a table on stderr and the same as `summary.json`.
+
+use std::path::Path;
+use std::time::Duration;
+
+use engine::RunStats;
+use sampling::FinishReason;
+use serde::Serialize;
+
+use crate::exit::{Failure, ResultExt, ExitStatus};
+use crate::output::write_atomically;
+use crate::table::{thousands, two_columns};
+
+/// How many responses ended for which reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct FinishReasons {
+    pub(crate) eos: u64,
+    pub(crate) end_string: u64,
+    pub(crate) length: u64,
+}
+
+impl FinishReasons {
+    pub(crate) fn count(&mut self, reason: FinishReason) {
+        match reason {
+            FinishReason::Eos => self.eos += 1,
+            FinishReason::EndString => self.end_string += 1,
+            FinishReason::Length => self.length += 1,
+        }
+    }
+}
+
+/// Where the time went, in seconds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Seconds {
+    pub(crate) load: f64,
+    pub(crate) prefill: f64,
+    pub(crate) decode: f64,
+    pub(crate) sample: f64,
+    pub(crate) write: f64,
+    /// From the first request to the last committed step.
+    pub(crate) generate: f64,
+}
+
+/// What this run did; what earlier runs on the folder did is not counted.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) samples: u64,
+    pub(crate) responses: u64,
+    pub(crate) prompt_tokens: u64,
+    pub(crate) output_tokens: u64,
+    pub(crate) output_tokens_per_second: f64,
+    pub(crate) finish_reasons: FinishReasons,
+    pub(crate) samples_left_out: u64,
+    pub(crate) seconds: Seconds,
+}
+
+impl Summary {
+    /// Adds the engine's own measurements.
+    pub(crate) fn add_engine(&mut self, stats: &RunStats) {
+        self.prompt_tokens = stats.prompt_tokens;
+        self.seconds.prefill = seconds(stats.prefill_time);
+        self.seconds.decode = seconds(stats.decode_time);
+        self.seconds.sample = seconds(stats.sample_time);
+        if self.seconds.generate > 0.0 {
+            self.output_tokens_per_second = round(self.output_tokens as f64 / self.seconds.generate);
+        }
+    }
+
+    /// The table.
+    pub(crate) fn table(&self) -> String {
+        let reasons = self.finish_reasons;
+        let time = self.seconds;
+        two_columns(&[
+            ("samples", thousands(self.samples)),
+            ("responses", thousands(self.responses)),
+            ("prompt tokens", thousands(self.prompt_tokens)),
+            ("output tokens", format!("{} ({:.1}/s)", thousands(self.output_tokens), self.output_tokens_per_second)),
+            ("ended by", format!("eos {}, end string {}, length {}", reasons.eos, reasons.end_string, reasons.length)),
+            ("samples left out", thousands(self.samples_left_out)),
+            (
+                "seconds",
+                format!(
+                    "load {:.2}, prefill {:.2}, decode {:.2}, sample {:.2}, write {:.2}",
+                    time.load, time.prefill, time.decode, time.sample, time.write
+                ),
+            ),
+        ])
+    }
+
+    /// Writes `summary.json` into the log folder.
+    pub(crate) fn write(&self, log_dir: &Path) -> Result<(), Failure> {
+        let mut bytes = serde_json::to_vec_pretty(self).map_err(anyhow::Error::from)?;
+        bytes.push(b'\n');
+        write_atomically(log_dir, "summary.json", &bytes)
+            .map_err(|error| anyhow::Error::new(error).context(format!("cannot write `{}/summary.json`", log_dir.display())))
+            .exit_with(ExitStatus::Failed)
+    }
+}
+
+/// Milliseconds are as fine as a run's times need to be read.
+pub(crate) fn seconds(duration: Duration) -> f64 {
+    round(duration.as_secs_f64())
+}
+
+fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn table_reads_well() {
+        let mut summary = Summary { samples: 2, responses: 1234, output_tokens: 500, ..Summary::default() };
+        summary.seconds.generate = 2.0;
+        summary.finish_reasons.count(FinishReason::Eos);
+        summary.add_engine(&RunStats {
+            prompt_tokens: 40,
+            prefill_time: Duration::from_micros(1_234_567),
+            ..RunStats::default()
+        });
+        insta::assert_snapshot!(summary.table(), @"");
+        insta::assert_snapshot!(serde_json::to_string(&summary).unwrap(), @"");
+    }
+}
