@@ -62,6 +62,7 @@ fn raise_exception(message: String) -> Result<Value, minijinja::Error> {
 }
 
 /// `tojson` as Hugging Face defines it: Python's `json.dumps` with `ensure_ascii=False`.
+#[expect(clippy::needless_pass_by_value, reason = "the engine gives keyword arguments by value")]
 fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     let mut json = String::new();

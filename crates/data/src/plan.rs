@@ -199,7 +199,7 @@ mod tests {
 
     #[test]
     fn fewer_samples_than_a_batch() {
-        assert_eq!(plan(3, 8, 1, DropLast::Auto).steps().collect::<Vec<_>>(), [0..3]);
+        assert!(plan(3, 8, 1, DropLast::Auto).steps().eq(std::iter::once(0..3)));
         let dropped = plan(3, 8, 2, DropLast::Auto);
         assert_eq!((dropped.num_steps(), dropped.dropped()), (0, 0..3));
     }

