@@ -195,3 +195,109 @@ fn byte_level_alphabet() -> HashMap<char, u8> {
     let printable = (0u8..=255).filter(|&byte| is_printable(byte)).map(|byte| (char::from(byte), byte));
     printable.chain(others.map(|(byte, c)| (c, byte))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::tokenizer::open_tokenizer;
+
+    fn fixture(name: &str) -> Vec<u8> {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tokenizers");
+        std::fs::read(root.join(name)).unwrap()
+    }
+
+    fn open(spec: Value) -> Result<Box<dyn Tokenizer>, DataError> {
+        let spec: TokenizerSpec = serde_json::from_value(spec).unwrap();
+        open_tokenizer(&spec, &|reference| {
+            let name = reference.strip_prefix("nemo:").ok_or("not in the archive")?;
+            Ok(fixture(name))
+        })
+    }
+
+    fn llama() -> Box<dyn Tokenizer> {
+        open(json!({
+            "library": "huggingface", "type": null, "model": "nemo:hf_llama/tokenizer.json",
+            "special_tokens": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": null},
+        }))
+        .unwrap()
+    }
+
+    fn gpt2() -> Box<dyn Tokenizer> {
+        open(json!({
+            "library": "megatron", "type": "GPT2BPETokenizer",
+            "vocab_file": "nemo:gpt2_bpe/vocab.json", "merge_file": "nemo:gpt2_bpe/merges.txt",
+        }))
+        .unwrap()
+    }
+
+    fn ids(value: &Value) -> Vec<u32> {
+        serde_json::from_value(value.clone()).unwrap()
+    }
+
+    /// Encoding, decoding and joined bytes of every row.
+    fn check_rows(tokenizer: &dyn Tokenizer, rows: &Value, ids_key: &str, decode_key: &str) {
+        let rows = rows.as_array().unwrap();
+        assert!(rows.len() >= 32);
+        for row in rows {
+            let text = row["text"].as_str().unwrap();
+            let expected = ids(&row[ids_key]);
+            assert_eq!(tokenizer.encode(text).unwrap(), expected, "{text:?}");
+            let decoded = tokenizer.decode(&expected).unwrap();
+            if let Some(reference) = row[decode_key].as_str() {
+                assert_eq!(decoded, reference, "{text:?}");
+            }
+            let bytes: Vec<u8> = expected.iter().flat_map(|&id| tokenizer.token_bytes(id).unwrap()).collect();
+            assert_eq!(String::from_utf8_lossy(&bytes), decoded, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn llama_fast_equals_the_python_package() {
+        let reference: Value = serde_json::from_slice(&fixture("hf_llama.ref.json")).unwrap();
+        let tokenizer = llama();
+        check_rows(&*tokenizer, &reference["fast"], "ids_no_special", "");
+        check_rows(&*tokenizer, &reference["nemo_auto_wrapper_fast"]["cases"], "ids", "");
+        for row in reference["fast"].as_array().unwrap() {
+            assert_eq!(tokenizer.decode(&ids(&row["ids"])).unwrap(), row["decode"]);
+        }
+        assert_eq!(tokenizer.vocab_size(), 420);
+        let special = SpecialTokens { bos: Some(1), eos: Some(2), pad: None, unk: Some(0) };
+        assert_eq!(*tokenizer.special(), special);
+        assert_eq!(tokenizer.token_bytes(2).unwrap(), b"</s>");
+    }
+
+    #[test]
+    fn gpt2_equals_the_python_package() {
+        let reference: Value = serde_json::from_slice(&fixture("gpt2_bpe/ref.json")).unwrap();
+        let tokenizer = gpt2();
+        for kind in ["slow", "fast"] {
+            check_rows(&*tokenizer, &reference[kind]["cases"], "ids", "decode_noclean");
+        }
+        assert_eq!(tokenizer.vocab_size(), 420);
+        assert_eq!(tokenizer.special().eos, Some(0));
+        assert_eq!(tokenizer.encode("a<|endoftext|>").unwrap(), [65, 0]);
+        assert_eq!(tokenizer.token_bytes(0).unwrap(), b"<|endoftext|>");
+    }
+
+    #[test]
+    fn unknown_ids_are_errors() {
+        for tokenizer in [llama(), gpt2()] {
+            let error = tokenizer.decode(&[1, 420]).unwrap_err();
+            assert_eq!(error.to_string(), "token id 420 is not in the tokenizer's vocabulary of 420");
+            assert!(tokenizer.token_bytes(420).is_err());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_opened_says_why() {
+        let error = |spec| open(spec).err().unwrap();
+        insta::assert_snapshot!(error(json!({"library": "tiktoken", "vocab_file": "nemo:v.json"})), @"tokenizer library `tiktoken` with type `` is not supported: use `sentencepiece`, `huggingface` with a tokenizer.json inside the checkpoint, or `megatron` with `GPT2BPETokenizer`");
+        insta::assert_snapshot!(error(json!({"library": "huggingface", "type": "meta-llama/Llama-3"})), @"tokenizer library `huggingface` with type `meta-llama/Llama-3` is not supported: use `sentencepiece`, `huggingface` with a tokenizer.json inside the checkpoint, or `megatron` with `GPT2BPETokenizer`");
+        insta::assert_snapshot!(error(json!({"library": "sentencepiece"})), @"tokenizer library `sentencepiece` needs the key `tokenizer.model`");
+        insta::assert_snapshot!(error(json!({"library": "sentencepiece", "model": "/gone.model"})), @"cannot read the tokenizer file `/gone.model`");
+        insta::assert_snapshot!(error(json!({"library": "sentencepiece", "model": "nemo:llama_bpe.model", "sentencepiece_legacy": false, "special_tokens": ["[EOS]"]})), @"tokenizer key `special_tokens`: special tokens can only be added with `sentencepiece_legacy: true`");
+        insta::assert_snapshot!(error(json!({"library": "huggingface", "model": "nemo:hf_llama/tokenizer.json", "special_tokens": {"eos_token": "<eos>"}})), @"tokenizer key `special_tokens`: `eos_token` is `<eos>`, which `nemo:hf_llama/tokenizer.json` does not have");
+    }
+}

@@ -82,16 +82,22 @@ impl SentencePieceTokenizer {
 impl Tokenizer for SentencePieceTokenizer {
     fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
         let mut ids = Vec::new();
-        let mut rest = text;
+        let mut start = 0;
+        // Where each added token comes next; searched again only once it is passed, so the whole is linear.
+        let mut next_starts: Vec<Option<usize>> = self.added.iter().map(|token| text.find(token)).collect();
         loop {
-            let found =
-                self.added.iter().enumerate().filter_map(|(idx, token)| Some((rest.find(token)?, idx)));
-            let Some((start_bytes, idx)) = found.min() else { break };
-            ids.extend(self.model.encode(&rest[..start_bytes]));
+            for (next, token) in next_starts.iter_mut().zip(&self.added) {
+                if next.is_some_and(|next| next < start) {
+                    *next = text[start..].find(token).map(|offset_bytes| start + offset_bytes);
+                }
+            }
+            let found = next_starts.iter().enumerate().filter_map(|(idx, next)| Some(((*next)?, idx))).min();
+            let Some((end, idx)) = found else { break };
+            ids.extend(self.model.encode(&text[start..end]));
             ids.push(self.added_id(idx));
-            rest = &rest[start_bytes + self.added[idx].len()..];
+            start = end + self.added[idx].len();
         }
-        ids.extend(self.model.encode(rest));
+        ids.extend(self.model.encode(&text[start..]));
         Ok(ids)
     }
 

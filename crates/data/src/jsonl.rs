@@ -1,0 +1,256 @@
+//! Lines of a JSONL file, plain, gzip or zstd, streamed in chunks and parsed in parallel.
+//!
+//! Line numbers count from 1. Blank lines at the end are no records; a blank line before a record is a bad one. Binary
+//! and memory-mapped datasets are refused by name. What a record means is the matter of `record`.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+use serde_json::{Map, Value};
+
+use crate::DataError;
+use crate::record::RecordError;
+
+const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
+/// Raw bytes held at once. A single line may be longer.
+const CHUNK_BYTES: usize = 8 << 20;
+const REFUSED_EXTENSIONS: [&str; 3] = [".bin", ".idx", ".npy"];
+
+/// A line as it stands in the file, without its end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawLine {
+    /// The line number, from 1.
+    pub line: u64,
+    /// The bytes.
+    pub bytes: Vec<u8>,
+}
+
+/// A reader of lines that may be records.
+pub struct JsonlReader {
+    input: Box<dyn BufRead + Send>,
+    path: PathBuf,
+    line: u64,
+    // Blank lines seen that are bad records only if another record follows.
+    pending_blank: u64,
+    // The line that ended a run of blank lines, to be given out after them.
+    held: Option<Vec<u8>>,
+}
+
+impl JsonlReader {
+    /// Opens a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file.
+    ///
+    /// # Errors
+    /// When the file is of another kind or cannot be opened.
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
+        if let Some(extension) = REFUSED_EXTENSIONS.into_iter().find(|extension| name.ends_with(extension)) {
+            return Err(DataError::UnsupportedDataFile { path: path.into(), extension });
+        }
+        let open_error = |source| DataError::OpenDataFile { path: path.into(), source };
+        let file = File::open(path).map_err(open_error)?;
+        if file.metadata().map_err(open_error)?.is_dir() {
+            return Err(open_error(std::io::ErrorKind::IsADirectory.into()));
+        }
+        let input: Box<dyn Read + Send> = if name.ends_with(".gz") {
+            Box::new(flate2::read::MultiGzDecoder::new(file))
+        } else if name.ends_with(".zst") {
+            Box::new(zstd::stream::read::Decoder::new(file).map_err(open_error)?)
+        } else {
+            Box::new(file)
+        };
+        let input = Box::new(BufReader::with_capacity(1 << 17, input));
+        Ok(Self { input, path: path.into(), line: 0, pending_blank: 0, held: None })
+    }
+
+    /// The next line that counts.
+    ///
+    /// # Errors
+    /// When the file cannot be read on, for instance because its compression is damaged.
+    pub fn next_line(&mut self) -> Result<Option<RawLine>, DataError> {
+        loop {
+            if let Some(bytes) = self.held.take() {
+                if self.pending_blank == 0 {
+                    return Ok(Some(RawLine { line: self.line, bytes }));
+                }
+                let line = self.line - self.pending_blank;
+                self.pending_blank -= 1;
+                self.held = Some(bytes);
+                return Ok(Some(RawLine { line, bytes: Vec::new() }));
+            }
+            let mut bytes = Vec::new();
+            let read = self.input.read_until(b'\n', &mut bytes);
+            let num_bytes = read.map_err(|source| DataError::ReadDataFile {
+                path: self.path.clone(),
+                line: self.line,
+                source,
+            })?;
+            if num_bytes == 0 {
+                return Ok(None);
+            }
+            self.line += 1;
+            while bytes.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
+                bytes.pop();
+            }
+            if self.line == 1 && bytes.starts_with(UTF8_BOM) {
+                bytes.drain(..UTF8_BOM.len());
+            }
+            if bytes.iter().all(u8::is_ascii_whitespace) {
+                self.pending_blank += 1;
+            } else {
+                self.held = Some(bytes);
+            }
+        }
+    }
+
+    /// Parses every line in parallel, a bounded chunk at a time, and hands the results on in the order of the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or `consume` fails.
+    pub fn for_each<T: Send>(
+        mut self,
+        parse: impl Fn(u64, Result<Map<String, Value>, RecordError>) -> T + Sync,
+        mut consume: impl FnMut(u64, T) -> Result<(), DataError>,
+    ) -> Result<(), DataError> {
+        loop {
+            let mut chunk = Vec::new();
+            let mut chunk_bytes = 0;
+            while chunk_bytes < CHUNK_BYTES {
+                let Some(line) = self.next_line()? else { break };
+                chunk_bytes += line.bytes.len() + size_of::<RawLine>();
+                chunk.push(line);
+            }
+            if chunk.is_empty() {
+                return Ok(());
+            }
+            let parsed: Vec<(u64, T)> = chunk
+                .into_par_iter()
+                .map(|raw| (raw.line, parse(raw.line, parse_object(&raw.bytes))))
+                .collect();
+            for (line, value) in parsed {
+                consume(line, value)?;
+            }
+        }
+    }
+}
+
+/// Parses one line as a JSON object.
+///
+/// # Errors
+/// When it is blank, not UTF-8, not JSON or not an object; columns count bytes from 1.
+pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, RecordError> {
+    if bytes.is_empty() {
+        return Err(RecordError::Blank);
+    }
+    let text = std::str::from_utf8(bytes)
+        .map_err(|error| RecordError::InvalidUtf8 { column: error.valid_up_to() + 1 })?;
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => Err(RecordError::NotAnObject { found: kind_of(&other) }),
+        Err(error) => {
+            let message = error.to_string();
+            let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
+            Err(RecordError::InvalidJson { column: error.column(), reason: reason.into() })
+        }
+    }
+}
+
+/// The JSON kind of a value, for messages.
+pub(crate) fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    fn lines(name: &str, bytes: &[u8]) -> Vec<(u64, String)> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        let mut reader = JsonlReader::open(&path).unwrap();
+        std::iter::from_fn(|| reader.next_line().unwrap())
+            .map(|raw| (raw.line, String::from_utf8(raw.bytes).unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn blank_lines_count_only_between_records() {
+        let expected = [(1, "{}"), (2, ""), (3, ""), (4, "[1]")].map(|(line, text)| (line, text.to_owned()));
+        assert_eq!(lines("a.jsonl", b"\xef\xbb\xbf{}\r\n\n  \n[1]\n\n \n"), expected);
+        assert_eq!(lines("a.jsonl", b"\n\n"), []);
+        assert_eq!(lines("a.jsonl", b""), []);
+        assert_eq!(lines("a.jsonl", b"{}"), [(1, "{}".to_owned())]);
+    }
+
+    #[test]
+    fn reads_gzip_of_several_members_and_zstd() {
+        let member = |text: &[u8]| {
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+            encoder.write_all(text).unwrap();
+            encoder.finish().unwrap()
+        };
+        let gzip = [member(b"{}\n{"), member(b"}\n")].concat();
+        assert_eq!(lines("a.jsonl.gz", &gzip).len(), 2);
+        let zstd = zstd::encode_all(&b"{}\n{}\n{}"[..], 1).unwrap();
+        assert_eq!(lines("a.jsonl.zst", &zstd).len(), 3);
+    }
+
+    #[test]
+    fn a_damaged_archive_names_the_last_whole_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.jsonl.gz");
+        std::fs::write(&path, b"\x1f\x8b\x08\0").unwrap();
+        let error = JsonlReader::open(&path).unwrap().next_line().unwrap_err();
+        assert!(matches!(error, DataError::ReadDataFile { line: 0, .. }), "{error:?}");
+    }
+
+    #[test]
+    fn refuses_binary_datasets_by_name() {
+        for name in ["x.bin", "x.IDX", "x.jsonl.npy"] {
+            let error = JsonlReader::open(Path::new(name)).err().unwrap();
+            assert!(matches!(error, DataError::UnsupportedDataFile { .. }), "{error:?}");
+        }
+        let error = JsonlReader::open(Path::new("data_text_document.bin")).err().unwrap();
+        insta::assert_snapshot!(error, @"data file `data_text_document.bin` is not JSONL: `.bin` datasets are not supported, give a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file in SFT format");
+    }
+
+    #[test]
+    fn bad_lines_say_where() {
+        let reason = |bytes: &[u8]| parse_object(bytes).unwrap_err().to_string();
+        insta::assert_snapshot!(reason(b"{\"a\": \xff}"), @"not UTF-8 at column 7");
+        insta::assert_snapshot!(reason(b"{\"a\": }"), @"not JSON at column 7: expected value");
+        insta::assert_snapshot!(reason(b"[1]"), @"the line is a list, not an object");
+        insta::assert_snapshot!(reason(b""), @"the line is blank");
+    }
+
+    #[test]
+    fn order_is_kept_across_threads() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.jsonl");
+        let text: String = (0..5000).map(|i| format!("{{\"i\": {i}}}\n")).collect();
+        std::fs::write(&path, text).unwrap();
+        let mut seen = Vec::new();
+        let reader = JsonlReader::open(&path).unwrap();
+        reader
+            .for_each(
+                |_, record| record.unwrap()["i"].as_u64().unwrap(),
+                |line, i| {
+                    seen.push((line, i));
+                    Ok(())
+                },
+            )
+            .unwrap();
+        assert!(seen.len() == 5000 && seen.iter().all(|&(line, i)| line == i + 1));
+    }
+}

@@ -1,0 +1,299 @@
+//! SFT records: one JSON object to a checked [`Record`].
+//!
+//! Follows the schema of NeMo's `gpt_sft_chat_dataset.py` (v2.0.0). Turn keys other than `from`, `value` and `label`
+//! are ignored, as there. OpenAI `messages` records are accepted beside it.
+
+use serde_json::{Map, Value};
+
+use crate::jsonl::kind_of;
+
+/// The asking role when a record names none.
+pub const DEFAULT_MASK: &str = "User";
+
+/// What is wrong with one record.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Nothing on the line.
+    #[error("the line is blank")]
+    Blank,
+    /// Bytes that are no text.
+    #[error("not UTF-8 at column {column}")]
+    InvalidUtf8 {
+        /// Byte in the line, from 1.
+        column: usize,
+    },
+    /// Text that is no JSON.
+    #[error("not JSON at column {column}: {reason}")]
+    InvalidJson {
+        /// Byte in the line, from 1.
+        column: usize,
+        /// What the parser says.
+        reason: String,
+    },
+    /// JSON of the wrong kind.
+    #[error("the line is {found}, not an object")]
+    NotAnObject {
+        /// The kind found.
+        found: &'static str,
+    },
+    /// An absent key.
+    #[error("key `{key}` is missing")]
+    MissingKey {
+        /// The key, such as `conversations[1].value`.
+        key: String,
+    },
+    /// A value of the wrong kind.
+    #[error("key `{key}` is {found}, it must be {expected}")]
+    WrongType {
+        /// The key, such as `conversations[1].value`.
+        key: String,
+        /// The kind needed.
+        expected: &'static str,
+        /// The kind found.
+        found: &'static str,
+    },
+    /// A label layout that does not exist.
+    #[error("`type` is `{found}`, it must be null, `VALUE_TO_TEXT` or `TEXT_TO_VALUE`")]
+    UnknownType {
+        /// The type given.
+        found: String,
+    },
+    /// No turn at all.
+    #[error("`{key}` is empty")]
+    EmptyConversation {
+        /// `conversations` or `messages`.
+        key: &'static str,
+    },
+    /// The asking role never speaks.
+    #[error("the `mask` role `{mask}` is not in the conversation")]
+    MaskRoleAbsent {
+        /// The asking role.
+        mask: String,
+    },
+    /// Only the asking role speaks, and who would answer cannot be told.
+    #[error("only the `mask` role `{mask}` speaks, and the answering role cannot be told from it")]
+    NoAnsweringRole {
+        /// The asking role.
+        mask: String,
+    },
+    /// A `messages` record without a template to render it.
+    #[error("`messages` records need a tokenizer with a chat template, the checkpoint has none")]
+    NoChatTemplate,
+    /// The template refused the record.
+    #[error("the chat template failed: {reason}")]
+    Template {
+        /// What the template engine says.
+        reason: String,
+    },
+    /// Records of the prompt-response format.
+    #[error("prompt-response records are not supported yet, `conversations` or `messages` is needed")]
+    PromptResponse,
+    /// The tokenizer refused the prompt.
+    #[error("the prompt cannot be tokenized: {reason}")]
+    Tokenize {
+        /// What the tokenizer says.
+        reason: String,
+    },
+    /// A prompt of no tokens.
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
+}
+
+/// One checked record of a data file.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    /// NeMo's chat format.
+    Chat(ChatRecord),
+    /// OpenAI's `messages`.
+    Messages(MessagesRecord),
+}
+
+/// Where labels stand in a turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LabelLayout {
+    /// Before the text: the model writes text for a label.
+    ValueToText,
+    /// After the text: the model writes the label.
+    TextToValue,
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Turn {
+    /// Who speaks.
+    pub from: String,
+    /// What is said.
+    pub value: String,
+    /// Its label, if it has one.
+    pub label: Option<String>,
+}
+
+/// A record of NeMo's chat format.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ChatRecord {
+    /// The system text, possibly empty.
+    pub system: String,
+    /// The turns, at least one.
+    pub conversations: Vec<Turn>,
+    /// The asking role, whose turns the model does not write.
+    pub mask: String,
+    /// Where labels stand; none are rendered without it.
+    pub layout: Option<LabelLayout>,
+    /// Every key of the record but `conversations`, as the original reports it.
+    pub metadata: Map<String, Value>,
+}
+
+/// A record of OpenAI's format, kept as it is for the chat template.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MessagesRecord {
+    /// The messages, at least one, each with a string `role`.
+    pub messages: Vec<Value>,
+    /// Every other key of the record.
+    pub metadata: Map<String, Value>,
+}
+
+impl Record {
+    /// Checks one record.
+    ///
+    /// # Errors
+    /// When a key is missing or of the wrong kind, or the conversation makes no prompt.
+    pub fn from_object(object: Map<String, Value>) -> Result<Self, RecordError> {
+        if object.contains_key("conversations") {
+            ChatRecord::from_object(object).map(Self::Chat)
+        } else if object.contains_key("messages") {
+            MessagesRecord::from_object(object).map(Self::Messages)
+        } else if object.contains_key("system") || object.contains_key("mask") {
+            Err(RecordError::MissingKey { key: "conversations".into() })
+        } else {
+            Err(RecordError::PromptResponse)
+        }
+    }
+}
+
+impl ChatRecord {
+    fn from_object(mut object: Map<String, Value>) -> Result<Self, RecordError> {
+        let turns = take_list(&mut object, "conversations")?;
+        let conversations = turns
+            .iter()
+            .enumerate()
+            .map(|(idx, turn)| Turn::from_value(idx, turn))
+            .collect::<Result<Vec<_>, _>>()?;
+        let system = required_string(&object, "system", "")?;
+        let mask = optional_string(&object, "mask", "")?.unwrap_or_else(|| DEFAULT_MASK.into());
+        let layout = match optional_string(&object, "type", "")?.as_deref() {
+            None => None,
+            Some("VALUE_TO_TEXT") => Some(LabelLayout::ValueToText),
+            Some("TEXT_TO_VALUE") => Some(LabelLayout::TextToValue),
+            Some(other) => return Err(RecordError::UnknownType { found: other.into() }),
+        };
+        if !conversations.iter().any(|turn| turn.from == mask) {
+            return Err(RecordError::MaskRoleAbsent { mask });
+        }
+        Ok(Self { system, conversations, mask, layout, metadata: object })
+    }
+}
+
+impl Turn {
+    fn from_value(idx: usize, turn: &Value) -> Result<Self, RecordError> {
+        let place = format!("conversations[{idx}]");
+        let Value::Object(turn) = turn else {
+            return Err(RecordError::WrongType { key: place, expected: "an object", found: kind_of(turn) });
+        };
+        let place = format!("{place}.");
+        Ok(Self {
+            from: required_string(turn, "from", &place)?,
+            value: required_string(turn, "value", &place)?,
+            label: optional_string(turn, "label", &place)?,
+        })
+    }
+}
+
+impl MessagesRecord {
+    fn from_object(mut object: Map<String, Value>) -> Result<Self, RecordError> {
+        let messages = take_list(&mut object, "messages")?;
+        for (idx, message) in messages.iter().enumerate() {
+            let key = format!("messages[{idx}]");
+            let Value::Object(message) = message else {
+                return Err(RecordError::WrongType { key, expected: "an object", found: kind_of(message) });
+            };
+            required_string(message, "role", &format!("{key}."))?;
+        }
+        Ok(Self { messages, metadata: object })
+    }
+}
+
+fn take_list(object: &mut Map<String, Value>, key: &'static str) -> Result<Vec<Value>, RecordError> {
+    match object.shift_remove(key) {
+        None => Err(RecordError::MissingKey { key: key.into() }),
+        Some(Value::Array(items)) if items.is_empty() => Err(RecordError::EmptyConversation { key }),
+        Some(Value::Array(items)) => Ok(items),
+        Some(other) => {
+            Err(RecordError::WrongType { key: key.into(), expected: "a list", found: kind_of(&other) })
+        }
+    }
+}
+
+fn optional_string(
+    object: &Map<String, Value>,
+    key: &str,
+    place: &str,
+) -> Result<Option<String>, RecordError> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(other) => Err(RecordError::WrongType {
+            key: format!("{place}{key}"),
+            expected: "a string",
+            found: kind_of(other),
+        }),
+    }
+}
+
+fn required_string(object: &Map<String, Value>, key: &str, place: &str) -> Result<String, RecordError> {
+    if let Some(Value::Null) = object.get(key) {
+        return Err(RecordError::WrongType {
+            key: format!("{place}{key}"),
+            expected: "a string",
+            found: "null",
+        });
+    }
+    let missing = || RecordError::MissingKey { key: format!("{place}{key}") };
+    optional_string(object, key, place)?.ok_or_else(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(json: &str) -> String {
+        let object = crate::jsonl::parse_object(json.as_bytes()).unwrap();
+        Record::from_object(object).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn bad_records_say_what_is_wrong() {
+        insta::assert_snapshot!(reason(r#"{"conversations": []}"#), @"`conversations` is empty");
+        insta::assert_snapshot!(reason(r#"{"conversations": {}}"#), @"key `conversations` is an object, it must be a list");
+        insta::assert_snapshot!(reason(r#"{"conversations": [1]}"#), @"key `conversations[0]` is a number, it must be an object");
+        insta::assert_snapshot!(reason(r#"{"conversations": [{"value": "x"}]}"#), @"key `conversations[0].from` is missing");
+        insta::assert_snapshot!(reason(r#"{"conversations": [{"from": "User", "value": null}]}"#), @"key `conversations[0].value` is null, it must be a string");
+        insta::assert_snapshot!(reason(r#"{"conversations": [{"from": "User", "value": "x", "label": 4}]}"#), @"key `conversations[0].label` is a number, it must be a string");
+        insta::assert_snapshot!(reason(r#"{"conversations": [{"from": "User", "value": "x"}]}"#), @"key `system` is missing");
+        insta::assert_snapshot!(reason(r#"{"system": null, "conversations": [{"from": "User", "value": "x"}]}"#), @"key `system` is null, it must be a string");
+        insta::assert_snapshot!(reason(r#"{"system": "", "type": "X", "conversations": [{"from": "User", "value": "x"}]}"#), @"`type` is `X`, it must be null, `VALUE_TO_TEXT` or `TEXT_TO_VALUE`");
+        insta::assert_snapshot!(reason(r#"{"system": "", "conversations": [{"from": "A", "value": "x"}]}"#), @"the `mask` role `User` is not in the conversation");
+        insta::assert_snapshot!(reason(r#"{"system": ""}"#), @"key `conversations` is missing");
+        insta::assert_snapshot!(reason(r#"{"messages": [{"content": "x"}]}"#), @"key `messages[0].role` is missing");
+        insta::assert_snapshot!(reason(r#"{"input": "x", "output": "y"}"#), @"prompt-response records are not supported yet, `conversations` or `messages` is needed");
+    }
+
+    #[test]
+    fn metadata_is_everything_but_the_turns() {
+        let json =
+            r#"{"id": 7, "conversations": [{"from": "User", "value": "x"}], "system": "s", "mask": null}"#;
+        let object = crate::jsonl::parse_object(json.as_bytes()).unwrap();
+        let Record::Chat(record) = Record::from_object(object).unwrap() else { unreachable!() };
+        assert_eq!(Value::Object(record.metadata).to_string(), r#"{"id":7,"system":"s","mask":null}"#);
+        assert_eq!(record.mask, "User");
+    }
+}
