@@ -1,9 +1,46 @@
 //! `aligner-gen`: bulk generation from NeMo checkpoints.
+//!
+//! Nothing is decided here: arguments go to a command, and what comes back becomes an exit code.
+
+mod bench;
+mod checkpoint;
 mod cli;
 mod config;
 mod env;
 mod exit;
+mod generate;
+mod inspect;
 mod logging;
+mod logits;
+mod memory;
+mod node_json;
 mod output;
+mod plan;
+mod progress;
+mod raw;
+mod report;
+mod run;
 mod signals;
-fn main() {}
+mod steps;
+mod summary;
+mod table;
+mod tokenize;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::Parser;
+
+fn main() -> ExitCode {
+    let started = Instant::now();
+    report::hook_panics();
+    let cli = cli::Cli::parse_from(cli::rewrite_short_flags(std::env::args_os()));
+    let logging = logging::Logging::start(cli.job.log);
+    match report::dispatch(&cli, &logging, started) {
+        Ok(status) => status.into(),
+        Err(failure) => {
+            report::show(&failure);
+            failure.status.into()
+        }
+    }
+}

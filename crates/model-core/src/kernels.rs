@@ -34,7 +34,6 @@ pub(crate) struct Linear {
     pub(crate) weight: Tensor,
     /// In the layout of the backend that made it.
     pub(crate) bias: Option<Tensor>,
-    pub(crate) in_features: usize,
     pub(crate) out_features: usize,
 }
 

@@ -194,8 +194,8 @@ impl Kernels for PlainKernels {
 }
 
 fn linear_of(weight: Tensor, bias: Option<Tensor>) -> Result<Linear, ModelError> {
-    let (out_features, in_features) = weight.size2()?;
-    Ok(Linear { weight, bias, in_features: in_features as usize, out_features: out_features as usize })
+    let (out_features, _) = weight.size2()?;
+    Ok(Linear { weight, bias, out_features: out_features as usize })
 }
 
 fn index(ids: &[u32]) -> Result<Tensor, ModelError> {

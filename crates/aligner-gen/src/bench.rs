@@ -1,0 +1,128 @@
+//! `aligner-gen bench`: medians of three of what a user waits for, through the real engine on a real checkpoint.
+//!
+//! Prompts are random ids from a fixed generator and nothing ends a response, so every run does the same work.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use engine::{Engine, EngineLimits, Request};
+use model_core::{BLOCK_SIZE_TOKENS, LoadOptions};
+use nemo_format::Checkpoint;
+use sampling::{CpuSampler, SamplingParams, StopConditions, uniform};
+use serde_json::json;
+
+use crate::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
+use crate::cli::BenchArgs;
+use crate::exit::Failure;
+
+const REPEATS: usize = 3;
+const MAX_NUM_SEQS: usize = 64;
+
+#[derive(Clone, Copy)]
+struct Load {
+    measure: &'static str,
+    num_prompts: u64,
+    prompt_tokens: u32,
+    new_tokens: u32,
+    /// Which tokens and which time make up the speed.
+    of: Part,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Decode,
+    Prefill,
+    Whole,
+}
+
+const LOADS: [Load; 3] = [
+    Load { measure: "decode_batch_1", num_prompts: 1, prompt_tokens: 16, new_tokens: 128, of: Part::Decode },
+    Load { measure: "generate_64_prompts", num_prompts: 64, prompt_tokens: 40, new_tokens: 64, of: Part::Whole },
+    Load { measure: "prefill_512", num_prompts: 1, prompt_tokens: 512, new_tokens: 1, of: Part::Prefill },
+];
+
+/// Measures and prints.
+pub(crate) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Failure> {
+    let mut print = |measure: &str, value: f64, unit: &str| {
+        let value = (value * 1000.0).round() / 1000.0;
+        let line = if arguments.json {
+            json!({"measure": measure, "value": value, "unit": unit}).to_string()
+        } else {
+            format!("{measure:<22} {value:>10.3} {unit}")
+        };
+        writeln!(out, "{line}").map_err(anyhow::Error::from)
+    };
+    let mut to_first_token = Vec::new();
+    let mut engine = None;
+    for _ in 0..REPEATS {
+        // The old model goes first, or two of them would be in memory.
+        drop(engine.take());
+        let started = Instant::now();
+        let (mut fresh, vocab_size) = open(arguments)?;
+        answer(&mut fresh, vocab_size, Load { prompt_tokens: 16, new_tokens: 1, ..LOADS[0] })?;
+        to_first_token.push(started.elapsed().as_secs_f64());
+        engine = Some((fresh, vocab_size));
+    }
+    print("load_to_first_token", median(to_first_token), "s")?;
+    let Some((mut engine, vocab_size)) = engine else { return Ok(()) };
+    for load in LOADS {
+        let speeds = (0..REPEATS).map(|_| answer(&mut engine, vocab_size, load)).collect::<Result<Vec<f64>, _>>()?;
+        print(load.measure, median(speeds), "tok/s")?;
+    }
+    Ok(())
+}
+
+fn open(arguments: &BenchArgs) -> Result<(Engine, usize), Failure> {
+    let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
+    let config = model_config(checkpoint.model_config())?;
+    let options = LoadOptions { precision: arguments.precision.parse()?, backend: arguments.backend.into() };
+    let model = load_model(&checkpoint, config, options)?;
+    let tokenizer = OpenTokenizer::open(&checkpoint, checkpoint.model_config())?.tokenizer;
+    let vocab_size = tokenizer.vocab_size().min(model.padded_vocab_size());
+    let params = SamplingParams {
+        use_greedy: true,
+        temperature: 1.0,
+        top_k: None,
+        top_p: None,
+        repetition_penalty: 1.0,
+        compute_logprob: false,
+    };
+    let sampler = CpuSampler::new(params, vocab_size, 1, Vec::new(), 0)?;
+    let most_tokens = LOADS.iter().map(|load| (load.num_prompts * u64::from(load.prompt_tokens + load.new_tokens)) as usize);
+    let limits = EngineLimits {
+        max_num_seqs: MAX_NUM_SEQS,
+        max_prefill_tokens: 2048,
+        num_blocks: most_tokens.max().unwrap_or(1).div_ceil(BLOCK_SIZE_TOKENS) + 2 * MAX_NUM_SEQS,
+        block_size_tokens: BLOCK_SIZE_TOKENS,
+    };
+    let tokens = Arc::new(TokenTable::new(tokenizer.as_ref())?);
+    Ok((Engine::new(model, Box::new(sampler), StopConditions::default(), tokens, limits)?, vocab_size))
+}
+
+/// Tokens a second.
+fn answer(engine: &mut Engine, vocab_size: usize, load: Load) -> Result<f64, Failure> {
+    let mut requests = (0..load.num_prompts).map(|sample_idx| Request {
+        sample_idx,
+        prompt: (0..load.prompt_tokens)
+            .map(|position| (uniform(1, sample_idx, 0, position) * vocab_size as f64) as u32)
+            .collect(),
+        num_responses: 1,
+        max_new_tokens: load.new_tokens,
+    });
+    let started = Instant::now();
+    let stats = engine.run(&mut || requests.next(), &mut |_| ControlFlow::Continue(()), &|| false)?;
+    let (tokens, time): (u64, Duration) = match load.of {
+        // The first token of a response comes out of prefill.
+        Part::Decode => (stats.generated_tokens - load.num_prompts, stats.decode_time + stats.sample_time),
+        Part::Prefill => (stats.prompt_tokens, stats.prefill_time),
+        Part::Whole => (stats.generated_tokens, started.elapsed()),
+    };
+    Ok(tokens as f64 / time.as_secs_f64().max(1e-9))
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+}

@@ -1,0 +1,136 @@
+//! How much memory a run takes, and how many sequences the KV cache is made for.
+
+use engine::EngineLimits;
+use model_core::{BLOCK_SIZE_TOKENS, KvCache, ModelConfig, Precision};
+use nemo_format::Checkpoint;
+
+use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::table::{human_bytes, thousands, two_columns};
+
+/// Past this many rows a step on a CPU takes longer in proportion: the matrix units are busy.
+const MAX_NUM_SEQS: usize = 64;
+/// As many tokens as keep the matrix units busy without large intermediate tensors.
+const MAX_PREFILL_TOKENS: usize = 2048;
+/// The cache is zeroed when it is made, which a short run should not wait for.
+const SMALL_CACHE_BYTES: u64 = 1 << 30;
+
+/// What the run needs, known before the weights are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Demand {
+    /// Most tokens of one sequence, prompt and response.
+    pub(crate) longest_sequence_tokens: usize,
+    /// Responses to generate in all.
+    pub(crate) num_sequences: usize,
+}
+
+/// The memory plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryPlan {
+    pub(crate) weight_bytes: u64,
+    pub(crate) kv_cache_bytes: u64,
+    pub(crate) available_bytes: Option<u64>,
+    pub(crate) limits: EngineLimits,
+}
+
+impl MemoryPlan {
+    pub(crate) fn new(
+        checkpoint: &Checkpoint,
+        config: &ModelConfig,
+        precision: Precision,
+        demand: Demand,
+    ) -> Result<Self, Failure> {
+        let num_params: u64 = checkpoint
+            .tensors()
+            .names()
+            .filter_map(|name| checkpoint.tensors().meta(name)?.num_elems())
+            .fold(0, u64::saturating_add);
+        let weight_bytes = num_params.saturating_mul(precision.size_bytes() as u64);
+        let bytes_per_block = KvCache::bytes_per_block(config, precision) as u64;
+        Self::fit(weight_bytes, bytes_per_block, available_bytes(), demand)
+    }
+
+    fn fit(weight_bytes: u64, bytes_per_block: u64, available_bytes: Option<u64>, demand: Demand) -> Result<Self, Failure> {
+        let max_num_seqs = demand.num_sequences.clamp(1, MAX_NUM_SEQS);
+        // One block more, because a shared prompt's last block is copied when the responses part.
+        let blocks_per_sequence = demand.longest_sequence_tokens.div_ceil(BLOCK_SIZE_TOKENS) + 1;
+        let wanted_blocks = (blocks_per_sequence * max_num_seqs) as u64;
+        let wanted_bytes = SMALL_CACHE_BYTES.max(weight_bytes / 2);
+        let free_bytes = available_bytes.map_or(wanted_bytes, |available| available.saturating_sub(weight_bytes) / 2);
+        let cache_bytes = wanted_bytes.min(free_bytes);
+        let affordable_blocks = cache_bytes / bytes_per_block.max(1);
+        let num_blocks = wanted_blocks.min(affordable_blocks).max(blocks_per_sequence as u64);
+        let kv_cache_bytes = num_blocks.saturating_mul(bytes_per_block);
+        if let Some(available) = available_bytes
+            && weight_bytes.saturating_add(kv_cache_bytes) > available
+        {
+            return Err(anyhow::anyhow!(
+                "the model needs {} for weights and at least {} for the KV cache of one sequence, {} of memory are available",
+                human_bytes(weight_bytes),
+                human_bytes(blocks_per_sequence as u64 * bytes_per_block),
+                human_bytes(available),
+            ))
+            .exit_with(ExitStatus::Device);
+        }
+        let limits = EngineLimits {
+            max_num_seqs,
+            max_prefill_tokens: MAX_PREFILL_TOKENS,
+            num_blocks: usize::try_from(num_blocks).unwrap_or(usize::MAX),
+            block_size_tokens: BLOCK_SIZE_TOKENS,
+        };
+        Ok(Self { weight_bytes, kv_cache_bytes, available_bytes, limits })
+    }
+
+    /// The table shown before the run.
+    pub(crate) fn table(&self) -> String {
+        let available = self.available_bytes.map_or_else(|| "unknown".to_owned(), human_bytes);
+        two_columns(&[
+            ("weights", human_bytes(self.weight_bytes)),
+            (
+                "KV cache",
+                format!(
+                    "{} ({} blocks of {} tokens)",
+                    human_bytes(self.kv_cache_bytes),
+                    thousands(self.limits.num_blocks as u64),
+                    self.limits.block_size_tokens
+                ),
+            ),
+            ("sequences at once", format!("up to {}", self.limits.max_num_seqs)),
+            ("memory available", available),
+        ])
+    }
+}
+
+/// Memory that can be had without swapping, where the system says so.
+fn available_bytes() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kibibytes.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEMAND: Demand = Demand { longest_sequence_tokens: 100, num_sequences: 8 };
+
+    fn fit(weight_bytes: u64, bytes_per_block: u64, available: Option<u64>) -> Option<(usize, usize)> {
+        let plan = MemoryPlan::fit(weight_bytes, bytes_per_block, available, DEMAND).ok()?;
+        Some((plan.limits.max_num_seqs, plan.limits.num_blocks))
+    }
+
+    #[test]
+    fn cache_is_what_is_needed_or_what_fits() {
+        assert_eq!(fit(1 << 20, 1 << 20, Some(1 << 34)), Some((8, 40)));
+        assert_eq!(fit(1 << 20, 1 << 27, Some(1 << 34)), Some((8, 8)));
+        assert_eq!(fit(1 << 20, 1 << 20, Some(13 << 20)), Some((8, 6)));
+        assert_eq!(fit(1 << 20, 1 << 20, Some(7 << 20)), Some((8, 5)));
+        assert_eq!(fit(1 << 20, 1 << 20, Some(5 << 20)), None);
+        assert_eq!(fit(1 << 20, 1 << 20, None), Some((8, 40)));
+    }
+
+    #[test]
+    fn this_machine_says_how_much_it_has() {
+        assert!(available_bytes().is_some_and(|bytes| bytes > 1 << 20));
+    }
+}

@@ -1,0 +1,76 @@
+//! Which command runs, and how a failure or a panic is told.
+
+use std::io::{self, Write};
+use std::time::Instant;
+
+use crate::cli::{Cli, Command, JobArgs};
+use crate::config::{self, UserConfig};
+use crate::exit::{ExitStatus, Failure};
+use crate::inspect::ReportFormat;
+use crate::logging::Logging;
+use crate::signals::StopWatch;
+use crate::{bench, env, inspect, logits, run, tokenize};
+
+/// Runs the command.
+pub(crate) fn dispatch(cli: &Cli, logging: &Logging, started: Instant) -> Result<ExitStatus, Failure> {
+    let mut stdout = io::stdout().lock();
+    match &cli.command {
+        None if cli.job.cfg.is_some() => print_config(&cli.job, &mut stdout)?,
+        None => {
+            let watch = StopWatch::install(started).map_err(anyhow::Error::from)?;
+            return run::run(&cli.job, logging, watch);
+        }
+        Some(Command::Inspect(arguments)) => {
+            let format = if arguments.json { ReportFormat::Json } else { ReportFormat::Text };
+            inspect::run(&arguments.checkpoint, &mut stdout, format)?;
+        }
+        Some(Command::Logits(arguments)) => logits::run(arguments)?,
+        Some(Command::Tokenize(arguments)) => tokenize::run(arguments, io::stdin().lock(), &mut stdout)?,
+        Some(Command::Bench(arguments)) => bench::run(arguments, &mut stdout)?,
+    }
+    Ok(ExitStatus::Done)
+}
+
+/// `--cfg`: as Hydra does, without the checkpoint, unless interpolations are to be resolved: those need it.
+fn print_config(arguments: &JobArgs, out: &mut impl Write) -> Result<(), Failure> {
+    let user = UserConfig::read(arguments)?;
+    let package = arguments.package.as_deref();
+    let text = if arguments.resolve {
+        let composer = match user.checkpoint_path()? {
+            Some(path) => user.compose_with(nemo_format::Checkpoint::open(&path)?.model_config())?,
+            None => user.compose()?,
+        };
+        config::print(config::resolve(&composer)?.node(), package)?
+    } else {
+        config::print(user.compose()?.node(), package)?
+    };
+    out.write_all(text.as_bytes()).map_err(anyhow::Error::from)?;
+    Ok(())
+}
+
+/// One sentence on stderr; with `HYDRA_FULL_ERROR=1` also every cause on its own line.
+pub(crate) fn show(failure: &Failure) {
+    let mut text = format!("error: {}\n", failure.sentence());
+    if env::full_error() {
+        for (depth, cause) in failure.error.chain().enumerate() {
+            text.push_str(&format!("  {depth}: {cause}\n"));
+        }
+    }
+    // With stderr gone there is nobody to tell; the exit code still says it.
+    let _ = io::stderr().write_all(text.as_bytes());
+    tracing::debug!("{text}");
+}
+
+/// A panic is never the user's fault, and must not look like it.
+pub(crate) fn hook_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map_or_else(String::new, |location| format!(" at {location}"));
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let _ = writeln!(
+            io::stderr(),
+            "error: this is a bug in aligner-gen {}{place}: {message}\n\
+             finished steps are saved; please report it together with `manifest.json` of the output folder",
+            env!("CARGO_PKG_VERSION")
+        );
+    }));
+}
