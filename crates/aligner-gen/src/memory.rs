@@ -11,8 +11,8 @@ use crate::table::{human_bytes, thousands, two_columns};
 const MAX_NUM_SEQS: usize = 64;
 /// As many tokens as keep the matrix units busy without large intermediate tensors.
 const MAX_PREFILL_TOKENS: usize = 2048;
-/// The cache is zeroed when it is made, which a short run should not wait for.
-const SMALL_CACHE_BYTES: u64 = 1 << 30;
+/// The cache is zeroed when it is made, so it is not made larger than helps.
+const SMALL_CACHE_BYTES: u64 = 4 << 30;
 
 /// What the run needs, known before the weights are read.
 #[derive(Clone, Copy, Debug)]

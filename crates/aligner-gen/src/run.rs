@@ -95,7 +95,11 @@ impl Prepared {
         })?;
         let checkpoint = Checkpoint::open(&path)?;
         let resolved = config::resolve(&user.compose_with(checkpoint.model_config())?)?;
-        let plan = GenerationPlan::new(RawConfig::extract(&resolved)?)?;
+        let raw = RawConfig::extract(&resolved)?;
+        if raw.trainer.accelerator != "cpu" {
+            tracing::info!("`trainer.accelerator={}`: this build runs on the CPU", raw.trainer.accelerator);
+        }
+        let plan = GenerationPlan::new(raw)?;
         let model = resolved.node().get("model").ok_or_else(|| Failure::usage("there is no key `model`"))?;
         let model_config = model_config(model)?;
         if let Some(model_type) = plan.model_type {

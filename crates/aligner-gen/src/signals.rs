@@ -69,11 +69,6 @@ impl StopWatch {
         self
     }
 
-    /// When the process started.
-    pub(crate) fn started(&self) -> Instant {
-        self.started
-    }
-
     /// The reason to stop now, if there is one.
     pub(crate) fn reason(&self) -> Option<StopReason> {
         match i32::try_from(self.signal.load(Ordering::Relaxed)) {
