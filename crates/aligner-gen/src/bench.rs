@@ -39,7 +39,13 @@ enum Part {
 
 const LOADS: [Load; 3] = [
     Load { measure: "decode_batch_1", num_prompts: 1, prompt_tokens: 16, new_tokens: 128, of: Part::Decode },
-    Load { measure: "generate_64_prompts", num_prompts: 64, prompt_tokens: 40, new_tokens: 64, of: Part::Whole },
+    Load {
+        measure: "generate_64_prompts",
+        num_prompts: 64,
+        prompt_tokens: 40,
+        new_tokens: 64,
+        of: Part::Whole,
+    },
     Load { measure: "prefill_512", num_prompts: 1, prompt_tokens: 512, new_tokens: 1, of: Part::Prefill },
 ];
 
@@ -68,7 +74,8 @@ pub(crate) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
     print("load_to_first_token", median(to_first_token), "s")?;
     let Some((mut engine, vocab_size)) = engine else { return Ok(()) };
     for load in LOADS {
-        let speeds = (0..REPEATS).map(|_| answer(&mut engine, vocab_size, load)).collect::<Result<Vec<f64>, _>>()?;
+        let speeds =
+            (0..REPEATS).map(|_| answer(&mut engine, vocab_size, load)).collect::<Result<Vec<f64>, _>>()?;
         print(load.measure, median(speeds), "tok/s")?;
     }
     Ok(())
@@ -90,7 +97,9 @@ fn open(arguments: &BenchArgs) -> Result<(Engine, usize), Failure> {
         compute_logprob: false,
     };
     let sampler = CpuSampler::new(params, vocab_size, 1, Vec::new(), 0)?;
-    let most_tokens = LOADS.iter().map(|load| (load.num_prompts * u64::from(load.prompt_tokens + load.new_tokens)) as usize);
+    let most_tokens = LOADS
+        .iter()
+        .map(|load| (load.num_prompts * u64::from(load.prompt_tokens + load.new_tokens)) as usize);
     let limits = EngineLimits {
         max_num_seqs: MAX_NUM_SEQS,
         max_prefill_tokens: 2048,

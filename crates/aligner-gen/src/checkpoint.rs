@@ -48,7 +48,11 @@ impl OpenTokenizer {
             (None, None) => String::new(),
         };
         let special = self.tokenizer.special();
-        Ok(Some(ChatTemplate::new(source, &token("bos_token", special.bos), &token("eos_token", special.eos))?))
+        Ok(Some(ChatTemplate::new(
+            source,
+            &token("bos_token", special.bos),
+            &token("eos_token", special.eos),
+        )?))
     }
 
     fn token_text(&self, id: u32) -> String {

@@ -152,7 +152,8 @@ pub(crate) struct BenchArgs {
 
 /// Hydra's two-letter flags, which clap would read as `-c` with a value.
 pub(crate) fn rewrite_short_flags(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    const FLAGS: [(&str, &str); 3] = [("-cp", "--config-path"), ("-cn", "--config-name"), ("-cd", "--config-dir")];
+    const FLAGS: [(&str, &str); 3] =
+        [("-cp", "--config-path"), ("-cn", "--config-name"), ("-cd", "--config-dir")];
     arguments
         .map(|argument| {
             let rewritten = argument.to_str().and_then(|text| {
@@ -203,6 +204,9 @@ mod tests {
     fn subcommands_stand_beside_overrides() {
         assert!(matches!(parse(&["inspect", "x.nemo", "--json"]).command, Some(Command::Inspect(_))));
         assert!(parse(&["a=b"]).command.is_none());
-        assert!(Cli::try_parse_from(["aligner-gen", "a=b", "inspect", "x.nemo"]).is_ok_and(|cli| cli.command.is_none()));
+        assert!(
+            Cli::try_parse_from(["aligner-gen", "a=b", "inspect", "x.nemo"])
+                .is_ok_and(|cli| cli.command.is_none())
+        );
     }
 }

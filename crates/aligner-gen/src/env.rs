@@ -9,10 +9,3 @@ pub(crate) fn full_error() -> bool {
 pub(crate) fn for_interpolation(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
-
-/// Processes of a launcher's job: torchrun, Slurm, MPI, in this order.
-pub(crate) fn launched_ranks() -> Option<u64> {
-    ["WORLD_SIZE", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"]
-        .into_iter()
-        .find_map(|name| std::env::var(name).ok()?.parse().ok())
-}

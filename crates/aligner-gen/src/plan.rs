@@ -73,14 +73,14 @@ impl GenerationPlan {
         check_ranks(&raw)?;
         data::plan::check_max_epochs(raw.trainer.generation.max_epochs)?;
         check_unavailable(&raw)?;
-        let log_dir = raw
-            .exp_manager
-            .explicit_log_dir
-            .clone()
-            .ok_or_else(|| Failure::usage("`exp_manager.explicit_log_dir` must be a folder, found null"))?;
+        let log_dir =
+            raw.exp_manager.explicit_log_dir.clone().ok_or_else(|| {
+                Failure::usage("`exp_manager.explicit_log_dir` must be a folder, found null")
+            })?;
         let time_limit = raw.exp_manager.max_time_per_run.as_deref().map(|text| {
-            parse_time_limit(text)
-                .ok_or_else(|| out_of_range("exp_manager.max_time_per_run", "`DD:HH:MM:SS`", &format!("`{text}`")))
+            parse_time_limit(text).ok_or_else(|| {
+                out_of_range("exp_manager.max_time_per_run", "`DD:HH:MM:SS`", &format!("`{text}`"))
+            })
         });
         let precision: Precision = raw.trainer.precision.to_string().parse()?;
         let trt_llm = &raw.trainer.generation.trt_llm;
@@ -138,7 +138,10 @@ impl GenerationPlan {
             num_responses: count("model.generation.num_responses_to_gen", generation.num_responses_to_gen)?,
             sampling: generation.sampling_params.params.try_into()?,
             end_strings: end_strings.unwrap_or_default(),
-            max_length: count("model.generation.length_params.max_length", generation.length_params.max_length)?,
+            max_length: count(
+                "model.generation.length_params.max_length",
+                generation.length_params.max_length,
+            )?,
             min_length: u32::try_from(generation.length_params.min_length.max(0)).unwrap_or(u32::MAX),
             encoder_seq_length: positive("model.encoder_seq_length", raw.encoder_seq_length)?,
             seed: parse_seed(raw.seed)?,
@@ -200,7 +203,11 @@ impl ModelType {
             "falcon" => Self::Falcon,
             other => {
                 let expected = "`gptj`, `gptnext`, `llama`, `gemma` or `falcon`";
-                return Err(out_of_range("trainer.generation.trt_llm.model_type", expected, &format!("`{other}`")));
+                return Err(out_of_range(
+                    "trainer.generation.trt_llm.model_type",
+                    expected,
+                    &format!("`{other}`"),
+                ));
             }
         })
     }
@@ -212,9 +219,17 @@ impl ModelType {
         let gelu = matches!(config.activation.nonlinearity, Nonlinearity::Gelu | Nonlinearity::GeluTanh);
         let (fits, needs) = match self {
             Self::Gptj | Self::Gptnext => return Ok(()),
-            Self::Llama => (rms_norm && gated(Nonlinearity::Silu), "`normalization: rmsnorm` with a swiglu activation"),
-            Self::Gemma => (rms_norm && config.activation.gated && gelu, "`normalization: rmsnorm` with a geglu activation"),
-            Self::Falcon => (!rms_norm && !config.activation.gated && gelu, "`normalization: layernorm` with a gelu activation"),
+            Self::Llama => {
+                (rms_norm && gated(Nonlinearity::Silu), "`normalization: rmsnorm` with a swiglu activation")
+            }
+            Self::Gemma => (
+                rms_norm && config.activation.gated && gelu,
+                "`normalization: rmsnorm` with a geglu activation",
+            ),
+            Self::Falcon => (
+                !rms_norm && !config.activation.gated && gelu,
+                "`normalization: layernorm` with a gelu activation",
+            ),
         };
         if fits {
             return Ok(());
@@ -233,7 +248,9 @@ fn check_ranks(raw: &RawConfig) -> Result<(), Failure> {
         RawDevices::Number(-1) => 1,
         RawDevices::Number(number) => u64::try_from(*number).unwrap_or(0),
         RawDevices::Name(name) if name == "auto" => 1,
-        RawDevices::Name(name) => return Err(out_of_range("trainer.devices", "a number or `auto`", &format!("`{name}`"))),
+        RawDevices::Name(name) => {
+            return Err(out_of_range("trainer.devices", "a number or `auto`", &format!("`{name}`")));
+        }
     };
     let ranks = devices.saturating_mul(raw.trainer.num_nodes);
     match ranks {
@@ -254,14 +271,18 @@ fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
         ));
     }
     if raw.generation.sampling_params.all_probs {
-        return Err(Failure::usage("`model.generation.sampling_params.all_probs=true` is not available; set it to false"));
+        return Err(Failure::usage(
+            "`model.generation.sampling_params.all_probs=true` is not available; set it to false",
+        ));
     }
     if !raw.data.chat {
         return Err(Failure::usage(
             "`model.data.chat=false` (prompt-response records): not built yet; give chat records and `model.data.chat=true`",
         ));
     }
-    if raw.generation.output_fields.contains(&OutputField::Logprobs) && !raw.generation.sampling_params.params.compute_logprob {
+    if raw.generation.output_fields.contains(&OutputField::Logprobs)
+        && !raw.generation.sampling_params.params.compute_logprob
+    {
         return Err(Failure::usage(
             "`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`",
         ));
@@ -306,7 +327,10 @@ fn positive(key: &str, value: i64) -> Result<usize, Failure> {
 }
 
 fn count(key: &str, value: i64) -> Result<u32, Failure> {
-    u32::try_from(value).ok().filter(|&value| value > 0).ok_or_else(|| out_of_range(key, "at least 1", &value.to_string()))
+    u32::try_from(value)
+        .ok()
+        .filter(|&value| value > 0)
+        .ok_or_else(|| out_of_range(key, "at least 1", &value.to_string()))
 }
 
 fn out_of_range(key: &str, expected: &str, actual: &str) -> Failure {
@@ -319,7 +343,8 @@ mod tests {
     use crate::config;
 
     fn plan(overrides: &[&str]) -> Result<GenerationPlan, Failure> {
-        let checkpoint = "encoder_seq_length: 256\ntensor_model_parallel_size: 1\npipeline_model_parallel_size: 1\n";
+        let checkpoint =
+            "encoder_seq_length: 256\ntensor_model_parallel_size: 1\npipeline_model_parallel_size: 1\n";
         let checkpoint = hydra_config::yaml::parse(checkpoint, "checkpoint").unwrap();
         let basic = ["trainer.devices=1", "trainer.num_nodes=1", "model.data.train_ds.file_path=d.jsonl"];
         let user = config::tests::user(&basic.iter().chain(overrides).copied().collect::<Vec<_>>());
@@ -348,8 +373,13 @@ mod tests {
 
     #[test]
     fn limits_keep_their_type() {
-        assert_eq!(plan(&["trainer.generation.limit_train_batches=1"]).unwrap().limit, LimitTrainBatches::Batches(1));
-        let plan = plan(&["trainer.generation.trt_llm.enable=true", "model.data.train_ds.max_seq_length=[7,9]"]).unwrap();
+        assert_eq!(
+            plan(&["trainer.generation.limit_train_batches=1"]).unwrap().limit,
+            LimitTrainBatches::Batches(1)
+        );
+        let plan =
+            plan(&["trainer.generation.trt_llm.enable=true", "model.data.train_ds.max_seq_length=[7,9]"])
+                .unwrap();
         assert_eq!(plan.length_limits, LengthLimits { max_seq_length: Some(9), max_input_len: Some(128) });
         assert_eq!(plan.backend, Backend::Fused);
     }
@@ -360,26 +390,34 @@ mod tests {
         for same in ["model.global_batch_size=8", "trainer.generation.trt_llm.model_type=llama"] {
             assert_eq!(base.changes(&plan(&[same]).unwrap().identity()), Vec::<String>::new());
         }
-        for changed in ["model.seed=7", "model.generation.sampling_params.top_k=3", "model.generation.length_params.max_length=5"] {
+        for changed in [
+            "model.seed=7",
+            "model.generation.sampling_params.top_k=3",
+            "model.generation.length_params.max_length=5",
+        ] {
             let changes = base.changes(&plan(&[changed]).unwrap().identity());
-            assert!(changes.len() == 1 && changes[0].starts_with(&format!("`{}`", changed.split_once('=').unwrap().0)), "{changes:?}");
+            assert!(
+                changes.len() == 1
+                    && changes[0].starts_with(&format!("`{}`", changed.split_once('=').unwrap().0)),
+                "{changes:?}"
+            );
         }
     }
 
     #[test]
     fn refusals() {
-        insta::assert_snapshot!(message(&["trainer.devices=8"]), @"");
-        insta::assert_snapshot!(message(&["exp_manager.create_wandb_logger=true"]), @"");
-        insta::assert_snapshot!(message(&["model.seed=null"]), @"");
-        insta::assert_snapshot!(message(&["trainer.precision=8"]), @"");
-        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=x"]), @"");
-        insta::assert_snapshot!(message(&["model.generation.sampling_params.temperature=-1"]), @"");
-        insta::assert_snapshot!(message(&["exp_manager.max_time_per_run=4h"]), @"");
-        insta::assert_snapshot!(message(&["model.generation.num_responses_to_gen=0"]), @"");
-        insta::assert_snapshot!(message(&["model.generation.output_fields=[logprobs]"]), @"");
-        insta::assert_snapshot!(message(&["model.generation.output_fields=[nope]"]), @"");
-        insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @"");
-        insta::assert_snapshot!(message(&["trainer.generation.max_epochs=2"]), @"");
-        insta::assert_snapshot!(message(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=bert"]), @"");
+        insta::assert_snapshot!(message(&["trainer.devices=8"]), @"`trainer.devices=8` with `trainer.num_nodes=1` needs 8 ranks: not built yet; set `trainer.devices=1 trainer.num_nodes=1`");
+        insta::assert_snapshot!(message(&["exp_manager.create_wandb_logger=true"]), @"`exp_manager.create_wandb_logger=true`: not built yet; set `exp_manager.create_wandb_logger=false`");
+        insta::assert_snapshot!(message(&["model.seed=null"]), @"`model.seed` must be a positive whole number, found null");
+        insta::assert_snapshot!(message(&["trainer.precision=8"]), @"precision `8` is not supported, use one of `32`, `32-true`, `bf16`, `bf16-mixed`, `bf16-true`");
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=x"]), @r#"`end_strings` must be a list of strings, got the string `x`, write `["x"]`"#);
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.temperature=-1"]), @"`temperature` must be a positive, finite number (or set `use_greedy=true`), got -1");
+        insta::assert_snapshot!(message(&["exp_manager.max_time_per_run=4h"]), @"`exp_manager.max_time_per_run` must be `DD:HH:MM:SS`, found `4h`");
+        insta::assert_snapshot!(message(&["model.generation.num_responses_to_gen=0"]), @"`model.generation.num_responses_to_gen` must be at least 1, found 0");
+        insta::assert_snapshot!(message(&["model.generation.output_fields=[logprobs]"]), @"`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`");
+        insta::assert_snapshot!(message(&["model.generation.output_fields=[nope]"]), @"`model.generation.output_fields.0` must be valid, found unknown variant: found `nope`, expected `one of `metadata`, `index`, `finish_reasons`, `token_ids`, `logprobs`` (set by command line: model.generation.output_fields=[nope])");
+        insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @r#"`model.global_batch_size` must be i64, found string "two" (set by command line: model.global_batch_size=two)"#);
+        insta::assert_snapshot!(message(&["trainer.generation.max_epochs=2"]), @"`trainer.generation.max_epochs` is 2, it must be 1");
+        insta::assert_snapshot!(message(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=bert"]), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma` or `falcon`, found `bert`");
     }
 }

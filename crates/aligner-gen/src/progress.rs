@@ -32,7 +32,10 @@ pub(crate) struct Progress {
 impl Progress {
     /// Starts at what earlier runs did, which does not count for the speed.
     pub(crate) fn start(bars: &MultiProgress, totals: Totals, step: u64, consumed_samples: u64) -> Self {
-        let bar = bars.add(ProgressBar::with_draw_target(Some(totals.num_responses), ProgressDrawTarget::stderr_with_hz(4)));
+        let bar = bars.add(ProgressBar::with_draw_target(
+            Some(totals.num_responses),
+            ProgressDrawTarget::stderr_with_hz(4),
+        ));
         if let Ok(style) = ProgressStyle::with_template("{bar:24} {msg}") {
             bar.set_style(style);
         }

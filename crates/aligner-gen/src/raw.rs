@@ -159,7 +159,9 @@ pub(crate) struct RawConfig {
 impl RawConfig {
     pub(crate) fn extract(resolved: &Resolved) -> Result<Self, Failure> {
         if resolved.node().get("model.encoder_seq_length").is_none() {
-            return Err(Failure::usage("`model.encoder_seq_length` is neither in the checkpoint nor in the configuration"));
+            return Err(Failure::usage(
+                "`model.encoder_seq_length` is neither in the checkpoint nor in the configuration",
+            ));
         }
         let model: RawModel = resolved.extract_at("model")?;
         Ok(Self {

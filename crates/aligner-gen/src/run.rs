@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use data::{DpWorld, PreparedPrompt, PromptBuilder, PromptNote, PromptSet, StepPlan, load_prompts, plan_steps};
+use data::{
+    DpWorld, PreparedPrompt, PromptBuilder, PromptNote, PromptSet, StepPlan, load_prompts, plan_steps,
+};
 use engine::Engine;
 use hydra_config::Resolved;
 use model_core::{LoadOptions, ModelConfig};
@@ -48,18 +50,22 @@ struct Prepared {
 pub(crate) fn run(arguments: &JobArgs, logging: &Logging, watch: StopWatch) -> Result<ExitStatus, Failure> {
     let user = UserConfig::read(arguments)?;
     let prepared = Prepared::new(&user)?;
-    prepared.show();
     if arguments.dry_run {
+        prepared.show();
         tracing::info!("dry run: everything is in order, nothing was generated");
         return Ok(ExitStatus::Done);
     }
     let plan = &prepared.plan;
     let watch = watch.with_time_limit(plan.time_limit);
-    let command_line: Vec<_> = std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let command_line: Vec<_> =
+        std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     logging
         .attach(&plan.log_dir, &command_line.join(" "))
-        .map_err(|error| anyhow::Error::new(error).context(format!("cannot write to `{}`", plan.log_dir.display())))
+        .map_err(|error| {
+            anyhow::Error::new(error).context(format!("cannot write to `{}`", plan.log_dir.display()))
+        })
         .exit_with(ExitStatus::Failed)?;
+    prepared.show();
     let identity = prepared.identity()?;
     let folder = OutputFolder::open(&plan.log_dir, &identity, plan.existing_output)?;
     let resume = folder.resume;
@@ -73,7 +79,11 @@ pub(crate) fn run(arguments: &JobArgs, logging: &Logging, watch: StopWatch) -> R
         return Ok(ExitStatus::Done);
     }
     if resume.consumed_samples > 0 {
-        tracing::info!("resuming after step {} ({} samples done)", resume.step, thousands(resume.consumed_samples));
+        tracing::info!(
+            "resuming after step {} ({} samples done)",
+            resume.step,
+            thousands(resume.consumed_samples)
+        );
     }
     let manifest = Manifest {
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -108,9 +118,11 @@ impl Prepared {
         let tokenizer = OpenTokenizer::open(&checkpoint, model)?;
         let prompts = read_prompts(&plan, &tokenizer)?;
         let num_used = plan.limit.num_samples(prompts.prompts.len(), plan.batch.global)?;
-        let steps = plan_steps(num_used, plan.batch, DpWorld { size: 1 }, plan.drop_last)?.with_max_steps(plan.max_steps);
+        let steps = plan_steps(num_used, plan.batch, DpWorld { size: 1 }, plan.drop_last)?
+            .with_max_steps(plan.max_steps);
         let planned = prompts.prompts.iter().take(steps.num_planned());
-        let longest = planned.map(|prompt| prompt.ids.len() + plan.budget_tokens(prompt.ids.len()) as usize).max();
+        let longest =
+            planned.map(|prompt| prompt.ids.len() + plan.budget_tokens(prompt.ids.len()) as usize).max();
         let demand = Demand {
             longest_sequence_tokens: longest.unwrap_or(1),
             num_sequences: steps.num_planned().saturating_mul(plan.num_responses as usize),
@@ -149,7 +161,11 @@ impl Prepared {
             );
         }
         if let Some(prompt) = self.prompts.prompts.first() {
-            tracing::info!("first prompt, {} tokens, as the model sees it:\n{}", prompt.ids.len(), prompt.text);
+            tracing::info!(
+                "first prompt, {} tokens, as the model sees it:\n{}",
+                prompt.ids.len(),
+                prompt.text
+            );
         }
         let counts = two_columns(&[
             ("records read", thousands(self.prompts.num_read)),
@@ -169,7 +185,12 @@ impl Prepared {
             ),
         ]);
         tracing::info!("data\n{counts}");
-        tracing::info!("memory, {:?}, {:?} kernels\n{}", self.plan.precision, self.plan.backend, self.memory.table());
+        tracing::info!(
+            "memory, {:?}, {:?} kernels\n{}",
+            self.plan.precision,
+            self.plan.backend,
+            self.memory.table()
+        );
     }
 
     /// Prompts that `limit_train_batches` or `max_steps` leaves out.
@@ -183,7 +204,11 @@ impl Prepared {
             tracing::warn!("line {} is skipped: {}", bad.line, bad.reason);
         }
         if !self.prompts.too_long.is_empty() {
-            let lines = self.prompts.too_long.iter().map(|(line, num_tokens)| format!("{line} ({num_tokens} tokens)"));
+            let lines = self
+                .prompts
+                .too_long
+                .iter()
+                .map(|(line, num_tokens)| format!("{line} ({num_tokens} tokens)"));
             tracing::warn!("over-length prompts are left out: lines {}", list(lines));
         }
         let dropped = self.prompts.prompts.get(self.steps.dropped()).unwrap_or_default();
@@ -207,7 +232,8 @@ impl Prepared {
         let load_time = loading.elapsed();
         tracing::info!("loaded in {:.2} s", load_time.as_secs_f64());
         let prompts: &[PreparedPrompt] = &self.prompts.prompts;
-        let collector = StepCollector::new(prompts, steps.to_vec(), plan.num_responses, plan.unfinished, &tokens);
+        let collector =
+            StepCollector::new(prompts, steps.to_vec(), plan.num_responses, plan.unfinished, &tokens);
         let before = steps.first().map_or(0, |step| step.step - 1);
         let num_pending: usize = steps.iter().map(|step| step.positions.len()).sum();
         let totals = Totals {

@@ -20,12 +20,19 @@ pub(crate) struct PendingStep {
 }
 
 /// The steps after what an earlier run committed. Counted by samples, so that the batch size may differ between runs.
-pub(crate) fn pending_steps(plan: &StepPlan, global_batch_size: usize, resume: ResumePoint) -> Vec<PendingStep> {
+pub(crate) fn pending_steps(
+    plan: &StepPlan,
+    global_batch_size: usize,
+    resume: ResumePoint,
+) -> Vec<PendingStep> {
     let done = usize::try_from(resume.consumed_samples).unwrap_or(usize::MAX);
     (done..plan.num_planned())
         .step_by(global_batch_size)
         .zip(resume.step + 1..)
-        .map(|(start, step)| PendingStep { step, positions: start..plan.num_planned().min(start + global_batch_size) })
+        .map(|(start, step)| PendingStep {
+            step,
+            positions: start..plan.num_planned().min(start + global_batch_size),
+        })
         .collect()
 }
 
@@ -55,7 +62,15 @@ impl<'a> StepCollector<'a> {
             .filter_map(|position| Some((prompts.get(position)?.index, position)))
             .collect();
         let steps = steps.into_iter().peekable();
-        Self { prompts, steps, positions, num_responses: num_responses as usize, unfinished, open: BTreeMap::new(), tokens }
+        Self {
+            prompts,
+            steps,
+            positions,
+            num_responses: num_responses as usize,
+            unfinished,
+            open: BTreeMap::new(),
+            tokens,
+        }
     }
 
     /// Takes one completion. A completion of a sample that is not pending is a fault and is left out.
@@ -77,9 +92,8 @@ impl<'a> StepCollector<'a> {
 
     /// The next step, once all its responses are there.
     pub(crate) fn pop(&mut self) -> Option<CompletedStep> {
-        let is_whole = |position: &usize| {
-            self.open.get(position).is_some_and(|slots| slots.iter().all(Option::is_some))
-        };
+        let is_whole =
+            |position: &usize| self.open.get(position).is_some_and(|slots| slots.iter().all(Option::is_some));
         let step = self.steps.next_if(|step| step.positions.clone().all(|position| is_whole(&position)))?;
         let samples = step.positions.clone().filter_map(|position| self.take_sample(position)).collect();
         Some(CompletedStep { step: step.step, consumed_samples: step.positions.end as u64, samples })
@@ -122,7 +136,10 @@ mod tests {
     #[test]
     fn steps_continue_with_another_batch_size() {
         let step = |step, positions| PendingStep { step, positions };
-        assert_eq!(pending_steps(&plan(5, 2), 2, resume(0, 0)), [step(1, 0..2), step(2, 2..4), step(3, 4..5)]);
+        assert_eq!(
+            pending_steps(&plan(5, 2), 2, resume(0, 0)),
+            [step(1, 0..2), step(2, 2..4), step(3, 4..5)]
+        );
         assert_eq!(pending_steps(&plan(5, 2), 2, resume(1, 2)), [step(2, 2..4), step(3, 4..5)]);
         assert_eq!(pending_steps(&plan(9, 4), 4, resume(1, 3)), [step(2, 3..7), step(3, 7..9)]);
         assert_eq!(pending_steps(&plan(5, 2), 2, resume(3, 5)), []);

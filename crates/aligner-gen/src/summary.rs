@@ -7,7 +7,7 @@ use engine::RunStats;
 use sampling::FinishReason;
 use serde::Serialize;
 
-use crate::exit::{Failure, ResultExt, ExitStatus};
+use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::output::write_atomically;
 use crate::table::{thousands, two_columns};
 
@@ -74,8 +74,14 @@ impl Summary {
             ("samples", thousands(self.samples)),
             ("responses", thousands(self.responses)),
             ("prompt tokens", thousands(self.prompt_tokens)),
-            ("output tokens", format!("{} ({:.1}/s)", thousands(self.output_tokens), self.output_tokens_per_second)),
-            ("ended by", format!("eos {}, end string {}, length {}", reasons.eos, reasons.end_string, reasons.length)),
+            (
+                "output tokens",
+                format!("{} ({:.1}/s)", thousands(self.output_tokens), self.output_tokens_per_second),
+            ),
+            (
+                "ended by",
+                format!("eos {}, end string {}, length {}", reasons.eos, reasons.end_string, reasons.length),
+            ),
             ("samples left out", thousands(self.samples_left_out)),
             (
                 "seconds",
@@ -92,7 +98,10 @@ impl Summary {
         let mut bytes = serde_json::to_vec_pretty(self).map_err(anyhow::Error::from)?;
         bytes.push(b'\n');
         write_atomically(log_dir, "summary.json", &bytes)
-            .map_err(|error| anyhow::Error::new(error).context(format!("cannot write `{}/summary.json`", log_dir.display())))
+            .map_err(|error| {
+                anyhow::Error::new(error)
+                    .context(format!("cannot write `{}/summary.json`", log_dir.display()))
+            })
             .exit_with(ExitStatus::Failed)
     }
 }
@@ -120,7 +129,15 @@ mod tests {
             prefill_time: Duration::from_micros(1_234_567),
             ..RunStats::default()
         });
-        insta::assert_snapshot!(summary.table(), @"");
-        insta::assert_snapshot!(serde_json::to_string(&summary).unwrap(), @"");
+        insta::assert_snapshot!(summary.table(), @r"
+        samples           2
+        responses         1,234
+        prompt tokens     40
+        output tokens     500 (250.0/s)
+        ended by          eos 1, end string 0, length 0
+        samples left out  0
+        seconds           load 0.00, prefill 1.24, decode 0.00, sample 0.00, write 0.00
+        ");
+        insta::assert_snapshot!(serde_json::to_string(&summary).unwrap(), @r#"{"samples":2,"responses":1234,"prompt_tokens":40,"output_tokens":500,"output_tokens_per_second":250.0,"finish_reasons":{"eos":1,"end_string":0,"length":0},"samples_left_out":0,"seconds":{"load":0.0,"prefill":1.235,"decode":0.0,"sample":0.0,"write":0.0,"generate":2.0}}"#);
     }
 }

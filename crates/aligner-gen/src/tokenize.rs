@@ -11,12 +11,20 @@ use crate::cli::TokenizeArgs;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 
 /// Works line by line, each answered as soon as it is there.
-pub(crate) fn run(arguments: &TokenizeArgs, input: impl BufRead, out: &mut impl Write) -> Result<(), Failure> {
+pub(crate) fn run(
+    arguments: &TokenizeArgs,
+    input: impl BufRead,
+    out: &mut impl Write,
+) -> Result<(), Failure> {
     let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
     let tokenizer = OpenTokenizer::open(&checkpoint, checkpoint.model_config())?.tokenizer;
     for (number, line) in (1_u64..).zip(input.lines()) {
         let line = line.context("cannot read stdin")?;
-        let answer = if arguments.decode { decode(tokenizer.as_ref(), &line) } else { encode(tokenizer.as_ref(), &line) };
+        let answer = if arguments.decode {
+            decode(tokenizer.as_ref(), &line)
+        } else {
+            encode(tokenizer.as_ref(), &line)
+        };
         let answer = answer.with_context(|| format!("line {number}")).exit_with(ExitStatus::Data)?;
         writeln!(out, "{answer}").and_then(|()| out.flush()).context("cannot write to stdout")?;
     }

@@ -60,7 +60,10 @@ impl Serialize for Line<'_> {
         map.serialize_entry("step", &self.step.step)?;
         map.serialize_entry("consumed_samples", &self.step.consumed_samples)?;
         map.serialize_entry("prompt", &self.sample.prompt)?;
-        map.serialize_entry("responses", &responses.iter().map(|response| &response.text).collect::<Vec<_>>())?;
+        map.serialize_entry(
+            "responses",
+            &responses.iter().map(|response| &response.text).collect::<Vec<_>>(),
+        )?;
         for field in self.fields {
             match field {
                 OutputField::Metadata => map.serialize_entry("metadata", &self.sample.metadata)?,
@@ -104,7 +107,9 @@ pub(crate) mod tests {
         SampleOutput {
             index,
             prompt: format!("<extra_id_1>User\nQ{index}\n"),
-            metadata: [("system".to_owned(), "".into()), ("score".to_owned(), 1e-7.into())].into_iter().collect(),
+            metadata: [("system".to_owned(), "".into()), ("score".to_owned(), 1e-7.into())]
+                .into_iter()
+                .collect(),
             responses: vec![ResponseOutput {
                 text: "né\u{fffd}<extra_id_1>".to_owned(),
                 token_ids: vec![7, 8],

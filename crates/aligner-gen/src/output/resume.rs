@@ -43,7 +43,11 @@ impl OutputFolder {
     const PARTIAL: &'static str = "generations.partial";
 
     /// Opens `<log_dir>/generations` for a run with this identity.
-    pub(crate) fn open(log_dir: &Path, identity: &Identity, existing: ExistingOutput) -> Result<Self, OutputError> {
+    pub(crate) fn open(
+        log_dir: &Path,
+        identity: &Identity,
+        existing: ExistingOutput,
+    ) -> Result<Self, OutputError> {
         let path = log_dir.join("generations");
         std::fs::create_dir_all(&path).map_err(OutputError::io("create", &path))?;
         let mut lock = FolderLock::acquire(&path)?;
@@ -118,10 +122,8 @@ fn scan_legacy(jsonl: &Path) -> Result<ResumePoint, OutputError> {
             break;
         }
         line_number += 1;
-        let record: LegacyLine = serde_json::from_slice(&line).map_err(|source| OutputError::BadLegacyLine {
-            path: jsonl.to_owned(),
-            line: line_number,
-            source,
+        let record: LegacyLine = serde_json::from_slice(&line).map_err(|source| {
+            OutputError::BadLegacyLine { path: jsonl.to_owned(), line: line_number, source }
         })?;
         if record.step != current.step {
             before = current;
@@ -218,14 +220,15 @@ mod tests {
     }
 
     fn line(step: u64, consumed: u64) -> String {
-        format!("{{\"step\": {step}, \"consumed_samples\": {consumed}, \"prompt\": \"\", \"responses\": []}}\n")
+        format!(
+            "{{\"step\": {step}, \"consumed_samples\": {consumed}, \"prompt\": \"\", \"responses\": []}}\n"
+        )
     }
 
     #[test]
     fn fresh_folder_starts_at_zero() {
         let log_dir = tempfile::tempdir().unwrap();
-        let folder =
-            OutputFolder::open(log_dir.path(), &identity(1, "a"), ExistingOutput::Continue).unwrap();
+        let folder = OutputFolder::open(log_dir.path(), &identity(1, "a"), ExistingOutput::Continue).unwrap();
         assert_eq!(folder.resume, ResumePoint::default());
     }
 
@@ -247,7 +250,10 @@ mod tests {
     #[test]
     fn lost_lines_are_refused() {
         let setup = Setup::new("01", Some((1, 2, 4)));
-        assert!(matches!(setup.open(1), Err(OutputError::TooShort { actual_bytes: 2, committed_bytes: 4, .. })));
+        assert!(matches!(
+            setup.open(1),
+            Err(OutputError::TooShort { actual_bytes: 2, committed_bytes: 4, .. })
+        ));
     }
 
     #[test]
@@ -272,7 +278,8 @@ mod tests {
         let setup = Setup::new("0123", Some((1, 2, 4)));
         for n in 1..3 {
             let folder =
-                OutputFolder::open(setup.log_dir.path(), &identity(2, "a"), ExistingOutput::MoveAside).unwrap();
+                OutputFolder::open(setup.log_dir.path(), &identity(2, "a"), ExistingOutput::MoveAside)
+                    .unwrap();
             assert_eq!(folder.resume, ResumePoint::default());
             assert!(setup.log_dir.path().join(format!("generations.{n}/generations.jsonl")).exists());
             std::fs::write(folder.path.join(OutputFolder::JSONL), "x").unwrap();

@@ -28,7 +28,8 @@ impl JsonlSink {
             .truncate(false)
             .open(&path)
             .map_err(OutputError::io("open", &path))?;
-        file.seek(SeekFrom::Start(folder.resume.committed_bytes)).map_err(OutputError::io("seek in", &path))?;
+        file.seek(SeekFrom::Start(folder.resume.committed_bytes))
+            .map_err(OutputError::io("seek in", &path))?;
         manifest.committed_bytes = folder.resume.committed_bytes;
         manifest.step = folder.resume.step;
         manifest.consumed_samples = folder.resume.consumed_samples;

@@ -1,0 +1,129 @@
+//! The commands beside the main job, and what `--help` and `--cfg` print.
+
+use std::fs::File;
+use std::io::{BufReader, Write};
+use std::path::Path;
+use std::process::Stdio;
+
+use crate::support::{Job, fixture, llama, program, run, wait};
+
+#[test]
+fn help_texts() {
+    insta::assert_snapshot!("help", run(program().arg("--help")).expect_code(0).stdout);
+    insta::assert_snapshot!("help_logits", run(program().args(["logits", "--help"])).expect_code(0).stdout);
+}
+
+#[test]
+fn cfg_prints_the_configuration() {
+    insta::assert_snapshot!("cfg_job", run(program().args(["--cfg", "job"])).expect_code(0).stdout);
+    let job = Job::new(1);
+    let resolved =
+        run(job.command().args(["--cfg", "job", "--resolve", "-p", "trainer.generation"])).expect_code(0);
+    insta::assert_snapshot!("cfg_resolved", resolved.stdout);
+}
+
+#[test]
+fn config_file_is_below_the_command_line() {
+    let job = Job::new(1);
+    let text = "model:\n  seed: 5\n  global_batch_size: 3\n  generation:\n    trt_llm:\n      enable: true\n";
+    std::fs::write(job.path().join("mine.yaml"), text).unwrap();
+    let folder = job.path().display().to_string();
+    let arguments = ["-cp", &folder, "-cn", "mine", "--cfg", "job", "-p", "model", "model.seed=6"];
+    let printed = run(program().args(arguments)).expect_code(0).stdout;
+    assert!(printed.contains("seed: 6") && printed.contains("global_batch_size: 3"), "{printed}");
+    let arguments =
+        ["-cp", &folder, "-cn", "mine", "--cfg", "job", "-p", "trainer.generation.trt_llm.enable"];
+    let printed = run(program().args(arguments)).expect_code(0).stdout;
+    assert_eq!(printed.lines().last(), Some("true"));
+}
+
+#[test]
+fn inspect_shows_what_is_inside() {
+    let ended = run(program().arg("inspect").arg(llama())).expect_code(0);
+    insta::assert_snapshot!("inspect", ended.stdout);
+    let ended = run(program().arg("inspect").arg(llama()).arg("--json")).expect_code(0);
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(report["model_config"]["num_layers"], 3);
+    assert_eq!(report["artifacts"][0], "0123456789abcdef0123456789abcdef_tokenizer.model");
+}
+
+fn read_npy(path: &Path) -> (Vec<u64>, Vec<f32>) {
+    let file = npyz::NpyFile::new(BufReader::new(File::open(path).unwrap())).unwrap();
+    (file.shape().to_vec(), file.into_vec().unwrap())
+}
+
+fn check_logits(folder: &str, checkpoint: &str, backend: &str) {
+    let out = tempfile::tempdir().unwrap();
+    let output = out.path().join("logits.npy");
+    let mut command = program();
+    command.args(["logits", "--precision", "32", "--backend", backend, "--checkpoint"]);
+    command.arg(fixture(folder).join(checkpoint));
+    command.arg("--input-ids").arg(fixture(folder).join("input_ids.npy")).arg("--output").arg(&output);
+    run(&mut command).expect_code(0);
+    let (shape, logits) = read_npy(&output);
+    let (expect_shape, expect) = read_npy(&fixture(folder).join("logits_fp32.npy"));
+    assert_eq!(shape, expect_shape);
+    let largest = logits.iter().zip(&expect).map(|(left, right)| (left - right).abs()).fold(0.0, f32::max);
+    assert!(largest < 1e-4, "{folder}, {backend}: {largest}");
+}
+
+#[test]
+fn logits_are_the_reference_ones() {
+    check_logits("mcore_llama", "llama_fp32_torch_dist.nemo", "plain");
+    check_logits("mcore_gptnext", "gptnext_fp32_torch_dist.nemo", "plain");
+}
+
+#[test]
+fn fused_logits_are_the_reference_ones() {
+    check_logits("mcore_llama", "llama_fp32_torch_dist.nemo", "fused");
+    check_logits("mcore_gptnext", "gptnext_fp32_torch_dist.nemo", "fused");
+}
+
+#[test]
+fn logits_refuse_bad_ids() {
+    let out = tempfile::tempdir().unwrap();
+    let ids = fixture("mcore_llama/logits_fp32.npy");
+    let mut command = program();
+    command.args(["logits", "--checkpoint"]).arg(llama()).arg("--input-ids").arg(ids);
+    command.arg("--output").arg(out.path().join("x.npy"));
+    let ended = run(&mut command).expect_code(3);
+    assert!(ended.error().contains("expected int64 of shape [batch, seq]"), "{}", ended.stderr);
+}
+
+fn tokenize(flags: &[&str], input: &str) -> crate::support::Ended {
+    let mut command = program();
+    command.args(["tokenize", "--checkpoint"]).arg(llama()).args(flags).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    wait(child)
+}
+
+#[test]
+fn tokenize_there_and_back() {
+    let reference: serde_json::Value =
+        serde_json::from_reader(File::open(fixture("mcore_llama/reference_fp32.json")).unwrap()).unwrap();
+    let text = format!(
+        "{}\n{}\n",
+        reference["prompts"]["A"].as_str().unwrap(),
+        reference["prompts"]["B"].as_str().unwrap()
+    );
+    let ids = tokenize(&[], &text).expect_code(0).stdout;
+    let lines: Vec<serde_json::Value> = ids.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines[0], reference["input_ids"][0]);
+    assert_eq!(tokenize(&["--decode"], &ids).expect_code(0).stdout, text);
+    let ended = tokenize(&["--decode"], "[1]\n[99999]\n").expect_code(3);
+    assert!(ended.error().starts_with("error: line 2: token id 99999"), "{}", ended.stderr);
+}
+
+#[test]
+fn bench_measures_through_the_engine() {
+    let checkpoint = llama();
+    let mut command = program();
+    command.args(["bench", "--json", "--backend", "plain", "--checkpoint"]).arg(checkpoint);
+    let ended = run(&mut command).expect_code(0);
+    let measures: Vec<serde_json::Value> =
+        ended.stdout.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let names: Vec<_> = measures.iter().map(|measure| measure["measure"].as_str().unwrap()).collect();
+    assert_eq!(names, ["load_to_first_token", "decode_batch_1", "generate_64_prompts", "prefill_512"]);
+    assert!(measures.iter().all(|measure| measure["value"].as_f64().unwrap() > 0.0));
+}
