@@ -1,11 +1,10 @@
 //! The commands beside the main job, and what `--help` and `--cfg` print.
 
 use std::fs::File;
-use std::io::{BufReader, Write};
+use std::io::BufReader;
 use std::path::Path;
-use std::process::Stdio;
 
-use crate::support::{Job, fixture, llama, program, run, wait};
+use crate::support::{Job, fixture, llama, program, run, tokenize};
 
 #[test]
 fn help_texts() {
@@ -88,14 +87,6 @@ fn logits_refuse_bad_ids() {
     command.arg("--output").arg(out.path().join("x.npy"));
     let ended = run(&mut command).expect_code(3);
     assert!(ended.error().contains("expected int64 of shape [batch, seq]"), "{}", ended.stderr);
-}
-
-fn tokenize(flags: &[&str], input: &str) -> crate::support::Ended {
-    let mut command = program();
-    command.args(["tokenize", "--checkpoint"]).arg(llama()).args(flags).stdin(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
-    wait(child)
 }
 
 #[test]

@@ -71,21 +71,21 @@ fn batch_size_may_change_between_runs() {
 
 #[test]
 fn sigterm_saves_and_tells_how_to_go_on() {
-    const LONG: [&str; 1] = ["model.generation.length_params.max_length=100"];
-    let job = Job::new(200).with(&LONG);
+    const LONG: [&str; 1] = ["model.generation.length_params.max_length=40"];
+    let job = Job::new(100).with(&LONG);
     let child = job.start_and_wait_for_lines(2);
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     let ended = wait(child).expect_code(143);
     assert!(ended.stderr.contains("stopped by SIGTERM with "), "{}", ended.stderr);
     assert!(ended.stderr.contains("run the same command again to continue"), "{}", ended.stderr);
     let records = job.records();
-    assert!(records.len() % 2 == 0 && records.len() < 200, "{}", records.len());
+    assert!(records.len().is_multiple_of(2) && records.len() < 100, "{}", records.len());
 }
 
 #[test]
 fn sigint_is_130_and_usr1_is_done() {
     for (signal, code) in [(Signal::INT, 130), (Signal::USR1, 0)] {
-        let job = Job::new(200).with(&["model.generation.length_params.max_length=100"]);
+        let job = Job::new(100).with(&["model.generation.length_params.max_length=40"]);
         let child = job.start_and_wait_for_lines(2);
         kill_process(Pid::from_child(&child), signal).unwrap();
         wait(child).expect_code(code);
@@ -94,8 +94,8 @@ fn sigint_is_130_and_usr1_is_done() {
 
 #[test]
 fn time_limit_ends_well() {
-    let job = Job::new(200).with(&[
-        "model.generation.length_params.max_length=100",
+    let job = Job::new(100).with(&[
+        "model.generation.length_params.max_length=40",
         "exp_manager.max_time_per_run='00:00:00:01'",
     ]);
     let ended = job.run().expect_code(0);
@@ -117,7 +117,7 @@ fn full_disk_is_reported_and_survived() {
 
 #[test]
 fn folder_in_use_is_refused() {
-    let job = Job::new(200).with(&["model.generation.length_params.max_length=100"]);
+    let job = Job::new(100).with(&["model.generation.length_params.max_length=40"]);
     let mut first = job.start_and_wait_for_lines(2);
     let second = job.run().expect_code(1);
     assert!(

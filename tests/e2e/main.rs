@@ -1,4 +1,9 @@
 //! End-to-end tests of the real binary: what a user types, and what is on disk and on the screen afterwards.
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "clippy knows test functions, not the helpers beside them; a test fails by panicking"
+)]
 
 mod commands;
 mod complete;

@@ -1,6 +1,6 @@
 //! Running the real binary in a folder of its own.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -25,6 +25,8 @@ pub(crate) fn program() -> Command {
     for name in ["RUST_LOG", "HYDRA_FULL_ERROR", "RUST_BACKTRACE", "COLUMNS"] {
         command.env_remove(name);
     }
+    // Tests run side by side: threads of several processes that spin for each other's core take many times as long.
+    command.env("OMP_NUM_THREADS", "1").env("RAYON_NUM_THREADS", "1");
     command.env("NO_COLOR", "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -65,6 +67,15 @@ pub(crate) fn wait(mut child: Child) -> Ended {
     child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
     child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
     Ended { code: child.wait().unwrap().code(), stdout, stderr }
+}
+
+/// `tokenize` on this input.
+pub(crate) fn tokenize(flags: &[&str], input: &str) -> Ended {
+    let mut command = program();
+    command.args(["tokenize", "--checkpoint"]).arg(llama()).args(flags).stdin(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    wait(child)
 }
 
 /// A job on chat data in a temporary folder.

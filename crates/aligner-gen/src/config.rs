@@ -292,12 +292,12 @@ pub(crate) mod tests {
 
     #[test]
     fn checkpoint_path_may_interpolate() {
-        let user = user(&[
+        let interpolated = user(&[
             "++exp_manager.name=/models",
             "pretrained_checkpoint.restore_from_path=${exp_manager.name}/x.nemo",
         ]);
-        assert_eq!(user.checkpoint_path().unwrap(), Some(PathBuf::from("/models/x.nemo")));
-        assert_eq!(super::tests::user(&[]).checkpoint_path().unwrap(), None);
+        assert_eq!(interpolated.checkpoint_path().unwrap(), Some(PathBuf::from("/models/x.nemo")));
+        assert_eq!(user(&[]).checkpoint_path().unwrap(), None);
     }
 
     #[test]
