@@ -1,7 +1,7 @@
 //! From files and arguments to one resolved configuration: which layer wins, and which keys exist.
 //!
 //! Precedence, lowest first: the checkpoint's `model_config.yaml`, the built-in defaults, what the checkpoint knows
-//! better than they do, the user's file, the command line (contract, section 3).
+//! better than they do, the user's file, the command line.
 
 use std::path::{Path, PathBuf};
 

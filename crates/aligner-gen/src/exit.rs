@@ -1,4 +1,4 @@
-//! Failures and their exit codes (contract, section 2): every error that leaves the program passes through here.
+//! Failures and their exit codes: every error that leaves the program passes through here.
 
 use std::process::ExitCode;
 

@@ -1,6 +1,6 @@
 //! Opening an output folder: fresh, continued, continued without a manifest, or moved aside.
 //!
-//! Follows section 6 of the contract. A file without a manifest is one that the original software wrote: its last step
+//! A file without a manifest is one that the original software wrote: its last step
 //! counts only when as many lines are there as `consumed_samples` says.
 
 use std::fs::File;
