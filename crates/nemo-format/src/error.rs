@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::DType;
+
 /// An error in a checkpoint: what was being read, what was found, what was expected.
 #[derive(Debug, thiserror::Error)]
 pub enum FormatError {
@@ -22,4 +24,147 @@ pub enum FormatError {
         /// The tensor's canonical name.
         name: String,
     },
+    /// The checkpoint lacks a file that it must have.
+    #[error("`{}` has no member `{member}`", path.display())]
+    MissingMember {
+        /// The checkpoint.
+        path: PathBuf,
+        /// The member looked for.
+        member: String,
+    },
+    /// The bytes do not follow their own format.
+    #[error("`{file}` is damaged at byte {offset_bytes}: {reason}")]
+    Damaged {
+        /// The file or member.
+        file: String,
+        /// Where in it.
+        offset_bytes: u64,
+        /// What is wrong there.
+        reason: String,
+    },
+    /// An archive member that could write or read outside the checkpoint.
+    #[error("archive member `{member}` at byte {offset_bytes} is refused: {reason}")]
+    RefusedMember {
+        /// The member's name as it stands in the archive.
+        member: String,
+        /// Where its header starts.
+        offset_bytes: u64,
+        /// Why.
+        reason: &'static str,
+    },
+    /// The archive ends inside a member.
+    #[error(
+        "archive member `{member}` at byte {offset_bytes} is cut off: it needs {expected_bytes} bytes, {actual_bytes} are left"
+    )]
+    Truncated {
+        /// The member's name.
+        member: String,
+        /// Where its content starts.
+        offset_bytes: u64,
+        /// The size its header states.
+        expected_bytes: u64,
+        /// What the archive still holds.
+        actual_bytes: u64,
+    },
+    /// A pickle names a Python object that is not on the allow list.
+    #[error("`{file}` wants to load `{module}.{name}` at byte {offset_bytes}, which is not among the allowed names")]
+    ForbiddenGlobal {
+        /// The pickle.
+        file: String,
+        /// Where in it.
+        offset_bytes: u64,
+        /// Python module.
+        module: String,
+        /// Python name.
+        name: String,
+    },
+    /// A file exceeds what a real checkpoint can need.
+    #[error("`{file}` has {value} {what}, the limit is {limit}")]
+    Limit {
+        /// The file or member.
+        file: String,
+        /// What is counted.
+        what: &'static str,
+        /// How much there is.
+        value: u64,
+        /// How much is allowed.
+        limit: u64,
+    },
+    /// A known format that this version does not read.
+    #[error("{what} cannot be read: {hint}")]
+    Unsupported {
+        /// What was found.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
+    /// A tensor's pieces do not make up the tensor.
+    #[error("tensor `{name}` is inconsistent: {reason}")]
+    BadTensor {
+        /// The tensor's name in the file.
+        name: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A read outside the tensor.
+    #[error("region {region:?} leaves tensor `{name}` of shape {shape:?}")]
+    RegionOutside {
+        /// The tensor.
+        name: String,
+        /// The half-open ranges asked for.
+        region: Vec<std::ops::Range<u64>>,
+        /// The tensor's shape.
+        shape: Vec<u64>,
+    },
+    /// The caller's buffer does not fit the region.
+    #[error("the buffer for tensor `{name}` has {actual_bytes} bytes, the region needs {expected_bytes}")]
+    BufferSize {
+        /// The tensor.
+        name: String,
+        /// What the region needs.
+        expected_bytes: u64,
+        /// What the caller passed.
+        actual_bytes: u64,
+    },
+    /// The model configuration cannot be used.
+    #[error("`{file}` is not a model configuration: {reason}")]
+    BadConfig {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The target exists and may not be replaced.
+    #[error("`{}` exists already", path.display())]
+    OutputExists {
+        /// The target.
+        path: PathBuf,
+    },
+    /// A conversion that would not keep the meaning of the numbers.
+    #[error("tensor `{name}` of dtype {} cannot be converted to {}", from.name(), to.name())]
+    UnsupportedConversion {
+        /// The tensor.
+        name: String,
+        /// Its dtype.
+        from: DType,
+        /// The dtype asked for.
+        to: DType,
+    },
+}
+
+impl FormatError {
+    /// Wraps an operating-system error with the action and the path.
+    pub(crate) fn io(action: &'static str, path: &std::path::Path, source: std::io::Error) -> Self {
+        Self::Io { action, path: path.to_path_buf(), source }
+    }
+
+    /// A damaged file, with the place.
+    pub(crate) fn damaged(file: &str, offset_bytes: usize, reason: impl Into<String>) -> Self {
+        Self::Damaged { file: file.to_owned(), offset_bytes: offset_bytes as u64, reason: reason.into() }
+    }
+
+    /// An inconsistent tensor.
+    pub(crate) fn bad_tensor(name: &str, reason: impl Into<String>) -> Self {
+        Self::BadTensor { name: name.to_owned(), reason: reason.into() }
+    }
 }

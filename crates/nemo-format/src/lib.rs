@@ -5,6 +5,8 @@
 
 mod error;
 mod tensor_source;
+mod writer;
 
 pub use error::FormatError;
 pub use tensor_source::{DType, Region, TensorMeta, TensorSource};
+pub use writer::{Artifact, Overwrite, WriteOptions, WriteProgress, WriteReport, write_nemo};
