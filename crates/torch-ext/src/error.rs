@@ -13,6 +13,9 @@ pub enum ExtError {
         /// What it was given.
         actual: String,
     },
+    /// The system starts no more threads.
+    #[error("cannot start the kernel threads")]
+    Threads(#[source] std::io::Error),
     /// libtorch refused.
     #[error(transparent)]
     Torch(#[from] tch::TchError),

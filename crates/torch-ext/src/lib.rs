@@ -2,6 +2,7 @@
 //!
 //! The only crate with `unsafe` code (one mmap in `nemo-format` apart). It knows nothing of models or sampling.
 
+pub mod cpu;
 mod error;
 pub mod view;
 

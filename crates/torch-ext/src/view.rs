@@ -1,6 +1,7 @@
 //! Borrowed slices over the memory of CPU tensors.
 #![expect(unsafe_code, reason = "a tensor's memory is reached through libtorch's raw pointer")]
 
+use half::bf16;
 use tch::{Device, Kind, Tensor};
 
 use crate::ExtError;
@@ -10,22 +11,47 @@ fn check(tensor: &Tensor, what: &'static str, kind: Kind) -> Result<usize, ExtEr
         return Err(ExtError::BadTensor {
             what,
             expected: format!("a contiguous {kind:?} tensor on the CPU"),
-            actual: format!("{:?} on {:?}, contiguous: {}", tensor.kind(), tensor.device(), tensor.is_contiguous()),
+            actual: format!(
+                "{:?} on {:?}, contiguous: {}",
+                tensor.kind(),
+                tensor.device(),
+                tensor.is_contiguous()
+            ),
         });
     }
     Ok(tensor.numel())
 }
 
-/// The elements of a contiguous float32 CPU tensor of any shape.
-///
-/// # Errors
-/// When the tensor has another type or device, or is not contiguous.
-pub fn f32_slice<'a>(tensor: &'a Tensor, what: &'static str) -> Result<&'a [f32], ExtError> {
-    let num_elems = check(tensor, what, Kind::Float)?;
-    if num_elems == 0 {
-        return Ok(&[]);
-    }
-    // SAFETY: the tensor is contiguous float32 in host memory with `num_elems` elements (checked above), and the
-    // borrow keeps its storage alive. Nothing writes through another alias while engine code holds the borrow.
-    Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<f32>(), num_elems) })
+macro_rules! views {
+    ($elem:ty, $kind:ident, $name:ident, $name_mut:ident, $type_name:literal) => {
+        #[doc = concat!("The elements of a contiguous ", $type_name, " CPU tensor of any shape.")]
+        ///
+        /// # Errors
+        /// When the tensor has another type or device, or is not contiguous.
+        pub fn $name<'a>(tensor: &'a Tensor, what: &'static str) -> Result<&'a [$elem], ExtError> {
+            let num_elems = check(tensor, what, Kind::$kind)?;
+            if num_elems == 0 {
+                return Ok(&[]);
+            }
+            // SAFETY: the tensor is contiguous, of this type, in host memory, with `num_elems` elements (checked
+            // above), and the borrow keeps its storage alive. Tensors that share a storage are never written to
+            // while one of them is borrowed: only `f32_slice_mut` and `bf16_slice_mut` write, to fresh tensors.
+            Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<$elem>(), num_elems) })
+        }
+
+        #[doc = concat!("The same for writing, of a ", $type_name, " tensor that shares its storage with no other.")]
+        ///
+        /// # Errors
+        /// When the tensor has another type or device, or is not contiguous.
+        pub fn $name_mut<'a>(tensor: &'a mut Tensor, what: &'static str) -> Result<&'a mut [$elem], ExtError> {
+            let num_elems = check(tensor, what, Kind::$kind)?;
+            if num_elems == 0 {
+                return Ok(&mut []);
+            }
+            // SAFETY: as above, and the borrow is exclusive.
+            Ok(unsafe { std::slice::from_raw_parts_mut(tensor.data_ptr().cast::<$elem>(), num_elems) })
+        }
+    };
 }
+views!(f32, Float, f32_slice, f32_slice_mut, "float32");
+views!(bf16, BFloat16, bf16_slice, bf16_slice_mut, "bfloat16");

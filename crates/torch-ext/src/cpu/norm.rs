@@ -1,0 +1,85 @@
+//! RMSNorm and LayerNorm, one row at a time, sums in float32 in a fixed order.
+#![expect(unsafe_code, reason = "tasks of one loop write disjoint rows through one pointer")]
+
+use super::buffer::Shared;
+use super::elem::Elem;
+use super::isa::{Isa, multiversion};
+use super::math::sum_lanes;
+use super::pool::Pool;
+
+/// Which mean is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// Subtracts the mean, divides by the standard deviation.
+    LayerNorm,
+    /// Divides by the root mean square.
+    RmsNorm,
+}
+
+/// A norm's parameters, in float32. A zero-centred gain (`layernorm1p`) has its 1 added already.
+#[derive(Clone, Debug)]
+pub struct NormParams {
+    /// Which mean.
+    pub kind: NormKind,
+    /// `[hidden_size]`.
+    pub weight: Vec<f32>,
+    /// `[hidden_size]`, or empty.
+    pub bias: Vec<f32>,
+    /// Added to the variance or the mean square.
+    pub epsilon: f32,
+}
+
+/// Rows that one task normalises.
+const BLOCK_ROWS: usize = 16;
+
+/// `out` and `x`: `[num_rows, hidden_size]`.
+pub(crate) fn norm<E: Elem>(pool: &mut Pool, isa: Isa, params: &NormParams, x: &[E], out: &mut [E]) {
+    let block_elems = BLOCK_ROWS * params.weight.len();
+    let shared = Shared::new(out.as_mut_ptr());
+    let num_elems = x.len().min(out.len());
+    pool.run(num_elems.div_ceil(block_elems), &|block| {
+        let range = block * block_elems..((block + 1) * block_elems).min(num_elems);
+        // SAFETY: blocks are disjoint and end within `out`.
+        let out = unsafe { shared.slice(range.start, range.len()) };
+        norm_rows(isa, params, &x[range], out);
+    });
+}
+
+multiversion! {
+    fn norm_rows<E: Elem>(params: &NormParams, x: &[E], out: &mut [E]) {
+        let hidden_size = params.weight.len();
+        for (x, out) in x.chunks_exact(hidden_size).zip(out.chunks_exact_mut(hidden_size)) {
+            let mean = match params.kind {
+                NormKind::LayerNorm => sum_by(x, |value| value) / hidden_size as f32,
+                NormKind::RmsNorm => 0.0,
+            };
+            let variance = sum_by(x, |value| (value - mean) * (value - mean)) / hidden_size as f32;
+            let scale = 1.0 / (variance + params.epsilon).sqrt();
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(&params.weight) {
+                *out = E::from_f32((x.to_f32() - mean) * scale * weight);
+            }
+            if !params.bias.is_empty() {
+                // From float32 again, so that the sum with the bias is rounded once.
+                for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(&params.weight).zip(&params.bias) {
+                    *out = E::from_f32((x.to_f32() - mean) * scale * weight + bias);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn sum_by<E: Elem>(x: &[E], term: impl Fn(f32) -> f32) -> f32 {
+    let mut lanes = [0.0_f32; 16];
+    let chunks = x.chunks_exact(16);
+    let rest = chunks.remainder();
+    for chunk in chunks {
+        for (lane, value) in lanes.iter_mut().zip(chunk) {
+            *lane += term(value.to_f32());
+        }
+    }
+    for (lane, value) in lanes.iter_mut().zip(rest) {
+        *lane += term(value.to_f32());
+    }
+    sum_lanes(lanes)
+}
