@@ -67,7 +67,9 @@ pub enum FormatError {
         actual_bytes: u64,
     },
     /// A pickle names a Python object that is not on the allow list.
-    #[error("`{file}` wants to load `{module}.{name}` at byte {offset_bytes}, which is not among the allowed names")]
+    #[error(
+        "`{file}` wants to load `{module}.{name}` at byte {offset_bytes}, which is not among the allowed names"
+    )]
     ForbiddenGlobal {
         /// The pickle.
         file: String,

@@ -3,10 +3,18 @@
 //!
 //! Names, shapes and bytes only: no libtorch, no arithmetic on weights beyond what a format itself defines.
 
+mod archive;
+mod checkpoint;
+mod convert_dtype;
+mod dist_ckpt;
 mod error;
+mod mmap;
+mod pickle;
 mod tensor_source;
+mod torch_zip;
 mod writer;
 
+pub use checkpoint::{Checkpoint, StoredTensorInfo};
 pub use error::FormatError;
 pub use tensor_source::{DType, Region, TensorMeta, TensorSource};
 pub use writer::{Artifact, Overwrite, WriteOptions, WriteProgress, WriteReport, write_nemo};

@@ -91,6 +91,30 @@ impl Region {
         Self { ranges: shape.iter().map(|&dim| 0..dim).collect() }
     }
 
+    /// Checks that the region lies inside a tensor and that a buffer of `dst_bytes` holds just its elements.
+    ///
+    /// # Errors
+    /// When either is not so.
+    pub fn check(&self, name: &str, meta: &TensorMeta, dst_bytes: usize) -> Result<(), FormatError> {
+        let inside = self.ranges.len() == meta.shape.len()
+            && self
+                .ranges
+                .iter()
+                .zip(&meta.shape)
+                .all(|(range, &dim)| range.start <= range.end && range.end <= dim);
+        if !inside {
+            let (region, shape) = (self.ranges.clone(), meta.shape.clone());
+            return Err(FormatError::RegionOutside { name: name.to_owned(), region, shape });
+        }
+        let part = TensorMeta { dtype: meta.dtype, shape: self.shape() };
+        let expected_bytes = part.size_bytes().unwrap_or(u64::MAX);
+        if expected_bytes != dst_bytes as u64 {
+            let actual_bytes = dst_bytes as u64;
+            return Err(FormatError::BufferSize { name: name.to_owned(), expected_bytes, actual_bytes });
+        }
+        Ok(())
+    }
+
     /// The extent along each axis.
     pub fn shape(&self) -> Vec<u64> {
         self.ranges.iter().map(|range| range.end.saturating_sub(range.start)).collect()
@@ -117,5 +141,20 @@ pub trait TensorSource: Send + Sync {
     /// transform them without a copy between.
     fn mapped_bytes(&self, _name: &str) -> Option<&[u8]> {
         None
+    }
+
+    /// The whole tensor, copied.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read`].
+    fn read_whole(&self, name: &str) -> Result<Vec<u8>, FormatError> {
+        let meta = self.meta(name).ok_or_else(|| FormatError::MissingTensor { name: name.to_owned() })?;
+        let too_large =
+            || FormatError::BadTensor { name: name.to_owned(), reason: "its size overflows".to_owned() };
+        let size_bytes =
+            meta.size_bytes().and_then(|size| usize::try_from(size).ok()).ok_or_else(too_large)?;
+        let mut bytes = vec![0; size_bytes];
+        self.read(name, &Region::whole(&meta.shape), &mut bytes)?;
+        Ok(bytes)
     }
 }

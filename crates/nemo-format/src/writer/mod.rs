@@ -2,9 +2,22 @@
 //!
 //! Sizes are planned before the first byte, so tensors stream through; nothing is ever kept whole.
 
+mod metadata;
+mod plan;
+mod torch_item;
+
+use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
+use md5::{Digest, Md5};
+
+use self::plan::{Piece, StackedKey};
+use self::torch_item::TorchItem;
+use crate::convert_dtype::convert;
+use crate::dist_ckpt::FOLDER;
 use crate::{DType, FormatError, TensorSource};
+
+const METADATA_JSON: &str = r#"{"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}"#;
 
 /// A file that travels inside the checkpoint: a tokenizer model, a vocabulary, a chat template.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +31,9 @@ pub struct Artifact {
 impl Artifact {
     /// The member's name in the archive: what the configuration refers to as `nemo:<member>`.
     pub fn member_name(&self) -> String {
-        String::new()
+        let digest = Md5::digest(&self.bytes);
+        let hex: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{hex}_{}", self.name)
     }
 }
 
@@ -78,11 +93,150 @@ pub struct WriteReport {
 /// When the target exists and may not be replaced, a tensor cannot be read or converted, or the disk refuses.
 /// Nothing is left under `output` then.
 pub fn write_nemo(
-    _output: &Path,
-    _config_yaml: &str,
-    _artifacts: &[Artifact],
-    _source: &dyn TensorSource,
-    _options: &WriteOptions<'_>,
+    output: &Path,
+    config_yaml: &str,
+    artifacts: &[Artifact],
+    source: &dyn TensorSource,
+    options: &WriteOptions<'_>,
 ) -> Result<WriteReport, FormatError> {
-    Err(FormatError::Unsupported { what: "writing".into(), hint: "this build has no writer".into() })
+    if options.overwrite == Overwrite::Refuse && output.exists() {
+        return Err(FormatError::OutputExists { path: output.to_owned() });
+    }
+    let (keys, data_bytes) = plan::plan(source, options.dtype)?;
+    let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = tempfile::Builder::new().prefix(".nemo-").tempfile_in(parent);
+    let file = file.map_err(|source| FormatError::io("create a file in", parent, source))?;
+    let io_error = |source| FormatError::io("write", output, source);
+
+    let mut tar = Tar { out: BufWriter::with_capacity(1 << 20, file), written_bytes: 0 };
+    tar.member("./model_config.yaml", config_yaml.as_bytes()).map_err(io_error)?;
+    for artifact in artifacts {
+        tar.member(&format!("./{}", artifact.member_name()), &artifact.bytes).map_err(io_error)?;
+    }
+    tar.member(&format!("./{FOLDER}/metadata.json"), METADATA_JSON.as_bytes()).map_err(io_error)?;
+    let mut common = Vec::new();
+    TorchItem::empty_dict().write(&mut common, &[]).map_err(io_error)?;
+    tar.member(&format!("./{FOLDER}/common.pt"), &common).map_err(io_error)?;
+    tar.member(&format!("./{FOLDER}/.metadata"), &metadata::pickle(&keys)).map_err(io_error)?;
+    tar.header(&format!("./{FOLDER}/{}", metadata::DATA_FILE), data_bytes).map_err(io_error)?;
+    write_items(&mut tar, &keys, source, (options, output))?;
+    tar.pad(data_bytes).map_err(io_error)?;
+    // Two empty blocks end an archive.
+    tar.write(&[0; 2 * BLOCK_BYTES]).map_err(io_error)?;
+
+    let size_bytes = tar.written_bytes;
+    let file = tar.out.into_inner().map_err(|error| io_error(error.into_error()))?;
+    file.as_file().sync_all().map_err(io_error)?;
+    file.persist(output).map_err(|error| io_error(error.error))?;
+    let num_parameters = keys.iter().map(|key| key.shape.iter().product::<u64>()).sum();
+    Ok(WriteReport {
+        num_tensors: keys.iter().map(|key| key.pieces.len()).sum(),
+        num_parameters,
+        size_bytes,
+        artifact_members: artifacts.iter().map(Artifact::member_name).collect(),
+    })
+}
+
+/// Streams the items: one tensor in memory at a time.
+fn write_items<W: Write>(
+    tar: &mut Tar<W>,
+    keys: &[StackedKey],
+    source: &dyn TensorSource,
+    (options, output): (&WriteOptions<'_>, &Path),
+) -> Result<(), FormatError> {
+    let pieces: Vec<(&StackedKey, &Piece)> =
+        keys.iter().flat_map(|key| key.pieces.iter().map(move |piece| (key, piece))).collect();
+    let bytes_of = |(key, piece): &(&StackedKey, &Piece)| {
+        piece.sizes.iter().product::<u64>() * key.dtype.size_bytes() as u64
+    };
+    let total_bytes = pieces.iter().map(bytes_of).sum();
+    let (mut at, mut done_bytes) = (0, 0);
+    for (index, pair) in pieces.iter().enumerate() {
+        let (key, piece) = *pair;
+        let read;
+        let bytes = match source.mapped_bytes(&piece.source_name) {
+            Some(mapped) => mapped,
+            None => {
+                read = source.read_whole(&piece.source_name)?;
+                &read
+            }
+        };
+        let converted;
+        let bytes = if piece.source_dtype == key.dtype {
+            bytes
+        } else {
+            converted = convert(bytes, piece.source_dtype, key.dtype);
+            &converted
+        };
+        let gap = vec![0; (piece.item_at - at) as usize];
+        let written = tar.write(&gap).and_then(|()| {
+            piece.item.write(&mut tar.out, bytes)?;
+            tar.written_bytes += piece.item.len_bytes;
+            Ok(())
+        });
+        written.map_err(|source| FormatError::io("write", output, source))?;
+        at = piece.item_at + piece.item.len_bytes;
+        done_bytes += bytes_of(pair);
+        if let Some(progress) = options.progress {
+            progress(WriteProgress {
+                num_tensors_done: index + 1,
+                num_tensors: pieces.len(),
+                done_bytes,
+                total_bytes,
+            });
+        }
+    }
+    let end = keys
+        .iter()
+        .flat_map(|key| &key.pieces)
+        .map(|piece| piece.item_at + piece.item.len_bytes)
+        .max()
+        .unwrap_or(0);
+    let tail = vec![0; (end.next_multiple_of(torch_item::ALIGNMENT) - end) as usize];
+    tar.write(&tail).map_err(|source| FormatError::io("write", output, source))
+}
+
+const BLOCK_BYTES: usize = 512;
+
+/// A tar under construction. Members start on blocks of 512 bytes, so data aligned within a member is aligned in
+/// the archive.
+struct Tar<W> {
+    out: W,
+    written_bytes: u64,
+}
+
+impl<W: Write> Tar<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.written_bytes += bytes.len() as u64;
+        self.out.write_all(bytes)
+    }
+
+    /// A header in GNU format, whose sizes have no limit; the same bytes on every machine and day.
+    fn header(&mut self, name: &str, len_bytes: u64) -> io::Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_path(name)?;
+        // `set_path` drops a leading `./`, which NeMo's own archives have.
+        let field = &mut header.as_old_mut().name;
+        field.fill(0);
+        let name = name.as_bytes().get(..field.len()).unwrap_or(name.as_bytes());
+        field[..name.len()].copy_from_slice(name);
+        header.set_size(len_bytes);
+        header.set_mode(0o644);
+        header.set_mtime(0);
+        header.set_uid(0);
+        header.set_gid(0);
+        header.set_cksum();
+        self.write(header.as_bytes())
+    }
+
+    fn pad(&mut self, len_bytes: u64) -> io::Result<()> {
+        let padding = len_bytes.next_multiple_of(BLOCK_BYTES as u64) - len_bytes;
+        self.write(&vec![0; padding as usize])
+    }
+
+    fn member(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+        self.header(name, bytes.len() as u64)?;
+        self.write(bytes)?;
+        self.pad(bytes.len() as u64)
+    }
 }

@@ -1,0 +1,114 @@
+//! Everything that can be wrong with a configuration.
+
+/// An error in a configuration: which layer, which key, which value.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum ConfigError {
+    /// A document that is not YAML as OmegaConf reads it.
+    #[error("{source_name}:{line}:{column}: {message}")]
+    Yaml {
+        /// The document.
+        source_name: String,
+        /// Line, from 1.
+        line: usize,
+        /// Column, from 1.
+        column: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// An override that Hydra's grammar does not accept.
+    #[error("cannot read override `{text}`: {message}{}", quoted_hint(quoted))]
+    Override {
+        /// The argument as given.
+        text: String,
+        /// What is wrong.
+        message: String,
+        /// The argument with its value quoted, where that would make it a string.
+        quoted: Option<String>,
+    },
+    /// A key that no layer has.
+    #[error("unknown key `{key}` ({layer}){}; to add a new key, write `++{key}=…`", nearest_hint(nearest))]
+    UnknownKey {
+        /// The key.
+        key: String,
+        /// Who set it.
+        layer: String,
+        /// The known key that looks most like it.
+        nearest: Option<String>,
+    },
+    /// A key that a `+` override would add is there already.
+    #[error("`{text}` would add a key that exists; write `{key}=…` or `++{key}=…`")]
+    KeyExists {
+        /// The key.
+        key: String,
+        /// The argument.
+        text: String,
+    },
+    /// A deletion that does not fit.
+    #[error("cannot delete with `{text}`: {message}")]
+    Delete {
+        /// The argument.
+        text: String,
+        /// Why not.
+        message: String,
+    },
+    /// Values that cannot be merged.
+    #[error("cannot merge a map into the list at `{key}` ({layer})")]
+    Merge {
+        /// The key.
+        key: String,
+        /// The layer that brings the map.
+        layer: String,
+    },
+    /// An interpolation that leads nowhere.
+    #[error("cannot resolve `{expression}` at `{key}`: {message}")]
+    Interpolation {
+        /// The key whose value asks.
+        key: String,
+        /// The expression.
+        expression: String,
+        /// What is wrong.
+        message: String,
+    },
+    /// A mandatory value that was not given.
+    #[error("`{key}` must be given (it is `???` in {layer})")]
+    Missing {
+        /// The key.
+        key: String,
+        /// The layer that asks for it.
+        layer: String,
+    },
+    /// A value of the wrong type.
+    #[error("`{key}` must be {expected}, found {actual} (set by {layer})")]
+    WrongType {
+        /// The key.
+        key: String,
+        /// What is needed.
+        expected: String,
+        /// What was found.
+        actual: String,
+        /// The layer that set it.
+        layer: String,
+    },
+    /// A defaults list that this program does not compose.
+    #[error("{source_name}: cannot compose `{entry}` of the defaults list: config groups are not supported")]
+    Defaults {
+        /// The document.
+        source_name: String,
+        /// The entry.
+        entry: String,
+    },
+    /// A tree that does not fit the type it is read into.
+    #[error("{message}")]
+    Extract {
+        /// What is wrong.
+        message: String,
+    },
+}
+
+fn quoted_hint(quoted: &Option<String>) -> String {
+    quoted.as_ref().map_or_else(String::new, |quoted| format!("; to pass it as a string, write '{quoted}'"))
+}
+
+fn nearest_hint(nearest: &Option<String>) -> String {
+    nearest.as_ref().map_or_else(String::new, |nearest| format!(", did you mean `{nearest}`?"))
+}

@@ -1,0 +1,78 @@
+//! The grammar by examples; `tests/golden` has the answers of hydra-core itself.
+
+use super::*;
+
+fn value(text: &str) -> Node {
+    parse(&format!("a={text}")).unwrap().value.unwrap()
+}
+
+#[test]
+fn kinds_and_keys() {
+    for (text, kind, key) in [
+        ("a.b=1", OverrideKind::Set, "a.b"),
+        ("+a=1", OverrideKind::Add, "a"),
+        ("++a.0.b=1", OverrideKind::ForceAdd, "a.0.b"),
+        ("~a", OverrideKind::Delete, "a"),
+        ("hydra/job_logging=stdout", OverrideKind::Ignored, "hydra/job_logging"),
+        ("hydra.run.dir=.", OverrideKind::Ignored, "hydra.run.dir"),
+    ] {
+        let parsed = parse(text).unwrap();
+        assert_eq!((parsed.kind, parsed.key.as_str()), (kind, key), "{text}");
+    }
+    for text in ["a[0]=1", "a b=1", "=1", "a", "a.=1", " a=1", "group/x=1"] {
+        assert!(parse(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn values_have_hydras_types() {
+    for (text, expected) in [
+        ("", Node::from("")),
+        ("NULL", Node::Null),
+        ("True", Node::Bool(true)),
+        ("yes", Node::from("yes")),
+        ("+5", Node::Int(5)),
+        ("1_000", Node::Int(1000)),
+        ("012", Node::from("012")),
+        ("1__0", Node::from("1__0")),
+        ("9e-6", Node::Float(9e-6)),
+        (".5", Node::Float(0.5)),
+        ("1.", Node::Float(1.0)),
+        ("-inf", Node::Float(f64::NEG_INFINITY)),
+        ("1:00:00:00", Node::from("1:00:00:00")),
+        ("/p/x y ", Node::from("/p/x y")),
+        ("x${b}y", Node::from("x${b}y")),
+        ("'null'", Node::from("null")),
+        ("\"\\n\"", Node::from("\\n")),
+        ("\"a\\\"b\"", Node::from("a\"b")),
+        ("'x\\\\y'", Node::from("x\\\\y")),
+        ("a\\,b", Node::from("a,b")),
+        ("str(1)", Node::from("1")),
+        ("int(2.7)", Node::Int(2)),
+        ("int('3')", Node::Int(3)),
+        ("[]", Node::List(vec![])),
+        ("[1, null,foo ]", Node::List(vec![Node::Int(1), Node::Null, Node::from("foo")])),
+    ] {
+        assert_eq!(value(text), expected, "{text}");
+    }
+    assert_eq!(value("{a:1,b:[x]}").get("b.0"), Some(&Node::from("x")));
+    assert_eq!(value("[\"<|eot_id|>\",'a,b']").get("0"), Some(&Node::from("<|eot_id|>")));
+}
+
+#[test]
+fn refusals_show_the_quoted_form() {
+    let message = |text: &str| parse(text).unwrap_err().to_string();
+    insta::assert_snapshot!(message("a=<extra_id_1>"), @r#"cannot read override `a=<extra_id_1>`: `<` must be quoted; to pass it as a string, write 'a="<extra_id_1>"'"#);
+    insta::assert_snapshot!(message("a=1,2"), @"cannot read override `a=1,2`: a list of values is a sweep, which needs one run for each; put a list in brackets");
+    insta::assert_snapshot!(message("++x=${int_div:${y},2}"), @r#"cannot read override `++x=${int_div:${y},2}`: an interpolation inside another must be quoted; to pass it as a string, write '++x="${int_div:${y},2}"'"#);
+    insta::assert_snapshot!(message("a=choice(1,2)"), @"cannot read override `a=choice(1,2)`: `choice(…)` is a sweep, which needs one run for each value");
+    assert!(parse("a=x=y").is_err());
+    assert!(parse("a=[1,]").is_err());
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_read_or_refused(text in "[a-c=+~\\[\\]{}(),:'\"\\\\ $0-9.é]{0,40}") {
+        let _ = parse(&text);
+    }
+}

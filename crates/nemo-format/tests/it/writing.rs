@@ -1,0 +1,125 @@
+//! What the writer writes, the reader reads back; the original software reads it too, see
+//! `tests/fixtures/scripts/load_with_megatron.py`.
+
+use std::collections::BTreeMap;
+
+use nemo_format::{
+    Artifact, Checkpoint, DType, FormatError, Overwrite, Region, TensorMeta, TensorSource, WriteOptions,
+    write_nemo,
+};
+use proptest::prelude::*;
+
+use crate::fixtures::fixture;
+
+struct Memory(BTreeMap<String, (TensorMeta, Vec<u8>)>);
+
+impl TensorSource for Memory {
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(self.0.keys().map(String::as_str))
+    }
+
+    fn meta(&self, name: &str) -> Option<&TensorMeta> {
+        self.0.get(name).map(|(meta, _)| meta)
+    }
+
+    fn read(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError> {
+        let (meta, bytes) = &self.0[name];
+        assert_eq!(*region, Region::whole(&meta.shape));
+        dst.copy_from_slice(bytes);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_rewritten_checkpoint_holds_the_same() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = Checkpoint::open(&fixture("mcore_llama/llama_bf16_torch_dist_tp2.nemo")).unwrap();
+    let artifacts = [Artifact { name: "tokenizer.model".to_owned(), bytes: vec![7; 1000] }];
+    let paths = ["a.nemo", "b.nemo"].map(|name| folder.path().join(name));
+    for path in &paths {
+        write_nemo(
+            path,
+            original.model_config_text(),
+            &artifacts,
+            original.tensors(),
+            &WriteOptions::default(),
+        )
+        .unwrap();
+    }
+    assert!(std::fs::read(&paths[0]).unwrap() == std::fs::read(&paths[1]).unwrap(), "two writes, two files");
+    let copy = Checkpoint::open(&paths[0]).unwrap();
+    assert_eq!(copy.tensors().names().count(), original.tensors().names().count());
+    for name in original.tensors().names() {
+        assert_eq!(copy.tensors().meta(name), original.tensors().meta(name));
+        let mapped = copy.tensors().mapped_bytes(name).unwrap();
+        assert!(mapped == original.tensors().read_whole(name).unwrap(), "{name}");
+        assert_eq!(mapped.as_ptr() as usize % 64, 0, "{name} is not aligned");
+    }
+    assert_eq!(copy.artifact("nemo:tokenizer.model").unwrap(), vec![7; 1000]);
+    assert_eq!(copy.artifact(&artifacts[0].member_name()).unwrap(), vec![7; 1000]);
+    let stacked = copy.stored_tensors();
+    assert!(
+        stacked
+            .iter()
+            .any(|info| info.name == "model.decoder.layers.mlp.linear_fc1.weight" && info.meta.shape[0] == 3)
+    );
+
+    let again = write_nemo(&paths[0], "", &[], original.tensors(), &WriteOptions::default());
+    assert!(matches!(again, Err(FormatError::OutputExists { .. })));
+    let options = WriteOptions { dtype: Some(DType::F32), overwrite: Overwrite::Replace, progress: None };
+    write_nemo(&paths[0], "", &[], original.tensors(), &options).unwrap();
+    let wide = Checkpoint::open(&paths[0]).unwrap();
+    assert_eq!(wide.tensors().meta("model.output_layer.weight").unwrap().dtype, DType::F32);
+}
+
+#[test]
+fn a_folder_and_its_archive_are_the_same_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = fixture("mcore_llama/llama_fp32_torch_dist.nemo");
+    tar::Archive::new(std::fs::File::open(&path).unwrap()).unpack(folder.path()).unwrap();
+    let (packed, unpacked) = (Checkpoint::open(&path).unwrap(), Checkpoint::open(folder.path()).unwrap());
+    assert_eq!(packed.fingerprint(), unpacked.fingerprint());
+    assert_eq!(unpacked.format(), "Megatron-Core folder, torch_dist");
+    let name = "model.output_layer.weight";
+    assert!(packed.tensors().read_whole(name).unwrap() == unpacked.tensors().read_whole(name).unwrap());
+}
+
+#[test]
+fn a_failed_write_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let meta = TensorMeta { dtype: DType::I64, shape: vec![2] };
+    let source = Memory(BTreeMap::from([
+        ("model.decoder.layers.0.w".to_owned(), (meta.clone(), vec![0; 16])),
+        ("model.decoder.layers.2.w".to_owned(), (meta, vec![0; 16])),
+    ]));
+    let path = folder.path().join("x.nemo");
+    let error = write_nemo(&path, "", &[], &source, &WriteOptions::default()).unwrap_err();
+    insta::assert_snapshot!(error, @"tensor `model.decoder.layers.w` is inconsistent: its layers are not the same shape and type, numbered from 0");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn any_shapes_survive(shapes in proptest::collection::vec((proptest::collection::vec(0_u64..5, 0..4), 1_u64..4), 1..5)) {
+        let mut tensors = BTreeMap::new();
+        for (index, (shape, num_layers)) in shapes.iter().enumerate() {
+            let meta = TensorMeta { dtype: DType::F32, shape: shape.clone() };
+            for layer in 0..*num_layers {
+                let bytes: Vec<u8> = (0..meta.size_bytes().unwrap()).map(|i| (i * 7 + layer) as u8).collect();
+                tensors.insert(format!("model.decoder.layers.{layer}.t{index}"), (meta.clone(), bytes.clone()));
+                tensors.insert(format!("model.t{index}"), (meta.clone(), bytes));
+            }
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.nemo");
+        let source = Memory(tensors);
+        write_nemo(&path, "a: 1\n", &[], &source, &WriteOptions::default()).unwrap();
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        prop_assert_eq!(checkpoint.tensors().names().count(), source.0.len());
+        for (name, (meta, bytes)) in &source.0 {
+            prop_assert_eq!(checkpoint.tensors().meta(name), Some(meta));
+            prop_assert_eq!(&checkpoint.tensors().read_whole(name).unwrap(), bytes);
+        }
+    }
+}
