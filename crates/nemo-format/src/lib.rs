@@ -8,13 +8,18 @@ mod checkpoint;
 mod convert_dtype;
 mod dist_ckpt;
 mod error;
+mod gguf;
 mod mmap;
 mod pickle;
+mod region;
+mod safetensors;
 mod tensor_source;
 mod torch_zip;
 mod writer;
 
 pub use checkpoint::{Checkpoint, StoredTensorInfo};
 pub use error::FormatError;
+pub use gguf::{GgufFile, GgufSource, GgufValue};
+pub use safetensors::SafetensorsSource;
 pub use tensor_source::{DType, Region, TensorMeta, TensorSource};
 pub use writer::{Artifact, Overwrite, WriteOptions, WriteProgress, WriteReport, write_nemo};
