@@ -5,10 +5,12 @@
 
 mod archive;
 mod checkpoint;
+mod convert;
 mod convert_dtype;
 mod dist_ckpt;
 mod error;
 mod gguf;
+mod huggingface;
 mod mmap;
 mod pickle;
 mod region;
@@ -18,6 +20,7 @@ mod torch_zip;
 mod writer;
 
 pub use checkpoint::{Checkpoint, StoredTensorInfo};
+pub use convert::{ConvertOptions, ConvertReport, InputKind, convert_checkpoint};
 pub use error::FormatError;
 pub use gguf::{GgufFile, GgufSource, GgufValue};
 pub use safetensors::SafetensorsSource;

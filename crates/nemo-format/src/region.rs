@@ -14,7 +14,10 @@ pub(crate) fn copy_region(
 ) -> Result<(), FormatError> {
     region.check(name, meta, dst.len())?;
     if meta.size_bytes() != Some(bytes.len() as u64) {
-        return Err(FormatError::bad_tensor(name, format!("its shape does not fit its {} bytes", bytes.len())));
+        return Err(FormatError::bad_tensor(
+            name,
+            format!("its shape does not fit its {} bytes", bytes.len()),
+        ));
     }
     if dst.is_empty() {
         return Ok(());
@@ -37,7 +40,8 @@ pub(crate) fn copy_region(
     }
     let mut position: Vec<u64> = region.ranges.iter().map(|range| range.start).collect();
     for run in dst.chunks_exact_mut(run_bytes) {
-        let start: usize = position.iter().zip(&strides_bytes).map(|(&at, &stride)| at as usize * stride).sum();
+        let start: usize =
+            position.iter().zip(&strides_bytes).map(|(&at, &stride)| at as usize * stride).sum();
         run.copy_from_slice(&bytes[start..start + run_bytes]);
         for axis in (0..run_axis).rev() {
             position[axis] += 1;

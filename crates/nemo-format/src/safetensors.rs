@@ -126,8 +126,8 @@ impl TensorSource for SafetensorsSource {
 }
 
 fn parse_header(file: &str, bytes: &[u8], file_idx: usize) -> Result<Vec<(String, Entry)>, FormatError> {
-    let (header_bytes, metadata) =
-        SafeTensors::read_metadata(bytes).map_err(|source| FormatError::damaged(file, 0, source.to_string()))?;
+    let (header_bytes, metadata) = SafeTensors::read_metadata(bytes)
+        .map_err(|source| FormatError::damaged(file, 0, source.to_string()))?;
     let data_start = header_bytes + size_of::<u64>();
     let mut names = metadata.offset_keys();
     names.sort_by_key(|name| metadata.info(name).map(|info| info.data_offsets.0));
@@ -140,7 +140,10 @@ fn parse_header(file: &str, bytes: &[u8], file_idx: usize) -> Result<Vec<(String
         })?;
         let meta = TensorMeta { dtype, shape: info.shape.iter().map(|&dim| dim as u64).collect() };
         let (start, end) = info.data_offsets;
-        entries.push((name, Entry { file_idx, offset_bytes: data_start + start, size_bytes: end - start, meta }));
+        entries.push((
+            name,
+            Entry { file_idx, offset_bytes: data_start + start, size_bytes: end - start, meta },
+        ));
     }
     Ok(entries)
 }
@@ -200,7 +203,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("a.safetensors"), sample(&["x"])).unwrap();
         std::fs::write(folder.path().join("b.safetensors"), sample(&["y"])).unwrap();
-        let index = r#"{"metadata":{"total_size":48},"weight_map":{"x":"a.safetensors","y":"b.safetensors"}}"#;
+        let index =
+            r#"{"metadata":{"total_size":48},"weight_map":{"x":"a.safetensors","y":"b.safetensors"}}"#;
         std::fs::write(folder.path().join(INDEX_NAME), index).unwrap();
         let source = SafetensorsSource::open_folder(folder.path()).unwrap();
         assert_eq!(source.names().collect::<Vec<_>>(), ["x", "y"]);

@@ -113,11 +113,14 @@ impl RawTensor {
         alignment_bytes: u64,
         file_bytes: u64,
     ) -> Result<TensorInfo, FormatError> {
-        let bad = |reason: String| FormatError::damaged(file, self.at, format!("tensor `{}`: {reason}", self.name));
+        let bad =
+            |reason: String| FormatError::damaged(file, self.at, format!("tensor `{}`: {reason}", self.name));
         let row_elems = self.shape.last().copied().unwrap_or(1);
         let (block_elems, block_bytes) = self.block_type.block();
         if !row_elems.is_multiple_of(block_elems as u64) {
-            return Err(bad(format!("its row length {row_elems} is not a multiple of the block size {block_elems}")));
+            return Err(bad(format!(
+                "its row length {row_elems} is not a multiple of the block size {block_elems}"
+            )));
         }
         let size_bytes = self
             .shape
