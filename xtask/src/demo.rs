@@ -29,8 +29,7 @@ const MARKERS: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
 /// When set-up, the build, the download, the conversion or the generation fails.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     setup::report(workspace)?;
-    let gguf = fetch_model(workspace)?;
-    convert(workspace, &gguf)?;
+    prepare_model(workspace)?;
     say("building aligner-gen (the first time takes minutes)");
     let program = build(workspace)?;
 
@@ -46,8 +45,27 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
+/// The demo's model in both its forms.
+pub(crate) struct Model {
+    pub(crate) gguf: PathBuf,
+    pub(crate) checkpoint: PathBuf,
+}
+
+/// Fetches and converts the model, unless that was done before.
+///
+/// # Errors
+/// When it cannot be fetched or converted.
+pub(crate) fn prepare_model(workspace: &Workspace) -> Result<Model> {
+    let gguf = fetch_model(workspace)?;
+    let checkpoint = convert(workspace, &gguf)?;
+    Ok(Model { gguf, checkpoint })
+}
+
 /// Builds the program and returns its path.
-fn build(workspace: &Workspace) -> Result<PathBuf> {
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     let mut command = workspace.cargo();
     command.args(["build", "--release", "-p", "aligner-gen", "--bin", "aligner-gen"]);
     command.args(["--message-format", "json-render-diagnostics"]);
@@ -99,16 +117,16 @@ fn copy_licence(wheel: &Path, to: &Path) -> Result<()> {
     fs::copy(licence, to).map(drop).with_context(|| format!("cannot write `{}`", to.display()))
 }
 
-fn convert(workspace: &Workspace, gguf: &Path) -> Result<()> {
+fn convert(workspace: &Workspace, gguf: &Path) -> Result<PathBuf> {
     let checkpoint = workspace.path(CHECKPOINT);
     if checkpoint.is_file() {
-        return Ok(());
+        return Ok(checkpoint);
     }
     say(&format!("converting it to `{CHECKPOINT}`"));
     let options = ConvertOptions { overwrite: Overwrite::Refuse, ..ConvertOptions::default() };
     convert_checkpoint(gguf, &checkpoint, &options)
         .with_context(|| format!("cannot convert `{}`", gguf.display()))?;
-    Ok(())
+    Ok(checkpoint)
 }
 
 fn generation_command(workspace: &Workspace, program: &Path) -> Command {

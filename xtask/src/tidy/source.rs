@@ -27,7 +27,8 @@ pub(super) fn check(file: &SourceFile) -> Vec<Finding> {
     let SourceFile { path, text } = file;
     let code = code_only(text);
     let mut findings = Vec::new();
-    if !text.trim_start().starts_with("//!") {
+    // The unit tests of `foo.rs` in `foo/tests.rs` are described by `foo.rs`.
+    if !path.ends_with("/tests.rs") && !text.trim_start().starts_with("//!") {
         findings.push(format!("{path}:1: the module has no `//!` documentation at its start"));
     }
     let lines = counted_lines(file);
@@ -157,6 +158,7 @@ mod tests {
     fn a_file_without_module_docs_is_found() {
         let found = findings("crates/data/src/a.rs", "// About.\nfn f() {}\n");
         assert_eq!(found, ["crates/data/src/a.rs:1: the module has no `//!` documentation at its start"]);
+        assert!(findings("crates/data/src/a/tests.rs", "use super::*;\n").is_empty());
         assert!(findings("a.py", "print(1)").is_empty());
     }
 
