@@ -167,7 +167,7 @@ mod tests {
         let text = "//! A.\n#[allow(dead_code)]\nfn f() { todo!() }\n#[ignore]\nfn g() { dbg!(1); unimplemented!() }\n";
         let lines: Vec<String> = findings("crates/data/src/a.rs", text)
             .iter()
-            .map(|finding| finding.splitn(3, ':').nth(1).unwrap_or_default().to_owned())
+            .map(|finding| finding.split(':').nth(1).unwrap_or_default().to_owned())
             .collect();
         assert_eq!(lines, ["2", "3", "4", "5", "5"]);
     }
