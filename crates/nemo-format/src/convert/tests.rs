@@ -168,6 +168,53 @@ fn rotary_and_tied_keys_are_carried_over() {
     assert_eq!(converted.model_config().get("seq_len_interpolation_factor"), Some(&Node::Float(2.0)));
 }
 
+/// Adds biases of the given linear layers to the folder's weights: layer and row number as a float.
+fn add_biases(folder: &Path, layers: &[(&str, usize)]) {
+    let path = folder.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut data = Vec::new();
+    for layer in 0..2_u8 {
+        for &(name, num_rows) in layers {
+            let values = (0..num_rows).flat_map(|row| (f32::from(layer) * 1000.0 + row as f32).to_le_bytes());
+            data.push((format!("model.layers.{layer}.{name}.bias"), num_rows, values.collect::<Vec<u8>>()));
+        }
+    }
+    let biases = data.iter().map(|(name, num_rows, values)| {
+        let dtype = safetensors::Dtype::F32;
+        (name.clone(), safetensors::tensor::TensorView::new(dtype, vec![*num_rows], values).unwrap())
+    });
+    let all = tensors.tensors().into_iter().chain(biases);
+    fs::write(&path, safetensors::serialize(all, None).unwrap()).unwrap();
+}
+
+fn floats(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+    let bytes = checkpoint.tensors().read_whole(name).unwrap();
+    bytes.chunks_exact(4).map(|elem| f32::from_le_bytes([elem[0], elem[1], elem[2], elem[3]])).collect()
+}
+
+#[test]
+fn biases_are_fused_and_those_that_lack_are_zeros() {
+    let qkv = [("self_attn.q_proj", 64), ("self_attn.k_proj", 32), ("self_attn.v_proj", 32)];
+    let folder = edited_folder(&|_| {});
+    add_biases(folder.path(), &qkv);
+    let (converted, _) = convert(folder.path(), &ConvertOptions::default());
+    assert_eq!(converted.model_config().get("qkv_bias"), Some(&Node::Bool(true)));
+    assert_eq!(converted.model_config().get("bias"), Some(&Node::Bool(false)));
+    assert!(converted.tensors().meta("model.decoder.layers.1.self_attention.linear_proj.bias").is_none());
+    let fused = floats(&converted, "model.decoder.layers.1.self_attention.linear_qkv.bias");
+    // Group 1 starts at row 64: query heads 2 and 3, then key head 1, then value head 1.
+    assert_eq!([fused[64], fused[96], fused[112], fused[127]], [1032.0, 1016.0, 1016.0, 1031.0]);
+
+    let folder = edited_folder(&|_| {});
+    add_biases(folder.path(), &[&qkv[..], &[("self_attn.o_proj", 64)]].concat());
+    let (converted, _) = convert(folder.path(), &ConvertOptions::default());
+    assert_eq!(converted.model_config().get("bias"), Some(&Node::Bool(true)));
+    assert_eq!(floats(&converted, "model.decoder.layers.0.self_attention.linear_proj.bias")[63], 63.0);
+    assert_eq!(floats(&converted, "model.decoder.layers.0.mlp.linear_fc1.bias"), [0.0; 224]);
+    assert_eq!(floats(&converted, "model.decoder.layers.0.mlp.linear_fc2.bias"), [0.0; 64]);
+}
+
 #[test]
 fn what_cannot_be_converted_is_named() {
     let check = |input: &Path, name: &str| {
