@@ -198,7 +198,7 @@ fn from_gguf(path: &Path, options: &ConvertOptions<'_>) -> Result<Converted, For
     let source = GgufSource::new(GgufFile::open(path)?, dtype)?;
     let arch = gguf::arch(&source)?;
     let tokenizer = match &options.tokenizer {
-        Some(path) => tokenizer::from_files(HfTokenizer::open(path)?, &file_name(path)),
+        Some(path) => tokenizer::from_files(HfTokenizer::open(path)?, &folder_name(path)),
         None => tokenizer::from_gguf(source.file())?,
     };
     assemble(InputKind::GgufLlama, (&arch, LlamaNames::Gguf), source, tokenizer, dtype)
@@ -220,11 +220,15 @@ fn assemble<S: TensorSource + 'static>(
 fn type_name(config: &HfConfig, folder: &Path) -> String {
     match config.name_or_path.as_deref() {
         Some(name) if !name.is_empty() && !name.starts_with(['/', '.']) => name.to_owned(),
-        _ => file_name(folder),
+        _ => folder_name(folder),
     }
 }
 
-fn file_name(path: &Path) -> String {
-    let resolved = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+/// The name of a folder, or of the folder that holds a file.
+fn folder_name(path: &Path) -> String {
+    let mut resolved = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+    if resolved.is_file() {
+        resolved.pop();
+    }
     resolved.file_name().map_or_else(|| "tokenizer".into(), |name| name.to_string_lossy().into_owned())
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use hydra_config::Node;
 
 use super::arch::precision;
-use super::{ConvertOptions, Converted, InputKind, file_name, tokenizer};
+use super::{ConvertOptions, Converted, InputKind, folder_name, tokenizer};
 use crate::huggingface::HfTokenizer;
 use crate::{Artifact, Checkpoint, DType, FormatError, Region, TensorMeta, TensorSource};
 
@@ -27,7 +27,7 @@ pub(super) fn rewrite(input: &Path, options: &ConvertOptions<'_>) -> Result<Conv
         artifacts.push(artifact);
     }
     if let Some(path) = &options.tokenizer {
-        let part = tokenizer::from_files(HfTokenizer::open(path)?, &file_name(path));
+        let part = tokenizer::from_files(HfTokenizer::open(path)?, &folder_name(path));
         let replaced = config.get("tokenizer.model").and_then(Node::as_str).map(str::to_owned);
         artifacts.retain(|artifact| replaced != Some(format!("nemo:{}", artifact.member_name())));
         config.set("tokenizer", part.section);

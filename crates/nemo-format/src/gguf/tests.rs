@@ -56,11 +56,11 @@ fn damaged_headers_are_named() {
     insta::assert_snapshot!(check(&|b| b[4] = 1), @"`f.gguf`, GGUF version 1, cannot be read: only little-endian files of version 2 or 3 are");
     insta::assert_snapshot!(check(&|b| b[4..8].rotate_left(1)), @"`f.gguf`, a big-endian GGUF file, cannot be read: only little-endian files of version 2 or 3 are");
     insta::assert_snapshot!(check(&|b| b[15] = 1), @"`f.gguf` has 72057594037927944 tensors, the limit is 262144");
-    insta::assert_snapshot!(check(&|b| b.truncate(100)), @"");
-    insta::assert_snapshot!(check(&|b| b.truncate(b.len() - 600)), @"");
+    insta::assert_snapshot!(check(&|b| b.truncate(100)), @"`f.gguf` is damaged at byte 96: metadata key `test.strings` needs 8 bytes, 4 are left");
+    insta::assert_snapshot!(check(&|b| b.truncate(b.len() - 600)), @"`f.gguf` is damaged at byte 441: tensor `Q5_1`: its 360 bytes at data offset 4800 leave the file of 5640 bytes");
     let q5_1 = bytes.windows(4).position(|window| window == b"Q5_1").unwrap();
-    insta::assert_snapshot!(check(&|b| b[q5_1 + 4 + 4 + 16] = 12), @"");
-    insta::assert_snapshot!(check(&|b| b[q5_1 + 4 + 4] = 97), @"");
+    insta::assert_snapshot!(check(&|b| b[q5_1 + 4 + 4 + 16] = 12), @"tensor `Q5_1` of GGUF type Q4_K in `f.gguf` cannot be read: supported types are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0");
+    insta::assert_snapshot!(check(&|b| b[q5_1 + 4 + 4] = 97), @"`f.gguf` is damaged at byte 441: tensor `Q5_1`: its row length 97 is not a multiple of the block size 32");
 }
 
 proptest! {

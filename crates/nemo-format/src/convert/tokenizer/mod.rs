@@ -5,6 +5,8 @@
 mod bpe;
 mod pre_tokenizer;
 mod sentencepiece;
+#[cfg(test)]
+mod tests;
 
 use hydra_config::Node;
 
