@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod convert_checkpoint;
 mod demo;
 mod fixtures;
 mod setup;
@@ -33,6 +34,8 @@ enum Task {
     Test,
     /// Checks what the compiler does not: crate edges, module docs, sizes, paths named in the documentation
     Tidy,
+    /// Converts a checkpoint of any readable kind to a Megatron-Core `.nemo`
+    ConvertCheckpoint(convert_checkpoint::ConvertCheckpointArgs),
     /// Makes the test checkpoints anew, or one checkpoint of a named shape with dummy weights
     Fixtures(fixtures::Args),
     /// Measures speed beside other programs
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(&workspace),
         Task::Test => suite::run(&workspace),
         Task::Tidy => tidy::run(&workspace),
+        Task::ConvertCheckpoint(args) => convert_checkpoint::run(&args),
         Task::Fixtures(args) => fixtures::run(&workspace, &args),
         Task::Bench(bench) => bench::run(&workspace, &bench),
     });
