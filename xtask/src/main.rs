@@ -1,3 +1,64 @@
-//! The project's own tasks. Builds without libtorch.
+//! The project's own tasks: `cargo xtask setup`, `demo`, `test` and the rest. Builds without libtorch.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+mod bench;
+mod convert_checkpoint;
+mod demo;
+mod fixtures;
+mod setup;
+mod suite;
+mod tidy;
+mod wheels;
+mod workspace;
+
+use workspace::Workspace;
+
+/// The project's own tasks.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Brings libtorch into `.libtorch/`. A LIBTORCH of your own wins
+    Setup,
+    /// Fetches a small chat model, answers real prompts with it on the CPU and shows the answers
+    Demo,
+    /// Runs set-up, all checks and all tests
+    Test,
+    /// Checks what the compiler does not: crate edges, module docs, sizes, paths named in the documentation
+    Tidy,
+    /// Converts a checkpoint of any readable kind to a Megatron-Core `.nemo`
+    ConvertCheckpoint(convert_checkpoint::ConvertCheckpointArgs),
+    /// Makes the test checkpoints anew, or one checkpoint of a named shape with dummy weights
+    Fixtures(fixtures::Args),
+    /// Measures speed beside other programs
+    #[command(subcommand)]
+    Bench(bench::Bench),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = Workspace::locate().and_then(|workspace| match cli.task {
+        Task::Setup => setup::report(&workspace),
+        Task::Demo => demo::run(&workspace),
+        Task::Test => suite::run(&workspace),
+        Task::Tidy => tidy::run(&workspace),
+        Task::ConvertCheckpoint(args) => convert_checkpoint::run(&args),
+        Task::Fixtures(args) => fixtures::run(&workspace, &args),
+        Task::Bench(bench) => bench::run(&workspace, &bench),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            workspace::say(&format!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}

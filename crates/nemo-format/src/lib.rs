@@ -5,16 +5,24 @@
 
 mod archive;
 mod checkpoint;
+mod convert;
 mod convert_dtype;
 mod dist_ckpt;
 mod error;
+mod gguf;
+mod huggingface;
 mod mmap;
 mod pickle;
+mod region;
+mod safetensors;
 mod tensor_source;
 mod torch_zip;
 mod writer;
 
 pub use checkpoint::{Checkpoint, StoredTensorInfo};
+pub use convert::{ConvertOptions, ConvertReport, InputKind, convert_checkpoint};
 pub use error::FormatError;
+pub use gguf::{GgufFile, GgufSource, GgufValue};
+pub use safetensors::SafetensorsSource;
 pub use tensor_source::{DType, Region, TensorMeta, TensorSource};
 pub use writer::{Artifact, Overwrite, WriteOptions, WriteProgress, WriteReport, write_nemo};

@@ -1,0 +1,202 @@
+"""Measures other programs on the CPU with the model of the demo, in bf16: one JSON line for each measure.
+
+decode    batch 1: new tokens per second after a short prompt
+bulk      64 prompts of about 40 tokens, 64 new tokens each: new tokens per second
+prefill   one prompt of 512 tokens: prompt tokens per second
+load      seconds from opening the file to the first new token
+
+Each figure is the best of a few rounds. Nothing is sampled: greedy, and every response has its full length.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import time
+
+SENTENCE = "The river ran past the old mill, and in the evening the children came to throw stones and talk about the sea. "
+NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, PREFILL_TOKENS, DECODE_TOKENS = 64, 40, 64, 512, 64
+
+
+def say(peer, measure, **figures):
+    print(json.dumps({"peer": peer, "measure": measure, **figures}), flush=True)
+
+
+def best_seconds(rounds, work):
+    """The shortest of `rounds` runs, after one that warms up."""
+    work()
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def token_ids(encode, count, shift):
+    """`count` ids of ordinary text; `shift` makes the prompts of a batch differ."""
+    ids = encode(SENTENCE * (count // 16 + 4))
+    return ids[shift % 16 : shift % 16 + count]
+
+
+def save_for_transformers(gguf, folder):
+    """The same weights as a bf16 Hugging Face folder: reading GGUF would measure the unpacking."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (folder / "model.safetensors").is_file():
+        source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
+        loaded = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16)
+        # A model read from GGUF counts as quantised and refuses to be saved; a plain one with its weights does not.
+        if hasattr(loaded.config, "quantization_config"):
+            del loaded.config.quantization_config
+        plain = AutoModelForCausalLM.from_config(loaded.config, dtype=torch.bfloat16)
+        plain.load_state_dict(loaded.state_dict())
+        plain.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
+
+
+def measure_transformers(gguf, work_dir, threads, rounds, measures):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(threads)
+    folder = work_dir / "smollm2-hf-bf16"
+    save_for_transformers(gguf, folder)
+    peer = "transformers"
+
+    def load():
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+        model.eval()
+        return model, AutoTokenizer.from_pretrained(folder)
+
+    def generate(model, rows, new_tokens):
+        ids = torch.tensor(rows)
+        with torch.inference_mode():
+            model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                min_new_tokens=new_tokens,
+                max_new_tokens=new_tokens,
+                do_sample=False,
+                pad_token_id=0,
+            )
+
+    def first_token():
+        model, tokenizer = load()
+        generate(model, [tokenizer.encode(SENTENCE)], 1)
+
+    if "load" in measures:
+        say(peer, "load", seconds=best_seconds(rounds, first_token))
+    model, tokenizer = load()
+    prompt = token_ids(tokenizer.encode, PREFILL_TOKENS, 0)
+    if "prefill" in measures:
+
+        def prefill():
+            with torch.inference_mode():
+                model(torch.tensor([prompt]), logits_to_keep=1)
+
+        say(peer, "prefill", tokens_per_s=PREFILL_TOKENS / best_seconds(rounds, prefill))
+    if "decode" in measures:
+        short = prompt[:PROMPT_TOKENS]
+        one = best_seconds(rounds, lambda: generate(model, [short], 1))
+        many = best_seconds(rounds, lambda: generate(model, [short], 1 + DECODE_TOKENS))
+        say(peer, "decode", tokens_per_s=DECODE_TOKENS / (many - one))
+    if "bulk" in measures:
+        rows = [token_ids(tokenizer.encode, PROMPT_TOKENS, shift) for shift in range(NUM_PROMPTS)]
+        seconds = best_seconds(1, lambda: generate(model, rows, NEW_TOKENS))
+        say(peer, "bulk", tokens_per_s=NUM_PROMPTS * NEW_TOKENS / seconds)
+
+
+def save_bf16_gguf(gguf, output):
+    """Dequantises every matrix to bf16: the same arithmetic for everybody."""
+    from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
+    from gguf.quants import dequantize, quantize
+
+    if output.is_file():
+        return
+    reader = GGUFReader(gguf)
+    partial = output.with_suffix(".partial")
+    writer = GGUFWriter(partial, reader.get_field("general.architecture").contents())
+    for name, field in reader.fields.items():
+        if name.startswith("GGUF.") or name in ("general.architecture", "general.file_type"):
+            continue
+        kind = field.types[0]
+        sub_type = field.types[-1] if kind == GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), kind, sub_type=sub_type)
+    bf16 = GGMLQuantizationType.BF16
+    for tensor in reader.tensors:
+        values = dequantize(tensor.data, tensor.tensor_type)
+        if values.ndim == 1:
+            writer.add_tensor(tensor.name, values)
+        else:
+            writer.add_tensor(tensor.name, quantize(values, bf16), raw_dtype=bf16)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    partial.rename(output)
+
+
+def measure_llama_cpp(gguf, work_dir, threads, rounds, measures):
+    from llama_cpp import Llama
+
+    model_path = work_dir / "smollm2-bf16.gguf"
+    save_bf16_gguf(gguf, model_path)
+    peer = "llama.cpp"
+
+    def load():
+        return Llama(str(model_path), n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False)
+
+    def encode(llama):
+        return lambda text: llama.tokenize(text.encode(), add_bos=False)
+
+    def first_token():
+        llama = load()
+        llama.eval(encode(llama)(SENTENCE))
+        llama.sample(temp=0.0)
+
+    if "load" in measures:
+        say(peer, "load", seconds=best_seconds(rounds, first_token))
+    llama = load()
+    prompt = token_ids(encode(llama), PREFILL_TOKENS, 0)
+
+    def prefill(ids):
+        llama.reset()
+        llama.eval(ids)
+
+    def decode():
+        for _ in range(DECODE_TOKENS):
+            llama.eval([llama.sample(temp=0.0)])
+
+    if "prefill" in measures:
+        say(peer, "prefill", tokens_per_s=PREFILL_TOKENS / best_seconds(rounds, lambda: prefill(prompt)))
+    if "decode" in measures:
+        prefill(prompt[:PROMPT_TOKENS])
+        say(peer, "decode", tokens_per_s=DECODE_TOKENS / best_seconds(rounds, decode))
+    if "bulk" in measures:
+        # Its Python interface has no batches: the prompts come one after another.
+        def bulk():
+            for shift in range(NUM_PROMPTS):
+                prefill(token_ids(encode(llama), PROMPT_TOKENS, shift))
+                decode()
+
+        say(peer, "bulk", tokens_per_s=NUM_PROMPTS * DECODE_TOKENS / best_seconds(1, bulk))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gguf", type=pathlib.Path, required=True)
+    parser.add_argument("--work-dir", type=pathlib.Path, required=True)
+    parser.add_argument("--peer", choices=["transformers", "llama.cpp"], required=True)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--measures", default="load,prefill,decode,bulk")
+    args = parser.parse_args()
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    measure = {"transformers": measure_transformers, "llama.cpp": measure_llama_cpp}[args.peer]
+    measure(args.gguf, args.work_dir, args.threads, args.rounds, args.measures.split(","))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+//! The figures of the demo's model on the CPU: decode, bulk, prefill, load.
+//!
+//! `aligner-gen bench --json` gives the project's own as JSON lines, `xtask/peers/cpu_peers.py` those of the peers.
+//! Every program runs alone, one after another.
+
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use super::table::{self, Figure};
+use crate::demo;
+use crate::workspace::{Workspace, run as run_command, say, shell_line};
+
+const VENV: &str = ".bench/venv";
+const SCRIPT: &str = "xtask/peers/cpu_peers.py";
+
+/// A program to compare with, and what pip installs for it.
+struct Peer {
+    name: &'static str,
+    packages: &'static [&'static str],
+}
+
+const PEERS: [Peer; 2] = [
+    Peer {
+        name: "transformers",
+        packages: &["torch==2.11.0", "transformers==5.24.0", "gguf==0.19.0", "accelerate"],
+    },
+    // Built from source, which takes some minutes.
+    Peer { name: "llama.cpp", packages: &["llama-cpp-python==0.3.36", "gguf==0.19.0"] },
+];
+
+/// Choices of the CPU benchmark.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// A checkpoint to measure instead of the demo's; the peers are left out then
+    #[arg(long, value_name = "CKPT")]
+    checkpoint: Option<PathBuf>,
+    /// Measures the project's own program only
+    #[arg(long)]
+    no_peers: bool,
+    /// Prints the figures as JSON lines instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measures, and prints a table with ratios.
+///
+/// # Errors
+/// When the program cannot be built or measured.
+pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
+    crate::setup::report(workspace)?;
+    let (checkpoint, gguf) = match &args.checkpoint {
+        Some(checkpoint) => (checkpoint.clone(), None),
+        None => {
+            let model = demo::prepare_model(workspace)?;
+            (model.checkpoint, Some(model.gguf))
+        }
+    };
+    let program = demo::build(workspace)?;
+    let mut own = workspace.command(&program);
+    own.arg("bench").arg("--checkpoint").arg(&checkpoint).arg("--json");
+    let mut figures = measure(own, "aligner-gen")?;
+    if let Some(gguf) = gguf.filter(|_| !args.no_peers) {
+        for peer in &PEERS {
+            match measure_peer(workspace, peer, &gguf) {
+                Ok(found) => figures.extend(found),
+                Err(error) => say(&format!("no figures of {}: {error:#}", peer.name)),
+            }
+        }
+    }
+    let text = if args.json { table::json_lines(&figures)? } else { table::render(&figures) };
+    std::io::Write::write_all(&mut std::io::stdout(), text.as_bytes())
+        .context("cannot write to standard output")
+}
+
+fn measure_peer(workspace: &Workspace, peer: &Peer, gguf: &std::path::Path) -> Result<Vec<Figure>> {
+    let venv = workspace.path(VENV).join(peer.name);
+    let python = venv.join("bin/python");
+    let finished = venv.join("installed.txt");
+    let wanted = peer.packages.join("\n");
+    if std::fs::read_to_string(&finished).ok().as_deref() != Some(wanted.as_str()) {
+        say(&format!("installing {} into `{VENV}/{}`", peer.name, peer.name));
+        run_command(workspace.command("python3").args(["-m", "venv"]).arg(&venv))?;
+        run_command(
+            workspace.command(&python).args(["-m", "pip", "install", "--quiet"]).args(peer.packages),
+        )?;
+        std::fs::write(&finished, wanted)
+            .with_context(|| format!("cannot write `{}`", finished.display()))?;
+    }
+    let mut command = workspace.command(&python);
+    command.arg(SCRIPT).arg("--gguf").arg(gguf).args(["--work-dir", ".bench/models", "--peer", peer.name]);
+    measure(command, peer.name)
+}
+
+/// Runs a program that prints figures as JSON lines.
+fn measure(mut command: Command, program: &str) -> Result<Vec<Figure>> {
+    let line = shell_line(&command);
+    say(&format!("measuring {program}"));
+    let output =
+        command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start `{line}`"))?;
+    if !output.status.success() {
+        bail!("`{line}` failed with {}", output.status);
+    }
+    table::parse(&String::from_utf8_lossy(&output.stdout), program)
+}

@@ -1,0 +1,25 @@
+//! `cargo xtask bench`: speed beside other programs on the same machine, in the same run.
+
+use anyhow::Result;
+
+use crate::workspace::Workspace;
+
+mod cpu;
+mod table;
+
+/// What to measure.
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Bench {
+    /// The demo's model on the CPU, beside transformers and llama.cpp where pip can install them
+    Cpu(cpu::Args),
+}
+
+/// Runs a benchmark.
+///
+/// # Errors
+/// When the program's own figures cannot be had. A missing peer is only said.
+pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
+    match bench {
+        Bench::Cpu(args) => cpu::run(workspace, args),
+    }
+}

@@ -1,0 +1,232 @@
+//! `cargo xtask test`: set-up, every check, every test, and one line at the end that says how many passed.
+//!
+//! A check (tidy, rustfmt, clippy) counts as one test in that line, so that it agrees with the exit code.
+
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace::{Workspace, probe, say, shell_line};
+use crate::{setup, tidy};
+
+/// How many tests passed and failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+}
+
+impl Counts {
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+/// Runs everything that must be true before a change goes in.
+///
+/// # Errors
+/// When set-up, a check or a test fails.
+pub(crate) fn run(workspace: &Workspace) -> Result<()> {
+    setup::report(workspace)?;
+    let mut counts = Counts::default();
+    let mut failures = Vec::new();
+    let mut skipped = Vec::new();
+    let mut record = |name: &str, outcome: Result<Counts>| match outcome {
+        Ok(found) => {
+            counts.add(found);
+            if found.failed > 0 {
+                failures.push(format!("{name}: {} failed", found.failed));
+            }
+        }
+        Err(error) => {
+            counts.failed += 1;
+            failures.push(format!("{name}: {error:#}"));
+        }
+    };
+
+    record("tidy", checked(tidy::run(workspace)));
+    for check in CHECKS {
+        if probe(workspace.cargo().args([check.component, "--version"])).is_some() {
+            say(&format!("== {}", check.component));
+            record(check.component, checked(crate::workspace::run(workspace.cargo().args(check.args))));
+        } else {
+            skipped.push(format!("{} (`rustup component add {}`)", check.component, check.package));
+        }
+    }
+    for (name, command, runner) in test_commands(workspace) {
+        say(&format!("== {name}"));
+        record(&name, run_tests(command, runner));
+    }
+
+    for check in &skipped {
+        say(&format!("skipped, not installed: {check}"));
+    }
+    for failure in &failures {
+        say(&format!("failed: {failure}"));
+    }
+    writeln!(std::io::stdout(), "{} passed, {} failed", counts.passed, counts.failed)?;
+    if !failures.is_empty() {
+        bail!("not everything passed");
+    }
+    Ok(())
+}
+
+fn checked(outcome: Result<()>) -> Result<Counts> {
+    outcome.map(|()| Counts { passed: 1, failed: 0 })
+}
+
+struct Check {
+    component: &'static str,
+    package: &'static str,
+    args: &'static [&'static str],
+}
+
+const CHECKS: [Check; 2] = [
+    Check { component: "fmt", package: "rustfmt", args: &["fmt", "--all", "--check"] },
+    Check {
+        component: "clippy",
+        package: "clippy",
+        args: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+    },
+];
+
+/// Which program's report has to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Runner {
+    Nextest,
+    Libtest,
+}
+
+fn test_commands(workspace: &Workspace) -> Vec<(String, Command, Runner)> {
+    let mut commands = Vec::new();
+    if probe(workspace.cargo().args(["nextest", "--version"])).is_some() {
+        let mut tests = workspace.cargo();
+        tests.args(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]);
+        let mut doc_tests = workspace.cargo();
+        doc_tests.args(["test", "--workspace", "--doc", "--no-fail-fast"]);
+        commands.push(("tests".to_owned(), tests, Runner::Nextest));
+        commands.push(("doc tests".to_owned(), doc_tests, Runner::Libtest));
+    } else {
+        let mut tests = workspace.cargo();
+        tests.args(["test", "--workspace", "--no-fail-fast"]);
+        commands.push(("tests".to_owned(), tests, Runner::Libtest));
+    }
+    commands
+}
+
+/// Runs a test runner, hands its output on and counts.
+fn run_tests(mut command: Command, runner: Runner) -> Result<Counts> {
+    let line = shell_line(&command);
+    match runner {
+        Runner::Nextest => command.stderr(Stdio::piped()),
+        Runner::Libtest => command.stdout(Stdio::piped()),
+    };
+    let mut child = command.spawn().with_context(|| format!("cannot start `{line}`"))?;
+    let mut counts = Counts::default();
+    if let Some(stderr) = child.stderr.take() {
+        hand_on(stderr, std::io::stderr(), runner, &mut counts)?;
+    }
+    if let Some(stdout) = child.stdout.take() {
+        hand_on(stdout, std::io::stdout(), runner, &mut counts)?;
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for `{line}`"))?;
+    judge(status.success(), counts).with_context(|| format!("`{line}` ended with {status}"))
+}
+
+/// A runner that fails without naming a failed test did not get as far as its tests.
+fn judge(success: bool, counts: Counts) -> Result<Counts> {
+    if !success && counts.failed == 0 {
+        bail!("no test failed, so the build or the runner did");
+    }
+    Ok(counts)
+}
+
+fn hand_on(from: impl std::io::Read, mut to: impl Write, runner: Runner, counts: &mut Counts) -> Result<()> {
+    let mut reader = BufReader::new(from);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line).context("cannot read the runner's output")? > 0 {
+        to.write_all(&line)?;
+        to.flush()?;
+        if let Some(found) = summary_counts(&String::from_utf8_lossy(&line), runner) {
+            counts.add(found);
+        }
+        line.clear();
+    }
+    Ok(())
+}
+
+/// The counts in a runner's summary line, or `None` for any other line.
+fn summary_counts(line: &str, runner: Runner) -> Option<Counts> {
+    let line = line.trim();
+    let report = match runner {
+        // Summary [   1.204s] 7 tests run: 5 passed (1 slow), 1 failed, 1 timed out, 0 skipped
+        Runner::Nextest => line.strip_prefix("Summary [")?.split_once(" run: ")?.1,
+        // test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s
+        Runner::Libtest => line.strip_prefix("test result: ")?.split_once(". ")?.1,
+    };
+    let mut counts = Counts::default();
+    for part in report.split([',', ';']) {
+        let mut words = part.split_whitespace();
+        let (Some(number), Some(what)) = (words.next(), words.next()) else { continue };
+        let Ok(number) = number.parse::<u64>() else { continue };
+        match what {
+            "passed" => counts.passed += number,
+            "failed" | "timed" | "exec" => counts.failed += number,
+            _ => {}
+        }
+    }
+    Some(counts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(line: &str, runner: Runner, expect: Option<(u64, u64)>) {
+        let expect = expect.map(|(passed, failed)| Counts { passed, failed });
+        assert_eq!(summary_counts(line, runner), expect, "{line}");
+    }
+
+    #[test]
+    fn reads_the_summary_of_nextest() {
+        check("     Summary [   0.015s] 3 tests run: 3 passed, 0 skipped", Runner::Nextest, Some((3, 0)));
+        check(
+            "     Summary [  61.204s] 7 tests run: 4 passed (1 slow), 2 failed, 1 timed out, 0 skipped",
+            Runner::Nextest,
+            Some((4, 3)),
+        );
+        check("        PASS [   0.004s] xtask suite::tests::a", Runner::Nextest, None);
+    }
+
+    #[test]
+    fn reads_the_summary_of_libtest() {
+        let ok =
+            "test result: ok. 5 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s";
+        check(ok, Runner::Libtest, Some((5, 0)));
+        check(
+            "test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured",
+            Runner::Libtest,
+            Some((1, 2)),
+        );
+        check("test result_is_right ... ok", Runner::Libtest, None);
+    }
+
+    #[test]
+    fn counts_what_passes_through_and_keeps_the_bytes() {
+        let text = "a\ntest result: ok. 2 passed; 0 failed;\nb \u{e9}\ntest result: FAILED. 1 passed; 1 failed;\nend";
+        let mut copy = Vec::new();
+        let mut counts = Counts::default();
+        hand_on(text.as_bytes(), &mut copy, Runner::Libtest, &mut counts).unwrap();
+        assert_eq!(copy, text.as_bytes());
+        assert_eq!(counts, Counts { passed: 3, failed: 1 });
+    }
+
+    #[test]
+    fn a_runner_that_dies_without_a_report_is_a_failure() {
+        assert!(judge(false, Counts { passed: 3, failed: 0 }).is_err());
+        assert_eq!(judge(false, Counts { passed: 0, failed: 2 }).unwrap(), Counts { passed: 0, failed: 2 });
+        assert_eq!(judge(true, Counts { passed: 3, failed: 0 }).unwrap(), Counts { passed: 3, failed: 0 });
+    }
+}

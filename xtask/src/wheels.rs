@@ -1,0 +1,148 @@
+//! Unpacks pinned wheels into a folder with uv or pip. Nothing is installed for the system's Python, and nothing in the wheels is run.
+
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Result, bail};
+
+use crate::workspace::{Workspace, probe, run, say};
+
+/// pip takes each platform tag literally: `manylinux_2_28` alone would not find a wheel for an older one.
+const PIP_PLATFORMS: [&str; 7] = [
+    "manylinux_2_28_x86_64",
+    "manylinux_2_27_x86_64",
+    "manylinux_2_26_x86_64",
+    "manylinux_2_25_x86_64",
+    "manylinux_2_24_x86_64",
+    "manylinux_2_17_x86_64",
+    "manylinux2014_x86_64",
+];
+
+/// A fixed version makes one wheel, and one hash, right for whatever Python the machine has.
+const WHEEL_PYTHON: &str = "3.11";
+
+/// A program that can unpack wheels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Installer {
+    Uv,
+    Pip,
+}
+
+impl Installer {
+    fn command(self, workspace: &Workspace, requirements: &Path, target: &Path) -> Command {
+        let mut command = match self {
+            Self::Uv => {
+                let mut uv = workspace.command("uv");
+                uv.args(["pip", "install", "--only-binary", ":all:", "--python-version", WHEEL_PYTHON]);
+                uv.args(["--python-platform", "x86_64-manylinux_2_28"]);
+                uv
+            }
+            Self::Pip => {
+                let mut pip = workspace.command("python3");
+                pip.args(["-m", "pip", "install", "--no-compile", "--only-binary=:all:", "--quiet"]);
+                pip.args(["--implementation", "cp", "--python-version", WHEEL_PYTHON]);
+                pip.args(PIP_PLATFORMS.iter().flat_map(|platform| ["--platform", platform]));
+                // What a user may have switched on for their own installs, and what contradicts `--target`.
+                pip.envs([
+                    ("PIP_USER", "0"),
+                    ("PIP_REQUIRE_VIRTUALENV", "0"),
+                    ("PIP_ROOT_USER_ACTION", "ignore"),
+                ]);
+                pip.env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
+                pip
+            }
+        };
+        command.args(["--no-deps", "--require-hashes", "--target"]).arg(target);
+        command.arg("-r").arg(requirements);
+        command
+    }
+}
+
+/// Unpacks the wheels of `requirements` (pinned with hashes) into `target`, which need not exist; `news` is said before
+/// it starts.
+///
+/// # Errors
+/// When neither uv nor pip is there (the text says how to install pip), or a wheel cannot be fetched.
+pub(crate) fn unpack(workspace: &Workspace, requirements: &Path, target: &Path, news: &str) -> Result<()> {
+    let installers = installers(workspace)?;
+    say(news);
+    let mut outcome = Ok(());
+    for installer in installers {
+        // A Python of a distribution may be managed by its packages only; pip does not mind with `--target`.
+        outcome = run(&mut installer.command(workspace, requirements, target));
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    outcome
+}
+
+fn installers(workspace: &Workspace) -> Result<Vec<Installer>> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        bail!(
+            "there are wheels of libtorch for Linux on x86-64 only: on another machine set LIBTORCH to a libtorch 2.11"
+        );
+    }
+    let has_uv = probe(workspace.command("uv").arg("--version")).is_some();
+    let has_python = probe(workspace.command("python3").arg("--version")).is_some();
+    let has_pip =
+        has_python && probe(workspace.command("python3").args(["-m", "pip", "--version"])).is_some();
+    let mut found = Vec::new();
+    if has_uv {
+        found.push(Installer::Uv);
+    }
+    if has_pip {
+        found.push(Installer::Pip);
+    }
+    if found.is_empty() {
+        let what = if has_python { "pip for Python 3 is missing" } else { "Python 3 with pip is missing" };
+        bail!(
+            "{what}: install it with `{}`",
+            install_line(workspace, &["python3", "python3-pip"], &["python3-pip"])
+        );
+    }
+    Ok(found)
+}
+
+/// The command that installs system packages on this machine.
+pub(crate) fn install_line(workspace: &Workspace, debian: &[&str], fedora: &[&str]) -> String {
+    let has = |program: &str| probe(workspace.command(program).arg("--version")).is_some();
+    if !has("apt-get") && has("dnf") {
+        format!("dnf install -y {}", fedora.join(" "))
+    } else {
+        format!("apt-get install -y {}", debian.join(" "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace::shell_line;
+
+    #[test]
+    fn both_installers_check_hashes_and_leave_the_system_alone() {
+        let workspace = Workspace::locate().unwrap();
+        for installer in [Installer::Uv, Installer::Pip] {
+            let command = installer.command(&workspace, Path::new("pins.txt"), Path::new("out"));
+            let line = shell_line(&command);
+            for part in
+                ["--require-hashes", "--target out", "--no-deps", "-r pins.txt", "--python-version 3.11"]
+            {
+                assert!(line.contains(part), "{part} is missing in {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn every_pin_has_a_version_and_a_hash() {
+        let workspace = Workspace::locate().unwrap();
+        for pins in ["tools/libtorch-cpu.txt", "tools/demo-model.txt"] {
+            let text = std::fs::read_to_string(workspace.path(pins)).unwrap();
+            let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
+            assert!(!lines.is_empty(), "{pins} pins nothing");
+            for line in lines {
+                assert!(line.contains("==") && line.contains(" --hash=sha256:"), "{pins}: {line}");
+            }
+        }
+    }
+}
