@@ -52,13 +52,20 @@ impl Composer {
     /// # Errors
     /// When a map would be merged into a list.
     pub fn push_node(&mut self, layer: &str, node: Node) -> Result<(), ConfigError> {
-        let mut root = std::mem::replace(&mut self.root, Node::Null);
-        let outcome = self.merge(&mut root, node, "", layer);
+        let mut root = self.root.clone();
+        self.merge(&mut root, node, "", layer)?;
         self.root = root;
-        outcome
+        Ok(())
     }
 
     fn merge(&mut self, base: &mut Node, node: Node, path: &str, layer: &str) -> Result<(), ConfigError> {
+        if let (Node::Str(text), Node::Map(_)) = (&*base, &node)
+            && text.contains("${")
+            && let Ok(target @ Node::Map(_)) = interpolation::resolve_at(&self.root, path, &|_| None)
+        {
+            // OmegaConf merges a map into a copy of what the interpolation points at.
+            *base = target;
+        }
         match (&mut *base, node) {
             (Node::Map(map), Node::Map(entries)) => {
                 for (key, value) in entries {
@@ -73,10 +80,10 @@ impl Composer {
                     }
                 }
             }
-            (Node::List(_), Node::Map(_)) => {
+            (Node::List(_), Node::Map(_)) | (Node::Map(_), Node::List(_)) => {
                 return Err(ConfigError::Merge { key: path.to_owned(), layer: layer.to_owned() });
             }
-            (existing, value) if value.is_missing() && !matches!(existing, Node::Null) => {}
+            (_, value) if value.is_missing() => {}
             (existing, value) => {
                 self.record(&value, path, layer);
                 *existing = value;
@@ -105,33 +112,33 @@ impl Composer {
     fn apply(&mut self, change: Override) -> Result<(), ConfigError> {
         let layer = format!("command line: {}", change.text);
         let existing = self.root.get(&change.key);
+        let value = change.value.clone().unwrap_or(Node::Null);
+        let unknown =
+            |key: String| ConfigError::UnknownKey { nearest: self.nearest(&key), key, layer: layer.clone() };
         match change.kind {
             OverrideKind::Ignored => return Ok(()),
             OverrideKind::Delete => return self.delete(&change),
-            OverrideKind::Set if existing.is_none() => {
-                return Err(ConfigError::UnknownKey {
-                    nearest: self.nearest(&change.key),
-                    key: change.key,
-                    layer,
-                });
-            }
-            OverrideKind::Add if existing.is_some_and(|node| !matches!(node, Node::Map(_))) => {
+            OverrideKind::Set if existing.is_none() => return Err(unknown(change.key)),
+            OverrideKind::Add if existing.is_some_and(|node| occupies(node, &value)) => {
                 return Err(ConfigError::KeyExists { key: change.key, text: change.text });
             }
+            _ if existing.is_none() && self.is_inside_list(&change.key) => return Err(unknown(change.key)),
             _ => {}
         }
-        let value = change.value.unwrap_or(Node::Null);
         if let (OverrideKind::Set, Some(base @ Node::Map(_))) = (change.kind, existing)
+            && matches!(&value, Node::Map(map) if !map.is_empty())
             && let Some(absent) = value.leaf_paths().into_iter().find(|leaf| base.get(leaf).is_none())
         {
-            let key = join(&change.key, &absent);
-            return Err(ConfigError::UnknownKey { nearest: self.nearest(&key), key, layer });
+            return Err(unknown(join(&change.key, &absent)));
         }
         match (existing, &value) {
             (Some(Node::Map(_)), Node::Map(_)) => {
                 let mut tree = Node::empty_map();
                 tree.set(&change.key, value);
                 self.push_node(&layer, tree)
+            }
+            (Some(Node::Map(_)), Node::List(_)) | (Some(Node::List(_)), Node::Map(_)) => {
+                Err(ConfigError::Merge { key: change.key, layer })
             }
             _ => {
                 self.record(&value, &change.key, &layer);
@@ -141,23 +148,49 @@ impl Composer {
         }
     }
 
+    /// Whether a key would be a new element of a list, which Hydra refuses.
+    fn is_inside_list(&self, key: &str) -> bool {
+        key.match_indices('.').any(|(at, _)| matches!(self.root.get(&key[..at]), Some(Node::List(_))))
+    }
+
     fn delete(&mut self, change: &Override) -> Result<(), ConfigError> {
         let error = |message: String| Err(ConfigError::Delete { text: change.text.clone(), message });
-        match (self.root.get(&change.key), &change.value) {
-            (None, _) => error(format!("there is no key `{}`", change.key)),
-            (Some(node), Some(value)) if node != value => error("the key has another value".to_owned()),
-            _ => {
-                self.root.remove(&change.key);
-                let below = format!("{}.", change.key);
-                self.origins.retain(|key, _| *key != change.key && !key.starts_with(&below));
-                Ok(())
-            }
+        let Some(node) = self.root.get(&change.key) else {
+            return error(format!("there is no key `{}`", change.key));
+        };
+        // Hydra looks at the value that the key stands for, and takes null and `???` for nothing.
+        let node =
+            interpolation::resolve_at(&self.root, &change.key, &|_| None).unwrap_or_else(|_| node.clone());
+        if matches!(node, Node::Null) || node.is_missing() {
+            return error(format!("the value of `{}` is null or `???`", change.key));
         }
+        if self.is_inside_list(&change.key) {
+            return error(format!("`{}` is an element of a list", change.key));
+        }
+        let is_wanted = match &change.value {
+            None | Some(Node::Null) => true,
+            Some(value) => equals(&node, value),
+        };
+        if !is_wanted {
+            return error(format!("the value of `{}` is another", change.key));
+        }
+        self.root.remove(&change.key);
+        let below = format!("{}.", change.key);
+        self.origins.retain(|key, _| *key != change.key && !key.starts_with(&below));
+        Ok(())
     }
 
     /// The known key most like an unknown one.
     pub fn nearest(&self, key: &str) -> Option<String> {
         nearest_of(key, self.root.leaf_paths().iter().map(String::as_str))
+    }
+
+    /// The value of one key, with its interpolations resolved and the others left alone.
+    ///
+    /// # Errors
+    /// When there is no such key, or an interpolation leads nowhere or in a circle.
+    pub fn resolve_at(&self, key: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Node, ConfigError> {
+        interpolation::resolve_at(&self.root, key, env)
     }
 
     /// Resolves all interpolations. `env` answers `${oc.env:NAME}`.
@@ -166,6 +199,32 @@ impl Composer {
     /// When an interpolation leads nowhere or in a circle.
     pub fn resolve(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<Resolved, ConfigError> {
         Ok(Resolved::new(interpolation::resolve_tree(&self.root, env)?, self.origins.clone()))
+    }
+}
+
+/// Whether `+key=value` must refuse: null and `???` are nothing, and maps and lists may be merged over anything.
+fn occupies(existing: &Node, value: &Node) -> bool {
+    !matches!(value, Node::Map(_) | Node::List(_))
+        && !matches!(existing, Node::Null)
+        && !existing.is_missing()
+}
+
+/// Equality as Python has it: `1`, `1.0` and `true` are equal.
+fn equals(left: &Node, right: &Node) -> bool {
+    let number =
+        |node: &Node| node.as_f64().or_else(|| node.as_bool().map(|value| f64::from(u8::from(value))));
+    match (left, right) {
+        (Node::List(left), Node::List(right)) => {
+            left.len() == right.len() && left.iter().zip(right).all(|(left, right)| equals(left, right))
+        }
+        (Node::Map(left), Node::Map(right)) => {
+            left.len() == right.len()
+                && left.iter().all(|(key, value)| right.get(key).is_some_and(|other| equals(value, other)))
+        }
+        _ => match (number(left), number(right)) {
+            (Some(left), Some(right)) => left == right,
+            _ => left == right,
+        },
     }
 }
 

@@ -52,11 +52,11 @@ pub enum ConfigError {
         message: String,
     },
     /// Values that cannot be merged.
-    #[error("cannot merge a map into the list at `{key}` ({layer})")]
+    #[error("cannot merge a map with a list at `{key}` ({layer})")]
     Merge {
         /// The key.
         key: String,
-        /// The layer that brings the map.
+        /// The layer that brings the other kind.
         layer: String,
     },
     /// An interpolation that leads nowhere.
@@ -106,7 +106,10 @@ pub enum ConfigError {
 }
 
 fn quoted_hint(quoted: &Option<String>) -> String {
-    quoted.as_ref().map_or_else(String::new, |quoted| format!("; to pass it as a string, write '{quoted}'"))
+    quoted.as_ref().map_or_else(String::new, |quoted| {
+        // In a shell, a single quote inside single quotes is written outside of them.
+        format!("; to pass it as a string, write '{}'", quoted.replace('\'', r"'\''"))
+    })
 }
 
 fn nearest_hint(nearest: &Option<String>) -> String {

@@ -3,7 +3,7 @@
 use indexmap::IndexMap;
 
 use crate::node::join;
-use crate::overrides::word;
+use crate::overrides::parse_value;
 use crate::{ConfigError, Node, emit};
 
 /// References through references that no real configuration needs.
@@ -12,6 +12,32 @@ const MAX_DEPTH: usize = 64;
 /// Resolves a whole tree against itself. `env` answers `oc.env`.
 pub(crate) fn resolve_tree(root: &Node, env: &dyn Fn(&str) -> Option<String>) -> Result<Node, ConfigError> {
     Resolver { root, env, pending: Vec::new() }.resolve("", root)
+}
+
+/// Resolves the value at one path.
+pub(crate) fn resolve_at(
+    root: &Node,
+    path: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Node, ConfigError> {
+    let node = root
+        .get(path)
+        .ok_or_else(|| ConfigError::Extract { message: format!("there is no key `{path}`") })?;
+    Resolver { root, env, pending: Vec::new() }.resolve(path, node)
+}
+
+/// What OmegaConf's parser would refuse in a text with interpolations when the document is loaded.
+pub(crate) fn syntax_problem(text: &str) -> Option<&'static str> {
+    let mut rest = text;
+    while let Some(at) = rest.find("${") {
+        let before = &rest[..at];
+        let is_escaped = (before.len() - before.trim_end_matches('\\').len()) % 2 == 1;
+        rest = &rest[at + 2..];
+        if !is_escaped && closing_brace(rest).is_none() {
+            return Some("an interpolation has no closing `}`, or is nested too deeply");
+        }
+    }
+    None
 }
 
 struct Resolver<'a> {
@@ -71,12 +97,13 @@ impl Resolver<'_> {
             out.push_str(&before[..before.len() - num_backslashes]);
             out.extend(std::iter::repeat_n('\\', num_backslashes / 2));
             let end = closing_brace(&rest[at + 2..]).map(|end| at + 2 + end);
-            let end = end.ok_or_else(|| self.error(path, text, "no closing `}`"))?;
+            let end = end.ok_or_else(|| self.error(path, text, "no closing `}`, or nested too deeply"))?;
             if num_backslashes % 2 == 1 {
                 out.push_str(&rest[at..=end]);
             } else {
                 let value = self.expression(path, &rest[at + 2..end])?;
-                if at == 0 && end + 1 == text.len() {
+                // Whatever asks for a missing value is missing itself, until it is read.
+                if value.is_missing() || (at == 0 && end + 1 == text.len()) {
                     return Ok(value);
                 }
                 out.push_str(&self.as_text(path, &rest[at..=end], &value)?);
@@ -92,7 +119,7 @@ impl Resolver<'_> {
             Node::Null => "None".to_owned(),
             Node::Bool(value) => if *value { "True" } else { "False" }.to_owned(),
             Node::Int(value) => value.to_string(),
-            Node::Float(value) => emit::float(*value),
+            Node::Float(value) => emit::python_float(*value),
             Node::Str(text) => text.clone(),
             Node::List(_) | Node::Map(_) => {
                 return Err(self.error(
@@ -119,15 +146,11 @@ impl Resolver<'_> {
             Node::Str(reference) => reference,
             other => self.as_text(path, inner, &other)?,
         };
+        let dotted = dotted(&reference).ok_or_else(|| self.error(path, inner, "it is not a key"))?;
         let target =
-            absolute(path, &reference).ok_or_else(|| self.error(path, inner, "it points above the root"))?;
-        match self.lookup(path, &target)? {
-            Some(node) if node.is_missing() => {
-                Err(self.error(path, inner, format!("`{target}` must be given (it is `???`)")))
-            }
-            Some(node) => Ok(node),
-            None => Err(self.error(path, inner, format!("there is no key `{target}`"))),
-        }
+            absolute(path, &dotted).ok_or_else(|| self.error(path, inner, "it points above the root"))?;
+        let found = self.lookup(path, &target)?;
+        found.ok_or_else(|| self.error(path, inner, format!("there is no key `{target}`")))
     }
 
     /// The resolved value at an absolute path; values on the way may be interpolations themselves.
@@ -155,10 +178,32 @@ impl Resolver<'_> {
                 .and_then(|rest| rest.strip_suffix(quote))
                 .filter(|_| argument.len() >= 2)
         };
-        if let Some(text) = quoted('"').or_else(|| quoted('\'')) {
-            return self.text(path, text);
+        let has_reference = argument.contains("${");
+        if let Some(text) = quoted('"').or_else(|| quoted('\'')).filter(|_| has_reference) {
+            let value = self.text(path, text)?;
+            return self.as_text(path, argument, &value).map(Node::Str);
         }
-        if argument.contains("${") { self.text(path, argument) } else { Ok(word(argument)) }
+        if has_reference && !argument.starts_with(['[', '{']) {
+            return self.text(path, argument);
+        }
+        let value = parse_value(argument).map_err(|message| self.error(path, argument, message))?;
+        self.parts(path, value)
+    }
+
+    /// The texts inside a list or map argument.
+    fn parts(&mut self, path: &str, value: Node) -> Result<Node, ConfigError> {
+        match value {
+            Node::Str(text) if text.contains("${") => self.text(path, &text),
+            Node::List(list) => {
+                list.into_iter().map(|item| self.parts(path, item)).collect::<Result<_, _>>().map(Node::List)
+            }
+            Node::Map(map) => map
+                .into_iter()
+                .map(|(key, item)| Ok((key, self.parts(path, item)?)))
+                .collect::<Result<_, ConfigError>>()
+                .map(Node::Map),
+            other => Ok(other),
+        }
     }
 
     fn call(
@@ -167,26 +212,31 @@ impl Resolver<'_> {
         inner: &str,
         (name, arguments): (&str, &[Node]),
     ) -> Result<Node, ConfigError> {
-        let numbers = |count: usize| {
-            let all: Option<Vec<f64>> = arguments.iter().map(Node::as_f64).collect();
-            let ints: Option<Vec<i64>> = arguments.iter().map(Node::as_i64).collect();
-            all.filter(|all| all.len() == count).map(|all| (all, ints))
-        };
-        let arithmetic = |int: fn(i64, i64) -> Option<i64>, float: fn(f64, f64) -> f64| {
-            let (all, ints) =
-                numbers(2).ok_or_else(|| self.error(path, inner, format!("`{name}` takes two numbers")))?;
-            match ints {
-                Some(ints) => int(ints[0], ints[1])
-                    .map(Node::Int)
-                    .ok_or_else(|| self.error(path, inner, "the result is not an integer in range")),
-                None => Ok(Node::Float(float(all[0], all[1]))),
-            }
+        if let Some(missing) = arguments.iter().find(|argument| argument.is_missing()) {
+            return Ok(missing.clone());
+        }
+        // Python counts with truth values, too.
+        let int = |node: &Node| node.as_i64().or_else(|| node.as_bool().map(i64::from));
+        let arithmetic = |ints: fn(i64, i64) -> Option<i64>, floats: fn(f64, f64) -> Option<f64>| {
+            let [left, right] = arguments else {
+                return Err(self.error(path, inner, format!("`{name}` takes two numbers")));
+            };
+            let value = if let (Some(left), Some(right)) = (int(left), int(right)) {
+                ints(left, right).map(Node::Int)
+            } else {
+                let float = |node: &Node| node.as_f64().or_else(|| int(node).map(|value| value as f64));
+                let (Some(left), Some(right)) = (float(left), float(right)) else {
+                    return Err(self.error(path, inner, format!("`{name}` takes two numbers")));
+                };
+                floats(left, right).map(Node::Float)
+            };
+            value.ok_or_else(|| self.error(path, inner, "a division by zero, or an integer past 64 bits"))
         };
         match (name, arguments) {
-            ("multiply", _) => arithmetic(i64::checked_mul, |x, y| x * y),
-            ("subtract", _) => arithmetic(i64::checked_sub, |x, y| x - y),
-            ("sum", _) if arguments.len() == 2 => arithmetic(i64::checked_add, |x, y| x + y),
-            ("int_div", _) => arithmetic(floor_div, |x, y| (x / y).floor()),
+            ("multiply", _) => arithmetic(i64::checked_mul, |x, y| Some(x * y)),
+            ("subtract", _) => arithmetic(i64::checked_sub, |x, y| Some(x - y)),
+            ("sum", _) => arithmetic(i64::checked_add, |x, y| Some(x + y)),
+            ("int_div", _) => arithmetic(floor_div, floor_div_float),
             ("oc.env", [Node::Str(variable), rest @ ..]) => match ((self.env)(variable), rest) {
                 (Some(value), _) => Ok(Node::Str(value)),
                 (None, [Node::Null]) => Ok(Node::Null),
@@ -203,12 +253,8 @@ impl Resolver<'_> {
             }
             ("oc.decode", [Node::Null]) => Ok(Node::Null),
             ("oc.decode", [Node::Str(text)]) => {
-                let parsed = crate::overrides::parse(&format!("x={text}"));
-                let value = parsed.map_err(|error| self.error(path, inner, error.to_string()))?.value;
-                match value.unwrap_or(Node::Null) {
-                    Node::Str(text) if text.contains("${") => self.text(path, &text),
-                    other => Ok(other),
-                }
+                let value = parse_value(text).map_err(|message| self.error(path, inner, message))?;
+                self.parts(path, value)
             }
             _ => {
                 let known = "multiply, int_div, subtract, sum, oc.env, oc.select, oc.decode";
@@ -231,6 +277,36 @@ fn floor_div(x: i64, y: i64) -> Option<i64> {
     Some(if x % y != 0 && (x < 0) != (y < 0) { quotient - 1 } else { quotient })
 }
 
+/// Python's `//` for floats.
+fn floor_div_float(x: f64, y: f64) -> Option<f64> {
+    if y == 0.0 {
+        return None;
+    }
+    let remainder = x % y;
+    let mut quotient = (x - remainder) / y;
+    if remainder != 0.0 && (y < 0.0) != (remainder < 0.0) {
+        quotient -= 1.0;
+    }
+    // The division above may have rounded to just below the integer that was meant.
+    let floor = quotient.floor();
+    Some(if quotient - floor > 0.5 { floor + 1.0 } else { floor })
+}
+
+/// `a[b].c` as `a.b.c`; `None` when it is not a key path.
+fn dotted(reference: &str) -> Option<String> {
+    let relative = reference.len() - reference.trim_start_matches('.').len();
+    let (dots, keys) = reference.split_at(relative);
+    let balanced = keys.matches('[').count() == keys.matches(']').count();
+    let keys = keys.replace("][", ".").replace('[', ".").replace("].", ".");
+    let keys = keys.strip_suffix(']').unwrap_or(&keys);
+    let is_key = |key: &str| {
+        !key.is_empty() && !key.contains(['\\', '{', '}', '(', ')', '[', ']', ':', ' ', '\t', '\'', '"'])
+    };
+    let is_path =
+        keys.strip_prefix(if relative > 0 { "." } else { "" }).unwrap_or(keys).split('.').all(is_key);
+    (balanced && is_path).then(|| format!("{dots}{keys}"))
+}
+
 /// The absolute path that a reference at `path` means: each leading dot is one container up.
 fn absolute(path: &str, reference: &str) -> Option<String> {
     let num_dots = reference.len() - reference.trim_start_matches('.').len();
@@ -250,6 +326,7 @@ fn closing_brace(text: &str) -> Option<usize> {
         match (quote, c) {
             (Some(open), c) if c == open => quote = None,
             (None, '"' | '\'') if text[..at].contains(':') => quote = Some(c),
+            (None, '{') if depth > MAX_DEPTH => return None,
             (None, '{') => depth += 1,
             (None, '}') => {
                 depth -= 1;
@@ -269,8 +346,14 @@ fn split_arguments(text: &str) -> Vec<&str> {
         return Vec::new();
     }
     let (mut depth, mut quote, mut start) = (0_usize, None, 0);
+    let mut is_escaped = false;
     let mut arguments = Vec::new();
     for (at, c) in text.char_indices() {
+        let was_escaped = is_escaped;
+        is_escaped = c == '\\' && !was_escaped;
+        if was_escaped {
+            continue;
+        }
         match (quote, c) {
             (Some(open), c) if c == open => quote = None,
             (None, '"' | '\'') => quote = Some(c),
@@ -311,6 +394,7 @@ mod tests {
         assert_eq!(at("k: x\na: {x: 7}\nb: ${a.${k}}", "b"), Node::Int(7));
         assert_eq!(at("a: '\\${x}'", "a"), Node::from("${x}"));
         assert_eq!(at("a: ???\nb: 1", "a"), Node::from("???"));
+        assert_eq!(at("a: ???\nb: x${a}", "b"), Node::from("???"));
     }
 
     #[test]
@@ -326,12 +410,19 @@ mod tests {
     }
 
     #[test]
+    fn deep_nesting_is_refused() {
+        let text = format!("{}a{}", "${".repeat(100_000), "}".repeat(100_000));
+        assert!(syntax_problem(&text).is_some());
+        let root = Node::Map([("a".to_owned(), Node::Str(text))].into());
+        assert!(resolve_tree(&root, &|_| None).is_err());
+    }
+
+    #[test]
     fn failures_name_key_and_expression() {
         let message = |text: &str| resolve(text).unwrap_err().to_string();
         insta::assert_snapshot!(message("a: {b: '${nope.x}'}"), @"cannot resolve `nope.x` at `a.b`: there is no key `nope.x`");
         insta::assert_snapshot!(message("a: ${b}\nb: ${a}"), @"cannot resolve `${b}` at `a`: the references form a cycle: `a` -> `b` -> `a`");
-        insta::assert_snapshot!(message("a: '${int_div:1,0}'"), @"cannot resolve `int_div:1,0` at `a`: the result is not an integer in range");
-        insta::assert_snapshot!(message("a: ???\nb: ${a}"), @"cannot resolve `a` at `b`: `a` must be given (it is `???`)");
+        insta::assert_snapshot!(message("a: '${int_div:1,0}'"), @"cannot resolve `int_div:1,0` at `a`: a division by zero, or an integer past 64 bits");
         insta::assert_snapshot!(message("a: '${oc.env:NOPE}'"), @"cannot resolve `oc.env:NOPE` at `a`: environment variable `NOPE` is not set");
     }
 }

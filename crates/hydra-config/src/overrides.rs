@@ -4,7 +4,7 @@
 
 use indexmap::IndexMap;
 
-use crate::{ConfigError, Node};
+use crate::{ConfigError, Node, emit, scalar};
 
 /// What an override does with its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ pub fn parse(text: &str) -> Result<Override, ConfigError> {
         None => None,
         Some(value) => Some(parse_value(value).map_err(|message| {
             let quoted = quoted_form(value);
-            let helps = !message.contains("sweep") && parse_value(&quoted).is_ok();
+            let helps = !message.contains("sweep") && parse_value(&quoted) == Ok(Node::from(value.trim()));
             let prefix = &text[..text.len() - value.len()];
             error(message, helps.then(|| format!("{prefix}{quoted}")))
         })?),
@@ -74,9 +74,20 @@ pub fn parse(text: &str) -> Result<Override, ConfigError> {
     Ok(Override { kind, key: key.to_owned(), value, text: text.to_owned() })
 }
 
-/// The value inside double quotes, as Hydra's grammar escapes it.
+/// The value inside double quotes, as Hydra's grammar escapes it: backslashes count only before a quote.
 fn quoted_form(value: &str) -> String {
-    format!("\"{}\"", value.trim().replace('"', "\\\""))
+    let mut out = String::from("\"");
+    let mut num_backslashes = 0;
+    for c in value.trim().chars() {
+        if c == '"' {
+            out.extend(std::iter::repeat_n('\\', num_backslashes + 1));
+        }
+        num_backslashes = if c == '\\' { num_backslashes + 1 } else { 0 };
+        out.push(c);
+    }
+    out.extend(std::iter::repeat_n('\\', num_backslashes));
+    out.push('"');
+    out
 }
 
 fn key_problem(key: &str) -> Option<String> {
@@ -98,7 +109,7 @@ fn key_problem(key: &str) -> Option<String> {
         .map(|part| format!("`{part}` is not a key"))
 }
 
-fn parse_value(text: &str) -> Result<Node, String> {
+pub(crate) fn parse_value(text: &str) -> Result<Node, String> {
     let unquoted = !text.trim_start().starts_with(['"', '\'', '[', '{']);
     if unquoted
         && text
@@ -107,7 +118,8 @@ fn parse_value(text: &str) -> Result<Node, String> {
     {
         return Err("an interpolation inside another must be quoted".to_owned());
     }
-    let mut parser = Parser { rest: text.trim_matches([' ', '\t']) };
+    // Hydra's lexer drops space after `=`; at the end, only an unquoted text may have some.
+    let mut parser = Parser { rest: text.trim_start_matches([' ', '\t']) };
     if parser.rest.is_empty() {
         return Ok(Node::from(""));
     }
@@ -118,6 +130,7 @@ fn parse_value(text: &str) -> Result<Node, String> {
             Err("a list of values is a sweep, which needs one run for each; put a list in brackets"
                 .to_owned())
         }
+        Some(' ' | '\t') => Err("unexpected space at the end".to_owned()),
         Some(c) => Err(format!("unexpected `{c}`")),
     }
 }
@@ -128,6 +141,14 @@ const UNQUOTED: &str = "/-\\+.$%*@?|";
 const ESCAPABLE: &str = "\\()[]{}:=, \t";
 /// Nesting that no real override reaches.
 const MAX_DEPTH: usize = 64;
+
+/// Where an unquoted text stands.
+#[derive(Clone, Copy, PartialEq)]
+enum Unquoted {
+    /// Before the colon of a dict: no interpolations.
+    Key,
+    Value,
+}
 
 struct Parser<'a> {
     rest: &'a str,
@@ -164,15 +185,24 @@ impl<'a> Parser<'a> {
         true
     }
 
+    /// A closing bracket, which takes no space after it.
+    fn eat_close(&mut self, c: char) -> bool {
+        let trimmed = self.rest.trim_start_matches([' ', '\t']);
+        trimmed.strip_prefix(c).is_some_and(|rest| {
+            self.rest = rest;
+            true
+        })
+    }
+
     fn list(&mut self, depth: usize) -> Result<Node, String> {
         self.eat('[');
         let mut list = Vec::new();
-        if self.eat(']') {
+        if self.eat_close(']') {
             return Ok(Node::List(list));
         }
         loop {
             list.push(self.element_at(depth + 1)?);
-            if self.eat(']') {
+            if self.eat_close(']') {
                 return Ok(Node::List(list));
             }
             if !self.eat(',') {
@@ -184,7 +214,7 @@ impl<'a> Parser<'a> {
     fn dict(&mut self, depth: usize) -> Result<Node, String> {
         self.eat('{');
         let mut map = IndexMap::new();
-        if self.eat('}') {
+        if self.eat_close('}') {
             return Ok(Node::Map(map));
         }
         loop {
@@ -193,7 +223,7 @@ impl<'a> Parser<'a> {
                 return Err(self.unexpected("`:`"));
             }
             map.insert(key, self.element_at(depth + 1)?);
-            if self.eat('}') {
+            if self.eat_close('}') {
                 return Ok(Node::Map(map));
             }
             if !self.eat(',') {
@@ -204,7 +234,7 @@ impl<'a> Parser<'a> {
 
     fn dict_key(&mut self) -> Result<String, String> {
         self.skip_space();
-        let (text, _) = self.unquoted(&|c| c == ':' || c == '$')?;
+        let (text, _) = self.unquoted(Unquoted::Key)?;
         if text.is_empty() { Err(self.unexpected("a key")) } else { Ok(text) }
     }
 
@@ -255,8 +285,14 @@ impl<'a> Parser<'a> {
         }
         self.rest = &self.rest[name.len()..];
         self.eat('(');
+        if let Some(rest) = self.rest.strip_prefix("value") {
+            let mut named = Parser { rest };
+            if named.eat('=') {
+                self.rest = named.rest;
+            }
+        }
         let value = self.element_at(depth + 1)?;
-        if !self.eat(')') {
+        if !self.eat_close(')') {
             return Err(self.unexpected("`)`"));
         }
         cast(name, value)
@@ -264,17 +300,21 @@ impl<'a> Parser<'a> {
 
     /// Unquoted characters up to one that ends the value, with escapes undone, and whether anything but one word
     /// was in it.
-    fn unquoted(&mut self, ends: &dyn Fn(char) -> bool) -> Result<(String, bool), String> {
+    fn unquoted(&mut self, place: Unquoted) -> Result<(String, bool), String> {
         let mut out = String::new();
         let mut kept = 0;
         let mut is_literal = false;
         while let Some(c) = self.rest.chars().next() {
-            if matches!(c, ',' | ']' | '}' | ')') || (ends(c) && !self.rest.starts_with("${")) {
+            if matches!(c, ',' | ']' | '}' | ')') || (c == ':' && place == Unquoted::Key) {
                 break;
             }
             let mut taken = c.len_utf8();
-            if self.rest.starts_with("${") {
-                let end = self.rest.find('}').ok_or("an interpolation without `}`")?;
+            if self.rest.starts_with("${") && place == Unquoted::Value {
+                let end = self
+                    .rest
+                    .find('}')
+                    .filter(|end| *end > 2)
+                    .ok_or("an interpolation without a name or `}`")?;
                 taken = end + 1;
                 out.push_str(&self.rest[..taken]);
                 is_literal = true;
@@ -306,7 +346,7 @@ impl<'a> Parser<'a> {
 
     fn primitive(&mut self) -> Result<Node, String> {
         self.skip_space();
-        let (text, is_literal) = self.unquoted(&|_| false)?;
+        let (text, is_literal) = self.unquoted(Unquoted::Value)?;
         if text.is_empty() {
             return Err(self.unexpected("a value"));
         }
@@ -369,21 +409,22 @@ fn cast(name: &str, value: Node) -> Result<Node, String> {
             .map(|(key, item)| Ok((key, cast(name, item)?)))
             .collect::<Result<_, String>>()
             .map(Node::Map),
-        ("str", Node::Float(value)) => Ok(Node::Str(crate::emit::float(value))),
+        ("str", Node::Float(value)) => Ok(Node::Str(emit::python_float(value))),
         ("str", Node::Str(text)) => Ok(Node::Str(text)),
         ("str", Node::Int(value)) => Ok(Node::Str(value.to_string())),
         ("str", Node::Bool(value)) => Ok(Node::Str(value.to_string())),
-        ("str", Node::Null) => Ok(Node::from("null")),
         ("int", Node::Int(value)) => Ok(Node::Int(value)),
         ("int", Node::Bool(value)) => Ok(Node::Int(i64::from(value))),
         ("int", Node::Float(value)) if value.is_finite() => Ok(Node::Int(value.trunc() as i64)),
-        ("int", Node::Str(text)) => text.trim().parse().map(Node::Int).or_else(|_| fails(&Node::Str(text))),
+        ("int", Node::Str(text)) => {
+            scalar::python_int(&text).map_or_else(|| fails(&Node::Str(text)), |value| Ok(Node::Int(value)))
+        }
         ("float", Node::Int(value)) => Ok(Node::Float(value as f64)),
         ("float", Node::Float(value)) => Ok(Node::Float(value)),
         ("float", Node::Bool(value)) => Ok(Node::Float(f64::from(u8::from(value)))),
-        ("float", Node::Str(text)) => {
-            text.trim().parse().map(Node::Float).or_else(|_| fails(&Node::Str(text)))
-        }
+        ("float", Node::Str(text)) => scalar::python_float(&text)
+            .map_or_else(|| fails(&Node::Str(text)), |value| Ok(Node::Float(value))),
+        ("bool", Node::Null) => Ok(Node::Bool(false)),
         ("bool", Node::Bool(value)) => Ok(Node::Bool(value)),
         ("bool", Node::Int(value)) => Ok(Node::Bool(value != 0)),
         ("bool", Node::Float(value)) => Ok(Node::Bool(value != 0.0)),

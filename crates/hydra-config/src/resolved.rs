@@ -48,6 +48,14 @@ impl Resolved {
         }
     }
 
+    /// Reads the whole tree into a type.
+    ///
+    /// # Errors
+    /// As for [`Self::extract_at`].
+    pub fn extract<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        self.extract_at("")
+    }
+
     /// Reads the subtree at `path` (the whole tree for the empty path) into a type.
     ///
     /// # Errors

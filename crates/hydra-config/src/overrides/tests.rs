@@ -75,4 +75,11 @@ proptest::proptest! {
     fn any_text_is_read_or_refused(text in "[a-c=+~\\[\\]{}(),:'\"\\\\ $0-9.é]{0,40}") {
         let _ = parse(&text);
     }
+
+    #[test]
+    fn the_quoted_form_means_what_was_typed(value in "[a-c<|>{}'\"\\\\ $=é]{1,20}") {
+        if let Err(ConfigError::Override { quoted: Some(quoted), .. }) = parse(&format!("++a={value}")) {
+            proptest::prop_assert_eq!(parse(&quoted).unwrap().value, Some(Node::from(value.trim())));
+        }
+    }
 }
