@@ -22,12 +22,14 @@ pub(crate) struct StoredTensor {
 impl StoredTensor {
     /// Whether the elements lie in row-major order without gaps.
     pub(crate) fn is_contiguous(&self) -> bool {
-        let mut expected = 1;
+        let mut expected = 1_u64;
         for (&dim, &stride) in self.shape.iter().zip(&self.strides_elems).rev() {
             if dim != 1 && stride != expected {
                 return false;
             }
-            expected *= dim;
+            // A tensor without elements can claim any other extents.
+            let Some(product) = expected.checked_mul(dim) else { return false };
+            expected = product;
         }
         true
     }
@@ -62,7 +64,7 @@ pub(crate) fn read_tensor(bytes: &[u8], file: &str) -> Result<StoredTensor, Form
     let pickle = pickle::parse(&bytes[range.start as usize..range.end as usize], file)?;
     let found =
         rebuild_arguments(&pickle, pickle.root()).and_then(|arguments| parse_tensor(&pickle, arguments));
-    let (key, mut tensor, num_storage_elems) =
+    let (key, tensor, num_storage_elems) =
         found.ok_or_else(|| damaged("its pickle is not one tensor".to_owned()))?;
     let storage =
         find(&format!("/data/{key}")).ok_or_else(|| damaged(format!("it has no storage `{key}`")))?;
@@ -75,22 +77,21 @@ pub(crate) fn read_tensor(bytes: &[u8], file: &str) -> Result<StoredTensor, Form
     );
     let fits = last_elem.is_some_and(|last| last < num_storage_elems || tensor.shape.contains(&0))
         && num_storage_elems.checked_mul(elem_bytes) == Some(storage.end - storage.start);
-    if !fits {
-        return Err(damaged(format!("its tensor of shape {:?} leaves its storage", tensor.shape)));
+    let start = tensor.start_bytes.checked_mul(elem_bytes).and_then(|bytes| bytes.checked_add(storage.start));
+    match start.filter(|_| fits) {
+        Some(start_bytes) => Ok(StoredTensor { start_bytes, ..tensor }),
+        None => Err(damaged(format!("its tensor of shape {:?} leaves its storage", tensor.shape))),
     }
-    tensor.start_bytes = storage.start + tensor.start_bytes * elem_bytes;
-    Ok(tensor)
 }
 
-/// The arguments of `_rebuild_tensor_v2`, inside `_rebuild_parameter` or not.
+/// The arguments of `_rebuild_tensor_v2`, inside one `_rebuild_parameter` or not. A parameter never holds another;
+/// following a chain of them would let a file overflow the stack.
 fn rebuild_arguments(pickle: &Pickle, id: ValueId) -> Option<&[ValueId]> {
-    let (name, arguments, _) = pickle.object(id)?;
-    let arguments = pickle.items(arguments)?;
-    match name {
-        "_rebuild_tensor_v2" => Some(arguments),
-        "_rebuild_parameter" => rebuild_arguments(pickle, *arguments.first()?),
-        _ => None,
+    let (mut name, mut arguments, _) = pickle.object(id)?;
+    if name == "_rebuild_parameter" {
+        (name, arguments, _) = pickle.object(*pickle.items(arguments)?.first()?)?;
     }
+    if name == "_rebuild_tensor_v2" { pickle.items(arguments) } else { None }
 }
 
 /// Storage key, tensor (its start still in elements of the storage), elements of the storage.
@@ -124,4 +125,99 @@ fn parse_tensor(pickle: &Pickle, arguments: &[ValueId]) -> Option<(String, Store
         tensor,
         u64::try_from(pickle.int(*num_elems)?).ok()?,
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TORCH_PICKLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/torch_pickle/");
+
+    /// A torch file with this pickle and one storage of 16 bytes.
+    fn torch_file(pickle: &[u8]) -> Vec<u8> {
+        let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+        let options = zip::write::SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+        for (name, content) in [("archive/data.pkl", pickle), ("archive/data/0", &[0; 16])] {
+            zip.start_file(name, options).unwrap();
+            zip.write_all(content).unwrap();
+        }
+        zip.finish().unwrap().into_inner()
+    }
+
+    /// A pickle of a float tensor over a storage of `num_elems`.
+    fn tensor_pickle(num_elems: u8, offset: &[u8], shape: &[u8], strides: &[u8]) -> Vec<u8> {
+        let mut pickle =
+            b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n((X\x07\0\0\0storagectorch\nFloatStorage\n".to_vec();
+        pickle.extend(b"X\x01\0\0\x000X\x03\0\0\0cpuK");
+        pickle.extend([num_elems, b't', b'Q']);
+        for piece in [offset, shape, strides] {
+            pickle.extend(piece);
+        }
+        pickle.extend(b"\x89ccollections\nOrderedDict\n)RtR.");
+        pickle
+    }
+
+    #[test]
+    fn a_tensor_is_found() {
+        let tensor =
+            read_tensor(&torch_file(&tensor_pickle(4, b"K\x01", b"K\x03\x85", b"K\x01\x85")), "t").unwrap();
+        assert_eq!((tensor.shape.as_slice(), tensor.is_contiguous()), ([3].as_slice(), true));
+    }
+
+    #[test]
+    fn views_outside_their_storage_are_refused() {
+        let huge = b"\x8a\x08\xff\xff\xff\xff\xff\xff\xff\x7f";
+        let check = |num_elems, offset: &[u8], shape: &[u8], strides: &[u8]| {
+            let file = torch_file(&tensor_pickle(num_elems, offset, shape, strides));
+            assert!(read_tensor(&file, "t").is_err(), "{offset:?} {shape:?} {strides:?}");
+        };
+        check(4, b"K\x02", b"K\x03\x85", b"K\x01\x85");
+        check(5, b"K\x00", b"K\x03\x85", b"K\x01\x85");
+        check(4, b"K\x00", b"K\x02\x85", &[huge, b"\x85".as_slice()].concat());
+        check(4, huge, b"K\x00\x85", b"K\x01\x85");
+        check(4, b"J\xff\xff\xff\xff", b"K\x01\x85", b"K\x01\x85");
+    }
+
+    #[test]
+    fn extents_of_an_empty_tensor_do_not_overflow() {
+        let dim = b"\x8a\x06\0\0\0\0\0\x01";
+        let shape = [b"(K\0".as_slice(), dim, dim, dim, b"t"].concat();
+        let pickle = tensor_pickle(4, b"K\0", &shape, b"(K\x01K\x01K\x01K\x01t");
+        assert!(!read_tensor(&torch_file(&pickle), "t").unwrap().is_contiguous());
+    }
+
+    #[test]
+    fn a_parameter_that_holds_itself_is_refused() {
+        let pickle = b"\x80\x02ctorch._utils\n_rebuild_parameter\n]q\x01R)\x86q\x020h\x01ctorch._utils\n_rebuild_parameter\nh\x01Rq\x03a0h\x03.";
+        let error = read_tensor(&torch_file(pickle), "t").unwrap_err();
+        insta::assert_snapshot!(error, @"`t` is damaged at byte 0: its pickle is not one tensor");
+    }
+
+    #[test]
+    fn damaged_and_hostile_files_are_refused() {
+        let message = |file: &str| {
+            let bytes = std::fs::read(format!("{TORCH_PICKLE}reject/{file}")).unwrap();
+            read_tensor(&bytes, file).unwrap_err().to_string()
+        };
+        insta::assert_snapshot!(message("global_os_getcwd.pt"), @"`global_os_getcwd.pt` wants to load `posix.getcwd` at byte 183, which is not among the allowed names");
+        insta::assert_snapshot!(message("big_endian.pt"), @"`big_endian.pt` is damaged at byte 0: its byte order is not little endian");
+        assert!(message("truncated_zip.pt").contains("truncated_zip.pt"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(256))]
+        #[test]
+        fn changed_bytes_never_panic(edits in proptest::collection::vec((any::<usize>(), any::<u8>()), 1..6)) {
+            let mut bytes = torch_file(&tensor_pickle(4, b"K\x01", b"K\x03\x85", b"K\x01\x85"));
+            for (at, value) in edits {
+                let at = at % bytes.len();
+                bytes[at] = value;
+            }
+            let _ = read_tensor(&bytes, "t");
+        }
+    }
 }

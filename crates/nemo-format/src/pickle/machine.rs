@@ -92,10 +92,11 @@ pub(crate) fn parse(bytes: &[u8], file: &str) -> Result<Pickle, FormatError> {
         stack: Vec::new(),
         marks: Vec::new(),
         memo: Vec::new(),
+        encoded_bytes: 0,
     };
     loop {
         if let Some(root) = machine.step()? {
-            return Ok(Pickle { values: machine.values, root, len_bytes: machine.at });
+            return Ok(Pickle { values: machine.values, root });
         }
     }
 }
@@ -108,6 +109,8 @@ struct Machine<'a> {
     stack: Vec<ValueId>,
     marks: Vec<usize>,
     memo: Vec<Option<ValueId>>,
+    /// Sum of all byte strings made from text.
+    encoded_bytes: usize,
 }
 
 impl<'a> Machine<'a> {
@@ -218,14 +221,29 @@ impl<'a> Machine<'a> {
         let value = match (name.as_str(), &self.values[arguments.0 as usize]) {
             ("OrderedDict", Value::Tuple(items)) if items.is_empty() => Value::Dict(Vec::new()),
             ("bytes", Value::Tuple(items)) if items.is_empty() => Value::Bytes(Vec::new()),
-            // `_codecs.encode(text, 'latin1')` is how protocol 2 writes bytes.
-            ("encode", Value::Tuple(items)) => match items.first().map(|id| &self.values[id.0 as usize]) {
-                Some(Value::Str(text)) => Value::Bytes(text.chars().map(|c| c as u32 as u8).collect()),
-                _ => return Err(self.damaged("`_codecs.encode` needs a string")),
-            },
+            ("encode", Value::Tuple(items)) => Value::Bytes(self.latin1(items)?),
             _ => Value::Object { callable, arguments, state: None },
         };
+        if let Value::Bytes(bytes) = &value {
+            // The memo lets two bytes of input mention a long string, so copies of it must not add up.
+            self.encoded_bytes += bytes.len();
+            if self.encoded_bytes > self.bytes.len() {
+                return Err(self.damaged("its byte strings are longer than the pickle"));
+            }
+        }
         self.push(value)
+    }
+
+    /// The bytes of `_codecs.encode(text, 'latin1')`, which is how protocol 2 writes them.
+    fn latin1(&self, items: &[ValueId]) -> Result<Vec<u8>, FormatError> {
+        let text = |index: usize| match items.get(index).map(|id| &self.values[id.0 as usize]) {
+            Some(Value::Str(text)) => Some(text.as_str()),
+            _ => None,
+        };
+        let latin1 = text(1).is_some_and(|encoding| matches!(encoding, "latin1" | "latin-1"));
+        let bytes =
+            text(0).filter(|_| latin1).and_then(|text| text.chars().map(|c| u8::try_from(c).ok()).collect());
+        bytes.ok_or_else(|| self.damaged("`_codecs.encode` is not given latin-1 text"))
     }
 
     fn build(&mut self) -> Result<(), FormatError> {
@@ -432,6 +450,18 @@ mod tests {
         insta::assert_snapshot!(error, @"`data.pkl` wants to load `os.system` at byte 13, which is not among the allowed names");
         insta::assert_snapshot!(parse(b"\x80\x04\x95", "data.pkl").unwrap_err(), @"`data.pkl` is damaged at byte 3: the pickle ends early");
         insta::assert_snapshot!(parse(b"\x80\x04i", "data.pkl").unwrap_err(), @"`data.pkl` is damaged at byte 3: opcode 0x69 is not one that torch writes");
+    }
+
+    #[test]
+    fn a_shared_string_cannot_be_multiplied() {
+        let text = "a".repeat(255);
+        let once =
+            [b"\x80\x04c_codecs\nencode\nq\0\x8c\xff", text.as_bytes(), b"\x8c\x06latin1\x86q\x01R"].concat();
+        let pickle = parse(&[&once[..], b"."].concat(), "t").unwrap();
+        assert_eq!(*pickle.value(pickle.root()), Value::Bytes(text.into_bytes()));
+        let many = [&once[..], &b"h\0h\x01R".repeat(100), b"."].concat();
+        insta::assert_snapshot!(parse(&many, "t").unwrap_err(), @"`t` is damaged at byte 304: its byte strings are longer than the pickle");
+        insta::assert_snapshot!(parse(b"c_codecs\nencode\n\x8c\x03\xe2\x9c\x93\x8c\x06latin1\x86R.", "t").unwrap_err(), @"`t` is damaged at byte 31: `_codecs.encode` is not given latin-1 text");
     }
 
     #[test]

@@ -41,8 +41,6 @@ pub(crate) enum Value {
 pub(crate) struct Pickle {
     values: Vec<Value>,
     root: ValueId,
-    /// Bytes of the input that the pickle took.
-    pub(crate) len_bytes: usize,
 }
 
 impl Pickle {

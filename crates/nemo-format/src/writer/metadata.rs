@@ -51,7 +51,7 @@ fn tensor_metadata(pickle: &mut Pickle, key: &StackedKey) {
                 state.tuple(|items| {
                     items.global("torch", key.dtype.name());
                     items.call("torch.serialization", "_get_layout", |arguments| {
-                        arguments.text("torch.strided")
+                        arguments.text("torch.strided");
                     });
                     items.bool(false);
                     items.call(METADATA, "_MEM_FORMAT_ENCODING", |arguments| arguments.int(0));

@@ -6,7 +6,9 @@ mod metadata;
 mod plan;
 mod torch_item;
 
+use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use md5::{Digest, Md5};
@@ -104,7 +106,7 @@ pub fn write_nemo(
     }
     let (keys, data_bytes) = plan::plan(source, options.dtype)?;
     let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let file = tempfile::Builder::new().prefix(".nemo-").tempfile_in(parent);
+    let file = tempfile::Builder::new().prefix(".nemo-").permissions(readable()).tempfile_in(parent);
     let file = file.map_err(|source| FormatError::io("create a file in", parent, source))?;
     let io_error = |source| FormatError::io("write", output, source);
 
@@ -128,6 +130,8 @@ pub fn write_nemo(
     let file = tar.out.into_inner().map_err(|error| io_error(error.into_error()))?;
     file.as_file().sync_all().map_err(io_error)?;
     file.persist(output).map_err(|error| io_error(error.error))?;
+    // The rename is on disk once the folder is.
+    File::open(parent).and_then(|folder| folder.sync_all()).map_err(io_error)?;
     let num_parameters = keys.iter().map(|key| key.shape.iter().product::<u64>()).sum();
     Ok(WriteReport {
         num_tensors: keys.iter().map(|key| key.pieces.len()).sum(),
@@ -135,6 +139,11 @@ pub fn write_nemo(
         size_bytes,
         artifact_members: artifacts.iter().map(Artifact::member_name).collect(),
     })
+}
+
+/// What the user's umask makes of any new file, in place of a temporary file's owner-only mode.
+fn readable() -> Permissions {
+    Permissions::from_mode(0o666)
 }
 
 /// Streams the items: one tensor in memory at a time.
@@ -214,13 +223,35 @@ impl<W: Write> Tar<W> {
     /// A header in GNU format, whose sizes have no limit; the same bytes on every machine and day.
     fn header(&mut self, name: &str, len_bytes: u64) -> io::Result<()> {
         let mut header = tar::Header::new_gnu();
-        header.set_path(name)?;
-        // `set_path` drops a leading `./`, which NeMo's own archives have.
+        // Written by hand because `set_path` drops the leading `./` that NeMo's own archives have.
         let field = &mut header.as_old_mut().name;
-        field.fill(0);
-        let name = name.as_bytes().get(..field.len()).unwrap_or(name.as_bytes());
-        field[..name.len()].copy_from_slice(name);
+        match field.get_mut(..name.len()) {
+            Some(field) => field.copy_from_slice(name.as_bytes()),
+            // Converted checkpoints carry several hashes in front of an artifact's name.
+            None => {
+                let len = field.len();
+                field.copy_from_slice(&name.as_bytes()[..len]);
+                self.long_name(name)?;
+            }
+        }
         header.set_size(len_bytes);
+        header.set_entry_type(tar::EntryType::Regular);
+        self.plain_header(&mut header)
+    }
+
+    /// The member that carries a name too long for the header after it.
+    fn long_name(&mut self, name: &str) -> io::Result<()> {
+        let mut header = tar::Header::new_gnu();
+        header.set_path("././@LongLink")?;
+        header.set_entry_type(tar::EntryType::GNULongName);
+        let content = [name.as_bytes(), &[0]].concat();
+        header.set_size(content.len() as u64);
+        self.plain_header(&mut header)?;
+        self.write(&content)?;
+        self.pad(content.len() as u64)
+    }
+
+    fn plain_header(&mut self, header: &mut tar::Header) -> io::Result<()> {
         header.set_mode(0o644);
         header.set_mtime(0);
         header.set_uid(0);

@@ -73,6 +73,33 @@ fn a_rewritten_checkpoint_holds_the_same() {
 }
 
 #[test]
+fn an_artifact_with_several_hashes_keeps_its_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = format!("{}_{}_tokenizer.model", "a".repeat(32), "b".repeat(32));
+    let artifact = Artifact { name: name.clone(), bytes: b"abc".to_vec() };
+    let path = folder.path().join("x.nemo");
+    let source = Memory(BTreeMap::from([(
+        "model.w".to_owned(),
+        (TensorMeta { dtype: DType::U8, shape: vec![1] }, vec![1]),
+    )]));
+    let report =
+        write_nemo(&path, "a: 1\n", std::slice::from_ref(&artifact), &source, &WriteOptions::default())
+            .unwrap();
+    assert_eq!(report.artifact_members, [artifact.member_name()]);
+    assert!(report.artifact_members[0].len() > 98);
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert_eq!(checkpoint.artifact_names(), [artifact.member_name()]);
+    assert_eq!(checkpoint.artifact(&format!("nemo:{name}")).unwrap(), b"abc");
+    assert_eq!(report.size_bytes, std::fs::metadata(&path).unwrap().len());
+    let plain = folder.path().join("plain");
+    std::fs::write(&plain, "").unwrap();
+    assert_eq!(
+        std::fs::metadata(&path).unwrap().permissions(),
+        std::fs::metadata(&plain).unwrap().permissions()
+    );
+}
+
+#[test]
 fn a_folder_and_its_archive_are_the_same_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let path = fixture("mcore_llama/llama_fp32_torch_dist.nemo");
