@@ -1,7 +1,6 @@
 //! A row's bits must not depend on the batch, at the widths of a real model and with libtorch on two threads.
 //!
 //! Apart from the other tests because the number of threads is the process's.
-#![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
 
