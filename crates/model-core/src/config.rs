@@ -252,7 +252,7 @@ fn parse_position_embedding(
     }
     let percentage = raw.positive("rotary_percentage", raw.rotary_percentage.as_ref())?.unwrap_or(1.0);
     let rotary_dims = (kv_channels as f64 * percentage) as usize;
-    if percentage > 1.0 || rotary_dims == 0 || rotary_dims % 2 != 0 {
+    if percentage > 1.0 || rotary_dims == 0 || !rotary_dims.is_multiple_of(2) {
         return Err(ModelError::BadValue {
             key: "rotary_percentage",
             expected: format!(

@@ -13,6 +13,10 @@ use crate::layers::rotary::Rotary;
 use crate::weights::Weights;
 use crate::{DecodeBatch, LogitsRows, ModelError, Precision, PrefillBatch};
 
+/// Rotary positions computed at once; longer sequences grow the tables, so that a config's number alone allocates
+/// nothing.
+const INITIAL_POSITIONS: usize = 4096;
+
 /// A model with its weights and kernels.
 pub(crate) struct Gpt {
     config: ModelConfig,
@@ -24,7 +28,9 @@ pub(crate) struct Gpt {
 impl Gpt {
     pub(crate) fn new(config: ModelConfig, weights: Weights, kernels: Box<dyn Kernels>) -> Self {
         let rotary = match &config.position_embedding {
-            PositionEmbedding::Rope(rotary) => Some(Rotary::new(rotary, config.encoder_seq_length)),
+            PositionEmbedding::Rope(rotary) => {
+                Some(Rotary::new(rotary, config.encoder_seq_length.min(INITIAL_POSITIONS)))
+            }
             PositionEmbedding::LearnedAbsolute => None,
         };
         Self { config, weights, rotary, kernels }

@@ -1,5 +1,6 @@
 //! Every activation, norm and position variant against the formulas written out in double precision, and the errors
 //! of loading and of batches.
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
 
@@ -211,7 +212,7 @@ fn assert_matches_formulas(extra: &Value) -> Vec<Vec<f32>> {
     let config = config(extra);
     let source = weights(&config);
     let expected = Direct { config: &config, source: &source }.logits();
-    let actual = Runner::new(config.clone(), &source, Precision::Fp32).unwrap().all_logits(&TOKENS);
+    let actual = Runner::new(config, &source, Precision::Fp32).unwrap().all_logits(&TOKENS);
     let difference = max_difference(&actual, &expected);
     assert!(difference < MATCH, "{extra}: {difference}");
     actual

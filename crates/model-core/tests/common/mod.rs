@@ -1,5 +1,6 @@
 //! What the tests of whole models share: fixtures, weights in memory, and a generation loop without an engine.
 #![expect(dead_code, reason = "each test binary uses its own part")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
