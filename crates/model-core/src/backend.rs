@@ -1,3 +1,4 @@
 //! The kernel sets.
 
+pub(crate) mod fused;
 pub(crate) mod plain;

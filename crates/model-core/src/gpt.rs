@@ -61,8 +61,7 @@ impl Gpt {
             kernels.linear_add(&attended, &layer.proj, &mut residual)?;
 
             let x = kernels.norm(&residual, &layer.pre_mlp_norm)?;
-            let intermediate = kernels.linear(&x, &layer.fc1)?;
-            let activated = kernels.activation(&intermediate, self.config.activation)?;
+            let activated = kernels.linear_activate(&x, &layer.fc1, self.config.activation)?;
             kernels.linear_add(&activated, &layer.fc2, &mut residual)?;
         }
         Ok(residual)
@@ -106,7 +105,7 @@ impl CausalLm for Gpt {
     }
 
     fn padded_vocab_size(&self) -> usize {
-        self.weights.output.out_features
+        self.weights.output.out_features()
     }
 
     fn num_params(&self) -> u64 {
@@ -118,7 +117,7 @@ impl CausalLm for Gpt {
     }
 
     fn new_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        KvCache::new(num_blocks, &self.kernels.cache_layout(&self.config))
+        self.kernels.new_cache(num_blocks, &self.config)
     }
 
     fn prefill(&mut self, batch: &PrefillBatch, cache: &mut KvCache) -> Result<Tensor, ModelError> {

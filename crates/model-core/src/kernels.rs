@@ -5,10 +5,11 @@
 
 use nemo_format::DType;
 use tch::Tensor;
+use torch_ext::cpu::PackedLinear;
 
 use crate::attention_context::AttentionContext;
 use crate::config::{Activation, ModelConfig, Normalization};
-use crate::kv_cache::{CacheLayout, KvCache};
+use crate::kv_cache::KvCache;
 use crate::layers::rotary::Rotary;
 use crate::{ModelError, Precision};
 
@@ -27,14 +28,31 @@ pub(crate) struct LinearSource<'a> {
     pub(crate) bias: Option<WeightBytes<'a>>,
 }
 
-/// A linear layer ready to compute.
+/// A linear layer ready to compute, in the layout of the backend that made it.
 #[derive(Debug)]
-pub(crate) struct Linear {
-    /// In the layout of the backend that made it.
-    pub(crate) weight: Tensor,
-    /// In the layout of the backend that made it.
-    pub(crate) bias: Option<Tensor>,
-    pub(crate) out_features: usize,
+pub(crate) enum Linear {
+    /// As libtorch has it: `[out_features, in_features]` and `[out_features]`.
+    Tensors { weight: Tensor, bias: Option<Tensor> },
+    /// Packed for the CPU kernels.
+    Packed(PackedLinear),
+}
+
+impl Linear {
+    pub(crate) fn out_features(&self) -> usize {
+        match self {
+            Self::Tensors { weight, .. } => weight.size().first().map_or(0, |&rows| rows as usize),
+            Self::Packed(packed) => packed.out_features(),
+        }
+    }
+}
+
+/// Which linear layer is packed: the first of a gated MLP may be laid out for its activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LinearRole {
+    /// Outputs in order.
+    Plain,
+    /// `linear_fc1`, followed by this activation.
+    FirstOfMlp(Activation),
 }
 
 /// A LayerNorm or RMSNorm ready to compute.
@@ -76,13 +94,13 @@ pub(crate) trait Kernels: Send + Sync {
     fn precision(&self) -> Precision;
 
     /// Brings a linear layer into this backend's layout.
-    fn pack_linear(&self, source: LinearSource<'_>) -> Result<Linear, ModelError>;
+    fn pack_linear(&self, source: LinearSource<'_>, role: LinearRole) -> Result<Linear, ModelError>;
 
     /// The output layer of a model that shares it with the embedding table `[padded_vocab_size, hidden_size]`.
     fn tie_output(&self, embedding: &Tensor) -> Result<Linear, ModelError>;
 
-    /// The shape of this backend's KV blocks.
-    fn cache_layout(&self, config: &ModelConfig) -> CacheLayout;
+    /// An empty KV cache in this backend's layout.
+    fn new_cache(&self, num_blocks: usize, config: &ModelConfig) -> Result<KvCache, ModelError>;
 
     /// Rows of an embedding table, `[num_tokens, hidden_size]`. The ids were checked against the table.
     fn embedding(&self, ids: &[u32], table: &Tensor) -> Result<Tensor, ModelError>;
@@ -96,9 +114,10 @@ pub(crate) trait Kernels: Send + Sync {
     /// `residual += linear(x)`.
     fn linear_add(&self, x: &Tensor, linear: &Linear, residual: &mut Tensor) -> Result<(), ModelError>;
 
-    /// The nonlinearity of the MLP: `[num_tokens, ffn]`, or `[num_tokens, 2 ffn]` (gate, then up) to
-    /// `[num_tokens, ffn]` when gated.
-    fn activation(&self, x: &Tensor, activation: Activation) -> Result<Tensor, ModelError>;
+    /// `linear_fc1` and the nonlinearity of the MLP: `[num_tokens, hidden_size]` to `[num_tokens, ffn]`. When gated,
+    /// the first half of the outputs goes through the nonlinearity and multiplies the second.
+    fn linear_activate(&self, x: &Tensor, fc1: &Linear, activation: Activation)
+    -> Result<Tensor, ModelError>;
 
     /// Rotates queries and keys, writes keys and values to the cache, attends causally: `[num_tokens, (n + 2 g) d]`
     /// to `[num_tokens, n d]`.

@@ -4,6 +4,7 @@
 //! is common to all, so copying blocks needs no backend.
 
 use tch::{Device, Kind, Tensor};
+use torch_ext::cpu::PackedKv;
 
 use crate::config::ModelConfig;
 use crate::{ModelError, Precision};
@@ -23,6 +24,15 @@ pub(crate) struct CacheLayout {
     pub(crate) kind: Kind,
 }
 
+/// How the numbers of a cache lie.
+#[derive(Debug)]
+enum Storage {
+    /// Tensors, one pair a layer.
+    Tensors(Vec<LayerCache>),
+    /// The layout of the CPU kernels.
+    Packed(PackedKv),
+}
+
 /// Keys and values of one layer, each `[num_blocks, ..block shape]`.
 #[derive(Debug)]
 pub(crate) struct LayerCache {
@@ -34,7 +44,7 @@ pub(crate) struct LayerCache {
 #[derive(Debug)]
 pub struct KvCache {
     num_blocks: usize,
-    layers: Vec<LayerCache>,
+    storage: Storage,
 }
 
 impl KvCache {
@@ -53,7 +63,17 @@ impl KvCache {
                 })
             })
             .collect::<Result<_, ModelError>>()?;
-        Ok(Self { num_blocks, layers })
+        Ok(Self { num_blocks, storage: Storage::Tensors(layers) })
+    }
+
+    /// A cache in the layout of the CPU kernels.
+    pub(crate) fn packed(packed: PackedKv) -> Self {
+        Self { num_blocks: packed.shape().num_blocks, storage: Storage::Packed(packed) }
+    }
+
+    /// The storage of the CPU kernels, if this is one.
+    pub(crate) fn packed_mut(&mut self) -> Option<&mut PackedKv> {
+        if let Storage::Packed(packed) = &mut self.storage { Some(packed) } else { None }
     }
 
     /// Number of blocks.
@@ -80,7 +100,13 @@ impl KvCache {
         for &(from, to) in pairs {
             self.check_block(from)?;
             self.check_block(to)?;
-            for layer in &self.layers {
+        }
+        let layers = match &mut self.storage {
+            Storage::Packed(packed) => return Ok(packed.copy_blocks(pairs)?),
+            Storage::Tensors(layers) => layers,
+        };
+        for &(from, to) in pairs {
+            for layer in layers.iter() {
                 for stored in [&layer.keys, &layer.values] {
                     let source = stored.f_select(0, i64::from(from))?;
                     stored.f_select(0, i64::from(to))?.f_copy_(&source)?;
@@ -100,10 +126,14 @@ impl KvCache {
 
     /// The storage of one layer. Tensors are shared handles: a kernel writes through them.
     pub(crate) fn layer(&self, layer_idx: usize) -> Result<&LayerCache, ModelError> {
-        self.layers.get(layer_idx).ok_or_else(|| ModelError::BadBatch {
-            what: "number of layers in the KV cache",
+        let layers = match &self.storage {
+            Storage::Tensors(layers) => layers.as_slice(),
+            Storage::Packed(_) => &[],
+        };
+        layers.get(layer_idx).ok_or_else(|| ModelError::BadBatch {
+            what: "number of tensor layers in the KV cache",
             expected: format!("more than {layer_idx}"),
-            actual: self.layers.len().to_string(),
+            actual: layers.len().to_string(),
         })
     }
 }
@@ -121,10 +151,10 @@ mod tests {
             kind: Kind::Float,
         };
         let mut cache = KvCache::new(3, &layout).unwrap();
-        let _ = cache.layers[1].keys.f_select(0, 0).unwrap().f_fill_(7.0).unwrap();
+        let _ = cache.layer(1).unwrap().keys.f_select(0, 0).unwrap().f_fill_(7.0).unwrap();
         cache.copy_blocks(&[(0, 1), (1, 2)]).unwrap();
-        assert_eq!(cache.layers[1].keys.f_double_value(&[2, 1, 2]).unwrap(), 7.0);
-        assert_eq!(cache.layers[0].keys.f_double_value(&[2, 1, 2]).unwrap(), 0.0);
+        assert_eq!(cache.layer(1).unwrap().keys.f_double_value(&[2, 1, 2]).unwrap(), 7.0);
+        assert_eq!(cache.layer(0).unwrap().keys.f_double_value(&[2, 1, 2]).unwrap(), 0.0);
         let error = cache.copy_blocks(&[(0, 3)]).unwrap_err();
         assert_eq!(error.to_string(), "KV block 3 is outside the cache of 3 blocks");
     }

@@ -2,6 +2,7 @@
 
 use nemo_format::TensorSource;
 
+use crate::backend::fused::FusedKernels;
 use crate::backend::plain::PlainKernels;
 use crate::causal_lm::CausalLm;
 use crate::config::ModelConfig;
@@ -40,9 +41,7 @@ pub fn load_model(
 ) -> Result<Box<dyn CausalLm>, ModelError> {
     let kernels: Box<dyn Kernels> = match options.backend {
         Backend::Plain => Box::new(PlainKernels::new(options.precision)),
-        Backend::Fused => {
-            return Err(ModelError::NoBackend { backend: "fused", reason: "its kernels are not built in" });
-        }
+        Backend::Fused => Box::new(FusedKernels::new(options.precision)?),
     };
     let weights = Weights::load(&config, source, kernels.as_ref())?;
     Ok(Box::new(Gpt::new(config, weights, kernels)))

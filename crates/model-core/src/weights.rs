@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 use crate::ModelError;
 use crate::backend::plain::tensor_from_bytes;
 use crate::config::{ModelConfig, Normalization, PositionEmbedding};
-use crate::kernels::{Kernels, Linear, LinearSource, Norm, WeightBytes};
+use crate::kernels::{Kernels, Linear, LinearRole, LinearSource, Norm, WeightBytes};
 
 const WORD_EMBEDDINGS: &str = "model.embedding.word_embeddings.weight";
 const POSITION_EMBEDDINGS: &str = "model.embedding.position_embeddings.weight";
@@ -68,7 +68,7 @@ impl Weights {
         let output = if config.share_embeddings_and_output_weights {
             kernels.tie_output(&word_embeddings)?
         } else {
-            reader.linear(OUTPUT_LAYER, None, [padded_vocab_size, hidden])?
+            reader.linear(OUTPUT_LAYER, None, [padded_vocab_size, hidden], LinearRole::Plain)?
         };
         let num_params = reader.check_all_used()?;
         Ok(Self { word_embeddings, position_embeddings, layers, final_norm, output, num_params })
@@ -77,10 +77,19 @@ impl Weights {
     /// Memory that the tensors take; a tensor that two places share counts once.
     pub(crate) fn size_bytes(&self) -> u64 {
         let mut seen = BTreeSet::new();
-        self.tensors()
-            .filter(|tensor| seen.insert(tensor.data_ptr() as usize))
-            .map(|tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64)
-            .sum()
+        let packed: u64 = self.linears().map(|linear| packed_bytes(linear)).sum();
+        packed
+            + self
+                .tensors()
+                .filter(|tensor| seen.insert(tensor.data_ptr() as usize))
+                .map(|tensor| (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64)
+                .sum::<u64>()
+    }
+
+    fn linears(&self) -> impl Iterator<Item = &Linear> {
+        let of_layers =
+            self.layers.iter().flat_map(|layer| [&layer.qkv, &layer.proj, &layer.fc1, &layer.fc2]);
+        of_layers.chain(std::iter::once(&self.output))
     }
 
     fn tensors(&self) -> impl Iterator<Item = &Tensor> {
@@ -98,7 +107,14 @@ impl Weights {
 }
 
 fn linear_tensors(linear: &Linear) -> impl Iterator<Item = &Tensor> {
-    std::iter::once(&linear.weight).chain(&linear.bias)
+    match linear {
+        Linear::Tensors { weight, bias } => Some(weight).into_iter().chain(bias),
+        Linear::Packed(_) => None.into_iter().chain(&None),
+    }
+}
+
+fn packed_bytes(linear: &Linear) -> u64 {
+    if let Linear::Packed(packed) = linear { packed.size_bytes() as u64 } else { 0 }
 }
 
 fn norm_tensors(norm: &Norm) -> impl Iterator<Item = &Tensor> {
@@ -125,34 +141,46 @@ impl Reader<'_> {
         ]
         .map(|size| size as u64);
         let prefix = format!("model.decoder.layers.{layer_idx}.");
-        let linear = |module: &str, has_bias: bool, shape| {
+        let linear = |module: &str, has_bias: bool, shape, role| {
             let bias = has_bias.then(|| format!("{prefix}{module}.bias"));
-            self.linear(&format!("{prefix}{module}.weight"), bias.as_deref(), shape)
+            self.linear(&format!("{prefix}{module}.weight"), bias.as_deref(), shape, role)
         };
         let norm =
             |module: &str| self.norm(&format!("{prefix}{module}."), ["layer_norm_weight", "layer_norm_bias"]);
         Ok(Layer {
             input_norm: norm("self_attention.linear_qkv")?,
-            qkv: linear("self_attention.linear_qkv", config.qkv_bias, [qkv, hidden])?,
-            proj: linear("self_attention.linear_proj", config.bias, [hidden, query])?,
+            qkv: linear("self_attention.linear_qkv", config.qkv_bias, [qkv, hidden], LinearRole::Plain)?,
+            proj: linear("self_attention.linear_proj", config.bias, [hidden, query], LinearRole::Plain)?,
             pre_mlp_norm: norm("mlp.linear_fc1")?,
-            fc1: linear("mlp.linear_fc1", config.bias, [fc1, hidden])?,
-            fc2: linear("mlp.linear_fc2", config.bias, [hidden, ffn])?,
+            fc1: linear(
+                "mlp.linear_fc1",
+                config.bias,
+                [fc1, hidden],
+                LinearRole::FirstOfMlp(config.activation),
+            )?,
+            fc2: linear("mlp.linear_fc2", config.bias, [hidden, ffn], LinearRole::Plain)?,
         })
     }
 
-    fn linear(&self, weight: &str, bias: Option<&str>, shape: [u64; 2]) -> Result<Linear, ModelError> {
+    fn linear(
+        &self,
+        weight: &str,
+        bias: Option<&str>,
+        shape: [u64; 2],
+        role: LinearRole,
+    ) -> Result<Linear, ModelError> {
         let (weight_bytes, weight_dtype) = self.bytes(weight, &shape)?;
         let bias_shape = [shape[0]];
         let bias = bias.map(|name| self.bytes(name, &bias_shape)).transpose()?;
-        self.kernels.pack_linear(LinearSource {
+        let source = LinearSource {
             weight: WeightBytes { bytes: &weight_bytes, dtype: weight_dtype, shape: &shape },
             bias: bias.as_ref().map(|(bytes, dtype)| WeightBytes {
                 bytes,
                 dtype: *dtype,
                 shape: &bias_shape,
             }),
-        })
+        };
+        self.kernels.pack_linear(source, role)
     }
 
     fn norm(&self, prefix: &str, [weight, bias]: [&str; 2]) -> Result<Norm, ModelError> {

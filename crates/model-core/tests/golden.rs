@@ -3,13 +3,20 @@
 
 mod common;
 
-use common::{MemorySource, Runner, argmax, bits, config_of, fixture, golden_logits, max_difference};
-use model_core::{BLOCK_SIZE_TOKENS, LogitsRows, ModelConfig, Precision, RawModelConfig};
+use common::{
+    BACKENDS, MemorySource, Runner, argmax, bits, config_of, fixture, golden_logits, max_difference,
+};
+use model_core::{BLOCK_SIZE_TOKENS, Backend, LogitsRows, ModelConfig, Precision, RawModelConfig};
 use nemo_format::Checkpoint;
 
 const FOLDERS: [&str; 4] = ["hf_llama", "mcore_llama", "mcore_gptnext", "gpt_learned"];
 
-fn open(folder: &str, precision: Precision) -> Runner {
+/// Every case with every backend.
+fn with_backends(folders: &[&'static str]) -> Vec<(&'static str, Backend)> {
+    BACKENDS.iter().flat_map(|&backend| folders.iter().map(move |&folder| (folder, backend))).collect()
+}
+
+fn open(folder: &str, precision: Precision, backend: Backend) -> Runner {
     let archive = match folder {
         "hf_llama" => "hf_llama_converted_bf16_torch_dist.nemo",
         "mcore_llama" => "llama_fp32_torch_dist.nemo",
@@ -17,13 +24,13 @@ fn open(folder: &str, precision: Precision) -> Runner {
         _ => {
             let yaml = std::fs::read_to_string(fixture(&format!("{folder}/model_config.yaml"))).unwrap();
             let source = MemorySource::from_safetensors(&format!("{folder}/expected.safetensors"));
-            return Runner::new(config_of(&yaml), &source, precision).unwrap();
+            return Runner::new(config_of(&yaml), &source, precision, backend).unwrap();
         }
     };
     let checkpoint = Checkpoint::open(&fixture(folder).join(archive)).unwrap();
     let config: ModelConfig =
         checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
-    Runner::new(config, checkpoint.tensors(), precision).unwrap()
+    Runner::new(config, checkpoint.tensors(), precision, backend).unwrap()
 }
 
 struct Reference {
@@ -49,34 +56,38 @@ fn reference(folder: &str) -> Reference {
 
 #[test]
 fn fp32_logits_are_within_1e_4_of_the_reference_everywhere() {
-    for folder in FOLDERS {
-        let mut runner = open(folder, Precision::Fp32);
+    for (folder, backend) in with_backends(&FOLDERS) {
+        let mut runner = open(folder, Precision::Fp32, backend);
         let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
         let prompts = reference(folder).prompts;
         assert_eq!((prompts.len(), golden.len()), (2, 2));
         for (prompt, expected) in prompts.iter().zip(&golden) {
             let difference = max_difference(&runner.all_logits(prompt), expected);
-            assert!(difference < 1e-4, "{folder}: {difference}");
+            assert!(difference < 1e-4, "{folder} {backend:?}: {difference}");
         }
     }
 }
 
 #[test]
 fn greedy_continuations_equal_the_reference() {
-    for folder in FOLDERS {
-        let mut runner = open(folder, Precision::Fp32);
+    for (folder, backend) in with_backends(&FOLDERS) {
+        let mut runner = open(folder, Precision::Fp32, backend);
         let reference = reference(folder);
         for (prompt, expected) in reference.prompts.iter().zip(&reference.continuations) {
             assert_eq!(expected.len(), 16);
-            assert_eq!(runner.greedy(prompt, 16, reference.tokenizer_vocab_size), *expected, "{folder}");
+            assert_eq!(
+                runner.greedy(prompt, 16, reference.tokenizer_vocab_size),
+                *expected,
+                "{folder} {backend:?}"
+            );
         }
     }
 }
 
 #[test]
 fn decoding_with_the_cache_equals_prefilling_the_longer_sequence() {
-    for folder in FOLDERS {
-        let mut runner = open(folder, Precision::Fp32);
+    for (folder, backend) in with_backends(&FOLDERS) {
+        let mut runner = open(folder, Precision::Fp32, backend);
         let reference = reference(folder);
         // Crosses blocks everywhere, and the chunks of a prefill's queries where there are positions enough.
         let num_tokens = if folder == "gpt_learned" { BLOCK_SIZE_TOKENS + 8 } else { 140 };
@@ -86,11 +97,11 @@ fn decoding_with_the_cache_equals_prefilling_the_longer_sequence() {
         let prompt_len = num_tokens - 12;
         let table = runner.blocks(tokens.len());
         let last = runner.prefill(&[&tokens[..prompt_len]], vec![table.clone()], LogitsRows::Last);
-        assert!(max_difference(&last, &expected[prompt_len - 1..prompt_len]) < 1e-5, "{folder}");
+        assert!(max_difference(&last, &expected[prompt_len - 1..prompt_len]) < 1e-5, "{folder} {backend:?}");
         for position in prompt_len..tokens.len() {
             let row = runner.decode(&[(tokens[position], position as u32, table.clone())]);
             let difference = max_difference(&row, &expected[position..=position]);
-            assert!(difference < 1e-5, "{folder} at {position}: {difference}");
+            assert!(difference < 1e-5, "{folder} {backend:?} at {position}: {difference}");
         }
     }
 }
@@ -99,28 +110,28 @@ fn decoding_with_the_cache_equals_prefilling_the_longer_sequence() {
 /// logits of standard deviation 2.8, where the references' own fp32 and bf16 differ by 0.1 to 0.22.
 #[test]
 fn bf16_logits_are_near_the_reference_and_choose_its_tokens() {
-    for folder in ["mcore_llama", "mcore_gptnext"] {
-        let mut runner = open(folder, Precision::Bf16);
+    for (folder, backend) in with_backends(&["mcore_llama", "mcore_gptnext"]) {
+        let mut runner = open(folder, Precision::Bf16, backend);
         let golden = golden_logits(&format!("{folder}/logits_bf16.npy"));
         let reference = reference(folder);
         for (idx, expected) in golden.iter().enumerate() {
             let actual = runner.all_logits(&reference.prompts[idx]);
             let difference = max_difference(&actual, expected);
-            assert!(difference > 0.0 && difference < 0.25, "{folder}: {difference}");
+            assert!(difference > 0.0 && difference < 0.25, "{folder} {backend:?}: {difference}");
             let vocab_size = reference.tokenizer_vocab_size;
             let first = argmax(&actual[actual.len() - 1][..vocab_size]);
-            assert_eq!(first, reference.continuations[idx][0], "{folder}");
+            assert_eq!(first, reference.continuations[idx][0], "{folder} {backend:?}");
             let continuation = runner.greedy(&reference.prompts[idx], 16, vocab_size);
-            assert_eq!(continuation, reference.continuations[idx], "{folder}");
+            assert_eq!(continuation, reference.continuations[idx], "{folder} {backend:?}");
         }
     }
 }
 
 #[test]
 fn a_sequence_has_the_same_bits_alone_in_a_batch_and_at_any_place_in_it() {
-    for folder in FOLDERS {
+    for (folder, backend) in with_backends(&FOLDERS) {
         for precision in [Precision::Fp32, Precision::Bf16] {
-            let mut runner = open(folder, precision);
+            let mut runner = open(folder, precision, backend);
             let reference = reference(folder);
             let probe = reference.prompts[0].as_slice();
             let other = reference.prompts[1].as_slice();
@@ -136,7 +147,7 @@ fn a_sequence_has_the_same_bits_alone_in_a_batch_and_at_any_place_in_it() {
                 assert_eq!(
                     bits(&logits[place..=place]),
                     bits(&alone),
-                    "{folder} {precision:?} prefill {place}"
+                    "{folder} {backend:?} {precision:?} prefill {place}"
                 );
                 let steps = batch
                     .iter()
@@ -151,7 +162,7 @@ fn a_sequence_has_the_same_bits_alone_in_a_batch_and_at_any_place_in_it() {
                 assert_eq!(
                     bits(&logits[place..=place]),
                     bits(&alone_next),
-                    "{folder} {precision:?} decode {place}"
+                    "{folder} {backend:?} {precision:?} decode {place}"
                 );
             }
         }

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{MemorySource, Runner, bits, config_of};
+use common::{BACKENDS, MemorySource, Runner, bits, config_of};
 use model_core::{LogitsRows, Precision};
 
 /// One layer of SmolLM2-135M's shape, with a small vocabulary.
@@ -51,8 +51,9 @@ fn bits_do_not_depend_on_the_batch_at_real_widths() {
     let source = weights();
     let sequence = |len: u32, seed: u32| (0..len).map(|idx| (idx * 37 + seed) % 500).collect::<Vec<_>>();
     let probe = sequence(45, 3);
-    for precision in [Precision::Fp32, Precision::Bf16] {
-        let mut runner = Runner::new(config_of(CONFIG), &source, precision).unwrap();
+    let cases = BACKENDS.iter().flat_map(|&backend| [(Precision::Fp32, backend), (Precision::Bf16, backend)]);
+    for (precision, backend) in cases {
+        let mut runner = Runner::new(config_of(CONFIG), &source, precision, backend).unwrap();
         tch::set_num_threads(2);
         let table = runner.blocks(probe.len() + 1);
         let alone = runner.prefill(&[&probe], vec![table.clone()], LogitsRows::Last);
@@ -63,14 +64,22 @@ fn bits_do_not_depend_on_the_batch_at_real_widths() {
             let tables = batch.iter().map(|tokens| runner.blocks(tokens.len() + 1)).collect::<Vec<_>>();
             let sequences = batch.iter().map(Vec::as_slice).collect::<Vec<_>>();
             let logits = runner.prefill(&sequences, tables.clone(), LogitsRows::Last);
-            assert_eq!(bits(&logits[place..=place]), bits(&alone), "{precision:?} prefill {place}");
+            assert_eq!(
+                bits(&logits[place..=place]),
+                bits(&alone),
+                "{backend:?} {precision:?} prefill {place}"
+            );
             let steps = batch
                 .iter()
                 .zip(tables)
                 .map(|(tokens, table)| (5, tokens.len() as u32, table))
                 .collect::<Vec<_>>();
             let logits = runner.decode(&steps);
-            assert_eq!(bits(&logits[place..=place]), bits(&alone_next), "{precision:?} decode {place}");
+            assert_eq!(
+                bits(&logits[place..=place]),
+                bits(&alone_next),
+                "{backend:?} {precision:?} decode {place}"
+            );
         }
     }
 }

@@ -4,10 +4,10 @@
 
 mod common;
 
-use common::{MemorySource, Runner, max_difference, rows};
+use common::{BACKENDS, MemorySource, Runner, max_difference, rows};
 use model_core::{
-    Activation, DecodeBatch, KvCache, LogitsRows, ModelConfig, ModelError, Nonlinearity, Normalization,
-    PositionEmbedding, Precision, PrefillBatch, RawModelConfig,
+    Activation, Backend, DecodeBatch, KvCache, LogitsRows, ModelConfig, ModelError, Nonlinearity,
+    Normalization, PositionEmbedding, Precision, PrefillBatch, RawModelConfig,
 };
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
@@ -212,10 +212,15 @@ fn assert_matches_formulas(extra: &Value) -> Vec<Vec<f32>> {
     let config = config(extra);
     let source = weights(&config);
     let expected = Direct { config: &config, source: &source }.logits();
-    let actual = Runner::new(config, &source, Precision::Fp32).unwrap().all_logits(&TOKENS);
-    let difference = max_difference(&actual, &expected);
-    assert!(difference < MATCH, "{extra}: {difference}");
-    actual
+    let [plain, fused] = BACKENDS.map(|backend| {
+        let runner = Runner::new(config.clone(), &source, Precision::Fp32, backend);
+        let actual = runner.unwrap().all_logits(&TOKENS);
+        let difference = max_difference(&actual, &expected);
+        assert!(difference < MATCH, "{backend:?} {extra}: {difference}");
+        actual
+    });
+    assert!(max_difference(&plain, &fused) < MATCH);
+    plain
 }
 
 /// Each variant must match the formulas, and must differ from every other, or its key would have no effect.
@@ -296,7 +301,7 @@ fn parameters_and_bytes_are_counted_once_for_a_shared_table() {
     let config = config(&json!({ "bias": false }));
     let source = weights(&config);
     let stored: u64 = source.0.values().map(|(meta, _)| meta.num_elems().unwrap()).sum();
-    let model = Runner::new(config.clone(), &source, Precision::Fp32).unwrap().model;
+    let model = Runner::new(config.clone(), &source, Precision::Fp32, Backend::Plain).unwrap().model;
     assert_eq!((model.num_params(), model.weight_bytes()), (stored, 4 * stored));
     assert_eq!(model.padded_vocab_size() as u64, VOCAB_SIZE);
     assert_eq!(KvCache::bytes_per_block(&config, Precision::Bf16), 2 * 2 * 4 * 12 * 32 * 2);
@@ -306,7 +311,7 @@ fn load_error(change: impl FnOnce(&mut MemorySource)) -> String {
     let config = config(&json!({}));
     let mut source = weights(&config);
     change(&mut source);
-    Runner::new(config, &source, Precision::Fp32).err().unwrap().to_string()
+    Runner::new(config, &source, Precision::Fp32, Backend::Plain).err().unwrap().to_string()
 }
 
 #[test]
@@ -337,7 +342,7 @@ fn loading_names_the_tensor_that_does_not_fit() {
 #[test]
 fn contradictory_batches_are_refused() {
     let config = config(&json!({}));
-    let mut runner = Runner::new(config.clone(), &weights(&config), Precision::Fp32).unwrap();
+    let mut runner = Runner::new(config.clone(), &weights(&config), Precision::Fp32, Backend::Plain).unwrap();
     let mut prefill = |tokens: &[u32], cu_seqlens: &[u32], tables: &[Vec<u32>]| {
         let batch = PrefillBatch {
             tokens: tokens.to_vec(),

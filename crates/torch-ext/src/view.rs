@@ -55,3 +55,20 @@ macro_rules! views {
 }
 views!(f32, Float, f32_slice, f32_slice_mut, "float32");
 views!(bf16, BFloat16, bf16_slice, bf16_slice_mut, "bfloat16");
+
+/// The bytes of a contiguous float32 or bfloat16 CPU tensor, little endian as the machine is.
+///
+/// # Errors
+/// When the tensor has another type or device, or is not contiguous.
+pub fn bytes<'a>(tensor: &'a Tensor, what: &'static str) -> Result<&'a [u8], ExtError> {
+    let num_bytes = match tensor.kind() {
+        Kind::BFloat16 => check(tensor, what, Kind::BFloat16)? * 2,
+        _ => check(tensor, what, Kind::Float)? * 4,
+    };
+    if num_bytes == 0 {
+        return Ok(&[]);
+    }
+    // SAFETY: the tensor is contiguous in host memory with `num_bytes` bytes (checked above), any bytes are valid
+    // `u8`, and the borrow keeps the storage alive.
+    Ok(unsafe { std::slice::from_raw_parts(tensor.data_ptr().cast::<u8>(), num_bytes) })
+}

@@ -8,7 +8,9 @@ use tch::{Kind, Tensor};
 
 use crate::attention_context::SequenceSpan;
 use crate::config::{Activation, ModelConfig, Nonlinearity, Normalization};
-use crate::kernels::{AttentionStep, HeadLayout, Kernels, Linear, LinearSource, Norm, WeightBytes};
+use crate::kernels::{
+    AttentionStep, HeadLayout, Kernels, Linear, LinearRole, LinearSource, Norm, WeightBytes,
+};
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, CacheLayout, KvCache};
 use crate::layers::rotary::Rotary;
 use crate::{ModelError, Precision};
@@ -82,26 +84,27 @@ impl Kernels for PlainKernels {
         self.precision
     }
 
-    fn pack_linear(&self, source: LinearSource<'_>) -> Result<Linear, ModelError> {
+    fn pack_linear(&self, source: LinearSource<'_>, _role: LinearRole) -> Result<Linear, ModelError> {
         let kind = self.precision.kind();
         let weight = tensor_from_bytes(source.weight, kind)?;
         let bias = source.bias.map(|bias| tensor_from_bytes(bias, kind)).transpose()?;
-        linear_of(weight, bias)
+        Ok(Linear::Tensors { weight, bias })
     }
 
     fn tie_output(&self, embedding: &Tensor) -> Result<Linear, ModelError> {
-        linear_of(embedding.shallow_clone(), None)
+        Ok(Linear::Tensors { weight: embedding.shallow_clone(), bias: None })
     }
 
-    fn cache_layout(&self, config: &ModelConfig) -> CacheLayout {
+    fn new_cache(&self, num_blocks: usize, config: &ModelConfig) -> Result<KvCache, ModelError> {
         let block_shape =
             vec![BLOCK_SIZE_TOKENS as i64, config.num_query_groups as i64, config.kv_channels as i64];
-        CacheLayout {
+        let layout = CacheLayout {
             num_layers: config.num_layers,
             key_block_shape: block_shape.clone(),
             value_block_shape: block_shape,
             kind: self.precision.kind(),
-        }
+        };
+        KvCache::new(num_blocks, &layout)
     }
 
     fn embedding(&self, ids: &[u32], table: &Tensor) -> Result<Tensor, ModelError> {
@@ -130,7 +133,13 @@ impl Kernels for PlainKernels {
     }
 
     fn linear(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {
-        by_row_blocks(x, ROWS_PER_BLOCK, |rows| Ok(rows.f_linear(&linear.weight, linear.bias.as_ref())?))
+        let Linear::Tensors { weight, bias } = linear else {
+            return Err(ModelError::NoBackend {
+                backend: "plain",
+                reason: "the weights are packed for another",
+            });
+        };
+        by_row_blocks(x, ROWS_PER_BLOCK, |rows| Ok(rows.f_linear(weight, bias.as_ref())?))
     }
 
     fn linear_add(&self, x: &Tensor, linear: &Linear, residual: &mut Tensor) -> Result<(), ModelError> {
@@ -138,7 +147,13 @@ impl Kernels for PlainKernels {
         Ok(())
     }
 
-    fn activation(&self, x: &Tensor, activation: Activation) -> Result<Tensor, ModelError> {
+    fn linear_activate(
+        &self,
+        x: &Tensor,
+        fc1: &Linear,
+        activation: Activation,
+    ) -> Result<Tensor, ModelError> {
+        let x = self.linear(x, fc1)?;
         let (_, num_columns) = x.size2()?;
         let ffn = if activation.gated { num_columns / 2 } else { num_columns };
         let gate = x.f_narrow(1, 0, ffn)?;
@@ -191,11 +206,6 @@ impl Kernels for PlainKernels {
     fn logits(&self, hidden: &Tensor, output: &Linear) -> Result<Tensor, ModelError> {
         Ok(self.linear(hidden, output)?.f_to_kind(Kind::Float)?)
     }
-}
-
-fn linear_of(weight: Tensor, bias: Option<Tensor>) -> Result<Linear, ModelError> {
-    let (out_features, _) = weight.size2()?;
-    Ok(Linear { weight, bias, out_features: out_features as usize })
 }
 
 fn index(ids: &[u32]) -> Result<Tensor, ModelError> {

@@ -68,6 +68,9 @@ impl TensorSource for MemorySource {
     }
 }
 
+/// Everything that is true of one backend is true of the other.
+pub(crate) const BACKENDS: [Backend; 2] = [Backend::Plain, Backend::Fused];
+
 /// A model and its cache; sequences get their blocks in a shuffled order.
 pub(crate) struct Runner {
     pub(crate) model: Box<dyn CausalLm>,
@@ -82,9 +85,10 @@ impl Runner {
         config: ModelConfig,
         source: &dyn TensorSource,
         precision: Precision,
+        backend: Backend,
     ) -> Result<Self, ModelError> {
         tch::set_num_threads(1);
-        let model = load_model(config, source, LoadOptions { precision, backend: Backend::Plain })?;
+        let model = load_model(config, source, LoadOptions { precision, backend })?;
         let cache = model.new_cache(NUM_BLOCKS as usize)?;
         Ok(Self { model, cache, next_block: 0 })
     }

@@ -49,6 +49,8 @@ impl Elem for bf16 {
 /// The element type of stored weights, little endian.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SourceDType {
+    /// 64-bit float.
+    F64,
     /// 32-bit float.
     F32,
     /// IEEE half precision.
@@ -61,6 +63,7 @@ impl SourceDType {
     /// Bytes of one element.
     pub const fn size_bytes(self) -> usize {
         match self {
+            Self::F64 => 8,
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
         }
@@ -69,6 +72,12 @@ impl SourceDType {
     /// Converts stored elements; `src` may lie at any alignment and holds `dst.len()` elements.
     pub(crate) fn convert<E: Elem>(self, src: &[u8], dst: &mut [E]) {
         match self {
+            Self::F64 => {
+                for (out, bytes) in dst.iter_mut().zip(src.chunks_exact(8)) {
+                    let value = bytes.iter().rev().fold(0, |bits, &byte| (bits << 8) | u64::from(byte));
+                    *out = E::from_f32(f64::from_bits(value) as f32);
+                }
+            }
             Self::F32 => {
                 for (out, bytes) in dst.iter_mut().zip(src.chunks_exact(4)) {
                     *out = E::from_f32(f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]));

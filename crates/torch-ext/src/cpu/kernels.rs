@@ -289,7 +289,7 @@ impl CpuKernels {
     ///
     /// # Errors
     /// When shapes or types do not fit.
-    pub fn norm(&mut self, x: &Tensor, params: &NormParams) -> Result<Tensor, ExtError> {
+    pub fn norm(&mut self, x: &Tensor, params: &NormParams<'_>) -> Result<Tensor, ExtError> {
         let hidden_size = params.weight.len();
         let rows = num_rows(x, "x", hidden_size)?;
         if hidden_size == 0 || !(params.bias.is_empty() || params.bias.len() == hidden_size) {

@@ -17,14 +17,14 @@ pub enum NormKind {
 }
 
 /// A norm's parameters, in float32. A zero-centred gain (`layernorm1p`) has its 1 added already.
-#[derive(Clone, Debug)]
-pub struct NormParams {
+#[derive(Clone, Copy, Debug)]
+pub struct NormParams<'a> {
     /// Which mean.
     pub kind: NormKind,
     /// `[hidden_size]`.
-    pub weight: Vec<f32>,
+    pub weight: &'a [f32],
     /// `[hidden_size]`, or empty.
-    pub bias: Vec<f32>,
+    pub bias: &'a [f32],
     /// Added to the variance or the mean square.
     pub epsilon: f32,
 }
@@ -33,7 +33,7 @@ pub struct NormParams {
 const BLOCK_ROWS: usize = 16;
 
 /// `out` and `x`: `[num_rows, hidden_size]`.
-pub(crate) fn norm<E: Elem>(pool: &mut Pool, isa: Isa, params: &NormParams, x: &[E], out: &mut [E]) {
+pub(crate) fn norm<E: Elem>(pool: &mut Pool, isa: Isa, params: &NormParams<'_>, x: &[E], out: &mut [E]) {
     let block_elems = BLOCK_ROWS * params.weight.len();
     let shared = Shared::new(out.as_mut_ptr());
     let num_elems = x.len().min(out.len());
@@ -46,7 +46,7 @@ pub(crate) fn norm<E: Elem>(pool: &mut Pool, isa: Isa, params: &NormParams, x: &
 }
 
 multiversion! {
-    fn norm_rows<E: Elem>(params: &NormParams, x: &[E], out: &mut [E]) {
+    fn norm_rows<E: Elem>(params: &NormParams<'_>, x: &[E], out: &mut [E]) {
         let hidden_size = params.weight.len();
         for (x, out) in x.chunks_exact(hidden_size).zip(out.chunks_exact_mut(hidden_size)) {
             let mean = match params.kind {
@@ -55,12 +55,12 @@ multiversion! {
             };
             let variance = sum_by(x, |value| (value - mean) * (value - mean)) / hidden_size as f32;
             let scale = 1.0 / (variance + params.epsilon).sqrt();
-            for ((out, x), weight) in out.iter_mut().zip(x).zip(&params.weight) {
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(params.weight) {
                 *out = E::from_f32((x.to_f32() - mean) * scale * weight);
             }
             if !params.bias.is_empty() {
                 // From float32 again, so that the sum with the bias is rounded once.
-                for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(&params.weight).zip(&params.bias) {
+                for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(params.weight).zip(params.bias) {
                     *out = E::from_f32((x.to_f32() - mean) * scale * weight + bias);
                 }
             }

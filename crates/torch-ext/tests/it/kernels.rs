@@ -169,19 +169,17 @@ fn norms_equal_libtorch() {
         for (rows, hidden_size) in [(1, 1), (3, 17), (40, 64), (17, 576)] {
             let x = random(rows, hidden_size, 5);
             let (weight, bias) = (random(1, hidden_size, 6), random(1, hidden_size, 7));
-            let mut params = NormParams {
-                kind: NormKind::LayerNorm,
-                weight: Vec::try_from(weight.reshape([-1])).unwrap(),
-                bias: Vec::try_from(bias.reshape([-1])).unwrap(),
-                epsilon: 1e-5,
-            };
+            let values = |tensor: &Tensor| -> Vec<f32> { Vec::try_from(tensor.reshape([-1])).unwrap() };
+            let (weights, biases) = (values(&weight), values(&bias));
+            let mut params =
+                NormParams { kind: NormKind::LayerNorm, weight: &weights, bias: &biases, epsilon: 1e-5 };
             let mut kernels = CpuKernels::with_isa(2, isa).unwrap();
             let shape = [hidden_size as i64];
             let flat = (weight.reshape(shape), bias.reshape(shape));
             let expected = x.layer_norm(shape, Some(&flat.0), Some(&flat.1), 1e-5, false);
             assert!(max_difference(&kernels.norm(&x, &params).unwrap(), &expected) < 1e-5);
             params.kind = NormKind::RmsNorm;
-            params.bias = Vec::new();
+            params.bias = &[];
             let expected = &x * (x.square().mean_dim(1, true, Kind::Float) + 1e-5).rsqrt() * &weight;
             assert!(max_difference(&kernels.norm(&x, &params).unwrap(), &expected) < 1e-5);
             let rounded = kernels.norm(&x.to_kind(Kind::BFloat16), &params).unwrap();
@@ -324,7 +322,7 @@ fn blocks_copy_and_stale_infinities_stay_out() {
         kernels.attention(qkv, &AttentionStep { heads, rotary, sequences: &[span], layer_idx: 0 }, cache)
     };
     let infinite = Tensor::full([20, 32], f64::INFINITY, (Kind::Float, Device::Cpu));
-    run(&mut kernels, &mut cache, &infinite, 0, &[0]).unwrap();
+    let _ = run(&mut kernels, &mut cache, &infinite, 0, &[0]).unwrap();
     let qkv = random(6, 32, 1);
     let out = run(&mut kernels, &mut cache, &qkv, 0, &[0]).unwrap();
     assert!(max_difference(&out, &reference_attention(&qkv, heads, &rotary)) < 1e-5);

@@ -1,0 +1,205 @@
+//! The fused backend: the project's CPU kernels (`torch_ext::cpu`).
+//!
+//! A row is the same sequence of operations in any batch, so nothing here cuts batches into fixed shapes.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nemo_format::DType;
+use tch::{Kind, Tensor};
+use torch_ext::cpu::{
+    self, CpuKernels, HeadShape, KvShape, Layout, NormKind, NormParams, PackedLinear, RotaryTable,
+    SequenceSpan, SourceDType, StoredLinear,
+};
+use torch_ext::view;
+
+use super::plain::tensor_from_bytes;
+use crate::config::{Activation, ModelConfig, Nonlinearity, Normalization};
+use crate::kernels::{AttentionStep, Kernels, Linear, LinearRole, LinearSource, Norm};
+use crate::kv_cache::KvCache;
+use crate::{ModelError, Precision};
+
+/// The CPU kernels, one call at a time.
+#[derive(Debug)]
+pub(crate) struct FusedKernels {
+    precision: Precision,
+    kernels: Mutex<CpuKernels>,
+}
+
+impl FusedKernels {
+    /// Kernels on all processors that this process may use.
+    pub(crate) fn new(precision: Precision) -> Result<Self, ModelError> {
+        let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Ok(Self { precision, kernels: Mutex::new(CpuKernels::new(num_threads)?) })
+    }
+
+    fn kernels(&self) -> MutexGuard<'_, CpuKernels> {
+        self.kernels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn packed(linear: &Linear) -> Result<&PackedLinear, ModelError> {
+    match linear {
+        Linear::Packed(packed) => Ok(packed),
+        Linear::Tensors { .. } => {
+            Err(ModelError::NoBackend { backend: "fused", reason: "the weights are not packed for it" })
+        }
+    }
+}
+
+fn source_dtype(dtype: DType) -> SourceDType {
+    match dtype {
+        DType::F64 => SourceDType::F64,
+        DType::F16 => SourceDType::F16,
+        DType::BF16 => SourceDType::BF16,
+        _ => SourceDType::F32,
+    }
+}
+
+fn function(activation: Activation) -> cpu::Activation {
+    match activation.nonlinearity {
+        Nonlinearity::Gelu => cpu::Activation::Gelu,
+        Nonlinearity::GeluTanh => cpu::Activation::GeluTanh,
+        Nonlinearity::QuickGelu => cpu::Activation::GeluSigmoid,
+        Nonlinearity::Silu => cpu::Activation::Silu,
+        Nonlinearity::Relu => cpu::Activation::Relu,
+        Nonlinearity::SquaredRelu => cpu::Activation::SquaredRelu,
+    }
+}
+
+impl Kernels for FusedKernels {
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn pack_linear(&self, source: LinearSource<'_>, role: LinearRole) -> Result<Linear, ModelError> {
+        let layout = match role {
+            LinearRole::FirstOfMlp(activation) if activation.gated => Layout::Gated,
+            _ => Layout::Plain,
+        };
+        let &[out_features, in_features] = source.weight.shape else {
+            return Err(ModelError::NoBackend {
+                backend: "fused",
+                reason: "a linear weight is not a matrix",
+            });
+        };
+        // Weight and bias are one type to the kernels; a bias of another becomes float32 together with the weight.
+        let same = source.bias.is_none_or(|bias| bias.dtype == source.weight.dtype);
+        let (mut weight, mut bias) = (source.weight.bytes, source.bias.map(|bias| bias.bytes));
+        let mut dtype = source_dtype(source.weight.dtype);
+        let widened;
+        if !same {
+            let wide = |part| tensor_from_bytes(part, Kind::Float);
+            widened = (wide(source.weight)?, source.bias.map(wide).transpose()?);
+            weight = view::bytes(&widened.0, "weight")?;
+            bias = widened.1.as_ref().map(|bias| view::bytes(bias, "bias")).transpose()?;
+            dtype = SourceDType::F32;
+        }
+        let stored = StoredLinear {
+            weight,
+            bias,
+            dtype,
+            out_features: out_features as usize,
+            in_features: in_features as usize,
+        };
+        Ok(Linear::Packed(self.kernels().pack(&stored, layout, self.precision.kind())?))
+    }
+
+    /// A packed copy: the table itself stays in row order for the embedding.
+    fn tie_output(&self, embedding: &Tensor) -> Result<Linear, ModelError> {
+        let (out_features, in_features) = embedding.size2()?;
+        let stored = StoredLinear {
+            weight: view::bytes(embedding, "embedding")?,
+            bias: None,
+            dtype: if embedding.kind() == Kind::BFloat16 { SourceDType::BF16 } else { SourceDType::F32 },
+            out_features: out_features as usize,
+            in_features: in_features as usize,
+        };
+        Ok(Linear::Packed(self.kernels().pack(&stored, Layout::Plain, self.precision.kind())?))
+    }
+
+    fn new_cache(&self, num_blocks: usize, config: &ModelConfig) -> Result<KvCache, ModelError> {
+        let shape = KvShape {
+            num_layers: config.num_layers,
+            num_blocks,
+            num_query_groups: config.num_query_groups,
+            head_dim: config.kv_channels,
+        };
+        Ok(KvCache::packed(self.kernels().new_kv(shape, self.precision.kind())?))
+    }
+
+    fn embedding(&self, ids: &[u32], table: &Tensor) -> Result<Tensor, ModelError> {
+        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        Ok(table.f_index_select(0, &Tensor::f_from_slice(&ids)?)?)
+    }
+
+    fn norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
+        let params = NormParams {
+            kind: match norm.normalization {
+                Normalization::LayerNorm => NormKind::LayerNorm,
+                Normalization::RmsNorm => NormKind::RmsNorm,
+            },
+            weight: view::f32_slice(&norm.gain, "norm weight")?,
+            bias: norm.bias.as_ref().map_or(Ok(&[][..]), |bias| view::f32_slice(bias, "norm bias"))?,
+            epsilon: norm.epsilon as f32,
+        };
+        Ok(self.kernels().norm(x, &params)?)
+    }
+
+    fn linear(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {
+        Ok(self.kernels().linear(x, packed(linear)?)?)
+    }
+
+    fn linear_add(&self, x: &Tensor, linear: &Linear, residual: &mut Tensor) -> Result<(), ModelError> {
+        Ok(self.kernels().linear_add(x, packed(linear)?, residual)?)
+    }
+
+    fn linear_activate(
+        &self,
+        x: &Tensor,
+        fc1: &Linear,
+        activation: Activation,
+    ) -> Result<Tensor, ModelError> {
+        Ok(self.kernels().linear_activate(x, packed(fc1)?, function(activation))?)
+    }
+
+    fn attention(
+        &self,
+        qkv: &Tensor,
+        step: &AttentionStep<'_>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor, ModelError> {
+        let sequences: Vec<SequenceSpan<'_>> = step
+            .context
+            .sequences
+            .iter()
+            .map(|sequence| SequenceSpan {
+                query_start: sequence.query_start,
+                query_len: sequence.query_len,
+                context_len: sequence.context_len,
+                block_table: step.context.blocks(sequence),
+            })
+            .collect();
+        let rotary = step.rotary.map_or(RotaryTable { cos: &[], sin: &[], rotary_dim: 0 }, |rotary| {
+            RotaryTable { cos: rotary.cos(), sin: rotary.sin(), rotary_dim: 2 * rotary.half_dims() }
+        });
+        let attention = cpu::AttentionStep {
+            heads: HeadShape {
+                num_attention_heads: step.heads.num_attention_heads,
+                num_query_groups: step.heads.num_query_groups,
+                head_dim: step.heads.kv_channels,
+                scale: 1.0 / (step.heads.kv_channels as f32).sqrt(),
+            },
+            rotary,
+            sequences: &sequences,
+            layer_idx: step.layer_idx,
+        };
+        let cache = cache
+            .packed_mut()
+            .ok_or(ModelError::NoBackend { backend: "fused", reason: "the KV cache is not in its layout" })?;
+        Ok(self.kernels().attention(qkv, &attention, cache)?)
+    }
+
+    fn logits(&self, hidden: &Tensor, output: &Linear) -> Result<Tensor, ModelError> {
+        Ok(self.kernels().linear_f32(hidden, packed(output)?)?)
+    }
+}
