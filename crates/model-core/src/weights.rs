@@ -77,7 +77,7 @@ impl Weights {
     /// Memory that the tensors take; a tensor that two places share counts once.
     pub(crate) fn size_bytes(&self) -> u64 {
         let mut seen = BTreeSet::new();
-        let packed: u64 = self.linears().map(|linear| packed_bytes(linear)).sum();
+        let packed: u64 = self.linears().map(packed_bytes).sum();
         packed
             + self
                 .tensors()
