@@ -82,7 +82,7 @@ true True TRUE tRuE true1 True1 false FALSE False yes no on off Y null NULL Null
 foo foo-bar foo_bar foo.bar foo! foo? foo* a@b a|b a%b a$b $x a+b -- - + . .. / /p/x ./x ../x a/b
 s3://b/c http://h:1/x http://h:1/x?y=z x:y : a: :a ::
 '' "" 'x' "x" 'null' "1" "true" 'it\'s' "it's" 'a"b' "a\"b" "\\" '\\' 'x\\y' "\n" "\x0A" "a\\\"b" "a\\\\" "\\\"" 'x"y'z "a""b" 'a' "a" "unclosed 'unclosed "x\" '<|endoftext|>' "<extra_id_1>" "日本" "a=b" "a,b" 'a:b' "{x}" "[x]"
-<extra_id_1> <|endoftext|> <s> # a#b ; a;b é 日本 ~/x x=y = == ! a! ` ^ & > 
+<extra_id_1> <|endoftext|> <s> # a#b ; a;b é 日本 ~/x x=y = == ! a! ` ^ & >
 ${b} ${b.c} x${b}y ${b}${c} ${b ${} ${.x} ${..x} ${oc.env:HOME} ${oc.env:HOME,x} ${int_div:${x},2} "${int_div:${x},2}" '${int_div:${x},2}' $ $$ ${ } \${x}
 a\,b a\ b a\:b a\=b \[x\] \{x\} \(x\) \\ \\\\ \a \\a a\\b \, \" \' x\\,y \:1 1\, \,1
 [] [1] [1,2] [1,2,] [,] [,1] [1,,2] [a,b] [[1],[2]] [[]] [a [ ] a] [1]] [a,'b',"c"] [null,true,1.5,foo,"1"] [<s>] ['<s>',"</s>"] [{a:1},{b:2}] [${a},x] [a=b] [a:b] [1]x x[1] [''] [1.,.5]
@@ -149,7 +149,7 @@ yes Yes YES yEs no No NO on On ON off Off OFF y Y n N true True TRUE tRue false 
 2023-01-02 2023-01-02T10:00:00 12:00 1-2 1.2.3 1,000 1/2 5% $x ${a.b} ${a} a${b}c \${x} ??? ?? ?x = == << <<a - -- --- -a -1- + ++ . .. ... .a
 foo foo-bar foo_bar foo.bar a:b :a a#b #a @a `a %a !a !!str &a *a |a >a 'a' "a" '' "" 'it''s' "it's" "a\nb" "\x0A" '\x0A' "\u00e9" "\t" "\q" '\q' "\\" 'a"b' "a\"b" "1" '1' "null" 'yes' !!str yes
 é 日本 <|endoftext|> <s> "<s>" [] {} [1,2] [a,[b]] {a:1} {a:} [a,] [1] [yes,no] [~] ['a',"b"] [a:b] 1e3 1d5 0.1f 1_000_000 9223372036854775807 -9223372036854775808 4294967296
-nemo:0123456789_tokenizer.model 900,50,50 s3://b/c http://h:1/x?y=z C:\x /p/x a=b a,b a{b a}b a[b a]b {a [a a] a} 
+nemo:0123456789_tokenizer.model 900,50,50 s3://b/c http://h:1/x?y=z C:\x /p/x a=b a,b a{b a}b a[b a]b {a [a a] a}
 """.split()
 SPACED_SCALARS = [
     "a b", "a  b", "a # c", "a #c", "1 # c", "!!str 1", "!!str yes", "!!int '3'", "!!float 1", "!!float '1.5'", "!!bool 'yes'", "!!null ''", "!!int x", "!x y", "!!set {a}", "!!binary aGk=",
