@@ -38,15 +38,9 @@ enum Part {
 }
 
 const LOADS: [Load; 3] = [
-    Load { measure: "decode_batch_1", num_prompts: 1, prompt_tokens: 16, new_tokens: 128, of: Part::Decode },
-    Load {
-        measure: "generate_64_prompts",
-        num_prompts: 64,
-        prompt_tokens: 40,
-        new_tokens: 64,
-        of: Part::Whole,
-    },
-    Load { measure: "prefill_512", num_prompts: 1, prompt_tokens: 512, new_tokens: 1, of: Part::Prefill },
+    Load { measure: "decode", num_prompts: 1, prompt_tokens: 16, new_tokens: 128, of: Part::Decode },
+    Load { measure: "bulk", num_prompts: 64, prompt_tokens: 40, new_tokens: 64, of: Part::Whole },
+    Load { measure: "prefill", num_prompts: 1, prompt_tokens: 512, new_tokens: 1, of: Part::Prefill },
 ];
 
 /// Measures and prints.
@@ -54,7 +48,8 @@ pub(crate) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
     let mut print = |measure: &str, value: f64, unit: &str| {
         let value = (value * 1000.0).round() / 1000.0;
         let line = if arguments.json {
-            json!({"measure": measure, "value": value, "unit": unit}).to_string()
+            let key = if unit == "s" { "seconds" } else { "tokens_per_s" };
+            json!({"measure": measure, key: value}).to_string()
         } else {
             format!("{measure:<22} {value:>10.3} {unit}")
         };
@@ -71,7 +66,7 @@ pub(crate) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         to_first_token.push(started.elapsed().as_secs_f64());
         engine = Some((fresh, vocab_size));
     }
-    print("load_to_first_token", median(to_first_token), "s")?;
+    print("load", median(to_first_token), "s")?;
     let Some((mut engine, vocab_size)) = engine else { return Ok(()) };
     for load in LOADS {
         let speeds =
