@@ -138,6 +138,63 @@ def save_bf16_gguf(gguf, output):
     partial.rename(output)
 
 
+class LlamaBatches:
+    """Sequences of one llama.cpp context, extended side by side: its own batches, greedy."""
+
+    def __init__(self, llama, num_sequences, threads):
+        import llama_cpp
+        import numpy
+
+        self.api, self.numpy = llama_cpp, numpy
+        self.vocab_size = llama.n_vocab()
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = 2048 if num_sequences == 1 else num_sequences * 128
+        params.n_batch = params.n_ubatch = 512
+        params.n_seq_max = num_sequences
+        # Each sequence has a cache of its own, which is the faster way when they share no prefix.
+        params.kv_unified = False
+        params.n_threads = params.n_threads_batch = threads
+        self.context = llama_cpp.llama_init_from_model(llama.model, params)
+        self.batch = llama_cpp.llama_batch_init(512, 0, 1)
+
+    def clear(self):
+        self.api.llama_memory_clear(self.api.llama_get_memory(self.context), False)
+
+    def extend(self, rows):
+        """Runs (sequence, first position, ids) rows, 512 tokens at most; returns the next token of each."""
+        batch, last = self.batch, []
+        batch.n_tokens = 0
+        for sequence, start, ids in rows:
+            for offset, token in enumerate(ids):
+                at = batch.n_tokens
+                batch.token[at], batch.pos[at] = token, start + offset
+                batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
+                batch.logits[at] = offset + 1 == len(ids)
+                batch.n_tokens += 1
+            last.append(batch.n_tokens - 1)
+        code = self.api.llama_decode(self.context, batch)
+        if code != 0:
+            raise RuntimeError(f"llama_decode returned {code}")
+        as_array = self.numpy.ctypeslib.as_array
+        logits = (self.api.llama_get_logits_ith(self.context, at) for at in last)
+        return [int(as_array(row, shape=(self.vocab_size,)).argmax()) for row in logits]
+
+    def prefill(self, prompts):
+        """As many whole prompts a batch as fit in 512 tokens."""
+        self.clear()
+        per_batch = max(512 // len(prompts[0]), 1)
+        tokens = []
+        for first in range(0, len(prompts), per_batch):
+            part = prompts[first : first + per_batch]
+            tokens += self.extend([(first + idx, 0, ids) for idx, ids in enumerate(part)])
+        return tokens
+
+    def generate(self, prompts, num_tokens):
+        tokens, start = self.prefill(prompts), len(prompts[0])
+        for step in range(num_tokens - 1):
+            tokens = self.extend([(row, start + step, [token]) for row, token in enumerate(tokens)])
+
+
 def measure_llama_cpp(gguf, work_dir, threads, rounds, measures):
     from llama_cpp import Llama
 
@@ -148,40 +205,31 @@ def measure_llama_cpp(gguf, work_dir, threads, rounds, measures):
     def load():
         return Llama(str(model_path), n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False)
 
-    def encode(llama):
-        return lambda text: llama.tokenize(text.encode(), add_bos=False)
-
     def first_token():
         llama = load()
-        llama.eval(encode(llama)(SENTENCE))
+        llama.eval(llama.tokenize(SENTENCE.encode(), add_bos=False))
         llama.sample(temp=0.0)
 
     if "load" in measures:
         say(peer, "load", seconds=best_seconds(rounds, first_token))
     llama = load()
-    prompt = token_ids(encode(llama), PREFILL_TOKENS, 0)
-
-    def prefill(ids):
-        llama.reset()
-        llama.eval(ids)
-
-    def decode():
-        for _ in range(DECODE_TOKENS):
-            llama.eval([llama.sample(temp=0.0)])
-
+    prompts = [
+        token_ids(lambda text: llama.tokenize(text.encode(), add_bos=False), PREFILL_TOKENS, shift)
+        for shift in range(NUM_PROMPTS)
+    ]
+    short = [ids[:PROMPT_TOKENS] for ids in prompts]
+    single = LlamaBatches(llama, 1, threads)
     if "prefill" in measures:
-        say(peer, "prefill", tokens_per_s=PREFILL_TOKENS / best_seconds(rounds, lambda: prefill(prompt)))
+        seconds = best_seconds(rounds, lambda: single.prefill(prompts[:1]))
+        say(peer, "prefill", tokens_per_s=PREFILL_TOKENS / seconds)
     if "decode" in measures:
-        prefill(prompt[:PROMPT_TOKENS])
-        say(peer, "decode", tokens_per_s=DECODE_TOKENS / best_seconds(rounds, decode))
+        one = best_seconds(rounds, lambda: single.generate(short[:1], 1))
+        many = best_seconds(rounds, lambda: single.generate(short[:1], 1 + DECODE_TOKENS))
+        say(peer, "decode", tokens_per_s=DECODE_TOKENS / (many - one))
     if "bulk" in measures:
-        # Its Python interface has no batches: the prompts come one after another.
-        def bulk():
-            for shift in range(NUM_PROMPTS):
-                prefill(token_ids(encode(llama), PROMPT_TOKENS, shift))
-                decode()
-
-        say(peer, "bulk", tokens_per_s=NUM_PROMPTS * DECODE_TOKENS / best_seconds(1, bulk))
+        batched = LlamaBatches(llama, NUM_PROMPTS, threads)
+        seconds = best_seconds(1, lambda: batched.generate(short, NEW_TOKENS))
+        say(peer, "bulk", tokens_per_s=NUM_PROMPTS * NEW_TOKENS / seconds)
 
 
 def main():
