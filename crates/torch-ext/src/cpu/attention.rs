@@ -15,6 +15,8 @@ use super::tile::{Acc, Init, MAX_ROWS, PANEL, Panel, Rows, Tiles};
 /// Largest head size: outputs of a tile lie on the stack.
 pub const MAX_HEAD_DIM: usize = 256;
 const MAX_CHUNKS: usize = MAX_HEAD_DIM / PANEL;
+/// Tiles that one task takes, so that what comes next is known and can be fetched ahead.
+const TASK_TILES: usize = 4;
 
 /// The new tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
@@ -108,16 +110,22 @@ pub(crate) fn attention<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, ca
         // Long contexts first: the last tasks of the loop are then short ones.
         tile_starts.extend((0..num_rows).step_by(tile_rows).rev().map(|first_row| (sequence, first_row)));
     }
-    pool.run(tile_starts.len() * groups, &|task_idx| {
-        let (sequence, first_row) = tile_starts[task_idx / groups];
+    let num_tiles = tile_starts.len() * groups;
+    let tile_at = |tile_idx: usize| {
+        let (sequence, first_row) = tile_starts[tile_idx / groups];
         let num_rows = sequence.query_len * heads.heads_per_group();
-        let len = tile_rows.min(num_rows - first_row);
-        let tile = Tile { group: task_idx % groups, first_row, len };
-        // Head sizes have few widths; each gets a kernel that clears and scales only what it uses.
-        match heads.head_dim.div_ceil(PANEL) {
-            0..=2 => attend_tile::<E, 2>(isa, tiles, &step, sequence, tile),
-            3..=4 => attend_tile::<E, 4>(isa, tiles, &step, sequence, tile),
-            _ => attend_tile::<E, MAX_CHUNKS>(isa, tiles, &step, sequence, tile),
+        Tile { sequence, group: tile_idx % groups, first_row, len: tile_rows.min(num_rows - first_row) }
+    };
+    let kernels = (isa, tiles);
+    pool.run(num_tiles.div_ceil(TASK_TILES), &|task_idx| {
+        for tile_idx in task_idx * TASK_TILES..((task_idx + 1) * TASK_TILES).min(num_tiles) {
+            let (tile, next) = (tile_at(tile_idx), tile_at((tile_idx + 1).min(num_tiles - 1)));
+            // Head sizes have few widths; each gets a kernel that clears only what it uses.
+            match heads.head_dim.div_ceil(PANEL) {
+                0..=2 => attend_tile::<E, 2>(kernels, &step, tile, next),
+                3..=4 => attend_tile::<E, 4>(kernels, &step, tile, next),
+                _ => attend_tile::<E, MAX_CHUNKS>(kernels, &step, tile, next),
+            }
         }
     });
 }
@@ -190,7 +198,8 @@ fn rotate<E: Elem>(rotary: &RotaryTable<'_>, position: usize, head: &[E], out: &
 
 /// Some consecutive query rows (token, head in group) of one sequence and group.
 #[derive(Clone, Copy)]
-struct Tile {
+struct Tile<'a> {
+    sequence: &'a SequenceSpan<'a>,
     group: usize,
     first_row: usize,
     len: usize,
@@ -204,13 +213,14 @@ struct Softmax {
     correction: [f32; MAX_ROWS],
 }
 
+/// `next`: what the same thread will most likely do after, for fetching ahead.
 fn attend_tile<E: Elem, const CHUNKS: usize>(
-    isa: Isa,
-    tiles: &Tiles<E>,
+    (isa, tiles): (Isa, &Tiles<E>),
     step: &Step<'_, E>,
-    sequence: &SequenceSpan<'_>,
-    tile: Tile,
+    tile: Tile<'_>,
+    next: Tile<'_>,
 ) {
+    let sequence = tile.sequence;
     let heads_per_group = step.heads.heads_per_group();
     let head_dim = step.heads.head_dim;
     let num_chunks = head_dim.div_ceil(PANEL);
@@ -223,9 +233,12 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
     let mut probs = [[E::default(); BLOCK_TOKENS]; MAX_ROWS];
     let num_blocks = position_of(tile.len - 1) / BLOCK_TOKENS + 1;
     for (block_idx, &block) in sequence.block_table[..num_blocks].iter().enumerate() {
-        let next_block = sequence.block_table.get(block_idx + 1).copied().unwrap_or(block);
-        // SAFETY: the block and group exist.
-        let next_keys = unsafe { step.layer.keys(next_block, tile.group) };
+        let (next_block, next_group) = match sequence.block_table[..num_blocks].get(block_idx + 1) {
+            Some(&next_block) => (next_block, tile.group),
+            None => (next.sequence.block_table[0], next.group),
+        };
+        // SAFETY: blocks and groups exist.
+        let next_keys = unsafe { step.layer.keys(next_block, next_group) };
         let mut num_visible = [0; MAX_ROWS];
         for (row, visible) in num_visible[..tile.len].iter_mut().enumerate() {
             *visible = (position_of(row) + 1).saturating_sub(block_idx * BLOCK_TOKENS).min(BLOCK_TOKENS);
@@ -246,12 +259,7 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
         softmax_block(isa, &mut scores[..tile.len], &num_visible, step.heads.scale, &mut softmax, &mut probs);
         // Tokens that no row sees have a probability of 0; adding their products would change no bit.
         let num_tokens = num_visible[tile.len - 1];
-        // In the first block there is nothing to correct, and often the maximum stays.
-        let corrects = block_idx > 0 && softmax.correction[..tile.len].iter().any(|&factor| factor != 1.0);
         for (chunk, output) in outputs[..num_chunks].iter_mut().enumerate() {
-            if corrects {
-                scale_rows(isa, &mut output[..tile.len], &softmax.correction);
-            }
             // SAFETY: `probs` has MAX_ROWS rows of BLOCK_TOKENS; a value panel is padded to whole chunks of PANEL
             // columns and has BLOCK_TOKENS / GROUP groups.
             unsafe {
@@ -262,7 +270,7 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
                     num_groups: num_tokens.div_ceil(E::GROUP),
                     prefetch: next_keys.wrapping_add(chunk * PANEL * BLOCK_TOKENS),
                 };
-                tiles.run(rows, panel, Init::sums(output), output);
+                tiles.run(rows, panel, Init::scaled(output, &softmax.correction), output);
             }
         }
     }
@@ -315,14 +323,6 @@ multiversion! {
             softmax.correction[row] = exp(softmax.max[row] - max);
             softmax.sum[row] = softmax.sum[row] * softmax.correction[row] + sum_lanes(sums);
             softmax.max[row] = max;
-        }
-    }
-}
-
-multiversion! {
-    fn scale_rows(rows: &mut [[f32; PANEL]], factors: &[f32; MAX_ROWS]) {
-        for (row, factor) in rows.iter_mut().zip(factors) {
-            row.iter_mut().for_each(|value| *value *= factor);
         }
     }
 }

@@ -41,14 +41,16 @@ pub(crate) struct Panel<E> {
     pub(crate) prefetch: *const E,
 }
 
-/// What the sums of a tile start from: a row of [`PANEL`] floats for each row of the tile.
+/// What the sums of a tile start from: a row of [`PANEL`] floats for each row of the tile, times a factor.
 #[derive(Clone, Copy)]
 pub(crate) struct Init {
     start: *const f32,
     stride_elems: usize,
+    factors: *const f32,
 }
 
 static ZEROS: [f32; PANEL] = [0.0; PANEL];
+static ONES: [f32; MAX_ROWS] = [1.0; MAX_ROWS];
 
 impl Init {
     /// From zero.
@@ -58,12 +60,13 @@ impl Init {
 
     /// From the same values in every row.
     pub(crate) fn row(values: &[f32; PANEL]) -> Self {
-        Self { start: values.as_ptr(), stride_elems: 0 }
+        Self { start: values.as_ptr(), stride_elems: 0, factors: ONES.as_ptr() }
     }
 
-    /// From earlier sums.
-    pub(crate) fn sums(acc: &mut Acc) -> Self {
-        Self { start: acc.as_mut_ptr().cast_const().cast(), stride_elems: PANEL }
+    /// From earlier sums, each row times its factor.
+    pub(crate) fn scaled(acc: &mut Acc, factors: &[f32; MAX_ROWS]) -> Self {
+        let start = acc.as_mut_ptr().cast_const().cast();
+        Self { start, stride_elems: PANEL, factors: factors.as_ptr() }
     }
 }
 
@@ -148,8 +151,12 @@ unsafe fn tile_loop<const ROWS: usize, E: Elem, const FUSED: bool>(
 ) {
     let mut sums = [[0.0_f32; PANEL]; ROWS];
     for (row, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: every row of `init` has PANEL floats by the caller's promise.
-        *sums = unsafe { init.start.add(row * init.stride_elems).cast::<[f32; PANEL]>().read() };
+        // SAFETY: every row of `init` has PANEL floats and a factor by the caller's promise.
+        let factor = unsafe {
+            *sums = init.start.add(row * init.stride_elems).cast::<[f32; PANEL]>().read();
+            *init.factors.add(row)
+        };
+        sums.iter_mut().for_each(|sum| *sum *= factor);
     }
     for group in 0..panel.num_groups {
         for within in 0..E::GROUP {
@@ -223,7 +230,7 @@ unsafe fn tile_bf16_avx512<const ROWS: usize>(
 ) {
     use std::arch::x86_64::{
         __m512bh, __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-        _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
+        _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
     };
     let as_bf16 = |bits: __m512i| -> __m512bh {
         // SAFETY: both are 512 bits without invalid values.
@@ -235,7 +242,9 @@ unsafe fn tile_bf16_avx512<const ROWS: usize>(
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         for (row, sums) in sums.iter_mut().enumerate() {
             let start = init.start.add(row * init.stride_elems);
-            *sums = [_mm512_loadu_ps(start), _mm512_loadu_ps(start.add(16))];
+            let factor = _mm512_set1_ps(*init.factors.add(row));
+            let low = _mm512_mul_ps(_mm512_loadu_ps(start), factor);
+            *sums = [low, _mm512_mul_ps(_mm512_loadu_ps(start.add(16)), factor)];
         }
         let (mut left, mut right, mut prefetch) = (rows.start, panel.start, panel.prefetch);
         for _ in 0..panel.num_groups {
@@ -272,14 +281,16 @@ unsafe fn tile_f32_avx512<const ROWS: usize>(
     acc: *mut [f32; PANEL],
 ) {
     use std::arch::x86_64::{
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
     };
     // SAFETY: as in `tile_bf16_avx512`.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
         for (row, sums) in sums.iter_mut().enumerate() {
             let start = init.start.add(row * init.stride_elems);
-            *sums = [_mm512_loadu_ps(start), _mm512_loadu_ps(start.add(16))];
+            let factor = _mm512_set1_ps(*init.factors.add(row));
+            let low = _mm512_mul_ps(_mm512_loadu_ps(start), factor);
+            *sums = [low, _mm512_mul_ps(_mm512_loadu_ps(start.add(16)), factor)];
         }
         let (mut left, mut right) = (rows.start, panel.start);
         for _ in 0..panel.num_groups {
