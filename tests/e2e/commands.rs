@@ -46,6 +46,34 @@ fn inspect_shows_what_is_inside() {
     assert_eq!(report["artifacts"][0], "0123456789abcdef0123456789abcdef_tokenizer.model");
 }
 
+#[test]
+fn inspect_lists_every_format_by_its_own_names() {
+    for (format, path) in [
+        ("torch_dist", "formats/classic_torch_dist_unstacked_tp2.nemo"),
+        ("zarr", "formats/gated_zarr_tp2.nemo"),
+        ("ckpt_mcore", "mcore_gptnext/gptnext_bf16_ckpt.nemo"),
+        ("legacy_tp1", "formats/gated_legacy.nemo"),
+        ("legacy_tp2", "legacy/gptnext_legacy_bf16_tp2.nemo"),
+        ("legacy_tp2_pp2", "formats/classic_legacy_tp2_pp2.nemo"),
+        ("gzip", "formats/classic_legacy_gz_nonzip.nemo"),
+        ("nemo2", "formats/gated_nemo2"),
+    ] {
+        let ended = run(program().arg("inspect").arg(fixture(path))).expect_code(0);
+        insta::assert_snapshot!(format!("inspect_{format}"), ended.stdout);
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let archive = fixture("formats/gated_legacy.nemo");
+    tar::Archive::new(File::open(&archive).unwrap()).unpack(folder.path()).unwrap();
+    let lines = |path: &Path| {
+        let text = run(program().arg("inspect").arg(path)).expect_code(0).stdout;
+        text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
+    };
+    // All but the name of the format: an archive and its folder are one checkpoint.
+    assert_eq!(lines(folder.path()), lines(&archive));
+    let ended = run(program().arg("inspect").arg(folder.path())).expect_code(0);
+    insta::assert_snapshot!("inspect_folder", ended.stdout);
+}
+
 fn read_npy(path: &Path) -> (Vec<u64>, Vec<f32>) {
     let file = npyz::NpyFile::new(BufReader::new(File::open(path).unwrap())).unwrap();
     (file.shape().to_vec(), file.into_vec().unwrap())

@@ -37,7 +37,7 @@ fn configuration_problems_are_exit_2() {
 fn fast_engine_checks_the_family() {
     let job = Job::new(1)
         .with(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=falcon"]);
-    insta::assert_snapshot!(check(&job, 2), @"error: `trainer.generation.trt_llm.model_type=falcon` needs `normalization: layernorm` with a gelu activation, the checkpoint has RmsNorm and Activation { nonlinearity: Silu, gated: true }; use `gptnext` for any GPT");
+    insta::assert_snapshot!(check(&job, 2), @"error: `trainer.generation.trt_llm.model_type=falcon` needs `normalization: layernorm` (the checkpoint has `rmsnorm`) and `activation: gelu` (the checkpoint has `swiglu`); set it to `gptnext`, which stands for every family");
 }
 
 #[test]

@@ -8,5 +8,6 @@
 mod commands;
 mod complete;
 mod errors;
+mod families;
 mod interruption;
 mod support;

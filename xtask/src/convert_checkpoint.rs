@@ -1,26 +1,29 @@
-//! `cargo xtask convert-checkpoint`: any supported checkpoint to a Megatron-Core `.nemo` archive.
+//! `cargo xtask convert-checkpoint`: any supported checkpoint to a Megatron-Core `.nemo` archive or a Hugging Face folder.
 //!
-//! The command line of the guide's three converters, on top of `nemo_format::convert_checkpoint`, which does the work.
+//! The command line of the guide's converters, on top of `nemo_format`, which does the work. Options of the original
+//! scripts that have nothing to decide here are accepted, and a note says so.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::{Args, ValueEnum};
-use nemo_format::{ConvertOptions, ConvertReport, DType, Overwrite, WriteProgress, convert_checkpoint};
+use nemo_format::{
+    ConvertOptions, ConvertReport, DType, Overwrite, WriteProgress, convert_checkpoint, export_huggingface,
+};
 
 /// Converts a checkpoint. The kind of the input is detected from its content.
 #[derive(Args, Debug)]
 pub(crate) struct ConvertCheckpointArgs {
-    /// A Hugging Face folder, a GGUF file, or a .nemo archive or folder
+    /// A Hugging Face folder, a GGUF file, or a .nemo archive or folder of any kind
     #[arg(
         long,
         value_name = "PATH",
         aliases = ["in-folder", "in-file", "input_name_or_path", "input-name-or-path"]
     )]
     input: PathBuf,
-    /// The .nemo archive to write
+    /// The .nemo archive or the Hugging Face folder to write
     #[arg(long, value_name = "PATH", aliases = ["out-file", "output_path", "output-path"])]
     output: PathBuf,
     /// What to write
@@ -30,11 +33,58 @@ pub(crate) struct ConvertCheckpointArgs {
     #[arg(long, value_enum, alias = "precision")]
     dtype: Option<FloatType>,
     /// A tokenizer to use instead of the input's: a folder, a tokenizer.json or a SentencePiece .model file
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", aliases = ["tokenizer_path", "tokenizer-path"])]
     tokenizer: Option<PathBuf>,
     /// Replace the output if it exists
     #[arg(long)]
     overwrite: bool,
+    #[command(flatten)]
+    scripts: ScriptArgs,
+}
+
+/// Options of NeMo's scripts that decide nothing here.
+#[derive(Args, Debug, Default)]
+struct ScriptArgs {
+    #[arg(long, hide = true, aliases = ["cpu_only"])]
+    cpu_only: bool,
+    #[arg(long, hide = true, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true")]
+    llama31: Option<String>,
+    #[arg(long, hide = true, value_name = "PATH", alias = "hparams_file")]
+    hparams_file: Option<PathBuf>,
+    #[arg(long, hide = true, value_name = "N", aliases = ["tensor_model_parallel_size", "target_tensor_model_parallel_size"])]
+    tensor_model_parallel_size: Option<u32>,
+    #[arg(long, hide = true, value_name = "N", aliases = ["pipeline_model_parallel_size", "target_pipeline_model_parallel_size"])]
+    pipeline_model_parallel_size: Option<u32>,
+    #[arg(long, hide = true, alias = "ignore_if_missing")]
+    ignore_if_missing: bool,
+    #[arg(long, hide = true)]
+    verbose: bool,
+}
+
+impl ScriptArgs {
+    /// What to say of those that were given.
+    fn notes(&self) -> Vec<&'static str> {
+        let parallel = self.tensor_model_parallel_size.or(self.pipeline_model_parallel_size);
+        [
+            (self.cpu_only, "`--cpu-only` is not needed: conversion never uses a GPU"),
+            (
+                self.llama31.is_some(),
+                "`--llama31` is not needed: `config.json` says whether the model has its frequency rule",
+            ),
+            (
+                self.hparams_file.is_some(),
+                "`--hparams_file` is not read: the configuration follows from the input alone",
+            ),
+            (
+                parallel.is_some_and(|size| size > 1),
+                "parallel sizes do not matter: the written checkpoint is the same for every number of ranks",
+            ),
+            (self.ignore_if_missing, "`--ignore_if_missing` has no effect: a tensor that lacks is an error"),
+        ]
+        .into_iter()
+        .filter_map(|(is_given, note)| is_given.then_some(note))
+        .collect()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -47,10 +97,11 @@ enum Target {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum FloatType {
+    #[value(alias = "bf16-mixed", alias = "bfloat16")]
     Bf16,
-    #[value(alias = "16")]
+    #[value(alias = "16", alias = "16-mixed", alias = "float16")]
     Fp16,
-    #[value(alias = "32")]
+    #[value(alias = "32", alias = "32-true", alias = "float32")]
     Fp32,
 }
 
@@ -66,9 +117,6 @@ impl FloatType {
 
 /// Runs the conversion and prints a summary on stderr.
 pub(crate) fn run(args: &ConvertCheckpointArgs) -> anyhow::Result<()> {
-    if args.to == Target::Hf {
-        bail!("`--to hf` is not available yet: only `--to nemo` is");
-    }
     let progress = |progress: WriteProgress| {
         // A progress line that cannot be printed is no reason to stop a conversion.
         drop(write!(io::stderr(), "{}/{} tensors\r", progress.num_tensors_done, progress.num_tensors));
@@ -80,22 +128,25 @@ pub(crate) fn run(args: &ConvertCheckpointArgs) -> anyhow::Result<()> {
         progress: io::stderr().is_terminal().then_some(&progress as &(dyn Fn(WriteProgress) + Sync)),
     };
     let start = Instant::now();
-    let report = convert_checkpoint(&args.input, &args.output, &options)
+    let convert = match args.to {
+        Target::Nemo => convert_checkpoint,
+        Target::Hf => export_huggingface,
+    };
+    let report = convert(&args.input, &args.output, &options)
         .with_context(|| format!("cannot convert `{}`", args.input.display()))?;
     let mut stderr = io::stderr();
     writeln!(stderr, "{}", summary(&report, start.elapsed().as_secs_f64()))?;
-    if report.scales_positions_twice {
-        writeln!(
-            stderr,
-            "warning: `seq_len_interpolation_factor` and `scale_positional_embedding` are both set: positions are \
-             divided on top of the frequency rule, as NeMo computes it; NeMo 2.0 and 2.1 wrote this by mistake"
-        )?;
+    for note in &report.notes {
+        writeln!(stderr, "note: {note}")?;
+    }
+    for note in args.scripts.notes() {
+        writeln!(stderr, "note: {note}")?;
     }
     Ok(())
 }
 
 fn summary(report: &ConvertReport, elapsed_s: f64) -> String {
-    let megabytes = report.tensor_bytes as f64 / 1e6;
+    let megabytes = report.written.tensor_bytes as f64 / 1e6;
     format!(
         "{}: {} tensors, {megabytes:.1} MB of {}, {elapsed_s:.2} s, {:.0} MB/s",
         report.input.name(),
@@ -109,7 +160,10 @@ fn summary(report: &ConvertReport, elapsed_s: f64) -> String {
 mod tests {
     use clap::Parser;
 
+    use std::path::Path;
+
     use super::*;
+    use crate::workspace::Workspace;
 
     #[derive(Parser)]
     struct Cli {
@@ -133,9 +187,61 @@ mod tests {
     }
 
     #[test]
-    fn the_other_direction_is_refused() {
-        let cli = Cli::try_parse_from(["convert", "--input", "a", "--output", "b", "--to", "hf"]).unwrap();
-        let error = run(&cli.args).unwrap_err().to_string();
-        insta::assert_snapshot!(error, @"`--to hf` is not available yet: only `--to nemo` is");
+    fn the_commands_of_the_guide_convert() {
+        let folder = tempfile::tempdir().unwrap();
+        let fixtures = Workspace::locate().unwrap().path("tests/fixtures");
+        let run_line = |line: &str, input: &Path, output: &Path| {
+            let words = line.split_whitespace().map(|word| match word {
+                "IN" => input.to_str().unwrap(),
+                "OUT" => output.to_str().unwrap(),
+                word => word,
+            });
+            run(&Cli::try_parse_from(std::iter::once("convert").chain(words)).unwrap().args).unwrap();
+        };
+        let llama = folder.path().join("llama.nemo");
+        run_line(
+            "--input_name_or_path IN --output_path OUT --precision bf16 --llama31 False --hparams_file x.yaml",
+            &fixtures.join("hf_llama"),
+            &llama,
+        );
+        assert_eq!(precision_of(&llama), "bf16");
+        // The guide extracts the archive first.
+        let extracted = folder.path().join("model_checkpoint");
+        std::fs::create_dir(&extracted).unwrap();
+        let mut tar = std::process::Command::new("tar");
+        tar.arg("-xf").arg(&llama).arg("-C").arg(&extracted);
+        assert!(tar.status().unwrap().success());
+        let mcore = folder.path().join("mcore_gpt.nemo");
+        run_line(
+            "--in-folder IN --out-file OUT --cpu-only --tensor_model_parallel_size 2",
+            &extracted,
+            &mcore,
+        );
+        assert_eq!(precision_of(&mcore), "bf16");
+        let back = folder.path().join("back");
+        run_line("--input IN --output OUT --to hf --dtype fp32", &mcore, &back);
+        let config = std::fs::read_to_string(back.join("config.json")).unwrap();
+        assert!(config.contains("\"torch_dtype\": \"float32\""), "{config}");
+    }
+
+    fn precision_of(path: &Path) -> String {
+        let checkpoint = nemo_format::Checkpoint::open(path).unwrap();
+        let text = checkpoint.model_config_text();
+        let line = text.lines().find_map(|line| line.strip_prefix("precision: "));
+        line.unwrap().to_owned()
+    }
+
+    #[test]
+    fn options_of_the_scripts_are_explained() {
+        let words = "convert --input a --output b --cpu-only --llama31 --hparams_file c --tensor_model_parallel_size 8";
+        let cli = Cli::try_parse_from(words.split(' ')).unwrap();
+        insta::assert_snapshot!(cli.args.scripts.notes().join("\n"), @r"
+        `--cpu-only` is not needed: conversion never uses a GPU
+        `--llama31` is not needed: `config.json` says whether the model has its frequency rule
+        `--hparams_file` is not read: the configuration follows from the input alone
+        parallel sizes do not matter: the written checkpoint is the same for every number of ranks
+        ");
+        let cli = Cli::try_parse_from(["convert", "--input", "a", "--output", "b"]).unwrap();
+        assert!(cli.args.scripts.notes().is_empty());
     }
 }

@@ -34,7 +34,7 @@ enum Task {
     Test,
     /// Checks what the compiler does not: crate edges, module docs, sizes, paths named in the documentation
     Tidy,
-    /// Converts a checkpoint of any readable kind to a Megatron-Core `.nemo`
+    /// Converts a checkpoint of any readable kind to a Megatron-Core `.nemo` or a Hugging Face folder
     ConvertCheckpoint(convert_checkpoint::ConvertCheckpointArgs),
     /// Makes the test checkpoints anew, or one checkpoint of a named shape with dummy weights
     Fixtures(fixtures::Args),

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use nemo_format::{Checkpoint, StoredTensorInfo};
+use nemo_format::{Checkpoint, StoredTensorInfo, TensorSource};
 use serde_json::{Value, json};
 
 use crate::exit::Failure;
@@ -49,14 +49,19 @@ const SHOWN_KEYS: [&str; 16] = [
 ];
 
 fn text_report(checkpoint: &Checkpoint) -> String {
-    let tensors = checkpoint.stored_tensors();
-    let (num_params, size_bytes) = totals(&tensors);
+    let totals = Totals::of(checkpoint);
+    let stored = checkpoint.stored_tensors();
     let mut lines = vec![
         format!("format       {}", checkpoint.format()),
         format!("size         {}", human_bytes(checkpoint.size_bytes())),
-        format!("parameters   {} ({})", thousands(num_params), human_count(num_params)),
-        format!("tensors      {} of {}", tensors.len(), human_bytes(size_bytes)),
-        format!("dtypes       {}", dtypes(&tensors)),
+        format!("parameters   {} ({})", thousands(totals.num_params), human_count(totals.num_params)),
+        format!(
+            "tensors      {} of {}, stored as {}",
+            totals.num_tensors,
+            human_bytes(totals.size_bytes),
+            stored.len()
+        ),
+        format!("dtypes       {}", dtypes(checkpoint.tensors())),
         format!("tokenizer    {}", tokenizer_line(checkpoint)),
         format!("artifacts    {}", checkpoint.artifact_names().join(", ")),
         format!("fingerprint  {}", checkpoint.fingerprint()),
@@ -68,31 +73,56 @@ fn text_report(checkpoint: &Checkpoint) -> String {
             lines.push(format!("  {key:<36} {}", value.to_yaml().trim()));
         }
     }
-    lines.extend([String::new(), "tensors".to_owned()]);
-    for tensor in &tensors {
+    let mut last_file = "";
+    for tensor in stored {
+        if tensor.file != last_file {
+            lines.extend([String::new(), format!("tensors in {}", tensor.file)]);
+            last_file = &tensor.file;
+        }
         lines.push(format!(
-            "  {:<9} {:<18} {}",
+            "  {:<9} {:<18} {}{}",
             tensor.meta.dtype.name(),
             format!("{:?}", tensor.meta.shape),
-            tensor.name
+            tensor.name,
+            meaning(tensor)
         ));
     }
     lines.join("\n") + "\n"
 }
 
+/// What a tensor is to the model, where its own name does not say so.
+fn meaning(tensor: &StoredTensorInfo) -> String {
+    match &tensor.canonical {
+        None => " (not used)".to_owned(),
+        Some(canonical) if *canonical == tensor.name || canonical.replace(".*.", ".") == tensor.name => {
+            String::new()
+        }
+        Some(canonical) => format!(" = {canonical}"),
+    }
+}
+
 fn json_report(checkpoint: &Checkpoint) -> Value {
-    let tensors = checkpoint.stored_tensors();
-    let (num_params, size_bytes) = totals(&tensors);
-    let tensors: Vec<Value> = tensors
+    let totals = Totals::of(checkpoint);
+    let tensors: Vec<Value> = checkpoint
+        .stored_tensors()
         .iter()
-        .map(|tensor| json!({"name": tensor.name, "dtype": tensor.meta.dtype.name(), "shape": tensor.meta.shape}))
+        .map(|tensor| {
+            json!({
+                "file": tensor.file,
+                "name": tensor.name,
+                "dtype": tensor.meta.dtype.name(),
+                "shape": tensor.meta.shape,
+                "canonical": tensor.canonical,
+            })
+        })
         .collect();
     json!({
         "path": checkpoint.path(),
         "format": checkpoint.format(),
         "size_bytes": checkpoint.size_bytes(),
-        "num_parameters": num_params,
-        "tensor_bytes": size_bytes,
+        "num_parameters": totals.num_params,
+        "num_tensors": totals.num_tensors,
+        "tensor_bytes": totals.size_bytes,
         "fingerprint": checkpoint.fingerprint(),
         "artifacts": checkpoint.artifact_names(),
         "model_config": crate::node_json::to_json(checkpoint.model_config()),
@@ -100,20 +130,31 @@ fn json_report(checkpoint: &Checkpoint) -> Value {
     })
 }
 
-/// Parameters and bytes of all tensors. Overflow cannot come from a real file, so it shows as the largest number.
-fn totals(tensors: &[StoredTensorInfo]) -> (u64, u64) {
-    tensors.iter().fold((0, 0), |(num_elems, size_bytes), tensor| {
-        (
-            num_elems.saturating_add(tensor.meta.num_elems().unwrap_or(u64::MAX)),
-            size_bytes.saturating_add(tensor.meta.size_bytes().unwrap_or(u64::MAX)),
-        )
-    })
+/// Of the model, whatever way its tensors are cut, stacked or repeated.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    num_tensors: usize,
+    num_params: u64,
+    size_bytes: u64,
 }
 
-fn dtypes(tensors: &[StoredTensorInfo]) -> String {
+impl Totals {
+    /// Overflow cannot come from a real file, so it shows as the largest number.
+    fn of(checkpoint: &Checkpoint) -> Self {
+        let tensors = checkpoint.tensors();
+        let metas = tensors.names().filter_map(|name| tensors.meta(name));
+        metas.fold(Self::default(), |totals, meta| Self {
+            num_tensors: totals.num_tensors + 1,
+            num_params: totals.num_params.saturating_add(meta.num_elems().unwrap_or(u64::MAX)),
+            size_bytes: totals.size_bytes.saturating_add(meta.size_bytes().unwrap_or(u64::MAX)),
+        })
+    }
+}
+
+fn dtypes(tensors: &dyn TensorSource) -> String {
     let mut counts: Vec<(&str, usize)> = Vec::new();
-    for tensor in tensors {
-        let name = tensor.meta.dtype.name();
+    for meta in tensors.names().filter_map(|name| tensors.meta(name)) {
+        let name = meta.dtype.name();
         match counts.iter_mut().find(|(known, _)| *known == name) {
             Some((_, count)) => *count += 1,
             None => counts.push((name, 1)),

@@ -13,6 +13,7 @@ mod inspect;
 mod logging;
 mod logits;
 mod memory;
+mod model_type;
 mod node_json;
 mod output;
 mod plan;

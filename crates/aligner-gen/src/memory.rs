@@ -1,7 +1,7 @@
 //! How much memory a run takes, and how many sequences the KV cache is made for.
 
 use engine::EngineLimits;
-use model_core::{BLOCK_SIZE_TOKENS, KvCache, ModelConfig, Precision};
+use model_core::{BLOCK_SIZE_TOKENS, KvCache, LoadOptions, ModelConfig};
 use nemo_format::Checkpoint;
 
 use crate::exit::{ExitStatus, Failure, ResultExt};
@@ -36,7 +36,7 @@ impl MemoryPlan {
     pub(crate) fn new(
         checkpoint: &Checkpoint,
         config: &ModelConfig,
-        precision: Precision,
+        options: LoadOptions,
         demand: Demand,
     ) -> Result<Self, Failure> {
         let num_params: u64 = checkpoint
@@ -44,8 +44,8 @@ impl MemoryPlan {
             .names()
             .filter_map(|name| checkpoint.tensors().meta(name)?.num_elems())
             .fold(0, u64::saturating_add);
-        let weight_bytes = num_params.saturating_mul(precision.size_bytes() as u64);
-        let bytes_per_block = KvCache::bytes_per_block(config, precision) as u64;
+        let weight_bytes = num_params.saturating_mul(options.precision.size_bytes() as u64);
+        let bytes_per_block = KvCache::bytes_per_block(config, options) as u64;
         Self::fit(weight_bytes, bytes_per_block, available_bytes(), demand)
     }
 

@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use data::{BatchSizes, ChatPromptTokens, DropLast, LengthLimits, LimitTrainBatches, OnBadRecord};
-use model_core::{Activation, Backend, ModelConfig, Nonlinearity, Normalization, Precision};
+use model_core::{Backend, Precision};
 use sampling::SamplingParams;
 use serde_json::{Value, json};
 
 use crate::exit::Failure;
+use crate::model_type::ModelType;
 use crate::output::{ExistingOutput, Identity, OutputField};
 use crate::raw::{RawConfig, RawDevices, RawDropLast, RawLimit, RawMaxSeqLength};
 use crate::signals::parse_time_limit;
@@ -55,16 +56,6 @@ pub(crate) enum Bos {
 pub(crate) enum Unfinished {
     Keep,
     Drop,
-}
-
-/// The families that `trt_llm.model_type` names.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ModelType {
-    Gptj,
-    Gptnext,
-    Llama,
-    Gemma,
-    Falcon,
 }
 
 impl GenerationPlan {
@@ -190,56 +181,6 @@ impl GenerationPlan {
             ("model.data.train_ds.max_seq_length", json!(length_limit.into_iter().flatten().min())),
         ];
         Identity(settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
-    }
-}
-
-impl ModelType {
-    fn parse(text: &str) -> Result<Self, Failure> {
-        Ok(match text {
-            "gptj" => Self::Gptj,
-            "gptnext" => Self::Gptnext,
-            "llama" => Self::Llama,
-            "gemma" => Self::Gemma,
-            "falcon" => Self::Falcon,
-            other => {
-                let expected = "`gptj`, `gptnext`, `llama`, `gemma` or `falcon`";
-                return Err(out_of_range(
-                    "trainer.generation.trt_llm.model_type",
-                    expected,
-                    &format!("`{other}`"),
-                ));
-            }
-        })
-    }
-
-    /// Refuses a checkpoint that is of another family. The two GPT names stand for any GPT.
-    pub(crate) fn check(self, config: &ModelConfig) -> Result<(), Failure> {
-        let rms_norm = config.normalization == Normalization::RmsNorm;
-        let gated = |nonlinearity| config.activation == Activation { nonlinearity, gated: true };
-        let gelu = matches!(config.activation.nonlinearity, Nonlinearity::Gelu | Nonlinearity::GeluTanh);
-        let (fits, needs) = match self {
-            Self::Gptj | Self::Gptnext => return Ok(()),
-            Self::Llama => {
-                (rms_norm && gated(Nonlinearity::Silu), "`normalization: rmsnorm` with a swiglu activation")
-            }
-            Self::Gemma => (
-                rms_norm && config.activation.gated && gelu,
-                "`normalization: rmsnorm` with a geglu activation",
-            ),
-            Self::Falcon => (
-                !rms_norm && !config.activation.gated && gelu,
-                "`normalization: layernorm` with a gelu activation",
-            ),
-        };
-        if fits {
-            return Ok(());
-        }
-        Err(Failure::usage(format!(
-            "`trainer.generation.trt_llm.model_type={}` needs {needs}, the checkpoint has {:?} and {:?}; use `gptnext` for any GPT",
-            format!("{self:?}").to_lowercase(),
-            config.normalization,
-            config.activation,
-        )))
     }
 }
 

@@ -127,7 +127,8 @@ impl Prepared {
             longest_sequence_tokens: longest.unwrap_or(1),
             num_sequences: steps.num_planned().saturating_mul(plan.num_responses as usize),
         };
-        let memory = MemoryPlan::new(&checkpoint, &model_config, plan.precision, demand)?;
+        let options = LoadOptions { precision: plan.precision, backend: plan.backend };
+        let memory = MemoryPlan::new(&checkpoint, &model_config, options, demand)?;
         Ok(Self { resolved, checkpoint, plan, model_config, tokenizer, prompts, steps, memory })
     }
 

@@ -3,8 +3,12 @@
 //! Keys, defaults and meanings are NeMo's (`megatron_gpt_config.yaml`, Megatron-Core's `TransformerConfig`). What this
 //! model does not compute is refused here, before any weight is read.
 
+mod block;
+mod position;
 mod raw;
 
+pub use block::BlockStyle;
+pub use position::{PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};
 pub use raw::RawModelConfig;
 
 use crate::ModelError;
@@ -44,28 +48,6 @@ pub struct Activation {
     pub gated: bool,
 }
 
-/// How a token's position enters.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum PositionEmbedding {
-    /// A table added to the embeddings.
-    LearnedAbsolute,
-    /// Rotation of queries and keys.
-    Rope(RotaryConfig),
-}
-
-/// The rotation of queries and keys.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct RotaryConfig {
-    /// How many of each head's first dimensions are rotated; even.
-    pub rotary_dims: usize,
-    /// The base of the frequencies.
-    pub rotary_base: f64,
-    /// Positions are divided by it.
-    pub seq_len_interpolation_factor: f64,
-    /// The frequency rule of Llama 3.1, with its fixed constants.
-    pub scale_positional_embedding: bool,
-}
-
 /// A checked model config.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelConfig {
@@ -81,6 +63,8 @@ pub struct ModelConfig {
     pub num_query_groups: usize,
     /// Dimensions of a head.
     pub kv_channels: usize,
+    /// How attention and the MLP of a layer are joined.
+    pub block_style: BlockStyle,
     /// Which norm.
     pub normalization: Normalization,
     /// The stored gain lacks 1 (`layernorm1p`, `layernorm_zero_centered_gamma`).
@@ -97,6 +81,8 @@ pub struct ModelConfig {
     pub position_embedding: PositionEmbedding,
     /// The output layer is the embedding table.
     pub share_embeddings_and_output_weights: bool,
+    /// A bias on the output layer, which GPT-J has.
+    pub output_layer_bias: bool,
     /// Embeddings are multiplied by the root of the hidden size.
     pub apply_embedding_scaling: bool,
     /// Tokens that a sequence may have, prompt and response together.
@@ -137,7 +123,7 @@ impl TryFrom<RawModelConfig> for ModelConfig {
         if num_attention_heads % num_query_groups != 0 {
             return Err(ModelError::BadValue {
                 key: "num_query_groups",
-                expected: format!("a divisor of num_attention_heads, {num_attention_heads}"),
+                expected: format!("a divisor of `num_attention_heads`, {num_attention_heads}"),
                 actual: num_query_groups.to_string(),
             });
         }
@@ -147,7 +133,9 @@ impl TryFrom<RawModelConfig> for ModelConfig {
             None => {
                 return Err(ModelError::BadValue {
                     key: "num_attention_heads",
-                    expected: format!("a divisor of hidden_size, {hidden_size}, when kv_channels is not set"),
+                    expected: format!(
+                        "a divisor of `hidden_size`, {hidden_size}, when `kv_channels` is not set"
+                    ),
                     actual: num_attention_heads.to_string(),
                 });
             }
@@ -165,6 +153,7 @@ impl TryFrom<RawModelConfig> for ModelConfig {
             num_attention_heads,
             num_query_groups,
             kv_channels,
+            block_style: BlockStyle::parse(&raw)?,
             normalization,
             zero_centered_gamma,
             layernorm_epsilon: raw
@@ -173,8 +162,9 @@ impl TryFrom<RawModelConfig> for ModelConfig {
             activation: parse_activation(&raw)?,
             bias,
             qkv_bias: bias || raw.qkv_bias.unwrap_or(false),
-            position_embedding: parse_position_embedding(&raw, kv_channels)?,
+            position_embedding: PositionEmbedding::parse(&raw, kv_channels)?,
             share_embeddings_and_output_weights: raw.share_embeddings_and_output_weights.unwrap_or(true),
+            output_layer_bias: raw.output_layer_bias.unwrap_or(false),
             apply_embedding_scaling: raw.apply_embedding_scaling.unwrap_or(false),
             encoder_seq_length,
             max_position_embeddings: raw
@@ -225,50 +215,6 @@ fn parse_activation(raw: &RawModelConfig) -> Result<Activation, ModelError> {
     // NeMo looks at this key first: it replaces whatever function the name stands for.
     let nonlinearity = if raw.openai_gelu.unwrap_or(false) { Nonlinearity::GeluTanh } else { nonlinearity };
     Ok(Activation { nonlinearity, gated })
-}
-
-fn parse_position_embedding(
-    raw: &RawModelConfig,
-    kv_channels: usize,
-) -> Result<PositionEmbedding, ModelError> {
-    let text = raw.position_embedding_type.as_deref().unwrap_or("learned_absolute");
-    match text {
-        "learned_absolute" => return Ok(PositionEmbedding::LearnedAbsolute),
-        "rope" => {}
-        "alibi" | "kerple" | "sandwich" | "xpos" | "none" | "relative" => {
-            return Err(ModelError::Unsupported {
-                key: "position_embedding_type",
-                value: text.to_owned(),
-                feature: "any position embedding but `rope` and `learned_absolute`",
-            });
-        }
-        _ => {
-            return Err(ModelError::BadValue {
-                key: "position_embedding_type",
-                expected: "`rope` or `learned_absolute`".to_owned(),
-                actual: text.to_owned(),
-            });
-        }
-    }
-    let percentage = raw.positive("rotary_percentage", raw.rotary_percentage.as_ref())?.unwrap_or(1.0);
-    let rotary_dims = (kv_channels as f64 * percentage) as usize;
-    if percentage > 1.0 || rotary_dims == 0 || !rotary_dims.is_multiple_of(2) {
-        return Err(ModelError::BadValue {
-            key: "rotary_percentage",
-            expected: format!(
-                "a share, at most 1, that makes an even number of the {kv_channels} dimensions of a head"
-            ),
-            actual: percentage.to_string(),
-        });
-    }
-    Ok(PositionEmbedding::Rope(RotaryConfig {
-        rotary_dims,
-        rotary_base: raw.positive("rotary_base", raw.rotary_base.as_ref())?.unwrap_or(10_000.0),
-        seq_len_interpolation_factor: raw
-            .positive("seq_len_interpolation_factor", raw.seq_len_interpolation_factor.as_ref())?
-            .unwrap_or(1.0),
-        scale_positional_embedding: raw.scale_positional_embedding.unwrap_or(false),
-    }))
 }
 
 #[cfg(test)]

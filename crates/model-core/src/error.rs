@@ -6,7 +6,9 @@ use crate::kv_cache::BlockId;
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// A key that the model cannot be built without.
-    #[error("the model config has no `{key}`")]
+    #[error(
+        "the model config has no `{key}`, which gives a weight its shape: use the whole model config of the checkpoint"
+    )]
     MissingKey {
         /// The key in `model_config.yaml`.
         key: &'static str,
@@ -22,7 +24,7 @@ pub enum ModelError {
         actual: String,
     },
     /// A valid config that asks for what this model does not compute.
-    #[error("model config key `{key}` is `{value}`: {feature} is not supported")]
+    #[error("model config key `{key}` is `{value}`, {feature}, which is not supported; use {needs}")]
     Unsupported {
         /// The key in `model_config.yaml`.
         key: &'static str,
@@ -30,6 +32,8 @@ pub enum ModelError {
         value: String,
         /// What it stands for.
         feature: &'static str,
+        /// What would work.
+        needs: &'static str,
     },
     /// A precision that nothing here computes in.
     #[error("precision `{value}` is not supported, use one of {supported}")]
@@ -48,17 +52,34 @@ pub enum ModelError {
         reason: &'static str,
     },
     /// A tensor whose shape contradicts the config.
-    #[error("tensor `{name}` has shape {actual:?}, the model needs {expected:?}")]
+    #[error(
+        "tensor `{name}` has shape {actual:?}, the model needs {expected:?} because of {contradicted}: \
+         correct the model config, or use the one that belongs to this checkpoint"
+    )]
     ShapeMismatch {
         /// The tensor.
         name: String,
+        /// What the sizes that do not fit follow from.
+        contradicted: String,
         /// What the config implies.
         expected: Vec<u64>,
         /// What the file holds.
         actual: Vec<u64>,
     },
+    /// A tensor that the config implies and the checkpoint lacks.
+    #[error(
+        "the checkpoint has no tensor `{name}`; {because}: correct the model config, or use a complete checkpoint"
+    )]
+    MissingTensor {
+        /// The tensor.
+        name: String,
+        /// What makes it necessary.
+        because: String,
+    },
     /// A weight that is not stored as floating-point numbers.
-    #[error("tensor `{name}` holds {actual}, the model needs floating-point numbers")]
+    #[error(
+        "tensor `{name}` holds {actual}, the model needs floating-point numbers: use a checkpoint that is not quantised"
+    )]
     NotFloat {
         /// The tensor.
         name: String,
@@ -66,12 +87,17 @@ pub enum ModelError {
         actual: &'static str,
     },
     /// Weights that the model would silently leave out.
-    #[error("the checkpoint holds {count} tensors that the config does not account for: {}", names.join(", "))]
+    #[error(
+        "the config does not account for {count} of the checkpoint's tensors, first {}; {because}",
+        names.join(", ")
+    )]
     UnknownTensors {
         /// How many there are.
         count: usize,
         /// The first few of them, in backquotes.
         names: Vec<String>,
+        /// What the first of them means, and what to do.
+        because: String,
     },
     /// A batch whose parts contradict each other.
     #[error("batch: {what} is {actual}, must be {expected}")]
@@ -84,7 +110,10 @@ pub enum ModelError {
         actual: String,
     },
     /// A token id without a row in the embedding table.
-    #[error("token id {token} is outside the vocabulary of {padded_vocab_size}")]
+    #[error(
+        "token id {token} is outside the {padded_vocab_size} rows of the embedding table: \
+         use the tokenizer that belongs to the checkpoint"
+    )]
     BadToken {
         /// The id.
         token: u32,
@@ -100,7 +129,10 @@ pub enum ModelError {
         num_blocks: usize,
     },
     /// A sequence longer than the model has positions for.
-    #[error("a sequence of {actual} tokens exceeds the model's {limit} learned positions")]
+    #[error(
+        "a sequence of {actual} tokens exceeds the model's {limit} learned positions: \
+         lower `encoder_seq_length` or shorten the prompt"
+    )]
     TooLong {
         /// Its length.
         actual: usize,

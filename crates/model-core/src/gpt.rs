@@ -1,4 +1,4 @@
-//! THE forward pass: Megatron-Core's pre-norm GPT, of which Llama is a configuration.
+//! THE forward pass: Megatron-Core's pre-norm GPT, of which every family is a configuration.
 //!
 //! What a block computes is here; how, is in the backend behind [`Kernels`].
 
@@ -10,7 +10,7 @@ use crate::config::{ModelConfig, PositionEmbedding};
 use crate::kernels::{AttentionStep, HeadLayout, Kernels};
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::Rotary;
-use crate::weights::Weights;
+use crate::weights::{MlpInput, Weights};
 use crate::{DecodeBatch, LogitsRows, ModelError, Precision, PrefillBatch};
 
 /// Rotary positions computed at once; longer sequences grow the tables, so that a config's number alone allocates
@@ -58,9 +58,23 @@ impl Gpt {
             let qkv = kernels.linear(&x, &layer.qkv)?;
             let step = AttentionStep { layer_idx, heads, rotary: self.rotary.as_ref(), context };
             let attended = kernels.attention(&qkv, &step, cache)?;
-            kernels.linear_add(&attended, &layer.proj, &mut residual)?;
 
-            let x = kernels.norm(&residual, &layer.pre_mlp_norm)?;
+            let add_attended = |residual: &mut Tensor| kernels.linear_add(&attended, &layer.proj, residual);
+            let x = match &layer.mlp_input {
+                MlpInput::Sequential(norm) => {
+                    add_attended(&mut residual)?;
+                    kernels.norm(&residual, norm)?
+                }
+                MlpInput::ParallelOwnNorm(norm) => {
+                    let x = kernels.norm(&residual, norm)?;
+                    add_attended(&mut residual)?;
+                    x
+                }
+                MlpInput::ParallelSharedNorm => {
+                    add_attended(&mut residual)?;
+                    x
+                }
+            };
             let activated = kernels.linear_activate(&x, &layer.fc1, self.config.activation)?;
             kernels.linear_add(&activated, &layer.fc2, &mut residual)?;
         }
@@ -72,7 +86,10 @@ impl Gpt {
         if let Some(&token) = tokens.iter().find(|&&token| token as usize >= padded_vocab_size) {
             return Err(ModelError::BadToken { token, padded_vocab_size });
         }
-        let mut embedded = self.kernels.embedding(tokens, &self.weights.word_embeddings)?;
+        let mut embedded = match &self.weights.word_embeddings {
+            Some(table) => self.kernels.embedding(tokens, table)?,
+            None => self.kernels.tied_embedding(tokens, &self.weights.output)?,
+        };
         if let Some(table) = &self.weights.position_embeddings {
             let limit = table.size2()?.0 as usize;
             let actual = context.max_context_len();

@@ -44,6 +44,17 @@ impl Linear {
             Self::Packed(packed) => packed.out_features(),
         }
     }
+
+    pub(crate) fn size_bytes(&self) -> u64 {
+        match self {
+            Self::Tensors { weight, bias } => std::iter::once(weight).chain(bias).map(tensor_bytes).sum(),
+            Self::Packed(packed) => packed.size_bytes() as u64,
+        }
+    }
+}
+
+pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
+    (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
 }
 
 /// Which linear layer is packed: the first of a gated MLP may be laid out for its activation.
@@ -64,6 +75,12 @@ pub(crate) struct Norm {
     /// float32 `[hidden_size]`.
     pub(crate) bias: Option<Tensor>,
     pub(crate) epsilon: f64,
+}
+
+impl Norm {
+    pub(crate) fn size_bytes(&self) -> u64 {
+        std::iter::once(&self.gain).chain(&self.bias).map(tensor_bytes).sum()
+    }
 }
 
 /// The sizes that give the rows of a fused QKV product their meaning.
@@ -96,14 +113,14 @@ pub(crate) trait Kernels: Send + Sync {
     /// Brings a linear layer into this backend's layout.
     fn pack_linear(&self, source: LinearSource<'_>, role: LinearRole) -> Result<Linear, ModelError>;
 
-    /// The output layer of a model that shares it with the embedding table `[padded_vocab_size, hidden_size]`.
-    fn tie_output(&self, embedding: &Tensor) -> Result<Linear, ModelError>;
-
     /// An empty KV cache in this backend's layout.
     fn new_cache(&self, num_blocks: usize, config: &ModelConfig) -> Result<KvCache, ModelError>;
 
     /// Rows of an embedding table, `[num_tokens, hidden_size]`. The ids were checked against the table.
     fn embedding(&self, ids: &[u32], table: &Tensor) -> Result<Tensor, ModelError>;
+
+    /// The same where the output layer is the embedding table too, and held once.
+    fn tied_embedding(&self, ids: &[u32], output: &Linear) -> Result<Tensor, ModelError>;
 
     /// `[num_tokens, hidden_size]`, float32 inside.
     fn norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError>;

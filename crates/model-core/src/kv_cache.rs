@@ -4,10 +4,11 @@
 //! is common to all, so copying blocks needs no backend.
 
 use tch::{Device, Kind, Tensor};
-use torch_ext::cpu::PackedKv;
+use torch_ext::cpu::{KvShape, PackedKv};
 
+use crate::ModelError;
 use crate::config::ModelConfig;
-use crate::{ModelError, Precision};
+use crate::load::{Backend, LoadOptions};
 
 /// Index of a block in the cache.
 pub type BlockId = u32;
@@ -87,9 +88,21 @@ impl KvCache {
     }
 
     /// Bytes that one block takes over all layers, for planning memory before there is a cache.
-    pub fn bytes_per_block(config: &ModelConfig, precision: Precision) -> usize {
-        let elems_per_token = 2 * config.num_layers * config.num_query_groups * config.kv_channels;
-        elems_per_token * BLOCK_SIZE_TOKENS * precision.size_bytes()
+    pub fn bytes_per_block(config: &ModelConfig, options: LoadOptions) -> usize {
+        let elem_bytes = options.precision.size_bytes();
+        let shape = KvShape {
+            num_layers: config.num_layers,
+            num_blocks: 1,
+            num_query_groups: config.num_query_groups,
+            head_dim: config.kv_channels,
+        };
+        match options.backend {
+            Backend::Fused => PackedKv::block_bytes(&shape, elem_bytes),
+            Backend::Plain => {
+                let elems_per_token = 2 * shape.num_layers * shape.num_query_groups * shape.head_dim;
+                elems_per_token * BLOCK_SIZE_TOKENS * elem_bytes
+            }
+        }
     }
 
     /// Copies whole blocks, `(from, to)` each, in order.

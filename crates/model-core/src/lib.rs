@@ -1,4 +1,5 @@
-//! The GPT and Llama forward pass, one implementation steered by the config.
+//! The forward pass of the GPT, Llama, Gemma, Falcon, GPT-J, GPT-NeoX and Nemotron families: one implementation,
+//! steered by the config.
 //!
 //! It knows nothing of JSONL, config files, sampling or scheduling.
 
@@ -19,7 +20,8 @@ mod weights;
 pub use batch::{DecodeBatch, LogitsRows, PrefillBatch};
 pub use causal_lm::CausalLm;
 pub use config::{
-    Activation, ModelConfig, Nonlinearity, Normalization, PositionEmbedding, RawModelConfig, RotaryConfig,
+    Activation, BlockStyle, ModelConfig, Nonlinearity, Normalization, PositionEmbedding, RawModelConfig,
+    RopeScaling, RotaryConfig, RotaryPairing,
 };
 pub use error::ModelError;
 pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, KvCache};

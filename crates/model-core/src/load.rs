@@ -1,6 +1,7 @@
 //! From a config and a source of weights to a model.
 
 use nemo_format::TensorSource;
+use torch_ext::cpu::MAX_HEAD_DIM;
 
 use crate::backend::fused::FusedKernels;
 use crate::backend::plain::PlainKernels;
@@ -39,6 +40,14 @@ pub fn load_model(
     source: &dyn TensorSource,
     options: LoadOptions,
 ) -> Result<Box<dyn CausalLm>, ModelError> {
+    if options.backend == Backend::Fused && config.kv_channels > MAX_HEAD_DIM {
+        return Err(ModelError::Unsupported {
+            key: "kv_channels",
+            value: config.kv_channels.to_string(),
+            feature: "a larger head than the fused kernels take",
+            needs: "the plain backend (`trt_llm.enable: false`)",
+        });
+    }
     let kernels: Box<dyn Kernels> = match options.backend {
         Backend::Plain => Box::new(PlainKernels::new(options.precision)),
         Backend::Fused => Box::new(FusedKernels::new(options.precision)?),

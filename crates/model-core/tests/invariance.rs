@@ -2,13 +2,18 @@
 //!
 //! Apart from the other tests because the number of threads is the process's.
 
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
 mod common;
 
-use common::{BACKENDS, MemorySource, Runner, bits, config_of};
+use common::tiny::made_up_weights;
+use common::{BACKENDS, Runner, bits, config_of};
 use model_core::{LogitsRows, Precision};
 
+const VOCAB_SIZE: u64 = 500;
+
 /// One layer of SmolLM2-135M's shape, with a small vocabulary.
-const CONFIG: &str = "
+const LLAMA: &str = "
 num_layers: 1
 hidden_size: 576
 ffn_hidden_size: 1536
@@ -21,39 +26,52 @@ activation: fast-swiglu
 position_embedding_type: rope
 ";
 
-fn weights() -> MemorySource {
-    let shapes: [(&str, &[u64]); 8] = [
-        ("model.embedding.word_embeddings.weight", &[500, 576]),
-        ("model.decoder.final_layernorm.weight", &[576]),
-        ("model.decoder.layers.0.self_attention.linear_qkv.weight", &[960, 576]),
-        ("model.decoder.layers.0.self_attention.linear_qkv.layer_norm_weight", &[576]),
-        ("model.decoder.layers.0.self_attention.linear_proj.weight", &[576, 576]),
-        ("model.decoder.layers.0.mlp.linear_fc1.weight", &[3072, 576]),
-        ("model.decoder.layers.0.mlp.linear_fc1.layer_norm_weight", &[576]),
-        ("model.decoder.layers.0.mlp.linear_fc2.weight", &[576, 1536]),
-    ];
-    let mut source = MemorySource::default();
-    let mut state = 1_u64;
-    for (name, shape) in shapes {
-        let values = (0..shape.iter().product::<u64>())
-            .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                ((state >> 40) as f32 / (1_u64 << 24) as f32 - 0.5) * 0.2
-            })
-            .collect::<Vec<_>>();
-        source.insert(name, shape, &values);
-    }
-    source
-}
+/// The same sizes as Falcon-7B has its layers: one norm, one key-value head.
+const FALCON: &str = "
+name: megatron_falcon_gpt
+num_layers: 1
+hidden_size: 576
+ffn_hidden_size: 2304
+num_attention_heads: 9
+num_query_groups: 1
+encoder_seq_length: 256
+bias: false
+position_embedding_type: rope
+";
+
+/// As GPT-J, whose pairs are interleaved and whose output layer has a bias, but with two norms like GPT-NeoX.
+const GPTJ: &str = "
+num_layers: 1
+hidden_size: 576
+num_attention_heads: 3
+encoder_seq_length: 256
+activation: gelu
+openai_gelu: true
+position_embedding_type: rope
+rotary_interleaved: true
+rotary_percentage: 0.25
+share_embeddings_and_output_weights: false
+output_layer_bias: true
+mcore_customization_config:
+  parallel_attention: true
+  new_decoder_architecture: true
+";
 
 #[test]
 fn bits_do_not_depend_on_the_batch_at_real_widths() {
-    let source = weights();
-    let sequence = |len: u32, seed: u32| (0..len).map(|idx| (idx * 37 + seed) % 500).collect::<Vec<_>>();
+    for yaml in [LLAMA, FALCON, GPTJ] {
+        assert_bits_do_not_depend_on_the_batch(yaml);
+    }
+}
+
+fn assert_bits_do_not_depend_on_the_batch(yaml: &str) {
+    let source = made_up_weights(&config_of(yaml), VOCAB_SIZE, 0.2);
+    let sequence =
+        |len: u32, seed: u32| (0..len).map(|idx| (idx * 37 + seed) % VOCAB_SIZE as u32).collect::<Vec<_>>();
     let probe = sequence(45, 3);
     let cases = BACKENDS.iter().flat_map(|&backend| [(Precision::Fp32, backend), (Precision::Bf16, backend)]);
     for (precision, backend) in cases {
-        let mut runner = Runner::new(config_of(CONFIG), &source, precision, backend).unwrap();
+        let mut runner = Runner::new(config_of(yaml), &source, precision, backend).unwrap();
         tch::set_num_threads(2);
         let table = runner.blocks(probe.len() + 1);
         let alone = runner.prefill(&[&probe], vec![table.clone()], LogitsRows::Last);

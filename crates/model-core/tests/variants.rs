@@ -1,85 +1,22 @@
-//! Every activation, norm and position variant against the formulas written out in double precision, and the errors
-//! of loading and of batches.
+//! Every activation, norm, position and block variant against the formulas written out in double precision.
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 mod common;
 
+use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{BACKENDS, MemorySource, Runner, max_difference, rows};
 use model_core::{
-    Activation, Backend, DecodeBatch, KvCache, LogitsRows, ModelConfig, ModelError, Nonlinearity,
-    Normalization, PositionEmbedding, Precision, PrefillBatch, RawModelConfig,
+    Activation, Backend, BlockStyle, KvCache, LoadOptions, ModelConfig, Nonlinearity, Normalization,
+    PositionEmbedding, Precision, RotaryPairing,
 };
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-const VOCAB_SIZE: u64 = 50;
 /// What fp32 rounding may do; seen is 3e-6.
 const MATCH: f32 = 2e-5;
 /// What a change of formula must do at least.
 const DIFFER: f32 = 1e-4;
 const TOKENS: [u32; 9] = [3, 49, 0, 17, 17, 8, 31, 22, 5];
-
-fn config(extra: &Value) -> ModelConfig {
-    let mut keys = json!({
-        "num_layers": 2, "hidden_size": 36, "ffn_hidden_size": 40, "num_attention_heads": 4, "kv_channels": 12,
-        "encoder_seq_length": 48,
-    });
-    for (key, value) in extra.as_object().unwrap() {
-        keys[key] = value.clone();
-    }
-    serde_json::from_value::<RawModelConfig>(keys).unwrap().try_into().unwrap()
-}
-
-/// Weights between -0.4 and 0.4 (gains around what makes them neutral), from a fixed linear congruence.
-fn weights(config: &ModelConfig) -> MemorySource {
-    let mut source = MemorySource::default();
-    let mut state = 12_345_u64;
-    let mut add = |name: &str, shape: &[u64], centre: f32| {
-        let values = (0..shape.iter().product::<u64>())
-            .map(|_| {
-                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-                centre + ((state >> 40) as f32 / (1_u64 << 24) as f32 - 0.5) * 0.8
-            })
-            .collect::<Vec<_>>();
-        source.insert(name, shape, &values);
-    };
-    let hidden = config.hidden_size as u64;
-    let gain_centre = if config.zero_centered_gamma { 0.0 } else { 1.0 };
-    let has_norm_bias = config.normalization == Normalization::LayerNorm;
-    add("model.embedding.word_embeddings.weight", &[VOCAB_SIZE, hidden], 0.0);
-    if config.position_embedding == PositionEmbedding::LearnedAbsolute {
-        add("model.embedding.position_embeddings.weight", &[config.encoder_seq_length as u64, hidden], 0.0);
-    }
-    if !config.share_embeddings_and_output_weights {
-        add("model.output_layer.weight", &[VOCAB_SIZE, hidden], 0.0);
-    }
-    add("model.decoder.final_layernorm.weight", &[hidden], gain_centre);
-    if has_norm_bias {
-        add("model.decoder.final_layernorm.bias", &[hidden], 0.0);
-    }
-    for layer in 0..config.num_layers {
-        let linears = [
-            ("self_attention.linear_qkv", config.qkv_size() as u64, hidden, config.qkv_bias),
-            ("self_attention.linear_proj", hidden, config.query_size() as u64, config.bias),
-            ("mlp.linear_fc1", config.fc1_size() as u64, hidden, config.bias),
-            ("mlp.linear_fc2", hidden, config.ffn_hidden_size as u64, config.bias),
-        ];
-        for (module, out_features, in_features, has_bias) in linears {
-            let prefix = format!("model.decoder.layers.{layer}.{module}");
-            add(&format!("{prefix}.weight"), &[out_features, in_features], 0.0);
-            if has_bias {
-                add(&format!("{prefix}.bias"), &[out_features], 0.0);
-            }
-            if module.ends_with("qkv") || module.ends_with("fc1") {
-                add(&format!("{prefix}.layer_norm_weight"), &[hidden], gain_centre);
-                if has_norm_bias {
-                    add(&format!("{prefix}.layer_norm_bias"), &[hidden], 0.0);
-                }
-            }
-        }
-    }
-    source
-}
 
 /// The formulas of the model for one sequence, in double precision, without a cache.
 struct Direct<'a> {
@@ -105,11 +42,16 @@ impl Direct<'_> {
             let normed = self.norm(&x, &format!("{prefix}self_attention.linear_qkv.layer_norm_"));
             let attended =
                 self.attention(&self.linear(&normed, &format!("{prefix}self_attention.linear_qkv")));
-            x += self.linear(&attended, &format!("{prefix}self_attention.linear_proj"));
-            let normed = self.norm(&x, &format!("{prefix}mlp.linear_fc1.layer_norm_"));
+            let after_attention = &x + self.linear(&attended, &format!("{prefix}self_attention.linear_proj"));
+            let own_norm = format!("{prefix}mlp.linear_fc1.layer_norm_");
+            let normed = match config.block_style {
+                BlockStyle::Sequential => self.norm(&after_attention, &own_norm),
+                BlockStyle::ParallelSharedNorm => normed,
+                BlockStyle::ParallelOwnNorm => self.norm(&x, &own_norm),
+            };
             let activated =
                 activation(&self.linear(&normed, &format!("{prefix}mlp.linear_fc1")), config.activation);
-            x += self.linear(&activated, &format!("{prefix}mlp.linear_fc2"));
+            x = after_attention + self.linear(&activated, &format!("{prefix}mlp.linear_fc2"));
         }
         let hidden = self.norm(&x, "model.decoder.final_layernorm.");
         let output = if config.share_embeddings_and_output_weights {
@@ -117,7 +59,11 @@ impl Direct<'_> {
         } else {
             self.source.double("model.output_layer.weight")
         };
-        rows(&hidden.matmul(&output.tr()).to_kind(Kind::Float).contiguous())
+        let mut logits = hidden.matmul(&output.tr());
+        if config.output_layer_bias {
+            logits += self.source.double("model.output_layer.bias");
+        }
+        rows(&logits.to_kind(Kind::Float).contiguous())
     }
 
     fn norm(&self, x: &Tensor, prefix: &str) -> Tensor {
@@ -173,15 +119,20 @@ impl Direct<'_> {
         for (position, row) in values.chunks_mut(channels).enumerate() {
             for pair in 0..half {
                 let mut freq = rope.rotary_base.powf(-(pair as f64) / half as f64);
-                if rope.scale_positional_embedding {
-                    let wavelength = std::f64::consts::TAU / freq;
-                    let smooth = ((8192.0 / wavelength - 1.0) / 3.0).clamp(0.0, 1.0);
-                    freq *= (1.0 - smooth) / 8.0 + smooth;
+                if let Some(scaling) = rope.rope_scaling {
+                    let [low, high] = [scaling.low_freq_factor, scaling.high_freq_factor];
+                    let turns = scaling.original_max_position_embeddings * freq / std::f64::consts::TAU;
+                    let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                    freq *= (1.0 - smooth) / scaling.factor + smooth;
                 }
                 let (sin, cos) = (position as f64 / rope.seq_len_interpolation_factor * freq).sin_cos();
-                let (first, second) = (row[pair], row[pair + half]);
-                row[pair] = first * cos - second * sin;
-                row[pair + half] = second * cos + first * sin;
+                let [at_first, at_second] = match rope.pairing {
+                    RotaryPairing::HalfSplit => [pair, pair + half],
+                    RotaryPairing::Interleaved => [2 * pair, 2 * pair + 1],
+                };
+                let (first, second) = (row[at_first], row[at_second]);
+                row[at_first] = first * cos - second * sin;
+                row[at_second] = second * cos + first * sin;
             }
         }
         Tensor::from_slice(&values).view([-1, channels as i64])
@@ -280,6 +231,15 @@ fn positions_match_their_formulas() {
         rope(json!({ "seq_len_interpolation_factor": 4, "rotary_percentage": 0.5, "num_query_groups": 2 })),
         // The frequencies of this base have wavelengths on all three sides of the rule.
         rope(json!({ "scale_positional_embedding": true })),
+        rope(json!({
+            "scale_positional_embedding": true,
+            "rope_scaling": {
+                "factor": 2.5, "low_freq_factor": 1.5, "high_freq_factor": 6, "original_max_position_embeddings": 64,
+            },
+        })),
+        rope(json!({ "rotary_interleaved": true })),
+        rope(json!({ "rotary_interleaved": true, "rotary_percentage": 0.5, "num_query_groups": 2 })),
+        rope(json!({ "rotary_interleaved": true, "num_query_groups": 1, "bias": true })),
     ]);
 }
 
@@ -297,6 +257,19 @@ fn heads_biases_and_embeddings_match_their_formulas() {
 }
 
 #[test]
+fn blocks_and_output_biases_match_their_formulas() {
+    let customized = |keys: Value| json!({ "mcore_customization_config": keys });
+    assert_all_match_and_differ(&[
+        customized(json!({})),
+        customized(json!({ "parallel_attention": true })),
+        customized(json!({ "parallel_attention": true, "new_decoder_architecture": true })),
+        json!({ "output_layer_bias": true, "share_embeddings_and_output_weights": false }),
+        json!({ "output_layer_bias": true }),
+        json!({ "name": "megatron_falcon_gpt", "bias": false, "position_embedding_type": "rope" }),
+    ]);
+}
+
+#[test]
 fn parameters_and_bytes_are_counted_once_for_a_shared_table() {
     let config = config(&json!({ "bias": false }));
     let source = weights(&config);
@@ -304,64 +277,9 @@ fn parameters_and_bytes_are_counted_once_for_a_shared_table() {
     let model = Runner::new(config.clone(), &source, Precision::Fp32, Backend::Plain).unwrap().model;
     assert_eq!((model.num_params(), model.weight_bytes()), (stored, 4 * stored));
     assert_eq!(model.padded_vocab_size() as u64, VOCAB_SIZE);
-    assert_eq!(KvCache::bytes_per_block(&config, Precision::Bf16), 2 * 2 * 4 * 12 * 32 * 2);
-}
-
-fn load_error(change: impl FnOnce(&mut MemorySource)) -> String {
-    let config = config(&json!({}));
-    let mut source = weights(&config);
-    change(&mut source);
-    Runner::new(config, &source, Precision::Fp32, Backend::Plain).err().unwrap().to_string()
-}
-
-#[test]
-fn loading_names_the_tensor_that_does_not_fit() {
-    let fc2 = "model.decoder.layers.1.mlp.linear_fc2.weight";
-    assert_eq!(
-        load_error(|source| source.insert(fc2, &[36, 39], &[0.0; 36 * 39])),
-        format!("tensor `{fc2}` has shape [36, 39], the model needs [36, 40]")
-    );
-    assert_eq!(
-        load_error(|source| drop(source.0.remove(fc2))),
-        format!("the checkpoint has no tensor `{fc2}`")
-    );
-    assert_eq!(
-        load_error(|source| {
-            source.insert("model.decoder.layers.2.mlp.linear_fc2.weight", &[1], &[0.0]);
-            source.insert("model.decoder.layers.0.mlp.linear_fc2._extra_state", &[1], &[0.0]);
-        }),
-        "the checkpoint holds 1 tensors that the config does not account for: \
-         `model.decoder.layers.2.mlp.linear_fc2.weight`"
-    );
-    assert_eq!(
-        load_error(|source| source.0.get_mut(fc2).unwrap().0.dtype = nemo_format::DType::I32),
-        format!("tensor `{fc2}` holds int32, the model needs floating-point numbers")
-    );
-}
-
-#[test]
-fn contradictory_batches_are_refused() {
-    let config = config(&json!({}));
-    let mut runner = Runner::new(config.clone(), &weights(&config), Precision::Fp32, Backend::Plain).unwrap();
-    let mut prefill = |tokens: &[u32], cu_seqlens: &[u32], tables: &[Vec<u32>]| {
-        let batch = PrefillBatch {
-            tokens: tokens.to_vec(),
-            cu_seqlens: cu_seqlens.to_vec(),
-            block_tables: tables.to_vec(),
-            logits: LogitsRows::Last,
-        };
-        runner.model.prefill(&batch, &mut runner.cache).unwrap_err()
-    };
-    assert!(matches!(prefill(&[], &[0], &[]), ModelError::BadBatch { .. }));
-    assert!(matches!(prefill(&[1, 2], &[0, 1], &[vec![0]]), ModelError::BadBatch { .. }));
-    assert!(matches!(prefill(&[1, 2], &[0, 2, 2], &[vec![0], vec![1]]), ModelError::BadBatch { .. }));
-    assert!(matches!(prefill(&[1, 2], &[0, 3, 2], &[vec![0], vec![1]]), ModelError::BadBatch { .. }));
-    assert!(matches!(prefill(&[1, 2], &[0, 2], &[vec![]]), ModelError::BadBatch { .. }));
-    assert!(matches!(prefill(&[1, 2], &[0, 2], &[vec![61]]), ModelError::BadBlock { block: 61, .. }));
-    assert!(matches!(prefill(&[1, 50], &[0, 2], &[vec![0]]), ModelError::BadToken { token: 50, .. }));
-    let long = vec![1; 49];
-    assert!(matches!(prefill(&long, &[0, 49], &[vec![0, 1]]), ModelError::TooLong { actual: 49, limit: 48 }));
-    let decode =
-        DecodeBatch { tokens: vec![1, 2], context_lens: vec![3], block_tables: vec![vec![0], vec![1]] };
-    assert!(runner.model.decode(&decode, &mut runner.cache).is_err());
+    let plain = LoadOptions { precision: Precision::Bf16, backend: Backend::Plain };
+    assert_eq!(KvCache::bytes_per_block(&config, plain), 2 * 2 * 4 * 12 * 32 * 2);
+    // The fused kernels' value panels have heads of whole multiples of 32.
+    let fused = LoadOptions { backend: Backend::Fused, ..plain };
+    assert_eq!(KvCache::bytes_per_block(&config, fused), 2 * 4 * (12 + 32) * 32 * 2);
 }

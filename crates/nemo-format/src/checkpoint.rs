@@ -5,15 +5,17 @@ use std::sync::Arc;
 
 use hydra_config::Node;
 
-use crate::archive::Archive;
-use crate::dist_ckpt::{FOLDER, TorchDist};
-use crate::{FormatError, TensorMeta, TensorSource};
+use crate::archive::{Archive, CONFIG, Packing};
+use crate::dist_ckpt::{self, FOLDER};
+use crate::pieced::PiecedSource;
+use crate::{FormatError, TensorMeta, TensorSource, nemo2, ranks};
 
-const CONFIG: &str = "model_config.yaml";
 /// Members up to this size enter the fingerprint whole; of larger ones, samples of this size do.
 const SAMPLE_BYTES: usize = 64 << 10;
 /// Samples taken of a large member.
 const NUM_SAMPLES: usize = 64;
+const MEGATRON_LEGACY: &str = "megatron_legacy";
+const HASH_CHARS: usize = 32;
 
 /// An open checkpoint. Opening reads no weights.
 #[derive(Debug)]
@@ -21,39 +23,99 @@ pub struct Checkpoint {
     archive: Arc<Archive>,
     config: Node,
     config_text: String,
-    tensors: TorchDist,
+    layout: Layout,
+    tensors: PiecedSource,
+    stored: Vec<StoredTensorInfo>,
 }
 
 /// A tensor as the checkpoint's own files name it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredTensorInfo {
+    /// The member that holds it: a file of one rank, or the folder of a distributed checkpoint.
+    pub file: String,
     /// The file's own name; stacked layers have none of their numbers in it.
     pub name: String,
-    /// Type and global shape.
+    /// Type and shape in the file.
     pub meta: TensorMeta,
+    /// What it is in [`Checkpoint::tensors`], `*` standing for every layer; `None` when it is no weight of the model.
+    pub canonical: Option<String>,
+}
+
+/// Which of NeMo's ways to store a model this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    /// A distributed checkpoint.
+    Distributed { generation: Generation, backend: dist_ckpt::Backend },
+    /// `model_weights.ckpt` of every rank.
+    Ranks { is_legacy: bool, tensor_parallel: u64, pipeline_parallel: u64 },
+}
+
+/// What the files were written by. Tensors come out under the same names of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CheckpointKind {
+    /// Megatron-Core's distributed checkpoints in a `.nemo`.
+    Distributed,
+    /// The same in a folder of NeMo 2.
+    NeMo2,
+    /// Megatron-Core's model, a file of each rank.
+    Ranks,
+    /// NeMo's model from before Megatron-Core.
+    Legacy,
+}
+
+/// Of NeMo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Generation {
+    One,
+    Two,
 }
 
 impl Checkpoint {
-    /// Opens a `.nemo` archive or the folder extracted from one.
+    /// Opens a `.nemo` archive, the folder extracted from one, or a folder of NeMo 2.
     ///
     /// # Errors
-    /// When the file is not a checkpoint, is damaged, or is of a kind that cannot be read yet.
+    /// When the file is not a checkpoint, is damaged or incomplete, or is of a kind that is not read.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
+        refuse_other_models(path)?;
         let archive = Arc::new(Archive::open(path)?);
-        let config_bytes = archive.member(CONFIG)?;
-        let bad =
-            |reason: String| FormatError::BadConfig { file: format!("{}: {CONFIG}", path.display()), reason };
-        let config_text =
-            std::str::from_utf8(config_bytes).map_err(|error| bad(error.to_string()))?.to_owned();
-        let document =
-            hydra_config::yaml::parse(&config_text, CONFIG).map_err(|error| bad(error.to_string()))?;
-        let config = match document.get("model") {
+        if archive.get(CONFIG).is_none() && archive.get(nemo2::CONFIG).is_some() {
+            return Self::open_nemo2(archive);
+        }
+        let config_text = text(&archive, CONFIG)?;
+        let document = parse_yaml(&archive, CONFIG, &config_text)?;
+        let mut config = match document.get("model") {
             Some(model @ Node::Map(_)) => model.clone(),
             _ => document,
         };
-        check_weights(&archive)?;
-        let tensors = TorchDist::open(Arc::clone(&archive))?;
-        Ok(Self { archive, config, config_text, tensors })
+        match ranks::find(&archive)? {
+            Some(grid) => {
+                let ranks::RankFiles { source, stored, is_legacy } = ranks::open(&archive, &grid, &config)?;
+                let (tensor_parallel, pipeline_parallel) = (grid.tensor_parallel, grid.pipeline_parallel);
+                let layout = Layout::Ranks { is_legacy, tensor_parallel, pipeline_parallel };
+                // The reader has put the rows of `linear_qkv` in order.
+                if config.get(MEGATRON_LEGACY).is_some() {
+                    config.set(MEGATRON_LEGACY, Node::Bool(false));
+                }
+                Ok(Self { archive, config, config_text, layout, tensors: source, stored })
+            }
+            None if !archive.names().any(|name| name.starts_with(FOLDER)) => {
+                Err(FormatError::NoWeights { path: archive.path().to_owned() })
+            }
+            None => {
+                let dist_ckpt::DistCkpt { backend, source, stored } = dist_ckpt::open(&archive, FOLDER)?;
+                let layout = Layout::Distributed { generation: Generation::One, backend };
+                Ok(Self { archive, config, config_text, layout, tensors: source, stored })
+            }
+        }
+    }
+
+    fn open_nemo2(archive: Arc<Archive>) -> Result<Self, FormatError> {
+        let text = text(&archive, nemo2::CONFIG)?;
+        let config = nemo2::model_config(&archive, &parse_yaml(&archive, nemo2::CONFIG, &text)?)?;
+        let dist_ckpt::DistCkpt { backend, source, stored } = dist_ckpt::open(&archive, nemo2::WEIGHTS)?;
+        let layout = Layout::Distributed { generation: Generation::Two, backend };
+        let config_text = config.to_yaml();
+        Ok(Self { archive, config, config_text, layout, tensors: source, stored })
     }
 
     /// Where it was opened.
@@ -62,20 +124,49 @@ impl Checkpoint {
     }
 
     /// What it is, for display.
-    pub fn format(&self) -> &'static str {
-        if self.archive.is_tar() {
-            "Megatron-Core .nemo (tar), torch_dist"
-        } else {
-            "Megatron-Core folder, torch_dist"
+    pub fn format(&self) -> String {
+        let packing = match self.archive.packing() {
+            Packing::Tar => ".nemo (tar)",
+            Packing::GzipTar => ".nemo (gzip tar)",
+            Packing::Folder => "folder",
+        };
+        match self.layout {
+            Layout::Distributed { generation: Generation::One, backend } => {
+                format!("Megatron-Core {packing}, {}", backend.name())
+            }
+            Layout::Distributed { generation: Generation::Two, backend } => {
+                format!("NeMo 2.0 {packing}, {}", backend.name())
+            }
+            Layout::Ranks { is_legacy, tensor_parallel, pipeline_parallel } => {
+                let model = if is_legacy { "NeMo legacy" } else { "Megatron-Core" };
+                let ranks = match (tensor_parallel, pipeline_parallel) {
+                    (1, 1) => String::new(),
+                    (tensor, 1) => format!(" of {tensor} tensor-parallel ranks"),
+                    (tensor, pipeline) => {
+                        format!(" of {tensor} tensor-parallel by {pipeline} pipeline-parallel ranks")
+                    }
+                };
+                format!("{model} {packing}, model_weights.ckpt{ranks}")
+            }
         }
     }
 
-    /// The model section of `model_config.yaml`.
+    /// What a rewritten configuration depends on.
+    pub(crate) fn kind(&self) -> CheckpointKind {
+        match self.layout {
+            Layout::Distributed { generation: Generation::One, .. } => CheckpointKind::Distributed,
+            Layout::Distributed { generation: Generation::Two, .. } => CheckpointKind::NeMo2,
+            Layout::Ranks { is_legacy: true, .. } => CheckpointKind::Legacy,
+            Layout::Ranks { is_legacy: false, .. } => CheckpointKind::Ranks,
+        }
+    }
+
+    /// The model section of `model_config.yaml`, or what `context/model.yaml` of NeMo 2 means in its keys.
     pub fn model_config(&self) -> &Node {
         &self.config
     }
 
-    /// `model_config.yaml` as it stands.
+    /// `model_config.yaml` as it stands; of NeMo 2, the configuration in its keys.
     pub fn model_config_text(&self) -> &str {
         &self.config_text
     }
@@ -85,13 +176,9 @@ impl Checkpoint {
         &self.tensors
     }
 
-    /// The weights as the files name them.
-    pub fn stored_tensors(&self) -> Vec<StoredTensorInfo> {
-        let info = |(name, meta): (&str, &TensorMeta)| StoredTensorInfo {
-            name: name.to_owned(),
-            meta: meta.clone(),
-        };
-        self.tensors.stored().map(info).collect()
+    /// The weights and whatever lies beside them, as the files name them.
+    pub fn stored_tensors(&self) -> &[StoredTensorInfo] {
+        &self.stored
     }
 
     /// Size of all members.
@@ -101,25 +188,35 @@ impl Checkpoint {
 
     /// Members beside the configuration and the weights.
     pub fn artifact_names(&self) -> Vec<&str> {
-        self.archive.names().filter(|name| !name.contains('/') && *name != CONFIG).collect()
+        let is_artifact = |name: &&str| match self.layout {
+            Layout::Distributed { generation: Generation::Two, .. } => nemo2::is_artifact(name),
+            _ => !name.contains('/') && *name != CONFIG && !name.ends_with(".ckpt"),
+        };
+        self.archive.names().filter(is_artifact).collect()
     }
 
-    /// The file that a value of the configuration refers to: `nemo:<member>`, or a path whose base name, with or
-    /// without hash prefixes, is a member. Paths of the machine that saved the checkpoint are never followed.
+    /// The file that a value of the configuration refers to: `nemo:<member>`, or a path whose base name is that of a
+    /// member, with or without the one or two hashes that NeMo puts in front. Paths of the machine that saved the
+    /// checkpoint are never followed.
     ///
     /// # Errors
     /// When there is no such member.
     pub fn artifact(&self, reference: &str) -> Result<Vec<u8>, FormatError> {
-        let name = reference.strip_prefix("nemo:").unwrap_or(reference);
-        let base = name.rsplit('/').next().unwrap_or(name);
-        let found = self.archive.get(name).or_else(|| self.archive.get(base)).or_else(|| {
-            let suffix = format!("_{base}");
-            let member = self.artifact_names().into_iter().find(|member| member.ends_with(&suffix))?;
-            self.archive.get(member)
-        });
+        let found = self.artifact_member(reference).and_then(|member| self.archive.get(member));
         found.map(<[u8]>::to_vec).ok_or_else(|| FormatError::MissingMember {
             path: self.path().to_owned(),
-            member: name.to_owned(),
+            member: reference.strip_prefix("nemo:").unwrap_or(reference).to_owned(),
+        })
+    }
+
+    /// The member that a value of the configuration refers to.
+    pub(crate) fn artifact_member(&self, reference: &str) -> Option<&str> {
+        let name = reference.strip_prefix("nemo:").unwrap_or(reference);
+        let base = name.rsplit('/').next().unwrap_or(name);
+        let exact = self.archive.names().find(|member| *member == name || *member == base);
+        exact.or_else(|| {
+            let mut members = self.artifact_names().into_iter();
+            members.find(|member| without_hashes(member).contains(&base))
         })
     }
 
@@ -147,25 +244,55 @@ impl Checkpoint {
     }
 }
 
-/// Says in one sentence which kinds of weights are there when they are not the kind that is read.
-fn check_weights(archive: &Archive) -> Result<(), FormatError> {
-    let unsupported = |what: &str| {
-        let hint = "only Megatron-Core checkpoints of the torch_dist backend are read so far".to_owned();
-        Err(FormatError::Unsupported { what: format!("`{}`, {what},", archive.path().display()), hint })
+/// Models that must be converted first, told before a folder of theirs is searched for a checkpoint.
+fn refuse_other_models(path: &Path) -> Result<(), FormatError> {
+    let has = |name: &str| path.join(name).is_file();
+    let what = if has("config.json") && !has(CONFIG) && !has(nemo2::CONFIG) {
+        "a Hugging Face folder"
+    } else if path.extension().is_some_and(|extension| extension == "gguf") {
+        "a GGUF file"
+    } else {
+        return Ok(());
     };
-    if archive.names().any(|name| name.ends_with("model_weights.ckpt")) {
-        return unsupported("a checkpoint with `model_weights.ckpt`");
-    }
-    let metadata = archive.member(&format!("{FOLDER}/metadata.json"))?;
-    let parsed: serde_json::Value =
-        serde_json::from_slice(metadata).map_err(|error| FormatError::Damaged {
-            file: format!("{FOLDER}/metadata.json"),
-            offset_bytes: error.column() as u64,
-            reason: error.to_string(),
-        })?;
-    match parsed.get("sharded_backend").and_then(serde_json::Value::as_str) {
-        Some("torch_dist") => Ok(()),
-        Some("zarr") => unsupported("a checkpoint of the zarr backend"),
-        other => unsupported(&format!("a checkpoint of the backend `{}`", other.unwrap_or("none"))),
+    let command = "cargo xtask convert-checkpoint --input_name_or_path INPUT --output_path OUTPUT.nemo";
+    Err(FormatError::Unsupported {
+        what: format!("`{}`, {what},", path.display()),
+        hint: format!("convert it first: `{command}`"),
+    })
+}
+
+/// A member's name without one and without two hashes in front, as far as it has them.
+pub(crate) fn without_hashes(member: &str) -> [&str; 2] {
+    let strip = |name| {
+        let Some((hash, rest)) = str::split_once(name, '_') else { return name };
+        let is_hash = hash.len() == HASH_CHARS && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        if is_hash { rest } else { name }
+    };
+    let once = strip(member);
+    [once, strip(once)]
+}
+
+fn text(archive: &Archive, member: &str) -> Result<String, FormatError> {
+    std::str::from_utf8(archive.member(member)?)
+        .map(str::to_owned)
+        .map_err(|error| FormatError::BadConfig { file: archive.describe(member), reason: error.to_string() })
+}
+
+fn parse_yaml(archive: &Archive, member: &str, text: &str) -> Result<Node, FormatError> {
+    hydra_config::yaml::parse(text, member)
+        .map_err(|error| FormatError::BadConfig { file: archive.describe(member), reason: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_in_front_are_told_from_names() {
+        let hash = "0123456789abcdef0123456789abcdef";
+        assert_eq!(without_hashes(&format!("{hash}_a.model")), ["a.model", "a.model"]);
+        assert_eq!(without_hashes(&format!("{hash}_{hash}_a_b")), [&format!("{hash}_a_b"), "a_b"]);
+        assert_eq!(without_hashes("my_tokenizer.model"), ["my_tokenizer.model"; 2]);
+        assert_eq!(without_hashes("nohash"), ["nohash"; 2]);
     }
 }

@@ -32,6 +32,15 @@ pub enum FormatError {
         /// The member looked for.
         member: String,
     },
+    /// The checkpoint has a configuration and nothing else.
+    #[error(
+        "`{}` holds no weights: it needs `model_weights/metadata.json`, `model_weights.ckpt` or a `model_weights.ckpt` per rank; export or copy it again",
+        path.display()
+    )]
+    NoWeights {
+        /// The checkpoint.
+        path: PathBuf,
+    },
     /// The bytes do not follow their own format.
     #[error("`{file}` is damaged at byte {offset_bytes}: {reason}")]
     Damaged {

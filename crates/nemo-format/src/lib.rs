@@ -12,15 +12,21 @@ mod error;
 mod gguf;
 mod huggingface;
 mod mmap;
+mod naming;
+mod nemo2;
 mod pickle;
+mod pieced;
+mod ranks;
 mod region;
 mod safetensors;
 mod tensor_source;
-mod torch_zip;
+mod torch_file;
 mod writer;
 
 pub use checkpoint::{Checkpoint, StoredTensorInfo};
-pub use convert::{ConvertOptions, ConvertReport, InputKind, convert_checkpoint};
+pub use convert::{
+    ConvertNote, ConvertOptions, ConvertReport, InputKind, convert_checkpoint, export_huggingface,
+};
 pub use error::FormatError;
 pub use gguf::{GgufFile, GgufSource, GgufValue};
 pub use safetensors::SafetensorsSource;

@@ -1,8 +1,79 @@
-//! Copying a box out of a row-major tensor that lies in memory.
+//! Copying a box between arrays that lie in memory.
 //!
-//! Plain index arithmetic, shared by every reader that maps its file.
+//! Plain index arithmetic, shared by every reader that maps its file. Bounds are checked where bytes are touched.
 
 use crate::{FormatError, Region, TensorMeta};
+
+/// Strides, in elements, of a row-major array. Products that overflow saturate: such an array has no bytes.
+pub(crate) fn row_major_strides_elems(shape: &[u64]) -> Vec<u64> {
+    let mut strides_elems = vec![1_u64; shape.len()];
+    for axis in (1..shape.len()).rev() {
+        strides_elems[axis - 1] = strides_elems[axis].saturating_mul(shape[axis]);
+    }
+    strides_elems
+}
+
+/// A box to copy from one array to another, each with its own strides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StridedCopy<'a> {
+    pub(crate) sizes: &'a [u64],
+    pub(crate) from_strides_elems: &'a [u64],
+    pub(crate) to_strides_elems: &'a [u64],
+    pub(crate) elem_bytes: usize,
+}
+
+impl StridedCopy<'_> {
+    /// Copies the box whose first element is the first of `from` and of `to`. `None` when it leaves either.
+    pub(crate) fn copy(&self, from: &[u8], to: &mut [u8]) -> Option<()> {
+        if self.sizes.contains(&0) {
+            return Some(());
+        }
+        let (num_outer_axes, run_elems) = self.run()?;
+        let run_bytes = usize::try_from(run_elems).ok()?.checked_mul(self.elem_bytes)?;
+        let mut index = vec![0_u64; num_outer_axes];
+        loop {
+            let from_start = self.byte_of(&index, self.from_strides_elems)?;
+            let to_start = self.byte_of(&index, self.to_strides_elems)?;
+            let run = from.get(from_start..)?.get(..run_bytes)?;
+            to.get_mut(to_start..)?.get_mut(..run_bytes)?.copy_from_slice(run);
+            let mut axis = num_outer_axes;
+            loop {
+                if axis == 0 {
+                    return Some(());
+                }
+                axis -= 1;
+                index[axis] += 1;
+                if index[axis] < self.sizes[axis] {
+                    break;
+                }
+                index[axis] = 0;
+            }
+        }
+    }
+
+    /// How many outer axes are stepped through, and the elements of a step, which lie in one piece on both sides.
+    fn run(&self) -> Option<(usize, u64)> {
+        let mut run_elems = 1_u64;
+        let mut axis = self.sizes.len();
+        while let Some(inner) = axis.checked_sub(1) {
+            let strides = (*self.from_strides_elems.get(inner)?, *self.to_strides_elems.get(inner)?);
+            if self.sizes[inner] != 1 && strides != (run_elems, run_elems) {
+                break;
+            }
+            run_elems = run_elems.checked_mul(self.sizes[inner])?;
+            axis = inner;
+        }
+        Some((axis, run_elems))
+    }
+
+    fn byte_of(&self, index: &[u64], strides_elems: &[u64]) -> Option<usize> {
+        let elem = index
+            .iter()
+            .zip(strides_elems)
+            .try_fold(0_u64, |elem, (&at, &stride)| elem.checked_add(at.checked_mul(stride)?))?;
+        usize::try_from(elem).ok()?.checked_mul(self.elem_bytes)
+    }
+}
 
 /// Copies `region` of the row-major tensor in `bytes` to `dst`.
 pub(crate) fn copy_region(
@@ -13,45 +84,23 @@ pub(crate) fn copy_region(
     dst: &mut [u8],
 ) -> Result<(), FormatError> {
     region.check(name, meta, dst.len())?;
+    let misfit =
+        || FormatError::bad_tensor(name, format!("its shape does not fit its {} bytes", bytes.len()));
     if meta.size_bytes() != Some(bytes.len() as u64) {
-        return Err(FormatError::bad_tensor(
-            name,
-            format!("its shape does not fit its {} bytes", bytes.len()),
-        ));
+        return Err(misfit());
     }
-    if dst.is_empty() {
-        return Ok(());
-    }
-    // The innermost axes that are taken whole form one run with the first one that is cut.
-    let num_axes = meta.shape.len();
-    let mut run_axis = num_axes;
-    let mut run_bytes = meta.dtype.size_bytes();
-    while run_axis > 0 {
-        run_axis -= 1;
-        let range = &region.ranges[run_axis];
-        run_bytes *= (range.end - range.start) as usize;
-        if range.end - range.start != meta.shape[run_axis] {
-            break;
-        }
-    }
-    let mut strides_bytes = vec![meta.dtype.size_bytes(); num_axes];
-    for axis in (1..num_axes).rev() {
-        strides_bytes[axis - 1] = strides_bytes[axis] * meta.shape[axis] as usize;
-    }
-    let mut position: Vec<u64> = region.ranges.iter().map(|range| range.start).collect();
-    for run in dst.chunks_exact_mut(run_bytes) {
-        let start: usize =
-            position.iter().zip(&strides_bytes).map(|(&at, &stride)| at as usize * stride).sum();
-        run.copy_from_slice(&bytes[start..start + run_bytes]);
-        for axis in (0..run_axis).rev() {
-            position[axis] += 1;
-            if position[axis] < region.ranges[axis].end {
-                break;
-            }
-            position[axis] = region.ranges[axis].start;
-        }
-    }
-    Ok(())
+    let sizes = region.shape();
+    let from_strides_elems = row_major_strides_elems(&meta.shape);
+    let first_elem: u64 =
+        region.ranges.iter().zip(&from_strides_elems).map(|(range, &stride)| range.start * stride).sum();
+    let copy = StridedCopy {
+        sizes: &sizes,
+        from_strides_elems: &from_strides_elems,
+        to_strides_elems: &row_major_strides_elems(&sizes),
+        elem_bytes: meta.dtype.size_bytes(),
+    };
+    let first_byte = (first_elem as usize).saturating_mul(meta.dtype.size_bytes());
+    copy.copy(bytes.get(first_byte..).unwrap_or_default(), dst).ok_or_else(misfit)
 }
 
 #[cfg(test)]

@@ -67,13 +67,6 @@ impl SafetensorsSource {
         let mut source = Self { files: Vec::new(), tensors: IndexMap::new() };
         let shards: std::collections::BTreeSet<&String> = weight_map.values().collect();
         for shard in shards {
-            if Path::new(shard).file_name() != Some(shard.as_ref()) {
-                return Err(FormatError::damaged(
-                    &index_path.display().to_string(),
-                    0,
-                    format!("the shard `{shard}` is not a plain file name"),
-                ));
-            }
             source.add_file(&folder.join(shard))?;
         }
         for (name, shard) in &weight_map {
@@ -164,7 +157,24 @@ fn dtype_of(dtype: Dtype) -> Option<DType> {
     })
 }
 
-fn read_index(path: &Path) -> Result<BTreeMap<String, String>, FormatError> {
+/// The format's name of a type.
+pub(crate) const fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F64 => "F64",
+        DType::F32 => "F32",
+        DType::F16 => "F16",
+        DType::BF16 => "BF16",
+        DType::I64 => "I64",
+        DType::I32 => "I32",
+        DType::I16 => "I16",
+        DType::I8 => "I8",
+        DType::U8 => "U8",
+        DType::Bool => "BOOL",
+    }
+}
+
+/// Which file of the folder has each tensor, by an index of sharded weights. Shards are plain file names.
+pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, FormatError> {
     #[derive(serde::Deserialize)]
     struct Index {
         weight_map: BTreeMap<String, String>,
@@ -177,6 +187,12 @@ fn read_index(path: &Path) -> Result<BTreeMap<String, String>, FormatError> {
     let text = std::fs::read(path).map_err(|source| FormatError::io("read", path, source))?;
     let index: Index =
         serde_json::from_slice(&text).map_err(|source| FormatError::damaged(&file, 0, source.to_string()))?;
+    for shard in index.weight_map.values() {
+        if Path::new(shard).file_name() != Some(shard.as_ref()) {
+            let reason = format!("the shard `{shard}` is not a plain file name");
+            return Err(FormatError::damaged(&file, 0, reason));
+        }
+    }
     Ok(index.weight_map)
 }
 

@@ -40,6 +40,12 @@ impl DType {
         }
     }
 
+    /// The type that torch gives this name, without its `torch.` prefix.
+    pub(crate) fn from_name(name: &str) -> Option<Self> {
+        use DType::{BF16, Bool, F16, F32, F64, I8, I16, I32, I64, U8};
+        [F64, F32, F16, BF16, I64, I32, I16, I8, U8, Bool].into_iter().find(|dtype| dtype.name() == name)
+    }
+
     /// The name torch gives the type, without its `torch.` prefix.
     pub const fn name(self) -> &'static str {
         match self {

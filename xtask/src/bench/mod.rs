@@ -4,6 +4,7 @@ use anyhow::Result;
 
 use crate::workspace::Workspace;
 
+mod convert;
 mod cpu;
 mod table;
 
@@ -12,6 +13,8 @@ mod table;
 pub(crate) enum Bench {
     /// The demo's model on the CPU, beside transformers and llama.cpp where pip can install them
     Cpu(cpu::Args),
+    /// Conversion of a large checkpoint beside a plain copy of the same bytes, with its peak memory
+    Convert(convert::Args),
 }
 
 /// Runs a benchmark.
@@ -21,5 +24,6 @@ pub(crate) enum Bench {
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Cpu(args) => cpu::run(workspace, args),
+        Bench::Convert(args) => convert::run(workspace, args),
     }
 }

@@ -104,19 +104,6 @@ impl Kernels for FusedKernels {
         Ok(Linear::Packed(self.kernels().pack(&stored, layout, self.precision.kind())?))
     }
 
-    /// A packed copy: the table itself stays in row order for the embedding.
-    fn tie_output(&self, embedding: &Tensor) -> Result<Linear, ModelError> {
-        let (out_features, in_features) = embedding.size2()?;
-        let stored = StoredLinear {
-            weight: view::bytes(embedding, "embedding")?,
-            bias: None,
-            dtype: if embedding.kind() == Kind::BFloat16 { SourceDType::BF16 } else { SourceDType::F32 },
-            out_features: out_features as usize,
-            in_features: in_features as usize,
-        };
-        Ok(Linear::Packed(self.kernels().pack(&stored, Layout::Plain, self.precision.kind())?))
-    }
-
     fn new_cache(&self, num_blocks: usize, config: &ModelConfig) -> Result<KvCache, ModelError> {
         let shape = KvShape {
             num_layers: config.num_layers,
@@ -129,6 +116,10 @@ impl Kernels for FusedKernels {
 
     fn embedding(&self, ids: &[u32], table: &Tensor) -> Result<Tensor, ModelError> {
         Ok(CpuKernels::select_rows(table, ids.iter().map(|&id| id as usize))?)
+    }
+
+    fn tied_embedding(&self, ids: &[u32], output: &Linear) -> Result<Tensor, ModelError> {
+        Ok(CpuKernels::select_outputs(packed(output)?, ids.iter().map(|&id| id as usize))?)
     }
 
     fn norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {

@@ -48,6 +48,15 @@ pub(crate) fn tensor_from_bytes(weight: WeightBytes<'_>, kind: Kind) -> Result<T
     Ok(Tensor::f_from_data_size(weight.bytes, &shape, stored_kind)?.f_to_kind(kind)?)
 }
 
+fn tensors(linear: &Linear) -> Result<(&Tensor, Option<&Tensor>), ModelError> {
+    match linear {
+        Linear::Tensors { weight, bias } => Ok((weight, bias.as_ref())),
+        Linear::Packed(_) => {
+            Err(ModelError::NoBackend { backend: "plain", reason: "the weights are packed for another" })
+        }
+    }
+}
+
 /// Applies `op` to blocks of exactly `rows_per_block` rows, the last one filled up with zeros.
 fn by_row_blocks(
     x: &Tensor,
@@ -91,10 +100,6 @@ impl Kernels for PlainKernels {
         Ok(Linear::Tensors { weight, bias })
     }
 
-    fn tie_output(&self, embedding: &Tensor) -> Result<Linear, ModelError> {
-        Ok(Linear::Tensors { weight: embedding.shallow_clone(), bias: None })
-    }
-
     fn new_cache(&self, num_blocks: usize, config: &ModelConfig) -> Result<KvCache, ModelError> {
         let block_shape =
             vec![BLOCK_SIZE_TOKENS as i64, config.num_query_groups as i64, config.kv_channels as i64];
@@ -109,6 +114,10 @@ impl Kernels for PlainKernels {
 
     fn embedding(&self, ids: &[u32], table: &Tensor) -> Result<Tensor, ModelError> {
         Ok(table.f_index_select(0, &index(ids)?)?)
+    }
+
+    fn tied_embedding(&self, ids: &[u32], output: &Linear) -> Result<Tensor, ModelError> {
+        self.embedding(ids, tensors(output)?.0)
     }
 
     fn norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
@@ -133,13 +142,8 @@ impl Kernels for PlainKernels {
     }
 
     fn linear(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {
-        let Linear::Tensors { weight, bias } = linear else {
-            return Err(ModelError::NoBackend {
-                backend: "plain",
-                reason: "the weights are packed for another",
-            });
-        };
-        by_row_blocks(x, ROWS_PER_BLOCK, |rows| Ok(rows.f_linear(weight, bias.as_ref())?))
+        let (weight, bias) = tensors(linear)?;
+        by_row_blocks(x, ROWS_PER_BLOCK, |rows| Ok(rows.f_linear(weight, bias)?))
     }
 
     fn linear_add(&self, x: &Tensor, linear: &Linear, residual: &mut Tensor) -> Result<(), ModelError> {

@@ -40,6 +40,49 @@ impl fmt::Display for RawNumber {
     }
 }
 
+/// A value of `mcore_customization_config`, which may be anything.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum RawValue {
+    /// A flag.
+    Bool(bool),
+    /// A number or a text.
+    Number(RawNumber),
+    /// A list or a dictionary.
+    Other(IgnoredAny),
+}
+
+impl RawValue {
+    /// Whether it switches off what its key stands for.
+    pub(super) fn is_off(&self) -> bool {
+        match self {
+            Self::Bool(flag) => !flag,
+            Self::Number(number) => number.to_f64() == Some(0.0),
+            Self::Other(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for RawValue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bool(flag) => flag.fmt(f),
+            Self::Number(number) => number.fmt(f),
+            Self::Other(_) => f.write_str("a list or dictionary"),
+        }
+    }
+}
+
+/// The dictionary `rope_scaling`, unchecked.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub(crate) struct RawRopeScaling {
+    pub(super) factor: Option<RawNumber>,
+    pub(super) low_freq_factor: Option<RawNumber>,
+    pub(super) high_freq_factor: Option<RawNumber>,
+    pub(super) original_max_position_embeddings: Option<RawNumber>,
+}
+
 /// The keys of `model_config.yaml` that the model looks at, unchecked. A null is a key that is not there.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -65,21 +108,23 @@ pub struct RawModelConfig {
     pub(super) rotary_interleaved: Option<bool>,
     pub(super) seq_len_interpolation_factor: Option<RawNumber>,
     pub(super) scale_positional_embedding: Option<bool>,
+    pub(super) rope_scaling: Option<RawRopeScaling>,
     pub(super) share_embeddings_and_output_weights: Option<bool>,
+    pub(super) output_layer_bias: Option<bool>,
     pub(super) apply_embedding_scaling: Option<bool>,
-    name: Option<String>,
+    pub(super) name: Option<String>,
+    pub(super) mcore_customization_config: Option<BTreeMap<String, Option<RawValue>>>,
     num_moe_experts: Option<RawNumber>,
     transformer_block_type: Option<String>,
     headscale: Option<bool>,
     attention_type: Option<String>,
     normalize_attention_scores: Option<bool>,
     qk_layernorm: Option<bool>,
-    parallel_attention: Option<bool>,
-    new_decoder_architecture: Option<bool>,
+    pub(super) parallel_attention: Option<bool>,
+    pub(super) new_decoder_architecture: Option<bool>,
     window_size: Option<IgnoredAny>,
     megatron_legacy: Option<bool>,
     multi_latent_attention: Option<bool>,
-    mcore_customization_config: Option<BTreeMap<String, IgnoredAny>>,
 }
 
 impl RawModelConfig {
@@ -122,50 +167,53 @@ impl RawModelConfig {
 
     /// Refuses every key that would change the arithmetic in a way this model does not compute.
     pub(super) fn refuse_unsupported(&self) -> Result<(), ModelError> {
-        let refuse = |key, value: &dyn fmt::Display, feature| {
-            Err(ModelError::Unsupported { key, value: value.to_string(), feature })
+        let refuse = |key, value: &dyn fmt::Display, feature, needs| {
+            Err(ModelError::Unsupported { key, value: value.to_string(), feature, needs })
         };
-        if let Some(name @ ("megatron_falcon_gpt" | "megatron_gemma2" | "te_gpt_hyena")) =
-            self.name.as_deref()
-        {
-            return refuse("name", &name, "this layer specification");
+        if let Some(name @ ("megatron_gemma2" | "te_gpt_hyena")) = self.name.as_deref() {
+            let needs = "a checkpoint of the GPT, Llama, Gemma 1, Falcon or Nemotron family";
+            return refuse("name", &name, "a layer specification of its own", needs);
         }
         if let Some(experts) = &self.num_moe_experts
             && experts.to_f64() != Some(0.0)
         {
-            return refuse("num_moe_experts", experts, "a mixture of experts");
+            let needs = "a checkpoint trained with `num_moe_experts: null`";
+            return refuse("num_moe_experts", experts, "a mixture of experts", needs);
         }
         if let Some(block) = self.transformer_block_type.as_deref().filter(|&block| block != "pre_ln") {
-            return refuse("transformer_block_type", &block, "any block but `pre_ln`");
+            let needs = "a checkpoint trained with `transformer_block_type: pre_ln`";
+            return refuse("transformer_block_type", &block, "a norm at another place", needs);
         }
         if let Some(attention) = self.attention_type.as_deref().filter(|&attention| attention != "multihead")
         {
-            return refuse("attention_type", &attention, "any attention but `multihead`");
+            let needs = "a checkpoint trained with `attention_type: multihead`";
+            return refuse("attention_type", &attention, "another attention", needs);
         }
         if self.normalize_attention_scores == Some(false) {
-            return refuse("normalize_attention_scores", &false, "attention without the scale of the scores");
+            let needs = "a checkpoint trained with `normalize_attention_scores: true`";
+            return refuse("normalize_attention_scores", &false, "attention without its scale", needs);
         }
         if self.window_size.is_some() {
-            return refuse("window_size", &"set", "sliding-window attention");
+            let needs = "a checkpoint trained with `window_size: null`";
+            return refuse("window_size", &"set", "sliding-window attention", needs);
         }
+        const WITHOUT: &str = "a checkpoint trained without it";
         let flags = [
-            ("headscale", self.headscale, "scaling of heads"),
-            ("qk_layernorm", self.qk_layernorm, "a norm of queries and keys"),
-            ("rotary_interleaved", self.rotary_interleaved, "rotation of neighbouring dimensions"),
-            ("parallel_attention", self.parallel_attention, "attention beside the MLP"),
-            ("new_decoder_architecture", self.new_decoder_architecture, "the Falcon block"),
-            ("megatron_legacy", self.megatron_legacy, "the row order of the oldest Megatron checkpoints"),
-            ("multi_latent_attention", self.multi_latent_attention, "latent attention"),
+            ("headscale", self.headscale, "scaling of heads", WITHOUT),
+            ("qk_layernorm", self.qk_layernorm, "a norm of queries and keys", WITHOUT),
+            ("multi_latent_attention", self.multi_latent_attention, "latent attention", WITHOUT),
+            (
+                "megatron_legacy",
+                self.megatron_legacy,
+                "the row order of the oldest Megatron checkpoints",
+                "a checkpoint that NeMo 1.0 or later has written",
+            ),
         ];
-        for (key, value, feature) in flags {
+        for (key, value, feature, needs) in flags {
             if value == Some(true) {
-                return refuse(key, &true, feature);
+                return refuse(key, &true, feature, needs);
             }
         }
-        if let Some(keys) = self.mcore_customization_config.as_ref().filter(|keys| !keys.is_empty()) {
-            let names = keys.keys().map(String::as_str).collect::<Vec<_>>().join(", ");
-            return refuse("mcore_customization_config", &names, "overriding Megatron-Core's own config");
-        }
-        Ok(())
+        self.refuse_customizations()
     }
 }

@@ -40,7 +40,8 @@ fn numbers_may_be_integers_or_text() {
             rotary_dims: 8,
             rotary_base: 500_000.0,
             seq_len_interpolation_factor: 2.0,
-            scale_positional_embedding: false,
+            pairing: RotaryPairing::HalfSplit,
+            rope_scaling: None,
         })
     );
 }
@@ -69,13 +70,11 @@ fn what_the_model_cannot_compute_is_refused_by_key() {
         json!({ "num_moe_experts": 8 }),
         json!({ "position_embedding_type": "alibi" }),
         json!({ "transformer_block_type": "post_ln" }),
-        json!({ "name": "megatron_falcon_gpt" }),
         json!({ "name": "megatron_gemma2" }),
-        json!({ "rotary_interleaved": true }),
         json!({ "qk_layernorm": true }),
         json!({ "headscale": true }),
         json!({ "window_size": [128, 0] }),
-        json!({ "mcore_customization_config": {"parallel_attention": true} }),
+        json!({ "mcore_customization_config": {"add_bias_linear": false} }),
         json!({ "normalization": "batchnorm" }),
         json!({ "activation": "mish" }),
         json!({ "num_query_groups": 3 }),
@@ -89,12 +88,59 @@ fn what_the_model_cannot_compute_is_refused_by_key() {
         let error = parse(&case).unwrap_err().to_string();
         assert!(error.contains(&format!("`{key}`")), "{case}: {error}");
     }
+}
+
+#[test]
+fn the_block_style_follows_the_name_and_the_customization() {
+    let style = |keys| parse(&keys).unwrap().block_style;
+    let customized = |name: &str, parallel_attention, new_decoder_architecture| {
+        json!({
+            "name": name,
+            "mcore_customization_config": {
+                "parallel_attention": parallel_attention, "new_decoder_architecture": new_decoder_architecture,
+            },
+        })
+    };
+    assert_eq!(style(json!({})), BlockStyle::Sequential);
+    assert_eq!(style(json!({ "name": "megatron_falcon_gpt" })), BlockStyle::ParallelSharedNorm);
+    assert_eq!(style(customized("megatron_falcon_gpt", Some(false), Some(false))), BlockStyle::Sequential);
+    assert_eq!(style(customized("megatron_falcon_gpt", None, Some(true))), BlockStyle::ParallelOwnNorm);
+    assert_eq!(style(customized("", Some(true), None)), BlockStyle::ParallelSharedNorm);
+    assert_eq!(style(customized("te_gpt", Some(true), Some(true))), BlockStyle::ParallelOwnNorm);
+}
+
+#[test]
+fn customizations_without_effect_are_let_through() {
+    let config = parse(&json!({
+        "mcore_customization_config": {
+            "bias_dropout_fusion": true, "attention_dropout": 0.1, "recompute_granularity": "full",
+            "tensor_model_parallel_size": 2, "final_logit_softcapping": null, "qk_layernorm": false,
+        },
+    }))
+    .unwrap();
+    assert_eq!(config, parse(&json!({})).unwrap());
+}
+
+#[test]
+fn the_constants_of_the_llama_3_1_rule_can_be_set() {
+    let scaling = |extra: serde_json::Value| {
+        let mut keys = json!({ "position_embedding_type": "rope", "scale_positional_embedding": true });
+        for (key, value) in extra.as_object().unwrap() {
+            keys[key] = value.clone();
+        }
+        parse(&keys).map(|config| match config.position_embedding {
+            PositionEmbedding::Rope(rotary) => rotary.rope_scaling,
+            PositionEmbedding::LearnedAbsolute => None,
+        })
+    };
+    assert_eq!(scaling(json!({})).unwrap(), Some(RopeScaling::LLAMA_3_1));
+    let factor = json!({ "rope_scaling": { "factor": "32.0", "low_freq_factor": 1 } });
+    assert_eq!(scaling(factor).unwrap(), Some(RopeScaling { factor: 32.0, ..RopeScaling::LLAMA_3_1 }));
+    let off = json!({ "scale_positional_embedding": false, "rope_scaling": { "factor": 32 } });
+    assert_eq!(scaling(off).unwrap(), None);
+    let crossed = json!({ "rope_scaling": { "low_freq_factor": 4 } });
     assert_eq!(
-        parse(&json!({ "num_moe_experts": 8 })).unwrap_err().to_string(),
-        "model config key `num_moe_experts` is `8`: a mixture of experts is not supported"
-    );
-    assert_eq!(
-        parse(&json!({ "hidden_size": null })).unwrap_err().to_string(),
-        "the model config has no `hidden_size`"
+        scaling(crossed).unwrap_err().to_string(),
+        "model config key `rope_scaling` must be a `high_freq_factor` above its `low_freq_factor`, 4, not `4`"
     );
 }

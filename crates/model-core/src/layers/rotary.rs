@@ -3,13 +3,7 @@
 //! The rules are Megatron-Core's `RotaryEmbedding`: frequencies `base^(-2i / dims)`, positions divided by the
 //! interpolation factor, and the Llama 3.1 rescaling of long wavelengths. Angles are float32 products, as there.
 
-use crate::config::RotaryConfig;
-
-/// Llama 3.1's constants, which NeMo does not make configurable.
-const LLAMA31_FACTOR: f64 = 8.0;
-const LLAMA31_LOW_FREQ_FACTOR: f64 = 1.0;
-const LLAMA31_HIGH_FREQ_FACTOR: f64 = 4.0;
-const LLAMA31_ORIGINAL_SEQ_LENGTH: f64 = 8192.0;
+use crate::config::{RopeScaling, RotaryConfig};
 
 /// Tables of cosines and sines by position, grown as sequences get longer.
 #[derive(Clone, Debug)]
@@ -45,7 +39,8 @@ impl Rotary {
         }
     }
 
-    /// Pairs of dimensions that are rotated: `i` with `i + half_dims()` of each head.
+    /// Pairs of dimensions that are rotated: `i` with `i + half_dims()` of each head. Weights of another pairing are
+    /// brought into this one when they are read.
     pub(crate) fn half_dims(&self) -> usize {
         self.inv_freq.len()
     }
@@ -70,34 +65,38 @@ fn inv_freq(config: &RotaryConfig) -> Vec<f32> {
     (0..config.rotary_dims / 2)
         .map(|pair| {
             let freq = config.rotary_base.powf(-2.0 * pair as f64 / config.rotary_dims as f64);
-            let freq = if config.scale_positional_embedding { llama31(freq) } else { freq };
-            freq as f32
+            config.rope_scaling.map_or(freq, |scaling| stretch(freq, &scaling)) as f32
         })
         .collect()
 }
 
-fn llama31(freq: f64) -> f64 {
+/// Llama 3.1's rule for one frequency.
+fn stretch(freq: f64, scaling: &RopeScaling) -> f64 {
+    let RopeScaling { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } =
+        *scaling;
     let wavelength = std::f64::consts::TAU / freq;
-    if wavelength < LLAMA31_ORIGINAL_SEQ_LENGTH / LLAMA31_HIGH_FREQ_FACTOR {
+    if wavelength < original_max_position_embeddings / high_freq_factor {
         return freq;
     }
-    if wavelength > LLAMA31_ORIGINAL_SEQ_LENGTH / LLAMA31_LOW_FREQ_FACTOR {
-        return freq / LLAMA31_FACTOR;
+    if wavelength > original_max_position_embeddings / low_freq_factor {
+        return freq / factor;
     }
-    let smooth = (LLAMA31_ORIGINAL_SEQ_LENGTH / wavelength - LLAMA31_LOW_FREQ_FACTOR)
-        / (LLAMA31_HIGH_FREQ_FACTOR - LLAMA31_LOW_FREQ_FACTOR);
-    (1.0 - smooth) * freq / LLAMA31_FACTOR + smooth * freq
+    let smooth = (original_max_position_embeddings / wavelength - low_freq_factor)
+        / (high_freq_factor - low_freq_factor);
+    (1.0 - smooth) * freq / factor + smooth * freq
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::RotaryPairing;
 
     const BASE: RotaryConfig = RotaryConfig {
         rotary_dims: 8,
         rotary_base: 10_000.0,
         seq_len_interpolation_factor: 1.0,
-        scale_positional_embedding: false,
+        pairing: RotaryPairing::HalfSplit,
+        rope_scaling: None,
     };
 
     fn assert_close(actual: f32, expected: f64) {
@@ -139,6 +138,7 @@ mod tests {
     #[test]
     fn llama31_keeps_short_wavelengths_divides_long_ones_and_blends_between() {
         let freq_of = |wavelength: f64| std::f64::consts::TAU / wavelength;
+        let llama31 = |freq| stretch(freq, &RopeScaling::LLAMA_3_1);
         assert_eq!(llama31(freq_of(2000.0)), freq_of(2000.0));
         assert_eq!(llama31(freq_of(9000.0)), freq_of(9000.0) / 8.0);
         // At 4096 tokens the blend is (2 - 1) / 3.
@@ -147,5 +147,7 @@ mod tests {
         // Both ends of the blend meet the rules beside it.
         assert!((llama31(freq_of(2048.0)) - freq_of(2048.0)).abs() < 1e-15);
         assert!((llama31(freq_of(8192.0)) - freq_of(8192.0) / 8.0).abs() < 1e-15);
+        let llama32 = RopeScaling { factor: 32.0, ..RopeScaling::LLAMA_3_1 };
+        assert_eq!(stretch(freq_of(9000.0), &llama32), freq_of(9000.0) / 32.0);
     }
 }

@@ -2,18 +2,14 @@
 
 use std::path::Path;
 
-use indexmap::IndexMap;
-
-use super::{Archive, Member};
+use super::Archive;
 use crate::FormatError;
-use crate::mmap::Mapped;
 
 /// Folders below the checkpoint's own: `model_weights/<key>/shard_…` is the deepest that exists.
 const MAX_DEPTH: usize = 8;
 
 pub(super) fn open(path: &Path) -> Result<Archive, FormatError> {
-    let mut archive =
-        Archive { path: path.to_owned(), is_tar: false, files: Vec::new(), members: IndexMap::new() };
+    let mut archive = Archive::of_files(path, &[])?;
     walk(&mut archive, path, "", 0)?;
     Ok(archive)
 }
@@ -36,11 +32,12 @@ fn walk(archive: &mut Archive, folder: &Path, prefix: &str, depth: usize) -> Res
         let path = entry.path();
         if path.is_dir() {
             walk(archive, &path, &format!("{name}/"), depth + 1)?;
+        } else if path.is_file() {
+            archive.add_file(name, &path)?;
         } else {
-            let file = Mapped::open(&path)?;
-            let member = Member { file_idx: archive.files.len(), range: 0..file.bytes().len() };
-            archive.files.push(file);
-            archive.members.insert(name, member);
+            // Opening a pipe would wait for ever.
+            let reason = "only files and folders are allowed";
+            return Err(FormatError::RefusedMember { member: name, offset_bytes: 0, reason });
         }
     }
     Ok(())

@@ -1,74 +1,170 @@
-//! A `.nemo` archive: a plain tar (PAX, GNU or ustar), its members found in the mapped file and never unpacked.
+//! A `.nemo` archive: a tar (PAX, GNU or ustar), its members found in the mapped file and never unpacked.
+//!
+//! Headers are read here, not by a library, so that a cut or damaged archive is reported by member and offset.
+//! Layout: POSIX.1-2001 `pax`, and GNU tar's long names and base-256 numbers.
 
-use std::io::Cursor;
+mod header;
+
 use std::path::{Component, Path};
 
 use indexmap::IndexMap;
-use tar::EntryType;
 
-use super::{Archive, Member};
+use self::header::{BLOCK_BYTES, Header, Kind, PaxFields};
+use super::{Archive, Member, Packing, gzip};
 use crate::FormatError;
 use crate::mmap::Mapped;
 
+/// A PAX header or a long name is a few hundred bytes.
+const MAX_EXTENSION_BYTES: u64 = 1 << 20;
+/// A checkpoint of the zarr backend has a file for every layer, tensor and rank.
+const MAX_MEMBERS: usize = 1 << 22;
+
 pub(super) fn open(path: &Path) -> Result<Archive, FormatError> {
-    let file = Mapped::open(path)?;
+    let mut file = Mapped::open(path)?;
+    let mut packing = Packing::Tar;
+    if file.bytes().starts_with(&gzip::MAGIC) {
+        file = gzip::unpack(&file)?;
+        packing = Packing::GzipTar;
+    }
     let members = members(file.bytes(), &path.display().to_string())?;
-    Ok(Archive { path: path.to_owned(), is_tar: true, files: vec![file], members })
+    Ok(Archive { path: path.to_owned(), packing, files: vec![file], members })
 }
 
 fn members(bytes: &[u8], file: &str) -> Result<IndexMap<String, Member>, FormatError> {
-    if bytes.starts_with(&[0x1f, 0x8b]) {
-        return Err(FormatError::Unsupported {
-            what: format!("the gzip archive `{file}`"),
-            hint: "unpack it with `mkdir checkpoint && tar -xzf FILE -C checkpoint` and pass the folder"
-                .to_owned(),
-        });
-    }
     if bytes.get(257..262) != Some(b"ustar".as_slice()) {
-        return Err(FormatError::Damaged {
-            file: file.to_owned(),
-            offset_bytes: 0,
-            reason: "it is not a tar archive".to_owned(),
-        });
+        return Err(FormatError::damaged(file, 0, "it is not a tar archive"));
     }
+    let mut walker = Walker { bytes, file, at: 0, next: PaxFields::default(), last: None };
     let mut members = IndexMap::new();
-    let mut archive = tar::Archive::new(Cursor::new(bytes));
-    let damaged = |offset_bytes: u64, error: &std::io::Error| FormatError::Damaged {
-        file: file.to_owned(),
-        offset_bytes,
-        reason: error.to_string(),
-    };
-    let mut last_end = 0;
-    for entry in archive.entries_with_seek().map_err(|error| damaged(0, &error))? {
-        let entry = entry.map_err(|error| damaged(last_end, &error))?;
-        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-        let offset_bytes = entry.raw_header_position();
-        let refused = |reason| FormatError::RefusedMember { member: name.clone(), offset_bytes, reason };
-        match entry.header().entry_type() {
-            EntryType::Regular | EntryType::Continuous => {}
-            EntryType::Directory | EntryType::XGlobalHeader => continue,
-            EntryType::Symlink | EntryType::Link => return Err(refused("links are not allowed")),
-            _ => return Err(refused("only files and folders are allowed")),
+    while let Some((name, range)) = walker.next_file()? {
+        members.insert(name, Member { file_idx: 0, range });
+        if members.len() > MAX_MEMBERS {
+            let (value, limit) = (members.len() as u64, MAX_MEMBERS as u64);
+            return Err(FormatError::Limit { file: file.to_owned(), what: "members", value, limit });
         }
-        let start = entry.raw_file_position();
-        let end = start.checked_add(entry.size()).filter(|&end| end <= bytes.len() as u64);
-        let Some(end) = end else {
-            return Err(FormatError::Truncated {
-                member: name,
-                offset_bytes: start,
-                expected_bytes: entry.size(),
-                actual_bytes: (bytes.len() as u64).saturating_sub(start),
-            });
-        };
-        let normal = normalise(&name).map_err(refused)?;
-        members.insert(normal, Member { file_idx: 0, range: start as usize..end as usize });
-        last_end = end;
     }
     Ok(members)
 }
 
-/// `./a//b` to `a/b`.
-fn normalise(name: &str) -> Result<String, &'static str> {
+/// A place in the archive.
+struct Walker<'a> {
+    bytes: &'a [u8],
+    file: &'a str,
+    at: usize,
+    /// What extension headers say of the member that follows.
+    next: PaxFields,
+    /// The member before, for errors.
+    last: Option<String>,
+}
+
+impl<'a> Walker<'a> {
+    /// The next file and its bytes; folders are passed over.
+    fn next_file(&mut self) -> Result<Option<(String, std::ops::Range<usize>)>, FormatError> {
+        loop {
+            let header_at = self.at;
+            let Some(header) = self.header()? else { return Ok(None) };
+            let is_extension =
+                matches!(header.kind, Kind::Pax | Kind::PaxGlobal | Kind::LongName | Kind::LongLink);
+            let fields = if is_extension { PaxFields::default() } else { std::mem::take(&mut self.next) };
+            let name = fields.path.unwrap_or_else(|| header.name.clone());
+            let size_bytes = fields.size_bytes.unwrap_or(header.size_bytes);
+            let refused = |reason| {
+                let (member, offset_bytes) = (name.clone(), header_at as u64);
+                FormatError::RefusedMember { member, offset_bytes, reason }
+            };
+            match header.kind {
+                Kind::Link => return Err(refused("links are not allowed")),
+                Kind::Other => return Err(refused("only files and folders are allowed")),
+                Kind::Sparse => return Err(refused("sparse files are not allowed")),
+                _ if fields.is_sparse => return Err(refused("sparse files are not allowed")),
+                Kind::Folder => {
+                    self.content(&name, 0)?;
+                }
+                Kind::Pax | Kind::LongName | Kind::PaxGlobal | Kind::LongLink => {
+                    if size_bytes > MAX_EXTENSION_BYTES {
+                        return Err(refused("a header of this size describes no file"));
+                    }
+                    let range = self.content(&name, size_bytes)?;
+                    let content = self.bytes.get(range).unwrap_or_default();
+                    self.extend(header.kind, content, header_at)?;
+                }
+                Kind::File => {
+                    let normal =
+                        normalise(&name).and_then(|name| name.ok_or("it has no name")).map_err(refused)?;
+                    let range = self.content(&name, size_bytes)?;
+                    self.last = Some(name);
+                    return Ok(Some((normal, range)));
+                }
+            }
+        }
+    }
+
+    /// The header at the current place, or `None` at the archive's end.
+    fn header(&mut self) -> Result<Option<Header>, FormatError> {
+        let rest = self.bytes.get(self.at..).unwrap_or_default();
+        // Some writers leave out the empty blocks that end an archive.
+        if rest.is_empty() && !self.next.is_pending {
+            return Ok(None);
+        }
+        let Some(block) = rest.first_chunk::<BLOCK_BYTES>() else {
+            let after = || match &self.last {
+                Some(name) => format!("(the one after {name})"),
+                None => "(the first file)".to_owned(),
+            };
+            return Err(FormatError::Truncated {
+                member: self.next.path.clone().unwrap_or_else(after),
+                offset_bytes: self.at as u64,
+                expected_bytes: BLOCK_BYTES as u64,
+                actual_bytes: rest.len() as u64,
+            });
+        };
+        if block.iter().all(|&byte| byte == 0) {
+            return Ok(None);
+        }
+        let header = Header::parse(block).map_err(|reason| {
+            let after = self.last.as_deref().map_or(String::new(), |name| format!(" (after `{name}`)"));
+            FormatError::damaged(self.file, self.at, format!("tar header{after}: {reason}"))
+        })?;
+        self.at += BLOCK_BYTES;
+        Ok(Some(header))
+    }
+
+    /// Steps over a member's content.
+    fn content(&mut self, name: &str, size_bytes: u64) -> Result<std::ops::Range<usize>, FormatError> {
+        let rest_bytes = (self.bytes.len() - self.at) as u64;
+        if size_bytes > rest_bytes {
+            return Err(FormatError::Truncated {
+                member: name.to_owned(),
+                offset_bytes: self.at as u64,
+                expected_bytes: size_bytes,
+                actual_bytes: rest_bytes,
+            });
+        }
+        let range = self.at..self.at + size_bytes as usize;
+        // The last member's padding may be cut off without loss.
+        self.at = range.end.next_multiple_of(BLOCK_BYTES).min(self.bytes.len());
+        Ok(range)
+    }
+
+    fn extend(&mut self, kind: Kind, content: &[u8], header_at: usize) -> Result<(), FormatError> {
+        let damaged = |reason: &str| FormatError::damaged(self.file, header_at, reason);
+        match kind {
+            Kind::LongName => {
+                let name = content.split(|&byte| byte == 0).next().unwrap_or_default();
+                let name = std::str::from_utf8(name).map_err(|_| damaged("a long name is not UTF-8"))?;
+                self.next.path = Some(name.to_owned());
+                self.next.is_pending = true;
+            }
+            Kind::Pax => self.next.read(content).map_err(damaged)?,
+            // Links are refused by their own header, and global fields name no member.
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+/// `./a//b` to `a/b`; `None` for the folder itself.
+fn normalise(name: &str) -> Result<Option<String>, &'static str> {
     let mut parts = Vec::new();
     for component in Path::new(name).components() {
         match component {
@@ -78,50 +174,8 @@ fn normalise(name: &str) -> Result<String, &'static str> {
             Component::RootDir | Component::Prefix(_) => return Err("absolute names are not allowed"),
         }
     }
-    Ok(parts.join("/"))
+    Ok(Some(parts.join("/")).filter(|name| !name.is_empty()))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const CONTAINERS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/container");
-
-    fn names(file: &str) -> Result<Vec<String>, String> {
-        Archive::open(&Path::new(CONTAINERS).join(file))
-            .map(|archive| archive.names().map(str::to_owned).collect())
-            .map_err(|error| error.to_string().replace(CONTAINERS, "…"))
-    }
-
-    #[test]
-    fn every_flavour_of_tar_is_read() {
-        for file in ["dot_slash_pax.nemo", "dot_slash_gnu.nemo", "no_prefix_ustar.nemo", "top_folder.nemo"] {
-            let names = names(file).unwrap();
-            assert!(names.iter().any(|name| name == "model_config.yaml"), "{file}: {names:?}");
-        }
-        for file in ["long_names_pax.nemo", "long_names_gnu.nemo"] {
-            assert!(names(file).unwrap().iter().any(|name| name.len() > 100), "{file}");
-        }
-    }
-
-    #[test]
-    fn what_leaves_the_checkpoint_is_refused() {
-        insta::assert_snapshot!(names("reject_absolute.nemo").unwrap_err(), @"archive member `/tmp/escape_abs.txt` at byte 8704 is refused: absolute names are not allowed");
-        insta::assert_snapshot!(names("reject_parent_dir.nemo").unwrap_err(), @"archive member `./../escape.txt` at byte 8704 is refused: `..` leaves the checkpoint");
-        insta::assert_snapshot!(names("reject_symlink.nemo").unwrap_err(), @"archive member `./link` at byte 8704 is refused: links are not allowed");
-        insta::assert_snapshot!(names("truncated.nemo").unwrap_err(), @"`…/truncated.nemo` is damaged at byte 0: members found describing a future member but no future member found");
-        insta::assert_snapshot!(names("gzip.nemo").unwrap_err(), @"the gzip archive `…/gzip.nemo` cannot be read: unpack it with `mkdir checkpoint && tar -xzf FILE -C checkpoint` and pass the folder");
-    }
-
-    proptest! {
-        #[test]
-        fn damaged_archives_never_panic(at in 0_usize..4096, byte in any::<u8>(), cut in 0_usize..20_000) {
-            let mut bytes = std::fs::read(Path::new(CONTAINERS).join("long_names_pax.nemo")).unwrap();
-            let index = at % bytes.len();
-            bytes[index] = byte;
-            bytes.truncate(bytes.len().saturating_sub(cut));
-            let _ = members(&bytes, "t");
-        }
-    }
-}
+mod tests;

@@ -1,7 +1,9 @@
-//! The Llama architecture as numbers, whatever file they came from, and the `model_config.yaml` it becomes.
+//! A decoder's architecture as numbers, whatever file they came from, and the `model_config.yaml` it becomes.
 //!
-//! Keys and quirks follow NeMo 2.0.0's `convert_llama_hf_to_nemo.py`, except that Llama 3.1's frequency rule does not
-//! also set `seq_len_interpolation_factor` (an error of that version, repaired in 2.2).
+//! Keys and quirks follow NeMo 2.0.0's Hugging Face converters, except that Llama 3.1's frequency rule does not also set
+//! `seq_len_interpolation_factor` (an error of that version, repaired in 2.2). What NeMo has no key for gets one of this
+//! project's own: `output_layer_bias` and `rope_scaling`, and
+//! `huggingface`, which only the way back to a Hugging Face folder reads.
 
 use hydra_config::Node;
 
@@ -10,9 +12,10 @@ use crate::{DType, FormatError};
 /// NeMo's example configuration for Llama, with `???` where a conversion fills in.
 const TEMPLATE: &str = include_str!("megatron_llama_config.yaml");
 
-/// What the weights' shapes and the rotary embedding depend on.
+/// What the weights' shapes and the forward pass depend on.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct LlamaArch {
+pub(super) struct ModelArch {
+    pub(super) family: Family,
     pub(super) num_layers: u64,
     pub(super) hidden_size: u64,
     pub(super) ffn_hidden_size: u64,
@@ -21,13 +24,61 @@ pub(super) struct LlamaArch {
     pub(super) head_dim: u64,
     pub(super) vocab_size: u64,
     pub(super) max_position_embeddings: u64,
-    pub(super) rotary_percentage: f64,
-    pub(super) rotary_base: f64,
-    pub(super) rope_scaling: RopeScaling,
+    /// Attention reaches back this far; longer sequences than that are not attempted.
+    pub(super) sliding_window: Option<u64>,
+    pub(super) positions: Positions,
+    pub(super) normalization: Normalization,
     pub(super) layernorm_epsilon: f64,
+    pub(super) activation: Activation,
+    pub(super) block: Block,
     pub(super) init_method_std: f64,
     pub(super) tied: bool,
     pub(super) biases: Biases,
+}
+
+/// What a model is called, for messages and for the few things that only one family has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    Llama,
+    Mistral,
+    Gemma,
+    Falcon,
+    Gpt2,
+    GptJ,
+    GptNeoX,
+    Nemotron,
+}
+
+impl Family {
+    /// The `model_type` of transformers.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Gemma => "gemma",
+            Self::Falcon => "falcon",
+            Self::Gpt2 => "gpt2",
+            Self::GptJ => "gptj",
+            Self::GptNeoX => "gpt_neox",
+            Self::Nemotron => "nemotron",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Positions {
+    Learned,
+    Rope(Rope),
+}
+
+/// The rotary embedding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Rope {
+    pub(super) percentage: f64,
+    pub(super) base: f64,
+    pub(super) scaling: RopeScaling,
+    /// Pairs are neighbours instead of halves.
+    pub(super) interleaved: bool,
 }
 
 /// How positions beyond the training length are reached.
@@ -36,8 +87,43 @@ pub(super) enum RopeScaling {
     None,
     /// Positions are divided by a factor.
     Linear(f64),
-    /// Llama 3.1's rule with the constants that NeMo fixes.
-    Llama31,
+    /// Llama 3.1's rule: factor, low and high frequency factors, original length.
+    Llama3([f64; 4]),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Normalization {
+    RmsNorm,
+    LayerNorm,
+    /// `LayerNorm` whose stored weight is added to 1.
+    LayerNorm1p,
+}
+
+impl Normalization {
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::RmsNorm => "rmsnorm",
+            Self::LayerNorm => "layernorm",
+            Self::LayerNorm1p => "layernorm1p",
+        }
+    }
+}
+
+/// NeMo's `activation` and `openai_gelu`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Activation {
+    pub(super) name: &'static str,
+    pub(super) is_tanh_gelu: bool,
+}
+
+/// How attention and the feed-forward part of a layer are joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Block {
+    Sequential,
+    /// Side by side on one norm's output.
+    ParallelOneNorm,
+    /// Side by side, each with its norm.
+    ParallelTwoNorms,
 }
 
 /// Which linear layers have biases.
@@ -51,10 +137,13 @@ pub(super) enum Biases {
 
 /// The factor, low and high frequency factors and original length that `scale_positional_embedding` stands for.
 pub(super) const LLAMA31_CONSTANTS: [f64; 4] = [8.0, 1.0, 4.0, 8192.0];
+/// The keys of `rope_scaling`, in the order of the constants.
+pub(super) const LLAMA3_KEYS: [&str; 4] =
+    ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
 /// The largest divisor that NeMo's converter chooses.
 const MAX_VOCAB_DIVISOR: u64 = 128;
 
-impl LlamaArch {
+impl ModelArch {
     /// Refuses sizes that no tensor could have, so that later arithmetic is safe.
     pub(super) fn check(&self, file: &str) -> Result<(), FormatError> {
         let bad = |reason: String| Err(FormatError::BadConfig { file: file.to_owned(), reason });
@@ -67,6 +156,7 @@ impl LlamaArch {
             ("head dimension", self.head_dim, 1 << 12),
             ("vocabulary size", self.vocab_size, 1 << 24),
             ("context length", self.max_position_embeddings, 1 << 32),
+            ("sliding window", self.sliding_window.unwrap_or(1), 1 << 32),
         ];
         for (what, value, limit) in sizes {
             if value == 0 || value > limit {
@@ -79,10 +169,23 @@ impl LlamaArch {
                 self.num_attention_heads, self.num_query_groups
             ));
         }
-        if !self.head_dim.is_multiple_of(2) {
-            return bad(format!("the head dimension {} is odd", self.head_dim));
+        let Positions::Rope(rope) = self.positions else { return Ok(()) };
+        let rotary_dim = (self.head_dim as f64 * rope.percentage) as u64;
+        if !(rope.percentage > 0.0 && rope.percentage <= 1.0) || rotary_dim == 0 {
+            return bad(format!("the rotary embedding turns the share {} of a head", rope.percentage));
+        }
+        if !rotary_dim.is_multiple_of(2) {
+            let head_dim = self.head_dim;
+            return bad(format!(
+                "{rotary_dim} of {head_dim} dimensions of a head are rotated, an odd number"
+            ));
         }
         Ok(())
+    }
+
+    /// How far back sequences may reach: NeMo's `encoder_seq_length`.
+    fn encoder_seq_length(&self) -> u64 {
+        self.sliding_window.unwrap_or(u64::MAX).min(self.max_position_embeddings)
     }
 
     /// The complete `model_config.yaml`, with `tokenizer` as its section of that name.
@@ -94,10 +197,9 @@ impl LlamaArch {
                     reason: error.to_string(),
                 }
             })?;
-        let int = |value: u64| Node::Int(i64::try_from(value).unwrap_or(i64::MAX));
-        config.set("encoder_seq_length", int(self.max_position_embeddings));
+        config.set("encoder_seq_length", int(self.encoder_seq_length()));
         config.set("max_position_embeddings", int(self.max_position_embeddings));
-        config.set("data.seq_length", int(self.max_position_embeddings));
+        config.set("data.seq_length", int(self.encoder_seq_length()));
         config.set("num_layers", int(self.num_layers));
         config.set("hidden_size", int(self.hidden_size));
         config.set("ffn_hidden_size", int(self.ffn_hidden_size));
@@ -107,24 +209,75 @@ impl LlamaArch {
             config.set("kv_channels", int(self.head_dim));
         }
         config.set("init_method_std", Node::Float(self.init_method_std));
+        config.set("normalization", Node::from(self.normalization.name()));
         config.set("layernorm_epsilon", Node::Float(self.layernorm_epsilon));
         config.set("make_vocab_size_divisible_by", int(vocab_divisor(self.vocab_size)));
         config.set("share_embeddings_and_output_weights", Node::Bool(self.tied));
-        config.set("rotary_percentage", Node::Float(self.rotary_percentage));
+        config.set("activation", Node::from(self.activation.name));
+        config.set("openai_gelu", Node::Bool(self.activation.is_tanh_gelu));
         match self.biases {
             Biases::None => {}
             Biases::Qkv => config.set("qkv_bias", Node::Bool(true)),
             Biases::All => config.set("bias", Node::Bool(true)),
         }
-        if let RopeScaling::Linear(factor) = self.rope_scaling {
-            config.set("seq_len_interpolation_factor", Node::Float(factor));
-        }
-        config.set("rotary_base", Node::Float(self.rotary_base));
-        config.set("scale_positional_embedding", Node::Bool(self.rope_scaling == RopeScaling::Llama31));
+        self.set_positions(&mut config);
+        self.set_block(&mut config);
         config.set("tokenizer", tokenizer);
         config.set("precision", precision(dtype));
         Ok(config)
     }
+
+    fn set_positions(&self, config: &mut Node) {
+        let Positions::Rope(rope) = self.positions else {
+            config.set("position_embedding_type", Node::from("learned_absolute"));
+            config.set("rotary_base", Node::Int(10_000));
+            config.set("scale_positional_embedding", Node::Bool(false));
+            return;
+        };
+        config.set("rotary_percentage", Node::Float(rope.percentage));
+        config.set("rotary_base", Node::Float(rope.base));
+        if rope.interleaved {
+            config.set("rotary_interleaved", Node::Bool(true));
+        }
+        config.set("scale_positional_embedding", Node::Bool(matches!(rope.scaling, RopeScaling::Llama3(_))));
+        match rope.scaling {
+            RopeScaling::None => {}
+            RopeScaling::Linear(factor) => config.set("seq_len_interpolation_factor", Node::Float(factor)),
+            RopeScaling::Llama3(constants) if constants == LLAMA31_CONSTANTS => {}
+            RopeScaling::Llama3(constants) => {
+                for (key, value) in LLAMA3_KEYS.iter().zip(constants) {
+                    config.set(&format!("rope_scaling.{key}"), Node::Float(value));
+                }
+                config.set("rope_scaling.original_max_position_embeddings", int(constants[3] as u64));
+            }
+        }
+    }
+
+    /// What only some families have.
+    fn set_block(&self, config: &mut Node) {
+        if self.block != Block::Sequential {
+            config.set("mcore_customization_config.parallel_attention", Node::Bool(true));
+            let has_two_norms = self.block == Block::ParallelTwoNorms;
+            config.set("mcore_customization_config.new_decoder_architecture", Node::Bool(has_two_norms));
+        } else if self.family == Family::Falcon {
+            // NeMo's falcon is parallel unless told otherwise.
+            config.set("mcore_customization_config.parallel_attention", Node::Bool(false));
+        }
+        match self.family {
+            Family::Falcon => config.set("name", Node::from("megatron_falcon_gpt")),
+            Family::Gemma => config.set("apply_embedding_scaling", Node::Bool(true)),
+            Family::GptJ => config.set("output_layer_bias", Node::Bool(true)),
+            Family::Mistral => {
+                config.set("huggingface.model_type", Node::from("mistral"));
+                config.set("huggingface.sliding_window", self.sliding_window.map_or(Node::Null, int));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn int(value: u64) -> Node {
+    Node::Int(i64::try_from(value).unwrap_or(i64::MAX))
 }
 
 /// What NeMo's converter writes for `precision`.

@@ -3,9 +3,12 @@
 //! llama.cpp applies Llama 3.1's frequency rule through the tensor `rope_freqs.weight`; it is compared with NeMo's
 //! rule and refused when it says anything else.
 
-use super::arch::{LLAMA31_CONSTANTS, LlamaArch, RopeScaling};
-use super::llama::LlamaNames;
-use crate::{FormatError, GgufFile, GgufSource, GgufValue, TensorSource};
+use super::arch::{
+    Activation, Block, Family, LLAMA31_CONSTANTS, ModelArch, Normalization, Positions, Rope, RopeScaling,
+};
+use super::canonical::biases;
+use super::names::GGUF_LLAMA;
+use crate::{FormatError, GgufSource, GgufValue, TensorSource};
 
 /// llama.cpp's defaults for keys left out.
 const DEFAULT_ROPE_BASE: f64 = 10_000.0;
@@ -16,7 +19,7 @@ const ROPE_FREQS: &str = "rope_freqs.weight";
 const ROPE_FREQS_TOLERANCE: f64 = 1e-2;
 
 /// The architecture of the model in `source`.
-pub(super) fn arch(source: &GgufSource) -> Result<LlamaArch, FormatError> {
+pub(super) fn arch(source: &GgufSource) -> Result<ModelArch, FormatError> {
     let file = source.file();
     let path = file.path().display().to_string();
     let unsupported = |what: String, hint: &str| FormatError::Unsupported { what, hint: hint.to_owned() };
@@ -33,7 +36,7 @@ pub(super) fn arch(source: &GgufSource) -> Result<LlamaArch, FormatError> {
             "only dense models are converted",
         ));
     }
-    let names = LlamaNames::Gguf;
+    let names = GGUF_LLAMA;
     let hidden_size = file.require("llama.embedding_length", GgufValue::as_u64)?;
     let num_attention_heads = file.require("llama.attention.head_count", GgufValue::as_u64)?;
     let head_dim = file
@@ -48,10 +51,13 @@ pub(super) fn arch(source: &GgufSource) -> Result<LlamaArch, FormatError> {
         return Err(file.bad_key("llama.rope.dimension_count", "differs from the head dimension"));
     }
     let embedding = source
-        .meta(names.embedding())
-        .ok_or_else(|| FormatError::MissingTensor { name: names.embedding().into() })?;
+        .meta(&names.embedding())
+        .ok_or_else(|| FormatError::MissingTensor { name: names.embedding() })?;
     let rotary_base = file.optional("llama.rope.freq_base", GgufValue::as_f64)?.unwrap_or(DEFAULT_ROPE_BASE);
-    let mut arch = LlamaArch {
+    let mut rope =
+        Rope { percentage: 1.0, base: rotary_base, scaling: RopeScaling::None, interleaved: false };
+    let mut arch = ModelArch {
+        family: Family::Llama,
         num_layers: file.require("llama.block_count", GgufValue::as_u64)?,
         hidden_size,
         ffn_hidden_size: file.require("llama.feed_forward_length", GgufValue::as_u64)?,
@@ -62,26 +68,30 @@ pub(super) fn arch(source: &GgufSource) -> Result<LlamaArch, FormatError> {
         head_dim,
         vocab_size: embedding.shape.first().copied().unwrap_or(0),
         max_position_embeddings: file.require("llama.context_length", GgufValue::as_u64)?,
-        rotary_percentage: 1.0,
-        rotary_base,
-        rope_scaling: RopeScaling::None,
+        sliding_window: None,
+        positions: Positions::Rope(rope),
+        normalization: Normalization::RmsNorm,
         layernorm_epsilon: file.require("llama.attention.layer_norm_rms_epsilon", GgufValue::as_f64)?,
+        activation: Activation { name: "fast-swiglu", is_tanh_gelu: false },
+        block: Block::Sequential,
         init_method_std: INIT_METHOD_STD,
-        tied: source.meta(names.output()).is_none(),
-        biases: names.biases(source),
+        tied: source.meta(&names.output("weight")).is_none(),
+        biases: biases(&names, source),
     };
     arch.check(&path)?;
-    arch.rope_scaling = rope_scaling(file, source, &arch)?;
+    rope.scaling = rope_scaling(source, arch.head_dim, rotary_base)?;
+    arch.positions = Positions::Rope(rope);
     Ok(arch)
 }
 
-fn rope_scaling(file: &GgufFile, source: &GgufSource, arch: &LlamaArch) -> Result<RopeScaling, FormatError> {
+fn rope_scaling(source: &GgufSource, head_dim: u64, rotary_base: f64) -> Result<RopeScaling, FormatError> {
+    let file = source.file();
     if source.meta(ROPE_FREQS).is_some() {
-        let expected = llama31_factors(arch);
+        let expected = llama31_factors(head_dim, rotary_base);
         let found = f32_values(source, ROPE_FREQS)?;
         let close = |(found, expected): (&f64, &f64)| (found / expected - 1.0).abs() < ROPE_FREQS_TOLERANCE;
         if found.len() == expected.len() && found.iter().zip(&expected).all(close) {
-            return Ok(RopeScaling::Llama31);
+            return Ok(RopeScaling::Llama3(LLAMA31_CONSTANTS));
         }
         return Err(FormatError::Unsupported {
             what: format!("tensor `{ROPE_FREQS}` of `{}`", file.path().display()),
@@ -103,12 +113,12 @@ fn rope_scaling(file: &GgufFile, source: &GgufSource, arch: &LlamaArch) -> Resul
 }
 
 /// By what NeMo's rule divides each rotary frequency.
-fn llama31_factors(arch: &LlamaArch) -> Vec<f64> {
+fn llama31_factors(head_dim: u64, rotary_base: f64) -> Vec<f64> {
     let [factor, low, high, original_length] = LLAMA31_CONSTANTS;
-    (0..arch.head_dim / 2)
+    (0..head_dim / 2)
         .map(|i| {
-            let exponent = 2.0 * i as f64 / arch.head_dim as f64;
-            let wavelength = std::f64::consts::TAU * arch.rotary_base.powf(exponent);
+            let exponent = 2.0 * i as f64 / head_dim as f64;
+            let wavelength = std::f64::consts::TAU * rotary_base.powf(exponent);
             if wavelength < original_length / high {
                 1.0
             } else if wavelength > original_length / low {

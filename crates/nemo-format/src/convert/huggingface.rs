@@ -1,108 +1,338 @@
-//! A Hugging Face Llama folder, understood.
+//! A Hugging Face folder, understood: the architecture that `config.json` describes, for each family of models.
 //!
-//! Whatever would change the numbers and has no key in NeMo's configuration is refused by name.
+//! Defaults of keys left out are those of transformers' configuration classes. Whatever would change the numbers and has
+//! no key in NeMo's configuration is refused by name.
 
-use std::path::Path;
-
-use super::arch::{LLAMA31_CONSTANTS, LlamaArch, RopeScaling};
-use super::llama::LlamaNames;
+use super::arch::{
+    Activation, Biases, Block, Family, LLAMA3_KEYS, ModelArch, Normalization, Positions, Rope, RopeScaling,
+};
+use super::canonical::biases;
+use super::names::{self, NameMap};
+use super::rows::missing;
 use crate::huggingface::{HfConfig, HfRope};
 use crate::{FormatError, TensorSource};
 
-/// Context length of Llama-2 and the other defaults of transformers' `LlamaConfig`.
+/// Context length of Llama-2 and most others.
 const DEFAULT_MAX_POSITIONS: u64 = 2048;
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
-const DEFAULT_RMS_NORM_EPS: f64 = 1e-6;
 const DEFAULT_INITIALIZER_RANGE: f64 = 0.02;
+const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox` and \
+                         `nemotron`";
 
-/// The architecture of the model in `folder`, whose weights are `source`.
+/// The architecture of the model that `config` describes and `source` holds, and what its tensors are called.
 pub(super) fn arch(
-    folder: &Path,
     config: &HfConfig,
     source: &dyn TensorSource,
-) -> Result<LlamaArch, FormatError> {
-    let file = folder.join("config.json").display().to_string();
-    let model_type = config.model_type.as_deref().unwrap_or("none");
-    if model_type != "llama" {
-        let architectures = config.architectures.as_deref().unwrap_or_default().join(", ");
-        return Err(unsupported(
-            format!("`{file}`, model_type `{model_type}` ({architectures}),"),
-            "only Hugging Face folders of model_type `llama` are converted so far",
-        ));
+) -> Result<(ModelArch, NameMap), FormatError> {
+    if config.has("quantization_config") {
+        return Err(config.unsupported("quantised weights", "convert the original bf16 or fp16 model"));
     }
-    let activation = config.hidden_act.as_deref().unwrap_or("silu");
-    if activation != "silu" {
-        return Err(unsupported(format!("hidden_act `{activation}` in `{file}`"), "Llama models use `silu`"));
-    }
-    if config.partial_rotary_factor.is_some_and(|factor| factor != 1.0) {
-        return Err(unsupported(
-            format!("partial_rotary_factor in `{file}`"),
-            "Llama models rotate whole heads",
-        ));
-    }
-    let need = |key: &str, value: Option<u64>| {
-        value.ok_or_else(|| FormatError::BadConfig {
-            file: file.clone(),
-            reason: format!("the key `{key}` is missing"),
-        })
+    let (mut arch, names) = match config.text(&["model_type"])?.unwrap_or("none") {
+        "llama" => (llama(config, Family::Llama)?, names::LLAMA),
+        "mistral" => (mistral(config)?, names::LLAMA),
+        "gemma" => (gemma(config)?, names::LLAMA),
+        // What Falcon was called before transformers took it in.
+        "falcon" | "RefinedWebModel" | "RefinedWeb" => falcon(config)?,
+        "gpt2" => (gpt2(config)?, names::GPT2),
+        "gptj" => (gptj(config)?, names::GPTJ),
+        "gpt_neox" => (gpt_neox(config)?, names::GPT_NEOX),
+        "nemotron" => (nemotron(config)?, names::NEMOTRON),
+        other => {
+            let architectures = config.texts("architectures").join(", ");
+            return Err(FormatError::Unsupported {
+                what: format!("`{}`, model_type `{other}` ({architectures}),", config.file()),
+                hint: SUPPORTED.to_owned(),
+            });
+        }
     };
-    let names = LlamaNames::HuggingFace;
-    let hidden_size = need("hidden_size", config.hidden_size)?;
-    let num_attention_heads = need("num_attention_heads", config.num_attention_heads)?;
-    let rope = config.rope();
-    let arch = LlamaArch {
-        num_layers: need("num_hidden_layers", config.num_hidden_layers)?,
-        hidden_size,
-        ffn_hidden_size: need("intermediate_size", config.intermediate_size)?,
-        num_attention_heads,
-        num_query_groups: config.num_key_value_heads.unwrap_or(num_attention_heads),
-        head_dim: config.head_dim.unwrap_or(hidden_size / num_attention_heads.max(1)),
-        vocab_size: need("vocab_size", config.vocab_size)?,
-        max_position_embeddings: config.max_position_embeddings.unwrap_or(DEFAULT_MAX_POSITIONS),
-        rotary_percentage: 1.0,
-        rotary_base: rope.rope_theta.unwrap_or(DEFAULT_ROPE_THETA),
-        rope_scaling: rope_scaling(&rope, &file)?,
-        layernorm_epsilon: config.rms_norm_eps.unwrap_or(DEFAULT_RMS_NORM_EPS),
-        init_method_std: config.initializer_range.unwrap_or(DEFAULT_INITIALIZER_RANGE),
-        tied: config.tie_word_embeddings.unwrap_or(false),
-        biases: names.biases(source),
-    };
-    if !arch.tied && source.meta(names.output()).is_none() {
-        return Err(FormatError::MissingTensor { name: names.output().into() });
+    let names = names.fitting(|name| source.meta(name).is_some());
+    let found_biases = biases(&names, source);
+    if arch.biases == Biases::All && found_biases == Biases::None {
+        let bias = names.in_layer(0, names.proj, "bias");
+        return Err(missing(&bias, "model.decoder.layers.0.self_attention.linear_proj.bias"));
     }
-    arch.check(&file)?;
-    Ok(arch)
+    if arch.biases == Biases::None {
+        arch.biases = found_biases;
+    }
+    arch.check(config.file())?;
+    let output = names.output("weight");
+    if !arch.tied && source.meta(&output).is_none() {
+        return Err(missing(&output, "model.output_layer.weight"));
+    }
+    Ok((arch, names))
 }
 
-fn rope_scaling(rope: &HfRope, file: &str) -> Result<RopeScaling, FormatError> {
+/// What every family states, with the settings of the plainest one: layer norm, sequential, learned positions.
+fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
+    let hidden_size = config.require_u64(&["hidden_size", "n_embd", "n_embed"])?;
+    let num_attention_heads = config.require_u64(&["num_attention_heads", "n_head"])?;
+    let stated_ffn = config.u64(&["intermediate_size", "n_inner", "ffn_hidden_size"])?;
+    let ffn_hidden_size = match family {
+        Family::Gpt2 | Family::GptJ | Family::Falcon => stated_ffn.unwrap_or(hidden_size.saturating_mul(4)),
+        _ => config.require_u64(&["intermediate_size"])?,
+    };
+    let num_query_groups = match family {
+        Family::Llama | Family::Mistral | Family::Gemma | Family::Nemotron => {
+            config.u64(&["num_key_value_heads"])?
+        }
+        _ => None,
+    };
+    Ok(ModelArch {
+        family,
+        num_layers: config.require_u64(&["num_hidden_layers", "n_layer"])?,
+        hidden_size,
+        ffn_hidden_size,
+        num_attention_heads,
+        num_query_groups: num_query_groups.unwrap_or(num_attention_heads),
+        head_dim: hidden_size / num_attention_heads.max(1),
+        vocab_size: config.require_u64(&["vocab_size"])?,
+        max_position_embeddings: config
+            .u64(&["max_position_embeddings", "n_positions"])?
+            .unwrap_or(DEFAULT_MAX_POSITIONS),
+        sliding_window: None,
+        positions: Positions::Learned,
+        normalization: Normalization::LayerNorm,
+        layernorm_epsilon: config
+            .f64(&["rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_eps"])?
+            .unwrap_or(1e-5),
+        activation: Activation { name: "gelu", is_tanh_gelu: false },
+        block: Block::Sequential,
+        init_method_std: config.f64(&["initializer_range"])?.unwrap_or(DEFAULT_INITIALIZER_RANGE),
+        tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
+        biases: Biases::None,
+    })
+}
+
+fn llama(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
+    let activation = config.text(&["hidden_act"])?.unwrap_or("silu");
+    if activation != "silu" && family != Family::Gemma {
+        return Err(
+            config.unsupported(&format!("hidden_act `{activation}`"), "models of this type use `silu`")
+        );
+    }
+    let base = common(config, family)?;
+    let rope = rope(config, 1.0)?;
+    if rope.percentage != 1.0 {
+        let hint = "models of this type rotate whole heads: remove the key or set it to 1";
+        return Err(config.unsupported(&format!("partial_rotary_factor {}", rope.percentage), hint));
+    }
+    // With `attention_bias`, `o_proj` has a bias too.
+    let has_biases = config.bool("attention_bias")? == Some(true) || config.bool("mlp_bias")? == Some(true);
+    Ok(ModelArch {
+        head_dim: config.u64(&["head_dim"])?.unwrap_or(base.head_dim),
+        positions: Positions::Rope(rope),
+        normalization: Normalization::RmsNorm,
+        layernorm_epsilon: config.f64(&["rms_norm_eps"])?.unwrap_or(1e-6),
+        activation: Activation { name: "fast-swiglu", is_tanh_gelu: false },
+        biases: if has_biases { Biases::All } else { Biases::None },
+        ..base
+    })
+}
+
+/// Llama with a window: attention over no more than the window is the same with it and without.
+fn mistral(config: &HfConfig) -> Result<ModelArch, FormatError> {
+    let base = llama(config, Family::Mistral)?;
+    let max_position_embeddings = config.u64(&["max_position_embeddings"])?.unwrap_or(131_072);
+    let default_window = (!config.mentions("sliding_window")).then_some(4096);
+    let window = config.u64(&["sliding_window"])?.or(default_window);
+    Ok(ModelArch {
+        num_query_groups: config.u64(&["num_key_value_heads"])?.unwrap_or(8),
+        max_position_embeddings,
+        sliding_window: window.filter(|&window| window < max_position_embeddings),
+        ..base
+    })
+}
+
+fn gemma(config: &HfConfig) -> Result<ModelArch, FormatError> {
+    let activation = config.text(&["hidden_activation", "hidden_act"])?.unwrap_or("gelu_pytorch_tanh");
+    // The first release said `gelu` and meant the tanh form, which is how transformers reads it.
+    if !["gelu", "gelu_pytorch_tanh"].contains(&activation) {
+        return Err(
+            config.unsupported(&format!("activation `{activation}`"), "Gemma uses `gelu_pytorch_tanh`")
+        );
+    }
+    if config.bool("use_bidirectional_attention")? == Some(true) {
+        return Err(config.unsupported("bidirectional attention", "only causal models generate text"));
+    }
+    let base = llama(config, Family::Gemma)?;
+    Ok(ModelArch {
+        // `GemmaConfig`'s own default, which the first release relied on.
+        head_dim: config.u64(&["head_dim"])?.unwrap_or(256),
+        activation: Activation { name: "geglu", is_tanh_gelu: true },
+        max_position_embeddings: config.u64(&["max_position_embeddings"])?.unwrap_or(8192),
+        tied: config.bool("tie_word_embeddings")?.unwrap_or(true),
+        ..base
+    })
+}
+
+fn falcon(config: &HfConfig) -> Result<(ModelArch, NameMap), FormatError> {
+    if config.bool("alibi")? == Some(true) {
+        let hint = "only Falcon models with rotary embeddings (7B, 11B, 40B, 180B) are converted; set `alibi` to false if the \
+                    model was trained so";
+        return Err(config.unsupported("alibi position biases (`alibi: true`)", hint));
+    }
+    let base = common(config, Family::Falcon)?;
+    let is_new = config
+        .bool("new_decoder_architecture")?
+        .unwrap_or(config.text(&["model_type"])? == Some("RefinedWeb"));
+    let num_query_groups = if is_new {
+        config.u64(&["num_kv_heads", "n_head_kv"])?.unwrap_or(base.num_attention_heads)
+    } else if config.bool("multi_query")?.unwrap_or(true) {
+        1
+    } else {
+        base.num_attention_heads
+    };
+    let has_two_norms = is_new && config.u64(&["num_ln_in_parallel_attn"])?.unwrap_or(2) == 2;
+    let (block, names) = if has_two_norms {
+        (Block::ParallelTwoNorms, names::FALCON_TWO_NORMS)
+    } else if is_new || config.bool("parallel_attn")?.unwrap_or(true) {
+        (Block::ParallelOneNorm, names::FALCON)
+    } else {
+        (Block::Sequential, names::FALCON_SEQUENTIAL)
+    };
+    let arch = ModelArch {
+        num_query_groups,
+        positions: Positions::Rope(rope(config, 1.0)?),
+        activation: plain_activation(config, &["activation"], "gelu")?,
+        block,
+        tied: config.bool("tie_word_embeddings")?.unwrap_or(true),
+        biases: if config.bool("bias")? == Some(true) { Biases::All } else { Biases::None },
+        ..base
+    };
+    Ok((arch, names))
+}
+
+fn gpt2(config: &HfConfig) -> Result<ModelArch, FormatError> {
+    if config.bool("scale_attn_by_inverse_layer_idx")? == Some(true) {
+        let hint = "attention scores divided by the layer's number are not supported";
+        return Err(config.unsupported("`scale_attn_by_inverse_layer_idx: true`", hint));
+    }
+    if config.bool("scale_attn_weights")? == Some(false) {
+        let hint = "attention scores are always divided by the root of the head dimension";
+        return Err(config.unsupported("`scale_attn_weights: false`", hint));
+    }
+    if config.bool("add_cross_attention")? == Some(true) {
+        return Err(config.unsupported("cross attention", "only decoders without an encoder are converted"));
+    }
+    let base = common(config, Family::Gpt2)?;
+    Ok(ModelArch {
+        max_position_embeddings: config
+            .u64(&["n_positions", "max_position_embeddings", "n_ctx"])?
+            .unwrap_or(1024),
+        activation: plain_activation(config, &["activation_function"], "gelu_new")?,
+        tied: config.bool("tie_word_embeddings")?.unwrap_or(true),
+        biases: Biases::All,
+        ..base
+    })
+}
+
+fn gptj(config: &HfConfig) -> Result<ModelArch, FormatError> {
+    let base = common(config, Family::GptJ)?;
+    if base.tied {
+        return Err(config.unsupported("`tie_word_embeddings: true`", "GPT-J has an output layer of its own"));
+    }
+    let rotary_dim = if config.has("rotary_dim") { config.require_u64(&["rotary_dim"])? } else { 64 };
+    if rotary_dim > base.head_dim {
+        let head_dim = base.head_dim;
+        return Err(config.bad(format!("rotary_dim is {rotary_dim}, the head dimension is {head_dim}")));
+    }
+    let rope = Rope {
+        percentage: rotary_dim as f64 / base.head_dim.max(1) as f64,
+        base: DEFAULT_ROPE_THETA,
+        scaling: RopeScaling::None,
+        interleaved: true,
+    };
+    Ok(ModelArch {
+        positions: Positions::Rope(rope),
+        activation: plain_activation(config, &["activation_function"], "gelu_new")?,
+        block: Block::ParallelOneNorm,
+        biases: Biases::All,
+        ..base
+    })
+}
+
+fn gpt_neox(config: &HfConfig) -> Result<ModelArch, FormatError> {
+    let base = common(config, Family::GptNeoX)?;
+    let is_parallel = config.bool("use_parallel_residual")?.unwrap_or(true);
+    Ok(ModelArch {
+        positions: Positions::Rope(rope(config, 0.25)?),
+        activation: plain_activation(config, &["hidden_act"], "gelu")?,
+        block: if is_parallel { Block::ParallelTwoNorms } else { Block::Sequential },
+        biases: Biases::All,
+        ..base
+    })
+}
+
+fn nemotron(config: &HfConfig) -> Result<ModelArch, FormatError> {
+    let base = common(config, Family::Nemotron)?;
+    Ok(ModelArch {
+        head_dim: config.u64(&["head_dim"])?.unwrap_or(base.head_dim),
+        max_position_embeddings: config.u64(&["max_position_embeddings"])?.unwrap_or(4096),
+        positions: Positions::Rope(rope(config, 0.5)?),
+        normalization: Normalization::LayerNorm1p,
+        activation: plain_activation(config, &["hidden_act"], "relu2")?,
+        init_method_std: config.f64(&["initializer_range"])?.unwrap_or(0.0134),
+        ..base
+    })
+}
+
+/// NeMo's name for the activation of a feed-forward part without a gate.
+fn plain_activation(config: &HfConfig, keys: &[&str], default: &str) -> Result<Activation, FormatError> {
+    let (name, is_tanh_gelu) = match config.text(keys)?.unwrap_or(default) {
+        "gelu" | "gelu_python" => ("gelu", false),
+        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => ("gelu", true),
+        "relu2" => ("squared-relu", false),
+        "quick_gelu" => ("approx-gelu", false),
+        other => {
+            let hint = "supported are `gelu`, `gelu_new`, `gelu_fast`, `gelu_pytorch_tanh`, `quick_gelu` and `relu2`";
+            return Err(config.unsupported(&format!("activation `{other}`"), hint));
+        }
+    };
+    Ok(Activation { name, is_tanh_gelu })
+}
+
+fn rope(config: &HfConfig, default_percentage: f64) -> Result<Rope, FormatError> {
+    let rope = config.rope()?;
+    Ok(Rope {
+        percentage: rope.partial_rotary_factor.unwrap_or(default_percentage),
+        base: rope.rope_theta.unwrap_or(DEFAULT_ROPE_THETA),
+        scaling: rope_scaling(&rope, config)?,
+        interleaved: false,
+    })
+}
+
+fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeScaling, FormatError> {
     match rope.rope_type.as_deref() {
         None | Some("default") => Ok(RopeScaling::None),
-        Some("linear") => rope.factor.map(RopeScaling::Linear).ok_or_else(|| FormatError::BadConfig {
-            file: file.to_owned(),
-            reason: "rope_scaling of type `linear` has no `factor`".into(),
-        }),
+        Some("linear") => rope
+            .factor
+            .map(RopeScaling::Linear)
+            .ok_or_else(|| config.bad("rope_scaling of type `linear` has no `factor`".into())),
         Some("llama3") => {
-            let constants = [
+            let values = [
                 rope.factor,
                 rope.low_freq_factor,
                 rope.high_freq_factor,
                 rope.original_max_position_embeddings,
             ];
-            if constants == LLAMA31_CONSTANTS.map(Some) {
-                return Ok(RopeScaling::Llama31);
+            let mut constants = [0.0; 4];
+            for ((constant, value), key) in constants.iter_mut().zip(values).zip(LLAMA3_KEYS) {
+                let found = value.filter(|value| value.is_finite() && *value > 0.0);
+                *constant = found.ok_or_else(|| {
+                    config.bad(format!("rope_scaling of type `llama3` needs `{key}`, a number above 0"))
+                })?;
             }
-            Err(unsupported(
-                format!("rope_scaling `llama3` with {constants:?} in `{file}`"),
-                "NeMo's `scale_positional_embedding` stands for factor 8, low 1, high 4, original length 8192",
-            ))
+            let [_, low, high, _] = constants;
+            if low >= high {
+                return Err(config.bad(format!(
+                    "rope_scaling of type `llama3` has low_freq_factor {low}, which is not below high_freq_factor {high}"
+                )));
+            }
+            Ok(RopeScaling::Llama3(constants))
         }
-        Some(other) => Err(unsupported(
-            format!("rope_scaling of type `{other}` in `{file}`"),
+        Some(other) => Err(config.unsupported(
+            &format!("rope_scaling of type `{other}`"),
             "supported types are `default`, `linear` and `llama3`",
         )),
     }
-}
-
-fn unsupported(what: String, hint: &str) -> FormatError {
-    FormatError::Unsupported { what, hint: hint.to_owned() }
 }

@@ -1,13 +1,17 @@
-//! Conversion of any supported checkpoint to a Megatron-Core `.nemo` archive, one tensor in memory at a time.
+//! Conversion of any supported checkpoint to a Megatron-Core `.nemo` archive or a Hugging Face folder, a few chunks of
+//! tensors in memory at a time.
 //!
 //! The kind of the input is detected from its content. Each kind only builds a [`TensorSource`] under canonical names,
 //! a configuration and artifacts; writing is the same for all.
 
 mod arch;
+mod canonical;
+mod export;
 mod gguf;
 mod huggingface;
-mod llama;
+mod names;
 mod nemo;
+mod note;
 mod rows;
 #[cfg(test)]
 mod tests;
@@ -19,13 +23,18 @@ use std::path::{Path, PathBuf};
 
 use hydra_config::Node;
 
-use self::arch::LlamaArch;
-use self::llama::{LlamaNames, canonical};
+use self::arch::ModelArch;
+use self::canonical::canonical;
+use self::names::{GGUF_LLAMA, NameMap};
+pub use self::note::ConvertNote;
 use self::tokenizer::TokenizerPart;
 use crate::gguf::MAGIC;
-use crate::huggingface::{HfConfig, HfTokenizer};
-use crate::writer::{Artifact, Overwrite, WriteOptions, WriteProgress, WriteReport, write_nemo};
-use crate::{DType, FormatError, GgufFile, GgufSource, SafetensorsSource, TensorSource};
+use crate::huggingface::{HfConfig, HfTokenizer, open_weights, read_optional};
+use crate::writer::{
+    Artifact, MAX_SHARD_BYTES, Overwrite, WriteOptions, WriteProgress, WriteReport, write_hf_folder,
+    write_nemo,
+};
+use crate::{DType, FormatError, GgufFile, GgufSource, TensorSource};
 
 /// Choices of [`convert_checkpoint`].
 #[derive(Clone, Default)]
@@ -43,10 +52,10 @@ pub struct ConvertOptions<'a> {
 /// What an input was recognised as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InputKind {
-    /// A Hugging Face folder with a Llama model.
-    HuggingFaceLlama,
+    /// A Hugging Face folder.
+    HuggingFace,
     /// A GGUF file with a Llama model.
-    GgufLlama,
+    Gguf,
     /// A Megatron-Core `.nemo` archive or the folder extracted from one.
     Nemo,
 }
@@ -55,8 +64,8 @@ impl InputKind {
     /// The kind, for display.
     pub const fn name(self) -> &'static str {
         match self {
-            Self::HuggingFaceLlama => "Hugging Face Llama folder",
-            Self::GgufLlama => "GGUF file (llama)",
+            Self::HuggingFace => "Hugging Face folder",
+            Self::Gguf => "GGUF file (llama)",
             Self::Nemo => "Megatron-Core .nemo",
         }
     }
@@ -71,11 +80,8 @@ pub struct ConvertReport {
     pub dtype: DType,
     /// What was written.
     pub written: WriteReport,
-    /// Bytes of tensor data written.
-    pub tensor_bytes: u64,
-    /// Whether the model divides positions by a factor and applies Llama 3.1's frequency rule as well, as files
-    /// converted by NeMo 2.0 and 2.1 do by mistake.
-    pub scales_positions_twice: bool,
+    /// What the user should know of the result.
+    pub notes: Vec<ConvertNote>,
 }
 
 /// Everything that is written.
@@ -85,7 +91,12 @@ struct Converted {
     artifacts: Vec<Artifact>,
     source: Box<dyn TensorSource>,
     dtype: DType,
+    notes: Vec<ConvertNote>,
 }
+
+const EMBEDDING: &str = "model.embedding.word_embeddings.weight";
+const GENERATION_CONFIG: &str = "generation_config.json";
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 
 /// Converts `input` to a Megatron-Core `.nemo` archive at `output`.
 ///
@@ -100,18 +111,12 @@ pub fn convert_checkpoint(
     if options.overwrite == Overwrite::Refuse && output.exists() {
         return Err(FormatError::OutputExists { path: output.to_owned() });
     }
-    let converted = match detect(input)? {
-        InputKind::HuggingFaceLlama => from_huggingface(input, options)?,
-        InputKind::GgufLlama => from_gguf(input, options)?,
-        InputKind::Nemo => nemo::rewrite(input, options)?,
-    };
-    let is_set = |key: &str| {
-        converted.config.get(key).is_some_and(|value| !matches!(value, Node::Null | Node::Bool(false)))
-    };
-    let scales_positions_twice =
-        is_set("seq_len_interpolation_factor") && is_set("scale_positional_embedding");
+    let converted = load(input, options)?;
+    let mut notes = converted.notes;
+    notes.extend(note::of_config(&converted.config));
     let write_options = WriteOptions {
-        dtype: Some(converted.dtype),
+        // The others present their tensors in the types that are to be written.
+        dtype: options.dtype.filter(|_| converted.input == InputKind::Nemo),
         overwrite: options.overwrite,
         progress: options.progress,
     };
@@ -122,13 +127,46 @@ pub fn convert_checkpoint(
         &*converted.source,
         &write_options,
     )?;
-    Ok(ConvertReport {
-        input: converted.input,
-        dtype: converted.dtype,
-        tensor_bytes: written.num_parameters * converted.dtype.size_bytes() as u64,
-        written,
-        scales_positions_twice,
-    })
+    Ok(ConvertReport { input: converted.input, dtype: converted.dtype, written, notes })
+}
+
+/// Converts `input` to a Hugging Face folder at `output`: a Llama, a Mistral or a Gemma.
+///
+/// # Errors
+/// When the input is of no supported kind or is damaged, or its architecture is none of these; when `output` exists and
+/// may not be replaced, or the disk refuses. Nothing is left under `output` then.
+pub fn export_huggingface(
+    input: &Path,
+    output: &Path,
+    options: &ConvertOptions<'_>,
+) -> Result<ConvertReport, FormatError> {
+    if options.overwrite == Overwrite::Refuse && output.exists() {
+        return Err(FormatError::OutputExists { path: output.to_owned() });
+    }
+    let converted = load(input, options)?;
+    let (input, mut notes) = (converted.input, converted.notes.clone());
+    let exported = export::export(converted, options.dtype)?;
+    notes.extend(exported.notes);
+    let write_options =
+        WriteOptions { dtype: None, overwrite: options.overwrite, progress: options.progress };
+    let written =
+        write_hf_folder(output, &exported.files, &exported.source, &write_options, MAX_SHARD_BYTES)?;
+    Ok(ConvertReport { input, dtype: exported.dtype, written, notes })
+}
+
+fn load(input: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatError> {
+    let converted = match detect(input)? {
+        InputKind::HuggingFace => from_huggingface(input, options),
+        InputKind::Gguf => from_gguf(input, options),
+        InputKind::Nemo => nemo::rewrite(input, options),
+    }?;
+    // What a `.nemo` already held together is not taken apart here.
+    let is_combined = converted.input != InputKind::Nemo || options.tokenizer.is_some();
+    if let Some(embedding) = converted.source.meta(EMBEDDING).filter(|_| is_combined) {
+        let num_rows = embedding.shape.first().copied().unwrap_or(0);
+        tokenizer::check_size(&converted.config, &converted.artifacts, num_rows)?;
+    }
+    Ok(converted)
 }
 
 /// What `input` is, from its content.
@@ -136,15 +174,19 @@ fn detect(input: &Path) -> Result<InputKind, FormatError> {
     let unsupported = |what: &str| FormatError::Unsupported {
         what: format!("`{}`, {what},", input.display()),
         hint:
-            "supported inputs are a Hugging Face Llama folder with safetensors, a GGUF file of architecture \
-               `llama`, and a Megatron-Core `.nemo` archive or folder"
+            "supported inputs are a Hugging Face folder with its `config.json`, a GGUF file of architecture \
+               `llama`, and a `.nemo` archive or folder"
                 .into(),
     };
     if input.is_dir() {
-        return if input.join("model_config.yaml").is_file() {
+        let has = |name: &str| input.join(name).exists();
+        // NeMo 2 folders have `context` and `weights`; a NeMo folder may lie in one more folder.
+        return if has("model_config.yaml") || has("context") || has("weights") {
             Ok(InputKind::Nemo)
-        } else if input.join("config.json").is_file() {
-            Ok(InputKind::HuggingFaceLlama)
+        } else if has("config.json") {
+            Ok(InputKind::HuggingFace)
+        } else if has_nested_config(input) {
+            Ok(InputKind::Nemo)
         } else {
             Err(unsupported("a folder without `config.json` or `model_config.yaml`"))
         };
@@ -154,7 +196,7 @@ fn detect(input: &Path) -> Result<InputKind, FormatError> {
     file.take(512).read_to_end(&mut start).map_err(|source| FormatError::io("read", input, source))?;
     let is_tar = start.get(257..262) == Some(b"ustar") || start.starts_with(&[0x1f, 0x8b]);
     if start.starts_with(&MAGIC) {
-        Ok(InputKind::GgufLlama)
+        Ok(InputKind::Gguf)
     } else if is_tar {
         Ok(InputKind::Nemo)
     } else if start.get(8) == Some(&b'{') {
@@ -168,29 +210,46 @@ fn detect(input: &Path) -> Result<InputKind, FormatError> {
     }
 }
 
+fn has_nested_config(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| entry.path().join("model_config.yaml").is_file())
+}
+
 fn from_huggingface(folder: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatError> {
     let config = HfConfig::open(folder)?;
-    let source = SafetensorsSource::open_folder(folder)?;
-    let arch = huggingface::arch(folder, &config, &source)?;
-    let names = LlamaNames::HuggingFace;
-    let source_dtype = source.meta(names.embedding()).map_or(DType::F32, |meta| meta.dtype);
+    let source = open_weights(folder)?;
+    let (arch, names) = huggingface::arch(&config, &*source)?;
+    let source_dtype = source.meta(&names.embedding()).map_or(DType::F32, |meta| meta.dtype);
     let tokenizer = match &options.tokenizer {
         Some(path) => Some(HfTokenizer::open(path)?),
         None => HfTokenizer::open_folder(folder)?,
     };
     let tokenizer = tokenizer.ok_or_else(|| FormatError::MissingMember {
         path: folder.to_path_buf(),
-        member: "tokenizer.model` or `tokenizer.json".into(),
+        member: "tokenizer.model`, `tokenizer.json`, or `vocab.json` with `merges.txt".into(),
     })?;
-    let type_name = type_name(&config, options.tokenizer.as_deref().unwrap_or(folder));
+    let type_name = type_name(&config, options.tokenizer.as_deref().unwrap_or(folder))?;
     let tokenizer = tokenizer::from_files(tokenizer, &type_name);
-    assemble(
-        InputKind::HuggingFaceLlama,
-        (&arch, names),
-        source,
-        tokenizer,
-        options.dtype.unwrap_or(source_dtype),
-    )
+    let dtype = options.dtype.unwrap_or(source_dtype);
+    let mut converted = assemble(InputKind::HuggingFace, (&arch, names), source, tokenizer, dtype)?;
+    // NeMo's configuration has no place for these; the way back needs them.
+    let mut carried = vec![(GENERATION_CONFIG, generation_config(folder, &config)?)];
+    if options.tokenizer.is_none() {
+        carried.push((TOKENIZER_CONFIG, read_optional(&folder.join(TOKENIZER_CONFIG))?));
+    }
+    let carried =
+        carried.into_iter().filter_map(|(name, bytes)| Some(Artifact { name: name.into(), bytes: bytes? }));
+    converted.artifacts.extend(carried);
+    Ok(converted)
+}
+
+/// The folder's own, or the token ids that `config.json` states.
+fn generation_config(folder: &Path, config: &HfConfig) -> Result<Option<Vec<u8>>, FormatError> {
+    let own = read_optional(&folder.join(GENERATION_CONFIG))?;
+    Ok(own.or_else(|| {
+        let ids = config.values_of(&["bos_token_id", "eos_token_id", "pad_token_id"]);
+        (!ids.is_empty()).then(|| format!("{:#}\n", serde_json::Value::Object(ids)).into_bytes())
+    }))
 }
 
 fn from_gguf(path: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatError> {
@@ -201,27 +260,36 @@ fn from_gguf(path: &Path, options: &ConvertOptions<'_>) -> Result<Converted, For
         Some(path) => tokenizer::from_files(HfTokenizer::open(path)?, &folder_name(path)),
         None => tokenizer::from_gguf(source.file())?,
     };
-    assemble(InputKind::GgufLlama, (&arch, LlamaNames::Gguf), source, tokenizer, dtype)
+    assemble(InputKind::Gguf, (&arch, GGUF_LLAMA), Box::new(source), tokenizer, dtype)
 }
 
-fn assemble<S: TensorSource + 'static>(
+fn assemble(
     input: InputKind,
-    (arch, names): (&LlamaArch, LlamaNames),
-    source: S,
+    (arch, names): (&ModelArch, NameMap),
+    source: Box<dyn TensorSource>,
     tokenizer: TokenizerPart,
     dtype: DType,
 ) -> Result<Converted, FormatError> {
     let config = arch.model_config(tokenizer.section, dtype)?;
-    let source = Box::new(canonical(source, arch, names)?);
-    Ok(Converted { input, config, artifacts: vec![tokenizer.artifact], source, dtype })
+    let source = canonical(source, arch, names, dtype)?;
+    let mut notes = Vec::new();
+    let num_values = source.num_rounded()?;
+    if num_values > 0 {
+        notes.push(ConvertNote::RoundedNorms { num_values });
+    }
+    if let Some(window_tokens) = arch.sliding_window {
+        notes.push(ConvertNote::SlidingWindow { window_tokens });
+    }
+    let artifacts = std::iter::once(tokenizer.artifact).chain(tokenizer.merges).collect();
+    Ok(Converted { input, config, artifacts, source: Box::new(source), dtype, notes })
 }
 
 /// NeMo's `type`: the hub id that the folder remembers, else the folder's own name.
-fn type_name(config: &HfConfig, folder: &Path) -> String {
-    match config.name_or_path.as_deref() {
+fn type_name(config: &HfConfig, folder: &Path) -> Result<String, FormatError> {
+    Ok(match config.text(&["_name_or_path"])? {
         Some(name) if !name.is_empty() && !name.starts_with(['/', '.']) => name.to_owned(),
         _ => folder_name(folder),
-    }
+    })
 }
 
 /// The name of a folder, or of the folder that holds a file.

@@ -1,4 +1,8 @@
-//! Rewriting a Megatron-Core checkpoint: another dtype, another tokenizer, a folder packed again.
+//! Rewriting a checkpoint of NeMo as a Megatron-Core archive: another dtype, another tokenizer, ranks merged, a folder
+//! packed, a model from before Megatron-Core renamed.
+//!
+//! The configuration changes as in NeMo's `convert_nemo_gpt_to_mcore.py` (v2.1.0); what that script leaves to the user,
+//! ranks and names of other layer specifications, is settled here.
 
 use std::path::Path;
 
@@ -6,32 +10,29 @@ use hydra_config::Node;
 
 use super::arch::precision;
 use super::{ConvertOptions, Converted, InputKind, folder_name, tokenizer};
+use crate::checkpoint::{CheckpointKind, without_hashes};
 use crate::huggingface::HfTokenizer;
 use crate::{Artifact, Checkpoint, DType, FormatError, Region, TensorMeta, TensorSource};
 
-const HASH_CHARS: usize = 32;
+/// Values that name a file of the archive, or did where the checkpoint was saved.
+const ARTIFACT_KEYS: [&str; 3] = ["tokenizer.model", "tokenizer.vocab_file", "tokenizer.merge_file"];
+/// A layer specification with names of its own, which the written file no longer has.
+const WHOLE_TE_LAYER: &str = "megatron_gpt_full_te_layer_autocast";
+const TARGET: &str = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel";
 
 /// Presents an open checkpoint for writing. Artifacts are named by their content anew.
 pub(super) fn rewrite(input: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatError> {
     let checkpoint = Checkpoint::open(input)?;
     let mut config = checkpoint.model_config().clone();
-    let mut artifacts = Vec::new();
-    for member in checkpoint.artifact_names() {
-        let artifact = Artifact { name: base_name(member).to_owned(), bytes: checkpoint.artifact(member)? };
-        let (old, new) = (format!("nemo:{member}"), format!("nemo:{}", artifact.member_name()));
-        for path in config.leaf_paths() {
-            if config.get(&path).and_then(Node::as_str) == Some(old.as_str()) {
-                config.set(&path, Node::from(new.as_str()));
-            }
-        }
-        artifacts.push(artifact);
-    }
+    mcore_config(&mut config, checkpoint.kind());
+    let mut artifacts = artifacts(&checkpoint, &mut config)?;
     if let Some(path) = &options.tokenizer {
         let part = tokenizer::from_files(HfTokenizer::open(path)?, &folder_name(path));
         let replaced = config.get("tokenizer.model").and_then(Node::as_str).map(str::to_owned);
         artifacts.retain(|artifact| replaced != Some(format!("nemo:{}", artifact.member_name())));
         config.set("tokenizer", part.section);
         artifacts.push(part.artifact);
+        artifacts.extend(part.merges);
     }
     let first = checkpoint.tensors().names().next().and_then(|name| checkpoint.tensors().meta(name));
     let source_dtype = first.map_or(DType::F32, |meta| meta.dtype);
@@ -39,19 +40,70 @@ pub(super) fn rewrite(input: &Path, options: &ConvertOptions<'_>) -> Result<Conv
     if options.dtype.is_some() {
         config.set("precision", precision(dtype));
     }
-    Ok(Converted { input: InputKind::Nemo, config, artifacts, source: Box::new(Tensors(checkpoint)), dtype })
+    let source = Box::new(Tensors(checkpoint));
+    Ok(Converted { input: InputKind::Nemo, config, artifacts, source, dtype, notes: Vec::new() })
 }
 
-/// The member's name without the hashes of earlier packings.
-fn base_name(member: &str) -> &str {
-    let mut name = member;
-    while let Some((hash, rest)) = name.split_once('_')
-        && hash.len() == HASH_CHARS
-        && hash.bytes().all(|byte| byte.is_ascii_hexdigit())
-    {
-        name = rest;
+/// Takes the artifacts along, and has the configuration name them by their new members.
+fn artifacts(checkpoint: &Checkpoint, config: &mut Node) -> Result<Vec<Artifact>, FormatError> {
+    let mut artifacts = Vec::new();
+    let references: Vec<(String, String)> = config
+        .leaf_paths()
+        .into_iter()
+        .filter_map(|path| Some((path.clone(), config.get(&path)?.as_str()?.to_owned())))
+        .filter(|(path, value)| value.starts_with("nemo:") || ARTIFACT_KEYS.contains(&path.as_str()))
+        .collect();
+    for member in checkpoint.artifact_names() {
+        let base = member.rsplit('/').next().unwrap_or(member);
+        let [_, name] = without_hashes(base);
+        let artifact = Artifact { name: name.to_owned(), bytes: checkpoint.artifact(member)? };
+        let new = format!("nemo:{}", artifact.member_name());
+        let mut is_named = false;
+        for (path, value) in &references {
+            if checkpoint.artifact_member(value) == Some(member) {
+                config.set(path, Node::from(new.as_str()));
+                is_named = true;
+            }
+        }
+        // The context of NeMo 2 holds more files than NeMo 1 has a use for.
+        if is_named || checkpoint.kind() != CheckpointKind::NeMo2 {
+            artifacts.push(artifact);
+        }
     }
-    name
+    Ok(artifacts)
+}
+
+/// What the configuration of the written file must say: Megatron-Core's model, in one piece.
+fn mcore_config(config: &mut Node, kind: CheckpointKind) {
+    let is_set = |config: &Node, key: &str| config.get(key).is_some_and(|value| *value != Node::Null);
+    if kind == CheckpointKind::Distributed {
+        return;
+    }
+    for key in ["tensor_model_parallel_size", "pipeline_model_parallel_size"] {
+        if is_set(config, key) {
+            config.set(key, Node::Int(1));
+        }
+    }
+    if config.get("name").and_then(Node::as_str) == Some(WHOLE_TE_LAYER) {
+        config.remove("name");
+    }
+    if kind == CheckpointKind::NeMo2 && !is_set(config, "target") {
+        config.set("target", Node::from(TARGET));
+    }
+    if kind != CheckpointKind::Legacy {
+        return;
+    }
+    config.set("mcore_gpt", Node::Bool(true));
+    config.set("transformer_engine", Node::Bool(true));
+    config.set("use_cpu_initialization", Node::Bool(false));
+    // The table of positions had this many rows; Megatron-Core gives it `encoder_seq_length`.
+    let is_learned = config
+        .get("position_embedding_type")
+        .and_then(Node::as_str)
+        .is_none_or(|position| position == "learned_absolute");
+    if is_learned && let Some(rows @ Node::Int(_)) = config.get("max_position_embeddings").cloned() {
+        config.set("encoder_seq_length", rows);
+    }
 }
 
 /// The checkpoint's tensors, keeping the checkpoint open.
@@ -74,3 +126,6 @@ impl TensorSource for Tensors {
         self.0.tensors().mapped_bytes(name)
     }
 }
+
+#[cfg(test)]
+mod tests;

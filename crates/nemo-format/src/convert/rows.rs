@@ -1,12 +1,13 @@
 //! A [`TensorSource`] whose tensors are put together from rows of another source's tensors as they are read.
 //!
-//! Fused QKV, fused gate and up, and llama.cpp's rotary row order are all lists of row ranges, so one reader serves
-//! every architecture. Columns are never moved and values never changed.
+//! Fused QKV, fused gate and up, transposed weights, and llama.cpp's rotary row order are all lists of row ranges, so
+//! one reader serves every architecture and both directions.
 
 use std::ops::Range;
 
 use indexmap::IndexMap;
 
+use crate::convert_dtype::{convert_into, is_float};
 use crate::{DType, FormatError, Region, TensorMeta, TensorSource};
 
 /// Rows of one tensor of the source.
@@ -21,6 +22,8 @@ pub(super) struct Piece {
 pub(super) enum PieceFrom {
     /// A tensor, in its own row order.
     Tensor(String),
+    /// A tensor whose columns are the rows.
+    Transposed(String),
     /// A tensor whose rows llama.cpp permuted: within each head, stored row `2 i + j` is row `j * head_dim / 2 + i`
     /// of the half-split rotary order.
     PairedRotary { name: String, head_dim: u64 },
@@ -28,26 +31,59 @@ pub(super) enum PieceFrom {
     Zeros,
 }
 
+impl PieceFrom {
+    fn tensor(&self) -> Option<&str> {
+        match self {
+            Self::Tensor(name) | Self::Transposed(name) | Self::PairedRotary { name, .. } => Some(name),
+            Self::Zeros => None,
+        }
+    }
+}
+
+/// What happens to the numbers.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Values {
+    /// At most another floating-point type.
+    Kept,
+    /// `by` is added in f32; the result has a type of its own.
+    Shifted { by: f32, dtype: DType },
+}
+
 /// Tensors made of pieces.
-pub(super) struct RowSource<S> {
-    inner: S,
-    zeros_dtype: DType,
+pub(super) struct RowSource {
+    inner: Box<dyn TensorSource>,
+    dtype: DType,
     tensors: IndexMap<String, RowTensor>,
 }
 
 struct RowTensor {
     meta: TensorMeta,
     pieces: Vec<Piece>,
+    shift: f32,
 }
 
-impl<S: TensorSource> RowSource<S> {
-    /// Tensors that are all zeros get `zeros_dtype`.
-    pub(super) fn new(inner: S, zeros_dtype: DType) -> Self {
-        Self { inner, zeros_dtype, tensors: IndexMap::new() }
+impl RowSource {
+    /// Presents floating-point values as `dtype`.
+    pub(super) fn new(inner: Box<dyn TensorSource>, dtype: DType) -> Self {
+        Self { inner, dtype, tensors: IndexMap::new() }
     }
 
-    pub(super) fn inner(&self) -> &S {
-        &self.inner
+    pub(super) fn inner(&self) -> &dyn TensorSource {
+        &*self.inner
+    }
+
+    /// The source's tensors that were used, once for each piece, with the number of rows taken.
+    pub(super) fn used(&self) -> impl Iterator<Item = (&str, u64)> {
+        let pieces = self.tensors.values().flat_map(|tensor| &tensor.pieces);
+        pieces.filter_map(|piece| Some((piece.from.tensor()?, piece.rows.end - piece.rows.start)))
+    }
+
+    /// How many rows a used tensor has: columns, where it is transposed.
+    pub(super) fn num_rows(&self, from: &str) -> u64 {
+        let is_transposed =
+            |piece: &Piece| matches!(&piece.from, PieceFrom::Transposed(name) if name == from);
+        let axis = usize::from(self.tensors.values().flat_map(|tensor| &tensor.pieces).any(is_transposed));
+        self.inner.meta(from).and_then(|meta| meta.shape.get(axis)).copied().unwrap_or(0)
     }
 
     /// Adds the tensor `name` of the given shape, checking every piece against the source.
@@ -56,26 +92,36 @@ impl<S: TensorSource> RowSource<S> {
         name: String,
         shape: Vec<u64>,
         pieces: Vec<Piece>,
+        values: Values,
     ) -> Result<(), FormatError> {
-        let mut dtype = None;
+        let (shift, dtype) = match values {
+            Values::Kept => (0.0, self.dtype),
+            Values::Shifted { by, dtype } => (by, dtype),
+        };
         for piece in &pieces {
-            let (PieceFrom::Tensor(from) | PieceFrom::PairedRotary { name: from, .. }) = &piece.from else {
-                continue;
-            };
-            let meta =
-                self.inner.meta(from).ok_or_else(|| FormatError::MissingTensor { name: from.clone() })?;
-            let fits = meta.shape.len() == shape.len()
-                && meta.shape.get(1..) == shape.get(1..)
-                && meta.shape.first().is_some_and(|&rows| piece.rows.end <= rows);
+            let Some(from) = piece.from.tensor() else { continue };
+            let meta = self.inner.meta(from).ok_or_else(|| missing(from, &name))?;
+            let mut stored = meta.shape.clone();
+            if matches!(piece.from, PieceFrom::Transposed(_)) {
+                stored.reverse();
+            }
+            let fits = stored.len() == shape.len()
+                && stored.get(1..) == shape.get(1..)
+                && stored.first().is_some_and(|&rows| piece.rows.end <= rows);
             if !fits {
                 let reason = format!(
-                    "its shape {:?} does not hold rows {:?} that `{name}` of shape {shape:?} needs",
+                    "its shape {:?} does not hold rows {:?} that `{name}` of shape {shape:?} needs; the configuration and \
+                     the weights do not belong together",
                     meta.shape, piece.rows
                 );
                 return Err(FormatError::bad_tensor(from, reason));
             }
-            if *dtype.get_or_insert(meta.dtype) != meta.dtype {
-                return Err(FormatError::bad_tensor(from, format!("its parts in `{name}` differ in dtype")));
+            if !is_float(meta.dtype) {
+                return Err(FormatError::UnsupportedConversion {
+                    name: from.to_owned(),
+                    from: meta.dtype,
+                    to: dtype,
+                });
             }
         }
         let num_rows: u64 = pieces.iter().map(|piece| piece.rows.end - piece.rows.start).sum();
@@ -83,13 +129,32 @@ impl<S: TensorSource> RowSource<S> {
             let reason = format!("{num_rows} rows do not make up the shape {shape:?}");
             return Err(FormatError::bad_tensor(&name, reason));
         }
-        let dtype = dtype.unwrap_or(self.zeros_dtype);
-        self.tensors.insert(name, RowTensor { meta: TensorMeta { dtype, shape }, pieces });
+        self.tensors.insert(name, RowTensor { meta: TensorMeta { dtype, shape }, pieces, shift });
         Ok(())
     }
 
-    /// Reads rows `rows` of `piece` (counted from the tensor's first) with the columns of `region`.
-    fn read_piece(
+    /// How many values a shift has changed for good: those that shifting back does not restore.
+    pub(super) fn num_rounded(&self) -> Result<u64, FormatError> {
+        let mut num_rounded = 0;
+        for (name, tensor) in self.tensors.iter().filter(|(_, tensor)| tensor.shift != 0.0) {
+            let shifted = self.read_whole(name)?;
+            let names = tensor.pieces.iter().filter_map(|piece| piece.from.tensor());
+            for from in names {
+                let Some(meta) = self.inner.meta(from) else { continue };
+                let stored = self.inner.read_whole(from)?;
+                let mut restored = vec![0; stored.len()];
+                convert_into(&shifted, tensor.meta.dtype, &mut restored, meta.dtype, -tensor.shift);
+                let elem_bytes = meta.dtype.size_bytes();
+                let pairs = stored.chunks_exact(elem_bytes).zip(restored.chunks_exact(elem_bytes));
+                num_rounded += pairs.filter(|(stored, restored)| stored != restored).count() as u64;
+            }
+        }
+        Ok(num_rounded)
+    }
+
+    /// Reads rows `rows` of a piece (counted from its tensor's first) with the columns of `region`, in the
+    /// tensor's own type.
+    fn read_stored(
         &self,
         from: &PieceFrom,
         rows: Range<u64>,
@@ -106,6 +171,16 @@ impl<S: TensorSource> RowSource<S> {
                 Ok(())
             }
             PieceFrom::Tensor(name) => self.inner.read(name, &with_rows(rows), dst),
+            PieceFrom::Transposed(name) => {
+                let num_rows = (rows.end - rows.start) as usize;
+                let mut region = with_rows(rows);
+                region.ranges.reverse();
+                let num_columns = region.ranges.first().map_or(0, |range| (range.end - range.start) as usize);
+                let mut stored = vec![0; dst.len()];
+                self.inner.read(name, &region, &mut stored)?;
+                transpose(&stored, dst, num_rows, num_columns);
+                Ok(())
+            }
             PieceFrom::PairedRotary { name, head_dim } => {
                 let heads = rows.start / head_dim * head_dim..rows.end.div_ceil(*head_dim) * head_dim;
                 let row_bytes = dst.len() / (rows.end - rows.start) as usize;
@@ -122,9 +197,33 @@ impl<S: TensorSource> RowSource<S> {
             }
         }
     }
+
+    fn stored_dtype(&self, from: &PieceFrom) -> Option<DType> {
+        Some(self.inner.meta(from.tensor()?)?.dtype)
+    }
 }
 
-impl<S: TensorSource> TensorSource for RowSource<S> {
+/// The error that the weights lack `from`, which `name` is made of.
+pub(super) fn missing(from: &str, name: &str) -> FormatError {
+    let reason = format!(
+        "the weights do not have it, and `{name}` is made of it; complete the files, or correct the configuration if the model has \
+         no such tensor"
+    );
+    FormatError::bad_tensor(from, reason)
+}
+
+/// Turns `num_columns` rows of `num_rows` elements around.
+fn transpose(stored: &[u8], dst: &mut [u8], num_rows: usize, num_columns: usize) {
+    let elem_bytes = dst.len() / (num_rows * num_columns).max(1);
+    for (row, dst) in dst.chunks_exact_mut((num_columns * elem_bytes).max(1)).enumerate() {
+        for (column, dst) in dst.chunks_exact_mut(elem_bytes).enumerate() {
+            let at = (column * num_rows + row) * elem_bytes;
+            dst.copy_from_slice(&stored[at..at + elem_bytes]);
+        }
+    }
+}
+
+impl TensorSource for RowSource {
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
         Box::new(self.tensors.keys().map(String::as_str))
     }
@@ -147,7 +246,18 @@ impl<S: TensorSource> TensorSource for RowSource<S> {
             if start < end {
                 let (part, tail) = rest.split_at_mut((end - start) as usize * row_bytes);
                 let first = piece.rows.start + (start - piece_start);
-                self.read_piece(&piece.from, first..first + (end - start), region, part)?;
+                let rows = first..first + (end - start);
+                let dtype = tensor.meta.dtype;
+                match self.stored_dtype(&piece.from).filter(|&stored| stored != dtype || tensor.shift != 0.0)
+                {
+                    None => self.read_stored(&piece.from, rows, region, part)?,
+                    Some(stored_dtype) => {
+                        let num_elems = part.len() / dtype.size_bytes();
+                        let mut stored = vec![0; num_elems * stored_dtype.size_bytes()];
+                        self.read_stored(&piece.from, rows, region, &mut stored)?;
+                        convert_into(&stored, stored_dtype, part, dtype, tensor.shift);
+                    }
+                }
                 rest = tail;
             }
             piece_start = piece_end;
@@ -158,6 +268,7 @@ impl<S: TensorSource> TensorSource for RowSource<S> {
     fn mapped_bytes(&self, name: &str) -> Option<&[u8]> {
         let tensor = self.tensors.get(name)?;
         let [Piece { from: PieceFrom::Tensor(from), .. }] = tensor.pieces.as_slice() else { return None };
-        (self.inner.meta(from)? == &tensor.meta).then(|| self.inner.mapped_bytes(from))?
+        let is_same = self.inner.meta(from)? == &tensor.meta && tensor.shift == 0.0;
+        is_same.then(|| self.inner.mapped_bytes(from))?
     }
 }

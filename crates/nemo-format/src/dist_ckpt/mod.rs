@@ -1,14 +1,93 @@
-//! Megatron distributed checkpoints: the folder `model_weights/` of a `.nemo`.
+//! Megatron distributed checkpoints: a folder of global arrays, `model_weights/` of a `.nemo` or `weights/` of NeMo 2.
 //!
-//! The torch_dist backend is read here. Tensors come out under canonical names, one a layer, whatever way the file
-//! stacks layers or cuts them for tensor parallelism.
+//! Tensors come out under canonical names, one a layer, whatever way the file stacks layers or cuts them for tensor
+//! parallelism. Optimizer state and `_extra_state` are passed over unread. Written by
+//! `megatron.core.dist_checkpointing`, whose `metadata.json` marks the folder.
 
-mod metadata;
 mod torch_dist;
+mod zarr;
 
-pub(crate) use torch_dist::TorchDist;
+use std::sync::Arc;
 
-/// The folder inside the checkpoint.
+use crate::archive::Archive;
+pub(crate) use crate::naming::LAYERS;
+use crate::naming::{Place, place};
+use crate::pieced::{Array, PiecedSource};
+use crate::{FormatError, StoredTensorInfo};
+
+/// The folder inside a `.nemo`.
 pub(crate) const FOLDER: &str = "model_weights";
-/// What the keys of a homogeneous decoder's layers begin with.
-pub(crate) const LAYERS: &str = "model.decoder.layers.";
+
+/// How the arrays are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    TorchDist,
+    Zarr,
+}
+
+impl Backend {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::TorchDist => "torch_dist",
+            Self::Zarr => "zarr",
+        }
+    }
+
+    fn detect(archive: &Archive, folder: &str) -> Result<Self, FormatError> {
+        let member = format!("{folder}/metadata.json");
+        let parsed: serde_json::Value =
+            serde_json::from_slice(archive.member(&member)?).map_err(|error| {
+                FormatError::damaged(&archive.describe(&member), error.column(), error.to_string())
+            })?;
+        match parsed.get("sharded_backend").and_then(serde_json::Value::as_str) {
+            Some("torch_dist") => Ok(Self::TorchDist),
+            Some("zarr") => Ok(Self::Zarr),
+            other => Err(FormatError::Unsupported {
+                what: format!(
+                    "`{}`, whose `sharded_backend` is `{}`,",
+                    archive.describe(&member),
+                    other.unwrap_or("missing")
+                ),
+                hint: "save it with the `torch_dist` or the `zarr` backend".to_owned(),
+            }),
+        }
+    }
+}
+
+/// What a folder of global arrays holds.
+pub(crate) struct DistCkpt {
+    pub(crate) backend: Backend,
+    pub(crate) source: PiecedSource,
+    pub(crate) stored: Vec<StoredTensorInfo>,
+}
+
+/// Opens `folder` of the archive.
+pub(crate) fn open(archive: &Arc<Archive>, folder: &str) -> Result<DistCkpt, FormatError> {
+    let backend = Backend::detect(archive, folder)?;
+    let arrays = match backend {
+        Backend::TorchDist => torch_dist::arrays(archive, folder)?,
+        Backend::Zarr => zarr::arrays(archive, folder)?,
+    };
+    let mut source = PiecedSource::new(Arc::clone(archive));
+    let mut stored = Vec::new();
+    for array in arrays {
+        let place = place(&array.name);
+        stored.push(StoredTensorInfo {
+            file: folder.to_owned(),
+            name: array.name.clone(),
+            meta: array.meta.clone(),
+            canonical: place.canonical(),
+        });
+        add(&mut source, place, array)?;
+    }
+    Ok(DistCkpt { backend, source, stored })
+}
+
+fn add(source: &mut PiecedSource, place: Place, array: Array) -> Result<(), FormatError> {
+    match place {
+        Place::Unused => Ok(()),
+        Place::Outside(name) => source.add(name, array),
+        Place::Layer { layer, rest, .. } => source.add(format!("{LAYERS}{layer}.{rest}"), array),
+        Place::Stacked(rest) => source.add_layers(array, |layer| format!("{LAYERS}{layer}.{rest}")),
+    }
+}

@@ -1,232 +1,172 @@
-//! The torch_dist backend as a [`TensorSource`].
+//! The torch_dist backend: the pickle `.metadata` (`torch.distributed.checkpoint.metadata.Metadata`) and data files
+//! that it points into. Every piece is a torch file of its own, looked into when it is read.
 
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 
-use indexmap::IndexMap;
-
-use super::metadata::{self, Chunk, StoredKey};
-use super::{FOLDER, LAYERS};
 use crate::archive::Archive;
-use crate::torch_zip::{StoredTensor, read_tensor};
-use crate::{FormatError, Region, TensorMeta, TensorSource};
+use crate::naming::is_weight;
+use crate::pickle::{self, Pickle, Value, ValueId};
+use crate::pieced::{Array, Piece, PieceData};
+use crate::{DType, FormatError, TensorMeta};
 
-/// The tensors of a torch_dist checkpoint, read in place.
-#[derive(Debug)]
-pub(crate) struct TorchDist {
-    archive: Arc<Archive>,
-    /// By the file's own names.
-    stored: IndexMap<String, StoredKey>,
-    /// By canonical names.
-    tensors: IndexMap<String, Canonical>,
+/// All arrays that are weights, in the order of the file.
+pub(super) fn arrays(archive: &Archive, folder: &str) -> Result<Vec<Array>, FormatError> {
+    let member = format!("{folder}/.metadata");
+    let pickle = pickle::parse(archive.member(&member)?, &archive.describe(&member))?;
+    let reader = Reader { archive, folder, file: archive.describe(&member), pickle: &pickle };
+    let places = reader.places()?;
+    let mut arrays = Vec::new();
+    for &(key, stored) in reader.root_dict("state_dict_metadata")? {
+        let name = pickle.text(key).ok_or_else(|| reader.damaged("a tensor's name is no string"))?;
+        // Entries of bytes are `_extra_state`, which inference does not need.
+        if !is_weight(name) || matches!(pickle.object(stored), Some(("BytesStorageMetadata", ..))) {
+            continue;
+        }
+        arrays.push(reader.array(name, stored, &places)?);
+    }
+    reader.check_items(&arrays)?;
+    Ok(arrays)
 }
 
-/// A canonical tensor: a stored one, or one layer of a stacked one.
-#[derive(Debug)]
-struct Canonical {
-    stored_idx: usize,
-    layer: Option<u64>,
-    meta: TensorMeta,
+/// Data file and item of a piece, by key and offsets.
+type Places<'a> = HashMap<(&'a str, Vec<u64>), (usize, Range<u64>)>;
+
+struct Reader<'a> {
+    archive: &'a Archive,
+    folder: &'a str,
+    file: String,
+    pickle: &'a Pickle,
 }
 
-impl TorchDist {
-    pub(crate) fn open(archive: Arc<Archive>) -> Result<Self, FormatError> {
-        let file = format!("{FOLDER}/.metadata");
-        let stored = metadata::parse(archive.member(&file)?, &file)?;
-        let mut tensors = IndexMap::new();
-        for (stored_idx, (key, value)) in stored.iter().enumerate() {
-            let name = canonical_key(key);
-            let in_layers = name.strip_prefix(LAYERS);
-            let is_stacked = in_layers.is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()));
-            match in_layers.filter(|_| is_stacked) {
-                Some(rest) => {
-                    let Some((&num_layers, shape)) = value.meta.shape.split_first() else {
-                        let reason = "a stacked tensor has no layer axis".to_owned();
-                        return Err(FormatError::BadTensor { name: key.clone(), reason });
-                    };
-                    for layer in 0..num_layers.min(MAX_LAYERS) {
-                        let meta = TensorMeta { dtype: value.meta.dtype, shape: shape.to_vec() };
-                        tensors.insert(
-                            format!("{LAYERS}{layer}.{rest}"),
-                            Canonical { stored_idx, layer: Some(layer), meta },
-                        );
-                    }
+impl<'a> Reader<'a> {
+    fn damaged(&self, reason: impl Into<String>) -> FormatError {
+        FormatError::damaged(&self.file, 0, reason)
+    }
+
+    fn root_dict(&self, name: &str) -> Result<&'a [(ValueId, ValueId)], FormatError> {
+        let id = self.pickle.field(self.pickle.root(), name).and_then(|id| self.pickle.dict(id));
+        id.ok_or_else(|| self.damaged(format!("it has no `{name}`")))
+    }
+
+    fn places(&self) -> Result<Places<'a>, FormatError> {
+        let mut places = Places::new();
+        for &(index, info) in self.root_dict("storage_data")? {
+            let unreadable = || self.damaged("a storage entry cannot be read");
+            let fqn = self.pickle.field(index, "fqn").and_then(|id| self.pickle.text(id));
+            let key = fqn.ok_or_else(unreadable)?;
+            // Entries of bytes have no offset.
+            let offsets = match self.pickle.field(index, "offset") {
+                Some(id) if *self.pickle.value(id) != Value::None => {
+                    self.pickle.torch_size(id).ok_or_else(unreadable)?
                 }
-                None => {
-                    tensors.insert(name, Canonical { stored_idx, layer: None, meta: value.meta.clone() });
-                }
+                _ => continue,
+            };
+            if !is_weight(key) {
+                continue;
+            }
+            self.check_transforms(key, info)?;
+            let (chunk_file, item) = self.item(info).ok_or_else(unreadable)?;
+            if chunk_file.contains(['/', '\\']) || chunk_file.starts_with('.') {
+                return Err(self.damaged(format!("data file `{chunk_file}` is not a plain name")));
+            }
+            let member_idx = self.archive.index_of(&format!("{}/{chunk_file}", self.folder))?;
+            if places.insert((key, offsets), (member_idx, item)).is_some() {
+                return Err(FormatError::bad_tensor(key, "two storage entries are for the same piece"));
             }
         }
-        Ok(Self { archive, stored, tensors })
+        Ok(places)
     }
 
-    /// The tensors as the file names them, in its order.
-    pub(crate) fn stored(&self) -> impl Iterator<Item = (&str, &TensorMeta)> {
-        self.stored.iter().map(|(name, key)| (name.as_str(), &key.meta))
+    fn check_transforms(&self, key: &str, info: ValueId) -> Result<(), FormatError> {
+        let transforms = self.pickle.field(info, "transform_descriptors").map(|id| self.pickle.value(id));
+        match transforms {
+            None | Some(Value::None) => Ok(()),
+            Some(Value::List(items) | Value::Tuple(items)) if items.is_empty() => Ok(()),
+            Some(_) => Err(FormatError::Unsupported {
+                what: format!("tensor `{key}`, which was written through `transform_descriptors`,"),
+                hint: "save the checkpoint without compression or other storage extensions".to_owned(),
+            }),
+        }
     }
 
-    /// A chunk's tensor and its bytes.
-    fn chunk_bytes(
-        &self,
-        name: &str,
-        key: &StoredKey,
-        chunk: &Chunk,
-    ) -> Result<(StoredTensor, &[u8]), FormatError> {
-        let member = format!("{FOLDER}/{}", chunk.file);
-        let bytes = self.archive.member(&member)?;
-        let item = bytes.get(chunk.item.start as usize..chunk.item.end as usize).ok_or_else(|| {
-            FormatError::Damaged {
-                file: member.clone(),
-                offset_bytes: chunk.item.start,
-                reason: format!(
-                    "an item of `{name}` ends at {}, the file at {}",
-                    chunk.item.end,
-                    bytes.len()
-                ),
-            }
+    /// The data file and the place in it.
+    fn item(&self, info: ValueId) -> Option<(&'a str, Range<u64>)> {
+        let field = |name| self.pickle.field(info, name);
+        let number = |name| u64::try_from(self.pickle.int(field(name)?)?).ok();
+        let start = number("offset")?;
+        let end = start.checked_add(number("length")?)?;
+        Some((self.pickle.text(field("relative_path")?)?, start..end))
+    }
+
+    fn array(&self, name: &str, stored: ValueId, places: &Places<'_>) -> Result<Array, FormatError> {
+        let bad = |reason: String| FormatError::bad_tensor(name, reason);
+        let (dtype, shape) =
+            properties(self.pickle, stored).ok_or_else(|| bad("its metadata cannot be read".to_owned()))?;
+        let dtype = DType::from_name(dtype).ok_or_else(|| FormatError::Unsupported {
+            what: format!("tensor `{name}` of dtype {dtype}"),
+            hint: "save the weights as float32, bfloat16 or float16".to_owned(),
         })?;
-        let tensor = read_tensor(item, &member)?;
-        if tensor.shape != chunk.sizes || tensor.dtype != key.meta.dtype {
-            let reason = format!(
-                "a chunk holds {} {:?}, its metadata says {} {:?}",
-                tensor.dtype.name(),
-                tensor.shape,
-                key.meta.dtype.name(),
-                chunk.sizes
-            );
-            return Err(FormatError::BadTensor { name: name.to_owned(), reason });
+        let ids = self.pickle.field(stored, "chunks").and_then(|id| self.pickle.items(id));
+        let ids = ids.ok_or_else(|| bad("it has no chunks".to_owned()))?;
+        let mut pieces = Vec::with_capacity(ids.len());
+        for &id in ids {
+            let size = |field| self.pickle.torch_size(self.pickle.field(id, field)?);
+            let (Some(offsets), Some(sizes)) = (size("offsets"), size("sizes")) else {
+                return Err(bad("a chunk cannot be read".to_owned()));
+            };
+            let (member_idx, item) = places.get(&(name, offsets.clone())).cloned().ok_or_else(|| {
+                bad(format!("its piece at {offsets:?} has no data; the checkpoint is incomplete"))
+            })?;
+            pieces.push(Piece { offsets, sizes, member_idx, data: PieceData::TorchItem(item) });
         }
-        Ok((tensor, item))
-    }
-}
-
-/// More layers than any model has; bounds what a hostile file can make this reader allocate.
-const MAX_LAYERS: u64 = 4096;
-
-/// `model.module.x`, `module.x` and `x._orig_mod.y` mean the same tensor as `model.x` and `x.y`.
-fn canonical_key(key: &str) -> String {
-    let rest = key.strip_prefix("model.").unwrap_or(key);
-    let rest = rest.strip_prefix("module.").unwrap_or(rest);
-    format!("model.{}", rest.replace("._orig_mod", ""))
-}
-
-impl TensorSource for TorchDist {
-    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
-        Box::new(self.tensors.keys().map(String::as_str))
+        Ok(Array { name: name.to_owned(), meta: TensorMeta { dtype, shape }, pieces })
     }
 
-    fn meta(&self, name: &str) -> Option<&TensorMeta> {
-        self.tensors.get(name).map(|tensor| &tensor.meta)
-    }
-
-    fn read(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError> {
-        let tensor =
-            self.tensors.get(name).ok_or_else(|| FormatError::MissingTensor { name: name.to_owned() })?;
-        region.check(name, &tensor.meta, dst.len())?;
-        let Some((key_name, key)) = self.stored.get_index(tensor.stored_idx) else { return Ok(()) };
-        let mut wanted: Vec<Range<u64>> = tensor.layer.map(|layer| layer..layer + 1).into_iter().collect();
-        wanted.extend(region.ranges.iter().cloned());
-        for chunk in &key.chunks {
-            let overlap: Option<Vec<Range<u64>>> = wanted
-                .iter()
-                .zip(chunk.offsets.iter().zip(&chunk.sizes))
-                .map(|(range, (&offset, &size))| {
-                    let (start, end) = (range.start.max(offset), range.end.min(offset + size));
-                    (start < end).then_some(start..end)
-                })
-                .collect();
-            if let Some(overlap) = overlap {
-                let (stored, bytes) = self.chunk_bytes(key_name, key, chunk)?;
-                copy_overlap(
-                    &Overlap { wanted: &wanted, overlap: &overlap, chunk, stored: &stored },
-                    bytes,
-                    dst,
-                );
+    /// Items lie inside their data files and share no byte.
+    fn check_items(&self, arrays: &[Array]) -> Result<(), FormatError> {
+        let mut items = Vec::new();
+        for array in arrays {
+            for piece in &array.pieces {
+                let PieceData::TorchItem(item) = &piece.data else { continue };
+                let file_bytes = self.archive.at(piece.member_idx).len() as u64;
+                if item.end > file_bytes {
+                    let reason = format!(
+                        "its piece at {:?} ends at byte {} of `{}`, which has {file_bytes}; copy the checkpoint again",
+                        piece.offsets,
+                        item.end,
+                        self.archive.name_at(piece.member_idx)
+                    );
+                    return Err(FormatError::bad_tensor(&array.name, reason));
+                }
+                items.push((piece.member_idx, item.clone(), array.name.as_str()));
+            }
+        }
+        items.sort_unstable_by_key(|(member_idx, item, _)| (*member_idx, item.start));
+        for pair in items.windows(2) {
+            if let [(left_file, left, left_name), (right_file, right, right_name)] = pair
+                && left_file == right_file
+                && right.start < left.end
+            {
+                let file = self.archive.describe(self.archive.name_at(*left_file));
+                let reason = format!("items of `{left_name}` and `{right_name}` overlap");
+                return Err(FormatError::damaged(&file, right.start as usize, reason));
             }
         }
         Ok(())
     }
-
-    fn mapped_bytes(&self, name: &str) -> Option<&[u8]> {
-        let tensor = self.tensors.get(name)?;
-        let (key_name, key) = self.stored.get_index(tensor.stored_idx)?;
-        let first = tensor.layer.unwrap_or(0);
-        let chunk = key.chunks.iter().find(|chunk| match tensor.layer {
-            Some(layer) => chunk
-                .offsets
-                .first()
-                .zip(chunk.sizes.first())
-                .is_some_and(|(&offset, &size)| (offset..offset + size).contains(&layer)),
-            None => true,
-        })?;
-        let is_whole = if tensor.layer.is_some() {
-            chunk.sizes.get(1..)? == tensor.meta.shape
-                && chunk.offsets.get(1..)?.iter().all(|&offset| offset == 0)
-        } else {
-            chunk.sizes == tensor.meta.shape
-        };
-        if !is_whole {
-            return None;
-        }
-        let (stored, bytes) = self.chunk_bytes(key_name, key, chunk).ok()?;
-        if !stored.is_contiguous() {
-            return None;
-        }
-        let size_bytes = tensor.meta.size_bytes()?;
-        let layer_in_chunk = if tensor.layer.is_some() { first - chunk.offsets.first()? } else { 0 };
-        let start = stored.start_bytes + layer_in_chunk * size_bytes;
-        bytes.get(start as usize..(start + size_bytes) as usize)
-    }
 }
 
-/// What part of a chunk goes where.
-struct Overlap<'a> {
-    wanted: &'a [Range<u64>],
-    overlap: &'a [Range<u64>],
-    chunk: &'a Chunk,
-    stored: &'a StoredTensor,
+fn properties(pickle: &Pickle, stored: ValueId) -> Option<(&str, Vec<u64>)> {
+    let properties = pickle.object(pickle.field(stored, "properties")?)?.2?;
+    // Torch pickles the state as a tuple; a plain dict of the dataclass's fields means the same.
+    let dtype = match pickle.items(properties) {
+        Some(items) => *items.first()?,
+        None => pickle.entry(properties, "dtype")?,
+    };
+    let Value::Global(_, dtype) = pickle.value(dtype) else { return None };
+    Some((dtype, pickle.torch_size(pickle.field(stored, "size")?)?))
 }
 
-/// Copies the overlap row by row, a row being a run along the last axis.
-fn copy_overlap(part: &Overlap<'_>, bytes: &[u8], dst: &mut [u8]) {
-    let elem_bytes = part.stored.dtype.size_bytes();
-    let num_axes = part.wanted.len();
-    let last = num_axes.saturating_sub(1);
-    let row_elems = part.overlap.get(last).map_or(1, |range| range.end - range.start);
-    let mut index: Vec<u64> = part.overlap.iter().map(|range| range.start).collect();
-    loop {
-        let mut from_elems = 0;
-        let mut to_elems = 0;
-        for (axis, &at) in index.iter().enumerate() {
-            from_elems += (at - part.chunk.offsets[axis]) * part.stored.strides_elems[axis];
-            let extent = part.wanted[axis].end - part.wanted[axis].start;
-            to_elems = to_elems * extent + (at - part.wanted[axis].start);
-        }
-        let stride_elems = part.stored.strides_elems.get(last).copied().unwrap_or(1);
-        let from = part.stored.start_bytes as usize + from_elems as usize * elem_bytes;
-        let to = to_elems as usize * elem_bytes;
-        if stride_elems == 1 || row_elems == 1 {
-            let len = row_elems as usize * elem_bytes;
-            dst[to..to + len].copy_from_slice(&bytes[from..from + len]);
-        } else {
-            for elem in 0..row_elems as usize {
-                let from = from + elem * stride_elems as usize * elem_bytes;
-                let to = to + elem * elem_bytes;
-                dst[to..to + elem_bytes].copy_from_slice(&bytes[from..from + elem_bytes]);
-            }
-        }
-        // The next row: count up all axes but the last.
-        let mut axis = last;
-        loop {
-            if axis == 0 {
-                return;
-            }
-            axis -= 1;
-            index[axis] += 1;
-            if index[axis] < part.overlap[axis].end {
-                break;
-            }
-            index[axis] = part.overlap[axis].start;
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,8 @@
 
 use half::{bf16, f16};
 
+use super::super_block as k;
+
 /// How the elements of a row are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BlockType {
@@ -16,6 +18,12 @@ pub(crate) enum BlockType {
     Q5_0,
     Q5_1,
     Q8_0,
+    Q2K,
+    Q3K,
+    Q4K,
+    Q5K,
+    Q6K,
+    Q8K,
 }
 
 impl BlockType {
@@ -29,6 +37,12 @@ impl BlockType {
             6 => Self::Q5_0,
             7 => Self::Q5_1,
             8 => Self::Q8_0,
+            10 => Self::Q2K,
+            11 => Self::Q3K,
+            12 => Self::Q4K,
+            13 => Self::Q5K,
+            14 => Self::Q6K,
+            15 => Self::Q8K,
             30 => Self::Bf16,
             _ => return None,
         })
@@ -38,12 +52,6 @@ impl BlockType {
     pub(super) fn name_of(id: u32) -> String {
         let name = match id {
             9 => "Q8_1",
-            10 => "Q2_K",
-            11 => "Q3_K",
-            12 => "Q4_K",
-            13 => "Q5_K",
-            14 => "Q6_K",
-            15 => "Q8_K",
             16 => "IQ2_XXS",
             17 => "IQ2_XS",
             18 => "IQ3_XXS",
@@ -76,6 +84,12 @@ impl BlockType {
             Self::Q5_0 => (32, 22),
             Self::Q5_1 => (32, 24),
             Self::Q8_0 => (32, 34),
+            Self::Q2K => (k::BLOCK_ELEMS, 84),
+            Self::Q3K => (k::BLOCK_ELEMS, 110),
+            Self::Q4K => (k::BLOCK_ELEMS, 144),
+            Self::Q5K => (k::BLOCK_ELEMS, 176),
+            Self::Q6K => (k::BLOCK_ELEMS, 210),
+            Self::Q8K => (k::BLOCK_ELEMS, 292),
         }
     }
 
@@ -111,6 +125,12 @@ impl BlockType {
                     let high = high_bits(block, 4);
                     nibbles(&block[8..], out, |i, q| f32::from(q | high(i)) * scale + min);
                 }
+                (Self::Q2K, block) => k::q2_k(block, out),
+                (Self::Q3K, block) => k::q3_k(block, out),
+                (Self::Q4K, block) => k::q4_k(block, out),
+                (Self::Q5K, block) => k::q5_k(block, out),
+                (Self::Q6K, block) => k::q6_k(block, out),
+                (Self::Q8K, block) => k::q8_k(block, out),
                 (_, block) => {
                     let scale = f16_at(block, 0);
                     for (out, &q) in out.iter_mut().zip(&block[2..]) {
@@ -122,7 +142,7 @@ impl BlockType {
     }
 }
 
-fn f16_at(block: &[u8], at: usize) -> f32 {
+pub(super) fn f16_at(block: &[u8], at: usize) -> f32 {
     f16::from_le_bytes([block[at], block[at + 1]]).to_f32()
 }
 

@@ -1,10 +1,11 @@
 //! GGUF files, versions 2 and 3, little endian: metadata, tensor directory, dequantisation row by row.
 //!
 //! Layout: <https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>. Tensors keep the names of the file; axes are
-//! listed outermost first, the reverse of the file's order. K-quants and i-quants are refused by name.
+//! listed outermost first, the reverse of the file's order. i-quants are refused by name.
 
 mod block;
 mod reader;
+mod super_block;
 #[cfg(test)]
 mod tests;
 mod value;

@@ -264,7 +264,7 @@ impl<'a> Cursor<'a> {
         let type_id = self.u32(&what)?;
         let block_type = BlockType::from_id(type_id).ok_or_else(|| FormatError::Unsupported {
             what: format!("{what} of GGUF type {} in `{}`", BlockType::name_of(type_id), self.file),
-            hint: "supported types are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0".into(),
+            hint: "supported types are F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and Q2_K to Q8_K".into(),
         })?;
         let relative_offset_bytes = self.u64(&what)?;
         Ok(RawTensor { at, name, block_type, shape, relative_offset_bytes })

@@ -1,79 +1,158 @@
-//! `config.json` of a Hugging Face model, as far as a decoder's shape and rotary embedding need it.
+//! `config.json` of a Hugging Face model: typed look-ups under the several names that a key has had.
 //!
 //! Both spellings are read: `torch_dtype` and `rope_scaling` of transformers 4, `dtype` and `rope_parameters` of 5.
-//! Defaults for keys left out are those of `LlamaConfig`.
+//! Which keys a family has, and their defaults, is decided in `convert`.
 
 use std::path::Path;
 
-use serde::Deserialize;
+use serde_json::{Map, Value};
 
 use super::read_json;
 use crate::FormatError;
 
-/// The keys of `config.json` that matter here. Unknown keys are tolerated, as transformers does.
-#[derive(Debug, Deserialize)]
+/// A parsed `config.json`. Unknown keys are tolerated, as transformers does.
+#[derive(Debug)]
 pub(crate) struct HfConfig {
-    pub(crate) model_type: Option<String>,
-    #[serde(default)]
-    pub(crate) architectures: Option<Vec<String>>,
-    #[serde(rename = "_name_or_path")]
-    pub(crate) name_or_path: Option<String>,
-    pub(crate) hidden_size: Option<u64>,
-    pub(crate) intermediate_size: Option<u64>,
-    pub(crate) num_hidden_layers: Option<u64>,
-    pub(crate) num_attention_heads: Option<u64>,
-    pub(crate) num_key_value_heads: Option<u64>,
-    pub(crate) head_dim: Option<u64>,
-    pub(crate) vocab_size: Option<u64>,
-    pub(crate) max_position_embeddings: Option<u64>,
-    pub(crate) initializer_range: Option<f64>,
-    pub(crate) rms_norm_eps: Option<f64>,
-    pub(crate) rope_theta: Option<f64>,
-    rope_scaling: Option<HfRope>,
-    rope_parameters: Option<HfRope>,
-    pub(crate) tie_word_embeddings: Option<bool>,
-    pub(crate) hidden_act: Option<String>,
-    pub(crate) partial_rotary_factor: Option<f64>,
+    file: String,
+    values: Map<String, Value>,
 }
 
-/// `rope_scaling` or `rope_parameters`.
-#[derive(Clone, Debug, Default, Deserialize)]
+/// `rope_scaling` or `rope_parameters`, with what older files state outside of it.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct HfRope {
-    #[serde(alias = "type")]
     pub(crate) rope_type: Option<String>,
     pub(crate) factor: Option<f64>,
     pub(crate) low_freq_factor: Option<f64>,
     pub(crate) high_freq_factor: Option<f64>,
     pub(crate) original_max_position_embeddings: Option<f64>,
     pub(crate) rope_theta: Option<f64>,
+    pub(crate) partial_rotary_factor: Option<f64>,
 }
 
 impl HfConfig {
     /// Reads `config.json` of a folder.
     pub(crate) fn open(folder: &Path) -> Result<Self, FormatError> {
         let path = folder.join("config.json");
-        let mut value = read_json(&path)?.ok_or_else(|| FormatError::MissingMember {
+        let file = path.display().to_string();
+        let value = read_json(&path)?.ok_or_else(|| FormatError::MissingMember {
             path: folder.to_path_buf(),
             member: "config.json".into(),
         })?;
-        // Old files state the kind of scaling twice, as `type` and `rope_type`.
-        for key in ["rope_scaling", "rope_parameters"] {
-            if let Some(rope) = value.get_mut(key).and_then(serde_json::Value::as_object_mut)
-                && rope.contains_key("rope_type")
-            {
-                rope.remove("type");
-            }
+        match value {
+            Value::Object(values) => Ok(Self { file, values }),
+            _ => Err(FormatError::BadConfig { file, reason: "it is not a JSON object".into() }),
         }
-        serde_json::from_value(value).map_err(|error| FormatError::BadConfig {
-            file: path.display().to_string(),
-            reason: error.to_string(),
+    }
+
+    /// The file, for messages.
+    pub(crate) fn file(&self) -> &str {
+        &self.file
+    }
+
+    /// The first of these keys that is there and not null.
+    fn find(&self, keys: &[&str]) -> Option<(String, &Value)> {
+        let found = |key: &&str| Some(((*key).to_owned(), self.values.get(*key)?));
+        keys.iter().filter_map(found).find(|(_, value)| !value.is_null())
+    }
+
+    fn read<T>(
+        &self,
+        keys: &[&str],
+        expected: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Option<T>, FormatError> {
+        let Some((key, value)) = self.find(keys) else { return Ok(None) };
+        let wrong_type = || self.bad(format!("the key `{key}` is `{value}`, expected {expected}"));
+        read(value).map(Some).ok_or_else(wrong_type)
+    }
+
+    /// An integer under any of these names.
+    pub(crate) fn u64(&self, keys: &[&str]) -> Result<Option<u64>, FormatError> {
+        self.read(keys, "a whole number of at least 0", Value::as_u64)
+    }
+
+    /// An integer that must be there.
+    pub(crate) fn require_u64(&self, keys: &[&str]) -> Result<u64, FormatError> {
+        let missing = || self.bad(format!("the key `{}` is missing", keys.first().unwrap_or(&"")));
+        self.u64(keys)?.ok_or_else(missing)
+    }
+
+    /// A number under any of these names.
+    pub(crate) fn f64(&self, keys: &[&str]) -> Result<Option<f64>, FormatError> {
+        self.read(keys, "a number", Value::as_f64)
+    }
+
+    /// A truth value.
+    pub(crate) fn bool(&self, key: &str) -> Result<Option<bool>, FormatError> {
+        self.read(&[key], "true or false", Value::as_bool)
+    }
+
+    /// A text under any of these names.
+    pub(crate) fn text(&self, keys: &[&str]) -> Result<Option<&str>, FormatError> {
+        let Some((key, value)) = self.find(keys) else { return Ok(None) };
+        value
+            .as_str()
+            .map(Some)
+            .ok_or_else(|| self.bad(format!("the key `{key}` is `{value}`, expected a text")))
+    }
+
+    /// Whether a key is there and not null.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.find(&[key]).is_some()
+    }
+
+    /// These keys with their values, as far as they are there and not null.
+    pub(crate) fn values_of(&self, keys: &[&str]) -> Map<String, Value> {
+        keys.iter().filter_map(|key| self.find(&[key])).map(|(key, value)| (key, value.clone())).collect()
+    }
+
+    /// Whether a key is there, if only with null.
+    pub(crate) fn mentions(&self, key: &str) -> bool {
+        self.values.contains_key(key)
+    }
+
+    /// The texts of a list.
+    pub(crate) fn texts(&self, key: &str) -> Vec<&str> {
+        let list = self.values.get(key).and_then(Value::as_array);
+        list.into_iter().flatten().filter_map(Value::as_str).collect()
+    }
+
+    /// The rotary embedding's parameters, whichever keys have them.
+    pub(crate) fn rope(&self) -> Result<HfRope, FormatError> {
+        let outside = HfRope {
+            rope_theta: self.f64(&["rope_theta", "rotary_emb_base"])?,
+            partial_rotary_factor: self.f64(&[
+                "partial_rotary_factor",
+                "rotary_pct",
+                "rope_pct",
+                "rope_percent",
+            ])?,
+            ..HfRope::default()
+        };
+        let Some((key, value)) = self.find(&["rope_parameters", "rope_scaling"]) else { return Ok(outside) };
+        let Value::Object(values) = value else {
+            return Err(self.bad(format!("the key `{key}` is `{value}`, expected an object")));
+        };
+        let inside = Self { file: format!("{}: {key}", self.file), values: values.clone() };
+        Ok(HfRope {
+            // Old files state the kind of scaling twice.
+            rope_type: inside.text(&["rope_type", "type"])?.map(str::to_owned),
+            factor: inside.f64(&["factor"])?,
+            low_freq_factor: inside.f64(&["low_freq_factor"])?,
+            high_freq_factor: inside.f64(&["high_freq_factor"])?,
+            original_max_position_embeddings: inside.f64(&["original_max_position_embeddings"])?,
+            rope_theta: inside.f64(&["rope_theta"])?.or(outside.rope_theta),
+            partial_rotary_factor: inside.f64(&["partial_rotary_factor"])?.or(outside.partial_rotary_factor),
         })
     }
 
-    /// The rotary embedding's parameters, whichever key has them.
-    pub(crate) fn rope(&self) -> HfRope {
-        let mut rope = self.rope_parameters.clone().or_else(|| self.rope_scaling.clone()).unwrap_or_default();
-        rope.rope_theta = rope.rope_theta.or(self.rope_theta);
-        rope
+    /// The configuration cannot be used.
+    pub(crate) fn bad(&self, reason: String) -> FormatError {
+        FormatError::BadConfig { file: self.file.clone(), reason }
+    }
+
+    /// The configuration asks for what is not supported.
+    pub(crate) fn unsupported(&self, what: &str, hint: &str) -> FormatError {
+        FormatError::Unsupported { what: format!("{what} in `{}`", self.file), hint: hint.to_owned() }
     }
 }

@@ -1,14 +1,16 @@
 //! Hugging Face folders: `config.json`, the weights beside it, and the tokenizer's files.
 //!
-//! Only safetensors weights are read. What the numbers mean for a model is decided in `convert`.
+//! What the numbers mean for a model is decided in `convert`.
 
 mod config;
 mod tokenizer_files;
+mod weights;
 
 use std::path::Path;
 
 pub(crate) use self::config::{HfConfig, HfRope};
 pub(crate) use self::tokenizer_files::{HfTokenizer, TokenizerKind};
+pub(crate) use self::weights::open_weights;
 use crate::FormatError;
 
 /// Far above any real configuration; a tokenizer.json can have 20 MiB.

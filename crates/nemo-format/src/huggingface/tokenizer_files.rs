@@ -14,6 +14,8 @@ use crate::FormatError;
 pub(crate) struct HfTokenizer {
     pub(crate) kind: TokenizerKind,
     pub(crate) bytes: Vec<u8>,
+    /// The second file of a GPT-2 tokenizer.
+    pub(crate) merges: Option<Vec<u8>>,
     /// `bos_token`, `eos_token`, … with their text; only those that are set.
     pub(crate) special_tokens: Vec<(String, String)>,
     pub(crate) chat_template: Option<String>,
@@ -26,6 +28,8 @@ pub(crate) enum TokenizerKind {
     SentencePiece,
     /// `tokenizer.json` of the tokenizers library.
     HuggingFace,
+    /// `vocab.json` and `merges.txt` of GPT-2.
+    Gpt2Bpe,
 }
 
 const SPECIAL_TOKENS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
@@ -33,16 +37,23 @@ const SPECIAL_TOKENS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_t
 const PROTO_PIECES_TAG: u8 = 0x0a;
 
 impl HfTokenizer {
-    /// Looks into a folder; `tokenizer.model` is preferred. `None` when it has neither file.
+    /// Looks into a folder: `tokenizer.model`, else `tokenizer.json`, else `vocab.json` with `merges.txt`. `None` when
+    /// it has none of them.
     pub(crate) fn open_folder(folder: &Path) -> Result<Option<Self>, FormatError> {
         let proto = read_optional(&folder.join("tokenizer.model"))?;
-        let found = match proto.filter(|bytes| bytes.first() == Some(&PROTO_PIECES_TAG)) {
-            Some(bytes) => Some((TokenizerKind::SentencePiece, bytes)),
-            None => {
-                read_optional(&folder.join("tokenizer.json"))?.map(|json| (TokenizerKind::HuggingFace, json))
+        let proto = proto.filter(|bytes| bytes.first() == Some(&PROTO_PIECES_TAG));
+        let mut merges = None;
+        let (kind, bytes) = if let Some(bytes) = proto {
+            (TokenizerKind::SentencePiece, bytes)
+        } else if let Some(bytes) = read_optional(&folder.join("tokenizer.json"))? {
+            (TokenizerKind::HuggingFace, bytes)
+        } else {
+            merges = read_optional(&folder.join("merges.txt"))?;
+            match read_optional(&folder.join("vocab.json"))?.filter(|_| merges.is_some()) {
+                Some(bytes) => (TokenizerKind::Gpt2Bpe, bytes),
+                None => return Ok(None),
             }
         };
-        let Some((kind, bytes)) = found else { return Ok(None) };
         let config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
         let map = read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
         let mut special_tokens = Vec::new();
@@ -55,7 +66,7 @@ impl HfTokenizer {
             Some(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
             None => template_text(config.get("chat_template")),
         };
-        Ok(Some(Self { kind, bytes, special_tokens, chat_template }))
+        Ok(Some(Self { kind, bytes, merges, special_tokens, chat_template }))
     }
 
     /// Opens what the user names: a folder, a `tokenizer.json` with the files beside it, or a SentencePiece proto.
@@ -70,7 +81,7 @@ impl HfTokenizer {
         let bytes = std::fs::read(path).map_err(|source| FormatError::io("read", path, source))?;
         if bytes.first() == Some(&PROTO_PIECES_TAG) {
             let kind = TokenizerKind::SentencePiece;
-            return Ok(Self { kind, bytes, special_tokens: Vec::new(), chat_template: None });
+            return Ok(Self { kind, bytes, merges: None, special_tokens: Vec::new(), chat_template: None });
         }
         if serde_json::from_slice::<Value>(&bytes).ok().and_then(|json| json.get("model").cloned()).is_none()
         {
@@ -81,12 +92,14 @@ impl HfTokenizer {
             None => Self {
                 kind: TokenizerKind::HuggingFace,
                 bytes: Vec::new(),
+                merges: None,
                 special_tokens: Vec::new(),
                 chat_template: None,
             },
         };
         tokenizer.kind = TokenizerKind::HuggingFace;
         tokenizer.bytes = bytes;
+        tokenizer.merges = None;
         Ok(tokenizer)
     }
 }

@@ -10,6 +10,7 @@ const MAX_BYTES: usize = 1 << 30;
 /// Names that checkpoints mention. Storage classes, dtypes and layouts of `torch` are allowed as a group.
 const ALLOWED: &[(&str, &str)] = &[
     ("collections", "OrderedDict"),
+    ("torch._utils", "_rebuild_tensor"),
     ("torch._utils", "_rebuild_tensor_v2"),
     ("torch._utils", "_rebuild_tensor_v3"),
     ("torch._utils", "_rebuild_parameter"),
@@ -58,6 +59,11 @@ const TORCH_NAMES: &[&str] = &[
     "CharStorage",
     "ByteStorage",
     "BoolStorage",
+    "ComplexFloatStorage",
+    "ComplexDoubleStorage",
+    "QInt8Storage",
+    "QUInt8Storage",
+    "QInt32Storage",
     "float64",
     "float32",
     "float16",
@@ -69,7 +75,16 @@ const TORCH_NAMES: &[&str] = &[
     "uint8",
     "bool",
     "float8_e4m3fn",
+    "float8_e4m3fnuz",
     "float8_e5m2",
+    "float8_e5m2fnuz",
+    "float8_e8m0fnu",
+    "complex32",
+    "complex64",
+    "complex128",
+    "uint16",
+    "uint32",
+    "uint64",
 ];
 
 fn is_allowed(module: &str, name: &str) -> bool {
@@ -78,12 +93,18 @@ fn is_allowed(module: &str, name: &str) -> bool {
         || (METADATA_MODULES.contains(&module) && METADATA_CLASSES.contains(&name))
 }
 
-/// Reads the first pickle in `bytes`. `file` names it in errors.
+/// Reads the pickle `bytes`. `file` names it in errors.
 pub(crate) fn parse(bytes: &[u8], file: &str) -> Result<Pickle, FormatError> {
     if bytes.len() > MAX_BYTES {
         let (value, limit) = (bytes.len() as u64, MAX_BYTES as u64);
         return Err(FormatError::Limit { file: file.to_owned(), what: "bytes of pickle", value, limit });
     }
+    Ok(parse_first(bytes, file)?.0)
+}
+
+/// Reads the first pickle in `bytes`, which may go on after it, and returns its length too.
+pub(crate) fn parse_first(bytes: &[u8], file: &str) -> Result<(Pickle, usize), FormatError> {
+    let bytes = &bytes[..bytes.len().min(MAX_BYTES)];
     let mut machine = Machine {
         bytes,
         at: 0,
@@ -96,7 +117,7 @@ pub(crate) fn parse(bytes: &[u8], file: &str) -> Result<Pickle, FormatError> {
     };
     loop {
         if let Some(root) = machine.step()? {
-            return Ok(Pickle { values: machine.values, root });
+            return Ok((Pickle { values: machine.values, root }, machine.at));
         }
     }
 }
@@ -188,7 +209,8 @@ impl<'a> Machine<'a> {
     }
 
     fn memoize(&mut self, index: u64) -> Result<(), FormatError> {
-        let index = usize::try_from(index).ok().filter(|&index| index < MAX_VALUES);
+        // A pickler counts up, so an index beyond the pickle's own length only serves to use up memory.
+        let index = usize::try_from(index).ok().filter(|&index| index <= self.at);
         let index = index.ok_or_else(|| self.damaged("a memo index is out of range"))?;
         if self.memo.len() <= index {
             self.memo.resize(index + 1, None);

@@ -6,7 +6,7 @@
 mod machine;
 pub(crate) mod write;
 
-pub(crate) use machine::parse;
+pub(crate) use machine::{parse, parse_first};
 
 /// Index of a value in its pickle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +46,11 @@ pub(crate) struct Pickle {
 impl Pickle {
     pub(crate) fn root(&self) -> ValueId {
         self.root
+    }
+
+    /// Every value, whether the root holds it or not.
+    pub(crate) fn ids(&self) -> impl Iterator<Item = ValueId> {
+        (0..self.values.len() as u32).map(ValueId)
     }
 
     pub(crate) fn value(&self, id: ValueId) -> &Value {

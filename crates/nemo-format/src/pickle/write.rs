@@ -31,10 +31,11 @@ impl Writer {
             self.bytes.push(b'J');
             self.bytes.extend(small.to_le_bytes());
         } else {
-            // LONG1 is signed: a ninth byte keeps large values positive.
-            self.bytes.extend([0x8a, 9]);
-            self.bytes.extend(value.to_le_bytes());
-            self.bytes.push(0);
+            // LONG1 is signed: one bit more than the value's keeps it positive. Python writes as few bytes too.
+            let len_bytes = (u64::BITS - value.leading_zeros()) / 8 + 1;
+            let extended = u128::from(value).to_le_bytes();
+            self.bytes.extend([0x8a, len_bytes as u8]);
+            self.bytes.extend(&extended[..len_bytes as usize]);
         }
     }
 
@@ -92,5 +93,22 @@ impl Writer {
     pub(crate) fn persistent(&mut self, id: impl FnOnce(&mut Self)) {
         id(self);
         self.bytes.push(b'Q');
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Offsets in data files of more than 2 GiB do not fit the short form.
+    #[test]
+    fn integers_of_every_size_are_read_back() {
+        let values: Vec<u64> =
+            (0..63).map(|bits| 1 << bits).flat_map(|power: u64| [power - 1, power, power + 1]).collect();
+        let mut pickle = Writer::new(4);
+        pickle.tuple(|items| values.iter().for_each(|&value| items.int(value)));
+        let bytes = pickle.finish();
+        let pickle = crate::pickle::parse(&bytes, "f").unwrap();
+        assert_eq!(pickle.sizes(pickle.root()).unwrap(), values);
     }
 }

@@ -1,21 +1,27 @@
 //! Writing a Megatron-Core `.nemo`: a plain tar with the configuration, the artifacts and a torch_dist folder.
 //!
-//! Sizes are planned before the first byte, so tensors stream through; nothing is ever kept whole.
+//! Sizes are planned before the first byte, so tensors stream through; nothing is ever kept whole. Hugging Face
+//! folders are written by the same means.
 
+mod eager;
+mod hf_folder;
 mod metadata;
 mod plan;
+mod stream;
 mod torch_item;
 
 use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::Path;
 
 use md5::{Digest, Md5};
 
+use self::eager::EagerFile;
+pub(crate) use self::hf_folder::{FolderFile, MAX_SHARD_BYTES, write_hf_folder};
 use self::plan::{Piece, StackedKey};
+use self::stream::{Checksums, Event, Job, stream};
 use self::torch_item::TorchItem;
-use crate::convert_dtype::convert;
 use crate::dist_ckpt::FOLDER;
 use crate::{DType, FormatError, TensorSource};
 
@@ -80,7 +86,9 @@ pub struct WriteReport {
     pub num_tensors: usize,
     /// Elements of all tensors.
     pub num_parameters: u64,
-    /// Size of the file.
+    /// Bytes of tensor data.
+    pub tensor_bytes: u64,
+    /// Size of the file, or of all files of a folder.
     pub size_bytes: u64,
     /// Members that hold the artifacts, in the order given.
     pub artifact_members: Vec<String>,
@@ -105,30 +113,34 @@ pub fn write_nemo(
         return Err(FormatError::OutputExists { path: output.to_owned() });
     }
     let (keys, data_bytes) = plan::plan(source, options.dtype)?;
-    let parent = output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let parent = parent_of(output);
     let file = tempfile::Builder::new().prefix(".nemo-").permissions(readable()).tempfile_in(parent);
     let file = file.map_err(|source| FormatError::io("create a file in", parent, source))?;
     let io_error = |source| FormatError::io("write", output, source);
 
-    let mut tar = Tar { out: BufWriter::with_capacity(1 << 20, file), written_bytes: 0 };
+    let eager = file.as_file().try_clone().and_then(EagerFile::new).map_err(io_error)?;
+    let mut tar = Tar { out: BufWriter::with_capacity(1 << 20, eager), written_bytes: 0 };
     tar.member("./model_config.yaml", config_yaml.as_bytes()).map_err(io_error)?;
     for artifact in artifacts {
         tar.member(&format!("./{}", artifact.member_name()), &artifact.bytes).map_err(io_error)?;
     }
     tar.member(&format!("./{FOLDER}/metadata.json"), METADATA_JSON.as_bytes()).map_err(io_error)?;
-    let mut common = Vec::new();
-    TorchItem::empty_dict().write(&mut common, &[]).map_err(io_error)?;
+    let empty = TorchItem::empty_dict();
+    let common = [empty.head().0, empty.tail(0)].concat();
     tar.member(&format!("./{FOLDER}/common.pt"), &common).map_err(io_error)?;
     tar.member(&format!("./{FOLDER}/.metadata"), &metadata::pickle(&keys)).map_err(io_error)?;
     tar.header(&format!("./{FOLDER}/{}", metadata::DATA_FILE), data_bytes).map_err(io_error)?;
-    write_items(&mut tar, &keys, source, (options, output))?;
+    let checksums = write_items(&mut tar, &keys, source, (options, output))?;
     tar.pad(data_bytes).map_err(io_error)?;
     // Two empty blocks end an archive.
     tar.write(&[0; 2 * BLOCK_BYTES]).map_err(io_error)?;
 
     let size_bytes = tar.written_bytes;
-    let file = tar.out.into_inner().map_err(|error| io_error(error.into_error()))?;
-    file.as_file().sync_all().map_err(io_error)?;
+    let eager = tar.out.into_inner().map_err(|error| io_error(error.into_error()))?;
+    for (at, checksum) in checksums {
+        file.as_file().write_all_at(&checksum.to_le_bytes(), at).map_err(io_error)?;
+    }
+    eager.finish().map_err(io_error)?;
     file.persist(output).map_err(|error| io_error(error.error))?;
     // The rename is on disk once the folder is.
     File::open(parent).and_then(|folder| folder.sync_all()).map_err(io_error)?;
@@ -136,9 +148,23 @@ pub fn write_nemo(
     Ok(WriteReport {
         num_tensors: keys.iter().map(|key| key.pieces.len()).sum(),
         num_parameters,
+        tensor_bytes: keys
+            .iter()
+            .map(|key| key.shape.iter().product::<u64>() * key.dtype.size_bytes() as u64)
+            .sum(),
         size_bytes,
         artifact_members: artifacts.iter().map(Artifact::member_name).collect(),
     })
+}
+
+/// The folder that holds `output`.
+fn parent_of(output: &Path) -> &Path {
+    output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// What the user's umask makes of any new folder.
+fn searchable() -> Permissions {
+    Permissions::from_mode(0o777)
 }
 
 /// What the user's umask makes of any new file, in place of a temporary file's owner-only mode.
@@ -146,63 +172,69 @@ fn readable() -> Permissions {
     Permissions::from_mode(0o666)
 }
 
-/// Streams the items: one tensor in memory at a time.
+/// Streams the items; the result is where in the file which checksums belong.
 fn write_items<W: Write>(
     tar: &mut Tar<W>,
     keys: &[StackedKey],
     source: &dyn TensorSource,
     (options, output): (&WriteOptions<'_>, &Path),
-) -> Result<(), FormatError> {
-    let pieces: Vec<(&StackedKey, &Piece)> =
-        keys.iter().flat_map(|key| key.pieces.iter().map(move |piece| (key, piece))).collect();
-    let bytes_of = |(key, piece): &(&StackedKey, &Piece)| {
-        piece.sizes.iter().product::<u64>() * key.dtype.size_bytes() as u64
-    };
-    let total_bytes = pieces.iter().map(bytes_of).sum();
-    let (mut at, mut done_bytes) = (0, 0);
-    for (index, pair) in pieces.iter().enumerate() {
-        let (key, piece) = *pair;
-        let read;
-        let bytes = match source.mapped_bytes(&piece.source_name) {
-            Some(mapped) => mapped,
-            None => {
-                read = source.read_whole(&piece.source_name)?;
-                &read
-            }
+) -> Result<Vec<(u64, u32)>, FormatError> {
+    let pieces: Vec<(DType, &Piece)> =
+        keys.iter().flat_map(|key| key.pieces.iter().map(|piece| (key.dtype, piece))).collect();
+    let jobs: Vec<Job<'_>> =
+        pieces.iter().map(|(dtype, piece)| Job { name: &piece.source_name, dtype: *dtype }).collect();
+    let bytes_of =
+        |(dtype, piece): (DType, &Piece)| piece.sizes.iter().product::<u64>() * dtype.size_bytes() as u64;
+    let mut progress = Progress::new(options.progress, pieces.iter().map(|&pair| bytes_of(pair)));
+    let data_at = tar.written_bytes;
+    let mut checksums = Vec::new();
+    let mut checksum_at = None;
+    stream(source, &jobs, Checksums::Crc32, &mut |event| {
+        let written = match event {
+            Event::Begin(index) => pieces.get(index).map_or(Ok(()), |(_, piece)| {
+                let gap = data_at + piece.item_at - tar.written_bytes;
+                let (head, at) = piece.item.head();
+                checksum_at = at.map(|at| data_at + piece.item_at + at);
+                tar.write(&vec![0; gap as usize]).and_then(|()| tar.write(&head))
+            }),
+            Event::Bytes(bytes) => tar.write(bytes),
+            Event::End(index, checksum) => pieces.get(index).map_or(Ok(()), |&(dtype, piece)| {
+                checksums.extend(checksum_at.map(|at| (at, checksum)));
+                progress.advance(bytes_of((dtype, piece)));
+                tar.write(&piece.item.tail(checksum))
+            }),
         };
-        let converted;
-        let bytes = if piece.source_dtype == key.dtype {
-            bytes
-        } else {
-            converted = convert(bytes, piece.source_dtype, key.dtype);
-            &converted
-        };
-        let gap = vec![0; (piece.item_at - at) as usize];
-        let written = tar.write(&gap).and_then(|()| {
-            piece.item.write(&mut tar.out, bytes)?;
-            tar.written_bytes += piece.item.len_bytes;
-            Ok(())
-        });
-        written.map_err(|source| FormatError::io("write", output, source))?;
-        at = piece.item_at + piece.item.len_bytes;
-        done_bytes += bytes_of(pair);
-        if let Some(progress) = options.progress {
-            progress(WriteProgress {
-                num_tensors_done: index + 1,
-                num_tensors: pieces.len(),
-                done_bytes,
-                total_bytes,
-            });
+        written.map_err(|source| FormatError::io("write", output, source))
+    })?;
+    let end = tar.written_bytes - data_at;
+    let tail = vec![0; (end.next_multiple_of(torch_item::ALIGNMENT) - end) as usize];
+    tar.write(&tail).map_err(|source| FormatError::io("write", output, source))?;
+    Ok(checksums)
+}
+
+/// Counts what is written and tells the caller.
+struct Progress<'a> {
+    report: Option<&'a (dyn Fn(WriteProgress) + Sync)>,
+    state: WriteProgress,
+}
+
+impl<'a> Progress<'a> {
+    fn new(report: Option<&'a (dyn Fn(WriteProgress) + Sync)>, sizes: impl Iterator<Item = u64>) -> Self {
+        let mut state = WriteProgress { num_tensors_done: 0, num_tensors: 0, done_bytes: 0, total_bytes: 0 };
+        for size_bytes in sizes {
+            state.num_tensors += 1;
+            state.total_bytes += size_bytes;
+        }
+        Self { report, state }
+    }
+
+    fn advance(&mut self, size_bytes: u64) {
+        self.state.num_tensors_done += 1;
+        self.state.done_bytes += size_bytes;
+        if let Some(report) = self.report {
+            report(self.state);
         }
     }
-    let end = keys
-        .iter()
-        .flat_map(|key| &key.pieces)
-        .map(|piece| piece.item_at + piece.item.len_bytes)
-        .max()
-        .unwrap_or(0);
-    let tail = vec![0; (end.next_multiple_of(torch_item::ALIGNMENT) - end) as usize];
-    tar.write(&tail).map_err(|source| FormatError::io("write", output, source))
 }
 
 const BLOCK_BYTES: usize = 512;

@@ -18,7 +18,6 @@ pub(super) struct StackedKey {
 pub(super) struct Piece {
     /// The canonical name it is read by.
     pub(super) source_name: String,
-    pub(super) source_dtype: DType,
     pub(super) offsets: Vec<u64>,
     pub(super) sizes: Vec<u64>,
     pub(super) item: TorchItem,
@@ -70,14 +69,7 @@ pub(super) fn plan(
             let item = TorchItem::tensor(target, &sizes);
             let item_at = at;
             at = (at + item.len_bytes).next_multiple_of(ALIGNMENT);
-            pieces.push(Piece {
-                source_name: member.to_owned(),
-                source_dtype: first.dtype,
-                offsets,
-                sizes,
-                item,
-                item_at,
-            });
+            pieces.push(Piece { source_name: member.to_owned(), offsets, sizes, item, item_at });
         }
         let mut shape = first.shape.clone();
         if is_stacked {

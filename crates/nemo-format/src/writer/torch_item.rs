@@ -3,14 +3,14 @@
 //! The `zip` crate's writer seeks back to fill in what it learns while writing; here the size of every item must be
 //! known first, since the tar header and the index that hold it are written before the data.
 
-use std::io::{self, Write};
-
 use crate::DType;
 use crate::pickle::write::Writer as Pickle;
 
 /// torch maps tensors with vector loads: data starts on this boundary.
 pub(super) const ALIGNMENT: u64 = 64;
 const LOCAL_HEADER_BYTES: u64 = 30;
+/// Where a local header has the checksum.
+const LOCAL_CHECKSUM_AT: u64 = 14;
 const CENTRAL_HEADER_BYTES: u64 = 46;
 /// 1980-01-01, the first day that a zip can name: no clock in the file.
 const DOS_DATE: u16 = 0x21;
@@ -107,30 +107,51 @@ impl TorchItem {
         Self { pickle, members, len_bytes }
     }
 
-    /// Writes the file; `tensor` is the tensor's data, empty for a dict.
-    pub(super) fn write(&self, out: &mut dyn Write, tensor: &[u8]) -> io::Result<()> {
-        let content = |member: &Member| match member.name {
-            "archive/data.pkl" => self.pickle.as_slice(),
-            "archive/byteorder" => b"little",
-            "archive/version" => b"3\n",
-            _ => tensor,
-        };
-        let mut checksums = Vec::new();
+    /// Everything before the tensor's data, and where in it the data's checksum belongs. The checksum is not known
+    /// before the data has been read, so its place holds zeros.
+    pub(super) fn head(&self) -> (Vec<u8>, Option<u64>) {
+        let mut out = Vec::new();
         for member in &self.members {
-            let content = content(member);
-            let checksum = crc32fast::hash(content);
-            checksums.push(checksum);
-            out.write_all(&local_header(member, checksum))?;
-            out.write_all(content)?;
+            let content = self.content(member);
+            let checksum = content.map_or(0, crc32fast::hash);
+            let checksum_at = out.len() as u64 + LOCAL_CHECKSUM_AT;
+            out.extend(local_header(member, checksum));
+            match content {
+                Some(content) => out.extend(content),
+                None => return (out, Some(checksum_at)),
+            }
+        }
+        (out, None)
+    }
+
+    /// Everything after the tensor's data, whose checksum is `checksum`. An item without a tensor ends likewise.
+    pub(super) fn tail(&self, checksum: u32) -> Vec<u8> {
+        let mut out = Vec::new();
+        let tensor = self.members.iter().position(|member| self.content(member).is_none());
+        for member in self.members.iter().skip(tensor.map_or(self.members.len(), |index| index + 1)) {
+            let content = self.content(member).unwrap_or_default();
+            out.extend(local_header(member, crc32fast::hash(content)));
+            out.extend(content);
         }
         let central_at = self.members.last().map_or(0, |member| member.data_at() + member.len_bytes);
         let mut central = Vec::new();
-        for (member, checksum) in self.members.iter().zip(checksums) {
+        for member in &self.members {
+            let checksum = self.content(member).map_or(checksum, crc32fast::hash);
             write_central_header(&mut central, member, checksum);
         }
-        let end = end_records(self.members.len() as u64, central.len() as u64, central_at);
-        out.write_all(&central)?;
-        out.write_all(&end)
+        out.extend(&central);
+        out.extend(end_records(self.members.len() as u64, central.len() as u64, central_at));
+        out
+    }
+
+    /// A member's content, or `None` for the tensor's data.
+    fn content(&self, member: &Member) -> Option<&[u8]> {
+        match member.name {
+            "archive/data.pkl" => Some(&self.pickle),
+            "archive/byteorder" => Some(b"little"),
+            "archive/version" => Some(b"3\n"),
+            _ => None,
+        }
     }
 }
 

@@ -150,3 +150,78 @@ proptest! {
         }
     }
 }
+
+/// A tensor of many chunks of 8 MiB, whose reading fails or takes long after the first.
+struct Endless {
+    meta: TensorMeta,
+    after_first: fn() -> Result<(), FormatError>,
+}
+
+const ENDLESS: &str = "model.endless";
+
+impl Endless {
+    fn new(after_first: fn() -> Result<(), FormatError>) -> Self {
+        Self { meta: TensorMeta { dtype: DType::U8, shape: vec![64, 1 << 20] }, after_first }
+    }
+}
+
+impl TensorSource for Endless {
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        Box::new(std::iter::once(ENDLESS))
+    }
+
+    fn meta(&self, name: &str) -> Option<&TensorMeta> {
+        (name == ENDLESS).then_some(&self.meta)
+    }
+
+    fn read(&self, _name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError> {
+        dst.fill(1);
+        if region.ranges[0].start > 0 { (self.after_first)() } else { Ok(()) }
+    }
+}
+
+#[test]
+fn an_error_in_the_middle_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = Endless::new(|| Err(FormatError::MissingTensor { name: "gone".to_owned() }));
+    let target = folder.path().join("out.nemo");
+    let error = write_nemo(&target, "a: 1\n", &[], &source, &WriteOptions::default()).unwrap_err();
+    assert_eq!(error.to_string(), "the checkpoint has no tensor `gone`");
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// Runs itself once more as the process that is killed.
+#[test]
+fn a_killed_write_leaves_nothing_under_the_final_name() {
+    const TARGET: &str = "NEMO_FORMAT_TEST_TARGET";
+    const SELF: &str = "writing::a_killed_write_leaves_nothing_under_the_final_name";
+    if let Some(target) = std::env::var_os(TARGET) {
+        let source = Endless::new(|| {
+            std::thread::sleep(std::time::Duration::from_secs(60));
+            Ok(())
+        });
+        write_nemo(target.as_ref(), "a: 1\n", &[], &source, &WriteOptions::default()).unwrap();
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("out.nemo");
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", SELF])
+        .env(TARGET, &target)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let written_bytes = || -> u64 {
+        let entries = std::fs::read_dir(folder.path()).unwrap();
+        entries.map(|entry| entry.unwrap().metadata().map_or(0, |metadata| metadata.len())).sum()
+    };
+    while written_bytes() < 8 << 20 {
+        assert!(child.try_wait().unwrap().is_none(), "the write ended of itself");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!target.exists());
+    let options = WriteOptions::default();
+    write_nemo(&target, "a: 1\n", &[], &Endless::new(|| Ok(())), &options).unwrap();
+}

@@ -329,6 +329,21 @@ impl CpuKernels {
         })
     }
 
+    /// Rows of a plain layer's weight, for an output layer that is the embedding table too: `[ids.len(), in_features]`
+    /// in the weights' type.
+    ///
+    /// # Errors
+    /// When an id is not below the number of outputs, or the layer is gated.
+    pub fn select_outputs(
+        weight: &PackedLinear,
+        ids: impl ExactSizeIterator<Item = usize>,
+    ) -> Result<Tensor, ExtError> {
+        match weight {
+            PackedLinear::F32(packed) => select_outputs(&packed.0, ids),
+            PackedLinear::Bf16(packed) => select_outputs(&packed.0, ids),
+        }
+    }
+
     /// Rotates, writes the new keys and values into the cache, attends. `qkv`: `[num_tokens, (num_attention_heads +
     /// 2 num_query_groups) * head_dim]` in Megatron's layout by group; returns `[num_tokens, num_attention_heads *
     /// head_dim]` in its type.
@@ -366,6 +381,16 @@ impl CpuKernels {
             Ok(out)
         })
     }
+}
+
+fn select_outputs<E: TypedElem>(
+    packed: &Packed<E>,
+    ids: impl ExactSizeIterator<Item = usize>,
+) -> Result<Tensor, ExtError> {
+    let mut rows = new_rows(ids.len(), packed.in_features, E::KIND)?;
+    let out = E::slice_mut(&mut rows, "out")?.chunks_exact_mut(packed.in_features);
+    ids.zip(out).try_for_each(|(id, out)| packed.copy_row(id, out))?;
+    Ok(rows)
 }
 
 /// Everything the attention kernel's raw pointers rely on.

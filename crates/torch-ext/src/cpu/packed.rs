@@ -121,6 +121,25 @@ impl<E: Elem> Packed<E> {
         }
     }
 
+    /// The weights of one output of a plain layer, as they were packed; `out` has `in_features` elements.
+    pub(crate) fn copy_row(&self, output: usize, out: &mut [E]) -> Result<(), ExtError> {
+        if self.layout != Layout::Plain || output >= self.out_features {
+            return Err(ExtError::BadTensor {
+                what: "output of a linear layer",
+                expected: format!("below {} of a plain layer", self.out_features),
+                actual: format!("{output} of {:?}", self.layout),
+            });
+        }
+        // SAFETY: the panel exists, since the output does, and nothing writes to a packed layer.
+        let panel =
+            unsafe { std::slice::from_raw_parts(self.panel(output / PANEL).start, self.panel_elems()) };
+        let at = output % PANEL * E::GROUP;
+        for (group, out) in panel.chunks_exact(PANEL * E::GROUP).zip(out.chunks_mut(E::GROUP)) {
+            out.iter_mut().zip(&group[at..]).for_each(|(out, &elem)| *out = elem);
+        }
+        Ok(())
+    }
+
     pub(crate) fn pack(
         pool: &mut Pool,
         arena: &mut Arena,

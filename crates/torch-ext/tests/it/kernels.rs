@@ -342,3 +342,20 @@ proptest! {
         check_linear(Isa::detect(), Kind::BFloat16, (rows, out_features, in_features));
     }
 }
+
+#[test]
+fn rows_of_a_packed_layer_come_back_bit_for_bit() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let mut kernels = CpuKernels::new(1).unwrap();
+        // Neither size is a multiple of a panel or of a group.
+        let weight = random(45, 37, 6);
+        let packed = pack(&mut kernels, &weight, None, Layout::Plain, kind);
+        let ids = [44_usize, 0, 31, 32, 0];
+        let expected = weight.index_select(0, &Tensor::from_slice(&ids.map(|id| id as i64))).to_kind(kind);
+        let rows = CpuKernels::select_outputs(&packed, ids.into_iter()).unwrap();
+        assert!(rows.equal(&expected), "{kind:?}");
+        assert!(CpuKernels::select_outputs(&packed, [45].into_iter()).is_err());
+        let gated = pack(&mut kernels, &random(64, 4, 7), None, Layout::Gated, kind);
+        assert!(CpuKernels::select_outputs(&gated, [0].into_iter()).is_err());
+    }
+}

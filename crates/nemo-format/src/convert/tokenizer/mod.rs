@@ -4,6 +4,7 @@
 
 mod bpe;
 mod pre_tokenizer;
+pub(super) mod proto;
 mod sentencepiece;
 #[cfg(test)]
 mod tests;
@@ -13,10 +14,12 @@ use hydra_config::Node;
 use crate::huggingface::{HfTokenizer, TokenizerKind};
 use crate::{Artifact, FormatError, GgufFile, GgufValue};
 
-/// The artifact and the section of `model_config.yaml` that refers to it.
+/// The artifacts and the section of `model_config.yaml` that refers to them.
 #[derive(Clone, Debug)]
 pub(super) struct TokenizerPart {
     pub(super) artifact: Artifact,
+    /// The merges of a GPT-2 tokenizer.
+    pub(super) merges: Option<Artifact>,
     pub(super) section: Node,
 }
 
@@ -25,13 +28,18 @@ pub(super) fn from_files(tokenizer: HfTokenizer, type_name: &str) -> TokenizerPa
     let (name, kind) = match tokenizer.kind {
         TokenizerKind::SentencePiece => ("tokenizer.model", tokenizer.kind),
         TokenizerKind::HuggingFace => ("tokenizer.json", tokenizer.kind),
+        TokenizerKind::Gpt2Bpe => ("vocab.json", tokenizer.kind),
     };
     let artifact = Artifact { name: name.into(), bytes: tokenizer.bytes };
+    let merges = tokenizer.merges.map(|bytes| Artifact { name: "merges.txt".into(), bytes });
     let mut section = section(kind, type_name, &artifact, &tokenizer.special_tokens);
+    if let Some(merges) = &merges {
+        section.set("merge_file", Node::Str(format!("nemo:{}", merges.member_name())));
+    }
     if let Some(template) = tokenizer.chat_template {
         section.set("chat_template", Node::Str(template));
     }
-    TokenizerPart { artifact, section }
+    TokenizerPart { artifact, merges, section }
 }
 
 /// Rebuilds the tokenizer that a GGUF file carries in its metadata.
@@ -67,7 +75,40 @@ pub(super) fn from_gguf(file: &GgufFile) -> Result<TokenizerPart, FormatError> {
     if let Some(template) = file.optional("tokenizer.chat_template", GgufValue::as_str)? {
         section.set("chat_template", Node::from(template));
     }
-    Ok(TokenizerPart { artifact, section })
+    Ok(TokenizerPart { artifact, merges: None, section })
+}
+
+/// Refuses a tokenizer with more tokens than the embedding table has rows: it belongs to another model.
+pub(super) fn check_size(config: &Node, artifacts: &[Artifact], num_rows: u64) -> Result<(), FormatError> {
+    for key in ["tokenizer.model", "tokenizer.vocab_file"] {
+        let Some(member) = config.get(key).and_then(Node::as_str).and_then(|text| text.strip_prefix("nemo:"))
+        else {
+            continue;
+        };
+        let Some(artifact) = artifacts.iter().find(|artifact| artifact.member_name() == member) else {
+            continue;
+        };
+        let num_tokens = num_tokens(&artifact.bytes);
+        if num_tokens > num_rows {
+            let reason = format!(
+                "it has {num_rows} rows, but the tokenizer `{}` has {num_tokens} tokens and so belongs to another model; pass \
+                 the right one with `--tokenizer`",
+                artifact.name
+            );
+            return Err(FormatError::bad_tensor("model.embedding.word_embeddings.weight", reason));
+        }
+    }
+    Ok(())
+}
+
+/// Tokens of the model itself. Added ones do not count: published files have some that the model cannot embed.
+fn num_tokens(bytes: &[u8]) -> u64 {
+    let Ok(document) = serde_json::from_slice::<serde_json::Value>(bytes) else {
+        return proto::fields(bytes).filter(|(number, _)| *number == 1).count() as u64;
+    };
+    let vocab = document.get("model").and_then(|model| model.get("vocab")).unwrap_or(&document);
+    let len = vocab.as_object().map(serde_json::Map::len).or(vocab.as_array().map(Vec::len));
+    len.unwrap_or(0) as u64
 }
 
 fn section(kind: TokenizerKind, type_name: &str, artifact: &Artifact, special: &[(String, String)]) -> Node {
@@ -79,6 +120,15 @@ fn section(kind: TokenizerKind, type_name: &str, artifact: &Artifact, special: &
             section.set("type", Node::Null);
             section.set("model", model);
             section.set("vocab_file", Node::Null);
+            section.set("merge_file", Node::Null);
+            section.set("delimiter", Node::Null);
+            section.set("sentencepiece_legacy", Node::Bool(false));
+        }
+        TokenizerKind::Gpt2Bpe => {
+            section.set("library", Node::from("megatron"));
+            section.set("type", Node::from("GPT2BPETokenizer"));
+            section.set("model", Node::Null);
+            section.set("vocab_file", model);
             section.set("merge_file", Node::Null);
             section.set("delimiter", Node::Null);
             section.set("sentencepiece_legacy", Node::Bool(false));

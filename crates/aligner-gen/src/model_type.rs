@@ -1,0 +1,187 @@
+//! `trt_llm.model_type`: the family that the user says the checkpoint is of, checked against its config.
+//!
+//! NeMo's exporter builds another TensorRT-LLM class for each name; here one forward pass runs them all, so a name is
+//! only ever refused, never obeyed. `gptj` and `gptnext` both mean the exporter's general GPT.
+
+use model_core::{Activation, BlockStyle, ModelConfig, Nonlinearity, Normalization, PositionEmbedding};
+
+use crate::exit::Failure;
+
+const KEY: &str = "trainer.generation.trt_llm.model_type";
+
+/// The families that `trt_llm.model_type` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ModelType {
+    Gptj,
+    Gptnext,
+    Llama,
+    Gemma,
+    Falcon,
+}
+
+/// One thing that a family has in its config.
+struct Trait {
+    key: &'static str,
+    needed: &'static str,
+    found: &'static str,
+    fits: bool,
+}
+
+impl ModelType {
+    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
+        const ALL: [ModelType; 5] =
+            [ModelType::Gptj, ModelType::Gptnext, ModelType::Llama, ModelType::Gemma, ModelType::Falcon];
+        ALL.into_iter().find(|model_type| model_type.name() == text).ok_or_else(|| {
+            Failure::usage(format!(
+                "`{KEY}` must be `gptj`, `gptnext`, `llama`, `gemma` or `falcon`, found `{text}`"
+            ))
+        })
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gptj => "gptj",
+            Self::Gptnext => "gptnext",
+            Self::Llama => "llama",
+            Self::Gemma => "gemma",
+            Self::Falcon => "falcon",
+        }
+    }
+
+    /// Refuses a checkpoint that is of another family.
+    pub(crate) fn check(self, config: &ModelConfig) -> Result<(), Failure> {
+        let contradictions = self
+            .traits(config)
+            .into_iter()
+            .filter(|wanted| !wanted.fits)
+            .map(|Trait { key, needed, found, .. }| {
+                format!("`{key}: {needed}` (the checkpoint has `{found}`)")
+            })
+            .collect::<Vec<_>>();
+        if contradictions.is_empty() {
+            return Ok(());
+        }
+        Err(Failure::usage(format!(
+            "`{KEY}={}` needs {}; set it to `gptnext`, which stands for every family",
+            self.name(),
+            contradictions.join(" and ")
+        )))
+    }
+
+    fn traits(self, config: &ModelConfig) -> Vec<Trait> {
+        let layer_norm = config.normalization == Normalization::LayerNorm;
+        let norm = |needed, fits| Trait {
+            key: "normalization",
+            needed,
+            found: if layer_norm { "layernorm" } else { "rmsnorm" },
+            fits,
+        };
+        let Activation { nonlinearity, gated } = config.activation;
+        let is_gelu = matches!(nonlinearity, Nonlinearity::Gelu | Nonlinearity::GeluTanh);
+        let activation = |needed, fits| Trait {
+            key: "activation",
+            needed,
+            found: activation_name(config.activation),
+            fits,
+        };
+        let rope = matches!(config.position_embedding, PositionEmbedding::Rope(_));
+        let rope = Trait {
+            key: "position_embedding_type",
+            needed: "rope",
+            found: if rope { "rope" } else { "learned_absolute" },
+            fits: rope,
+        };
+        let sequential = config.block_style == BlockStyle::Sequential;
+        let sequential = flag("parallel_attention", !sequential, false);
+        let scaling = |wanted| flag("apply_embedding_scaling", config.apply_embedding_scaling, wanted);
+        match self {
+            Self::Gptj | Self::Gptnext => Vec::new(),
+            Self::Llama => vec![
+                norm("rmsnorm", !layer_norm),
+                activation("fast-swiglu", gated && nonlinearity == Nonlinearity::Silu),
+                rope,
+                sequential,
+                scaling(false),
+            ],
+            Self::Gemma => vec![
+                norm("rmsnorm", !layer_norm),
+                activation("geglu", gated && is_gelu),
+                rope,
+                sequential,
+                scaling(true),
+                flag("share_embeddings_and_output_weights", config.share_embeddings_and_output_weights, true),
+            ],
+            Self::Falcon => {
+                vec![
+                    norm("layernorm", layer_norm),
+                    activation("gelu", !gated && is_gelu),
+                    rope,
+                    scaling(false),
+                ]
+            }
+        }
+    }
+}
+
+fn flag(key: &'static str, actual: bool, wanted: bool) -> Trait {
+    let text = |flag| if flag { "true" } else { "false" };
+    Trait { key, needed: text(wanted), found: text(actual), fits: actual == wanted }
+}
+
+fn activation_name(activation: Activation) -> &'static str {
+    match (activation.nonlinearity, activation.gated) {
+        (Nonlinearity::Gelu | Nonlinearity::GeluTanh, false) => "gelu",
+        (Nonlinearity::Gelu | Nonlinearity::GeluTanh, true) => "geglu",
+        (Nonlinearity::Silu, true) => "swiglu",
+        (Nonlinearity::Silu, false) => "silu",
+        (Nonlinearity::Relu, true) => "reglu",
+        (Nonlinearity::Relu, false) => "relu",
+        (Nonlinearity::SquaredRelu, _) => "squared-relu",
+        (Nonlinearity::QuickGelu, _) => "approx-gelu",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(yaml: &str) -> ModelConfig {
+        let sizes = "num_layers: 1\nhidden_size: 8\nnum_attention_heads: 2\nencoder_seq_length: 16\n";
+        let node = hydra_config::yaml::parse(&format!("{sizes}{yaml}"), "test").unwrap();
+        node.deserialize_into::<model_core::RawModelConfig>().unwrap().try_into().unwrap()
+    }
+
+    const GPT: &str = "";
+    const LLAMA: &str = "normalization: rmsnorm\nactivation: fast-swiglu\nposition_embedding_type: rope\n";
+    const GEMMA: &str = "normalization: rmsnorm\nactivation: geglu\nopenai_gelu: true\nposition_embedding_type: rope\n\
+                         apply_embedding_scaling: true\n";
+    const FALCON: &str = "name: megatron_falcon_gpt\nposition_embedding_type: rope\n";
+    const NEMOTRON: &str =
+        "normalization: layernorm1p\nactivation: squared-relu\nposition_embedding_type: rope\n";
+
+    #[test]
+    fn every_family_runs_under_its_own_name_and_under_the_general_ones() {
+        for (name, own) in [("llama", LLAMA), ("gemma", GEMMA), ("falcon", FALCON)] {
+            for family in [GPT, LLAMA, GEMMA, FALCON, NEMOTRON] {
+                let fits = ModelType::parse(name).unwrap().check(&config(family)).is_ok();
+                assert_eq!(fits, family == own, "{name}: {family}");
+            }
+        }
+        for name in ["gptj", "gptnext"] {
+            for family in [GPT, LLAMA, GEMMA, FALCON, NEMOTRON] {
+                ModelType::parse(name).unwrap().check(&config(family)).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn contradictions_are_told_by_key() {
+        let message = |model_type: ModelType, yaml| model_type.check(&config(yaml)).unwrap_err().sentence();
+        insta::assert_snapshot!(message(ModelType::Llama, FALCON), @"`trainer.generation.trt_llm.model_type=llama` needs `normalization: rmsnorm` (the checkpoint has `layernorm`) and `activation: fast-swiglu` (the checkpoint has `gelu`) and `parallel_attention: false` (the checkpoint has `true`); set it to `gptnext`, which stands for every family");
+        insta::assert_snapshot!(message(ModelType::Llama, GEMMA), @"`trainer.generation.trt_llm.model_type=llama` needs `activation: fast-swiglu` (the checkpoint has `geglu`) and `apply_embedding_scaling: false` (the checkpoint has `true`); set it to `gptnext`, which stands for every family");
+        insta::assert_snapshot!(message(ModelType::Gemma, LLAMA), @"`trainer.generation.trt_llm.model_type=gemma` needs `activation: geglu` (the checkpoint has `swiglu`) and `apply_embedding_scaling: true` (the checkpoint has `false`); set it to `gptnext`, which stands for every family");
+        insta::assert_snapshot!(message(ModelType::Falcon, GPT), @"`trainer.generation.trt_llm.model_type=falcon` needs `position_embedding_type: rope` (the checkpoint has `learned_absolute`); set it to `gptnext`, which stands for every family");
+        insta::assert_snapshot!(message(ModelType::Falcon, NEMOTRON), @"`trainer.generation.trt_llm.model_type=falcon` needs `activation: gelu` (the checkpoint has `squared-relu`); set it to `gptnext`, which stands for every family");
+        insta::assert_snapshot!(ModelType::parse("bert").unwrap_err().sentence(), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma` or `falcon`, found `bert`");
+    }
+}

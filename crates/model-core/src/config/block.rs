@@ -1,0 +1,111 @@
+//! How attention and the MLP of a layer are joined, and `mcore_customization_config`, which says so.
+//!
+//! NeMo copies that dictionary onto Megatron-Core's config; its Falcon layers read the block's keys from there. Every
+//! other key in it is known to leave the arithmetic alone, or is refused.
+
+use super::raw::{RawModelConfig, RawValue};
+use crate::ModelError;
+
+/// How attention and the MLP of a layer are joined. `n1` and `n2` are norms, `x` the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockStyle {
+    /// `x += attention(n1(x))`, then `x += mlp(n2(x))`.
+    Sequential,
+    /// `x += attention(n1(x)) + mlp(n1(x))`.
+    ParallelSharedNorm,
+    /// `x += attention(n1(x)) + mlp(n2(x))`.
+    ParallelOwnNorm,
+}
+
+const CUSTOMIZATION: &str = "mcore_customization_config";
+
+/// Keys of Megatron-Core's config that choose kernels, memory, precision of training or nothing at all here.
+const WITHOUT_EFFECT: [&str; 9] = [
+    "apply_query_key_layer_scaling",
+    "attention_softmax_in_fp32",
+    "batch_p2p_comm",
+    "deterministic_mode",
+    "init_method_std",
+    "masked_softmax_fusion",
+    "persist_layer_norm",
+    "sequence_parallel",
+    "use_cpu_initialization",
+];
+/// Parts of such keys.
+const WITHOUT_EFFECT_PARTS: [&str; 7] =
+    ["_fusion", "dropout", "recompute", "parallel_size", "tp_comm_", "cpu_offloading", "fp8"];
+
+/// Keys that change nothing as long as they are off.
+const OFF_WHEN_FALSE: [(&str, &str); 6] = [
+    ("attn_logit_softcapping", "capped attention scores"),
+    ("final_logit_softcapping", "capped logits"),
+    ("multi_latent_attention", "latent attention"),
+    ("num_moe_experts", "a mixture of experts"),
+    ("qk_layernorm", "a norm of queries and keys"),
+    ("window_size", "sliding-window attention"),
+];
+
+impl BlockStyle {
+    pub(super) fn parse(raw: &RawModelConfig) -> Result<Self, ModelError> {
+        let is_falcon = raw.name.as_deref() == Some("megatron_falcon_gpt");
+        let parallel =
+            raw.customized_flag("parallel_attention")?.or(raw.parallel_attention).unwrap_or(is_falcon);
+        let own_norm = raw
+            .customized_flag("new_decoder_architecture")?
+            .or(raw.new_decoder_architecture)
+            .unwrap_or(false);
+        match (parallel, own_norm) {
+            (false, false) => Ok(Self::Sequential),
+            (true, false) => Ok(Self::ParallelSharedNorm),
+            (true, true) => Ok(Self::ParallelOwnNorm),
+            (false, true) => Err(ModelError::BadValue {
+                key: CUSTOMIZATION,
+                expected: "`parallel_attention: true` where it has `new_decoder_architecture: true`"
+                    .to_owned(),
+                actual: "parallel_attention: false".to_owned(),
+            }),
+        }
+    }
+}
+
+impl RawModelConfig {
+    /// A flag that `mcore_customization_config` sets.
+    pub(super) fn customized_flag(&self, key: &'static str) -> Result<Option<bool>, ModelError> {
+        match self.customization(key) {
+            None => Ok(None),
+            Some(RawValue::Bool(flag)) => Ok(Some(*flag)),
+            Some(other) => Err(ModelError::BadValue {
+                key: CUSTOMIZATION,
+                expected: format!("`true` or `false` at `{key}`"),
+                actual: other.to_string(),
+            }),
+        }
+    }
+
+    fn customization(&self, key: &str) -> Option<&RawValue> {
+        self.mcore_customization_config.as_ref()?.get(key)?.as_ref()
+    }
+
+    /// Refuses keys of `mcore_customization_config` whose effect is not computed here, or not known.
+    pub(super) fn refuse_customizations(&self) -> Result<(), ModelError> {
+        for (key, value) in self.mcore_customization_config.iter().flatten() {
+            let Some(value) = value else { continue };
+            let is_block_key = ["parallel_attention", "new_decoder_architecture", "rotary_interleaved"]
+                .contains(&key.as_str());
+            let is_known = is_block_key
+                || WITHOUT_EFFECT.contains(&key.as_str())
+                || WITHOUT_EFFECT_PARTS.iter().any(|part| key.contains(part));
+            let feature = OFF_WHEN_FALSE.iter().find(|(name, _)| name == key).map(|(_, feature)| *feature);
+            if is_known || (feature.is_some() && value.is_off()) {
+                continue;
+            }
+            return Err(ModelError::Unsupported {
+                key: CUSTOMIZATION,
+                value: format!("{key}: {value}"),
+                feature: feature.unwrap_or("a key of Megatron-Core whose effect is not known here"),
+                needs: "a checkpoint trained without it",
+            });
+        }
+        Ok(())
+    }
+}

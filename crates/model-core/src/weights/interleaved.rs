@@ -1,0 +1,38 @@
+//! Interleaved rotary pairs made half-split ones, by the order of the rows of `linear_qkv`.
+//!
+//! Which of a head's dimensions are rotated together is a matter of their order, and queries and keys are only ever
+//! multiplied with each other: with the rows of both put in the same new order, dimensions `(2 i, 2 i + 1)` come to lie
+//! at `(i, i + half)`, and the layers need no second rotation. Transformers' Llama converter does the same.
+
+use crate::config::{ModelConfig, PositionEmbedding, RotaryPairing};
+
+/// The stored row that belongs at each row, or `None` when they are in order already.
+pub(super) fn row_order(config: &ModelConfig) -> Option<Vec<usize>> {
+    let PositionEmbedding::Rope(rotary) = &config.position_embedding else { return None };
+    if rotary.pairing == RotaryPairing::HalfSplit {
+        return None;
+    }
+    let half = rotary.rotary_dims / 2;
+    let slots = config.num_attention_heads / config.num_query_groups + 2;
+    let order = |row: usize| {
+        let (head, dim) = (row / config.kv_channels, row % config.kv_channels);
+        let is_value = head % slots == slots - 1;
+        let stored_dim = match dim {
+            _ if is_value || dim >= rotary.rotary_dims => dim,
+            _ if dim < half => 2 * dim,
+            _ => 2 * (dim - half) + 1,
+        };
+        head * config.kv_channels + stored_dim
+    };
+    Some((0..config.qkv_size()).map(order).collect())
+}
+
+/// The rows of `bytes` in another order.
+pub(super) fn reorder(bytes: &[u8], order: &[usize]) -> Vec<u8> {
+    let row_bytes = bytes.len() / order.len().max(1);
+    let mut reordered = Vec::with_capacity(bytes.len());
+    for &row in order {
+        reordered.extend_from_slice(bytes.get(row * row_bytes..(row + 1) * row_bytes).unwrap_or_default());
+    }
+    reordered
+}

@@ -1,0 +1,264 @@
+//! `model_config.yaml` read as an architecture, and the `config.json` that says the same.
+//!
+//! Spelled as transformers 4 does (`torch_dtype`, `rope_theta`, `rope_scaling`), which 5 reads too.
+
+use hydra_config::Node;
+use serde_json::{Map, Value, json};
+
+use super::super::arch::{
+    Activation, Biases, Block, Family, LLAMA3_KEYS, LLAMA31_CONSTANTS, ModelArch, Normalization, Positions,
+    Rope, RopeScaling,
+};
+use super::shown;
+use crate::writer::FolderFile;
+use crate::{DType, FormatError, TensorSource};
+
+const FILE: &str = "model_config.yaml";
+
+/// Typed look-ups in a model's configuration.
+pub(super) struct ModelConfig<'a>(&'a Node);
+
+impl<'a> ModelConfig<'a> {
+    pub(super) fn new(node: &'a Node) -> Self {
+        Self(node)
+    }
+
+    pub(super) fn node(&self) -> &'a Node {
+        self.0
+    }
+
+    fn find(&self, key: &str) -> Option<&'a Node> {
+        self.0.get(key).filter(|value| !matches!(value, Node::Null))
+    }
+
+    fn read<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        read: impl Fn(&'a Node) -> Option<T>,
+    ) -> Result<Option<T>, FormatError> {
+        let Some(value) = self.find(key) else { return Ok(None) };
+        let wrong_type = || bad(format!("the key `{key}` is `{}`, expected {expected}", shown(value)));
+        read(value).map(Some).ok_or_else(wrong_type)
+    }
+
+    pub(super) fn bool(&self, key: &str) -> Result<Option<bool>, FormatError> {
+        self.read(key, "true or false", Node::as_bool)
+    }
+
+    fn u64(&self, key: &str) -> Result<Option<u64>, FormatError> {
+        self.read(key, "a whole number", |value| value.as_i64().and_then(|value| u64::try_from(value).ok()))
+    }
+
+    fn require_u64(&self, key: &str) -> Result<u64, FormatError> {
+        self.u64(key)?.ok_or_else(|| bad(format!("the key `{key}` is missing")))
+    }
+
+    /// A number; YAML 1.1 calls `1e-5` a text, OmegaConf a number.
+    fn f64(&self, key: &str) -> Result<Option<f64>, FormatError> {
+        self.read(key, "a number", |value| value.as_f64().or_else(|| value.as_str()?.parse().ok()))
+    }
+
+    fn text(&self, key: &str) -> Result<Option<&'a str>, FormatError> {
+        self.read(key, "a text", Node::as_str)
+    }
+}
+
+fn bad(reason: String) -> FormatError {
+    FormatError::BadConfig { file: FILE.to_owned(), reason }
+}
+
+/// A property that none of the target families has.
+fn refused(what: &str) -> FormatError {
+    FormatError::Unsupported {
+        what: format!("a model with {what}"),
+        hint: "`--to hf` writes Llama, Mistral and Gemma folders only: rmsnorm, a gated activation and full rotary embeddings; \
+               keep the `.nemo`"
+            .to_owned(),
+    }
+}
+
+/// The architecture, refused where no Hugging Face family of the Llama kind has it.
+pub(super) fn read_arch(
+    config: &ModelConfig<'_>,
+    vocab_size: u64,
+    source: &dyn TensorSource,
+) -> Result<ModelArch, FormatError> {
+    let normalization = config.text("normalization")?.unwrap_or("layernorm");
+    if !normalization.eq_ignore_ascii_case("rmsnorm") {
+        return Err(refused(&format!("normalization `{normalization}`")));
+    }
+    if config.bool("mcore_customization_config.parallel_attention")? == Some(true) {
+        return Err(refused("parallel attention"));
+    }
+    let qk_norm = "model.decoder.layers.0.self_attention.q_layernorm.weight";
+    if source.meta(qk_norm).is_some() {
+        return Err(refused("norms on queries and keys"));
+    }
+    let (family, activation) = family(config)?;
+    let hidden_size = config.require_u64("hidden_size")?;
+    let num_attention_heads = config.require_u64("num_attention_heads")?;
+    let encoder_seq_length = config.u64("encoder_seq_length")?;
+    let max_position_embeddings = match config.u64("max_position_embeddings")?.or(encoder_seq_length) {
+        Some(length) => length,
+        None => return Err(bad("the key `max_position_embeddings` is missing".to_owned())),
+    };
+    let biases = match (config.bool("bias")?.unwrap_or(true), config.bool("qkv_bias")?.unwrap_or(false)) {
+        (true, _) => Biases::All,
+        (false, true) => Biases::Qkv,
+        (false, false) => Biases::None,
+    };
+    let arch = ModelArch {
+        family,
+        num_layers: config.require_u64("num_layers")?,
+        hidden_size,
+        ffn_hidden_size: config.require_u64("ffn_hidden_size")?,
+        num_attention_heads,
+        num_query_groups: config.u64("num_query_groups")?.unwrap_or(num_attention_heads),
+        head_dim: config.u64("kv_channels")?.unwrap_or(hidden_size / num_attention_heads.max(1)),
+        vocab_size,
+        max_position_embeddings,
+        sliding_window: config.u64("huggingface.sliding_window")?,
+        positions: Positions::Rope(rope(config)?),
+        normalization: Normalization::RmsNorm,
+        layernorm_epsilon: config.f64("layernorm_epsilon")?.unwrap_or(1e-5),
+        activation,
+        block: Block::Sequential,
+        init_method_std: config.f64("init_method_std")?.unwrap_or(0.02),
+        tied: config.bool("share_embeddings_and_output_weights")?.unwrap_or(true),
+        biases,
+    };
+    arch.check(FILE)?;
+    Ok(arch)
+}
+
+fn family(config: &ModelConfig<'_>) -> Result<(Family, Activation), FormatError> {
+    let name = config.text("activation")?.unwrap_or("gelu");
+    let is_tanh_gelu = config.bool("openai_gelu")?.unwrap_or(false);
+    let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or(false);
+    match (name, is_tanh_gelu, is_scaled) {
+        ("swiglu" | "fast-swiglu", false, false) => {
+            let is_mistral = config.text("huggingface.model_type")? == Some("mistral");
+            let family = if is_mistral { Family::Mistral } else { Family::Llama };
+            Ok((family, Activation { name: "fast-swiglu", is_tanh_gelu }))
+        }
+        ("geglu" | "fast-geglu", true, true) => {
+            Ok((Family::Gemma, Activation { name: "geglu", is_tanh_gelu }))
+        }
+        _ => Err(refused(&format!(
+            "activation `{name}`, openai_gelu {is_tanh_gelu} and apply_embedding_scaling {is_scaled}"
+        ))),
+    }
+}
+
+fn rope(config: &ModelConfig<'_>) -> Result<Rope, FormatError> {
+    let kind = config.text("position_embedding_type")?.unwrap_or("learned_absolute");
+    if kind != "rope" {
+        return Err(refused(&format!("position_embedding_type `{kind}`")));
+    }
+    let percentage = config.f64("rotary_percentage")?.unwrap_or(1.0);
+    if percentage != 1.0 {
+        return Err(refused(&format!("rotary_percentage {percentage}")));
+    }
+    if config.bool("rotary_interleaved")? == Some(true) {
+        return Err(refused("interleaved rotary embeddings"));
+    }
+    let factor = config.f64("seq_len_interpolation_factor")?.filter(|&factor| factor != 1.0);
+    let is_llama3 = config.bool("scale_positional_embedding")?.unwrap_or(false);
+    let scaling = match (factor, is_llama3) {
+        (None, false) => RopeScaling::None,
+        (Some(factor), false) => RopeScaling::Linear(factor),
+        (None, true) => {
+            let mut constants = LLAMA31_CONSTANTS;
+            for (constant, key) in constants.iter_mut().zip(LLAMA3_KEYS) {
+                *constant = config.f64(&format!("rope_scaling.{key}"))?.unwrap_or(*constant);
+            }
+            RopeScaling::Llama3(constants)
+        }
+        (Some(_), true) => {
+            let what = "both `seq_len_interpolation_factor` and `scale_positional_embedding`";
+            return Err(FormatError::Unsupported {
+                what: format!("a model with {what}"),
+                hint:
+                    "a Hugging Face folder can only have one: set `seq_len_interpolation_factor` to null in \
+                       `model_config.yaml` if NeMo 2.0 or 2.1 wrote it for a Llama 3.1"
+                        .to_owned(),
+            });
+        }
+    };
+    let base = config.f64("rotary_base")?.unwrap_or(10_000.0);
+    Ok(Rope { percentage, base, scaling, interleaved: false })
+}
+
+/// The file that transformers reads first.
+pub(super) fn config_json(
+    arch: &ModelArch,
+    config: &ModelConfig<'_>,
+    (has_mlp_bias, dtype): (bool, DType),
+    token_ids: &Map<String, Value>,
+) -> FolderFile {
+    let (architecture, activation) = match arch.family {
+        Family::Gemma => ("GemmaForCausalLM", "gelu_pytorch_tanh"),
+        Family::Mistral => ("MistralForCausalLM", "silu"),
+        _ => ("LlamaForCausalLM", "silu"),
+    };
+    let mut document = json!({
+        "architectures": [architecture],
+        "model_type": arch.family.name(),
+        "attention_dropout": 0.0,
+        "head_dim": arch.head_dim,
+        "hidden_act": activation,
+        "hidden_size": arch.hidden_size,
+        "initializer_range": arch.init_method_std,
+        "intermediate_size": arch.ffn_hidden_size,
+        "max_position_embeddings": arch.max_position_embeddings,
+        "num_attention_heads": arch.num_attention_heads,
+        "num_hidden_layers": arch.num_layers,
+        "num_key_value_heads": arch.num_query_groups,
+        "rms_norm_eps": arch.layernorm_epsilon,
+        "tie_word_embeddings": arch.tied,
+        "torch_dtype": dtype.name(),
+        "use_cache": true,
+        "vocab_size": arch.vocab_size,
+    });
+    let mut set = |key: &str, value: Value| document[key] = value;
+    if let Positions::Rope(rope) = arch.positions {
+        set("rope_theta", json!(rope.base));
+        set("rope_scaling", rope_scaling(rope.scaling));
+    }
+    match arch.family {
+        Family::Mistral => set("sliding_window", json!(arch.sliding_window)),
+        Family::Gemma => {
+            set("hidden_activation", json!(activation));
+            set("attention_bias", json!(arch.biases != Biases::None));
+        }
+        _ => {
+            set("attention_bias", json!(arch.biases != Biases::None));
+            set("mlp_bias", json!(has_mlp_bias));
+        }
+    }
+    for (key, id) in token_ids {
+        set(key, id.clone());
+    }
+    if let Some(Node::Str(version)) = config.node().get("nemo_version") {
+        set("nemo_version", json!(version));
+    }
+    FolderFile { name: "config.json".to_owned(), bytes: format!("{document:#}\n").into_bytes() }
+}
+
+fn rope_scaling(scaling: RopeScaling) -> Value {
+    match scaling {
+        RopeScaling::None => Value::Null,
+        RopeScaling::Linear(factor) => json!({"rope_type": "linear", "type": "linear", "factor": factor}),
+        RopeScaling::Llama3(constants) => {
+            let [factor, low, high, original_length] = constants;
+            json!({
+                "rope_type": "llama3",
+                "factor": factor,
+                "low_freq_factor": low,
+                "high_freq_factor": high,
+                "original_max_position_embeddings": original_length as u64,
+            })
+        }
+    }
+}

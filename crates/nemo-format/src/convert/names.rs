@@ -1,0 +1,201 @@
+//! How each kind of source names its tensors: one table row for each family.
+//!
+//! Names only. How rows are moved is in `canonical` and, for the way back, in `exported`.
+
+/// The names of a family's tensors, without `.weight` and `.bias`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NameMap {
+    /// Before every name but the output layer's. Files of a base model lack it.
+    pub(super) prefix: &'static str,
+    pub(super) embedding: &'static str,
+    pub(super) positions: Option<&'static str>,
+    /// What stands before the layer's number.
+    pub(super) layers: &'static str,
+    pub(super) qkv: Qkv,
+    pub(super) proj: &'static str,
+    /// In the order of the rows of `linear_fc1`.
+    pub(super) fc1: &'static [&'static str],
+    pub(super) fc2: &'static str,
+    pub(super) attention_norm: &'static str,
+    pub(super) mlp_norm: Option<&'static str>,
+    pub(super) final_norm: &'static str,
+    pub(super) output: &'static str,
+    pub(super) linear: Linear,
+}
+
+/// How queries, keys and values are stored.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Qkv {
+    /// Three tensors.
+    Separate([&'static str; 3]),
+    /// Three tensors, rows of q and k permuted for ggml's paired rotary embedding.
+    SeparatePaired([&'static str; 3]),
+    /// One tensor in Megatron-Core's own order.
+    PerGroup(&'static str),
+    /// One tensor: all queries, all keys, all values.
+    Stacked(&'static str),
+}
+
+/// How weights of linear layers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Linear {
+    /// `[out, in]`.
+    RowsOut,
+    /// `[in, out]`: transformers' `Conv1D`.
+    RowsIn,
+}
+
+const SEPARATE: Qkv = Qkv::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]);
+
+/// Llama, Mistral, Gemma.
+pub(super) const LLAMA: NameMap = NameMap {
+    prefix: "model.",
+    embedding: "embed_tokens",
+    positions: None,
+    layers: "layers",
+    qkv: SEPARATE,
+    proj: "self_attn.o_proj",
+    fc1: &["mlp.gate_proj", "mlp.up_proj"],
+    fc2: "mlp.down_proj",
+    attention_norm: "input_layernorm",
+    mlp_norm: Some("post_attention_layernorm"),
+    final_norm: "norm",
+    output: "lm_head",
+    linear: Linear::RowsOut,
+};
+
+pub(super) const NEMOTRON: NameMap = NameMap { fc1: &["mlp.up_proj"], ..LLAMA };
+
+/// Architecture `llama` of GGUF.
+pub(super) const GGUF_LLAMA: NameMap = NameMap {
+    prefix: "",
+    embedding: "token_embd",
+    positions: None,
+    layers: "blk",
+    qkv: Qkv::SeparatePaired(["attn_q", "attn_k", "attn_v"]),
+    proj: "attn_output",
+    fc1: &["ffn_gate", "ffn_up"],
+    fc2: "ffn_down",
+    attention_norm: "attn_norm",
+    mlp_norm: Some("ffn_norm"),
+    final_norm: "output_norm",
+    output: "output",
+    linear: Linear::RowsOut,
+};
+
+/// Falcon 7B: one norm for both halves of a layer.
+pub(super) const FALCON: NameMap = NameMap {
+    prefix: "transformer.",
+    embedding: "word_embeddings",
+    positions: None,
+    layers: "h",
+    qkv: Qkv::PerGroup("self_attention.query_key_value"),
+    proj: "self_attention.dense",
+    fc1: &["mlp.dense_h_to_4h"],
+    fc2: "mlp.dense_4h_to_h",
+    attention_norm: "input_layernorm",
+    mlp_norm: None,
+    final_norm: "ln_f",
+    output: "lm_head",
+    linear: Linear::RowsOut,
+};
+
+/// Falcon 40B and 180B.
+pub(super) const FALCON_TWO_NORMS: NameMap =
+    NameMap { attention_norm: "ln_attn", mlp_norm: Some("ln_mlp"), ..FALCON };
+
+/// Falcon with `parallel_attn: false`.
+pub(super) const FALCON_SEQUENTIAL: NameMap =
+    NameMap { mlp_norm: Some("post_attention_layernorm"), ..FALCON };
+
+pub(super) const GPT2: NameMap = NameMap {
+    prefix: "transformer.",
+    embedding: "wte",
+    positions: Some("wpe"),
+    layers: "h",
+    qkv: Qkv::Stacked("attn.c_attn"),
+    proj: "attn.c_proj",
+    fc1: &["mlp.c_fc"],
+    fc2: "mlp.c_proj",
+    attention_norm: "ln_1",
+    mlp_norm: Some("ln_2"),
+    final_norm: "ln_f",
+    output: "lm_head",
+    linear: Linear::RowsIn,
+};
+
+pub(super) const GPTJ: NameMap = NameMap {
+    positions: None,
+    qkv: Qkv::Separate(["attn.q_proj", "attn.k_proj", "attn.v_proj"]),
+    proj: "attn.out_proj",
+    fc1: &["mlp.fc_in"],
+    fc2: "mlp.fc_out",
+    mlp_norm: None,
+    linear: Linear::RowsOut,
+    ..GPT2
+};
+
+pub(super) const GPT_NEOX: NameMap = NameMap {
+    prefix: "gpt_neox.",
+    embedding: "embed_in",
+    positions: None,
+    layers: "layers",
+    qkv: Qkv::PerGroup("attention.query_key_value"),
+    proj: "attention.dense",
+    fc1: &["mlp.dense_h_to_4h"],
+    fc2: "mlp.dense_4h_to_h",
+    attention_norm: "input_layernorm",
+    mlp_norm: Some("post_attention_layernorm"),
+    final_norm: "final_layer_norm",
+    output: "embed_out",
+    linear: Linear::RowsOut,
+};
+
+/// Buffers that old versions of transformers and llama.cpp's converter store beside the weights.
+const BUFFERS: [&str; 6] = [
+    "rotary_emb.inv_freq",
+    "attn.bias",
+    "attn.masked_bias",
+    "attention.bias",
+    "attention.masked_bias",
+    "rope_freqs.weight",
+];
+
+/// Whether a tensor is computed anew from the configuration.
+pub(super) fn is_buffer(name: &str) -> bool {
+    BUFFERS
+        .iter()
+        .any(|buffer| name.strip_suffix(buffer).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
+}
+
+impl NameMap {
+    /// The same names without the prefix, for a file that has them so.
+    pub(super) fn fitting(self, has: impl Fn(&str) -> bool) -> Self {
+        let bare = Self { prefix: "", ..self };
+        if !has(&self.embedding()) && has(&bare.embedding()) { bare } else { self }
+    }
+
+    pub(super) fn in_layer(&self, layer: u64, stem: &str, suffix: &str) -> String {
+        format!("{}{}.{layer}.{stem}.{suffix}", self.prefix, self.layers)
+    }
+
+    pub(super) fn embedding(&self) -> String {
+        self.outside(self.embedding, "weight")
+    }
+
+    pub(super) fn output(&self, suffix: &str) -> String {
+        format!("{}.{suffix}", self.output)
+    }
+
+    pub(super) fn outside(&self, stem: &str, suffix: &str) -> String {
+        format!("{}{stem}.{suffix}", self.prefix)
+    }
+
+    /// The stems of queries, keys and values.
+    pub(super) fn qkv_stems(&self) -> Vec<&'static str> {
+        match self.qkv {
+            Qkv::Separate(stems) | Qkv::SeparatePaired(stems) => stems.to_vec(),
+            Qkv::PerGroup(stem) | Qkv::Stacked(stem) => vec![stem],
+        }
+    }
+}

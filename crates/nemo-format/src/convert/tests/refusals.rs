@@ -1,0 +1,123 @@
+//! What cannot be converted: each error says what was found, what is needed and what to do.
+
+use super::families::folder as family;
+use super::*;
+
+#[test]
+fn what_cannot_be_converted_is_named() {
+    let check = |input: &Path, name: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let error = convert_checkpoint(input, &folder.path().join("out.nemo"), &ConvertOptions::default());
+        error.unwrap_err().to_string().replace(&input.display().to_string(), name)
+    };
+    let edited = |edit: &dyn Fn(&mut serde_json::Value)| check(edited_folder(edit).path(), "FOLDER");
+    insta::assert_snapshot!(edited(&|c| c["model_type"] = "gemma".into()), @"activation `silu` in `FOLDER/config.json` cannot be read: Gemma uses `gelu_pytorch_tanh`");
+    insta::assert_snapshot!(edited(&|c| c["hidden_act"] = "gelu".into()), @"hidden_act `gelu` in `FOLDER/config.json` cannot be read: models of this type use `silu`");
+    insta::assert_snapshot!(edited(&|c| c["rope_scaling"] = serde_json::json!({"type": "yarn", "factor": 4.0})), @"rope_scaling of type `yarn` in `FOLDER/config.json` cannot be read: supported types are `default`, `linear` and `llama3`");
+    insta::assert_snapshot!(edited(&|c| c["num_attention_heads"] = 3.into()), @"`FOLDER/config.json` is not a model configuration: 3 attention heads cannot share 2 key-value heads evenly");
+    insta::assert_snapshot!(edited(&|c| c["head_dim"] = 32.into()), @"tensor `model.layers.0.self_attn.q_proj.weight` is inconsistent: its shape [64, 64] does not hold rows 64..128 that `model.decoder.layers.0.self_attention.linear_qkv.weight` of shape [256, 64] needs; the configuration and the weights do not belong together");
+    insta::assert_snapshot!(edited(&|c| c["num_hidden_layers"] = 3.into()), @"tensor `model.layers.2.input_layernorm.weight` is inconsistent: the weights do not have it, and `model.decoder.layers.2.self_attention.linear_qkv.layer_norm_weight` is made of it; complete the files, or correct the configuration if the model has no such tensor");
+    let empty = tempfile::tempdir().unwrap();
+    insta::assert_snapshot!(check(empty.path(), "FOLDER"), @"`FOLDER`, a folder without `config.json` or `model_config.yaml`, cannot be read: supported inputs are a Hugging Face folder with its `config.json`, a GGUF file of architecture `llama`, and a `.nemo` archive or folder");
+    let weights = format!("{FIXTURE}/model.safetensors");
+    insta::assert_snapshot!(check(Path::new(&weights), "FILE"), @"`FILE`, one safetensors file; give the folder with its `config.json`, cannot be read: supported inputs are a Hugging Face folder with its `config.json`, a GGUF file of architecture `llama`, and a `.nemo` archive or folder");
+    let quantised = format!("{GOLDEN}/quantised.gguf");
+    insta::assert_snapshot!(check(Path::new(&quantised), "FILE"), @"`FILE`, a GGUF file of architecture `test`, cannot be read: only GGUF files of architecture `llama` are converted so far");
+}
+
+/// A copy of a family's folder with an edited `config.json`, converted; the error without the folder's name.
+fn family_error(name: &str, edit: &dyn Fn(&mut serde_json::Value)) -> String {
+    let folder = copy_of(&family(name));
+    edit_config(folder.path(), edit);
+    let out = folder.path().join("out.nemo");
+    let error = convert_checkpoint(folder.path(), &out, &ConvertOptions::default()).unwrap_err();
+    assert!(!out.exists());
+    error.to_string().replace(&folder.path().display().to_string(), "FOLDER")
+}
+
+#[test]
+fn options_that_have_no_counterpart_are_named() {
+    let check = family_error;
+    insta::assert_snapshot!(check("falcon7b", &|c| c["alibi"] = true.into()), @"alibi position biases (`alibi: true`) in `FOLDER/config.json` cannot be read: only Falcon models with rotary embeddings (7B, 11B, 40B, 180B) are converted; set `alibi` to false if the model was trained so");
+    insta::assert_snapshot!(check("falcon7b", &|c| c["activation"] = "silu".into()), @"activation `silu` in `FOLDER/config.json` cannot be read: supported are `gelu`, `gelu_new`, `gelu_fast`, `gelu_pytorch_tanh`, `quick_gelu` and `relu2`");
+    insta::assert_snapshot!(check("gpt2", &|c| c["scale_attn_by_inverse_layer_idx"] = true.into()), @"`scale_attn_by_inverse_layer_idx: true` in `FOLDER/config.json` cannot be read: attention scores divided by the layer's number are not supported");
+    insta::assert_snapshot!(check("gpt2", &|c| c["scale_attn_weights"] = false.into()), @"`scale_attn_weights: false` in `FOLDER/config.json` cannot be read: attention scores are always divided by the root of the head dimension");
+    insta::assert_snapshot!(check("gpt2", &|c| c["add_cross_attention"] = true.into()), @"cross attention in `FOLDER/config.json` cannot be read: only decoders without an encoder are converted");
+    insta::assert_snapshot!(check("gptj", &|c| c["rotary_dim"] = 100.into()), @"`FOLDER/config.json` is not a model configuration: rotary_dim is 100, the head dimension is 8");
+    insta::assert_snapshot!(check("gptj", &|c| c["rotary_dim"] = 3.into()), @"`FOLDER/config.json` is not a model configuration: 3 of 8 dimensions of a head are rotated, an odd number");
+    insta::assert_snapshot!(check("gpt_neox", &|c| c["rope_parameters"]["partial_rotary_factor"] = 1.5.into()), @"`FOLDER/config.json` is not a model configuration: the rotary embedding turns the share 1.5 of a head");
+    insta::assert_snapshot!(check("gemma", &|c| c["model_type"] = "gemma2".into()), @"`FOLDER/config.json`, model_type `gemma2` (GemmaForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox` and `nemotron`");
+    insta::assert_snapshot!(check("mistral", &|c| c["model_type"] = "mixtral".into()), @"`FOLDER/config.json`, model_type `mixtral` (MistralForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox` and `nemotron`");
+    insta::assert_snapshot!(check("mistral", &|c| c["quantization_config"] = serde_json::json!({"bits": 4})), @"quantised weights in `FOLDER/config.json` cannot be read: convert the original bf16 or fp16 model");
+    insta::assert_snapshot!(check("llama31", &|c| c["rope_parameters"]["rope_type"] = "dynamic".into()), @"rope_scaling of type `dynamic` in `FOLDER/config.json` cannot be read: supported types are `default`, `linear` and `llama3`");
+    insta::assert_snapshot!(check("llama31", &|c| c["rope_parameters"]["factor"] = serde_json::Value::Null), @"`FOLDER/config.json` is not a model configuration: rope_scaling of type `llama3` needs `factor`, a number above 0");
+    insta::assert_snapshot!(check("llama31", &|c| c["rope_parameters"]["low_freq_factor"] = 4.0.into()), @"`FOLDER/config.json` is not a model configuration: rope_scaling of type `llama3` has low_freq_factor 4, which is not below high_freq_factor 4");
+    insta::assert_snapshot!(check("llama31", &|c| c["partial_rotary_factor"] = 0.5.into()), @"partial_rotary_factor 0.5 in `FOLDER/config.json` cannot be read: models of this type rotate whole heads: remove the key or set it to 1");
+    insta::assert_snapshot!(check("llama31", &|c| c["hidden_size"] = "wide".into()), @r#"`FOLDER/config.json` is not a model configuration: the key `hidden_size` is `"wide"`, expected a whole number of at least 0"#);
+}
+
+#[test]
+fn weights_that_contradict_the_configuration_are_named() {
+    let check = family_error;
+    insta::assert_snapshot!(check("llama31", &|c| c["vocab_size"] = 150.into()), @"tensor `lm_head.weight` is inconsistent: it has 160 rows, the configuration needs 150; the configuration and the weights do not belong together");
+    insta::assert_snapshot!(check("llama31", &|c| c["vocab_size"] = 170.into()), @"tensor `model.embed_tokens.weight` is inconsistent: its shape [160, 32] does not hold rows 0..170 that `model.embedding.word_embeddings.weight` of shape [170, 32] needs; the configuration and the weights do not belong together");
+    insta::assert_snapshot!(check("llama31", &|c| c["num_hidden_layers"] = 1.into()), @"tensor `model.layers.1.input_layernorm.weight` is inconsistent: a model of type `llama` with this configuration has no such tensor; the configuration and the weights do not belong together, or it is a variant that is not supported");
+    insta::assert_snapshot!(check("llama31", &|c| c["attention_bias"] = true.into()), @"tensor `model.layers.0.self_attn.o_proj.bias` is inconsistent: the weights do not have it, and `model.decoder.layers.0.self_attention.linear_proj.bias` is made of it; complete the files, or correct the configuration if the model has no such tensor");
+    insta::assert_snapshot!(check("llama32", &|c| c["tie_word_embeddings"] = false.into()), @"tensor `lm_head.weight` is inconsistent: the weights do not have it, and `model.output_layer.weight` is made of it; complete the files, or correct the configuration if the model has no such tensor");
+    insta::assert_snapshot!(check("gpt2", &|c| c["n_inner"] = 32.into()), @"tensor `transformer.h.0.mlp.c_proj.weight` is inconsistent: its shape [64, 32] does not hold rows 0..32 that `model.decoder.layers.0.mlp.linear_fc2.weight` of shape [32, 32] needs; the configuration and the weights do not belong together");
+    insta::assert_snapshot!(check("gpt2", &|c| c["n_positions"] = 32.into()), @"tensor `transformer.wpe.weight` is inconsistent: it has 64 rows, the configuration needs 32; the configuration and the weights do not belong together");
+    insta::assert_snapshot!(check("falcon40b", &|c| c["num_kv_heads"] = 4.into()), @"tensor `transformer.h.0.self_attention.query_key_value.weight` is inconsistent: its shape [64, 32] does not hold rows 0..96 that `model.decoder.layers.0.self_attention.linear_qkv.weight` of shape [96, 32] needs; the configuration and the weights do not belong together");
+    insta::assert_snapshot!(check("falcon40b", &|c| c["new_decoder_architecture"] = false.into()), @"tensor `transformer.h.0.input_layernorm.weight` is inconsistent: the weights do not have it, and `model.decoder.layers.0.self_attention.linear_qkv.layer_norm_weight` is made of it; complete the files, or correct the configuration if the model has no such tensor");
+    insta::assert_snapshot!(check("nemotron", &|c| c["head_dim"] = serde_json::Value::Null), @"tensor `model.layers.0.self_attn.o_proj.weight` is inconsistent: its shape [32, 48] does not hold rows 0..32 that `model.decoder.layers.0.self_attention.linear_proj.weight` of shape [32, 32] needs; the configuration and the weights do not belong together");
+}
+
+#[test]
+fn weights_or_tokenizers_that_lack_are_named() {
+    let without = |names: &[&str]| {
+        let folder = copy_of(&family("gpt2"));
+        names.iter().for_each(|name| fs::remove_file(folder.path().join(name)).unwrap());
+        let out = folder.path().join("out.nemo");
+        let error = convert_checkpoint(folder.path(), &out, &ConvertOptions::default()).unwrap_err();
+        error.to_string().replace(&folder.path().display().to_string(), "FOLDER")
+    };
+    insta::assert_snapshot!(without(&["model.safetensors"]), @"`FOLDER` has no member `model.safetensors`, `model.safetensors.index.json`, `pytorch_model.bin` or `pytorch_model.bin.index.json`");
+    insta::assert_snapshot!(without(&["merges.txt"]), @"`FOLDER` has no member `tokenizer.model`, `tokenizer.json`, or `vocab.json` with `merges.txt`");
+}
+
+#[test]
+fn the_tokenizer_of_another_model_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let check = |tokenizer: &str| {
+        let tokenizer = Some(PathBuf::from(format!("{FIXTURE}/{tokenizer}")));
+        let options = ConvertOptions { tokenizer, ..ConvertOptions::default() };
+        let error = convert_checkpoint(&family("llama31"), &folder.path().join("out.nemo"), &options);
+        error.unwrap_err().to_string()
+    };
+    insta::assert_snapshot!(check("tokenizer.model"), @"tensor `model.embedding.word_embeddings.weight` is inconsistent: it has 160 rows, but the tokenizer `tokenizer.model` has 420 tokens and so belongs to another model; pass the right one with `--tokenizer`");
+    insta::assert_snapshot!(check("tokenizer.json"), @"tensor `model.embedding.word_embeddings.weight` is inconsistent: it has 160 rows, but the tokenizer `tokenizer.json` has 420 tokens and so belongs to another model; pass the right one with `--tokenizer`");
+}
+
+#[test]
+fn what_hugging_face_cannot_express_is_named() {
+    let check = |name: &str, edit: &dyn Fn(&mut Node)| {
+        let folder = tempfile::tempdir().unwrap();
+        let nemo = folder.path().join("model.nemo");
+        convert_checkpoint(&family(name), &nemo, &ConvertOptions::default()).unwrap();
+        let checkpoint = Checkpoint::open(&nemo).unwrap();
+        let mut config = checkpoint.model_config().clone();
+        edit(&mut config);
+        let edited = folder.path().join("edited.nemo");
+        write_nemo(&edited, &config.to_yaml(), &[], checkpoint.tensors(), &WriteOptions::default()).unwrap();
+        let out = folder.path().join("out");
+        let error = export_huggingface(&edited, &out, &ConvertOptions::default()).unwrap_err();
+        assert!(!out.exists());
+        error.to_string()
+    };
+    insta::assert_snapshot!(check("gpt2", &|_| {}), @"a model with normalization `layernorm` cannot be read: `--to hf` writes Llama, Mistral and Gemma folders only: rmsnorm, a gated activation and full rotary embeddings; keep the `.nemo`");
+    insta::assert_snapshot!(check("llama31", &|c| c.set("seq_len_interpolation_factor", Node::Float(8.0))), @"a model with both `seq_len_interpolation_factor` and `scale_positional_embedding` cannot be read: a Hugging Face folder can only have one: set `seq_len_interpolation_factor` to null in `model_config.yaml` if NeMo 2.0 or 2.1 wrote it for a Llama 3.1");
+    insta::assert_snapshot!(check("llama31", &|c| c.set("rotary_percentage", Node::Float(0.5))), @"a model with rotary_percentage 0.5 cannot be read: `--to hf` writes Llama, Mistral and Gemma folders only: rmsnorm, a gated activation and full rotary embeddings; keep the `.nemo`");
+    insta::assert_snapshot!(check("llama31", &|c| c.set("activation", Node::from("gelu"))), @"a model with activation `gelu`, openai_gelu false and apply_embedding_scaling false cannot be read: `--to hf` writes Llama, Mistral and Gemma folders only: rmsnorm, a gated activation and full rotary embeddings; keep the `.nemo`");
+    insta::assert_snapshot!(check("llama31", &|c| c.set("num_layers", Node::from("many"))), @"`model_config.yaml` is not a model configuration: the key `num_layers` is `many`, expected a whole number");
+    insta::assert_snapshot!(check("llama31", &|c| c.set("ffn_hidden_size", Node::Int(32))), @"tensor `model.decoder.layers.0.mlp.linear_fc2.weight` is inconsistent: its shape [32, 64] does not hold rows 0..32 that `model.layers.0.mlp.down_proj.weight` of shape [32, 32] needs; the configuration and the weights do not belong together");
+    insta::assert_snapshot!(check("llama31", &|c| c.set("num_layers", Node::Int(3))), @"tensor `model.decoder.layers.2.self_attention.linear_qkv.layer_norm_weight` is inconsistent: the weights do not have it, and `model.layers.2.input_layernorm.weight` is made of it; complete the files, or correct the configuration if the model has no such tensor");
+}

@@ -1,0 +1,192 @@
+//! A folder of NeMo 2: `weights/`, a distributed checkpoint, and `context/`, a description of Python objects.
+//!
+//! Of the context only `model.yaml` is read, as data: its fields are those of Megatron-Core's `TransformerConfig`, which
+//! are put into the keys of NeMo 1 here. `io.json` holds the same as a graph to be executed and is not needed.
+
+use std::path::Path;
+
+use hydra_config::Node;
+
+use crate::FormatError;
+use crate::archive::Archive;
+use crate::huggingface::{HfTokenizer, TokenizerKind};
+
+/// The description that is readable.
+pub(crate) const CONFIG: &str = "context/model.yaml";
+/// The distributed checkpoint.
+pub(crate) const WEIGHTS: &str = "weights";
+const CONTEXT: &str = "context/";
+
+/// Fields whose key is the same in both, or that the model refuses under this name.
+const SAME: [&str; 23] = [
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "layernorm_epsilon",
+    "layernorm_zero_centered_gamma",
+    "position_embedding_type",
+    "rotary_base",
+    "rotary_interleaved",
+    "seq_len_interpolation_factor",
+    "share_embeddings_and_output_weights",
+    "make_vocab_size_divisible_by",
+    "hidden_dropout",
+    "attention_dropout",
+    "fp32_residual_connection",
+    "apply_query_key_layer_scaling",
+    "num_moe_experts",
+    "qk_layernorm",
+    "window_size",
+    "multi_latent_attention",
+    "apply_rope_fusion",
+];
+const RENAMED: [(&str, &str); 5] = [
+    ("seq_length", "encoder_seq_length"),
+    ("seq_length", "max_position_embeddings"),
+    ("rotary_percent", "rotary_percentage"),
+    ("add_bias_linear", "bias"),
+    ("add_qkv_bias", "qkv_bias"),
+];
+/// Llama 3.1's rule of frequencies, with the key of the constant here.
+const ROPE_SCALING: [(&str, &str); 4] = [
+    ("scale_factor", "factor"),
+    ("low_freq_factor", "low_freq_factor"),
+    ("high_freq_factor", "high_freq_factor"),
+    ("old_context_len", "original_max_position_embeddings"),
+];
+
+/// Whether a member is neither a description nor a weight.
+pub(crate) fn is_artifact(member: &str) -> bool {
+    member.strip_prefix(CONTEXT).is_some_and(|name| !matches!(name, "io.json" | "model.yaml" | "docs"))
+}
+
+/// The model section that NeMo 1 would have for `document`, the content of `model.yaml`.
+pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, FormatError> {
+    let bad = |reason: String| FormatError::BadConfig { file: archive.describe(CONFIG), reason };
+    let Some(fields @ Node::Map(_)) = document.get("config") else {
+        return Err(bad("it has no `config` section with the model's dimensions".to_owned()));
+    };
+    let set = |key: &str| fields.get(key).filter(|value| !matches!(value, Node::Null));
+    let flag = |key: &str| set(key).and_then(Node::as_bool).unwrap_or(false);
+    let mut config = Node::empty_map();
+    config.set("mcore_gpt", Node::Bool(true));
+    config.set("transformer_engine", Node::Bool(true));
+    for (from, to) in SAME.iter().map(|key| (*key, *key)).chain(RENAMED) {
+        if let Some(value) = set(from) {
+            config.set(to, value.clone());
+        }
+    }
+    if let Some(normalization) = set("normalization").and_then(Node::as_str) {
+        config.set("normalization", Node::Str(normalization.to_ascii_lowercase()));
+    }
+    let (activation, is_openai_gelu) = activation(fields).map_err(bad)?;
+    config.set("activation", Node::from(activation));
+    config.set("openai_gelu", Node::Bool(is_openai_gelu));
+    if set("scale_factor").is_some() {
+        config.set("scale_positional_embedding", Node::Bool(true));
+        for (from, to) in ROPE_SCALING {
+            if let Some(value) = set(from) {
+                config.set(&format!("rope_scaling.{to}"), value.clone());
+            }
+        }
+    }
+    let target = document.get("_target_").and_then(Node::as_str).unwrap_or_default();
+    let class = target.rsplit('.').next().unwrap_or_default();
+    if class.starts_with("Gemma2") {
+        config.set("name", Node::from("megatron_gemma2"));
+    } else if class.starts_with("Gemma") {
+        config.set("apply_embedding_scaling", Node::Bool(true));
+    }
+    let precision = match (flag("bf16"), flag("fp16")) {
+        (true, _) => Node::from("bf16"),
+        (_, true) => Node::Int(16),
+        _ => Node::Int(32),
+    };
+    config.set("precision", precision);
+    if let Some(tokenizer) = tokenizer(archive, document)? {
+        config.set("tokenizer", tokenizer);
+    }
+    Ok(config)
+}
+
+/// The function of the MLP in NeMo's words, and whether it is the tanh approximation.
+fn activation(fields: &Node) -> Result<(&'static str, bool), String> {
+    let value = fields.get("activation_func");
+    let path = match value {
+        Some(Node::Str(path)) => path.as_str(),
+        Some(other) => other.get("_target_").and_then(Node::as_str).unwrap_or_default(),
+        None => "gelu",
+    };
+    let is_gated = fields.get("gated_linear_unit").and_then(Node::as_bool).unwrap_or(false);
+    match (path.rsplit('.').next().unwrap_or_default(), is_gated) {
+        ("silu" | "SiLU", true) => Ok(("fast-swiglu", false)),
+        ("gelu", true) => Ok(("fast-geglu", false)),
+        ("openai_gelu", true) => Ok(("fast-geglu", true)),
+        ("relu", true) => Ok(("fast-reglu", false)),
+        ("gelu", false) => Ok(("gelu", false)),
+        ("openai_gelu", false) => Ok(("gelu", true)),
+        ("squared_relu", false) => Ok(("squared-relu", false)),
+        ("quick_gelu" | "fast_gelu" | "approx_gelu", false) => Ok(("approx-gelu", false)),
+        (name, _) => {
+            let gated = if is_gated { "gated " } else { "" };
+            Err(format!(
+                "its `activation_func` is the {gated}function `{name}`; supported are silu (gated), gelu, openai_gelu, \
+                 relu (gated), squared_relu and quick_gelu"
+            ))
+        }
+    }
+}
+
+/// The tokenizer that the context carries, as NeMo 1's section.
+fn tokenizer(archive: &Archive, document: &Node) -> Result<Option<Node>, FormatError> {
+    let artifacts: Vec<&str> = archive.names().filter(|name| is_artifact(name)).collect();
+    let find = |suffix: &str| artifacts.iter().find(|name| name.ends_with(suffix)).copied();
+    let described = document.get("tokenizer").or_else(|| document.get("config.tokenizer"));
+    let wants_json = described
+        .and_then(|tokenizer| tokenizer.get("_target_"))
+        .and_then(Node::as_str)
+        .is_some_and(|target| target.ends_with("AutoTokenizer"));
+    let (proto, json) = (find(".model"), find("tokenizer.json"));
+    let mut section = Node::empty_map();
+    match (proto, json) {
+        // A Hugging Face folder often has both; NeMo opens it with transformers then.
+        (_, Some(json)) if wants_json || proto.is_none() => {
+            let folder = archive.path().join(json);
+            let folder = folder.parent().unwrap_or(Path::new("."));
+            section.set("library", Node::from("huggingface"));
+            section.set("type", Node::from("tokenizer.json"));
+            section.set("model", Node::Str(format!("nemo:{json}")));
+            section.set("use_fast", Node::Bool(true));
+            if let Some(found) = HfTokenizer::open_folder(folder)?
+                && (found.kind == TokenizerKind::HuggingFace || wants_json)
+            {
+                for (role, token) in &found.special_tokens {
+                    section.set(&format!("special_tokens.{role}"), Node::from(token.as_str()));
+                }
+                if let Some(template) = found.chat_template {
+                    section.set("chat_template", Node::Str(template));
+                }
+            }
+        }
+        (Some(proto), _) => {
+            let legacy = described.and_then(|tokenizer| tokenizer.get("legacy")).and_then(Node::as_bool);
+            section.set("library", Node::from("sentencepiece"));
+            section.set("type", Node::Null);
+            section.set("model", Node::Str(format!("nemo:{proto}")));
+            section.set("sentencepiece_legacy", Node::Bool(legacy.unwrap_or(false)));
+        }
+        (None, _) => match find("vocab.json").zip(find("merges.txt")) {
+            Some((vocab, merges)) => {
+                section.set("library", Node::from("megatron"));
+                section.set("type", Node::from("GPT2BPETokenizer"));
+                section.set("vocab_file", Node::Str(format!("nemo:{vocab}")));
+                section.set("merge_file", Node::Str(format!("nemo:{merges}")));
+            }
+            None => return Ok(None),
+        },
+    }
+    Ok(Some(section))
+}

@@ -1,0 +1,47 @@
+//! Every family of models through the program, with either engine and its own `trt_llm.model_type`.
+
+use nemo_format::{ConvertOptions, convert_checkpoint};
+
+use crate::support::{Job, fixture};
+
+const FAMILIES: [(&str, &str); 11] = [
+    ("falcon40b", "falcon"),
+    ("falcon7b", "falcon"),
+    ("gemma", "gemma"),
+    ("gpt2", "gptnext"),
+    ("gpt_neox", "gptnext"),
+    ("gpt_neox_sequential", "gptnext"),
+    ("gptj", "gptj"),
+    ("llama31", "llama"),
+    ("llama32", "llama"),
+    ("mistral", "llama"),
+    ("nemotron", "gptnext"),
+];
+
+#[test]
+fn every_family_generates_the_same_tokens_with_both_engines() {
+    for (family, model_type) in FAMILIES {
+        let records = [false, true].map(|enable| {
+            let job = Job::new(2);
+            let checkpoint = job.path().join("converted.nemo");
+            convert_checkpoint(&fixture("families").join(family), &checkpoint, &ConvertOptions::default()).unwrap();
+            let job = job.with(&[
+                &format!("pretrained_checkpoint.restore_from_path={}", checkpoint.display()),
+                &format!("trainer.generation.trt_llm.enable={enable}"),
+                &format!("trainer.generation.trt_llm.model_type={model_type}"),
+                "model.generation.sampling_params.use_greedy=true",
+                "model.generation.num_responses_to_gen=1",
+                "model.generation.length_params.max_length=8",
+                "model.generation.output_fields=[token_ids]",
+                // Short enough for 48 positions of tokenizers with 160 pieces.
+                "model.data.chat_prompt_tokens={system_turn_start:a,turn_start:b,end_of_turn:c,end_of_name:d}",
+            ]);
+            job.run().expect_code(0);
+            job.records()
+        });
+        assert_eq!(records[0].len(), 2, "{family}");
+        assert_eq!(records[0], records[1], "{family}");
+        let lengths = records[0].iter().map(|record| record["token_ids"][0].as_array().unwrap().len());
+        assert!(lengths.min() >= Some(1), "{family}: {records:?}");
+    }
+}
