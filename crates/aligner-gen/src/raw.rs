@@ -125,6 +125,14 @@ pub(crate) struct RawTrainDs {
     pub(crate) on_bad_record: String,
     pub(crate) max_seq_length: Option<RawMaxSeqLength>,
     pub(crate) drop_last: RawDropLast,
+    pub(crate) label_key: String,
+    pub(crate) add_eos: bool,
+    pub(crate) add_sep: bool,
+    pub(crate) add_bos: bool,
+    pub(crate) truncation_field: String,
+    pub(crate) truncation_method: String,
+    pub(crate) prompt_template: Option<String>,
+    pub(crate) output_original_text: bool,
 }
 
 /// One limit for all fields, or one for each.

@@ -74,8 +74,27 @@ pub enum DataError {
         #[source]
         source: minijinja::Error,
     },
-    /// `add_BOS` with a tokenizer that has no BOS.
-    #[error("`add_BOS` is true, but the tokenizer has no BOS token")]
+    /// A prompt template that cannot be used.
+    #[error("`model.data.train_ds.prompt_template` is `{template}`: {reason}")]
+    BadPromptTemplate {
+        /// The template as typed.
+        template: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A field to cut that the template does not have.
+    #[error("`model.data.train_ds.truncation_field` names `{field}`, it may name {expected}")]
+    UnknownTruncationField {
+        /// The name given.
+        field: String,
+        /// The names there are.
+        expected: String,
+    },
+    /// BOS is asked for, and the tokenizer has none.
+    #[error(
+        "BOS is to be put before the prompts, but the tokenizer has no BOS token: set \
+         `model.generation.sampling_params.add_BOS=false` and `model.data.train_ds.add_bos=false`"
+    )]
     NoBosToken,
     /// A data file of a format that is not read.
     #[error("data file `{path}` is not JSONL: `{extension}` datasets are not supported, give a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file in SFT format", path = .path.display())]

@@ -6,7 +6,10 @@ mod error;
 mod jsonl;
 pub mod plan;
 mod prepare;
+mod prompt_response;
 mod record;
+#[cfg(test)]
+mod test_tokenizer;
 pub mod tokenizer;
 
 pub use chat::{ChatPromptTokens, PromptNote};
@@ -15,7 +18,9 @@ pub use error::DataError;
 pub use jsonl::{JsonlReader, RawLine, parse_object};
 pub use plan::{BatchSizes, DpWorld, DropLast, LimitTrainBatches, StepPlan, plan_steps};
 pub use prepare::{
-    BadRecord, LengthLimits, OnBadRecord, PreparedPrompt, PromptBuilder, PromptSet, load_prompts,
+    BadRecord, BuiltPrompt, KeptMetadata, LengthLimits, OnBadRecord, PreparedPrompt, PromptBuilder,
+    PromptSet, TokenField, load_prompts,
 };
+pub use prompt_response::{AddedTokens, PromptResponseFormat, PromptTemplate, TruncationMethod};
 pub use record::{ChatRecord, DEFAULT_MASK, LabelLayout, MessagesRecord, Record, RecordError, Turn};
 pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerSpec, open_tokenizer};

@@ -304,4 +304,6 @@ fn push_bytes_lossy(text: &mut String, bytes: &mut Vec<u8>) {
 }
 
 #[cfg(test)]
+mod golden;
+#[cfg(test)]
 mod tests;

@@ -1,0 +1,201 @@
+//! Twenty thousand generated strings and four thousand lists of ids for each model, against the C++ library.
+//!
+//! The generator is that of `tests/golden/make_sentencepiece.py`; the golden file holds what came out there.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::SentencePieceModel;
+
+const WORDS: &str = "the of and to in is that for with as on was at by from model answer question prompt system user \
+    assistant generation checkpoint tokens batch sample output input training response code value function return \
+    hello world naïve café Ångström straße größe élan señor Привет мир как дела это тест 日本語 テキスト 中文 文本 \
+    한국어 العربية हिन्दी ﬁnal ﬂow ①② Ⅳ ｆｕｌｌ ～ … — “quoted” 1,024 2023 3.14 x=1; fn(x) {a: b} #tag @user";
+const LETTERS: &str = "abcdeXYZ 019  <>_\n";
+const POOL: &str = "～①②ﬁﬂÅé日本語中文한국어Привет😀👍🏽👨‍👩‍👧\u{200b}\u{a0}\u{3000}\u{2028}\u{feff}\u{301}\u{fe0f}¹½™…—\t\r\u{b}\0\u{1}\u{7f}\
+    \u{85}ﷺΣςİıẞ\u{2581}\u{20000}";
+const SPECIALS: [&str; 11] = [
+    "<extra_id_0>",
+    "<extra_id_1>",
+    "<s>",
+    "</s>",
+    "<unk>",
+    "<mask>",
+    "ab",
+    "abc",
+    "\u{2581}\u{2581}",
+    "  ",
+    "<0x41>",
+];
+const RANGES: [(u64, u64); 4] = [(32, 0x250), (0x2000, 0x3100), (0xF900, 0xFFFF), (0x1F300, 0x1F9FF)];
+
+/// SplitMix64.
+struct Generator {
+    state: u64,
+    words: Vec<&'static str>,
+    letters: Vec<char>,
+    pool: Vec<char>,
+}
+
+impl Generator {
+    fn new(seed: u64) -> Self {
+        let words = WORDS.split_whitespace().collect();
+        Self { state: seed, words, letters: LETTERS.chars().collect(), pool: POOL.chars().collect() }
+    }
+
+    fn next(&mut self, bound: usize) -> usize {
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let z = (self.state ^ (self.state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) % bound as u64) as usize
+    }
+
+    fn text(&mut self) -> String {
+        let mut text: Vec<char> = match self.next(10) {
+            0..4 => {
+                let num_words = 1 + self.next(7);
+                let words: Vec<_> =
+                    (0..num_words).map(|_| self.next(WORDS.split_whitespace().count())).collect();
+                let joined = words.into_iter().map(|idx| self.words[idx]).collect::<Vec<_>>().join(" ");
+                joined.chars().skip(self.next(3)).collect()
+            }
+            4..8 => (0..1 + self.next(29))
+                .map(|_| {
+                    let is_rare = self.next(10) < 4;
+                    let len = if is_rare { self.pool.len() } else { self.letters.len() };
+                    let idx = self.next(len);
+                    if is_rare { self.pool[idx] } else { self.letters[idx] }
+                })
+                .collect(),
+            _ => (0..1 + self.next(13))
+                .map(|_| {
+                    let (low, high) = RANGES[self.next(RANGES.len())];
+                    char::from_u32((low as usize + self.next((high - low) as usize)) as u32).unwrap()
+                })
+                .collect(),
+        };
+        if self.next(4) == 0 {
+            let at = self.next(text.len() + 1);
+            let special = SPECIALS[self.next(SPECIALS.len())];
+            text.splice(at..at, special.chars());
+        }
+        text.into_iter().collect()
+    }
+
+    fn ids(&mut self, vocab_size: usize) -> Vec<u32> {
+        (0..self.next(12)).map(|_| self.next(vocab_size) as u32).collect()
+    }
+}
+
+#[derive(Deserialize)]
+struct Golden {
+    num_strings: usize,
+    num_id_lists: usize,
+    block: usize,
+    models: BTreeMap<String, Expected>,
+}
+
+/// The first rows in full, and a checksum of each block of rows.
+#[derive(Deserialize)]
+struct Expected {
+    seed: u64,
+    encode: Vec<(Vec<u32>, Option<String>)>,
+    encode_crc32: String,
+    decode: Vec<String>,
+    decode_crc32: String,
+}
+
+fn golden_path(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+fn decompress(path: &Path) -> Vec<u8> {
+    zstd::decode_all(&std::fs::read(path).unwrap()[..]).unwrap()
+}
+
+/// The trained models, which are packed into one file: name, length, bytes.
+fn packed_models() -> BTreeMap<String, Vec<u8>> {
+    let packed = decompress(&golden_path("sentencepiece_models.zst"));
+    let mut models = BTreeMap::new();
+    let mut rest = packed.as_slice();
+    while let Some(end) = rest.iter().position(|&byte| byte == b'\n') {
+        let (name, len) = std::str::from_utf8(&rest[..end]).unwrap().split_once(' ').unwrap();
+        let (model, tail) = rest[end + 1..].split_at(len.parse().unwrap());
+        models.insert(name.to_owned(), model.to_vec());
+        rest = tail;
+    }
+    models
+}
+
+pub(super) fn packed_model(name: &str) -> Vec<u8> {
+    packed_models().remove(name).unwrap()
+}
+
+fn checksums(rows: &[String], block: usize) -> Vec<String> {
+    rows.chunks(block).map(|rows| format!("{:08x}", crc32fast::hash(rows.concat().as_bytes()))).collect()
+}
+
+fn row(ids: &[u32], text: &str) -> String {
+    let ids = ids.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+    format!("{ids}\u{1f}{text}\n")
+}
+
+fn check(name: &str, bytes: &[u8], golden: &Golden, strings: &[String]) {
+    let expected = &golden.models[name];
+    let model = SentencePieceModel::from_bytes(name, bytes).unwrap();
+    let rows: Vec<String> = strings
+        .iter()
+        .enumerate()
+        .map(|(position, text)| {
+            let ids = model.encode(text);
+            let decoded = model.decode(&ids).unwrap();
+            if let Some((expected_ids, expected_text)) = expected.encode.get(position) {
+                assert_eq!(&ids, expected_ids, "{name} string {position}: {text:?}");
+                assert_eq!(&decoded, expected_text.as_ref().unwrap_or(text), "{name} string {position}");
+            }
+            row(&ids, &decoded)
+        })
+        .collect();
+    let wrong = |actual: Vec<String>, expected: &str| {
+        let expected: Vec<&str> = expected.split(' ').collect();
+        assert_eq!(actual.len(), expected.len());
+        (0..actual.len()).filter(|&block| actual[block] != expected[block]).collect::<Vec<_>>()
+    };
+    let differing = wrong(checksums(&rows, golden.block), &expected.encode_crc32);
+    assert!(differing.is_empty(), "{name}: blocks of strings {differing:?}");
+    let mut generator = Generator::new(expected.seed);
+    let rows: Vec<String> = (0..golden.num_id_lists)
+        .map(|position| {
+            let ids = generator.ids(model.num_pieces());
+            let decoded = model.decode(&ids).unwrap();
+            if let Some(expected) = expected.decode.get(position) {
+                assert_eq!(&decoded, expected, "{name} list {position}: {ids:?}");
+            }
+            row(&ids, &decoded)
+        })
+        .collect();
+    let differing = wrong(checksums(&rows, golden.block), &expected.decode_crc32);
+    assert!(differing.is_empty(), "{name}: blocks of id lists {differing:?}");
+}
+
+fn check_all(golden: &Path, models: &BTreeMap<String, Vec<u8>>) {
+    let golden: Golden = serde_json::from_slice(&decompress(golden)).unwrap();
+    assert!(golden.models.keys().eq(models.keys()) && golden.num_strings >= 20_000);
+    let mut generator = Generator::new(1);
+    let strings: Vec<String> = (0..golden.num_strings).map(|_| generator.text()).collect();
+    for (name, bytes) in models {
+        check(name, bytes, &golden, &strings);
+    }
+}
+
+#[test]
+fn nine_models_equal_the_library_on_generated_strings() {
+    let mut models = packed_models();
+    for name in ["llama_bpe", "nemo_bpe_extra"] {
+        models.insert(name.into(), super::tests::fixture(&format!("{name}.model")));
+    }
+    assert_eq!(models.len(), 9);
+    check_all(&golden_path("sentencepiece.json.zst"), &models);
+}
