@@ -16,14 +16,24 @@ pub enum DataError {
     },
     /// A tokenizer that this program does not read.
     #[error(
-        "tokenizer library `{library}` with type `{kind}` is not supported: use `sentencepiece`, \
-         `huggingface` with a tokenizer.json inside the checkpoint, or `megatron` with `GPT2BPETokenizer`"
+        "tokenizer library `{library}` with type `{kind}` is not supported: the checkpoint's `tokenizer.library` must be \
+         `sentencepiece`, `huggingface`, `tiktoken`, or `megatron` with type `GPTSentencePieceTokenizer` or \
+         `GPT2BPETokenizer`"
     )]
     UnsupportedTokenizer {
         /// `tokenizer.library`.
         library: String,
         /// `tokenizer.type`.
         kind: String,
+    },
+    /// A Hugging Face name whose files are not in the checkpoint. Nothing is downloaded.
+    #[error(
+        "the checkpoint has no tokenizer files of `{name}`: put them in with `cargo xtask convert-checkpoint --input \
+         CHECKPOINT --output NEW.nemo --tokenizer FOLDER`, or name the folder with `++model.tokenizer.type=FOLDER`"
+    )]
+    NoHuggingFaceFiles {
+        /// `tokenizer.type`.
+        name: String,
     },
     /// A key of the `tokenizer:` section that the library needs.
     #[error("tokenizer library `{library}` needs the key `tokenizer.{key}`")]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::*;
 use crate::tokenizer::{TokenizerSpec, open_tokenizer};
 
-pub(super) fn fixture(name: &str) -> Vec<u8> {
+fn fixture(name: &str) -> Vec<u8> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tokenizers");
     std::fs::read(root.join(name)).unwrap()
 }
@@ -154,7 +154,7 @@ proptest! {
 
     #[test]
     fn damaged_bytes_never_panic(position in 0usize..6000, byte in any::<u8>(), text in "\\PC{0,20}") {
-        let mut bytes = golden::packed_model("nmt_unigram");
+        let mut bytes = crate::tokenizer::golden::packed_model("nmt_unigram");
         // The character map is at the end of the file, the pieces at its start.
         for position in [position, bytes.len() - 1 - position] {
             bytes[position] = byte;

@@ -1,13 +1,15 @@
-//! Twenty thousand generated strings and four thousand lists of ids for each model, against the C++ library.
+//! Twenty thousand generated strings and four thousand lists of ids for each tokenizer, against the Python packages.
 //!
-//! The generator is that of `tests/golden/make_sentencepiece.py`; the golden file holds what came out there.
+//! The generator is that of `tests/golden/generated.py`; the golden files hold what came out there.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
-use super::SentencePieceModel;
+use super::sentencepiece::SentencePieceModel;
+use super::{TokenizerSpec, open_tokenizer};
 
 const WORDS: &str = "the of and to in is that for with as on was at by from model answer question prompt system user \
     assistant generation checkpoint tokens batch sample output input training response code value function return \
@@ -95,6 +97,10 @@ struct Golden {
     num_id_lists: usize,
     block: usize,
     models: BTreeMap<String, Expected>,
+    #[serde(default)]
+    tiktoken_vocab: Value,
+    #[serde(default)]
+    slow_config: Value,
 }
 
 /// The first rows in full, and a checksum of each block of rows.
@@ -129,7 +135,7 @@ fn packed_models() -> BTreeMap<String, Vec<u8>> {
     models
 }
 
-pub(super) fn packed_model(name: &str) -> Vec<u8> {
+pub(crate) fn packed_model(name: &str) -> Vec<u8> {
     packed_models().remove(name).unwrap()
 }
 
@@ -142,15 +148,21 @@ fn row(ids: &[u32], text: &str) -> String {
     format!("{ids}\u{1f}{text}\n")
 }
 
-fn check(name: &str, bytes: &[u8], golden: &Golden, strings: &[String]) {
+/// One tokenizer as the golden file sees it.
+struct Subject<'a> {
+    encode: &'a dyn Fn(&str) -> Vec<u32>,
+    decode: &'a dyn Fn(&[u32]) -> String,
+    vocab_size: usize,
+}
+
+fn check(name: &str, subject: &Subject<'_>, golden: &Golden, strings: &[String]) {
     let expected = &golden.models[name];
-    let model = SentencePieceModel::from_bytes(name, bytes).unwrap();
     let rows: Vec<String> = strings
         .iter()
         .enumerate()
         .map(|(position, text)| {
-            let ids = model.encode(text);
-            let decoded = model.decode(&ids).unwrap();
+            let ids = (subject.encode)(text);
+            let decoded = (subject.decode)(&ids);
             if let Some((expected_ids, expected_text)) = expected.encode.get(position) {
                 assert_eq!(&ids, expected_ids, "{name} string {position}: {text:?}");
                 assert_eq!(&decoded, expected_text.as_ref().unwrap_or(text), "{name} string {position}");
@@ -168,8 +180,8 @@ fn check(name: &str, bytes: &[u8], golden: &Golden, strings: &[String]) {
     let mut generator = Generator::new(expected.seed);
     let rows: Vec<String> = (0..golden.num_id_lists)
         .map(|position| {
-            let ids = generator.ids(model.num_pieces());
-            let decoded = model.decode(&ids).unwrap();
+            let ids = generator.ids(subject.vocab_size);
+            let decoded = (subject.decode)(&ids);
             if let Some(expected) = expected.decode.get(position) {
                 assert_eq!(&decoded, expected, "{name} list {position}: {ids:?}");
             }
@@ -180,22 +192,75 @@ fn check(name: &str, bytes: &[u8], golden: &Golden, strings: &[String]) {
     assert!(differing.is_empty(), "{name}: blocks of id lists {differing:?}");
 }
 
-fn check_all(golden: &Path, models: &BTreeMap<String, Vec<u8>>) {
-    let golden: Golden = serde_json::from_slice(&decompress(golden)).unwrap();
-    assert!(golden.models.keys().eq(models.keys()) && golden.num_strings >= 20_000);
+fn read_golden(name: &str) -> (Golden, Vec<String>) {
+    let golden: Golden = serde_json::from_slice(&decompress(&golden_path(name))).unwrap();
+    assert!(golden.num_strings >= 20_000);
     let mut generator = Generator::new(1);
-    let strings: Vec<String> = (0..golden.num_strings).map(|_| generator.text()).collect();
-    for (name, bytes) in models {
-        check(name, bytes, &golden, &strings);
+    let strings = (0..golden.num_strings).map(|_| generator.text()).collect();
+    (golden, strings)
+}
+
+fn fixture(name: &str) -> Vec<u8> {
+    std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tokenizers").join(name))
+        .unwrap()
+}
+
+#[test]
+fn nine_sentencepiece_models_equal_the_library() {
+    let (golden, strings) = read_golden("sentencepiece.json.zst");
+    let mut models = packed_models();
+    for name in ["llama_bpe", "nemo_bpe_extra"] {
+        models.insert(name.into(), fixture(&format!("{name}.model")));
+    }
+    assert!(models.len() == 9 && golden.models.keys().eq(models.keys()));
+    for (name, bytes) in &models {
+        let model = SentencePieceModel::from_bytes(name, bytes).unwrap();
+        let subject = Subject {
+            encode: &|text| model.encode(text),
+            decode: &|ids| model.decode(ids).unwrap(),
+            vocab_size: model.num_pieces(),
+        };
+        check(name, &subject, &golden, &strings);
     }
 }
 
 #[test]
-fn nine_models_equal_the_library_on_generated_strings() {
-    let mut models = packed_models();
-    for name in ["llama_bpe", "nemo_bpe_extra"] {
-        models.insert(name.into(), super::tests::fixture(&format!("{name}.model")));
+fn the_other_tokenizers_equal_the_python_packages() {
+    let (golden, strings) = read_golden("tokenizers.json.zst");
+    let open = |spec: Value, legacy: Option<bool>| {
+        let spec: TokenizerSpec = serde_json::from_value(spec).unwrap();
+        let read = |reference: &str| match reference {
+            "vocab.json" => Ok(golden.tiktoken_vocab.to_string().into_bytes()),
+            "llama/tokenizer.model" => Ok(fixture("llama_bpe.model")),
+            "llama/tokenizer_config.json" => {
+                let mut config = golden.slow_config.clone();
+                config["legacy"] = json!(legacy);
+                Ok(config.to_string().into_bytes())
+            }
+            reference => match reference.strip_prefix("nemo:") {
+                Some(name) => Ok(fixture(name)),
+                None => Err("absent".into()),
+            },
+        };
+        open_tokenizer(&spec, &read).unwrap()
+    };
+    let llama = json!({"library": "huggingface", "type": "llama"});
+    let gpt2 = json!({"library": "megatron", "type": "GPT2BPETokenizer", "vocab_file": "nemo:gpt2_bpe/vocab.json",
+                      "merge_file": "nemo:gpt2_bpe/merges.txt"});
+    let tokenizers = [
+        ("tiktoken", open(json!({"library": "tiktoken", "vocab_file": "vocab.json"}), None)),
+        ("slow_legacy", open(llama.clone(), Some(true))),
+        ("slow_plain", open(llama, Some(false))),
+        ("hf_llama", open(json!({"library": "huggingface", "model": "nemo:hf_llama/tokenizer.json"}), None)),
+        ("gpt2", open(gpt2, None)),
+    ];
+    assert_eq!(golden.models.len(), tokenizers.len());
+    for (name, tokenizer) in &tokenizers {
+        let subject = Subject {
+            encode: &|text| tokenizer.encode(text).unwrap(),
+            decode: &|ids| tokenizer.decode(ids).unwrap(),
+            vocab_size: tokenizer.vocab_size(),
+        };
+        check(name, &subject, &golden, &strings);
     }
-    assert_eq!(models.len(), 9);
-    check_all(&golden_path("sentencepiece.json.zst"), &models);
 }
