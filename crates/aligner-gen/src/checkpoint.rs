@@ -30,15 +30,16 @@ impl OpenTokenizer {
         let hasher = RefCell::new(blake3::Hasher::new());
         hasher.borrow_mut().update(section.to_yaml().as_bytes());
         let saved = checkpoint.model_config().get("tokenizer");
-        let tokenizer = open_tokenizer(&spec, &|reference| {
+        let read = |reference: &str| {
             let bytes = match is_users(reference, section, saved) {
                 true => std::fs::read(reference)?,
                 false => checkpoint.artifact(reference)?,
             };
             hasher.borrow_mut().update(&bytes);
             Ok(bytes)
-        })
-        .exit_with(ExitStatus::Checkpoint)?;
+        };
+        let spec = spec.with_folder_files(&read).exit_with(ExitStatus::Checkpoint)?;
+        let tokenizer = open_tokenizer(&spec, &read).exit_with(ExitStatus::Checkpoint)?;
         let fingerprint = hasher.borrow().finalize().to_hex().to_string();
         Ok(Self { tokenizer: tokenizer.into(), spec, fingerprint })
     }

@@ -93,6 +93,7 @@ impl GenerationPlan {
             .transpose()?;
         let generation = raw.generation;
         let records = RecordFormat::new(&raw.data)?;
+        records::check_sampling(&raw.data, raw.trainer.generation.max_steps)?;
         let length_limits = records::length_limits(&raw.data, max_input_len)?;
         let kept_metadata = records::kept_metadata(&raw.data.train_ds, &generation.output_fields);
         let train_ds = raw.data.train_ds;
@@ -390,6 +391,7 @@ mod tests {
 
     #[test]
     fn refusals() {
+        insta::assert_snapshot!(message(&["model.data.sample=true", "trainer.generation.max_steps=5"]), @"`model.data.sample=true` with `trainer.generation.max_steps=5` would draw shuffled samples, and every sample is generated once, in the order of the file: set `model.data.sample=false`, and shuffle the file if the order matters");
         let chat = |text: &'static str| message(&["model.data.chat=false", text]);
         insta::assert_snapshot!(message(&["model.data.chat=false"]), @r#"`model.data.chat=false` needs `model.data.train_ds.prompt_template`, such as `"{input} {output}"`, with the key of the response at its end"#);
         insta::assert_snapshot!(chat("model.data.train_ds.prompt_template='{output} {input}'"), @"`model.data.train_ds.prompt_template` is `{output} {input}`: it must end with `{output}`, the key of `model.data.train_ds.label_key`");
@@ -401,9 +403,9 @@ mod tests {
             ])
         };
         insta::assert_snapshot!(cut("model.data.train_ds.truncation_field=context_ids,input"), @"cannot read override `model.data.train_ds.truncation_field=context_ids,input`: a list of values is a sweep, which needs one run for each; put a list in brackets");
-        insta::assert_snapshot!(cut("model.data.train_ds.truncation_field='context_ids,input'"), @"`model.data.train_ds.truncation_field` names `context_ids`, the keys of the prompt template are `input`, `output`");
+        insta::assert_snapshot!(cut("model.data.train_ds.truncation_field='context_ids,input'"), @"`model.data.train_ds.truncation_field` names `context_ids`, it may name the keys of the prompt template: `input`, `output`");
         insta::assert_snapshot!(cut("model.data.train_ds.truncation_method=random"), @"`model.data.train_ds.truncation_method` must be `left` or `right`, found `random`");
-        insta::assert_snapshot!(message(&["model.data.train_ds.truncation_field=input"]), @"`model.data.train_ds.truncation_field` names `input`, the keys of the prompt template are `context_ids`, `input_ids`, `answer_ids` and `mask` with chat records");
+        insta::assert_snapshot!(message(&["model.data.train_ds.truncation_field=input"]), @"`model.data.train_ds.truncation_field` names `input`, it may name `context_ids`, `input_ids`, `answer_ids` and `mask`, because `model.data.chat=true`");
         insta::assert_snapshot!(message(&["model.data.train_ds.max_seq_length=[7,9]"]), @"`model.data.train_ds.max_seq_length` has 2 limits for the 1 fields of `model.data.train_ds.truncation_field`; give one limit, or one for each field");
         insta::assert_snapshot!(message(&["trainer.devices=8"]), @"`trainer.devices=8` with `trainer.num_nodes=1` needs 8 ranks: not built yet; set `trainer.devices=1 trainer.num_nodes=1`");
         insta::assert_snapshot!(message(&["exp_manager.create_wandb_logger=true"]), @"`exp_manager.create_wandb_logger=true`: not built yet; set `exp_manager.create_wandb_logger=false`");

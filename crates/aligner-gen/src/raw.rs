@@ -106,6 +106,7 @@ pub(crate) struct RawLengths {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct RawData {
     pub(crate) chat: bool,
+    pub(crate) sample: bool,
     pub(crate) chat_prompt_tokens: RawChatPromptTokens,
     pub(crate) train_ds: RawTrainDs,
 }

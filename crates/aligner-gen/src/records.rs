@@ -83,6 +83,19 @@ impl RecordFormat {
     }
 }
 
+/// Refuses the original's sampling, which draws `max_steps` batches in a shuffled order and can draw a sample twice.
+/// Without `max_steps` it has no effect there either.
+pub(crate) fn check_sampling(data: &RawData, max_steps: i64) -> Result<(), Failure> {
+    if !data.sample || max_steps < 0 {
+        return Ok(());
+    }
+    Err(Failure::usage(format!(
+        "`model.data.sample=true` with `trainer.generation.max_steps={max_steps}` would draw shuffled samples, and every \
+         sample is generated once, in the order of the file: set `model.data.sample=false`, and shuffle the file if the \
+         order matters"
+    )))
+}
+
 /// What leaves a prompt out. Prompt-response records that are cut to the limit are never too long.
 pub(crate) fn length_limits(data: &RawData, max_input_len: Option<usize>) -> Result<LengthLimits, Failure> {
     let train_ds = &data.train_ds;

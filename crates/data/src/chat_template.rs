@@ -140,7 +140,8 @@ mod tests {
         let mut templates = BTreeSet::new();
         for row in &rows {
             let name = row["template"].as_str().unwrap();
-            let source = std::fs::read_to_string(folder.join(format!("chat_templates/{name}.jinja"))).unwrap();
+            let source =
+                std::fs::read_to_string(folder.join(format!("chat_templates/{name}.jinja"))).unwrap();
             let template = ChatTemplate::new(source.strip_suffix('\n').unwrap(), "<s>", "</s>").unwrap();
             let mut metadata = serde_json::Map::new();
             metadata.extend(row.get("tools").map(|tools| ("tools".to_owned(), tools.clone())));

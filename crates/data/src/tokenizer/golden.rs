@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::sentencepiece::SentencePieceModel;
-use super::{TokenizerSpec, open_tokenizer};
+use super::{StreamDecoder, TokenizerSpec, open_tokenizer};
 
 const WORDS: &str = "the of and to in is that for with as on was at by from model answer question prompt system user \
     assistant generation checkpoint tokens batch sample output input training response code value function return \
@@ -262,5 +262,34 @@ fn the_other_tokenizers_equal_the_python_packages() {
             vocab_size: tokenizer.vocab_size(),
         };
         check(name, &subject, &golden, &strings);
+    }
+}
+
+/// Texts given out token by token, joined, are the whole text, and none of them splits a character.
+#[test]
+fn streamed_pieces_join_to_the_whole() {
+    let (golden, _) = read_golden("tokenizers.json.zst");
+    let read = |reference: &str| match reference.strip_prefix("nemo:") {
+        Some(name) => Ok(fixture(name)),
+        None => Ok(golden.tiktoken_vocab.to_string().into_bytes()),
+    };
+    for spec in [
+        json!({"library": "tiktoken", "vocab_file": "vocab.json"}),
+        json!({"library": "huggingface", "model": "nemo:hf_llama/tokenizer.json"}),
+        json!({"library": "sentencepiece", "model": "nemo:nemo_bpe_extra.model", "sentencepiece_legacy": false}),
+    ] {
+        let tokenizer = open_tokenizer(&serde_json::from_value(spec.clone()).unwrap(), &read).unwrap();
+        let mut generator = Generator::new(7);
+        for _ in 0..2000 {
+            let ids = generator.ids(tokenizer.vocab_size());
+            let tokens: Vec<Vec<u8>> = ids.iter().map(|&id| tokenizer.token_bytes(id).unwrap()).collect();
+            let mut decoder = StreamDecoder::default();
+            let mut text: String = tokens.iter().map(|token| decoder.push(token)).collect();
+            text.push_str(&decoder.finish());
+            assert_eq!(text, String::from_utf8_lossy(&tokens.concat()), "{spec} {ids:?}");
+            if spec["library"] == "tiktoken" {
+                assert_eq!(text, tokenizer.decode(&ids).unwrap());
+            }
+        }
     }
 }

@@ -252,7 +252,7 @@ impl Tokenizer for SlowLlamaTokenizer {
 }
 
 /// The text of a token that may be written as an object.
-fn content_of(token: &Value) -> Option<String> {
+pub(super) fn content_of(token: &Value) -> Option<String> {
     token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
 }
 

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::Tokenizer;
 use super::huggingface::HuggingFaceTokenizer;
 use super::sentencepiece::{SentencePieceModel, SentencePieceTokenizer};
-use super::slow_llama::{SlowFiles, SlowLlamaTokenizer};
+use super::slow_llama::{SlowFiles, SlowLlamaTokenizer, content_of};
 use super::tiktoken::TiktokenTokenizer;
 use crate::DataError;
 
@@ -89,6 +89,41 @@ impl TokenizerSpec {
     /// The token of a role, such as `bos_token`, as text.
     pub fn special_token(&self, role: &str) -> Option<&str> {
         self.special_tokens.as_ref().and_then(|tokens| tokens.named(role))
+    }
+}
+
+impl TokenizerSpec {
+    /// Takes the special tokens and the chat template that are not set from the JSON files of the folder that `type`
+    /// names, where they can be read.
+    ///
+    /// # Errors
+    /// When one of the files is damaged.
+    pub fn with_folder_files(mut self, read_artifact: &ReadArtifact<'_>) -> Result<Self, DataError> {
+        let (Some("huggingface"), None, Some(folder)) = (self.library.as_deref(), &self.model, &self.kind)
+        else {
+            return Ok(self);
+        };
+        let config = read_optional_json(&format!("{folder}/tokenizer_config.json"), read_artifact)?;
+        let map = read_optional_json(&format!("{folder}/special_tokens_map.json"), read_artifact)?;
+        let mut roles = match self.special_tokens.take() {
+            Some(SpecialTokensSpec::Named(roles)) => roles,
+            Some(list) => {
+                self.special_tokens = Some(list);
+                return Ok(self);
+            }
+            None => serde_json::Map::new(),
+        };
+        for role in ["bos_token", "eos_token", "unk_token", "pad_token"] {
+            let token = [config.get(role), map.get(role)].into_iter().flatten().find_map(content_of);
+            if let Some(token) = token.filter(|_| !roles.contains_key(role)) {
+                roles.insert(role.into(), token.into());
+            }
+        }
+        self.special_tokens = (!roles.is_empty()).then_some(SpecialTokensSpec::Named(roles));
+        if self.chat_template.is_none() {
+            self.chat_template = config.get("chat_template").cloned();
+        }
+        Ok(self)
     }
 }
 
@@ -174,10 +209,7 @@ fn open_slow_llama(
     let folder = reference.rsplit_once('/').map_or("", |(folder, _)| folder);
     let beside = |name: &str| {
         let reference = if folder.is_empty() { format!("nemo:{name}") } else { format!("{folder}/{name}") };
-        // Each of the files may be absent.
-        let Ok(bytes) = read_artifact(&reference) else { return Ok(serde_json::Map::new()) };
-        serde_json::from_slice(&bytes)
-            .map_err(|error| DataError::BadTokenizerFile { reference, reason: error.to_string() })
+        read_optional_json(&reference, read_artifact)
     };
     let files = SlowFiles {
         config: beside("tokenizer_config.json")?,
@@ -185,6 +217,18 @@ fn open_slow_llama(
         added_tokens: beside("added_tokens.json")?,
     };
     Ok(Box::new(SlowLlamaTokenizer::new(model, &files, spec)))
+}
+
+/// An object in a file that may be absent.
+fn read_optional_json(
+    reference: &str,
+    read_artifact: &ReadArtifact<'_>,
+) -> Result<serde_json::Map<String, serde_json::Value>, DataError> {
+    let Ok(bytes) = read_artifact(reference) else { return Ok(serde_json::Map::new()) };
+    serde_json::from_slice(&bytes).map_err(|error| DataError::BadTokenizerFile {
+        reference: reference.into(),
+        reason: error.to_string(),
+    })
 }
 
 fn open_sentencepiece(
