@@ -185,6 +185,7 @@ mod tests {
             // Each run stops after some steps; the next one goes on with another batch size.
             let drop_last = if drops { DropLast::Always } else { DropLast::Auto };
             let batch = BatchSizes { global: micro * size * factor, micro };
+            prop_assume!(num >= batch.global || size == 1 && !drops);
             let first = plan_steps(num, batch, DpWorld { size }, drop_last).unwrap();
             let mut done = Vec::new();
             let mut step = 0;

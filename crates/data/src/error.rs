@@ -124,7 +124,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// A data file that cannot be read to its end.
-    #[error("cannot read the data file `{path}` after line {line}", path = .path.display())]
+    #[error("cannot read the data file `{path}` after line {line}: it is damaged or cut off", path = .path.display())]
     ReadDataFile {
         /// The file.
         path: PathBuf,
@@ -147,8 +147,22 @@ pub enum DataError {
         listed: String,
     },
     /// Nothing is left to generate from.
-    #[error("there is no sample to generate from: 0 usable samples")]
+    #[error(
+        "there is no sample to generate from: check `model.data.train_ds.file_path`, and \
+         `model.data.train_ds.max_seq_length`, which leaves longer prompts out"
+    )]
     NoSamples,
+    /// Dropping the remainder drops everything.
+    #[error(
+        "all {num_samples} samples are dropped, because they fill no step of `model.global_batch_size` {global}: set \
+         `model.data.train_ds.drop_last=false` or a smaller `model.global_batch_size`"
+    )]
+    AllDropped {
+        /// How many samples there are.
+        num_samples: usize,
+        /// Prompts a step.
+        global: usize,
+    },
     /// A batch size or number of ranks of 0.
     #[error("`{name}` is 0, it must be at least 1")]
     ZeroBatchSetting {
@@ -157,7 +171,9 @@ pub enum DataError {
     },
     /// A global batch that cannot be split evenly.
     #[error(
-        "`model.global_batch_size` {global} is not a multiple of `model.micro_batch_size` {micro} times {data_parallel} data-parallel ranks"
+        "`model.global_batch_size` {global} is not a multiple of `model.micro_batch_size` {micro} times {data_parallel} \
+         data-parallel ranks: it must be one of {unit}, {twice}, …",
+        unit = micro.saturating_mul(*data_parallel), twice = micro.saturating_mul(*data_parallel).saturating_mul(2)
     )]
     IndivisibleBatch {
         /// Prompts a step.

@@ -119,7 +119,7 @@ pub enum RecordError {
         reason: String,
     },
     /// A prompt of no tokens.
-    #[error("the prompt has no tokens")]
+    #[error("the prompt has no tokens: its text is empty")]
     EmptyPrompt,
 }
 
