@@ -30,7 +30,7 @@ fn configuration_problems_are_exit_2() {
     insta::assert_snapshot!(with("exp_manager.create_wandb_logger=true"), @"error: `exp_manager.create_wandb_logger=true`: not built yet; set `exp_manager.create_wandb_logger=false`");
     insta::assert_snapshot!(with("pretrained_checkpoint.restore_from_path=null"), @"error: `pretrained_checkpoint.restore_from_path` must be the path of a checkpoint");
     insta::assert_snapshot!(with("model.data.train_ds.file_path=???"), @"error: `model.data.train_ds.file_path` must be given (it is `???` in command line: model.data.train_ds.file_path=???)");
-    insta::assert_snapshot!(with("model.micro_batch_size=3"), @"error: `model.global_batch_size` 2 is not a multiple of `model.micro_batch_size` 3 times 1 data-parallel ranks");
+    insta::assert_snapshot!(with("model.micro_batch_size=3"), @"error: `model.global_batch_size` 2 is not a multiple of `model.micro_batch_size` 3 times 1 data-parallel ranks: it must be one of 3, 6, …");
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn data_problems_are_exit_3() {
     let ended = job.run().expect_code(0);
     assert!(ended.stderr.contains("line 2 is skipped"), "{}", ended.stderr);
     assert_eq!(job.records().len(), 2);
-    insta::assert_snapshot!(check(&Job::with_data(""), 3), @"error: there is no sample to generate from: 0 usable samples");
+    insta::assert_snapshot!(check(&Job::with_data(""), 3), @"error: there is no sample to generate from: check `model.data.train_ds.file_path`, and `model.data.train_ds.max_seq_length`, which leaves longer prompts out");
     let job = Job::new(1).with(&["model.data.train_ds.file_path=/nowhere/x.jsonl"]);
     insta::assert_snapshot!(check(&job, 3), @"error: cannot open the data file `/nowhere/x.jsonl`: No such file or directory (os error 2)");
     let job = Job::new(1).with(&["model.data.train_ds.file_path=/nowhere/x.bin"]);
