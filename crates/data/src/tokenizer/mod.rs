@@ -5,6 +5,7 @@
 
 #[cfg(test)]
 mod golden;
+mod hash;
 pub mod huggingface;
 mod merge;
 pub mod sentencepiece;

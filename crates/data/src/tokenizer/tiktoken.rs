@@ -4,11 +4,11 @@
 //! there; decoding keeps their names, where NeMo leaves them out.
 
 use std::cmp::Reverse;
-use std::collections::HashMap;
 
 use serde::Deserialize;
 use tokenizers::utils::SysRegex;
 
+use super::hash::VocabMap;
 use super::merge::{Span, merge};
 use super::{SpecialTokens, SpecialTokensSpec, Tokenizer, TokenizerSpec};
 use crate::DataError;
@@ -30,7 +30,7 @@ const SPLIT_PATTERN: &str = concat!(
 pub struct TiktokenTokenizer {
     // By rank.
     tokens: Vec<Vec<u8>>,
-    ranks: HashMap<Vec<u8>, u32>,
+    ranks: VocabMap<Vec<u8>, u32>,
     splitter: SysRegex,
     special_names: Vec<String>,
     special: SpecialTokens,
@@ -53,7 +53,7 @@ impl TiktokenTokenizer {
         let entries: Vec<Entry<'_>> = serde_json::from_slice(json)
             .map_err(|error| damaged(format!("not a list of ranks and bytes ({error})")))?;
         let mut tokens = Vec::with_capacity(entries.len().min(MAX_IDS));
-        let mut ranks = HashMap::with_capacity(tokens.capacity());
+        let mut ranks = VocabMap::with_capacity_and_hasher(tokens.capacity(), Default::default());
         for (rank, entry) in (0u32..).zip(entries.into_iter().take(MAX_IDS - NUM_SPECIAL)) {
             if entry.rank != u64::from(rank) {
                 return Err(damaged(format!("entry {rank} has rank {}, ranks must count up", entry.rank)));

@@ -17,6 +17,7 @@ use proto::{ModelProto, PieceKind, TrainerSpec};
 pub use wrapper::SentencePieceTokenizer;
 
 use super::SpecialTokens;
+use super::hash::VocabMap;
 use super::huggingface::byte_of_piece;
 use super::trie::Trie;
 use crate::DataError;
@@ -45,10 +46,10 @@ enum Algorithm {
 pub struct SentencePieceModel {
     pieces: Vec<PieceEntry>,
     // Normal, user-defined and unused pieces: what segmentation can produce.
-    piece_ids: HashMap<String, u32>,
+    piece_ids: VocabMap<String, u32>,
     piece_trie: Trie,
     // Unknown, control and byte pieces, looked up first.
-    reserved_ids: HashMap<String, u32>,
+    reserved_ids: VocabMap<String, u32>,
     user_symbols: Trie,
     byte_ids: Option<Vec<u32>>,
     unk_id: u32,
@@ -250,8 +251,8 @@ impl SentencePieceModel {
 /// The tables that `InitializePieces` of the C++ library fills.
 #[derive(Default)]
 struct PieceIndex {
-    piece_ids: HashMap<String, u32>,
-    reserved_ids: HashMap<String, u32>,
+    piece_ids: VocabMap<String, u32>,
+    reserved_ids: VocabMap<String, u32>,
     user_symbols: Vec<u32>,
     unk_id: Option<u32>,
     byte_ids: HashMap<u8, u32>,
