@@ -7,6 +7,7 @@
 
 mod commands;
 mod complete;
+mod config;
 mod errors;
 mod interruption;
 mod support;

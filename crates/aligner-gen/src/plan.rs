@@ -136,7 +136,7 @@ impl GenerationPlan {
             },
             bos: if generation.sampling_params.add_bos { Bos::Add } else { Bos::Leave },
             num_responses: count("model.generation.num_responses_to_gen", generation.num_responses_to_gen)?,
-            sampling: generation.sampling_params.params.try_into()?,
+            sampling: raw.sampling.try_into()?,
             end_strings: end_strings.unwrap_or_default(),
             max_length: count(
                 "model.generation.length_params.max_length",
@@ -280,9 +280,7 @@ fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
             "`model.data.chat=false` (prompt-response records): not built yet; give chat records and `model.data.chat=true`",
         ));
     }
-    if raw.generation.output_fields.contains(&OutputField::Logprobs)
-        && !raw.generation.sampling_params.params.compute_logprob
-    {
+    if raw.generation.output_fields.contains(&OutputField::Logprobs) && !raw.sampling.compute_logprob {
         return Err(Failure::usage(
             "`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`",
         ));
@@ -345,10 +343,9 @@ mod tests {
     fn plan(overrides: &[&str]) -> Result<GenerationPlan, Failure> {
         let checkpoint =
             "encoder_seq_length: 256\ntensor_model_parallel_size: 1\npipeline_model_parallel_size: 1\n";
-        let checkpoint = hydra_config::yaml::parse(checkpoint, "checkpoint").unwrap();
         let basic = ["trainer.devices=1", "trainer.num_nodes=1", "model.data.train_ds.file_path=d.jsonl"];
         let user = config::tests::user(&basic.iter().chain(overrides).copied().collect::<Vec<_>>());
-        GenerationPlan::new(RawConfig::extract(&config::resolve(&user.compose_with(&checkpoint)?)?)?)
+        GenerationPlan::new(RawConfig::extract(&config::resolve(&user.compose_with(checkpoint)?)?)?)
     }
 
     fn message(overrides: &[&str]) -> String {
@@ -415,8 +412,8 @@ mod tests {
         insta::assert_snapshot!(message(&["exp_manager.max_time_per_run=4h"]), @"`exp_manager.max_time_per_run` must be `DD:HH:MM:SS`, found `4h`");
         insta::assert_snapshot!(message(&["model.generation.num_responses_to_gen=0"]), @"`model.generation.num_responses_to_gen` must be at least 1, found 0");
         insta::assert_snapshot!(message(&["model.generation.output_fields=[logprobs]"]), @"`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`");
-        insta::assert_snapshot!(message(&["model.generation.output_fields=[nope]"]), @"`model.generation.output_fields.0` must be valid, found unknown variant: found `nope`, expected `one of `metadata`, `index`, `finish_reasons`, `token_ids`, `logprobs`` (set by command line: model.generation.output_fields=[nope])");
-        insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @r#"`model.global_batch_size` must be i64, found string "two" (set by command line: model.global_batch_size=two)"#);
+        insta::assert_snapshot!(message(&["model.generation.output_fields=[nope]"]), @"`model.generation.output_fields.0` must be one of `metadata`, `index`, `finish_reasons`, `token_ids`, `logprobs`, found the text `nope` (command line: model.generation.output_fields=[nope])");
+        insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @"`model.global_batch_size` must be a whole number, found the text `two` (command line: model.global_batch_size=two)");
         insta::assert_snapshot!(message(&["trainer.generation.max_epochs=2"]), @"`trainer.generation.max_epochs` is 2, it must be 1");
         insta::assert_snapshot!(message(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=bert"]), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma` or `falcon`, found `bert`");
     }

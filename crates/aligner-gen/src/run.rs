@@ -104,7 +104,7 @@ impl Prepared {
             Failure::usage("`pretrained_checkpoint.restore_from_path` must be the path of a checkpoint")
         })?;
         let checkpoint = Checkpoint::open(&path)?;
-        let resolved = config::resolve(&user.compose_with(checkpoint.model_config())?)?;
+        let resolved = config::resolve(&user.compose_with(checkpoint.model_config_text())?)?;
         let raw = RawConfig::extract(&resolved)?;
         if raw.trainer.accelerator != "cpu" {
             tracing::info!("`trainer.accelerator={}`: this build runs on the CPU", raw.trainer.accelerator);

@@ -16,6 +16,7 @@ from pathlib import Path
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from omegaconf.errors import UnsupportedValueType
 
 warnings.simplefilter("ignore")
 HERE = Path(__file__).parent
@@ -170,11 +171,7 @@ DOCUMENTS = [
 
 
 def load(text):
-    # A scalar document is no configuration, and OmegaConf's rescue of a bare word is no rule to keep.
-    container = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
-    if isinstance(container, dict) and list(container.values()) == [None] and ":" not in text and "{" not in text and "?" not in text:
-        raise ValueError("a scalar document")
-    return container
+    return OmegaConf.to_container(OmegaConf.load(io.StringIO(text)))
 
 
 def yaml_rows():
@@ -266,7 +263,11 @@ RESOLVED = [
 
 def resolve(text):
     config = OmegaConf.create(text)
-    OmegaConf.resolve(config)
+    try:
+        OmegaConf.resolve(config)
+    except UnsupportedValueType:
+        # Reading such a key works; resolving the whole tree fails on a list or a map that a resolver gives.
+        return OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     return OmegaConf.to_container(config)
 
 
