@@ -55,9 +55,12 @@ pub(crate) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         };
         writeln!(out, "{line}").map_err(anyhow::Error::from)
     };
+    let is_wanted = |measure: &str| {
+        arguments.measures.is_empty() || arguments.measures.iter().any(|wanted| wanted == measure)
+    };
     let mut to_first_token = Vec::new();
     let mut engine = None;
-    for _ in 0..REPEATS {
+    for _ in 0..if is_wanted("load") { REPEATS } else { 1 } {
         // The old model goes first, or two of them would be in memory.
         drop(engine.take());
         let started = Instant::now();
@@ -66,9 +69,11 @@ pub(crate) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         to_first_token.push(started.elapsed().as_secs_f64());
         engine = Some((fresh, vocab_size));
     }
-    print("load", median(to_first_token), "s")?;
+    if is_wanted("load") {
+        print("load", median(to_first_token), "s")?;
+    }
     let Some((mut engine, vocab_size)) = engine else { return Ok(()) };
-    for load in LOADS {
+    for load in LOADS.into_iter().filter(|load| is_wanted(load.measure)) {
         let speeds =
             (0..REPEATS).map(|_| answer(&mut engine, vocab_size, load)).collect::<Result<Vec<f64>, _>>()?;
         print(load.measure, median(speeds), "tok/s")?;

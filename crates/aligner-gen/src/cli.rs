@@ -190,6 +190,9 @@ pub(crate) struct BenchArgs {
     pub(crate) precision: String,
     #[arg(long, value_enum, default_value_t = BackendArg::Fused)]
     pub(crate) backend: BackendArg,
+    /// Only these: load, decode, bulk, prefill
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) measures: Vec<String>,
     /// One JSON object a line instead of a table
     #[arg(long)]
     pub(crate) json: bool,

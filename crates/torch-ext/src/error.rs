@@ -13,6 +13,15 @@ pub enum ExtError {
         /// What it was given.
         actual: String,
     },
+    /// The system gives no more memory.
+    #[error("cannot reserve {size_bytes} bytes of memory")]
+    OutOfMemory {
+        /// What was asked for.
+        size_bytes: usize,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// The system starts no more threads.
     #[error("cannot start the kernel threads")]
     Threads(#[source] std::io::Error),

@@ -128,8 +128,7 @@ impl Kernels for FusedKernels {
     }
 
     fn embedding(&self, ids: &[u32], table: &Tensor) -> Result<Tensor, ModelError> {
-        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-        Ok(table.f_index_select(0, &Tensor::f_from_slice(&ids)?)?)
+        Ok(CpuKernels::select_rows(table, ids.iter().map(|&id| id as usize))?)
     }
 
     fn norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {

@@ -10,7 +10,7 @@ use super::isa::{Isa, multiversion};
 use super::kv::{BLOCK_TOKENS, KvLayer};
 use super::math::{exp, sum_lanes};
 use super::pool::Pool;
-use super::tile::{Acc, MAX_ROWS, PANEL, Panel, Rows, Tiles};
+use super::tile::{Acc, Init, MAX_ROWS, PANEL, Panel, Rows, Tiles};
 
 /// Largest head size: outputs of a tile lie on the stack.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -112,7 +112,13 @@ pub(crate) fn attention<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, ca
         let (sequence, first_row) = tile_starts[task_idx / groups];
         let num_rows = sequence.query_len * heads.heads_per_group();
         let len = tile_rows.min(num_rows - first_row);
-        attend_tile(isa, tiles, &step, sequence, Tile { group: task_idx % groups, first_row, len });
+        let tile = Tile { group: task_idx % groups, first_row, len };
+        // Head sizes have few widths; each gets a kernel that clears and scales only what it uses.
+        match heads.head_dim.div_ceil(PANEL) {
+            0..=2 => attend_tile::<E, 2>(isa, tiles, &step, sequence, tile),
+            3..=4 => attend_tile::<E, 4>(isa, tiles, &step, sequence, tile),
+            _ => attend_tile::<E, MAX_CHUNKS>(isa, tiles, &step, sequence, tile),
+        }
     });
 }
 
@@ -198,7 +204,7 @@ struct Softmax {
     correction: [f32; MAX_ROWS],
 }
 
-fn attend_tile<E: Elem>(
+fn attend_tile<E: Elem, const CHUNKS: usize>(
     isa: Isa,
     tiles: &Tiles<E>,
     step: &Step<'_, E>,
@@ -212,11 +218,14 @@ fn attend_tile<E: Elem>(
     let position_of = |row: usize| sequence.context_len + (tile.first_row + row) / heads_per_group;
     let mut softmax =
         Softmax { max: [f32::NEG_INFINITY; MAX_ROWS], sum: [0.0; MAX_ROWS], correction: [0.0; MAX_ROWS] };
-    let mut outputs: [Acc; MAX_CHUNKS] = [[[0.0; PANEL]; MAX_ROWS]; MAX_CHUNKS];
+    let mut scores: Acc = [[0.0; PANEL]; MAX_ROWS];
+    let mut outputs: [Acc; CHUNKS] = [[[0.0; PANEL]; MAX_ROWS]; CHUNKS];
     let mut probs = [[E::default(); BLOCK_TOKENS]; MAX_ROWS];
     let num_blocks = position_of(tile.len - 1) / BLOCK_TOKENS + 1;
     for (block_idx, &block) in sequence.block_table[..num_blocks].iter().enumerate() {
-        let mut scores: Acc = [[0.0; PANEL]; MAX_ROWS];
+        let next_block = sequence.block_table.get(block_idx + 1).copied().unwrap_or(block);
+        // SAFETY: the block and group exist.
+        let next_keys = unsafe { step.layer.keys(next_block, tile.group) };
         let mut num_visible = [0; MAX_ROWS];
         for (row, visible) in num_visible[..tile.len].iter_mut().enumerate() {
             *visible = (position_of(row) + 1).saturating_sub(block_idx * BLOCK_TOKENS).min(BLOCK_TOKENS);
@@ -230,12 +239,19 @@ fn attend_tile<E: Elem>(
                 start: step.layer.keys(block, tile.group),
                 stride_elems: BLOCK_TOKENS * E::GROUP,
                 num_groups: head_dim.div_ceil(E::GROUP),
+                prefetch: step.layer.values(block, tile.group),
             };
-            tiles.run(rows, panel, &mut scores);
+            tiles.run(rows, panel, Init::zero(), &mut scores);
         }
         softmax_block(isa, &mut scores[..tile.len], &num_visible, step.heads.scale, &mut softmax, &mut probs);
+        // Tokens that no row sees have a probability of 0; adding their products would change no bit.
+        let num_tokens = num_visible[tile.len - 1];
+        // In the first block there is nothing to correct, and often the maximum stays.
+        let corrects = block_idx > 0 && softmax.correction[..tile.len].iter().any(|&factor| factor != 1.0);
         for (chunk, output) in outputs[..num_chunks].iter_mut().enumerate() {
-            scale_rows(isa, &mut output[..tile.len], &softmax.correction);
+            if corrects {
+                scale_rows(isa, &mut output[..tile.len], &softmax.correction);
+            }
             // SAFETY: `probs` has MAX_ROWS rows of BLOCK_TOKENS; a value panel is padded to whole chunks of PANEL
             // columns and has BLOCK_TOKENS / GROUP groups.
             unsafe {
@@ -243,9 +259,10 @@ fn attend_tile<E: Elem>(
                 let panel = Panel {
                     start: step.layer.values(block, tile.group).add(chunk * PANEL * E::GROUP),
                     stride_elems: step.layer.value_stride_elems(),
-                    num_groups: BLOCK_TOKENS / E::GROUP,
+                    num_groups: num_tokens.div_ceil(E::GROUP),
+                    prefetch: next_keys.wrapping_add(chunk * PANEL * BLOCK_TOKENS),
                 };
-                tiles.run(rows, panel, output);
+                tiles.run(rows, panel, Init::sums(output), output);
             }
         }
     }
@@ -257,8 +274,14 @@ fn attend_tile<E: Elem>(
         let out = unsafe { step.out.slice(at, head_dim) };
         let scale = 1.0 / softmax.sum[row];
         for (out, output) in out.chunks_mut(PANEL).zip(&outputs) {
-            out.iter_mut().zip(&output[row]).for_each(|(out, value)| *out = E::from_f32(value * scale));
+            scale_into(isa, out, &output[row], scale);
         }
+    }
+}
+
+multiversion! {
+    fn scale_into<E: Elem>(out: &mut [E], values: &[f32; PANEL], factor: f32) {
+        out.iter_mut().zip(values).for_each(|(out, value)| *out = E::from_f32(value * factor));
     }
 }
 

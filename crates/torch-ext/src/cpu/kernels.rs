@@ -5,7 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::activation::Activation;
 use super::attention::{AttentionCall, HeadShape, MAX_HEAD_DIM, RotaryTable, SequenceSpan, attention};
-use super::buffer::Shared;
+use super::buffer::{Arena, Shared};
 use super::elem::Elem;
 use super::isa::Isa;
 use super::kv::{BLOCK_TOKENS, Kv, KvBf16, KvF32, KvShape, PackedKv};
@@ -33,6 +33,7 @@ pub struct AttentionStep<'a> {
 pub struct CpuKernels {
     isa: Isa,
     pool: Pool,
+    arena: Arena,
     tiles_f32: Tiles<f32>,
     tiles_bf16: Tiles<bf16>,
     queries_f32: Vec<f32>,
@@ -148,6 +149,7 @@ impl CpuKernels {
         Ok(Self {
             isa,
             pool,
+            arena: Arena::default(),
             tiles_f32: Tiles::<f32>::for_isa(isa),
             tiles_bf16: Tiles::<bf16>::for_isa(isa),
             queries_f32: Vec::new(),
@@ -176,9 +178,9 @@ impl CpuKernels {
         kind: Kind,
     ) -> Result<PackedLinear, ExtError> {
         match kind {
-            Kind::Float => Packed::pack(&mut self.pool, stored, layout)
+            Kind::Float => Packed::pack(&mut self.pool, &mut self.arena, stored, layout)
                 .map(|packed| PackedLinear::F32(PackedF32(packed))),
-            Kind::BFloat16 => Packed::pack(&mut self.pool, stored, layout)
+            Kind::BFloat16 => Packed::pack(&mut self.pool, &mut self.arena, stored, layout)
                 .map(|packed| PackedLinear::Bf16(PackedBf16(packed))),
             other => Err(bad("compute type", "float32 or bfloat16", format_args!("{other:?}"))),
         }
@@ -188,13 +190,13 @@ impl CpuKernels {
     ///
     /// # Errors
     /// When `kind` is another, or the heads are larger than the attention kernel takes.
-    pub fn new_kv(&self, shape: KvShape, kind: Kind) -> Result<PackedKv, ExtError> {
+    pub fn new_kv(&mut self, shape: KvShape, kind: Kind) -> Result<PackedKv, ExtError> {
         if shape.head_dim > MAX_HEAD_DIM || shape.head_dim == 0 {
             return Err(bad("head size", format!("from 1 to {MAX_HEAD_DIM}"), shape.head_dim));
         }
         match kind {
-            Kind::Float => Ok(PackedKv::F32(KvF32(Kv::zeroed(shape)))),
-            Kind::BFloat16 => Ok(PackedKv::Bf16(KvBf16(Kv::zeroed(shape)))),
+            Kind::Float => Kv::zeroed(&mut self.arena, shape).map(|kv| PackedKv::F32(KvF32(kv))),
+            Kind::BFloat16 => Kv::zeroed(&mut self.arena, shape).map(|kv| PackedKv::Bf16(KvBf16(kv))),
             other => Err(bad("cache type", "float32 or bfloat16", format_args!("{other:?}"))),
         }
     }
@@ -281,6 +283,31 @@ impl CpuKernels {
             let mut out = new_rows(rows, columns, E::KIND)?;
             let store = Store::Activate(Shared::new(E::slice_mut(&mut out, "out")?.as_mut_ptr()), activation);
             self.run_linear::<E>(x, weight, rows, store)?;
+            Ok(out)
+        })
+    }
+
+    /// Rows of a table. `table`: `[num_rows, num_columns]`, float32 or bfloat16; returns `[ids.len(), num_columns]` in
+    /// its type. On the calling thread: libtorch's threads would go on spinning beside the kernels' own.
+    ///
+    /// # Errors
+    /// When an id is not below the number of rows, or the table has another type.
+    pub fn select_rows(
+        table: &Tensor,
+        ids: impl ExactSizeIterator<Item = usize>,
+    ) -> Result<Tensor, ExtError> {
+        let &[rows, columns] = &table.size()[..] else {
+            return Err(bad("table", "of two dimensions", format_args!("{:?}", table.size())));
+        };
+        let columns = columns as usize;
+        for_kind!(table.kind(), "table", E, {
+            let mut out = new_rows(ids.len(), columns, E::KIND)?;
+            let from = E::slice(table, "table")?;
+            let to = E::slice_mut(&mut out, "out")?.chunks_exact_mut(columns.max(1));
+            for (id, to) in ids.zip(to) {
+                let row = from.get(id * columns..(id + 1) * columns);
+                to.copy_from_slice(row.ok_or_else(|| bad("row", format!("below {rows}"), id))?);
+            }
             Ok(out)
         })
     }

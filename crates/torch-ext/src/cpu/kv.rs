@@ -7,7 +7,7 @@
 
 use half::bf16;
 
-use super::buffer::{Buffer, Shared};
+use super::buffer::{Arena, Buffer, Shared};
 use super::elem::Elem;
 use super::tile::PANEL;
 use crate::ExtError;
@@ -90,10 +90,11 @@ pub(crate) struct Kv<E> {
 }
 
 impl<E: Elem> Kv<E> {
-    pub(crate) fn zeroed(shape: KvShape) -> Self {
+    pub(crate) fn zeroed(arena: &mut Arena, shape: KvShape) -> Result<Self, ExtError> {
         let head_elems = key_elems(shape.head_dim, E::GROUP) + value_elems(shape.head_dim);
         let layer_elems = shape.num_blocks * shape.num_query_groups * head_elems;
-        Self { shape, layers: (0..shape.num_layers).map(|_| Buffer::zeroed(layer_elems)).collect() }
+        let layers = (0..shape.num_layers).map(|_| arena.zeroed(layer_elems)).collect::<Result<_, _>>()?;
+        Ok(Self { shape, layers })
     }
 
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ExtError> {

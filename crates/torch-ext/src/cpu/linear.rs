@@ -1,13 +1,15 @@
 //! Linear layers: rows times packed weights, with what follows fused into the store.
 #![expect(unsafe_code, reason = "tasks of one loop write disjoint outputs through one pointer")]
 
+use std::ops::Range;
+
 use super::activation::Activation;
 use super::buffer::Shared;
 use super::elem::Elem;
 use super::isa::{Isa, multiversion};
 use super::packed::{Layout, Packed};
 use super::pool::Pool;
-use super::tile::{Acc, MAX_ROWS, PANEL, Rows, Tiles};
+use super::tile::{Acc, Init, MAX_ROWS, PANEL, Rows, Tiles};
 
 /// Rows that one task multiplies with its panels: their activations stay in the second-level cache.
 const BLOCK_ROWS: usize = 8 * MAX_ROWS;
@@ -51,31 +53,44 @@ pub(crate) fn linear<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, call:
     let num_panels = call.packed.num_panels();
     let num_blocks = call.num_rows.div_ceil(BLOCK_ROWS);
     let block_rows = call.num_rows.div_ceil(num_blocks);
-    let num_chunks = (pool.num_threads() * 8).div_ceil(num_blocks).min(num_panels);
+    let chunks = guided_chunks(num_panels, pool.num_threads());
     let source = Shared::new(x.as_ptr().cast_mut());
-    pool.run(num_blocks * num_chunks, &|task_idx| {
-        let (chunk, block) = (task_idx / num_blocks, task_idx % num_blocks);
+    pool.run(num_blocks * chunks.len(), &|task_idx| {
+        let (chunk, block) = (&chunks[task_idx / num_blocks], task_idx % num_blocks);
         let rows = block * block_rows..((block + 1) * block_rows).min(call.num_rows);
         let num_tiles = rows.len().div_ceil(tiles.max_rows());
         let tile_rows = rows.len().div_ceil(num_tiles.max(1)).max(1);
-        for panel_idx in chunk * num_panels / num_chunks..(chunk + 1) * num_panels / num_chunks {
+        let mut acc: Acc = [[0.0; PANEL]; MAX_ROWS];
+        for panel_idx in chunk.clone() {
+            let mut panel = call.packed.panel(panel_idx);
+            let init = call.packed.bias.get(panel_idx).map_or_else(Init::zero, Init::row);
             for first_row in rows.clone().step_by(tile_rows) {
                 let len = tile_rows.min(rows.end - first_row);
-                let mut acc: Acc = [[0.0; PANEL]; MAX_ROWS];
-                if !call.packed.bias.is_empty() {
-                    let bias = &call.packed.bias[panel_idx * PANEL..(panel_idx + 1) * PANEL];
-                    acc[..len].iter_mut().for_each(|row| row.copy_from_slice(bias));
-                }
                 // SAFETY: rows `first_row..first_row + len` of `x` exist and are `stride_elems` apart, a multiple of
                 // GROUP; the panel has as many groups as a row; `len` is at most `max_rows`.
                 unsafe {
                     let start = source.at(first_row * stride_elems).cast_const();
-                    tiles.run(Rows { start, stride_elems, len }, call.packed.panel(panel_idx), &mut acc);
+                    tiles.run(Rows { start, stride_elems, len }, panel, init, &mut acc);
                 }
+                // The first tile has fetched the next panel; the others only meet lines that are there.
+                panel.prefetch = panel.start;
                 store_tile(isa, &mut acc, call.packed, Place { first_row, len, panel_idx }, call.store);
             }
         }
     });
+}
+
+/// Splits `num_panels` into ranges for `num_threads` threads: long ones first, so that a thread mostly walks memory
+/// in order, and short ones last, so that all threads end together.
+fn guided_chunks(num_panels: usize, num_threads: usize) -> Vec<Range<usize>> {
+    let mut chunks = Vec::new();
+    let mut start = 0;
+    while start < num_panels {
+        let len = (num_panels - start).div_ceil(2 * num_threads);
+        chunks.push(start..start + len);
+        start += len;
+    }
+    chunks
 }
 
 fn pad_rows<E: Elem>(x: &[E], from: usize, to: usize) -> Vec<E> {
@@ -104,20 +119,18 @@ multiversion! {
         for (row, sums) in acc[..place.len].iter_mut().enumerate() {
             let at_elems = (place.first_row + row) * row_elems + first_column;
             match store {
-                Store::Float(out) => {
-                    // SAFETY: these outputs belong to this tile alone, and the buffer holds them.
-                    let out = unsafe { out.slice(at_elems, num_columns) };
-                    out.copy_from_slice(&sums[..num_columns]);
-                }
+                // SAFETY: these outputs belong to this tile alone, and the buffer holds them.
+                Store::Float(out) => round_into(unsafe { out.slice(at_elems, num_columns) }, sums),
                 // SAFETY: as above.
                 Store::Assign(out) => round_into(unsafe { out.slice(at_elems, num_columns) }, sums),
                 // SAFETY: as above.
                 Store::Add(out) => add_into(unsafe { out.slice(at_elems, num_columns) }, sums),
                 Store::Activate(out, activation) => {
                     if gated {
-                        let (gates, values) = sums.split_at_mut(PANEL / 2);
-                        activation.apply(gates);
-                        gates.iter_mut().zip(values).for_each(|(gate, value)| *gate *= *value);
+                        activation.apply(&mut sums[..PANEL / 2]);
+                        for column in 0..PANEL / 2 {
+                            sums[column] *= sums[column + PANEL / 2];
+                        }
                     } else {
                         activation.apply(sums);
                     }
@@ -129,12 +142,19 @@ multiversion! {
     }
 }
 
+/// Full panels have a loop of fixed length, which becomes a few vector instructions.
 #[inline(always)]
 fn round_into<E: Elem>(out: &mut [E], sums: &[f32; PANEL]) {
-    out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = E::from_f32(sum));
+    match <&mut [E; PANEL]>::try_from(&mut *out) {
+        Ok(full) => full.iter_mut().zip(sums).for_each(|(out, &sum)| *out = E::from_f32(sum)),
+        Err(_) => out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = E::from_f32(sum)),
+    }
 }
 
 #[inline(always)]
 fn add_into<E: Elem>(out: &mut [E], sums: &[f32; PANEL]) {
-    out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = E::from_f32(out.to_f32() + sum));
+    match <&mut [E; PANEL]>::try_from(&mut *out) {
+        Ok(full) => full.iter_mut().zip(sums).for_each(|(out, &sum)| *out = E::from_f32(out.to_f32() + sum)),
+        Err(_) => out.iter_mut().zip(sums).for_each(|(out, &sum)| *out = E::from_f32(out.to_f32() + sum)),
+    }
 }

@@ -3,7 +3,7 @@
 
 use half::bf16;
 
-use super::buffer::{Buffer, Shared};
+use super::buffer::{Arena, Buffer, Shared};
 use super::elem::{Elem, SourceDType};
 use super::pool::Pool;
 use super::tile::{PANEL, Panel};
@@ -37,8 +37,8 @@ pub struct StoredLinear<'a> {
 /// Packed weights of one element type: `[panel][group][PANEL][GROUP]`, zero where the sizes do not divide.
 pub(crate) struct Packed<E> {
     pub(crate) panels: Buffer<E>,
-    /// One value a panel column, empty without bias.
-    pub(crate) bias: Vec<f32>,
+    /// One row a panel, empty without bias.
+    pub(crate) bias: Vec<[f32; PANEL]>,
     pub(crate) layout: Layout,
     pub(crate) out_features: usize,
     pub(crate) in_features: usize,
@@ -112,19 +112,26 @@ impl<E: Elem> Packed<E> {
 
     pub(crate) fn panel(&self, panel_idx: usize) -> Panel<E> {
         debug_assert!(panel_idx < self.num_panels());
+        let start = self.panels.as_ptr().wrapping_add(panel_idx * self.panel_elems());
         Panel {
-            start: self.panels.as_ptr().wrapping_add(panel_idx * self.panel_elems()),
+            start,
             stride_elems: PANEL * E::GROUP,
             num_groups: self.in_features.div_ceil(E::GROUP),
+            prefetch: start.wrapping_add(self.panel_elems()),
         }
     }
 
-    pub(crate) fn pack(pool: &mut Pool, stored: &StoredLinear<'_>, layout: Layout) -> Result<Self, ExtError> {
+    pub(crate) fn pack(
+        pool: &mut Pool,
+        arena: &mut Arena,
+        stored: &StoredLinear<'_>,
+        layout: Layout,
+    ) -> Result<Self, ExtError> {
         check_stored(stored, layout)?;
         let (out_features, in_features) = (stored.out_features, stored.in_features);
         let num_panels = out_features.div_ceil(PANEL);
         let panel_elems = in_features.next_multiple_of(E::GROUP) * PANEL;
-        let mut panels = Buffer::zeroed(num_panels * panel_elems);
+        let mut panels = arena.zeroed(num_panels * panel_elems)?;
         let shared = Shared::new(panels.as_mut_ptr());
         let row_bytes = in_features * stored.dtype.size_bytes();
         pool.run(num_panels, &|panel_idx| {
@@ -142,8 +149,10 @@ impl<E: Elem> Packed<E> {
         if let Some(bytes) = stored.bias {
             let mut in_order = vec![0.0; out_features];
             stored.dtype.convert(bytes, &mut in_order);
-            bias = (0..num_panels * PANEL)
-                .map(|column| output_of(layout, out_features, column).map_or(0.0, |output| in_order[output]))
+            let value =
+                |column| output_of(layout, out_features, column).map_or(0.0, |output| in_order[output]);
+            bias = (0..num_panels)
+                .map(|panel_idx| std::array::from_fn(|column| value(panel_idx * PANEL + column)))
                 .collect();
         }
         Ok(Self { panels, bias, layout, out_features, in_features })
@@ -190,13 +199,13 @@ fn output_of(layout: Layout, out_features: usize, column: usize) -> Option<usize
 
 /// `rows`: `[PANEL, in_features]` to `[group][PANEL][GROUP]`, in pieces that stay in the first-level cache.
 fn interleave<E: Elem>(rows: &[E], in_features: usize, panel: &mut [E]) {
-    let group_elems = PANEL * E::GROUP;
-    for (group_idx, group) in panel.chunks_exact_mut(group_elems).enumerate() {
+    for (group_idx, group) in panel.chunks_exact_mut(PANEL * E::GROUP).enumerate() {
         let first = group_idx * E::GROUP;
-        let within_len = E::GROUP.min(in_features - first);
-        for (column, out) in group.chunks_exact_mut(E::GROUP).enumerate() {
-            let at = column * in_features + first;
-            out[..within_len].copy_from_slice(&rows[at..at + within_len]);
+        // Elements one by one: copies of a few bytes would each be a call.
+        for (row, out) in rows.chunks_exact(in_features).zip(group.chunks_exact_mut(E::GROUP)) {
+            for (out, &elem) in out.iter_mut().zip(&row[first..]) {
+                *out = elem;
+            }
         }
     }
 }

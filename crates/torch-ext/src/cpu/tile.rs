@@ -1,6 +1,6 @@
 //! The micro-kernel under every product on the CPU: a few rows times a panel of 32 columns.
 //!
-//! `acc[m][n] += sum over k of a[m][k] * b[k][n]`, k strictly ascending, sums in float32. Each output is the same
+//! `acc[m][n] = init[m][n] + sum over k of a[m][k] * b[k][n]`, k strictly ascending, sums in float32. Each output is the same
 //! sequence of operations whatever the number of rows, so a row's result never depends on what shares its batch.
 //! The summed axis comes in groups of [`Elem::GROUP`]; a panel stores `[group][column][within group]`, so that one
 //! vector register holds 16 columns and one broadcast holds a row's group.
@@ -36,12 +36,41 @@ pub(crate) struct Panel<E> {
     pub(crate) stride_elems: usize,
     /// Groups of the summed axis.
     pub(crate) num_groups: usize,
+    /// Memory to bring into the cache meanwhile, as much as this panel has: most often the next panel. The
+    /// processor's own prefetching stops at page borders. Any address will do; it is never read.
+    pub(crate) prefetch: *const E,
+}
+
+/// What the sums of a tile start from: a row of [`PANEL`] floats for each row of the tile.
+#[derive(Clone, Copy)]
+pub(crate) struct Init {
+    start: *const f32,
+    stride_elems: usize,
+}
+
+static ZEROS: [f32; PANEL] = [0.0; PANEL];
+
+impl Init {
+    /// From zero.
+    pub(crate) fn zero() -> Self {
+        Self::row(&ZEROS)
+    }
+
+    /// From the same values in every row.
+    pub(crate) fn row(values: &[f32; PANEL]) -> Self {
+        Self { start: values.as_ptr(), stride_elems: 0 }
+    }
+
+    /// From earlier sums.
+    pub(crate) fn sums(acc: &mut Acc) -> Self {
+        Self { start: acc.as_mut_ptr().cast_const().cast(), stride_elems: PANEL }
+    }
 }
 
 /// The accumulators of a tile.
 pub(crate) type Acc = [[f32; PANEL]; MAX_ROWS];
 
-type TileFn<E> = unsafe fn(Rows<E>, Panel<E>, &mut Acc);
+type TileFn<E> = unsafe fn(Rows<E>, Panel<E>, Init, *mut [f32; PANEL]);
 
 /// The micro-kernels of one element type, by number of rows.
 #[derive(Clone, Copy)]
@@ -56,15 +85,16 @@ impl<E: Elem> Tiles<E> {
         self.max_rows
     }
 
-    /// `acc[..rows.len] += rows x panel`.
+    /// `acc[..rows.len] = init + rows x panel`.
     ///
     /// # Safety
     /// `rows` and `panel` must be readable over `num_groups * GROUP` elements of each row, and over `PANEL * GROUP`
-    /// elements at each of the panel's groups; `1 <= rows.len <= MAX_ROWS`.
+    /// elements at each of the panel's groups; `1 <= rows.len <= MAX_ROWS`; `init` must still be there, and if it is
+    /// of sums then of `acc`.
     #[inline(always)]
-    pub(crate) unsafe fn run(&self, rows: Rows<E>, panel: Panel<E>, acc: &mut Acc) {
+    pub(crate) unsafe fn run(&self, rows: Rows<E>, panel: Panel<E>, init: Init, acc: &mut Acc) {
         // SAFETY: handed on from the caller; the table was chosen for this machine in `for_isa`.
-        unsafe { self.by_rows[rows.len - 1](rows, panel, acc) }
+        unsafe { self.by_rows[rows.len - 1](rows, panel, init, acc.as_mut_ptr()) }
     }
 }
 
@@ -113,10 +143,14 @@ impl Tiles<bf16> {
 unsafe fn tile_loop<const ROWS: usize, E: Elem, const FUSED: bool>(
     rows: Rows<E>,
     panel: Panel<E>,
-    acc: &mut Acc,
+    init: Init,
+    acc: *mut [f32; PANEL],
 ) {
     let mut sums = [[0.0_f32; PANEL]; ROWS];
-    sums.copy_from_slice(&acc[..ROWS]);
+    for (row, sums) in sums.iter_mut().enumerate() {
+        // SAFETY: every row of `init` has PANEL floats by the caller's promise.
+        *sums = unsafe { init.start.add(row * init.stride_elems).cast::<[f32; PANEL]>().read() };
+    }
     for group in 0..panel.num_groups {
         for within in 0..E::GROUP {
             for (row, sums) in sums.iter_mut().enumerate() {
@@ -133,42 +167,63 @@ unsafe fn tile_loop<const ROWS: usize, E: Elem, const FUSED: bool>(
             }
         }
     }
-    acc[..ROWS].copy_from_slice(&sums);
+    // SAFETY: `acc` has MAX_ROWS rows.
+    unsafe { acc.cast::<[[f32; PANEL]; ROWS]>().write(sums) };
 }
 
 /// # Safety
 /// As [`Tiles::run`].
-unsafe fn tile_portable<const ROWS: usize, E: Elem>(rows: Rows<E>, panel: Panel<E>, acc: &mut Acc) {
+unsafe fn tile_portable<const ROWS: usize, E: Elem>(
+    rows: Rows<E>,
+    panel: Panel<E>,
+    init: Init,
+    acc: *mut [f32; PANEL],
+) {
     // SAFETY: handed on from the caller.
-    unsafe { tile_loop::<ROWS, E, false>(rows, panel, acc) }
+    unsafe { tile_loop::<ROWS, E, false>(rows, panel, init, acc) }
 }
 
 /// # Safety
 /// As [`Tiles::run`], on a machine with these features.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile_avx2<const ROWS: usize, E: Elem>(rows: Rows<E>, panel: Panel<E>, acc: &mut Acc) {
+unsafe fn tile_avx2<const ROWS: usize, E: Elem>(
+    rows: Rows<E>,
+    panel: Panel<E>,
+    init: Init,
+    acc: *mut [f32; PANEL],
+) {
     // SAFETY: handed on from the caller.
-    unsafe { tile_loop::<ROWS, E, true>(rows, panel, acc) }
+    unsafe { tile_loop::<ROWS, E, true>(rows, panel, init, acc) }
 }
 
 /// # Safety
 /// As [`Tiles::run`], on a machine with these features.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn tile_avx512<const ROWS: usize, E: Elem>(rows: Rows<E>, panel: Panel<E>, acc: &mut Acc) {
+unsafe fn tile_avx512<const ROWS: usize, E: Elem>(
+    rows: Rows<E>,
+    panel: Panel<E>,
+    init: Init,
+    acc: *mut [f32; PANEL],
+) {
     // SAFETY: handed on from the caller.
-    unsafe { tile_loop::<ROWS, E, true>(rows, panel, acc) }
+    unsafe { tile_loop::<ROWS, E, true>(rows, panel, init, acc) }
 }
 
 /// # Safety
 /// As [`Tiles::run`], on a machine with these features.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile_bf16_avx512<const ROWS: usize>(rows: Rows<bf16>, panel: Panel<bf16>, acc: &mut Acc) {
+unsafe fn tile_bf16_avx512<const ROWS: usize>(
+    rows: Rows<bf16>,
+    panel: Panel<bf16>,
+    init: Init,
+    acc: *mut [f32; PANEL],
+) {
     use std::arch::x86_64::{
-        __m512bh, __m512i, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_set1_epi32,
-        _mm512_setzero_ps, _mm512_storeu_ps,
+        __m512bh, __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+        _mm512_set1_epi32, _mm512_setzero_ps, _mm512_storeu_ps,
     };
     let as_bf16 = |bits: __m512i| -> __m512bh {
         // SAFETY: both are 512 bits without invalid values.
@@ -178,11 +233,15 @@ unsafe fn tile_bf16_avx512<const ROWS: usize>(rows: Rows<bf16>, panel: Panel<bf1
     // promise, and every load and store is an unaligned one.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-        for (sums, acc) in sums.iter_mut().zip(acc.iter()) {
-            *sums = [_mm512_loadu_ps(acc.as_ptr()), _mm512_loadu_ps(acc.as_ptr().add(16))];
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let start = init.start.add(row * init.stride_elems);
+            *sums = [_mm512_loadu_ps(start), _mm512_loadu_ps(start.add(16))];
         }
-        let (mut left, mut right) = (rows.start, panel.start);
+        let (mut left, mut right, mut prefetch) = (rows.start, panel.start, panel.prefetch);
         for _ in 0..panel.num_groups {
+            _mm_prefetch::<_MM_HINT_T1>(prefetch.cast());
+            _mm_prefetch::<_MM_HINT_T1>(prefetch.wrapping_add(PANEL).cast());
+            prefetch = prefetch.wrapping_add(2 * PANEL);
             let right_low = as_bf16(_mm512_loadu_si512(right.cast()));
             let right_high = as_bf16(_mm512_loadu_si512(right.add(PANEL).cast()));
             for (row, sums) in sums.iter_mut().enumerate() {
@@ -194,9 +253,10 @@ unsafe fn tile_bf16_avx512<const ROWS: usize>(rows: Rows<bf16>, panel: Panel<bf1
             left = left.add(2);
             right = right.add(panel.stride_elems);
         }
-        for (sums, acc) in sums.iter().zip(acc.iter_mut()) {
-            _mm512_storeu_ps(acc.as_mut_ptr(), sums[0]);
-            _mm512_storeu_ps(acc.as_mut_ptr().add(16), sums[1]);
+        for (row, sums) in sums.iter().enumerate() {
+            let out = acc.add(row).cast::<f32>();
+            _mm512_storeu_ps(out, sums[0]);
+            _mm512_storeu_ps(out.add(16), sums[1]);
         }
     }
 }
@@ -205,15 +265,21 @@ unsafe fn tile_bf16_avx512<const ROWS: usize>(rows: Rows<bf16>, panel: Panel<bf1
 /// As [`Tiles::run`], on a machine with these features.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
-unsafe fn tile_f32_avx512<const ROWS: usize>(rows: Rows<f32>, panel: Panel<f32>, acc: &mut Acc) {
+unsafe fn tile_f32_avx512<const ROWS: usize>(
+    rows: Rows<f32>,
+    panel: Panel<f32>,
+    init: Init,
+    acc: *mut [f32; PANEL],
+) {
     use std::arch::x86_64::{
         _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
     };
     // SAFETY: as in `tile_bf16_avx512`.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-        for (sums, acc) in sums.iter_mut().zip(acc.iter()) {
-            *sums = [_mm512_loadu_ps(acc.as_ptr()), _mm512_loadu_ps(acc.as_ptr().add(16))];
+        for (row, sums) in sums.iter_mut().enumerate() {
+            let start = init.start.add(row * init.stride_elems);
+            *sums = [_mm512_loadu_ps(start), _mm512_loadu_ps(start.add(16))];
         }
         let (mut left, mut right) = (rows.start, panel.start);
         for _ in 0..panel.num_groups {
@@ -226,9 +292,10 @@ unsafe fn tile_f32_avx512<const ROWS: usize>(rows: Rows<f32>, panel: Panel<f32>,
             left = left.add(1);
             right = right.add(panel.stride_elems);
         }
-        for (sums, acc) in sums.iter().zip(acc.iter_mut()) {
-            _mm512_storeu_ps(acc.as_mut_ptr(), sums[0]);
-            _mm512_storeu_ps(acc.as_mut_ptr().add(16), sums[1]);
+        for (row, sums) in sums.iter().enumerate() {
+            let out = acc.add(row).cast::<f32>();
+            _mm512_storeu_ps(out, sums[0]);
+            _mm512_storeu_ps(out.add(16), sums[1]);
         }
     }
 }
