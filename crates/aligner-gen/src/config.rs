@@ -236,6 +236,8 @@ fn check_keys(composer: &Composer, known: &Composer) -> Result<(), Failure> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::plan::GenerationPlan;
+    use crate::raw::RawConfig;
 
     const GUIDE: [&str; 15] = [
         "trainer.num_nodes=1",
@@ -319,5 +321,59 @@ pub(crate) mod tests {
         ]);
         assert_eq!(interpolated.checkpoint_path().unwrap(), Some(PathBuf::from("/models/x.nemo")));
         assert_eq!(user(&[]).checkpoint_path().unwrap(), None);
+    }
+
+    /// What the job is made of, as text; an error counts too.
+    fn plan(overrides: &[&str]) -> String {
+        let basic = [
+            "trainer.devices=1",
+            "trainer.num_nodes=1",
+            "model.data.train_ds.file_path=d.jsonl",
+            "trainer.generation.trt_llm.enable=true",
+        ];
+        let overrides: Vec<&str> = basic.iter().chain(overrides).copied().collect();
+        let plan = || {
+            let raw = RawConfig::extract(&resolve(&user(&overrides).compose_with(checkpoint())?)?)?;
+            GenerationPlan::new(raw)
+        };
+        plan().map_or_else(|failure| failure.sentence(), |plan| format!("{plan:?}"))
+    }
+
+    /// Another value of the same kind.
+    fn changed(value: &Node) -> &'static str {
+        match value {
+            Node::Bool(true) => "false",
+            Node::Bool(false) => "true",
+            Node::Int(_) => "3",
+            Node::Float(_) => "0.5",
+            Node::List(_) => "[index]",
+            _ => "other",
+        }
+    }
+
+    #[test]
+    fn comments_of_the_defaults_are_true() {
+        // Read elsewhere: before the plan is made, or for a message.
+        const NOT_IN_THE_PLAN: [&str; 3] =
+            [CHECKPOINT_PATH, "trainer.accelerator", "model.overwrite_base_config.data.train_ds.file_path"];
+        let lines: Vec<&str> = DEFAULTS.lines().collect();
+        let composer = user(&[]).compose().unwrap();
+        let says = |key: &str, words: &str| {
+            let line = composer.origin(key).and_then(|origin| origin.line).unwrap_or_default();
+            lines.get(line.wrapping_sub(1)).is_some_and(|line| line.contains(words))
+        };
+        let base = plan(&[]);
+        let mut wrong = Vec::new();
+        for (key, value, _) in composer.entries() {
+            let in_dead_block =
+                key.match_indices('.').any(|(at, _)| says(&key[..at], "no effect, the whole block"));
+            let is_inert = says(&key, "no effect") || in_dead_block;
+            let value = if key.ends_with("trt_llm.enable") { "false" } else { changed(value) };
+            let has_effect = plan(&[&format!("++{key}={value}")]) != base;
+            if is_inert == has_effect && !NOT_IN_THE_PLAN.contains(&key.as_str()) {
+                wrong.push(key);
+            }
+        }
+        assert!(wrong.is_empty(), "the comment says otherwise: {wrong:?}");
     }
 }

@@ -247,9 +247,11 @@ impl Composer {
         let name = format!("command line: {}", change.text);
         let layer = Layer::Named(&name);
         let existing = self.root.at(&path);
+        // Maps and lists may be merged over anything.
+        let is_collection = matches!(value, Node::Map(_) | Node::List(_));
         match (change.kind, existing) {
             (OverrideKind::Set, None) => return Err(self.unknown(change.key.clone(), &name)),
-            (OverrideKind::Add, Some(_)) if self.occupies(&path, &value) => {
+            (OverrideKind::Add, _) if self.is_occupied(&path)? && !is_collection => {
                 return Err(ConfigError::KeyExists { key: change.key.clone(), text: change.text.clone() });
             }
             (_, None) if self.adds_to_list(&path) => return Err(self.unknown(change.key.clone(), &name)),
@@ -261,10 +263,11 @@ impl Composer {
             _ => {}
         }
         match (existing, &value) {
-            (Some(Node::Map(_)), Node::Map(_)) => {
-                let mut tree = Node::empty_map();
-                tree.set_at(&path, value);
-                self.merge_root(tree, layer)
+            (Some(existing @ Node::Map(_)), Node::Map(_)) => {
+                let mut merged = existing.clone();
+                self.merge(&mut merged, value, &mut path.clone(), layer)?;
+                self.root.set_at(&path, merged);
+                Ok(())
             }
             (Some(existing @ Node::Map(_)), Node::List(_))
             | (Some(existing @ Node::List(_)), Node::Map(_)) => {
@@ -282,14 +285,10 @@ impl Composer {
         ConfigError::UnknownKey { nearest: self.nearest(&key), key, origin: origin.to_owned() }
     }
 
-    /// Whether `+key=value` must refuse: null and `???` are nothing, and maps and lists may be merged over anything.
-    fn occupies(&self, path: &[String], value: &Node) -> bool {
-        if matches!(value, Node::Map(_) | Node::List(_)) {
-            return false;
-        }
-        let existing = interpolation::resolve_at(&self.root, path, &|_| None);
-        let existing = existing.ok().flatten().or_else(|| self.root.at(path).cloned());
-        existing.is_some_and(|node| node != Node::Null && !node.is_missing())
+    /// Whether `+key=value` must refuse: null and `???` are nothing. References that lead nowhere fail.
+    fn is_occupied(&self, path: &[String]) -> Result<bool, ConfigError> {
+        let existing = interpolation::raw_at(&self.root, path).map_err(|error| self.with_origin(error))?;
+        Ok(existing.is_some_and(|node| node != Node::Null))
     }
 
     /// Whether a key would be a new element of a list, which Hydra refuses.
@@ -302,26 +301,26 @@ impl Composer {
 
     fn delete(&mut self, change: &Override, path: &[String]) -> Result<(), ConfigError> {
         let error = |message: String| Err(ConfigError::Delete { text: change.text.clone(), message });
-        let Some(node) = self.root.at(path) else {
+        if self.root.at(path).is_none() {
             return error(format!("there is no key `{}`", change.key));
-        };
-        // Hydra looks at the value that the key stands for, and takes null and `???` for nothing.
-        let node = match interpolation::resolve_at(&self.root, path, &|_| None) {
-            Ok(Some(node)) => node,
-            _ => node.clone(),
-        };
-        if matches!(node, Node::Null) || node.is_missing() {
-            return error(format!("the value of `{}` is null or `???`", change.key));
         }
+        // Hydra looks at the value that the key stands for, and takes null and `???` for nothing.
+        let existing = interpolation::raw_at(&self.root, path).map_err(|error| self.with_origin(error))?;
+        let Some(existing) = existing.filter(|existing| *existing != Node::Null) else {
+            return error(format!("the value of `{}` is null or `???`", change.key));
+        };
         if matches!(self.root.at(&path[..path.len() - 1]), Some(Node::List(_))) {
             return error(format!("`{}` is an element of a list", change.key));
         }
         let is_wanted = match &change.value {
             None | Some(Node::Null) => true,
-            Some(value) => python::equal(&node, value),
+            Some(value) => {
+                let resolved = interpolation::resolve_at(&self.root, path, &|_| None).ok().flatten();
+                python::equal(resolved.as_ref().unwrap_or(&existing), value)
+            }
         };
         if !is_wanted {
-            return error(format!("the value of `{}` is {}", change.key, node.describe()));
+            return error(format!("the value of `{}` is {}", change.key, existing.describe()));
         }
         self.root.remove_at(path);
         self.origins.forget(path);

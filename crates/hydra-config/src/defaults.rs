@@ -160,7 +160,7 @@ impl Chooser<'_> {
         let header = package_header(&text, &name)?;
         let mut document = Document::parse(&text, &name)?;
         let mut entries = defaults_list(&mut document.node, &name)?;
-        let here = entry.inner_site(site, header.as_deref());
+        let here = entry.inner_site(site, header.as_deref(), &name);
         let package = here.package.clone();
         if !entries.is_empty() || !appended.is_empty() {
             let num_self = entries.iter().filter(|entry| entry.is_self()).count();
@@ -297,7 +297,7 @@ impl Chooser<'_> {
         } else {
             format!("there is no config file `{path}.yaml`; in its folder are `{}`", options.join("`, `"))
         };
-        problem("defaults list", message)
+        problem(&site.file, message)
     }
 }
 

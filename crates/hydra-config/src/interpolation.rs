@@ -44,6 +44,14 @@ pub(crate) fn resolve_at(root: &Node, path: &[String], env: Env<'_>) -> Result<O
     Resolver { root, env, pending: Vec::new() }.lookup(path)
 }
 
+/// The value at one path as it stands, with references to it followed; `None` when there is none, or it is missing.
+pub(crate) fn raw_at(root: &Node, path: &[String]) -> Result<Option<Node>, ConfigError> {
+    match (Resolver { root, env: &|_| None, pending: Vec::new() }).raw(path) {
+        Err(ConfigError::Missing { .. }) => Ok(None),
+        found => found.map(|node| node.filter(|node| !node.is_missing())),
+    }
+}
+
 /// The keys of a path with dots and brackets: `a[b].c` and `[a].b.c` are the same.
 pub(crate) fn split_key(key: &str) -> Vec<String> {
     let mut keys: Vec<String> = Vec::new();
@@ -171,8 +179,11 @@ impl Resolver<'_> {
         let key = match interpolation {
             Interpolation::Node(key) => self.key(path, key)?,
             Interpolation::Call { name, arguments } => {
-                match (self.key(path, name)?.as_str(), arguments.first()) {
-                    ("oc.select", Some(Element::Value(Node::Str(key)))) => key.clone(),
+                match (self.key(path, name)?.as_str(), arguments.as_slice()) {
+                    ("oc.select" | "oc.deprecated", [Element::Value(Node::Str(key)), ..]) => key.clone(),
+                    ("oc.dict.values", [Element::Value(Node::Str(key))]) => {
+                        return self.printed_values(path, key);
+                    }
                     _ => return self.interpolation(path, interpolation),
                 }
             }
@@ -182,6 +193,17 @@ impl Resolver<'_> {
             Some(node @ (Node::List(_) | Node::Map(_))) => Ok(node),
             _ => self.interpolation(path, interpolation),
         }
+    }
+
+    /// The values of a map are references to it.
+    fn printed_values(&mut self, path: &[String], key: &str) -> Result<Node, ConfigError> {
+        let target = self.absolute(path, key)?;
+        let Some(Node::Map(map)) = self.raw(&target)? else {
+            return Err(self.error(path, key, format!("there is no map `{key}`")));
+        };
+        // They stand one level deeper, in the list.
+        let up = if key.starts_with('.') { "." } else { "" };
+        Ok(Node::List(map.keys().map(|name| Node::Str(format!("${{{up}{key}.{name}}}"))).collect()))
     }
 
     fn interpolation(&mut self, path: &[String], interpolation: &Interpolation) -> Result<Node, ConfigError> {

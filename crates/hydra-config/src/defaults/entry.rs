@@ -39,6 +39,8 @@ pub(super) struct Site {
     pub(super) group: String,
     /// Where its values go, dotted.
     pub(super) package: String,
+    /// Its name, for messages.
+    pub(super) file: String,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -188,8 +190,12 @@ impl Entry {
     }
 
     /// Where the entries of the file's own defaults list stand.
-    pub(super) fn inner_site(&self, site: &Site, header: Option<&str>) -> Site {
-        Site { group: self.group_path(site), package: self.final_package(site, header) }
+    pub(super) fn inner_site(&self, site: &Site, header: Option<&str>, file: &str) -> Site {
+        Site {
+            group: self.group_path(site),
+            package: self.final_package(site, header),
+            file: file.to_owned(),
+        }
     }
 
     /// How the command line names the choice: `group`, or `group@package` where the package is not the group's own.

@@ -72,7 +72,7 @@ pub(super) fn call(name: &str, arguments: Arguments) -> Result<Element, String> 
 fn cast(name: &str, value: Element) -> Result<Element, String> {
     match value {
         Element::Sweep(form) => Ok(Element::Sweep(form)),
-        Element::Quoted(text) => cast_node(name, Node::Str(text)).map(Element::Value),
+        Element::Quoted(text) => cast_node(name, &Node::Str(text)).map(Element::Value),
         Element::List(list) => {
             list.into_iter().map(|item| cast(name, item)).collect::<Result<_, _>>().map(Element::List)
         }
@@ -81,14 +81,14 @@ fn cast(name: &str, value: Element) -> Result<Element, String> {
             .map(|(key, item)| Ok((key, cast(name, item)?)))
             .collect::<Result<_, String>>()
             .map(Element::Dict),
-        Element::Value(node) => cast_node(name, node).map(Element::Value),
+        Element::Value(node) => cast_node(name, &node).map(Element::Value),
     }
 }
 
-fn cast_node(name: &str, value: Node) -> Result<Node, String> {
-    let cast = match (name, &value) {
+fn cast_node(name: &str, value: &Node) -> Result<Node, String> {
+    let cast = match (name, value) {
         ("str", Node::Bool(value)) => Some(Node::Str(value.to_string())),
-        ("str", Node::Int(_) | Node::Float(_) | Node::Str(_)) => Some(Node::Str(python::text(&value))),
+        ("str", Node::Int(_) | Node::Float(_) | Node::Str(_)) => Some(Node::Str(python::text(value))),
         ("int", Node::Int(value)) => Some(Node::Int(*value)),
         ("int", Node::Bool(value)) => Some(Node::Int(i64::from(*value))),
         ("int", Node::Float(value)) => int_of(*value),

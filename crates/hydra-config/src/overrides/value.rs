@@ -22,15 +22,6 @@ pub(super) enum Element {
 }
 
 impl Element {
-    fn has_sweep(&self) -> bool {
-        match self {
-            Self::Sweep(_) => true,
-            Self::List(list) => list.iter().any(Self::has_sweep),
-            Self::Dict(map) => map.values().any(Self::has_sweep),
-            Self::Value(_) | Self::Quoted(_) => false,
-        }
-    }
-
     pub(super) fn into_node(self) -> Node {
         match self {
             Self::Value(node) => node,
@@ -72,12 +63,7 @@ fn parse_tokens(tokens: &[Token<'_>]) -> Result<Element, String> {
     if !parser.tokens.is_empty() {
         return Err(parser.unexpected("the end"));
     }
-    match &element {
-        Element::List(_) | Element::Dict(_) if element.has_sweep() => {
-            Err("a sweep inside of a list or a dict has no meaning".to_owned())
-        }
-        _ => Ok(element),
-    }
+    Ok(element)
 }
 
 fn tokens(text: &str) -> Result<Vec<Token<'_>>, String> {
@@ -136,6 +122,14 @@ impl<'a> Parser<'a, '_> {
         }
     }
 
+    /// An element of a list or a dict.
+    fn item(&mut self, depth: usize) -> Result<Element, String> {
+        match self.element(depth + 1)? {
+            Element::Sweep(_) => Err("a sweep inside of a list or a dict has no meaning".to_owned()),
+            element => Ok(element),
+        }
+    }
+
     fn list(&mut self, depth: usize) -> Result<Element, String> {
         self.eat(Kind::BracketOpen);
         let mut list = Vec::new();
@@ -143,7 +137,7 @@ impl<'a> Parser<'a, '_> {
             return Ok(Element::List(list));
         }
         loop {
-            list.push(self.element(depth + 1)?);
+            list.push(self.item(depth)?);
             if self.eat(Kind::BracketClose) {
                 return Ok(Element::List(list));
             }
@@ -166,7 +160,7 @@ impl<'a> Parser<'a, '_> {
             if !self.eat(Kind::Colon) {
                 return Err(self.unexpected("`:`"));
             }
-            let value = self.element(depth + 1)?;
+            let value = self.item(depth)?;
             map.insert(key_text(key), value);
             if self.eat(Kind::BraceClose) {
                 return Ok(Element::Dict(map));
