@@ -208,7 +208,7 @@ fn mistakes_name_key_value_layer_and_place() {
         command.current_dir(job.path()).args(["-cp", ".", "-cn", "mine"]).args(arguments);
         run(&mut command).expect_code(2).error()
     };
-    insta::assert_snapshot!(with_file("model:\n  seed: five\n", &[]), @"error: ./mine.yaml: there is no config file `base.yaml`; in its folder are `mine`");
+    insta::assert_snapshot!(with_file("model:\n  seed: five\n", &[]), @"error: `model.seed` must be a whole number, found the text `five` (./mine.yaml line 2)");
     insta::assert_snapshot!(with_file("model:\n  generation:\n    sampling_params:\n      top_k: 1.5\n", &[]), @"error: `model.generation.sampling_params.top_k` must be a whole number, found the number 1.5 (./mine.yaml line 4)");
     insta::assert_snapshot!(with_file("model:\n  generation:\n    sampling_params:\n      end_strings: [1]\n", &[]), @"error: `model.generation.sampling_params.end_strings` must be a list of texts, found a list (./mine.yaml line 4)");
     insta::assert_snapshot!(with_file("{}\n", &["trainer.devices=[1]"]), @"error: `trainer.devices` must be a whole number or `auto`, found a list (command line: trainer.devices=[1])");

@@ -357,13 +357,10 @@ impl Composer {
 
     fn with_origin(&self, error: ConfigError) -> ConfigError {
         match error {
-            ConfigError::Interpolation { key, expression, message } => match self.origin(&key) {
-                Some(origin) => {
-                    let origin = origin.to_string();
-                    ConfigError::InterpolationIn { key, expression, origin, message }
-                }
-                None => ConfigError::Interpolation { key, expression, message },
-            },
+            ConfigError::Interpolation { key, expression, message, .. } => {
+                let origin = self.origin(&key).map(ToString::to_string);
+                ConfigError::Interpolation { key, expression, origin, message }
+            }
             other => other,
         }
     }

@@ -66,24 +66,14 @@ pub enum ConfigError {
         existing_origin: String,
     },
     /// An interpolation that leads nowhere.
-    #[error("cannot resolve `{expression}` at `{key}`: {message}")]
+    #[error("cannot resolve `{expression}` at `{key}`{}: {message}", in_brackets(origin))]
     Interpolation {
         /// The key whose value asks.
         key: String,
         /// The expression.
         expression: String,
-        /// What is wrong.
-        message: String,
-    },
-    /// As [`Self::Interpolation`], with the layer that asks.
-    #[error("cannot resolve `{expression}` at `{key}` ({origin}): {message}")]
-    InterpolationIn {
-        /// The key whose value asks.
-        key: String,
-        /// The expression.
-        expression: String,
-        /// Who set it.
-        origin: String,
+        /// The layer that asks, where it is known.
+        origin: Option<String>,
         /// What is wrong.
         message: String,
     },
@@ -134,6 +124,10 @@ fn quoted_hint(quoted: &Option<String>) -> String {
         // In a shell, a single quote inside single quotes is written outside of them.
         format!("; in the shell write '{}'", quoted.replace('\'', r"'\''"))
     })
+}
+
+fn in_brackets(origin: &Option<String>) -> String {
+    origin.as_ref().map_or_else(String::new, |origin| format!(" ({origin})"))
 }
 
 fn nearest_hint(nearest: &Option<String>) -> String {

@@ -139,6 +139,7 @@ impl Resolver<'_> {
         ConfigError::Interpolation {
             key: path.join("."),
             expression: text.to_owned(),
+            origin: None,
             message: message.into(),
         }
     }

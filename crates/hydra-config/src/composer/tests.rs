@@ -47,3 +47,16 @@ fn merging_follows_omegaconf() {
     assert_eq!(composer.origin("model.max.a").unwrap().to_string(), "later line 5");
     assert!(composer.push_yaml("bad", "model: {data: {list: {a: 1}}}\n").is_err());
 }
+
+proptest::proptest! {
+    #[test]
+    fn any_overrides_fit_or_are_refused(
+        overrides in proptest::collection::vec("[+~]{0,2}(trainer|model|data|list|max|x|\\.|0|1){1,5}=?[a1${}.:,\\[\\]'?max]{0,12}", 0..4)
+    ) {
+        let overrides: Vec<&str> = overrides.iter().map(String::as_str).collect();
+        if let Ok(composer) = compose(&overrides) {
+            let _ = composer.node().to_yaml();
+            let _ = composer.resolve(&|_| None);
+        }
+    }
+}

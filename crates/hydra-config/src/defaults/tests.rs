@@ -35,9 +35,9 @@ fn message(primary: &'static str, arguments: &[&str]) -> String {
 
 #[test]
 fn refusals_name_the_file() {
-    insta::assert_snapshot!(message("defaults: [{db: oracle}]\n", &[]), @"defaults list: there is no config file `db/oracle.yaml`; in its folder are `mysql`, `postgres`");
+    insta::assert_snapshot!(message("defaults: [{db: oracle}]\n", &[]), @"main.yaml: there is no config file `db/oracle.yaml`; in its folder are `mysql`, `postgres`");
     insta::assert_snapshot!(message("defaults:\n- db: ???\n", &[]), @"main.yaml: `db` must be chosen: `db=…`, one of `mysql`, `postgres`");
-    insta::assert_snapshot!(message("defaults: [other]\n", &[]), @"defaults list: there is no config file `other.yaml`");
+    insta::assert_snapshot!(message("defaults: [other]\n", &[]), @"main.yaml: there is no config file `other.yaml`");
     insta::assert_snapshot!(message("defaults: {db: mysql}\n", &[]), @"main.yaml: `defaults` must be a list, found a map");
     insta::assert_snapshot!(message("defaults: [{db: 1}]\n", &[]), @"main.yaml: `db` in the defaults list takes a name or a list of names, found the whole number 1");
     insta::assert_snapshot!(message("defaults: [{db: mysql, x: y}]\n", &[]), @"main.yaml: an entry of the defaults list names one group, found 2 keys");

@@ -3,12 +3,10 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use super::MAX_DEPTH;
 use super::reader::{Mark, Problem};
 use super::scalars::Directive;
 use super::scanner::{Scanner, Token, TokenKind};
-
-/// Nesting that no real configuration reaches.
-const MAX_DEPTH: usize = 128;
 
 /// A node, which aliases may share.
 #[derive(Debug)]

@@ -21,6 +21,8 @@ use scanner::Scanner;
 
 /// Values that aliases may make of one document; more is an attack on memory.
 const MAX_VALUES: usize = 1_000_000;
+/// Nesting that no real configuration reaches.
+const MAX_DEPTH: usize = 128;
 const CORE: &str = "tag:yaml.org,2002:";
 
 /// Reads one document. An empty one is an empty map.
@@ -91,6 +93,10 @@ impl Builder {
         self.num_values += 1;
         if self.num_values > MAX_VALUES {
             return Err(Problem::new(composed.mark, format!("aliases make more than {MAX_VALUES} values")));
+        }
+        // Aliases of aliases make a tree deeper than the text is.
+        if self.path.len() > MAX_DEPTH {
+            return Err(Problem::new(composed.mark, format!("nested deeper than {MAX_DEPTH} levels")));
         }
         let node = match &composed.content {
             Content::Scalar { text, is_plain } => {

@@ -60,6 +60,11 @@ fn aliases_cannot_fill_the_memory() {
         text.push_str(&format!("a{level}: &a{level} [{aliases}]\n"));
     }
     assert!(message(&text).contains("aliases make more than"));
+    let mut text = String::from("a0: &a0 [1]\n");
+    for level in 1..1000 {
+        text.push_str(&format!("a{level}: &a{level} [*a{}]\n", level - 1));
+    }
+    assert!(message(&text).contains("nested deeper than"));
 }
 
 proptest::proptest! {
