@@ -22,7 +22,8 @@ pub(crate) use show::show;
 const DEFAULTS: &str = include_str!("../../../configs/gpt_generation.yaml");
 const DEFAULTS_NAME: &str = "gpt_generation";
 const DEFAULTS_LAYER: &str = "built-in defaults";
-const CHECKPOINT_LAYER: &str = "model_config.yaml of the checkpoint";
+/// How messages call the checkpoint's configuration.
+pub(crate) const CHECKPOINT_LAYER: &str = "model_config.yaml of the checkpoint";
 const TRT_LLM: &str = "trainer.generation.trt_llm";
 const TRT_LLM_ALIAS: &str = "model.generation.trt_llm";
 const CHECKPOINT_PATH: &str = "pretrained_checkpoint.restore_from_path";
@@ -236,6 +237,7 @@ fn check_keys(composer: &Composer, known: &Composer) -> Result<(), Failure> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::exit::ExitStatus;
     use crate::plan::GenerationPlan;
     use crate::raw::RawConfig;
 
@@ -337,6 +339,20 @@ pub(crate) mod tests {
             GenerationPlan::new(raw)
         };
         plan().map_or_else(|failure| failure.sentence(), |plan| format!("{plan:?}"))
+    }
+
+    #[test]
+    fn mistakes_of_the_checkpoint_are_its_own() {
+        let user = user(&["trainer.devices=1", "model.data.train_ds.file_path=d.jsonl"]);
+        let text = checkpoint().replace("<t>", "5");
+        let resolved = resolve(&user.compose_with(&text).unwrap()).unwrap();
+        let failure = RawConfig::extract(&resolved).unwrap_err();
+        assert_eq!(failure.status, ExitStatus::Checkpoint);
+        insta::assert_snapshot!(failure.sentence(), @"`model.data.chat_prompt_tokens.turn_start` must be a text, found the whole number 5 (model_config.yaml of the checkpoint line 5)");
+        let text = checkpoint().replace("seed: 7", "seed: 7\nseed: 8");
+        let failure = user.compose_with(&text).unwrap_err();
+        assert_eq!(failure.status, ExitStatus::Checkpoint);
+        insta::assert_snapshot!(failure.sentence(), @"model_config.yaml of the checkpoint:3:1: key `seed` stands twice");
     }
 
     /// Another value of the same kind.

@@ -119,6 +119,24 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// The layer, or the document, that the value or the text at fault came from, where it is known.
+    pub fn source_layer(&self) -> Option<&str> {
+        match self {
+            Self::Yaml { source_name, .. } | Self::Defaults { source_name, .. } => Some(source_name),
+            Self::UnknownKey { origin, .. }
+            | Self::Merge { origin, .. }
+            | Self::Missing { origin, .. }
+            | Self::WrongType { origin, .. } => Some(origin),
+            Self::Interpolation { origin, .. } => origin.as_deref(),
+            Self::Override { text, .. } | Self::KeyExists { text, .. } | Self::Delete { text, .. } => {
+                Some(text)
+            }
+            Self::MissingKey { .. } | Self::Extract { .. } => None,
+        }
+    }
+}
+
 fn quoted_hint(quoted: &Option<String>) -> String {
     quoted.as_ref().map_or_else(String::new, |quoted| {
         // In a shell, a single quote inside single quotes is written outside of them.
