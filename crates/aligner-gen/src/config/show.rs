@@ -2,7 +2,7 @@
 
 use hydra_config::{Node, Origin};
 
-use super::{UserConfig, resolve};
+use super::{CHECKPOINT_PATH, UserConfig, resolve};
 use crate::cli::{CfgKind, JobArgs};
 use crate::exit::Failure;
 use crate::node_json::to_json;
@@ -16,13 +16,17 @@ pub(crate) fn show(
 ) -> Result<String, Failure> {
     let user = UserConfig::read(arguments)?;
     let package = arguments.package.as_deref().filter(|package| *package != "_global_");
-    let composer = match (arguments.resolve, user.checkpoint_path()) {
-        // As Hydra does, without the checkpoint, unless references are to be resolved: those need it.
-        (true, Ok(Some(path))) => user.compose_with(&model_config(&path)?)?,
-        (true, Err(error)) => return Err(error),
-        _ => user.compose()?,
+    // As Hydra does, without the checkpoint, unless references are to be resolved: those need it.
+    let checkpoint = if arguments.resolve { user.checkpoint_path()? } else { None };
+    let composer = match &checkpoint {
+        Some(path) => user.compose_with(&model_config(path)?)?,
+        None => user.compose()?,
     };
-    let job = if arguments.resolve { resolve(&composer)?.node().clone() } else { composer.node().clone() };
+    let job = match (arguments.resolve, &checkpoint) {
+        (false, _) => composer.node().clone(),
+        (true, Some(_)) => resolve(&composer)?.node().clone(),
+        (true, None) => resolve(&composer).map_err(|failure| without_checkpoint(&failure))?.node().clone(),
+    };
     if arguments.origin {
         if kind != CfgKind::Job {
             return Err(Failure::usage(
@@ -44,6 +48,13 @@ pub(crate) fn show(
         }
     };
     print(&tree, package)
+}
+
+fn without_checkpoint(failure: &Failure) -> Failure {
+    Failure::usage(format!(
+        "{}; most of `model` comes from the checkpoint: write `{CHECKPOINT_PATH}=…`",
+        failure.sentence()
+    ))
 }
 
 /// A line for each value: key, value, and who set it.
