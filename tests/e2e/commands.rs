@@ -4,36 +4,12 @@ use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
 
-use crate::support::{Job, fixture, llama, program, run, tokenize};
+use crate::support::{fixture, llama, program, run, tokenize};
 
 #[test]
 fn help_texts() {
     insta::assert_snapshot!("help", run(program().arg("--help")).expect_code(0).stdout);
     insta::assert_snapshot!("help_logits", run(program().args(["logits", "--help"])).expect_code(0).stdout);
-}
-
-#[test]
-fn cfg_prints_the_configuration() {
-    insta::assert_snapshot!("cfg_job", run(program().args(["--cfg", "job"])).expect_code(0).stdout);
-    let job = Job::new(1);
-    let resolved =
-        run(job.command().args(["--cfg", "job", "--resolve", "-p", "trainer.generation"])).expect_code(0);
-    insta::assert_snapshot!("cfg_resolved", resolved.stdout);
-}
-
-#[test]
-fn config_file_is_below_the_command_line() {
-    let job = Job::new(1);
-    let text = "model:\n  seed: 5\n  global_batch_size: 3\n  generation:\n    trt_llm:\n      enable: true\n";
-    std::fs::write(job.path().join("mine.yaml"), text).unwrap();
-    let folder = job.path().display().to_string();
-    let arguments = ["-cp", &folder, "-cn", "mine", "--cfg", "job", "-p", "model", "model.seed=6"];
-    let printed = run(program().args(arguments)).expect_code(0).stdout;
-    assert!(printed.contains("seed: 6") && printed.contains("global_batch_size: 3"), "{printed}");
-    let arguments =
-        ["-cp", &folder, "-cn", "mine", "--cfg", "job", "-p", "trainer.generation.trt_llm.enable"];
-    let printed = run(program().args(arguments)).expect_code(0).stdout;
-    assert_eq!(printed.lines().last(), Some("true"));
 }
 
 #[test]

@@ -24,13 +24,13 @@ fn configuration_problems_are_exit_2() {
     let with = |text: &str| check(&Job::new(1).with(&[text]), 2);
     insta::assert_snapshot!(with("model.generation.num_response_to_gen=2"), @"error: unknown key `model.generation.num_response_to_gen` (command line: model.generation.num_response_to_gen=2), did you mean `model.generation.num_responses_to_gen`?; to add a new key, write `++model.generation.num_response_to_gen=…`");
     insta::assert_snapshot!(with("++model.generation.num_response_to_gen=2"), @"error: unknown key `model.generation.num_response_to_gen` (command line: ++model.generation.num_response_to_gen=2), did you mean `model.generation.num_responses_to_gen`?");
-    insta::assert_snapshot!(with("model.generation.sampling_params.end_strings=[<|eot_id|>]"), @r#"error: cannot read override `model.generation.sampling_params.end_strings=[<|eot_id|>]`: `<` must be quoted; to pass it as a string, write 'model.generation.sampling_params.end_strings="[<|eot_id|>]"'"#);
-    insta::assert_snapshot!(with("model.global_batch_size=two"), @r#"error: `model.global_batch_size` must be i64, found string "two" (set by command line: model.global_batch_size=two)"#);
+    insta::assert_snapshot!(with("model.generation.sampling_params.end_strings=[<|eot_id|>]"), @r#"error: cannot read override `model.generation.sampling_params.end_strings=[<|eot_id|>]`: `<` must be quoted; in the shell write 'model.generation.sampling_params.end_strings=["<|eot_id|>"]'"#);
+    insta::assert_snapshot!(with("model.global_batch_size=two"), @"error: `model.global_batch_size` must be a whole number, found the text `two` (command line: model.global_batch_size=two)");
     insta::assert_snapshot!(with("trainer.devices=8"), @"error: `trainer.devices=8` with `trainer.num_nodes=1` needs 8 ranks: not built yet; set `trainer.devices=1 trainer.num_nodes=1`");
     insta::assert_snapshot!(with("exp_manager.create_wandb_logger=true"), @"error: `exp_manager.create_wandb_logger=true`: not built yet; set `exp_manager.create_wandb_logger=false`");
     insta::assert_snapshot!(with("pretrained_checkpoint.restore_from_path=null"), @"error: `pretrained_checkpoint.restore_from_path` must be the path of a checkpoint");
-    insta::assert_snapshot!(with("model.data.train_ds.file_path=???"), @"error: `model.data.train_ds.file_path` must be given (it is `???` in command line: model.data.train_ds.file_path=???)");
-    insta::assert_snapshot!(with("model.micro_batch_size=3"), @"error: `model.global_batch_size` 2 is not a multiple of `model.micro_batch_size` 3 times 1 data-parallel ranks");
+    insta::assert_snapshot!(with("model.data.train_ds.file_path=???"), @"error: `model.data.train_ds.file_path` must be given: it is `???` (command line: model.data.train_ds.file_path=???); write `model.data.train_ds.file_path=…`");
+    insta::assert_snapshot!(with("model.micro_batch_size=3"), @"error: `model.global_batch_size` 2 is not a multiple of `model.micro_batch_size` 3 times 1 data-parallel ranks: it must be one of 3, 6, …");
 }
 
 #[test]
@@ -53,7 +53,7 @@ fn data_problems_are_exit_3() {
     let ended = job.run().expect_code(0);
     assert!(ended.stderr.contains("line 2 is skipped"), "{}", ended.stderr);
     assert_eq!(job.records().len(), 2);
-    insta::assert_snapshot!(check(&Job::with_data(""), 3), @"error: there is no sample to generate from: 0 usable samples");
+    insta::assert_snapshot!(check(&Job::with_data(""), 3), @"error: there is no sample to generate from: check `model.data.train_ds.file_path`, and `model.data.train_ds.max_seq_length`, which leaves longer prompts out");
     let job = Job::new(1).with(&["model.data.train_ds.file_path=/nowhere/x.jsonl"]);
     insta::assert_snapshot!(check(&job, 3), @"error: cannot open the data file `/nowhere/x.jsonl`: No such file or directory (os error 2)");
     let job = Job::new(1).with(&["model.data.train_ds.file_path=/nowhere/x.bin"]);

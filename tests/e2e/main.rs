@@ -7,6 +7,8 @@
 
 mod commands;
 mod complete;
+mod config;
+mod data;
 mod errors;
 mod families;
 mod interruption;

@@ -29,12 +29,17 @@ impl OpenTokenizer {
         let spec: TokenizerSpec = section.deserialize_into().exit_with(ExitStatus::Checkpoint)?;
         let hasher = RefCell::new(blake3::Hasher::new());
         hasher.borrow_mut().update(section.to_yaml().as_bytes());
-        let tokenizer = open_tokenizer(&spec, &|reference| {
-            let bytes = checkpoint.artifact(reference)?;
+        let saved = checkpoint.model_config().get("tokenizer");
+        let read = |reference: &str| {
+            let bytes = match is_users(reference, section, saved) {
+                true => std::fs::read(reference)?,
+                false => checkpoint.artifact(reference)?,
+            };
             hasher.borrow_mut().update(&bytes);
             Ok(bytes)
-        })
-        .exit_with(ExitStatus::Checkpoint)?;
+        };
+        let spec = spec.with_folder_files(&read).exit_with(ExitStatus::Checkpoint)?;
+        let tokenizer = open_tokenizer(&spec, &read).exit_with(ExitStatus::Checkpoint)?;
         let fingerprint = hasher.borrow().finalize().to_hex().to_string();
         Ok(Self { tokenizer: tokenizer.into(), spec, fingerprint })
     }
@@ -70,6 +75,20 @@ impl OpenTokenizer {
             _ => None,
         }
     }
+}
+
+/// Whether the user named this file, or the folder it is in. A path that the checkpoint itself names is of another
+/// machine and is only looked for inside the checkpoint.
+fn is_users(reference: &str, section: &Node, saved: Option<&Node>) -> bool {
+    ["model", "vocab_file", "merge_file", "type"].into_iter().any(|key| {
+        let value = section.get(key).and_then(Node::as_str);
+        let is_changed = value != saved.and_then(|saved| saved.get(key)).and_then(Node::as_str);
+        let in_folder =
+            |folder: &str| reference.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'));
+        is_changed
+            && value.is_some_and(|value| value == reference || in_folder(value))
+            && !reference.starts_with("nemo:")
+    })
 }
 
 /// The model config in the `model` section of a configuration.

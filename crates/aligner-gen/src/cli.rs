@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::exit::Failure;
+
 /// Bulk generation from NeMo checkpoints: SFT-format JSONL in, generations.jsonl out.
 #[derive(Debug, Parser)]
 #[command(
@@ -47,6 +49,11 @@ pub(crate) struct JobArgs {
     /// With `--cfg`: print only this part, `model.generation` for example
     #[arg(long, short, value_name = "KEY", requires = "cfg")]
     pub(crate) package: Option<String>,
+    /// With `--cfg job`: a line for each key, with the layer that set it
+    #[arg(long, requires = "cfg")]
+    pub(crate) origin: bool,
+    #[command(flatten)]
+    pub(crate) hydra: HydraArgs,
     /// Check everything, show the first prompt, the counts and the memory plan, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -65,11 +72,49 @@ pub(crate) struct LogArgs {
     pub(crate) quiet: bool,
 }
 
-/// Which configuration `--cfg` prints. There is no Hydra section, so both print the job's.
-#[derive(Clone, Copy, Debug, ValueEnum)]
+/// Which configuration `--cfg` prints: the job's, what of Hydra's own has a meaning here, or both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum CfgKind {
     Job,
+    Hydra,
     All,
+}
+
+/// Hydra's flags for what this program does not do.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct HydraArgs {
+    /// Hydra's default mode, and the only one here
+    #[arg(long, short, hide = true)]
+    run: bool,
+    #[arg(long, short, hide = true)]
+    multirun: bool,
+    #[arg(long, short, hide = true, num_args = 0..=1, default_missing_value = "all")]
+    info: Option<String>,
+    #[arg(long, hide = true)]
+    hydra_help: bool,
+    #[arg(long, hide = true)]
+    shell_completion: bool,
+    #[arg(long, hide = true)]
+    experimental_rerun: Option<PathBuf>,
+}
+
+impl JobArgs {
+    /// Says what to do instead of what Hydra does and this program does not.
+    pub(crate) fn refuse_hydra_modes(&self) -> Result<(), Failure> {
+        let HydraArgs { run: _, multirun, info, hydra_help, shell_completion, experimental_rerun } =
+            &self.hydra;
+        let advice = [
+            (*multirun, "--multirun", "one run is one configuration: start the program once for each"),
+            (info.is_some(), "--info", "for what was composed from where, write `--cfg job --origin`"),
+            (*hydra_help, "--hydra-help", "for the flags, write `--help`"),
+            (*shell_completion, "--shell-completion", "for every key, write `--cfg job`"),
+            (experimental_rerun.is_some(), "--experimental-rerun", "repeat the command line of the run"),
+        ];
+        match advice.into_iter().find(|(is_given, ..)| *is_given) {
+            Some((_, flag, advice)) => Err(Failure::usage(format!("`{flag}` is not supported; {advice}"))),
+            None => Ok(()),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Subcommand)]
@@ -155,8 +200,12 @@ pub(crate) struct BenchArgs {
 
 /// Hydra's two-letter flags, which clap would read as `-c` with a value.
 pub(crate) fn rewrite_short_flags(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    const FLAGS: [(&str, &str); 3] =
-        [("-cp", "--config-path"), ("-cn", "--config-name"), ("-cd", "--config-dir")];
+    const FLAGS: [(&str, &str); 4] = [
+        ("-cp", "--config-path"),
+        ("-cn", "--config-name"),
+        ("-cd", "--config-dir"),
+        ("-sc", "--shell-completion"),
+    ];
     arguments
         .map(|argument| {
             let rewritten = argument.to_str().and_then(|text| {

@@ -1,26 +1,39 @@
 //! From files and arguments to one resolved configuration: which layer wins, and which keys exist.
 //!
 //! Precedence, lowest first: the checkpoint's `model_config.yaml`, the built-in defaults, what the checkpoint knows
-//! better than they do, the user's file, the command line.
+//! better than they do, the user's file, the command line. As in the original software, overrides see the configuration
+//! without the checkpoint, which is merged under it afterwards.
 
-use std::path::{Path, PathBuf};
+mod files;
+mod show;
 
+use std::path::PathBuf;
+
+use hydra_config::overrides::{self, Override};
 use hydra_config::{Composer, Node, Resolved};
 
 use crate::cli::JobArgs;
 use crate::env;
-use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::exit::Failure;
+use files::{BuiltIn, ConfigFolders};
+
+pub(crate) use show::show;
 
 const DEFAULTS: &str = include_str!("../../../configs/gpt_generation.yaml");
 const DEFAULTS_NAME: &str = "gpt_generation";
 const DEFAULTS_LAYER: &str = "built-in defaults";
-const CHECKPOINT_LAYER: &str = "checkpoint";
+/// How messages call the checkpoint's configuration.
+pub(crate) const CHECKPOINT_LAYER: &str = "model_config.yaml of the checkpoint";
 const TRT_LLM: &str = "trainer.generation.trt_llm";
 const TRT_LLM_ALIAS: &str = "model.generation.trt_llm";
 const CHECKPOINT_PATH: &str = "pretrained_checkpoint.restore_from_path";
+const OVERWRITE: &str = "model.overwrite_base_config";
 
 /// Of the keys that the built-in defaults have, those for which the checkpoint's value is the better default.
-const CHECKPOINT_KNOWS: [&str; 2] = ["data.chat_prompt_tokens", "data.train_ds.prompt_template"];
+const CHECKPOINT_KNOWS: [&str; 2] = ["model.data.chat_prompt_tokens", "model.data.train_ds.prompt_template"];
+
+/// Keys of the checkpoint that say what wrote it, not what it is.
+const CHECKPOINT_DROPS: [&str; 2] = ["target", "nemo_version"];
 
 /// Blocks in which an unknown key is an error however it was written: nothing but this program reads them.
 const CLOSED: [&str; 5] =
@@ -42,89 +55,127 @@ const INERT: [&str; 9] = [
 /// The user's part of the configuration.
 #[derive(Clone, Debug)]
 pub(crate) struct UserConfig {
-    file: Option<(String, Node)>,
-    overrides: Vec<String>,
+    folders: ConfigFolders,
+    /// The config file that the arguments name, without `.yaml`.
+    primary: Option<String>,
+    overrides: Vec<Override>,
 }
 
 impl UserConfig {
-    /// Reads the config file that the arguments name, if they name one, and the overrides.
+    /// Finds the config file that the arguments name, if they name one, and reads the overrides.
     pub(crate) fn read(arguments: &JobArgs) -> Result<Self, Failure> {
-        let overrides = arguments.overrides.iter().map(|text| rename_alias(text)).collect();
-        let Some(path) = find_file(arguments)? else {
-            return Ok(Self { file: None, overrides });
-        };
-        let name = path.display().to_string();
-        let text = std::fs::read_to_string(&path)
-            .map_err(|error| anyhow::Error::new(error).context(format!("cannot read `{name}`")))
-            .exit_with(ExitStatus::Usage)?;
-        let mut node = hydra_config::yaml::parse(&text, &name)?;
-        if let Some(block) = node.remove(TRT_LLM_ALIAS) {
-            node.set(TRT_LLM, block);
-        }
-        Ok(Self { file: Some((name, node)), overrides })
+        arguments.refuse_hydra_modes()?;
+        let folders = ConfigFolders::new(arguments);
+        let primary = folders.primary(arguments)?;
+        Ok(Self { folders, primary, overrides: parse_overrides(&arguments.overrides)? })
+    }
+
+    /// Overrides of the built-in defaults, without any file.
+    #[cfg(test)]
+    pub(crate) fn of(overrides: &[String]) -> Result<Self, Failure> {
+        Ok(Self { folders: ConfigFolders::default(), primary: None, overrides: parse_overrides(overrides)? })
     }
 
     /// The configuration as Hydra composes it: without the checkpoint.
     pub(crate) fn compose(&self) -> Result<Composer, Failure> {
-        self.compose_over(None)
+        let (composer, known) = self.compose_all()?;
+        check_keys(&composer, &known)?;
+        Ok(composer)
     }
 
-    /// The configuration of the job, with the checkpoint's values below and between the user's.
-    pub(crate) fn compose_with(&self, model_config: &Node) -> Result<Composer, Failure> {
-        self.compose_over(Some(model_config))
-    }
-
-    fn compose_over(&self, model_config: Option<&Node>) -> Result<Composer, Failure> {
+    /// The user's configuration over the built-in defaults, and those alone.
+    fn compose_all(&self) -> Result<(Composer, Composer), Failure> {
         let mut composer = Composer::new();
-        if let Some(model_config) = model_config {
-            composer.push_node(
-                CHECKPOINT_LAYER,
-                below_model(model_config.clone(), &["target", "nemo_version"]),
-            )?;
-        }
-        composer.push_yaml(DEFAULTS_LAYER, DEFAULTS)?;
-        for key in CHECKPOINT_KNOWS {
-            match model_config.and_then(|config| config.get(key)) {
-                None | Some(Node::Null) => {}
-                Some(value) => {
-                    let mut tree = Node::empty_map();
-                    tree.set(&format!("model.{key}"), value.clone());
-                    composer.push_node(CHECKPOINT_LAYER, tree)?;
-                }
+        let overrides = match &self.primary {
+            None => composer.push_config(&BuiltIn(&self.folders), DEFAULTS_NAME, self.overrides.clone())?,
+            Some(primary) => {
+                composer.push_config(&BuiltIn(&self.folders), DEFAULTS_NAME, Vec::new())?;
+                composer.push_config(&self.folders, primary, self.overrides.clone())?
+            }
+        };
+        let mut known = Composer::new();
+        known.push_config(&BuiltIn(&ConfigFolders::default()), DEFAULTS_NAME, Vec::new())?;
+        composer.move_key(TRT_LLM_ALIAS, TRT_LLM)?;
+        composer.take("hydra");
+        overrides.iter().try_for_each(|change| composer.apply(change))?;
+        Ok((composer, known))
+    }
+
+    /// The configuration of the job, with the checkpoint's values, from the text of its configuration, below and
+    /// between the user's.
+    pub(crate) fn compose_with(&self, model_config: &str) -> Result<Composer, Failure> {
+        let mut composer = self.compose()?;
+        let base = hydra_config::yaml::parse(model_config, CHECKPOINT_LAYER)?;
+        let without = match composer.take(OVERWRITE) {
+            Some(overwrite) => overwritten(&overwrite, &base, "")?,
+            None => Vec::new(),
+        };
+        let without: Vec<String> =
+            CHECKPOINT_DROPS.iter().map(|&key| key.to_owned()).chain(without).collect();
+        let mut checkpoint = Composer::new();
+        checkpoint.push_below(CHECKPOINT_LAYER, model_config, "model", &without)?;
+        composer.push_below(CHECKPOINT_LAYER, model_config, "model", &without)?;
+        for (key, value, origin) in checkpoint.entries() {
+            let is_known = CHECKPOINT_KNOWS.iter().any(|known| key == *known || is_below(&key, known));
+            let is_default = composer.origin(&key).is_none_or(|origin| origin.layer == DEFAULTS_LAYER);
+            if let (true, true, Some(origin)) = (is_known && *value != Node::Null, is_default, origin) {
+                composer.set(origin, &key, value.clone());
             }
         }
-        let known = composer.node().clone();
-        if let Some((name, node)) = &self.file {
-            // Through text, so that the file's defaults list is checked as the built-in one is.
-            composer.push_yaml(name, &node.to_yaml())?;
-        }
-        composer.apply_overrides(&self.overrides)?;
-        check_keys(&composer, &known)?;
         Ok(composer)
     }
 
     /// Where the checkpoint lies, known before the rest can be resolved: most keys depend on what it holds.
     pub(crate) fn checkpoint_path(&self) -> Result<Option<PathBuf>, Failure> {
         let composer = self.compose()?;
-        let mut independent = Composer::new();
-        for leaf in composer.node().leaf_paths() {
-            let Some(value) = composer.node().get(&leaf) else { continue };
-            if leaf == CHECKPOINT_PATH || value.as_str().is_none_or(|text| !text.contains("${")) {
-                let mut tree = Node::empty_map();
-                tree.set(&leaf, value.clone());
-                independent.push_node("configuration", tree)?;
-            }
-        }
-        let resolved = resolve(&independent)?;
-        match resolved.node().get(CHECKPOINT_PATH) {
+        match composer.resolve_at(CHECKPOINT_PATH, &env::for_interpolation)? {
             Some(Node::Str(path)) if path != "???" => Ok(Some(PathBuf::from(path))),
             Some(Node::Null | Node::Str(_)) | None => Ok(None),
-            Some(other) => Err(Failure::usage(format!(
-                "`{CHECKPOINT_PATH}` must be a path, found {}",
-                other.type_name()
-            ))),
+            Some(other) => {
+                let origin = composer.origin(CHECKPOINT_PATH).map_or_else(String::new, ToString::to_string);
+                let found = other.describe();
+                Err(Failure::usage(format!("`{CHECKPOINT_PATH}` must be a path, found {found} ({origin})")))
+            }
         }
     }
+
+    /// What of Hydra's own configuration has a meaning here.
+    fn hydra(&self, arguments: &JobArgs) -> Result<Node, Failure> {
+        let (of_hydra, of_task): (Vec<_>, Vec<_>) =
+            self.overrides.iter().partition(|change| change.is_hydra());
+        let list = |changes: Vec<&Override>| -> Node {
+            Node::List(changes.into_iter().map(|change| Node::from(change.text.as_str())).collect())
+        };
+        let mut tree = Node::empty_map();
+        tree.set("hydra.run.dir", Node::from("."));
+        tree.set("hydra.output_subdir", Node::Null);
+        let mut composer = Composer::new();
+        composer.push_node("hydra", tree)?;
+        for change in &of_hydra {
+            let change = Override { kind: overrides::OverrideKind::ForceAdd, ..(*change).clone() };
+            composer.apply(&change)?;
+        }
+        let mut tree = composer.node().clone();
+        tree.set("hydra.overrides.hydra", list(of_hydra));
+        tree.set("hydra.overrides.task", list(of_task));
+        tree.set("hydra.job.name", Node::from(env!("CARGO_PKG_NAME")));
+        let name = arguments.config_name.as_deref().unwrap_or(DEFAULTS_NAME);
+        tree.set("hydra.job.config_name", Node::from(name));
+        Ok(tree)
+    }
+}
+
+fn parse_overrides(arguments: &[String]) -> Result<Vec<Override>, Failure> {
+    let parse = |text: &String| -> Result<Override, Failure> {
+        let mut change = overrides::parse(text)?;
+        if let Some(rest) = change.key.strip_prefix(TRT_LLM_ALIAS)
+            && (rest.is_empty() || rest.starts_with('.'))
+        {
+            change.key = format!("{TRT_LLM}{rest}");
+        }
+        Ok(change)
+    };
+    arguments.iter().map(parse).collect()
 }
 
 /// Resolves interpolations with the environment at hand.
@@ -132,91 +183,63 @@ pub(crate) fn resolve(composer: &Composer) -> Result<Resolved, Failure> {
     Ok(composer.resolve(&env::for_interpolation)?)
 }
 
-/// The text of `--cfg`, of the whole tree or of the part at `package`.
-pub(crate) fn print(node: &Node, package: Option<&str>) -> Result<String, Failure> {
-    let Some(package) = package else { return Ok(node.to_yaml()) };
-    let part = node
-        .get(package)
-        .ok_or_else(|| Failure::usage(format!("`--package {package}`: the configuration has no such key")))?;
-    Ok(format!("# @package {package}\n{}", part.to_yaml()))
+/// The keys of the checkpoint that `overwrite_base_config` marks with true.
+fn overwritten(overwrite: &Node, base: &Node, path: &str) -> Result<Vec<String>, Failure> {
+    let mut keys = Vec::new();
+    for (key, mark) in overwrite.as_map().into_iter().flatten() {
+        let Some(value) = base.get(key) else { continue };
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        match (mark, value) {
+            (Node::Bool(true), _) => keys.push(path),
+            (Node::Bool(false), _) => {}
+            (Node::Map(_), Node::Map(_)) => keys.extend(overwritten(mark, value, &path)?),
+            (mark, _) => {
+                let found = mark.describe();
+                return Err(Failure::usage(format!(
+                    "`{OVERWRITE}.{path}` must be true or false, found {found}"
+                )));
+            }
+        }
+    }
+    Ok(keys)
 }
 
-fn below_model(mut model_config: Node, without: &[&str]) -> Node {
-    for key in without {
-        model_config.remove(key);
-    }
-    let mut tree = Node::empty_map();
-    tree.set("model", model_config);
-    tree
-}
-
-fn find_file(arguments: &JobArgs) -> Result<Option<PathBuf>, Failure> {
-    if arguments.config_path.is_none() && arguments.config_name.is_none() && arguments.config_dir.is_none() {
-        return Ok(None);
-    }
-    let name = arguments.config_name.as_deref().unwrap_or(DEFAULTS_NAME);
-    let stem = name.strip_suffix(".yaml").unwrap_or(name);
-    let folders: Vec<&Path> =
-        [&arguments.config_path, &arguments.config_dir].into_iter().flatten().map(PathBuf::as_path).collect();
-    let folders = if folders.is_empty() { vec![Path::new(".")] } else { folders };
-    let found = folders.iter().map(|folder| folder.join(format!("{stem}.yaml"))).find(|path| path.is_file());
-    if found.is_none() && (stem != DEFAULTS_NAME || arguments.config_path.is_some()) {
-        let looked: Vec<_> = folders.iter().map(|folder| format!("`{}`", folder.display())).collect();
-        return Err(Failure::usage(format!("no config file `{stem}.yaml` in {}", looked.join(" or "))));
-    }
-    Ok(found)
-}
-
-/// `model.generation.trt_llm…` as `trainer.generation.trt_llm…`, where the block really lives.
-fn rename_alias(text: &str) -> String {
-    let key_start = text.find(|c| c != '+' && c != '~').unwrap_or(0);
-    let (prefix, rest) = text.split_at(key_start);
-    match rest.strip_prefix(TRT_LLM_ALIAS) {
-        Some(tail) if tail.starts_with(['.', '=']) => format!("{prefix}{TRT_LLM}{tail}"),
-        _ => text.to_owned(),
-    }
+fn is_below(key: &str, block: &str) -> bool {
+    key.strip_prefix(block).is_some_and(|rest| rest.starts_with('.'))
 }
 
 /// Refuses keys that nothing reads where only this program reads, and mentions them elsewhere.
-fn check_keys(composer: &Composer, known: &Node) -> Result<(), Failure> {
-    let is_below = |key: &str, block: &str| key.strip_prefix(block).is_some_and(|rest| rest.starts_with('.'));
-    for leaf in composer.node().leaf_paths() {
-        let Some(layer) = composer.origin(&leaf) else { continue };
+fn check_keys(composer: &Composer, known: &Composer) -> Result<(), Failure> {
+    for (leaf, _, origin) in composer.entries() {
+        let Some(origin) = origin else { continue };
         let inert = INERT.iter().any(|block| leaf == *block || is_below(&leaf, block));
-        if layer == DEFAULTS_LAYER || layer == CHECKPOINT_LAYER || known.get(&leaf).is_some() || inert {
+        if origin.layer == DEFAULTS_LAYER || known.node().get(&leaf).is_some() || inert {
             continue;
         }
         let section = leaf.split('.').next().unwrap_or_default();
         // A map typed over a value (`trainer.max_time={days: 1}`) has a known key above it.
         let parent_is_leaf = leaf
             .rsplit_once('.')
-            .and_then(|(parent, _)| known.get(parent))
+            .and_then(|(parent, _)| known.node().get(parent))
             .is_some_and(|node| node.as_map().is_none());
         if CLOSED.iter().any(|block| is_below(&leaf, block)) && !parent_is_leaf
-            || !["trainer", "model", "exp_manager", "pretrained_checkpoint", "hydra"].contains(&section)
+            || !["trainer", "model", "exp_manager", "pretrained_checkpoint"].contains(&section)
         {
             let hint =
-                nearest(&leaf, known).map_or_else(String::new, |key| format!(", did you mean `{key}`?"));
-            return Err(Failure::usage(format!("unknown key `{leaf}` ({layer}){hint}")));
+                known.nearest(&leaf).map_or_else(String::new, |key| format!(", did you mean `{key}`?"));
+            return Err(Failure::usage(format!("unknown key `{leaf}` ({origin}){hint}")));
         }
-        tracing::debug!("`{leaf}` ({layer}) has no effect");
+        tracing::debug!("`{leaf}` ({origin}) has no effect");
     }
     Ok(())
-}
-
-fn nearest(key: &str, known: &Node) -> Option<String> {
-    known
-        .leaf_paths()
-        .into_iter()
-        .map(|candidate| (strsim::normalized_damerau_levenshtein(key, &candidate), candidate))
-        .filter(|(score, _)| *score > 0.6)
-        .max_by(|left, right| left.0.total_cmp(&right.0))
-        .map(|(_, candidate)| candidate)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::exit::ExitStatus;
+    use crate::plan::GenerationPlan;
+    use crate::raw::RawConfig;
 
     const GUIDE: [&str; 15] = [
         "trainer.num_nodes=1",
@@ -237,30 +260,32 @@ pub(crate) mod tests {
     ];
 
     pub(crate) fn user(overrides: &[&str]) -> UserConfig {
-        UserConfig { file: None, overrides: overrides.iter().map(|text| rename_alias(text)).collect() }
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+        UserConfig::of(&overrides).unwrap()
     }
 
-    fn checkpoint() -> Node {
-        let text = "encoder_seq_length: 256\nseed: 7\ntensor_model_parallel_size: 1\npipeline_model_parallel_size: 1\n\
-                    data: {chat_prompt_tokens: {turn_start: <t>}}\ntarget: x\n";
-        hydra_config::yaml::parse(text, "checkpoint").unwrap()
+    fn checkpoint() -> &'static str {
+        "encoder_seq_length: 256\nseed: 7\ntensor_model_parallel_size: 1\npipeline_model_parallel_size: 1\n\
+         data: {chat_prompt_tokens: {turn_start: <t>}}\ntarget: x\n"
     }
 
     fn message(overrides: &[&str]) -> String {
-        user(overrides).compose().unwrap_err().sentence()
+        let overrides: Vec<String> = overrides.iter().map(|&text| text.to_owned()).collect();
+        let composed = UserConfig::of(&overrides).and_then(|user| user.compose());
+        composed.unwrap_err().sentence()
     }
 
     #[test]
     fn guide_command_is_accepted() {
         let user = user(&GUIDE);
-        let composer = user.compose_with(&checkpoint()).unwrap();
+        let composer = user.compose_with(checkpoint()).unwrap();
         assert_eq!(composer.node().get("model.apply_rope_fusion"), Some(&Node::Bool(false)));
         assert_eq!(user.checkpoint_path().unwrap(), Some(PathBuf::from("/path/to/megatron_gpt_sft.nemo")));
     }
 
     #[test]
     fn checkpoint_is_below_the_defaults_except_for_what_it_knows_better() {
-        let resolved = resolve(&user(&[]).compose_with(&checkpoint()).unwrap()).unwrap();
+        let resolved = resolve(&user(&[]).compose_with(checkpoint()).unwrap()).unwrap();
         let get = |key: &str| resolved.node().get(key).cloned();
         assert_eq!(get("model.seed"), Some(Node::Int(1234)));
         assert_eq!(get("model.generation.length_params.max_length"), Some(Node::Int(128)));
@@ -268,7 +293,7 @@ pub(crate) mod tests {
         assert_eq!(get("model.data.chat_prompt_tokens.end_of_turn"), Some(Node::from("\n")));
         assert_eq!(get("model.target"), None);
         let user = user(&["model.data.chat_prompt_tokens.turn_start=T", "++model.encoder_seq_length=64"]);
-        let resolved = resolve(&user.compose_with(&checkpoint()).unwrap()).unwrap();
+        let resolved = resolve(&user.compose_with(checkpoint()).unwrap()).unwrap();
         assert_eq!(resolved.node().get("model.data.chat_prompt_tokens.turn_start"), Some(&Node::from("T")));
         assert_eq!(resolved.node().get("trainer.generation.trt_llm.max_input_len"), Some(&Node::Int(32)));
     }
@@ -300,31 +325,78 @@ pub(crate) mod tests {
         assert_eq!(user(&[]).checkpoint_path().unwrap(), None);
     }
 
+    /// What the job is made of, as text; an error counts too.
+    fn plan(overrides: &[&str]) -> String {
+        let basic = [
+            "trainer.devices=1",
+            "trainer.num_nodes=1",
+            "model.data.train_ds.file_path=d.jsonl",
+            "trainer.generation.trt_llm.enable=true",
+        ];
+        let overrides: Vec<&str> = basic.iter().chain(overrides).copied().collect();
+        let plan = || {
+            let raw = RawConfig::extract(&resolve(&user(&overrides).compose_with(checkpoint())?)?)?;
+            GenerationPlan::new(raw)
+        };
+        plan().map_or_else(|failure| failure.sentence(), |plan| format!("{plan:?}"))
+    }
+
     #[test]
-    fn parts_are_printed_by_package() {
+    fn mistakes_of_the_checkpoint_are_its_own() {
+        let user = user(&["trainer.devices=1", "model.data.train_ds.file_path=d.jsonl"]);
+        let text = checkpoint().replace("<t>", "5");
+        let resolved = resolve(&user.compose_with(&text).unwrap()).unwrap();
+        let failure = RawConfig::extract(&resolved).unwrap_err();
+        assert_eq!(failure.status, ExitStatus::Checkpoint);
+        insta::assert_snapshot!(failure.sentence(), @"`model.data.chat_prompt_tokens.turn_start` must be a text, found the whole number 5 (model_config.yaml of the checkpoint line 5)");
+        let text = checkpoint().replace("seed: 7", "seed: 7\nseed: 8");
+        let failure = user.compose_with(&text).unwrap_err();
+        assert_eq!(failure.status, ExitStatus::Checkpoint);
+        insta::assert_snapshot!(failure.sentence(), @"model_config.yaml of the checkpoint:3:1: key `seed` stands twice");
+    }
+
+    /// Another value of the same kind.
+    fn changed(value: &Node) -> &'static str {
+        match value {
+            Node::Bool(true) => "false",
+            Node::Bool(false) => "true",
+            Node::Int(_) => "3",
+            Node::Float(_) => "0.5",
+            Node::List(_) => "[index]",
+            _ => "other",
+        }
+    }
+
+    #[test]
+    fn comments_of_the_defaults_are_true() {
+        // Read elsewhere: before the plan is made, or for a message.
+        const NOT_IN_THE_PLAN: [&str; 3] =
+            [CHECKPOINT_PATH, "trainer.accelerator", "model.overwrite_base_config.data.train_ds.file_path"];
+        let lines: Vec<&str> = DEFAULTS.lines().collect();
         let composer = user(&[]).compose().unwrap();
-        insta::assert_snapshot!(print(composer.node(), Some("model.generation")).unwrap(), @r"
-        # @package model.generation
-        num_responses_to_gen: 4
-        sampling_params:
-          use_greedy: false
-          temperature: 1.0
-          top_k: 0
-          top_p: 1.0
-          repetition_penalty: 1.0
-          add_BOS: false
-          all_probs: false
-          compute_logprob: false
-          end_strings:
-          - <|endoftext|>
-          - <extra_id_1>
-          - <|eot_id|>
-        length_params:
-          max_length: ${int_div:${model.encoder_seq_length}, 2}
-          min_length: 1
-        drop_unfinished: false
-        output_fields: []
-        ");
-        assert!(print(composer.node(), Some("nope")).is_err());
+        let says = |key: &str, words: &str| {
+            let line = composer.origin(key).and_then(|origin| origin.line).unwrap_or_default();
+            lines.get(line.wrapping_sub(1)).is_some_and(|line| line.contains(words))
+        };
+        // Some keys are about one kind of records or one output field only.
+        let settings: [&[&str]; 3] = [
+            &[],
+            &["model.data.chat=false", "model.data.train_ds.prompt_template='{input} {output}'"],
+            &["model.generation.output_fields=[metadata]"],
+        ];
+        let with = |overrides: &[&str], change: &str| plan(&[overrides, &[change]].concat());
+        let mut wrong = Vec::new();
+        for (key, value, _) in composer.entries() {
+            let in_dead_block =
+                key.match_indices('.').any(|(at, _)| says(&key[..at], "no effect, the whole block"));
+            let is_inert = says(&key, "no effect") || in_dead_block;
+            let value = if key.ends_with("trt_llm.enable") { "false" } else { changed(value) };
+            let change = format!("++{key}={value}");
+            let has_effect = settings.iter().any(|overrides| with(overrides, &change) != plan(overrides));
+            if is_inert == has_effect && !NOT_IN_THE_PLAN.contains(&key.as_str()) {
+                wrong.push(key);
+            }
+        }
+        assert!(wrong.is_empty(), "the comment says otherwise: {wrong:?}");
     }
 }

@@ -4,6 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 
+use crate::config::CHECKPOINT_LAYER;
+
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExitStatus {
@@ -85,9 +87,16 @@ macro_rules! failure_from {
 }
 
 failure_from! {
-    hydra_config::ConfigError => Usage,
     sampling::SamplingError => Usage,
     nemo_format::FormatError => Checkpoint,
+}
+
+impl From<hydra_config::ConfigError> for Failure {
+    fn from(error: hydra_config::ConfigError) -> Self {
+        let is_checkpoint = error.source_layer().is_some_and(|layer| layer.starts_with(CHECKPOINT_LAYER));
+        let status = if is_checkpoint { ExitStatus::Checkpoint } else { ExitStatus::Usage };
+        Self { status, error: error.into() }
+    }
 }
 
 impl From<model_core::ModelError> for Failure {

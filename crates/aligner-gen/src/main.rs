@@ -19,6 +19,7 @@ mod output;
 mod plan;
 mod progress;
 mod raw;
+mod records;
 mod report;
 mod run;
 mod signals;

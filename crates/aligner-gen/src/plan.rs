@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use data::{BatchSizes, ChatPromptTokens, DropLast, LengthLimits, LimitTrainBatches, OnBadRecord};
+use data::{BatchSizes, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord};
 use model_core::{Backend, Precision};
 use sampling::SamplingParams;
 use serde_json::{Value, json};
@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use crate::exit::Failure;
 use crate::model_type::ModelType;
 use crate::output::{ExistingOutput, Identity, OutputField};
-use crate::raw::{RawConfig, RawDevices, RawDropLast, RawLimit, RawMaxSeqLength};
+use crate::raw::{RawConfig, RawDevices, RawDropLast, RawLimit};
+use crate::records::{self, RecordFormat};
 use crate::signals::parse_time_limit;
 
 /// What the main job is to do.
@@ -31,7 +32,8 @@ pub(crate) struct GenerationPlan {
     pub(crate) drop_last: DropLast,
     pub(crate) length_limits: LengthLimits,
     pub(crate) on_bad_record: OnBadRecord,
-    pub(crate) chat_prompt_tokens: ChatPromptTokens,
+    pub(crate) records: RecordFormat,
+    pub(crate) kept_metadata: KeptMetadata,
     pub(crate) bos: Bos,
     pub(crate) num_responses: u32,
     pub(crate) sampling: SamplingParams,
@@ -81,7 +83,10 @@ impl GenerationPlan {
             .then(|| positive("trainer.generation.trt_llm.max_input_len", trt_llm.max_input_len))
             .transpose()?;
         let generation = raw.generation;
-        let tokens = raw.data.chat_prompt_tokens;
+        let records = RecordFormat::new(&raw.data)?;
+        records::check_sampling(&raw.data, raw.trainer.generation.max_steps)?;
+        let length_limits = records::length_limits(&raw.data, max_input_len)?;
+        let kept_metadata = records::kept_metadata(&raw.data.train_ds, &generation.output_fields);
         let train_ds = raw.data.train_ds;
         let end_strings = generation.sampling_params.end_strings.map(Vec::<String>::try_from).transpose()?;
         Ok(Self {
@@ -106,10 +111,7 @@ impl GenerationPlan {
             },
             max_steps: raw.trainer.generation.max_steps,
             drop_last: parse_drop_last(&train_ds.drop_last)?,
-            length_limits: LengthLimits {
-                max_seq_length: parse_max_seq_length(train_ds.max_seq_length.as_ref())?,
-                max_input_len,
-            },
+            length_limits,
             on_bad_record: match train_ds.on_bad_record.as_str() {
                 "error" => OnBadRecord::Refuse,
                 "skip" => OnBadRecord::Skip,
@@ -118,16 +120,11 @@ impl GenerationPlan {
                     return Err(out_of_range(key, "`error` or `skip`", &format!("`{other}`")));
                 }
             },
-            chat_prompt_tokens: ChatPromptTokens {
-                system_turn_start: tokens.system_turn_start,
-                turn_start: tokens.turn_start,
-                label_start: tokens.label_start,
-                end_of_turn: tokens.end_of_turn,
-                end_of_name: tokens.end_of_name,
-            },
+            records,
+            kept_metadata,
             bos: if generation.sampling_params.add_bos { Bos::Add } else { Bos::Leave },
             num_responses: count("model.generation.num_responses_to_gen", generation.num_responses_to_gen)?,
-            sampling: generation.sampling_params.params.try_into()?,
+            sampling: raw.sampling.try_into()?,
             end_strings: end_strings.unwrap_or_default(),
             max_length: count(
                 "model.generation.length_params.max_length",
@@ -149,9 +146,7 @@ impl GenerationPlan {
 
     /// The settings that decide what a sample's text and its line are.
     pub(crate) fn identity(&self) -> Identity {
-        let tokens = &self.chat_prompt_tokens;
-        let length_limit = [self.length_limits.max_seq_length, self.length_limits.max_input_len];
-        let settings: [(&str, Value); 17] = [
+        let settings: [(&str, Value); 16] = [
             ("model.seed", json!(self.seed)),
             ("trainer.precision", json!(format!("{:?}", self.precision))),
             ("model.encoder_seq_length", json!(self.encoder_seq_length)),
@@ -167,20 +162,10 @@ impl GenerationPlan {
             ("model.generation.length_params.min_length", json!(self.min_length)),
             ("model.generation.drop_unfinished", json!(self.unfinished == Unfinished::Drop)),
             ("model.generation.output_fields", json!(self.output_fields)),
-            (
-                "model.data.chat_prompt_tokens",
-                json!([
-                    tokens.system_turn_start,
-                    tokens.turn_start,
-                    tokens.label_start,
-                    tokens.end_of_turn,
-                    tokens.end_of_name
-                ]),
-            ),
-            // Both limits leave out the same prompts when the smaller one is the same.
-            ("model.data.train_ds.max_seq_length", json!(length_limit.into_iter().flatten().min())),
+            ("model.data.train_ds.max_seq_length", records::limits_identity(&self.length_limits)),
         ];
-        Identity(settings.into_iter().map(|(name, value)| (name.to_owned(), value)).collect())
+        let settings = settings.into_iter().chain(self.records.identity());
+        Identity(settings.map(|(name, value)| (name.to_owned(), value)).collect())
     }
 }
 
@@ -216,14 +201,7 @@ fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
             "`model.generation.sampling_params.all_probs=true` is not available; set it to false",
         ));
     }
-    if !raw.data.chat {
-        return Err(Failure::usage(
-            "`model.data.chat=false` (prompt-response records): not built yet; give chat records and `model.data.chat=true`",
-        ));
-    }
-    if raw.generation.output_fields.contains(&OutputField::Logprobs)
-        && !raw.generation.sampling_params.params.compute_logprob
-    {
+    if raw.generation.output_fields.contains(&OutputField::Logprobs) && !raw.sampling.compute_logprob {
         return Err(Failure::usage(
             "`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`",
         ));
@@ -242,16 +220,6 @@ fn parse_drop_last(raw: &RawDropLast) -> Result<DropLast, Failure> {
     }
 }
 
-/// The limit on a prompt. A list has one limit for each truncation field, and a chat prompt is the only field there is.
-fn parse_max_seq_length(raw: Option<&RawMaxSeqLength>) -> Result<Option<usize>, Failure> {
-    let value = match raw {
-        None => return Ok(None),
-        Some(RawMaxSeqLength::One(value)) => Some(*value),
-        Some(RawMaxSeqLength::Each(values)) => values.iter().copied().max(),
-    };
-    value.map(|value| positive("model.data.train_ds.max_seq_length", value)).transpose()
-}
-
 fn parse_seed(seed: Option<i64>) -> Result<u64, Failure> {
     let seed = seed.ok_or_else(|| out_of_range("model.seed", "a positive whole number", "null"))?;
     u64::try_from(seed)
@@ -260,7 +228,7 @@ fn parse_seed(seed: Option<i64>) -> Result<u64, Failure> {
         .ok_or_else(|| out_of_range("model.seed", "a positive whole number", &seed.to_string()))
 }
 
-fn positive(key: &str, value: i64) -> Result<usize, Failure> {
+pub(crate) fn positive(key: &str, value: i64) -> Result<usize, Failure> {
     usize::try_from(value)
         .ok()
         .filter(|&value| value > 0)
@@ -274,7 +242,7 @@ fn count(key: &str, value: i64) -> Result<u32, Failure> {
         .ok_or_else(|| out_of_range(key, "at least 1", &value.to_string()))
 }
 
-fn out_of_range(key: &str, expected: &str, actual: &str) -> Failure {
+pub(crate) fn out_of_range(key: &str, expected: &str, actual: &str) -> Failure {
     Failure::usage(format!("`{key}` must be {expected}, found {actual}"))
 }
 
@@ -286,10 +254,9 @@ mod tests {
     fn plan(overrides: &[&str]) -> Result<GenerationPlan, Failure> {
         let checkpoint =
             "encoder_seq_length: 256\ntensor_model_parallel_size: 1\npipeline_model_parallel_size: 1\n";
-        let checkpoint = hydra_config::yaml::parse(checkpoint, "checkpoint").unwrap();
         let basic = ["trainer.devices=1", "trainer.num_nodes=1", "model.data.train_ds.file_path=d.jsonl"];
         let user = config::tests::user(&basic.iter().chain(overrides).copied().collect::<Vec<_>>());
-        GenerationPlan::new(RawConfig::extract(&config::resolve(&user.compose_with(&checkpoint)?)?)?)
+        GenerationPlan::new(RawConfig::extract(&config::resolve(&user.compose_with(checkpoint)?)?)?)
     }
 
     fn message(overrides: &[&str]) -> String {
@@ -300,7 +267,7 @@ mod tests {
     fn defaults_are_the_guides() {
         let plan = plan(&[]).unwrap();
         assert_eq!((plan.num_responses, plan.max_length, plan.min_length, plan.seed), (4, 128, 1, 1234));
-        assert_eq!(plan.length_limits, LengthLimits { max_seq_length: Some(256), max_input_len: None });
+        assert_eq!(plan.length_limits, LengthLimits::of_prompt(256));
         assert_eq!(plan.end_strings, ["<|endoftext|>", "<extra_id_1>", "<|eot_id|>"]);
         assert_eq!((plan.batch.global, plan.backend), (64, Backend::Plain));
         assert_eq!((plan.limit, plan.drop_last), (LimitTrainBatches::Fraction(1.0), DropLast::Auto));
@@ -318,11 +285,26 @@ mod tests {
             plan(&["trainer.generation.limit_train_batches=1"]).unwrap().limit,
             LimitTrainBatches::Batches(1)
         );
-        let plan =
-            plan(&["trainer.generation.trt_llm.enable=true", "model.data.train_ds.max_seq_length=[7,9]"])
-                .unwrap();
-        assert_eq!(plan.length_limits, LengthLimits { max_seq_length: Some(9), max_input_len: Some(128) });
+        let plan = plan(&["trainer.generation.trt_llm.enable=true", "model.data.train_ds.max_seq_length=9"])
+            .unwrap();
+        assert_eq!(
+            plan.length_limits,
+            LengthLimits { max_input_len: Some(128), ..LengthLimits::of_prompt(9) }
+        );
         assert_eq!(plan.backend, Backend::Fused);
+    }
+
+    #[test]
+    fn prompt_response_records_are_cut_or_left_out() {
+        let overrides = ["model.data.chat=false", "model.data.train_ds.prompt_template='{input}\\n{output}'"];
+        let left_out = plan(&overrides).unwrap();
+        assert_eq!(left_out.length_limits, LengthLimits::of_prompt(256));
+        let cut = plan(&[&overrides[..], &["model.data.train_ds.truncation_field='input, output'"]].concat());
+        let cut = cut.unwrap();
+        assert_eq!(cut.length_limits, LengthLimits::default());
+        assert_ne!(left_out.records, cut.records);
+        let changes = left_out.identity().changes(&cut.identity());
+        assert!(changes.iter().any(|change| change.contains("prompt_template")), "{changes:?}");
     }
 
     #[test]
@@ -347,6 +329,21 @@ mod tests {
 
     #[test]
     fn refusals() {
+        insta::assert_snapshot!(message(&["model.data.sample=true", "trainer.generation.max_steps=5"]), @"`model.data.sample=true` with `trainer.generation.max_steps=5` would draw shuffled samples, and every sample is generated once, in the order of the file: set `model.data.sample=false`, and shuffle the file if the order matters");
+        let chat = |text: &'static str| message(&["model.data.chat=false", text]);
+        insta::assert_snapshot!(message(&["model.data.chat=false"]), @r#"`model.data.chat=false` needs `model.data.train_ds.prompt_template`, such as `"{input} {output}"`, with the key of the response at its end"#);
+        insta::assert_snapshot!(chat("model.data.train_ds.prompt_template='{output} {input}'"), @"`model.data.train_ds.prompt_template` is `{output} {input}`: it must end with `{output}`, the key of `model.data.train_ds.label_key`");
+        let cut = |text: &str| {
+            message(&[
+                "model.data.chat=false",
+                "model.data.train_ds.prompt_template='{input} {output}'",
+                text,
+            ])
+        };
+        insta::assert_snapshot!(cut("model.data.train_ds.truncation_field='context_ids,input'"), @"`model.data.train_ds.truncation_field` names `context_ids`, it may name the keys of the prompt template: `input`, `output`");
+        insta::assert_snapshot!(cut("model.data.train_ds.truncation_method=random"), @"`model.data.train_ds.truncation_method` must be `left` or `right`, found `random`");
+        insta::assert_snapshot!(message(&["model.data.train_ds.truncation_field=input"]), @"`model.data.train_ds.truncation_field` names `input`, it may name `context_ids`, `input_ids`, `answer_ids` and `mask`, because `model.data.chat=true`");
+        insta::assert_snapshot!(message(&["model.data.train_ds.max_seq_length=[7,9]"]), @"`model.data.train_ds.max_seq_length` has 2 limits for the 1 fields of `model.data.train_ds.truncation_field`; give one limit, or one for each field");
         insta::assert_snapshot!(message(&["trainer.devices=8"]), @"`trainer.devices=8` with `trainer.num_nodes=1` needs 8 ranks: not built yet; set `trainer.devices=1 trainer.num_nodes=1`");
         insta::assert_snapshot!(message(&["exp_manager.create_wandb_logger=true"]), @"`exp_manager.create_wandb_logger=true`: not built yet; set `exp_manager.create_wandb_logger=false`");
         insta::assert_snapshot!(message(&["model.seed=null"]), @"`model.seed` must be a positive whole number, found null");
@@ -356,8 +353,8 @@ mod tests {
         insta::assert_snapshot!(message(&["exp_manager.max_time_per_run=4h"]), @"`exp_manager.max_time_per_run` must be `DD:HH:MM:SS`, found `4h`");
         insta::assert_snapshot!(message(&["model.generation.num_responses_to_gen=0"]), @"`model.generation.num_responses_to_gen` must be at least 1, found 0");
         insta::assert_snapshot!(message(&["model.generation.output_fields=[logprobs]"]), @"`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`");
-        insta::assert_snapshot!(message(&["model.generation.output_fields=[nope]"]), @"`model.generation.output_fields.0` must be valid, found unknown variant: found `nope`, expected `one of `metadata`, `index`, `finish_reasons`, `token_ids`, `logprobs`` (set by command line: model.generation.output_fields=[nope])");
-        insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @r#"`model.global_batch_size` must be i64, found string "two" (set by command line: model.global_batch_size=two)"#);
+        insta::assert_snapshot!(message(&["model.generation.output_fields=[nope]"]), @"`model.generation.output_fields.0` must be one of `metadata`, `index`, `finish_reasons`, `token_ids`, `logprobs`, found the text `nope` (command line: model.generation.output_fields=[nope])");
+        insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @"`model.global_batch_size` must be a whole number, found the text `two` (command line: model.global_batch_size=two)");
         insta::assert_snapshot!(message(&["trainer.generation.max_epochs=2"]), @"`trainer.generation.max_epochs` is 2, it must be 1");
         insta::assert_snapshot!(message(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=bert"]), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma` or `falcon`, found `bert`");
     }

@@ -21,7 +21,7 @@ pub(crate) struct RawTrainer {
 
 /// A number of devices, or `auto`.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a whole number or `auto`")]
 pub(crate) enum RawDevices {
     Number(i64),
     Name(String),
@@ -29,7 +29,7 @@ pub(crate) enum RawDevices {
 
 /// `32`, `bf16`, `16-mixed`, …
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "`32`, `16` or a name such as `bf16`")]
 pub(crate) enum RawPrecision {
     Bits(i64),
     Name(String),
@@ -54,7 +54,7 @@ pub(crate) struct RawTrainerGeneration {
 
 /// A whole number of steps, or a fraction of the data: `1` and `1.0` differ.
 #[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a whole number of steps or a fraction such as 1.0")]
 pub(crate) enum RawLimit {
     Steps(i64),
     Fraction(f64),
@@ -88,8 +88,6 @@ pub(crate) struct RawGeneration {
 
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct RawSampling {
-    #[serde(flatten)]
-    pub(crate) params: RawSamplingParams,
     #[serde(rename = "add_BOS")]
     pub(crate) add_bos: bool,
     pub(crate) all_probs: bool,
@@ -106,6 +104,7 @@ pub(crate) struct RawLengths {
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct RawData {
     pub(crate) chat: bool,
+    pub(crate) sample: bool,
     pub(crate) chat_prompt_tokens: RawChatPromptTokens,
     pub(crate) train_ds: RawTrainDs,
 }
@@ -125,11 +124,19 @@ pub(crate) struct RawTrainDs {
     pub(crate) on_bad_record: String,
     pub(crate) max_seq_length: Option<RawMaxSeqLength>,
     pub(crate) drop_last: RawDropLast,
+    pub(crate) label_key: String,
+    pub(crate) add_eos: bool,
+    pub(crate) add_sep: bool,
+    pub(crate) add_bos: bool,
+    pub(crate) truncation_field: String,
+    pub(crate) truncation_method: String,
+    pub(crate) prompt_template: Option<String>,
+    pub(crate) output_original_text: bool,
 }
 
 /// One limit for all fields, or one for each.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "a whole number or a list of them")]
 pub(crate) enum RawMaxSeqLength {
     One(i64),
     Each(Vec<i64>),
@@ -137,7 +144,7 @@ pub(crate) enum RawMaxSeqLength {
 
 /// `auto`, true or false.
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
+#[serde(untagged, expecting = "`auto`, true or false")]
 pub(crate) enum RawDropLast {
     Fixed(bool),
     Name(String),
@@ -149,6 +156,7 @@ pub(crate) struct RawConfig {
     pub(crate) trainer: RawTrainer,
     pub(crate) exp_manager: RawExpManager,
     pub(crate) generation: RawGeneration,
+    pub(crate) sampling: RawSamplingParams,
     pub(crate) data: RawData,
     pub(crate) seed: Option<i64>,
     pub(crate) micro_batch_size: i64,
@@ -168,6 +176,7 @@ impl RawConfig {
             trainer: resolved.extract_at("trainer")?,
             exp_manager: resolved.extract_at("exp_manager")?,
             generation: model.generation,
+            sampling: resolved.extract_at("model.generation.sampling_params")?,
             data: model.data,
             seed: model.seed,
             micro_batch_size: model.micro_batch_size,

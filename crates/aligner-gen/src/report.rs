@@ -1,10 +1,11 @@
 //! Which command runs, and how a failure or a panic is told.
 
 use std::io::{self, Write};
+use std::path::Path;
 use std::time::Instant;
 
-use crate::cli::{Cli, Command, JobArgs};
-use crate::config::{self, UserConfig};
+use crate::cli::{Cli, Command};
+use crate::config;
 use crate::exit::{ExitStatus, Failure};
 use crate::inspect::ReportFormat;
 use crate::logging::Logging;
@@ -15,8 +16,14 @@ use crate::{bench, env, inspect, logits, run, tokenize};
 pub(crate) fn dispatch(cli: &Cli, logging: &Logging, started: Instant) -> Result<ExitStatus, Failure> {
     let mut stdout = io::stdout().lock();
     match &cli.command {
-        None if cli.job.cfg.is_some() => print_config(&cli.job, &mut stdout)?,
         None => {
+            if let Some(kind) = cli.job.cfg {
+                let model_config =
+                    |path: &Path| Ok(nemo_format::Checkpoint::open(path)?.model_config_text().to_owned());
+                let text = config::show(&cli.job, kind, model_config)?;
+                stdout.write_all(text.as_bytes()).map_err(anyhow::Error::from)?;
+                return Ok(ExitStatus::Done);
+            }
             let watch = StopWatch::install(started).map_err(anyhow::Error::from)?;
             return run::run(&cli.job, logging, watch);
         }
@@ -29,23 +36,6 @@ pub(crate) fn dispatch(cli: &Cli, logging: &Logging, started: Instant) -> Result
         Some(Command::Bench(arguments)) => bench::run(arguments, &mut stdout)?,
     }
     Ok(ExitStatus::Done)
-}
-
-/// `--cfg`: as Hydra does, without the checkpoint, unless interpolations are to be resolved: those need it.
-fn print_config(arguments: &JobArgs, out: &mut impl Write) -> Result<(), Failure> {
-    let user = UserConfig::read(arguments)?;
-    let package = arguments.package.as_deref();
-    let text = if arguments.resolve {
-        let composer = match user.checkpoint_path()? {
-            Some(path) => user.compose_with(nemo_format::Checkpoint::open(&path)?.model_config())?,
-            None => user.compose()?,
-        };
-        config::print(config::resolve(&composer)?.node(), package)?
-    } else {
-        config::print(user.compose()?.node(), package)?
-    };
-    out.write_all(text.as_bytes()).map_err(anyhow::Error::from)?;
-    Ok(())
 }
 
 /// One sentence on stderr; with `HYDRA_FULL_ERROR=1` also every cause on its own line.

@@ -4,9 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
-use data::{
-    DpWorld, PreparedPrompt, PromptBuilder, PromptNote, PromptSet, StepPlan, load_prompts, plan_steps,
-};
+use data::{DpWorld, PreparedPrompt, PromptNote, PromptSet, StepPlan, load_prompts, plan_steps};
 use engine::Engine;
 use hydra_config::Resolved;
 use model_core::{LoadOptions, ModelConfig};
@@ -23,9 +21,10 @@ use crate::logging::Logging;
 use crate::memory::{Demand, MemoryPlan};
 use crate::node_json::to_json;
 use crate::output::{Identity, JsonlSink, Manifest, OutputFolder};
-use crate::plan::{Bos, GenerationPlan};
+use crate::plan::GenerationPlan;
 use crate::progress::{Progress, Totals};
 use crate::raw::RawConfig;
+use crate::records::prompt_builder;
 use crate::signals::StopWatch;
 use crate::steps::{PendingStep, StepCollector, pending_steps};
 use crate::summary::{Summary, seconds};
@@ -104,7 +103,7 @@ impl Prepared {
             Failure::usage("`pretrained_checkpoint.restore_from_path` must be the path of a checkpoint")
         })?;
         let checkpoint = Checkpoint::open(&path)?;
-        let resolved = config::resolve(&user.compose_with(checkpoint.model_config())?)?;
+        let resolved = config::resolve(&user.compose_with(checkpoint.model_config_text())?)?;
         let raw = RawConfig::extract(&resolved)?;
         if raw.trainer.accelerator != "cpu" {
             tracing::info!("`trainer.accelerator={}`: this build runs on the CPU", raw.trainer.accelerator);
@@ -289,14 +288,8 @@ impl Prepared {
 }
 
 fn read_prompts(plan: &GenerationPlan, tokenizer: &OpenTokenizer) -> Result<PromptSet, Failure> {
-    let mut builder = PromptBuilder::new(Arc::clone(&tokenizer.tokenizer), plan.chat_prompt_tokens.clone());
-    if let Some(template) = tokenizer.chat_template()? {
-        builder = builder.with_template(template);
-    }
-    if plan.bos == Bos::Add {
-        builder = builder.with_bos()?;
-    }
-    Ok(load_prompts(&plan.data_path, &builder, plan.length_limits, plan.on_bad_record)?)
+    let builder = prompt_builder(plan, tokenizer)?;
+    Ok(load_prompts(&plan.data_path, &builder, &plan.length_limits, plan.on_bad_record)?)
 }
 
 fn hash_file(path: &Path) -> Result<String, Failure> {

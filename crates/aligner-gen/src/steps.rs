@@ -177,6 +177,32 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn every_kept_sample_is_generated_once(
+            num in 1_usize..200, micro in 1_usize..3, size in 1_usize..5, factor in 1_usize..6,
+            stops in prop::collection::vec((0_usize..8, 1_usize..40), 0..4), drops in any::<bool>(),
+        ) {
+            // Each run stops after some steps; the next one goes on with another batch size.
+            let drop_last = if drops { DropLast::Always } else { DropLast::Auto };
+            let batch = BatchSizes { global: micro * size * factor, micro };
+            prop_assume!(num >= batch.global || size == 1 && !drops);
+            let first = plan_steps(num, batch, DpWorld { size }, drop_last).unwrap();
+            let mut done = Vec::new();
+            let mut step = 0;
+            let sizes = std::iter::once(batch.global).chain(stops.iter().map(|&(_, global)| global));
+            let limits = stops.iter().map(|&(num_steps, _)| num_steps).chain([usize::MAX]);
+            for (global, num_steps) in sizes.zip(limits) {
+                for pending in pending_steps(&first, global, resume(step, done.len() as u64)).into_iter().take(num_steps) {
+                    prop_assert_eq!(pending.step, step + 1);
+                    step = pending.step;
+                    done.extend(pending.positions);
+                }
+            }
+            prop_assert_eq!(done, (0..first.num_planned()).collect::<Vec<_>>());
+        }
+    }
+
+    proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn any_order_gives_the_same_steps(

@@ -55,9 +55,7 @@ impl ChatPromptTokens {
     /// # Errors
     /// When an answer header must be added and the answering role cannot be told.
     pub fn prompt_text(&self, record: &ChatRecord) -> Result<(String, Option<PromptNote>), RecordError> {
-        let mut text =
-            [&self.system_turn_start, SYSTEM_NAME, &self.end_of_name, &record.system, &self.end_of_turn]
-                .concat();
+        let mut text = self.header(record);
         let ends_with_answer = record.conversations.last().is_some_and(|turn| turn.from != record.mask);
         let num_whole_turns = record.conversations.len() - usize::from(ends_with_answer);
         let (whole_turns, answer) = record.conversations.split_at(num_whole_turns);
@@ -71,6 +69,22 @@ impl ChatPromptTokens {
         let role = answering_role(record)?;
         text.extend([&*self.turn_start, &role, &self.end_of_name]);
         Ok((text, Some(PromptNote::AnswerHeaderAdded { role })))
+    }
+
+    /// The whole conversation as the original tokenizes it, the answers of the file included.
+    pub fn full_text(&self, record: &ChatRecord) -> String {
+        let mut text = self.header(record);
+        for turn in &record.conversations {
+            self.push_turn(&mut text, turn, record.layout);
+        }
+        if record.conversations.last().is_some_and(|turn| turn.from != record.mask) {
+            text.push_str(&self.turn_start);
+        }
+        text
+    }
+
+    fn header(&self, record: &ChatRecord) -> String {
+        [&self.system_turn_start, SYSTEM_NAME, &self.end_of_name, &record.system, &self.end_of_turn].concat()
     }
 
     fn push_turn(&self, text: &mut String, turn: &Turn, layout: Option<LabelLayout>) {
@@ -148,6 +162,13 @@ mod tests {
     fn default_tokens() {
         let start = "<extra_id_0>System⏎SYS⏎<extra_id_1>User⏎Q1⏎<extra_id_1>Assistant⏎";
         check(json!({"system": "SYS", "conversations": turns(&TWO)}), start);
+        let Ok(Record::Chat(record)) = Record::from_object(
+            json!({"system": "SYS", "conversations": turns(&TWO)}).as_object().unwrap().clone(),
+        ) else {
+            unreachable!()
+        };
+        let full = ChatPromptTokens::default().full_text(&record).replace('\n', "⏎");
+        assert_eq!(full, format!("{start}A1⏎<extra_id_1>"));
         check(labelled("VALUE_TO_TEXT"), &format!("{start}<extra_id_2>quality:4⏎"));
         check(labelled("TEXT_TO_VALUE"), &format!("{start}A1⏎<extra_id_2>"));
         check(json!({"system": "SYS", "type": "TEXT_TO_VALUE", "conversations": turns(&TWO)}), start);
@@ -219,6 +240,6 @@ mod tests {
         assert_eq!(note(json!({"system": "", "conversations": turns(&[("User", "Q")])})), added("Assistant"));
         let error =
             note(json!({"system": "", "mask": "Bob", "conversations": turns(&[("Bob", "Q")])})).unwrap_err();
-        insta::assert_snapshot!(error, @"only the `mask` role `Bob` speaks, and the answering role cannot be told from it");
+        insta::assert_snapshot!(error, @"only the `mask` role `Bob` speaks, and the answering role cannot be told from it: add a turn of the answering role");
     }
 }

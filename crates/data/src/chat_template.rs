@@ -119,6 +119,9 @@ fn push_line_break(json: &mut String, indent: Option<usize>, depth: usize) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::Path;
+
     use serde_json::json;
 
     use super::*;
@@ -130,13 +133,29 @@ mod tests {
     }
 
     #[test]
-    fn chat_ml() {
-        let source = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nYou help.<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
-        let text = render(source, json!([{"role": "user", "content": "Hi <b>"}])).unwrap();
-        assert_eq!(
-            text,
-            "<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nHi <b><|im_end|>\n<|im_start|>assistant\n"
-        );
+    fn real_templates_equal_transformers() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+        let rows = std::fs::read_to_string(folder.join("chat_templates.json")).unwrap();
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&rows).unwrap();
+        let mut templates = BTreeSet::new();
+        for row in &rows {
+            let name = row["template"].as_str().unwrap();
+            let source =
+                std::fs::read_to_string(folder.join(format!("chat_templates/{name}.jinja"))).unwrap();
+            let template = ChatTemplate::new(source.strip_suffix('\n').unwrap(), "<s>", "</s>").unwrap();
+            let mut metadata = serde_json::Map::new();
+            metadata.extend(row.get("tools").map(|tools| ("tools".to_owned(), tools.clone())));
+            let messages = row["messages"].as_array().unwrap().clone();
+            let rendered = template.prompt_text(&MessagesRecord { messages, metadata });
+            match row["error"].as_str() {
+                None => assert_eq!(rendered.unwrap(), row["text"], "{name} {}", row["messages"]),
+                Some(reason) => {
+                    assert_eq!(rendered, Err(RecordError::Template { reason: reason.into() }), "{name}");
+                }
+            }
+            templates.insert(name);
+        }
+        assert!(templates.len() == 9 && rows.len() >= 90, "{templates:?}");
     }
 
     #[test]

@@ -16,14 +16,24 @@ pub enum DataError {
     },
     /// A tokenizer that this program does not read.
     #[error(
-        "tokenizer library `{library}` with type `{kind}` is not supported: use `sentencepiece`, \
-         `huggingface` with a tokenizer.json inside the checkpoint, or `megatron` with `GPT2BPETokenizer`"
+        "tokenizer library `{library}` with type `{kind}` is not supported: the checkpoint's `tokenizer.library` must be \
+         `sentencepiece`, `huggingface`, `tiktoken`, or `megatron` with type `GPTSentencePieceTokenizer` or \
+         `GPT2BPETokenizer`"
     )]
     UnsupportedTokenizer {
         /// `tokenizer.library`.
         library: String,
         /// `tokenizer.type`.
         kind: String,
+    },
+    /// A Hugging Face name whose files are not in the checkpoint. Nothing is downloaded.
+    #[error(
+        "the checkpoint has no tokenizer files of `{name}`: put them in with `cargo xtask convert-checkpoint --input \
+         CHECKPOINT --output NEW.nemo --tokenizer FOLDER`, or name the folder with `++model.tokenizer.type=FOLDER`"
+    )]
+    NoHuggingFaceFiles {
+        /// `tokenizer.type`.
+        name: String,
     },
     /// A key of the `tokenizer:` section that the library needs.
     #[error("tokenizer library `{library}` needs the key `tokenizer.{key}`")]
@@ -74,8 +84,27 @@ pub enum DataError {
         #[source]
         source: minijinja::Error,
     },
-    /// `add_BOS` with a tokenizer that has no BOS.
-    #[error("`add_BOS` is true, but the tokenizer has no BOS token")]
+    /// A prompt template that cannot be used.
+    #[error("`model.data.train_ds.prompt_template` is `{template}`: {reason}")]
+    BadPromptTemplate {
+        /// The template as typed.
+        template: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A field to cut that the template does not have.
+    #[error("`model.data.train_ds.truncation_field` names `{field}`, it may name {expected}")]
+    UnknownTruncationField {
+        /// The name given.
+        field: String,
+        /// The names there are.
+        expected: String,
+    },
+    /// BOS is asked for, and the tokenizer has none.
+    #[error(
+        "BOS is to be put before the prompts, but the tokenizer has no BOS token: set \
+         `model.generation.sampling_params.add_BOS=false` and `model.data.train_ds.add_bos=false`"
+    )]
     NoBosToken,
     /// A data file of a format that is not read.
     #[error("data file `{path}` is not JSONL: `{extension}` datasets are not supported, give a `.jsonl`, `.jsonl.gz` or `.jsonl.zst` file in SFT format", path = .path.display())]
@@ -95,7 +124,7 @@ pub enum DataError {
         source: std::io::Error,
     },
     /// A data file that cannot be read to its end.
-    #[error("cannot read the data file `{path}` after line {line}", path = .path.display())]
+    #[error("cannot read the data file `{path}` after line {line}: it is damaged or cut off", path = .path.display())]
     ReadDataFile {
         /// The file.
         path: PathBuf,
@@ -118,8 +147,22 @@ pub enum DataError {
         listed: String,
     },
     /// Nothing is left to generate from.
-    #[error("there is no sample to generate from: 0 usable samples")]
+    #[error(
+        "there is no sample to generate from: check `model.data.train_ds.file_path`, and \
+         `model.data.train_ds.max_seq_length`, which leaves longer prompts out"
+    )]
     NoSamples,
+    /// Dropping the remainder drops everything.
+    #[error(
+        "all {num_samples} samples are dropped, because they fill no step of `model.global_batch_size` {global}: set \
+         `model.data.train_ds.drop_last=false` or a smaller `model.global_batch_size`"
+    )]
+    AllDropped {
+        /// How many samples there are.
+        num_samples: usize,
+        /// Prompts a step.
+        global: usize,
+    },
     /// A batch size or number of ranks of 0.
     #[error("`{name}` is 0, it must be at least 1")]
     ZeroBatchSetting {
@@ -128,7 +171,9 @@ pub enum DataError {
     },
     /// A global batch that cannot be split evenly.
     #[error(
-        "`model.global_batch_size` {global} is not a multiple of `model.micro_batch_size` {micro} times {data_parallel} data-parallel ranks"
+        "`model.global_batch_size` {global} is not a multiple of `model.micro_batch_size` {micro} times {data_parallel} \
+         data-parallel ranks: it must be one of {unit}, {twice}, …",
+        unit = micro.saturating_mul(*data_parallel), twice = micro.saturating_mul(*data_parallel).saturating_mul(2)
     )]
     IndivisibleBatch {
         /// Prompts a step.

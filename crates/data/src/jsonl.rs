@@ -213,6 +213,8 @@ mod tests {
         std::fs::write(&path, b"\x1f\x8b\x08\0").unwrap();
         let error = JsonlReader::open(&path).unwrap().next_line().unwrap_err();
         assert!(matches!(error, DataError::ReadDataFile { line: 0, .. }), "{error:?}");
+        let said = error.to_string();
+        insta::assert_snapshot!(said.replace(&path.display().to_string(), "a.jsonl.gz"), @"cannot read the data file `a.jsonl.gz` after line 0: it is damaged or cut off");
     }
 
     #[test]

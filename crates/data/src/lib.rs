@@ -4,18 +4,24 @@ mod chat;
 mod chat_template;
 mod error;
 mod jsonl;
+mod limits;
 pub mod plan;
 mod prepare;
+mod prompt_response;
 mod record;
+#[cfg(test)]
+mod test_tokenizer;
 pub mod tokenizer;
 
 pub use chat::{ChatPromptTokens, PromptNote};
 pub use chat_template::ChatTemplate;
 pub use error::DataError;
 pub use jsonl::{JsonlReader, RawLine, parse_object};
+pub use limits::{LengthLimits, TokenField};
 pub use plan::{BatchSizes, DpWorld, DropLast, LimitTrainBatches, StepPlan, plan_steps};
 pub use prepare::{
-    BadRecord, LengthLimits, OnBadRecord, PreparedPrompt, PromptBuilder, PromptSet, load_prompts,
+    BadRecord, BuiltPrompt, KeptMetadata, OnBadRecord, PreparedPrompt, PromptBuilder, PromptSet, load_prompts,
 };
+pub use prompt_response::{AddedTokens, PromptResponseFormat, PromptTemplate, TruncationMethod};
 pub use record::{ChatRecord, DEFAULT_MASK, LabelLayout, MessagesRecord, Record, RecordError, Turn};
 pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerSpec, open_tokenizer};

@@ -57,7 +57,7 @@ pub struct StepPlan {
 /// Plans one pass over `num_samples` samples in order.
 ///
 /// # Errors
-/// When there is no sample, a size is 0, or the global batch does not divide evenly over ranks and micro batches.
+/// When there is no sample, no sample is left, a size is 0, or the global batch does not divide evenly over ranks and micro batches.
 pub fn plan_steps(
     num_samples: usize,
     batch: BatchSizes,
@@ -89,6 +89,9 @@ pub fn plan_steps(
         DropLast::Never => false,
     };
     let num_kept = if drops { num_samples - num_samples % batch.global } else { num_samples };
+    if num_kept == 0 {
+        return Err(DataError::AllDropped { num_samples, global: batch.global });
+    }
     Ok(StepPlan {
         num_samples,
         global_batch_size: batch.global,
@@ -200,8 +203,9 @@ mod tests {
     #[test]
     fn fewer_samples_than_a_batch() {
         assert!(plan(3, 8, 1, DropLast::Auto).steps().eq(std::iter::once(0..3)));
-        let dropped = plan(3, 8, 2, DropLast::Auto);
-        assert_eq!((dropped.num_steps(), dropped.dropped()), (0, 0..3));
+        let batch = BatchSizes { global: 8, micro: 1 };
+        let dropped = plan_steps(3, batch, DpWorld { size: 2 }, DropLast::Auto).unwrap_err();
+        insta::assert_snapshot!(dropped, @"all 3 samples are dropped, because they fill no step of `model.global_batch_size` 8: set `model.data.train_ds.drop_last=false` or a smaller `model.global_batch_size`");
     }
 
     #[test]
@@ -235,9 +239,9 @@ mod tests {
             let batch = BatchSizes { global, micro };
             plan_steps(num_samples, batch, DpWorld { size }, DropLast::Auto).unwrap_err()
         };
-        insta::assert_snapshot!(error(0, 1, 1, 1), @"there is no sample to generate from: 0 usable samples");
+        insta::assert_snapshot!(error(0, 1, 1, 1), @"there is no sample to generate from: check `model.data.train_ds.file_path`, and `model.data.train_ds.max_seq_length`, which leaves longer prompts out");
         insta::assert_snapshot!(error(1, 0, 1, 1), @"`model.global_batch_size` is 0, it must be at least 1");
-        insta::assert_snapshot!(error(1, 32, 3, 8), @"`model.global_batch_size` 32 is not a multiple of `model.micro_batch_size` 3 times 8 data-parallel ranks");
+        insta::assert_snapshot!(error(1, 32, 3, 8), @"`model.global_batch_size` 32 is not a multiple of `model.micro_batch_size` 3 times 8 data-parallel ranks: it must be one of 24, 48, …");
         insta::assert_snapshot!(check_max_epochs(2).unwrap_err(), @"`trainer.generation.max_epochs` is 2, it must be 1");
         let limit = LimitTrainBatches::Fraction(1.5).num_samples(1, 1).unwrap_err();
         insta::assert_snapshot!(limit, @"`trainer.generation.limit_train_batches` is 1.5, a fraction must be at most 1.0");
@@ -252,6 +256,8 @@ mod tests {
             max_steps in -1i64..20,
         ) {
             let batch = BatchSizes { global: micro * size * factor, micro };
+            let drops = drop_last == DropLast::Always || drop_last == DropLast::Auto && size > 1;
+            prop_assume!(!drops || num_samples >= batch.global);
             let plan = plan_steps(num_samples, batch, DpWorld { size }, drop_last).unwrap().with_max_steps(max_steps);
             let planned: Vec<usize> = plan.steps().flatten().collect();
             prop_assert_eq!(planned.len(), plan.num_planned());

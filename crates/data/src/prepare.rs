@@ -12,6 +12,8 @@ use crate::DataError;
 use crate::chat::{ChatPromptTokens, PromptNote};
 use crate::chat_template::ChatTemplate;
 use crate::jsonl::JsonlReader;
+use crate::limits::{LengthLimits, TokenField};
+use crate::prompt_response::PromptResponseFormat;
 use crate::record::{Record, RecordError};
 use crate::tokenizer::Tokenizer;
 
@@ -33,24 +35,79 @@ pub struct PreparedPrompt {
     pub metadata: Map<String, Value>,
 }
 
+/// What of a record's other keys is kept beside its prompt.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeptMetadata {
+    /// Nothing: a million records then take no more memory than their prompts.
+    Nothing,
+    /// Every key that is no part of the prompt.
+    #[default]
+    OtherKeys,
+    /// `output_original_text`: the conversation, or the text of each template piece, too.
+    OtherKeysAndText,
+}
+
+/// Which records are read and how they become text.
+enum RecordFormat {
+    Chat(ChatPromptTokens),
+    PromptResponse(PromptResponseFormat),
+}
+
 /// Records to token ids.
 pub struct PromptBuilder {
     tokenizer: Arc<dyn Tokenizer>,
-    chat_tokens: ChatPromptTokens,
+    format: RecordFormat,
     template: Option<ChatTemplate>,
     bos: Option<u32>,
+    kept: KeptMetadata,
+}
+
+/// What a record becomes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BuiltPrompt {
+    /// The prompt as text.
+    pub text: String,
+    /// The prompt as token ids.
+    pub ids: Vec<u32>,
+    /// The record's other keys, as far as they are kept.
+    pub metadata: Map<String, Value>,
+    /// What the user should know.
+    pub note: Option<PromptNote>,
 }
 
 impl PromptBuilder {
     /// A builder for chat records.
     pub fn new(tokenizer: Arc<dyn Tokenizer>, chat_tokens: ChatPromptTokens) -> Self {
-        Self { tokenizer, chat_tokens, template: None, bos: None }
+        let format = RecordFormat::Chat(chat_tokens);
+        Self { tokenizer, format, template: None, bos: None, kept: KeptMetadata::default() }
+    }
+
+    /// A builder for prompt-response records.
+    ///
+    /// # Errors
+    /// When the format asks for a BOS that the tokenizer does not have.
+    pub fn prompt_response(
+        tokenizer: Arc<dyn Tokenizer>,
+        format: PromptResponseFormat,
+    ) -> Result<Self, DataError> {
+        if format.adds_bos() && tokenizer.special().bos.is_none() {
+            return Err(DataError::NoBosToken);
+        }
+        let format = RecordFormat::PromptResponse(format);
+        Ok(Self { tokenizer, format, template: None, bos: None, kept: KeptMetadata::default() })
     }
 
     /// Accepts `messages` records too.
     #[must_use]
     pub fn with_template(mut self, template: ChatTemplate) -> Self {
         self.template = Some(template);
+        self
+    }
+
+    /// Keeps more or less of the records beside the prompts.
+    #[must_use]
+    pub fn with_metadata(mut self, kept: KeptMetadata) -> Self {
+        self.kept = kept;
         self
     }
 
@@ -63,43 +120,92 @@ impl PromptBuilder {
         Ok(self)
     }
 
-    /// The prompt of one record: text, ids and what the user should know.
+    /// The prompt of one record.
     ///
     /// # Errors
     /// When the record makes no prompt.
-    pub fn build(&self, record: &Record) -> Result<(String, Vec<u32>, Option<PromptNote>), RecordError> {
-        let (text, note) = match record {
-            Record::Chat(record) => self.chat_tokens.prompt_text(record)?,
-            Record::Messages(record) => {
-                let template = self.template.as_ref().ok_or(RecordError::NoChatTemplate)?;
-                (template.prompt_text(record)?, None)
-            }
+    pub fn build(&self, object: Map<String, Value>) -> Result<BuiltPrompt, RecordError> {
+        self.build_measured(object, &[]).map(|(prompt, _)| prompt)
+    }
+
+    /// The prompt, and how many tokens each of `fields` has.
+    fn build_measured(
+        &self,
+        object: Map<String, Value>,
+        fields: &[TokenField],
+    ) -> Result<(BuiltPrompt, Vec<usize>), RecordError> {
+        let (mut prompt, full_text) = match &self.format {
+            RecordFormat::PromptResponse(format) => (self.fill(format, &object)?, None),
+            RecordFormat::Chat(tokens) => self.render(tokens, object, needs_full_text(fields))?,
         };
-        let encoded = self.tokenizer.encode(&text);
-        let mut ids = encoded.map_err(|error| RecordError::Tokenize { reason: error.to_string() })?;
-        if let Some(bos) = self.bos.filter(|bos| ids.first() != Some(bos)) {
-            ids.insert(0, bos);
+        if let Some(bos) = self.bos.filter(|bos| prompt.ids.first() != Some(bos)) {
+            prompt.ids.insert(0, bos);
         }
-        if ids.is_empty() {
+        if prompt.ids.is_empty() {
             return Err(RecordError::EmptyPrompt);
         }
-        Ok((text, ids, note))
+        prompt.ids.shrink_to_fit();
+        prompt.text.shrink_to_fit();
+        let num_prompt_tokens = prompt.ids.len();
+        let num_all_tokens = match full_text {
+            Some(text) => self.tokenizer.encode(&text).map_err(RecordError::tokenize)?.len(),
+            None => num_prompt_tokens,
+        };
+        let num_tokens = |field: &TokenField| match field {
+            TokenField::ContextIds => num_prompt_tokens,
+            TokenField::AnswerIds => num_all_tokens.saturating_sub(num_prompt_tokens),
+            TokenField::InputIds | TokenField::Mask => num_all_tokens,
+        };
+        Ok((prompt, fields.iter().map(num_tokens).collect()))
+    }
+
+    fn fill(
+        &self,
+        format: &PromptResponseFormat,
+        object: &Map<String, Value>,
+    ) -> Result<BuiltPrompt, RecordError> {
+        let filled = format.fill(object, self.tokenizer.as_ref())?;
+        let mut metadata = match self.kept {
+            KeptMetadata::Nothing => Map::new(),
+            _ => format.metadata(object),
+        };
+        if self.kept == KeptMetadata::OtherKeysAndText {
+            metadata.extend(filled.pieces.into_iter().map(|(key, text)| (key, text.into())));
+        }
+        Ok(BuiltPrompt { text: filled.text, ids: filled.ids, metadata, note: None })
+    }
+
+    /// The prompt of a chat record, and the text of the whole conversation where it is needed.
+    fn render(
+        &self,
+        tokens: &ChatPromptTokens,
+        object: Map<String, Value>,
+        needs_full_text: bool,
+    ) -> Result<(BuiltPrompt, Option<String>), RecordError> {
+        let (text, note, full_text, mut metadata, original) = match Record::from_object(object)? {
+            Record::Chat(record) => {
+                let (text, note) = tokens.prompt_text(&record)?;
+                let full_text = needs_full_text.then(|| tokens.full_text(&record));
+                (text, note, full_text, record.metadata, ("conversations", record.original))
+            }
+            Record::Messages(record) => {
+                let template = self.template.as_ref().ok_or(RecordError::NoChatTemplate)?;
+                let text = template.prompt_text(&record)?;
+                (text, None, None, record.metadata, ("messages", record.messages))
+            }
+        };
+        let ids = self.tokenizer.encode(&text).map_err(RecordError::tokenize)?;
+        match self.kept {
+            KeptMetadata::Nothing => metadata = Map::new(),
+            KeptMetadata::OtherKeys => {}
+            KeptMetadata::OtherKeysAndText => drop(metadata.insert(original.0.into(), original.1.into())),
+        }
+        Ok((BuiltPrompt { text, ids, metadata, note }, full_text))
     }
 }
 
-/// The most tokens a prompt may have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LengthLimits {
-    /// `model.data.train_ds.max_seq_length`.
-    pub max_seq_length: Option<usize>,
-    /// `trainer.generation.trt_llm.max_input_len`, with the fast engine.
-    pub max_input_len: Option<usize>,
-}
-
-impl LengthLimits {
-    fn admits(self, num_tokens: usize) -> bool {
-        [self.max_seq_length, self.max_input_len].into_iter().flatten().all(|limit| num_tokens <= limit)
-    }
+fn needs_full_text(fields: &[TokenField]) -> bool {
+    fields.iter().any(|&field| field != TokenField::ContextIds)
 }
 
 /// `model.data.train_ds.on_bad_record`.
@@ -143,154 +249,61 @@ pub struct PromptSet {
 pub fn load_prompts(
     path: &Path,
     builder: &PromptBuilder,
-    limits: LengthLimits,
+    limits: &LengthLimits,
     on_bad: OnBadRecord,
 ) -> Result<PromptSet, DataError> {
-    let mut set = PromptSet::default();
-    let prepare = |line, object: Result<Map<String, Value>, RecordError>| {
-        let record = Record::from_object(object?)?;
-        let (text, ids, note) = builder.build(&record)?;
-        let metadata = match record {
-            Record::Chat(record) => record.metadata,
-            Record::Messages(record) => record.metadata,
-        };
-        Ok((PreparedPrompt { line, index: 0, text, ids, metadata }, note))
+    let fields: Vec<TokenField> = limits.fields.iter().map(|&(field, _)| field).collect();
+    let prepare = |_, object: Result<Map<String, Value>, RecordError>| {
+        let (prompt, num_tokens) = builder.build_measured(object?, &fields)?;
+        Ok(match limits.exceeded(&prompt, &num_tokens) {
+            Some(num_tokens) => Prepared::TooLong(num_tokens),
+            None => Prepared::Kept(prompt),
+        })
     };
+    let mut set = PromptSet::default();
+    let mut num_bad = 0;
     JsonlReader::open(path)?.for_each(prepare, |line, prepared: Result<_, RecordError>| {
         let index = set.num_read;
         set.num_read += 1;
         match prepared {
-            Err(reason) => set.bad.push(BadRecord { line, reason }),
-            Ok((prompt, _)) if !limits.admits(prompt.ids.len()) => {
-                set.too_long.push((line, prompt.ids.len()));
+            Err(reason) => {
+                num_bad += 1;
+                if on_bad == OnBadRecord::Skip || set.bad.len() < MAX_LISTED {
+                    set.bad.push(BadRecord { line, reason });
+                }
             }
-            Ok((prompt, note)) => {
+            Ok(Prepared::TooLong(num_tokens)) => set.too_long.push((line, num_tokens)),
+            // The run is refused anyway: only the counting goes on.
+            Ok(Prepared::Kept(_)) if on_bad == OnBadRecord::Refuse && num_bad > 0 => {}
+            Ok(Prepared::Kept(BuiltPrompt { text, ids, metadata, note })) => {
                 set.notes.extend(note.map(|note| (line, note)));
-                set.prompts.push(PreparedPrompt { index, ..prompt });
+                set.prompts.push(PreparedPrompt { line, index, text, ids, metadata });
             }
         }
         Ok(())
     })?;
-    if on_bad == OnBadRecord::Refuse && !set.bad.is_empty() {
+    if on_bad == OnBadRecord::Refuse && num_bad > 0 {
         return Err(DataError::BadRecords {
             path: path.into(),
-            num_bad: set.bad.len() as u64,
+            num_bad,
             num_read: set.num_read,
-            listed: list_bad(&set.bad),
+            listed: list_bad(&set.bad, num_bad),
         });
     }
     Ok(set)
 }
 
-fn list_bad(bad: &[BadRecord]) -> String {
-    let listed =
-        bad.iter().take(MAX_LISTED).map(|record| format!("  line {}: {}", record.line, record.reason));
-    let more = bad.len().checked_sub(MAX_LISTED + 1).map(|rest| format!("  and {} more", rest + 1));
+enum Prepared {
+    Kept(BuiltPrompt),
+    TooLong(usize),
+}
+
+fn list_bad(bad: &[BadRecord], num_bad: u64) -> String {
+    let listed = bad.iter().map(|record| format!("  line {}: {}", record.line, record.reason));
+    let num_more = num_bad - bad.len() as u64;
+    let more = (num_more > 0).then(|| format!("  and {num_more} more"));
     listed.chain(more).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::tokenizer::SpecialTokens;
-
-    /// One id a byte, BOS 256.
-    struct ByteTokenizer(SpecialTokens);
-
-    impl Tokenizer for ByteTokenizer {
-        fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
-            Ok(text.bytes().map(u32::from).collect())
-        }
-        fn decode(&self, _: &[u32]) -> Result<String, DataError> {
-            Ok(String::new())
-        }
-        fn token_bytes(&self, id: u32) -> Result<Vec<u8>, DataError> {
-            Ok(vec![id as u8])
-        }
-        fn vocab_size(&self) -> usize {
-            257
-        }
-        fn special(&self) -> &SpecialTokens {
-            &self.0
-        }
-    }
-
-    fn builder() -> PromptBuilder {
-        let special = SpecialTokens { bos: Some(256), ..SpecialTokens::default() };
-        PromptBuilder::new(Arc::new(ByteTokenizer(special)), ChatPromptTokens::default())
-    }
-
-    fn load(text: &str, limits: LengthLimits, on_bad: OnBadRecord) -> Result<PromptSet, DataError> {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("data.jsonl");
-        std::fs::write(&path, text).unwrap();
-        load_prompts(&path, &builder(), limits, on_bad)
-    }
-
-    fn line(question: &str) -> String {
-        format!(
-            "{{\"system\": \"\", \"id\": 1, \"conversations\": [{{\"from\": \"User\", \"value\": \"{question}\"}}]}}\n"
-        )
-    }
-
-    #[test]
-    fn bad_and_long_records_keep_the_numbering() {
-        let text = [line("a"), "nonsense\n".into(), line(&"b".repeat(100)), line("c")].concat();
-        let limits = LengthLimits { max_seq_length: Some(4096), max_input_len: Some(100) };
-        let set = load(&text, limits, OnBadRecord::Skip).unwrap();
-        assert_eq!(set.num_read, 4);
-        assert_eq!(
-            set.prompts.iter().map(|prompt| (prompt.line, prompt.index)).collect::<Vec<_>>(),
-            [(1, 0), (4, 3)]
-        );
-        assert_eq!(set.too_long, [(3, 160)]);
-        assert_eq!(set.bad.iter().map(|bad| bad.line).collect::<Vec<_>>(), [2]);
-        assert_eq!(set.notes.len(), 2);
-        assert_eq!(set.prompts[0].metadata.len(), 2);
-    }
-
-    #[test]
-    fn refusal_lists_the_first_ten() {
-        let text = [line("a"), "{}\n".repeat(6), "\n\n".into(), "[]\n{\n".repeat(3), line("a")].concat();
-        let error = load(&text, LengthLimits::default(), OnBadRecord::Refuse).unwrap_err();
-        let message = error.to_string();
-        let (head, listed) = message.split_once('\n').unwrap();
-        assert!(
-            head.starts_with("14 of 16 records of `") && head.ends_with("data.jsonl` cannot be used:"),
-            "{head}"
-        );
-        insta::assert_snapshot!(listed, @r"
-          line 2: prompt-response records are not supported yet, `conversations` or `messages` is needed
-          line 3: prompt-response records are not supported yet, `conversations` or `messages` is needed
-          line 4: prompt-response records are not supported yet, `conversations` or `messages` is needed
-          line 5: prompt-response records are not supported yet, `conversations` or `messages` is needed
-          line 6: prompt-response records are not supported yet, `conversations` or `messages` is needed
-          line 7: prompt-response records are not supported yet, `conversations` or `messages` is needed
-          line 8: the line is blank
-          line 9: the line is blank
-          line 10: the line is a list, not an object
-          line 11: not JSON at column 1: EOF while parsing an object
-          and 4 more
-        ");
-    }
-
-    #[test]
-    fn bos_is_added_once() {
-        let object = crate::jsonl::parse_object(line("a").as_bytes()).unwrap();
-        let record = Record::from_object(object).unwrap();
-        let (text, plain, _) = builder().build(&record).unwrap();
-        let (same_text, ids, _) = builder().with_bos().unwrap().build(&record).unwrap();
-        assert_eq!(text, same_text);
-        assert_eq!(ids, [&[256], &plain[..]].concat());
-    }
-
-    #[test]
-    fn messages_need_a_template() {
-        let object =
-            crate::jsonl::parse_object(br#"{"messages": [{"role": "user", "content": "x"}]}"#).unwrap();
-        let record = Record::from_object(object).unwrap();
-        assert_eq!(builder().build(&record).unwrap_err(), RecordError::NoChatTemplate);
-        let template = ChatTemplate::new("{{ messages[0].content }}:", "", "").unwrap();
-        assert_eq!(builder().with_template(template).build(&record).unwrap().0, "x:");
-    }
-}
+mod tests;

@@ -1,14 +1,18 @@
-//! SFT records: one JSON object to a checked [`Record`].
+//! Chat records: one JSON object to a checked [`Record`]. Prompt-response records are in `prompt_response`.
 //!
 //! Follows the schema of NeMo's `gpt_sft_chat_dataset.py` (v2.0.0). Turn keys other than `from`, `value` and `label`
 //! are ignored, as there. OpenAI `messages` records are accepted beside it.
 
 use serde_json::{Map, Value};
 
+use crate::DataError;
 use crate::jsonl::kind_of;
 
 /// The asking role when a record names none.
 pub const DEFAULT_MASK: &str = "User";
+
+/// How many turns an error names the roles of.
+const MAX_ROLES: usize = 4;
 
 /// What is wrong with one record.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -37,7 +41,7 @@ pub enum RecordError {
         found: &'static str,
     },
     /// An absent key.
-    #[error("key `{key}` is missing")]
+    #[error("key `{key}` is missing{hint}", hint = if key == "system" { ", write `\"system\": \"\"` for none" } else { "" })]
     MissingKey {
         /// The key, such as `conversations[1].value`.
         key: String,
@@ -65,19 +69,27 @@ pub enum RecordError {
         key: &'static str,
     },
     /// The asking role never speaks.
-    #[error("the `mask` role `{mask}` is not in the conversation")]
+    #[error("the `mask` role `{mask}` is not in the conversation: set `mask` to the asking one of {roles}")]
     MaskRoleAbsent {
         /// The asking role.
         mask: String,
+        /// The roles there are.
+        roles: String,
     },
     /// Only the asking role speaks, and who would answer cannot be told.
-    #[error("only the `mask` role `{mask}` speaks, and the answering role cannot be told from it")]
+    #[error(
+        "only the `mask` role `{mask}` speaks, and the answering role cannot be told from it: add a turn of the \
+         answering role"
+    )]
     NoAnsweringRole {
         /// The asking role.
         mask: String,
     },
     /// A `messages` record without a template to render it.
-    #[error("`messages` records need a tokenizer with a chat template, the checkpoint has none")]
+    #[error(
+        "`messages` records need a chat template, and the checkpoint's `tokenizer` section has none: set \
+         `++model.tokenizer.chat_template` or give `conversations`"
+    )]
     NoChatTemplate,
     /// The template refused the record.
     #[error("the chat template failed: {reason}")]
@@ -85,9 +97,21 @@ pub enum RecordError {
         /// What the template engine says.
         reason: String,
     },
-    /// Records of the prompt-response format.
-    #[error("prompt-response records are not supported yet, `conversations` or `messages` is needed")]
+    /// A prompt-response record where chat records are read.
+    #[error(
+        "it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` \
+         and `model.data.train_ds.prompt_template`"
+    )]
     PromptResponse,
+    /// A chat record where prompt-response records are read.
+    #[error("it is a chat record, and `model.data.chat=false` is set; set `model.data.chat=true`")]
+    ChatRecord,
+    /// A key of the prompt template that the record lacks.
+    #[error("key `{key}` of the prompt template is missing")]
+    MissingTemplateKey {
+        /// The key.
+        key: String,
+    },
     /// The tokenizer refused the prompt.
     #[error("the prompt cannot be tokenized: {reason}")]
     Tokenize {
@@ -95,8 +119,15 @@ pub enum RecordError {
         reason: String,
     },
     /// A prompt of no tokens.
-    #[error("the prompt has no tokens")]
+    #[error("the prompt has no tokens: its text is empty")]
     EmptyPrompt,
+}
+
+impl RecordError {
+    #[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` takes")]
+    pub(crate) fn tokenize(error: DataError) -> Self {
+        Self::Tokenize { reason: error.to_string() }
+    }
 }
 
 /// One checked record of a data file.
@@ -141,6 +172,8 @@ pub struct ChatRecord {
     pub layout: Option<LabelLayout>,
     /// Every key of the record but `conversations`, as the original reports it.
     pub metadata: Map<String, Value>,
+    /// `conversations` as it stands in the record.
+    pub original: Vec<Value>,
 }
 
 /// A record of OpenAI's format, kept as it is for the chat template.
@@ -187,9 +220,12 @@ impl ChatRecord {
             Some(other) => return Err(RecordError::UnknownType { found: other.into() }),
         };
         if !conversations.iter().any(|turn| turn.from == mask) {
-            return Err(RecordError::MaskRoleAbsent { mask });
+            let mut roles: Vec<String> =
+                conversations.iter().map(|turn| format!("`{}`", turn.from)).take(MAX_ROLES).collect();
+            roles.dedup();
+            return Err(RecordError::MaskRoleAbsent { mask, roles: roles.join(", ") });
         }
-        Ok(Self { system, conversations, mask, layout, metadata: object })
+        Ok(Self { system, conversations, mask, layout, metadata: object, original: turns })
     }
 }
 
@@ -278,13 +314,13 @@ mod tests {
         insta::assert_snapshot!(reason(r#"{"conversations": [{"value": "x"}]}"#), @"key `conversations[0].from` is missing");
         insta::assert_snapshot!(reason(r#"{"conversations": [{"from": "User", "value": null}]}"#), @"key `conversations[0].value` is null, it must be a string");
         insta::assert_snapshot!(reason(r#"{"conversations": [{"from": "User", "value": "x", "label": 4}]}"#), @"key `conversations[0].label` is a number, it must be a string");
-        insta::assert_snapshot!(reason(r#"{"conversations": [{"from": "User", "value": "x"}]}"#), @"key `system` is missing");
+        insta::assert_snapshot!(reason(r#"{"conversations": [{"from": "User", "value": "x"}]}"#), @r#"key `system` is missing, write `"system": ""` for none"#);
         insta::assert_snapshot!(reason(r#"{"system": null, "conversations": [{"from": "User", "value": "x"}]}"#), @"key `system` is null, it must be a string");
         insta::assert_snapshot!(reason(r#"{"system": "", "type": "X", "conversations": [{"from": "User", "value": "x"}]}"#), @"`type` is `X`, it must be null, `VALUE_TO_TEXT` or `TEXT_TO_VALUE`");
-        insta::assert_snapshot!(reason(r#"{"system": "", "conversations": [{"from": "A", "value": "x"}]}"#), @"the `mask` role `User` is not in the conversation");
+        insta::assert_snapshot!(reason(r#"{"system": "", "conversations": [{"from": "A", "value": "x"}]}"#), @"the `mask` role `User` is not in the conversation: set `mask` to the asking one of `A`");
         insta::assert_snapshot!(reason(r#"{"system": ""}"#), @"key `conversations` is missing");
         insta::assert_snapshot!(reason(r#"{"messages": [{"content": "x"}]}"#), @"key `messages[0].role` is missing");
-        insta::assert_snapshot!(reason(r#"{"input": "x", "output": "y"}"#), @"prompt-response records are not supported yet, `conversations` or `messages` is needed");
+        insta::assert_snapshot!(reason(r#"{"input": "x", "output": "y"}"#), @"it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`");
     }
 
     #[test]

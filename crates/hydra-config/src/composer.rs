@@ -2,22 +2,26 @@
 
 use std::collections::HashMap;
 
-use crate::node::join;
+use crate::defaults::{self, ConfigFiles};
+use crate::grammar::expression;
+use crate::nearest::nearest_of;
+use crate::node::split;
+use crate::origin::{Layer, Origin, Origins};
 use crate::overrides::{Override, OverrideKind};
 use crate::resolved::Resolved;
-use crate::{ConfigError, Node, interpolation, overrides, yaml};
+use crate::yaml::Document;
+use crate::{ConfigError, Node, interpolation, overrides, python};
 
 /// A configuration under construction: layers are pushed lowest first.
 #[derive(Clone, Debug)]
 pub struct Composer {
     root: Node,
-    /// Leaf path to the layer that set it last.
-    origins: HashMap<String, String>,
+    origins: Origins,
 }
 
 impl Default for Composer {
     fn default() -> Self {
-        Self { root: Node::empty_map(), origins: HashMap::new() }
+        Self { root: Node::empty_map(), origins: Origins::default() }
     }
 }
 
@@ -32,9 +36,9 @@ impl Composer {
         &self.root
     }
 
-    /// Which layer set a value.
-    pub fn origin(&self, key: &str) -> Option<&str> {
-        self.origins.get(key).map(String::as_str)
+    /// Where the value of a dotted key came from.
+    pub fn origin(&self, key: &str) -> Option<&Origin> {
+        self.origins.get(&split(key))
     }
 
     /// Merges a YAML document over what is there.
@@ -42,26 +46,130 @@ impl Composer {
     /// # Errors
     /// When it is not YAML, or cannot be merged.
     pub fn push_yaml(&mut self, layer: &str, text: &str) -> Result<(), ConfigError> {
-        let mut node = yaml::parse(text, layer)?;
-        check_defaults(&mut node, layer)?;
-        self.push_node(layer, node)
+        self.push_document(layer, Document::parse(text, layer)?, &[])
+    }
+
+    /// Merges a config file and the files of its defaults list over what is there, with the options of config groups
+    /// that the overrides choose. Gives back the overrides that are for values.
+    ///
+    /// # Errors
+    /// When a file is not there or is not YAML, a defaults list or an override of a group does not fit.
+    pub fn push_config(
+        &mut self,
+        files: &dyn ConfigFiles,
+        primary: &str,
+        overrides: Vec<Override>,
+    ) -> Result<Vec<Override>, ConfigError> {
+        let (placed, overrides) = defaults::choose(files, primary, overrides)?;
+        for file in placed {
+            self.push_document(&file.name, file.document, &file.package)?;
+        }
+        Ok(overrides)
     }
 
     /// Merges a tree over what is there.
     ///
     /// # Errors
-    /// When a map would be merged into a list.
+    /// When a map would be merged into a list, or the other way round.
     pub fn push_node(&mut self, layer: &str, node: Node) -> Result<(), ConfigError> {
+        self.push_document(layer, Document { node, lines: HashMap::new() }, &[])
+    }
+
+    /// Merges a document into the tree at `package`.
+    pub(crate) fn push_document(
+        &mut self,
+        name: &str,
+        document: Document,
+        package: &[String],
+    ) -> Result<(), ConfigError> {
+        let layer = Layer::Document { name, lines: &document.lines, depth: package.len() };
+        let mut tree = Node::empty_map();
+        tree.set_at(package, document.node);
+        self.merge_root(tree, layer)
+    }
+
+    /// Merges a YAML document under what is at the dotted key `package`, without some of its dotted keys: what is there
+    /// already wins.
+    ///
+    /// # Errors
+    /// When it is not YAML, or cannot be merged.
+    pub fn push_below(
+        &mut self,
+        layer: &str,
+        text: &str,
+        package: &str,
+        without: &[String],
+    ) -> Result<(), ConfigError> {
+        let mut document = Document::parse(text, layer)?;
+        for key in without {
+            document.node.remove(key);
+        }
+        let package = split(package);
+        let mut below = Self::new();
+        below.push_document(layer, document, &package)?;
+        if let Some(existing) = self.root.at(&package) {
+            let mut tree = Node::empty_map();
+            tree.set_at(&package, existing.clone());
+            below.merge_root(tree, Layer::Merged(&self.origins))?;
+        }
+        if let Some(merged) = below.root.at(&package) {
+            self.root.set_at(&package, merged.clone());
+            self.origins.replace(&package, below.origins);
+        }
+        Ok(())
+    }
+
+    /// Sets the value of a dotted key as a layer of its own.
+    pub fn set(&mut self, origin: &Origin, key: &str, value: Node) {
+        let path = split(key);
+        let layer = Layer::Named(&origin.layer);
+        self.origins.record(&path, &value, layer);
+        self.origins.set_line(&path, origin.line);
+        self.root.set_at(&path, value);
+    }
+
+    /// Merges the value of one dotted key into that of another, and takes it away where it was.
+    ///
+    /// # Errors
+    /// When the two cannot be merged.
+    pub fn move_key(&mut self, from: &str, to: &str) -> Result<(), ConfigError> {
+        let (from, to) = (split(from), split(to));
+        let Some(node) = self.root.remove_at(&from) else { return Ok(()) };
+        let origins = self.origins.take(&from).below(&to);
+        let mut tree = Node::empty_map();
+        tree.set_at(&to, node);
+        self.merge_root(tree, Layer::Merged(&origins))
+    }
+
+    /// Takes away the value of a dotted key.
+    pub fn take(&mut self, key: &str) -> Option<Node> {
+        let path = split(key);
+        self.origins.forget(&path);
+        self.root.remove_at(&path)
+    }
+
+    /// Every value that is no map, in order, with its key and its origin.
+    pub fn entries(&self) -> Vec<(String, &Node, Option<&Origin>)> {
+        self.origins.entries(&self.root)
+    }
+
+    fn merge_root(&mut self, tree: Node, layer: Layer<'_>) -> Result<(), ConfigError> {
         let mut root = self.root.clone();
-        self.merge(&mut root, node, "", layer)?;
+        self.merge(&mut root, tree, &mut Vec::new(), layer)?;
         self.root = root;
         Ok(())
     }
 
-    fn merge(&mut self, base: &mut Node, node: Node, path: &str, layer: &str) -> Result<(), ConfigError> {
-        if let (Node::Str(text), Node::Map(_)) = (&*base, &node)
-            && text.contains("${")
-            && let Ok(target @ Node::Map(_)) = interpolation::resolve_at(&self.root, path, &|_| None)
+    fn merge(
+        &mut self,
+        base: &mut Node,
+        node: Node,
+        path: &mut Vec<String>,
+        layer: Layer<'_>,
+    ) -> Result<(), ConfigError> {
+        if base.has_interpolation()
+            && matches!(node, Node::Map(_))
+            && let Ok(Some(target @ Node::Map(_))) = interpolation::resolve_at(&self.root, path, &|_| None)
         {
             // OmegaConf merges a map into a copy of what the interpolation points at.
             *base = target;
@@ -69,114 +177,153 @@ impl Composer {
         match (&mut *base, node) {
             (Node::Map(map), Node::Map(entries)) => {
                 for (key, value) in entries {
-                    let path = join(path, &key);
-                    self.origins.remove(map.get(&key).map_or("", |_| path.as_str()));
+                    path.push(key);
+                    let key = path.last().cloned().unwrap_or_default();
                     match map.get_mut(&key) {
-                        Some(existing) => self.merge(existing, value, &path, layer)?,
+                        Some(existing) => self.merge(existing, value, path, layer)?,
                         None => {
-                            self.record(&value, &path, layer);
+                            self.origins.record(path, &value, layer);
                             map.insert(key, value);
                         }
                     }
+                    path.pop();
                 }
             }
-            (Node::List(_), Node::Map(_)) | (Node::Map(_), Node::List(_)) => {
-                return Err(ConfigError::Merge { key: path.to_owned(), layer: layer.to_owned() });
+            (existing @ Node::List(_), value @ Node::Map(_))
+            | (existing @ Node::Map(_), value @ Node::List(_)) => {
+                return Err(self.cannot_merge(path, existing, &value, layer));
             }
             (_, value) if value.is_missing() => {}
             (existing, value) => {
-                self.record(&value, path, layer);
+                self.origins.record(path, &value, layer);
                 *existing = value;
             }
         }
         Ok(())
     }
 
-    fn record(&mut self, value: &Node, path: &str, layer: &str) {
-        let below = format!("{path}.");
-        self.origins.retain(|key, _| key != path && !key.starts_with(&below));
-        for leaf in value.leaf_paths() {
-            let leaf = if leaf.is_empty() { path.to_owned() } else { join(path, &leaf) };
-            self.origins.insert(leaf, layer.to_owned());
+    fn cannot_merge(&self, path: &[String], existing: &Node, value: &Node, layer: Layer<'_>) -> ConfigError {
+        ConfigError::Merge {
+            key: path.join("."),
+            value: value.describe(),
+            origin: layer.origin(path).to_string(),
+            existing: existing.describe(),
+            existing_origin: self.origins.get(path).map(ToString::to_string).unwrap_or_default(),
         }
     }
 
-    /// Applies command-line overrides in order, with Hydra's rules for keys that are or are not there.
+    /// Applies command-line overrides in order, with Hydra's rules for keys that are or are not there. Settings of
+    /// Hydra itself are left out where there is no `hydra` in the tree.
     ///
     /// # Errors
     /// When one cannot be read or does not fit the configuration.
     pub fn apply_overrides(&mut self, arguments: &[String]) -> Result<(), ConfigError> {
-        arguments.iter().try_for_each(|argument| self.apply(overrides::parse(argument)?))
+        arguments.iter().try_for_each(|argument| self.apply(&overrides::parse(argument)?))
     }
 
-    fn apply(&mut self, change: Override) -> Result<(), ConfigError> {
-        let layer = format!("command line: {}", change.text);
-        let existing = self.root.get(&change.key);
+    /// Applies one override, as [`Self::apply_overrides`] does.
+    ///
+    /// # Errors
+    /// When it does not fit the configuration.
+    pub fn apply(&mut self, change: &Override) -> Result<(), ConfigError> {
+        if change.is_hydra() && (change.key.contains('/') || self.root.get("hydra").is_none()) {
+            return Ok(());
+        }
+        if change.key.contains('/') || change.package.is_some() {
+            let message =
+                format!("there is no config group `{}` in the folders of the config files", change.key);
+            return Err(ConfigError::Defaults { source_name: change.text.clone(), message });
+        }
+        let path = split(&change.key);
+        if change.kind == OverrideKind::Delete {
+            return self.delete(change, &path);
+        }
         let value = change.value.clone().unwrap_or(Node::Null);
-        let unknown =
-            |key: String| ConfigError::UnknownKey { nearest: self.nearest(&key), key, layer: layer.clone() };
-        match change.kind {
-            OverrideKind::Ignored => return Ok(()),
-            OverrideKind::Delete => return self.delete(&change),
-            OverrideKind::Set if existing.is_none() => return Err(unknown(change.key)),
-            OverrideKind::Add if existing.is_some_and(|node| occupies(node, &value)) => {
-                return Err(ConfigError::KeyExists { key: change.key, text: change.text });
+        check_texts(&value).map_err(|message| ConfigError::Override {
+            text: change.text.clone(),
+            message,
+            quoted: None,
+        })?;
+        let name = format!("command line: {}", change.text);
+        let layer = Layer::Named(&name);
+        let existing = self.root.at(&path);
+        // Maps and lists may be merged over anything.
+        let is_collection = matches!(value, Node::Map(_) | Node::List(_));
+        match (change.kind, existing) {
+            (OverrideKind::Set, None) => return Err(self.unknown(change.key.clone(), &name)),
+            (OverrideKind::Add, _) if self.is_occupied(&path)? && !is_collection => {
+                return Err(ConfigError::KeyExists { key: change.key.clone(), text: change.text.clone() });
             }
-            _ if existing.is_none() && self.is_inside_list(&change.key) => return Err(unknown(change.key)),
+            (_, None) if self.adds_to_list(&path) => return Err(self.unknown(change.key.clone(), &name)),
+            (OverrideKind::Set, Some(base @ Node::Map(_))) => {
+                if let Some(absent) = absent_leaf(base, &value) {
+                    return Err(self.unknown([path.as_slice(), &absent].concat().join("."), &name));
+                }
+            }
             _ => {}
         }
-        if let (OverrideKind::Set, Some(base @ Node::Map(_))) = (change.kind, existing)
-            && matches!(&value, Node::Map(map) if !map.is_empty())
-            && let Some(absent) = value.leaf_paths().into_iter().find(|leaf| base.get(leaf).is_none())
-        {
-            return Err(unknown(join(&change.key, &absent)));
-        }
         match (existing, &value) {
-            (Some(Node::Map(_)), Node::Map(_)) => {
-                let mut tree = Node::empty_map();
-                tree.set(&change.key, value);
-                self.push_node(&layer, tree)
+            (Some(existing @ Node::Map(_)), Node::Map(_)) => {
+                let mut merged = existing.clone();
+                self.merge(&mut merged, value, &mut path.clone(), layer)?;
+                self.root.set_at(&path, merged);
+                Ok(())
             }
-            (Some(Node::Map(_)), Node::List(_)) | (Some(Node::List(_)), Node::Map(_)) => {
-                Err(ConfigError::Merge { key: change.key, layer })
+            (Some(existing @ Node::Map(_)), Node::List(_))
+            | (Some(existing @ Node::List(_)), Node::Map(_)) => {
+                Err(self.cannot_merge(&path, existing, &value, layer))
             }
             _ => {
-                self.record(&value, &change.key, &layer);
-                self.root.set(&change.key, value);
+                self.origins.record(&path, &value, layer);
+                self.root.set_at(&path, value);
                 Ok(())
             }
         }
     }
 
-    /// Whether a key would be a new element of a list, which Hydra refuses.
-    fn is_inside_list(&self, key: &str) -> bool {
-        key.match_indices('.').any(|(at, _)| matches!(self.root.get(&key[..at]), Some(Node::List(_))))
+    fn unknown(&self, key: String, origin: &str) -> ConfigError {
+        ConfigError::UnknownKey { nearest: self.nearest(&key), key, origin: origin.to_owned() }
     }
 
-    fn delete(&mut self, change: &Override) -> Result<(), ConfigError> {
+    /// Whether `+key=value` must refuse: null and `???` are nothing. References that lead nowhere fail.
+    fn is_occupied(&self, path: &[String]) -> Result<bool, ConfigError> {
+        let existing = interpolation::raw_at(&self.root, path).map_err(|error| self.with_origin(error))?;
+        Ok(existing.is_some_and(|node| node != Node::Null))
+    }
+
+    /// Whether a key would be a new element of a list, which Hydra refuses.
+    fn adds_to_list(&self, path: &[String]) -> bool {
+        (0..path.len()).any(|len| {
+            let parent = self.root.at(&path[..len]);
+            matches!(parent, Some(list @ Node::List(_)) if list.child(&path[len]).is_none())
+        })
+    }
+
+    fn delete(&mut self, change: &Override, path: &[String]) -> Result<(), ConfigError> {
         let error = |message: String| Err(ConfigError::Delete { text: change.text.clone(), message });
-        let Some(node) = self.root.get(&change.key) else {
+        if self.root.at(path).is_none() {
             return error(format!("there is no key `{}`", change.key));
-        };
-        // Hydra looks at the value that the key stands for, and takes null and `???` for nothing.
-        let node =
-            interpolation::resolve_at(&self.root, &change.key, &|_| None).unwrap_or_else(|_| node.clone());
-        if matches!(node, Node::Null) || node.is_missing() {
-            return error(format!("the value of `{}` is null or `???`", change.key));
         }
-        if self.is_inside_list(&change.key) {
+        // Hydra looks at the value that the key stands for, and takes null and `???` for nothing.
+        let existing = interpolation::raw_at(&self.root, path).map_err(|error| self.with_origin(error))?;
+        let Some(existing) = existing.filter(|existing| *existing != Node::Null) else {
+            return error(format!("the value of `{}` is null or `???`", change.key));
+        };
+        if matches!(self.root.at(&path[..path.len() - 1]), Some(Node::List(_))) {
             return error(format!("`{}` is an element of a list", change.key));
         }
         let is_wanted = match &change.value {
             None | Some(Node::Null) => true,
-            Some(value) => equals(&node, value),
+            Some(value) => {
+                let resolved = interpolation::resolve_at(&self.root, path, &|_| None).ok().flatten();
+                python::equal(resolved.as_ref().unwrap_or(&existing), value)
+            }
         };
         if !is_wanted {
-            return error(format!("the value of `{}` is another", change.key));
+            return error(format!("the value of `{}` is {}", change.key, existing.describe()));
         }
-        self.root.remove(&change.key);
-        let below = format!("{}.", change.key);
-        self.origins.retain(|key, _| *key != change.key && !key.starts_with(&below));
+        self.root.remove_at(path);
+        self.origins.forget(path);
         Ok(())
     }
 
@@ -185,12 +332,18 @@ impl Composer {
         nearest_of(key, self.root.leaf_paths().iter().map(String::as_str))
     }
 
-    /// The value of one key, with its interpolations resolved and the others left alone.
+    /// The value of one dotted key, with its interpolations resolved and the others left alone; `None` when there is
+    /// no such key.
     ///
     /// # Errors
-    /// When there is no such key, or an interpolation leads nowhere or in a circle.
-    pub fn resolve_at(&self, key: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Node, ConfigError> {
-        interpolation::resolve_at(&self.root, key, env)
+    /// When an interpolation leads nowhere or in a circle.
+    pub fn resolve_at(
+        &self,
+        key: &str,
+        env: &dyn Fn(&str) -> Option<String>,
+    ) -> Result<Option<Node>, ConfigError> {
+        let value = interpolation::resolve_at(&self.root, &split(key), env);
+        value.map_err(|error| self.with_origin(error))
     }
 
     /// Resolves all interpolations. `env` answers `${oc.env:NAME}`.
@@ -198,128 +351,42 @@ impl Composer {
     /// # Errors
     /// When an interpolation leads nowhere or in a circle.
     pub fn resolve(&self, env: &dyn Fn(&str) -> Option<String>) -> Result<Resolved, ConfigError> {
-        Ok(Resolved::new(interpolation::resolve_tree(&self.root, env)?, self.origins.clone()))
+        let node = interpolation::resolve_tree(&self.root, env).map_err(|error| self.with_origin(error))?;
+        Ok(Resolved::new(node, self.origins.clone()))
     }
-}
 
-/// Whether `+key=value` must refuse: null and `???` are nothing, and maps and lists may be merged over anything.
-fn occupies(existing: &Node, value: &Node) -> bool {
-    !matches!(value, Node::Map(_) | Node::List(_))
-        && !matches!(existing, Node::Null)
-        && !existing.is_missing()
-}
-
-/// Equality as Python has it: `1`, `1.0` and `true` are equal.
-fn equals(left: &Node, right: &Node) -> bool {
-    let number =
-        |node: &Node| node.as_f64().or_else(|| node.as_bool().map(|value| f64::from(u8::from(value))));
-    match (left, right) {
-        (Node::List(left), Node::List(right)) => {
-            left.len() == right.len() && left.iter().zip(right).all(|(left, right)| equals(left, right))
-        }
-        (Node::Map(left), Node::Map(right)) => {
-            left.len() == right.len()
-                && left.iter().all(|(key, value)| right.get(key).is_some_and(|other| equals(value, other)))
-        }
-        _ => match (number(left), number(right)) {
-            (Some(left), Some(right)) => left == right,
-            _ => left == right,
-        },
-    }
-}
-
-/// The candidate most like `key`, if any is near enough to be what was meant.
-pub(crate) fn nearest_of<'a>(key: &str, candidates: impl Iterator<Item = &'a str>) -> Option<String> {
-    fn split(path: &str) -> (&str, &str) {
-        path.rsplit_once('.').unwrap_or(("", path))
-    }
-    let score = |candidate: &str| {
-        let ((parent, last), (candidate_parent, candidate_last)) = (split(key), split(candidate));
-        if parent == candidate_parent {
-            strsim::jaro_winkler(last, candidate_last)
-        } else if last == candidate_last {
-            0.9
-        } else {
-            strsim::jaro_winkler(key, candidate) - 0.1
-        }
-    };
-    candidates
-        .map(|candidate| (score(candidate), candidate))
-        .filter(|(score, _)| *score > 0.8)
-        .max_by(|left, right| left.0.total_cmp(&right.0))
-        .map(|(_, candidate)| candidate.to_owned())
-}
-
-/// Drops a `defaults` list that composes nothing; refuses any other.
-fn check_defaults(node: &mut Node, layer: &str) -> Result<(), ConfigError> {
-    let Some(defaults) = node.remove("defaults") else { return Ok(()) };
-    for entry in defaults.as_list().unwrap_or_default() {
-        let composes_nothing = match entry {
-            Node::Str(text) => text == "_self_",
-            Node::Map(map) => {
-                map.iter().all(|(key, value)| key.starts_with("optional ") && *value == Node::Null)
+    fn with_origin(&self, error: ConfigError) -> ConfigError {
+        match error {
+            ConfigError::Interpolation { key, expression, message, .. } => {
+                let origin = self.origin(&key).map(ToString::to_string);
+                ConfigError::Interpolation { key, expression, origin, message }
             }
-            _ => false,
-        };
-        if !composes_nothing {
-            let entry = entry.to_yaml().trim().to_owned();
-            return Err(ConfigError::Defaults { source_name: layer.to_owned(), entry });
+            other => other,
         }
     }
-    Ok(())
+}
+
+/// The first path of a map literal that the map it is for does not have.
+fn absent_leaf(base: &Node, value: &Node) -> Option<Vec<String>> {
+    let Node::Map(map) = value else { return None };
+    map.iter().find_map(|(key, value)| match base.child(key) {
+        None => Some(vec![key.clone()]),
+        Some(child @ Node::Map(_)) => {
+            absent_leaf(child, value).map(|path| [vec![key.clone()], path].concat())
+        }
+        Some(_) => None,
+    })
+}
+
+/// What OmegaConf would refuse to take up: a text whose interpolation cannot be read.
+fn check_texts(value: &Node) -> Result<(), String> {
+    match value {
+        Node::Str(text) if value.has_interpolation() => expression::parse_text(text).map(|_| ()),
+        Node::List(list) => list.iter().try_for_each(check_texts),
+        Node::Map(map) => map.values().try_for_each(check_texts),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const BASE: &str = "trainer: {devices: 8, precision: bf16}\nmodel:\n  data: {file: ???, list: [1, 2]}\n  max: ${trainer.devices}\n";
-
-    fn compose(overrides: &[&str]) -> Result<Composer, ConfigError> {
-        let mut composer = Composer::new();
-        composer.push_yaml("built-in defaults", BASE)?;
-        composer.apply_overrides(&overrides.iter().map(|&text| text.to_owned()).collect::<Vec<_>>())?;
-        Ok(composer)
-    }
-
-    #[test]
-    fn overrides_set_add_and_delete() {
-        let composer = compose(&[
-            "trainer.devices=1",
-            "++model.x.y=2",
-            "+model.z={a:1}",
-            "~model.data.list",
-            "model.data={file:f}",
-        ])
-        .unwrap();
-        assert_eq!(composer.node().get("trainer.devices"), Some(&Node::Int(1)));
-        assert_eq!(composer.node().get("model.x.y"), Some(&Node::Int(2)));
-        assert_eq!(composer.node().get("model.z.a"), Some(&Node::Int(1)));
-        assert_eq!(composer.node().get("model.data.list"), None);
-        assert_eq!(composer.origin("trainer.devices"), Some("command line: trainer.devices=1"));
-        assert_eq!(composer.origin("trainer.precision"), Some("built-in defaults"));
-    }
-
-    #[test]
-    fn refusals_name_the_key() {
-        let message = |text: &str| compose(&[text]).unwrap_err().to_string();
-        insta::assert_snapshot!(message("trainer.device=1"), @"unknown key `trainer.device` (command line: trainer.device=1), did you mean `trainer.devices`?; to add a new key, write `++trainer.device=…`");
-        insta::assert_snapshot!(message("+trainer.devices=1"), @"`+trainer.devices=1` would add a key that exists; write `trainer.devices=…` or `++trainer.devices=…`");
-        insta::assert_snapshot!(message("~nope"), @"cannot delete with `~nope`: there is no key `nope`");
-        insta::assert_snapshot!(message("model.data={nope:1}"), @"unknown key `model.data.nope` (command line: model.data={nope:1}); to add a new key, write `++model.data.nope=…`");
-    }
-
-    #[test]
-    fn merging_follows_omegaconf() {
-        let mut composer = compose(&["model.data.file=x"]).unwrap();
-        composer.push_yaml("later", "model: {data: {file: ???, list: [3]}, max: {a: 1}}\n").unwrap();
-        assert_eq!(composer.node().get("model.data.file"), Some(&Node::from("x")));
-        assert_eq!(composer.node().get("model.data.list"), Some(&Node::List(vec![Node::Int(3)])));
-        assert_eq!(composer.origin("model.max.a"), Some("later"));
-        assert!(composer.push_yaml("bad", "model: {data: {list: {a: 1}}}\n").is_err());
-        assert!(
-            composer.push_yaml("groups", "defaults:\n- optional tp_overlap@model.ub:\n- _self_\n").is_ok()
-        );
-        assert!(composer.push_yaml("groups", "defaults:\n- db: mysql\n").is_err());
-    }
-}
+mod tests;

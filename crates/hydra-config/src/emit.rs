@@ -4,7 +4,7 @@
 
 use indexmap::IndexMap;
 
-use crate::{Node, scalar};
+use crate::{Node, python, scalar};
 
 /// PyYAML's `best_width`: a line is broken at the first space past it.
 const WIDTH: usize = 80;
@@ -294,33 +294,15 @@ fn escape(c: char) -> Option<String> {
 }
 
 /// A float as PyYAML prints it: Python's `repr`, with a point before an exponent.
-pub(crate) fn float(value: f64) -> String {
+fn float(value: f64) -> String {
     if value.is_nan() {
         return ".nan".to_owned();
     }
     if value.is_infinite() {
         return if value > 0.0 { ".inf" } else { "-.inf" }.to_owned();
     }
-    let text = python_float(value);
+    let text = python::float(value);
     if text.contains('.') { text } else { text.replacen('e', ".0e", 1) }
-}
-
-/// A float as Python's `str` prints it: the shortest digits that read back the same.
-pub(crate) fn python_float(value: f64) -> String {
-    if value.is_nan() {
-        return "nan".to_owned();
-    }
-    if value.is_infinite() {
-        return if value > 0.0 { "inf" } else { "-inf" }.to_owned();
-    }
-    let scientific = format!("{value:e}");
-    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or(0);
-    if (-4..16).contains(&exponent) {
-        let plain = value.to_string();
-        return if plain.contains('.') { plain } else { format!("{plain}.0") };
-    }
-    format!("{mantissa}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
 }
 
 #[cfg(test)]

@@ -22,16 +22,16 @@ pub enum ConfigError {
         text: String,
         /// What is wrong.
         message: String,
-        /// The argument with its value quoted, where that would make it a string.
+        /// The argument with its value quoted, where that is all it needs.
         quoted: Option<String>,
     },
     /// A key that no layer has.
-    #[error("unknown key `{key}` ({layer}){}; to add a new key, write `++{key}=…`", nearest_hint(nearest))]
+    #[error("unknown key `{key}` ({origin}){}; to add a new key, write `++{key}=…`", nearest_hint(nearest))]
     UnknownKey {
         /// The key.
         key: String,
         /// Who set it.
-        layer: String,
+        origin: String,
         /// The known key that looks most like it.
         nearest: Option<String>,
     },
@@ -52,33 +52,41 @@ pub enum ConfigError {
         message: String,
     },
     /// Values that cannot be merged.
-    #[error("cannot merge a map with a list at `{key}` ({layer})")]
+    #[error("cannot merge {value} ({origin}) with {existing} ({existing_origin}) at `{key}`")]
     Merge {
         /// The key.
         key: String,
-        /// The layer that brings the other kind.
-        layer: String,
+        /// The new value.
+        value: String,
+        /// Who brings it.
+        origin: String,
+        /// The value that is there.
+        existing: String,
+        /// Who set that.
+        existing_origin: String,
     },
     /// An interpolation that leads nowhere.
-    #[error("cannot resolve `{expression}` at `{key}`: {message}")]
+    #[error("cannot resolve `{expression}` at `{key}`{}: {message}", in_brackets(origin))]
     Interpolation {
         /// The key whose value asks.
         key: String,
         /// The expression.
         expression: String,
+        /// The layer that asks, where it is known.
+        origin: Option<String>,
         /// What is wrong.
         message: String,
     },
     /// A mandatory value that was not given.
-    #[error("`{key}` must be given (it is `???` in {layer})")]
+    #[error("`{key}` must be given: it is `???` ({origin}); write `{key}=…`")]
     Missing {
         /// The key.
         key: String,
         /// The layer that asks for it.
-        layer: String,
+        origin: String,
     },
     /// A value of the wrong type.
-    #[error("`{key}` must be {expected}, found {actual} (set by {layer})")]
+    #[error("`{key}` must be {expected}, found {actual} ({origin})")]
     WrongType {
         /// The key.
         key: String,
@@ -87,15 +95,21 @@ pub enum ConfigError {
         /// What was found.
         actual: String,
         /// The layer that set it.
-        layer: String,
+        origin: String,
     },
-    /// A defaults list that this program does not compose.
-    #[error("{source_name}: cannot compose `{entry}` of the defaults list: config groups are not supported")]
+    /// A key that must be there.
+    #[error("`{key}` is missing; write `++{key}=…`")]
+    MissingKey {
+        /// The key.
+        key: String,
+    },
+    /// A defaults list, or a config group, that cannot be composed.
+    #[error("{source_name}: {message}")]
     Defaults {
-        /// The document.
+        /// The document, or the argument.
         source_name: String,
-        /// The entry.
-        entry: String,
+        /// What is wrong.
+        message: String,
     },
     /// A tree that does not fit the type it is read into.
     #[error("{message}")]
@@ -105,11 +119,33 @@ pub enum ConfigError {
     },
 }
 
+impl ConfigError {
+    /// The layer, or the document, that the value or the text at fault came from, where it is known.
+    pub fn source_layer(&self) -> Option<&str> {
+        match self {
+            Self::Yaml { source_name, .. } | Self::Defaults { source_name, .. } => Some(source_name),
+            Self::UnknownKey { origin, .. }
+            | Self::Merge { origin, .. }
+            | Self::Missing { origin, .. }
+            | Self::WrongType { origin, .. } => Some(origin),
+            Self::Interpolation { origin, .. } => origin.as_deref(),
+            Self::Override { text, .. } | Self::KeyExists { text, .. } | Self::Delete { text, .. } => {
+                Some(text)
+            }
+            Self::MissingKey { .. } | Self::Extract { .. } => None,
+        }
+    }
+}
+
 fn quoted_hint(quoted: &Option<String>) -> String {
     quoted.as_ref().map_or_else(String::new, |quoted| {
         // In a shell, a single quote inside single quotes is written outside of them.
-        format!("; to pass it as a string, write '{}'", quoted.replace('\'', r"'\''"))
+        format!("; in the shell write '{}'", quoted.replace('\'', r"'\''"))
     })
+}
+
+fn in_brackets(origin: &Option<String>) -> String {
+    origin.as_ref().map_or_else(String::new, |origin| format!(" ({origin})"))
 }
 
 fn nearest_hint(nearest: &Option<String>) -> String {

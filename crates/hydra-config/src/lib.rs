@@ -3,16 +3,24 @@
 //! It knows nothing about models, files of checkpoints or the program's own keys.
 
 mod composer;
+mod defaults;
 mod emit;
 mod error;
+mod grammar;
 mod interpolation;
+mod nearest;
 mod node;
+mod origin;
 pub mod overrides;
+mod python;
 mod resolved;
+mod resolvers;
 mod scalar;
 pub mod yaml;
 
 pub use composer::Composer;
+pub use defaults::ConfigFiles;
 pub use error::ConfigError;
 pub use node::Node;
+pub use origin::Origin;
 pub use resolved::Resolved;

@@ -39,49 +39,17 @@ impl Node {
 
     /// The value at a dotted path; list elements by their index. The empty path is the node itself.
     pub fn get(&self, path: &str) -> Option<&Self> {
-        if path.is_empty() {
-            return Some(self);
-        }
-        path.split('.').try_fold(self, |node, key| match node {
-            Self::Map(map) => map.get(key),
-            Self::List(list) => list.get(key.parse::<usize>().ok()?),
-            _ => None,
-        })
+        self.at(&split(path))
     }
 
     /// Sets the value at a dotted path. Maps on the way are made; anything else there is replaced by a map.
     pub fn set(&mut self, path: &str, value: Self) {
-        let (key, rest) = path.split_once('.').map_or((path, None), |(key, rest)| (key, Some(rest)));
-        if let (Self::List(list), Ok(index)) = (&mut *self, key.parse::<usize>())
-            && let Some(element) = list.get_mut(index)
-        {
-            match rest {
-                Some(rest) => element.set(rest, value),
-                None => *element = value,
-            }
-            return;
-        }
-        if !matches!(self, Self::Map(_)) {
-            *self = Self::empty_map();
-        }
-        if let Self::Map(map) = self {
-            match rest {
-                Some(rest) => map.entry(key.to_owned()).or_insert_with(Self::empty_map).set(rest, value),
-                None => {
-                    map.insert(key.to_owned(), value);
-                }
-            }
-        }
+        self.set_at(&split(path), value);
     }
 
     /// Removes and returns the value at a dotted path.
     pub fn remove(&mut self, path: &str) -> Option<Self> {
-        let (key, rest) = path.split_once('.').map_or((path, None), |(key, rest)| (key, Some(rest)));
-        let Self::Map(map) = self else { return None };
-        match rest {
-            Some(rest) => map.get_mut(key)?.remove(rest),
-            None => map.shift_remove(key),
-        }
+        self.remove_at(&split(path))
     }
 
     /// The string, if it is one.
@@ -123,14 +91,95 @@ impl Node {
         self.as_str() == Some(MISSING)
     }
 
+    /// The value at a path of keys, which may have dots in them.
+    pub(crate) fn at(&self, path: &[String]) -> Option<&Self> {
+        path.iter().try_fold(self, |node, key| node.child(key))
+    }
+
+    /// The value of a key, or the element at an index.
+    pub(crate) fn child(&self, key: &str) -> Option<&Self> {
+        match self {
+            Self::Map(map) => map.get(key),
+            Self::List(list) => list.get(key.parse::<usize>().ok()?),
+            _ => None,
+        }
+    }
+
+    /// Sets the value at a path of keys; maps on the way are made.
+    pub(crate) fn set_at(&mut self, path: &[String], value: Self) {
+        let Some((key, rest)) = path.split_first() else {
+            *self = value;
+            return;
+        };
+        if let (Self::List(list), Ok(index)) = (&mut *self, key.parse::<usize>())
+            && let Some(element) = list.get_mut(index)
+        {
+            return element.set_at(rest, value);
+        }
+        if !matches!(self, Self::Map(_)) {
+            *self = Self::empty_map();
+        }
+        if let Self::Map(map) = self {
+            map.entry(key.clone()).or_insert_with(Self::empty_map).set_at(rest, value);
+        }
+    }
+
+    /// Removes and returns the value at a path of keys.
+    pub(crate) fn remove_at(&mut self, path: &[String]) -> Option<Self> {
+        let (key, rest) = path.split_first()?;
+        let Self::Map(map) = self else { return None };
+        if rest.is_empty() { map.shift_remove(key) } else { map.get_mut(key)?.remove_at(rest) }
+    }
+
+    /// The paths of all values that are neither maps nor lists, and of empty ones, in order.
+    pub(crate) fn leaves(&self) -> Vec<(Vec<String>, &Self)> {
+        fn walk<'a>(node: &'a Node, path: &mut Vec<String>, leaves: &mut Vec<(Vec<String>, &'a Node)>) {
+            let mut descend = |key: String, value: &'a Node| {
+                path.push(key);
+                walk(value, path, leaves);
+                path.pop();
+            };
+            match node {
+                Node::Map(map) if !map.is_empty() => {
+                    map.iter().for_each(|(key, value)| descend(key.clone(), value));
+                }
+                Node::List(list) if !list.is_empty() => {
+                    list.iter().enumerate().for_each(|(index, value)| descend(index.to_string(), value));
+                }
+                _ => leaves.push((path.clone(), node)),
+            }
+        }
+        let mut leaves = Vec::new();
+        walk(self, &mut Vec::new(), &mut leaves);
+        leaves
+    }
+
+    /// Whether it is a text with an interpolation.
+    pub(crate) fn has_interpolation(&self) -> bool {
+        matches!(self, Self::Str(text) if text.contains("${"))
+    }
+
+    /// The value as a message shows it.
+    pub fn describe(&self) -> String {
+        match self {
+            Self::Null => "null".to_owned(),
+            Self::Bool(value) => value.to_string(),
+            Self::Int(value) => format!("the whole number {value}"),
+            Self::Float(value) => format!("the number {}", crate::python::float(*value)),
+            Self::Str(text) => format!("the text `{text}`"),
+            Self::List(_) => "a list".to_owned(),
+            Self::Map(_) => "a map".to_owned(),
+        }
+    }
+
     /// What kind of value this is, for messages.
     pub fn type_name(&self) -> &'static str {
         match self {
             Self::Null => "null",
             Self::Bool(_) => "boolean",
-            Self::Int(_) => "integer",
+            Self::Int(_) => "whole number",
             Self::Float(_) => "number",
-            Self::Str(_) => "string",
+            Self::Str(_) => "text",
             Self::List(_) => "list",
             Self::Map(_) => "map",
         }
@@ -161,6 +210,11 @@ impl Node {
         T::deserialize(self)
             .map_err(|error: serde::de::value::Error| ConfigError::Extract { message: error.to_string() })
     }
+}
+
+/// The keys of a dotted path; none of the empty one.
+pub(crate) fn split(path: &str) -> Vec<String> {
+    if path.is_empty() { Vec::new() } else { path.split('.').map(str::to_owned).collect() }
 }
 
 /// `path.key`, or `key` at the root.

@@ -1,7 +1,7 @@
 //! What a plain YAML scalar means to OmegaConf: YAML 1.1 as PyYAML's safe loader reads it, with OmegaConf's own
 //! rule for floats beside PyYAML's and without timestamps; and which texts PyYAML's dumper must quote.
 
-use crate::Node;
+use crate::{Node, python};
 
 /// The value of a plain (unquoted) scalar; `Err` says why OmegaConf refuses it.
 pub(crate) fn resolve(text: &str) -> Result<Node, String> {
@@ -45,8 +45,8 @@ pub(crate) fn needs_quotes(text: &str) -> bool {
         || is_integer(text)
         || is_pyyaml_float(text)
         || is_timestamp(text)
-        || python_int(text).is_some()
-        || python_float(text).is_some()
+        || python::parse_int(text).is_some()
+        || python::parse_float(text).is_some()
 }
 
 fn split_sign(text: &str) -> (bool, &str) {
@@ -188,22 +188,6 @@ pub(crate) fn float(text: &str) -> Option<f64> {
         _ => digits.split(':').try_fold(0.0, |sum, part| Some(sum * 60.0 + part.parse::<f64>().ok()?))?,
     };
     Some(if negative { -value } else { value })
-}
-
-/// What Python's `int(text)` gives, for ASCII digits.
-pub(crate) fn python_int(text: &str) -> Option<i64> {
-    let text = text.trim();
-    is_grouped(split_sign(text).1).then(|| text.replace('_', "").parse().ok()).flatten()
-}
-
-/// What Python's `float(text)` gives, for ASCII digits.
-pub(crate) fn python_float(text: &str) -> Option<f64> {
-    let text = text.trim();
-    // Rust reads the same words and forms; underscores are what it does not know.
-    let well_grouped = text.split('_').collect::<Vec<_>>().windows(2).all(|pair| {
-        pair[0].ends_with(|c: char| c.is_ascii_digit()) && pair[1].starts_with(|c: char| c.is_ascii_digit())
-    });
-    well_grouped.then(|| text.replace('_', "").parse().ok()).flatten()
 }
 
 /// YAML 1.1 timestamps, which PyYAML's dumper quotes although OmegaConf's loader does not read them.

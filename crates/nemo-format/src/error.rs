@@ -52,8 +52,10 @@ pub enum FormatError {
         reason: String,
     },
     /// An archive member that could write or read outside the checkpoint.
-    #[error("archive member `{member}` at byte {offset_bytes} is refused: {reason}")]
+    #[error("member `{member}` of `{file}`, at byte {offset_bytes}, is refused: {reason}")]
     RefusedMember {
+        /// The archive or folder.
+        file: String,
         /// The member's name as it stands in the archive.
         member: String,
         /// Where its header starts.
@@ -63,9 +65,11 @@ pub enum FormatError {
     },
     /// The archive ends inside a member.
     #[error(
-        "archive member `{member}` at byte {offset_bytes} is cut off: it needs {expected_bytes} bytes, {actual_bytes} are left"
+        "member `{member}` of `{file}`, at byte {offset_bytes}, is cut off: it needs {expected_bytes} bytes, {actual_bytes} are left; copy the file again"
     )]
     Truncated {
+        /// The archive.
+        file: String,
         /// The member's name.
         member: String,
         /// Where its content starts.

@@ -293,8 +293,10 @@ mod tests {
     #[test]
     fn what_cannot_be_opened_says_why() {
         let error = |spec| open(spec).err().unwrap();
-        insta::assert_snapshot!(error(json!({"library": "tiktoken", "vocab_file": "nemo:v.json"})), @"tokenizer library `tiktoken` with type `` is not supported: use `sentencepiece`, `huggingface` with a tokenizer.json inside the checkpoint, or `megatron` with `GPT2BPETokenizer`");
-        insta::assert_snapshot!(error(json!({"library": "huggingface", "type": "meta-llama/Llama-3"})), @"tokenizer library `huggingface` with type `meta-llama/Llama-3` is not supported: use `sentencepiece`, `huggingface` with a tokenizer.json inside the checkpoint, or `megatron` with `GPT2BPETokenizer`");
+        insta::assert_snapshot!(error(json!({"library": "byte-level"})), @"tokenizer library `byte-level` with type `` is not supported: the checkpoint's `tokenizer.library` must be `sentencepiece`, `huggingface`, `tiktoken`, or `megatron` with type `GPTSentencePieceTokenizer` or `GPT2BPETokenizer`");
+        insta::assert_snapshot!(error(json!({"library": "megatron", "type": "BertWordPieceCase"})), @"tokenizer library `megatron` with type `BertWordPieceCase` is not supported: the checkpoint's `tokenizer.library` must be `sentencepiece`, `huggingface`, `tiktoken`, or `megatron` with type `GPTSentencePieceTokenizer` or `GPT2BPETokenizer`");
+        insta::assert_snapshot!(error(json!({"library": "tiktoken"})), @"tokenizer library `tiktoken` needs the key `tokenizer.vocab_file`");
+        insta::assert_snapshot!(error(json!({"library": "huggingface", "type": "meta-llama/Llama-3"})), @"the checkpoint has no tokenizer files of `meta-llama/Llama-3`: put them in with `cargo xtask convert-checkpoint --input CHECKPOINT --output NEW.nemo --tokenizer FOLDER`, or name the folder with `++model.tokenizer.type=FOLDER`");
         insta::assert_snapshot!(error(json!({"library": "sentencepiece"})), @"tokenizer library `sentencepiece` needs the key `tokenizer.model`");
         insta::assert_snapshot!(error(json!({"library": "sentencepiece", "model": "/gone.model"})), @"cannot read the tokenizer file `/gone.model`");
         insta::assert_snapshot!(error(json!({"library": "sentencepiece", "model": "nemo:llama_bpe.model", "sentencepiece_legacy": false, "special_tokens": ["[EOS]"]})), @"tokenizer key `special_tokens`: special tokens can only be added with `sentencepiece_legacy: true`");

@@ -3,10 +3,16 @@
 //! [`open_tokenizer`] picks the implementation from the checkpoint's `tokenizer:` section. Files are read through a
 //! closure, so nothing here knows what an archive is. Nothing here downloads.
 
+#[cfg(test)]
+mod golden;
+mod hash;
 pub mod huggingface;
+mod merge;
 pub mod sentencepiece;
+mod slow_llama;
 mod spec;
 mod stream;
+pub mod tiktoken;
 mod trie;
 
 pub use spec::{ReadArtifact, SpecialTokensSpec, TokenizerSpec, open_tokenizer};

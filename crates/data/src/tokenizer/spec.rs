@@ -9,7 +9,12 @@ use serde::{Deserialize, Serialize};
 use super::Tokenizer;
 use super::huggingface::HuggingFaceTokenizer;
 use super::sentencepiece::{SentencePieceModel, SentencePieceTokenizer};
+use super::slow_llama::{SlowFiles, SlowLlamaTokenizer, content_of};
+use super::tiktoken::TiktokenTokenizer;
 use crate::DataError;
+
+/// The tag of a SentencePiece model's first field. Llama 3 folders can hold a tiktoken list under the same name.
+const PROTO_PIECES_TAG: u8 = 0x0a;
 
 /// `tokenizer.special_tokens`: names to tokens, or tokens alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -56,25 +61,69 @@ pub struct TokenizerSpec {
     pub merge_file: Option<String>,
     /// NeMo's older SentencePiece wrapper; absent means the default of the library.
     pub sentencepiece_legacy: Option<bool>,
-    /// Accepted and without effect: there is one implementation.
+    /// With a folder that has both files: `tokenizer.json` if true, else `tokenizer.model`.
     pub use_fast: Option<bool>,
     /// Special tokens by role, or a list of added tokens.
     pub special_tokens: Option<SpecialTokensSpec>,
     /// Added tokens without a role.
     pub additional_special_tokens: Option<Vec<String>>,
-    /// The chat template, if the tokenizer carries one. Only a Jinja string is used.
+    /// The chat template, if the tokenizer carries one: Jinja source, or a list of named ones.
     pub chat_template: Option<serde_json::Value>,
 }
 
 impl TokenizerSpec {
     /// The chat template as Jinja source.
     pub fn jinja_template(&self) -> Option<&str> {
-        self.chat_template.as_ref().and_then(serde_json::Value::as_str)
+        use serde_json::Value;
+        match self.chat_template.as_ref()? {
+            Value::String(source) => Some(source),
+            Value::Array(named) => {
+                let is_default =
+                    |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
+                named.iter().find(is_default)?.get("template")?.as_str()
+            }
+            _ => None,
+        }
     }
 
     /// The token of a role, such as `bos_token`, as text.
     pub fn special_token(&self, role: &str) -> Option<&str> {
         self.special_tokens.as_ref().and_then(|tokens| tokens.named(role))
+    }
+}
+
+impl TokenizerSpec {
+    /// Takes the special tokens and the chat template that are not set from the JSON files of the folder that `type`
+    /// names, where they can be read.
+    ///
+    /// # Errors
+    /// When one of the files is damaged.
+    pub fn with_folder_files(mut self, read_artifact: &ReadArtifact<'_>) -> Result<Self, DataError> {
+        let (Some("huggingface"), None, Some(folder)) = (self.library.as_deref(), &self.model, &self.kind)
+        else {
+            return Ok(self);
+        };
+        let config = read_optional_json(&format!("{folder}/tokenizer_config.json"), read_artifact)?;
+        let map = read_optional_json(&format!("{folder}/special_tokens_map.json"), read_artifact)?;
+        let mut roles = match self.special_tokens.take() {
+            Some(SpecialTokensSpec::Named(roles)) => roles,
+            Some(list) => {
+                self.special_tokens = Some(list);
+                return Ok(self);
+            }
+            None => serde_json::Map::new(),
+        };
+        for role in ["bos_token", "eos_token", "unk_token", "pad_token"] {
+            let token = [config.get(role), map.get(role)].into_iter().flatten().find_map(content_of);
+            if let Some(token) = token.filter(|_| !roles.contains_key(role)) {
+                roles.insert(role.into(), token.into());
+            }
+        }
+        self.special_tokens = (!roles.is_empty()).then_some(SpecialTokensSpec::Named(roles));
+        if self.chat_template.is_none() {
+            self.chat_template = config.get("chat_template").cloned();
+        }
+        Ok(self)
     }
 }
 
@@ -103,17 +152,83 @@ pub fn open_tokenizer(
             let (reference, merges) = read(spec, "merge_file", spec.merge_file.as_deref(), read_artifact)?;
             Ok(Box::new(HuggingFaceTokenizer::from_gpt2_files(&reference, &vocab, &merges)?))
         }
-        ("huggingface", _) => {
-            let named = [spec.model.as_deref(), spec.kind.as_deref()].into_iter().flatten();
-            let reference = named.into_iter().find(|reference| reference.ends_with(".json"));
-            let Some(reference) = reference else {
-                return Err(DataError::UnsupportedTokenizer { library: library.into(), kind: kind.into() });
-            };
-            let (reference, json) = read(spec, "model", Some(reference), read_artifact)?;
-            Ok(Box::new(HuggingFaceTokenizer::from_json(&reference, &json, spec)?))
+        ("huggingface", _) => open_huggingface(spec, read_artifact),
+        ("tiktoken", _) => {
+            let (reference, json) = read(spec, "vocab_file", spec.vocab_file.as_deref(), read_artifact)?;
+            Ok(Box::new(TiktokenTokenizer::from_json(&reference, &json, spec)?))
         }
         _ => Err(DataError::UnsupportedTokenizer { library: library.into(), kind: kind.into() }),
     }
+}
+
+/// `model` names the file; without it `type` may be a folder whose files are in the checkpoint.
+fn open_huggingface(
+    spec: &TokenizerSpec,
+    read_artifact: &ReadArtifact<'_>,
+) -> Result<Box<dyn Tokenizer>, DataError> {
+    let named = [spec.model.as_deref(), spec.kind.as_deref()].into_iter().flatten();
+    let named = named.into_iter().find(|name| name.ends_with(".json") || name.ends_with(".model"));
+    if let Some(reference) = named {
+        let (reference, bytes) = read(spec, "model", Some(reference), read_artifact)?;
+        let is_proto = reference.ends_with(".model");
+        return if is_proto {
+            open_slow_llama(spec, &reference, &bytes, read_artifact)
+        } else {
+            Ok(Box::new(HuggingFaceTokenizer::from_json(&reference, &bytes, spec)?))
+        };
+    }
+    let folder = spec.kind.clone().unwrap_or_default();
+    // The slow tokenizer is the original's default wherever its file is there.
+    let names = if spec.use_fast == Some(true) {
+        ["tokenizer.json", "tokenizer.model"]
+    } else {
+        ["tokenizer.model", "tokenizer.json"]
+    };
+    for name in names {
+        let reference = format!("{folder}/{name}");
+        match read_artifact(&reference) {
+            Ok(bytes) if name.ends_with(".model") && bytes.first() == Some(&PROTO_PIECES_TAG) => {
+                return open_slow_llama(spec, &reference, &bytes, read_artifact);
+            }
+            Ok(bytes) if name.ends_with(".json") => {
+                return Ok(Box::new(HuggingFaceTokenizer::from_json(&reference, &bytes, spec)?));
+            }
+            _ => {}
+        }
+    }
+    Err(DataError::NoHuggingFaceFiles { name: folder })
+}
+
+fn open_slow_llama(
+    spec: &TokenizerSpec,
+    reference: &str,
+    bytes: &[u8],
+    read_artifact: &ReadArtifact<'_>,
+) -> Result<Box<dyn Tokenizer>, DataError> {
+    let model = SentencePieceModel::from_bytes(reference, bytes)?;
+    let folder = reference.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let beside = |name: &str| {
+        let reference = if folder.is_empty() { format!("nemo:{name}") } else { format!("{folder}/{name}") };
+        read_optional_json(&reference, read_artifact)
+    };
+    let files = SlowFiles {
+        config: beside("tokenizer_config.json")?,
+        special_tokens_map: beside("special_tokens_map.json")?,
+        added_tokens: beside("added_tokens.json")?,
+    };
+    Ok(Box::new(SlowLlamaTokenizer::new(model, &files, spec)))
+}
+
+/// An object in a file that may be absent.
+fn read_optional_json(
+    reference: &str,
+    read_artifact: &ReadArtifact<'_>,
+) -> Result<serde_json::Map<String, serde_json::Value>, DataError> {
+    let Ok(bytes) = read_artifact(reference) else { return Ok(serde_json::Map::new()) };
+    serde_json::from_slice(&bytes).map_err(|error| DataError::BadTokenizerFile {
+        reference: reference.into(),
+        reason: error.to_string(),
+    })
 }
 
 fn open_sentencepiece(

@@ -37,7 +37,8 @@ fn walk(archive: &mut Archive, folder: &Path, prefix: &str, depth: usize) -> Res
         } else {
             // Opening a pipe would wait for ever.
             let reason = "only files and folders are allowed";
-            return Err(FormatError::RefusedMember { member: name, offset_bytes: 0, reason });
+            let file = folder.display().to_string();
+            return Err(FormatError::RefusedMember { file, member: name, offset_bytes: 0, reason });
         }
     }
     Ok(())

@@ -69,8 +69,8 @@ impl<'a> Walker<'a> {
             let name = fields.path.unwrap_or_else(|| header.name.clone());
             let size_bytes = fields.size_bytes.unwrap_or(header.size_bytes);
             let refused = |reason| {
-                let (member, offset_bytes) = (name.clone(), header_at as u64);
-                FormatError::RefusedMember { member, offset_bytes, reason }
+                let (file, member) = (self.file.to_owned(), name.clone());
+                FormatError::RefusedMember { file, member, offset_bytes: header_at as u64, reason }
             };
             match header.kind {
                 Kind::Link => return Err(refused("links are not allowed")),
@@ -112,6 +112,7 @@ impl<'a> Walker<'a> {
                 None => "(the first file)".to_owned(),
             };
             return Err(FormatError::Truncated {
+                file: self.file.to_owned(),
                 member: self.next.path.clone().unwrap_or_else(after),
                 offset_bytes: self.at as u64,
                 expected_bytes: BLOCK_BYTES as u64,
@@ -134,6 +135,7 @@ impl<'a> Walker<'a> {
         let rest_bytes = (self.bytes.len() - self.at) as u64;
         if size_bytes > rest_bytes {
             return Err(FormatError::Truncated {
+                file: self.file.to_owned(),
                 member: name.to_owned(),
                 offset_bytes: self.at as u64,
                 expected_bytes: size_bytes,

@@ -17,12 +17,13 @@ use proto::{ModelProto, PieceKind, TrainerSpec};
 pub use wrapper::SentencePieceTokenizer;
 
 use super::SpecialTokens;
+use super::hash::VocabMap;
 use super::huggingface::byte_of_piece;
 use super::trie::Trie;
 use crate::DataError;
 
 /// What stands for a space inside pieces.
-const SPACE_SYMBOL: &str = "\u{2581}";
+pub(crate) const SPACE_SYMBOL: &str = "\u{2581}";
 /// `TrainerSpec.model_type` of BPE; the default is Unigram.
 const MODEL_TYPE_UNIGRAM: i32 = 1;
 const MODEL_TYPE_BPE: i32 = 2;
@@ -45,10 +46,10 @@ enum Algorithm {
 pub struct SentencePieceModel {
     pieces: Vec<PieceEntry>,
     // Normal, user-defined and unused pieces: what segmentation can produce.
-    piece_ids: HashMap<String, u32>,
+    piece_ids: VocabMap<String, u32>,
     piece_trie: Trie,
     // Unknown, control and byte pieces, looked up first.
-    reserved_ids: HashMap<String, u32>,
+    reserved_ids: VocabMap<String, u32>,
     user_symbols: Trie,
     byte_ids: Option<Vec<u32>>,
     unk_id: u32,
@@ -139,25 +140,35 @@ impl SentencePieceModel {
     /// # Errors
     /// When an id is not in the vocabulary.
     pub fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
+        let pieces = ids.iter().map(|&id| self.piece(id).map(|piece| (piece.text.as_str(), piece.kind)));
+        Ok(self.join(pieces.collect::<Result<Vec<_>, _>>()?.into_iter()))
+    }
+
+    /// Pieces to text; what is no piece stands for itself.
+    pub(crate) fn decode_pieces(&self, pieces: &[&str]) -> String {
+        self.join(pieces.iter().map(|&text| (text, self.kind(self.piece_to_id(text)))))
+    }
+
+    fn join<'a>(&self, pieces: impl Iterator<Item = (&'a str, PieceKind)>) -> String {
         let drops_space = self.normalizer.add_dummy_prefix || self.normalizer.remove_extra_whitespaces;
         let mut text = String::new();
         let mut bytes = Vec::new();
         let mut at_start = true;
         let mut dropped_space = false;
-        for &id in ids {
-            let piece = self.piece(id)?;
-            if let Some(byte) = byte_of_piece(&piece.text).filter(|_| piece.kind == PieceKind::Byte) {
+        for (piece, kind) in pieces {
+            if let Some(byte) = byte_of_piece(piece).filter(|_| kind == PieceKind::Byte) {
                 bytes.push(byte);
                 continue;
             }
             push_bytes_lossy(&mut text, &mut bytes);
             at_start &= !dropped_space && text.is_empty();
             dropped_space = false;
-            match piece.kind {
+            match kind {
                 PieceKind::Control => {}
-                PieceKind::Unknown => text.push_str(&self.unk_surface),
+                PieceKind::Unknown if piece == self.unk_piece() => text.push_str(&self.unk_surface),
+                PieceKind::Unknown => text.push_str(piece),
                 _ => {
-                    let mut surface = piece.text.as_str();
+                    let mut surface = piece;
                     if at_start
                         && drops_space
                         && let Some(rest) = surface.strip_prefix(SPACE_SYMBOL)
@@ -171,7 +182,13 @@ impl SentencePieceModel {
             }
         }
         push_bytes_lossy(&mut text, &mut bytes);
-        Ok(text)
+        text
+    }
+
+    /// The same model with nothing put in front of a text.
+    pub(crate) fn without_dummy_prefix(mut self) -> Self {
+        self.normalizer.add_dummy_prefix = false;
+        self
     }
 
     /// The bytes of one token in the middle of a text; a control symbol gives its own name.
@@ -190,8 +207,12 @@ impl SentencePieceModel {
 
     /// The id of a piece by its text; the unknown id if there is none.
     pub fn piece_to_id(&self, piece: &str) -> u32 {
-        let found = self.reserved_ids.get(piece).or_else(|| self.piece_ids.get(piece));
-        found.copied().unwrap_or(self.unk_id)
+        self.find_piece(piece).unwrap_or(self.unk_id)
+    }
+
+    /// The id of a piece by its text.
+    pub(crate) fn find_piece(&self, piece: &str) -> Option<u32> {
+        self.reserved_ids.get(piece).or_else(|| self.piece_ids.get(piece)).copied()
     }
 
     /// Number of pieces.
@@ -202,6 +223,15 @@ impl SentencePieceModel {
     /// The special ids that the model itself names.
     pub fn special(&self) -> &SpecialTokens {
         &self.special
+    }
+
+    fn unk_piece(&self) -> &str {
+        self.pieces.get(self.unk_id as usize).map_or("", |piece| &piece.text)
+    }
+
+    /// The text of a piece, spaces as `▁`.
+    pub(crate) fn piece_text(&self, id: u32) -> Result<&str, DataError> {
+        Ok(&self.piece(id)?.text)
     }
 
     fn piece(&self, id: u32) -> Result<&PieceEntry, DataError> {
@@ -221,8 +251,8 @@ impl SentencePieceModel {
 /// The tables that `InitializePieces` of the C++ library fills.
 #[derive(Default)]
 struct PieceIndex {
-    piece_ids: HashMap<String, u32>,
-    reserved_ids: HashMap<String, u32>,
+    piece_ids: VocabMap<String, u32>,
+    reserved_ids: VocabMap<String, u32>,
     user_symbols: Vec<u32>,
     unk_id: Option<u32>,
     byte_ids: HashMap<u8, u32>,

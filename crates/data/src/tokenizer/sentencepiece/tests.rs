@@ -14,11 +14,6 @@ fn fixture(name: &str) -> Vec<u8> {
     std::fs::read(root.join(name)).unwrap()
 }
 
-fn golden(name: &str) -> Vec<u8> {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-    zstd::decode_all(&std::fs::read(path).unwrap()[..]).unwrap()
-}
-
 fn json_fixture(name: &str) -> Value {
     serde_json::from_slice(&fixture(name)).unwrap()
 }
@@ -95,29 +90,6 @@ fn equals_nemos_wrapper() {
 }
 
 #[test]
-fn equals_the_library_on_the_generated_strings() {
-    let golden: Value = serde_json::from_slice(&golden("sentencepiece.json.zst")).unwrap();
-    let texts: Vec<String> = serde_json::from_value(golden["texts"].clone()).unwrap();
-    let mut num_checks = 0;
-    for (name, case) in golden["models"].as_object().unwrap() {
-        let bytes = match name.as_str() {
-            "llama_bpe" | "nemo_bpe_extra" => fixture(&format!("{name}.model")),
-            _ => self::golden(&format!("{name}.model.zst")),
-        };
-        let model = SentencePieceModel::from_bytes(name, &bytes).unwrap();
-        let rows = texts.iter().zip(case["ids"].as_array().unwrap()).zip(case["decoded"].as_array().unwrap());
-        for ((text, expected_ids), decoded) in rows {
-            let expected_ids = ids(expected_ids);
-            assert_eq!(model.encode(text), expected_ids, "{name} {text:?}");
-            let expected_text = decoded.as_str().unwrap_or(text);
-            assert_eq!(model.decode(&expected_ids).unwrap(), expected_text, "{name} {text:?}");
-            num_checks += 1;
-        }
-    }
-    assert_eq!(num_checks as u64, golden["num_checks"].as_u64().unwrap());
-}
-
-#[test]
 fn token_bytes_join_to_the_text() {
     let model = model("nemo_bpe_extra.model");
     for text in ["x Hello  world", "<extra_id_1>User\n今日は 😀", "tab\tx\u{0}é"] {
@@ -182,7 +154,7 @@ proptest! {
 
     #[test]
     fn damaged_bytes_never_panic(position in 0usize..6000, byte in any::<u8>(), text in "\\PC{0,20}") {
-        let mut bytes = golden("nmt_unigram.model.zst");
+        let mut bytes = crate::tokenizer::golden::packed_model("nmt_unigram");
         // The character map is at the end of the file, the pieces at its start.
         for position in [position, bytes.len() - 1 - position] {
             bytes[position] = byte;

@@ -27,10 +27,10 @@ fn every_flavour_of_tar_is_read() {
 
 #[test]
 fn what_leaves_the_checkpoint_is_refused() {
-    insta::assert_snapshot!(names("reject_absolute.nemo").unwrap_err(), @"archive member `/tmp/escape_abs.txt` at byte 8704 is refused: absolute names are not allowed");
-    insta::assert_snapshot!(names("reject_parent_dir.nemo").unwrap_err(), @"archive member `./../escape.txt` at byte 8704 is refused: `..` leaves the checkpoint");
-    insta::assert_snapshot!(names("reject_symlink.nemo").unwrap_err(), @"archive member `./link` at byte 8704 is refused: links are not allowed");
-    insta::assert_snapshot!(names("truncated.nemo").unwrap_err(), @"archive member `(the first file)` at byte 2500 is cut off: it needs 512 bytes, 0 are left");
+    insta::assert_snapshot!(names("reject_absolute.nemo").unwrap_err(), @"member `/tmp/escape_abs.txt` of `…/reject_absolute.nemo`, at byte 8704, is refused: absolute names are not allowed");
+    insta::assert_snapshot!(names("reject_parent_dir.nemo").unwrap_err(), @"member `./../escape.txt` of `…/reject_parent_dir.nemo`, at byte 8704, is refused: `..` leaves the checkpoint");
+    insta::assert_snapshot!(names("reject_symlink.nemo").unwrap_err(), @"member `./link` of `…/reject_symlink.nemo`, at byte 8704, is refused: links are not allowed");
+    insta::assert_snapshot!(names("truncated.nemo").unwrap_err(), @"member `(the first file)` of `…/truncated.nemo`, at byte 2500, is cut off: it needs 512 bytes, 0 are left; copy the file again");
 }
 
 /// A header with the right checksum.
@@ -52,19 +52,19 @@ fn error(bytes: &[u8]) -> String {
 #[test]
 fn errors_name_the_member_and_the_place() {
     let kind = |kind| header(|header| header.set_entry_type(kind));
-    insta::assert_snapshot!(error(&kind(tar::EntryType::Link)), @"archive member `model_weights/file` at byte 0 is refused: links are not allowed");
-    insta::assert_snapshot!(error(&kind(tar::EntryType::Char)), @"archive member `model_weights/file` at byte 0 is refused: only files and folders are allowed");
-    insta::assert_snapshot!(error(&kind(tar::EntryType::Fifo)), @"archive member `model_weights/file` at byte 0 is refused: only files and folders are allowed");
-    insta::assert_snapshot!(error(&kind(tar::EntryType::GNUSparse)), @"archive member `model_weights/file` at byte 0 is refused: sparse files are not allowed");
+    insta::assert_snapshot!(error(&kind(tar::EntryType::Link)), @"member `model_weights/file` of `t`, at byte 0, is refused: links are not allowed");
+    insta::assert_snapshot!(error(&kind(tar::EntryType::Char)), @"member `model_weights/file` of `t`, at byte 0, is refused: only files and folders are allowed");
+    insta::assert_snapshot!(error(&kind(tar::EntryType::Fifo)), @"member `model_weights/file` of `t`, at byte 0, is refused: only files and folders are allowed");
+    insta::assert_snapshot!(error(&kind(tar::EntryType::GNUSparse)), @"member `model_weights/file` of `t`, at byte 0, is refused: sparse files are not allowed");
     let file = header(|header| header.set_size(1000));
-    insta::assert_snapshot!(error(&[&file[..], &[0; 100]].concat()), @"archive member `model_weights/file` at byte 512 is cut off: it needs 1000 bytes, 100 are left");
-    insta::assert_snapshot!(error(&[&file[..], &[0; 1024], &file[..300]].concat()), @"archive member `(the one after model_weights/file)` at byte 1536 is cut off: it needs 512 bytes, 300 are left");
+    insta::assert_snapshot!(error(&[&file[..], &[0; 100]].concat()), @"member `model_weights/file` of `t`, at byte 512, is cut off: it needs 1000 bytes, 100 are left; copy the file again");
+    insta::assert_snapshot!(error(&[&file[..], &[0; 1024], &file[..300]].concat()), @"member `(the one after model_weights/file)` of `t`, at byte 1536, is cut off: it needs 512 bytes, 300 are left; copy the file again");
     insta::assert_snapshot!(error(&[&file[..], &[0; 1024], &[7; 512]].concat()), @"`t` is damaged at byte 1536: tar header (after `model_weights/file`): its checksum is not a number");
     let mut long = header(|header| {
         header.set_entry_type(tar::EntryType::XHeader);
         header.set_size(1 << 40);
     });
-    insta::assert_snapshot!(error(&long), @"archive member `model_weights/file` at byte 0 is refused: a header of this size describes no file");
+    insta::assert_snapshot!(error(&long), @"member `model_weights/file` of `t`, at byte 0, is refused: a header of this size describes no file");
     long.truncate(257);
     insta::assert_snapshot!(error(&long), @"`t` is damaged at byte 0: it is not a tar archive");
 }
@@ -72,7 +72,7 @@ fn errors_name_the_member_and_the_place() {
 #[test]
 fn sizes_beyond_octal_are_read() {
     let mut block = header(|header| header.set_size(1 << 40));
-    insta::assert_snapshot!(error(&block), @"archive member `model_weights/file` at byte 512 is cut off: it needs 1099511627776 bytes, 0 are left");
+    insta::assert_snapshot!(error(&block), @"member `model_weights/file` of `t`, at byte 512, is cut off: it needs 1099511627776 bytes, 0 are left; copy the file again");
     block.extend(header(|_| {}));
     assert!(members(&block, "t").is_err());
 }

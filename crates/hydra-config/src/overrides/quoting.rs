@@ -1,0 +1,86 @@
+//! The quoted form of a value that Hydra does not read as it was typed: what a shell left after eating the quotes.
+
+use super::parse_value;
+use crate::Node;
+
+/// The value with quotes where they are needed, if that is all it needs.
+pub(super) fn repaired(value: &str) -> Option<String> {
+    let value = value.trim_matches([' ', '\t']);
+    // A sweep is well formed; quoting it is not what it needs.
+    if value.is_empty() || is_sweep(value) || is_call(value) {
+        return None;
+    }
+    repaired_element(value)
+}
+
+fn is_sweep(value: &str) -> bool {
+    matches!(super::value::parse(value), Ok(super::value::Element::Sweep(_)))
+}
+
+/// Whether it is a function that Hydra has: then its arguments are wrong, not its quotes.
+fn is_call(value: &str) -> bool {
+    value.split_once('(').is_some_and(|(name, _)| super::functions::NAMES.contains(&name.trim_end()))
+}
+
+fn repaired_element(value: &str) -> Option<String> {
+    if parse_value(value).is_ok() && !value.is_empty() {
+        return Some(value.to_owned());
+    }
+    let inner = |open, close| value.strip_prefix(open).and_then(|rest| rest.strip_suffix(close));
+    let parts = if let Some(inner) = inner('[', ']') {
+        let items: Option<Vec<_>> =
+            split(inner).iter().map(|item| repaired_element(item.trim_matches([' ', '\t']))).collect();
+        items.map(|items| format!("[{}]", items.join(",")))
+    } else if let Some(inner) = inner('{', '}') {
+        let entry = |entry: &&str| {
+            let (key, value) = entry.split_once(':')?;
+            Some(format!("{}:{}", key.trim(), repaired_element(value.trim_matches([' ', '\t']))?))
+        };
+        let entries: Option<Vec<_>> = split(inner).iter().map(entry).collect();
+        entries.map(|entries| format!("{{{}}}", entries.join(",")))
+    } else {
+        None
+    };
+    parts.filter(|parts| parse_value(parts).is_ok()).or_else(|| {
+        let quoted = quoted(value);
+        (!value.is_empty() && parse_value(&quoted) == Ok(Node::from(value))).then_some(quoted)
+    })
+}
+
+/// The items between commas that are outside of quotes and brackets.
+fn split(text: &str) -> Vec<&str> {
+    let (mut depth, mut quote, mut start) = (0_usize, None, 0);
+    let mut items = Vec::new();
+    for (at, c) in text.char_indices() {
+        match (quote, c) {
+            (Some(open), c) if c == open => quote = None,
+            (Some(_), _) => {}
+            (None, '"' | '\'') => quote = Some(c),
+            (None, '[' | '{') => depth += 1,
+            (None, ']' | '}') => depth = depth.saturating_sub(1),
+            (None, ',') if depth == 0 => {
+                items.push(&text[start..at]);
+                start = at + 1;
+            }
+            _ => {}
+        }
+    }
+    items.push(&text[start..]);
+    items
+}
+
+/// Double quotes around a text: backslashes count only before a quote.
+fn quoted(value: &str) -> String {
+    let mut out = String::from("\"");
+    let mut num_backslashes = 0;
+    for c in value.chars() {
+        if c == '"' {
+            out.extend(std::iter::repeat_n('\\', num_backslashes + 1));
+        }
+        num_backslashes = if c == '\\' { num_backslashes + 1 } else { 0 };
+        out.push(c);
+    }
+    out.extend(std::iter::repeat_n('\\', num_backslashes));
+    out.push('"');
+    out
+}
