@@ -104,7 +104,7 @@ def measure_transformers(gguf, work_dir, threads, rounds, measures):
         say(peer, "decode", tokens_per_s=DECODE_TOKENS / (many - one))
     if "bulk" in measures:
         rows = [token_ids(tokenizer.encode, PROMPT_TOKENS, shift) for shift in range(NUM_PROMPTS)]
-        seconds = best_seconds(1, lambda: generate(model, rows, NEW_TOKENS))
+        seconds = best_seconds(rounds, lambda: generate(model, rows, NEW_TOKENS))
         say(peer, "bulk", tokens_per_s=NUM_PROMPTS * NEW_TOKENS / seconds)
 
 
@@ -228,7 +228,7 @@ def measure_llama_cpp(gguf, work_dir, threads, rounds, measures):
         say(peer, "decode", tokens_per_s=DECODE_TOKENS / (many - one))
     if "bulk" in measures:
         batched = LlamaBatches(llama, NUM_PROMPTS, threads)
-        seconds = best_seconds(1, lambda: batched.generate(short, NEW_TOKENS))
+        seconds = best_seconds(rounds, lambda: batched.generate(short, NEW_TOKENS))
         say(peer, "bulk", tokens_per_s=NUM_PROMPTS * NEW_TOKENS / seconds)
 
 
