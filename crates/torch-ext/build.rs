@@ -1,6 +1,7 @@
-//! Lets this crate's own tests find libtorch; see `docs/ARCHITECTURE.md`, "libtorch".
+//! Lets this crate's own tests find libtorch and, with feature `cuda`, compiles the C++ shim; see
+//! `docs/ARCHITECTURE.md`, "libtorch".
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 fn main() {
     println!("cargo::rerun-if-env-changed=LIBTORCH");
@@ -9,7 +10,54 @@ fn main() {
         return;
     };
     match libtorch.join("lib").canonicalize() {
-        Ok(lib) => println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display()),
+        Ok(lib) => {
+            println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
+            compile_shim(&libtorch, &lib);
+        }
         Err(error) => println!("cargo::error=`{}`: {error}; run `cargo xtask setup`", libtorch.display()),
     }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn compile_shim(_libtorch: &Path, _lib: &Path) {}
+
+#[cfg(feature = "cuda")]
+fn compile_shim(libtorch: &Path, lib: &Path) {
+    println!("cargo::rerun-if-env-changed=CUDA_HOME");
+    println!("cargo::rerun-if-changed=csrc");
+    let Some(cuda_include) = cuda_include(libtorch) else {
+        println!(
+            "cargo::error=the CUDA headers are missing: run `cargo xtask setup --cuda` or set CUDA_HOME"
+        );
+        return;
+    };
+    let include = libtorch.join("include");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++20")
+        .files(["csrc/guard.cpp", "csrc/cuda.cpp"])
+        // As system headers, so that only the shim's own warnings are shown.
+        .flag("-isystem")
+        .flag(&include)
+        .flag("-isystem")
+        .flag(include.join("torch/csrc/api/include"))
+        .flag("-isystem")
+        .flag(&cuda_include)
+        .compile("torch_ext_shim");
+    println!("cargo::rustc-link-search=native={}", lib.display());
+    for library in ["torch_cuda", "c10_cuda", "torch_cpu", "c10"] {
+        println!("cargo::rustc-link-lib=dylib={library}");
+    }
+    // The libraries of CUDA behind libtorch_cuda are found when the program starts; the linker need not see them.
+    println!("cargo::rustc-link-arg=-Wl,--allow-shlib-undefined");
+}
+
+/// The headers beside the libtorch of `cargo xtask setup --cuda`, or those of an installed toolkit.
+#[cfg(feature = "cuda")]
+fn cuda_include(libtorch: &Path) -> Option<PathBuf> {
+    let beside = libtorch.parent().map(|home| home.join("nvidia/cu13/include"));
+    let installed = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("include"));
+    let usual = Some(PathBuf::from("/usr/local/cuda/include"));
+    // The last header that the wheels bring: `cuda_runtime_api.h` alone does not compile.
+    [beside, installed, usual].into_iter().flatten().find(|dir| dir.join("crt/host_config.h").is_file())
 }

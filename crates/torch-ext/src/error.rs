@@ -1,6 +1,8 @@
-//! Errors of kernels and of libtorch calls.
+//! Errors of kernels, of the GPU and of libtorch calls.
 
-/// An error of a kernel or of a libtorch call.
+use std::path::PathBuf;
+
+/// An error of a kernel, of the GPU or of a libtorch call.
 #[derive(Debug, thiserror::Error)]
 pub enum ExtError {
     /// A tensor that a kernel cannot take.
@@ -22,10 +24,149 @@ pub enum ExtError {
         #[source]
         source: std::io::Error,
     },
+    /// A GPU gives no more memory.
+    #[error("the GPU is out of memory{}", memory_facts(*.asked_bytes, *.free_bytes))]
+    DeviceOutOfMemory {
+        /// What was asked for, if that is known; libtorch rounds it to a hundredth of its unit.
+        asked_bytes: Option<u64>,
+        /// What was free then, if that is known.
+        free_bytes: Option<u64>,
+    },
+    /// The CUDA driver, NVRTC or libtorch's CUDA half refused.
+    #[error("`{call}` failed: {reason}")]
+    Cuda {
+        /// What was called.
+        call: &'static str,
+        /// Its own words.
+        reason: String,
+    },
+    /// A GPU that is not there.
+    #[error("there is no GPU {index}: {count} can be used")]
+    NoDevice {
+        /// The GPU that was asked for.
+        index: usize,
+        /// How many there are.
+        count: usize,
+    },
+    /// A shared library that cannot be opened.
+    #[error("cannot open `{name}`: {reason}; {help}")]
+    Library {
+        /// Its name.
+        name: &'static str,
+        /// The system's reason.
+        reason: String,
+        /// What to do about it.
+        help: &'static str,
+    },
+    /// CUDA source that does not compile.
+    #[error("kernels `{program}` do not compile for {arch}:\n{log}")]
+    Compile {
+        /// The program.
+        program: &'static str,
+        /// The architecture it was compiled for.
+        arch: String,
+        /// The compiler's words.
+        log: String,
+    },
+    /// Arguments that do not fit a kernel's parameters.
+    #[error("kernel `{kernel}`: {reason}")]
+    BadLaunch {
+        /// The kernel.
+        kernel: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A file that cannot be read or written.
+    #[error("cannot {action} `{}`", .path.display())]
+    File {
+        /// What was tried: `read`, `write`.
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// The system starts no more threads.
     #[error("cannot start the kernel threads")]
     Threads(#[source] std::io::Error),
     /// libtorch refused.
     #[error(transparent)]
-    Torch(#[from] tch::TchError),
+    Torch(tch::TchError),
+}
+
+impl From<tch::TchError> for ExtError {
+    /// libtorch says by text alone that a GPU's memory is used up.
+    fn from(error: tch::TchError) -> Self {
+        match &error {
+            tch::TchError::Torch(text) if text.contains("CUDA out of memory") => Self::device_memory(text),
+            _ => Self::Torch(error),
+        }
+    }
+}
+
+impl ExtError {
+    /// Whether a GPU's memory is used up, so that a smaller request may succeed.
+    pub fn is_device_out_of_memory(&self) -> bool {
+        matches!(self, Self::DeviceOutOfMemory { .. })
+    }
+
+    /// The error that libtorch words so: `CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of
+    /// 79.11 GiB of which 1.53 GiB is free. ..`
+    pub(crate) fn device_memory(text: &str) -> Self {
+        Self::DeviceOutOfMemory {
+            asked_bytes: size_after(text, "Tried to allocate "),
+            free_bytes: size_after(text, "of which "),
+        }
+    }
+}
+
+/// The size that stands after `label`, as libtorch writes sizes.
+fn size_after(text: &str, label: &str) -> Option<u64> {
+    let (_, rest) = text.split_once(label)?;
+    let mut words = rest.split_whitespace();
+    let number: f64 = words.next()?.parse().ok()?;
+    let unit_bytes = match words.next()?.trim_end_matches(['.', ',']) {
+        "bytes" => 1.0,
+        "KiB" => 1024.0,
+        "MiB" => 1024.0 * 1024.0,
+        "GiB" => 1024.0 * 1024.0 * 1024.0,
+        _ => return None,
+    };
+    Some((number * unit_bytes) as u64)
+}
+
+fn memory_facts(asked_bytes: Option<u64>, free_bytes: Option<u64>) -> String {
+    let facts = [
+        asked_bytes.map(|bytes| format!("{bytes} bytes asked for")),
+        free_bytes.map(|bytes| format!("{bytes} free")),
+    ];
+    let facts: Vec<String> = facts.into_iter().flatten().collect();
+    if facts.is_empty() { String::new() } else { format!(": {}", facts.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expect: &str) {
+        let error = ExtError::from(tch::TchError::Torch(text.to_owned()));
+        assert!(error.is_device_out_of_memory(), "{error}");
+        assert_eq!(error.to_string(), expect);
+    }
+
+    #[test]
+    fn a_gpu_out_of_memory_is_an_error_of_its_own() {
+        check(
+            "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 79.11 GiB of which 512.00 MiB is free. Process 1 has",
+            "the GPU is out of memory: 2684354560 bytes asked for, 536870912 free",
+        );
+        check(
+            "CUDA out of memory. Tried to allocate 20 bytes.",
+            "the GPU is out of memory: 20 bytes asked for",
+        );
+        check("CUDA out of memory", "the GPU is out of memory");
+        let other = ExtError::from(tch::TchError::Torch("shapes differ".to_owned()));
+        assert!(!other.is_device_out_of_memory());
+    }
 }

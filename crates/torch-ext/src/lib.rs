@@ -1,8 +1,10 @@
-//! What libtorch has and `tch` does not expose, and the project's own CPU kernels.
+//! What libtorch has and `tch` does not expose, and the project's own CPU and CUDA kernels.
 //!
 //! The only crate with `unsafe` code (one mmap in `nemo-format` apart). It knows nothing of models or sampling.
 
 pub mod cpu;
+#[cfg(feature = "nvrtc")]
+pub mod cuda;
 mod error;
 pub mod view;
 

@@ -1,0 +1,61 @@
+//! The C++ shim (`crates/torch-ext/csrc/cuda.cpp`) as Rust sees it, and its codes as errors.
+#![expect(unsafe_code, reason = "the shim has a C interface")]
+
+use std::ffi::{CStr, c_char, c_void};
+
+use super::driver::Handle;
+use crate::ExtError;
+
+/// A stream as libtorch names it, and the driver's handle of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(super) struct TeStream {
+    pub(super) id: i64,
+    pub(super) device_idx: i64,
+    pub(super) handle: Handle,
+}
+
+/// The arguments of flash attention that are not tensors.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(super) struct TeVarlen {
+    pub(super) max_q: i64,
+    pub(super) max_k: i64,
+    pub(super) scale: f64,
+    pub(super) is_causal: i32,
+}
+
+unsafe extern "C" {
+    fn te_last_error() -> *const c_char;
+    pub(super) fn te_cuda_set_device(device_idx: i64) -> i32;
+    pub(super) fn te_cuda_new_stream(device_idx: i64, out: *mut TeStream) -> i32;
+    pub(super) fn te_cuda_current_stream(device_idx: i64, out: *mut TeStream) -> i32;
+    pub(super) fn te_cuda_set_current_stream(stream: *const TeStream) -> i32;
+    pub(super) fn te_cuda_empty_cache() -> i32;
+    pub(super) fn te_cuda_graph_pool(out: *mut u64) -> i32;
+    pub(super) fn te_cuda_graph_begin(pool: *const u64, out: *mut *mut c_void) -> i32;
+    pub(super) fn te_cuda_graph_end(graph: *mut c_void, exec: *mut Handle) -> i32;
+    pub(super) fn te_cuda_graph_free(graph: *mut c_void) -> i32;
+    pub(super) fn te_blas_set_invariant(invariant: i32) -> i32;
+    pub(super) fn te_flash_varlen(
+        tensors: *const *const c_void,
+        varlen: *const TeVarlen,
+        out: *mut *mut c_void,
+    ) -> i32;
+}
+
+const OK: i32 = 0;
+const OUT_OF_MEMORY: i32 = 2;
+
+/// Turns a code of the shim into an error.
+pub(super) fn check(call: &'static str, code: i32) -> Result<(), ExtError> {
+    if code == OK {
+        return Ok(());
+    }
+    // SAFETY: the shim keeps the text per thread until its next call, and it ends with 0.
+    let reason = unsafe { CStr::from_ptr(te_last_error()) }.to_string_lossy().into_owned();
+    if code == OUT_OF_MEMORY {
+        return Err(ExtError::device_memory(&reason));
+    }
+    Err(ExtError::Cuda { call, reason })
+}

@@ -1,0 +1,42 @@
+//! The GPU: what tch does not expose of libtorch's CUDA half, and the project's own CUDA kernels.
+//!
+//! Feature `nvrtc` compiles kernels and needs no GPU; feature `cuda` adds everything that runs on one. Tensors and their
+//! operations stay tch's. The driver and NVRTC are opened when they are first used.
+
+mod cache;
+pub mod nvrtc;
+
+#[cfg(feature = "cuda")]
+mod arg;
+#[cfg(feature = "cuda")]
+pub mod blas;
+#[cfg(feature = "cuda")]
+mod device;
+#[cfg(feature = "cuda")]
+mod driver;
+#[cfg(feature = "cuda")]
+mod event;
+#[cfg(feature = "cuda")]
+mod ffi;
+#[cfg(feature = "cuda")]
+pub mod flash;
+#[cfg(feature = "cuda")]
+mod graph;
+#[cfg(feature = "cuda")]
+mod module;
+#[cfg(feature = "cuda")]
+mod pinned;
+#[cfg(feature = "cuda")]
+mod stream;
+
+pub use nvrtc::{Arch, Program};
+#[cfg(feature = "cuda")]
+pub use {
+    arg::Arg,
+    device::{Device, device_count},
+    event::Event,
+    graph::{Graph, GraphPool},
+    module::{Kernel, KernelUse, Launch, Module},
+    pinned::PinnedBuffer,
+    stream::{CurrentStream, Stream},
+};
