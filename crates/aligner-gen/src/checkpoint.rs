@@ -118,6 +118,11 @@ impl TokenTable {
         Ok(Self { bytes: bytes.exit_with(ExitStatus::Checkpoint)? })
     }
 
+    /// A table for a model without a tokenizer: no token has bytes.
+    pub(crate) fn unknown() -> Self {
+        Self { bytes: Vec::new() }
+    }
+
     /// The raw text of a response: bytes that are no text become U+FFFD.
     pub(crate) fn text(&self, ids: &[u32]) -> String {
         let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.bytes(id)).copied().collect();
@@ -128,12 +133,5 @@ impl TokenTable {
 impl TokenBytes for TokenTable {
     fn bytes(&self, id: u32) -> &[u8] {
         self.bytes.get(id as usize).map_or(&[], Vec::as_slice)
-    }
-}
-
-#[cfg(test)]
-impl TokenTable {
-    pub(crate) fn empty() -> Self {
-        Self { bytes: Vec::new() }
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench::ShapeName;
 use crate::exit::Failure;
 
 /// Bulk generation from NeMo checkpoints: SFT-format JSONL in, generations.jsonl out.
@@ -184,8 +185,21 @@ pub(crate) struct TokenizeArgs {
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchArgs {
-    #[arg(long)]
-    pub(crate) checkpoint: PathBuf,
+    /// A checkpoint to measure
+    #[arg(long, required_unless_present = "shape")]
+    pub(crate) checkpoint: Option<PathBuf>,
+    /// Dummy weights of a known shape instead; `--measures` is then any of decode:ROWS:CONTEXT, single, bulk, ragged,
+    /// order, prefill, shared, copies
+    #[arg(long, value_enum, conflicts_with = "checkpoint", requires = "measures")]
+    pub(crate) shape: Option<ShapeName>,
+    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    pub(crate) device: DeviceArg,
+    /// Most sequences in one step, with a shape
+    #[arg(long, default_value_t = 256)]
+    pub(crate) max_num_seqs: usize,
+    /// What memory can do, for the floor of a step
+    #[arg(long, default_value_t = 3000.0)]
+    pub(crate) bandwidth_gbps: f64,
     #[arg(long, default_value = "bf16")]
     pub(crate) precision: String,
     #[arg(long, value_enum, default_value_t = BackendArg::Fused)]

@@ -1,8 +1,20 @@
 //! Every environment variable that the program reads, in one place.
 
+use model_core::AttentionSwitches;
+
 /// `HYDRA_FULL_ERROR=1`: print the whole chain of causes.
 pub(crate) fn full_error() -> bool {
     std::env::var("HYDRA_FULL_ERROR").is_ok_and(|value| value == "1")
+}
+
+/// TransformerEngine's switches of attention backends: on unless 0.
+pub(crate) fn attention_switches() -> AttentionSwitches {
+    let is_on = |name: &str| std::env::var(name).map_or(true, |value| value.trim() != "0");
+    AttentionSwitches {
+        flash: is_on("NVTE_FLASH_ATTN"),
+        fused: is_on("NVTE_FUSED_ATTN"),
+        unfused: is_on("NVTE_UNFUSED_ATTN"),
+    }
 }
 
 /// A variable for `${oc.env:NAME}` in the configuration.

@@ -11,6 +11,8 @@ use npyz::WriterBuilder;
 
 use crate::checkpoint::{load_model, model_config};
 use crate::cli::{BackendArg, DeviceArg, LogitsArgs};
+use crate::device;
+use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 
 impl From<BackendArg> for Backend {
@@ -22,16 +24,29 @@ impl From<BackendArg> for Backend {
     }
 }
 
+impl DeviceArg {
+    /// The device, which must be there.
+    pub(crate) fn open(self) -> Result<tch::Device, Failure> {
+        match self {
+            Self::Cpu => Ok(tch::Device::Cpu),
+            Self::Cuda => device::first_gpu(),
+        }
+    }
+}
+
 /// Reads ids, writes logits.
 pub(crate) fn run(arguments: &LogitsArgs) -> Result<(), Failure> {
-    if arguments.device == DeviceArg::Cuda {
-        return Err(anyhow!("`--device cuda`: this build has no GPU support")).exit_with(ExitStatus::Device);
-    }
     let precision = arguments.precision.parse()?;
     let (ids, [batch, seq]) = read_ids(&arguments.input_ids)?;
     let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
     let config = model_config(checkpoint.model_config())?;
-    let options = LoadOptions { precision, backend: arguments.backend.into() };
+    let device = arguments.device.open()?;
+    let options = LoadOptions {
+        precision,
+        backend: arguments.backend.into(),
+        device,
+        attention: env::attention_switches(),
+    };
     let mut model = load_model(&checkpoint, config, options)?;
     let logits = forward(model.as_mut(), &ids, seq)?;
     let shape = [batch as u64, seq as u64, model.padded_vocab_size() as u64];
@@ -53,7 +68,9 @@ fn forward(model: &mut dyn CausalLm, ids: &[u32], seq: usize) -> Result<Vec<f32>
             block_tables: vec![(0..u32::try_from(num_blocks).unwrap_or(u32::MAX)).collect()],
             logits: LogitsRows::All,
         };
-        let tensor = model.prefill(&batch, &mut cache)?.f_contiguous().map_err(anyhow::Error::from)?;
+        let tensor = model.prefill(&batch, &mut cache)?;
+        let tensor = tensor.f_to_device(tch::Device::Cpu).and_then(|tensor| tensor.f_contiguous());
+        let tensor = tensor.map_err(anyhow::Error::from)?;
         logits.extend_from_slice(torch_ext::view::f32_slice(&tensor, "logits").map_err(anyhow::Error::from)?);
     }
     Ok(logits)

@@ -3,16 +3,23 @@
 use engine::EngineLimits;
 use model_core::{BLOCK_SIZE_TOKENS, KvCache, LoadOptions, ModelConfig};
 use nemo_format::Checkpoint;
+use tch::Device;
 
+use crate::device;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::table::{human_bytes, thousands, two_columns};
 
 /// Past this many rows a step on a CPU takes longer in proportion: the matrix units are busy.
 const MAX_NUM_SEQS: usize = 64;
+/// On a GPU a step is bound by memory up to some 256 rows, and cuBLAS takes more of them for free.
+const MAX_NUM_SEQS_ON_GPU: usize = 256;
 /// As many tokens as keep the matrix units busy without large intermediate tensors.
 const MAX_PREFILL_TOKENS: usize = 2048;
+const MAX_PREFILL_TOKENS_ON_GPU: usize = 8192;
 /// The cache is zeroed when it is made, so it is not made larger than helps.
 const SMALL_CACHE_BYTES: u64 = 4 << 30;
+/// What a GPU needs beside weights and cache: activations of a prefill, graphs, workspaces of libraries.
+const GPU_WORKSPACE_BYTES: u64 = 3 << 30;
 
 /// What the run needs, known before the weights are read.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +30,50 @@ pub(crate) struct Demand {
     pub(crate) num_sequences: usize,
 }
 
+/// What the device of a run allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    is_gpu: bool,
+    available_bytes: Option<u64>,
+    max_num_seqs: usize,
+    max_prefill_tokens: usize,
+}
+
+impl Place {
+    fn new(options: LoadOptions) -> Self {
+        let available_bytes = device::available_bytes(options.device);
+        if options.device == Device::Cpu { Self::host(available_bytes) } else { Self::gpu(available_bytes) }
+    }
+
+    fn host(available_bytes: Option<u64>) -> Self {
+        Self {
+            is_gpu: false,
+            available_bytes,
+            max_num_seqs: MAX_NUM_SEQS,
+            max_prefill_tokens: MAX_PREFILL_TOKENS,
+        }
+    }
+
+    fn gpu(available_bytes: Option<u64>) -> Self {
+        Self {
+            is_gpu: true,
+            available_bytes,
+            max_num_seqs: MAX_NUM_SEQS_ON_GPU,
+            max_prefill_tokens: MAX_PREFILL_TOKENS_ON_GPU,
+        }
+    }
+
+    /// Most bytes that the KV cache may take: on a GPU what is left, elsewhere others want memory too.
+    fn cache_bytes(&self, weight_bytes: u64) -> u64 {
+        let wanted_bytes = SMALL_CACHE_BYTES.max(weight_bytes / 2);
+        match self.available_bytes.map(|available| available.saturating_sub(weight_bytes)) {
+            Some(left) if self.is_gpu => left.saturating_sub(GPU_WORKSPACE_BYTES),
+            Some(left) => wanted_bytes.min(left / 2),
+            None => wanted_bytes,
+        }
+    }
+}
+
 /// The memory plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryPlan {
@@ -30,6 +81,7 @@ pub(crate) struct MemoryPlan {
     pub(crate) kv_cache_bytes: u64,
     pub(crate) available_bytes: Option<u64>,
     pub(crate) limits: EngineLimits,
+    pub(crate) longest_sequence_tokens: usize,
 }
 
 impl MemoryPlan {
@@ -46,23 +98,16 @@ impl MemoryPlan {
             .fold(0, u64::saturating_add);
         let weight_bytes = num_params.saturating_mul(options.precision.size_bytes() as u64);
         let bytes_per_block = KvCache::bytes_per_block(config, options) as u64;
-        Self::fit(weight_bytes, bytes_per_block, available_bytes(), demand)
+        Self::fit(Place::new(options), weight_bytes, bytes_per_block, demand)
     }
 
-    fn fit(
-        weight_bytes: u64,
-        bytes_per_block: u64,
-        available_bytes: Option<u64>,
-        demand: Demand,
-    ) -> Result<Self, Failure> {
-        let max_num_seqs = demand.num_sequences.clamp(1, MAX_NUM_SEQS);
+    fn fit(place: Place, weight_bytes: u64, bytes_per_block: u64, demand: Demand) -> Result<Self, Failure> {
+        let Place { available_bytes, .. } = place;
+        let max_num_seqs = demand.num_sequences.clamp(1, place.max_num_seqs);
         // One block more, because a shared prompt's last block is copied when the responses part.
         let blocks_per_sequence = demand.longest_sequence_tokens.div_ceil(BLOCK_SIZE_TOKENS) + 1;
         let wanted_blocks = (blocks_per_sequence * max_num_seqs) as u64;
-        let wanted_bytes = SMALL_CACHE_BYTES.max(weight_bytes / 2);
-        let free_bytes =
-            available_bytes.map_or(wanted_bytes, |available| available.saturating_sub(weight_bytes) / 2);
-        let cache_bytes = wanted_bytes.min(free_bytes);
+        let cache_bytes = place.cache_bytes(weight_bytes);
         let affordable_blocks = cache_bytes / bytes_per_block.max(1);
         let num_blocks = wanted_blocks.min(affordable_blocks).max(blocks_per_sequence as u64);
         let kv_cache_bytes = num_blocks.saturating_mul(bytes_per_block);
@@ -79,11 +124,12 @@ impl MemoryPlan {
         }
         let limits = EngineLimits {
             max_num_seqs,
-            max_prefill_tokens: MAX_PREFILL_TOKENS,
+            max_prefill_tokens: place.max_prefill_tokens,
             num_blocks: usize::try_from(num_blocks).unwrap_or(usize::MAX),
             block_size_tokens: BLOCK_SIZE_TOKENS,
         };
-        Ok(Self { weight_bytes, kv_cache_bytes, available_bytes, limits })
+        let longest_sequence_tokens = demand.longest_sequence_tokens;
+        Ok(Self { weight_bytes, kv_cache_bytes, available_bytes, limits, longest_sequence_tokens })
     }
 
     /// The table shown before the run.
@@ -106,14 +152,6 @@ impl MemoryPlan {
     }
 }
 
-/// Memory that can be had without swapping, where the system says so.
-fn available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kibibytes.checked_mul(1024)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,7 +159,7 @@ mod tests {
     const DEMAND: Demand = Demand { longest_sequence_tokens: 100, num_sequences: 8 };
 
     fn fit(weight_bytes: u64, bytes_per_block: u64, available: Option<u64>) -> Option<(usize, usize)> {
-        let plan = MemoryPlan::fit(weight_bytes, bytes_per_block, available, DEMAND).ok()?;
+        let plan = MemoryPlan::fit(Place::host(available), weight_bytes, bytes_per_block, DEMAND).ok()?;
         Some((plan.limits.max_num_seqs, plan.limits.num_blocks))
     }
 
@@ -136,7 +174,12 @@ mod tests {
     }
 
     #[test]
-    fn this_machine_says_how_much_it_has() {
-        assert!(available_bytes().is_some_and(|bytes| bytes > 1 << 20));
+    fn a_gpu_gives_the_cache_what_is_left() {
+        let place = Place::gpu(Some(80 << 30));
+        assert_eq!(place.cache_bytes(13 << 30), 64 << 30);
+        assert_eq!(place.cache_bytes(90 << 30), 0);
+        let demand = Demand { longest_sequence_tokens: 320, num_sequences: 1000 };
+        let plan = MemoryPlan::fit(place, 13 << 30, 16 << 20, demand).unwrap();
+        assert_eq!((plan.limits.max_num_seqs, plan.limits.num_blocks), (256, 256 * 11));
     }
 }

@@ -24,6 +24,7 @@ pub(crate) struct GenerationPlan {
     pub(crate) time_limit: Option<Duration>,
     pub(crate) precision: Precision,
     pub(crate) backend: Backend,
+    pub(crate) accelerator: String,
     /// `trt_llm.model_type`, with the fast engine.
     pub(crate) model_type: Option<ModelType>,
     pub(crate) batch: BatchSizes,
@@ -99,6 +100,7 @@ impl GenerationPlan {
             time_limit: time_limit.transpose()?,
             precision,
             backend: if fast { Backend::Fused } else { Backend::Plain },
+            accelerator: raw.trainer.accelerator,
             model_type,
             batch: BatchSizes {
                 global: positive("model.global_batch_size", raw.global_batch_size)?,

@@ -7,19 +7,22 @@ use std::time::Instant;
 use data::{DpWorld, PreparedPrompt, PromptNote, PromptSet, StepPlan, load_prompts, plan_steps};
 use engine::Engine;
 use hydra_config::Resolved;
-use model_core::{LoadOptions, ModelConfig};
+use model_core::{Backend, LoadOptions, ModelConfig};
 use nemo_format::Checkpoint;
-use sampling::{CpuSampler, StopConditions};
+use sampling::StopConditions;
 use serde_json::json;
 
 use crate::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
 use crate::cli::JobArgs;
 use crate::config::{self, UserConfig};
+use crate::device;
+use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::generate::{Job, generate};
 use crate::logging::Logging;
 use crate::memory::{Demand, MemoryPlan};
 use crate::node_json::to_json;
+use crate::open_engine::{EngineSize, SamplingSetup, open_engine};
 use crate::output::{Identity, JsonlSink, Manifest, OutputFolder};
 use crate::plan::GenerationPlan;
 use crate::progress::{Progress, Totals};
@@ -38,6 +41,7 @@ struct Prepared {
     resolved: Resolved,
     checkpoint: Checkpoint,
     plan: GenerationPlan,
+    options: LoadOptions,
     model_config: ModelConfig,
     tokenizer: OpenTokenizer,
     prompts: PromptSet,
@@ -105,9 +109,6 @@ impl Prepared {
         let checkpoint = Checkpoint::open(&path)?;
         let resolved = config::resolve(&user.compose_with(checkpoint.model_config_text())?)?;
         let raw = RawConfig::extract(&resolved)?;
-        if raw.trainer.accelerator != "cpu" {
-            tracing::info!("`trainer.accelerator={}`: this build runs on the CPU", raw.trainer.accelerator);
-        }
         let plan = GenerationPlan::new(raw)?;
         let model = resolved.node().get("model").ok_or_else(|| Failure::usage("there is no key `model`"))?;
         let model_config = model_config(model)?;
@@ -126,9 +127,15 @@ impl Prepared {
             longest_sequence_tokens: longest.unwrap_or(1),
             num_sequences: steps.num_planned().saturating_mul(plan.num_responses as usize),
         };
-        let options = LoadOptions { precision: plan.precision, backend: plan.backend };
+        let device = device::choose(&plan.accelerator, 0)?;
+        let options = LoadOptions {
+            precision: plan.precision,
+            backend: plan.backend,
+            device,
+            attention: env::attention_switches(),
+        };
         let memory = MemoryPlan::new(&checkpoint, &model_config, options, demand)?;
-        Ok(Self { resolved, checkpoint, plan, model_config, tokenizer, prompts, steps, memory })
+        Ok(Self { resolved, checkpoint, plan, options, model_config, tokenizer, prompts, steps, memory })
     }
 
     fn identity(&self) -> Result<Identity, Failure> {
@@ -186,11 +193,18 @@ impl Prepared {
         ]);
         tracing::info!("data\n{counts}");
         tracing::info!(
-            "memory, {:?}, {:?} kernels\n{}",
+            "memory, {:?}, {:?} kernels on {}\n{}",
             self.plan.precision,
             self.plan.backend,
+            device::name(self.options.device),
             self.memory.table()
         );
+        let LoadOptions { backend, attention, device, precision } = self.options;
+        if backend == Backend::Plain
+            && let Ok(chosen) = attention.choose(device, precision, self.model_config.kv_channels)
+        {
+            tracing::info!("attention: {chosen:?} ({attention:?})");
+        }
     }
 
     /// Prompts that `limit_train_batches` or `max_steps` leaves out.
@@ -252,21 +266,24 @@ impl Prepared {
 
     fn engine(&self, tokens: Arc<TokenTable>) -> Result<Engine, Failure> {
         let plan = &self.plan;
-        let options = LoadOptions { precision: plan.precision, backend: plan.backend };
-        let model = load_model(&self.checkpoint, self.model_config.clone(), options)?;
+        let model = load_model(&self.checkpoint, self.model_config.clone(), self.options)?;
         let tokenizer = &self.tokenizer.tokenizer;
         let stop = StopConditions::resolve(&plan.end_strings, tokenizer.special().eos, |text| {
             self.tokenizer.single_token(text)
         })?
         .with_min_length(plan.min_length);
-        let sampler = CpuSampler::new(
-            plan.sampling.clone(),
-            tokenizer.vocab_size().min(model.padded_vocab_size()),
-            plan.seed,
-            stop.end_token_ids().to_vec(),
-            plan.min_length,
-        )?;
-        Ok(Engine::new(model, Box::new(sampler), stop, tokens, self.memory.limits)?)
+        let setup = SamplingSetup {
+            params: plan.sampling.clone(),
+            vocab_size: tokenizer.vocab_size().min(model.padded_vocab_size()),
+            seed: plan.seed,
+            min_length: plan.min_length,
+            stop,
+        };
+        let size = EngineSize {
+            limits: self.memory.limits,
+            longest_sequence_tokens: self.memory.longest_sequence_tokens,
+        };
+        open_engine(model, self.options, setup, tokens, size)
     }
 
     fn finish(&self, summary: &Summary, sink: &JsonlSink, watch: &StopWatch) -> Result<ExitStatus, Failure> {

@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn unfinished_responses_are_dropped_when_asked() {
-        let (prompts, tokens) = (prompts(2), TokenTable::empty());
+        let (prompts, tokens) = (prompts(2), TokenTable::unknown());
         let steps = pending_steps(&plan(2, 2), 2, resume(0, 0));
         let mut collector = StepCollector::new(&prompts, steps, 2, Unfinished::Drop, &tokens);
         for (sample_idx, reason) in [(0, FinishReason::Eos), (2, FinishReason::Length)] {
@@ -212,7 +212,7 @@ mod tests {
                     (Just(num), Just(global), Just(all).prop_shuffle())
                 }),
         ) {
-            let (prompts, tokens) = (prompts(num as u64), TokenTable::empty());
+            let (prompts, tokens) = (prompts(num as u64), TokenTable::unknown());
             let steps = pending_steps(&plan(num, global), global, resume(0, 0));
             let mut collector = StepCollector::new(&prompts, steps, 2, Unfinished::Keep, &tokens);
             let mut done = Vec::new();

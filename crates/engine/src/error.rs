@@ -52,6 +52,9 @@ pub enum EngineError {
     /// The sampler failed.
     #[error(transparent)]
     Sampling(#[from] sampling::SamplingError),
+    /// The GPU refused.
+    #[error(transparent)]
+    Ext(#[from] torch_ext::ExtError),
     /// libtorch refused.
     #[error(transparent)]
     Torch(#[from] tch::TchError),

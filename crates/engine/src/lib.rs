@@ -2,28 +2,33 @@
 //!
 //! The scheduler itself holds no tensor. It knows no tokenizers, files or ranks.
 
-mod backend;
 mod block_table;
+#[cfg(feature = "cuda")]
+mod device_runner;
 mod error;
+mod host_runner;
 mod request;
+mod runner;
 mod scheduler;
 mod step;
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use backend::{Backend, CachedModel};
+use host_runner::{CachedModel, HostRunner};
 use model_core::CausalLm;
+use runner::Runner;
 use sampling::{StopConditions, TokenBytes, TokenSampler};
 use scheduler::Step;
 use step::Run;
 
+#[cfg(feature = "cuda")]
+pub use device_runner::DeviceSizes;
 pub use error::EngineError;
 pub use request::{Completion, EngineLimits, Request, RunEnd, RunStats};
 
 /// A model, its KV cache and a sampler, ready for runs.
 pub struct Engine {
-    backend: Box<dyn Backend>,
-    sampler: Box<dyn TokenSampler>,
+    runner: Box<dyn Runner>,
     stop: StopConditions,
     token_bytes: Arc<dyn TokenBytes + Send + Sync>,
     limits: EngineLimits,
@@ -50,7 +55,32 @@ impl Engine {
                 actual: limits.block_size_tokens,
             });
         }
-        Ok(Self { backend: Box::new(CachedModel { model, cache }), sampler, stop, token_bytes, limits })
+        let runner = HostRunner::new(Box::new(CachedModel { model, cache }), sampler);
+        Ok(Self { runner: Box::new(runner), stop, token_bytes, limits })
+    }
+
+    /// Rows that a step on a GPU may have under these limits, which the sampler must be made for.
+    #[cfg(feature = "cuda")]
+    pub fn device_rows(limits: EngineLimits) -> usize {
+        device_runner::bucket(limits.max_num_seqs)
+    }
+
+    /// The same for a model and a sampler on a GPU.
+    ///
+    /// # Errors
+    /// When a limit is 0, or the GPU fails or has no memory left.
+    #[cfg(feature = "cuda")]
+    pub fn on_device(
+        model: Box<dyn CausalLm>,
+        sampler: sampling::DeviceSampler,
+        stop: StopConditions,
+        token_bytes: Arc<dyn TokenBytes + Send + Sync>,
+        limits: EngineLimits,
+        sizes: DeviceSizes,
+    ) -> Result<Self, EngineError> {
+        let limits = limits.check()?;
+        let runner = device_runner::DeviceRunner::new(model, sampler, limits, sizes)?;
+        Ok(Self { runner: Box::new(runner), stop, token_bytes, limits })
     }
 
     /// Answers requests until there are no more.
@@ -69,25 +99,25 @@ impl Engine {
         should_stop: &dyn Fn() -> bool,
     ) -> Result<RunStats, EngineError> {
         let mut run = Run::new(self, on_completion)?;
-        let mut input_ended = false;
         loop {
             let mut flow = ControlFlow::Continue(());
             while flow.is_continue() && !should_stop() && run.scheduler.has_room() {
                 match next_request() {
                     Some(request) => flow = run.submit(request)?,
-                    None => {
-                        input_ended = true;
-                        run.scheduler.end_input();
-                    }
+                    None => run.scheduler.end_input(),
                 }
             }
             if flow.is_continue() && !should_stop() {
-                flow = match run.scheduler.next_step() {
-                    Step::Prefill(groups) => run.prefill(&groups)?,
-                    Step::Decode { copies, seqs } => run.decode(&copies, seqs)?,
-                    Step::Done if input_ended => return Ok(run.stats),
-                    Step::Done => continue,
+                // Without room the caller is not asked, and then something runs: `Done` means that input ended too.
+                let num_may_be_under_way = match run.scheduler.next_step() {
+                    Step::Prefill { copies, groups } => run.prefill(&copies, &groups)?,
+                    Step::Decode { copies, seqs } => run.decode(&copies, &seqs)?,
+                    Step::Wait => 0,
+                    Step::Done => return Ok(run.stats),
                 };
+                while flow.is_continue() && run.num_under_way() > num_may_be_under_way {
+                    flow = run.collect()?;
+                }
             } else {
                 flow = ControlFlow::Break(());
             }

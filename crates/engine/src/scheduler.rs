@@ -5,6 +5,9 @@
 //! recomputation would fit more sequences, but a recomputed cache has other rounding than a decoded one, so
 //! the text of a sample would depend on its neighbours.
 //!
+//! A step is taken as done when it is given out, so that a device may be kept one step ahead of the host. What a
+//! step computes of a sequence that had ended is thrown away; its blocks go to others only in later steps.
+//!
 //! Deadlock is impossible: a running response never waits for a block, prompts are admitted in order, and a
 //! request only part of whose responses fit stops all admission until the rest have started.
 
@@ -63,18 +66,25 @@ pub(crate) struct DecodeSeq {
     pub(crate) block_table: Vec<BlockId>,
 }
 
-/// What to compute next.
+/// What to compute next, after the copies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Whole prompts, then the first token of each of their responses.
-    Prefill(Vec<PrefillGroup>),
-    /// One token more for each sequence, after the copies.
+    Prefill {
+        /// Blocks to copy first.
+        copies: Vec<BlockCopy>,
+        /// The prompts.
+        groups: Vec<PrefillGroup>,
+    },
+    /// One token more for each sequence.
     Decode {
         /// Blocks to copy first.
         copies: Vec<BlockCopy>,
         /// The sequences, oldest first.
         seqs: Vec<DecodeSeq>,
     },
+    /// Every sequence has all its tokens under way; who ended must be told first.
+    Wait,
     /// Nothing is left of what was added.
     Done,
 }
@@ -85,9 +95,10 @@ pub(crate) struct Scheduler {
     limits: EngineLimits,
     allocator: BlockAllocator,
     waiting: VecDeque<SeqGroup>,
-    prefilling: Vec<(SeqGroup, PromptBlocks)>,
     starting: VecDeque<StartingGroup>,
-    running: Vec<DecodeSeq>,
+    /// Groups whose responses have one token: they never decode, and hold their prompt until they end.
+    single: Vec<StartingGroup>,
+    running: Vec<RunningSeq>,
     copies: Vec<BlockCopy>,
     input_ended: bool,
 }
@@ -99,6 +110,14 @@ struct StartingGroup {
     demand: BlockDemand,
     prompt: PromptBlocks,
     response_idxs: VecDeque<u32>,
+}
+
+/// A response that decodes.
+#[derive(Debug)]
+struct RunningSeq {
+    seq: DecodeSeq,
+    /// Tokens that it may still be given.
+    num_left: u32,
 }
 
 /// The prompts at the front of the queue that fit now.
@@ -128,8 +147,8 @@ impl Scheduler {
             limits,
             allocator: BlockAllocator::new(limits.num_blocks),
             waiting: VecDeque::new(),
-            prefilling: Vec::new(),
             starting: VecDeque::new(),
+            single: Vec::new(),
             running: Vec::new(),
             copies: Vec::new(),
             input_ended: false,
@@ -174,25 +193,50 @@ impl Scheduler {
             && admission.num_tokens < self.limits.max_prefill_tokens
     }
 
-    /// The next step. [`Scheduler::complete`] must follow before the next call.
+    /// The next step. It is taken as computed at once, and every sequence as going on until
+    /// [`Scheduler::end`] says otherwise: the next step may be asked for before this one's tokens are known.
     pub(crate) fn next_step(&mut self) -> Step {
         let admission = self.admissible();
         if self.should_prefill(&admission) {
             return self.prefill(admission.num_groups);
         }
-        if self.running.is_empty() {
-            return Step::Done;
+        let seqs = self.decode();
+        if !seqs.is_empty() {
+            return Step::Decode { copies: std::mem::take(&mut self.copies), seqs };
         }
-        Step::Decode { copies: std::mem::take(&mut self.copies), seqs: self.running.clone() }
+        let is_idle = self.running.is_empty() && self.starting.is_empty() && self.single.is_empty();
+        if is_idle { Step::Done } else { Step::Wait }
     }
 
-    /// The step is computed; the sequences in `ended` ended with it, all others of the step go on.
-    pub(crate) fn complete(&mut self, ended: &[SeqId]) {
-        if self.prefilling.is_empty() {
-            self.complete_decode(ended);
-        } else {
-            self.complete_prefill(ended);
-        }
+    /// These sequences ended: their blocks are free for later steps. Steps that were given out already may still
+    /// compute them.
+    pub(crate) fn end(&mut self, ended: &[SeqId]) {
+        let Self { running, allocator, copies, .. } = self;
+        running.retain(|RunningSeq { seq, .. }| {
+            let goes_on = !ended.contains(&seq.id);
+            if !goes_on {
+                // A copy that nobody will read must not reach a block that has a new holder by then.
+                copies.retain(|(_, to)| !seq.block_table.contains(to));
+                allocator.release(&seq.block_table);
+            }
+            goes_on
+        });
+        let goes_on = |group: &mut StartingGroup| {
+            let group_idx = group.group.group_idx;
+            group.response_idxs.retain(|&response_idx| !ended.contains(&SeqId { group_idx, response_idx }));
+            !group.response_idxs.is_empty()
+        };
+        let mut freed = Vec::new();
+        let mut keep = |group: &mut StartingGroup| {
+            let keeps = goes_on(group);
+            if !keeps {
+                freed.extend(group.prompt.table());
+            }
+            keeps
+        };
+        self.starting.retain_mut(&mut keep);
+        self.single.retain_mut(&mut keep);
+        self.allocator.release(&freed);
         self.start_responses();
     }
 
@@ -253,7 +297,7 @@ impl Scheduler {
     }
 
     fn prefill(&mut self, num_groups: usize) -> Step {
-        let mut step = Vec::with_capacity(num_groups);
+        let mut groups = Vec::with_capacity(num_groups);
         for _ in 0..num_groups {
             let Some(group) = self.waiting.pop_front() else { break };
             let demand = self.demand(&group);
@@ -261,40 +305,34 @@ impl Scheduler {
                 self.waiting.push_front(group);
                 break;
             };
-            step.push(PrefillGroup {
+            groups.push(PrefillGroup {
                 group_idx: group.group_idx,
                 num_seqs: group.num_seqs,
                 block_table: blocks.clone(),
             });
-            self.prefilling.push((group, PromptBlocks::new(blocks, &demand)));
-        }
-        Step::Prefill(step)
-    }
-
-    fn complete_prefill(&mut self, ended: &[SeqId]) {
-        for (group, prompt) in std::mem::take(&mut self.prefilling) {
-            let goes_on =
-                |&response_idx: &u32| !ended.contains(&SeqId { group_idx: group.group_idx, response_idx });
-            let response_idxs: VecDeque<u32> = (0..group.num_seqs).filter(goes_on).collect();
-            if response_idxs.is_empty() {
-                self.allocator.release(&prompt.table());
+            let prompt = PromptBlocks::new(blocks, &demand);
+            let response_idxs = (0..group.num_seqs).collect();
+            let started = StartingGroup { group, demand, prompt, response_idxs };
+            if group.max_new_tokens == 1 {
+                self.single.push(started);
             } else {
-                let demand = self.demand(&group);
-                self.starting.push_back(StartingGroup { group, demand, prompt, response_idxs });
+                self.starting.push_back(started);
             }
         }
+        let copies = std::mem::take(&mut self.copies);
+        self.start_responses();
+        Step::Prefill { copies, groups }
     }
 
-    fn complete_decode(&mut self, ended: &[SeqId]) {
-        let Self { running, allocator, .. } = self;
-        running.retain_mut(|seq| {
+    /// The sequences that get one more token, as they are before it.
+    fn decode(&mut self) -> Vec<DecodeSeq> {
+        let mut seqs = Vec::with_capacity(self.running.len());
+        for RunningSeq { seq, num_left } in self.running.iter_mut().filter(|running| running.num_left > 0) {
+            seqs.push(seq.clone());
             seq.context_len += 1;
-            let goes_on = !ended.contains(&seq.id);
-            if !goes_on {
-                allocator.release(&seq.block_table);
-            }
-            goes_on
-        });
+            *num_left -= 1;
+        }
+        seqs
     }
 
     /// Moves responses from `starting` to `running`, in order, as far as seats and blocks go.
@@ -305,6 +343,7 @@ impl Scheduler {
             let num_own = starting.demand.own();
             let Some(response_idx) = starting.response_idxs.pop_front() else { continue };
             let context_len = starting.group.prompt_len_tokens as u32;
+            let num_left = starting.group.max_new_tokens.saturating_sub(1);
             let id = SeqId { group_idx: starting.group.group_idx, response_idx };
             let block_table = if starting.response_idxs.is_empty() {
                 match self.allocator.fork_last(starting.prompt, num_own) {
@@ -325,7 +364,8 @@ impl Scheduler {
                 self.starting.push_front(starting);
                 block_table
             };
-            self.running.push(DecodeSeq { id, context_len, block_table });
+            let seq = DecodeSeq { id, context_len, block_table };
+            self.running.push(RunningSeq { seq, num_left });
         }
     }
 }

@@ -1,18 +1,17 @@
-//! Carries out the steps of one run: builds batches, calls the model and the sampler, ends responses.
+//! Carries out the steps of one run: builds batches, has them computed, ends responses.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     ops::ControlFlow,
-    time::{Duration, Instant},
 };
 
-use model_core::{DecodeBatch, LogitsRows, PrefillBatch};
-use sampling::{FinishReason, RowState, SampledToken, StopState};
-use tch::Tensor;
+use model_core::{LogitsRows, PrefillBatch};
+use sampling::{FinishReason, SampledToken, StopState};
 
 use crate::{
     Completion, Engine, EngineError, Request, RunStats,
     block_table::BlockCopy,
+    runner::FirstToken,
     scheduler::{DecodeSeq, PrefillGroup, Scheduler, SeqGroup, SeqId},
 };
 
@@ -24,10 +23,15 @@ struct ActiveRequest {
 
 /// A response in flight.
 struct ActiveSeq {
-    /// Prompt and generated tokens.
-    history: Vec<u32>,
+    token_ids: Vec<u32>,
     stop: StopState,
     logprobs: Vec<f32>,
+}
+
+impl ActiveSeq {
+    fn new(max_new_tokens: u32) -> Self {
+        Self { token_ids: Vec::new(), stop: StopState::new(max_new_tokens), logprobs: Vec::new() }
+    }
 }
 
 /// A response that ended in the step.
@@ -35,6 +39,19 @@ struct Ended {
     id: SeqId,
     seq: ActiveSeq,
     reason: FinishReason,
+}
+
+/// A step that was started and not collected.
+struct UnderWay {
+    kind: StepKind,
+    /// Its rows; a sequence among them may have ended with an earlier step.
+    ids: Vec<SeqId>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StepKind {
+    Prefill,
+    Decode,
 }
 
 /// The state of one run.
@@ -45,6 +62,7 @@ pub(crate) struct Run<'e, 'c> {
     pub(crate) stats: RunStats,
     requests: HashMap<u64, ActiveRequest>,
     seqs: HashMap<SeqId, ActiveSeq>,
+    under_way: VecDeque<UnderWay>,
     next_group_idx: u64,
 }
 
@@ -54,6 +72,7 @@ impl<'e, 'c> Run<'e, 'c> {
         on_completion: &'c mut dyn FnMut(Completion) -> ControlFlow<()>,
     ) -> Result<Self, EngineError> {
         let scheduler = Scheduler::new(engine.limits)?;
+        engine.runner.reset()?;
         Ok(Self {
             engine,
             on_completion,
@@ -61,6 +80,7 @@ impl<'e, 'c> Run<'e, 'c> {
             stats: RunStats::default(),
             requests: HashMap::new(),
             seqs: HashMap::new(),
+            under_way: VecDeque::new(),
             next_group_idx: 0,
         })
     }
@@ -71,10 +91,9 @@ impl<'e, 'c> Run<'e, 'c> {
             return Ok(ControlFlow::Continue(()));
         }
         // Greedy responses are all alike: one is computed and repeated.
-        let num_seqs = if self.engine.sampler.is_greedy() { 1 } else { request.num_responses };
+        let num_seqs = if self.engine.runner.is_greedy() { 1 } else { request.num_responses };
         if request.max_new_tokens == 0 {
-            let empty =
-                ActiveSeq { history: request.prompt.clone(), stop: StopState::new(0), logprobs: Vec::new() };
+            let empty = ActiveSeq::new(0);
             return Ok((0..num_seqs).try_for_each(|response_idx| {
                 self.deliver(&request, response_idx, &empty, FinishReason::Length)
             }));
@@ -92,79 +111,64 @@ impl<'e, 'c> Run<'e, 'c> {
         Ok(ControlFlow::Continue(()))
     }
 
-    pub(crate) fn prefill(&mut self, groups: &[PrefillGroup]) -> Result<ControlFlow<()>, EngineError> {
+    /// Steps that were started and not collected.
+    pub(crate) fn num_under_way(&self) -> usize {
+        self.under_way.len()
+    }
+
+    /// Starts a prefill; returns how many steps may stay under way behind it.
+    pub(crate) fn prefill(
+        &mut self,
+        copies: &[BlockCopy],
+        groups: &[PrefillGroup],
+    ) -> Result<usize, EngineError> {
         let mut batch = PrefillBatch {
             tokens: Vec::new(),
             cu_seqlens: vec![0],
             block_tables: groups.iter().map(|group| group.block_table.clone()).collect(),
             logits: LogitsRows::Last,
         };
-        let mut states = Vec::new();
-        let mut ids = Vec::new();
-        for group in groups {
+        let mut rows = Vec::new();
+        for (prompt_idx, group) in groups.iter().enumerate() {
             let request = &active(&self.requests, group.group_idx)?.request;
             batch.tokens.extend_from_slice(&request.prompt);
             batch.cu_seqlens.push(batch.tokens.len() as u32);
             for response_idx in 0..group.num_seqs {
-                ids.push(SeqId { group_idx: group.group_idx, response_idx });
-                states.push(row_state(request, response_idx, 0, &request.prompt));
+                let id = SeqId { group_idx: group.group_idx, response_idx };
+                rows.push(FirstToken { id, prompt_idx, sample_idx: request.sample_idx });
+                self.seqs.insert(id, ActiveSeq::new(request.max_new_tokens));
             }
-        }
-        let start = Instant::now();
-        let logits = self.engine.backend.prefill(&batch)?; // [num_groups, padded_vocab_size]
-        let logits = repeat_rows(logits, groups)?; // [num_seqs, padded_vocab_size]
-        let forward_time = start.elapsed();
-        let (sampled, sample_time) = sample(self.engine, &logits, &states)?;
-        for id in &ids {
-            let request = &active(&self.requests, id.group_idx)?.request;
-            let seq = ActiveSeq {
-                history: request.prompt.clone(),
-                stop: StopState::new(request.max_new_tokens),
-                logprobs: Vec::new(),
-            };
-            self.seqs.insert(*id, seq);
         }
         self.stats.prompt_tokens += batch.tokens.len() as u64;
         self.stats.num_prefill_steps += 1;
-        self.stats.prefill_time += forward_time;
-        self.stats.sample_time += sample_time;
-        self.finish_step(&ids, &sampled)
+        self.engine.runner.prefill(copies, batch, &rows)?;
+        let ids = rows.iter().map(|row| row.id).collect();
+        self.under_way.push_back(UnderWay { kind: StepKind::Prefill, ids });
+        Ok(self.engine.runner.run_ahead())
     }
 
-    pub(crate) fn decode(
-        &mut self,
-        copies: &[BlockCopy],
-        decode_seqs: Vec<DecodeSeq>,
-    ) -> Result<ControlFlow<()>, EngineError> {
-        let num_rows = decode_seqs.len();
-        let mut batch = DecodeBatch {
-            tokens: Vec::with_capacity(num_rows),
-            context_lens: Vec::with_capacity(num_rows),
-            block_tables: Vec::with_capacity(num_rows),
-        };
-        let mut states = Vec::with_capacity(num_rows);
-        let mut ids = Vec::with_capacity(num_rows);
-        for DecodeSeq { id, context_len, block_table } in decode_seqs {
-            let request = &active(&self.requests, id.group_idx)?.request;
-            let seq = self.seqs.get(&id).ok_or_else(|| unknown(id))?;
-            batch.tokens.push(seq.history.last().copied().ok_or_else(|| unknown(id))?);
-            batch.context_lens.push(context_len);
-            batch.block_tables.push(block_table);
-            states.push(row_state(request, id.response_idx, seq.stop.num_generated(), &seq.history));
-            ids.push(id);
-        }
-        let start = Instant::now();
-        if !copies.is_empty() {
-            self.engine.backend.copy_blocks(copies)?;
-        }
-        let logits = self.engine.backend.decode(&batch)?; // [num_seqs, padded_vocab_size]
-        let forward_time = start.elapsed();
-        let (sampled, sample_time) = sample(self.engine, &logits, &states)?;
+    /// Starts a decode step; returns how many steps may stay under way behind it.
+    pub(crate) fn decode(&mut self, copies: &[BlockCopy], seqs: &[DecodeSeq]) -> Result<usize, EngineError> {
+        self.engine.runner.decode(copies, seqs)?;
         self.stats.num_decode_steps += 1;
-        self.stats.peak_rows = self.stats.peak_rows.max(num_rows);
-        self.stats.decode_time += forward_time;
-        self.stats.sample_time += sample_time;
-        self.finish_step(&ids, &sampled)
+        self.stats.peak_rows = self.stats.peak_rows.max(seqs.len());
+        let ids = seqs.iter().map(|seq| seq.id).collect();
+        self.under_way.push_back(UnderWay { kind: StepKind::Decode, ids });
+        Ok(self.engine.runner.run_ahead())
+    }
+
+    /// Takes the tokens of the oldest step under way.
+    pub(crate) fn collect(&mut self) -> Result<ControlFlow<()>, EngineError> {
+        let Some(UnderWay { kind, ids }) = self.under_way.pop_front() else {
+            return Ok(ControlFlow::Continue(()));
+        };
+        let output = self.engine.runner.collect()?;
+        match kind {
+            StepKind::Prefill => self.stats.prefill_time += output.forward_time,
+            StepKind::Decode => self.stats.decode_time += output.forward_time,
+        }
+        self.stats.sample_time += output.sample_time;
+        self.finish_step(&ids, &output.sampled)
     }
 
     /// Appends the sampled tokens, tells the scheduler who ended and hands those over.
@@ -175,18 +179,20 @@ impl<'e, 'c> Run<'e, 'c> {
     ) -> Result<ControlFlow<()>, EngineError> {
         let mut ended = Vec::new();
         for (&id, sampled) in ids.iter().zip(sampled) {
-            let seq = self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?;
-            seq.history.push(sampled.token);
+            // A step that was started before the end of a sequence was known has a row of it too.
+            let Some(seq) = self.seqs.get_mut(&id) else { continue };
+            seq.token_ids.push(sampled.token);
             seq.logprobs.extend(sampled.logprob);
+            self.stats.generated_tokens += 1;
             let token_bytes = self.engine.token_bytes.bytes(sampled.token);
             if let Some(reason) = seq.stop.push(&self.engine.stop, sampled.token, token_bytes) {
                 let seq = self.seqs.remove(&id).ok_or_else(|| unknown(id))?;
                 ended.push(Ended { id, seq, reason });
             }
         }
-        self.stats.generated_tokens += sampled.len() as u64;
         let ended_ids: Vec<SeqId> = ended.iter().map(|ended| ended.id).collect();
-        self.scheduler.complete(&ended_ids);
+        self.engine.runner.release(&ended_ids);
+        self.scheduler.end(&ended_ids);
         for Ended { id, seq, reason } in ended {
             let mut active = self.requests.remove(&id.group_idx).ok_or_else(|| unknown(id))?;
             let flow = self.deliver(&active.request, id.response_idx, &seq, reason);
@@ -208,16 +214,15 @@ impl<'e, 'c> Run<'e, 'c> {
         seq: &ActiveSeq,
         finish_reason: FinishReason,
     ) -> ControlFlow<()> {
-        let is_repeated = self.engine.sampler.is_greedy();
+        let is_repeated = self.engine.runner.is_greedy();
         let response_idxs =
             if is_repeated { 0..request.num_responses } else { response_idx..response_idx + 1 };
-        let token_ids = seq.history.get(request.prompt.len()..).unwrap_or_default();
-        let has_logprobs = seq.logprobs.len() == token_ids.len() && !token_ids.is_empty();
+        let has_logprobs = seq.logprobs.len() == seq.token_ids.len() && !seq.token_ids.is_empty();
         for response_idx in response_idxs {
             (self.on_completion)(Completion {
                 sample_idx: request.sample_idx,
                 response_idx,
-                token_ids: token_ids.to_vec(),
+                token_ids: seq.token_ids.clone(),
                 finish_reason,
                 logprobs: has_logprobs.then(|| seq.logprobs.clone()),
             })?;
@@ -232,38 +237,4 @@ fn active(requests: &HashMap<u64, ActiveRequest>, group_idx: u64) -> Result<&Act
 
 fn unknown(id: SeqId) -> EngineError {
     EngineError::UnknownSequence { group_idx: id.group_idx, response_idx: id.response_idx }
-}
-
-fn row_state<'a>(
-    request: &Request,
-    response_idx: u32,
-    num_generated: u32,
-    history: &'a [u32],
-) -> RowState<'a> {
-    RowState { sample_idx: request.sample_idx, response_idx, num_generated, history }
-}
-
-fn sample(
-    engine: &mut Engine,
-    logits: &Tensor,
-    states: &[RowState<'_>],
-) -> Result<(Vec<SampledToken>, Duration), EngineError> {
-    let start = Instant::now();
-    let sampled = engine.sampler.sample(logits, states)?;
-    Ok((sampled, start.elapsed()))
-}
-
-/// `logits`: `[num_groups, padded_vocab_size]` to `[num_seqs, padded_vocab_size]`, a row for each first token
-/// to draw.
-fn repeat_rows(logits: Tensor, groups: &[PrefillGroup]) -> Result<Tensor, EngineError> {
-    if groups.iter().all(|group| group.num_seqs == 1) {
-        return Ok(logits);
-    }
-    let row_idxs: Vec<i64> = groups
-        .iter()
-        .enumerate()
-        .flat_map(|(group_row, group)| std::iter::repeat_n(group_row as i64, group.num_seqs as usize))
-        .collect();
-    let row_idxs = Tensor::f_from_slice(&row_idxs)?.f_to_device(logits.device())?;
-    Ok(logits.f_index_select(0, &row_idxs)?)
 }

@@ -9,6 +9,7 @@ use sampling::{CpuSampler, FinishReason, SamplingParams};
 use tch::Tensor;
 
 use super::*;
+use crate::host_runner::{Backend, HostRunner};
 
 const BLOCK_SIZE_TOKENS: usize = 4;
 const VOCAB_SIZE: usize = 40;
@@ -109,12 +110,21 @@ fn params() -> SamplingParams {
 }
 
 fn engine(params: SamplingParams, end_strings: &[&str], limits: EngineLimits) -> Engine {
+    engine_ahead(params, end_strings, limits, 0)
+}
+
+fn engine_ahead(
+    params: SamplingParams,
+    end_strings: &[&str],
+    limits: EngineLimits,
+    run_ahead: usize,
+) -> Engine {
     let end_strings: Vec<String> = end_strings.iter().map(|&string| string.to_owned()).collect();
     let stop = StopConditions::resolve(&end_strings, Some(EOS), |_| None).unwrap();
     let sampler = CpuSampler::new(params, VOCAB_SIZE, 99, stop.end_token_ids().to_vec(), 0).unwrap();
+    let runner = HostRunner::new(Box::new(FakeModel::default()), Box::new(sampler));
     Engine {
-        backend: Box::new(FakeModel::default()),
-        sampler: Box::new(sampler),
+        runner: Box::new(runner.with_run_ahead(run_ahead)),
         stop,
         token_bytes: Arc::new(Letters),
         limits,
@@ -154,6 +164,7 @@ proptest! {
         max_prefill_tokens in 1_usize..50,
         num_blocks in 8_usize..60,
         rotate_by in 0_usize..10,
+        run_ahead in 0_usize..4,
     ) {
         let requests: Vec<Request> = shapes
             .iter()
@@ -166,7 +177,8 @@ proptest! {
 
         let mut shuffled = requests.clone();
         shuffled.rotate_left(rotate_by % requests.len());
-        let mut tight = engine(params(), &["ab", "xyz"], limits(max_num_seqs, max_prefill_tokens, num_blocks));
+        let tight_limits = limits(max_num_seqs, max_prefill_tokens, num_blocks);
+        let mut tight = engine_ahead(params(), &["ab", "xyz"], tight_limits, run_ahead);
         let (actual, stats) = run(&mut tight, &shuffled);
         prop_assert!(stats.peak_rows <= max_num_seqs);
         prop_assert_eq!(&actual, &expect);

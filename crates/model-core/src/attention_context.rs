@@ -5,8 +5,11 @@
 
 use std::ops::Range;
 
+use tch::Tensor;
+
+use crate::kernels::Ids;
 use crate::kv_cache::BLOCK_SIZE_TOKENS;
-use crate::{BlockId, DecodeBatch, KvCache, ModelError, PrefillBatch};
+use crate::{BlockId, DecodeBatch, DecodeRows, KvCache, ModelError, PrefillBatch};
 
 /// The rows of one sequence in the step, and its place in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,7 +25,7 @@ pub(crate) struct SequenceSpan {
 }
 
 /// What the step needs for all layers.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct AttentionContext {
     /// Position of each row in its sequence: `[num_tokens]`.
     pub(crate) positions: Vec<u32>,
@@ -32,9 +35,73 @@ pub(crate) struct AttentionContext {
     pub(crate) sequences: Vec<SequenceSpan>,
     /// The block tables of all sequences, one after the other.
     pub(crate) block_tables: Vec<BlockId>,
+    /// The same where kernels of another device read it; the host's lists are empty for steps planned there.
+    pub(crate) device: Option<DeviceContext>,
+}
+
+/// A step on the device that computes it. All tensors are int32.
+#[derive(Debug)]
+pub(crate) struct DeviceContext {
+    /// `[num_tokens]`.
+    pub(crate) tokens: Tensor,
+    /// `[num_tokens]`; negative where a row is not in use.
+    pub(crate) positions: Tensor,
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
+    pub(crate) attention: DeviceAttention,
+}
+
+/// Which rows see which keys.
+#[derive(Debug)]
+pub(crate) enum DeviceAttention {
+    /// Whole prompts, one after the other.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
+    Prefill {
+        /// Where each row's key and value go: `[num_tokens]`.
+        slots: Tensor,
+        /// `[num_seqs + 1]`.
+        cu_seqlens: Tensor,
+        max_len_tokens: usize,
+    },
+    /// One row a sequence.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
+    Decode {
+        /// `[num_rows, max_blocks_per_seq]`.
+        block_tables: Tensor,
+        /// `[num_rows, 2]`: the first row of those that share a prompt with this one, and how many blocks they share.
+        prefix_groups: Tensor,
+    },
 }
 
 impl AttentionContext {
+    /// A step that is planned on the device: one row for each of `rows`.
+    pub(crate) fn on_device(rows: &DecodeRows<'_>) -> Result<Self, ModelError> {
+        let of_rows = |tensor: &Tensor| tensor.f_narrow(0, 0, rows.num_rows as i64);
+        Ok(Self {
+            positions: Vec::new(),
+            slots: Vec::new(),
+            sequences: Vec::new(),
+            block_tables: Vec::new(),
+            device: Some(DeviceContext {
+                tokens: of_rows(rows.tokens)?,
+                positions: of_rows(rows.positions)?,
+                attention: DeviceAttention::Decode {
+                    block_tables: of_rows(rows.block_tables)?,
+                    prefix_groups: of_rows(rows.prefix_groups)?,
+                },
+            }),
+        })
+    }
+
+    /// The token ids where the backend reads them.
+    pub(crate) fn token_ids<'a>(&'a self, tokens: &'a [u32]) -> Ids<'a> {
+        self.device.as_ref().map_or(Ids::Host(tokens), |device| Ids::Device(&device.tokens))
+    }
+
+    /// The positions where the backend reads them.
+    pub(crate) fn position_ids(&self) -> Ids<'_> {
+        self.device.as_ref().map_or(Ids::Host(&self.positions), |device| Ids::Device(&device.positions))
+    }
+
     pub(crate) fn prefill(batch: &PrefillBatch, cache: &KvCache) -> Result<Self, ModelError> {
         let starts = &batch.cu_seqlens;
         check_len("`cu_seqlens` length", batch.block_tables.len() + 1, starts.len())?;
@@ -64,6 +131,7 @@ impl AttentionContext {
             slots: Vec::new(),
             sequences: Vec::with_capacity(block_tables.len()),
             block_tables: Vec::new(),
+            device: None,
         };
         for ((context_len, query_len), table) in spans.zip(block_tables) {
             if query_len == 0 {

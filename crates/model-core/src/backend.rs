@@ -1,4 +1,6 @@
 //! The kernel sets.
 
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 pub(crate) mod fused;
 pub(crate) mod plain;

@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use crate::config::ModelConfig;
-use crate::{DecodeBatch, KvCache, ModelError, Precision, PrefillBatch};
+use crate::{DecodeBatch, DecodeRows, KvCache, ModelError, Precision, PrefillBatch};
 
 /// A decoder-only language model with its weights.
 pub trait CausalLm: Send {
@@ -39,4 +39,17 @@ pub trait CausalLm: Send {
     /// # Errors
     /// When the batch contradicts itself, the cache or the model, or the device fails.
     fn decode(&mut self, batch: &DecodeBatch, cache: &mut KvCache) -> Result<Tensor, ModelError>;
+
+    /// Makes room for [`CausalLm::decode_rows`] with up to this many rows and blocks a row.
+    ///
+    /// # Errors
+    /// When the model does not compute on a device of its own, or that has no memory left.
+    fn reserve_rows(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError>;
+
+    /// Enqueues one token of each row on the current stream: float32 `[num_rows, padded_vocab_size]`. Nothing in it
+    /// waits for the device or depends on what the tables hold, so the step can be recorded.
+    ///
+    /// # Errors
+    /// When the model does not compute on a device of its own, no room was made, or the device fails.
+    fn decode_rows(&mut self, rows: &DecodeRows<'_>, cache: &mut KvCache) -> Result<Tensor, ModelError>;
 }

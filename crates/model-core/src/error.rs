@@ -1,5 +1,6 @@
 //! Everything that can be wrong with a model.
 
+use crate::Precision;
 use crate::kv_cache::BlockId;
 
 /// An error of the model: its config, its weights or its arithmetic.
@@ -50,6 +51,23 @@ pub enum ModelError {
         backend: &'static str,
         /// Why not.
         reason: &'static str,
+    },
+    /// Every attention backend is switched off or does not take the model.
+    #[error(
+        "no attention backend is left: NVTE_FLASH_ATTN={}, NVTE_FUSED_ATTN={} and NVTE_UNFUSED_ATTN=0, and the first \
+         two do not take {precision:?} with heads of {head_dim}: unset NVTE_UNFUSED_ATTN",
+        u8::from(*flash),
+        u8::from(*fused)
+    )]
+    NoAttention {
+        /// Whether flash attention is allowed.
+        flash: bool,
+        /// Whether the fused one is.
+        fused: bool,
+        /// What the model computes in.
+        precision: Precision,
+        /// Dimensions of a head.
+        head_dim: usize,
     },
     /// A tensor whose shape contradicts the config.
     #[error(

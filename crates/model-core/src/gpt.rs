@@ -5,13 +5,14 @@
 use tch::Tensor;
 
 use crate::attention_context::AttentionContext;
+use crate::backend::plain::to_device;
 use crate::causal_lm::CausalLm;
 use crate::config::{ModelConfig, PositionEmbedding};
-use crate::kernels::{AttentionStep, HeadLayout, Kernels};
-use crate::kv_cache::KvCache;
+use crate::kernels::{AttentionStep, HeadLayout, Ids, Kernels};
+use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache};
 use crate::layers::rotary::Rotary;
 use crate::weights::{MlpInput, Weights};
-use crate::{DecodeBatch, LogitsRows, ModelError, Precision, PrefillBatch};
+use crate::{DecodeBatch, DecodeRows, LogitsRows, ModelError, Precision, PrefillBatch};
 
 /// Rotary positions computed at once; longer sequences grow the tables, so that a config's number alone allocates
 /// nothing.
@@ -39,7 +40,7 @@ impl Gpt {
     /// The residual stream after the last layer: `[num_tokens, hidden_size]`.
     fn forward(
         &mut self,
-        tokens: &[u32],
+        tokens: Ids<'_>,
         context: &AttentionContext,
         cache: &mut KvCache,
     ) -> Result<Tensor, ModelError> {
@@ -81,11 +82,15 @@ impl Gpt {
         Ok(residual)
     }
 
-    fn embed(&self, tokens: &[u32], context: &AttentionContext) -> Result<Tensor, ModelError> {
+    fn check_tokens(&self, tokens: &[u32]) -> Result<(), ModelError> {
         let padded_vocab_size = self.padded_vocab_size();
-        if let Some(&token) = tokens.iter().find(|&&token| token as usize >= padded_vocab_size) {
-            return Err(ModelError::BadToken { token, padded_vocab_size });
+        match tokens.iter().find(|&&token| token as usize >= padded_vocab_size) {
+            Some(&token) => Err(ModelError::BadToken { token, padded_vocab_size }),
+            None => Ok(()),
         }
+    }
+
+    fn embed(&self, tokens: Ids<'_>, context: &AttentionContext) -> Result<Tensor, ModelError> {
         let mut embedded = match &self.weights.word_embeddings {
             Some(table) => self.kernels.embedding(tokens, table)?,
             None => self.kernels.tied_embedding(tokens, &self.weights.output)?,
@@ -96,12 +101,13 @@ impl Gpt {
             if actual > limit {
                 return Err(ModelError::TooLong { actual, limit });
             }
-            let _ = embedded.f_add_(&self.kernels.embedding(&context.positions, table)?)?;
+            let _ = embedded.f_add_(&self.kernels.embedding(context.position_ids(), table)?)?;
         }
         if self.config.apply_embedding_scaling {
             // Megatron rounds the factor to the embedding's type before it multiplies.
             let factor = Tensor::f_from_slice(&[(self.config.hidden_size as f64).sqrt()])?;
-            embedded = embedded.f_mul(&factor.f_to_kind(embedded.kind())?)?;
+            let factor = factor.f_to_kind(embedded.kind())?.f_double_value(&[0])?;
+            embedded = embedded.f_mul_scalar(factor)?;
         }
         Ok(embedded)
     }
@@ -138,24 +144,47 @@ impl CausalLm for Gpt {
     }
 
     fn prefill(&mut self, batch: &PrefillBatch, cache: &mut KvCache) -> Result<Tensor, ModelError> {
-        let context = AttentionContext::prefill(batch, cache)?;
-        let residual = self.forward(&batch.tokens, &context, cache)?;
+        self.check_tokens(&batch.tokens)?;
+        let mut context = AttentionContext::prefill(batch, cache)?;
+        self.kernels.prepare(&batch.tokens, &mut context)?;
+        let residual = self.forward(context.token_ids(&batch.tokens), &context, cache)?;
         match batch.logits {
-            LogitsRows::All => self.logits(&residual),
+            // A backend may have filled the step up.
+            LogitsRows::All => self.logits(&residual.f_narrow(0, 0, batch.tokens.len() as i64)?),
             LogitsRows::Last => {
-                let last_rows = context
+                let mut last_rows = context
                     .sequences
                     .iter()
                     .map(|sequence| (sequence.query_start + sequence.query_len - 1) as i64)
                     .collect::<Vec<_>>();
-                self.logits(&residual.f_index_select(0, &Tensor::f_from_slice(&last_rows)?)?)
+                let num_seqs = last_rows.len();
+                last_rows.resize(num_seqs.max(self.kernels.min_rows()), 0);
+                let last_rows = to_device(Tensor::f_from_slice(&last_rows)?, residual.device())?;
+                let logits = self.logits(&residual.f_index_select(0, &last_rows)?)?;
+                Ok(logits.f_narrow(0, 0, num_seqs as i64)?)
             }
         }
     }
 
     fn decode(&mut self, batch: &DecodeBatch, cache: &mut KvCache) -> Result<Tensor, ModelError> {
-        let context = AttentionContext::decode(batch, cache)?;
-        let residual = self.forward(&batch.tokens, &context, cache)?;
+        self.check_tokens(&batch.tokens)?;
+        let mut context = AttentionContext::decode(batch, cache)?;
+        self.kernels.prepare(&batch.tokens, &mut context)?;
+        let residual = self.forward(context.token_ids(&batch.tokens), &context, cache)?;
+        self.logits(&residual)
+    }
+
+    fn reserve_rows(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError> {
+        if let Some(rotary) = &mut self.rotary {
+            rotary.grow(max_blocks_per_seq * BLOCK_SIZE_TOKENS);
+        }
+        self.kernels.reserve_rows(max_rows, max_blocks_per_seq, self.config.num_attention_heads)
+    }
+
+    fn decode_rows(&mut self, rows: &DecodeRows<'_>, cache: &mut KvCache) -> Result<Tensor, ModelError> {
+        let context = AttentionContext::on_device(rows)?;
+        self.kernels.plan_rows(&context)?;
+        let residual = self.forward(context.token_ids(&[]), &context, cache)?;
         self.logits(&residual)
     }
 }

@@ -4,7 +4,7 @@
 //! packed weights and the KV cache have layouts of the backend's own.
 
 use nemo_format::DType;
-use tch::Tensor;
+use tch::{Device, Tensor};
 use torch_ext::cpu::PackedLinear;
 
 use crate::attention_context::AttentionContext;
@@ -94,6 +94,28 @@ pub(crate) struct HeadLayout {
     pub(crate) kv_channels: usize,
 }
 
+/// Row numbers of an embedding table.
+#[derive(Clone, Copy)]
+pub(crate) enum Ids<'a> {
+    /// Known to the host, checked against the table.
+    Host(&'a [u32]),
+    /// int32 `[num_tokens]` on the model's device, where a sampler that knows the table put them.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
+    Device(&'a Tensor),
+}
+
+impl Ids<'_> {
+    /// The ids on the host, for backends that compute there.
+    pub(crate) fn on_host(&self, backend: &'static str) -> Result<&[u32], ModelError> {
+        match self {
+            Self::Host(ids) => Ok(ids),
+            Self::Device(_) => {
+                Err(ModelError::NoBackend { backend, reason: "the token ids are on another device" })
+            }
+        }
+    }
+}
+
 /// What attention needs besides the rows: the same for every layer but for `layer_idx`.
 pub(crate) struct AttentionStep<'a> {
     pub(crate) layer_idx: usize,
@@ -110,17 +132,47 @@ pub(crate) trait Kernels: Send + Sync {
     /// What this backend computes in.
     fn precision(&self) -> Precision;
 
+    /// The device on which activations and tables lie.
+    fn device(&self) -> Device {
+        Device::Cpu
+    }
+
+    /// Fewest rows whose bits are the same as in a larger step: smaller ones are filled up.
+    fn min_rows(&self) -> usize {
+        1
+    }
+
+    /// Brings what a step's kernels read of the host's plan to the device, once a step.
+    fn prepare(&self, _tokens: &[u32], _context: &mut AttentionContext) -> Result<(), ModelError> {
+        Ok(())
+    }
+
+    /// Room for steps planned on the device; see [`crate::CausalLm::reserve_rows`].
+    fn reserve_rows(
+        &self,
+        _max_rows: usize,
+        _max_blocks_per_seq: usize,
+        _num_attention_heads: usize,
+    ) -> Result<(), ModelError> {
+        Err(ModelError::NoBackend { backend: "row", reason: "these kernels run on the host's batches" })
+    }
+
+    /// Plans the attention of such a step, once for all its layers.
+    fn plan_rows(&self, _context: &AttentionContext) -> Result<(), ModelError> {
+        Err(ModelError::NoBackend { backend: "row", reason: "these kernels run on the host's batches" })
+    }
+
     /// Brings a linear layer into this backend's layout.
     fn pack_linear(&self, source: LinearSource<'_>, role: LinearRole) -> Result<Linear, ModelError>;
 
     /// An empty KV cache in this backend's layout.
     fn new_cache(&self, num_blocks: usize, config: &ModelConfig) -> Result<KvCache, ModelError>;
 
-    /// Rows of an embedding table, `[num_tokens, hidden_size]`. The ids were checked against the table.
-    fn embedding(&self, ids: &[u32], table: &Tensor) -> Result<Tensor, ModelError>;
+    /// Rows of an embedding table, `[num_tokens, hidden_size]`.
+    fn embedding(&self, ids: Ids<'_>, table: &Tensor) -> Result<Tensor, ModelError>;
 
     /// The same where the output layer is the embedding table too, and held once.
-    fn tied_embedding(&self, ids: &[u32], output: &Linear) -> Result<Tensor, ModelError>;
+    fn tied_embedding(&self, ids: Ids<'_>, output: &Linear) -> Result<Tensor, ModelError>;
 
     /// `[num_tokens, hidden_size]`, float32 inside.
     fn norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError>;

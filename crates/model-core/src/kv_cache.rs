@@ -7,6 +7,7 @@ use tch::{Device, Kind, Tensor};
 use torch_ext::cpu::{KvShape, PackedKv};
 
 use crate::ModelError;
+use crate::backend::plain::to_device;
 use crate::config::ModelConfig;
 use crate::load::{Backend, LoadOptions};
 
@@ -23,6 +24,7 @@ pub(crate) struct CacheLayout {
     pub(crate) key_block_shape: Vec<i64>,
     pub(crate) value_block_shape: Vec<i64>,
     pub(crate) kind: Kind,
+    pub(crate) device: Device,
 }
 
 /// How the numbers of a cache lie.
@@ -32,6 +34,9 @@ enum Storage {
     Tensors(Vec<LayerCache>),
     /// The layout of the CPU kernels.
     Packed(PackedKv),
+    /// The layout of the CUDA kernels, keys and values of all layers in one tensor:
+    /// `[num_layers, 2, num_blocks, num_query_groups, BLOCK_SIZE_TOKENS, kv_channels]`.
+    Device(Tensor),
 }
 
 /// Keys and values of one layer, each `[num_blocks, ..block shape]`.
@@ -54,7 +59,7 @@ impl KvCache {
             let shape: Vec<i64> =
                 std::iter::once(num_blocks as i64).chain(block_shape.iter().copied()).collect();
             // Kernels read whole blocks and multiply what lies beyond the sequence by 0, which a NaN would survive.
-            Tensor::f_zeros(&shape, (layout.kind, Device::Cpu))
+            Tensor::f_zeros(&shape, (layout.kind, layout.device))
         };
         let layers = (0..layout.num_layers)
             .map(|_| {
@@ -77,6 +82,41 @@ impl KvCache {
         if let Storage::Packed(packed) = &mut self.storage { Some(packed) } else { None }
     }
 
+    /// A cache in the layout of the CUDA kernels.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
+    pub(crate) fn on_device(
+        num_blocks: usize,
+        config: &ModelConfig,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        let shape = [
+            config.num_layers,
+            2,
+            num_blocks,
+            config.num_query_groups,
+            BLOCK_SIZE_TOKENS,
+            config.kv_channels,
+        ];
+        // Zeroed for the same reason as the others.
+        let tensor = Tensor::f_zeros(shape.map(|dim| dim as i64), (kind, device))?;
+        Ok(Self { num_blocks, storage: Storage::Device(tensor) })
+    }
+
+    /// Keys and values of one layer in the layout of the CUDA kernels, each
+    /// `[num_blocks, num_query_groups, BLOCK_SIZE_TOKENS, kv_channels]`.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
+    pub(crate) fn device_layer(&self, layer_idx: usize) -> Result<(Tensor, Tensor), ModelError> {
+        let Storage::Device(tensor) = &self.storage else {
+            return Err(ModelError::NoBackend {
+                backend: "CUDA",
+                reason: "the KV cache is not in its layout",
+            });
+        };
+        let layer = tensor.f_select(0, layer_idx as i64)?;
+        Ok((layer.f_select(0, 0)?, layer.f_select(0, 1)?))
+    }
+
     /// Number of blocks.
     pub fn num_blocks(&self) -> usize {
         self.num_blocks
@@ -96,12 +136,10 @@ impl KvCache {
             num_query_groups: config.num_query_groups,
             head_dim: config.kv_channels,
         };
-        match options.backend {
-            Backend::Fused => PackedKv::block_bytes(&shape, elem_bytes),
-            Backend::Plain => {
-                let elems_per_token = 2 * shape.num_layers * shape.num_query_groups * shape.head_dim;
-                elems_per_token * BLOCK_SIZE_TOKENS * elem_bytes
-            }
+        let elems_per_token = 2 * shape.num_layers * shape.num_query_groups * shape.head_dim;
+        match (options.backend, options.device) {
+            (Backend::Fused, Device::Cpu) => PackedKv::block_bytes(&shape, elem_bytes),
+            _ => elems_per_token * BLOCK_SIZE_TOKENS * elem_bytes,
         }
     }
 
@@ -116,6 +154,7 @@ impl KvCache {
         }
         let layers = match &mut self.storage {
             Storage::Packed(packed) => return Ok(packed.copy_blocks(pairs)?),
+            Storage::Device(tensor) => return copy_on_device(tensor, pairs),
             Storage::Tensors(layers) => layers,
         };
         for &(from, to) in pairs {
@@ -141,7 +180,7 @@ impl KvCache {
     pub(crate) fn layer(&self, layer_idx: usize) -> Result<&LayerCache, ModelError> {
         let layers = match &self.storage {
             Storage::Tensors(layers) => layers.as_slice(),
-            Storage::Packed(_) => &[],
+            Storage::Packed(_) | Storage::Device(_) => &[],
         };
         layers.get(layer_idx).ok_or_else(|| ModelError::BadBatch {
             what: "number of tensor layers in the KV cache",
@@ -149,6 +188,28 @@ impl KvCache {
             actual: layers.len().to_string(),
         })
     }
+}
+
+/// All at once, up to the first pair that reads what an earlier one writes.
+fn copy_on_device(tensor: &mut Tensor, pairs: &[(BlockId, BlockId)]) -> Result<(), ModelError> {
+    let mut rest = pairs;
+    while !rest.is_empty() {
+        let is_apart = |end: &usize| {
+            let (earlier, pair) = rest.split_at(*end);
+            earlier
+                .iter()
+                .all(|(_, to)| pair.first().is_none_or(|(from, also_to)| from != to && also_to != to))
+        };
+        let num_pairs = (1..rest.len()).take_while(is_apart).count() + 1;
+        let (now, later) = rest.split_at(num_pairs);
+        let index = |blocks: Vec<i64>| to_device(Tensor::f_from_slice(&blocks)?, tensor.device());
+        let from = index(now.iter().map(|&(from, _)| i64::from(from)).collect())?;
+        let to = index(now.iter().map(|&(_, to)| i64::from(to)).collect())?;
+        let blocks = tensor.f_index_select(2, &from)?;
+        let _ = tensor.f_index_copy_(2, &to, &blocks)?;
+        rest = later;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -162,6 +223,7 @@ mod tests {
             key_block_shape: vec![2, 3],
             value_block_shape: vec![6],
             kind: Kind::Float,
+            device: Device::Cpu,
         };
         let mut cache = KvCache::new(3, &layout).unwrap();
         let _ = cache.layer(1).unwrap().keys.f_select(0, 0).unwrap().f_fill_(7.0).unwrap();

@@ -3,6 +3,7 @@
 //!
 //! It knows nothing of JSONL, config files, sampling or scheduling.
 
+mod attention_backend;
 mod attention_context;
 mod backend;
 mod batch;
@@ -17,7 +18,8 @@ mod load;
 mod precision;
 mod weights;
 
-pub use batch::{DecodeBatch, LogitsRows, PrefillBatch};
+pub use attention_backend::{AttentionBackend, AttentionSwitches};
+pub use batch::{DecodeBatch, DecodeRows, LogitsRows, PrefillBatch};
 pub use causal_lm::CausalLm;
 pub use config::{
     Activation, BlockStyle, ModelConfig, Nonlinearity, Normalization, PositionEmbedding, RawModelConfig,

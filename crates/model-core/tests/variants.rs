@@ -6,8 +6,8 @@ mod common;
 use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{BACKENDS, MemorySource, Runner, max_difference, rows};
 use model_core::{
-    Activation, Backend, BlockStyle, KvCache, LoadOptions, ModelConfig, Nonlinearity, Normalization,
-    PositionEmbedding, Precision, RotaryPairing,
+    Activation, AttentionSwitches, Backend, BlockStyle, KvCache, LoadOptions, ModelConfig, Nonlinearity,
+    Normalization, PositionEmbedding, Precision, RotaryPairing,
 };
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
@@ -277,7 +277,12 @@ fn parameters_and_bytes_are_counted_once_for_a_shared_table() {
     let model = Runner::new(config.clone(), &source, Precision::Fp32, Backend::Plain).unwrap().model;
     assert_eq!((model.num_params(), model.weight_bytes()), (stored, 4 * stored));
     assert_eq!(model.padded_vocab_size() as u64, VOCAB_SIZE);
-    let plain = LoadOptions { precision: Precision::Bf16, backend: Backend::Plain };
+    let plain = LoadOptions {
+        precision: Precision::Bf16,
+        backend: Backend::Plain,
+        device: tch::Device::Cpu,
+        attention: AttentionSwitches::default(),
+    };
     assert_eq!(KvCache::bytes_per_block(&config, plain), 2 * 2 * 4 * 12 * 32 * 2);
     // The fused kernels' value panels have heads of whole multiples of 32.
     let fused = LoadOptions { backend: Backend::Fused, ..plain };

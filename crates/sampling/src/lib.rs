@@ -3,6 +3,8 @@
 //! It knows no models and no files. A plain-Rust reference is what the fast paths are tested against.
 
 mod argmax;
+#[cfg(feature = "cuda")]
+mod device;
 mod draw;
 mod error;
 mod params;
@@ -14,6 +16,8 @@ mod sampler;
 mod stop;
 mod weights;
 
+#[cfg(feature = "cuda")]
+pub use device::{DeviceSampler, FirstDraw, RECORD_WORDS, SamplerRows};
 pub use error::SamplingError;
 pub use params::{RawSamplingParams, SamplingParams};
 pub use philox::{philox4x32_10, uniform};

@@ -14,7 +14,7 @@ const ALLOWED: [(&str, &[&str]); 9] = [
     ("torch-ext", &[]),
     ("sampling", &["torch-ext"]),
     ("model-core", &["nemo-format", "torch-ext"]),
-    ("engine", &["model-core", "sampling"]),
+    ("engine", &["model-core", "sampling", "torch-ext"]),
     (
         "aligner-gen",
         &["data", "engine", "hydra-config", "model-core", "nemo-format", "sampling", "torch-ext"],

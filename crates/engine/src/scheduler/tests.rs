@@ -1,4 +1,4 @@
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 use proptest::prelude::*;
 
@@ -46,10 +46,13 @@ struct Sim {
     prefill_order: Vec<u64>,
     start_order: Vec<SeqId>,
     finished: HashSet<SeqId>,
+    /// Who ended in each step whose end the scheduler has not been told.
+    untold: VecDeque<Vec<SeqId>>,
+    run_ahead: usize,
 }
 
 impl Sim {
-    fn run(cases: &[Case], limits: EngineLimits) -> Self {
+    fn run(cases: &[Case], limits: EngineLimits, run_ahead: usize) -> Self {
         let mut sim = Self {
             scheduler: Scheduler::new(limits).unwrap(),
             lens: cases
@@ -61,6 +64,8 @@ impl Sim {
             prefill_order: Vec::new(),
             start_order: Vec::new(),
             finished: HashSet::new(),
+            untold: VecDeque::new(),
+            run_ahead,
         };
         let mut input = cases.iter();
         let mut input_ended = false;
@@ -74,13 +79,29 @@ impl Sim {
                     }
                 }
             }
-            match sim.scheduler.next_step() {
-                Step::Prefill(groups) => sim.prefill(&groups),
-                Step::Decode { copies, seqs } => sim.decode(&copies, &seqs),
+            let num_untold = match sim.scheduler.next_step() {
+                Step::Prefill { copies, groups } => {
+                    sim.copy(&copies);
+                    sim.prefill(&groups);
+                    sim.run_ahead
+                }
+                Step::Decode { copies, seqs } => {
+                    sim.copy(&copies);
+                    sim.decode(&seqs);
+                    sim.run_ahead
+                }
+                Step::Wait => {
+                    assert!(!sim.untold.is_empty(), "waits for nothing");
+                    0
+                }
                 Step::Done => {
                     assert!(input_ended, "idle although there is input");
                     return sim;
                 }
+            };
+            while sim.untold.len() > num_untold {
+                let ended = sim.untold.pop_front().unwrap();
+                sim.scheduler.end(&ended);
             }
         }
     }
@@ -114,11 +135,10 @@ impl Sim {
                 self.end_or_go_on(SeqId { group_idx: group.group_idx, response_idx }, &mut ended);
             }
         }
-        self.scheduler.complete(&ended);
+        self.untold.push_back(ended);
     }
 
-    fn decode(&mut self, copies: &[BlockCopy], seqs: &[DecodeSeq]) {
-        assert!(seqs.len() <= self.scheduler.limits.max_num_seqs);
+    fn copy(&mut self, copies: &[BlockCopy]) {
         for &(src, dst) in copies {
             for offset in 0..BLOCK_SIZE_TOKENS {
                 if let Some(&slot) = self.cache.get(&(src, offset)) {
@@ -126,8 +146,18 @@ impl Sim {
                 }
             }
         }
+    }
+
+    fn decode(&mut self, seqs: &[DecodeSeq]) {
+        assert!(seqs.len() <= self.scheduler.limits.max_num_seqs);
         let mut written = HashSet::new();
         for seq in seqs {
+            if self.finished.contains(&seq.id) {
+                // Started before its end was told: it writes, and nobody reads it.
+                assert!(self.run_ahead > 0, "{:?} goes on after its end", seq.id);
+                self.write(&seq.block_table, seq.context_len as usize, (u64::MAX, None, 0));
+                continue;
+            }
             if self.num_generated[&seq.id] == 1 {
                 self.start_order.push(seq.id);
             }
@@ -136,7 +166,7 @@ impl Sim {
             self.write(&seq.block_table, pos, (seq.id.group_idx, Some(seq.id.response_idx), pos));
         }
         let mut ended = Vec::new();
-        for seq in seqs {
+        for seq in seqs.iter().filter(|seq| !self.finished.contains(&seq.id)).cloned().collect::<Vec<_>>() {
             let prompt_len = self.lens[&seq.id.group_idx].0;
             assert_eq!(seq.context_len as usize, prompt_len + self.num_generated[&seq.id] as usize - 1);
             for pos in 0..=seq.context_len as usize {
@@ -146,7 +176,7 @@ impl Sim {
             }
             self.end_or_go_on(seq.id, &mut ended);
         }
-        self.scheduler.complete(&ended);
+        self.untold.push_back(ended);
     }
 }
 
@@ -160,8 +190,9 @@ proptest! {
         max_prefill_tokens in 1_usize..60,
         // 9 blocks hold the largest single response with its prompt's partial block.
         num_blocks in 9_usize..60,
+        run_ahead in 0_usize..4,
     ) {
-        let sim = Sim::run(&cases, limits(max_num_seqs, max_prefill_tokens, num_blocks));
+        let sim = Sim::run(&cases, limits(max_num_seqs, max_prefill_tokens, num_blocks), run_ahead);
         prop_assert_eq!(sim.finished.len(), cases.iter().map(|case| case.lens.len()).sum::<usize>());
         prop_assert_eq!(sim.scheduler.allocator.num_free(), num_blocks);
         prop_assert!(sim.prefill_order.is_sorted(), "prompts are computed first in, first out");
@@ -177,9 +208,9 @@ fn prompts_are_packed_up_to_the_limit_and_a_longer_one_goes_alone() {
     }
     scheduler.end_input();
     let mut packs = Vec::new();
-    while let Step::Prefill(groups) = scheduler.next_step() {
+    while let Step::Prefill { groups, .. } = scheduler.next_step() {
         packs.push(groups.iter().map(|group| group.group_idx).collect::<Vec<_>>());
-        scheduler.complete(&[]);
+        scheduler.end(&[]);
     }
     assert_eq!(packs, [vec![0, 1], vec![2], vec![3], vec![4]]);
 }
@@ -191,11 +222,11 @@ fn a_prefill_waits_until_it_is_worth_the_pause() {
         scheduler.add(group(idx, 4, 1, 9)).unwrap();
     }
     assert!(!scheduler.has_room());
-    assert!(matches!(scheduler.next_step(), Step::Prefill(groups) if groups.len() == 32));
-    scheduler.complete(&[]);
+    assert!(matches!(scheduler.next_step(), Step::Prefill { groups, .. } if groups.len() == 32));
+    scheduler.end(&[]);
     let mut end_one = |group_idx| {
         assert!(matches!(scheduler.next_step(), Step::Decode { .. }));
-        scheduler.complete(&[SeqId { group_idx, response_idx: 0 }]);
+        scheduler.end(&[SeqId { group_idx, response_idx: 0 }]);
         assert!(scheduler.has_room());
         scheduler.add(group(100 + group_idx, 4, 1, 9)).unwrap();
     };
@@ -203,13 +234,13 @@ fn a_prefill_waits_until_it_is_worth_the_pause() {
     end_one(0);
     end_one(1);
     end_one(2);
-    assert!(matches!(scheduler.next_step(), Step::Prefill(groups) if groups.len() == 3));
+    assert!(matches!(scheduler.next_step(), Step::Prefill { groups, .. } if groups.len() == 3));
 }
 
 #[test]
 fn a_request_for_more_responses_than_seats_runs_in_parts() {
     let case = Case { group: group(0, 6, 5, 3), lens: vec![3; 5] };
-    let sim = Sim::run(&[case], limits(2, 100, 7));
+    let sim = Sim::run(&[case], limits(2, 100, 7), 0);
     assert_eq!(sim.finished.len(), 5);
     assert_eq!(sim.prefill_order, [0], "the prompt is computed once");
 }

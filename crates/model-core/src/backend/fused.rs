@@ -14,7 +14,7 @@ use torch_ext::view;
 
 use super::plain::tensor_from_bytes;
 use crate::config::{Activation, ModelConfig, Nonlinearity, Normalization};
-use crate::kernels::{AttentionStep, Kernels, Linear, LinearRole, LinearSource, Norm};
+use crate::kernels::{AttentionStep, Ids, Kernels, Linear, LinearRole, LinearSource, Norm};
 use crate::kv_cache::KvCache;
 use crate::{ModelError, Precision};
 
@@ -114,12 +114,12 @@ impl Kernels for FusedKernels {
         Ok(KvCache::packed(self.kernels().new_kv(shape, self.precision.kind())?))
     }
 
-    fn embedding(&self, ids: &[u32], table: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(CpuKernels::select_rows(table, ids.iter().map(|&id| id as usize))?)
+    fn embedding(&self, ids: Ids<'_>, table: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(CpuKernels::select_rows(table, ids.on_host("fused")?.iter().map(|&id| id as usize))?)
     }
 
-    fn tied_embedding(&self, ids: &[u32], output: &Linear) -> Result<Tensor, ModelError> {
-        Ok(CpuKernels::select_outputs(packed(output)?, ids.iter().map(|&id| id as usize))?)
+    fn tied_embedding(&self, ids: Ids<'_>, output: &Linear) -> Result<Tensor, ModelError> {
+        Ok(CpuKernels::select_outputs(packed(output)?, ids.on_host("fused")?.iter().map(|&id| id as usize))?)
     }
 
     fn norm(&self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {

@@ -4,16 +4,16 @@
 //! rows are therefore fed in blocks of one fixed shape, and attention goes sequence by sequence.
 
 use nemo_format::DType;
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::attention_context::SequenceSpan;
 use crate::config::{Activation, ModelConfig, Nonlinearity, Normalization};
 use crate::kernels::{
-    AttentionStep, HeadLayout, Kernels, Linear, LinearRole, LinearSource, Norm, WeightBytes,
+    AttentionStep, HeadLayout, Ids, Kernels, Linear, LinearRole, LinearSource, Norm, WeightBytes,
 };
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, CacheLayout, KvCache};
 use crate::layers::rotary::Rotary;
-use crate::{ModelError, Precision};
+use crate::{AttentionBackend, ModelError, Precision};
 
 /// Rows in every matrix product and norm.
 const ROWS_PER_BLOCK: i64 = 32;
@@ -28,12 +28,27 @@ const VECTOR_ELEMS: i64 = 64;
 #[derive(Debug)]
 pub(crate) struct PlainKernels {
     precision: Precision,
+    device: Device,
+    attention: AttentionBackend,
 }
 
 impl PlainKernels {
-    pub(crate) fn new(precision: Precision) -> Self {
-        Self { precision }
+    pub(crate) fn new(precision: Precision, device: Device, attention: AttentionBackend) -> Self {
+        Self { precision, device, attention }
     }
+
+    fn index(&self, ids: &[u32]) -> Result<Tensor, ModelError> {
+        let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
+        to_device(Tensor::f_from_slice(&ids)?, self.device)
+    }
+}
+
+/// A tensor of the host on `device`. The copy to a GPU goes through page-locked memory and does not wait for it.
+pub(crate) fn to_device(tensor: Tensor, device: Device) -> Result<Tensor, ModelError> {
+    if device == Device::Cpu {
+        return Ok(tensor);
+    }
+    Ok(tensor.f_pin_memory(device)?.f_to_device_(device, tensor.kind(), true, false)?)
 }
 
 /// Copies stored numbers into a tensor of the given kind.
@@ -93,10 +108,15 @@ impl Kernels for PlainKernels {
         self.precision
     }
 
+    fn device(&self) -> Device {
+        self.device
+    }
+
     fn pack_linear(&self, source: LinearSource<'_>, _role: LinearRole) -> Result<Linear, ModelError> {
         let kind = self.precision.kind();
-        let weight = tensor_from_bytes(source.weight, kind)?;
-        let bias = source.bias.map(|bias| tensor_from_bytes(bias, kind)).transpose()?;
+        let on_device = |part| Ok::<_, ModelError>(tensor_from_bytes(part, kind)?.f_to_device(self.device)?);
+        let weight = on_device(source.weight)?;
+        let bias = source.bias.map(on_device).transpose()?;
         Ok(Linear::Tensors { weight, bias })
     }
 
@@ -108,15 +128,16 @@ impl Kernels for PlainKernels {
             key_block_shape: block_shape.clone(),
             value_block_shape: block_shape,
             kind: self.precision.kind(),
+            device: self.device,
         };
         KvCache::new(num_blocks, &layout)
     }
 
-    fn embedding(&self, ids: &[u32], table: &Tensor) -> Result<Tensor, ModelError> {
-        Ok(table.f_index_select(0, &index(ids)?)?)
+    fn embedding(&self, ids: Ids<'_>, table: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(table.f_index_select(0, &self.index(ids.on_host("plain")?)?)?)
     }
 
-    fn tied_embedding(&self, ids: &[u32], output: &Linear) -> Result<Tensor, ModelError> {
+    fn tied_embedding(&self, ids: Ids<'_>, output: &Linear) -> Result<Tensor, ModelError> {
         self.embedding(ids, tensors(output)?.0)
     }
 
@@ -180,7 +201,7 @@ impl Kernels for PlainKernels {
         let grouped = qkv.f_view([num_tokens, groups, queries_per_group + 2, channels])?;
         let mut queries_and_keys = grouped.f_narrow(2, 0, queries_per_group + 1)?.f_to_kind(Kind::Float)?;
         if let Some(rotary) = step.rotary {
-            queries_and_keys = rotate(&queries_and_keys, rotary, &step.context.positions)?;
+            queries_and_keys = rotate(&queries_and_keys, rotary, &step.context.positions, self.device)?;
         }
         // Rounded here so that a row sees the same numbers whether its keys come from the cache or from this step.
         let queries_and_keys = queries_and_keys.f_to_kind(self.precision.kind())?;
@@ -189,17 +210,23 @@ impl Kernels for PlainKernels {
         let values = grouped.f_select(2, queries_per_group + 1)?;
 
         let layer = cache.layer(step.layer_idx)?;
-        let slots = index(&step.context.slots)?;
+        let slots = self.index(&step.context.slots)?;
         let _ = layer.keys.f_view([-1, groups, channels])?.f_index_copy_(0, &slots, &keys)?;
         let _ = layer.values.f_view([-1, groups, channels])?.f_index_copy_(0, &slots, &values)?;
 
         let mut outputs = Vec::with_capacity(step.context.sequences.len());
         for sequence in &step.context.sequences {
-            let blocks = index(step.context.blocks(sequence))?;
+            let blocks = self.index(step.context.blocks(sequence))?;
             let keys = gather(&layer.keys, &blocks, sequence)?;
             let values = gather(&layer.values, &blocks, sequence)?;
             let rows = queries.f_narrow(0, sequence.query_start as i64, sequence.query_len as i64)?;
-            outputs.push(attend(&rows, &keys, &values, sequence.context_len)?);
+            outputs.push(match self.attention {
+                AttentionBackend::Flash => flash_attend(&rows, &keys, &values)?,
+                AttentionBackend::Fused => fused_attend(&rows, &keys, &values)?,
+                AttentionBackend::Unfused => {
+                    attend(&rows, &by_group(&keys)?, &by_group(&values)?, sequence.context_len)?
+                }
+            });
         }
         let output = Tensor::f_cat(&outputs, 0)?;
         Ok(output
@@ -210,11 +237,6 @@ impl Kernels for PlainKernels {
     fn logits(&self, hidden: &Tensor, output: &Linear) -> Result<Tensor, ModelError> {
         Ok(self.linear(hidden, output)?.f_to_kind(Kind::Float)?)
     }
-}
-
-fn index(ids: &[u32]) -> Result<Tensor, ModelError> {
-    let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-    Ok(Tensor::f_from_slice(&ids)?)
 }
 
 fn nonlinearity(x: &Tensor, nonlinearity: Nonlinearity) -> Result<Tensor, ModelError> {
@@ -229,7 +251,7 @@ fn nonlinearity(x: &Tensor, nonlinearity: Nonlinearity) -> Result<Tensor, ModelE
 }
 
 /// Rotates the first dimensions of every head, pairs `(i, i + half)`: `[num_tokens, groups, heads, channels]`.
-fn rotate(x: &Tensor, rotary: &Rotary, positions: &[u32]) -> Result<Tensor, ModelError> {
+fn rotate(x: &Tensor, rotary: &Rotary, positions: &[u32], device: Device) -> Result<Tensor, ModelError> {
     let half = rotary.half_dims();
     let rows_of = |table: &[f32]| -> Result<Tensor, ModelError> {
         let mut rows = Vec::with_capacity(positions.len() * half);
@@ -237,7 +259,8 @@ fn rotate(x: &Tensor, rotary: &Rotary, positions: &[u32]) -> Result<Tensor, Mode
             let start = position as usize * half;
             rows.extend_from_slice(table.get(start..start + half).unwrap_or_default());
         }
-        Ok(Tensor::f_from_slice(&rows)?.f_view([positions.len() as i64, 1, 1, half as i64])?)
+        let rows = to_device(Tensor::f_from_slice(&rows)?, device)?;
+        Ok(rows.f_view([positions.len() as i64, 1, 1, half as i64])?)
     };
     let (cos, sin) = (rows_of(rotary.cos())?, rows_of(rotary.sin())?);
     let half = half as i64;
@@ -249,16 +272,68 @@ fn rotate(x: &Tensor, rotary: &Rotary, positions: &[u32]) -> Result<Tensor, Mode
     Ok(Tensor::f_cat(&[rotated_first, rotated_second, passed_through], 3)?)
 }
 
-/// All cached keys or values of a sequence, float32 `[groups, num_keys, channels]`.
+/// All cached keys or values of a sequence, `[num_keys, groups, channels]`.
 fn gather(stored: &Tensor, blocks: &Tensor, sequence: &SequenceSpan) -> Result<Tensor, ModelError> {
     let num_keys = (sequence.context_len + sequence.query_len) as i64;
-    let tokens = stored.f_index_select(0, blocks)?.f_flatten(0, 1)?.f_narrow(0, 0, num_keys)?;
-    Ok(tokens.f_transpose(0, 1)?.f_to_kind(Kind::Float)?.f_contiguous()?)
+    Ok(stored.f_index_select(0, blocks)?.f_flatten(0, 1)?.f_narrow(0, 0, num_keys)?)
+}
+
+/// `[num_keys, groups, channels]` to float32 `[groups, num_keys, channels]`.
+fn by_group(stored: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(stored.f_transpose(0, 1)?.f_to_kind(Kind::Float)?.f_contiguous()?)
+}
+
+/// [`attend`] by FlashAttention, the rows being the last of the keys.
+#[cfg(feature = "cuda")]
+fn flash_attend(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor, ModelError> {
+    use torch_ext::cuda::flash::{Keys, Mask, varlen_with};
+
+    let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
+    let num_keys = keys.size3()?.0;
+    let starts = |len: i64| to_device(Tensor::f_from_slice(&[0, len as i32])?, queries.device());
+    let rows = queries.f_reshape([num_rows, groups * queries_per_group, channels])?;
+    let attended = varlen_with(
+        [&rows, keys, values],
+        (&starts(num_rows)?, num_rows),
+        &Keys { cu_seqlens: &starts(num_keys)?, max_len: num_keys, used: None },
+        1.0 / (channels as f64).sqrt(),
+        Mask::Causal,
+    )?;
+    Ok(attended.f_view([num_rows, groups, queries_per_group, channels])?)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn flash_attend(_: &Tensor, _: &Tensor, _: &Tensor) -> Result<Tensor, ModelError> {
+    Err(ModelError::NoBackend {
+        backend: "flash attention",
+        reason: "this program was built without feature `cuda`",
+    })
+}
+
+/// [`attend`] by libtorch's `scaled_dot_product_attention`. Rows are either all of the keys or the last one alone, so
+/// that its causal mask, which starts at the first key, is right.
+fn fused_attend(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor, ModelError> {
+    let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
+    let heads = groups * queries_per_group;
+    let by_head = |rows: &Tensor| rows.f_transpose(0, 1)?.f_unsqueeze(0); // [1, heads, num_rows, channels]
+    let rows = by_head(&queries.f_reshape([num_rows, heads, channels])?)?;
+    let attended = Tensor::f_scaled_dot_product_attention(
+        &rows,
+        &by_head(keys)?,
+        &by_head(values)?,
+        None::<Tensor>,
+        0.0,
+        num_rows > 1,
+        Some(1.0 / (channels as f64).sqrt()),
+        queries_per_group > 1,
+    )?;
+    let attended = attended.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_contiguous()?;
+    Ok(attended.f_view([num_rows, groups, queries_per_group, channels])?)
 }
 
 /// Causal attention of one sequence's rows `[num_rows, groups, queries_per_group, channels]` over its keys and values
 /// `[groups, num_keys, channels]`: float32 `[num_rows, groups, queries_per_group, channels]`.
-fn attend(
+pub(crate) fn attend(
     queries: &Tensor,
     keys: &Tensor,
     values: &Tensor,

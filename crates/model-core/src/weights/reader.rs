@@ -90,7 +90,8 @@ impl<'a> Reader<'a> {
     }
 
     fn tensor(&self, name: &str, axes: &[Axis], kind: Kind) -> Result<Tensor, ModelError> {
-        tensor_from_bytes(self.stored(name, axes)?.weight(), kind)
+        let tensor = tensor_from_bytes(self.stored(name, axes)?.weight(), kind)?;
+        Ok(tensor.f_to_device(self.kernels.device())?)
     }
 
     fn stored(&self, name: &str, axes: &[Axis]) -> Result<Stored<'_>, ModelError> {

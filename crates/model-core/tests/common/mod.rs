@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use model_core::{
-    BLOCK_SIZE_TOKENS, Backend, BlockId, CausalLm, DecodeBatch, KvCache, LoadOptions, LogitsRows,
-    ModelConfig, ModelError, Precision, PrefillBatch, RawModelConfig, load_model,
+    AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, BlockId, CausalLm, DecodeBatch, KvCache, LoadOptions,
+    LogitsRows, ModelConfig, ModelError, Precision, PrefillBatch, RawModelConfig, load_model,
 };
 use nemo_format::{DType, FormatError, Region, TensorMeta, TensorSource};
 use tch::{Kind, Tensor};
@@ -90,7 +90,16 @@ impl Runner {
         backend: Backend,
     ) -> Result<Self, ModelError> {
         tch::set_num_threads(1);
-        let model = load_model(config, source, LoadOptions { precision, backend })?;
+        let model = load_model(
+            config,
+            source,
+            LoadOptions {
+                precision,
+                backend,
+                device: tch::Device::Cpu,
+                attention: AttentionSwitches::default(),
+            },
+        )?;
         let cache = model.new_cache(NUM_BLOCKS as usize)?;
         Ok(Self { model, cache, next_block: 0 })
     }

@@ -3,20 +3,28 @@
 //!
 //! Prompts are random ids from a fixed generator and nothing ends a response, so every run does the same work.
 
+mod cases;
+mod shapes;
+
+pub(crate) use shapes::ShapeName;
+
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Engine, EngineLimits, Request};
 use model_core::{BLOCK_SIZE_TOKENS, LoadOptions};
 use nemo_format::Checkpoint;
-use sampling::{CpuSampler, SamplingParams, StopConditions, uniform};
+use sampling::{SamplingParams, StopConditions, uniform};
 use serde_json::json;
 
 use crate::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
 use crate::cli::BenchArgs;
+use crate::env;
 use crate::exit::Failure;
+use crate::open_engine::{EngineSize, SamplingSetup, open_engine};
 
 const REPEATS: usize = 3;
 const MAX_NUM_SEQS: usize = 64;
@@ -46,6 +54,7 @@ const LOADS: [Load; 3] = [
 
 /// Measures and prints.
 pub(crate) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Failure> {
+    let Some(checkpoint) = &arguments.checkpoint else { return cases::run(arguments, out) };
     let mut print = |measure: &str, value: f64, unit: &str| {
         let value = (value * 1000.0).round() / 1000.0;
         let line = if arguments.json {
@@ -65,7 +74,7 @@ pub(crate) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         // The old model goes first, or two of them would be in memory.
         drop(engine.take());
         let started = Instant::now();
-        let (mut fresh, vocab_size) = open(arguments)?;
+        let (mut fresh, vocab_size) = open(checkpoint, arguments)?;
         answer(&mut fresh, vocab_size, Load { prompt_tokens: 16, new_tokens: 1, ..LOADS[0] })?;
         to_first_token.push(started.elapsed().as_secs_f64());
         engine = Some((fresh, vocab_size));
@@ -82,10 +91,16 @@ pub(crate) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
     Ok(())
 }
 
-fn open(arguments: &BenchArgs) -> Result<(Engine, usize), Failure> {
-    let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
+fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Failure> {
+    let checkpoint = Checkpoint::open(checkpoint)?;
     let config = model_config(checkpoint.model_config())?;
-    let options = LoadOptions { precision: arguments.precision.parse()?, backend: arguments.backend.into() };
+    let device = arguments.device.open()?;
+    let options = LoadOptions {
+        precision: arguments.precision.parse()?,
+        backend: arguments.backend.into(),
+        device,
+        attention: env::attention_switches(),
+    };
     let model = load_model(&checkpoint, config, options)?;
     let tokenizer = OpenTokenizer::open(&checkpoint, checkpoint.model_config())?.tokenizer;
     let vocab_size = tokenizer.vocab_size().min(model.padded_vocab_size());
@@ -97,7 +112,6 @@ fn open(arguments: &BenchArgs) -> Result<(Engine, usize), Failure> {
         repetition_penalty: 1.0,
         compute_logprob: false,
     };
-    let sampler = CpuSampler::new(params, vocab_size, 1, Vec::new(), 0)?;
     let most_tokens = LOADS
         .iter()
         .map(|load| (load.num_prompts * u64::from(load.prompt_tokens + load.new_tokens)) as usize);
@@ -108,7 +122,10 @@ fn open(arguments: &BenchArgs) -> Result<(Engine, usize), Failure> {
         block_size_tokens: BLOCK_SIZE_TOKENS,
     };
     let tokens = Arc::new(TokenTable::new(tokenizer.as_ref())?);
-    Ok((Engine::new(model, Box::new(sampler), StopConditions::default(), tokens, limits)?, vocab_size))
+    let setup = SamplingSetup { params, vocab_size, seed: 1, min_length: 0, stop: StopConditions::default() };
+    let longest = LOADS.iter().map(|load| (load.prompt_tokens + load.new_tokens) as usize);
+    let size = EngineSize { limits, longest_sequence_tokens: longest.max().unwrap_or(1) };
+    Ok((open_engine(model, options, setup, tokens, size)?, vocab_size))
 }
 
 /// Tokens a second.

@@ -1,0 +1,91 @@
+//! Which attention the plain backend computes, as TransformerEngine's `NVTE_*` variables say.
+//!
+//! Rules and order: `get_attention_backend` of TransformerEngine. Flash attention and the fused one take half precisions on
+//! a GPU; what is left always works. `NVTE_MASKED_SOFTMAX_FUSION`, `NVTE_ALLOW_NONDETERMINISTIC_ALGO` and, but for fp16,
+//! `NVTE_APPLY_QK_LAYER_SCALING` change nothing here: no kernel of these depends on the batch or on chance.
+
+use tch::Device;
+
+use crate::{ModelError, Precision};
+
+/// Largest head that flash attention and the fused one take.
+const MAX_FUSED_HEAD_DIM: usize = 256;
+
+/// Which backends may be used; all, unless a variable is 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionSwitches {
+    /// `NVTE_FLASH_ATTN`.
+    pub flash: bool,
+    /// `NVTE_FUSED_ATTN`.
+    pub fused: bool,
+    /// `NVTE_UNFUSED_ATTN`.
+    pub unfused: bool,
+}
+
+impl Default for AttentionSwitches {
+    fn default() -> Self {
+        Self { flash: true, fused: true, unfused: true }
+    }
+}
+
+/// How the plain backend computes attention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AttentionBackend {
+    /// FlashAttention 2, from libtorch.
+    Flash,
+    /// libtorch's `scaled_dot_product_attention`, which picks among cuDNN's and its own kernels.
+    Fused,
+    /// Scores, softmax and weighted sum, one after the other, in float32.
+    Unfused,
+}
+
+impl AttentionSwitches {
+    /// The first backend that is allowed and takes the model.
+    ///
+    /// # Errors
+    /// When none is left.
+    pub fn choose(
+        self,
+        device: Device,
+        precision: Precision,
+        head_dim: usize,
+    ) -> Result<AttentionBackend, ModelError> {
+        let takes_fused = matches!(device, Device::Cuda(_))
+            && precision != Precision::Fp32
+            && head_dim <= MAX_FUSED_HEAD_DIM
+            && head_dim.is_multiple_of(8);
+        let has_flash = takes_fused && cfg!(feature = "cuda");
+        match self {
+            Self { flash: true, .. } if has_flash => Ok(AttentionBackend::Flash),
+            Self { fused: true, .. } if takes_fused => Ok(AttentionBackend::Fused),
+            Self { unfused: true, .. } => Ok(AttentionBackend::Unfused),
+            Self { flash, fused, .. } => Err(ModelError::NoAttention { flash, fused, precision, head_dim }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_backend_that_is_left_is_taken() {
+        let on_gpu = |flash, fused, unfused, precision| {
+            AttentionSwitches { flash, fused, unfused }.choose(Device::Cuda(0), precision, 128)
+        };
+        let bf16 = Precision::Bf16;
+        let first = if cfg!(feature = "cuda") { AttentionBackend::Flash } else { AttentionBackend::Fused };
+        assert_eq!(on_gpu(true, true, true, bf16).unwrap(), first);
+        assert_eq!(on_gpu(false, true, true, bf16).unwrap(), AttentionBackend::Fused);
+        assert_eq!(on_gpu(false, false, true, bf16).unwrap(), AttentionBackend::Unfused);
+        assert_eq!(on_gpu(true, true, true, Precision::Fp32).unwrap(), AttentionBackend::Unfused);
+        let error = on_gpu(true, true, false, Precision::Fp32).unwrap_err().to_string();
+        insta::assert_snapshot!(error, @"no attention backend is left: NVTE_FLASH_ATTN=1, NVTE_FUSED_ATTN=1 and NVTE_UNFUSED_ATTN=0, and the first two do not take Fp32 with heads of 128: unset NVTE_UNFUSED_ATTN");
+    }
+
+    #[test]
+    fn the_cpu_has_the_unfused_one() {
+        let on_cpu = AttentionSwitches::default().choose(Device::Cpu, Precision::Bf16, 64).unwrap();
+        assert_eq!(on_cpu, AttentionBackend::Unfused);
+    }
+}

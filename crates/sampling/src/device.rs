@@ -1,0 +1,260 @@
+//! The sampler of a GPU: the rules of [`crate::ReferenceSampler`] as CUDA kernels, token for token.
+//!
+//! It keeps no state of its own between steps. Rows live in tensors on the device; a draw reads them, appends its token
+//! and moves the row on, so that the next step needs nothing from the host. Weights lie on the grid that the host's
+//! samplers use, where sums are exact, so the order in which a GPU adds does not show.
+
+use tch::{Kind, Tensor};
+use torch_ext::cuda::kernels::{
+    Admission, Kernels, MarkSeen, Method, Sample, SampleRules, Sampled, SamplerScratch, SamplerState,
+};
+use torch_ext::cuda::{Device, Stream};
+
+use crate::{SampledToken, SamplingError, SamplingParams, rules::SamplingRules};
+
+/// Rows of sequences on the device, all of `[num_rows]`.
+#[derive(Debug)]
+pub struct SamplerRows {
+    /// int32: the newest token.
+    pub tokens: Tensor,
+    /// int32: tokens before it; negative where the row is not in use.
+    pub positions: Tensor,
+    /// int32: tokens generated so far.
+    pub num_generated: Tensor,
+    /// int64: position of the sample in the input file.
+    pub sample_idxs: Tensor,
+    /// int32: which response of the sample.
+    pub response_idxs: Tensor,
+    /// int32 bits `[num_rows, ceil(vocab_size / 32)]`: tokens in the sequence, where the rules ask for them.
+    pub seen: Option<Tensor>,
+}
+
+impl SamplerRows {
+    /// The first `num_rows` rows of the same tensors.
+    ///
+    /// # Errors
+    /// When there are fewer.
+    pub fn first(&self, num_rows: usize) -> Result<Self, SamplingError> {
+        let first = |tensor: &Tensor| tensor.f_narrow(0, 0, num_rows as i64);
+        Ok(Self {
+            tokens: first(&self.tokens)?,
+            positions: first(&self.positions)?,
+            num_generated: first(&self.num_generated)?,
+            sample_idxs: first(&self.sample_idxs)?,
+            response_idxs: first(&self.response_idxs)?,
+            seen: self.seen.as_ref().map(first).transpose()?,
+        })
+    }
+}
+
+/// One first token to draw.
+#[derive(Clone, Copy, Debug)]
+pub struct FirstDraw<'a> {
+    /// Which row of the logits.
+    pub logits_row: usize,
+    /// Position of the sample in the input file.
+    pub sample_idx: u64,
+    /// Which response of the sample.
+    pub response_idx: u32,
+    /// The prompt, for the repetition penalty.
+    pub prompt: &'a [u32],
+}
+
+/// int32 words of one record that a draw leaves on the device.
+pub const RECORD_WORDS: usize = size_of::<Sampled>() / size_of::<i32>();
+
+/// Draws tokens on a GPU.
+pub struct DeviceSampler {
+    rules: SamplingRules,
+    launch_rules: SampleRules,
+    kernels: Kernels,
+    device: Device,
+    end_token_ids: Option<Tensor>,
+    scratch: SamplerScratch,
+}
+
+impl DeviceSampler {
+    /// `max_rows`: most rows of one draw. The rest is as in [`crate::CpuSampler::new`].
+    ///
+    /// # Errors
+    /// When the vocabulary is empty or too large, or the device fails.
+    pub fn new(
+        params: SamplingParams,
+        (vocab_size, max_rows): (usize, usize),
+        seed: u64,
+        end_token_ids: Vec<u32>,
+        min_length: u32,
+        device_idx: usize,
+    ) -> Result<Self, SamplingError> {
+        let rules = SamplingRules { params, vocab_size, seed, end_token_ids, min_length }.check()?;
+        let device = Device::open(device_idx)?;
+        let kernels = Kernels::load_sampler(&device, torch_ext::cuda::kernel_cache().as_deref())?;
+        let on_device = tch::Device::Cuda(device_idx);
+        let end_ids: Vec<i32> = rules.end_token_ids.iter().map(|&id| id as i32).collect();
+        let end_token_ids = match end_ids.is_empty() {
+            true => None,
+            false => Some(Tensor::f_from_slice(&end_ids)?.f_to_device(on_device)?),
+        };
+        let scratch = SamplerScratch::new(&kernels, max_rows, vocab_size, on_device)?;
+        let SamplingParams { use_greedy, temperature, top_k, top_p, repetition_penalty, compute_logprob } =
+            rules.params;
+        let launch_rules = SampleRules {
+            method: if use_greedy { Method::Greedy } else { Method::Random },
+            temperature,
+            top_k,
+            top_p,
+            repetition_penalty,
+            compute_logprob,
+            min_length: rules.min_length,
+            seed: rules.seed,
+            vocab_size: rules.vocab_size,
+        };
+        Ok(Self { rules, launch_rules, kernels, device, end_token_ids, scratch })
+    }
+
+    /// Whether the responses of one sample are all the same, so that one of them is enough.
+    pub fn is_greedy(&self) -> bool {
+        self.rules.params.use_greedy
+    }
+
+    /// Whether rows keep which tokens they hold.
+    pub fn keeps_seen(&self) -> bool {
+        !self.is_greedy() && self.rules.params.repetition_penalty != 1.0
+    }
+
+    /// int32 words of a row's `seen`.
+    pub fn seen_words(&self) -> usize {
+        self.rules.vocab_size.div_ceil(u32::BITS as usize)
+    }
+
+    /// Enqueues a draw for each row in use. `logits`: float32 `[num_rows, padded_vocab_size]` on the device; `out`:
+    /// int32 `[num_rows, RECORD_WORDS]`. Can be recorded.
+    ///
+    /// # Errors
+    /// When the shapes do not fit or the device fails.
+    pub fn draw(&self, logits: &Tensor, rows: &SamplerRows, out: &Tensor) -> Result<(), SamplingError> {
+        self.launch(logits, rows, None, out)
+    }
+
+    /// Enqueues the first tokens of new sequences and returns their rows, not in use yet, and their records.
+    ///
+    /// # Errors
+    /// As [`DeviceSampler::draw`].
+    pub fn draw_first(
+        &self,
+        logits: &Tensor,
+        draws: &[FirstDraw<'_>],
+    ) -> Result<(SamplerRows, Tensor), SamplingError> {
+        let on_device = tch::Device::Cuda(self.device.index());
+        let num_rows = draws.len() as i64;
+        let zeros = |kind| Tensor::f_zeros([num_rows], (kind, on_device));
+        let rows = SamplerRows {
+            tokens: zeros(Kind::Int)?,
+            positions: zeros(Kind::Int)?,
+            num_generated: zeros(Kind::Int)?,
+            sample_idxs: zeros(Kind::Int64)?,
+            response_idxs: zeros(Kind::Int)?,
+            seen: self.mark_prompts(draws)?,
+        };
+        let admissions: Vec<Admission> = draws
+            .iter()
+            .enumerate()
+            .map(|(slot, draw)| Admission {
+                logits_row: draw.logits_row as i32,
+                slot: slot as i32,
+                position: -1,
+                response_idx: draw.response_idx,
+                sample_idx: draw.sample_idx,
+                reserved: 0,
+            })
+            .collect();
+        let admissions = upload(&Admission::words(&admissions), on_device)?.f_view([num_rows, -1])?;
+        let out = Tensor::f_empty([num_rows, RECORD_WORDS as i64], (Kind::Int, on_device))?;
+        self.launch(logits, &rows, Some(&admissions), &out)?;
+        Ok((rows, out))
+    }
+
+    /// What a record says. `sample_idx` and `response_idx` are for the message.
+    ///
+    /// # Errors
+    /// When no token could be chosen.
+    pub fn read_record(
+        &self,
+        record: [i32; RECORD_WORDS],
+        sample_idx: u64,
+        response_idx: u32,
+    ) -> Result<SampledToken, SamplingError> {
+        let [token, logprob, status, num_generated] = record;
+        let problem = match status {
+            0 => {
+                let logprob = f32::from_bits(logprob as u32);
+                let logprob = self.rules.params.compute_logprob.then_some(logprob);
+                return Ok(SampledToken { token: token as u32, logprob });
+            }
+            1 => "a NaN",
+            2 => "an infinite value",
+            3 => "no token that may be chosen",
+            _ => "nothing, because the row was not in use",
+        };
+        Err(SamplingError::BadLogits { sample_idx, response_idx, token_idx: num_generated as u32, problem })
+    }
+
+    fn launch(
+        &self,
+        logits: &Tensor,
+        rows: &SamplerRows,
+        admissions: Option<&Tensor>,
+        out: &Tensor,
+    ) -> Result<(), SamplingError> {
+        let state = SamplerState {
+            tokens: &rows.tokens,
+            positions: &rows.positions,
+            num_generated: &rows.num_generated,
+            sample_idxs: &rows.sample_idxs,
+            response_idxs: &rows.response_idxs,
+            seen: rows.seen.as_ref(),
+        };
+        let launch = Sample {
+            logits,
+            rules: &self.launch_rules,
+            end_token_ids: self.end_token_ids.as_ref(),
+            state: &state,
+            scratch: &self.scratch,
+            admissions,
+            out,
+        };
+        Ok(self.kernels.sample(&Stream::current(&self.device)?, &launch)?)
+    }
+
+    /// int32 bits `[num_draws, seen_words]`: the tokens of each prompt.
+    fn mark_prompts(&self, draws: &[FirstDraw<'_>]) -> Result<Option<Tensor>, SamplingError> {
+        if !self.keeps_seen() {
+            return Ok(None);
+        }
+        let on_device = tch::Device::Cuda(self.device.index());
+        let mut cu_seqlens = vec![0_i32];
+        let mut tokens = Vec::new();
+        for draw in draws {
+            tokens.extend(draw.prompt.iter().map(|&token| token as i32));
+            cu_seqlens.push(tokens.len() as i32);
+        }
+        let slots: Vec<i32> = (0..draws.len() as i32).collect();
+        let shape = [draws.len() as i64, self.seen_words() as i64];
+        let seen = Tensor::f_zeros(shape, (Kind::Int, on_device))?;
+        let launch = MarkSeen {
+            tokens: &upload(&tokens, on_device)?,
+            cu_seqlens: &upload(&cu_seqlens, on_device)?,
+            slots: &upload(&slots, on_device)?,
+            seen: &seen,
+            vocab_size: self.rules.vocab_size,
+        };
+        self.kernels.mark_seen(&Stream::current(&self.device)?, &launch)?;
+        Ok(Some(seen))
+    }
+}
+
+/// A list of the host on the device, through page-locked memory and without waiting for it.
+fn upload<T: tch::kind::Element>(values: &[T], device: tch::Device) -> Result<Tensor, SamplingError> {
+    let tensor = Tensor::f_from_slice(values)?.f_pin_memory(device)?;
+    Ok(tensor.f_to_device_(device, tensor.kind(), true, false)?)
+}
