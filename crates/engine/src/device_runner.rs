@@ -6,7 +6,6 @@
 //! blocks once.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use model_core::{CausalLm, DecodeRows, KvCache, PrefillBatch};
@@ -42,8 +41,14 @@ pub struct DeviceSizes {
 /// A sequence the runner knows.
 struct DeviceSeq {
     facts: rows::SeqFacts,
-    /// Its first token, until it starts: rows that were drawn together, and which of them.
-    waiting: Option<(Arc<SamplerRows>, usize)>,
+    /// Its first token, until it starts: the batch it was drawn in, and which row of that.
+    waiting: Option<(usize, usize)>,
+}
+
+/// First tokens that were drawn together and stay on the device until all their sequences have started or ended.
+struct FirstTokens {
+    rows: SamplerRows,
+    num_waiting: usize,
 }
 
 /// A step on the device that the host has not read.
@@ -78,6 +83,8 @@ pub(crate) struct DeviceRunner {
     /// By number of rows; `None` after the first step of that size, which runs as it is.
     graphs: HashMap<usize, Option<Graph>>,
     seqs: HashMap<SeqId, DeviceSeq>,
+    /// By number of the batch.
+    first_tokens: HashMap<usize, FirstTokens>,
     events: Vec<StepEvents>,
     num_started: usize,
     pending: VecDeque<Pending>,
@@ -132,6 +139,7 @@ impl DeviceRunner {
             graph_pool: GraphPool::new()?,
             graphs: HashMap::new(),
             seqs: HashMap::new(),
+            first_tokens: HashMap::new(),
             events,
             num_started: 0,
             pending: VecDeque::new(),
@@ -142,12 +150,12 @@ impl DeviceRunner {
     fn apply(&mut self, change: &Change) -> Result<(), EngineError> {
         let device = self.tables.device();
         let num_rows = change.sources.len() as i64;
-        let mut waiting: Vec<Arc<SamplerRows>> = Vec::new();
+        let mut batches = Vec::new();
         let mut from = Vec::with_capacity(change.sources.len());
         for source in &change.sources {
             from.push(match *source {
                 TokenSource::Row(row) => row as i64,
-                TokenSource::Waiting(id) => self.waiting_row(id, &mut waiting)?,
+                TokenSource::Waiting(id) => self.waiting_row(id, &mut batches)?,
             });
         }
         let from = upload(&from, device)?;
@@ -156,26 +164,29 @@ impl DeviceRunner {
             rows.f_narrow(0, 0, num_rows)?.f_copy_(&all.f_index_select(0, &from)?)?;
             Ok(())
         };
+        let waiting: Vec<&SamplerRows> =
+            batches.iter().filter_map(|batch| Some(&self.first_tokens.get(batch)?.rows)).collect();
         bring(&self.rows.tokens, waiting.iter().map(|rows| &rows.tokens).collect())?;
         if let Some(seen) = &self.rows.seen {
             bring(seen, waiting.iter().filter_map(|rows| rows.seen.as_ref()).collect())?;
         }
         self.tables.f_copy_(&upload(&change.words, device)?)?;
+        self.first_tokens.retain(|_, batch| batch.num_waiting > 0);
         Ok(())
     }
 
-    /// Where the first token of a sequence stands behind the rows and the batches in `waiting`, to which its own is
-    /// added.
-    fn waiting_row(&mut self, id: SeqId, waiting: &mut Vec<Arc<SamplerRows>>) -> Result<i64, EngineError> {
+    /// Where the first token of a sequence stands behind the rows and the batches, to which its own is added.
+    fn waiting_row(&mut self, id: SeqId, batches: &mut Vec<usize>) -> Result<i64, EngineError> {
         let seq = self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?;
         let (batch, row) = seq.waiting.take().ok_or_else(|| unknown(id))?;
-        let known = waiting.iter().position(|other| Arc::ptr_eq(other, &batch));
-        let batch_idx = known.unwrap_or_else(|| {
-            waiting.push(batch);
-            waiting.len() - 1
-        });
-        let before: usize = waiting[..batch_idx].iter().map(|rows| num_rows(rows)).sum();
-        Ok((self.layout.max_rows + before + row) as i64)
+        self.first_tokens.get_mut(&batch).ok_or_else(|| unknown(id))?.num_waiting -= 1;
+        if !batches.contains(&batch) {
+            batches.push(batch);
+        }
+        let before = batches.iter().take_while(|&&other| other != batch);
+        let num_before: usize =
+            before.filter_map(|other| Some(num_rows(&self.first_tokens.get(other)?.rows))).sum();
+        Ok((self.layout.max_rows + num_before + row) as i64)
     }
 
     /// Enqueues one step of `num_rows` rows, a bucket's number.
@@ -224,6 +235,7 @@ impl Runner for DeviceRunner {
         self.stream.synchronize()?;
         self.pending.clear();
         self.seqs.clear();
+        self.first_tokens.clear();
         self.row_table.clear();
         Ok(())
     }
@@ -250,11 +262,12 @@ impl Runner for DeviceRunner {
             })
             .collect();
         let (first, records) = self.sampler.draw_first(&logits, &draws)?;
-        let first = Arc::new(first);
+        let batch_no = self.num_started;
+        self.first_tokens.insert(batch_no, FirstTokens { rows: first, num_waiting: rows.len() });
         for (nth, (row, draw)) in rows.iter().zip(&draws).enumerate() {
             let facts =
                 rows::SeqFacts { sample_idx: row.sample_idx, prompt_len_tokens: draw.prompt.len() as u32 };
-            self.seqs.insert(row.id, DeviceSeq { facts, waiting: Some((Arc::clone(&first), nth)) });
+            self.seqs.insert(row.id, DeviceSeq { facts, waiting: Some((batch_no, nth)) });
         }
         self.end(step, &records, rows.iter().map(|row| (row.id, row.sample_idx)).collect())
     }
@@ -309,8 +322,12 @@ impl Runner for DeviceRunner {
 
     fn release(&mut self, ended: &[SeqId]) {
         for id in ended {
-            self.seqs.remove(id);
+            let waiting = self.seqs.remove(id).and_then(|seq| seq.waiting);
+            if let Some(batch) = waiting.and_then(|(batch, _)| self.first_tokens.get_mut(&batch)) {
+                batch.num_waiting -= 1;
+            }
         }
+        self.first_tokens.retain(|_, batch| batch.num_waiting > 0);
     }
 
     fn run_ahead(&self) -> usize {

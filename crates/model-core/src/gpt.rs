@@ -178,12 +178,12 @@ impl CausalLm for Gpt {
         if let Some(rotary) = &mut self.rotary {
             rotary.grow(max_blocks_per_seq * BLOCK_SIZE_TOKENS);
         }
-        self.kernels.reserve_rows(max_rows, max_blocks_per_seq, self.config.num_attention_heads)
+        self.kernels.reserve_rows(max_rows, max_blocks_per_seq, self.config.num_query_groups)
     }
 
     fn decode_rows(&mut self, rows: &DecodeRows<'_>, cache: &mut KvCache) -> Result<Tensor, ModelError> {
         let context = AttentionContext::on_device(rows)?;
-        self.kernels.plan_rows(&context)?;
+        self.kernels.plan_rows(&context, cache)?;
         let residual = self.forward(context.token_ids(&[]), &context, cache)?;
         self.logits(&residual)
     }

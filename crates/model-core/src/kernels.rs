@@ -152,13 +152,13 @@ pub(crate) trait Kernels: Send + Sync {
         &self,
         _max_rows: usize,
         _max_blocks_per_seq: usize,
-        _num_attention_heads: usize,
+        _num_query_groups: usize,
     ) -> Result<(), ModelError> {
         Err(ModelError::NoBackend { backend: "row", reason: "these kernels run on the host's batches" })
     }
 
     /// Plans the attention of such a step, once for all its layers.
-    fn plan_rows(&self, _context: &AttentionContext) -> Result<(), ModelError> {
+    fn plan_rows(&self, _context: &AttentionContext, _cache: &KvCache) -> Result<(), ModelError> {
         Err(ModelError::NoBackend { backend: "row", reason: "these kernels run on the host's batches" })
     }
 

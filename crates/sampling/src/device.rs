@@ -6,7 +6,7 @@
 
 use tch::{Kind, Tensor};
 use torch_ext::cuda::kernels::{
-    Admission, Kernels, MarkSeen, Method, Sample, SampleRules, Sampled, SamplerScratch, SamplerState,
+    Admission, KernelConfig, Kernels, MarkSeen, Sample, SampleRules, Sampled, SamplerScratch, SamplerState,
 };
 use torch_ext::cuda::{Device, Stream};
 
@@ -71,6 +71,7 @@ pub struct DeviceSampler {
     device: Device,
     end_token_ids: Option<Tensor>,
     scratch: SamplerScratch,
+    max_rows: usize,
 }
 
 impl DeviceSampler {
@@ -88,18 +89,20 @@ impl DeviceSampler {
     ) -> Result<Self, SamplingError> {
         let rules = SamplingRules { params, vocab_size, seed, end_token_ids, min_length }.check()?;
         let device = Device::open(device_idx)?;
-        let kernels = Kernels::load_sampler(&device, torch_ext::cuda::kernel_cache().as_deref())?;
+        // The sampler's kernels are the same for every model.
+        let config = KernelConfig { kind: Kind::Float, head_dim: 64, queries_per_group: 1 };
+        let kernels = Kernels::load(&device, &config, torch_ext::cuda::kernel_cache().as_deref())?;
         let on_device = tch::Device::Cuda(device_idx);
         let end_ids: Vec<i32> = rules.end_token_ids.iter().map(|&id| id as i32).collect();
         let end_token_ids = match end_ids.is_empty() {
             true => None,
             false => Some(Tensor::f_from_slice(&end_ids)?.f_to_device(on_device)?),
         };
-        let scratch = SamplerScratch::new(&kernels, max_rows, vocab_size, on_device)?;
+        let scratch = SamplerScratch::new(&device, max_rows as i64, vocab_size as i64)?;
         let SamplingParams { use_greedy, temperature, top_k, top_p, repetition_penalty, compute_logprob } =
             rules.params;
         let launch_rules = SampleRules {
-            method: if use_greedy { Method::Greedy } else { Method::Random },
+            use_greedy,
             temperature,
             top_k,
             top_p,
@@ -107,9 +110,9 @@ impl DeviceSampler {
             compute_logprob,
             min_length: rules.min_length,
             seed: rules.seed,
-            vocab_size: rules.vocab_size,
+            vocab_size: rules.vocab_size as i64,
         };
-        Ok(Self { rules, launch_rules, kernels, device, end_token_ids, scratch })
+        Ok(Self { rules, launch_rules, kernels, device, end_token_ids, scratch, max_rows })
     }
 
     /// Whether the responses of one sample are all the same, so that one of them is enough.
@@ -168,9 +171,15 @@ impl DeviceSampler {
                 reserved: 0,
             })
             .collect();
-        let admissions = upload(&Admission::words(&admissions), on_device)?.f_view([num_rows, -1])?;
+        let words: &[i64] = bytemuck::cast_slice(&admissions);
+        let admissions = upload(words, on_device)?.f_view([num_rows, -1])?;
         let out = Tensor::f_empty([num_rows, RECORD_WORDS as i64], (Kind::Int, on_device))?;
-        self.launch(logits, &rows, Some(&admissions), &out)?;
+        // The working memory is made for the rows of a decode step; there may be more first tokens than that.
+        let max_rows = self.max_rows as i64;
+        for start in (0..num_rows).step_by(self.max_rows.max(1)) {
+            let part = |tensor: &Tensor| tensor.f_narrow(0, start, max_rows.min(num_rows - start));
+            self.launch(logits, &rows, Some(&part(&admissions)?), &part(&out)?)?;
+        }
         Ok((rows, out))
     }
 
@@ -218,7 +227,7 @@ impl DeviceSampler {
             logits,
             rules: &self.launch_rules,
             end_token_ids: self.end_token_ids.as_ref(),
-            state: &state,
+            state,
             scratch: &self.scratch,
             admissions,
             out,
@@ -246,7 +255,7 @@ impl DeviceSampler {
             cu_seqlens: &upload(&cu_seqlens, on_device)?,
             slots: &upload(&slots, on_device)?,
             seen: &seen,
-            vocab_size: self.rules.vocab_size,
+            vocab_size: self.rules.vocab_size as i64,
         };
         self.kernels.mark_seen(&Stream::current(&self.device)?, &launch)?;
         Ok(Some(seen))

@@ -5,8 +5,6 @@
 
 use std::collections::HashMap;
 
-use model_core::BlockId;
-
 use crate::scheduler::{DecodeSeq, SeqId};
 
 /// Where the newest token of a row comes from.
@@ -157,15 +155,10 @@ fn shared_prefixes(seqs: &[DecodeSeq]) -> Vec<(usize, usize)> {
     shared
 }
 
-/// The blocks of a table as it is on the device, for tests and messages.
-#[cfg(test)]
-fn table_of(words: &[i32], layout: TableLayout, row: usize) -> Vec<BlockId> {
-    let start = layout.block_tables() + row * layout.max_blocks_per_seq;
-    words[start..start + layout.max_blocks_per_seq].iter().map(|&word| word as BlockId).collect()
-}
-
 #[cfg(test)]
 mod tests {
+    use model_core::BlockId;
+
     use super::*;
 
     const LAYOUT: TableLayout = TableLayout { max_rows: 4, max_blocks_per_seq: 3 };
@@ -203,7 +196,7 @@ mod tests {
         assert_eq!(words[LAYOUT.positions()..LAYOUT.num_generated()], [6, -1, -1, -1]);
         assert_eq!(words[LAYOUT.num_generated()], 3);
         assert_eq!(words[LAYOUT.response_idxs()], 2);
-        assert_eq!(table_of(&words, LAYOUT, 0), [5, 9, 0]);
+        assert_eq!(words[LAYOUT.block_tables()..][..3], [5, 9, 0]);
     }
 
     #[test]

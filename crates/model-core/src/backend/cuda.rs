@@ -8,7 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, Tensor};
 use torch_ext::cuda::kernels::{
-    Activate, CopyBlocks, DecodeAttention, DecodePlan, Gating, KernelConfig, Kernels as CudaKernelSet,
+    Activate, DecodeAttentionQkv, DecodePlan, Gating, KernelConfig, Kernels as CudaKernelSet,
     LayerCache, Norm as NormLaunch, NormKind, PlanDecode, RopeAndCache, Rotary as RotaryTables,
 };
 use torch_ext::cuda::{Device, Stream, blas, flash, kernel_cache};
@@ -58,8 +58,8 @@ impl CudaKernels {
         let heads_per_group = config.num_attention_heads / config.num_query_groups.max(1);
         let kernel_config = KernelConfig {
             kind: precision.kind(),
-            head_dim: config.kv_channels,
-            queries_per_group: heads_per_group,
+            head_dim: config.kv_channels as u32,
+            queries_per_group: heads_per_group as u32,
         };
         let kernels = CudaKernelSet::load(&device, &kernel_config, kernel_cache().as_deref())?;
         Ok(Self { precision, device, kernels, heads_per_group, tables: Mutex::default() })
@@ -191,20 +191,15 @@ impl Kernels for CudaKernels {
         &self,
         max_rows: usize,
         max_blocks_per_seq: usize,
-        num_attention_heads: usize,
+        num_query_groups: usize,
     ) -> Result<(), ModelError> {
-        let plan = DecodePlan::new(
-            &self.kernels,
-            max_rows,
-            max_blocks_per_seq,
-            num_attention_heads,
-            self.tch_device(),
-        )?;
+        let sizes = [max_rows as i64, max_blocks_per_seq as i64];
+        let plan = DecodePlan::new(&self.kernels, &self.device, sizes, num_query_groups as i64)?;
         self.tables().plan = Some(plan);
         Ok(())
     }
 
-    fn plan_rows(&self, context: &AttentionContext) -> Result<(), ModelError> {
+    fn plan_rows(&self, context: &AttentionContext, cache: &KvCache) -> Result<(), ModelError> {
         let context = device_context(context)?;
         let DeviceAttention::Decode { block_tables, prefix_groups } = &context.attention else {
             return Err(NO_TABLES);
@@ -214,6 +209,7 @@ impl Kernels for CudaKernels {
             positions: &context.positions,
             block_tables,
             prefix_groups: Some(prefix_groups),
+            num_blocks: cache.num_blocks() as i64,
             plan: tables.plan.as_ref().ok_or(NO_TABLES)?,
         };
         Ok(self.kernels.plan_decode(&self.stream()?, &plan)?)
@@ -315,10 +311,10 @@ impl Kernels for CudaKernels {
             .rotary
             .map(|rotary| rotary_on_device(&mut tables.rotary, rotary, self.tch_device()))
             .transpose()?;
-        let queries = self.empty(&[num_rows, heads, channels], kind)?;
         let scale = 1.0 / (step.heads.kv_channels as f32).sqrt();
         let attended = match &context.attention {
             DeviceAttention::Prefill { slots, cu_seqlens, max_len_tokens } => {
+                let queries = self.empty(&[num_rows, heads, channels], kind)?;
                 let new_keys = self.empty(&[num_rows, groups, channels], kind)?;
                 let new_values = self.empty(&[num_rows, groups, channels], kind)?;
                 let launch = RopeAndCache {
@@ -344,20 +340,10 @@ impl Kernels for CudaKernels {
             }
             DeviceAttention::Decode { block_tables, .. } => {
                 let plan = tables.plan.as_ref().ok_or(NO_TABLES)?;
-                let launch = RopeAndCache {
-                    qkv,
-                    positions: &context.positions,
-                    slots: &plan.slots(num_rows as usize)?,
-                    rotary,
-                    cache: layer,
-                    q_out: &queries,
-                    kv_out: None,
-                };
-                self.kernels.rope_and_cache(&stream, &launch)?;
                 let out = self.empty(&[num_rows, heads, channels], kind)?;
                 let launch =
-                    DecodeAttention { q: &queries, cache: layer, block_tables, plan, scale, out: &out };
-                self.kernels.decode_attention(&stream, &launch)?;
+                    DecodeAttentionQkv { qkv, rotary, cache: layer, block_tables, plan, scale, out: &out };
+                self.kernels.decode_attention_qkv(&stream, &launch)?;
                 out
             }
         };
