@@ -1,0 +1,47 @@
+// The nonlinearity of the feed-forward part, plain or gated.
+
+// The launcher passes one of these by number.
+enum Activation { GELU, GELU_TANH, QUICK_GELU, SILU, RELU, SQUARED_RELU };
+
+DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+DEVICE float activated(float x, int activation) {
+    switch (activation) {
+        case GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+        case GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+        case QUICK_GELU: return x * sigmoid(1.702f * x);
+        case SILU: return x * sigmoid(x);
+        case RELU: return fmaxf(x, 0.0f);
+        default: {
+            float positive = fmaxf(x, 0.0f);
+            return positive * positive;
+        }
+    }
+}
+
+template <int W>
+DEVICE void activate_row(const T* x, T* out, int width, int activation, bool gated) {
+    int i = (blockIdx.y * blockDim.x + threadIdx.x) * W;
+    if (i >= width) return;
+    const T* row = x + (i64)blockIdx.x * width * (gated ? 2 : 1);
+    float values[W], gates[W];
+    load(row + i, values);
+    if (gated) load(row + width + i, gates);
+#pragma unroll
+    for (int j = 0; j < W; j++) {
+        values[j] = activated(values[j], activation);
+        if (gated) values[j] *= gates[j];
+    }
+    store(out + (i64)blockIdx.x * width + i, values);
+}
+
+// Grid: rows, then parts of a row of 8 (or, when `width` is not a multiple of 8, 1) elements a thread.
+extern "C" __global__ void activate(const T* x, T* out, int width, int activation, int is_gated) {
+    wait_for_previous_kernel();
+    let_next_kernel_start();
+    if (width % 8 == 0) {
+        activate_row<8>(x, out, width, activation, is_gated);
+    } else {
+        activate_row<1>(x, out, width, activation, is_gated);
+    }
+}
