@@ -14,13 +14,13 @@ struct RopeArgs {
     Rotary rotary;
     int num_groups;
     int num_slots;
-    int max_positions;
 };
 
 template <int W>
-DEVICE void rope_row(const RopeArgs& args, int queries_per_group) {
+DEVICE void rope_row(const RopeArgs& args) {
+    const int queries_per_group = QUERIES_PER_GROUP;
     const int units_per_head = HEAD_DIM / (2 * W);
-    int heads_per_group = queries_per_group + 2;
+    const int heads_per_group = queries_per_group + 2;
     int row = blockIdx.x;
     int position = args.positions[row];
     int unit = blockIdx.y * blockDim.x + threadIdx.x;
@@ -35,14 +35,7 @@ DEVICE void rope_row(const RopeArgs& args, int queries_per_group) {
     float a[W], b[W];
     load(from + first, a);
     load(from + second, b);
-    if (member <= queries_per_group && args.rotary.cos) {
-        if (position < args.max_positions) {
-            rotate_unit(args.rotary, position, first, a, b);
-        } else {
-#pragma unroll
-            for (int j = 0; j < W; j++) a[j] = b[j] = QUIET_NAN;
-        }
-    }
+    if (member <= queries_per_group) rotate_unit(args.rotary, position, first, a, b);
     if (member < queries_per_group) {
         T* to = args.q_out + ((i64)row * args.num_groups * queries_per_group + group * queries_per_group + member) * HEAD_DIM;
         store(to + first, a);
@@ -71,8 +64,8 @@ extern "C" __global__ void rope_and_cache(RopeArgs args) {
     wait_for_previous_kernel();
     let_next_kernel_start();
     if (args.rotary.rotary_dim % 16 == 0) {
-        rope_row<8>(args, QUERIES_PER_GROUP);
+        rope_row<8>(args);
     } else {
-        rope_row<1>(args, QUERIES_PER_GROUP);
+        rope_row<1>(args);
     }
 }
