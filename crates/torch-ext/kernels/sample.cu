@@ -36,8 +36,9 @@ struct Sampled {
 };
 
 struct ChunkStats {
-    u64 best;      // key of the largest value, then the complement of its lowest id
-    float raw_max;
+    float max;
+    int id;        // the lowest one of the largest value; found only when greedy
+    float raw_max; // before anything is done to the logits; found only for log-probabilities
     u32 has_nan;
 };
 
@@ -226,8 +227,10 @@ struct Scratch {
     ChunkStats stats[SAMPLE_WARPS];
 };
 
+// The low and the high words of the block's histogram: shared memory adds 32 bits at once, 64 only in a loop.
 struct FilterScratch : Scratch {
-    u64 histogram[NUM_BINS];
+    u32 low[NUM_BINS];
+    u32 high[NUM_BINS];
 };
 
 DEVICE u64 block_sum(u64 value, Scratch* scratch) {
@@ -241,19 +244,22 @@ DEVICE u64 block_sum(u64 value, Scratch* scratch) {
     return sum;
 }
 
-DEVICE ChunkStats better(ChunkStats a, u64 best, float raw_max, u32 has_nan) {
-    a.best = best > a.best ? best : a.best;
-    a.raw_max = fmaxf(a.raw_max, raw_max);
-    a.has_nan |= has_nan;
-    return a;
+DEVICE ChunkStats better(const ChunkStats& a, const ChunkStats& b) {
+    ChunkStats best = b.max > a.max || (b.max == a.max && b.id < a.id) ? b : a;
+    best.raw_max = fmaxf(a.raw_max, b.raw_max);
+    best.has_nan = a.has_nan | b.has_nan;
+    return best;
 }
 
 DEVICE ChunkStats warp_best(ChunkStats stats) {
 #pragma unroll
     for (int lanes = 16; lanes > 0; lanes /= 2) {
-        stats = better(
-            stats, shuffle_xor(stats.best, lanes), __shfl_xor_sync(ALL_LANES, stats.raw_max, lanes),
-            __shfl_xor_sync(ALL_LANES, stats.has_nan, lanes));
+        ChunkStats other;
+        other.max = __shfl_xor_sync(ALL_LANES, stats.max, lanes);
+        other.id = __shfl_xor_sync(ALL_LANES, stats.id, lanes);
+        other.raw_max = __shfl_xor_sync(ALL_LANES, stats.raw_max, lanes);
+        other.has_nan = __shfl_xor_sync(ALL_LANES, stats.has_nan, lanes);
+        stats = better(stats, other);
     }
     return stats;
 }
@@ -288,31 +294,36 @@ DEVICE bool leave_row(const SampleArgs& args, const Chunk& chunk) {
 }
 
 DEVICE ChunkStats row_stats(const SampleArgs& args, const Chunk& chunk) {
-    ChunkStats stats = {0, NEG_INF, 0};
+    ChunkStats stats = {NEG_INF, 0x7fffffff, NEG_INF, 0};
     for (int i = threadIdx.x % 32; i < args.num_chunks; i += 32) {
         uint4 raw = __ldcg((const uint4*)(args.stats + (i64)chunk.entry * args.num_chunks + i));
-        stats = better(stats, (u64)raw.y << 32 | raw.x, __uint_as_float(raw.z), raw.w);
+        ChunkStats other = {__uint_as_float(raw.x), (int)raw.y, __uint_as_float(raw.z), raw.w};
+        stats = better(stats, other);
     }
     return warp_best(stats);
 }
 
 DEVICE ChunkStats chunk_stats(
     const SampleArgs& args, const Chunk& chunk, float (&values)[SAMPLE_VALUES], float raw_max, u32 has_nan, Scratch* scratch) {
-    ChunkStats stats = {0, raw_max, has_nan};
+    ChunkStats stats = {NEG_INF, 0x7fffffff, raw_max, has_nan};
+    if (args.use_greedy) {
+        int best = 0;
 #pragma unroll
-    for (int i = 0; i < SAMPLE_VALUES; i++) {
-        u64 packed = (u64)key_of(values[i]) << 32 | (0xffffffff - (u32)id_of(chunk, i));
-        stats.best = packed > stats.best ? packed : stats.best;
-        stats.has_nan |= values[i] != values[i];
+        for (int i = 0; i < SAMPLE_VALUES; i++) {
+            if (values[i] > stats.max) stats.max = values[i], best = i;
+        }
+        stats.id = id_of(chunk, best);
+    } else {
+#pragma unroll
+        for (int i = 0; i < SAMPLE_VALUES; i++) stats.max = fmaxf(stats.max, values[i]);
     }
+#pragma unroll
+    for (int i = 0; i < SAMPLE_VALUES; i++) stats.has_nan |= values[i] != values[i];
     stats = warp_best(stats);
     if (threadIdx.x % 32 == 0) scratch->stats[threadIdx.x / 32] = stats;
     __syncthreads();
 #pragma unroll
-    for (int warp = 0; warp < SAMPLE_WARPS; warp++) {
-        ChunkStats other = scratch->stats[warp];
-        stats = better(stats, other.best, other.raw_max, other.has_nan);
-    }
+    for (int warp = 0; warp < SAMPLE_WARPS; warp++) stats = better(stats, scratch->stats[warp]);
     return stats;
 }
 
@@ -444,7 +455,7 @@ template <class Bin>
 DEVICE void fill_histogram(
     const SampleArgs& args, Chunk* chunk, const float (&values)[SAMPLE_VALUES], float max, const Kept& kept, Measure measure, int round,
     FilterScratch* scratch, Bin bin_of) {
-    for (int i = threadIdx.x; i < NUM_BINS; i += SAMPLE_THREADS) scratch->histogram[i] = 0;
+    for (int i = threadIdx.x; i < NUM_BINS; i += SAMPLE_THREADS) scratch->low[i] = scratch->high[i] = 0;
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < SAMPLE_VALUES; i++) {
@@ -452,12 +463,15 @@ DEVICE void fill_histogram(
         u32 bin = bin_of(values[i], key);
         if (bin >= NUM_BINS || !keeps(kept, key, id_of(*chunk, i))) continue;
         u64 amount = measure == TOKENS ? 1 : weight_of(values[i], max);
-        if (amount > 0) atomicAdd(scratch->histogram + bin, amount);
+        u32 low = (u32)amount, high = (u32)(amount >> 32);
+        if (low > 0) high += atomicAdd(scratch->low + bin, low) > 0xffffffff - low;
+        if (high > 0) atomicAdd(scratch->high + bin, high);
     }
     __syncthreads();
     u64* histogram = histogram_of(args, *chunk, round);
     for (int i = threadIdx.x; i < NUM_BINS; i += SAMPLE_THREADS) {
-        if (scratch->histogram[i] > 0) atomicAdd(histogram + i, scratch->histogram[i]);
+        u64 amount = (u64)scratch->high[i] << 32 | scratch->low[i];
+        if (amount > 0) atomicAdd(histogram + i, amount);
     }
     clear_histogram(args, *chunk, round + 1);
     wait_for_row(args, chunk);
@@ -578,8 +592,8 @@ DEVICE bool find_chunk(const SampleArgs& args, Chunk* chunk) {
 template <bool FILTERS>
 DEVICE void draw(
     const SampleArgs& args, Chunk* chunk, const float (&values)[SAMPLE_VALUES], const ChunkStats& row, const Kept& kept, Scratch* scratch) {
-    float max = value_of((u32)(row.best >> 32));
-    int token = (int)(0xffffffff - (u32)row.best);
+    float max = row.max;
+    int token = row.id;
     auto weight = [&](int i) -> u64 {
         bool is_kept = !FILTERS || keeps(kept, key_of(values[i]), id_of(*chunk, i));
         return is_kept ? weight_of(values[i], max) : 0;
@@ -629,12 +643,12 @@ DEVICE void draw(
 DEVICE void finish_greedy(const SampleArgs& args, Chunk* chunk) {
     if (!leave_row(args, *chunk)) return;
     ChunkStats row = row_stats(args, *chunk);
-    Status status = status_of(value_of((u32)(row.best >> 32)), row.has_nan);
+    Status status = status_of(row.max, row.has_nan);
     chunk->idx = 0;
     if (status != CHOSEN) {
         refuse(args, *chunk, status);
     } else if (threadIdx.x == 0) {
-        choose(args, *chunk, (int)(0xffffffff - (u32)row.best), QUIET_NAN);
+        choose(args, *chunk, row.id, QUIET_NAN);
     }
 }
 
@@ -667,7 +681,7 @@ DEVICE void sample_chunk(const SampleArgs& args, AnyScratch* scratch) {
     if constexpr (FILTERS) clear_histogram(args, chunk, 1);
     wait_for_row(args, &chunk);
     ChunkStats row = row_stats(args, chunk);
-    float max = value_of((u32)(row.best >> 32));
+    float max = row.max;
     Status status = status_of(max, row.has_nan);
     if (status == CHOSEN && args.compute_logprob) status = status_of(row.raw_max, 0);
     if (status != CHOSEN) {
