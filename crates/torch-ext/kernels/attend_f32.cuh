@@ -1,16 +1,22 @@
 // The keys of one warp in float32, on the ordinary cores: the kernel that results are compared with, not a fast one.
 
+// Nothing is fetched ahead.
+struct FirstTile {};
+
+DEVICE void fetch_first_tile(const AttentionArgs&, const Item&, int, FirstTile*) {}
+
 // Attends with every query of the tile to the tiles `warp`, `warp + NUM_WARPS`, .. of the split, and leaves the
 // unnormalised sum of values, the maximum and the sum of exponentials of each in `merge`.
-DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* queries, const Merge& merge) {
+DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* queries, FirstTile*, const Merge& merge) {
     const int ELEMS = (HEAD_DIM + 31) / 32;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (int column = 0; column < item.num_columns; column++) {
         const T* query = queries + column * HEAD_DIM;
         float max = NEG_INF, sum = 0.0f, out[ELEMS] = {};
-        for (int base = item.first_key + warp * TILE_KEYS; base < item.end_key; base += NUM_WARPS * TILE_KEYS) {
-            const T* keys = args.keys + tile_offset(args, item, base);
-            const T* values = args.values + tile_offset(args, item, base);
+        for (int base = first_tile(item); base < item.end_key; base += NUM_WARPS * TILE_KEYS) {
+            i64 offset = tile_offset(args, item, block_at(args, item, base), base);
+            const T* keys = args.keys + offset;
+            const T* values = args.values + offset;
             // Two lanes share a key, each takes half of the head.
             int key = lane % TILE_KEYS;
             const T* half = keys + key * HEAD_DIM + (lane / TILE_KEYS) * (HEAD_DIM / 2);

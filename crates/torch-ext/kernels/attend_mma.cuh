@@ -208,10 +208,27 @@ DEVICE void write_merge(Running* running, const Item& item, const Merge& merge) 
     }
 }
 
+// The first keys and values of an item, fetched while the item before it is finished.
+struct FirstTile {
+    KeyTile keys;
+    ValueTile values;
+};
+
+DEVICE void fetch_tile(const AttentionArgs& args, const Item& item, int block, int base, FirstTile* to) {
+    i64 offset = tile_offset(args, item, block, base);
+    load_keys(args.keys + offset, &to->keys);
+    load_values(args.values + offset, &to->values);
+}
+
+DEVICE void fetch_first_tile(const AttentionArgs& args, const Item& item, int block, FirstTile* to) {
+    int base = first_tile(item);
+    if (base < item.end_key && !has_own_token(item, base)) fetch_tile(args, item, block, base, to);
+}
+
 // Attends with every query of the tile to the tiles `warp`, `warp + NUM_WARPS`, .. of the split, and leaves the
 // unnormalised sum of values, the maximum and the sum of exponentials of each in `merge`.
-DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* queries, const Merge& merge) {
-    int base = item.first_key + threadIdx.x / 32 * TILE_KEYS;
+DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* queries, FirstTile* tile, const Merge& merge) {
+    int base = first_tile(item);
     Running running;
 #pragma unroll
     for (int n = 0; n < QUERY_COLUMNS; n++) {
@@ -222,24 +239,19 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* qu
             running.out[n][w][0] = running.out[n][w][1] = running.out[n][w][2] = running.out[n][w][3] = 0.0f;
         }
     }
-    KeyTile keys;
-    ValueTile values;
-    i64 offset = 0;
-    if (base < item.end_key) {
-        offset = tile_offset(args, item, base);
-        load_keys(args.keys + offset, &keys);
-    }
+    if (base < item.end_key && has_own_token(item, base)) fetch_tile(args, item, block_at(args, item, base), base, tile);
     while (base < item.end_key) {
         int num_keys = item.end_key - base;
-        load_values(args.values + offset, &values);
         int next = base + NUM_WARPS * TILE_KEYS;
-        if (next < item.end_key) offset = tile_offset(args, item, next);
+        i64 offset = 0;
+        if (next < item.end_key) offset = tile_offset(args, item, block_at(args, item, next), next);
         float scores[QUERY_COLUMNS][4];
-        scores_of(keys, queries, scores);
-        if (next < item.end_key) load_keys(args.keys + offset, &keys);
+        scores_of(tile->keys, queries, scores);
+        if (next < item.end_key) load_keys(args.keys + offset, &tile->keys);
         update(&running, scores, args.scale_log2, num_keys);
-        if (num_keys < TILE_KEYS) clear_values_past(&values, num_keys);
-        add_values(&running, values, scores);
+        if (num_keys < TILE_KEYS) clear_values_past(&tile->values, num_keys);
+        add_values(&running, tile->values, scores);
+        if (next < item.end_key) load_values(args.values + offset, &tile->values);
         base = next;
     }
     write_merge(&running, item, merge);

@@ -9,7 +9,7 @@ struct PlanArgs {
     const int2* prefix_groups; // [rows] of (first row of the group, number of shared blocks), or null
     int* slots;                // [rows] out: where the token's key and value go, -1 for nowhere
     int* contexts;             // [rows] out: keys to attend to, 0 for none
-    int4* items;               // out: first row, number of rows, split, end of its keys
+    int4* items;               // out, two an item: first row, number of rows, split, end of its keys; the context and slot of the first row
     int* num_items;            // out
     int num_rows;
     int table_width;
@@ -92,12 +92,15 @@ extern "C" __global__ void __launch_bounds__(1024) plan_decode(PlanArgs args) {
             warp_ends[lane] = warp_end;
         }
         __syncthreads();
-        int4* items = args.items + num_listed + end - count + (warp > 0 ? warp_ends[warp - 1] : 0);
+        int4* items = args.items + 2 * (num_listed + end - count + (warp > 0 ? warp_ends[warp - 1] : 0));
+        int4 first_row = make_int4(context, context > 0 ? args.slots[row] : -1, 0, 0);
         for (int split = 0; split < num_shared; split++) {
             *items++ = make_int4(row, set.end_live - row, split, (split + 1) * SPLIT_KEYS);
+            *items++ = first_row;
         }
         for (int split = set.num_splits; context > 0 && split < num_splits; split++) {
             *items++ = make_int4(row, 1, split, min((split + 1) * SPLIT_KEYS, context));
+            *items++ = first_row;
         }
         __syncthreads();
         if (threadIdx.x == 0) num_listed += warp_ends[31];
