@@ -1,3 +1,4 @@
+#pragma once
 // The keys of one warp in float32, on the ordinary cores: the kernel that results are compared with, not a fast one.
 
 // Nothing is fetched ahead.

@@ -1,3 +1,4 @@
+#pragma once
 // The keys of one warp in bfloat16 or float16, on the tensor cores, straight from global memory to registers.
 //
 // Queries are the columns of both products: scores [16 keys, 8 queries] = K Q^T and out [16 elements, 8 queries] =

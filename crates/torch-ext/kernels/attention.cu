@@ -1,64 +1,115 @@
-// Decode attention over the paged cache.
+// Decode attention over the paged cache. Programs are put together in
+// `crates/torch-ext/src/cuda/kernels/programs.rs`.
 
-struct AttentionArgs {
-    const T* q;              // T [rows, heads, HEAD_DIM]; or the fused QKV, T [rows, groups, queries + 2, HEAD_DIM]
-    T* keys;                 // T [num_blocks, groups, 32, HEAD_DIM], of this layer
-    T* values;
-    T* out;                  // T [rows, heads, HEAD_DIM]
-    const int* block_tables; // [rows, table_width]
-    const int* slots;        // these four from plan_decode
-    const int* contexts;
-    const int4* items;       // two an item
-    const int* num_items;
-    int* counters;           // [rows, groups, QUERY_TILES], zero between launches
-    float* partial_outs;     // [rows, heads, max_splits, HEAD_DIM]
-    float2* partial_stats;   // [rows, heads, max_splits]: maximum and sum
-    Rotary rotary;
-    int num_groups;
-    int table_width;
-    int num_blocks;
-    int max_splits;
-    int max_items;
-    float scale_log2;        // scale of the scores times log2(e)
-};
+#include "common.cuh"
+#include "rotary.cuh"
+#include "tiling.cuh"
+#include "plan.cuh"
+#include "item.cuh"
+#if ELEM == 0
+#include "attend_f32.cuh"
+#else
+#include "attend_mma.cuh"
+#endif
+#include "join.cuh"
 
-// One split of keys of one group, for the queries of up to ROWS_PER_SET rows.
-struct Item {
-    int first_row;
-    int num_rows;
-    int num_columns; // queries in use; column c is query c % QUERIES_PER_ROW of row first_row + c / QUERIES_PER_ROW
-    int split;
-    int first_key;
-    int end_key;
-    int group;
-    int first_query; // within the group
-    int context;     // of the first row, as the slot of its own token
-    int slot;
-};
-
-// Where the warps of a block leave their parts, in shared memory: [NUM_WARPS, QUERY_TILE, HEAD_DIM] and
-// [NUM_WARPS, QUERY_TILE].
-struct Merge {
-    float* outs;
-    float2* stats;
-};
-
-// The first of the 16 keys that `warp` takes; it goes on in strides of NUM_WARPS tiles.
-DEVICE int first_tile(const Item& item) { return item.first_key + threadIdx.x / 32 * TILE_KEYS; }
-
-// The block that holds position `base`. A table entry outside the cache would be a fault of the host; it must not
-// become an access outside the cache.
-DEVICE int block_at(const AttentionArgs& args, const Item& item, int base) {
-    int block = args.block_tables[(i64)item.first_row * args.table_width + base / BLOCK_SIZE_TOKENS];
-    return min(max(block, 0), args.num_blocks - 1);
+DEVICE Item read_item(const AttentionArgs& args, int work) {
+    int works_per_item = args.num_groups * QUERY_TILES;
+    // Read before it is known whether there is such an item, hence the bound.
+    const int4* listed = args.items + 2 * (i64)min(work / works_per_item, args.max_items - 1);
+    int4 keys = listed[0], first_row = listed[1];
+    Item item;
+    item.first_row = keys.x;
+    item.num_rows = keys.y;
+    item.split = keys.z;
+    item.first_key = keys.z * SPLIT_KEYS;
+    item.end_key = keys.w;
+    item.context = first_row.x;
+    item.slot = first_row.y;
+    item.group = work % works_per_item / QUERY_TILES;
+    item.first_query = work % QUERY_TILES * QUERY_TILE;
+    item.num_columns = min(item.num_rows * QUERIES_PER_ROW, item.num_rows * QUERIES_PER_GROUP - item.first_query);
+    return item;
 }
 
-// Elements before the 16 keys that start at position `base`.
-DEVICE i64 tile_offset(const AttentionArgs& args, const Item& item, int block, int base) {
-    return (((i64)block * args.num_groups + item.group) * BLOCK_SIZE_TOKENS + base % BLOCK_SIZE_TOKENS) * HEAD_DIM;
+// Copies the queries of the item to shared memory, T [QUERY_TILE, HEAD_DIM]. What stands in unused columns is nobody's
+// business: columns do not mix.
+DEVICE void fetch_queries(const AttentionArgs& args, const Item& item, T* queries) {
+    const int VECTORS = HEAD_DIM * sizeof(T) / 16;
+    for (int i = threadIdx.x; i < item.num_columns * VECTORS; i += NUM_WARPS * 32) {
+        int column = i / VECTORS;
+        ((uint4*)queries)[i] = ((const uint4*)(args.q + query_of(args, item, column) * HEAD_DIM))[i % VECTORS];
+    }
 }
 
-// Whether the token of this step is in the tile: then this thread block has only just written its key and value.
-DEVICE bool has_own_token(const Item& item, int base) {
-    return item.num_rows == 1 && item.end_key == item.context && base + TILE_KEYS >= item.end_key;
+// The same from the fused QKV, rotated; the block that attends to the row's own token also writes its key and value.
+template <int W>
+DEVICE void rotate_queries(const AttentionArgs& args, const Item& item, T* queries) {
+    const int UNITS = HEAD_DIM / (2 * W);
+    int num_heads = item.num_columns + (has_own_token(item, item.end_key - 1) ? 2 : 0);
+    for (int i = threadIdx.x; i < num_heads * UNITS; i += NUM_WARPS * 32) {
+        int column = i / UNITS;
+        bool is_query = column < item.num_columns;
+        int row = is_query ? row_of(item, column) : item.first_row;
+        int member = is_query ? item.first_query + column % QUERIES_PER_ROW : QUERIES_PER_GROUP + column - item.num_columns;
+        int first, second;
+        unit_bounds<W>(args.rotary, i % UNITS, &first, &second);
+        const T* from = args.q + (((i64)row * args.num_groups + item.group) * (QUERIES_PER_GROUP + 2) + member) * HEAD_DIM;
+        float a[W], b[W];
+        load(from + first, a);
+        load(from + second, b);
+        int position = max(context_of(args, item, row) - 1, 0);
+        if (member <= QUERIES_PER_GROUP) rotate_unit(args.rotary, position, first, a, b);
+        T* to = queries + column * HEAD_DIM;
+        if (!is_query) {
+            i64 offset = tile_offset(args, item, item.slot / BLOCK_SIZE_TOKENS, item.slot);
+            to = (member == QUERIES_PER_GROUP ? args.keys : args.values) + offset;
+        }
+        store(to + first, a);
+        store(to + second, b);
+    }
+}
+
+// A fixed grid loops over the items, so that one graph serves all context lengths.
+template <bool FROM_QKV>
+DEVICE void attend(const AttentionArgs& args) {
+    extern __shared__ uint4 shared[];
+    T* queries = (T*)shared;
+    Merge merge;
+    merge.outs = (float*)(queries + QUERY_TILE * HEAD_DIM);
+    merge.stats = (float2*)(merge.outs + NUM_WARPS * QUERY_TILE * HEAD_DIM);
+    int work = blockIdx.x;
+    Item item = read_item(args, work);
+    int num_works = *args.num_items * args.num_groups * QUERY_TILES;
+    if (work >= num_works) return;
+    FirstTile tile;
+    fetch_first_tile(args, item, block_at(args, item, min(first_tile(item), item.end_key - 1)), &tile);
+    while (true) {
+        int next_work = work + gridDim.x;
+        Item next = item;
+        if (next_work < num_works) next = read_item(args, next_work);
+        if constexpr (!FROM_QKV) {
+            fetch_queries(args, item, queries);
+        } else if (args.rotary.rotary_dim % 16 == 0) {
+            rotate_queries<8>(args, item, queries);
+        } else {
+            rotate_queries<1>(args, item, queries);
+        }
+        __syncthreads();
+        int next_block = block_at(args, next, min(first_tile(next), next.end_key - 1));
+        attend_warp(args, item, queries, &tile, merge);
+        __syncthreads();
+        if (next_work < num_works) fetch_first_tile(args, next, next_block, &tile);
+        finish_item(args, item, merge);
+        if (next_work >= num_works) break;
+        item = next, work = next_work;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(NUM_WARPS * 32, BLOCKS_PER_SM) decode_attention(AttentionArgs args) {
+    attend<false>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(NUM_WARPS * 32, BLOCKS_PER_SM) decode_attention_qkv(AttentionArgs args) {
+    attend<true>(args);
 }

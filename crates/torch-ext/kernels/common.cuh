@@ -1,3 +1,4 @@
+#pragma once
 // Element types, wide loads and block reductions shared by all kernels.
 //
 // NVRTC compiles this at run time without the toolkit's headers, so the conversions are inline PTX. ELEM chooses
@@ -19,20 +20,6 @@ typedef float T;
 #else
 typedef u16 T;
 #endif
-
-// Programmatic dependent launch: a kernel may be scheduled while the one before it still runs, and waits here before
-// it touches memory. Both are no operation when the launch did not ask for it.
-DEVICE void wait_for_previous_kernel() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
-
-DEVICE void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
 
 DEVICE float to_float(float value) { return value; }
 

@@ -1,3 +1,4 @@
+#pragma once
 // Rotary position embedding of one head, shared by prefill, decode and the attention kernel that does both at once.
 
 // cos and sin: f32 [max_positions, rotary_dim / 2]; null when the model has none, with rotary_dim 0.

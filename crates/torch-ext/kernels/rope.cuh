@@ -1,3 +1,4 @@
+#pragma once
 // Splits the fused QKV, rotates queries and keys, and writes keys and values into the paged cache.
 
 // qkv: T [rows, groups, queries_per_group + 2, HEAD_DIM]. Cache: T [num_blocks, groups, 32, HEAD_DIM] each; the slot of
@@ -61,8 +62,6 @@ DEVICE void rope_row(const RopeArgs& args) {
 
 // Grid: rows, then units of a row; the launcher takes units of 16 elements when rotary_dim is a multiple of 16, else 2.
 extern "C" __global__ void rope_and_cache(RopeArgs args) {
-    wait_for_previous_kernel();
-    let_next_kernel_start();
     if (args.rotary.rotary_dim % 16 == 0) {
         rope_row<8>(args);
     } else {

@@ -1,3 +1,4 @@
+#pragma once
 // How decode attention is cut into blocks and warps; shared by the kernel that plans and the one that attends.
 
 #define QUERY_TILE (8 * QUERY_COLUMNS)  // queries an item attends with: columns of the matrix products

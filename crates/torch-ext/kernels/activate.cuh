@@ -1,3 +1,4 @@
+#pragma once
 // The nonlinearity of the feed-forward part, plain or gated.
 
 // The launcher passes one of these by number.
@@ -19,29 +20,35 @@ DEVICE float activated(float x, int activation) {
     }
 }
 
+struct ActivateArgs {
+    const T* x;  // [rows, width], or [rows, 2 * width] when gated
+    T* out;      // [rows, width]
+    int width;
+    int activation;
+    int is_gated;
+};
+
 template <int W>
-DEVICE void activate_row(const T* x, T* out, int width, int activation, bool gated) {
+DEVICE void activate_row(const ActivateArgs& args) {
     int i = (blockIdx.y * blockDim.x + threadIdx.x) * W;
-    if (i >= width) return;
-    const T* row = x + (i64)blockIdx.x * width * (gated ? 2 : 1);
+    if (i >= args.width) return;
+    const T* row = args.x + (i64)blockIdx.x * args.width * (args.is_gated ? 2 : 1);
     float values[W], gates[W];
     load(row + i, values);
-    if (gated) load(row + width + i, gates);
+    if (args.is_gated) load(row + args.width + i, gates);
 #pragma unroll
     for (int j = 0; j < W; j++) {
-        values[j] = activated(values[j], activation);
-        if (gated) values[j] *= gates[j];
+        values[j] = activated(values[j], args.activation);
+        if (args.is_gated) values[j] *= gates[j];
     }
-    store(out + (i64)blockIdx.x * width + i, values);
+    store(args.out + (i64)blockIdx.x * args.width + i, values);
 }
 
 // Grid: rows, then parts of a row of 8 (or, when `width` is not a multiple of 8, 1) elements a thread.
-extern "C" __global__ void activate(const T* x, T* out, int width, int activation, int is_gated) {
-    wait_for_previous_kernel();
-    let_next_kernel_start();
-    if (width % 8 == 0) {
-        activate_row<8>(x, out, width, activation, is_gated);
+extern "C" __global__ void activate(ActivateArgs args) {
+    if (args.width % 8 == 0) {
+        activate_row<8>(args);
     } else {
-        activate_row<1>(x, out, width, activation, is_gated);
+        activate_row<1>(args);
     }
 }

@@ -1,3 +1,4 @@
+#pragma once
 // What the decode attention of one step has to do, found once and used by all layers.
 
 // The keys of a row are cut at multiples of SPLIT_KEYS. An item is one such split of one row, or, where the split lies
@@ -60,8 +61,6 @@ DEVICE void place_token(const PlanArgs& args, int row) {
 extern "C" __global__ void __launch_bounds__(1024) plan_decode(PlanArgs args) {
     __shared__ int warp_ends[32];
     __shared__ int num_listed;
-    wait_for_previous_kernel();
-    let_next_kernel_start();
     if (threadIdx.x == 0) num_listed = 0;
     for (int row = threadIdx.x; row < args.num_rows; row += blockDim.x) place_token(args, row);
     __syncthreads();
