@@ -68,6 +68,16 @@ pub enum ExtError {
         /// The compiler's words.
         log: String,
     },
+    /// A model that there are no kernels for.
+    #[error("no kernels: {what} must be {expected}, not {actual}")]
+    BadKernelConfig {
+        /// What of it.
+        what: &'static str,
+        /// What there are kernels for.
+        expected: String,
+        /// What it is.
+        actual: String,
+    },
     /// Arguments that do not fit a kernel's parameters.
     #[error("kernel `{kernel}`: {reason}")]
     BadLaunch {

@@ -4,6 +4,7 @@
 //! operations stay tch's. The driver and NVRTC are opened when they are first used.
 
 mod cache;
+pub mod kernels;
 pub mod nvrtc;
 
 #[cfg(feature = "cuda")]

@@ -1,0 +1,54 @@
+#pragma once
+// The nonlinearity of the feed-forward part, plain or gated.
+
+// The launcher passes one of these by number.
+enum Activation { GELU, GELU_TANH, QUICK_GELU, SILU, RELU, SQUARED_RELU };
+
+DEVICE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+DEVICE float activated(float x, int activation) {
+    switch (activation) {
+        case GELU: return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+        case GELU_TANH: return 0.5f * x * (1.0f + tanhf(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+        case QUICK_GELU: return x * sigmoid(1.702f * x);
+        case SILU: return x * sigmoid(x);
+        case RELU: return fmaxf(x, 0.0f);
+        default: {
+            float positive = fmaxf(x, 0.0f);
+            return positive * positive;
+        }
+    }
+}
+
+struct ActivateArgs {
+    const T* x;  // [rows, width], or [rows, 2 * width] when gated
+    T* out;      // [rows, width]
+    int width;
+    int activation;
+    int is_gated;
+};
+
+template <int W>
+DEVICE void activate_row(const ActivateArgs& args) {
+    int i = (blockIdx.y * blockDim.x + threadIdx.x) * W;
+    if (i >= args.width) return;
+    const T* row = args.x + (i64)blockIdx.x * args.width * (args.is_gated ? 2 : 1);
+    float values[W], gates[W];
+    load(row + i, values);
+    if (args.is_gated) load(row + args.width + i, gates);
+#pragma unroll
+    for (int j = 0; j < W; j++) {
+        values[j] = activated(values[j], args.activation);
+        if (args.is_gated) values[j] *= gates[j];
+    }
+    store(args.out + (i64)blockIdx.x * args.width + i, values);
+}
+
+// Grid: rows, then parts of a row of 8 (or, when `width` is not a multiple of 8, 1) elements a thread.
+extern "C" __global__ void activate(ActivateArgs args) {
+    if (args.width % 8 == 0) {
+        activate_row<8>(args);
+    } else {
+        activate_row<1>(args);
+    }
+}

@@ -1,0 +1,259 @@
+#pragma once
+// The keys of one warp in bfloat16 or float16, on the tensor cores, straight from global memory to registers.
+//
+// Queries are the columns of both products: scores [16 keys, 8 queries] = K Q^T and out [16 elements, 8 queries] =
+// V^T P^T. The contraction of a product may run in any order as long as both operands agree, so each lane loads 16
+// neighbouring bytes and calls them what the fragment layout wants; nothing goes through shared memory. Layouts: PTX
+// ISA, mma.m16n8k16. A lane is `pair` = lane % 4 and `line` = lane / 4.
+
+#define K_VECTORS (HEAD_DIM / 32)       // 16 bytes of a key: two steps of the contraction
+#define K_HAS_REST (HEAD_DIM % 32 / 16) // 8 bytes: one step
+#define V_WIDE (HEAD_DIM / 64)          // 8 elements a lane: 4 row tiles of 16
+#define V_HAS_MIDDLE (HEAD_DIM % 64 / 32)
+#define V_HAS_NARROW (HEAD_DIM % 32 / 16)
+#define V_WORDS (HEAD_DIM / 16)         // words a lane and key, each a row tile
+
+DEVICE uint4 load16(const T* from) {
+    uint4 v;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+    return v;
+}
+
+DEVICE uint2 load8(const T* from) {
+    uint2 v;
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
+    return v;
+}
+
+DEVICE u32 load4(const T* from) {
+    u32 v;
+    asm volatile("ld.global.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
+    return v;
+}
+
+DEVICE void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
+#if ELEM == 2
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+#else
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+#endif
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+DEVICE u32 transposed(u32 fragment) {
+    u32 result;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(fragment));
+    return result;
+}
+
+DEVICE float exp2_approx(float x) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+    return result;
+}
+
+// The keys `line` and `line + 8` of a tile.
+struct KeyTile {
+    uint4 wide[2][K_VECTORS > 0 ? K_VECTORS : 1];
+    uint2 rest[2];
+};
+
+DEVICE void load_keys(const T* tile, KeyTile* to) {
+    int pair = threadIdx.x % 4, line = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const T* key = tile + (line + half * 8) * HEAD_DIM;
+#pragma unroll
+        for (int g = 0; g < K_VECTORS; g++) to->wide[half][g] = load16(key + g * 32 + pair * 8);
+        if constexpr (K_HAS_REST) to->rest[half] = load8(key + K_VECTORS * 32 + pair * 4);
+    }
+}
+
+// The keys 2 * pair, 2 * pair + 1 and 8 more: word w of a key holds two elements, `value_elem` says which.
+struct ValueTile {
+    u32 words[4][V_WORDS];
+};
+
+DEVICE int value_elem(int word) {
+    int line = threadIdx.x % 32 / 4;
+    if (word < V_WIDE * 4) return word / 4 * 64 + line * 8 + word % 4 * 2;
+    if (V_HAS_MIDDLE && word < V_WIDE * 4 + 2) return V_WIDE * 64 + line * 4 + (word - V_WIDE * 4) * 2;
+    return HEAD_DIM - 16 + line * 2;
+}
+
+DEVICE void load_values(const T* tile, ValueTile* to) {
+    int pair = threadIdx.x % 4, line = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const T* value = tile + (pair * 2 + k % 2 + k / 2 * 8) * HEAD_DIM;
+#pragma unroll
+        for (int g = 0; g < V_WIDE; g++) {
+            uint4 v = load16(value + g * 64 + line * 8);
+            to->words[k][4 * g] = v.x, to->words[k][4 * g + 1] = v.y, to->words[k][4 * g + 2] = v.z, to->words[k][4 * g + 3] = v.w;
+        }
+        if constexpr (V_HAS_MIDDLE) {
+            uint2 v = load8(value + V_WIDE * 64 + line * 4);
+            to->words[k][4 * V_WIDE] = v.x, to->words[k][4 * V_WIDE + 1] = v.y;
+        }
+        if constexpr (V_HAS_NARROW) to->words[k][V_WORDS - 1] = load4(value + HEAD_DIM - 16 + line * 2);
+    }
+}
+
+// What is left of another sequence in the block may be anything, and 0 * NaN is NaN.
+DEVICE void clear_values_past(ValueTile* tile, int num_keys) {
+    int pair = threadIdx.x % 4;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        if (pair * 2 + k % 2 + k / 2 * 8 < num_keys) continue;
+#pragma unroll
+        for (int w = 0; w < V_WORDS; w++) tile->words[k][w] = 0;
+    }
+}
+
+DEVICE void scores_of(const KeyTile& keys, const T* queries, float (&scores)[QUERY_COLUMNS][4]) {
+    int pair = threadIdx.x % 4, line = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int n = 0; n < QUERY_COLUMNS; n++) {
+        const T* query = queries + (n * 8 + line) * HEAD_DIM;
+        scores[n][0] = scores[n][1] = scores[n][2] = scores[n][3] = 0.0f;
+#pragma unroll
+        for (int g = 0; g < K_VECTORS; g++) {
+            uint4 q = *(const uint4*)(query + g * 32 + pair * 8);
+            uint4 a = keys.wide[0][g], b = keys.wide[1][g];
+            mma(scores[n], a.x, b.x, a.y, b.y, q.x, q.y);
+            mma(scores[n], a.z, b.z, a.w, b.w, q.z, q.w);
+        }
+        if constexpr (K_HAS_REST) {
+            uint2 q = *(const uint2*)(query + K_VECTORS * 32 + pair * 4);
+            mma(scores[n], keys.rest[0].x, keys.rest[1].x, keys.rest[0].y, keys.rest[1].y, q.x, q.y);
+        }
+    }
+}
+
+// Running softmax of the queries 2 * pair and 2 * pair + 1 of each column block: `sum` is over the lane's own keys.
+struct Running {
+    float max[QUERY_COLUMNS][2];
+    float sum[QUERY_COLUMNS][2];
+    float out[QUERY_COLUMNS][V_WORDS][4];
+};
+
+// Turns scores into weights in place, and shrinks what was summed up before to the new maximum.
+DEVICE void update(Running* running, float (&scores)[QUERY_COLUMNS][4], float scale_log2, int num_keys) {
+    int line = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int n = 0; n < QUERY_COLUMNS; n++) {
+        float shrink[2];
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            float first = line < num_keys ? scores[n][j] * scale_log2 : NEG_INF;
+            float second = line + 8 < num_keys ? scores[n][j + 2] * scale_log2 : NEG_INF;
+            float max = fmaxf(first, second);
+#pragma unroll
+            for (int lanes = 4; lanes < 32; lanes *= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, lanes));
+            max = fmaxf(max, running->max[n][j]);
+            shrink[j] = exp2_approx(running->max[n][j] - max);
+            running->max[n][j] = max;
+            scores[n][j] = exp2_approx(first - max);
+            scores[n][j + 2] = exp2_approx(second - max);
+            running->sum[n][j] = running->sum[n][j] * shrink[j] + (scores[n][j] + scores[n][j + 2]);
+        }
+        if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
+#pragma unroll
+            for (int w = 0; w < V_WORDS; w++) {
+#pragma unroll
+                for (int j = 0; j < 4; j++) running->out[n][w][j] *= shrink[j % 2];
+            }
+        }
+    }
+}
+
+DEVICE void add_values(Running* running, const ValueTile& values, const float (&weights)[QUERY_COLUMNS][4]) {
+    u32 p[QUERY_COLUMNS][2];
+#pragma unroll
+    for (int n = 0; n < QUERY_COLUMNS; n++) {
+        p[n][0] = transposed(pack2(weights[n][0], weights[n][1]));
+        p[n][1] = transposed(pack2(weights[n][2], weights[n][3]));
+    }
+#pragma unroll
+    for (int w = 0; w < V_WORDS; w++) {
+        u32 a0 = __byte_perm(values.words[0][w], values.words[1][w], 0x5410);
+        u32 a1 = __byte_perm(values.words[0][w], values.words[1][w], 0x7632);
+        u32 a2 = __byte_perm(values.words[2][w], values.words[3][w], 0x5410);
+        u32 a3 = __byte_perm(values.words[2][w], values.words[3][w], 0x7632);
+#pragma unroll
+        for (int n = 0; n < QUERY_COLUMNS; n++) mma(running->out[n][w], a0, a1, a2, a3, p[n][0], p[n][1]);
+    }
+}
+
+DEVICE void write_merge(Running* running, const Item& item, const Merge& merge) {
+    int pair = threadIdx.x % 4, line = threadIdx.x % 32 / 4, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int n = 0; n < QUERY_COLUMNS; n++) {
+#pragma unroll
+        for (int j = 0; j < 2; j++) {
+            float sum = running->sum[n][j];
+#pragma unroll
+            for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(0xffffffff, sum, lanes);
+            int column = n * 8 + pair * 2 + j;
+            if (column >= item.num_columns) continue;
+            if (line == 0) merge.stats[warp * QUERY_TILE + column] = make_float2(running->max[n][j], sum);
+            float* out = merge.outs + (warp * QUERY_TILE + column) * HEAD_DIM;
+#pragma unroll
+            for (int w = 0; w < V_WORDS; w++) {
+                *(float2*)(out + value_elem(w)) = make_float2(running->out[n][w][j], running->out[n][w][j + 2]);
+            }
+        }
+    }
+}
+
+// The first keys and values of an item, fetched while the item before it is finished.
+struct FirstTile {
+    KeyTile keys;
+    ValueTile values;
+};
+
+DEVICE void fetch_tile(const AttentionArgs& args, const Item& item, int block, int base, FirstTile* to) {
+    i64 offset = tile_offset(args, item, block, base);
+    load_keys(args.keys + offset, &to->keys);
+    load_values(args.values + offset, &to->values);
+}
+
+DEVICE void fetch_first_tile(const AttentionArgs& args, const Item& item, int block, FirstTile* to) {
+    int base = first_tile(item);
+    if (base < item.end_key && !has_own_token(item, base)) fetch_tile(args, item, block, base, to);
+}
+
+// Attends with every query of the tile to the tiles `warp`, `warp + NUM_WARPS`, .. of the split, and leaves the
+// unnormalised sum of values, the maximum and the sum of exponentials of each in `merge`.
+DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* queries, FirstTile* tile, const Merge& merge) {
+    int base = first_tile(item);
+    Running running;
+#pragma unroll
+    for (int n = 0; n < QUERY_COLUMNS; n++) {
+        running.max[n][0] = running.max[n][1] = NEG_INF;
+        running.sum[n][0] = running.sum[n][1] = 0.0f;
+#pragma unroll
+        for (int w = 0; w < V_WORDS; w++) {
+            running.out[n][w][0] = running.out[n][w][1] = running.out[n][w][2] = running.out[n][w][3] = 0.0f;
+        }
+    }
+    if (base < item.end_key && has_own_token(item, base)) fetch_tile(args, item, block_at(args, item, base), base, tile);
+    while (base < item.end_key) {
+        int num_keys = item.end_key - base;
+        int next = base + NUM_WARPS * TILE_KEYS;
+        i64 offset = 0;
+        if (next < item.end_key) offset = tile_offset(args, item, block_at(args, item, next), next);
+        float scores[QUERY_COLUMNS][4];
+        scores_of(tile->keys, queries, scores);
+        if (next < item.end_key) load_keys(args.keys + offset, &tile->keys);
+        update(&running, scores, args.scale_log2, num_keys);
+        if (num_keys < TILE_KEYS) clear_values_past(&tile->values, num_keys);
+        add_values(&running, tile->values, scores);
+        if (next < item.end_key) load_values(args.values + offset, &tile->values);
+        base = next;
+    }
+    write_merge(&running, item, merge);
+}

@@ -1,0 +1,115 @@
+// Decode attention over the paged cache. Programs are put together in
+// `crates/torch-ext/src/cuda/kernels/programs.rs`.
+
+#include "common.cuh"
+#include "rotary.cuh"
+#include "tiling.cuh"
+#include "plan.cuh"
+#include "item.cuh"
+#if ELEM == 0
+#include "attend_f32.cuh"
+#else
+#include "attend_mma.cuh"
+#endif
+#include "join.cuh"
+
+DEVICE Item read_item(const AttentionArgs& args, int work) {
+    int works_per_item = args.num_groups * QUERY_TILES;
+    // Read before it is known whether there is such an item, hence the bound.
+    const int4* listed = args.items + 2 * (i64)min(work / works_per_item, args.max_items - 1);
+    int4 keys = listed[0], first_row = listed[1];
+    Item item;
+    item.first_row = keys.x;
+    item.num_rows = keys.y;
+    item.split = keys.z;
+    item.first_key = keys.z * SPLIT_KEYS;
+    item.end_key = keys.w;
+    item.context = first_row.x;
+    item.slot = first_row.y;
+    item.group = work % works_per_item / QUERY_TILES;
+    item.first_query = work % QUERY_TILES * QUERY_TILE;
+    item.num_columns = min(item.num_rows * QUERIES_PER_ROW, item.num_rows * QUERIES_PER_GROUP - item.first_query);
+    return item;
+}
+
+// Copies the queries of the item to shared memory, T [QUERY_TILE, HEAD_DIM]. What stands in unused columns is nobody's
+// business: columns do not mix.
+DEVICE void fetch_queries(const AttentionArgs& args, const Item& item, T* queries) {
+    const int VECTORS = HEAD_DIM * sizeof(T) / 16;
+    for (int i = threadIdx.x; i < item.num_columns * VECTORS; i += NUM_WARPS * 32) {
+        int column = i / VECTORS;
+        ((uint4*)queries)[i] = ((const uint4*)(args.q + query_of(args, item, column) * HEAD_DIM))[i % VECTORS];
+    }
+}
+
+// The same from the fused QKV, rotated; the block that attends to the row's own token also writes its key and value.
+template <int W>
+DEVICE void rotate_queries(const AttentionArgs& args, const Item& item, T* queries) {
+    const int UNITS = HEAD_DIM / (2 * W);
+    int num_heads = item.num_columns + (has_own_token(item, item.end_key - 1) ? 2 : 0);
+    for (int i = threadIdx.x; i < num_heads * UNITS; i += NUM_WARPS * 32) {
+        int column = i / UNITS;
+        bool is_query = column < item.num_columns;
+        int row = is_query ? row_of(item, column) : item.first_row;
+        int member = is_query ? item.first_query + column % QUERIES_PER_ROW : QUERIES_PER_GROUP + column - item.num_columns;
+        int first, second;
+        unit_bounds<W>(args.rotary, i % UNITS, &first, &second);
+        const T* from = args.q + (((i64)row * args.num_groups + item.group) * (QUERIES_PER_GROUP + 2) + member) * HEAD_DIM;
+        float a[W], b[W];
+        load(from + first, a);
+        load(from + second, b);
+        int position = max(context_of(args, item, row) - 1, 0);
+        if (member <= QUERIES_PER_GROUP) rotate_unit(args.rotary, position, first, a, b);
+        T* to = queries + column * HEAD_DIM;
+        if (!is_query) {
+            i64 offset = tile_offset(args, item, item.slot / BLOCK_SIZE_TOKENS, item.slot);
+            to = (member == QUERIES_PER_GROUP ? args.keys : args.values) + offset;
+        }
+        store(to + first, a);
+        store(to + second, b);
+    }
+}
+
+// A fixed grid loops over the items, so that one graph serves all context lengths.
+template <bool FROM_QKV>
+DEVICE void attend(const AttentionArgs& args) {
+    extern __shared__ uint4 shared[];
+    T* queries = (T*)shared;
+    Merge merge;
+    merge.outs = (float*)(queries + QUERY_TILE * HEAD_DIM);
+    merge.stats = (float2*)(merge.outs + NUM_WARPS * QUERY_TILE * HEAD_DIM);
+    int work = blockIdx.x;
+    Item item = read_item(args, work);
+    int num_works = *args.num_items * args.num_groups * QUERY_TILES;
+    if (work >= num_works) return;
+    FirstTile tile;
+    fetch_first_tile(args, item, block_at(args, item, min(first_tile(item), item.end_key - 1)), &tile);
+    while (true) {
+        int next_work = work + gridDim.x;
+        Item next = item;
+        if (next_work < num_works) next = read_item(args, next_work);
+        if constexpr (!FROM_QKV) {
+            fetch_queries(args, item, queries);
+        } else if (args.rotary.rotary_dim % 16 == 0) {
+            rotate_queries<8>(args, item, queries);
+        } else {
+            rotate_queries<1>(args, item, queries);
+        }
+        __syncthreads();
+        int next_block = block_at(args, next, min(first_tile(next), next.end_key - 1));
+        attend_warp(args, item, queries, &tile, merge);
+        __syncthreads();
+        if (next_work < num_works) fetch_first_tile(args, next, next_block, &tile);
+        finish_item(args, item, merge);
+        if (next_work >= num_works) break;
+        item = next, work = next_work;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(NUM_WARPS * 32, BLOCKS_PER_SM) decode_attention(AttentionArgs args) {
+    attend<false>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(NUM_WARPS * 32, BLOCKS_PER_SM) decode_attention_qkv(AttentionArgs args) {
+    attend<true>(args);
+}

@@ -1,0 +1,73 @@
+#pragma once
+// RMSNorm and LayerNorm, alone or after adding to the residual stream.
+
+#define MAX_PARTS 2
+
+// One block a row, the row held in registers: 8 elements a thread and part. `width` is a multiple of 8 and at most
+// 8 * blockDim.x * MAX_PARTS. With `residual`: residual = round(residual + x + x_bias), and that is normalised.
+struct NormArgs {
+    const T* x;         // [rows, width]
+    const T* x_bias;    // [width], or null
+    T* residual;        // [rows, width], or null
+    const float* gain;  // [width]
+    const float* bias;  // [width], or null
+    T* out;             // [rows, width]
+    int width;
+    float eps;
+};
+
+template <bool CENTRED>
+DEVICE void norm_row(const NormArgs& args) {
+    __shared__ float scratch[64];
+    i64 start = (i64)blockIdx.x * args.width;
+    float values[MAX_PARTS][8];
+    float sum = 0.0f;
+#pragma unroll
+    for (int part = 0; part < MAX_PARTS; part++) {
+        int i = (part * blockDim.x + threadIdx.x) * 8;
+        if (i >= args.width) continue;
+        load(args.x + start + i, values[part]);
+        if (args.residual) {
+            float old[8], shift[8] = {};
+            load(args.residual + start + i, old);
+            if (args.x_bias) load(args.x_bias + i, shift);
+#pragma unroll
+            for (int j = 0; j < 8; j++) values[part][j] = rounded(old[j] + (values[part][j] + shift[j]));
+            store(args.residual + start + i, values[part]);
+        }
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum += CENTRED ? values[part][j] : values[part][j] * values[part][j];
+    }
+    sum = block_sum(sum, scratch);
+    float mean = 0.0f;
+    if constexpr (CENTRED) {
+        mean = sum / args.width;
+        sum = 0.0f;
+#pragma unroll
+        for (int part = 0; part < MAX_PARTS; part++) {
+            if ((part * blockDim.x + threadIdx.x) * 8 >= args.width) continue;
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                float centred = values[part][j] - mean;
+                sum += centred * centred;
+            }
+        }
+        sum = block_sum(sum, scratch + 32);
+    }
+    float scale = rsqrtf(sum / args.width + args.eps);
+#pragma unroll
+    for (int part = 0; part < MAX_PARTS; part++) {
+        int i = (part * blockDim.x + threadIdx.x) * 8;
+        if (i >= args.width) continue;
+        float gains[8], shifts[8] = {}, result[8];
+        load(args.gain + i, gains);
+        if (args.bias) load(args.bias + i, shifts);
+#pragma unroll
+        for (int j = 0; j < 8; j++) result[j] = (values[part][j] - mean) * scale * gains[j] + shifts[j];
+        store(args.out + start + i, result);
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(1024) rms_norm(NormArgs args) { norm_row<false>(args); }
+
+extern "C" __global__ void __launch_bounds__(1024) layer_norm(NormArgs args) { norm_row<true>(args); }

@@ -1,0 +1,162 @@
+//! The sources of the project's own kernels and what they are compiled for. Needs no GPU.
+
+use tch::Kind;
+
+use super::super::Program;
+use crate::ExtError;
+
+macro_rules! source {
+    ($name:literal) => {
+        include_str!(concat!("../../../kernels/", $name))
+    };
+}
+
+macro_rules! headers {
+    ($($name:literal),*) => {
+        &[$(($name, source!($name))),*]
+    };
+}
+
+/// What a model's kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelConfig {
+    /// The type T of activations, weights and the cache: bfloat16, float16 or float32.
+    pub kind: Kind,
+    /// Elements of a head: a multiple of 16 up to 256.
+    pub head_dim: u32,
+    /// Query heads that share a key and value head.
+    pub queries_per_group: u32,
+}
+
+impl KernelConfig {
+    /// # Errors
+    /// When there are no kernels for it.
+    pub(super) fn check(&self) -> Result<(), ExtError> {
+        let bad =
+            |what, expected: &str, actual: String| ExtError::BadKernelConfig { what, expected: expected.to_owned(), actual };
+        if self.elem().is_none() {
+            return Err(bad("the type", "bfloat16, float16 or float32", format!("{:?}", self.kind)));
+        }
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(16) || self.head_dim > 256 {
+            return Err(bad("`head_dim`", "a multiple of 16 up to 256", self.head_dim.to_string()));
+        }
+        if self.queries_per_group == 0 || self.queries_per_group > 1024 {
+            return Err(bad("`queries_per_group`", "from 1 to 1024", self.queries_per_group.to_string()));
+        }
+        Ok(())
+    }
+
+    /// The number that the kernels know the type by.
+    fn elem(&self) -> Option<u32> {
+        match self.kind {
+            Kind::Float => Some(0),
+            Kind::BFloat16 => Some(1),
+            Kind::Half => Some(2),
+            _ => None,
+        }
+    }
+
+    pub(super) fn elem_bytes(&self) -> u32 {
+        if self.kind == Kind::Float { 4 } else { 2 }
+    }
+
+    fn defines(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ELEM", self.elem().unwrap_or_default().to_string()),
+            ("HEAD_DIM", self.head_dim.to_string()),
+            ("QUERIES_PER_GROUP", self.queries_per_group.to_string()),
+        ]
+    }
+
+    /// Embedding, norms, activations, rotary embedding with the cache write, and copies of blocks.
+    pub fn pointwise(&self) -> Program {
+        Program {
+            name: "pointwise",
+            source: source!("pointwise.cu"),
+            headers: headers!(
+                "common.cuh", "embed.cuh", "norm.cuh", "activate.cuh", "rotary.cuh", "rope.cuh", "blocks.cuh"
+            ),
+            defines: self.defines(),
+            options: &[],
+        }
+    }
+
+    /// The plan of a decode step and decode attention.
+    pub fn attention(&self) -> Program {
+        let tiling = Tiling::of(self);
+        let mut defines = self.defines();
+        defines.extend([
+            ("QUERY_COLUMNS", tiling.query_columns.to_string()),
+            ("SPLIT_KEYS", tiling.split_keys.to_string()),
+            ("NUM_WARPS", tiling.num_warps.to_string()),
+            ("BLOCKS_PER_SM", tiling.blocks_per_sm.to_string()),
+        ]);
+        Program {
+            name: "attention",
+            source: source!("attention.cu"),
+            headers: headers!(
+                "common.cuh", "rotary.cuh", "tiling.cuh", "plan.cuh", "item.cuh", "attend_mma.cuh", "attend_f32.cuh",
+                "join.cuh"
+            ),
+            defines,
+            options: &[],
+        }
+    }
+}
+
+/// Sampling; the same for all models.
+pub fn sampling_program() -> Program {
+    Program {
+        name: "sampling",
+        source: source!("sample.cu"),
+        headers: headers!("common.cuh", "numbers.cuh", "row.cuh", "filter.cuh"),
+        defines: vec![
+            ("ELEM", "0".to_owned()),
+            ("SAMPLE_THREADS", SAMPLE_THREADS.to_string()),
+            ("SAMPLE_VALUES", SAMPLE_VALUES.to_string()),
+            ("SAMPLE_BLOCKS_PER_SM", SAMPLE_BLOCKS_PER_SM.to_string()),
+        ],
+        // The CPU rounds after every operation.
+        options: &["--fmad=false"],
+    }
+}
+
+/// Threads of a block of the sampler, and the logits that each holds in registers.
+pub(super) const SAMPLE_THREADS: u32 = 512;
+pub(super) const SAMPLE_VALUES: u32 = 16;
+const SAMPLE_BLOCKS_PER_SM: u32 = 2;
+
+/// How decode attention is cut. It decides the order of sums, so it depends on the model alone, never on the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiling {
+    /// Columns of queries of the matrix products, in eights.
+    pub(super) query_columns: u32,
+    /// Keys of a split.
+    pub(super) split_keys: u32,
+    /// Warps that share a split.
+    pub(super) num_warps: u32,
+    /// Blocks that a multiprocessor holds at once.
+    pub(super) blocks_per_sm: u32,
+}
+
+impl Tiling {
+    pub(super) fn of(config: &KernelConfig) -> Self {
+        let query_columns = if config.queries_per_group <= 8 { 1 } else { 2 };
+        // What the registers hold: 128 a thread for two blocks of 8 warps, 255 for one.
+        let blocks_per_sm = if config.head_dim <= 128 && query_columns == 1 { 2 } else { 1 };
+        Self { query_columns, split_keys: 512, num_warps: 8, blocks_per_sm }
+    }
+
+    pub(super) fn query_tile(&self) -> u32 {
+        8 * self.query_columns
+    }
+
+    /// Shared memory of a block: the queries, and what each warp adds to a split.
+    pub(super) fn shared_bytes(&self, config: &KernelConfig) -> u32 {
+        let elems = self.query_tile() * config.head_dim;
+        elems * config.elem_bytes() + self.num_warps * (elems * 4 + self.query_tile() * 8)
+    }
+}
+
+#[cfg(test)]
+mod tests;
