@@ -41,3 +41,11 @@ pub use {
     pinned::PinnedBuffer,
     stream::{CurrentStream, Stream},
 };
+
+/// The folder where compiled kernels are kept: `aligner-gen/kernels` in the user's folder of caches.
+pub fn kernel_cache() -> Option<std::path::PathBuf> {
+    let named =
+        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
+    let caches = named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")))?;
+    Some(caches.join("aligner-gen").join("kernels"))
+}
