@@ -40,8 +40,8 @@ pub fn prepare(stream: &Stream) -> Result<(), ExtError> {
         let weight = Tensor::f_zeros([64, 64], (kind, stream.device().tch()))?;
         let bias = Tensor::f_zeros([64], (kind, stream.device().tch()))?;
         // With and without a bias: libtorch goes through cuBLASLt for the first whatever is preferred.
-        x.f_linear::<&Tensor>(&weight, None)?;
-        x.f_linear(&weight, Some(&bias))?;
+        drop(x.f_linear::<&Tensor>(&weight, None)?);
+        drop(x.f_linear(&weight, Some(&bias))?);
     }
     stream.synchronize()
 }
@@ -59,10 +59,10 @@ pub fn linear_out(
     match bias {
         Some(bias) => {
             check_shape("bias", bias, &[columns(out)?])?;
-            bias.f_addmm_out(out_of(out, x, weight)?, x, &weight.f_t()?)?;
+            drop(bias.f_addmm_out(out_of(out, x, weight)?, x, &weight.f_transpose(0, 1)?)?);
         }
         None => {
-            x.f_mm_out(out_of(out, x, weight)?, &weight.f_t()?)?;
+            drop(x.f_mm_out(out_of(out, x, weight)?, &weight.f_transpose(0, 1)?)?);
         }
     }
     Ok(())
@@ -74,7 +74,7 @@ pub fn linear_out(
 /// When the shapes or types do not fit.
 pub fn linear_add_out(residual: &mut Tensor, x: &Tensor, weight: &Tensor) -> Result<(), ExtError> {
     let residual = out_of(residual, x, weight)?;
-    residual.f_addmm_out(residual, x, &weight.f_t()?)?;
+    drop(residual.f_addmm_out(residual, x, &weight.f_transpose(0, 1)?)?);
     Ok(())
 }
 
@@ -85,9 +85,9 @@ pub fn linear_add_out(residual: &mut Tensor, x: &Tensor, weight: &Tensor) -> Res
 pub fn linear_f32_out(out: &mut Tensor, x: &Tensor, weight: &Tensor) -> Result<(), ExtError> {
     let out = out_of(out, x, weight)?;
     if x.kind() == Kind::Float {
-        x.f_mm_out(out, &weight.f_t()?)?;
+        drop(x.f_mm_out(out, &weight.f_transpose(0, 1)?)?);
     } else {
-        x.f_mm_dtype_out(out, &weight.f_t()?, Kind::Float)?;
+        drop(x.f_mm_dtype_out(out, &weight.f_transpose(0, 1)?, Kind::Float)?);
     }
     Ok(())
 }
