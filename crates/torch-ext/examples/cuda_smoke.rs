@@ -4,21 +4,24 @@
 //! with a GPU, where `LD_LIBRARY_PATH` must name libtorch's folder.
 
 use std::error::Error;
-use std::io::Write;
+use std::fs::File;
+use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Instant;
 
+use nemo_format::{SafetensorsSource, TensorSource};
 use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 use torch_ext::cuda::{
-    Arg, Device, Event, Graph, GraphPool, Kernel, Launch, Module, PinnedBuffer, Program, Stream, blas,
-    device_count, flash,
+    Arg, Device, Event, Graph, GraphPool, Kernel, Launch, Module, PinnedBuffer, Program, Stream, Uploader,
+    blas, device_count, flash,
 };
 
 type Outcome = Result<String, Box<dyn Error>>;
 type Case = (&'static str, fn(&Device) -> Outcome);
 
-const CASES: [Case; 10] = [
+const CASES: [Case; 11] = [
     ("device", device_facts),
     ("stream and events", copy_speed),
     ("kernels and their cache", kernels),
@@ -28,6 +31,7 @@ const CASES: [Case; 10] = [
     ("linear layers", linears),
     ("varlen flash attention", flash_attention),
     ("pinned memory", pinned),
+    ("weights from a mapped file", upload),
     ("out of memory", out_of_memory),
 ];
 
@@ -182,7 +186,7 @@ fn kernels(device: &Device) -> Outcome {
 fn kernels_in(device: &Device, cache_dir: &Path) -> Outcome {
     let mut times_ms = [0.0; 2];
     for time_ms in &mut times_ms {
-        let start = std::time::Instant::now();
+        let start = Instant::now();
         Module::load(device, &program(), Some(cache_dir))?;
         *time_ms = start.elapsed().as_secs_f64() * 1e3;
     }
@@ -528,6 +532,98 @@ fn pinned(device: &Device) -> Outcome {
     end.record(&stream)?;
     end.synchronize()?;
     Ok(format!("to the GPU at {:.1} GB/s", f64::from(1 << 28) / 1e6 / f64::from(start.elapsed_ms(&end)?)))
+}
+
+fn upload(device: &Device) -> Outcome {
+    let path = std::env::temp_dir().join(format!("cuda-smoke-{}.safetensors", std::process::id()));
+    let outcome = upload_from(device, &path);
+    std::fs::remove_file(&path)?;
+    outcome
+}
+
+/// Loads large and small tensors of a file in the page cache, against one plain copy of as many page-locked bytes.
+fn upload_from(device: &Device, path: &Path) -> Outcome {
+    const LARGE_ELEMS: usize = (256 << 20) + 5;
+    let sizes: Vec<usize> = [vec![LARGE_ELEMS; 8], vec![4099; 64]].concat();
+    write_safetensors(path, &sizes)?;
+    let source = SafetensorsSource::open_file(path)?;
+    let tensors = sizes
+        .iter()
+        .map(|size| Tensor::f_empty([*size as i64], (Kind::Uint8, device.tch())))
+        .collect::<Result<Vec<_>, _>>()?;
+    let mut uploader = Uploader::new(device)?;
+    device.synchronize()?;
+    let mut load = || -> Result<f64, Box<dyn Error>> {
+        let start = Instant::now();
+        for (idx, tensor) in tensors.iter().enumerate() {
+            let bytes = source.mapped_bytes(&format!("t{idx}")).ok_or("the tensor is not mapped")?;
+            uploader.upload(bytes, tensor)?;
+        }
+        device.synchronize()?;
+        Ok(start.elapsed().as_secs_f64())
+    };
+    // The file's pages are in memory, but first not yet in this process's map.
+    let (first, again) = (load()?, load()?);
+    for (idx, tensor) in tensors.iter().enumerate() {
+        let bytes = source.mapped_bytes(&format!("t{idx}")).ok_or("the tensor is not mapped")?;
+        ensure(Tensor::f_from_slice(bytes)?.f_equal(&tensor.f_to_device(tch::Device::Cpu)?)?, || {
+            format!("tensor {idx} differs")
+        })?;
+    }
+    let wrong = uploader.upload(&[0; 3], &tensors[0]);
+    ensure(matches!(wrong, Err(ExtError::BadTensor { .. })), || format!("a wrong size: {wrong:?}"))?;
+
+    let pinned = PinnedBuffer::<u8>::new(device, LARGE_ELEMS)?;
+    let stream = Stream::current(device)?;
+    let start = Instant::now();
+    for tensor in &tensors[..8] {
+        pinned.copy_to(tensor, &stream)?;
+    }
+    stream.synchronize()?;
+    let plain = start.elapsed().as_secs_f64();
+    let start = Instant::now();
+    tensors[0].shallow_clone().f_copy_(&Tensor::f_from_slice(pinned.as_slice()?)?)?;
+    device.synchronize()?;
+    let unpinned = start.elapsed().as_secs_f64();
+    let speed = |seconds: f64| 8.0 * LARGE_ELEMS as f64 / seconds / 1e9;
+    Ok(format!(
+        "{:.1} GB/s at first, {:.1} again; a plain pinned copy {:.1}: {:.0} % and {:.0} %; a plain copy of ordinary memory {:.1} GB/s; {} threads",
+        speed(first),
+        speed(again),
+        speed(plain),
+        100.0 * plain / first,
+        100.0 * plain / again,
+        speed(unpinned) / 8.0,
+        rayon::current_num_threads()
+    ))
+}
+
+fn write_safetensors(path: &Path, sizes: &[usize]) -> Result<(), Box<dyn Error>> {
+    let mut at = 0;
+    let entries: Vec<String> = sizes
+        .iter()
+        .enumerate()
+        .map(|(idx, size)| {
+            let start = at;
+            at += size;
+            format!(r#""t{idx}":{{"dtype":"U8","shape":[{size}],"data_offsets":[{start},{at}]}}"#)
+        })
+        .collect();
+    let header = format!("{{{}}}", entries.join(","));
+    let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(header.as_bytes())?;
+    // 65,521 is a prime, so that no piece of the file equals another at a round distance.
+    let pattern: Vec<u8> =
+        (0..65_521_u32).map(|value| (value.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let mut left = at;
+    while left > 0 {
+        let part = left.min(pattern.len());
+        file.write_all(&pattern[..part])?;
+        left -= part;
+    }
+    file.flush()?;
+    Ok(())
 }
 
 fn out_of_memory(device: &Device) -> Outcome {

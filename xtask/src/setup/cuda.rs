@@ -13,8 +13,8 @@ use crate::workspace::{Workspace, say};
 
 /// The last header that libtorch's own include.
 const HEADER: &str = "include/crt/host_config.h";
-/// What the NVIDIA driver has while it is loaded.
-const DRIVER: &str = "/proc/driver/nvidia/version";
+/// What the NVIDIA driver has while it is loaded; a container may show one of them alone.
+const DRIVER: [&str; 2] = ["/proc/driver/nvidia/version", "/dev/nvidiactl"];
 
 /// How much of it is wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -55,7 +55,7 @@ const RUN: Part = Part {
 /// # Errors
 /// When the wheels cannot be fetched or put into place.
 pub(super) fn add(workspace: &Workspace, home: &Path, parts: CudaParts) -> Result<()> {
-    let has_driver = Path::new(DRIVER).exists();
+    let has_driver = DRIVER.iter().any(|path| Path::new(path).exists());
     let chosen: &[Part] = if wants_libraries(parts, has_driver) { &[BUILD, RUN] } else { &[BUILD] };
     for part in chosen {
         let pins = fs::read_to_string(workspace.path(part.pins))
