@@ -28,7 +28,7 @@ const MARKERS: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
 /// # Errors
 /// When set-up, the build, the download, the conversion or the generation fails.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
-    setup::report(workspace)?;
+    setup::report(workspace, None)?;
     prepare_model(workspace)?;
     say("building aligner-gen (the first time takes minutes)");
     let program = build(workspace)?;

@@ -27,7 +27,12 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Task {
     /// Brings libtorch into `.libtorch/`. A LIBTORCH of your own wins
-    Setup,
+    Setup {
+        /// Adds what feature `cuda` needs: `build` to compile it and the kernels, `run` the libraries for a GPU too.
+        /// Without a value: `run` where the NVIDIA driver is installed, `build` elsewhere
+        #[arg(long, value_name = "PARTS", num_args = 0..=1, require_equals = true, default_missing_value = "auto")]
+        cuda: Option<setup::CudaParts>,
+    },
     /// Fetches a small chat model, answers real prompts with it on the CPU and shows the answers
     Demo,
     /// Runs set-up, all checks and all tests
@@ -46,7 +51,7 @@ enum Task {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome = Workspace::locate().and_then(|workspace| match cli.task {
-        Task::Setup => setup::report(&workspace),
+        Task::Setup { cuda } => setup::report(&workspace, cuda),
         Task::Demo => demo::run(&workspace),
         Task::Test => suite::run(&workspace),
         Task::Tidy => tidy::run(&workspace),

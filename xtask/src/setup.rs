@@ -1,11 +1,16 @@
 //! `cargo xtask setup`: brings libtorch into `.libtorch/`, once, whole or not at all.
 //!
 //! `.cargo/config.toml` points LIBTORCH at `.libtorch/torch` for every cargo command; a LIBTORCH of the user's own wins over it.
+//! What a GPU needs in addition is `setup/cuda.rs`'s matter.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+
+mod cuda;
+
+pub(crate) use cuda::CudaParts;
 
 use crate::wheels::{self, install_line};
 use crate::workspace::{Workspace, probe, say};
@@ -47,14 +52,30 @@ pub(crate) fn run(workspace: &Workspace) -> Result<Setup> {
     })
 }
 
-/// Runs set-up and says what it found.
-pub(crate) fn report(workspace: &Workspace) -> Result<()> {
-    say(&match run(workspace)? {
+/// Runs set-up, with what a GPU needs when that is asked for, and says what it found.
+pub(crate) fn report(workspace: &Workspace, cuda: Option<CudaParts>) -> Result<()> {
+    let setup = run(workspace)?;
+    say(&match &setup {
         Setup::UsersOwn(libtorch) => format!("using your own libtorch in `{}`", libtorch.display()),
         Setup::AlreadyThere => format!("libtorch {TORCH_VERSION} is in `.libtorch/`; nothing to do"),
         Setup::Installed => format!("libtorch {TORCH_VERSION} is now in `.libtorch/`"),
     });
-    Ok(())
+    match (cuda, setup) {
+        (None, _) => Ok(()),
+        (Some(_), Setup::UsersOwn(libtorch)) => cuda::check_users_own(&libtorch),
+        (Some(parts), _) => cuda::add(workspace, &workspace.path(".libtorch"), parts),
+    }
+}
+
+/// Makes the machine ready to compile feature `cuda` too; `false` when a libtorch of the user's own has no headers for it.
+///
+/// # Errors
+/// As [`run`], and when the wheels for CUDA cannot be fetched.
+pub(crate) fn for_cuda(workspace: &Workspace) -> Result<bool> {
+    match run(workspace)? {
+        Setup::UsersOwn(libtorch) => Ok(cuda::check_users_own(&libtorch).is_ok()),
+        _ => cuda::add(workspace, &workspace.path(".libtorch"), CudaParts::Build).map(|()| true),
+    }
 }
 
 /// Where `.cargo/config.toml` points LIBTORCH.
@@ -112,11 +133,7 @@ fn fill(home: &Path, pins: &str, unpack: impl FnOnce(&Path) -> Result<()>) -> Re
     if is_complete(home, pins) {
         return Ok(Setup::AlreadyThere);
     }
-    fs::create_dir_all(home).with_context(|| format!("cannot create `{}`", home.display()))?;
-    let lock_path = home.join("setup.lock");
-    let lock =
-        File::create(&lock_path).with_context(|| format!("cannot create `{}`", lock_path.display()))?;
-    lock.lock().with_context(|| format!("cannot lock `{}`", lock_path.display()))?;
+    let _lock = lock(home)?;
     if is_complete(home, pins) {
         return Ok(Setup::AlreadyThere);
     }
@@ -130,6 +147,7 @@ fn fill(home: &Path, pins: &str, unpack: impl FnOnce(&Path) -> Result<()>) -> Re
     }
     // The wheel has no version file, and torch-sys checks the version only where there is one.
     fs::write(torch.join("build-version"), TORCH_VERSION).context("cannot write `build-version`")?;
+    cuda::forget(home)?;
     for part in ["torch", "nvidia"] {
         remove_dir(&home.join(part))?;
         fs::rename(staging.join(part), home.join(part))
@@ -138,6 +156,15 @@ fn fill(home: &Path, pins: &str, unpack: impl FnOnce(&Path) -> Result<()>) -> Re
     remove_dir(&staging)?;
     fs::write(home.join(STAMP), pins).with_context(|| format!("cannot write `{STAMP}`"))?;
     Ok(Setup::Installed)
+}
+
+/// Keeps other set-ups out of `home` until it is dropped.
+fn lock(home: &Path) -> Result<File> {
+    fs::create_dir_all(home).with_context(|| format!("cannot create `{}`", home.display()))?;
+    let path = home.join("setup.lock");
+    let lock = File::create(&path).with_context(|| format!("cannot create `{}`", path.display()))?;
+    lock.lock().with_context(|| format!("cannot lock `{}`", path.display()))?;
+    Ok(lock)
 }
 
 fn is_complete(home: &Path, pins: &str) -> bool {

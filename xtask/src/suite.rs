@@ -29,7 +29,8 @@ impl Counts {
 /// # Errors
 /// When set-up, a check or a test fails.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
-    setup::report(workspace)?;
+    setup::report(workspace, None)?;
+    let has_cuda = setup::for_cuda(workspace)?;
     let mut counts = Counts::default();
     let mut failures = Vec::new();
     let mut skipped = Vec::new();
@@ -48,14 +49,16 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 
     record("tidy", checked(tidy::run(workspace)));
     for check in CHECKS {
-        if probe(workspace.cargo().args([check.component, "--version"])).is_some() {
-            say(&format!("== {}", check.component));
-            record(check.component, checked(crate::workspace::run(workspace.cargo().args(check.args))));
+        if check.needs_cuda && !has_cuda {
+            skipped.push(format!("{} (your own libtorch has no CUDA headers beside it)", check.name));
+        } else if probe(workspace.cargo().args([check.args[0], "--version"])).is_some() {
+            say(&format!("== {}", check.name));
+            record(check.name, checked(crate::workspace::run(workspace.cargo().args(check.args))));
         } else {
-            skipped.push(format!("{} (`rustup component add {}`)", check.component, check.package));
+            skipped.push(format!("{} (`rustup component add {}`)", check.name, check.package));
         }
     }
-    for (name, command, runner) in test_commands(workspace) {
+    for (name, command, runner) in test_commands(workspace, has_cuda) {
         say(&format!("== {name}"));
         record(&name, run_tests(command, runner));
     }
@@ -78,17 +81,32 @@ fn checked(outcome: Result<()>) -> Result<Counts> {
 }
 
 struct Check {
-    component: &'static str,
+    name: &'static str,
     package: &'static str,
     args: &'static [&'static str],
+    needs_cuda: bool,
 }
 
-const CHECKS: [Check; 2] = [
-    Check { component: "fmt", package: "rustfmt", args: &["fmt", "--all", "--check"] },
+const CHECKS: [Check; 4] = [
+    Check { name: "fmt", package: "rustfmt", args: &["fmt", "--all", "--check"], needs_cuda: false },
     Check {
-        component: "clippy",
+        name: "clippy",
         package: "clippy",
         args: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
+        needs_cuda: false,
+    },
+    Check {
+        name: "clippy with feature `cuda`",
+        package: "clippy",
+        args: &["clippy", "--workspace", "--all-targets", "--features", "cuda", "--", "-D", "warnings"],
+        needs_cuda: true,
+    },
+    // What only the linker sees: the shim against libtorch's CUDA half. Nothing of it can run without a GPU.
+    Check {
+        name: "linking with feature `cuda`",
+        package: "cargo",
+        args: &["build", "-p", "torch-ext", "--features", "cuda", "--examples"],
+        needs_cuda: true,
     },
 ];
 
@@ -99,7 +117,7 @@ enum Runner {
     Libtest,
 }
 
-fn test_commands(workspace: &Workspace) -> Vec<(String, Command, Runner)> {
+fn test_commands(workspace: &Workspace, has_cuda: bool) -> Vec<(String, Command, Runner)> {
     let mut commands = Vec::new();
     if probe(workspace.cargo().args(["nextest", "--version"])).is_some() {
         let mut tests = workspace.cargo();
@@ -112,6 +130,11 @@ fn test_commands(workspace: &Workspace) -> Vec<(String, Command, Runner)> {
         let mut tests = workspace.cargo();
         tests.args(["test", "--workspace", "--no-fail-fast"]);
         commands.push(("tests".to_owned(), tests, Runner::Libtest));
+    }
+    if has_cuda {
+        let mut kernels = workspace.cargo();
+        kernels.args(["test", "-p", "torch-ext", "--features", "nvrtc", "--lib", "--", "cuda::"]);
+        commands.push(("CUDA kernels, compiled without a GPU".to_owned(), kernels, Runner::Libtest));
     }
     commands
 }

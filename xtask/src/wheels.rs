@@ -8,14 +8,17 @@ use anyhow::{Result, bail};
 use crate::workspace::{Workspace, probe, run, say};
 
 /// pip takes each platform tag literally: `manylinux_2_28` alone would not find a wheel for an older one.
-const PIP_PLATFORMS: [&str; 7] = [
+const PIP_PLATFORMS: [&str; 10] = [
     "manylinux_2_28_x86_64",
     "manylinux_2_27_x86_64",
     "manylinux_2_26_x86_64",
     "manylinux_2_25_x86_64",
     "manylinux_2_24_x86_64",
+    "manylinux_2_18_x86_64",
     "manylinux_2_17_x86_64",
     "manylinux2014_x86_64",
+    "manylinux_2_12_x86_64",
+    "manylinux2010_x86_64",
 ];
 
 /// A fixed version makes one wheel, and one hash, right for whatever Python the machine has.
@@ -136,7 +139,12 @@ mod tests {
     #[test]
     fn every_pin_has_a_version_and_a_hash() {
         let workspace = Workspace::locate().unwrap();
-        for pins in ["tools/libtorch-cpu.txt", "tools/demo-model.txt"] {
+        for pins in [
+            "tools/libtorch-cpu.txt",
+            "tools/libtorch-cuda.txt",
+            "tools/libtorch-cuda-run.txt",
+            "tools/demo-model.txt",
+        ] {
             let text = std::fs::read_to_string(workspace.path(pins)).unwrap();
             let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
             assert!(!lines.is_empty(), "{pins} pins nothing");

@@ -49,7 +49,7 @@ pub(crate) struct Args {
 /// # Errors
 /// When the program cannot be built or measured.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
-    crate::setup::report(workspace)?;
+    crate::setup::report(workspace, None)?;
     let (checkpoint, gguf) = match &args.checkpoint {
         Some(checkpoint) => (checkpoint.clone(), None),
         None => {

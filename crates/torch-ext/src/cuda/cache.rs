@@ -2,13 +2,33 @@
 //!
 //! A file is the key (32 bytes), the hash of the code (32 bytes) and the code.
 
+use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blake3::{Hash, OUT_LEN};
 
 use crate::ExtError;
+
+/// The folder of the user's cache where compiled kernels are kept, `aligner-gen/kernels` in XDG_CACHE_HOME or
+/// `~/.cache`; `None` when it cannot be made or written to, as on a read-only home: kernels are then compiled at every
+/// start, which takes seconds.
+pub fn kernel_cache() -> Option<PathBuf> {
+    let dir = cache_dir(std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME"))?;
+    std::fs::create_dir_all(&dir).ok()?;
+    let attempt = dir.join(format!("{}.attempt", std::process::id()));
+    std::fs::write(&attempt, b"").and_then(|()| std::fs::remove_file(&attempt)).ok()?;
+    Some(dir)
+}
+
+/// The XDG rule: a relative path counts as none.
+fn cache_dir(xdg_cache_home: Option<OsString>, home: Option<OsString>) -> Option<PathBuf> {
+    let absolute = |dir: OsString| Some(PathBuf::from(dir)).filter(|dir| dir.is_absolute());
+    let caches =
+        xdg_cache_home.and_then(absolute).or_else(|| Some(home.and_then(absolute)?.join(".cache")))?;
+    Some(caches.join("aligner-gen/kernels"))
+}
 
 /// The code kept under `key`, or `None` when there is none or it is damaged.
 ///
@@ -40,4 +60,22 @@ pub(super) fn write(path: &Path, key: &Hash, code: &[u8]) -> Result<(), ExtError
         .and_then(|()| std::fs::write(&partial, bytes))
         .and_then(|()| std::fs::rename(&partial, path))
         .map_err(|source| ExtError::File { action: "write", path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(xdg_cache_home: Option<&str>, home: Option<&str>, expect: Option<&str>) {
+        let dir = cache_dir(xdg_cache_home.map(Into::into), home.map(Into::into));
+        assert_eq!(dir.as_deref(), expect.map(Path::new));
+    }
+
+    #[test]
+    fn the_cache_is_the_users() {
+        check(Some("/c"), Some("/home/a"), Some("/c/aligner-gen/kernels"));
+        check(None, Some("/home/a"), Some("/home/a/.cache/aligner-gen/kernels"));
+        check(Some("relative"), Some("/home/a"), Some("/home/a/.cache/aligner-gen/kernels"));
+        check(Some(""), None, None);
+    }
 }

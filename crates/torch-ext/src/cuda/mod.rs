@@ -29,17 +29,21 @@ mod module;
 mod pinned;
 #[cfg(feature = "cuda")]
 mod stream;
+#[cfg(feature = "cuda")]
+mod upload;
 
+pub use cache::kernel_cache;
 pub use nvrtc::{Arch, Program};
 #[cfg(feature = "cuda")]
 pub use {
     arg::Arg,
-    device::{Device, device_count},
+    device::{Device, MemInfo, device_count},
     event::Event,
     graph::{Graph, GraphPool},
     module::{Kernel, KernelUse, Launch, Module},
     pinned::PinnedBuffer,
     stream::{CurrentStream, Stream},
+    upload::Uploader,
 };
 
 /// The folder where compiled kernels are kept: `aligner-gen/kernels` in the user's folder of caches.

@@ -103,12 +103,7 @@ impl<T: Pod> PinnedBuffer<T> {
     /// When the tensor is another, larger than the buffer, or `stream` is being captured.
     pub fn copy_to(&self, to: &Tensor, stream: &Stream) -> Result<(), ExtError> {
         let (address, size_bytes) = self.check(to, stream)?;
-        let driver = self.device.bind()?;
-        let from = self.start.as_ptr().cast();
-        // SAFETY: both sides have as many bytes, and the host's side lives until the copy is done: `drop` waits.
-        let code = unsafe { (driver.copy_to_device)(address, from, size_bytes, stream.handle()) };
-        driver.check("cuMemcpyHtoDAsync", code)?;
-        self.mark(stream)
+        self.copy_bytes_to(address, size_bytes, stream)
     }
 
     /// Enqueues a copy of all of `from`, a contiguous tensor on the GPU, onto the first values.
@@ -119,9 +114,27 @@ impl<T: Pod> PinnedBuffer<T> {
         let (address, size_bytes) = self.check(from, stream)?;
         let driver = self.device.bind()?;
         let to = self.start.as_ptr().cast();
-        // SAFETY: as above, and nothing looks at the memory before the copy is done: `as_slice` waits.
+        // SAFETY: both sides have as many bytes (checked), the host's side lives until the copy is done, and nothing
+        // looks at it before: `as_slice` waits.
         let code = unsafe { (driver.copy_to_host)(to, address, size_bytes, stream.handle()) };
         driver.check("cuMemcpyDtoHAsync", code)?;
+        self.mark(stream)
+    }
+
+    /// Enqueues a copy of the first bytes to an address on the GPU.
+    pub(super) fn copy_bytes_to(
+        &self,
+        address: u64,
+        size_bytes: usize,
+        stream: &Stream,
+    ) -> Result<(), ExtError> {
+        debug_assert!(size_bytes <= self.len * size_of::<T>(), "the copy is longer than the buffer");
+        let driver = self.device.bind()?;
+        let from = self.start.as_ptr().cast();
+        // SAFETY: the callers know that both sides have as many bytes; the host's side lives until the copy is done,
+        // since `drop` waits.
+        let code = unsafe { (driver.copy_to_device)(address, from, size_bytes, stream.handle()) };
+        driver.check("cuMemcpyHtoDAsync", code)?;
         self.mark(stream)
     }
 
