@@ -4,7 +4,7 @@
 //! packed weights and the KV cache have layouts of the backend's own.
 
 use nemo_format::DType;
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 use torch_ext::cpu::PackedLinear;
 
 use crate::attention_context::AttentionContext;
@@ -161,6 +161,14 @@ pub(crate) trait Kernels: Send + Sync {
     fn plan_rows(&self, _context: &AttentionContext, _cache: &KvCache) -> Result<(), ModelError> {
         Err(ModelError::NoBackend { backend: "row", reason: "these kernels run on the host's batches" })
     }
+
+    /// Whether weights are best brought over one after the other, each by all threads.
+    fn loads_in_order(&self) -> bool {
+        false
+    }
+
+    /// A stored tensor on this backend's device, in numbers of `kind`.
+    fn tensor(&self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError>;
 
     /// Brings a linear layer into this backend's layout.
     fn pack_linear(&self, source: LinearSource<'_>, role: LinearRole) -> Result<Linear, ModelError>;

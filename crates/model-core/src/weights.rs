@@ -81,10 +81,11 @@ impl Weights {
             PositionEmbedding::Rope(_) => None,
             PositionEmbedding::LearnedAbsolute => Some(load_positions(config, &reader)?),
         };
-        let layers = (0..config.num_layers)
-            .into_par_iter()
-            .map(|layer_idx| load_layer(config, &reader, layer_idx))
-            .collect::<Vec<_>>();
+        let load = |layer_idx| load_layer(config, &reader, layer_idx);
+        let layers: Vec<_> = match kernels.loads_in_order() {
+            true => (0..config.num_layers).map(load).collect(),
+            false => (0..config.num_layers).into_par_iter().map(load).collect(),
+        };
         // In order, so that of several errors the same one is told every time.
         let layers = layers.into_iter().collect::<Result<_, _>>()?;
         let final_norm = reader.norm("model.decoder.final_layernorm.", ["weight", "bias"])?;

@@ -11,12 +11,12 @@ use torch_ext::cuda::kernels::{
     Activate, DecodeAttentionQkv, DecodePlan, Gating, KernelConfig, Kernels as CudaKernelSet,
     LayerCache, Norm as NormLaunch, NormKind, PlanDecode, RopeAndCache, Rotary as RotaryTables,
 };
-use torch_ext::cuda::{Device, Stream, blas, flash, kernel_cache};
+use torch_ext::cuda::{Device, Stream, Uploader, blas, flash, kernel_cache};
 
-use super::plain::{attend, tensor_from_bytes, to_device};
+use super::plain::{attend, stored_kind, to_device};
 use crate::attention_context::{AttentionContext, DeviceAttention, DeviceContext};
 use crate::config::{Activation, ModelConfig, Nonlinearity, Normalization};
-use crate::kernels::{AttentionStep, Ids, Kernels, Linear, LinearRole, LinearSource, Norm};
+use crate::kernels::{AttentionStep, Ids, Kernels, Linear, LinearRole, LinearSource, Norm, WeightBytes};
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::Rotary;
 use crate::{ModelError, Precision};
@@ -30,6 +30,7 @@ pub(crate) struct CudaKernels {
     kernels: CudaKernelSet,
     heads_per_group: usize,
     tables: Mutex<Tables>,
+    uploader: Mutex<Uploader>,
 }
 
 /// What is made once and then read by every step.
@@ -62,7 +63,8 @@ impl CudaKernels {
             queries_per_group: heads_per_group as u32,
         };
         let kernels = CudaKernelSet::load(&device, &kernel_config, kernel_cache().as_deref())?;
-        Ok(Self { precision, device, kernels, heads_per_group, tables: Mutex::default() })
+        let uploader = Mutex::new(Uploader::new(&device)?);
+        Ok(Self { precision, device, kernels, heads_per_group, tables: Mutex::default(), uploader })
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -215,13 +217,23 @@ impl Kernels for CudaKernels {
         Ok(self.kernels.plan_decode(&self.stream()?, &plan)?)
     }
 
+    fn loads_in_order(&self) -> bool {
+        true
+    }
+
+    fn tensor(&self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError> {
+        let shape: Vec<i64> = source.shape.iter().map(|&dim| dim as i64).collect();
+        let stored = self.empty(&shape, stored_kind(source.dtype))?;
+        self.uploader.lock().unwrap_or_else(PoisonError::into_inner).upload(source.bytes, &stored)?;
+        // Converted there: the GPU is faster at it, and fewer bytes may have to be brought over.
+        Ok(stored.f_to_kind(kind)?)
+    }
+
     fn pack_linear(&self, source: LinearSource<'_>, _role: LinearRole) -> Result<Linear, ModelError> {
         let kind = self.precision.kind();
-        let on_device =
-            |part| Ok::<_, ModelError>(tensor_from_bytes(part, kind)?.f_to_device(self.tch_device())?);
         Ok(Linear::Tensors {
-            weight: on_device(source.weight)?,
-            bias: source.bias.map(on_device).transpose()?,
+            weight: self.tensor(source.weight, kind)?,
+            bias: source.bias.map(|bias| self.tensor(bias, kind)).transpose()?,
         })
     }
 

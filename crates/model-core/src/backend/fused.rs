@@ -14,7 +14,7 @@ use torch_ext::view;
 
 use super::plain::tensor_from_bytes;
 use crate::config::{Activation, ModelConfig, Nonlinearity, Normalization};
-use crate::kernels::{AttentionStep, Ids, Kernels, Linear, LinearRole, LinearSource, Norm};
+use crate::kernels::{AttentionStep, Ids, Kernels, Linear, LinearRole, LinearSource, Norm, WeightBytes};
 use crate::kv_cache::KvCache;
 use crate::{ModelError, Precision};
 
@@ -69,6 +69,10 @@ fn function(activation: Activation) -> cpu::Activation {
 impl Kernels for FusedKernels {
     fn precision(&self) -> Precision {
         self.precision
+    }
+
+    fn tensor(&self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError> {
+        tensor_from_bytes(source, kind)
     }
 
     fn pack_linear(&self, source: LinearSource<'_>, role: LinearRole) -> Result<Linear, ModelError> {

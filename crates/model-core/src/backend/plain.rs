@@ -53,14 +53,18 @@ pub(crate) fn to_device(tensor: Tensor, device: Device) -> Result<Tensor, ModelE
 
 /// Copies stored numbers into a tensor of the given kind.
 pub(crate) fn tensor_from_bytes(weight: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError> {
-    let stored_kind = match weight.dtype {
+    let shape: Vec<i64> = weight.shape.iter().map(|&dim| dim as i64).collect();
+    Ok(Tensor::f_from_data_size(weight.bytes, &shape, stored_kind(weight.dtype))?.f_to_kind(kind)?)
+}
+
+/// libtorch's name of a stored type.
+pub(crate) fn stored_kind(dtype: DType) -> Kind {
+    match dtype {
         DType::F64 => Kind::Double,
         DType::F16 => Kind::Half,
         DType::BF16 => Kind::BFloat16,
         _ => Kind::Float,
-    };
-    let shape: Vec<i64> = weight.shape.iter().map(|&dim| dim as i64).collect();
-    Ok(Tensor::f_from_data_size(weight.bytes, &shape, stored_kind)?.f_to_kind(kind)?)
+    }
 }
 
 fn tensors(linear: &Linear) -> Result<(&Tensor, Option<&Tensor>), ModelError> {
@@ -112,11 +116,14 @@ impl Kernels for PlainKernels {
         self.device
     }
 
+    fn tensor(&self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError> {
+        Ok(tensor_from_bytes(source, kind)?.f_to_device(self.device)?)
+    }
+
     fn pack_linear(&self, source: LinearSource<'_>, _role: LinearRole) -> Result<Linear, ModelError> {
         let kind = self.precision.kind();
-        let on_device = |part| Ok::<_, ModelError>(tensor_from_bytes(part, kind)?.f_to_device(self.device)?);
-        let weight = on_device(source.weight)?;
-        let bias = source.bias.map(on_device).transpose()?;
+        let weight = self.tensor(source.weight, kind)?;
+        let bias = source.bias.map(|bias| self.tensor(bias, kind)).transpose()?;
         Ok(Linear::Tensors { weight, bias })
     }
 

@@ -10,7 +10,6 @@ use tch::{Kind, Tensor};
 use super::axis::{self, Axis};
 use super::{explain, interleaved};
 use crate::ModelError;
-use crate::backend::plain::tensor_from_bytes;
 use crate::config::{ModelConfig, Normalization};
 use crate::kernels::{Kernels, Linear, LinearRole, LinearSource, Norm, WeightBytes};
 
@@ -90,8 +89,7 @@ impl<'a> Reader<'a> {
     }
 
     fn tensor(&self, name: &str, axes: &[Axis], kind: Kind) -> Result<Tensor, ModelError> {
-        let tensor = tensor_from_bytes(self.stored(name, axes)?.weight(), kind)?;
-        Ok(tensor.f_to_device(self.kernels.device())?)
+        self.kernels.tensor(self.stored(name, axes)?.weight(), kind)
     }
 
     fn stored(&self, name: &str, axes: &[Axis]) -> Result<Stored<'_>, ModelError> {
