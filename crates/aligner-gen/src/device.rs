@@ -74,7 +74,10 @@ pub(crate) fn available_bytes(device: Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => {
-            Some(torch_ext::cuda::Device::open(index).ok()?.mem_get_info().ok()?.free_bytes)
+            let device = torch_ext::cuda::Device::open(index).ok()?;
+            // What an earlier model left in libtorch's reserve counts as free.
+            device.empty_cache().ok()?;
+            Some(device.mem_get_info().ok()?.free_bytes)
         }
         _ => host_available_bytes(),
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use model_core::{CausalLm, DecodeRows, KvCache, PrefillBatch};
 use sampling::{DeviceSampler, FirstDraw, RECORD_WORDS, SamplerRows};
 use tch::{Kind, Tensor};
-use torch_ext::cuda::{Device, Event, Graph, GraphPool, Stream};
+use torch_ext::cuda::{Device, Event, Graph, GraphPool, Stream, send};
 
 mod rows;
 
@@ -148,7 +148,7 @@ impl DeviceRunner {
 
     /// Writes the tables of the next step and brings the newest tokens into the order of its rows.
     fn apply(&mut self, change: &Change) -> Result<(), EngineError> {
-        let device = self.tables.device();
+        let device_idx = self.stream.device().index();
         let num_rows = change.sources.len() as i64;
         let mut batches = Vec::new();
         let mut from = Vec::with_capacity(change.sources.len());
@@ -158,7 +158,7 @@ impl DeviceRunner {
                 TokenSource::Waiting(id) => self.waiting_row(id, &mut batches)?,
             });
         }
-        let from = upload(&from, device)?;
+        let from = send(&from, device_idx)?;
         let bring = |rows: &Tensor, others: Vec<&Tensor>| -> Result<(), EngineError> {
             let all = Tensor::f_cat(&[vec![rows], others].concat(), 0)?;
             rows.f_narrow(0, 0, num_rows)?.f_copy_(&all.f_index_select(0, &from)?)?;
@@ -170,7 +170,7 @@ impl DeviceRunner {
         if let Some(seen) = &self.rows.seen {
             bring(seen, waiting.iter().filter_map(|rows| rows.seen.as_ref()).collect())?;
         }
-        self.tables.f_copy_(&upload(&change.words, device)?)?;
+        self.tables.f_copy_(&send(&change.words, device_idx)?)?;
         self.first_tokens.retain(|_, batch| batch.num_waiting > 0);
         Ok(())
     }
@@ -350,10 +350,4 @@ fn num_rows(rows: &SamplerRows) -> usize {
 /// The rows that a step of `num_seqs` sequences computes.
 pub(crate) fn bucket(num_seqs: usize) -> usize {
     num_seqs.max(1).next_multiple_of(ROWS_PER_BUCKET)
-}
-
-/// A list of the host on the device, through page-locked memory and without waiting for it.
-fn upload<T: tch::kind::Element>(values: &[T], device: tch::Device) -> Result<Tensor, EngineError> {
-    let tensor = Tensor::f_from_slice(values)?.f_pin_memory(device)?;
-    Ok(tensor.f_to_device_(device, tensor.kind(), true, false)?)
 }

@@ -159,7 +159,7 @@ impl CausalLm for Gpt {
                     .collect::<Vec<_>>();
                 let num_seqs = last_rows.len();
                 last_rows.resize(num_seqs.max(self.kernels.min_rows()), 0);
-                let last_rows = to_device(Tensor::f_from_slice(&last_rows)?, residual.device())?;
+                let last_rows = to_device(&last_rows, residual.device())?;
                 let logits = self.logits(&residual.f_index_select(0, &last_rows)?)?;
                 Ok(logits.f_narrow(0, 0, num_seqs as i64)?)
             }

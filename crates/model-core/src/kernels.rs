@@ -4,7 +4,7 @@
 //! packed weights and the KV cache have layouts of the backend's own.
 
 use nemo_format::DType;
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 use torch_ext::cpu::PackedLinear;
 
 use crate::attention_context::AttentionContext;
@@ -131,11 +131,6 @@ pub(crate) struct AttentionStep<'a> {
 pub(crate) trait Kernels: Send + Sync {
     /// What this backend computes in.
     fn precision(&self) -> Precision;
-
-    /// The device on which activations and tables lie.
-    fn device(&self) -> Device {
-        Device::Cpu
-    }
 
     /// Fewest rows whose bits are the same as in a larger step: smaller ones are filled up.
     fn min_rows(&self) -> usize {

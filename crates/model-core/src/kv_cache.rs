@@ -202,7 +202,7 @@ fn copy_on_device(tensor: &mut Tensor, pairs: &[(BlockId, BlockId)]) -> Result<(
         };
         let num_pairs = (1..rest.len()).take_while(is_apart).count() + 1;
         let (now, later) = rest.split_at(num_pairs);
-        let index = |blocks: Vec<i64>| to_device(Tensor::f_from_slice(&blocks)?, tensor.device());
+        let index = |blocks: Vec<i64>| to_device(&blocks, tensor.device());
         let from = index(now.iter().map(|&(from, _)| i64::from(from)).collect())?;
         let to = index(now.iter().map(|&(_, to)| i64::from(to)).collect())?;
         let blocks = tensor.f_index_select(2, &from)?;

@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use torch_ext::cuda::kernels::{
     Admission, KernelConfig, Kernels, MarkSeen, Sample, SampleRules, Sampled, SamplerScratch, SamplerState,
 };
-use torch_ext::cuda::{Device, Stream};
+use torch_ext::cuda::{Device, Stream, send};
 
 use crate::{SampledToken, SamplingError, SamplingParams, rules::SamplingRules};
 
@@ -172,7 +172,7 @@ impl DeviceSampler {
             })
             .collect();
         let words: &[i64] = bytemuck::cast_slice(&admissions);
-        let admissions = upload(words, on_device)?.f_view([num_rows, -1])?;
+        let admissions = send(words, self.device.index())?.f_view([num_rows, -1])?;
         let out = Tensor::f_empty([num_rows, RECORD_WORDS as i64], (Kind::Int, on_device))?;
         // The working memory is made for the rows of a decode step; there may be more first tokens than that.
         let max_rows = self.max_rows as i64;
@@ -251,19 +251,13 @@ impl DeviceSampler {
         let shape = [draws.len() as i64, self.seen_words() as i64];
         let seen = Tensor::f_zeros(shape, (Kind::Int, on_device))?;
         let launch = MarkSeen {
-            tokens: &upload(&tokens, on_device)?,
-            cu_seqlens: &upload(&cu_seqlens, on_device)?,
-            slots: &upload(&slots, on_device)?,
+            tokens: &send(&tokens, self.device.index())?,
+            cu_seqlens: &send(&cu_seqlens, self.device.index())?,
+            slots: &send(&slots, self.device.index())?,
             seen: &seen,
             vocab_size: self.rules.vocab_size as i64,
         };
         self.kernels.mark_seen(&Stream::current(&self.device)?, &launch)?;
         Ok(Some(seen))
     }
-}
-
-/// A list of the host on the device, through page-locked memory and without waiting for it.
-fn upload<T: tch::kind::Element>(values: &[T], device: tch::Device) -> Result<Tensor, SamplingError> {
-    let tensor = Tensor::f_from_slice(values)?.f_pin_memory(device)?;
-    Ok(tensor.f_to_device_(device, tensor.kind(), true, false)?)
 }

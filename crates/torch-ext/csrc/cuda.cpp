@@ -112,6 +112,15 @@ int32_t te_blas_set_invariant(int32_t invariant) {
   });
 }
 
+// A tensor of the host in page-locked memory on its way to a GPU, without waiting for it. tch asks libtorch for the same
+// in a way that it warns of.
+int32_t te_cuda_send(const at::Tensor* tensor, int64_t device_idx, at::Tensor** out) {
+  return guarded([&] {
+    auto device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device_idx));
+    *out = new at::Tensor(tensor->pin_memory().to(device, /*non_blocking=*/true, /*copy=*/false));
+  });
+}
+
 // The arguments of `te_flash_varlen` that are not tensors.
 struct TeVarlen {
   int64_t max_q;

@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, Tensor};
 use torch_ext::cuda::kernels::{
-    Activate, DecodeAttentionQkv, DecodePlan, Gating, KernelConfig, Kernels as CudaKernelSet,
-    LayerCache, Norm as NormLaunch, NormKind, PlanDecode, RopeAndCache, Rotary as RotaryTables,
+    Activate, DecodeAttentionQkv, DecodePlan, Gating, KernelConfig, Kernels as CudaKernelSet, LayerCache,
+    Norm as NormLaunch, NormKind, PlanDecode, RopeAndCache, Rotary as RotaryTables,
 };
 use torch_ext::cuda::{Device, Stream, Uploader, blas, flash, kernel_cache};
 
@@ -133,7 +133,7 @@ fn rotary_on_device<'a>(
     let num_positions = rotary.num_positions();
     if tables.as_ref().is_none_or(|tables| tables.num_positions < num_positions) {
         let shape = [num_positions as i64, rotary.half_dims() as i64];
-        let upload = |values: &[f32]| to_device(Tensor::f_from_slice(values)?.f_view(shape)?, device);
+        let upload = |values: &[f32]| Ok::<_, ModelError>(to_device(values, device)?.f_view(shape)?);
         let (cos, sin) = (upload(rotary.cos())?, upload(rotary.sin())?);
         *tables = Some(RotaryOnDevice { num_positions, cos, sin });
     }
@@ -147,10 +147,6 @@ const NO_TABLES: ModelError =
 impl Kernels for CudaKernels {
     fn precision(&self) -> Precision {
         self.precision
-    }
-
-    fn device(&self) -> tch::Device {
-        self.tch_device()
     }
 
     fn min_rows(&self) -> usize {
@@ -175,7 +171,7 @@ impl Kernels for CudaKernels {
         }
         packed.extend(starts.map(|start| start as i32).chain([tokens.len() as i32]));
         let num_starts = (packed.len() - 3 * num_rows) as i64;
-        let packed = to_device(Tensor::f_from_slice(&packed)?, self.tch_device())?;
+        let packed = to_device(&packed, self.tch_device())?;
         let num_rows = num_rows as i64;
         context.device = Some(DeviceContext {
             tokens: packed.f_narrow(0, 0, num_rows)?,

@@ -4,6 +4,7 @@
 //! rows are therefore fed in blocks of one fixed shape, and attention goes sequence by sequence.
 
 use nemo_format::DType;
+use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
 
 use crate::attention_context::SequenceSpan;
@@ -39,16 +40,17 @@ impl PlainKernels {
 
     fn index(&self, ids: &[u32]) -> Result<Tensor, ModelError> {
         let ids: Vec<i64> = ids.iter().map(|&id| i64::from(id)).collect();
-        to_device(Tensor::f_from_slice(&ids)?, self.device)
+        to_device(&ids, self.device)
     }
 }
 
-/// A tensor of the host on `device`. The copy to a GPU goes through page-locked memory and does not wait for it.
-pub(crate) fn to_device(tensor: Tensor, device: Device) -> Result<Tensor, ModelError> {
-    if device == Device::Cpu {
-        return Ok(tensor);
+/// A list of the host on `device`; a GPU is not waited for.
+pub(crate) fn to_device<T: Element>(values: &[T], device: Device) -> Result<Tensor, ModelError> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => Ok(torch_ext::cuda::send(values, index)?),
+        _ => Ok(Tensor::f_from_slice(values)?.f_to_device(device)?),
     }
-    Ok(tensor.f_pin_memory(device)?.f_to_device_(device, tensor.kind(), true, false)?)
 }
 
 /// Copies stored numbers into a tensor of the given kind.
@@ -110,10 +112,6 @@ fn rows_per_elementwise_block(num_columns: i64) -> i64 {
 impl Kernels for PlainKernels {
     fn precision(&self) -> Precision {
         self.precision
-    }
-
-    fn device(&self) -> Device {
-        self.device
     }
 
     fn tensor(&self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError> {
@@ -266,7 +264,7 @@ fn rotate(x: &Tensor, rotary: &Rotary, positions: &[u32], device: Device) -> Res
             let start = position as usize * half;
             rows.extend_from_slice(table.get(start..start + half).unwrap_or_default());
         }
-        let rows = to_device(Tensor::f_from_slice(&rows)?, device)?;
+        let rows = to_device(&rows, device)?;
         Ok(rows.f_view([positions.len() as i64, 1, 1, half as i64])?)
     };
     let (cos, sin) = (rows_of(rotary.cos())?, rows_of(rotary.sin())?);
@@ -297,7 +295,7 @@ fn flash_attend(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tens
 
     let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
     let num_keys = keys.size3()?.0;
-    let starts = |len: i64| to_device(Tensor::f_from_slice(&[0, len as i32])?, queries.device());
+    let starts = |len: i64| to_device(&[0, len as i32], queries.device());
     let rows = queries.f_reshape([num_rows, groups * queries_per_group, channels])?;
     let attended = varlen_with(
         [&rows, keys, values],

@@ -28,6 +28,8 @@ mod module;
 #[cfg(feature = "cuda")]
 mod pinned;
 #[cfg(feature = "cuda")]
+mod send;
+#[cfg(feature = "cuda")]
 mod stream;
 #[cfg(feature = "cuda")]
 mod upload;
@@ -42,14 +44,7 @@ pub use {
     graph::{Graph, GraphPool},
     module::{Kernel, KernelUse, Launch, Module},
     pinned::PinnedBuffer,
+    send::send,
     stream::{CurrentStream, Stream},
     upload::Uploader,
 };
-
-/// The folder where compiled kernels are kept: `aligner-gen/kernels` in the user's folder of caches.
-pub fn kernel_cache() -> Option<std::path::PathBuf> {
-    let named =
-        |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(std::path::PathBuf::from);
-    let caches = named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")))?;
-    Some(caches.join("aligner-gen").join("kernels"))
-}

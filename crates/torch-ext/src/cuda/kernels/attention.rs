@@ -52,7 +52,11 @@ impl DecodePlan {
         let query_tiles = i64::from(config.queries_per_group.div_ceil(kernels.tiling.query_tile()));
         let split_keys = i64::from(kernels.split_keys());
         if max_rows <= 0 || max_blocks <= 0 || num_groups <= 0 {
-            return Err(bad("rows, blocks and groups of a plan", "at least 1", max_rows.min(max_blocks).min(num_groups)));
+            return Err(bad(
+                "rows, blocks and groups of a plan",
+                "at least 1",
+                max_rows.min(max_blocks).min(num_groups),
+            ));
         }
         let max_splits = (max_blocks * BLOCK_SIZE_TOKENS + split_keys - 1) / split_keys;
         let zeros = |shape: &[i64], kind| Tensor::f_zeros(shape, (kind, device.tch()));
@@ -214,7 +218,12 @@ impl Kernels {
         let args = PlanArgs {
             positions: tensors.address(step.positions, "positions", Kind::Int, &[num_rows])?,
             block_tables: tensors.address(step.block_tables, "block_tables", Kind::Int, &shape)?,
-            prefix_groups: tensors.optional(step.prefix_groups, "prefix_groups", Kind::Int, &[num_rows, 2])?,
+            prefix_groups: tensors.optional(
+                step.prefix_groups,
+                "prefix_groups",
+                Kind::Int,
+                &[num_rows, 2],
+            )?,
             slots: tensors.address(&plan.slots, "slots", Kind::Int, &[plan.max_rows])?,
             contexts: tensors.address(&plan.contexts, "contexts", Kind::Int, &[plan.max_rows])?,
             items: tensors.address(&plan.items, "items", Kind::Int, &[plan.max_rows * plan.max_splits, 8])?,
@@ -243,11 +252,15 @@ impl Kernels {
     ///
     /// # Errors
     /// When a tensor does not fit, or the step was not planned for these rows.
-    pub fn decode_attention_qkv(&self, stream: &Stream, step: &DecodeAttentionQkv<'_>) -> Result<(), ExtError> {
+    pub fn decode_attention_qkv(
+        &self,
+        stream: &Stream,
+        step: &DecodeAttentionQkv<'_>,
+    ) -> Result<(), ExtError> {
         let tensors = Tensors::on(stream);
         let &DecodeAttentionQkv { qkv, cache, block_tables, plan, scale, out, .. } = step;
-        let mut args =
-            self.attention_args(&tensors, &DecodeAttention { q: qkv, cache, block_tables, plan, scale, out })?;
+        let mut args = self
+            .attention_args(&tensors, &DecodeAttention { q: qkv, cache, block_tables, plan, scale, out })?;
         let [num_rows, ..] = shape_of::<3>(out, "out")?;
         let shape = [num_rows, self.qkv_elems(plan.num_groups)];
         args.q = tensors.address(qkv, "qkv", self.config.kind, &shape)?;
@@ -264,20 +277,33 @@ impl Kernels {
     }
 
     /// All but the queries and the rotary embedding.
-    fn attention_args(&self, tensors: &Tensors<'_>, step: &DecodeAttention<'_>) -> Result<AttentionArgs, ExtError> {
+    fn attention_args(
+        &self,
+        tensors: &Tensors<'_>,
+        step: &DecodeAttention<'_>,
+    ) -> Result<AttentionArgs, ExtError> {
         let plan = step.plan;
         let shape @ [num_rows, table_width] = shape_of(step.block_tables, "block_tables")?;
         plan.check_planned(shape)?;
         let cache = self.layer_cache(tensors, &step.cache)?;
         if cache.num_groups != plan.num_groups {
-            return Err(bad("groups of `keys`", &format!("{}, as in the plan", plan.num_groups), cache.num_groups));
+            return Err(bad(
+                "groups of `keys`",
+                &format!("{}, as in the plan", plan.num_groups),
+                cache.num_groups,
+            ));
         }
         let address = |tensor: &Tensor, what, kind| tensors.address(tensor, what, kind, &tensor.size());
         Ok(AttentionArgs {
             q: 0,
             keys: cache.keys,
             values: cache.values,
-            out: tensors.address(step.out, "out", self.config.kind, &self.q_shape(num_rows, cache.num_groups))?,
+            out: tensors.address(
+                step.out,
+                "out",
+                self.config.kind,
+                &self.q_shape(num_rows, cache.num_groups),
+            )?,
             block_tables: tensors.address(step.block_tables, "block_tables", Kind::Int, &shape)?,
             slots: address(&plan.slots, "slots", Kind::Int)?,
             contexts: address(&plan.contexts, "contexts", Kind::Int)?,

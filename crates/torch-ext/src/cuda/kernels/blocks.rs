@@ -65,7 +65,8 @@ impl Kernels {
         let [num_pairs, _] = shape_of(copy.pairs, "pairs")?;
         let [num_layers, _, num_blocks, num_groups, _, _] = shape_of(copy.cache, "cache")?;
         let shape = [num_layers, 2, num_blocks, num_groups, BLOCK_SIZE_TOKENS, self.head_dim()];
-        let block_bytes = num_groups * BLOCK_SIZE_TOKENS * self.head_dim() * i64::from(self.config.elem_bytes());
+        let block_bytes =
+            num_groups * BLOCK_SIZE_TOKENS * self.head_dim() * i64::from(self.config.elem_bytes());
         let args = CopyArgs {
             pairs: tensors.address(copy.pairs, "pairs", Kind::Int, &[num_pairs, 2])?,
             cache: tensors.address(copy.cache, "cache", self.config.kind, &shape)?,

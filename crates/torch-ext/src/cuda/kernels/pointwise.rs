@@ -154,7 +154,8 @@ impl Kernels {
         let kind = self.config.kind;
         let [num_rows, width] = shape_of(embed.out, "out")?;
         let [num_tokens, _] = shape_of(embed.table, "table")?;
-        let max_positions = embed.position_table.map_or(Ok([0, 0]), |table| shape_of(table, "position_table"))?[0];
+        let max_positions =
+            embed.position_table.map_or(Ok([0, 0]), |table| shape_of(table, "position_table"))?[0];
         if embed.position_table.is_some() && embed.positions.is_none() {
             return Err(bad("positions", "given with `position_table`", 0));
         }
@@ -162,7 +163,12 @@ impl Kernels {
             tokens: tensors.address(embed.tokens, "tokens", Kind::Int, &[num_rows])?,
             positions: tensors.optional(embed.positions, "positions", Kind::Int, &[num_rows])?,
             table: tensors.address(embed.table, "table", kind, &[num_tokens, width])?,
-            position_table: tensors.optional(embed.position_table, "position_table", kind, &[max_positions, width])?,
+            position_table: tensors.optional(
+                embed.position_table,
+                "position_table",
+                kind,
+                &[max_positions, width],
+            )?,
             out: tensors.address(embed.out, "out", kind, &[num_rows, width])?,
             width: whole_vectors(width, i64::from(i32::MAX))?,
             num_tokens: int(num_tokens, "rows of `table`")?,
@@ -170,7 +176,11 @@ impl Kernels {
             factor: embed.factor,
         };
         let num_threads = threads_for(width).min(256);
-        self.embed.launch(&Launch::linear(count(num_rows, "rows")?, num_threads), stream, &[Arg::value(&args)])
+        self.embed.launch(
+            &Launch::linear(count(num_rows, "rows")?, num_threads),
+            stream,
+            &[Arg::value(&args)],
+        )
     }
 
     /// Enqueues a norm.
@@ -183,7 +193,12 @@ impl Kernels {
         let shape @ [num_rows, width] = shape_of(norm.x, "x")?;
         let args = NormArgs {
             x: tensors.address(norm.x, "x", kind, &shape)?,
-            x_bias: tensors.optional(norm.add.and_then(|add| add.bias), "bias of the addition", kind, &[width])?,
+            x_bias: tensors.optional(
+                norm.add.and_then(|add| add.bias),
+                "bias of the addition",
+                kind,
+                &[width],
+            )?,
             residual: tensors.optional(norm.add.map(|add| add.residual), "residual", kind, &shape)?,
             gain: tensors.address(norm.gain, "gain", Kind::Float, &[width])?,
             bias: tensors.optional(norm.bias, "bias", Kind::Float, &[width])?,
@@ -218,7 +233,8 @@ impl Kernels {
         };
         let elems_per_block = NUM_THREADS * if width % WIDTH == 0 { WIDTH } else { 1 };
         let parts = count((width as u64).div_ceil(elems_per_block as u64) as i64, "parts of a row")?;
-        let launch = Launch { grid: [count(num_rows, "rows")?, parts, 1], ..Launch::linear(1, NUM_THREADS as u32) };
+        let launch =
+            Launch { grid: [count(num_rows, "rows")?, parts, 1], ..Launch::linear(1, NUM_THREADS as u32) };
         self.activate.launch(&launch, stream, &[Arg::value(&args)])
     }
 }

@@ -32,8 +32,11 @@ impl KernelConfig {
     /// # Errors
     /// When there are no kernels for it.
     pub(super) fn check(&self) -> Result<(), ExtError> {
-        let bad =
-            |what, expected: &str, actual: String| ExtError::BadKernelConfig { what, expected: expected.to_owned(), actual };
+        let bad = |what, expected: &str, actual: String| ExtError::BadKernelConfig {
+            what,
+            expected: expected.to_owned(),
+            actual,
+        };
         if self.elem().is_none() {
             return Err(bad("the type", "bfloat16, float16 or float32", format!("{:?}", self.kind)));
         }
@@ -74,7 +77,13 @@ impl KernelConfig {
             name: "pointwise",
             source: source!("pointwise.cu"),
             headers: headers!(
-                "common.cuh", "embed.cuh", "norm.cuh", "activate.cuh", "rotary.cuh", "rope.cuh", "blocks.cuh"
+                "common.cuh",
+                "embed.cuh",
+                "norm.cuh",
+                "activate.cuh",
+                "rotary.cuh",
+                "rope.cuh",
+                "blocks.cuh"
             ),
             defines: self.defines(),
             options: &[],
@@ -95,7 +104,13 @@ impl KernelConfig {
             name: "attention",
             source: source!("attention.cu"),
             headers: headers!(
-                "common.cuh", "rotary.cuh", "tiling.cuh", "plan.cuh", "item.cuh", "attend_mma.cuh", "attend_f32.cuh",
+                "common.cuh",
+                "rotary.cuh",
+                "tiling.cuh",
+                "plan.cuh",
+                "item.cuh",
+                "attend_mma.cuh",
+                "attend_f32.cuh",
                 "join.cuh"
             ),
             defines,

@@ -103,7 +103,8 @@ impl Kernels {
         let elems_per_thread = if rotary.rotary_dim % 16 == 0 { 16 } else { 2 };
         let elems_per_block = (NUM_THREADS * elems_per_thread) as u64;
         let parts = count((row_elems as u64).div_ceil(elems_per_block) as i64, "parts of a row")?;
-        let launch = Launch { grid: [count(num_rows, "rows")?, parts, 1], ..Launch::linear(1, NUM_THREADS as u32) };
+        let launch =
+            Launch { grid: [count(num_rows, "rows")?, parts, 1], ..Launch::linear(1, NUM_THREADS as u32) };
         self.rope_and_cache.launch(&launch, stream, &[Arg::value(&args)])
     }
 
@@ -120,7 +121,11 @@ impl Kernels {
         [num_rows, num_groups * i64::from(self.config.queries_per_group), self.head_dim()]
     }
 
-    pub(super) fn rotary(&self, tensors: &Tensors<'_>, rotary: Option<&Rotary<'_>>) -> Result<RotaryArgs, ExtError> {
+    pub(super) fn rotary(
+        &self,
+        tensors: &Tensors<'_>,
+        rotary: Option<&Rotary<'_>>,
+    ) -> Result<RotaryArgs, ExtError> {
         let Some(rotary) = rotary else { return Ok(RotaryArgs::zeroed()) };
         let shape @ [max_positions, half] = shape_of(rotary.cos, "cos")?;
         if half == 0 || 2 * half > self.head_dim() {
@@ -134,7 +139,11 @@ impl Kernels {
         })
     }
 
-    pub(super) fn layer_cache(&self, tensors: &Tensors<'_>, cache: &LayerCache<'_>) -> Result<CacheArgs, ExtError> {
+    pub(super) fn layer_cache(
+        &self,
+        tensors: &Tensors<'_>,
+        cache: &LayerCache<'_>,
+    ) -> Result<CacheArgs, ExtError> {
         let [num_blocks, num_groups, _, _] = shape_of(cache.keys, "keys")?;
         let shape = [num_blocks, num_groups, BLOCK_SIZE_TOKENS, self.head_dim()];
         if num_blocks == 0 || num_groups == 0 {

@@ -3,10 +3,10 @@
 use bytemuck::{Pod, Zeroable};
 use tch::{Kind, Tensor};
 
+use super::Kernels;
 use super::blocks::words_of;
 use super::programs::{SAMPLE_THREADS, SAMPLE_VALUES};
 use super::tensors::{Address, Tensors, bad, count, int, shape_of};
-use super::Kernels;
 use crate::ExtError;
 use crate::cuda::{Arg, Device, Launch, Stream};
 
@@ -251,7 +251,12 @@ fn sample_args(tensors: &Tensors<'_>, sample: &Sample<'_>, num_entries: i64) -> 
     let top_k = rules.top_k.filter(|&k| i64::from(k) < rules.vocab_size).unwrap_or(0);
     Ok(SampleArgs {
         logits: tensors.address(sample.logits, "logits", Kind::Float, &logits_shape)?,
-        end_token_ids: tensors.optional(sample.end_token_ids, "end_token_ids", Kind::Int, &[num_end_tokens])?,
+        end_token_ids: tensors.optional(
+            sample.end_token_ids,
+            "end_token_ids",
+            Kind::Int,
+            &[num_end_tokens],
+        )?,
         admissions: tensors.optional(sample.admissions, "admissions", Kind::Int64, &[num_entries, 4])?,
         tokens: tensors.address(state.tokens, "tokens", Kind::Int, &[num_slots])?,
         positions: tensors.address(state.positions, "positions", Kind::Int, &[num_slots])?,
@@ -295,7 +300,11 @@ fn check_sizes(sample: &Sample<'_>, num_entries: i64, num_slots: i64) -> Result<
     let Sample { rules, state, scratch, .. } = sample;
     let [num_rows, padded_vocab_size] = shape_of(sample.logits, "logits")?;
     if padded_vocab_size < rules.vocab_size {
-        return Err(bad("columns of `logits`", &format!("at least vocab_size, {}", rules.vocab_size), padded_vocab_size));
+        return Err(bad(
+            "columns of `logits`",
+            &format!("at least vocab_size, {}", rules.vocab_size),
+            padded_vocab_size,
+        ));
     }
     if rules.vocab_size <= 0 || (rules.vocab_size + CHUNK - 1) / CHUNK != scratch.num_chunks {
         return Err(bad("vocab_size", "what the scratch memory was made for", rules.vocab_size));

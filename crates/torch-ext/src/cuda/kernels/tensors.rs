@@ -64,7 +64,8 @@ pub(super) fn int(size: i64, what: &'static str) -> Result<i32, ExtError> {
 
 /// A number of blocks or threads.
 pub(super) fn count(size: i64, what: &'static str) -> Result<u32, ExtError> {
-    int(size, what).and_then(|size| u32::try_from(size).map_err(|_| bad(what, "not negative", i64::from(size))))
+    int(size, what)
+        .and_then(|size| u32::try_from(size).map_err(|_| bad(what, "not negative", i64::from(size))))
 }
 
 /// Says that a size is not what a kernel takes.

@@ -47,7 +47,16 @@ fn sampling_compiles() {
 #[test]
 fn what_has_no_kernels_is_refused_by_name() {
     let refused = |config: KernelConfig| config.check().unwrap_err().to_string();
-    assert_eq!(refused(config(Kind::BFloat16, 72, 1)), "no kernels: `head_dim` must be a multiple of 16 up to 256, not 72");
-    assert_eq!(refused(config(Kind::Int, 64, 1)), "no kernels: the type must be bfloat16, float16 or float32, not Int");
-    assert_eq!(refused(config(Kind::Half, 64, 0)), "no kernels: `queries_per_group` must be from 1 to 1024, not 0");
+    assert_eq!(
+        refused(config(Kind::BFloat16, 72, 1)),
+        "no kernels: `head_dim` must be a multiple of 16 up to 256, not 72"
+    );
+    assert_eq!(
+        refused(config(Kind::Int, 64, 1)),
+        "no kernels: the type must be bfloat16, float16 or float32, not Int"
+    );
+    assert_eq!(
+        refused(config(Kind::Half, 64, 0)),
+        "no kernels: `queries_per_group` must be from 1 to 1024, not 0"
+    );
 }
