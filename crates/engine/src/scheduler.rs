@@ -100,6 +100,8 @@ pub(crate) struct Scheduler {
     single: Vec<StartingGroup>,
     running: Vec<RunningSeq>,
     copies: Vec<BlockCopy>,
+    /// The last step was a prefill: what runs is waiting already.
+    has_paused: bool,
     input_ended: bool,
 }
 
@@ -151,6 +153,7 @@ impl Scheduler {
             single: Vec::new(),
             running: Vec::new(),
             copies: Vec::new(),
+            has_paused: false,
             input_ended: false,
         })
     }
@@ -284,13 +287,14 @@ impl Scheduler {
     }
 
     /// A prefill stops all decoding for its time, so it waits until it starts an eighth of what runs, or 16
-    /// sequences; but never when nothing runs, when it is as large as a prefill may be, or when no more input
-    /// comes.
+    /// sequences; but never when nothing runs, when it is as large as a prefill may be, right after another, or when
+    /// no more input comes.
     fn should_prefill(&self, admission: &Admission) -> bool {
         let worthwhile = (self.running.len() / 8).clamp(1, 16);
         let is_last = self.input_ended && admission.num_groups == self.waiting.len();
         admission.num_groups > 0
             && (self.running.is_empty()
+                || self.has_paused
                 || admission.limited_by == Some(Limit::PrefillTokens)
                 || admission.num_seqs >= worthwhile
                 || is_last)
@@ -320,12 +324,14 @@ impl Scheduler {
             }
         }
         let copies = std::mem::take(&mut self.copies);
+        self.has_paused = true;
         self.start_responses();
         Step::Prefill { copies, groups }
     }
 
     /// The sequences that get one more token, as they are before it.
     fn decode(&mut self) -> Vec<DecodeSeq> {
+        self.has_paused = false;
         let mut seqs = Vec::with_capacity(self.running.len());
         for RunningSeq { seq, num_left } in self.running.iter_mut().filter(|running| running.num_left > 0) {
             seqs.push(seq.clone());

@@ -238,6 +238,21 @@ fn a_prefill_waits_until_it_is_worth_the_pause() {
 }
 
 #[test]
+fn a_prefill_that_leaves_seats_is_followed_by_another() {
+    let mut scheduler = Scheduler::new(limits(33, 4 * 32, 1000)).unwrap();
+    for idx in 0..33 {
+        scheduler.add(group(idx, 4, 1, 9)).unwrap();
+    }
+    // 32 prompts fill the first one; the last does not wait until one of the others has ended.
+    assert!(matches!(scheduler.next_step(), Step::Prefill { groups, .. } if groups.len() == 32));
+    scheduler.end(&[]);
+    assert!(!scheduler.has_room());
+    assert!(matches!(scheduler.next_step(), Step::Prefill { groups, .. } if groups.len() == 1));
+    scheduler.end(&[]);
+    assert!(matches!(scheduler.next_step(), Step::Decode { seqs, .. } if seqs.len() == 33));
+}
+
+#[test]
 fn a_request_for_more_responses_than_seats_runs_in_parts() {
     let case = Case { group: group(0, 6, 5, 3), lens: vec![3; 5] };
     let sim = Sim::run(&[case], limits(2, 100, 7), 0);
