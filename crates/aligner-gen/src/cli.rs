@@ -197,6 +197,9 @@ pub(crate) struct BenchArgs {
     /// Most sequences in one step, with a shape
     #[arg(long, default_value_t = 256)]
     pub(crate) max_num_seqs: usize,
+    /// Let cuBLAS choose kernels whose sums depend on the number of rows, to see what the invariant ones cost
+    #[arg(long)]
+    pub(crate) unconstrained: bool,
     /// What memory can do, for the floor of a step
     #[arg(long, default_value_t = 3000.0)]
     pub(crate) bandwidth_gbps: f64,

@@ -69,6 +69,20 @@ pub(crate) fn name(device: Device) -> String {
     }
 }
 
+/// Lets cuBLAS choose kernels whose sums depend on the number of rows.
+///
+/// # Errors
+/// When this build has no GPU support, or libtorch refuses.
+#[cfg(feature = "cuda")]
+pub(crate) fn let_blas_choose() -> Result<(), Failure> {
+    torch_ext::cuda::blas::unconstrained().map_err(anyhow::Error::from).exit_with(ExitStatus::Device)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn let_blas_choose() -> Result<(), Failure> {
+    Err(Failure::usage("`--unconstrained` is for GPUs, and this build is for the CPU"))
+}
+
 /// Memory of the device that is free now, where it says so.
 pub(crate) fn available_bytes(device: Device) -> Option<u64> {
     match device {

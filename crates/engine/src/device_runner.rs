@@ -11,10 +11,13 @@ use std::time::Duration;
 use model_core::{CausalLm, DecodeRows, KvCache, PrefillBatch};
 use sampling::{DeviceSampler, FirstDraw, RECORD_WORDS, SamplerRows};
 use tch::{Kind, Tensor};
-use torch_ext::cuda::{Device, Event, Graph, GraphPool, Stream, send};
+use torch_ext::cuda::{Device, Event, Graph, Stream, send};
 
+mod graphs;
 mod rows;
 
+pub(crate) use graphs::max_rows;
+use graphs::{Graphs, bucket, candidates, fastest};
 use rows::{Change, RowTable, TableLayout, TokenSource};
 
 use crate::{
@@ -26,8 +29,8 @@ use crate::{
 
 /// Steps that may be under way while the host reads the one before.
 const RUN_AHEAD: usize = 1;
-/// Graphs are recorded for multiples of this many rows; below, cuBLAS's sums depend on the number of rows.
-const ROWS_PER_BUCKET: usize = 32;
+/// Replays that are timed to choose a number of rows.
+const TIMED_REPLAYS: u32 = 4;
 
 /// What the runner needs to know of the engine beside its limits.
 #[derive(Clone, Copy, Debug)]
@@ -79,9 +82,7 @@ pub(crate) struct DeviceRunner {
     row_table: RowTable,
     /// int32 `[max_rows, RECORD_WORDS]`: where the graphs leave their records.
     records: Tensor,
-    graph_pool: GraphPool,
-    /// By number of rows; `None` after the first step of that size, which runs as it is.
-    graphs: HashMap<usize, Option<Graph>>,
+    graphs: Graphs,
     seqs: HashMap<SeqId, DeviceSeq>,
     /// By number of the batch.
     first_tokens: HashMap<usize, FirstTokens>,
@@ -100,27 +101,27 @@ impl DeviceRunner {
         let device = Device::open(sizes.device_idx)?;
         let on_device = tch::Device::Cuda(sizes.device_idx);
         let layout = TableLayout {
-            max_rows: bucket(limits.max_num_seqs),
+            max_rows: max_rows(limits.max_num_seqs),
             max_blocks_per_seq: sizes.max_seq_len_tokens.div_ceil(limits.block_size_tokens).max(1),
         };
         model.reserve_rows(layout.max_rows, layout.max_blocks_per_seq)?;
         let cache = model.new_cache(limits.num_blocks)?;
-        let max_rows = layout.max_rows as i64;
+        let num_rows = layout.max_rows as i64;
         let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Int, on_device));
         let tables = zeros(&[layout.num_words() as i64])?;
         let of_tables = |start: usize, len: i64| tables.f_narrow(0, start as i64, len);
         let rows = SamplerRows {
-            tokens: zeros(&[max_rows])?,
-            positions: of_tables(layout.positions(), max_rows)?,
-            num_generated: of_tables(layout.num_generated(), max_rows)?,
-            sample_idxs: of_tables(layout.sample_idxs(), 2 * max_rows)?.f_view_dtype(Kind::Int64)?,
-            response_idxs: of_tables(layout.response_idxs(), max_rows)?,
+            tokens: zeros(&[num_rows])?,
+            positions: of_tables(layout.positions(), num_rows)?,
+            num_generated: of_tables(layout.num_generated(), num_rows)?,
+            sample_idxs: of_tables(layout.sample_idxs(), 2 * num_rows)?.f_view_dtype(Kind::Int64)?,
+            response_idxs: of_tables(layout.response_idxs(), num_rows)?,
             seen: match sampler.keeps_seen() {
-                true => Some(zeros(&[max_rows, sampler.seen_words() as i64])?),
+                true => Some(zeros(&[num_rows, sampler.seen_words() as i64])?),
                 false => None,
             },
         };
-        let records = zeros(&[max_rows, RECORD_WORDS as i64])?;
+        let records = zeros(&[num_rows, RECORD_WORDS as i64])?;
         let events = (0..RUN_AHEAD + 2)
             .map(|_| Ok(StepEvents { started: Event::new(&device)?, ended: Event::new(&device)? }))
             .collect::<Result<_, EngineError>>()?;
@@ -136,8 +137,7 @@ impl DeviceRunner {
             rows,
             row_table: RowTable::new(layout),
             records,
-            graph_pool: GraphPool::new()?,
-            graphs: HashMap::new(),
+            graphs: Graphs::new()?,
             seqs: HashMap::new(),
             first_tokens: HashMap::new(),
             events,
@@ -189,8 +189,16 @@ impl DeviceRunner {
         Ok((self.layout.max_rows + num_before + row) as i64)
     }
 
-    /// Enqueues one step of `num_rows` rows, a bucket's number.
+    /// Enqueues one step of `num_rows` rows: the model, and the sampler, which moves the rows on.
     fn enqueue(&mut self, num_rows: usize) -> Result<(), EngineError> {
+        let logits = self.enqueue_model(num_rows)?;
+        let records = self.records.f_narrow(0, 0, num_rows as i64)?;
+        Ok(self.sampler.draw(&logits, &self.rows.first(num_rows)?, &records)?)
+    }
+
+    /// Enqueues the model alone: float32 `[num_rows, padded_vocab_size]`. Done twice it writes the same keys and values
+    /// to the same places.
+    fn enqueue_model(&mut self, num_rows: usize) -> Result<Tensor, EngineError> {
         let layout = self.layout;
         let tables = |start: usize| {
             let len = (layout.num_words() - start) as i64;
@@ -208,9 +216,57 @@ impl DeviceRunner {
             block_tables: &block_tables,
             prefix_groups: &prefix_groups,
         };
-        let logits = self.model.decode_rows(&rows, &mut self.cache)?; // [num_rows, padded_vocab_size]
-        let records = self.records.f_narrow(0, 0, num_rows as i64)?;
-        Ok(self.sampler.draw(&logits, &self.rows.first(num_rows)?, &records)?)
+        Ok(self.model.decode_rows(&rows, &mut self.cache)?)
+    }
+
+    /// Runs the next step of these many sequences.
+    fn step(&mut self, num_seqs: usize) -> Result<(), EngineError> {
+        let stream = self.stream;
+        let num_rows = self.rows_for(bucket(num_seqs))?;
+        if let Some(graph) = self.graphs.steps.get(&num_rows) {
+            return Ok(graph.replay(&stream)?);
+        }
+        let pool = self.graphs.pool;
+        let graph = Graph::capture_in(pool, &stream, || self.enqueue(num_rows))?;
+        graph.replay(&stream)?;
+        self.graphs.steps.insert(num_rows, graph);
+        Ok(())
+    }
+
+    /// How many rows are computed where `num_rows` would do: cuBLAS has kernels that are slower with fewer rows. The bits
+    /// are the same.
+    fn rows_for(&mut self, num_rows: usize) -> Result<usize, EngineError> {
+        if let Some(&chosen) = self.graphs.chosen.get(&num_rows) {
+            return Ok(chosen);
+        }
+        let times_ms = candidates(num_rows)
+            .map(|candidate| Ok((candidate, self.time_of(candidate)?)))
+            .collect::<Result<Vec<_>, EngineError>>()?;
+        let chosen = fastest(&times_ms).unwrap_or(num_rows);
+        self.graphs.chosen.insert(num_rows, chosen);
+        Ok(chosen)
+    }
+
+    /// How long the model takes with so many rows, milliseconds. It writes the next step's keys and values on the way.
+    fn time_of(&mut self, num_rows: usize) -> Result<f32, EngineError> {
+        if let Some(&time_ms) = self.graphs.times_ms.get(&num_rows) {
+            return Ok(time_ms);
+        }
+        let stream = self.stream;
+        // What libraries set up at their first use cannot be recorded, so the first time it runs as it is.
+        let _ = self.enqueue_model(num_rows)?;
+        let graph = Graph::capture(&stream, || self.enqueue_model(num_rows).map(|_| ()))?;
+        graph.replay(&stream)?;
+        let (started, ended) = (Event::new(stream.device())?, Event::new(stream.device())?);
+        started.record(&stream)?;
+        for _ in 0..TIMED_REPLAYS {
+            graph.replay(&stream)?;
+        }
+        ended.record(&stream)?;
+        ended.synchronize()?;
+        let time_ms = started.elapsed_ms(&ended)? / TIMED_REPLAYS as f32;
+        self.graphs.times_ms.insert(num_rows, time_ms);
+        Ok(time_ms)
     }
 
     fn start(&mut self) -> Result<usize, EngineError> {
@@ -282,21 +338,7 @@ impl Runner for DeviceRunner {
         if let Some(change) = self.row_table.update(seqs, facts) {
             self.apply(&change)?;
         }
-        let num_rows = bucket(seqs.len());
-        match self.graphs.get(&num_rows) {
-            Some(Some(graph)) => graph.replay(&self.stream)?,
-            // What libraries set up at their first use cannot be recorded, so the first step of a size runs as it is.
-            None => {
-                self.enqueue(num_rows)?;
-                self.graphs.insert(num_rows, None);
-            }
-            Some(None) => {
-                let (pool, stream) = (self.graph_pool, self.stream);
-                let graph = Graph::capture_in(pool, &stream, || self.enqueue(num_rows))?;
-                graph.replay(&stream)?;
-                self.graphs.insert(num_rows, Some(graph));
-            }
-        }
+        self.step(seqs.len())?;
         let records = self.records.f_narrow(0, 0, seqs.len() as i64)?;
         let sample_idx = |id| self.seqs.get(&id).map_or(0, |seq| seq.facts.sample_idx);
         let rows = seqs.iter().map(|seq| (seq.id, sample_idx(seq.id))).collect();
@@ -345,9 +387,4 @@ fn unknown(id: SeqId) -> EngineError {
 
 fn num_rows(rows: &SamplerRows) -> usize {
     rows.tokens.size().first().map_or(0, |&rows| rows as usize)
-}
-
-/// The rows that a step of `num_seqs` sequences computes.
-pub(crate) fn bucket(num_seqs: usize) -> usize {
-    num_seqs.max(1).next_multiple_of(ROWS_PER_BUCKET)
 }

@@ -62,7 +62,7 @@ impl Engine {
     /// Rows that a step on a GPU may have under these limits, which the sampler must be made for.
     #[cfg(feature = "cuda")]
     pub fn device_rows(limits: EngineLimits) -> usize {
-        device_runner::bucket(limits.max_num_seqs)
+        device_runner::max_rows(limits.max_num_seqs)
     }
 
     /// The same for a model and a sampler on a GPU.

@@ -63,6 +63,9 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
             bandwidth: arguments.bandwidth_gbps * 1e9,
         };
         let mut engine = open(model, options, &config, &cases, vocab_size)?;
+        if arguments.unconstrained {
+            crate::device::let_blas_choose()?;
+        }
         for case in cases {
             let mut line = measure(&mut engine, &case, &floor, &mut hashes)?;
             line["shape"] = json!(format!("{shape:?}"));

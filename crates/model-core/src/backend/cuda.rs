@@ -8,8 +8,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, Tensor};
 use torch_ext::cuda::kernels::{
-    Activate, DecodeAttentionQkv, DecodePlan, Gating, KernelConfig, Kernels as CudaKernelSet, LayerCache,
-    Norm as NormLaunch, NormKind, PlanDecode, RopeAndCache, Rotary as RotaryTables,
+    Activate, DecodeAttentionQkv, DecodePlan, Embed, Gating, KernelConfig, Kernels as CudaKernelSet,
+    LayerCache, Norm as NormLaunch, NormKind, PlanDecode, RopeAndCache, Rotary as RotaryTables,
 };
 use torch_ext::cuda::{Device, Stream, Uploader, blas, flash, kernel_cache};
 
@@ -238,11 +238,12 @@ impl Kernels for CudaKernels {
     }
 
     fn embedding(&self, ids: Ids<'_>, table: &Tensor) -> Result<Tensor, ModelError> {
-        match ids {
-            // Rows that are not in use have position -1, which is no row of a table of positions.
-            Ids::Device(ids) => Ok(table.f_index_select(0, &ids.f_clamp_min(0)?)?),
-            Ids::Host(_) => Err(NO_TABLES),
-        }
+        let Ids::Device(ids) = ids else { return Err(NO_TABLES) };
+        let out = self.empty(&[ids.size1()?, table.size2()?.1], self.precision.kind())?;
+        let launch =
+            Embed { tokens: ids, positions: None, table, position_table: None, factor: 1.0, out: &out };
+        self.kernels.embed(&self.stream()?, &launch)?;
+        Ok(out)
     }
 
     fn tied_embedding(&self, ids: Ids<'_>, output: &Linear) -> Result<Tensor, ModelError> {
