@@ -461,7 +461,7 @@ fn flash_attention(device: &Device) -> Outcome {
         let (q, k, v) = (make(heads)?, make(groups)?, make(groups)?);
         let scale = 1.0 / (d as f64).sqrt();
         let out = flash::varlen([&q, &k, &v], &cu_seqlens, 300, scale)?;
-        ensure(out.size() == [total, heads, d] && out.kind() == kind, || format!("{:?}", out))?;
+        ensure(out.size() == [total, heads, d] && out.kind() == kind, || format!("{out:?}"))?;
         for (seq_idx, len) in lens.iter().enumerate() {
             let part = |tensor: &Tensor| tensor.f_narrow(0, i64::from(starts[seq_idx]), *len);
             let exact = plain_attention([&part(&q)?, &part(&k)?, &part(&v)?], scale, true)?;
