@@ -140,7 +140,8 @@ struct Running {
     float out[QUERY_COLUMNS][V_WORDS][4];
 };
 
-// Turns scores into weights in place, and shrinks what was summed up before to the new maximum.
+// Turns scores into weights in place, and shrinks what was summed up before to the new maximum. `num_keys`: of the tile.
+template <bool IS_LAST>
 DEVICE void update(Running* running, float (&scores)[QUERY_COLUMNS][4], float scale_log2, int num_keys) {
     int line = threadIdx.x % 32 / 4;
 #pragma unroll
@@ -148,8 +149,8 @@ DEVICE void update(Running* running, float (&scores)[QUERY_COLUMNS][4], float sc
         float shrink[2];
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            float first = line < num_keys ? scores[n][j] * scale_log2 : NEG_INF;
-            float second = line + 8 < num_keys ? scores[n][j + 2] * scale_log2 : NEG_INF;
+            float first = !IS_LAST || line < num_keys ? scores[n][j] * scale_log2 : NEG_INF;
+            float second = !IS_LAST || line + 8 < num_keys ? scores[n][j + 2] * scale_log2 : NEG_INF;
             float max = fmaxf(first, second);
 #pragma unroll
             for (int lanes = 4; lanes < 32; lanes *= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, lanes));
@@ -241,19 +242,23 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* qu
         }
     }
     if (base < item.end_key && has_own_token(item, base)) fetch_tile(args, item, block_at(args, item, base), base, tile);
-    while (base < item.end_key) {
-        int num_keys = item.end_key - base;
-        int next = base + NUM_WARPS * TILE_KEYS;
-        i64 offset = 0;
-        if (next < item.end_key) offset = tile_offset(args, item, block_at(args, item, next), next);
-        float scores[QUERY_COLUMNS][4];
+    float scores[QUERY_COLUMNS][4];
+    // Nothing in this loop is conditional, so that no load is waited for before it is needed.
+    for (int next = base + NUM_WARPS * TILE_KEYS; next < item.end_key; next += NUM_WARPS * TILE_KEYS) {
+        i64 offset = tile_offset(args, item, block_at(args, item, next), next);
         scores_of(tile->keys, queries, scores);
-        if (next < item.end_key) load_keys(args.keys + offset, &tile->keys);
-        update(&running, scores, args.scale_log2, num_keys);
+        load_keys(args.keys + offset, &tile->keys);
+        update<false>(&running, scores, args.scale_log2, TILE_KEYS);
+        add_values(&running, tile->values, scores);
+        load_values(args.values + offset, &tile->values);
+        base = next;
+    }
+    if (base < item.end_key) {
+        int num_keys = item.end_key - base;
+        scores_of(tile->keys, queries, scores);
+        update<true>(&running, scores, args.scale_log2, num_keys);
         if (num_keys < TILE_KEYS) clear_values_past(&tile->values, num_keys);
         add_values(&running, tile->values, scores);
-        if (next < item.end_key) load_values(args.values + offset, &tile->values);
-        base = next;
     }
     write_merge(&running, item, merge);
 }

@@ -123,27 +123,40 @@ DEVICE Selection select(
     return selection;
 }
 
-// Leaves the smallest prefix, by value and then by id, whose weight exceeds top_p of all.
-DEVICE void apply_top_p(
-    const SampleArgs& args, Chunk* chunk, const float (&values)[SAMPLE_VALUES], float max, Kept* kept, int* round, FilterScratch* scratch) {
-    Selection selection = select(args, chunk, values, max, *kept, WEIGHTS, round, scratch);
-    u64 num_kept_ties = (selection.target - selection.before) / weight_of(value_of(selection.key), max) + 1;
+// Where the smallest prefix, by value and then by id, ends whose weight exceeds top_p of all.
+struct TopP {
+    u32 last_key;
+    u64 num_kept_ties;  // of the tokens with this value, the first by id; 0: top_p is off
+};
+
+DEVICE TopP find_top_p(
+    const SampleArgs& args, Chunk* chunk, const float (&values)[SAMPLE_VALUES], float max, const Kept& kept, int* round,
+    FilterScratch* scratch) {
+    Selection selection = select(args, chunk, values, max, kept, WEIGHTS, round, scratch);
+    TopP top_p;
+    top_p.last_key = selection.key;
+    top_p.num_kept_ties = (selection.target - selection.before) / weight_of(value_of(selection.key), max) + 1;
     u64 own_ties = 0;
 #pragma unroll
     for (int i = 0; i < SAMPLE_VALUES; i++) own_ties += key_of(values[i]) == selection.key;
     own_ties = block_sum(own_ties, scratch);
     if (threadIdx.x == 0) args.ties[(i64)chunk->entry * args.num_chunks + chunk->idx] = own_ties;
-    clear_histogram(args, *chunk, *round + 1);
     wait_for_row(args, chunk);
-    *round += 1;
-    u64 ties_before, num_ties;
-    row_prefix(args, *chunk, args.ties, &ties_before, &num_ties);
-    kept->last_key = selection.key;
+    return top_p;
+}
+
+// Says which values of a chunk, whose they must be, top_p leaves.
+DEVICE void limit_ties(
+    const SampleArgs& args, const Chunk& chunk, const float (&values)[SAMPLE_VALUES], const TopP& top_p, Kept* kept, Scratch* scratch) {
+    if (top_p.num_kept_ties == 0) return;
+    u64 before = row_before(args, chunk, args.ties);
+    u64 own = __ldcg(args.ties + (i64)chunk.entry * args.num_chunks + chunk.idx);
+    kept->last_key = top_p.last_key;
     kept->last_id = 0x7fffffff;
-    if (num_kept_ties <= ties_before) {
+    if (top_p.num_kept_ties <= before) {
         kept->last_id = -1;
-    } else if (num_kept_ties < ties_before + own_ties) {
-        auto is_tie = [&](int i) -> u64 { return key_of(values[i]) == selection.key; };
-        kept->last_id = walk(*chunk, is_tie, num_kept_ties - ties_before - 1, scratch);
+    } else if (top_p.num_kept_ties < before + own) {
+        auto is_tie = [&](int i) -> u64 { return key_of(values[i]) == top_p.last_key; };
+        kept->last_id = walk(chunk, is_tie, top_p.num_kept_ties - before - 1, scratch);
     }
 }

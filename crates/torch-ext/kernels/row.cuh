@@ -316,14 +316,32 @@ DEVICE int walk(const Chunk& chunk, Amount amount, u64 target, Scratch* scratch)
     return id;
 }
 
-// What lies before this block's part of the row in `sums`, and the whole.
-DEVICE void row_prefix(const SampleArgs& args, const Chunk& chunk, const u64* sums, u64* before, u64* total) {
-    u64 all = 0, earlier = 0;
-    for (int i = threadIdx.x % 32; i < args.num_chunks; i += 32) {
-        u64 sum = __ldcg(sums + (i64)chunk.entry * args.num_chunks + i);
-        all += sum;
-        if (i < chunk.idx) earlier += sum;
+DEVICE u64 row_total(const SampleArgs& args, const Chunk& chunk, const u64* sums) {
+    u64 total = 0;
+    for (int i = threadIdx.x % 32; i < args.num_chunks; i += 32) total += __ldcg(sums + (i64)chunk.entry * args.num_chunks + i);
+    return warp_sum(total);
+}
+
+// What the chunks before this one have.
+DEVICE u64 row_before(const SampleArgs& args, const Chunk& chunk, const u64* sums) {
+    u64 before = 0;
+    for (int i = threadIdx.x % 32; i < chunk.idx; i += 32) before += __ldcg(sums + (i64)chunk.entry * args.num_chunks + i);
+    return warp_sum(before);
+}
+
+// The chunk in which the running sum exceeds `target`, which is below the total, and the sum before it.
+DEVICE int crossing_chunk(const SampleArgs& args, const Chunk& chunk, const u64* sums, u64 target, u64* before) {
+    int lane = threadIdx.x % 32;
+    u64 cumulative = 0;
+    for (int start = 0;; start += 32) {
+        u64 own = start + lane < args.num_chunks ? __ldcg(sums + (i64)chunk.entry * args.num_chunks + start + lane) : 0;
+        u64 end = cumulative + warp_scan(own);
+        u32 past = __ballot_sync(ALL_LANES, end > target);
+        if (past != 0 || start + 32 >= args.num_chunks) {
+            int first = past != 0 ? __ffs(past) - 1 : 31;
+            *before = __shfl_sync(ALL_LANES, end - own, first);
+            return min(start + first, args.num_chunks - 1);
+        }
+        cumulative = __shfl_sync(ALL_LANES, end, 31);
     }
-    *before = warp_sum(earlier);
-    *total = warp_sum(all);
 }

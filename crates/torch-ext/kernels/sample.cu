@@ -71,55 +71,59 @@ DEVICE bool find_chunk(const SampleArgs& args, Chunk* chunk) {
     return args.positions[chunk->slot] >= 0;
 }
 
-// The last part of every way to a token: sums over the row, the draw, the log-probability.
+// What is known of a row when its last sums are taken.
+struct RowChoice {
+    float max;
+    float raw_max;
+    int best_id;  // greedy: the choice
+    Kept kept;
+};
+
+DEVICE u64 drawn_weight(const Chunk& chunk, const RowChoice& row, const float (&values)[SAMPLE_VALUES], int i) {
+    return keeps(row.kept, key_of(values[i]), id_of(chunk, i)) ? weight_of(values[i], row.max) : 0;
+}
+
+// Leaves this block's share of the row's sums in memory.
 template <bool FILTERS>
-DEVICE void draw(
-    const SampleArgs& args, Chunk* chunk, const float (&values)[SAMPLE_VALUES], const ChunkStats& row, const Kept& kept, Scratch* scratch) {
-    float max = row.max;
-    int token = row.id;
-    auto weight = [&](int i) -> u64 {
-        bool is_kept = !FILTERS || keeps(kept, key_of(values[i]), id_of(*chunk, i));
-        return is_kept ? weight_of(values[i], max) : 0;
-    };
-    i64 own_chunk = (i64)chunk->entry * args.num_chunks + chunk->idx;
-    u64 own = 0;
+DEVICE void add_up(
+    const SampleArgs& args, const Chunk& chunk, const float (&values)[SAMPLE_VALUES], const RowChoice& row, Scratch* scratch) {
+    i64 own_chunk = (i64)chunk.entry * args.num_chunks + chunk.idx;
     if (!args.use_greedy) {
+        u64 sum = 0;
 #pragma unroll
-        for (int i = 0; i < SAMPLE_VALUES; i++) own += weight(i);
-        own = block_sum(own, scratch);
-        if (threadIdx.x == 0) args.sums[own_chunk] = own;
+        for (int i = 0; i < SAMPLE_VALUES; i++) {
+            sum += FILTERS ? drawn_weight(chunk, row, values, i) : weight_of(values[i], row.max);
+        }
+        sum = block_sum(sum, scratch);
+        if (threadIdx.x == 0) args.sums[own_chunk] = sum;
     }
     if (args.compute_logprob) {
-        const float* raw = args.logits + chunk->row * args.logits_stride;
-        u64 raw_sum = 0;
+        const float* raw = args.logits + chunk.row * args.logits_stride;
+        u64 sum = 0;
 #pragma unroll 4
         for (int i = 0; i < SAMPLE_VALUES; i++) {
-            int id = id_of(*chunk, i);
-            if (id < args.vocab_size) raw_sum += weight_of(raw[id], row.raw_max);
+            int id = id_of(chunk, i);
+            if (id < args.vocab_size) sum += weight_of(raw[id], row.raw_max);
         }
-        raw_sum = block_sum(raw_sum, scratch);
-        if (threadIdx.x == 0) args.raw_sums[own_chunk] = raw_sum;
+        sum = block_sum(sum, scratch);
+        if (threadIdx.x == 0) args.raw_sums[own_chunk] = sum;
     }
-    wait_for_row(args, chunk);
-    bool is_mine = chunk->idx == 0;
-    if (!args.use_greedy) {
-        u64 before, total;
-        row_prefix(args, *chunk, args.sums, &before, &total);
-        u64 sample_idx = args.admissions ? args.admissions[chunk->entry].sample_idx : args.sample_idxs[chunk->slot];
-        u32 response_idx = args.admissions ? args.admissions[chunk->entry].response_idx : args.response_idxs[chunk->slot];
-        u64 target = target_of(uniform(args.seed, sample_idx, response_idx, chunk->generated), total);
-        is_mine = before <= target && target < before + own;
-        if (is_mine) token = walk(*chunk, weight, target - before, scratch);
-    }
-    if (!is_mine) return;
-    float logprob = QUIET_NAN;
-    if (args.compute_logprob) {
-        u64 before, total;
-        row_prefix(args, *chunk, args.raw_sums, &before, &total);
-        logprob = log_softmax(args, *chunk, token, row.raw_max, total);
-    }
-    // Everybody has read the slot's state before the first wait of the row.
-    if (threadIdx.x == 0) choose(args, *chunk, token, logprob);
+}
+
+// The last block of the row finds the token: it reads the one chunk again that holds it.
+template <bool FILTERS>
+DEVICE int draw(const SampleArgs& args, Chunk* chunk, const TopP& top_p, RowChoice* row, Scratch* scratch) {
+    u64 sample_idx = args.admissions ? args.admissions[chunk->entry].sample_idx : args.sample_idxs[chunk->slot];
+    u32 response_idx = args.admissions ? args.admissions[chunk->entry].response_idx : args.response_idxs[chunk->slot];
+    u64 total = row_total(args, *chunk, args.sums);
+    u64 target = target_of(uniform(args.seed, sample_idx, response_idx, chunk->generated), total);
+    u64 before;
+    chunk->idx = crossing_chunk(args, *chunk, args.sums, target, &before);
+    float values[SAMPLE_VALUES];
+    read_logits(args, *chunk, values);
+    process(args, *chunk, values);
+    if constexpr (FILTERS) limit_ties(args, *chunk, values, top_p, &row->kept, scratch);
+    return walk(*chunk, [&](int i) -> u64 { return drawn_weight(*chunk, *row, values, i); }, target - before, scratch);
 }
 
 // Greedy: the last block to get here knows the row.
@@ -164,22 +168,29 @@ DEVICE void sample_chunk(const SampleArgs& args, AnyScratch* scratch) {
     if constexpr (FILTERS) clear_histogram(args, chunk, 1);
     wait_for_row(args, &chunk);
     ChunkStats row = row_stats(args, chunk);
-    float max = row.max;
-    Status status = status_of(max, row.has_nan);
+    Status status = status_of(row.max, row.has_nan);
     if (status == CHOSEN && args.compute_logprob) status = status_of(row.raw_max, 0);
     if (status != CHOSEN) {
         refuse(args, chunk, status);
         leave_row(args, chunk);
         return;
     }
-    Kept kept = {0, 0, 0x7fffffff};
+    RowChoice choice = {row.max, row.raw_max, row.id, {0, 0, 0x7fffffff}};
+    TopP top_p = {0, 0};
     if constexpr (FILTERS) {
         int round = 1;
-        if (args.top_k > 0) kept.least_key = select(args, &chunk, values, max, kept, TOKENS, &round, scratch).key;
-        if (args.top_p > 0.0f) apply_top_p(args, &chunk, values, max, &kept, &round, scratch);
+        if (args.top_k > 0) choice.kept.least_key = select(args, &chunk, values, row.max, choice.kept, TOKENS, &round, scratch).key;
+        if (args.top_p > 0.0f) {
+            top_p = find_top_p(args, &chunk, values, row.max, choice.kept, &round, scratch);
+            limit_ties(args, chunk, values, top_p, &choice.kept, scratch);
+        }
     }
-    draw<FILTERS>(args, &chunk, values, row, kept, scratch);
-    leave_row(args, chunk);
+    add_up<FILTERS>(args, chunk, values, choice, scratch);
+    if (!leave_row(args, chunk)) return;
+    int token = args.use_greedy ? choice.best_id : draw<FILTERS>(args, &chunk, top_p, &choice, scratch);
+    float logprob = QUIET_NAN;
+    if (args.compute_logprob) logprob = log_softmax(args, chunk, token, choice.raw_max, row_total(args, chunk, args.raw_sums));
+    if (threadIdx.x == 0) choose(args, chunk, token, logprob);
 }
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, SAMPLE_BLOCKS_PER_SM) sample(SampleArgs args) {

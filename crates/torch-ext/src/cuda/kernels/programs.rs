@@ -157,9 +157,9 @@ pub(super) struct Tiling {
 impl Tiling {
     pub(super) fn of(config: &KernelConfig) -> Self {
         let query_columns = if config.queries_per_group <= 8 { 1 } else { 2 };
-        // What the registers hold: 128 a thread for two blocks of 8 warps, 255 for one.
-        let blocks_per_sm = if config.head_dim <= 128 && query_columns == 1 { 2 } else { 1 };
-        Self { query_columns, split_keys: 512, num_warps: 8, blocks_per_sm }
+        // What the registers hold: 170 a thread for three blocks of 4 warps, 255 for two.
+        let blocks_per_sm = if config.head_dim <= 128 && query_columns == 1 { 3 } else { 2 };
+        Self { query_columns, split_keys: 512, num_warps: 4, blocks_per_sm }
     }
 
     pub(super) fn query_tile(&self) -> u32 {
