@@ -1,4 +1,4 @@
-//! Lets this crate's own tests find libtorch and, with feature `cuda`, compiles the C++ shim; see
+//! Lets this crate's own tests find libtorch, and compiles the C++ shim, with feature `cuda` its GPU half, too; see
 //! `docs/ARCHITECTURE.md`, "libtorch".
 
 use std::path::{Path, PathBuf};
@@ -18,38 +18,47 @@ fn main() {
     }
 }
 
+fn compile_shim(libtorch: &Path, lib: &Path) {
+    println!("cargo::rerun-if-changed=csrc");
+    let include = libtorch.join("include");
+    let mut build = cc::Build::new();
+    build.cpp(true).std("c++20").files(["csrc/guard.cpp", "csrc/store.cpp"]);
+    // As system headers, so that only the shim's own warnings are shown.
+    for folder in [include.clone(), include.join("torch/csrc/api/include")] {
+        build.flag("-isystem").flag(folder);
+    }
+    println!("cargo::rustc-link-search=native={}", lib.display());
+    if !add_gpu_half(&mut build, libtorch) {
+        return;
+    }
+    build.compile("torch_ext_shim");
+    for library in ["torch_cpu", "c10"] {
+        println!("cargo::rustc-link-lib=dylib={library}");
+    }
+}
+
+/// False when it cannot be compiled.
 #[cfg(not(feature = "cuda"))]
-fn compile_shim(_libtorch: &Path, _lib: &Path) {}
+fn add_gpu_half(_build: &mut cc::Build, _libtorch: &Path) -> bool {
+    true
+}
 
 #[cfg(feature = "cuda")]
-fn compile_shim(libtorch: &Path, lib: &Path) {
+fn add_gpu_half(build: &mut cc::Build, libtorch: &Path) -> bool {
     println!("cargo::rerun-if-env-changed=CUDA_HOME");
-    println!("cargo::rerun-if-changed=csrc");
     let Some(cuda_include) = cuda_include(libtorch) else {
         println!(
             "cargo::error=the CUDA headers are missing: run `cargo xtask setup --cuda` or set CUDA_HOME"
         );
-        return;
+        return false;
     };
-    let include = libtorch.join("include");
-    cc::Build::new()
-        .cpp(true)
-        .std("c++20")
-        .files(["csrc/guard.cpp", "csrc/cuda.cpp"])
-        // As system headers, so that only the shim's own warnings are shown.
-        .flag("-isystem")
-        .flag(&include)
-        .flag("-isystem")
-        .flag(include.join("torch/csrc/api/include"))
-        .flag("-isystem")
-        .flag(&cuda_include)
-        .compile("torch_ext_shim");
-    println!("cargo::rustc-link-search=native={}", lib.display());
-    for library in ["torch_cuda", "c10_cuda", "torch_cpu", "c10"] {
+    build.file("csrc/cuda.cpp").flag("-isystem").flag(&cuda_include);
+    for library in ["torch_cuda", "c10_cuda"] {
         println!("cargo::rustc-link-lib=dylib={library}");
     }
     // The libraries of CUDA behind libtorch_cuda are found when the program starts; the linker need not see them.
     println!("cargo::rustc-link-arg=-Wl,--allow-shlib-undefined");
+    true
 }
 
 /// The headers beside the libtorch of `cargo xtask setup --cuda`, or those of an installed toolkit.

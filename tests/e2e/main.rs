@@ -12,4 +12,5 @@ mod data;
 mod errors;
 mod families;
 mod interruption;
+mod ranks;
 mod support;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Long enough for a debug build on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A file among the fixtures.
 pub(crate) fn fixture(name: &str) -> PathBuf {
@@ -22,7 +22,9 @@ pub(crate) fn llama() -> PathBuf {
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aligner-gen"));
     // What a test asks for must not depend on who runs it.
-    for name in ["RUST_LOG", "HYDRA_FULL_ERROR", "RUST_BACKTRACE", "COLUMNS"] {
+    for name in
+        ["RUST_LOG", "HYDRA_FULL_ERROR", "RUST_BACKTRACE", "COLUMNS", "RANK", "SLURM_STEP_ID", "MASTER_PORT"]
+    {
         command.env_remove(name);
     }
     // Tests run side by side: threads of several processes that spin for each other's core take many times as long.

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod bench;
+mod cluster;
 mod convert_checkpoint;
 mod demo;
 mod fixtures;
@@ -43,6 +44,8 @@ enum Task {
     ConvertCheckpoint(convert_checkpoint::ConvertCheckpointArgs),
     /// Makes the test checkpoints anew, or one checkpoint of a named shape with dummy weights
     Fixtures(fixtures::Args),
+    /// Starts a Slurm cluster on this machine and runs a job under every launcher
+    ClusterTest(cluster::Args),
     /// Measures speed beside other programs
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -57,6 +60,7 @@ fn main() -> ExitCode {
         Task::Tidy => tidy::run(&workspace),
         Task::ConvertCheckpoint(args) => convert_checkpoint::run(&args),
         Task::Fixtures(args) => fixtures::run(&workspace, &args),
+        Task::ClusterTest(args) => cluster::run_all(&workspace, &args),
         Task::Bench(bench) => bench::run(&workspace, &bench),
     });
     match outcome {

@@ -129,6 +129,9 @@ pub(crate) enum Command {
     /// Measure the engine on a checkpoint
     #[command(hide = true)]
     Bench(BenchArgs),
+    /// Measure the queue of samples without a model
+    #[command(hide = true)]
+    BenchQueue(BenchQueueArgs),
 }
 
 #[derive(Clone, Debug, Args)]
@@ -213,6 +216,16 @@ pub(crate) struct BenchArgs {
     /// One JSON object a line instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct BenchQueueArgs {
+    /// Samples through the real store
+    #[arg(long, default_value_t = 100_000)]
+    pub(crate) samples: usize,
+    /// Ranks on the real store, one run for each number
+    #[arg(long, value_delimiter = ',', default_value = "1,4,32")]
+    pub(crate) ranks: Vec<u32>,
 }
 
 /// Hydra's two-letter flags, which clap would read as `-c` with a value.

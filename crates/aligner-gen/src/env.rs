@@ -17,6 +17,21 @@ pub(crate) fn attention_switches() -> AttentionSwitches {
     }
 }
 
+/// A variable that a launcher of ranks sets.
+pub(crate) fn of_launcher(name: &str) -> Option<String> {
+    std::env::var(name).ok()
+}
+
+/// The socket that this program's own launcher has bound for rank 0.
+pub(crate) fn launcher_socket() -> Option<i32> {
+    std::env::var(crate::launch::spawn::SOCKET_VARIABLE).ok()?.parse().ok()
+}
+
+/// Whether the user has chosen how many threads libtorch takes.
+pub(crate) fn has_thread_count() -> bool {
+    std::env::var_os("OMP_NUM_THREADS").is_some()
+}
+
 /// A variable for `${oc.env:NAME}` in the configuration.
 pub(crate) fn for_interpolation(name: &str) -> Option<String> {
     std::env::var(name).ok()

@@ -25,18 +25,38 @@ pub(crate) enum ExitStatus {
     Signal(i32),
 }
 
+impl ExitStatus {
+    /// The exit code.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Self::Done => 0,
+            Self::Failed => 1,
+            Self::Usage => 2,
+            Self::Data => 3,
+            Self::Checkpoint => 4,
+            Self::Device => 5,
+            // The shells' convention.
+            Self::Signal(signal) => u8::try_from(128 + signal).unwrap_or(1),
+        }
+    }
+
+    /// What an exit code of this program means.
+    pub(crate) fn from_code(code: u8) -> Self {
+        match code {
+            0 => Self::Done,
+            2 => Self::Usage,
+            3 => Self::Data,
+            4 => Self::Checkpoint,
+            5 => Self::Device,
+            129.. => Self::Signal(i32::from(code) - 128),
+            _ => Self::Failed,
+        }
+    }
+}
+
 impl From<ExitStatus> for ExitCode {
     fn from(status: ExitStatus) -> Self {
-        Self::from(match status {
-            ExitStatus::Done => 0,
-            ExitStatus::Failed => 1,
-            ExitStatus::Usage => 2,
-            ExitStatus::Data => 3,
-            ExitStatus::Checkpoint => 4,
-            ExitStatus::Device => 5,
-            // The shells' convention.
-            ExitStatus::Signal(signal) => u8::try_from(128 + signal).unwrap_or(1),
-        })
+        Self::from(status.code())
     }
 }
 
@@ -170,5 +190,8 @@ mod tests {
     fn signals_follow_the_shells() {
         assert_eq!(ExitCode::from(ExitStatus::Signal(2)), ExitCode::from(130));
         assert_eq!(ExitCode::from(ExitStatus::Signal(15)), ExitCode::from(143));
+        for code in [0, 1, 2, 3, 4, 5, 130, 143] {
+            assert_eq!(ExitStatus::from_code(code).code(), code);
+        }
     }
 }

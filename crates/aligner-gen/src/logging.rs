@@ -52,13 +52,21 @@ impl Logging {
         logging
     }
 
-    /// From now on log lines also go to `<log_dir>/nemo_log_globalrank-0_localrank-0.txt`; the command line goes to
-    /// `cmd-args.log`.
-    pub(crate) fn attach(&self, log_dir: &Path, command_line: &str) -> io::Result<()> {
+    /// From now on log lines also go to the file of this rank in `log_dir`, such as
+    /// `nemo_log_globalrank-0_localrank-0.txt`; rank 0 leaves the command line in `cmd-args.log`.
+    pub(crate) fn attach(
+        &self,
+        log_dir: &Path,
+        (rank, local_rank): (u32, u32),
+        command_line: &str,
+    ) -> io::Result<()> {
         std::fs::create_dir_all(log_dir)?;
-        let path = log_dir.join("nemo_log_globalrank-0_localrank-0.txt");
+        let path = log_dir.join(format!("nemo_log_globalrank-{rank}_localrank-{local_rank}.txt"));
         let file = File::options().create(true).append(true).open(path)?;
         *self.file.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(file);
+        if rank > 0 {
+            return Ok(());
+        }
         std::fs::write(log_dir.join("cmd-args.log"), command_line)
     }
 }

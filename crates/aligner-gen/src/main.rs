@@ -9,8 +9,10 @@ mod config;
 mod device;
 mod env;
 mod exit;
+mod follower;
 mod generate;
 mod inspect;
+mod launch;
 mod logging;
 mod logits;
 mod memory;
@@ -40,6 +42,11 @@ fn main() -> ExitCode {
     report::hook_panics();
     let cli = cli::Cli::parse_from(cli::rewrite_short_flags(std::env::args_os()));
     let logging = logging::Logging::start(cli.job.log);
+    let launcher = env::of_launcher(launch::spawn::LAUNCHER_VARIABLE);
+    if let Err(error) = launch::spawn::follow_launcher(launcher.as_deref()) {
+        report::show(&anyhow::Error::from(error).into());
+        return exit::ExitStatus::Failed.into();
+    }
     match report::dispatch(&cli, &logging, started) {
         Ok(status) => status.into(),
         Err(failure) => {

@@ -28,6 +28,8 @@ pub(crate) struct Demand {
     pub(crate) longest_sequence_tokens: usize,
     /// Responses to generate in all.
     pub(crate) num_sequences: usize,
+    /// Ranks that share the device's memory.
+    pub(crate) num_sharing_ranks: u32,
 }
 
 /// What the device of a run allows.
@@ -43,6 +45,13 @@ impl Place {
     fn new(options: LoadOptions) -> Self {
         let available_bytes = device::available_bytes(options.device);
         if options.device == Device::Cpu { Self::host(available_bytes) } else { Self::gpu(available_bytes) }
+    }
+
+    /// The part of one of several ranks that share the memory.
+    fn shared_by(mut self, num_ranks: u32) -> Self {
+        let num_ranks = u64::from(num_ranks.max(1));
+        self.available_bytes = self.available_bytes.map(|bytes| bytes / num_ranks);
+        self
     }
 
     fn host(available_bytes: Option<u64>) -> Self {
@@ -98,7 +107,8 @@ impl MemoryPlan {
             .fold(0, u64::saturating_add);
         let weight_bytes = num_params.saturating_mul(options.precision.size_bytes() as u64);
         let bytes_per_block = KvCache::bytes_per_block(config, options) as u64;
-        Self::fit(Place::new(options), weight_bytes, bytes_per_block, demand)
+        let place = Place::new(options).shared_by(demand.num_sharing_ranks);
+        Self::fit(place, weight_bytes, bytes_per_block, demand)
     }
 
     fn fit(place: Place, weight_bytes: u64, bytes_per_block: u64, demand: Demand) -> Result<Self, Failure> {
@@ -156,7 +166,7 @@ impl MemoryPlan {
 mod tests {
     use super::*;
 
-    const DEMAND: Demand = Demand { longest_sequence_tokens: 100, num_sequences: 8 };
+    const DEMAND: Demand = Demand { longest_sequence_tokens: 100, num_sequences: 8, num_sharing_ranks: 1 };
 
     fn fit(weight_bytes: u64, bytes_per_block: u64, available: Option<u64>) -> Option<(usize, usize)> {
         let plan = MemoryPlan::fit(Place::host(available), weight_bytes, bytes_per_block, DEMAND).ok()?;
@@ -178,7 +188,7 @@ mod tests {
         let place = Place::gpu(Some(80 << 30));
         assert_eq!(place.cache_bytes(13 << 30), 64 << 30);
         assert_eq!(place.cache_bytes(90 << 30), 0);
-        let demand = Demand { longest_sequence_tokens: 320, num_sequences: 1000 };
+        let demand = Demand { longest_sequence_tokens: 320, num_sequences: 1000, num_sharing_ranks: 1 };
         let plan = MemoryPlan::fit(place, 13 << 30, 16 << 20, demand).unwrap();
         assert_eq!((plan.limits.max_num_seqs, plan.limits.num_blocks), (256, 256 * 11));
     }

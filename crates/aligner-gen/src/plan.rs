@@ -9,6 +9,7 @@ use sampling::SamplingParams;
 use serde_json::{Value, json};
 
 use crate::exit::Failure;
+use crate::launch::ranks::Devices;
 use crate::model_type::ModelType;
 use crate::output::{ExistingOutput, Identity, OutputField};
 use crate::raw::{RawConfig, RawDevices, RawDropLast, RawLimit};
@@ -27,6 +28,9 @@ pub(crate) struct GenerationPlan {
     pub(crate) accelerator: String,
     /// `trt_llm.model_type`, with the fast engine.
     pub(crate) model_type: Option<ModelType>,
+    pub(crate) devices: Devices,
+    pub(crate) lease: Duration,
+    pub(crate) join_timeout: Duration,
     pub(crate) batch: BatchSizes,
     pub(crate) limit: LimitTrainBatches,
     pub(crate) max_steps: i64,
@@ -64,7 +68,8 @@ pub(crate) enum Unfinished {
 impl GenerationPlan {
     /// Checks every value and what they mean together.
     pub(crate) fn new(raw: RawConfig) -> Result<Self, Failure> {
-        check_ranks(&raw)?;
+        let devices = devices(&raw)?;
+        let (lease, join_timeout) = patience(&raw)?;
         data::plan::check_max_epochs(raw.trainer.generation.max_epochs)?;
         check_unavailable(&raw)?;
         let log_dir =
@@ -102,6 +107,9 @@ impl GenerationPlan {
             backend: if fast { Backend::Fused } else { Backend::Plain },
             accelerator: raw.trainer.accelerator,
             model_type,
+            devices,
+            lease,
+            join_timeout,
             batch: BatchSizes {
                 global: positive("model.global_batch_size", raw.global_batch_size)?,
                 micro: positive("model.micro_batch_size", raw.micro_batch_size)?,
@@ -171,25 +179,32 @@ impl GenerationPlan {
     }
 }
 
-fn check_ranks(raw: &RawConfig) -> Result<(), Failure> {
-    let devices = match &raw.trainer.devices {
-        RawDevices::Number(-1) => 1,
-        RawDevices::Number(number) => u64::try_from(*number).unwrap_or(0),
-        RawDevices::Name(name) if name == "auto" => 1,
+fn devices(raw: &RawConfig) -> Result<Devices, Failure> {
+    let expected = "a number from 1, -1 or `auto`";
+    let per_node = match &raw.trainer.devices {
+        RawDevices::Number(-1) => None,
+        RawDevices::Number(number) => match u32::try_from(*number) {
+            Ok(0) | Err(_) => return Err(out_of_range("trainer.devices", expected, &number.to_string())),
+            Ok(number) => Some(number),
+        },
+        RawDevices::Name(name) if name == "auto" => None,
         RawDevices::Name(name) => {
-            return Err(out_of_range("trainer.devices", "a number or `auto`", &format!("`{name}`")));
+            return Err(out_of_range("trainer.devices", expected, &format!("`{name}`")));
         }
     };
-    let ranks = devices.saturating_mul(raw.trainer.num_nodes);
-    match ranks {
-        0 => Err(Failure::usage("`trainer.devices` and `trainer.num_nodes` must be at least 1")),
-        1 => Ok(()),
-        _ => Err(Failure::usage(format!(
-            "`trainer.devices={devices}` with `trainer.num_nodes={}` needs {ranks} ranks: not built yet; \
-             set `trainer.devices=1 trainer.num_nodes=1`",
-            raw.trainer.num_nodes
-        ))),
-    }
+    let num_nodes = i64::try_from(raw.trainer.num_nodes).unwrap_or(i64::MAX);
+    let num_nodes = count("trainer.num_nodes", num_nodes)?;
+    Ok(Devices { per_node, num_nodes })
+}
+
+/// How long a rank may be silent, and how long one looks for rank 0.
+fn patience(raw: &RawConfig) -> Result<(Duration, Duration), Failure> {
+    let generation = &raw.trainer.generation;
+    let seconds = |key: &str, value| positive(key, value).map(|value| Duration::from_secs(value as u64));
+    Ok((
+        seconds("trainer.generation.lease_seconds", generation.lease_seconds)?,
+        seconds("trainer.generation.join_timeout_seconds", generation.join_timeout_seconds)?,
+    ))
 }
 
 fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
@@ -346,7 +361,10 @@ mod tests {
         insta::assert_snapshot!(cut("model.data.train_ds.truncation_method=random"), @"`model.data.train_ds.truncation_method` must be `left` or `right`, found `random`");
         insta::assert_snapshot!(message(&["model.data.train_ds.truncation_field=input"]), @"`model.data.train_ds.truncation_field` names `input`, it may name `context_ids`, `input_ids`, `answer_ids` and `mask`, because `model.data.chat=true`");
         insta::assert_snapshot!(message(&["model.data.train_ds.max_seq_length=[7,9]"]), @"`model.data.train_ds.max_seq_length` has 2 limits for the 1 fields of `model.data.train_ds.truncation_field`; give one limit, or one for each field");
-        insta::assert_snapshot!(message(&["trainer.devices=8"]), @"`trainer.devices=8` with `trainer.num_nodes=1` needs 8 ranks: not built yet; set `trainer.devices=1 trainer.num_nodes=1`");
+        insta::assert_snapshot!(message(&["trainer.devices=0"]), @"`trainer.devices` must be a number from 1, -1 or `auto`, found 0");
+        insta::assert_snapshot!(message(&["trainer.devices=some"]), @"`trainer.devices` must be a number from 1, -1 or `auto`, found `some`");
+        insta::assert_snapshot!(message(&["trainer.num_nodes=0"]), @"`trainer.num_nodes` must be at least 1, found 0");
+        insta::assert_snapshot!(message(&["trainer.generation.lease_seconds=0"]), @"`trainer.generation.lease_seconds` must be at least 1, found 0");
         insta::assert_snapshot!(message(&["exp_manager.create_wandb_logger=true"]), @"`exp_manager.create_wandb_logger=true`: not built yet; set `exp_manager.create_wandb_logger=false`");
         insta::assert_snapshot!(message(&["model.seed=null"]), @"`model.seed` must be a positive whole number, found null");
         insta::assert_snapshot!(message(&["trainer.precision=8"]), @"precision `8` is not supported, use one of `32`, `32-true`, `bf16`, `bf16-mixed`, `bf16-true`");

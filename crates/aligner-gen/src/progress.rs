@@ -52,6 +52,11 @@ impl Progress {
         }
     }
 
+    /// The time from here on counts for the speed.
+    pub(crate) fn restart_clock(&mut self) {
+        self.started = Instant::now();
+    }
+
     /// One more response.
     pub(crate) fn response(&mut self, num_tokens: usize) {
         self.num_responses += 1;

@@ -49,6 +49,8 @@ pub(crate) struct RawTrainerGeneration {
     pub(crate) max_epochs: i64,
     pub(crate) max_steps: i64,
     pub(crate) limit_train_batches: Option<RawLimit>,
+    pub(crate) lease_seconds: i64,
+    pub(crate) join_timeout_seconds: i64,
     pub(crate) trt_llm: RawTrtLlm,
 }
 

@@ -10,7 +10,7 @@ use crate::exit::{ExitStatus, Failure};
 use crate::inspect::ReportFormat;
 use crate::logging::Logging;
 use crate::signals::StopWatch;
-use crate::{bench, env, inspect, logits, run, tokenize};
+use crate::{bench, env, inspect, launch, logits, run, tokenize};
 
 /// Runs the command.
 pub(crate) fn dispatch(cli: &Cli, logging: &Logging, started: Instant) -> Result<ExitStatus, Failure> {
@@ -34,6 +34,7 @@ pub(crate) fn dispatch(cli: &Cli, logging: &Logging, started: Instant) -> Result
         Some(Command::Logits(arguments)) => logits::run(arguments)?,
         Some(Command::Tokenize(arguments)) => tokenize::run(arguments, io::stdin().lock(), &mut stdout)?,
         Some(Command::Bench(arguments)) => bench::run(arguments, &mut stdout)?,
+        Some(Command::BenchQueue(arguments)) => launch::bench::run(arguments, &mut stdout)?,
     }
     Ok(ExitStatus::Done)
 }

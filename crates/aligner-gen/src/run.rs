@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
 
 use data::{DpWorld, PreparedPrompt, PromptNote, PromptSet, StepPlan, load_prompts, plan_steps};
 use engine::Engine;
@@ -15,10 +14,16 @@ use serde_json::json;
 use crate::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
 use crate::cli::JobArgs;
 use crate::config::{self, UserConfig};
-use crate::device;
+use crate::device::{self, LocalRanks, Shared};
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::follower;
 use crate::generate::{Job, generate};
+use crate::launch::queue::link::Server;
+use crate::launch::queue::message::FromZero;
+use crate::launch::queue::worker;
+use crate::launch::ranks::{Devices, Place, Role};
+use crate::launch::{cores, ranks, spawn};
 use crate::logging::Logging;
 use crate::memory::{Demand, MemoryPlan};
 use crate::node_json::to_json;
@@ -30,44 +35,68 @@ use crate::raw::RawConfig;
 use crate::records::prompt_builder;
 use crate::signals::StopWatch;
 use crate::steps::{PendingStep, StepCollector, pending_steps};
-use crate::summary::{Summary, seconds};
+use crate::summary::Summary;
 use crate::table::{thousands, two_columns};
 
 /// How many line numbers of left-out records a message lists.
 const MAX_LISTED: usize = 10;
 
+/// What every rank knows: all but the data.
+pub(crate) struct Setup {
+    pub(crate) resolved: Resolved,
+    pub(crate) checkpoint: Checkpoint,
+    pub(crate) plan: GenerationPlan,
+    options: LoadOptions,
+    /// Ranks on this rank's device, itself included.
+    pub(crate) num_sharing_ranks: u32,
+    pub(crate) model_config: ModelConfig,
+    pub(crate) tokenizer: OpenTokenizer,
+    role: Role,
+}
+
 /// Everything about the job that is known without the weights.
 struct Prepared {
-    resolved: Resolved,
-    checkpoint: Checkpoint,
-    plan: GenerationPlan,
-    options: LoadOptions,
-    model_config: ModelConfig,
-    tokenizer: OpenTokenizer,
+    setup: Setup,
     prompts: PromptSet,
     steps: StepPlan,
+    demand: Demand,
     memory: MemoryPlan,
 }
 
 /// Runs the main job.
 pub(crate) fn run(arguments: &JobArgs, logging: &Logging, watch: StopWatch) -> Result<ExitStatus, Failure> {
     let user = UserConfig::read(arguments)?;
-    let prepared = Prepared::new(&user)?;
     if arguments.dry_run {
-        prepared.show();
+        Prepared::new(Setup::new(&user, |devices| Ok(Role::planned(devices)))?)?.show();
         tracing::info!("dry run: everything is in order, nothing was generated");
         return Ok(ExitStatus::Done);
     }
-    let plan = &prepared.plan;
+    let setup = Setup::new(&user, |devices| Role::find(&env::of_launcher, devices))?;
+    match setup.role.clone() {
+        Role::Launcher(launcher) => spawn::run(&launcher, arguments.log, &watch),
+        Role::Rank(place) if place.rank > 0 => {
+            setup.attach(logging, &place)?;
+            follower::run(&setup, &place, &watch)
+        }
+        Role::Rank(place) => {
+            let server = Server::start(&place, env::launcher_socket())?;
+            run_first(setup, Some(server), logging, watch)
+        }
+        Role::Alone => run_first(setup, None, logging, watch),
+    }
+}
+
+/// Runs rank 0.
+fn run_first(
+    setup: Setup,
+    server: Option<Server>,
+    logging: &Logging,
+    watch: StopWatch,
+) -> Result<ExitStatus, Failure> {
+    let prepared = Prepared::new(setup)?;
+    let plan = &prepared.setup.plan;
     let watch = watch.with_time_limit(plan.time_limit);
-    let command_line: Vec<_> =
-        std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
-    logging
-        .attach(&plan.log_dir, &command_line.join(" "))
-        .map_err(|error| {
-            anyhow::Error::new(error).context(format!("cannot write to `{}`", plan.log_dir.display()))
-        })
-        .exit_with(ExitStatus::Failed)?;
+    prepared.setup.attach(logging, &prepared.setup.place())?;
     prepared.show();
     let identity = prepared.identity()?;
     let folder = OutputFolder::open(&plan.log_dir, &identity, plan.existing_output)?;
@@ -95,14 +124,17 @@ pub(crate) fn run(arguments: &JobArgs, logging: &Logging, watch: StopWatch) -> R
         consumed_samples: 0,
         num_samples: prepared.steps.num_planned() as u64,
         identity,
-        config: to_json(prepared.resolved.node()),
+        config: to_json(prepared.setup.resolved.node()),
     };
     let sink = JsonlSink::open(folder, manifest, plan.output_fields.clone())?;
-    prepared.generate(&steps, sink, logging, &watch)
+    prepared.generate(&steps, sink, (server, logging), &watch)
 }
 
-impl Prepared {
-    fn new(user: &UserConfig) -> Result<Self, Failure> {
+impl Setup {
+    fn new(
+        user: &UserConfig,
+        find_role: impl FnOnce(Devices) -> Result<Role, Failure>,
+    ) -> Result<Self, Failure> {
         let path = user.checkpoint_path()?.ok_or_else(|| {
             Failure::usage("`pretrained_checkpoint.restore_from_path` must be the path of a checkpoint")
         })?;
@@ -110,45 +142,119 @@ impl Prepared {
         let resolved = config::resolve(&user.compose_with(checkpoint.model_config_text())?)?;
         let raw = RawConfig::extract(&resolved)?;
         let plan = GenerationPlan::new(raw)?;
+        let role = find_role(plan.devices)?;
+        if let Role::Rank(place) = &role {
+            take_cores(place)?;
+        }
         let model = resolved.node().get("model").ok_or_else(|| Failure::usage("there is no key `model`"))?;
         let model_config = model_config(model)?;
         if let Some(model_type) = plan.model_type {
             model_type.check(&model_config)?;
         }
         let tokenizer = OpenTokenizer::open(&checkpoint, model)?;
-        let prompts = read_prompts(&plan, &tokenizer)?;
-        let num_used = plan.limit.num_samples(prompts.prompts.len(), plan.batch.global)?;
-        let steps = plan_steps(num_used, plan.batch, DpWorld { size: 1 }, plan.drop_last)?
-            .with_max_steps(plan.max_steps);
-        let planned = prompts.prompts.iter().take(steps.num_planned());
-        let longest =
-            planned.map(|prompt| prompt.ids.len() + plan.budget_tokens(prompt.ids.len()) as usize).max();
-        let demand = Demand {
-            longest_sequence_tokens: longest.unwrap_or(1),
-            num_sequences: steps.num_planned().saturating_mul(plan.num_responses as usize),
-        };
-        let device = device::choose(&plan.accelerator, 0)?;
+        let local = local_ranks(&role);
+        let Shared { device, num_ranks: num_sharing_ranks } = device::choose(&plan.accelerator, local)?;
         let options = LoadOptions {
             precision: plan.precision,
             backend: plan.backend,
             device,
             attention: env::attention_switches(),
         };
-        let memory = MemoryPlan::new(&checkpoint, &model_config, options, demand)?;
-        Ok(Self { resolved, checkpoint, plan, options, model_config, tokenizer, prompts, steps, memory })
+        Ok(Self { resolved, checkpoint, plan, options, model_config, tokenizer, role, num_sharing_ranks })
     }
 
-    fn identity(&self) -> Result<Identity, Failure> {
+    /// This rank among all.
+    fn place(&self) -> Place {
+        match &self.role {
+            Role::Rank(place) => place.clone(),
+            Role::Alone | Role::Launcher(_) => Place::alone(),
+        }
+    }
+
+    /// How many ranks the job has.
+    fn world_size(&self) -> u32 {
+        match &self.role {
+            Role::Rank(place) => place.world_size,
+            Role::Alone => 1,
+            Role::Launcher(launcher) => launcher.world_size,
+        }
+    }
+
+    /// From now on what this rank says also stands in its log file.
+    fn attach(&self, logging: &Logging, place: &Place) -> Result<(), Failure> {
+        let log_dir = &self.plan.log_dir;
+        let command_line: Vec<_> =
+            std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+        logging
+            .attach(log_dir, (place.rank, place.local_rank), &command_line.join(" "))
+            .map_err(|error| {
+                anyhow::Error::new(error).context(format!("cannot write to `{}`", log_dir.display()))
+            })
+            .exit_with(ExitStatus::Failed)
+    }
+
+    /// What decides the texts, data apart.
+    pub(crate) fn identity(&self) -> Identity {
         let mut identity = self.plan.identity();
         let model = blake3::hash(format!("{:?}", self.model_config).as_bytes()).to_hex().to_string();
         for (name, fingerprint) in [
-            ("data", hash_file(&self.plan.data_path)?),
             ("checkpoint", self.checkpoint.fingerprint()),
             ("tokenizer", self.tokenizer.fingerprint.clone()),
             ("model configuration", model),
         ] {
             identity.0.insert(format!("{name} fingerprint"), json!(fingerprint));
         }
+        identity
+    }
+
+    pub(crate) fn memory(&self, demand: Demand) -> Result<MemoryPlan, Failure> {
+        MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, demand)
+    }
+
+    pub(crate) fn engine(&self, tokens: Arc<TokenTable>, memory: &MemoryPlan) -> Result<Engine, Failure> {
+        let plan = &self.plan;
+        let model = load_model(&self.checkpoint, self.model_config.clone(), self.options)?;
+        let tokenizer = &self.tokenizer.tokenizer;
+        let stop = StopConditions::resolve(&plan.end_strings, tokenizer.special().eos, |text| {
+            self.tokenizer.single_token(text)
+        })?
+        .with_min_length(plan.min_length);
+        let setup = SamplingSetup {
+            params: plan.sampling.clone(),
+            vocab_size: tokenizer.vocab_size().min(model.padded_vocab_size()),
+            seed: plan.seed,
+            min_length: plan.min_length,
+            stop,
+        };
+        let size =
+            EngineSize { limits: memory.limits, longest_sequence_tokens: memory.longest_sequence_tokens };
+        open_engine(model, self.options, setup, tokens, size)
+    }
+}
+
+impl Prepared {
+    fn new(setup: Setup) -> Result<Self, Failure> {
+        let plan = &setup.plan;
+        let prompts = read_prompts(plan, &setup.tokenizer)?;
+        let num_used = plan.limit.num_samples(prompts.prompts.len(), plan.batch.global)?;
+        let steps =
+            plan_steps(num_used, plan.batch, DpWorld { size: setup.world_size() as usize }, plan.drop_last)?
+                .with_max_steps(plan.max_steps);
+        let planned = prompts.prompts.iter().take(steps.num_planned());
+        let longest =
+            planned.map(|prompt| prompt.ids.len() + plan.budget_tokens(prompt.ids.len()) as usize).max();
+        let demand = Demand {
+            longest_sequence_tokens: longest.unwrap_or(1),
+            num_sequences: steps.num_planned().saturating_mul(plan.num_responses as usize),
+            num_sharing_ranks: setup.num_sharing_ranks,
+        };
+        let memory = setup.memory(demand)?;
+        Ok(Self { setup, prompts, steps, demand, memory })
+    }
+
+    fn identity(&self) -> Result<Identity, Failure> {
+        let mut identity = self.setup.identity();
+        identity.0.insert(Identity::DATA.to_owned(), json!(hash_file(&self.setup.plan.data_path)?));
         Ok(identity)
     }
 
@@ -161,10 +267,10 @@ impl Prepared {
             );
         }
         self.show_left_out();
-        if self.plan.sampling.use_greedy && self.plan.num_responses > 1 {
+        if self.setup.plan.sampling.use_greedy && self.setup.plan.num_responses > 1 {
             tracing::warn!(
                 "`use_greedy=true` makes all {} responses of a prompt equal: one is computed and repeated",
-                self.plan.num_responses
+                self.setup.plan.num_responses
             );
         }
         if let Some(prompt) = self.prompts.prompts.first() {
@@ -186,22 +292,22 @@ impl Prepared {
                     "{} samples in {} steps of {}, {} responses each",
                     thousands(self.steps.num_planned() as u64),
                     thousands(self.steps.num_steps() as u64),
-                    self.plan.batch.global,
-                    self.plan.num_responses
+                    self.setup.plan.batch.global,
+                    self.setup.plan.num_responses
                 ),
             ),
         ]);
         tracing::info!("data\n{counts}");
         tracing::info!(
             "memory, {:?}, {:?} kernels on {}\n{}",
-            self.plan.precision,
-            self.plan.backend,
-            device::name(self.options.device),
+            self.setup.plan.precision,
+            self.setup.plan.backend,
+            device::name(self.setup.options.device),
             self.memory.table()
         );
-        let LoadOptions { backend, attention, device, precision } = self.options;
+        let LoadOptions { backend, attention, device, precision } = self.setup.options;
         if backend == Backend::Plain
-            && let Ok(chosen) = attention.choose(device, precision, self.model_config.kv_channels)
+            && let Ok(chosen) = attention.choose(device, precision, self.setup.model_config.kv_channels)
         {
             tracing::info!("attention: {chosen:?} ({attention:?})");
         }
@@ -236,18 +342,13 @@ impl Prepared {
         &self,
         steps: &[PendingStep],
         mut sink: JsonlSink,
-        logging: &Logging,
+        (mut server, logging): (Option<Server>, &Logging),
         watch: &StopWatch,
     ) -> Result<ExitStatus, Failure> {
-        let plan = &self.plan;
-        let loading = Instant::now();
-        let tokens = Arc::new(TokenTable::new(self.tokenizer.tokenizer.as_ref())?);
-        let mut engine = self.engine(Arc::clone(&tokens))?;
-        let load_time = loading.elapsed();
-        tracing::info!("loaded in {:.2} s", load_time.as_secs_f64());
+        let plan = &self.setup.plan;
+        let tokens = Arc::new(TokenTable::new(self.setup.tokenizer.tokenizer.as_ref())?);
         let prompts: &[PreparedPrompt] = &self.prompts.prompts;
-        let collector =
-            StepCollector::new(prompts, steps.to_vec(), plan.num_responses, plan.unfinished, &tokens);
+        let collector = StepCollector::new(prompts, steps.to_vec(), plan.unfinished, &tokens);
         let before = steps.first().map_or(0, |step| step.step - 1);
         let num_pending: usize = steps.iter().map(|step| step.positions.len()).sum();
         let totals = Totals {
@@ -256,39 +357,30 @@ impl Prepared {
             num_responses: num_pending as u64 * u64::from(plan.num_responses),
         };
         let progress = Progress::start(&logging.bars, totals, before, sink.consumed_samples());
-        let job = Job { plan, prompts, steps, watch };
-        let mut summary = generate(&job, &mut engine, collector, &mut sink, progress)?;
-        summary.seconds.load = seconds(load_time);
+        let longest = self.demand.longest_sequence_tokens;
+        let job = Job {
+            plan,
+            prompts,
+            steps,
+            watch,
+            identity: &self.setup.identity(),
+            welcome: FromZero::Welcome {
+                longest_sequence_tokens: longest as u64,
+                num_sequences: self.demand.num_sequences as u64,
+            },
+            capacity: worker::capacity(&self.memory.limits, longest, plan.num_responses),
+            world_size: self.setup.world_size(),
+        };
+        let load = || self.setup.engine(Arc::clone(&tokens), &self.memory);
+        let mut summary = generate(&job, server.as_mut(), &load, collector, &mut sink, progress)?;
         summary.samples_left_out =
             (self.prompts.bad.len() + self.prompts.too_long.len() + self.steps.dropped().len()) as u64;
         self.finish(&summary, &sink, watch)
     }
 
-    fn engine(&self, tokens: Arc<TokenTable>) -> Result<Engine, Failure> {
-        let plan = &self.plan;
-        let model = load_model(&self.checkpoint, self.model_config.clone(), self.options)?;
-        let tokenizer = &self.tokenizer.tokenizer;
-        let stop = StopConditions::resolve(&plan.end_strings, tokenizer.special().eos, |text| {
-            self.tokenizer.single_token(text)
-        })?
-        .with_min_length(plan.min_length);
-        let setup = SamplingSetup {
-            params: plan.sampling.clone(),
-            vocab_size: tokenizer.vocab_size().min(model.padded_vocab_size()),
-            seed: plan.seed,
-            min_length: plan.min_length,
-            stop,
-        };
-        let size = EngineSize {
-            limits: self.memory.limits,
-            longest_sequence_tokens: self.memory.longest_sequence_tokens,
-        };
-        open_engine(model, self.options, setup, tokens, size)
-    }
-
     fn finish(&self, summary: &Summary, sink: &JsonlSink, watch: &StopWatch) -> Result<ExitStatus, Failure> {
-        summary.write(&self.plan.log_dir)?;
-        let jsonl = self.plan.log_dir.join("generations").join(OutputFolder::JSONL);
+        summary.write(&self.setup.plan.log_dir)?;
+        let jsonl = self.setup.plan.log_dir.join("generations").join(OutputFolder::JSONL);
         tracing::info!("results are in `{}`\n{}", jsonl.display(), summary.table());
         let num_planned = self.steps.num_planned() as u64;
         if sink.consumed_samples() >= num_planned {
@@ -302,6 +394,31 @@ impl Prepared {
         );
         Ok(reason.exit_status())
     }
+}
+
+/// This rank among those of its machine.
+fn local_ranks(role: &Role) -> LocalRanks {
+    let (local_rank, local_size) = match role {
+        Role::Alone => (0, 1),
+        Role::Rank(place) => (place.local_rank, place.local_size),
+        Role::Launcher(launcher) => (0, launcher.num_ranks),
+    };
+    LocalRanks { local_rank, local_size, has_own_gpu: ranks::has_own_gpu(&env::of_launcher) }
+}
+
+/// The part of the machine's cores that is this rank's, unless its launcher has seen to that.
+fn take_cores(place: &Place) -> Result<(), Failure> {
+    let is_own = env::of_launcher(spawn::LAUNCHER_VARIABLE).is_some();
+    if is_own || place.local_size == 1 || cores::are_bound(&env::of_launcher) {
+        return Ok(());
+    }
+    let num_cores = cores::take_share(place.local_rank, place.local_size)
+        .map_err(|error| anyhow::Error::new(error).context("cannot bind this rank to its part of the cores"))
+        .exit_with(ExitStatus::Failed)?;
+    if !env::has_thread_count() {
+        tch::set_num_threads(i32::try_from(num_cores).unwrap_or(1));
+    }
+    Ok(())
 }
 
 fn read_prompts(plan: &GenerationPlan, tokenizer: &OpenTokenizer) -> Result<PromptSet, Failure> {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 
 use crate::exit::ExitStatus;
@@ -67,6 +68,21 @@ impl StopWatch {
     pub(crate) fn with_time_limit(mut self, time_limit: Option<Duration>) -> Self {
         self.time_limit = time_limit;
         self
+    }
+
+    /// Stops for a signal that came to another rank.
+    pub(crate) fn raise(&self, signal: i32) {
+        self.signal.store(signal.unsigned_abs() as usize, Ordering::Relaxed);
+    }
+
+    /// The signal that has come, to hand it on.
+    pub(crate) fn signal(&self) -> Option<Signal> {
+        match i32::try_from(self.signal.load(Ordering::Relaxed)) {
+            Ok(SIGINT) => Some(Signal::INT),
+            Ok(SIGTERM) => Some(Signal::TERM),
+            Ok(SIGUSR1) => Some(Signal::USR1),
+            _ => None,
+        }
     }
 
     /// The reason to stop now, if there is one.

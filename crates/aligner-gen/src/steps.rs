@@ -1,13 +1,13 @@
-//! Which samples are still to be generated, in which steps, and putting finished responses back into input order.
+//! Which samples are still to be generated, in which steps, and putting finished samples back into input order.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use data::{PreparedPrompt, StepPlan};
-use engine::Completion;
 use sampling::FinishReason;
 
 use crate::checkpoint::TokenTable;
+use crate::launch::queue::message::{ResponseDone, SampleDone};
 use crate::output::{CompletedStep, ResponseOutput, ResumePoint, SampleOutput};
 use crate::plan::Unfinished;
 
@@ -36,15 +36,13 @@ pub(crate) fn pending_steps(
         .collect()
 }
 
-/// Collects completions, which come in any order, into whole steps in order.
+/// Collects samples, which come in any order, into whole steps in order.
 pub(crate) struct StepCollector<'a> {
     prompts: &'a [PreparedPrompt],
     steps: std::iter::Peekable<std::vec::IntoIter<PendingStep>>,
-    positions: HashMap<u64, usize>,
-    num_responses: usize,
     unfinished: Unfinished,
-    /// Responses by position, each slot filled when its response is there.
-    open: BTreeMap<usize, Vec<Option<ResponseOutput>>>,
+    /// Responses by position.
+    open: BTreeMap<usize, Vec<ResponseOutput>>,
     tokens: &'a TokenTable,
 }
 
@@ -52,49 +50,29 @@ impl<'a> StepCollector<'a> {
     pub(crate) fn new(
         prompts: &'a [PreparedPrompt],
         steps: Vec<PendingStep>,
-        num_responses: u32,
         unfinished: Unfinished,
         tokens: &'a TokenTable,
     ) -> Self {
-        let positions = steps
-            .iter()
-            .flat_map(|step| step.positions.clone())
-            .filter_map(|position| Some((prompts.get(position)?.index, position)))
-            .collect();
         let steps = steps.into_iter().peekable();
-        Self {
-            prompts,
-            steps,
-            positions,
-            num_responses: num_responses as usize,
-            unfinished,
-            open: BTreeMap::new(),
-            tokens,
-        }
+        Self { prompts, steps, unfinished, open: BTreeMap::new(), tokens }
     }
 
-    /// Takes one completion. A completion of a sample that is not pending is a fault and is left out.
-    pub(crate) fn push(&mut self, completion: Completion) {
-        let Some(&position) = self.positions.get(&completion.sample_idx) else {
-            tracing::error!("a completion of sample {}, which was not asked for", completion.sample_idx);
-            return;
+    /// Takes the responses of the sample at `position`.
+    pub(crate) fn push(&mut self, position: usize, sample: SampleDone) {
+        let response = |response: ResponseDone| ResponseOutput {
+            text: self.tokens.text(&response.token_ids),
+            token_ids: response.token_ids,
+            logprobs: response.logprobs,
+            finish_reason: response.finish_reason,
         };
-        let slots = self.open.entry(position).or_insert_with(|| vec![None; self.num_responses]);
-        if let Some(slot) = slots.get_mut(completion.response_idx as usize) {
-            *slot = Some(ResponseOutput {
-                text: self.tokens.text(&completion.token_ids),
-                token_ids: completion.token_ids,
-                logprobs: completion.logprobs,
-                finish_reason: completion.finish_reason,
-            });
-        }
+        self.open.insert(position, sample.responses.into_iter().map(response).collect());
     }
 
-    /// The next step, once all its responses are there.
+    /// The next step, once all its samples are there.
     pub(crate) fn pop(&mut self) -> Option<CompletedStep> {
         let is_whole =
-            |position: &usize| self.open.get(position).is_some_and(|slots| slots.iter().all(Option::is_some));
-        let step = self.steps.next_if(|step| step.positions.clone().all(|position| is_whole(&position)))?;
+            |step: &PendingStep| step.positions.clone().all(|position| self.open.contains_key(&position));
+        let step = self.steps.next_if(is_whole)?;
         let samples = step.positions.clone().filter_map(|position| self.take_sample(position)).collect();
         Some(CompletedStep { step: step.step, consumed_samples: step.positions.end as u64, samples })
     }
@@ -102,7 +80,7 @@ impl<'a> StepCollector<'a> {
     /// `None` when the sample is left out: all its responses hit the limit and those are dropped.
     fn take_sample(&mut self, position: usize) -> Option<SampleOutput> {
         let prompt = self.prompts.get(position)?;
-        let mut responses: Vec<ResponseOutput> = self.open.remove(&position)?.into_iter().flatten().collect();
+        let mut responses = self.open.remove(&position)?;
         if self.unfinished == Unfinished::Drop {
             responses.retain(|response| response.finish_reason != FinishReason::Length);
             if responses.is_empty() {
@@ -158,19 +136,22 @@ mod tests {
         (0..num).map(prompt).collect()
     }
 
-    fn completion(sample_idx: u64, response_idx: u32, finish_reason: FinishReason) -> Completion {
-        let token_ids = vec![sample_idx as u32, response_idx];
-        Completion { sample_idx, response_idx, token_ids, finish_reason, logprobs: None }
+    fn sample(sample_idx: u64, finish_reasons: [FinishReason; 2]) -> SampleDone {
+        let response = |(finish_reason, response_idx)| ResponseDone {
+            token_ids: vec![sample_idx as u32, response_idx],
+            finish_reason,
+            logprobs: None,
+        };
+        SampleDone { sample_idx, responses: finish_reasons.into_iter().zip(0..).map(response).collect() }
     }
 
     #[test]
     fn unfinished_responses_are_dropped_when_asked() {
         let (prompts, tokens) = (prompts(2), TokenTable::unknown());
         let steps = pending_steps(&plan(2, 2), 2, resume(0, 0));
-        let mut collector = StepCollector::new(&prompts, steps, 2, Unfinished::Drop, &tokens);
-        for (sample_idx, reason) in [(0, FinishReason::Eos), (2, FinishReason::Length)] {
-            collector.push(completion(sample_idx, 0, FinishReason::Length));
-            collector.push(completion(sample_idx, 1, reason));
+        let mut collector = StepCollector::new(&prompts, steps, Unfinished::Drop, &tokens);
+        for (position, reason) in [(0, FinishReason::Eos), (1, FinishReason::Length)] {
+            collector.push(position, sample(2 * position as u64, [FinishReason::Length, reason]));
         }
         let step = collector.pop().unwrap();
         assert_eq!((step.samples.len(), step.samples[0].responses.len(), step.consumed_samples), (1, 1, 2));
@@ -208,16 +189,15 @@ mod tests {
         fn any_order_gives_the_same_steps(
             (num, global, order) in (1_usize..12, 1_usize..5)
                 .prop_flat_map(|(num, global)| {
-                    let all: Vec<(u64, u32)> = (0..num as u64).flat_map(|n| [(2 * n, 0), (2 * n, 1)]).collect();
-                    (Just(num), Just(global), Just(all).prop_shuffle())
+                    (Just(num), Just(global), Just((0..num).collect::<Vec<_>>()).prop_shuffle())
                 }),
         ) {
             let (prompts, tokens) = (prompts(num as u64), TokenTable::unknown());
             let steps = pending_steps(&plan(num, global), global, resume(0, 0));
-            let mut collector = StepCollector::new(&prompts, steps, 2, Unfinished::Keep, &tokens);
+            let mut collector = StepCollector::new(&prompts, steps, Unfinished::Keep, &tokens);
             let mut done = Vec::new();
-            for (sample_idx, response_idx) in order {
-                collector.push(completion(sample_idx, response_idx, FinishReason::Length));
+            for position in order {
+                collector.push(position, sample(2 * position as u64, [FinishReason::Length; 2]));
                 done.extend(std::iter::from_fn(|| collector.pop()));
             }
             let indices: Vec<u64> = done.iter().flat_map(|step| &step.samples).map(|sample| sample.index).collect();

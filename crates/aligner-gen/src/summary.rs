@@ -52,6 +52,9 @@ pub(crate) struct Summary {
     pub(crate) finish_reasons: FinishReasons,
     pub(crate) samples_left_out: u64,
     pub(crate) seconds: Seconds,
+    /// With several ranks, how many samples each of them computed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) samples_by_rank: Vec<u64>,
 }
 
 impl Summary {
@@ -70,7 +73,7 @@ impl Summary {
     pub(crate) fn table(&self) -> String {
         let reasons = self.finish_reasons;
         let time = self.seconds;
-        two_columns(&[
+        let mut rows = vec![
             ("samples", thousands(self.samples)),
             ("responses", thousands(self.responses)),
             ("prompt tokens", thousands(self.prompt_tokens)),
@@ -90,7 +93,12 @@ impl Summary {
                     time.load, time.prefill, time.decode, time.sample, time.write
                 ),
             ),
-        ])
+        ];
+        if !self.samples_by_rank.is_empty() {
+            let counts: Vec<String> = self.samples_by_rank.iter().map(|&count| thousands(count)).collect();
+            rows.push(("samples by rank", counts.join(", ")));
+        }
+        two_columns(&rows)
     }
 
     /// Writes `summary.json` into the log folder.

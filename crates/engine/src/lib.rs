@@ -24,7 +24,7 @@ use step::Run;
 #[cfg(feature = "cuda")]
 pub use device_runner::DeviceSizes;
 pub use error::EngineError;
-pub use request::{Completion, EngineLimits, Request, RunEnd, RunStats};
+pub use request::{Activity, Completion, EngineLimits, Request, RunEnd, RunStats, Supply};
 
 /// A model, its KV cache and a sampler, ready for runs.
 pub struct Engine {
@@ -85,7 +85,7 @@ impl Engine {
 
     /// Answers requests until there are no more.
     ///
-    /// `next_request` is asked only when its request could start soon, and never again after `None`.
+    /// `next_request` is asked only when its request could start soon, and never again after [`Supply::End`].
     /// Completions come in the order in which they end. `should_stop` is asked before every step; it, or a
     /// break from `on_completion`, ends the run and abandons what is in flight. What a request gets depends
     /// on the request alone, not on what else runs, nor on the limits.
@@ -94,7 +94,7 @@ impl Engine {
     /// When a request can never fit, or the model or the sampler fails.
     pub fn run(
         &mut self,
-        next_request: &mut dyn FnMut() -> Option<Request>,
+        next_request: &mut dyn FnMut(Activity) -> Supply,
         on_completion: &mut dyn FnMut(Completion) -> ControlFlow<()>,
         should_stop: &dyn Fn() -> bool,
     ) -> Result<RunStats, EngineError> {
@@ -102,18 +102,23 @@ impl Engine {
         loop {
             let mut flow = ControlFlow::Continue(());
             while flow.is_continue() && !should_stop() && run.scheduler.has_room() {
-                match next_request() {
-                    Some(request) => flow = run.submit(request)?,
-                    None => run.scheduler.end_input(),
+                match next_request(run.activity()) {
+                    Supply::Request(request) => flow = run.submit(request)?,
+                    Supply::Later => {
+                        run.scheduler.pause_input();
+                        break;
+                    }
+                    Supply::End => run.scheduler.end_input(),
                 }
             }
             if flow.is_continue() && !should_stop() {
-                // Without room the caller is not asked, and then something runs: `Done` means that input ended too.
                 let num_may_be_under_way = match run.scheduler.next_step() {
                     Step::Prefill { copies, groups } => run.prefill(&copies, &groups)?,
                     Step::Decode { copies, seqs } => run.decode(&copies, &seqs)?,
                     Step::Wait => 0,
-                    Step::Done => return Ok(run.stats),
+                    Step::Done if run.scheduler.has_ended_input() => return Ok(run.stats),
+                    // The caller has nothing just now.
+                    Step::Done => 0,
                 };
                 while flow.is_continue() && run.num_under_way() > num_may_be_under_way {
                     flow = run.collect()?;

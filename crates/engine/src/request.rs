@@ -19,6 +19,32 @@ pub struct Request {
     pub max_new_tokens: u32,
 }
 
+/// What the engine gets when it asks for a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Supply {
+    /// One more to answer.
+    Request(Request),
+    /// None just now: ask again.
+    Later,
+    /// None any more.
+    End,
+}
+
+impl From<Option<Request>> for Supply {
+    fn from(request: Option<Request>) -> Self {
+        request.map_or(Self::End, Self::Request)
+    }
+}
+
+/// Whether the engine has something to compute while it asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// It has: the answer should come at once.
+    Busy,
+    /// It has not: the answer may wait a little for a request to come.
+    Idle,
+}
+
 /// One finished response.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Completion {

@@ -103,6 +103,8 @@ pub(crate) struct Scheduler {
     /// The last step was a prefill: what runs is waiting already.
     has_paused: bool,
     input_ended: bool,
+    /// Nothing more can be had just now.
+    input_paused: bool,
 }
 
 /// A group whose prompt is computed and some of whose responses wait for room.
@@ -155,6 +157,7 @@ impl Scheduler {
             copies: Vec::new(),
             has_paused: false,
             input_ended: false,
+            input_paused: false,
         })
     }
 
@@ -177,6 +180,7 @@ impl Scheduler {
                 block_size_tokens: self.limits.block_size_tokens,
             });
         }
+        self.input_paused = false;
         self.waiting.push_back(group);
         Ok(())
     }
@@ -184,6 +188,16 @@ impl Scheduler {
     /// Nothing will be added any more, so there is no use in waiting for a fuller prefill.
     pub(crate) fn end_input(&mut self) {
         self.input_ended = true;
+    }
+
+    /// Whether nothing will be added any more.
+    pub(crate) fn has_ended_input(&self) -> bool {
+        self.input_ended
+    }
+
+    /// Nothing can be added just now; until something is, there is no use in waiting either.
+    pub(crate) fn pause_input(&mut self) {
+        self.input_paused = true;
     }
 
     /// Whether one more group might start in the next prefill: the caller should not fetch more than that.
@@ -291,7 +305,7 @@ impl Scheduler {
     /// no more input comes.
     fn should_prefill(&self, admission: &Admission) -> bool {
         let worthwhile = (self.running.len() / 8).clamp(1, 16);
-        let is_last = self.input_ended && admission.num_groups == self.waiting.len();
+        let is_last = (self.input_ended || self.input_paused) && admission.num_groups == self.waiting.len();
         admission.num_groups > 0
             && (self.running.is_empty()
                 || self.has_paused

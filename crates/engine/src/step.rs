@@ -9,7 +9,7 @@ use model_core::{LogitsRows, PrefillBatch};
 use sampling::{FinishReason, SampledToken, StopState};
 
 use crate::{
-    Completion, Engine, EngineError, Request, RunStats,
+    Activity, Completion, Engine, EngineError, Request, RunStats,
     block_table::BlockCopy,
     runner::FirstToken,
     scheduler::{DecodeSeq, PrefillGroup, Scheduler, SeqGroup, SeqId},
@@ -83,6 +83,11 @@ impl<'e, 'c> Run<'e, 'c> {
             under_way: VecDeque::new(),
             next_group_idx: 0,
         })
+    }
+
+    /// Whether requests are in flight.
+    pub(crate) fn activity(&self) -> Activity {
+        if self.requests.is_empty() { Activity::Idle } else { Activity::Busy }
     }
 
     /// Queues a request, or answers it at once if there is nothing to compute.

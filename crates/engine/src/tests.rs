@@ -141,7 +141,7 @@ fn run(engine: &mut Engine, requests: &[Request]) -> (BTreeMap<(u64, u32), Compl
     let mut completions = BTreeMap::new();
     let stats = engine
         .run(
-            &mut || input.next(),
+            &mut |_| input.next().into(),
             &mut |completion| {
                 let key = (completion.sample_idx, completion.response_idx);
                 assert!(completions.insert(key, completion).is_none(), "{key:?} came twice");
@@ -234,10 +234,10 @@ fn requests_are_fetched_only_when_they_can_start() {
     let mut engine = engine(params(), &[], limits(4, 1000, 1000));
     let num_fetched = std::cell::Cell::new(0);
     let num_completed = std::cell::Cell::new(0);
-    let mut next_request = || {
+    let mut next_request = |_| {
         num_fetched.set(num_fetched.get() + 1);
         assert!(num_fetched.get() - num_completed.get() <= 5, "more than the seats are in flight");
-        (num_fetched.get() <= 30).then(|| request(num_fetched.get(), 4, 1, 9))
+        (num_fetched.get() <= 30).then(|| request(num_fetched.get(), 4, 1, 9)).into()
     };
     let mut on_completion = |_| {
         num_completed.set(num_completed.get() + 1);
@@ -248,6 +248,29 @@ fn requests_are_fetched_only_when_they_can_start() {
 }
 
 #[test]
+fn requests_may_come_later() {
+    let requests: Vec<Request> = (0..9).map(|n| request(n, 3 + n as usize, 2, 7)).collect();
+    let (expect, _) = run(&mut engine(params(), &["ab"], roomy()), &requests);
+    let mut input = requests.into_iter();
+    let (mut num_asked, mut num_idle) = (0, 0);
+    let mut next_request = |activity| {
+        num_asked += 1;
+        num_idle += u32::from(activity == Activity::Idle);
+        // Long enough for everything before to end.
+        if num_asked % 40 == 0 { input.next().into() } else { Supply::Later }
+    };
+    let mut completions = BTreeMap::new();
+    let mut on_completion = |completion: Completion| {
+        completions.insert((completion.sample_idx, completion.response_idx), completion);
+        ControlFlow::Continue(())
+    };
+    let stats =
+        engine(params(), &["ab"], roomy()).run(&mut next_request, &mut on_completion, &|| false).unwrap();
+    assert_eq!((stats.end, num_idle > 9), (RunEnd::Finished, true));
+    assert_eq!(completions, expect);
+}
+
+#[test]
 fn a_run_can_be_stopped_from_both_ends() {
     let mut engine = engine(params(), &[], roomy());
     let mut num_completed = 0;
@@ -255,11 +278,12 @@ fn a_run_can_be_stopped_from_both_ends() {
         num_completed += 1;
         ControlFlow::Break(())
     };
-    let stats = engine.run(&mut || Some(request(0, 4, 2, 9)), &mut on_completion, &|| false).unwrap();
+    let stats =
+        engine.run(&mut |_| Supply::Request(request(0, 4, 2, 9)), &mut on_completion, &|| false).unwrap();
     assert_eq!((stats.end, num_completed), (RunEnd::Stopped, 1));
 
     let mut fail = |_| -> ControlFlow<()> { panic!("nothing was started") };
-    let stats = engine.run(&mut || Some(request(0, 4, 2, 9)), &mut fail, &|| true).unwrap();
+    let stats = engine.run(&mut |_| Supply::Request(request(0, 4, 2, 9)), &mut fail, &|| true).unwrap();
     assert_eq!((stats.end, stats.num_prefill_steps), (RunEnd::Stopped, 0));
 }
 
@@ -268,7 +292,7 @@ fn errors_name_the_sample() {
     let check = |request: Request| {
         let mut requests = Some(request);
         engine(params(), &[], limits(4, 100, 3))
-            .run(&mut || requests.take(), &mut |_| ControlFlow::Continue(()), &|| false)
+            .run(&mut |_| requests.take().into(), &mut |_| ControlFlow::Continue(()), &|| false)
             .unwrap_err()
             .to_string()
     };

@@ -76,7 +76,8 @@ impl ReferenceSampler {
                 *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
             }
         }
-        if params.use_greedy {
+        // Rows with a NaN are refused; they cannot be sorted.
+        if params.use_greedy || row.iter().any(|logit| logit.is_nan()) {
             return row;
         }
         if let Some(k) = params.top_k.map(|k| k as usize).filter(|&k| k <= row.len()) {

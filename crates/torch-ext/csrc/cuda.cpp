@@ -101,9 +101,16 @@ int32_t te_cuda_graph_free(at::cuda::CUDAGraph* graph) {
   return guarded([&] { delete graph; });
 }
 
+// libtorch calls the preference experimental whenever it is set. Nothing here rests on more than the program tests.
+struct Quiet : c10::WarningHandler {
+  void process(const c10::Warning&) override {}
+};
+
 // Prefers cuBLASLt without split-K and without sums in reduced precision, or sets libtorch's defaults again.
 int32_t te_blas_set_invariant(int32_t invariant) {
   return guarded([&] {
+    Quiet quiet;
+    const c10::WarningUtils::WarningHandlerGuard guard(&quiet);
     auto& context = at::globalContext();
     context.setBlasPreferredBackend(invariant != 0 ? at::BlasBackend::Cublaslt : at::BlasBackend::Default);
     const bool allow = invariant == 0;

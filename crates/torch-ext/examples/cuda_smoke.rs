@@ -308,10 +308,10 @@ fn graph(device: &Device) -> Outcome {
     for graph in &graphs {
         for _ in 0..3 {
             step.x.shallow_clone().f_copy_(&step.x.f_randn_like()?)?;
-            step.y.shallow_clone().f_zero_()?;
+            drop(step.y.shallow_clone().f_zero_()?);
             graph.replay(&stream)?;
             let replayed = step.y.f_detach_copy()?;
-            step.y.shallow_clone().f_zero_()?;
+            drop(step.y.shallow_clone().f_zero_()?);
             step.run(&stream)?;
             ensure(replayed.f_equal(&step.y)?, || "a replay differs from the eager step".to_owned())?;
             ensure(replayed.f_abs()?.f_sum(Kind::Double)?.f_double_value(&[])? > 0.0, || {
@@ -461,7 +461,7 @@ fn flash_attention(device: &Device) -> Outcome {
         let (q, k, v) = (make(heads)?, make(groups)?, make(groups)?);
         let scale = 1.0 / (d as f64).sqrt();
         let out = flash::varlen([&q, &k, &v], &cu_seqlens, 300, scale)?;
-        ensure(out.size() == [total, heads, d] && out.kind() == kind, || format!("{:?}", out))?;
+        ensure(out.size() == [total, heads, d] && out.kind() == kind, || format!("{out:?}"))?;
         for (seq_idx, len) in lens.iter().enumerate() {
             let part = |tensor: &Tensor| tensor.f_narrow(0, i64::from(starts[seq_idx]), *len);
             let exact = plain_attention([&part(&q)?, &part(&k)?, &part(&v)?], scale, true)?;

@@ -194,11 +194,10 @@ DEVICE void sample_chunk(const SampleArgs& args, AnyScratch* scratch) {
 }
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, SAMPLE_BLOCKS_PER_SM) sample(SampleArgs args) {
-    __shared__ Scratch scratch;
-    sample_chunk<false>(args, &scratch);
-}
-
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, 1) sample_filtered(SampleArgs args) {
+#if SAMPLE_FILTERS
     __shared__ FilterScratch scratch;
-    sample_chunk<true>(args, &scratch);
+#else
+    __shared__ Scratch scratch;
+#endif
+    sample_chunk<SAMPLE_FILTERS>(args, &scratch);
 }

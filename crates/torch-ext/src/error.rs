@@ -103,6 +103,9 @@ pub enum ExtError {
     /// libtorch refused.
     #[error(transparent)]
     Torch(tch::TchError),
+    /// A call of the C++ shim threw; the exception's own text.
+    #[error("{0}")]
+    Libtorch(String),
 }
 
 impl From<tch::TchError> for ExtError {

@@ -6,6 +6,8 @@ pub mod cpu;
 #[cfg(feature = "nvrtc")]
 pub mod cuda;
 mod error;
+mod ffi;
+pub mod store;
 pub mod view;
 
 pub use error::ExtError;

@@ -15,6 +15,8 @@ pub(crate) enum Bench {
     Cpu(cpu::Args),
     /// Conversion of a large checkpoint beside a plain copy of the same bytes, with its peak memory
     Convert(convert::Args),
+    /// The queue of samples without a model: simulated jobs beside the ideal and the original's static slices, and a real store
+    Ranks,
 }
 
 /// Runs a benchmark.
@@ -25,5 +27,14 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Cpu(args) => cpu::run(workspace, args),
         Bench::Convert(args) => convert::run(workspace, args),
+        Bench::Ranks => crate::workspace::run(workspace.cargo().args([
+            "run",
+            "-q",
+            "--release",
+            "-p",
+            "aligner-gen",
+            "--",
+            "bench-queue",
+        ])),
     }
 }

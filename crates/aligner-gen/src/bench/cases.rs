@@ -170,7 +170,7 @@ fn answer(engine: &mut Engine, requests: Vec<Request>) -> Result<(RunStats, Stri
         completions.insert((completion.sample_idx, completion.response_idx), completion.token_ids);
         ControlFlow::Continue(())
     };
-    let stats = engine.run(&mut || requests.next(), &mut keep, &|| false)?;
+    let stats = engine.run(&mut |_| requests.next().into(), &mut keep, &|| false)?;
     let mut hasher = blake3::Hasher::new();
     for tokens in completions.values() {
         tokens.iter().for_each(|token| {

@@ -139,7 +139,7 @@ fn answer(engine: &mut Engine, vocab_size: usize, load: Load) -> Result<f64, Fai
         max_new_tokens: load.new_tokens,
     });
     let started = Instant::now();
-    let stats = engine.run(&mut || requests.next(), &mut |_| ControlFlow::Continue(()), &|| false)?;
+    let stats = engine.run(&mut |_| requests.next().into(), &mut |_| ControlFlow::Continue(()), &|| false)?;
     let (tokens, time): (u64, Duration) = match load.of {
         // The first token of a response comes out of prefill.
         Part::Decode => (stats.generated_tokens - load.num_prompts, stats.decode_time + stats.sample_time),

@@ -15,6 +15,15 @@ use super::OutputError;
 pub(crate) struct Identity(pub(crate) BTreeMap<String, Value>);
 
 impl Identity {
+    /// The name under which the data's fingerprint stands.
+    pub(crate) const DATA: &'static str = "data fingerprint";
+
+    /// What ranks that do not read the data can be held to.
+    pub(crate) fn without_data(mut self) -> Self {
+        self.0.remove(Self::DATA);
+        self
+    }
+
     /// What differs, as `name: old -> new`; long values such as fingerprints by name alone.
     pub(crate) fn changes(&self, new: &Self) -> Vec<String> {
         let names: std::collections::BTreeSet<_> = self.0.keys().chain(new.0.keys()).collect();

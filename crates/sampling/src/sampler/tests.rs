@@ -145,6 +145,22 @@ fn padding_is_never_chosen_and_ties_go_to_the_lowest_id() {
     assert_eq!(sampled, [SampledToken { token: 1, logprob: None }]);
 }
 
+/// Sorting a row with a NaN panics once it is long enough.
+#[test]
+fn the_reference_refuses_a_nan_before_it_sorts() {
+    let mut logits: Vec<f32> = (0..100).map(|i| (i * 7919 % 101) as f32).collect();
+    for idx in (1..100).step_by(7) {
+        logits[idx] = f32::NAN;
+    }
+    let logits = Tensor::from_slice(&logits).view([1, 100]);
+    let params = SamplingParams { top_k: Some(5), top_p: Some(0.5), ..params() };
+    let error = ReferenceSampler::new(params, 100, 1, vec![], 0)
+        .unwrap()
+        .sample(&logits, &[state(0, &[])])
+        .unwrap_err();
+    assert_eq!(error.to_string(), "logits of sample 3, response 0, generated token 5 hold a NaN");
+}
+
 #[test]
 fn errors_say_what_does_not_fit() {
     let check = |logits: &Tensor, expect: &str| {

@@ -4,6 +4,8 @@
 //! operations stay tch's. The driver and NVRTC are opened when they are first used.
 
 mod cache;
+#[cfg(any(feature = "cuda", test))]
+mod copy;
 pub mod kernels;
 pub mod nvrtc;
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::KernelConfig;
-use super::programs::{Tiling, sampling_program};
+use super::programs::{SamplerTiling, Tiling};
 use crate::ExtError;
 use crate::cuda::{Device, Kernel, Module};
 
@@ -36,7 +36,8 @@ impl Kernels {
         config.check()?;
         let pointwise = Module::load(device, &config.pointwise(), cache_dir)?;
         let attention = Module::load(device, &config.attention(), cache_dir)?;
-        let sampling = Module::load(device, &sampling_program(), cache_dir)?;
+        let sampling = Module::load(device, &SamplerTiling::Plain.program(), cache_dir)?;
+        let filtered = Module::load(device, &SamplerTiling::Filtered.program(), cache_dir)?;
         Ok(Self {
             config: *config,
             tiling: Tiling::of(config),
@@ -52,7 +53,7 @@ impl Kernels {
             decode_attention: attention.kernel("decode_attention")?,
             decode_attention_qkv: attention.kernel("decode_attention_qkv")?,
             sample: sampling.kernel("sample")?,
-            sample_filtered: sampling.kernel("sample_filtered")?,
+            sample_filtered: filtered.kernel("sample")?,
         })
     }
 

@@ -9,7 +9,7 @@
 //! T is the type of [`KernelConfig`]. All tensors are contiguous and on the stream's GPU.
 
 mod programs;
-pub use programs::{KernelConfig, sampling_program};
+pub use programs::{KernelConfig, SamplerTiling};
 
 #[cfg(feature = "cuda")]
 mod attention;

@@ -119,27 +119,54 @@ impl KernelConfig {
     }
 }
 
-/// Sampling; the same for all models.
-pub fn sampling_program() -> Program {
-    Program {
-        name: "sampling",
-        source: source!("sample.cu"),
-        headers: headers!("common.cuh", "numbers.cuh", "row.cuh", "filter.cuh"),
-        defines: vec![
-            ("ELEM", "0".to_owned()),
-            ("SAMPLE_THREADS", SAMPLE_THREADS.to_string()),
-            ("SAMPLE_VALUES", SAMPLE_VALUES.to_string()),
-            ("SAMPLE_BLOCKS_PER_SM", SAMPLE_BLOCKS_PER_SM.to_string()),
-        ],
-        // The CPU rounds after every operation.
-        options: &["--fmad=false"],
+/// How the sampler cuts a row of logits into blocks. Tokens do not depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SamplerTiling {
+    /// Without top_k and top_p.
+    Plain,
+    /// With them: larger blocks, since each has its own histograms.
+    Filtered,
+}
+
+impl SamplerTiling {
+    /// Threads of a block.
+    pub(super) fn num_threads(self) -> u32 {
+        match self {
+            Self::Plain => 256,
+            Self::Filtered => 512,
+        }
+    }
+
+    /// Logits that a block holds in registers.
+    pub(super) fn chunk(self) -> u32 {
+        self.num_threads() * SAMPLE_VALUES
+    }
+
+    /// Sampling; the same for all models.
+    pub fn program(self) -> Program {
+        let (name, blocks_per_sm, filters) = match self {
+            Self::Plain => ("sampling", "5", "0"),
+            Self::Filtered => ("sampling_filtered", "2", "1"),
+        };
+        Program {
+            name,
+            source: source!("sample.cu"),
+            headers: headers!("common.cuh", "numbers.cuh", "row.cuh", "filter.cuh"),
+            defines: vec![
+                ("ELEM", "0".to_owned()),
+                ("SAMPLE_THREADS", self.num_threads().to_string()),
+                ("SAMPLE_VALUES", SAMPLE_VALUES.to_string()),
+                ("SAMPLE_BLOCKS_PER_SM", blocks_per_sm.to_owned()),
+                ("SAMPLE_FILTERS", filters.to_owned()),
+            ],
+            // The CPU rounds after every operation.
+            options: &["--fmad=false"],
+        }
     }
 }
 
-/// Threads of a block of the sampler, and the logits that each holds in registers.
-pub(super) const SAMPLE_THREADS: u32 = 512;
-pub(super) const SAMPLE_VALUES: u32 = 16;
-const SAMPLE_BLOCKS_PER_SM: u32 = 2;
+/// Logits that a thread of the sampler holds.
+const SAMPLE_VALUES: u32 = 16;
 
 /// How decode attention is cut. It decides the order of sums, so it depends on the model alone, never on the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,13 +5,11 @@ use tch::{Kind, Tensor};
 
 use super::Kernels;
 use super::blocks::words_of;
-use super::programs::{SAMPLE_THREADS, SAMPLE_VALUES};
+use super::programs::SamplerTiling;
 use super::tensors::{Address, Tensors, bad, count, int, shape_of};
 use crate::ExtError;
 use crate::cuda::{Arg, Device, Launch, Stream};
 
-/// Logits of a row that one block takes.
-const CHUNK: i64 = SAMPLE_THREADS as i64 * SAMPLE_VALUES as i64;
 /// The largest vocabulary whose weights add up exactly.
 const MAX_VOCAB_SIZE: i64 = 1 << 19;
 /// `NUM_HISTOGRAMS * NUM_BINS` of `filter.cuh`.
@@ -124,6 +122,8 @@ impl Sampled {
 #[derive(Debug)]
 pub struct SamplerScratch {
     max_entries: i64,
+    vocab_size: i64,
+    /// Blocks of a row, the most of any tiling.
     num_chunks: i64,
     /// `int32[1]` and `int32[max_entries]`, zero between launches.
     ticket: Tensor,
@@ -145,10 +145,11 @@ impl SamplerScratch {
         if vocab_size <= 0 || vocab_size > MAX_VOCAB_SIZE {
             return Err(bad("vocab_size", &format!("from 1 to {MAX_VOCAB_SIZE}"), vocab_size));
         }
-        let num_chunks = (vocab_size + CHUNK - 1) / CHUNK;
+        let num_chunks = chunks_of(vocab_size, SamplerTiling::Plain);
         let zeros = |shape: &[i64], kind| Tensor::f_zeros(shape, (kind, device.tch()));
         Ok(Self {
             max_entries,
+            vocab_size,
             num_chunks,
             ticket: zeros(&[1], Kind::Int)?,
             arrivals: zeros(&[max_entries], Kind::Int)?,
@@ -227,16 +228,31 @@ impl Kernels {
         let rules = sample.rules;
         let [num_entries, _] = shape_of(sample.out, "out")?;
         let args = sample_args(&tensors, sample, num_entries)?;
-        let num_tasks = count(num_entries * sample.scratch.num_chunks, "blocks of the sampler")?;
+        let has_filters = !rules.use_greedy && (args.top_k > 0 || args.top_p > 0.0);
+        let (kernel, tiling) = match has_filters {
+            true => (&self.sample_filtered, SamplerTiling::Filtered),
+            false => (&self.sample, SamplerTiling::Plain),
+        };
+        let num_chunks = chunks_of(rules.vocab_size, tiling);
+        let num_tasks = count(num_entries * num_chunks, "blocks of the sampler")?;
         // Blocks of a row wait for each other. Where all run at once, any order will do.
         let ticket = tensors.address(&sample.scratch.ticket, "ticket", Kind::Int, &[1])?;
-        let args = SampleArgs { ticket: if num_tasks > self.num_sms { ticket } else { 0 }, ..args };
-        let has_filters = !rules.use_greedy && (args.top_k > 0 || args.top_p > 0.0);
-        let kernel = if has_filters { &self.sample_filtered } else { &self.sample };
-        kernel.launch(&Launch::linear(num_tasks, SAMPLE_THREADS), stream, &[Arg::value(&args)])
+        let args = SampleArgs {
+            ticket: if num_tasks > self.num_sms { ticket } else { 0 },
+            num_chunks: int(num_chunks, "chunks")?,
+            ..args
+        };
+        kernel.launch(&Launch::linear(num_tasks, tiling.num_threads()), stream, &[Arg::value(&args)])
     }
 }
 
+/// Blocks of a row.
+fn chunks_of(vocab_size: i64, tiling: SamplerTiling) -> i64 {
+    let chunk = i64::from(tiling.chunk());
+    (vocab_size + chunk - 1) / chunk
+}
+
+/// All but what depends on the tiling.
 fn sample_args(tensors: &Tensors<'_>, sample: &Sample<'_>, num_entries: i64) -> Result<SampleArgs, ExtError> {
     let Sample { rules, state, scratch, .. } = sample;
     let logits_shape @ [num_rows, padded_vocab_size] = shape_of(sample.logits, "logits")?;
@@ -283,7 +299,7 @@ fn sample_args(tensors: &Tensors<'_>, sample: &Sample<'_>, num_entries: i64) -> 
         num_slots: int(num_slots, "slots")?,
         num_entries: int(num_entries, "rows of `out`")?,
         vocab_size: int(rules.vocab_size, "vocab_size")?,
-        num_chunks: int(scratch.num_chunks, "chunks")?,
+        num_chunks: 0,
         num_end_tokens: int(num_end_tokens, "end tokens")?,
         min_length: rules.min_length,
         top_k,
@@ -306,7 +322,7 @@ fn check_sizes(sample: &Sample<'_>, num_entries: i64, num_slots: i64) -> Result<
             padded_vocab_size,
         ));
     }
-    if rules.vocab_size <= 0 || (rules.vocab_size + CHUNK - 1) / CHUNK != scratch.num_chunks {
+    if rules.vocab_size != scratch.vocab_size {
         return Err(bad("vocab_size", "what the scratch memory was made for", rules.vocab_size));
     }
     if num_entries > scratch.max_entries {

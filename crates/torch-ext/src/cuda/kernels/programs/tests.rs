@@ -41,7 +41,8 @@ fn attention_compiles_for_all_kinds_of_heads() {
 
 #[test]
 fn sampling_compiles() {
-    check(&sampling_program());
+    check(&SamplerTiling::Plain.program());
+    check(&SamplerTiling::Filtered.program());
 }
 
 #[test]

@@ -1,0 +1,468 @@
+//! What ranks say to each other: binary, versioned, every length before its bytes, read with every bound checked.
+
+use engine::Request;
+use sampling::FinishReason;
+
+use super::lease::Rank;
+use crate::exit::Failure;
+use crate::output::Identity;
+
+/// Raised with every change of a message: ranks of different builds must not talk past each other.
+pub(crate) const VERSION: u8 = 1;
+
+/// From a rank to rank 0.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum ToZero {
+    /// The first message.
+    Hello(Hello),
+    /// The weights are loaded: this many samples can be held at once.
+    Ready { capacity: u32 },
+    /// Finished samples.
+    Done(Vec<SampleDone>),
+    /// A sign of life.
+    Alive,
+    /// The last message.
+    Leaving(Leaving),
+}
+
+/// Who a rank is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Hello {
+    pub(crate) host: String,
+    pub(crate) process: u32,
+    /// What decides the text of a sample, data apart, as JSON; must be that of rank 0.
+    pub(crate) identity: String,
+}
+
+impl Hello {
+    pub(crate) fn of_this_process(identity: &Identity) -> Result<Self, Failure> {
+        Ok(Self {
+            host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+            process: std::process::id(),
+            identity: serde_json::to_string(identity).map_err(anyhow::Error::from)?,
+        })
+    }
+}
+
+/// Why a rank leaves, and what it did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Leaving {
+    pub(crate) why: Why,
+    pub(crate) prompt_tokens: u64,
+}
+
+/// Why a rank leaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// Rank 0 said so.
+    Told,
+    /// A signal came.
+    Signal(i32),
+    /// It failed, with this exit code.
+    Failed { code: u8, message: String },
+}
+
+/// From rank 0 to a rank.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum FromZero {
+    /// The answer to the first message: what the KV cache must hold.
+    Welcome { longest_sequence_tokens: u64, num_sequences: u64 },
+    /// Samples to compute.
+    Grant(Vec<Request>),
+    /// The end.
+    Stop(Stop),
+}
+
+/// Why rank 0 ends the job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Stop {
+    /// Every sample is finished.
+    Finished,
+    /// A signal or the time limit: what is finished is saved. The exit code for all ranks.
+    Early { code: u8, reason: String },
+    /// Something failed.
+    Failed { message: String },
+}
+
+/// One sample, computed.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct SampleDone {
+    /// Position of the sample in the input file.
+    pub(crate) sample_idx: u64,
+    /// In the order of their numbers.
+    pub(crate) responses: Vec<ResponseDone>,
+}
+
+/// One response.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct ResponseDone {
+    pub(crate) token_ids: Vec<u32>,
+    pub(crate) finish_reason: FinishReason,
+    pub(crate) logprobs: Option<Vec<f32>>,
+}
+
+/// Bytes that are no message of this version.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum MessageError {
+    /// Another build wrote it.
+    #[error(
+        "a message of version {actual}, this program has version {VERSION}: all ranks must run the same program"
+    )]
+    Version { actual: u8 },
+    /// It ends too soon, goes on too long, or a value is none.
+    #[error("a message of {len} bytes is damaged at byte {at}")]
+    Damaged { len: usize, at: usize },
+}
+
+impl ToZero {
+    /// The message with its sender.
+    pub(crate) fn encode(&self, from: Rank) -> Vec<u8> {
+        let mut out = Writer::start();
+        out.u32(from);
+        match self {
+            Self::Hello(Hello { host, process, identity }) => {
+                out.u8(0);
+                out.text(host);
+                out.u32(*process);
+                out.text(identity);
+            }
+            Self::Ready { capacity } => {
+                out.u8(1);
+                out.u32(*capacity);
+            }
+            Self::Done(samples) => {
+                out.u8(2);
+                out.list(samples, Writer::sample);
+            }
+            Self::Alive => out.u8(3),
+            Self::Leaving(Leaving { why, prompt_tokens }) => {
+                out.u8(4);
+                out.u64(*prompt_tokens);
+                match why {
+                    Why::Told => out.u8(0),
+                    Why::Signal(signal) => {
+                        out.u8(1);
+                        out.u32(signal.cast_unsigned());
+                    }
+                    Why::Failed { code, message } => {
+                        out.u8(2);
+                        out.u8(*code);
+                        out.text(message);
+                    }
+                }
+            }
+        }
+        out.0
+    }
+
+    /// The sender and the message.
+    pub(crate) fn decode(bytes: &[u8]) -> Result<(Rank, Self), MessageError> {
+        let mut input = Reader::start(bytes)?;
+        let from = input.u32()?;
+        let message = match input.u8()? {
+            0 => Self::Hello(Hello { host: input.text()?, process: input.u32()?, identity: input.text()? }),
+            1 => Self::Ready { capacity: input.u32()? },
+            2 => Self::Done(input.list(Reader::sample)?),
+            3 => Self::Alive,
+            4 => {
+                let prompt_tokens = input.u64()?;
+                let why = match input.u8()? {
+                    0 => Why::Told,
+                    1 => Why::Signal(input.u32()?.cast_signed()),
+                    2 => Why::Failed { code: input.u8()?, message: input.text()? },
+                    _ => return Err(input.damaged()),
+                };
+                Self::Leaving(Leaving { why, prompt_tokens })
+            }
+            _ => return Err(input.damaged()),
+        };
+        input.end()?;
+        Ok((from, message))
+    }
+}
+
+impl FromZero {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::start();
+        match self {
+            Self::Welcome { longest_sequence_tokens, num_sequences } => {
+                out.u8(0);
+                out.u64(*longest_sequence_tokens);
+                out.u64(*num_sequences);
+            }
+            Self::Grant(requests) => {
+                out.u8(1);
+                out.list(requests, |out, request| {
+                    out.u64(request.sample_idx);
+                    out.u32(request.num_responses);
+                    out.u32(request.max_new_tokens);
+                    out.list(&request.prompt, |out, &id| out.u32(id));
+                });
+            }
+            Self::Stop(stop) => {
+                out.u8(2);
+                match stop {
+                    Stop::Finished => out.u8(0),
+                    Stop::Early { code, reason } => {
+                        out.u8(1);
+                        out.u8(*code);
+                        out.text(reason);
+                    }
+                    Stop::Failed { message } => {
+                        out.u8(2);
+                        out.text(message);
+                    }
+                }
+            }
+        }
+        out.0
+    }
+
+    pub(crate) fn decode(bytes: &[u8]) -> Result<Self, MessageError> {
+        let mut input = Reader::start(bytes)?;
+        let message = match input.u8()? {
+            0 => Self::Welcome { longest_sequence_tokens: input.u64()?, num_sequences: input.u64()? },
+            1 => Self::Grant(input.list(|input| {
+                Ok(Request {
+                    sample_idx: input.u64()?,
+                    num_responses: input.u32()?,
+                    max_new_tokens: input.u32()?,
+                    prompt: input.list(Reader::u32)?,
+                })
+            })?),
+            2 => Self::Stop(match input.u8()? {
+                0 => Stop::Finished,
+                1 => Stop::Early { code: input.u8()?, reason: input.text()? },
+                2 => Stop::Failed { message: input.text()? },
+                _ => return Err(input.damaged()),
+            }),
+            _ => return Err(input.damaged()),
+        };
+        input.end()?;
+        Ok(message)
+    }
+}
+
+/// Little-endian.
+struct Writer(Vec<u8>);
+
+impl Writer {
+    fn start() -> Self {
+        Self(vec![VERSION])
+    }
+
+    fn u8(&mut self, value: u8) {
+        self.0.push(value);
+    }
+
+    fn u32(&mut self, value: u32) {
+        self.0.extend(value.to_le_bytes());
+    }
+
+    fn u64(&mut self, value: u64) {
+        self.0.extend(value.to_le_bytes());
+    }
+
+    fn text(&mut self, text: &str) {
+        self.u64(text.len() as u64);
+        self.0.extend(text.as_bytes());
+    }
+
+    fn list<T>(&mut self, items: &[T], mut item: impl FnMut(&mut Self, &T)) {
+        self.u64(items.len() as u64);
+        items.iter().for_each(|value| item(self, value));
+    }
+
+    fn sample(&mut self, sample: &SampleDone) {
+        self.u64(sample.sample_idx);
+        self.list(&sample.responses, |out, response| {
+            out.u8(match response.finish_reason {
+                FinishReason::Eos => 0,
+                FinishReason::EndString => 1,
+                FinishReason::Length => 2,
+            });
+            out.list(&response.token_ids, |out, &id| out.u32(id));
+            out.u8(u8::from(response.logprobs.is_some()));
+            if let Some(logprobs) = &response.logprobs {
+                out.list(logprobs, |out, logprob| out.u32(logprob.to_bits()));
+            }
+        });
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn start(bytes: &'a [u8]) -> Result<Self, MessageError> {
+        let mut input = Self { bytes, at: 0 };
+        match input.u8()? {
+            VERSION => Ok(input),
+            actual => Err(MessageError::Version { actual }),
+        }
+    }
+
+    fn damaged(&self) -> MessageError {
+        MessageError::Damaged { len: self.bytes.len(), at: self.at }
+    }
+
+    fn end(&self) -> Result<(), MessageError> {
+        if self.at == self.bytes.len() { Ok(()) } else { Err(self.damaged()) }
+    }
+
+    fn take(&mut self, len: usize) -> Result<&'a [u8], MessageError> {
+        let end = self.at.checked_add(len).ok_or_else(|| self.damaged())?;
+        let taken = self.bytes.get(self.at..end).ok_or_else(|| self.damaged())?;
+        self.at = end;
+        Ok(taken)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], MessageError> {
+        self.take(N)?.try_into().map_err(|_| self.damaged())
+    }
+
+    fn u8(&mut self) -> Result<u8, MessageError> {
+        self.array().map(u8::from_le_bytes)
+    }
+
+    fn u32(&mut self) -> Result<u32, MessageError> {
+        self.array().map(u32::from_le_bytes)
+    }
+
+    fn u64(&mut self) -> Result<u64, MessageError> {
+        self.array().map(u64::from_le_bytes)
+    }
+
+    fn len(&mut self) -> Result<usize, MessageError> {
+        let len = self.u64()?;
+        usize::try_from(len).map_err(|_| self.damaged())
+    }
+
+    fn text(&mut self) -> Result<String, MessageError> {
+        let len = self.len()?;
+        String::from_utf8(self.take(len)?.to_vec()).map_err(|_| self.damaged())
+    }
+
+    /// An item takes at least a byte, so a false length is found out before memory is taken for it.
+    fn list<T>(
+        &mut self,
+        mut item: impl FnMut(&mut Self) -> Result<T, MessageError>,
+    ) -> Result<Vec<T>, MessageError> {
+        let len = self.len()?;
+        if len > self.bytes.len() - self.at {
+            return Err(self.damaged());
+        }
+        (0..len).map(|_| item(self)).collect()
+    }
+
+    fn sample(&mut self) -> Result<SampleDone, MessageError> {
+        let sample_idx = self.u64()?;
+        let responses = self.list(|input| {
+            let finish_reason = match input.u8()? {
+                0 => FinishReason::Eos,
+                1 => FinishReason::EndString,
+                2 => FinishReason::Length,
+                _ => return Err(input.damaged()),
+            };
+            let token_ids = input.list(Self::u32)?;
+            let logprobs = match input.u8()? {
+                0 => None,
+                1 => Some(input.list(|input| input.u32().map(f32::from_bits))?),
+                _ => return Err(input.damaged()),
+            };
+            Ok(ResponseDone { token_ids, finish_reason, logprobs })
+        })?;
+        Ok(SampleDone { sample_idx, responses })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn response() -> impl Strategy<Value = ResponseDone> {
+        let reasons = [FinishReason::Eos, FinishReason::EndString, FinishReason::Length];
+        let logprobs = prop::option::of(prop::collection::vec(-9.0_f32..0.0, 0..5));
+        (prop::collection::vec(any::<u32>(), 0..5), prop::sample::select(reasons.to_vec()), logprobs)
+            .prop_map(|(token_ids, finish_reason, logprobs)| ResponseDone {
+                token_ids,
+                finish_reason,
+                logprobs,
+            })
+    }
+
+    fn to_zero() -> impl Strategy<Value = ToZero> {
+        let sample = (any::<u64>(), prop::collection::vec(response(), 0..3))
+            .prop_map(|(sample_idx, responses)| SampleDone { sample_idx, responses });
+        let why = prop_oneof![
+            Just(Why::Told),
+            any::<i32>().prop_map(Why::Signal),
+            (any::<u8>(), ".{0,9}").prop_map(|(code, message)| Why::Failed { code, message }),
+        ];
+        prop_oneof![
+            (".{0,9}", any::<u32>(), ".{0,9}").prop_map(|(host, process, identity)| ToZero::Hello(Hello {
+                host,
+                process,
+                identity
+            })),
+            any::<u32>().prop_map(|capacity| ToZero::Ready { capacity }),
+            prop::collection::vec(sample, 0..3).prop_map(ToZero::Done),
+            Just(ToZero::Alive),
+            (why, any::<u64>())
+                .prop_map(|(why, prompt_tokens)| ToZero::Leaving(Leaving { why, prompt_tokens })),
+        ]
+    }
+
+    fn from_zero() -> impl Strategy<Value = FromZero> {
+        let request = (any::<u64>(), prop::collection::vec(any::<u32>(), 0..5), any::<u32>(), any::<u32>())
+            .prop_map(|(sample_idx, prompt, num_responses, max_new_tokens)| Request {
+                sample_idx,
+                prompt,
+                num_responses,
+                max_new_tokens,
+            });
+        prop_oneof![
+            (any::<u64>(), any::<u64>()).prop_map(|(longest_sequence_tokens, num_sequences)| {
+                FromZero::Welcome { longest_sequence_tokens, num_sequences }
+            }),
+            prop::collection::vec(request, 0..3).prop_map(FromZero::Grant),
+            Just(FromZero::Stop(Stop::Finished)),
+            (any::<u8>(), ".{0,9}").prop_map(|(code, reason)| FromZero::Stop(Stop::Early { code, reason })),
+            ".{0,9}".prop_map(|message| FromZero::Stop(Stop::Failed { message })),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_said_is_heard(to_zero in to_zero(), from_zero in from_zero(), rank in any::<u32>()) {
+            prop_assert_eq!(ToZero::decode(&to_zero.encode(rank)).unwrap(), (rank, to_zero));
+            prop_assert_eq!(FromZero::decode(&from_zero.encode()).unwrap(), from_zero);
+        }
+
+        #[test]
+        fn damaged_bytes_are_refused_and_never_panic(
+            message in to_zero(), cut in any::<prop::sample::Index>(), flip in any::<prop::sample::Index>(), bits in 1_u8..,
+        ) {
+            let bytes = message.encode(3);
+            prop_assert!(ToZero::decode(&bytes[..cut.index(bytes.len())]).is_err());
+            prop_assert!(ToZero::decode(&[bytes.as_slice(), &[0]].concat()).is_err());
+            let mut flipped = bytes;
+            let at = flip.index(flipped.len());
+            flipped[at] ^= bits;
+            let _ = (ToZero::decode(&flipped), FromZero::decode(&flipped));
+        }
+    }
+
+    #[test]
+    fn another_version_is_named() {
+        let error = FromZero::decode(&[9, 0]).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            "a message of version 9, this program has version 1: all ranks must run the same program"
+        );
+    }
+}

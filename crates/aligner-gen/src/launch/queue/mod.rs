@@ -1,0 +1,24 @@
+//! The queue of samples: rank 0 deals them out and takes the answers, every rank computes, rank 0 among them.
+//!
+//! A rank talks to rank 0 through a [`Mailbox`]. That of rank 0 itself is two channels; the others' go through the store
+//! ([`link`]). With one rank there is no store, and everything else is the same.
+
+pub(crate) mod dispatch;
+pub(crate) mod lease;
+pub(crate) mod link;
+pub(crate) mod message;
+pub(crate) mod worker;
+
+use std::sync::mpsc::Receiver;
+
+use message::{FromZero, ToZero};
+
+/// What a rank hears: a message, or why there will be none any more.
+pub(crate) type Heard = Result<FromZero, String>;
+
+/// A rank's line to rank 0.
+pub(crate) struct Mailbox {
+    /// A line that is lost is noticed by who listens.
+    pub(crate) say: Box<dyn Fn(ToZero)>,
+    pub(crate) from_zero: Receiver<Heard>,
+}

@@ -1,0 +1,141 @@
+//! The computing side of a rank: leased samples into the engine, finished ones out of it. The same for every rank.
+
+use std::cell::RefCell;
+use std::collections::{HashMap, VecDeque};
+use std::ops::ControlFlow;
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
+use std::time::Duration;
+
+use engine::{Activity, Completion, Engine, EngineError, EngineLimits, Request, RunStats, Supply};
+
+use super::message::{FromZero, ResponseDone, SampleDone, Stop, ToZero};
+use super::{Heard, Mailbox};
+
+/// How long an idle engine waits for a message before it looks at the signals again.
+const IDLE: Duration = Duration::from_millis(20);
+
+/// Why a rank has stopped computing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// Rank 0 said so.
+    Told(Stop),
+    /// The caller's own reason.
+    ByItself,
+    /// Nothing is heard from rank 0 any more, for this reason.
+    Lost(String),
+}
+
+/// Samples that an engine of these limits can hold: as many as run at once, and a few to go on with.
+pub(crate) fn capacity(limits: &EngineLimits, longest_sequence_tokens: usize, num_responses: u32) -> u32 {
+    let blocks = longest_sequence_tokens.div_ceil(limits.block_size_tokens.max(1)).max(1);
+    let num_seqs = limits.max_num_seqs.min(limits.num_blocks / blocks).max(1);
+    let at_once = num_seqs.div_ceil(num_responses.max(1) as usize);
+    u32::try_from(at_once + at_once.div_ceil(8)).unwrap_or(u32::MAX)
+}
+
+struct State<'a> {
+    mailbox: &'a Mailbox,
+    /// Leased and not begun.
+    backlog: VecDeque<Request>,
+    /// Responses of samples that are begun, in their places.
+    open: HashMap<u64, Vec<Option<ResponseDone>>>,
+    ended: Option<Ended>,
+}
+
+/// Computes until rank 0 says stop, the line is lost, or `should_leave`.
+pub(crate) fn work(
+    engine: &mut Engine,
+    mailbox: &Mailbox,
+    should_leave: &dyn Fn() -> bool,
+) -> Result<(Ended, RunStats), EngineError> {
+    let state = RefCell::new(State { mailbox, backlog: VecDeque::new(), open: HashMap::new(), ended: None });
+    let stats = engine.run(
+        &mut |activity| state.borrow_mut().next_request(activity),
+        &mut |completion| {
+            state.borrow_mut().take(completion);
+            ControlFlow::Continue(())
+        },
+        &|| {
+            let mut state = state.borrow_mut();
+            state.hear_all();
+            if state.ended.is_none() && should_leave() {
+                state.ended = Some(Ended::ByItself);
+            }
+            state.ended.is_some()
+        },
+    )?;
+    Ok((state.into_inner().ended.unwrap_or(Ended::ByItself), stats))
+}
+
+impl State<'_> {
+    fn next_request(&mut self, activity: Activity) -> Supply {
+        self.hear_all();
+        if self.backlog.is_empty() && self.ended.is_none() && activity == Activity::Idle {
+            match self.mailbox.from_zero.recv_timeout(IDLE) {
+                Ok(heard) => self.hear(heard),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => self.hear(Err("rank 0 has ended".to_owned())),
+            }
+        }
+        match self.backlog.pop_front() {
+            _ if self.ended.is_some() => Supply::End,
+            None => Supply::Later,
+            Some(request) => {
+                self.open.insert(request.sample_idx, vec![None; request.num_responses as usize]);
+                Supply::Request(request)
+            }
+        }
+    }
+
+    fn hear_all(&mut self) {
+        while self.ended.is_none() {
+            match self.mailbox.from_zero.try_recv() {
+                Ok(heard) => self.hear(heard),
+                Err(TryRecvError::Empty) => return,
+                Err(TryRecvError::Disconnected) => self.hear(Err("rank 0 has ended".to_owned())),
+            }
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        match heard {
+            Ok(FromZero::Grant(requests)) => self.backlog.extend(requests),
+            Ok(FromZero::Stop(stop)) => self.ended = Some(Ended::Told(stop)),
+            // Said once, before there was an engine.
+            Ok(FromZero::Welcome { .. }) => {}
+            Err(reason) => self.ended = Some(Ended::Lost(reason)),
+        }
+    }
+
+    fn take(&mut self, completion: Completion) {
+        let Completion { sample_idx, response_idx, token_ids, finish_reason, logprobs } = completion;
+        let Some(responses) = self.open.get_mut(&sample_idx) else { return };
+        if let Some(slot) = responses.get_mut(response_idx as usize) {
+            *slot = Some(ResponseDone { token_ids, finish_reason, logprobs });
+        }
+        if responses.iter().all(Option::is_some) {
+            let responses = self.open.remove(&sample_idx).into_iter().flatten().flatten().collect();
+            (self.mailbox.say)(ToZero::Done(vec![SampleDone { sample_idx, responses }]));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capacity_is_what_runs_at_once_and_an_eighth() {
+        let limits = EngineLimits {
+            max_num_seqs: 64,
+            max_prefill_tokens: 2048,
+            num_blocks: 1000,
+            block_size_tokens: 32,
+        };
+        assert_eq!(capacity(&limits, 100, 1), 72);
+        assert_eq!(capacity(&limits, 100, 4), 18);
+        assert_eq!(capacity(&limits, 100, 1000), 2);
+        assert_eq!(capacity(&limits, 3200, 1), 12);
+        assert_eq!(capacity(&limits, 100_000, 1), 2);
+    }
+}

@@ -1,0 +1,55 @@
+//! Holds every CUDA kernel against a slow twin on odd shapes, then times them: one line a case, exit code 1 when one
+//! is wrong.
+//!
+//! `cargo build --release -p torch-ext --features cuda --example gpu_check`; the program can be carried to a machine
+//! with a GPU, where `LD_LIBRARY_PATH` must name libtorch's folder.
+
+mod attention;
+mod pointwise;
+mod sampling_check;
+mod support;
+mod timing;
+
+use std::process::ExitCode;
+
+use support::{Gpu, Outcome, say};
+
+type Case = (&'static str, fn(&Gpu) -> Outcome);
+
+const CASES: [Case; 9] = [
+    ("embedding", pointwise::embedding),
+    ("norms", pointwise::norms),
+    ("activations", pointwise::activations),
+    ("rotary embedding and cache", pointwise::rope),
+    ("copied blocks and seen tokens", pointwise::blocks),
+    ("decode attention", attention::all_heads),
+    ("wrong shapes are refused", attention::wrong_shapes),
+    ("sampling as the reference does", sampling_check::against_reference),
+    ("first tokens of responses", sampling_check::admissions),
+];
+
+fn main() -> ExitCode {
+    let gpu = match Gpu::open() {
+        Ok(gpu) => gpu,
+        Err(error) => {
+            say(&format!("cannot open the GPU: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut num_failed = 0;
+    for (name, case) in CASES {
+        match case(&gpu) {
+            Ok(facts) => say(&format!("ok      {name}: {facts}")),
+            Err(error) => {
+                num_failed += 1;
+                say(&format!("FAILED  {name}: {error}"));
+            }
+        }
+    }
+    say(&format!("{} passed, {num_failed} failed", CASES.len() - num_failed));
+    if let Err(error) = timing::table(&gpu) {
+        say(&format!("FAILED  timing: {error}"));
+        return ExitCode::FAILURE;
+    }
+    if num_failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

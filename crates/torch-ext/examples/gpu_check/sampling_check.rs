@@ -1,0 +1,293 @@
+//! The sampler against the reference of the sampling crate, token for token.
+
+use sampling::{ReferenceSampler, RowState, SamplingParams, TokenSampler};
+use tch::{Kind, Tensor};
+use torch_ext::cuda::kernels::{
+    Admission, Kernels, MarkSeen, Sample, SampleRules, SampleStatus, Sampled, SamplerScratch, SamplerState,
+};
+
+use crate::support::{Checked, Gpu, Outcome, ensure};
+
+const SEED: u64 = 0x0123_4567_89ab_cdef;
+const NUM_ROWS: i64 = 9;
+/// The row that is not in use.
+const IDLE_ROW: i64 = 7;
+const END_TOKENS: [i32; 3] = [0, 2, 600_000];
+
+fn rules() -> [SampleRules; 11] {
+    let base = SampleRules {
+        use_greedy: false,
+        temperature: 1.0,
+        top_k: None,
+        top_p: None,
+        repetition_penalty: 1.0,
+        compute_logprob: false,
+        min_length: 0,
+        seed: SEED,
+        vocab_size: 0,
+    };
+    [
+        base,
+        SampleRules { temperature: 0.7, ..base },
+        SampleRules { use_greedy: true, ..base },
+        SampleRules { use_greedy: true, compute_logprob: true, min_length: 3, ..base },
+        SampleRules { temperature: 1.3, compute_logprob: true, ..base },
+        SampleRules { top_k: Some(50), ..base },
+        SampleRules { top_k: Some(1), min_length: 5, ..base },
+        SampleRules { top_p: Some(0.9), compute_logprob: true, ..base },
+        SampleRules { top_p: Some(0.3), top_k: Some(7), ..base },
+        SampleRules { top_p: Some(0.999), temperature: 2.0, repetition_penalty: 1.3, ..base },
+        SampleRules { top_k: Some(4000), repetition_penalty: 0.8, min_length: 5, ..base },
+    ]
+}
+
+pub(crate) fn against_reference(gpu: &Gpu) -> Outcome {
+    let kernels = gpu.kernels(Kind::Float, 64, 1)?;
+    let mut num_tokens = 0;
+    for (vocab_size, padded) in [(256_000, 256_000), (50_257, 50_304), (8192, 8192), (1003, 1003), (3, 5)] {
+        let scratch = SamplerScratch::new(&gpu.device, NUM_ROWS, vocab_size)?;
+        for rules in rules() {
+            for spread in [0.01, 1.0, 4.0] {
+                let rules = SampleRules { vocab_size, ..rules };
+                let logits = logits(vocab_size, padded, spread)?;
+                num_tokens += check(gpu, &kernels, &scratch, (&rules, &logits))
+                    .map_err(|error| format!("{rules:?}, logits of spread {spread}: {error}"))?;
+            }
+        }
+    }
+    Ok(format!("{num_tokens} tokens"))
+}
+
+/// `float32[9, padded]`: some rows with ties, and, where there is room, rows that cannot be drawn from.
+fn logits(vocab_size: i64, padded: i64, spread: f64) -> Result<Tensor, Box<dyn std::error::Error>> {
+    let logits =
+        Tensor::f_randn([NUM_ROWS, padded], (Kind::Float, tch::Device::Cpu))?.f_mul_scalar(spread)?;
+    let mut ties = logits.f_narrow(0, 0, 4)?;
+    ties.f_copy_(&ties.f_mul_scalar(8.0)?.f_round()?.f_div_scalar(8.0)?)?;
+    let _ = logits.f_get(2)?.f_zero_()?;
+    if vocab_size > 3 {
+        let _ = logits.f_get(4)?.f_get(1)?.f_fill_(f64::NAN)?;
+        let _ = logits.f_get(5)?.f_get(2)?.f_fill_(f64::INFINITY)?;
+        let _ = logits.f_get(6)?.f_fill_(f64::NEG_INFINITY)?;
+    }
+    if padded > vocab_size {
+        let _ = logits.f_narrow(1, vocab_size, padded - vocab_size)?.f_fill_(1e9)?;
+    }
+    Ok(logits)
+}
+
+/// The arrays behind a [`SamplerState`].
+struct Slots {
+    tokens: Tensor,
+    positions: Tensor,
+    num_generated: Tensor,
+    sample_idxs: Tensor,
+    response_idxs: Tensor,
+    seen: Tensor,
+}
+
+impl Slots {
+    fn new(gpu: &Gpu, positions: &[i32], vocab_size: i64) -> Result<Self, Box<dyn std::error::Error>> {
+        let num_slots = positions.len() as i64;
+        let idxs: Vec<i32> = (0..num_slots as i32).collect();
+        let idxs = gpu.ints(&idxs, &[num_slots])?;
+        Ok(Self {
+            tokens: gpu.zeros(&[num_slots], Kind::Int)?,
+            positions: gpu.ints(positions, &[num_slots])?,
+            num_generated: idxs.f_detach_copy()?,
+            sample_idxs: idxs.f_to_kind(Kind::Int64)?.f_mul_scalar(1_i64 << 33)?.f_add_scalar(3)?,
+            response_idxs: idxs.f_mul_scalar(7)?,
+            seen: gpu.zeros(&[num_slots, (vocab_size + 31) / 32], Kind::Int)?,
+        })
+    }
+
+    fn state(&self) -> SamplerState<'_> {
+        SamplerState {
+            tokens: &self.tokens,
+            positions: &self.positions,
+            num_generated: &self.num_generated,
+            sample_idxs: &self.sample_idxs,
+            response_idxs: &self.response_idxs,
+            seen: Some(&self.seen),
+        }
+    }
+
+    fn numbers(&self, slot: i64) -> Result<[i64; 3], tch::TchError> {
+        let at = |tensor: &Tensor| tensor.f_int64_value(&[slot]);
+        Ok([at(&self.tokens)?, at(&self.positions)?, at(&self.num_generated)?])
+    }
+}
+
+fn params(rules: &SampleRules) -> SamplingParams {
+    SamplingParams {
+        use_greedy: rules.use_greedy,
+        temperature: rules.temperature,
+        top_k: rules.top_k,
+        top_p: rules.top_p,
+        repetition_penalty: rules.repetition_penalty,
+        compute_logprob: rules.compute_logprob,
+    }
+}
+
+fn reference(rules: &SampleRules) -> Result<ReferenceSampler, Box<dyn std::error::Error>> {
+    let end_tokens = END_TOKENS.iter().map(|&token| token as u32).collect();
+    let vocab_size = usize::try_from(rules.vocab_size)?;
+    Ok(ReferenceSampler::new(params(rules), vocab_size, rules.seed, end_tokens, rules.min_length)?)
+}
+
+fn records(out: &Tensor) -> Result<Vec<Sampled>, Box<dyn std::error::Error>> {
+    let words = Vec::<i32>::try_from(&out.f_to_device(tch::Device::Cpu)?.f_flatten(0, -1)?)?;
+    Ok(words
+        .chunks_exact(4)
+        .map(|word| Sampled {
+            token: word[0],
+            logprob: f32::from_bits(word[1] as u32),
+            status: word[2],
+            num_generated: word[3] as u32,
+        })
+        .collect())
+}
+
+fn check(
+    gpu: &Gpu,
+    kernels: &Kernels,
+    scratch: &SamplerScratch,
+    (rules, logits): (&SampleRules, &Tensor),
+) -> Result<usize, Box<dyn std::error::Error>> {
+    let positions: Vec<i32> =
+        (0..NUM_ROWS as i32).map(|row| if i64::from(row) == IDLE_ROW { -1 } else { row + 10 }).collect();
+    let slots = Slots::new(gpu, &positions, rules.vocab_size)?;
+    let history: Vec<u32> = (0..60).map(|i| (i * i * 7) % rules.vocab_size as u32).collect();
+    mark(gpu, kernels, &slots, (&history, rules.vocab_size))?;
+    let out = gpu.zeros(&[NUM_ROWS, 4], Kind::Int)?;
+    kernels.sample(
+        &gpu.stream,
+        &Sample {
+            logits: &gpu.put(logits)?,
+            rules,
+            end_token_ids: Some(&gpu.ints(&END_TOKENS, &[3])?),
+            state: slots.state(),
+            scratch,
+            admissions: None,
+            out: &out,
+        },
+    )?;
+    let mut reference = reference(rules)?;
+    let mut num_tokens = 0;
+    for (row, sampled) in (0..NUM_ROWS).zip(records(&out)?) {
+        let state = RowState {
+            sample_idx: (row as u64) * (1 << 33) + 3,
+            response_idx: row as u32 * 7,
+            num_generated: row as u32,
+            history: &history,
+        };
+        let expect = reference.sample(&logits.f_narrow(0, row, 1)?, &[state]);
+        let numbers = slots.numbers(row)?;
+        let problem = || format!("row {row}: {sampled:?}, slot {numbers:?}, the reference {expect:?}");
+        let stays = [0, i64::from(positions[row as usize]), row];
+        match (&expect, sampled.status()) {
+            (_, Some(SampleStatus::Skipped)) => ensure(row == IDLE_ROW && numbers == stays, problem)?,
+            (Ok(tokens), Some(SampleStatus::Chosen)) => {
+                let token = i64::from(tokens[0].token);
+                let moved = [token, i64::from(positions[row as usize]) + 1, row + 1];
+                let is_close = tokens[0]
+                    .logprob
+                    .is_none_or(|logprob| (logprob - sampled.logprob).abs() < 2e-6 * logprob.abs().max(1.0));
+                ensure(i64::from(sampled.token) == token && numbers == moved && is_close, problem)?;
+                num_tokens += 1;
+            }
+            (Err(error), Some(status)) => {
+                let is_named = match status {
+                    SampleStatus::HasNan => error.to_string().ends_with("a NaN"),
+                    SampleStatus::HasInfinity => error.to_string().ends_with("an infinite value"),
+                    SampleStatus::HasNoToken => error.to_string().ends_with("no token that may be chosen"),
+                    SampleStatus::Chosen | SampleStatus::Skipped => false,
+                };
+                ensure(is_named && numbers == stays && sampled.token == -1, problem)?;
+            }
+            _ => ensure(false, problem)?,
+        }
+    }
+    Ok(num_tokens)
+}
+
+fn mark(gpu: &Gpu, kernels: &Kernels, slots: &Slots, (history, vocab_size): (&[u32], i64)) -> Checked {
+    let tokens: Vec<i32> = (0..NUM_ROWS).flat_map(|_| history.iter().map(|&token| token as i32)).collect();
+    let len = history.len() as i32;
+    let starts: Vec<i32> = (0..=NUM_ROWS as i32).map(|row| row * len).collect();
+    let rows: Vec<i32> = (0..NUM_ROWS as i32).collect();
+    kernels.mark_seen(
+        &gpu.stream,
+        &MarkSeen {
+            tokens: &gpu.ints(&tokens, &[tokens.len() as i64])?,
+            cu_seqlens: &gpu.ints(&starts, &[NUM_ROWS + 1])?,
+            slots: &gpu.ints(&rows, &[NUM_ROWS])?,
+            seen: &slots.seen,
+            vocab_size,
+        },
+    )?;
+    Ok(())
+}
+
+pub(crate) fn admissions(gpu: &Gpu) -> Outcome {
+    let kernels = gpu.kernels(Kind::Float, 64, 1)?;
+    let vocab_size = 32_000;
+    let rules = SampleRules { vocab_size, temperature: 0.9, ..rules()[0] };
+    let admission = |logits_row, slot, position, response_idx, sample_idx| Admission {
+        logits_row,
+        slot,
+        position,
+        response_idx,
+        sample_idx,
+        reserved: 0,
+    };
+    // Two responses draw from row 0, one record is padding, and one names logits that are not there.
+    let list = [
+        admission(0, 6, 10, 0, 77),
+        admission(0, 1, 10, 1, 77),
+        admission(2, 3, 4, 0, 5),
+        admission(1, -1, 0, 0, 0),
+        admission(9, 2, 4, 0, 5),
+        admission(1, 0, 9, 2, 1 << 40),
+    ];
+    let slots = Slots::new(gpu, &[-1; 8], vocab_size)?;
+    let logits = Tensor::f_randn([3, vocab_size], (Kind::Float, tch::Device::Cpu))?.f_mul_scalar(3.0)?;
+    let scratch = SamplerScratch::new(&gpu.device, 8, vocab_size)?;
+    let out = gpu.zeros(&[list.len() as i64, 4], Kind::Int)?;
+    let words: &[i64] = bytemuck::cast_slice(&list);
+    let admissions = gpu.put(&Tensor::f_from_slice(words)?.f_reshape([-1, 4])?)?;
+    kernels.sample(
+        &gpu.stream,
+        &Sample {
+            logits: &gpu.put(&logits)?,
+            rules: &rules,
+            end_token_ids: None,
+            state: slots.state(),
+            scratch: &scratch,
+            admissions: Some(&admissions),
+            out: &out,
+        },
+    )?;
+    let mut reference = reference(&rules)?;
+    for (admission, sampled) in list.iter().zip(records(&out)?) {
+        if admission.slot < 0 || admission.logits_row > 2 {
+            ensure(sampled.status() == Some(SampleStatus::Skipped), || {
+                format!("{admission:?}: {sampled:?}")
+            })?;
+            continue;
+        }
+        let state = RowState {
+            sample_idx: admission.sample_idx,
+            response_idx: admission.response_idx,
+            num_generated: 0,
+            history: &[],
+        };
+        let row = logits.f_narrow(0, i64::from(admission.logits_row), 1)?;
+        let token = i64::from(reference.sample(&row, &[state])?[0].token);
+        let numbers = slots.numbers(i64::from(admission.slot))?;
+        let is_right =
+            numbers == [token, i64::from(admission.position), 1] && i64::from(sampled.token) == token;
+        ensure(is_right, || format!("{admission:?}: {sampled:?}, slot {numbers:?}, the reference {token}"))?;
+    }
+    Ok("several responses of a prompt, padding".to_owned())
+}
