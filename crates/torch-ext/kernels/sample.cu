@@ -4,9 +4,10 @@
 // any number of thread blocks. All float arithmetic that decides a token is written with explicit roundings: fused
 // multiply-adds would give other bits than the CPU.
 //
-// A row is cut into chunks, one a thread block, whose values stay in registers from the one read of the logits to the
-// draw. Blocks of a row wait for each other at a counter in global memory; they take their chunks in the order in which
-// they start (`ticket`), so whoever is waited for is running.
+// A row is cut into chunks, one a thread block, whose values stay in registers from the one read of the logits to their
+// sum. In between the blocks of a row wait for the row's maximum (and for each search of top_k and top_p) at a counter in
+// global memory; they take their chunks in the order in which they start (`ticket`), so whoever is waited for is running.
+// The block that finishes last draws, and reads again the one chunk that holds the token.
 
 #include "common.cuh"
 #include "numbers.cuh"

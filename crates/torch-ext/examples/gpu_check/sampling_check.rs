@@ -46,8 +46,11 @@ pub(crate) fn against_reference(gpu: &Gpu) -> Outcome {
     let mut num_tokens = 0;
     for (vocab_size, padded) in [(256_000, 256_000), (50_257, 50_304), (8192, 8192), (1003, 1003), (3, 5)] {
         let scratch = SamplerScratch::new(&gpu.device, NUM_ROWS, vocab_size)?;
-        for rules in rules() {
-            for spread in [0.01, 1.0, 4.0] {
+        // The reference sorts whole rows, which takes its time on the largest vocabulary.
+        let (stride, spreads): (usize, &[f64]) =
+            if vocab_size > 100_000 { (4, &[1.0]) } else { (1, &[0.01, 1.0, 4.0]) };
+        for rules in rules().into_iter().step_by(stride) {
+            for &spread in spreads {
                 let rules = SampleRules { vocab_size, ..rules };
                 let logits = logits(vocab_size, padded, spread)?;
                 num_tokens += check(gpu, &kernels, &scratch, (&rules, &logits))
