@@ -29,6 +29,8 @@ use crate::{
 
 /// Steps that may be under way while the host reads the one before.
 const RUN_AHEAD: usize = 1;
+/// Steps with a bucket before other numbers of rows are tried for it.
+const STEPS_BEFORE_CHOICE: u32 = 48;
 /// Replays that are timed to choose a number of rows.
 const TIMED_REPLAYS: u32 = 4;
 
@@ -226,6 +228,8 @@ impl DeviceRunner {
         if let Some(graph) = self.graphs.steps.get(&num_rows) {
             return Ok(graph.replay(&stream)?);
         }
+        // What libraries set up at their first use cannot be recorded, so the first time the model runs as it is.
+        let _ = self.enqueue_model(num_rows)?;
         let pool = self.graphs.pool;
         let graph = Graph::capture_in(pool, &stream, || self.enqueue(num_rows))?;
         graph.replay(&stream)?;
@@ -238,6 +242,12 @@ impl DeviceRunner {
     fn rows_for(&mut self, num_rows: usize) -> Result<usize, EngineError> {
         if let Some(&chosen) = self.graphs.chosen.get(&num_rows) {
             return Ok(chosen);
+        }
+        // Trying costs as much as some steps, so it waits until the bucket has proved to be of use.
+        let num_steps = self.graphs.num_steps.entry(num_rows).or_insert(0);
+        *num_steps += 1;
+        if *num_steps < STEPS_BEFORE_CHOICE {
+            return Ok(num_rows);
         }
         let times_ms = candidates(num_rows)
             .map(|candidate| Ok((candidate, self.time_of(candidate)?)))
@@ -253,7 +263,7 @@ impl DeviceRunner {
             return Ok(time_ms);
         }
         let stream = self.stream;
-        // What libraries set up at their first use cannot be recorded, so the first time it runs as it is.
+        // As before any recording.
         let _ = self.enqueue_model(num_rows)?;
         let graph = Graph::capture(&stream, || self.enqueue_model(num_rows).map(|_| ()))?;
         graph.replay(&stream)?;

@@ -45,6 +45,8 @@ pub(super) struct Graphs {
     pub(super) pool: GraphPool,
     /// Steps by number of rows.
     pub(super) steps: HashMap<usize, Graph>,
+    /// Steps so far by bucket, until a number of rows is chosen for it.
+    pub(super) num_steps: HashMap<usize, u32>,
     /// How many rows are run for a bucket.
     pub(super) chosen: HashMap<usize, usize>,
     /// How long the model takes with so many rows.
@@ -56,6 +58,7 @@ impl Graphs {
         Ok(Self {
             pool: GraphPool::new()?,
             steps: HashMap::new(),
+            num_steps: HashMap::new(),
             chosen: HashMap::new(),
             times_ms: HashMap::new(),
         })
