@@ -116,3 +116,26 @@ error: 3 of 3 records of `[JOB]/data.jsonl` cannot be used:
   line 3: it is a chat record, and `model.data.chat=false` is set; set `model.data.chat=true`
 ");
 }
+
+#[test]
+fn samples_are_drawn_in_nemos_order() {
+    let sampled = ["model.data.sample=true", "trainer.generation.max_steps=3", "model.global_batch_size=4"];
+    let fields = ["model.generation.output_fields=[index]", "model.generation.num_responses_to_gen=1"];
+    let job = Job::new(5).with(&sampled).with(&fields);
+    job.run().expect_code(0);
+    let records = job.records();
+    let drawn: Vec<u64> = records.iter().map(|record| record["index"].as_u64().unwrap()).collect();
+    // `RandomState(1)` shuffles three blocks of five, five and two, and `RandomState(1 + n)` the n-th of them.
+    assert_eq!(drawn, [2, 1, 4, 0, 3, 1, 0, 3, 4, 1, 0, 2]);
+    assert_eq!(records.last().unwrap()["consumed_samples"], 12);
+    // The same record again has random numbers of its own.
+    let of_first: Vec<_> = records
+        .iter()
+        .filter(|record| record["index"] == 0)
+        .map(|record| record["responses"].to_string())
+        .collect();
+    assert!(of_first.len() > 1 && of_first[0] != of_first[1], "{of_first:?}");
+    // Another number of steps is another order: the file cannot be continued with it.
+    let error = job.with(&["trainer.generation.max_steps=4"]).run().expect_code(2).error();
+    assert!(error.contains("changed: `model.data.sample` (was 12, now 16)"), "{error}");
+}

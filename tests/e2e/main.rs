@@ -10,6 +10,7 @@ mod complete;
 mod config;
 mod data;
 mod errors;
+mod exp_manager;
 mod families;
 mod interruption;
 mod ranks;

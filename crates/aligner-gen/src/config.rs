@@ -40,16 +40,21 @@ const CLOSED: [&str; 5] =
     ["trainer.generation", "model.generation", "model.data", "exp_manager", "pretrained_checkpoint"];
 
 /// Keys of the original software's schema that it leaves out of its own defaults. They have no effect.
-const INERT: [&str; 9] = [
+const INERT: [&str; 3] = [
+    "exp_manager.use_datetime_version",
+    "trainer.generation.trt_llm.reshard",
+    "model.data.train_ds.file_names",
+];
+
+/// Keys that the defaults leave out and something reads, or refuses.
+const READ: [&str; 7] = [
     "exp_manager.wandb_logger_kwargs",
+    "exp_manager.summary_writer_kwargs",
+    "exp_manager.version",
     "exp_manager.create_mlflow_logger",
     "exp_manager.create_dllogger_logger",
     "exp_manager.create_clearml_logger",
     "exp_manager.create_neptune_logger",
-    "exp_manager.version",
-    "exp_manager.use_datetime_version",
-    "trainer.generation.trt_llm.reshard",
-    "model.data.train_ds.file_names",
 ];
 
 /// The user's part of the configuration.
@@ -212,8 +217,12 @@ fn is_below(key: &str, block: &str) -> bool {
 fn check_keys(composer: &Composer, known: &Composer) -> Result<(), Failure> {
     for (leaf, _, origin) in composer.entries() {
         let Some(origin) = origin else { continue };
-        let inert = INERT.iter().any(|block| leaf == *block || is_below(&leaf, block));
-        if origin.layer == DEFAULTS_LAYER || known.node().get(&leaf).is_some() || inert {
+        let listed = |keys: &[&str]| keys.iter().any(|block| leaf == *block || is_below(&leaf, block));
+        if origin.layer == DEFAULTS_LAYER || known.node().get(&leaf).is_some() || listed(&READ) {
+            continue;
+        }
+        if listed(&INERT) {
+            tracing::debug!("`{leaf}` ({origin}) has no effect");
             continue;
         }
         let section = leaf.split('.').next().unwrap_or_default();
@@ -379,8 +388,10 @@ pub(crate) mod tests {
             lines.get(line.wrapping_sub(1)).is_some_and(|line| line.contains(words))
         };
         // Some keys are about one kind of records or one output field only.
-        let settings: [&[&str]; 3] = [
+        let settings: [&[&str]; 5] = [
             &[],
+            &["trainer.generation.max_steps=2"],
+            &["exp_manager.create_wandb_logger=true", "exp_manager.explicit_log_dir=null"],
             &["model.data.chat=false", "model.data.train_ds.prompt_template='{input} {output}'"],
             &["model.generation.output_fields=[metadata]"],
         ];

@@ -154,7 +154,8 @@ impl From<data::DataError> for Failure {
             | DataError::IndivisibleBatch { .. }
             | DataError::LimitTooLarge { .. }
             | DataError::MaxEpochs { .. }
-            | DataError::NoBosToken => ExitStatus::Usage,
+            | DataError::NoBosToken
+            | DataError::TooManyRecords { .. } => ExitStatus::Usage,
             DataError::BadChatTemplate { .. } => ExitStatus::Checkpoint,
             _ => ExitStatus::Data,
         };

@@ -76,8 +76,8 @@ impl Follower<'_> {
     /// Whether the folder has all samples of this very job.
     fn is_finished(&self) -> bool {
         let plan = &self.setup.plan;
-        let folder = plan.log_dir.join("generations");
-        plan.existing_output == ExistingOutput::Continue
+        let folder = plan.exp_manager.log_dir.join("generations");
+        plan.exp_manager.existing_output == ExistingOutput::Continue
             && Manifest::read(&folder).ok().flatten().is_some_and(|manifest| {
                 manifest.consumed_samples >= manifest.num_samples
                     && self.setup.identity().changes(&manifest.identity.without_data()).is_empty()

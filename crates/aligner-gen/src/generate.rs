@@ -6,7 +6,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
-use data::PreparedPrompt;
+use data::{DataError, PromptSet};
 use engine::{Engine, Request, RunStats};
 
 use crate::exit::Failure;
@@ -16,7 +16,8 @@ use crate::launch::queue::lease::{LeaseLimits, LeaseTable};
 use crate::launch::queue::link::Server;
 use crate::launch::queue::message::{FromZero, Hello, Leaving, SampleDone, ToZero, Why};
 use crate::launch::queue::worker::{self, Ended};
-use crate::output::{GenerationSink, Identity, OutputError};
+use crate::metrics::{Metrics, StepCounts};
+use crate::output::{GenerationSink, Identity};
 use crate::plan::GenerationPlan;
 use crate::progress::Progress;
 use crate::signals::StopWatch;
@@ -32,7 +33,7 @@ const MAX_WAITING_BYTES: usize = 1 << 30;
 /// What generation runs on.
 pub(crate) struct Job<'a> {
     pub(crate) plan: &'a GenerationPlan,
-    pub(crate) prompts: &'a [PreparedPrompt],
+    pub(crate) prompts: &'a PromptSet,
     pub(crate) steps: &'a [PendingStep],
     pub(crate) watch: &'a StopWatch,
     /// What decides the texts, data apart.
@@ -49,6 +50,14 @@ enum ToWriter {
     /// The weights are loaded: from here on the speed is measured.
     Loaded,
     Finished(usize, SampleDone),
+    /// A prompt cannot be read any more.
+    Unreadable(DataError),
+}
+
+/// How the run is told about while it goes on.
+pub(crate) struct Reports<'a> {
+    pub(crate) progress: Progress,
+    pub(crate) metrics: &'a mut Metrics,
 }
 
 /// Generates all pending steps, or as many as there is time for. Whole steps are committed either way.
@@ -58,7 +67,7 @@ pub(crate) fn generate(
     load: &dyn Fn() -> Result<Engine, Failure>,
     collector: StepCollector<'_>,
     sink: &mut (dyn GenerationSink + Send),
-    progress: Progress,
+    reports: Reports<'_>,
 ) -> Result<Summary, Failure> {
     let (events, incoming) = channel();
     let (to_local, from_zero) = channel();
@@ -71,11 +80,17 @@ pub(crate) fn generate(
         })?;
     }
     let finished = to_writer.clone();
+    let unreadable = to_writer.clone();
     let desk = Desk {
-        request: Box::new(|position| job.request(position)),
-        position_of: Box::new(|sample_idx| {
-            job.prompts.binary_search_by_key(&sample_idx, |prompt| prompt.index).ok()
+        request: Box::new(move |position| match job.request(position) {
+            Ok(request) => Some(request),
+            Err(error) => {
+                // The writer ends the run.
+                let _ = unreadable.send(ToWriter::Unreadable(error));
+                None
+            }
         }),
+        position_of: Box::new(|sample_idx| job.prompts.position_of(sample_idx)),
         lease: job.plan.lease,
         join_timeout: job.plan.join_timeout,
         watch: job.watch,
@@ -99,7 +114,7 @@ pub(crate) fn generate(
     let table = LeaseTable::new(first_position(job), end_position(job), job.world_size, job.lease_limits());
     let (computed, report, summary) = std::thread::scope(|scope| {
         let writer = scope.spawn(move || {
-            let written = write_steps(&written, collector, sink, progress, &events);
+            let written = write_steps(&written, collector, sink, reports, &events);
             if written.is_err() {
                 let _ = events.send(Event::WriterFailed);
             }
@@ -123,13 +138,13 @@ fn end_position(job: &Job<'_>) -> usize {
 }
 
 impl Job<'_> {
-    fn request(&self, position: usize) -> Option<Request> {
-        let prompt = self.prompts.get(position)?;
-        Some(Request {
-            sample_idx: prompt.index,
-            prompt: prompt.ids.clone(),
+    fn request(&self, position: usize) -> Result<Request, DataError> {
+        let prompt = self.prompts.load(position)?;
+        Ok(Request {
+            sample_idx: prompt.sample_idx,
             num_responses: self.plan.num_responses,
             max_new_tokens: self.plan.budget_tokens(prompt.ids.len()),
+            prompt: prompt.ids,
         })
     }
 
@@ -205,15 +220,16 @@ fn write_steps(
     receiver: &Receiver<ToWriter>,
     mut collector: StepCollector<'_>,
     sink: &mut (dyn GenerationSink + Send),
-    mut progress: Progress,
+    Reports { mut progress, metrics }: Reports<'_>,
     events: &Sender<Event>,
-) -> Result<Summary, OutputError> {
+) -> Result<Summary, Failure> {
     let mut summary = Summary::default();
     let mut finish_reasons = FinishReasons::default();
     let mut write_time = Duration::ZERO;
     loop {
         let (position, sample) = match receiver.recv_timeout(Duration::from_secs(1)) {
             Ok(ToWriter::Finished(position, sample)) => (position, sample),
+            Ok(ToWriter::Unreadable(error)) => return Err(error.into()),
             Ok(ToWriter::Loaded) => {
                 progress.restart_clock();
                 continue;
@@ -231,7 +247,7 @@ fn write_steps(
             progress.response(response.token_ids.len());
         }
         collector.push(position, sample);
-        while let Some(step) = collector.pop() {
+        while let Some(step) = collector.pop()? {
             let started = Instant::now();
             sink.commit(&step)?;
             write_time += started.elapsed();
@@ -240,6 +256,13 @@ fn write_steps(
             let _ = events.send(Event::Committed(end));
             summary.samples += step.samples.len() as u64;
             progress.step(step.step, step.consumed_samples);
+            metrics.step(&StepCounts {
+                step: step.step,
+                consumed_samples: step.consumed_samples,
+                responses: summary.responses,
+                output_tokens: summary.output_tokens,
+                finish_reasons,
+            });
         }
     }
     progress.finish();

@@ -9,6 +9,7 @@ mod config;
 mod device;
 mod env;
 mod exit;
+mod exp_manager;
 mod follower;
 mod generate;
 mod inspect;
@@ -16,6 +17,7 @@ mod launch;
 mod logging;
 mod logits;
 mod memory;
+mod metrics;
 mod model_type;
 mod node_json;
 mod open_engine;
@@ -44,13 +46,13 @@ fn main() -> ExitCode {
     let logging = logging::Logging::start(cli.job.log);
     let launcher = env::of_launcher(launch::spawn::LAUNCHER_VARIABLE);
     if let Err(error) = launch::spawn::follow_launcher(launcher.as_deref()) {
-        report::show(&anyhow::Error::from(error).into());
+        report::show(&anyhow::Error::from(error).into(), &logging);
         return exit::ExitStatus::Failed.into();
     }
     match report::dispatch(&cli, &logging, started) {
         Ok(status) => status.into(),
         Err(failure) => {
-            report::show(&failure);
+            report::show(&failure, &logging);
             failure.status.into()
         }
     }

@@ -9,20 +9,18 @@ use sampling::SamplingParams;
 use serde_json::{Value, json};
 
 use crate::exit::Failure;
+use crate::exp_manager::ExpManagerPlan;
 use crate::launch::ranks::Devices;
 use crate::model_type::ModelType;
-use crate::output::{ExistingOutput, Identity, OutputField};
+use crate::output::{Identity, OutputField};
 use crate::raw::{RawConfig, RawDevices, RawDropLast, RawLimit};
 use crate::records::{self, RecordFormat};
-use crate::signals::parse_time_limit;
 
 /// What the main job is to do.
 #[derive(Clone, Debug)]
 pub(crate) struct GenerationPlan {
     pub(crate) data_path: PathBuf,
-    pub(crate) log_dir: PathBuf,
-    pub(crate) existing_output: ExistingOutput,
-    pub(crate) time_limit: Option<Duration>,
+    pub(crate) exp_manager: ExpManagerPlan,
     pub(crate) precision: Precision,
     pub(crate) backend: Backend,
     pub(crate) accelerator: String,
@@ -32,6 +30,8 @@ pub(crate) struct GenerationPlan {
     pub(crate) lease: Duration,
     pub(crate) join_timeout: Duration,
     pub(crate) batch: BatchSizes,
+    /// With `model.data.sample`: how many samples are drawn.
+    pub(crate) num_drawn: Option<usize>,
     pub(crate) limit: LimitTrainBatches,
     pub(crate) max_steps: i64,
     pub(crate) drop_last: DropLast,
@@ -72,15 +72,6 @@ impl GenerationPlan {
         let (lease, join_timeout) = patience(&raw)?;
         data::plan::check_max_epochs(raw.trainer.generation.max_epochs)?;
         check_unavailable(&raw)?;
-        let log_dir =
-            raw.exp_manager.explicit_log_dir.clone().ok_or_else(|| {
-                Failure::usage("`exp_manager.explicit_log_dir` must be a folder, found null")
-            })?;
-        let time_limit = raw.exp_manager.max_time_per_run.as_deref().map(|text| {
-            parse_time_limit(text).ok_or_else(|| {
-                out_of_range("exp_manager.max_time_per_run", "`DD:HH:MM:SS`", &format!("`{text}`"))
-            })
-        });
         let precision: Precision = raw.trainer.precision.to_string().parse()?;
         let trt_llm = &raw.trainer.generation.trt_llm;
         let fast = trt_llm.enable;
@@ -88,21 +79,20 @@ impl GenerationPlan {
         let max_input_len = fast
             .then(|| positive("trainer.generation.trt_llm.max_input_len", trt_llm.max_input_len))
             .transpose()?;
+        let batch = BatchSizes {
+            global: positive("model.global_batch_size", raw.global_batch_size)?,
+            micro: positive("model.micro_batch_size", raw.micro_batch_size)?,
+        };
+        let num_drawn = records::num_drawn(&raw.data, raw.trainer.generation.max_steps, batch.global)?;
         let generation = raw.generation;
         let records = RecordFormat::new(&raw.data)?;
-        records::check_sampling(&raw.data, raw.trainer.generation.max_steps)?;
         let length_limits = records::length_limits(&raw.data, max_input_len)?;
         let kept_metadata = records::kept_metadata(&raw.data.train_ds, &generation.output_fields);
         let train_ds = raw.data.train_ds;
         let end_strings = generation.sampling_params.end_strings.map(Vec::<String>::try_from).transpose()?;
         Ok(Self {
             data_path: train_ds.file_path,
-            log_dir,
-            existing_output: match raw.exp_manager.resume_if_exists {
-                Some(false) => ExistingOutput::MoveAside,
-                _ => ExistingOutput::Continue,
-            },
-            time_limit: time_limit.transpose()?,
+            exp_manager: ExpManagerPlan::new(raw.exp_manager)?,
             precision,
             backend: if fast { Backend::Fused } else { Backend::Plain },
             accelerator: raw.trainer.accelerator,
@@ -110,10 +100,8 @@ impl GenerationPlan {
             devices,
             lease,
             join_timeout,
-            batch: BatchSizes {
-                global: positive("model.global_batch_size", raw.global_batch_size)?,
-                micro: positive("model.micro_batch_size", raw.micro_batch_size)?,
-            },
+            batch,
+            num_drawn,
             limit: match raw.trainer.generation.limit_train_batches {
                 None => LimitTrainBatches::Fraction(1.0),
                 Some(RawLimit::Steps(steps)) => LimitTrainBatches::Batches(steps),
@@ -174,7 +162,9 @@ impl GenerationPlan {
             ("model.generation.output_fields", json!(self.output_fields)),
             ("model.data.train_ds.max_seq_length", records::limits_identity(&self.length_limits)),
         ];
-        let settings = settings.into_iter().chain(self.records.identity());
+        // The order depends on how many samples are drawn; a manifest of a run that draws none lacks the key.
+        let drawn = self.num_drawn.map(|num_drawn| ("model.data.sample", json!(num_drawn)));
+        let settings = settings.into_iter().chain(self.records.identity()).chain(drawn);
         Identity(settings.map(|(name, value)| (name.to_owned(), value)).collect())
     }
 }
@@ -208,11 +198,6 @@ fn patience(raw: &RawConfig) -> Result<(Duration, Duration), Failure> {
 }
 
 fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
-    if raw.exp_manager.create_wandb_logger == Some(true) {
-        return Err(Failure::usage(
-            "`exp_manager.create_wandb_logger=true`: not built yet; set `exp_manager.create_wandb_logger=false`",
-        ));
-    }
     if raw.generation.sampling_params.all_probs {
         return Err(Failure::usage(
             "`model.generation.sampling_params.all_probs=true` is not available; set it to false",
@@ -345,8 +330,22 @@ mod tests {
     }
 
     #[test]
+    fn sampling_is_about_max_steps() {
+        let drawn = |overrides: &[&str]| plan(overrides).unwrap().num_drawn;
+        assert_eq!(drawn(&["model.data.sample=true"]), None);
+        assert_eq!(drawn(&["trainer.generation.max_steps=3"]), None);
+        let sampled = ["model.data.sample=true", "trainer.generation.max_steps=3"];
+        assert_eq!(drawn(&sampled), Some(192));
+        // Another number of steps is another order, so such a run cannot be continued.
+        let base = plan(&sampled).unwrap().identity();
+        let more = plan(&[sampled[0], "trainer.generation.max_steps=4"]).unwrap().identity();
+        assert_eq!(base.changes(&more).len(), 1);
+        assert_eq!(base.changes(&plan(&[]).unwrap().identity()).len(), 1);
+    }
+
+    #[test]
     fn refusals() {
-        insta::assert_snapshot!(message(&["model.data.sample=true", "trainer.generation.max_steps=5"]), @"`model.data.sample=true` with `trainer.generation.max_steps=5` would draw shuffled samples, and every sample is generated once, in the order of the file: set `model.data.sample=false`, and shuffle the file if the order matters");
+        insta::assert_snapshot!(message(&["model.data.sample=true", "trainer.generation.max_steps=0"]), @"`model.data.sample=true` draws `trainer.generation.max_steps` times `model.global_batch_size` samples: 0 times 64 must be from 1 to 1073741824");
         let chat = |text: &'static str| message(&["model.data.chat=false", text]);
         insta::assert_snapshot!(message(&["model.data.chat=false"]), @r#"`model.data.chat=false` needs `model.data.train_ds.prompt_template`, such as `"{input} {output}"`, with the key of the response at its end"#);
         insta::assert_snapshot!(chat("model.data.train_ds.prompt_template='{output} {input}'"), @"`model.data.train_ds.prompt_template` is `{output} {input}`: it must end with `{output}`, the key of `model.data.train_ds.label_key`");
@@ -365,7 +364,16 @@ mod tests {
         insta::assert_snapshot!(message(&["trainer.devices=some"]), @"`trainer.devices` must be a number from 1, -1 or `auto`, found `some`");
         insta::assert_snapshot!(message(&["trainer.num_nodes=0"]), @"`trainer.num_nodes` must be at least 1, found 0");
         insta::assert_snapshot!(message(&["trainer.generation.lease_seconds=0"]), @"`trainer.generation.lease_seconds` must be at least 1, found 0");
-        insta::assert_snapshot!(message(&["exp_manager.create_wandb_logger=true"]), @"`exp_manager.create_wandb_logger=true`: not built yet; set `exp_manager.create_wandb_logger=false`");
+        let wandb = |kwargs: &str| {
+            message(&["exp_manager.create_wandb_logger=true", "~exp_manager.wandb_logger_kwargs", kwargs])
+        };
+        insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={entity:x}"), @"`exp_manager.create_wandb_logger=true` needs `exp_manager.wandb_logger_kwargs.name` or `exp_manager.wandb_logger_kwargs.project`; both may be null");
+        insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={name:x,tags:[1]}"), @"`exp_manager.wandb_logger_kwargs.tags` must be a list of texts or null, found `[1]`");
+        insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={name:x,id:a/b}"), @"`exp_manager.wandb_logger_kwargs.id` must be at most 64 letters, digits, `-` and `_`, found `a/b`");
+        insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={name:[x]}"), @r#"`exp_manager.wandb_logger_kwargs.name` must be a text or null, found `["x"]`"#);
+        insta::assert_snapshot!(message(&["++exp_manager.summary_writer_kwargs={log_dir:x}"]), @"`exp_manager.summary_writer_kwargs` must not have `log_dir`: events go to `exp_manager.explicit_log_dir`");
+        insta::assert_snapshot!(message(&["++exp_manager.create_mlflow_logger=true"]), @"`exp_manager.create_mlflow_logger=true`: there are only TensorBoard and Weights & Biases; set it to false, or use `exp_manager.create_tensorboard_logger` or `exp_manager.create_wandb_logger`");
+        insta::assert_snapshot!(message(&["exp_manager.log_local_rank_0_only=true", "exp_manager.log_global_rank_0_only=true"]), @"`exp_manager.log_local_rank_0_only` and `exp_manager.log_global_rank_0_only` are both true; set one of them to false");
         insta::assert_snapshot!(message(&["model.seed=null"]), @"`model.seed` must be a positive whole number, found null");
         insta::assert_snapshot!(message(&["trainer.precision=8"]), @"precision `8` is not supported, use one of `32`, `32-true`, `bf16`, `bf16-mixed`, `bf16-true`");
         insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=x"]), @r#"`end_strings` must be a list of strings, got the string `x`, write `["x"]`"#);

@@ -1,5 +1,6 @@
 //! The resolved configuration as it is typed by the user, section by section. Nothing is checked here but types.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use hydra_config::Resolved;
@@ -70,12 +71,25 @@ pub(crate) struct RawTrtLlm {
 }
 
 /// `exp_manager`; inert keys are let through.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 pub(crate) struct RawExpManager {
     pub(crate) explicit_log_dir: Option<PathBuf>,
+    pub(crate) exp_dir: Option<PathBuf>,
+    pub(crate) name: Option<String>,
+    pub(crate) version: Option<String>,
     pub(crate) max_time_per_run: Option<String>,
-    pub(crate) create_wandb_logger: Option<bool>,
     pub(crate) resume_if_exists: Option<bool>,
+    pub(crate) create_tensorboard_logger: Option<bool>,
+    pub(crate) summary_writer_kwargs: Option<BTreeMap<String, serde_json::Value>>,
+    pub(crate) create_wandb_logger: Option<bool>,
+    pub(crate) wandb_logger_kwargs: Option<BTreeMap<String, serde_json::Value>>,
+    pub(crate) create_mlflow_logger: Option<bool>,
+    pub(crate) create_dllogger_logger: Option<bool>,
+    pub(crate) create_clearml_logger: Option<bool>,
+    pub(crate) create_neptune_logger: Option<bool>,
+    pub(crate) log_local_rank_0_only: Option<bool>,
+    pub(crate) log_global_rank_0_only: Option<bool>,
+    pub(crate) files_to_copy: Option<Vec<PathBuf>>,
 }
 
 /// `model.generation`.

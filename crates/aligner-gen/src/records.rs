@@ -17,6 +17,9 @@ use crate::raw::{RawData, RawMaxSeqLength, RawTrainDs};
 /// What `truncation_field` is when nobody sets it: the name of a chat record's prompt.
 const DEFAULT_TRUNCATION_FIELD: &str = "context_ids";
 
+/// The order of samples that are drawn is held in memory.
+const MAX_DRAWN: usize = 1 << 30;
+
 /// Which records are read, and what makes a prompt of them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RecordFormat {
@@ -83,17 +86,24 @@ impl RecordFormat {
     }
 }
 
-/// Refuses the original's sampling, which draws `max_steps` batches in a shuffled order and can draw a sample twice.
-/// Without `max_steps` it has no effect there either.
-pub(crate) fn check_sampling(data: &RawData, max_steps: i64) -> Result<(), Failure> {
+/// How many samples `model.data.sample` draws, in a shuffled order and the same one again where the data are too few;
+/// `None` where every record is generated once. Without `max_steps` it has no effect, as in the original.
+pub(crate) fn num_drawn(
+    data: &RawData,
+    max_steps: i64,
+    global_batch_size: usize,
+) -> Result<Option<usize>, Failure> {
     if !data.sample || max_steps < 0 {
-        return Ok(());
+        return Ok(None);
     }
-    Err(Failure::usage(format!(
-        "`model.data.sample=true` with `trainer.generation.max_steps={max_steps}` would draw shuffled samples, and every \
-         sample is generated once, in the order of the file: set `model.data.sample=false`, and shuffle the file if the \
-         order matters"
-    )))
+    let num_samples = usize::try_from(max_steps).ok().and_then(|steps| steps.checked_mul(global_batch_size));
+    match num_samples {
+        Some(num_samples @ 1..=MAX_DRAWN) => Ok(Some(num_samples)),
+        _ => Err(Failure::usage(format!(
+            "`model.data.sample=true` draws `trainer.generation.max_steps` times `model.global_batch_size` samples: \
+             {max_steps} times {global_batch_size} must be from 1 to {MAX_DRAWN}"
+        ))),
+    }
 }
 
 /// What leaves a prompt out. Prompt-response records that are cut to the limit are never too long.

@@ -39,8 +39,8 @@ pub(crate) fn dispatch(cli: &Cli, logging: &Logging, started: Instant) -> Result
     Ok(ExitStatus::Done)
 }
 
-/// One sentence on stderr; with `HYDRA_FULL_ERROR=1` also every cause on its own line.
-pub(crate) fn show(failure: &Failure) {
+/// One sentence on stderr and in the log files; with `HYDRA_FULL_ERROR=1` also every cause on its own line.
+pub(crate) fn show(failure: &Failure, logging: &Logging) {
     let mut text = format!("error: {}\n", failure.sentence());
     if env::full_error() {
         for (depth, cause) in failure.error.chain().enumerate() {
@@ -49,7 +49,7 @@ pub(crate) fn show(failure: &Failure) {
     }
     // With stderr gone there is nobody to tell; the exit code still says it.
     let _ = io::stderr().write_all(text.as_bytes());
-    tracing::debug!("{text}");
+    logging.write_to_files(&text);
 }
 
 /// A panic is never the user's fault, and must not look like it.

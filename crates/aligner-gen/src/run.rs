@@ -1,7 +1,8 @@
 //! The main job, from the command line to the last committed step.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use data::{DpWorld, PreparedPrompt, PromptNote, PromptSet, StepPlan, load_prompts, plan_steps};
 use engine::Engine;
@@ -17,8 +18,9 @@ use crate::config::{self, UserConfig};
 use crate::device::{self, LocalRanks, Shared};
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::exp_manager;
 use crate::follower;
-use crate::generate::{Job, generate};
+use crate::generate::{Job, Reports, generate};
 use crate::launch::queue::link::Server;
 use crate::launch::queue::message::FromZero;
 use crate::launch::queue::worker;
@@ -26,6 +28,7 @@ use crate::launch::ranks::{Devices, Place, Role};
 use crate::launch::{cores, ranks, spawn};
 use crate::logging::Logging;
 use crate::memory::{Demand, MemoryPlan};
+use crate::metrics::{Machine, Metrics, RunFacts};
 use crate::node_json::to_json;
 use crate::open_engine::{EngineSize, SamplingSetup, open_engine};
 use crate::output::{Identity, JsonlSink, Manifest, OutputFolder};
@@ -45,6 +48,7 @@ const MAX_LISTED: usize = 10;
 pub(crate) struct Setup {
     pub(crate) resolved: Resolved,
     pub(crate) checkpoint: Checkpoint,
+    checkpoint_path: PathBuf,
     pub(crate) plan: GenerationPlan,
     options: LoadOptions,
     /// Ranks on this rank's device, itself included.
@@ -58,6 +62,8 @@ pub(crate) struct Setup {
 struct Prepared {
     setup: Setup,
     prompts: PromptSet,
+    /// The first prompt, to be shown.
+    first: Option<PreparedPrompt>,
     steps: StepPlan,
     demand: Demand,
     memory: MemoryPlan,
@@ -95,11 +101,11 @@ fn run_first(
 ) -> Result<ExitStatus, Failure> {
     let prepared = Prepared::new(setup)?;
     let plan = &prepared.setup.plan;
-    let watch = watch.with_time_limit(plan.time_limit);
-    prepared.setup.attach(logging, &prepared.setup.place())?;
+    let watch = watch.with_time_limit(plan.exp_manager.time_limit);
     prepared.show();
     let identity = prepared.identity()?;
-    let folder = OutputFolder::open(&plan.log_dir, &identity, plan.existing_output)?;
+    let log_dir = &plan.exp_manager.log_dir;
+    let folder = OutputFolder::open(log_dir, &identity, plan.exp_manager.existing_output)?;
     let resume = folder.resume;
     let steps = pending_steps(&prepared.steps, plan.batch.global, resume);
     if steps.is_empty() {
@@ -110,6 +116,9 @@ fn run_first(
         );
         return Ok(ExitStatus::Done);
     }
+    let command_line = command_line();
+    // Only now: the files of another run, which holds the folder, must not be moved from under it.
+    exp_manager::begin(&plan.exp_manager, logging, &command_line, &prepared.setup.begin())?;
     if resume.consumed_samples > 0 {
         tracing::info!(
             "resuming after step {} ({} samples done)",
@@ -127,7 +136,31 @@ fn run_first(
         config: to_json(prepared.setup.resolved.node()),
     };
     let sink = JsonlSink::open(folder, manifest, plan.output_fields.clone())?;
-    prepared.generate(&steps, sink, (server, logging), &watch)
+    let facts = RunFacts {
+        log_dir,
+        command_line: &command_line,
+        config: prepared.setup.resolved.node(),
+        machine: Machine::this(),
+        started: SystemTime::now(),
+    };
+    let mut metrics = Metrics::start(&plan.exp_manager, &facts);
+    let reporting = Reporting { logging, metrics: &mut metrics };
+    let ended = prepared.generate(&steps, sink, (server, reporting), &watch);
+    metrics.finish(match &ended {
+        Ok(status) => *status,
+        Err(failure) => failure.status,
+    });
+    ended
+}
+
+fn command_line() -> Vec<String> {
+    std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect()
+}
+
+/// How the run is told about while it goes on.
+struct Reporting<'a> {
+    logging: &'a Logging,
+    metrics: &'a mut Metrics,
 }
 
 impl Setup {
@@ -160,7 +193,17 @@ impl Setup {
             device,
             attention: env::attention_switches(),
         };
-        Ok(Self { resolved, checkpoint, plan, options, model_config, tokenizer, role, num_sharing_ranks })
+        Ok(Self {
+            resolved,
+            checkpoint,
+            checkpoint_path: path,
+            plan,
+            options,
+            num_sharing_ranks,
+            model_config,
+            tokenizer,
+            role,
+        })
     }
 
     /// This rank among all.
@@ -180,13 +223,20 @@ impl Setup {
         }
     }
 
-    /// From now on what this rank says also stands in its log file.
+    /// What the start in the log folder has to know of this rank.
+    fn begin(&self) -> exp_manager::Begin<'_> {
+        exp_manager::Begin {
+            inputs: [&self.plan.data_path, &self.checkpoint_path],
+            local_rank: self.place().local_rank,
+            world_size: self.world_size(),
+        }
+    }
+
+    /// From now on what this rank, which is not the first, says also stands in its log file.
     fn attach(&self, logging: &Logging, place: &Place) -> Result<(), Failure> {
-        let log_dir = &self.plan.log_dir;
-        let command_line: Vec<_> =
-            std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+        let log_dir = &self.plan.exp_manager.log_dir;
         logging
-            .attach(log_dir, (place.rank, place.local_rank), &command_line.join(" "))
+            .attach(log_dir, (place.rank, place.local_rank))
             .map_err(|error| {
                 anyhow::Error::new(error).context(format!("cannot write to `{}`", log_dir.display()))
             })
@@ -236,20 +286,20 @@ impl Prepared {
     fn new(setup: Setup) -> Result<Self, Failure> {
         let plan = &setup.plan;
         let prompts = read_prompts(plan, &setup.tokenizer)?;
-        let num_used = plan.limit.num_samples(prompts.prompts.len(), plan.batch.global)?;
+        let num_used = plan.limit.num_samples(prompts.len(), plan.batch.global)?;
         let steps =
             plan_steps(num_used, plan.batch, DpWorld { size: setup.world_size() as usize }, plan.drop_last)?
                 .with_max_steps(plan.max_steps);
-        let planned = prompts.prompts.iter().take(steps.num_planned());
-        let longest =
-            planned.map(|prompt| prompt.ids.len() + plan.budget_tokens(prompt.ids.len()) as usize).max();
+        let first = if prompts.is_empty() { None } else { Some(prompts.load(0)?) };
+        let lengths = (0..steps.num_planned()).filter_map(|position| prompts.num_tokens(position));
+        let longest = lengths.map(|num_tokens| num_tokens + plan.budget_tokens(num_tokens) as usize).max();
         let demand = Demand {
             longest_sequence_tokens: longest.unwrap_or(1),
             num_sequences: steps.num_planned().saturating_mul(plan.num_responses as usize),
             num_sharing_ranks: setup.num_sharing_ranks,
         };
         let memory = setup.memory(demand)?;
-        Ok(Self { setup, prompts, steps, demand, memory })
+        Ok(Self { setup, prompts, first, steps, demand, memory })
     }
 
     fn identity(&self) -> Result<Identity, Failure> {
@@ -260,10 +310,10 @@ impl Prepared {
 
     /// The first prompt, the counts and the memory plan.
     fn show(&self) {
-        for (line, PromptNote::AnswerHeaderAdded { role }) in self.prompts.notes.iter().take(1) {
+        if let Some((line, PromptNote::AnswerHeaderAdded { role })) = &self.prompts.note {
             tracing::info!(
                 "{} records end with the asking role (the first in line {line}): the header of `{role}` was added",
-                self.prompts.notes.len()
+                thousands(self.prompts.num_noted)
             );
         }
         self.show_left_out();
@@ -273,7 +323,7 @@ impl Prepared {
                 self.setup.plan.num_responses
             );
         }
-        if let Some(prompt) = self.prompts.prompts.first() {
+        if let Some(prompt) = &self.first {
             tracing::info!(
                 "first prompt, {} tokens, as the model sees it:\n{}",
                 prompt.ids.len(),
@@ -282,7 +332,7 @@ impl Prepared {
         }
         let counts = two_columns(&[
             ("records read", thousands(self.prompts.num_read)),
-            ("bad", thousands(self.prompts.bad.len() as u64)),
+            ("bad", thousands(self.prompts.num_bad)),
             ("over-length", thousands(self.prompts.too_long.len() as u64)),
             ("not in a whole batch", thousands(self.steps.dropped().len() as u64)),
             ("past the limits set", thousands(self.num_past_limits())),
@@ -315,12 +365,12 @@ impl Prepared {
 
     /// Prompts that `limit_train_batches` or `max_steps` leaves out.
     fn num_past_limits(&self) -> u64 {
-        let past_limit = self.prompts.prompts.len().saturating_sub(self.steps.num_samples());
+        let past_limit = self.prompts.len().saturating_sub(self.steps.num_samples());
         (past_limit + self.steps.beyond_max_steps().len()) as u64
     }
 
     fn show_left_out(&self) {
-        for bad in self.prompts.bad.iter().take(MAX_LISTED) {
+        for bad in &self.prompts.bad {
             tracing::warn!("line {} is skipped: {}", bad.line, bad.reason);
         }
         if !self.prompts.too_long.is_empty() {
@@ -331,9 +381,9 @@ impl Prepared {
                 .map(|(line, num_tokens)| format!("{line} ({num_tokens} tokens)"));
             tracing::warn!("over-length prompts are left out: lines {}", list(lines));
         }
-        let dropped = self.prompts.prompts.get(self.steps.dropped()).unwrap_or_default();
-        if !dropped.is_empty() {
-            let lines = dropped.iter().map(|prompt| prompt.line.to_string());
+        if !self.steps.dropped().is_empty() {
+            let dropped = self.steps.dropped().filter_map(|position| self.prompts.line(position));
+            let lines = dropped.map(|line| line.to_string());
             tracing::warn!("the rest that fills no batch is dropped: lines {}", list(lines));
         }
     }
@@ -342,12 +392,12 @@ impl Prepared {
         &self,
         steps: &[PendingStep],
         mut sink: JsonlSink,
-        (mut server, logging): (Option<Server>, &Logging),
+        (mut server, reporting): (Option<Server>, Reporting<'_>),
         watch: &StopWatch,
     ) -> Result<ExitStatus, Failure> {
         let plan = &self.setup.plan;
         let tokens = Arc::new(TokenTable::new(self.setup.tokenizer.tokenizer.as_ref())?);
-        let prompts: &[PreparedPrompt] = &self.prompts.prompts;
+        let prompts = &self.prompts;
         let collector = StepCollector::new(prompts, steps.to_vec(), plan.unfinished, &tokens);
         let before = steps.first().map_or(0, |step| step.step - 1);
         let num_pending: usize = steps.iter().map(|step| step.positions.len()).sum();
@@ -356,7 +406,7 @@ impl Prepared {
             num_steps: before + steps.len() as u64,
             num_responses: num_pending as u64 * u64::from(plan.num_responses),
         };
-        let progress = Progress::start(&logging.bars, totals, before, sink.consumed_samples());
+        let progress = Progress::start(&reporting.logging.bars, totals, before, sink.consumed_samples());
         let longest = self.demand.longest_sequence_tokens;
         let job = Job {
             plan,
@@ -371,16 +421,17 @@ impl Prepared {
             capacity: worker::capacity(&self.memory.limits, longest, plan.num_responses),
             world_size: self.setup.world_size(),
         };
+        let reports = Reports { progress, metrics: reporting.metrics };
         let load = || self.setup.engine(Arc::clone(&tokens), &self.memory);
-        let mut summary = generate(&job, server.as_mut(), &load, collector, &mut sink, progress)?;
+        let mut summary = generate(&job, server.as_mut(), &load, collector, &mut sink, reports)?;
         summary.samples_left_out =
-            (self.prompts.bad.len() + self.prompts.too_long.len() + self.steps.dropped().len()) as u64;
+            self.prompts.num_bad + (self.prompts.too_long.len() + self.steps.dropped().len()) as u64;
         self.finish(&summary, &sink, watch)
     }
 
     fn finish(&self, summary: &Summary, sink: &JsonlSink, watch: &StopWatch) -> Result<ExitStatus, Failure> {
-        summary.write(&self.setup.plan.log_dir)?;
-        let jsonl = self.setup.plan.log_dir.join("generations").join(OutputFolder::JSONL);
+        summary.write(&self.setup.plan.exp_manager.log_dir)?;
+        let jsonl = self.setup.plan.exp_manager.log_dir.join("generations").join(OutputFolder::JSONL);
         tracing::info!("results are in `{}`\n{}", jsonl.display(), summary.table());
         let num_planned = self.steps.num_planned() as u64;
         if sink.consumed_samples() >= num_planned {
@@ -423,7 +474,11 @@ fn take_cores(place: &Place) -> Result<(), Failure> {
 
 fn read_prompts(plan: &GenerationPlan, tokenizer: &OpenTokenizer) -> Result<PromptSet, Failure> {
     let builder = prompt_builder(plan, tokenizer)?;
-    Ok(load_prompts(&plan.data_path, &builder, &plan.length_limits, plan.on_bad_record)?)
+    let prompts = load_prompts(&plan.data_path, builder, &plan.length_limits, plan.on_bad_record)?;
+    Ok(match plan.num_drawn {
+        Some(num_drawn) => prompts.draw(num_drawn)?,
+        None => prompts,
+    })
 }
 
 fn hash_file(path: &Path) -> Result<String, Failure> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use data::{PreparedPrompt, StepPlan};
+use data::{DataError, PreparedPrompt, PromptSet, StepPlan};
 use sampling::FinishReason;
 
 use crate::checkpoint::TokenTable;
@@ -36,9 +36,21 @@ pub(crate) fn pending_steps(
         .collect()
 }
 
+/// Prompts by their position.
+pub(crate) trait Prompts {
+    /// The prompt at a position.
+    fn load(&self, position: usize) -> Result<PreparedPrompt, DataError>;
+}
+
+impl Prompts for PromptSet {
+    fn load(&self, position: usize) -> Result<PreparedPrompt, DataError> {
+        self.load(position)
+    }
+}
+
 /// Collects samples, which come in any order, into whole steps in order.
 pub(crate) struct StepCollector<'a> {
-    prompts: &'a [PreparedPrompt],
+    prompts: &'a (dyn Prompts + Sync),
     steps: std::iter::Peekable<std::vec::IntoIter<PendingStep>>,
     unfinished: Unfinished,
     /// Responses by position.
@@ -48,7 +60,7 @@ pub(crate) struct StepCollector<'a> {
 
 impl<'a> StepCollector<'a> {
     pub(crate) fn new(
-        prompts: &'a [PreparedPrompt],
+        prompts: &'a (dyn Prompts + Sync),
         steps: Vec<PendingStep>,
         unfinished: Unfinished,
         tokens: &'a TokenTable,
@@ -69,30 +81,27 @@ impl<'a> StepCollector<'a> {
     }
 
     /// The next step, once all its samples are there.
-    pub(crate) fn pop(&mut self) -> Option<CompletedStep> {
+    pub(crate) fn pop(&mut self) -> Result<Option<CompletedStep>, DataError> {
         let is_whole =
             |step: &PendingStep| step.positions.clone().all(|position| self.open.contains_key(&position));
-        let step = self.steps.next_if(is_whole)?;
-        let samples = step.positions.clone().filter_map(|position| self.take_sample(position)).collect();
-        Some(CompletedStep { step: step.step, consumed_samples: step.positions.end as u64, samples })
+        let Some(step) = self.steps.next_if(is_whole) else { return Ok(None) };
+        let samples = step.positions.clone().filter_map(|position| self.take_sample(position).transpose());
+        let samples = samples.collect::<Result<Vec<_>, _>>()?;
+        Ok(Some(CompletedStep { step: step.step, consumed_samples: step.positions.end as u64, samples }))
     }
 
     /// `None` when the sample is left out: all its responses hit the limit and those are dropped.
-    fn take_sample(&mut self, position: usize) -> Option<SampleOutput> {
-        let prompt = self.prompts.get(position)?;
-        let mut responses = self.open.remove(&position)?;
+    fn take_sample(&mut self, position: usize) -> Result<Option<SampleOutput>, DataError> {
+        let mut responses = self.open.remove(&position).unwrap_or_default();
         if self.unfinished == Unfinished::Drop {
             responses.retain(|response| response.finish_reason != FinishReason::Length);
             if responses.is_empty() {
-                return None;
+                return Ok(None);
             }
         }
-        Some(SampleOutput {
-            index: prompt.index,
-            prompt: prompt.text.clone(),
-            metadata: prompt.metadata.clone(),
-            responses,
-        })
+        // Made once more here: keeping the texts of all that is under way would take more than that does.
+        let PreparedPrompt { index, text: prompt, metadata, .. } = self.prompts.load(position)?;
+        Ok(Some(SampleOutput { index, prompt, metadata, responses }))
     }
 }
 
@@ -124,11 +133,18 @@ mod tests {
         assert_eq!(pending_steps(&plan(5, 2), 2, resume(9, 50)), []);
     }
 
+    impl Prompts for Vec<PreparedPrompt> {
+        fn load(&self, position: usize) -> Result<PreparedPrompt, DataError> {
+            Ok(self[position].clone())
+        }
+    }
+
     fn prompts(num: u64) -> Vec<PreparedPrompt> {
         // Indices have gaps, as left-out records make them.
         let prompt = |n| PreparedPrompt {
             line: 2 * n + 1,
             index: 2 * n,
+            sample_idx: 2 * n,
             text: format!("Q{n}"),
             ids: vec![1],
             metadata: serde_json::Map::new(),
@@ -153,7 +169,7 @@ mod tests {
         for (position, reason) in [(0, FinishReason::Eos), (1, FinishReason::Length)] {
             collector.push(position, sample(2 * position as u64, [FinishReason::Length, reason]));
         }
-        let step = collector.pop().unwrap();
+        let step = collector.pop().unwrap().unwrap();
         assert_eq!((step.samples.len(), step.samples[0].responses.len(), step.consumed_samples), (1, 1, 2));
     }
 
@@ -198,7 +214,7 @@ mod tests {
             let mut done = Vec::new();
             for position in order {
                 collector.push(position, sample(2 * position as u64, [FinishReason::Length; 2]));
-                done.extend(std::iter::from_fn(|| collector.pop()));
+                done.extend(std::iter::from_fn(|| collector.pop().unwrap()));
             }
             let indices: Vec<u64> = done.iter().flat_map(|step| &step.samples).map(|sample| sample.index).collect();
             prop_assert_eq!(indices, (0..num as u64).map(|n| 2 * n).collect::<Vec<_>>());

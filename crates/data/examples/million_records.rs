@@ -31,11 +31,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let builder = PromptBuilder::new(Arc::from(tokenizer), ChatPromptTokens::default())
         .with_metadata(KeptMetadata::Nothing);
     let started = Instant::now();
-    let prompts = load_prompts(data, &builder, &LengthLimits::of_prompt(4096), OnBadRecord::Refuse)?;
+    let prompts = load_prompts(data, builder, &LengthLimits::of_prompt(4096), OnBadRecord::Refuse)?;
     let batch = BatchSizes { global: 64, micro: 1 };
-    let plan = plan_steps(prompts.prompts.len(), batch, DpWorld { size: 1 }, DropLast::Auto)?;
+    let plan = plan_steps(prompts.len(), batch, DpWorld { size: 1 }, DropLast::Auto)?;
     let seconds = started.elapsed().as_secs_f64();
-    let num_tokens: usize = prompts.prompts.iter().map(|prompt| prompt.ids.len()).sum();
+    let num_tokens: usize = (0..prompts.len()).filter_map(|position| prompts.num_tokens(position)).sum();
     let num_bytes = std::fs::metadata(data)?.len();
     println!(
         "{{\"records\": {}, \"tokens\": {num_tokens}, \"steps\": {}, \"file_bytes\": {num_bytes}, \"seconds\": {seconds:.3}, \"peak_bytes\": {}}}",

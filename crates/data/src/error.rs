@@ -134,6 +134,47 @@ pub enum DataError {
         #[source]
         source: std::io::Error,
     },
+    /// No room to keep the lines of a packed data file.
+    #[error(
+        "the lines of `{path}` cannot be kept unpacked in `{folder}`: set TMPDIR to a folder with room, or unpack the file",
+        path = .path.display(),
+        folder = .folder.display()
+    )]
+    KeepLines {
+        /// The data file.
+        path: PathBuf,
+        /// The folder for temporary files.
+        folder: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A data file that is no longer what it was when the run started.
+    #[error(
+        "data file `{path}` was changed while the run used it: line {line} is not what it was; put the file back and run \
+         the same command again",
+        path = .path.display()
+    )]
+    ChangedDataFile {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+    },
+    /// A line beyond every limit.
+    #[error("line {line} of `{path}` has 4 GiB or more", path = .path.display())]
+    LineTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+    },
+    /// More records than samples can be drawn from.
+    #[error("`model.data.sample=true` draws from at most 4,294,967,295 records, there are {num_records}")]
+    TooManyRecords {
+        /// How many there are.
+        num_records: usize,
+    },
     /// Records that cannot be used, and the run was not told to skip them.
     #[error("{num_bad} of {num_read} records of `{path}` cannot be used:\n{listed}", path = .path.display())]
     BadRecords {

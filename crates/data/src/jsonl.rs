@@ -1,7 +1,8 @@
 //! Lines of a JSONL file, plain, gzip or zstd, streamed in chunks and parsed in parallel.
 //!
 //! Line numbers count from 1. Blank lines at the end are no records; a blank line before a record is a bad one. Binary
-//! and memory-mapped datasets are refused by name. What a record means is the matter of `record`.
+//! and memory-mapped datasets are refused by name. What a record means is the matter of `record`, reading a line again
+//! that of `line_store`.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -11,6 +12,7 @@ use rayon::prelude::*;
 use serde_json::{Map, Value};
 
 use crate::DataError;
+use crate::line_store::LineStore;
 use crate::record::RecordError;
 
 const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
@@ -23,8 +25,21 @@ const REFUSED_EXTENSIONS: [&str; 3] = [".bin", ".idx", ".npy"];
 pub struct RawLine {
     /// The line number, from 1.
     pub line: u64,
+    /// Where its first byte is in the unpacked file.
+    pub offset_bytes: u64,
     /// The bytes.
     pub bytes: Vec<u8>,
+}
+
+/// Where a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineSpan {
+    /// The line number, from 1.
+    pub line: u64,
+    /// Where its first byte is in the unpacked file.
+    pub offset_bytes: u64,
+    /// Its length without its end.
+    pub len_bytes: usize,
 }
 
 /// A reader of lines that may be records.
@@ -32,10 +47,12 @@ pub struct JsonlReader {
     input: Box<dyn BufRead + Send>,
     path: PathBuf,
     line: u64,
+    // Where the next line begins.
+    offset_bytes: u64,
     // Blank lines seen that are bad records only if another record follows.
     pending_blank: u64,
     // The line that ended a run of blank lines, to be given out after them.
-    held: Option<Vec<u8>>,
+    held: Option<(u64, Vec<u8>)>,
 }
 
 impl JsonlReader {
@@ -44,24 +61,43 @@ impl JsonlReader {
     /// # Errors
     /// When the file is of another kind or cannot be opened.
     pub fn open(path: &Path) -> Result<Self, DataError> {
+        Self::open_with_store(path).map(|(reader, _)| reader)
+    }
+
+    /// The same, and the store to read its lines again from, once the reader has gone through them.
+    pub(crate) fn open_with_store(path: &Path) -> Result<(Self, LineStore), DataError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         if let Some(extension) = REFUSED_EXTENSIONS.into_iter().find(|extension| name.ends_with(extension)) {
             return Err(DataError::UnsupportedDataFile { path: path.into(), extension });
         }
         let open_error = |source| DataError::OpenDataFile { path: path.into(), source };
         let file = File::open(path).map_err(open_error)?;
-        if file.metadata().map_err(open_error)?.is_dir() {
+        let metadata = file.metadata().map_err(open_error)?;
+        if metadata.is_dir() {
             return Err(open_error(std::io::ErrorKind::IsADirectory.into()));
         }
-        let input: Box<dyn Read + Send> = if name.ends_with(".gz") {
-            Box::new(flate2::read::MultiGzDecoder::new(file))
+        let packed: Option<Box<dyn Read + Send>> = if name.ends_with(".gz") {
+            Some(Box::new(flate2::read::MultiGzDecoder::new(file.try_clone().map_err(open_error)?)))
         } else if name.ends_with(".zst") {
-            Box::new(zstd::stream::read::Decoder::new(file).map_err(open_error)?)
+            let file = file.try_clone().map_err(open_error)?;
+            Some(Box::new(zstd::stream::read::Decoder::new(file).map_err(open_error)?))
+        } else if metadata.is_file() {
+            None
         } else {
-            Box::new(file)
+            // What comes out of a pipe cannot be read twice either.
+            Some(Box::new(file.try_clone().map_err(open_error)?))
+        };
+        let (input, store): (Box<dyn Read + Send>, LineStore) = match packed {
+            None => (Box::new(file.try_clone().map_err(open_error)?), LineStore::of_file(file, path)?),
+            Some(unpacked) => {
+                let (copying, store) = LineStore::of_copy(unpacked, path)?;
+                (Box::new(copying), store)
+            }
         };
         let input = Box::new(BufReader::with_capacity(1 << 17, input));
-        Ok(Self { input, path: path.into(), line: 0, pending_blank: 0, held: None })
+        let reader =
+            Self { input, path: path.into(), line: 0, offset_bytes: 0, pending_blank: 0, held: None };
+        Ok((reader, store))
     }
 
     /// The next line that counts.
@@ -70,14 +106,14 @@ impl JsonlReader {
     /// When the file cannot be read on, for instance because its compression is damaged.
     pub fn next_line(&mut self) -> Result<Option<RawLine>, DataError> {
         loop {
-            if let Some(bytes) = self.held.take() {
+            if let Some((offset_bytes, bytes)) = self.held.take() {
                 if self.pending_blank == 0 {
-                    return Ok(Some(RawLine { line: self.line, bytes }));
+                    return Ok(Some(RawLine { line: self.line, offset_bytes, bytes }));
                 }
                 let line = self.line - self.pending_blank;
                 self.pending_blank -= 1;
-                self.held = Some(bytes);
-                return Ok(Some(RawLine { line, bytes: Vec::new() }));
+                self.held = Some((offset_bytes, bytes));
+                return Ok(Some(RawLine { line, offset_bytes, bytes: Vec::new() }));
             }
             let mut bytes = Vec::new();
             let read = self.input.read_until(b'\n', &mut bytes);
@@ -90,16 +126,19 @@ impl JsonlReader {
                 return Ok(None);
             }
             self.line += 1;
+            let mut start_bytes = self.offset_bytes;
+            self.offset_bytes += num_bytes as u64;
             while bytes.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
                 bytes.pop();
             }
             if self.line == 1 && bytes.starts_with(UTF8_BOM) {
                 bytes.drain(..UTF8_BOM.len());
+                start_bytes += UTF8_BOM.len() as u64;
             }
             if bytes.iter().all(u8::is_ascii_whitespace) {
                 self.pending_blank += 1;
             } else {
-                self.held = Some(bytes);
+                self.held = Some((start_bytes, bytes));
             }
         }
     }
@@ -111,7 +150,7 @@ impl JsonlReader {
     pub fn for_each<T: Send>(
         mut self,
         parse: impl Fn(u64, Result<Map<String, Value>, RecordError>) -> T + Sync,
-        mut consume: impl FnMut(u64, T) -> Result<(), DataError>,
+        mut consume: impl FnMut(LineSpan, T) -> Result<(), DataError>,
     ) -> Result<(), DataError> {
         loop {
             let mut chunk = Vec::new();
@@ -124,12 +163,17 @@ impl JsonlReader {
             if chunk.is_empty() {
                 return Ok(());
             }
-            let parsed: Vec<(u64, T)> = chunk
+            let span = |raw: &RawLine| LineSpan {
+                line: raw.line,
+                offset_bytes: raw.offset_bytes,
+                len_bytes: raw.bytes.len(),
+            };
+            let parsed: Vec<(LineSpan, T)> = chunk
                 .into_par_iter()
-                .map(|raw| (raw.line, parse(raw.line, parse_object(&raw.bytes))))
+                .map(|raw| (span(&raw), parse(raw.line, parse_object(&raw.bytes))))
                 .collect();
-            for (line, value) in parsed {
-                consume(line, value)?;
+            for (span, value) in parsed {
+                consume(span, value)?;
             }
         }
     }
@@ -247,8 +291,8 @@ mod tests {
         reader
             .for_each(
                 |_, record| record.unwrap()["i"].as_u64().unwrap(),
-                |line, i| {
-                    seen.push((line, i));
+                |span, i| {
+                    seen.push((span.line, i));
                     Ok(())
                 },
             )

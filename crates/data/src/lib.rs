@@ -5,10 +5,13 @@ mod chat_template;
 mod error;
 mod jsonl;
 mod limits;
+mod line_store;
 pub mod plan;
 mod prepare;
 mod prompt_response;
+mod prompt_set;
 mod record;
+mod sample_order;
 #[cfg(test)]
 mod test_tokenizer;
 pub mod tokenizer;
@@ -16,12 +19,11 @@ pub mod tokenizer;
 pub use chat::{ChatPromptTokens, PromptNote};
 pub use chat_template::ChatTemplate;
 pub use error::DataError;
-pub use jsonl::{JsonlReader, RawLine, parse_object};
+pub use jsonl::{JsonlReader, LineSpan, RawLine, parse_object};
 pub use limits::{LengthLimits, TokenField};
 pub use plan::{BatchSizes, DpWorld, DropLast, LimitTrainBatches, StepPlan, plan_steps};
-pub use prepare::{
-    BadRecord, BuiltPrompt, KeptMetadata, OnBadRecord, PreparedPrompt, PromptBuilder, PromptSet, load_prompts,
-};
+pub use prepare::{BuiltPrompt, KeptMetadata, PreparedPrompt, PromptBuilder};
 pub use prompt_response::{AddedTokens, PromptResponseFormat, PromptTemplate, TruncationMethod};
+pub use prompt_set::{OnBadRecord, PromptSet, load_prompts};
 pub use record::{ChatRecord, DEFAULT_MASK, LabelLayout, MessagesRecord, Record, RecordError, Turn};
 pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerSpec, open_tokenizer};

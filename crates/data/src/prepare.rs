@@ -1,9 +1,5 @@
-//! From a data file to tokenized prompts: every record is checked before a model is loaded.
-//!
-//! Over-length prompts are left out, bad records refused or skipped, both with their line numbers. Which prompts form a
-//! step is the matter of `plan`.
+//! From one record to a tokenized prompt. A whole file is the matter of `prompt_set`.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
@@ -11,14 +7,10 @@ use serde_json::{Map, Value};
 use crate::DataError;
 use crate::chat::{ChatPromptTokens, PromptNote};
 use crate::chat_template::ChatTemplate;
-use crate::jsonl::JsonlReader;
-use crate::limits::{LengthLimits, TokenField};
+use crate::limits::TokenField;
 use crate::prompt_response::PromptResponseFormat;
 use crate::record::{Record, RecordError};
 use crate::tokenizer::Tokenizer;
-
-/// How many bad lines an error lists.
-const MAX_LISTED: usize = 10;
 
 /// A prompt ready for the model.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +19,8 @@ pub struct PreparedPrompt {
     pub line: u64,
     /// Its record number in the file, from 0, bad and over-length records counted.
     pub index: u64,
+    /// What its random numbers are keyed by: the record number, or its place among the samples drawn.
+    pub sample_idx: u64,
     /// The prompt as text.
     pub text: String,
     /// The prompt as token ids.
@@ -129,7 +123,7 @@ impl PromptBuilder {
     }
 
     /// The prompt, and how many tokens each of `fields` has.
-    fn build_measured(
+    pub(crate) fn build_measured(
         &self,
         object: Map<String, Value>,
         fields: &[TokenField],
@@ -206,103 +200,6 @@ impl PromptBuilder {
 
 fn needs_full_text(fields: &[TokenField]) -> bool {
     fields.iter().any(|&field| field != TokenField::ContextIds)
-}
-
-/// `model.data.train_ds.on_bad_record`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum OnBadRecord {
-    /// The run does not start.
-    #[default]
-    Refuse,
-    /// The record is counted and left out.
-    Skip,
-}
-
-/// A record that cannot be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BadRecord {
-    /// Its line, from 1.
-    pub line: u64,
-    /// What is wrong with it.
-    pub reason: RecordError,
-}
-
-/// All prompts of a file.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct PromptSet {
-    /// The prompts kept, in the order of the file.
-    pub prompts: Vec<PreparedPrompt>,
-    /// Records read, bad and over-length ones counted.
-    pub num_read: u64,
-    /// Records skipped because they are bad.
-    pub bad: Vec<BadRecord>,
-    /// Prompts left out for their length: line and number of tokens.
-    pub too_long: Vec<(u64, usize)>,
-    /// What the user should know, with the line.
-    pub notes: Vec<(u64, PromptNote)>,
-}
-
-/// Reads, checks and tokenizes a whole data file, in parallel.
-///
-/// # Errors
-/// When the file cannot be read, or has bad records and `on_bad` refuses them.
-pub fn load_prompts(
-    path: &Path,
-    builder: &PromptBuilder,
-    limits: &LengthLimits,
-    on_bad: OnBadRecord,
-) -> Result<PromptSet, DataError> {
-    let fields: Vec<TokenField> = limits.fields.iter().map(|&(field, _)| field).collect();
-    let prepare = |_, object: Result<Map<String, Value>, RecordError>| {
-        let (prompt, num_tokens) = builder.build_measured(object?, &fields)?;
-        Ok(match limits.exceeded(&prompt, &num_tokens) {
-            Some(num_tokens) => Prepared::TooLong(num_tokens),
-            None => Prepared::Kept(prompt),
-        })
-    };
-    let mut set = PromptSet::default();
-    let mut num_bad = 0;
-    JsonlReader::open(path)?.for_each(prepare, |line, prepared: Result<_, RecordError>| {
-        let index = set.num_read;
-        set.num_read += 1;
-        match prepared {
-            Err(reason) => {
-                num_bad += 1;
-                if on_bad == OnBadRecord::Skip || set.bad.len() < MAX_LISTED {
-                    set.bad.push(BadRecord { line, reason });
-                }
-            }
-            Ok(Prepared::TooLong(num_tokens)) => set.too_long.push((line, num_tokens)),
-            // The run is refused anyway: only the counting goes on.
-            Ok(Prepared::Kept(_)) if on_bad == OnBadRecord::Refuse && num_bad > 0 => {}
-            Ok(Prepared::Kept(BuiltPrompt { text, ids, metadata, note })) => {
-                set.notes.extend(note.map(|note| (line, note)));
-                set.prompts.push(PreparedPrompt { line, index, text, ids, metadata });
-            }
-        }
-        Ok(())
-    })?;
-    if on_bad == OnBadRecord::Refuse && num_bad > 0 {
-        return Err(DataError::BadRecords {
-            path: path.into(),
-            num_bad,
-            num_read: set.num_read,
-            listed: list_bad(&set.bad, num_bad),
-        });
-    }
-    Ok(set)
-}
-
-enum Prepared {
-    Kept(BuiltPrompt),
-    TooLong(usize),
-}
-
-fn list_bad(bad: &[BadRecord], num_bad: u64) -> String {
-    let listed = bad.iter().map(|record| format!("  line {}: {}", record.line, record.reason));
-    let num_more = num_bad - bad.len() as u64;
-    let more = (num_more > 0).then(|| format!("  and {num_more} more"));
-    listed.chain(more).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

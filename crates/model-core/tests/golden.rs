@@ -102,6 +102,27 @@ fn fp32_logits_are_within_1e_4_of_the_reference_everywhere() {
     }
 }
 
+/// NeMo renames a Falcon's weights and leaves its norms modules of their own; `falcon_nemo.py` writes such files.
+#[test]
+fn falcons_as_nemo_stores_them_compute_the_same() {
+    for (name, backend) in with_backends(&["falcon7b", "falcon40b"]) {
+        let checkpoint = Checkpoint::open(&fixture(&format!("families/{name}/{name}.nemo"))).unwrap();
+        let config: ModelConfig =
+            checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
+        let mut runner = Runner::new(config, checkpoint.tensors(), Precision::Fp32, backend).unwrap();
+        let folder = format!("families/{name}");
+        let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
+        let reference = reference(&folder);
+        assert_eq!((golden.len(), reference.prompts.len()), (2, 2));
+        for (idx, prompt) in reference.prompts.iter().enumerate() {
+            let difference = max_difference(&runner.all_logits(prompt), &golden[idx]);
+            assert!(difference < 1e-4, "{name} {backend:?}: {difference}");
+            let continuation = runner.greedy(prompt, 16, reference.tokenizer_vocab_size);
+            assert_eq!(continuation, reference.continuations[idx], "{name} {backend:?}");
+        }
+    }
+}
+
 /// Were a setting without effect on these few positions, its reference would prove nothing.
 #[test]
 fn the_references_tell_their_settings_apart() {

@@ -7,6 +7,7 @@ use hydra_config::Node;
 
 use crate::archive::{Archive, CONFIG, Packing};
 use crate::dist_ckpt::{self, FOLDER};
+use crate::partial_models::{refuse_adapters, refuse_peft_folder};
 use crate::pieced::PiecedSource;
 use crate::{FormatError, TensorMeta, TensorSource, nemo2, ranks};
 
@@ -103,6 +104,7 @@ impl Checkpoint {
             }
             None => {
                 let dist_ckpt::DistCkpt { backend, source, stored } = dist_ckpt::open(&archive, FOLDER)?;
+                refuse_adapters_of(&archive, &stored)?;
                 let layout = Layout::Distributed { generation: Generation::One, backend };
                 Ok(Self { archive, config, config_text, layout, tensors: source, stored })
             }
@@ -113,6 +115,7 @@ impl Checkpoint {
         let text = text(&archive, nemo2::CONFIG)?;
         let config = nemo2::model_config(&archive, &parse_yaml(&archive, nemo2::CONFIG, &text)?)?;
         let dist_ckpt::DistCkpt { backend, source, stored } = dist_ckpt::open(&archive, nemo2::WEIGHTS)?;
+        refuse_adapters_of(&archive, &stored)?;
         let layout = Layout::Distributed { generation: Generation::Two, backend };
         let config_text = config.to_yaml();
         Ok(Self { archive, config, config_text, layout, tensors: source, stored })
@@ -244,8 +247,14 @@ impl Checkpoint {
     }
 }
 
+fn refuse_adapters_of(archive: &Archive, stored: &[StoredTensorInfo]) -> Result<(), FormatError> {
+    let names = stored.iter().map(|info| info.name.as_str());
+    refuse_adapters(&archive.path().display().to_string(), names)
+}
+
 /// Models that must be converted first, told before a folder of theirs is searched for a checkpoint.
 fn refuse_other_models(path: &Path) -> Result<(), FormatError> {
+    refuse_peft_folder(path)?;
     let has = |name: &str| path.join(name).is_file();
     let what = if has("config.json") && !has(CONFIG) && !has(nemo2::CONFIG) {
         "a Hugging Face folder"

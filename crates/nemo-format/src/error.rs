@@ -113,6 +113,14 @@ pub enum FormatError {
         /// What to do about it.
         hint: String,
     },
+    /// A model that the format asked for cannot hold.
+    #[error("a model with {what} cannot be written with `--to hf`: {hint}")]
+    NotExported {
+        /// What about the model.
+        what: String,
+        /// What to do about it.
+        hint: String,
+    },
     /// A tensor's pieces do not make up the tensor.
     #[error("tensor `{name}` is inconsistent: {reason}")]
     BadTensor {
@@ -152,6 +160,15 @@ pub enum FormatError {
     /// The target exists and may not be replaced.
     #[error("`{}` exists already", path.display())]
     OutputExists {
+        /// The target.
+        path: PathBuf,
+    },
+    /// Another process is at work on the target.
+    #[error(
+        "`{}` is being written by another process; wait for it, stop it, or name another output",
+        path.display()
+    )]
+    OutputInUse {
         /// The target.
         path: PathBuf,
     },

@@ -14,6 +14,7 @@ mod huggingface;
 mod mmap;
 mod naming;
 mod nemo2;
+mod partial_models;
 mod pickle;
 mod pieced;
 mod ranks;

@@ -30,6 +30,7 @@ pub use self::note::ConvertNote;
 use self::tokenizer::TokenizerPart;
 use crate::gguf::MAGIC;
 use crate::huggingface::{HfConfig, HfTokenizer, open_weights, read_optional};
+use crate::partial_models::refuse_peft_folder;
 use crate::writer::{
     Artifact, MAX_SHARD_BYTES, Overwrite, WriteOptions, WriteProgress, WriteReport, write_hf_folder,
     write_nemo,
@@ -178,6 +179,7 @@ fn detect(input: &Path) -> Result<InputKind, FormatError> {
                `llama`, and a `.nemo` archive or folder"
                 .into(),
     };
+    refuse_peft_folder(input)?;
     if input.is_dir() {
         let has = |name: &str| input.join(name).exists();
         // NeMo 2 folders have `context` and `weights`; a NeMo folder may lie in one more folder.

@@ -13,6 +13,7 @@ use indexmap::IndexMap;
 use self::merge::{Facts, Merger};
 use crate::archive::Archive;
 use crate::naming::place_in_rank_file;
+use crate::partial_models::{refuse_adapters, refuse_virtual_stages};
 use crate::pieced::PiecedSource;
 use crate::torch_file::{Entry, read_state_dict};
 use crate::{FormatError, StoredTensorInfo, TensorMeta};
@@ -124,6 +125,7 @@ struct RankFile {
 
 /// Reads the headers of all files and finds where every tensor's pieces lie.
 pub(crate) fn open(archive: &Arc<Archive>, grid: &RankGrid, config: &Node) -> Result<RankFiles, FormatError> {
+    refuse_virtual_stages(&archive.path().display().to_string(), config, grid.pipeline_parallel)?;
     let mut stored = Vec::new();
     let mut merger = Merger::new(Arc::clone(archive), Facts::read(config, grid.tensor_parallel));
     for pipeline_rank in 0..grid.pipeline_parallel {
@@ -133,6 +135,9 @@ pub(crate) fn open(archive: &Arc<Archive>, grid: &RankGrid, config: &Node) -> Re
             let member_idx = archive.index_of(&member)?;
             let file = archive.describe(&member);
             let entries = read_state_dict(archive.at(member_idx), &file)?;
+            if (pipeline_rank, tensor_rank) == (0, 0) {
+                refuse_adapters(&file, entries.keys().map(String::as_str))?;
+            }
             list(&mut stored, &member, &file, &entries)?;
             stage.push(RankFile { member_idx, file, entries });
         }

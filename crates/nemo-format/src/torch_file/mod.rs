@@ -16,6 +16,7 @@ pub(crate) use self::source::TorchFileSource;
 use self::tensor::Parsed;
 pub(crate) use self::tensor::StoredTensor;
 use crate::FormatError;
+use crate::partial_models::{is_virtual_stage, virtual_stages};
 use crate::pickle::{Pickle, Value, ValueId};
 
 /// A file's object and where its storages lie.
@@ -54,6 +55,9 @@ pub(crate) fn read_state_dict(bytes: &[u8], file: &str) -> Result<IndexMap<Strin
     let mut entries = IndexMap::new();
     for &(name, value) in dict {
         let Some(name) = pickle.text(name) else { continue };
+        if is_virtual_stage(name) {
+            return Err(virtual_stages(file, name));
+        }
         let entry = match container.tensor(value, file, name)? {
             Parsed::Tensor(tensor) => Entry::Tensor(tensor),
             Parsed::OtherDtype(dtype) => Entry::OtherDtype(dtype),

@@ -10,8 +10,9 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::eager::EagerFile;
+use super::partial::Partial;
 use super::stream::{Checksums, Event, Job, stream};
-use super::{Overwrite, Progress, WriteOptions, WriteReport, parent_of};
+use super::{Overwrite, Progress, WriteOptions, WriteReport};
 use crate::safetensors::{INDEX_NAME, SINGLE_NAME, dtype_name};
 use crate::{FormatError, TensorMeta, TensorSource};
 
@@ -43,9 +44,7 @@ pub(crate) fn write_hf_folder(
     max_shard_bytes: u64,
 ) -> Result<WriteReport, FormatError> {
     check_target(output, options.overwrite)?;
-    let parent = parent_of(output);
-    let folder = tempfile::Builder::new().prefix(".hf-").permissions(super::searchable()).tempdir_in(parent);
-    let folder = folder.map_err(|source| FormatError::io("create a folder in", parent, source))?;
+    let folder = Partial::folder(output)?;
     let shards = plan(source, max_shard_bytes)?;
     let sizes = shards.iter().flat_map(|shard| &shard.tensors).map(|(_, meta)| size_of_tensor(meta));
     let mut progress = Progress::new(options.progress, sizes);
@@ -68,7 +67,7 @@ pub(crate) fn write_hf_folder(
         write_file(&folder.path().join(INDEX_NAME), format!("{index:#}\n").as_bytes())?;
     }
     let size_bytes = folder_bytes(folder.path())?;
-    replace(folder, output, parent)?;
+    folder.persist(output).map_err(|source| FormatError::io("create", output, source))?;
     let metas = shards.iter().flat_map(|shard| &shard.tensors).map(|(_, meta)| meta);
     Ok(WriteReport {
         num_tensors: progress.state.num_tensors,
@@ -93,25 +92,6 @@ fn check_target(output: &Path, overwrite: Overwrite) -> Result<(), FormatError> 
         what: format!("`{}`, which would be replaced,", output.display()),
         hint: "only an empty folder or a folder with a `config.json` is replaced; name another".to_owned(),
     })
-}
-
-/// Puts the finished folder in the place of what is there.
-fn replace(folder: tempfile::TempDir, output: &Path, parent: &Path) -> Result<(), FormatError> {
-    let io_error = |action| move |source| FormatError::io(action, output, source);
-    let old = tempfile::Builder::new().prefix(".hf-old-").tempdir_in(parent);
-    let old = old.map_err(|source| FormatError::io("create a folder in", parent, source))?;
-    if output.exists() {
-        // The folder of a temporary name is empty, and renaming replaces it.
-        fs::rename(output, old.path()).map_err(io_error("replace"))?;
-    }
-    if let Err(error) = fs::rename(folder.path(), output) {
-        // Best effort: the error that is reported is the first one.
-        drop(fs::rename(old.path(), output));
-        return Err(io_error("create")(error));
-    }
-    // Its name is gone; there is nothing left to remove.
-    drop(folder.keep());
-    File::open(parent).and_then(|folder| folder.sync_all()).map_err(io_error("write"))
 }
 
 fn size_of_tensor(meta: &TensorMeta) -> u64 {

@@ -6,19 +6,20 @@
 mod eager;
 mod hf_folder;
 mod metadata;
+mod partial;
 mod plan;
 mod stream;
 mod torch_item;
 
-use std::fs::{File, Permissions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use md5::{Digest, Md5};
 
 use self::eager::EagerFile;
 pub(crate) use self::hf_folder::{FolderFile, MAX_SHARD_BYTES, write_hf_folder};
+use self::partial::Partial;
 use self::plan::{Piece, StackedKey};
 use self::stream::{Checksums, Event, Job, stream};
 use self::torch_item::TorchItem;
@@ -113,12 +114,10 @@ pub fn write_nemo(
         return Err(FormatError::OutputExists { path: output.to_owned() });
     }
     let (keys, data_bytes) = plan::plan(source, options.dtype)?;
-    let parent = parent_of(output);
-    let file = tempfile::Builder::new().prefix(".nemo-").permissions(readable()).tempfile_in(parent);
-    let file = file.map_err(|source| FormatError::io("create a file in", parent, source))?;
+    let file = Partial::file(output)?;
     let io_error = |source| FormatError::io("write", output, source);
 
-    let eager = file.as_file().try_clone().and_then(EagerFile::new).map_err(io_error)?;
+    let eager = file.handle().try_clone().and_then(EagerFile::new).map_err(io_error)?;
     let mut tar = Tar { out: BufWriter::with_capacity(1 << 20, eager), written_bytes: 0 };
     tar.member("./model_config.yaml", config_yaml.as_bytes()).map_err(io_error)?;
     for artifact in artifacts {
@@ -138,12 +137,10 @@ pub fn write_nemo(
     let size_bytes = tar.written_bytes;
     let eager = tar.out.into_inner().map_err(|error| io_error(error.into_error()))?;
     for (at, checksum) in checksums {
-        file.as_file().write_all_at(&checksum.to_le_bytes(), at).map_err(io_error)?;
+        file.handle().write_all_at(&checksum.to_le_bytes(), at).map_err(io_error)?;
     }
     eager.finish().map_err(io_error)?;
-    file.persist(output).map_err(|error| io_error(error.error))?;
-    // The rename is on disk once the folder is.
-    File::open(parent).and_then(|folder| folder.sync_all()).map_err(io_error)?;
+    file.persist(output).map_err(io_error)?;
     let num_parameters = keys.iter().map(|key| key.shape.iter().product::<u64>()).sum();
     Ok(WriteReport {
         num_tensors: keys.iter().map(|key| key.pieces.len()).sum(),
@@ -160,16 +157,6 @@ pub fn write_nemo(
 /// The folder that holds `output`.
 fn parent_of(output: &Path) -> &Path {
     output.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
-}
-
-/// What the user's umask makes of any new folder.
-fn searchable() -> Permissions {
-    Permissions::from_mode(0o777)
-}
-
-/// What the user's umask makes of any new file, in place of a temporary file's owner-only mode.
-fn readable() -> Permissions {
-    Permissions::from_mode(0o666)
 }
 
 /// Streams the items; the result is where in the file which checksums belong.

@@ -72,6 +72,10 @@ fn unsupported_and_incomplete_checkpoints_say_so() {
         let error = Checkpoint::open(&fixture(name)).unwrap_err().to_string();
         error.replace(&fixture("").display().to_string(), "")
     };
+    insta::assert_snapshot!(message("refused/lora.nemo"), @"`refused/lora.nemo: model_weights.ckpt`, the adapters of a LoRA or PEFT tuning (`model.decoder.layers.0.self_attention.adapter_layer.lora_kqv_adapter.linear_in.weight`) without their model, cannot be read: merge them into the model first, for instance with NeMo's `scripts/nlp_language_modeling/merge_lora_weights/merge.py`, and give the merged checkpoint");
+    insta::assert_snapshot!(message("refused/virtual_stages.nemo"), @"`refused/virtual_stages.nemo: model_weights.ckpt`, where `model0` is one of several interleaved stages, cannot be read: layers are read in the order of plain pipeline ranks: export it with `virtual_pipeline_model_parallel_size: null`, or as a distributed checkpoint");
+    insta::assert_snapshot!(message("refused/virtual_pp2.nemo"), @"`refused/virtual_pp2.nemo`, pipeline ranks with `virtual_pipeline_model_parallel_size: 2`, cannot be read: layers are read in the order of plain pipeline ranks: export it with `virtual_pipeline_model_parallel_size: null`, or as a distributed checkpoint");
+    insta::assert_snapshot!(message("refused/peft"), @"`refused/peft`, the adapters of a PEFT tuning (`adapter_config.json`) without their model, cannot be read: merge them into the model first, for instance with `merge_and_unload()` of the Python package peft, and give the merged folder");
     insta::assert_snapshot!(message("container/missing_config.nemo"), @"`container/missing_config.nemo` has no member `model_config.yaml`");
     insta::assert_snapshot!(message("container/missing_weights.nemo"), @"`container/missing_weights.nemo` holds no weights: it needs `model_weights/metadata.json`, `model_weights.ckpt` or a `model_weights.ckpt` per rank; export or copy it again");
     insta::assert_snapshot!(message("no/such.nemo"), @"cannot open `no/such.nemo`");

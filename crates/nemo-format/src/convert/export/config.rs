@@ -70,10 +70,10 @@ fn bad(reason: String) -> FormatError {
 
 /// A property that none of the target families has.
 fn refused(what: &str) -> FormatError {
-    FormatError::Unsupported {
-        what: format!("a model with {what}"),
-        hint: "`--to hf` writes Llama, Mistral and Gemma folders only: rmsnorm, a gated activation and full rotary embeddings; \
-               keep the `.nemo`"
+    FormatError::NotExported {
+        what: what.to_owned(),
+        hint: "it writes Llama, Mistral and Gemma folders only, which have rmsnorm, a gated activation and full rotary \
+               embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is"
             .to_owned(),
     }
 }
@@ -177,8 +177,8 @@ fn rope(config: &ModelConfig<'_>) -> Result<Rope, FormatError> {
         }
         (Some(_), true) => {
             let what = "both `seq_len_interpolation_factor` and `scale_positional_embedding`";
-            return Err(FormatError::Unsupported {
-                what: format!("a model with {what}"),
+            return Err(FormatError::NotExported {
+                what: what.to_owned(),
                 hint:
                     "a Hugging Face folder can only have one: set `seq_len_interpolation_factor` to null in \
                        `model_config.yaml` if NeMo 2.0 or 2.1 wrote it for a Llama 3.1"

@@ -1,0 +1,140 @@
+//! Reading single lines of a data file again.
+//!
+//! A plain file is read where it lies. Lines of a packed file, or of a pipe, are copied into a file without a name in the
+//! folder for temporary files while they are gone through the first time.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::DataError;
+use crate::jsonl::LineSpan;
+
+/// Lines by their place.
+#[derive(Debug)]
+pub(crate) struct LineStore {
+    file: File,
+    /// The data file, for messages.
+    path: PathBuf,
+    /// Of the data file when it was opened; a copy cannot be changed by anybody.
+    stamp: Option<Stamp>,
+}
+
+/// Size and time of the last change.
+type Stamp = (u64, Option<SystemTime>);
+
+fn stamp(file: &File) -> io::Result<Stamp> {
+    let metadata = file.metadata()?;
+    Ok((metadata.len(), metadata.modified().ok()))
+}
+
+impl LineStore {
+    /// Lines of a file that stays where it is.
+    pub(crate) fn of_file(file: File, path: &Path) -> Result<Self, DataError> {
+        let stamp = stamp(&file).map_err(|source| DataError::OpenDataFile { path: path.into(), source })?;
+        Ok(Self { file, path: path.into(), stamp: Some(stamp) })
+    }
+
+    /// Lines of what `input` gives; the reader that comes back copies them.
+    pub(crate) fn of_copy<R: Read>(input: R, path: &Path) -> Result<(Copying<R>, Self), DataError> {
+        let copy = tempfile::tempfile().and_then(|file| Ok((file.try_clone()?, file)));
+        let (copy, file) = copy.map_err(|source| DataError::KeepLines {
+            path: path.into(),
+            folder: std::env::temp_dir(),
+            source,
+        })?;
+        let copying = Copying { input, copy: BufWriter::with_capacity(1 << 17, copy) };
+        Ok((copying, Self { file, path: path.into(), stamp: None }))
+    }
+
+    /// The bytes of one line.
+    pub(crate) fn read(&self, span: LineSpan) -> Result<Vec<u8>, DataError> {
+        let changed = || DataError::ChangedDataFile { path: self.path.clone(), line: span.line };
+        if let Some(before) = self.stamp
+            && stamp(&self.file).ok() != Some(before)
+        {
+            return Err(changed());
+        }
+        let mut bytes = vec![0; span.len_bytes];
+        match self.file.read_exact_at(&mut bytes, span.offset_bytes) {
+            Ok(()) => Ok(bytes),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(changed()),
+            Err(source) => Err(DataError::ReadDataFile { path: self.path.clone(), line: span.line, source }),
+        }
+    }
+
+    /// What a line that is no longer what it was means.
+    pub(crate) fn changed(&self, line: u64) -> DataError {
+        DataError::ChangedDataFile { path: self.path.clone(), line }
+    }
+}
+
+/// A reader that keeps a copy of all that goes through it.
+pub(crate) struct Copying<R> {
+    input: R,
+    copy: BufWriter<File>,
+}
+
+impl<R: Read> Read for Copying<R> {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        let num_bytes = self.input.read(bytes)?;
+        let kept = match num_bytes {
+            0 => self.copy.flush(),
+            _ => self.copy.write_all(&bytes[..num_bytes]),
+        };
+        kept.map_err(|error| {
+            let folder = std::env::temp_dir();
+            io::Error::other(format!("its unpacked lines cannot be kept in `{}`: {error}", folder.display()))
+        })?;
+        Ok(num_bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::jsonl::JsonlReader;
+
+    const TEXT: &[u8] = b"\xef\xbb\xbf{\"a\": 1}\r\n\n[2]\n  \n{\"b\": \"\xc3\xbc\"}";
+
+    fn check(path: &Path, bytes: &[u8]) {
+        std::fs::write(path, bytes).unwrap();
+        let (mut reader, store) = JsonlReader::open_with_store(path).unwrap();
+        let lines: Vec<_> = std::iter::from_fn(|| reader.next_line().unwrap()).collect();
+        assert_eq!(lines.len(), 5);
+        for raw in lines.iter().rev() {
+            let span =
+                LineSpan { line: raw.line, offset_bytes: raw.offset_bytes, len_bytes: raw.bytes.len() };
+            assert_eq!(store.read(span).unwrap(), raw.bytes, "line {}", raw.line);
+        }
+    }
+
+    #[test]
+    fn lines_of_every_kind_of_file_come_back() {
+        let folder = tempfile::tempdir().unwrap();
+        check(&folder.path().join("a.jsonl"), TEXT);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(TEXT).unwrap();
+        check(&folder.path().join("a.jsonl.gz"), &gzip.finish().unwrap());
+        check(&folder.path().join("a.jsonl.zst"), &zstd::encode_all(TEXT, 1).unwrap());
+    }
+
+    #[test]
+    fn a_file_that_changes_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        std::fs::write(&path, "{}\n{}\n").unwrap();
+        let store = LineStore::of_file(File::open(&path).unwrap(), &path).unwrap();
+        let span = LineSpan { line: 2, offset_bytes: 3, len_bytes: 2 };
+        assert_eq!(store.read(span).unwrap(), b"{}");
+        let file = File::options().write(true).open(&path).unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(1)).unwrap();
+        let message = store.read(span).unwrap_err().to_string();
+        let message = message.replace(&path.display().to_string(), "a.jsonl");
+        insta::assert_snapshot!(message, @"data file `a.jsonl` was changed while the run used it: line 2 is not what it was; put the file back and run the same command again");
+    }
+}

@@ -1,0 +1,237 @@
+//! All prompts of a data file: every record is checked before a model is loaded.
+//!
+//! Over-length prompts are left out, bad records refused or skipped, both with their line numbers. Only the place of a
+//! line and the length of its prompt are kept, 24 bytes a record: a prompt is made again when its turn comes, which
+//! takes next to no time beside generating. Which prompts form a step is the matter of `plan`.
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::DataError;
+use crate::chat::PromptNote;
+use crate::jsonl::{JsonlReader, LineSpan, parse_object};
+use crate::limits::{LengthLimits, TokenField};
+use crate::line_store::LineStore;
+use crate::prepare::{BuiltPrompt, PreparedPrompt, PromptBuilder};
+use crate::record::RecordError;
+use crate::sample_order::sample_order;
+
+/// How many bad lines are listed.
+const MAX_LISTED: usize = 10;
+
+/// `model.data.train_ds.on_bad_record`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnBadRecord {
+    /// The run does not start.
+    #[default]
+    Refuse,
+    /// The record is counted and left out.
+    Skip,
+}
+
+/// A record that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadRecord {
+    /// Its line, from 1.
+    pub line: u64,
+    /// What is wrong with it.
+    pub reason: RecordError,
+}
+
+/// A record that is used.
+#[derive(Clone, Copy, Debug)]
+struct KeptRecord {
+    line: u64,
+    offset_bytes: u64,
+    len_bytes: u32,
+    num_tokens: u32,
+}
+
+/// All prompts of a file, which stays on disk. A position counts the prompts in the order in which they are generated.
+pub struct PromptSet {
+    kept: Vec<KeptRecord>,
+    store: LineStore,
+    builder: PromptBuilder,
+    /// Positions to records, where samples are drawn; `kept` itself otherwise.
+    drawn: Option<Vec<u32>>,
+    /// Records read, bad and over-length ones counted.
+    pub num_read: u64,
+    /// Records skipped because they are bad.
+    pub num_bad: u64,
+    /// The first of them.
+    pub bad: Vec<BadRecord>,
+    /// Prompts left out for their length: line and number of tokens.
+    pub too_long: Vec<(u64, usize)>,
+    /// Records that there is a note about.
+    pub num_noted: u64,
+    /// The first note, with its line.
+    pub note: Option<(u64, PromptNote)>,
+}
+
+impl PromptSet {
+    /// How many prompts there are to generate from.
+    pub fn len(&self) -> usize {
+        self.drawn.as_ref().map_or(self.kept.len(), Vec::len)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Draws this many samples in the shuffled order of `model.data.sample`, again and again from all records where
+    /// there are too few.
+    ///
+    /// # Errors
+    /// When there is nothing to draw from, or more than 2³² records.
+    pub fn draw(mut self, num_samples: usize) -> Result<Self, DataError> {
+        self.drawn = Some(sample_order(self.kept.len(), num_samples)?);
+        Ok(self)
+    }
+
+    /// The line of a prompt in the file, from 1.
+    pub fn line(&self, position: usize) -> Option<u64> {
+        self.record(position).map(|kept| kept.line)
+    }
+
+    /// How many tokens a prompt has.
+    pub fn num_tokens(&self, position: usize) -> Option<usize> {
+        self.record(position).map(|kept| kept.num_tokens as usize)
+    }
+
+    /// The position of the prompt with this `sample_idx`.
+    pub fn position_of(&self, sample_idx: u64) -> Option<usize> {
+        match &self.drawn {
+            Some(drawn) => usize::try_from(sample_idx).ok().filter(|&position| position < drawn.len()),
+            None => self.kept.binary_search_by_key(&sample_idx.checked_add(1)?, |kept| kept.line).ok(),
+        }
+    }
+
+    /// Makes the prompt at a position.
+    ///
+    /// # Errors
+    /// When there is none, the file cannot be read, or is no longer what it was.
+    pub fn load(&self, position: usize) -> Result<PreparedPrompt, DataError> {
+        let record = self.record(position).ok_or(DataError::NoSamples)?;
+        let span = LineSpan {
+            line: record.line,
+            offset_bytes: record.offset_bytes,
+            len_bytes: record.len_bytes as usize,
+        };
+        let bytes = self.store.read(span)?;
+        let built = parse_object(&bytes).and_then(|object| self.builder.build(object));
+        let BuiltPrompt { text, ids, metadata, note: _ } =
+            built.map_err(|_| self.store.changed(record.line))?;
+        if ids.len() != record.num_tokens as usize {
+            return Err(self.store.changed(record.line));
+        }
+        let index = record.line - 1;
+        let sample_idx = if self.drawn.is_some() { position as u64 } else { index };
+        Ok(PreparedPrompt { line: record.line, index, sample_idx, text, ids, metadata })
+    }
+
+    fn record(&self, position: usize) -> Option<&KeptRecord> {
+        match &self.drawn {
+            Some(drawn) => self.kept.get(*drawn.get(position)? as usize),
+            None => self.kept.get(position),
+        }
+    }
+}
+
+/// Reads, checks and tokenizes a whole data file, in parallel.
+///
+/// # Errors
+/// When the file cannot be read, or has bad records and `on_bad` refuses them.
+pub fn load_prompts(
+    path: &Path,
+    builder: PromptBuilder,
+    limits: &LengthLimits,
+    on_bad: OnBadRecord,
+) -> Result<PromptSet, DataError> {
+    let fields: Vec<TokenField> = limits.fields.iter().map(|&(field, _)| field).collect();
+    let prepare = |_, object: Result<Map<String, Value>, RecordError>| {
+        let (prompt, num_tokens) = builder.build_measured(object?, &fields)?;
+        Ok(match limits.exceeded(&prompt, &num_tokens) {
+            Some(num_tokens) => Prepared::TooLong(num_tokens),
+            None => Prepared::Kept(prompt.ids.len(), prompt.note),
+        })
+    };
+    let (reader, store) = JsonlReader::open_with_store(path)?;
+    let mut found = Found::default();
+    reader.for_each(prepare, |span, prepared| found.add(path, span, prepared))?;
+    if on_bad == OnBadRecord::Refuse && found.num_bad > 0 {
+        return Err(DataError::BadRecords {
+            path: path.into(),
+            num_bad: found.num_bad,
+            num_read: found.num_read,
+            listed: list_bad(&found.bad, found.num_bad),
+        });
+    }
+    let Found { mut kept, num_read, num_bad, bad, too_long, num_noted, note } = found;
+    kept.shrink_to_fit();
+    Ok(PromptSet { kept, store, builder, drawn: None, num_read, num_bad, bad, too_long, num_noted, note })
+}
+
+/// What a record turned out to be.
+enum Prepared {
+    /// With how many tokens.
+    Kept(usize, Option<PromptNote>),
+    TooLong(usize),
+}
+
+/// What a file turned out to hold.
+#[derive(Default)]
+struct Found {
+    kept: Vec<KeptRecord>,
+    num_read: u64,
+    num_bad: u64,
+    bad: Vec<BadRecord>,
+    too_long: Vec<(u64, usize)>,
+    num_noted: u64,
+    note: Option<(u64, PromptNote)>,
+}
+
+impl Found {
+    fn add(
+        &mut self,
+        path: &Path,
+        span: LineSpan,
+        prepared: Result<Prepared, RecordError>,
+    ) -> Result<(), DataError> {
+        self.num_read += 1;
+        match prepared {
+            Err(reason) => {
+                self.num_bad += 1;
+                if self.bad.len() < MAX_LISTED {
+                    self.bad.push(BadRecord { line: span.line, reason });
+                }
+            }
+            Ok(Prepared::TooLong(num_tokens)) => self.too_long.push((span.line, num_tokens)),
+            Ok(Prepared::Kept(num_tokens, note)) => {
+                if let Some(note) = note {
+                    self.num_noted += 1;
+                    self.note.get_or_insert((span.line, note));
+                }
+                let too_large = |_| DataError::LineTooLarge { path: path.into(), line: span.line };
+                self.kept.push(KeptRecord {
+                    line: span.line,
+                    offset_bytes: span.offset_bytes,
+                    len_bytes: u32::try_from(span.len_bytes).map_err(too_large)?,
+                    num_tokens: u32::try_from(num_tokens).map_err(too_large)?,
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+fn list_bad(bad: &[BadRecord], num_bad: u64) -> String {
+    let listed = bad.iter().map(|record| format!("  line {}: {}", record.line, record.reason));
+    let num_more = num_bad - bad.len() as u64;
+    let more = (num_more > 0).then(|| format!("  and {num_more} more"));
+    listed.chain(more).collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,114 @@
+//! Files to prompts, and what is left out on the way.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::chat::ChatPromptTokens;
+use crate::test_tokenizer::ByteTokenizer;
+
+fn builder() -> PromptBuilder {
+    PromptBuilder::new(Arc::new(ByteTokenizer::default()), ChatPromptTokens::default())
+}
+
+fn load(text: &str, limits: &LengthLimits, on_bad: OnBadRecord) -> Result<PromptSet, DataError> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data.jsonl");
+    std::fs::write(&path, text).unwrap();
+    load_prompts(&path, builder(), limits, on_bad)
+}
+
+fn all(set: &PromptSet) -> Vec<PreparedPrompt> {
+    (0..set.len()).map(|position| set.load(position).unwrap()).collect()
+}
+
+fn line(question: &str) -> String {
+    format!(
+        "{{\"system\": \"\", \"id\": 1, \"conversations\": [{{\"from\": \"User\", \"value\": \"{question}\"}}]}}\n"
+    )
+}
+
+#[test]
+fn bad_and_long_records_keep_the_numbering() {
+    let text = [line("a"), "nonsense\n".into(), line(&"b".repeat(100)), line("c")].concat();
+    let limits = LengthLimits { max_input_len: Some(100), ..LengthLimits::of_prompt(4096) };
+    let set = load(&text, &limits, OnBadRecord::Skip).unwrap();
+    assert_eq!(set.num_read, 4);
+    let prompts = all(&set);
+    assert_eq!(
+        prompts.iter().map(|prompt| (prompt.line, prompt.index)).collect::<Vec<_>>(),
+        [(1, 0), (4, 3)]
+    );
+    assert!(prompts[1].text.contains("User\nc\n") && prompts[1].sample_idx == 3, "{prompts:?}");
+    assert_eq!(set.too_long, [(3, 160)]);
+    assert_eq!(set.bad.iter().map(|bad| bad.line).collect::<Vec<_>>(), [2]);
+    assert_eq!((set.num_bad, set.num_noted, set.note.as_ref().map(|note| note.0)), (1, 2, Some(1)));
+    assert_eq!(prompts[0].metadata.len(), 2);
+    assert_eq!([0, 1, 2, 3, u64::MAX].map(|idx| set.position_of(idx)), [Some(0), None, None, Some(1), None]);
+    assert_eq!((set.num_tokens(1), set.line(1), set.line(2)), (Some(prompts[1].ids.len()), Some(4), None));
+    assert!(set.load(2).is_err());
+}
+
+#[test]
+fn refusal_lists_the_first_ten() {
+    let text = [line("a"), "{}\n".repeat(6), "\n\n".into(), "[]\n{\n".repeat(3), line("a")].concat();
+    let error = load(&text, &LengthLimits::default(), OnBadRecord::Refuse).err().unwrap();
+    let message = error.to_string();
+    let (head, listed) = message.split_once('\n').unwrap();
+    assert!(
+        head.starts_with("14 of 16 records of `") && head.ends_with("data.jsonl` cannot be used:"),
+        "{head}"
+    );
+    insta::assert_snapshot!(listed, @r"
+line 2: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
+line 3: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
+line 4: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
+line 5: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
+line 6: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
+line 7: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
+line 8: the line is blank
+line 9: the line is blank
+line 10: the line is a list, not an object
+line 11: not JSON at column 1: EOF while parsing an object
+and 4 more
+");
+}
+
+#[test]
+fn every_token_field_has_its_limit() {
+    let record = r#"{"system": "", "conversations": [{"from": "User", "value": "Q"}, {"from": "Assistant", "value": "AAAA"}]}"#;
+    let prompt = builder().build(parse_object(record.as_bytes()).unwrap()).unwrap();
+    let num_prompt = prompt.ids.len();
+    // The answer, the end of its turn, and the start of the next.
+    let num_answer = "AAAA\n<extra_id_1>".len();
+    for (field, num_tokens) in [
+        ("context_ids", num_prompt),
+        ("input_ids", num_prompt + num_answer),
+        ("answer_ids", num_answer),
+        ("mask", num_prompt + num_answer),
+    ] {
+        let left_out = |limit| {
+            let fields = vec![(field.parse().unwrap(), limit)];
+            let limits = LengthLimits { fields, max_input_len: None };
+            load(record, &limits, OnBadRecord::Refuse).unwrap().too_long
+        };
+        assert_eq!((left_out(num_tokens), left_out(num_tokens - 1)), (vec![], vec![(1, num_tokens)]));
+    }
+    insta::assert_snapshot!("context".parse::<TokenField>().unwrap_err(), @"`model.data.train_ds.truncation_field` names `context`, it may name `context_ids`, `input_ids`, `answer_ids` and `mask`, because `model.data.chat=true`");
+}
+
+#[test]
+fn samples_are_drawn_again_and_again_each_with_numbers_of_its_own() {
+    let text: String = ["a", "b", "c"].map(line).concat();
+    let set = load(&text, &LengthLimits::default(), OnBadRecord::Refuse).unwrap().draw(7).unwrap();
+    let prompts = all(&set);
+    // Two blocks of three and one of one, in NeMo's order: every record twice and one of them three times.
+    let count = |line| prompts.iter().filter(|prompt| prompt.line == line).count();
+    let mut counts = [1, 2, 3].map(count);
+    counts.sort_unstable();
+    assert_eq!((set.len(), counts), (7, [2, 2, 3]));
+    assert!(prompts.iter().zip(0..).all(|(prompt, position)| prompt.sample_idx == position));
+    assert!(prompts.iter().all(|prompt| prompt.index + 1 == prompt.line));
+    assert_eq!([0, 6, 7].map(|idx| set.position_of(idx)), [Some(0), Some(6), None]);
+    let none = load("", &LengthLimits::default(), OnBadRecord::Refuse).unwrap().draw(3);
+    assert!(matches!(none, Err(DataError::NoSamples)));
+}
