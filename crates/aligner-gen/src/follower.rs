@@ -146,6 +146,8 @@ impl Follower<'_> {
             Ended::Told(Stop::Failed { message }) => {
                 (Why::Told, Err(anyhow::anyhow!("rank 0 ended the job: {message}").into()))
             }
+            // Signals come to all ranks, and rank 0 may be the first to leave.
+            Ended::Lost(_) if self.watch.reason().is_some() => self.judge(Ended::ByItself),
             Ended::Lost(_) if self.is_finished() => (Why::Told, Ok(ExitStatus::Done)),
             Ended::Lost(reason) => {
                 let text = "rank 0 is gone, so the job has ended; finished steps are saved, the same command goes on after them";

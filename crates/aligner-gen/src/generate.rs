@@ -26,7 +26,7 @@ use crate::summary::{FinishReasons, Summary, seconds};
 
 /// Samples that may be begun past the last committed one, for each that a rank can hold: a response that takes this many
 /// times as long as the others holds nobody up.
-const RUN_AHEAD: usize = 32;
+pub(crate) const RUN_AHEAD: usize = 64;
 /// Finished samples that wait for earlier ones take no more than about this.
 const MAX_WAITING_BYTES: usize = 1 << 30;
 

@@ -27,7 +27,11 @@ pub(super) struct Job {
 }
 
 impl Job {
-    pub(super) fn new(workspace: &Workspace, folder: &Path, checkpoint: PathBuf) -> Result<Self> {
+    pub(super) fn new(
+        workspace: &Workspace,
+        folder: &Path,
+        (program, checkpoint): (PathBuf, PathBuf),
+    ) -> Result<Self> {
         let read = |path: &str| {
             std::fs::read_to_string(workspace.path(path)).with_context(|| format!("cannot read `{path}`"))
         };
@@ -41,7 +45,7 @@ impl Job {
         std::fs::write(&data, (0..NUM_SAMPLES).map(record).collect::<String>())
             .context("cannot write the prompts")?;
         Ok(Self {
-            program: workspace.path("target/debug/aligner-gen"),
+            program,
             checkpoint,
             folder: folder.to_owned(),
             data,

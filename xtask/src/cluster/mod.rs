@@ -28,6 +28,9 @@ pub(crate) struct Args {
     /// The checkpoint; by default a small one with dummy weights
     #[arg(long)]
     checkpoint: Option<PathBuf>,
+    /// A program that is built already
+    #[arg(long)]
+    program: Option<PathBuf>,
 }
 
 /// Runs all jobs, or says what is missing.
@@ -38,13 +41,19 @@ pub(crate) fn run_all(workspace: &Workspace, args: &Args) -> Result<()> {
     if !install(workspace)? {
         return Ok(());
     }
-    run(workspace.cargo().args(["build", "-q", "-p", "aligner-gen"]))?;
+    let program = match &args.program {
+        Some(path) => path.canonicalize().with_context(|| format!("cannot find `{}`", path.display()))?,
+        None => {
+            run(workspace.cargo().args(["build", "-q", "-p", "aligner-gen"]))?;
+            workspace.path("target/debug/aligner-gen")
+        }
+    };
     let folder = tempfile::tempdir().context("cannot make a folder for the cluster")?;
     let checkpoint = match &args.checkpoint {
         Some(path) => path.canonicalize().with_context(|| format!("cannot find `{}`", path.display()))?,
         None => workspace.path("tests/fixtures/mcore_llama/llama_fp32_torch_dist.nemo"),
     };
-    let job = Job::new(workspace, folder.path(), checkpoint)?;
+    let job = Job::new(workspace, folder.path(), (program, checkpoint))?;
     let started = Instant::now();
     let expect = job.one_rank()?;
     check("mpirun", &job, &expect, |results| job.mpirun(results))?;
@@ -70,7 +79,7 @@ pub(crate) fn run_all(workspace: &Workspace, args: &Args) -> Result<()> {
 fn check(name: &str, job: &Job, expect: &[u8], start: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let started = Instant::now();
     let results = job.folder(name);
-    start(&results).with_context(|| format!("{name} failed"))?;
+    start(&results).inspect_err(|_| show_logs(&results)).with_context(|| format!("{name} failed"))?;
     let path = results.join("generations/generations.jsonl");
     let actual = std::fs::read(&path).with_context(|| format!("{name}: cannot read `{}`", path.display()))?;
     if actual != expect {
@@ -85,6 +94,19 @@ fn check(name: &str, job: &Job, expect: &[u8], start: impl FnOnce(&Path) -> Resu
     Ok(())
 }
 
+/// The last lines of every log of a job that failed.
+fn show_logs(results: &Path) {
+    let mut paths: Vec<PathBuf> =
+        std::fs::read_dir(results).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    for path in paths.iter().filter(|path| path.is_file()) {
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        let last = lines.get(lines.len().saturating_sub(6)..).unwrap_or_default();
+        say(&format!("== {}\n{}", path.display(), last.join("\n")));
+    }
+}
+
 /// Installs what is missing, where that may be done; false when something stays away.
 fn install(workspace: &Workspace) -> Result<bool> {
     let is_there =
@@ -92,15 +114,19 @@ fn install(workspace: &Workspace) -> Result<bool> {
     let missing: Vec<&str> =
         PACKAGES.iter().filter(|(_, program)| !is_there(program)).map(|(package, _)| *package).collect();
     let is_root = probe(Command::new("id").arg("-u")).is_some_and(|id| id == "0");
-    if is_root && !missing.is_empty() && is_there("apt-get") {
+    let install = || {
+        // A mirror that cannot be reached is no reason to wait for minutes.
+        let impatient = ["-q", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20"];
         let mut install = workspace.command("apt-get");
-        install.args(["install", "-y", "-q", "--no-install-recommends"]).args(&missing);
+        install.args(impatient).args(["install", "-y", "--no-install-recommends"]).args(&missing);
         // The list of packages of a fresh machine is empty.
-        if run(&mut install).is_err() {
-            run(workspace.command("apt-get").args(["update", "-q"]))?;
-            run(&mut install)?;
-        }
-    } else if !missing.is_empty() || !is_root {
+        run(&mut install).or_else(|_| {
+            run(workspace.command("apt-get").args(impatient).arg("update"))?;
+            run(&mut install)
+        })
+    };
+    let has_all = missing.is_empty() || is_root && is_there("apt-get") && install().is_ok();
+    if !has_all || !is_root {
         say(&format!(
             "skipped: a cluster on this machine needs root and Debian's packages (`apt-get install {}`)",
             PACKAGES.map(|(package, _)| package).join(" ")

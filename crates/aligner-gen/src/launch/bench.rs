@@ -12,6 +12,7 @@ use sampling::FinishReason;
 
 use crate::cli::BenchQueueArgs;
 use crate::exit::Failure;
+use crate::generate::RUN_AHEAD;
 use crate::output::Identity;
 use crate::signals::StopWatch;
 use crate::table::thousands;
@@ -137,7 +138,7 @@ fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure>
     let identity = Identity::default();
     let limits = LeaseLimits {
         step_samples: STEP_SAMPLES,
-        run_ahead_samples: 72 * 32 * num_ranks as usize,
+        run_ahead_samples: 72 * RUN_AHEAD * num_ranks as usize,
         max_waiting_bytes: 1 << 30,
         lease: Duration::from_secs(60),
     };

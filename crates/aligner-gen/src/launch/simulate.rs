@@ -9,6 +9,8 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
+use crate::generate::RUN_AHEAD;
+
 use super::queue::lease::{Completion, LeaseLimits, LeaseTable, Rank};
 
 /// A job without a model.
@@ -112,7 +114,7 @@ impl Simulation {
         let capacity = self.seats + self.seats.div_ceil(8);
         let limits = LeaseLimits {
             step_samples: self.global_batch_size,
-            run_ahead_samples: (capacity * num_ranks * 32).max(4 * self.global_batch_size),
+            run_ahead_samples: (capacity * num_ranks * RUN_AHEAD).max(4 * self.global_batch_size),
             max_waiting_bytes: usize::MAX,
             lease: Duration::from_secs(3600),
         };

@@ -22,7 +22,7 @@ const TICK: Duration = Duration::from_millis(50);
 /// How long ranks have to say their last word after the end: they may be in the middle of a step.
 const FAREWELL: Duration = Duration::from_secs(60);
 /// A rank that was not heard from for so long will not say a last word.
-const QUIET: Duration = Duration::from_secs(4);
+const QUIET: Duration = Duration::from_secs(6);
 
 /// What happens to the desk.
 pub(crate) enum Event {

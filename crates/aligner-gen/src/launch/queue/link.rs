@@ -128,16 +128,16 @@ pub(crate) fn connect(
     keep_trying: &dyn Fn(Duration) -> Result<(), Failure>,
 ) -> Result<(Mailbox, Line), Failure> {
     let started = Instant::now();
-    let speaking = loop {
+    let reach = || loop {
         match reach(&place.meeting) {
-            Ok(store) => break store,
+            Ok(store) => return Ok::<Store, Failure>(store),
             Err(error) => {
                 keep_trying(started.elapsed())?;
                 tracing::debug!("rank 0 is not there yet: {error:#}");
             }
         }
     };
-    let listening = reach(&place.meeting)?;
+    let (speaking, listening) = (reach()?, reach()?);
     let (to_zero, outbox) = channel();
     let (inbox, from_zero) = channel();
     let rank = place.rank;
