@@ -47,13 +47,21 @@ pub(crate) enum OutputError {
         path.display()
     )]
     TooShort { path: PathBuf, actual_bytes: u64, committed_bytes: u64 },
+    /// What is committed does not end with a line of the step that the manifest names.
+    #[error(
+        "`{}` has no line of step {step} or before that ends at byte {committed_bytes}, where `manifest.json` says its \
+         committed part ends: one of them was changed by something else; start afresh with \
+         `++exp_manager.resume_if_exists=false`",
+        path.display()
+    )]
+    Disagrees { path: PathBuf, committed_bytes: u64, step: u64 },
     /// The manifest is not one of ours.
-    #[error("`{}` is not a manifest of this program; start afresh with `++exp_manager.resume_if_exists=false`", path.display())]
-    BadManifest {
-        path: PathBuf,
-        #[source]
-        source: serde_json::Error,
-    },
+    #[error(
+        "`{}` is damaged or not a manifest of this program ({reason}); remove it to continue after the last whole step of \
+         `generations.jsonl` without a check of the settings, or start afresh with `++exp_manager.resume_if_exists=false`",
+        path.display()
+    )]
+    BadManifest { path: PathBuf, reason: String },
     /// A file without a manifest holds a line that this program or its predecessor never writes.
     #[error("line {line} of `{}` is not a record with `step` and `consumed_samples`", path.display())]
     BadLegacyLine {
@@ -62,6 +70,13 @@ pub(crate) enum OutputError {
         #[source]
         source: serde_json::Error,
     },
+    /// A file without a manifest whose steps do not follow each other.
+    #[error(
+        "line {line} of `{}` does not go on from the line before: `step` and `consumed_samples` must grow together, and \
+         there is no `manifest.json` to say what is right; start afresh with `++exp_manager.resume_if_exists=false`",
+        path.display()
+    )]
+    UnorderedLegacyLine { path: PathBuf, line: u64 },
 }
 
 impl OutputError {

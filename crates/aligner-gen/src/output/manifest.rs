@@ -1,14 +1,14 @@
 //! `generations/manifest.json`: what is committed, and what it was made from.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
+use std::io::Read;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::OutputError;
+use super::disk::{self, Disk, RealDisk};
 
 /// Everything that decides the text of a sample, by the name a user knows it by. Values are compared as text.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,35 +64,55 @@ impl Manifest {
 
     /// The manifest of `folder`, if there is one.
     pub(crate) fn read(folder: &Path) -> Result<Option<Self>, OutputError> {
+        Self::read_on(&RealDisk, folder)
+    }
+
+    /// The same on another disk.
+    pub(super) fn read_on<D: Disk>(disk: &D, folder: &Path) -> Result<Option<Self>, OutputError> {
         let path = folder.join(Self::FILE_NAME);
-        match std::fs::read(&path) {
-            Ok(bytes) => serde_json::from_slice(&bytes)
-                .map(Some)
-                .map_err(|source| OutputError::BadManifest { path, source }),
-            Err(source) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(OutputError::Io { action: "read", path, source }),
+        let reader = disk.reader(&path, 0).map_err(OutputError::io("read", &path))?;
+        let Some(mut reader) = reader else { return Ok(None) };
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).map_err(OutputError::io("read", &path))?;
+        let sealed = serde_json::from_slice::<Sealed>(&bytes).and_then(|sealed| {
+            let is_whole = sealed.manifest.checksum()? == sealed.checksum;
+            Ok(is_whole.then_some(sealed.manifest))
+        });
+        match sealed {
+            Ok(Some(manifest)) => Ok(Some(manifest)),
+            Ok(None) => {
+                let reason = "its checksum does not fit".to_owned();
+                Err(OutputError::BadManifest { path, reason })
+            }
+            Err(error) => Err(OutputError::BadManifest { path, reason: error.to_string() }),
         }
     }
 
     /// Replaces the manifest of `folder` so that a reader sees the old or the new one, never a mixture.
-    pub(crate) fn write(&self, folder: &Path) -> std::io::Result<()> {
-        let mut bytes = serde_json::to_vec_pretty(self)?;
+    pub(super) fn write_on<D: Disk>(&self, disk: &D, folder: &Path) -> std::io::Result<()> {
+        let sealed = Sealed { checksum: self.checksum()?, manifest: self.clone() };
+        let mut bytes = serde_json::to_vec_pretty(&sealed)?;
         bytes.push(b'\n');
-        write_atomically(folder, Self::FILE_NAME, &bytes)
+        disk::replace(disk, folder, Self::FILE_NAME, &bytes)
     }
+
+    /// Of every field, so that no damage is taken for what a run committed.
+    fn checksum(&self) -> serde_json::Result<String> {
+        Ok(blake3::hash(&serde_json::to_vec(self)?).to_hex().to_string())
+    }
+}
+
+/// The manifest as it lies on disk.
+#[derive(Serialize, Deserialize)]
+struct Sealed {
+    #[serde(flatten)]
+    manifest: Manifest,
+    checksum: String,
 }
 
 /// Writes `folder/name` through a synced temporary file and a rename, and syncs the folder.
 pub(crate) fn write_atomically(folder: &Path, name: &str, bytes: &[u8]) -> std::io::Result<()> {
-    let mut file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    let mut permissions = file.as_file().metadata()?.permissions();
-    // Temporary files are private by default; results are meant to be read by the user's group as well.
-    std::os::unix::fs::PermissionsExt::set_mode(&mut permissions, 0o644);
-    file.as_file().set_permissions(permissions)?;
-    file.persist(folder.join(name)).map_err(|error| error.error)?;
-    File::open(folder)?.sync_all()
+    disk::replace(&RealDisk, folder, name, bytes)
 }
 
 #[cfg(test)]
@@ -128,7 +148,7 @@ pub(crate) mod tests {
             identity: identity(1, "a"),
             config: json!({"b": 1, "a": 2}),
         };
-        manifest.write(folder.path()).unwrap();
+        manifest.write_on(&RealDisk, folder.path()).unwrap();
         assert_eq!(Manifest::read(folder.path()).unwrap(), Some(manifest));
         std::fs::write(folder.path().join(Manifest::FILE_NAME), "{").unwrap();
         assert!(matches!(Manifest::read(folder.path()), Err(OutputError::BadManifest { .. })));

@@ -2,13 +2,18 @@
 //!
 //! It knows nothing of models or tokenizers: texts come in ready. Rules: `docs/guide.rst`, the end of "Running Generation in Aligner".
 
+mod disk;
 mod error;
+mod legacy;
 mod lock;
 mod manifest;
 mod python_json;
 mod record;
 mod resume;
 mod writer;
+
+#[cfg(test)]
+mod faults;
 
 pub(crate) use error::OutputError;
 pub(crate) use manifest::{Identity, Manifest, write_atomically};

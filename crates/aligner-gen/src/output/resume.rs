@@ -1,16 +1,18 @@
 //! Opening an output folder: fresh, continued, continued without a manifest, or moved aside.
 //!
-//! A file without a manifest is one that the original software wrote: its last step
-//! counts only when as many lines are there as `consumed_samples` says.
+//! Results are continued only where the manifest and the file agree with each other and with this run's settings.
 
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
-use super::lock::FolderLock;
+use super::disk::{Disk, RealDisk};
+use super::legacy::scan_legacy;
 use super::{Identity, Manifest, OutputError};
+
+pub(super) const JSONL: &str = "generations.jsonl";
+const PARTIAL: &str = "generations.partial";
+/// A line with its responses is rarely longer.
+const TAIL_BYTES: u64 = 1 << 16;
 
 /// What to do with results that are already there (`exp_manager.resume_if_exists`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,15 +34,15 @@ pub(crate) struct ResumePoint {
 
 /// A locked output folder, cut back to its last committed step.
 #[derive(Debug)]
-pub(crate) struct OutputFolder {
+pub(crate) struct OutputFolder<D: Disk = RealDisk> {
     pub(crate) path: PathBuf,
     pub(crate) resume: ResumePoint,
-    pub(crate) _lock: FolderLock,
+    pub(super) disk: D,
+    _lock: D::Lock,
 }
 
-impl OutputFolder {
-    pub(crate) const JSONL: &'static str = "generations.jsonl";
-    const PARTIAL: &'static str = "generations.partial";
+impl OutputFolder<RealDisk> {
+    pub(crate) const JSONL: &'static str = JSONL;
 
     /// Opens `<log_dir>/generations` for a run with this identity.
     pub(crate) fn open(
@@ -48,49 +50,58 @@ impl OutputFolder {
         identity: &Identity,
         existing: ExistingOutput,
     ) -> Result<Self, OutputError> {
-        let path = log_dir.join("generations");
-        std::fs::create_dir_all(&path).map_err(OutputError::io("create", &path))?;
-        let mut lock = FolderLock::acquire(&path)?;
-        if existing == ExistingOutput::MoveAside && path.join(Self::JSONL).exists() {
-            move_aside(&path)?;
-            std::fs::create_dir_all(&path).map_err(OutputError::io("create", &path))?;
-            lock = FolderLock::acquire(&path)?;
-        }
-        let resume = find_resume_point(&path, identity)?;
-        cut_back(&path, resume.committed_bytes)?;
-        Ok(Self { path, resume, _lock: lock })
+        Self::open_on(RealDisk, log_dir, identity, existing)
     }
 }
 
-fn move_aside(path: &Path) -> Result<(), OutputError> {
-    let free = (1_u32..).map(|n| path.with_extension(n.to_string())).find(|candidate| !candidate.exists());
+impl<D: Disk> OutputFolder<D> {
+    /// The same on another disk.
+    pub(super) fn open_on(
+        disk: D,
+        log_dir: &Path,
+        identity: &Identity,
+        existing: ExistingOutput,
+    ) -> Result<Self, OutputError> {
+        let path = log_dir.join("generations");
+        disk.create_dir_all(&path).map_err(OutputError::io("create", &path))?;
+        let mut lock = disk.lock(&path)?;
+        if existing == ExistingOutput::MoveAside && disk.exists(&path.join(JSONL)) {
+            move_aside(&disk, log_dir, &path)?;
+            disk.create_dir_all(&path).map_err(OutputError::io("create", &path))?;
+            lock = disk.lock(&path)?;
+        }
+        let resume = find_resume_point(&disk, &path, identity)?;
+        cut_back(&disk, &path, resume.committed_bytes)?;
+        Ok(Self { path, resume, disk, _lock: lock })
+    }
+}
+
+fn move_aside<D: Disk>(disk: &D, log_dir: &Path, path: &Path) -> Result<(), OutputError> {
+    let free = (1_u32..).map(|n| path.with_extension(n.to_string())).find(|target| !disk.exists(target));
     let target = free.unwrap_or_else(|| path.with_extension("old"));
-    std::fs::rename(path, &target).map_err(OutputError::io("move aside", path))?;
+    disk.rename(path, &target)
+        .and_then(|()| disk.sync_dir(log_dir))
+        .map_err(OutputError::io("move aside", path))?;
     tracing::info!("moved the earlier results to `{}`", target.display());
     Ok(())
 }
 
-fn find_resume_point(folder: &Path, identity: &Identity) -> Result<ResumePoint, OutputError> {
-    let jsonl = folder.join(OutputFolder::JSONL);
-    let Some(manifest) = Manifest::read(folder)? else {
-        return if jsonl.exists() { scan_legacy(&jsonl) } else { Ok(ResumePoint::default()) };
+fn find_resume_point<D: Disk>(
+    disk: &D,
+    folder: &Path,
+    identity: &Identity,
+) -> Result<ResumePoint, OutputError> {
+    let jsonl = folder.join(JSONL);
+    let Some(manifest) = Manifest::read_on(disk, folder)? else {
+        let found = disk.reader(&jsonl, 0).map_err(OutputError::io("open", &jsonl))?;
+        return found
+            .map_or(Ok(ResumePoint::default()), |reader| scan_legacy(&jsonl, BufReader::new(reader)));
     };
     let changes = manifest.identity.changes(identity);
     if !changes.is_empty() {
         return Err(OutputError::Changed { folder: folder.to_owned(), changes });
     }
-    let actual_bytes = match std::fs::metadata(&jsonl) {
-        Ok(metadata) => metadata.len(),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => 0,
-        Err(error) => return Err(OutputError::io("read", &jsonl)(error)),
-    };
-    if actual_bytes < manifest.committed_bytes {
-        return Err(OutputError::TooShort {
-            path: jsonl,
-            actual_bytes,
-            committed_bytes: manifest.committed_bytes,
-        });
-    }
+    check_committed(disk, &jsonl, &manifest)?;
     Ok(ResumePoint {
         step: manifest.step,
         consumed_samples: manifest.consumed_samples,
@@ -98,76 +109,72 @@ fn find_resume_point(folder: &Path, identity: &Identity) -> Result<ResumePoint, 
     })
 }
 
-#[derive(Deserialize)]
-struct LegacyLine {
-    step: u64,
-    consumed_samples: u64,
-}
-
-/// Finds the last step that is complete. Within a step all lines carry the count at the step's end, so a step is
-/// complete when it has as many lines as the count grew by.
-fn scan_legacy(jsonl: &Path) -> Result<ResumePoint, OutputError> {
-    let file = File::open(jsonl).map_err(OutputError::io("open", jsonl))?;
-    let mut reader = BufReader::new(file);
-    let mut line = Vec::new();
-    let (mut line_number, mut offset_bytes) = (0_u64, 0_u64);
-    // The step being read, and everything before it.
-    let mut current = ResumePoint::default();
-    let mut num_lines_in_step = 0_u64;
-    let mut before = ResumePoint::default();
+/// The committed bytes are there, and end with a whole line of the last committed step or an earlier one.
+fn check_committed<D: Disk>(disk: &D, jsonl: &Path, manifest: &Manifest) -> Result<(), OutputError> {
+    let committed_bytes = manifest.committed_bytes;
+    let mut tail_bytes = TAIL_BYTES;
     loop {
-        line.clear();
-        let read = reader.read_until(b'\n', &mut line).map_err(OutputError::io("read", jsonl))?;
-        if read == 0 || line.last() != Some(&b'\n') {
-            break;
+        let from = committed_bytes.saturating_sub(tail_bytes);
+        let mut tail = Vec::new();
+        if let Some(reader) = disk.reader(jsonl, from).map_err(OutputError::io("open", jsonl))? {
+            let mut committed = reader.take(committed_bytes - from);
+            committed.read_to_end(&mut tail).map_err(OutputError::io("read", jsonl))?;
         }
-        line_number += 1;
-        let record: LegacyLine = serde_json::from_slice(&line).map_err(|source| {
-            OutputError::BadLegacyLine { path: jsonl.to_owned(), line: line_number, source }
-        })?;
-        if record.step != current.step {
-            before = current;
-            num_lines_in_step = 0;
+        if (tail.len() as u64) < committed_bytes - from {
+            let actual_bytes = from + tail.len() as u64;
+            return Err(OutputError::TooShort { path: jsonl.to_owned(), actual_bytes, committed_bytes });
         }
-        offset_bytes += read as u64;
-        num_lines_in_step += 1;
-        current = ResumePoint {
-            step: record.step,
-            consumed_samples: record.consumed_samples,
-            committed_bytes: offset_bytes,
+        let Some(lines) = tail.strip_suffix(b"\n") else {
+            // Nothing is committed yet, or what is does not end where a line does.
+            return if tail.is_empty() { Ok(()) } else { Err(disagrees(jsonl, manifest)) };
+        };
+        let last_line = lines.rsplit(|&byte| byte == b'\n').next().unwrap_or_default();
+        if last_line.len() == lines.len() && from > 0 {
+            tail_bytes *= 4;
+            continue;
+        }
+        // A step whose samples were all left out has no line: then the last line is of a step before.
+        let is_earlier = |line: LinePosition| {
+            line.step <= manifest.step && line.consumed_samples <= manifest.consumed_samples
+        };
+        return match serde_json::from_slice(last_line) {
+            Ok(line) if is_earlier(line) => Ok(()),
+            _ => Err(disagrees(jsonl, manifest)),
         };
     }
-    let complete = before.consumed_samples + num_lines_in_step == current.consumed_samples;
-    Ok(if complete { current } else { before })
+}
+
+fn disagrees(jsonl: &Path, manifest: &Manifest) -> OutputError {
+    let Manifest { committed_bytes, step, .. } = *manifest;
+    OutputError::Disagrees { path: jsonl.to_owned(), committed_bytes, step }
+}
+
+/// Where a line of the output stands.
+#[derive(Clone, Copy, Debug, serde::Deserialize)]
+pub(super) struct LinePosition {
+    pub(super) step: u64,
+    pub(super) consumed_samples: u64,
 }
 
 /// Moves what lies behind the committed bytes into `generations.partial`.
-fn cut_back(folder: &Path, committed_bytes: u64) -> Result<(), OutputError> {
-    let path = folder.join(OutputFolder::JSONL);
-    let mut file = match File::options().read(true).write(true).open(&path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(OutputError::io("open", &path)(error)),
-    };
-    let actual_bytes = file.metadata().map_err(OutputError::io("read", &path))?.len();
+fn cut_back<D: Disk>(disk: &D, folder: &Path, committed_bytes: u64) -> Result<(), OutputError> {
+    let path = folder.join(JSONL);
+    if !disk.exists(&path) {
+        return Ok(());
+    }
+    let file = disk.open(&path).map_err(OutputError::io("open", &path))?;
+    let actual_bytes = disk.len_bytes(&file).map_err(OutputError::io("read", &path))?;
     if actual_bytes <= committed_bytes {
         return Ok(());
     }
-    let mut tail = Vec::new();
-    file.seek(SeekFrom::Start(committed_bytes))
-        .and_then(|_| file.read_to_end(&mut tail))
-        .map_err(OutputError::io("read", &path))?;
-    let partial = folder.join(OutputFolder::PARTIAL);
-    let saved = File::options()
-        .create(true)
-        .append(true)
-        .open(&partial)
-        .and_then(|mut partial_file| partial_file.write_all(&tail));
-    if let Err(error) = saved {
+    let partial = folder.join(PARTIAL);
+    if let Err(error) = keep_tail(disk, &path, committed_bytes, &partial) {
         // The tail is generated again, letter by letter: losing the copy must not stop the run.
         tracing::warn!("cannot keep the unfinished step in `{}`: {error}", partial.display());
     }
-    file.set_len(committed_bytes).and_then(|()| file.sync_all()).map_err(OutputError::io("cut", &path))?;
+    disk.set_len(&file, committed_bytes)
+        .and_then(|()| disk.sync(&file))
+        .map_err(OutputError::io("cut", &path))?;
     tracing::info!(
         "cut {} bytes of an unfinished step from `{}`; they are kept in `{}`",
         actual_bytes - committed_bytes,
@@ -175,6 +182,14 @@ fn cut_back(folder: &Path, committed_bytes: u64) -> Result<(), OutputError> {
         partial.display()
     );
     Ok(())
+}
+
+fn keep_tail<D: Disk>(disk: &D, jsonl: &Path, from_bytes: u64, partial: &Path) -> std::io::Result<()> {
+    let Some(mut reader) = disk.reader(jsonl, from_bytes)? else { return Ok(()) };
+    let mut tail = Vec::new();
+    reader.read_to_end(&mut tail)?;
+    let kept = disk.open(partial)?;
+    disk.write_all_at(&kept, &tail, disk.len_bytes(&kept)?)
 }
 
 #[cfg(test)]
@@ -204,7 +219,7 @@ mod tests {
                     identity: identity(1, "a"),
                     config: json!({}),
                 };
-                manifest.write(&folder).unwrap();
+                manifest.write_on(&RealDisk, &folder).unwrap();
             }
             Self { log_dir }
         }
@@ -234,10 +249,12 @@ mod tests {
 
     #[test]
     fn torn_tail_is_cut_back_and_kept() {
-        let setup = Setup::new("0123456789", Some((1, 2, 4)));
-        assert_eq!(setup.open(1).unwrap(), ResumePoint { step: 1, consumed_samples: 2, committed_bytes: 4 });
-        assert_eq!(setup.read("generations.jsonl"), "0123");
-        assert_eq!(setup.read("generations.partial"), "456789");
+        let committed = line(1, 2) + &line(1, 2);
+        let committed_bytes = committed.len() as u64;
+        let setup = Setup::new(&(committed.clone() + "{\"step\": 2"), Some((1, 2, committed_bytes)));
+        assert_eq!(setup.open(1).unwrap(), ResumePoint { step: 1, consumed_samples: 2, committed_bytes });
+        assert_eq!(setup.read("generations.jsonl"), committed);
+        assert_eq!(setup.read("generations.partial"), "{\"step\": 2");
     }
 
     #[test]
@@ -257,6 +274,23 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_of_another_file_is_refused() {
+        let check = |jsonl: &str, step: u64, committed_bytes: u64| {
+            let error = Setup::new(jsonl, Some((step, 2 * step, committed_bytes))).open(1).unwrap_err();
+            assert!(matches!(error, OutputError::Disagrees { .. }), "{error}");
+        };
+        let lines = line(1, 2) + &line(1, 2);
+        check(&lines, 1, lines.len() as u64 - 1);
+        check("not a line\n", 1, 11);
+        check(&(lines.clone() + &line(2, 4)), 1, (lines.len() + line(2, 4).len()) as u64);
+        // A line longer than what is read at once.
+        let long = line(1, 2).replace("\"prompt\": \"", &format!("\"prompt\": \"{}", "x".repeat(300_000)));
+        let both = line(1, 2) + &long;
+        let setup = Setup::new(&both, Some((1, 2, both.len() as u64)));
+        assert_eq!(setup.open(1).unwrap().consumed_samples, 2);
+    }
+
+    #[test]
     fn legacy_files_continue() {
         let check = |jsonl: String, expect: (u64, u64)| {
             let setup = Setup::new(&jsonl, None);
@@ -271,6 +305,12 @@ mod tests {
         check(line(1, 2), (0, 0));
         let setup = Setup::new("[]\n", None);
         assert!(matches!(setup.open(1), Err(OutputError::BadLegacyLine { line: 1, .. })));
+        for unordered in
+            [line(1, 2) + &line(1, 3), line(2, 2) + &line(1, 4), line(1, 0), line(1, 2) + &line(2, 2)]
+        {
+            let setup = Setup::new(&unordered, None);
+            assert!(matches!(setup.open(1), Err(OutputError::UnorderedLegacyLine { .. })), "{unordered}");
+        }
     }
 
     #[test]

@@ -1,39 +1,34 @@
 //! The sink that writes `generations.jsonl`: a step is one write, synced, and then committed by the manifest.
 
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
-
+use super::disk::{Disk, RealDisk};
+use super::resume::JSONL;
 use super::{CompletedStep, GenerationSink, Manifest, OutputError, OutputField, OutputFolder};
 
 /// The file, its manifest and the lock on the folder.
 #[derive(Debug)]
-pub(crate) struct JsonlSink {
-    folder: OutputFolder,
-    file: File,
+pub(crate) struct JsonlSink<D: Disk = RealDisk> {
+    folder: OutputFolder<D>,
+    file: D::File,
     manifest: Manifest,
     fields: Vec<OutputField>,
 }
 
-impl JsonlSink {
+impl<D: Disk> JsonlSink<D> {
     /// Opens the file behind its last committed byte and writes the first manifest.
     pub(crate) fn open(
-        folder: OutputFolder,
+        folder: OutputFolder<D>,
         mut manifest: Manifest,
         fields: Vec<OutputField>,
     ) -> Result<Self, OutputError> {
-        let path = folder.path.join(OutputFolder::JSONL);
-        let mut file = File::options()
-            .create(true)
-            .write(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(OutputError::io("open", &path))?;
-        file.seek(SeekFrom::Start(folder.resume.committed_bytes))
-            .map_err(OutputError::io("seek in", &path))?;
+        let path = folder.path.join(JSONL);
+        let file = folder.disk.open(&path).map_err(OutputError::io("open", &path))?;
         manifest.committed_bytes = folder.resume.committed_bytes;
         manifest.step = folder.resume.step;
         manifest.consumed_samples = folder.resume.consumed_samples;
-        manifest.write(&folder.path).map_err(OutputError::io("write the manifest in", &folder.path))?;
+        // The name of the new file becomes durable with that of the manifest.
+        manifest
+            .write_on(&folder.disk, &folder.path)
+            .map_err(OutputError::io("write the manifest in", &folder.path))?;
         Ok(Self { folder, file, manifest, fields })
     }
 
@@ -42,31 +37,35 @@ impl JsonlSink {
         self.manifest.consumed_samples
     }
 
-    fn write_step(&mut self, bytes: &[u8], next: &Manifest) -> std::io::Result<()> {
-        self.file.write_all(bytes)?;
-        self.file.flush()?;
-        self.file.sync_data()?;
-        next.write(&self.folder.path)
+    /// Makes a step's lines durable; nobody counts them before the manifest does.
+    fn append(&self, bytes: &[u8]) -> std::io::Result<()> {
+        let OutputFolder { disk, .. } = &self.folder;
+        let appended = disk
+            .write_all_at(&self.file, bytes, self.manifest.committed_bytes)
+            .and_then(|()| disk.sync(&self.file));
+        if appended.is_err() {
+            // The next start would cut the torn step anyway; doing it here leaves a clean file to look at.
+            let _ = disk.set_len(&self.file, self.manifest.committed_bytes);
+        }
+        appended
     }
 }
 
-impl GenerationSink for JsonlSink {
+impl<D: Disk> GenerationSink for JsonlSink<D> {
     fn commit(&mut self, step: &CompletedStep) -> Result<(), OutputError> {
         let bytes = step.to_jsonl(&self.fields)?;
         let mut next = self.manifest.clone();
         next.committed_bytes += bytes.len() as u64;
         next.step = step.step;
         next.consumed_samples = step.consumed_samples;
-        if let Err(source) = self.write_step(&bytes, &next) {
-            // The next start would cut the torn step anyway; doing it here leaves a clean file to look at.
-            let _ = self.file.set_len(self.manifest.committed_bytes);
-            return Err(OutputError::Write {
-                step: step.step,
-                committed_samples: self.manifest.consumed_samples,
-                path: self.folder.path.join(OutputFolder::JSONL),
-                source,
-            });
-        }
+        // After a failure to write the manifest the lines stay: the new one may be on disk and count them already.
+        let written = self.append(&bytes).and_then(|()| next.write_on(&self.folder.disk, &self.folder.path));
+        written.map_err(|source| OutputError::Write {
+            step: step.step,
+            committed_samples: self.manifest.consumed_samples,
+            path: self.folder.path.join(JSONL),
+            source,
+        })?;
         self.manifest = next;
         Ok(())
     }
