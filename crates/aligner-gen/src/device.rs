@@ -3,6 +3,7 @@
 use tch::Device;
 
 use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::host_memory;
 use crate::plan::out_of_range;
 
 /// The ranks of one machine, as far as they share its devices.
@@ -131,26 +132,13 @@ pub(crate) fn available_bytes(device: Device) -> Option<u64> {
             device.empty_cache().ok()?;
             Some(device.mem_get_info().ok()?.free_bytes)
         }
-        _ => host_available_bytes(),
+        _ => host_memory::available_bytes(),
     }
-}
-
-/// Memory that can be had without swapping.
-fn host_available_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    kibibytes.checked_mul(1024)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn this_machine_says_how_much_it_has() {
-        assert!(available_bytes(Device::Cpu).is_some_and(|bytes| bytes > 1 << 20));
-    }
 
     #[test]
     fn each_rank_has_its_gpu() {

@@ -33,6 +33,8 @@ pub(crate) struct GenerationPlan {
     /// With `model.data.sample`: how many samples are drawn.
     pub(crate) num_drawn: Option<usize>,
     pub(crate) limit: LimitTrainBatches,
+    /// Most responses in one decode step, where the user sets it.
+    pub(crate) max_batch: Option<usize>,
     pub(crate) max_steps: i64,
     pub(crate) drop_last: DropLast,
     pub(crate) length_limits: LengthLimits,
@@ -107,6 +109,7 @@ impl GenerationPlan {
                 Some(RawLimit::Steps(steps)) => LimitTrainBatches::Batches(steps),
                 Some(RawLimit::Fraction(fraction)) => LimitTrainBatches::Fraction(fraction),
             },
+            max_batch: trainer_max_batch(raw.trainer.generation.max_batch)?,
             max_steps: raw.trainer.generation.max_steps,
             drop_last: parse_drop_last(&train_ds.drop_last)?,
             length_limits,
@@ -197,10 +200,16 @@ fn patience(raw: &RawConfig) -> Result<(Duration, Duration), Failure> {
     ))
 }
 
+fn trainer_max_batch(value: Option<i64>) -> Result<Option<usize>, Failure> {
+    value.map(|value| positive("trainer.generation.max_batch", value)).transpose()
+}
+
 fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
     if raw.generation.sampling_params.all_probs {
         return Err(Failure::usage(
-            "`model.generation.sampling_params.all_probs=true` is not available; set it to false",
+            "`model.generation.sampling_params.all_probs=true` would return the probability of every token at every \
+             position, some hundred kilobytes a token, and the original fails with it too: set it to false, and \
+             `compute_logprob=true` for the probabilities of the chosen tokens",
         ));
     }
     if raw.generation.output_fields.contains(&OutputField::Logprobs) && !raw.sampling.compute_logprob {

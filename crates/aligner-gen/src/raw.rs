@@ -52,6 +52,7 @@ pub(crate) struct RawTrainerGeneration {
     pub(crate) limit_train_batches: Option<RawLimit>,
     pub(crate) lease_seconds: i64,
     pub(crate) join_timeout_seconds: i64,
+    pub(crate) max_batch: Option<i64>,
     pub(crate) trt_llm: RawTrtLlm,
 }
 
