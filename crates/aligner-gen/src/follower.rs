@@ -11,6 +11,7 @@ use crate::launch::queue::message::{FromZero, Hello, Leaving, Stop, ToZero, Why}
 use crate::launch::queue::worker::{self, Ended};
 use crate::launch::ranks::{Meeting, Place};
 use crate::memory::Demand;
+use crate::nonfinite;
 use crate::output::{ExistingOutput, Manifest};
 use crate::run::Setup;
 use crate::signals::StopWatch;
@@ -102,14 +103,18 @@ impl Follower<'_> {
             }
         };
         let num_sharing_ranks = setup.num_sharing_ranks;
-        let demand = Demand { longest_sequence_tokens, num_sequences, num_sharing_ranks };
+        let max_batch = setup.plan.max_batch;
+        let demand = Demand { longest_sequence_tokens, num_sequences, num_sharing_ranks, max_batch };
         let memory = setup.memory(demand)?;
         let tokens = Arc::new(TokenTable::new(setup.tokenizer.tokenizer.as_ref())?);
         let mut engine = setup.engine(tokens, &memory)?;
         let capacity = worker::capacity(&memory.limits, longest_sequence_tokens, setup.plan.num_responses);
         tracing::info!("rank {} of {} is ready", self.place.rank, self.place.world_size);
         (mailbox.say)(ToZero::Ready { capacity });
-        let (ended, stats) = worker::work(&mut engine, mailbox, &|| self.watch.reason().is_some())?;
+        let (ended, stats) =
+            worker::work(&mut engine, mailbox, &|| self.watch.reason().is_some()).map_err(|error| {
+                nonfinite::explain(error.into(), setup.checkpoint.tensors(), setup.plan.precision)
+            })?;
         Ok(Outcome { ended, prompt_tokens: stats.prompt_tokens })
     }
 

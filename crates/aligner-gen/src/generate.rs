@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use data::{DataError, PromptSet};
 use engine::{Engine, Request, RunStats};
+use nemo_format::TensorSource;
 
 use crate::exit::Failure;
 use crate::launch::queue::Mailbox;
@@ -17,6 +18,7 @@ use crate::launch::queue::link::Server;
 use crate::launch::queue::message::{FromZero, Hello, Leaving, SampleDone, ToZero, Why};
 use crate::launch::queue::worker::{self, Ended};
 use crate::metrics::{Metrics, StepCounts};
+use crate::nonfinite;
 use crate::output::{GenerationSink, Identity};
 use crate::plan::GenerationPlan;
 use crate::progress::Progress;
@@ -36,6 +38,8 @@ pub(crate) struct Job<'a> {
     pub(crate) prompts: &'a PromptSet,
     pub(crate) steps: &'a [PendingStep],
     pub(crate) watch: &'a StopWatch,
+    /// Looked at when logits are no numbers.
+    pub(crate) weights: &'a dyn TensorSource,
     /// What decides the texts, data apart.
     pub(crate) identity: &'a Identity,
     /// What other ranks need to know before they can begin.
@@ -192,6 +196,7 @@ fn compute(
             (_, stats) => Ok(Computed { stats, load_time, began }),
         }
     });
+    let outcome = outcome.map_err(|failure| nonfinite::explain(failure, job.weights, job.plan.precision));
     let why = match &outcome {
         Ok(_) => Why::Told,
         Err(failure) => Why::Failed { code: failure.status.code(), message: failure.sentence() },

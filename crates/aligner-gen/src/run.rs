@@ -297,6 +297,7 @@ impl Prepared {
             longest_sequence_tokens: longest.unwrap_or(1),
             num_sequences: steps.num_planned().saturating_mul(plan.num_responses as usize),
             num_sharing_ranks: setup.num_sharing_ranks,
+            max_batch: setup.plan.max_batch,
         };
         let memory = setup.memory(demand)?;
         Ok(Self { setup, prompts, first, steps, demand, memory })
@@ -413,6 +414,7 @@ impl Prepared {
             prompts,
             steps,
             watch,
+            weights: self.setup.checkpoint.tensors(),
             identity: &self.setup.identity(),
             welcome: FromZero::Welcome {
                 longest_sequence_tokens: longest as u64,

@@ -75,7 +75,14 @@ fn assert_bits_do_not_depend_on_the_batch(yaml: &str) {
         tch::set_num_threads(2);
         let table = runner.blocks(probe.len() + 1);
         let alone = runner.prefill(&[&probe], vec![table.clone()], LogitsRows::Last);
-        let alone_next = runner.decode(&[(5, probe.len() as u32, table)]);
+        let alone_next = runner.decode(&[(5, probe.len() as u32, table.clone())]);
+        // Ranks that share a machine share its cores.
+        tch::set_num_threads(1);
+        let on_one = runner.prefill(&[&probe], vec![table.clone()], LogitsRows::Last);
+        assert_eq!(bits(&on_one), bits(&alone), "{backend:?} {precision:?} prefill on one thread");
+        let on_one = runner.decode(&[(5, probe.len() as u32, table)]);
+        assert_eq!(bits(&on_one), bits(&alone_next), "{backend:?} {precision:?} decode on one thread");
+        tch::set_num_threads(2);
         for place in 0..5 {
             let mut batch = [31, 1, 64, 17].map(|len| sequence(len, len)).to_vec();
             batch.insert(place, probe.clone());

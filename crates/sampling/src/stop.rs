@@ -239,6 +239,17 @@ mod tests {
     }
 
     #[test]
+    fn the_state_stays_as_small_as_the_longest_string() {
+        let conditions = conditions(&["four", "eight to"]);
+        let mut state = StopState::new(u32::MAX);
+        for _ in 0..100_000 {
+            assert_eq!(state.push(&conditions, 7, b"abc"), None);
+            assert!(state.tail.len() <= 8);
+        }
+        assert!(state.tail.capacity() <= 32, "{}", state.tail.capacity());
+    }
+
+    #[test]
     fn length_ends_a_response_and_loses_to_the_others() {
         let conditions = conditions(&["<turn>"]);
         let mut state = StopState::new(2);

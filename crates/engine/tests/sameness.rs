@@ -1,0 +1,120 @@
+//! What a request gets depends on the request alone, bit for bit, on real models: not on the order in which requests come,
+//! nor on how many run at once, nor on how often they wait for room in the cache.
+
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use engine::{Completion, Engine, EngineLimits, Request, RunStats};
+use model_core::{BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, Precision, RawModelConfig};
+use nemo_format::Checkpoint;
+use sampling::{CpuSampler, RawSamplingParams, SamplingParams, StopConditions, TokenBytes, uniform};
+
+const VOCAB_SIZE: usize = 420;
+const NUM_REQUESTS: u64 = 24;
+const MODELS: [&str; 2] = ["mcore_llama/llama_fp32_torch_dist.nemo", "dummy/tiny-gpt.nemo"];
+
+/// Token `id` spells two letters.
+struct Letters(Vec<[u8; 2]>);
+
+impl TokenBytes for Letters {
+    fn bytes(&self, id: u32) -> &[u8] {
+        self.0.get(id as usize).map_or(&[], |letters| letters)
+    }
+}
+
+fn letters() -> Letters {
+    Letters((0..VOCAB_SIZE).map(|id| [b'a' + (id % 26) as u8, b'a' + (id / 26 % 26) as u8]).collect())
+}
+
+fn engine(checkpoint: &Checkpoint, options: LoadOptions, max_num_seqs: usize, num_blocks: usize) -> Engine {
+    let raw: RawModelConfig = checkpoint.model_config().deserialize_into().unwrap();
+    let config = ModelConfig::try_from(raw).unwrap();
+    let model = model_core::load_model(config, checkpoint.tensors(), options).unwrap();
+    let params = SamplingParams::try_from(RawSamplingParams {
+        use_greedy: false,
+        temperature: 0.9,
+        top_k: 50,
+        top_p: 0.95,
+        repetition_penalty: 1.1,
+        compute_logprob: true,
+    })
+    .unwrap();
+    let end_strings = ["ab".to_owned(), "qc".to_owned()];
+    let stop = StopConditions::resolve(&end_strings, Some(2), |_| None).unwrap().with_min_length(3);
+    let sampler = CpuSampler::new(params, VOCAB_SIZE, 77, stop.end_token_ids().to_vec(), 3).unwrap();
+    let limits = EngineLimits {
+        max_num_seqs,
+        max_prefill_tokens: 150,
+        num_blocks,
+        block_size_tokens: BLOCK_SIZE_TOKENS,
+    };
+    Engine::new(model, Box::new(sampler), stop, Arc::new(letters()), limits).unwrap()
+}
+
+/// Prompts of 1 to 90 tokens, 1 to 3 responses of up to 40.
+fn requests() -> Vec<Request> {
+    let number = |sample_idx, which, limit: u32| (uniform(5, sample_idx, which, 0) * f64::from(limit)) as u32;
+    (0..NUM_REQUESTS)
+        .map(|sample_idx| Request {
+            sample_idx,
+            prompt: (0..1 + number(sample_idx, 1, 90))
+                .map(|pos| (uniform(6, sample_idx, 0, pos) * VOCAB_SIZE as f64) as u32)
+                .collect(),
+            num_responses: 1 + number(sample_idx, 2, 3),
+            max_new_tokens: 1 + number(sample_idx, 3, 40),
+        })
+        .collect()
+}
+
+/// The same requests in another order for every seed.
+fn shuffled(seed: u64) -> Vec<Request> {
+    let mut requests = requests();
+    requests.sort_by(|a, b| uniform(seed, a.sample_idx, 0, 0).total_cmp(&uniform(seed, b.sample_idx, 0, 0)));
+    requests
+}
+
+type Responses = BTreeMap<(u64, u32), Completion>;
+
+fn run(engine: &mut Engine, requests: Vec<Request>) -> (Responses, RunStats) {
+    let mut requests = requests.into_iter();
+    let mut responses = BTreeMap::new();
+    let mut keep = |completion: Completion| {
+        responses.insert((completion.sample_idx, completion.response_idx), completion);
+        ControlFlow::Continue(())
+    };
+    let stats = engine.run(&mut || requests.next(), &mut keep, &|| false).unwrap();
+    (responses, stats)
+}
+
+#[test]
+fn a_request_gets_the_same_bits_in_any_company() {
+    // One response of the longest request: 90 and 40 tokens, and a copy of the block where they meet.
+    let least_blocks = 130_usize.div_ceil(BLOCK_SIZE_TOKENS) + 2;
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    for model in MODELS {
+        let checkpoint = Checkpoint::open(&fixtures.join(model)).unwrap();
+        for backend in [Backend::Plain, Backend::Fused] {
+            for precision in [Precision::Fp32, Precision::Bf16] {
+                let options = LoadOptions { precision, backend };
+                let (expect, _) = run(&mut engine(&checkpoint, options, 64, 1000), requests());
+                let reasons: std::collections::HashSet<_> =
+                    expect.values().map(|completion| completion.finish_reason).collect();
+                assert!(reasons.len() >= 2, "the responses of {model} end for one reason only: {reasons:?}");
+                for (max_num_seqs, num_blocks, seed) in
+                    [(1, 1000, 1), (2, 20, 2), (7, 1000, 3), (64, least_blocks, 4), (64, 30, 5)]
+                {
+                    let mut engine = engine(&checkpoint, options, max_num_seqs, num_blocks);
+                    let (actual, stats) = run(&mut engine, shuffled(seed));
+                    let what = format!("{model} {options:?}, {max_num_seqs} at once, {num_blocks} blocks");
+                    assert!(stats.peak_rows <= max_num_seqs, "{what}: {}", stats.peak_rows);
+                    // `Completion` holds log-probabilities too: equality is that of every bit that matters.
+                    assert_eq!(actual, expect, "{what}");
+                }
+            }
+        }
+    }
+}
