@@ -4,14 +4,17 @@ decode    batch 1: new tokens per second after a short prompt
 bulk      64 prompts of about 40 tokens, 64 new tokens each: new tokens per second
 prefill   one prompt of 512 tokens: prompt tokens per second
 load      seconds from opening the file to the first new token
+chat      real prompts, answered greedily until the end of the turn or 128 tokens: seconds for all, loading included
 
-Each figure is the best of a few rounds. Nothing is sampled: greedy, and every response has its full length.
+Each figure but that of chat is the best of a few rounds. Nothing is sampled: greedy, and every response has its full
+length, in chat apart.
 """
 
 import argparse
 import json
 import os
 import pathlib
+import sys
 import time
 
 SENTENCE = "The river ran past the old mill, and in the evening the children came to throw stones and talk about the sea. "
@@ -106,6 +109,48 @@ def measure_transformers(gguf, work_dir, threads, rounds, measures):
         rows = [token_ids(tokenizer.encode, PROMPT_TOKENS, shift) for shift in range(NUM_PROMPTS)]
         seconds = best_seconds(rounds, lambda: generate(model, rows, NEW_TOKENS))
         say(peer, "bulk", tokens_per_s=NUM_PROMPTS * NEW_TOKENS / seconds)
+
+
+CHAT_TOKENS, CHAT_BATCHES, CHAT_PART = 128, [16, 32, 64, 128, 256], 8
+END_OF_TURN = "<|im_end|>"
+
+
+def chat_transformers(gguf, work_dir, threads, output):
+    """Answers the prompts of a `generations.jsonl`, sorted by length, in batches of the size that is best for a part."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    torch.set_num_threads(threads)
+    folder = work_dir / "smollm2-hf-bf16"
+    save_for_transformers(gguf, folder)
+    prompts = [json.loads(line)["prompt"] for line in output.read_text().splitlines()]
+
+    def answer(prompts, batch):
+        start = time.perf_counter()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+        tokenizer.pad_token = END_OF_TURN
+        end = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+        stops = {end, tokenizer.eos_token_id}
+        prompts = sorted(prompts, key=lambda prompt: len(tokenizer.encode(prompt)))
+        num_tokens = 0
+        for first in range(0, len(prompts), batch):
+            rows = tokenizer(prompts[first : first + batch], return_tensors="pt", padding=True)
+            with torch.inference_mode():
+                ids = model.generate(
+                    **rows, max_new_tokens=CHAT_TOKENS, do_sample=False, eos_token_id=sorted(stops), pad_token_id=end
+                )
+            for row in ids[:, rows["input_ids"].shape[1] :].tolist():
+                ended = next((at + 1 for at, token in enumerate(row) if token in stops), len(row))
+                num_tokens += ended
+        return time.perf_counter() - start, num_tokens
+
+    answer(prompts[:8], 8)
+    part = {batch: answer(prompts[::CHAT_PART], batch)[0] for batch in CHAT_BATCHES}
+    best = min(part, key=part.get)
+    seconds, num_tokens = answer(prompts, best)
+    print(f"batches of {best} ({part}), {num_tokens} tokens", file=sys.stderr)
+    say("transformers", "chat", seconds=seconds)
 
 
 def save_bf16_gguf(gguf, output):
@@ -240,8 +285,11 @@ def main():
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measures", default="load,prefill,decode,bulk")
+    parser.add_argument("--chat", type=pathlib.Path, help="a generations.jsonl whose prompts are answered too")
     args = parser.parse_args()
     args.work_dir.mkdir(parents=True, exist_ok=True)
+    if args.chat and args.peer == "transformers":
+        chat_transformers(args.gguf, args.work_dir, args.threads, args.chat)
     measure = {"transformers": measure_transformers, "llama.cpp": measure_llama_cpp}[args.peer]
     measure(args.gguf, args.work_dir, args.threads, args.rounds, args.measures.split(","))
 

@@ -10,6 +10,7 @@ mod convert_checkpoint;
 mod demo;
 mod fixtures;
 mod setup;
+mod soak;
 mod suite;
 mod tidy;
 mod wheels;
@@ -46,6 +47,8 @@ enum Task {
     Fixtures(fixtures::Args),
     /// Starts a Slurm cluster on this machine and runs a job under every launcher
     ClusterTest(cluster::Args),
+    /// The long tests that texts stay the same and nothing is lost
+    Soak(soak::Args),
     /// Measures speed beside other programs
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Task::ConvertCheckpoint(args) => convert_checkpoint::run(&args),
         Task::Fixtures(args) => fixtures::run(&workspace, &args),
         Task::ClusterTest(args) => cluster::run_all(&workspace, &args),
+        Task::Soak(args) => soak::run(&workspace, &args),
         Task::Bench(bench) => bench::run(&workspace, &bench),
     });
     match outcome {

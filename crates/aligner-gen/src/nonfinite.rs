@@ -23,9 +23,7 @@ pub(crate) fn explain(failure: Failure, weights: &dyn TensorSource, precision: P
 fn reason(weights: &dyn TensorSource, precision: Precision) -> String {
     let mut found = weights.names().filter_map(|name| Some((name, first_bad(weights, name)?)));
     let Some((name, bad)) = found.next() else {
-        return format!(
-            "all weights are numbers, so the sums left the range of {precision:?}; another `trainer.precision` may hold them"
-        );
+        return format!("no weight is NaN or infinite, so a sum left the range of {precision:?}");
     };
     let num_more = found.count();
     let more =

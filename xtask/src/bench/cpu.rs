@@ -3,8 +3,9 @@
 //! `aligner-gen bench --json` gives the project's own as JSON lines, `xtask/peers/cpu_peers.py` those of the peers.
 //! Every program runs alone, one after another.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
@@ -14,6 +15,16 @@ use crate::workspace::{Workspace, run as run_command, say, shell_line};
 
 const VENV: &str = ".bench/venv";
 const SCRIPT: &str = "xtask/peers/cpu_peers.py";
+
+const CHAT_RESULTS: &str = ".bench/chat";
+/// Greedy, so that every program makes about the same texts.
+const CHAT_SETTINGS: [&str; 5] = [
+    "model.generation.sampling_params.use_greedy=true",
+    "model.generation.num_responses_to_gen=1",
+    "model.generation.length_params.max_length=128",
+    "model.generation.length_params.min_length=0",
+    "model.global_batch_size=64",
+];
 
 /// A program to compare with, and what pip installs for it.
 struct Peer {
@@ -39,6 +50,12 @@ pub(crate) struct Args {
     /// Measures the project's own program only
     #[arg(long)]
     no_peers: bool,
+    /// Also answers the chat records of this file, each until the end of its turn or 128 tokens
+    #[arg(long, value_name = "JSONL")]
+    chat: Option<PathBuf>,
+    /// Of these measures only: load, decode, bulk, prefill
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    measures: Vec<String>,
     /// Prints the figures as JSON lines instead of a table
     #[arg(long)]
     json: bool,
@@ -60,10 +77,16 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let program = demo::build(workspace)?;
     let mut own = workspace.command(&program);
     own.arg("bench").arg("--checkpoint").arg(&checkpoint).arg("--json");
+    if !args.measures.is_empty() {
+        own.arg("--measures").arg(args.measures.join(","));
+    }
     let mut figures = measure(own, "aligner-gen")?;
+    if let Some(data) = &args.chat {
+        figures.push(chat(workspace, &program, &checkpoint, data)?);
+    }
     if let Some(gguf) = gguf.filter(|_| !args.no_peers) {
         for peer in &PEERS {
-            match measure_peer(workspace, peer, &gguf) {
+            match measure_peer(workspace, peer, &gguf, args) {
                 Ok(found) => figures.extend(found),
                 Err(error) => say(&format!("no figures of {}: {error:#}", peer.name)),
             }
@@ -74,7 +97,25 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         .context("cannot write to standard output")
 }
 
-fn measure_peer(workspace: &Workspace, peer: &Peer, gguf: &std::path::Path) -> Result<Vec<Figure>> {
+/// The whole main job on real prompts, from the start of the program to its end.
+fn chat(workspace: &Workspace, program: &Path, checkpoint: &Path, data: &Path) -> Result<Figure> {
+    let results = workspace.path(CHAT_RESULTS);
+    if results.exists() {
+        std::fs::remove_dir_all(&results).with_context(|| format!("cannot remove `{CHAT_RESULTS}`"))?;
+    }
+    let mut command = workspace.command(program);
+    command.args(["--config-path", "configs/demo", "--config-name", "smollm2"]).args(CHAT_SETTINGS);
+    command.arg(format!("pretrained_checkpoint.restore_from_path={}", checkpoint.display()));
+    command.arg(format!("model.data.train_ds.file_path={}", data.display()));
+    command.arg(format!("exp_manager.explicit_log_dir={}", results.display()));
+    say(&format!("measuring {}", shell_line(&command)));
+    let started = Instant::now();
+    run_command(&mut command)?;
+    let seconds = Some(started.elapsed().as_secs_f64());
+    Ok(Figure { peer: "aligner-gen".into(), measure: "chat".into(), tokens_per_s: None, seconds })
+}
+
+fn measure_peer(workspace: &Workspace, peer: &Peer, gguf: &Path, args: &Args) -> Result<Vec<Figure>> {
     let venv = workspace.path(VENV).join(peer.name);
     let python = venv.join("bin/python");
     let finished = venv.join("installed.txt");
@@ -90,6 +131,12 @@ fn measure_peer(workspace: &Workspace, peer: &Peer, gguf: &std::path::Path) -> R
     }
     let mut command = workspace.command(&python);
     command.arg(SCRIPT).arg("--gguf").arg(gguf).args(["--work-dir", ".bench/models", "--peer", peer.name]);
+    if args.chat.is_some() {
+        command.arg("--chat").arg(workspace.path(CHAT_RESULTS).join("generations/generations.jsonl"));
+    }
+    if !args.measures.is_empty() {
+        command.arg("--measures").arg(args.measures.join(","));
+    }
     measure(command, peer.name)
 }
 

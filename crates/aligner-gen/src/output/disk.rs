@@ -68,6 +68,9 @@ impl Disk for RealDisk {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is not a regular file"));
+        }
         file.seek(SeekFrom::Start(from_bytes))?;
         Ok(Some(Box::new(file)))
     }

@@ -1,0 +1,107 @@
+//! The same texts, whatever the batch, the order, the kernels, the number of responses, and however often the run is
+//! killed. `cargo xtask soak` runs the long version.
+
+use std::time::Duration;
+
+use crate::support::{Job, fixture, wait};
+
+const NUM_SAMPLES: usize = 12;
+
+/// A Llama, and a GPT with random weights.
+const MODELS: [&str; 2] = ["mcore_llama/llama_fp32_torch_dist.nemo", "dummy/tiny-gpt.nemo"];
+
+/// Both sets of kernels in fp32, which give the same texts, and in bf16, where each is held against itself.
+const FP32: [&[&str]; 2] = [&["trainer.precision=32"], &["trainer.precision=32", FAST]];
+const BF16: [&[&str]; 2] = [&["trainer.precision=bf16"], &["trainer.precision=bf16", FAST]];
+const FAST: &str = "trainer.generation.trt_llm.enable=true";
+
+/// Everything that may change a draw is on, and some responses end early.
+const SAMPLING: [&str; 7] = [
+    "model.generation.num_responses_to_gen=4",
+    "model.generation.length_params.max_length=14",
+    "model.generation.sampling_params.temperature=0.9",
+    "model.generation.sampling_params.top_k=60",
+    "model.generation.sampling_params.top_p=0.95",
+    "model.generation.sampling_params.repetition_penalty=1.1",
+    "model.generation.sampling_params.end_strings=[e,er,th]",
+];
+
+fn job(model: &str, overrides: &[&str]) -> Job {
+    // Prompts of many lengths, so that rows of a batch differ in everything.
+    let lines: String = (0..NUM_SAMPLES)
+        .map(|n| {
+            let question = "Where does the river go? ".repeat(n * 5 % 7 % 3) + &"?".repeat(n);
+            format!(
+                "{{\"system\": \"\", \"conversations\": [{{\"from\": \"User\", \"value\": \"{question}\"}}, \
+                 {{\"from\": \"Assistant\", \"value\": \"\"}}]}}\n"
+            )
+        })
+        .collect();
+    let checkpoint = format!("pretrained_checkpoint.restore_from_path={}", fixture(model).display());
+    Job::with_data(&lines).with(&SAMPLING).with(&[&checkpoint]).with(overrides)
+}
+
+/// Prompts and responses of a whole run, without the numbers of its steps, and as many responses as asked for.
+fn texts(job: &Job, num_responses: usize) -> Vec<(String, Vec<String>)> {
+    job.run().expect_code(0);
+    let records = job.records();
+    assert_eq!(records.len(), NUM_SAMPLES);
+    let text = |value: &serde_json::Value| value.as_str().unwrap().to_owned();
+    records
+        .iter()
+        .map(|record| {
+            let responses = record["responses"].as_array().unwrap().iter().map(text);
+            (text(&record["prompt"]), responses.take(num_responses).collect())
+        })
+        .collect()
+}
+
+#[test]
+fn one_text_for_every_batch_and_both_kernels() {
+    for model in MODELS {
+        let expect = texts(&job(model, FP32[0]), 4);
+        let distinct: std::collections::HashSet<_> = expect.iter().flat_map(|(_, texts)| texts).collect();
+        assert!(distinct.len() > 3 * NUM_SAMPLES, "the responses of {model} hardly differ");
+        for paths in [FP32, BF16] {
+            for path in paths {
+                let own = if path[0] == FP32[0][0] { expect.clone() } else { texts(&job(model, path), 4) };
+                for batch in [
+                    "trainer.generation.max_batch=1",
+                    "trainer.generation.max_batch=7",
+                    "model.global_batch_size=1",
+                    "model.global_batch_size=32",
+                ] {
+                    assert_eq!(texts(&job(model, path).with(&[batch]), 4), own, "{model} {path:?} {batch}");
+                }
+                let one = job(model, path).with(&["model.generation.num_responses_to_gen=1"]);
+                let first: Vec<_> =
+                    own.iter().map(|(prompt, texts)| (prompt.clone(), texts[..1].to_vec())).collect();
+                assert_eq!(texts(&one, 1), first, "{model} {path:?}: the first of four responses");
+            }
+        }
+    }
+}
+
+#[test]
+fn twenty_kills_leave_the_file_the_same_to_the_byte() {
+    const NUM_KILLS: u64 = 20;
+    let long = ["model.generation.length_params.max_length=60", "model.global_batch_size=1"];
+    for model in MODELS {
+        let undisturbed = job(model, &long);
+        undisturbed.run().expect_code(0);
+        let job = job(model, &long);
+        let mut num_interrupted = 0;
+        for kill in 0..NUM_KILLS {
+            // A fixed sequence of moments, between the start of the program and the end of its work.
+            let moment = Duration::from_millis(20 + kill * kill * 7919 % 400);
+            let mut child = job.command().spawn().unwrap();
+            std::thread::sleep(moment);
+            num_interrupted += u32::from(child.try_wait().unwrap().is_none());
+            child.kill().unwrap();
+            wait(child);
+        }
+        assert!(num_interrupted >= 5, "the run had ended before most kills: {num_interrupted} met it");
+        job.run().expect_code(0);
+        assert_eq!(job.jsonl(), undisturbed.jsonl(), "{model}");
+    }
+}

@@ -1,0 +1,153 @@
+//! One hash: the same texts over batches, kernels, numbers of responses, and a run that is killed again and again.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::{Runner, record};
+use crate::workspace::say;
+
+const QUESTIONS: [&str; 4] = [
+    "What is the capital of France?",
+    "Write one sentence about the sea, the wind and an old mill that stands by a river.",
+    "Name three colours.",
+    "Why?",
+];
+
+const SAMPLING: [&str; 8] = [
+    "model.generation.num_responses_to_gen=4",
+    "model.generation.length_params.max_length=24",
+    "model.generation.sampling_params.temperature=0.9",
+    "model.generation.sampling_params.top_k=200",
+    "model.generation.sampling_params.top_p=0.95",
+    "model.generation.sampling_params.repetition_penalty=1.1",
+    "model.global_batch_size=4",
+    "model.micro_batch_size=1",
+];
+
+const PATHS: [(&str, [&str; 2]); 4] = [
+    ("fp32, plain", ["trainer.precision=32", "trainer.generation.trt_llm.enable=false"]),
+    ("fp32, trt_llm", ["trainer.precision=32", "trainer.generation.trt_llm.enable=true"]),
+    ("bf16, plain", ["trainer.precision=bf16", "trainer.generation.trt_llm.enable=false"]),
+    ("bf16, trt_llm", ["trainer.precision=bf16", "trainer.generation.trt_llm.enable=true"]),
+];
+
+const BATCHES: [&str; 7] = [
+    "trainer.generation.max_batch=1",
+    "trainer.generation.max_batch=2",
+    "trainer.generation.max_batch=7",
+    "trainer.generation.max_batch=64",
+    "model.global_batch_size=1",
+    "model.global_batch_size=4",
+    "model.global_batch_size=32",
+];
+
+/// Prints the table; the result names what differs.
+pub(super) fn run(runner: &Runner<'_>, kills: u64) -> Result<Vec<String>> {
+    runner.write_data(&QUESTIONS.map(record).concat())?;
+    let mut table = Table { model: runner.model.name, broken: Vec::new() };
+    let mut plain_fp32 = None;
+    for (path_idx, (path, settings)) in PATHS.into_iter().enumerate() {
+        let overrides = |more: &[&'static str]| [&SAMPLING[..], &settings[..], more].concat();
+        let name = |what: &str| format!("{path_idx}-{what}");
+        let started = Instant::now();
+        let output = runner.output(&name("base"), &overrides(&[]))?;
+        let run_time = started.elapsed();
+        let (all, first) = (texts_hash(&output, 4)?, texts_hash(&output, 1)?);
+        // Both sets of kernels give the same texts in fp32; in bf16 each gives its own.
+        let expect = match (path, &plain_fp32) {
+            ("fp32, trt_llm", Some(expect)) => String::clone(expect),
+            _ => all.clone(),
+        };
+        plain_fp32.get_or_insert_with(|| all.clone());
+        table.row(path, "as it is", &all, &expect);
+        for batch in BATCHES {
+            let output = runner.output(&name(batch), &overrides(&[batch]))?;
+            table.row(path, batch, &texts_hash(&output, 4)?, &all);
+        }
+        let one = "model.generation.num_responses_to_gen=1";
+        let output = runner.output(&name(one), &overrides(&[one]))?;
+        table.row(path, "1 response, and the first of 4", &texts_hash(&output, 1)?, &first);
+        let (killed, num_met) = killed(runner, &name("killed"), &overrides(&[]), kills, run_time)?;
+        let what = format!("killed {kills} times, {num_met} in its work; whole file");
+        table.row(path, &what, &hash(&killed), &hash(&output_of(runner, &name("base"))?));
+    }
+    Ok(table.broken)
+}
+
+fn output_of(runner: &Runner<'_>, name: &str) -> Result<Vec<u8>> {
+    std::fs::read(runner.jsonl(name)).context("the first run's output is gone")
+}
+
+/// The output of a run that is killed at moments of a fixed sequence, as far into it as an undisturbed run takes.
+fn killed(
+    runner: &Runner<'_>,
+    name: &str,
+    overrides: &[&str],
+    kills: u64,
+    run_time: Duration,
+) -> Result<(Vec<u8>, u64)> {
+    let overrides = [overrides, &["model.global_batch_size=4"]].concat();
+    let mut num_met = 0;
+    for kill in 0..kills {
+        let mut child = runner.start(name, &overrides)?;
+        let thousandths = u32::try_from(kill * kill * 7919 % 1000)?;
+        std::thread::sleep(run_time * thousandths / 1000);
+        num_met += u64::from(child.try_wait()?.is_none());
+        child.kill()?;
+        child.wait()?;
+    }
+    Ok((runner.output(name, &overrides)?, num_met))
+}
+
+/// Of the prompts and the first responses, without the numbers of steps, which follow the batch size.
+fn texts_hash(output: &[u8], num_responses: usize) -> Result<String> {
+    let mut hasher = Sha256::new();
+    for line in output.split_inclusive(|&byte| byte == b'\n') {
+        let record: Value = serde_json::from_slice(line).context("a line of the output is not JSON")?;
+        let responses = record.get("responses").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+        let responses =
+            responses.get(..num_responses).context("a line of the output has too few responses")?;
+        hasher.update(serde_json::to_vec(&(record.get("prompt"), responses))?);
+    }
+    Ok(format!("{:x}", hasher.finalize()))
+}
+
+fn hash(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
+}
+
+struct Table {
+    model: &'static str,
+    broken: Vec<String>,
+}
+
+impl Table {
+    fn row(&mut self, path: &str, what: &str, hash: &str, expect: &str) {
+        let is_same = hash == expect;
+        let verdict = if is_same { "same" } else { "DIFFERS" };
+        let short: String = hash.chars().take(16).collect();
+        say(&format!("{:<12}  {path:<13}  {what:<54}  {short}  {verdict}", self.model));
+        if !is_same {
+            self.broken.push(format!("{}, {path}, {what}", self.model));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hashes_are_of_texts_alone() {
+        let line = |step: u32, responses: &str| {
+            format!("{{\"step\": {step}, \"prompt\": \"a\", \"responses\": {responses}}}\n").into_bytes()
+        };
+        let base = texts_hash(&line(1, r#"["x", "y"]"#), 1).unwrap();
+        assert_eq!(texts_hash(&line(9, r#"["x"]"#), 1).unwrap(), base);
+        assert_ne!(texts_hash(&line(1, r#"["z"]"#), 1).unwrap(), base);
+        assert!(texts_hash(&line(1, "[]"), 1).is_err());
+    }
+}
