@@ -128,7 +128,8 @@ fn a_killed_rank_ends_the_job_and_the_job_goes_on_with_another_number() {
             format!("rank {victim} was killed by signal 9, so the job was ended; finished steps are saved");
         assert!(ended.error().contains(&text), "{}", ended.stderr);
         ranks.iter().for_each(|(_, pid)| wait_gone(*pid));
-        assert!(job.records().len() < 48);
+        // The others may have finished before they were ended.
+        assert!(job.records().len().is_multiple_of(12));
         finish_with(job, other, &expect);
     }
 }
@@ -147,14 +148,14 @@ fn ranks_die_with_their_launcher() {
 
 #[test]
 fn sigterm_saves_and_tells_how_to_go_on() {
-    let expect = undisturbed(48, &LONG);
-    let job = job(48, 2).with(&LONG);
+    let expect = undisturbed(144, &LONG);
+    let job = job(144, 2).with(&LONG);
     let launcher = job.start_and_wait_for_lines(12);
     kill_process(Pid::from_child(&launcher), Signal::TERM).unwrap();
     let ended = wait(launcher).expect_code(143);
     assert!(ended.stderr.contains("stopped by SIGTERM with "), "{}", ended.stderr);
     let num_saved = job.records().len();
-    assert!(num_saved.is_multiple_of(12) && num_saved < 48, "{num_saved}");
+    assert!(num_saved.is_multiple_of(12) && num_saved < 144, "{num_saved}");
     finish_with(job, 1, &expect);
 }
 
