@@ -117,7 +117,8 @@ fn full_disk_is_reported_and_survived() {
 
 #[test]
 fn folder_in_use_is_refused() {
-    let job = Job::new(100).with(&["model.generation.length_params.max_length=40"]);
+    // More than the first run can finish while the second starts.
+    let job = Job::new(5000).with(&["model.generation.length_params.max_length=40"]);
     let mut first = job.start_and_wait_for_lines(2);
     let second = job.run().expect_code(1);
     assert!(

@@ -16,6 +16,7 @@ mod faults;
 mod hostile;
 mod interruption;
 mod logprobs;
+mod rank_faults;
 mod ranks;
 mod sameness;
 mod support;

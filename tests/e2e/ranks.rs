@@ -116,9 +116,9 @@ fn the_remainder_is_dropped_with_several_ranks_as_the_guide_says() {
 
 #[test]
 fn a_killed_rank_ends_the_job_and_the_job_goes_on_with_another_number() {
-    let expect = undisturbed(48, &LONG);
+    let expect = undisturbed(96, &LONG);
     for (victim, other) in [(0, 3), (1, 2)] {
-        let job = job(48, 3).with(&LONG);
+        let job = job(96, 3).with(&LONG);
         let launcher = job.start_and_wait_for_lines(12);
         let ranks = ranks_of(&launcher);
         assert_eq!(ranks.len(), 3);
@@ -136,8 +136,8 @@ fn a_killed_rank_ends_the_job_and_the_job_goes_on_with_another_number() {
 
 #[test]
 fn ranks_die_with_their_launcher() {
-    let expect = undisturbed(48, &LONG);
-    let job = job(48, 2).with(&LONG);
+    let expect = undisturbed(96, &LONG);
+    let job = job(96, 2).with(&LONG);
     let mut launcher = job.start_and_wait_for_lines(12);
     let ranks = ranks_of(&launcher);
     launcher.kill().unwrap();
@@ -162,8 +162,8 @@ fn sigterm_saves_and_tells_how_to_go_on() {
 #[test]
 fn a_stopped_rank_loses_its_samples_to_the_others() {
     let overrides = [LONG[0], "trainer.generation.lease_seconds=1"];
-    let expect = undisturbed(48, &LONG);
-    let job = job(48, 2).with(&overrides);
+    let expect = undisturbed(96, &LONG);
+    let job = job(96, 2).with(&overrides);
     let launcher = job.start_and_wait_for_lines(12);
     let stopped = ranks_of(&launcher)[1].1;
     kill_process(stopped, Signal::STOP).unwrap();
@@ -218,7 +218,8 @@ fn a_port_in_use_is_named() {
 
 #[test]
 fn two_jobs_on_one_folder() {
-    let job = job(100, 2).with(&LONG);
+    // More than the first job can finish while the second starts.
+    let job = job(5000, 2).with(&LONG);
     let mut first = job.start_and_wait_for_lines(12);
     let second = job.run().expect_code(1);
     assert!(second.error().contains("is in use by another run (process "), "{}", second.stderr);

@@ -11,10 +11,12 @@ unsafe extern "C" {
 
 /// Turns the code of an entry into a result. The codes are those of `csrc/guard.h`.
 pub(crate) fn check(code: i32) -> Result<(), ExtError> {
-    if code == 0 {
-        return Ok(());
-    }
+    if code == 0 { Ok(()) } else { Err(ExtError::Libtorch(last_error().trim_end().to_owned())) }
+}
+
+/// The text of the exception behind the last code that was not 0.
+pub(crate) fn last_error() -> String {
     // SAFETY: the shim returns a text that ends in zero and lives until this thread's next call of an entry.
     let text = unsafe { CStr::from_ptr(te_last_error()) };
-    Err(ExtError::Libtorch(text.to_string_lossy().trim_end().to_owned()))
+    text.to_string_lossy().into_owned()
 }

@@ -1,10 +1,11 @@
 //! The C++ shim (`crates/torch-ext/csrc/cuda.cpp`) as Rust sees it, and its codes as errors.
 #![expect(unsafe_code, reason = "the shim has a C interface")]
 
-use std::ffi::{CStr, c_char, c_void};
+use std::ffi::c_void;
 
 use super::driver::Handle;
 use crate::ExtError;
+use crate::ffi::last_error;
 
 /// A stream as libtorch names it, and the driver's handle of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,7 +27,6 @@ pub(super) struct TeVarlen {
 }
 
 unsafe extern "C" {
-    fn te_last_error() -> *const c_char;
     pub(super) fn te_cuda_set_device(device_idx: i64) -> i32;
     pub(super) fn te_cuda_new_stream(device_idx: i64, out: *mut TeStream) -> i32;
     pub(super) fn te_cuda_current_stream(device_idx: i64, out: *mut TeStream) -> i32;
@@ -53,8 +53,7 @@ pub(super) fn check(call: &'static str, code: i32) -> Result<(), ExtError> {
     if code == OK {
         return Ok(());
     }
-    // SAFETY: the shim keeps the text per thread until its next call, and it ends with 0.
-    let reason = unsafe { CStr::from_ptr(te_last_error()) }.to_string_lossy().into_owned();
+    let reason = last_error();
     if code == OUT_OF_MEMORY {
         return Err(ExtError::device_memory(&reason));
     }

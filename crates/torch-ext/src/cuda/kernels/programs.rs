@@ -31,7 +31,7 @@ pub struct KernelConfig {
 impl KernelConfig {
     /// # Errors
     /// When there are no kernels for it.
-    pub(super) fn check(&self) -> Result<(), ExtError> {
+    pub fn check(&self) -> Result<(), ExtError> {
         let bad = |what, expected: &str, actual: String| ExtError::BadKernelConfig {
             what,
             expected: expected.to_owned(),
@@ -59,6 +59,7 @@ impl KernelConfig {
         }
     }
 
+    #[cfg(feature = "cuda")]
     pub(super) fn elem_bytes(&self) -> u32 {
         if self.kind == Kind::Float { 4 } else { 2 }
     }
@@ -138,6 +139,7 @@ impl SamplerTiling {
     }
 
     /// Logits that a block holds in registers.
+    #[cfg(feature = "cuda")]
     pub(super) fn chunk(self) -> u32 {
         self.num_threads() * SAMPLE_VALUES
     }
@@ -189,11 +191,13 @@ impl Tiling {
         Self { query_columns, split_keys: 512, num_warps: 4, blocks_per_sm }
     }
 
+    #[cfg(feature = "cuda")]
     pub(super) fn query_tile(&self) -> u32 {
         8 * self.query_columns
     }
 
     /// Shared memory of a block: the queries, and what each warp adds to a split.
+    #[cfg(feature = "cuda")]
     pub(super) fn shared_bytes(&self, config: &KernelConfig) -> u32 {
         let elems = self.query_tile() * config.head_dim;
         elems * config.elem_bytes() + self.num_warps * (elems * 4 + self.query_tile() * 8)
