@@ -9,12 +9,12 @@ use crate::device;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::table::{human_bytes, thousands, two_columns};
 
-/// Past this many rows a step on a CPU takes longer in proportion: the matrix units are busy.
-const MAX_NUM_SEQS: usize = 64;
+/// Past this many rows a step on a CPU takes longer in proportion. Vector units are busy from 64 on, matrix units here.
+const MAX_NUM_SEQS: usize = 128;
 /// On a GPU a step is bound by memory up to some 256 rows, and cuBLAS takes more of them for free.
 const MAX_NUM_SEQS_ON_GPU: usize = 256;
-/// As many tokens as keep the matrix units busy without large intermediate tensors.
-const MAX_PREFILL_TOKENS: usize = 2048;
+/// As many tokens as keep the matrix units busy without large intermediate tensors, and without making a signal wait.
+const MAX_PREFILL_TOKENS: usize = 1024;
 const MAX_PREFILL_TOKENS_ON_GPU: usize = 8192;
 /// The cache is zeroed when it is made, so it is not made larger than helps.
 const SMALL_CACHE_BYTES: u64 = 4 << 30;
@@ -278,7 +278,7 @@ mod tests {
         let seqs = |num_sequences, max_batch| {
             Place::host(None).num_seqs(Demand { num_sequences, max_batch, ..DEMAND })
         };
-        assert_eq!(seqs(1000, None), 64);
+        assert_eq!(seqs(1000, None), MAX_NUM_SEQS);
         assert_eq!(seqs(1000, Some(7)), 7);
         assert_eq!(seqs(1000, Some(200)), 200);
         assert_eq!((seqs(3, Some(7)), seqs(0, None)), (3, 1));

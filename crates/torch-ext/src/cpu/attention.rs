@@ -10,7 +10,7 @@ use super::isa::{Isa, multiversion};
 use super::kv::{BLOCK_TOKENS, KvLayer};
 use super::math::{exp, sum_lanes};
 use super::pool::Pool;
-use super::tile::{Acc, Init, MAX_ROWS, PANEL, Panel, Rows, Tiles};
+use super::tile::{Acc, Init, MAX_ROWS, PANEL, Panel, Rows, Share, Tiles, Units};
 
 /// Largest head size: outputs of a tile lie on the stack.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -228,6 +228,7 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
     let position_of = |row: usize| sequence.context_len + (tile.first_row + row) / heads_per_group;
     let mut softmax =
         Softmax { max: [f32::NEG_INFINITY; MAX_ROWS], sum: [0.0; MAX_ROWS], correction: [0.0; MAX_ROWS] };
+    let mut units = Units::default();
     let mut scores: Acc = [[0.0; PANEL]; MAX_ROWS];
     let mut outputs: [Acc; CHUNKS] = [[[0.0; PANEL]; MAX_ROWS]; CHUNKS];
     let mut probs = [[E::default(); BLOCK_TOKENS]; MAX_ROWS];
@@ -253,12 +254,13 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
                 stride_elems: BLOCK_TOKENS * E::GROUP,
                 num_groups: head_dim.div_ceil(E::GROUP),
                 prefetch: step.layer.values(block, tile.group),
+                prefetch_share: Share::All,
             };
-            tiles.run(rows, panel, Init::zero(), &mut scores);
+            tiles.run(&mut units, rows, panel, Init::zero(), &mut scores);
         }
         softmax_block(isa, &mut scores[..tile.len], &num_visible, step.heads.scale, &mut softmax, &mut probs);
-        // Tokens that no row sees have a probability of 0; adding their products would change no bit.
-        let num_tokens = num_visible[tile.len - 1];
+        // Tokens that no row sees have a probability of 0; adding their products one by one would change no bit.
+        let num_tokens = if tiles.sums_whole_blocks() { BLOCK_TOKENS } else { num_visible[tile.len - 1] };
         for (chunk, output) in outputs[..num_chunks].iter_mut().enumerate() {
             // SAFETY: `probs` has MAX_ROWS rows of BLOCK_TOKENS; a value panel is padded to whole chunks of PANEL
             // columns and has BLOCK_TOKENS / GROUP groups.
@@ -269,8 +271,9 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
                     stride_elems: step.layer.value_stride_elems(),
                     num_groups: num_tokens.div_ceil(E::GROUP),
                     prefetch: next_keys.wrapping_add(chunk * PANEL * BLOCK_TOKENS),
+                    prefetch_share: Share::All,
                 };
-                tiles.run(rows, panel, Init::scaled(output, &softmax.correction), output);
+                tiles.run(&mut units, rows, panel, Init::scaled(output, &softmax.correction), output);
             }
         }
     }

@@ -11,6 +11,8 @@ pub enum Isa {
     Avx512,
     /// The same with the bfloat16 dot product.
     Avx512Bf16,
+    /// The same with Intel's matrix units for bfloat16.
+    Amx,
 }
 
 impl Isa {
@@ -23,7 +25,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             if avx512 && is_x86_feature_detected!("avx512bf16") {
-                return Self::Avx512Bf16;
+                return if super::amx::is_available() { Self::Amx } else { Self::Avx512Bf16 };
             }
             if avx512 {
                 return Self::Avx512;
@@ -61,7 +63,9 @@ macro_rules! multiversion {
                 // SAFETY: an `Isa` of this value is only made by `Isa::detect` (or lowered from it in tests), which
                 // has seen the processor report these features.
                 #[cfg(target_arch = "x86_64")]
-                $crate::cpu::Isa::Avx512 | $crate::cpu::Isa::Avx512Bf16 => unsafe { avx512($($arg),*) },
+                $crate::cpu::Isa::Avx512 | $crate::cpu::Isa::Avx512Bf16 | $crate::cpu::Isa::Amx => unsafe {
+                    avx512($($arg),*)
+                },
                 // SAFETY: as above.
                 #[cfg(target_arch = "x86_64")]
                 $crate::cpu::Isa::Avx2 => unsafe { avx2($($arg),*) },

@@ -9,10 +9,10 @@ use super::elem::Elem;
 use super::isa::{Isa, multiversion};
 use super::packed::{Layout, Packed};
 use super::pool::Pool;
-use super::tile::{Acc, Init, MAX_ROWS, PANEL, Rows, Tiles};
+use super::tile::{Acc, Init, MAX_ROWS, PANEL, Rows, Share, Tiles, Units, VECTOR_ROWS};
 
-/// Rows that one task multiplies with its panels: their activations stay in the second-level cache.
-const BLOCK_ROWS: usize = 8 * MAX_ROWS;
+/// Tiles that one task multiplies with each of its panels: their activations stay in the second-level cache.
+const BLOCK_TILES: usize = 8;
 
 /// What becomes of a sum.
 #[derive(Clone, Copy)]
@@ -51,7 +51,7 @@ pub(crate) fn linear<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, call:
         (padded.as_slice(), in_features.next_multiple_of(E::GROUP))
     };
     let num_panels = call.packed.num_panels();
-    let num_blocks = call.num_rows.div_ceil(BLOCK_ROWS);
+    let num_blocks = call.num_rows.div_ceil(BLOCK_TILES * tiles.max_rows().max(VECTOR_ROWS));
     let block_rows = call.num_rows.div_ceil(num_blocks);
     let chunks = guided_chunks(num_panels, pool.num_threads());
     let source = Shared::new(x.as_ptr().cast_mut());
@@ -61,19 +61,28 @@ pub(crate) fn linear<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, call:
         let num_tiles = rows.len().div_ceil(tiles.max_rows());
         let tile_rows = rows.len().div_ceil(num_tiles.max(1)).max(1);
         let mut acc: Acc = [[0.0; PANEL]; MAX_ROWS];
+        let mut units = Units::default();
+        let (share, num_sharing) = tiles.prefetch_share(num_tiles);
         for panel_idx in chunk.clone() {
             let mut panel = call.packed.panel(panel_idx);
             let init = call.packed.bias.get(panel_idx).map_or_else(Init::zero, Init::row);
-            for first_row in rows.clone().step_by(tile_rows) {
+            let next = panel.prefetch;
+            for (tile_idx, first_row) in rows.clone().step_by(tile_rows).enumerate() {
                 let len = tile_rows.min(rows.end - first_row);
+                // The first tiles fetch the next panel; the others have nothing to fetch.
+                if tile_idx < num_sharing {
+                    let part_elems = panel.num_groups * panel.stride_elems / num_sharing;
+                    (panel.prefetch, panel.prefetch_share) =
+                        (next.wrapping_add(tile_idx * part_elems), share);
+                } else {
+                    (panel.prefetch, panel.prefetch_share) = (panel.start, Share::Nothing);
+                }
                 // SAFETY: rows `first_row..first_row + len` of `x` exist and are `stride_elems` apart, a multiple of
                 // GROUP; the panel has as many groups as a row; `len` is at most `max_rows`.
                 unsafe {
                     let start = source.at(first_row * stride_elems).cast_const();
-                    tiles.run(Rows { start, stride_elems, len }, panel, init, &mut acc);
+                    tiles.run(&mut units, Rows { start, stride_elems, len }, panel, init, &mut acc);
                 }
-                // The first tile has fetched the next panel; the others only meet lines that are there.
-                panel.prefetch = panel.start;
                 store_tile(isa, &mut acc, call.packed, Place { first_row, len, panel_idx }, call.store);
             }
         }

@@ -5,6 +5,8 @@
 //! every row is a fixed sequence of operations. Tensors stand at the boundary; their shapes are checked there.
 
 mod activation;
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod buffer;
 mod elem;

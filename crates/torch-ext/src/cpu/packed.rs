@@ -6,7 +6,7 @@ use half::bf16;
 use super::buffer::{Arena, Buffer, Shared};
 use super::elem::{Elem, SourceDType};
 use super::pool::Pool;
-use super::tile::{PANEL, Panel};
+use super::tile::{PANEL, Panel, Share};
 use crate::ExtError;
 
 /// Which output column of the layer a panel's column holds.
@@ -118,6 +118,7 @@ impl<E: Elem> Packed<E> {
             stride_elems: PANEL * E::GROUP,
             num_groups: self.in_features.div_ceil(E::GROUP),
             prefetch: start.wrapping_add(self.panel_elems()),
+            prefetch_share: Share::All,
         }
     }
 

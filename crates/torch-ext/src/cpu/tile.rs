@@ -8,13 +8,17 @@
 
 use half::bf16;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
 use super::elem::Elem;
 use super::isa::Isa;
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 32;
-/// Most rows of a tile: 28 accumulators, 2 panel registers and 1 broadcast fill AVX-512's 32 registers.
-pub(crate) const MAX_ROWS: usize = 14;
+/// Most rows of a tile.
+pub(crate) const MAX_ROWS: usize = 32;
+/// Most rows of the vector units: 28 accumulators, 2 panel registers and 1 broadcast fill AVX-512's 32 registers.
+pub(crate) const VECTOR_ROWS: usize = 14;
 
 /// Rows to multiply with a panel.
 #[derive(Clone, Copy)]
@@ -23,7 +27,7 @@ pub(crate) struct Rows<E> {
     pub(crate) start: *const E,
     /// From one row to the next.
     pub(crate) stride_elems: usize,
-    /// How many rows, at most [`MAX_ROWS`].
+    /// How many rows, at most [`Tiles::max_rows`].
     pub(crate) len: usize,
 }
 
@@ -39,6 +43,46 @@ pub(crate) struct Panel<E> {
     /// Memory to bring into the cache meanwhile, as much as this panel has: most often the next panel. The
     /// processor's own prefetching stops at page borders. Any address will do; it is never read.
     pub(crate) prefetch: *const E,
+    /// How much of it this call fetches.
+    pub(crate) prefetch_share: Share,
+}
+
+/// A part of what is fetched ahead. Several tiles on one panel share it out, for a core waits for 16 lines at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Share {
+    Nothing,
+    Quarter,
+    Half,
+    All,
+}
+
+impl Share {
+    /// What each of `num_tiles` calls fetches, and how many of them fetch.
+    pub(crate) fn among(num_tiles: usize) -> (Self, usize) {
+        match num_tiles {
+            0..=1 => (Self::All, 1),
+            2..=3 => (Self::Half, 2),
+            _ => (Self::Quarter, 4),
+        }
+    }
+
+    /// In quarters.
+    pub(crate) fn chunks(self) -> u64 {
+        match self {
+            Self::Nothing => 0,
+            Self::Quarter => 1,
+            Self::Half => 2,
+            Self::All => 4,
+        }
+    }
+}
+
+/// How the thread's matrix units are set up; made anew in every task of a loop, since what runs between loops may set
+/// them up otherwise.
+#[derive(Debug, Default)]
+pub(crate) struct Units {
+    #[cfg(target_arch = "x86_64")]
+    num_rows: usize,
 }
 
 /// What the sums of a tile start from: a row of [`PANEL`] floats for each row of the tile, times a factor.
@@ -65,8 +109,32 @@ impl Init {
 
     /// From earlier sums, each row times its factor.
     pub(crate) fn scaled(acc: &mut Acc, factors: &[f32; MAX_ROWS]) -> Self {
-        let start = acc.as_mut_ptr().cast_const().cast();
-        Self { start, stride_elems: PANEL, factors: factors.as_ptr() }
+        Self { factors: factors.as_ptr(), ..Self::sums(acc.as_mut_ptr()) }
+    }
+
+    /// From earlier sums as they are.
+    pub(super) fn sums(acc: *mut [f32; PANEL]) -> Self {
+        Self { start: acc.cast_const().cast(), stride_elems: PANEL, factors: ONES.as_ptr() }
+    }
+
+    /// Whether it is [`Self::zero`].
+    pub(super) fn is_zero(&self) -> bool {
+        self.start == ZEROS.as_ptr()
+    }
+
+    /// Row `row` of what the sums start from.
+    ///
+    /// # Safety
+    /// What this was made from must still be there, and have this row.
+    #[inline(always)]
+    pub(super) unsafe fn read_row(&self, row: usize) -> [f32; PANEL] {
+        // SAFETY: every row has PANEL floats and a factor by the caller's promise.
+        let (mut values, factor) = unsafe {
+            let start = self.start.add(row * self.stride_elems);
+            (start.cast::<[f32; PANEL]>().read(), *self.factors.add(row))
+        };
+        values.iter_mut().for_each(|value| *value *= factor);
+        values
     }
 }
 
@@ -75,11 +143,20 @@ pub(crate) type Acc = [[f32; PANEL]; MAX_ROWS];
 
 type TileFn<E> = unsafe fn(Rows<E>, Panel<E>, Init, *mut [f32; PANEL]);
 
-/// The micro-kernels of one element type, by number of rows.
+/// The micro-kernels of one element type.
 #[derive(Clone, Copy)]
 pub(crate) struct Tiles<E: Elem> {
-    by_rows: [TileFn<E>; MAX_ROWS],
+    kernels: Kernels<E>,
     max_rows: usize,
+}
+
+#[derive(Clone, Copy)]
+enum Kernels<E: Elem> {
+    /// One for each number of rows.
+    Vector(&'static [TileFn<E>; VECTOR_ROWS]),
+    /// One for all.
+    #[cfg(target_arch = "x86_64")]
+    Matrix(TileFn<E>),
 }
 
 impl<E: Elem> Tiles<E> {
@@ -88,22 +165,56 @@ impl<E: Elem> Tiles<E> {
         self.max_rows
     }
 
+    /// What each of the first tiles on a panel fetches of the next one, and how many of `num_tiles` do.
+    pub(crate) fn prefetch_share(&self, num_tiles: usize) -> (Share, usize) {
+        match self.kernels {
+            Kernels::Vector(_) => (Share::All, 1),
+            #[cfg(target_arch = "x86_64")]
+            Kernels::Matrix(_) => Share::among(num_tiles),
+        }
+    }
+
+    /// Whether sums over part of a block of 32 elements are to take in the zeros behind it: the matrix units sum 32
+    /// elements at once, and what is summed otherwise is rounded otherwise.
+    pub(crate) fn sums_whole_blocks(&self) -> bool {
+        !matches!(self.kernels, Kernels::Vector(_))
+    }
+
     /// `acc[..rows.len] = init + rows x panel`.
     ///
     /// # Safety
     /// `rows` and `panel` must be readable over `num_groups * GROUP` elements of each row, and over `PANEL * GROUP`
-    /// elements at each of the panel's groups; `1 <= rows.len <= MAX_ROWS`; `init` must still be there, and if it is
+    /// elements at each of the panel's groups; `1 <= rows.len <= max_rows`; `init` must still be there, and if it is
     /// of sums then of `acc`.
     #[inline(always)]
-    pub(crate) unsafe fn run(&self, rows: Rows<E>, panel: Panel<E>, init: Init, acc: &mut Acc) {
-        // SAFETY: handed on from the caller; the table was chosen for this machine in `for_isa`.
-        unsafe { self.by_rows[rows.len - 1](rows, panel, init, acc.as_mut_ptr()) }
+    pub(crate) unsafe fn run(
+        &self,
+        units: &mut Units,
+        rows: Rows<E>,
+        panel: Panel<E>,
+        init: Init,
+        acc: &mut Acc,
+    ) {
+        let kernel = match self.kernels {
+            Kernels::Vector(by_rows) => by_rows[rows.len - 1],
+            #[cfg(target_arch = "x86_64")]
+            Kernels::Matrix(kernel) => {
+                if units.num_rows != rows.len {
+                    // SAFETY: these kernels are only chosen on a machine that has the units.
+                    unsafe { amx::configure(rows.len) };
+                    units.num_rows = rows.len;
+                }
+                kernel
+            }
+        };
+        // SAFETY: handed on from the caller; the kernels were chosen for this machine in `for_isa`.
+        unsafe { kernel(rows, panel, init, acc.as_mut_ptr()) }
     }
 }
 
 macro_rules! by_rows {
     ($name:ident $(, $generic:ty)?) => {
-        [
+        &[
             $name::<1 $(, $generic)?>, $name::<2 $(, $generic)?>, $name::<3 $(, $generic)?>, $name::<4 $(, $generic)?>,
             $name::<5 $(, $generic)?>, $name::<6 $(, $generic)?>, $name::<7 $(, $generic)?>, $name::<8 $(, $generic)?>,
             $name::<9 $(, $generic)?>, $name::<10 $(, $generic)?>, $name::<11 $(, $generic)?>, $name::<12 $(, $generic)?>,
@@ -112,28 +223,40 @@ macro_rules! by_rows {
     };
 }
 
+impl<E: Elem> Tiles<E> {
+    fn vector(kernels: &'static [TileFn<E>; VECTOR_ROWS], max_rows: usize) -> Self {
+        Self { kernels: Kernels::Vector(kernels), max_rows }
+    }
+}
+
 impl Tiles<f32> {
     pub(crate) fn for_isa(isa: Isa) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 => Self { by_rows: by_rows!(tile_f32_avx512), max_rows: MAX_ROWS },
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => Self::vector(by_rows!(tile_f32_avx512), VECTOR_ROWS),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Self { by_rows: by_rows!(tile_avx2, f32), max_rows: 3 },
-            _ => Self { by_rows: by_rows!(tile_portable, f32), max_rows: 3 },
+            Isa::Avx2 => Self::vector(by_rows!(tile_avx2, f32), 3),
+            _ => Self::vector(by_rows!(tile_portable, f32), 3),
         }
     }
 }
+
+/// With the bfloat16 dot product.
+#[cfg(target_arch = "x86_64")]
+pub(super) static BF16_AVX512: &[TileFn<bf16>; VECTOR_ROWS] = by_rows!(tile_bf16_avx512);
 
 impl Tiles<bf16> {
     pub(crate) fn for_isa(isa: Isa) -> Self {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => Self { by_rows: by_rows!(tile_bf16_avx512), max_rows: MAX_ROWS },
+            Isa::Amx => Self { kernels: Kernels::Matrix(amx::tile_bf16_amx), max_rows: MAX_ROWS },
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Self { by_rows: by_rows!(tile_avx512, bf16), max_rows: 6 },
+            Isa::Avx512Bf16 => Self::vector(BF16_AVX512, VECTOR_ROWS),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Self { by_rows: by_rows!(tile_avx2, bf16), max_rows: 3 },
-            _ => Self { by_rows: by_rows!(tile_portable, bf16), max_rows: 3 },
+            Isa::Avx512 => Self::vector(by_rows!(tile_avx512, bf16), 6),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => Self::vector(by_rows!(tile_avx2, bf16), 3),
+            _ => Self::vector(by_rows!(tile_portable, bf16), 3),
         }
     }
 }
@@ -151,12 +274,8 @@ unsafe fn tile_loop<const ROWS: usize, E: Elem, const FUSED: bool>(
 ) {
     let mut sums = [[0.0_f32; PANEL]; ROWS];
     for (row, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: every row of `init` has PANEL floats and a factor by the caller's promise.
-        let factor = unsafe {
-            *sums = init.start.add(row * init.stride_elems).cast::<[f32; PANEL]>().read();
-            *init.factors.add(row)
-        };
-        sums.iter_mut().for_each(|sum| *sum *= factor);
+        // SAFETY: `init` has as many rows as `rows` by the caller's promise.
+        *sums = unsafe { init.read_row(row) };
     }
     for group in 0..panel.num_groups {
         for within in 0..E::GROUP {
@@ -248,6 +367,7 @@ unsafe fn tile_bf16_avx512<const ROWS: usize>(
         }
         let (mut left, mut right, mut prefetch) = (rows.start, panel.start, panel.prefetch);
         for _ in 0..panel.num_groups {
+            // Fetching nothing is no faster than fetching lines that are there.
             _mm_prefetch::<_MM_HINT_T1>(prefetch.cast());
             _mm_prefetch::<_MM_HINT_T1>(prefetch.wrapping_add(PANEL).cast());
             prefetch = prefetch.wrapping_add(2 * PANEL);

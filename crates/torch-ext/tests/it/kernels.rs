@@ -8,7 +8,7 @@ use torch_ext::cpu::{
 };
 
 fn all_isas() -> Vec<Isa> {
-    [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16]
+    [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx]
         .into_iter()
         .filter(|&isa| isa <= Isa::detect())
         .collect()
