@@ -75,7 +75,11 @@ fn a_full_disk_ends_all_ranks_and_is_survived() {
     assert!(ended.error().contains("cannot write step "), "{}", ended.stderr);
     assert!(ended.stderr.contains("File too large"), "{}", ended.stderr);
     let records = job.records();
-    assert!(!records.is_empty() && records.len() < 48 && records.len().is_multiple_of(6), "{}", records.len());
+    assert!(
+        !records.is_empty() && records.len() < 48 && records.len().is_multiple_of(6),
+        "{}",
+        records.len()
+    );
     job.run().expect_code(0);
     assert_eq!(job.records().len(), 48);
 }

@@ -135,6 +135,8 @@ impl Job {
         let mut command = Command::new("sh");
         command.arg("-c").arg(format!("ulimit -f {blocks}; exec \"$0\" \"$@\""));
         command.arg(env!("CARGO_BIN_EXE_aligner-gen")).args(&self.overrides);
+        // Changes of a repository around it would be written, too, and may be many.
+        command.current_dir(self.path());
         command.env_remove("RUST_LOG").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

@@ -67,7 +67,8 @@ pub(crate) fn prepare_model(workspace: &Workspace) -> Result<Model> {
 /// When it does not build.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
     let mut command = workspace.cargo();
-    command.args(["build", "--release", "-p", "aligner-gen", "--bin", "aligner-gen"]);
+    // `--workspace` for the features that `cargo build --release` has: what one of them built serves the other.
+    command.args(["build", "--release", "--workspace", "--bin", "aligner-gen"]);
     command.args(["--message-format", "json-render-diagnostics"]);
     let line = shell_line(&command);
     let output = command

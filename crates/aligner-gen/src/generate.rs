@@ -119,8 +119,8 @@ pub(crate) fn generate(
     let (computed, report, summary) = std::thread::scope(|scope| {
         let writer = scope.spawn(move || {
             let written = write_steps(&written, collector, sink, reports, &events);
-            if written.is_err() {
-                let _ = events.send(Event::WriterFailed);
+            if let Err(failure) = &written {
+                let _ = events.send(Event::WriterFailed(failure.sentence()));
             }
             written
         });

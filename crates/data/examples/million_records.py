@@ -1,7 +1,7 @@
 """Compares million_records.rs with the Python package `tokenizers` on the same prompts and the same cores.
 
 Needs: pip install tokenizers==0.23.3
-Run: cargo build --release -p data --example million_records
+Run: cargo build --release --workspace --example million_records
      python million_records.py target/release/examples/million_records FOLDER SOURCE.jsonl [--records N]
 
 SOURCE.jsonl is chat data whose sentences are shuffled into N records (a million) in FOLDER. Python is timed on encoding

@@ -27,14 +27,9 @@ pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Cpu(args) => cpu::run(workspace, args),
         Bench::Convert(args) => convert::run(workspace, args),
-        Bench::Ranks => crate::workspace::run(workspace.cargo().args([
-            "run",
-            "-q",
-            "--release",
-            "-p",
-            "aligner-gen",
-            "--",
-            "bench-queue",
-        ])),
+        Bench::Ranks => {
+            let program = crate::demo::build(workspace)?;
+            crate::workspace::run(workspace.command(&program).arg("bench-queue"))
+        }
     }
 }

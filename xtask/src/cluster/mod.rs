@@ -44,7 +44,7 @@ pub(crate) fn run_all(workspace: &Workspace, args: &Args) -> Result<()> {
     let program = match &args.program {
         Some(path) => path.canonicalize().with_context(|| format!("cannot find `{}`", path.display()))?,
         None => {
-            run(workspace.cargo().args(["build", "-q", "-p", "aligner-gen"]))?;
+            run(workspace.cargo().args(["build", "-q", "--workspace", "--bin", "aligner-gen"]))?;
             workspace.path("target/debug/aligner-gen")
         }
     };

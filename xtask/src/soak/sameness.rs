@@ -9,11 +9,19 @@ use sha2::{Digest, Sha256};
 use super::{Runner, record};
 use crate::workspace::say;
 
-const QUESTIONS: [&str; 4] = [
+const QUESTIONS: [&str; 12] = [
     "What is the capital of France?",
     "Write one sentence about the sea, the wind and an old mill that stands by a river.",
     "Name three colours.",
     "Why?",
+    "How many legs has a spider, and how many has an ant?",
+    "Translate \"good evening\" into Spanish.",
+    "2 + 2 =",
+    "List the planets from the sun outwards, one a line, with a word or two about what each of them is known for.",
+    "Was ist ein Gewässer?",
+    "Tell me a joke.",
+    "Which is heavier, a kilogram of feathers or a kilogram of lead? Explain it to a child.",
+    "日本の首都は?",
 ];
 
 const SAMPLING: [&str; 8] = [
@@ -23,6 +31,7 @@ const SAMPLING: [&str; 8] = [
     "model.generation.sampling_params.top_k=200",
     "model.generation.sampling_params.top_p=0.95",
     "model.generation.sampling_params.repetition_penalty=1.1",
+    // Three steps.
     "model.global_batch_size=4",
     "model.micro_batch_size=1",
 ];
@@ -34,15 +43,22 @@ const PATHS: [(&str, [&str; 2]); 4] = [
     ("bf16, trt_llm", ["trainer.precision=bf16", "trainer.generation.trt_llm.enable=true"]),
 ];
 
-const BATCHES: [&str; 7] = [
-    "trainer.generation.max_batch=1",
-    "trainer.generation.max_batch=2",
-    "trainer.generation.max_batch=7",
-    "trainer.generation.max_batch=64",
-    "model.global_batch_size=1",
-    "model.global_batch_size=4",
-    "model.global_batch_size=32",
+/// What must not matter. Ranks take samples in an order that no two runs share.
+const VARIANTS: [(&str, &[&str]); 10] = [
+    ("max_batch=1", &["trainer.generation.max_batch=1"]),
+    ("max_batch=2", &["trainer.generation.max_batch=2"]),
+    ("max_batch=7", &["trainer.generation.max_batch=7"]),
+    ("max_batch=64", &["trainer.generation.max_batch=64"]),
+    ("global_batch_size=1", &["model.global_batch_size=1"]),
+    ("global_batch_size=6", &["model.global_batch_size=6"]),
+    ("global_batch_size=32", &["model.global_batch_size=32"]),
+    ("2 ranks", &["trainer.devices=2"]),
+    ("3 ranks", &["trainer.devices=3", "model.global_batch_size=6"]),
+    ("4 ranks", &["trainer.devices=4"]),
 ];
+
+/// Of the runs that are killed: by the number of their ranks.
+const KILLED: [(&str, &[&str]); 2] = [("1 rank", &[]), ("2 ranks", &["trainer.devices=2"])];
 
 /// Prints the table; the result names what differs.
 pub(super) fn run(runner: &Runner<'_>, kills: u64) -> Result<Vec<String>> {
@@ -63,22 +79,21 @@ pub(super) fn run(runner: &Runner<'_>, kills: u64) -> Result<Vec<String>> {
         };
         plain_fp32.get_or_insert_with(|| all.clone());
         table.row(path, "as it is", &all, &expect);
-        for batch in BATCHES {
-            let output = runner.output(&name(batch), &overrides(&[batch]))?;
-            table.row(path, batch, &texts_hash(&output, 4)?, &all);
+        for (what, more) in VARIANTS {
+            let varied = runner.output(&name(what), &overrides(more))?;
+            table.row(path, what, &texts_hash(&varied, 4)?, &all);
         }
         let one = "model.generation.num_responses_to_gen=1";
-        let output = runner.output(&name(one), &overrides(&[one]))?;
-        table.row(path, "1 response, and the first of 4", &texts_hash(&output, 1)?, &first);
-        let (killed, num_met) = killed(runner, &name("killed"), &overrides(&[]), kills, run_time)?;
-        let what = format!("killed {kills} times, {num_met} in its work; whole file");
-        table.row(path, &what, &hash(&killed), &hash(&output_of(runner, &name("base"))?));
+        let one_response = runner.output(&name(one), &overrides(&[one]))?;
+        table.row(path, "1 response, and the first of 4", &texts_hash(&one_response, 1)?, &first);
+        for (ranks, more) in KILLED {
+            let name = name(&format!("killed, {ranks}"));
+            let (killed, num_met) = killed(runner, &name, &overrides(more), kills, run_time)?;
+            let what = format!("{ranks}, killed {kills} times, {num_met} in its work; whole file");
+            table.row(path, &what, &hash(&killed), &hash(&output));
+        }
     }
     Ok(table.broken)
-}
-
-fn output_of(runner: &Runner<'_>, name: &str) -> Result<Vec<u8>> {
-    std::fs::read(runner.jsonl(name)).context("the first run's output is gone")
 }
 
 /// The output of a run that is killed at moments of a fixed sequence, as far into it as an undisturbed run takes.
@@ -89,17 +104,16 @@ fn killed(
     kills: u64,
     run_time: Duration,
 ) -> Result<(Vec<u8>, u64)> {
-    let overrides = [overrides, &["model.global_batch_size=4"]].concat();
     let mut num_met = 0;
     for kill in 0..kills {
-        let mut child = runner.start(name, &overrides)?;
+        let mut child = runner.start(name, overrides)?;
         let thousandths = u32::try_from(kill * kill * 7919 % 1000)?;
         std::thread::sleep(run_time * thousandths / 1000);
         num_met += u64::from(child.try_wait()?.is_none());
         child.kill()?;
         child.wait()?;
     }
-    Ok((runner.output(name, &overrides)?, num_met))
+    Ok((runner.output(name, overrides)?, num_met))
 }
 
 /// Of the prompts and the first responses, without the numbers of steps, which follow the batch size.

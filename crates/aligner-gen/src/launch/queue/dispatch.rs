@@ -32,8 +32,8 @@ pub(crate) enum Event {
     StoreLost(String),
     /// All positions before this one are on disk.
     Committed(usize),
-    /// Nothing can be written any more; the writer says why.
-    WriterFailed,
+    /// Nothing can be written any more, for this reason.
+    WriterFailed(String),
 }
 
 /// What the desk works on.
@@ -156,9 +156,8 @@ impl State<'_, '_> {
                 self.table.commit(end);
                 self.deal_to_all();
             }
-            Event::WriterFailed => {
-                self.begin_stop(&Stop::Failed { message: "its output cannot be written".to_owned() });
-            }
+            // The writer itself ends rank 0 with it.
+            Event::WriterFailed(message) => self.begin_stop(&Stop::Failed { message }),
         }
     }
 
