@@ -83,6 +83,9 @@ fn check_linear(isa: Isa, kind: Kind, (rows, out_features, in_features): (usize,
     );
     let logits = kernels.linear_f32(&x_typed, &packed).unwrap();
     assert!(max_difference(&logits, &expected) <= tolerance(Kind::Float, in_features as f64));
+    let without_bias = pack(&mut kernels, &weight, None, Layout::Plain, kind);
+    let sums = kernels.linear_f32(&x_typed, &without_bias).unwrap();
+    assert!(max_difference(&sums, &(&expected - &bias)) <= tolerance(Kind::Float, in_features as f64));
     let mut residual = random(rows, out_features, 4).to_kind(kind);
     let before = residual.to_kind(Kind::Float).copy();
     kernels.linear_add(&x_typed, &packed, &mut residual).unwrap();
@@ -98,9 +101,17 @@ fn check_linear(isa: Isa, kind: Kind, (rows, out_features, in_features): (usize,
 fn linear_equals_libtorch() {
     for isa in all_isas() {
         for kind in [Kind::Float, Kind::BFloat16] {
-            for shape in
-                [(1, 1, 1), (1, 32, 64), (3, 33, 7), (15, 65, 31), (64, 100, 96), (130, 40, 50), (2, 31, 1)]
-            {
+            for shape in [
+                (1, 1, 1),
+                (1, 32, 64),
+                (3, 33, 7),
+                (15, 65, 31),
+                (33, 65, 96),
+                (64, 100, 96),
+                (130, 40, 50),
+                (300, 96, 160),
+                (2, 31, 1),
+            ] {
                 check_linear(isa, kind, shape);
             }
         }
