@@ -51,12 +51,16 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     for check in CHECKS {
         if check.needs_cuda && !has_cuda {
             skipped.push(format!("{} (your own libtorch has no CUDA headers beside it)", check.name));
-        } else if probe(workspace.cargo().args([check.args[0], "--version"])).is_some() {
-            say(&format!("== {}", check.name));
-            record(check.name, checked(crate::workspace::run(workspace.cargo().args(check.args))));
-        } else {
-            skipped.push(format!("{} (`rustup component add {}`)", check.name, check.package));
+            continue;
         }
+        if let Some(component) = check.component
+            && probe(workspace.cargo().args([check.args[0], "--version"])).is_none()
+        {
+            skipped.push(format!("{} (`rustup component add {component}`)", check.name));
+            continue;
+        }
+        say(&format!("== {}", check.name));
+        record(check.name, checked(crate::workspace::run(workspace.cargo().args(check.args))));
     }
     for (name, command, runner) in test_commands(workspace, has_cuda) {
         say(&format!("== {name}"));
@@ -82,29 +86,30 @@ fn checked(outcome: Result<()>) -> Result<Counts> {
 
 struct Check {
     name: &'static str,
-    package: &'static str,
+    /// What rustup calls the tool, unless it is a part of cargo.
+    component: Option<&'static str>,
     args: &'static [&'static str],
     needs_cuda: bool,
 }
 
 const CHECKS: [Check; 4] = [
-    Check { name: "fmt", package: "rustfmt", args: &["fmt", "--all", "--check"], needs_cuda: false },
+    Check { name: "fmt", component: Some("rustfmt"), args: &["fmt", "--all", "--check"], needs_cuda: false },
     Check {
         name: "clippy",
-        package: "clippy",
+        component: Some("clippy"),
         args: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
         needs_cuda: false,
     },
     Check {
         name: "clippy with feature `cuda`",
-        package: "clippy",
+        component: Some("clippy"),
         args: &["clippy", "--workspace", "--all-targets", "--features", "cuda", "--", "-D", "warnings"],
         needs_cuda: true,
     },
     // What only the linker sees: the shim against libtorch's CUDA half. Nothing of it can run without a GPU.
     Check {
         name: "linking with feature `cuda`",
-        package: "cargo",
+        component: None,
         args: &["build", "-p", "torch-ext", "--features", "cuda", "--examples"],
         needs_cuda: true,
     },
