@@ -67,7 +67,9 @@ pub(super) fn run(runner: &Runner<'_>, kills: u64) -> Result<Vec<String>> {
     let mut plain_fp32 = None;
     for (path_idx, (path, settings)) in PATHS.into_iter().enumerate() {
         let overrides = |more: &[&'static str]| [&SAMPLING[..], &settings[..], more].concat();
-        let name = |what: &str| format!("{path_idx}-{what}");
+        // A folder's name must need no quotes on the command line.
+        let name =
+            |what: &str| format!("{path_idx}-{}", what.replace(|c: char| !c.is_ascii_alphanumeric(), "-"));
         let started = Instant::now();
         let output = runner.output(&name("base"), &overrides(&[]))?;
         let run_time = started.elapsed();
