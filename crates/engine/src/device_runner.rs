@@ -89,6 +89,8 @@ pub(crate) struct DeviceRunner {
     /// By number of the batch.
     first_tokens: HashMap<usize, FirstTokens>,
     events: Vec<StepEvents>,
+    /// The model has the same bits with up to so many rows.
+    few_rows: usize,
     num_started: usize,
     pending: VecDeque<Pending>,
 }
@@ -106,7 +108,7 @@ impl DeviceRunner {
             max_rows: max_rows(limits.max_num_seqs),
             max_blocks_per_seq: sizes.max_seq_len_tokens.div_ceil(limits.block_size_tokens).max(1),
         };
-        model.reserve_rows(layout.max_rows, layout.max_blocks_per_seq)?;
+        let few_rows = model.reserve_rows(layout.max_rows, layout.max_blocks_per_seq)?;
         let cache = model.new_cache(limits.num_blocks)?;
         let num_rows = layout.max_rows as i64;
         let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Int, on_device));
@@ -143,6 +145,7 @@ impl DeviceRunner {
             seqs: HashMap::new(),
             first_tokens: HashMap::new(),
             events,
+            few_rows,
             num_started: 0,
             pending: VecDeque::new(),
         })
@@ -224,7 +227,7 @@ impl DeviceRunner {
     /// Runs the next step of these many sequences.
     fn step(&mut self, num_seqs: usize) -> Result<(), EngineError> {
         let stream = self.stream;
-        let num_rows = self.rows_for(bucket(num_seqs))?;
+        let num_rows = self.rows_for(bucket(num_seqs, self.few_rows))?;
         if let Some(graph) = self.graphs.steps.get(&num_rows) {
             return Ok(graph.replay(&stream)?);
         }

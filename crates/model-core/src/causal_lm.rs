@@ -40,11 +40,12 @@ pub trait CausalLm: Send {
     /// When the batch contradicts itself, the cache or the model, or the device fails.
     fn decode(&mut self, batch: &DecodeBatch, cache: &mut KvCache) -> Result<Tensor, ModelError>;
 
-    /// Makes room for [`CausalLm::decode_rows`] with up to this many rows and blocks a row.
+    /// Makes room for [`CausalLm::decode_rows`] with up to this many rows and blocks a row. Steps have the same bits with
+    /// every number of rows from 32 up, and with every number up to the one returned, which may be 0.
     ///
     /// # Errors
     /// When the model does not compute on a device of its own, or that has no memory left.
-    fn reserve_rows(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError>;
+    fn reserve_rows(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError>;
 
     /// Enqueues one token of each row on the current stream: float32 `[num_rows, padded_vocab_size]`. Nothing in it
     /// waits for the device or depends on what the tables hold, so the step can be recorded.

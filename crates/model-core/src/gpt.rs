@@ -174,11 +174,12 @@ impl CausalLm for Gpt {
         self.logits(&residual)
     }
 
-    fn reserve_rows(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError> {
+    fn reserve_rows(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError> {
         if let Some(rotary) = &mut self.rotary {
             rotary.grow(max_blocks_per_seq * BLOCK_SIZE_TOKENS);
         }
-        self.kernels.reserve_rows(max_rows, max_blocks_per_seq, self.config.num_query_groups)
+        self.kernels.reserve_rows(max_rows, max_blocks_per_seq, self.config.num_query_groups)?;
+        self.kernels.try_few_rows(&mut self.weights.linears())
     }
 
     fn decode_rows(&mut self, rows: &DecodeRows<'_>, cache: &mut KvCache) -> Result<Tensor, ModelError> {

@@ -152,6 +152,12 @@ pub(crate) trait Kernels: Send + Sync {
         Err(ModelError::NoBackend { backend: "row", reason: "these kernels run on the host's batches" })
     }
 
+    /// Finds out up to how many rows such a step need not be filled up to [`Self::min_rows`], because these linear layers
+    /// have the same bits with so few; 0 for none.
+    fn try_few_rows(&self, _linears: &mut dyn Iterator<Item = &Linear>) -> Result<usize, ModelError> {
+        Ok(0)
+    }
+
     /// Plans the attention of such a step, once for all its layers.
     fn plan_rows(&self, _context: &AttentionContext, _cache: &KvCache) -> Result<(), ModelError> {
         Err(ModelError::NoBackend { backend: "row", reason: "these kernels run on the host's batches" })

@@ -96,6 +96,11 @@ impl Weights {
         Ok(Self { word_embeddings, position_embeddings, layers, final_norm, output, num_params })
     }
 
+    /// All linear layers.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.layers.iter().flat_map(Layer::linears).chain([&self.output])
+    }
+
     /// Memory that the weights take.
     pub(crate) fn size_bytes(&self) -> u64 {
         let of_layers: u64 = self.layers.iter().map(Layer::size_bytes).sum();
@@ -108,10 +113,13 @@ impl Weights {
 }
 
 impl Layer {
+    fn linears(&self) -> [&Linear; 4] {
+        [&self.qkv, &self.proj, &self.fc1, &self.fc2]
+    }
+
     fn size_bytes(&self) -> u64 {
-        let linears = [&self.qkv, &self.proj, &self.fc1, &self.fc2];
         let norms = std::iter::once(&self.input_norm).chain(self.mlp_input.norm());
-        linears.map(Linear::size_bytes).iter().sum::<u64>() + norms.map(Norm::size_bytes).sum::<u64>()
+        self.linears().map(Linear::size_bytes).iter().sum::<u64>() + norms.map(Norm::size_bytes).sum::<u64>()
     }
 }
 

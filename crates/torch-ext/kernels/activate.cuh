@@ -46,6 +46,8 @@ DEVICE void activate_row(const ActivateArgs& args) {
 
 // Grid: rows, then parts of a row of 8 (or, when `width` is not a multiple of 8, 1) elements a thread.
 extern "C" __global__ void activate(ActivateArgs args) {
+    let_next_start();
+    wait_for_previous();
     if (args.width % 8 == 0) {
         activate_row<8>(args);
     } else {

@@ -70,20 +70,49 @@ DEVICE void rotate_queries(const AttentionArgs& args, const Item& item, T* queri
     }
 }
 
+// Asks for what an item reads to be brought to the L2 cache: a block that has only this item has too few loads of its
+// own on the way to be fast.
+DEVICE void prefetch_item(const AttentionArgs& args, const Item& item) {
+    const int BLOCK_BYTES = BLOCK_SIZE_TOKENS * HEAD_DIM * sizeof(T), LINE_BYTES = 128;
+    const int LINES = (BLOCK_BYTES + LINE_BYTES - 1) / LINE_BYTES;
+    int num_blocks = (item.end_key - item.first_key + BLOCK_SIZE_TOKENS - 1) / BLOCK_SIZE_TOKENS;
+    for (int i = threadIdx.x; i < num_blocks * LINES; i += NUM_WARPS * 32) {
+        int base = item.first_key + i / LINES * BLOCK_SIZE_TOKENS;
+        i64 offset = tile_offset(args, item, block_at(args, item, base), base) + i % LINES * (LINE_BYTES / (int)sizeof(T));
+        prefetch(args.keys + offset);
+        prefetch(args.values + offset);
+    }
+    int half = args.rotary.rotary_dim / 2, position = item.context - 1;
+    if (position >= args.rotary.max_positions) return;
+    for (int i = threadIdx.x * LINE_BYTES / 4; i < half; i += NUM_WARPS * 32 * LINE_BYTES / 4) {
+        prefetch(args.rotary.cos + (i64)position * half + i);
+        prefetch(args.rotary.sin + (i64)position * half + i);
+    }
+}
+
 // A fixed grid loops over the items, so that one graph serves all context lengths.
 template <bool FROM_QKV>
 DEVICE void attend(const AttentionArgs& args) {
     extern __shared__ uint4 shared[];
+    let_next_start();
     T* queries = (T*)shared;
     Merge merge;
     merge.outs = (float*)(queries + QUERY_TILE * HEAD_DIM);
     merge.stats = (float2*)(merge.outs + NUM_WARPS * QUERY_TILE * HEAD_DIM);
     int work = blockIdx.x;
+    // The plan, and the keys and values of earlier steps, were written before a kernel that did not start early: they
+    // need not be waited for. The queries must be.
     Item item = read_item(args, work);
     int num_works = *args.num_items * args.num_groups * QUERY_TILES;
-    if (work >= num_works) return;
+    if (work >= num_works) {
+        // One block has to wait even if none has work: the kernel after this one may rely on what came before it.
+        if (blockIdx.x == 0) wait_for_previous();
+        return;
+    }
     FirstTile tile;
     fetch_first_tile(args, item, block_at(args, item, min(first_tile(item), item.end_key - 1)), &tile);
+    if (num_works <= gridDim.x) prefetch_item(args, item);
+    wait_for_previous();
     while (true) {
         int next_work = work + gridDim.x;
         Item next = item;

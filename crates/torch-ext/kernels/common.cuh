@@ -62,6 +62,23 @@ DEVICE float rounded(float value) {
     return to_float(narrow);
 }
 
+// A kernel launched with `overlaps` starts when all blocks of the one before it have called the first of these or ended,
+// and may touch nothing that any kernel before it writes until it has called the second. Older GPUs know neither.
+DEVICE void let_next_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+DEVICE void wait_for_previous() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Asks for the 128 bytes around an address to be brought to the L2 cache. Nothing is read by it.
+DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
+
 // `W` neighbouring elements: 1, or 8 on a boundary of 16 bytes.
 template <int W>
 DEVICE void load(const float* from, float (&to)[W]) {

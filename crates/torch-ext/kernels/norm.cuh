@@ -19,6 +19,16 @@ struct NormArgs {
 template <bool CENTRED>
 DEVICE void norm_row(const NormArgs& args) {
     __shared__ float scratch[64];
+    let_next_start();
+    float gains[MAX_PARTS][8], shifts[MAX_PARTS][8] = {};
+#pragma unroll
+    for (int part = 0; part < MAX_PARTS; part++) {
+        int i = (part * blockDim.x + threadIdx.x) * 8;
+        if (i >= args.width) continue;
+        load(args.gain + i, gains[part]);
+        if (args.bias) load(args.bias + i, shifts[part]);
+    }
+    wait_for_previous();
     i64 start = (i64)blockIdx.x * args.width;
     float values[MAX_PARTS][8];
     float sum = 0.0f;
@@ -59,11 +69,9 @@ DEVICE void norm_row(const NormArgs& args) {
     for (int part = 0; part < MAX_PARTS; part++) {
         int i = (part * blockDim.x + threadIdx.x) * 8;
         if (i >= args.width) continue;
-        float gains[8], shifts[8] = {}, result[8];
-        load(args.gain + i, gains);
-        if (args.bias) load(args.bias + i, shifts);
+        float result[8];
 #pragma unroll
-        for (int j = 0; j < 8; j++) result[j] = (values[part][j] - mean) * scale * gains[j] + shifts[j];
+        for (int j = 0; j < 8; j++) result[j] = (values[part][j] - mean) * scale * gains[part][j] + shifts[part][j];
         store(args.out + start + i, result);
     }
 }

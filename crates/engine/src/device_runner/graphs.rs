@@ -6,24 +6,28 @@ use torch_ext::cuda::{Graph, GraphPool};
 
 use crate::EngineError;
 
-/// Steps have multiples of this many rows; below, cuBLAS's sums depend on the number of rows.
+/// Steps have multiples of this many rows; below, cuBLAS's sums depend on the number of rows. The model may have products
+/// of its own for a few.
 pub(super) const ROWS_PER_BUCKET: usize = 32;
 /// Rows that may be added because the step is faster with them.
 const MAX_FILLER_ROWS: usize = 64;
 
-/// The fewest rows that a step of `num_seqs` sequences can have.
-pub(super) fn bucket(num_seqs: usize) -> usize {
-    num_seqs.max(1).next_multiple_of(ROWS_PER_BUCKET)
+/// The fewest rows that a step of `num_seqs` sequences can have, where the model has the same bits with up to `few_rows`
+/// rows: a power of two among those.
+pub(super) fn bucket(num_seqs: usize, few_rows: usize) -> usize {
+    let num_rows = num_seqs.max(1).next_power_of_two();
+    if num_rows <= few_rows { num_rows } else { num_seqs.max(1).next_multiple_of(ROWS_PER_BUCKET) }
 }
 
 /// The most rows that a step of up to `max_num_seqs` sequences can have.
 pub(crate) fn max_rows(max_num_seqs: usize) -> usize {
-    bucket(max_num_seqs) + MAX_FILLER_ROWS
+    bucket(max_num_seqs, 0) + MAX_FILLER_ROWS
 }
 
-/// How many rows are tried where `num_rows` would do, fewest first.
+/// How many rows are tried where `num_rows` would do, fewest first. A few rows have products made for them.
 pub(super) fn candidates(num_rows: usize) -> impl Iterator<Item = usize> {
-    (num_rows..=num_rows + MAX_FILLER_ROWS).step_by(ROWS_PER_BUCKET)
+    let most = if num_rows < ROWS_PER_BUCKET { num_rows } else { num_rows + MAX_FILLER_ROWS };
+    (num_rows..=most).step_by(ROWS_PER_BUCKET)
 }
 
 /// The fastest of some numbers of rows, with the time of each in milliseconds; the first unless another saves more
@@ -71,10 +75,14 @@ mod tests {
 
     #[test]
     fn rows_come_in_buckets_and_all_candidates_fit() {
-        assert_eq!([0, 1, 32, 33, 256].map(bucket), [32, 32, 32, 64, 256]);
+        assert_eq!([0, 1, 32, 33, 256].map(|num_seqs| bucket(num_seqs, 0)), [32, 32, 32, 64, 256]);
+        assert_eq!([0, 1, 3, 4, 5, 33].map(|num_seqs| bucket(num_seqs, 4)), [1, 1, 4, 4, 32, 64]);
         assert_eq!(candidates(32).collect::<Vec<_>>(), [32, 64, 96]);
+        assert_eq!(candidates(2).collect::<Vec<_>>(), [2]);
         for num_seqs in 1..300 {
-            assert!(candidates(bucket(num_seqs)).all(|num_rows| num_rows <= max_rows(299)));
+            for few_rows in [0, 4, 8] {
+                assert!(candidates(bucket(num_seqs, few_rows)).all(|num_rows| num_rows <= max_rows(299)));
+            }
         }
     }
 

@@ -4,12 +4,15 @@
 //! graph. Norms, rotation, activation and attention compute a row alike in any batch; cuBLAS does with
 //! [`blas::prefer_invariant`], from [`MIN_ROWS`] rows on (measured, `docs/performance.md`).
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, Tensor};
 use torch_ext::cuda::kernels::{
     Activate, DecodeAttentionQkv, DecodePlan, Embed, Gating, KernelConfig, Kernels as CudaKernelSet,
-    LayerCache, Norm as NormLaunch, NormKind, PlanDecode, RopeAndCache, Rotary as RotaryTables,
+    LayerCache, MAX_PRODUCT_ROWS, Norm as NormLaunch, NormKind, PlanDecode, Product, ProductOut,
+    RopeAndCache, Rotary as RotaryTables,
 };
 use torch_ext::cuda::{Device, Stream, Uploader, blas, flash, kernel_cache};
 
@@ -23,12 +26,15 @@ use crate::{ModelError, Precision};
 
 /// Fewer rows are filled up: below, cuBLAS picks kernels whose sums depend on the number of rows.
 const MIN_ROWS: i64 = 32;
+
 /// The CUDA kernels of one model on one GPU.
 pub(crate) struct CudaKernels {
     precision: Precision,
     device: Device,
     kernels: CudaKernelSet,
     heads_per_group: usize,
+    /// Up to so many rows the products are the project's own.
+    few_rows: AtomicI64,
     tables: Mutex<Tables>,
     uploader: Mutex<Uploader>,
 }
@@ -64,7 +70,15 @@ impl CudaKernels {
         };
         let kernels = CudaKernelSet::load(&device, &kernel_config, kernel_cache().as_deref())?;
         let uploader = Mutex::new(Uploader::new(&device)?);
-        Ok(Self { precision, device, kernels, heads_per_group, tables: Mutex::default(), uploader })
+        Ok(Self {
+            precision,
+            device,
+            kernels,
+            heads_per_group,
+            few_rows: AtomicI64::new(0),
+            tables: Mutex::default(),
+            uploader,
+        })
     }
 
     fn tables(&self) -> MutexGuard<'_, Tables> {
@@ -105,6 +119,57 @@ impl CudaKernels {
             rows(&out)?.f_copy_(&attended.f_view([-1, heads, channels])?)?;
         }
         Ok(out)
+    }
+}
+
+impl CudaKernels {
+    /// Whether `x` has so few rows that the project's own kernel multiplies it.
+    fn is_few(&self, x: &Tensor) -> Result<bool, ModelError> {
+        Ok(x.size2()?.0 <= self.few_rows.load(Ordering::Relaxed))
+    }
+
+    fn product(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        out: ProductOut<'_>,
+    ) -> Result<(), ModelError> {
+        Ok(self.kernels.product(&self.stream()?, &Product { x, weight, bias, out })?)
+    }
+
+    /// Whether the own kernel gives a layer's products the bits of cuBLAS's, in all three kinds of outputs.
+    fn same_bits(&self, linear: &Linear, num_rows: i64) -> Result<bool, ModelError> {
+        let (weight, bias) = tensors(linear)?;
+        let (num_out, num_in) = weight.size2()?;
+        let kind = self.precision.kind();
+        let numbers = |num_columns: i64| {
+            let count = Tensor::f_arange(MIN_ROWS * num_columns, (Kind::Float, self.tch_device()))?;
+            // No pattern that repeats within a row, signs and sizes mixed.
+            count.f_mul_scalar(0.618_034)?.f_sin()?.f_to_kind(kind)?.f_view([MIN_ROWS, num_columns])
+        };
+        let x = numbers(num_in)?;
+        let few = x.f_narrow(0, 0, num_rows)?;
+        let is_same = |few: &Tensor, many: &Tensor| few.f_equal(&many.f_narrow(0, 0, num_rows)?);
+
+        let rounded = self.empty(&[num_rows, num_out], kind)?;
+        self.product(&few, weight, bias, ProductOut::Rounded(&rounded))?;
+        if !is_same(&rounded, &x.f_linear(weight, bias)?)? {
+            return Ok(false);
+        }
+        let mut many = numbers(num_out)?;
+        let mut added = self.empty(&[num_rows, num_out], kind)?;
+        added.f_copy_(&many.f_narrow(0, 0, num_rows)?)?;
+        self.product(&few, weight, None, ProductOut::Added(&added))?;
+        let _ = many.f_addmm_(&x, &weight.f_transpose(0, 1)?)?;
+        if !is_same(&added, &many)? {
+            return Ok(false);
+        }
+        let float = self.empty(&[num_rows, num_out], Kind::Float)?;
+        self.product(&few, weight, None, ProductOut::Float(&float))?;
+        let mut many = self.empty(&[MIN_ROWS, num_out], Kind::Float)?;
+        blas::linear_f32_out(&mut many, &x, weight)?;
+        Ok(is_same(&float, &many)?)
     }
 }
 
@@ -213,6 +278,26 @@ impl Kernels for CudaKernels {
         Ok(self.kernels.plan_decode(&self.stream()?, &plan)?)
     }
 
+    fn try_few_rows(&self, linears: &mut dyn Iterator<Item = &Linear>) -> Result<usize, ModelError> {
+        // The weights may still be on their way, on another stream.
+        self.device.synchronize()?;
+        let mut few_rows = MAX_PRODUCT_ROWS;
+        let mut seen = HashSet::new();
+        for linear in linears {
+            let (weight, bias) = tensors(linear)?;
+            let (num_out, num_in) = weight.size2()?;
+            if !seen.insert((num_out, num_in, bias.is_some())) {
+                continue;
+            }
+            few_rows = few_rows.min(self.kernels.max_product_rows([num_out, num_in]));
+            if few_rows == 0 || !self.same_bits(linear, few_rows)? {
+                return Ok(0);
+            }
+        }
+        self.few_rows.store(few_rows, Ordering::Relaxed);
+        Ok(few_rows as usize)
+    }
+
     fn loads_in_order(&self) -> bool {
         true
     }
@@ -270,12 +355,21 @@ impl Kernels for CudaKernels {
 
     fn linear(&self, x: &Tensor, linear: &Linear) -> Result<Tensor, ModelError> {
         let (weight, bias) = tensors(linear)?;
+        if self.is_few(x)? {
+            let out = self.empty(&[x.size2()?.0, weight.size2()?.0], self.precision.kind())?;
+            self.product(x, weight, bias, ProductOut::Rounded(&out))?;
+            return Ok(out);
+        }
         Ok(x.f_linear(weight, bias)?)
     }
 
     fn linear_add(&self, x: &Tensor, linear: &Linear, residual: &mut Tensor) -> Result<(), ModelError> {
         let (weight, bias) = tensors(linear)?;
-        let _ = residual.f_addmm_(x, &weight.f_transpose(0, 1)?)?;
+        if self.is_few(x)? {
+            self.product(x, weight, None, ProductOut::Added(residual))?;
+        } else {
+            let _ = residual.f_addmm_(x, &weight.f_transpose(0, 1)?)?;
+        }
         if let Some(bias) = bias {
             let _ = residual.f_add_(bias)?;
         }
@@ -363,7 +457,11 @@ impl Kernels for CudaKernels {
         let (weight, bias) = tensors(output)?;
         let shape = [hidden.size2()?.0, weight.size2()?.0];
         let mut logits = self.empty(&shape, Kind::Float)?; // [num_rows, padded_vocab_size]
-        blas::linear_f32_out(&mut logits, hidden, weight)?;
+        if self.is_few(hidden)? {
+            self.product(hidden, weight, None, ProductOut::Float(&logits))?;
+        } else {
+            blas::linear_f32_out(&mut logits, hidden, weight)?;
+        }
         Ok(match bias {
             Some(bias) => logits.f_add(bias)?,
             None => logits,

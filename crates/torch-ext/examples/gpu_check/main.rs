@@ -6,6 +6,7 @@
 
 mod attention;
 mod pointwise;
+mod product;
 mod sampling_check;
 mod support;
 mod timing;
@@ -16,7 +17,7 @@ use support::{Gpu, Outcome, say};
 
 type Case = (&'static str, fn(&Gpu) -> Outcome);
 
-const CASES: [Case; 9] = [
+const CASES: [Case; 11] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("activations", pointwise::activations),
@@ -24,6 +25,8 @@ const CASES: [Case; 9] = [
     ("copied blocks and seen tokens", pointwise::blocks),
     ("decode attention", attention::all_heads),
     ("wrong shapes are refused", attention::wrong_shapes),
+    ("products of a few rows", product::odd_shapes),
+    ("products of a few rows against cuBLAS", product::against_cublas),
     ("sampling as the reference does", sampling_check::against_reference),
     ("first tokens of responses", sampling_check::admissions),
 ];

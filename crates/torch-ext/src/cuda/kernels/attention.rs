@@ -243,9 +243,10 @@ impl Kernels {
     /// When a tensor does not fit, or the step was not planned for these rows.
     pub fn decode_attention(&self, stream: &Stream, step: &DecodeAttention<'_>) -> Result<(), ExtError> {
         let tensors = Tensors::on(stream);
+        let [num_rows, ..] = shape_of::<3>(step.out, "out")?;
         let mut args = self.attention_args(&tensors, step)?;
         args.q = tensors.address(step.q, "q", self.config.kind, &step.out.size())?;
-        self.decode_attention.launch(&self.attention_launch(), stream, &[Arg::value(&args)])
+        self.decode_attention.launch(&self.attention_launch(num_rows), stream, &[Arg::value(&args)])
     }
 
     /// Enqueues rotation, cache write and attention of one layer.
@@ -265,12 +266,13 @@ impl Kernels {
         let shape = [num_rows, self.qkv_elems(plan.num_groups)];
         args.q = tensors.address(qkv, "qkv", self.config.kind, &shape)?;
         args.rotary = self.rotary(&tensors, step.rotary.as_ref())?;
-        self.decode_attention_qkv.launch(&self.attention_launch(), stream, &[Arg::value(&args)])
+        self.decode_attention_qkv.launch(&self.attention_launch(num_rows), stream, &[Arg::value(&args)])
     }
 
     /// As many blocks as run at once; they loop over the items.
-    fn attention_launch(&self) -> Launch {
+    fn attention_launch(&self, num_rows: i64) -> Launch {
         Launch {
+            overlaps: self.overlaps(num_rows),
             shared_bytes: self.tiling.shared_bytes(&self.config),
             ..Launch::linear(self.num_sms * self.tiling.blocks_per_sm, 32 * self.tiling.num_warps)
         }

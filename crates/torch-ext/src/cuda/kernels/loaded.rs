@@ -13,6 +13,9 @@ pub struct Kernels {
     pub(super) config: KernelConfig,
     pub(super) tiling: Tiling,
     pub(super) num_sms: u32,
+    pub(super) max_shared_bytes: u32,
+    /// Whether a kernel can start before the one before it has ended.
+    pub(super) can_overlap: bool,
     pub(super) embed: Kernel,
     pub(super) rms_norm: Kernel,
     pub(super) layer_norm: Kernel,
@@ -23,6 +26,8 @@ pub struct Kernels {
     pub(super) plan_decode: Kernel,
     pub(super) decode_attention: Kernel,
     pub(super) decode_attention_qkv: Kernel,
+    /// None in float32.
+    pub(super) product: Option<Kernel>,
     pub(super) sample: Kernel,
     pub(super) sample_filtered: Kernel,
 }
@@ -38,10 +43,14 @@ impl Kernels {
         let attention = Module::load(device, &config.attention(), cache_dir)?;
         let sampling = Module::load(device, &SamplerTiling::Plain.program(), cache_dir)?;
         let filtered = Module::load(device, &SamplerTiling::Filtered.program(), cache_dir)?;
+        let products =
+            config.products().map(|program| Module::load(device, &program, cache_dir)).transpose()?;
         Ok(Self {
             config: *config,
             tiling: Tiling::of(config),
             num_sms: device.num_sms()?,
+            max_shared_bytes: device.max_shared_bytes()?,
+            can_overlap: device.compute_capability()?.0 >= 9,
             embed: pointwise.kernel("embed")?,
             rms_norm: pointwise.kernel("rms_norm")?,
             layer_norm: pointwise.kernel("layer_norm")?,
@@ -52,6 +61,7 @@ impl Kernels {
             plan_decode: attention.kernel("plan_decode")?,
             decode_attention: attention.kernel("decode_attention")?,
             decode_attention_qkv: attention.kernel("decode_attention_qkv")?,
+            product: products.map(|products| products.kernel("product")).transpose()?,
             sample: sampling.kernel("sample")?,
             sample_filtered: filtered.kernel("sample")?,
         })

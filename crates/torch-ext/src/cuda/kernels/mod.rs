@@ -8,7 +8,9 @@
 //! Shapes below: n rows (tokens), h hidden size, H query heads in G groups of q, d elements a head, blocks of 32 tokens;
 //! T is the type of [`KernelConfig`]. All tensors are contiguous and on the stream's GPU.
 
+mod product_shape;
 mod programs;
+pub use product_shape::MAX_PRODUCT_ROWS;
 pub use programs::{KernelConfig, SamplerTiling};
 
 #[cfg(feature = "cuda")]
@@ -19,6 +21,8 @@ mod blocks;
 mod loaded;
 #[cfg(feature = "cuda")]
 mod pointwise;
+#[cfg(feature = "cuda")]
+mod product;
 #[cfg(feature = "cuda")]
 mod rope;
 #[cfg(feature = "cuda")]
@@ -32,6 +36,7 @@ pub use {
     blocks::{CopyBlocks, MarkSeen},
     loaded::Kernels,
     pointwise::{Activate, Activation, Embed, Gating, Norm, NormKind, ResidualAdd},
+    product::{Product, ProductOut},
     rope::{LayerCache, RopeAndCache, Rotary},
     sample::{Admission, Sample, SampleRules, SampleStatus, Sampled, SamplerScratch, SamplerState},
 };

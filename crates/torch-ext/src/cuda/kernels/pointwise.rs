@@ -210,7 +210,10 @@ impl Kernels {
             NormKind::RmsNorm => &self.rms_norm,
             NormKind::LayerNorm => &self.layer_norm,
         };
-        let launch = Launch::linear(count(num_rows, "rows")?, threads_for(width));
+        let launch = Launch {
+            overlaps: self.overlaps(num_rows),
+            ..Launch::linear(count(num_rows, "rows")?, threads_for(width))
+        };
         kernel.launch(&launch, stream, &[Arg::value(&args)])
     }
 
@@ -233,8 +236,11 @@ impl Kernels {
         };
         let elems_per_block = NUM_THREADS * if width % WIDTH == 0 { WIDTH } else { 1 };
         let parts = count((width as u64).div_ceil(elems_per_block as u64) as i64, "parts of a row")?;
-        let launch =
-            Launch { grid: [count(num_rows, "rows")?, parts, 1], ..Launch::linear(1, NUM_THREADS as u32) };
+        let launch = Launch {
+            grid: [count(num_rows, "rows")?, parts, 1],
+            overlaps: self.overlaps(num_rows),
+            ..Launch::linear(1, NUM_THREADS as u32)
+        };
         self.activate.launch(&launch, stream, &[Arg::value(&args)])
     }
 }

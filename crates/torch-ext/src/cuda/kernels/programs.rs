@@ -91,6 +91,17 @@ impl KernelConfig {
         }
     }
 
+    /// Products of a few rows; there are none in float32.
+    pub fn products(&self) -> Option<Program> {
+        (self.kind != Kind::Float).then(|| Program {
+            name: "products",
+            source: source!("product.cu"),
+            headers: headers!("common.cuh"),
+            defines: self.defines(),
+            options: &[],
+        })
+    }
+
     /// The plan of a decode step and decode attention.
     pub fn attention(&self) -> Program {
         let tiling = Tiling::of(self);

@@ -23,6 +23,14 @@ fn pointwise_kernels_compile() {
 }
 
 #[test]
+fn products_compile_for_half_precision() {
+    for kind in [Kind::BFloat16, Kind::Half] {
+        check(&config(kind, 128, 1).products().unwrap());
+    }
+    assert!(config(Kind::Float, 128, 1).products().is_none());
+}
+
+#[test]
 fn attention_compiles_for_all_kinds_of_heads() {
     for (kind, head_dim, queries_per_group) in [
         (Kind::BFloat16, 128, 1),

@@ -1,0 +1,100 @@
+//! Twins of the product of a few rows: float64 on odd shapes, and cuBLAS bit for bit.
+
+use tch::{Kind, Tensor};
+use torch_ext::cuda::blas;
+use torch_ext::cuda::kernels::{Kernels, MAX_PRODUCT_ROWS, Product, ProductOut};
+
+use crate::support::{Checked, Gpu, Outcome, double, ensure, relative_error, same, tolerance};
+
+const HALF_KINDS: [Kind; 2] = [Kind::BFloat16, Kind::Half];
+
+/// One output, part of a tile, parts of stages, more tiles than the GPU has warps.
+const ODD_SHAPES: [[i64; 2]; 5] = [[1, 16], [7, 48], [100, 272], [1000, 528], [70_003, 96]];
+
+/// The linear layers of the shapes that `aligner-gen bench` knows, and a wide one.
+const LAYERS: [[i64; 2]; 6] =
+    [[12_288, 4_096], [4_096, 11_008], [6_144, 2_048], [2_048, 5_440], [6_144, 4_096], [28_672, 8_192]];
+
+pub(crate) fn odd_shapes(gpu: &Gpu) -> Outcome {
+    let mut worst: f64 = 0.0;
+    for kind in HALF_KINDS {
+        let kernels = gpu.kernels(kind, 64, 1)?;
+        for shape in ODD_SHAPES {
+            for num_rows in 1..=MAX_PRODUCT_ROWS {
+                let error = check_sums(gpu, &kernels, shape, num_rows)?;
+                ensure(error < tolerance(kind), || {
+                    format!("{num_rows} rows of {shape:?}, {kind:?}, are off by {error:.1e}")
+                })?;
+                worst = worst.max(error);
+            }
+        }
+    }
+    Ok(format!("1 to {MAX_PRODUCT_ROWS} rows, off by at most {worst:.1e}"))
+}
+
+/// All kinds of outputs; the largest error.
+fn check_sums(
+    gpu: &Gpu,
+    kernels: &Kernels,
+    [num_out, num_in]: [i64; 2],
+    num_rows: i64,
+) -> Result<f64, Box<dyn std::error::Error>> {
+    let kind = kernels.config().kind;
+    let (x, weight) = (gpu.random(&[num_rows, num_in], kind)?, gpu.random(&[num_out, num_in], kind)?);
+    let (bias, old) = (gpu.random(&[num_out], kind)?, gpu.random(&[num_rows, num_out], kind)?);
+    let expect = double(&x)?.f_matmul(&double(&weight)?.f_transpose(0, 1)?)?;
+    let run = |bias: Option<&Tensor>, out: ProductOut<'_>| {
+        kernels.product(&gpu.stream, &Product { x: &x, weight: &weight, bias, out })
+    };
+    let rounded = gpu.unset(&[num_rows, num_out], kind)?;
+    run(Some(&bias), ProductOut::Rounded(&rounded))?;
+    let added = old.f_detach_copy()?;
+    run(None, ProductOut::Added(&added))?;
+    let float = gpu.unset(&[num_rows, num_out], Kind::Float)?;
+    run(None, ProductOut::Float(&float))?;
+    let errors = [
+        relative_error(&rounded, &expect.f_add(&double(&bias)?)?)?,
+        relative_error(&added, &expect.f_add(&double(&old)?)?)?,
+        relative_error(&float, &expect)?,
+    ];
+    // A NaN must not hide behind the others.
+    Ok(errors.into_iter().fold(0.0, |worst, error| if error <= worst { worst } else { error }))
+}
+
+pub(crate) fn against_cublas(gpu: &Gpu) -> Outcome {
+    blas::prefer_invariant()?;
+    let kernels = gpu.kernels(Kind::BFloat16, 128, 1)?;
+    for shape @ [num_out, num_in] in LAYERS {
+        let x = gpu.random(&[32, num_in], Kind::BFloat16)?;
+        let weight = gpu.random(&[num_out, num_in], Kind::BFloat16)?;
+        let expect = x.f_linear::<&Tensor>(&weight, None)?;
+        let most_rows = kernels.max_product_rows(shape);
+        ensure(most_rows > 0, || format!("{shape:?} does not fit"))?;
+        for num_rows in 1..=most_rows {
+            let out = gpu.unset(&[num_rows, num_out], Kind::BFloat16)?;
+            let x = x.f_narrow(0, 0, num_rows)?;
+            let product = Product { x: &x, weight: &weight, bias: None, out: ProductOut::Rounded(&out) };
+            kernels.product(&gpu.stream, &product)?;
+            ensure(same(&out, &expect.f_narrow(0, 0, num_rows)?)?, || {
+                format!("{num_rows} rows of {shape:?} have other bits")
+            })?;
+        }
+    }
+    refused(gpu, &kernels)?;
+    Ok(format!("the same bits on {} layers", LAYERS.len()))
+}
+
+fn refused(gpu: &Gpu, kernels: &Kernels) -> Checked {
+    let numbers = |shape: &[i64]| gpu.zeros(shape, Kind::BFloat16);
+    for (x, weight, out) in [
+        (numbers(&[9, 64])?, numbers(&[32, 64])?, numbers(&[9, 32])?),
+        (numbers(&[1, 40])?, numbers(&[32, 40])?, numbers(&[1, 32])?),
+        (numbers(&[1, 64])?, numbers(&[32, 80])?, numbers(&[1, 32])?),
+        (numbers(&[1, 64])?, numbers(&[32, 64])?, numbers(&[1, 31])?),
+    ] {
+        let product = Product { x: &x, weight: &weight, bias: None, out: ProductOut::Rounded(&out) };
+        let taken = kernels.product(&gpu.stream, &product).is_ok();
+        ensure(!taken, || format!("{:?} by {:?} was taken", x.size(), weight.size()))?;
+    }
+    Ok(())
+}
