@@ -4,7 +4,7 @@
 
 Logits: every backend and precision on the GPU against the float32 logits of the original software. Text: greedy text in
 float32 is one and the same on the CPU and on both GPU paths; in bfloat16 a GPU path gives one text for any batch, any
-number of responses and after a kill.
+number of ranks and responses and after a kill.
 """
 
 import argparse
@@ -135,6 +135,9 @@ def check_text(program, folder, quick):
         "base": [],
         "global_batch_size=1": ["model.global_batch_size=1"],
         "global_batch_size=32": ["model.global_batch_size=32"],
+        # All on the GPUs at hand, which may be one.
+        "two ranks": ["trainer.devices=2", "model.global_batch_size=32"],
+        "four ranks": ["trainer.devices=4", "model.global_batch_size=32"],
     }
     hashes = {}
     for name, overrides in variants.items():

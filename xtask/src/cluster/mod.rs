@@ -58,7 +58,7 @@ pub(crate) fn run_all(workspace: &Workspace, args: &Args) -> Result<()> {
     let expect = job.one_rank()?;
     check("mpirun", &job, &expect, |results| job.mpirun(results))?;
     check("torchrun's variables", &job, &expect, |results| job.torchrun_variables(results))?;
-    if probe(Command::new("torchrun").arg("--version")).is_some() {
+    if probe(Command::new("torchrun").arg("--help")).is_some() {
         check("torchrun", &job, &expect, |results| job.torchrun(results))?;
     } else {
         say("skipped: torchrun itself (`pip install torch` brings it)");

@@ -1,7 +1,8 @@
 //! The start of a run in its log folder: old files make room, then the run says what it is.
 //!
-//! As in NeMo's `exp_manager.py`, files of earlier runs go to `run_<n>`, folders stay. `lightning_logs.txt` is not
-//! written: there is no Lightning whose messages it could hold.
+//! As in NeMo's `exp_manager.py`, files of earlier runs go to `run_<n>`, folders stay. NeMo moves the logs of its own job
+//! too, where the guide's script puts them into this folder; here they stay. `lightning_logs.txt` is not written: there
+//! is no Lightning whose messages it could hold.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -35,8 +36,11 @@ pub(crate) fn begin(
         .with_context(|| format!("cannot create `{}`", log_dir.display()))
         .exit_with(ExitStatus::Failed)?;
     let inputs = begin.inputs.into_iter().chain(plan.files_to_copy.iter().map(PathBuf::as_path));
-    let inputs = inputs.filter_map(|path| path.canonicalize().ok()).collect();
-    let moved = move_old_files(log_dir, &inputs, begin.world_size)?;
+    let outputs = ["/proc/self/fd/1", "/proc/self/fd/2"].map(Path::new);
+    let in_use = inputs.chain(outputs).filter_map(|path| path.canonicalize().ok()).collect();
+    let job_id = std::env::var("SLURM_JOB_ID").ok();
+    let own = OwnFiles { in_use, world_size: begin.world_size, job_id };
+    let moved = move_old_files(log_dir, &own)?;
     for file in &plan.files_to_copy {
         copy_into(file, log_dir)?;
     }
@@ -54,12 +58,25 @@ pub(crate) fn begin(
     Ok(())
 }
 
-/// Moves the files, not the folders, in `log_dir` to a new `run_<n>`; `n` is the number of those that are there.
-fn move_old_files(
-    log_dir: &Path,
-    inputs: &BTreeSet<PathBuf>,
+/// The files of this run that may be in the log folder at its start.
+struct OwnFiles {
+    /// What it reads, and where its outputs go.
+    in_use: BTreeSet<PathBuf>,
     world_size: u32,
-) -> Result<Option<(usize, PathBuf)>, Failure> {
+    /// Slurm's number of the job.
+    job_id: Option<String>,
+}
+
+impl OwnFiles {
+    fn contain(&self, path: &Path) -> bool {
+        is_log_of_another_rank(path, self.world_size)
+            || self.job_id.as_ref().is_some_and(|job_id| is_log_of_job(path, job_id))
+            || path.canonicalize().is_ok_and(|path| self.in_use.contains(&path))
+    }
+}
+
+/// Moves the files, not the folders, in `log_dir` to a new `run_<n>`; `n` is the number of those that are there.
+fn move_old_files(log_dir: &Path, own: &OwnFiles) -> Result<Option<(usize, PathBuf)>, Failure> {
     let read = || -> std::io::Result<(Vec<PathBuf>, usize)> {
         let (mut files, mut num_runs) = (Vec::new(), 0);
         for entry in fs::read_dir(log_dir)? {
@@ -67,10 +84,7 @@ fn move_old_files(
             let is_run = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("run_"));
             if path.is_dir() {
                 num_runs += usize::from(is_run);
-            } else if path.is_file()
-                && !is_log_of_another_rank(&path, world_size)
-                && !path.canonicalize().is_ok_and(|path| inputs.contains(&path))
-            {
+            } else if path.is_file() && !own.contain(&path) {
                 files.push(path);
             }
         }
@@ -104,6 +118,12 @@ fn is_log_of_another_rank(path: &Path, world_size: u32) -> bool {
         .strip_prefix("nemo_log_globalrank-")
         .and_then(|rest| rest.split('_').next()?.parse::<u32>().ok());
     rank.is_some_and(|rank| (1..world_size).contains(&rank))
+}
+
+/// Whether the name has Slurm's number of the job in it, as `%j` of `--output` puts it there.
+fn is_log_of_job(path: &Path, job_id: &str) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    name.split(|c: char| !c.is_ascii_digit()).any(|number| number == job_id)
 }
 
 fn copy_into(file: &Path, log_dir: &Path) -> Result<(), Failure> {
@@ -156,6 +176,23 @@ mod tests {
         names
     }
 
+    fn own(in_use: &[&Path], world_size: u32) -> OwnFiles {
+        let in_use = in_use.iter().map(|path| path.canonicalize().unwrap()).collect();
+        OwnFiles { in_use, world_size, job_id: None }
+    }
+
+    #[test]
+    fn logs_of_the_same_slurm_job_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["rm-4711_0.out", "rm-4711_31.err", "rm-471_0.out", "rm-47110_0.out"] {
+            fs::write(folder.path().join(name), name).unwrap();
+        }
+        let own = OwnFiles { job_id: Some("4711".to_owned()), ..own(&[], 1) };
+        let (_, moved) = move_old_files(folder.path(), &own).unwrap().unwrap();
+        assert_eq!(names(&moved), ["rm-471_0.out", "rm-47110_0.out"]);
+        assert_eq!(names(folder.path()), ["rm-4711_0.out", "rm-4711_31.err", "run_0"]);
+    }
+
     #[test]
     fn old_files_go_to_a_folder_of_their_own_and_inputs_stay() {
         let folder = tempfile::tempdir().unwrap();
@@ -166,8 +203,7 @@ mod tests {
             for name in ["data.jsonl", "cmd-args.log", "events.out.tfevents.1"] {
                 fs::write(log_dir.join(name), name).unwrap();
             }
-            let inputs = BTreeSet::from([data.canonicalize().unwrap()]);
-            let (num_files, moved) = move_old_files(log_dir, &inputs, 1).unwrap().unwrap();
+            let (num_files, moved) = move_old_files(log_dir, &own(&[&data], 1)).unwrap().unwrap();
             assert_eq!((num_files, moved), (2, log_dir.join(format!("run_{round}"))));
             assert_eq!(
                 names(&log_dir.join(format!("run_{round}"))),
@@ -175,19 +211,16 @@ mod tests {
             );
         }
         assert_eq!(names(log_dir), ["data.jsonl", "generations", "run_0", "run_1", "run_2"]);
-        assert_eq!(
-            move_old_files(log_dir, &BTreeSet::from([data.canonicalize().unwrap()]), 1).unwrap(),
-            None
-        );
+        assert_eq!(move_old_files(log_dir, &own(&[&data], 1)).unwrap(), None);
         // With a folder deleted, the next free number is taken.
         fs::remove_dir_all(log_dir.join("run_0")).unwrap();
-        let (_, moved) = move_old_files(log_dir, &BTreeSet::new(), 1).unwrap().unwrap();
+        let (_, moved) = move_old_files(log_dir, &own(&[], 1)).unwrap().unwrap();
         assert_eq!(moved, log_dir.join("run_3"));
         // Logs that other ranks of this job have begun stay; those of a larger job before it do not.
         for rank in 0..4 {
             fs::write(log_dir.join(format!("nemo_log_globalrank-{rank}_localrank-0.txt")), "").unwrap();
         }
-        let (num_files, moved) = move_old_files(log_dir, &BTreeSet::new(), 3).unwrap().unwrap();
+        let (num_files, moved) = move_old_files(log_dir, &own(&[], 3)).unwrap().unwrap();
         let gone = ["nemo_log_globalrank-0_localrank-0.txt", "nemo_log_globalrank-3_localrank-0.txt"];
         assert_eq!((num_files, names(&moved)), (2, gone.map(str::to_owned).to_vec()));
     }
