@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
@@ -52,6 +53,11 @@ impl Job {
             guide: read("docs/guide.rst")?,
             slurm_page: read("docs/guide/slurm.md")?,
         })
+    }
+
+    /// Where the scripts and their outputs lie.
+    pub(super) fn root(&self) -> &Path {
+        &self.folder
     }
 
     /// A results folder for the job of this name.
@@ -240,7 +246,9 @@ impl Job {
     fn wait_requeued(&self, cluster: &Cluster, job: &str, results: &Path) -> Result<()> {
         wait_until("the requeued job", || Ok(cluster.state(job)?.0 == "PENDING"))?;
         must_be_unfinished(results)?;
-        // Slurm holds a requeued job back for two minutes.
+        // Slurm holds a requeued job back for two minutes. What it revoked of the first run it tells from the second by
+        // the second of the clock.
+        std::thread::sleep(Duration::from_secs(5));
         cluster.ask("scontrol", &["update", &format!("jobid={job}"), "starttime=now"])?;
         cluster.wait_completed(job)
     }

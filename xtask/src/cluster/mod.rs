@@ -79,7 +79,9 @@ pub(crate) fn run_all(workspace: &Workspace, args: &Args) -> Result<()> {
 fn check(name: &str, job: &Job, expect: &[u8], start: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let started = Instant::now();
     let results = job.folder(name);
-    start(&results).inspect_err(|_| show_logs(&results)).with_context(|| format!("{name} failed"))?;
+    start(&results)
+        .inspect_err(|_| [job.root(), &results].iter().for_each(|folder| show_logs(folder)))
+        .with_context(|| format!("{name} failed"))?;
     let path = results.join("generations/generations.jsonl");
     let actual = std::fs::read(&path).with_context(|| format!("{name}: cannot read `{}`", path.display()))?;
     if actual != expect {
@@ -94,7 +96,7 @@ fn check(name: &str, job: &Job, expect: &[u8], start: impl FnOnce(&Path) -> Resu
     Ok(())
 }
 
-/// The last lines of every log of a job that failed.
+/// The last lines of every file in a folder of a job that failed.
 fn show_logs(results: &Path) {
     let mut paths: Vec<PathBuf> =
         std::fs::read_dir(results).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
