@@ -2,7 +2,8 @@
 //!
 //! Everything is enqueued on the current stream and nothing waits for it, so a decode step can be recorded as a CUDA
 //! graph. Norms, rotation, activation and attention compute a row alike in any batch; cuBLAS does with
-//! [`blas::prefer_invariant`], from [`MIN_ROWS`] rows on (measured, `docs/performance.md`).
+//! [`blas::prefer_invariant`], from [`MIN_ROWS`] rows on (measured, `docs/performance.md`). A few rows have products of
+//! the project's own, where these are found to have the same bits.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicI64, Ordering};
