@@ -189,7 +189,7 @@ mod tests {
         }
         let own = OwnFiles { job_id: Some("4711".to_owned()), ..own(&[], 1) };
         let (_, moved) = move_old_files(folder.path(), &own).unwrap().unwrap();
-        assert_eq!(names(&moved), ["rm-471_0.out", "rm-47110_0.out"]);
+        assert_eq!(names(&moved), ["rm-47110_0.out", "rm-471_0.out"]);
         assert_eq!(names(folder.path()), ["rm-4711_0.out", "rm-4711_31.err", "run_0"]);
     }
 
