@@ -38,7 +38,7 @@ pub(crate) fn begin(
     let inputs = begin.inputs.into_iter().chain(plan.files_to_copy.iter().map(PathBuf::as_path));
     let outputs = ["/proc/self/fd/1", "/proc/self/fd/2"].map(Path::new);
     let in_use = inputs.chain(outputs).filter_map(|path| path.canonicalize().ok()).collect();
-    let job_id = std::env::var("SLURM_JOB_ID").ok();
+    let job_id = crate::env::of_launcher("SLURM_JOB_ID");
     let own = OwnFiles { in_use, world_size: begin.world_size, job_id };
     let moved = move_old_files(log_dir, &own)?;
     for file in &plan.files_to_copy {

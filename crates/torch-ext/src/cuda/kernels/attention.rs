@@ -151,7 +151,9 @@ pub struct DecodeAttention<'a> {
     pub out: &'a Tensor,
 }
 
-/// [`RopeAndCache`](super::RopeAndCache) and [`DecodeAttention`] in one kernel, bit for bit.
+/// [`RopeAndCache`](super::RopeAndCache) and [`DecodeAttention`] in one kernel, bit for bit. With few rows it starts before the
+/// kernel before it has ended and then waits for `qkv` alone, so between what writes the plan or the cache and this there
+/// must be a kernel that does not start early, as the embedding of every step is.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeAttentionQkv<'a> {
     /// `T[n, G * (q + 2) * d]`, as Megatron fuses them.
@@ -243,10 +245,9 @@ impl Kernels {
     /// When a tensor does not fit, or the step was not planned for these rows.
     pub fn decode_attention(&self, stream: &Stream, step: &DecodeAttention<'_>) -> Result<(), ExtError> {
         let tensors = Tensors::on(stream);
-        let [num_rows, ..] = shape_of::<3>(step.out, "out")?;
         let mut args = self.attention_args(&tensors, step)?;
         args.q = tensors.address(step.q, "q", self.config.kind, &step.out.size())?;
-        self.decode_attention.launch(&self.attention_launch(num_rows), stream, &[Arg::value(&args)])
+        self.decode_attention.launch(&self.attention_launch(), stream, &[Arg::value(&args)])
     }
 
     /// Enqueues rotation, cache write and attention of one layer.
@@ -266,13 +267,13 @@ impl Kernels {
         let shape = [num_rows, self.qkv_elems(plan.num_groups)];
         args.q = tensors.address(qkv, "qkv", self.config.kind, &shape)?;
         args.rotary = self.rotary(&tensors, step.rotary.as_ref())?;
-        self.decode_attention_qkv.launch(&self.attention_launch(num_rows), stream, &[Arg::value(&args)])
+        let launch = Launch { overlaps: self.overlaps(num_rows), ..self.attention_launch() };
+        self.decode_attention_qkv.launch(&launch, stream, &[Arg::value(&args)])
     }
 
     /// As many blocks as run at once; they loop over the items.
-    fn attention_launch(&self, num_rows: i64) -> Launch {
+    fn attention_launch(&self) -> Launch {
         Launch {
-            overlaps: self.overlaps(num_rows),
             shared_bytes: self.tiling.shared_bytes(&self.config),
             ..Launch::linear(self.num_sms * self.tiling.blocks_per_sm, 32 * self.tiling.num_warps)
         }
