@@ -130,6 +130,8 @@ impl Case {
             out: &out,
         };
         // Twice, as a second layer would: what the first leaves behind must not matter.
+        // It may start early, and must not before the plan is there.
+        gpu.stream.synchronize()?;
         self.kernels.decode_attention_qkv(&gpu.stream, &step)?;
         self.kernels.decode_attention_qkv(&gpu.stream, &step)?;
         Ok(Outputs { out, keys, values })
