@@ -152,9 +152,12 @@ pub(crate) trait Kernels: Send + Sync {
         Err(ModelError::NoBackend { backend: "row", reason: "these kernels run on the host's batches" })
     }
 
-    /// Finds out up to how many rows such a step need not be filled up to [`Self::min_rows`], because these linear layers
-    /// have the same bits with so few; 0 for none.
-    fn try_few_rows(&self, _linears: &mut dyn Iterator<Item = &Linear>) -> Result<usize, ModelError> {
+    /// Finds out up to how many rows such a step need not be filled up to [`Self::min_rows`], because these linear layers,
+    /// some with an activation behind them, have the same bits with so few; 0 for none.
+    fn try_few_rows(
+        &self,
+        _linears: &mut dyn Iterator<Item = (&Linear, Option<Activation>)>,
+    ) -> Result<usize, ModelError> {
         Ok(0)
     }
 

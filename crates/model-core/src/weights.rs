@@ -101,6 +101,11 @@ impl Weights {
         self.layers.iter().flat_map(Layer::linears).chain([&self.output])
     }
 
+    /// The linear layers that an activation follows.
+    pub(crate) fn activated_linears(&self) -> impl Iterator<Item = &Linear> {
+        self.layers.iter().map(|layer| &layer.fc1)
+    }
+
     /// Memory that the weights take.
     pub(crate) fn size_bytes(&self) -> u64 {
         let of_layers: u64 = self.layers.iter().map(Layer::size_bytes).sum();

@@ -5,7 +5,7 @@
 //! [`blas::prefer_invariant`], from [`MIN_ROWS`] rows on (measured, `docs/performance.md`). A few rows have products of
 //! the project's own, where these are found to have the same bits.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -139,17 +139,19 @@ impl CudaKernels {
         Ok(self.kernels.product(&self.stream()?, &Product { x, weight, bias, out })?)
     }
 
-    /// Whether the own kernel gives a layer's products the bits of cuBLAS's, in all three kinds of outputs.
+    /// Numbers without a pattern that repeats within a row, signs and sizes mixed.
+    fn numbers(&self, shape: [i64; 2]) -> Result<Tensor, ModelError> {
+        let count = Tensor::f_arange(shape[0] * shape[1], (Kind::Float, self.tch_device()))?;
+        Ok(count.f_mul_scalar(0.618_034)?.f_sin()?.f_to_kind(self.precision.kind())?.f_view(shape)?)
+    }
+
+    /// Whether the own kernel gives a layer's products of `num_rows` rows the bits of cuBLAS's, in all three kinds of outputs.
     fn same_bits(&self, linear: &Linear, num_rows: i64) -> Result<bool, ModelError> {
         let (weight, bias) = tensors(linear)?;
         let (num_out, num_in) = weight.size2()?;
         let kind = self.precision.kind();
-        let numbers = |num_columns: i64| {
-            let count = Tensor::f_arange(MIN_ROWS * num_columns, (Kind::Float, self.tch_device()))?;
-            // No pattern that repeats within a row, signs and sizes mixed.
-            count.f_mul_scalar(0.618_034)?.f_sin()?.f_to_kind(kind)?.f_view([MIN_ROWS, num_columns])
-        };
-        let x = numbers(num_in)?;
+        let many_rows = num_rows.max(MIN_ROWS);
+        let x = self.numbers([many_rows, num_in])?;
         let few = x.f_narrow(0, 0, num_rows)?;
         let is_same = |few: &Tensor, many: &Tensor| few.f_equal(&many.f_narrow(0, 0, num_rows)?);
 
@@ -158,7 +160,7 @@ impl CudaKernels {
         if !is_same(&rounded, &x.f_linear(weight, bias)?)? {
             return Ok(false);
         }
-        let mut many = numbers(num_out)?;
+        let mut many = self.numbers([many_rows, num_out])?;
         let mut added = self.empty(&[num_rows, num_out], kind)?;
         added.f_copy_(&many.f_narrow(0, 0, num_rows)?)?;
         self.product(&few, weight, None, ProductOut::Added(&added))?;
@@ -168,9 +170,45 @@ impl CudaKernels {
         }
         let float = self.empty(&[num_rows, num_out], Kind::Float)?;
         self.product(&few, weight, None, ProductOut::Float(&float))?;
-        let mut many = self.empty(&[MIN_ROWS, num_out], Kind::Float)?;
+        let mut many = self.empty(&[many_rows, num_out], Kind::Float)?;
         blas::linear_f32_out(&mut many, &x, weight)?;
         Ok(is_same(&float, &many)?)
+    }
+
+    /// The same for a layer with an activation behind it, against cuBLAS and the activation's own kernel.
+    fn same_activated_bits(
+        &self,
+        linear: &Linear,
+        activation: Activation,
+        num_rows: i64,
+    ) -> Result<bool, ModelError> {
+        let (weight, bias) = tensors(linear)?;
+        let many_rows = num_rows.max(MIN_ROWS);
+        let x = self.numbers([many_rows, weight.size2()?.1])?;
+        let few = self.product_activated(&x.f_narrow(0, 0, num_rows)?, weight, bias, activation)?;
+        let many = self.activate(&x.f_linear(weight, bias)?, activation)?;
+        Ok(few.f_equal(&many.f_narrow(0, 0, num_rows)?)?)
+    }
+
+    fn product_activated(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: Option<&Tensor>,
+        activation: Activation,
+    ) -> Result<Tensor, ModelError> {
+        let ffn = ffn_of(weight.size2()?.0, activation);
+        let out = self.empty(&[x.size2()?.0, ffn], self.precision.kind())?;
+        self.product(x, weight, bias, ProductOut::Activated(&out, function(activation), gating(activation)))?;
+        Ok(out)
+    }
+
+    fn activate(&self, x: &Tensor, activation: Activation) -> Result<Tensor, ModelError> {
+        let (num_rows, num_columns) = x.size2()?;
+        let out = self.empty(&[num_rows, ffn_of(num_columns, activation)], self.precision.kind())?;
+        let launch = Activate { activation: function(activation), gating: gating(activation), x, out: &out };
+        self.kernels.activate(&self.stream()?, &launch)?;
+        Ok(out)
     }
 }
 
@@ -279,20 +317,36 @@ impl Kernels for CudaKernels {
         Ok(self.kernels.plan_decode(&self.stream()?, &plan)?)
     }
 
-    fn try_few_rows(&self, linears: &mut dyn Iterator<Item = &Linear>) -> Result<usize, ModelError> {
+    fn try_few_rows(
+        &self,
+        linears: &mut dyn Iterator<Item = (&Linear, Option<Activation>)>,
+    ) -> Result<usize, ModelError> {
         // The weights may still be on their way, on another stream.
         self.device.synchronize()?;
         let mut few_rows = MAX_PRODUCT_ROWS;
-        let mut seen = HashSet::new();
-        for linear in linears {
+        let mut different = HashMap::new();
+        for (linear, activation) in linears {
             let (weight, bias) = tensors(linear)?;
             let (num_out, num_in) = weight.size2()?;
-            if !seen.insert((num_out, num_in, bias.is_some())) {
-                continue;
-            }
-            few_rows = few_rows.min(self.kernels.max_product_rows([num_out, num_in]));
-            if few_rows == 0 || !self.same_bits(linear, few_rows)? {
-                return Ok(0);
+            different
+                .entry((num_out, num_in, bias.is_some(), activation.is_some()))
+                .or_insert((linear, activation));
+        }
+        for (&(num_out, num_in, ..), (_, activation)) in &different {
+            let activated = activation.map(|activation| (function(activation), gating(activation)));
+            few_rows = few_rows.min(self.kernels.max_product_rows([num_out, num_in], activated)?);
+        }
+        // One and a few rows may have another kernel than more.
+        for num_rows in [1, few_rows.min(8), few_rows] {
+            for &(linear, activation) in different.values() {
+                let is_same = num_rows > 0
+                    && match activation {
+                        Some(activation) => self.same_activated_bits(linear, activation, num_rows)?,
+                        None => self.same_bits(linear, num_rows)?,
+                    };
+                if !is_same {
+                    return Ok(0);
+                }
             }
         }
         self.few_rows.store(few_rows, Ordering::Relaxed);
@@ -383,16 +437,11 @@ impl Kernels for CudaKernels {
         fc1: &Linear,
         activation: Activation,
     ) -> Result<Tensor, ModelError> {
-        let x = self.linear(x, fc1)?;
-        let (num_rows, num_columns) = x.size2()?;
-        let (gating, ffn) = match activation.gated {
-            true => (Gating::Gated, num_columns / 2),
-            false => (Gating::Plain, num_columns),
-        };
-        let out = self.empty(&[num_rows, ffn], self.precision.kind())?;
-        let launch = Activate { activation: function(activation), gating, x: &x, out: &out };
-        self.kernels.activate(&self.stream()?, &launch)?;
-        Ok(out)
+        if self.is_few(x)? {
+            let (weight, bias) = tensors(fc1)?;
+            return self.product_activated(x, weight, bias, activation);
+        }
+        self.activate(&self.linear(x, fc1)?, activation)
     }
 
     fn attention(
@@ -468,6 +517,15 @@ impl Kernels for CudaKernels {
             None => logits,
         })
     }
+}
+
+fn gating(activation: Activation) -> Gating {
+    if activation.gated { Gating::Gated } else { Gating::Plain }
+}
+
+/// How wide the feed-forward part is whose first layer has so many outputs.
+fn ffn_of(num_out: i64, activation: Activation) -> i64 {
+    if activation.gated { num_out / 2 } else { num_out }
 }
 
 fn function(activation: Activation) -> torch_ext::cuda::kernels::Activation {

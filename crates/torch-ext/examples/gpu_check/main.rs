@@ -17,7 +17,7 @@ use support::{Gpu, Outcome, say};
 
 type Case = (&'static str, fn(&Gpu) -> Outcome);
 
-const CASES: [Case; 11] = [
+const CASES: [Case; 12] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("activations", pointwise::activations),
@@ -26,6 +26,7 @@ const CASES: [Case; 11] = [
     ("decode attention", attention::all_heads),
     ("wrong shapes are refused", attention::wrong_shapes),
     ("products of a few rows", product::odd_shapes),
+    ("products of a few rows with activations", product::activated),
     ("products of a few rows against cuBLAS", product::against_cublas),
     ("sampling as the reference does", sampling_check::against_reference),
     ("first tokens of responses", sampling_check::admissions),

@@ -107,15 +107,16 @@ fn check_norm(
     relative_error(&out, &expect)
 }
 
+pub(crate) const ALL_ACTIVATIONS: [Activation; 6] = [
+    Activation::Gelu,
+    Activation::GeluTanh,
+    Activation::QuickGelu,
+    Activation::Silu,
+    Activation::Relu,
+    Activation::SquaredRelu,
+];
+
 pub(crate) fn activations(gpu: &Gpu) -> Outcome {
-    const ALL: [Activation; 6] = [
-        Activation::Gelu,
-        Activation::GeluTanh,
-        Activation::QuickGelu,
-        Activation::Silu,
-        Activation::Relu,
-        Activation::SquaredRelu,
-    ];
     for kind in KINDS {
         let kernels = gpu.kernels(kind, 64, 1)?;
         for (num_rows, width) in [(1, 11_008), (3, 5440), (5, 77)] {
@@ -123,7 +124,7 @@ pub(crate) fn activations(gpu: &Gpu) -> Outcome {
                 let halves = if gating == Gating::Gated { 2 } else { 1 };
                 let x = gpu.random(&[num_rows, halves * width], kind)?.f_mul_scalar(2.0)?;
                 let out = gpu.unset(&[num_rows, width], kind)?;
-                for activation in ALL {
+                for activation in ALL_ACTIVATIONS {
                     kernels.activate(&gpu.stream, &Activate { activation, gating, x: &x, out: &out })?;
                     let mut expect = activated(&double(&x.f_narrow(1, 0, width)?)?, activation)?;
                     if gating == Gating::Gated {

@@ -2,14 +2,15 @@
 
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
-use torch_ext::cuda::kernels::{Kernels, MAX_PRODUCT_ROWS, Product, ProductOut};
+use torch_ext::cuda::kernels::{Activate, Gating, Kernels, MAX_PRODUCT_ROWS, Product, ProductOut};
 
+use crate::pointwise::ALL_ACTIVATIONS;
 use crate::support::{Checked, Gpu, Outcome, double, ensure, relative_error, same, tolerance};
 
 const HALF_KINDS: [Kind; 2] = [Kind::BFloat16, Kind::Half];
 
-/// One output, part of a tile, parts of stages, more tiles than the GPU has warps.
-const ODD_SHAPES: [[i64; 2]; 5] = [[1, 16], [7, 48], [100, 272], [1000, 528], [70_003, 96]];
+/// One output, part of a tile, parts of stages, more tiles than the GPU holds at once.
+const ODD_SHAPES: [[i64; 2]; 5] = [[1, 8], [7, 48], [100, 264], [1000, 528], [70_003, 96]];
 
 /// The linear layers of the shapes that `aligner-gen bench` knows, and a wide one.
 const LAYERS: [[i64; 2]; 6] =
@@ -20,7 +21,7 @@ pub(crate) fn odd_shapes(gpu: &Gpu) -> Outcome {
     for kind in HALF_KINDS {
         let kernels = gpu.kernels(kind, 64, 1)?;
         for shape in ODD_SHAPES {
-            for num_rows in 1..=MAX_PRODUCT_ROWS {
+            for num_rows in 1..=kernels.max_product_rows(shape, None)? {
                 let error = check_sums(gpu, &kernels, shape, num_rows)?;
                 ensure(error < tolerance(kind), || {
                     format!("{num_rows} rows of {shape:?}, {kind:?}, are off by {error:.1e}")
@@ -62,14 +63,58 @@ fn check_sums(
     Ok(errors.into_iter().fold(0.0, |worst, error| if error <= worst { worst } else { error }))
 }
 
+/// Products that go through an activation against product and activation one after the other, bit for bit.
+pub(crate) fn activated(gpu: &Gpu) -> Outcome {
+    for kind in HALF_KINDS {
+        let kernels = gpu.kernels(kind, 64, 1)?;
+        for ([ffn, num_in], gating) in [
+            ([5_440, 2_048], Gating::Gated),
+            ([77, 264], Gating::Gated),
+            ([1_000, 528], Gating::Plain),
+            ([40_003, 96], Gating::Gated),
+        ] {
+            let num_out = if gating == Gating::Gated { 2 * ffn } else { ffn };
+            let weight = gpu
+                .random(&[num_out, num_in], kind)?
+                .f_mul_scalar(4.0 / (num_in as f64).sqrt())?
+                .f_to_kind(kind)?;
+            let bias = gpu.random(&[num_out], kind)?;
+            for activation in ALL_ACTIVATIONS {
+                let most_rows = kernels.max_product_rows([num_out, num_in], Some((activation, gating)))?;
+                for num_rows in [1, 3, 8, 9, 64] {
+                    if num_rows > most_rows {
+                        continue;
+                    }
+                    let x = gpu.random(&[num_rows, num_in], kind)?;
+                    let run = |out| {
+                        let product = Product { x: &x, weight: &weight, bias: Some(&bias), out };
+                        kernels.product(&gpu.stream, &product)
+                    };
+                    let wide = gpu.unset(&[num_rows, num_out], kind)?;
+                    run(ProductOut::Rounded(&wide))?;
+                    let expect = gpu.unset(&[num_rows, ffn], kind)?;
+                    kernels
+                        .activate(&gpu.stream, &Activate { activation, gating, x: &wide, out: &expect })?;
+                    let out = gpu.unset(&[num_rows, ffn], kind)?;
+                    run(ProductOut::Activated(&out, activation, gating))?;
+                    ensure(same(&out, &expect)?, || {
+                        format!("{num_rows} rows of {ffn} {activation:?} {gating:?} {kind:?} have other bits")
+                    })?;
+                }
+            }
+        }
+    }
+    Ok("six functions, plain and gated, the same bits".to_owned())
+}
+
 pub(crate) fn against_cublas(gpu: &Gpu) -> Outcome {
     blas::prefer_invariant()?;
     let kernels = gpu.kernels(Kind::BFloat16, 128, 1)?;
     for shape @ [num_out, num_in] in LAYERS {
-        let x = gpu.random(&[32, num_in], Kind::BFloat16)?;
+        let x = gpu.random(&[MAX_PRODUCT_ROWS, num_in], Kind::BFloat16)?;
         let weight = gpu.random(&[num_out, num_in], Kind::BFloat16)?;
         let expect = x.f_linear::<&Tensor>(&weight, None)?;
-        let most_rows = kernels.max_product_rows(shape);
+        let most_rows = kernels.max_product_rows(shape, None)?;
         ensure(most_rows > 0, || format!("{shape:?} does not fit"))?;
         for num_rows in 1..=most_rows {
             let out = gpu.unset(&[num_rows, num_out], Kind::BFloat16)?;
@@ -88,8 +133,8 @@ pub(crate) fn against_cublas(gpu: &Gpu) -> Outcome {
 fn refused(gpu: &Gpu, kernels: &Kernels) -> Checked {
     let numbers = |shape: &[i64]| gpu.zeros(shape, Kind::BFloat16);
     for (x, weight, out) in [
-        (numbers(&[9, 64])?, numbers(&[32, 64])?, numbers(&[9, 32])?),
-        (numbers(&[1, 40])?, numbers(&[32, 40])?, numbers(&[1, 32])?),
+        (numbers(&[65, 64])?, numbers(&[32, 64])?, numbers(&[65, 32])?),
+        (numbers(&[1, 36])?, numbers(&[32, 36])?, numbers(&[1, 32])?),
         (numbers(&[1, 64])?, numbers(&[32, 80])?, numbers(&[1, 32])?),
         (numbers(&[1, 64])?, numbers(&[32, 64])?, numbers(&[1, 31])?),
     ] {

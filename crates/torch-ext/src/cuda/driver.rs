@@ -109,6 +109,8 @@ driver! {
     set_function_attribute: "cuFuncSetAttribute" (Handle, c_int, c_int);
     function_parameter: "cuFuncGetParamInfo" (Handle, usize, *mut usize, *mut usize);
     max_active_blocks: "cuOccupancyMaxActiveBlocksPerMultiprocessor" (*mut c_int, Handle, c_int, usize);
+    tensor_map: "cuTensorMapEncodeTiled" (*mut c_void, c_int, c_uint, *mut c_void, *const u64, *const u64, *const u32,
+        *const u32, c_int, c_int, c_int, c_int);
     launch_kernel: "cuLaunchKernelEx" (*const LaunchConfig, Handle, *mut *mut c_void, *mut *mut c_void);
 }
 

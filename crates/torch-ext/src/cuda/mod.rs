@@ -34,6 +34,8 @@ mod send;
 #[cfg(feature = "cuda")]
 mod stream;
 #[cfg(feature = "cuda")]
+mod tensor_map;
+#[cfg(feature = "cuda")]
 mod upload;
 
 pub use cache::kernel_cache;
@@ -48,5 +50,6 @@ pub use {
     pinned::PinnedBuffer,
     send::send,
     stream::{CurrentStream, Stream},
+    tensor_map::TensorMap,
     upload::Uploader,
 };

@@ -47,12 +47,14 @@ pub struct Program {
     pub defines: Vec<(&'static str, String)>,
     /// Further options of NVRTC, such as `--fmad=false`.
     pub options: &'static [&'static str],
+    /// Whether it uses what this one architecture has and later ones do not.
+    pub is_specific: bool,
 }
 
 impl Program {
     fn option_list(&self, arch: Arch) -> Vec<String> {
         let mut options = vec![
-            format!("--gpu-architecture={arch}"),
+            format!("--gpu-architecture={arch}{}", if self.is_specific { "a" } else { "" }),
             "--std=c++17".to_owned(),
             // Lets a profile name source lines; the machine code is the same.
             "--generate-line-info".to_owned(),

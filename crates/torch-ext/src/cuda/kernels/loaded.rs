@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::KernelConfig;
+use super::product::Products;
 use super::programs::{SamplerTiling, Tiling};
 use crate::ExtError;
 use crate::cuda::{Device, Kernel, Module};
@@ -26,8 +27,7 @@ pub struct Kernels {
     pub(super) plan_decode: Kernel,
     pub(super) decode_attention: Kernel,
     pub(super) decode_attention_qkv: Kernel,
-    /// None in float32.
-    pub(super) product: Option<Kernel>,
+    pub(super) products: Products,
     pub(super) sample: Kernel,
     pub(super) sample_filtered: Kernel,
 }
@@ -43,8 +43,6 @@ impl Kernels {
         let attention = Module::load(device, &config.attention(), cache_dir)?;
         let sampling = Module::load(device, &SamplerTiling::Plain.program(), cache_dir)?;
         let filtered = Module::load(device, &SamplerTiling::Filtered.program(), cache_dir)?;
-        let products =
-            config.products().map(|program| Module::load(device, &program, cache_dir)).transpose()?;
         Ok(Self {
             config: *config,
             tiling: Tiling::of(config),
@@ -61,7 +59,7 @@ impl Kernels {
             plan_decode: attention.kernel("plan_decode")?,
             decode_attention: attention.kernel("decode_attention")?,
             decode_attention_qkv: attention.kernel("decode_attention_qkv")?,
-            product: products.map(|products| products.kernel("product")).transpose()?,
+            products: Products::new(device, config, cache_dir),
             sample: sampling.kernel("sample")?,
             sample_filtered: filtered.kernel("sample")?,
         })

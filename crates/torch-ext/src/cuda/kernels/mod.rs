@@ -8,8 +8,10 @@
 //! Shapes below: n rows (tokens), h hidden size, H query heads in G groups of q, d elements a head, blocks of 32 tokens;
 //! T is the type of [`KernelConfig`]. All tensors are contiguous and on the stream's GPU.
 
+mod activation;
 mod product_shape;
 mod programs;
+pub use activation::{Activation, Gating};
 pub use product_shape::MAX_PRODUCT_ROWS;
 pub use programs::{KernelConfig, SamplerTiling};
 
@@ -35,7 +37,7 @@ pub use {
     attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode},
     blocks::{CopyBlocks, MarkSeen},
     loaded::Kernels,
-    pointwise::{Activate, Activation, Embed, Gating, Norm, NormKind, ResidualAdd},
+    pointwise::{Activate, Embed, Norm, NormKind, ResidualAdd},
     product::{Product, ProductOut},
     rope::{LayerCache, RopeAndCache, Rotary},
     sample::{Admission, Sample, SampleRules, SampleStatus, Sampled, SamplerScratch, SamplerState},

@@ -4,6 +4,7 @@ use bytemuck::{Pod, Zeroable};
 use tch::{Kind, Tensor};
 
 use super::Kernels;
+use super::activation::{Activation, Gating};
 use super::tensors::{Address, Tensors, bad, count, int, shape_of};
 use crate::ExtError;
 use crate::cuda::{Arg, Launch, Stream};
@@ -92,32 +93,6 @@ struct NormArgs {
     out: Address,
     width: i32,
     eps: f32,
-}
-
-/// A nonlinearity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
-    /// By the error function.
-    Gelu,
-    /// By the hyperbolic tangent.
-    GeluTanh,
-    /// `x * sigmoid(1.702 x)`.
-    QuickGelu,
-    /// `x * sigmoid(x)`.
-    Silu,
-    /// `max(x, 0)`.
-    Relu,
-    /// `max(x, 0)^2`.
-    SquaredRelu,
-}
-
-/// Whether the input has a second half that multiplies the activated first one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gating {
-    /// It has not.
-    Plain,
-    /// It has.
-    Gated,
 }
 
 /// The nonlinearity of the feed-forward part, in float32, rounded once.
@@ -225,7 +200,7 @@ impl Kernels {
         const NUM_THREADS: i64 = 256;
         let tensors = Tensors::on(stream);
         let [num_rows, width] = shape_of(activate.out, "out")?;
-        let halves = if activate.gating == Gating::Gated { 2 } else { 1 };
+        let halves = activate.gating.halves();
         let args = ActivateArgs {
             x: tensors.address(activate.x, "x", self.config.kind, &[num_rows, halves * width])?,
             out: tensors.address(activate.out, "out", self.config.kind, &[num_rows, width])?,

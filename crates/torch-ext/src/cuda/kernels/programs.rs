@@ -2,7 +2,9 @@
 
 use tch::Kind;
 
-use super::super::Program;
+use super::super::{Arch, Program};
+use super::activation::{Activation, Gating};
+use super::product_shape::tiles_of_stage;
 use crate::ExtError;
 
 macro_rules! source {
@@ -81,6 +83,7 @@ impl KernelConfig {
                 "common.cuh",
                 "embed.cuh",
                 "norm.cuh",
+                "nonlinearity.cuh",
                 "activate.cuh",
                 "rotary.cuh",
                 "rope.cuh",
@@ -88,17 +91,39 @@ impl KernelConfig {
             ),
             defines: self.defines(),
             options: &[],
+            is_specific: false,
         }
     }
 
-    /// Products of a few rows; there are none in float32.
-    pub fn products(&self) -> Option<Program> {
+    /// Products of up to 8 rows, `activated` or not; there are none in float32.
+    pub fn product_mma(&self, activated: Option<(Activation, Gating)>) -> Option<Program> {
         (self.kind != Kind::Float).then(|| Program {
-            name: "products",
-            source: source!("product.cu"),
-            headers: headers!("common.cuh"),
-            defines: self.defines(),
+            name: "product_mma",
+            source: source!("product_mma.cu"),
+            headers: headers!("common.cuh", "nonlinearity.cuh", "product.cuh"),
+            defines: [self.defines(), activated_defines(activated)].concat(),
             options: &[],
+            is_specific: false,
+        })
+    }
+
+    /// Products of up to 64 rows with tiles of `weight_rows` rows of the weight, in eights; there are none in float32, and
+    /// none where there is no `wgmma`.
+    pub fn product_wgmma(
+        &self,
+        arch: Arch,
+        weight_rows: u32,
+        activated: Option<(Activation, Gating)>,
+    ) -> Option<Program> {
+        let is_there = self.kind != Kind::Float && arch == Arch { major: 9, minor: 0 };
+        is_there.then(|| Program {
+            name: "product_wgmma",
+            source: source!("product_wgmma.cu"),
+            headers: headers!("common.cuh", "nonlinearity.cuh", "product.cuh"),
+            defines: [self.defines(), activated_defines(activated), multiply_defines(self.kind, weight_rows)]
+                .concat(),
+            options: &[],
+            is_specific: true,
         })
     }
 
@@ -127,8 +152,35 @@ impl KernelConfig {
             ),
             defines,
             options: &[],
+            is_specific: false,
         }
     }
+}
+
+fn activated_defines(activated: Option<(Activation, Gating)>) -> Vec<(&'static str, String)> {
+    let number = activated.map_or(-1, |(activation, _)| activation as i32);
+    let is_gated = matches!(activated, Some((_, Gating::Gated)));
+    vec![("ACTIVATION", number.to_string()), ("IS_GATED", u32::from(is_gated).to_string())]
+}
+
+/// The instruction, whose name has the number of outputs, and the registers of its sums.
+fn multiply_defines(kind: Kind, tile_outputs: u32) -> Vec<(&'static str, String)> {
+    let num_sums = tile_outputs / 2;
+    let list = |item: &dyn Fn(u32) -> String| (0..num_sums).map(item).collect::<Vec<_>>().join(", ");
+    let elem = if kind == Kind::Half { "f16" } else { "bf16" };
+    let registers = list(&|i| format!("%{i}"));
+    let (x, weight) = (num_sums, num_sums + 1);
+    vec![
+        ("TILE_OUTPUTS", tile_outputs.to_string()),
+        ("TILES", tiles_of_stage(u64::from(tile_outputs)).to_string()),
+        (
+            "MULTIPLY",
+            format!(
+                "\"wgmma.mma_async.sync.aligned.m64n{tile_outputs}k16.f32.{elem}.{elem} {{{registers}}}, %{x}, %{weight}, 1, 1, 1, 0, 0;\""
+            ),
+        ),
+        ("MULTIPLY_SUMS", list(&|i| format!("\"+f\"(sums[{i}])"))),
+    ]
 }
 
 /// How the sampler cuts a row of logits into blocks. Tokens do not depend on it.
@@ -174,6 +226,7 @@ impl SamplerTiling {
             ],
             // The CPU rounds after every operation.
             options: &["--fmad=false"],
+            is_specific: false,
         }
     }
 }

@@ -15,6 +15,7 @@ fn program(scale: &str) -> Program {
         headers: &[("scale.cuh", "__device__ inline float scaled(float x, float a) { return a * x; }")],
         defines: vec![("SCALE", scale.to_owned())],
         options: &["--fmad=false"],
+        is_specific: false,
     }
 }
 

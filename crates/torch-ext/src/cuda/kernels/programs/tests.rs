@@ -4,11 +4,13 @@ use super::*;
 const ARCHS: [Arch; 2] = [Arch { major: 8, minor: 0 }, Arch { major: 9, minor: 0 }];
 
 fn check(program: &Program) {
-    for arch in ARCHS {
-        let cubin = compile(program, arch).unwrap();
-        assert_eq!(cubin.warnings, "", "{} {:?} {arch}", program.name, program.defines);
-        assert!(cubin.bytes.starts_with(b"\x7fELF"));
-    }
+    ARCHS.map(|arch| check_for(program, arch));
+}
+
+fn check_for(program: &Program, arch: Arch) {
+    let cubin = compile(program, arch).unwrap();
+    assert_eq!(cubin.warnings, "", "{} {:?} {arch}", program.name, program.defines);
+    assert!(cubin.bytes.starts_with(b"\x7fELF"));
 }
 
 fn config(kind: Kind, head_dim: u32, queries_per_group: u32) -> KernelConfig {
@@ -24,10 +26,30 @@ fn pointwise_kernels_compile() {
 
 #[test]
 fn products_compile_for_half_precision() {
-    for kind in [Kind::BFloat16, Kind::Half] {
-        check(&config(kind, 128, 1).products().unwrap());
+    for (kind, activated) in [
+        (Kind::BFloat16, None),
+        (Kind::Half, Some((Activation::Silu, Gating::Gated))),
+        (Kind::BFloat16, Some((Activation::GeluTanh, Gating::Plain))),
+    ] {
+        check(&config(kind, 128, 1).product_mma(activated).unwrap());
     }
-    assert!(config(Kind::Float, 128, 1).products().is_none());
+    assert!(config(Kind::Float, 128, 1).product_mma(None).is_none());
+}
+
+#[test]
+fn products_compile_where_there_is_wgmma() {
+    let [older, newer] = ARCHS;
+    for (kind, weight_rows, activated) in [
+        (Kind::BFloat16, 32, None),
+        (Kind::Half, 176, Some((Activation::Silu, Gating::Gated))),
+        (Kind::BFloat16, 240, Some((Activation::Gelu, Gating::Gated))),
+        (Kind::BFloat16, 248, None),
+    ] {
+        let config = config(kind, 128, 1);
+        check_for(&config.product_wgmma(newer, weight_rows, activated).unwrap(), newer);
+        assert!(config.product_wgmma(older, weight_rows, activated).is_none());
+    }
+    assert!(config(Kind::Float, 128, 1).product_wgmma(newer, 32, None).is_none());
 }
 
 #[test]

@@ -1,4 +1,4 @@
-// The product of a few rows with a weight, at the speed of memory. Programs are put together in
+// The product of up to 8 rows with a weight, at the speed of memory. Programs are put together in
 // `crates/torch-ext/src/cuda/kernels/programs.rs`.
 //
 // Each output is one chain of mma.m16n8k16 over the inputs in order, which gives cuBLAS's bits (it is checked for each
@@ -7,40 +7,25 @@
 // and begin before the kernel before this one has ended: weights do not depend on it.
 
 #include "common.cuh"
+#include "product.cuh"
 
 #define STAGE_ELEMS 256                      // of each of 16 rows of the weight
 #define STAGE_PITCH (STAGE_ELEMS * 2 + 16)   // bytes; the odd 16 keep ldmatrix free of bank conflicts
 #define STAGE_BYTES (16 * STAGE_PITCH)
 #define HALF_STEPS 8                         // products of 16 inputs whose operands are fetched together
 
+// Outputs of a tile; gated, the first half of its rows are outputs and the other half what multiplies them.
+#define TILE_OUTPUTS (IS_GATED ? 8 : 16)
+
 struct ProductArgs {
+    ProductOut to;
     const T* x;        // [rows, num_in], rows at most 8
-    const T* weight;   // [num_out, num_in]
-    const T* bias;     // [num_out], or null
-    const T* residual; // [rows, num_out], or null; may be `out`
-    void* out;         // T or float [rows, num_out]
-    int rows;
-    int num_out;
+    const T* weight;   // [weight's rows, num_in]
     int num_in;        // a multiple of 16
     int num_pairs;     // pairs of warps in a block: one multiplies, one fetches
     int num_stages;
-    int is_f32;        // `out`
+    int reserved;
 };
-
-DEVICE void wait_for(u32 barrier, u32 phase) {
-    u32 done = 0;
-    while (!done) {
-#if __CUDA_ARCH__ >= 900
-        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(barrier), "r"(phase) : "memory");
-#else
-        asm volatile("{.reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(barrier), "r"(phase) : "memory");
-#endif
-    }
-}
-
-DEVICE void init_barrier(u32 barrier, int count) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
 
 DEVICE void fetch_16_bytes(u32 to, const T* from) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
@@ -61,7 +46,7 @@ DEVICE void multiply(float (&sums)[4], const u32 (&a)[4], u32 b0, u32 b1) {
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// The stages that a pair of warps shares. Its tiles of 16 outputs are `first`, `first + stride` and so on.
+// The stages that a pair of warps shares. Its tiles are `first`, `first + stride` and so on.
 struct Ring {
     u32 barriers;  // per stage: full, empty
     u32 stages;
@@ -70,29 +55,28 @@ struct Ring {
 };
 
 DEVICE void fetch_weights(const ProductArgs& args, const Ring& ring) {
-    int lane = threadIdx.x % 32, stage = 0, num_tiles = (args.num_out + 15) / 16;
+    int lane = threadIdx.x % 32, stage = 0, num_tiles = (args.to.num_out + TILE_OUTPUTS - 1) / TILE_OUTPUTS;
     u32 round = 0;
     bool is_first_round = true;
     for (int tile = ring.first; tile < num_tiles; tile += ring.stride) {
-        const T* rows = args.weight + (i64)tile * 16 * args.num_in;
-        int num_rows = min(16, args.num_out - tile * 16);
+        const T* rows = args.weight + (i64)tile * TILE_OUTPUTS * args.num_in;
+        i64 to_second = IS_GATED ? ((i64)args.to.num_out - TILE_OUTPUTS) * args.num_in : 0;
+        bool is_whole = (tile + 1) * TILE_OUTPUTS <= args.to.num_out;
         for (int start = 0; start < args.num_in; start += STAGE_ELEMS) {
             u32 full = ring.barriers + stage * 16;
             if (!is_first_round) wait_for(full + 8, round ^ 1);
             int i = start + lane * 8;
             if (i < args.num_in) {
                 u32 to = ring.stages + stage * STAGE_BYTES + lane * 16;
-                if (num_rows == 16) {
 #pragma unroll
-                    for (int row = 0; row < 16; row++) fetch_16_bytes(to + row * STAGE_PITCH, rows + (i64)row * args.num_in + i);
-                } else {
-                    for (int row = 0; row < num_rows; row++) fetch_16_bytes(to + row * STAGE_PITCH, rows + (i64)row * args.num_in + i);
+                for (int row = 0; row < 16; row++) {
+                    if (!is_whole && tile * TILE_OUTPUTS + row % TILE_OUTPUTS >= args.to.num_out) continue;
+                    fetch_16_bytes(to + row * STAGE_PITCH, rows + (i64)row * args.num_in + (row >= TILE_OUTPUTS ? to_second : 0) + i);
                 }
             }
             asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(full) : "memory");
             if (++stage == args.num_stages) {
                 stage = 0, round ^= 1;
-                if (is_first_round) let_next_start();
                 is_first_round = false;
             }
         }
@@ -101,30 +85,22 @@ DEVICE void fetch_weights(const ProductArgs& args, const Ring& ring) {
     asm volatile("cp.async.wait_all;" ::: "memory");
 }
 
-// The 16 outputs of a tile for 8 rows; a lane holds outputs lane / 4 and that + 8 of rows 2 * (lane % 4) and the next.
+// The 16 rows of a tile for 8 rows of inputs; a lane holds its rows lane / 4 and that + 8, of inputs 2 * (lane % 4) and
+// the next.
 DEVICE void store_tile(const ProductArgs& args, int tile, const float (&sums)[4]) {
-    int lane = threadIdx.x % 32;
+    int lane = threadIdx.x % 32, row = lane % 4 * 2, output = tile * TILE_OUTPUTS + lane / 4;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        int row = lane % 4 * 2 + i % 2, output = tile * 16 + lane / 4 + i / 2 * 8;
-        if (row >= args.rows || output >= args.num_out) continue;
-        i64 at = (i64)row * args.num_out + output;
-        float value = sums[i];
-        if (args.bias) value += to_float(args.bias[output]);
-        if (args.residual) value = rounded(value) + to_float(args.residual[at]);
-        if (args.is_f32) {
-            ((float*)args.out)[at] = value;
-        } else {
-            from_float(value, (T*)args.out + at);
-        }
+    for (int i = 0; i < 2; i++) {
+        store_one(args.to, row + i, output, sums[i], sums[i + 2]);
+        if (!IS_GATED) store_one(args.to, row + i, output + 8, sums[i + 2], 0.0f);
     }
 }
 
 DEVICE void multiply_weights(const ProductArgs& args, const Ring& ring, u32 x) {
-    int lane = threadIdx.x % 32, stage = 0, num_tiles = (args.num_out + 15) / 16;
+    int lane = threadIdx.x % 32, stage = 0, num_tiles = (args.to.num_out + TILE_OUTPUTS - 1) / TILE_OUTPUTS;
     u32 round = 0;
     // Lanes of rows that do not exist read the last one: rows are columns of the product and do not mix.
-    u32 x_lane = x + min(lane % 8, args.rows - 1) * (args.num_in * 2 + 16) + lane / 8 * 16;
+    u32 x_lane = x + min(lane % 8, args.to.rows - 1) * (args.num_in * 2 + 16) + lane / 8 * 16;
     u32 weight_lane = ring.stages + lane % 16 * STAGE_PITCH + lane / 16 * 16;
     for (int tile = ring.first; tile < num_tiles; tile += ring.stride) {
         float sums[4] = {};
@@ -155,7 +131,7 @@ DEVICE void multiply_weights(const ProductArgs& args, const Ring& ring, u32 x) {
                 }
             }
             __syncwarp();
-            if (lane == 0) asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(ring.barriers + stage * 16 + 8) : "memory");
+            if (lane == 0) arrive_at(ring.barriers + stage * 16 + 8);
             if (++stage == args.num_stages) stage = 0, round ^= 1;
         }
         store_tile(args, tile, sums);
@@ -163,14 +139,14 @@ DEVICE void multiply_weights(const ProductArgs& args, const Ring& ring, u32 x) {
 }
 
 // Shared memory: barriers of all rings, x with 16 bytes behind each row and 64 at its end, the rings.
-extern "C" __global__ void __launch_bounds__(768) product(ProductArgs args) {
+extern "C" __global__ void __launch_bounds__(768) product_mma(ProductArgs args) {
     extern __shared__ uint4 shared[];
     int pair = threadIdx.x / 32 % args.num_pairs;
     bool fetches = threadIdx.x / 32 >= args.num_pairs;
     u32 base = (u32)__cvta_generic_to_shared(shared);
     u32 x = base + (args.num_pairs * args.num_stages * 16 + 127) / 128 * 128;
     int x_pitch = args.num_in * 2 + 16;
-    u32 rings = x + (args.rows * x_pitch + 64 + 127) / 128 * 128;
+    u32 rings = x + (args.to.rows * x_pitch + 64 + 127) / 128 * 128;
     Ring ring;
     ring.barriers = base + pair * args.num_stages * 16;
     ring.stages = rings + pair * args.num_stages * STAGE_BYTES;
@@ -189,7 +165,7 @@ extern "C" __global__ void __launch_bounds__(768) product(ProductArgs args) {
     }
     let_next_start();
     wait_for_previous();
-    for (int row = 0; row < args.rows; row++) {
+    for (int row = 0; row < args.to.rows; row++) {
         const T* from = args.x + (i64)row * args.num_in;
 #pragma unroll 4
         for (int i = threadIdx.x * 8; i < args.num_in; i += args.num_pairs * 32 * 8) fetch_16_bytes(x + row * x_pitch + i * 2, from + i);
