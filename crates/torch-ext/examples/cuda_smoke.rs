@@ -100,6 +100,7 @@ fn program() -> Program {
         headers: &[("wait.cuh", WAIT)],
         defines: vec![("FACTOR", "2.0f".to_owned())],
         options: &["--fmad=false"],
+        is_specific: false,
     }
 }
 

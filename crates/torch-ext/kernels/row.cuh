@@ -57,6 +57,9 @@ struct SampleArgs {
     int num_entries;
     int vocab_size;
     int num_chunks;
+    int blocks_per_row;          // those that wait for each other
+    int chunks_per_block;        // one unless rows are read twice
+    int lag;                     // then: so many rows lie between the two
     int num_end_tokens;
     u32 min_length;
     u32 top_k;                   // 0: off
@@ -199,13 +202,17 @@ DEVICE ChunkStats warp_best(ChunkStats stats) {
     return stats;
 }
 
-// Announces what this block has written and waits until all blocks of the row have.
-DEVICE void wait_for_row(const SampleArgs& args, Chunk* chunk) {
+// Announces what this block has written.
+DEVICE void arrive(const Chunk& chunk) {
     __threadfence();
     __syncthreads();
-    chunk->num_waited_for += args.num_chunks;
+    if (threadIdx.x == 0) atomicAdd(chunk.arrivals, 1);
+}
+
+// Waits until all blocks of the row have arrived once more.
+DEVICE void await_row(const SampleArgs& args, Chunk* chunk) {
+    chunk->num_waited_for += args.blocks_per_row;
     if (threadIdx.x == 0) {
-        atomicAdd(chunk->arrivals, 1);
         u32 arrived;
         do {
             asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(chunk->arrivals) : "memory");
@@ -214,13 +221,19 @@ DEVICE void wait_for_row(const SampleArgs& args, Chunk* chunk) {
     __syncthreads();
 }
 
+// Announces what this block has written and waits until all blocks of the row have.
+DEVICE void wait_for_row(const SampleArgs& args, Chunk* chunk) {
+    arrive(*chunk);
+    await_row(args, chunk);
+}
+
 // The last block to leave the row cleans the counter; true for all its threads.
 DEVICE bool leave_row(const SampleArgs& args, const Chunk& chunk) {
     __shared__ bool is_last;
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        is_last = atomicAdd(chunk.arrivals, 1) + 1 == chunk.num_waited_for + args.num_chunks;
+        is_last = atomicAdd(chunk.arrivals, 1) + 1 == chunk.num_waited_for + args.blocks_per_row;
         if (is_last) *chunk.arrivals = 0;
         __threadfence();
     }
@@ -228,8 +241,10 @@ DEVICE bool leave_row(const SampleArgs& args, const Chunk& chunk) {
     return is_last;
 }
 
+#define NO_STATS {NEG_INF, 0x7fffffff, NEG_INF, 0}
+
 DEVICE ChunkStats row_stats(const SampleArgs& args, const Chunk& chunk) {
-    ChunkStats stats = {NEG_INF, 0x7fffffff, NEG_INF, 0};
+    ChunkStats stats = NO_STATS;
     for (int i = threadIdx.x % 32; i < args.num_chunks; i += 32) {
         uint4 raw = __ldcg((const uint4*)(args.stats + (i64)chunk.entry * args.num_chunks + i));
         ChunkStats other = {__uint_as_float(raw.x), (int)raw.y, __uint_as_float(raw.z), raw.w};
@@ -238,22 +253,34 @@ DEVICE ChunkStats row_stats(const SampleArgs& args, const Chunk& chunk) {
     return warp_best(stats);
 }
 
-DEVICE ChunkStats chunk_stats(
-    const SampleArgs& args, const Chunk& chunk, float (&values)[SAMPLE_VALUES], float raw_max, u32 has_nan, Scratch* scratch) {
-    ChunkStats stats = {NEG_INF, 0x7fffffff, raw_max, has_nan};
+// Adds a thread's processed values to what it has of the row.
+DEVICE void add_stats(const SampleArgs& args, const Chunk& chunk, const float (&values)[SAMPLE_VALUES], ChunkStats* to) {
+    ChunkStats& stats = *to;
     if (args.use_greedy) {
-        int best = 0;
+        int best = -1;
 #pragma unroll
         for (int i = 0; i < SAMPLE_VALUES; i++) {
             if (values[i] > stats.max) stats.max = values[i], best = i;
         }
-        stats.id = id_of(chunk, best);
+        if (best >= 0) stats.id = id_of(chunk, best);
     } else {
 #pragma unroll
         for (int i = 0; i < SAMPLE_VALUES; i++) stats.max = fmaxf(stats.max, values[i]);
     }
 #pragma unroll
     for (int i = 0; i < SAMPLE_VALUES; i++) stats.has_nan |= values[i] != values[i];
+}
+
+// The same of raw values, for log-probabilities.
+DEVICE void add_raw_stats(const float (&values)[SAMPLE_VALUES], ChunkStats* stats) {
+#pragma unroll
+    for (int i = 0; i < SAMPLE_VALUES; i++) {
+        stats->raw_max = fmaxf(stats->raw_max, values[i]);
+        stats->has_nan |= values[i] != values[i];
+    }
+}
+
+DEVICE ChunkStats block_best(ChunkStats stats, Scratch* scratch) {
     stats = warp_best(stats);
     if (threadIdx.x % 32 == 0) scratch->stats[threadIdx.x / 32] = stats;
     __syncthreads();

@@ -44,8 +44,8 @@ DEVICE float log_softmax(const SampleArgs& args, const Chunk& chunk, int token, 
     return (float)((double)__fsub_rn(logit, max) - log(total));
 }
 
-// False when the entry is nothing to this launch.
-DEVICE bool find_chunk(const SampleArgs& args, Chunk* chunk) {
+// The number of this block's task: by the order in which blocks start, where they could not all run at once.
+DEVICE int take_task(const SampleArgs& args) {
     int task = blockIdx.x;
     if (args.ticket) {
         __shared__ u32 ticket;
@@ -56,8 +56,13 @@ DEVICE bool find_chunk(const SampleArgs& args, Chunk* chunk) {
         __syncthreads();
         task = ticket;
     }
-    chunk->entry = task / args.num_chunks;
-    chunk->idx = task % args.num_chunks;
+    return task;
+}
+
+// False when the entry is nothing to this launch.
+DEVICE bool find_chunk(const SampleArgs& args, int task, Chunk* chunk) {
+    chunk->entry = task / args.blocks_per_row;
+    chunk->idx = task % args.blocks_per_row * args.chunks_per_block;
     chunk->slot = chunk->entry;
     chunk->row = chunk->entry;
     chunk->generated = 0;
@@ -127,6 +132,14 @@ DEVICE int draw(const SampleArgs& args, Chunk* chunk, const TopP& top_p, RowChoi
     return walk(*chunk, [&](int i) -> u64 { return drawn_weight(*chunk, *row, values, i); }, target - before, scratch);
 }
 
+// A block's values, ready to be drawn from, and what a thread has of the row with them.
+DEVICE void read_chunk(const SampleArgs& args, const Chunk& chunk, float (&values)[SAMPLE_VALUES], ChunkStats* stats) {
+    read_logits(args, chunk, values);
+    if (args.compute_logprob) add_raw_stats(values, stats);
+    process(args, chunk, values);
+    add_stats(args, chunk, values, stats);
+}
+
 // Greedy: the last block to get here knows the row.
 DEVICE void finish_greedy(const SampleArgs& args, Chunk* chunk) {
     if (!leave_row(args, *chunk)) return;
@@ -140,27 +153,27 @@ DEVICE void finish_greedy(const SampleArgs& args, Chunk* chunk) {
     }
 }
 
+// The last block of a row, when all sums are there.
+template <bool FILTERS>
+DEVICE void choose_last(const SampleArgs& args, Chunk* chunk, const TopP& top_p, RowChoice* choice, Scratch* scratch) {
+    int token = args.use_greedy ? choice->best_id : draw<FILTERS>(args, chunk, top_p, choice, scratch);
+    float logprob = QUIET_NAN;
+    if (args.compute_logprob) logprob = log_softmax(args, *chunk, token, choice->raw_max, row_total(args, *chunk, args.raw_sums));
+    if (threadIdx.x == 0) choose(args, *chunk, token, logprob);
+}
+
 // Grid: entries times chunks. FILTERS: with top_k and top_p.
 template <bool FILTERS, class AnyScratch>
 DEVICE void sample_chunk(const SampleArgs& args, AnyScratch* scratch) {
     Chunk chunk;
-    if (!find_chunk(args, &chunk)) {
+    if (!find_chunk(args, take_task(args), &chunk)) {
         refuse(args, chunk, SKIPPED);
         return;
     }
     float values[SAMPLE_VALUES];
-    read_logits(args, chunk, values);
-    float raw_max = NEG_INF;
-    u32 has_nan = 0;
-    if (args.compute_logprob) {
-#pragma unroll
-        for (int i = 0; i < SAMPLE_VALUES; i++) {
-            raw_max = fmaxf(raw_max, values[i]);
-            has_nan |= values[i] != values[i];
-        }
-    }
-    process(args, chunk, values);
-    ChunkStats stats = chunk_stats(args, chunk, values, raw_max, has_nan, scratch);
+    ChunkStats stats = NO_STATS;
+    read_chunk(args, chunk, values, &stats);
+    stats = block_best(stats, scratch);
     if (threadIdx.x == 0) args.stats[(i64)chunk.entry * args.num_chunks + chunk.idx] = stats;
     if (args.use_greedy && !args.compute_logprob) {
         finish_greedy(args, &chunk);
@@ -187,12 +200,62 @@ DEVICE void sample_chunk(const SampleArgs& args, AnyScratch* scratch) {
         }
     }
     add_up<FILTERS>(args, chunk, values, choice, scratch);
-    if (!leave_row(args, chunk)) return;
-    int token = args.use_greedy ? choice.best_id : draw<FILTERS>(args, &chunk, top_p, &choice, scratch);
-    float logprob = QUIET_NAN;
-    if (args.compute_logprob) logprob = log_softmax(args, chunk, token, choice.raw_max, row_total(args, chunk, args.raw_sums));
-    if (threadIdx.x == 0) choose(args, chunk, token, logprob);
+    if (leave_row(args, chunk)) choose_last<FILTERS>(args, &chunk, top_p, &choice, scratch);
 }
+
+#if !SAMPLE_FILTERS
+// Many rows. Blocks that hold a chunk until the row's maximum is known would all read at one time and all compute at
+// another, so here every row is read twice, by other blocks, the second time from the L2 cache: `lag` rows later, when
+// its maximum is known. A block takes several chunks, one after the other.
+DEVICE void find_row_max(const SampleArgs& args, Chunk* chunk, int end_chunk, Scratch* scratch) {
+    int first_chunk = chunk->idx;
+    ChunkStats stats = NO_STATS;
+    for (; chunk->idx < end_chunk; chunk->idx++) {
+        float values[SAMPLE_VALUES];
+        read_chunk(args, *chunk, values, &stats);
+    }
+    stats = block_best(stats, scratch);
+    for (int i = first_chunk + threadIdx.x; i < end_chunk; i += SAMPLE_THREADS) args.stats[(i64)chunk->entry * args.num_chunks + i] = stats;
+    arrive(*chunk);
+}
+
+DEVICE void draw_row(const SampleArgs& args, Chunk* chunk, int end_chunk, Scratch* scratch) {
+    await_row(args, chunk);
+    ChunkStats row = row_stats(args, *chunk);
+    Status status = status_of(row.max, row.has_nan);
+    if (status == CHOSEN && args.compute_logprob) status = status_of(row.raw_max, 0);
+    RowChoice choice = {row.max, row.raw_max, row.id, {0, 0, 0x7fffffff}};
+    if (status != CHOSEN) refuse(args, *chunk, status);
+    for (; chunk->idx < end_chunk && status == CHOSEN; chunk->idx++) {
+        float values[SAMPLE_VALUES];
+        read_logits(args, *chunk, values);
+        process(args, *chunk, values);
+        add_up<false>(args, *chunk, values, choice, scratch);
+    }
+    if (leave_row(args, *chunk) && status == CHOSEN) choose_last<false>(args, chunk, TopP{0, 0}, &choice, scratch);
+}
+
+// Grid: entries times blocks of a row, twice.
+extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, SAMPLE_BLOCKS_PER_SM) sample_many(SampleArgs args) {
+    __shared__ Scratch scratch;
+    // The first `lag` rows, then one task of each kind in turns, then the last rows.
+    int task = take_task(args), num_ahead = min(args.lag, args.num_entries) * args.blocks_per_row;
+    int num_paired = args.num_entries * args.blocks_per_row - num_ahead, pair = (task - num_ahead) / 2;
+    bool draws = task >= num_ahead && (pair >= num_paired || (task - num_ahead) % 2 != 0);
+    if (pair >= num_paired) pair = task - num_ahead - num_paired;
+    Chunk chunk;
+    if (!find_chunk(args, task < num_ahead ? task : pair + (draws ? 0 : num_ahead), &chunk)) {
+        refuse(args, chunk, SKIPPED);
+        return;
+    }
+    int end_chunk = min(chunk.idx + args.chunks_per_block, args.num_chunks);
+    if (draws) {
+        draw_row(args, &chunk, end_chunk, &scratch);
+    } else {
+        find_row_max(args, &chunk, end_chunk, &scratch);
+    }
+}
+#endif
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, SAMPLE_BLOCKS_PER_SM) sample(SampleArgs args) {
 #if SAMPLE_FILTERS

@@ -336,8 +336,7 @@ impl Kernels for CudaKernels {
             let activated = activation.map(|activation| (function(activation), gating(activation)));
             few_rows = few_rows.min(self.kernels.max_product_rows([num_out, num_in], activated)?);
         }
-        // One and a few rows may have another kernel than more.
-        for num_rows in [1, few_rows.min(8), few_rows] {
+        for num_rows in [1, few_rows] {
             for &(linear, activation) in different.values() {
                 let is_same = num_rows > 0
                     && match activation {

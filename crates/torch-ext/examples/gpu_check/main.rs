@@ -17,7 +17,7 @@ use support::{Gpu, Outcome, say};
 
 type Case = (&'static str, fn(&Gpu) -> Outcome);
 
-const CASES: [Case; 12] = [
+const CASES: [Case; 13] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("activations", pointwise::activations),
@@ -29,6 +29,7 @@ const CASES: [Case; 12] = [
     ("products of a few rows with activations", product::activated),
     ("products of a few rows against cuBLAS", product::against_cublas),
     ("sampling as the reference does", sampling_check::against_reference),
+    ("sampling of many rows", sampling_check::many_rows),
     ("first tokens of responses", sampling_check::admissions),
 ];
 

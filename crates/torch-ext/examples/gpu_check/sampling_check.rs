@@ -45,15 +45,13 @@ pub(crate) fn against_reference(gpu: &Gpu) -> Outcome {
     let kernels = gpu.kernels(Kind::Float, 64, 1)?;
     let mut num_tokens = 0;
     for (vocab_size, padded) in [(256_000, 256_000), (50_257, 50_304), (8192, 8192), (1003, 1003), (3, 5)] {
-        let scratch = SamplerScratch::new(&gpu.device, NUM_ROWS, vocab_size)?;
         // The reference sorts whole rows, which takes its time on the largest vocabulary.
         let (stride, spreads): (usize, &[f64]) =
             if vocab_size > 100_000 { (4, &[1.0]) } else { (1, &[0.01, 1.0, 4.0]) };
         for rules in rules().into_iter().step_by(stride) {
             for &spread in spreads {
                 let rules = SampleRules { vocab_size, ..rules };
-                let logits = logits(vocab_size, padded, spread)?;
-                num_tokens += check(gpu, &kernels, &scratch, (&rules, &logits))
+                num_tokens += check(gpu, &kernels, &rules, &logits([NUM_ROWS, padded], vocab_size, spread)?)
                     .map_err(|error| format!("{rules:?}, logits of spread {spread}: {error}"))?;
             }
         }
@@ -61,10 +59,28 @@ pub(crate) fn against_reference(gpu: &Gpu) -> Outcome {
     Ok(format!("{num_tokens} tokens"))
 }
 
-/// `float32[9, padded]`: some rows with ties, and, where there is room, rows that cannot be drawn from.
-fn logits(vocab_size: i64, padded: i64, spread: f64) -> Result<Tensor, Box<dyn std::error::Error>> {
+/// So many rows that each is read twice.
+pub(crate) fn many_rows(gpu: &Gpu) -> Outcome {
+    let kernels = gpu.kernels(Kind::Float, 64, 1)?;
+    let mut num_tokens = 0;
+    for (num_rows, vocab_size, padded) in [(200, 32_003, 32_064), (40, 250_000, 250_003)] {
+        for rules in rules().into_iter().filter(|rules| rules.top_k.is_none() && rules.top_p.is_none()) {
+            let rules = SampleRules { vocab_size, ..rules };
+            num_tokens += check(gpu, &kernels, &rules, &logits([num_rows, padded], vocab_size, 2.0)?)
+                .map_err(|error| format!("{rules:?}: {error}"))?;
+        }
+    }
+    Ok(format!("{num_tokens} tokens"))
+}
+
+/// `float32[num_rows, padded]`: some rows with ties, and, where there is room, rows that cannot be drawn from.
+fn logits(
+    [num_rows, padded]: [i64; 2],
+    vocab_size: i64,
+    spread: f64,
+) -> Result<Tensor, Box<dyn std::error::Error>> {
     let logits =
-        Tensor::f_randn([NUM_ROWS, padded], (Kind::Float, tch::Device::Cpu))?.f_mul_scalar(spread)?;
+        Tensor::f_randn([num_rows, padded], (Kind::Float, tch::Device::Cpu))?.f_mul_scalar(spread)?;
     let mut ties = logits.f_narrow(0, 0, 4)?;
     ties.f_copy_(&ties.f_mul_scalar(8.0)?.f_round()?.f_div_scalar(8.0)?)?;
     let _ = logits.f_get(2)?.f_zero_()?;
@@ -154,15 +170,17 @@ fn records(out: &Tensor) -> Result<Vec<Sampled>, Box<dyn std::error::Error>> {
 fn check(
     gpu: &Gpu,
     kernels: &Kernels,
-    scratch: &SamplerScratch,
-    (rules, logits): (&SampleRules, &Tensor),
+    rules: &SampleRules,
+    logits: &Tensor,
 ) -> Result<usize, Box<dyn std::error::Error>> {
+    let num_rows = logits.size2()?.0;
+    let scratch = SamplerScratch::new(&gpu.device, num_rows, rules.vocab_size)?;
     let positions: Vec<i32> =
-        (0..NUM_ROWS as i32).map(|row| if i64::from(row) == IDLE_ROW { -1 } else { row + 10 }).collect();
+        (0..num_rows as i32).map(|row| if i64::from(row) == IDLE_ROW { -1 } else { row + 10 }).collect();
     let slots = Slots::new(gpu, &positions, rules.vocab_size)?;
     let history: Vec<u32> = (0..60).map(|i| (i * i * 7) % rules.vocab_size as u32).collect();
     mark(gpu, kernels, &slots, (&history, rules.vocab_size))?;
-    let out = gpu.zeros(&[NUM_ROWS, 4], Kind::Int)?;
+    let out = gpu.zeros(&[num_rows, 4], Kind::Int)?;
     kernels.sample(
         &gpu.stream,
         &Sample {
@@ -170,14 +188,14 @@ fn check(
             rules,
             end_token_ids: Some(&gpu.ints(&END_TOKENS, &[3])?),
             state: slots.state(),
-            scratch,
+            scratch: &scratch,
             admissions: None,
             out: &out,
         },
     )?;
     let mut reference = reference(rules)?;
     let mut num_tokens = 0;
-    for (row, sampled) in (0..NUM_ROWS).zip(records(&out)?) {
+    for (row, sampled) in (0..num_rows).zip(records(&out)?) {
         let state = RowState {
             sample_idx: (row as u64) * (1 << 33) + 3,
             response_idx: row as u32 * 7,
@@ -215,16 +233,17 @@ fn check(
 }
 
 fn mark(gpu: &Gpu, kernels: &Kernels, slots: &Slots, (history, vocab_size): (&[u32], i64)) -> Checked {
-    let tokens: Vec<i32> = (0..NUM_ROWS).flat_map(|_| history.iter().map(|&token| token as i32)).collect();
+    let [num_rows] = slots.positions.size()[..] else { return Err("slots are a list".into()) };
+    let tokens: Vec<i32> = (0..num_rows).flat_map(|_| history.iter().map(|&token| token as i32)).collect();
     let len = history.len() as i32;
-    let starts: Vec<i32> = (0..=NUM_ROWS as i32).map(|row| row * len).collect();
-    let rows: Vec<i32> = (0..NUM_ROWS as i32).collect();
+    let starts: Vec<i32> = (0..=num_rows as i32).map(|row| row * len).collect();
+    let rows: Vec<i32> = (0..num_rows as i32).collect();
     kernels.mark_seen(
         &gpu.stream,
         &MarkSeen {
             tokens: &gpu.ints(&tokens, &[tokens.len() as i64])?,
-            cu_seqlens: &gpu.ints(&starts, &[NUM_ROWS + 1])?,
-            slots: &gpu.ints(&rows, &[NUM_ROWS])?,
+            cu_seqlens: &gpu.ints(&starts, &[num_rows + 1])?,
+            slots: &gpu.ints(&rows, &[num_rows])?,
             seen: &slots.seen,
             vocab_size,
         },

@@ -29,6 +29,7 @@ pub struct Kernels {
     pub(super) decode_attention_qkv: Kernel,
     pub(super) products: Products,
     pub(super) sample: Kernel,
+    pub(super) sample_many: Kernel,
     pub(super) sample_filtered: Kernel,
 }
 
@@ -61,6 +62,7 @@ impl Kernels {
             decode_attention_qkv: attention.kernel("decode_attention_qkv")?,
             products: Products::new(device, config, cache_dir),
             sample: sampling.kernel("sample")?,
+            sample_many: sampling.kernel("sample_many")?,
             sample_filtered: filtered.kernel("sample")?,
         })
     }

@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 use tch::{Kind, Tensor};
 
 use super::activation::{Activation, Gating};
-use super::product_shape::{MAX_PRODUCT_ROWS, MmaShape, ProductSizes, WgmmaShape};
+use super::product_shape::{MAX_PRODUCT_ROWS, ProductShape, ProductSizes};
 use super::tensors::{Address, Tensors, bad, int, shape_of};
 use super::{KernelConfig, Kernels};
 use crate::ExtError;
@@ -37,7 +37,7 @@ impl ProductOut<'_> {
 }
 
 /// `x * weight^T + bias` for 1 to [`MAX_PRODUCT_ROWS`] rows, sums in float32: for each output one chain of products of
-/// 16 inputs in order. Up to 8 rows need compute capability 8.0, more need 9.0.
+/// 16 inputs in order. Needs compute capability 9.0.
 #[derive(Clone, Copy, Debug)]
 pub struct Product<'a> {
     /// `T[n, num_in]`; num_in a multiple of 8.
@@ -52,48 +52,23 @@ pub struct Product<'a> {
 
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-struct OutArgs {
+struct ProductArgs {
     bias: Address,
     residual: Address,
     out: Address,
     rows: i32,
     num_out: i32,
-    is_f32: i32,
-    reserved: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct MmaArgs {
-    to: OutArgs,
-    x: Address,
-    weight: Address,
-    num_in: i32,
-    num_pairs: i32,
-    num_stages: i32,
-    reserved: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct WgmmaArgs {
-    to: OutArgs,
     num_in: i32,
     num_stages: i32,
     x_bytes: u32,
-    reserved: i32,
+    is_f32: i32,
 }
 
 /// Four warps that multiply and one that fetches.
-const WGMMA_THREADS: u32 = 160;
+const NUM_THREADS: u32 = 160;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Instruction {
-    Mma,
-    Wgmma { weight_rows: u32 },
-}
-
-type Loaded = HashMap<(Instruction, Option<(Activation, Gating)>), Option<Arc<Kernel>>>;
+/// Rows of the weight that a block takes, and what the sums go through.
+type ProductKey = (u32, Option<(Activation, Gating)>);
 
 /// The kernels, compiled when they are first asked for.
 #[derive(Debug)]
@@ -101,7 +76,7 @@ pub(super) struct Products {
     device: Device,
     config: KernelConfig,
     cache_dir: Option<PathBuf>,
-    loaded: Mutex<Loaded>,
+    loaded: Mutex<HashMap<ProductKey, Option<Arc<Kernel>>>>,
 }
 
 impl Products {
@@ -111,37 +86,18 @@ impl Products {
     }
 
     /// None where there is none for this type or GPU.
-    fn get(
-        &self,
-        instruction: Instruction,
-        activated: Option<(Activation, Gating)>,
-    ) -> Result<Option<Arc<Kernel>>, ExtError> {
+    fn get(&self, key: ProductKey) -> Result<Option<Arc<Kernel>>, ExtError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = loaded.get(&(instruction, activated)) {
+        if let Some(kernel) = loaded.get(&key) {
             return Ok(kernel.clone());
         }
-        let program = match instruction {
-            Instruction::Mma => self.config.product_mma(activated),
-            Instruction::Wgmma { weight_rows } => {
-                self.config.product_wgmma(self.device.arch()?, weight_rows, activated)
-            }
-        };
-        let kernel = match program {
-            Some(program) => {
-                let module = Module::load(&self.device, &program, self.cache_dir.as_deref())?;
-                Some(Arc::new(module.kernel(program.name)?))
-            }
-            None => None,
-        };
-        loaded.insert((instruction, activated), kernel.clone());
+        let load =
+            |program| Module::load(&self.device, &program, self.cache_dir.as_deref())?.kernel("product");
+        let program = self.config.product(self.device.arch()?, key.0, key.1);
+        let kernel = program.map(load).transpose()?.map(Arc::new);
+        loaded.insert(key, kernel.clone());
         Ok(kernel)
     }
-}
-
-/// How a product is computed here.
-enum Plan {
-    Mma(MmaShape, Arc<Kernel>),
-    Wgmma(WgmmaShape, Arc<Kernel>),
 }
 
 impl Kernels {
@@ -151,44 +107,38 @@ impl Kernels {
         self.can_overlap && num_rows <= MAX_PRODUCT_ROWS
     }
 
-    /// `mma` where it can, as it is the faster one with a few rows, and needs no newer GPU.
-    fn product_plan(
+    /// None where there is no kernel for it.
+    fn product_kernel(
         &self,
         num_rows: i64,
         [weight_rows, num_in]: [i64; 2],
         activated: Option<(Activation, Gating)>,
-    ) -> Result<Option<Plan>, ExtError> {
+    ) -> Result<Option<(ProductShape, Arc<Kernel>)>, ExtError> {
         let halves = activated.map_or(1, |(_, gating)| gating.halves());
         if weight_rows % halves != 0 {
             return Ok(None);
         }
         let Self { num_sms, max_shared_bytes, .. } = *self;
         let sizes = ProductSizes { num_sms, max_shared_bytes, num_out: weight_rows / halves, num_in, halves };
-        if let Some(shape) = MmaShape::of(num_rows, &sizes)
-            && let Some(kernel) = self.products.get(Instruction::Mma, activated)?
-        {
-            return Ok(Some(Plan::Mma(shape, kernel)));
-        }
-        let Some(shape) = WgmmaShape::of(num_rows, &sizes) else { return Ok(None) };
-        let kernel = self.products.get(Instruction::Wgmma { weight_rows: shape.weight_rows }, activated)?;
-        Ok(kernel.map(|kernel| Plan::Wgmma(shape, kernel)))
+        let Some(shape) = ProductShape::of(num_rows, &sizes) else { return Ok(None) };
+        Ok(self.products.get((shape.weight_rows, activated))?.map(|kernel| (shape, kernel)))
     }
 
-    /// The most rows whose product with a weight `[num_out, num_in]` the kernels compute here, 0 for none; as many work
-    /// for any fewer. Loads the kernels.
+    /// The most rows whose product with a weight `[num_out, num_in]` the kernel computes here, 0 for none. Loads the kernel.
     ///
     /// # Errors
-    /// When a kernel cannot be compiled or loaded.
+    /// When the kernel cannot be compiled or loaded.
     pub fn max_product_rows(
         &self,
         shape: [i64; 2],
         activated: Option<(Activation, Gating)>,
     ) -> Result<i64, ExtError> {
-        let mut most = 0;
-        while most < MAX_PRODUCT_ROWS && self.product_plan(most + 1, shape, activated)?.is_some() {
-            most += 1;
+        for num_rows in (1..=MAX_PRODUCT_ROWS).rev() {
+            if self.product_kernel(num_rows, shape, activated)?.is_some() {
+                return Ok(num_rows);
+            }
         }
-        Ok(most)
+        Ok(0)
     }
 
     /// Enqueues a product.
@@ -201,54 +151,37 @@ impl Kernels {
         let sizes @ [weight_rows, num_in] = shape_of(product.weight, "weight")?;
         let [num_rows, _] = shape_of(product.x, "x")?;
         let activated = product.out.activated();
-        let plan = self
-            .product_plan(num_rows, sizes, activated)?
+        let (shape, kernel) = self
+            .product_kernel(num_rows, sizes, activated)?
             .ok_or_else(|| bad("rows of `x`", "as few as `max_product_rows` says", num_rows))?;
-        let num_out = weight_rows / activated.map_or(1, |(_, gating)| gating.halves());
+        let halves = activated.map_or(1, |(_, gating)| gating.halves());
         let (out, out_kind, residual) = match product.out {
             ProductOut::Rounded(out) | ProductOut::Activated(out, ..) => (out, kind, None),
             ProductOut::Added(out) => (out, kind, Some(out)),
             ProductOut::Float(out) => (out, Kind::Float, None),
         };
-        let out_shape = [num_rows, num_out];
-        let x = tensors.address(product.x, "x", kind, &[num_rows, num_in])?;
-        let weight = tensors.address(product.weight, "weight", kind, &sizes)?;
-        let num_in = int(num_in, "inputs")?;
-        let to = OutArgs {
+        let out_shape = [num_rows, weight_rows / halves];
+        tensors.address(product.x, "x", kind, &[num_rows, num_in])?;
+        tensors.address(product.weight, "weight", kind, &sizes)?;
+        let x = TensorMap::of(product.x, stream.device(), shape.x_rows, "x")?;
+        let tile_rows = shape.weight_rows / halves as u32;
+        let weight = TensorMap::of(product.weight, stream.device(), tile_rows, "weight")?;
+        let args = ProductArgs {
             bias: tensors.optional(product.bias, "bias", kind, &[weight_rows])?,
             residual: tensors.optional(residual, "residual", kind, &out_shape)?,
             out: tensors.address(out, "out", out_kind, &out_shape)?,
             rows: int(num_rows, "rows")?,
-            num_out: int(num_out, "outputs")?,
+            num_out: int(out_shape[1], "outputs")?,
+            num_in: int(num_in, "inputs")?,
+            num_stages: shape.num_stages as i32,
+            x_bytes: shape.x_rows * ProductShape::LINE_BYTES as u32,
             is_f32: i32::from(out_kind == Kind::Float),
-            reserved: 0,
         };
-        let overlaps = self.overlaps(num_rows);
-        match plan {
-            Plan::Mma(shape, kernel) => {
-                let (num_pairs, num_stages) = (shape.num_pairs as i32, shape.num_stages as i32);
-                let args = MmaArgs { to, x, weight, num_in, num_pairs, num_stages, reserved: 0 };
-                let launch = Launch {
-                    shared_bytes: shape.shared_bytes,
-                    overlaps,
-                    ..Launch::linear(shape.num_blocks, 64 * shape.num_pairs)
-                };
-                kernel.launch(&launch, stream, &[Arg::value(&args)])
-            }
-            Plan::Wgmma(shape, kernel) => {
-                let weight_box = shape.weight_rows / (weight_rows / num_out) as u32;
-                let x = TensorMap::of(product.x, stream.device(), shape.x_rows, "x")?;
-                let weight = TensorMap::of(product.weight, stream.device(), weight_box, "weight")?;
-                let (num_stages, x_bytes) =
-                    (shape.num_stages as i32, shape.x_rows * WgmmaShape::LINE_BYTES as u32);
-                let args = WgmmaArgs { to, num_in, num_stages, x_bytes, reserved: 0 };
-                let launch = Launch {
-                    shared_bytes: shape.shared_bytes,
-                    overlaps,
-                    ..Launch::linear(shape.num_blocks, WGMMA_THREADS)
-                };
-                kernel.launch(&launch, stream, &[Arg::value(&x), Arg::value(&weight), Arg::value(&args)])
-            }
-        }
+        let launch = Launch {
+            shared_bytes: shape.shared_bytes,
+            overlaps: self.overlaps(num_rows),
+            ..Launch::linear(shape.num_blocks, NUM_THREADS)
+        };
+        kernel.launch(&launch, stream, &[Arg::value(&x), Arg::value(&weight), Arg::value(&args)])
     }
 }

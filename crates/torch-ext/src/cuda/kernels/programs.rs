@@ -95,21 +95,9 @@ impl KernelConfig {
         }
     }
 
-    /// Products of up to 8 rows, `activated` or not; there are none in float32.
-    pub fn product_mma(&self, activated: Option<(Activation, Gating)>) -> Option<Program> {
-        (self.kind != Kind::Float).then(|| Program {
-            name: "product_mma",
-            source: source!("product_mma.cu"),
-            headers: headers!("common.cuh", "nonlinearity.cuh", "product.cuh"),
-            defines: [self.defines(), activated_defines(activated)].concat(),
-            options: &[],
-            is_specific: false,
-        })
-    }
-
-    /// Products of up to 64 rows with tiles of `weight_rows` rows of the weight, in eights; there are none in float32, and
+    /// Products of up to 64 rows with `weight_rows` rows of the weight a block, in eights; there are none in float32, and
     /// none where there is no `wgmma`.
-    pub fn product_wgmma(
+    pub fn product(
         &self,
         arch: Arch,
         weight_rows: u32,
@@ -117,9 +105,9 @@ impl KernelConfig {
     ) -> Option<Program> {
         let is_there = self.kind != Kind::Float && arch == Arch { major: 9, minor: 0 };
         is_there.then(|| Program {
-            name: "product_wgmma",
-            source: source!("product_wgmma.cu"),
-            headers: headers!("common.cuh", "nonlinearity.cuh", "product.cuh"),
+            name: "product",
+            source: source!("product.cu"),
+            headers: headers!("common.cuh", "nonlinearity.cuh"),
             defines: [self.defines(), activated_defines(activated), multiply_defines(self.kind, weight_rows)]
                 .concat(),
             options: &[],
@@ -164,19 +152,19 @@ fn activated_defines(activated: Option<(Activation, Gating)>) -> Vec<(&'static s
 }
 
 /// The instruction, whose name has the number of outputs, and the registers of its sums.
-fn multiply_defines(kind: Kind, tile_outputs: u32) -> Vec<(&'static str, String)> {
-    let num_sums = tile_outputs / 2;
+fn multiply_defines(kind: Kind, weight_rows: u32) -> Vec<(&'static str, String)> {
+    let num_sums = weight_rows / 2;
     let list = |item: &dyn Fn(u32) -> String| (0..num_sums).map(item).collect::<Vec<_>>().join(", ");
     let elem = if kind == Kind::Half { "f16" } else { "bf16" };
     let registers = list(&|i| format!("%{i}"));
     let (x, weight) = (num_sums, num_sums + 1);
     vec![
-        ("TILE_OUTPUTS", tile_outputs.to_string()),
-        ("TILES", tiles_of_stage(u64::from(tile_outputs)).to_string()),
+        ("WEIGHT_ROWS", weight_rows.to_string()),
+        ("TILES", tiles_of_stage(u64::from(weight_rows)).to_string()),
         (
             "MULTIPLY",
             format!(
-                "\"wgmma.mma_async.sync.aligned.m64n{tile_outputs}k16.f32.{elem}.{elem} {{{registers}}}, %{x}, %{weight}, 1, 1, 1, 0, 0;\""
+                "\"wgmma.mma_async.sync.aligned.m64n{weight_rows}k16.f32.{elem}.{elem} {{{registers}}}, %{x}, %{weight}, 1, 1, 1, 0, 0;\""
             ),
         ),
         ("MULTIPLY_SUMS", list(&|i| format!("\"+f\"(sums[{i}])"))),
@@ -210,8 +198,8 @@ impl SamplerTiling {
     /// Sampling; the same for all models.
     pub fn program(self) -> Program {
         let (name, blocks_per_sm, filters) = match self {
-            Self::Plain => ("sampling", "5", "0"),
-            Self::Filtered => ("sampling_filtered", "2", "1"),
+            Self::Plain => ("sampling", SAMPLE_BLOCKS_PER_SM, "0"),
+            Self::Filtered => ("sampling_filtered", 2, "1"),
         };
         Program {
             name,
@@ -221,7 +209,7 @@ impl SamplerTiling {
                 ("ELEM", "0".to_owned()),
                 ("SAMPLE_THREADS", self.num_threads().to_string()),
                 ("SAMPLE_VALUES", SAMPLE_VALUES.to_string()),
-                ("SAMPLE_BLOCKS_PER_SM", blocks_per_sm.to_owned()),
+                ("SAMPLE_BLOCKS_PER_SM", blocks_per_sm.to_string()),
                 ("SAMPLE_FILTERS", filters.to_owned()),
             ],
             // The CPU rounds after every operation.
@@ -231,6 +219,8 @@ impl SamplerTiling {
     }
 }
 
+/// Blocks of the sampler without filters that a multiprocessor holds at once.
+pub(super) const SAMPLE_BLOCKS_PER_SM: u32 = 5;
 /// Logits that a thread of the sampler holds.
 const SAMPLE_VALUES: u32 = 16;
 

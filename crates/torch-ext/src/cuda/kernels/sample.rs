@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::Kernels;
 use super::blocks::words_of;
-use super::programs::SamplerTiling;
+use super::programs::{SAMPLE_BLOCKS_PER_SM, SamplerTiling};
 use super::tensors::{Address, Tensors, bad, count, int, shape_of};
 use crate::ExtError;
 use crate::cuda::{Arg, Device, Launch, Stream};
@@ -207,6 +207,9 @@ struct SampleArgs {
     num_entries: i32,
     vocab_size: i32,
     num_chunks: i32,
+    blocks_per_row: i32,
+    chunks_per_block: i32,
+    lag: i32,
     num_end_tokens: i32,
     min_length: u32,
     top_k: u32,
@@ -215,7 +218,6 @@ struct SampleArgs {
     repetition_penalty: f32,
     use_greedy: i32,
     compute_logprob: i32,
-    reserved: i32,
 }
 
 impl Kernels {
@@ -237,13 +239,51 @@ impl Kernels {
         let num_tasks = count(num_entries * num_chunks, "blocks of the sampler")?;
         // Blocks of a row wait for each other. Where all run at once, any order will do.
         let ticket = tensors.address(&sample.scratch.ticket, "ticket", Kind::Int, &[1])?;
+        let args = SampleArgs { ticket, num_chunks: int(num_chunks, "chunks")?, ..args };
+        if !has_filters && needs_all(rules) && num_tasks > 2 * self.resident_blocks() {
+            return self.sample_many(stream, args);
+        }
         let args = SampleArgs {
             ticket: if num_tasks > self.num_sms { ticket } else { 0 },
-            num_chunks: int(num_chunks, "chunks")?,
+            blocks_per_row: args.num_chunks,
             ..args
         };
         kernel.launch(&Launch::linear(num_tasks, tiling.num_threads()), stream, &[Arg::value(&args)])
     }
+}
+
+/// Chunks that a block takes where rows are read twice.
+const CHUNKS_PER_BLOCK: i32 = 4;
+/// What the second reading finds in the L2 cache, of the 50 MB that there are.
+const LAG_BYTES: i64 = 32 << 20;
+
+impl Kernels {
+    /// About how many blocks of the sampler the GPU holds at once.
+    fn resident_blocks(&self) -> u32 {
+        self.num_sms * SAMPLE_BLOCKS_PER_SM
+    }
+
+    /// The same with rows read twice. The lag is as long as the blocks in between keep the GPU busy.
+    fn sample_many(&self, stream: &Stream, args: SampleArgs) -> Result<(), ExtError> {
+        let blocks_per_row = (args.num_chunks + CHUNKS_PER_BLOCK - 1) / CHUNKS_PER_BLOCK;
+        let lag = i64::from(self.resident_blocks() as i32 / blocks_per_row)
+            .min(LAG_BYTES / (4 * args.logits_stride));
+        let args = SampleArgs {
+            blocks_per_row,
+            chunks_per_block: CHUNKS_PER_BLOCK,
+            lag: int(lag.max(1), "lag")?,
+            ..args
+        };
+        let num_tasks = 2 * i64::from(blocks_per_row) * i64::from(args.num_entries);
+        let launch =
+            Launch::linear(count(num_tasks, "blocks of the sampler")?, SamplerTiling::Plain.num_threads());
+        self.sample_many.launch(&launch, stream, &[Arg::value(&args)])
+    }
+}
+
+/// Whether a token depends on more of its row than the largest logit.
+fn needs_all(rules: &SampleRules) -> bool {
+    !rules.use_greedy || rules.compute_logprob
 }
 
 /// Blocks of a row.
@@ -300,6 +340,9 @@ fn sample_args(tensors: &Tensors<'_>, sample: &Sample<'_>, num_entries: i64) -> 
         num_entries: int(num_entries, "rows of `out`")?,
         vocab_size: int(rules.vocab_size, "vocab_size")?,
         num_chunks: 0,
+        blocks_per_row: 0,
+        chunks_per_block: 1,
+        lag: 0,
         num_end_tokens: int(num_end_tokens, "end tokens")?,
         min_length: rules.min_length,
         top_k,
@@ -308,7 +351,6 @@ fn sample_args(tensors: &Tensors<'_>, sample: &Sample<'_>, num_entries: i64) -> 
         repetition_penalty: rules.repetition_penalty,
         use_greedy: i32::from(rules.use_greedy),
         compute_logprob: i32::from(rules.compute_logprob),
-        reserved: 0,
     })
 }
 

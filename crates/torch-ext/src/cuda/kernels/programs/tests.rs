@@ -4,7 +4,9 @@ use super::*;
 const ARCHS: [Arch; 2] = [Arch { major: 8, minor: 0 }, Arch { major: 9, minor: 0 }];
 
 fn check(program: &Program) {
-    ARCHS.map(|arch| check_for(program, arch));
+    for arch in ARCHS {
+        check_for(program, arch);
+    }
 }
 
 fn check_for(program: &Program, arch: Arch) {
@@ -25,18 +27,6 @@ fn pointwise_kernels_compile() {
 }
 
 #[test]
-fn products_compile_for_half_precision() {
-    for (kind, activated) in [
-        (Kind::BFloat16, None),
-        (Kind::Half, Some((Activation::Silu, Gating::Gated))),
-        (Kind::BFloat16, Some((Activation::GeluTanh, Gating::Plain))),
-    ] {
-        check(&config(kind, 128, 1).product_mma(activated).unwrap());
-    }
-    assert!(config(Kind::Float, 128, 1).product_mma(None).is_none());
-}
-
-#[test]
 fn products_compile_where_there_is_wgmma() {
     let [older, newer] = ARCHS;
     for (kind, weight_rows, activated) in [
@@ -46,10 +36,10 @@ fn products_compile_where_there_is_wgmma() {
         (Kind::BFloat16, 248, None),
     ] {
         let config = config(kind, 128, 1);
-        check_for(&config.product_wgmma(newer, weight_rows, activated).unwrap(), newer);
-        assert!(config.product_wgmma(older, weight_rows, activated).is_none());
+        check_for(&config.product(newer, weight_rows, activated).unwrap(), newer);
+        assert!(config.product(older, weight_rows, activated).is_none());
     }
-    assert!(config(Kind::Float, 128, 1).product_wgmma(newer, 32, None).is_none());
+    assert!(config(Kind::Float, 128, 1).product(newer, 32, None).is_none());
 }
 
 #[test]
