@@ -243,6 +243,10 @@ impl DeviceRunner {
     /// How many rows are computed where `num_rows` would do: cuBLAS has kernels that are slower with fewer rows. The bits
     /// are the same.
     fn rows_for(&mut self, num_rows: usize) -> Result<usize, EngineError> {
+        // The model's own products take no longer with fewer rows.
+        if num_rows <= self.few_rows {
+            return Ok(num_rows);
+        }
         if let Some(&chosen) = self.graphs.chosen.get(&num_rows) {
             return Ok(chosen);
         }

@@ -24,10 +24,9 @@ pub(crate) fn max_rows(max_num_seqs: usize) -> usize {
     bucket(max_num_seqs, 0) + MAX_FILLER_ROWS
 }
 
-/// How many rows are tried where `num_rows` would do, fewest first. A few rows have products made for them.
+/// How many rows are tried where `num_rows` would do, fewest first.
 pub(super) fn candidates(num_rows: usize) -> impl Iterator<Item = usize> {
-    let most = if num_rows < ROWS_PER_BUCKET { num_rows } else { num_rows + MAX_FILLER_ROWS };
-    (num_rows..=most).step_by(ROWS_PER_BUCKET)
+    (num_rows..=num_rows + MAX_FILLER_ROWS).step_by(ROWS_PER_BUCKET)
 }
 
 /// The fastest of some numbers of rows, with the time of each in milliseconds; the first unless another saves more
@@ -78,10 +77,12 @@ mod tests {
         assert_eq!([0, 1, 32, 33, 256].map(|num_seqs| bucket(num_seqs, 0)), [32, 32, 32, 64, 256]);
         assert_eq!([0, 1, 3, 4, 5, 33].map(|num_seqs| bucket(num_seqs, 4)), [1, 1, 4, 4, 32, 64]);
         assert_eq!(candidates(32).collect::<Vec<_>>(), [32, 64, 96]);
-        assert_eq!(candidates(2).collect::<Vec<_>>(), [2]);
+        assert_eq!([33, 64, 65].map(|num_seqs| bucket(num_seqs, 64)), [64, 64, 96]);
         for num_seqs in 1..300 {
-            for few_rows in [0, 4, 8] {
-                assert!(candidates(bucket(num_seqs, few_rows)).all(|num_rows| num_rows <= max_rows(299)));
+            for few_rows in [0, 4, 64] {
+                let num_rows = bucket(num_seqs, few_rows);
+                let most = if num_rows <= few_rows { num_rows } else { num_rows + MAX_FILLER_ROWS };
+                assert!(num_seqs <= num_rows && most <= max_rows(299));
             }
         }
     }

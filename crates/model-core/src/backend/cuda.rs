@@ -336,13 +336,15 @@ impl Kernels for CudaKernels {
             let activated = activation.map(|activation| (function(activation), gating(activation)));
             few_rows = few_rows.min(self.kernels.max_product_rows([num_out, num_in], activated)?);
         }
+        if few_rows == 0 {
+            return Ok(0);
+        }
         for num_rows in [1, few_rows] {
             for &(linear, activation) in different.values() {
-                let is_same = num_rows > 0
-                    && match activation {
-                        Some(activation) => self.same_activated_bits(linear, activation, num_rows)?,
-                        None => self.same_bits(linear, num_rows)?,
-                    };
+                let is_same = match activation {
+                    Some(activation) => self.same_activated_bits(linear, activation, num_rows)?,
+                    None => self.same_bits(linear, num_rows)?,
+                };
                 if !is_same {
                     return Ok(0);
                 }
