@@ -17,7 +17,7 @@ mod graphs;
 mod rows;
 
 pub(crate) use graphs::max_rows;
-use graphs::{Graphs, bucket, candidates, fastest};
+use graphs::{Graphs, bucket};
 use rows::{Change, RowTable, TableLayout, TokenSource};
 
 use crate::{
@@ -29,10 +29,6 @@ use crate::{
 
 /// Steps that may be under way while the host reads the one before.
 const RUN_AHEAD: usize = 1;
-/// Steps with a bucket before other numbers of rows are tried for it.
-const STEPS_BEFORE_CHOICE: u32 = 48;
-/// Replays that are timed to choose a number of rows.
-const TIMED_REPLAYS: u32 = 4;
 
 /// What the runner needs to know of the engine beside its limits.
 #[derive(Clone, Copy, Debug)]
@@ -227,7 +223,7 @@ impl DeviceRunner {
     /// Runs the next step of these many sequences.
     fn step(&mut self, num_seqs: usize) -> Result<(), EngineError> {
         let stream = self.stream;
-        let num_rows = self.rows_for(bucket(num_seqs, self.few_rows))?;
+        let num_rows = bucket(num_seqs, self.few_rows);
         if let Some(graph) = self.graphs.steps.get(&num_rows) {
             return Ok(graph.replay(&stream)?);
         }
@@ -238,52 +234,6 @@ impl DeviceRunner {
         graph.replay(&stream)?;
         self.graphs.steps.insert(num_rows, graph);
         Ok(())
-    }
-
-    /// How many rows are computed where `num_rows` would do: cuBLAS has kernels that are slower with fewer rows. The bits
-    /// are the same.
-    fn rows_for(&mut self, num_rows: usize) -> Result<usize, EngineError> {
-        // The model's own products take no longer with fewer rows.
-        if num_rows <= self.few_rows {
-            return Ok(num_rows);
-        }
-        if let Some(&chosen) = self.graphs.chosen.get(&num_rows) {
-            return Ok(chosen);
-        }
-        // Trying costs as much as some steps, so it waits until the bucket has proved to be of use.
-        let num_steps = self.graphs.num_steps.entry(num_rows).or_insert(0);
-        *num_steps += 1;
-        if *num_steps < STEPS_BEFORE_CHOICE {
-            return Ok(num_rows);
-        }
-        let times_ms = candidates(num_rows)
-            .map(|candidate| Ok((candidate, self.time_of(candidate)?)))
-            .collect::<Result<Vec<_>, EngineError>>()?;
-        let chosen = fastest(&times_ms).unwrap_or(num_rows);
-        self.graphs.chosen.insert(num_rows, chosen);
-        Ok(chosen)
-    }
-
-    /// How long the model takes with so many rows, milliseconds. It writes the next step's keys and values on the way.
-    fn time_of(&mut self, num_rows: usize) -> Result<f32, EngineError> {
-        if let Some(&time_ms) = self.graphs.times_ms.get(&num_rows) {
-            return Ok(time_ms);
-        }
-        let stream = self.stream;
-        // As before any recording.
-        let _ = self.enqueue_model(num_rows)?;
-        let graph = Graph::capture(&stream, || self.enqueue_model(num_rows).map(|_| ()))?;
-        graph.replay(&stream)?;
-        let (started, ended) = (Event::new(stream.device())?, Event::new(stream.device())?);
-        started.record(&stream)?;
-        for _ in 0..TIMED_REPLAYS {
-            graph.replay(&stream)?;
-        }
-        ended.record(&stream)?;
-        ended.synchronize()?;
-        let time_ms = started.elapsed_ms(&ended)? / TIMED_REPLAYS as f32;
-        self.graphs.times_ms.insert(num_rows, time_ms);
-        Ok(time_ms)
     }
 
     fn start(&mut self) -> Result<usize, EngineError> {
