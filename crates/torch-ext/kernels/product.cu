@@ -14,11 +14,11 @@
 // WEIGHT_ROWS: rows of the weight that a block takes. ACTIVATION: -1, or the nonlinearity that sums go through;
 // IS_GATED: with a second half of the weight that multiplies it.
 
-#define TILE_ELEMS 64                     // of a row: 128 bytes, as wide as the swizzle
+#define TILE_ELEMS 64                    // of a row: 128 bytes, as wide as the swizzle
 #define WEIGHT_BYTES (WEIGHT_ROWS * 128) // of a tile; gated, the second half of its rows multiplies the first
 #define HALVES (IS_GATED ? 2 : 1)
 #define MAX_STAGES 16
-#define GROUP_THREADS 128                 // those that multiply
+#define GROUP_THREADS 128                // those that multiply
 
 // What the driver makes of a matrix (`CUtensorMap`).
 struct __align__(64) TensorMap {

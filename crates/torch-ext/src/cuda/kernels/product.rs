@@ -1,4 +1,4 @@
-//! The launchers of products of a few rows.
+//! The launcher of products of a few rows.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
