@@ -49,7 +49,15 @@ pub(crate) fn open_engine(
             min_length,
             device_idx,
         )?;
-        return Ok(Engine::on_device(model, sampler, stop, tokens, size.limits, sizes)?);
+        let engine = Engine::on_device(model, sampler, stop, tokens, size.limits, sizes)?;
+        let min_rows = engine.min_rows();
+        if min_rows > 1 {
+            tracing::info!(
+                "steps of fewer than {min_rows} sequences take as long as {min_rows}: there are no products of few rows \
+                 for this model, precision and GPU"
+            );
+        }
+        return Ok(engine);
     }
     tracing::debug!("{options:?}: sequences of up to {} tokens", size.longest_sequence_tokens);
     let sampler = CpuSampler::new(params, vocab_size, seed, end_token_ids, min_length)?;

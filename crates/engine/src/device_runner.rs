@@ -339,6 +339,10 @@ impl Runner for DeviceRunner {
         self.first_tokens.retain(|_, batch| batch.num_waiting > 0);
     }
 
+    fn min_rows(&self) -> usize {
+        bucket(1, self.few_rows)
+    }
+
     fn run_ahead(&self) -> usize {
         RUN_AHEAD
     }

@@ -83,6 +83,11 @@ impl Engine {
         Ok(Self { runner: Box::new(runner), stop, token_bytes, limits })
     }
 
+    /// Rows that a step of one sequence has. They are over one on a GPU that would give other text with fewer.
+    pub fn min_rows(&self) -> usize {
+        self.runner.min_rows()
+    }
+
     /// Answers requests until there are no more.
     ///
     /// `next_request` is asked only when its request could start soon, and never again after [`Supply::End`].

@@ -58,6 +58,11 @@ pub(crate) trait Runner: Send {
     /// These sequences ended and will not be in a step again.
     fn release(&mut self, ended: &[SeqId]);
 
+    /// Rows that a step of one sequence has: what is more than one is filled up.
+    fn min_rows(&self) -> usize {
+        1
+    }
+
     /// How many steps may be under way when another is started.
     fn run_ahead(&self) -> usize;
 
