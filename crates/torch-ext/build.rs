@@ -22,7 +22,7 @@ fn compile_shim(libtorch: &Path, lib: &Path) {
     println!("cargo::rerun-if-changed=csrc");
     let include = libtorch.join("include");
     let mut build = cc::Build::new();
-    build.cpp(true).std("c++20").files(["csrc/guard.cpp", "csrc/store.cpp"]);
+    build.cpp(true).std("c++20").files(["csrc/guard.cpp", "csrc/mkl.cpp", "csrc/store.cpp"]);
     // As system headers, so that only the shim's own warnings are shown.
     for folder in [include.clone(), include.join("torch/csrc/api/include")] {
         build.flag("-isystem").flag(folder);

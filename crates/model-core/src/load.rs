@@ -66,7 +66,7 @@ pub fn load_model(
     let kernels: Box<dyn Kernels> = match (options.backend, options.device) {
         (Backend::Plain, device) => {
             let attention = options.attention.choose(device, options.precision, config.kv_channels)?;
-            Box::new(PlainKernels::new(options.precision, device, attention))
+            Box::new(PlainKernels::new(options.precision, device, attention)?)
         }
         #[cfg(feature = "cuda")]
         (Backend::Fused, Device::Cuda(device_idx)) => {

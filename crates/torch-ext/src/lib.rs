@@ -7,6 +7,7 @@ pub mod cpu;
 pub mod cuda;
 mod error;
 mod ffi;
+pub mod mkl;
 pub mod store;
 pub mod view;
 

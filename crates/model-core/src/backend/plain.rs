@@ -6,6 +6,7 @@
 use nemo_format::DType;
 use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
+use torch_ext::mkl;
 
 use crate::attention_context::SequenceSpan;
 use crate::config::{Activation, ModelConfig, Nonlinearity, Normalization};
@@ -34,8 +35,13 @@ pub(crate) struct PlainKernels {
 }
 
 impl PlainKernels {
-    pub(crate) fn new(precision: Precision, device: Device, attention: AttentionBackend) -> Self {
-        Self { precision, device, attention }
+    pub(crate) fn new(
+        precision: Precision,
+        device: Device,
+        attention: AttentionBackend,
+    ) -> Result<Self, ModelError> {
+        mkl::check_mode()?;
+        Ok(Self { precision, device, attention })
     }
 
     fn index(&self, ids: &[u32]) -> Result<Tensor, ModelError> {
