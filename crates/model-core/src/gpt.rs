@@ -179,10 +179,7 @@ impl CausalLm for Gpt {
             rotary.grow(max_blocks_per_seq * BLOCK_SIZE_TOKENS);
         }
         self.kernels.reserve_rows(max_rows, max_blocks_per_seq, self.config.num_query_groups)?;
-        let plain = self.weights.linears().map(|linear| (linear, None));
-        let activation = self.config.activation;
-        let activated = self.weights.activated_linears().map(|linear| (linear, Some(activation)));
-        self.kernels.try_few_rows(&mut plain.chain(activated))
+        self.kernels.try_few_rows(&mut self.weights.linears(self.config.activation))
     }
 
     fn decode_rows(&mut self, rows: &DecodeRows<'_>, cache: &mut KvCache) -> Result<Tensor, ModelError> {

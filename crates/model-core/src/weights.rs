@@ -14,7 +14,7 @@ use tch::Tensor;
 use self::axis::Axis;
 use self::reader::Reader;
 use crate::ModelError;
-use crate::config::{BlockStyle, ModelConfig, PositionEmbedding};
+use crate::config::{Activation, BlockStyle, ModelConfig, PositionEmbedding};
 use crate::kernels::{Kernels, Linear, LinearRole, Norm, tensor_bytes};
 
 const WORD_EMBEDDINGS: &str = "model.embedding.word_embeddings.weight";
@@ -96,14 +96,17 @@ impl Weights {
         Ok(Self { word_embeddings, position_embeddings, layers, final_norm, output, num_params })
     }
 
-    /// All linear layers.
-    pub(crate) fn linears(&self) -> impl Iterator<Item = &Linear> {
-        self.layers.iter().flat_map(Layer::linears).chain([&self.output])
-    }
-
-    /// The linear layers that an activation follows.
-    pub(crate) fn activated_linears(&self) -> impl Iterator<Item = &Linear> {
-        self.layers.iter().map(|layer| &layer.fc1)
+    /// All linear layers, each with the activation that follows it.
+    pub(crate) fn linears(
+        &self,
+        activation: Activation,
+    ) -> impl Iterator<Item = (&Linear, Option<Activation>)> {
+        self.layers
+            .iter()
+            .flat_map(move |Layer { qkv, proj, fc1, fc2, .. }| {
+                [(qkv, None), (proj, None), (fc1, Some(activation)), (fc2, None)]
+            })
+            .chain([(&self.output, None)])
     }
 
     /// Memory that the weights take.
@@ -118,13 +121,10 @@ impl Weights {
 }
 
 impl Layer {
-    fn linears(&self) -> [&Linear; 4] {
-        [&self.qkv, &self.proj, &self.fc1, &self.fc2]
-    }
-
     fn size_bytes(&self) -> u64 {
         let norms = std::iter::once(&self.input_norm).chain(self.mlp_input.norm());
-        self.linears().map(Linear::size_bytes).iter().sum::<u64>() + norms.map(Norm::size_bytes).sum::<u64>()
+        [&self.qkv, &self.proj, &self.fc1, &self.fc2].map(Linear::size_bytes).iter().sum::<u64>()
+            + norms.map(Norm::size_bytes).sum::<u64>()
     }
 }
 
