@@ -9,9 +9,11 @@ DEVICE u32 key_of(float value) {
 
 DEVICE float value_of(u32 key) { return __uint_as_float(key & 0x80000000 ? key ^ 0x80000000 : ~key); }
 
-// exp(x) for x <= 0, the bits of the CPU's.
-DEVICE float exp_nonpositive(float x) {
-    x = x > -80.0f ? x : -80.0f;
+#define WEIGHT_BITS 34
+
+// exp(x) for x <= 0, the bits of the CPU's, times 2^WEIGHT_BITS, which changes the exponent alone.
+DEVICE float scaled_exp(float x) {
+    x = fmaxf(x, -80.0f);
     float shifted = __fadd_rn(__fmul_rn(x, 1.44269504088896340736f), 12582912.0f);
     float exponent = __fsub_rn(shifted, 12582912.0f);
     float r = __fsub_rn(__fsub_rn(x, __fmul_rn(exponent, 0.6933594f)), __fmul_rn(exponent, -2.1219444e-4f));
@@ -20,13 +22,11 @@ DEVICE float exp_nonpositive(float x) {
 #pragma unroll
     for (int i = 0; i < 5; i++) poly = __fadd_rn(__fmul_rn(poly, r), coefficients[i]);
     float mantissa = __fadd_rn(__fadd_rn(__fmul_rn(poly, __fmul_rn(r, r)), r), 1.0f);
-    return __fmul_rn(mantissa, __uint_as_float((__float_as_uint(shifted) << 23) + (127u << 23)));
+    return __fmul_rn(mantissa, __uint_as_float((__float_as_uint(shifted) << 23) + ((127u + WEIGHT_BITS) << 23)));
 }
 
-// In units of 2^-34.
-DEVICE u64 weight_of(float value, float max) {
-    return __float2ull_rn(__fmul_rn(exp_nonpositive(__fsub_rn(value, max)), 17179869184.0f));
-}
+// In units of 2^-WEIGHT_BITS.
+DEVICE u64 weight_of(float value, float max) { return __float2ull_rn(scaled_exp(__fsub_rn(value, max))); }
 
 // The largest integer that a sum may reach without exceeding `fraction` of `total`.
 DEVICE u64 target_of(double fraction, u64 total) {

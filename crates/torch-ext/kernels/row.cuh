@@ -45,6 +45,7 @@ struct SampleArgs {
     Sampled* out;                // [entries]
     u32* ticket;                 // 0 between launches, as the arrivals
     u32* arrivals;               // [entries]
+    u32* maxima;                 // [2, entries, chunks]: keys of the largest values, then of raw ones; 0 between launches
     ChunkStats* stats;           // these [entries, chunks]
     u64* sums;
     u64* raw_sums;
@@ -57,9 +58,6 @@ struct SampleArgs {
     int num_entries;
     int vocab_size;
     int num_chunks;
-    int blocks_per_row;          // those that wait for each other
-    int chunks_per_block;        // one unless rows are read twice
-    int lag;                     // then: so many rows lie between the two
     int num_end_tokens;
     u32 min_length;
     u32 top_k;                   // 0: off
@@ -70,13 +68,17 @@ struct SampleArgs {
     int compute_logprob;
 };
 
-// One block's part of one row.
-struct Chunk {
+// What is drawn from which logits, and for whom.
+struct Row {
     int entry;
     int slot;
-    int idx;
     u32 generated;
-    i64 row;
+    i64 row;  // of the logits
+};
+
+// One block's part of one row.
+struct Chunk : Row {
+    int idx;
     u32* arrivals;
     u32 num_waited_for;
 };
@@ -111,27 +113,28 @@ DEVICE void read_logits(const SampleArgs& args, const Chunk& chunk, float (&valu
     }
 }
 
-// Minimum length, temperature, repetition penalty, in this order.
-DEVICE void process(const SampleArgs& args, const Chunk& chunk, float (&values)[SAMPLE_VALUES]) {
-    if (chunk.generated < args.min_length) {
+// Minimum length, temperature, repetition penalty, in this order. Part: a Chunk, or a Piece (`many.cuh`).
+template <class Part, int NUM_VALUES>
+DEVICE void process(const SampleArgs& args, const Part& part, float (&values)[NUM_VALUES]) {
+    if (part.generated < args.min_length) {
         for (int e = 0; e < args.num_end_tokens; e++) {
             int id = args.end_token_ids[e];
 #pragma unroll
-            for (int i = 0; i < SAMPLE_VALUES; i++) {
-                if (id_of(chunk, i) == id) values[i] = NEG_INF;
+            for (int i = 0; i < NUM_VALUES; i++) {
+                if (id_of(part, i) == id) values[i] = NEG_INF;
             }
         }
     }
     if (args.use_greedy) return;
     if (args.temperature != 1.0f) {
 #pragma unroll
-        for (int i = 0; i < SAMPLE_VALUES; i++) values[i] = __fdiv_rn(values[i], args.temperature);
+        for (int i = 0; i < NUM_VALUES; i++) values[i] = __fdiv_rn(values[i], args.temperature);
     }
     if (args.seen && args.repetition_penalty != 1.0f) {
-        const u32* seen = args.seen + (i64)chunk.slot * ((args.vocab_size + 31) / 32);
+        const u32* seen = args.seen + (i64)part.slot * ((args.vocab_size + 31) / 32);
 #pragma unroll
-        for (int i = 0; i < SAMPLE_VALUES; i += 4) {
-            int id = id_of(chunk, i);
+        for (int i = 0; i < NUM_VALUES; i += 4) {
+            int id = id_of(part, i);
             if (id >= args.vocab_size) continue;
             u32 bits = seen[id / 32] >> (id % 32) & 15;
 #pragma unroll
@@ -202,29 +205,24 @@ DEVICE ChunkStats warp_best(ChunkStats stats) {
     return stats;
 }
 
-// Announces what this block has written.
-DEVICE void arrive(const Chunk& chunk) {
-    __threadfence();
-    __syncthreads();
-    if (threadIdx.x == 0) atomicAdd(chunk.arrivals, 1);
-}
-
-// Waits until all blocks of the row have arrived once more.
-DEVICE void await_row(const SampleArgs& args, Chunk* chunk) {
-    chunk->num_waited_for += args.blocks_per_row;
-    if (threadIdx.x == 0) {
-        u32 arrived;
-        do {
-            asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(chunk->arrivals) : "memory");
-        } while (arrived < chunk->num_waited_for);
-    }
-    __syncthreads();
+// Waits until a counter is there. One thread calls this.
+DEVICE void await(const u32* arrivals, u32 num_waited_for) {
+    u32 arrived;
+    do {
+        asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(arrived) : "l"(arrivals) : "memory");
+    } while (arrived < num_waited_for);
 }
 
 // Announces what this block has written and waits until all blocks of the row have.
 DEVICE void wait_for_row(const SampleArgs& args, Chunk* chunk) {
-    arrive(*chunk);
-    await_row(args, chunk);
+    __threadfence();
+    __syncthreads();
+    chunk->num_waited_for += args.num_chunks;
+    if (threadIdx.x == 0) {
+        atomicAdd(chunk->arrivals, 1);
+        await(chunk->arrivals, chunk->num_waited_for);
+    }
+    __syncthreads();
 }
 
 // The last block to leave the row cleans the counter; true for all its threads.
@@ -233,7 +231,7 @@ DEVICE bool leave_row(const SampleArgs& args, const Chunk& chunk) {
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-        is_last = atomicAdd(chunk.arrivals, 1) + 1 == chunk.num_waited_for + args.blocks_per_row;
+        is_last = atomicAdd(chunk.arrivals, 1) + 1 == chunk.num_waited_for + args.num_chunks;
         if (is_last) *chunk.arrivals = 0;
         __threadfence();
     }
@@ -343,9 +341,9 @@ DEVICE int walk(const Chunk& chunk, Amount amount, u64 target, Scratch* scratch)
     return id;
 }
 
-DEVICE u64 row_total(const SampleArgs& args, const Chunk& chunk, const u64* sums) {
+DEVICE u64 row_total(const SampleArgs& args, const Row& row, const u64* sums) {
     u64 total = 0;
-    for (int i = threadIdx.x % 32; i < args.num_chunks; i += 32) total += __ldcg(sums + (i64)chunk.entry * args.num_chunks + i);
+    for (int i = threadIdx.x % 32; i < args.num_chunks; i += 32) total += __ldcg(sums + (i64)row.entry * args.num_chunks + i);
     return warp_sum(total);
 }
 
@@ -357,11 +355,11 @@ DEVICE u64 row_before(const SampleArgs& args, const Chunk& chunk, const u64* sum
 }
 
 // The chunk in which the running sum exceeds `target`, which is below the total, and the sum before it.
-DEVICE int crossing_chunk(const SampleArgs& args, const Chunk& chunk, const u64* sums, u64 target, u64* before) {
+DEVICE int crossing_chunk(const SampleArgs& args, const Row& row, const u64* sums, u64 target, u64* before) {
     int lane = threadIdx.x % 32;
     u64 cumulative = 0;
     for (int start = 0;; start += 32) {
-        u64 own = start + lane < args.num_chunks ? __ldcg(sums + (i64)chunk.entry * args.num_chunks + start + lane) : 0;
+        u64 own = start + lane < args.num_chunks ? __ldcg(sums + (i64)row.entry * args.num_chunks + start + lane) : 0;
         u64 end = cumulative + warp_scan(own);
         u32 past = __ballot_sync(ALL_LANES, end > target);
         if (past != 0 || start + 32 >= args.num_chunks) {

@@ -4,8 +4,8 @@
 // any number of thread blocks. All float arithmetic that decides a token is written with explicit roundings: fused
 // multiply-adds would give other bits than the CPU.
 //
-// A row is cut into chunks, one a thread block, whose values stay in registers from the one read of the logits to their
-// sum. In between the blocks of a row wait for the row's maximum (and for each search of top_k and top_p) at a counter in
+// A row is cut into chunks, one a thread block (many rows: see `many.cuh`), whose values stay in registers from the one
+// read of the logits to their sum. In between the blocks of a row wait for the row's maximum (and for each search of top_k and top_p) at a counter in
 // global memory; they take their chunks in the order in which they start (`ticket`), so whoever is waited for is running.
 // The block that finishes last draws, and reads again the one chunk that holds the token.
 
@@ -15,31 +15,33 @@
 #include "filter.cuh"
 
 // Moves the slot on by the token. One thread of the row calls this.
-DEVICE void choose(const SampleArgs& args, const Chunk& chunk, int token, float logprob) {
-    int position = args.positions[chunk.slot] + 1;
+DEVICE void choose(const SampleArgs& args, const Row& row, int token, float logprob) {
+    int position = args.positions[row.slot] + 1;
     if (args.admissions) {
-        Admission admission = args.admissions[chunk.entry];
+        Admission admission = args.admissions[row.entry];
         position = admission.position;
-        args.sample_idxs[chunk.slot] = admission.sample_idx;
-        args.response_idxs[chunk.slot] = admission.response_idx;
+        args.sample_idxs[row.slot] = admission.sample_idx;
+        args.response_idxs[row.slot] = admission.response_idx;
     }
-    args.tokens[chunk.slot] = token;
-    args.positions[chunk.slot] = position;
-    args.num_generated[chunk.slot] = chunk.generated + 1;
-    if (args.seen) atomicOr(args.seen + (i64)chunk.slot * ((args.vocab_size + 31) / 32) + token / 32, 1u << (token % 32));
-    Sampled sampled = {token, logprob, CHOSEN, chunk.generated + 1};
-    args.out[chunk.entry] = sampled;
+    args.tokens[row.slot] = token;
+    args.positions[row.slot] = position;
+    args.num_generated[row.slot] = row.generated + 1;
+    if (args.seen) atomicOr(args.seen + (i64)row.slot * ((args.vocab_size + 31) / 32) + token / 32, 1u << (token % 32));
+    Sampled sampled = {token, logprob, CHOSEN, row.generated + 1};
+    args.out[row.entry] = sampled;
 }
 
-DEVICE void refuse(const SampleArgs& args, const Chunk& chunk, Status status) {
-    if (chunk.idx != 0 || threadIdx.x != 0) return;
-    Sampled sampled = {-1, QUIET_NAN, status, chunk.generated};
-    args.out[chunk.entry] = sampled;
+// One thread of the row calls this.
+DEVICE void refuse(const SampleArgs& args, const Row& row, Status status) {
+    Sampled sampled = {-1, QUIET_NAN, status, row.generated};
+    args.out[row.entry] = sampled;
 }
+
+DEVICE bool is_first_thread(const Chunk& chunk) { return chunk.idx == 0 && threadIdx.x == 0; }
 
 // Log-softmax of the raw logits. `max` and `sum`: of the whole raw row.
-DEVICE float log_softmax(const SampleArgs& args, const Chunk& chunk, int token, float max, u64 sum) {
-    float logit = args.logits[chunk.row * args.logits_stride + token];
+DEVICE float log_softmax(const SampleArgs& args, const Row& row, int token, float max, u64 sum) {
+    float logit = args.logits[row.row * args.logits_stride + token];
     double total = __dmul_rn(__ull2double_rn(sum), 1.0 / 17179869184.0);
     return (float)((double)__fsub_rn(logit, max) - log(total));
 }
@@ -60,28 +62,39 @@ DEVICE int take_task(const SampleArgs& args) {
 }
 
 // False when the entry is nothing to this launch.
-DEVICE bool find_chunk(const SampleArgs& args, int task, Chunk* chunk) {
-    chunk->entry = task / args.blocks_per_row;
-    chunk->idx = task % args.blocks_per_row * args.chunks_per_block;
-    chunk->slot = chunk->entry;
-    chunk->row = chunk->entry;
-    chunk->generated = 0;
-    chunk->arrivals = args.arrivals + chunk->entry;
-    chunk->num_waited_for = 0;
+DEVICE bool find_row(const SampleArgs& args, int entry, Row* row) {
+    row->entry = row->slot = entry;
+    row->row = entry;
+    row->generated = 0;
     if (args.admissions) {
-        chunk->slot = args.admissions[chunk->entry].slot;
-        chunk->row = args.admissions[chunk->entry].logits_row;
-        return chunk->slot >= 0 && chunk->slot < args.num_slots && chunk->row >= 0 && chunk->row < args.num_logits_rows;
+        row->slot = args.admissions[entry].slot;
+        row->row = args.admissions[entry].logits_row;
+        return row->slot >= 0 && row->slot < args.num_slots && row->row >= 0 && row->row < args.num_logits_rows;
     }
-    chunk->generated = args.num_generated[chunk->slot];
-    return args.positions[chunk->slot] >= 0;
+    row->generated = args.num_generated[entry];
+    return args.positions[entry] >= 0;
+}
+
+// The same of a block's part of it.
+DEVICE bool find_chunk(const SampleArgs& args, int task, Chunk* chunk) {
+    int entry = task / args.num_chunks;
+    chunk->idx = task % args.num_chunks;
+    chunk->arrivals = args.arrivals + entry;
+    chunk->num_waited_for = 0;
+    return find_row(args, entry, chunk);
+}
+
+// The place in its row, in units of the row's weights, at which a token is drawn.
+DEVICE u64 drawn_target(const SampleArgs& args, const Row& row) {
+    u64 sample_idx = args.admissions ? args.admissions[row.entry].sample_idx : args.sample_idxs[row.slot];
+    u32 response_idx = args.admissions ? args.admissions[row.entry].response_idx : args.response_idxs[row.slot];
+    return target_of(uniform(args.seed, sample_idx, response_idx, row.generated), row_total(args, row, args.sums));
 }
 
 // What is known of a row when its last sums are taken.
 struct RowChoice {
     float max;
     float raw_max;
-    int best_id;  // greedy: the choice
     Kept kept;
 };
 
@@ -119,10 +132,7 @@ DEVICE void add_up(
 // The last block of the row finds the token: it reads the one chunk again that holds it.
 template <bool FILTERS>
 DEVICE int draw(const SampleArgs& args, Chunk* chunk, const TopP& top_p, RowChoice* row, Scratch* scratch) {
-    u64 sample_idx = args.admissions ? args.admissions[chunk->entry].sample_idx : args.sample_idxs[chunk->slot];
-    u32 response_idx = args.admissions ? args.admissions[chunk->entry].response_idx : args.response_idxs[chunk->slot];
-    u64 total = row_total(args, *chunk, args.sums);
-    u64 target = target_of(uniform(args.seed, sample_idx, response_idx, chunk->generated), total);
+    u64 target = drawn_target(args, *chunk);
     u64 before;
     chunk->idx = crossing_chunk(args, *chunk, args.sums, target, &before);
     float values[SAMPLE_VALUES];
@@ -132,34 +142,17 @@ DEVICE int draw(const SampleArgs& args, Chunk* chunk, const TopP& top_p, RowChoi
     return walk(*chunk, [&](int i) -> u64 { return drawn_weight(*chunk, *row, values, i); }, target - before, scratch);
 }
 
-// A block's values, ready to be drawn from, and what a thread has of the row with them.
-DEVICE void read_chunk(const SampleArgs& args, const Chunk& chunk, float (&values)[SAMPLE_VALUES], ChunkStats* stats) {
-    read_logits(args, chunk, values);
-    if (args.compute_logprob) add_raw_stats(values, stats);
-    process(args, chunk, values);
-    add_stats(args, chunk, values, stats);
-}
-
 // Greedy: the last block to get here knows the row.
 DEVICE void finish_greedy(const SampleArgs& args, Chunk* chunk) {
     if (!leave_row(args, *chunk)) return;
     ChunkStats row = row_stats(args, *chunk);
     Status status = status_of(row.max, row.has_nan);
-    chunk->idx = 0;
-    if (status != CHOSEN) {
-        refuse(args, *chunk, status);
-    } else if (threadIdx.x == 0) {
+    if (threadIdx.x != 0) return;
+    if (status == CHOSEN) {
         choose(args, *chunk, row.id, QUIET_NAN);
+    } else {
+        refuse(args, *chunk, status);
     }
-}
-
-// The last block of a row, when all sums are there.
-template <bool FILTERS>
-DEVICE void choose_last(const SampleArgs& args, Chunk* chunk, const TopP& top_p, RowChoice* choice, Scratch* scratch) {
-    int token = args.use_greedy ? choice->best_id : draw<FILTERS>(args, chunk, top_p, choice, scratch);
-    float logprob = QUIET_NAN;
-    if (args.compute_logprob) logprob = log_softmax(args, *chunk, token, choice->raw_max, row_total(args, *chunk, args.raw_sums));
-    if (threadIdx.x == 0) choose(args, *chunk, token, logprob);
 }
 
 // Grid: entries times chunks. FILTERS: with top_k and top_p.
@@ -167,12 +160,15 @@ template <bool FILTERS, class AnyScratch>
 DEVICE void sample_chunk(const SampleArgs& args, AnyScratch* scratch) {
     Chunk chunk;
     if (!find_chunk(args, take_task(args), &chunk)) {
-        refuse(args, chunk, SKIPPED);
+        if (is_first_thread(chunk)) refuse(args, chunk, SKIPPED);
         return;
     }
     float values[SAMPLE_VALUES];
     ChunkStats stats = NO_STATS;
-    read_chunk(args, chunk, values, &stats);
+    read_logits(args, chunk, values);
+    if (args.compute_logprob) add_raw_stats(values, &stats);
+    process(args, chunk, values);
+    add_stats(args, chunk, values, &stats);
     stats = block_best(stats, scratch);
     if (threadIdx.x == 0) args.stats[(i64)chunk.entry * args.num_chunks + chunk.idx] = stats;
     if (args.use_greedy && !args.compute_logprob) {
@@ -185,11 +181,11 @@ DEVICE void sample_chunk(const SampleArgs& args, AnyScratch* scratch) {
     Status status = status_of(row.max, row.has_nan);
     if (status == CHOSEN && args.compute_logprob) status = status_of(row.raw_max, 0);
     if (status != CHOSEN) {
-        refuse(args, chunk, status);
+        if (is_first_thread(chunk)) refuse(args, chunk, status);
         leave_row(args, chunk);
         return;
     }
-    RowChoice choice = {row.max, row.raw_max, row.id, {0, 0, 0x7fffffff}};
+    RowChoice choice = {row.max, row.raw_max, {0, 0, 0x7fffffff}};
     TopP top_p = {0, 0};
     if constexpr (FILTERS) {
         int round = 1;
@@ -200,62 +196,12 @@ DEVICE void sample_chunk(const SampleArgs& args, AnyScratch* scratch) {
         }
     }
     add_up<FILTERS>(args, chunk, values, choice, scratch);
-    if (leave_row(args, chunk)) choose_last<FILTERS>(args, &chunk, top_p, &choice, scratch);
+    if (!leave_row(args, chunk)) return;
+    int token = args.use_greedy ? row.id : draw<FILTERS>(args, &chunk, top_p, &choice, scratch);
+    float logprob = QUIET_NAN;
+    if (args.compute_logprob) logprob = log_softmax(args, chunk, token, row.raw_max, row_total(args, chunk, args.raw_sums));
+    if (threadIdx.x == 0) choose(args, chunk, token, logprob);
 }
-
-#if !SAMPLE_FILTERS
-// Many rows. Blocks that hold a chunk until the row's maximum is known would all read at one time and all compute at
-// another, so here every row is read twice, by other blocks, the second time from the L2 cache: `lag` rows later, when
-// its maximum is known. A block takes several chunks, one after the other.
-DEVICE void find_row_max(const SampleArgs& args, Chunk* chunk, int end_chunk, Scratch* scratch) {
-    int first_chunk = chunk->idx;
-    ChunkStats stats = NO_STATS;
-    for (; chunk->idx < end_chunk; chunk->idx++) {
-        float values[SAMPLE_VALUES];
-        read_chunk(args, *chunk, values, &stats);
-    }
-    stats = block_best(stats, scratch);
-    for (int i = first_chunk + threadIdx.x; i < end_chunk; i += SAMPLE_THREADS) args.stats[(i64)chunk->entry * args.num_chunks + i] = stats;
-    arrive(*chunk);
-}
-
-DEVICE void draw_row(const SampleArgs& args, Chunk* chunk, int end_chunk, Scratch* scratch) {
-    await_row(args, chunk);
-    ChunkStats row = row_stats(args, *chunk);
-    Status status = status_of(row.max, row.has_nan);
-    if (status == CHOSEN && args.compute_logprob) status = status_of(row.raw_max, 0);
-    RowChoice choice = {row.max, row.raw_max, row.id, {0, 0, 0x7fffffff}};
-    if (status != CHOSEN) refuse(args, *chunk, status);
-    for (; chunk->idx < end_chunk && status == CHOSEN; chunk->idx++) {
-        float values[SAMPLE_VALUES];
-        read_logits(args, *chunk, values);
-        process(args, *chunk, values);
-        add_up<false>(args, *chunk, values, choice, scratch);
-    }
-    if (leave_row(args, *chunk) && status == CHOSEN) choose_last<false>(args, chunk, TopP{0, 0}, &choice, scratch);
-}
-
-// Grid: entries times blocks of a row, twice.
-extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, SAMPLE_BLOCKS_PER_SM) sample_many(SampleArgs args) {
-    __shared__ Scratch scratch;
-    // The first `lag` rows, then one task of each kind in turns, then the last rows.
-    int task = take_task(args), num_ahead = min(args.lag, args.num_entries) * args.blocks_per_row;
-    int num_paired = args.num_entries * args.blocks_per_row - num_ahead, pair = (task - num_ahead) / 2;
-    bool draws = task >= num_ahead && (pair >= num_paired || (task - num_ahead) % 2 != 0);
-    if (pair >= num_paired) pair = task - num_ahead - num_paired;
-    Chunk chunk;
-    if (!find_chunk(args, task < num_ahead ? task : pair + (draws ? 0 : num_ahead), &chunk)) {
-        refuse(args, chunk, SKIPPED);
-        return;
-    }
-    int end_chunk = min(chunk.idx + args.chunks_per_block, args.num_chunks);
-    if (draws) {
-        draw_row(args, &chunk, end_chunk, &scratch);
-    } else {
-        find_row_max(args, &chunk, end_chunk, &scratch);
-    }
-}
-#endif
 
 extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, SAMPLE_BLOCKS_PER_SM) sample(SampleArgs args) {
 #if SAMPLE_FILTERS
@@ -265,3 +211,7 @@ extern "C" __global__ void __launch_bounds__(SAMPLE_THREADS, SAMPLE_BLOCKS_PER_S
 #endif
     sample_chunk<SAMPLE_FILTERS>(args, &scratch);
 }
+
+#if !SAMPLE_FILTERS
+#include "many.cuh"
+#endif

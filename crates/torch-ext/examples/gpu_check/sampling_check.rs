@@ -59,11 +59,13 @@ pub(crate) fn against_reference(gpu: &Gpu) -> Outcome {
     Ok(format!("{num_tokens} tokens"))
 }
 
-/// So many rows that each is read twice.
+/// So many rows that all warps of the GPU share them, where the width allows.
 pub(crate) fn many_rows(gpu: &Gpu) -> Outcome {
     let kernels = gpu.kernels(Kind::Float, 64, 1)?;
     let mut num_tokens = 0;
-    for (num_rows, vocab_size, padded) in [(200, 32_003, 32_064), (40, 250_000, 250_003)] {
+    for (num_rows, vocab_size, padded) in
+        [(200, 32_003, 32_064), (40, 250_000, 250_004), (40, 250_000, 250_003)]
+    {
         for rules in rules().into_iter().filter(|rules| rules.top_k.is_none() && rules.top_p.is_none()) {
             let rules = SampleRules { vocab_size, ..rules };
             num_tokens += check(gpu, &kernels, &rules, &logits([num_rows, padded], vocab_size, 2.0)?)

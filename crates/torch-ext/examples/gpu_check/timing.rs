@@ -166,7 +166,9 @@ fn pointwise(gpu: &Gpu) -> Checked {
 
 fn sampling(gpu: &Gpu) -> Checked {
     let kernels = gpu.kernels(Kind::BFloat16, 128, 1)?;
-    for (rows, vocab_size) in [(1, 32_000), (1, 256_000), (64, 32_000), (256, 256_000)] {
+    for (rows, vocab_size) in
+        [(1, 32_000), (1, 256_000), (64, 32_000), (256, 32_000), (64, 128_256), (256, 256_000)]
+    {
         let logits = gpu.random(&[rows, vocab_size], Kind::Float)?.f_mul_scalar(3.0)?;
         let [tokens, positions, num_generated, response_idxs] = [0; 4].map(|_| gpu.zeros(&[rows], Kind::Int));
         let state = SamplerState {

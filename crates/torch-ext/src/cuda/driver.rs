@@ -48,6 +48,15 @@ pub(super) struct LaunchAttribute {
     pub(super) value: [c_uint; 16],
 }
 
+impl LaunchAttribute {
+    /// One whose value is a truth value, the first number of the union.
+    pub(super) fn on(id: c_uint) -> Self {
+        Self { id, padding: 0, value: std::array::from_fn(|word| c_uint::from(word == 0)) }
+    }
+}
+
+/// `CU_LAUNCH_ATTRIBUTE_COOPERATIVE`.
+pub(super) const COOPERATIVE: c_uint = 2;
 /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
 pub(super) const PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
 

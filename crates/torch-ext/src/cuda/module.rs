@@ -5,7 +5,9 @@ use std::ffi::{CString, c_int, c_void};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::driver::{Driver, Handle, LaunchAttribute, LaunchConfig, PROGRAMMATIC_STREAM_SERIALIZATION};
+use super::driver::{
+    COOPERATIVE, Driver, Handle, LaunchAttribute, LaunchConfig, PROGRAMMATIC_STREAM_SERIALIZATION,
+};
 use super::{Arg, Device, Program, Stream, nvrtc};
 use crate::ExtError;
 
@@ -97,12 +99,20 @@ pub struct Launch {
     /// Whether its blocks may start before the kernel before it has ended. The kernel must then call
     /// `griddepcontrol.wait` before it reads what that one writes. Needs compute capability 9.
     pub overlaps: bool,
+    /// Whether its blocks wait for each other, so that all of them must run at once. The launch fails if they cannot.
+    pub is_cooperative: bool,
 }
 
 impl Launch {
     /// `num_blocks` blocks of `num_threads` threads.
     pub fn linear(num_blocks: u32, num_threads: u32) -> Self {
-        Self { grid: [num_blocks, 1, 1], block: [num_threads, 1, 1], shared_bytes: 0, overlaps: false }
+        Self {
+            grid: [num_blocks, 1, 1],
+            block: [num_threads, 1, 1],
+            shared_bytes: 0,
+            overlaps: false,
+            is_cooperative: false,
+        }
     }
 }
 
@@ -152,19 +162,19 @@ impl Kernel {
         self.allow_shared(driver, launch.shared_bytes)?;
         let mut pointers: Vec<*mut c_void> =
             values.iter().map(|value| value.as_slice().as_ptr().cast_mut().cast()).collect();
-        let overlap = LaunchAttribute {
-            id: PROGRAMMATIC_STREAM_SERIALIZATION,
-            padding: 0,
-            // The union's first number is a truth value.
-            value: std::array::from_fn(|word| u32::from(word == 0)),
-        };
+        let attributes: Vec<LaunchAttribute> =
+            [(launch.overlaps, PROGRAMMATIC_STREAM_SERIALIZATION), (launch.is_cooperative, COOPERATIVE)]
+                .into_iter()
+                .filter(|(is_on, _)| *is_on)
+                .map(|(_, id)| LaunchAttribute::on(id))
+                .collect();
         let config = LaunchConfig {
             grid: launch.grid,
             block: launch.block,
             shared_bytes: launch.shared_bytes,
             stream: stream.handle(),
-            attributes: &overlap,
-            num_attributes: u32::from(launch.overlaps),
+            attributes: attributes.as_ptr(),
+            num_attributes: attributes.len() as u32,
         };
         // SAFETY: each pointer leads to as many bytes as the parameter has (checked above); the driver copies them
         // during the call. The addresses among them are those of tensors on this GPU.

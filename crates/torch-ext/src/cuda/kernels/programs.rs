@@ -204,13 +204,16 @@ impl SamplerTiling {
         Program {
             name,
             source: source!("sample.cu"),
-            headers: headers!("common.cuh", "numbers.cuh", "row.cuh", "filter.cuh"),
+            headers: headers!("common.cuh", "numbers.cuh", "row.cuh", "filter.cuh", "many.cuh"),
             defines: vec![
                 ("ELEM", "0".to_owned()),
                 ("SAMPLE_THREADS", self.num_threads().to_string()),
                 ("SAMPLE_VALUES", SAMPLE_VALUES.to_string()),
                 ("SAMPLE_BLOCKS_PER_SM", blocks_per_sm.to_string()),
                 ("SAMPLE_FILTERS", filters.to_owned()),
+                ("MANY_THREADS", MANY_THREADS.to_string()),
+                ("MANY_BLOCKS_PER_SM", MANY_BLOCKS_PER_SM.to_string()),
+                ("MANY_STAGES", MANY_STAGES.to_string()),
             ],
             // The CPU rounds after every operation.
             options: &["--fmad=false"],
@@ -221,6 +224,13 @@ impl SamplerTiling {
 
 /// Blocks of the sampler without filters that a multiprocessor holds at once.
 pub(super) const SAMPLE_BLOCKS_PER_SM: u32 = 5;
+/// The same of the sampler of many rows, whose warps have so many pieces under way each.
+const MANY_BLOCKS_PER_SM: u32 = 2;
+pub(super) const MANY_STAGES: u32 = 2;
+pub(super) const MANY_THREADS: u32 = 320;
+/// Logits of a piece: 32 for each of 32 threads.
+#[cfg(feature = "cuda")]
+pub(super) const PIECE: u32 = 1024;
 /// Logits that a thread of the sampler holds.
 const SAMPLE_VALUES: u32 = 16;
 

@@ -5,7 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::Kernels;
 use super::blocks::words_of;
-use super::programs::{SAMPLE_BLOCKS_PER_SM, SamplerTiling};
+use super::programs::{MANY_STAGES, MANY_THREADS, PIECE, SAMPLE_BLOCKS_PER_SM, SamplerTiling};
 use super::tensors::{Address, Tensors, bad, count, int, shape_of};
 use crate::ExtError;
 use crate::cuda::{Arg, Device, Launch, Stream};
@@ -123,11 +123,12 @@ impl Sampled {
 pub struct SamplerScratch {
     max_entries: i64,
     vocab_size: i64,
-    /// Blocks of a row, the most of any tiling.
+    /// Parts of a row, the most of any kernel.
     num_chunks: i64,
-    /// `int32[1]` and `int32[max_entries]`, zero between launches.
+    /// `int32[1]`, `int32[max_entries]` and `int32[2, max_entries, num_chunks]`, zero between launches.
     ticket: Tensor,
     arrivals: Tensor,
+    maxima: Tensor,
     /// `int64[max_entries, num_chunks, 2]`.
     stats: Tensor,
     /// `int64[3, max_entries, num_chunks]`: weights, raw weights and ties.
@@ -145,7 +146,7 @@ impl SamplerScratch {
         if vocab_size <= 0 || vocab_size > MAX_VOCAB_SIZE {
             return Err(bad("vocab_size", &format!("from 1 to {MAX_VOCAB_SIZE}"), vocab_size));
         }
-        let num_chunks = chunks_of(vocab_size, SamplerTiling::Plain);
+        let num_chunks = parts_of(vocab_size, PIECE);
         let zeros = |shape: &[i64], kind| Tensor::f_zeros(shape, (kind, device.tch()));
         Ok(Self {
             max_entries,
@@ -153,6 +154,7 @@ impl SamplerScratch {
             num_chunks,
             ticket: zeros(&[1], Kind::Int)?,
             arrivals: zeros(&[max_entries], Kind::Int)?,
+            maxima: zeros(&[2, max_entries, num_chunks], Kind::Int)?,
             stats: zeros(&[max_entries, num_chunks, 2], Kind::Int64)?,
             sums: zeros(&[3, max_entries, num_chunks], Kind::Int64)?,
             histograms: zeros(&[max_entries, HISTOGRAM_ELEMS], Kind::Int64)?,
@@ -195,6 +197,7 @@ struct SampleArgs {
     out: Address,
     ticket: Address,
     arrivals: Address,
+    maxima: Address,
     stats: Address,
     sums: Address,
     raw_sums: Address,
@@ -207,9 +210,6 @@ struct SampleArgs {
     num_entries: i32,
     vocab_size: i32,
     num_chunks: i32,
-    blocks_per_row: i32,
-    chunks_per_block: i32,
-    lag: i32,
     num_end_tokens: i32,
     min_length: u32,
     top_k: u32,
@@ -218,6 +218,7 @@ struct SampleArgs {
     repetition_penalty: f32,
     use_greedy: i32,
     compute_logprob: i32,
+    reserved: i32,
 }
 
 impl Kernels {
@@ -235,61 +236,52 @@ impl Kernels {
             true => (&self.sample_filtered, SamplerTiling::Filtered),
             false => (&self.sample, SamplerTiling::Plain),
         };
-        let num_chunks = chunks_of(rules.vocab_size, tiling);
+        let num_chunks = parts_of(rules.vocab_size, tiling.chunk());
         let num_tasks = count(num_entries * num_chunks, "blocks of the sampler")?;
-        // Blocks of a row wait for each other. Where all run at once, any order will do.
         let ticket = tensors.address(&sample.scratch.ticket, "ticket", Kind::Int, &[1])?;
-        let args = SampleArgs { ticket, num_chunks: int(num_chunks, "chunks")?, ..args };
-        if !has_filters && needs_all(rules) && num_tasks > 2 * self.resident_blocks() {
-            return self.sample_many(stream, args);
+        if !has_filters
+            && !rules.use_greedy
+            && args.logits_stride % 4 == 0
+            && num_tasks > 2 * self.num_sms * SAMPLE_BLOCKS_PER_SM
+            && num_entries <= MAX_MANY_ENTRIES
+        {
+            return self.sample_many(stream, SampleArgs { ticket, ..args });
         }
+        // Blocks of a row wait for each other. Where all run at once, any order will do.
         let args = SampleArgs {
             ticket: if num_tasks > self.num_sms { ticket } else { 0 },
-            blocks_per_row: args.num_chunks,
+            num_chunks: int(num_chunks, "chunks")?,
             ..args
         };
         kernel.launch(&Launch::linear(num_tasks, tiling.num_threads()), stream, &[Arg::value(&args)])
     }
-}
 
-/// Chunks that a block takes where rows are read twice.
-const CHUNKS_PER_BLOCK: i32 = 4;
-/// What the second reading finds in the L2 cache, of the 50 MB that there are.
-const LAG_BYTES: i64 = 32 << 20;
-
-impl Kernels {
-    /// About how many blocks of the sampler the GPU holds at once.
-    fn resident_blocks(&self) -> u32 {
-        self.num_sms * SAMPLE_BLOCKS_PER_SM
-    }
-
-    /// The same with rows read twice. The lag is as long as the blocks in between keep the GPU busy.
+    /// The same for many rows. All blocks run at once.
     fn sample_many(&self, stream: &Stream, args: SampleArgs) -> Result<(), ExtError> {
-        let blocks_per_row = (args.num_chunks + CHUNKS_PER_BLOCK - 1) / CHUNKS_PER_BLOCK;
-        let lag = i64::from(self.resident_blocks() as i32 / blocks_per_row)
-            .min(LAG_BYTES / (4 * args.logits_stride));
-        let args = SampleArgs {
-            blocks_per_row,
-            chunks_per_block: CHUNKS_PER_BLOCK,
-            lag: int(lag.max(1), "lag")?,
-            ..args
+        let num_pieces = parts_of(args.vocab_size.into(), PIECE);
+        let num_entries = i64::from(args.num_entries);
+        let args = SampleArgs { num_chunks: int(num_pieces, "pieces")?, ..args };
+        let num_warps = MANY_THREADS / 32;
+        let num_blocks = count(num_pieces * num_entries, "pieces")?.div_ceil(num_warps);
+        let launch = Launch {
+            shared_bytes: num_warps * MANY_STAGES * PIECE * 4 + 4 * count(num_entries, "rows")?,
+            is_cooperative: true,
+            ..Launch::linear(num_blocks, MANY_THREADS)
         };
-        let num_tasks = 2 * i64::from(blocks_per_row) * i64::from(args.num_entries);
-        let launch =
-            Launch::linear(count(num_tasks, "blocks of the sampler")?, SamplerTiling::Plain.num_threads());
+        // A grid of no blocks would be taken for nothing to do.
+        let num_resident = (self.sample_many.max_blocks_per_sm(&launch)? * self.num_sms).max(1);
+        let launch = Launch { grid: [num_blocks.min(num_resident), 1, 1], ..launch };
         self.sample_many.launch(&launch, stream, &[Arg::value(&args)])
     }
 }
 
-/// Whether a token depends on more of its row than the largest logit.
-fn needs_all(rules: &SampleRules) -> bool {
-    !rules.use_greedy || rules.compute_logprob
-}
+/// Rows for each of which the sampler of many has a word of shared memory.
+const MAX_MANY_ENTRIES: i64 = 2048;
 
-/// Blocks of a row.
-fn chunks_of(vocab_size: i64, tiling: SamplerTiling) -> i64 {
-    let chunk = i64::from(tiling.chunk());
-    (vocab_size + chunk - 1) / chunk
+/// Parts of a row.
+fn parts_of(vocab_size: i64, part: u32) -> i64 {
+    let part = i64::from(part);
+    (vocab_size + part - 1) / part
 }
 
 /// All but what depends on the tiling.
@@ -323,6 +315,7 @@ fn sample_args(tensors: &Tensors<'_>, sample: &Sample<'_>, num_entries: i64) -> 
         out: tensors.address(sample.out, "out", Kind::Int, &[num_entries, 4])?,
         ticket: 0,
         arrivals: tensors.address(&scratch.arrivals, "arrivals", Kind::Int, &per_chunk[..1])?,
+        maxima: tensors.address(&scratch.maxima, "maxima", Kind::Int, &[2, per_chunk[0], per_chunk[1]])?,
         stats: tensors.address(&scratch.stats, "stats", Kind::Int64, &[per_chunk[0], per_chunk[1], 2])?,
         sums,
         raw_sums: sums + sums_bytes,
@@ -340,9 +333,6 @@ fn sample_args(tensors: &Tensors<'_>, sample: &Sample<'_>, num_entries: i64) -> 
         num_entries: int(num_entries, "rows of `out`")?,
         vocab_size: int(rules.vocab_size, "vocab_size")?,
         num_chunks: 0,
-        blocks_per_row: 0,
-        chunks_per_block: 1,
-        lag: 0,
         num_end_tokens: int(num_end_tokens, "end tokens")?,
         min_length: rules.min_length,
         top_k,
@@ -351,6 +341,7 @@ fn sample_args(tensors: &Tensors<'_>, sample: &Sample<'_>, num_entries: i64) -> 
         repetition_penalty: rules.repetition_penalty,
         use_greedy: i32::from(rules.use_greedy),
         compute_logprob: i32::from(rules.compute_logprob),
+        reserved: 0,
     })
 }
 
