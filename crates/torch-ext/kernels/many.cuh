@@ -61,11 +61,15 @@ DEVICE void fetch(const SampleArgs& args, const Cursor& cursor, float4* stage, c
     asm volatile("cp.async.commit_group;" ::: "memory");
 }
 
-DEVICE bool has_penalty(const SampleArgs& args) { return args.seen && args.repetition_penalty != 1.0f; }
+// Whether the values of the row are its logits.
+DEVICE bool is_raw(const SampleArgs& args, const Row& row) {
+    bool has_penalty = args.seen && args.repetition_penalty != 1.0f;
+    return args.temperature == 1.0f && row.generated >= args.min_length && !has_penalty;
+}
 
 // Makes the raw logits of a stage, which came with `fetch`, into values.
 DEVICE void prepare(const SampleArgs& args, const Piece& piece, float4* stage) {
-    if (args.temperature == 1.0f && piece.generated >= args.min_length && !has_penalty(args)) return;
+    if (is_raw(args, piece)) return;
     Quad quad;
     quad.slot = piece.slot, quad.generated = piece.generated;
 #pragma unroll 1
@@ -166,9 +170,9 @@ DEVICE void weigh(const SampleArgs& args, const Piece& piece, const float (&valu
 #pragma unroll
         for (int i = 0; i < PIECE_VALUES; i++) sum += weight_of(values[i], row.max);
         sum = warp_sum(sum);
-        if (threadIdx.x % 32 == 0) args.sums[own] = sum;
+        if (threadIdx.x % 32 == 0) args.sums[own] = args.raw_sums[own] = sum;
     }
-    if (row.status == CHOSEN && args.compute_logprob) {
+    if (row.status == CHOSEN && args.compute_logprob && !is_raw(args, piece)) {
         const float* raw = args.logits + piece.row * args.logits_stride;
         u64 sum = 0;
 #pragma unroll 4
