@@ -1,0 +1,199 @@
+"""Decode attention beside plain reads of the same keys and values, on one GPU of compute capability 9.0.
+
+Compiles crates/torch-ext/kernels with NVRTC and launches the kernels by the driver, so a change of a kernel is timed without a build:
+
+    python3 xtask/gpu/attention.py [ROWS GROUPS CONTEXT]
+
+Each kernel is replayed in a CUDA graph over the caches of 8 layers; the median of five. Needs torch with CUDA; head_dim is 128, one query a group.
+"""
+
+import ctypes
+import glob
+import os
+import struct
+import sys
+
+import torch
+
+KERNELS = os.path.join(os.path.dirname(__file__), "../../crates/torch-ext/kernels")
+HEADERS = ["common.cuh", "rotary.cuh", "tiling.cuh", "plan.cuh", "item.cuh", "attend_mma.cuh", "attend_f32.cuh", "join.cuh"]
+HEAD_DIM, BLOCK_TOKENS, SPLIT_KEYS, NUM_WARPS, LAYERS = 128, 32, 512, 4, 8
+# As in Tiling of crates/torch-ext/src/cuda/kernels/programs.rs.
+BLOCKS_PER_SM, QUERY_TILE = 3, 8
+MAX_DYNAMIC_SHARED = 8
+
+# What attention reads and nothing else: every warp has a ring of tiles of 16 keys and 16 values.
+READS = r"""
+extern "C" __global__ void __launch_bounds__(128) reads(
+    const char* keys, const char* values, int num_items, int num_groups, int blocks_per_row, int tiles_of_warp, int num_stages, float* out) {
+    extern __shared__ __align__(128) char shared[];
+    __shared__ unsigned long long barriers[4][8];
+    const int TILE = 4096;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    char* ring = shared + warp * num_stages * 2 * TILE;
+    unsigned to = (unsigned)__cvta_generic_to_shared(ring), barrier = (unsigned)__cvta_generic_to_shared(barriers[warp]);
+    if (lane == 0) {
+        for (int i = 0; i < num_stages; i++) asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(barrier + 8 * i));
+        asm volatile("fence.mbarrier_init.release.cluster;");
+    }
+    __syncwarp();
+    int num_tiles = (num_items - (int)blockIdx.x + (int)gridDim.x - 1) / (int)gridDim.x * tiles_of_warp;
+    auto fetch = [&](int n) {
+        int stage = n % num_stages, item = blockIdx.x + n / tiles_of_warp * gridDim.x, tile = n % tiles_of_warp * 4 + warp;
+        long long block = (long long)(item / num_groups) * blocks_per_row + tile / 2;
+        long long offset = (block * num_groups + item % num_groups) * 2 * TILE + tile % 2 * TILE;
+        asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier + 8 * stage), "r"(2 * TILE));
+        for (int i = 0; i < 2; i++) {
+            asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to + (stage * 2 + i) * TILE),
+                         "l"((i ? values : keys) + offset), "r"(TILE), "r"(barrier + 8 * stage)
+                         : "memory");
+        }
+    };
+    if (lane == 0) for (int n = 0; n < num_stages && n < num_tiles; n++) fetch(n);
+    float sum = 0.0f;
+    for (int n = 0; n < num_tiles; n++) {
+        int stage = n % num_stages;
+        unsigned is_there = 0;
+        while (!is_there) {
+            asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                         : "=r"(is_there) : "r"(barrier + 8 * stage), "r"(n / num_stages & 1) : "memory");
+        }
+        for (int i = 0; i < 16; i++) sum += ((const float4*)(ring + stage * 2 * TILE))[i * 32 + lane].x;
+        __syncwarp();
+        if (lane == 0 && n + num_stages < num_tiles) fetch(n + num_stages);
+    }
+    if (sum == 1234.5f) *out = sum;
+}
+"""
+
+cuda = ctypes.CDLL("libcuda.so.1")
+
+
+def check(code, what):
+    if code:
+        text = ctypes.c_char_p()
+        cuda.cuGetErrorString(code, ctypes.byref(text))
+        raise RuntimeError(f"{what}: {text.value}")
+
+
+def nvrtc():
+    root = torch.__path__[0]
+    found = [path for folder in (f"{root}/lib", f"{root}/../nvidia/*/lib") for path in glob.glob(f"{folder}/libnvrtc.so.*")]
+    return ctypes.CDLL(found[0])
+
+
+def kernel(compiler, source, name, headers=(), defines=None):
+    names = (ctypes.c_char_p * len(headers))(*[header.encode() for header in headers])
+    texts = (ctypes.c_char_p * len(headers))(*[open(f"{KERNELS}/{header}", "rb").read() for header in headers])
+    program = ctypes.c_void_p()
+    compiler.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", len(headers), texts, names)
+    options = ["--gpu-architecture=sm_90", "--std=c++17"] + [f"-D{key}={value}" for key, value in (defines or {}).items()]
+    size = ctypes.c_size_t()
+    if compiler.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*[option.encode() for option in options])):
+        compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+        log = ctypes.create_string_buffer(size.value)
+        compiler.nvrtcGetProgramLog(program, log)
+        raise RuntimeError(log.value.decode())
+    compiler.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    cubin = ctypes.create_string_buffer(size.value)
+    compiler.nvrtcGetCUBIN(program, cubin)
+    module, function = ctypes.c_void_p(), ctypes.c_void_p()
+    check(cuda.cuModuleLoadData(ctypes.byref(module), cubin), "cuModuleLoadData")
+    check(cuda.cuModuleGetFunction(ctypes.byref(function), module, name.encode()), "cuModuleGetFunction")
+    check(cuda.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, 200 * 1024), "cuFuncSetAttribute")
+    return function
+
+
+def launch(function, stream, grid, threads, shared, args):
+    pointers = (ctypes.c_void_p * len(args))(*[ctypes.cast(ctypes.pointer(arg), ctypes.c_void_p) for arg in args])
+    check(cuda.cuLaunchKernel(function, grid, 1, 1, threads, 1, 1, shared, ctypes.c_void_p(stream.cuda_stream), pointers, None), "cuLaunchKernel")
+
+
+def micros(stream, enqueue):
+    """Of one layer."""
+    with torch.cuda.stream(stream):
+        for layer in range(LAYERS):
+            enqueue(layer)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        graph.capture_begin()
+        for layer in range(LAYERS):
+            enqueue(layer)
+        graph.capture_end()
+        graph.replay()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        times = []
+        for _ in range(5):
+            start.record()
+            graph.replay()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end) * 500 / LAYERS)
+    return sorted(times)[2]
+
+
+def main():
+    rows, groups, context = (int(arg) for arg in sys.argv[1:4]) if len(sys.argv) > 3 else (256, 16, 512)
+    torch.cuda.init()
+    compiler, stream = nvrtc(), torch.cuda.Stream()
+    num_sms = torch.cuda.get_device_properties(0).multi_processor_count
+    table_width = -(-context // BLOCK_TOKENS) + 1
+    num_blocks = rows * table_width
+    ints = dict(device="cuda", dtype=torch.int32)
+    half = dict(device="cuda", dtype=torch.bfloat16)
+    caches = [[torch.randn(num_blocks * groups * BLOCK_TOKENS, HEAD_DIM, **half) for _ in range(2)] for _ in range(LAYERS)]
+    read_bytes = rows * groups * context * HEAD_DIM * 2 * 2
+
+    def tell(name, time):
+        print(f"{name}: {time:.1f} us a layer, {read_bytes / time / 1e3:.0f} GB/s", flush=True)
+
+    reads, out = kernel(compiler, READS, "reads"), torch.zeros(1, device="cuda")
+    if context % (NUM_WARPS * 16) == 0:
+        sizes = [rows * groups, groups, table_width, context // (NUM_WARPS * 16)]
+        for blocks_per_sm, stages in ((3, 2), (2, 2), (1, 4)):
+
+            def enqueue(layer):
+                pointers = [ctypes.c_void_p(cache.data_ptr()) for cache in caches[layer]]
+                args = pointers + [ctypes.c_int(size) for size in sizes + [stages]] + [ctypes.c_void_p(out.data_ptr())]
+                launch(reads, stream, num_sms * blocks_per_sm, 128, stages * NUM_WARPS * 8192, args)
+
+            tell(f"reads alone, {blocks_per_sm} blocks a multiprocessor, {stages} tiles under way a warp", micros(stream, enqueue))
+
+    defines = dict(ELEM=1, HEAD_DIM=HEAD_DIM, QUERIES_PER_GROUP=1, QUERY_COLUMNS=1, SPLIT_KEYS=SPLIT_KEYS, NUM_WARPS=NUM_WARPS, BLOCKS_PER_SM=BLOCKS_PER_SM)
+    attention = kernel(compiler, open(f"{KERNELS}/attention.cu").read(), "decode_attention_qkv", HEADERS, defines)
+    splits = -(-context // SPLIT_KEYS)
+    slot = lambda row: (row * table_width + (context - 1) // BLOCK_TOKENS) * BLOCK_TOKENS + (context - 1) % BLOCK_TOKENS
+    items = [numbers for row in range(rows) for split in range(splits)
+             for numbers in ([row, 1, split, min((split + 1) * SPLIT_KEYS, context)], [context, slot(row), 0, 0])]
+    half_dim = HEAD_DIM // 2
+    tensors = [
+        torch.randn(rows, groups, 3, HEAD_DIM, **half),
+        torch.empty(rows, groups, HEAD_DIM, **half),
+        torch.arange(num_blocks, **ints),
+        torch.tensor([slot(row) for row in range(rows)], **ints),
+        torch.full((rows,), context, **ints),
+        torch.tensor(items, **ints),
+        torch.tensor([rows * splits], **ints),
+        torch.zeros(rows * groups, **ints),
+        torch.empty(rows * groups * splits * HEAD_DIM, device="cuda"),
+        torch.empty(rows * groups * splits * 2, device="cuda"),
+        torch.ones(context, half_dim, device="cuda"),
+        torch.zeros(context, half_dim, device="cuda"),
+    ]
+    addresses = [tensor.data_ptr() for tensor in tensors]
+    shared = QUERY_TILE * HEAD_DIM * 2 + NUM_WARPS * QUERY_TILE * (HEAD_DIM * 4 + 8)
+
+    def attend(layer):
+        keys, values = (cache.data_ptr() for cache in caches[layer])
+        # AttentionArgs of item.cuh.
+        packed = struct.pack("12Q", addresses[0], keys, values, *addresses[1:10])
+        packed += struct.pack("2Q2i", *addresses[10:], HEAD_DIM, context)
+        packed += struct.pack("5if", groups, table_width, num_blocks, splits, rows * splits, HEAD_DIM**-0.5 * 1.4427)
+        launch(attention, stream, num_sms * BLOCKS_PER_SM, 32 * NUM_WARPS, shared, [ctypes.create_string_buffer(packed, len(packed))])
+
+    tell("decode_attention_qkv", micros(stream, attend))
+
+
+if __name__ == "__main__":
+    main()
