@@ -161,9 +161,11 @@ fn sigterm_saves_and_tells_how_to_go_on() {
 
 #[test]
 fn a_stopped_rank_loses_its_samples_to_the_others() {
+    // More than both ranks can hold at once, so that the stopped one has work whenever it is stopped.
+    const NUM_SAMPLES: usize = 480;
     let overrides = [LONG[0], "trainer.generation.lease_seconds=1"];
-    let expect = undisturbed(96, &LONG);
-    let job = job(96, 2).with(&overrides);
+    let expect = undisturbed(NUM_SAMPLES, &LONG);
+    let job = job(NUM_SAMPLES, 2).with(&overrides);
     let launcher = job.start_and_wait_for_lines(12);
     let stopped = ranks_of(&launcher)[1].1;
     kill_process(stopped, Signal::STOP).unwrap();
