@@ -253,7 +253,16 @@ fn mark(gpu: &Gpu, kernels: &Kernels, slots: &Slots, (history, vocab_size): (&[u
     Ok(())
 }
 
+/// A few responses, and so many that all warps of the GPU share them.
 pub(crate) fn admissions(gpu: &Gpu) -> Outcome {
+    for num_copies in [1, 40] {
+        check_admissions(gpu, num_copies).map_err(|error| format!("{num_copies} times six: {error}"))?;
+    }
+    Ok("several responses of a prompt, padding, few and many".to_owned())
+}
+
+fn check_admissions(gpu: &Gpu, num_copies: i32) -> Checked {
+    const SLOTS_OF_COPY: i32 = 8;
     let kernels = gpu.kernels(Kind::Float, 64, 1)?;
     let vocab_size = 32_000;
     let rules = SampleRules { vocab_size, temperature: 0.9, ..rules()[0] };
@@ -266,7 +275,7 @@ pub(crate) fn admissions(gpu: &Gpu) -> Outcome {
         reserved: 0,
     };
     // Two responses draw from row 0, one record is padding, and one names logits that are not there.
-    let list = [
+    let copied = [
         admission(0, 6, 10, 0, 77),
         admission(0, 1, 10, 1, 77),
         admission(2, 3, 4, 0, 5),
@@ -274,11 +283,21 @@ pub(crate) fn admissions(gpu: &Gpu) -> Outcome {
         admission(9, 2, 4, 0, 5),
         admission(1, 0, 9, 2, 1 << 40),
     ];
-    let slots = Slots::new(gpu, &[-1; 8], vocab_size)?;
+    let list: Vec<Admission> = (0..num_copies)
+        .flat_map(|copy| {
+            copied.map(|one| Admission {
+                slot: if one.slot < 0 { one.slot } else { one.slot + copy * SLOTS_OF_COPY },
+                sample_idx: one.sample_idx + copy as u64,
+                ..one
+            })
+        })
+        .collect();
+    let num_slots = num_copies * SLOTS_OF_COPY;
+    let slots = Slots::new(gpu, &vec![-1; num_slots as usize], vocab_size)?;
     let logits = Tensor::f_randn([3, vocab_size], (Kind::Float, tch::Device::Cpu))?.f_mul_scalar(3.0)?;
-    let scratch = SamplerScratch::new(&gpu.device, 8, vocab_size)?;
+    let scratch = SamplerScratch::new(&gpu.device, i64::from(num_slots), vocab_size)?;
     let out = gpu.zeros(&[list.len() as i64, 4], Kind::Int)?;
-    let words: &[i64] = bytemuck::cast_slice(&list);
+    let words: &[i64] = bytemuck::cast_slice(list.as_slice());
     let admissions = gpu.put(&Tensor::f_from_slice(words)?.f_reshape([-1, 4])?)?;
     kernels.sample(
         &gpu.stream,
@@ -313,5 +332,5 @@ pub(crate) fn admissions(gpu: &Gpu) -> Outcome {
             numbers == [token, i64::from(admission.position), 1] && i64::from(sampled.token) == token;
         ensure(is_right, || format!("{admission:?}: {sampled:?}, slot {numbers:?}, the reference {token}"))?;
     }
-    Ok("several responses of a prompt, padding".to_owned())
+    Ok(())
 }
