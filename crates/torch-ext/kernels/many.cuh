@@ -6,7 +6,6 @@
 // would wait for the copies. In the end, when all sums are there, each row is drawn by one warp.
 
 #define MANY_WARPS (MANY_THREADS / 32)
-#define PIECE_VALUES 32
 #define PIECE_VECTORS (PIECE_VALUES / 4)
 #define PIECE (32 * PIECE_VALUES)
 #define STAGE (32 * PIECE_VECTORS)  // in float4

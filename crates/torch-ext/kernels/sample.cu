@@ -4,10 +4,11 @@
 // any number of thread blocks. All float arithmetic that decides a token is written with explicit roundings: fused
 // multiply-adds would give other bits than the CPU.
 //
-// A row is cut into chunks, one a thread block (many rows: see `many.cuh`), whose values stay in registers from the one
-// read of the logits to their sum. In between the blocks of a row wait for the row's maximum (and for each search of top_k and top_p) at a counter in
+// A row is cut into chunks, one a thread block, whose values stay in registers from the one read of the logits to their
+// sum. In between the blocks of a row wait for the row's maximum (and for each search of top_k and top_p) at a counter in
 // global memory; they take their chunks in the order in which they start (`ticket`), so whoever is waited for is running.
-// The block that finishes last draws, and reads again the one chunk that holds the token.
+// The block that finishes last draws, and reads again the one chunk that holds the token. `many.cuh` has another way for
+// many rows.
 
 #include "common.cuh"
 #include "numbers.cuh"
@@ -42,7 +43,7 @@ DEVICE bool is_first_thread(const Chunk& chunk) { return chunk.idx == 0 && threa
 // Log-softmax of the raw logits. `max` and `sum`: of the whole raw row.
 DEVICE float log_softmax(const SampleArgs& args, const Row& row, int token, float max, u64 sum) {
     float logit = args.logits[row.row * args.logits_stride + token];
-    double total = __dmul_rn(__ull2double_rn(sum), 1.0 / 17179869184.0);
+    double total = __dmul_rn(__ull2double_rn(sum), 1.0 / (double)(1ull << WEIGHT_BITS));
     return (float)((double)__fsub_rn(logit, max) - log(total));
 }
 

@@ -214,6 +214,7 @@ impl SamplerTiling {
                 ("MANY_THREADS", MANY_THREADS.to_string()),
                 ("MANY_BLOCKS_PER_SM", MANY_BLOCKS_PER_SM.to_string()),
                 ("MANY_STAGES", MANY_STAGES.to_string()),
+                ("PIECE_VALUES", PIECE_VALUES.to_string()),
             ],
             // The CPU rounds after every operation.
             options: &["--fmad=false"],
@@ -228,9 +229,11 @@ pub(super) const SAMPLE_BLOCKS_PER_SM: u32 = 5;
 const MANY_BLOCKS_PER_SM: u32 = 2;
 pub(super) const MANY_STAGES: u32 = 2;
 pub(super) const MANY_THREADS: u32 = 320;
-/// Logits of a piece: 32 for each of 32 threads.
+/// Logits that a thread has of a piece.
+const PIECE_VALUES: u32 = 32;
+/// Logits of a piece, which is a warp's.
 #[cfg(feature = "cuda")]
-pub(super) const PIECE: u32 = 1024;
+pub(super) const PIECE: u32 = 32 * PIECE_VALUES;
 /// Logits that a thread of the sampler holds.
 const SAMPLE_VALUES: u32 = 16;
 
