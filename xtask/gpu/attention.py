@@ -19,7 +19,7 @@ KERNELS = os.path.join(os.path.dirname(__file__), "../../crates/torch-ext/kernel
 HEADERS = ["common.cuh", "rotary.cuh", "tiling.cuh", "plan.cuh", "item.cuh", "attend_mma.cuh", "attend_f32.cuh", "join.cuh"]
 HEAD_DIM, BLOCK_TOKENS, SPLIT_KEYS, NUM_WARPS, LAYERS = 128, 32, 512, 4, 8
 # As in Tiling of crates/torch-ext/src/cuda/kernels/programs.rs.
-BLOCKS_PER_SM, QUERY_TILE = 3, 8
+BLOCKS_PER_SM, QUERY_TILE = 2, 8
 MAX_DYNAMIC_SHARED = 8
 
 # What attention reads and nothing else: every warp has a ring of tiles of 16 keys and 16 values.
@@ -164,8 +164,8 @@ def main():
     attention = kernel(compiler, open(f"{KERNELS}/attention.cu").read(), "decode_attention_qkv", HEADERS, defines)
     splits = -(-context // SPLIT_KEYS)
     slot = lambda row: (row * table_width + (context - 1) // BLOCK_TOKENS) * BLOCK_TOKENS + (context - 1) % BLOCK_TOKENS
-    items = [numbers for row in range(rows) for split in range(splits)
-             for numbers in ([row, 1, split, min((split + 1) * SPLIT_KEYS, context)], [context, slot(row), 0, 0])]
+    # As plan_decode lists them where there is work enough: all splits of a row are one item.
+    items = [numbers for row in range(rows) for numbers in ([row, 1, 0, min(SPLIT_KEYS, context)], [context, slot(row), splits, 0])]
     half_dim = HEAD_DIM // 2
     tensors = [
         torch.randn(rows, groups, 3, HEAD_DIM, **half),
@@ -174,22 +174,23 @@ def main():
         torch.tensor([slot(row) for row in range(rows)], **ints),
         torch.full((rows,), context, **ints),
         torch.tensor(items, **ints),
-        torch.tensor([rows * splits], **ints),
+        torch.tensor([rows], **ints),
         torch.zeros(rows * groups, **ints),
+        torch.zeros(2, **ints),
         torch.empty(rows * groups * splits * HEAD_DIM, device="cuda"),
         torch.empty(rows * groups * splits * 2, device="cuda"),
         torch.ones(context, half_dim, device="cuda"),
         torch.zeros(context, half_dim, device="cuda"),
     ]
     addresses = [tensor.data_ptr() for tensor in tensors]
-    shared = QUERY_TILE * HEAD_DIM * 2 + NUM_WARPS * QUERY_TILE * (HEAD_DIM * 4 + 8)
+    shared = QUERY_TILE * HEAD_DIM * 2 + NUM_WARPS * QUERY_TILE * (HEAD_DIM * 4 + 8) + QUERY_TILE * HEAD_DIM * 6
 
     def attend(layer):
         keys, values = (cache.data_ptr() for cache in caches[layer])
         # AttentionArgs of item.cuh.
-        packed = struct.pack("12Q", addresses[0], keys, values, *addresses[1:10])
-        packed += struct.pack("2Q2i", *addresses[10:], HEAD_DIM, context)
-        packed += struct.pack("5if", groups, table_width, num_blocks, splits, rows * splits, HEAD_DIM**-0.5 * 1.4427)
+        packed = struct.pack("13Q", addresses[0], keys, values, *addresses[1:11])
+        packed += struct.pack("2Q2i", *addresses[11:], HEAD_DIM, context)
+        packed += struct.pack("5if", groups, table_width, num_blocks, splits, rows, HEAD_DIM**-0.5 * 1.4427)
         launch(attention, stream, num_sms * BLOCKS_PER_SM, 32 * NUM_WARPS, shared, [ctypes.create_string_buffer(packed, len(packed))])
 
     tell("decode_attention_qkv", micros(stream, attend))

@@ -21,7 +21,8 @@ DEVICE Item read_item(const AttentionArgs& args, int work) {
     Item item;
     item.first_row = keys.x;
     item.num_rows = keys.y;
-    item.split = keys.z;
+    item.first_split = item.split = keys.z;
+    item.end_split = first_row.z;
     item.first_key = keys.z * SPLIT_KEYS;
     item.end_key = keys.w;
     item.context = first_row.x;
@@ -46,7 +47,7 @@ DEVICE void fetch_queries(const AttentionArgs& args, const Item& item, T* querie
 template <int W>
 DEVICE void rotate_queries(const AttentionArgs& args, const Item& item, T* queries) {
     const int UNITS = HEAD_DIM / (2 * W);
-    int num_heads = item.num_columns + (has_own_token(item, item.end_key - 1) ? 2 : 0);
+    int num_heads = item.num_columns + (ends_row(item) ? 2 : 0);
     for (int i = threadIdx.x; i < num_heads * UNITS; i += NUM_WARPS * 32) {
         int column = i / UNITS;
         bool is_query = column < item.num_columns;
@@ -90,21 +91,32 @@ DEVICE void prefetch_item(const AttentionArgs& args, const Item& item) {
     }
 }
 
+// The works after the first two of each block go to whoever asks first, as some blocks are slower than others: which
+// block does a work decides nothing of its result. The block that ends last puts the tickets back to zero.
+DEVICE void end_tickets(const AttentionArgs& args) {
+    if (threadIdx.x > 0) return;
+    __threadfence();
+    if (atomicAdd(args.tickets + 1, 1) == gridDim.x - 1) args.tickets[0] = args.tickets[1] = 0;
+}
+
 // A fixed grid loops over the items, so that one graph serves all context lengths.
 template <bool FROM_QKV>
 DEVICE void attend(const AttentionArgs& args) {
     extern __shared__ uint4 shared[];
+    __shared__ int shared_ticket;
     let_next_start();
     T* queries = (T*)shared;
     Merge merge;
     merge.outs = (float*)(queries + QUERY_TILE * HEAD_DIM);
-    merge.stats = (float2*)(merge.outs + NUM_WARPS * QUERY_TILE * HEAD_DIM);
-    int work = blockIdx.x;
+    merge.joined_outs = (float4*)(merge.outs + NUM_WARPS * QUERY_TILE * HEAD_DIM);
+    merge.joined_stats = (float2*)(merge.joined_outs + QUERY_TILE * HEAD_DIM / 4);
+    merge.stats = merge.joined_stats + QUERY_TILE * HEAD_DIM / 4;
     // The plan, and the keys and values of earlier steps, were written before a kernel that did not start early: they
     // need not be waited for. The queries must be.
-    Item item = read_item(args, work);
-    int num_works = *args.num_items * args.num_groups * QUERY_TILES;
-    if (work >= num_works) {
+    Item item = read_item(args, blockIdx.x);
+    int num_works = *args.num_items * args.num_groups * QUERY_TILES, next_work = blockIdx.x + gridDim.x;
+    bool has_tickets = num_works > 2 * gridDim.x;
+    if (blockIdx.x >= num_works) {
         // One block has to wait even if none has work: the kernel after this one may rely on what came before it.
         if (blockIdx.x == 0) wait_for_previous();
         return;
@@ -113,26 +125,38 @@ DEVICE void attend(const AttentionArgs& args) {
     fetch_first_tile(args, item, block_at(args, item, min(first_tile(item), item.end_key - 1)), &tile);
     if (num_works <= gridDim.x) prefetch_item(args, item);
     wait_for_previous();
+    int ticket = 0;
     while (true) {
-        int next_work = work + gridDim.x;
+        bool is_last_split = item.split + 1 == item.end_split;
+        bool is_last = is_last_split && next_work >= num_works;
         Item next = item;
-        if (next_work < num_works) next = read_item(args, next_work);
-        if constexpr (!FROM_QKV) {
-            fetch_queries(args, item, queries);
-        } else if (args.rotary.rotary_dim % 16 == 0) {
-            rotate_queries<8>(args, item, queries);
-        } else {
-            rotate_queries<1>(args, item, queries);
+        if (!is_last_split) {
+            next = next_split(item);
+        } else if (!is_last) {
+            next = read_item(args, next_work);
+        }
+        if (item.split == item.first_split) {
+            if (has_tickets && threadIdx.x == 0) ticket = atomicAdd(args.tickets, 1);
+            if constexpr (!FROM_QKV) {
+                fetch_queries(args, item, queries);
+            } else if (args.rotary.rotary_dim % 16 == 0) {
+                rotate_queries<8>(args, item, queries);
+            } else {
+                rotate_queries<1>(args, item, queries);
+            }
         }
         __syncthreads();
         int next_block = block_at(args, next, min(first_tile(next), next.end_key - 1));
         attend_warp(args, item, queries, &tile, merge);
+        if (threadIdx.x == 0) shared_ticket = ticket;
         __syncthreads();
-        if (next_work < num_works) fetch_first_tile(args, next, next_block, &tile);
-        finish_item(args, item, merge);
-        if (next_work >= num_works) break;
-        item = next, work = next_work;
+        if (!is_last) fetch_first_tile(args, next, next_block, &tile);
+        finish_split(args, item, merge);
+        if (is_last) break;
+        if (is_last_split) next_work = has_tickets ? 2 * gridDim.x + shared_ticket : num_works;
+        item = next;
     }
+    if (has_tickets) end_tickets(args);
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_WARPS * 32, BLOCKS_PER_SM) decode_attention(AttentionArgs args) {

@@ -12,6 +12,7 @@ struct AttentionArgs {
     const int4* items;       // two an item
     const int* num_items;
     int* counters;           // [rows, groups, QUERY_TILES], zero between launches
+    int* tickets;            // [2], zero between launches: works that blocks have asked for, blocks that have ended
     float* partial_outs;     // [rows, heads, max_splits, HEAD_DIM]
     float2* partial_stats;   // [rows, heads, max_splits]: maximum and sum
     Rotary rotary;
@@ -23,12 +24,14 @@ struct AttentionArgs {
     float scale_log2;        // scale of the scores times log2(e)
 };
 
-// One split of keys of one group, for the queries of up to ROWS_PER_SET rows.
+// One split of keys of one group, for the queries of up to ROWS_PER_SET rows; or all splits of one row, one after the other.
 struct Item {
     int first_row;
     int num_rows;
     int num_columns; // queries in use; column c is query c % QUERIES_PER_ROW of row first_row + c / QUERIES_PER_ROW
-    int split;
+    int first_split;
+    int end_split;
+    int split;       // at hand, as are the keys
     int first_key;
     int end_key;
     int group;
@@ -38,10 +41,13 @@ struct Item {
 };
 
 // Where the warps of a block leave their parts, in shared memory: [NUM_WARPS, QUERY_TILE, HEAD_DIM] and
-// [NUM_WARPS, QUERY_TILE].
+// [NUM_WARPS, QUERY_TILE]; and, of an item that is a whole row, the splits before: four elements a thread,
+// [QUERY_TILE, HEAD_DIM / 4] each.
 struct Merge {
     float* outs;
     float2* stats;
+    float4* joined_outs;
+    float2* joined_stats;
 };
 
 // The first of the 16 keys that `warp` takes; it goes on in strides of NUM_WARPS tiles.
@@ -79,5 +85,20 @@ DEVICE int context_of(const AttentionArgs& args, const Item& item, int row) {
 }
 
 DEVICE int num_splits_of(const AttentionArgs& args, const Item& item, int row) {
-    return (context_of(args, item, row) + SPLIT_KEYS - 1) / SPLIT_KEYS;
+    return splits_of(context_of(args, item, row));
+}
+
+// Whether the item is all that there is of its row.
+DEVICE bool is_whole(const Item& item) { return item.num_rows == 1 && item.end_split - item.first_split == splits_of(item.context); }
+
+// Whether the token of this step is among the item's keys.
+DEVICE bool ends_row(const Item& item) { return item.num_rows == 1 && item.end_split == splits_of(item.context); }
+
+// The item with its next split at hand.
+DEVICE Item next_split(const Item& item) {
+    Item next = item;
+    next.split++;
+    next.first_key = item.end_key;
+    next.end_key = min(item.end_key + SPLIT_KEYS, item.context);
+    return next;
 }

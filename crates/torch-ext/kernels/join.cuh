@@ -15,30 +15,57 @@ DEVICE void store_result(const AttentionArgs& args, i64 query, int elem, float4 
 #endif
 }
 
-// Joins the parts of the warps in their order: the result of a row with one split, else the partial one of this split.
+// Weights of some keys' values, summed up: the maximum of the scores, the sum of exponentials, four elements.
+struct Part {
+    float max, sum;
+    float4 out;
+};
+
+// In one order of operations wherever it is done, as it decides the bits of a result.
+DEVICE void add_split(Part* to, const Part& split) {
+    float max = fmaxf(to->max, split.max);
+    float shrink = exp2f(to->max - max), weight = exp2f(split.max - max);
+    to->max = max;
+    to->sum = __fmaf_rn(weight, split.sum, __fmul_rn(shrink, to->sum));
+    to->out.x = __fmaf_rn(weight, split.out.x, __fmul_rn(shrink, to->out.x));
+    to->out.y = __fmaf_rn(weight, split.out.y, __fmul_rn(shrink, to->out.y));
+    to->out.z = __fmaf_rn(weight, split.out.z, __fmul_rn(shrink, to->out.z));
+    to->out.w = __fmaf_rn(weight, split.out.w, __fmul_rn(shrink, to->out.w));
+}
+
+// Joins the parts of the warps in their order, and in an item that is a whole row what came of the splits before. The
+// result goes out when it is that of the row, else it is kept for the next split or for whoever finishes the row.
 DEVICE void join_warps(const AttentionArgs& args, const Item& item, const Merge& merge) {
     for (int i = threadIdx.x * 4; i < item.num_columns * HEAD_DIM; i += NUM_WARPS * 32 * 4) {
         int column = i / HEAD_DIM, elem = i % HEAD_DIM;
         int num_splits = num_splits_of(args, item, row_of(item, column));
         if (num_splits == 0) continue;
-        float max = NEG_INF, sum = 0.0f;
-        float4 out = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        Part part = {NEG_INF, 0.0f, make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
 #pragma unroll
-        for (int warp = 0; warp < NUM_WARPS; warp++) max = fmaxf(max, merge.stats[warp * QUERY_TILE + column].x);
+        for (int warp = 0; warp < NUM_WARPS; warp++) part.max = fmaxf(part.max, merge.stats[warp * QUERY_TILE + column].x);
 #pragma unroll
         for (int warp = 0; warp < NUM_WARPS; warp++) {
             float2 stats = merge.stats[warp * QUERY_TILE + column];
-            float weight = exp2f(stats.x - max);
-            sum += weight * stats.y;
-            add_scaled(&out, weight, *(const float4*)(merge.outs + (warp * QUERY_TILE + column) * HEAD_DIM + elem));
+            float weight = exp2f(stats.x - part.max);
+            part.sum += weight * stats.y;
+            add_scaled(&part.out, weight, *(const float4*)(merge.outs + (warp * QUERY_TILE + column) * HEAD_DIM + elem));
+        }
+        if (item.split > item.first_split) {
+            float2 stats = merge.joined_stats[i / 4];
+            Part before = {stats.x, stats.y, merge.joined_outs[i / 4]};
+            add_split(&before, part);
+            part = before;
         }
         i64 query = query_of(args, item, column);
-        if (num_splits == 1) {
-            store_result(args, query, elem, out, sum);
+        if (item.split + 1 < item.end_split) {
+            merge.joined_outs[i / 4] = part.out;
+            merge.joined_stats[i / 4] = make_float2(part.max, part.sum);
+        } else if (is_whole(item)) {
+            store_result(args, query, elem, part.out, part.sum);
         } else {
-            i64 part = query * args.max_splits + item.split;
-            *(float4*)(args.partial_outs + part * HEAD_DIM + elem) = out;
-            if (elem == 0) args.partial_stats[part] = make_float2(max, sum);
+            i64 at = query * args.max_splits + item.split;
+            *(float4*)(args.partial_outs + at * HEAD_DIM + elem) = part.out;
+            if (elem == 0) args.partial_stats[at] = make_float2(part.max, part.sum);
         }
     }
 }
@@ -53,42 +80,33 @@ DEVICE void join_splits(const AttentionArgs& args, const Item& item, int first_c
         i64 query = query_of(args, item, first_column + i / HEAD_DIM);
         const float2* stats = args.partial_stats + query * args.max_splits;
         const float* outs = args.partial_outs + query * args.max_splits * HEAD_DIM + elem;
-        float max = NEG_INF, sum = 0.0f;
-        float4 out = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        Part joined;
         for (int start = 0; start < num_splits; start += SPLITS_AT_ONCE) {
-            float2 part_stats[SPLITS_AT_ONCE];
-            float4 parts[SPLITS_AT_ONCE];
-            float new_max = max;
+            Part parts[SPLITS_AT_ONCE];
 #pragma unroll
             for (int j = 0; j < SPLITS_AT_ONCE; j++) {
-                part_stats[j] = make_float2(NEG_INF, 0.0f);
-                parts[j] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-                if (start + j >= num_splits) continue;
-                part_stats[j] = __ldcg(stats + start + j);
-                parts[j] = __ldcg((const float4*)(outs + (i64)(start + j) * HEAD_DIM));
+                int split = min(start + j, num_splits - 1);
+                float2 split_stats = __ldcg(stats + split);
+                parts[j] = {split_stats.x, split_stats.y, __ldcg((const float4*)(outs + (i64)split * HEAD_DIM))};
             }
 #pragma unroll
-            for (int j = 0; j < SPLITS_AT_ONCE; j++) new_max = fmaxf(new_max, part_stats[j].x);
-            float shrink = exp2f(max - new_max);
-            sum *= shrink;
-            out.x *= shrink, out.y *= shrink, out.z *= shrink, out.w *= shrink;
-            max = new_max;
-#pragma unroll
             for (int j = 0; j < SPLITS_AT_ONCE; j++) {
-                float weight = exp2f(part_stats[j].x - max);
-                sum += weight * part_stats[j].y;
-                add_scaled(&out, weight, parts[j]);
+                if (start + j == 0) {
+                    joined = parts[j];
+                } else if (start + j < num_splits) {
+                    add_split(&joined, parts[j]);
+                }
             }
         }
-        store_result(args, query, elem, out, sum);
+        store_result(args, query, elem, joined.out, joined.sum);
     }
 }
 
 // The block that finishes the last split of a row joins them all.
-DEVICE void finish_item(const AttentionArgs& args, const Item& item, const Merge& merge) {
+DEVICE void finish_split(const AttentionArgs& args, const Item& item, const Merge& merge) {
     __shared__ int is_last[ROWS_PER_SET];
     join_warps(args, item, merge);
-    if (item.num_rows == 1 && item.context <= SPLIT_KEYS) return;
+    if (is_whole(item)) return;
     __syncthreads();
     if (threadIdx.x < item.num_rows) {
         int row = item.first_row + threadIdx.x;

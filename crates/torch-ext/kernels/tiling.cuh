@@ -6,3 +6,5 @@
 #define QUERY_TILES ((QUERIES_PER_GROUP + QUERY_TILE - 1) / QUERY_TILE)
 #define ROWS_PER_SET (QUERY_TILE / QUERIES_PER_ROW)
 #define TILE_KEYS 16
+
+DEVICE int splits_of(int context) { return (context + SPLIT_KEYS - 1) / SPLIT_KEYS; }

@@ -28,6 +28,8 @@ pub struct DecodePlan {
     num_items: Tensor,
     /// `int32[max_rows * G * query tiles]`: finished splits, zero between launches.
     counters: Tensor,
+    /// `int32[2]`: works that blocks have asked for and blocks that have ended, zero between launches.
+    tickets: Tensor,
     /// `float32[max_rows * H * max_splits, d]`: unnormalised results of splits.
     partial_outs: Tensor,
     /// `float32[max_rows * H * max_splits, 2]`: maximum and sum of each.
@@ -49,7 +51,7 @@ impl DecodePlan {
     ) -> Result<Self, ExtError> {
         let config = kernels.config();
         let num_heads = num_groups * i64::from(config.queries_per_group);
-        let query_tiles = i64::from(config.queries_per_group.div_ceil(kernels.tiling.query_tile()));
+        let query_tiles = i64::from(kernels.query_tiles());
         let split_keys = i64::from(kernels.split_keys());
         if max_rows <= 0 || max_blocks <= 0 || num_groups <= 0 {
             return Err(bad(
@@ -70,6 +72,7 @@ impl DecodePlan {
             items: zeros(&[max_rows * max_splits, 8], Kind::Int)?,
             num_items: zeros(&[1], Kind::Int)?,
             counters: zeros(&[max_rows * num_groups * query_tiles], Kind::Int)?,
+            tickets: zeros(&[2], Kind::Int)?,
             partial_outs: zeros(&[num_parts, i64::from(config.head_dim)], Kind::Float)?,
             partial_stats: zeros(&[num_parts, 2], Kind::Float)?,
             planned: Mutex::new([0; 2]),
@@ -131,6 +134,8 @@ struct PlanArgs {
     num_rows: i32,
     table_width: i32,
     num_blocks: i32,
+    works_per_item: i32,
+    num_workers: i32,
     reserved: i32,
 }
 
@@ -185,6 +190,7 @@ struct AttentionArgs {
     items: Address,
     num_items: Address,
     counters: Address,
+    tickets: Address,
     partial_outs: Address,
     partial_stats: Address,
     rotary: RotaryArgs,
@@ -233,6 +239,8 @@ impl Kernels {
             num_rows: int(num_rows, "rows")?,
             table_width: int(table_width, "blocks of a row")?,
             num_blocks: int(step.num_blocks, "blocks")?,
+            works_per_item: int(plan.num_groups * i64::from(self.query_tiles()), "works of an item")?,
+            num_workers: int(i64::from(self.attention_blocks()), "thread blocks")?,
             reserved: 0,
         };
         plan.set_planned(shape);
@@ -275,8 +283,17 @@ impl Kernels {
     fn attention_launch(&self) -> Launch {
         Launch {
             shared_bytes: self.tiling.shared_bytes(&self.config),
-            ..Launch::linear(self.num_sms * self.tiling.blocks_per_sm, 32 * self.tiling.num_warps)
+            ..Launch::linear(self.attention_blocks(), 32 * self.tiling.num_warps)
         }
+    }
+
+    fn attention_blocks(&self) -> u32 {
+        self.num_sms * self.tiling.blocks_per_sm
+    }
+
+    /// Thread blocks that share the queries of a group.
+    fn query_tiles(&self) -> u32 {
+        self.config.queries_per_group.div_ceil(self.tiling.query_tile())
     }
 
     /// All but the queries and the rotary embedding.
@@ -313,6 +330,7 @@ impl Kernels {
             items: address(&plan.items, "items", Kind::Int)?,
             num_items: address(&plan.num_items, "num_items", Kind::Int)?,
             counters: address(&plan.counters, "counters", Kind::Int)?,
+            tickets: address(&plan.tickets, "tickets", Kind::Int)?,
             partial_outs: address(&plan.partial_outs, "partial_outs", Kind::Float)?,
             partial_stats: address(&plan.partial_stats, "partial_stats", Kind::Float)?,
             rotary: RotaryArgs::zeroed(),

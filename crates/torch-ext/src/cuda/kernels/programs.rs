@@ -253,9 +253,7 @@ pub(super) struct Tiling {
 impl Tiling {
     pub(super) fn of(config: &KernelConfig) -> Self {
         let query_columns = if config.queries_per_group <= 8 { 1 } else { 2 };
-        // What the registers hold: 170 a thread for three blocks of 4 warps, 255 for two.
-        let blocks_per_sm = if config.head_dim <= 128 && query_columns == 1 { 3 } else { 2 };
-        Self { query_columns, split_keys: 512, num_warps: 4, blocks_per_sm }
+        Self { query_columns, split_keys: 512, num_warps: 4, blocks_per_sm: 2 }
     }
 
     #[cfg(feature = "cuda")]
@@ -263,11 +261,12 @@ impl Tiling {
         8 * self.query_columns
     }
 
-    /// Shared memory of a block: the queries, and what each warp adds to a split.
+    /// Shared memory of a block: the queries, what each warp adds to a split, and what the splits before added up to,
+    /// with maximum and sum for each four elements.
     #[cfg(feature = "cuda")]
     pub(super) fn shared_bytes(&self, config: &KernelConfig) -> u32 {
         let elems = self.query_tile() * config.head_dim;
-        elems * config.elem_bytes() + self.num_warps * (elems * 4 + self.query_tile() * 8)
+        elems * config.elem_bytes() + self.num_warps * (elems * 4 + self.query_tile() * 8) + elems * 4 + elems / 4 * 8
     }
 }
 
