@@ -165,7 +165,7 @@ def main():
     splits = -(-context // SPLIT_KEYS)
     slot = lambda row: (row * table_width + (context - 1) // BLOCK_TOKENS) * BLOCK_TOKENS + (context - 1) % BLOCK_TOKENS
     # As plan_decode lists them where there is work enough: all splits of a row are one item.
-    items = [numbers for row in range(rows) for numbers in ([row, 1, 0, min(SPLIT_KEYS, context)], [context, slot(row), splits, 0])]
+    items = [numbers for row in range(rows) for numbers in ([row, 1, 1, 0], [0, splits, context, slot(row)])]
     half_dim = HEAD_DIM // 2
     tensors = [
         torch.randn(rows, groups, 3, HEAD_DIM, **half),

@@ -11,10 +11,11 @@ DEVICE void fetch_first_tile(const AttentionArgs&, const Item&, int, FirstTile*)
 DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* queries, FirstTile*, const Merge& merge) {
     const int ELEMS = (HEAD_DIM + 31) / 32;
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    for (int column = 0; column < item.num_columns; column++) {
+    int end = end_key(item);
+    for (int column = first_column(item); column < end_column(item); column++) {
         const T* query = queries + column * HEAD_DIM;
         float max = NEG_INF, sum = 0.0f, out[ELEMS] = {};
-        for (int base = first_tile(item); base < item.end_key; base += NUM_WARPS * TILE_KEYS) {
+        for (int base = first_tile(item); base < end; base += NUM_WARPS * TILE_KEYS) {
             i64 offset = tile_offset(args, item, block_at(args, item, base), base);
             const T* keys = args.keys + offset;
             const T* values = args.values + offset;
@@ -25,7 +26,7 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* qu
             float score = 0.0f;
             for (int i = 0; i < HEAD_DIM / 2; i++) score += half[i] * query_half[i];
             score += __shfl_xor_sync(0xffffffff, score, TILE_KEYS);
-            score = base + key < item.end_key ? score * args.scale_log2 : NEG_INF;
+            score = base + key < end ? score * args.scale_log2 : NEG_INF;
             float tile_max = score;
 #pragma unroll
             for (int lanes = TILE_KEYS / 2; lanes > 0; lanes /= 2) {
@@ -41,7 +42,7 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* qu
             for (int j = 0; j < ELEMS; j++) out[j] *= shrink;
             for (int k = 0; k < TILE_KEYS; k++) {
                 float weight_of_key = __shfl_sync(0xffffffff, weight, k);
-                if (base + k >= item.end_key) break;
+                if (base + k >= end) break;
 #pragma unroll
                 for (int j = 0; j < ELEMS; j++) {
                     int i = j * 32 + lane;

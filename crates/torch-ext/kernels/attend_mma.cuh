@@ -200,7 +200,7 @@ DEVICE void write_merge(Running* running, const Item& item, const Merge& merge) 
 #pragma unroll
             for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(0xffffffff, sum, lanes);
             int column = n * 8 + pair * 2 + j;
-            if (column >= item.num_columns) continue;
+            if (column < first_column(item) || column >= end_column(item)) continue;
             if (line == 0) merge.stats[warp * QUERY_TILE + column] = make_float2(running->max[n][j], sum);
             float* out = merge.outs + (warp * QUERY_TILE + column) * HEAD_DIM;
 #pragma unroll
@@ -225,13 +225,13 @@ DEVICE void fetch_tile(const AttentionArgs& args, const Item& item, int block, i
 
 DEVICE void fetch_first_tile(const AttentionArgs& args, const Item& item, int block, FirstTile* to) {
     int base = first_tile(item);
-    if (base < item.end_key && !has_own_token(item, base)) fetch_tile(args, item, block, base, to);
+    if (base < end_key(item) && !has_own_token(item, base)) fetch_tile(args, item, block, base, to);
 }
 
 // Attends with every query of the tile to the tiles `warp`, `warp + NUM_WARPS`, .. of the split, and leaves the
 // unnormalised sum of values, the maximum and the sum of exponentials of each in `merge`.
 DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* queries, FirstTile* tile, const Merge& merge) {
-    int base = first_tile(item);
+    int base = first_tile(item), end = end_key(item);
     Running running;
 #pragma unroll
     for (int n = 0; n < QUERY_COLUMNS; n++) {
@@ -242,10 +242,10 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* qu
             running.out[n][w][0] = running.out[n][w][1] = running.out[n][w][2] = running.out[n][w][3] = 0.0f;
         }
     }
-    if (base < item.end_key && has_own_token(item, base)) fetch_tile(args, item, block_at(args, item, base), base, tile);
+    if (base < end && has_own_token(item, base)) fetch_tile(args, item, block_at(args, item, base), base, tile);
     float scores[QUERY_COLUMNS][4];
     // Nothing in this loop is conditional, so that no load is waited for before it is needed.
-    for (int next = base + NUM_WARPS * TILE_KEYS; next < item.end_key; next += NUM_WARPS * TILE_KEYS) {
+    for (int next = base + NUM_WARPS * TILE_KEYS; next < end; next += NUM_WARPS * TILE_KEYS) {
         i64 offset = tile_offset(args, item, block_at(args, item, next), next);
         scores_of(tile->keys, queries, scores);
         load_keys(args.keys + offset, &tile->keys);
@@ -254,8 +254,8 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* qu
         load_values(args.values + offset, &tile->values);
         base = next;
     }
-    if (base < item.end_key) {
-        int num_keys = item.end_key - base;
+    if (base < end) {
+        int num_keys = end - base;
         scores_of(tile->keys, queries, scores);
         update<true>(&running, scores, args.scale_log2, num_keys);
         if (num_keys < TILE_KEYS) clear_values_past(&tile->values, num_keys);

@@ -17,19 +17,18 @@ DEVICE Item read_item(const AttentionArgs& args, int work) {
     int works_per_item = args.num_groups * QUERY_TILES;
     // Read before it is known whether there is such an item, hence the bound.
     const int4* listed = args.items + 2 * (i64)min(work / works_per_item, args.max_items - 1);
-    int4 keys = listed[0], first_row = listed[1];
+    int4 rows = listed[0], keys = listed[1];
     Item item;
-    item.first_row = keys.x;
-    item.num_rows = keys.y;
-    item.first_split = item.split = keys.z;
-    item.end_split = first_row.z;
-    item.first_key = keys.z * SPLIT_KEYS;
-    item.end_key = keys.w;
-    item.context = first_row.x;
-    item.slot = first_row.y;
+    item.first_row = item.row = rows.x;
+    item.num_rows = rows.y;
+    item.is_alone = rows.y == 1;
+    item.is_whole = rows.z;
+    item.split = keys.x;
+    item.shared_splits = item.end_split = keys.y;
+    item.context = keys.z;
+    item.slot = keys.w;
     item.group = work % works_per_item / QUERY_TILES;
     item.first_query = work % QUERY_TILES * QUERY_TILE;
-    item.num_columns = min(item.num_rows * QUERIES_PER_ROW, item.num_rows * QUERIES_PER_GROUP - item.first_query);
     return item;
 }
 
@@ -37,22 +36,23 @@ DEVICE Item read_item(const AttentionArgs& args, int work) {
 // business: columns do not mix.
 DEVICE void fetch_queries(const AttentionArgs& args, const Item& item, T* queries) {
     const int VECTORS = HEAD_DIM * sizeof(T) / 16;
-    for (int i = threadIdx.x; i < item.num_columns * VECTORS; i += NUM_WARPS * 32) {
+    for (int i = threadIdx.x; i < end_column(item) * VECTORS; i += NUM_WARPS * 32) {
         int column = i / VECTORS;
         ((uint4*)queries)[i] = ((const uint4*)(args.q + query_of(args, item, column) * HEAD_DIM))[i % VECTORS];
     }
 }
 
-// The same from the fused QKV, rotated; the block that attends to the row's own token also writes its key and value.
+// The same from the fused QKV, rotated; the block that attends to a row's own token also writes its key and value. The
+// last warps begin, as the first ones are still joining what came before.
 template <int W>
 DEVICE void rotate_queries(const AttentionArgs& args, const Item& item, T* queries) {
     const int UNITS = HEAD_DIM / (2 * W);
-    int num_heads = item.num_columns + (ends_row(item) ? 2 : 0);
-    for (int i = threadIdx.x; i < num_heads * UNITS; i += NUM_WARPS * 32) {
-        int column = i / UNITS;
-        bool is_query = column < item.num_columns;
-        int row = is_query ? row_of(item, column) : item.first_row;
-        int member = is_query ? item.first_query + column % QUERIES_PER_ROW : QUERIES_PER_GROUP + column - item.num_columns;
+    int num_queries = end_column(item), num_heads = num_queries + (has_own_tokens(item) ? 2 * item.num_rows : 0);
+    for (int i = NUM_WARPS * 32 - 1 - threadIdx.x; i < num_heads * UNITS; i += NUM_WARPS * 32) {
+        int column = i / UNITS, own = column - num_queries;
+        bool is_query = own < 0;
+        int row = is_query ? row_of(item, column) : item.first_row + own / 2;
+        int member = is_query ? item.first_query + column % QUERIES_PER_ROW : QUERIES_PER_GROUP + own % 2;
         int first, second;
         unit_bounds<W>(args.rotary, i % UNITS, &first, &second);
         const T* from = args.q + (((i64)row * args.num_groups + item.group) * (QUERIES_PER_GROUP + 2) + member) * HEAD_DIM;
@@ -63,7 +63,8 @@ DEVICE void rotate_queries(const AttentionArgs& args, const Item& item, T* queri
         if (member <= QUERIES_PER_GROUP) rotate_unit(args.rotary, position, first, a, b);
         T* to = queries + column * HEAD_DIM;
         if (!is_query) {
-            i64 offset = tile_offset(args, item, item.slot / BLOCK_SIZE_TOKENS, item.slot);
+            int slot = row == item.row ? item.slot : args.slots[row];
+            i64 offset = tile_offset(args, item, slot / BLOCK_SIZE_TOKENS, slot);
             to = (member == QUERIES_PER_GROUP ? args.keys : args.values) + offset;
         }
         store(to + first, a);
@@ -76,9 +77,9 @@ DEVICE void rotate_queries(const AttentionArgs& args, const Item& item, T* queri
 DEVICE void prefetch_item(const AttentionArgs& args, const Item& item) {
     const int BLOCK_BYTES = BLOCK_SIZE_TOKENS * HEAD_DIM * sizeof(T), LINE_BYTES = 128;
     const int LINES = (BLOCK_BYTES + LINE_BYTES - 1) / LINE_BYTES;
-    int num_blocks = (item.end_key - item.first_key + BLOCK_SIZE_TOKENS - 1) / BLOCK_SIZE_TOKENS;
+    int first = first_key(item), num_blocks = (end_key(item) - first + BLOCK_SIZE_TOKENS - 1) / BLOCK_SIZE_TOKENS;
     for (int i = threadIdx.x; i < num_blocks * LINES; i += NUM_WARPS * 32) {
-        int base = item.first_key + i / LINES * BLOCK_SIZE_TOKENS;
+        int base = first + i / LINES * BLOCK_SIZE_TOKENS;
         i64 offset = tile_offset(args, item, block_at(args, item, base), base) + i % LINES * (LINE_BYTES / (int)sizeof(T));
         prefetch(args.keys + offset);
         prefetch(args.values + offset);
@@ -122,20 +123,19 @@ DEVICE void attend(const AttentionArgs& args) {
         return;
     }
     FirstTile tile;
-    fetch_first_tile(args, item, block_at(args, item, min(first_tile(item), item.end_key - 1)), &tile);
+    fetch_first_tile(args, item, block_at(args, item, first_tile(item)), &tile);
     if (num_works <= gridDim.x) prefetch_item(args, item);
     wait_for_previous();
     int ticket = 0;
     while (true) {
-        bool is_last_split = item.split + 1 == item.end_split;
-        bool is_last = is_last_split && next_work >= num_works;
+        bool ends_item = is_last_step(item), is_last = ends_item && next_work >= num_works;
         Item next = item;
-        if (!is_last_split) {
-            next = next_split(item);
+        if (!ends_item) {
+            next = next_step(args, item);
         } else if (!is_last) {
             next = read_item(args, next_work);
         }
-        if (item.split == item.first_split) {
+        if (is_first_step(item)) {
             if (has_tickets && threadIdx.x == 0) ticket = atomicAdd(args.tickets, 1);
             if constexpr (!FROM_QKV) {
                 fetch_queries(args, item, queries);
@@ -146,14 +146,15 @@ DEVICE void attend(const AttentionArgs& args) {
             }
         }
         __syncthreads();
-        int next_block = block_at(args, next, min(first_tile(next), next.end_key - 1));
+        int next_block = block_at(args, next, first_tile(next));
         attend_warp(args, item, queries, &tile, merge);
         if (threadIdx.x == 0) shared_ticket = ticket;
         __syncthreads();
         if (!is_last) fetch_first_tile(args, next, next_block, &tile);
-        finish_split(args, item, merge);
+        join_warps(args, item, merge);
+        if (!item.is_whole) count_split(args, item);
         if (is_last) break;
-        if (is_last_split) next_work = has_tickets ? 2 * gridDim.x + shared_ticket : num_works;
+        if (ends_item) next_work = has_tickets ? 2 * gridDim.x + shared_ticket : num_works;
         item = next;
     }
     if (has_tickets) end_tickets(args);

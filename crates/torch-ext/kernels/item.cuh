@@ -24,24 +24,27 @@ struct AttentionArgs {
     float scale_log2;        // scale of the scores times log2(e)
 };
 
-// One split of keys of one group, for the queries of up to ROWS_PER_SET rows; or all splits of one row, one after the other.
+// What a thread block does of one group: one split of keys, for the queries of a set of up to ROWS_PER_SET rows; or all
+// that a set has to do, one step after the other: the splits that its rows share, then those that each has alone. The
+// queries of a set are the columns of the matrix products: QUERIES_PER_ROW for each row.
 struct Item {
     int first_row;
     int num_rows;
-    int num_columns; // queries in use; column c is query c % QUERIES_PER_ROW of row first_row + c / QUERIES_PER_ROW
-    int first_split;
-    int end_split;
-    int split;       // at hand, as are the keys
-    int first_key;
-    int end_key;
+    int shared_splits; // end of those that all rows attend to
+    bool is_whole;
     int group;
-    int first_query; // within the group
-    int context;     // of the first row, as the slot of its own token
+    int first_query;   // within the group
+    // The step at hand: one split of `row`, whose blocks are read.
+    int row;
+    bool is_alone;     // else all rows attend, whose first one is `row`
+    int split;
+    int end_split;
+    int context;       // of the row, as the slot of its own token
     int slot;
 };
 
 // Where the warps of a block leave their parts, in shared memory: [NUM_WARPS, QUERY_TILE, HEAD_DIM] and
-// [NUM_WARPS, QUERY_TILE]; and, of an item that is a whole row, the splits before: four elements a thread,
+// [NUM_WARPS, QUERY_TILE]; and, where an item is whole, what the splits before came to: four elements a thread,
 // [QUERY_TILE, HEAD_DIM / 4] each.
 struct Merge {
     float* outs;
@@ -50,13 +53,18 @@ struct Merge {
     float2* joined_stats;
 };
 
-// The first of the 16 keys that `warp` takes; it goes on in strides of NUM_WARPS tiles.
-DEVICE int first_tile(const Item& item) { return item.first_key + threadIdx.x / 32 * TILE_KEYS; }
+DEVICE int first_key(const Item& item) { return item.split * SPLIT_KEYS; }
 
-// The block that holds position `base`. A table entry outside the cache would be a fault of the host; it must not
-// become an access outside the cache.
+DEVICE int end_key(const Item& item) { return min(first_key(item) + SPLIT_KEYS, item.context); }
+
+// The first of the 16 keys that `warp` takes; it goes on in strides of NUM_WARPS tiles.
+DEVICE int first_tile(const Item& item) { return first_key(item) + threadIdx.x / 32 * TILE_KEYS; }
+
+// The block that holds position `base`, or any block where there is none. A table entry outside the cache would be a
+// fault of the host; it must not become an access outside the cache.
 DEVICE int block_at(const AttentionArgs& args, const Item& item, int base) {
-    int block = args.block_tables[(i64)item.first_row * args.table_width + base / BLOCK_SIZE_TOKENS];
+    int idx = min(base / BLOCK_SIZE_TOKENS, args.table_width - 1);
+    int block = args.block_tables[(i64)item.row * args.table_width + idx];
     return min(max(block, 0), args.num_blocks - 1);
 }
 
@@ -67,7 +75,17 @@ DEVICE i64 tile_offset(const AttentionArgs& args, const Item& item, int block, i
 
 // Whether the token of this step is in the tile: then this thread block has only just written its key and value.
 DEVICE bool has_own_token(const Item& item, int base) {
-    return item.num_rows == 1 && item.end_key == item.context && base + TILE_KEYS >= item.end_key;
+    return item.is_alone && end_key(item) == item.context && base + TILE_KEYS >= item.context;
+}
+
+// Queries of one row.
+DEVICE int columns_of_row(const Item& item) { return min(QUERIES_PER_ROW, QUERIES_PER_GROUP - item.first_query); }
+
+// The columns whose rows attend in the step at hand.
+DEVICE int first_column(const Item& item) { return (item.row - item.first_row) * QUERIES_PER_ROW; }
+
+DEVICE int end_column(const Item& item) {
+    return item.is_alone ? first_column(item) + columns_of_row(item) : item.num_rows * QUERIES_PER_ROW;
 }
 
 DEVICE int head_of(const Item& item, int column) {
@@ -81,24 +99,36 @@ DEVICE i64 query_of(const AttentionArgs& args, const Item& item, int column) {
 }
 
 DEVICE int context_of(const AttentionArgs& args, const Item& item, int row) {
-    return row == item.first_row ? item.context : args.contexts[row];
+    return row == item.row ? item.context : args.contexts[row];
 }
 
 DEVICE int num_splits_of(const AttentionArgs& args, const Item& item, int row) {
     return splits_of(context_of(args, item, row));
 }
 
-// Whether the item is all that there is of its row.
-DEVICE bool is_whole(const Item& item) { return item.num_rows == 1 && item.end_split - item.first_split == splits_of(item.context); }
+// Whether the tokens of this step, one of each row, are among the item's keys.
+DEVICE bool has_own_tokens(const Item& item) {
+    return item.is_whole || (item.is_alone && end_key(item) == item.context);
+}
 
-// Whether the token of this step is among the item's keys.
-DEVICE bool ends_row(const Item& item) { return item.num_rows == 1 && item.end_split == splits_of(item.context); }
+DEVICE bool is_first_step(const Item& item) { return !item.is_whole || (item.split == 0 && item.row == item.first_row); }
 
-// The item with its next split at hand.
-DEVICE Item next_split(const Item& item) {
+DEVICE bool is_last_step(const Item& item) {
+    bool ends_row = item.split + 1 == item.end_split;
+    return !item.is_whole || (ends_row && item.is_alone && item.row + 1 == item.first_row + item.num_rows);
+}
+
+DEVICE Item next_step(const AttentionArgs& args, const Item& item) {
     Item next = item;
-    next.split++;
-    next.first_key = item.end_key;
-    next.end_key = min(item.end_key + SPLIT_KEYS, item.context);
+    if (item.split + 1 < item.end_split) {
+        next.split++;
+        return next;
+    }
+    next.row = item.is_alone ? item.row + 1 : item.first_row;
+    next.is_alone = true;
+    next.split = item.shared_splits;
+    next.context = args.contexts[next.row];
+    next.slot = args.slots[next.row];
+    next.end_split = splits_of(next.context);
     return next;
 }

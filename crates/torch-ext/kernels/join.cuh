@@ -33,13 +33,12 @@ DEVICE void add_split(Part* to, const Part& split) {
     to->out.w = __fmaf_rn(weight, split.out.w, __fmul_rn(shrink, to->out.w));
 }
 
-// Joins the parts of the warps in their order, and in an item that is a whole row what came of the splits before. The
-// result goes out when it is that of the row, else it is kept for the next split or for whoever finishes the row.
+// Joins the parts of the warps in their order, and where the item is whole what the splits before came to. The result
+// goes out when it is that of the row, else it is kept for the next split or for whoever finishes the row.
 DEVICE void join_warps(const AttentionArgs& args, const Item& item, const Merge& merge) {
-    for (int i = threadIdx.x * 4; i < item.num_columns * HEAD_DIM; i += NUM_WARPS * 32 * 4) {
+    int start = first_column(item) * HEAD_DIM, end = end_column(item) * HEAD_DIM;
+    for (int i = start + threadIdx.x * 4; i < end; i += NUM_WARPS * 32 * 4) {
         int column = i / HEAD_DIM, elem = i % HEAD_DIM;
-        int num_splits = num_splits_of(args, item, row_of(item, column));
-        if (num_splits == 0) continue;
         Part part = {NEG_INF, 0.0f, make_float4(0.0f, 0.0f, 0.0f, 0.0f)};
 #pragma unroll
         for (int warp = 0; warp < NUM_WARPS; warp++) part.max = fmaxf(part.max, merge.stats[warp * QUERY_TILE + column].x);
@@ -50,34 +49,34 @@ DEVICE void join_warps(const AttentionArgs& args, const Item& item, const Merge&
             part.sum += weight * stats.y;
             add_scaled(&part.out, weight, *(const float4*)(merge.outs + (warp * QUERY_TILE + column) * HEAD_DIM + elem));
         }
-        if (item.split > item.first_split) {
+        if (item.is_whole && item.split > 0) {
             float2 stats = merge.joined_stats[i / 4];
             Part before = {stats.x, stats.y, merge.joined_outs[i / 4]};
             add_split(&before, part);
             part = before;
         }
         i64 query = query_of(args, item, column);
-        if (item.split + 1 < item.end_split) {
-            merge.joined_outs[i / 4] = part.out;
-            merge.joined_stats[i / 4] = make_float2(part.max, part.sum);
-        } else if (is_whole(item)) {
-            store_result(args, query, elem, part.out, part.sum);
-        } else {
+        if (!item.is_whole) {
             i64 at = query * args.max_splits + item.split;
             *(float4*)(args.partial_outs + at * HEAD_DIM + elem) = part.out;
             if (elem == 0) args.partial_stats[at] = make_float2(part.max, part.sum);
+        } else if (item.is_alone && item.split + 1 == item.end_split) {
+            store_result(args, query, elem, part.out, part.sum);
+        } else {
+            merge.joined_outs[i / 4] = part.out;
+            merge.joined_stats[i / 4] = make_float2(part.max, part.sum);
         }
     }
 }
 
 // Joins the splits of one row in their order, whoever finished them, SPLITS_AT_ONCE loads in flight.
-DEVICE void join_splits(const AttentionArgs& args, const Item& item, int first_column) {
+DEVICE void join_splits(const AttentionArgs& args, const Item& item, int first) {
     const int SPLITS_AT_ONCE = 4;
-    int num_splits = num_splits_of(args, item, row_of(item, first_column));
-    int num_columns = min(QUERIES_PER_ROW, item.num_columns - first_column);
+    int num_splits = num_splits_of(args, item, row_of(item, first));
+    int num_columns = columns_of_row(item);
     for (int i = threadIdx.x * 4; i < num_columns * HEAD_DIM; i += NUM_WARPS * 32 * 4) {
         int elem = i % HEAD_DIM;
-        i64 query = query_of(args, item, first_column + i / HEAD_DIM);
+        i64 query = query_of(args, item, first + i / HEAD_DIM);
         const float2* stats = args.partial_stats + query * args.max_splits;
         const float* outs = args.partial_outs + query * args.max_splits * HEAD_DIM + elem;
         Part joined;
@@ -102,11 +101,9 @@ DEVICE void join_splits(const AttentionArgs& args, const Item& item, int first_c
     }
 }
 
-// The block that finishes the last split of a row joins them all.
-DEVICE void finish_split(const AttentionArgs& args, const Item& item, const Merge& merge) {
+// Counts the split of each row of the item; the block that finishes the last one of a row joins them all.
+DEVICE void count_split(const AttentionArgs& args, const Item& item) {
     __shared__ int is_last[ROWS_PER_SET];
-    join_warps(args, item, merge);
-    if (is_whole(item)) return;
     __syncthreads();
     if (threadIdx.x < item.num_rows) {
         int row = item.first_row + threadIdx.x;
@@ -115,10 +112,11 @@ DEVICE void finish_split(const AttentionArgs& args, const Item& item, const Merg
         __threadfence();
         is_last[threadIdx.x] = num_splits > 0 && atomicAdd(counter, 1) == num_splits - 1;
         if (is_last[threadIdx.x]) *counter = 0;
-        __threadfence();
     }
     __syncthreads();
     for (int r = 0; r < item.num_rows; r++) {
-        if (is_last[r]) join_splits(args, item, r * QUERIES_PER_ROW);
+        if (!is_last[r]) continue;
+        __threadfence();
+        join_splits(args, item, r * QUERIES_PER_ROW);
     }
 }
