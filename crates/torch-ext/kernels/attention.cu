@@ -92,8 +92,8 @@ DEVICE void prefetch_item(const AttentionArgs& args, const Item& item) {
     }
 }
 
-// The works after the first two of each block go to whoever asks first, as some blocks are slower than others: which
-// block does a work decides nothing of its result. The block that ends last puts the tickets back to zero.
+// Each block has two works of its own, and the ones after go to whoever asks first, as some blocks are slower than others:
+// which block does a work decides nothing of its result. The block that ends last puts the tickets back to zero.
 DEVICE void end_tickets(const AttentionArgs& args) {
     if (threadIdx.x > 0) return;
     __threadfence();
@@ -115,7 +115,9 @@ DEVICE void attend(const AttentionArgs& args) {
     // The plan, and the keys and values of earlier steps, were written before a kernel that did not start early: they
     // need not be waited for. The queries must be.
     Item item = read_item(args, blockIdx.x);
-    int num_works = *args.num_items * args.num_groups * QUERY_TILES, next_work = blockIdx.x + gridDim.x;
+    int num_works = *args.num_items * args.num_groups * QUERY_TILES;
+    // The longest works come first: whoever has one of them is the last to get another.
+    int next_work = 2 * gridDim.x - 1 - blockIdx.x;
     bool has_tickets = num_works > 2 * gridDim.x;
     if (blockIdx.x >= num_works) {
         // One block has to wait even if none has work: the kernel after this one may rely on what came before it.

@@ -9,10 +9,15 @@ use crate::pointwise::{rotary_tables, rotated};
 use crate::support::{Checked, Gpu, Outcome, double, ensure, relative_error, same};
 
 const MAX_BLOCKS: i64 = 70;
-/// Positions around the edges of blocks and splits; -1 is no row, 2240 is past the table. Rows 8 to 10 share a prefix.
-const POSITIONS: [i32; 14] = [0, 1, 31, 32, 511, 512, 513, -1, 1500, 1090, 1111, 2239, 2240, 95];
-const SHARING: std::ops::Range<i64> = 8..11;
+/// Positions around the edges of blocks and splits; -1 is no row, 2240 is past the table.
+const POSITIONS: [i32; 17] =
+    [0, 1, 31, 32, 511, 512, 513, -1, 1500, 1090, -1, 1111, 2239, 2240, 1300, 1056, 1570];
+/// Rows that share a prefix: in the first group one of them has no token.
+const SHARING: [std::ops::Range<i64>; 2] = [8..12, 14..17];
 const SHARED_BLOCKS: i64 = 33;
+/// Copies of the rows in one step: with many, rows and groups of them are done whole, and some with fewer.
+const FEW_COPIES: i64 = 16;
+const MANY_ROWS_AND_GROUPS: i64 = 5000;
 
 pub(crate) fn all_heads(gpu: &Gpu) -> Outcome {
     let mut facts = Vec::new();
@@ -54,8 +59,8 @@ impl Case {
         let block_tables = Tensor::f_randperm(num_blocks, (Kind::Int, tch::Device::Cpu))?
             .f_narrow(0, 0, n * MAX_BLOCKS)?
             .f_reshape([n, MAX_BLOCKS])?;
-        for row in SHARING {
-            let shared = block_tables.f_get(SHARING.start)?.f_narrow(0, 0, SHARED_BLOCKS)?.f_detach_copy()?;
+        for (first, row) in SHARING.iter().flat_map(|rows| rows.clone().map(|row| (rows.start, row))) {
+            let shared = block_tables.f_get(first)?.f_narrow(0, 0, SHARED_BLOCKS)?.f_detach_copy()?;
             block_tables.f_get(row)?.f_narrow(0, 0, SHARED_BLOCKS)?.f_copy_(&shared)?;
         }
         let case = Self {
@@ -89,22 +94,26 @@ impl Case {
         (0..).zip(&POSITIONS).filter(live).map(|(row, _)| row).collect()
     }
 
-    /// Attention of some rows from copies of the cache; `shares` names the shared prefix.
+    /// Attention of some rows, each several times, from copies of the cache; `shares` names the shared prefixes.
     fn attend(
         &self,
         gpu: &Gpu,
         rows: std::ops::Range<i64>,
+        copies: i64,
         shares: bool,
     ) -> Result<Outputs, Box<dyn std::error::Error>> {
         let [g, q, d] = self.sizes;
-        let n = rows.end - rows.start;
-        let part = |tensor: &Tensor| tensor.f_narrow(0, rows.start, n)?.f_contiguous();
-        let (positions, block_tables) = (part(&self.positions)?, part(&self.block_tables)?);
+        let n = (rows.end - rows.start) * copies;
+        let part =
+            |tensor: &Tensor| tensor.f_narrow(0, rows.start, rows.end - rows.start)?.f_repeat([copies, 1]);
+        let positions = part(&self.positions.f_unsqueeze(1)?)?.f_squeeze_dim(1)?;
+        let block_tables = part(&self.block_tables)?;
         let (keys, values) = (self.keys.f_detach_copy()?, self.values.f_detach_copy()?);
-        let groups: Vec<i32> = (0..n as i32)
-            .flat_map(|row| {
-                let is_sharing = SHARING.contains(&i64::from(row));
-                if is_sharing { [SHARING.start as i32, SHARED_BLOCKS as i32] } else { [row, 0] }
+        let groups: Vec<i32> = (0..n)
+            .flat_map(|at| {
+                let row = rows.start + at % (rows.end - rows.start);
+                let group = SHARING.iter().find(|group| group.contains(&row));
+                group.map_or([at, 0], |group| [at - (row - group.start), SHARED_BLOCKS]).map(|n| n as i32)
             })
             .collect();
         let groups = gpu.ints(&groups, &[n, 2])?;
@@ -173,8 +182,19 @@ impl Case {
 
     fn check(&self, gpu: &Gpu) -> Result<f64, Box<dyn std::error::Error>> {
         let n = POSITIONS.len() as i64;
-        let all = self.attend(gpu, 0..n, false)?;
-        let shared = self.attend(gpu, 0..n, true)?.out;
+        let all = self.attend(gpu, 0..n, 1, false)?;
+        let shared = self.attend(gpu, 0..n, 1, true)?.out;
+        let many = MANY_ROWS_AND_GROUPS / (n * self.sizes[0]);
+        for (copies, shares) in [(FEW_COPIES, false), (FEW_COPIES, true), (many, false), (many, true)] {
+            let out = self.attend(gpu, 0..n, copies, shares)?.out;
+            let out = out.f_view([copies, n, out.size()[1], out.size()[2]])?;
+            for row in self.live_rows() {
+                let expected = all.out.f_get(row)?.f_unsqueeze(0)?.f_expand([copies, -1, -1], false)?;
+                ensure(same(&expected, &out.f_select(1, row)?)?, || {
+                    format!("row {row} differs among {copies} copies, shared: {shares}")
+                })?;
+            }
+        }
         let unfused = self.attend_unfused(gpu)?;
         let mut worst: f64 = 0.0;
         for row in self.live_rows() {
@@ -183,7 +203,7 @@ impl Case {
                 format!("row {row} differs when its prefix is shared")
             })?;
             ensure(same(&bits, &unfused.f_get(row)?)?, || format!("row {row} differs in two kernels"))?;
-            let alone = self.attend(gpu, row..row + 1, false)?.out;
+            let alone = self.attend(gpu, row..row + 1, 1, false)?.out;
             ensure(same(&bits, &alone.f_get(0)?)?, || format!("row {row} differs when it is alone"))?;
             worst = worst.max(relative_error(&bits, &self.twin(&all, row)?)?);
         }

@@ -266,7 +266,10 @@ impl Tiling {
     #[cfg(feature = "cuda")]
     pub(super) fn shared_bytes(&self, config: &KernelConfig) -> u32 {
         let elems = self.query_tile() * config.head_dim;
-        elems * config.elem_bytes() + self.num_warps * (elems * 4 + self.query_tile() * 8) + elems * 4 + elems / 4 * 8
+        elems * config.elem_bytes()
+            + self.num_warps * (elems * 4 + self.query_tile() * 8)
+            + elems * 4
+            + elems / 4 * 8
     }
 }
 
