@@ -1,0 +1,56 @@
+//! Tries every entry of `torch_ext::cuda` on the first GPU: one line a case, exit code 1 when one fails.
+//!
+//! `cargo build --release -p torch-ext --features cuda --example cuda_smoke`; the program can be carried to a machine
+//! with a GPU, where `LD_LIBRARY_PATH` must name libtorch's folder.
+
+mod device;
+mod flash_attention;
+mod graph;
+mod kernel;
+mod linear;
+mod memory;
+mod support;
+
+use std::process::ExitCode;
+
+use torch_ext::cuda::Device;
+
+use support::{Outcome, say};
+
+type Case = (&'static str, fn(&Device) -> Outcome);
+
+const CASES: [Case; 11] = [
+    ("device", device::facts),
+    ("stream and events", device::copy_speed),
+    ("kernels and their cache", kernel::all),
+    ("wrong arguments are refused", kernel::wrong_arguments),
+    ("graph", graph::replays),
+    ("graph that fails, and one beside another thread", graph::trouble),
+    ("linear layers", linear::all),
+    ("varlen flash attention", flash_attention::all),
+    ("pinned memory", memory::pinned),
+    ("weights from a mapped file", memory::upload),
+    ("out of memory", memory::out_of_memory),
+];
+
+fn main() -> ExitCode {
+    let device = match Device::open(0) {
+        Ok(device) => device,
+        Err(error) => {
+            say(&format!("cannot open the GPU: {error}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut num_failed = 0;
+    for (name, case) in CASES {
+        match case(&device) {
+            Ok(facts) => say(&format!("ok      {name}: {facts}")),
+            Err(error) => {
+                num_failed += 1;
+                say(&format!("FAILED  {name}: {error}"));
+            }
+        }
+    }
+    say(&format!("{} passed, {num_failed} failed", CASES.len() - num_failed));
+    if num_failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
