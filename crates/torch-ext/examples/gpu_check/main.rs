@@ -5,6 +5,7 @@
 //! with a GPU, where `LD_LIBRARY_PATH` must name libtorch's folder.
 
 mod attention;
+mod cublas;
 mod pointwise;
 mod product;
 mod sampling_check;
@@ -17,7 +18,7 @@ use support::{Gpu, Outcome, say};
 
 type Case = (&'static str, fn(&Gpu) -> Outcome);
 
-const CASES: [Case; 13] = [
+const CASES: [Case; 14] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("activations", pointwise::activations),
@@ -25,6 +26,7 @@ const CASES: [Case; 13] = [
     ("copied blocks and seen tokens", pointwise::blocks),
     ("decode attention", attention::all_heads),
     ("wrong shapes are refused", attention::wrong_shapes),
+    ("row counts of cuBLAS", cublas::row_counts),
     ("products of a few rows", product::odd_shapes),
     ("products of a few rows with activations", product::activated),
     ("products of a few rows against cuBLAS", product::against_cublas),

@@ -4,6 +4,7 @@ use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 use torch_ext::cuda::kernels::{Activate, Gating, Kernels, MAX_PRODUCT_ROWS, Product, ProductOut};
 
+use crate::cublas::LAYERS;
 use crate::pointwise::ALL_ACTIVATIONS;
 use crate::support::{Checked, Gpu, Outcome, double, ensure, relative_error, same, tolerance};
 
@@ -12,9 +13,8 @@ const HALF_KINDS: [Kind; 2] = [Kind::BFloat16, Kind::Half];
 /// One output, part of a tile, parts of stages, more tiles than the GPU holds at once.
 const ODD_SHAPES: [[i64; 2]; 5] = [[1, 8], [7, 48], [100, 264], [1000, 528], [70_003, 96]];
 
-/// The linear layers of the shapes that `aligner-gen bench` knows, and a wide one.
-const LAYERS: [[i64; 2]; 6] =
-    [[12_288, 4_096], [4_096, 11_008], [6_144, 2_048], [2_048, 5_440], [6_144, 4_096], [28_672, 8_192]];
+/// A layer that is wider than those of the known shapes.
+const WIDE_LAYER: [i64; 2] = [28_672, 8_192];
 
 pub(crate) fn odd_shapes(gpu: &Gpu) -> Outcome {
     let mut worst: f64 = 0.0;
@@ -110,7 +110,7 @@ pub(crate) fn activated(gpu: &Gpu) -> Outcome {
 pub(crate) fn against_cublas(gpu: &Gpu) -> Outcome {
     blas::prefer_invariant()?;
     let kernels = gpu.kernels(Kind::BFloat16, 128, 1)?;
-    for shape @ [num_out, num_in] in LAYERS {
+    for shape @ [num_out, num_in] in LAYERS.into_iter().chain([WIDE_LAYER]) {
         let x = gpu.random(&[MAX_PRODUCT_ROWS, num_in], Kind::BFloat16)?;
         let weight = gpu.random(&[num_out, num_in], Kind::BFloat16)?;
         let expect = x.f_linear::<&Tensor>(&weight, None)?;
@@ -127,7 +127,7 @@ pub(crate) fn against_cublas(gpu: &Gpu) -> Outcome {
         }
     }
     refused(gpu, &kernels)?;
-    Ok(format!("the same bits on {} layers", LAYERS.len()))
+    Ok(format!("the same bits on {} layers", LAYERS.len() + 1))
 }
 
 fn refused(gpu: &Gpu, kernels: &Kernels) -> Checked {
