@@ -1,21 +1,17 @@
 //! The main job, from the command line to the last committed step.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use data::{DpWorld, PreparedPrompt, PromptNote, PromptSet, StepPlan, load_prompts, plan_steps};
-use engine::Engine;
-use hydra_config::Resolved;
-use model_core::{Backend, LoadOptions, ModelConfig};
-use nemo_format::Checkpoint;
-use sampling::StopConditions;
+use model_core::{Backend, LoadOptions};
 use serde_json::json;
 
-use crate::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
+use crate::checkpoint::{OpenTokenizer, TokenTable};
 use crate::cli::JobArgs;
-use crate::config::{self, UserConfig};
-use crate::device::{self, LocalRanks, Shared};
+use crate::config::UserConfig;
+use crate::device;
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::exp_manager;
@@ -24,39 +20,26 @@ use crate::generate::{Job, Reports, generate};
 use crate::launch::queue::link::Server;
 use crate::launch::queue::message::FromZero;
 use crate::launch::queue::worker;
-use crate::launch::ranks::{Devices, Place, Role};
-use crate::launch::{cores, ranks, spawn};
+use crate::launch::ranks::Role;
+use crate::launch::spawn;
 use crate::logging::Logging;
 use crate::memory::{Demand, MemoryPlan};
 use crate::metrics::{Machine, Metrics, RunFacts};
 use crate::node_json::to_json;
-use crate::open_engine::{EngineSize, SamplingSetup, open_engine};
 use crate::output::{Identity, JsonlSink, Manifest, OutputFolder};
 use crate::plan::GenerationPlan;
 use crate::progress::{Progress, Totals};
-use crate::raw::RawConfig;
 use crate::records::prompt_builder;
 use crate::signals::StopWatch;
 use crate::steps::{PendingStep, StepCollector, pending_steps};
 use crate::summary::Summary;
 use crate::table::{thousands, two_columns};
 
+mod setup;
+pub(crate) use setup::Setup;
+
 /// How many line numbers of left-out records a message lists.
 const MAX_LISTED: usize = 10;
-
-/// What every rank knows: all but the data.
-pub(crate) struct Setup {
-    pub(crate) resolved: Resolved,
-    pub(crate) checkpoint: Checkpoint,
-    checkpoint_path: PathBuf,
-    pub(crate) plan: GenerationPlan,
-    options: LoadOptions,
-    /// Ranks on this rank's device, itself included.
-    pub(crate) num_sharing_ranks: u32,
-    pub(crate) model_config: ModelConfig,
-    pub(crate) tokenizer: OpenTokenizer,
-    role: Role,
-}
 
 /// Everything about the job that is known without the weights.
 struct Prepared {
@@ -161,125 +144,6 @@ fn command_line() -> Vec<String> {
 struct Reporting<'a> {
     logging: &'a Logging,
     metrics: &'a mut Metrics,
-}
-
-impl Setup {
-    fn new(
-        user: &UserConfig,
-        find_role: impl FnOnce(Devices) -> Result<Role, Failure>,
-    ) -> Result<Self, Failure> {
-        let path = user.checkpoint_path()?.ok_or_else(|| {
-            Failure::usage("`pretrained_checkpoint.restore_from_path` must be the path of a checkpoint")
-        })?;
-        let checkpoint = Checkpoint::open(&path)?;
-        let resolved = config::resolve(&user.compose_with(checkpoint.model_config_text())?)?;
-        let raw = RawConfig::extract(&resolved)?;
-        let plan = GenerationPlan::new(raw)?;
-        let role = find_role(plan.devices)?;
-        if let Role::Rank(place) = &role {
-            take_cores(place)?;
-        }
-        let model = resolved.node().get("model").ok_or_else(|| Failure::usage("there is no key `model`"))?;
-        let model_config = model_config(model)?;
-        if let Some(model_type) = plan.model_type {
-            model_type.check(&model_config)?;
-        }
-        let tokenizer = OpenTokenizer::open(&checkpoint, model)?;
-        let local = local_ranks(&role);
-        let Shared { device, num_ranks: num_sharing_ranks } = device::choose(&plan.accelerator, local)?;
-        let options = LoadOptions {
-            precision: plan.precision,
-            backend: plan.backend,
-            device,
-            attention: env::attention_switches(),
-        };
-        Ok(Self {
-            resolved,
-            checkpoint,
-            checkpoint_path: path,
-            plan,
-            options,
-            num_sharing_ranks,
-            model_config,
-            tokenizer,
-            role,
-        })
-    }
-
-    /// This rank among all.
-    fn place(&self) -> Place {
-        match &self.role {
-            Role::Rank(place) => place.clone(),
-            Role::Alone | Role::Launcher(_) => Place::alone(),
-        }
-    }
-
-    /// How many ranks the job has.
-    fn world_size(&self) -> u32 {
-        match &self.role {
-            Role::Rank(place) => place.world_size,
-            Role::Alone => 1,
-            Role::Launcher(launcher) => launcher.world_size,
-        }
-    }
-
-    /// What the start in the log folder has to know of this rank.
-    fn begin(&self) -> exp_manager::Begin<'_> {
-        exp_manager::Begin {
-            inputs: [&self.plan.data_path, &self.checkpoint_path],
-            local_rank: self.place().local_rank,
-            world_size: self.world_size(),
-        }
-    }
-
-    /// From now on what this rank, which is not the first, says also stands in its log file.
-    fn attach(&self, logging: &Logging, place: &Place) -> Result<(), Failure> {
-        let log_dir = &self.plan.exp_manager.log_dir;
-        logging
-            .attach(log_dir, (place.rank, place.local_rank))
-            .map_err(|error| {
-                anyhow::Error::new(error).context(format!("cannot write to `{}`", log_dir.display()))
-            })
-            .exit_with(ExitStatus::Failed)
-    }
-
-    /// What decides the texts, data apart.
-    pub(crate) fn identity(&self) -> Identity {
-        let mut identity = self.plan.identity();
-        let model = blake3::hash(format!("{:?}", self.model_config).as_bytes()).to_hex().to_string();
-        for (name, fingerprint) in [
-            ("checkpoint", self.checkpoint.fingerprint()),
-            ("tokenizer", self.tokenizer.fingerprint.clone()),
-            ("model configuration", model),
-        ] {
-            identity.0.insert(format!("{name} fingerprint"), json!(fingerprint));
-        }
-        identity
-    }
-
-    pub(crate) fn memory(&self, demand: Demand) -> Result<MemoryPlan, Failure> {
-        MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, demand)
-    }
-
-    pub(crate) fn engine(&self, tokens: Arc<TokenTable>, memory: &MemoryPlan) -> Result<Engine, Failure> {
-        let plan = &self.plan;
-        let model = load_model(&self.checkpoint, self.model_config.clone(), self.options)?;
-        let tokenizer = &self.tokenizer.tokenizer;
-        let stop = StopConditions::resolve(&plan.end_strings, tokenizer.special().eos, |text| {
-            self.tokenizer.single_token(text)
-        })?
-        .with_min_length(plan.min_length);
-        let setup = SamplingSetup {
-            params: plan.sampling.clone(),
-            vocab_size: tokenizer.vocab_size().min(model.padded_vocab_size()),
-            seed: plan.seed,
-            min_length: plan.min_length,
-            stop,
-        };
-        let size =
-            EngineSize { limits: memory.limits, longest_sequence_tokens: memory.longest_sequence_tokens };
-        open_engine(model, self.options, setup, tokens, size)
-    }
 }
 
 impl Prepared {
@@ -447,31 +311,6 @@ impl Prepared {
         );
         Ok(reason.exit_status())
     }
-}
-
-/// This rank among those of its machine.
-fn local_ranks(role: &Role) -> LocalRanks {
-    let (local_rank, local_size) = match role {
-        Role::Alone => (0, 1),
-        Role::Rank(place) => (place.local_rank, place.local_size),
-        Role::Launcher(launcher) => (0, launcher.num_ranks),
-    };
-    LocalRanks { local_rank, local_size, has_own_gpu: ranks::has_own_gpu(&env::of_launcher) }
-}
-
-/// The part of the machine's cores that is this rank's, unless its launcher has seen to that.
-fn take_cores(place: &Place) -> Result<(), Failure> {
-    let is_own = env::of_launcher(spawn::LAUNCHER_VARIABLE).is_some();
-    if is_own || place.local_size == 1 || cores::are_bound(&env::of_launcher) {
-        return Ok(());
-    }
-    let num_cores = cores::take_share(place.local_rank, place.local_size)
-        .map_err(|error| anyhow::Error::new(error).context("cannot bind this rank to its part of the cores"))
-        .exit_with(ExitStatus::Failed)?;
-    if !env::has_thread_count() {
-        tch::set_num_threads(i32::try_from(num_cores).unwrap_or(1));
-    }
-    Ok(())
 }
 
 fn read_prompts(plan: &GenerationPlan, tokenizer: &OpenTokenizer) -> Result<PromptSet, Failure> {
