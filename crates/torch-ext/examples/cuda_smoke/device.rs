@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 use torch_ext::cuda::{Device, Event, Stream, device_count};
 
-use crate::support::{Outcome, ensure};
+use crate::cases::{Outcome, ensure};
 
 pub(crate) fn facts(device: &Device) -> Outcome {
     let (major, minor) = device.compute_capability()?;

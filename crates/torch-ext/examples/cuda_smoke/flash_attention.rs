@@ -6,7 +6,7 @@ use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 use torch_ext::cuda::{Device, flash};
 
-use crate::support::{Outcome, ensure};
+use crate::cases::{Outcome, ensure};
 
 /// Attention of one sequence written out, in float32.
 fn plain_attention(qkv: [&Tensor; 3], scale: f64, is_causal: bool) -> Result<Tensor, ExtError> {

@@ -4,8 +4,8 @@ use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 use torch_ext::cuda::{Device, Event, Graph, GraphPool, Kernel, PinnedBuffer, Stream, blas};
 
+use crate::cases::{Outcome, ensure};
 use crate::kernel::{axpy, kernel};
-use crate::support::{Outcome, ensure};
 
 /// What is captured: a linear layer, a conversion and a kernel of our own.
 struct Step {

@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 use torch_ext::cuda::{Arg, Device, Kernel, Launch, Module, Program, Stream};
 
-use crate::support::{Outcome, ensure};
+use crate::cases::{Outcome, ensure};
 
 const SOURCE: &str = r#"
 #include "wait.cuh"

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 use torch_ext::cuda::{Device, blas};
 
-use crate::support::{Outcome, ensure};
+use crate::cases::{Outcome, ensure};
 
 pub(crate) fn all(device: &Device) -> Outcome {
     let bf16 = (Kind::BFloat16, device.tch());

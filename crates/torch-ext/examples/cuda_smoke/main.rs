@@ -3,23 +3,22 @@
 //! `cargo build --release -p torch-ext --features cuda --example cuda_smoke`; the program can be carried to a machine
 //! with a GPU, where `LD_LIBRARY_PATH` must name libtorch's folder.
 
+#[path = "../common/cases.rs"]
+mod cases;
 mod device;
 mod flash_attention;
 mod graph;
 mod kernel;
 mod linear;
 mod memory;
-mod support;
 
 use std::process::ExitCode;
 
 use torch_ext::cuda::Device;
 
-use support::{Outcome, say};
+use cases::{Case, say};
 
-type Case = (&'static str, fn(&Device) -> Outcome);
-
-const CASES: [Case; 11] = [
+const CASES: [Case<Device>; 11] = [
     ("device", device::facts),
     ("stream and events", device::copy_speed),
     ("kernels and their cache", kernel::all),
@@ -41,16 +40,6 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let mut num_failed = 0;
-    for (name, case) in CASES {
-        match case(&device) {
-            Ok(facts) => say(&format!("ok      {name}: {facts}")),
-            Err(error) => {
-                num_failed += 1;
-                say(&format!("FAILED  {name}: {error}"));
-            }
-        }
-    }
-    say(&format!("{} passed, {num_failed} failed", CASES.len() - num_failed));
-    if num_failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let all_passed = cases::run(&device, &CASES);
+    if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

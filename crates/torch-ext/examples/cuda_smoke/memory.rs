@@ -11,7 +11,7 @@ use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 use torch_ext::cuda::{Device, Event, PinnedBuffer, Stream, Uploader};
 
-use crate::support::{Outcome, ensure};
+use crate::cases::{Outcome, ensure};
 
 pub(crate) fn pinned(device: &Device) -> Outcome {
     let stream = Stream::new(device)?;

@@ -5,8 +5,9 @@ use torch_ext::cuda::kernels::{
     DecodeAttention, DecodeAttentionQkv, DecodePlan, Kernels, LayerCache, PlanDecode, RopeAndCache, Rotary,
 };
 
+use crate::cases::{Outcome, ensure};
 use crate::pointwise::{rotary_tables, rotated};
-use crate::support::{Checked, Gpu, Outcome, double, ensure, relative_error, same};
+use crate::support::{Checked, Gpu, double, relative_error, same};
 
 const MAX_BLOCKS: i64 = 70;
 /// Positions around the edges of blocks and splits; -1 is no row, 2240 is past the table.

@@ -3,10 +3,12 @@
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
-use crate::support::{Gpu, Outcome, ensure, same};
+use crate::cases::{Outcome, ensure};
+use crate::support::{Gpu, same};
 
-/// `linear_qkv`, `linear_proj`, `linear_fc1` and `linear_fc2` of the shapes that `aligner-gen bench` knows: 7B, 2B, 8B.
-pub(crate) const LAYERS: [[i64; 2]; 12] = [
+/// `linear_qkv`, `linear_proj`, `linear_fc1` and `linear_fc2` of the shapes that `aligner-gen bench` knows: 7B, 2B, 8B, whose
+/// `linear_proj` is that of 7B.
+pub(crate) const LAYERS: [[i64; 2]; 11] = [
     [12_288, 4_096],
     [4_096, 4_096],
     [22_016, 4_096],
@@ -16,7 +18,6 @@ pub(crate) const LAYERS: [[i64; 2]; 12] = [
     [10_880, 2_048],
     [2_048, 5_440],
     [6_144, 4_096],
-    [4_096, 4_096],
     [28_672, 4_096],
     [4_096, 14_336],
 ];
@@ -65,8 +66,10 @@ pub(crate) fn row_counts(gpu: &Gpu) -> Outcome {
             })?;
         }
     }
-    let num_layers = LAYERS.len() + OUTPUT_LAYERS.len();
-    Ok(format!("32 to 8192 rows of {num_layers} layers have the same bits, added to the residual too"))
+    Ok(format!(
+        "the same bits for 32 to 8192 rows of {} layers, alone and added to the residual, and for 32 to {MAX_OUTPUT_ROWS} rows of logits",
+        LAYERS.len()
+    ))
 }
 
 /// As many rows as the largest count, and a weight.

@@ -5,6 +5,8 @@
 //! with a GPU, where `LD_LIBRARY_PATH` must name libtorch's folder.
 
 mod attention;
+#[path = "../common/cases.rs"]
+mod cases;
 mod cublas;
 mod pointwise;
 mod product;
@@ -14,11 +16,10 @@ mod timing;
 
 use std::process::ExitCode;
 
-use support::{Gpu, Outcome, say};
+use cases::{Case, say};
+use support::Gpu;
 
-type Case = (&'static str, fn(&Gpu) -> Outcome);
-
-const CASES: [Case; 14] = [
+const CASES: [Case<Gpu>; 14] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("activations", pointwise::activations),
@@ -43,20 +44,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let mut num_failed = 0;
-    for (name, case) in CASES {
-        match case(&gpu) {
-            Ok(facts) => say(&format!("ok      {name}: {facts}")),
-            Err(error) => {
-                num_failed += 1;
-                say(&format!("FAILED  {name}: {error}"));
-            }
-        }
-    }
-    say(&format!("{} passed, {num_failed} failed", CASES.len() - num_failed));
+    let all_passed = cases::run(&gpu, &CASES);
     if let Err(error) = timing::table(&gpu) {
         say(&format!("FAILED  timing: {error}"));
         return ExitCode::FAILURE;
     }
-    if num_failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

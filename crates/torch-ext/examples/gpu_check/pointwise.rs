@@ -6,7 +6,8 @@ use torch_ext::cuda::kernels::{
     RopeAndCache, Rotary,
 };
 
-use crate::support::{Checked, Gpu, KINDS, Outcome, double, ensure, relative_error, same, tolerance};
+use crate::cases::{Outcome, ensure};
+use crate::support::{Checked, Gpu, KINDS, double, relative_error, same, tolerance};
 
 pub(crate) fn embedding(gpu: &Gpu) -> Outcome {
     let width = 1032;

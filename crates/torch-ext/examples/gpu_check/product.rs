@@ -4,9 +4,10 @@ use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 use torch_ext::cuda::kernels::{Activate, Gating, Kernels, MAX_PRODUCT_ROWS, Product, ProductOut};
 
+use crate::cases::{Outcome, ensure};
 use crate::cublas::LAYERS;
 use crate::pointwise::ALL_ACTIVATIONS;
-use crate::support::{Checked, Gpu, Outcome, double, ensure, relative_error, same, tolerance};
+use crate::support::{Checked, Gpu, double, relative_error, same, tolerance};
 
 const HALF_KINDS: [Kind; 2] = [Kind::BFloat16, Kind::Half];
 

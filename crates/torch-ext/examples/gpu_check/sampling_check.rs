@@ -6,7 +6,8 @@ use torch_ext::cuda::kernels::{
     Admission, Kernels, MarkSeen, Sample, SampleRules, SampleStatus, Sampled, SamplerScratch, SamplerState,
 };
 
-use crate::support::{Checked, Gpu, Outcome, ensure};
+use crate::cases::{Outcome, ensure};
+use crate::support::{Checked, Gpu};
 
 const SEED: u64 = 0x0123_4567_89ab_cdef;
 const NUM_ROWS: i64 = 9;

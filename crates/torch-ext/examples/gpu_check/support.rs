@@ -1,13 +1,11 @@
 //! What the checks share: the GPU, random tensors and comparisons.
 
 use std::error::Error;
-use std::io::Write;
 
 use tch::{Kind, Tensor};
 use torch_ext::cuda::kernels::{KernelConfig, Kernels};
 use torch_ext::cuda::{Device, Stream};
 
-pub(crate) type Outcome = Result<String, Box<dyn Error>>;
 pub(crate) type Checked = Result<(), Box<dyn Error>>;
 
 /// The first GPU, and where compiled kernels are kept while this runs.
@@ -54,15 +52,6 @@ impl Gpu {
     pub(crate) fn zeros(&self, shape: &[i64], kind: Kind) -> Result<Tensor, Box<dyn Error>> {
         Ok(Tensor::f_zeros(shape, (kind, self.device.tch()))?)
     }
-}
-
-pub(crate) fn say(line: &str) {
-    // Nobody reads a closed stdout.
-    let _ = writeln!(std::io::stdout(), "{line}");
-}
-
-pub(crate) fn ensure(holds: bool, what: impl FnOnce() -> String) -> Checked {
-    if holds { Ok(()) } else { Err(what().into()) }
 }
 
 pub(crate) fn double(tensor: &Tensor) -> Result<Tensor, Box<dyn Error>> {

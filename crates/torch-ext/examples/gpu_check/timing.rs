@@ -8,8 +8,9 @@ use torch_ext::cuda::kernels::{
 };
 use torch_ext::cuda::{Event, Graph, Stream};
 
+use crate::cases::say;
 use crate::pointwise::rotary_tables;
-use crate::support::{Checked, Gpu, say};
+use crate::support::{Checked, Gpu};
 
 const NUM_REPLAYS: u32 = 20;
 
