@@ -79,12 +79,15 @@ DEVICE void wait_for_previous() {
 // Asks for the 128 bytes around an address to be brought to the L2 cache. Nothing is read by it.
 DEVICE void prefetch(const void* address) { asm volatile("prefetch.global.L2 [%0];" ::"l"(address)); }
 
-// `W` neighbouring elements: 1, or 8 on a boundary of 16 bytes.
+// `W` neighbouring elements: 1; 2 on a boundary of both; or 8 on one of 16 bytes.
 template <int W>
 DEVICE void load(const float* from, float (&to)[W]) {
     if constexpr (W == 8) {
         float4 a = ((const float4*)from)[0], b = ((const float4*)from)[1];
         to[0] = a.x, to[1] = a.y, to[2] = a.z, to[3] = a.w, to[4] = b.x, to[5] = b.y, to[6] = b.z, to[7] = b.w;
+    } else if constexpr (W == 2) {
+        float2 pair = *(const float2*)from;
+        to[0] = pair.x, to[1] = pair.y;
     } else {
 #pragma unroll
         for (int i = 0; i < W; i++) to[i] = from[i];
@@ -101,6 +104,9 @@ DEVICE void load(const u16* from, float (&to)[W]) {
             to[2 * i] = to_float((u16)words[i]);
             to[2 * i + 1] = to_float((u16)(words[i] >> 16));
         }
+    } else if constexpr (W == 2) {
+        u32 pair = *(const u32*)from;
+        to[0] = to_float((u16)pair), to[1] = to_float((u16)(pair >> 16));
     } else {
 #pragma unroll
         for (int i = 0; i < W; i++) to[i] = to_float(from[i]);
@@ -112,6 +118,8 @@ DEVICE void store(float* to, const float (&from)[W]) {
     if constexpr (W == 8) {
         ((float4*)to)[0] = make_float4(from[0], from[1], from[2], from[3]);
         ((float4*)to)[1] = make_float4(from[4], from[5], from[6], from[7]);
+    } else if constexpr (W == 2) {
+        *(float2*)to = make_float2(from[0], from[1]);
     } else {
 #pragma unroll
         for (int i = 0; i < W; i++) to[i] = from[i];
@@ -122,6 +130,8 @@ template <int W>
 DEVICE void store(u16* to, const float (&from)[W]) {
     if constexpr (W == 8) {
         *(uint4*)to = make_uint4(pack2(from[0], from[1]), pack2(from[2], from[3]), pack2(from[4], from[5]), pack2(from[6], from[7]));
+    } else if constexpr (W == 2) {
+        *(u32*)to = pack2(from[0], from[1]);
     } else {
 #pragma unroll
         for (int i = 0; i < W; i++) from_float(from[i], to + i);

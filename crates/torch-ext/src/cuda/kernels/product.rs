@@ -60,12 +60,14 @@ struct ProductArgs {
     num_out: i32,
     num_in: i32,
     num_stages: i32,
+    max_pending: i32,
     x_bytes: u32,
     is_f32: i32,
+    reserved: i32,
 }
 
-/// Four warps that multiply and one that fetches.
-const NUM_THREADS: u32 = 160;
+/// Four warps that multiply and two that fetch.
+const NUM_THREADS: u32 = 192;
 
 /// Rows of the weight that a block takes, and what the sums go through.
 type ProductKey = (u32, Option<(Activation, Gating)>);
@@ -174,8 +176,10 @@ impl Kernels {
             num_out: int(out_shape[1], "outputs")?,
             num_in: int(num_in, "inputs")?,
             num_stages: shape.num_stages as i32,
+            max_pending: shape.max_pending as i32,
             x_bytes: shape.x_rows * ProductShape::LINE_BYTES as u32,
             is_f32: i32::from(out_kind == Kind::Float),
+            reserved: 0,
         };
         let launch = Launch {
             shared_bytes: shape.shared_bytes,

@@ -28,6 +28,8 @@ pub(super) struct ProductShape {
     pub(super) x_rows: u32,
     pub(super) num_blocks: u32,
     pub(super) num_stages: u32,
+    /// Stages of weights that may be on their way at once.
+    pub(super) max_pending: u32,
     pub(super) shared_bytes: u32,
 }
 
@@ -46,12 +48,19 @@ impl ProductShape {
     const MAX_STAGES: u64 = 16;
     /// With one, fetching and multiplying would take turns.
     const MIN_STAGES: u64 = 2;
-    /// A block leaves room for those of the kernels before and after it, which start and end beside it.
-    const MAX_SHARED_BYTES: u64 = 165 * 1024;
+    /// Weights on their way to a multiprocessor: with fewer, memory is not busy all the time, and with more, what the
+    /// kernels before need of it has to wait behind them.
+    const PENDING_BYTES: u64 = 48 * 1024;
     /// What the kernel declares, and what it may lose to start at a multiple of 1,024.
-    const OVERHEAD_BYTES: u64 = Self::MAX_STAGES * 16 + 1024;
+    const OVERHEAD_BYTES: u64 = Self::MAX_STAGES * 24 + 1024;
     /// What each block costs a multiprocessor beside its own.
     const RESERVED_BYTES: u64 = 1024;
+
+    /// A block leaves room for those of the kernels before and after it, which start and end beside it: for one block of
+    /// decode attention where that has few rows, and else for two.
+    const fn bytes_beside_attention(num_rows: i64) -> u64 {
+        if num_rows <= 32 { 200 * 1024 } else { 165 * 1024 }
+    }
 
     /// For `num_rows` rows of numbers of 2 bytes; `None` when the kernel cannot compute that here. Which outputs share a
     /// block does not depend on the rows.
@@ -67,7 +76,7 @@ impl ProductShape {
         // One block a multiprocessor; where that cannot be, several rounds of two, of which one starts while the other runs.
         let share = num_out.div_ceil(num_sms).next_multiple_of(8).max(Self::MIN_WEIGHT_ROWS / halves);
         let (share, of_block) = if share * halves <= Self::MAX_WEIGHT_ROWS {
-            (share, max_shared_bytes.min(Self::MAX_SHARED_BYTES))
+            (share, max_shared_bytes.min(Self::bytes_beside_attention(num_rows)))
         } else {
             let max_share = Self::MAX_WEIGHT_ROWS_OF_TWO / halves / 8 * 8;
             let num_rounds = num_out.div_ceil(2 * num_sms * max_share);
@@ -88,6 +97,7 @@ impl ProductShape {
             x_rows: x_rows as u32,
             num_blocks: num_out.div_ceil(share) as u32,
             num_stages: num_stages as u32,
+            max_pending: Self::PENDING_BYTES.div_ceil(tiles * weight_rows * Self::LINE_BYTES).max(2) as u32,
             shared_bytes: (1024 + slack_bytes + num_stages * tiles * tile_bytes) as u32,
         })
     }
@@ -140,9 +150,11 @@ mod tests {
             };
             let tile_bytes = (shape.x_rows + shape.weight_rows) * 128;
             let num_tiles = shape.num_stages * tiles_of_stage(u64::from(shape.weight_rows)) as u32;
-            prop_assert!(shape.shared_bytes + 256 <= kilobytes * 1024);
+            prop_assert!(shape.shared_bytes + 384 <= kilobytes * 1024);
             prop_assert!(shape.shared_bytes >= 1024 + (num_tiles - 1) * tile_bytes + tile_bytes.max(8192));
-            prop_assert!((2..=16).contains(&shape.num_stages));
+            prop_assert!((2..=16).contains(&shape.num_stages) && shape.max_pending >= 2);
+            // The sums of all rows, up to 24 elements between two rows, go where the stages were.
+            prop_assert!(rows as u32 * (shape.weight_rows + 24) * 4 <= num_tiles * tile_bytes);
             prop_assert!(shape.weight_rows % (8 * halves as u32) == 0 && shape.weight_rows <= 248);
             prop_assert!(i64::from(shape.num_blocks) * i64::from(shape.weight_rows) / halves >= num_out);
             prop_assert!(i64::from(shape.x_rows) >= rows && shape.x_rows <= 64);

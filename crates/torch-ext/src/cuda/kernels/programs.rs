@@ -107,7 +107,7 @@ impl KernelConfig {
         is_there.then(|| Program {
             name: "product",
             source: source!("product.cu"),
-            headers: headers!("common.cuh", "nonlinearity.cuh"),
+            headers: headers!("common.cuh", "nonlinearity.cuh", "ring.cuh", "store.cuh"),
             defines: [self.defines(), activated_defines(activated), multiply_defines(self.kind, weight_rows)]
                 .concat(),
             options: &[],
