@@ -7,20 +7,16 @@ Compiles crates/torch-ext/kernels with NVRTC and launches the kernels by the dri
 Each kernel is replayed in a CUDA graph over the caches of 8 layers; the median of five. Needs torch with CUDA; head_dim is 128, one query a group.
 """
 
-import ctypes
-import glob
-import os
 import struct
 import sys
 
 import torch
 
-KERNELS = os.path.join(os.path.dirname(__file__), "../../crates/torch-ext/kernels")
-HEADERS = ["common.cuh", "rotary.cuh", "tiling.cuh", "plan.cuh", "item.cuh", "attend_mma.cuh", "attend_f32.cuh", "join.cuh"]
+from driver import kernel, launch, micros, nvrtc, source
+
 HEAD_DIM, BLOCK_TOKENS, SPLIT_KEYS, NUM_WARPS, LAYERS = 128, 32, 512, 4, 8
 # As in Tiling of crates/torch-ext/src/cuda/kernels/programs.rs.
 BLOCKS_PER_SM, QUERY_TILE = 2, 8
-MAX_DYNAMIC_SHARED = 8
 
 # What attention reads and nothing else: every warp has a ring of tiles of 16 keys and 16 values.
 READS = r"""
@@ -66,72 +62,6 @@ extern "C" __global__ void __launch_bounds__(128) reads(
 }
 """
 
-cuda = ctypes.CDLL("libcuda.so.1")
-
-
-def check(code, what):
-    if code:
-        text = ctypes.c_char_p()
-        cuda.cuGetErrorString(code, ctypes.byref(text))
-        raise RuntimeError(f"{what}: {text.value}")
-
-
-def nvrtc():
-    root = torch.__path__[0]
-    found = [path for folder in (f"{root}/lib", f"{root}/../nvidia/*/lib") for path in glob.glob(f"{folder}/libnvrtc.so.*")]
-    return ctypes.CDLL(found[0])
-
-
-def kernel(compiler, source, name, headers=(), defines=None):
-    names = (ctypes.c_char_p * len(headers))(*[header.encode() for header in headers])
-    texts = (ctypes.c_char_p * len(headers))(*[open(f"{KERNELS}/{header}", "rb").read() for header in headers])
-    program = ctypes.c_void_p()
-    compiler.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", len(headers), texts, names)
-    options = ["--gpu-architecture=sm_90", "--std=c++17"] + [f"-D{key}={value}" for key, value in (defines or {}).items()]
-    size = ctypes.c_size_t()
-    if compiler.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*[option.encode() for option in options])):
-        compiler.nvrtcGetProgramLogSize(program, ctypes.byref(size))
-        log = ctypes.create_string_buffer(size.value)
-        compiler.nvrtcGetProgramLog(program, log)
-        raise RuntimeError(log.value.decode())
-    compiler.nvrtcGetCUBINSize(program, ctypes.byref(size))
-    cubin = ctypes.create_string_buffer(size.value)
-    compiler.nvrtcGetCUBIN(program, cubin)
-    module, function = ctypes.c_void_p(), ctypes.c_void_p()
-    check(cuda.cuModuleLoadData(ctypes.byref(module), cubin), "cuModuleLoadData")
-    check(cuda.cuModuleGetFunction(ctypes.byref(function), module, name.encode()), "cuModuleGetFunction")
-    check(cuda.cuFuncSetAttribute(function, MAX_DYNAMIC_SHARED, 200 * 1024), "cuFuncSetAttribute")
-    return function
-
-
-def launch(function, stream, grid, threads, shared, args):
-    pointers = (ctypes.c_void_p * len(args))(*[ctypes.cast(ctypes.pointer(arg), ctypes.c_void_p) for arg in args])
-    check(cuda.cuLaunchKernel(function, grid, 1, 1, threads, 1, 1, shared, ctypes.c_void_p(stream.cuda_stream), pointers, None), "cuLaunchKernel")
-
-
-def micros(stream, enqueue):
-    """Of one layer."""
-    with torch.cuda.stream(stream):
-        for layer in range(LAYERS):
-            enqueue(layer)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        graph.capture_begin()
-        for layer in range(LAYERS):
-            enqueue(layer)
-        graph.capture_end()
-        graph.replay()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        times = []
-        for _ in range(5):
-            start.record()
-            graph.replay()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end) * 500 / LAYERS)
-    return sorted(times)[2]
-
 
 def main():
     rows, groups, context = (int(arg) for arg in sys.argv[1:4]) if len(sys.argv) > 3 else (256, 16, 512)
@@ -146,22 +76,23 @@ def main():
     read_bytes = rows * groups * context * HEAD_DIM * 2 * 2
 
     def tell(name, time):
+        time /= LAYERS
         print(f"{name}: {time:.1f} us a layer, {read_bytes / time / 1e3:.0f} GB/s", flush=True)
 
-    reads, out = kernel(compiler, READS, "reads"), torch.zeros(1, device="cuda")
+    reads, out = kernel(compiler, READS, "reads", {}, shared=200 * 1024), torch.zeros(1, device="cuda")
     if context % (NUM_WARPS * 16) == 0:
         sizes = [rows * groups, groups, table_width, context // (NUM_WARPS * 16)]
         for blocks_per_sm, stages in ((3, 2), (2, 2), (1, 4)):
 
-            def enqueue(layer):
-                pointers = [ctypes.c_void_p(cache.data_ptr()) for cache in caches[layer]]
-                args = pointers + [ctypes.c_int(size) for size in sizes + [stages]] + [ctypes.c_void_p(out.data_ptr())]
-                launch(reads, stream, num_sms * blocks_per_sm, 128, stages * NUM_WARPS * 8192, args)
+            def read():
+                for layer in caches:
+                    args = [struct.pack("Q", cache.data_ptr()) for cache in layer] + [struct.pack("i", size) for size in sizes + [stages]]
+                    launch(reads, num_sms * blocks_per_sm, 128, stages * NUM_WARPS * 8192, args + [struct.pack("Q", out.data_ptr())])
 
-            tell(f"reads alone, {blocks_per_sm} blocks a multiprocessor, {stages} tiles under way a warp", micros(stream, enqueue))
+            tell(f"reads alone, {blocks_per_sm} blocks a multiprocessor, {stages} tiles under way a warp", micros(stream, read))
 
     defines = dict(ELEM=1, HEAD_DIM=HEAD_DIM, QUERIES_PER_GROUP=1, QUERY_COLUMNS=1, SPLIT_KEYS=SPLIT_KEYS, NUM_WARPS=NUM_WARPS, BLOCKS_PER_SM=BLOCKS_PER_SM)
-    attention = kernel(compiler, open(f"{KERNELS}/attention.cu").read(), "decode_attention_qkv", HEADERS, defines)
+    attention = kernel(compiler, source("attention.cu"), "decode_attention_qkv", defines, shared=200 * 1024)
     splits = -(-context // SPLIT_KEYS)
     slot = lambda row: (row * table_width + (context - 1) // BLOCK_TOKENS) * BLOCK_TOKENS + (context - 1) % BLOCK_TOKENS
     # As plan_decode lists them where there is work enough: all splits of a row are one item.
@@ -185,13 +116,14 @@ def main():
     addresses = [tensor.data_ptr() for tensor in tensors]
     shared = QUERY_TILE * HEAD_DIM * 2 + NUM_WARPS * QUERY_TILE * (HEAD_DIM * 4 + 8) + QUERY_TILE * HEAD_DIM * 6
 
-    def attend(layer):
-        keys, values = (cache.data_ptr() for cache in caches[layer])
-        # AttentionArgs of item.cuh.
-        packed = struct.pack("13Q", addresses[0], keys, values, *addresses[1:11])
-        packed += struct.pack("2Q2i", *addresses[11:], HEAD_DIM, context)
-        packed += struct.pack("5if", groups, table_width, num_blocks, splits, rows, HEAD_DIM**-0.5 * 1.4427)
-        launch(attention, stream, num_sms * BLOCKS_PER_SM, 32 * NUM_WARPS, shared, [ctypes.create_string_buffer(packed, len(packed))])
+    def attend():
+        for layer in caches:
+            keys, values = (cache.data_ptr() for cache in layer)
+            # AttentionArgs of item.cuh.
+            args = struct.pack("13Q", addresses[0], keys, values, *addresses[1:11])
+            args += struct.pack("2Q2i", *addresses[11:], HEAD_DIM, context)
+            args += struct.pack("5if", groups, table_width, num_blocks, splits, rows, HEAD_DIM**-0.5 * 1.4427)
+            launch(attention, num_sms * BLOCKS_PER_SM, 32 * NUM_WARPS, shared, [args])
 
     tell("decode_attention_qkv", micros(stream, attend))
 
