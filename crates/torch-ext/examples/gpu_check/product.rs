@@ -11,8 +11,8 @@ use crate::support::{Checked, Gpu, double, relative_error, same, tolerance};
 
 const HALF_KINDS: [Kind; 2] = [Kind::BFloat16, Kind::Half];
 
-/// One output, part of a tile, parts of stages, more tiles than the GPU holds at once.
-const ODD_SHAPES: [[i64; 2]; 5] = [[1, 8], [7, 48], [100, 264], [1000, 528], [70_003, 96]];
+/// One output, part of a tile, parts of stages, more tiles than the GPU holds at once; with 64 rows a ring of two stages.
+const ODD_SHAPES: [[i64; 2]; 6] = [[1, 8], [7, 48], [100, 264], [1000, 528], [70_003, 96], [46_464, 1_040]];
 
 /// A layer that is wider than those of the known shapes.
 const WIDE_LAYER: [i64; 2] = [28_672, 8_192];

@@ -92,12 +92,15 @@ impl ProductShape {
         let num_stages = (ring_bytes / (tiles * tile_bytes))
             .min(Self::MAX_STAGES)
             .min(num_in.div_ceil(64 * tiles).max(Self::MIN_STAGES));
+        let pending_stages = Self::PENDING_BYTES.div_ceil(tiles * weight_rows * Self::LINE_BYTES);
+        // A thread that waited for a stage further back than the ring is long could miss it and wait for ever.
+        let max_pending = pending_stages.max(Self::MIN_STAGES).min(num_stages);
         (num_stages >= Self::MIN_STAGES).then_some(Self {
             weight_rows: weight_rows as u32,
             x_rows: x_rows as u32,
             num_blocks: num_out.div_ceil(share) as u32,
             num_stages: num_stages as u32,
-            max_pending: Self::PENDING_BYTES.div_ceil(tiles * weight_rows * Self::LINE_BYTES).max(2) as u32,
+            max_pending: max_pending as u32,
             shared_bytes: (1024 + slack_bytes + num_stages * tiles * tile_bytes) as u32,
         })
     }
@@ -127,6 +130,17 @@ mod tests {
     }
 
     #[test]
+    fn no_more_is_on_the_way_than_the_ring_holds() {
+        let of = |num_rows, num_out| {
+            let shape = ProductShape::of(num_rows, &sizes(num_out, 4_096, 1)).unwrap();
+            (shape.weight_rows, shape.num_stages, shape.max_pending)
+        };
+        assert_eq!(of(1, 4_096), (32, 16, 6));
+        assert_eq!(of(1, 12_288), (96, 7, 2));
+        assert_eq!(of(64, 46_464), (88, 2, 2));
+    }
+
+    #[test]
     fn what_does_not_fit_has_no_shape() {
         assert_eq!(ProductShape::of(65, &sizes(64, 64, 1)), None);
         assert_eq!(ProductShape::of(0, &sizes(64, 64, 1)), None);
@@ -152,7 +166,8 @@ mod tests {
             let num_tiles = shape.num_stages * tiles_of_stage(u64::from(shape.weight_rows)) as u32;
             prop_assert!(shape.shared_bytes + 384 <= kilobytes * 1024);
             prop_assert!(shape.shared_bytes >= 1024 + (num_tiles - 1) * tile_bytes + tile_bytes.max(8192));
-            prop_assert!((2..=16).contains(&shape.num_stages) && shape.max_pending >= 2);
+            prop_assert!((2..=16).contains(&shape.num_stages));
+            prop_assert!((2..=shape.num_stages).contains(&shape.max_pending));
             // The sums of all rows, up to 24 elements between two rows, go where the stages were.
             prop_assert!(rows as u32 * (shape.weight_rows + 24) * 4 <= num_tiles * tile_bytes);
             prop_assert!(shape.weight_rows % (8 * halves as u32) == 0 && shape.weight_rows <= 248);
