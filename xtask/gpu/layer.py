@@ -81,7 +81,7 @@ def product_shape(num_sms, rows, num_out, num_in, halves):
     slack = max(0, 64 * LINE_BYTES - tile_bytes)
     ring_bytes = (200 if rows <= 32 else 165) * 1024 - MAX_STAGES * 24 - 1024 - slack
     stages = min(ring_bytes // (tiles * tile_bytes), MAX_STAGES, max(-(-num_in // (64 * tiles)), 2))
-    pending = max(-(-PENDING_BYTES // (tiles * weight_rows * LINE_BYTES)), 2)
+    pending = min(max(-(-PENDING_BYTES // (tiles * weight_rows * LINE_BYTES)), 2), stages)
     return weight_rows, x_rows, tiles, -(-num_out // share), stages, pending, 1024 + slack + stages * tiles * tile_bytes
 
 
@@ -202,8 +202,7 @@ def tell_products(layers, stream):
 
 
 def tell_moments(layers, stream):
-    layers.trace = torch.zeros(14 * layers.num_layers, MAX_BLOCKS, 8, device="cuda", dtype=torch.int64)
-    layers.num_traced = 0
+    layers.trace = torch.zeros(7 * layers.num_layers, MAX_BLOCKS, 8, device="cuda", dtype=torch.int64)
 
     def traced():
         layers.num_traced = 0
@@ -213,7 +212,7 @@ def tell_moments(layers, stream):
     for _ in range(3):
         graph.replay()
     torch.cuda.synchronize()
-    trace = layers.trace[: layers.num_traced].double().view(layers.num_layers, 7, MAX_BLOCKS, 8).cpu()
+    trace = layers.trace.view(layers.num_layers, 7, MAX_BLOCKS, 8).cpu()
     names = ("input_norm", "linear_qkv", "attention", "linear_proj", "pre_mlp_norm", "linear_fc1", "linear_fc2")
     print("us after the input norm of a layer may read, over all layers but the outermost: first, middle and last block")
     for i, name in enumerate(names):
@@ -222,9 +221,10 @@ def tell_moments(layers, stream):
             for layer in range(2, layers.num_layers - 2):
                 zero = trace[layer, 0, 0, WAITED]
                 live = trace[layer, i][trace[layer, i, :, ENDED] > 0][:, moment]
+                # Whole numbers until here: the clock's nanoseconds do not fit a double.
                 live = live[live > 0] - zero
                 if len(live):
-                    spans.append(torch.stack([live.min(), live.median(), live.max()]) / 1000)
+                    spans.append(torch.stack([live.min(), live.median(), live.max()]).double() / 1000)
             if spans:
                 print(f"{name:12} {what:16}", *(f"{time:7.2f}" for time in torch.stack(spans).mean(0)))
 

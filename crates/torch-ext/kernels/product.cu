@@ -61,7 +61,8 @@ DEVICE void multiply_all(const Ring& ring, const ProductArgs& args, float (&sums
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
         for (int i = 0; i < TILES; i++) {
-            // Lines past the last row are read too. They may hold anything, as lines do not mix.
+            // Lines past the last row are read too. They may hold anything, as lines do not mix. The tile is found from the
+            // stage each time: carried along, its descriptors are moved to uniform registers one by one (2B, 1 row: 5 %).
             u32 tile = first + (place.stage * TILES + i) * tile_units;
             u64 x = descriptor(tile), weight = descriptor(tile + x_units);
 #pragma unroll

@@ -56,9 +56,9 @@ impl ProductShape {
     /// What each block costs a multiprocessor beside its own.
     const RESERVED_BYTES: u64 = 1024;
 
-    /// A block leaves room for those of the kernels before and after it, which start and end beside it: for one block of
-    /// decode attention where that has few rows, and else for two.
-    const fn bytes_beside_attention(num_rows: i64) -> u64 {
+    /// The most that a block takes where it has a multiprocessor to itself. With many rows it leaves room for blocks of decode
+    /// attention, which start and end beside it; with few, whose attention is short, a longer ring is worth more.
+    const fn most_of_one(num_rows: i64) -> u64 {
         if num_rows <= 32 { 200 * 1024 } else { 165 * 1024 }
     }
 
@@ -76,7 +76,7 @@ impl ProductShape {
         // One block a multiprocessor; where that cannot be, several rounds of two, of which one starts while the other runs.
         let share = num_out.div_ceil(num_sms).next_multiple_of(8).max(Self::MIN_WEIGHT_ROWS / halves);
         let (share, of_block) = if share * halves <= Self::MAX_WEIGHT_ROWS {
-            (share, max_shared_bytes.min(Self::bytes_beside_attention(num_rows)))
+            (share, max_shared_bytes.min(Self::most_of_one(num_rows)))
         } else {
             let max_share = Self::MAX_WEIGHT_ROWS_OF_TWO / halves / 8 * 8;
             let num_rounds = num_out.div_ceil(2 * num_sms * max_share);
