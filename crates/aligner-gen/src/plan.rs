@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use data::{BatchSizes, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord};
+use data::{BatchSizes, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord};
 use model_core::{Backend, Precision};
 use sampling::SamplingParams;
 use serde_json::{Value, json};
@@ -40,6 +40,8 @@ pub(crate) struct GenerationPlan {
     pub(crate) length_limits: LengthLimits,
     pub(crate) on_bad_record: OnBadRecord,
     pub(crate) records: RecordFormat,
+    /// What day chat templates take for today.
+    pub(crate) date: Option<Date>,
     pub(crate) kept_metadata: KeptMetadata,
     pub(crate) bos: Bos,
     pub(crate) num_responses: u32,
@@ -90,6 +92,7 @@ impl GenerationPlan {
         let records = RecordFormat::new(&raw.data)?;
         let length_limits = records::length_limits(&raw.data, max_input_len)?;
         let kept_metadata = records::kept_metadata(&raw.data.train_ds, &generation.output_fields);
+        let date = raw.data.date.as_deref().map(str::parse).transpose()?;
         let train_ds = raw.data.train_ds;
         let end_strings = generation.sampling_params.end_strings.map(Vec::<String>::try_from).transpose()?;
         Ok(Self {
@@ -122,6 +125,7 @@ impl GenerationPlan {
                 }
             },
             records,
+            date,
             kept_metadata,
             bos: if generation.sampling_params.add_bos { Bos::Add } else { Bos::Leave },
             num_responses: count("model.generation.num_responses_to_gen", generation.num_responses_to_gen)?,
@@ -167,7 +171,9 @@ impl GenerationPlan {
         ];
         // The order depends on how many samples are drawn; a manifest of a run that draws none lacks the key.
         let drawn = self.num_drawn.map(|num_drawn| ("model.data.sample", json!(num_drawn)));
-        let settings = settings.into_iter().chain(self.records.identity()).chain(drawn);
+        // A run without a date is one of before there was the key.
+        let date = self.date.map(|date| ("model.data.date", json!(date.to_string())));
+        let settings = settings.into_iter().chain(self.records.identity()).chain(drawn).chain(date);
         Identity(settings.map(|(name, value)| (name.to_owned(), value)).collect())
     }
 }

@@ -160,8 +160,13 @@ pub(crate) fn prompt_builder(
         RecordFormat::Chat(tokens) => PromptBuilder::new(shared, tokens.clone()),
         RecordFormat::PromptResponse(format) => PromptBuilder::prompt_response(shared, format.clone())?,
     };
-    if let Some(template) = tokenizer.chat_template()? {
-        builder = builder.with_template(template);
+    // Records of other kinds need no template: one that cannot be used stops the first that does.
+    if matches!(plan.records, RecordFormat::Chat(_)) {
+        builder = match tokenizer.chat_template(plan.date) {
+            Ok(Some(template)) => builder.with_template(template),
+            Ok(None) => builder,
+            Err(failure) => builder.with_unusable_template(failure.sentence()),
+        };
     }
     if plan.bos == Bos::Add {
         builder = builder.with_bos()?;
