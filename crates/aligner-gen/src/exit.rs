@@ -158,7 +158,9 @@ impl From<data::DataError> for Failure {
             | DataError::BadDate { .. }
             | DataError::NoBosToken
             | DataError::TooManyRecords { .. } => ExitStatus::Usage,
-            DataError::BadChatTemplate { .. } | DataError::UnusableChatTemplate { .. } => ExitStatus::Checkpoint,
+            DataError::BadChatTemplate { .. } | DataError::UnusableChatTemplate { .. } => {
+                ExitStatus::Checkpoint
+            }
             _ => ExitStatus::Data,
         };
         Self { status, error: error.into() }
