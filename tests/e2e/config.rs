@@ -87,7 +87,7 @@ hydra:
 fn resolving_needs_the_checkpoint() {
     let ended = run(program().args(["--cfg", "job", "--resolve"])).expect_code(2);
     let error = ended.error().replace(char::is_numeric, "N");
-    insta::assert_snapshot!(error, @"error: cannot resolve `${model.encoder_seq_length}` at `trainer.generation.trt_llm.max_input_len` (built-in defaults line NN): there is no key `model.encoder_seq_length`; most of `model` comes from the checkpoint: write `pretrained_checkpoint.restore_from_path=…`");
+    insta::assert_snapshot!(error, @"error: cannot resolve `${model.encoder_seq_length}` at `trainer.generation.trt_llm.max_input_len` (built-in defaults line NN): there is no key `model.encoder_seq_length`; most of `model` comes from the checkpoint: write `pretrained_checkpoint.restore_from_path=PATH`");
 }
 
 #[test]

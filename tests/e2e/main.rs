@@ -13,6 +13,7 @@ mod errors;
 mod exp_manager;
 mod families;
 mod faults;
+mod hints;
 mod hostile;
 mod interruption;
 mod logprobs;

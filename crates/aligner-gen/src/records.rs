@@ -42,8 +42,9 @@ impl RecordFormat {
         let train_ds = &data.train_ds;
         let template = train_ds.prompt_template.as_deref().ok_or_else(|| {
             Failure::usage(
-                "`model.data.chat=false` needs `model.data.train_ds.prompt_template`, such as \
-                 `\"{input} {output}\"`, with the key of the response at its end",
+                "`model.data.chat=false` needs `model.data.train_ds.prompt_template`, with the key of the response at its \
+                 end; for records with `input` and `output`, in the shell write \
+                 'model.data.train_ds.prompt_template=\"{input} {output}\"'",
             )
         })?;
         let template = PromptTemplate::parse(template, &train_ds.label_key).exit_with(ExitStatus::Usage)?;

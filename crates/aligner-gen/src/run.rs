@@ -191,7 +191,7 @@ impl Prepared {
         }
         if self.setup.plan.sampling.use_greedy && self.setup.plan.num_responses > 1 {
             tracing::warn!(
-                "`use_greedy=true` makes all {} responses of a prompt equal: one is computed and repeated",
+                "`model.generation.sampling_params.use_greedy=true` makes all {} responses of a prompt equal: one is computed and repeated",
                 self.setup.plan.num_responses
             );
         }

@@ -137,8 +137,8 @@ pub enum RecordError {
     },
     /// A prompt-response record where chat records are read.
     #[error(
-        "it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` \
-         and `model.data.train_ds.prompt_template`"
+        "it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and \
+         `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template=\"{{input}} {{output}}\"'"
     )]
     PromptResponse,
     /// A chat record where prompt-response records are read.
@@ -344,8 +344,8 @@ mod tests {
         insta::assert_snapshot!(reason(r#"{"system": "", "conversations": [{"from": "A", "value": "x"}]}"#), @"the `mask` role `User` is not in the conversation: set `mask` to the asking one of `A`");
         insta::assert_snapshot!(reason(r#"{"system": ""}"#), @"key `conversations` is missing");
         insta::assert_snapshot!(reason(r#"{"system": null, "conversations": null, "messages": null}"#), @"key `conversations` is null");
-        insta::assert_snapshot!(reason(r#"{"system": null, "mask": null, "input": "x"}"#), @"it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`");
-        insta::assert_snapshot!(reason(r#"{"input": "x", "output": "y"}"#), @"it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`");
+        insta::assert_snapshot!(reason(r#"{"system": null, "mask": null, "input": "x"}"#), @r#"it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'"#);
+        insta::assert_snapshot!(reason(r#"{"input": "x", "output": "y"}"#), @r#"it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'"#);
     }
 
     #[test]

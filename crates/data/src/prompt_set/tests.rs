@@ -58,19 +58,19 @@ fn refusal_lists_the_first_ten() {
         head.starts_with("14 of 16 records of `") && head.ends_with("data.jsonl` cannot be used:"),
         "{head}"
     );
-    insta::assert_snapshot!(listed, @r"
-line 2: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
-line 3: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
-line 4: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
-line 5: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
-line 6: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
-line 7: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
+    insta::assert_snapshot!(listed, @r#"
+line 2: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
+line 3: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
+line 4: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
+line 5: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
+line 6: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
+line 7: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
 line 8: the line is blank
 line 9: the line is blank
 line 10: the line is a list, not an object
 line 11: not JSON at column 2: expected a key in double quotes, found the end of the line
 and 4 more
-");
+"#);
 }
 
 #[test]
@@ -124,11 +124,11 @@ fn when_nothing_is_left_every_cause_is_told() {
         error.replace(&path.display().to_string(), "data.jsonl")
     };
     insta::assert_snapshot!(told("\n", &LengthLimits::default()), @"there is no sample to generate from: `data.jsonl` holds no record");
-    insta::assert_snapshot!(told("{}\n[]\n", &LengthLimits::of_prompt(9)), @"
+    insta::assert_snapshot!(told("{}\n[]\n", &LengthLimits::of_prompt(9)), @r#"
     there is no sample to generate from: 2 of 2 records of `data.jsonl` are bad:
-      line 1: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
+      line 1: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
       line 2: the line is a list, not an object
-    ");
+    "#);
     let long = line(&"a".repeat(60)) + &line("b");
     insta::assert_snapshot!(told(&long, &LengthLimits::of_prompt(9)), @"there is no sample to generate from: 2 of 2 records of `data.jsonl` are longer than `model.data.train_ds.max_seq_length=9` allows; the shortest of them has 61 tokens");
     let limits = LengthLimits { max_input_len: Some(8), ..LengthLimits::of_prompt(9) };
