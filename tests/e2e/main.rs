@@ -19,5 +19,6 @@ mod interruption;
 mod logprobs;
 mod rank_faults;
 mod ranks;
+mod records;
 mod sameness;
 mod support;

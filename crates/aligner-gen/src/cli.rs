@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use hydra_config::{overrides, shell_word};
+use hydra_config::{ConfigError, overrides, shell_word};
 
 use crate::bench::ShapeName;
 use crate::exit::Failure;
@@ -268,14 +268,23 @@ fn key_as_flag(arguments: &[OsString]) -> Option<Failure> {
             (false, _) => format!("{key}=VALUE"),
         };
         let has_sections = key.split('=').next().is_some_and(|key| key.contains('.'));
-        let is_change = has_sections && overrides::parse(&change).is_ok();
-        is_change.then(|| {
-            let typed = shell_word(&change);
-            Failure::usage(format!(
-                "unexpected argument `{flag}`: a key has no dashes; in the shell write {typed}"
-            ))
-        })
+        let typed = shell_word(&readable(change).filter(|_| has_sections)?);
+        let problem = format!("unexpected argument `{flag}`: a key has no dashes");
+        Some(Failure::usage(format!("{problem}; in the shell write {typed}")))
     })
+}
+
+/// The override, with quotes around its value where it cannot be read without them.
+fn readable(change: String) -> Option<String> {
+    let quoted = match overrides::parse(&change) {
+        Ok(_) => return Some(change),
+        Err(ConfigError::Override { quoted: Some(quoted), .. }) => quoted,
+        Err(_) => {
+            let (key, value) = change.split_once('=')?;
+            format!("{key}={}", overrides::quoted(value))
+        }
+    };
+    overrides::parse(&quoted).is_ok().then_some(quoted)
 }
 
 /// Hydra's two-letter flags, which clap would read as `-c` with a value.
@@ -355,7 +364,8 @@ mod tests {
         insta::assert_snapshot!(message(&["--dry-run", "--model.seed", "5"]), @"unexpected argument `--model.seed`: a key has no dashes; in the shell write model.seed=5");
         insta::assert_snapshot!(message(&["--model.seed", "--dry-run"]), @"unexpected argument `--model.seed`: a key has no dashes; in the shell write model.seed=VALUE");
         insta::assert_snapshot!(message(&["-model.seed=5"]), @"unexpected argument `-model.seed=5`: a key has no dashes; in the shell write model.seed=5");
-        insta::assert_snapshot!(message(&["--model.data.train_ds.file_path=/it's/a b"]), @r"unexpected argument `--model.data.train_ds.file_path=/it's/a b`: a key has no dashes; in the shell write 'model.data.train_ds.file_path=/it'\''s/a b'");
+        insta::assert_snapshot!(message(&["--model.data.train_ds.file_path=/it's/a b"]), @r#"unexpected argument `--model.data.train_ds.file_path=/it's/a b`: a key has no dashes; in the shell write 'model.data.train_ds.file_path="/it'\''s/a b"'"#);
+        insta::assert_snapshot!(message(&["--model.data.train_ds.file_path=/a,b"]), @r#"unexpected argument `--model.data.train_ds.file_path=/a,b`: a key has no dashes; in the shell write 'model.data.train_ds.file_path="/a,b"'"#);
         let other = message(&["--nope"]);
         assert!(other.contains("unexpected argument '--nope'") && !other.contains("tip"), "{other}");
     }

@@ -215,9 +215,9 @@ fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
     if raw.generation.sampling_params.all_probs {
         return Err(Failure::usage(
             "`model.generation.sampling_params.all_probs=true` would return the probability of every token at every \
-             position, some hundred kilobytes a token, and the original fails with it too: set \
-             `model.generation.sampling_params.all_probs=false`, and \
-             `model.generation.sampling_params.compute_logprob=true` for the probabilities of the chosen tokens",
+             position, some hundred kilobytes a token, and the original fails with it too: leave it out, or for the \
+             probabilities of the chosen tokens in the shell write model.generation.sampling_params.all_probs=false \
+             model.generation.sampling_params.compute_logprob=true",
         ));
     }
     if raw.generation.output_fields.contains(&OutputField::Logprobs) && !raw.sampling.compute_logprob {

@@ -102,8 +102,8 @@ pub enum DataError {
     },
     /// BOS is asked for, and the tokenizer has none.
     #[error(
-        "BOS is to be put before the prompts, but the tokenizer has no BOS token: set \
-         `model.generation.sampling_params.add_BOS=false` and `model.data.train_ds.add_bos=false`"
+        "BOS is to be put before the prompts, but the tokenizer has no BOS token; in the shell write \
+         model.generation.sampling_params.add_BOS=false model.data.train_ds.add_bos=false"
     )]
     NoBosToken,
     /// A data file of a format that is not read.

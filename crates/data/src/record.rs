@@ -142,7 +142,7 @@ pub enum RecordError {
     )]
     PromptResponse,
     /// A chat record where prompt-response records are read.
-    #[error("it is a chat record, and `model.data.chat=false` is set; set `model.data.chat=true`")]
+    #[error("it is a chat record, and `model.data.chat` is false; set `model.data.chat=true`")]
     ChatRecord,
     /// A key of the prompt template that the record lacks.
     #[error("key `{key}` of the prompt template is missing")]

@@ -29,7 +29,7 @@ fn bos_is_added_once() {
 fn what_makes_no_prompt_says_why() {
     let no_bos = || Arc::new(ByteTokenizer(crate::tokenizer::SpecialTokens::default()));
     let chat = PromptBuilder::new(no_bos(), ChatPromptTokens::default()).with_bos();
-    insta::assert_snapshot!(chat.err().unwrap(), @"BOS is to be put before the prompts, but the tokenizer has no BOS token: set `model.generation.sampling_params.add_BOS=false` and `model.data.train_ds.add_bos=false`");
+    insta::assert_snapshot!(chat.err().unwrap(), @"BOS is to be put before the prompts, but the tokenizer has no BOS token; in the shell write model.generation.sampling_params.add_BOS=false model.data.train_ds.add_bos=false");
     let template = crate::PromptTemplate::parse("{q}{label}", "label").unwrap();
     let added = crate::AddedTokens { bos: true, ..Default::default() };
     let format = |added| PromptResponseFormat::new(template.clone(), added);

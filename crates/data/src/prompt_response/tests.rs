@@ -131,9 +131,9 @@ fn records_that_do_not_fit_the_template_say_why() {
     insta::assert_snapshot!(error(json!({"q": 7, "label": "y"})), @"key `q` is a number, it must be a string");
     insta::assert_snapshot!(error(json!({"q": null, "label": "y"})), @"key `q` of the prompt template is null");
     insta::assert_snapshot!(error(json!({"q": "x", "label": null, "messages": null})), @"key `label` of the prompt template is null");
-    insta::assert_snapshot!(error(json!({"q": null, "label": null, "messages": [1]})), @"it is a chat record, and `model.data.chat=false` is set; set `model.data.chat=true`");
+    insta::assert_snapshot!(error(json!({"q": null, "label": null, "messages": [1]})), @"it is a chat record, and `model.data.chat` is false; set `model.data.chat=true`");
     insta::assert_snapshot!(error(json!({"q": "x"})), @"key `label` of the prompt template is missing");
-    insta::assert_snapshot!(error(json!({"conversations": []})), @"it is a chat record, and `model.data.chat=false` is set; set `model.data.chat=true`");
+    insta::assert_snapshot!(error(json!({"conversations": []})), @"it is a chat record, and `model.data.chat` is false; set `model.data.chat=true`");
 }
 
 proptest! {
