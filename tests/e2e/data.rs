@@ -103,17 +103,17 @@ fn the_user_may_name_a_tokenizer_folder() {
 #[test]
 fn records_of_the_other_format_say_what_to_set() {
     let chat = Job::with_data("{\"input\": \"a\", \"output\": \"b\"}\n");
-    insta::assert_snapshot!(tidy(&chat, &chat.run().expect_code(3).error()), @r"
+    insta::assert_snapshot!(tidy(&chat, &chat.run().expect_code(3).error()), @r#"
 error: 1 of 1 records of `[JOB]/data.jsonl` cannot be used:
-  line 1: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
-");
+  line 1: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
+"#);
     let other = Job::with_data(CHAT)
         .with(&["model.data.chat=false", "model.data.train_ds.prompt_template='{input} {output}'"]);
     insta::assert_snapshot!(tidy(&other, &other.run().expect_code(3).error()), @r"
 error: 3 of 3 records of `[JOB]/data.jsonl` cannot be used:
-  line 1: it is a chat record, and `model.data.chat=false` is set; set `model.data.chat=true`
-  line 2: it is a chat record, and `model.data.chat=false` is set; set `model.data.chat=true`
-  line 3: it is a chat record, and `model.data.chat=false` is set; set `model.data.chat=true`
+  line 1: it is a chat record, and `model.data.chat` is false; set `model.data.chat=true`
+  line 2: it is a chat record, and `model.data.chat` is false; set `model.data.chat=true`
+  line 3: it is a chat record, and `model.data.chat` is false; set `model.data.chat=true`
 ");
 }
 

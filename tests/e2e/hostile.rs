@@ -51,7 +51,7 @@ fn deep_json() {
     let deep = "[".repeat(100_000) + &"]".repeat(100_000);
     insta::assert_snapshot!(refusal(format!("{{\"system\": \"\", \"x\": {deep}}}").into_bytes()), @r"
     error: 1 of 3 records of `[JOB]/data.jsonl` cannot be used:
-      line 2: not JSON at column 147: recursion limit exceeded
+      line 2: not JSON at column 149: nested deeper than 128 levels
     ");
 }
 
@@ -59,11 +59,11 @@ fn deep_json() {
 fn lone_surrogates() {
     insta::assert_snapshot!(refusal(with_value(r#""\ud800""#)), @r"
     error: 1 of 3 records of `[JOB]/data.jsonl` cannot be used:
-      line 2: not JSON at column 67: unexpected end of hex escape
+      line 2: not JSON at column 61: the escape `\ud800` is half a character (a lone surrogate), which no text can hold
     ");
     insta::assert_snapshot!(refusal(with_value(r#""\udc00 and more""#)), @r"
     error: 1 of 3 records of `[JOB]/data.jsonl` cannot be used:
-      line 2: not JSON at column 66: lone leading surrogate in hex escape
+      line 2: not JSON at column 61: the escape `\udc00` is half a character (a lone surrogate), which no text can hold
     ");
 }
 
@@ -71,19 +71,23 @@ fn lone_surrogates() {
 fn raw_control_characters_and_words_that_are_no_json() {
     insta::assert_snapshot!(refusal(with_value("\"a\u{1}b\"")), @r"
     error: 1 of 3 records of `[JOB]/data.jsonl` cannot be used:
-      line 2: not JSON at column 62: control character (\u0000-\u001F) found while parsing a string
+      line 2: not JSON at column 62: a control character (U+0001) stands in a string; it must be escaped as `\u0001`
     ");
     insta::assert_snapshot!(refusal(with_value("NaN")), @r"
     error: 1 of 3 records of `[JOB]/data.jsonl` cannot be used:
-      line 2: not JSON at column 60: expected value
+      line 2: key `conversations[0].value` is a number, it must be a string
+    ");
+    insta::assert_snapshot!(refusal(with_value("nan")), @r"
+    error: 1 of 3 records of `[JOB]/data.jsonl` cannot be used:
+      line 2: not JSON at column 60: expected a value, found `nan`
     ");
     insta::assert_snapshot!(refusal(record("cut off")[..40].to_vec()), @r"
     error: 1 of 3 records of `[JOB]/data.jsonl` cannot be used:
-      line 2: not JSON at column 40: EOF while parsing an object
+      line 2: not JSON at column 41: expected `:` after a key, found the end of the line
     ");
     insta::assert_snapshot!(refusal(b"\0\0\0\0".to_vec()), @r"
     error: 1 of 3 records of `[JOB]/data.jsonl` cannot be used:
-      line 2: not JSON at column 1: expected value
+      line 2: not JSON at column 1: expected a value, found `\0`
     ");
 }
 

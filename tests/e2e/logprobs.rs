@@ -111,5 +111,5 @@ fn sampled_responses_have_the_logprobs_of_the_raw_logits() {
 #[test]
 fn all_probs_is_refused_with_its_reason() {
     let ended = Job::new(1).with(&["model.generation.sampling_params.all_probs=true"]).run().expect_code(2);
-    insta::assert_snapshot!(ended.error(), @"error: `model.generation.sampling_params.all_probs=true` would return the probability of every token at every position, some hundred kilobytes a token, and the original fails with it too: set it to false, and `compute_logprob=true` for the probabilities of the chosen tokens");
+    insta::assert_snapshot!(ended.error(), @"error: `model.generation.sampling_params.all_probs=true` would return the probability of every token at every position, some hundred kilobytes a token, and the original fails with it too: leave it out, or for the probabilities of the chosen tokens in the shell write model.generation.sampling_params.all_probs=false model.generation.sampling_params.compute_logprob=true");
 }

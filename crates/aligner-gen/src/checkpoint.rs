@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::sync::Arc;
 
-use data::{ChatTemplate, Tokenizer, TokenizerSpec, open_tokenizer};
+use data::{ChatTemplate, Date, Tokenizer, TokenizerSpec, open_tokenizer};
 use hydra_config::Node;
 use model_core::{CausalLm, LoadOptions, ModelConfig, RawModelConfig};
 use nemo_format::Checkpoint;
@@ -44,8 +44,8 @@ impl OpenTokenizer {
         Ok(Self { tokenizer: tokenizer.into(), spec, fingerprint })
     }
 
-    /// The chat template, for `messages` records.
-    pub(crate) fn chat_template(&self) -> Result<Option<ChatTemplate>, Failure> {
+    /// The chat template, for `messages` records, and the day that it is to take for today.
+    pub(crate) fn chat_template(&self, _date: Option<Date>) -> Result<Option<ChatTemplate>, Failure> {
         let Some(source) = self.spec.jinja_template() else { return Ok(None) };
         let token = |role, id: Option<u32>| match (self.spec.special_token(role), id) {
             (Some(token), _) => token.to_owned(),

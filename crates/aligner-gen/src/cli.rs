@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use hydra_config::{ConfigError, overrides, shell_word};
 
 use crate::bench::ShapeName;
 use crate::exit::Failure;
@@ -228,8 +230,65 @@ pub(crate) struct BenchQueueArgs {
     pub(crate) ranks: Vec<u32>,
 }
 
+/// What went wrong with a command line.
+#[derive(Debug)]
+pub(crate) enum CliError {
+    /// Told by clap, as are `--help` and `--version`.
+    Clap(clap::Error),
+    /// A key of the configuration typed like a flag.
+    KeyAsFlag(Failure),
+}
+
+/// Reads a command line, the program's name first.
+pub(crate) fn parse(arguments: impl Iterator<Item = OsString>) -> Result<Cli, CliError> {
+    let arguments = rewrite_short_flags(arguments);
+    Cli::try_parse_from(&arguments).map_err(|mut error| {
+        if error.kind() == ErrorKind::UnknownArgument
+            && let Some(failure) = key_as_flag(arguments.get(1..).unwrap_or_default())
+        {
+            return CliError::KeyAsFlag(failure);
+        }
+        // Its tip is to write the flag behind `--`, where it would be refused as an override.
+        error.remove(ContextKind::Suggested);
+        CliError::Clap(error)
+    })
+}
+
+/// `--model.seed=5` and `--model.seed 5`, which mean `model.seed=5`.
+fn key_as_flag(arguments: &[OsString]) -> Option<Failure> {
+    let text = |at: usize| arguments.get(at).and_then(|argument| argument.to_str());
+    (0..arguments.len()).find_map(|at| {
+        let flag = text(at)?;
+        let key = flag.strip_prefix('-')?.trim_start_matches('-');
+        let change = match (key.contains('='), text(at + 1)) {
+            (true, _) => key.to_owned(),
+            (false, Some(value)) if !value.starts_with('-') && !value.contains('=') => {
+                format!("{key}={value}")
+            }
+            (false, _) => format!("{key}=VALUE"),
+        };
+        let has_sections = key.split('=').next().is_some_and(|key| key.contains('.'));
+        let typed = shell_word(&readable(change).filter(|_| has_sections)?);
+        let problem = format!("unexpected argument `{flag}`: a key has no dashes");
+        Some(Failure::usage(format!("{problem}; in the shell write {typed}")))
+    })
+}
+
+/// The override, with quotes around its value where it cannot be read without them.
+fn readable(change: String) -> Option<String> {
+    let quoted = match overrides::parse(&change) {
+        Ok(_) => return Some(change),
+        Err(ConfigError::Override { quoted: Some(quoted), .. }) => quoted,
+        Err(_) => {
+            let (key, value) = change.split_once('=')?;
+            format!("{key}={}", overrides::quoted(value))
+        }
+    };
+    overrides::parse(&quoted).is_ok().then_some(quoted)
+}
+
 /// Hydra's two-letter flags, which clap would read as `-c` with a value.
-pub(crate) fn rewrite_short_flags(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
+fn rewrite_short_flags(arguments: impl Iterator<Item = OsString>) -> Vec<OsString> {
     const FLAGS: [(&str, &str); 4] = [
         ("-cp", "--config-path"),
         ("-cn", "--config-name"),
@@ -255,9 +314,12 @@ mod tests {
 
     use super::*;
 
+    fn try_parse(arguments: &[&str]) -> Result<Cli, CliError> {
+        super::parse(["aligner-gen"].iter().chain(arguments).map(OsString::from))
+    }
+
     fn parse(arguments: &[&str]) -> Cli {
-        let arguments = ["aligner-gen"].iter().chain(arguments).map(OsString::from);
-        Cli::try_parse_from(rewrite_short_flags(arguments)).unwrap()
+        try_parse(arguments).unwrap()
     }
 
     #[test]
@@ -290,5 +352,21 @@ mod tests {
             Cli::try_parse_from(["aligner-gen", "a=b", "inspect", "x.nemo"])
                 .is_ok_and(|cli| cli.command.is_none())
         );
+    }
+    #[test]
+    fn keys_typed_as_flags_are_shown_as_keys() {
+        let message = |arguments: &[&str]| match try_parse(arguments) {
+            Err(CliError::KeyAsFlag(failure)) => failure.sentence(),
+            Err(CliError::Clap(error)) => error.to_string(),
+            Ok(_) => unreachable!("{arguments:?}"),
+        };
+        insta::assert_snapshot!(message(&["--model.seed=5"]), @"unexpected argument `--model.seed=5`: a key has no dashes; in the shell write model.seed=5");
+        insta::assert_snapshot!(message(&["--dry-run", "--model.seed", "5"]), @"unexpected argument `--model.seed`: a key has no dashes; in the shell write model.seed=5");
+        insta::assert_snapshot!(message(&["--model.seed", "--dry-run"]), @"unexpected argument `--model.seed`: a key has no dashes; in the shell write model.seed=VALUE");
+        insta::assert_snapshot!(message(&["-model.seed=5"]), @"unexpected argument `-model.seed=5`: a key has no dashes; in the shell write model.seed=5");
+        insta::assert_snapshot!(message(&["--model.data.train_ds.file_path=/it's/a b"]), @r#"unexpected argument `--model.data.train_ds.file_path=/it's/a b`: a key has no dashes; in the shell write 'model.data.train_ds.file_path="/it'\''s/a b"'"#);
+        insta::assert_snapshot!(message(&["--model.data.train_ds.file_path=/a,b"]), @r#"unexpected argument `--model.data.train_ds.file_path=/a,b`: a key has no dashes; in the shell write 'model.data.train_ds.file_path="/a,b"'"#);
+        let other = message(&["--nope"]);
+        assert!(other.contains("unexpected argument '--nope'") && !other.contains("tip"), "{other}");
     }
 }

@@ -10,7 +10,7 @@ mod show;
 use std::path::PathBuf;
 
 use hydra_config::overrides::{self, Override};
-use hydra_config::{Composer, Node, Resolved};
+use hydra_config::{Composer, ConfigError, Node, Resolved};
 
 use crate::cli::JobArgs;
 use crate::env;
@@ -102,7 +102,10 @@ impl UserConfig {
         known.push_config(&BuiltIn(&ConfigFolders::default()), DEFAULTS_NAME, Vec::new())?;
         composer.move_key(TRT_LLM_ALIAS, TRT_LLM)?;
         composer.take("hydra");
-        overrides.iter().try_for_each(|change| composer.apply(change))?;
+        overrides
+            .iter()
+            .try_for_each(|change| composer.apply(change))
+            .map_err(|error| without_refused_hint(error, &known))?;
         Ok((composer, known))
     }
 
@@ -213,6 +216,28 @@ fn is_below(key: &str, block: &str) -> bool {
     key.strip_prefix(block).is_some_and(|rest| rest.starts_with('.'))
 }
 
+/// Whether nothing but this program reads what is at this place, so that a key that it does not know is a slip.
+fn is_closed(leaf: &str, known: &Composer) -> bool {
+    let section = leaf.split('.').next().unwrap_or_default();
+    // A map typed over a value (`trainer.max_time={days: 1}`) has a known key above it.
+    let parent_is_leaf = leaf
+        .rsplit_once('.')
+        .and_then(|(parent, _)| known.node().get(parent))
+        .is_some_and(|node| node.as_map().is_none());
+    CLOSED.iter().any(|block| is_below(leaf, block)) && !parent_is_leaf
+        || !["trainer", "model", "exp_manager", "pretrained_checkpoint"].contains(&section)
+}
+
+/// An unknown key without the advice to add it, where it would be refused all the same.
+fn without_refused_hint(error: ConfigError, known: &Composer) -> ConfigError {
+    match error {
+        ConfigError::UnknownKey { key, origin, nearest, instead, .. } if is_closed(&key, known) => {
+            ConfigError::UnknownKey { key, origin, nearest, instead, add: None }
+        }
+        other => other,
+    }
+}
+
 /// Refuses keys that nothing reads where only this program reads, and mentions them elsewhere.
 fn check_keys(composer: &Composer, known: &Composer) -> Result<(), Failure> {
     for (leaf, _, origin) in composer.entries() {
@@ -225,18 +250,13 @@ fn check_keys(composer: &Composer, known: &Composer) -> Result<(), Failure> {
             tracing::debug!("`{leaf}` ({origin}) has no effect");
             continue;
         }
-        let section = leaf.split('.').next().unwrap_or_default();
-        // A map typed over a value (`trainer.max_time={days: 1}`) has a known key above it.
-        let parent_is_leaf = leaf
-            .rsplit_once('.')
-            .and_then(|(parent, _)| known.node().get(parent))
-            .is_some_and(|node| node.as_map().is_none());
-        if CLOSED.iter().any(|block| is_below(&leaf, block)) && !parent_is_leaf
-            || !["trainer", "model", "exp_manager", "pretrained_checkpoint"].contains(&section)
-        {
-            let hint =
-                known.nearest(&leaf).map_or_else(String::new, |key| format!(", did you mean `{key}`?"));
-            return Err(Failure::usage(format!("unknown key `{leaf}` ({origin}){hint}")));
+        if is_closed(&leaf, known) {
+            let nearest = known.nearest(&leaf);
+            let typed = origin.layer.strip_prefix("command line: ").and_then(|text| text.split_once('='));
+            let typed = typed.filter(|(key, _)| key.trim_start_matches('+') == leaf);
+            let instead = nearest.as_ref().zip(typed).map(|(key, (_, value))| format!("{key}={value}"));
+            let origin = origin.to_string();
+            return Err(ConfigError::UnknownKey { key: leaf, origin, nearest, instead, add: None }.into());
         }
         tracing::debug!("`{leaf}` ({origin}) has no effect");
     }
@@ -317,9 +337,11 @@ pub(crate) mod tests {
 
     #[test]
     fn unknown_keys_are_refused_with_the_nearest() {
-        insta::assert_snapshot!(message(&["++model.generation.drop_unfinshed=true"]), @"unknown key `model.generation.drop_unfinshed` (command line: ++model.generation.drop_unfinshed=true), did you mean `model.generation.drop_unfinished`?");
-        insta::assert_snapshot!(message(&["model.generation.num_response_to_gen=2"]), @"unknown key `model.generation.num_response_to_gen` (command line: model.generation.num_response_to_gen=2), did you mean `model.generation.num_responses_to_gen`?; to add a new key, write `++model.generation.num_response_to_gen=…`");
-        insta::assert_snapshot!(message(&["++modle.seed=2"]), @"unknown key `modle.seed` (command line: ++modle.seed=2), did you mean `model.seed`?");
+        insta::assert_snapshot!(message(&["++model.generation.drop_unfinshed=true"]), @"unknown key `model.generation.drop_unfinshed` (command line: ++model.generation.drop_unfinshed=true), did you mean `model.generation.drop_unfinished`?; in the shell write model.generation.drop_unfinished=true");
+        insta::assert_snapshot!(message(&["model.generation.num_response_to_gen=2"]), @"unknown key `model.generation.num_response_to_gen` (command line: model.generation.num_response_to_gen=2), did you mean `model.generation.num_responses_to_gen`?; in the shell write model.generation.num_responses_to_gen=2");
+        insta::assert_snapshot!(message(&["++modle.seed=2"]), @"unknown key `modle.seed` (command line: ++modle.seed=2), did you mean `model.seed`?; in the shell write model.seed=2");
+        insta::assert_snapshot!(message(&["model.some_training_key=1"]), @"unknown key `model.some_training_key` (command line: model.some_training_key=1); to add a new key, in the shell write ++model.some_training_key=1");
+        insta::assert_snapshot!(message(&["something=1"]), @"unknown key `something` (command line: something=1)");
         assert!(user(&["++model.some_training_key=1", "+trainer.gradient_clip_val=1.0"]).compose().is_ok());
         assert!(user(&["exp_manager.checkpoint_callback_params=null", "model.optim=null"]).compose().is_ok());
     }

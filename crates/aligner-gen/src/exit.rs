@@ -154,9 +154,13 @@ impl From<data::DataError> for Failure {
             | DataError::IndivisibleBatch { .. }
             | DataError::LimitTooLarge { .. }
             | DataError::MaxEpochs { .. }
+            | DataError::LimitedToNone { .. }
+            | DataError::BadDate { .. }
             | DataError::NoBosToken
             | DataError::TooManyRecords { .. } => ExitStatus::Usage,
-            DataError::BadChatTemplate { .. } => ExitStatus::Checkpoint,
+            DataError::BadChatTemplate { .. } | DataError::UnusableChatTemplate { .. } => {
+                ExitStatus::Checkpoint
+            }
             _ => ExitStatus::Data,
         };
         Self { status, error: error.into() }

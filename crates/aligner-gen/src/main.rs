@@ -39,12 +39,13 @@ mod tokenize;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
     let started = Instant::now();
     report::hook_panics();
-    let cli = cli::Cli::parse_from(cli::rewrite_short_flags(std::env::args_os()));
+    let cli = match cli::parse(std::env::args_os()) {
+        Ok(cli) => cli,
+        Err(error) => return report::refuse(error),
+    };
     let logging = logging::Logging::start(cli.job.log);
     let launcher = env::of_launcher(launch::spawn::LAUNCHER_VARIABLE);
     if let Err(error) = launch::spawn::follow_launcher(launcher.as_deref()) {

@@ -62,7 +62,7 @@ impl ModelType {
             return Ok(());
         }
         Err(Failure::usage(format!(
-            "`{KEY}={}` needs {}; set it to `gptnext`, which stands for every family",
+            "`{KEY}={}` needs {}; set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family",
             self.name(),
             contradictions.join(" and ")
         )))
@@ -177,11 +177,11 @@ mod tests {
     #[test]
     fn contradictions_are_told_by_key() {
         let message = |model_type: ModelType, yaml| model_type.check(&config(yaml)).unwrap_err().sentence();
-        insta::assert_snapshot!(message(ModelType::Llama, FALCON), @"`trainer.generation.trt_llm.model_type=llama` needs `normalization: rmsnorm` (the checkpoint has `layernorm`) and `activation: fast-swiglu` (the checkpoint has `gelu`) and `parallel_attention: false` (the checkpoint has `true`); set it to `gptnext`, which stands for every family");
-        insta::assert_snapshot!(message(ModelType::Llama, GEMMA), @"`trainer.generation.trt_llm.model_type=llama` needs `activation: fast-swiglu` (the checkpoint has `geglu`) and `apply_embedding_scaling: false` (the checkpoint has `true`); set it to `gptnext`, which stands for every family");
-        insta::assert_snapshot!(message(ModelType::Gemma, LLAMA), @"`trainer.generation.trt_llm.model_type=gemma` needs `activation: geglu` (the checkpoint has `swiglu`) and `apply_embedding_scaling: true` (the checkpoint has `false`); set it to `gptnext`, which stands for every family");
-        insta::assert_snapshot!(message(ModelType::Falcon, GPT), @"`trainer.generation.trt_llm.model_type=falcon` needs `position_embedding_type: rope` (the checkpoint has `learned_absolute`); set it to `gptnext`, which stands for every family");
-        insta::assert_snapshot!(message(ModelType::Falcon, NEMOTRON), @"`trainer.generation.trt_llm.model_type=falcon` needs `activation: gelu` (the checkpoint has `squared-relu`); set it to `gptnext`, which stands for every family");
+        insta::assert_snapshot!(message(ModelType::Llama, FALCON), @"`trainer.generation.trt_llm.model_type=llama` needs `normalization: rmsnorm` (the checkpoint has `layernorm`) and `activation: fast-swiglu` (the checkpoint has `gelu`) and `parallel_attention: false` (the checkpoint has `true`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
+        insta::assert_snapshot!(message(ModelType::Llama, GEMMA), @"`trainer.generation.trt_llm.model_type=llama` needs `activation: fast-swiglu` (the checkpoint has `geglu`) and `apply_embedding_scaling: false` (the checkpoint has `true`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
+        insta::assert_snapshot!(message(ModelType::Gemma, LLAMA), @"`trainer.generation.trt_llm.model_type=gemma` needs `activation: geglu` (the checkpoint has `swiglu`) and `apply_embedding_scaling: true` (the checkpoint has `false`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
+        insta::assert_snapshot!(message(ModelType::Falcon, GPT), @"`trainer.generation.trt_llm.model_type=falcon` needs `position_embedding_type: rope` (the checkpoint has `learned_absolute`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
+        insta::assert_snapshot!(message(ModelType::Falcon, NEMOTRON), @"`trainer.generation.trt_llm.model_type=falcon` needs `activation: gelu` (the checkpoint has `squared-relu`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
         insta::assert_snapshot!(ModelType::parse("bert").unwrap_err().sentence(), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma` or `falcon`, found `bert`");
     }
 }

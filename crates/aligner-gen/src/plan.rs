@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use data::{BatchSizes, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord};
+use data::{BatchSizes, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord};
+use hydra_config::{overrides, shell_word};
 use model_core::{Backend, Precision};
-use sampling::SamplingParams;
+use sampling::{RawEndStrings, SamplingParams};
 use serde_json::{Value, json};
 
 use crate::exit::Failure;
@@ -40,6 +41,8 @@ pub(crate) struct GenerationPlan {
     pub(crate) length_limits: LengthLimits,
     pub(crate) on_bad_record: OnBadRecord,
     pub(crate) records: RecordFormat,
+    /// What day chat templates take for today.
+    pub(crate) date: Option<Date>,
     pub(crate) kept_metadata: KeptMetadata,
     pub(crate) bos: Bos,
     pub(crate) num_responses: u32,
@@ -90,8 +93,9 @@ impl GenerationPlan {
         let records = RecordFormat::new(&raw.data)?;
         let length_limits = records::length_limits(&raw.data, max_input_len)?;
         let kept_metadata = records::kept_metadata(&raw.data.train_ds, &generation.output_fields);
+        let date = raw.data.date.as_deref().map(str::parse).transpose()?;
         let train_ds = raw.data.train_ds;
-        let end_strings = generation.sampling_params.end_strings.map(Vec::<String>::try_from).transpose()?;
+        let end_strings = generation.sampling_params.end_strings.map(end_strings).transpose()?;
         Ok(Self {
             data_path: train_ds.file_path,
             exp_manager: ExpManagerPlan::new(raw.exp_manager)?,
@@ -122,6 +126,7 @@ impl GenerationPlan {
                 }
             },
             records,
+            date,
             kept_metadata,
             bos: if generation.sampling_params.add_bos { Bos::Add } else { Bos::Leave },
             num_responses: count("model.generation.num_responses_to_gen", generation.num_responses_to_gen)?,
@@ -167,7 +172,9 @@ impl GenerationPlan {
         ];
         // The order depends on how many samples are drawn; a manifest of a run that draws none lacks the key.
         let drawn = self.num_drawn.map(|num_drawn| ("model.data.sample", json!(num_drawn)));
-        let settings = settings.into_iter().chain(self.records.identity()).chain(drawn);
+        // A run without a date is one of before there was the key.
+        let date = self.date.map(|date| ("model.data.date", json!(date.to_string())));
+        let settings = settings.into_iter().chain(self.records.identity()).chain(drawn).chain(date);
         Identity(settings.map(|(name, value)| (name.to_owned(), value)).collect())
     }
 }
@@ -208,8 +215,9 @@ fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
     if raw.generation.sampling_params.all_probs {
         return Err(Failure::usage(
             "`model.generation.sampling_params.all_probs=true` would return the probability of every token at every \
-             position, some hundred kilobytes a token, and the original fails with it too: set it to false, and \
-             `compute_logprob=true` for the probabilities of the chosen tokens",
+             position, some hundred kilobytes a token, and the original fails with it too: leave it out, or for the \
+             probabilities of the chosen tokens in the shell write model.generation.sampling_params.all_probs=false \
+             model.generation.sampling_params.compute_logprob=true",
         ));
     }
     if raw.generation.output_fields.contains(&OutputField::Logprobs) && !raw.sampling.compute_logprob {
@@ -218,6 +226,27 @@ fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+/// A list of texts that are not empty. An error shows the list that was meant, as it is typed.
+fn end_strings(raw: RawEndStrings) -> Result<Vec<String>, Failure> {
+    const KEY: &str = "model.generation.sampling_params.end_strings";
+    let (mut end_strings, found) = match raw {
+        RawEndStrings::List(list) => {
+            let found = list.iter().any(String::is_empty).then(|| "an empty text among them".to_owned());
+            (list, found)
+        }
+        RawEndStrings::Bare(text) => {
+            let found = format!("the text `{text}`");
+            (vec![text], Some(found))
+        }
+    };
+    let Some(found) = found else { return Ok(end_strings) };
+    end_strings.retain(|text| !text.is_empty());
+    let quoted: Vec<String> = end_strings.iter().map(|text| overrides::quoted(text)).collect();
+    let typed = shell_word(&format!("{KEY}=[{}]", quoted.join(",")));
+    let problem = out_of_range(KEY, "a list of texts that are not empty", &found).sentence();
+    Err(Failure::usage(format!("{problem}; in the shell write {typed}")))
 }
 
 fn parse_drop_last(raw: &RawDropLast) -> Result<DropLast, Failure> {
@@ -328,6 +357,7 @@ mod tests {
             "model.seed=7",
             "model.generation.sampling_params.top_k=3",
             "model.generation.length_params.max_length=5",
+            "model.data.date=2026-11-28",
         ] {
             let changes = base.changes(&plan(&[changed]).unwrap().identity());
             assert!(
@@ -356,7 +386,7 @@ mod tests {
     fn refusals() {
         insta::assert_snapshot!(message(&["model.data.sample=true", "trainer.generation.max_steps=0"]), @"`model.data.sample=true` draws `trainer.generation.max_steps` times `model.global_batch_size` samples: 0 times 64 must be from 1 to 1073741824");
         let chat = |text: &'static str| message(&["model.data.chat=false", text]);
-        insta::assert_snapshot!(message(&["model.data.chat=false"]), @r#"`model.data.chat=false` needs `model.data.train_ds.prompt_template`, such as `"{input} {output}"`, with the key of the response at its end"#);
+        insta::assert_snapshot!(message(&["model.data.chat=false"]), @r#"`model.data.chat=false` needs `model.data.train_ds.prompt_template`, with the key of the response at its end; for records with `input` and `output`, in the shell write 'model.data.train_ds.prompt_template="{input} {output}"'"#);
         insta::assert_snapshot!(chat("model.data.train_ds.prompt_template='{output} {input}'"), @"`model.data.train_ds.prompt_template` is `{output} {input}`: it must end with `{output}`, the key of `model.data.train_ds.label_key`");
         let cut = |text: &str| {
             message(&[
@@ -385,8 +415,12 @@ mod tests {
         insta::assert_snapshot!(message(&["exp_manager.log_local_rank_0_only=true", "exp_manager.log_global_rank_0_only=true"]), @"`exp_manager.log_local_rank_0_only` and `exp_manager.log_global_rank_0_only` are both true; set one of them to false");
         insta::assert_snapshot!(message(&["model.seed=null"]), @"`model.seed` must be a positive whole number, found null");
         insta::assert_snapshot!(message(&["trainer.precision=8"]), @"precision `8` is not supported, use one of `32`, `32-true`, `bf16`, `bf16-mixed`, `bf16-true`");
-        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=x"]), @r#"`end_strings` must be a list of strings, got the string `x`, write `["x"]`"#);
-        insta::assert_snapshot!(message(&["model.generation.sampling_params.temperature=-1"]), @"`temperature` must be a positive, finite number (or set `use_greedy=true`), got -1");
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=x"]), @r#"`model.generation.sampling_params.end_strings` must be a list of texts that are not empty, found the text `x`; in the shell write 'model.generation.sampling_params.end_strings=["x"]'"#);
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=''"]), @"`model.generation.sampling_params.end_strings` must be a list of texts that are not empty, found the text ``; in the shell write 'model.generation.sampling_params.end_strings=[]'");
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=['',\"it's \\\"\"]"]), @r#"`model.generation.sampling_params.end_strings` must be a list of texts that are not empty, found an empty text among them; in the shell write 'model.generation.sampling_params.end_strings=["it'\''s \""]'"#);
+        insta::assert_snapshot!(message(&["++model.data.date=2026-02-30"]), @"`model.data.date` must be a day of the calendar as `YYYY-MM-DD`, found `2026-02-30`");
+        insta::assert_snapshot!(message(&["++model.data.date=20260228"]), @"`model.data.date` must be a text, found the whole number 20260228 (command line: ++model.data.date=20260228)");
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.temperature=-1"]), @"`temperature` must be a positive, finite number (or set `model.generation.sampling_params.use_greedy=true`), got -1");
         insta::assert_snapshot!(message(&["exp_manager.max_time_per_run=4h"]), @"`exp_manager.max_time_per_run` must be `DD:HH:MM:SS`, found `4h`");
         insta::assert_snapshot!(message(&["model.generation.num_responses_to_gen=0"]), @"`model.generation.num_responses_to_gen` must be at least 1, found 0");
         insta::assert_snapshot!(message(&["model.generation.output_fields=[logprobs]"]), @"`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`");

@@ -122,6 +122,7 @@ pub(crate) struct RawLengths {
 pub(crate) struct RawData {
     pub(crate) chat: bool,
     pub(crate) sample: bool,
+    pub(crate) date: Option<String>,
     pub(crate) chat_prompt_tokens: RawChatPromptTokens,
     pub(crate) train_ds: RawTrainDs,
 }

@@ -42,8 +42,9 @@ impl RecordFormat {
         let train_ds = &data.train_ds;
         let template = train_ds.prompt_template.as_deref().ok_or_else(|| {
             Failure::usage(
-                "`model.data.chat=false` needs `model.data.train_ds.prompt_template`, such as \
-                 `\"{input} {output}\"`, with the key of the response at its end",
+                "`model.data.chat=false` needs `model.data.train_ds.prompt_template`, with the key of the response at its \
+                 end; for records with `input` and `output`, in the shell write \
+                 'model.data.train_ds.prompt_template=\"{input} {output}\"'",
             )
         })?;
         let template = PromptTemplate::parse(template, &train_ds.label_key).exit_with(ExitStatus::Usage)?;
@@ -160,8 +161,13 @@ pub(crate) fn prompt_builder(
         RecordFormat::Chat(tokens) => PromptBuilder::new(shared, tokens.clone()),
         RecordFormat::PromptResponse(format) => PromptBuilder::prompt_response(shared, format.clone())?,
     };
-    if let Some(template) = tokenizer.chat_template()? {
-        builder = builder.with_template(template);
+    // Records of other kinds need no template: one that cannot be used stops the first that does.
+    if matches!(plan.records, RecordFormat::Chat(_)) {
+        builder = match tokenizer.chat_template(plan.date) {
+            Ok(Some(template)) => builder.with_template(template),
+            Ok(None) => builder,
+            Err(failure) => builder.with_unusable_template(failure.sentence()),
+        };
     }
     if plan.bos == Bos::Add {
         builder = builder.with_bos()?;

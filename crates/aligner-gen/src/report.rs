@@ -2,9 +2,10 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::process::ExitCode;
 use std::time::Instant;
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, CliError, Command};
 use crate::config;
 use crate::exit::{ExitStatus, Failure};
 use crate::inspect::ReportFormat;
@@ -50,6 +51,17 @@ pub(crate) fn show(failure: &Failure, logging: &Logging) {
     // With stderr gone there is nobody to tell; the exit code still says it.
     let _ = io::stderr().write_all(text.as_bytes());
     logging.write_to_files(&text);
+}
+
+/// The same for a command line that cannot be read. Help is printed here, too.
+pub(crate) fn refuse(error: CliError) -> ExitCode {
+    match error {
+        CliError::Clap(error) => error.exit(),
+        CliError::KeyAsFlag(failure) => {
+            let _ = writeln!(io::stderr(), "error: {}", failure.sentence());
+            failure.status.into()
+        }
+    }
 }
 
 /// A panic is never the user's fault, and must not look like it.

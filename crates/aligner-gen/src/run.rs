@@ -4,11 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use data::{DpWorld, PreparedPrompt, PromptNote, PromptSet, StepPlan, load_prompts, plan_steps};
+use data::{DataError, DpWorld, PreparedPrompt, PromptNote, PromptSet, StepPlan, load_prompts, plan_steps};
 use model_core::{Backend, LoadOptions};
 use serde_json::json;
 
-use crate::checkpoint::{OpenTokenizer, TokenTable};
+use crate::checkpoint::TokenTable;
 use crate::cli::JobArgs;
 use crate::config::UserConfig;
 use crate::device;
@@ -91,6 +91,10 @@ fn run_first(
     let folder = OutputFolder::open(log_dir, &identity, plan.exp_manager.existing_output)?;
     let resume = folder.resume;
     let steps = pending_steps(&prepared.steps, plan.batch.global, resume);
+    if prepared.steps.num_planned() == 0 {
+        tracing::info!("nothing to do: `trainer.generation.max_steps={}` leaves no step", plan.max_steps);
+        return Ok(ExitStatus::Done);
+    }
     if steps.is_empty() {
         tracing::info!(
             "nothing to do: all {} samples are in `{}`",
@@ -149,11 +153,9 @@ struct Reporting<'a> {
 impl Prepared {
     fn new(setup: Setup) -> Result<Self, Failure> {
         let plan = &setup.plan;
-        let prompts = read_prompts(plan, &setup.tokenizer)?;
-        let num_used = plan.limit.num_samples(prompts.len(), plan.batch.global)?;
-        let steps =
-            plan_steps(num_used, plan.batch, DpWorld { size: setup.world_size() as usize }, plan.drop_last)?
-                .with_max_steps(plan.max_steps);
+        let builder = prompt_builder(plan, &setup.tokenizer)?;
+        let prompts = load_prompts(&plan.data_path, builder, &plan.length_limits, plan.on_bad_record)?;
+        let (prompts, steps) = planned(plan, prompts, setup.world_size())?;
         let first = if prompts.is_empty() { None } else { Some(prompts.load(0)?) };
         let lengths = (0..steps.num_planned()).filter_map(|position| prompts.num_tokens(position));
         let longest = lengths.map(|num_tokens| num_tokens + plan.budget_tokens(num_tokens) as usize).max();
@@ -181,10 +183,15 @@ impl Prepared {
                 thousands(self.prompts.num_noted)
             );
         }
-        self.show_left_out();
+        show_left_out(&self.prompts);
+        if !self.steps.dropped().is_empty() {
+            let dropped = self.steps.dropped().filter_map(|position| self.prompts.line(position));
+            let lines = dropped.map(|line| line.to_string());
+            tracing::warn!("the rest that fills no batch is dropped: lines {}", list(lines));
+        }
         if self.setup.plan.sampling.use_greedy && self.setup.plan.num_responses > 1 {
             tracing::warn!(
-                "`use_greedy=true` makes all {} responses of a prompt equal: one is computed and repeated",
+                "`model.generation.sampling_params.use_greedy=true` makes all {} responses of a prompt equal: one is computed and repeated",
                 self.setup.plan.num_responses
             );
         }
@@ -195,24 +202,14 @@ impl Prepared {
                 prompt.text
             );
         }
-        let counts = two_columns(&[
-            ("records read", thousands(self.prompts.num_read)),
-            ("bad", thousands(self.prompts.num_bad)),
-            ("over-length", thousands(self.prompts.too_long.len() as u64)),
-            ("not in a whole batch", thousands(self.steps.dropped().len() as u64)),
-            ("past the limits set", thousands(self.num_past_limits())),
-            (
-                "to generate",
-                format!(
-                    "{} samples in {} steps of {}, {} responses each",
-                    thousands(self.steps.num_planned() as u64),
-                    thousands(self.steps.num_steps() as u64),
-                    self.setup.plan.batch.global,
-                    self.setup.plan.num_responses
-                ),
-            ),
-        ]);
-        tracing::info!("data\n{counts}");
+        let to_generate = format!(
+            "{} samples in {} steps of {}, {} responses each",
+            thousands(self.steps.num_planned() as u64),
+            thousands(self.steps.num_steps() as u64),
+            self.setup.plan.batch.global,
+            self.setup.plan.num_responses
+        );
+        show_counts(&self.prompts, self.steps.dropped().len(), self.num_past_limits(), to_generate);
         tracing::info!(
             "memory, {:?}, {:?} kernels on {}\n{}",
             self.setup.plan.precision,
@@ -232,25 +229,6 @@ impl Prepared {
     fn num_past_limits(&self) -> u64 {
         let past_limit = self.prompts.len().saturating_sub(self.steps.num_samples());
         (past_limit + self.steps.beyond_max_steps().len()) as u64
-    }
-
-    fn show_left_out(&self) {
-        for bad in &self.prompts.bad {
-            tracing::warn!("line {} is skipped: {}", bad.line, bad.reason);
-        }
-        if !self.prompts.too_long.is_empty() {
-            let lines = self
-                .prompts
-                .too_long
-                .iter()
-                .map(|(line, num_tokens)| format!("{line} ({num_tokens} tokens)"));
-            tracing::warn!("over-length prompts are left out: lines {}", list(lines));
-        }
-        if !self.steps.dropped().is_empty() {
-            let dropped = self.steps.dropped().filter_map(|position| self.prompts.line(position));
-            let lines = dropped.map(|line| line.to_string());
-            tracing::warn!("the rest that fills no batch is dropped: lines {}", list(lines));
-        }
     }
 
     fn generate(
@@ -313,13 +291,63 @@ impl Prepared {
     }
 }
 
-fn read_prompts(plan: &GenerationPlan, tokenizer: &OpenTokenizer) -> Result<PromptSet, Failure> {
-    let builder = prompt_builder(plan, tokenizer)?;
-    let prompts = load_prompts(&plan.data_path, builder, &plan.length_limits, plan.on_bad_record)?;
-    Ok(match plan.num_drawn {
+/// The prompts in the order in which they are generated, and their steps. Where nothing is left to generate, what
+/// became of the records is shown before the error.
+fn planned(
+    plan: &GenerationPlan,
+    prompts: PromptSet,
+    world_size: u32,
+) -> Result<(PromptSet, StepPlan), Failure> {
+    let num_kept = prompts.len();
+    let steps = |num_samples: usize| {
+        prompts.check_any()?;
+        let num_used = plan.limit.num_samples(num_samples, plan.batch.global)?;
+        plan_steps(num_used, plan.batch, DpWorld { size: world_size as usize }, plan.drop_last)
+    };
+    let steps = match steps(plan.num_drawn.unwrap_or(num_kept)) {
+        Ok(steps) => steps.with_max_steps(plan.max_steps),
+        Err(error) => {
+            let (num_dropped, num_past) = match &error {
+                DataError::AllDropped { num_samples, .. } => {
+                    (*num_samples, num_kept.saturating_sub(*num_samples))
+                }
+                DataError::LimitedToNone { num_samples, .. } => (0, *num_samples),
+                DataError::NothingLeft { .. } | DataError::NoRecords { .. } => (0, 0),
+                _ => return Err(error.into()),
+            };
+            show_left_out(&prompts);
+            show_counts(&prompts, num_dropped, num_past as u64, "nothing".to_owned());
+            return Err(error.into());
+        }
+    };
+    let prompts = match plan.num_drawn {
         Some(num_drawn) => prompts.draw(num_drawn)?,
         None => prompts,
-    })
+    };
+    Ok((prompts, steps))
+}
+
+fn show_left_out(prompts: &PromptSet) {
+    for bad in &prompts.bad {
+        tracing::warn!("line {} is skipped: {}", bad.line, bad.reason);
+    }
+    if !prompts.too_long.is_empty() {
+        let lines = prompts.too_long.iter().map(|(line, num_tokens)| format!("{line} ({num_tokens} tokens)"));
+        tracing::warn!("over-length prompts are left out: lines {}", list(lines));
+    }
+}
+
+/// What became of the records.
+fn show_counts(prompts: &PromptSet, num_dropped: usize, num_past_limits: u64, to_generate: String) {
+    let counts = two_columns(&[
+        ("records read", thousands(prompts.num_read)),
+        ("bad", thousands(prompts.num_bad)),
+        ("over-length", thousands(prompts.too_long.len() as u64)),
+        ("not in a whole batch", thousands(num_dropped as u64)),
+        ("past the limits set", thousands(num_past_limits)),
+        ("to generate", to_generate),
+    ]);
+    tracing::info!("data\n{counts}");
 }
 
 fn hash_file(path: &Path) -> Result<String, Failure> {

@@ -147,7 +147,7 @@ mod tests {
             sample_idx: 2 * n,
             text: format!("Q{n}"),
             ids: vec![1],
-            metadata: serde_json::Map::new(),
+            metadata: data::JsonObject::new(),
         };
         (0..num).map(prompt).collect()
     }

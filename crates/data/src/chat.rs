@@ -136,8 +136,9 @@ mod tests {
     use crate::record::Record;
 
     fn prompt(tokens: &ChatPromptTokens, record: Value) -> Result<(String, Option<PromptNote>), RecordError> {
-        let Value::Object(object) = record else { unreachable!() };
-        let Record::Chat(record) = Record::from_object(object)? else { unreachable!() };
+        let Record::Chat(record) = Record::from_object(crate::json::tests::object(&record))? else {
+            unreachable!()
+        };
         tokens.prompt_text(&record)
     }
 
@@ -162,11 +163,8 @@ mod tests {
     fn default_tokens() {
         let start = "<extra_id_0>System⏎SYS⏎<extra_id_1>User⏎Q1⏎<extra_id_1>Assistant⏎";
         check(json!({"system": "SYS", "conversations": turns(&TWO)}), start);
-        let Ok(Record::Chat(record)) = Record::from_object(
-            json!({"system": "SYS", "conversations": turns(&TWO)}).as_object().unwrap().clone(),
-        ) else {
-            unreachable!()
-        };
+        let record = crate::json::tests::object(&json!({"system": "SYS", "conversations": turns(&TWO)}));
+        let Ok(Record::Chat(record)) = Record::from_object(record) else { unreachable!() };
         let full = ChatPromptTokens::default().full_text(&record).replace('\n', "⏎");
         assert_eq!(full, format!("{start}A1⏎<extra_id_1>"));
         check(labelled("VALUE_TO_TEXT"), &format!("{start}<extra_id_2>quality:4⏎"));

@@ -7,7 +7,8 @@ use minijinja::value::{Kwargs, Serde, ValueKind};
 use minijinja::{Environment, ErrorKind, Value, context};
 
 use crate::DataError;
-use crate::record::{MessagesRecord, RecordError};
+use crate::messages::MessagesRecord;
+use crate::record::RecordError;
 
 const TEMPLATE_NAME: &str = "chat_template";
 
@@ -43,7 +44,7 @@ impl ChatTemplate {
         let rendered = self.environment.get_template(TEMPLATE_NAME).and_then(|template| {
             template.render(context! {
                 messages => Value::from(Serde(&record.messages)),
-                tools => record.metadata.get("tools").map(|tools| Value::from(Serde(tools))),
+                tools => record.tools.as_ref().map(|tools| Value::from(Serde(tools))),
                 add_generation_prompt => true,
                 bos_token => self.bos_token.as_str(),
                 eos_token => self.eos_token.as_str(),
@@ -129,7 +130,7 @@ mod tests {
     fn render(source: &str, messages: serde_json::Value) -> Result<String, RecordError> {
         let serde_json::Value::Array(messages) = messages else { unreachable!() };
         let template = ChatTemplate::new(source, "<s>", "</s>").unwrap();
-        template.prompt_text(&MessagesRecord { messages, metadata: serde_json::Map::new() })
+        template.prompt_text(&MessagesRecord { messages, ..MessagesRecord::default() })
     }
 
     #[test]
@@ -143,10 +144,10 @@ mod tests {
             let source =
                 std::fs::read_to_string(folder.join(format!("chat_templates/{name}.jinja"))).unwrap();
             let template = ChatTemplate::new(source.strip_suffix('\n').unwrap(), "<s>", "</s>").unwrap();
-            let mut metadata = serde_json::Map::new();
-            metadata.extend(row.get("tools").map(|tools| ("tools".to_owned(), tools.clone())));
+            let tools = row.get("tools").map(|tools| tools.as_array().unwrap().clone());
             let messages = row["messages"].as_array().unwrap().clone();
-            let rendered = template.prompt_text(&MessagesRecord { messages, metadata });
+            let rendered =
+                template.prompt_text(&MessagesRecord { messages, tools, ..MessagesRecord::default() });
             match row["error"].as_str() {
                 None => assert_eq!(rendered.unwrap(), row["text"], "{name} {}", row["messages"]),
                 Some(reason) => {

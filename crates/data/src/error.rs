@@ -102,8 +102,8 @@ pub enum DataError {
     },
     /// BOS is asked for, and the tokenizer has none.
     #[error(
-        "BOS is to be put before the prompts, but the tokenizer has no BOS token: set \
-         `model.generation.sampling_params.add_BOS=false` and `model.data.train_ds.add_bos=false`"
+        "BOS is to be put before the prompts, but the tokenizer has no BOS token; in the shell write \
+         model.generation.sampling_params.add_BOS=false model.data.train_ds.add_bos=false"
     )]
     NoBosToken,
     /// A data file of a format that is not read.
@@ -187,11 +187,50 @@ pub enum DataError {
         /// The first of them, one a line, with line number and reason.
         listed: String,
     },
-    /// Nothing is left to generate from.
+    /// A `messages` record, and a chat template that cannot be used: skipping the record would hide what is wrong.
     #[error(
-        "there is no sample to generate from: check `model.data.train_ds.file_path`, and \
-         `model.data.train_ds.max_seq_length`, which leaves longer prompts out"
+        "the tokenizer's chat template cannot be used, and line {line} of `{path}`, a `messages` record, needs it: {reason}",
+        path = .path.display()
     )]
+    UnusableChatTemplate {
+        /// The data file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: u64,
+        /// What is wrong with the template.
+        reason: String,
+    },
+    /// A date that is none.
+    #[error("`model.data.date` must be a day of the calendar as `YYYY-MM-DD`, found `{text}`")]
+    BadDate {
+        /// What was given.
+        text: String,
+    },
+    /// A file without a record.
+    #[error("there is no sample to generate from: `{path}` holds no record", path = .path.display())]
+    NoRecords {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Records, of which none can be generated from.
+    #[error("there is no sample to generate from: {reasons}", reasons = .reasons.join("\n"))]
+    NothingLeft {
+        /// What became of the records, one reason a line.
+        reasons: Vec<String>,
+    },
+    /// A part of the samples that is less than one.
+    #[error(
+        "there is no sample to generate from: `trainer.generation.limit_train_batches={fraction}` of {num_samples} samples \
+         is less than one; a whole number is a number of steps"
+    )]
+    LimitedToNone {
+        /// The part.
+        fraction: f64,
+        /// How many samples there are.
+        num_samples: usize,
+    },
+    /// Nothing is left to generate from.
+    #[error("there is no sample to generate from")]
     NoSamples,
     /// Dropping the remainder drops everything.
     #[error(

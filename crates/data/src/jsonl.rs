@@ -9,9 +9,9 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use rayon::prelude::*;
-use serde_json::{Map, Value};
 
 use crate::DataError;
+use crate::json::{Json, JsonObject};
 use crate::line_store::LineStore;
 use crate::record::RecordError;
 
@@ -149,7 +149,7 @@ impl JsonlReader {
     /// When the file cannot be read, or `consume` fails.
     pub fn for_each<T: Send>(
         mut self,
-        parse: impl Fn(u64, Result<Map<String, Value>, RecordError>) -> T + Sync,
+        parse: impl Fn(u64, Result<JsonObject, RecordError>) -> T + Sync,
         mut consume: impl FnMut(LineSpan, T) -> Result<(), DataError>,
     ) -> Result<(), DataError> {
         loop {
@@ -183,32 +183,16 @@ impl JsonlReader {
 ///
 /// # Errors
 /// When it is blank, not UTF-8, not JSON or not an object; columns count bytes from 1.
-pub fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, RecordError> {
+pub fn parse_object(bytes: &[u8]) -> Result<JsonObject, RecordError> {
     if bytes.is_empty() {
         return Err(RecordError::Blank);
     }
     let text = std::str::from_utf8(bytes)
         .map_err(|error| RecordError::InvalidUtf8 { column: error.valid_up_to() + 1 })?;
-    match serde_json::from_str(text) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => Err(RecordError::NotAnObject { found: kind_of(&other) }),
-        Err(error) => {
-            let message = error.to_string();
-            let reason = message.rsplit_once(" at line ").map_or(message.as_str(), |(reason, _)| reason);
-            Err(RecordError::InvalidJson { column: error.column(), reason: reason.into() })
-        }
-    }
-}
-
-/// The JSON kind of a value, for messages.
-pub(crate) fn kind_of(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+    match Json::parse(text) {
+        Ok(Json::Object(object)) => Ok(object),
+        Ok(other) => Err(RecordError::NotAnObject { found: other.kind() }),
+        Err(error) => Err(RecordError::InvalidJson { column: error.column, reason: error.reason }),
     }
 }
 
@@ -275,7 +259,8 @@ mod tests {
     fn bad_lines_say_where() {
         let reason = |bytes: &[u8]| parse_object(bytes).unwrap_err().to_string();
         insta::assert_snapshot!(reason(b"{\"a\": \xff}"), @"not UTF-8 at column 7");
-        insta::assert_snapshot!(reason(b"{\"a\": }"), @"not JSON at column 7: expected value");
+        insta::assert_snapshot!(reason(b"{\"a\": }"), @"not JSON at column 7: expected a value, found `}`");
+        insta::assert_snapshot!(reason(b"{\"a\": nan}"), @"not JSON at column 7: expected a value, found `nan`");
         insta::assert_snapshot!(reason(b"[1]"), @"the line is a list, not an object");
         insta::assert_snapshot!(reason(b""), @"the line is blank");
     }
@@ -290,7 +275,7 @@ mod tests {
         let reader = JsonlReader::open(&path).unwrap();
         reader
             .for_each(
-                |_, record| record.unwrap()["i"].as_u64().unwrap(),
+                |_, record| record.unwrap()["i"].to_string().parse::<u64>().unwrap(),
                 |span, i| {
                     seen.push((span.line, i));
                     Ok(())

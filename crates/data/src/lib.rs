@@ -2,10 +2,13 @@
 
 mod chat;
 mod chat_template;
+mod date;
 mod error;
+mod json;
 mod jsonl;
 mod limits;
 mod line_store;
+mod messages;
 pub mod plan;
 mod prepare;
 mod prompt_response;
@@ -18,12 +21,15 @@ pub mod tokenizer;
 
 pub use chat::{ChatPromptTokens, PromptNote};
 pub use chat_template::ChatTemplate;
+pub use date::Date;
 pub use error::DataError;
+pub use json::{Json, JsonObject};
 pub use jsonl::{JsonlReader, LineSpan, RawLine, parse_object};
 pub use limits::{LengthLimits, TokenField};
+pub use messages::MessagesRecord;
 pub use plan::{BatchSizes, DpWorld, DropLast, LimitTrainBatches, StepPlan, plan_steps};
 pub use prepare::{BuiltPrompt, KeptMetadata, PreparedPrompt, PromptBuilder};
 pub use prompt_response::{AddedTokens, PromptResponseFormat, PromptTemplate, TruncationMethod};
 pub use prompt_set::{OnBadRecord, PromptSet, load_prompts};
-pub use record::{ChatRecord, DEFAULT_MASK, LabelLayout, MessagesRecord, Record, RecordError, Turn};
+pub use record::{ChatRecord, DEFAULT_MASK, LabelLayout, Record, RecordError, Turn};
 pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerSpec, open_tokenizer};

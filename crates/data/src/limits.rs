@@ -1,5 +1,6 @@
 //! How long a prompt may be, and what the limit is about.
 
+use std::fmt;
 use std::str::FromStr;
 
 use crate::DataError;
@@ -59,5 +60,25 @@ impl LengthLimits {
         let fields = self.fields.iter().zip(num_tokens).map(|(&(_, limit), &actual)| (actual, limit));
         let input = self.max_input_len.map(|limit| (prompt.ids.len(), limit));
         fields.chain(input).find(|(actual, limit)| actual > limit).map(|(actual, _)| actual)
+    }
+}
+
+/// The settings, as they are typed.
+impl fmt::Display for LengthLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const MAX_SEQ_LENGTH: &str = "model.data.train_ds.max_seq_length";
+        match self.fields.as_slice() {
+            [] => {}
+            [(_, limit), rest @ ..] if rest.iter().all(|(_, other)| other == limit) => {
+                write!(f, "`{MAX_SEQ_LENGTH}={limit}`")?;
+            }
+            all => {
+                let all: Vec<String> = all.iter().map(|(_, limit)| limit.to_string()).collect();
+                write!(f, "`{MAX_SEQ_LENGTH}=[{}]`", all.join(","))?;
+            }
+        }
+        let Some(limit) = self.max_input_len else { return Ok(()) };
+        let and = if self.fields.is_empty() { "" } else { " or " };
+        write!(f, "{and}`trainer.generation.trt_llm.max_input_len={limit}`")
     }
 }

@@ -65,6 +65,11 @@ impl LineStore {
         }
     }
 
+    /// The data file.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// What a line that is no longer what it was means.
     pub(crate) fn changed(&self, line: u64) -> DataError {
         DataError::ChangedDataFile { path: self.path.clone(), line }

@@ -155,7 +155,7 @@ impl LimitTrainBatches {
     /// How many of `num_samples` samples are used.
     ///
     /// # Errors
-    /// When a fraction is above 1.0 or not a number.
+    /// When a fraction is above 1.0 or not a number, or leaves nothing of some samples.
     pub fn num_samples(self, num_samples: usize, global_batch_size: usize) -> Result<usize, DataError> {
         match self {
             Self::Batches(batches) => Ok(match usize::try_from(batches) {
@@ -164,7 +164,10 @@ impl LimitTrainBatches {
             }),
             Self::Fraction(fraction) if fraction <= 0.0 => Ok(num_samples),
             // Python's `int(f * N)`: truncation, which `as` does.
-            Self::Fraction(fraction) if fraction <= 1.0 => Ok((fraction * num_samples as f64) as usize),
+            Self::Fraction(fraction) if fraction <= 1.0 => match (fraction * num_samples as f64) as usize {
+                0 if num_samples > 0 => Err(DataError::LimitedToNone { fraction, num_samples }),
+                num_used => Ok(num_used),
+            },
             Self::Fraction(value) => Err(DataError::LimitTooLarge { value }),
         }
     }
@@ -239,12 +242,14 @@ mod tests {
             let batch = BatchSizes { global, micro };
             plan_steps(num_samples, batch, DpWorld { size }, DropLast::Auto).unwrap_err()
         };
-        insta::assert_snapshot!(error(0, 1, 1, 1), @"there is no sample to generate from: check `model.data.train_ds.file_path`, and `model.data.train_ds.max_seq_length`, which leaves longer prompts out");
+        insta::assert_snapshot!(error(0, 1, 1, 1), @"there is no sample to generate from");
         insta::assert_snapshot!(error(1, 0, 1, 1), @"`model.global_batch_size` is 0, it must be at least 1");
         insta::assert_snapshot!(error(1, 32, 3, 8), @"`model.global_batch_size` 32 is not a multiple of `model.micro_batch_size` 3 times 8 data-parallel ranks: it must be one of 24, 48, …");
         insta::assert_snapshot!(check_max_epochs(2).unwrap_err(), @"`trainer.generation.max_epochs` is 2, it must be 1");
         let limit = LimitTrainBatches::Fraction(1.5).num_samples(1, 1).unwrap_err();
         insta::assert_snapshot!(limit, @"`trainer.generation.limit_train_batches` is 1.5, a fraction must be at most 1.0");
+        let none = LimitTrainBatches::Fraction(0.01).num_samples(99, 4).unwrap_err();
+        insta::assert_snapshot!(none, @"there is no sample to generate from: `trainer.generation.limit_train_batches=0.01` of 99 samples is less than one; a whole number is a number of steps");
         assert!(LimitTrainBatches::Fraction(f64::NAN).num_samples(1, 1).is_err());
     }
 

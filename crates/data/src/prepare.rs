@@ -2,14 +2,13 @@
 
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
-
 use crate::DataError;
 use crate::chat::{ChatPromptTokens, PromptNote};
 use crate::chat_template::ChatTemplate;
+use crate::json::{Json, JsonObject};
 use crate::limits::TokenField;
 use crate::prompt_response::PromptResponseFormat;
-use crate::record::{Record, RecordError};
+use crate::record::{Record, RecordError, has};
 use crate::tokenizer::Tokenizer;
 
 /// A prompt ready for the model.
@@ -26,7 +25,7 @@ pub struct PreparedPrompt {
     /// The prompt as token ids.
     pub ids: Vec<u32>,
     /// The record's other keys.
-    pub metadata: Map<String, Value>,
+    pub metadata: JsonObject,
 }
 
 /// What of a record's other keys is kept beside its prompt.
@@ -47,11 +46,20 @@ enum RecordFormat {
     PromptResponse(PromptResponseFormat),
 }
 
+/// What becomes of `messages` records.
+enum TemplateState {
+    /// The checkpoint has no template.
+    Absent,
+    Ready(ChatTemplate),
+    /// There is one, and what is wrong with it. Records of other kinds need none.
+    Unusable(String),
+}
+
 /// Records to token ids.
 pub struct PromptBuilder {
     tokenizer: Arc<dyn Tokenizer>,
     format: RecordFormat,
-    template: Option<ChatTemplate>,
+    template: TemplateState,
     bos: Option<u32>,
     kept: KeptMetadata,
 }
@@ -64,7 +72,7 @@ pub struct BuiltPrompt {
     /// The prompt as token ids.
     pub ids: Vec<u32>,
     /// The record's other keys, as far as they are kept.
-    pub metadata: Map<String, Value>,
+    pub metadata: JsonObject,
     /// What the user should know.
     pub note: Option<PromptNote>,
 }
@@ -73,7 +81,7 @@ impl PromptBuilder {
     /// A builder for chat records.
     pub fn new(tokenizer: Arc<dyn Tokenizer>, chat_tokens: ChatPromptTokens) -> Self {
         let format = RecordFormat::Chat(chat_tokens);
-        Self { tokenizer, format, template: None, bos: None, kept: KeptMetadata::default() }
+        Self { tokenizer, format, template: TemplateState::Absent, bos: None, kept: KeptMetadata::default() }
     }
 
     /// A builder for prompt-response records.
@@ -88,13 +96,26 @@ impl PromptBuilder {
             return Err(DataError::NoBosToken);
         }
         let format = RecordFormat::PromptResponse(format);
-        Ok(Self { tokenizer, format, template: None, bos: None, kept: KeptMetadata::default() })
+        Ok(Self {
+            tokenizer,
+            format,
+            template: TemplateState::Absent,
+            bos: None,
+            kept: KeptMetadata::default(),
+        })
     }
 
     /// Accepts `messages` records too.
     #[must_use]
     pub fn with_template(mut self, template: ChatTemplate) -> Self {
-        self.template = Some(template);
+        self.template = TemplateState::Ready(template);
+        self
+    }
+
+    /// Refuses `messages` records for this reason, and takes the others.
+    #[must_use]
+    pub fn with_unusable_template(mut self, reason: String) -> Self {
+        self.template = TemplateState::Unusable(reason);
         self
     }
 
@@ -118,14 +139,14 @@ impl PromptBuilder {
     ///
     /// # Errors
     /// When the record makes no prompt.
-    pub fn build(&self, object: Map<String, Value>) -> Result<BuiltPrompt, RecordError> {
+    pub fn build(&self, object: JsonObject) -> Result<BuiltPrompt, RecordError> {
         self.build_measured(object, &[]).map(|(prompt, _)| prompt)
     }
 
     /// The prompt, and how many tokens each of `fields` has.
     pub(crate) fn build_measured(
         &self,
-        object: Map<String, Value>,
+        object: JsonObject,
         fields: &[TokenField],
     ) -> Result<(BuiltPrompt, Vec<usize>), RecordError> {
         let (mut prompt, full_text) = match &self.format {
@@ -153,14 +174,10 @@ impl PromptBuilder {
         Ok((prompt, fields.iter().map(num_tokens).collect()))
     }
 
-    fn fill(
-        &self,
-        format: &PromptResponseFormat,
-        object: &Map<String, Value>,
-    ) -> Result<BuiltPrompt, RecordError> {
+    fn fill(&self, format: &PromptResponseFormat, object: &JsonObject) -> Result<BuiltPrompt, RecordError> {
         let filled = format.fill(object, self.tokenizer.as_ref())?;
         let mut metadata = match self.kept {
-            KeptMetadata::Nothing => Map::new(),
+            KeptMetadata::Nothing => JsonObject::new(),
             _ => format.metadata(object),
         };
         if self.kept == KeptMetadata::OtherKeysAndText {
@@ -173,29 +190,43 @@ impl PromptBuilder {
     fn render(
         &self,
         tokens: &ChatPromptTokens,
-        object: Map<String, Value>,
+        object: JsonObject,
         needs_full_text: bool,
     ) -> Result<(BuiltPrompt, Option<String>), RecordError> {
-        let (text, note, full_text, mut metadata, original) = match Record::from_object(object)? {
+        let original = match self.kept {
+            KeptMetadata::OtherKeysAndText => conversation(&object),
+            KeptMetadata::Nothing | KeptMetadata::OtherKeys => None,
+        };
+        let (text, note, full_text, mut metadata) = match Record::from_object(object)? {
             Record::Chat(record) => {
                 let (text, note) = tokens.prompt_text(&record)?;
                 let full_text = needs_full_text.then(|| tokens.full_text(&record));
-                (text, note, full_text, record.metadata, ("conversations", record.original))
+                (text, note, full_text, record.metadata)
             }
             Record::Messages(record) => {
-                let template = self.template.as_ref().ok_or(RecordError::NoChatTemplate)?;
-                let text = template.prompt_text(&record)?;
-                (text, None, None, record.metadata, ("messages", record.messages))
+                let text = match &self.template {
+                    TemplateState::Ready(template) => template.prompt_text(&record)?,
+                    TemplateState::Absent => return Err(RecordError::NoChatTemplate),
+                    TemplateState::Unusable(reason) => {
+                        return Err(RecordError::UnusableChatTemplate { reason: reason.clone() });
+                    }
+                };
+                (text, None, None, record.metadata)
             }
         };
         let ids = self.tokenizer.encode(&text).map_err(RecordError::tokenize)?;
-        match self.kept {
-            KeptMetadata::Nothing => metadata = Map::new(),
-            KeptMetadata::OtherKeys => {}
-            KeptMetadata::OtherKeysAndText => drop(metadata.insert(original.0.into(), original.1.into())),
+        if self.kept == KeptMetadata::Nothing {
+            metadata = JsonObject::new();
         }
+        metadata.extend(original);
         Ok((BuiltPrompt { text, ids, metadata, note }, full_text))
     }
+}
+
+/// The conversation of a record as it stands there, with its key.
+fn conversation(object: &JsonObject) -> Option<(String, Json)> {
+    let key = ["conversations", "messages"].into_iter().find(|key| has(object, key))?;
+    object.get(key).map(|turns| (key.to_owned(), turns.clone()))
 }
 
 fn needs_full_text(fields: &[TokenField]) -> bool {

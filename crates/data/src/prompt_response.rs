@@ -5,14 +5,12 @@
 
 mod template;
 
-use serde_json::{Map, Value};
-
 pub use template::PromptTemplate;
 pub(crate) use template::{Piece, PieceContent};
 
 use crate::DataError;
-use crate::jsonl::kind_of;
-use crate::record::RecordError;
+use crate::json::{Json, JsonObject};
+use crate::record::{RecordError, has};
 use crate::tokenizer::Tokenizer;
 
 /// What `add_sep` puts after the prompt; the original's data loader always passes this id.
@@ -111,7 +109,7 @@ impl PromptResponseFormat {
     }
 
     /// The keys that are not in the template.
-    pub(crate) fn metadata(&self, record: &Map<String, Value>) -> Map<String, Value> {
+    pub(crate) fn metadata(&self, record: &JsonObject) -> JsonObject {
         let is_other = |key: &str| !self.template.keys().any(|template_key| template_key == key);
         let others = record.iter().filter(|(key, _)| is_other(key));
         others.map(|(key, value)| (key.clone(), value.clone())).collect()
@@ -120,7 +118,7 @@ impl PromptResponseFormat {
     /// The prompt of one record: all but the last piece, which is the response.
     pub(crate) fn fill(
         &self,
-        record: &Map<String, Value>,
+        record: &JsonObject,
         tokenizer: &dyn Tokenizer,
     ) -> Result<FilledPrompt, RecordError> {
         let pieces = self.template.pieces(separates_words(tokenizer)?);
@@ -147,11 +145,7 @@ impl PromptResponseFormat {
 }
 
 impl Filled {
-    fn new(
-        piece: Piece,
-        record: &Map<String, Value>,
-        tokenizer: &dyn Tokenizer,
-    ) -> Result<Self, RecordError> {
+    fn new(piece: Piece, record: &JsonObject, tokenizer: &dyn Tokenizer) -> Result<Self, RecordError> {
         let mut text = " ".repeat(piece.num_spaces);
         let key = match piece.content {
             PieceContent::Literal(literal) => {
@@ -214,14 +208,15 @@ fn separates_words(tokenizer: &dyn Tokenizer) -> Result<template::Spaces, Record
     Ok(if encode("x y")? == parts { template::Spaces::Implied } else { template::Spaces::Kept })
 }
 
-fn value_of<'a>(record: &'a Map<String, Value>, key: &str) -> Result<&'a str, RecordError> {
+fn value_of<'a>(record: &'a JsonObject, key: &str) -> Result<&'a str, RecordError> {
     match record.get(key) {
-        Some(Value::String(text)) => Ok(text.trim_matches(' ')),
-        Some(other) => {
-            Err(RecordError::WrongType { key: key.into(), expected: "a string", found: kind_of(other) })
-        }
-        None if record.contains_key("conversations") || record.contains_key("messages") => {
+        Some(Json::String(text)) => Ok(text.trim_matches(' ')),
+        None | Some(Json::Null) if has(record, "conversations") || has(record, "messages") => {
             Err(RecordError::ChatRecord)
+        }
+        Some(Json::Null) => Err(RecordError::NullTemplateKey { key: key.into() }),
+        Some(other) => {
+            Err(RecordError::WrongType { key: key.into(), expected: "a string", found: other.kind() })
         }
         None => Err(RecordError::MissingTemplateKey { key: key.into() }),
     }

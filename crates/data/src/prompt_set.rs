@@ -6,10 +6,9 @@
 
 use std::path::Path;
 
-use serde_json::{Map, Value};
-
 use crate::DataError;
 use crate::chat::PromptNote;
+use crate::json::JsonObject;
 use crate::jsonl::{JsonlReader, LineSpan, parse_object};
 use crate::limits::{LengthLimits, TokenField};
 use crate::line_store::LineStore;
@@ -53,6 +52,8 @@ pub struct PromptSet {
     kept: Vec<KeptRecord>,
     store: LineStore,
     builder: PromptBuilder,
+    /// The limits that prompts were left out for, as they are set.
+    limits: String,
     /// Positions to records, where samples are drawn; `kept` itself otherwise.
     drawn: Option<Vec<u32>>,
     /// Records read, bad and over-length ones counted.
@@ -78,6 +79,30 @@ impl PromptSet {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Fails when there is no prompt, and says what became of the records.
+    ///
+    /// # Errors
+    /// When the file holds no record, or all are bad or too long.
+    pub fn check_any(&self) -> Result<(), DataError> {
+        if !self.kept.is_empty() {
+            return Ok(());
+        }
+        let path = self.store.path();
+        if self.num_read == 0 {
+            return Err(DataError::NoRecords { path: path.into() });
+        }
+        let of_all = format!("of {} records of `{}`", self.num_read, path.display());
+        let bad = (self.num_bad > 0)
+            .then(|| format!("{} {of_all} are bad:\n{}", self.num_bad, list_bad(&self.bad, self.num_bad)));
+        let too_long = self.too_long.iter().map(|(_, num_tokens)| *num_tokens).min().map(|shortest| {
+            let (num, limits) = (self.too_long.len(), &self.limits);
+            format!(
+                "{num} {of_all} are longer than {limits} allows; the shortest of them has {shortest} tokens"
+            )
+        });
+        Err(DataError::NothingLeft { reasons: bad.into_iter().chain(too_long).collect() })
     }
 
     /// Draws this many samples in the shuffled order of `model.data.sample`, again and again from all records where
@@ -142,7 +167,7 @@ impl PromptSet {
 /// Reads, checks and tokenizes a whole data file, in parallel.
 ///
 /// # Errors
-/// When the file cannot be read, or has bad records and `on_bad` refuses them.
+/// When the file cannot be read, has bad records and `on_bad` refuses them, or needs a chat template that cannot be used.
 pub fn load_prompts(
     path: &Path,
     builder: PromptBuilder,
@@ -150,7 +175,7 @@ pub fn load_prompts(
     on_bad: OnBadRecord,
 ) -> Result<PromptSet, DataError> {
     let fields: Vec<TokenField> = limits.fields.iter().map(|&(field, _)| field).collect();
-    let prepare = |_, object: Result<Map<String, Value>, RecordError>| {
+    let prepare = |_, object: Result<JsonObject, RecordError>| {
         let (prompt, num_tokens) = builder.build_measured(object?, &fields)?;
         Ok(match limits.exceeded(&prompt, &num_tokens) {
             Some(num_tokens) => Prepared::TooLong(num_tokens),
@@ -170,7 +195,20 @@ pub fn load_prompts(
     }
     let Found { mut kept, num_read, num_bad, bad, too_long, num_noted, note } = found;
     kept.shrink_to_fit();
-    Ok(PromptSet { kept, store, builder, drawn: None, num_read, num_bad, bad, too_long, num_noted, note })
+    let limits = limits.to_string();
+    Ok(PromptSet {
+        kept,
+        store,
+        builder,
+        limits,
+        drawn: None,
+        num_read,
+        num_bad,
+        bad,
+        too_long,
+        num_noted,
+        note,
+    })
 }
 
 /// What a record turned out to be.
@@ -201,6 +239,10 @@ impl Found {
     ) -> Result<(), DataError> {
         self.num_read += 1;
         match prepared {
+            // Not the fault of the record: to skip it would hide what is wrong.
+            Err(RecordError::UnusableChatTemplate { reason }) => {
+                return Err(DataError::UnusableChatTemplate { path: path.into(), line: span.line, reason });
+            }
             Err(reason) => {
                 self.num_bad += 1;
                 if self.bad.len() < MAX_LISTED {

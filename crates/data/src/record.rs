@@ -1,12 +1,12 @@
 //! Chat records: one JSON object to a checked [`Record`]. Prompt-response records are in `prompt_response`.
 //!
 //! Follows the schema of NeMo's `gpt_sft_chat_dataset.py` (v2.0.0). Turn keys other than `from`, `value` and `label`
-//! are ignored, as there. OpenAI `messages` records are accepted beside it.
-
-use serde_json::{Map, Value};
+//! are ignored, as there. A key with null is absent: columns of data sets are filled with it. OpenAI's records, which are
+//! accepted beside it, are in `messages`.
 
 use crate::DataError;
-use crate::jsonl::kind_of;
+use crate::json::{Json, JsonObject};
+use crate::messages::MessagesRecord;
 
 /// The asking role when a record names none.
 pub const DEFAULT_MASK: &str = "User";
@@ -41,8 +41,14 @@ pub enum RecordError {
         found: &'static str,
     },
     /// An absent key.
-    #[error("key `{key}` is missing{hint}", hint = if key == "system" { ", write `\"system\": \"\"` for none" } else { "" })]
+    #[error("key `{key}` is missing{}", hint_of(key))]
     MissingKey {
+        /// The key, such as `conversations[1].value`.
+        key: String,
+    },
+    /// A key with null, which cannot be done without.
+    #[error("key `{key}` is null{}", hint_of(key))]
+    NullKey {
         /// The key, such as `conversations[1].value`.
         key: String,
     },
@@ -85,12 +91,44 @@ pub enum RecordError {
         /// The asking role.
         mask: String,
     },
+    /// A text that is to hold JSON and does not.
+    #[error("key `{key}` is a string that is not JSON at column {column}: {reason}")]
+    NotJsonText {
+        /// The key.
+        key: &'static str,
+        /// Byte in the text, from 1.
+        column: usize,
+        /// What the parser says.
+        reason: String,
+    },
+    /// A number that a template cannot be given as Python would give it.
+    #[error(
+        "key `{key}` is {number}, and chat templates are given whole numbers of 64 bits and finite numbers only"
+    )]
+    NumberTooLarge {
+        /// The key, such as `messages[1].score`.
+        key: String,
+        /// The number as it is written.
+        number: String,
+    },
+    /// A name in `chat_template_kwargs` that is no variable of a template.
+    #[error("key `chat_template_kwargs.{name}` sets no variable of the chat template: leave it out")]
+    NoTemplateVariable {
+        /// The name.
+        name: String,
+    },
     /// A `messages` record without a template to render it.
     #[error(
         "`messages` records need a chat template, and the checkpoint's `tokenizer` section has none: set \
          `++model.tokenizer.chat_template` or give `conversations`"
     )]
     NoChatTemplate,
+    /// A `messages` record, and a template that cannot be used.
+    #[error("`messages` records need the tokenizer's chat template, which cannot be used: {reason}")]
+    UnusableChatTemplate {
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The template refused the record.
     #[error("the chat template failed: {reason}")]
     Template {
@@ -99,16 +137,22 @@ pub enum RecordError {
     },
     /// A prompt-response record where chat records are read.
     #[error(
-        "it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` \
-         and `model.data.train_ds.prompt_template`"
+        "it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and \
+         `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template=\"{{input}} {{output}}\"'"
     )]
     PromptResponse,
     /// A chat record where prompt-response records are read.
-    #[error("it is a chat record, and `model.data.chat=false` is set; set `model.data.chat=true`")]
+    #[error("it is a chat record, and `model.data.chat` is false; set `model.data.chat=true`")]
     ChatRecord,
     /// A key of the prompt template that the record lacks.
     #[error("key `{key}` of the prompt template is missing")]
     MissingTemplateKey {
+        /// The key.
+        key: String,
+    },
+    /// A key of the prompt template that holds null.
+    #[error("key `{key}` of the prompt template is null")]
+    NullTemplateKey {
         /// The key.
         key: String,
     },
@@ -121,6 +165,10 @@ pub enum RecordError {
     /// A prompt of no tokens.
     #[error("the prompt has no tokens: its text is empty")]
     EmptyPrompt,
+}
+
+fn hint_of(key: &str) -> &'static str {
+    if key == "system" { ", write `\"system\": \"\"` for none" } else { "" }
 }
 
 impl RecordError {
@@ -171,18 +219,7 @@ pub struct ChatRecord {
     /// Where labels stand; none are rendered without it.
     pub layout: Option<LabelLayout>,
     /// Every key of the record but `conversations`, as the original reports it.
-    pub metadata: Map<String, Value>,
-    /// `conversations` as it stands in the record.
-    pub original: Vec<Value>,
-}
-
-/// A record of OpenAI's format, kept as it is for the chat template.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MessagesRecord {
-    /// The messages, at least one, each with a string `role`.
-    pub messages: Vec<Value>,
-    /// Every other key of the record.
-    pub metadata: Map<String, Value>,
+    pub metadata: JsonObject,
 }
 
 impl Record {
@@ -190,12 +227,16 @@ impl Record {
     ///
     /// # Errors
     /// When a key is missing or of the wrong kind, or the conversation makes no prompt.
-    pub fn from_object(object: Map<String, Value>) -> Result<Self, RecordError> {
-        if object.contains_key("conversations") {
+    pub fn from_object(object: JsonObject) -> Result<Self, RecordError> {
+        if has(&object, "conversations") {
             ChatRecord::from_object(object).map(Self::Chat)
-        } else if object.contains_key("messages") {
+        } else if has(&object, "messages") {
             MessagesRecord::from_object(object).map(Self::Messages)
-        } else if object.contains_key("system") || object.contains_key("mask") {
+        } else if let Some(key) =
+            ["conversations", "messages"].into_iter().find(|key| object.contains_key(*key))
+        {
+            Err(RecordError::NullKey { key: key.into() })
+        } else if has(&object, "system") || has(&object, "mask") {
             Err(RecordError::MissingKey { key: "conversations".into() })
         } else {
             Err(RecordError::PromptResponse)
@@ -203,8 +244,13 @@ impl Record {
     }
 }
 
+/// Whether the key is there with a value.
+pub(crate) fn has(object: &JsonObject, key: &str) -> bool {
+    object.get(key).is_some_and(|value| *value != Json::Null)
+}
+
 impl ChatRecord {
-    fn from_object(mut object: Map<String, Value>) -> Result<Self, RecordError> {
+    fn from_object(mut object: JsonObject) -> Result<Self, RecordError> {
         let turns = take_list(&mut object, "conversations")?;
         let conversations = turns
             .iter()
@@ -225,15 +271,15 @@ impl ChatRecord {
             roles.dedup();
             return Err(RecordError::MaskRoleAbsent { mask, roles: roles.join(", ") });
         }
-        Ok(Self { system, conversations, mask, layout, metadata: object, original: turns })
+        Ok(Self { system, conversations, mask, layout, metadata: object })
     }
 }
 
 impl Turn {
-    fn from_value(idx: usize, turn: &Value) -> Result<Self, RecordError> {
+    fn from_value(idx: usize, turn: &Json) -> Result<Self, RecordError> {
         let place = format!("conversations[{idx}]");
-        let Value::Object(turn) = turn else {
-            return Err(RecordError::WrongType { key: place, expected: "an object", found: kind_of(turn) });
+        let Json::Object(turn) = turn else {
+            return Err(RecordError::WrongType { key: place, expected: "an object", found: turn.kind() });
         };
         let place = format!("{place}.");
         Ok(Self {
@@ -244,57 +290,35 @@ impl Turn {
     }
 }
 
-impl MessagesRecord {
-    fn from_object(mut object: Map<String, Value>) -> Result<Self, RecordError> {
-        let messages = take_list(&mut object, "messages")?;
-        for (idx, message) in messages.iter().enumerate() {
-            let key = format!("messages[{idx}]");
-            let Value::Object(message) = message else {
-                return Err(RecordError::WrongType { key, expected: "an object", found: kind_of(message) });
-            };
-            required_string(message, "role", &format!("{key}."))?;
-        }
-        Ok(Self { messages, metadata: object })
-    }
-}
-
-fn take_list(object: &mut Map<String, Value>, key: &'static str) -> Result<Vec<Value>, RecordError> {
+pub(crate) fn take_list(object: &mut JsonObject, key: &'static str) -> Result<Vec<Json>, RecordError> {
     match object.shift_remove(key) {
         None => Err(RecordError::MissingKey { key: key.into() }),
-        Some(Value::Array(items)) if items.is_empty() => Err(RecordError::EmptyConversation { key }),
-        Some(Value::Array(items)) => Ok(items),
+        Some(Json::Array(items)) if items.is_empty() => Err(RecordError::EmptyConversation { key }),
+        Some(Json::Array(items)) => Ok(items),
         Some(other) => {
-            Err(RecordError::WrongType { key: key.into(), expected: "a list", found: kind_of(&other) })
+            Err(RecordError::WrongType { key: key.into(), expected: "a list", found: other.kind() })
         }
     }
 }
 
-fn optional_string(
-    object: &Map<String, Value>,
-    key: &str,
-    place: &str,
-) -> Result<Option<String>, RecordError> {
+fn optional_string(object: &JsonObject, key: &str, place: &str) -> Result<Option<String>, RecordError> {
     match object.get(key) {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text.clone())),
+        None | Some(Json::Null) => Ok(None),
+        Some(Json::String(text)) => Ok(Some(text.clone())),
         Some(other) => Err(RecordError::WrongType {
             key: format!("{place}{key}"),
             expected: "a string",
-            found: kind_of(other),
+            found: other.kind(),
         }),
     }
 }
 
-fn required_string(object: &Map<String, Value>, key: &str, place: &str) -> Result<String, RecordError> {
-    if let Some(Value::Null) = object.get(key) {
-        return Err(RecordError::WrongType {
-            key: format!("{place}{key}"),
-            expected: "a string",
-            found: "null",
-        });
-    }
-    let missing = || RecordError::MissingKey { key: format!("{place}{key}") };
-    optional_string(object, key, place)?.ok_or_else(missing)
+pub(crate) fn required_string(object: &JsonObject, key: &str, place: &str) -> Result<String, RecordError> {
+    let place_of = |key| format!("{place}{key}");
+    optional_string(object, key, place)?.ok_or_else(|| match object.contains_key(key) {
+        true => RecordError::NullKey { key: place_of(key) },
+        false => RecordError::MissingKey { key: place_of(key) },
+    })
 }
 
 #[cfg(test)]
@@ -312,15 +336,16 @@ mod tests {
         insta::assert_snapshot!(reason(r#"{"conversations": {}}"#), @"key `conversations` is an object, it must be a list");
         insta::assert_snapshot!(reason(r#"{"conversations": [1]}"#), @"key `conversations[0]` is a number, it must be an object");
         insta::assert_snapshot!(reason(r#"{"conversations": [{"value": "x"}]}"#), @"key `conversations[0].from` is missing");
-        insta::assert_snapshot!(reason(r#"{"conversations": [{"from": "User", "value": null}]}"#), @"key `conversations[0].value` is null, it must be a string");
+        insta::assert_snapshot!(reason(r#"{"conversations": [{"from": "User", "value": null}]}"#), @"key `conversations[0].value` is null");
         insta::assert_snapshot!(reason(r#"{"conversations": [{"from": "User", "value": "x", "label": 4}]}"#), @"key `conversations[0].label` is a number, it must be a string");
         insta::assert_snapshot!(reason(r#"{"conversations": [{"from": "User", "value": "x"}]}"#), @r#"key `system` is missing, write `"system": ""` for none"#);
-        insta::assert_snapshot!(reason(r#"{"system": null, "conversations": [{"from": "User", "value": "x"}]}"#), @"key `system` is null, it must be a string");
+        insta::assert_snapshot!(reason(r#"{"system": null, "conversations": [{"from": "User", "value": "x"}]}"#), @r#"key `system` is null, write `"system": ""` for none"#);
         insta::assert_snapshot!(reason(r#"{"system": "", "type": "X", "conversations": [{"from": "User", "value": "x"}]}"#), @"`type` is `X`, it must be null, `VALUE_TO_TEXT` or `TEXT_TO_VALUE`");
         insta::assert_snapshot!(reason(r#"{"system": "", "conversations": [{"from": "A", "value": "x"}]}"#), @"the `mask` role `User` is not in the conversation: set `mask` to the asking one of `A`");
         insta::assert_snapshot!(reason(r#"{"system": ""}"#), @"key `conversations` is missing");
-        insta::assert_snapshot!(reason(r#"{"messages": [{"content": "x"}]}"#), @"key `messages[0].role` is missing");
-        insta::assert_snapshot!(reason(r#"{"input": "x", "output": "y"}"#), @"it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`");
+        insta::assert_snapshot!(reason(r#"{"system": null, "conversations": null, "messages": null}"#), @"key `conversations` is null");
+        insta::assert_snapshot!(reason(r#"{"system": null, "mask": null, "input": "x"}"#), @r#"it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'"#);
+        insta::assert_snapshot!(reason(r#"{"input": "x", "output": "y"}"#), @r#"it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'"#);
     }
 
     #[test]
@@ -329,7 +354,24 @@ mod tests {
             r#"{"id": 7, "conversations": [{"from": "User", "value": "x"}], "system": "s", "mask": null}"#;
         let object = crate::jsonl::parse_object(json.as_bytes()).unwrap();
         let Record::Chat(record) = Record::from_object(object).unwrap() else { unreachable!() };
-        assert_eq!(Value::Object(record.metadata).to_string(), r#"{"id":7,"system":"s","mask":null}"#);
+        assert_eq!(Json::Object(record.metadata).to_string(), r#"{"id": 7, "system": "s", "mask": null}"#);
         assert_eq!(record.mask, "User");
+    }
+
+    #[test]
+    fn null_is_absent() {
+        let json = r#"{"messages": null, "system": "", "type": null, "mask": null, "conversations": [
+            {"from": "User", "value": "x", "label": null}]}"#;
+        let object = crate::jsonl::parse_object(json.as_bytes()).unwrap();
+        let Record::Chat(record) = Record::from_object(object).unwrap() else { unreachable!() };
+        assert_eq!(
+            (record.mask.as_str(), record.layout, &record.conversations[0].label),
+            ("User", None, &None)
+        );
+        let json =
+            r#"{"messages": [{"role": "user", "content": "x"}], "conversations": null, "system": null}"#;
+        let object = crate::jsonl::parse_object(json.as_bytes()).unwrap();
+        let Record::Messages(record) = Record::from_object(object).unwrap() else { unreachable!() };
+        assert_eq!(Json::Object(record.metadata).to_string(), r#"{"conversations": null, "system": null}"#);
     }
 }

@@ -250,14 +250,14 @@ impl Composer {
         // Maps and lists may be merged over anything.
         let is_collection = matches!(value, Node::Map(_) | Node::List(_));
         match (change.kind, existing) {
-            (OverrideKind::Set, None) => return Err(self.unknown(change.key.clone(), &name)),
+            (OverrideKind::Set, None) => return Err(self.unknown(change, change.key.clone())),
             (OverrideKind::Add, _) if self.is_occupied(&path)? && !is_collection => {
                 return Err(ConfigError::KeyExists { key: change.key.clone(), text: change.text.clone() });
             }
-            (_, None) if self.adds_to_list(&path) => return Err(self.unknown(change.key.clone(), &name)),
+            (_, None) if self.adds_to_list(&path) => return Err(self.unknown(change, change.key.clone())),
             (OverrideKind::Set, Some(base @ Node::Map(_))) => {
                 if let Some(absent) = absent_leaf(base, &value) {
-                    return Err(self.unknown([path.as_slice(), &absent].concat().join("."), &name));
+                    return Err(self.unknown(change, [path.as_slice(), &absent].concat().join(".")));
                 }
             }
             _ => {}
@@ -281,8 +281,20 @@ impl Composer {
         }
     }
 
-    fn unknown(&self, key: String, origin: &str) -> ConfigError {
-        ConfigError::UnknownKey { nearest: self.nearest(&key), key, origin: origin.to_owned() }
+    /// The error of an override whose key is not there, or a key in the map that it sets.
+    fn unknown(&self, change: &Override, key: String) -> ConfigError {
+        let nearest = self.nearest(&key);
+        let with_key = |nearest: &String| change.with_key(nearest);
+        let instead = if key == change.key { nearest.as_ref().map(with_key) } else { None };
+        let is_element = self.adds_to_list(&split(&key));
+        let add = (change.kind == OverrideKind::Set && !is_element).then(|| format!("++{}", change.text));
+        ConfigError::UnknownKey {
+            key,
+            origin: format!("command line: {}", change.text),
+            nearest,
+            instead,
+            add,
+        }
     }
 
     /// Whether `+key=value` must refuse: null and `???` are nothing. References that lead nowhere fail.

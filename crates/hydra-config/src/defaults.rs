@@ -9,7 +9,7 @@ use indexmap::IndexMap;
 
 use crate::overrides::{Override, OverrideKind};
 use crate::yaml::Document;
-use crate::{ConfigError, Node, interpolation};
+use crate::{ConfigError, Node, interpolation, shell_word};
 use entry::{Choice, Entry, Site};
 
 /// Where config files come from.
@@ -106,7 +106,9 @@ impl Chooser<'_> {
         let asked = Asked { choice, by: change.text.clone(), is_used: false };
         match change.kind {
             OverrideKind::ForceAdd => {
-                return Err(problem(&change.text, "a config group is added with one `+`"));
+                let one = shell_word(change.text.strip_prefix('+').unwrap_or(&change.text));
+                let message = format!("a config group is added with one `+`; in the shell write {one}");
+                return Err(problem(&change.text, message));
             }
             OverrideKind::Delete => {
                 self.deletions.insert(key, asked);
@@ -123,7 +125,8 @@ impl Chooser<'_> {
 
     fn check_used(&self) -> Result<(), ConfigError> {
         if let Some((key, asked)) = self.choices.iter().find(|(_, asked)| !asked.is_used) {
-            let message = format!("no defaults list has `{key}`; to add it, write `+{key}=…`");
+            let added = shell_word(&format!("+{}", asked.by));
+            let message = format!("no defaults list has `{key}`; to add it, in the shell write {added}");
             return Err(problem(&asked.by, message));
         }
         match self.deletions.iter().find(|(_, asked)| !asked.is_used) {
@@ -222,8 +225,11 @@ impl Chooser<'_> {
                 }
             }
             Choice::Name(name) if name == "???" => {
-                let options = self.files.options(&entry.group_path(site)).join("`, `");
-                Err(problem(parent, format!("`{key}` must be chosen: `{key}=…`, one of `{options}`")))
+                let options = self.files.options(&entry.group_path(site));
+                let first = options.first().map_or("NAME", String::as_str);
+                let (choice, options) = (shell_word(&format!("{key}={first}")), options.join("`, `"));
+                let message = format!("`{key}` must be one of `{options}`; in the shell write {choice}");
+                Err(problem(parent, message))
             }
             Choice::Name(name) => {
                 if self.is_deleted(&key, name) {

@@ -1,5 +1,7 @@
 //! Everything that can be wrong with a configuration.
 
+use crate::shell_word;
+
 /// An error in a configuration: which layer, which key, which value.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum ConfigError {
@@ -26,7 +28,7 @@ pub enum ConfigError {
         quoted: Option<String>,
     },
     /// A key that no layer has.
-    #[error("unknown key `{key}` ({origin}){}; to add a new key, write `++{key}=…`", nearest_hint(nearest))]
+    #[error("unknown key `{key}` ({origin}){}{}", nearest_hint(nearest, instead), add_hint(add))]
     UnknownKey {
         /// The key.
         key: String,
@@ -34,9 +36,13 @@ pub enum ConfigError {
         origin: String,
         /// The known key that looks most like it.
         nearest: Option<String>,
+        /// The argument with that key, where an argument is at fault.
+        instead: Option<String>,
+        /// The argument that adds the key, where one can.
+        add: Option<String>,
     },
     /// A key that a `+` override would add is there already.
-    #[error("`{text}` would add a key that exists; write `{key}=…` or `++{key}=…`")]
+    #[error("`{text}` would add a key that exists; in the shell write {}", exists_hint(text))]
     KeyExists {
         /// The key.
         key: String,
@@ -78,7 +84,7 @@ pub enum ConfigError {
         message: String,
     },
     /// A mandatory value that was not given.
-    #[error("`{key}` must be given: it is `???` ({origin}); write `{key}=…`")]
+    #[error("`{key}` must be given: it is `???` ({origin}); write `{key}=VALUE`")]
     Missing {
         /// The key.
         key: String,
@@ -98,7 +104,7 @@ pub enum ConfigError {
         origin: String,
     },
     /// A key that must be there.
-    #[error("`{key}` is missing; write `++{key}=…`")]
+    #[error("`{key}` is missing; write `++{key}=VALUE`")]
     MissingKey {
         /// The key.
         key: String,
@@ -138,16 +144,23 @@ impl ConfigError {
 }
 
 fn quoted_hint(quoted: &Option<String>) -> String {
-    quoted.as_ref().map_or_else(String::new, |quoted| {
-        // In a shell, a single quote inside single quotes is written outside of them.
-        format!("; in the shell write '{}'", quoted.replace('\'', r"'\''"))
-    })
+    quoted.as_ref().map_or_else(String::new, |quoted| format!("; in the shell write {}", shell_word(quoted)))
 }
 
 fn in_brackets(origin: &Option<String>) -> String {
     origin.as_ref().map_or_else(String::new, |origin| format!(" ({origin})"))
 }
 
-fn nearest_hint(nearest: &Option<String>) -> String {
-    nearest.as_ref().map_or_else(String::new, |nearest| format!(", did you mean `{nearest}`?"))
+fn nearest_hint(nearest: &Option<String>, instead: &Option<String>) -> String {
+    let Some(nearest) = nearest else { return String::new() };
+    format!(", did you mean `{nearest}`?{}", quoted_hint(instead))
+}
+
+fn add_hint(add: &Option<String>) -> String {
+    let hint = |add: &String| format!("; to add a new key, in the shell write {}", shell_word(add));
+    add.as_ref().map_or_else(String::new, hint)
+}
+
+fn exists_hint(text: &str) -> String {
+    shell_word(text.strip_prefix('+').unwrap_or(text))
 }

@@ -16,6 +16,7 @@ mod python;
 mod resolved;
 mod resolvers;
 mod scalar;
+mod shell;
 pub mod yaml;
 
 pub use composer::Composer;
@@ -24,3 +25,4 @@ pub use error::ConfigError;
 pub use node::Node;
 pub use origin::Origin;
 pub use resolved::Resolved;
+pub use shell::shell_word;

@@ -7,7 +7,8 @@ mod quoting;
 mod value;
 
 use crate::grammar::lexer::{id_len, unsigned_len};
-use crate::{ConfigError, Node};
+use crate::{ConfigError, Node, shell_word};
+pub use quoting::quoted;
 use value::Element;
 
 /// What an override does with its key.
@@ -43,6 +44,12 @@ impl Override {
     pub fn is_hydra(&self) -> bool {
         self.key == "hydra" || self.key.starts_with("hydra.") || self.key.starts_with("hydra/")
     }
+
+    /// The argument with the same value for another key, which is there.
+    pub(crate) fn with_key(&self, key: &str) -> String {
+        let value = self.text.split_once('=').map_or("", |(_, value)| value);
+        format!("{key}={value}")
+    }
 }
 
 /// Reads one argument.
@@ -67,18 +74,21 @@ pub fn parse(text: &str) -> Result<Override, ConfigError> {
     let (key, value) = rest.split_once('=').map_or((rest, None), |(key, value)| (key, Some(value)));
     let (group, package) = key.split_once('@').map_or((key, None), |(key, package)| (key, Some(package)));
     if let Some(message) = key_problem(group).or_else(|| package.and_then(package_problem)) {
-        return Err(error(message, None));
+        return Err(error(message, with_index_as_key(text, key)));
     }
     if value.is_none() && kind != OverrideKind::Delete {
-        return Err(error("no `=`; write `key=value`".to_owned(), None));
+        return Err(error("no `=`".to_owned(), Some(format!("{text}=VALUE"))));
     }
     let value = value
         .map(|value| {
-            parse_value(value).map_err(|message| {
-                let prefix = &text[..text.len() - value.len()];
-                let quoted = quoting::repaired(value).map(|quoted| format!("{prefix}{quoted}"));
-                error(message, quoted)
-            })
+            let prefix = &text[..text.len() - value.len()];
+            match value::parse(value) {
+                Ok(Element::Sweep(form)) => Err(error(sweep_problem(form, prefix, value), None)),
+                Ok(element) => Ok(element.into_node()),
+                Err(message) => {
+                    Err(error(message, quoting::repaired(value).map(|quoted| format!("{prefix}{quoted}"))))
+                }
+            }
         })
         .transpose()?;
     Ok(Override {
@@ -90,23 +100,33 @@ pub fn parse(text: &str) -> Result<Override, ConfigError> {
     })
 }
 
-/// The value of an override. An empty one is an empty string.
-fn parse_value(text: &str) -> Result<Node, String> {
-    match value::parse(text)? {
-        Element::Sweep(form) => Err(sweep_problem(form, text)),
-        element => Ok(element.into_node()),
+/// What is wrong with a sweep, and what to write for one run.
+fn sweep_problem(form: &str, prefix: &str, value: &str) -> String {
+    if form != value::COMMAS {
+        return format!(
+            "`{form}(…)` makes a sweep, one run for each value; start the program once for each instead"
+        );
     }
+    let whole =
+        |value: &str| matches!(value::parse(value), Ok(element) if !matches!(element, Element::Sweep(_)));
+    let shown = |kind: &str, value: String| {
+        whole(&value)
+            .then(|| format!("; for {kind}, in the shell write {}", shell_word(&format!("{prefix}{value}"))))
+    };
+    let list = shown("a list", format!("[{value}]"));
+    let text = shown("a text with commas", quoted(&quoting::unescaped(value)));
+    ["commas outside of brackets make a sweep, one run for each value".to_owned()]
+        .into_iter()
+        .chain(list)
+        .chain(text)
+        .collect()
 }
 
-fn sweep_problem(form: &str, text: &str) -> String {
-    if form == value::COMMAS {
-        format!(
-            "commas outside of brackets make a sweep, one run for each value; for a list write `[{text}]`, for a text \
-             with commas put it in quotes"
-        )
-    } else {
-        format!("`{form}(…)` makes a sweep, one run for each value; start the program once for each instead")
-    }
+/// The argument with `a.0` for `a[0]` in its key, where that makes it a key.
+fn with_index_as_key(text: &str, key: &str) -> Option<String> {
+    let dotted = key.replace("].", ".").replace(']', "").replace('[', ".");
+    let is_key = key.contains('[') && path_problem(&dotted).is_none();
+    is_key.then(|| text.replacen(key, &dotted, 1))
 }
 
 fn key_problem(key: &str) -> Option<String> {
@@ -129,7 +149,7 @@ fn path_problem(path: &str) -> Option<String> {
     let is_index = |part: &str| parts.len() > 1 && !part.is_empty() && unsigned_len(part) == part.len();
     parts.iter().find(|part| !is_name(part) && !is_index(part)).map(|part| {
         if part.contains('[') {
-            format!("`{part}` is not a key; write an element of a list as `key.0`")
+            format!("`{part}` is not a key; an element of a list is `.0`, not `[0]`")
         } else {
             format!("`{part}` is not a key")
         }

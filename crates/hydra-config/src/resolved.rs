@@ -105,6 +105,8 @@ impl Resolved {
                     key: full.join("."),
                     origin: self.origin_text(&full),
                     nearest: nearest_of(&field, known.iter().copied()).map(|known| in_parent(&known)),
+                    instead: None,
+                    add: None,
                 }
             }
             Kind::MissingField(field) => {
@@ -210,11 +212,11 @@ mod tests {
         insta::assert_snapshot!(message(&["trainer.name={a:1}"]), @"`trainer.name` must be a text, found a map (command line: trainer.name={a:1})");
         insta::assert_snapshot!(message(&["trainer.tags=x"]), @"`trainer.tags` must be a list, found the text `x` (command line: trainer.tags=x)");
         insta::assert_snapshot!(message(&["trainer.tags.1=3"]), @"`trainer.tags.1` must be a text, found the whole number 3 (command line: trainer.tags.1=3)");
-        insta::assert_snapshot!(message(&["++trainer.device=1"]), @"unknown key `trainer.device` (command line: ++trainer.device=1), did you mean `trainer.devices`?; to add a new key, write `++trainer.device=…`");
-        insta::assert_snapshot!(message(&["trainer.devices=???"]), @"`trainer.devices` must be given: it is `???` (command line: trainer.devices=???); write `trainer.devices=…`");
-        insta::assert_snapshot!(message(&["trainer.tags=[a,'???']"]), @"`trainer.tags.1` must be given: it is `???` (command line: trainer.tags=[a,'???']); write `trainer.tags.1=…`");
+        insta::assert_snapshot!(message(&["++trainer.device=1"]), @"unknown key `trainer.device` (command line: ++trainer.device=1), did you mean `trainer.devices`?");
+        insta::assert_snapshot!(message(&["trainer.devices=???"]), @"`trainer.devices` must be given: it is `???` (command line: trainer.devices=???); write `trainer.devices=VALUE`");
+        insta::assert_snapshot!(message(&["trainer.tags=[a,'???']"]), @"`trainer.tags.1` must be given: it is `???` (command line: trainer.tags=[a,'???']); write `trainer.tags.1=VALUE`");
         insta::assert_snapshot!(message(&["trainer.name=${nope}"]), @"cannot resolve `${nope}` at `trainer.name` (command line: trainer.name=${nope}): there is no key `nope`");
-        insta::assert_snapshot!(message(&["~trainer.limit"]), @"`trainer.limit` is missing; write `++trainer.limit=…`");
+        insta::assert_snapshot!(message(&["~trainer.limit"]), @"`trainer.limit` is missing; write `++trainer.limit=VALUE`");
         assert!(extract(&["trainer.devices=1.0"]).is_err());
     }
 }

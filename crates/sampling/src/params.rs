@@ -60,7 +60,8 @@ impl TryFrom<RawSamplingParams> for SamplingParams {
 }
 
 const POSITIVE: &str = "a positive, finite number";
-const POSITIVE_TEMPERATURE: &str = "a positive, finite number (or set `use_greedy=true`)";
+const POSITIVE_TEMPERATURE: &str =
+    "a positive, finite number (or set `model.generation.sampling_params.use_greedy=true`)";
 
 fn positive(key: &'static str, expected: &'static str, value: f64) -> Result<f32, SamplingError> {
     let narrow = value as f32;
@@ -140,11 +141,11 @@ mod tests {
         };
         check(
             RawSamplingParams { temperature: 0.0, ..raw() },
-            "`temperature` must be a positive, finite number (or set `use_greedy=true`), got 0",
+            "`temperature` must be a positive, finite number (or set `model.generation.sampling_params.use_greedy=true`), got 0",
         );
         check(
             RawSamplingParams { temperature: f64::INFINITY, ..raw() },
-            "`temperature` must be a positive, finite number (or set `use_greedy=true`), got inf",
+            "`temperature` must be a positive, finite number (or set `model.generation.sampling_params.use_greedy=true`), got inf",
         );
         check(
             RawSamplingParams { top_k: -1, ..raw() },

@@ -52,7 +52,7 @@ pub(crate) fn show(
 
 fn without_checkpoint(failure: &Failure) -> Failure {
     Failure::usage(format!(
-        "{}; most of `model` comes from the checkpoint: write `{CHECKPOINT_PATH}=…`",
+        "{}; most of `model` comes from the checkpoint: write `{CHECKPOINT_PATH}=PATH`",
         failure.sentence()
     ))
 }

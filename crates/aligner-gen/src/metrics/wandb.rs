@@ -121,7 +121,7 @@ impl<W: Write> MetricsLogger for OfflineRun<W> {
     fn finish(&mut self, exit_code: u8, at: SystemTime) -> io::Result<Option<String>> {
         let runtime = i32::try_from(self.runtime(at).as_secs()).unwrap_or(i32::MAX);
         self.append(RecordType::Exit(RunExitRecord { exit_code: exit_code.into(), runtime }))?;
-        let folder = self.folder.display();
+        let folder = hydra_config::shell_word(&self.folder.display().to_string());
         Ok(Some(format!("the Weights & Biases run is kept offline; send it with `wandb sync {folder}`")))
     }
 }

@@ -63,13 +63,8 @@ pub(crate) enum OutputError {
     )]
     BadManifest { path: PathBuf, reason: String },
     /// A file without a manifest holds a line that this program or its predecessor never writes.
-    #[error("line {line} of `{}` is not a record with `step` and `consumed_samples`", path.display())]
-    BadLegacyLine {
-        path: PathBuf,
-        line: u64,
-        #[source]
-        source: serde_json::Error,
-    },
+    #[error("line {line} of `{}` is not a record with `step` and `consumed_samples`: {reason}", path.display())]
+    BadLegacyLine { path: PathBuf, line: u64, reason: String },
     /// A file without a manifest whose steps do not follow each other.
     #[error(
         "line {line} of `{}` does not go on from the line before: `step` and `consumed_samples` must grow together, and \

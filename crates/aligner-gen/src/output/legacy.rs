@@ -25,8 +25,11 @@ pub(super) fn scan_legacy(jsonl: &Path, mut reader: impl BufRead) -> Result<Resu
             break;
         }
         line_number += 1;
-        let record: LinePosition = serde_json::from_slice(&line).map_err(|source| {
-            OutputError::BadLegacyLine { path: jsonl.to_owned(), line: line_number, source }
+        let text = line.strip_suffix(b"\n").unwrap_or(&line);
+        let record = LinePosition::read(text).map_err(|reason| OutputError::BadLegacyLine {
+            path: jsonl.to_owned(),
+            line: line_number,
+            reason,
         })?;
         let is_next = record.step > current.step && record.consumed_samples > current.consumed_samples;
         let is_same = record.step == current.step && record.consumed_samples == current.consumed_samples;

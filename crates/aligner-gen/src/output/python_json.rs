@@ -4,6 +4,7 @@
 
 use std::io::{self, Write};
 
+use data::{Json, JsonObject};
 use serde::Serialize;
 
 /// The formatter: plugs into `serde_json::Serializer`.
@@ -34,6 +35,43 @@ impl serde_json::ser::Formatter for PythonFormatter {
 /// Appends `value` to `out`.
 pub(crate) fn append<T: ?Sized + Serialize>(out: &mut Vec<u8>, value: &T) -> serde_json::Result<()> {
     value.serialize(&mut serde_json::Serializer::with_formatter(out, PythonFormatter))
+}
+
+/// Writes an object, entry by entry.
+pub(crate) struct ObjectWriter<'a> {
+    out: &'a mut Vec<u8>,
+    is_empty: bool,
+}
+
+impl<'a> ObjectWriter<'a> {
+    pub(crate) fn begin(out: &'a mut Vec<u8>) -> Self {
+        out.push(b'{');
+        Self { out, is_empty: true }
+    }
+
+    /// Appends a key, which needs no escapes, and its value.
+    pub(crate) fn entry<T: ?Sized + Serialize>(&mut self, key: &str, value: &T) -> serde_json::Result<()> {
+        self.key(key);
+        append(self.out, value)
+    }
+
+    /// The same for what came from the input: its numbers stay as they are written there.
+    pub(crate) fn metadata(&mut self, key: &str, object: &JsonObject) {
+        self.key(key);
+        self.out.extend_from_slice(Json::Object(object.clone()).to_string().as_bytes());
+    }
+
+    pub(crate) fn end(self) {
+        self.out.push(b'}');
+    }
+
+    fn key(&mut self, key: &str) {
+        let before = if self.is_empty { "\"" } else { ", \"" };
+        self.is_empty = false;
+        for part in [before, key, "\": "] {
+            self.out.extend_from_slice(part.as_bytes());
+        }
+    }
 }
 
 /// Rust's shortest scientific notation (`1.5e-7`) as Python's `repr` prints it (`1.5e-07`).

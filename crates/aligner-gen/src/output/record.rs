@@ -1,9 +1,8 @@
 //! One line of `generations.jsonl`: the guide's four keys, and more only when asked for.
 
+use data::JsonObject;
 use sampling::FinishReason;
-use serde::ser::SerializeMap;
-use serde::{Deserialize, Serialize, Serializer};
-use serde_json::{Map, Value};
+use serde::{Deserialize, Serialize};
 
 use super::{OutputError, python_json};
 
@@ -33,7 +32,7 @@ pub(crate) struct SampleOutput {
     /// Line number in the input file, from 0.
     pub(crate) index: u64,
     pub(crate) prompt: String,
-    pub(crate) metadata: Map<String, Value>,
+    pub(crate) metadata: JsonObject,
     pub(crate) responses: Vec<ResponseOutput>,
 }
 
@@ -47,55 +46,51 @@ pub(crate) struct CompletedStep {
     pub(crate) samples: Vec<SampleOutput>,
 }
 
-struct Line<'a> {
-    step: &'a CompletedStep,
-    sample: &'a SampleOutput,
-    fields: &'a [OutputField],
-}
-
-impl Serialize for Line<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let responses = &self.sample.responses;
-        let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("step", &self.step.step)?;
-        map.serialize_entry("consumed_samples", &self.step.consumed_samples)?;
-        map.serialize_entry("prompt", &self.sample.prompt)?;
-        map.serialize_entry(
-            "responses",
-            &responses.iter().map(|response| &response.text).collect::<Vec<_>>(),
-        )?;
-        for field in self.fields {
-            match field {
-                OutputField::Metadata => map.serialize_entry("metadata", &self.sample.metadata)?,
-                OutputField::Index => map.serialize_entry("index", &self.sample.index)?,
-                OutputField::FinishReasons => {
-                    let reasons: Vec<_> = responses.iter().map(|response| response.finish_reason).collect();
-                    map.serialize_entry("finish_reasons", &reasons)?;
-                }
-                OutputField::TokenIds => {
-                    let ids: Vec<_> = responses.iter().map(|response| &response.token_ids).collect();
-                    map.serialize_entry("token_ids", &ids)?;
-                }
-                OutputField::Logprobs => {
-                    let logprobs: Vec<_> = responses.iter().map(|response| &response.logprobs).collect();
-                    map.serialize_entry("logprobs", &logprobs)?;
-                }
-            }
-        }
-        map.end()
-    }
-}
-
 impl CompletedStep {
     /// All lines of the step, each with its newline.
     pub(crate) fn to_jsonl(&self, fields: &[OutputField]) -> Result<Vec<u8>, OutputError> {
         let mut out = Vec::new();
         for sample in &self.samples {
-            python_json::append(&mut out, &Line { step: self, sample, fields })
+            self.append_line(&mut out, sample, fields)
                 .map_err(|source| OutputError::Json { step: self.step, source })?;
             out.push(b'\n');
         }
         Ok(out)
+    }
+
+    fn append_line(
+        &self,
+        out: &mut Vec<u8>,
+        sample: &SampleOutput,
+        fields: &[OutputField],
+    ) -> serde_json::Result<()> {
+        let responses = &sample.responses;
+        let texts: Vec<_> = responses.iter().map(|response| &response.text).collect();
+        let mut line = python_json::ObjectWriter::begin(out);
+        line.entry("step", &self.step)?;
+        line.entry("consumed_samples", &self.consumed_samples)?;
+        line.entry("prompt", &sample.prompt)?;
+        line.entry("responses", &texts)?;
+        for field in fields {
+            match field {
+                OutputField::Metadata => line.metadata("metadata", &sample.metadata),
+                OutputField::Index => line.entry("index", &sample.index)?,
+                OutputField::FinishReasons => {
+                    let reasons: Vec<_> = responses.iter().map(|response| response.finish_reason).collect();
+                    line.entry("finish_reasons", &reasons)?;
+                }
+                OutputField::TokenIds => {
+                    let ids: Vec<_> = responses.iter().map(|response| &response.token_ids).collect();
+                    line.entry("token_ids", &ids)?;
+                }
+                OutputField::Logprobs => {
+                    let logprobs: Vec<_> = responses.iter().map(|response| &response.logprobs).collect();
+                    line.entry("logprobs", &logprobs)?;
+                }
+            }
+        }
+        line.end();
+        Ok(())
     }
 }
 
@@ -107,9 +102,7 @@ pub(crate) mod tests {
         SampleOutput {
             index,
             prompt: format!("<extra_id_1>User\nQ{index}\n"),
-            metadata: [("system".to_owned(), "".into()), ("score".to_owned(), 1e-7.into())]
-                .into_iter()
-                .collect(),
+            metadata: data::parse_object(br#"{"system":"","score":1e-07,"n":[1.50,NaN]}"#).unwrap(),
             responses: vec![ResponseOutput {
                 text: "né\u{fffd}<extra_id_1>".to_owned(),
                 token_ids: vec![7, 8],
@@ -138,6 +131,6 @@ pub(crate) mod tests {
             OutputField::TokenIds,
             OutputField::Logprobs,
         ];
-        insta::assert_snapshot!(String::from_utf8(step.to_jsonl(&fields).unwrap()).unwrap(), @r#"{"step": 3, "consumed_samples": 9, "prompt": "<extra_id_1>User\nQ8\n", "responses": ["né�<extra_id_1>"], "index": 8, "metadata": {"system": "", "score": 1e-07}, "finish_reasons": ["end_string"], "token_ids": [[7, 8]], "logprobs": [[-0.5, -1e-05]]}"#);
+        insta::assert_snapshot!(String::from_utf8(step.to_jsonl(&fields).unwrap()).unwrap(), @r#"{"step": 3, "consumed_samples": 9, "prompt": "<extra_id_1>User\nQ8\n", "responses": ["né�<extra_id_1>"], "index": 8, "metadata": {"system": "", "score": 1e-07, "n": [1.50, NaN]}, "finish_reasons": ["end_string"], "token_ids": [[7, 8]], "logprobs": [[-0.5, -1e-05]]}"#);
     }
 }

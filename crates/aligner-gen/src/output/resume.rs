@@ -137,7 +137,7 @@ fn check_committed<D: Disk>(disk: &D, jsonl: &Path, manifest: &Manifest) -> Resu
         let is_earlier = |line: LinePosition| {
             line.step <= manifest.step && line.consumed_samples <= manifest.consumed_samples
         };
-        return match serde_json::from_slice(last_line) {
+        return match LinePosition::read(last_line) {
             Ok(line) if is_earlier(line) => Ok(()),
             _ => Err(disagrees(jsonl, manifest)),
         };
@@ -150,10 +150,23 @@ fn disagrees(jsonl: &Path, manifest: &Manifest) -> OutputError {
 }
 
 /// Where a line of the output stands.
-#[derive(Clone, Copy, Debug, serde::Deserialize)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct LinePosition {
     pub(super) step: u64,
     pub(super) consumed_samples: u64,
+}
+
+impl LinePosition {
+    /// Reads a line with the reader of the input: metadata may hold what only Python takes for JSON, such as `NaN`.
+    pub(super) fn read(line: &[u8]) -> Result<Self, String> {
+        let object = data::parse_object(line).map_err(|error| error.to_string())?;
+        let number = |key: &str| match object.get(key) {
+            Some(data::Json::Number(text)) => text.parse().map_err(|_| format!("`{key}` is {text}")),
+            Some(other) => Err(format!("`{key}` is {other}")),
+            None => Err(format!("it has no `{key}`")),
+        };
+        Ok(Self { step: number("step")?, consumed_samples: number("consumed_samples")? })
+    }
 }
 
 /// Moves what lies behind the committed bytes into `generations.partial`.
@@ -303,6 +316,9 @@ mod tests {
         check(line(1, 2) + &line(1, 2) + &line(2, 4), (1, 2));
         check(line(1, 2) + &line(1, 2) + &line(2, 4) + &line(2, 4) + "{\"step\": 3, \"con", (2, 4));
         check(line(1, 2), (0, 0));
+        let with_nan =
+            |text: String| text.replace("\"responses\"", "\"metadata\": {\"reward\": NaN}, \"responses\"");
+        check(with_nan(line(1, 2) + &line(1, 2) + &line(2, 4)), (1, 2));
         let setup = Setup::new("[]\n", None);
         assert!(matches!(setup.open(1), Err(OutputError::BadLegacyLine { line: 1, .. })));
         for unordered in

@@ -13,7 +13,7 @@ fn line(question: &str) -> String {
     )
 }
 
-fn object(json: &str) -> Map<String, Value> {
+fn object(json: &str) -> JsonObject {
     crate::jsonl::parse_object(json.as_bytes()).unwrap()
 }
 
@@ -29,7 +29,7 @@ fn bos_is_added_once() {
 fn what_makes_no_prompt_says_why() {
     let no_bos = || Arc::new(ByteTokenizer(crate::tokenizer::SpecialTokens::default()));
     let chat = PromptBuilder::new(no_bos(), ChatPromptTokens::default()).with_bos();
-    insta::assert_snapshot!(chat.err().unwrap(), @"BOS is to be put before the prompts, but the tokenizer has no BOS token: set `model.generation.sampling_params.add_BOS=false` and `model.data.train_ds.add_bos=false`");
+    insta::assert_snapshot!(chat.err().unwrap(), @"BOS is to be put before the prompts, but the tokenizer has no BOS token; in the shell write model.generation.sampling_params.add_BOS=false model.data.train_ds.add_bos=false");
     let template = crate::PromptTemplate::parse("{q}{label}", "label").unwrap();
     let added = crate::AddedTokens { bos: true, ..Default::default() };
     let format = |added| PromptResponseFormat::new(template.clone(), added);
@@ -51,12 +51,34 @@ fn metadata_is_kept_as_asked() {
     let record = r#"{"id": 7, "conversations": [{"from": "User", "value": "x"}], "system": "s"}"#;
     let metadata = |kept| {
         let prompt = builder().with_metadata(kept).build(object(record)).unwrap();
-        Value::Object(prompt.metadata).to_string()
+        Json::Object(prompt.metadata).to_string()
     };
     assert_eq!(metadata(KeptMetadata::Nothing), "{}");
-    assert_eq!(metadata(KeptMetadata::OtherKeys), r#"{"id":7,"system":"s"}"#);
+    assert_eq!(metadata(KeptMetadata::OtherKeys), r#"{"id": 7, "system": "s"}"#);
     assert_eq!(
         metadata(KeptMetadata::OtherKeysAndText),
-        r#"{"id":7,"system":"s","conversations":[{"from":"User","value":"x"}]}"#
+        r#"{"id": 7, "system": "s", "conversations": [{"from": "User", "value": "x"}]}"#
+    );
+}
+
+#[test]
+fn a_template_that_cannot_be_used_stops_messages_only() {
+    let builder = builder().with_unusable_template("unknown statement `generation`".into());
+    assert!(builder.build(object(&line("a"))).is_ok());
+    let error = builder.build(object(r#"{"messages": [{"role": "user", "content": "x"}]}"#)).unwrap_err();
+    insta::assert_snapshot!(error, @"`messages` records need the tokenizer's chat template, which cannot be used: unknown statement `generation`");
+}
+
+#[test]
+fn metadata_keeps_messages_as_they_stand() {
+    let record =
+        r#"{"messages": [{"role": "user", "content": "x", "tool_calls": null, "n": 1.50}], "tools": "[]"}"#;
+    let template = ChatTemplate::new("{{ messages[0] | length }}", "", "").unwrap();
+    let builder = builder().with_template(template).with_metadata(KeptMetadata::OtherKeysAndText);
+    let prompt = builder.build(object(record)).unwrap();
+    assert_eq!(prompt.text, "3");
+    assert_eq!(
+        Json::Object(prompt.metadata).to_string(),
+        r#"{"tools": "[]", "messages": [{"role": "user", "content": "x", "tool_calls": null, "n": 1.50}]}"#
     );
 }

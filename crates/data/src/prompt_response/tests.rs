@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use proptest::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::*;
 use crate::test_tokenizer::ByteTokenizer;
@@ -15,9 +15,8 @@ fn format(template: &str) -> PromptResponseFormat {
     PromptResponseFormat::new(PromptTemplate::parse(template, "label").unwrap(), AddedTokens::default())
 }
 
-fn record(value: Value) -> Map<String, Value> {
-    let Value::Object(object) = value else { unreachable!() };
-    object
+fn record(value: Value) -> JsonObject {
+    crate::json::tests::object(&value)
 }
 
 fn tokenizer(spec: Value) -> Box<dyn Tokenizer> {
@@ -76,7 +75,7 @@ fn bos_and_separator_stand_around_the_prompt() {
 fn metadata_is_every_key_outside_the_template() {
     let record = record(json!({"id": 1, "q": "a", "label": "b", "source": null}));
     let format = format("Q {q}\n{label}");
-    assert_eq!(Value::Object(format.metadata(&record)).to_string(), r#"{"id":1,"source":null}"#);
+    assert_eq!(Json::Object(format.metadata(&record)).to_string(), r#"{"id": 1, "source": null}"#);
     let filled = format.fill(&record, &ByteTokenizer::default()).unwrap();
     let name = |text: &str| text.to_owned();
     assert_eq!(
@@ -130,8 +129,11 @@ fn records_that_do_not_fit_the_template_say_why() {
     let error = |value| format("{q} {label}").fill(&record(value), &ByteTokenizer::default()).err().unwrap();
     insta::assert_snapshot!(error(json!({"question": "x", "label": "y"})), @"key `q` of the prompt template is missing");
     insta::assert_snapshot!(error(json!({"q": 7, "label": "y"})), @"key `q` is a number, it must be a string");
+    insta::assert_snapshot!(error(json!({"q": null, "label": "y"})), @"key `q` of the prompt template is null");
+    insta::assert_snapshot!(error(json!({"q": "x", "label": null, "messages": null})), @"key `label` of the prompt template is null");
+    insta::assert_snapshot!(error(json!({"q": null, "label": null, "messages": [1]})), @"it is a chat record, and `model.data.chat` is false; set `model.data.chat=true`");
     insta::assert_snapshot!(error(json!({"q": "x"})), @"key `label` of the prompt template is missing");
-    insta::assert_snapshot!(error(json!({"conversations": []})), @"it is a chat record, and `model.data.chat=false` is set; set `model.data.chat=true`");
+    insta::assert_snapshot!(error(json!({"conversations": []})), @"it is a chat record, and `model.data.chat` is false; set `model.data.chat=true`");
 }
 
 proptest! {

@@ -58,19 +58,19 @@ fn refusal_lists_the_first_ten() {
         head.starts_with("14 of 16 records of `") && head.ends_with("data.jsonl` cannot be used:"),
         "{head}"
     );
-    insta::assert_snapshot!(listed, @r"
-line 2: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
-line 3: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
-line 4: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
-line 5: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
-line 6: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
-line 7: it has neither `conversations` nor `messages`; for prompt-response records set `model.data.chat=false` and `model.data.train_ds.prompt_template`
+    insta::assert_snapshot!(listed, @r#"
+line 2: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
+line 3: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
+line 4: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
+line 5: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
+line 6: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
+line 7: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
 line 8: the line is blank
 line 9: the line is blank
 line 10: the line is a list, not an object
-line 11: not JSON at column 1: EOF while parsing an object
+line 11: not JSON at column 2: expected a key in double quotes, found the end of the line
 and 4 more
-");
+"#);
 }
 
 #[test]
@@ -111,4 +111,44 @@ fn samples_are_drawn_again_and_again_each_with_numbers_of_its_own() {
     assert_eq!([0, 6, 7].map(|idx| set.position_of(idx)), [Some(0), Some(6), None]);
     let none = load("", &LengthLimits::default(), OnBadRecord::Refuse).unwrap().draw(3);
     assert!(matches!(none, Err(DataError::NoSamples)));
+}
+
+#[test]
+fn when_nothing_is_left_every_cause_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    let told = |text: &str, limits: &LengthLimits| {
+        std::fs::write(&path, text).unwrap();
+        let set = load_prompts(&path, builder(), limits, OnBadRecord::Skip).unwrap();
+        let error = set.check_any().unwrap_err().to_string();
+        error.replace(&path.display().to_string(), "data.jsonl")
+    };
+    insta::assert_snapshot!(told("\n", &LengthLimits::default()), @"there is no sample to generate from: `data.jsonl` holds no record");
+    insta::assert_snapshot!(told("{}\n[]\n", &LengthLimits::of_prompt(9)), @r#"
+    there is no sample to generate from: 2 of 2 records of `data.jsonl` are bad:
+      line 1: it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template="{input} {output}"'
+      line 2: the line is a list, not an object
+    "#);
+    let long = line(&"a".repeat(60)) + &line("b");
+    insta::assert_snapshot!(told(&long, &LengthLimits::of_prompt(9)), @"there is no sample to generate from: 2 of 2 records of `data.jsonl` are longer than `model.data.train_ds.max_seq_length=9` allows; the shortest of them has 61 tokens");
+    let limits = LengthLimits { max_input_len: Some(8), ..LengthLimits::of_prompt(9) };
+    insta::assert_snapshot!(told(&(long + "7\n"), &limits), @"
+    there is no sample to generate from: 1 of 3 records of `data.jsonl` are bad:
+      line 3: the line is a number, not an object
+    2 of 3 records of `data.jsonl` are longer than `model.data.train_ds.max_seq_length=9` or `trainer.generation.trt_llm.max_input_len=8` allows; the shortest of them has 61 tokens
+    ");
+    let many = load(&"x\n".repeat(30), &LengthLimits::default(), OnBadRecord::Skip).unwrap();
+    assert!(many.check_any().unwrap_err().to_string().ends_with("\n  and 20 more"));
+}
+
+#[test]
+fn a_template_that_cannot_be_used_is_never_skipped() {
+    let text = line("a") + "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n";
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    std::fs::write(&path, text).unwrap();
+    let builder = builder().with_unusable_template("no".into());
+    let error = load_prompts(&path, builder, &LengthLimits::default(), OnBadRecord::Skip).err().unwrap();
+    let told = error.to_string().replace(&path.display().to_string(), "data.jsonl");
+    insta::assert_snapshot!(told, @"the tokenizer's chat template cannot be used, and line 2 of `data.jsonl`, a `messages` record, needs it: no");
 }

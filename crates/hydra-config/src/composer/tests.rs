@@ -32,10 +32,10 @@ fn overrides_set_add_and_delete() {
 #[test]
 fn refusals_name_the_key() {
     let message = |text: &str| compose(&[text]).unwrap_err().to_string();
-    insta::assert_snapshot!(message("trainer.device=1"), @"unknown key `trainer.device` (command line: trainer.device=1), did you mean `trainer.devices`?; to add a new key, write `++trainer.device=…`");
-    insta::assert_snapshot!(message("+trainer.devices=1"), @"`+trainer.devices=1` would add a key that exists; write `trainer.devices=…` or `++trainer.devices=…`");
+    insta::assert_snapshot!(message("trainer.device=1"), @"unknown key `trainer.device` (command line: trainer.device=1), did you mean `trainer.devices`?; in the shell write trainer.devices=1; to add a new key, in the shell write ++trainer.device=1");
+    insta::assert_snapshot!(message("+trainer.devices=1"), @"`+trainer.devices=1` would add a key that exists; in the shell write trainer.devices=1");
     insta::assert_snapshot!(message("~nope"), @"cannot delete with `~nope`: there is no key `nope`");
-    insta::assert_snapshot!(message("model.data={nope:1}"), @"unknown key `model.data.nope` (command line: model.data={nope:1}); to add a new key, write `++model.data.nope=…`");
+    insta::assert_snapshot!(message("model.data={nope:1}"), @"unknown key `model.data.nope` (command line: model.data={nope:1}); to add a new key, in the shell write '++model.data={nope:1}'");
 }
 
 #[test]

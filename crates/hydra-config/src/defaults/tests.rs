@@ -36,16 +36,16 @@ fn message(primary: &'static str, arguments: &[&str]) -> String {
 #[test]
 fn refusals_name_the_file() {
     insta::assert_snapshot!(message("defaults: [{db: oracle}]\n", &[]), @"main.yaml: there is no config file `db/oracle.yaml`; in its folder are `mysql`, `postgres`");
-    insta::assert_snapshot!(message("defaults:\n- db: ???\n", &[]), @"main.yaml: `db` must be chosen: `db=…`, one of `mysql`, `postgres`");
+    insta::assert_snapshot!(message("defaults:\n- db: ???\n", &[]), @"main.yaml: `db` must be one of `mysql`, `postgres`; in the shell write db=mysql");
     insta::assert_snapshot!(message("defaults: [other]\n", &[]), @"main.yaml: there is no config file `other.yaml`");
     insta::assert_snapshot!(message("defaults: {db: mysql}\n", &[]), @"main.yaml: `defaults` must be a list, found a map");
     insta::assert_snapshot!(message("defaults: [{db: 1}]\n", &[]), @"main.yaml: `db` in the defaults list takes a name or a list of names, found the whole number 1");
     insta::assert_snapshot!(message("defaults: [{db: mysql, x: y}]\n", &[]), @"main.yaml: an entry of the defaults list names one group, found 2 keys");
     insta::assert_snapshot!(message("defaults: [_self_, _self_]\n", &[]), @"main.yaml: `_self_` stands twice in the defaults list");
     insta::assert_snapshot!(message("defaults: [{override db: mysql}, {db: mysql}]\n", &[]), @"main.yaml: `override` entries must be at the end of the defaults list");
-    insta::assert_snapshot!(message("a: 1\n", &["db=mysql"]), @"db=mysql: no defaults list has `db`; to add it, write `+db=…`");
+    insta::assert_snapshot!(message("a: 1\n", &["db=mysql"]), @"db=mysql: no defaults list has `db`; to add it, in the shell write +db=mysql");
     insta::assert_snapshot!(message("a: 1\n", &["~db"]), @"~db: no defaults list has `db`");
-    insta::assert_snapshot!(message("a: 1\n", &["++db=mysql"]), @"++db=mysql: a config group is added with one `+`");
+    insta::assert_snapshot!(message("a: 1\n", &["++db=mysql"]), @"++db=mysql: a config group is added with one `+`; in the shell write +db=mysql");
     insta::assert_snapshot!(message("a: 1\n", &["db=1"]), @"db=1: a config group takes a name or a list of names, found the whole number 1");
-    insta::assert_snapshot!(message("a: 1\n", &["web=x", "db@p=mysql"]), @"db@p=mysql: no defaults list has `db@p`; to add it, write `+db@p=…`");
+    insta::assert_snapshot!(message("a: 1\n", &["web=x", "db@p=mysql"]), @"db@p=mysql: no defaults list has `db@p`; to add it, in the shell write +db@p=mysql");
 }

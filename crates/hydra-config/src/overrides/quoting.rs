@@ -1,6 +1,6 @@
 //! The quoted form of a value that Hydra does not read as it was typed: what a shell left after eating the quotes.
 
-use super::parse_value;
+use super::value::{self, Element};
 use crate::Node;
 
 /// The value with quotes where they are needed, if that is all it needs.
@@ -14,7 +14,15 @@ pub(super) fn repaired(value: &str) -> Option<String> {
 }
 
 fn is_sweep(value: &str) -> bool {
-    matches!(super::value::parse(value), Ok(super::value::Element::Sweep(_)))
+    matches!(value::parse(value), Ok(Element::Sweep(_)))
+}
+
+/// The value that is read, unless it is none, or a sweep.
+fn parse_value(text: &str) -> Option<Node> {
+    match value::parse(text) {
+        Ok(Element::Sweep(_)) | Err(_) => None,
+        Ok(element) => Some(element.into_node()),
+    }
 }
 
 /// Whether it is a function that Hydra has: then its arguments are wrong, not its quotes.
@@ -23,7 +31,7 @@ fn is_call(value: &str) -> bool {
 }
 
 fn repaired_element(value: &str) -> Option<String> {
-    if parse_value(value).is_ok() && !value.is_empty() {
+    if parse_value(value).is_some() && !value.is_empty() {
         return Some(value.to_owned());
     }
     let inner = |open, close| value.strip_prefix(open).and_then(|rest| rest.strip_suffix(close));
@@ -41,9 +49,10 @@ fn repaired_element(value: &str) -> Option<String> {
     } else {
         None
     };
-    parts.filter(|parts| parse_value(parts).is_ok()).or_else(|| {
-        let quoted = quoted(value);
-        (!value.is_empty() && parse_value(&quoted) == Ok(Node::from(value))).then_some(quoted)
+    parts.filter(|parts| parse_value(parts).is_some()).or_else(|| {
+        let text = unescaped(value);
+        let quoted = quoted(&text);
+        (!value.is_empty() && parse_value(&quoted) == Some(Node::Str(text))).then_some(quoted)
     })
 }
 
@@ -51,7 +60,13 @@ fn repaired_element(value: &str) -> Option<String> {
 fn split(text: &str) -> Vec<&str> {
     let (mut depth, mut quote, mut start) = (0_usize, None, 0);
     let mut items = Vec::new();
+    let mut is_escaped = false;
     for (at, c) in text.char_indices() {
+        let was_escaped = is_escaped;
+        is_escaped = c == '\\' && !was_escaped;
+        if was_escaped {
+            continue;
+        }
         match (quote, c) {
             (Some(open), c) if c == open => quote = None,
             (Some(_), _) => {}
@@ -69,8 +84,21 @@ fn split(text: &str) -> Vec<&str> {
     items
 }
 
-/// Double quotes around a text: backslashes count only before a quote.
-fn quoted(value: &str) -> String {
+/// A text without the backslashes that stand before what Hydra or a shell would read something into: in quotes they
+/// would be part of the text.
+pub(super) fn unescaped(text: &str) -> String {
+    const ESCAPED: &str = "\\()[]{}:=, \t<>|&;*?!#'\"$`~";
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.chars().peekable();
+    while let Some(c) = rest.next() {
+        let escaped = if c == '\\' { rest.next_if(|&next| ESCAPED.contains(next)) } else { None };
+        out.push(escaped.unwrap_or(c));
+    }
+    out
+}
+
+/// A text in double quotes, as an override has it: backslashes count only before a quote.
+pub fn quoted(value: &str) -> String {
     let mut out = String::from("\"");
     let mut num_backslashes = 0;
     for c in value.chars() {

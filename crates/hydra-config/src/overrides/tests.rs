@@ -70,12 +70,14 @@ fn refusals_show_the_quoted_form() {
     insta::assert_snapshot!(message("a=/x/y=z"), @r#"cannot read override `a=/x/y=z`: `=` in a value must be quoted; in the shell write 'a="/x/y=z"'"#);
     insta::assert_snapshot!(message("a=it's"), @r#"cannot read override `a=it's`: no closing `'`; in the shell write 'a="it'\''s"'"#);
     insta::assert_snapshot!(message("++x=${int_div:${y},2}"), @r#"cannot read override `++x=${int_div:${y},2}`: an interpolation inside of another must be quoted; in the shell write '++x="${int_div:${y},2}"'"#);
-    insta::assert_snapshot!(message("a=1,2"), @"cannot read override `a=1,2`: commas outside of brackets make a sweep, one run for each value; for a list write `[1,2]`, for a text with commas put it in quotes");
+    insta::assert_snapshot!(message(r"a=[\</s\>, x\,y]"), @r#"cannot read override `a=[\</s\>, x\,y]`: `<` must be quoted; in the shell write 'a=["</s>",x\,y]'"#);
+    insta::assert_snapshot!(message("a=1,2"), @r#"cannot read override `a=1,2`: commas outside of brackets make a sweep, one run for each value; for a list, in the shell write 'a=[1,2]'; for a text with commas, in the shell write 'a="1,2"'"#);
+    insta::assert_snapshot!(message("++a.b=/data/it is/a,b\\,c.jsonl"), @r#"cannot read override `++a.b=/data/it is/a,b\,c.jsonl`: commas outside of brackets make a sweep, one run for each value; for a list, in the shell write '++a.b=[/data/it is/a,b\,c.jsonl]'; for a text with commas, in the shell write '++a.b="/data/it is/a,b,c.jsonl"'"#);
     insta::assert_snapshot!(message("a=choice(1,2)"), @"cannot read override `a=choice(1,2)`: `choice(…)` makes a sweep, one run for each value; start the program once for each instead");
     insta::assert_snapshot!(message("a=f(x)"), @r#"cannot read override `a=f(x)`: there is no function `f`; for a text with parentheses put it in quotes; in the shell write 'a="f(x)"'"#);
     insta::assert_snapshot!(message("a=int(x)"), @"cannot read override `a=int(x)`: cannot cast the text `x` with `int(…)`");
-    insta::assert_snapshot!(message("a[0]=1"), @"cannot read override `a[0]=1`: `a[0]` is not a key; write an element of a list as `key.0`");
-    insta::assert_snapshot!(message("a"), @"cannot read override `a`: no `=`; write `key=value`");
+    insta::assert_snapshot!(message("a[0]=1"), @"cannot read override `a[0]=1`: `a[0]` is not a key; an element of a list is `.0`, not `[0]`; in the shell write a.0=1");
+    insta::assert_snapshot!(message("a"), @"cannot read override `a`: no `=`; in the shell write a=VALUE");
     assert!(parse("a=x=y").is_err());
     assert!(parse("a=[1,]").is_err());
 }
@@ -93,7 +95,7 @@ proptest::proptest! {
             let is_collection = matches!(node, Some(Node::List(_) | Node::Map(_)));
             // Space around quotes is no part of the text that is in them.
             let is_quoted = parse(&format!("++a={}", value.trim())).is_ok();
-            let is_text = node == Some(Node::from(value.trim()));
+            let is_text = node == Some(Node::Str(quoting::unescaped(value.trim())));
             proptest::prop_assert!(is_collection || is_quoted || is_text, "{node:?}");
         }
     }
