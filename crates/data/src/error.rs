@@ -77,13 +77,6 @@ pub enum DataError {
         #[source]
         source: Box<dyn Error + Send + Sync>,
     },
-    /// A chat template that is not valid Jinja.
-    #[error("the tokenizer's chat template is not valid")]
-    BadChatTemplate {
-        /// Why.
-        #[source]
-        source: minijinja::Error,
-    },
     /// A prompt template that cannot be used.
     #[error("`model.data.train_ds.prompt_template` is `{template}`: {reason}")]
     BadPromptTemplate {

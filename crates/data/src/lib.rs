@@ -2,7 +2,6 @@
 
 mod chat;
 mod chat_template;
-mod date;
 mod error;
 mod json;
 mod jsonl;
@@ -21,7 +20,7 @@ pub mod tokenizer;
 
 pub use chat::{ChatPromptTokens, PromptNote};
 pub use chat_template::ChatTemplate;
-pub use date::Date;
+pub use jinja::Date;
 pub use error::DataError;
 pub use json::{Json, JsonObject};
 pub use jsonl::{JsonlReader, LineSpan, RawLine, parse_object};

@@ -129,6 +129,12 @@ pub enum RecordError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The template asks for a date that is not set.
+    #[error(
+        "the chat template asks for the date, which no prompt takes from the clock: set one, in the shell write \
+         ++model.data.date=2026-01-31"
+    )]
+    NoTemplateDate,
     /// The template refused the record.
     #[error("the chat template failed: {reason}")]
     Template {

@@ -25,6 +25,7 @@ fn python_name(kind: ErrorKind) -> &'static str {
         ErrorKind::Overflow => "OverflowError",
         ErrorKind::Recursion => "RecursionError",
         ErrorKind::Assert => "AssertionError",
+        ErrorKind::NoDate => "no date",
         ErrorKind::Refused => "refused",
     }
 }
