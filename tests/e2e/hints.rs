@@ -16,7 +16,7 @@ fn suggestions(message: &str) -> Vec<String> {
         let text = message[at + 1..].split('`').next().unwrap_or_default();
         let is_asked_for =
             ["set ", "write ", "with ", "use ", " and ", "or "].iter().any(|verb| before.ends_with(verb));
-        let is_opening = before.matches('`').count() % 2 == 0;
+        let is_opening = before.matches('`').count().is_multiple_of(2);
         let is_change = text.split_once('=').is_some_and(|(key, _)| {
             key.contains('.') && key.chars().all(|c| c.is_ascii_alphanumeric() || "._+~".contains(c))
         });

@@ -254,7 +254,8 @@ fn check_keys(composer: &Composer, known: &Composer) -> Result<(), Failure> {
             let nearest = known.nearest(&leaf);
             let typed = origin.layer.strip_prefix("command line: ").and_then(|text| text.split_once('='));
             let typed = typed.filter(|(key, _)| key.trim_start_matches('+') == leaf);
-            let instead = nearest.as_ref().zip(typed).map(|(key, (_, value))| format!("{key}={value}"));
+            let instead =
+                nearest.as_ref().zip(typed).map(|(key, (_, value))| format!("{key}={value}").into());
             let origin = origin.to_string();
             return Err(ConfigError::UnknownKey { key: leaf, origin, nearest, instead, add: None }.into());
         }

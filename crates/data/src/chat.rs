@@ -136,7 +136,7 @@ mod tests {
     use crate::record::Record;
 
     fn prompt(tokens: &ChatPromptTokens, record: Value) -> Result<(String, Option<PromptNote>), RecordError> {
-        let Record::Chat(record) = Record::from_object(crate::json::tests::object(&record))? else {
+        let Record::Chat(record) = Record::from_object(crate::json::tests::object(record))? else {
             unreachable!()
         };
         tokens.prompt_text(&record)
@@ -163,7 +163,7 @@ mod tests {
     fn default_tokens() {
         let start = "<extra_id_0>System⏎SYS⏎<extra_id_1>User⏎Q1⏎<extra_id_1>Assistant⏎";
         check(json!({"system": "SYS", "conversations": turns(&TWO)}), start);
-        let record = crate::json::tests::object(&json!({"system": "SYS", "conversations": turns(&TWO)}));
+        let record = crate::json::tests::object(json!({"system": "SYS", "conversations": turns(&TWO)}));
         let Ok(Record::Chat(record)) = Record::from_object(record) else { unreachable!() };
         let full = ChatPromptTokens::default().full_text(&record).replace('\n', "⏎");
         assert_eq!(full, format!("{start}A1⏎<extra_id_1>"));

@@ -50,7 +50,7 @@ enum RecordFormat {
 enum TemplateState {
     /// The checkpoint has no template.
     Absent,
-    Ready(ChatTemplate),
+    Ready(Box<ChatTemplate>),
     /// There is one, and what is wrong with it. Records of other kinds need none.
     Unusable(String),
 }
@@ -108,7 +108,7 @@ impl PromptBuilder {
     /// Accepts `messages` records too.
     #[must_use]
     pub fn with_template(mut self, template: ChatTemplate) -> Self {
-        self.template = TemplateState::Ready(template);
+        self.template = TemplateState::Ready(Box::new(template));
         self
     }
 

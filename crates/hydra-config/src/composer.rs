@@ -284,10 +284,11 @@ impl Composer {
     /// The error of an override whose key is not there, or a key in the map that it sets.
     fn unknown(&self, change: &Override, key: String) -> ConfigError {
         let nearest = self.nearest(&key);
-        let with_key = |nearest: &String| change.with_key(nearest);
+        let with_key = |nearest: &String| change.with_key(nearest).into();
         let instead = if key == change.key { nearest.as_ref().map(with_key) } else { None };
         let is_element = self.adds_to_list(&split(&key));
-        let add = (change.kind == OverrideKind::Set && !is_element).then(|| format!("++{}", change.text));
+        let add =
+            (change.kind == OverrideKind::Set && !is_element).then(|| format!("++{}", change.text).into());
         ConfigError::UnknownKey {
             key,
             origin: format!("command line: {}", change.text),

@@ -37,9 +37,9 @@ pub enum ConfigError {
         /// The known key that looks most like it.
         nearest: Option<String>,
         /// The argument with that key, where an argument is at fault.
-        instead: Option<String>,
+        instead: Option<Box<str>>,
         /// The argument that adds the key, where one can.
-        add: Option<String>,
+        add: Option<Box<str>>,
     },
     /// A key that a `+` override would add is there already.
     #[error("`{text}` would add a key that exists; in the shell write {}", exists_hint(text))]
@@ -151,14 +151,15 @@ fn in_brackets(origin: &Option<String>) -> String {
     origin.as_ref().map_or_else(String::new, |origin| format!(" ({origin})"))
 }
 
-fn nearest_hint(nearest: &Option<String>, instead: &Option<String>) -> String {
+fn nearest_hint(nearest: &Option<String>, instead: &Option<Box<str>>) -> String {
     let Some(nearest) = nearest else { return String::new() };
-    format!(", did you mean `{nearest}`?{}", quoted_hint(instead))
+    let typed = instead.as_deref().map(|instead| format!("; in the shell write {}", shell_word(instead)));
+    format!(", did you mean `{nearest}`?{}", typed.unwrap_or_default())
 }
 
-fn add_hint(add: &Option<String>) -> String {
-    let hint = |add: &String| format!("; to add a new key, in the shell write {}", shell_word(add));
-    add.as_ref().map_or_else(String::new, hint)
+fn add_hint(add: &Option<Box<str>>) -> String {
+    let hint = |add| format!("; to add a new key, in the shell write {}", shell_word(add));
+    add.as_deref().map_or_else(String::new, hint)
 }
 
 fn exists_hint(text: &str) -> String {

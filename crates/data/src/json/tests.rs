@@ -7,10 +7,21 @@ use proptest::prelude::*;
 use super::*;
 
 /// A record of these values.
-pub(crate) fn object(value: &Value) -> JsonObject {
-    match Json::parse(&value.to_string()).unwrap() {
+pub(crate) fn object(value: Value) -> JsonObject {
+    match json(value) {
         Json::Object(object) => object,
         other => unreachable!("{other}"),
+    }
+}
+
+fn json(value: Value) -> Json {
+    match value {
+        Value::Null => Json::Null,
+        Value::Bool(value) => Json::Bool(value),
+        Value::Number(number) => Json::Number(number.to_string().into()),
+        Value::String(text) => Json::String(text),
+        Value::Array(items) => Json::Array(items.into_iter().map(json).collect()),
+        Value::Object(map) => Json::Object(map.into_iter().map(|(key, value)| (key, json(value))).collect()),
     }
 }
 

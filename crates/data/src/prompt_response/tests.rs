@@ -16,7 +16,7 @@ fn format(template: &str) -> PromptResponseFormat {
 }
 
 fn record(value: Value) -> JsonObject {
-    crate::json::tests::object(&value)
+    crate::json::tests::object(value)
 }
 
 fn tokenizer(spec: Value) -> Box<dyn Tokenizer> {
