@@ -45,19 +45,16 @@ impl OpenTokenizer {
     }
 
     /// The chat template, for `messages` records, and the day that it is to take for today.
-    pub(crate) fn chat_template(&self, _date: Option<Date>) -> Result<Option<ChatTemplate>, Failure> {
-        let Some(source) = self.spec.jinja_template() else { return Ok(None) };
-        let token = |role, id: Option<u32>| match (self.spec.special_token(role), id) {
-            (Some(token), _) => token.to_owned(),
-            (None, Some(id)) => self.token_text(id),
-            (None, None) => String::new(),
-        };
+    pub(crate) fn chat_template(&self, date: Option<Date>) -> Option<ChatTemplate> {
+        let source = self.spec.jinja_template()?;
         let special = self.tokenizer.special();
-        Ok(Some(ChatTemplate::new(
-            source,
-            &token("bos_token", special.bos),
-            &token("eos_token", special.eos),
-        )?))
+        let token = |role: &str, id: Option<u32>| {
+            let token = self.spec.special_token(role).map(str::to_owned);
+            Some((role.to_owned(), token.or_else(|| Some(self.token_text(id?)))?))
+        };
+        let tokens = [("bos_token", special.bos), ("eos_token", special.eos)];
+        let tokens = tokens.into_iter().filter_map(|(role, id)| token(role, id)).collect();
+        Some(ChatTemplate::new([("default", source)], tokens, date))
     }
 
     fn token_text(&self, id: u32) -> String {

@@ -156,11 +156,10 @@ impl From<data::DataError> for Failure {
             | DataError::MaxEpochs { .. }
             | DataError::LimitedToNone { .. }
             | DataError::BadDate { .. }
+            | DataError::NoTemplateDate { .. }
             | DataError::NoBosToken
             | DataError::TooManyRecords { .. } => ExitStatus::Usage,
-            DataError::BadChatTemplate { .. } | DataError::UnusableChatTemplate { .. } => {
-                ExitStatus::Checkpoint
-            }
+            DataError::UnusableChatTemplate { .. } => ExitStatus::Checkpoint,
             _ => ExitStatus::Data,
         };
         Self { status, error: error.into() }

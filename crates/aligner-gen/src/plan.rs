@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use data::{BatchSizes, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord};
+use data::{BatchSizes, DataError, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord};
 use hydra_config::{overrides, shell_word};
 use model_core::{Backend, Precision};
 use sampling::{RawEndStrings, SamplingParams};
@@ -93,7 +93,7 @@ impl GenerationPlan {
         let records = RecordFormat::new(&raw.data)?;
         let length_limits = records::length_limits(&raw.data, max_input_len)?;
         let kept_metadata = records::kept_metadata(&raw.data.train_ds, &generation.output_fields);
-        let date = raw.data.date.as_deref().map(str::parse).transpose()?;
+        let date = raw.data.date.as_deref().map(parse_date).transpose()?;
         let train_ds = raw.data.train_ds;
         let end_strings = generation.sampling_params.end_strings.map(end_strings).transpose()?;
         Ok(Self {
@@ -247,6 +247,10 @@ fn end_strings(raw: RawEndStrings) -> Result<Vec<String>, Failure> {
     let typed = shell_word(&format!("{KEY}=[{}]", quoted.join(",")));
     let problem = out_of_range(KEY, "a list of texts that are not empty", &found).sentence();
     Err(Failure::usage(format!("{problem}; in the shell write {typed}")))
+}
+
+fn parse_date(text: &str) -> Result<Date, Failure> {
+    Ok(Date::parse(text).ok_or_else(|| DataError::BadDate { text: text.to_owned() })?)
 }
 
 fn parse_drop_last(raw: &RawDropLast) -> Result<DropLast, Failure> {

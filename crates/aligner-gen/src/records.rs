@@ -161,13 +161,8 @@ pub(crate) fn prompt_builder(
         RecordFormat::Chat(tokens) => PromptBuilder::new(shared, tokens.clone()),
         RecordFormat::PromptResponse(format) => PromptBuilder::prompt_response(shared, format.clone())?,
     };
-    // Records of other kinds need no template: one that cannot be used stops the first that does.
-    if matches!(plan.records, RecordFormat::Chat(_)) {
-        builder = match tokenizer.chat_template(plan.date) {
-            Ok(Some(template)) => builder.with_template(template),
-            Ok(None) => builder,
-            Err(failure) => builder.with_unusable_template(failure.sentence()),
-        };
+    if let (RecordFormat::Chat(_), Some(template)) = (&plan.records, tokenizer.chat_template(plan.date)) {
+        builder = builder.with_template(template);
     }
     if plan.bos == Bos::Add {
         builder = builder.with_bos()?;

@@ -180,6 +180,18 @@ pub enum DataError {
         /// The first of them, one a line, with line number and reason.
         listed: String,
     },
+    /// A template that asks for the date where none is set. Leaving such records out would be no answer.
+    #[error(
+        "the chat template asks for the date in line {line} of `{}`, and no prompt takes it from the clock: set one, in the \
+         shell write ++model.data.date=2026-01-31",
+        path.display()
+    )]
+    NoTemplateDate {
+        /// The data.
+        path: PathBuf,
+        /// The first line that asks, from 1.
+        line: u64,
+    },
     /// A `messages` record, and a chat template that cannot be used: skipping the record would hide what is wrong.
     #[error(
         "the tokenizer's chat template cannot be used, and line {line} of `{path}`, a `messages` record, needs it: {reason}",

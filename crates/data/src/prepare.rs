@@ -46,20 +46,11 @@ enum RecordFormat {
     PromptResponse(PromptResponseFormat),
 }
 
-/// What becomes of `messages` records.
-enum TemplateState {
-    /// The checkpoint has no template.
-    Absent,
-    Ready(Box<ChatTemplate>),
-    /// There is one, and what is wrong with it. Records of other kinds need none.
-    Unusable(String),
-}
-
 /// Records to token ids.
 pub struct PromptBuilder {
     tokenizer: Arc<dyn Tokenizer>,
     format: RecordFormat,
-    template: TemplateState,
+    template: Option<ChatTemplate>,
     bos: Option<u32>,
     kept: KeptMetadata,
 }
@@ -81,7 +72,7 @@ impl PromptBuilder {
     /// A builder for chat records.
     pub fn new(tokenizer: Arc<dyn Tokenizer>, chat_tokens: ChatPromptTokens) -> Self {
         let format = RecordFormat::Chat(chat_tokens);
-        Self { tokenizer, format, template: TemplateState::Absent, bos: None, kept: KeptMetadata::default() }
+        Self { tokenizer, format, template: None, bos: None, kept: KeptMetadata::default() }
     }
 
     /// A builder for prompt-response records.
@@ -99,7 +90,7 @@ impl PromptBuilder {
         Ok(Self {
             tokenizer,
             format,
-            template: TemplateState::Absent,
+            template: None,
             bos: None,
             kept: KeptMetadata::default(),
         })
@@ -108,14 +99,7 @@ impl PromptBuilder {
     /// Accepts `messages` records too.
     #[must_use]
     pub fn with_template(mut self, template: ChatTemplate) -> Self {
-        self.template = TemplateState::Ready(Box::new(template));
-        self
-    }
-
-    /// Refuses `messages` records for this reason, and takes the others.
-    #[must_use]
-    pub fn with_unusable_template(mut self, reason: String) -> Self {
-        self.template = TemplateState::Unusable(reason);
+        self.template = Some(template);
         self
     }
 
@@ -204,13 +188,8 @@ impl PromptBuilder {
                 (text, note, full_text, record.metadata)
             }
             Record::Messages(record) => {
-                let text = match &self.template {
-                    TemplateState::Ready(template) => template.prompt_text(&record)?,
-                    TemplateState::Absent => return Err(RecordError::NoChatTemplate),
-                    TemplateState::Unusable(reason) => {
-                        return Err(RecordError::UnusableChatTemplate { reason: reason.clone() });
-                    }
-                };
+                let template = self.template.as_ref().ok_or(RecordError::NoChatTemplate)?;
+                let text = template.prompt_text(&record)?;
                 (text, None, None, record.metadata)
             }
         };

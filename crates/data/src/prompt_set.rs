@@ -240,6 +240,9 @@ impl Found {
         self.num_read += 1;
         match prepared {
             // Not the fault of the record: to skip it would hide what is wrong.
+            Err(RecordError::NoTemplateDate) => {
+                return Err(DataError::NoTemplateDate { path: path.into(), line: span.line });
+            }
             Err(RecordError::UnusableChatTemplate { reason }) => {
                 return Err(DataError::UnusableChatTemplate { path: path.into(), line: span.line, reason });
             }

@@ -42,7 +42,7 @@ fn what_makes_no_prompt_says_why() {
 fn messages_need_a_template() {
     let record = object(r#"{"messages": [{"role": "user", "content": "x"}]}"#);
     assert_eq!(builder().build(record.clone()).unwrap_err(), RecordError::NoChatTemplate);
-    let template = ChatTemplate::new("{{ messages[0].content }}:", "", "").unwrap();
+    let template = ChatTemplate::new([("default", "{{ messages[0].content }}:")], Vec::new(), None);
     assert_eq!(builder().with_template(template).build(record).unwrap().text, "x:");
 }
 
@@ -63,17 +63,17 @@ fn metadata_is_kept_as_asked() {
 
 #[test]
 fn a_template_that_cannot_be_used_stops_messages_only() {
-    let builder = builder().with_unusable_template("unknown statement `generation`".into());
+    let builder = builder().with_template(ChatTemplate::new([("default", "{% nonsense %}")], Vec::new(), None));
     assert!(builder.build(object(&line("a"))).is_ok());
     let error = builder.build(object(r#"{"messages": [{"role": "user", "content": "x"}]}"#)).unwrap_err();
-    insta::assert_snapshot!(error, @"`messages` records need the tokenizer's chat template, which cannot be used: unknown statement `generation`");
+    insta::assert_snapshot!(error, @"`messages` records need the tokenizer's chat template, which cannot be used: Encountered unknown tag 'nonsense'. (line 1 of the template)");
 }
 
 #[test]
 fn metadata_keeps_messages_as_they_stand() {
     let record =
         r#"{"messages": [{"role": "user", "content": "x", "tool_calls": null, "n": 1.50}], "tools": "[]"}"#;
-    let template = ChatTemplate::new("{{ messages[0] | length }}", "", "").unwrap();
+    let template = ChatTemplate::new([("default", "{{ messages[0] | length }}")], Vec::new(), None);
     let builder = builder().with_template(template).with_metadata(KeptMetadata::OtherKeysAndText);
     let prompt = builder.build(object(record)).unwrap();
     assert_eq!(prompt.text, "3");
