@@ -1,0 +1,1 @@
+"""The templates of the expression table, one module a part of the language."""
