@@ -12,6 +12,7 @@ mod fixtures;
 mod setup;
 mod soak;
 mod suite;
+mod templates;
 mod tidy;
 mod wheels;
 mod workspace;
@@ -41,6 +42,8 @@ enum Task {
     Test,
     /// Checks what the compiler does not: crate edges, module docs, sizes, paths named in the documentation
     Tidy,
+    /// Renders the chat templates that well-known packages ship, and compares with transformers
+    Templates,
     /// Converts a checkpoint of any readable kind to a Megatron-Core `.nemo` or a Hugging Face folder
     ConvertCheckpoint(convert_checkpoint::ConvertCheckpointArgs),
     /// Makes the test checkpoints anew, or one checkpoint of a named shape with dummy weights
@@ -61,6 +64,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(&workspace),
         Task::Test => suite::run(&workspace),
         Task::Tidy => tidy::run(&workspace),
+        Task::Templates => templates::run(&workspace),
         Task::ConvertCheckpoint(args) => convert_checkpoint::run(&args),
         Task::Fixtures(args) => fixtures::run(&workspace, &args),
         Task::ClusterTest(args) => cluster::run_all(&workspace, &args),

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::workspace::{Workspace, probe, say, shell_line};
-use crate::{setup, tidy};
+use crate::{setup, templates, tidy};
 
 /// How many tests passed and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,12 @@ impl Counts {
     fn add(&mut self, other: Self) {
         self.passed += other.passed;
         self.failed += other.failed;
+    }
+}
+
+impl From<templates::Outcome> for Counts {
+    fn from(outcome: templates::Outcome) -> Self {
+        Self { passed: outcome.passed, failed: outcome.failed }
     }
 }
 
@@ -66,6 +72,9 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         say(&format!("== {name}"));
         record(&name, run_tests(command, runner));
     }
+
+    say("== chat templates");
+    record("chat templates", templates::check(workspace).map(Counts::from));
 
     for check in &skipped {
         say(&format!("skipped, not installed: {check}"));

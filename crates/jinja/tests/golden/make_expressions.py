@@ -1,10 +1,11 @@
-"""Makes expressions.json: small templates rendered in the environment that transformers gives chat templates.
+"""Makes expressions.json.zst: small templates rendered in the environment that transformers gives chat templates.
 
-    python -m venv env && env/bin/pip install transformers==5.24.0 jinja2==3.1.6 markupsafe==3.0.4
+    python -m venv env && env/bin/pip install transformers==5.24.0 jinja2==3.1.6 markupsafe==3.0.4 zstandard
     env/bin/python crates/jinja/tests/golden/make_expressions.py
 
 Python must be 3.11: some messages of exceptions change from one version to the next. The clock is stopped at
-2026-01-02 00:00:00. Templates whose text holds an address of memory are left out.
+2026-01-02 00:00:00. Templates whose text holds an address of memory are left out. Integers of the context that have more
+than 64 bits are written as texts, under `integers`.
 """
 
 import datetime
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import jinja2
 import transformers
+import zstandard
 from transformers.utils import chat_template_utils
 
 from expressions import filters, methods, operators, statements
@@ -130,10 +132,13 @@ def main():
         "jinja2": jinja2.__version__,
         "markupsafe": importlib.metadata.version("markupsafe"),
     }
-    text = f'{{"versions": {json.dumps(versions)},\n"context": {json.dumps(CONTEXT)},\n"cases": [\n'
+    integers = {name: str(value) for name, value in CONTEXT.items() if type(value) is int and abs(value) >= 2**63}
+    context = {name: value for name, value in CONTEXT.items() if name not in integers}
+    text = f'{{"versions": {json.dumps(versions)},\n"context": {json.dumps(context)},\n'
+    text += f'"integers": {json.dumps(integers)},\n"cases": [\n'
     text += ",\n".join(cases) + "\n]}\n"
-    path = Path(__file__).with_name("expressions.json")
-    path.write_text(text, encoding="utf-8")
+    path = Path(__file__).with_name("expressions.json.zst")
+    path.write_bytes(zstandard.ZstdCompressor(level=22).compress(text.encode()))
     print(f"{len(cases)} cases, {len(text)} bytes")
 
 
