@@ -53,16 +53,15 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Renders every template over every conversation, on every core.
+/// Renders every template over every conversation, on every core. A record that is refused is a refusal of each template.
 ///
 /// # Errors
-/// When a conversation is no record.
+/// When the judge knows a conversation that the list has not.
 pub(crate) fn compare(judged: &Judged, exceptions: &mut Exceptions) -> Result<Report, String> {
     let mut records = BTreeMap::new();
     for (id, line) in &judged.conversations {
         let record = parse_object(line.as_bytes()).and_then(Record::from_object);
-        let record = record.map_err(|error| format!("conversation `{id}` is no record: {error}"))?;
-        records.insert(id.as_str(), record);
+        records.insert(id.as_str(), record.map_err(|error| error.to_string()));
     }
     let next = AtomicUsize::new(0);
     let results = Mutex::new(Vec::new());
@@ -95,7 +94,7 @@ pub(crate) fn compare(judged: &Judged, exceptions: &mut Exceptions) -> Result<Re
 
 fn differences(
     template: &JudgedTemplate,
-    records: &BTreeMap<&str, Record>,
+    records: &BTreeMap<&str, Result<Record, String>>,
     special_tokens: &BTreeMap<String, String>,
 ) -> Result<Vec<Difference>, String> {
     let engine = Engine::new(template, special_tokens);
@@ -104,7 +103,7 @@ fn differences(
         let record = records.get(conversation.as_str());
         let record = record
             .ok_or_else(|| format!("the judge has a conversation `{conversation}`, and the list has not"))?;
-        let got = engine.render(record);
+        let got = record.as_ref().map_err(Clone::clone).and_then(|record| engine.render(record));
         let is_equal = match (text, &got) {
             (Some(text), Ok(got)) => text == got,
             (None, Err(reason)) => error != RAISED || reason.starts_with(message.as_str()),

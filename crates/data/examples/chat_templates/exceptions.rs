@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-/// Stands for every conversation of a template.
+/// Stands for every template, or every conversation.
 const ALL: &str = "*";
 
 #[derive(Debug)]
@@ -53,8 +53,8 @@ impl Exceptions {
     pub(super) fn excuse(&mut self, template: &str, conversation: &str) -> bool {
         let mut is_excused = false;
         for entry in &mut self.entries {
-            let is_meant = entry.conversation == ALL || entry.conversation == conversation;
-            if entry.template == template && is_meant {
+            let is_meant = |named: &str, this: &str| named == ALL || named == this;
+            if is_meant(&entry.template, template) && is_meant(&entry.conversation, conversation) {
                 entry.is_needed = true;
                 is_excused = true;
             }
@@ -88,6 +88,7 @@ mod tests {
         assert!(exceptions.excuse("b.jinja", "anything"));
         assert!(exceptions.stale(&BTreeSet::from(["a.jinja"])).is_empty());
         assert_eq!(exceptions.stale(&BTreeSet::from(["npm/c"])), ["npm/c | * | not here"]);
+        assert!(Exceptions::parse("* | tools | everywhere\n").unwrap().excuse("a.jinja", "tools"));
     }
 
     #[test]
