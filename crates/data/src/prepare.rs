@@ -112,7 +112,7 @@ impl PromptBuilder {
         self
     }
 
-    /// Refuses `messages` records for this reason, and takes the others.
+    /// Refuses `messages` records for this reason, a sentence about the template, and takes the others.
     #[must_use]
     pub fn with_unusable_template(mut self, reason: String) -> Self {
         self.template = TemplateState::Unusable(reason);

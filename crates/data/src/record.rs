@@ -124,9 +124,9 @@ pub enum RecordError {
     )]
     NoChatTemplate,
     /// A `messages` record, and a template that cannot be used.
-    #[error("`messages` records need the tokenizer's chat template, which cannot be used: {reason}")]
+    #[error("it is a `messages` record, and {reason}")]
     UnusableChatTemplate {
-        /// What is wrong with it.
+        /// What is wrong with it, in a sentence.
         reason: String,
     },
     /// The template refused the record.

@@ -147,8 +147,8 @@ fn a_template_that_cannot_be_used_is_never_skipped() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data.jsonl");
     std::fs::write(&path, text).unwrap();
-    let builder = builder().with_unusable_template("no".into());
+    let builder = builder().with_unusable_template("the template is not valid".into());
     let error = load_prompts(&path, builder, &LengthLimits::default(), OnBadRecord::Skip).err().unwrap();
     let told = error.to_string().replace(&path.display().to_string(), "data.jsonl");
-    insta::assert_snapshot!(told, @"the tokenizer's chat template cannot be used, and line 2 of `data.jsonl`, a `messages` record, needs it: no");
+    insta::assert_snapshot!(told, @"line 2 of `data.jsonl` is a `messages` record, and the template is not valid");
 }
