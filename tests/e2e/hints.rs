@@ -72,17 +72,14 @@ const END_STRINGS: &str = "model.generation.sampling_params.end_strings";
 #[test]
 fn overrides_that_cannot_be_read() {
     let file = |value: &str| format!("{FILE}={value}");
-    check_print(
-        &[&file("/data/a,b.jsonl")],
-        FILE,
-        &["# @package model.data.train_ds.file_path\n- /data/a\n- b.jsonl", "/data/a,b.jsonl"],
-    );
-    check_print(&[&file("/my data/a, it's b.jsonl")], FILE, &["/my data/a, it's b.jsonl"]);
-    check_print(
-        &[&file(r"/my\ data/a\,b,c.jsonl")],
-        FILE,
-        &["# @package model.data.train_ds.file_path\n- /my data/a,b\n- c.jsonl", "/my data/a,b,c.jsonl"],
-    );
+    for (typed, path) in [
+        ("/data/a,b.jsonl", "/data/a,b.jsonl"),
+        ("/my data/a, it's b.jsonl", "/my data/a, it's b.jsonl"),
+        (r"/my\ data/a\,b,c.jsonl", "/my data/a,b,c.jsonl"),
+        ("/data/<a>,b.jsonl", "/data/<a>,b.jsonl"),
+    ] {
+        check_print(&[&file(typed)], FILE, &[path]);
+    }
     check_print(&[&file("/data/a=b.jsonl")], FILE, &["/data/a=b.jsonl"]);
     check_print(&[&file("/data/$HOME `x`(1).jsonl")], FILE, &["/data/$HOME `x`(1).jsonl"]);
     check_print(&[&file("it's")], FILE, &["it's"]);
@@ -94,7 +91,10 @@ fn overrides_that_cannot_be_read() {
     check_print(&[&end_strings(r"[\</s\>]")], END_STRINGS, &[&list(&["</s>"])]);
     check_print(&[&end_strings("[<|eot_id|>,</s>]")], END_STRINGS, &[&list(&["<|eot_id|>", "</s>"])]);
     check_print(&[&end_strings(r"[\<|im_end|\>,x\,y]")], END_STRINGS, &[&list(&["<|im_end|>", "x,y"])]);
-    check_print(&[&end_strings("a,b")], END_STRINGS, &[&list(&["a", "b"]), "a,b"]);
+    check_print(&[&end_strings("a,b")], END_STRINGS, &[&list(&["a", "b"])]);
+    check_print(&[&end_strings("<a>,b")], END_STRINGS, &[&list(&["<a>", "b"])]);
+    check_print(&["++model.x=a,b"], "model.x", &["a,b", "# @package model.x\n- a\n- b"]);
+    check_print(&["model.seed=1,2"], "model.seed", &[]);
     check_print(&["model.seed"], "model.seed", &["VALUE"]);
     let changed = list(&["x", "<extra_id_1>", "<|eot_id|>"]);
     check_print(&[&format!("{END_STRINGS}[0]=x")], END_STRINGS, &[&changed]);

@@ -159,7 +159,7 @@ fn a_template_that_is_not_needed_stops_nothing() {
     let messages = Job::with_data("7\n{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n")
         .with(&[broken, "model.data.train_ds.on_bad_record=skip"]);
     let (error, _) = error_of(&messages, 4);
-    assert!(error.starts_with("error: the tokenizer's chat template cannot be used, and line 2 of `[JOB]/data.jsonl`, a `messages` record, needs it: "), "{error}");
+    assert!(error.starts_with("error: line 2 of `[JOB]/data.jsonl` is a `messages` record, and the tokenizer's chat template is not valid: "), "{error}");
 }
 
 #[test]

@@ -175,7 +175,7 @@ impl UserConfig {
 
 fn parse_overrides(arguments: &[String]) -> Result<Vec<Override>, Failure> {
     let parse = |text: &String| -> Result<Override, Failure> {
-        let mut change = overrides::parse(text)?;
+        let mut change = overrides::parse(text).map_err(with_fitting_hint)?;
         if let Some(rest) = change.key.strip_prefix(TRT_LLM_ALIAS)
             && (rest.is_empty() || rest.starts_with('.'))
         {
@@ -184,6 +184,21 @@ fn parse_overrides(arguments: &[String]) -> Result<Vec<Override>, Failure> {
         Ok(change)
     };
     arguments.iter().map(parse).collect()
+}
+
+/// A value with commas without the form that its key cannot take.
+fn with_fitting_hint(error: ConfigError) -> ConfigError {
+    let ConfigError::Commas { text, quoted, list } = error else { return error };
+    let key = text.trim_start_matches('+').split('=').next().unwrap_or_default();
+    let mut defaults = Composer::new();
+    let known = defaults.push_config(&BuiltIn(&ConfigFolders::default()), DEFAULTS_NAME, Vec::new());
+    let (quoted, list) = match defaults.node().get(key).filter(|_| known.is_ok()) {
+        Some(Node::List(_)) => (None, list),
+        Some(Node::Str(text)) if !text.contains("${") => (quoted, None),
+        Some(Node::Bool(_) | Node::Int(_) | Node::Float(_)) => (None, None),
+        _ => (quoted, list),
+    };
+    ConfigError::Commas { text, quoted, list }
 }
 
 /// Resolves interpolations with the environment at hand.
@@ -342,6 +357,10 @@ pub(crate) mod tests {
         insta::assert_snapshot!(message(&["model.generation.num_response_to_gen=2"]), @"unknown key `model.generation.num_response_to_gen` (command line: model.generation.num_response_to_gen=2), did you mean `model.generation.num_responses_to_gen`?; in the shell write model.generation.num_responses_to_gen=2");
         insta::assert_snapshot!(message(&["++modle.seed=2"]), @"unknown key `modle.seed` (command line: ++modle.seed=2), did you mean `model.seed`?; in the shell write model.seed=2");
         insta::assert_snapshot!(message(&["model.some_training_key=1"]), @"unknown key `model.some_training_key` (command line: model.some_training_key=1); to add a new key, in the shell write ++model.some_training_key=1");
+        let commas = |text: &str| UserConfig::of(&[text.to_owned()]).unwrap_err().sentence();
+        insta::assert_snapshot!(commas("exp_manager.name=a,b"), @r#"cannot read override `exp_manager.name=a,b`: commas outside of brackets make a sweep, one run for each value; in the shell write 'exp_manager.name="a,b"'"#);
+        insta::assert_snapshot!(commas("model.generation.output_fields=index,metadata"), @"cannot read override `model.generation.output_fields=index,metadata`: commas outside of brackets make a sweep, one run for each value; in the shell write 'model.generation.output_fields=[index,metadata]'");
+        insta::assert_snapshot!(commas("++model.x=<a>,b"), @r#"cannot read override `++model.x=<a>,b`: commas outside of brackets make a sweep, one run for each value; for one text, in the shell write '++model.x="<a>,b"'; for a list, in the shell write '++model.x=["<a>",b]'"#);
         insta::assert_snapshot!(message(&["something=1"]), @"unknown key `something` (command line: something=1)");
         assert!(user(&["++model.some_training_key=1", "+trainer.gradient_clip_val=1.0"]).compose().is_ok());
         assert!(user(&["exp_manager.checkpoint_callback_params=null", "model.optim=null"]).compose().is_ok());

@@ -4,6 +4,7 @@
 
 use jinja::{Date, ErrorKind, Template, Variable};
 
+use crate::json::Json;
 use crate::messages::MessagesRecord;
 use crate::record::RecordError;
 
@@ -52,8 +53,8 @@ impl ChatTemplate {
 
     fn render(&self, record: &MessagesRecord, adds_header: bool) -> Result<String, RecordError> {
         let template = self.template_for(record)?;
-        let listed = |items: &[serde_json::Value]| Variable::list(items.iter().map(Variable::from));
-        let optional = |items: Option<&Vec<serde_json::Value>>| items.map_or(Variable::NONE, |items| listed(items));
+        let listed = |items: &[Json]| Variable::list(items.iter().map(variable));
+        let optional = |items: Option<&Vec<Json>>| items.map_or(Variable::NONE, |items| listed(items));
         let mut variables = vec![
             ("messages", listed(&record.messages)),
             ("tools", optional(record.tools.as_ref())),
@@ -63,7 +64,7 @@ impl ChatTemplate {
         let kwargs = &record.template_kwargs;
         let tokens = self.special_tokens.iter().filter(|(name, _)| !kwargs.contains_key(name));
         variables.extend(tokens.map(|(name, token)| (name.as_str(), Variable::from(token.as_str()))));
-        variables.extend(kwargs.iter().map(|(name, value)| (name.as_str(), Variable::from(value))));
+        variables.extend(kwargs.iter().map(|(name, value)| (name.as_str(), variable(value))));
         template.render(variables, self.date).map_err(|error| match error.kind {
             ErrorKind::NoDate => RecordError::NoTemplateDate,
             _ => RecordError::Template { reason: error.to_string() },
@@ -76,13 +77,29 @@ impl ChatTemplate {
         let for_tools = record.tools.as_ref().and_then(|_| by_name(TOOL_USE));
         let Some((name, template)) = for_tools.or_else(|| by_name(DEFAULT)) else {
             let names: Vec<String> = self.named.iter().map(|(name, _)| format!("`{name}`")).collect();
-            let reason = format!("it has the names {}, and none is `{DEFAULT}`", names.join(", "));
+            let names = names.join(", ");
+            let reason = format!("the tokenizer's chat templates are {names}, and none is called `{DEFAULT}`");
             return Err(RecordError::UnusableChatTemplate { reason });
         };
         template.as_ref().map_err(|error| {
-            let which = if self.named.len() > 1 { format!("`{name}` is not valid: ") } else { String::new() };
-            RecordError::UnusableChatTemplate { reason: format!("{which}{error}") }
+            let which = if self.named.len() > 1 { format!(" `{name}`") } else { String::new() };
+            let reason = format!("the tokenizer's chat template{which} is not valid: {error}");
+            RecordError::UnusableChatTemplate { reason }
         })
+    }
+}
+
+/// What a template sees of the data, every number as Python reads it.
+fn variable(json: &Json) -> Variable {
+    match json {
+        Json::Null => Variable::NONE,
+        Json::Bool(flag) => Variable::from(*flag),
+        Json::Number(text) => Variable::number(text),
+        Json::String(text) => Variable::from(text.as_str()),
+        Json::Array(items) => Variable::list(items.iter().map(variable)),
+        Json::Object(entries) => {
+            Variable::dict(entries.iter().map(|(key, value)| (key.as_str(), variable(value))))
+        }
     }
 }
 

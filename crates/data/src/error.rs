@@ -194,7 +194,7 @@ pub enum DataError {
     },
     /// A `messages` record, and a chat template that cannot be used: skipping the record would hide what is wrong.
     #[error(
-        "the tokenizer's chat template cannot be used, and line {line} of `{path}`, a `messages` record, needs it: {reason}",
+        "line {line} of `{path}` is a `messages` record, and {reason}",
         path = .path.display()
     )]
     UnusableChatTemplate {
@@ -202,7 +202,7 @@ pub enum DataError {
         path: PathBuf,
         /// The line, from 1.
         line: u64,
-        /// What is wrong with the template.
+        /// What is wrong with the template, in a sentence.
         reason: String,
     },
     /// A date that is none.

@@ -11,9 +11,6 @@ mod writer;
 use std::fmt;
 
 use indexmap::IndexMap;
-use serde_json::{Map, Value};
-
-use crate::record::RecordError;
 
 /// Keys in their order. Of a key that stands twice, the last value counts, in the place of the first.
 pub type JsonObject = IndexMap<String, Json>;
@@ -55,44 +52,6 @@ impl Json {
             Self::Object(_) => "an object",
         }
     }
-
-    /// The value for a chat template, which counts with the numbers that Python would count with.
-    ///
-    /// # Errors
-    /// When a number has more than 64 bits, or is no finite one: `key`, or what stands below it.
-    pub(crate) fn to_value(&self, key: &dyn fmt::Display) -> Result<Value, RecordError> {
-        Ok(match self {
-            Self::Null => Value::Null,
-            Self::Bool(value) => Value::Bool(*value),
-            Self::String(text) => Value::String(text.clone()),
-            Self::Number(text) => number(text).ok_or_else(|| RecordError::NumberTooLarge {
-                key: key.to_string(),
-                number: text.to_string(),
-            })?,
-            Self::Array(items) => items
-                .iter()
-                .enumerate()
-                .map(|(idx, item)| item.to_value(&format_args!("{key}[{idx}]")))
-                .collect::<Result<_, _>>()?,
-            Self::Object(object) => Value::Object(to_map(object, key)?),
-        })
-    }
-}
-
-/// The entries for a chat template.
-pub(crate) fn to_map(object: &JsonObject, key: &dyn fmt::Display) -> Result<Map<String, Value>, RecordError> {
-    let entry =
-        |(name, value): (&String, &Json)| Ok((name.clone(), value.to_value(&format_args!("{key}.{name}"))?));
-    object.iter().map(entry).collect()
-}
-
-/// A whole number of 64 bits or a finite float; `-0` is the whole number 0, as in Python.
-fn number(text: &str) -> Option<Value> {
-    if text.contains(['.', 'e', 'E']) {
-        return text.parse().ok().and_then(serde_json::Number::from_f64).map(Value::Number);
-    }
-    let signed = text.parse::<i64>().map(Value::from);
-    signed.or_else(|_| text.parse::<u64>().map(Value::from)).ok()
 }
 
 impl From<&str> for Json {

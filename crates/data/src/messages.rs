@@ -4,9 +4,7 @@
 //! checks of `render_jinja_template` in `utils/chat_template_utils.py`), and TRL in what a record may hold beside its
 //! messages: `tools`, also as a text of JSON, and `chat_template_kwargs`.
 
-use serde_json::{Map, Value};
-
-use crate::json::{Json, JsonObject, to_map};
+use crate::json::{Json, JsonObject};
 use crate::record::{RecordError, required_string, take_list};
 
 /// The names under which templates look for what a model thought; the first that has a value counts.
@@ -37,13 +35,13 @@ const NO_VARIABLES: [&str; 16] = [
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct MessagesRecord {
     /// The messages, at least one, each with a string `role`; keys with null are left out.
-    pub messages: Vec<Value>,
+    pub messages: Vec<Json>,
     /// The tools, each an object; `None` is Python's `None`.
-    pub tools: Option<Vec<Value>>,
+    pub tools: Option<Vec<Json>>,
     /// The documents to answer from, each an object; `None` is Python's `None`.
-    pub documents: Option<Vec<Value>>,
+    pub documents: Option<Vec<Json>>,
     /// Further variables of the template, which go before the special tokens of the same names.
-    pub template_kwargs: Map<String, Value>,
+    pub template_kwargs: JsonObject,
     /// Every key of the record but `messages`, as it stands there.
     pub metadata: JsonObject,
 }
@@ -63,49 +61,45 @@ impl MessagesRecord {
 }
 
 /// One message without the keys that hold null, and what the model thought under each name that templates know.
-fn normalized(idx: usize, message: &Json) -> Result<Value, RecordError> {
+fn normalized(idx: usize, message: &Json) -> Result<Json, RecordError> {
     let key = format!("messages[{idx}]");
     let Json::Object(message) = message else { return Err(wrong_type(key, "an object", message)) };
     required_string(message, "role", &format!("{key}."))?;
-    let mut message = to_map(message, &key)?;
-    message.retain(|_, value| !value.is_null());
+    let mut message = message.clone();
+    message.retain(|_, value| *value != Json::Null);
     let Some(reasoning) = REASONING_KEYS.iter().find_map(|key| message.get(*key)).cloned() else {
-        return Ok(Value::Object(message));
+        return Ok(Json::Object(message));
     };
     // A template may write out all keys of a message, so their order is Python's: `thinking` first, unless it is there.
-    let mut aliased = Map::new();
+    let mut aliased = JsonObject::new();
     aliased.insert("thinking".to_owned(), reasoning.clone());
     aliased.extend(message);
     aliased.insert("reasoning_content".to_owned(), reasoning);
-    Ok(Value::Object(aliased))
+    Ok(Json::Object(aliased))
 }
 
 /// A list of objects, which may be given as a text of JSON: data sets store lists of different shapes so.
-fn objects(record: &JsonObject, key: &'static str) -> Result<Option<Vec<Value>>, RecordError> {
+fn objects(record: &JsonObject, key: &'static str) -> Result<Option<Vec<Json>>, RecordError> {
     let items = match parsed(record, key)? {
         Json::Null => return Ok(None),
         Json::Array(items) => items,
         other => return Err(wrong_type(key.to_owned(), "a list of objects", &other)),
     };
-    let item = |(idx, item): (usize, &Json)| {
-        let key = format!("{key}[{idx}]");
-        match item {
-            Json::Object(_) => item.to_value(&key),
-            other => Err(wrong_type(key, "an object", other)),
-        }
-    };
-    items.iter().enumerate().map(item).collect::<Result<_, _>>().map(Some)
+    match items.iter().enumerate().find(|(_, item)| !matches!(item, Json::Object(_))) {
+        Some((idx, other)) => Err(wrong_type(format!("{key}[{idx}]"), "an object", other)),
+        None => Ok(Some(items)),
+    }
 }
 
 /// `chat_template_kwargs`. Null means absent here, too: a column of objects has every key in every record.
-fn template_kwargs(record: &JsonObject) -> Result<Map<String, Value>, RecordError> {
+fn template_kwargs(record: &JsonObject) -> Result<JsonObject, RecordError> {
     const KEY: &str = "chat_template_kwargs";
     let mut kwargs = match parsed(record, KEY)? {
-        Json::Null => return Ok(Map::new()),
-        Json::Object(object) => to_map(&object, &KEY)?,
+        Json::Null => return Ok(JsonObject::new()),
+        Json::Object(object) => object,
         other => return Err(wrong_type(KEY.to_owned(), "an object", &other)),
     };
-    kwargs.retain(|_, value| !value.is_null());
+    kwargs.retain(|_, value| *value != Json::Null);
     match kwargs.keys().find(|name| NO_VARIABLES.contains(&name.as_str())) {
         Some(name) => Err(RecordError::NoTemplateVariable { name: name.clone() }),
         None => Ok(kwargs),

@@ -101,16 +101,6 @@ pub enum RecordError {
         /// What the parser says.
         reason: String,
     },
-    /// A number that a template cannot be given as Python would give it.
-    #[error(
-        "key `{key}` is {number}, and chat templates are given whole numbers of 64 bits and finite numbers only"
-    )]
-    NumberTooLarge {
-        /// The key, such as `messages[1].score`.
-        key: String,
-        /// The number as it is written.
-        number: String,
-    },
     /// A name in `chat_template_kwargs` that is no variable of a template.
     #[error("key `chat_template_kwargs.{name}` sets no variable of the chat template: leave it out")]
     NoTemplateVariable {
@@ -124,9 +114,9 @@ pub enum RecordError {
     )]
     NoChatTemplate,
     /// A `messages` record, and a template that cannot be used.
-    #[error("`messages` records need the tokenizer's chat template, which cannot be used: {reason}")]
+    #[error("it is a `messages` record, and {reason}")]
     UnusableChatTemplate {
-        /// What is wrong with it.
+        /// What is wrong with it, in a sentence.
         reason: String,
     },
     /// The template asks for a date that is not set.

@@ -27,6 +27,19 @@ pub enum ConfigError {
         /// The argument with its value quoted, where that is all it needs.
         quoted: Option<String>,
     },
+    /// An override with commas outside of brackets, which Hydra takes for one run after another.
+    #[error(
+        "cannot read override `{text}`: commas outside of brackets make a sweep, one run for each value{}",
+        sweep_hint(quoted.as_deref(), list.as_deref())
+    )]
+    Commas {
+        /// The argument as given.
+        text: String,
+        /// The argument with its value as one text, where that can be.
+        quoted: Option<Box<str>>,
+        /// The argument with its value as a list, where that can be.
+        list: Option<Box<str>>,
+    },
     /// A key that no layer has.
     #[error("unknown key `{key}` ({origin}){}{}", nearest_hint(nearest, instead), add_hint(add))]
     UnknownKey {
@@ -135,9 +148,10 @@ impl ConfigError {
             | Self::Missing { origin, .. }
             | Self::WrongType { origin, .. } => Some(origin),
             Self::Interpolation { origin, .. } => origin.as_deref(),
-            Self::Override { text, .. } | Self::KeyExists { text, .. } | Self::Delete { text, .. } => {
-                Some(text)
-            }
+            Self::Override { text, .. }
+            | Self::Commas { text, .. }
+            | Self::KeyExists { text, .. }
+            | Self::Delete { text, .. } => Some(text),
             Self::MissingKey { .. } | Self::Extract { .. } => None,
         }
     }
@@ -145,6 +159,18 @@ impl ConfigError {
 
 fn quoted_hint(quoted: &Option<String>) -> String {
     quoted.as_ref().map_or_else(String::new, |quoted| format!("; in the shell write {}", shell_word(quoted)))
+}
+
+fn sweep_hint(quoted: Option<&str>, list: Option<&str>) -> String {
+    match (quoted, list) {
+        (Some(quoted), Some(list)) => format!(
+            "; for one text, in the shell write {}; for a list, in the shell write {}",
+            shell_word(quoted),
+            shell_word(list)
+        ),
+        (Some(one), None) | (None, Some(one)) => format!("; in the shell write {}", shell_word(one)),
+        (None, None) => "; start the program once for each instead".to_owned(),
+    }
 }
 
 fn in_brackets(origin: &Option<String>) -> String {

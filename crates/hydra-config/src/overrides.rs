@@ -7,7 +7,7 @@ mod quoting;
 mod value;
 
 use crate::grammar::lexer::{id_len, unsigned_len};
-use crate::{ConfigError, Node, shell_word};
+use crate::{ConfigError, Node};
 pub use quoting::quoted;
 use value::Element;
 
@@ -83,8 +83,13 @@ pub fn parse(text: &str) -> Result<Override, ConfigError> {
         .map(|value| {
             let prefix = &text[..text.len() - value.len()];
             match value::parse(value) {
-                Ok(Element::Sweep(form)) => Err(error(sweep_problem(form, prefix, value), None)),
+                Ok(Element::Sweep(value::COMMAS)) => Err(commas(text, prefix, value)),
+                Ok(Element::Sweep(form)) => Err(error(
+                    format!("`{form}(…)` makes a sweep, one run for each value; start the program once for each instead"),
+                    None,
+                )),
                 Ok(element) => Ok(element.into_node()),
+                Err(_) if quoting::has_commas(value) => Err(commas(text, prefix, value)),
                 Err(message) => {
                     Err(error(message, quoting::repaired(value).map(|quoted| format!("{prefix}{quoted}"))))
                 }
@@ -100,26 +105,17 @@ pub fn parse(text: &str) -> Result<Override, ConfigError> {
     })
 }
 
-/// What is wrong with a sweep, and what to write for one run.
-fn sweep_problem(form: &str, prefix: &str, value: &str) -> String {
-    if form != value::COMMAS {
-        return format!(
-            "`{form}(…)` makes a sweep, one run for each value; start the program once for each instead"
-        );
-    }
-    let whole =
-        |value: &str| matches!(value::parse(value), Ok(element) if !matches!(element, Element::Sweep(_)));
-    let shown = |kind: &str, value: String| {
-        whole(&value)
-            .then(|| format!("; for {kind}, in the shell write {}", shell_word(&format!("{prefix}{value}"))))
+/// The error of a value with commas, and what to write for one run.
+fn commas(text: &str, prefix: &str, value: &str) -> ConfigError {
+    let whole = |value: String| {
+        let is_whole = matches!(value::parse(&value), Ok(element) if !matches!(element, Element::Sweep(_)));
+        is_whole.then(|| format!("{prefix}{value}").into())
     };
-    let list = shown("a list", format!("[{value}]"));
-    let text = shown("a text with commas", quoted(&quoting::unescaped(value)));
-    ["commas outside of brackets make a sweep, one run for each value".to_owned()]
-        .into_iter()
-        .chain(list)
-        .chain(text)
-        .collect()
+    ConfigError::Commas {
+        text: text.to_owned(),
+        quoted: whole(quoted(&quoting::unescaped(value))),
+        list: quoting::repaired(&format!("[{value}]")).and_then(whole),
+    }
 }
 
 /// The argument with `a.0` for `a[0]` in its key, where that makes it a key.

@@ -13,12 +13,17 @@ fn template(source: &str) -> ChatTemplate {
     ChatTemplate::new([("default", source)], tokens(), None)
 }
 
+fn list(items: &Value) -> Vec<Json> {
+    let Ok(Json::Array(items)) = Json::parse(&items.to_string()) else { unreachable!() };
+    items
+}
+
 fn record(messages: &Value) -> MessagesRecord {
-    MessagesRecord { messages: messages.as_array().unwrap().clone(), ..MessagesRecord::default() }
+    MessagesRecord { messages: list(messages), ..MessagesRecord::default() }
 }
 
 fn with_tools(messages: &Value) -> MessagesRecord {
-    MessagesRecord { tools: Some(vec![json!({"name": "add"})]), ..record(messages) }
+    MessagesRecord { tools: Some(list(&json!([{"name": "add"}]))), ..record(messages) }
 }
 
 #[test]
@@ -31,7 +36,7 @@ fn real_templates_equal_transformers() {
         let name = row["template"].as_str().unwrap();
         let source = std::fs::read_to_string(folder.join(format!("chat_templates/{name}.jinja"))).unwrap();
         let template = template(source.strip_suffix('\n').unwrap());
-        let tools = row.get("tools").map(|tools| tools.as_array().unwrap().clone());
+        let tools = row.get("tools").map(list);
         let rendered = template.prompt_text(&MessagesRecord { tools, ..record(&row["messages"]) });
         match row["error"].as_str() {
             None => assert_eq!(rendered.unwrap(), row["text"], "{name} {}", row["messages"]),
@@ -50,8 +55,8 @@ fn what_a_template_sees() {
     let mut record = record(&json!([{"role": "user", "content": "x"}]));
     let text = template(source).prompt_text(&record).unwrap();
     assert_eq!(text, "['<s>', '</s>', Undefined, None, None, True, Undefined]");
-    record.template_kwargs.insert("extra".into(), json!(1e-7));
-    record.template_kwargs.insert("bos_token".into(), json!("<x>"));
+    record.template_kwargs.insert("extra".into(), Json::Number("1e-7".into()));
+    record.template_kwargs.insert("bos_token".into(), Json::from("<x>"));
     let text = template(source).conversation_text(&record).unwrap();
     assert_eq!(text, "['<x>', '</s>', Undefined, None, None, False, 1e-07]");
 }
@@ -65,7 +70,7 @@ fn named_templates() {
     let only_default = template("plain");
     assert_eq!(only_default.prompt_text(&with_tools(&messages)).unwrap(), "plain");
     let neither = ChatTemplate::new([("rag", "a"), ("other", "b")], tokens(), None);
-    insta::assert_snapshot!(neither.prompt_text(&record(&messages)).unwrap_err(), @"`messages` records need the tokenizer's chat template, which cannot be used: it has the names `rag`, `other`, and none is `default`");
+    insta::assert_snapshot!(neither.prompt_text(&record(&messages)).unwrap_err(), @"it is a `messages` record, and the tokenizer's chat templates are `rag`, `other`, and none is called `default`");
 }
 
 #[test]
@@ -73,8 +78,33 @@ fn errors_are_one_sentence() {
     let messages = json!([{"role": "user", "content": "x"}]);
     let error = |source: &str| template(source).prompt_text(&record(&messages)).unwrap_err();
     insta::assert_snapshot!(error("{{ raise_exception('roles must alternate') }}"), @"the chat template failed: roles must alternate");
-    insta::assert_snapshot!(error("a\n{% if %}"), @"`messages` records need the tokenizer's chat template, which cannot be used: Expected an expression, got 'end of statement block' (line 2 of the template)");
+    insta::assert_snapshot!(error("a\n{% if %}"), @"it is a `messages` record, and the tokenizer's chat template is not valid: Expected an expression, got 'end of statement block' (line 2 of the template)");
     insta::assert_snapshot!(error("{{ strftime_now('%Y') }}"), @"the chat template asks for the date, which no prompt takes from the clock: set one, in the shell write ++model.data.date=2026-01-31");
     let dated = ChatTemplate::new([("default", "{{ strftime_now('%d %b %Y') }}")], tokens(), Date::new(2026, 1, 2));
     assert_eq!(dated.prompt_text(&record(&messages)).unwrap(), "02 Jan 2026");
+}
+
+#[test]
+fn numbers_are_those_that_python_has() {
+    for (written, seen) in [
+        ("-0", "0"),
+        ("-0.0", "-0.0"),
+        ("1.0E5", "100000.0"),
+        ("0.10", "0.1"),
+        ("1e-7", "1e-07"),
+        ("1e-400", "0.0"),
+        ("1e400", "inf"),
+        ("NaN", "nan"),
+        ("123456789012345678901234567890", "123456789012345678901234567890"),
+    ] {
+        let template = template("{{ x }}");
+        let mut record = record(&json!([]));
+        record.template_kwargs.insert("x".into(), Json::parse(written).unwrap());
+        assert_eq!(template.prompt_text(&record).unwrap(), seen);
+    }
+    let mut record = record(&json!([]));
+    let digits = "9".repeat(50);
+    record.template_kwargs.insert("x".into(), Json::Number(digits.clone().into()));
+    assert_eq!(template("{{ {'a': x} | tojson }}").prompt_text(&record).unwrap(), format!("{{\"a\": {digits}}}"));
+    insta::assert_snapshot!(template("{{ x + 1 }}").prompt_text(&record).unwrap_err(), @"the chat template failed: an integer with more than 38 digits is not supported");
 }

@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use serde_json::Value;
+
 use super::*;
 
 fn record(text: &str) -> Result<MessagesRecord, RecordError> {
@@ -21,10 +23,12 @@ fn templates_see_what_transformers_shows_them() {
         };
         let record = record(&text).unwrap_or_else(|error| unreachable!("{error} in {text}"));
         // As text, so that the order of the keys counts, too.
-        assert_eq!(Value::from(record.messages).to_string(), seen["messages"].to_string(), "{text}");
-        assert_eq!(Value::from(record.tools).to_string(), seen["tools"].to_string(), "{text}");
-        assert_eq!(Value::from(record.documents).to_string(), seen["documents"].to_string(), "{text}");
-        assert_eq!(Value::from(record.template_kwargs).to_string(), seen["kwargs"].to_string(), "{text}");
+        let parsed = |key: &str| Json::parse(&seen[key].to_string()).unwrap().to_string();
+        let list = |items: Option<Vec<Json>>| items.map_or(Json::Null, Json::Array).to_string();
+        assert_eq!(list(Some(record.messages)), parsed("messages"), "{text}");
+        assert_eq!(list(record.tools), parsed("tools"), "{text}");
+        assert_eq!(list(record.documents), parsed("documents"), "{text}");
+        assert_eq!(Json::Object(record.template_kwargs).to_string(), parsed("kwargs"), "{text}");
     }
 }
 
@@ -42,7 +46,6 @@ fn bad_records_say_what_is_wrong() {
     insta::assert_snapshot!(reason(r#""tools": "[{\"name\": f}]""#), @"key `tools` is a string that is not JSON at column 11: expected a value, found `f`");
     insta::assert_snapshot!(reason(r#""tools": ["f"]"#), @"key `tools[0]` is a string, it must be an object");
     insta::assert_snapshot!(reason(r#""tools": [{}, null]"#), @"key `tools[1]` is null, it must be an object");
-    insta::assert_snapshot!(reason(r#""tools": [{"n": 1e999}]"#), @"key `tools[0].n` is 1e999, and chat templates are given whole numbers of 64 bits and finite numbers only");
     insta::assert_snapshot!(reason(r#""documents": ["a"]"#), @"key `documents[0]` is a string, it must be an object");
     insta::assert_snapshot!(reason(r#""chat_template_kwargs": []"#), @"key `chat_template_kwargs` is a list, it must be an object");
     insta::assert_snapshot!(reason(r#""chat_template_kwargs": {"continue_final_message": true}"#), @"key `chat_template_kwargs.continue_final_message` sets no variable of the chat template: leave it out");
@@ -59,6 +62,6 @@ fn nulls_of_template_variables_are_absent() {
         "chat_template_kwargs": {"enable_thinking": false, "think_budget": null}}"#;
     let record = record(text).unwrap();
     assert_eq!((record.tools, record.documents), (None, None));
-    assert_eq!(Value::from(record.template_kwargs).to_string(), r#"{"enable_thinking":false}"#);
+    assert_eq!(Json::Object(record.template_kwargs).to_string(), r#"{"enable_thinking": false}"#);
     assert_eq!(record.metadata.len(), 3);
 }

@@ -66,7 +66,7 @@ fn a_template_that_cannot_be_used_stops_messages_only() {
     let builder = builder().with_template(ChatTemplate::new([("default", "{% nonsense %}")], Vec::new(), None));
     assert!(builder.build(object(&line("a"))).is_ok());
     let error = builder.build(object(r#"{"messages": [{"role": "user", "content": "x"}]}"#)).unwrap_err();
-    insta::assert_snapshot!(error, @"`messages` records need the tokenizer's chat template, which cannot be used: Encountered unknown tag 'nonsense'. (line 1 of the template)");
+    insta::assert_snapshot!(error, @"it is a `messages` record, and the tokenizer's chat template is not valid: Encountered unknown tag 'nonsense'. (line 1 of the template)");
 }
 
 #[test]

@@ -150,5 +150,5 @@ fn a_template_that_cannot_be_used_is_never_skipped() {
     let builder = builder().with_template(crate::ChatTemplate::new([("default", "{% no %}")], Vec::new(), None));
     let error = load_prompts(&path, builder, &LengthLimits::default(), OnBadRecord::Skip).err().unwrap();
     let told = error.to_string().replace(&path.display().to_string(), "data.jsonl");
-    insta::assert_snapshot!(told, @"the tokenizer's chat template cannot be used, and line 2 of `data.jsonl`, a `messages` record, needs it: Encountered unknown tag 'no'. (line 1 of the template)");
+    insta::assert_snapshot!(told, @"line 2 of `data.jsonl` is a `messages` record, and the tokenizer's chat template is not valid: Encountered unknown tag 'no'. (line 1 of the template)");
 }

@@ -56,6 +56,11 @@ fn repaired_element(value: &str) -> Option<String> {
     })
 }
 
+/// Whether there are several items, none of which is in brackets with the others.
+pub(super) fn has_commas(value: &str) -> bool {
+    !is_call(value) && split(value).len() > 1
+}
+
 /// The items between commas that are outside of quotes and brackets.
 fn split(text: &str) -> Vec<&str> {
     let (mut depth, mut quote, mut start) = (0_usize, None, 0);
