@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use data::{BatchSizes, DataError, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord};
+use data::{
+    BatchSizes, DataError, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord,
+};
 use hydra_config::{overrides, shell_word};
 use model_core::{Backend, Precision};
 use sampling::{RawEndStrings, SamplingParams};

@@ -78,7 +78,8 @@ impl ChatTemplate {
         let Some((name, template)) = for_tools.or_else(|| by_name(DEFAULT)) else {
             let names: Vec<String> = self.named.iter().map(|(name, _)| format!("`{name}`")).collect();
             let names = names.join(", ");
-            let reason = format!("the tokenizer's chat templates are {names}, and none is called `{DEFAULT}`");
+            let reason =
+                format!("the tokenizer's chat templates are {names}, and none is called `{DEFAULT}`");
             return Err(RecordError::UnusableChatTemplate { reason });
         };
         template.as_ref().map_err(|error| {

@@ -20,8 +20,8 @@ pub mod tokenizer;
 
 pub use chat::{ChatPromptTokens, PromptNote};
 pub use chat_template::ChatTemplate;
-pub use jinja::Date;
 pub use error::DataError;
+pub use jinja::Date;
 pub use json::{Json, JsonObject};
 pub use jsonl::{JsonlReader, LineSpan, RawLine, parse_object};
 pub use limits::{LengthLimits, TokenField};

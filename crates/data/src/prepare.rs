@@ -87,13 +87,7 @@ impl PromptBuilder {
             return Err(DataError::NoBosToken);
         }
         let format = RecordFormat::PromptResponse(format);
-        Ok(Self {
-            tokenizer,
-            format,
-            template: None,
-            bos: None,
-            kept: KeptMetadata::default(),
-        })
+        Ok(Self { tokenizer, format, template: None, bos: None, kept: KeptMetadata::default() })
     }
 
     /// Accepts `messages` records too.

@@ -40,17 +40,21 @@ impl Args {
         }
         for (name, value) in self.named {
             let Some(position) = names.iter().position(|known| **known == *name) else {
-                return Err(Error::type_error(format!("{function}() got an unexpected keyword argument '{name}'")));
+                return Err(Error::type_error(format!(
+                    "{function}() got an unexpected keyword argument '{name}'"
+                )));
             };
             if bound[position].is_some() {
-                return Err(Error::type_error(format!("{function}() got multiple values for argument '{name}'")));
+                return Err(Error::type_error(format!(
+                    "{function}() got multiple values for argument '{name}'"
+                )));
             }
             bound[position] = Some(value);
         }
         match names.iter().zip(&bound).take(num_required).find(|(_, value)| value.is_none()) {
-            Some((name, _)) => {
-                Err(Error::type_error(format!("{function}() missing 1 required positional argument: '{name}'")))
-            }
+            Some((name, _)) => Err(Error::type_error(format!(
+                "{function}() missing 1 required positional argument: '{name}'"
+            ))),
             None => Ok(bound),
         }
     }

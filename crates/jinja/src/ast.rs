@@ -79,7 +79,11 @@ pub(crate) enum Expr {
     Compare(Box<Expr>, Vec<(CompareOp, Expr)>),
     Concat(Vec<Expr>),
     /// `then if test else otherwise`.
-    If { test: Box<Expr>, then: Box<Expr>, otherwise: Option<Box<Expr>> },
+    If {
+        test: Box<Expr>,
+        then: Box<Expr>,
+        otherwise: Option<Box<Expr>>,
+    },
 }
 
 /// What can be assigned to.
@@ -126,15 +130,35 @@ pub(crate) enum Stmt {
     Text(String),
     Print(Expr),
     For(Arc<For>),
-    If { arms: Vec<(Expr, Vec<Stmt>)>, otherwise: Vec<Stmt> },
+    If {
+        arms: Vec<(Expr, Vec<Stmt>)>,
+        otherwise: Vec<Stmt>,
+    },
     Set(Target, Expr),
-    SetBlock { target: Target, filters: Vec<Named>, body: Vec<Stmt> },
-    With { bindings: Vec<(Target, Expr)>, body: Vec<Stmt> },
+    SetBlock {
+        target: Target,
+        filters: Vec<Named>,
+        body: Vec<Stmt>,
+    },
+    With {
+        bindings: Vec<(Target, Expr)>,
+        body: Vec<Stmt>,
+    },
     Macro(Arc<MacroDef>),
-    CallBlock { function: Expr, args: CallArgs, caller: Arc<MacroDef> },
-    FilterBlock { filters: Vec<Named>, body: Vec<Stmt> },
+    CallBlock {
+        function: Expr,
+        args: CallArgs,
+        caller: Arc<MacroDef>,
+    },
+    FilterBlock {
+        filters: Vec<Named>,
+        body: Vec<Stmt>,
+    },
     /// A block of a template that extends none is what it holds.
-    Block { is_scoped: bool, body: Vec<Stmt> },
+    Block {
+        is_scoped: bool,
+        body: Vec<Stmt>,
+    },
     /// `{% generation %}`: marks for training, no effect on the text.
     Generation(Vec<Stmt>),
     Autoescape(Expr, Vec<Stmt>),

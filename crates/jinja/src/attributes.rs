@@ -8,11 +8,53 @@ use crate::text;
 use crate::value::{Undefined, Value};
 
 const STR_METHODS: [&str; 47] = [
-    "capitalize", "casefold", "center", "count", "encode", "endswith", "expandtabs", "find", "format", "format_map",
-    "index", "isalnum", "isalpha", "isascii", "isdecimal", "isdigit", "isidentifier", "islower", "isnumeric",
-    "isprintable", "isspace", "istitle", "isupper", "join", "ljust", "lower", "lstrip", "maketrans", "partition",
-    "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rjust", "rpartition", "rsplit", "rstrip", "split",
-    "splitlines", "startswith", "strip", "swapcase", "title", "translate", "upper", "zfill",
+    "capitalize",
+    "casefold",
+    "center",
+    "count",
+    "encode",
+    "endswith",
+    "expandtabs",
+    "find",
+    "format",
+    "format_map",
+    "index",
+    "isalnum",
+    "isalpha",
+    "isascii",
+    "isdecimal",
+    "isdigit",
+    "isidentifier",
+    "islower",
+    "isnumeric",
+    "isprintable",
+    "isspace",
+    "istitle",
+    "isupper",
+    "join",
+    "ljust",
+    "lower",
+    "lstrip",
+    "maketrans",
+    "partition",
+    "removeprefix",
+    "removesuffix",
+    "replace",
+    "rfind",
+    "rindex",
+    "rjust",
+    "rpartition",
+    "rsplit",
+    "rstrip",
+    "split",
+    "splitlines",
+    "startswith",
+    "strip",
+    "swapcase",
+    "title",
+    "translate",
+    "upper",
+    "zfill",
 ];
 const LIST_METHODS: [&str; 3] = ["copy", "count", "index"];
 const LIST_CHANGES: [&str; 8] = ["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
@@ -132,7 +174,10 @@ pub(crate) fn missing_attribute(value: &Value, name: &str) -> Value {
 pub(crate) fn attribute(value: &Value, name: &str, renderer: &Renderer<'_>) -> Result<Value> {
     if let Value::Undefined(undefined) = value {
         // What every object has is there, and is not given out; anything else fails.
-        if matches!(name, "__class__" | "__doc__" | "__init__" | "__str__" | "__repr__" | "__eq__" | "__hash__") {
+        if matches!(
+            name,
+            "__class__" | "__doc__" | "__init__" | "__str__" | "__repr__" | "__eq__" | "__hash__"
+        ) {
             return Ok(unsafe_undefined(value, name));
         }
         return Err(undefined.error());

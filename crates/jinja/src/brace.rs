@@ -81,9 +81,9 @@ impl Formatter<'_, '_> {
                 };
                 let spec = match chars.as_str() {
                     "" => "",
-                    rest => rest.strip_prefix(':').ok_or_else(|| {
-                        Error::value_error("expected ':' after conversion specifier")
-                    })?,
+                    rest => rest
+                        .strip_prefix(':')
+                        .ok_or_else(|| Error::value_error("expected ':' after conversion specifier"))?,
                 };
                 (Some(conversion), spec)
             }
@@ -116,7 +116,8 @@ impl Formatter<'_, '_> {
                 value = attributes::attribute(&value, &after[..len], self.renderer)?;
                 rest = &after[len..];
             } else if let Some(after) = rest.strip_prefix('[') {
-                let len = after.find(']').ok_or_else(|| Error::value_error("Missing ']' in format string"))?;
+                let len =
+                    after.find(']').ok_or_else(|| Error::value_error("Missing ']' in format string"))?;
                 let key = &after[..len];
                 if key.is_empty() {
                     return Err(Error::value_error("Empty attribute in format string"));
@@ -162,7 +163,9 @@ impl Formatter<'_, '_> {
             }),
             (Source::Args(args), None) => {
                 let found = args.named.iter().find(|(known, _)| **known == *name);
-                found.map(|(_, value)| value.clone()).ok_or_else(|| Error::new(ErrorKind::Lookup, text::repr(name)))
+                found
+                    .map(|(_, value)| value.clone())
+                    .ok_or_else(|| Error::new(ErrorKind::Lookup, text::repr(name)))
             }
             (Source::Map(_), Some(_)) => Err(Error::value_error("Format string contains positional fields")),
             (Source::Map(Value::Dict(map)), None) => {
@@ -270,7 +273,8 @@ impl Spec {
         spec.grouping = take(&mut rest, &[',', '_']);
         if take(&mut rest, &['.']).is_some() {
             let precision = digits(&mut rest, "Too many decimal digits in format string")?;
-            spec.precision = Some(precision.ok_or_else(|| Error::value_error("Format specifier missing precision"))?);
+            spec.precision =
+                Some(precision.ok_or_else(|| Error::value_error("Format specifier missing precision"))?);
         }
         spec.kind = rest.first().copied();
         if rest.len() > 1 {
@@ -352,7 +356,9 @@ fn int_field(int: i128, spec: &Spec) -> Result<String> {
         return float_field(int as f64, spec);
     }
     if spec.drops_negative_zero {
-        return Err(Error::value_error("Negative zero coercion (z) not allowed in format specifier with integer type"));
+        return Err(Error::value_error(
+            "Negative zero coercion (z) not allowed in format specifier with integer type",
+        ));
     }
     if spec.precision.is_some() {
         return Err(Error::value_error("Precision not allowed in integer format specifier"));

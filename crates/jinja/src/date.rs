@@ -5,7 +5,17 @@ use std::fmt;
 use crate::error::{Error, Result};
 
 const MONTHS: [&str; 12] = [
-    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "January",
+    "February",
+    "March",
+    "April",
+    "May",
+    "June",
+    "July",
+    "August",
+    "September",
+    "October",
+    "November",
     "December",
 ];
 const WEEKDAYS: [&str; 7] = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
@@ -22,8 +32,9 @@ impl Date {
     /// A day that exists in the years 1 to 9999, or `None`.
     pub fn new(year: u16, month: u8, day: u8) -> Option<Self> {
         let date = Self { year, month, day };
-        let is_valid =
-            (1..=9999).contains(&year) && (1..=12).contains(&month) && (1..=date.days_in(month)).contains(&day);
+        let is_valid = (1..=9999).contains(&year)
+            && (1..=12).contains(&month)
+            && (1..=date.days_in(month)).contains(&day);
         is_valid.then_some(date)
     }
 
@@ -31,7 +42,8 @@ impl Date {
     pub fn parse(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.split('-').collect();
         let [year, month, day] = parts[..] else { return None };
-        let is_written = |part: &str, len: usize| part.len() == len && part.bytes().all(|byte| byte.is_ascii_digit());
+        let is_written =
+            |part: &str, len: usize| part.len() == len && part.bytes().all(|byte| byte.is_ascii_digit());
         if !is_written(year, 4) || !is_written(month, 2) || !is_written(day, 2) {
             return None;
         }
@@ -39,7 +51,8 @@ impl Date {
     }
 
     fn days_in(self, month: u8) -> u8 {
-        let is_leap = self.year.is_multiple_of(4) && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400));
+        let is_leap =
+            self.year.is_multiple_of(4) && (!self.year.is_multiple_of(100) || self.year.is_multiple_of(400));
         match month {
             2 => 28 + u8::from(is_leap),
             4 | 6 | 9 | 11 => 30,
@@ -124,7 +137,9 @@ impl Date {
             'n' => "\n".to_owned(),
             't' => "\t".to_owned(),
             other => {
-                return Err(Error::refused(format!("`%{other}` in the format of `strftime_now` is not supported")));
+                return Err(Error::refused(format!(
+                    "`%{other}` in the format of `strftime_now` is not supported"
+                )));
             }
         })
     }
@@ -146,8 +161,21 @@ mod tests {
             assert_eq!(Date::parse(text).unwrap().to_string(), text);
         }
         for text in [
-            "", "2026", "2026-11", "2026-11-31", "2026-02-29", "1900-02-29", "2026-00-01", "2026-13-01", "2026-01-00",
-            "0000-01-01", "26-01-01", "2026-1-01", "+026-01-01", "2026-01-01 ", "2026-01-01-01",
+            "",
+            "2026",
+            "2026-11",
+            "2026-11-31",
+            "2026-02-29",
+            "1900-02-29",
+            "2026-00-01",
+            "2026-13-01",
+            "2026-01-00",
+            "0000-01-01",
+            "26-01-01",
+            "2026-1-01",
+            "+026-01-01",
+            "2026-01-01 ",
+            "2026-01-01-01",
         ] {
             assert_eq!(Date::parse(text), None, "{text}");
         }
@@ -156,8 +184,14 @@ mod tests {
     #[test]
     fn written_as_python_writes_them() {
         let written = |text: &str, format: &str| Date::parse(text).unwrap().format(format).unwrap();
-        assert_eq!(written("2026-11-28", "%A %d %B %Y, %a %b %-d, %j %U %W %u %w"), "Saturday 28 November 2026, Sat Nov 28, 332 47 47 6 6");
-        assert_eq!(written("2024-02-29", "%c|%x|%X|%D|%F|%e|%y|%C"), "Thu Feb 29 00:00:00 2024|02/29/24|00:00:00|02/29/24|2024-02-29|29|24|20");
+        assert_eq!(
+            written("2026-11-28", "%A %d %B %Y, %a %b %-d, %j %U %W %u %w"),
+            "Saturday 28 November 2026, Sat Nov 28, 332 47 47 6 6"
+        );
+        assert_eq!(
+            written("2024-02-29", "%c|%x|%X|%D|%F|%e|%y|%C"),
+            "Thu Feb 29 00:00:00 2024|02/29/24|00:00:00|02/29/24|2024-02-29|29|24|20"
+        );
         assert_eq!(written("2023-01-01", "%U %W %j %-m %%"), "01 00 001 1 %");
         let error = Date::parse("2026-11-28").unwrap().format("%Q").unwrap_err();
         assert_eq!(error.message, "`%Q` in the format of `strftime_now` is not supported");

@@ -13,11 +13,60 @@ use crate::render::Renderer;
 use crate::value::Value;
 
 const NAMES: [&str; 54] = [
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape",
-    "filesizeformat", "first", "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last",
-    "length", "list", "lower", "map", "max", "min", "pprint", "random", "reject", "rejectattr", "replace", "reverse",
-    "round", "safe", "select", "selectattr", "slice", "sort", "string", "striptags", "sum", "title", "tojson", "trim",
-    "truncate", "unique", "upper", "urlencode", "urlize", "wordcount", "wordwrap", "xmlattr",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "filesizeformat",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "random",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "striptags",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "urlencode",
+    "urlize",
+    "wordcount",
+    "wordwrap",
+    "xmlattr",
 ];
 
 /// Whether there is a filter of this name.
@@ -53,10 +102,9 @@ pub(crate) fn call(name: &str, value: Value, args: Args, renderer: &Renderer<'_>
             attributes::attribute(&value, name, renderer)
         }
         "abs" | "int" | "float" | "round" | "filesizeformat" => numbers::call(name, &value, args),
-        "batch" | "slice" | "first" | "last" | "list" | "items" | "map" | "select" | "reject" | "selectattr"
-        | "rejectattr" | "sort" | "dictsort" | "groupby" | "unique" | "min" | "max" | "sum" | "reverse" | "join" => {
-            sequences::call(name, value, args, renderer)
-        }
+        "batch" | "slice" | "first" | "last" | "list" | "items" | "map" | "select" | "reject"
+        | "selectattr" | "rejectattr" | "sort" | "dictsort" | "groupby" | "unique" | "min" | "max"
+        | "sum" | "reverse" | "join" => sequences::call(name, value, args, renderer),
         "e" | "escape" | "forceescape" | "safe" | "striptags" | "xmlattr" | "urlencode" => {
             markup::call(name, &value, args, renderer)
         }

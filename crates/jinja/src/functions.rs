@@ -13,9 +13,8 @@ use crate::value::{Cycler, Range, Str, Value};
 const MAX_RANGE: usize = 100_000;
 
 /// `self` is no function, but it is there, too: the template's own blocks.
-const NAMES: [&str; 9] = [
-    "range", "dict", "lipsum", "cycler", "joiner", "namespace", "raise_exception", "strftime_now", "self",
-];
+const NAMES: [&str; 9] =
+    ["range", "dict", "lipsum", "cycler", "joiner", "namespace", "raise_exception", "strftime_now", "self"];
 
 /// A function by its name.
 pub(crate) fn global(name: &str) -> Option<Value> {
@@ -42,7 +41,9 @@ pub(crate) fn call(name: &str, args: Args, renderer: &Renderer<'_>) -> Result<Va
             let separator = match separator {
                 None => Str { text: ", ".into(), is_markup: false },
                 Some(Value::Str(separator)) => separator,
-                Some(_) => return Err(Error::refused("`joiner` with anything but a string is not supported")),
+                Some(_) => {
+                    return Err(Error::refused("`joiner` with anything but a string is not supported"));
+                }
             };
             Ok(Value::Joiner(Rc::new((separator, RefCell::new(false)))))
         }
@@ -54,11 +55,16 @@ pub(crate) fn call(name: &str, args: Args, renderer: &Renderer<'_>) -> Result<Va
             let [format] = args.bind(name, ["format"], 1)?;
             let format = format.unwrap_or(Value::None);
             let Some(date) = renderer.date else {
-                return Err(Error::new(ErrorKind::NoDate, "`strftime_now` asks for the date, and none is given"));
+                return Err(Error::new(
+                    ErrorKind::NoDate,
+                    "`strftime_now` asks for the date, and none is given",
+                ));
             };
             date.format(string(&format)?).map(Value::from)
         }
-        _ => Err(Error::refused(format!("the function `{name}` gives another text each time and is not supported"))),
+        _ => Err(Error::refused(format!(
+            "the function `{name}` gives another text each time and is not supported"
+        ))),
     }
 }
 

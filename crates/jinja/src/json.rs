@@ -37,7 +37,10 @@ pub(crate) fn dump(value: &Value, args: Args) -> Result<String> {
         Some(Value::Str(text)) => Some(text.text.to_string()),
         Some(other) => {
             let width = other.as_int().ok_or_else(|| {
-                Error::type_error(format!("can't multiply sequence by non-int of type '{}'", other.type_name()))
+                Error::type_error(format!(
+                    "can't multiply sequence by non-int of type '{}'",
+                    other.type_name()
+                ))
             })?;
             let width = usize::try_from(width.max(0)).unwrap_or(usize::MAX);
             if width > MAX_MADE_ITEMS / 1024 {
@@ -57,11 +60,17 @@ pub(crate) fn dump(value: &Value, args: Args) -> Result<String> {
             (chars.next().unwrap_or_default(), chars.next().unwrap_or_default())
         }
         Some(Value::List(items) | Value::Tuple(items)) => {
-            let (which, len) = if items.len() < 2 { ("not enough", items.len()) } else { ("too many", items.len()) };
+            let (which, len) =
+                if items.len() < 2 { ("not enough", items.len()) } else { ("too many", items.len()) };
             let got = if len < 2 { format!(", got {len}") } else { String::new() };
             return Err(Error::value_error(format!("{which} values to unpack (expected 2{got})")));
         }
-        Some(other) => return Err(Error::type_error(format!("cannot unpack non-iterable {} object", other.type_name()))),
+        Some(other) => {
+            return Err(Error::type_error(format!(
+                "cannot unpack non-iterable {} object",
+                other.type_name()
+            )));
+        }
     };
     let layout = Layout {
         ensure_ascii: flag(ensure_ascii.as_ref()),
@@ -91,14 +100,17 @@ impl Layout {
             Value::Dict(dict) => {
                 let mut entries: Vec<(Value, Value)> = dict.iter().cloned().collect();
                 if self.sort_keys {
-                    let keyed = entries.drain(..).map(|entry| {
-                        (entry.0.clone(), Value::tuple(vec![entry.0, entry.1]))
-                    });
+                    let keyed = entries
+                        .drain(..)
+                        .map(|entry| (entry.0.clone(), Value::tuple(vec![entry.0, entry.1])));
                     let sorted = ops::sort_by_key(keyed.collect(), false)?;
-                    entries = sorted.iter().filter_map(|entry| match entry {
-                        Value::Tuple(pair) => Some((pair[0].clone(), pair[1].clone())),
-                        _ => None,
-                    }).collect();
+                    entries = sorted
+                        .iter()
+                        .filter_map(|entry| match entry {
+                            Value::Tuple(pair) => Some((pair[0].clone(), pair[1].clone())),
+                            _ => None,
+                        })
+                        .collect();
                 }
                 let push = |out: &mut String, (key, value): &(Value, Value)| {
                     self.push_string(out, &key_text(key)?);

@@ -31,8 +31,8 @@ pub(crate) enum TokenKind {
 
 /// Longer ones first, so that `//` is not two of `/`.
 const OPERATORS: [&str; 25] = [
-    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<", "=", ".",
-    ":", "|", ",",
+    "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<",
+    "=", ".", ":", "|", ",",
 ];
 
 /// Splits a template into tokens, the last of which is [`TokenKind::End`].
@@ -156,8 +156,7 @@ impl<'a> Lexer<'a> {
                     self.push(TokenKind::Data(kept.to_owned()));
                 }
                 let closing = &rest[tag..tag + close];
-                let close_sign =
-                    closing.strip_suffix("%}").and_then(|inner| inner.chars().next_back());
+                let close_sign = closing.strip_suffix("%}").and_then(|inner| inner.chars().next_back());
                 let close_sign = close_sign.filter(|c| matches!(c, '-' | '+'));
                 let trimmed = self.trimmed_after(&rest[tag + close..], close_sign);
                 self.advance(tag + close + trimmed);
@@ -243,7 +242,8 @@ impl<'a> Lexer<'a> {
         if first == '\'' || first == '"' {
             return literal::string(rest, first, self.line);
         }
-        let len: usize = rest.chars().take_while(|&c| c.is_alphanumeric() || c == '_').map(char::len_utf8).sum();
+        let len: usize =
+            rest.chars().take_while(|&c| c.is_alphanumeric() || c == '_').map(char::len_utf8).sum();
         Ok((len > 0).then(|| (TokenKind::Name(rest[..len].to_owned()), len)))
     }
 }

@@ -76,11 +76,15 @@ pub(crate) fn arithmetic(op: BinaryOp, left: &Value, right: &Value) -> Result<Op
 pub(crate) fn order(left: &Value, right: &Value) -> Result<Option<Option<Ordering>>> {
     Ok(match (left, right) {
         (Value::Huge(left), Value::Huge(right)) if left == right => Some(Some(Ordering::Equal)),
-        (Value::Huge(_), other) | (other, Value::Huge(_)) if as_float(other).is_some() => return Err(too_large()),
+        (Value::Huge(_), other) | (other, Value::Huge(_)) if as_float(other).is_some() => {
+            return Err(too_large());
+        }
         _ => match (left.as_int(), right.as_int()) {
             (Some(left), Some(right)) => Some(Some(left.cmp(&right))),
             (Some(left), None) => as_float(right).map(|right| int_to_float(left, right)),
-            (None, Some(right)) => as_float(left).map(|left| int_to_float(right, left).map(Ordering::reverse)),
+            (None, Some(right)) => {
+                as_float(left).map(|left| int_to_float(right, left).map(Ordering::reverse))
+            }
             (None, None) => match (as_float(left), as_float(right)) {
                 (Some(left), Some(right)) => Some(left.partial_cmp(&right)),
                 _ => None,
@@ -92,7 +96,9 @@ pub(crate) fn order(left: &Value, right: &Value) -> Result<Option<Option<Orderin
 /// Exact, though the integer may have more digits than a float holds.
 fn int_to_float(int: i128, float: f64) -> Option<Ordering> {
     match whole(float.floor()) {
-        Some(floor) if floor == int => Some(if float.fract() == 0.0 { Ordering::Equal } else { Ordering::Less }),
+        Some(floor) if floor == int => {
+            Some(if float.fract() == 0.0 { Ordering::Equal } else { Ordering::Less })
+        }
         Some(floor) => Some(int.cmp(&floor)),
         None => (int as f64).partial_cmp(&float),
     }
@@ -225,13 +231,16 @@ pub(crate) fn parse_int(text: &str, base: u32) -> Option<i128> {
         None => (1, text),
     };
     let lower = digits.to_ascii_lowercase();
-    let prefixed = |prefix: &str| lower.strip_prefix(prefix).map(|rest| rest.strip_prefix('_').unwrap_or(rest));
+    let prefixed =
+        |prefix: &str| lower.strip_prefix(prefix).map(|rest| rest.strip_prefix('_').unwrap_or(rest));
     let (base, digits) = match base {
         0 => match (prefixed("0x"), prefixed("0o"), prefixed("0b")) {
             (Some(rest), ..) => (16, rest),
             (_, Some(rest), _) => (8, rest),
             (.., Some(rest)) => (2, rest),
-            _ if lower.starts_with('0') && lower.bytes().any(|byte| !matches!(byte, b'0' | b'_')) => return None,
+            _ if lower.starts_with('0') && lower.bytes().any(|byte| !matches!(byte, b'0' | b'_')) => {
+                return None;
+            }
             _ => (10, lower.as_str()),
         },
         16 => (16, prefixed("0x").unwrap_or(&lower)),
@@ -262,7 +271,8 @@ pub(crate) fn parse_float(text: &str) -> Option<f64> {
 fn without_underscores(text: &str) -> Option<String> {
     let bytes = text.as_bytes();
     for (at, byte) in bytes.iter().enumerate() {
-        let is_digit = |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_some_and(u8::is_ascii_alphanumeric);
+        let is_digit =
+            |at: Option<usize>| at.and_then(|at| bytes.get(at)).is_some_and(u8::is_ascii_alphanumeric);
         if *byte == b'_' && !(is_digit(at.checked_sub(1)) && is_digit(Some(at + 1))) {
             return None;
         }

@@ -30,9 +30,11 @@ pub(crate) fn binary(op: BinaryOp, left: &Value, right: &Value) -> Result<Value>
         (BinaryOp::Add, Value::List(left), Value::List(right)) => {
             Ok(Value::list(left.iter().chain(right.iter()).cloned().collect()))
         }
-        (BinaryOp::Add, Value::Tuple(left) | Value::Group(left), Value::Tuple(right) | Value::Group(right)) => {
-            Ok(Value::tuple(left.iter().chain(right.iter()).cloned().collect()))
-        }
+        (
+            BinaryOp::Add,
+            Value::Tuple(left) | Value::Group(left),
+            Value::Tuple(right) | Value::Group(right),
+        ) => Ok(Value::tuple(left.iter().chain(right.iter()).cloned().collect())),
         (BinaryOp::Mul, sequence, times) | (BinaryOp::Mul, times, sequence)
             if times.as_int().is_some()
                 && matches!(sequence, Value::Str(_) | Value::List(_) | Value::Tuple(_) | Value::Group(_)) =>
@@ -189,7 +191,10 @@ pub(crate) fn equal(left: &Value, right: &Value) -> Result<bool> {
         (Value::Cycler(left), Value::Cycler(right)) => Rc::ptr_eq(left, right),
         (Value::Joiner(left), Value::Joiner(right)) => Rc::ptr_eq(left, right),
         (Value::View(..), Value::View(..)) | (Value::Method(_), Value::Method(_)) => {
-            return Err(Error::refused(format!("comparing two of type `{}` is not supported", left.type_name())));
+            return Err(Error::refused(format!(
+                "comparing two of type `{}` is not supported",
+                left.type_name()
+            )));
         }
         _ => false,
     })
@@ -207,7 +212,12 @@ fn sequences_equal(left: &[Value], right: &[Value]) -> Result<bool> {
     Ok(true)
 }
 
-fn ordered(left: &Value, right: &Value, sign: &str, holds: impl Fn(Option<Ordering>) -> bool) -> Result<bool> {
+fn ordered(
+    left: &Value,
+    right: &Value,
+    sign: &str,
+    holds: impl Fn(Option<Ordering>) -> bool,
+) -> Result<bool> {
     order(left, right, sign).map(holds)
 }
 
@@ -235,7 +245,9 @@ pub(crate) fn order(left: &Value, right: &Value, sign: &str) -> Result<Option<Or
             }
             Ok(Some(left.len().cmp(&right.len())))
         }
-        (Value::View(..), Value::View(..)) => Err(Error::refused("comparing views of dicts is not supported")),
+        (Value::View(..), Value::View(..)) => {
+            Err(Error::refused("comparing views of dicts is not supported"))
+        }
         _ => Err(Error::type_error(format!(
             "'{sign}' not supported between instances of '{}' and '{}'",
             left.type_name(),

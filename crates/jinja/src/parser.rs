@@ -123,7 +123,8 @@ impl Parser {
     /// Runs `parse` one level deeper.
     fn nested<T>(&mut self, parse: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.nesting == MAX_NESTING {
-            let mut error = Error::refused(format!("tags and brackets lie more than {MAX_NESTING} deep in each other"));
+            let mut error =
+                Error::refused(format!("tags and brackets lie more than {MAX_NESTING} deep in each other"));
             error.line = Some(self.line());
             return Err(error);
         }
@@ -191,7 +192,8 @@ impl Parser {
         if let Some(wanted) = wanted {
             let quoted: Vec<String> = wanted.iter().map(|end| format!("'{end}'")).collect();
             let quoted = quoted.join(" or ");
-            let is_misplaced = name.is_some_and(|name| self.end_tags.iter().flatten().any(|end| *end == name));
+            let is_misplaced =
+                name.is_some_and(|name| self.end_tags.iter().flatten().any(|end| *end == name));
             message.push_str(&if is_misplaced {
                 format!(
                     " You probably made a nesting mistake. Jinja is expecting this tag, but currently looking for {quoted}."
@@ -224,7 +226,7 @@ impl Parser {
             }
             "print" => {
                 self.skip();
-                let printed = self.comma_separated(TokenKind::BlockEnd)?;
+                let printed = self.printed()?;
                 body.extend(printed.into_iter().map(Stmt::Print));
                 self.open_tags.pop();
                 return Ok(());
@@ -258,9 +260,9 @@ impl Parser {
         Ok(())
     }
 
-    fn comma_separated(&mut self, end: TokenKind) -> Result<Vec<Expr>> {
+    fn printed(&mut self) -> Result<Vec<Expr>> {
         let mut items = Vec::new();
-        while *self.kind() != end {
+        while *self.kind() != TokenKind::BlockEnd {
             if !items.is_empty() {
                 self.expect_operator(",")?;
             }

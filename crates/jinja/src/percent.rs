@@ -63,9 +63,9 @@ pub(crate) fn format(format: &Str, values: &Value) -> Result<Value> {
             let (key, after) = key_of(after)?;
             let Value::Dict(map) = values else { return Err(Error::type_error("format requires a mapping")) };
             source.used_map = true;
-            keyed = Some(map.get_str(key).cloned().ok_or_else(|| {
-                Error::new(ErrorKind::Lookup, text::repr(key))
-            })?);
+            keyed = Some(
+                map.get_str(key).cloned().ok_or_else(|| Error::new(ErrorKind::Lookup, text::repr(key)))?,
+            );
             rest = after;
         }
         let (conversion, after) = conversion(rest, &mut source)?;
@@ -156,7 +156,13 @@ fn number_or_star<'a>(text: &'a str, source: &mut Source<'_>) -> Result<(Option<
 
 fn convert(value: &Value, kind: char, conversion: &Conversion, index: usize) -> Result<String> {
     let has = |flag: char| conversion.flags.contains(flag);
-    let sign = if has('+') { '+' } else if has(' ') { ' ' } else { '-' };
+    let sign = if has('+') {
+        '+'
+    } else if has(' ') {
+        ' '
+    } else {
+        '-'
+    };
     let (text, num_prefix, is_number) = match kind {
         's' | 'r' | 'a' => {
             let text = if kind == 's' { value.to_text()? } else { value.repr()? };
@@ -243,9 +249,9 @@ fn integer(value: &Value, kind: char) -> Result<i128> {
 fn character(value: &Value) -> Result<String> {
     if let Some(int) = value.as_int() {
         let c = u32::try_from(int).ok().and_then(char::from_u32);
-        return c.map(String::from).ok_or_else(|| {
-            Error::new(ErrorKind::Overflow, "%c arg not in range(0x110000)")
-        });
+        return c
+            .map(String::from)
+            .ok_or_else(|| Error::new(ErrorKind::Overflow, "%c arg not in range(0x110000)"));
     }
     match value.as_str() {
         Some(text) if text.chars().count() == 1 => Ok(text.to_owned()),

@@ -12,10 +12,45 @@ use crate::render::Renderer;
 use crate::value::Value;
 
 const NAMES: [&str; 39] = [
-    "odd", "even", "divisibleby", "defined", "undefined", "filter", "test", "none", "boolean", "false", "true",
-    "integer", "float", "lower", "upper", "string", "mapping", "number", "sequence", "iterable", "callable", "sameas",
-    "escaped", "in", "==", "eq", "equalto", "!=", "ne", ">", "gt", "greaterthan", "ge", ">=", "<", "lt", "lessthan",
-    "<=", "le",
+    "odd",
+    "even",
+    "divisibleby",
+    "defined",
+    "undefined",
+    "filter",
+    "test",
+    "none",
+    "boolean",
+    "false",
+    "true",
+    "integer",
+    "float",
+    "lower",
+    "upper",
+    "string",
+    "mapping",
+    "number",
+    "sequence",
+    "iterable",
+    "callable",
+    "sameas",
+    "escaped",
+    "in",
+    "==",
+    "eq",
+    "equalto",
+    "!=",
+    "ne",
+    ">",
+    "gt",
+    "greaterthan",
+    "ge",
+    ">=",
+    "<",
+    "lt",
+    "lessthan",
+    "<=",
+    "le",
 ];
 
 /// Whether there is a test of this name.
@@ -122,15 +157,21 @@ fn same(left: &Value, right: &Value) -> Result<bool> {
         // CPython keeps one object for each small integer.
         (Value::Int(left), Value::Int(right)) if left == right && (-5..=256).contains(left) => true,
         (Value::List(left), Value::List(right)) => Rc::ptr_eq(left, right),
-        (Value::Tuple(left), Value::Tuple(right)) => Rc::ptr_eq(left, right) || (left.is_empty() && right.is_empty()),
+        (Value::Tuple(left), Value::Tuple(right)) => {
+            Rc::ptr_eq(left, right) || (left.is_empty() && right.is_empty())
+        }
         (Value::Dict(left), Value::Dict(right)) => Rc::ptr_eq(left, right),
         (Value::Namespace(left), Value::Namespace(right)) => Rc::ptr_eq(left, right),
         (Value::Macro(left), Value::Macro(right)) => Rc::ptr_eq(left, right),
         (Value::Str(left), Value::Str(right)) if std::sync::Arc::ptr_eq(&left.text, &right.text) => true,
-        (Value::Str(_), Value::Str(_)) | (Value::Int(_), Value::Int(_)) | (Value::Float(_), Value::Float(_))
+        (Value::Str(_), Value::Str(_))
+        | (Value::Int(_), Value::Int(_))
+        | (Value::Float(_), Value::Float(_))
             if ops::equal(left, right)? =>
         {
-            return Err(Error::refused("whether two equal values are the same object depends on Python's memory"));
+            return Err(Error::refused(
+                "whether two equal values are the same object depends on Python's memory",
+            ));
         }
         _ => false,
     })

@@ -17,7 +17,7 @@ use crate::ast::{Named, Stmt, Target};
 use crate::date::Date;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filters;
-use crate::value::Value;
+use crate::value::{Names, Value};
 
 /// How deep expressions, statements and calls may lie in each other while rendering.
 ///
@@ -204,7 +204,10 @@ impl Renderer<'_> {
 
     /// What a name stands for here.
     fn resolve(&self, name: &str, scope: &Scope) -> Value {
-        scope.get(name).or_else(|| crate::functions::global(name)).unwrap_or_else(|| Value::undefined_name(name))
+        scope
+            .get(name)
+            .or_else(|| crate::functions::global(name))
+            .unwrap_or_else(|| Value::undefined_name(name))
     }
 
     /// `function(args)`.
@@ -228,15 +231,15 @@ impl Renderer<'_> {
 /// What a block is replaced by must be a string already.
 fn push_output(out: &mut String, value: &Value) -> Result<()> {
     let found = value.type_name();
-    let text = value.as_str().ok_or_else(|| {
-        Error::type_error(format!("sequence item 0: expected str instance, {found} found"))
-    })?;
+    let text = value
+        .as_str()
+        .ok_or_else(|| Error::type_error(format!("sequence item 0: expected str instance, {found} found")))?;
     out.push_str(text);
     Ok(())
 }
 
 /// Sets an attribute of a namespace, which may not start with an underscore.
-pub(crate) fn set_attribute(attributes: &mut Vec<(Arc<str>, Value)>, name: &Arc<str>, value: Value) -> Result<()> {
+pub(crate) fn set_attribute(attributes: &mut Names, name: &Arc<str>, value: Value) -> Result<()> {
     if name.starts_with('_') {
         let shown = crate::text::repr(name);
         return Err(Error::new(

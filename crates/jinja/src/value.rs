@@ -38,11 +38,14 @@ pub(crate) enum Value {
     /// A method and the value that it belongs to.
     Method(Rc<(Value, &'static str)>),
     Macro(Rc<MacroValue>),
-    Namespace(Rc<RefCell<Vec<(Arc<str>, Value)>>>),
+    Namespace(Rc<RefCell<Names>>),
     Loop(Rc<LoopState>),
     Cycler(Rc<Cycler>),
     Joiner(Rc<(Str, RefCell<bool>)>),
 }
+
+/// Names and their values, in the order of setting.
+pub(crate) type Names = Vec<(Arc<str>, Value)>;
 
 /// A string; `is_markup` is `markupsafe.Markup`, which escapes what is joined to it.
 #[derive(Clone, Debug)]
@@ -68,8 +71,11 @@ pub(crate) struct Range {
 
 impl Range {
     pub(crate) fn len(self) -> usize {
-        let (distance, step) =
-            if self.step > 0 { (self.stop - self.start, self.step) } else { (self.start - self.stop, -self.step) };
+        let (distance, step) = if self.step > 0 {
+            (self.stop - self.start, self.step)
+        } else {
+            (self.start - self.stop, -self.step)
+        };
         if distance <= 0 { 0 } else { usize::try_from((distance + step - 1) / step).unwrap_or(usize::MAX) }
     }
 
@@ -377,7 +383,12 @@ impl Value {
             Self::Range(range) => range.len(),
             Self::Undefined(_) => 0,
             Self::Loop(_) => return Err(Error::refused("the length of `loop` is `loop.length`")),
-            other => return Err(Error::type_error(format!("object of type '{}' has no len()", other.type_name()))),
+            other => {
+                return Err(Error::type_error(format!(
+                    "object of type '{}' has no len()",
+                    other.type_name()
+                )));
+            }
         })
     }
 
@@ -389,7 +400,9 @@ impl Value {
         Ok(match self {
             Self::List(items) | Self::Tuple(items) | Self::Group(items) => items.to_vec(),
             Self::Str(text) => text.text.chars().map(|c| Self::from(c.to_string())).collect(),
-            Self::Dict(dict) | Self::View(ViewKind::Keys, dict) => dict.iter().map(|(key, _)| key.clone()).collect(),
+            Self::Dict(dict) | Self::View(ViewKind::Keys, dict) => {
+                dict.iter().map(|(key, _)| key.clone()).collect()
+            }
             Self::View(ViewKind::Values, dict) => dict.iter().map(|(_, value)| value.clone()).collect(),
             Self::View(ViewKind::Items, dict) => {
                 dict.iter().map(|(key, value)| Self::tuple(vec![key.clone(), value.clone()])).collect()
@@ -421,7 +434,12 @@ impl Value {
     pub(crate) fn is_callable(&self) -> bool {
         matches!(
             self,
-            Self::Function(_) | Self::Method(_) | Self::Macro(_) | Self::Loop(_) | Self::Joiner(_) | Self::Undefined(_)
+            Self::Function(_)
+                | Self::Method(_)
+                | Self::Macro(_)
+                | Self::Loop(_)
+                | Self::Joiner(_)
+                | Self::Undefined(_)
         )
     }
 }

@@ -4,6 +4,8 @@
 //! templates say to users with `raise_exception` must be the same sentence. What Python renders and this engine refuses
 //! must be one of the listed refusals.
 
+#![expect(clippy::unwrap_used, reason = "clippy knows test functions, not the helpers beside them")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -58,7 +60,8 @@ fn small_templates_equal_jinja2() {
     for case in table["cases"].as_array().unwrap() {
         let source = case["template"].as_str().unwrap();
         let given = variables.iter().map(|(name, value)| (name.as_str(), value.clone()));
-        let found = Template::parse(source).and_then(|template| template.render(given, Date::new(2026, 1, 2)));
+        let found =
+            Template::parse(source).and_then(|template| template.render(given, Date::new(2026, 1, 2)));
         let outcome = match (&found, case["text"].as_str()) {
             (Ok(text), Some(expected)) if text == expected => "equal",
             (Err(error), None) if case["error"] == "TemplateError" => {

@@ -6,7 +6,9 @@ use serde_json::{Value, json};
 use super::*;
 
 fn tokens() -> Vec<(String, String)> {
-    [("bos_token", "<s>"), ("eos_token", "</s>")].map(|(name, token)| (name.to_owned(), token.to_owned())).to_vec()
+    [("bos_token", "<s>"), ("eos_token", "</s>")]
+        .map(|(name, token)| (name.to_owned(), token.to_owned()))
+        .to_vec()
 }
 
 fn template(source: &str) -> ChatTemplate {
@@ -64,7 +66,8 @@ fn what_a_template_sees() {
 #[test]
 fn named_templates() {
     let messages = json!([{"role": "user", "content": "x"}]);
-    let both = ChatTemplate::new([("default", "plain"), ("tool_use", "tools"), ("rag", "{% if")], tokens(), None);
+    let both =
+        ChatTemplate::new([("default", "plain"), ("tool_use", "tools"), ("rag", "{% if")], tokens(), None);
     assert_eq!(both.prompt_text(&record(&messages)).unwrap(), "plain");
     assert_eq!(both.prompt_text(&with_tools(&messages)).unwrap(), "tools");
     let only_default = template("plain");
@@ -80,7 +83,8 @@ fn errors_are_one_sentence() {
     insta::assert_snapshot!(error("{{ raise_exception('roles must alternate') }}"), @"the chat template failed: roles must alternate");
     insta::assert_snapshot!(error("a\n{% if %}"), @"it is a `messages` record, and the tokenizer's chat template is not valid: Expected an expression, got 'end of statement block' (line 2 of the template)");
     insta::assert_snapshot!(error("{{ strftime_now('%Y') }}"), @"the chat template asks for the date, which no prompt takes from the clock: set one, in the shell write ++model.data.date=2026-01-31");
-    let dated = ChatTemplate::new([("default", "{{ strftime_now('%d %b %Y') }}")], tokens(), Date::new(2026, 1, 2));
+    let dated =
+        ChatTemplate::new([("default", "{{ strftime_now('%d %b %Y') }}")], tokens(), Date::new(2026, 1, 2));
     assert_eq!(dated.prompt_text(&record(&messages)).unwrap(), "02 Jan 2026");
 }
 
@@ -105,6 +109,9 @@ fn numbers_are_those_that_python_has() {
     let mut record = record(&json!([]));
     let digits = "9".repeat(50);
     record.template_kwargs.insert("x".into(), Json::Number(digits.clone().into()));
-    assert_eq!(template("{{ {'a': x} | tojson }}").prompt_text(&record).unwrap(), format!("{{\"a\": {digits}}}"));
+    assert_eq!(
+        template("{{ {'a': x} | tojson }}").prompt_text(&record).unwrap(),
+        format!("{{\"a\": {digits}}}")
+    );
     insta::assert_snapshot!(template("{{ x + 1 }}").prompt_text(&record).unwrap_err(), @"the chat template failed: an integer with more than 38 digits is not supported");
 }

@@ -63,7 +63,8 @@ fn metadata_is_kept_as_asked() {
 
 #[test]
 fn a_template_that_cannot_be_used_stops_messages_only() {
-    let builder = builder().with_template(ChatTemplate::new([("default", "{% nonsense %}")], Vec::new(), None));
+    let builder =
+        builder().with_template(ChatTemplate::new([("default", "{% nonsense %}")], Vec::new(), None));
     assert!(builder.build(object(&line("a"))).is_ok());
     let error = builder.build(object(r#"{"messages": [{"role": "user", "content": "x"}]}"#)).unwrap_err();
     insta::assert_snapshot!(error, @"it is a `messages` record, and the tokenizer's chat template is not valid: Encountered unknown tag 'nonsense'. (line 1 of the template)");

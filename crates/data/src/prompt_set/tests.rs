@@ -147,7 +147,8 @@ fn a_template_that_cannot_be_used_is_never_skipped() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("data.jsonl");
     std::fs::write(&path, text).unwrap();
-    let builder = builder().with_template(crate::ChatTemplate::new([("default", "{% no %}")], Vec::new(), None));
+    let builder =
+        builder().with_template(crate::ChatTemplate::new([("default", "{% no %}")], Vec::new(), None));
     let error = load_prompts(&path, builder, &LengthLimits::default(), OnBadRecord::Skip).err().unwrap();
     let told = error.to_string().replace(&path.display().to_string(), "data.jsonl");
     insta::assert_snapshot!(told, @"line 2 of `data.jsonl` is a `messages` record, and the tokenizer's chat template is not valid: Encountered unknown tag 'no'. (line 1 of the template)");

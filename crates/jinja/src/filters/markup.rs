@@ -32,7 +32,8 @@ fn strip_tags(html: &str) -> Result<String> {
         let Some(len) = text[start..].find('>') else { break };
         text.replace_range(start..=start + len, "");
     }
-    let text = text.split(crate::lexer::is_space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
+    let text =
+        text.split(crate::lexer::is_space).filter(|word| !word.is_empty()).collect::<Vec<_>>().join(" ");
     if text.contains('&') {
         return unescape(&text);
     }
@@ -47,7 +48,12 @@ fn unescape(text: &str) -> Result<String> {
         out.push_str(&rest[..at]);
         rest = &rest[at..];
         let known = [
-            ("&amp;", '&'), ("&lt;", '<'), ("&gt;", '>'), ("&#34;", '"'), ("&quot;", '"'), ("&#39;", '\''),
+            ("&amp;", '&'),
+            ("&lt;", '<'),
+            ("&gt;", '>'),
+            ("&#34;", '"'),
+            ("&quot;", '"'),
+            ("&#39;", '\''),
             ("&nbsp;", '\u{a0}'),
         ];
         if let Some((entity, c)) = known.iter().find(|(entity, _)| rest.starts_with(entity)) {
@@ -78,7 +84,10 @@ fn xml_attributes(value: &Value, autospace: bool) -> Result<Value> {
         }
         let key = crate::args::string(key)?;
         if key.contains([' ', '\t', '\n', '\r', '\x0b', '\x0c', '/', '>', '=']) {
-            return Err(Error::value_error(format!("Invalid character in attribute name: {}", text::repr(key))));
+            return Err(Error::value_error(format!(
+                "Invalid character in attribute name: {}",
+                text::repr(key)
+            )));
         }
         let shown = match value {
             Value::Str(text) if text.is_markup => text.text.to_string(),

@@ -29,7 +29,9 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
             match value {
                 Value::Undefined(undefined) => Err(undefined.error()),
                 Value::Huge(_) => Err(number::too_large()),
-                other => Ok(to_float(other).map_or_else(|| default.unwrap_or(Value::Float(0.0)), Value::Float)),
+                other => {
+                    Ok(to_float(other).map_or_else(|| default.unwrap_or(Value::Float(0.0)), Value::Float))
+                }
             }
         }
         "round" => round(value, args),
@@ -64,7 +66,9 @@ fn to_int(value: &Value, default: Value, base: i128) -> Result<Value> {
                 return Err(number::too_large());
             }
             match number::parse_float(&own) {
-                Some(float) if float.is_finite() => whole(float).map(Value::Int).ok_or_else(number::too_large),
+                Some(float) if float.is_finite() => {
+                    whole(float).map(Value::Int).ok_or_else(number::too_large)
+                }
                 _ => Ok(default),
             }
         }
@@ -80,9 +84,9 @@ fn round(value: &Value, args: Args) -> Result<Value> {
     }
     let precision = int_or(precision.as_ref(), 0)?;
     let method = method.as_ref().map_or(Some("common"), Value::as_str);
-    let method = method.filter(|method| matches!(*method, "common" | "ceil" | "floor")).ok_or_else(|| {
-        Error::new(ErrorKind::FilterArgument, "method must be common, ceil or floor")
-    })?;
+    let method = method
+        .filter(|method| matches!(*method, "common" | "ceil" | "floor"))
+        .ok_or_else(|| Error::new(ErrorKind::FilterArgument, "method must be common, ceil or floor"))?;
     if method == "common" {
         return match value {
             Value::Float(float) => Ok(Value::Float(number::round(*float, precision))),

@@ -28,17 +28,23 @@ pub(super) fn call(name: &str, value: Value, args: Args, renderer: &Renderer<'_>
             Ok(Iter::lazy("generator", Box::new(move |renderer| slice(&value, count, fill, renderer))))
         }
         "unique" => {
-            let [case_sensitive, attribute] = args.bind("sync_do_unique", ["case_sensitive", "attribute"], 0)?;
+            let [case_sensitive, attribute] =
+                args.bind("sync_do_unique", ["case_sensitive", "attribute"], 0)?;
             let getter = Getter::new(attribute, !flag(case_sensitive.as_ref()));
             Ok(Iter::lazy("generator", Box::new(move |renderer| unique(&value, &getter?, renderer))))
         }
         "items" => {
             let [] = args.unnamed("do_items", 0)?;
-            Ok(Iter::lazy("generator", Box::new(move |renderer| match &value {
-                Value::Undefined(_) => Ok(Vec::new()),
-                Value::Dict(dict) => Value::View(crate::value::ViewKind::Items, Rc::clone(dict)).items(renderer),
-                _ => Err(Error::type_error("Can only get item pairs from a mapping.")),
-            })))
+            Ok(Iter::lazy(
+                "generator",
+                Box::new(move |renderer| match &value {
+                    Value::Undefined(_) => Ok(Vec::new()),
+                    Value::Dict(dict) => {
+                        Value::View(crate::value::ViewKind::Items, Rc::clone(dict)).items(renderer)
+                    }
+                    _ => Err(Error::type_error("Can only get item pairs from a mapping.")),
+                }),
+            ))
         }
         "list" => {
             let [] = args.unnamed("list", 0)?;
@@ -58,43 +64,50 @@ pub(super) fn call(name: &str, value: Value, args: Args, renderer: &Renderer<'_>
             let last = value.items(renderer)?.pop();
             Ok(last.unwrap_or_else(|| Value::undefined("No last item, sequence was empty.")))
         }
-        "reverse" => reverse(value, args, renderer),
+        "reverse" => reverse(&value, args, renderer),
         "join" => {
             let [separator, attribute] = args.bind("do_join", ["d", "attribute"], 0)?;
             let separator = separator.map_or_else(|| Ok(String::new()), |separator| separator.to_text())?;
             let getter = Getter::new(attribute, false)?;
             let items = value.items(renderer)?;
-            let items: Vec<Value> = items.iter().map(|item| getter.get(item, renderer)).collect::<Result<_>>()?;
+            let items: Vec<Value> =
+                items.iter().map(|item| getter.get(item, renderer)).collect::<Result<_>>()?;
             let texts = items.iter().map(Value::to_text).collect::<Result<Vec<_>>>()?;
             Ok(Value::from(texts.join(&separator)))
         }
-        "sum" => {
-            let [attribute, start] = args.bind("sync_do_sum", ["attribute", "start"], 0)?;
-            let getter = Getter::new(attribute, false)?;
-            let mut total = start.unwrap_or(Value::Int(0));
-            if matches!(total, Value::Str(_)) {
-                return Err(Error::type_error("sum() can't sum strings [use ''.join(seq) instead]"));
-            }
-            for item in value.items(renderer)? {
-                total = ops::binary(BinaryOp::Add, &total, &getter.get(&item, renderer)?)?;
-            }
-            Ok(total)
-        }
+        "sum" => sum(&value, args, renderer),
         "min" | "max" => least_or_greatest(name, &value, args, renderer),
-        "sort" => {
-            let names = ["reverse", "case_sensitive", "attribute"];
-            let [reverse, case_sensitive, attribute] = args.bind("do_sort", names, 0)?;
-            let getters = Getter::several(attribute, !flag(case_sensitive.as_ref()))?;
-            let mut keyed = Vec::new();
-            for item in value.items(renderer)? {
-                let keys = getters.iter().map(|getter| getter.get(&item, renderer)).collect::<Result<_>>()?;
-                keyed.push((Value::list(keys), item));
-            }
-            ops::sort_by_key(keyed, flag(reverse.as_ref())).map(Value::list)
-        }
+        "sort" => sort(&value, args, renderer),
         "dictsort" => dict_sort(&value, args),
         _ => group_by(&value, args, renderer),
     }
+}
+
+/// The sum of the items, or of an attribute of each, from a start on.
+fn sum(value: &Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+    let [attribute, start] = args.bind("sync_do_sum", ["attribute", "start"], 0)?;
+    let getter = Getter::new(attribute, false)?;
+    let mut total = start.unwrap_or(Value::Int(0));
+    if matches!(total, Value::Str(_)) {
+        return Err(Error::type_error("sum() can't sum strings [use ''.join(seq) instead]"));
+    }
+    for item in value.items(renderer)? {
+        total = ops::binary(BinaryOp::Add, &total, &getter.get(&item, renderer)?)?;
+    }
+    Ok(total)
+}
+
+/// Sorted by the items, or by one or several attributes of each.
+fn sort(value: &Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+    let names = ["reverse", "case_sensitive", "attribute"];
+    let [reverse, case_sensitive, attribute] = args.bind("do_sort", names, 0)?;
+    let getters = Getter::several(attribute, !flag(case_sensitive.as_ref()))?;
+    let mut keyed = Vec::new();
+    for item in value.items(renderer)? {
+        let keys = getters.iter().map(|getter| getter.get(&item, renderer)).collect::<Result<_>>()?;
+        keyed.push((Value::list(keys), item));
+    }
+    ops::sort_by_key(keyed, flag(reverse.as_ref())).map(Value::list)
 }
 
 /// `make_attrgetter`: an attribute, a path such as `a.b.0`, or the item itself.
@@ -118,7 +131,11 @@ impl Getter {
     fn several(attribute: Option<Value>, ignores_case: bool) -> Result<Vec<Self>> {
         match &attribute {
             Some(Value::Str(paths)) => {
-                let getters = paths.text.split(',').map(|path| Self { path: path_of(path), default: None, ignores_case });
+                let getters = paths.text.split(',').map(|path| Self {
+                    path: path_of(path),
+                    default: None,
+                    ignores_case,
+                });
                 Ok(getters.collect())
             }
             _ => Ok(vec![Self::new(attribute, ignores_case)?]),
@@ -185,7 +202,10 @@ fn map(value: &Value, mut args: Args, renderer: &Renderer<'_>) -> Result<Vec<Val
 }
 
 fn lazy_select(value: Value, args: Args, by_attribute: bool, keeps_true: bool) -> Value {
-    Iter::lazy("generator", Box::new(move |renderer| select(&value, args, by_attribute, keeps_true, renderer)))
+    Iter::lazy(
+        "generator",
+        Box::new(move |renderer| select(&value, args, by_attribute, keeps_true, renderer)),
+    )
 }
 
 fn select(
@@ -226,7 +246,12 @@ fn select(
     Ok(kept)
 }
 
-fn batch(value: &Value, count: Option<Value>, fill: Option<Value>, renderer: &Renderer<'_>) -> Result<Vec<Value>> {
+fn batch(
+    value: &Value,
+    count: Option<Value>,
+    fill: Option<Value>,
+    renderer: &Renderer<'_>,
+) -> Result<Vec<Value>> {
     let count = count.unwrap_or(Value::None);
     let fill = fill.filter(|fill| !matches!(fill, Value::None));
     let mut lines: Vec<Vec<Value>> = Vec::new();
@@ -252,7 +277,12 @@ fn batch(value: &Value, count: Option<Value>, fill: Option<Value>, renderer: &Re
     Ok(lines.into_iter().map(Value::list).collect())
 }
 
-fn slice(value: &Value, count: Option<Value>, fill: Option<Value>, renderer: &Renderer<'_>) -> Result<Vec<Value>> {
+fn slice(
+    value: &Value,
+    count: Option<Value>,
+    fill: Option<Value>,
+    renderer: &Renderer<'_>,
+) -> Result<Vec<Value>> {
     let items = value.items(renderer)?;
     let count = int(&count.unwrap_or(Value::None))?;
     if count == 0 {
@@ -305,15 +335,15 @@ fn check_reversible(value: &Value) -> Result<()> {
     Err(Error::type_error(format!("'{}' object is not reversible", value.type_name())))
 }
 
-fn reverse(value: Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+fn reverse(value: &Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
     let [] = args.unnamed("do_reverse", 0)?;
-    if let Value::Str(text) = &value {
+    if let Value::Str(text) = value {
         return Ok(text.with(text.text.chars().rev().collect::<String>()));
     }
     if !value.is_iterable() {
         return Err(filter_argument("argument must be iterable"));
     }
-    let kind = match &value {
+    let kind = match value {
         Value::List(_) => "list_reverseiterator",
         Value::Tuple(_) | Value::Group(_) => "reversed",
         Value::Dict(_) | Value::View(crate::value::ViewKind::Keys, _) => "dict_reversekeyiterator",
@@ -335,7 +365,9 @@ fn least_or_greatest(name: &str, value: &Value, args: Args, renderer: &Renderer<
         let key = getter.get(&item, renderer)?;
         let is_better = match &best {
             None => true,
-            Some((best_key, _)) if name == "min" => ops::order(&key, best_key, "<")? == Some(std::cmp::Ordering::Less),
+            Some((best_key, _)) if name == "min" => {
+                ops::order(&key, best_key, "<")? == Some(std::cmp::Ordering::Less)
+            }
             Some((best_key, _)) => ops::order(&key, best_key, ">")? == Some(std::cmp::Ordering::Greater),
         };
         if is_better {

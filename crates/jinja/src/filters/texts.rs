@@ -99,7 +99,9 @@ fn indent(value: &Value, args: Args) -> Result<Value> {
     let Value::Str(own) = value else {
         return Err(match value {
             Value::Undefined(undefined) => undefined.error(),
-            other => Error::type_error(format!("can only concatenate str (not \"{}\") to str", other.type_name())),
+            other => {
+                Error::type_error(format!("can only concatenate str (not \"{}\") to str", other.type_name()))
+            }
         });
     };
     let indention = match width {
@@ -161,7 +163,11 @@ fn truncate(value: &Value, args: Args) -> Result<Value> {
         return Err(Error::refused(format!("`truncate` of a `{}` is not supported", value.type_name())));
     };
     let kept: String = own.text.chars().take(usize::try_from(length - end_len).unwrap_or(0)).collect();
-    let kept = if flag(kill_words.as_ref()) { kept.as_str() } else { kept.rsplit_once(' ').map_or(&*kept, |(kept, _)| kept) };
+    let kept = if flag(kill_words.as_ref()) {
+        kept.as_str()
+    } else {
+        kept.rsplit_once(' ').map_or(&*kept, |(kept, _)| kept)
+    };
     Ok(own.with(format!("{kept}{end}")))
 }
 
@@ -184,14 +190,17 @@ fn word_wrap(value: &Value, args: Args) -> Result<Value> {
         None | Some(Value::None) => "\n".to_owned(),
         Some(text) => crate::args::string(&text)?.to_owned(),
     };
-    let width = usize::try_from(width).ok().filter(|width| *width > 0).ok_or_else(|| {
-        Error::value_error(format!("invalid width {width} (must be > 0)"))
-    })?;
+    let width = usize::try_from(width)
+        .ok()
+        .filter(|width| *width > 0)
+        .ok_or_else(|| Error::value_error(format!("invalid width {width} (must be > 0)")))?;
     let mut lines = Vec::new();
     for line in text::split_lines(own, false) {
         let has_hyphens = line.chars().zip(line.chars().skip(1)).any(|(c, next)| c == '-' && next != ' ');
         if breaks_hyphens && has_hyphens && line.chars().count() > width {
-            return Err(Error::refused("`wordwrap` of words with hyphens is not supported: set `break_on_hyphens=false`"));
+            return Err(Error::refused(
+                "`wordwrap` of words with hyphens is not supported: set `break_on_hyphens=false`",
+            ));
         }
         lines.push(wrap_line(line, width, breaks_long).join(&wrap_string));
     }
@@ -251,7 +260,8 @@ fn wrap_line(line: &str, width: usize, breaks_long: bool) -> Vec<String> {
 fn pretty(value: &Value, args: Args) -> Result<Value> {
     let [] = args.unnamed("pprint", 0)?;
     let shown = value.repr()?;
-    let is_simple = !matches!(value, Value::Dict(_) | Value::List(_) | Value::Tuple(_)) || !shown.contains('{');
+    let is_simple =
+        !matches!(value, Value::Dict(_) | Value::List(_) | Value::Tuple(_)) || !shown.contains('{');
     if is_simple && shown.chars().count() < 80 {
         return Ok(Value::from(shown));
     }

@@ -52,7 +52,8 @@ fn digits_len(text: &str, is_digit: impl Fn(char) -> bool, may_start_with_unders
     loop {
         if digit_at(len) {
             len += 1;
-        } else if bytes.get(len) == Some(&b'_') && digit_at(len + 1) && (len > 0 || may_start_with_underscore) {
+        } else if bytes.get(len) == Some(&b'_') && digit_at(len + 1) && (len > 0 || may_start_with_underscore)
+        {
             len += 2;
         } else {
             return len;
@@ -118,7 +119,8 @@ fn unescape(text: &str, line: usize) -> Result<String> {
                     'u' => 4,
                     _ => 8,
                 };
-                let hex = rest[1..].get(..digits).filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
+                let hex =
+                    rest[1..].get(..digits).filter(|hex| hex.bytes().all(|byte| byte.is_ascii_hexdigit()));
                 let hex = hex.ok_or_else(|| Error::syntax(line, format!("truncated \\{c} escape")))?;
                 out.push(code_point(hex, 16, line)?);
                 len = 1 + digits;

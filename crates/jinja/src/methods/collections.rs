@@ -25,12 +25,15 @@ pub(super) fn call_sequence(value: &Value, items: &[Value], name: &str, args: Ar
         _ => {
             if matches!(value, Value::Range(_)) && args.positional.len() > 1 {
                 let given = args.positional.len();
-                return Err(Error::type_error(format!("range.index() takes exactly one argument ({given} given)")));
+                return Err(Error::type_error(format!(
+                    "range.index() takes exactly one argument ({given} given)"
+                )));
             }
             let [wanted, start, stop] = args.unnamed(name, 1)?;
             let wanted = wanted.unwrap_or(Value::None);
             let len = items.len() as i128;
-            let clamp = |at: i128| usize::try_from((if at < 0 { at + len } else { at }).clamp(0, len)).unwrap_or(0);
+            let clamp =
+                |at: i128| usize::try_from((if at < 0 { at + len } else { at }).clamp(0, len)).unwrap_or(0);
             let start = clamp(int_or(start.as_ref(), 0)?);
             let stop = clamp(int_or(stop.as_ref(), len)?);
             for (at, item) in items.iter().enumerate().take(stop).skip(start) {
@@ -86,7 +89,8 @@ pub(crate) fn make_dict(args: Args, renderer: &Renderer<'_>) -> Result<Value> {
         Some(other) => {
             for (at, pair) in other.items(renderer)?.into_iter().enumerate() {
                 if !pair.is_iterable() {
-                    let message = format!("cannot convert dictionary update sequence element #{at} to a sequence");
+                    let message =
+                        format!("cannot convert dictionary update sequence element #{at} to a sequence");
                     return Err(Error::type_error(message));
                 }
                 let pair = pair.items(renderer)?;

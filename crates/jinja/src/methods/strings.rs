@@ -172,11 +172,12 @@ fn search(own: &str, name: &str, args: Args) -> Result<Value> {
 fn affix(own: &str, name: &str, args: Args) -> Result<Value> {
     let [part, start, stop] = args.unnamed(name, 1)?;
     let window = window(own, start.as_ref(), stop.as_ref())?;
-    let fits = |part: &str| {
-        window.is_some_and(|(text, _)| {
-            if name == "startswith" { text.starts_with(part) } else { text.ends_with(part) }
-        })
-    };
+    let fits =
+        |part: &str| {
+            window.is_some_and(|(text, _)| {
+                if name == "startswith" { text.starts_with(part) } else { text.ends_with(part) }
+            })
+        };
     match part.unwrap_or(Value::None) {
         Value::Str(part) => Ok(Value::Bool(fits(&part.text))),
         Value::Tuple(parts) => {
@@ -255,13 +256,13 @@ fn split_spaces(own: &str, limit: usize, from_right: bool) -> Vec<&str> {
             break;
         }
         if parts.len() == limit {
-            let last =
-                if from_right { rest.trim_end_matches(is_space) } else { rest };
+            let last = if from_right { rest.trim_end_matches(is_space) } else { rest };
             parts.push(last);
             break;
         }
         if from_right {
-            let start = rest.rfind(is_space).map_or(0, |at| at + rest[at..].chars().next().map_or(0, char::len_utf8));
+            let start =
+                rest.rfind(is_space).map_or(0, |at| at + rest[at..].chars().next().map_or(0, char::len_utf8));
             parts.push(&rest[start..]);
             rest = &rest[..start];
         } else {
@@ -332,7 +333,9 @@ fn padded(own: &str, name: &str, args: Args) -> Result<Value> {
 fn num_missing(own: &str, width: i128) -> Result<usize> {
     let missing = (width - own.chars().count() as i128).max(0);
     usize::try_from(missing).ok().filter(|missing| *missing <= MAX_MADE_ITEMS).ok_or_else(|| {
-        Error::refused(format!("a width of {width} is more than the {MAX_MADE_ITEMS} that a template may make"))
+        Error::refused(format!(
+            "a width of {width} is more than the {MAX_MADE_ITEMS} that a template may make"
+        ))
     })
 }
 
@@ -375,11 +378,25 @@ fn expand_tabs(own: &str, size: i128) -> Result<String> {
 /// A method of `Markup`: texts among the arguments are escaped, texts in the result are markup.
 fn call_markup(text: &Str, name: &'static str, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
     let refused = || Error::refused(format!("the method `{name}` of `Markup` is not supported"));
-    let escapes = matches!(name, "join" | "replace" | "ljust" | "rjust" | "center" | "strip" | "lstrip" | "rstrip");
+    let escapes =
+        matches!(name, "join" | "replace" | "ljust" | "rjust" | "center" | "strip" | "lstrip" | "rstrip");
     let keeps = matches!(
         name,
-        "capitalize" | "casefold" | "lower" | "upper" | "swapcase" | "title" | "split" | "rsplit" | "splitlines"
-            | "expandtabs" | "partition" | "rpartition" | "removeprefix" | "removesuffix" | "zfill"
+        "capitalize"
+            | "casefold"
+            | "lower"
+            | "upper"
+            | "swapcase"
+            | "title"
+            | "split"
+            | "rsplit"
+            | "splitlines"
+            | "expandtabs"
+            | "partition"
+            | "rpartition"
+            | "removeprefix"
+            | "removesuffix"
+            | "zfill"
     );
     let asks = name.starts_with("is")
         || matches!(name, "count" | "find" | "index" | "rfind" | "rindex" | "startswith" | "endswith");
@@ -400,11 +417,8 @@ fn call_markup(text: &Str, name: &'static str, args: Args, renderer: &Renderer<'
         }
         _ => Err(refused()),
     };
-    let positional = if escapes {
-        args.positional.iter().map(escape).collect::<Result<_>>()?
-    } else {
-        args.positional
-    };
+    let positional =
+        if escapes { args.positional.iter().map(escape).collect::<Result<_>>()? } else { args.positional };
     mark(call(&plain, name, Args::of(positional), renderer)?)
 }
 

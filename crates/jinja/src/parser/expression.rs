@@ -4,8 +4,28 @@ use std::sync::Arc;
 
 use super::Parser;
 use crate::ast::{BinaryOp, CallArgs, CompareOp, Const, Expr, Named};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lexer::TokenKind;
+
+/// How many operators of one level, filters or indices may follow each other: each makes the tree a level deeper.
+const MAX_CHAIN: usize = 250;
+
+/// The length of a chain so far.
+#[derive(Default)]
+struct Chain(usize);
+
+impl Chain {
+    fn grow(&mut self, line: usize) -> Result<()> {
+        self.0 += 1;
+        if self.0 <= MAX_CHAIN {
+            return Ok(());
+        }
+        let what = format!(
+            "an expression with more than {MAX_CHAIN} operators, filters or indices in a row is not supported"
+        );
+        Err(Error { line: Some(line), ..Error::refused(what) })
+    }
+}
 
 impl Parser {
     /// An expression with conditions, `a if b else c`.
@@ -47,7 +67,9 @@ impl Parser {
 
     fn conditional(&mut self) -> Result<Expr> {
         let mut expr = self.or()?;
+        let mut chain = Chain::default();
         while self.skip_name("if") {
+            chain.grow(self.line())?;
             let test = Box::new(self.or()?);
             let otherwise =
                 if self.skip_name("else") { Some(Box::new(self.nested(Self::conditional)?)) } else { None };
@@ -58,7 +80,9 @@ impl Parser {
 
     fn or(&mut self) -> Result<Expr> {
         let mut left = self.and()?;
+        let mut chain = Chain::default();
         while self.skip_name("or") {
+            chain.grow(self.line())?;
             left = Expr::Or(Box::new(left), Box::new(self.and()?));
         }
         Ok(left)
@@ -66,7 +90,9 @@ impl Parser {
 
     fn and(&mut self) -> Result<Expr> {
         let mut left = self.not()?;
+        let mut chain = Chain::default();
         while self.skip_name("and") {
+            chain.grow(self.line())?;
             left = Expr::And(Box::new(left), Box::new(self.not()?));
         }
         Ok(left)
@@ -108,12 +134,14 @@ impl Parser {
 
     fn sum(&mut self) -> Result<Expr> {
         let mut left = self.concat()?;
+        let mut chain = Chain::default();
         loop {
             let op = match self.kind() {
                 TokenKind::Operator("+") => BinaryOp::Add,
                 TokenKind::Operator("-") => BinaryOp::Sub,
                 _ => return Ok(left),
             };
+            chain.grow(self.line())?;
             self.skip();
             left = Expr::Binary(op, Box::new(left), Box::new(self.concat()?));
         }
@@ -133,6 +161,7 @@ impl Parser {
 
     fn product(&mut self) -> Result<Expr> {
         let mut left = self.power()?;
+        let mut chain = Chain::default();
         loop {
             let op = match self.kind() {
                 TokenKind::Operator("*") => BinaryOp::Mul,
@@ -141,6 +170,7 @@ impl Parser {
                 TokenKind::Operator("%") => BinaryOp::Mod,
                 _ => return Ok(left),
             };
+            chain.grow(self.line())?;
             self.skip();
             left = Expr::Binary(op, Box::new(left), Box::new(self.power()?));
         }
@@ -149,7 +179,9 @@ impl Parser {
     /// From the left, as Jinja has it, though Python goes from the right.
     fn power(&mut self) -> Result<Expr> {
         let mut left = self.unary(true)?;
+        let mut chain = Chain::default();
         while self.skip_operator("**") {
+            chain.grow(self.line())?;
             left = Expr::Binary(BinaryOp::Pow, Box::new(left), Box::new(self.unary(true)?));
         }
         Ok(left)
@@ -239,7 +271,9 @@ impl Parser {
     }
 
     fn postfix(&mut self, mut node: Expr) -> Result<Expr> {
+        let mut chain = Chain::default();
         loop {
+            chain.grow(self.line())?;
             node = match self.kind() {
                 TokenKind::Operator(".") => self.attribute(node)?,
                 TokenKind::Operator("[") => self.subscript(node)?,
@@ -250,7 +284,9 @@ impl Parser {
     }
 
     fn filters_and_tests(&mut self, mut node: Expr) -> Result<Expr> {
+        let mut chain = Chain::default();
         loop {
+            chain.grow(self.line())?;
             node = match self.kind() {
                 TokenKind::Operator("|") => {
                     self.skip();
@@ -343,7 +379,7 @@ impl Parser {
                 let name = self.expect_name()?;
                 self.skip();
                 if args.named.iter().any(|(known, _)| *known == name) {
-                    return Err(crate::Error::syntax(line, format!("keyword argument repeated: {name}")));
+                    return Err(Error::syntax(line, format!("keyword argument repeated: {name}")));
                 }
                 args.named.push((name, self.expression()?));
                 args.double_star.is_none()
@@ -352,7 +388,7 @@ impl Parser {
                 !has_dynamic && args.named.is_empty()
             };
             if !in_order {
-                return Err(crate::Error::syntax(line, "invalid syntax for function call expression"));
+                return Err(Error::syntax(line, "invalid syntax for function call expression"));
             }
         }
         self.skip();

@@ -61,10 +61,9 @@ fn check_loops(body: &[Stmt], around: Around, in_any_loop: bool) -> Result<()> {
 
 fn check_target(target: &Target) -> Result<()> {
     match target {
-        Target::Name(name) if **name == *"loop" => Err(Error::new(
-            ErrorKind::Assertion,
-            "Can't assign to special loop variable in for-loop target",
-        )),
+        Target::Name(name) if **name == *"loop" => {
+            Err(Error::new(ErrorKind::Assertion, "Can't assign to special loop variable in for-loop target"))
+        }
         Target::Name(_) | Target::Attribute(..) => Ok(()),
         Target::Tuple(items) => items.iter().try_for_each(check_target),
     }
@@ -176,9 +175,12 @@ fn names_set(target: &Target, found: &mut dyn FnMut(&str, bool)) {
 /// The expressions that stand directly in a statement.
 fn expressions(statement: &Stmt) -> Vec<&Expr> {
     match statement {
-        Stmt::Text(_) | Stmt::Block { .. } | Stmt::Generation(_) | Stmt::Load | Stmt::Break | Stmt::Continue => {
-            Vec::new()
-        }
+        Stmt::Text(_)
+        | Stmt::Block { .. }
+        | Stmt::Generation(_)
+        | Stmt::Load
+        | Stmt::Break
+        | Stmt::Continue => Vec::new(),
         Stmt::Print(expr) | Stmt::Set(_, expr) | Stmt::Autoescape(expr, _) => vec![expr],
         Stmt::For(node) => std::iter::once(&node.iterable).chain(&node.filter).collect(),
         Stmt::If { arms, .. } => arms.iter().map(|(test, _)| test).collect(),

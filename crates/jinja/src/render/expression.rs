@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Renderer;
 use super::scope::Scope;
 use crate::args::Args;
-use crate::ast::{CallArgs, Const, Expr};
+use crate::ast::{CallArgs, CompareOp, Const, Expr};
 use crate::error::{Error, Result};
 use crate::value::{Dict, Value};
 use crate::{attributes, filters, ops, predicates};
@@ -35,16 +35,7 @@ impl Renderer<'_> {
                 let value = self.eval(value, scope)?;
                 attributes::item(&value, &self.eval(item, scope)?, self)?
             }
-            Expr::Slice(value, bounds) => {
-                let value = self.eval(value, scope)?;
-                let mut found = [Value::None, Value::None, Value::None];
-                for (slot, bound) in found.iter_mut().zip(bounds.iter()) {
-                    if let Some(bound) = bound {
-                        *slot = self.eval(bound, scope)?;
-                    }
-                }
-                ops::slice(&value, [&found[0], &found[1], &found[2]])?
-            }
+            Expr::Slice(value, bounds) => self.slice(value, bounds, scope)?,
             Expr::Call(function, args) => {
                 let function = self.eval(function, scope)?;
                 self.call(&function, self.eval_args(args, scope)?)?
@@ -72,17 +63,7 @@ impl Renderer<'_> {
                 let left = self.eval(left, scope)?;
                 ops::binary(*op, &left, &self.eval(right, scope)?)?
             }
-            Expr::Compare(first, rest) => {
-                let mut left = self.eval(first, scope)?;
-                for (op, right) in rest {
-                    let right = self.eval(right, scope)?;
-                    if !ops::compare(*op, &left, &right, self)? {
-                        return Ok(Value::Bool(false));
-                    }
-                    left = right;
-                }
-                Value::Bool(true)
-            }
+            Expr::Compare(first, rest) => Value::Bool(self.compare(first, rest, scope)?),
             Expr::Concat(items) => {
                 let mut text = String::new();
                 for item in items {
@@ -102,6 +83,30 @@ impl Renderer<'_> {
                 }
             }
         })
+    }
+
+    /// `first < second < third`: each operand is worked out once, and none after a comparison that fails.
+    fn compare(&self, first: &Expr, rest: &[(CompareOp, Expr)], scope: &Rc<Scope>) -> Result<bool> {
+        let mut left = self.eval(first, scope)?;
+        for (op, right) in rest {
+            let right = self.eval(right, scope)?;
+            if !ops::compare(*op, &left, &right, self)? {
+                return Ok(false);
+            }
+            left = right;
+        }
+        Ok(true)
+    }
+
+    fn slice(&self, value: &Expr, bounds: &[Option<Expr>; 3], scope: &Rc<Scope>) -> Result<Value> {
+        let value = self.eval(value, scope)?;
+        let mut found = [Value::None, Value::None, Value::None];
+        for (slot, bound) in found.iter_mut().zip(bounds) {
+            if let Some(bound) = bound {
+                *slot = self.eval(bound, scope)?;
+            }
+        }
+        ops::slice(&value, [&found[0], &found[1], &found[2]])
     }
 
     fn eval_all(&self, items: &[Expr], scope: &Rc<Scope>) -> Result<Vec<Value>> {
@@ -146,8 +151,6 @@ fn of_const(constant: &Const) -> Value {
         Const::Bool(flag) => Value::Bool(*flag),
         Const::Int(int) => Value::Int(*int),
         Const::Float(float) => Value::Float(*float),
-        Const::Str(text) => {
-            Value::Str(crate::value::Str { text: Arc::clone(text), is_markup: false })
-        }
+        Const::Str(text) => Value::Str(crate::value::Str { text: Arc::clone(text), is_markup: false }),
     }
 }

@@ -64,7 +64,12 @@ impl LoopState {
     }
 
     /// `loop.name`; `value` is the loop itself.
-    pub(crate) fn attribute(&self, value: &Value, name: &str, renderer: &Renderer<'_>) -> Result<Option<Value>> {
+    pub(crate) fn attribute(
+        &self,
+        value: &Value,
+        name: &str,
+        renderer: &Renderer<'_>,
+    ) -> Result<Option<Value>> {
         let index0 = self.index0();
         Ok(Some(match name {
             "index" => Value::from(index0 + 1),
@@ -76,9 +81,11 @@ impl LoopState {
             "last" => Value::Bool(self.peek(renderer)?.is_none()),
             "depth" => Value::from(self.depth0 + 1),
             "depth0" => Value::from(self.depth0),
-            "previtem" => {
-                self.previous.borrow().clone().unwrap_or_else(|| Value::undefined("there is no previous item"))
-            }
+            "previtem" => self
+                .previous
+                .borrow()
+                .clone()
+                .unwrap_or_else(|| Value::undefined("there is no previous item")),
             "nextitem" => self.peek(renderer)?.unwrap_or_else(|| Value::undefined("there is no next item")),
             "cycle" => Value::Method(Rc::new((value.clone(), "cycle"))),
             "changed" => Value::Method(Rc::new((value.clone(), "changed"))),
@@ -98,7 +105,11 @@ impl LoopState {
         let is_same = match &*last {
             Some(last) if last.len() == items.len() => {
                 let pairs = last.iter().zip(&items);
-                pairs.map(|(left, right)| ops::equal(left, right)).collect::<Result<Vec<_>>>()?.iter().all(|same| *same)
+                pairs
+                    .map(|(left, right)| ops::equal(left, right))
+                    .collect::<Result<Vec<_>>>()?
+                    .iter()
+                    .all(|same| *same)
             }
             _ => false,
         };

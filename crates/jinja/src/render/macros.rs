@@ -23,7 +23,9 @@ impl MacroValue {
         let definition = &self.definition;
         Some(match name {
             "name" => definition.name.as_deref().map_or(Value::None, Value::from),
-            "arguments" => Value::tuple(definition.params.iter().map(|param| Value::from(&**param)).collect()),
+            "arguments" => {
+                Value::tuple(definition.params.iter().map(|param| Value::from(&**param)).collect())
+            }
             "catch_kwargs" => Value::Bool(definition.uses.kwargs),
             "catch_varargs" => Value::Bool(definition.uses.varargs),
             "caller" => Value::Bool(definition.uses.caller),
