@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use data::{DataError, DpWorld, PreparedPrompt, PromptNote, PromptSet, StepPlan, load_prompts, plan_steps};
+use data::{PreparedPrompt, PromptNote, PromptSet, StepPlan, load_prompts};
 use model_core::{Backend, LoadOptions};
 use serde_json::json;
 
@@ -27,19 +27,18 @@ use crate::memory::{Demand, MemoryPlan};
 use crate::metrics::{Machine, Metrics, RunFacts};
 use crate::node_json::to_json;
 use crate::output::{Identity, JsonlSink, Manifest, OutputFolder};
-use crate::plan::GenerationPlan;
 use crate::progress::{Progress, Totals};
 use crate::records::prompt_builder;
 use crate::signals::StopWatch;
 use crate::steps::{PendingStep, StepCollector, pending_steps};
 use crate::summary::Summary;
-use crate::table::{thousands, two_columns};
+use crate::table::thousands;
 
+mod counts;
 mod setup;
-pub(crate) use setup::Setup;
 
-/// How many line numbers of left-out records a message lists.
-const MAX_LISTED: usize = 10;
+use counts::{list, planned, show_counts, show_left_out};
+pub(crate) use setup::Setup;
 
 /// Everything about the job that is known without the weights.
 struct Prepared {
@@ -291,78 +290,10 @@ impl Prepared {
     }
 }
 
-/// The prompts in the order in which they are generated, and their steps. Where nothing is left to generate, what
-/// became of the records is shown before the error.
-fn planned(
-    plan: &GenerationPlan,
-    prompts: PromptSet,
-    world_size: u32,
-) -> Result<(PromptSet, StepPlan), Failure> {
-    let num_kept = prompts.len();
-    let steps = |num_samples: usize| {
-        prompts.check_any()?;
-        let num_used = plan.limit.num_samples(num_samples, plan.batch.global)?;
-        plan_steps(num_used, plan.batch, DpWorld { size: world_size as usize }, plan.drop_last)
-    };
-    let steps = match steps(plan.num_drawn.unwrap_or(num_kept)) {
-        Ok(steps) => steps.with_max_steps(plan.max_steps),
-        Err(error) => {
-            let (num_dropped, num_past) = match &error {
-                DataError::AllDropped { num_samples, .. } => {
-                    (*num_samples, num_kept.saturating_sub(*num_samples))
-                }
-                DataError::LimitedToNone { num_samples, .. } => (0, *num_samples),
-                DataError::NothingLeft { .. } | DataError::NoRecords { .. } => (0, 0),
-                _ => return Err(error.into()),
-            };
-            show_left_out(&prompts);
-            show_counts(&prompts, num_dropped, num_past as u64, "nothing".to_owned());
-            return Err(error.into());
-        }
-    };
-    let prompts = match plan.num_drawn {
-        Some(num_drawn) => prompts.draw(num_drawn)?,
-        None => prompts,
-    };
-    Ok((prompts, steps))
-}
-
-fn show_left_out(prompts: &PromptSet) {
-    for bad in &prompts.bad {
-        tracing::warn!("line {} is skipped: {}", bad.line, bad.reason);
-    }
-    if !prompts.too_long.is_empty() {
-        let lines = prompts.too_long.iter().map(|(line, num_tokens)| format!("{line} ({num_tokens} tokens)"));
-        tracing::warn!("over-length prompts are left out: lines {}", list(lines));
-    }
-}
-
-/// What became of the records.
-fn show_counts(prompts: &PromptSet, num_dropped: usize, num_past_limits: u64, to_generate: String) {
-    let counts = two_columns(&[
-        ("records read", thousands(prompts.num_read)),
-        ("bad", thousands(prompts.num_bad)),
-        ("over-length", thousands(prompts.too_long.len() as u64)),
-        ("not in a whole batch", thousands(num_dropped as u64)),
-        ("past the limits set", thousands(num_past_limits)),
-        ("to generate", to_generate),
-    ]);
-    tracing::info!("data\n{counts}");
-}
-
 fn hash_file(path: &Path) -> Result<String, Failure> {
     let mut hasher = blake3::Hasher::new();
     let read = std::fs::File::open(path).and_then(|file| hasher.update_reader(file).map(|_| ()));
     read.map_err(|error| anyhow::Error::new(error).context(format!("cannot read `{}`", path.display())))
         .exit_with(ExitStatus::Data)?;
     Ok(hasher.finalize().to_hex().to_string())
-}
-
-fn list(mut items: impl Iterator<Item = String>) -> String {
-    let mut text = items.by_ref().take(MAX_LISTED).collect::<Vec<_>>().join(", ");
-    let rest = items.count();
-    if rest > 0 {
-        text.push_str(&format!(" and {rest} more"));
-    }
-    text
 }

@@ -263,7 +263,9 @@ fn refuse_other_models(path: &Path) -> Result<(), FormatError> {
     } else {
         return Ok(());
     };
-    let command = "cargo xtask convert-checkpoint --input_name_or_path INPUT --output_path OUTPUT.nemo";
+    let input = hydra_config::shell_word(&path.display().to_string());
+    let command =
+        format!("cargo xtask convert-checkpoint --input_name_or_path {input} --output_path OUTPUT.nemo");
     Err(FormatError::Unsupported {
         what: format!("`{}`, {what},", path.display()),
         hint: format!("convert it first: `{command}`"),
