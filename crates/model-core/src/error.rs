@@ -36,6 +36,16 @@ pub enum ModelError {
         /// What would work.
         needs: &'static str,
     },
+    /// A sequence beyond what the configuration allows.
+    #[error("a sequence of {num_tokens} tokens is longer than the model computes: `{key}` is {limit}")]
+    SequenceTooLong {
+        /// Its length.
+        num_tokens: usize,
+        /// The most that there may be.
+        limit: usize,
+        /// The key in `model_config.yaml` that says so.
+        key: &'static str,
+    },
     /// A precision that nothing here computes in.
     #[error("precision `{value}` is not supported, use one of {supported}")]
     BadPrecision {

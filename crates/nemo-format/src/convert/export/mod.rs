@@ -42,7 +42,7 @@ pub(super) fn export(converted: Converted, dtype: Option<DType>) -> Result<Expor
     let mut notes = Vec::new();
     let num_values = source.num_rounded()?;
     if num_values > 0 {
-        notes.push(ConvertNote::RoundedNorms { num_values });
+        notes.push(ConvertNote::RoundedNorms { num_values, dtype });
     }
     let tokenizer = tokenizer::files(config.node(), &artifacts, arch.family)?;
     if let Some(name) = tokenizer.missing {
