@@ -29,7 +29,7 @@ pub(crate) enum ReportFormat {
     Json,
 }
 
-const SHOWN_KEYS: [&str; 16] = [
+const SHOWN_KEYS: [&str; 18] = [
     "num_layers",
     "hidden_size",
     "ffn_hidden_size",
@@ -37,6 +37,8 @@ const SHOWN_KEYS: [&str; 16] = [
     "num_query_groups",
     "kv_channels",
     "encoder_seq_length",
+    "window_size",
+    "huggingface.sliding_window",
     "normalization",
     "activation",
     "position_embedding_type",
@@ -74,6 +76,11 @@ fn text_report(checkpoint: &Checkpoint) -> String {
         }
     }
     let mut last_file = "";
+    let notes = checkpoint.notes();
+    if !notes.is_empty() {
+        lines.extend([String::new(), "notes".to_owned()]);
+        lines.extend(notes.iter().map(|note| format!("  {note}")));
+    }
     for tensor in stored {
         if tensor.file != last_file {
             lines.extend([String::new(), format!("tensors in {}", tensor.file)]);
@@ -103,6 +110,7 @@ fn meaning(tensor: &StoredTensorInfo) -> String {
 
 fn json_report(checkpoint: &Checkpoint) -> Value {
     let totals = Totals::of(checkpoint);
+    let notes: Vec<String> = checkpoint.notes().iter().map(ToString::to_string).collect();
     let tensors: Vec<Value> = checkpoint
         .stored_tensors()
         .iter()
@@ -125,6 +133,7 @@ fn json_report(checkpoint: &Checkpoint) -> Value {
         "tensor_bytes": totals.size_bytes,
         "fingerprint": checkpoint.fingerprint(),
         "artifacts": checkpoint.artifact_names(),
+        "notes": notes,
         "model_config": crate::node_json::to_json(checkpoint.model_config()),
         "tensors": tensors,
     })

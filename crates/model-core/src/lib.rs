@@ -22,7 +22,7 @@ pub use attention_backend::{AttentionBackend, AttentionSwitches};
 pub use batch::{DecodeBatch, DecodeRows, LogitsRows, PrefillBatch};
 pub use causal_lm::CausalLm;
 pub use config::{
-    Activation, BlockStyle, ModelConfig, Nonlinearity, Normalization, PositionEmbedding, RawModelConfig,
+    Activation, AttentionWindow, BlockStyle, ModelConfig, Nonlinearity, Normalization, PositionEmbedding, RawModelConfig,
     RopeScaling, RotaryConfig, RotaryPairing,
 };
 pub use error::ModelError;

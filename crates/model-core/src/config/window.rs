@@ -94,14 +94,8 @@ impl ModelConfig {
         if tokens == self.encoder_seq_length {
             return Ok(());
         }
-        Err(ModelError::BadValue {
-            key: "encoder_seq_length",
-            expected: format!(
-                "at most {tokens}, the window of attention (`{key}`), beyond which nothing is computed: pass \
-                 `++model.encoder_seq_length={tokens}`"
-            ),
-            actual: self.encoder_seq_length.to_string(),
-        })
+        let encoder_seq_length = self.encoder_seq_length;
+        Err(ModelError::BeyondWindow { encoder_seq_length, tokens, key })
     }
 
     /// For a sequence of `num_tokens`.
@@ -160,7 +154,7 @@ mod tests {
     #[test]
     fn longer_sequences_are_refused_with_the_number() {
         let config = parse("window_size: [8, 0]").unwrap();
-        insta::assert_snapshot!(config.refuse_beyond_window().unwrap_err(), @"model config key `encoder_seq_length` must be at most 8, the window of attention (`window_size`), beyond which nothing is computed: pass `++model.encoder_seq_length=8`, not `64`");
+        insta::assert_snapshot!(config.refuse_beyond_window().unwrap_err(), @"`model.encoder_seq_length` is 64, and attention of this model reaches back 8 tokens (`window_size`), beyond which nothing is computed: pass `++model.encoder_seq_length=8`");
         assert!(config.refuse_longer(8).is_ok());
         insta::assert_snapshot!(config.refuse_longer(9).unwrap_err(), @"a sequence of 9 tokens is longer than the model computes: `window_size` is 8");
         assert!(parse("").unwrap().refuse_beyond_window().is_ok());

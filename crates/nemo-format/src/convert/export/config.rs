@@ -95,7 +95,8 @@ pub(super) fn read_arch(
     if source.meta(qk_norm).is_some() {
         return Err(refused("norms on queries and keys"));
     }
-    let (family, activation) = family(config)?;
+    let window = window(config)?;
+    let (family, activation) = family(config, window)?;
     let hidden_size = config.require_u64("hidden_size")?;
     let num_attention_heads = config.require_u64("num_attention_heads")?;
     let encoder_seq_length = config.u64("encoder_seq_length")?;
@@ -118,7 +119,7 @@ pub(super) fn read_arch(
         head_dim: config.u64("kv_channels")?.unwrap_or(hidden_size / num_attention_heads.max(1)),
         vocab_size,
         max_position_embeddings,
-        sliding_window: config.u64("huggingface.sliding_window")?,
+        sliding_window: window,
         positions: Positions::Rope(rope(config)?),
         normalization: Normalization::RmsNorm,
         layernorm_epsilon: config.f64("layernorm_epsilon")?.unwrap_or(1e-5),
@@ -129,16 +130,51 @@ pub(super) fn read_arch(
         biases,
     };
     arch.check(FILE)?;
+    if window.is_some() && (arch.biases != Biases::None || family != Family::Mistral) {
+        return Err(FormatError::NotExported {
+            what: format!("a window of attention and {}", if family == Family::Mistral { "biases" } else { "geglu" }),
+            hint: "of the families that it writes only Mistral has a window, which has neither; leave `--to hf` out to \
+                   write a `.nemo`"
+                .to_owned(),
+        });
+    }
     Ok(arch)
 }
 
-fn family(config: &ModelConfig<'_>) -> Result<(Family, Activation), FormatError> {
+/// The window of attention as Hugging Face counts it. NeMo's converters write that number into `window_size` as it is,
+/// although Transformer Engine sees one position more.
+fn window(config: &ModelConfig<'_>) -> Result<Option<u64>, FormatError> {
+    let sliding = config.u64("huggingface.sliding_window")?;
+    let Some(pair) = config.find("window_size") else { return Ok(sliding) };
+    let number = |value: &Node| value.as_f64().or_else(|| value.as_str()?.parse().ok());
+    let pair_of = |list: &[Node]| match list {
+        [left, right] => Some((number(left)?, number(right)?)),
+        _ => None,
+    };
+    let stated = match pair.as_list().and_then(pair_of) {
+        Some((left, right)) if left == -1.0 && right >= -1.0 => None,
+        Some((left, right)) if left >= 1.0 && left.fract() == 0.0 && right >= -1.0 => Some(left as u64),
+        _ => {
+            let expected = "null or two whole numbers `[window, 0]`";
+            return Err(bad(format!("the key `window_size` is `{}`, expected {expected}", shown(pair))));
+        }
+    };
+    match (stated, sliding) {
+        (Some(stated), Some(sliding)) if stated != sliding => Err(bad(format!(
+            "the key `window_size` says {stated} tokens and `huggingface.sliding_window` {sliding}; remove the wrong one"
+        ))),
+        _ => Ok(stated.or(sliding)),
+    }
+}
+
+fn family(config: &ModelConfig<'_>, window: Option<u64>) -> Result<(Family, Activation), FormatError> {
     let name = config.text("activation")?.unwrap_or("gelu");
     let is_tanh_gelu = config.bool("openai_gelu")?.unwrap_or(false);
     let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or(false);
     match (name, is_tanh_gelu, is_scaled) {
         ("swiglu" | "fast-swiglu", false, false) => {
-            let is_mistral = config.text("huggingface.model_type")? == Some("mistral");
+            let is_mistral =
+                window.is_some() || config.text("huggingface.model_type")? == Some("mistral");
             let family = if is_mistral { Family::Mistral } else { Family::Llama };
             Ok((family, Activation { name: "fast-swiglu", is_tanh_gelu }))
         }
