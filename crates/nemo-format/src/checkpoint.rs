@@ -91,7 +91,8 @@ impl Checkpoint {
         };
         let mut notes = checkpoint_notes::of_files(&archive, CONFIG);
         notes.extend(checkpoint_notes::of_keys(CONFIG, model_keys::unknown(&config)));
-        let has_folder = archive.names().any(|name| name.strip_prefix(FOLDER).is_some_and(|rest| rest.starts_with('/')));
+        let has_folder =
+            archive.names().any(|name| name.strip_prefix(FOLDER).is_some_and(|rest| rest.starts_with('/')));
         match ranks::find(&archive)? {
             // NeMo looks for the folder first.
             Some(grid) if !has_folder => {

@@ -9,8 +9,12 @@ use crate::dist_ckpt::FOLDER;
 use crate::{SourceNote, nemo2};
 
 /// Names that only the weights of a Hugging Face folder have.
-const HF_WEIGHTS: [&str; 4] =
-    ["model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json"];
+const HF_WEIGHTS: [&str; 4] = [
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+];
 
 /// A model of another format in the same folder. `used` is the configuration that counts.
 pub(crate) fn of_files(archive: &Archive, used: &str) -> Vec<SourceNote> {
@@ -86,7 +90,10 @@ mod tests {
     #[test]
     fn unused_tensors_are_counted_by_what_they_are() {
         for (name, expect) in [
-            ("model.decoder.layers.mlp.linear_fc1._extra_state/shard_0_2", "Transformer Engine's `_extra_state`"),
+            (
+                "model.decoder.layers.mlp.linear_fc1._extra_state/shard_0_2",
+                "Transformer Engine's `_extra_state`",
+            ),
             ("model.language_model.rotary_pos_emb.inv_freq", "the buffer `inv_freq`"),
             ("optimizer.state.exp_avg.module.x", "`optimizer`"),
             ("model.rm_head.weight", "a reward model's `rm_head`"),

@@ -34,6 +34,7 @@ pub use convert::{
 };
 pub use error::FormatError;
 pub use gguf::{GgufFile, GgufSource, GgufValue};
+pub use model_keys::is_known_model_key;
 pub use safetensors::SafetensorsSource;
 pub use source_note::SourceNote;
 pub use tensor_source::{DType, Region, TensorMeta, TensorSource};

@@ -232,23 +232,22 @@ const INERT_PREFIXES: [&str; 16] = [
     "wandb",
 ];
 /// What such keys end with.
-const INERT_SUFFIXES: [&str; 2] = [
-    "_fusion",
-    "_parallel_size",
-];
+const INERT_SUFFIXES: [&str; 2] = ["_fusion", "_parallel_size"];
+
+/// Whether a key of a model's configuration is read, or known to change nothing.
+pub fn is_known_model_key(key: &str) -> bool {
+    READ.contains(&key)
+        || INERT.contains(&key)
+        || INERT_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
+        || INERT_SUFFIXES.iter().any(|suffix| key.ends_with(suffix))
+}
 
 /// Keys of a model's configuration that are set and neither read nor known to change nothing.
 pub(crate) fn unknown(config: &Node) -> Vec<String> {
     let entries = config.as_map().into_iter().flatten();
+    // A mixture of experts is refused as such.
     let is_dense = !config.get("num_moe_experts").is_some_and(|value| *value != Node::Null);
-    let is_unknown = |key: &str| {
-        let is_inert = INERT.contains(&key)
-            || INERT_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
-            || INERT_SUFFIXES.iter().any(|suffix| key.ends_with(suffix))
-            // A mixture of experts is refused as such.
-            || (is_dense && key.starts_with("moe_"));
-        !is_inert && !READ.contains(&key)
-    };
+    let is_unknown = |key: &str| !is_known_model_key(key) && !(is_dense && key.starts_with("moe_"));
     entries.filter(|(key, value)| !is_empty(value) && is_unknown(key)).map(|(key, _)| key.clone()).collect()
 }
 
@@ -275,7 +274,8 @@ mod tests {
 
     #[test]
     fn strangers_are_named() {
-        let text = "num_layers: 2\nlogit_temper: 2\nempty: {}\nnothing: null\nmoe_router_topk: 2\nfp8_dot: 1\n";
+        let text =
+            "num_layers: 2\nlogit_temper: 2\nempty: {}\nnothing: null\nmoe_router_topk: 2\nfp8_dot: 1\n";
         assert_eq!(unknown(&hydra_config::yaml::parse(text, "x").unwrap()), ["logit_temper"]);
         let text = "num_moe_experts: 2\nmoe_router_topk: 2\n";
         assert_eq!(unknown(&hydra_config::yaml::parse(text, "x").unwrap()), ["moe_router_topk"]);

@@ -33,14 +33,20 @@ struct RawIndex {
 impl WeightIndex {
     /// Reads an index. Shards are plain file names.
     pub(crate) fn read(path: &Path) -> Result<Self, FormatError> {
-        let size_bytes = std::fs::metadata(path).map_err(|source| FormatError::io("open", path, source))?.len();
+        let size_bytes =
+            std::fs::metadata(path).map_err(|source| FormatError::io("open", path, source))?.len();
         let file = path.display().to_string();
         if size_bytes > MAX_INDEX_BYTES {
-            return Err(FormatError::Limit { file, what: "bytes", value: size_bytes, limit: MAX_INDEX_BYTES });
+            return Err(FormatError::Limit {
+                file,
+                what: "bytes",
+                value: size_bytes,
+                limit: MAX_INDEX_BYTES,
+            });
         }
         let text = std::fs::read(path).map_err(|source| FormatError::io("read", path, source))?;
-        let index: RawIndex =
-            serde_json::from_slice(&text).map_err(|source| FormatError::damaged(&file, 0, source.to_string()))?;
+        let index: RawIndex = serde_json::from_slice(&text)
+            .map_err(|source| FormatError::damaged(&file, 0, source.to_string()))?;
         if index.weight_map.is_empty() {
             return Err(FormatError::damaged(&file, 0, "its `weight_map` names no tensor"));
         }
@@ -63,13 +69,14 @@ impl WeightIndex {
     /// Every shard must be there.
     pub(crate) fn check_shards(&self, folder: &Path) -> Result<(), FormatError> {
         let shards = self.shards();
-        let missing: Vec<&str> = shards.iter().filter(|shard| !folder.join(shard).is_file()).copied().collect();
+        let missing: Vec<&str> =
+            shards.iter().filter(|shard| !folder.join(shard).is_file()).copied().collect();
         let Some(first) = missing.first() else { return Ok(()) };
         let reason = format!(
-            "it names {} shards, and {} of them are not in the folder, first `{first}`; copy them, or remove the index if \
-             it belongs to another model",
-            shards.len(),
-            missing.len()
+            "{} of the {} shards that it names are not in the folder, first `{first}`; copy them, or remove the index if it \
+             belongs to another model",
+            missing.len(),
+            shards.len()
         );
         Err(FormatError::damaged(&folder.join(&self.name).display().to_string(), 0, reason))
     }

@@ -33,7 +33,7 @@ pub(super) fn understand(source: &GgufSource) -> Result<(ModelArch, Vec<SourceNo
     let stated = file.optional("llama.vocab_size", GgufValue::as_u64)?;
     if let Some(stated) = stated.filter(|&stated| stated != arch.vocab_size) {
         notes.push(SourceNote::Contradiction {
-            used: format!("the {} rows of `{}`", arch.vocab_size, GGUF_LLAMA.embedding()),
+            used: format!("`{}`, which has {} rows,", GGUF_LLAMA.embedding(), arch.vocab_size),
             ignored: "`llama.vocab_size`".to_owned(),
             difference: format!("it is {stated}"),
         });
@@ -61,14 +61,15 @@ fn arch(source: &GgufSource) -> Result<ModelArch, FormatError> {
     let head_dim = file
         .optional("llama.attention.key_length", GgufValue::as_u64)?
         .unwrap_or(hidden_size / num_attention_heads.max(1));
-    if file.optional("llama.attention.value_length", GgufValue::as_u64)?.is_some_and(|dim| dim != head_dim) {
-        return Err(file.bad_key("llama.attention.value_length", "differs from the key length"));
-    }
-    let rotary_dim = file.optional("llama.rope.dimension_count", GgufValue::as_u64)?.unwrap_or(head_dim);
-    if rotary_dim != head_dim {
-        // The row permutation of a partly rotated head is not defined by llama.cpp's Llama converter.
-        return Err(file.bad_key("llama.rope.dimension_count", "differs from the head dimension"));
-    }
+    let same_as_head =
+        |key| match file.optional(key, GgufValue::as_same_u64)? {
+            // The row permutation of a partly rotated head is not defined by llama.cpp's Llama converter.
+            Some(value) if value != head_dim => Err(file
+                .bad_key(key, &format!("is {value}, the head dimension is {head_dim}; they must be equal"))),
+            _ => Ok(()),
+        };
+    same_as_head("llama.attention.value_length")?;
+    same_as_head("llama.rope.dimension_count")?;
     check_attention_scale(source, head_dim)?;
     let window = file.optional("llama.attention.sliding_window", GgufValue::as_same_u64)?;
     let window = window.filter(|&window| window > 0);
@@ -135,9 +136,11 @@ fn scaling_factor(source: &GgufSource) -> Result<Option<(&'static str, f64)>, Fo
 
 fn rope_scaling(source: &GgufSource, head_dim: u64, rotary_base: f64) -> Result<RopeScaling, FormatError> {
     let path = source.file().path().display().to_string();
-    let unsupported = |what: String, hint: &str| Err(FormatError::Unsupported { what, hint: hint.to_owned() });
+    let unsupported =
+        |what: String, hint: &str| Err(FormatError::Unsupported { what, hint: hint.to_owned() });
     if let Some(name) = LONG_ROPE.into_iter().find(|name| source.meta(name).is_some()) {
-        let hint = "rotary frequencies that depend on the length of the prompt (longrope) are not computed here";
+        let hint =
+            "rotary frequencies that depend on the length of the prompt (longrope) are not computed here";
         return unsupported(format!("tensor `{name}` of `{path}`"), hint);
     }
     let factor = match scaling_type(source)? {
@@ -173,13 +176,17 @@ fn rope_scaling(source: &GgufSource, head_dim: u64, rotary_base: f64) -> Result<
 fn check_attention_scale(source: &GgufSource, head_dim: u64) -> Result<(), FormatError> {
     const KEY: &str = "llama.attention.scale";
     let file = source.file();
-    let Some(scale) = file.optional(KEY, GgufValue::as_f64)?.filter(|&scale| scale != 0.0) else { return Ok(()) };
+    let Some(scale) = file.optional(KEY, GgufValue::as_f64)?.filter(|&scale| scale != 0.0) else {
+        return Ok(());
+    };
     let expected = (head_dim as f64).sqrt().recip();
     if (scale / expected - 1.0).abs() < 1e-6 {
         return Ok(());
     }
     Err(FormatError::Unsupported {
         what: format!("metadata key `{KEY}`, which is {scale} in `{}`,", file.path().display()),
-        hint: format!("attention scores are multiplied by {expected}, 1 over the root of the head dimension {head_dim}"),
+        hint: format!(
+            "attention scores are multiplied by {expected}, 1 over the root of the head dimension {head_dim}"
+        ),
     })
 }

@@ -41,8 +41,7 @@ const INERT: [&str; 5] = [
 const LAYOUT: &str = "Meta AI original pth";
 
 /// Factors that change nothing when they are 1, or not set.
-const FACTORS: [&str; 4] =
-    ["logit_scale", "embedding_scale", "residual_scale", "rope.scaling.attn_factor"];
+const FACTORS: [&str; 4] = ["logit_scale", "embedding_scale", "residual_scale", "rope.scaling.attn_factor"];
 
 /// Parts of names that stand for arithmetic.
 const ARITHMETIC: [&str; 18] = [

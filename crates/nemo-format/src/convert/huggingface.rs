@@ -61,7 +61,11 @@ pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result
     arch.check(config.file())?;
     let mut notes = Vec::new();
     notes.extend(settle_tie(&mut arch, &names, source)?);
-    notes.extend(StatedBiases::read(config, arch.family)?.settle(&mut arch, (&names, source), config.file())?);
+    notes.extend(StatedBiases::read(config, arch.family)?.settle(
+        &mut arch,
+        (&names, source),
+        config.file(),
+    )?);
     let output = names.output("weight");
     if !arch.tied && source.meta(&output).is_none() {
         return Err(missing(&output, "model.output_layer.weight"));

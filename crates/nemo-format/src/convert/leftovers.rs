@@ -223,7 +223,9 @@ pub(super) fn of_dtypes(
 ) -> Result<Vec<SourceNote>, FormatError> {
     let mut notes = Vec::new();
     let stated = config.text(&["dtype", "torch_dtype"])?.map(|name| name.trim_start_matches("torch."));
-    if let Some(stated) = stated.filter(|&stated| written.is_none() && stated != stored.name() && stated != "auto") {
+    if let Some(stated) =
+        stated.filter(|&stated| written.is_none() && stated != stored.name() && stated != "auto")
+    {
         let (stated, stored) = (stated.to_owned(), stored.name().to_owned());
         notes.push(SourceNote::StoredDtype { stated, stored });
     }

@@ -191,11 +191,14 @@ fn detect(input: &Path) -> Result<InputKind, FormatError> {
     refuse_peft_folder(input)?;
     if input.is_dir() {
         let has = |name: &str| input.join(name).exists();
-        // NeMo 2 folders have `context` and `weights`; a NeMo folder may lie in one more folder.
-        return if has("model_config.yaml") || has("context") || has("weights") {
+        // Where several formats lie in one folder NeMo's is read, and a note says so.
+        return if has("model_config.yaml") || has("context/model.yaml") {
             Ok(InputKind::Nemo)
         } else if has("config.json") {
             Ok(InputKind::HuggingFace)
+        } else if has("context") || has("weights") {
+            // A folder of NeMo 2 that lacks a part of it.
+            Ok(InputKind::Nemo)
         } else if has_nested_config(input) {
             Ok(InputKind::Nemo)
         } else {

@@ -14,7 +14,8 @@ const LENGTH_POWERS: std::ops::Range<i32> = 8..21;
 /// The scaling whose division of the frequencies is `stored`, if there is one.
 pub(super) fn scaling(stored: &[f32], head_dim: u64, rotary_base: f64) -> Option<RopeScaling> {
     let stored: Vec<f64> = stored.iter().map(|&value| f64::from(value)).collect();
-    if stored.len() as u64 != head_dim / 2 || stored.iter().any(|value| !(value.is_finite() && *value > 0.0)) {
+    if stored.len() as u64 != head_dim / 2 || stored.iter().any(|value| !(value.is_finite() && *value > 0.0))
+    {
         return None;
     }
     let last = *stored.last()?;
@@ -28,7 +29,8 @@ pub(super) fn scaling(stored: &[f32], head_dim: u64, rotary_base: f64) -> Option
     let wavelengths = wavelengths(head_dim, rotary_base);
     let fits = |constants: &[f64; 4]| {
         let [factor, low, high, length] = *constants;
-        let is_rule = constants.iter().all(|value| value.is_finite() && *value > 0.0) && low < high && factor > 1.0;
+        let is_rule =
+            constants.iter().all(|value| value.is_finite() && *value > 0.0) && low < high && factor > 1.0;
         is_rule
             && stored.iter().zip(&wavelengths).all(|(stored, &wavelength)| {
                 (stored / divisor([factor, low, high, length], wavelength) - 1.0).abs() < TOLERANCE
@@ -75,7 +77,9 @@ fn candidates(stored: &[f64], wavelengths: &[f64]) -> Vec<[f64; 4]> {
         let slope = (smooth(*y0) - smooth(*y1)) / (x0 - x1);
         let offset = smooth(*y0) - slope * x0;
         let high = 1.0 - 1.0 / offset;
-        for (high, length) in [(tidied(high), tidied(slope * (tidied(high) - 1.0))), (high, slope * (high - 1.0))] {
+        for (high, length) in
+            [(tidied(high), tidied(slope * (tidied(high) - 1.0))), (high, slope * (high - 1.0))]
+        {
             found.push([factor, low, high, length]);
         }
     }
@@ -116,7 +120,10 @@ mod tests {
 
     /// What llama.cpp's converter would store.
     fn stored(constants: [f64; 4], head_dim: u64, base: f64) -> Vec<f32> {
-        wavelengths(head_dim, base).into_iter().map(|wavelength| divisor(constants, wavelength) as f32).collect()
+        wavelengths(head_dim, base)
+            .into_iter()
+            .map(|wavelength| divisor(constants, wavelength) as f32)
+            .collect()
     }
 
     #[test]

@@ -86,7 +86,9 @@ impl Stated {
             _ => {
                 let reason = match self.key {
                     Some(key) => format!("the weights do not have it, and `{key}` is true in `{file}`"),
-                    None => format!("the weights do not have it, and models of the type that `{file}` states do"),
+                    None => {
+                        format!("the weights do not have it, and models of the type that `{file}` states do")
+                    }
                 };
                 return Err(FormatError::bad_tensor(&names.in_layer(0, first, "bias"), reason));
             }

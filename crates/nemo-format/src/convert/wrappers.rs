@@ -18,7 +18,11 @@ const MEANINGS: [(&str, &str, &str); 8] = [
         "the wrapper of a PEFT tuning (LoRA and the like)",
         "merge the adapters with `merge_and_unload()` of the Python package peft and save the model that it returns",
     ),
-    ("pretrained_model.", "the wrapper of trl's models with a value head", "save its `pretrained_model` alone"),
+    (
+        "pretrained_model.",
+        "the wrapper of trl's models with a value head",
+        "save its `pretrained_model` alone",
+    ),
     ("model.language_model.", "a model of text and images", "save its language model alone"),
     ("language_model.", "a model of text and images", "save its language model alone"),
     ("model.text_model.", "a model of text and images", "save its language model alone"),

@@ -19,7 +19,8 @@ const NAMES: [&str; 4] = [SINGLE_NAME, INDEX_NAME, TORCH_SINGLE_NAME, TORCH_INDE
 const ENDINGS: [&str; 10] =
     [".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".ot", ".index.json"];
 /// What such files begin with that hold the state of a training.
-const TRAINING: [&str; 6] = ["training_args", "optimizer", "scheduler", "rng_state", "random_states", "scaler"];
+const TRAINING: [&str; 6] =
+    ["training_args", "optimizer", "scheduler", "rng_state", "random_states", "scaler"];
 
 /// The weights that count, and what else there was.
 pub(crate) struct HfWeights {
@@ -58,7 +59,14 @@ pub(crate) fn open_weights(folder: &Path, named: Option<&str>) -> Result<HfWeigh
                 known.extend(other.files);
                 difference(&*used.source, &*other.source)?
             }
-            Err(error) => Some(format!("it cannot be read ({error})")),
+            Err(error) => {
+                // Its shards are not strangers for that.
+                if let Ok(index) = WeightIndex::read(&folder.join(other)) {
+                    known.extend(index.shards().into_iter().map(str::to_owned));
+                }
+                let reason = error.to_string().replace(&format!("{}/", folder.display()), "");
+                Some(format!("it cannot be read ({reason})"))
+            }
         };
         if let Some(difference) = difference {
             let used = match named {

@@ -173,8 +173,7 @@ fn family(config: &ModelConfig<'_>, window: Option<u64>) -> Result<(Family, Acti
     let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or(false);
     match (name, is_tanh_gelu, is_scaled) {
         ("swiglu" | "fast-swiglu", false, false) => {
-            let is_mistral =
-                window.is_some() || config.text("huggingface.model_type")? == Some("mistral");
+            let is_mistral = window.is_some() || config.text("huggingface.model_type")? == Some("mistral");
             let family = if is_mistral { Family::Mistral } else { Family::Llama };
             Ok((family, Activation { name: "fast-swiglu", is_tanh_gelu }))
         }
