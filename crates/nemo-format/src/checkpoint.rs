@@ -94,8 +94,11 @@ impl Checkpoint {
         let has_folder =
             archive.names().any(|name| name.strip_prefix(FOLDER).is_some_and(|rest| rest.starts_with('/')));
         match ranks::find(&archive)? {
-            // NeMo looks for the folder first.
-            Some(grid) if !has_folder => {
+            Some(grid) => {
+                // NeMo looks for the files first (`_load_state_dict_from_disk`).
+                if has_folder {
+                    notes.push(checkpoint_notes::ranks_and_folder());
+                }
                 let ranks::RankFiles { source, stored, is_legacy } = ranks::open(&archive, &grid, &config)?;
                 let (tensor_parallel, pipeline_parallel) = (grid.tensor_parallel, grid.pipeline_parallel);
                 let layout = Layout::Ranks { is_legacy, tensor_parallel, pipeline_parallel };
@@ -107,10 +110,7 @@ impl Checkpoint {
                 Ok(Self { archive, config, config_text, layout, tensors: source, stored, notes })
             }
             None if !has_folder => Err(FormatError::NoWeights { path: archive.path().to_owned() }),
-            grid => {
-                if grid.is_some() {
-                    notes.push(checkpoint_notes::folder_and_ranks());
-                }
+            None => {
                 let dist_ckpt::DistCkpt { backend, source, stored } = dist_ckpt::open(&archive, FOLDER)?;
                 refuse_adapters_of(&archive, &stored)?;
                 let layout = Layout::Distributed { generation: Generation::One, backend };

@@ -36,11 +36,11 @@ pub(crate) fn of_files(archive: &Archive, used: &str) -> Vec<SourceNote> {
     notes
 }
 
-/// NeMo takes the folder where both are there.
-pub(crate) fn folder_and_ranks() -> SourceNote {
+/// NeMo takes the files of ranks where both are there.
+pub(crate) fn ranks_and_folder() -> SourceNote {
     SourceNote::Contradiction {
-        used: format!("`{FOLDER}/`, as in NeMo,"),
-        ignored: "`model_weights.ckpt`".to_owned(),
+        used: "`model_weights.ckpt`, as in NeMo,".to_owned(),
+        ignored: format!("`{FOLDER}/`"),
         difference: "the checkpoint has both".to_owned(),
     }
 }

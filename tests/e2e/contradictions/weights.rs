@@ -375,13 +375,13 @@ fn several_models_in_one_folder() {
     assert!(both.convert().notes().contains(said), "{}", both.convert().notes());
     let ended = run(program().arg("inspect").arg(both.0.path())).expect_code(0);
     assert!(ended.stdout.contains(said), "{}", ended.stdout);
-    // NeMo takes `model_weights/` where `model_weights.ckpt` lies beside it.
-    let stale = nemo_folder(&archive, &|config| config).write("model_weights.ckpt", "no torch file");
-    let notes = stale.convert().notes();
-    assert!(
-        notes.contains("`model_weights/`, as in NeMo, is used and `model_weights.ckpt` is not"),
-        "{notes}"
-    );
+    // NeMo takes `model_weights.ckpt` where `model_weights/` lies beside it.
+    let ranks = nemo_folder(&fixture("formats/gated_legacy.nemo"), &|config| config);
+    fs::create_dir(ranks.at("model_weights")).unwrap();
+    let notes = ranks.write("model_weights/metadata.json", "stale").convert().notes();
+    let said =
+        "`model_weights.ckpt`, as in NeMo, is used and `model_weights/` is not: the checkpoint has both";
+    assert!(notes.contains(said), "{notes}");
     let context = nemo_folder(&archive, &|config| config);
     fs::create_dir(context.at("context")).unwrap();
     let notes = context.write("context/model.yaml", "{}").convert().notes();

@@ -78,6 +78,67 @@ fn refused(what: &str) -> FormatError {
     }
 }
 
+/// Keys that must be off: the targets compute nothing of the kind.
+const OFF: [&str; 22] = [
+    "apply_residual_connection_post_layernorm",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "headscale",
+    "heterogeneous_block_specs",
+    "hybrid_override_pattern",
+    "is_hybrid_model",
+    "megatron_legacy",
+    "mm_cfg",
+    "mrope_section",
+    "multi_latent_attention",
+    "new_decoder_architecture",
+    "num_moe_experts",
+    "output_layer_bias",
+    "parallel_attention",
+    "qk_layernorm",
+    "query_pre_attn_scalar",
+    "retro",
+    "rotary_interleaved",
+    "softmax_scale",
+    "sqrt_query_pre_attn_scalar",
+    "window_attn_skip_freq",
+];
+/// Keys that choose between models, with the one value that the targets have.
+const FIXED: [(&str, &str); 3] = [
+    ("attention_type", "multihead"),
+    ("normalize_attention_scores", "true"),
+    ("transformer_block_type", "pre_ln"),
+];
+/// Layer specifications that are other models whatever their keys say.
+const OTHER_NAMES: [&str; 3] = ["megatron_gemma2", "megatron_falcon_gpt", "te_gpt_hyena"];
+
+/// Refuses what would be lost in silence.
+fn refuse_other_models(config: &ModelConfig<'_>) -> Result<(), FormatError> {
+    let name = config.text("name")?.unwrap_or_default();
+    if OTHER_NAMES.contains(&name) {
+        return Err(refused(&format!("name `{name}`")));
+    }
+    // Megatron-Core's own keys come on top of NeMo's.
+    for section in ["", "mcore_customization_config."] {
+        for key in OFF.map(|key| format!("{section}{key}")) {
+            let value = config.find(&key);
+            if let Some(value) = value.filter(|value| !matches!(value, Node::Bool(false) | Node::Int(0))) {
+                return Err(refused(&format!("{key} `{}`", shown(value))));
+            }
+        }
+        for (key, only) in FIXED {
+            let key = format!("{section}{key}");
+            if let Some(value) = config.find(&key).filter(|value| shown(value) != only) {
+                return Err(refused(&format!("{key} `{}`", shown(value))));
+            }
+        }
+    }
+    match config.find("mcore_customization_config.window_size") {
+        Some(value) => Err(refused(&format!("mcore_customization_config.window_size `{}`", shown(value)))),
+        None => Ok(()),
+    }
+}
+
 /// The architecture, refused where no Hugging Face family of the Llama kind has it.
 pub(super) fn read_arch(
     config: &ModelConfig<'_>,
@@ -88,9 +149,7 @@ pub(super) fn read_arch(
     if !normalization.eq_ignore_ascii_case("rmsnorm") {
         return Err(refused(&format!("normalization `{normalization}`")));
     }
-    if config.bool("mcore_customization_config.parallel_attention")? == Some(true) {
-        return Err(refused("parallel attention"));
-    }
+    refuse_other_models(config)?;
     let qk_norm = "model.decoder.layers.0.self_attention.q_layernorm.weight";
     if source.meta(qk_norm).is_some() {
         return Err(refused("norms on queries and keys"));
@@ -194,9 +253,6 @@ fn rope(config: &ModelConfig<'_>) -> Result<Rope, FormatError> {
     let percentage = config.f64("rotary_percentage")?.unwrap_or(1.0);
     if percentage != 1.0 {
         return Err(refused(&format!("rotary_percentage {percentage}")));
-    }
-    if config.bool("rotary_interleaved")? == Some(true) {
-        return Err(refused("interleaved rotary embeddings"));
     }
     let factor = config.f64("seq_len_interpolation_factor")?.filter(|&factor| factor != 1.0);
     let is_llama3 = config.bool("scale_positional_embedding")?.unwrap_or(false);
