@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use hydra_config::Node;
 use nemo_format::{Checkpoint, StoredTensorInfo, TensorSource};
 use serde_json::{Value, json};
 
@@ -72,7 +73,7 @@ fn text_report(checkpoint: &Checkpoint) -> String {
     ];
     for key in SHOWN_KEYS {
         if let Some(value) = checkpoint.model_config().get(key) {
-            lines.push(format!("  {key:<36} {}", value.to_yaml().trim()));
+            lines.push(format!("  {key:<36} {}", on_one_line(value)));
         }
     }
     let mut last_file = "";
@@ -95,6 +96,15 @@ fn text_report(checkpoint: &Checkpoint) -> String {
         ));
     }
     lines.join("\n") + "\n"
+}
+
+fn on_one_line(value: &Node) -> String {
+    match value {
+        Node::List(values) => {
+            format!("[{}]", values.iter().map(on_one_line).collect::<Vec<_>>().join(", "))
+        }
+        value => value.to_yaml().trim().to_owned(),
+    }
 }
 
 /// What a tensor is to the model, where its own name does not say so.

@@ -114,6 +114,7 @@ impl Checkpoint {
                 let dist_ckpt::DistCkpt { backend, source, stored } = dist_ckpt::open(&archive, FOLDER)?;
                 refuse_adapters_of(&archive, &stored)?;
                 let layout = Layout::Distributed { generation: Generation::One, backend };
+                notes.extend(checkpoint_notes::of_backend(&archive, FOLDER, backend));
                 notes.extend(checkpoint_notes::of_tensors(&stored, &config));
                 Ok(Self { archive, config, config_text, layout, tensors: source, stored, notes })
             }
@@ -129,6 +130,7 @@ impl Checkpoint {
         let dist_ckpt::DistCkpt { backend, source, stored } = dist_ckpt::open(&archive, nemo2::WEIGHTS)?;
         refuse_adapters_of(&archive, &stored)?;
         let layout = Layout::Distributed { generation: Generation::Two, backend };
+        notes.extend(checkpoint_notes::of_backend(&archive, nemo2::WEIGHTS, backend));
         let config_text = config.to_yaml();
         notes.extend(checkpoint_notes::of_tensors(&stored, &config));
         Ok(Self { archive, config, config_text, layout, tensors: source, stored, notes })

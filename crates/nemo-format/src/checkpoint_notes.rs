@@ -5,7 +5,7 @@ use hydra_config::Node;
 use crate::archive::{Archive, CONFIG};
 use crate::checkpoint::StoredTensorInfo;
 use crate::convert::note::recorded;
-use crate::dist_ckpt::FOLDER;
+use crate::dist_ckpt::{Backend, FOLDER};
 use crate::{SourceNote, nemo2};
 
 /// Names that only the weights of a Hugging Face folder have.
@@ -43,6 +43,23 @@ pub(crate) fn ranks_and_folder() -> SourceNote {
         ignored: format!("`{FOLDER}/`"),
         difference: "the checkpoint has both".to_owned(),
     }
+}
+
+/// Arrays of the other backend in the folder of a distributed checkpoint.
+pub(crate) fn of_backend(archive: &Archive, folder: &str, backend: Backend) -> Option<SourceNote> {
+    let (other, endings): (_, &[&str]) = match backend {
+        Backend::TorchDist => (Backend::Zarr, &["/.zarray"]),
+        Backend::Zarr => (Backend::TorchDist, &["/.metadata", ".distcp"]),
+    };
+    let is_other = |name: &&str| {
+        name.strip_prefix(folder).is_some_and(|rest| endings.iter().any(|ending| rest.ends_with(ending)))
+    };
+    let stranger = archive.names().find(is_other)?;
+    Some(SourceNote::Contradiction {
+        used: format!("the {} checkpoint that `{folder}/metadata.json` states", backend.name()),
+        ignored: format!("a {} checkpoint", other.name()),
+        difference: format!("`{stranger}` is there, too"),
+    })
 }
 
 /// Keys of the configuration in `file` that are not understood.

@@ -61,6 +61,7 @@ impl SafetensorsSource {
             });
         }
         let index = WeightIndex::read(&index)?;
+        index.check_shards(folder)?;
         let source = Self::open_files(folder, index.shards())?;
         index.check(&source)?;
         Ok(source)

@@ -287,7 +287,10 @@ fn keys_that_are_not_used_are_named() {
         .config("logit_scale", 0.5.into())
         .config("attention_dropout", 0.5.into())
         .config("temperature", 0.6.into())
-        .config("rope_scaling", json!({"rope_type": "linear", "factor": 2.0, "beta_fast": 3}))
+        .config(
+            "rope_scaling",
+            json!({"type": "linear", "factor": 2.0, "beta_fast": 3, "low_freq_factor": 1.0}),
+        )
         .config("architectures", json!(["MistralForCausalLM"]))
         .edit("generation_config.json", &|document| {
             document["do_sample"] = true.into();
@@ -296,7 +299,7 @@ fn keys_that_are_not_used_are_named() {
         .convert();
     insta::assert_snapshot!(converted.notes(), @r"
     `model_type`, llama, as in transformers, is used and `architectures` of `config.json` is not: it names `MistralForCausalLM`
-    keys of `config.json` that are not understood and not used: `rope_scaling.beta_fast`, `sliding_window`, `logit_scale`
+    keys of `config.json` that are not understood and not used: `rope_scaling.beta_fast`, `rope_scaling.low_freq_factor`, `sliding_window`, `logit_scale`
     values of `config.json` that are not used: `temperature 0.6`; set `model.generation.sampling_params` to sample so
     values of `generation_config.json` that are not used: `do_sample true`, `top_p 0.9`; set `model.generation.sampling_params` to sample so
     ");
@@ -311,6 +314,8 @@ fn names_of_one_thing_with_two_values_are_refused() {
         .config("rope_scaling", json!({"type": "linear", "factor": 2.0}));
     assert!(both.error().contains("`rope_scaling`, another name of it, is"), "{}", both.error());
     insta::assert_snapshot!(Folder::llama().config("dtype", "float16".into()).error(), @r#"`FOLDER/config.json` is not a model configuration: the key `dtype` is `"float16"` and `torch_dtype`, another name of it, is `"float32"`; remove the wrong one"#);
+    let untyped = Folder::llama().config("rope_scaling", json!({"factor": 2.0}));
+    insta::assert_snapshot!(untyped.error(), @"`FOLDER/config.json` is not a model configuration: rope_scaling has factor 2 and no type that has one, so that transformers leaves it out; state the type, or remove the factor");
     let twice = Folder::llama()
         .config("rope_scaling", json!({"type": "linear", "rope_type": "llama3", "factor": 2.0}));
     assert!(twice.error().contains("`type`, another name of it, is"), "{}", twice.error());
@@ -382,6 +387,13 @@ fn several_models_in_one_folder() {
     let said =
         "`model_weights.ckpt`, as in NeMo, is used and `model_weights/` is not: the checkpoint has both";
     assert!(notes.contains(said), "{notes}");
+    let zarr = nemo_folder(&archive, &|config| config);
+    fs::create_dir(zarr.at("model_weights/x")).unwrap();
+    let notes = zarr.write("model_weights/x/.zarray", "{}").convert().notes();
+    assert!(
+        notes.contains("and a zarr checkpoint is not: `model_weights/x/.zarray` is there, too"),
+        "{notes}"
+    );
     let context = nemo_folder(&archive, &|config| config);
     fs::create_dir(context.at("context")).unwrap();
     let notes = context.write("context/model.yaml", "{}").convert().notes();

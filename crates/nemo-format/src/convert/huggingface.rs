@@ -347,6 +347,22 @@ fn rope(config: &HfConfig, default_percentage: f64) -> Result<Rope, FormatError>
 }
 
 fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeScaling, FormatError> {
+    let kind = rope.rope_type.as_deref().unwrap_or("default");
+    if let Some(factor) = rope.factor.filter(|&factor| kind == "default" && factor != 1.0) {
+        return Err(config.bad(format!(
+            "rope_scaling has factor {factor} and no type that has one, so that transformers leaves it out; state the type, \
+             or remove the factor"
+        )));
+    }
+    for (key, value) in [
+        ("low_freq_factor", rope.low_freq_factor),
+        ("high_freq_factor", rope.high_freq_factor),
+        ("original_max_position_embeddings", rope.original_max_position_embeddings),
+    ] {
+        if value.is_some() && kind != "llama3" {
+            config.set_unused(format!("rope_scaling.{key}"));
+        }
+    }
     match rope.rope_type.as_deref() {
         None | Some("default") => Ok(RopeScaling::None),
         Some("linear") => rope

@@ -143,6 +143,11 @@ impl HfConfig {
         keys.map(|(key, value)| (key.clone(), value)).collect()
     }
 
+    /// Remembers a key of an inner dictionary that was looked up and has no use.
+    pub(crate) fn set_unused(&self, key: String) {
+        self.unused_inside.borrow_mut().push(key);
+    }
+
     /// Keys of inner dictionaries that were not looked up.
     pub(crate) fn unasked_inside(&self) -> Vec<String> {
         self.unused_inside.borrow().clone()
