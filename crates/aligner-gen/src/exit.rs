@@ -129,7 +129,8 @@ fn model_status(error: &model_core::ModelError) -> ExitStatus {
     use model_core::ModelError;
     match error {
         ModelError::OutOfMemory(_) | ModelError::NoBackend { .. } => ExitStatus::Device,
-        ModelError::BadPrecision { .. } => ExitStatus::Usage,
+        ModelError::BadPrecision { .. } | ModelError::BeyondWindow { .. } => ExitStatus::Usage,
+        ModelError::SequenceTooLong { .. } => ExitStatus::Data,
         _ => ExitStatus::Checkpoint,
     }
 }

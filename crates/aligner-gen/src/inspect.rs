@@ -3,6 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
+use hydra_config::Node;
 use nemo_format::{Checkpoint, StoredTensorInfo, TensorSource};
 use serde_json::{Value, json};
 
@@ -29,7 +30,7 @@ pub(crate) enum ReportFormat {
     Json,
 }
 
-const SHOWN_KEYS: [&str; 16] = [
+const SHOWN_KEYS: [&str; 18] = [
     "num_layers",
     "hidden_size",
     "ffn_hidden_size",
@@ -37,6 +38,8 @@ const SHOWN_KEYS: [&str; 16] = [
     "num_query_groups",
     "kv_channels",
     "encoder_seq_length",
+    "window_size",
+    "huggingface.sliding_window",
     "normalization",
     "activation",
     "position_embedding_type",
@@ -70,10 +73,15 @@ fn text_report(checkpoint: &Checkpoint) -> String {
     ];
     for key in SHOWN_KEYS {
         if let Some(value) = checkpoint.model_config().get(key) {
-            lines.push(format!("  {key:<36} {}", value.to_yaml().trim()));
+            lines.push(format!("  {key:<36} {}", on_one_line(value)));
         }
     }
     let mut last_file = "";
+    let notes = checkpoint.notes();
+    if !notes.is_empty() {
+        lines.extend([String::new(), "notes".to_owned()]);
+        lines.extend(notes.iter().map(|note| format!("  {note}")));
+    }
     for tensor in stored {
         if tensor.file != last_file {
             lines.extend([String::new(), format!("tensors in {}", tensor.file)]);
@@ -90,6 +98,15 @@ fn text_report(checkpoint: &Checkpoint) -> String {
     lines.join("\n") + "\n"
 }
 
+fn on_one_line(value: &Node) -> String {
+    match value {
+        Node::List(values) => {
+            format!("[{}]", values.iter().map(on_one_line).collect::<Vec<_>>().join(", "))
+        }
+        value => value.to_yaml().trim().to_owned(),
+    }
+}
+
 /// What a tensor is to the model, where its own name does not say so.
 fn meaning(tensor: &StoredTensorInfo) -> String {
     match &tensor.canonical {
@@ -103,6 +120,7 @@ fn meaning(tensor: &StoredTensorInfo) -> String {
 
 fn json_report(checkpoint: &Checkpoint) -> Value {
     let totals = Totals::of(checkpoint);
+    let notes: Vec<String> = checkpoint.notes().iter().map(ToString::to_string).collect();
     let tensors: Vec<Value> = checkpoint
         .stored_tensors()
         .iter()
@@ -125,6 +143,7 @@ fn json_report(checkpoint: &Checkpoint) -> Value {
         "tensor_bytes": totals.size_bytes,
         "fingerprint": checkpoint.fingerprint(),
         "artifacts": checkpoint.artifact_names(),
+        "notes": notes,
         "model_config": crate::node_json::to_json(checkpoint.model_config()),
         "tensors": tensors,
     })

@@ -40,6 +40,8 @@ pub(crate) fn run(arguments: &LogitsArgs) -> Result<(), Failure> {
     let (ids, [batch, seq]) = read_ids(&arguments.input_ids)?;
     let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
     let config = model_config(checkpoint.model_config())?;
+    // The way to verify a checkpoint must not compute what no run would.
+    config.refuse_longer(seq)?;
     let device = arguments.device.open()?;
     let options = LoadOptions {
         precision,

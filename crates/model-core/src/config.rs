@@ -6,10 +6,12 @@
 mod block;
 mod position;
 mod raw;
+mod window;
 
 pub use block::BlockStyle;
 pub use position::{PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};
 pub use raw::RawModelConfig;
+pub use window::AttentionWindow;
 
 use crate::ModelError;
 
@@ -89,6 +91,8 @@ pub struct ModelConfig {
     pub encoder_seq_length: usize,
     /// Positions the model was trained with.
     pub max_position_embeddings: usize,
+    /// How far attention reaches back, where that is not everywhere.
+    pub attention_window: Option<AttentionWindow>,
 }
 
 impl ModelConfig {
@@ -170,6 +174,7 @@ impl TryFrom<RawModelConfig> for ModelConfig {
             max_position_embeddings: raw
                 .size("max_position_embeddings", raw.max_position_embeddings.as_ref())?
                 .unwrap_or(encoder_seq_length),
+            attention_window: AttentionWindow::parse(&raw)?,
         })
     }
 }

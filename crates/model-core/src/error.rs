@@ -36,6 +36,29 @@ pub enum ModelError {
         /// What would work.
         needs: &'static str,
     },
+    /// Sequences may become longer than attention reaches back.
+    #[error(
+        "`model.encoder_seq_length` is {encoder_seq_length}, and attention of this model reaches back {tokens} tokens \
+         (`{key}`), beyond which nothing is computed: pass `++model.encoder_seq_length={tokens}`"
+    )]
+    BeyondWindow {
+        /// How long they may become.
+        encoder_seq_length: usize,
+        /// The window.
+        tokens: usize,
+        /// The key in `model_config.yaml` that states it.
+        key: &'static str,
+    },
+    /// A sequence beyond what the configuration allows.
+    #[error("a sequence of {num_tokens} tokens is longer than the model computes: `{key}` is {limit}")]
+    SequenceTooLong {
+        /// Its length.
+        num_tokens: usize,
+        /// The most that there may be.
+        limit: usize,
+        /// The key in `model_config.yaml` that says so.
+        key: &'static str,
+    },
     /// A precision that nothing here computes in.
     #[error("precision `{value}` is not supported, use one of {supported}")]
     BadPrecision {

@@ -9,7 +9,7 @@ use crate::archive::{Archive, CONFIG, Packing};
 use crate::dist_ckpt::{self, FOLDER};
 use crate::partial_models::{refuse_adapters, refuse_peft_folder};
 use crate::pieced::PiecedSource;
-use crate::{FormatError, TensorMeta, TensorSource, nemo2, ranks};
+use crate::{FormatError, SourceNote, TensorMeta, TensorSource, checkpoint_notes, model_keys, nemo2, ranks};
 
 /// Members up to this size enter the fingerprint whole; of larger ones, samples of this size do.
 const SAMPLE_BYTES: usize = 64 << 10;
@@ -27,6 +27,7 @@ pub struct Checkpoint {
     layout: Layout,
     tensors: PiecedSource,
     stored: Vec<StoredTensorInfo>,
+    notes: Vec<SourceNote>,
 }
 
 /// A tensor as the checkpoint's own files name it.
@@ -88,8 +89,16 @@ impl Checkpoint {
             Some(model @ Node::Map(_)) => model.clone(),
             _ => document,
         };
+        let mut notes = checkpoint_notes::of_files(&archive, CONFIG);
+        notes.extend(checkpoint_notes::of_keys(CONFIG, model_keys::unknown(&config)));
+        let has_folder =
+            archive.names().any(|name| name.strip_prefix(FOLDER).is_some_and(|rest| rest.starts_with('/')));
         match ranks::find(&archive)? {
             Some(grid) => {
+                // NeMo looks for the files first (`_load_state_dict_from_disk`).
+                if has_folder {
+                    notes.push(checkpoint_notes::ranks_and_folder());
+                }
                 let ranks::RankFiles { source, stored, is_legacy } = ranks::open(&archive, &grid, &config)?;
                 let (tensor_parallel, pipeline_parallel) = (grid.tensor_parallel, grid.pipeline_parallel);
                 let layout = Layout::Ranks { is_legacy, tensor_parallel, pipeline_parallel };
@@ -97,28 +106,34 @@ impl Checkpoint {
                 if config.get(MEGATRON_LEGACY).is_some() {
                     config.set(MEGATRON_LEGACY, Node::Bool(false));
                 }
-                Ok(Self { archive, config, config_text, layout, tensors: source, stored })
+                notes.extend(checkpoint_notes::of_tensors(&stored, &config));
+                Ok(Self { archive, config, config_text, layout, tensors: source, stored, notes })
             }
-            None if !archive.names().any(|name| name.starts_with(FOLDER)) => {
-                Err(FormatError::NoWeights { path: archive.path().to_owned() })
-            }
+            None if !has_folder => Err(FormatError::NoWeights { path: archive.path().to_owned() }),
             None => {
                 let dist_ckpt::DistCkpt { backend, source, stored } = dist_ckpt::open(&archive, FOLDER)?;
                 refuse_adapters_of(&archive, &stored)?;
                 let layout = Layout::Distributed { generation: Generation::One, backend };
-                Ok(Self { archive, config, config_text, layout, tensors: source, stored })
+                notes.extend(checkpoint_notes::of_backend(&archive, FOLDER, backend));
+                notes.extend(checkpoint_notes::of_tensors(&stored, &config));
+                Ok(Self { archive, config, config_text, layout, tensors: source, stored, notes })
             }
         }
     }
 
     fn open_nemo2(archive: Arc<Archive>) -> Result<Self, FormatError> {
         let text = text(&archive, nemo2::CONFIG)?;
-        let config = nemo2::model_config(&archive, &parse_yaml(&archive, nemo2::CONFIG, &text)?)?;
+        let document = parse_yaml(&archive, nemo2::CONFIG, &text)?;
+        let config = nemo2::model_config(&archive, &document)?;
+        let mut notes = checkpoint_notes::of_files(&archive, nemo2::CONFIG);
+        notes.extend(checkpoint_notes::of_keys(nemo2::CONFIG, nemo2::unknown_keys(&document)));
         let dist_ckpt::DistCkpt { backend, source, stored } = dist_ckpt::open(&archive, nemo2::WEIGHTS)?;
         refuse_adapters_of(&archive, &stored)?;
         let layout = Layout::Distributed { generation: Generation::Two, backend };
+        notes.extend(checkpoint_notes::of_backend(&archive, nemo2::WEIGHTS, backend));
         let config_text = config.to_yaml();
-        Ok(Self { archive, config, config_text, layout, tensors: source, stored })
+        notes.extend(checkpoint_notes::of_tensors(&stored, &config));
+        Ok(Self { archive, config, config_text, layout, tensors: source, stored, notes })
     }
 
     /// Where it was opened.
@@ -182,6 +197,11 @@ impl Checkpoint {
     /// The weights and whatever lies beside them, as the files name them.
     pub fn stored_tensors(&self) -> &[StoredTensorInfo] {
         &self.stored
+    }
+
+    /// What the checkpoint has that is not used, or that contradicts itself.
+    pub fn notes(&self) -> &[SourceNote] {
+        &self.notes
     }
 
     /// Size of all members.

@@ -14,6 +14,7 @@ pub(crate) fn is_float(dtype: DType) -> bool {
 }
 
 /// Converts little-endian elements from one of float32, float16, bfloat16 to another. Other types are copied.
+#[cfg(test)]
 pub(crate) fn convert(bytes: &[u8], from: DType, to: DType) -> Vec<u8> {
     if from == to {
         return bytes.to_vec();

@@ -5,6 +5,7 @@
 
 mod archive;
 mod checkpoint;
+mod checkpoint_notes;
 mod convert;
 mod convert_dtype;
 mod dist_ckpt;
@@ -12,6 +13,7 @@ mod error;
 mod gguf;
 mod huggingface;
 mod mmap;
+mod model_keys;
 mod naming;
 mod nemo2;
 mod partial_models;
@@ -20,8 +22,10 @@ mod pieced;
 mod ranks;
 mod region;
 mod safetensors;
+mod source_note;
 mod tensor_source;
 mod torch_file;
+mod weight_index;
 mod writer;
 
 pub use checkpoint::{Checkpoint, StoredTensorInfo};
@@ -30,6 +34,8 @@ pub use convert::{
 };
 pub use error::FormatError;
 pub use gguf::{GgufFile, GgufSource, GgufValue};
+pub use model_keys::is_known_model_key;
 pub use safetensors::SafetensorsSource;
+pub use source_note::SourceNote;
 pub use tensor_source::{DType, Region, TensorMeta, TensorSource};
 pub use writer::{Artifact, Overwrite, WriteOptions, WriteProgress, WriteReport, write_nemo};

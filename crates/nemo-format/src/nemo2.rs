@@ -7,9 +7,9 @@ use std::path::Path;
 
 use hydra_config::Node;
 
-use crate::FormatError;
 use crate::archive::Archive;
 use crate::huggingface::{HfTokenizer, TokenizerKind};
+use crate::{FormatError, model_keys};
 
 /// The description that is readable.
 pub(crate) const CONFIG: &str = "context/model.yaml";
@@ -18,7 +18,7 @@ pub(crate) const WEIGHTS: &str = "weights";
 const CONTEXT: &str = "context/";
 
 /// Fields whose key is the same in both, or that the model refuses under this name.
-const SAME: [&str; 23] = [
+const SAME: [&str; 31] = [
     "num_layers",
     "hidden_size",
     "ffn_hidden_size",
@@ -42,6 +42,14 @@ const SAME: [&str; 23] = [
     "window_size",
     "multi_latent_attention",
     "apply_rope_fusion",
+    "apply_residual_connection_post_layernorm",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "heterogeneous_block_specs",
+    "is_hybrid_model",
+    "mrope_section",
+    "softmax_scale",
+    "window_attn_skip_freq",
 ];
 const RENAMED: [(&str, &str); 5] = [
     ("seq_length", "encoder_seq_length"),
@@ -57,6 +65,13 @@ const ROPE_SCALING: [(&str, &str); 4] = [
     ("high_freq_factor", "high_freq_factor"),
     ("old_context_len", "original_max_position_embeddings"),
 ];
+
+/// Keys of `document` that are not understood.
+pub(crate) fn unknown_keys(document: &Node) -> Vec<String> {
+    let is_rope = |key: &String| ROPE_SCALING.iter().any(|(from, _)| from == key);
+    let keys = document.get("config").map(model_keys::unknown).unwrap_or_default();
+    keys.into_iter().filter(|key| key != "tokenizer" && !is_rope(key)).collect()
+}
 
 /// Whether a member is neither a description nor a weight.
 pub(crate) fn is_artifact(member: &str) -> bool {

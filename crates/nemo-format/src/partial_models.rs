@@ -33,16 +33,27 @@ pub(crate) fn refuse_adapters<'a>(
     })
 }
 
-/// Refuses a folder of Hugging Face's PEFT.
+/// Refuses a folder of Hugging Face's PEFT, with its model or without: transformers puts the adapters on top.
 pub(crate) fn refuse_peft_folder(path: &Path) -> Result<(), FormatError> {
-    if !path.join("adapter_config.json").is_file() || path.join("config.json").is_file() {
+    if !path.join("adapter_config.json").is_file() {
         return Ok(());
     }
+    let (what, hint) = if path.join("config.json").is_file() {
+        (
+            "with the adapters of a PEFT tuning (`adapter_config.json`) beside its model",
+            "and give the merged folder; move the file away if the weights are merged already",
+        )
+    } else {
+        (
+            "the adapters of a PEFT tuning (`adapter_config.json`) without their model",
+            "and give the merged folder",
+        )
+    };
     Err(FormatError::Unsupported {
-        what: format!("`{}`, the adapters of a PEFT tuning (`adapter_config.json`) without their model,", path.display()),
-        hint: "merge them into the model first, for instance with `merge_and_unload()` of the Python package peft, and \
-               give the merged folder"
-            .to_owned(),
+        what: format!("`{}`, {what},", path.display()),
+        hint: format!(
+            "merge them into the model first, for instance with `merge_and_unload()` of the Python package peft, {hint}"
+        ),
     })
 }
 

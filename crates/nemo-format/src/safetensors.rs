@@ -3,7 +3,6 @@
 //! The header is parsed and validated by the `safetensors` crate; bytes stay in the mapping until asked for.
 //! Layout: <https://github.com/huggingface/safetensors#format>. It does not rename or convert tensors.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 
 use indexmap::IndexMap;
@@ -11,14 +10,13 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::mmap::Mapped;
 use crate::region::copy_region;
+use crate::weight_index::WeightIndex;
 use crate::{DType, FormatError, Region, TensorMeta, TensorSource};
 
 /// The index of a sharded checkpoint.
 pub(crate) const INDEX_NAME: &str = "model.safetensors.index.json";
 /// The file of an unsharded checkpoint.
 pub(crate) const SINGLE_NAME: &str = "model.safetensors";
-/// An index lists names only: real ones stay below a few MiB.
-const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// The tensors of one or more safetensors files.
 #[derive(Debug)]
@@ -46,38 +44,38 @@ impl SafetensorsSource {
         Ok(source)
     }
 
-    /// Opens the weights of a Hugging Face folder: `model.safetensors.index.json` with its shards, or
-    /// `model.safetensors`.
+    /// Opens the weights of a Hugging Face folder: `model.safetensors`, or `model.safetensors.index.json` with its
+    /// shards, in the order of transformers.
     ///
     /// # Errors
-    /// As [`Self::open_file`]; also when the index names a file outside the folder or a tensor that its shard lacks.
+    /// As [`Self::open_file`]; also when the index names a file outside the folder or a tensor that no shard has.
     pub fn open_folder(folder: &Path) -> Result<Self, FormatError> {
-        let index_path = folder.join(INDEX_NAME);
-        if !index_path.is_file() {
-            let single = folder.join(SINGLE_NAME);
-            if !single.is_file() {
-                return Err(FormatError::MissingMember {
-                    path: folder.to_path_buf(),
-                    member: format!("{SINGLE_NAME}` or `{INDEX_NAME}"),
-                });
-            }
+        let [single, index] = [SINGLE_NAME, INDEX_NAME].map(|name| folder.join(name));
+        if single.is_file() {
             return Self::open_file(&single);
         }
-        let weight_map = read_index(&index_path)?;
+        if !index.is_file() {
+            return Err(FormatError::MissingMember {
+                path: folder.to_path_buf(),
+                member: format!("{SINGLE_NAME}` or `{INDEX_NAME}"),
+            });
+        }
+        let index = WeightIndex::read(&index)?;
+        index.check_shards(folder)?;
+        let source = Self::open_files(folder, index.shards())?;
+        index.check(&source)?;
+        Ok(source)
+    }
+
+    /// Opens files that hold one model between them. All that they hold counts, as in transformers.
+    pub(crate) fn open_files<'a>(
+        folder: &Path,
+        names: impl IntoIterator<Item = &'a str>,
+    ) -> Result<Self, FormatError> {
         let mut source = Self { files: Vec::new(), tensors: IndexMap::new() };
-        let shards: std::collections::BTreeSet<&String> = weight_map.values().collect();
-        for shard in shards {
-            source.add_file(&folder.join(shard))?;
+        for name in names {
+            source.add_file(&folder.join(name))?;
         }
-        for (name, shard) in &weight_map {
-            if !source.tensors.contains_key(name) {
-                return Err(FormatError::bad_tensor(
-                    name,
-                    format!("the index says it is in `{shard}`, which does not have it"),
-                ));
-            }
-        }
-        source.tensors.retain(|name, _| weight_map.contains_key(name));
         Ok(source)
     }
 
@@ -90,6 +88,12 @@ impl SafetensorsSource {
         }
         self.files.push(mapped);
         Ok(())
+    }
+
+    /// The base name of the file that has a tensor.
+    pub(crate) fn file_of(&self, name: &str) -> Option<String> {
+        let file = self.files.get(self.tensors.get(name)?.file_idx)?;
+        Some(file.path().file_name()?.to_string_lossy().into_owned())
     }
 
     fn bytes_of(&self, entry: &Entry) -> Option<&[u8]> {
@@ -173,29 +177,6 @@ pub(crate) const fn dtype_name(dtype: DType) -> &'static str {
     }
 }
 
-/// Which file of the folder has each tensor, by an index of sharded weights. Shards are plain file names.
-pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, FormatError> {
-    #[derive(serde::Deserialize)]
-    struct Index {
-        weight_map: BTreeMap<String, String>,
-    }
-    let size_bytes = std::fs::metadata(path).map_err(|source| FormatError::io("open", path, source))?.len();
-    let file = path.display().to_string();
-    if size_bytes > MAX_INDEX_BYTES {
-        return Err(FormatError::Limit { file, what: "bytes", value: size_bytes, limit: MAX_INDEX_BYTES });
-    }
-    let text = std::fs::read(path).map_err(|source| FormatError::io("read", path, source))?;
-    let index: Index =
-        serde_json::from_slice(&text).map_err(|source| FormatError::damaged(&file, 0, source.to_string()))?;
-    for shard in index.weight_map.values() {
-        if Path::new(shard).file_name() != Some(shard.as_ref()) {
-            let reason = format!("the shard `{shard}` is not a plain file name");
-            return Err(FormatError::damaged(&file, 0, reason));
-        }
-    }
-    Ok(index.weight_map)
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -240,7 +221,7 @@ mod tests {
             error.replace(&folder.path().display().to_string(), "FOLDER")
         };
         insta::assert_snapshot!(check(r#"{"weight_map":{"x":"../a.safetensors"}}"#), @"`FOLDER/model.safetensors.index.json` is damaged at byte 0: the shard `../a.safetensors` is not a plain file name");
-        insta::assert_snapshot!(check(r#"{"weight_map":{"z":"a.safetensors"}}"#), @"tensor `z` is inconsistent: the index says it is in `a.safetensors`, which does not have it");
+        insta::assert_snapshot!(check(r#"{"weight_map":{"z":"a.safetensors"}}"#), @"tensor `z` is inconsistent: the index says it is in `a.safetensors`, and no shard has it");
     }
 
     proptest! {

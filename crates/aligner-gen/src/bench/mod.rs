@@ -94,6 +94,13 @@ pub(crate) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
 fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Failure> {
     let checkpoint = Checkpoint::open(checkpoint)?;
     let config = model_config(checkpoint.model_config())?;
+    if let Some(window) = config.attention_window {
+        // The benchmark's sequences may be longer than the model is trained for, but not than it is computed for.
+        let longest = LOADS.iter().map(|load| (load.prompt_tokens + load.new_tokens) as usize).max();
+        if longest.is_some_and(|longest| longest > window.tokens) {
+            config.refuse_longer(longest.unwrap_or(0))?;
+        }
+    }
     let device = arguments.device.open()?;
     let options = LoadOptions {
         precision: arguments.precision.parse()?,

@@ -57,6 +57,7 @@ impl Setup {
         }
         let model = resolved.node().get("model").ok_or_else(|| Failure::usage("there is no key `model`"))?;
         let model_config = model_config(model)?;
+        model_config.refuse_beyond_window()?;
         if let Some(model_type) = plan.model_type {
             model_type.check(&model_config)?;
         }

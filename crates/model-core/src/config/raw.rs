@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::window::{RawHuggingFace, RawWindow};
 use crate::ModelError;
 
 /// A number however it was written: YAML 1.1 reads `1e-5` as text, and integers stand for floats.
@@ -21,6 +22,12 @@ pub(crate) enum RawNumber {
 }
 
 impl RawNumber {
+    /// The number, if it is whole.
+    pub(super) fn to_whole(&self) -> Option<i64> {
+        let number = self.to_f64().filter(|number| number.fract() == 0.0)?;
+        (number.abs() <= f64::from(i32::MAX)).then_some(number as i64)
+    }
+
     fn to_f64(&self) -> Option<f64> {
         match self {
             Self::Int(value) => Some(*value as f64),
@@ -122,9 +129,23 @@ pub struct RawModelConfig {
     qk_layernorm: Option<bool>,
     pub(super) parallel_attention: Option<bool>,
     pub(super) new_decoder_architecture: Option<bool>,
-    window_size: Option<IgnoredAny>,
+    pub(super) window_size: Option<RawWindow>,
+    pub(super) huggingface: Option<RawHuggingFace>,
     megatron_legacy: Option<bool>,
     multi_latent_attention: Option<bool>,
+    apply_residual_connection_post_layernorm: Option<RawValue>,
+    attn_logit_softcapping: Option<RawValue>,
+    final_logit_softcapping: Option<RawValue>,
+    heterogeneous_block_specs: Option<RawValue>,
+    hybrid_override_pattern: Option<RawValue>,
+    is_hybrid_model: Option<RawValue>,
+    mm_cfg: Option<RawValue>,
+    mrope_section: Option<RawValue>,
+    query_pre_attn_scalar: Option<RawValue>,
+    retro: Option<RawValue>,
+    softmax_scale: Option<RawValue>,
+    sqrt_query_pre_attn_scalar: Option<RawValue>,
+    window_attn_skip_freq: Option<RawValue>,
 }
 
 impl RawModelConfig {
@@ -193,10 +214,6 @@ impl RawModelConfig {
             let needs = "a checkpoint trained with `normalize_attention_scores: true`";
             return refuse("normalize_attention_scores", &false, "attention without its scale", needs);
         }
-        if self.window_size.is_some() {
-            let needs = "a checkpoint trained with `window_size: null`";
-            return refuse("window_size", &"set", "sliding-window attention", needs);
-        }
         const WITHOUT: &str = "a checkpoint trained without it";
         let flags = [
             ("headscale", self.headscale, "scaling of heads", WITHOUT),
@@ -214,6 +231,35 @@ impl RawModelConfig {
                 return refuse(key, &true, feature, needs);
             }
         }
+        for (key, value, feature) in self.keys_of_other_models() {
+            if let Some(value) = value.as_ref().filter(|value| !value.is_off()) {
+                return refuse(key, value, feature, WITHOUT);
+            }
+        }
         self.refuse_customizations()
+    }
+
+    /// Keys of Megatron-Core's other models, which change nothing as long as they are off.
+    fn keys_of_other_models(&self) -> [(&'static str, &Option<RawValue>, &'static str); 13] {
+        const SCALE: &str = "another scale of attention scores";
+        [
+            (
+                "apply_residual_connection_post_layernorm",
+                &self.apply_residual_connection_post_layernorm,
+                "a residual stream taken behind the norm",
+            ),
+            ("attn_logit_softcapping", &self.attn_logit_softcapping, "capped attention scores"),
+            ("final_logit_softcapping", &self.final_logit_softcapping, "capped logits"),
+            ("heterogeneous_block_specs", &self.heterogeneous_block_specs, "layers of several kinds"),
+            ("hybrid_override_pattern", &self.hybrid_override_pattern, "layers of several kinds"),
+            ("is_hybrid_model", &self.is_hybrid_model, "layers of several kinds"),
+            ("mm_cfg", &self.mm_cfg, "a model of text and images"),
+            ("mrope_section", &self.mrope_section, "positions of several axes"),
+            ("query_pre_attn_scalar", &self.query_pre_attn_scalar, SCALE),
+            ("retro", &self.retro, "a model that retrieves"),
+            ("softmax_scale", &self.softmax_scale, SCALE),
+            ("sqrt_query_pre_attn_scalar", &self.sqrt_query_pre_attn_scalar, SCALE),
+            ("window_attn_skip_freq", &self.window_attn_skip_freq, "windows in some of the layers"),
+        ]
     }
 }

@@ -6,11 +6,12 @@
 use super::arch::{
     Activation, Biases, Block, Family, LLAMA3_KEYS, ModelArch, Normalization, Positions, Rope, RopeScaling,
 };
-use super::canonical::biases;
 use super::names::{self, NameMap};
 use super::rows::missing;
+use super::stated_biases::StatedBiases;
+use super::wrappers;
 use crate::huggingface::{HfConfig, HfRope};
-use crate::{FormatError, TensorSource};
+use crate::{FormatError, SourceNote, TensorSource};
 
 /// Context length of Llama-2 and most others.
 const DEFAULT_MAX_POSITIONS: u64 = 2048;
@@ -19,13 +20,23 @@ const DEFAULT_INITIALIZER_RANGE: f64 = 0.02;
 const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox` and \
                          `nemotron`";
 
-/// The architecture of the model that `config` describes and `source` holds, and what its tensors are called.
-pub(super) fn arch(
-    config: &HfConfig,
-    source: &dyn TensorSource,
-) -> Result<(ModelArch, NameMap), FormatError> {
-    if config.has("quantization_config") {
-        return Err(config.unsupported("quantised weights", "convert the original bf16 or fp16 model"));
+/// A model of Hugging Face, understood.
+pub(super) struct HfModel {
+    pub(super) arch: ModelArch,
+    /// What its tensors are called.
+    pub(super) names: NameMap,
+    pub(super) notes: Vec<SourceNote>,
+}
+
+/// The model that `config` describes and `source` holds.
+pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result<HfModel, FormatError> {
+    for key in ["quantization_config", "quantization", "compression_config"] {
+        if config.has(key) {
+            return Err(config.unsupported("quantised weights", "convert the original bf16 or fp16 model"));
+        }
+    }
+    if config.bool("is_encoder_decoder")? == Some(true) {
+        return Err(config.unsupported("an encoder", "only decoders are converted"));
     }
     let (mut arch, names) = match config.text(&["model_type"])?.unwrap_or("none") {
         "llama" => (llama(config, Family::Llama)?, names::LLAMA),
@@ -46,23 +57,45 @@ pub(super) fn arch(
         }
     };
     let names = names.fitting(|name| source.meta(name).is_some());
-    let found_biases = biases(&names, source);
-    if arch.biases == Biases::All && found_biases == Biases::None {
-        let bias = names.in_layer(0, names.proj, "bias");
-        return Err(missing(&bias, "model.decoder.layers.0.self_attention.linear_proj.bias"));
-    }
-    if arch.biases == Biases::None {
-        arch.biases = found_biases;
-    }
+    wrappers::refuse_prefix(&names, source)?;
     arch.check(config.file())?;
+    let mut notes = Vec::new();
+    notes.extend(settle_tie(&mut arch, &names, source)?);
+    notes.extend(StatedBiases::read(config, arch.family)?.settle(
+        &mut arch,
+        (&names, source),
+        config.file(),
+    )?);
     let output = names.output("weight");
     if !arch.tied && source.meta(&output).is_none() {
         return Err(missing(&output, "model.output_layer.weight"));
     }
-    Ok((arch, names))
+    Ok(HfModel { arch, names, notes })
 }
 
-/// What every family states, with the settings of the plainest one: layer norm, sequential, learned positions.
+/// transformers ties the output layer to the embedding unless the weights have both and they differ.
+fn settle_tie(
+    arch: &mut ModelArch,
+    names: &NameMap,
+    source: &dyn TensorSource,
+) -> Result<Option<SourceNote>, FormatError> {
+    let (embedding, output) = (names.embedding(), names.output("weight"));
+    if !arch.tied || source.meta(&output).is_none() || source.meta(&embedding).is_none() {
+        return Ok(None);
+    }
+    if source.meta(&output) == source.meta(&embedding)
+        && source.read_whole(&output)? == source.read_whole(&embedding)?
+    {
+        return Ok(None);
+    }
+    arch.tied = false;
+    Ok(Some(SourceNote::Contradiction {
+        used: format!("`{output}`, as in transformers,"),
+        ignored: "`tie_word_embeddings`, which is true,".to_owned(),
+        difference: format!("the weights have it, and it is not `{embedding}`"),
+    }))
+}
+
 fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
     let hidden_size = config.require_u64(&["hidden_size", "n_embd", "n_embed"])?;
     let num_attention_heads = config.require_u64(&["num_attention_heads", "n_head"])?;
@@ -92,9 +125,7 @@ fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
         sliding_window: None,
         positions: Positions::Learned,
         normalization: Normalization::LayerNorm,
-        layernorm_epsilon: config
-            .f64(&["rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_eps"])?
-            .unwrap_or(1e-5),
+        layernorm_epsilon: config.f64(&[epsilon_key(family)])?.unwrap_or(1e-5),
         activation: Activation { name: "gelu", is_tanh_gelu: false },
         block: Block::Sequential,
         init_method_std: config.f64(&["initializer_range"])?.unwrap_or(DEFAULT_INITIALIZER_RANGE),
@@ -103,9 +134,20 @@ fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
     })
 }
 
+/// What the number under a norm's root is called.
+const fn epsilon_key(family: Family) -> &'static str {
+    match family {
+        Family::Llama | Family::Mistral | Family::Gemma => "rms_norm_eps",
+        Family::Falcon | Family::Gpt2 | Family::GptJ => "layer_norm_epsilon",
+        Family::GptNeoX => "layer_norm_eps",
+        Family::Nemotron => "norm_eps",
+    }
+}
+
 fn llama(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
     let activation = config.text(&["hidden_act"])?.unwrap_or("silu");
-    if activation != "silu" && family != Family::Gemma {
+    // Another name of the same function.
+    if !["silu", "swish"].contains(&activation) && family != Family::Gemma {
         return Err(
             config.unsupported(&format!("hidden_act `{activation}`"), "models of this type use `silu`")
         );
@@ -116,15 +158,12 @@ fn llama(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
         let hint = "models of this type rotate whole heads: remove the key or set it to 1";
         return Err(config.unsupported(&format!("partial_rotary_factor {}", rope.percentage), hint));
     }
-    // With `attention_bias`, `o_proj` has a bias too.
-    let has_biases = config.bool("attention_bias")? == Some(true) || config.bool("mlp_bias")? == Some(true);
     Ok(ModelArch {
         head_dim: config.u64(&["head_dim"])?.unwrap_or(base.head_dim),
         positions: Positions::Rope(rope),
         normalization: Normalization::RmsNorm,
         layernorm_epsilon: config.f64(&["rms_norm_eps"])?.unwrap_or(1e-6),
         activation: Activation { name: "fast-swiglu", is_tanh_gelu: false },
-        biases: if has_biases { Biases::All } else { Biases::None },
         ..base
     })
 }
@@ -135,21 +174,25 @@ fn mistral(config: &HfConfig) -> Result<ModelArch, FormatError> {
     let max_position_embeddings = config.u64(&["max_position_embeddings"])?.unwrap_or(131_072);
     let default_window = (!config.mentions("sliding_window")).then_some(4096);
     let window = config.u64(&["sliding_window"])?.or(default_window);
+    // A null is as many as heads; 8 is the default of a key that is not there.
+    let default_groups = if config.mentions("num_key_value_heads") { base.num_attention_heads } else { 8 };
     Ok(ModelArch {
-        num_query_groups: config.u64(&["num_key_value_heads"])?.unwrap_or(8),
+        num_query_groups: config.u64(&["num_key_value_heads"])?.unwrap_or(default_groups),
         max_position_embeddings,
-        sliding_window: window.filter(|&window| window < max_position_embeddings),
+        sliding_window: window,
         ..base
     })
 }
 
 fn gemma(config: &HfConfig) -> Result<ModelArch, FormatError> {
-    let activation = config.text(&["hidden_activation", "hidden_act"])?.unwrap_or("gelu_pytorch_tanh");
-    // The first release said `gelu` and meant the tanh form, which is how transformers reads it.
-    if !["gelu", "gelu_pytorch_tanh"].contains(&activation) {
-        return Err(
-            config.unsupported(&format!("activation `{activation}`"), "Gemma uses `gelu_pytorch_tanh`")
-        );
+    for key in ["hidden_activation", "hidden_act"] {
+        let activation = config.text(&[key])?.unwrap_or("gelu_pytorch_tanh");
+        // The first release said `gelu` and meant the tanh form, which is how transformers reads it.
+        if !["gelu", "gelu_pytorch_tanh"].contains(&activation) {
+            return Err(
+                config.unsupported(&format!("activation `{activation}`"), "Gemma uses `gelu_pytorch_tanh`")
+            );
+        }
     }
     if config.bool("use_bidirectional_attention")? == Some(true) {
         return Err(config.unsupported("bidirectional attention", "only causal models generate text"));
@@ -171,21 +214,27 @@ fn falcon(config: &HfConfig) -> Result<(ModelArch, NameMap), FormatError> {
                     model was trained so";
         return Err(config.unsupported("alibi position biases (`alibi: true`)", hint));
     }
+    if config.bool("apply_residual_connection_post_layernorm")? == Some(true) {
+        let hint = "the residual stream is added before the norm";
+        return Err(config.unsupported("`apply_residual_connection_post_layernorm: true`", hint));
+    }
     let base = common(config, Family::Falcon)?;
+    // All are asked for, whichever of them count.
     let is_new = config
         .bool("new_decoder_architecture")?
         .unwrap_or(config.text(&["model_type"])? == Some("RefinedWeb"));
-    let num_query_groups = if is_new {
-        config.u64(&["num_kv_heads", "n_head_kv"])?.unwrap_or(base.num_attention_heads)
-    } else if config.bool("multi_query")?.unwrap_or(true) {
-        1
-    } else {
-        base.num_attention_heads
+    let num_kv_heads = config.u64(&["num_kv_heads", "n_head_kv"])?.unwrap_or(base.num_attention_heads);
+    let is_multi_query = config.bool("multi_query")?.unwrap_or(true);
+    let is_parallel = config.bool("parallel_attn")?.unwrap_or(true);
+    let num_norms = config.u64(&["num_ln_in_parallel_attn"])?.unwrap_or(2);
+    let num_query_groups = match (is_new, is_multi_query) {
+        (true, _) => num_kv_heads,
+        (false, true) => 1,
+        (false, false) => base.num_attention_heads,
     };
-    let has_two_norms = is_new && config.u64(&["num_ln_in_parallel_attn"])?.unwrap_or(2) == 2;
-    let (block, names) = if has_two_norms {
+    let (block, names) = if is_new && num_norms == 2 {
         (Block::ParallelTwoNorms, names::FALCON_TWO_NORMS)
-    } else if is_new || config.bool("parallel_attn")?.unwrap_or(true) {
+    } else if is_new || is_parallel {
         (Block::ParallelOneNorm, names::FALCON)
     } else {
         (Block::Sequential, names::FALCON_SEQUENTIAL)
@@ -196,7 +245,6 @@ fn falcon(config: &HfConfig) -> Result<(ModelArch, NameMap), FormatError> {
         activation: plain_activation(config, &["activation"], "gelu")?,
         block,
         tied: config.bool("tie_word_embeddings")?.unwrap_or(true),
-        biases: if config.bool("bias")? == Some(true) { Biases::All } else { Biases::None },
         ..base
     };
     Ok((arch, names))
@@ -221,7 +269,6 @@ fn gpt2(config: &HfConfig) -> Result<ModelArch, FormatError> {
             .unwrap_or(1024),
         activation: plain_activation(config, &["activation_function"], "gelu_new")?,
         tied: config.bool("tie_word_embeddings")?.unwrap_or(true),
-        biases: Biases::All,
         ..base
     })
 }
@@ -246,7 +293,6 @@ fn gptj(config: &HfConfig) -> Result<ModelArch, FormatError> {
         positions: Positions::Rope(rope),
         activation: plain_activation(config, &["activation_function"], "gelu_new")?,
         block: Block::ParallelOneNorm,
-        biases: Biases::All,
         ..base
     })
 }
@@ -258,7 +304,6 @@ fn gpt_neox(config: &HfConfig) -> Result<ModelArch, FormatError> {
         positions: Positions::Rope(rope(config, 0.25)?),
         activation: plain_activation(config, &["hidden_act"], "gelu")?,
         block: if is_parallel { Block::ParallelTwoNorms } else { Block::Sequential },
-        biases: Biases::All,
         ..base
     })
 }
@@ -302,6 +347,22 @@ fn rope(config: &HfConfig, default_percentage: f64) -> Result<Rope, FormatError>
 }
 
 fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeScaling, FormatError> {
+    let kind = rope.rope_type.as_deref().unwrap_or("default");
+    if let Some(factor) = rope.factor.filter(|&factor| kind == "default" && factor != 1.0) {
+        return Err(config.bad(format!(
+            "rope_scaling has factor {factor} and no type that has one, so that transformers leaves it out; state the type, \
+             or remove the factor"
+        )));
+    }
+    for (key, value) in [
+        ("low_freq_factor", rope.low_freq_factor),
+        ("high_freq_factor", rope.high_freq_factor),
+        ("original_max_position_embeddings", rope.original_max_position_embeddings),
+    ] {
+        if value.is_some() && kind != "llama3" {
+            config.set_unused(format!("rope_scaling.{key}"));
+        }
+    }
     match rope.rope_type.as_deref() {
         None | Some("default") => Ok(RopeScaling::None),
         Some("linear") => rope

@@ -8,14 +8,19 @@ mod arch;
 mod canonical;
 mod export;
 mod gguf;
+mod gguf_keys;
 mod huggingface;
+mod leftovers;
 mod names;
 mod nemo;
-mod note;
+pub(crate) mod note;
+mod rope_factors;
 mod rows;
+mod stated_biases;
 #[cfg(test)]
 mod tests;
 mod tokenizer;
+mod wrappers;
 
 use std::fs::File;
 use std::io::Read;
@@ -25,11 +30,12 @@ use hydra_config::Node;
 
 use self::arch::ModelArch;
 use self::canonical::canonical;
+use self::huggingface::{HfModel, understand};
 use self::names::{GGUF_LLAMA, NameMap};
 pub use self::note::ConvertNote;
 use self::tokenizer::TokenizerPart;
 use crate::gguf::MAGIC;
-use crate::huggingface::{HfConfig, HfTokenizer, open_weights, read_optional};
+use crate::huggingface::{HfConfig, HfTokenizer, HfWeights, open_weights, read_optional};
 use crate::partial_models::refuse_peft_folder;
 use crate::writer::{
     Artifact, MAX_SHARD_BYTES, Overwrite, WriteOptions, WriteProgress, WriteReport, write_hf_folder,
@@ -112,7 +118,10 @@ pub fn convert_checkpoint(
     if options.overwrite == Overwrite::Refuse && output.exists() {
         return Err(FormatError::OutputExists { path: output.to_owned() });
     }
-    let converted = load(input, options)?;
+    let mut converted = load(input, options)?;
+    if converted.input != InputKind::Nemo {
+        note::record(&mut converted.config, &converted.notes);
+    }
     let mut notes = converted.notes;
     notes.extend(note::of_config(&converted.config));
     let write_options = WriteOptions {
@@ -182,11 +191,14 @@ fn detect(input: &Path) -> Result<InputKind, FormatError> {
     refuse_peft_folder(input)?;
     if input.is_dir() {
         let has = |name: &str| input.join(name).exists();
-        // NeMo 2 folders have `context` and `weights`; a NeMo folder may lie in one more folder.
-        return if has("model_config.yaml") || has("context") || has("weights") {
+        // Where several formats lie in one folder NeMo's is read, and a note says so.
+        return if has("model_config.yaml") || has("context/model.yaml") {
             Ok(InputKind::Nemo)
         } else if has("config.json") {
             Ok(InputKind::HuggingFace)
+        } else if has("context") || has("weights") {
+            // A folder of NeMo 2 that lacks a part of it.
+            Ok(InputKind::Nemo)
         } else if has_nested_config(input) {
             Ok(InputKind::Nemo)
         } else {
@@ -219,9 +231,14 @@ fn has_nested_config(folder: &Path) -> bool {
 
 fn from_huggingface(folder: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatError> {
     let config = HfConfig::open(folder)?;
-    let source = open_weights(folder)?;
-    let (arch, names) = huggingface::arch(&config, &*source)?;
+    let HfWeights { source, mut notes } = open_weights(folder, config.text(&["transformers_weights"])?)?;
+    let (source, unwrapped) = wrappers::unwrap(source)?;
+    let HfModel { arch, names, notes: of_model } = understand(&config, &*source)?;
     let source_dtype = source.meta(&names.embedding()).map_or(DType::F32, |meta| meta.dtype);
+    notes.extend(unwrapped);
+    notes.extend(of_model);
+    notes.extend(leftovers::of_dtypes(&config, &*source, source_dtype, options.dtype)?);
+    notes.extend(leftovers::of_buffers(&*source, &[]));
     let tokenizer = match &options.tokenizer {
         Some(path) => Some(HfTokenizer::open(path)?),
         None => HfTokenizer::open_folder(folder)?,
@@ -242,6 +259,9 @@ fn from_huggingface(folder: &Path, options: &ConvertOptions<'_>) -> Result<Conve
     let carried =
         carried.into_iter().filter_map(|(name, bytes)| Some(Artifact { name: name.into(), bytes: bytes? }));
     converted.artifacts.extend(carried);
+    notes.extend(leftovers::of_config(&config, arch.family));
+    notes.extend(leftovers::of_generation_config(folder)?);
+    converted.notes.extend(notes.into_iter().map(ConvertNote::Source));
     Ok(converted)
 }
 
@@ -257,12 +277,14 @@ fn generation_config(folder: &Path, config: &HfConfig) -> Result<Option<Vec<u8>>
 fn from_gguf(path: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatError> {
     let dtype = options.dtype.unwrap_or(DType::BF16);
     let source = GgufSource::new(GgufFile::open(path)?, dtype)?;
-    let arch = gguf::arch(&source)?;
+    let (arch, notes) = gguf::understand(&source)?;
     let tokenizer = match &options.tokenizer {
         Some(path) => tokenizer::from_files(HfTokenizer::open(path)?, &folder_name(path)),
         None => tokenizer::from_gguf(source.file())?,
     };
-    assemble(InputKind::Gguf, (&arch, GGUF_LLAMA), Box::new(source), tokenizer, dtype)
+    let mut converted = assemble(InputKind::Gguf, (&arch, GGUF_LLAMA), Box::new(source), tokenizer, dtype)?;
+    converted.notes.extend(notes.into_iter().map(ConvertNote::Source));
+    Ok(converted)
 }
 
 fn assemble(
@@ -277,9 +299,10 @@ fn assemble(
     let mut notes = Vec::new();
     let num_values = source.num_rounded()?;
     if num_values > 0 {
-        notes.push(ConvertNote::RoundedNorms { num_values });
+        // Shifted norms are fp32 whatever the other weights are.
+        notes.push(ConvertNote::RoundedNorms { num_values, dtype: DType::F32 });
     }
-    if let Some(window_tokens) = arch.sliding_window {
+    if let Some(window_tokens) = arch.sliding_window.filter(|&window| window < arch.max_position_embeddings) {
         notes.push(ConvertNote::SlidingWindow { window_tokens });
     }
     let artifacts = std::iter::once(tokenizer.artifact).chain(tokenizer.merges).collect();

@@ -9,7 +9,7 @@ use std::path::Path;
 use hydra_config::Node;
 
 use super::arch::precision;
-use super::{ConvertOptions, Converted, InputKind, folder_name, tokenizer};
+use super::{ConvertNote, ConvertOptions, Converted, InputKind, folder_name, tokenizer};
 use crate::checkpoint::{CheckpointKind, without_hashes};
 use crate::huggingface::HfTokenizer;
 use crate::{Artifact, Checkpoint, DType, FormatError, Region, TensorMeta, TensorSource};
@@ -40,8 +40,9 @@ pub(super) fn rewrite(input: &Path, options: &ConvertOptions<'_>) -> Result<Conv
     if options.dtype.is_some() {
         config.set("precision", precision(dtype));
     }
+    let notes = checkpoint.notes().iter().cloned().map(ConvertNote::Source).collect();
     let source = Box::new(Tensors(checkpoint));
-    Ok(Converted { input: InputKind::Nemo, config, artifacts, source, dtype, notes: Vec::new() })
+    Ok(Converted { input: InputKind::Nemo, config, artifacts, source, dtype, notes })
 }
 
 /// Takes the artifacts along, and has the configuration name them by their new members.

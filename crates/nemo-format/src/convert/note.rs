@@ -4,6 +4,11 @@ use std::fmt;
 
 use hydra_config::Node;
 
+use crate::{DType, SourceNote};
+
+/// Where a written checkpoint keeps what its origin had and it has not, a key of this project.
+pub(crate) const RECORD: &str = "conversion_notes";
+
 /// A remark on the result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConvertNote {
@@ -19,12 +24,16 @@ pub enum ConvertNote {
     RoundedNorms {
         /// How many.
         num_values: u64,
+        /// The type that they are written in.
+        dtype: DType,
     },
     /// The checkpoint names a tokenizer but does not hold it.
     NoTokenizer {
         /// The name.
         name: String,
     },
+    /// The input has something that is not used, or contradicts itself.
+    Source(SourceNote),
 }
 
 impl fmt::Display for ConvertNote {
@@ -39,15 +48,16 @@ impl fmt::Display for ConvertNote {
                 "attention of the original reaches back {window_tokens} tokens; `encoder_seq_length` is set to \
                  {window_tokens}, up to which the result computes the same"
             ),
-            Self::RoundedNorms { num_values } => write!(
-                f,
-                "{num_values} norm weights are rounded where 1 is added or taken off; `--dtype fp32` keeps more digits"
-            ),
+            Self::RoundedNorms { num_values, dtype } => {
+                write!(f, "{num_values} norm weights are rounded where 1 is added or taken off")?;
+                if *dtype == DType::F32 { Ok(()) } else { f.write_str("; `--dtype fp32` keeps more digits") }
+            }
             Self::NoTokenizer { name } => write!(
                 f,
                 "the checkpoint does not hold its tokenizer `{name}`; put the tokenizer's files into the folder, or pass \
                  `--tokenizer`"
             ),
+            Self::Source(note) => note.fmt(f),
         }
     }
 }
@@ -58,4 +68,23 @@ pub(super) fn of_config(config: &Node) -> Option<ConvertNote> {
         |key: &str| config.get(key).is_some_and(|value| !matches!(value, Node::Null | Node::Bool(false)));
     (is_set("seq_len_interpolation_factor") && is_set("scale_positional_embedding"))
         .then_some(ConvertNote::ScalesPositionsTwice)
+}
+
+/// Writes what the input had and the result has not into the configuration of the result, to be read there later.
+pub(super) fn record(config: &mut Node, notes: &[ConvertNote]) {
+    // A name from a file must not become an interpolation.
+    let text = |note: &SourceNote| Node::Str(note.to_string().replace("${", "$ {"));
+    let texts: Vec<Node> = notes
+        .iter()
+        .filter_map(|note| if let ConvertNote::Source(note) = note { Some(text(note)) } else { None })
+        .collect();
+    if !texts.is_empty() {
+        config.set(RECORD, Node::List(texts));
+    }
+}
+
+/// The notes that a conversion has written.
+pub(crate) fn recorded(config: &Node) -> Vec<SourceNote> {
+    let Some(Node::List(notes)) = config.get(RECORD) else { return Vec::new() };
+    notes.iter().filter_map(Node::as_str).map(|note| SourceNote::Recorded(note.to_owned())).collect()
 }

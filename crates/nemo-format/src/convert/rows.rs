@@ -117,10 +117,9 @@ impl RowSource {
                 return Err(FormatError::bad_tensor(from, reason));
             }
             if !is_float(meta.dtype) {
-                return Err(FormatError::UnsupportedConversion {
-                    name: from.to_owned(),
-                    from: meta.dtype,
-                    to: dtype,
+                return Err(FormatError::Unsupported {
+                    what: format!("tensor `{from}` of dtype {}", meta.dtype.name()),
+                    hint: "save the weights as float32, bfloat16 or float16".to_owned(),
                 });
             }
         }

@@ -114,7 +114,7 @@ fn a_gguf_file_becomes_the_same_model() {
 fn parts_of_a_permuted_tensor_are_read_alone() {
     let file = GgufFile::open(Path::new(&format!("{GOLDEN}/llama_bf16.gguf"))).unwrap();
     let source = GgufSource::new(file, DType::BF16).unwrap();
-    let arch = gguf::arch(&source).unwrap();
+    let arch = gguf::understand(&source).map(|(arch, _)| arch).unwrap();
     let source = canonical(Box::new(source), &arch, GGUF_LLAMA, DType::BF16).unwrap();
     let name = "model.decoder.layers.1.self_attention.linear_qkv.weight";
     let expected = reference();
@@ -171,13 +171,15 @@ fn rotary_and_tied_keys_are_carried_over() {
         });
     });
     let (converted, report) = convert(folder.path(), &ConvertOptions::default());
-    assert!(converted.tensors().meta("model.output_layer.weight").is_none());
+    // The fixture's `lm_head.weight` is another table, which transformers uses in spite of the flag.
+    assert!(converted.tensors().meta("model.output_layer.weight").is_some());
     let get = |key| converted.model_config().get(key).cloned();
-    assert_eq!(get("share_embeddings_and_output_weights"), Some(Node::Bool(true)));
+    assert_eq!(get("share_embeddings_and_output_weights"), Some(Node::Bool(false)));
     assert_eq!(get("scale_positional_embedding"), Some(Node::Bool(true)));
     assert_eq!(get("rotary_base"), Some(Node::Float(500_000.0)));
     assert_eq!(get("seq_len_interpolation_factor"), None);
-    assert_eq!(report.notes, []);
+    insta::assert_snapshot!(report.notes[0], @"`lm_head.weight`, as in transformers, is used and `tie_word_embeddings`, which is true, is not: the weights have it, and it is not `model.embed_tokens.weight`");
+    assert_eq!(report.notes.len(), 1);
 
     let folder = edited_folder(&|config| {
         config["rope_scaling"] = serde_json::json!({"type": "linear", "factor": 2.0});
@@ -214,9 +216,10 @@ fn floats(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
 #[test]
 fn biases_are_fused_and_those_that_lack_are_zeros() {
     let qkv = [("self_attn.q_proj", 64), ("self_attn.k_proj", 32), ("self_attn.v_proj", 32)];
-    let folder = edited_folder(&|_| {});
+    let folder = edited_folder(&|config| config["attention_bias"] = true.into());
     add_biases(folder.path(), &qkv);
-    let (converted, _) = convert(folder.path(), &ConvertOptions::default());
+    let (converted, report) = convert(folder.path(), &ConvertOptions::default());
+    insta::assert_snapshot!(report.notes[0], @"the weights have no bias of `self_attn.o_proj` although `attention_bias` is true; zeros stand for it, as in transformers");
     assert_eq!(converted.model_config().get("qkv_bias"), Some(&Node::Bool(true)));
     assert_eq!(converted.model_config().get("bias"), Some(&Node::Bool(false)));
     assert!(converted.tensors().meta("model.decoder.layers.1.self_attention.linear_proj.bias").is_none());
@@ -224,7 +227,7 @@ fn biases_are_fused_and_those_that_lack_are_zeros() {
     // Group 1 starts at row 64: query heads 2 and 3, then key head 1, then value head 1.
     assert_eq!([fused[64], fused[96], fused[112], fused[127]], [1032.0, 1016.0, 1016.0, 1031.0]);
 
-    let folder = edited_folder(&|_| {});
+    let folder = edited_folder(&|config| config["attention_bias"] = true.into());
     add_biases(folder.path(), &[&qkv[..], &[("self_attn.o_proj", 64)]].concat());
     let (converted, _) = convert(folder.path(), &ConvertOptions::default());
     assert_eq!(converted.model_config().get("bias"), Some(&Node::Bool(true)));

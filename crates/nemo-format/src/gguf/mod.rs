@@ -108,6 +108,22 @@ impl GgufSource {
         Ok(Self { file, metas })
     }
 
+    /// A tensor's values as they are stored, whatever type the others are presented in.
+    pub(crate) fn stored_values(&self, name: &str) -> Result<Vec<f32>, FormatError> {
+        let missing = || FormatError::MissingTensor { name: name.to_owned() };
+        let tensor = self.file.header.tensors.get(name).ok_or_else(missing)?;
+        let bytes = self.file.mapped.bytes().get(tensor.bytes.clone()).ok_or_else(missing)?;
+        let row_elems = tensor.shape.last().map_or(1, |&dim| dim as usize);
+        let row_bytes = tensor.block_type.row_bytes(row_elems);
+        let mut values = Vec::new();
+        let mut row = vec![0.0; row_elems];
+        for stored in bytes.chunks_exact(row_bytes.max(1)) {
+            tensor.block_type.dequantize(stored, &mut row);
+            values.extend_from_slice(&row);
+        }
+        Ok(values)
+    }
+
     /// The file below.
     pub fn file(&self) -> &GgufFile {
         &self.file

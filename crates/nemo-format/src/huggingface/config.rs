@@ -1,8 +1,11 @@
 //! `config.json` of a Hugging Face model: typed look-ups under the several names that a key has had.
 //!
 //! Both spellings are read: `torch_dtype` and `rope_scaling` of transformers 4, `dtype` and `rope_parameters` of 5.
-//! Which keys a family has, and their defaults, is decided in `convert`.
+//! Which keys a family has, and their defaults, is decided in `convert`. What has been asked for is remembered, so that the
+//! keys that nobody has asked for can be named.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value};
@@ -10,11 +13,15 @@ use serde_json::{Map, Value};
 use super::read_json;
 use crate::FormatError;
 
-/// A parsed `config.json`. Unknown keys are tolerated, as transformers does.
+/// A parsed `config.json`.
 #[derive(Debug)]
 pub(crate) struct HfConfig {
     file: String,
     values: Map<String, Value>,
+    /// Keys that were looked up, whether they are there or not.
+    asked: RefCell<BTreeSet<String>>,
+    /// Keys of inner dictionaries that were not.
+    unused_inside: RefCell<Vec<String>>,
 }
 
 /// `rope_scaling` or `rope_parameters`, with what older files state outside of it.
@@ -39,9 +46,13 @@ impl HfConfig {
             member: "config.json".into(),
         })?;
         match value {
-            Value::Object(values) => Ok(Self { file, values }),
+            Value::Object(values) => Ok(Self::new(file, values)),
             _ => Err(FormatError::BadConfig { file, reason: "it is not a JSON object".into() }),
         }
+    }
+
+    fn new(file: String, values: Map<String, Value>) -> Self {
+        Self { file, values, asked: RefCell::default(), unused_inside: RefCell::default() }
     }
 
     /// The file, for messages.
@@ -51,6 +62,7 @@ impl HfConfig {
 
     /// The first of these keys that is there and not null.
     fn find(&self, keys: &[&str]) -> Option<(String, &Value)> {
+        self.asked.borrow_mut().extend(keys.iter().map(|&key| key.to_owned()));
         let found = |key: &&str| Some(((*key).to_owned(), self.values.get(*key)?));
         keys.iter().filter_map(found).find(|(_, value)| !value.is_null())
     }
@@ -62,8 +74,25 @@ impl HfConfig {
         read: impl Fn(&Value) -> Option<T>,
     ) -> Result<Option<T>, FormatError> {
         let Some((key, value)) = self.find(keys) else { return Ok(None) };
+        self.refuse_contradiction(keys, &key, value)?;
         let wrong_type = || self.bad(format!("the key `{key}` is `{value}`, expected {expected}"));
         read(value).map(Some).ok_or_else(wrong_type)
+    }
+
+    /// Names of one thing must not have two values.
+    fn refuse_contradiction(&self, keys: &[&str], key: &str, value: &Value) -> Result<(), FormatError> {
+        let is_same = |other: &Value| match (value.as_f64(), other.as_f64()) {
+            (Some(value), Some(other)) => value == other,
+            _ => value == other,
+        };
+        let others = keys.iter().filter_map(|other| Some((other, self.values.get(*other)?)));
+        let mut others = others.filter(|(_, other)| !other.is_null() && !is_same(other));
+        match others.next() {
+            None => Ok(()),
+            Some((other_key, other)) => Err(self.bad(format!(
+                "the key `{key}` is `{value}` and `{other_key}`, another name of it, is `{other}`; remove the wrong one"
+            ))),
+        }
     }
 
     /// An integer under any of these names.
@@ -90,6 +119,7 @@ impl HfConfig {
     /// A text under any of these names.
     pub(crate) fn text(&self, keys: &[&str]) -> Result<Option<&str>, FormatError> {
         let Some((key, value)) = self.find(keys) else { return Ok(None) };
+        self.refuse_contradiction(keys, &key, value)?;
         value
             .as_str()
             .map(Some)
@@ -104,6 +134,23 @@ impl HfConfig {
     /// These keys with their values, as far as they are there and not null.
     pub(crate) fn values_of(&self, keys: &[&str]) -> Map<String, Value> {
         keys.iter().filter_map(|key| self.find(&[key])).map(|(key, value)| (key, value.clone())).collect()
+    }
+
+    /// Keys that are there, not null, and were not looked up.
+    pub(crate) fn unasked(&self) -> Vec<(String, &Value)> {
+        let asked = self.asked.borrow();
+        let keys = self.values.iter().filter(|(key, value)| !value.is_null() && !asked.contains(*key));
+        keys.map(|(key, value)| (key.clone(), value)).collect()
+    }
+
+    /// Remembers a key of an inner dictionary that was looked up and has no use.
+    pub(crate) fn set_unused(&self, key: String) {
+        self.unused_inside.borrow_mut().push(key);
+    }
+
+    /// Keys of inner dictionaries that were not looked up.
+    pub(crate) fn unasked_inside(&self) -> Vec<String> {
+        self.unused_inside.borrow().clone()
     }
 
     /// Whether a key is there, if only with null.
@@ -129,12 +176,12 @@ impl HfConfig {
             ])?,
             ..HfRope::default()
         };
-        let Some((key, value)) = self.find(&["rope_parameters", "rope_scaling"]) else { return Ok(outside) };
+        let Some((key, value)) = self.rope_dictionary()? else { return Ok(outside) };
         let Value::Object(values) = value else {
             return Err(self.bad(format!("the key `{key}` is `{value}`, expected an object")));
         };
-        let inside = Self { file: format!("{}: {key}", self.file), values: values.clone() };
-        Ok(HfRope {
+        let inside = Self::new(format!("{}: {key}", self.file), values.clone());
+        let rope = HfRope {
             // Old files state the kind of scaling twice.
             rope_type: inside.text(&["rope_type", "type"])?.map(str::to_owned),
             factor: inside.f64(&["factor"])?,
@@ -143,7 +190,32 @@ impl HfConfig {
             original_max_position_embeddings: inside.f64(&["original_max_position_embeddings"])?,
             rope_theta: inside.f64(&["rope_theta"])?.or(outside.rope_theta),
             partial_rotary_factor: inside.f64(&["partial_rotary_factor"])?.or(outside.partial_rotary_factor),
-        })
+        };
+        for (name, stated, outer) in [
+            ("rope_theta", rope.rope_theta, outside.rope_theta),
+            ("partial_rotary_factor", rope.partial_rotary_factor, outside.partial_rotary_factor),
+        ] {
+            if let (Some(stated), Some(outer)) = (stated, outer)
+                && stated != outer
+            {
+                return Err(self.bad(format!(
+                    "`{name}` is {stated} in `{key}` and {outer} outside of it; remove the wrong one"
+                )));
+            }
+        }
+        let unasked = inside.unasked().into_iter().map(|(name, _)| format!("{key}.{name}"));
+        self.unused_inside.borrow_mut().extend(unasked);
+        Ok(rope)
+    }
+
+    /// The dictionary of the rotary embedding; transformers 5 writes one name, 4 the other.
+    fn rope_dictionary(&self) -> Result<Option<(String, &Value)>, FormatError> {
+        let keys = ["rope_parameters", "rope_scaling"];
+        let found = self.find(&keys);
+        if let Some((key, value)) = &found {
+            self.refuse_contradiction(&keys, key, value)?;
+        }
+        Ok(found)
     }
 
     /// The configuration cannot be used.

@@ -10,7 +10,7 @@ use std::path::Path;
 
 pub(crate) use self::config::{HfConfig, HfRope};
 pub(crate) use self::tokenizer_files::{HfTokenizer, TokenizerKind};
-pub(crate) use self::weights::open_weights;
+pub(crate) use self::weights::{HfWeights, open_weights};
 use crate::FormatError;
 
 /// Far above any real configuration; a tokenizer.json can have 20 MiB.

@@ -78,6 +78,67 @@ fn refused(what: &str) -> FormatError {
     }
 }
 
+/// Keys that must be off: the targets compute nothing of the kind.
+const OFF: [&str; 22] = [
+    "apply_residual_connection_post_layernorm",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "headscale",
+    "heterogeneous_block_specs",
+    "hybrid_override_pattern",
+    "is_hybrid_model",
+    "megatron_legacy",
+    "mm_cfg",
+    "mrope_section",
+    "multi_latent_attention",
+    "new_decoder_architecture",
+    "num_moe_experts",
+    "output_layer_bias",
+    "parallel_attention",
+    "qk_layernorm",
+    "query_pre_attn_scalar",
+    "retro",
+    "rotary_interleaved",
+    "softmax_scale",
+    "sqrt_query_pre_attn_scalar",
+    "window_attn_skip_freq",
+];
+/// Keys that choose between models, with the one value that the targets have.
+const FIXED: [(&str, &str); 3] = [
+    ("attention_type", "multihead"),
+    ("normalize_attention_scores", "true"),
+    ("transformer_block_type", "pre_ln"),
+];
+/// Layer specifications that are other models whatever their keys say.
+const OTHER_NAMES: [&str; 3] = ["megatron_gemma2", "megatron_falcon_gpt", "te_gpt_hyena"];
+
+/// Refuses what would be lost in silence.
+fn refuse_other_models(config: &ModelConfig<'_>) -> Result<(), FormatError> {
+    let name = config.text("name")?.unwrap_or_default();
+    if OTHER_NAMES.contains(&name) {
+        return Err(refused(&format!("name `{name}`")));
+    }
+    // Megatron-Core's own keys come on top of NeMo's.
+    for section in ["", "mcore_customization_config."] {
+        for key in OFF.map(|key| format!("{section}{key}")) {
+            let value = config.find(&key);
+            if let Some(value) = value.filter(|value| !matches!(value, Node::Bool(false) | Node::Int(0))) {
+                return Err(refused(&format!("{key} `{}`", shown(value))));
+            }
+        }
+        for (key, only) in FIXED {
+            let key = format!("{section}{key}");
+            if let Some(value) = config.find(&key).filter(|value| shown(value) != only) {
+                return Err(refused(&format!("{key} `{}`", shown(value))));
+            }
+        }
+    }
+    match config.find("mcore_customization_config.window_size") {
+        Some(value) => Err(refused(&format!("mcore_customization_config.window_size `{}`", shown(value)))),
+        None => Ok(()),
+    }
+}
+
 /// The architecture, refused where no Hugging Face family of the Llama kind has it.
 pub(super) fn read_arch(
     config: &ModelConfig<'_>,
@@ -88,14 +149,13 @@ pub(super) fn read_arch(
     if !normalization.eq_ignore_ascii_case("rmsnorm") {
         return Err(refused(&format!("normalization `{normalization}`")));
     }
-    if config.bool("mcore_customization_config.parallel_attention")? == Some(true) {
-        return Err(refused("parallel attention"));
-    }
+    refuse_other_models(config)?;
     let qk_norm = "model.decoder.layers.0.self_attention.q_layernorm.weight";
     if source.meta(qk_norm).is_some() {
         return Err(refused("norms on queries and keys"));
     }
-    let (family, activation) = family(config)?;
+    let window = window(config)?;
+    let (family, activation) = family(config, window)?;
     let hidden_size = config.require_u64("hidden_size")?;
     let num_attention_heads = config.require_u64("num_attention_heads")?;
     let encoder_seq_length = config.u64("encoder_seq_length")?;
@@ -118,7 +178,7 @@ pub(super) fn read_arch(
         head_dim: config.u64("kv_channels")?.unwrap_or(hidden_size / num_attention_heads.max(1)),
         vocab_size,
         max_position_embeddings,
-        sliding_window: config.u64("huggingface.sliding_window")?,
+        sliding_window: window,
         positions: Positions::Rope(rope(config)?),
         normalization: Normalization::RmsNorm,
         layernorm_epsilon: config.f64("layernorm_epsilon")?.unwrap_or(1e-5),
@@ -129,16 +189,50 @@ pub(super) fn read_arch(
         biases,
     };
     arch.check(FILE)?;
+    if window.is_some() && (arch.biases != Biases::None || family != Family::Mistral) {
+        return Err(FormatError::NotExported {
+            what: format!("a window of attention and {}", if family == Family::Mistral { "biases" } else { "geglu" }),
+            hint: "of the families that it writes only Mistral has a window, which has neither; leave `--to hf` out to \
+                   write a `.nemo`"
+                .to_owned(),
+        });
+    }
     Ok(arch)
 }
 
-fn family(config: &ModelConfig<'_>) -> Result<(Family, Activation), FormatError> {
+/// The window of attention as Hugging Face counts it. NeMo's converters write that number into `window_size` as it is,
+/// although Transformer Engine sees one position more.
+fn window(config: &ModelConfig<'_>) -> Result<Option<u64>, FormatError> {
+    let sliding = config.u64("huggingface.sliding_window")?;
+    let Some(pair) = config.find("window_size") else { return Ok(sliding) };
+    let number = |value: &Node| value.as_f64().or_else(|| value.as_str()?.parse().ok());
+    let pair_of = |list: &[Node]| match list {
+        [left, right] => Some((number(left)?, number(right)?)),
+        _ => None,
+    };
+    let stated = match pair.as_list().and_then(pair_of) {
+        Some((left, right)) if left == -1.0 && right >= -1.0 => None,
+        Some((left, right)) if left >= 1.0 && left.fract() == 0.0 && right >= -1.0 => Some(left as u64),
+        _ => {
+            let expected = "null or two whole numbers `[window, 0]`";
+            return Err(bad(format!("the key `window_size` is `{}`, expected {expected}", shown(pair))));
+        }
+    };
+    match (stated, sliding) {
+        (Some(stated), Some(sliding)) if stated != sliding => Err(bad(format!(
+            "the key `window_size` says {stated} tokens and `huggingface.sliding_window` {sliding}; remove the wrong one"
+        ))),
+        _ => Ok(stated.or(sliding)),
+    }
+}
+
+fn family(config: &ModelConfig<'_>, window: Option<u64>) -> Result<(Family, Activation), FormatError> {
     let name = config.text("activation")?.unwrap_or("gelu");
     let is_tanh_gelu = config.bool("openai_gelu")?.unwrap_or(false);
     let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or(false);
     match (name, is_tanh_gelu, is_scaled) {
         ("swiglu" | "fast-swiglu", false, false) => {
-            let is_mistral = config.text("huggingface.model_type")? == Some("mistral");
+            let is_mistral = window.is_some() || config.text("huggingface.model_type")? == Some("mistral");
             let family = if is_mistral { Family::Mistral } else { Family::Llama };
             Ok((family, Activation { name: "fast-swiglu", is_tanh_gelu }))
         }
@@ -159,9 +253,6 @@ fn rope(config: &ModelConfig<'_>) -> Result<Rope, FormatError> {
     let percentage = config.f64("rotary_percentage")?.unwrap_or(1.0);
     if percentage != 1.0 {
         return Err(refused(&format!("rotary_percentage {percentage}")));
-    }
-    if config.bool("rotary_interleaved")? == Some(true) {
-        return Err(refused("interleaved rotary embeddings"));
     }
     let factor = config.f64("seq_len_interpolation_factor")?.filter(|&factor| factor != 1.0);
     let is_llama3 = config.bool("scale_positional_embedding")?.unwrap_or(false);

@@ -6,6 +6,7 @@
 mod config;
 mod tokenizer;
 
+use std::collections::HashSet;
 use std::ops::Range;
 
 use hydra_config::Node;
@@ -39,10 +40,11 @@ pub(super) fn export(converted: Converted, dtype: Option<DType>) -> Result<Expor
     let mut builder = Builder { out: RowSource::new(source, dtype), arch: &arch, norm_shift, dtype };
     builder.tensors(has_mlp_bias)?;
     let source = builder.out;
+    refuse_left_over(&source, has_mlp_bias)?;
     let mut notes = Vec::new();
     let num_values = source.num_rounded()?;
     if num_values > 0 {
-        notes.push(ConvertNote::RoundedNorms { num_values });
+        notes.push(ConvertNote::RoundedNorms { num_values, dtype });
     }
     let tokenizer = tokenizer::files(config.node(), &artifacts, arch.family)?;
     if let Some(name) = tokenizer.missing {
@@ -51,6 +53,20 @@ pub(super) fn export(converted: Converted, dtype: Option<DType>) -> Result<Expor
     let mut files = vec![config::config_json(&arch, &config, (has_mlp_bias, dtype), &tokenizer.ids)];
     files.extend(tokenizer.files);
     Ok(Exported { files, source, dtype, notes })
+}
+
+/// Every tensor must have gone somewhere; one that has not is part of a model that the target is not.
+fn refuse_left_over(out: &RowSource, has_mlp_bias: bool) -> Result<(), FormatError> {
+    let used: HashSet<&str> = out.used().map(|(name, _)| name).collect();
+    // Biases of zeros are left out where the target has none.
+    let is_zero = |name: &str| !has_mlp_bias && name.contains(".mlp.linear_fc") && name.ends_with(".bias");
+    match out.inner().names().find(|name| !used.contains(name) && !is_zero(name)) {
+        None => Ok(()),
+        Some(name) => Err(FormatError::NotExported {
+            what: format!("the tensor `{name}`, for which its configuration has no use,"),
+            hint: "correct `model_config.yaml`, or leave `--to hf` out to write a `.nemo`".to_owned(),
+        }),
+    }
 }
 
 /// What is added to a stored norm weight: Gemma's are without the 1 that `layernorm_zero_centered_gamma` also leaves out.

@@ -99,7 +99,7 @@ fn norm_weights_that_do_not_survive_are_counted() {
     let bytes = safetensors::serialize(views, None).unwrap();
     fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
     let (_, report) = convert(folder.path(), &ConvertOptions::default());
-    assert_eq!(report.notes, [ConvertNote::RoundedNorms { num_values: 1 }]);
+    assert_eq!(report.notes, [ConvertNote::RoundedNorms { num_values: 1, dtype: DType::F32 }]);
 }
 
 #[test]

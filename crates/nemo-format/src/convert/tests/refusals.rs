@@ -62,7 +62,7 @@ fn weights_that_contradict_the_configuration_are_named() {
     insta::assert_snapshot!(check("llama31", &|c| c["vocab_size"] = 150.into()), @"tensor `lm_head.weight` is inconsistent: it has 160 rows, the configuration needs 150; the configuration and the weights do not belong together");
     insta::assert_snapshot!(check("llama31", &|c| c["vocab_size"] = 170.into()), @"tensor `model.embed_tokens.weight` is inconsistent: its shape [160, 32] does not hold rows 0..170 that `model.embedding.word_embeddings.weight` of shape [170, 32] needs; the configuration and the weights do not belong together");
     insta::assert_snapshot!(check("llama31", &|c| c["num_hidden_layers"] = 1.into()), @"tensor `model.layers.1.input_layernorm.weight` is inconsistent: a model of type `llama` with this configuration has no such tensor; the configuration and the weights do not belong together, or it is a variant that is not supported");
-    insta::assert_snapshot!(check("llama31", &|c| c["attention_bias"] = true.into()), @"tensor `model.layers.0.self_attn.o_proj.bias` is inconsistent: the weights do not have it, and `model.decoder.layers.0.self_attention.linear_proj.bias` is made of it; complete the files, or correct the configuration if the model has no such tensor");
+    insta::assert_snapshot!(check("llama31", &|c| c["attention_bias"] = true.into()), @"tensor `model.layers.0.self_attn.q_proj.bias` is inconsistent: the weights do not have it, and `attention_bias` is true in `FOLDER/config.json`");
     insta::assert_snapshot!(check("llama32", &|c| c["tie_word_embeddings"] = false.into()), @"tensor `lm_head.weight` is inconsistent: the weights do not have it, and `model.output_layer.weight` is made of it; complete the files, or correct the configuration if the model has no such tensor");
     insta::assert_snapshot!(check("gpt2", &|c| c["n_inner"] = 32.into()), @"tensor `transformer.h.0.mlp.c_proj.weight` is inconsistent: its shape [64, 32] does not hold rows 0..32 that `model.decoder.layers.0.mlp.linear_fc2.weight` of shape [32, 32] needs; the configuration and the weights do not belong together");
     insta::assert_snapshot!(check("gpt2", &|c| c["n_positions"] = 32.into()), @"tensor `transformer.wpe.weight` is inconsistent: it has 64 rows, the configuration needs 32; the configuration and the weights do not belong together");
@@ -117,6 +117,23 @@ fn what_hugging_face_cannot_express_is_named() {
     insta::assert_snapshot!(check("llama31", &|c| c.set("seq_len_interpolation_factor", Node::Float(8.0))), @"a model with both `seq_len_interpolation_factor` and `scale_positional_embedding` cannot be written with `--to hf`: a Hugging Face folder can only have one: set `seq_len_interpolation_factor` to null in `model_config.yaml` if NeMo 2.0 or 2.1 wrote it for a Llama 3.1");
     insta::assert_snapshot!(check("llama31", &|c| c.set("rotary_percentage", Node::Float(0.5))), @"a model with rotary_percentage 0.5 cannot be written with `--to hf`: it writes Llama, Mistral and Gemma folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
     insta::assert_snapshot!(check("llama31", &|c| c.set("activation", Node::from("gelu"))), @"a model with activation `gelu`, openai_gelu false and apply_embedding_scaling false cannot be written with `--to hf`: it writes Llama, Mistral and Gemma folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
+    for (key, value) in [
+        ("transformer_block_type", Node::from("post_ln")),
+        ("normalize_attention_scores", Node::Bool(false)),
+        ("num_moe_experts", Node::Int(8)),
+        ("attn_logit_softcapping", Node::Float(50.0)),
+        ("rotary_interleaved", Node::Bool(true)),
+        ("output_layer_bias", Node::Bool(true)),
+        ("name", Node::from("megatron_gemma2")),
+        ("mcore_customization_config.qk_layernorm", Node::Bool(true)),
+        ("mcore_customization_config.parallel_attention", Node::Bool(true)),
+        ("window_size", Node::from("wide")),
+    ] {
+        let error = check("llama31", &|config| config.set(key, value.clone()));
+        assert!(error.contains(key), "{error}");
+    }
+    insta::assert_snapshot!(check("llama31", &|c| c.set("share_embeddings_and_output_weights", Node::Bool(true))), @"a model with the tensor `model.output_layer.weight`, for which its configuration has no use, cannot be written with `--to hf`: correct `model_config.yaml`, or leave `--to hf` out to write a `.nemo`");
+    insta::assert_snapshot!(check("gemma", &|c| c.set("huggingface.sliding_window", Node::Int(8))), @"a model with a window of attention and geglu cannot be written with `--to hf`: of the families that it writes only Mistral has a window, which has neither; leave `--to hf` out to write a `.nemo`");
     insta::assert_snapshot!(check("llama31", &|c| c.set("num_layers", Node::from("many"))), @"`model_config.yaml` is not a model configuration: the key `num_layers` is `many`, expected a whole number");
     insta::assert_snapshot!(check("llama31", &|c| c.set("ffn_hidden_size", Node::Int(32))), @"tensor `model.decoder.layers.0.mlp.linear_fc2.weight` is inconsistent: its shape [32, 64] does not hold rows 0..32 that `model.layers.0.mlp.down_proj.weight` of shape [32, 32] needs; the configuration and the weights do not belong together");
     insta::assert_snapshot!(check("llama31", &|c| c.set("num_layers", Node::Int(3))), @"tensor `model.decoder.layers.2.self_attention.linear_qkv.layer_norm_weight` is inconsistent: the weights do not have it, and `model.layers.2.input_layernorm.weight` is made of it; complete the files, or correct the configuration if the model has no such tensor");

@@ -1,0 +1,113 @@
+//! Which linear layers have a bias: what `config.json` says, held against what the weights have.
+//!
+//! transformers leaves a bias out that the configuration does not announce, and puts zeros where the weights lack one. The
+//! first is refused here, since the numbers were surely meant to count; the second is done and said.
+
+use super::arch::{Biases, Family, ModelArch};
+use super::names::NameMap;
+use crate::huggingface::HfConfig;
+use crate::{FormatError, SourceNote, TensorSource};
+
+/// What the configuration says of each part of a layer.
+pub(super) struct StatedBiases {
+    attention: Stated,
+    mlp: Stated,
+}
+
+/// Whether there are biases, and which key decides it.
+#[derive(Clone, Copy)]
+struct Stated {
+    has_bias: bool,
+    key: Option<&'static str>,
+}
+
+impl StatedBiases {
+    pub(super) fn read(config: &HfConfig, family: Family) -> Result<Self, FormatError> {
+        let fixed = |has_bias| Stated { has_bias, key: None };
+        let by = |key: &'static str, default: bool| {
+            Ok::<_, FormatError>(Stated { has_bias: config.bool(key)?.unwrap_or(default), key: Some(key) })
+        };
+        let (attention, mlp) = match family {
+            Family::Llama | Family::Nemotron => (by("attention_bias", false)?, by("mlp_bias", false)?),
+            Family::Mistral => (fixed(false), fixed(false)),
+            Family::Gemma => (by("attention_bias", false)?, fixed(false)),
+            Family::Falcon => (by("bias", false)?, by("bias", false)?),
+            Family::Gpt2 => (fixed(true), fixed(true)),
+            Family::GptJ => (fixed(false), fixed(true)),
+            Family::GptNeoX => (by("attention_bias", true)?, fixed(true)),
+        };
+        Ok(Self { attention, mlp })
+    }
+
+    /// Sets the architecture's biases, or refuses what contradicts the weights.
+    pub(super) fn settle(
+        &self,
+        arch: &mut ModelArch,
+        (names, source): (&NameMap, &dyn TensorSource),
+        file: &str,
+    ) -> Result<Vec<SourceNote>, FormatError> {
+        let attention: Vec<&str> = names.qkv_stems().into_iter().chain([names.proj]).collect();
+        let mlp: Vec<&str> = names.fc1.iter().copied().chain([names.fc2]).collect();
+        let mut notes = Vec::new();
+        for (stated, stems) in [(self.attention, attention), (self.mlp, mlp)] {
+            notes.extend(stated.check(arch, (names, source), &stems, file)?);
+        }
+        let has_proj = source.meta(&names.in_layer(0, names.proj, "bias")).is_some();
+        arch.biases = match (self.attention.has_bias, self.mlp.has_bias) {
+            (true, false) if !has_proj => Biases::Qkv,
+            (false, false) => Biases::None,
+            _ => Biases::All,
+        };
+        Ok(notes)
+    }
+}
+
+impl Stated {
+    fn check(
+        self,
+        arch: &ModelArch,
+        (names, source): (&NameMap, &dyn TensorSource),
+        stems: &[&str],
+        file: &str,
+    ) -> Result<Option<SourceNote>, FormatError> {
+        let has = |layer, stem: &str| source.meta(&names.in_layer(layer, stem, "bias")).is_some();
+        if !self.has_bias {
+            for layer in 0..arch.num_layers {
+                if let Some(stem) = stems.iter().find(|stem| has(layer, stem)) {
+                    return Err(self.unannounced(&names.in_layer(layer, stem, "bias"), file));
+                }
+            }
+            return Ok(None);
+        }
+        let lacking: Vec<&str> = stems.iter().filter(|stem| !has(0, stem)).copied().collect();
+        let Some(first) = lacking.first() else { return Ok(None) };
+        let key = match self.key {
+            Some(key) if lacking.len() < stems.len() => key,
+            _ => {
+                let reason = match self.key {
+                    Some(key) => format!("the weights do not have it, and `{key}` is true in `{file}`"),
+                    None => {
+                        format!("the weights do not have it, and models of the type that `{file}` states do")
+                    }
+                };
+                return Err(FormatError::bad_tensor(&names.in_layer(0, first, "bias"), reason));
+            }
+        };
+        let stems = lacking.into_iter().map(str::to_owned).collect();
+        Ok(Some(SourceNote::ZeroBiases { stems, key: key.to_owned() }))
+    }
+
+    fn unannounced(self, name: &str, file: &str) -> FormatError {
+        let reason = match self.key {
+            Some(key) => format!(
+                "the weights have it, and `{key}` is not true in `{file}`, so that transformers leaves it out; set \
+                 `{key}` to true if the model was trained with it, else remove the tensor"
+            ),
+            None => format!(
+                "the weights have it, and models of the type that `{file}` states have no such bias; correct the \
+                 `model_type`, or remove the tensor if the model was trained without it"
+            ),
+        };
+        FormatError::bad_tensor(name, reason)
+    }
+}
