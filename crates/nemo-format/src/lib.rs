@@ -11,6 +11,7 @@ mod dist_ckpt;
 mod error;
 mod gguf;
 mod huggingface;
+mod lfs;
 mod mmap;
 mod naming;
 mod nemo2;

@@ -184,7 +184,7 @@ pub(crate) fn read_index(path: &Path) -> Result<BTreeMap<String, String>, Format
     if size_bytes > MAX_INDEX_BYTES {
         return Err(FormatError::Limit { file, what: "bytes", value: size_bytes, limit: MAX_INDEX_BYTES });
     }
-    let text = std::fs::read(path).map_err(|source| FormatError::io("read", path, source))?;
+    let text = crate::lfs::read(path)?;
     let index: Index =
         serde_json::from_slice(&text).map_err(|source| FormatError::damaged(&file, 0, source.to_string()))?;
     for shard in index.weight_map.values() {

@@ -196,6 +196,7 @@ fn detect(input: &Path) -> Result<InputKind, FormatError> {
     let mut start = Vec::new();
     let file = File::open(input).map_err(|source| FormatError::io("open", input, source))?;
     file.take(512).read_to_end(&mut start).map_err(|source| FormatError::io("read", input, source))?;
+    crate::lfs::refuse_pointer(|| input.display().to_string(), &start)?;
     let is_tar = start.get(257..262) == Some(b"ustar") || start.starts_with(&[0x1f, 0x8b]);
     if start.starts_with(&MAGIC) {
         Ok(InputKind::Gguf)

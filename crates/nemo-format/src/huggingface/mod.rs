@@ -31,7 +31,7 @@ pub(crate) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, FormatError>
             limit: MAX_JSON_BYTES,
         });
     }
-    std::fs::read(path).map(Some).map_err(|source| FormatError::io("read", path, source))
+    crate::lfs::read(path).map(Some)
 }
 
 /// Reads a JSON file, or `None` when it is not there.
