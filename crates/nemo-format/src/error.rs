@@ -111,6 +111,14 @@ pub enum FormatError {
         /// The file or member.
         file: String,
     },
+    /// A file of a tokenizer that does not follow its format.
+    #[error("the tokenizer file `{file}` cannot be used: {reason}")]
+    BadTokenizer {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A known format that this version does not read.
     #[error("{what} cannot be read: {hint}")]
     Unsupported {

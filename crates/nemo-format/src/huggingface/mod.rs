@@ -2,14 +2,16 @@
 //!
 //! What the numbers mean for a model is decided in `convert`.
 
+mod chat_templates;
 mod config;
 mod tokenizer_files;
 mod weights;
 
 use std::path::Path;
 
+pub(crate) use self::chat_templates::{DEFAULT, TEMPLATE_FILE, TEMPLATE_FOLDER};
 pub(crate) use self::config::{HfConfig, HfRope};
-pub(crate) use self::tokenizer_files::{HfTokenizer, TokenizerKind};
+pub(crate) use self::tokenizer_files::{HfTokenizer, Vocabulary};
 pub(crate) use self::weights::open_weights;
 use crate::FormatError;
 
