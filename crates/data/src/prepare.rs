@@ -188,7 +188,10 @@ impl PromptBuilder {
                 (text, None, None, record.metadata, ("messages", record.messages))
             }
         };
-        let ids = self.tokenizer.encode(&text).map_err(RecordError::tokenize)?;
+        let is_rendered = original.0 == "messages";
+        let ids =
+            if is_rendered { self.tokenizer.encode_rendered(&text) } else { self.tokenizer.encode(&text) };
+        let ids = ids.map_err(RecordError::tokenize)?;
         match self.kept {
             KeptMetadata::Nothing => metadata = Map::new(),
             KeptMetadata::OtherKeys => {}

@@ -27,7 +27,8 @@ mod writer;
 
 pub use checkpoint::{Checkpoint, StoredTensorInfo};
 pub use convert::{
-    ConvertNote, ConvertOptions, ConvertReport, InputKind, convert_checkpoint, export_huggingface,
+    ConvertNote, ConvertOptions, ConvertReport, InputKind, TokenizerCheck, convert_checkpoint,
+    export_huggingface,
 };
 pub use error::FormatError;
 pub use gguf::{GgufFile, GgufSource, GgufValue};

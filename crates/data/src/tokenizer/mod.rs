@@ -11,11 +11,12 @@ mod merge;
 pub mod sentencepiece;
 mod slow_llama;
 mod spec;
+mod special_text;
 mod stream;
 pub mod tiktoken;
 mod trie;
 
-pub use spec::{ReadArtifact, SpecialTokensSpec, TokenizerSpec, open_tokenizer};
+pub use spec::{ReadArtifact, SpecialTokensSpec, TokenizerSpec, check_tokenizer, open_tokenizer};
 pub use stream::StreamDecoder;
 
 use crate::DataError;
@@ -40,6 +41,18 @@ pub trait Tokenizer: Send + Sync {
     /// # Errors
     /// When the text cannot be encoded.
     fn encode(&self, text: &str) -> Result<Vec<u32>, DataError>;
+
+    /// The text of a rendered chat template to ids: special tokens that it spells out become their ids, whatever
+    /// [`Tokenizer::encode`] makes of them.
+    ///
+    /// NeMo's own wrappers of SentencePiece and tiktoken find no control tokens in a text; a chat template is written
+    /// for `apply_chat_template`, which finds them all.
+    ///
+    /// # Errors
+    /// When the text cannot be encoded.
+    fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        self.encode(text)
+    }
 
     /// Ids to text, as the original library decodes without skipping special tokens.
     ///

@@ -47,9 +47,15 @@ pub struct ConvertOptions<'a> {
     pub tokenizer: Option<PathBuf>,
     /// What to do when the target exists.
     pub overwrite: Overwrite,
+    /// Opens the tokenizer before anything is written; nothing here knows how to.
+    pub check_tokenizer: Option<&'a TokenizerCheck<'a>>,
     /// Called after every tensor.
     pub progress: Option<&'a (dyn Fn(WriteProgress) + Sync)>,
 }
+
+/// Gets the `tokenizer` section, whose references are names of files, and what reads those files. Says what is wrong.
+pub type TokenizerCheck<'a> =
+    dyn Fn(&serde_json::Value, &dyn Fn(&str) -> Option<Vec<u8>>) -> Result<(), String> + Sync + 'a;
 
 /// What an input was recognised as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,6 +173,10 @@ fn load(input: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatE
     }?;
     // What a `.nemo` already held together is not taken apart here.
     let is_combined = converted.input != InputKind::Nemo || options.tokenizer.is_some();
+    if let Some(check) = options.check_tokenizer.filter(|_| is_combined) {
+        let path = options.tokenizer.as_deref().unwrap_or(input);
+        tokenizer::check(&converted.config, &converted.artifacts, path, check)?;
+    }
     if let Some(embedding) = converted.source.meta(EMBEDDING).filter(|_| is_combined) {
         let num_rows = embedding.shape.first().copied().unwrap_or(0);
         let notes = tokenizer::check_size(&converted.config, &converted.artifacts, num_rows)?;

@@ -6,7 +6,7 @@
 
 use serde_json::{Map, Value, json};
 
-use crate::huggingface::HfTokenizer;
+use crate::huggingface::{HfTokenizer, Vocabulary};
 
 /// A tokenizer class.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,7 +30,12 @@ const QWEN2_REGEX: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}
 
 impl Class {
     /// The class that `AutoTokenizer` takes for a folder.
+    ///
+    /// A `tokenizer.json` that the user names is taken as it is.
     pub(super) fn of(tokenizer: &HfTokenizer, has_byte_level_json: bool) -> Self {
+        if matches!(tokenizer.vocabulary, Vocabulary::Json(_)) && tokenizer.path.is_file() {
+            return Self::Backend;
+        }
         let own = tokenizer.config.get("tokenizer_class").and_then(Value::as_str);
         let stated = own.or(tokenizer.model_class.as_deref());
         let model_type = tokenizer.model_type.as_deref().unwrap_or_default();

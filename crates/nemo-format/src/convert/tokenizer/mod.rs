@@ -15,11 +15,13 @@ mod sentencepiece_model;
 mod tests;
 mod tokens;
 
+use std::path::Path;
+
 use hydra_config::Node;
 use indexmap::IndexMap;
 
 use self::fast::FastTokenizer;
-use super::ConvertNote;
+use super::{ConvertNote, TokenizerCheck};
 use crate::huggingface::{DEFAULT, HfTokenizer, Vocabulary};
 use crate::{Artifact, FormatError, GgufFile, GgufValue};
 
@@ -164,6 +166,32 @@ fn gguf_templates(file: &GgufFile) -> Result<Vec<(String, String)>, FormatError>
         named.push((name.to_owned(), source.to_owned()));
     }
     Ok(named)
+}
+
+/// Has the tokenizer opened by those who can. `path` is where it comes from.
+pub(super) fn check(
+    config: &Node,
+    artifacts: &[Artifact],
+    path: &Path,
+    open: &TokenizerCheck<'_>,
+) -> Result<(), FormatError> {
+    let bad = |reason: String| FormatError::BadTokenizer { file: path.display().to_string(), reason };
+    let Some(mut section) = config.get("tokenizer").cloned() else { return Ok(()) };
+    // The names of the files, which the user knows, instead of the members they become.
+    for key in ["model", "vocab_file", "merge_file"] {
+        let name = section.get(key).and_then(Node::as_str).and_then(|reference| {
+            let member = reference.strip_prefix("nemo:")?;
+            artifacts.iter().find(|artifact| artifact.member_name() == member)
+        });
+        if let Some(name) = name.map(|artifact| artifact.name.clone()) {
+            section.set(key, Node::Str(name));
+        }
+    }
+    let section = section.deserialize_into().map_err(|error| bad(error.to_string()))?;
+    let read = |name: &str| {
+        artifacts.iter().find(|artifact| artifact.name == name).map(|artifact| artifact.bytes.clone())
+    };
+    open(&section, &read).map_err(bad)
 }
 
 /// Refuses a tokenizer with more tokens than the embedding table has rows: it belongs to another model. Added tokens
