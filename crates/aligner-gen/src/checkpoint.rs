@@ -47,17 +47,30 @@ impl OpenTokenizer {
     /// The chat template, for `messages` records.
     pub(crate) fn chat_template(&self) -> Result<Option<ChatTemplate>, Failure> {
         let Some(source) = self.spec.jinja_template() else { return Ok(None) };
-        let token = |role, id: Option<u32>| match (self.spec.special_token(role), id) {
-            (Some(token), _) => token.to_owned(),
-            (None, Some(id)) => self.token_text(id),
-            (None, None) => String::new(),
+        let variables = self.template_variables();
+        let token = |role: &str| {
+            variables.iter().find(|(known, _)| known == role).map_or("", |(_, token)| token.as_str())
         };
+        Ok(Some(ChatTemplate::new(source, token("bos_token"), token("eos_token"))?))
+    }
+
+    /// The special tokens that a chat template sees as variables: those that the checkpoint's section names, and those
+    /// that a SentencePiece model names itself.
+    pub(crate) fn template_variables(&self) -> Vec<(String, String)> {
+        let mut variables = self.spec.template_variables();
         let special = self.tokenizer.special();
-        Ok(Some(ChatTemplate::new(
-            source,
-            &token("bos_token", special.bos),
-            &token("eos_token", special.eos),
-        )?))
+        let own = [
+            ("bos_token", special.bos),
+            ("eos_token", special.eos),
+            ("unk_token", special.unk),
+            ("pad_token", special.pad),
+        ];
+        for (role, id) in own {
+            if let Some(id) = id.filter(|_| !variables.iter().any(|(known, _)| known == role)) {
+                variables.push((role.to_owned(), self.token_text(id)));
+            }
+        }
+        variables
     }
 
     fn token_text(&self, id: u32) -> String {

@@ -6,6 +6,7 @@ use std::path::Path;
 use nemo_format::{Checkpoint, StoredTensorInfo, TensorSource};
 use serde_json::{Value, json};
 
+use crate::end_tokens::EndTokens;
 use crate::exit::Failure;
 use crate::table::{human_bytes, human_count, thousands};
 
@@ -63,6 +64,7 @@ fn text_report(checkpoint: &Checkpoint) -> String {
         ),
         format!("dtypes       {}", dtypes(checkpoint.tensors())),
         format!("tokenizer    {}", tokenizer_line(checkpoint)),
+        format!("end tokens   {}", end_tokens_line(checkpoint)),
         format!("artifacts    {}", checkpoint.artifact_names().join(", ")),
         format!("fingerprint  {}", checkpoint.fingerprint()),
         String::new(),
@@ -124,6 +126,7 @@ fn json_report(checkpoint: &Checkpoint) -> Value {
         "num_tensors": totals.num_tensors,
         "tensor_bytes": totals.size_bytes,
         "fingerprint": checkpoint.fingerprint(),
+        "end_tokens": EndTokens::of_checkpoint(checkpoint).map_or_else(|_| Vec::new(), |end| end.ids()),
         "artifacts": checkpoint.artifact_names(),
         "model_config": crate::node_json::to_json(checkpoint.model_config()),
         "tensors": tensors,
@@ -161,6 +164,16 @@ fn dtypes(tensors: &dyn TensorSource) -> String {
         }
     }
     counts.iter().map(|(name, count)| format!("{name} ({count})")).collect::<Vec<_>>().join(", ")
+}
+
+/// The tokens that end a response, or why they cannot be told.
+fn end_tokens_line(checkpoint: &Checkpoint) -> String {
+    match EndTokens::of_checkpoint(checkpoint) {
+        Ok(end) => {
+            end.warnings().into_iter().fold(end.line(), |line, warning| format!("{line}; note: {warning}"))
+        }
+        Err(failure) => format!("unknown: {}", failure.sentence()),
+    }
 }
 
 fn tokenizer_line(checkpoint: &Checkpoint) -> String {

@@ -195,6 +195,10 @@ impl Prepared {
                 prompt.text
             );
         }
+        for warning in self.setup.end_tokens.warnings() {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!("tokens that end a response: {}", self.setup.end_tokens.line());
         let counts = two_columns(&[
             ("records read", thousands(self.prompts.num_read)),
             ("bad", thousands(self.prompts.num_bad)),

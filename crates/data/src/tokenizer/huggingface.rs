@@ -157,6 +157,10 @@ impl Tokenizer for HuggingFaceTokenizer {
         self.inner.get_vocab_size(true)
     }
 
+    fn is_special(&self, id: u32) -> bool {
+        self.added.contains_key(&id)
+    }
+
     fn special(&self) -> &SpecialTokens {
         &self.special
     }

@@ -15,9 +15,11 @@ mod special_text;
 mod stream;
 pub mod tiktoken;
 mod trie;
+mod turn_end;
 
 pub use spec::{ReadArtifact, SpecialTokensSpec, TokenizerSpec, check_tokenizer, open_tokenizer};
 pub use stream::StreamDecoder;
+pub use turn_end::turn_end_token;
 
 use crate::DataError;
 
@@ -71,6 +73,12 @@ pub trait Tokenizer: Send + Sync {
 
     /// Number of ids, added tokens included. Logits at or past it are vocabulary padding.
     fn vocab_size(&self) -> usize;
+
+    /// Whether the token is a control symbol or an added token, which stands for more than its text.
+    fn is_special(&self, id: u32) -> bool {
+        let special = self.special();
+        [special.bos, special.eos, special.pad].contains(&Some(id))
+    }
 
     /// The special ids.
     fn special(&self) -> &SpecialTokens;

@@ -235,6 +235,10 @@ impl Tokenizer for SlowLlamaTokenizer {
         self.model.num_pieces().max(past_added)
     }
 
+    fn is_special(&self, id: u32) -> bool {
+        self.added.contains_key(&id)
+    }
+
     fn special(&self) -> &SpecialTokens {
         &self.special
     }

@@ -136,6 +136,10 @@ impl Tokenizer for TiktokenTokenizer {
         NUM_SPECIAL + self.tokens.len()
     }
 
+    fn is_special(&self, id: u32) -> bool {
+        (id as usize) < NUM_SPECIAL
+    }
+
     fn special(&self) -> &SpecialTokens {
         &self.special
     }

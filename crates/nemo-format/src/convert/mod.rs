@@ -320,7 +320,17 @@ fn from_gguf(path: &Path, options: &ConvertOptions<'_>) -> Result<Converted, For
         Some(path) => tokenizer::from_files(HfTokenizer::open(path)?, &folder_name(path))?,
         None => tokenizer::from_gguf(source.file())?,
     };
-    assemble(InputKind::Gguf, (&arch, GGUF_LLAMA), Box::new(source), tokenizer, dtype)
+    let end_ids = match options.tokenizer {
+        Some(_) => Vec::new(),
+        None => tokenizer::gguf_end_ids(source.file())?,
+    };
+    let mut converted = assemble(InputKind::Gguf, (&arch, GGUF_LLAMA), Box::new(source), tokenizer, dtype)?;
+    // One is the tokenizer's own.
+    if end_ids.len() > 1 {
+        let bytes = format!("{:#}\n", serde_json::json!({EOS_TOKEN_ID: end_ids})).into_bytes();
+        converted.artifacts.push(Artifact { name: GENERATION_CONFIG.into(), bytes });
+    }
+    Ok(converted)
 }
 
 fn assemble(

@@ -242,6 +242,11 @@ impl SentencePieceModel {
             .map(|(id, piece)| (piece.text.as_str(), id))
     }
 
+    /// Whether a piece is a control or a user-defined symbol.
+    pub(crate) fn is_control(&self, id: u32) -> bool {
+        matches!(self.kind(id), PieceKind::Control | PieceKind::UserDefined)
+    }
+
     fn unk_piece(&self) -> &str {
         self.pieces.get(self.unk_id as usize).map_or("", |piece| &piece.text)
     }

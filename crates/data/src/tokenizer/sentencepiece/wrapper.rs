@@ -154,6 +154,10 @@ impl Tokenizer for SentencePieceTokenizer {
         self.model.num_pieces() + self.added.len()
     }
 
+    fn is_special(&self, id: u32) -> bool {
+        self.added_token(id).is_some() || self.model.is_control(id)
+    }
+
     fn special(&self) -> &SpecialTokens {
         &self.special
     }

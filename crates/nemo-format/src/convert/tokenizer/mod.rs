@@ -151,6 +151,35 @@ pub(super) fn from_gguf(file: &GgufFile) -> Result<TokenizerPart, FormatError> {
     Ok(TokenizerPart { artifacts, section, notes: Vec::new(), has_json_files: false })
 }
 
+/// Texts that llama.cpp takes for the end of a turn or message where no key says it.
+const GGUF_END_TEXTS: [&str; 8] = [
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<EOT>",
+];
+
+/// Every token of a GGUF file that ends a response, EOS first: those that keys name, and control tokens that llama.cpp
+/// knows by their text.
+pub(super) fn gguf_end_ids(file: &GgufFile) -> Result<Vec<u64>, FormatError> {
+    let vocab = GgufVocab::read(file)?;
+    let mut ids: Vec<u64> = vocab.eos_id.into_iter().collect();
+    for name in ["eot", "eom"] {
+        ids.extend(vocab.id_of_key(file, name)?);
+    }
+    let is_end = |&(_, (token, kind)): &(u64, (&&str, &TokenKind))| {
+        *kind == TokenKind::Control && GGUF_END_TEXTS.contains(token)
+    };
+    ids.extend((0..).zip(vocab.tokens.iter().zip(&vocab.kinds)).filter(is_end).map(|(id, _)| id));
+    let mut known = std::collections::HashSet::new();
+    ids.retain(|id| known.insert(*id));
+    Ok(ids)
+}
+
 /// `tokenizer.chat_template` and the named ones, `tokenizer.chat_template.tool_use`.
 fn gguf_templates(file: &GgufFile) -> Result<Vec<(String, String)>, FormatError> {
     let mut named = Vec::new();
@@ -331,18 +360,24 @@ impl<'a> GgufVocab<'a> {
             let problem = format!("has {} entries for {} tokens", kinds.len(), tokens.len());
             return Err(file.bad_key(key, &problem));
         }
-        let id = |name: &str| {
-            let key = format!("tokenizer.ggml.{name}_token_id");
-            let id = file.optional(&key, GgufValue::as_u64)?;
-            match id.filter(|&id| id >= tokens.len() as u64) {
-                Some(id) => {
-                    Err(file.bad_key(&key, &format!("is {id}, the vocabulary has {} tokens", tokens.len())))
-                }
-                None => Ok(id),
+        let mut vocab = Self { tokens, kinds, bos_id: None, eos_id: None, unk_id: None, pad_id: None };
+        vocab.bos_id = vocab.id_of_key(file, "bos")?;
+        vocab.eos_id = vocab.id_of_key(file, "eos")?;
+        vocab.unk_id = vocab.id_of_key(file, "unknown")?;
+        vocab.pad_id = vocab.id_of_key(file, "padding")?;
+        Ok(vocab)
+    }
+
+    /// The id that a key names, if there is the key.
+    fn id_of_key(&self, file: &GgufFile, name: &str) -> Result<Option<u64>, FormatError> {
+        let key = format!("tokenizer.ggml.{name}_token_id");
+        let id = file.optional(&key, GgufValue::as_u64)?;
+        match id.filter(|&id| id >= self.tokens.len() as u64) {
+            Some(id) => {
+                Err(file.bad_key(&key, &format!("is {id}, the vocabulary has {} tokens", self.tokens.len())))
             }
-        };
-        let (bos_id, eos_id, unk_id, pad_id) = (id("bos")?, id("eos")?, id("unknown")?, id("padding")?);
-        Ok(Self { bos_id, eos_id, unk_id, pad_id, tokens, kinds })
+            None => Ok(id),
+        }
     }
 }
 
