@@ -8,6 +8,7 @@
 mod commands;
 mod complete;
 mod config;
+mod contradictions;
 mod data;
 mod errors;
 mod exp_manager;

@@ -1,6 +1,7 @@
 //! What every command needs of a checkpoint: its tokenizer, its model config, its model.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 
 use data::{ChatTemplate, Tokenizer, TokenizerSpec, open_tokenizer};
@@ -32,7 +33,7 @@ impl OpenTokenizer {
         let saved = checkpoint.model_config().get("tokenizer");
         let read = |reference: &str| {
             let bytes = match is_users(reference, section, saved) {
-                true => std::fs::read(reference)?,
+                true => nemo_format::read_file(Path::new(reference))?,
                 false => checkpoint.artifact(reference)?,
             };
             hasher.borrow_mut().update(&bytes);

@@ -23,8 +23,11 @@ pub(crate) fn refuse_pointer(file: impl FnOnce() -> String, bytes: &[u8]) -> Res
     if is_pointer(bytes) { Err(FormatError::LfsPointer { file: file() }) } else { Ok(()) }
 }
 
-/// Reads a whole file that must not be a pointer.
-pub(crate) fn read(path: &Path) -> Result<Vec<u8>, FormatError> {
+/// Reads a whole file that must not be a Git LFS pointer.
+///
+/// # Errors
+/// When it cannot be read, or is a pointer.
+pub fn read(path: &Path) -> Result<Vec<u8>, FormatError> {
     let bytes = std::fs::read(path).map_err(|source| FormatError::io("read", path, source))?;
     refuse_pointer(|| path.display().to_string(), &bytes)?;
     Ok(bytes)

@@ -32,6 +32,7 @@ pub use convert::{
 };
 pub use error::FormatError;
 pub use gguf::{GgufFile, GgufSource, GgufValue};
+pub use lfs::read as read_file;
 pub use safetensors::SafetensorsSource;
 pub use tensor_source::{DType, Region, TensorMeta, TensorSource};
 pub use writer::{Artifact, Overwrite, WriteOptions, WriteProgress, WriteReport, write_nemo};

@@ -1,0 +1,1 @@
+//! Contradictions among weights and their configuration.
