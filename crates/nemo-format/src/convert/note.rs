@@ -102,19 +102,19 @@ impl fmt::Display for ConvertNote {
             ),
             Self::UnknownTokenizerClass { class } => write!(
                 f,
-                "transformers reads this tokenizer with its class `{class}`, whose rules are not known here;                  `tokenizer.json` is taken as it is"
+                "transformers reads this tokenizer with its class `{class}`, whose rules are not known here; `tokenizer.json` is taken as it is"
             ),
             Self::TokenIdDiffers { token, stated_id, id } => write!(
                 f,
-                "the tokenizer's files give `{token}` the id {stated_id}, but its place among the added tokens gives it                  {id}, which is taken, as transformers does"
+                "the tokenizer's files give `{token}` the id {stated_id}, but its place among the added tokens gives it {id}, which is taken, as transformers does"
             ),
             Self::TokensWithoutRows { token, id, num_rows } => write!(
                 f,
-                "the tokenizer has tokens that the model cannot read: `{token}` has the id {id}, the embedding table has                  {num_rows} rows"
+                "the tokenizer has tokens that the model cannot read: `{token}` has the id {id}, the embedding table has {num_rows} rows"
             ),
             Self::EndTokensDiffer { taken, other } => write!(
                 f,
-                "`eos_token_id` is {taken} in `generation_config.json`, which is taken, as transformers does, and {other}                  in `config.json`"
+                "`eos_token_id` is {taken} in `generation_config.json`, which is taken, as transformers does, and {other} in `config.json`"
             ),
         }
     }

@@ -145,6 +145,22 @@ impl FastTokenizer {
                 stated.by_id.values_mut().for_each(|token| token.normalized = false);
             }
         }
+        if stated.is_extra_of_map {
+            // transformers puts the proto's own tokens in the place of these.
+            let lost: Vec<String> =
+                stated.extra.take().into_iter().flatten().map(|token| token.content).collect();
+            let lost: Vec<String> = lost
+                .into_iter()
+                .filter(|lost| !stated.by_id.values().chain(&reserved).any(|token| token.content == *lost))
+                .map(|token| format!("`{token}`"))
+                .collect();
+            if !lost.is_empty() {
+                stated.conflicts.push(format!(
+                    "special_tokens_map.json lists {}, which transformers does not add to the pieces of tokenizer.model",
+                    lost.join(", ")
+                ));
+            }
+        }
         stated.extra.get_or_insert(reserved);
         let mut document = match class.rules(&tokenizer.config, unk_text(&stated)) {
             Some(rules) => {

@@ -73,6 +73,8 @@ pub(super) struct StatedTokens {
     pub(super) roles: IndexMap<String, Token>,
     /// Special tokens without a role; nothing where no file has the key.
     pub(super) extra: Option<Vec<Token>>,
+    /// Whether `extra` is the list `additional_special_tokens` of `special_tokens_map.json`.
+    pub(super) is_extra_of_map: bool,
     /// Added tokens with the ids that the files give them.
     pub(super) by_id: BTreeMap<u64, Token>,
     /// Files that give one id, token or role twice, and differently: what, and which one is not taken.
@@ -169,6 +171,7 @@ impl StatedTokens {
         if let Some(listed) = listed.filter(|_| self.extra.is_none()) {
             let tokens = listed.iter().map(|token| Token::read(token, Some(true)));
             let tokens: Option<Vec<Token>> = tokens.collect();
+            self.is_extra_of_map = is_map && named.is_none_or(|named| !named.is_array());
             self.extra = Some(tokens.ok_or("`additional_special_tokens` is not a list of tokens")?);
         }
         Ok(())
