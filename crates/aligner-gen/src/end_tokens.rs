@@ -78,6 +78,11 @@ impl EndTokens {
         }
     }
 
+    /// Whether a file beside the tokenizer names any.
+    pub(crate) fn is_stated(&self) -> bool {
+        !self.unknown.is_empty() || self.tokens.iter().any(|token| token.sources.contains(&GENERATION_CONFIG))
+    }
+
     /// The ids, the tokenizer's first.
     pub(crate) fn ids(&self) -> Vec<u32> {
         self.tokens.iter().map(|token| token.id).collect()
@@ -113,6 +118,11 @@ impl EndTokens {
         }
         warnings
     }
+}
+
+/// Whether the checkpoint has a file that names end tokens.
+pub(crate) fn is_stated_by(checkpoint: &Checkpoint) -> bool {
+    checkpoint.artifact_names().iter().any(|name| name.ends_with(GENERATION_CONFIG))
 }
 
 /// `eos_token_id` of the checkpoint's `generation_config.json`, one id or a list.

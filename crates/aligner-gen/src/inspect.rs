@@ -6,7 +6,7 @@ use std::path::Path;
 use nemo_format::{Checkpoint, StoredTensorInfo, TensorSource};
 use serde_json::{Value, json};
 
-use crate::end_tokens::EndTokens;
+use crate::end_tokens::{self, EndTokens};
 use crate::exit::Failure;
 use crate::table::{human_bytes, human_count, thousands};
 
@@ -22,6 +22,9 @@ pub(crate) fn run(path: &Path, out: &mut impl Write, format: ReportFormat) -> Re
     out.write_all(text.as_bytes()).map_err(anyhow::Error::from)?;
     Ok(())
 }
+
+/// The line of the text report behind that of the tokenizer.
+const END_TOKENS_AT: usize = 6;
 
 /// For people or for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,12 +67,14 @@ fn text_report(checkpoint: &Checkpoint) -> String {
         ),
         format!("dtypes       {}", dtypes(checkpoint.tensors())),
         format!("tokenizer    {}", tokenizer_line(checkpoint)),
-        format!("end tokens   {}", end_tokens_line(checkpoint)),
         format!("artifacts    {}", checkpoint.artifact_names().join(", ")),
         format!("fingerprint  {}", checkpoint.fingerprint()),
         String::new(),
         "config".to_owned(),
     ];
+    if let Some(line) = end_tokens_line(checkpoint) {
+        lines.insert(END_TOKENS_AT, line);
+    }
     for key in SHOWN_KEYS {
         if let Some(value) = checkpoint.model_config().get(key) {
             lines.push(format!("  {key:<36} {}", value.to_yaml().trim()));
@@ -166,14 +171,18 @@ fn dtypes(tensors: &dyn TensorSource) -> String {
     counts.iter().map(|(name, count)| format!("{name} ({count})")).collect::<Vec<_>>().join(", ")
 }
 
-/// The tokens that end a response, or why they cannot be told.
-fn end_tokens_line(checkpoint: &Checkpoint) -> String {
-    match EndTokens::of_checkpoint(checkpoint) {
+/// The tokens that end a response, where the checkpoint says more of them than its tokenizer does.
+fn end_tokens_line(checkpoint: &Checkpoint) -> Option<String> {
+    let end = EndTokens::of_checkpoint(checkpoint);
+    let line = match end {
+        Ok(end) if !end.is_stated() => return None,
         Ok(end) => {
             end.warnings().into_iter().fold(end.line(), |line, warning| format!("{line}; note: {warning}"))
         }
+        Err(_) if !end_tokens::is_stated_by(checkpoint) => return None,
         Err(failure) => format!("unknown: {}", failure.sentence()),
-    }
+    };
+    Some(format!("end tokens   {line}"))
 }
 
 fn tokenizer_line(checkpoint: &Checkpoint) -> String {

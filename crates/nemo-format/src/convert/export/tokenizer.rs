@@ -48,9 +48,8 @@ pub(super) fn files(
         sentencepiece_tokens(&model.bytes, &mut tokenizer_config, &mut found.ids);
     } else if let Some(model) = artifact("model") {
         add("tokenizer.json", &model.bytes);
-        if let Some(proto) = artifacts.iter().find(|artifact| artifact.name == "tokenizer.model") {
-            add("tokenizer.model", &proto.bytes);
-        }
+        let proto = artifacts.iter().find(|artifact| artifact.name == "tokenizer.model");
+        proto.into_iter().for_each(|proto| add("tokenizer.model", &proto.bytes));
         tokenizer_config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
         let special = ["special_tokens", "extra_special_tokens"]
             .into_iter()
