@@ -125,6 +125,7 @@ pub(crate) fn run(args: &ConvertCheckpointArgs) -> anyhow::Result<()> {
         dtype: args.dtype.map(FloatType::dtype),
         tokenizer: args.tokenizer.clone(),
         overwrite: if args.overwrite { Overwrite::Replace } else { Overwrite::Refuse },
+        check_tokenizer: Some(&check_tokenizer),
         progress: io::stderr().is_terminal().then_some(&progress as &(dyn Fn(WriteProgress) + Sync)),
     };
     let start = Instant::now();
@@ -143,6 +144,17 @@ pub(crate) fn run(args: &ConvertCheckpointArgs) -> anyhow::Result<()> {
         writeln!(stderr, "note: {note}")?;
     }
     Ok(())
+}
+
+/// Opens the tokenizer that is to be written.
+fn check_tokenizer(
+    section: &serde_json::Value,
+    read_file: &dyn Fn(&str) -> Option<Vec<u8>>,
+) -> Result<(), String> {
+    data::check_tokenizer(section, read_file).map_err(|error| {
+        let chain = anyhow::Error::new(error);
+        format!("{chain:#}")
+    })
 }
 
 fn summary(report: &ConvertReport, elapsed_s: f64) -> String {

@@ -1,6 +1,7 @@
 //! What every command needs of a checkpoint: its tokenizer, its model config, its model.
 
 use std::cell::RefCell;
+use std::path::Path;
 use std::sync::Arc;
 
 use data::{ChatTemplate, Date, Tokenizer, TokenizerSpec, open_tokenizer};
@@ -32,7 +33,7 @@ impl OpenTokenizer {
         let saved = checkpoint.model_config().get("tokenizer");
         let read = |reference: &str| {
             let bytes = match is_users(reference, section, saved) {
-                true => std::fs::read(reference)?,
+                true => nemo_format::read_file(Path::new(reference))?,
                 false => checkpoint.artifact(reference)?,
             };
             hasher.borrow_mut().update(&bytes);
@@ -44,17 +45,29 @@ impl OpenTokenizer {
         Ok(Self { tokenizer: tokenizer.into(), spec, fingerprint })
     }
 
-    /// The chat template, for `messages` records, and the day that it is to take for today.
+    /// The chat templates, for `messages` records, and the day that they are to take for today.
     pub(crate) fn chat_template(&self, date: Option<Date>) -> Option<ChatTemplate> {
-        let source = self.spec.jinja_template()?;
+        let named = self.spec.chat_templates();
+        (!named.is_empty()).then(|| ChatTemplate::new(named, self.template_variables(), date))
+    }
+
+    /// The special tokens that a chat template sees as variables: those that the checkpoint's section names, and those
+    /// that a SentencePiece model names itself.
+    pub(crate) fn template_variables(&self) -> Vec<(String, String)> {
+        let mut variables = self.spec.template_variables();
         let special = self.tokenizer.special();
-        let token = |role: &str, id: Option<u32>| {
-            let token = self.spec.special_token(role).map(str::to_owned);
-            Some((role.to_owned(), token.or_else(|| Some(self.token_text(id?)))?))
-        };
-        let tokens = [("bos_token", special.bos), ("eos_token", special.eos)];
-        let tokens = tokens.into_iter().filter_map(|(role, id)| token(role, id)).collect();
-        Some(ChatTemplate::new([("default", source)], tokens, date))
+        let own = [
+            ("bos_token", special.bos),
+            ("eos_token", special.eos),
+            ("unk_token", special.unk),
+            ("pad_token", special.pad),
+        ];
+        for (role, id) in own {
+            if let Some(id) = id.filter(|_| !variables.iter().any(|(known, _)| known == role)) {
+                variables.push((role.to_owned(), self.token_text(id)));
+            }
+        }
+        variables
     }
 
     fn token_text(&self, id: u32) -> String {

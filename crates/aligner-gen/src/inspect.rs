@@ -7,6 +7,7 @@ use hydra_config::Node;
 use nemo_format::{Checkpoint, StoredTensorInfo, TensorSource};
 use serde_json::{Value, json};
 
+use crate::end_tokens::{self, EndTokens};
 use crate::exit::Failure;
 use crate::table::{human_bytes, human_count, thousands};
 
@@ -22,6 +23,9 @@ pub(crate) fn run(path: &Path, out: &mut impl Write, format: ReportFormat) -> Re
     out.write_all(text.as_bytes()).map_err(anyhow::Error::from)?;
     Ok(())
 }
+
+/// The line of the text report behind that of the tokenizer.
+const END_TOKENS_AT: usize = 6;
 
 /// For people or for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +75,9 @@ fn text_report(checkpoint: &Checkpoint) -> String {
         String::new(),
         "config".to_owned(),
     ];
+    if let Some(line) = end_tokens_line(checkpoint) {
+        lines.insert(END_TOKENS_AT, line);
+    }
     for key in SHOWN_KEYS {
         if let Some(value) = checkpoint.model_config().get(key) {
             lines.push(format!("  {key:<36} {}", on_one_line(value)));
@@ -142,6 +149,7 @@ fn json_report(checkpoint: &Checkpoint) -> Value {
         "num_tensors": totals.num_tensors,
         "tensor_bytes": totals.size_bytes,
         "fingerprint": checkpoint.fingerprint(),
+        "end_tokens": EndTokens::of_checkpoint(checkpoint).map_or_else(|_| Vec::new(), |end| end.ids()),
         "artifacts": checkpoint.artifact_names(),
         "notes": notes,
         "model_config": crate::node_json::to_json(checkpoint.model_config()),
@@ -180,6 +188,20 @@ fn dtypes(tensors: &dyn TensorSource) -> String {
         }
     }
     counts.iter().map(|(name, count)| format!("{name} ({count})")).collect::<Vec<_>>().join(", ")
+}
+
+/// The tokens that end a response, where the checkpoint says more of them than its tokenizer does.
+fn end_tokens_line(checkpoint: &Checkpoint) -> Option<String> {
+    let end = EndTokens::of_checkpoint(checkpoint);
+    let line = match end {
+        Ok(end) if !end.is_stated() => return None,
+        Ok(end) => {
+            end.warnings().into_iter().fold(end.line(), |line, warning| format!("{line}; note: {warning}"))
+        }
+        Err(_) if !end_tokens::is_stated_by(checkpoint) => return None,
+        Err(failure) => format!("unknown: {}", failure.sentence()),
+    };
+    Some(format!("end tokens   {line}"))
 }
 
 fn tokenizer_line(checkpoint: &Checkpoint) -> String {

@@ -7,6 +7,7 @@ mod checkpoint;
 mod cli;
 mod config;
 mod device;
+mod end_tokens;
 mod env;
 mod exit;
 mod exp_manager;

@@ -201,6 +201,10 @@ impl Prepared {
                 prompt.text
             );
         }
+        for warning in self.setup.end_tokens.warnings() {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!("tokens that end a response: {}", self.setup.end_tokens.line());
         let to_generate = format!(
             "{} samples in {} steps of {}, {} responses each",
             thousands(self.steps.num_planned() as u64),

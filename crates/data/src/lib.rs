@@ -31,4 +31,6 @@ pub use prepare::{BuiltPrompt, KeptMetadata, PreparedPrompt, PromptBuilder};
 pub use prompt_response::{AddedTokens, PromptResponseFormat, PromptTemplate, TruncationMethod};
 pub use prompt_set::{OnBadRecord, PromptSet, load_prompts};
 pub use record::{ChatRecord, DEFAULT_MASK, LabelLayout, Record, RecordError, Turn};
-pub use tokenizer::{SpecialTokens, StreamDecoder, Tokenizer, TokenizerSpec, open_tokenizer};
+pub use tokenizer::{
+    SpecialTokens, StreamDecoder, Tokenizer, TokenizerSpec, check_tokenizer, open_tokenizer,
+};

@@ -175,19 +175,21 @@ impl PromptBuilder {
             KeptMetadata::OtherKeysAndText => conversation(&object),
             KeptMetadata::Nothing | KeptMetadata::OtherKeys => None,
         };
-        let (text, note, full_text, mut metadata) = match Record::from_object(object)? {
+        let (text, ids, note, full_text, mut metadata) = match Record::from_object(object)? {
             Record::Chat(record) => {
                 let (text, note) = tokens.prompt_text(&record)?;
                 let full_text = needs_full_text.then(|| tokens.full_text(&record));
-                (text, note, full_text, record.metadata)
+                let ids = self.tokenizer.encode(&text);
+                (text, ids, note, full_text, record.metadata)
             }
             Record::Messages(record) => {
                 let template = self.template.as_ref().ok_or(RecordError::NoChatTemplate)?;
                 let text = template.prompt_text(&record)?;
-                (text, None, None, record.metadata)
+                let ids = self.tokenizer.encode_rendered(&text);
+                (text, ids, None, None, record.metadata)
             }
         };
-        let ids = self.tokenizer.encode(&text).map_err(RecordError::tokenize)?;
+        let ids = ids.map_err(RecordError::tokenize)?;
         if self.kept == KeptMetadata::Nothing {
             metadata = JsonObject::new();
         }

@@ -120,7 +120,7 @@ fn engine_ahead(
     run_ahead: usize,
 ) -> Engine {
     let end_strings: Vec<String> = end_strings.iter().map(|&string| string.to_owned()).collect();
-    let stop = StopConditions::resolve(&end_strings, Some(EOS), |_| None).unwrap();
+    let stop = StopConditions::resolve(&end_strings, &[EOS], |_| None).unwrap();
     let sampler = CpuSampler::new(params, VOCAB_SIZE, 99, stop.end_token_ids().to_vec(), 0).unwrap();
     let runner = HostRunner::new(Box::new(FakeModel::default()), Box::new(sampler));
     Engine {

@@ -47,7 +47,7 @@ fn engine(checkpoint: &Checkpoint, options: LoadOptions, max_num_seqs: usize, nu
     })
     .unwrap();
     let end_strings = ["c".to_owned(), "ad".to_owned()];
-    let stop = StopConditions::resolve(&end_strings, Some(2), |_| None).unwrap().with_min_length(3);
+    let stop = StopConditions::resolve(&end_strings, &[2], |_| None).unwrap().with_min_length(3);
     let sampler = CpuSampler::new(params, VOCAB_SIZE, 77, stop.end_token_ids().to_vec(), 3).unwrap();
     let limits = EngineLimits {
         max_num_seqs,

@@ -105,6 +105,20 @@ pub enum FormatError {
         /// How much is allowed.
         limit: u64,
     },
+    /// A clone without Git LFS has a pointer in place of the file.
+    #[error("`{file}` is a Git LFS pointer, not the file itself: run `git lfs pull` in its repository")]
+    LfsPointer {
+        /// The file or member.
+        file: String,
+    },
+    /// A file of a tokenizer that does not follow its format.
+    #[error("the tokenizer file `{file}` cannot be used: {reason}")]
+    BadTokenizer {
+        /// The file.
+        file: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A known format that this version does not read.
     #[error("{what} cannot be read: {hint}")]
     Unsupported {

@@ -12,6 +12,7 @@ mod dist_ckpt;
 mod error;
 mod gguf;
 mod huggingface;
+mod lfs;
 mod mmap;
 mod model_keys;
 mod naming;
@@ -30,11 +31,13 @@ mod writer;
 
 pub use checkpoint::{Checkpoint, StoredTensorInfo};
 pub use convert::{
-    ConvertNote, ConvertOptions, ConvertReport, InputKind, convert_checkpoint, export_huggingface,
+    ConvertNote, ConvertOptions, ConvertReport, InputKind, TokenizerCheck, convert_checkpoint,
+    export_huggingface,
 };
 pub use error::FormatError;
 pub use gguf::{GgufFile, GgufSource, GgufValue};
 pub use model_keys::is_known_model_key;
+pub use lfs::read as read_file;
 pub use safetensors::SafetensorsSource;
 pub use source_note::SourceNote;
 pub use tensor_source::{DType, Region, TensorMeta, TensorSource};

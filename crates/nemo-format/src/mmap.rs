@@ -31,6 +31,7 @@ impl Mapped {
         // SAFETY: the map is read-only and private to this process. Checkpoints are replaced by renaming, never
         // rewritten in place; a file that someone cuts short all the same raises SIGBUS, as for every mmap reader.
         let map = unsafe { memmap2::Mmap::map(file) }.map_err(io("map"))?;
+        crate::lfs::refuse_pointer(|| path.display().to_string(), &map)?;
         Ok(Self { map: Some(map), path: path.to_owned() })
     }
 

@@ -8,7 +8,8 @@ use std::path::Path;
 use hydra_config::Node;
 
 use crate::archive::Archive;
-use crate::huggingface::{HfTokenizer, TokenizerKind};
+use crate::convert::describe_tokenizer;
+use crate::huggingface::HfTokenizer;
 use crate::{FormatError, model_keys};
 
 /// The description that is readable.
@@ -175,15 +176,8 @@ fn tokenizer(archive: &Archive, document: &Node) -> Result<Option<Node>, FormatE
             section.set("type", Node::from("tokenizer.json"));
             section.set("model", Node::Str(format!("nemo:{json}")));
             section.set("use_fast", Node::Bool(true));
-            if let Some(found) = HfTokenizer::open_folder(folder)?
-                && (found.kind == TokenizerKind::HuggingFace || wants_json)
-            {
-                for (role, token) in &found.special_tokens {
-                    section.set(&format!("special_tokens.{role}"), Node::from(token.as_str()));
-                }
-                if let Some(template) = found.chat_template {
-                    section.set("chat_template", Node::Str(template));
-                }
+            if let Some(found) = HfTokenizer::open_folder(folder)? {
+                describe_tokenizer(&found, &mut section)?;
             }
         }
         (Some(proto), _) => {

@@ -44,7 +44,7 @@ impl WeightIndex {
                 limit: MAX_INDEX_BYTES,
             });
         }
-        let text = std::fs::read(path).map_err(|source| FormatError::io("read", path, source))?;
+        let text = crate::lfs::read(path)?;
         let index: RawIndex = serde_json::from_slice(&text)
             .map_err(|source| FormatError::damaged(&file, 0, source.to_string()))?;
         if index.weight_map.is_empty() {

@@ -14,7 +14,7 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FinishReason {
-    /// The end-of-sequence token, or `<|endoftext|>`.
+    /// An end-of-sequence token, or `<|endoftext|>`.
     Eos,
     /// One of the user's end strings.
     EndString,
@@ -74,18 +74,19 @@ pub struct StopConditions {
 }
 
 impl StopConditions {
-    /// Sorts `end_strings` into those that are one token and those that are matched as text. `single_token`
+    /// `eos_token_ids` end every response, whoever names them: the tokenizer, a generation configuration or a chat
+    /// template. Sorts `end_strings` into those that are one token and those that are matched as text. `single_token`
     /// answers with the id of a string that the tokenizer encodes as one token in the middle of a text.
     ///
     /// # Errors
     /// When an end string is empty: it would end every response at once.
     pub fn resolve(
         end_strings: &[String],
-        eos: Option<u32>,
+        eos_token_ids: &[u32],
         single_token: impl Fn(&str) -> Option<u32>,
     ) -> Result<Self, SamplingError> {
         let mut conditions = Self::default();
-        conditions.eos_token_ids.extend(eos);
+        conditions.eos_token_ids.extend(eos_token_ids);
         for end_string in end_strings {
             match single_token(end_string) {
                 _ if end_string.is_empty() => {
@@ -186,7 +187,7 @@ mod tests {
 
     fn conditions(end_strings: &[&str]) -> StopConditions {
         let end_strings: Vec<String> = end_strings.iter().map(|&string| string.to_owned()).collect();
-        StopConditions::resolve(&end_strings, Some(EOS), |string| match string {
+        StopConditions::resolve(&end_strings, &[EOS], |string| match string {
             "</s>" => Some(EOS),
             "<turn>" => Some(TURN),
             "<|endoftext|>" => Some(2),
@@ -269,7 +270,7 @@ mod tests {
     fn bad_lists_are_refused() {
         let check = |error: SamplingError, expect: &str| assert_eq!(error.to_string(), expect);
         check(
-            StopConditions::resolve(&["a".to_owned(), String::new()], None, |_| None).unwrap_err(),
+            StopConditions::resolve(&["a".to_owned(), String::new()], &[], |_| None).unwrap_err(),
             r#"`end_strings` must be a list of strings that are not empty, got ["a", ""]"#,
         );
         check(

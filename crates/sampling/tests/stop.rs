@@ -93,7 +93,7 @@ proptest! {
         max_new_tokens in 1_usize..70,
     ) {
         let conditions =
-            StopConditions::resolve(&end_strings, Some(EOS), single_token).unwrap().with_min_length(min_length);
+            StopConditions::resolve(&end_strings, &[EOS], single_token).unwrap().with_min_length(min_length);
         let mut state = StopState::new(max_new_tokens as u32);
         let found = ids.iter().enumerate().find_map(|(idx, &id)| {
             state.push(&conditions, id, &piece(id)).map(|reason| (idx + 1, reason))
@@ -112,7 +112,7 @@ proptest! {
         let mut bounds: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len())).collect();
         bounds.extend([0, text.len()]);
         bounds.sort_unstable();
-        let conditions = StopConditions::resolve(&[end_string], None, |_| None).unwrap();
+        let conditions = StopConditions::resolve(&[end_string], &[], |_| None).unwrap();
         let mut state = StopState::new(1000);
         for bound in bounds.windows(2) {
             let reason = state.push(&conditions, 7, &text[bound[0]..bound[1]]);
@@ -130,7 +130,7 @@ proptest! {
 fn overlapping_strings_end_at_the_first_that_is_whole() {
     let check = |end_strings: &[&str], tokens: &[&str], expect: Option<usize>| {
         let end_strings: Vec<String> = end_strings.iter().map(|&string| string.to_owned()).collect();
-        let conditions = StopConditions::resolve(&end_strings, None, |_| None).unwrap();
+        let conditions = StopConditions::resolve(&end_strings, &[], |_| None).unwrap();
         let mut state = StopState::new(100);
         let ended = tokens.iter().position(|token| state.push(&conditions, 7, token.as_bytes()).is_some());
         assert_eq!(ended, expect, "{end_strings:?} in {tokens:?}");

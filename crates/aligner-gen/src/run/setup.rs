@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
 use crate::config::{self, UserConfig};
 use crate::device::{self, LocalRanks, Shared};
+use crate::end_tokens::EndTokens;
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::exp_manager;
@@ -36,6 +37,7 @@ pub(crate) struct Setup {
     pub(crate) num_sharing_ranks: u32,
     pub(crate) model_config: ModelConfig,
     pub(crate) tokenizer: OpenTokenizer,
+    pub(super) end_tokens: EndTokens,
     pub(super) role: Role,
 }
 
@@ -62,6 +64,7 @@ impl Setup {
             model_type.check(&model_config)?;
         }
         let tokenizer = OpenTokenizer::open(&checkpoint, model)?;
+        let end_tokens = EndTokens::of(&checkpoint, tokenizer.tokenizer.as_ref())?;
         let local = local_ranks(&role);
         let Shared { device, num_ranks: num_sharing_ranks } = device::choose(&plan.accelerator, local)?;
         let options = LoadOptions {
@@ -79,6 +82,7 @@ impl Setup {
             num_sharing_ranks,
             model_config,
             tokenizer,
+            end_tokens,
             role,
         })
     }
@@ -131,6 +135,7 @@ impl Setup {
         ] {
             identity.0.insert(format!("{name} fingerprint"), json!(fingerprint));
         }
+        identity.0.insert("end tokens".to_owned(), json!(self.end_tokens.ids()));
         identity
     }
 
@@ -142,7 +147,7 @@ impl Setup {
         let plan = &self.plan;
         let model = load_model(&self.checkpoint, self.model_config.clone(), self.options)?;
         let tokenizer = &self.tokenizer.tokenizer;
-        let stop = StopConditions::resolve(&plan.end_strings, tokenizer.special().eos, |text| {
+        let stop = StopConditions::resolve(&plan.end_strings, &self.end_tokens.ids(), |text| {
             self.tokenizer.single_token(text)
         })?
         .with_min_length(plan.min_length);

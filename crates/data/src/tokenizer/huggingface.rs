@@ -2,7 +2,7 @@
 //!
 //! A thin face over the `tokenizers` crate. No BOS or EOS is ever added, decoding keeps every special token.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::error::Error;
 
 use serde_json::{Value, json};
@@ -42,10 +42,12 @@ impl HuggingFaceTokenizer {
         let mut inner =
             tokenizers::Tokenizer::from_bytes(json).map_err(|error| damaged(reference, &*error))?;
         if let Some(tokens) = &spec.additional_special_tokens {
-            let tokens = tokens.iter().map(|token| AddedToken::from(token.clone(), true));
-            inner
-                .add_special_tokens(tokens.collect::<Vec<_>>())
-                .map_err(|error| damaged(reference, &*error))?;
+            // One that is there keeps how it is found in a text.
+            let known: HashSet<String> =
+                inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
+            let tokens = tokens.iter().filter(|token| !known.contains(*token));
+            let tokens: Vec<_> = tokens.map(|token| AddedToken::from(token.clone(), true)).collect();
+            inner.add_special_tokens(tokens).map_err(|error| damaged(reference, &*error))?;
         }
         let id_of = |role: &'static str| match spec.special_token(role) {
             None => Ok(None),
@@ -153,6 +155,10 @@ impl Tokenizer for HuggingFaceTokenizer {
 
     fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        self.added.contains_key(&id)
     }
 
     fn special(&self) -> &SpecialTokens {

@@ -11,12 +11,15 @@ mod merge;
 pub mod sentencepiece;
 mod slow_llama;
 mod spec;
+mod special_text;
 mod stream;
 pub mod tiktoken;
 mod trie;
+mod turn_end;
 
-pub use spec::{ReadArtifact, SpecialTokensSpec, TokenizerSpec, open_tokenizer};
+pub use spec::{ReadArtifact, SpecialTokensSpec, TokenizerSpec, check_tokenizer, open_tokenizer};
 pub use stream::StreamDecoder;
+pub use turn_end::turn_end_token;
 
 use crate::DataError;
 
@@ -41,6 +44,18 @@ pub trait Tokenizer: Send + Sync {
     /// When the text cannot be encoded.
     fn encode(&self, text: &str) -> Result<Vec<u32>, DataError>;
 
+    /// The text of a rendered chat template to ids: special tokens that it spells out become their ids, whatever
+    /// [`Tokenizer::encode`] makes of them.
+    ///
+    /// NeMo's own wrappers of SentencePiece and tiktoken find no control tokens in a text; a chat template is written
+    /// for `apply_chat_template`, which finds them all.
+    ///
+    /// # Errors
+    /// When the text cannot be encoded.
+    fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        self.encode(text)
+    }
+
     /// Ids to text, as the original library decodes without skipping special tokens.
     ///
     /// A SentencePiece model drops its control symbols here and one leading space, because its library does. Raw
@@ -58,6 +73,12 @@ pub trait Tokenizer: Send + Sync {
 
     /// Number of ids, added tokens included. Logits at or past it are vocabulary padding.
     fn vocab_size(&self) -> usize;
+
+    /// Whether the token is a control symbol or an added token, which stands for more than its text.
+    fn is_special(&self, id: u32) -> bool {
+        let special = self.special();
+        [special.bos, special.eos, special.pad].contains(&Some(id))
+    }
 
     /// The special ids.
     fn special(&self) -> &SpecialTokens;

@@ -9,10 +9,10 @@ use serde_json::{Map, Value};
 
 use super::sentencepiece::{SPACE_SYMBOL, SentencePieceModel};
 use super::trie::Trie;
-use super::{SpecialTokens, Tokenizer, TokenizerSpec};
+use super::{SpecialTokens, Tokenizer, TokenizerSpec, special_text};
 use crate::DataError;
 
-const ROLES: [&str; 7] =
+pub(super) const ROLES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 const DEFAULT_ROLES: [(&str, &str); 3] =
     [("bos_token", "<s>"), ("eos_token", "</s>"), ("unk_token", "<unk>")];
@@ -114,21 +114,10 @@ impl SlowLlamaTokenizer {
 
     /// Splits at added tokens; the longest one wins.
     fn split<'a>(&self, text: &'a str) -> Vec<Part<'a>> {
-        let part = |text, token| Part { text, token, joined: String::new() };
-        let mut parts = Vec::new();
-        let (mut start, mut at) = (0, 0);
-        while let Some(c) = text[at..].chars().next() {
-            let Some((len, id)) = self.finder.prefixes(&text.as_bytes()[at..]).last() else {
-                at += c.len_utf8();
-                continue;
-            };
-            parts.push(part(&text[start..at], None));
-            parts.push(part(&text[at..at + len], Some(id)));
-            at += len;
-            start = at;
-        }
-        parts.push(part(&text[start..], None));
-        parts.retain(|part| !part.text.is_empty());
+        let part =
+            |part: special_text::Part<'a>| Part { text: part.text, token: part.token, joined: String::new() };
+        let mut parts: Vec<Part<'a>> =
+            special_text::split(text, &self.finder).into_iter().map(part).collect();
         self.strip_around_tokens(&mut parts);
         parts
     }
@@ -244,6 +233,10 @@ impl Tokenizer for SlowLlamaTokenizer {
     fn vocab_size(&self) -> usize {
         let past_added = self.added.keys().next_back().map_or(0, |&id| id as usize + 1);
         self.model.num_pieces().max(past_added)
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        self.added.contains_key(&id)
     }
 
     fn special(&self) -> &SpecialTokens {

@@ -9,12 +9,15 @@ use serde::{Deserialize, Serialize};
 use super::Tokenizer;
 use super::huggingface::HuggingFaceTokenizer;
 use super::sentencepiece::{SentencePieceModel, SentencePieceTokenizer};
-use super::slow_llama::{SlowFiles, SlowLlamaTokenizer, content_of};
+use super::slow_llama::{ROLES, SlowFiles, SlowLlamaTokenizer, content_of};
 use super::tiktoken::TiktokenTokenizer;
 use crate::DataError;
 
 /// The tag of a SentencePiece model's first field. Llama 3 folders can hold a tiktoken list under the same name.
 const PROTO_PIECES_TAG: u8 = 0x0a;
+
+/// The name of a template that is written without one.
+const DEFAULT_TEMPLATE: &str = "default";
 
 /// `tokenizer.special_tokens`: names to tokens, or tokens alone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -67,6 +70,8 @@ pub struct TokenizerSpec {
     pub special_tokens: Option<SpecialTokensSpec>,
     /// Added tokens without a role.
     pub additional_special_tokens: Option<Vec<String>>,
+    /// Special tokens of the model's own, such as `image_token`, which a chat template may name.
+    pub extra_special_tokens: Option<serde_json::Map<String, serde_json::Value>>,
     /// The chat template, if the tokenizer carries one: Jinja source, or a list of named ones.
     pub chat_template: Option<serde_json::Value>,
 }
@@ -84,6 +89,36 @@ impl TokenizerSpec {
             }
             _ => None,
         }
+    }
+
+    /// Every chat template with its name, in the order written; a template without a name is `default`.
+    ///
+    /// transformers takes `tool_use` for a conversation with tools where there is one, else `default`.
+    pub fn chat_templates(&self) -> Vec<(&str, &str)> {
+        use serde_json::Value;
+        match self.chat_template.as_ref() {
+            Some(Value::String(source)) => vec![(DEFAULT_TEMPLATE, source.as_str())],
+            Some(Value::Array(named)) => named
+                .iter()
+                .filter_map(|entry| Some((entry.get("name")?.as_str()?, entry.get("template")?.as_str()?)))
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The special tokens that a chat template sees as variables: transformers' `special_tokens_map`, which since
+    /// version 5 has the roles and the model's own tokens, and no list of further ones.
+    pub fn template_variables(&self) -> Vec<(String, String)> {
+        let mut variables: Vec<(String, String)> = Vec::new();
+        for role in ROLES {
+            if let Some(token) = self.special_token(role) {
+                variables.push((role.to_owned(), token.to_owned()));
+            }
+        }
+        for (name, token) in self.extra_special_tokens.iter().flatten() {
+            variables.extend(content_of(token).map(|token| (name.clone(), token)));
+        }
+        variables
     }
 
     /// The token of a role, such as `bos_token`, as text.
@@ -113,7 +148,7 @@ impl TokenizerSpec {
             }
             None => serde_json::Map::new(),
         };
-        for role in ["bos_token", "eos_token", "unk_token", "pad_token"] {
+        for role in ROLES {
             let token = [config.get(role), map.get(role)].into_iter().flatten().find_map(content_of);
             if let Some(token) = token.filter(|_| !roles.contains_key(role)) {
                 roles.insert(role.into(), token.into());
@@ -159,6 +194,23 @@ pub fn open_tokenizer(
         }
         _ => Err(DataError::UnsupportedTokenizer { library: library.into(), kind: kind.into() }),
     }
+}
+
+/// Opens the tokenizer of a `tokenizer:` section that is about to be written, and says what is wrong with it.
+/// `read_file` gets references as the section has them.
+///
+/// # Errors
+/// As [`open_tokenizer`], and when the section has a value of the wrong type.
+pub fn check_tokenizer(
+    section: &serde_json::Value,
+    read_file: &dyn Fn(&str) -> Option<Vec<u8>>,
+) -> Result<(), DataError> {
+    let spec = TokenizerSpec::deserialize(section).map_err(|error| DataError::BadTokenizerFile {
+        reference: "model_config.yaml".into(),
+        reason: error.to_string(),
+    })?;
+    let read = |reference: &str| read_file(reference).ok_or_else(|| "it is not in the checkpoint".into());
+    open_tokenizer(&spec, &read).map(drop)
 }
 
 /// `model` names the file; without it `type` may be a folder whose files are in the checkpoint.

@@ -1,7 +1,7 @@
 //! NeMo's `tiktoken` library: a byte-pair vocabulary in JSON, its own split pattern, and 1,000 special ids in front.
 //!
 //! Follows `tiktoken_tokenizer.py` of NeMo v2.0.0 and tiktoken's encoder. Special tokens in a text are ordinary text, as
-//! there; decoding keeps their names, where NeMo leaves them out.
+//! there, unless a chat template wrote it; decoding keeps their names, where NeMo leaves them out.
 
 use std::cmp::Reverse;
 
@@ -10,6 +10,8 @@ use tokenizers::utils::SysRegex;
 
 use super::hash::VocabMap;
 use super::merge::{Span, merge};
+use super::special_text::split;
+use super::trie::Trie;
 use super::{SpecialTokens, SpecialTokensSpec, Tokenizer, TokenizerSpec};
 use crate::DataError;
 
@@ -103,6 +105,18 @@ impl Tokenizer for TiktokenTokenizer {
         Ok(ids)
     }
 
+    fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        let finder = Trie::new((0..).zip(&self.special_names).map(|(id, name)| (name.as_str(), id)));
+        let mut ids = Vec::new();
+        for part in split(text, &finder) {
+            match part.token {
+                Some(id) => ids.push(id),
+                None => ids.extend(self.encode(part.text)?),
+            }
+        }
+        Ok(ids)
+    }
+
     fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
         let bytes = ids.iter().map(|&id| self.token_bytes(id)).collect::<Result<Vec<_>, _>>()?;
         Ok(String::from_utf8_lossy(&bytes.concat()).into_owned())
@@ -120,6 +134,10 @@ impl Tokenizer for TiktokenTokenizer {
 
     fn vocab_size(&self) -> usize {
         NUM_SPECIAL + self.tokens.len()
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        (id as usize) < NUM_SPECIAL
     }
 
     fn special(&self) -> &SpecialTokens {

@@ -11,8 +11,8 @@ use indexmap::IndexMap;
 
 use self::header::{BLOCK_BYTES, Header, Kind, PaxFields};
 use super::{Archive, Member, Packing, gzip};
-use crate::FormatError;
 use crate::mmap::Mapped;
+use crate::{FormatError, lfs};
 
 /// A PAX header or a long name is a few hundred bytes.
 const MAX_EXTENSION_BYTES: u64 = 1 << 20;
@@ -37,6 +37,8 @@ fn members(bytes: &[u8], file: &str) -> Result<IndexMap<String, Member>, FormatE
     let mut walker = Walker { bytes, file, at: 0, next: PaxFields::default(), last: None };
     let mut members = IndexMap::new();
     while let Some((name, range)) = walker.next_file()? {
+        let content = bytes.get(range.clone()).unwrap_or_default();
+        lfs::refuse_pointer(|| format!("{file}: {name}"), content)?;
         members.insert(name, Member { file_idx: 0, range });
         if members.len() > MAX_MEMBERS {
             let (value, limit) = (members.len() as u64, MAX_MEMBERS as u64);

@@ -34,6 +34,7 @@ use self::huggingface::{HfModel, understand};
 use self::names::{GGUF_LLAMA, NameMap};
 pub use self::note::ConvertNote;
 use self::tokenizer::TokenizerPart;
+pub(crate) use self::tokenizer::describe as describe_tokenizer;
 use crate::gguf::MAGIC;
 use crate::huggingface::{HfConfig, HfTokenizer, HfWeights, open_weights, read_optional};
 use crate::partial_models::refuse_peft_folder;
@@ -52,9 +53,15 @@ pub struct ConvertOptions<'a> {
     pub tokenizer: Option<PathBuf>,
     /// What to do when the target exists.
     pub overwrite: Overwrite,
+    /// Opens the tokenizer before anything is written; nothing here knows how to.
+    pub check_tokenizer: Option<&'a TokenizerCheck<'a>>,
     /// Called after every tensor.
     pub progress: Option<&'a (dyn Fn(WriteProgress) + Sync)>,
 }
+
+/// Gets the `tokenizer` section, whose references are names of files, and what reads those files. Says what is wrong.
+pub type TokenizerCheck<'a> =
+    dyn Fn(&serde_json::Value, &dyn Fn(&str) -> Option<Vec<u8>>) -> Result<(), String> + Sync + 'a;
 
 /// What an input was recognised as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,6 +111,9 @@ struct Converted {
 const EMBEDDING: &str = "model.embedding.word_embeddings.weight";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+/// What lies beside the vocabulary of a Hugging Face tokenizer.
+const TOKENIZER_JSON_FILES: [&str; 3] = [TOKENIZER_CONFIG, "special_tokens_map.json", "added_tokens.json"];
+const EOS_TOKEN_ID: &str = "eos_token_id";
 
 /// Converts `input` to a Megatron-Core `.nemo` archive at `output`.
 ///
@@ -165,16 +175,21 @@ pub fn export_huggingface(
 }
 
 fn load(input: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatError> {
-    let converted = match detect(input)? {
+    let mut converted = match detect(input)? {
         InputKind::HuggingFace => from_huggingface(input, options),
         InputKind::Gguf => from_gguf(input, options),
         InputKind::Nemo => nemo::rewrite(input, options),
     }?;
     // What a `.nemo` already held together is not taken apart here.
     let is_combined = converted.input != InputKind::Nemo || options.tokenizer.is_some();
+    if let Some(check) = options.check_tokenizer.filter(|_| is_combined) {
+        let path = options.tokenizer.as_deref().unwrap_or(input);
+        tokenizer::check(&converted.config, &converted.artifacts, path, check)?;
+    }
     if let Some(embedding) = converted.source.meta(EMBEDDING).filter(|_| is_combined) {
         let num_rows = embedding.shape.first().copied().unwrap_or(0);
-        tokenizer::check_size(&converted.config, &converted.artifacts, num_rows)?;
+        let notes = tokenizer::check_size(&converted.config, &converted.artifacts, num_rows)?;
+        converted.notes.extend(notes);
     }
     Ok(converted)
 }
@@ -208,6 +223,7 @@ fn detect(input: &Path) -> Result<InputKind, FormatError> {
     let mut start = Vec::new();
     let file = File::open(input).map_err(|source| FormatError::io("open", input, source))?;
     file.take(512).read_to_end(&mut start).map_err(|source| FormatError::io("read", input, source))?;
+    crate::lfs::refuse_pointer(|| input.display().to_string(), &start)?;
     let is_tar = start.get(257..262) == Some(b"ustar") || start.starts_with(&[0x1f, 0x8b]);
     if start.starts_with(&MAGIC) {
         Ok(InputKind::Gguf)
@@ -248,13 +264,19 @@ fn from_huggingface(folder: &Path, options: &ConvertOptions<'_>) -> Result<Conve
         member: "tokenizer.model`, `tokenizer.json`, or `vocab.json` with `merges.txt".into(),
     })?;
     let type_name = type_name(&config, options.tokenizer.as_deref().unwrap_or(folder))?;
-    let tokenizer = tokenizer::from_files(tokenizer, &type_name);
+    let tokenizer = tokenizer::from_files(tokenizer, &type_name)?;
+    let has_json_files = tokenizer.has_json_files;
     let dtype = options.dtype.unwrap_or(source_dtype);
     let mut converted = assemble(InputKind::HuggingFace, (&arch, names), source, tokenizer, dtype)?;
     // NeMo's configuration has no place for these; the way back needs them.
-    let mut carried = vec![(GENERATION_CONFIG, generation_config(folder, &config)?)];
+    let (bytes, note) = generation_config(folder, &config)?;
+    converted.notes.extend(note);
+    let mut carried = vec![(GENERATION_CONFIG, bytes)];
     if options.tokenizer.is_none() {
-        carried.push((TOKENIZER_CONFIG, read_optional(&folder.join(TOKENIZER_CONFIG))?));
+        let names = if has_json_files { TOKENIZER_JSON_FILES.as_slice() } else { &[TOKENIZER_CONFIG] };
+        for name in names {
+            carried.push((name, read_optional(&folder.join(name))?));
+        }
     }
     let carried =
         carried.into_iter().filter_map(|(name, bytes)| Some(Artifact { name: name.into(), bytes: bytes? }));
@@ -265,13 +287,49 @@ fn from_huggingface(folder: &Path, options: &ConvertOptions<'_>) -> Result<Conve
     Ok(converted)
 }
 
-/// The folder's own, or the token ids that `config.json` states.
-fn generation_config(folder: &Path, config: &HfConfig) -> Result<Option<Vec<u8>>, FormatError> {
-    let own = read_optional(&folder.join(GENERATION_CONFIG))?;
-    Ok(own.or_else(|| {
-        let ids = config.values_of(&["bos_token_id", "eos_token_id", "pad_token_id"]);
-        (!ids.is_empty()).then(|| format!("{:#}\n", serde_json::Value::Object(ids)).into_bytes())
-    }))
+/// The folder's own, or the token ids that `config.json` states. transformers takes ids of `config.json` only where there
+/// is no other file; a file without `eos_token_id` gets that of `config.json`, so that no end token is lost.
+fn generation_config(
+    folder: &Path,
+    config: &HfConfig,
+) -> Result<(Option<Vec<u8>>, Option<ConvertNote>), FormatError> {
+    let path = folder.join(GENERATION_CONFIG);
+    let ids = config.values_of(&["bos_token_id", EOS_TOKEN_ID, "pad_token_id"]);
+    let bad = |reason: String| FormatError::BadConfig { file: path.display().to_string(), reason };
+    let Some(own) = read_optional(&path)? else {
+        let made = || format!("{:#}\n", serde_json::Value::Object(ids.clone())).into_bytes();
+        return Ok(((!ids.is_empty()).then(made), None));
+    };
+    let mut document: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&own).map_err(|error| bad(error.to_string()))?;
+    let taken = document.get(EOS_TOKEN_ID).filter(|value| !value.is_null());
+    end_token_ids(taken).map_err(bad)?;
+    match (taken, ids.get(EOS_TOKEN_ID)) {
+        (Some(taken), Some(other)) if end_token_ids(Some(taken)) != end_token_ids(Some(other)) => {
+            let note = ConvertNote::EndTokensDiffer { taken: taken.to_string(), other: other.to_string() };
+            Ok((Some(own), Some(note)))
+        }
+        (None, Some(other)) => {
+            document.insert(EOS_TOKEN_ID.into(), other.clone());
+            Ok((Some(format!("{:#}\n", serde_json::Value::Object(document)).into_bytes()), None))
+        }
+        _ => Ok((Some(own), None)),
+    }
+}
+
+/// `eos_token_id`: one id, a list of ids, or nothing.
+fn end_token_ids(value: Option<&serde_json::Value>) -> Result<Vec<u64>, String> {
+    let ids = match value {
+        None | Some(serde_json::Value::Null) => Some(Vec::new()),
+        Some(serde_json::Value::Array(ids)) => ids.iter().map(serde_json::Value::as_u64).collect(),
+        Some(id) => id.as_u64().map(|id| vec![id]),
+    };
+    ids.ok_or_else(|| {
+        format!(
+            "`{EOS_TOKEN_ID}` is {}, expected an id or a list of ids",
+            value.unwrap_or(&serde_json::Value::Null)
+        )
+    })
 }
 
 fn from_gguf(path: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatError> {
@@ -279,11 +337,20 @@ fn from_gguf(path: &Path, options: &ConvertOptions<'_>) -> Result<Converted, For
     let source = GgufSource::new(GgufFile::open(path)?, dtype)?;
     let (arch, notes) = gguf::understand(&source)?;
     let tokenizer = match &options.tokenizer {
-        Some(path) => tokenizer::from_files(HfTokenizer::open(path)?, &folder_name(path)),
+        Some(path) => tokenizer::from_files(HfTokenizer::open(path)?, &folder_name(path))?,
         None => tokenizer::from_gguf(source.file())?,
+    };
+    let end_ids = match options.tokenizer {
+        Some(_) => Vec::new(),
+        None => tokenizer::gguf_end_ids(source.file())?,
     };
     let mut converted = assemble(InputKind::Gguf, (&arch, GGUF_LLAMA), Box::new(source), tokenizer, dtype)?;
     converted.notes.extend(notes.into_iter().map(ConvertNote::Source));
+    // One is the tokenizer's own.
+    if end_ids.len() > 1 {
+        let bytes = format!("{:#}\n", serde_json::json!({EOS_TOKEN_ID: end_ids})).into_bytes();
+        converted.artifacts.push(Artifact { name: GENERATION_CONFIG.into(), bytes });
+    }
     Ok(converted)
 }
 
@@ -296,7 +363,7 @@ fn assemble(
 ) -> Result<Converted, FormatError> {
     let config = arch.model_config(tokenizer.section, dtype)?;
     let source = canonical(source, arch, names, dtype)?;
-    let mut notes = Vec::new();
+    let mut notes = tokenizer.notes;
     let num_values = source.num_rounded()?;
     if num_values > 0 {
         // Shifted norms are fp32 whatever the other weights are.
@@ -305,7 +372,7 @@ fn assemble(
     if let Some(window_tokens) = arch.sliding_window.filter(|&window| window < arch.max_position_embeddings) {
         notes.push(ConvertNote::SlidingWindow { window_tokens });
     }
-    let artifacts = std::iter::once(tokenizer.artifact).chain(tokenizer.merges).collect();
+    let artifacts = tokenizer.artifacts;
     Ok(Converted { input, config, artifacts, source: Box::new(source), dtype, notes })
 }
 

@@ -9,7 +9,7 @@ use std::path::Path;
 use hydra_config::Node;
 
 use super::arch::precision;
-use super::{ConvertNote, ConvertOptions, Converted, InputKind, folder_name, tokenizer};
+use super::{ConvertNote, ConvertOptions, Converted, InputKind, TOKENIZER_JSON_FILES, folder_name, tokenizer};
 use crate::checkpoint::{CheckpointKind, without_hashes};
 use crate::huggingface::HfTokenizer;
 use crate::{Artifact, Checkpoint, DType, FormatError, Region, TensorMeta, TensorSource};
@@ -26,13 +26,18 @@ pub(super) fn rewrite(input: &Path, options: &ConvertOptions<'_>) -> Result<Conv
     let mut config = checkpoint.model_config().clone();
     mcore_config(&mut config, checkpoint.kind());
     let mut artifacts = artifacts(&checkpoint, &mut config)?;
+    let mut notes = Vec::new();
     if let Some(path) = &options.tokenizer {
-        let part = tokenizer::from_files(HfTokenizer::open(path)?, &folder_name(path));
+        let part = tokenizer::from_files(HfTokenizer::open(path)?, &folder_name(path))?;
         let replaced = config.get("tokenizer.model").and_then(Node::as_str).map(str::to_owned);
-        artifacts.retain(|artifact| replaced != Some(format!("nemo:{}", artifact.member_name())));
+        artifacts.retain(|artifact| {
+            // The JSON files of the old tokenizer say nothing of the new one.
+            replaced != Some(format!("nemo:{}", artifact.member_name()))
+                && !TOKENIZER_JSON_FILES.contains(&artifact.name.as_str())
+        });
         config.set("tokenizer", part.section);
-        artifacts.push(part.artifact);
-        artifacts.extend(part.merges);
+        artifacts.extend(part.artifacts);
+        notes.extend(part.notes);
     }
     let first = checkpoint.tensors().names().next().and_then(|name| checkpoint.tensors().meta(name));
     let source_dtype = first.map_or(DType::F32, |meta| meta.dtype);

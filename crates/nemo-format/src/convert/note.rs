@@ -34,6 +34,48 @@ pub enum ConvertNote {
     },
     /// The input has something that is not used, or contradicts itself.
     Source(SourceNote),
+    /// Two files of the tokenizer contradict each other.
+    TokenizerFilesDiffer {
+        /// What, and which one is taken.
+        what: String,
+    },
+    /// The chat templates of two files are different, or a file is taken that tokenizers do not read.
+    ChatTemplatesDiffer {
+        /// The file that is taken, as transformers does.
+        taken: &'static str,
+        /// The other; the same one if there is no other.
+        other: &'static str,
+    },
+    /// The class has rules of its own that are not known here.
+    UnknownTokenizerClass {
+        /// The class.
+        class: String,
+    },
+    /// A file gives an added token another id than it has in the tokenizer.
+    TokenIdDiffers {
+        /// The token.
+        token: String,
+        /// What the file says.
+        stated_id: u64,
+        /// What transformers gives it.
+        id: u64,
+    },
+    /// The tokenizer has tokens past the model's embedding table.
+    TokensWithoutRows {
+        /// The first of them.
+        token: String,
+        /// Its id.
+        id: u64,
+        /// Rows of the table.
+        num_rows: u64,
+    },
+    /// `config.json` and `generation_config.json` name different end tokens.
+    EndTokensDiffer {
+        /// Of `generation_config.json`, which is taken.
+        taken: String,
+        /// Of `config.json`.
+        other: String,
+    },
 }
 
 impl fmt::Display for ConvertNote {
@@ -58,6 +100,32 @@ impl fmt::Display for ConvertNote {
                  `--tokenizer`"
             ),
             Self::Source(note) => note.fmt(f),
+            Self::TokenizerFilesDiffer { what } => {
+                write!(f, "files of the tokenizer contradict each other: {what}")
+            }
+            Self::ChatTemplatesDiffer { taken, other } if taken == other => {
+                write!(f, "the chat template is that of `{taken}`, which transformers' tokenizers do not read")
+            }
+            Self::ChatTemplatesDiffer { taken, other } => write!(
+                f,
+                "the chat templates of `{taken}` and `{other}` differ; those of `{taken}` are taken, as transformers does"
+            ),
+            Self::UnknownTokenizerClass { class } => write!(
+                f,
+                "transformers reads this tokenizer with its class `{class}`, whose rules are not known here; `tokenizer.json` is taken as it is"
+            ),
+            Self::TokenIdDiffers { token, stated_id, id } => write!(
+                f,
+                "the tokenizer's files give `{token}` the id {stated_id}, but its place among the added tokens gives it {id}, which is taken, as transformers does"
+            ),
+            Self::TokensWithoutRows { token, id, num_rows } => write!(
+                f,
+                "the tokenizer has tokens that the model cannot read: `{token}` has the id {id}, the embedding table has {num_rows} rows"
+            ),
+            Self::EndTokensDiffer { taken, other } => write!(
+                f,
+                "`eos_token_id` is {taken} in `generation_config.json`, which is taken, as transformers does, and {other} in `config.json`"
+            ),
         }
     }
 }

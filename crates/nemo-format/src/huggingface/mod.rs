@@ -2,14 +2,16 @@
 //!
 //! What the numbers mean for a model is decided in `convert`.
 
+mod chat_templates;
 mod config;
 mod tokenizer_files;
 mod weights;
 
 use std::path::Path;
 
+pub(crate) use self::chat_templates::{DEFAULT, TEMPLATE_FILE, TEMPLATE_FOLDER};
 pub(crate) use self::config::{HfConfig, HfRope};
-pub(crate) use self::tokenizer_files::{HfTokenizer, TokenizerKind};
+pub(crate) use self::tokenizer_files::{HfTokenizer, Vocabulary};
 pub(crate) use self::weights::{HfWeights, open_weights};
 use crate::FormatError;
 
@@ -31,7 +33,7 @@ pub(crate) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, FormatError>
             limit: MAX_JSON_BYTES,
         });
     }
-    std::fs::read(path).map(Some).map_err(|source| FormatError::io("read", path, source))
+    crate::lfs::read(path).map(Some)
 }
 
 /// Reads a JSON file, or `None` when it is not there.

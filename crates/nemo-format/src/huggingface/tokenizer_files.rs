@@ -1,75 +1,83 @@
-//! The tokenizer of a Hugging Face folder: which file holds it, its special tokens, its chat template.
+//! The tokenizer of a Hugging Face folder: the files it is made of, as transformers 5.24 looks for them.
 //!
-//! Nothing is tokenized here; files travel as they are.
+//! Nothing is decided about tokens here; `convert::tokenizer` does that. Files travel as they are.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use serde_json::Value;
+use serde_json::{Map, Value};
 
+use super::chat_templates::ChatTemplates;
 use super::{read_json, read_optional};
-use crate::FormatError;
+use crate::{FormatError, lfs};
 
 /// A tokenizer found beside a model.
 #[derive(Clone, Debug)]
 pub(crate) struct HfTokenizer {
-    pub(crate) kind: TokenizerKind,
-    pub(crate) bytes: Vec<u8>,
-    /// The second file of a GPT-2 tokenizer.
-    pub(crate) merges: Option<Vec<u8>>,
-    /// `bos_token`, `eos_token`, … with their text; only those that are set.
-    pub(crate) special_tokens: Vec<(String, String)>,
-    pub(crate) chat_template: Option<String>,
+    /// The folder, or the file that the user named.
+    pub(crate) path: PathBuf,
+    pub(crate) vocabulary: Vocabulary,
+    /// The SentencePiece proto that lies beside a `tokenizer.json`.
+    pub(crate) proto_beside: Option<Vec<u8>>,
+    /// `tokenizer_config.json`, or an empty object.
+    pub(crate) config: Map<String, Value>,
+    /// `special_tokens_map.json`.
+    pub(crate) special_tokens_map: Map<String, Value>,
+    /// `added_tokens.json`: tokens to ids.
+    pub(crate) added_tokens: Map<String, Value>,
+    /// `model_type` of the `config.json` beside them.
+    pub(crate) model_type: Option<String>,
+    /// `tokenizer_class` of that `config.json`.
+    pub(crate) model_class: Option<String>,
+    pub(crate) templates: ChatTemplates,
 }
 
-/// Which library reads the file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TokenizerKind {
-    /// `tokenizer.model`, a SentencePiece proto.
-    SentencePiece,
+/// The file with the vocabulary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Vocabulary {
     /// `tokenizer.json` of the tokenizers library.
-    HuggingFace,
+    Json(Vec<u8>),
+    /// `tokenizer.model`, a SentencePiece proto.
+    SentencePiece(Vec<u8>),
     /// `vocab.json` and `merges.txt` of GPT-2.
-    Gpt2Bpe,
+    Gpt2 {
+        /// Tokens to ids.
+        vocab: Vec<u8>,
+        /// A merge a line.
+        merges: Vec<u8>,
+    },
 }
 
-const SPECIAL_TOKENS: [&str; 4] = ["bos_token", "eos_token", "unk_token", "pad_token"];
 /// The tag of a model proto's first field. Llama 3 folders can hold a tiktoken list under the same name.
 const PROTO_PIECES_TAG: u8 = 0x0a;
 
 impl HfTokenizer {
-    /// Looks into a folder: `tokenizer.model`, else `tokenizer.json`, else `vocab.json` with `merges.txt`. `None` when
+    /// Looks into a folder: `tokenizer.json`, else `tokenizer.model`, else `vocab.json` with `merges.txt`. `None` when
     /// it has none of them.
     pub(crate) fn open_folder(folder: &Path) -> Result<Option<Self>, FormatError> {
         let proto = read_optional(&folder.join("tokenizer.model"))?;
-        let proto = proto.filter(|bytes| bytes.first() == Some(&PROTO_PIECES_TAG));
-        let mut merges = None;
-        let (kind, bytes) = if let Some(bytes) = proto {
-            (TokenizerKind::SentencePiece, bytes)
-        } else if let Some(bytes) = read_optional(&folder.join("tokenizer.json"))? {
-            (TokenizerKind::HuggingFace, bytes)
-        } else {
-            merges = read_optional(&folder.join("merges.txt"))?;
-            match read_optional(&folder.join("vocab.json"))?.filter(|_| merges.is_some()) {
-                Some(bytes) => (TokenizerKind::Gpt2Bpe, bytes),
-                None => return Ok(None),
-            }
-        };
-        let config = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
-        let map = read_json(&folder.join("special_tokens_map.json"))?.unwrap_or_default();
-        let mut special_tokens = Vec::new();
-        for key in SPECIAL_TOKENS {
-            if let Some(text) = token_text(config.get(key)).or_else(|| token_text(map.get(key))) {
-                special_tokens.push((key.to_owned(), text));
-            }
+        let is_tiktoken = proto.as_ref().is_some_and(|bytes| bytes.first() != Some(&PROTO_PIECES_TAG));
+        let proto = proto.filter(|_| !is_tiktoken);
+        if let Some(json) = read_optional(&folder.join("tokenizer.json"))? {
+            return Self::beside(folder, folder, Vocabulary::Json(json), proto).map(Some);
         }
-        let chat_template = match read_optional(&folder.join("chat_template.jinja"))? {
-            Some(bytes) => Some(String::from_utf8_lossy(&bytes).into_owned()),
-            None => template_text(config.get("chat_template")),
-        };
-        Ok(Some(Self { kind, bytes, merges, special_tokens, chat_template }))
+        if let Some(proto) = proto {
+            return Self::beside(folder, folder, Vocabulary::SentencePiece(proto), None).map(Some);
+        }
+        let merges = read_optional(&folder.join("merges.txt"))?;
+        if let (Some(merges), Some(vocab)) = (merges, read_optional(&folder.join("vocab.json"))?) {
+            return Self::beside(folder, folder, Vocabulary::Gpt2 { vocab, merges }, None).map(Some);
+        }
+        if is_tiktoken {
+            return Err(FormatError::Unsupported {
+                what: format!("`{}`", folder.join("tokenizer.model").display()),
+                hint: "it is not a SentencePiece model; put the model's `tokenizer.json` beside it".into(),
+            });
+        }
+        Ok(None)
     }
 
-    /// Opens what the user names: a folder, a `tokenizer.json` with the files beside it, or a SentencePiece proto.
+    /// Opens what the user names: a folder, or a `tokenizer.json` or `tokenizer.model` with the files beside it, or a
+    /// SentencePiece proto of another name.
     pub(crate) fn open(path: &Path) -> Result<Self, FormatError> {
         let unsupported = || FormatError::Unsupported {
             what: format!("the tokenizer `{}`", path.display()),
@@ -78,48 +86,82 @@ impl HfTokenizer {
         if path.is_dir() {
             return Self::open_folder(path)?.ok_or_else(unsupported);
         }
-        let bytes = std::fs::read(path).map_err(|source| FormatError::io("read", path, source))?;
-        if bytes.first() == Some(&PROTO_PIECES_TAG) {
-            let kind = TokenizerKind::SentencePiece;
-            return Ok(Self { kind, bytes, merges: None, special_tokens: Vec::new(), chat_template: None });
-        }
-        if serde_json::from_slice::<Value>(&bytes).ok().and_then(|json| json.get("model").cloned()).is_none()
-        {
-            return Err(unsupported());
-        }
-        let mut tokenizer = match path.parent().map(Self::open_folder).transpose()?.flatten() {
-            Some(beside) => beside,
-            None => Self {
-                kind: TokenizerKind::HuggingFace,
-                bytes: Vec::new(),
-                merges: None,
-                special_tokens: Vec::new(),
-                chat_template: None,
-            },
+        let bytes = lfs::read(path)?;
+        // A bare file name has the empty path for its parent.
+        let folder = match path.parent() {
+            Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+            Some(folder) => folder,
+            None => return Err(unsupported()),
         };
-        tokenizer.kind = TokenizerKind::HuggingFace;
-        tokenizer.bytes = bytes;
-        tokenizer.merges = None;
-        Ok(tokenizer)
+        if bytes.first() == Some(&PROTO_PIECES_TAG) {
+            let vocabulary = Vocabulary::SentencePiece(bytes);
+            if path.file_name().is_some_and(|name| name == "tokenizer.model") {
+                return Self::beside(path, folder, vocabulary, None);
+            }
+            return Ok(Self {
+                path: path.to_owned(),
+                vocabulary,
+                proto_beside: None,
+                config: Map::new(),
+                special_tokens_map: Map::new(),
+                added_tokens: Map::new(),
+                model_type: None,
+                model_class: None,
+                templates: ChatTemplates::default(),
+            });
+        }
+        let document: Result<Value, _> = serde_json::from_slice(&bytes);
+        match document {
+            Ok(document) if document.get("model").is_some() => {}
+            Ok(_) => return Err(unsupported()),
+            Err(error) => {
+                let reason = error.to_string();
+                return Err(FormatError::BadTokenizer { file: path.display().to_string(), reason });
+            }
+        }
+        Self::beside(path, folder, Vocabulary::Json(bytes), None)
     }
-}
 
-/// A special token is a string or an object with `content`.
-fn token_text(value: Option<&Value>) -> Option<String> {
-    let value = value?;
-    value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned)
-}
-
-/// A chat template is a string, or a list of named ones of which `default` counts.
-fn template_text(value: Option<&Value>) -> Option<String> {
-    let value = value?;
-    let default = || {
-        value
-            .as_array()?
-            .iter()
-            .find(|entry| entry.get("name").and_then(Value::as_str) == Some("default"))?
-            .get("template")?
-            .as_str()
-    };
-    value.as_str().or_else(default).map(str::to_owned)
+    /// A vocabulary with the JSON files and templates of `folder`.
+    fn beside(
+        path: &Path,
+        folder: &Path,
+        vocabulary: Vocabulary,
+        proto_beside: Option<Vec<u8>>,
+    ) -> Result<Self, FormatError> {
+        let object = |name: &str| match read_json(&folder.join(name))? {
+            None => Ok(Map::new()),
+            Some(Value::Object(object)) => Ok(object),
+            Some(_) => Err(FormatError::BadTokenizer {
+                file: folder.join(name).display().to_string(),
+                reason: "it is not a JSON object".into(),
+            }),
+        };
+        let config = object("tokenizer_config.json")?;
+        if config.contains_key("fast_tokenizer_files") && matches!(vocabulary, Vocabulary::Json(_)) {
+            return Err(FormatError::Unsupported {
+                what: format!(
+                    "`fast_tokenizer_files` in `{}`",
+                    folder.join("tokenizer_config.json").display()
+                ),
+                hint:
+                    "save the tokenizer again with a current transformers, which writes one `tokenizer.json`"
+                        .into(),
+            });
+        }
+        let model = object("config.json")?;
+        let text = |key: &str| model.get(key).and_then(Value::as_str).map(str::to_owned);
+        let templates = ChatTemplates::read(folder, config.get("chat_template"))?;
+        Ok(Self {
+            path: path.to_owned(),
+            vocabulary,
+            proto_beside,
+            special_tokens_map: object("special_tokens_map.json")?,
+            added_tokens: object("added_tokens.json")?,
+            model_type: text("model_type"),
+            model_class: text("tokenizer_class"),
+            templates,
+            config,
+        })
+    }
 }

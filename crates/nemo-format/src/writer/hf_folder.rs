@@ -60,7 +60,11 @@ pub(crate) fn write_hf_folder(
     }
     let total_bytes = progress.state.total_bytes;
     for file in files {
-        write_file(&folder.path().join(&file.name), &file.bytes)?;
+        let path = folder.path().join(&file.name);
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(|source| FormatError::io("create", parent, source))?;
+        }
+        write_file(&path, &file.bytes)?;
     }
     if shards.len() > 1 {
         let index = json!({"metadata": {"total_size": total_bytes}, "weight_map": weight_map});

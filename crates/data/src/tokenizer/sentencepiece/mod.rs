@@ -109,10 +109,18 @@ impl SentencePieceModel {
 
     /// Text to ids.
     pub fn encode(&self, text: &str) -> Vec<u32> {
-        let normalized = self.normalize(text);
+        self.encode_normalized(&self.normalize(text))
+    }
+
+    /// The text after a special token, with nothing put in front of it.
+    pub(crate) fn encode_continued(&self, text: &str) -> Vec<u32> {
+        self.encode_normalized(&self.normalizer.normalize_continued(text, &self.user_symbols))
+    }
+
+    fn encode_normalized(&self, normalized: &str) -> Vec<u32> {
         let pieces = match self.algorithm {
-            Algorithm::Bpe => bpe::segment(self, &normalized),
-            Algorithm::Unigram => unigram::segment(self, &normalized),
+            Algorithm::Bpe => bpe::segment(self, normalized),
+            Algorithm::Unigram => unigram::segment(self, normalized),
         };
         let mut ids = Vec::with_capacity(pieces.len());
         let mut after_unknown = false;
@@ -223,6 +231,20 @@ impl SentencePieceModel {
     /// The special ids that the model itself names.
     pub fn special(&self) -> &SpecialTokens {
         &self.special
+    }
+
+    /// Control symbols and the unknown piece, which segmentation never produces from their text.
+    pub(crate) fn control_pieces(&self) -> impl Iterator<Item = (&str, u32)> {
+        let is_control = |kind| matches!(kind, PieceKind::Control | PieceKind::Unknown);
+        (0u32..)
+            .zip(&self.pieces)
+            .filter(move |(_, piece)| is_control(piece.kind))
+            .map(|(id, piece)| (piece.text.as_str(), id))
+    }
+
+    /// Whether a piece is a control or a user-defined symbol.
+    pub(crate) fn is_control(&self, id: u32) -> bool {
+        matches!(self.kind(id), PieceKind::Control | PieceKind::UserDefined)
     }
 
     fn unk_piece(&self) -> &str {

@@ -79,6 +79,15 @@ impl Normalizer {
     }
 
     pub(crate) fn normalize(&self, text: &str, user_symbols: &Trie) -> String {
+        self.normalize_as(text, user_symbols, self.add_dummy_prefix)
+    }
+
+    /// The same with no space added.
+    pub(crate) fn normalize_continued(&self, text: &str, user_symbols: &Trie) -> String {
+        self.normalize_as(text, user_symbols, false)
+    }
+
+    fn normalize_as(&self, text: &str, user_symbols: &Trie, adds_space: bool) -> String {
         let mut rest = text;
         if self.remove_extra_whitespaces {
             while !rest.is_empty() {
@@ -94,7 +103,7 @@ impl Normalizer {
         }
         let space = if self.escape_whitespaces { SPACE_SYMBOL } else { " " };
         let mut normalized = String::with_capacity(rest.len() + rest.len() / 2 + space.len());
-        if self.add_dummy_prefix && !self.treat_whitespace_as_suffix {
+        if adds_space && !self.treat_whitespace_as_suffix {
             normalized.push_str(space);
         }
         let mut after_space = self.remove_extra_whitespaces;
@@ -115,7 +124,7 @@ impl Normalizer {
             let kept_bytes = normalized.trim_end_matches(space).len();
             normalized.truncate(kept_bytes);
         }
-        if self.add_dummy_prefix && self.treat_whitespace_as_suffix {
+        if adds_space && self.treat_whitespace_as_suffix {
             normalized.push_str(space);
         }
         normalized

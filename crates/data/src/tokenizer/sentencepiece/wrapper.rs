@@ -5,6 +5,8 @@
 
 use super::SentencePieceModel;
 use crate::DataError;
+use crate::tokenizer::special_text::split;
+use crate::tokenizer::trie::Trie;
 use crate::tokenizer::{SpecialTokens, Tokenizer, TokenizerSpec};
 
 /// A SentencePiece model as NeMo uses it.
@@ -14,6 +16,8 @@ pub struct SentencePieceTokenizer {
     added: Vec<String>,
     strip_decoded: bool,
     special: SpecialTokens,
+    // Control pieces and added tokens, for texts that spell them out.
+    finder: Trie,
 }
 
 impl SentencePieceTokenizer {
@@ -31,13 +35,15 @@ impl SentencePieceTokenizer {
             });
         }
         let special = model.special().clone();
-        Ok(Self { model, added: Vec::new(), strip_decoded: false, special })
+        let finder = Trie::new(model.control_pieces());
+        Ok(Self { model, added: Vec::new(), strip_decoded: false, special, finder })
     }
 
     /// The legacy form, with the special tokens of `spec` added.
     pub fn legacy(model: SentencePieceModel, spec: &TokenizerSpec) -> Self {
         let own = model.special().clone();
-        let mut tokenizer = Self { model, added: Vec::new(), strip_decoded: true, special: own };
+        let finder = Trie::default();
+        let mut tokenizer = Self { model, added: Vec::new(), strip_decoded: true, special: own, finder };
         let named = spec.special_tokens.iter().flat_map(|tokens| tokens.tokens());
         let additional = spec.additional_special_tokens.iter().flatten().map(String::as_str);
         for token in named.chain(additional) {
@@ -52,6 +58,9 @@ impl SentencePieceTokenizer {
             pad: id_of("pad", id_of("pad_token", special.pad)),
             unk: special.unk,
         };
+        let added =
+            (0..tokenizer.added.len()).map(|idx| (tokenizer.added[idx].as_str(), tokenizer.added_id(idx)));
+        tokenizer.finder = Trie::new(tokenizer.model.control_pieces().chain(added));
         tokenizer
     }
 
@@ -101,6 +110,20 @@ impl Tokenizer for SentencePieceTokenizer {
         Ok(ids)
     }
 
+    /// Only a text that begins with no special token gets the model's space in front, as with transformers'
+    /// `LlamaTokenizer` where nothing says `legacy`.
+    fn encode_rendered(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        let mut ids = Vec::new();
+        for (position, part) in split(text, &self.finder).into_iter().enumerate() {
+            match part.token {
+                Some(id) => ids.push(id),
+                None if position == 0 => ids.extend(self.model.encode(part.text)),
+                None => ids.extend(self.model.encode_continued(part.text)),
+            }
+        }
+        Ok(ids)
+    }
+
     fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
         if !self.strip_decoded {
             return self.model.decode(ids);
@@ -129,6 +152,10 @@ impl Tokenizer for SentencePieceTokenizer {
 
     fn vocab_size(&self) -> usize {
         self.model.num_pieces() + self.added.len()
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        self.added_token(id).is_some() || self.model.is_control(id)
     }
 
     fn special(&self) -> &SpecialTokens {

@@ -4,6 +4,7 @@
 //! that Gemma's norm weights are without.
 
 mod config;
+mod templates;
 mod tokenizer;
 
 use std::collections::HashSet;

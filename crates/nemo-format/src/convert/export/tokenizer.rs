@@ -7,7 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::super::arch::Family;
 use super::super::tokenizer::proto::{Field, fields};
-use super::super::{GENERATION_CONFIG, TOKENIZER_CONFIG};
+use super::super::{GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_JSON_FILES};
+use super::templates::{self, ConfigOrigin};
 use crate::writer::FolderFile;
 use crate::{Artifact, FormatError};
 
@@ -47,9 +48,14 @@ pub(super) fn files(
         sentencepiece_tokens(&model.bytes, &mut tokenizer_config, &mut found.ids);
     } else if let Some(model) = artifact("model") {
         add("tokenizer.json", &model.bytes);
+        let proto = artifacts.iter().find(|artifact| artifact.name == "tokenizer.model");
+        proto.into_iter().for_each(|proto| add("tokenizer.model", &proto.bytes));
         tokenizer_config.insert("tokenizer_class".into(), json!("PreTrainedTokenizerFast"));
-        let special = config.get("tokenizer.special_tokens").and_then(Node::as_map);
-        for (key, token) in special.into_iter().flatten() {
+        let special = ["special_tokens", "extra_special_tokens"]
+            .into_iter()
+            .filter_map(|key| config.get(&format!("tokenizer.{key}"))?.as_map())
+            .flatten();
+        for (key, token) in special {
             let Some(token) = token.as_str() else { continue };
             tokenizer_config.insert(key.clone(), json!(token));
             found.ids.extend(json_token_id(&model.bytes, token).map(|id| (format!("{key}_id"), json!(id))));
@@ -63,21 +69,33 @@ pub(super) fn files(
         found.missing = Some(name.to_owned());
     }
     found.ids.retain(|key, _| ID_KEYS.contains(&key.as_str()));
-    if let Some(template) = text("chat_template") {
-        tokenizer_config.insert("chat_template".into(), json!(template));
-    }
     let carried = |name: &str| artifacts.iter().find(|artifact| artifact.name == name);
+    let parsed = |own: &Artifact| -> Result<Map<String, Value>, FormatError> {
+        serde_json::from_slice(&own.bytes)
+            .map_err(|error| FormatError::BadConfig { file: own.member_name(), reason: error.to_string() })
+    };
+    let own = carried(TOKENIZER_CONFIG);
+    let mut stated = own.map(parsed).transpose()?.unwrap_or(tokenizer_config);
+    let template_files = templates::files(
+        config.get("tokenizer.chat_template"),
+        &mut stated,
+        if own.is_some() { ConfigOrigin::Carried } else { ConfigOrigin::Made },
+    );
+    found.files.extend(template_files.files);
     let mut add = |name: &str, bytes: Vec<u8>| found.files.push(FolderFile { name: name.to_owned(), bytes });
-    match carried(TOKENIZER_CONFIG) {
-        Some(own) => add(TOKENIZER_CONFIG, own.bytes.clone()),
-        None if tokenizer_config.is_empty() => {}
-        None => add(TOKENIZER_CONFIG, pretty(&Value::Object(tokenizer_config))),
+    match own {
+        Some(own) if !template_files.is_changed => add(TOKENIZER_CONFIG, own.bytes.clone()),
+        _ if stated.is_empty() => {}
+        _ => add(TOKENIZER_CONFIG, pretty(&Value::Object(stated))),
+    }
+    for name in TOKENIZER_JSON_FILES.into_iter().filter(|&name| name != TOKENIZER_CONFIG) {
+        if let Some(own) = carried(name) {
+            add(name, own.bytes.clone());
+        }
     }
     match carried(GENERATION_CONFIG) {
         Some(own) => {
-            let stated: Value = serde_json::from_slice(&own.bytes).map_err(|error| {
-                FormatError::BadConfig { file: own.member_name(), reason: error.to_string() }
-            })?;
+            let stated = parsed(own)?;
             let ids = ID_KEYS.iter().filter_map(|&key| Some((key.to_owned(), stated.get(key)?.clone())));
             found.ids = ids.collect();
             add(GENERATION_CONFIG, own.bytes.clone());

@@ -98,7 +98,7 @@ fn byte_level_bpe_becomes_a_tokenizer_json() {
 
       '
     "#);
-    let json: serde_json::Value = serde_json::from_slice(&part.artifact.bytes).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&part.artifacts[0].bytes).unwrap();
     insta::assert_snapshot!("smollm_tokenizer", serde_json::to_string_pretty(&json).unwrap());
 }
 
@@ -137,7 +137,7 @@ fn a_sentencepiece_proto_has_the_pieces_of_the_original() {
     let original = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/hf_llama/tokenizer.model");
     let part = from_gguf(&GgufFile::open(std::path::Path::new(golden)).unwrap()).unwrap();
     let original = std::fs::read(original).unwrap();
-    let (ours, theirs) = (pieces(&part.artifact.bytes), pieces(&original));
+    let (ours, theirs) = (pieces(&part.artifacts[0].bytes), pieces(&original));
     assert_eq!(ours.len(), 420);
     assert_eq!(ours, theirs);
 }
