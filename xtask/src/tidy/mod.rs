@@ -24,7 +24,7 @@ struct SourceFile {
 type Finding = String;
 
 /// Folders that hold no sources of the project.
-const NOT_OURS: [&str; 6] = [".git", "target", ".libtorch", ".demo", ".bench", ".venv"];
+const NOT_OURS: [&str; 7] = [".git", "target", ".libtorch", ".demo", ".bench", ".chat-templates", ".venv"];
 
 /// Text files small enough to read whole; the rest are data.
 const TEXT_EXTENSIONS: [&str; 10] = ["rs", "toml", "md", "rst", "yaml", "yml", "txt", "py", "sh", "cpp"];

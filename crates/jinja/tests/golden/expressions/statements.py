@@ -1,6 +1,7 @@
 """Statements: loops, set, scopes, macros, call and filter blocks, with, raw, comments, whitespace, tags of transformers.
 
 Cases stand between lines of five dashes; the line break before the dashes is not part of the case.
+␠ stands for a space at the end of a line.
 """
 
 CASES = r"""
@@ -313,8 +314,8 @@ x	{% if true %}	a{% endif %}
 -----
 {{- i }}  {{ i -}}  x
 -----
-  {{ i }}  
-  {{- i -}}  
+  {{ i }}␠␠
+  {{- i -}}␠␠
   x
 -----
   {{+ i }}
@@ -335,13 +336,13 @@ b
 
 c
 -----
-{% if true %}   
-a{% endif %}   
+{% if true %}␠␠␠
+a{% endif %}␠␠␠
 b
 -----
-a  
+a␠␠
   {% set q = 1 %}
-  
+␠␠
   b
 -----
   a {% set q = 1 %}
@@ -685,7 +686,7 @@ b' }}
 
 def cases():
     for case in CASES[1:-1].split("\n-----\n"):
-        yield case
+        yield case.replace("␠", " ")
     # Line ends and the end of the text, which the list above cannot hold.
     for text in ["a\n", "a\n\n", "\n", "", "a\r\n", "a\r\n\r\n", "a\r", "\r\n", " ", "\n\n\n", "a\rb\nc\r\nd"]:
         yield text
