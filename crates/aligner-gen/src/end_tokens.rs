@@ -1,9 +1,9 @@
-//! Which tokens end a response without being asked for: the tokenizer's EOS and every `eos_token_id` of the
-//! `generation_config.json` that travels with the checkpoint, as transformers' `generate` takes them.
-//!
-//! The turn end of a chat template is found by [`data::tokenizer::turn_end_token`].
+//! Which tokens end a response without being asked for: the tokenizer's EOS, every `eos_token_id` of the
+//! `generation_config.json` that travels with the checkpoint, as transformers' `generate` takes them, and the token with
+//! which the chat template closes an answer.
 
-use data::Tokenizer;
+use data::tokenizer::turn_end_token;
+use data::{ChatTemplate, Date, Json, JsonObject, MessagesRecord, Tokenizer};
 use nemo_format::Checkpoint;
 use serde_json::Value;
 
@@ -12,6 +12,7 @@ use crate::exit::{ExitStatus, Failure, ResultExt};
 
 const GENERATION_CONFIG: &str = "generation_config.json";
 const TOKENIZER: &str = "tokenizer";
+const CHAT_TEMPLATE: &str = "chat template";
 const EOS_TOKEN_ID: &str = "eos_token_id";
 
 /// The end tokens of a run.
@@ -32,7 +33,8 @@ struct EndToken {
 
 impl EndTokens {
     /// Reads what the checkpoint says.
-    pub(crate) fn of(checkpoint: &Checkpoint, tokenizer: &dyn Tokenizer) -> Result<Self, Failure> {
+    pub(crate) fn of(checkpoint: &Checkpoint, opened: &OpenTokenizer) -> Result<Self, Failure> {
+        let tokenizer = opened.tokenizer.as_ref();
         let stated = match stated_ids(checkpoint) {
             Ok(ids) => ids,
             Err(reason) => {
@@ -43,13 +45,19 @@ impl EndTokens {
                 .exit_with(ExitStatus::Checkpoint);
             }
         };
-        Ok(Self::new(tokenizer, &stated))
+        let mut end = Self::new(tokenizer, &stated);
+        // Any day will do: a turn ends in the same way tomorrow.
+        let template = opened.chat_template(Date::new(2000, 1, 1));
+        if let Some(id) = template.and_then(|template| turn_end(&template, tokenizer)) {
+            end.add(tokenizer, id, CHAT_TEMPLATE);
+        }
+        Ok(end)
     }
 
     /// The same with the checkpoint's own tokenizer.
     pub(crate) fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Self, Failure> {
         let tokenizer = OpenTokenizer::open(checkpoint, checkpoint.model_config())?;
-        Self::of(checkpoint, tokenizer.tokenizer.as_ref())
+        Self::of(checkpoint, &tokenizer)
     }
 
     fn new(tokenizer: &dyn Tokenizer, stated: &[u64]) -> Self {
@@ -78,9 +86,9 @@ impl EndTokens {
         }
     }
 
-    /// Whether a file beside the tokenizer names any.
+    /// Whether anything beside the tokenizer's EOS names any.
     pub(crate) fn is_stated(&self) -> bool {
-        !self.unknown.is_empty() || self.tokens.iter().any(|token| token.sources.contains(&GENERATION_CONFIG))
+        !self.unknown.is_empty() || self.tokens.iter().any(|token| token.sources != [TOKENIZER])
     }
 
     /// The ids, the tokenizer's first.
@@ -118,6 +126,28 @@ impl EndTokens {
         }
         warnings
     }
+}
+
+/// The token behind an answer in a rendered conversation, unless that is where the next turn begins.
+///
+/// A template that refuses the conversation or writes no answer out says nothing of ends.
+fn turn_end(template: &ChatTemplate, tokenizer: &dyn Tokenizer) -> Option<u32> {
+    const TEXTS: [(&str, &str); 3] =
+        [("user", "first question"), ("assistant", "only answer"), ("user", "second question")];
+    let message = |(role, text): (&str, &str)| {
+        let entries = [("role", role), ("content", text)];
+        let entries = entries.map(|(key, value)| (key.to_owned(), Json::from(value)));
+        Json::Object(entries.into_iter().collect::<JsonObject>())
+    };
+    let record = MessagesRecord { messages: TEXTS.map(message).to_vec(), ..MessagesRecord::default() };
+    let text = template.conversation_text(&record).ok()?;
+    let [(_, question), (_, answer), (_, next)] = TEXTS;
+    let (before, rest) = text.split_once(question)?;
+    let after = rest.split_once(answer)?.1.split_once(next)?.0;
+    let bos = tokenizer.special().bos;
+    let before = tokenizer.encode_rendered(before).ok()?;
+    let begins_turn = before.into_iter().find(|&id| Some(id) != bos && tokenizer.is_special(id));
+    turn_end_token(tokenizer, after, begins_turn).ok()?
 }
 
 /// Whether the checkpoint has a file that names end tokens.

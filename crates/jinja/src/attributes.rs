@@ -183,7 +183,10 @@ pub(crate) fn attribute(value: &Value, name: &str, renderer: &Renderer<'_>) -> R
         return Err(undefined.error());
     }
     if let Value::Function("self") = value {
-        return Err(Error::refused("`self`, the blocks of the template, is not supported"));
+        if renderer.blocks.iter().any(|block| **block == *name) {
+            return Err(Error::refused("`self`, the blocks of the template, is not supported"));
+        }
+        return Ok(missing(value, text::repr(name), true));
     }
     match python_attribute(value, name, renderer)? {
         Found::Value(_) if name.starts_with('_') => return Ok(unsafe_undefined(value, name)),

@@ -40,6 +40,7 @@ pub use self::error::{Error, ErrorKind};
 #[derive(Clone, Debug)]
 pub struct Template {
     body: Vec<ast::Stmt>,
+    blocks: Vec<Arc<str>>,
 }
 
 impl Template {
@@ -48,7 +49,8 @@ impl Template {
     /// # Errors
     /// [`ErrorKind::Syntax`] and [`ErrorKind::Assertion`] as Jinja2's compiler, with the line.
     pub fn parse(source: &str) -> Result<Self, Error> {
-        Ok(Self { body: parser::parse(source)? })
+        let (body, blocks) = parser::parse(source)?;
+        Ok(Self { body, blocks })
     }
 
     /// Renders the template with `variables`. `date` is what `strftime_now` writes; without one a template that calls it
@@ -62,7 +64,7 @@ impl Template {
         date: Option<Date>,
     ) -> Result<String, Error> {
         let variables = variables.into_iter().map(|(name, variable)| (Arc::from(name), variable.0));
-        render::render(&self.body, variables.collect(), date)
+        render::render((&self.body, &self.blocks), variables.collect(), date)
     }
 }
 

@@ -15,11 +15,11 @@ use crate::lexer::{Token, TokenKind, tokenize};
 /// How deep tags and brackets may lie in each other; Python's own limit is of this size.
 const MAX_NESTING: usize = 100;
 
-/// Parses a whole template.
+/// Parses a whole template: its body and the names of its blocks.
 ///
 /// # Errors
 /// When the source is not valid, or names a filter or test that does not exist.
-pub(crate) fn parse(source: &str) -> Result<Vec<Stmt>> {
+pub(crate) fn parse(source: &str) -> Result<(Vec<Stmt>, Vec<Arc<str>>)> {
     let mut parser = Parser {
         tokens: tokenize(source)?,
         at: 0,
@@ -30,7 +30,7 @@ pub(crate) fn parse(source: &str) -> Result<Vec<Stmt>> {
     };
     let body = parser.body(&[])?;
     names::check(&body)?;
-    Ok(body)
+    Ok((body, parser.blocks))
 }
 
 struct Parser {

@@ -32,7 +32,8 @@ pub(crate) struct Renderer<'a> {
     depth: Cell<usize>,
     /// Scopes that macros point back to; without a hand they would keep each other alive.
     macro_scopes: RefCell<Vec<Rc<Scope>>>,
-    body: &'a [Stmt],
+    /// The names of the template's blocks.
+    pub(crate) blocks: &'a [Arc<str>],
 }
 
 /// How a run of statements ended.
@@ -43,21 +44,25 @@ enum Flow {
     Continue,
 }
 
-/// Renders `body` with `variables`.
+/// Renders `body`, which has `blocks`, with `variables`.
 ///
 /// # Errors
 /// As the template's in Python, or when it asks for what this engine does not do.
-pub(crate) fn render(body: &[Stmt], variables: Vec<(Arc<str>, Value)>, date: Option<Date>) -> Result<String> {
+pub(crate) fn render(
+    (body, blocks): (&[Stmt], &[Arc<str>]),
+    variables: Vec<(Arc<str>, Value)>,
+    date: Option<Date>,
+) -> Result<String> {
     let renderer = Renderer {
         root: Scope::root(variables),
         date,
         depth: Cell::new(0),
         macro_scopes: RefCell::new(Vec::new()),
-        body,
+        blocks,
     };
     let mut out = String::new();
     let top = renderer.root.child();
-    let ended = renderer.run(renderer.body, &top, &mut out);
+    let ended = renderer.run(body, &top, &mut out);
     for scope in renderer.macro_scopes.take() {
         scope.clear();
     }

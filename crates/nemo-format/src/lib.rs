@@ -36,8 +36,8 @@ pub use convert::{
 };
 pub use error::FormatError;
 pub use gguf::{GgufFile, GgufSource, GgufValue};
-pub use model_keys::is_known_model_key;
 pub use lfs::read as read_file;
+pub use model_keys::is_known_model_key;
 pub use safetensors::SafetensorsSource;
 pub use source_note::SourceNote;
 pub use tensor_source::{DType, Region, TensorMeta, TensorSource};

@@ -64,7 +64,7 @@ impl Setup {
             model_type.check(&model_config)?;
         }
         let tokenizer = OpenTokenizer::open(&checkpoint, model)?;
-        let end_tokens = EndTokens::of(&checkpoint, tokenizer.tokenizer.as_ref())?;
+        let end_tokens = EndTokens::of(&checkpoint, &tokenizer)?;
         let local = local_ranks(&role);
         let Shared { device, num_ranks: num_sharing_ranks } = device::choose(&plan.accelerator, local)?;
         let options = LoadOptions {

@@ -9,7 +9,9 @@ use std::path::Path;
 use hydra_config::Node;
 
 use super::arch::precision;
-use super::{ConvertNote, ConvertOptions, Converted, InputKind, TOKENIZER_JSON_FILES, folder_name, tokenizer};
+use super::{
+    ConvertNote, ConvertOptions, Converted, InputKind, TOKENIZER_JSON_FILES, folder_name, tokenizer,
+};
 use crate::checkpoint::{CheckpointKind, without_hashes};
 use crate::huggingface::HfTokenizer;
 use crate::{Artifact, Checkpoint, DType, FormatError, Region, TensorMeta, TensorSource};
