@@ -135,7 +135,7 @@ fn every_listed_pre_tokenizer_is_known() {
 fn a_sentencepiece_proto_has_the_pieces_of_the_original() {
     let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/llama_bf16.gguf");
     let original = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/hf_llama/tokenizer.model");
-    let part = from_gguf(&GgufFile::open(std::path::Path::new(golden)).unwrap()).unwrap();
+    let part = from_gguf(&GgufFile::open(Path::new(golden)).unwrap()).unwrap();
     let original = std::fs::read(original).unwrap();
     let (ours, theirs) = (pieces(&part.artifacts[0].bytes), pieces(&original));
     assert_eq!(ours.len(), 420);
