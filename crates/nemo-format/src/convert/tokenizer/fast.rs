@@ -244,8 +244,7 @@ impl FastTokenizer {
         if bos.is_none() && eos.is_none() {
             return Value::Null;
         }
-        let special =
-            |token: &String, type_id: u8| json!({"SpecialToken": {"id": token, "type_id": type_id}});
+        let special = |token: &str, type_id: u8| json!({"SpecialToken": {"id": token, "type_id": type_id}});
         let one = |name: &str, type_id: u8| {
             let mut steps = Vec::new();
             steps.extend(bos.map(|token| special(token, type_id)));
