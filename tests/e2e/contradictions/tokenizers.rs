@@ -84,8 +84,8 @@ fn folders_of_every_kind_have_the_ids_of_transformers() {
 }
 
 /// The notes of a folder made of the ChatML Llama's files and others, and the tokenizer.
-fn pair(files: Value) -> (Vec<String>, TokenizerSpec, Box<dyn Tokenizer>) {
-    let folder = folder(&files);
+fn pair(files: &Value) -> (Vec<String>, TokenizerSpec, Box<dyn Tokenizer>) {
+    let folder = folder(files);
     let output = folder.path().join("out.nemo");
     let notes = converted(folder.path(), &output).unwrap();
     let (spec, tokenizer) = open(&output);
@@ -97,7 +97,7 @@ const PROTO: &str = "chatml_llama/tokenizer.model";
 
 #[test]
 fn two_vocabularies_give_that_of_tokenizer_json() {
-    let (notes, spec, tokenizer) = pair(json!({
+    let (notes, spec, tokenizer) = pair(&json!({
         "tokenizer.json": JSON, "tokenizer.model": "llama_bpe.model",
         "tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer"},
     }));
@@ -109,7 +109,7 @@ fn two_vocabularies_give_that_of_tokenizer_json() {
 #[test]
 fn added_tokens_that_differ_are_named() {
     let token = |content: &str| json!({"content": content, "special": true, "normalized": false});
-    let (notes, _, tokenizer) = pair(json!({
+    let (notes, _, tokenizer) = pair(&json!({
         "tokenizer.model": PROTO,
         "added_tokens.json": {"<|im_end|>": 331, "<|im_start|>": 330},
         "tokenizer_config.json": {
@@ -122,7 +122,7 @@ fn added_tokens_that_differ_are_named() {
     files of the tokenizer contradict each other: added_tokens.json gives `<|im_end|>` the id 331; `added_tokens_decoder` in tokenizer_config.json, which is taken, does not
     files of the tokenizer contradict each other: added_tokens.json gives `<|im_start|>` the id 330; `added_tokens_decoder` in tokenizer_config.json, which is taken, does not
     ");
-    let (notes, _, tokenizer) = pair(json!({
+    let (notes, _, tokenizer) = pair(&json!({
         "tokenizer.model": PROTO, "added_tokens.json": {"<|im_end|>": 340},
         "tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer"},
     }));
@@ -132,7 +132,7 @@ fn added_tokens_that_differ_are_named() {
 
 #[test]
 fn special_tokens_of_two_files_give_those_of_the_map() {
-    let (notes, spec, _) = pair(json!({
+    let (notes, spec, _) = pair(&json!({
         "tokenizer.json": JSON,
         "special_tokens_map.json": {"eos_token": "<|im_end|>"},
         "tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer", "eos_token": "<|im_start|>"},
@@ -167,15 +167,15 @@ fn templates_of_two_files_give_those_of_the_template_file() {
 
 #[test]
 fn what_cannot_be_a_tokenizer_stops_the_conversion() {
-    let error = |files: Value| {
-        let folder = folder(&files);
+    let error = |files: &Value| {
+        let folder = folder(files);
         let output = folder.path().join("out.nemo");
         let error = converted(folder.path(), &output).unwrap_err();
         assert!(!output.exists());
         error.replace(&folder.path().display().to_string(), "FOLDER")
     };
-    insta::assert_snapshot!(error(json!({"tokenizer.model": PROTO, "tokenizer_config.json": {"tokenizer_class": "T5Tokenizer", "eos_token": "<x>"}})), @"the tokenizer class `T5Tokenizer` of `FOLDER`, which has no `tokenizer.json`, cannot be read: put the `tokenizer.json` that transformers saves for it into the folder, or pass one with `--tokenizer`");
-    insta::assert_snapshot!(error(json!({"vocab.json": "gpt2_bpe/vocab.json", "merges.txt": "gpt2_bpe/merges.txt", "tokenizer_config.json": {"tokenizer_class": "RobertaTokenizer"}})), @"the tokenizer class `RobertaTokenizer` of `FOLDER`, which has no `tokenizer.json`, cannot be read: put the `tokenizer.json` that transformers saves for it into the folder, or pass one with `--tokenizer`");
+    insta::assert_snapshot!(error(&json!({"tokenizer.model": PROTO, "tokenizer_config.json": {"tokenizer_class": "T5Tokenizer", "eos_token": "<x>"}})), @"the tokenizer class `T5Tokenizer` of `FOLDER`, which has no `tokenizer.json`, cannot be read: put the `tokenizer.json` that transformers saves for it into the folder, or pass one with `--tokenizer`");
+    insta::assert_snapshot!(error(&json!({"vocab.json": "gpt2_bpe/vocab.json", "merges.txt": "gpt2_bpe/merges.txt", "tokenizer_config.json": {"tokenizer_class": "RobertaTokenizer"}})), @"the tokenizer class `RobertaTokenizer` of `FOLDER`, which has no `tokenizer.json`, cannot be read: put the `tokenizer.json` that transformers saves for it into the folder, or pass one with `--tokenizer`");
     let folder = tempfile::tempdir().unwrap();
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 499723\n";
     for name in ["tokenizer.json", "tokenizer.model"] {
@@ -270,7 +270,7 @@ fn control_pieces_in_a_rendered_template_become_their_ids() {
 fn added_tokens_past_the_table_are_named_and_other_vocabularies_refused() {
     let tokens: serde_json::Map<String, Value> =
         (330..600).map(|id| (format!("<extra_{id}>"), Value::from(id))).collect();
-    let (notes, _, _) = pair(json!({
+    let (notes, _, _) = pair(&json!({
         "tokenizer.model": PROTO, "added_tokens.json": tokens,
         "tokenizer_config.json": {"tokenizer_class": "LlamaTokenizer"},
     }));

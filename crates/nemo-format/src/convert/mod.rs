@@ -264,7 +264,7 @@ fn from_huggingface(folder: &Path, options: &ConvertOptions<'_>) -> Result<Conve
         member: "tokenizer.model`, `tokenizer.json`, or `vocab.json` with `merges.txt".into(),
     })?;
     let type_name = type_name(&config, options.tokenizer.as_deref().unwrap_or(folder))?;
-    let tokenizer = tokenizer::from_files(tokenizer, &type_name)?;
+    let tokenizer = tokenizer::from_files(&tokenizer, &type_name)?;
     let has_json_files = tokenizer.has_json_files;
     let dtype = options.dtype.unwrap_or(source_dtype);
     let mut converted = assemble(InputKind::HuggingFace, (&arch, names), source, tokenizer, dtype)?;
@@ -337,7 +337,7 @@ fn from_gguf(path: &Path, options: &ConvertOptions<'_>) -> Result<Converted, For
     let source = GgufSource::new(GgufFile::open(path)?, dtype)?;
     let (arch, notes) = gguf::understand(&source)?;
     let tokenizer = match &options.tokenizer {
-        Some(path) => tokenizer::from_files(HfTokenizer::open(path)?, &folder_name(path))?,
+        Some(path) => tokenizer::from_files(&HfTokenizer::open(path)?, &folder_name(path))?,
         None => tokenizer::from_gguf(source.file())?,
     };
     let end_ids = match options.tokenizer {

@@ -30,7 +30,7 @@ pub(super) fn rewrite(input: &Path, options: &ConvertOptions<'_>) -> Result<Conv
     let mut artifacts = artifacts(&checkpoint, &mut config)?;
     let mut notes = Vec::new();
     if let Some(path) = &options.tokenizer {
-        let part = tokenizer::from_files(HfTokenizer::open(path)?, &folder_name(path))?;
+        let part = tokenizer::from_files(&HfTokenizer::open(path)?, &folder_name(path))?;
         let replaced = config.get("tokenizer.model").and_then(Node::as_str).map(str::to_owned);
         artifacts.retain(|artifact| {
             // The JSON files of the old tokenizer say nothing of the new one.

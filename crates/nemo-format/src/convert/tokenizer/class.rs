@@ -203,7 +203,7 @@ pub(super) struct Model {
 
 impl Model {
     /// The `model` of a `tokenizer.json`.
-    pub(super) fn to_json(&self, vocab: Value, merges: Value) -> Value {
+    pub(super) fn to_json(&self, vocab: &Value, merges: &Value) -> Value {
         json!({
             "type": "BPE",
             "dropout": null,

@@ -111,7 +111,7 @@ impl FastTokenizer {
             if let Some(rules) = rules.filter(|_| !keeps_rules) {
                 let part =
                     |key: &str| document.pointer(&format!("/model/{key}")).cloned().unwrap_or_default();
-                let model = rules.model.to_json(part("vocab"), part("merges"));
+                let model = rules.model.to_json(&part("vocab"), &part("merges"));
                 set(&mut document, "model", model);
                 set(&mut document, "normalizer", rules.normalizer);
                 set(&mut document, "pre_tokenizer", rules.pre_tokenizer);
@@ -166,7 +166,7 @@ impl FastTokenizer {
             Some(rules) => {
                 let vocab = from_proto::vocab(model);
                 let merges = from_proto::merges(&vocab);
-                document_of(&rules, Value::Object(vocab), merges)
+                document_of(&rules, &Value::Object(vocab), &merges)
             }
             None => from_proto::document(model, flag("legacy").unwrap_or(true)),
         };
@@ -194,7 +194,7 @@ impl FastTokenizer {
         let rules =
             class.rules(&tokenizer.config, None).or_else(|| Class::Gpt2.rules(&tokenizer.config, None));
         let rules = rules.ok_or("the class has no rules")?;
-        let mut document = document_of(&rules, Value::Object(vocab), Value::Array(merges));
+        let mut document = document_of(&rules, &Value::Object(vocab), &Value::Array(merges));
         let vocab = document.get("model").and_then(Value::as_object).map(vocab_of).unwrap_or_default();
         let mut added = AddedTokens::new(&vocab);
         added.add_stated(&stated);
@@ -235,30 +235,29 @@ impl FastTokenizer {
         let role = |role: &str| self.stated.roles.get(role).map(|token| token.content.clone());
         let bos = role("bos_token").filter(|_| adds_bos);
         let eos = role("eos_token").filter(|_| flag("add_eos_token").unwrap_or(false));
-        set(&mut document, "post_processor", self.post_processor(bos, eos));
+        set(&mut document, "post_processor", self.post_processor(bos.as_deref(), eos.as_deref()));
         self.bytes = to_bytes(&document)?;
         Ok(self.with_notes())
     }
 
-    fn post_processor(&self, bos: Option<String>, eos: Option<String>) -> Value {
+    fn post_processor(&self, bos: Option<&str>, eos: Option<&str>) -> Value {
         if bos.is_none() && eos.is_none() {
             return Value::Null;
         }
-        let special =
-            |token: &String, type_id: u8| json!({"SpecialToken": {"id": token, "type_id": type_id}});
+        let special = |token: &str, type_id: u8| json!({"SpecialToken": {"id": token, "type_id": type_id}});
         let one = |name: &str, type_id: u8| {
             let mut steps = Vec::new();
-            steps.extend(bos.as_ref().map(|token| special(token, type_id)));
+            steps.extend(bos.map(|token| special(token, type_id)));
             steps.push(json!({"Sequence": {"id": name, "type_id": type_id}}));
-            steps.extend(eos.as_ref().map(|token| special(token, type_id)));
+            steps.extend(eos.map(|token| special(token, type_id)));
             steps
         };
-        let tokens: Map<String, Value> = [&bos, &eos]
+        let tokens: Map<String, Value> = [bos, eos]
             .into_iter()
             .flatten()
             .filter_map(|token| {
                 let id = self.id_of(token)?;
-                Some((token.clone(), json!({"id": token, "ids": [id], "tokens": [token]})))
+                Some((token.to_owned(), json!({"id": token, "ids": [id], "tokens": [token]})))
             })
             .collect();
         let pair = [one("A", 0), one("B", 1)].concat();
@@ -410,7 +409,7 @@ fn follows(document: &Value, vocab: &HashMap<String, u64>, rules: &Rules) -> boo
         && (same_unk || (rules.model.byte_fallback && has_bytes()))
 }
 
-fn document_of(rules: &Rules, vocab: Value, merges: Value) -> Value {
+fn document_of(rules: &Rules, vocab: &Value, merges: &Value) -> Value {
     json!({
         "version": "1.0",
         "truncation": null,

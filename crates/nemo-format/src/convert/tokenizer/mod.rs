@@ -48,8 +48,8 @@ enum Library {
 ///
 /// A SentencePiece proto, and GPT-2's two files, travel as they are where the folder says nothing more: NeMo's own
 /// converters write the same. Everything else becomes the `tokenizer.json` that transformers has loaded.
-pub(super) fn from_files(tokenizer: HfTokenizer, type_name: &str) -> Result<TokenizerPart, FormatError> {
-    let fast = FastTokenizer::build(&tokenizer)?;
+pub(super) fn from_files(tokenizer: &HfTokenizer, type_name: &str) -> Result<TokenizerPart, FormatError> {
+    let fast = FastTokenizer::build(tokenizer)?;
     let artifact = |name: &str, bytes: &[u8]| Artifact { name: name.into(), bytes: bytes.to_vec() };
     let mut notes = fast.notes.clone();
     if let Some([taken, other]) = tokenizer.templates.conflict {
@@ -60,7 +60,7 @@ pub(super) fn from_files(tokenizer: HfTokenizer, type_name: &str) -> Result<Toke
         _ => tokenizer.proto_beside.as_ref(),
     };
     if let Some(proto) = proto
-        && plain::is_only_the_proto(&tokenizer, &fast, proto)
+        && plain::is_only_the_proto(tokenizer, &fast, proto)
     {
         notes.retain(|note| !matches!(note, ConvertNote::UnknownTokenizerClass { .. }));
         let artifacts = vec![artifact("tokenizer.model", proto)];
@@ -68,13 +68,13 @@ pub(super) fn from_files(tokenizer: HfTokenizer, type_name: &str) -> Result<Toke
         return Ok(TokenizerPart { artifacts, section, notes, has_json_files: false });
     }
     if let Vocabulary::Gpt2 { vocab, merges } = &tokenizer.vocabulary
-        && plain::is_only_gpt2(&tokenizer, &fast)
+        && plain::is_only_gpt2(tokenizer, &fast)
     {
         let artifacts = vec![artifact("vocab.json", vocab), artifact("merges.txt", merges)];
         let section = section(Library::Gpt2Bpe, type_name, &artifacts, &IndexMap::new());
         return Ok(TokenizerPart { artifacts, section, notes, has_json_files: false });
     }
-    fast.refuse_unknown_class(&tokenizer)?;
+    fast.refuse_unknown_class(tokenizer)?;
     if let Some(proto) = &tokenizer.proto_beside
         && !plain::same_vocabulary(&fast, proto)
     {
