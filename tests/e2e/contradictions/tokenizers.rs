@@ -281,3 +281,25 @@ fn added_tokens_past_the_table_are_named_and_other_vocabularies_refused() {
         "{notes:?}"
     );
 }
+
+#[test]
+fn keys_that_no_tokenizer_follows_are_named() {
+    let source = fixture("hf_llama");
+    let folder = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(&source).unwrap().map(Result::unwrap) {
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+        }
+    }
+    let config =
+        json!({"tokenizer_class": "LlamaTokenizer", "auto_map": {"AutoTokenizer": ["own.Tokenizer", null]}});
+    std::fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    let report =
+        convert_checkpoint(folder.path(), &folder.path().join("out.nemo"), &ConvertOptions::default())
+            .unwrap();
+    let notes: Vec<String> = report.notes.iter().map(ToString::to_string).collect();
+    assert!(
+        notes.iter().any(|note| note.contains("tokenizer_config.json") && note.contains("auto_map")),
+        "{notes:?}"
+    );
+}

@@ -135,7 +135,11 @@ impl Setup {
         ] {
             identity.0.insert(format!("{name} fingerprint"), json!(fingerprint));
         }
-        identity.0.insert("end tokens".to_owned(), json!(self.end_tokens.ids()));
+        // A run that ends at the tokenizer's EOS alone is as it was before there were others.
+        let ids = self.end_tokens.ids();
+        if ids != self.tokenizer.tokenizer.special().eos.into_iter().collect::<Vec<_>>() {
+            identity.0.insert("end tokens".to_owned(), json!(ids));
+        }
         identity
     }
 

@@ -6,11 +6,56 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::GENERATION_CONFIG;
 use super::arch::Family;
 use super::names::is_buffer;
+use super::{GENERATION_CONFIG, TOKENIZER_CONFIG};
 use crate::huggingface::{HfConfig, read_json};
 use crate::{DType, FormatError, SourceNote, TensorSource};
+
+/// Keys of `tokenizer_config.json` that are read, or that say how Python loads, pads and cuts.
+const TOKENIZER_KEYS: [&str; 41] = [
+    "add_bos_token",
+    "add_eos_token",
+    "add_prefix_space",
+    "added_tokens_decoder",
+    "additional_special_tokens",
+    "backend",
+    "bos_token",
+    "chat_template",
+    "clean_up_tokenization_spaces",
+    "cls_token",
+    "eos_token",
+    "errors",
+    "extra_special_tokens",
+    "from_slow",
+    "is_local",
+    "legacy",
+    "mask_token",
+    "max_length",
+    "model_input_names",
+    "model_max_length",
+    "model_specific_special_tokens",
+    "name_or_path",
+    "pad_to_multiple_of",
+    "pad_token",
+    "pad_token_type_id",
+    "padding_side",
+    "processor_class",
+    "sep_token",
+    "sp_model_kwargs",
+    "spaces_between_special_tokens",
+    "special_tokens_map_file",
+    "split_special_tokens",
+    "stride",
+    "tokenizer_class",
+    "tokenizer_file",
+    "truncation_side",
+    "truncation_strategy",
+    "unk_token",
+    "use_default_system_prompt",
+    "use_fast",
+    "vocab_file",
+];
 
 /// Keys of `config.json` about training, saving, other heads and how transformers computes the same numbers.
 const INERT: [&str; 68] = [
@@ -200,6 +245,18 @@ fn of_architectures(config: &HfConfig, family: Family) -> Option<SourceNote> {
         ignored: "`architectures` of `config.json`".to_owned(),
         difference: format!("it names `{stranger}`"),
     })
+}
+
+/// What `tokenizer_config.json` says that no tokenizer here follows, such as the code of `auto_map`.
+pub(super) fn of_tokenizer_config(folder: &Path) -> Result<Option<SourceNote>, FormatError> {
+    let Some(Value::Object(document)) = read_json(&folder.join(TOKENIZER_CONFIG))? else { return Ok(None) };
+    let is_unknown = |(key, value): &(&String, &Value)| {
+        // Image, audio and other tokens of one model are special tokens by their names.
+        !value.is_null() && !key.ends_with("_token") && !TOKENIZER_KEYS.contains(&key.as_str())
+    };
+    let keys: Vec<String> = document.iter().filter(is_unknown).map(|(key, _)| key.clone()).collect();
+    let file = TOKENIZER_CONFIG.to_owned();
+    Ok((!keys.is_empty()).then_some(SourceNote::UnusedKeys { file, keys }))
 }
 
 /// What `generation_config.json` recommends.

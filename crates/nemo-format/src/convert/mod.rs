@@ -283,6 +283,9 @@ fn from_huggingface(folder: &Path, options: &ConvertOptions<'_>) -> Result<Conve
     converted.artifacts.extend(carried);
     notes.extend(leftovers::of_config(&config, arch.family));
     notes.extend(leftovers::of_generation_config(folder)?);
+    if options.tokenizer.is_none() {
+        notes.extend(leftovers::of_tokenizer_config(folder)?);
+    }
     converted.notes.extend(notes.into_iter().map(ConvertNote::Source));
     Ok(converted)
 }

@@ -28,7 +28,7 @@ pub(super) fn rewrite(input: &Path, options: &ConvertOptions<'_>) -> Result<Conv
     let mut config = checkpoint.model_config().clone();
     mcore_config(&mut config, checkpoint.kind());
     let mut artifacts = artifacts(&checkpoint, &mut config)?;
-    let mut notes = Vec::new();
+    let mut notes: Vec<ConvertNote> = checkpoint.notes().iter().cloned().map(ConvertNote::Source).collect();
     if let Some(path) = &options.tokenizer {
         let part = tokenizer::from_files(&HfTokenizer::open(path)?, &folder_name(path))?;
         let replaced = config.get("tokenizer.model").and_then(Node::as_str).map(str::to_owned);
@@ -47,7 +47,6 @@ pub(super) fn rewrite(input: &Path, options: &ConvertOptions<'_>) -> Result<Conv
     if options.dtype.is_some() {
         config.set("precision", precision(dtype));
     }
-    let notes = checkpoint.notes().iter().cloned().map(ConvertNote::Source).collect();
     let source = Box::new(Tensors(checkpoint));
     Ok(Converted { input: InputKind::Nemo, config, artifacts, source, dtype, notes })
 }
