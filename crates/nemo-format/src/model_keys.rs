@@ -247,7 +247,8 @@ pub(crate) fn unknown(config: &Node) -> Vec<String> {
     let entries = config.as_map().into_iter().flatten();
     // A mixture of experts is refused as such.
     let is_dense = !config.get("num_moe_experts").is_some_and(|value| *value != Node::Null);
-    let is_unknown = |key: &str| !is_known_model_key(key) && !(is_dense && key.starts_with("moe_"));
+    let is_known = |key: &str| is_known_model_key(key) || (is_dense && key.starts_with("moe_"));
+    let is_unknown = |key: &str| !is_known(key);
     entries.filter(|(key, value)| !is_empty(value) && is_unknown(key)).map(|(key, _)| key.clone()).collect()
 }
 

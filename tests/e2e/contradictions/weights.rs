@@ -47,7 +47,8 @@ impl Folder {
         self.0.path().join(name)
     }
 
-    fn config(self, key: &str, value: Value) -> Self {
+    fn config(self, key: &str, value: impl Into<Value>) -> Self {
+        let value = value.into();
         self.edit("config.json", &|document| document[key] = value.clone())
     }
 
@@ -197,12 +198,12 @@ fn safetensors_count_before_torch_files() {
 
 #[test]
 fn the_configuration_may_name_the_weights() {
-    let folder = Folder::llama().shards(7.0).config("transformers_weights", INDEX.into()).convert();
+    let folder = Folder::llama().shards(7.0).config("transformers_weights", INDEX).convert();
     assert_eq!(folder.first_of(CANONICAL_NORM), 7.0);
     assert!(folder.notes().contains("which `transformers_weights` of `config.json` names, is used"));
-    let error = Folder::llama().config("transformers_weights", "../x.safetensors".into()).error();
+    let error = Folder::llama().config("transformers_weights", "../x.safetensors").error();
     assert!(error.contains("`transformers_weights` is `../x.safetensors`"), "{error}");
-    let error = Folder::llama().config("transformers_weights", "gone.safetensors".into()).error();
+    let error = Folder::llama().config("transformers_weights", "gone.safetensors").error();
     assert!(error.contains("no member `gone.safetensors`"), "{error}");
     let error = Folder::llama().write("adapter_config.json", "{}").error();
     assert!(error.contains("adapters of a PEFT tuning (`adapter_config.json`) beside its model"), "{error}");
@@ -211,7 +212,7 @@ fn the_configuration_may_name_the_weights() {
 #[test]
 fn a_flag_and_a_stored_output_layer() {
     let output = "model.output_layer.weight";
-    let tied = || Folder::llama().config("tie_word_embeddings", true.into());
+    let tied = || Folder::llama().config("tie_word_embeddings", true);
     let converted = tied().convert();
     assert!(converted.checkpoint.tensors().meta(output).is_some());
     assert_eq!(converted.config("share_embeddings_and_output_weights"), "false");
@@ -247,22 +248,21 @@ fn flags_and_stored_biases() {
     };
     insta::assert_snapshot!(with_bias("self_attn.q_proj", 64).error(), @"tensor `model.layers.0.self_attn.q_proj.bias` is inconsistent: the weights have it, and `attention_bias` is not true in `FOLDER/config.json`, so that transformers leaves it out; set `attention_bias` to true if the model was trained with it, else remove the tensor");
     insta::assert_snapshot!(with_bias("mlp.up_proj", 112).error(), @"tensor `model.layers.0.mlp.up_proj.bias` is inconsistent: the weights have it, and `mlp_bias` is not true in `FOLDER/config.json`, so that transformers leaves it out; set `mlp_bias` to true if the model was trained with it, else remove the tensor");
-    insta::assert_snapshot!(with_bias("self_attn.q_proj", 64).config("model_type", "mistral".into()).error(), @"tensor `model.layers.0.self_attn.q_proj.bias` is inconsistent: the weights have it, and models of the type that `FOLDER/config.json` states have no such bias; correct the `model_type`, or remove the tensor if the model was trained without it");
-    insta::assert_snapshot!(Folder::llama().config("mlp_bias", true.into()).error(), @"tensor `model.layers.0.mlp.gate_proj.bias` is inconsistent: the weights do not have it, and `mlp_bias` is true in `FOLDER/config.json`");
-    let partly = with_bias("self_attn.q_proj", 64).config("attention_bias", true.into()).convert();
+    insta::assert_snapshot!(with_bias("self_attn.q_proj", 64).config("model_type", "mistral").error(), @"tensor `model.layers.0.self_attn.q_proj.bias` is inconsistent: the weights have it, and models of the type that `FOLDER/config.json` states have no such bias; correct the `model_type`, or remove the tensor if the model was trained without it");
+    insta::assert_snapshot!(Folder::llama().config("mlp_bias", true).error(), @"tensor `model.layers.0.mlp.gate_proj.bias` is inconsistent: the weights do not have it, and `mlp_bias` is true in `FOLDER/config.json`");
+    let partly = with_bias("self_attn.q_proj", 64).config("attention_bias", true).convert();
     insta::assert_snapshot!(partly.notes(), @"the weights have no bias of `self_attn.k_proj`, `self_attn.v_proj`, `self_attn.o_proj` although `attention_bias` is true; zeros stand for it, as in transformers");
 }
 
 #[test]
 fn types_that_are_stated_and_types_that_are_stored() {
-    let converted = Folder::llama().config("torch_dtype", "bfloat16".into()).convert();
+    let converted = Folder::llama().config("torch_dtype", "bfloat16").convert();
     assert_eq!(converted.report.dtype, DType::F32);
     insta::assert_snapshot!(converted.notes(), @"`config.json` says bfloat16, the weights are stored as float32 and keep that; `--dtype` chooses another type");
-    let chosen =
-        Folder::llama().config("torch_dtype", "bfloat16".into()).convert_as(Some(DType::BF16)).unwrap();
+    let chosen = Folder::llama().config("torch_dtype", "bfloat16").convert_as(Some(DType::BF16)).unwrap();
     assert_eq!(chosen.notes(), "");
     let mixed = || {
-        Folder::llama().config("torch_dtype", "bfloat16".into()).tensors(&|tensors| {
+        Folder::llama().config("torch_dtype", "bfloat16").tensors(&|tensors| {
             for tensor in tensors.iter_mut().filter(|tensor| tensor.name != NORM) {
                 tensor.dtype = "BF16";
                 let pairs = tensor.bytes.chunks_exact(4).flat_map(|elem| [elem[2], elem[3]]);
@@ -283,10 +283,10 @@ fn types_that_are_stated_and_types_that_are_stored() {
 #[test]
 fn keys_that_are_not_used_are_named() {
     let converted = Folder::llama()
-        .config("sliding_window", 8.into())
-        .config("logit_scale", 0.5.into())
-        .config("attention_dropout", 0.5.into())
-        .config("temperature", 0.6.into())
+        .config("sliding_window", 8)
+        .config("logit_scale", 0.5)
+        .config("attention_dropout", 0.5)
+        .config("temperature", 0.6)
         .config(
             "rope_scaling",
             json!({"type": "linear", "factor": 2.0, "beta_fast": 3, "low_freq_factor": 1.0}),
@@ -313,7 +313,7 @@ fn names_of_one_thing_with_two_values_are_refused() {
         .config("rope_parameters", json!({"rope_type": "default"}))
         .config("rope_scaling", json!({"type": "linear", "factor": 2.0}));
     assert!(both.error().contains("`rope_scaling`, another name of it, is"), "{}", both.error());
-    insta::assert_snapshot!(Folder::llama().config("dtype", "float16".into()).error(), @r#"`FOLDER/config.json` is not a model configuration: the key `dtype` is `"float16"` and `torch_dtype`, another name of it, is `"float32"`; remove the wrong one"#);
+    insta::assert_snapshot!(Folder::llama().config("dtype", "float16").error(), @r#"`FOLDER/config.json` is not a model configuration: the key `dtype` is `"float16"` and `torch_dtype`, another name of it, is `"float32"`; remove the wrong one"#);
     let untyped = Folder::llama().config("rope_scaling", json!({"factor": 2.0}));
     insta::assert_snapshot!(untyped.error(), @"`FOLDER/config.json` is not a model configuration: rope_scaling has factor 2 and no type that has one, so that transformers leaves it out; state the type, or remove the factor");
     let twice = Folder::llama()

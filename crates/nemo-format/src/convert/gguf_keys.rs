@@ -112,7 +112,8 @@ pub(super) fn check(file: &GgufFile) -> Result<Vec<SourceNote>, FormatError> {
             check_llama(file, key, name, value)?;
             let is_read = READ.contains(&name) || INERT.contains(&name) || FACTORS.contains(&name);
             let is_layout = name != "tensor_data_layout" || value.as_str() == Some(LAYOUT);
-            if !(is_read && is_layout) && !value.is_off() {
+            let is_needless = value.is_off() || (is_read && is_layout);
+            if !is_needless {
                 unused.push(key.to_owned());
             }
         } else if !is_about_the_file(key) {
