@@ -177,3 +177,39 @@ fn the_date_is_part_of_what_a_run_is_continued_by() {
     let (error, _) = error_of(&Job::new(1).with(&["model.data.date=2026-02-30"]), 2);
     insta::assert_snapshot!(error, @"error: `model.data.date` must be a day of the calendar as `YYYY-MM-DD`, found `2026-02-30`");
 }
+
+const USER: &str = "{\"messages\": [{\"role\": \"user\", \"content\": \"x\"}]}\n";
+
+#[test]
+fn a_template_that_asks_for_the_date_is_given_one() {
+    let template =
+        "++model.tokenizer.chat_template='{{ strftime_now(\"%d %B %Y\") }}: {{ messages[0].content }}'";
+    // Leaving such records out would leave out all.
+    let skipping = "model.data.train_ds.on_bad_record=skip";
+    let (error, _) = error_of(&Job::with_data(USER).with(&[template, skipping]), 2);
+    insta::assert_snapshot!(error, @"error: the chat template asks for the date in line 1 of `[JOB]/data.jsonl`, and no prompt takes it from the clock: set one, in the shell write ++model.data.date=2026-01-31");
+    let job = Job::with_data(USER).with(&[template, "++model.data.date=2026-01-31"]);
+    job.run().expect_code(0);
+    assert_eq!(prompts(&job), ["31 January 2026: x"]);
+}
+
+#[test]
+fn the_token_that_closes_an_answer_ends_a_response() {
+    let told = |template: &str| {
+        let job = Job::with_data(USER).with(&[&format!("++model.tokenizer.chat_template='{template}'")]);
+        let stderr = job.run().expect_code(0).stderr;
+        let line =
+            stderr.lines().find(|line| line.contains("tokens that end a response")).unwrap().to_owned();
+        line.contains("chat template")
+    };
+    assert!(told("{% for m in messages %}{{ m.role }}: {{ m.content }} </s>{% endfor %}"));
+    // What begins the next turn closes nothing, and neither does text.
+    assert!(!told("{% for m in messages %}<s>{{ m.role }}: {{ m.content }}{% endfor %}"));
+    assert!(!told("{% for m in messages %}{{ m.role }}: {{ m.content }}\\n{% endfor %}"));
+    assert!(!told("{{ messages[0].content }}"));
+    // Of several messages an answer, the prompt begins the first: its end is not that of the answer.
+    let header = "{% if m.role == \"assistant\" %}<s>final: {% endif %}";
+    assert!(!told(&format!(
+        "{{% for m in messages %}}{{{{ m.role }}}}{header}{{{{ m.content }}}} </s>{{% endfor %}}"
+    )));
+}

@@ -130,7 +130,8 @@ impl EndTokens {
 
 /// The token behind an answer in a rendered conversation, unless that is where the next turn begins.
 ///
-/// A template that refuses the conversation or writes no answer out says nothing of ends.
+/// A template that refuses the conversation or writes no answer out says nothing of ends. Nor does one where an answer has
+/// special tokens in front that the prompt lacks: gpt-oss writes several messages an answer, each with an end of its own.
 fn turn_end(template: &ChatTemplate, tokenizer: &dyn Tokenizer) -> Option<u32> {
     const TEXTS: [(&str, &str); 3] =
         [("user", "first question"), ("assistant", "only answer"), ("user", "second question")];
@@ -139,14 +140,29 @@ fn turn_end(template: &ChatTemplate, tokenizer: &dyn Tokenizer) -> Option<u32> {
         let entries = entries.map(|(key, value)| (key.to_owned(), Json::from(value)));
         Json::Object(entries.into_iter().collect::<JsonObject>())
     };
-    let record = MessagesRecord { messages: TEXTS.map(message).to_vec(), ..MessagesRecord::default() };
-    let text = template.conversation_text(&record).ok()?;
+    let record = |texts: &[(&str, &str)]| MessagesRecord {
+        messages: texts.iter().copied().map(message).collect(),
+        ..MessagesRecord::default()
+    };
     let [(_, question), (_, answer), (_, next)] = TEXTS;
+    let prompt = template.prompt_text(&record(&TEXTS[..1])).ok()?;
+    let prompt_header = prompt.split_once(question)?.1;
+    let text = template.conversation_text(&record(&TEXTS)).ok()?;
     let (before, rest) = text.split_once(question)?;
-    let after = rest.split_once(answer)?.1.split_once(next)?.0;
+    let (header, rest) = rest.split_once(answer)?;
+    let after = rest.split_once(next)?.0;
     let bos = tokenizer.special().bos;
-    let before = tokenizer.encode_rendered(before).ok()?;
-    let begins_turn = before.into_iter().find(|&id| Some(id) != bos && tokenizer.is_special(id));
+    let mut before = tokenizer.encode_rendered(before).ok()?.into_iter();
+    let begins_turn = before.find(|&id| Some(id) != bos && tokenizer.is_special(id));
+    let begins_message = |text: &str| {
+        let ids = tokenizer.encode_rendered(text).unwrap_or_default();
+        ids.into_iter().any(|id| tokenizer.is_special(id) && Some(id) != begins_turn)
+    };
+    let is_other_message =
+        header.strip_prefix(prompt_header).map_or(!prompt_header.starts_with(header), begins_message);
+    if is_other_message {
+        return None;
+    }
     turn_end_token(tokenizer, after, begins_turn).ok()?
 }
 
