@@ -4,6 +4,7 @@ mod markup;
 mod numbers;
 mod sequences;
 mod texts;
+mod wrap;
 
 use crate::args::Args;
 use crate::attributes;

@@ -2,6 +2,7 @@
 
 mod collections;
 mod strings;
+mod translate;
 
 pub(crate) use self::collections::make_dict;
 pub(crate) use self::strings::{pad, replace, strip};

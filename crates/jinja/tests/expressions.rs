@@ -13,15 +13,13 @@ use jinja::{Date, ErrorKind, Template, Variable};
 use serde_json::Value;
 
 /// What is not done, by parts of its messages.
-const REFUSALS: [&str; 26] = [
+const REFUSALS: [&str; 23] = [
     "the filter `urlize` is not supported",
     "the filter `random` is not supported",
     "the function `lipsum` gives another text each time",
     "Python would write its address in memory",
     "depends on Python's memory",
     "`encode` of `str`",
-    "`translate` of `str`",
-    "`maketrans` of `str`",
     "`to_bytes` of `int`",
     "of `float` is not supported",
     "of `Markup` is not supported",
@@ -32,7 +30,6 @@ const REFUSALS: [&str; 26] = [
     "a slice of a range",
     "integers above 2**53",
     "complex numbers",
-    "`wordwrap` of words with hyphens",
     "views of dict",
     "comparing two of type `dict_",
     "in the format of `strftime_now`",
@@ -81,5 +78,5 @@ fn small_templates_equal_jinja2() {
         *counts.entry(outcome).or_default() += 1;
     }
     assert!(wrong.is_empty(), "{counts:?}\n{}", wrong.join("\n"));
-    assert!(counts["equal"] >= 5_600 && counts["error"] >= 3_300 && counts["refused"] <= 130, "{counts:?}");
+    assert!(counts["equal"] >= 5_670 && counts["error"] >= 3_300 && counts["refused"] <= 115, "{counts:?}");
 }

@@ -1,5 +1,6 @@
 //! Filters of texts.
 
+use super::wrap;
 use crate::args::{Args, flag, int, int_or};
 use crate::error::{Error, ErrorKind, Result};
 use crate::methods::{pad, replace, strip};
@@ -12,7 +13,7 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
     match name {
         "indent" => return indent(value, args),
         "truncate" => return truncate(value, args),
-        "wordwrap" => return word_wrap(value, args),
+        "wordwrap" => return wrap::word_wrap(value, args),
         "replace" => {
             let [old, new, count] = args.bind("do_replace", ["old", "new", "count"], 2)?;
             let text = |value: Option<Value>| value.unwrap_or(Value::None).to_text();
@@ -169,91 +170,6 @@ fn truncate(value: &Value, args: Args) -> Result<Value> {
         kept.rsplit_once(' ').map_or(&*kept, |(kept, _)| kept)
     };
     Ok(own.with(format!("{kept}{end}")))
-}
-
-/// `textwrap.wrap` line by line, for words that need no breaking at hyphens.
-fn word_wrap(value: &Value, args: Args) -> Result<Value> {
-    let names = ["width", "break_long_words", "wrapstring", "break_on_hyphens"];
-    let [width, break_long, wrap_string, break_hyphens] = args.bind("do_wordwrap", names, 0)?;
-    let width = int_or(width.as_ref(), 79)?;
-    let breaks_long = break_long.is_none() || flag(break_long.as_ref());
-    let breaks_hyphens = break_hyphens.is_none() || flag(break_hyphens.as_ref());
-    let own = match value {
-        Value::Str(text) => &*text.text,
-        Value::Undefined(undefined) => return Err(undefined.error()),
-        other => {
-            let found = other.type_name();
-            return Err(Error::type_error(format!("'{found}' object has no attribute 'splitlines'")));
-        }
-    };
-    let wrap_string = match wrap_string {
-        None | Some(Value::None) => "\n".to_owned(),
-        Some(text) => crate::args::string(&text)?.to_owned(),
-    };
-    let width = usize::try_from(width)
-        .ok()
-        .filter(|width| *width > 0)
-        .ok_or_else(|| Error::value_error(format!("invalid width {width} (must be > 0)")))?;
-    let mut lines = Vec::new();
-    for line in text::split_lines(own, false) {
-        let has_hyphens = line.chars().zip(line.chars().skip(1)).any(|(c, next)| c == '-' && next != ' ');
-        if breaks_hyphens && has_hyphens && line.chars().count() > width {
-            return Err(Error::refused(
-                "`wordwrap` of words with hyphens is not supported: set `break_on_hyphens=false`",
-            ));
-        }
-        lines.push(wrap_line(line, width, breaks_long).join(&wrap_string));
-    }
-    Ok(Value::from(lines.join(&wrap_string)))
-}
-
-/// One line, its runs of spaces being chunks of their own as in `textwrap`.
-fn wrap_line(line: &str, width: usize, breaks_long: bool) -> Vec<String> {
-    let mut chunks: Vec<String> = Vec::new();
-    let is_blank = |c: char| c.is_ascii_whitespace() || c == '\x0b';
-    for c in line.chars() {
-        match chunks.last_mut() {
-            Some(last) if last.ends_with(is_blank) == is_blank(c) => last.push(c),
-            _ => chunks.push(c.to_string()),
-        }
-    }
-    chunks.reverse();
-    let mut lines: Vec<String> = Vec::new();
-    while !chunks.is_empty() {
-        let mut current: Vec<String> = Vec::new();
-        let mut len = 0;
-        if !lines.is_empty() && chunks.last().is_some_and(|chunk| chunk.trim().is_empty()) {
-            chunks.pop();
-        }
-        while let Some(chunk) = chunks.pop() {
-            let chunk_len = chunk.chars().count();
-            if len + chunk_len > width {
-                chunks.push(chunk);
-                break;
-            }
-            len += chunk_len;
-            current.push(chunk);
-        }
-        if let Some(chunk) = chunks.last().filter(|chunk| chunk.chars().count() > width).cloned() {
-            if breaks_long {
-                let room = width.saturating_sub(len).max(usize::from(current.is_empty()));
-                chunks.pop();
-                chunks.push(chunk.chars().skip(room).collect());
-                current.push(chunk.chars().take(room).collect());
-                current.retain(|chunk| !chunk.is_empty());
-            } else if current.is_empty() {
-                chunks.pop();
-                current.push(chunk);
-            }
-        }
-        if current.last().is_some_and(|chunk| chunk.trim().is_empty()) {
-            current.pop();
-        }
-        if !current.is_empty() {
-            lines.push(current.concat());
-        }
-    }
-    lines
 }
 
 /// `pprint` where one line is enough and nothing would be sorted.

@@ -1,5 +1,6 @@
 //! Methods of `str`, and of `Markup`, whose string arguments are escaped first.
 
+use super::translate;
 use crate::args::{Args, flag, int, int_or, string};
 use crate::brace;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,8 +21,11 @@ pub(super) fn call(text: &Str, name: &'static str, args: Args, renderer: &Render
             let map = map.unwrap_or(Value::None);
             brace::format_map(own, &map, renderer).map(Value::from)
         }
-        "encode" | "maketrans" | "translate" => {
-            Err(Error::refused(format!("the method `{name}` of `str` is not supported")))
+        "encode" => Err(Error::refused(format!("the method `{name}` of `str` is not supported"))),
+        "maketrans" => translate::make_table(args),
+        "translate" => {
+            let [table] = args.unnamed(name, 1)?;
+            translate::translate(own, &table.unwrap_or(Value::None)).map(Value::from)
         }
         "join" => {
             let [items] = args.unnamed(name, 1)?;

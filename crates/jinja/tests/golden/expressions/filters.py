@@ -198,6 +198,34 @@ CASES = r"""
 {{ 'see http://example.com/a?b=c&d and www.x.org. mail a@b.co (https://x.y)' | urlize }} {{ 'http://example.com/averyveryverylongpath' | urlize(20) }} {{ 'http://x.com' | urlize(nofollow=true) }} {{ 'http://x.com' | urlize(target='_blank', rel='me') }} {{ '<http://x.com>' | urlize }} {{ 'mailto:a@b.com tel:1' | urlize }} {{ 'a.com b.net c.org d.io' | urlize }}
 {{ 'a b  c\nd' | wordcount }} {{ '' | wordcount }} {{ "it's a-b c_d é" | wordcount }} {{ 5 | wordcount }} {{ none | wordcount }}
 {{ 'The quick brown fox jumps over' | wordwrap(10) }}|{{ 'aaaaaaaaaaaaaaa bb' | wordwrap(5) }}|{{ 'aaaaaaaaaaaaaaa bb' | wordwrap(5, false) }}|{{ 'a b c' | wordwrap(3, wrapstring='--') }}|{{ 'a\n\nb  c   d' | wordwrap(4) }}|{{ 'foo-bar baz-qux' | wordwrap(5) }}|{{ 'foo-bar baz' | wordwrap(5, break_on_hyphens=false) }}|{{ '' | wordwrap }}|{{ '  lead and trail  ' | wordwrap(8) }}|
+{{ "well-known co-op x-ray T-shirt" | wordwrap(1, wrapstring="|") }}{{ "well-known co-op x-ray T-shirt" | wordwrap(1, false, "/") }}{{ "well-known co-op x-ray T-shirt" | wordwrap(1, true, "/", false) }}
+{{ "well-known co-op x-ray T-shirt" | wordwrap(3, wrapstring="|") }}{{ "well-known co-op x-ray T-shirt" | wordwrap(3, false, "/") }}{{ "well-known co-op x-ray T-shirt" | wordwrap(3, true, "/", false) }}
+{{ "well-known co-op x-ray T-shirt" | wordwrap(5, wrapstring="|") }}{{ "well-known co-op x-ray T-shirt" | wordwrap(5, false, "/") }}{{ "well-known co-op x-ray T-shirt" | wordwrap(5, true, "/", false) }}
+{{ "well-known co-op x-ray T-shirt" | wordwrap(8, wrapstring="|") }}{{ "well-known co-op x-ray T-shirt" | wordwrap(8, false, "/") }}{{ "well-known co-op x-ray T-shirt" | wordwrap(8, true, "/", false) }}
+{{ "a--b ---c d--- e--f.--g" | wordwrap(1, wrapstring="|") }}{{ "a--b ---c d--- e--f.--g" | wordwrap(1, false, "/") }}{{ "a--b ---c d--- e--f.--g" | wordwrap(1, true, "/", false) }}
+{{ "a--b ---c d--- e--f.--g" | wordwrap(3, wrapstring="|") }}{{ "a--b ---c d--- e--f.--g" | wordwrap(3, false, "/") }}{{ "a--b ---c d--- e--f.--g" | wordwrap(3, true, "/", false) }}
+{{ "a--b ---c d--- e--f.--g" | wordwrap(5, wrapstring="|") }}{{ "a--b ---c d--- e--f.--g" | wordwrap(5, false, "/") }}{{ "a--b ---c d--- e--f.--g" | wordwrap(5, true, "/", false) }}
+{{ "a--b ---c d--- e--f.--g" | wordwrap(8, wrapstring="|") }}{{ "a--b ---c d--- e--f.--g" | wordwrap(8, false, "/") }}{{ "a--b ---c d--- e--f.--g" | wordwrap(8, true, "/", false) }}
+{{ "abc-def-ghi jkl" | wordwrap(1, wrapstring="|") }}{{ "abc-def-ghi jkl" | wordwrap(1, false, "/") }}{{ "abc-def-ghi jkl" | wordwrap(1, true, "/", false) }}
+{{ "abc-def-ghi jkl" | wordwrap(3, wrapstring="|") }}{{ "abc-def-ghi jkl" | wordwrap(3, false, "/") }}{{ "abc-def-ghi jkl" | wordwrap(3, true, "/", false) }}
+{{ "abc-def-ghi jkl" | wordwrap(5, wrapstring="|") }}{{ "abc-def-ghi jkl" | wordwrap(5, false, "/") }}{{ "abc-def-ghi jkl" | wordwrap(5, true, "/", false) }}
+{{ "abc-def-ghi jkl" | wordwrap(8, wrapstring="|") }}{{ "abc-def-ghi jkl" | wordwrap(8, false, "/") }}{{ "abc-def-ghi jkl" | wordwrap(8, true, "/", false) }}
+{{ "'quoted'--dash, end.-- x" | wordwrap(1, wrapstring="|") }}{{ "'quoted'--dash, end.-- x" | wordwrap(1, false, "/") }}{{ "'quoted'--dash, end.-- x" | wordwrap(1, true, "/", false) }}
+{{ "'quoted'--dash, end.-- x" | wordwrap(3, wrapstring="|") }}{{ "'quoted'--dash, end.-- x" | wordwrap(3, false, "/") }}{{ "'quoted'--dash, end.-- x" | wordwrap(3, true, "/", false) }}
+{{ "'quoted'--dash, end.-- x" | wordwrap(5, wrapstring="|") }}{{ "'quoted'--dash, end.-- x" | wordwrap(5, false, "/") }}{{ "'quoted'--dash, end.-- x" | wordwrap(5, true, "/", false) }}
+{{ "'quoted'--dash, end.-- x" | wordwrap(8, wrapstring="|") }}{{ "'quoted'--dash, end.-- x" | wordwrap(8, false, "/") }}{{ "'quoted'--dash, end.-- x" | wordwrap(8, true, "/", false) }}
+{{ "über-lang wörter-buch 日本-語 a-1 1-a" | wordwrap(1, wrapstring="|") }}{{ "über-lang wörter-buch 日本-語 a-1 1-a" | wordwrap(1, false, "/") }}{{ "über-lang wörter-buch 日本-語 a-1 1-a" | wordwrap(1, true, "/", false) }}
+{{ "über-lang wörter-buch 日本-語 a-1 1-a" | wordwrap(3, wrapstring="|") }}{{ "über-lang wörter-buch 日本-語 a-1 1-a" | wordwrap(3, false, "/") }}{{ "über-lang wörter-buch 日本-語 a-1 1-a" | wordwrap(3, true, "/", false) }}
+{{ "über-lang wörter-buch 日本-語 a-1 1-a" | wordwrap(5, wrapstring="|") }}{{ "über-lang wörter-buch 日本-語 a-1 1-a" | wordwrap(5, false, "/") }}{{ "über-lang wörter-buch 日本-語 a-1 1-a" | wordwrap(5, true, "/", false) }}
+{{ "über-lang wörter-buch 日本-語 a-1 1-a" | wordwrap(8, wrapstring="|") }}{{ "über-lang wörter-buch 日本-語 a-1 1-a" | wordwrap(8, false, "/") }}{{ "über-lang wörter-buch 日本-語 a-1 1-a" | wordwrap(8, true, "/", false) }}
+{{ "a-b-c-d  e-- -f" | wordwrap(1, wrapstring="|") }}{{ "a-b-c-d  e-- -f" | wordwrap(1, false, "/") }}{{ "a-b-c-d  e-- -f" | wordwrap(1, true, "/", false) }}
+{{ "a-b-c-d  e-- -f" | wordwrap(3, wrapstring="|") }}{{ "a-b-c-d  e-- -f" | wordwrap(3, false, "/") }}{{ "a-b-c-d  e-- -f" | wordwrap(3, true, "/", false) }}
+{{ "a-b-c-d  e-- -f" | wordwrap(5, wrapstring="|") }}{{ "a-b-c-d  e-- -f" | wordwrap(5, false, "/") }}{{ "a-b-c-d  e-- -f" | wordwrap(5, true, "/", false) }}
+{{ "a-b-c-d  e-- -f" | wordwrap(8, wrapstring="|") }}{{ "a-b-c-d  e-- -f" | wordwrap(8, false, "/") }}{{ "a-b-c-d  e-- -f" | wordwrap(8, true, "/", false) }}
+{{ "supercalifragilistic-expialidocious x" | wordwrap(1, wrapstring="|") }}{{ "supercalifragilistic-expialidocious x" | wordwrap(1, false, "/") }}{{ "supercalifragilistic-expialidocious x" | wordwrap(1, true, "/", false) }}
+{{ "supercalifragilistic-expialidocious x" | wordwrap(3, wrapstring="|") }}{{ "supercalifragilistic-expialidocious x" | wordwrap(3, false, "/") }}{{ "supercalifragilistic-expialidocious x" | wordwrap(3, true, "/", false) }}
+{{ "supercalifragilistic-expialidocious x" | wordwrap(5, wrapstring="|") }}{{ "supercalifragilistic-expialidocious x" | wordwrap(5, false, "/") }}{{ "supercalifragilistic-expialidocious x" | wordwrap(5, true, "/", false) }}
+{{ "supercalifragilistic-expialidocious x" | wordwrap(8, wrapstring="|") }}{{ "supercalifragilistic-expialidocious x" | wordwrap(8, false, "/") }}{{ "supercalifragilistic-expialidocious x" | wordwrap(8, true, "/", false) }}
 {{ 5 | wordwrap(3) }}
 {{ 'a b' | wordwrap(0) }}
 {{ {'class': 'a b', 'id': none, 'x': missing, 'v': '<"\'>'} | xmlattr }} {{ {'a': 1} | xmlattr(false) }} {{ {} | xmlattr }}|{{ {'n': 5, 't': true} | xmlattr }}
