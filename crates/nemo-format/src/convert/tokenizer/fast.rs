@@ -162,7 +162,7 @@ impl FastTokenizer {
             }
         }
         stated.extra.get_or_insert(reserved);
-        let mut document = match class.rules(&tokenizer.config, unk_text(&stated)) {
+        let document = match class.rules(&tokenizer.config, unk_text(&stated)) {
             Some(rules) => {
                 let vocab = from_proto::vocab(model);
                 let merges = from_proto::merges(&vocab);
@@ -170,6 +170,16 @@ impl FastTokenizer {
             }
             None => from_proto::document(model, flag("legacy").unwrap_or(true)),
         };
+        Self::with_stated(document, class, stated, tokenizer)
+    }
+
+    /// A document made from the vocabulary alone, with the tokens that the files state put in.
+    fn with_stated(
+        mut document: Value,
+        class: Class,
+        stated: StatedTokens,
+        tokenizer: &HfTokenizer,
+    ) -> Result<Self, String> {
         let vocab = document.get("model").and_then(Value::as_object).map(vocab_of).unwrap_or_default();
         let mut added = AddedTokens::new(&vocab);
         added.add_stated(&stated);
@@ -194,14 +204,8 @@ impl FastTokenizer {
         let rules =
             class.rules(&tokenizer.config, None).or_else(|| Class::Gpt2.rules(&tokenizer.config, None));
         let rules = rules.ok_or("the class has no rules")?;
-        let mut document = document_of(&rules, &Value::Object(vocab), &Value::Array(merges));
-        let vocab = document.get("model").and_then(Value::as_object).map(vocab_of).unwrap_or_default();
-        let mut added = AddedTokens::new(&vocab);
-        added.add_stated(&stated);
-        let added = added.tokens;
-        set(&mut document, "added_tokens", entries(&added));
-        let built = Self { bytes: Vec::new(), added, class, notes: Vec::new(), vocab, stated };
-        built.finished(document, tokenizer)
+        let document = document_of(&rules, &Value::Object(vocab), &Value::Array(merges));
+        Self::with_stated(document, class, stated, tokenizer)
     }
 
     /// Refuses a vocabulary of which only its class knows how a text is cut.
