@@ -77,20 +77,6 @@ pub struct TokenizerSpec {
 }
 
 impl TokenizerSpec {
-    /// The chat template as Jinja source.
-    pub fn jinja_template(&self) -> Option<&str> {
-        use serde_json::Value;
-        match self.chat_template.as_ref()? {
-            Value::String(source) => Some(source),
-            Value::Array(named) => {
-                let is_default =
-                    |entry: &&Value| entry.get("name").and_then(Value::as_str) == Some("default");
-                named.iter().find(is_default)?.get("template")?.as_str()
-            }
-            _ => None,
-        }
-    }
-
     /// Every chat template with its name, in the order written; a template without a name is `default`.
     ///
     /// transformers takes `tool_use` for a conversation with tools where there is one, else `default`.
