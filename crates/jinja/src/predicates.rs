@@ -107,16 +107,7 @@ pub(crate) fn call(name: &str, value: &Value, args: Args, renderer: &Renderer<'_
         "string" => matches!(value, Value::Str(_)),
         "mapping" => matches!(value, Value::Dict(_)),
         "number" => matches!(value, Value::Bool(_) | Value::Int(_) | Value::Huge(_) | Value::Float(_)),
-        "sequence" => matches!(
-            value,
-            Value::Str(_)
-                | Value::List(_)
-                | Value::Tuple(_)
-                | Value::Group(_)
-                | Value::Dict(_)
-                | Value::Range(_)
-                | Value::Undefined(_)
-        ),
+        "sequence" => value.is_sequence(),
         "iterable" => value.is_iterable(),
         "callable" => value.is_callable(),
         _ => matches!(value, Value::Str(text) if text.is_markup),

@@ -416,7 +416,8 @@ impl Value {
         })
     }
 
-    pub(crate) fn is_iterable(&self) -> bool {
+    /// Whether it has a length and items by their places or keys. An undefined value has both, and none.
+    pub(crate) fn is_sequence(&self) -> bool {
         matches!(
             self,
             Self::Str(_)
@@ -424,11 +425,13 @@ impl Value {
                 | Self::Tuple(_)
                 | Self::Group(_)
                 | Self::Dict(_)
-                | Self::View(..)
                 | Self::Range(_)
-                | Self::Iter(_)
                 | Self::Undefined(_)
         )
+    }
+
+    pub(crate) fn is_iterable(&self) -> bool {
+        self.is_sequence() || matches!(self, Self::View(..) | Self::Iter(_))
     }
 
     pub(crate) fn is_callable(&self) -> bool {

@@ -318,18 +318,7 @@ fn unique(value: &Value, getter: &Getter, renderer: &Renderer<'_>) -> Result<Vec
 }
 
 fn check_reversible(value: &Value) -> Result<()> {
-    let is_reversible = matches!(
-        value,
-        Value::Str(_)
-            | Value::List(_)
-            | Value::Tuple(_)
-            | Value::Group(_)
-            | Value::Dict(_)
-            | Value::Range(_)
-            | Value::View(..)
-            | Value::Undefined(_)
-    );
-    if is_reversible {
+    if value.is_sequence() || matches!(value, Value::View(..)) {
         return Ok(());
     }
     Err(Error::type_error(format!("'{}' object is not reversible", value.type_name())))
