@@ -6,9 +6,9 @@ use anyhow::Context;
 use data::Tokenizer;
 use nemo_format::Checkpoint;
 
-use crate::checkpoint::OpenTokenizer;
-use crate::cli::TokenizeArgs;
+use crate::config::cli::TokenizeArgs;
 use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::model::checkpoint::OpenTokenizer;
 
 /// Works line by line, each answered as soon as it is there.
 pub(crate) fn run(

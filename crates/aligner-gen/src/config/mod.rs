@@ -4,7 +4,12 @@
 //! better than they do, the user's file, the command line. As in the original software, overrides see the configuration
 //! without the checkpoint, which is merged under it afterwards.
 
+pub(crate) mod cli;
+pub(crate) mod exp_manager;
 mod files;
+pub(crate) mod model_type;
+pub(crate) mod plan;
+pub(crate) mod raw;
 mod show;
 
 use std::path::PathBuf;
@@ -12,14 +17,14 @@ use std::path::PathBuf;
 use hydra_config::overrides::{self, Override};
 use hydra_config::{Composer, ConfigError, Node, Resolved};
 
-use crate::cli::JobArgs;
+use crate::config::cli::JobArgs;
 use crate::env;
 use crate::exit::Failure;
 use files::{BuiltIn, ConfigFolders};
 
 pub(crate) use show::show;
 
-const DEFAULTS: &str = include_str!("../../../configs/gpt_generation.yaml");
+const DEFAULTS: &str = include_str!("../../../../configs/gpt_generation.yaml");
 const DEFAULTS_NAME: &str = "gpt_generation";
 const DEFAULTS_LAYER: &str = "built-in defaults";
 /// How messages call the checkpoint's configuration.
@@ -282,9 +287,9 @@ fn check_keys(composer: &Composer, known: &Composer) -> Result<(), Failure> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::config::plan::GenerationPlan;
+    use crate::config::raw::RawConfig;
     use crate::exit::ExitStatus;
-    use crate::plan::GenerationPlan;
-    use crate::raw::RawConfig;
 
     const GUIDE: [&str; 15] = [
         "trainer.num_nodes=1",

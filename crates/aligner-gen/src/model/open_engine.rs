@@ -6,7 +6,7 @@ use engine::{Engine, EngineLimits};
 use model_core::{CausalLm, LoadOptions};
 use sampling::{CpuSampler, SamplingParams, StopConditions};
 
-use crate::checkpoint::TokenTable;
+use super::checkpoint::TokenTable;
 use crate::exit::Failure;
 
 /// What decides the tokens beside the model.

@@ -3,17 +3,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::checkpoint::TokenTable;
+use super::nonfinite;
+use super::run::Setup;
+use crate::cluster::queue::Mailbox;
+use crate::cluster::queue::link::{Line, connect};
+use crate::cluster::queue::message::{FromZero, Hello, Leaving, Stop, ToZero, Why};
+use crate::cluster::queue::worker::{self, Ended};
+use crate::cluster::ranks::{Meeting, Place};
 use crate::exit::{ExitStatus, Failure};
-use crate::launch::queue::Mailbox;
-use crate::launch::queue::link::{Line, connect};
-use crate::launch::queue::message::{FromZero, Hello, Leaving, Stop, ToZero, Why};
-use crate::launch::queue::worker::{self, Ended};
-use crate::launch::ranks::{Meeting, Place};
-use crate::memory::Demand;
-use crate::nonfinite;
+use crate::model::checkpoint::TokenTable;
+use crate::model::memory::Demand;
 use crate::output::{ExistingOutput, Manifest};
-use crate::run::Setup;
 use crate::signals::StopWatch;
 
 /// How often a rank looks for news while it waits for the first word.

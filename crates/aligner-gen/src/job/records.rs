@@ -8,11 +8,11 @@ use data::{
 };
 use serde_json::{Value, json};
 
-use crate::checkpoint::OpenTokenizer;
+use crate::config::plan::{Bos, GenerationPlan, out_of_range, positive};
+use crate::config::raw::{RawData, RawMaxSeqLength, RawTrainDs};
 use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::model::checkpoint::OpenTokenizer;
 use crate::output::OutputField;
-use crate::plan::{Bos, GenerationPlan, out_of_range, positive};
-use crate::raw::{RawData, RawMaxSeqLength, RawTrainDs};
 
 /// What `truncation_field` is when nobody sets it: the name of a chat record's prompt.
 const DEFAULT_TRUNCATION_FIELD: &str = "context_ids";

@@ -9,11 +9,11 @@ use model_core::{Backend, CausalLm, LoadOptions, LogitsRows, PrefillBatch};
 use nemo_format::Checkpoint;
 use npyz::WriterBuilder;
 
-use crate::checkpoint::{load_model, model_config};
-use crate::cli::{BackendArg, DeviceArg, LogitsArgs};
-use crate::device;
+use crate::config::cli::{BackendArg, DeviceArg, LogitsArgs};
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::model::checkpoint::{load_model, model_config};
+use crate::model::device;
 
 impl From<BackendArg> for Backend {
     fn from(argument: BackendArg) -> Self {

@@ -10,21 +10,21 @@ use data::{DataError, PromptSet};
 use engine::{Engine, Request, RunStats};
 use nemo_format::TensorSource;
 
+use super::nonfinite;
+use super::progress::Progress;
+use super::steps::{PendingStep, StepCollector};
+use super::summary::{FinishReasons, Summary, seconds};
+use crate::cluster::queue::Mailbox;
+use crate::cluster::queue::dispatch::{Desk, DeskReport, Event};
+use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
+use crate::cluster::queue::link::Server;
+use crate::cluster::queue::message::{FromZero, Hello, Leaving, SampleDone, ToZero, Why};
+use crate::cluster::queue::worker::{self, Ended};
+use crate::config::plan::GenerationPlan;
 use crate::exit::Failure;
-use crate::launch::queue::Mailbox;
-use crate::launch::queue::dispatch::{Desk, DeskReport, Event};
-use crate::launch::queue::lease::{LeaseLimits, LeaseTable};
-use crate::launch::queue::link::Server;
-use crate::launch::queue::message::{FromZero, Hello, Leaving, SampleDone, ToZero, Why};
-use crate::launch::queue::worker::{self, Ended};
 use crate::metrics::{Metrics, StepCounts};
-use crate::nonfinite;
 use crate::output::{GenerationSink, Identity};
-use crate::plan::GenerationPlan;
-use crate::progress::Progress;
 use crate::signals::StopWatch;
-use crate::steps::{PendingStep, StepCollector};
-use crate::summary::{FinishReasons, Summary, seconds};
 
 /// Samples that may be begun past the last committed one, for each that a rank can hold: a response that takes this many
 /// times as long as the others holds nobody up.

@@ -2,8 +2,8 @@
 
 use data::{DataError, DpWorld, PromptSet, StepPlan, plan_steps};
 
+use crate::config::plan::GenerationPlan;
 use crate::exit::Failure;
-use crate::plan::GenerationPlan;
 use crate::table::{thousands, two_columns};
 
 /// How many line numbers of left-out records a message lists.

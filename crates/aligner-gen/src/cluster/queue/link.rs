@@ -16,7 +16,7 @@ use crate::exit::{ExitStatus, Failure, ResultExt};
 use super::lease::Rank;
 use super::message::{FromZero, ToZero};
 use super::{Heard, Mailbox};
-use crate::launch::ranks::{Meeting, Place};
+use crate::cluster::ranks::{Meeting, Place};
 
 const TO_ZERO: &str = "0";
 /// How long a listener waits before it looks whether it is still wanted.

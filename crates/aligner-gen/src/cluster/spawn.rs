@@ -18,7 +18,7 @@ use anyhow::{Context, anyhow};
 use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 
-use crate::cli::LogArgs;
+use crate::config::cli::LogArgs;
 use crate::exit::{ExitStatus, Failure};
 use crate::signals::StopWatch;
 

@@ -2,9 +2,9 @@
 
 use tch::Device;
 
+use super::host_memory;
+use crate::config::plan::out_of_range;
 use crate::exit::{ExitStatus, Failure, ResultExt};
-use crate::host_memory;
-use crate::plan::out_of_range;
 
 /// The ranks of one machine, as far as they share its devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

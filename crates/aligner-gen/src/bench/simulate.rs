@@ -9,9 +9,9 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use crate::generate::RUN_AHEAD;
+use crate::job::generate::RUN_AHEAD;
 
-use super::queue::lease::{Completion, LeaseLimits, LeaseTable, Rank};
+use crate::cluster::queue::lease::{Completion, LeaseLimits, LeaseTable, Rank};
 
 /// A job without a model.
 #[derive(Clone, Debug)]

@@ -5,7 +5,7 @@ use model_core::{BLOCK_SIZE_TOKENS, KvCache, LoadOptions, ModelConfig};
 use nemo_format::Checkpoint;
 use tch::Device;
 
-use crate::device;
+use super::device;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::table::{human_bytes, thousands, two_columns};
 

@@ -10,21 +10,21 @@ use nemo_format::Checkpoint;
 use sampling::StopConditions;
 use serde_json::json;
 
-use crate::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
+use crate::cluster::ranks::{Devices, Place, Role};
+use crate::cluster::{cores, ranks, spawn};
+use crate::config::exp_manager;
+use crate::config::plan::GenerationPlan;
+use crate::config::raw::RawConfig;
 use crate::config::{self, UserConfig};
-use crate::device::{self, LocalRanks, Shared};
-use crate::end_tokens::EndTokens;
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
-use crate::exp_manager;
-use crate::launch::ranks::{Devices, Place, Role};
-use crate::launch::{cores, ranks, spawn};
 use crate::logging::Logging;
-use crate::memory::{Demand, MemoryPlan};
-use crate::open_engine::{EngineSize, SamplingSetup, open_engine};
+use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
+use crate::model::device::{self, LocalRanks, Shared};
+use crate::model::end_tokens::EndTokens;
+use crate::model::memory::{Demand, MemoryPlan};
+use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine};
 use crate::output::Identity;
-use crate::plan::GenerationPlan;
-use crate::raw::RawConfig;
 
 /// What every rank knows: all but the data.
 pub(crate) struct Setup {

@@ -7,7 +7,7 @@ use data::{ChatTemplate, Date, Json, JsonObject, MessagesRecord, Tokenizer};
 use nemo_format::Checkpoint;
 use serde_json::Value;
 
-use crate::checkpoint::OpenTokenizer;
+use super::checkpoint::OpenTokenizer;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 
 const GENERATION_CONFIG: &str = "generation_config.json";

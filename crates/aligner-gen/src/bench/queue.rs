@@ -10,19 +10,19 @@ use std::time::{Duration, Instant};
 use engine::Request;
 use sampling::FinishReason;
 
-use crate::cli::BenchQueueArgs;
+use crate::config::cli::BenchQueueArgs;
 use crate::exit::Failure;
-use crate::generate::RUN_AHEAD;
+use crate::job::generate::RUN_AHEAD;
 use crate::output::Identity;
 use crate::signals::StopWatch;
 use crate::table::thousands;
 
-use super::queue::dispatch::{Desk, Event};
-use super::queue::lease::{LeaseLimits, LeaseTable};
-use super::queue::link::{Server, connect};
-use super::queue::message::{FromZero, Hello, Leaving, ResponseDone, SampleDone, ToZero, Why};
-use super::ranks::{Meeting, Place};
 use super::simulate::{Simulation, long_tail};
+use crate::cluster::queue::dispatch::{Desk, Event};
+use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
+use crate::cluster::queue::link::{Server, connect};
+use crate::cluster::queue::message::{FromZero, Hello, Leaving, ResponseDone, SampleDone, ToZero, Why};
+use crate::cluster::ranks::{Meeting, Place};
 
 const PROMPT_TOKENS: usize = 200;
 const RESPONSE_TOKENS: usize = 300;

@@ -6,10 +6,10 @@ use std::ops::Range;
 use data::{DataError, PreparedPrompt, PromptSet, StepPlan};
 use sampling::FinishReason;
 
-use crate::checkpoint::TokenTable;
-use crate::launch::queue::message::{ResponseDone, SampleDone};
+use crate::cluster::queue::message::{ResponseDone, SampleDone};
+use crate::config::plan::Unfinished;
+use crate::model::checkpoint::TokenTable;
 use crate::output::{CompletedStep, ResponseOutput, ResumePoint, SampleOutput};
-use crate::plan::Unfinished;
 
 /// One step still to do: positions among the kept prompts.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,8 +7,8 @@ use hydra_config::Node;
 use nemo_format::{Checkpoint, StoredTensorInfo, TensorSource};
 use serde_json::{Value, json};
 
-use crate::end_tokens::{self, EndTokens};
 use crate::exit::Failure;
+use crate::model::end_tokens::{self, EndTokens};
 use crate::table::{human_bytes, human_count, thousands};
 
 /// Prints the report on stdout.

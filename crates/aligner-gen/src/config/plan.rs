@@ -11,13 +11,13 @@ use model_core::{Backend, Precision};
 use sampling::{RawEndStrings, SamplingParams};
 use serde_json::{Value, json};
 
+use super::exp_manager::ExpManagerPlan;
+use super::model_type::ModelType;
+use super::raw::{RawConfig, RawDevices, RawDropLast, RawLimit};
+use crate::cluster::ranks::Devices;
 use crate::exit::Failure;
-use crate::exp_manager::ExpManagerPlan;
-use crate::launch::ranks::Devices;
-use crate::model_type::ModelType;
+use crate::job::records::{self, RecordFormat};
 use crate::output::{Identity, OutputField};
-use crate::raw::{RawConfig, RawDevices, RawDropLast, RawLimit};
-use crate::records::{self, RecordFormat};
 
 /// What the main job is to do.
 #[derive(Clone, Debug)]

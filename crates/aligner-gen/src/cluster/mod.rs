@@ -2,10 +2,8 @@
 //!
 //! Data parallel generation needs no collective: ranks lease samples from rank 0 and give back tokens.
 
-pub(crate) mod bench;
 pub(crate) mod cores;
 pub(crate) mod hostlist;
 pub(crate) mod queue;
 pub(crate) mod ranks;
-pub(crate) mod simulate;
 pub(crate) mod spawn;

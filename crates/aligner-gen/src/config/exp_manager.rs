@@ -11,10 +11,10 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
+use super::plan::out_of_range;
+use super::raw::RawExpManager;
 use crate::exit::Failure;
 use crate::output::ExistingOutput;
-use crate::plan::out_of_range;
-use crate::raw::RawExpManager;
 use crate::signals::parse_time_limit;
 
 pub(crate) use log_folder::{Begin, begin};
