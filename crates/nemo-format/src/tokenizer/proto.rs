@@ -1,13 +1,13 @@
 //! The fields of a protobuf message, as far as special tokens and the number of pieces of a SentencePiece model need them.
 
 /// A field of a protobuf message.
-pub(in crate::convert) enum Field<'a> {
+pub(crate) enum Field<'a> {
     Number(u64),
     Bytes(&'a [u8]),
 }
 
 /// The fields of a message with their numbers, up to the first damaged one.
-pub(in crate::convert) fn fields(mut message: &[u8]) -> impl Iterator<Item = (u64, Field<'_>)> {
+pub(crate) fn fields(mut message: &[u8]) -> impl Iterator<Item = (u64, Field<'_>)> {
     std::iter::from_fn(move || {
         let tag = varint(&mut message)?;
         let len = match tag & 7 {

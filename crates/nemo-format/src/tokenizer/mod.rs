@@ -8,7 +8,7 @@ mod fast;
 mod from_proto;
 mod plain;
 mod pre_tokenizer;
-pub(super) mod proto;
+pub(crate) mod proto;
 mod sentencepiece;
 mod sentencepiece_model;
 #[cfg(test)]
@@ -21,19 +21,22 @@ use hydra_config::Node;
 use indexmap::IndexMap;
 
 use self::fast::FastTokenizer;
-use super::{ConvertNote, TokenizerCheck};
 use crate::huggingface::{DEFAULT, HfTokenizer, Vocabulary};
-use crate::{Artifact, FormatError, GgufFile, GgufValue};
+use crate::{Artifact, ConvertNote, FormatError, GgufFile, GgufValue};
+
+/// Gets the `tokenizer` section, whose references are names of files, and what reads those files. Says what is wrong.
+pub type TokenizerCheck<'a> =
+    dyn Fn(&serde_json::Value, &dyn Fn(&str) -> Option<Vec<u8>>) -> Result<(), String> + Sync + 'a;
 
 /// The artifacts and the section of `model_config.yaml` that refers to them.
 #[derive(Clone, Debug)]
-pub(super) struct TokenizerPart {
+pub(crate) struct TokenizerPart {
     /// The one that `model` or `vocab_file` names comes first.
-    pub(super) artifacts: Vec<Artifact>,
-    pub(super) section: Node,
-    pub(super) notes: Vec<ConvertNote>,
+    pub(crate) artifacts: Vec<Artifact>,
+    pub(crate) section: Node,
+    pub(crate) notes: Vec<ConvertNote>,
     /// Whether the JSON files beside the vocabulary say more than it.
-    pub(super) has_json_files: bool,
+    pub(crate) has_json_files: bool,
 }
 
 /// Which tokenizer of NeMo's reads the artifact.
@@ -48,7 +51,7 @@ enum Library {
 ///
 /// A SentencePiece proto, and GPT-2's two files, travel as they are where the folder says nothing more: NeMo's own
 /// converters write the same. Everything else becomes the `tokenizer.json` that transformers has loaded.
-pub(super) fn from_files(tokenizer: &HfTokenizer, type_name: &str) -> Result<TokenizerPart, FormatError> {
+pub(crate) fn from_files(tokenizer: &HfTokenizer, type_name: &str) -> Result<TokenizerPart, FormatError> {
     let fast = FastTokenizer::build(tokenizer)?;
     let artifact = |name: &str, bytes: &[u8]| Artifact { name: name.into(), bytes: bytes.to_vec() };
     let mut notes = fast.notes.clone();
@@ -120,7 +123,7 @@ fn set_templates(section: &mut Node, named: &[(String, String)]) {
 }
 
 /// Rebuilds the tokenizer that a GGUF file carries in its metadata.
-pub(super) fn from_gguf(file: &GgufFile) -> Result<TokenizerPart, FormatError> {
+pub(crate) fn from_gguf(file: &GgufFile) -> Result<TokenizerPart, FormatError> {
     let vocab = GgufVocab::read(file)?;
     let model = file.require("tokenizer.ggml.model", GgufValue::as_str)?;
     let (kind, name, bytes) = match model {
@@ -165,7 +168,7 @@ const GGUF_END_TEXTS: [&str; 8] = [
 
 /// Every token of a GGUF file that ends a response, EOS first: those that keys name, and control tokens that llama.cpp
 /// knows by their text.
-pub(super) fn gguf_end_ids(file: &GgufFile) -> Result<Vec<u64>, FormatError> {
+pub(crate) fn gguf_end_ids(file: &GgufFile) -> Result<Vec<u64>, FormatError> {
     let vocab = GgufVocab::read(file)?;
     let mut ids: Vec<u64> = vocab.eos_id.into_iter().collect();
     for name in ["eot", "eom"] {
@@ -198,7 +201,7 @@ fn gguf_templates(file: &GgufFile) -> Result<Vec<(String, String)>, FormatError>
 }
 
 /// Has the tokenizer opened by those who can. `path` is where it comes from.
-pub(super) fn check(
+pub(crate) fn check(
     config: &Node,
     artifacts: &[Artifact],
     path: &Path,
@@ -225,7 +228,7 @@ pub(super) fn check(
 
 /// Refuses a tokenizer with more tokens than the embedding table has rows: it belongs to another model. Added tokens
 /// past the table are only noted, as published files have some.
-pub(super) fn check_size(
+pub(crate) fn check_size(
     config: &Node,
     artifacts: &[Artifact],
     num_rows: u64,

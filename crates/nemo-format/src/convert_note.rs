@@ -6,9 +6,6 @@ use hydra_config::Node;
 
 use crate::{DType, SourceNote};
 
-/// Where a written checkpoint keeps what its origin had and it has not, a key of this project.
-pub(crate) const RECORD: &str = "conversion_notes";
-
 /// A remark on the result.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConvertNote {
@@ -131,28 +128,9 @@ impl fmt::Display for ConvertNote {
 }
 
 /// What the configuration of the result gives reason to say.
-pub(super) fn of_config(config: &Node) -> Option<ConvertNote> {
+pub(crate) fn of_config(config: &Node) -> Option<ConvertNote> {
     let is_set =
         |key: &str| config.get(key).is_some_and(|value| !matches!(value, Node::Null | Node::Bool(false)));
     (is_set("seq_len_interpolation_factor") && is_set("scale_positional_embedding"))
         .then_some(ConvertNote::ScalesPositionsTwice)
-}
-
-/// Writes what the input had and the result has not into the configuration of the result, to be read there later.
-pub(super) fn record(config: &mut Node, notes: &[ConvertNote]) {
-    // A name from a file must not become an interpolation.
-    let text = |note: &SourceNote| Node::Str(note.to_string().replace("${", "$ {"));
-    let texts: Vec<Node> = notes
-        .iter()
-        .filter_map(|note| if let ConvertNote::Source(note) = note { Some(text(note)) } else { None })
-        .collect();
-    if !texts.is_empty() {
-        config.set(RECORD, Node::List(texts));
-    }
-}
-
-/// The notes that a conversion has written.
-pub(crate) fn recorded(config: &Node) -> Vec<SourceNote> {
-    let Some(Node::List(notes)) = config.get(RECORD) else { return Vec::new() };
-    notes.iter().filter_map(Node::as_str).map(|note| SourceNote::Recorded(note.to_owned())).collect()
 }

@@ -11,9 +11,8 @@ use super::class::{Class, Rules};
 use super::from_proto;
 use super::sentencepiece_model::SentencePieceModel;
 use super::tokens::{StatedTokens, Token};
-use crate::FormatError;
-use crate::convert::ConvertNote;
 use crate::huggingface::{HfTokenizer, Vocabulary};
+use crate::{ConvertNote, FormatError};
 
 /// A tokenizer as transformers has it.
 #[derive(Debug)]
