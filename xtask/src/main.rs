@@ -10,6 +10,7 @@ mod cluster;
 mod convert_checkpoint;
 mod counts;
 mod demo;
+mod docs;
 mod fixtures;
 mod gpu_test;
 mod programs;
@@ -45,8 +46,10 @@ enum Task {
     Demo,
     /// Runs set-up, all checks and all tests
     Test,
-    /// Checks what the compiler does not: crate edges, module docs, sizes, paths named in the documentation
+    /// Checks what the compiler does not: crate edges, module docs, sizes, paths and links in the documentation
     Tidy,
+    /// Builds the book and the documentation of the crates into `target/docs`
+    Docs,
     /// Renders the chat templates that well-known packages ship, and compares with transformers
     Templates,
     /// Converts a checkpoint of any readable kind to a Megatron-Core `.nemo` or a Hugging Face folder
@@ -78,6 +81,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Demo => demo::run(&here()?)?,
         Task::Test => suite::run(&here()?)?,
         Task::Tidy => tidy::run(&here()?)?,
+        Task::Docs => docs::run(&here()?)?,
         Task::Templates => templates::run(&here()?)?,
         Task::ConvertCheckpoint(args) => convert_checkpoint::run(&args)?,
         Task::Fixtures(args) => fixtures::run(&here()?, &args)?,
