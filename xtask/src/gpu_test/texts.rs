@@ -65,13 +65,13 @@ pub(super) fn against_cpu(kit: &Kit, report: &mut Report<'_>) -> Result<()> {
     for (place, device) in places {
         for (backend, setting) in [("fused", FUSED), ("plain", PLAIN)] {
             let output = job(device, 1, &[FP32, GREEDY, setting]).run(kit);
-            greedy.add(report, &format!("{place} {backend}"), output, 1)?;
+            greedy.add(report, &format!("{place} {backend}"), &output, 1)?;
         }
     }
     let mut sampled = Comparison::new("text-fp32, sampled");
     for (place, device) in places {
         let output = job(device, NUM_RESPONSES, &[FP32, FUSED]).with(&SAMPLING).run(kit);
-        sampled.add(report, &format!("{place} fused"), output, NUM_RESPONSES)?;
+        sampled.add(report, &format!("{place} fused"), &output, NUM_RESPONSES)?;
     }
     Ok(())
 }
@@ -91,17 +91,17 @@ pub(super) fn invariance(kit: &Kit, report: &mut Report<'_>) -> Result<()> {
         let settings = vec![BF16, setting];
         let base = Job { model, data: &data, device: kit.device, num_responses: NUM_RESPONSES, settings };
         let mut same = Comparison::new(&format!("text-bf16, {}, {backend}", model.name));
-        same.add(report, "as it is", base.run(kit), NUM_RESPONSES)?;
+        same.add(report, "as it is", &base.run(kit), NUM_RESPONSES)?;
         for (name, settings) in VARIANTS.iter().chain(more) {
-            same.add(report, name, base.with(settings).run(kit), NUM_RESPONSES)?;
+            same.add(report, name, &base.with(settings).run(kit), NUM_RESPONSES)?;
         }
         let five = Job { num_responses: 5, ..base.clone() };
-        same.add(report, "first 2 of 5 responses", five.run(kit), NUM_RESPONSES)?;
+        same.add(report, "first 2 of 5 responses", &five.run(kit), NUM_RESPONSES)?;
         let short = base.with(&[SHORT_STEPS]);
         let undisturbed = short.run(kit);
+        same.add(report, "global_batch_size=4", &undisturbed, NUM_RESPONSES)?;
         let killed = short.run_killed(kit, KILLS).and_then(|killed| same_file(&undisturbed, killed));
-        same.add(report, "global_batch_size=4", undisturbed, NUM_RESPONSES)?;
-        same.add(report, &format!("the same, killed {KILLS} times, whole file"), killed, NUM_RESPONSES)?;
+        same.add(report, &format!("the same, killed {KILLS} times, whole file"), &killed, NUM_RESPONSES)?;
     }
     Ok(())
 }
@@ -131,11 +131,14 @@ impl Comparison {
         &mut self,
         report: &mut Report<'_>,
         variant: &str,
-        output: Result<Vec<u8>>,
+        output: &Result<Vec<u8>>,
         num_responses: usize,
     ) -> Result<()> {
-        let hash = output.and_then(|jsonl| texts::hash(&jsonl, num_responses));
-        let hash = hash.map(|hash| hash.chars().take(16).collect()).map_err(|error| format!("{error:#}"));
+        let hash = match output.as_ref().map(|jsonl| texts::hash(jsonl, num_responses)) {
+            Ok(Ok(hash)) => Ok(hash.chars().take(16).collect()),
+            Ok(Err(error)) => Err(format!("{error:#}")),
+            Err(error) => Err(format!("{error:#}")),
+        };
         let first = self.first.get_or_insert_with(|| hash.clone());
         report.record(&format!("{}, {variant}", self.name), &compare(hash, first))
     }
