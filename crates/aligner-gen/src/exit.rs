@@ -1,10 +1,14 @@
 //! Failures and their exit codes: every error that leaves the program passes through here.
+//!
+//! What the errors of the model, the engine, the sampler and the kernels mean stands in `compute`.
 
 use std::process::ExitCode;
 
 use anyhow::anyhow;
 
 use crate::config::CHECKPOINT_LAYER;
+
+mod compute;
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,53 +100,16 @@ impl<T, E: Into<anyhow::Error>> ResultExt<T> for Result<T, E> {
     }
 }
 
-macro_rules! failure_from {
-    ($($error:ty => $status:ident),* $(,)?) => {
-        $(impl From<$error> for Failure {
-            fn from(error: $error) -> Self {
-                Self { status: ExitStatus::$status, error: error.into() }
-            }
-        })*
-    };
-}
-
-failure_from! {
-    sampling::SamplingError => Usage,
-    nemo_format::FormatError => Checkpoint,
+impl From<nemo_format::FormatError> for Failure {
+    fn from(error: nemo_format::FormatError) -> Self {
+        Self { status: ExitStatus::Checkpoint, error: error.into() }
+    }
 }
 
 impl From<hydra_config::ConfigError> for Failure {
     fn from(error: hydra_config::ConfigError) -> Self {
         let is_checkpoint = error.source_layer().is_some_and(|layer| layer.starts_with(CHECKPOINT_LAYER));
         let status = if is_checkpoint { ExitStatus::Checkpoint } else { ExitStatus::Usage };
-        Self { status, error: error.into() }
-    }
-}
-
-impl From<model_core::ModelError> for Failure {
-    fn from(error: model_core::ModelError) -> Self {
-        Self { status: model_status(&error), error: error.into() }
-    }
-}
-
-fn model_status(error: &model_core::ModelError) -> ExitStatus {
-    use model_core::ModelError;
-    match error {
-        ModelError::OutOfMemory(_) | ModelError::NoBackend { .. } => ExitStatus::Device,
-        ModelError::BadPrecision { .. } | ModelError::BeyondWindow { .. } => ExitStatus::Usage,
-        ModelError::SequenceTooLong { .. } => ExitStatus::Data,
-        _ => ExitStatus::Checkpoint,
-    }
-}
-
-impl From<engine::EngineError> for Failure {
-    fn from(error: engine::EngineError) -> Self {
-        use engine::EngineError;
-        let status = match &error {
-            EngineError::RequestTooLarge { .. } => ExitStatus::Device,
-            EngineError::Model(model_core::ModelError::OutOfMemory(_)) => ExitStatus::Device,
-            _ => ExitStatus::Failed,
-        };
         Self { status, error: error.into() }
     }
 }
