@@ -138,7 +138,7 @@ impl From<crate::output::OutputError> for Failure {
     fn from(error: crate::output::OutputError) -> Self {
         use crate::output::OutputError;
         let status = match error {
-            OutputError::Changed { .. } => ExitStatus::Usage,
+            OutputError::Changed { .. } | OutputError::OtherVersion { .. } => ExitStatus::Usage,
             _ => ExitStatus::Failed,
         };
         Self { status, error: error.into() }
