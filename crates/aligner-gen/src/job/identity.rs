@@ -35,7 +35,11 @@ impl GenerationPlan {
             }
             RecordFormat::PromptResponse { typed, .. } => (None, Some(typed.clone())),
         };
-        Identity { settings: self.settings(), chat, prompt_response, ..Identity::default() }
+        let mut identity = Identity::default();
+        identity.settings = self.settings();
+        identity.chat = chat;
+        identity.prompt_response = prompt_response;
+        identity
     }
 
     fn settings(&self) -> Settings {

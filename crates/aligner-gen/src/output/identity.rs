@@ -139,7 +139,7 @@ pub(crate) struct ModelFields {
     #[serde(rename = "model.kv_channels")]
     pub(crate) kv_channels: usize,
     /// `sequential`, `parallel` or `parallel with two norms`.
-    #[serde(rename = "model.mcore_customization_config.parallel_attention")]
+    #[serde(rename = "model.parallel_attention")]
     pub(crate) block_style: String,
     #[serde(rename = "model.normalization")]
     pub(crate) normalization: String,

@@ -205,7 +205,6 @@ impl State<'_, '_> {
     }
 
     fn greet(&mut self, rank: Rank, hello: Hello) {
-        let name = self.name(rank);
         let Some(peer) = self.peers.get_mut(rank as usize) else { return };
         if let Some(other) = peer.hello.as_ref().filter(|other| **other != hello) {
             let message = format!(
@@ -217,9 +216,8 @@ impl State<'_, '_> {
             return;
         }
         tracing::debug!("rank {rank} is process {} on {}", hello.process, hello.host);
-        let refused = refusal(self.desk, &name, &hello);
-        peer.hello = Some(hello);
-        if let Some((message, status)) = refused {
+        peer.hello = Some(hello.clone());
+        if let Some((message, status)) = refusal(self.desk, &self.name(rank), &hello) {
             self.fail(message, status.code());
             return;
         }
@@ -430,10 +428,10 @@ mod tests {
         assert!(refused((&gpu, None), hello(&gpu, None)).is_none());
         let fell_back = refused((&gpu, None), hello(&cpu, Some("there is no GPU"))).unwrap();
         assert_eq!(fell_back.status, ExitStatus::Device);
-        insta::assert_snapshot!(fell_back.sentence(), @"");
+        insta::assert_snapshot!(fell_back.sentence(), @"rank 1 (process 5 on node7) computes on device `cpu` (there is no GPU), rank 0 computes on device `gpu sm_90`: their texts would differ; mend the device, leave that machine out of the job, or set `trainer.accelerator=cpu` for all ranks");
         let first_fell_back = refused((&cpu, Some("no driver")), hello(&gpu, None)).unwrap();
         assert_eq!(first_fell_back.status, ExitStatus::Device);
-        insta::assert_snapshot!(first_fell_back.sentence(), @"");
+        insta::assert_snapshot!(first_fell_back.sentence(), @"rank 1 (process 5 on node7) computes on device `gpu sm_90`, rank 0 computes on device `cpu` (no driver): their texts would differ; mend the device, leave that machine out of the job, or set `trainer.accelerator=cpu` for all ranks");
         // All alike, as the user was warned at the start.
         assert!(refused((&cpu, Some("no driver")), hello(&cpu, Some("no driver"))).is_none());
         let other_gpu = refused((&gpu, None), hello(&on("gpu sm_80"), None)).unwrap();
@@ -448,10 +446,10 @@ mod tests {
         theirs.compute.fused = true;
         let failure = refused((&mine, None), hello(&theirs, None)).unwrap();
         assert_eq!(failure.status, ExitStatus::Usage);
-        insta::assert_snapshot!(failure.sentence(), @"");
+        insta::assert_snapshot!(failure.sentence(), @"rank 1 (process 5 on node7) was started with other settings than rank 0: `model.seed` (was 0, now 7), `trainer.generation.trt_llm.enable` (was false, now true)");
         let mut of_another_version = hello(&mine, None);
         of_another_version.identity = "{\"version\": 3}".to_owned();
         let failure = refused((&mine, None), of_another_version).unwrap();
-        insta::assert_snapshot!(failure.sentence(), @"");
+        insta::assert_snapshot!(failure.sentence(), @"rank 1 (process 5 on node7) and rank 0 cannot compare their settings: it has version 3 of what decides the texts, this program has version 2");
     }
 }

@@ -136,17 +136,15 @@ impl Setup {
     pub(crate) fn identity(&self) -> Result<Identity, Failure> {
         let mut identity = self.plan.identity();
         identity.settings.end_token_ids = self.end_tokens.ids();
+        identity.model = identity::model_fields(&self.model_config);
         let device = device::class(self.options.device)?;
-        Ok(Identity {
-            model: identity::model_fields(&self.model_config),
-            compute: identity::compute(self.options, self.model_config.kv_channels, device)?,
-            inputs: Inputs {
-                checkpoint: self.checkpoint.fingerprint(),
-                tokenizer: self.tokenizer.fingerprint.clone(),
-                data: None,
-            },
-            ..identity
-        })
+        identity.compute = identity::compute(self.options, self.model_config.kv_channels, device)?;
+        identity.inputs = Inputs {
+            checkpoint: self.checkpoint.fingerprint(),
+            tokenizer: self.tokenizer.fingerprint.clone(),
+            data: None,
+        };
+        Ok(identity)
     }
 
     pub(crate) fn memory(&self, demand: Demand) -> Result<MemoryPlan, Failure> {
