@@ -233,13 +233,7 @@ impl PromptBuilder {
             Record::Messages(record) => {
                 let template = self.template.as_ref().ok_or(RecordError::NoChatTemplate)?;
                 let text = template.prompt_text(&record)?;
-                Rendered {
-                    text,
-                    is_templated: true,
-                    full_text: None,
-                    metadata: record.metadata,
-                    note: None,
-                }
+                Rendered { text, is_templated: true, full_text: None, metadata: record.metadata, note: None }
             }
         };
         if self.kept == KeptMetadata::Nothing {

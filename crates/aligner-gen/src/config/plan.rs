@@ -321,28 +321,7 @@ mod tests {
         assert_eq!(cut.length_limits, LengthLimits::default());
         assert_ne!(left_out.records, cut.records);
         let changes = left_out.identity().changes(&cut.identity());
-        assert!(changes.iter().any(|change| change.contains("prompt_template")), "{changes:?}");
-    }
-
-    #[test]
-    fn identity_covers_the_settings_of_a_sample() {
-        let base = plan(&[]).unwrap().identity();
-        for same in ["model.global_batch_size=8", "trainer.generation.trt_llm.model_type=llama"] {
-            assert_eq!(base.changes(&plan(&[same]).unwrap().identity()), Vec::<String>::new());
-        }
-        for changed in [
-            "model.seed=7",
-            "model.generation.sampling_params.top_k=3",
-            "model.generation.length_params.max_length=5",
-            "model.data.date=2026-11-28",
-        ] {
-            let changes = base.changes(&plan(&[changed]).unwrap().identity());
-            assert!(
-                changes.len() == 1
-                    && changes[0].starts_with(&format!("`{}`", changed.split_once('=').unwrap().0)),
-                "{changes:?}"
-            );
-        }
+        assert!(changes.iter().any(|change| change.contains("truncation_field")), "{changes:?}");
     }
 
     #[test]

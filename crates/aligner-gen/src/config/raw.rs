@@ -205,7 +205,7 @@ impl RawConfig {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct RawModel {
+pub(super) struct RawModel {
     generation: RawGeneration,
     data: RawData,
     seed: Option<i64>,

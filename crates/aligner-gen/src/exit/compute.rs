@@ -170,7 +170,8 @@ mod tests {
 
     #[test]
     fn of_libtorch() {
-        for text in ["CUDA out of memory. Tried to allocate 2 GiB", "DefaultCPUAllocator: can't allocate memory"]
+        for text in
+            ["CUDA out of memory. Tried to allocate 2 GiB", "DefaultCPUAllocator: can't allocate memory"]
         {
             check(ModelError::from(torch(text)), ExitStatus::Device);
             check(EngineError::Torch(torch(text)), ExitStatus::Device);

@@ -44,14 +44,8 @@ impl GenerationPlan {
 
     fn settings(&self) -> Settings {
         // `compute_logprob` adds nothing to a line that `output_fields` does not.
-        let SamplingParams {
-            use_greedy,
-            temperature,
-            top_k,
-            top_p,
-            repetition_penalty,
-            compute_logprob: _,
-        } = self.sampling;
+        let SamplingParams { use_greedy, temperature, top_k, top_p, repetition_penalty, compute_logprob: _ } =
+            self.sampling;
         Settings {
             seed: self.seed,
             encoder_seq_length: self.encoder_seq_length,
@@ -156,17 +150,13 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         bias,
         qkv_bias,
         position_embedding_type: if rotary.is_some() { "rope" } else { "learned_absolute" }.to_owned(),
-        rotary_dims: rotary.map(|(rotary_dims, ..)| rotary_dims),
+        rotary_percentage: rotary.map(|(rotary_dims, ..)| rotary_dims as f64 / kv_channels as f64),
         rotary_interleaved: rotary.map(|(_, interleaved, ..)| interleaved),
         rotary_base: rotary.map(|(_, _, base, _)| base),
         seq_len_interpolation_factor: rotary.map(|(.., factor)| factor),
         rope_scaling: scaling.map(|scaling| {
-            let RopeScaling {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } = scaling;
+            let RopeScaling { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } =
+                scaling;
             [factor, low_freq_factor, high_freq_factor, original_max_position_embeddings]
         }),
         share_embeddings_and_output_weights,
@@ -228,3 +218,6 @@ pub(crate) fn compute(options: LoadOptions, head_dim: usize, device: String) -> 
         attention: attention.map(str::to_owned),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,10 @@ use mem_disk::{AfterCut, Fault, MemDisk};
 
 use super::identity::tests::identity;
 use super::record::tests::sample;
-use super::{CompletedStep, ExistingOutput, GenerationSink, JsonlSink, Manifest, OutputError, OutputFolder, ResumePoint};
+use super::{
+    CompletedStep, ExistingOutput, GenerationSink, JsonlSink, Manifest, OutputError, OutputFolder,
+    ResumePoint,
+};
 
 const LOG_DIR: &str = "/results";
 const JSONL: &str = "/results/generations/generations.jsonl";

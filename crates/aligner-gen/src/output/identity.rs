@@ -157,9 +157,9 @@ pub(crate) struct ModelFields {
     /// `learned_absolute` or `rope`, to which all that follows belongs.
     #[serde(rename = "model.position_embedding_type")]
     pub(crate) position_embedding_type: String,
-    /// How many dimensions of a head are rotated.
+    /// The share of a head's dimensions that is rotated.
     #[serde(rename = "model.rotary_percentage")]
-    pub(crate) rotary_dims: Option<usize>,
+    pub(crate) rotary_percentage: Option<f64>,
     #[serde(rename = "model.rotary_interleaved")]
     pub(crate) rotary_interleaved: Option<bool>,
     #[serde(rename = "model.rotary_base")]

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::disk::{Disk, RealDisk};
-use super::legacy::scan_legacy;
 use super::identity::IdentityError;
+use super::legacy::scan_legacy;
 use super::{Identity, Manifest, OutputError};
 
 pub(super) const JSONL: &str = "generations.jsonl";
@@ -106,10 +106,9 @@ fn find_resume_point<D: Disk>(
             program_version: manifest.program_version.clone(),
             found,
         },
-        IdentityError::Unreadable { .. } => OutputError::BadManifest {
-            path: folder.join(Manifest::FILE_NAME),
-            reason: error.to_string(),
-        },
+        IdentityError::Unreadable { .. } => {
+            OutputError::BadManifest { path: folder.join(Manifest::FILE_NAME), reason: error.to_string() }
+        }
     })?;
     let changes = recorded.changes(identity);
     if !changes.is_empty() {
@@ -283,6 +282,48 @@ mod tests {
         let setup = Setup::new("0123", Some((1, 2, 4)));
         let message = setup.open(2).unwrap_err().to_string();
         assert!(message.contains("changed: `model.seed` (was 1, now 2);"), "{message}");
+    }
+
+    /// A manifest with this identity, of a run that has committed a step.
+    fn begun_with(identity: serde_json::Value) -> Setup {
+        let setup = Setup::new(&line(1, 2), None);
+        let manifest = Manifest {
+            program_version: "0.1.0".to_owned(),
+            committed: ResumePoint { committed_bytes: line(1, 2).len() as u64, step: 1, consumed_samples: 2 },
+            num_samples: 9,
+            identity,
+            config: json!({}),
+        };
+        manifest.write_on(&RealDisk, &setup.log_dir.path().join("generations")).unwrap();
+        setup
+    }
+
+    #[test]
+    fn runs_of_other_versions_are_refused_by_name() {
+        let first = json!({"data fingerprint": "a", "model.seed": 1, "trainer.precision": "Bf16"});
+        let setup = begun_with(first);
+        let message = setup.open(1).unwrap_err().to_string();
+        let message = message.replace(&setup.log_dir.path().display().to_string(), "/results");
+        insta::assert_snapshot!(message, @"`/results/generations` was begun by another version of this program (0.1.0, identity version 1), which recorded what decides the texts in another way than this one (identity version 2), so it cannot be continued: finish it with that version, use another `exp_manager.explicit_log_dir`, or start afresh with `++exp_manager.resume_if_exists=false`");
+        assert_eq!(setup.read("generations.jsonl"), line(1, 2));
+        let later = begun_with(json!({"version": 3, "everything": {}})).open(1).unwrap_err();
+        assert!(matches!(later, OutputError::OtherVersion { found: 3, .. }), "{later}");
+        let mut unknown = identity(1, "a").record().unwrap();
+        unknown["compute"]["new"] = json!(1);
+        let unknown = begun_with(unknown).open(1).unwrap_err();
+        assert!(matches!(unknown, OutputError::BadManifest { .. }), "{unknown}");
+    }
+
+    #[test]
+    fn kernels_and_device_are_compared() {
+        let setup = begun_with(identity(1, "a").record().unwrap());
+        let mut other = identity(1, "a");
+        other.compute.device = "gpu sm_90".to_owned();
+        other.compute.fused = true;
+        let opened = OutputFolder::open(setup.log_dir.path(), &other, ExistingOutput::Continue);
+        let message = opened.unwrap_err().to_string();
+        let expect = "changed: `device` (was \"\", now \"gpu sm_90\"), `trainer.generation.trt_llm.enable` (was false, now true);";
+        assert!(message.contains(expect), "{message}");
     }
 
     #[test]

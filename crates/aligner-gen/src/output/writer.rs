@@ -2,9 +2,7 @@
 
 use super::disk::{Disk, RealDisk};
 use super::resume::JSONL;
-use super::{
-    CompletedStep, GenerationSink, Manifest, OutputError, OutputField, OutputFolder, ResumePoint,
-};
+use super::{CompletedStep, GenerationSink, Manifest, OutputError, OutputField, OutputFolder, ResumePoint};
 
 /// The file, its manifest and the lock on the folder.
 #[derive(Debug)]
@@ -79,9 +77,9 @@ impl<D: Disk> GenerationSink for JsonlSink<D> {
 mod tests {
     use serde_json::json;
 
+    use super::super::ExistingOutput;
     use super::super::identity::tests::identity;
     use super::super::record::tests::sample;
-    use super::super::ExistingOutput;
     use super::*;
 
     fn open(log_dir: &std::path::Path) -> JsonlSink {

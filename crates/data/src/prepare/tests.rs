@@ -100,4 +100,3 @@ fn the_text_alone_is_that_of_the_prompt() {
         }
     }
 }
-

@@ -479,7 +479,7 @@ mod tests {
         let error = FromZero::decode(&[9, 0]).unwrap_err().to_string();
         assert_eq!(
             error,
-            "a message of version 9, this program has version 1: all ranks must run the same program"
+            "a message of version 9, this program has version 2: all ranks must run the same program"
         );
     }
 }
