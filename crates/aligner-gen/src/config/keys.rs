@@ -30,6 +30,7 @@ pub(crate) struct Key {
     pub(crate) path: &'static str,
     pub(crate) status: Status,
     /// What the identity of a run calls it, where it is [`Status::Read`].
+    #[cfg_attr(not(test), expect(dead_code, reason = "a test holds the identity against it"))]
     pub(crate) identity: Option<&'static str>,
     /// The checkpoint's value is a better default than the built-in one.
     pub(crate) is_checkpoints: bool,

@@ -172,7 +172,7 @@ impl State<'_, '_> {
             peer.heard = Some(Instant::now());
         }
         match message {
-            ToZero::Hello(hello) => self.greet(rank, hello),
+            ToZero::Hello(hello) => self.greet(rank, &hello),
             ToZero::Ready { capacity } => {
                 self.table.join(rank, capacity as usize, now);
                 self.deal(rank);
@@ -204,9 +204,9 @@ impl State<'_, '_> {
         }
     }
 
-    fn greet(&mut self, rank: Rank, hello: Hello) {
+    fn greet(&mut self, rank: Rank, hello: &Hello) {
         let Some(peer) = self.peers.get_mut(rank as usize) else { return };
-        if let Some(other) = peer.hello.as_ref().filter(|other| **other != hello) {
+        if let Some(other) = peer.hello.as_ref().filter(|other| *other != hello) {
             let message = format!(
                 "rank {rank} came twice, as process {} on {} and as process {} on {}: is another job using this port? set \
                  MASTER_PORT to a free one for all ranks",
@@ -217,7 +217,7 @@ impl State<'_, '_> {
         }
         tracing::debug!("rank {rank} is process {} on {}", hello.process, hello.host);
         peer.hello = Some(hello.clone());
-        if let Some((message, status)) = refusal(self.desk, &self.name(rank), &hello) {
+        if let Some((message, status)) = refusal(self.desk, &self.name(rank), hello) {
             self.fail(message, status.code());
             return;
         }
