@@ -23,6 +23,7 @@ use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
 use crate::cluster::queue::link::{Server, connect};
 use crate::cluster::queue::message::{FromZero, Hello, Leaving, ResponseDone, SampleDone, ToZero, Why};
 use crate::cluster::ranks::{Meeting, Place};
+use crate::cluster::topology::Topology;
 
 const PROMPT_TOKENS: usize = 200;
 const RESPONSE_TOKENS: usize = 300;
@@ -116,12 +117,12 @@ impl std::fmt::Display for Through {
 }
 
 fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure> {
-    let socket = std::net::TcpListener::bind("127.0.0.1:0").map_err(anyhow::Error::from)?;
-    let port = socket.local_addr().map_err(anyhow::Error::from)?.port();
-    drop(socket);
+    let port = free_port().map_err(anyhow::Error::from)?;
+    // Rank 0 itself computes nothing here.
+    let topology = Topology::data_parallel(num_ranks.saturating_add(1))?;
     let place = |rank| Place {
         rank,
-        world_size: num_ranks + 1,
+        world_size: topology.num_ranks(),
         local_rank: 0,
         local_size: 1,
         meeting: Meeting::Address { host: "127.0.0.1".to_owned(), port },
@@ -142,8 +143,7 @@ fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure>
         max_waiting_bytes: 1 << 30,
         lease: Duration::from_secs(60),
     };
-    // Rank 0 itself computes nothing here.
-    let table = LeaseTable::new(0, num_samples, num_ranks + 1, limits);
+    let table = LeaseTable::new(0..num_samples, topology.num_replicas(), limits);
     let (finished, positions) = channel();
     let desk = Desk {
         request: Box::new(|position| Some(request(position))),
@@ -151,6 +151,7 @@ fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure>
         lease: limits.lease,
         join_timeout: Duration::from_secs(60),
         watch: &watch,
+        topology,
         identity: &identity,
         fallback: None,
         welcome: FromZero::Welcome { longest_sequence_tokens: 500, num_sequences: num_samples as u64 },
@@ -163,13 +164,13 @@ fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure>
     let started = Instant::now();
     let mut resident_mib = Vec::new();
     std::thread::scope(|scope| {
-        let desk = scope.spawn(move || desk.run(table, num_ranks + 1, &incoming));
+        let desk = scope.spawn(move || desk.run(table, &incoming));
         let num_messages = &num_messages;
         let workers: Vec<_> = (1..=num_ranks)
             .map(|rank| {
                 let place = place(rank);
                 let identity = &identity;
-                scope.spawn(move || answer(&place, identity, num_messages))
+                scope.spawn(move || answer(&place, topology, identity, num_messages))
             })
             .collect();
         let (mut open, mut committed, mut num_done) = (BTreeSet::new(), 0, 0);
@@ -194,6 +195,10 @@ fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure>
     let num_bytes = (num_samples * (request_bytes() + done_bytes())) as u64;
     let num_messages = num_messages.load(Ordering::Relaxed);
     Ok(Through { num_ranks, num_samples, seconds, num_messages, num_bytes, resident_mib })
+}
+
+fn free_port() -> std::io::Result<u16> {
+    Ok(std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }
 
 fn join(worker: std::thread::ScopedJoinHandle<'_, Result<(), Failure>>) -> Result<(), Failure> {
@@ -228,9 +233,14 @@ fn done_bytes() -> usize {
 }
 
 /// A rank whose model takes no time.
-fn answer(place: &Place, identity: &Identity, num_messages: &AtomicU64) -> Result<(), Failure> {
+fn answer(
+    place: &Place,
+    topology: Topology,
+    identity: &Identity,
+    num_messages: &AtomicU64,
+) -> Result<(), Failure> {
     let (mailbox, line) = connect(place, Duration::from_secs(12), &|_| Ok(()))?;
-    (mailbox.say)(ToZero::Hello(Hello::of_this_process(identity, None)?));
+    (mailbox.say)(ToZero::Hello(Hello::of_this_process(identity, topology, None)?));
     (mailbox.say)(ToZero::Ready { capacity: 72 });
     while let Ok(heard) = mailbox.from_zero.recv() {
         num_messages.fetch_add(1, Ordering::Relaxed);

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use crate::job::generate::RUN_AHEAD;
 
-use crate::cluster::queue::lease::{Completion, LeaseLimits, LeaseTable, Rank};
+use crate::cluster::queue::lease::{Completion, LeaseLimits, LeaseTable, SampleSize};
+use crate::cluster::topology::Replica;
 
 /// A job without a model.
 #[derive(Clone, Debug)]
@@ -59,7 +60,7 @@ pub(crate) fn long_tail(num_samples: usize, median_tokens: f64, sigma: f64, max_
 }
 
 /// What is to happen, the earliest first; the number keeps the order of what happens at once.
-type Agenda = BinaryHeap<Reverse<(Duration, u64, Rank, Happening)>>;
+type Agenda = BinaryHeap<Reverse<(Duration, u64, Replica, Happening)>>;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Happening {
@@ -118,9 +119,10 @@ impl Simulation {
             max_waiting_bytes: usize::MAX,
             lease: Duration::from_secs(3600),
         };
-        let world_size = u32::try_from(num_ranks).unwrap_or(u32::MAX);
-        let mut table = LeaseTable::new(0, self.lengths.len(), world_size, limits);
-        (0..world_size).for_each(|rank| table.join(rank, capacity, Duration::ZERO));
+        let num_replicas = u32::try_from(num_ranks).unwrap_or(u32::MAX);
+        let replicas = || (0..num_replicas).map(Replica);
+        let mut table = LeaseTable::new(0..self.lengths.len(), num_replicas, limits);
+        replicas().for_each(|replica| table.join(replica, capacity, Duration::ZERO));
         let mut run = Run {
             simulation: self,
             table,
@@ -133,65 +135,65 @@ impl Simulation {
             num_waiting: 0,
             outcome: Outcome { seconds: 0.0, num_messages: 0, num_repeated: 0, peak_waiting: 0 },
         };
-        (0..world_size).for_each(|rank| run.deal(rank, Duration::ZERO));
-        run.plan(Duration::ZERO, 0, Happening::Look);
+        replicas().for_each(|replica| run.deal(replica, Duration::ZERO));
+        run.plan(Duration::ZERO, Replica(0), Happening::Look);
         run.finish()
     }
 }
 
 impl Run<'_> {
     fn finish(mut self) -> Outcome {
-        while let Some(Reverse((now, _, rank, happening))) = self.agenda.pop() {
+        while let Some(Reverse((now, _, replica, happening))) = self.agenda.pop() {
             match happening {
                 Happening::Granted(position) => {
-                    if let Some(backlog) = self.backlogs.get_mut(rank as usize) {
+                    if let Some(backlog) = self.backlogs.get_mut(replica.index()) {
                         backlog.push_back(position);
                     }
-                    self.seat(rank, now);
+                    self.seat(replica, now);
                 }
                 Happening::Computed(position) => {
-                    if let Some(num_free) = self.num_free_seats.get_mut(rank as usize) {
+                    if let Some(num_free) = self.num_free_seats.get_mut(replica.index()) {
                         *num_free += 1;
                     }
-                    self.say(now, rank, Happening::Arrived(position));
-                    self.seat(rank, now);
+                    self.say(now, replica, Happening::Arrived(position));
+                    self.seat(replica, now);
                 }
                 Happening::Arrived(position) => {
-                    self.accept(rank, position, now);
+                    self.accept(replica, position, now);
                     if self.table.num_unfinished() == 0 {
                         self.outcome.seconds = now.as_secs_f64();
                         return self.outcome;
                     }
-                    self.deal(rank, now);
+                    self.deal(replica, now);
                 }
                 Happening::Look => {
-                    (0..self.backlogs.len()).for_each(|rank| self.deal(rank as Rank, now));
-                    self.plan(now + Duration::from_millis(50), 0, Happening::Look);
+                    (0..).take(self.backlogs.len()).for_each(|replica| self.deal(Replica(replica), now));
+                    self.plan(now + Duration::from_millis(50), Replica(0), Happening::Look);
                 }
             }
         }
         self.outcome
     }
 
-    fn plan(&mut self, when: Duration, rank: Rank, happening: Happening) {
+    fn plan(&mut self, when: Duration, replica: Replica, happening: Happening) {
         self.order += 1;
-        self.agenda.push(Reverse((when, self.order, rank, happening)));
+        self.agenda.push(Reverse((when, self.order, replica, happening)));
     }
 
-    fn say(&mut self, now: Duration, rank: Rank, happening: Happening) {
+    fn say(&mut self, now: Duration, replica: Replica, happening: Happening) {
         self.outcome.num_messages += 1;
-        self.plan(now + self.simulation.latency, rank, happening);
+        self.plan(now + self.simulation.latency, replica, happening);
     }
 
-    fn deal(&mut self, rank: Rank, now: Duration) {
-        for position in self.table.grant(rank, now) {
-            self.say(now, rank, Happening::Granted(position));
+    fn deal(&mut self, replica: Replica, now: Duration) {
+        for position in self.table.grant(replica, now) {
+            self.say(now, replica, Happening::Granted(position));
         }
     }
 
     /// Begins samples of the backlog while there are seats.
-    fn seat(&mut self, rank: Rank, now: Duration) {
-        let index = rank as usize;
+    fn seat(&mut self, replica: Replica, now: Duration) {
+        let index = replica.index();
         while self.num_free_seats.get(index).is_some_and(|&num_free| num_free > 0)
             && let Some(position) =
                 self.backlogs.get_mut(index).and_then(std::collections::VecDeque::pop_front)
@@ -203,15 +205,16 @@ impl Run<'_> {
             let speed = self.simulation.speeds.get(index).copied().unwrap_or(1.0);
             self.plan(
                 now + Duration::from_secs_f64(f64::from(length) / speed),
-                rank,
+                replica,
                 Happening::Computed(position),
             );
         }
     }
 
-    fn accept(&mut self, rank: Rank, position: usize, now: Duration) {
+    fn accept(&mut self, replica: Replica, position: usize, now: Duration) {
         let length = self.simulation.lengths.get(position).copied().unwrap_or(1);
-        if self.table.complete(rank, position, (length as usize, 1), now) == Completion::Duplicate {
+        let size = SampleSize { longest_tokens: length as usize, num_bytes: 1 };
+        if self.table.complete(replica, position, size, now) == Completion::Duplicate {
             self.outcome.num_repeated += 1;
             return;
         }

@@ -7,3 +7,4 @@ pub(crate) mod hostlist;
 pub(crate) mod queue;
 pub(crate) mod ranks;
 pub(crate) mod spawn;
+pub(crate) mod topology;

@@ -89,7 +89,7 @@ impl Follower<'_> {
 
     fn work(&self, mailbox: &Mailbox) -> Result<Outcome, Failure> {
         let setup = self.setup;
-        let hello = Hello::of_this_process(&self.identity, setup.fallback.clone())?;
+        let hello = Hello::of_this_process(&self.identity, setup.topology, setup.fallback.clone())?;
         (mailbox.say)(ToZero::Hello(hello));
         let nothing = |ended| Ok(Outcome { ended, prompt_tokens: 0 });
         let (longest_sequence_tokens, num_sequences) = loop {

@@ -20,6 +20,7 @@ use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
 use crate::cluster::queue::link::Server;
 use crate::cluster::queue::message::{FromZero, Hello, Leaving, SampleDone, ToZero, Why};
 use crate::cluster::queue::worker::{self, Ended};
+use crate::cluster::topology::Topology;
 use crate::config::plan::GenerationPlan;
 use crate::exit::Failure;
 use crate::metrics::{FinishReasons, Metrics, StepCounts};
@@ -48,7 +49,7 @@ pub(crate) struct Job<'a> {
     pub(crate) welcome: FromZero,
     /// Samples that this rank can hold; the others are taken to be like it.
     pub(crate) capacity: u32,
-    pub(crate) world_size: u32,
+    pub(crate) topology: Topology,
 }
 
 /// What goes to the thread that writes.
@@ -100,6 +101,7 @@ pub(crate) fn generate(
         lease: job.plan.lease,
         join_timeout: job.plan.join_timeout,
         watch: job.watch,
+        topology: job.topology,
         identity: job.identity,
         fallback: job.fallback,
         welcome: job.welcome.clone(),
@@ -118,7 +120,11 @@ pub(crate) fn generate(
         }),
         from_zero,
     };
-    let table = LeaseTable::new(first_position(job), end_position(job), job.world_size, job.lease_limits());
+    let table = LeaseTable::new(
+        first_position(job)..end_position(job),
+        job.topology.num_replicas(),
+        job.lease_limits(),
+    );
     let (computed, report, summary) = std::thread::scope(|scope| {
         let writer = scope.spawn(move || {
             let written = write_steps(&written, collector, sink, reports, &events);
@@ -127,7 +133,7 @@ pub(crate) fn generate(
             }
             written
         });
-        let desk = scope.spawn(move || desk.run(table, job.world_size, &incoming));
+        let desk = scope.spawn(move || desk.run(table, &incoming));
         let computed = compute(job, load, &mailbox, &to_writer);
         drop((mailbox, to_writer));
         (computed, join(desk), join(writer))
@@ -157,7 +163,7 @@ impl Job<'_> {
 
     fn lease_limits(&self) -> LeaseLimits {
         let step_samples = self.plan.batch.global;
-        let held_by_all = (self.capacity as usize).saturating_mul(self.world_size as usize);
+        let held_by_all = (self.capacity as usize).saturating_mul(self.topology.num_replicas() as usize);
         LeaseLimits {
             step_samples,
             run_ahead_samples: held_by_all.saturating_mul(RUN_AHEAD).max(4 * step_samples),
@@ -185,7 +191,7 @@ fn compute(
     mailbox: &Mailbox,
     to_writer: &Sender<ToWriter>,
 ) -> Result<Computed, Failure> {
-    let hello = Hello::of_this_process(job.identity, job.fallback.map(str::to_owned))?;
+    let hello = Hello::of_this_process(job.identity, job.topology, job.fallback.map(str::to_owned))?;
     (mailbox.say)(ToZero::Hello(hello));
     let loading = Instant::now();
     let outcome = load().and_then(|mut engine| {

@@ -12,6 +12,7 @@ use model_core::{
 };
 use sampling::SamplingParams;
 
+use crate::cluster::topology::Topology;
 use crate::config::plan::{Bos, GenerationPlan, Unfinished};
 use crate::config::records::RecordFormat;
 use crate::exit::Failure;
@@ -197,7 +198,12 @@ fn activation_name(nonlinearity: Nonlinearity, gated: bool) -> String {
 ///
 /// # Errors
 /// When no attention backend is left.
-pub(crate) fn compute(options: LoadOptions, head_dim: usize, device: String) -> Result<Compute, Failure> {
+pub(crate) fn compute(
+    options: LoadOptions,
+    head_dim: usize,
+    device: String,
+    topology: Topology,
+) -> Result<Compute, Failure> {
     let LoadOptions { precision, backend, device: place, attention } = options;
     let attention = match backend {
         Backend::Fused => None,
@@ -216,6 +222,7 @@ pub(crate) fn compute(options: LoadOptions, head_dim: usize, device: String) -> 
         fused: backend == Backend::Fused,
         device,
         attention: attention.map(str::to_owned),
+        tensor_size: Some(topology.tensor_size()).filter(|&size| size > 1),
     })
 }
 

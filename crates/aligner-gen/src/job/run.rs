@@ -150,7 +150,7 @@ impl Prepared {
         let plan = &setup.plan;
         let builder = prompt_builder(plan, &setup.tokenizer)?;
         let prompts = load_prompts(&plan.data_path, builder, &plan.length_limits, plan.on_bad_record)?;
-        let (prompts, steps) = planned(plan, prompts, setup.world_size())?;
+        let (prompts, steps) = planned(plan, prompts, setup.topology)?;
         let first = match prompts.num_tokens(0) {
             Some(num_tokens) => Some((prompts.text(0)?.text, num_tokens)),
             None => None,
@@ -258,7 +258,7 @@ impl Prepared {
                 num_sequences: self.demand.num_sequences as u64,
             },
             capacity: worker::capacity(&self.memory.limits, longest, plan.num_responses),
-            world_size: self.setup.world_size(),
+            topology: self.setup.topology,
         };
         let reports = Reports { progress, metrics: reporting.metrics };
         let load = || self.setup.engine(Arc::clone(&tokens), &self.memory);

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use engine::Request;
 
+use crate::cluster::topology::{Rank, Replica, Topology};
 use crate::exit::{ExitStatus, Failure};
 use crate::output::Identity;
 use crate::signals::StopWatch;
 
 use super::Heard;
-use super::lease::{Completion, LeaseTable, Rank};
+use super::lease::{Completion, LeaseTable, SampleSize};
 use super::link::Server;
 use super::message::{FromZero, Hello, Leaving, SampleDone, Stop, ToZero, Why};
 
@@ -45,6 +46,7 @@ pub(crate) struct Desk<'a> {
     pub(crate) lease: Duration,
     pub(crate) join_timeout: Duration,
     pub(crate) watch: &'a StopWatch,
+    pub(crate) topology: Topology,
     /// What decides the texts, data apart; must be the same for every rank.
     pub(crate) identity: &'a Identity,
     /// Why rank 0 computes on the CPU, where a GPU was asked for.
@@ -92,11 +94,11 @@ struct State<'a, 'b> {
 
 impl Desk<'_> {
     /// Works until the job has ended and every rank that can has said so.
-    pub(crate) fn run(&self, table: LeaseTable, world_size: u32, events: &Receiver<Event>) -> DeskReport {
+    pub(crate) fn run(&self, table: LeaseTable, events: &Receiver<Event>) -> DeskReport {
         let mut state = State {
             desk: self,
             table,
-            peers: vec![Peer::default(); world_size as usize],
+            peers: vec![Peer::default(); self.topology.num_ranks() as usize],
             started: Instant::now(),
             stop: None,
             stopped_at: None,
@@ -165,7 +167,8 @@ impl State<'_, '_> {
 
     fn hear(&mut self, rank: Rank, message: ToZero) {
         let now = self.now();
-        if self.table.hear(rank, now) {
+        let topology = self.desk.topology;
+        if topology.leases_for(rank).is_some_and(|replica| self.table.hear(replica, now)) {
             tracing::info!("rank {rank} is back");
         }
         if let Some(peer) = self.peers.get_mut(rank as usize) {
@@ -174,20 +177,26 @@ impl State<'_, '_> {
         match message {
             ToZero::Hello(hello) => self.greet(rank, &hello),
             ToZero::Ready { capacity } => {
-                self.table.join(rank, capacity as usize, now);
-                self.deal(rank);
+                if let Some(replica) = self.leased_by(rank) {
+                    self.table.join(replica, capacity as usize, now);
+                    self.deal(replica);
+                }
             }
             ToZero::Alive => {}
             ToZero::Done(samples) => {
-                samples.into_iter().for_each(|sample| self.accept(rank, sample));
+                let Some(replica) = self.leased_by(rank) else { return };
+                samples.into_iter().for_each(|sample| self.accept(rank, replica, sample));
                 if self.table.num_unfinished() == 0 {
                     self.begin_stop(&Stop::Finished);
                 }
-                self.deal(rank);
+                self.deal(replica);
             }
             ToZero::Leaving(Leaving { why, prompt_tokens }) => {
                 self.prompt_tokens += prompt_tokens;
-                self.table.leave(rank);
+                // Without one of its ranks a replica cannot go on.
+                if let Some(at) = topology.coordinates(rank) {
+                    self.table.leave(at.replica);
+                }
                 if let Some(peer) = self.peers.get_mut(rank as usize) {
                     peer.left = true;
                 }
@@ -227,7 +236,17 @@ impl State<'_, '_> {
         }
     }
 
-    fn accept(&mut self, rank: Rank, sample: SampleDone) {
+    /// The replica that a rank gets samples for. One that gets none has no business with them.
+    fn leased_by(&mut self, rank: Rank) -> Option<Replica> {
+        let replica = self.desk.topology.leases_for(rank);
+        if replica.is_none() {
+            let name = self.name(rank);
+            self.fail(format!("{name} wants to compute samples that are another rank's of its replica"), 1);
+        }
+        replica
+    }
+
+    fn accept(&mut self, rank: Rank, replica: Replica, sample: SampleDone) {
         let Some(position) = (self.desk.position_of)(sample.sample_idx) else {
             tracing::error!("rank {rank} computed sample {}, which was not asked for", sample.sample_idx);
             return;
@@ -235,8 +254,8 @@ impl State<'_, '_> {
         let longest = sample.responses.iter().map(|response| response.token_ids.len()).max().unwrap_or(0);
         let num_tokens: usize = sample.responses.iter().map(|response| response.token_ids.len()).sum();
         // Ids, log-probabilities and the text, roughly.
-        let num_bytes = 12 * num_tokens + 128;
-        if self.table.complete(rank, position, (longest, num_bytes), self.now()) == Completion::First {
+        let size = SampleSize { longest_tokens: longest, num_bytes: 12 * num_tokens + 128 };
+        if self.table.complete(replica, position, size, self.now()) == Completion::First {
             if let Some(peer) = self.peers.get_mut(rank as usize) {
                 peer.num_samples += 1;
             }
@@ -247,8 +266,11 @@ impl State<'_, '_> {
     /// What hangs on the time.
     fn look_around(&mut self) {
         // It shares this process: when it lives, so does rank 0.
-        self.table.hear(0, self.now());
-        for (rank, num_samples) in self.table.expire(self.now()) {
+        if let Some(replica) = self.desk.topology.leases_for(0) {
+            self.table.hear(replica, self.now());
+        }
+        for (replica, num_samples) in self.table.expire(self.now()) {
+            let Some(rank) = self.desk.topology.leader(replica) else { continue };
             let name = self.name(rank);
             tracing::warn!(
                 "{name} has not been heard from for {} s: its {num_samples} samples are given to others",
@@ -279,19 +301,21 @@ impl State<'_, '_> {
     }
 
     fn deal_to_all(&mut self) {
-        for rank in 0..self.peers.len() {
-            self.deal(rank as Rank);
+        for replica in self.desk.topology.replicas() {
+            self.deal(replica);
         }
     }
 
-    /// Gives a rank what it may have.
-    fn deal(&mut self, rank: Rank) {
+    /// Gives a replica what it may have.
+    fn deal(&mut self, replica: Replica) {
         if self.stop.is_some() {
             return;
         }
         let now = self.now();
-        let granted = self.table.grant(rank, now);
-        if !granted.is_empty() {
+        let granted = self.table.grant(replica, now);
+        if let Some(rank) = self.desk.topology.leader(replica)
+            && !granted.is_empty()
+        {
             let requests = granted.into_iter().filter_map(|position| (self.desk.request)(position)).collect();
             self.send(rank, FromZero::Grant(requests));
         }
@@ -338,8 +362,16 @@ impl State<'_, '_> {
     }
 }
 
-/// Why a rank cannot join: its texts would not be those of rank 0.
+/// Why a rank cannot join: it belongs to another job, or its texts would not be those of rank 0.
 fn refusal(desk: &Desk<'_>, name: &str, hello: &Hello) -> Option<(String, ExitStatus)> {
+    if hello.topology != desk.topology {
+        let message = format!(
+            "{name} belongs to a job of {}, rank 0 to one of {}: start all ranks with the same settings, or set MASTER_PORT \
+             to a free port for all ranks of this job",
+            hello.topology, desk.topology
+        );
+        return Some((message, ExitStatus::Usage));
+    }
     let mine = desk.identity;
     let theirs = serde_json::from_str(&hello.identity)
         .map_err(|error| error.to_string())
@@ -375,6 +407,10 @@ mod tests {
     use super::super::lease::LeaseLimits;
     use super::*;
 
+    fn topology() -> Topology {
+        Topology::data_parallel(2).unwrap()
+    }
+
     fn on(device: &str) -> Identity {
         let mut identity = Identity::default();
         identity.compute.device = device.to_owned();
@@ -385,6 +421,7 @@ mod tests {
         Hello {
             host: "node7".to_owned(),
             process: 5,
+            topology: topology(),
             identity: identity.record().unwrap().to_string(),
             fallback: fallback.map(str::to_owned),
         }
@@ -401,6 +438,7 @@ mod tests {
             lease: Duration::from_secs(60),
             join_timeout: Duration::from_secs(60),
             watch: &watch,
+            topology: topology(),
             identity: rank_0.0,
             fallback: rank_0.1,
             welcome: FromZero::Welcome { longest_sequence_tokens: 1, num_sequences: 1 },
@@ -419,7 +457,7 @@ mod tests {
             max_waiting_bytes: 1,
             lease: Duration::from_secs(60),
         };
-        desk.run(LeaseTable::new(0, 1, 2, limits), 2, &incoming).failure
+        desk.run(LeaseTable::new(0..1, 2, limits), &incoming).failure
     }
 
     #[test]
@@ -436,6 +474,16 @@ mod tests {
         assert!(refused((&cpu, Some("no driver")), hello(&cpu, Some("no driver"))).is_none());
         let other_gpu = refused((&gpu, None), hello(&on("gpu sm_80"), None)).unwrap();
         assert_eq!(other_gpu.status, ExitStatus::Device);
+    }
+
+    #[test]
+    fn a_rank_of_a_job_of_another_size_is_refused() {
+        let cpu = on("cpu");
+        let mut theirs = hello(&cpu, None);
+        theirs.topology = Topology::new(2, 1, 2).unwrap();
+        let failure = refused((&cpu, None), theirs).unwrap();
+        assert_eq!(failure.status, ExitStatus::Usage);
+        insta::assert_snapshot!(failure.sentence(), @"rank 1 (process 5 on node7) belongs to a job of 2 x 1 x 2 ranks (data x pipeline x tensor), rank 0 to one of 2 x 1 x 1 ranks (data x pipeline x tensor): start all ranks with the same settings, or set MASTER_PORT to a free port for all ranks of this job");
     }
 
     #[test]

@@ -1,19 +1,19 @@
-//! Who computes which sample: the lease table of rank 0. Pure: numbers and times in, numbers out.
+//! Which replica computes which sample: the lease table of rank 0. Pure: numbers and times in, numbers out.
 //!
 //! Samples are given out in the order of the file, a few past what is committed at most, so that finished samples that
-//! wait for an earlier one take a bounded amount of memory. A rank that is not heard from loses its leases. When
-//! nothing is left to give out, a fast rank also gets what a slow one still computes: a sample's text does not depend
+//! wait for an earlier one take a bounded amount of memory. A replica that is not heard from loses its leases. When
+//! nothing is left to give out, a fast replica also gets what a slow one still computes: a sample's text does not depend
 //! on who computes it, so the first answer is taken and the second is dropped.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::time::Duration;
 
-/// A rank's global number.
-pub(crate) type Rank = u32;
+use crate::cluster::topology::Replica;
 
-/// How much faster a rank must be than a lease's holder to compute the sample a second time.
+/// How much faster a replica must be than a lease's holder to compute the sample a second time.
 const FASTER: f64 = 1.5;
-/// How fast a rank's past is forgotten, a factor for each sample: a rank that slows down is noticed soon.
+/// How fast a replica's past is forgotten, a factor for each sample: a replica that slows down is noticed soon.
 const FORGET: f64 = 0.95;
 
 /// What the table is made for.
@@ -25,8 +25,17 @@ pub(crate) struct LeaseLimits {
     pub(crate) run_ahead_samples: usize,
     /// Bytes of finished samples that wait for earlier ones, past which no later step is begun.
     pub(crate) max_waiting_bytes: usize,
-    /// A rank that is silent for this long loses its leases.
+    /// A replica that is silent for this long loses its leases.
     pub(crate) lease: Duration,
+}
+
+/// How large a finished sample is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SampleSize {
+    /// Tokens of its longest response.
+    pub(crate) longest_tokens: usize,
+    /// What it takes until it is committed.
+    pub(crate) num_bytes: usize,
 }
 
 /// What a finished sample is to the table.
@@ -34,11 +43,11 @@ pub(crate) struct LeaseLimits {
 pub(crate) enum Completion {
     /// The first answer.
     First,
-    /// Another rank was faster: this one is dropped.
+    /// Another replica was faster: this one is dropped.
     Duplicate,
 }
 
-/// How a rank stands.
+/// How a replica stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Presence {
     /// Not heard from yet; its share is kept for it.
@@ -51,7 +60,7 @@ enum Presence {
 }
 
 #[derive(Clone, Debug, Default)]
-struct RankState {
+struct ReplicaState {
     presence: Presence,
     /// Samples that it can hold at once.
     capacity: usize,
@@ -62,7 +71,7 @@ struct RankState {
     seconds: f64,
 }
 
-impl RankState {
+impl ReplicaState {
     /// Tokens a second of one sequence.
     fn speed(&self) -> Option<f64> {
         (self.seconds > 0.0).then(|| self.tokens / self.seconds)
@@ -76,7 +85,7 @@ impl RankState {
 /// Who holds a sample, and since when.
 #[derive(Clone, Copy, Debug)]
 struct Holder {
-    rank: Rank,
+    replica: Replica,
     since: Duration,
 }
 
@@ -94,36 +103,36 @@ pub(crate) struct LeaseTable {
     leased: BTreeMap<usize, Vec<Holder>>,
     waiting_bytes: BTreeMap<usize, usize>,
     num_waiting_bytes: usize,
-    ranks: Vec<RankState>,
+    replicas: Vec<ReplicaState>,
 }
 
 impl LeaseTable {
-    /// A table of the positions `start..end` for `world_size` ranks.
-    pub(crate) fn new(start: usize, end: usize, world_size: u32, limits: LeaseLimits) -> Self {
+    /// A table of these positions for so many replicas.
+    pub(crate) fn new(positions: Range<usize>, num_replicas: u32, limits: LeaseLimits) -> Self {
         Self {
             limits,
-            next: start,
-            end,
-            committed: start,
+            next: positions.start,
+            end: positions.end,
+            committed: positions.start,
             returned: BTreeSet::new(),
             leased: BTreeMap::new(),
             waiting_bytes: BTreeMap::new(),
             num_waiting_bytes: 0,
-            ranks: vec![RankState::default(); world_size as usize],
+            replicas: vec![ReplicaState::default(); num_replicas as usize],
         }
     }
 
-    /// A rank is ready for samples.
-    pub(crate) fn join(&mut self, rank: Rank, capacity: usize, now: Duration) {
-        self.hear(rank, now);
-        if let Some(state) = self.ranks.get_mut(rank as usize) {
+    /// A replica is ready for samples.
+    pub(crate) fn join(&mut self, replica: Replica, capacity: usize, now: Duration) {
+        self.hear(replica, now);
+        if let Some(state) = self.replicas.get_mut(replica.index()) {
             state.capacity = capacity;
         }
     }
 
-    /// A sign of life: renews the leases of a rank. True when it had been silent.
-    pub(crate) fn hear(&mut self, rank: Rank, now: Duration) -> bool {
-        let Some(state) = self.ranks.get_mut(rank as usize) else { return false };
+    /// A sign of life: renews the leases of a replica. True when it had been silent.
+    pub(crate) fn hear(&mut self, replica: Replica, now: Duration) -> bool {
+        let Some(state) = self.replicas.get_mut(replica.index()) else { return false };
         let was_silent = state.presence == Presence::Silent;
         if state.presence != Presence::Gone {
             state.presence = Presence::Present;
@@ -132,28 +141,29 @@ impl LeaseTable {
         was_silent
     }
 
-    /// A rank leaves: others get what it holds.
-    pub(crate) fn leave(&mut self, rank: Rank) {
-        self.take_back(rank, Presence::Gone);
+    /// A replica leaves: others get what it holds.
+    pub(crate) fn leave(&mut self, replica: Replica) {
+        self.take_back(replica, Presence::Gone);
     }
 
-    /// Takes the leases of ranks that are silent for too long; returns those ranks and how many samples each held.
-    pub(crate) fn expire(&mut self, now: Duration) -> Vec<(Rank, usize)> {
-        let is_late = |state: &RankState| {
+    /// Takes the leases of replicas that are silent for too long; returns those replicas and how many samples each held.
+    pub(crate) fn expire(&mut self, now: Duration) -> Vec<(Replica, usize)> {
+        let is_late = |state: &ReplicaState| {
             state.presence == Presence::Present && now.saturating_sub(state.heard) > self.limits.lease
         };
-        let late = self.ranks.iter().zip(0..).filter(|(state, _)| is_late(state)).map(|(_, rank)| rank);
-        let late: Vec<Rank> = late.collect();
-        late.into_iter().map(|rank| (rank, self.take_back(rank, Presence::Silent))).collect()
+        let states = self.replicas.iter().zip((0..).map(Replica));
+        let late: Vec<Replica> =
+            states.filter(|(state, _)| is_late(state)).map(|(_, replica)| replica).collect();
+        late.into_iter().map(|replica| (replica, self.take_back(replica, Presence::Silent))).collect()
     }
 
-    fn take_back(&mut self, rank: Rank, presence: Presence) -> usize {
-        let Some(state) = self.ranks.get_mut(rank as usize) else { return 0 };
+    fn take_back(&mut self, replica: Replica, presence: Presence) -> usize {
+        let Some(state) = self.replicas.get_mut(replica.index()) else { return 0 };
         state.presence = presence;
         let held = std::mem::take(&mut state.held);
         for &position in &held {
             if let Some(holders) = self.leased.get_mut(&position) {
-                holders.retain(|holder| holder.rank != rank);
+                holders.retain(|holder| holder.replica != replica);
                 if holders.is_empty() {
                     self.leased.remove(&position);
                     self.returned.insert(position);
@@ -163,13 +173,13 @@ impl LeaseTable {
         held.len()
     }
 
-    /// The samples that a rank may start now, with the time of the lease.
-    pub(crate) fn grant(&mut self, rank: Rank, now: Duration) -> Vec<usize> {
+    /// The samples that a replica may start now, with the time of the lease.
+    pub(crate) fn grant(&mut self, replica: Replica, now: Duration) -> Vec<usize> {
         let mut granted = Vec::new();
-        while self.may_hold_more(rank) {
-            let Some(position) = self.next_for(rank, now) else { break };
-            self.leased.entry(position).or_default().push(Holder { rank, since: now });
-            if let Some(state) = self.ranks.get_mut(rank as usize) {
+        while self.may_hold_more(replica) {
+            let Some(position) = self.next_for(replica, now) else { break };
+            self.leased.entry(position).or_default().push(Holder { replica, since: now });
+            if let Some(state) = self.replicas.get_mut(replica.index()) {
                 state.held.insert(position);
             }
             granted.push(position);
@@ -177,14 +187,14 @@ impl LeaseTable {
         granted
     }
 
-    /// A rank holds what it has room for, and near the end no more than its part of what is left, by its speed.
-    fn may_hold_more(&self, rank: Rank) -> bool {
-        let Some(state) = self.ranks.get(rank as usize) else { return false };
+    /// A replica holds what it has room for, and near the end no more than its part of what is left, by its speed.
+    fn may_hold_more(&self, replica: Replica) -> bool {
+        let Some(state) = self.replicas.get(replica.index()) else { return false };
         if state.presence != Presence::Present || state.held.len() >= state.capacity {
             return false;
         }
-        let sharing = || self.ranks.iter().filter(|state| state.is_sharing());
-        let (sum, num) = sharing().filter_map(RankState::speed).fold((0.0, 0), |(s, n), x| (s + x, n + 1));
+        let sharing = || self.replicas.iter().filter(|state| state.is_sharing());
+        let (sum, num) = sharing().filter_map(ReplicaState::speed).fold((0.0, 0), |(s, n), x| (s + x, n + 1));
         let mean = if num == 0 { 1.0 } else { sum / f64::from(num) };
         let all: f64 = sharing().map(|state| state.speed().unwrap_or(mean)).sum();
         let part = state.speed().unwrap_or(mean) / all.max(f64::MIN_POSITIVE);
@@ -192,7 +202,7 @@ impl LeaseTable {
         (state.held.len() as f64) < share
     }
 
-    fn next_for(&mut self, rank: Rank, now: Duration) -> Option<usize> {
+    fn next_for(&mut self, replica: Replica, now: Duration) -> Option<usize> {
         if let Some(position) = self.returned.pop_first() {
             return Some(position);
         }
@@ -204,19 +214,19 @@ impl LeaseTable {
             self.next += 1;
             return Some(self.next - 1);
         }
-        self.slow_lease(rank, now)
+        self.slow_lease(replica, now)
     }
 
-    /// The first sample that one other rank holds and that this one would probably finish sooner.
-    fn slow_lease(&self, rank: Rank, now: Duration) -> Option<usize> {
-        let state = self.ranks.get(rank as usize)?;
+    /// The first sample that one other replica holds and that this one would probably finish sooner.
+    fn slow_lease(&self, replica: Replica, now: Duration) -> Option<usize> {
+        let state = self.replicas.get(replica.index())?;
         let speed = state.speed()?;
         let is_slow = |holder: &Holder| {
             let held_for = now.saturating_sub(holder.since);
-            let holder_speed = self.ranks.get(holder.rank as usize).and_then(RankState::speed);
+            let holder_speed = self.replicas.get(holder.replica.index()).and_then(ReplicaState::speed);
             // A holder that has finished nothing yet is judged by how long it takes; half a lease is too long anyway.
             let is_late = now.saturating_sub(holder.since) > self.limits.lease.mul_f64(0.5);
-            holder.rank != rank
+            holder.replica != replica
                 && match holder_speed {
                     Some(holder_speed) => holder_speed * FASTER < speed,
                     None => is_late && held_for.as_secs_f64() > state.seconds,
@@ -226,29 +236,29 @@ impl LeaseTable {
         self.leased.iter().find(|(_, holders)| alone_and_slow(holders)).map(|(&position, _)| position)
     }
 
-    /// A rank finished a sample of `num_tokens` tokens in its longest response, `num_bytes` to keep until it is committed.
+    /// A replica has finished a sample.
     pub(crate) fn complete(
         &mut self,
-        rank: Rank,
+        replica: Replica,
         position: usize,
-        (num_tokens, num_bytes): (usize, usize),
+        size: SampleSize,
         now: Duration,
     ) -> Completion {
         let holders = self.leased.remove(&position);
         for holder in holders.iter().flatten() {
-            let Some(state) = self.ranks.get_mut(holder.rank as usize) else { continue };
+            let Some(state) = self.replicas.get_mut(holder.replica.index()) else { continue };
             state.held.remove(&position);
-            if holder.rank == rank {
+            if holder.replica == replica {
                 let seconds = now.saturating_sub(holder.since).as_secs_f64();
-                state.tokens = state.tokens * FORGET + num_tokens as f64;
+                state.tokens = state.tokens * FORGET + size.longest_tokens as f64;
                 state.seconds = state.seconds * FORGET + seconds;
             }
         }
         if holders.is_none() && !self.returned.remove(&position) {
             return Completion::Duplicate;
         }
-        self.waiting_bytes.insert(position, num_bytes);
-        self.num_waiting_bytes += num_bytes;
+        self.waiting_bytes.insert(position, size.num_bytes);
+        self.num_waiting_bytes += size.num_bytes;
         Completion::First
     }
 

@@ -13,10 +13,10 @@ use torch_ext::store::Store;
 
 use crate::exit::{ExitStatus, Failure, ResultExt};
 
-use super::lease::Rank;
 use super::message::{FromZero, ToZero};
 use super::{Heard, Mailbox};
 use crate::cluster::ranks::{Meeting, Place};
+use crate::cluster::topology::Rank;
 
 const TO_ZERO: &str = "0";
 /// How long a listener waits before it looks whether it is still wanted.

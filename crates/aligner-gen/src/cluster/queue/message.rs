@@ -3,12 +3,12 @@
 use engine::Request;
 use sampling::FinishReason;
 
-use super::lease::Rank;
+use crate::cluster::topology::{Rank, Topology};
 use crate::exit::Failure;
 use crate::output::Identity;
 
 /// Raised with every change of a message: ranks of different builds must not talk past each other.
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
 
 /// From a rank to rank 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,6 +30,8 @@ pub(crate) enum ToZero {
 pub(crate) struct Hello {
     pub(crate) host: String,
     pub(crate) process: u32,
+    /// The job that it belongs to; must be that of rank 0.
+    pub(crate) topology: Topology,
     /// What decides the text of a sample, data apart, as JSON; must be that of rank 0.
     pub(crate) identity: String,
     /// Why it computes on the CPU, where a GPU was asked for.
@@ -37,10 +39,15 @@ pub(crate) struct Hello {
 }
 
 impl Hello {
-    pub(crate) fn of_this_process(identity: &Identity, fallback: Option<String>) -> Result<Self, Failure> {
+    pub(crate) fn of_this_process(
+        identity: &Identity,
+        topology: Topology,
+        fallback: Option<String>,
+    ) -> Result<Self, Failure> {
         Ok(Self {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             process: std::process::id(),
+            topology,
             identity: identity.record().map_err(anyhow::Error::from)?.to_string(),
             fallback,
         })
@@ -123,10 +130,11 @@ impl ToZero {
         let mut out = Writer::start();
         out.u32(from);
         match self {
-            Self::Hello(Hello { host, process, identity, fallback }) => {
+            Self::Hello(Hello { host, process, topology, identity, fallback }) => {
                 out.u8(0);
                 out.text(host);
                 out.u32(*process);
+                topology.sizes().into_iter().for_each(|size| out.u32(size));
                 out.text(identity);
                 out.u8(u8::from(fallback.is_some()));
                 fallback.iter().for_each(|reason| out.text(reason));
@@ -168,6 +176,7 @@ impl ToZero {
             0 => Self::Hello(Hello {
                 host: input.text()?,
                 process: input.u32()?,
+                topology: input.topology()?,
                 identity: input.text()?,
                 fallback: match input.u8()? {
                     0 => None,
@@ -341,6 +350,11 @@ impl<'a> Reader<'a> {
         self.array().map(u8::from_le_bytes)
     }
 
+    fn topology(&mut self) -> Result<Topology, MessageError> {
+        let (data, pipeline, tensor) = (self.u32()?, self.u32()?, self.u32()?);
+        Topology::new(data, pipeline, tensor).map_err(|_| self.damaged())
+    }
+
     fn u32(&mut self) -> Result<u32, MessageError> {
         self.array().map(u32::from_le_bytes)
     }
@@ -412,16 +426,19 @@ mod tests {
     fn to_zero() -> impl Strategy<Value = ToZero> {
         let sample = (any::<u64>(), prop::collection::vec(response(), 0..3))
             .prop_map(|(sample_idx, responses)| SampleDone { sample_idx, responses });
+        let topology = (1..99_u32, 1..99_u32, 1..99_u32)
+            .prop_map(|(data, pipeline, tensor)| Topology::new(data, pipeline, tensor).unwrap());
         let why = prop_oneof![
             Just(Why::Told),
             any::<i32>().prop_map(Why::Signal),
             (any::<u8>(), ".{0,9}").prop_map(|(code, message)| Why::Failed { code, message }),
         ];
         prop_oneof![
-            (".{0,9}", any::<u32>(), ".{0,9}", prop::option::of(".{0,9}")).prop_map(
-                |(host, process, identity, fallback)| ToZero::Hello(Hello {
+            (".{0,9}", any::<u32>(), topology, ".{0,9}", prop::option::of(".{0,9}")).prop_map(
+                |(host, process, topology, identity, fallback)| ToZero::Hello(Hello {
                     host,
                     process,
+                    topology,
                     identity,
                     fallback
                 })

@@ -143,9 +143,10 @@ fn identity(overrides: &[String]) -> Result<Identity, Failure> {
         device: Device::Cpu,
         attention: model_core::AttentionSwitches::default(),
     };
+    let topology = Topology::data_parallel(plan.devices.world_size())?;
     let mut identity = plan.identity();
     identity.model = model_fields(&model);
-    identity.compute = compute(options, model.kv_channels, "cpu".to_owned())?;
+    identity.compute = compute(options, model.kv_channels, "cpu".to_owned(), topology)?;
     Ok(identity)
 }
 
@@ -220,4 +221,24 @@ fn attention_is_that_of_the_plain_kernels() {
 fn the_record_is_as_it_was() {
     let recorded = identity(&[]).unwrap().record().unwrap();
     insta::assert_snapshot!(serde_json::to_string_pretty(&recorded).unwrap());
+}
+
+/// How many replicas there are changes no text; how many ranks add up the parts of a sum does.
+#[test]
+fn of_the_topology_only_the_tensor_size_counts() {
+    let options = LoadOptions {
+        precision: Precision::Fp32,
+        backend: Backend::Fused,
+        device: Device::Cpu,
+        attention: model_core::AttentionSwitches::default(),
+    };
+    let of = |data, pipeline, tensor| {
+        let topology = Topology::new(data, pipeline, tensor).unwrap();
+        let mut identity = Identity::default();
+        identity.compute = compute(options, 16, "cpu".to_owned(), topology).unwrap();
+        identity
+    };
+    assert!(of(1, 1, 1).changes(&of(8, 2, 1)).is_empty());
+    assert_eq!(of(1, 1, 2).changes(&of(1, 1, 4)), ["`tensor-parallel size` (was 2, now 4)"]);
+    assert_eq!(of(1, 1, 1).changes(&of(1, 1, 2)).len(), 1);
 }

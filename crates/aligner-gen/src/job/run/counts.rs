@@ -2,6 +2,7 @@
 
 use data::{DataError, DpWorld, PromptSet, StepPlan, plan_steps};
 
+use crate::cluster::topology::Topology;
 use crate::config::plan::GenerationPlan;
 use crate::exit::Failure;
 use crate::table::{thousands, two_columns};
@@ -14,13 +15,14 @@ const MAX_LISTED: usize = 10;
 pub(super) fn planned(
     plan: &GenerationPlan,
     prompts: PromptSet,
-    world_size: u32,
+    topology: Topology,
 ) -> Result<(PromptSet, StepPlan), Failure> {
     let num_kept = prompts.len();
+    let world = DpWorld { size: topology.num_replicas() as usize };
     let steps = |num_samples: usize| {
         prompts.check_any()?;
         let num_used = plan.limit.num_samples(num_samples, plan.batch.global)?;
-        plan_steps(num_used, plan.batch, DpWorld { size: world_size as usize }, plan.drop_last)
+        plan_steps(num_used, plan.batch, world, plan.drop_last)
     };
     let steps = match steps(plan.num_drawn.unwrap_or(num_kept)) {
         Ok(steps) => steps.with_max_steps(plan.max_steps),

@@ -10,6 +10,7 @@ use nemo_format::Checkpoint;
 use sampling::StopConditions;
 
 use crate::cluster::ranks::{Place, Role};
+use crate::cluster::topology::Topology;
 use crate::cluster::{cores, ranks, spawn};
 use crate::config::devices::Devices;
 use crate::config::plan::GenerationPlan;
@@ -42,6 +43,7 @@ pub(crate) struct Setup {
     pub(crate) tokenizer: OpenTokenizer,
     pub(super) end_tokens: EndTokens,
     pub(super) role: Role,
+    pub(crate) topology: Topology,
 }
 
 impl Setup {
@@ -68,6 +70,7 @@ impl Setup {
         }
         let tokenizer = OpenTokenizer::open(&checkpoint, model)?;
         let end_tokens = EndTokens::of(&checkpoint, &tokenizer)?;
+        let topology = topology(&role)?;
         let local = local_ranks(&role);
         let Shared { device, num_ranks: num_sharing_ranks, fallback } =
             device::choose(&plan.accelerator, local)?;
@@ -89,6 +92,7 @@ impl Setup {
             tokenizer,
             end_tokens,
             role,
+            topology,
         })
     }
 
@@ -100,21 +104,12 @@ impl Setup {
         }
     }
 
-    /// How many ranks the job has.
-    pub(super) fn world_size(&self) -> u32 {
-        match &self.role {
-            Role::Rank(place) => place.world_size,
-            Role::Alone => 1,
-            Role::Launcher(launcher) => launcher.world_size,
-        }
-    }
-
     /// What the start in the log folder has to know of this rank.
     pub(super) fn begin(&self) -> log_folder::Begin<'_> {
         log_folder::Begin {
             inputs: [&self.plan.data_path, &self.checkpoint_path],
             local_rank: self.place().local_rank,
-            world_size: self.world_size(),
+            world_size: self.topology.num_ranks(),
         }
     }
 
@@ -138,7 +133,8 @@ impl Setup {
         identity.settings.end_token_ids = self.end_tokens.ids();
         identity.model = identity::model_fields(&self.model_config);
         let device = device::class(self.options.device)?;
-        identity.compute = identity::compute(self.options, self.model_config.kv_channels, device)?;
+        identity.compute =
+            identity::compute(self.options, self.model_config.kv_channels, device, self.topology)?;
         identity.inputs = Inputs {
             checkpoint: self.checkpoint.fingerprint(),
             tokenizer: self.tokenizer.fingerprint.clone(),
@@ -170,6 +166,15 @@ impl Setup {
             EngineSize { limits: memory.limits, longest_sequence_tokens: memory.longest_sequence_tokens };
         open_engine(model, self.options, setup, tokens, size)
     }
+}
+
+/// How the job's ranks are arranged: each holds the whole model.
+fn topology(role: &Role) -> Result<Topology, Failure> {
+    Topology::data_parallel(match role {
+        Role::Rank(place) => place.world_size,
+        Role::Alone => 1,
+        Role::Launcher(launcher) => launcher.world_size,
+    })
 }
 
 /// This rank among those of its machine.

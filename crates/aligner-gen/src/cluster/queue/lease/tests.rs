@@ -13,72 +13,77 @@ fn at(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn table(num: usize, world_size: u32) -> LeaseTable {
-    let mut table = LeaseTable::new(0, num, world_size, LIMITS);
-    for rank in 0..world_size {
-        table.join(rank, 4, at(0));
+fn table(num: usize, num_replicas: u32) -> LeaseTable {
+    let mut table = LeaseTable::new(0..num, num_replicas, LIMITS);
+    for replica in 0..num_replicas {
+        table.join(Replica(replica), 4, at(0));
     }
     table
 }
 
-fn complete(table: &mut LeaseTable, rank: Rank, position: usize, now: u64) -> Completion {
-    table.complete(rank, position, (10, 100), at(now))
+/// Of ten tokens.
+fn size(num_bytes: usize) -> SampleSize {
+    SampleSize { longest_tokens: 10, num_bytes }
+}
+
+fn complete(table: &mut LeaseTable, replica: u32, position: usize, now: u64) -> Completion {
+    table.complete(Replica(replica), position, size(100), at(now))
 }
 
 #[test]
 fn samples_come_in_order_and_within_the_window() {
     let mut table = table(100, 3);
-    assert_eq!(table.grant(0, at(0)), [0, 1, 2, 3]);
-    assert_eq!(table.grant(1, at(0)), [4, 5, 6, 7]);
-    assert_eq!(table.grant(2, at(0)), Vec::<usize>::new());
+    assert_eq!(table.grant(Replica(0), at(0)), [0, 1, 2, 3]);
+    assert_eq!(table.grant(Replica(1), at(0)), [4, 5, 6, 7]);
+    assert_eq!(table.grant(Replica(2), at(0)), Vec::<usize>::new());
     assert_eq!(complete(&mut table, 0, 1, 1), Completion::First);
-    assert_eq!(table.grant(0, at(1)), Vec::<usize>::new());
+    assert_eq!(table.grant(Replica(0), at(1)), Vec::<usize>::new());
     assert_eq!(complete(&mut table, 0, 0, 1), Completion::First);
     table.commit(2);
     assert_eq!(table.num_waiting_bytes(), 0);
-    assert_eq!(table.grant(2, at(1)), [8, 9]);
+    assert_eq!(table.grant(Replica(2), at(1)), [8, 9]);
 }
 
 #[test]
 fn the_step_to_be_committed_is_never_held_back() {
     let mut table = table(100, 1);
     table.limits = LeaseLimits { step_samples: 6, run_ahead_samples: 6, ..LIMITS };
-    assert_eq!(table.grant(0, at(0)), [0, 1, 2, 3]);
-    assert_eq!(table.complete(0, 0, (10, 5000), at(1)), Completion::First);
-    assert_eq!(table.complete(0, 1, (10, 5000), at(1)), Completion::First);
-    assert_eq!(table.grant(0, at(1)), [4, 5]);
+    assert_eq!(table.grant(Replica(0), at(0)), [0, 1, 2, 3]);
+    assert_eq!(table.complete(Replica(0), 0, size(5000), at(1)), Completion::First);
+    assert_eq!(table.complete(Replica(0), 1, size(5000), at(1)), Completion::First);
+    assert_eq!(table.grant(Replica(0), at(1)), [4, 5]);
 }
 
 #[test]
 fn what_waits_is_bounded_in_bytes() {
     let mut table = table(100, 1);
     table.limits.run_ahead_samples = 100;
-    assert_eq!(table.grant(0, at(0)), [0, 1, 2, 3]);
-    assert_eq!(table.complete(0, 3, (10, 1000), at(1)), Completion::First);
-    assert_eq!(table.grant(0, at(1)), Vec::<usize>::new());
+    assert_eq!(table.grant(Replica(0), at(0)), [0, 1, 2, 3]);
+    assert_eq!(table.complete(Replica(0), 3, size(1000), at(1)), Completion::First);
+    assert_eq!(table.grant(Replica(0), at(1)), Vec::<usize>::new());
     for position in 0..3 {
         complete(&mut table, 0, position, 1);
     }
     table.commit(4);
-    assert_eq!(table.grant(0, at(1)).len(), 4);
+    assert_eq!(table.grant(Replica(0), at(1)).len(), 4);
 }
 
 #[test]
-fn a_silent_rank_loses_its_leases_and_its_late_answers_are_dropped() {
+fn a_silent_replica_loses_its_leases_and_its_late_answers_are_dropped() {
     let mut table = table(100, 2);
-    assert_eq!(table.grant(0, at(0)), [0, 1, 2, 3]);
-    assert_eq!(table.grant(1, at(0)), [4, 5, 6, 7]);
-    table.hear(0, at(9));
+    assert_eq!(table.grant(Replica(0), at(0)), [0, 1, 2, 3]);
+    assert_eq!(table.grant(Replica(1), at(0)), [4, 5, 6, 7]);
+    table.hear(Replica(0), at(9));
     assert_eq!(table.expire(at(10)), []);
-    assert_eq!(table.expire(at(11)), [(1, 4)]);
+    assert_eq!(table.expire(at(11)), [(Replica(1), 4)]);
     assert_eq!(table.expire(at(12)), []);
-    assert_eq!(table.grant(1, at(12)), Vec::<usize>::new());
+    assert_eq!(table.grant(Replica(1), at(12)), Vec::<usize>::new());
     for position in 0..3 {
         complete(&mut table, 0, position, 12);
     }
-    assert_eq!(table.grant(0, at(12)), [4, 5, 6]);
+    assert_eq!(table.grant(Replica(0), at(12)), [4, 5, 6]);
     // The first answer counts, whoever gives it.
-    assert!(table.hear(1, at(13)));
+    assert!(table.hear(Replica(1), at(13)));
     assert_eq!(complete(&mut table, 1, 7, 13), Completion::First);
     assert_eq!(complete(&mut table, 1, 4, 13), Completion::First);
     assert_eq!(complete(&mut table, 0, 4, 14), Completion::Duplicate);
@@ -87,38 +92,38 @@ fn a_silent_rank_loses_its_leases_and_its_late_answers_are_dropped() {
 }
 
 #[test]
-fn a_rank_that_leaves_gives_its_samples_to_others() {
+fn a_replica_that_leaves_gives_its_samples_to_others() {
     let mut table = table(6, 2);
-    assert_eq!(table.grant(1, at(0)), [0, 1, 2]);
-    table.leave(1);
-    assert_eq!(table.grant(0, at(0)), [0, 1, 2, 3]);
-    table.hear(1, at(1));
-    assert_eq!(table.grant(1, at(1)), Vec::<usize>::new());
+    assert_eq!(table.grant(Replica(1), at(0)), [0, 1, 2]);
+    table.leave(Replica(1));
+    assert_eq!(table.grant(Replica(0), at(0)), [0, 1, 2, 3]);
+    table.hear(Replica(1), at(1));
+    assert_eq!(table.grant(Replica(1), at(1)), Vec::<usize>::new());
 }
 
 #[test]
 fn the_last_samples_are_shared_out_by_speed() {
     let mut table = table(100, 2);
     table.limits = LeaseLimits { run_ahead_samples: 100, max_waiting_bytes: usize::MAX, ..LIMITS };
-    // Rank 1 takes four times as long for the same tokens.
+    // Replica 1 takes four times as long for the same tokens.
     for turn in 0..10 {
-        for (rank, seconds) in [(0, 1), (1, 4)] {
+        for (replica, seconds) in [(0, 1), (1, 4)] {
             let start = turn * 4;
-            for position in table.grant(rank, at(start)) {
-                complete(&mut table, rank, position, start + seconds);
+            for position in table.grant(Replica(replica), at(start)) {
+                complete(&mut table, replica, position, start + seconds);
             }
         }
     }
     let left = table.num_unfinished();
     assert_eq!(left, 20);
-    table.ranks.iter_mut().for_each(|state| state.capacity = 100);
-    assert_eq!((table.grant(1, at(50)).len(), table.grant(0, at(50)).len()), (4, 16));
-    // What the fast rank is done with, it does for the slow one.
+    table.replicas.iter_mut().for_each(|state| state.capacity = 100);
+    assert_eq!((table.grant(Replica(1), at(50)).len(), table.grant(Replica(0), at(50)).len()), (4, 16));
+    // What the fast replica is done with, it does for the slow one.
     for position in 84..100 {
         complete(&mut table, 0, position, 51);
     }
-    assert_eq!(table.grant(0, at(51)), [80, 81, 82, 83]);
-    assert_eq!(table.grant(0, at(51)), Vec::<usize>::new());
+    assert_eq!(table.grant(Replica(0), at(51)), [80, 81, 82, 83]);
+    assert_eq!(table.grant(Replica(0), at(51)), Vec::<usize>::new());
     assert_eq!(complete(&mut table, 0, 80, 52), Completion::First);
     assert_eq!(complete(&mut table, 1, 80, 52), Completion::Duplicate);
 }
@@ -126,17 +131,17 @@ fn the_last_samples_are_shared_out_by_speed() {
 /// What may happen to a table; numbers are taken modulo what there is.
 #[derive(Clone, Debug)]
 enum Event {
-    Grant(Rank),
-    Complete(Rank, usize),
+    Grant(u32),
+    Complete(u32, usize),
     Wait(u64),
-    Hear(Rank),
-    Leave(Rank),
+    Hear(u32),
+    Leave(u32),
 }
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (0_u32..4).prop_map(Event::Grant),
-        8 => (0_u32..4, 0_usize..16).prop_map(|(rank, nth)| Event::Complete(rank, nth)),
+        8 => (0_u32..4, 0_usize..16).prop_map(|(replica, nth)| Event::Complete(replica, nth)),
         2 => (0_u64..6).prop_map(Event::Wait),
         4 => (0_u32..4).prop_map(Event::Hear),
         1 => (1_u32..4).prop_map(Event::Leave),
@@ -150,32 +155,32 @@ proptest! {
         run_ahead_samples in 7_usize..20, events in prop::collection::vec(event(), 0..400),
     ) {
         let limits = LeaseLimits { step_samples: step, run_ahead_samples, max_waiting_bytes: 300, ..LIMITS };
-        let mut table = LeaseTable::new(start, start + num, 4, limits);
+        let mut table = LeaseTable::new(start..start + num, 4, limits);
         let mut held = vec![Vec::new(); 4];
         let mut done = BTreeSet::new();
         let (mut now, mut committed) = (0, start);
-        // Rank 0 is always there, so at the end it can do the rest.
+        // Replica 0 is always there, so at the end it can do the rest.
         let rest = (0..4 * num).flat_map(|_| [Event::Grant(0), Event::Complete(0, 0), Event::Hear(0), Event::Wait(5)]);
-        for rank in 0..4 {
-            table.join(rank, capacity, at(0));
+        for replica in 0..4 {
+            table.join(Replica(replica), capacity, at(0));
         }
         for event in events.into_iter().chain(rest) {
             match event {
-                Event::Grant(rank) => {
-                    let granted = table.grant(rank, at(now));
+                Event::Grant(replica) => {
+                    let granted = table.grant(Replica(replica), at(now));
                     for &position in &granted {
                         prop_assert!(!done.contains(&position), "{position} is done");
-                        prop_assert!(!held[rank as usize].contains(&position) || table.ranks[rank as usize].held.len() <= capacity);
+                        prop_assert!(!held[replica as usize].contains(&position) || table.replicas[replica as usize].held.len() <= capacity);
                         prop_assert!(position < committed + run_ahead_samples);
                     }
-                    held[rank as usize].extend(granted);
-                    prop_assert!(table.ranks[rank as usize].held.len() <= capacity);
+                    held[replica as usize].extend(granted);
+                    prop_assert!(table.replicas[replica as usize].held.len() <= capacity);
                 }
-                Event::Complete(rank, nth) => {
-                    let mine = &mut held[rank as usize];
+                Event::Complete(replica, nth) => {
+                    let mine = &mut held[replica as usize];
                     if mine.is_empty() { continue }
                     let position = mine.remove(nth % mine.len());
-                    let outcome = table.complete(rank, position, (3, 100), at(now));
+                    let outcome = table.complete(Replica(replica), position, SampleSize { longest_tokens: 3, num_bytes: 100 }, at(now));
                     prop_assert_eq!(outcome == Completion::First, done.insert(position));
                     // A step is committed once it is whole.
                     loop {
@@ -187,8 +192,8 @@ proptest! {
                     prop_assert!(table.num_waiting_bytes() < 300 + (4 * capacity + step) * 100);
                 }
                 Event::Wait(seconds) => { now += seconds; table.expire(at(now)); }
-                Event::Hear(rank) => { table.hear(rank, at(now)); }
-                Event::Leave(rank) => table.leave(rank),
+                Event::Hear(replica) => { table.hear(Replica(replica), at(now)); }
+                Event::Leave(replica) => table.leave(Replica(replica)),
             }
         }
         prop_assert_eq!((done.len(), table.num_unfinished()), (num, 0));
