@@ -6,8 +6,6 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 
-use crate::config::CHECKPOINT_LAYER;
-
 mod compute;
 
 /// How the program ends.
@@ -106,14 +104,6 @@ impl From<nemo_format::FormatError> for Failure {
     }
 }
 
-impl From<hydra_config::ConfigError> for Failure {
-    fn from(error: hydra_config::ConfigError) -> Self {
-        let is_checkpoint = error.source_layer().is_some_and(|layer| layer.starts_with(CHECKPOINT_LAYER));
-        let status = if is_checkpoint { ExitStatus::Checkpoint } else { ExitStatus::Usage };
-        Self { status, error: error.into() }
-    }
-}
-
 impl From<data::DataError> for Failure {
     fn from(error: data::DataError) -> Self {
         use data::DataError;
@@ -129,17 +119,6 @@ impl From<data::DataError> for Failure {
             | DataError::TooManyRecords { .. } => ExitStatus::Usage,
             DataError::UnusableChatTemplate { .. } => ExitStatus::Checkpoint,
             _ => ExitStatus::Data,
-        };
-        Self { status, error: error.into() }
-    }
-}
-
-impl From<crate::output::OutputError> for Failure {
-    fn from(error: crate::output::OutputError) -> Self {
-        use crate::output::OutputError;
-        let status = match error {
-            OutputError::Changed { .. } | OutputError::OtherVersion { .. } => ExitStatus::Usage,
-            _ => ExitStatus::Failed,
         };
         Self { status, error: error.into() }
     }

@@ -12,8 +12,8 @@ use model_core::{
 };
 use sampling::SamplingParams;
 
-use super::records::RecordFormat;
 use crate::config::plan::{Bos, GenerationPlan, Unfinished};
+use crate::config::records::RecordFormat;
 use crate::exit::Failure;
 use crate::output::Identity;
 use crate::output::identity::{ChatTokens, Compute, ModelFields, Settings};
