@@ -183,6 +183,22 @@ mod tests {
     }
 
     #[test]
+    fn every_program_is_a_target_of_its_package() {
+        let workspace = Workspace::locate().unwrap();
+        let mut command = cargo_metadata::MetadataCommand::new();
+        let metadata = command.current_dir(workspace.root()).no_deps().exec().unwrap();
+        for Program { name, package, target } in PROGRAMS {
+            let package = metadata.packages.iter().find(|known| known.name == package).unwrap();
+            assert!(package.features.contains_key("cuda"), "{} has no feature `cuda`", package.name);
+            let kind = target.trim_start_matches("--");
+            let is_it = |known: &cargo_metadata::Target| {
+                known.name == name && known.kind.iter().any(|of| of.to_string() == kind)
+            };
+            assert!(package.targets.iter().any(is_it), "{} has no {kind} `{name}`", package.name);
+        }
+    }
+
+    #[test]
     fn only_the_first_visible_gpu_is_used() {
         for (visible, expect) in
             [(None, "0"), (Some("2,3"), "2"), (Some("GPU-8, GPU-9"), "GPU-8"), (Some(""), "")]

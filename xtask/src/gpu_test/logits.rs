@@ -1,4 +1,4 @@
-//! Logits of every backend and precision beside the original software's in float32.
+//! Logits of every backend and precision, compared with the original software's in float32.
 
 use std::fs::File;
 use std::io::BufReader;

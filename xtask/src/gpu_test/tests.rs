@@ -53,9 +53,15 @@ fn a_machine_without_a_gpu_is_told_so() {
     let (ending, text) = perform_on(Device::Cuda, &[(CUDA_SMOKE, script)], &[]);
     let reason = "cannot open the GPU: the NVIDIA driver finds no GPU".to_owned();
     assert_eq!((ending, text.as_str()), (Ending::NoGpu(reason), ""));
-    // A program that does not start at all has failed.
-    let (ending, _) = perform_on(Device::Cuda, &[(CUDA_SMOKE, "exit 127")], &[CUDA_SMOKE]);
+    // A program that does not start is not taken for a missing GPU, and the others are not tried.
+    let script = "echo 'libcudart.so.13: cannot open shared object file' >&2; exit 127";
+    let (ending, text) = perform_on(Device::Cuda, &[(CUDA_SMOKE, script)], &[]);
     assert_eq!(ending, Ending::Checked(Counts { passed: 0, failed: 1 }));
+    insta::assert_snapshot!(text, @r"
+    FAILED all checks, before the first: cuda_smoke ended with exit code 127: libcudart.so.13: cannot open shared object file
+    failed: all checks, before the first
+    0 passed, 1 failed
+    ");
 }
 
 /// Writes what a run writes, with `$text` as its response; `$first` and `$all` are what the settings ask for.
