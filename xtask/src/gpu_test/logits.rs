@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::kit::{ALIGNER_GEN, Kit};
+use super::build::ALIGNER_GEN;
+use super::kit::Kit;
 use super::models::{MODELS, Model};
 use super::process::{self, Next};
 use super::report::Report;

@@ -14,6 +14,7 @@ use crate::counts::Counts;
 use crate::setup;
 use crate::workspace::{Workspace, say};
 
+mod build;
 mod hashes;
 mod job;
 mod kit;
@@ -26,7 +27,8 @@ mod report;
 mod texts;
 mod torch;
 
-use kit::{CUDA_SMOKE, Device, GPU_CHECK, Kit};
+use build::{CUDA_SMOKE, GPU_CHECK};
+use kit::{Device, Kit};
 use process::{End, Event, Next};
 use report::Report;
 
