@@ -25,7 +25,7 @@ const PYPI_PINS: &str = "packages.txt";
 const NPM_PINS: &str = "npm.txt";
 const CONVERSATIONS: &str = "conversations.jsonl";
 
-/// How many templates came out as they must, and how many did not.
+/// How many templates rendered as expected, and how many did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) passed: u64,
