@@ -7,18 +7,30 @@ use cargo_metadata::{DependencyKind, Metadata};
 use super::Finding;
 
 /// The edges that are allowed, each crate with the crates below it.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("hydra-config", &[]),
     ("nemo-format", &["hydra-config"]),
     ("jinja", &[]),
     ("data", &["jinja"]),
     ("torch-ext", &[]),
-    ("sampling", &["torch-ext"]),
-    ("model-core", &["nemo-format", "torch-ext"]),
-    ("engine", &["model-core", "sampling", "torch-ext"]),
+    ("cpu-kernels", &["torch-ext"]),
+    ("cuda-runtime", &["torch-ext"]),
+    ("cuda-kernels", &["cuda-runtime", "torch-ext"]),
+    ("sampling", &["cuda-kernels", "cuda-runtime", "torch-ext"]),
+    ("model-core", &["cpu-kernels", "cuda-kernels", "cuda-runtime", "nemo-format", "torch-ext"]),
+    ("engine", &["cuda-runtime", "model-core", "sampling", "torch-ext"]),
     (
         "aligner-gen",
-        &["data", "engine", "hydra-config", "model-core", "nemo-format", "sampling", "torch-ext"],
+        &[
+            "cuda-runtime",
+            "data",
+            "engine",
+            "hydra-config",
+            "model-core",
+            "nemo-format",
+            "sampling",
+            "torch-ext",
+        ],
     ),
     ("xtask", &["data", "nemo-format"]),
 ];
