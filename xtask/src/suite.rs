@@ -1,34 +1,15 @@
 //! `cargo xtask test`: set-up, every check, every test, and one line at the end that says how many passed.
 //!
-//! A check (tidy, rustfmt, clippy) counts as one test in that line, so that it agrees with the exit code.
+//! A check (tidy, rustfmt, clippy, rustdoc) counts as one test in that line, so that it agrees with the exit code.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::counts::Counts;
 use crate::workspace::{Workspace, probe, say, shell_line};
-use crate::{setup, templates, tidy};
-
-/// How many tests passed and failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
-}
-
-impl Counts {
-    fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-    }
-}
-
-impl From<templates::Outcome> for Counts {
-    fn from(outcome: templates::Outcome) -> Self {
-        Self { passed: outcome.passed, failed: outcome.failed }
-    }
-}
+use crate::{docs, setup, templates, tidy};
 
 /// Runs everything that must be true before a change goes in.
 ///
@@ -74,7 +55,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     }
 
     say("== chat templates");
-    record("chat templates", templates::check(workspace).map(Counts::from));
+    record("chat templates", templates::check(workspace));
 
     for check in &skipped {
         say(&format!("skipped, not installed: {check}"));
@@ -82,7 +63,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     for failure in &failures {
         say(&format!("failed: {failure}"));
     }
-    writeln!(std::io::stdout(), "{} passed, {} failed", counts.passed, counts.failed)?;
+    writeln!(std::io::stdout(), "{counts}")?;
     if !failures.is_empty() {
         bail!("not everything passed");
     }
@@ -101,7 +82,7 @@ struct Check {
     needs_cuda: bool,
 }
 
-const CHECKS: [Check; 4] = [
+const CHECKS: [Check; 5] = [
     Check { name: "fmt", component: Some("rustfmt"), args: &["fmt", "--all", "--check"], needs_cuda: false },
     Check {
         name: "clippy",
@@ -115,6 +96,7 @@ const CHECKS: [Check; 4] = [
         args: &["clippy", "--workspace", "--all-targets", "--features", "cuda", "--", "-D", "warnings"],
         needs_cuda: true,
     },
+    Check { name: "documentation of the crates", component: None, args: &docs::API_ARGS, needs_cuda: false },
     // What only the linker sees: the shim against libtorch's CUDA half. Nothing of it can run without a GPU.
     Check {
         name: "linking with feature `cuda`",

@@ -7,9 +7,10 @@ use cargo_metadata::{DependencyKind, Metadata};
 use super::Finding;
 
 /// The edges that are allowed, each crate with the crates below it.
-const ALLOWED: [(&str, &[&str]); 13] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("hydra-config", &[]),
-    ("nemo-format", &["hydra-config"]),
+    ("model-spec", &[]),
+    ("nemo-format", &["hydra-config", "model-spec"]),
     ("jinja", &[]),
     ("data", &["jinja"]),
     ("torch-ext", &[]),
@@ -17,8 +18,11 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("cuda-runtime", &["torch-ext"]),
     ("cuda-kernels", &["cuda-runtime", "torch-ext"]),
     ("sampling", &["cuda-kernels", "cuda-runtime", "torch-ext"]),
-    ("model-core", &["cpu-kernels", "cuda-kernels", "cuda-runtime", "nemo-format", "torch-ext"]),
-    ("engine", &["cuda-runtime", "model-core", "sampling", "torch-ext"]),
+    (
+        "model-core",
+        &["cpu-kernels", "cuda-kernels", "cuda-runtime", "model-spec", "nemo-format", "torch-ext"],
+    ),
+    ("engine", &["cuda-runtime", "model-core", "model-spec", "sampling", "torch-ext"]),
     (
         "aligner-gen",
         &[
@@ -27,16 +31,17 @@ const ALLOWED: [(&str, &[&str]); 13] = [
             "engine",
             "hydra-config",
             "model-core",
+            "model-spec",
             "nemo-format",
             "sampling",
             "torch-ext",
         ],
     ),
-    ("xtask", &["data", "nemo-format"]),
+    ("xtask", &["data", "model-spec", "nemo-format"]),
 ];
 
 /// Crates that must build on a machine without libtorch, with everything below them.
-const WITHOUT_LIBTORCH: [&str; 5] = ["hydra-config", "nemo-format", "jinja", "data", "xtask"];
+const WITHOUT_LIBTORCH: [&str; 6] = ["hydra-config", "model-spec", "nemo-format", "jinja", "data", "xtask"];
 const LIBTORCH: [&str; 2] = ["tch", "torch-sys"];
 
 /// What each crate of the workspace depends on, tests apart.
