@@ -6,11 +6,11 @@
 #![expect(unsafe_code, reason = "tasks of one loop write disjoint tokens and heads")]
 
 use half::bf16;
+use torch_ext::ExtError;
 
 use super::buffer::{Arena, Buffer, Shared};
 use super::elem::Elem;
 use super::tile::PANEL;
-use torch_ext::ExtError;
 
 /// Tokens of a block: the columns of a panel.
 pub const BLOCK_TOKENS: usize = PANEL;

@@ -6,10 +6,11 @@
 //! vector register holds 16 columns and one broadcast holds a row's group.
 #![expect(unsafe_code, reason = "vector instructions take raw pointers")]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+
 use half::bf16;
 
-#[cfg(target_arch = "x86_64")]
-use super::amx;
 use super::elem::Elem;
 use super::isa::Isa;
 
