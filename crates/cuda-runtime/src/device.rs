@@ -3,10 +3,11 @@
 
 use std::ffi::{CStr, c_char, c_int};
 
-use super::Stream;
+use torch_ext::ExtError;
+use torch_ext::cuda::TorchStream;
+
 use super::driver::{Driver, Handle};
 use super::nvrtc::Arch;
-use torch_ext::ExtError;
 
 /// How many GPUs this process may use (`CUDA_VISIBLE_DEVICES` counts).
 ///
@@ -152,7 +153,10 @@ impl Device {
     /// # Errors
     /// When that work failed.
     pub fn synchronize(&self) -> Result<(), ExtError> {
-        Stream::current(self)?.synchronize()
+        let driver = self.bind()?;
+        let stream = TorchStream::current(self.index)?;
+        // SAFETY: libtorch never destroys its streams.
+        driver.check("cuStreamSynchronize", unsafe { (driver.stream_synchronize)(Handle(stream.handle())) })
     }
 
     /// Makes this GPU's context the calling thread's own, which most of the driver's functions need.

@@ -10,9 +10,9 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 use libloading::os::unix::{Library as UnixLibrary, RTLD_GLOBAL, RTLD_NOW};
+use torch_ext::ExtError;
 
 use super::cache;
-use torch_ext::ExtError;
 
 const NVRTC: &str = "libnvrtc.so.13";
 /// NVRTC opens this one by its bare name, so it must already be there.

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytemuck::Pod;
 use tch::Tensor;
+use torch_ext::ExtError;
 
 use super::{Device, Event, Stream, arg};
-use torch_ext::ExtError;
 
 /// Any thread's context may use the memory, whichever GPU it belongs to.
 const PORTABLE: u32 = 1;

@@ -1,13 +1,17 @@
-//! Streams: queues of work on a GPU, libtorch's own, so that tensors' operations can go onto them.
+//! Streams and events. Streams are libtorch's own, so that tensors' operations can go onto them.
 #![expect(unsafe_code, reason = "the driver has a C interface")]
+
+mod event;
 
 use std::marker::PhantomData;
 
 use torch_ext::ExtError;
 use torch_ext::cuda::TorchStream;
 
+use crate::Device;
 use crate::driver::Handle;
-use crate::{Device, Event};
+
+pub use event::Event;
 
 /// A queue of work on a GPU. What is enqueued on one is done in order; two know of each other by events only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +90,7 @@ impl Stream {
         Ok(status != 0)
     }
 
-    pub(super) fn handle(&self) -> Handle {
+    pub(crate) fn handle(&self) -> Handle {
         Handle(self.torch.handle())
     }
 }

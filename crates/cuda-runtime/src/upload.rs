@@ -8,10 +8,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 use tch::Tensor;
+use torch_ext::ExtError;
 
 use super::copy::copy_past_caches;
 use super::{Device, Event, PinnedBuffer, Stream, arg};
-use torch_ext::ExtError;
 
 /// Large enough that starting a copy costs nothing beside it, small enough that the last one is soon done.
 const PIECE_BYTES: usize = 2 << 20;
