@@ -142,7 +142,7 @@ class Layers:
 
     def norm(self, gain):
         function = self.get(source("pointwise.cu"), "rms_norm", {}, {"norm.cuh": NORM})
-        args = struct.pack("6Qif", self.residual.data_ptr(), 0, 0, gain.data_ptr(), 0, self.x.data_ptr(), self.hidden, 1e-5) + self.mark()
+        args = struct.pack("4Qif", self.residual.data_ptr(), gain.data_ptr(), 0, self.x.data_ptr(), self.hidden, 1e-5) + self.mark()
         launch(function, self.rows, min(-(-self.hidden // 256) * 32, 1024), 0, [args], overlaps=True)
 
     def product(self, x, weight, out, is_gated=False, is_added=False):

@@ -1,5 +1,5 @@
 // Decode attention over the paged cache. Programs are put together in
-// `crates/cuda-kernels/src/programs.rs`.
+// `crates/cuda-kernels/src/model/programs.rs`.
 
 #include "common.cuh"
 #include "rotary.cuh"

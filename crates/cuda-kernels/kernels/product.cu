@@ -1,5 +1,5 @@
 // The product of up to 64 rows with a weight, at the speed of memory. Programs are put together in
-// `crates/cuda-kernels/src/programs.rs`.
+// `crates/cuda-kernels/src/model/programs.rs`.
 //
 // Rows are the 64 lines of wgmma and outputs its columns, so that one block a multiprocessor takes its share of the
 // outputs in one piece. Each output is one chain of wgmma over the inputs in order, which gives cuBLAS's bits whatever

@@ -1,7 +1,8 @@
 //! Decode attention against a softmax in float64, and against itself: shared, alone and in two kernels.
 
 use cuda_kernels::{
-    DecodeAttention, DecodeAttentionQkv, DecodePlan, Kernels, LayerCache, PlanDecode, RopeAndCache, Rotary,
+    DecodeAttention, DecodeAttentionQkv, DecodePlan, LayerCache, ModelKernels, PlanDecode, RopeAndCache,
+    Rotary,
 };
 use tch::{Kind, Tensor};
 
@@ -42,7 +43,7 @@ pub(crate) fn all_heads(gpu: &Gpu) -> Outcome {
 }
 
 struct Case {
-    kernels: Kernels,
+    kernels: ModelKernels,
     kind: Kind,
     sizes: [i64; 3],
     qkv: Tensor,

@@ -23,7 +23,6 @@ const CASES: [Case<Gpu>; 14] = [
     ("norms", pointwise::norms),
     ("activations", pointwise::activations),
     ("rotary embedding and cache", pointwise::rope),
-    ("copied blocks and seen tokens", pointwise::blocks),
     ("decode attention", attention::all_heads),
     ("wrong shapes are refused", attention::wrong_shapes),
     ("row counts of cuBLAS", cublas::row_counts),
@@ -32,6 +31,7 @@ const CASES: [Case<Gpu>; 14] = [
     ("products of a few rows against cuBLAS", product::against_cublas),
     ("sampling as the reference does", sampling_check::against_reference),
     ("sampling of many rows", sampling_check::many_rows),
+    ("seen tokens", sampling_check::seen_tokens),
     ("first tokens of responses", sampling_check::admissions),
 ];
 

@@ -1,12 +1,12 @@
 //! Twins of the product of a few rows: float64 on odd shapes, and cuBLAS bit for bit.
 
-use cuda_kernels::{Activate, Gating, Kernels, MAX_PRODUCT_ROWS, Product, ProductOut};
+use cuda_kernels::{Activate, Gating, MAX_PRODUCT_ROWS, ModelKernels, Product, ProductOut};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
 use crate::cases::{Outcome, ensure};
 use crate::cublas::LAYERS;
-use crate::pointwise::ALL_ACTIVATIONS;
+use crate::pointwise::NONLINEARITIES;
 use crate::support::{Checked, Gpu, double, relative_error, same, tolerance};
 
 const HALF_KINDS: [Kind; 2] = [Kind::BFloat16, Kind::Half];
@@ -37,7 +37,7 @@ pub(crate) fn odd_shapes(gpu: &Gpu) -> Outcome {
 /// All kinds of outputs; the largest error.
 fn check_sums(
     gpu: &Gpu,
-    kernels: &Kernels,
+    kernels: &ModelKernels,
     [num_out, num_in]: [i64; 2],
     num_rows: i64,
 ) -> Result<f64, Box<dyn std::error::Error>> {
@@ -80,7 +80,7 @@ pub(crate) fn activated(gpu: &Gpu) -> Outcome {
                 .f_mul_scalar(4.0 / (num_in as f64).sqrt())?
                 .f_to_kind(kind)?;
             let bias = gpu.random(&[num_out], kind)?;
-            for activation in ALL_ACTIVATIONS {
+            for activation in NONLINEARITIES {
                 let most_rows = kernels.max_product_rows([num_out, num_in], Some((activation, gating)))?;
                 for num_rows in [1, 3, 8, 9, 64] {
                     if num_rows > most_rows {
@@ -131,7 +131,7 @@ pub(crate) fn against_cublas(gpu: &Gpu) -> Outcome {
     Ok(format!("the same bits on {} layers", LAYERS.len() + 1))
 }
 
-fn refused(gpu: &Gpu, kernels: &Kernels) -> Checked {
+fn refused(gpu: &Gpu, kernels: &ModelKernels) -> Checked {
     let numbers = |shape: &[i64]| gpu.zeros(shape, Kind::BFloat16);
     for (x, weight, out) in [
         (numbers(&[65, 64])?, numbers(&[32, 64])?, numbers(&[65, 32])?),

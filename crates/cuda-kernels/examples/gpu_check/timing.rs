@@ -1,8 +1,8 @@
 //! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
 
 use cuda_kernels::{
-    Activate, Activation, DecodeAttentionQkv, DecodePlan, Gating, LayerCache, Norm, NormKind, PlanDecode,
-    ResidualAdd, Rotary, Sample, SampleRules, SamplerScratch, SamplerState,
+    Activate, DecodeAttentionQkv, DecodePlan, Gating, LayerCache, Nonlinearity, Norm, NormKind, PlanDecode,
+    Rotary, Sample, SampleRules, SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
 use tch::{Kind, Tensor};
@@ -140,33 +140,25 @@ fn pointwise(gpu: &Gpu) -> Checked {
     let (width, ffn) = (4096, 11_008);
     for rows in [1, 64, 256] {
         let random = |columns: i64| gpu.random(&[rows, columns], Kind::BFloat16);
-        let (x, residual, out) = (random(width)?, random(width)?, random(width)?);
+        let (x, out) = (random(width)?, random(width)?);
         let (gated, activated) = (random(2 * ffn)?, random(ffn)?);
         let gain = gpu.random(&[width], Kind::Float)?;
-        let norm = Norm {
-            kind: NormKind::RmsNorm,
-            x: &x,
-            add: Some(ResidualAdd { residual: &residual, bias: None }),
-            gain: &gain,
-            bias: None,
-            eps: 1e-5,
-            out: &out,
-        };
+        let norm = Norm { kind: NormKind::RmsNorm, x: &x, gain: &gain, bias: None, eps: 1e-5, out: &out };
         let activate =
-            Activate { activation: Activation::Silu, gating: Gating::Gated, x: &gated, out: &activated };
+            Activate { activation: Nonlinearity::Silu, gating: Gating::Gated, x: &gated, out: &activated };
         let norm = micros(gpu, |stream| (0..NUM_CALLS).try_for_each(|_| kernels.norm(stream, &norm)))?;
         let activate =
             micros(gpu, |stream| (0..NUM_CALLS).try_for_each(|_| kernels.activate(stream, &activate)))?;
         let [norm, activate] = [norm, activate].map(|time| time / f64::from(NUM_CALLS));
         say(&format!(
-            "{rows} rows: residual and norm of {width} {norm:.2} us, gated activation of {ffn} {activate:.2} us"
+            "{rows} rows: norm of {width} {norm:.2} us, gated activation of {ffn} {activate:.2} us"
         ));
     }
     Ok(())
 }
 
 fn sampling(gpu: &Gpu) -> Checked {
-    let kernels = gpu.kernels(Kind::BFloat16, 128, 1)?;
+    let kernels = gpu.sampler_kernels()?;
     for (rows, vocab_size) in
         [(1, 32_000), (1, 256_000), (64, 32_000), (256, 32_000), (64, 128_256), (256, 256_000)]
     {

@@ -1,19 +1,5 @@
 use super::*;
-use cuda_runtime::nvrtc::{Arch, compile};
-
-const ARCHS: [Arch; 2] = [Arch { major: 8, minor: 0 }, Arch { major: 9, minor: 0 }];
-
-fn check(program: &Program) {
-    for arch in ARCHS {
-        check_for(program, arch);
-    }
-}
-
-fn check_for(program: &Program, arch: Arch) {
-    let cubin = compile(program, arch).unwrap();
-    assert_eq!(cubin.warnings, "", "{} {:?} {arch}", program.name, program.defines);
-    assert!(cubin.bytes.starts_with(b"\x7fELF"));
-}
+use crate::test_compile::{ARCHS, check, check_for};
 
 fn config(kind: Kind, head_dim: u32, queries_per_group: u32) -> KernelConfig {
     KernelConfig { kind, head_dim, queries_per_group }
@@ -31,8 +17,8 @@ fn products_compile_where_there_is_wgmma() {
     let [older, newer] = ARCHS;
     for (kind, weight_rows, activated) in [
         (Kind::BFloat16, 32, None),
-        (Kind::Half, 176, Some((Activation::Silu, Gating::Gated))),
-        (Kind::BFloat16, 240, Some((Activation::Gelu, Gating::Gated))),
+        (Kind::Half, 176, Some((Nonlinearity::Silu, Gating::Gated))),
+        (Kind::BFloat16, 240, Some((Nonlinearity::Gelu, Gating::Gated))),
         (Kind::BFloat16, 248, None),
     ] {
         let config = config(kind, 128, 1);
@@ -57,12 +43,6 @@ fn attention_compiles_for_all_kinds_of_heads() {
         config.check().unwrap();
         check(&config.attention());
     }
-}
-
-#[test]
-fn sampling_compiles() {
-    check(&SamplerTiling::Plain.program());
-    check(&SamplerTiling::Filtered.program());
 }
 
 #[test]

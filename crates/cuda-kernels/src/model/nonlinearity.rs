@@ -2,7 +2,7 @@
 
 /// A nonlinearity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Activation {
+pub enum Nonlinearity {
     /// By the error function.
     Gelu,
     /// By the hyperbolic tangent.

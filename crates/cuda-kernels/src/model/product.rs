@@ -5,14 +5,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
-use tch::{Kind, Tensor};
-
-use super::activation::{Activation, Gating};
-use super::product_shape::{MAX_PRODUCT_ROWS, ProductShape, ProductSizes};
-use super::tensors::{Address, Tensors, bad, int, shape_of};
-use super::{KernelConfig, Kernels};
 use cuda_runtime::{Arg, Device, Kernel, Launch, Module, Stream, TensorMap};
+use tch::{Kind, Tensor};
 use torch_ext::ExtError;
+
+use super::nonlinearity::{Gating, Nonlinearity};
+use super::product_shape::{MAX_PRODUCT_ROWS, ProductShape, ProductSizes};
+use super::{KernelConfig, ModelKernels};
+use crate::tensors::{Address, Tensors, bad, int, shape_of};
 
 /// Where the product goes.
 #[derive(Clone, Copy, Debug)]
@@ -24,11 +24,11 @@ pub enum ProductOut<'a> {
     /// `float32[n, num_out]`.
     Float(&'a Tensor),
     /// `T[n, ffn]`: what [`Activate`](super::Activate) makes of the rounded product.
-    Activated(&'a Tensor, Activation, Gating),
+    Activated(&'a Tensor, Nonlinearity, Gating),
 }
 
 impl ProductOut<'_> {
-    fn activated(&self) -> Option<(Activation, Gating)> {
+    fn activated(&self) -> Option<(Nonlinearity, Gating)> {
         match *self {
             Self::Activated(_, activation, gating) => Some((activation, gating)),
             _ => None,
@@ -70,7 +70,7 @@ struct ProductArgs {
 const NUM_THREADS: u32 = 192;
 
 /// Rows of the weight that a block takes, and what the sums go through.
-type ProductKey = (u32, Option<(Activation, Gating)>);
+type ProductKey = (u32, Option<(Nonlinearity, Gating)>);
 
 /// The kernels, compiled when they are first asked for.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ impl Products {
     }
 }
 
-impl Kernels {
+impl ModelKernels {
     /// Whether kernels of a step of so many rows start before the one before them has ended. With more rows, whose
     /// products are cuBLAS's, that was not seen to help.
     pub(super) fn overlaps(&self, num_rows: i64) -> bool {
@@ -114,7 +114,7 @@ impl Kernels {
         &self,
         num_rows: i64,
         [weight_rows, num_in]: [i64; 2],
-        activated: Option<(Activation, Gating)>,
+        activated: Option<(Nonlinearity, Gating)>,
     ) -> Result<Option<(ProductShape, Arc<Kernel>)>, ExtError> {
         let halves = activated.map_or(1, |(_, gating)| gating.halves());
         if weight_rows % halves != 0 {
@@ -133,7 +133,7 @@ impl Kernels {
     pub fn max_product_rows(
         &self,
         shape: [i64; 2],
-        activated: Option<(Activation, Gating)>,
+        activated: Option<(Nonlinearity, Gating)>,
     ) -> Result<i64, ExtError> {
         for num_rows in (1..=MAX_PRODUCT_ROWS).rev() {
             if self.product_kernel(num_rows, shape, activated)?.is_some() {

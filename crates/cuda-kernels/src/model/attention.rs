@@ -3,15 +3,15 @@
 use std::sync::Mutex;
 
 use bytemuck::{Pod, Zeroable};
-use tch::{Kind, Tensor};
-
-use super::rope::RotaryArgs;
-use super::tensors::{Address, Tensors, bad, int, shape_of};
-use super::{BLOCK_SIZE_TOKENS, Kernels, LayerCache, Rotary};
 use cuda_runtime::{Arg, Device, Launch, Stream};
+use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 
-/// What the attention of a step has to do, found by [`Kernels::plan_decode`], and its working memory. One is enough for
+use super::rope::RotaryArgs;
+use super::{BLOCK_SIZE_TOKENS, LayerCache, ModelKernels, Rotary};
+use crate::tensors::{Address, Tensors, bad, int, shape_of};
+
+/// What the attention of a step has to do, found by [`ModelKernels::plan_decode`], and its working memory. One is enough for
 /// all row buckets, as long as steps follow each other on one stream.
 #[derive(Debug)]
 pub struct DecodePlan {
@@ -44,7 +44,7 @@ impl DecodePlan {
     /// # Errors
     /// When the GPU has no memory for it.
     pub fn new(
-        kernels: &Kernels,
+        kernels: &ModelKernels,
         device: &Device,
         [max_rows, max_blocks]: [i64; 2],
         num_groups: i64,
@@ -79,7 +79,7 @@ impl DecodePlan {
         })
     }
 
-    /// Where the tokens of the step go in the cache, `int32[num_rows]`, for [`Kernels::rope_and_cache`].
+    /// Where the tokens of the step go in the cache, `int32[num_rows]`, for [`ModelKernels::rope_and_cache`].
     ///
     /// # Errors
     /// When the plan has fewer rows.
@@ -202,7 +202,7 @@ struct AttentionArgs {
     scale_log2: f32,
 }
 
-impl Kernels {
+impl ModelKernels {
     /// Enqueues the plan of a step.
     ///
     /// # Errors

@@ -1,22 +1,6 @@
-#pragma once
-// Housekeeping between steps: copies of cache blocks, and the tokens a response has seen.
+// The tokens that a sequence holds, as bits, for the repetition penalty.
 
-struct CopyArgs {
-    const int* pairs;  // [p, 2] of source and destination; one with a block outside the cache does nothing
-    uint4* cache;      // [num_planes, num_blocks, vectors_per_block]; a plane: the keys or the values of a layer
-    int num_blocks;
-    int vectors_per_block;
-};
-
-// Grid: pairs, planes.
-extern "C" __global__ void copy_blocks(CopyArgs args) {
-    int source = args.pairs[2 * blockIdx.x], destination = args.pairs[2 * blockIdx.x + 1];
-    if (source < 0 || destination < 0 || source >= args.num_blocks || destination >= args.num_blocks) return;
-    i64 plane = (i64)blockIdx.y * args.num_blocks;
-    const uint4* from = args.cache + (plane + source) * args.vectors_per_block;
-    uint4* to = args.cache + (plane + destination) * args.vectors_per_block;
-    for (int i = threadIdx.x; i < args.vectors_per_block; i += blockDim.x) to[i] = from[i];
-}
+#include "common.cuh"
 
 struct MarkArgs {
     const int* tokens;      // [num_tokens]: prompts, one after another
