@@ -2,7 +2,7 @@
 //!
 //! One layer: blocks of [`BLOCK_TOKENS`] tokens, and in a block for each key-value head one key panel
 //! `[head_dim / GROUP][BLOCK_TOKENS][GROUP]` and one value panel `[BLOCK_TOKENS / GROUP][head_dim_padded][GROUP]`:
-//! scores and outputs are then products of the same micro-kernel that runs the linear layers.
+//! the micro-kernel of the linear layers then computes scores and outputs, too.
 #![expect(unsafe_code, reason = "tasks of one loop write disjoint tokens and heads")]
 
 use half::bf16;

@@ -1,4 +1,4 @@
-//! The micro-kernel under every product on the CPU: a few rows times a panel of 32 columns.
+//! The micro-kernel of every GEMM on the CPU: a few rows times a panel of 32 columns.
 //!
 //! `acc[m][n] = init[m][n] + sum over k of a[m][k] * b[k][n]`, k strictly ascending, sums in float32. Each output is the same
 //! sequence of operations whatever the number of rows, so a row's result never depends on what shares its batch.

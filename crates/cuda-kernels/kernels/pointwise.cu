@@ -1,4 +1,4 @@
-// Everything of a step but products, attention and sampling. Programs are put together in
+// Everything of a step but GEMMs, attention and sampling. Programs are put together in
 // `crates/cuda-kernels/src/model/programs.rs`.
 
 #include "common.cuh"

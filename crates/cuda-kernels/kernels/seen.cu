@@ -5,7 +5,7 @@
 struct MarkArgs {
     const int* tokens;      // [num_tokens]: prompts, one after another
     const int* cu_seqlens;  // [m + 1]
-    const int* slots;       // [m], below 0: nobody's
+    const int* slots;       // [m], below 0: the prompt is left out
     u32* seen;              // [num_slots, words_per_slot]
     int num_tokens;
     int num_slots;

@@ -80,7 +80,7 @@ impl Device {
     /// The model, such as `NVIDIA H100 80GB HBM3`.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn name(&self) -> Result<String, ExtError> {
         let driver = Driver::get()?;
         let mut name: [c_char; 256] = [0; 256];
@@ -98,7 +98,7 @@ impl Device {
     /// The compute capability: (9, 0) for an H100.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn compute_capability(&self) -> Result<(u32, u32), ExtError> {
         Ok((self.attribute(CAPABILITY_MAJOR)?, self.attribute(CAPABILITY_MINOR)?))
     }
@@ -106,7 +106,7 @@ impl Device {
     /// The architecture that kernels are compiled for.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn arch(&self) -> Result<Arch, ExtError> {
         self.compute_capability().map(|(major, minor)| Arch { major, minor })
     }
@@ -114,7 +114,7 @@ impl Device {
     /// How many multiprocessors it has.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn num_sms(&self) -> Result<u32, ExtError> {
         self.attribute(MULTIPROCESSOR_COUNT)
     }
@@ -122,7 +122,7 @@ impl Device {
     /// The most shared memory one block of threads may have.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn max_shared_bytes(&self) -> Result<u32, ExtError> {
         self.attribute(MAX_SHARED_BYTES)
     }
@@ -130,7 +130,7 @@ impl Device {
     /// The memory that is free now.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn mem_get_info(&self) -> Result<MemInfo, ExtError> {
         let driver = self.bind()?;
         let (mut free, mut total) = (0, 0);

@@ -191,7 +191,7 @@ impl Kernel {
     /// What it takes of a multiprocessor.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn usage(&self) -> Result<KernelUse, ExtError> {
         Ok(KernelUse {
             num_registers: self.attribute(NUM_REGISTERS)?,

@@ -139,10 +139,10 @@ struct Nvrtc {
         *const *const c_char,
     ) -> Code,
     compile_program: unsafe extern "C" fn(Handle, c_int, *const *const c_char) -> Code,
-    log_size: unsafe extern "C" fn(Handle, *mut usize) -> Code,
-    log: unsafe extern "C" fn(Handle, *mut c_char) -> Code,
-    cubin_size: unsafe extern "C" fn(Handle, *mut usize) -> Code,
-    cubin: unsafe extern "C" fn(Handle, *mut c_char) -> Code,
+    log_size: SizeFunction,
+    log: BytesFunction,
+    cubin_size: SizeFunction,
+    cubin: BytesFunction,
     destroy_program: unsafe extern "C" fn(*mut Handle) -> Code,
     // Last, so that nothing outlives it.
     _library: Library,
@@ -240,21 +240,22 @@ impl Nvrtc {
         // SAFETY: the handle is a program that is not destroyed yet, and the options live over the call.
         let code =
             unsafe { (self.compile_program)(*handle, options.len() as c_int, pointers(&options).as_ptr()) };
-        let log = self.text(*handle, (self.log_size, self.log), "nvrtcGetProgramLog")?;
+        let log = self.output(*handle, self.log_size, self.log, "nvrtcGetProgramLog")?;
         let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n', ' ']).to_owned();
         if let Err(error) = self.check("nvrtcCompileProgram", code) {
             let log = if log.is_empty() { error.to_string() } else { log };
             return Err(ExtError::Compile { program: program.name, arch: arch.to_string(), log });
         }
-        let bytes = self.text(*handle, (self.cubin_size, self.cubin), "nvrtcGetCUBIN")?;
+        let bytes = self.output(*handle, self.cubin_size, self.cubin, "nvrtcGetCUBIN")?;
         Ok(Cubin { bytes, warnings: log })
     }
 
-    /// What one of the pairs of functions for a size and its bytes gives.
-    fn text(
+    /// An output of the compiler, by the pair of functions for its size and its bytes.
+    fn output(
         &self,
         handle: Handle,
-        (size, bytes): SizeAndBytes,
+        size: SizeFunction,
+        bytes: BytesFunction,
         call: &'static str,
     ) -> Result<Vec<u8>, ExtError> {
         let mut size_bytes = 0;
@@ -272,8 +273,8 @@ impl Nvrtc {
     }
 }
 
-type SizeAndBytes =
-    (unsafe extern "C" fn(Handle, *mut usize) -> Code, unsafe extern "C" fn(Handle, *mut c_char) -> Code);
+type SizeFunction = unsafe extern "C" fn(Handle, *mut usize) -> Code;
+type BytesFunction = unsafe extern "C" fn(Handle, *mut c_char) -> Code;
 
 /// Where NVRTC may lie: where the system looks, and beside the libtorch of this process, as the wheels put it.
 fn library_dirs() -> Vec<PathBuf> {

@@ -33,7 +33,7 @@ impl Stream {
     /// The stream that the calling thread's operations go onto.
     ///
     /// # Errors
-    /// When libtorch does not say it.
+    /// When libtorch fails.
     pub fn current(device: &Device) -> Result<Self, ExtError> {
         device.bind()?;
         Ok(Self { device: *device, torch: TorchStream::current(device.index())? })
@@ -79,7 +79,7 @@ impl Stream {
     /// Whether what is enqueued now is captured into a graph and not run.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn is_capturing(&self) -> Result<bool, ExtError> {
         let driver = self.device.bind()?;
         let mut status = 0;
@@ -105,7 +105,7 @@ pub struct CurrentStream {
 
 impl Drop for CurrentStream {
     fn drop(&mut self) {
-        // It was current before, so libtorch takes it again; there is nobody to tell otherwise.
+        // It was current before, so libtorch takes it again; a destructor could not report a failure.
         let _ = self.before.torch.set_current();
     }
 }

@@ -1,10 +1,10 @@
-//! Twins of the pointwise kernels, in float64.
+//! The pointwise kernels against references in float64.
 
 use cuda_kernels::{Activate, Embed, Gating, LayerCache, Nonlinearity, Norm, NormKind, RopeAndCache, Rotary};
 use tch::{Kind, Tensor};
 
 use crate::cases::{Outcome, ensure};
-use crate::support::{Checked, Gpu, KINDS, double, relative_error, same, tolerance};
+use crate::support::{Checked, Gpu, Heads, KINDS, double, relative_error, same, tolerance};
 
 pub(crate) fn embedding(gpu: &Gpu) -> Outcome {
     let width = 1032;
@@ -30,7 +30,7 @@ pub(crate) fn norms(gpu: &Gpu) -> Outcome {
         for (num_rows, width) in [(1, 64), (3, 4544), (5, 8192), (2, 16_384), (7, 2056)] {
             for norm in [NormKind::RmsNorm, NormKind::LayerNorm] {
                 for has_bias in [false, true] {
-                    let error = check_norm(gpu, (kind, norm), (num_rows, width), has_bias)?;
+                    let error = check_norm(gpu, kind, norm, [num_rows, width], has_bias)?;
                     ensure(error < tolerance(kind), || {
                         format!(
                             "{norm:?} {kind:?} [{num_rows}, {width}], bias: {has_bias}: off by {error:.1e}"
@@ -46,14 +46,15 @@ pub(crate) fn norms(gpu: &Gpu) -> Outcome {
 
 fn check_norm(
     gpu: &Gpu,
-    (kind, norm): (Kind, NormKind),
-    (num_rows, width): (i64, i64),
+    kind: Kind,
+    norm: NormKind,
+    shape: [i64; 2],
     has_bias: bool,
 ) -> Result<f64, Box<dyn std::error::Error>> {
     let kernels = gpu.kernels(kind, 64, 1)?;
-    let x = gpu.random(&[num_rows, width], kind)?;
-    let (gain, bias) = (gpu.random(&[width], Kind::Float)?, gpu.random(&[width], Kind::Float)?);
-    let out = gpu.unset(&[num_rows, width], kind)?;
+    let x = gpu.random(&shape, kind)?;
+    let (gain, bias) = (gpu.random(&shape[1..], Kind::Float)?, gpu.random(&shape[1..], Kind::Float)?);
+    let out = gpu.unset(&shape, kind)?;
     kernels.norm(
         &gpu.stream,
         &Norm { kind: norm, x: &x, gain: &gain, bias: has_bias.then_some(&bias), eps: 1e-5, out: &out },
@@ -157,7 +158,8 @@ pub(crate) fn rope(gpu: &Gpu) -> Outcome {
     for (kind, d, q) in [(Kind::Float, 128, 1), (Kind::BFloat16, 64, 4), (Kind::Half, 80, 1)] {
         for rotary_dim in [d, d / 4, d / 2, 0] {
             for (num_groups, num_rows) in [(1, 1), (3, 5)] {
-                check_rope(gpu, (kind, d, q), rotary_dim, [num_groups, num_rows]).map_err(|error| {
+                let heads = Heads { kind, head_dim: d, queries: q, groups: num_groups };
+                check_rope(gpu, &heads, rotary_dim, num_rows).map_err(|error| {
                     format!("{kind:?}, {d} elements, {q} queries, {rotary_dim} rotated: {error}")
                 })?;
                 num_cases += 1;
@@ -167,7 +169,8 @@ pub(crate) fn rope(gpu: &Gpu) -> Outcome {
     Ok(format!("{num_cases} shapes"))
 }
 
-fn check_rope(gpu: &Gpu, (kind, d, q): (Kind, i64, i64), rotary_dim: i64, [g, n]: [i64; 2]) -> Checked {
+fn check_rope(gpu: &Gpu, heads: &Heads, rotary_dim: i64, n: i64) -> Checked {
+    let &Heads { kind, head_dim: d, queries: q, groups: g } = heads;
     let kernels = gpu.kernels(kind, d as u32, q as u32)?;
     let qkv = gpu.random(&[n, g, q + 2, d], kind)?;
     let positions = gpu.ints(&[3, -1, 49, 0, 7][..n as usize], &[n])?;

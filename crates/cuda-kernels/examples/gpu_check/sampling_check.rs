@@ -61,7 +61,7 @@ pub(crate) fn against_reference(gpu: &Gpu) -> Outcome {
     Ok(format!("{num_tokens} tokens"))
 }
 
-/// So many rows that all warps of the GPU share them, where the width allows.
+/// A batch so large that all warps of the GPU share its rows, where the width allows.
 pub(crate) fn many_rows(gpu: &Gpu) -> Outcome {
     let kernels = gpu.sampler_kernels()?;
     let mut num_tokens = 0;

@@ -8,6 +8,16 @@ use tch::{Kind, Tensor};
 
 pub(crate) type Checked = Result<(), Box<dyn Error>>;
 
+/// The attention heads that a case has.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    pub(crate) kind: Kind,
+    pub(crate) head_dim: i64,
+    /// Query heads of a group.
+    pub(crate) queries: i64,
+    pub(crate) groups: i64,
+}
+
 /// The first GPU, and where compiled kernels are kept while this runs.
 pub(crate) struct Gpu {
     pub(crate) device: Device,

@@ -10,7 +10,7 @@ use torch_ext::ExtError;
 
 use crate::cases::say;
 use crate::pointwise::rotary_tables;
-use crate::support::{Checked, Gpu};
+use crate::support::{Checked, Gpu, Heads};
 
 const NUM_REPLAYS: u32 = 20;
 
@@ -58,25 +58,24 @@ pub(crate) fn table(gpu: &Gpu) -> Checked {
         (32, 1, 1, 512),
         (16, 1, 1, 512),
     ] {
-        attention(gpu, (groups, queries), (rows, context), 0)?;
+        attention(gpu, heads(groups, queries), rows, context, 0)?;
     }
     for shared_blocks in [0, 32] {
-        attention(gpu, (32, 1), (8, 1100), shared_blocks)?;
-        attention(gpu, (32, 1), (64, 1100), shared_blocks)?;
+        attention(gpu, heads(32, 1), 8, 1100, shared_blocks)?;
+        attention(gpu, heads(32, 1), 64, 1100, shared_blocks)?;
     }
     pointwise(gpu)?;
     sampling(gpu)
 }
 
+fn heads(groups: i64, queries: i64) -> Heads {
+    Heads { kind: Kind::BFloat16, head_dim: 128, queries, groups }
+}
+
 /// Neighbours in groups of 8 share their first blocks.
-fn attention(
-    gpu: &Gpu,
-    (groups, queries): (i64, i64),
-    (rows, context): (i64, i64),
-    shared_blocks: i64,
-) -> Checked {
+fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i64) -> Checked {
     const NUM_LAYERS: i64 = 8;
-    let d = 128;
+    let Heads { head_dim: d, queries, groups, .. } = heads;
     let kernels = gpu.kernels(Kind::BFloat16, d as u32, queries as u32)?;
     let width = (context + 31) / 32;
     let num_blocks = rows * width;

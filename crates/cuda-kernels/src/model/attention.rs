@@ -113,7 +113,7 @@ pub struct PlanDecode<'a> {
     /// `int32[n, max_blocks]`: each row's cache blocks. A row whose position is past them is left out of the step.
     pub block_tables: &'a Tensor,
     /// `int32[n, 2]`: the first row of each row's group and how many leading blocks the group shares. A group's rows are
-    /// neighbours and all say the same; a row alone says (itself, 0). None: nobody shares. Results do not depend on it.
+    /// neighbours and have the same pair; a row alone has (itself, 0). None: no row shares. Results do not depend on it.
     pub prefix_groups: Option<&'a Tensor>,
     /// Blocks of the cache.
     pub num_blocks: i64,
@@ -156,9 +156,9 @@ pub struct DecodeAttention<'a> {
     pub out: &'a Tensor,
 }
 
-/// [`RopeAndCache`](super::RopeAndCache) and [`DecodeAttention`] in one kernel, bit for bit. With few rows it starts before the
-/// kernel before it has ended and then waits for `qkv` alone, so between what writes the plan or the cache and this there
-/// must be a kernel that does not start early, as the embedding of every step is.
+/// [`RopeAndCache`](super::RopeAndCache) and [`DecodeAttention`] in one kernel, bitwise identical. In small batches it starts before
+/// the kernel before it has ended and then waits for `qkv` alone, so between what writes the plan or the cache and this
+/// there must be a kernel that does not start early, as the embedding of every step is.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeAttentionQkv<'a> {
     /// `T[n, G * (q + 2) * d]`, as Megatron fuses them.

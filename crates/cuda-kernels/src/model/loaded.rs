@@ -6,7 +6,7 @@ use cuda_runtime::{Device, Kernel, Module};
 use torch_ext::ExtError;
 
 use super::KernelConfig;
-use super::product::Products;
+use super::gemm::GemmKernels;
 use super::programs::Tiling;
 
 /// All kernels, compiled for one GPU, type and kind of head.
@@ -26,7 +26,7 @@ pub struct ModelKernels {
     pub(super) plan_decode: Kernel,
     pub(super) decode_attention: Kernel,
     pub(super) decode_attention_qkv: Kernel,
-    pub(super) products: Products,
+    pub(super) gemms: GemmKernels,
 }
 
 impl ModelKernels {
@@ -52,7 +52,7 @@ impl ModelKernels {
             plan_decode: attention.kernel("plan_decode")?,
             decode_attention: attention.kernel("decode_attention")?,
             decode_attention_qkv: attention.kernel("decode_attention_qkv")?,
-            products: Products::new(device, config, cache_dir),
+            gemms: GemmKernels::new(device, config, cache_dir),
         })
     }
 

@@ -4,8 +4,8 @@ use cuda_runtime::{Arch, Program};
 use tch::Kind;
 use torch_ext::ExtError;
 
+use super::gemm_shape::tiles_of_stage;
 use super::nonlinearity::{Gating, Nonlinearity};
-use super::product_shape::tiles_of_stage;
 use crate::source::{headers, source};
 
 /// What a model's kernels are compiled for.
@@ -83,9 +83,9 @@ impl KernelConfig {
         }
     }
 
-    /// Products of up to 64 rows with `weight_rows` rows of the weight a block, in eights; there are none in float32, and
-    /// none where there is no `wgmma`.
-    pub fn product(
+    /// The GEMM of batches of up to 64 rows, with `weight_rows` rows of the weight a block, in eights; there is none in
+    /// float32, and none where there is no `wgmma`.
+    pub fn gemm(
         &self,
         arch: Arch,
         weight_rows: u32,
@@ -93,8 +93,8 @@ impl KernelConfig {
     ) -> Option<Program> {
         let is_there = self.kind != Kind::Float && arch == Arch { major: 9, minor: 0 };
         is_there.then(|| Program {
-            name: "product",
-            source: source!("product.cu"),
+            name: "gemm",
+            source: source!("gemm.cu"),
             headers: headers!("common.cuh", "nonlinearity.cuh", "ring.cuh", "store.cuh"),
             defines: [self.defines(), activated_defines(activated), multiply_defines(self.kind, weight_rows)]
                 .concat(),

@@ -58,8 +58,9 @@ impl SamplerTiling {
 
 /// Blocks of the sampler without filters that a multiprocessor holds at once.
 pub(super) const SAMPLE_BLOCKS_PER_SM: u32 = 5;
-/// The same of the sampler of many rows, whose warps have so many pieces under way each.
+/// The same of the sampler of large batches.
 const MANY_BLOCKS_PER_SM: u32 = 2;
+/// Pieces that each of its warps has in flight.
 pub(super) const MANY_STAGES: u32 = 2;
 pub(super) const MANY_THREADS: u32 = 320;
 /// Logits that a thread has of a piece.

@@ -15,7 +15,7 @@ pub struct MarkSeen<'a> {
     pub tokens: &'a Tensor,
     /// `int32[m + 1]`: where each starts, and the end of the last.
     pub cu_seqlens: &'a Tensor,
-    /// `int32[m]`: whose they are; below 0 nobody's.
+    /// `int32[m]`: the slot of each; below 0 the prompt is left out.
     pub slots: &'a Tensor,
     /// Bit sets, `int32[num_slots, ceil(vocab_size / 32)]`.
     pub seen: &'a Tensor,

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cuda_kernels::{
-    Activate, DecodeAttentionQkv, DecodePlan, Embed, Gating, KernelConfig, LayerCache, ModelKernels,
-    Norm as NormLaunch, NormKind, PlanDecode, Product, ProductOut, RopeAndCache, Rotary as RotaryTables,
+    Activate, DecodeAttentionQkv, DecodePlan, Embed, Gating, Gemm, GemmOut, KernelConfig, LayerCache,
+    ModelKernels, Norm as NormLaunch, NormKind, PlanDecode, RopeAndCache, Rotary as RotaryTables,
 };
 use cuda_runtime::{Device, Stream, Uploader, kernel_cache};
 use tch::{Kind, Tensor};
@@ -135,9 +135,9 @@ impl CudaKernels {
         x: &Tensor,
         weight: &Tensor,
         bias: Option<&Tensor>,
-        out: ProductOut<'_>,
+        out: GemmOut<'_>,
     ) -> Result<(), ModelError> {
-        Ok(self.kernels.product(&self.stream()?, &Product { x, weight, bias, out })?)
+        Ok(self.kernels.gemm(&self.stream()?, &Gemm { x, weight, bias, out })?)
     }
 
     fn product_activated(
@@ -149,7 +149,7 @@ impl CudaKernels {
     ) -> Result<Tensor, ModelError> {
         let ffn = ffn_of(weight.size2()?.0, activation);
         let out = self.empty(&[x.size2()?.0, ffn], self.precision.kind())?;
-        self.product(x, weight, bias, ProductOut::Activated(&out, function(activation), gating(activation)))?;
+        self.product(x, weight, bias, GemmOut::Activated(&out, function(activation), gating(activation)))?;
         Ok(out)
     }
 
@@ -330,7 +330,7 @@ impl Kernels for CudaKernels {
         let (weight, bias) = tensors(linear)?;
         if self.is_few(x)? {
             let out = self.empty(&[x.size2()?.0, weight.size2()?.0], self.precision.kind())?;
-            self.product(x, weight, bias, ProductOut::Rounded(&out))?;
+            self.product(x, weight, bias, GemmOut::Rounded(&out))?;
             return Ok(out);
         }
         Ok(x.f_linear(weight, bias)?)
@@ -339,7 +339,7 @@ impl Kernels for CudaKernels {
     fn linear_add(&self, x: &Tensor, linear: &Linear, residual: &mut Tensor) -> Result<(), ModelError> {
         let (weight, bias) = tensors(linear)?;
         if self.is_few(x)? {
-            self.product(x, weight, None, ProductOut::Added(residual))?;
+            self.product(x, weight, None, GemmOut::Added(residual))?;
         } else {
             let _ = residual.f_addmm_(x, &weight.f_transpose(0, 1)?)?;
         }
@@ -426,7 +426,7 @@ impl Kernels for CudaKernels {
         let shape = [hidden.size2()?.0, weight.size2()?.0];
         let mut logits = self.empty(&shape, Kind::Float)?; // [num_rows, padded_vocab_size]
         if self.is_few(hidden)? {
-            self.product(hidden, weight, None, ProductOut::Float(&logits))?;
+            self.product(hidden, weight, None, GemmOut::Float(&logits))?;
         } else {
             blas::linear_f32_out(&mut logits, hidden, weight)?;
         }

@@ -13,7 +13,7 @@ fn pointwise_kernels_compile() {
 }
 
 #[test]
-fn products_compile_where_there_is_wgmma() {
+fn gemms_compile_where_there_is_wgmma() {
     let [older, newer] = ARCHS;
     for (kind, weight_rows, activated) in [
         (Kind::BFloat16, 32, None),
@@ -22,10 +22,10 @@ fn products_compile_where_there_is_wgmma() {
         (Kind::BFloat16, 248, None),
     ] {
         let config = config(kind, 128, 1);
-        check_for(&config.product(newer, weight_rows, activated).unwrap(), newer);
-        assert!(config.product(older, weight_rows, activated).is_none());
+        check_for(&config.gemm(newer, weight_rows, activated).unwrap(), newer);
+        assert!(config.gemm(older, weight_rows, activated).is_none());
     }
-    assert!(config(Kind::Float, 128, 1).product(newer, 32, None).is_none());
+    assert!(config(Kind::Float, 128, 1).gemm(newer, 32, None).is_none());
 }
 
 #[test]
