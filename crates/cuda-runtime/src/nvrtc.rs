@@ -123,7 +123,7 @@ pub fn compile_cached(program: &Program, arch: Arch, cache_dir: &Path) -> Result
     Ok(cubin)
 }
 
-type Handle = *mut std::ffi::c_void;
+type ProgramHandle = *mut std::ffi::c_void;
 type Code = c_int;
 
 /// The functions of the library that are used.
@@ -131,19 +131,19 @@ struct Nvrtc {
     version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Code,
     error_string: unsafe extern "C" fn(Code) -> *const c_char,
     create_program: unsafe extern "C" fn(
-        *mut Handle,
+        *mut ProgramHandle,
         *const c_char,
         *const c_char,
         c_int,
         *const *const c_char,
         *const *const c_char,
     ) -> Code,
-    compile_program: unsafe extern "C" fn(Handle, c_int, *const *const c_char) -> Code,
+    compile_program: unsafe extern "C" fn(ProgramHandle, c_int, *const *const c_char) -> Code,
     log_size: SizeFunction,
     log: BytesFunction,
     cubin_size: SizeFunction,
     cubin: BytesFunction,
-    destroy_program: unsafe extern "C" fn(*mut Handle) -> Code,
+    destroy_program: unsafe extern "C" fn(*mut ProgramHandle) -> Code,
     // Last, so that nothing outlives it.
     _library: Library,
 }
@@ -213,7 +213,7 @@ impl Nvrtc {
         Ok((major, minor))
     }
 
-    fn create(&self, program: &Program) -> Result<Handle, ExtError> {
+    fn create(&self, program: &Program) -> Result<ProgramHandle, ExtError> {
         let source = c_string(program.source)?;
         let name = c_string(&format!("{}.cu", program.name))?;
         let names = c_strings(program.headers.iter().map(|(name, _)| *name))?;
@@ -234,7 +234,7 @@ impl Nvrtc {
         Ok(handle)
     }
 
-    fn compile(&self, handle: &Handle, program: &Program, arch: Arch) -> Result<Cubin, ExtError> {
+    fn compile(&self, handle: &ProgramHandle, program: &Program, arch: Arch) -> Result<Cubin, ExtError> {
         let options = program.option_list(arch);
         let options = c_strings(options.iter().map(String::as_str))?;
         // SAFETY: the handle is a program that is not destroyed yet, and the options live over the call.
@@ -253,7 +253,7 @@ impl Nvrtc {
     /// An output of the compiler, by the pair of functions for its size and its bytes.
     fn output(
         &self,
-        handle: Handle,
+        handle: ProgramHandle,
         size: SizeFunction,
         bytes: BytesFunction,
         call: &'static str,
@@ -267,14 +267,14 @@ impl Nvrtc {
         Ok(out)
     }
 
-    fn destroy(&self, mut handle: Handle) {
+    fn destroy(&self, mut handle: ProgramHandle) {
         // SAFETY: the handle came from `create` and is not used again. Its code can only say that it was none.
         unsafe { (self.destroy_program)(&mut handle) };
     }
 }
 
-type SizeFunction = unsafe extern "C" fn(Handle, *mut usize) -> Code;
-type BytesFunction = unsafe extern "C" fn(Handle, *mut c_char) -> Code;
+type SizeFunction = unsafe extern "C" fn(ProgramHandle, *mut usize) -> Code;
+type BytesFunction = unsafe extern "C" fn(ProgramHandle, *mut c_char) -> Code;
 
 /// Where NVRTC may lie: where the system looks, and beside the libtorch of this process, as the wheels put it.
 fn library_dirs() -> Vec<PathBuf> {
