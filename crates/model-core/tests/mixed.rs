@@ -56,7 +56,7 @@ fn parts(runner: &mut Runner) -> Vec<Part> {
         .map(|(context_len, query_len, num_logits)| {
             let table = runner.blocks(sequence.len());
             if context_len > 0 {
-                let _ = runner.prefill(&[&sequence[..context_len]], vec![table.clone()]);
+                let _ = runner.prefill(&[&sequence[..context_len]], std::slice::from_ref(&table));
             }
             let tokens = sequence[context_len..context_len + query_len].to_vec();
             Part { tokens, context_len: context_len as u32, num_logits, table }

@@ -119,9 +119,9 @@ impl Runner {
     }
 
     /// Logits after the last token of each prompt, `[sequences][vocab]`.
-    pub(crate) fn prefill(&mut self, sequences: &[&[u32]], tables: Vec<Vec<BlockId>>) -> Vec<Vec<f32>> {
+    pub(crate) fn prefill(&mut self, sequences: &[&[u32]], tables: &[Vec<BlockId>]) -> Vec<Vec<f32>> {
         let mut batch = Batch::default();
-        for (tokens, table) in sequences.iter().zip(&tables) {
+        for (tokens, table) in sequences.iter().zip(tables) {
             batch.push(tokens, 0, 1, table);
         }
         self.forward(&batch)
@@ -146,7 +146,7 @@ impl Runner {
     /// The most likely continuation, with the cache.
     pub(crate) fn greedy(&mut self, prompt: &[u32], num_new: usize, vocab_size: usize) -> Vec<u32> {
         let table = self.blocks(prompt.len() + num_new);
-        let mut logits = self.prefill(&[prompt], vec![table.clone()]);
+        let mut logits = self.prefill(&[prompt], std::slice::from_ref(&table));
         let mut new_tokens = Vec::new();
         loop {
             new_tokens.push(argmax(&logits[0][..vocab_size]));
