@@ -1,7 +1,5 @@
 //! Spans of every kind in one batch: each gets the bits that it gets in a step of its own.
 
-#![expect(clippy::unwrap_used, reason = "a test may fail")]
-
 mod common;
 
 use common::tiny::made_up_weights;

@@ -227,7 +227,7 @@ struct Setup {
 impl Setup {
     fn executor(&self) -> (DeviceExecutor<FakeDevice>, Arc<Mutex<Vec<Call>>>) {
         let layout = TableLayout {
-            max_rows: buckets::max_rows(self.limits.max_num_seqs),
+            max_rows: max_rows(self.limits.max_num_seqs),
             max_blocks_per_seq: MAX_SEQ_LEN_TOKENS.div_ceil(BLOCK_SIZE_TOKENS),
         };
         let calls = Arc::default();
