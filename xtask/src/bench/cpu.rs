@@ -44,7 +44,7 @@ const PEERS: [Peer; 2] = [
 /// Choices of the CPU benchmark.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A checkpoint to measure instead of the demo's; the peers are left out then
+    /// A checkpoint to measure instead of the demo's; the peers are skipped then
     #[arg(long, value_name = "CKPT")]
     checkpoint: Option<PathBuf>,
     /// Measures the project's own program only
