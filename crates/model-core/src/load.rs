@@ -1,8 +1,8 @@
 //! From a config and a source of weights to a model.
 
+use cpu_kernels::MAX_HEAD_DIM;
 use nemo_format::TensorSource;
 use tch::Device;
-use torch_ext::cpu::MAX_HEAD_DIM;
 
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::CudaKernels;

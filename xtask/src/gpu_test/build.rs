@@ -23,8 +23,8 @@ pub(super) struct Program {
 
 pub(super) const PROGRAMS: [Program; 3] = [
     Program { name: ALIGNER_GEN, package: "aligner-gen", target: "--bin" },
-    Program { name: CUDA_SMOKE, package: "torch-ext", target: "--example" },
-    Program { name: GPU_CHECK, package: "torch-ext", target: "--example" },
+    Program { name: CUDA_SMOKE, package: "cuda-kernels", target: "--example" },
+    Program { name: GPU_CHECK, package: "cuda-kernels", target: "--example" },
 ];
 
 /// Builds the programs with feature `cuda`, and `more` without; the result has them all by name.
@@ -61,7 +61,7 @@ mod tests {
     #[test]
     fn all_programs_are_one_build() {
         let args = args(&[Program { name: "xtask", package: "xtask", target: "--bin" }]);
-        insta::assert_snapshot!(args.join(" "), @"--features aligner-gen/cuda,torch-ext/cuda -p aligner-gen -p torch-ext -p xtask --bin aligner-gen --example cuda_smoke --example gpu_check --bin xtask");
+        insta::assert_snapshot!(args.join(" "), @"--features aligner-gen/cuda,cuda-kernels/cuda -p aligner-gen -p cuda-kernels -p xtask --bin aligner-gen --example cuda_smoke --example gpu_check --bin xtask");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The fused backend on a GPU: the project's CUDA kernels (`torch_ext::cuda::kernels`) around cuBLAS's products.
+//! The fused backend on a GPU: the project's CUDA kernels (`cuda_kernels`) around cuBLAS's products.
 //!
 //! Everything is enqueued on the current stream and nothing waits for it, so a decode step can be recorded as a CUDA
 //! graph. Norms, rotation, activation and attention compute a row alike in any batch; cuBLAS does with
@@ -10,13 +10,14 @@ mod few_rows;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tch::{Kind, Tensor};
-use torch_ext::cuda::kernels::{
+use cuda_kernels::{
     Activate, DecodeAttentionQkv, DecodePlan, Embed, Gating, KernelConfig, Kernels as CudaKernelSet,
     LayerCache, Norm as NormLaunch, NormKind, PlanDecode, Product, ProductOut, RopeAndCache,
     Rotary as RotaryTables,
 };
-use torch_ext::cuda::{Device, Stream, Uploader, blas, flash, kernel_cache};
+use cuda_runtime::{Device, Stream, Uploader, kernel_cache};
+use tch::{Kind, Tensor};
+use torch_ext::cuda::{blas, flash};
 
 use super::plain::{attend, stored_kind, to_device};
 use crate::attention_context::{AttentionContext, DeviceAttention, DeviceContext};
@@ -449,8 +450,8 @@ fn ffn_of(num_out: i64, activation: Activation) -> i64 {
     if activation.gated { num_out / 2 } else { num_out }
 }
 
-fn function(activation: Activation) -> torch_ext::cuda::kernels::Activation {
-    use torch_ext::cuda::kernels::Activation as Function;
+fn function(activation: Activation) -> cuda_kernels::Activation {
+    use cuda_kernels::Activation as Function;
     match activation.nonlinearity {
         Nonlinearity::Gelu => Function::Gelu,
         Nonlinearity::GeluTanh => Function::GeluTanh,

@@ -3,10 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use cuda_runtime::{Device, Event, Graph, GraphPool, Stream};
 use model_core::{Batch, CausalLm, DeviceDecode, KvCache};
 use sampling::{DeviceSampler, FirstDraw, RECORD_WORDS, SampledToken, SamplerRows};
 use tch::{Kind, Tensor};
-use torch_ext::cuda::{Device, Event, Graph, GraphPool, Stream, send};
+use torch_ext::cuda::send;
 
 use super::{
     DeviceExecutor, DeviceShape, FirstToken, Owner, RUN_AHEAD, StepDevice, TableLayout, buckets::max_rows,

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
+use cuda_kernels::{MAX_PRODUCT_ROWS, ProductOut};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
-use torch_ext::cuda::kernels::{MAX_PRODUCT_ROWS, ProductOut};
 
 use super::{CudaKernels, MIN_ROWS, function, gating, tensors};
 use crate::ModelError;
