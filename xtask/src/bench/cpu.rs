@@ -17,7 +17,7 @@ const VENV: &str = ".bench/venv";
 const SCRIPT: &str = "xtask/peers/cpu_peers.py";
 
 const CHAT_RESULTS: &str = ".bench/chat";
-/// Greedy, so that every program makes about the same texts.
+/// Greedy, so that every program generates about the same texts.
 const CHAT_SETTINGS: [&str; 5] = [
     "model.generation.sampling_params.use_greedy=true",
     "model.generation.num_responses_to_gen=1",

@@ -1,6 +1,6 @@
-//! `cargo xtask soak`: the long tests of what `docs/GUARANTEES.md` promises, on the demo's model and on a random GPT.
+//! `cargo xtask soak`: the long tests of the guarantees in `docs/GUARANTEES.md`, on the demo's model and on a random GPT.
 //!
-//! The tests of `cargo xtask test` show the same on a small scale. Here the release build runs, and a table is printed.
+//! `cargo xtask test` has short versions of them. Here the release build runs, and a table is printed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -43,7 +43,7 @@ const PATHS: [(&str, [&str; 2]); 4] = [
     ("bf16, trt_llm", ["trainer.precision=bf16", "trainer.generation.trt_llm.enable=true"]),
 ];
 
-/// What must not matter. Ranks take samples in an order that no two runs share.
+/// What must not change a text. Ranks take samples in another order in each run.
 const VARIANTS: [(&str, &[&str]); 10] = [
     ("max_batch=1", &["trainer.generation.max_batch=1"]),
     ("max_batch=2", &["trainer.generation.max_batch=2"]),
