@@ -142,7 +142,7 @@ pub(crate) trait Kernels: Send + Sync {
         Ok(())
     }
 
-    /// Room for steps planned on the device; see [`crate::CausalLm::reserve_rows`].
+    /// Room for steps planned on the device; see [`crate::CausalLm::reserve_decode`].
     fn reserve_rows(
         &self,
         _max_rows: usize,

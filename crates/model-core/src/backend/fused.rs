@@ -55,14 +55,14 @@ fn source_dtype(dtype: DType) -> SourceDType {
     }
 }
 
-fn function(activation: Activation) -> cpu_kernels::Activation {
+fn function(activation: Activation) -> cpu_kernels::Nonlinearity {
     match activation.nonlinearity {
-        Nonlinearity::Gelu => cpu_kernels::Activation::Gelu,
-        Nonlinearity::GeluTanh => cpu_kernels::Activation::GeluTanh,
-        Nonlinearity::QuickGelu => cpu_kernels::Activation::GeluSigmoid,
-        Nonlinearity::Silu => cpu_kernels::Activation::Silu,
-        Nonlinearity::Relu => cpu_kernels::Activation::Relu,
-        Nonlinearity::SquaredRelu => cpu_kernels::Activation::SquaredRelu,
+        Nonlinearity::Gelu => cpu_kernels::Nonlinearity::Gelu,
+        Nonlinearity::GeluTanh => cpu_kernels::Nonlinearity::GeluTanh,
+        Nonlinearity::QuickGelu => cpu_kernels::Nonlinearity::QuickGelu,
+        Nonlinearity::Silu => cpu_kernels::Nonlinearity::Silu,
+        Nonlinearity::Relu => cpu_kernels::Nonlinearity::Relu,
+        Nonlinearity::SquaredRelu => cpu_kernels::Nonlinearity::SquaredRelu,
     }
 }
 

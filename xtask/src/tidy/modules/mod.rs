@@ -15,10 +15,7 @@ mod paths;
 const ROOT: &str = "crate";
 
 /// Crates that still have circles.
-const CIRCLES_LEFT: [&str; 11] = [
-    "crates/cpu-kernels",
-    "crates/cuda-kernels",
-    "crates/cuda-runtime",
+const CIRCLES_LEFT: [&str; 8] = [
     "crates/data",
     "crates/engine",
     "crates/hydra-config",
