@@ -1,8 +1,8 @@
 //! Lines of a JSONL file, plain, gzip or zstd, streamed in chunks and parsed in parallel.
 //!
 //! Line numbers count from 1. Blank lines at the end are no records; a blank line before a record is a bad one. Binary
-//! and memory-mapped datasets are refused by name. What a record means is the matter of `record`, reading a line again
-//! that of `line_store`.
+//! and memory-mapped datasets are refused by name. `record` parses a record, and `line_store`
+//! reads a line again.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -21,12 +21,12 @@ const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 const CHUNK_BYTES: usize = 8 << 20;
 const REFUSED_EXTENSIONS: [&str; 3] = [".bin", ".idx", ".npy"];
 
-/// A line as it stands in the file, without its end.
+/// A line of the file, without its line break.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawLine {
     /// The line number, from 1.
     pub line: u64,
-    /// Where its first byte is in the unpacked file.
+    /// Where its first byte is in the decompressed file.
     pub offset_bytes: u64,
     /// The bytes.
     pub bytes: Vec<u8>,
@@ -37,7 +37,7 @@ pub struct RawLine {
 pub struct LineSpan {
     /// The line number, from 1.
     pub line: u64,
-    /// Where its first byte is in the unpacked file.
+    /// Where its first byte is in the decompressed file.
     pub offset_bytes: u64,
     /// Its length without its end.
     pub len_bytes: usize,
@@ -69,7 +69,7 @@ impl JsonlReader {
 /// A data file whose lines are read once in order, and again one by one.
 pub(crate) struct OpenedData {
     pub(crate) reader: JsonlReader,
-    /// Where the lines are read again from, once the reader has gone through them.
+    /// Where the lines are read again from, once the reader has passed them.
     pub(crate) store: LineStore,
     /// Of the bytes that the reader has read.
     pub(crate) hash: FileHash,

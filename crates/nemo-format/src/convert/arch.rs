@@ -131,7 +131,7 @@ pub(super) enum Block {
 pub(super) enum Biases {
     None,
     Qkv,
-    /// Those that the source lacks are zeros.
+    /// Those missing in the source are zeros.
     All,
 }
 
@@ -260,7 +260,7 @@ impl ModelArch {
             let has_two_norms = self.block == Block::ParallelTwoNorms;
             config.set("mcore_customization_config.new_decoder_architecture", Node::Bool(has_two_norms));
         } else if self.family == Family::Falcon {
-            // NeMo's falcon is parallel unless told otherwise.
+            // NeMo's falcon is parallel by default.
             config.set("mcore_customization_config.parallel_attention", Node::Bool(false));
         }
         match self.family {
