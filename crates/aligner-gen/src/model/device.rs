@@ -124,7 +124,7 @@ pub(crate) fn class(device: Device) -> Result<String, Failure> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => {
-            let arch = torch_ext::cuda::Device::open(index).and_then(|device| device.arch());
+            let arch = cuda_runtime::Device::open(index).and_then(|device| device.arch());
             let arch = arch.map_err(anyhow::Error::from).exit_with(ExitStatus::Device)?;
             Ok(format!("gpu {arch}"))
         }
