@@ -151,7 +151,7 @@ fn changed_settings_are_refused_or_started_afresh() {
     let mut data = std::fs::read_to_string(job.path().join("data.jsonl")).unwrap();
     data.push_str(&data.clone());
     std::fs::write(job.path().join("data.jsonl"), data).unwrap();
-    assert!(job.run().expect_code(2).error().contains("changed: `data`, "));
+    assert!(job.run().expect_code(2).error().contains("`data`, "));
     let job = job.with(&["++exp_manager.resume_if_exists=false"]);
     job.run().expect_code(0);
     assert_eq!(job.records().len(), 4);

@@ -69,7 +69,7 @@ impl JsonlReader {
 /// A data file whose lines are read once in order, and again one by one.
 pub(crate) struct OpenedData {
     pub(crate) reader: JsonlReader,
-    /// Where the lines are read again from, once the reader has gone through them.
+    /// Where the lines are read again from, once the reader has passed them.
     pub(crate) store: LineStore,
     /// Of the bytes that the reader has read.
     pub(crate) hash: FileHash,

@@ -53,7 +53,12 @@ fn engine_status(error: &EngineError) -> ExitStatus {
     match error {
         EngineError::RequestTooLarge { .. } => ExitStatus::Device,
         EngineError::EmptyPrompt { .. } => ExitStatus::Data,
-        EngineError::BadLimit { .. } | EngineError::UnknownSequence { .. } => ExitStatus::Failed,
+        // Faults of the program itself.
+        EngineError::BadLimit { .. }
+        | EngineError::UnknownSequence { .. }
+        | EngineError::UnsupportedStep { .. }
+        | EngineError::BadOutput { .. }
+        | EngineError::TablesTooSmall { .. } => ExitStatus::Failed,
         EngineError::Model(error) => model_status(error),
         EngineError::Sampling(error) => sampling_status(error),
         EngineError::Ext(error) => ext_status(error),
@@ -274,6 +279,14 @@ mod tests {
             EngineError::BadLimit { limit: "num_blocks", expected: String::new(), actual: 0 },
             ExitStatus::Failed,
         );
-        check(EngineError::UnknownSequence { group_idx: 0, response_idx: 0 }, ExitStatus::Failed);
+        let faults = [
+            EngineError::UnknownSequence { group_idx: 0, response_idx: 0 },
+            EngineError::UnsupportedStep { executor: "host", what: "chunks" },
+            EngineError::BadOutput { row: 0, draws: 1, actual: 2 },
+            EngineError::TablesTooSmall { what: "rows", actual: 2, limit: 1 },
+        ];
+        for fault in faults {
+            check(fault, ExitStatus::Failed);
+        }
     }
 }

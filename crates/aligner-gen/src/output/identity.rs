@@ -276,7 +276,9 @@ impl Identity {
             }
             _ => Some(format!("`{name}`")),
         };
-        names.into_iter().filter_map(change).collect()
+        let changes: Vec<String> = names.into_iter().filter_map(change).collect();
+        // Whatever the names say: what is not equal is not taken for equal.
+        if changes.is_empty() && self != now { vec!["a value".to_owned()] } else { changes }
     }
 
     /// All fields, by the name that a user knows them by.
@@ -303,12 +305,11 @@ enum Entry {
     Fingerprint(Value),
 }
 
-/// The fields of a group. One that cannot be written as JSON is unlike every other.
+/// The fields of a group, none where it is absent.
 fn fields_of(group: serde_json::Result<Value>) -> serde_json::Map<String, Value> {
     match group {
         Ok(Value::Object(fields)) => fields,
-        Ok(_) => serde_json::Map::new(),
-        Err(error) => [(error.to_string(), Value::Null)].into_iter().collect(),
+        _ => serde_json::Map::new(),
     }
 }
 
