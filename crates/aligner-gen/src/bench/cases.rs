@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use engine::{Completion, Engine, EngineLimits, Request, RunStats};
 use model_core::{BLOCK_SIZE_TOKENS, KvCache, LoadOptions, ModelConfig};
-use sampling::{SamplingParams, StopConditions, uniform};
+use sampling::{SamplingParams, SamplingRules, StopConditions, uniform};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -115,7 +115,8 @@ fn open(
         repetition_penalty: 1.0,
         compute_logprob: false,
     };
-    let setup = SamplingSetup { params, vocab_size, seed: 1, min_length: 0, stop: StopConditions::default() };
+    let rules = SamplingRules { params, vocab_size, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
+    let setup = SamplingSetup { rules, stop: StopConditions::default() };
     let size = EngineSize { limits, longest_sequence_tokens: longest.max().unwrap_or(1) };
     open_engine(model, options, setup, Arc::new(TokenTable::unknown()), size)
 }

@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use engine::{Engine, EngineLimits, Request};
 use model_core::{BLOCK_SIZE_TOKENS, LoadOptions};
 use nemo_format::Checkpoint;
-use sampling::{SamplingParams, StopConditions, uniform};
+use sampling::{SamplingParams, SamplingRules, StopConditions, uniform};
 use serde_json::json;
 
 use crate::config::cli::BenchArgs;
@@ -129,7 +129,8 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
         block_size_tokens: BLOCK_SIZE_TOKENS,
     };
     let tokens = Arc::new(TokenTable::new(tokenizer.as_ref())?);
-    let setup = SamplingSetup { params, vocab_size, seed: 1, min_length: 0, stop: StopConditions::default() };
+    let rules = SamplingRules { params, vocab_size, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
+    let setup = SamplingSetup { rules, stop: StopConditions::default() };
     let longest = LOADS.iter().map(|load| (load.prompt_tokens + load.new_tokens) as usize);
     let size = EngineSize { limits, longest_sequence_tokens: longest.max().unwrap_or(1) };
     Ok((open_engine(model, options, setup, tokens, size)?, vocab_size))
