@@ -85,12 +85,13 @@ fn open_engine(
     })?;
     let eos: Vec<u32> = tokenizer.special().eos.into_iter().collect();
     let stop = StopConditions::resolve(&[], &eos, |_| None)?;
+    let min_length = 1;
     let sampler = CpuSampler::new(SamplingRules {
         params,
         vocab_size: tokenizer.vocab_size(),
         seed: SEED,
         end_token_ids: stop.end_token_ids().to_vec(),
-        min_length: 1,
+        min_length,
     })?;
 
     let limits = EngineLimits {
