@@ -7,7 +7,7 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use crate::kernels::Ids;
+use crate::ops::Ids;
 use crate::kv_cache::BLOCK_SIZE_TOKENS;
 use crate::{BlockId, DecodeBatch, DecodeRows, KvCache, ModelError, PrefillBatch};
 

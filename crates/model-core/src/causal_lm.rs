@@ -26,7 +26,7 @@ pub trait CausalLm: Send {
     ///
     /// # Errors
     /// When there is not enough memory.
-    fn new_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError>;
+    fn new_cache(&mut self, num_blocks: usize) -> Result<KvCache, ModelError>;
 
     /// Runs whole prompts and fills their blocks. The logits are float32 and have the rows that the batch asks for.
     ///

@@ -1,0 +1,63 @@
+//! Attention by the CPU kernels.
+
+use tch::Tensor;
+use torch_ext::cpu::{AttentionStep, HeadShape, RotaryTable, SequenceSpan};
+
+use super::CpuState;
+use crate::ModelError;
+use crate::attention_context::AttentionContext;
+use crate::kv_cache::KvCache;
+use crate::layers::rotary::RotaryId;
+use crate::ops::{AttentionOp, HeadLayout};
+
+/// The attention of one layer.
+#[derive(Debug)]
+pub(crate) struct CpuAttention {
+    pub(super) layer_idx: usize,
+    pub(super) heads: HeadLayout,
+    pub(super) rotary: Option<RotaryId>,
+}
+
+impl AttentionOp<CpuState> for CpuAttention {
+    fn run(
+        &self,
+        qkv: &Tensor,
+        step: &AttentionContext,
+        cache: &mut KvCache,
+        at: &mut CpuState,
+    ) -> Result<Tensor, ModelError> {
+        let sequences: Vec<SequenceSpan<'_>> = step
+            .sequences
+            .iter()
+            .map(|sequence| SequenceSpan {
+                query_start: sequence.query_start,
+                query_len: sequence.query_len,
+                context_len: sequence.context_len,
+                block_table: step.blocks(sequence),
+            })
+            .collect();
+        let CpuState { kernels, rotary, .. } = at;
+        let rotary = match self.rotary {
+            Some(id) => {
+                let table = rotary.get(id)?;
+                RotaryTable { cos: table.cos(), sin: table.sin(), rotary_dim: 2 * table.half_dims() }
+            }
+            None => RotaryTable { cos: &[], sin: &[], rotary_dim: 0 },
+        };
+        let attention = AttentionStep {
+            heads: HeadShape {
+                num_attention_heads: self.heads.num_attention_heads,
+                num_query_groups: self.heads.num_query_groups,
+                head_dim: self.heads.kv_channels,
+                scale: 1.0 / (self.heads.kv_channels as f32).sqrt(),
+            },
+            rotary,
+            sequences: &sequences,
+            layer_idx: self.layer_idx,
+        };
+        let cache = cache
+            .packed_mut()
+            .ok_or(ModelError::NoBackend { backend: "fused", reason: "the KV cache is not in its layout" })?;
+        Ok(kernels.attention(qkv, &attention, cache)?)
+    }
+}
