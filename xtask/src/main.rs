@@ -8,6 +8,7 @@ mod bench;
 mod cluster;
 mod convert_checkpoint;
 mod demo;
+mod docs;
 mod fixtures;
 mod setup;
 mod soak;
@@ -40,8 +41,10 @@ enum Task {
     Demo,
     /// Runs set-up, all checks and all tests
     Test,
-    /// Checks what the compiler does not: crate edges, module docs, sizes, paths named in the documentation
+    /// Checks what the compiler does not: crate edges, module docs, sizes, paths and links in the documentation
     Tidy,
+    /// Builds the book and the documentation of the crates into `target/docs`
+    Docs,
     /// Renders the chat templates that well-known packages ship, and compares with transformers
     Templates,
     /// Converts a checkpoint of any readable kind to a Megatron-Core `.nemo` or a Hugging Face folder
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Task::Demo => demo::run(&workspace),
         Task::Test => suite::run(&workspace),
         Task::Tidy => tidy::run(&workspace),
+        Task::Docs => docs::run(&workspace),
         Task::Templates => templates::run(&workspace),
         Task::ConvertCheckpoint(args) => convert_checkpoint::run(&args),
         Task::Fixtures(args) => fixtures::run(&workspace, &args),

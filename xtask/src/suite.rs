@@ -1,6 +1,6 @@
 //! `cargo xtask test`: set-up, every check, every test, and one line at the end that says how many passed.
 //!
-//! A check (tidy, rustfmt, clippy) counts as one test in that line, so that it agrees with the exit code.
+//! A check (tidy, rustfmt, clippy, rustdoc) counts as one test in that line, so that it agrees with the exit code.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use crate::workspace::{Workspace, probe, say, shell_line};
-use crate::{setup, templates, tidy};
+use crate::{docs, setup, templates, tidy};
 
 /// How many tests passed and failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,7 +101,7 @@ struct Check {
     needs_cuda: bool,
 }
 
-const CHECKS: [Check; 4] = [
+const CHECKS: [Check; 5] = [
     Check { name: "fmt", component: Some("rustfmt"), args: &["fmt", "--all", "--check"], needs_cuda: false },
     Check {
         name: "clippy",
@@ -115,6 +115,7 @@ const CHECKS: [Check; 4] = [
         args: &["clippy", "--workspace", "--all-targets", "--features", "cuda", "--", "-D", "warnings"],
         needs_cuda: true,
     },
+    Check { name: "documentation of the crates", component: None, args: &docs::API_ARGS, needs_cuda: false },
     // What only the linker sees: the shim against libtorch's CUDA half. Nothing of it can run without a GPU.
     Check {
         name: "linking with feature `cuda`",

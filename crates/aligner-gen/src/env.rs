@@ -24,7 +24,7 @@ pub(crate) fn of_launcher(name: &str) -> Option<String> {
 
 /// The socket that this program's own launcher has bound for rank 0.
 pub(crate) fn launcher_socket() -> Option<i32> {
-    std::env::var(crate::launch::spawn::SOCKET_VARIABLE).ok()?.parse().ok()
+    std::env::var(crate::cluster::spawn::SOCKET_VARIABLE).ok()?.parse().ok()
 }
 
 /// Whether the user has chosen how many threads libtorch takes.

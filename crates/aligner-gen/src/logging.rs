@@ -13,7 +13,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
-use crate::cli::LogArgs;
+use crate::config::cli::LogArgs;
 
 /// Handles to what log lines go through.
 #[derive(Clone, Default)]

@@ -5,13 +5,15 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use crate::cli::{Cli, CliError, Command};
+use crate::commands::inspect::ReportFormat;
+use crate::commands::{inspect, logits, tokenize};
 use crate::config;
+use crate::config::cli::{Cli, CliError, Command};
 use crate::exit::{ExitStatus, Failure};
-use crate::inspect::ReportFormat;
+use crate::job::run;
 use crate::logging::Logging;
 use crate::signals::StopWatch;
-use crate::{bench, env, inspect, launch, logits, run, tokenize};
+use crate::{bench, env};
 
 /// Runs the command.
 pub(crate) fn dispatch(cli: &Cli, logging: &Logging, started: Instant) -> Result<ExitStatus, Failure> {
@@ -35,7 +37,7 @@ pub(crate) fn dispatch(cli: &Cli, logging: &Logging, started: Instant) -> Result
         Some(Command::Logits(arguments)) => logits::run(arguments)?,
         Some(Command::Tokenize(arguments)) => tokenize::run(arguments, io::stdin().lock(), &mut stdout)?,
         Some(Command::Bench(arguments)) => bench::run(arguments, &mut stdout)?,
-        Some(Command::BenchQueue(arguments)) => launch::bench::run(arguments, &mut stdout)?,
+        Some(Command::BenchQueue(arguments)) => bench::queue::run(arguments, &mut stdout)?,
     }
     Ok(ExitStatus::Done)
 }

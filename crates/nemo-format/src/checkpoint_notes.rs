@@ -4,8 +4,8 @@ use hydra_config::Node;
 
 use crate::archive::{Archive, CONFIG};
 use crate::checkpoint::StoredTensorInfo;
-use crate::convert::note::recorded;
 use crate::dist_ckpt::{Backend, FOLDER};
+use crate::source_note::recorded;
 use crate::{SourceNote, nemo2};
 
 /// Names that only the weights of a Hugging Face folder have.

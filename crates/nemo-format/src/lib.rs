@@ -8,6 +8,7 @@ mod checkpoint;
 mod checkpoint_notes;
 mod convert;
 mod convert_dtype;
+mod convert_note;
 mod dist_ckpt;
 mod error;
 mod gguf;
@@ -25,15 +26,14 @@ mod region;
 mod safetensors;
 mod source_note;
 mod tensor_source;
+mod tokenizer;
 mod torch_file;
 mod weight_index;
 mod writer;
 
 pub use checkpoint::{Checkpoint, StoredTensorInfo};
-pub use convert::{
-    ConvertNote, ConvertOptions, ConvertReport, InputKind, TokenizerCheck, convert_checkpoint,
-    export_huggingface,
-};
+pub use convert::{ConvertOptions, ConvertReport, InputKind, convert_checkpoint, export_huggingface};
+pub use convert_note::ConvertNote;
 pub use error::FormatError;
 pub use gguf::{GgufFile, GgufSource, GgufValue};
 pub use lfs::read as read_file;
@@ -41,4 +41,5 @@ pub use model_keys::is_known_model_key;
 pub use safetensors::SafetensorsSource;
 pub use source_note::SourceNote;
 pub use tensor_source::{DType, Region, TensorMeta, TensorSource};
+pub use tokenizer::TokenizerCheck;
 pub use writer::{Artifact, Overwrite, WriteOptions, WriteProgress, WriteReport, write_nemo};

@@ -6,6 +6,8 @@
 
 use hydra_config::Node;
 
+use crate::source_note::RECORD;
+
 /// Read by the model, the tokenizer, the run or the conversion, or refused by the model under their name.
 const READ: [&str; 62] = [
     "activation",
@@ -17,7 +19,7 @@ const READ: [&str; 62] = [
     "attention_type",
     "attn_logit_softcapping",
     "bias",
-    "conversion_notes",
+    RECORD,
     "encoder_seq_length",
     "ffn_hidden_size",
     "final_logit_softcapping",

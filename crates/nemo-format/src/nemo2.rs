@@ -8,9 +8,8 @@ use std::path::Path;
 use hydra_config::Node;
 
 use crate::archive::Archive;
-use crate::convert::describe_tokenizer;
 use crate::huggingface::HfTokenizer;
-use crate::{FormatError, model_keys};
+use crate::{FormatError, model_keys, tokenizer};
 
 /// The description that is readable.
 pub(crate) const CONFIG: &str = "context/model.yaml";
@@ -177,7 +176,7 @@ fn tokenizer(archive: &Archive, document: &Node) -> Result<Option<Node>, FormatE
             section.set("model", Node::Str(format!("nemo:{json}")));
             section.set("use_fast", Node::Bool(true));
             if let Some(found) = HfTokenizer::open_folder(folder)? {
-                describe_tokenizer(&found, &mut section)?;
+                tokenizer::describe(&found, &mut section)?;
             }
         }
         (Some(proto), _) => {

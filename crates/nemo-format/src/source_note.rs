@@ -4,6 +4,11 @@
 
 use std::fmt;
 
+use hydra_config::Node;
+
+/// Where a converted checkpoint keeps the notes on its origin: a key of this project.
+pub(crate) const RECORD: &str = "conversion_notes";
+
 /// How many names a note lists before it counts the rest.
 const MAX_LISTED: usize = 12;
 
@@ -127,6 +132,21 @@ fn list(names: &[String]) -> String {
         0 => shown,
         more => format!("{shown} and {more} more"),
     }
+}
+
+/// Writes notes into the configuration of a converted checkpoint, so that whoever opens it gets them too.
+pub(crate) fn record<'a>(config: &mut Node, notes: impl Iterator<Item = &'a SourceNote>) {
+    // A name from a file must not become an interpolation.
+    let texts: Vec<Node> = notes.map(|note| Node::Str(note.to_string().replace("${", "$ {"))).collect();
+    if !texts.is_empty() {
+        config.set(RECORD, Node::List(texts));
+    }
+}
+
+/// The notes that a conversion has written.
+pub(crate) fn recorded(config: &Node) -> Vec<SourceNote> {
+    let Some(Node::List(notes)) = config.get(RECORD) else { return Vec::new() };
+    notes.iter().filter_map(Node::as_str).map(|note| SourceNote::Recorded(note.to_owned())).collect()
 }
 
 #[cfg(test)]

@@ -17,19 +17,17 @@ pub(super) fn check_whitespace(file: &SourceFile) -> Vec<Finding> {
         .collect()
 }
 
-/// Finds paths in backticks and targets of links that `exists` does not know.
+/// Finds paths in backticks that `exists` does not know.
 pub(super) fn check_paths(file: &SourceFile, exists: &dyn Fn(&str) -> bool) -> Vec<Finding> {
     let is_document =
         file.path.ends_with(".md") && (file.path.starts_with("docs/") || !file.path.contains('/'));
     if !is_document {
         return Vec::new();
     }
-    let folder = file.path.rsplit_once('/').map_or("", |(folder, _)| folder);
     let mut findings = Vec::new();
     for (line_idx, line) in file.text.lines().enumerate() {
-        let named = line.split('`').skip(1).step_by(2).filter(|word| is_path(word)).map(str::to_owned);
-        let linked = link_targets(line).map(|target| join(folder, target));
-        for path in named.chain(linked).filter(|path| !exists(path)) {
+        let named = line.split('`').skip(1).step_by(2).filter(|word| is_path(word));
+        for path in named.filter(|path| !exists(path)) {
             findings.push(format!("{}:{}: `{path}` does not exist", file.path, line_idx + 1));
         }
     }
@@ -39,25 +37,6 @@ pub(super) fn check_paths(file: &SourceFile, exists: &dyn Fn(&str) -> bool) -> V
 fn is_path(word: &str) -> bool {
     let placeholder = |c: char| c.is_whitespace() || "*<>{}$…".contains(c);
     TOP_LEVEL.iter().any(|top| word.starts_with(top)) && !word.contains(placeholder)
-}
-
-fn link_targets(line: &str) -> impl Iterator<Item = &str> {
-    line.split("](").skip(1).filter_map(|rest| {
-        let target = rest.split([')', '#']).next()?;
-        (!target.is_empty() && !target.contains(':')).then_some(target)
-    })
-}
-
-fn join(folder: &str, target: &str) -> String {
-    let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
-    for part in target.split('/') {
-        match part {
-            "." | "" => {}
-            ".." => drop(parts.pop()),
-            part => parts.push(part),
-        }
-    }
-    parts.join("/")
 }
 
 #[cfg(test)]
@@ -86,16 +65,5 @@ mod tests {
         let text = "see `crates/data/src/lib.rs`\nand `crates/data/src/gone.rs` or `crates/*/src` or `a/b`";
         assert_eq!(missing("docs/A.md", text), ["docs/A.md:2: `crates/data/src/gone.rs` does not exist"]);
         assert!(missing("crates/data/NOTES.md", "`docs/gone.md`").is_empty());
-    }
-
-    #[test]
-    fn links_are_read_from_the_documents_folder() {
-        assert!(missing("docs/A.md", "[s](STYLE.md#names) [w](https://example.org/x)").is_empty());
-        assert!(missing("README.md", "[s](docs/STYLE.md)").is_empty());
-        assert_eq!(
-            missing("docs/formats/A.md", "[s](STYLE.md)"),
-            ["docs/formats/A.md:1: `docs/formats/STYLE.md` does not exist"]
-        );
-        assert!(missing("docs/formats/A.md", "[s](../STYLE.md)").is_empty());
     }
 }

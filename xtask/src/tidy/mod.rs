@@ -1,5 +1,6 @@
 //! `cargo xtask tidy`: what the compiler and clippy do not check. Edges between crates, module docs, sizes, forbidden
-//! constructs, and that every path named in the documentation is there. The rules are those of `docs/STYLE.md`.
+//! constructs, one sentence a line in Markdown, and that every path and link in the documentation leads somewhere. The
+//! rules are those of `docs/STYLE.md`.
 
 use std::fs;
 use std::path::Path;
@@ -8,9 +9,11 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace::{Workspace, say};
 
+mod book;
 mod code;
 mod documents;
 mod edges;
+mod markdown;
 mod source;
 
 /// One file of the repository: its path from the root with `/`, and its text.
@@ -24,7 +27,10 @@ struct SourceFile {
 type Finding = String;
 
 /// Folders that hold no sources of the project.
-const NOT_OURS: [&str; 7] = [".git", "target", ".libtorch", ".demo", ".bench", ".venv", ".chat-templates"];
+const NOT_OURS: [&str; 8] =
+    [".git", "target", ".libtorch", ".demo", ".bench", ".venv", ".chat-templates", ".tools"];
+/// The one document among the golden files, which are data.
+const FIXTURES_README: &str = "tests/fixtures/README.md";
 
 /// Text files small enough to read whole; the rest are data.
 const TEXT_EXTENSIONS: [&str; 10] = ["rs", "toml", "md", "rst", "yaml", "yml", "txt", "py", "sh", "cpp"];
@@ -41,10 +47,15 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         .context("cannot read the workspace through `cargo metadata`")?;
     let mut files = Vec::new();
     read_tree(workspace.root(), "", &mut files)?;
+    let text = fs::read_to_string(workspace.path(FIXTURES_README))
+        .with_context(|| format!("cannot read `{FIXTURES_README}`"))?;
+    files.push(SourceFile { path: FIXTURES_README.to_owned(), text });
     files.sort_by(|a, b| a.path.cmp(&b.path));
 
     let mut findings = edges::check(&edges::Graph::from_metadata(&metadata));
+    findings.extend(book::check(&files, &|path| workspace.path(path).exists()));
     for file in &files {
+        findings.extend(markdown::check_sentences(file));
         findings.extend(source::check(file));
         findings.extend(documents::check_whitespace(file));
         findings.extend(documents::check_paths(file, &|path| workspace.path(path).exists()));

@@ -15,11 +15,11 @@ use sampling::{SamplingParams, StopConditions, uniform};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
-use crate::checkpoint::TokenTable;
-use crate::cli::BenchArgs;
+use crate::config::cli::BenchArgs;
 use crate::env;
 use crate::exit::Failure;
-use crate::open_engine::{EngineSize, SamplingSetup, open_engine};
+use crate::model::checkpoint::TokenTable;
+use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine};
 
 /// New tokens of the bulk cases.
 const BULK_TOKENS: u32 = 256;
@@ -64,7 +64,7 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         };
         let mut engine = open(model, options, &config, &cases, vocab_size)?;
         if arguments.unconstrained {
-            crate::device::let_blas_choose()?;
+            crate::model::device::let_blas_choose()?;
         }
         for case in cases {
             let mut line = measure(&mut engine, &case, &floor, &mut hashes)?;
@@ -95,7 +95,7 @@ fn open(
     };
     let wanted = cases.iter().map(most_blocks).max().unwrap_or(1);
     let bytes_per_block = KvCache::bytes_per_block(config, options);
-    let affordable = crate::device::available_bytes(options.device)
+    let affordable = crate::model::device::available_bytes(options.device)
         .map_or(wanted, |bytes| (bytes.saturating_sub(3 << 30) as usize) / bytes_per_block.max(1));
     let longest = cases
         .iter()

@@ -4,7 +4,9 @@
 //! Prompts are random ids from a fixed generator and nothing ends a response, so every run does the same work.
 
 mod cases;
+pub(crate) mod queue;
 mod shapes;
+mod simulate;
 
 pub(crate) use shapes::ShapeName;
 
@@ -20,11 +22,11 @@ use nemo_format::Checkpoint;
 use sampling::{SamplingParams, StopConditions, uniform};
 use serde_json::json;
 
-use crate::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
-use crate::cli::BenchArgs;
+use crate::config::cli::BenchArgs;
 use crate::env;
 use crate::exit::Failure;
-use crate::open_engine::{EngineSize, SamplingSetup, open_engine};
+use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
+use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine};
 
 const REPEATS: usize = 3;
 const MAX_NUM_SEQS: usize = 64;

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use hydra_config::{ConfigError, ConfigFiles};
 
+use super::cli::JobArgs;
 use super::{DEFAULTS, DEFAULTS_LAYER, DEFAULTS_NAME};
-use crate::cli::JobArgs;
 use crate::exit::Failure;
 
 /// Folders in which Hydra would look, in its order.

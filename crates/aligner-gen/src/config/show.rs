@@ -2,8 +2,8 @@
 
 use hydra_config::{Node, Origin};
 
+use super::cli::{CfgKind, JobArgs};
 use super::{CHECKPOINT_PATH, UserConfig, resolve};
-use crate::cli::{CfgKind, JobArgs};
 use crate::exit::Failure;
 use crate::node_json::to_json;
 

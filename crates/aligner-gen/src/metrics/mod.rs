@@ -17,9 +17,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use hydra_config::Node;
 
+use crate::config::exp_manager::ExpManagerPlan;
 use crate::exit::ExitStatus;
-use crate::exp_manager::ExpManagerPlan;
-use crate::summary::FinishReasons;
+use crate::job::summary::FinishReasons;
 use tensorboard::EventFile;
 use wandb::OfflineRun;
 

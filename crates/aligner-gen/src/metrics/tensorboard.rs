@@ -17,7 +17,7 @@ use super::tensorboard_proto::{
     SummaryMetadata, SummaryValue, TensorProto, TensorShape,
 };
 use super::{MetricsLogger, RunFacts, Scalar, seconds_since_1970};
-use crate::exp_manager::TensorBoardPlan;
+use crate::config::exp_manager::TensorBoardPlan;
 use crate::node_json::to_json;
 
 /// `DataType.DT_STRING` of `types.proto`.

@@ -2,7 +2,7 @@
 
 use super::wandb::RunPlace;
 use super::*;
-use crate::exp_manager::{TensorBoardPlan, WandbPlan};
+use crate::config::exp_manager::{TensorBoardPlan, WandbPlan};
 
 #[test]
 fn speed_is_that_of_the_last_half_minute() {

@@ -17,7 +17,7 @@ use super::wandb_proto::{
     RunExitRecord, RunRecord, SummaryRecord, Timestamp, VersionInfo,
 };
 use super::{MetricsLogger, RunFacts, Scalar, seconds_since_1970};
-use crate::exp_manager::{WandbPlan, date_and_time};
+use crate::config::exp_manager::{WandbPlan, date_and_time};
 use crate::node_json::to_json;
 
 /// An open offline run.

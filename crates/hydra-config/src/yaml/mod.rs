@@ -1,5 +1,4 @@
-//! YAML documents as OmegaConf loads them: PyYAML's syntax, scalars by [`crate::scalar`], duplicate keys refused, merge
-//! keys applied.
+//! YAML documents as OmegaConf loads them: PyYAML's syntax and scalars, duplicate keys refused, merge keys applied.
 //!
 //! A YAML 1.2 parser reads other documents, and others than PyYAML refuses: tabs, `?` and `:` inside brackets, base 60,
 //! keys past 1,024 characters. Keys that are numbers or truth values become texts, because the tree has no others.

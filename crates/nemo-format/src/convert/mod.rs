@@ -13,13 +13,11 @@ mod huggingface;
 mod leftovers;
 mod names;
 mod nemo;
-pub(crate) mod note;
 mod rope_factors;
 mod rows;
 mod stated_biases;
 #[cfg(test)]
 mod tests;
-mod tokenizer;
 mod wrappers;
 
 use std::fs::File;
@@ -32,17 +30,16 @@ use self::arch::ModelArch;
 use self::canonical::canonical;
 use self::huggingface::{HfModel, understand};
 use self::names::{GGUF_LLAMA, NameMap};
-pub use self::note::ConvertNote;
-use self::tokenizer::TokenizerPart;
-pub(crate) use self::tokenizer::describe as describe_tokenizer;
 use crate::gguf::MAGIC;
 use crate::huggingface::{HfConfig, HfTokenizer, HfWeights, open_weights, read_optional};
 use crate::partial_models::refuse_peft_folder;
+use crate::source_note::record;
+use crate::tokenizer::{self, TokenizerCheck, TokenizerPart};
 use crate::writer::{
     Artifact, MAX_SHARD_BYTES, Overwrite, WriteOptions, WriteProgress, WriteReport, write_hf_folder,
     write_nemo,
 };
-use crate::{DType, FormatError, GgufFile, GgufSource, TensorSource};
+use crate::{ConvertNote, DType, FormatError, GgufFile, GgufSource, TensorSource, convert_note};
 
 /// Choices of [`convert_checkpoint`].
 #[derive(Clone, Default)]
@@ -58,10 +55,6 @@ pub struct ConvertOptions<'a> {
     /// Called after every tensor.
     pub progress: Option<&'a (dyn Fn(WriteProgress) + Sync)>,
 }
-
-/// Gets the `tokenizer` section, whose references are names of files, and what reads those files. Says what is wrong.
-pub type TokenizerCheck<'a> =
-    dyn Fn(&serde_json::Value, &dyn Fn(&str) -> Option<Vec<u8>>) -> Result<(), String> + Sync + 'a;
 
 /// What an input was recognised as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,10 +123,14 @@ pub fn convert_checkpoint(
     }
     let mut converted = load(input, options)?;
     if converted.input != InputKind::Nemo {
-        note::record(&mut converted.config, &converted.notes);
+        let source_notes = converted.notes.iter().filter_map(|note| match note {
+            ConvertNote::Source(note) => Some(note),
+            _ => None,
+        });
+        record(&mut converted.config, source_notes);
     }
     let mut notes = converted.notes;
-    notes.extend(note::of_config(&converted.config));
+    notes.extend(convert_note::of_config(&converted.config));
     let write_options = WriteOptions {
         // The others present their tensors in the types that are to be written.
         dtype: options.dtype.filter(|_| converted.input == InputKind::Nemo),

@@ -1,6 +1,6 @@
 //! Hugging Face folders: `config.json`, the weights beside it, and the tokenizer's files.
 //!
-//! What the numbers mean for a model is decided in `convert`.
+//! What the numbers mean for a model is decided in `convert`, what the files mean for a tokenizer in `tokenizer`.
 
 mod chat_templates;
 mod config;

@@ -1,7 +1,6 @@
-//! Tries every entry of `torch_ext::cuda` on the first GPU: one line a case, exit code 1 when one fails.
+//! Tries every entry of `torch_ext::cuda` on the first GPU, or those cases that the command line names.
 //!
-//! `cargo build --release -p torch-ext --features cuda --example cuda_smoke`; the program can be carried to a machine
-//! with a GPU, where `LD_LIBRARY_PATH` must name libtorch's folder.
+//! A part of `cargo xtask gpu-test`, which also carries it to a machine with a GPU.
 
 #[path = "../common/cases.rs"]
 mod cases;
@@ -16,7 +15,7 @@ use std::process::ExitCode;
 
 use torch_ext::cuda::Device;
 
-use cases::{Case, say};
+use cases::Case;
 
 const CASES: [Case<Device>; 11] = [
     ("device", device::facts),
@@ -33,13 +32,5 @@ const CASES: [Case<Device>; 11] = [
 ];
 
 fn main() -> ExitCode {
-    let device = match Device::open(0) {
-        Ok(device) => device,
-        Err(error) => {
-            say(&format!("cannot open the GPU: {error}"));
-            return ExitCode::FAILURE;
-        }
-    };
-    let all_passed = cases::run(&device, &CASES);
-    if all_passed { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    cases::run(Device::open(0), &CASES)
 }

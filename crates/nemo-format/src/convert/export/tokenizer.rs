@@ -6,9 +6,9 @@ use hydra_config::Node;
 use serde_json::{Map, Value, json};
 
 use super::super::arch::Family;
-use super::super::tokenizer::proto::{Field, fields};
 use super::super::{GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_JSON_FILES};
 use super::templates::{self, ConfigOrigin};
+use crate::tokenizer::proto::{Field, fields};
 use crate::writer::FolderFile;
 use crate::{Artifact, FormatError};
 

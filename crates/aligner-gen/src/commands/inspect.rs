@@ -1,0 +1,217 @@
+//! `aligner-gen inspect`: what a checkpoint holds, read from its headers alone.
+
+use std::io::Write;
+use std::path::Path;
+
+use hydra_config::Node;
+use nemo_format::{Checkpoint, StoredTensorInfo, TensorSource};
+use serde_json::{Value, json};
+
+use crate::exit::Failure;
+use crate::model::end_tokens::{self, EndTokens};
+use crate::table::{human_bytes, human_count, thousands};
+
+/// Prints the report on stdout.
+pub(crate) fn run(path: &Path, out: &mut impl Write, format: ReportFormat) -> Result<(), Failure> {
+    let checkpoint = Checkpoint::open(path)?;
+    let text = match format {
+        ReportFormat::Text => text_report(&checkpoint),
+        ReportFormat::Json => {
+            serde_json::to_string_pretty(&json_report(&checkpoint)).map_err(anyhow::Error::from)? + "\n"
+        }
+    };
+    out.write_all(text.as_bytes()).map_err(anyhow::Error::from)?;
+    Ok(())
+}
+
+/// The line of the text report behind that of the tokenizer.
+const END_TOKENS_AT: usize = 6;
+
+/// For people or for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ReportFormat {
+    Text,
+    Json,
+}
+
+const SHOWN_KEYS: [&str; 18] = [
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "encoder_seq_length",
+    "window_size",
+    "huggingface.sliding_window",
+    "normalization",
+    "activation",
+    "position_embedding_type",
+    "rotary_percentage",
+    "rotary_base",
+    "bias",
+    "share_embeddings_and_output_weights",
+    "precision",
+    "megatron_amp_O2",
+];
+
+fn text_report(checkpoint: &Checkpoint) -> String {
+    let totals = Totals::of(checkpoint);
+    let stored = checkpoint.stored_tensors();
+    let mut lines = vec![
+        format!("format       {}", checkpoint.format()),
+        format!("size         {}", human_bytes(checkpoint.size_bytes())),
+        format!("parameters   {} ({})", thousands(totals.num_params), human_count(totals.num_params)),
+        format!(
+            "tensors      {} of {}, stored as {}",
+            totals.num_tensors,
+            human_bytes(totals.size_bytes),
+            stored.len()
+        ),
+        format!("dtypes       {}", dtypes(checkpoint.tensors())),
+        format!("tokenizer    {}", tokenizer_line(checkpoint)),
+        format!("artifacts    {}", checkpoint.artifact_names().join(", ")),
+        format!("fingerprint  {}", checkpoint.fingerprint()),
+        String::new(),
+        "config".to_owned(),
+    ];
+    if let Some(line) = end_tokens_line(checkpoint) {
+        lines.insert(END_TOKENS_AT, line);
+    }
+    for key in SHOWN_KEYS {
+        if let Some(value) = checkpoint.model_config().get(key) {
+            lines.push(format!("  {key:<36} {}", on_one_line(value)));
+        }
+    }
+    let mut last_file = "";
+    let notes = checkpoint.notes();
+    if !notes.is_empty() {
+        lines.extend([String::new(), "notes".to_owned()]);
+        lines.extend(notes.iter().map(|note| format!("  {note}")));
+    }
+    for tensor in stored {
+        if tensor.file != last_file {
+            lines.extend([String::new(), format!("tensors in {}", tensor.file)]);
+            last_file = &tensor.file;
+        }
+        lines.push(format!(
+            "  {:<9} {:<18} {}{}",
+            tensor.meta.dtype.name(),
+            format!("{:?}", tensor.meta.shape),
+            tensor.name,
+            meaning(tensor)
+        ));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn on_one_line(value: &Node) -> String {
+    match value {
+        Node::List(values) => {
+            format!("[{}]", values.iter().map(on_one_line).collect::<Vec<_>>().join(", "))
+        }
+        value => value.to_yaml().trim().to_owned(),
+    }
+}
+
+/// What a tensor is to the model, where its own name does not say so.
+fn meaning(tensor: &StoredTensorInfo) -> String {
+    match &tensor.canonical {
+        None => " (not used)".to_owned(),
+        Some(canonical) if *canonical == tensor.name || canonical.replace(".*.", ".") == tensor.name => {
+            String::new()
+        }
+        Some(canonical) => format!(" = {canonical}"),
+    }
+}
+
+fn json_report(checkpoint: &Checkpoint) -> Value {
+    let totals = Totals::of(checkpoint);
+    let notes: Vec<String> = checkpoint.notes().iter().map(ToString::to_string).collect();
+    let tensors: Vec<Value> = checkpoint
+        .stored_tensors()
+        .iter()
+        .map(|tensor| {
+            json!({
+                "file": tensor.file,
+                "name": tensor.name,
+                "dtype": tensor.meta.dtype.name(),
+                "shape": tensor.meta.shape,
+                "canonical": tensor.canonical,
+            })
+        })
+        .collect();
+    json!({
+        "path": checkpoint.path(),
+        "format": checkpoint.format(),
+        "size_bytes": checkpoint.size_bytes(),
+        "num_parameters": totals.num_params,
+        "num_tensors": totals.num_tensors,
+        "tensor_bytes": totals.size_bytes,
+        "fingerprint": checkpoint.fingerprint(),
+        "end_tokens": EndTokens::of_checkpoint(checkpoint).map_or_else(|_| Vec::new(), |end| end.ids()),
+        "artifacts": checkpoint.artifact_names(),
+        "notes": notes,
+        "model_config": crate::node_json::to_json(checkpoint.model_config()),
+        "tensors": tensors,
+    })
+}
+
+/// Of the model, whatever way its tensors are cut, stacked or repeated.
+#[derive(Clone, Copy, Debug, Default)]
+struct Totals {
+    num_tensors: usize,
+    num_params: u64,
+    size_bytes: u64,
+}
+
+impl Totals {
+    /// Overflow cannot come from a real file, so it shows as the largest number.
+    fn of(checkpoint: &Checkpoint) -> Self {
+        let tensors = checkpoint.tensors();
+        let metas = tensors.names().filter_map(|name| tensors.meta(name));
+        metas.fold(Self::default(), |totals, meta| Self {
+            num_tensors: totals.num_tensors + 1,
+            num_params: totals.num_params.saturating_add(meta.num_elems().unwrap_or(u64::MAX)),
+            size_bytes: totals.size_bytes.saturating_add(meta.size_bytes().unwrap_or(u64::MAX)),
+        })
+    }
+}
+
+fn dtypes(tensors: &dyn TensorSource) -> String {
+    let mut counts: Vec<(&str, usize)> = Vec::new();
+    for meta in tensors.names().filter_map(|name| tensors.meta(name)) {
+        let name = meta.dtype.name();
+        match counts.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, count)) => *count += 1,
+            None => counts.push((name, 1)),
+        }
+    }
+    counts.iter().map(|(name, count)| format!("{name} ({count})")).collect::<Vec<_>>().join(", ")
+}
+
+/// The tokens that end a response, where the checkpoint says more of them than its tokenizer does.
+fn end_tokens_line(checkpoint: &Checkpoint) -> Option<String> {
+    let end = EndTokens::of_checkpoint(checkpoint);
+    let line = match end {
+        Ok(end) if !end.is_stated() => return None,
+        Ok(end) => {
+            end.warnings().into_iter().fold(end.line(), |line, warning| format!("{line}; note: {warning}"))
+        }
+        Err(_) if !end_tokens::is_stated_by(checkpoint) => return None,
+        Err(failure) => format!("unknown: {}", failure.sentence()),
+    };
+    Some(format!("end tokens   {line}"))
+}
+
+fn tokenizer_line(checkpoint: &Checkpoint) -> String {
+    let get = |key: &str| {
+        let value = checkpoint.model_config().get(&format!("tokenizer.{key}"))?;
+        value.as_str().map(str::to_owned)
+    };
+    match (get("library"), get("type").or_else(|| get("model"))) {
+        (Some(library), Some(what)) => format!("{library} ({what})"),
+        (Some(library), None) => library,
+        (None, _) => "none".to_owned(),
+    }
+}

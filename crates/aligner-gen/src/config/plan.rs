@@ -1,0 +1,438 @@
+//! From the configuration as typed to a checked, immutable plan. Pure: no file is touched here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use data::{
+    BatchSizes, DataError, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord,
+};
+use hydra_config::{overrides, shell_word};
+use model_core::{Backend, Precision};
+use sampling::{RawEndStrings, SamplingParams};
+use serde_json::{Value, json};
+
+use super::exp_manager::ExpManagerPlan;
+use super::model_type::ModelType;
+use super::raw::{RawConfig, RawDevices, RawDropLast, RawLimit};
+use crate::cluster::ranks::Devices;
+use crate::exit::Failure;
+use crate::job::records::{self, RecordFormat};
+use crate::output::{Identity, OutputField};
+
+/// What the main job is to do.
+#[derive(Clone, Debug)]
+pub(crate) struct GenerationPlan {
+    pub(crate) data_path: PathBuf,
+    pub(crate) exp_manager: ExpManagerPlan,
+    pub(crate) precision: Precision,
+    pub(crate) backend: Backend,
+    pub(crate) accelerator: String,
+    /// `trt_llm.model_type`, with the fast engine.
+    pub(crate) model_type: Option<ModelType>,
+    pub(crate) devices: Devices,
+    pub(crate) lease: Duration,
+    pub(crate) join_timeout: Duration,
+    pub(crate) batch: BatchSizes,
+    /// With `model.data.sample`: how many samples are drawn.
+    pub(crate) num_drawn: Option<usize>,
+    pub(crate) limit: LimitTrainBatches,
+    /// Most responses in one decode step, where the user sets it.
+    pub(crate) max_batch: Option<usize>,
+    pub(crate) max_steps: i64,
+    pub(crate) drop_last: DropLast,
+    pub(crate) length_limits: LengthLimits,
+    pub(crate) on_bad_record: OnBadRecord,
+    pub(crate) records: RecordFormat,
+    /// What day chat templates take for today.
+    pub(crate) date: Option<Date>,
+    pub(crate) kept_metadata: KeptMetadata,
+    pub(crate) bos: Bos,
+    pub(crate) num_responses: u32,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) end_strings: Vec<String>,
+    pub(crate) max_length: u32,
+    pub(crate) min_length: u32,
+    pub(crate) encoder_seq_length: usize,
+    pub(crate) seed: u64,
+    pub(crate) unfinished: Unfinished,
+    pub(crate) output_fields: Vec<OutputField>,
+}
+
+/// Whether the tokenizer's BOS goes before a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Bos {
+    Add,
+    Leave,
+}
+
+/// What happens to responses that hit the length limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Unfinished {
+    Keep,
+    Drop,
+}
+
+impl GenerationPlan {
+    /// Checks every value and what they mean together.
+    pub(crate) fn new(raw: RawConfig) -> Result<Self, Failure> {
+        let devices = devices(&raw)?;
+        let (lease, join_timeout) = patience(&raw)?;
+        data::plan::check_max_epochs(raw.trainer.generation.max_epochs)?;
+        check_unavailable(&raw)?;
+        let precision: Precision = raw.trainer.precision.to_string().parse()?;
+        let trt_llm = &raw.trainer.generation.trt_llm;
+        let fast = trt_llm.enable;
+        let model_type = fast.then(|| ModelType::parse(&trt_llm.model_type)).transpose()?;
+        let max_input_len = fast
+            .then(|| positive("trainer.generation.trt_llm.max_input_len", trt_llm.max_input_len))
+            .transpose()?;
+        let batch = BatchSizes {
+            global: positive("model.global_batch_size", raw.global_batch_size)?,
+            micro: positive("model.micro_batch_size", raw.micro_batch_size)?,
+        };
+        let num_drawn = records::num_drawn(&raw.data, raw.trainer.generation.max_steps, batch.global)?;
+        let generation = raw.generation;
+        let records = RecordFormat::new(&raw.data)?;
+        let length_limits = records::length_limits(&raw.data, max_input_len)?;
+        let kept_metadata = records::kept_metadata(&raw.data.train_ds, &generation.output_fields);
+        let date = raw.data.date.as_deref().map(parse_date).transpose()?;
+        let train_ds = raw.data.train_ds;
+        let end_strings = generation.sampling_params.end_strings.map(end_strings).transpose()?;
+        Ok(Self {
+            data_path: train_ds.file_path,
+            exp_manager: ExpManagerPlan::new(raw.exp_manager)?,
+            precision,
+            backend: if fast { Backend::Fused } else { Backend::Plain },
+            accelerator: raw.trainer.accelerator,
+            model_type,
+            devices,
+            lease,
+            join_timeout,
+            batch,
+            num_drawn,
+            limit: match raw.trainer.generation.limit_train_batches {
+                None => LimitTrainBatches::Fraction(1.0),
+                Some(RawLimit::Steps(steps)) => LimitTrainBatches::Batches(steps),
+                Some(RawLimit::Fraction(fraction)) => LimitTrainBatches::Fraction(fraction),
+            },
+            max_batch: trainer_max_batch(raw.trainer.generation.max_batch)?,
+            max_steps: raw.trainer.generation.max_steps,
+            drop_last: parse_drop_last(&train_ds.drop_last)?,
+            length_limits,
+            on_bad_record: match train_ds.on_bad_record.as_str() {
+                "error" => OnBadRecord::Refuse,
+                "skip" => OnBadRecord::Skip,
+                other => {
+                    let key = "model.data.train_ds.on_bad_record";
+                    return Err(out_of_range(key, "`error` or `skip`", &format!("`{other}`")));
+                }
+            },
+            records,
+            date,
+            kept_metadata,
+            bos: if generation.sampling_params.add_bos { Bos::Add } else { Bos::Leave },
+            num_responses: count("model.generation.num_responses_to_gen", generation.num_responses_to_gen)?,
+            sampling: raw.sampling.try_into()?,
+            end_strings: end_strings.unwrap_or_default(),
+            max_length: count(
+                "model.generation.length_params.max_length",
+                generation.length_params.max_length,
+            )?,
+            min_length: u32::try_from(generation.length_params.min_length.max(0)).unwrap_or(u32::MAX),
+            encoder_seq_length: positive("model.encoder_seq_length", raw.encoder_seq_length)?,
+            seed: parse_seed(raw.seed)?,
+            unfinished: if generation.drop_unfinished { Unfinished::Drop } else { Unfinished::Keep },
+            output_fields: generation.output_fields,
+        })
+    }
+
+    /// New tokens that a response to a prompt of this length may have.
+    pub(crate) fn budget_tokens(&self, prompt_tokens: usize) -> u32 {
+        let room = self.encoder_seq_length.saturating_sub(prompt_tokens);
+        self.max_length.min(u32::try_from(room).unwrap_or(u32::MAX))
+    }
+
+    /// The settings that decide what a sample's text and its line are.
+    pub(crate) fn identity(&self) -> Identity {
+        let settings: [(&str, Value); 16] = [
+            ("model.seed", json!(self.seed)),
+            ("trainer.precision", json!(format!("{:?}", self.precision))),
+            ("model.encoder_seq_length", json!(self.encoder_seq_length)),
+            ("model.generation.num_responses_to_gen", json!(self.num_responses)),
+            ("model.generation.sampling_params.use_greedy", json!(self.sampling.use_greedy)),
+            ("model.generation.sampling_params.temperature", json!(self.sampling.temperature)),
+            ("model.generation.sampling_params.top_k", json!(self.sampling.top_k)),
+            ("model.generation.sampling_params.top_p", json!(self.sampling.top_p)),
+            ("model.generation.sampling_params.repetition_penalty", json!(self.sampling.repetition_penalty)),
+            ("model.generation.sampling_params.add_BOS", json!(self.bos == Bos::Add)),
+            ("model.generation.sampling_params.end_strings", json!(self.end_strings)),
+            ("model.generation.length_params.max_length", json!(self.max_length)),
+            ("model.generation.length_params.min_length", json!(self.min_length)),
+            ("model.generation.drop_unfinished", json!(self.unfinished == Unfinished::Drop)),
+            ("model.generation.output_fields", json!(self.output_fields)),
+            ("model.data.train_ds.max_seq_length", records::limits_identity(&self.length_limits)),
+        ];
+        // The order depends on how many samples are drawn; a manifest of a run that draws none lacks the key.
+        let drawn = self.num_drawn.map(|num_drawn| ("model.data.sample", json!(num_drawn)));
+        // A run without a date is one of before there was the key.
+        let date = self.date.map(|date| ("model.data.date", json!(date.to_string())));
+        let settings = settings.into_iter().chain(self.records.identity()).chain(drawn).chain(date);
+        Identity(settings.map(|(name, value)| (name.to_owned(), value)).collect())
+    }
+}
+
+fn devices(raw: &RawConfig) -> Result<Devices, Failure> {
+    let expected = "a number from 1, -1 or `auto`";
+    let per_node = match &raw.trainer.devices {
+        RawDevices::Number(-1) => None,
+        RawDevices::Number(number) => match u32::try_from(*number) {
+            Ok(0) | Err(_) => return Err(out_of_range("trainer.devices", expected, &number.to_string())),
+            Ok(number) => Some(number),
+        },
+        RawDevices::Name(name) if name == "auto" => None,
+        RawDevices::Name(name) => {
+            return Err(out_of_range("trainer.devices", expected, &format!("`{name}`")));
+        }
+    };
+    let num_nodes = i64::try_from(raw.trainer.num_nodes).unwrap_or(i64::MAX);
+    let num_nodes = count("trainer.num_nodes", num_nodes)?;
+    Ok(Devices { per_node, num_nodes })
+}
+
+/// How long a rank may be silent, and how long one looks for rank 0.
+fn patience(raw: &RawConfig) -> Result<(Duration, Duration), Failure> {
+    let generation = &raw.trainer.generation;
+    let seconds = |key: &str, value| positive(key, value).map(|value| Duration::from_secs(value as u64));
+    Ok((
+        seconds("trainer.generation.lease_seconds", generation.lease_seconds)?,
+        seconds("trainer.generation.join_timeout_seconds", generation.join_timeout_seconds)?,
+    ))
+}
+
+fn trainer_max_batch(value: Option<i64>) -> Result<Option<usize>, Failure> {
+    value.map(|value| positive("trainer.generation.max_batch", value)).transpose()
+}
+
+fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
+    if raw.generation.sampling_params.all_probs {
+        return Err(Failure::usage(
+            "`model.generation.sampling_params.all_probs=true` would return the probability of every token at every \
+             position, some hundred kilobytes a token, and the original fails with it too: leave it out, or for the \
+             probabilities of the chosen tokens in the shell write model.generation.sampling_params.all_probs=false \
+             model.generation.sampling_params.compute_logprob=true",
+        ));
+    }
+    if raw.generation.output_fields.contains(&OutputField::Logprobs) && !raw.sampling.compute_logprob {
+        return Err(Failure::usage(
+            "`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`",
+        ));
+    }
+    Ok(())
+}
+
+/// A list of texts that are not empty. An error shows the list that was meant, as it is typed.
+fn end_strings(raw: RawEndStrings) -> Result<Vec<String>, Failure> {
+    const KEY: &str = "model.generation.sampling_params.end_strings";
+    let (mut end_strings, found) = match raw {
+        RawEndStrings::List(list) => {
+            let found = list.iter().any(String::is_empty).then(|| "an empty text among them".to_owned());
+            (list, found)
+        }
+        RawEndStrings::Bare(text) => {
+            let found = format!("the text `{text}`");
+            (vec![text], Some(found))
+        }
+    };
+    let Some(found) = found else { return Ok(end_strings) };
+    end_strings.retain(|text| !text.is_empty());
+    let quoted: Vec<String> = end_strings.iter().map(|text| overrides::quoted(text)).collect();
+    let typed = shell_word(&format!("{KEY}=[{}]", quoted.join(",")));
+    let problem = out_of_range(KEY, "a list of texts that are not empty", &found).sentence();
+    Err(Failure::usage(format!("{problem}; in the shell write {typed}")))
+}
+
+fn parse_date(text: &str) -> Result<Date, Failure> {
+    Ok(Date::parse(text).ok_or_else(|| DataError::BadDate { text: text.to_owned() })?)
+}
+
+fn parse_drop_last(raw: &RawDropLast) -> Result<DropLast, Failure> {
+    match raw {
+        RawDropLast::Fixed(true) => Ok(DropLast::Always),
+        RawDropLast::Fixed(false) => Ok(DropLast::Never),
+        RawDropLast::Name(name) if name == "auto" => Ok(DropLast::Auto),
+        RawDropLast::Name(name) => {
+            Err(out_of_range("model.data.train_ds.drop_last", "`auto`, true or false", &format!("`{name}`")))
+        }
+    }
+}
+
+fn parse_seed(seed: Option<i64>) -> Result<u64, Failure> {
+    let seed = seed.ok_or_else(|| out_of_range("model.seed", "a positive whole number", "null"))?;
+    u64::try_from(seed)
+        .ok()
+        .filter(|&seed| seed > 0)
+        .ok_or_else(|| out_of_range("model.seed", "a positive whole number", &seed.to_string()))
+}
+
+pub(crate) fn positive(key: &str, value: i64) -> Result<usize, Failure> {
+    usize::try_from(value)
+        .ok()
+        .filter(|&value| value > 0)
+        .ok_or_else(|| out_of_range(key, "at least 1", &value.to_string()))
+}
+
+fn count(key: &str, value: i64) -> Result<u32, Failure> {
+    u32::try_from(value)
+        .ok()
+        .filter(|&value| value > 0)
+        .ok_or_else(|| out_of_range(key, "at least 1", &value.to_string()))
+}
+
+pub(crate) fn out_of_range(key: &str, expected: &str, actual: &str) -> Failure {
+    Failure::usage(format!("`{key}` must be {expected}, found {actual}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+
+    fn plan(overrides: &[&str]) -> Result<GenerationPlan, Failure> {
+        let checkpoint =
+            "encoder_seq_length: 256\ntensor_model_parallel_size: 1\npipeline_model_parallel_size: 1\n";
+        let basic = ["trainer.devices=1", "trainer.num_nodes=1", "model.data.train_ds.file_path=d.jsonl"];
+        let user = config::tests::user(&basic.iter().chain(overrides).copied().collect::<Vec<_>>());
+        GenerationPlan::new(RawConfig::extract(&config::resolve(&user.compose_with(checkpoint)?)?)?)
+    }
+
+    fn message(overrides: &[&str]) -> String {
+        plan(overrides).unwrap_err().sentence()
+    }
+
+    #[test]
+    fn defaults_are_the_guides() {
+        let plan = plan(&[]).unwrap();
+        assert_eq!((plan.num_responses, plan.max_length, plan.min_length, plan.seed), (4, 128, 1, 1234));
+        assert_eq!(plan.length_limits, LengthLimits::of_prompt(256));
+        assert_eq!(plan.end_strings, ["<|endoftext|>", "<extra_id_1>", "<|eot_id|>"]);
+        assert_eq!((plan.batch.global, plan.backend), (64, Backend::Plain));
+        assert_eq!((plan.limit, plan.drop_last), (LimitTrainBatches::Fraction(1.0), DropLast::Auto));
+    }
+
+    #[test]
+    fn budget_is_the_rows_own() {
+        let plan = plan(&[]).unwrap();
+        assert_eq!([1, 128, 200, 256, 300].map(|tokens| plan.budget_tokens(tokens)), [128, 128, 56, 0, 0]);
+    }
+
+    #[test]
+    fn limits_keep_their_type() {
+        assert_eq!(
+            plan(&["trainer.generation.limit_train_batches=1"]).unwrap().limit,
+            LimitTrainBatches::Batches(1)
+        );
+        let plan = plan(&["trainer.generation.trt_llm.enable=true", "model.data.train_ds.max_seq_length=9"])
+            .unwrap();
+        assert_eq!(
+            plan.length_limits,
+            LengthLimits { max_input_len: Some(128), ..LengthLimits::of_prompt(9) }
+        );
+        assert_eq!(plan.backend, Backend::Fused);
+    }
+
+    #[test]
+    fn prompt_response_records_are_cut_or_left_out() {
+        let overrides = ["model.data.chat=false", "model.data.train_ds.prompt_template='{input}\\n{output}'"];
+        let left_out = plan(&overrides).unwrap();
+        assert_eq!(left_out.length_limits, LengthLimits::of_prompt(256));
+        let cut = plan(&[&overrides[..], &["model.data.train_ds.truncation_field='input, output'"]].concat());
+        let cut = cut.unwrap();
+        assert_eq!(cut.length_limits, LengthLimits::default());
+        assert_ne!(left_out.records, cut.records);
+        let changes = left_out.identity().changes(&cut.identity());
+        assert!(changes.iter().any(|change| change.contains("prompt_template")), "{changes:?}");
+    }
+
+    #[test]
+    fn identity_covers_the_settings_of_a_sample() {
+        let base = plan(&[]).unwrap().identity();
+        for same in ["model.global_batch_size=8", "trainer.generation.trt_llm.model_type=llama"] {
+            assert_eq!(base.changes(&plan(&[same]).unwrap().identity()), Vec::<String>::new());
+        }
+        for changed in [
+            "model.seed=7",
+            "model.generation.sampling_params.top_k=3",
+            "model.generation.length_params.max_length=5",
+            "model.data.date=2026-11-28",
+        ] {
+            let changes = base.changes(&plan(&[changed]).unwrap().identity());
+            assert!(
+                changes.len() == 1
+                    && changes[0].starts_with(&format!("`{}`", changed.split_once('=').unwrap().0)),
+                "{changes:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn sampling_is_about_max_steps() {
+        let drawn = |overrides: &[&str]| plan(overrides).unwrap().num_drawn;
+        assert_eq!(drawn(&["model.data.sample=true"]), None);
+        assert_eq!(drawn(&["trainer.generation.max_steps=3"]), None);
+        let sampled = ["model.data.sample=true", "trainer.generation.max_steps=3"];
+        assert_eq!(drawn(&sampled), Some(192));
+        // Another number of steps is another order, so such a run cannot be continued.
+        let base = plan(&sampled).unwrap().identity();
+        let more = plan(&[sampled[0], "trainer.generation.max_steps=4"]).unwrap().identity();
+        assert_eq!(base.changes(&more).len(), 1);
+        assert_eq!(base.changes(&plan(&[]).unwrap().identity()).len(), 1);
+    }
+
+    #[test]
+    fn refusals() {
+        insta::assert_snapshot!(message(&["model.data.sample=true", "trainer.generation.max_steps=0"]), @"`model.data.sample=true` draws `trainer.generation.max_steps` times `model.global_batch_size` samples: 0 times 64 must be from 1 to 1073741824");
+        let chat = |text: &'static str| message(&["model.data.chat=false", text]);
+        insta::assert_snapshot!(message(&["model.data.chat=false"]), @r#"`model.data.chat=false` needs `model.data.train_ds.prompt_template`, with the key of the response at its end; for records with `input` and `output`, in the shell write 'model.data.train_ds.prompt_template="{input} {output}"'"#);
+        insta::assert_snapshot!(chat("model.data.train_ds.prompt_template='{output} {input}'"), @"`model.data.train_ds.prompt_template` is `{output} {input}`: it must end with `{output}`, the key of `model.data.train_ds.label_key`");
+        let cut = |text: &str| {
+            message(&[
+                "model.data.chat=false",
+                "model.data.train_ds.prompt_template='{input} {output}'",
+                text,
+            ])
+        };
+        insta::assert_snapshot!(cut("model.data.train_ds.truncation_field='context_ids,input'"), @"`model.data.train_ds.truncation_field` names `context_ids`, it may name the keys of the prompt template: `input`, `output`");
+        insta::assert_snapshot!(cut("model.data.train_ds.truncation_method=random"), @"`model.data.train_ds.truncation_method` must be `left` or `right`, found `random`");
+        insta::assert_snapshot!(message(&["model.data.train_ds.truncation_field=input"]), @"`model.data.train_ds.truncation_field` names `input`, it may name `context_ids`, `input_ids`, `answer_ids` and `mask`, because `model.data.chat=true`");
+        insta::assert_snapshot!(message(&["model.data.train_ds.max_seq_length=[7,9]"]), @"`model.data.train_ds.max_seq_length` has 2 limits for the 1 fields of `model.data.train_ds.truncation_field`; give one limit, or one for each field");
+        insta::assert_snapshot!(message(&["trainer.devices=0"]), @"`trainer.devices` must be a number from 1, -1 or `auto`, found 0");
+        insta::assert_snapshot!(message(&["trainer.devices=some"]), @"`trainer.devices` must be a number from 1, -1 or `auto`, found `some`");
+        insta::assert_snapshot!(message(&["trainer.num_nodes=0"]), @"`trainer.num_nodes` must be at least 1, found 0");
+        insta::assert_snapshot!(message(&["trainer.generation.lease_seconds=0"]), @"`trainer.generation.lease_seconds` must be at least 1, found 0");
+        let wandb = |kwargs: &str| {
+            message(&["exp_manager.create_wandb_logger=true", "~exp_manager.wandb_logger_kwargs", kwargs])
+        };
+        insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={entity:x}"), @"`exp_manager.create_wandb_logger=true` needs `exp_manager.wandb_logger_kwargs.name` or `exp_manager.wandb_logger_kwargs.project`; both may be null");
+        insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={name:x,tags:[1]}"), @"`exp_manager.wandb_logger_kwargs.tags` must be a list of texts or null, found `[1]`");
+        insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={name:x,id:a/b}"), @"`exp_manager.wandb_logger_kwargs.id` must be at most 64 letters, digits, `-` and `_`, found `a/b`");
+        insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={name:[x]}"), @r#"`exp_manager.wandb_logger_kwargs.name` must be a text or null, found `["x"]`"#);
+        insta::assert_snapshot!(message(&["++exp_manager.summary_writer_kwargs={log_dir:x}"]), @"`exp_manager.summary_writer_kwargs` must not have `log_dir`: events go to `exp_manager.explicit_log_dir`");
+        insta::assert_snapshot!(message(&["++exp_manager.create_mlflow_logger=true"]), @"`exp_manager.create_mlflow_logger=true`: there are only TensorBoard and Weights & Biases; set it to false, or use `exp_manager.create_tensorboard_logger` or `exp_manager.create_wandb_logger`");
+        insta::assert_snapshot!(message(&["exp_manager.log_local_rank_0_only=true", "exp_manager.log_global_rank_0_only=true"]), @"`exp_manager.log_local_rank_0_only` and `exp_manager.log_global_rank_0_only` are both true; set one of them to false");
+        insta::assert_snapshot!(message(&["model.seed=null"]), @"`model.seed` must be a positive whole number, found null");
+        insta::assert_snapshot!(message(&["trainer.precision=8"]), @"precision `8` is not supported, use one of `32`, `32-true`, `bf16`, `bf16-mixed`, `bf16-true`");
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=x"]), @r#"`model.generation.sampling_params.end_strings` must be a list of texts that are not empty, found the text `x`; in the shell write 'model.generation.sampling_params.end_strings=["x"]'"#);
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=''"]), @"`model.generation.sampling_params.end_strings` must be a list of texts that are not empty, found the text ``; in the shell write 'model.generation.sampling_params.end_strings=[]'");
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=['',\"it's \\\"\"]"]), @r#"`model.generation.sampling_params.end_strings` must be a list of texts that are not empty, found an empty text among them; in the shell write 'model.generation.sampling_params.end_strings=["it'\''s \""]'"#);
+        insta::assert_snapshot!(message(&["++model.data.date=2026-02-30"]), @"`model.data.date` must be a day of the calendar as `YYYY-MM-DD`, found `2026-02-30`");
+        insta::assert_snapshot!(message(&["++model.data.date=20260228"]), @"`model.data.date` must be a text, found the whole number 20260228 (command line: ++model.data.date=20260228)");
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.temperature=-1"]), @"`temperature` must be a positive, finite number (or set `model.generation.sampling_params.use_greedy=true`), got -1");
+        insta::assert_snapshot!(message(&["exp_manager.max_time_per_run=4h"]), @"`exp_manager.max_time_per_run` must be `DD:HH:MM:SS`, found `4h`");
+        insta::assert_snapshot!(message(&["model.generation.num_responses_to_gen=0"]), @"`model.generation.num_responses_to_gen` must be at least 1, found 0");
+        insta::assert_snapshot!(message(&["model.generation.output_fields=[logprobs]"]), @"`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`");
+        insta::assert_snapshot!(message(&["model.generation.output_fields=[nope]"]), @"`model.generation.output_fields.0` must be one of `metadata`, `index`, `finish_reasons`, `token_ids`, `logprobs`, found the text `nope` (command line: model.generation.output_fields=[nope])");
+        insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @"`model.global_batch_size` must be a whole number, found the text `two` (command line: model.global_batch_size=two)");
+        insta::assert_snapshot!(message(&["trainer.generation.max_epochs=2"]), @"`trainer.generation.max_epochs` is 2, it must be 1");
+        insta::assert_snapshot!(message(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=bert"]), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma` or `falcon`, found `bert`");
+    }
+}

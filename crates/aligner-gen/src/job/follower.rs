@@ -1,0 +1,175 @@
+//! A rank other than 0: it knows the model and the settings, and gets its prompts from rank 0.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::nonfinite;
+use super::run::Setup;
+use crate::cluster::queue::Mailbox;
+use crate::cluster::queue::link::{Line, connect};
+use crate::cluster::queue::message::{FromZero, Hello, Leaving, Stop, ToZero, Why};
+use crate::cluster::queue::worker::{self, Ended};
+use crate::cluster::ranks::{Meeting, Place};
+use crate::exit::{ExitStatus, Failure};
+use crate::model::checkpoint::TokenTable;
+use crate::model::memory::Demand;
+use crate::output::{ExistingOutput, Manifest};
+use crate::signals::StopWatch;
+
+/// How often a rank looks for news while it waits for the first word.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Works for rank 0 until that ends the job.
+pub(crate) fn run(setup: &Setup, place: &Place, watch: &StopWatch) -> Result<ExitStatus, Failure> {
+    let follower = Follower { setup, place, watch };
+    // Several signs of life in one lease: one that is late takes nothing away.
+    let alive_every = (setup.plan.lease / 5).min(Duration::from_secs(1));
+    let connected = connect(place, alive_every, &|waited| follower.keep_trying(waited));
+    let (mailbox, line) = match connected {
+        Ok(connected) => connected,
+        Err(failure) if failure.status == ExitStatus::Done => return Ok(ExitStatus::Done),
+        Err(failure) => return Err(failure),
+    };
+    let outcome = follower.work(&mailbox);
+    follower.leave(outcome, mailbox, line)
+}
+
+struct Follower<'a> {
+    setup: &'a Setup,
+    place: &'a Place,
+    watch: &'a StopWatch,
+}
+
+/// How the work ended, and the prompt tokens that were computed.
+struct Outcome {
+    ended: Ended,
+    prompt_tokens: u64,
+}
+
+impl Follower<'_> {
+    /// Whether to go on looking for rank 0. A job that was finished before this rank came is no failure.
+    fn keep_trying(&self, waited: Duration) -> Result<(), Failure> {
+        if let Some(reason) = self.watch.reason() {
+            return Err(Failure {
+                status: reason.exit_status(),
+                error: anyhow::anyhow!("stopped by {reason} before rank 0 was reached"),
+            });
+        }
+        if self.is_finished() {
+            tracing::info!("the job is finished: nothing is left for rank {}", self.place.rank);
+            return Err(Failure { status: ExitStatus::Done, error: anyhow::anyhow!("finished") });
+        }
+        if waited < self.setup.plan.join_timeout {
+            return Ok(());
+        }
+        let (host, port) = match &self.place.meeting {
+            Meeting::Address { host, port } | Meeting::Agent { host, port, .. } => (host, port),
+        };
+        Err(anyhow::anyhow!(
+            "rank {} cannot reach rank 0 at `{host}:{port}` within `trainer.generation.join_timeout_seconds` of {} s: is it \
+             running, is this its host, and is the port open to this machine",
+            self.place.rank,
+            self.setup.plan.join_timeout.as_secs()
+        )
+        .into())
+    }
+
+    /// Whether the folder has all samples of this very job.
+    fn is_finished(&self) -> bool {
+        let plan = &self.setup.plan;
+        let folder = plan.exp_manager.log_dir.join("generations");
+        plan.exp_manager.existing_output == ExistingOutput::Continue
+            && Manifest::read(&folder).ok().flatten().is_some_and(|manifest| {
+                manifest.consumed_samples >= manifest.num_samples
+                    && self.setup.identity().changes(&manifest.identity.without_data()).is_empty()
+            })
+    }
+
+    fn work(&self, mailbox: &Mailbox) -> Result<Outcome, Failure> {
+        let setup = self.setup;
+        (mailbox.say)(ToZero::Hello(Hello::of_this_process(&setup.identity())?));
+        let nothing = |ended| Ok(Outcome { ended, prompt_tokens: 0 });
+        let (longest_sequence_tokens, num_sequences) = loop {
+            match mailbox.from_zero.recv_timeout(LOOK) {
+                Ok(Ok(FromZero::Welcome { longest_sequence_tokens, num_sequences })) => {
+                    let at_most = |value| usize::try_from(value).unwrap_or(usize::MAX);
+                    break (at_most(longest_sequence_tokens), at_most(num_sequences));
+                }
+                Ok(Ok(FromZero::Stop(stop))) => return nothing(Ended::Told(stop)),
+                Ok(Ok(FromZero::Grant(_))) => {}
+                Ok(Err(reason)) => return nothing(Ended::Lost(reason)),
+                Err(_) if self.watch.reason().is_some() => return nothing(Ended::ByItself),
+                Err(_) => {}
+            }
+        };
+        let num_sharing_ranks = setup.num_sharing_ranks;
+        let max_batch = setup.plan.max_batch;
+        let demand = Demand { longest_sequence_tokens, num_sequences, num_sharing_ranks, max_batch };
+        let memory = setup.memory(demand)?;
+        let tokens = Arc::new(TokenTable::new(setup.tokenizer.tokenizer.as_ref())?);
+        let mut engine = setup.engine(tokens, &memory)?;
+        let capacity = worker::capacity(&memory.limits, longest_sequence_tokens, setup.plan.num_responses);
+        tracing::info!("rank {} of {} is ready", self.place.rank, self.place.world_size);
+        (mailbox.say)(ToZero::Ready { capacity });
+        let (ended, stats) =
+            worker::work(&mut engine, mailbox, &|| self.watch.reason().is_some()).map_err(|error| {
+                nonfinite::explain(error.into(), setup.checkpoint.tensors(), setup.plan.precision)
+            })?;
+        Ok(Outcome { ended, prompt_tokens: stats.prompt_tokens })
+    }
+
+    /// Says the last word and waits until it is out.
+    fn leave(
+        &self,
+        outcome: Result<Outcome, Failure>,
+        mailbox: Mailbox,
+        line: Line,
+    ) -> Result<ExitStatus, Failure> {
+        let (why, prompt_tokens, end) = match outcome {
+            Err(failure) => {
+                let why = Why::Failed { code: failure.status.code(), message: failure.sentence() };
+                (why, 0, Err(failure))
+            }
+            Ok(Outcome { ended, prompt_tokens }) => {
+                let (why, end) = self.judge(ended);
+                (why, prompt_tokens, end)
+            }
+        };
+        (mailbox.say)(ToZero::Leaving(Leaving { why, prompt_tokens }));
+        drop(mailbox);
+        line.hang_up();
+        end
+    }
+
+    fn judge(&self, ended: Ended) -> (Why, Result<ExitStatus, Failure>) {
+        match ended {
+            Ended::Told(Stop::Finished) => (Why::Told, Ok(ExitStatus::Done)),
+            Ended::Told(Stop::Early { code, reason }) => {
+                tracing::info!("rank 0 stopped the job: {reason}");
+                (Why::Told, Ok(ExitStatus::from_code(code)))
+            }
+            Ended::Told(Stop::Failed { message }) => {
+                (Why::Told, Err(anyhow::anyhow!("rank 0 ended the job: {message}").into()))
+            }
+            // Signals come to all ranks, and rank 0 may be the first to leave.
+            Ended::Lost(_) if self.watch.reason().is_some() => self.judge(Ended::ByItself),
+            Ended::Lost(_) if self.is_finished() => (Why::Told, Ok(ExitStatus::Done)),
+            Ended::Lost(reason) => {
+                let text = "rank 0 is gone, so the job has ended; finished steps are saved, the same command goes on after them";
+                (Why::Told, Err(anyhow::anyhow!("{text} ({})", first_line(&reason)).into()))
+            }
+            Ended::ByItself => match self.watch.reason() {
+                Some(reason) => {
+                    tracing::warn!("stopped by {reason}");
+                    let signal = self.watch.signal().map_or(0, rustix::process::Signal::as_raw);
+                    (Why::Signal(signal), Ok(reason.exit_status()))
+                }
+                None => (Why::Told, Err(anyhow::anyhow!("the engine stopped before the end").into())),
+            },
+        }
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}

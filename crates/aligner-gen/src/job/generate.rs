@@ -1,0 +1,277 @@
+//! The heart of rank 0: samples dealt out to the ranks, itself among them, and steps onto disk.
+//!
+//! The engine runs on the calling thread. The desk deals and takes answers on another, and text, JSON and syncing happen
+//! on a third, so that neither the model nor another rank ever waits for the disk.
+
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::{Duration, Instant};
+
+use data::{DataError, PromptSet};
+use engine::{Engine, Request, RunStats};
+use nemo_format::TensorSource;
+
+use super::nonfinite;
+use super::progress::Progress;
+use super::steps::{PendingStep, StepCollector};
+use super::summary::{FinishReasons, Summary, seconds};
+use crate::cluster::queue::Mailbox;
+use crate::cluster::queue::dispatch::{Desk, DeskReport, Event};
+use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
+use crate::cluster::queue::link::Server;
+use crate::cluster::queue::message::{FromZero, Hello, Leaving, SampleDone, ToZero, Why};
+use crate::cluster::queue::worker::{self, Ended};
+use crate::config::plan::GenerationPlan;
+use crate::exit::Failure;
+use crate::metrics::{Metrics, StepCounts};
+use crate::output::{GenerationSink, Identity};
+use crate::signals::StopWatch;
+
+/// Samples that may be begun past the last committed one, for each that a rank can hold: a response that takes this many
+/// times as long as the others holds nobody up.
+pub(crate) const RUN_AHEAD: usize = 64;
+/// Finished samples that wait for earlier ones take no more than about this.
+const MAX_WAITING_BYTES: usize = 1 << 30;
+
+/// What generation runs on.
+pub(crate) struct Job<'a> {
+    pub(crate) plan: &'a GenerationPlan,
+    pub(crate) prompts: &'a PromptSet,
+    pub(crate) steps: &'a [PendingStep],
+    pub(crate) watch: &'a StopWatch,
+    /// Looked at when logits are no numbers.
+    pub(crate) weights: &'a dyn TensorSource,
+    /// What decides the texts, data apart.
+    pub(crate) identity: &'a Identity,
+    /// What other ranks need to know before they can begin.
+    pub(crate) welcome: FromZero,
+    /// Samples that this rank can hold; the others are taken to be like it.
+    pub(crate) capacity: u32,
+    pub(crate) world_size: u32,
+}
+
+/// What goes to the thread that writes.
+enum ToWriter {
+    /// The weights are loaded: from here on the speed is measured.
+    Loaded,
+    Finished(usize, SampleDone),
+    /// A prompt cannot be read any more.
+    Unreadable(DataError),
+}
+
+/// How the run is told about while it goes on.
+pub(crate) struct Reports<'a> {
+    pub(crate) progress: Progress,
+    pub(crate) metrics: &'a mut Metrics,
+}
+
+/// Generates all pending steps, or as many as there is time for. Whole steps are committed either way.
+pub(crate) fn generate(
+    job: &Job<'_>,
+    server: Option<&mut Server>,
+    load: &dyn Fn() -> Result<Engine, Failure>,
+    collector: StepCollector<'_>,
+    sink: &mut (dyn GenerationSink + Send),
+    reports: Reports<'_>,
+) -> Result<Summary, Failure> {
+    let (events, incoming) = channel();
+    let (to_local, from_zero) = channel();
+    let (to_writer, written) = channel();
+    let mut server = server;
+    if let Some(server) = &mut server {
+        server.listen(events.clone(), |heard| match heard {
+            Ok((rank, message)) => Event::From(rank, message),
+            Err(reason) => Event::StoreLost(reason),
+        })?;
+    }
+    let finished = to_writer.clone();
+    let unreadable = to_writer.clone();
+    let desk = Desk {
+        request: Box::new(move |position| match job.request(position) {
+            Ok(request) => Some(request),
+            Err(error) => {
+                // The writer ends the run.
+                let _ = unreadable.send(ToWriter::Unreadable(error));
+                None
+            }
+        }),
+        position_of: Box::new(|sample_idx| job.prompts.position_of(sample_idx)),
+        lease: job.plan.lease,
+        join_timeout: job.plan.join_timeout,
+        watch: job.watch,
+        identity: job.identity,
+        welcome: job.welcome.clone(),
+        local: to_local,
+        server: server.as_deref(),
+        finished: Box::new(move |position, sample| {
+            // A writer that failed has said so.
+            let _ = finished.send(ToWriter::Finished(position, sample));
+        }),
+    };
+    let say = events.clone();
+    let mailbox = Mailbox {
+        say: Box::new(move |message| {
+            // The desk ends last.
+            let _ = say.send(Event::From(0, message));
+        }),
+        from_zero,
+    };
+    let table = LeaseTable::new(first_position(job), end_position(job), job.world_size, job.lease_limits());
+    let (computed, report, summary) = std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            let written = write_steps(&written, collector, sink, reports, &events);
+            if let Err(failure) = &written {
+                let _ = events.send(Event::WriterFailed(failure.sentence()));
+            }
+            written
+        });
+        let desk = scope.spawn(move || desk.run(table, job.world_size, &incoming));
+        let computed = compute(job, load, &mailbox, &to_writer);
+        drop((mailbox, to_writer));
+        (computed, join(desk), join(writer))
+    });
+    let computed = computed?;
+    finish(summary?, &computed, report)
+}
+
+fn first_position(job: &Job<'_>) -> usize {
+    job.steps.first().map_or(0, |step| step.positions.start)
+}
+
+fn end_position(job: &Job<'_>) -> usize {
+    job.steps.last().map_or(0, |step| step.positions.end)
+}
+
+impl Job<'_> {
+    fn request(&self, position: usize) -> Result<Request, DataError> {
+        let prompt = self.prompts.load(position)?;
+        Ok(Request {
+            sample_idx: prompt.sample_idx,
+            num_responses: self.plan.num_responses,
+            max_new_tokens: self.plan.budget_tokens(prompt.ids.len()),
+            prompt: prompt.ids,
+        })
+    }
+
+    fn lease_limits(&self) -> LeaseLimits {
+        let step_samples = self.plan.batch.global;
+        let held_by_all = (self.capacity as usize).saturating_mul(self.world_size as usize);
+        LeaseLimits {
+            step_samples,
+            run_ahead_samples: held_by_all.saturating_mul(RUN_AHEAD).max(4 * step_samples),
+            max_waiting_bytes: MAX_WAITING_BYTES,
+            lease: self.plan.lease,
+        }
+    }
+}
+
+fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// What rank 0 itself computed, and when it began.
+struct Computed {
+    stats: RunStats,
+    load_time: Duration,
+    began: Instant,
+}
+
+/// Loads the model and works like any other rank.
+fn compute(
+    job: &Job<'_>,
+    load: &dyn Fn() -> Result<Engine, Failure>,
+    mailbox: &Mailbox,
+    to_writer: &Sender<ToWriter>,
+) -> Result<Computed, Failure> {
+    let hello = Hello::of_this_process(job.identity)?;
+    (mailbox.say)(ToZero::Hello(hello));
+    let loading = Instant::now();
+    let outcome = load().and_then(|mut engine| {
+        let load_time = loading.elapsed();
+        tracing::info!("loaded in {:.2} s", load_time.as_secs_f64());
+        let _ = to_writer.send(ToWriter::Loaded);
+        (mailbox.say)(ToZero::Ready { capacity: job.capacity });
+        let began = Instant::now();
+        match worker::work(&mut engine, mailbox, &|| false)? {
+            (Ended::Lost(reason), _) => Err(anyhow::anyhow!("{reason}").into()),
+            (_, stats) => Ok(Computed { stats, load_time, began }),
+        }
+    });
+    let outcome = outcome.map_err(|failure| nonfinite::explain(failure, job.weights, job.plan.precision));
+    let why = match &outcome {
+        Ok(_) => Why::Told,
+        Err(failure) => Why::Failed { code: failure.status.code(), message: failure.sentence() },
+    };
+    (mailbox.say)(ToZero::Leaving(Leaving { why, prompt_tokens: 0 }));
+    outcome
+}
+
+/// Puts the parts of the summary together, unless another rank failed.
+fn finish(mut summary: Summary, computed: &Computed, report: DeskReport) -> Result<Summary, Failure> {
+    if let Some(failure) = report.failure {
+        return Err(failure);
+    }
+    summary.seconds.generate = seconds(computed.began.elapsed());
+    summary.seconds.load = seconds(computed.load_time);
+    summary.add_engine(&computed.stats);
+    summary.prompt_tokens += report.prompt_tokens;
+    if report.samples_by_rank.len() > 1 {
+        summary.samples_by_rank = report.samples_by_rank;
+    }
+    Ok(summary)
+}
+
+/// Runs until the senders are gone, so that every step that became whole is committed.
+fn write_steps(
+    receiver: &Receiver<ToWriter>,
+    mut collector: StepCollector<'_>,
+    sink: &mut (dyn GenerationSink + Send),
+    Reports { mut progress, metrics }: Reports<'_>,
+    events: &Sender<Event>,
+) -> Result<Summary, Failure> {
+    let mut summary = Summary::default();
+    let mut finish_reasons = FinishReasons::default();
+    let mut write_time = Duration::ZERO;
+    loop {
+        let (position, sample) = match receiver.recv_timeout(Duration::from_secs(1)) {
+            Ok(ToWriter::Finished(position, sample)) => (position, sample),
+            Ok(ToWriter::Unreadable(error)) => return Err(error.into()),
+            Ok(ToWriter::Loaded) => {
+                progress.restart_clock();
+                continue;
+            }
+            Err(RecvTimeoutError::Timeout) => {
+                progress.show();
+                continue;
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+        };
+        for response in &sample.responses {
+            finish_reasons.count(response.finish_reason);
+            summary.responses += 1;
+            summary.output_tokens += response.token_ids.len() as u64;
+            progress.response(response.token_ids.len());
+        }
+        collector.push(position, sample);
+        while let Some(step) = collector.pop()? {
+            let started = Instant::now();
+            sink.commit(&step)?;
+            write_time += started.elapsed();
+            // The desk ends after this thread's last sender.
+            let end = usize::try_from(step.consumed_samples).unwrap_or(usize::MAX);
+            let _ = events.send(Event::Committed(end));
+            summary.samples += step.samples.len() as u64;
+            progress.step(step.step, step.consumed_samples);
+            metrics.step(&StepCounts {
+                step: step.step,
+                consumed_samples: step.consumed_samples,
+                responses: summary.responses,
+                output_tokens: summary.output_tokens,
+                finish_reasons,
+            });
+        }
+    }
+    progress.finish();
+    summary.finish_reasons = finish_reasons;
+    summary.seconds.write = seconds(write_time);
+    Ok(summary)
+}

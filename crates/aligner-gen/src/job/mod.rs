@@ -1,0 +1,10 @@
+//! The main job: what a run is made of, from the checked plan to the last committed step and its summary.
+
+pub(crate) mod follower;
+pub(crate) mod generate;
+pub(crate) mod nonfinite;
+pub(crate) mod progress;
+pub(crate) mod records;
+pub(crate) mod run;
+pub(crate) mod steps;
+pub(crate) mod summary;

@@ -1,0 +1,184 @@
+//! The `model.data` section: which records are read, how they become prompts, and how long those may be.
+
+use std::sync::Arc;
+
+use data::{
+    AddedTokens, ChatPromptTokens, KeptMetadata, LengthLimits, PromptBuilder, PromptResponseFormat,
+    PromptTemplate, TokenField, TruncationMethod,
+};
+use serde_json::{Value, json};
+
+use crate::config::plan::{Bos, GenerationPlan, out_of_range, positive};
+use crate::config::raw::{RawData, RawMaxSeqLength, RawTrainDs};
+use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::model::checkpoint::OpenTokenizer;
+use crate::output::OutputField;
+
+/// What `truncation_field` is when nobody sets it: the name of a chat record's prompt.
+const DEFAULT_TRUNCATION_FIELD: &str = "context_ids";
+
+/// The order of samples that are drawn is held in memory.
+const MAX_DRAWN: usize = 1 << 30;
+
+/// Which records are read, and what makes a prompt of them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RecordFormat {
+    Chat(ChatPromptTokens),
+    PromptResponse(PromptResponseFormat),
+}
+
+impl RecordFormat {
+    pub(crate) fn new(data: &RawData) -> Result<Self, Failure> {
+        if data.chat {
+            let tokens = data.chat_prompt_tokens.clone();
+            return Ok(Self::Chat(ChatPromptTokens {
+                system_turn_start: tokens.system_turn_start,
+                turn_start: tokens.turn_start,
+                label_start: tokens.label_start,
+                end_of_turn: tokens.end_of_turn,
+                end_of_name: tokens.end_of_name,
+            }));
+        }
+        let train_ds = &data.train_ds;
+        let template = train_ds.prompt_template.as_deref().ok_or_else(|| {
+            Failure::usage(
+                "`model.data.chat=false` needs `model.data.train_ds.prompt_template`, with the key of the response at its \
+                 end; for records with `input` and `output`, in the shell write \
+                 'model.data.train_ds.prompt_template=\"{input} {output}\"'",
+            )
+        })?;
+        let template = PromptTemplate::parse(template, &train_ds.label_key).exit_with(ExitStatus::Usage)?;
+        let added = AddedTokens { bos: train_ds.add_bos, sep: train_ds.add_sep, eos: train_ds.add_eos };
+        let format = PromptResponseFormat::new(template, added);
+        let method = match train_ds.truncation_method.as_str() {
+            "right" => TruncationMethod::Right,
+            "left" => TruncationMethod::Left,
+            other => {
+                let key = "model.data.train_ds.truncation_method";
+                return Err(out_of_range(key, "`left` or `right`", &format!("`{other}`")));
+            }
+        };
+        let fields = truncation_fields(train_ds);
+        match max_seq_lengths(train_ds)?.into_iter().max() {
+            Some(limit) if fields != [DEFAULT_TRUNCATION_FIELD] => {
+                let cutting = format.with_truncation(&fields, method, limit).exit_with(ExitStatus::Usage)?;
+                Ok(Self::PromptResponse(cutting))
+            }
+            _ => Ok(Self::PromptResponse(format)),
+        }
+    }
+
+    /// The settings that decide what a prompt is.
+    pub(crate) fn identity(&self) -> [(&'static str, Value); 2] {
+        let (chat, template) = match self {
+            Self::Chat(tokens) => (
+                json!([
+                    tokens.system_turn_start,
+                    tokens.turn_start,
+                    tokens.label_start,
+                    tokens.end_of_turn,
+                    tokens.end_of_name
+                ]),
+                Value::Null,
+            ),
+            Self::PromptResponse(format) => (Value::Null, json!(format!("{format:?}"))),
+        };
+        [("model.data.chat_prompt_tokens", chat), ("model.data.train_ds.prompt_template", template)]
+    }
+}
+
+/// How many samples `model.data.sample` draws, in a shuffled order and the same one again where the data are too few;
+/// `None` where every record is generated once. Without `max_steps` it has no effect, as in the original.
+pub(crate) fn num_drawn(
+    data: &RawData,
+    max_steps: i64,
+    global_batch_size: usize,
+) -> Result<Option<usize>, Failure> {
+    if !data.sample || max_steps < 0 {
+        return Ok(None);
+    }
+    let num_samples = usize::try_from(max_steps).ok().and_then(|steps| steps.checked_mul(global_batch_size));
+    match num_samples {
+        Some(num_samples @ 1..=MAX_DRAWN) => Ok(Some(num_samples)),
+        _ => Err(Failure::usage(format!(
+            "`model.data.sample=true` draws `trainer.generation.max_steps` times `model.global_batch_size` samples: \
+             {max_steps} times {global_batch_size} must be from 1 to {MAX_DRAWN}"
+        ))),
+    }
+}
+
+/// What leaves a prompt out. Prompt-response records that are cut to the limit are never too long.
+pub(crate) fn length_limits(data: &RawData, max_input_len: Option<usize>) -> Result<LengthLimits, Failure> {
+    let train_ds = &data.train_ds;
+    let fields = truncation_fields(train_ds);
+    if !data.chat && fields != [DEFAULT_TRUNCATION_FIELD] {
+        return Ok(LengthLimits { fields: Vec::new(), max_input_len });
+    }
+    let fields = fields.into_iter().map(str::parse::<TokenField>).collect::<Result<Vec<_>, _>>();
+    let fields = fields.exit_with(ExitStatus::Usage)?;
+    let limits = max_seq_lengths(train_ds)?;
+    let limits = match limits.as_slice() {
+        [] => return Ok(LengthLimits { fields: Vec::new(), max_input_len }),
+        &[one] => vec![one; fields.len()],
+        many if many.len() == fields.len() => limits,
+        many => {
+            return Err(Failure::usage(format!(
+                "`model.data.train_ds.max_seq_length` has {} limits for the {} fields of \
+                 `model.data.train_ds.truncation_field`; give one limit, or one for each field",
+                many.len(),
+                fields.len()
+            )));
+        }
+    };
+    Ok(LengthLimits { fields: fields.into_iter().zip(limits).collect(), max_input_len })
+}
+
+/// The length limits as one value: both limits on the prompt leave out the same when the smaller one is the same.
+pub(crate) fn limits_identity(limits: &LengthLimits) -> Value {
+    let of_prompt = |field: TokenField| field == TokenField::ContextIds;
+    let on_prompt = limits.fields.iter().filter(|(field, _)| of_prompt(*field)).map(|&(_, limit)| limit);
+    let smallest = on_prompt.chain(limits.max_input_len).min();
+    let others: Vec<_> = limits.fields.iter().filter(|(field, _)| !of_prompt(*field)).collect();
+    if others.is_empty() { json!(smallest) } else { json!([smallest, format!("{others:?}")]) }
+}
+
+/// What of the records the output asks for.
+pub(crate) fn kept_metadata(train_ds: &RawTrainDs, output_fields: &[OutputField]) -> KeptMetadata {
+    match (output_fields.contains(&OutputField::Metadata), train_ds.output_original_text) {
+        (false, _) => KeptMetadata::Nothing,
+        (true, false) => KeptMetadata::OtherKeys,
+        (true, true) => KeptMetadata::OtherKeysAndText,
+    }
+}
+
+/// What makes prompts of the records with the checkpoint's tokenizer.
+pub(crate) fn prompt_builder(
+    plan: &GenerationPlan,
+    tokenizer: &OpenTokenizer,
+) -> Result<PromptBuilder, Failure> {
+    let shared = Arc::clone(&tokenizer.tokenizer);
+    let mut builder = match &plan.records {
+        RecordFormat::Chat(tokens) => PromptBuilder::new(shared, tokens.clone()),
+        RecordFormat::PromptResponse(format) => PromptBuilder::prompt_response(shared, format.clone())?,
+    };
+    if let (RecordFormat::Chat(_), Some(template)) = (&plan.records, tokenizer.chat_template(plan.date)) {
+        builder = builder.with_template(template);
+    }
+    if plan.bos == Bos::Add {
+        builder = builder.with_bos()?;
+    }
+    Ok(builder.with_metadata(plan.kept_metadata))
+}
+
+fn truncation_fields(train_ds: &RawTrainDs) -> Vec<&str> {
+    train_ds.truncation_field.split(',').map(str::trim).collect()
+}
+
+fn max_seq_lengths(train_ds: &RawTrainDs) -> Result<Vec<usize>, Failure> {
+    let values = match &train_ds.max_seq_length {
+        None => Vec::new(),
+        Some(RawMaxSeqLength::One(value)) => vec![*value],
+        Some(RawMaxSeqLength::Each(values)) => values.clone(),
+    };
+    values.into_iter().map(|value| positive("model.data.train_ds.max_seq_length", value)).collect()
+}

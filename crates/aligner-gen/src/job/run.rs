@@ -1,0 +1,303 @@
+//! The main job, from the command line to the last committed step.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use data::{PreparedPrompt, PromptNote, PromptSet, StepPlan, load_prompts};
+use model_core::{Backend, LoadOptions};
+use serde_json::json;
+
+use super::follower;
+use super::generate::{Job, Reports, generate};
+use super::progress::{Progress, Totals};
+use super::records::prompt_builder;
+use super::steps::{PendingStep, StepCollector, pending_steps};
+use super::summary::Summary;
+use crate::cluster::queue::link::Server;
+use crate::cluster::queue::message::FromZero;
+use crate::cluster::queue::worker;
+use crate::cluster::ranks::Role;
+use crate::cluster::spawn;
+use crate::config::UserConfig;
+use crate::config::cli::JobArgs;
+use crate::config::exp_manager;
+use crate::env;
+use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::logging::Logging;
+use crate::metrics::{Machine, Metrics, RunFacts};
+use crate::model::checkpoint::TokenTable;
+use crate::model::device;
+use crate::model::memory::{Demand, MemoryPlan};
+use crate::node_json::to_json;
+use crate::output::{Identity, JsonlSink, Manifest, OutputFolder};
+use crate::signals::StopWatch;
+use crate::table::thousands;
+
+mod counts;
+mod setup;
+
+use counts::{list, planned, show_counts, show_left_out};
+pub(crate) use setup::Setup;
+
+/// Everything about the job that is known without the weights.
+struct Prepared {
+    setup: Setup,
+    prompts: PromptSet,
+    /// The first prompt, to be shown.
+    first: Option<PreparedPrompt>,
+    steps: StepPlan,
+    demand: Demand,
+    memory: MemoryPlan,
+}
+
+/// Runs the main job.
+pub(crate) fn run(arguments: &JobArgs, logging: &Logging, watch: StopWatch) -> Result<ExitStatus, Failure> {
+    let user = UserConfig::read(arguments)?;
+    if arguments.dry_run {
+        Prepared::new(Setup::new(&user, |devices| Ok(Role::planned(devices)))?)?.show();
+        tracing::info!("dry run: everything is in order, nothing was generated");
+        return Ok(ExitStatus::Done);
+    }
+    let setup = Setup::new(&user, |devices| Role::find(&env::of_launcher, devices))?;
+    match setup.role.clone() {
+        Role::Launcher(launcher) => spawn::run(&launcher, arguments.log, &watch),
+        Role::Rank(place) if place.rank > 0 => {
+            setup.attach(logging, &place)?;
+            follower::run(&setup, &place, &watch)
+        }
+        Role::Rank(place) => {
+            let server = Server::start(&place, env::launcher_socket())?;
+            run_first(setup, Some(server), logging, watch)
+        }
+        Role::Alone => run_first(setup, None, logging, watch),
+    }
+}
+
+/// Runs rank 0.
+fn run_first(
+    setup: Setup,
+    server: Option<Server>,
+    logging: &Logging,
+    watch: StopWatch,
+) -> Result<ExitStatus, Failure> {
+    let prepared = Prepared::new(setup)?;
+    let plan = &prepared.setup.plan;
+    let watch = watch.with_time_limit(plan.exp_manager.time_limit);
+    prepared.show();
+    let identity = prepared.identity()?;
+    let log_dir = &plan.exp_manager.log_dir;
+    let folder = OutputFolder::open(log_dir, &identity, plan.exp_manager.existing_output)?;
+    let resume = folder.resume;
+    let steps = pending_steps(&prepared.steps, plan.batch.global, resume);
+    if prepared.steps.num_planned() == 0 {
+        tracing::info!("nothing to do: `trainer.generation.max_steps={}` leaves no step", plan.max_steps);
+        return Ok(ExitStatus::Done);
+    }
+    if steps.is_empty() {
+        tracing::info!(
+            "nothing to do: all {} samples are in `{}`",
+            thousands(prepared.steps.num_planned() as u64),
+            folder.path.join(OutputFolder::JSONL).display()
+        );
+        return Ok(ExitStatus::Done);
+    }
+    let command_line = command_line();
+    // Only now: the files of another run, which holds the folder, must not be moved from under it.
+    exp_manager::begin(&plan.exp_manager, logging, &command_line, &prepared.setup.begin())?;
+    if resume.consumed_samples > 0 {
+        tracing::info!(
+            "resuming after step {} ({} samples done)",
+            resume.step,
+            thousands(resume.consumed_samples)
+        );
+    }
+    let manifest = Manifest {
+        program_version: env!("CARGO_PKG_VERSION").to_owned(),
+        committed_bytes: 0,
+        step: 0,
+        consumed_samples: 0,
+        num_samples: prepared.steps.num_planned() as u64,
+        identity,
+        config: to_json(prepared.setup.resolved.node()),
+    };
+    let sink = JsonlSink::open(folder, manifest, plan.output_fields.clone())?;
+    let facts = RunFacts {
+        log_dir,
+        command_line: &command_line,
+        config: prepared.setup.resolved.node(),
+        machine: Machine::this(),
+        started: SystemTime::now(),
+    };
+    let mut metrics = Metrics::start(&plan.exp_manager, &facts);
+    let reporting = Reporting { logging, metrics: &mut metrics };
+    let ended = prepared.generate(&steps, sink, (server, reporting), &watch);
+    metrics.finish(match &ended {
+        Ok(status) => *status,
+        Err(failure) => failure.status,
+    });
+    ended
+}
+
+fn command_line() -> Vec<String> {
+    std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect()
+}
+
+/// How the run is told about while it goes on.
+struct Reporting<'a> {
+    logging: &'a Logging,
+    metrics: &'a mut Metrics,
+}
+
+impl Prepared {
+    fn new(setup: Setup) -> Result<Self, Failure> {
+        let plan = &setup.plan;
+        let builder = prompt_builder(plan, &setup.tokenizer)?;
+        let prompts = load_prompts(&plan.data_path, builder, &plan.length_limits, plan.on_bad_record)?;
+        let (prompts, steps) = planned(plan, prompts, setup.world_size())?;
+        let first = if prompts.is_empty() { None } else { Some(prompts.load(0)?) };
+        let lengths = (0..steps.num_planned()).filter_map(|position| prompts.num_tokens(position));
+        let longest = lengths.map(|num_tokens| num_tokens + plan.budget_tokens(num_tokens) as usize).max();
+        let demand = Demand {
+            longest_sequence_tokens: longest.unwrap_or(1),
+            num_sequences: steps.num_planned().saturating_mul(plan.num_responses as usize),
+            num_sharing_ranks: setup.num_sharing_ranks,
+            max_batch: setup.plan.max_batch,
+        };
+        let memory = setup.memory(demand)?;
+        Ok(Self { setup, prompts, first, steps, demand, memory })
+    }
+
+    fn identity(&self) -> Result<Identity, Failure> {
+        let mut identity = self.setup.identity();
+        identity.0.insert(Identity::DATA.to_owned(), json!(hash_file(&self.setup.plan.data_path)?));
+        Ok(identity)
+    }
+
+    /// The first prompt, the counts and the memory plan.
+    fn show(&self) {
+        if let Some((line, PromptNote::AnswerHeaderAdded { role })) = &self.prompts.note {
+            tracing::info!(
+                "{} records end with the asking role (the first in line {line}): the header of `{role}` was added",
+                thousands(self.prompts.num_noted)
+            );
+        }
+        show_left_out(&self.prompts);
+        if !self.steps.dropped().is_empty() {
+            let dropped = self.steps.dropped().filter_map(|position| self.prompts.line(position));
+            let lines = dropped.map(|line| line.to_string());
+            tracing::warn!("the rest that fills no batch is dropped: lines {}", list(lines));
+        }
+        if self.setup.plan.sampling.use_greedy && self.setup.plan.num_responses > 1 {
+            tracing::warn!(
+                "`model.generation.sampling_params.use_greedy=true` makes all {} responses of a prompt equal: one is computed and repeated",
+                self.setup.plan.num_responses
+            );
+        }
+        if let Some(prompt) = &self.first {
+            tracing::info!(
+                "first prompt, {} tokens, as the model sees it:\n{}",
+                prompt.ids.len(),
+                prompt.text
+            );
+        }
+        for warning in self.setup.end_tokens.warnings() {
+            tracing::warn!("{warning}");
+        }
+        tracing::info!("tokens that end a response: {}", self.setup.end_tokens.line());
+        let to_generate = format!(
+            "{} samples in {} steps of {}, {} responses each",
+            thousands(self.steps.num_planned() as u64),
+            thousands(self.steps.num_steps() as u64),
+            self.setup.plan.batch.global,
+            self.setup.plan.num_responses
+        );
+        show_counts(&self.prompts, self.steps.dropped().len(), self.num_past_limits(), to_generate);
+        tracing::info!(
+            "memory, {:?}, {:?} kernels on {}\n{}",
+            self.setup.plan.precision,
+            self.setup.plan.backend,
+            device::name(self.setup.options.device),
+            self.memory.table()
+        );
+        let LoadOptions { backend, attention, device, precision } = self.setup.options;
+        if backend == Backend::Plain
+            && let Ok(chosen) = attention.choose(device, precision, self.setup.model_config.kv_channels)
+        {
+            tracing::info!("attention: {chosen:?} ({attention:?})");
+        }
+    }
+
+    /// Prompts that `limit_train_batches` or `max_steps` leaves out.
+    fn num_past_limits(&self) -> u64 {
+        let past_limit = self.prompts.len().saturating_sub(self.steps.num_samples());
+        (past_limit + self.steps.beyond_max_steps().len()) as u64
+    }
+
+    fn generate(
+        &self,
+        steps: &[PendingStep],
+        mut sink: JsonlSink,
+        (mut server, reporting): (Option<Server>, Reporting<'_>),
+        watch: &StopWatch,
+    ) -> Result<ExitStatus, Failure> {
+        let plan = &self.setup.plan;
+        let tokens = Arc::new(TokenTable::new(self.setup.tokenizer.tokenizer.as_ref())?);
+        let prompts = &self.prompts;
+        let collector = StepCollector::new(prompts, steps.to_vec(), plan.unfinished, &tokens);
+        let before = steps.first().map_or(0, |step| step.step - 1);
+        let num_pending: usize = steps.iter().map(|step| step.positions.len()).sum();
+        let totals = Totals {
+            num_samples: self.steps.num_planned() as u64,
+            num_steps: before + steps.len() as u64,
+            num_responses: num_pending as u64 * u64::from(plan.num_responses),
+        };
+        let progress = Progress::start(&reporting.logging.bars, totals, before, sink.consumed_samples());
+        let longest = self.demand.longest_sequence_tokens;
+        let job = Job {
+            plan,
+            prompts,
+            steps,
+            watch,
+            weights: self.setup.checkpoint.tensors(),
+            identity: &self.setup.identity(),
+            welcome: FromZero::Welcome {
+                longest_sequence_tokens: longest as u64,
+                num_sequences: self.demand.num_sequences as u64,
+            },
+            capacity: worker::capacity(&self.memory.limits, longest, plan.num_responses),
+            world_size: self.setup.world_size(),
+        };
+        let reports = Reports { progress, metrics: reporting.metrics };
+        let load = || self.setup.engine(Arc::clone(&tokens), &self.memory);
+        let mut summary = generate(&job, server.as_mut(), &load, collector, &mut sink, reports)?;
+        summary.samples_left_out =
+            self.prompts.num_bad + (self.prompts.too_long.len() + self.steps.dropped().len()) as u64;
+        self.finish(&summary, &sink, watch)
+    }
+
+    fn finish(&self, summary: &Summary, sink: &JsonlSink, watch: &StopWatch) -> Result<ExitStatus, Failure> {
+        summary.write(&self.setup.plan.exp_manager.log_dir)?;
+        let jsonl = self.setup.plan.exp_manager.log_dir.join("generations").join(OutputFolder::JSONL);
+        tracing::info!("results are in `{}`\n{}", jsonl.display(), summary.table());
+        let num_planned = self.steps.num_planned() as u64;
+        if sink.consumed_samples() >= num_planned {
+            return Ok(ExitStatus::Done);
+        }
+        let reason = watch.reason().ok_or_else(|| anyhow::anyhow!("the engine stopped before the end"))?;
+        tracing::warn!(
+            "stopped by {reason} with {} of {} samples saved; run the same command again to continue",
+            thousands(sink.consumed_samples()),
+            thousands(num_planned)
+        );
+        Ok(reason.exit_status())
+    }
+}
+
+fn hash_file(path: &Path) -> Result<String, Failure> {
+    let mut hasher = blake3::Hasher::new();
+    let read = std::fs::File::open(path).and_then(|file| hasher.update_reader(file).map(|_| ()));
+    read.map_err(|error| anyhow::Error::new(error).context(format!("cannot read `{}`", path.display())))
+        .exit_with(ExitStatus::Data)?;
+    Ok(hasher.finalize().to_hex().to_string())
+}

@@ -1,0 +1,194 @@
+//! What every rank of a job knows: its configuration, the checkpoint, its place and its device.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use engine::Engine;
+use hydra_config::Resolved;
+use model_core::{LoadOptions, ModelConfig};
+use nemo_format::Checkpoint;
+use sampling::StopConditions;
+use serde_json::json;
+
+use crate::cluster::ranks::{Devices, Place, Role};
+use crate::cluster::{cores, ranks, spawn};
+use crate::config::exp_manager;
+use crate::config::plan::GenerationPlan;
+use crate::config::raw::RawConfig;
+use crate::config::{self, UserConfig};
+use crate::env;
+use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::logging::Logging;
+use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
+use crate::model::device::{self, LocalRanks, Shared};
+use crate::model::end_tokens::EndTokens;
+use crate::model::memory::{Demand, MemoryPlan};
+use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine};
+use crate::output::Identity;
+
+/// What every rank knows: all but the data.
+pub(crate) struct Setup {
+    pub(crate) resolved: Resolved,
+    pub(crate) checkpoint: Checkpoint,
+    checkpoint_path: PathBuf,
+    pub(crate) plan: GenerationPlan,
+    pub(super) options: LoadOptions,
+    /// Ranks on this rank's device, itself included.
+    pub(crate) num_sharing_ranks: u32,
+    pub(crate) model_config: ModelConfig,
+    pub(crate) tokenizer: OpenTokenizer,
+    pub(super) end_tokens: EndTokens,
+    pub(super) role: Role,
+}
+
+impl Setup {
+    pub(super) fn new(
+        user: &UserConfig,
+        find_role: impl FnOnce(Devices) -> Result<Role, Failure>,
+    ) -> Result<Self, Failure> {
+        let path = user.checkpoint_path()?.ok_or_else(|| {
+            Failure::usage("`pretrained_checkpoint.restore_from_path` must be the path of a checkpoint")
+        })?;
+        let checkpoint = Checkpoint::open(&path)?;
+        let resolved = config::resolve(&user.compose_with(checkpoint.model_config_text())?)?;
+        let raw = RawConfig::extract(&resolved)?;
+        let plan = GenerationPlan::new(raw)?;
+        let role = find_role(plan.devices)?;
+        if let Role::Rank(place) = &role {
+            take_cores(place)?;
+        }
+        let model = resolved.node().get("model").ok_or_else(|| Failure::usage("there is no key `model`"))?;
+        let model_config = model_config(model)?;
+        model_config.refuse_beyond_window()?;
+        if let Some(model_type) = plan.model_type {
+            model_type.check(&model_config)?;
+        }
+        let tokenizer = OpenTokenizer::open(&checkpoint, model)?;
+        let end_tokens = EndTokens::of(&checkpoint, &tokenizer)?;
+        let local = local_ranks(&role);
+        let Shared { device, num_ranks: num_sharing_ranks } = device::choose(&plan.accelerator, local)?;
+        let options = LoadOptions {
+            precision: plan.precision,
+            backend: plan.backend,
+            device,
+            attention: env::attention_switches(),
+        };
+        Ok(Self {
+            resolved,
+            checkpoint,
+            checkpoint_path: path,
+            plan,
+            options,
+            num_sharing_ranks,
+            model_config,
+            tokenizer,
+            end_tokens,
+            role,
+        })
+    }
+
+    /// This rank among all.
+    pub(super) fn place(&self) -> Place {
+        match &self.role {
+            Role::Rank(place) => place.clone(),
+            Role::Alone | Role::Launcher(_) => Place::alone(),
+        }
+    }
+
+    /// How many ranks the job has.
+    pub(super) fn world_size(&self) -> u32 {
+        match &self.role {
+            Role::Rank(place) => place.world_size,
+            Role::Alone => 1,
+            Role::Launcher(launcher) => launcher.world_size,
+        }
+    }
+
+    /// What the start in the log folder has to know of this rank.
+    pub(super) fn begin(&self) -> exp_manager::Begin<'_> {
+        exp_manager::Begin {
+            inputs: [&self.plan.data_path, &self.checkpoint_path],
+            local_rank: self.place().local_rank,
+            world_size: self.world_size(),
+        }
+    }
+
+    /// From now on what this rank, which is not the first, says also stands in its log file.
+    pub(super) fn attach(&self, logging: &Logging, place: &Place) -> Result<(), Failure> {
+        let log_dir = &self.plan.exp_manager.log_dir;
+        logging
+            .attach(log_dir, (place.rank, place.local_rank))
+            .map_err(|error| {
+                anyhow::Error::new(error).context(format!("cannot write to `{}`", log_dir.display()))
+            })
+            .exit_with(ExitStatus::Failed)
+    }
+
+    /// What decides the texts, data apart.
+    pub(crate) fn identity(&self) -> Identity {
+        let mut identity = self.plan.identity();
+        let model = blake3::hash(format!("{:?}", self.model_config).as_bytes()).to_hex().to_string();
+        for (name, fingerprint) in [
+            ("checkpoint", self.checkpoint.fingerprint()),
+            ("tokenizer", self.tokenizer.fingerprint.clone()),
+            ("model configuration", model),
+        ] {
+            identity.0.insert(format!("{name} fingerprint"), json!(fingerprint));
+        }
+        // A run that ends at the tokenizer's EOS alone is as it was before there were others.
+        let ids = self.end_tokens.ids();
+        if ids != self.tokenizer.tokenizer.special().eos.into_iter().collect::<Vec<_>>() {
+            identity.0.insert("end tokens".to_owned(), json!(ids));
+        }
+        identity
+    }
+
+    pub(crate) fn memory(&self, demand: Demand) -> Result<MemoryPlan, Failure> {
+        MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, demand)
+    }
+
+    pub(crate) fn engine(&self, tokens: Arc<TokenTable>, memory: &MemoryPlan) -> Result<Engine, Failure> {
+        let plan = &self.plan;
+        let model = load_model(&self.checkpoint, self.model_config.clone(), self.options)?;
+        let tokenizer = &self.tokenizer.tokenizer;
+        let stop = StopConditions::resolve(&plan.end_strings, &self.end_tokens.ids(), |text| {
+            self.tokenizer.single_token(text)
+        })?
+        .with_min_length(plan.min_length);
+        let setup = SamplingSetup {
+            params: plan.sampling.clone(),
+            vocab_size: tokenizer.vocab_size().min(model.padded_vocab_size()),
+            seed: plan.seed,
+            min_length: plan.min_length,
+            stop,
+        };
+        let size =
+            EngineSize { limits: memory.limits, longest_sequence_tokens: memory.longest_sequence_tokens };
+        open_engine(model, self.options, setup, tokens, size)
+    }
+}
+
+/// This rank among those of its machine.
+fn local_ranks(role: &Role) -> LocalRanks {
+    let (local_rank, local_size) = match role {
+        Role::Alone => (0, 1),
+        Role::Rank(place) => (place.local_rank, place.local_size),
+        Role::Launcher(launcher) => (0, launcher.num_ranks),
+    };
+    LocalRanks { local_rank, local_size, has_own_gpu: ranks::has_own_gpu(&env::of_launcher) }
+}
+
+/// The part of the machine's cores that is this rank's, unless its launcher has seen to that.
+fn take_cores(place: &Place) -> Result<(), Failure> {
+    let is_own = env::of_launcher(spawn::LAUNCHER_VARIABLE).is_some();
+    if is_own || place.local_size == 1 || cores::are_bound(&env::of_launcher) {
+        return Ok(());
+    }
+    let num_cores = cores::take_share(place.local_rank, place.local_size)
+        .map_err(|error| anyhow::Error::new(error).context("cannot bind this rank to its part of the cores"))
+        .exit_with(ExitStatus::Failed)?;
+    if !env::has_thread_count() {
+        tch::set_num_threads(i32::try_from(num_cores).unwrap_or(1));
+    }
+    Ok(())
+}

@@ -1,0 +1,169 @@
+//! Which device a run uses, from `trainer.accelerator` and what the machine has.
+
+use tch::Device;
+
+use super::host_memory;
+use crate::config::plan::out_of_range;
+use crate::exit::{ExitStatus, Failure, ResultExt};
+
+/// The ranks of one machine, as far as they share its devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LocalRanks {
+    pub(crate) local_rank: u32,
+    pub(crate) local_size: u32,
+    /// The launcher shows each rank a GPU of its own, as the first one.
+    pub(crate) has_own_gpu: bool,
+}
+
+/// A device, and how many ranks share its memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shared {
+    pub(crate) device: Device,
+    pub(crate) num_ranks: u32,
+}
+
+/// The device of a rank.
+///
+/// # Errors
+/// When the accelerator is unknown, or there are several GPUs but fewer than ranks.
+pub(crate) fn choose(accelerator: &str, ranks: LocalRanks) -> Result<Shared, Failure> {
+    let cpu = Shared { device: Device::Cpu, num_ranks: ranks.local_size };
+    match accelerator {
+        "cpu" => return Ok(cpu),
+        "gpu" | "cuda" | "auto" => {}
+        other => {
+            return Err(out_of_range("trainer.accelerator", "`gpu`, `cpu` or `auto`", &format!("`{other}`")));
+        }
+    }
+    let num_gpus = match num_gpus() {
+        Ok(num_gpus) => num_gpus,
+        Err(reason) => {
+            // Once a machine is enough.
+            if ranks.local_rank == 0 {
+                tracing::warn!("`trainer.accelerator={accelerator}`: {reason}; running on the CPU");
+            }
+            return Ok(cpu);
+        }
+    };
+    gpu_of(ranks, num_gpus)
+}
+
+/// The GPU of a rank among those that CUDA_VISIBLE_DEVICES and the launcher's binding let it see, which count from 0.
+fn gpu_of(ranks: LocalRanks, num_gpus: usize) -> Result<Shared, Failure> {
+    let LocalRanks { local_rank, local_size, has_own_gpu } = ranks;
+    if has_own_gpu {
+        return Ok(Shared { device: Device::Cuda(0), num_ranks: 1 });
+    }
+    if num_gpus >= local_size as usize {
+        return Ok(Shared { device: Device::Cuda(local_rank as usize), num_ranks: 1 });
+    }
+    if num_gpus == 1 {
+        if local_rank == 0 {
+            tracing::warn!("{local_size} ranks share one GPU: one rank is faster");
+        }
+        return Ok(Shared { device: Device::Cuda(0), num_ranks: local_size });
+    }
+    Err(anyhow::anyhow!(
+        "{local_size} ranks on this machine, but {num_gpus} GPUs can be used: set `trainer.devices={num_gpus}`, or let \
+         CUDA_VISIBLE_DEVICES and the launcher show more"
+    ))
+    .exit_with(ExitStatus::Device)
+}
+
+/// The first GPU, where nothing else will do.
+///
+/// # Errors
+/// When there is none.
+pub(crate) fn first_gpu() -> Result<Device, Failure> {
+    match num_gpus() {
+        Ok(_) => Ok(Device::Cuda(0)),
+        Err(reason) => Err(anyhow::anyhow!("`--device cuda`: {reason}")).exit_with(ExitStatus::Device),
+    }
+}
+
+/// How many GPUs this process may use, or why it can use none.
+#[cfg(feature = "cuda")]
+fn num_gpus() -> Result<usize, String> {
+    match torch_ext::cuda::device_count() {
+        Ok(0) => Err("there is no GPU".to_owned()),
+        Ok(num_gpus) => Ok(num_gpus),
+        Err(error) => Err(format!("no GPU can be used: {error}")),
+    }
+}
+
+#[cfg(not(feature = "cuda"))]
+fn num_gpus() -> Result<usize, String> {
+    Err("this build is for the CPU (`cargo build --release --features cuda` makes one for GPUs)".to_owned())
+}
+
+/// What messages call the device.
+pub(crate) fn name(device: Device) -> String {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => {
+            let model = torch_ext::cuda::Device::open(index).and_then(|device| device.name());
+            model.map_or_else(|_| format!("GPU {index}"), |model| format!("GPU {index} ({model})"))
+        }
+        _ => "the CPU".to_owned(),
+    }
+}
+
+/// Lets cuBLAS choose kernels whose sums depend on the number of rows.
+///
+/// # Errors
+/// When this build has no GPU support, or libtorch refuses.
+#[cfg(feature = "cuda")]
+pub(crate) fn let_blas_choose() -> Result<(), Failure> {
+    torch_ext::cuda::blas::unconstrained().map_err(anyhow::Error::from).exit_with(ExitStatus::Device)
+}
+
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn let_blas_choose() -> Result<(), Failure> {
+    Err(Failure::usage("`--unconstrained` is for GPUs, and this build is for the CPU"))
+}
+
+/// Memory of the device that is free now, where it says so.
+pub(crate) fn available_bytes(device: Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => {
+            let device = torch_ext::cuda::Device::open(index).ok()?;
+            // What an earlier model left in libtorch's reserve counts as free.
+            device.empty_cache().ok()?;
+            Some(device.mem_get_info().ok()?.free_bytes)
+        }
+        _ => host_memory::available_bytes(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_rank_has_its_gpu() {
+        let check = |(local_rank, local_size, has_own_gpu), num_gpus, expect: (usize, u32)| {
+            let shared = gpu_of(LocalRanks { local_rank, local_size, has_own_gpu }, num_gpus).unwrap();
+            assert_eq!((shared.device, shared.num_ranks), (Device::Cuda(expect.0), expect.1));
+        };
+        check((0, 1, false), 1, (0, 1));
+        check((3, 4, false), 4, (3, 1));
+        check((1, 2, false), 8, (1, 1));
+        // Slurm shows each task its own, whatever its number.
+        check((3, 4, true), 1, (0, 1));
+        // One GPU for all.
+        check((1, 2, false), 1, (0, 2));
+        let ranks = LocalRanks { local_rank: 1, local_size: 8, has_own_gpu: false };
+        let error = gpu_of(ranks, 4).unwrap_err();
+        assert_eq!(error.status, ExitStatus::Device);
+        insta::assert_snapshot!(error.sentence(), @"8 ranks on this machine, but 4 GPUs can be used: set `trainer.devices=4`, or let CUDA_VISIBLE_DEVICES and the launcher show more");
+    }
+
+    #[test]
+    fn accelerators_are_named() {
+        let ranks = LocalRanks { local_rank: 3, local_size: 4, has_own_gpu: false };
+        assert_eq!(choose("cpu", ranks).unwrap(), Shared { device: Device::Cpu, num_ranks: 4 });
+        let error = choose("tpu", ranks).unwrap_err().sentence();
+        insta::assert_snapshot!(error, @"`trainer.accelerator` must be `gpu`, `cpu` or `auto`, found `tpu`");
+    }
+}

@@ -1,0 +1,294 @@
+//! How much memory a run takes, and how many sequences the KV cache is made for.
+
+use engine::EngineLimits;
+use model_core::{BLOCK_SIZE_TOKENS, KvCache, LoadOptions, ModelConfig};
+use nemo_format::Checkpoint;
+use tch::Device;
+
+use super::device;
+use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::table::{human_bytes, thousands, two_columns};
+
+/// Past this many rows a step on a CPU takes longer in proportion. Vector units are busy from 64 on, matrix units here.
+const MAX_NUM_SEQS: usize = 128;
+/// On a GPU a step is bound by memory up to some 256 rows, and cuBLAS takes more of them for free.
+const MAX_NUM_SEQS_ON_GPU: usize = 256;
+/// As many tokens as keep the matrix units busy without large intermediate tensors, and without making a signal wait.
+const MAX_PREFILL_TOKENS: usize = 1024;
+const MAX_PREFILL_TOKENS_ON_GPU: usize = 8192;
+/// The cache is zeroed when it is made, so it is not made larger than helps.
+const SMALL_CACHE_BYTES: u64 = 4 << 30;
+/// What a GPU needs beside weights and cache: activations of a prefill, graphs, workspaces of libraries.
+const GPU_WORKSPACE_BYTES: u64 = 3 << 30;
+/// Intermediate results on the host are float32 at the widest, whatever the precision.
+const WIDEST_ELEM_BYTES: u64 = 4;
+
+/// What the run needs, known before the weights are read.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Demand {
+    /// Most tokens of one sequence, prompt and response.
+    pub(crate) longest_sequence_tokens: usize,
+    /// Responses to generate in all.
+    pub(crate) num_sequences: usize,
+    /// Ranks that share the device's memory.
+    pub(crate) num_sharing_ranks: u32,
+    /// `trainer.generation.max_batch`.
+    pub(crate) max_batch: Option<usize>,
+}
+
+/// What the device of a run allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    is_gpu: bool,
+    available_bytes: Option<u64>,
+    max_num_seqs: usize,
+    max_prefill_tokens: usize,
+}
+
+impl Place {
+    fn new(options: LoadOptions) -> Self {
+        let available_bytes = device::available_bytes(options.device);
+        if options.device == Device::Cpu { Self::host(available_bytes) } else { Self::gpu(available_bytes) }
+    }
+
+    /// The part of one of several ranks that share the memory.
+    fn shared_by(mut self, num_ranks: u32) -> Self {
+        let num_ranks = u64::from(num_ranks.max(1));
+        self.available_bytes = self.available_bytes.map(|bytes| bytes / num_ranks);
+        self
+    }
+
+    fn host(available_bytes: Option<u64>) -> Self {
+        Self {
+            is_gpu: false,
+            available_bytes,
+            max_num_seqs: MAX_NUM_SEQS,
+            max_prefill_tokens: MAX_PREFILL_TOKENS,
+        }
+    }
+
+    fn gpu(available_bytes: Option<u64>) -> Self {
+        Self {
+            is_gpu: true,
+            available_bytes,
+            max_num_seqs: MAX_NUM_SEQS_ON_GPU,
+            max_prefill_tokens: MAX_PREFILL_TOKENS_ON_GPU,
+        }
+    }
+
+    /// Most sequences at once.
+    fn num_seqs(&self, demand: Demand) -> usize {
+        demand.max_batch.unwrap_or(self.max_num_seqs).min(demand.num_sequences).max(1)
+    }
+
+    /// What the results between the layers take.
+    fn workspace_bytes(&self, config: &ModelConfig, padded_vocab_size: u64, demand: Demand) -> u64 {
+        if self.is_gpu {
+            return GPU_WORKSPACE_BYTES;
+        }
+        // The tensors of a prefill that live at once: residual, normed rows, QKV or both halves of the MLP.
+        let heads = 2 * config.num_attention_heads + 2 * config.num_query_groups;
+        let widest = (3 * config.ffn_hidden_size).max(heads * config.kv_channels);
+        let per_token = (2 * config.hidden_size + widest) as u64;
+        let num_tokens = self.max_prefill_tokens.max(demand.longest_sequence_tokens) as u64;
+        // The logits of a step, and a copy for the sampler.
+        let logits = 2 * padded_vocab_size * self.num_seqs(demand) as u64;
+        num_tokens.saturating_mul(per_token).saturating_add(logits).saturating_mul(WIDEST_ELEM_BYTES)
+    }
+
+    /// Most bytes that the KV cache may take: on a GPU what is left, elsewhere others want memory too.
+    fn cache_bytes(&self, sizes: Sizes) -> u64 {
+        let wanted_bytes = SMALL_CACHE_BYTES.max(sizes.weight_bytes / 2);
+        match self.available_bytes.map(|available| available.saturating_sub(sizes.fixed_bytes())) {
+            Some(left) if self.is_gpu => left,
+            Some(left) => wanted_bytes.min(left / 4 * 3),
+            None => wanted_bytes,
+        }
+    }
+}
+
+/// What the plan is made from.
+#[derive(Clone, Copy, Debug)]
+struct Sizes {
+    weight_bytes: u64,
+    workspace_bytes: u64,
+    bytes_per_block: u64,
+}
+
+impl Sizes {
+    fn fixed_bytes(self) -> u64 {
+        self.weight_bytes.saturating_add(self.workspace_bytes)
+    }
+}
+
+/// The memory plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MemoryPlan {
+    pub(crate) weight_bytes: u64,
+    pub(crate) workspace_bytes: u64,
+    pub(crate) kv_cache_bytes: u64,
+    pub(crate) available_bytes: Option<u64>,
+    pub(crate) limits: EngineLimits,
+    pub(crate) longest_sequence_tokens: usize,
+    /// Sequences of the greatest length that the cache holds at once.
+    pub(crate) num_longest_seqs: usize,
+}
+
+impl MemoryPlan {
+    pub(crate) fn new(
+        checkpoint: &Checkpoint,
+        config: &ModelConfig,
+        options: LoadOptions,
+        demand: Demand,
+    ) -> Result<Self, Failure> {
+        let num_params: u64 = checkpoint
+            .tensors()
+            .names()
+            .filter_map(|name| checkpoint.tensors().meta(name)?.num_elems())
+            .fold(0, u64::saturating_add);
+        let place = Place::new(options).shared_by(demand.num_sharing_ranks);
+        let sizes = Sizes {
+            weight_bytes: num_params.saturating_mul(options.precision.size_bytes() as u64),
+            workspace_bytes: place.workspace_bytes(config, padded_vocab_size(checkpoint), demand),
+            bytes_per_block: KvCache::bytes_per_block(config, options) as u64,
+        };
+        Self::fit(place, sizes, demand)
+    }
+
+    /// Weights and intermediate results come first, the cache gets of the rest what it can use: with less of it, responses
+    /// wait for each other instead of running side by side.
+    fn fit(place: Place, sizes: Sizes, demand: Demand) -> Result<Self, Failure> {
+        let Place { available_bytes, .. } = place;
+        let Sizes { weight_bytes, workspace_bytes, bytes_per_block } = sizes;
+        let longest_sequence_tokens = demand.longest_sequence_tokens;
+        let max_num_seqs = place.num_seqs(demand);
+        // One block more, because a shared prompt's last block is copied when the responses part.
+        let blocks_per_sequence = longest_sequence_tokens.div_ceil(BLOCK_SIZE_TOKENS) + 1;
+        let wanted_blocks = blocks_per_sequence.saturating_mul(max_num_seqs) as u64;
+        let affordable_blocks = place.cache_bytes(sizes) / bytes_per_block.max(1);
+        let num_blocks = wanted_blocks.min(affordable_blocks).max(blocks_per_sequence as u64);
+        let kv_cache_bytes = num_blocks.saturating_mul(bytes_per_block);
+        if let Some(available) = available_bytes
+            && sizes.fixed_bytes().saturating_add(kv_cache_bytes) > available
+        {
+            return Err(anyhow::anyhow!(
+                "the model needs {} for weights, {} for intermediate results and at least {} for the KV cache of one \
+                 sequence of {} tokens; {} of memory are available",
+                human_bytes(weight_bytes),
+                human_bytes(workspace_bytes),
+                human_bytes((blocks_per_sequence as u64).saturating_mul(bytes_per_block)),
+                thousands(longest_sequence_tokens as u64),
+                human_bytes(available),
+            ))
+            .exit_with(ExitStatus::Device);
+        }
+        let limits = EngineLimits {
+            max_num_seqs,
+            max_prefill_tokens: place.max_prefill_tokens,
+            num_blocks: usize::try_from(num_blocks).unwrap_or(usize::MAX),
+            block_size_tokens: BLOCK_SIZE_TOKENS,
+        };
+        Ok(Self {
+            weight_bytes,
+            workspace_bytes,
+            kv_cache_bytes,
+            available_bytes,
+            limits,
+            longest_sequence_tokens,
+            num_longest_seqs: (limits.num_blocks / blocks_per_sequence).min(max_num_seqs),
+        })
+    }
+
+    /// The table shown before the run.
+    pub(crate) fn table(&self) -> String {
+        let available = self.available_bytes.map_or_else(|| "unknown".to_owned(), human_bytes);
+        two_columns(&[
+            ("weights", human_bytes(self.weight_bytes)),
+            ("intermediate results", human_bytes(self.workspace_bytes)),
+            (
+                "KV cache",
+                format!(
+                    "{} ({} blocks of {} tokens)",
+                    human_bytes(self.kv_cache_bytes),
+                    thousands(self.limits.num_blocks as u64),
+                    self.limits.block_size_tokens
+                ),
+            ),
+            ("sequences at once", self.sequences_at_once()),
+            ("memory available", available),
+        ])
+    }
+
+    fn sequences_at_once(&self) -> String {
+        let most = self.limits.max_num_seqs;
+        if self.num_longest_seqs < most {
+            return format!("up to {most}, {} of the greatest length", self.num_longest_seqs);
+        }
+        format!("up to {most}")
+    }
+}
+
+/// Rows of the embedding table; 0 where it has another name, which then fails when weights are read.
+fn padded_vocab_size(checkpoint: &Checkpoint) -> u64 {
+    let name = checkpoint.tensors().names().find(|name| name.ends_with("word_embeddings.weight"));
+    name.and_then(|name| checkpoint.tensors().meta(name)?.shape.first().copied()).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEMAND: Demand =
+        Demand { longest_sequence_tokens: 100, num_sequences: 8, num_sharing_ranks: 1, max_batch: None };
+    const MIB: u64 = 1 << 20;
+
+    fn fit(bytes_per_block: u64, available: Option<u64>) -> Option<(usize, usize)> {
+        let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block };
+        let plan = MemoryPlan::fit(Place::host(available), sizes, DEMAND).ok()?;
+        Some((plan.limits.num_blocks, plan.num_longest_seqs))
+    }
+
+    #[test]
+    fn cache_is_what_is_needed_or_what_fits() {
+        assert_eq!(fit(MIB, Some(1 << 34)), Some((40, 8)));
+        assert_eq!(fit(MIB, None), Some((40, 8)));
+        assert_eq!(fit(1 << 27, Some(1 << 34)), Some((32, 6)));
+        assert_eq!(fit(MIB, Some(14 * MIB)), Some((9, 1)));
+        assert_eq!(fit(MIB, Some(8 * MIB)), Some((5, 1)));
+        assert_eq!(fit(MIB, Some(6 * MIB)), None);
+    }
+
+    #[test]
+    fn a_gpu_gives_the_cache_what_is_left() {
+        let sizes = |gibibytes: u64| Sizes {
+            weight_bytes: gibibytes << 30,
+            workspace_bytes: GPU_WORKSPACE_BYTES,
+            bytes_per_block: 16 * MIB,
+        };
+        let place = Place::gpu(Some(80 << 30));
+        assert_eq!(place.cache_bytes(sizes(13)), 64 << 30);
+        assert_eq!(place.cache_bytes(sizes(90)), 0);
+        let demand = Demand { longest_sequence_tokens: 320, num_sequences: 1000, ..DEMAND };
+        let plan = MemoryPlan::fit(place, sizes(13), demand).unwrap();
+        assert_eq!((plan.limits.max_num_seqs, plan.limits.num_blocks), (256, 256 * 11));
+    }
+
+    #[test]
+    fn the_batch_is_the_users_where_that_is_set() {
+        let seqs = |num_sequences, max_batch| {
+            Place::host(None).num_seqs(Demand { num_sequences, max_batch, ..DEMAND })
+        };
+        assert_eq!(seqs(1000, None), MAX_NUM_SEQS);
+        assert_eq!(seqs(1000, Some(7)), 7);
+        assert_eq!(seqs(1000, Some(200)), 200);
+        assert_eq!((seqs(3, Some(7)), seqs(0, None)), (3, 1));
+    }
+
+    #[test]
+    fn the_refusal_says_what_is_missing() {
+        let sizes = Sizes { weight_bytes: 3 << 30, workspace_bytes: 200 * MIB, bytes_per_block: MIB };
+        let failure = MemoryPlan::fit(Place::host(Some(1 << 30)), sizes, DEMAND).unwrap_err();
+        assert_eq!(failure.status, ExitStatus::Device);
+        insta::assert_snapshot!(failure.sentence(), @"the model needs 3.2 GB for weights, 209.7 MB for intermediate results and at least 5.2 MB for the KV cache of one sequence of 100 tokens; 1.1 GB of memory are available");
+    }
+}
