@@ -8,47 +8,14 @@ mod position;
 mod raw;
 mod window;
 
-pub use block::BlockStyle;
-pub use position::{PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};
+pub use model_spec::{
+    Activation, AttentionWindow, BlockStyle, Nonlinearity, Normalization, PositionEmbedding, RopeScaling,
+    RotaryConfig, RotaryPairing,
+};
+use model_spec::{HeadLayout, ModelSpec, NormSpec, OutputSpec, TableRows, UniformSpec};
 pub use raw::RawModelConfig;
-pub use window::AttentionWindow;
 
 use crate::ModelError;
-
-/// Which norm every layer uses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Normalization {
-    /// Mean and variance, gain and bias.
-    LayerNorm,
-    /// Root mean square, gain only.
-    RmsNorm,
-}
-
-/// The function inside the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Nonlinearity {
-    /// The error-function GELU.
-    Gelu,
-    /// The tanh approximation (`openai_gelu`).
-    GeluTanh,
-    /// `x * sigmoid(1.702 x)` (`approx-gelu`).
-    QuickGelu,
-    /// `x * sigmoid(x)`.
-    Silu,
-    /// `max(x, 0)`.
-    Relu,
-    /// `max(x, 0)` squared.
-    SquaredRelu,
-}
-
-/// The nonlinearity and whether it gates a second projection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Activation {
-    /// The function.
-    pub nonlinearity: Nonlinearity,
-    /// The first half of `linear_fc1` goes through the function and multiplies the second half.
-    pub gated: bool,
-}
 
 /// A checked model config.
 #[derive(Clone, Debug, PartialEq)]
@@ -98,17 +65,52 @@ pub struct ModelConfig {
 impl ModelConfig {
     /// Rows of `linear_qkv`.
     pub fn qkv_size(&self) -> usize {
-        (self.num_attention_heads + 2 * self.num_query_groups) * self.kv_channels
+        self.uniform().heads.qkv_size()
     }
 
     /// Columns of `linear_proj`.
     pub fn query_size(&self) -> usize {
-        self.num_attention_heads * self.kv_channels
+        self.uniform().heads.query_size()
     }
 
     /// Rows of `linear_fc1`.
     pub fn fc1_size(&self) -> usize {
         if self.activation.gated { 2 * self.ffn_hidden_size } else { self.ffn_hidden_size }
+    }
+
+    /// What every layer and the model consist of.
+    pub fn uniform(&self) -> UniformSpec {
+        UniformSpec {
+            num_layers: self.num_layers,
+            hidden_size: self.hidden_size,
+            ffn_hidden_size: self.ffn_hidden_size,
+            heads: HeadLayout {
+                num_attention_heads: self.num_attention_heads,
+                num_query_groups: self.num_query_groups,
+                kv_channels: self.kv_channels,
+            },
+            block_style: self.block_style,
+            norm: NormSpec {
+                normalization: self.normalization,
+                zero_centered_gamma: self.zero_centered_gamma,
+                epsilon: self.layernorm_epsilon,
+            },
+            activation: self.activation,
+            bias: self.bias,
+            qkv_bias: self.qkv_bias,
+            position_embedding: self.position_embedding,
+            window: self.attention_window,
+            apply_embedding_scaling: self.apply_embedding_scaling,
+            output: OutputSpec {
+                tied: self.share_embeddings_and_output_weights,
+                bias: self.output_layer_bias,
+            },
+        }
+    }
+
+    /// The model, with tables of these sizes.
+    pub fn spec(&self, rows: TableRows) -> ModelSpec {
+        self.uniform().spec(rows)
     }
 }
 
@@ -157,7 +159,7 @@ impl TryFrom<RawModelConfig> for ModelConfig {
             num_attention_heads,
             num_query_groups,
             kv_channels,
-            block_style: BlockStyle::parse(&raw)?,
+            block_style: block::parse(&raw)?,
             normalization,
             zero_centered_gamma,
             layernorm_epsilon: raw
@@ -166,7 +168,7 @@ impl TryFrom<RawModelConfig> for ModelConfig {
             activation: parse_activation(&raw)?,
             bias,
             qkv_bias: bias || raw.qkv_bias.unwrap_or(false),
-            position_embedding: PositionEmbedding::parse(&raw, kv_channels)?,
+            position_embedding: position::parse(&raw, kv_channels)?,
             share_embeddings_and_output_weights: raw.share_embeddings_and_output_weights.unwrap_or(true),
             output_layer_bias: raw.output_layer_bias.unwrap_or(false),
             apply_embedding_scaling: raw.apply_embedding_scaling.unwrap_or(false),
@@ -174,7 +176,7 @@ impl TryFrom<RawModelConfig> for ModelConfig {
             max_position_embeddings: raw
                 .size("max_position_embeddings", raw.max_position_embeddings.as_ref())?
                 .unwrap_or(encoder_seq_length),
-            attention_window: AttentionWindow::parse(&raw)?,
+            attention_window: window::parse(&raw)?,
         })
     }
 }

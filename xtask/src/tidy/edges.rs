@@ -7,24 +7,34 @@ use cargo_metadata::{DependencyKind, Metadata};
 use super::Finding;
 
 /// The edges that are allowed, each crate with the crates below it.
-const ALLOWED: [(&str, &[&str]); 10] = [
+const ALLOWED: [(&str, &[&str]); 11] = [
     ("hydra-config", &[]),
-    ("nemo-format", &["hydra-config"]),
+    ("model-spec", &[]),
+    ("nemo-format", &["hydra-config", "model-spec"]),
     ("jinja", &[]),
     ("data", &["jinja"]),
     ("torch-ext", &[]),
     ("sampling", &["torch-ext"]),
-    ("model-core", &["nemo-format", "torch-ext"]),
-    ("engine", &["model-core", "sampling", "torch-ext"]),
+    ("model-core", &["model-spec", "nemo-format", "torch-ext"]),
+    ("engine", &["model-core", "model-spec", "sampling", "torch-ext"]),
     (
         "aligner-gen",
-        &["data", "engine", "hydra-config", "model-core", "nemo-format", "sampling", "torch-ext"],
+        &[
+            "data",
+            "engine",
+            "hydra-config",
+            "model-core",
+            "model-spec",
+            "nemo-format",
+            "sampling",
+            "torch-ext",
+        ],
     ),
-    ("xtask", &["data", "nemo-format"]),
+    ("xtask", &["data", "model-spec", "nemo-format"]),
 ];
 
 /// Crates that must build on a machine without libtorch, with everything below them.
-const WITHOUT_LIBTORCH: [&str; 5] = ["hydra-config", "nemo-format", "jinja", "data", "xtask"];
+const WITHOUT_LIBTORCH: [&str; 6] = ["hydra-config", "model-spec", "nemo-format", "jinja", "data", "xtask"];
 const LIBTORCH: [&str; 2] = ["tch", "torch-sys"];
 
 /// What each crate of the workspace depends on, tests apart.

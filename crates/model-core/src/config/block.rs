@@ -3,19 +3,10 @@
 //! NeMo copies that dictionary onto Megatron-Core's config; its Falcon layers read the block's keys from there. Every
 //! other key in it is known to leave the arithmetic alone, or is refused.
 
+use model_spec::BlockStyle;
+
 use super::raw::{RawModelConfig, RawValue};
 use crate::ModelError;
-
-/// How attention and the MLP of a layer are joined. `n1` and `n2` are norms, `x` the residual stream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlockStyle {
-    /// `x += attention(n1(x))`, then `x += mlp(n2(x))`.
-    Sequential,
-    /// `x += attention(n1(x)) + mlp(n1(x))`.
-    ParallelSharedNorm,
-    /// `x += attention(n1(x)) + mlp(n2(x))`.
-    ParallelOwnNorm,
-}
 
 const CUSTOMIZATION: &str = "mcore_customization_config";
 
@@ -45,29 +36,23 @@ const OFF_WHEN_FALSE: [(&str, &str); 6] = [
     ("window_size", "sliding-window attention"),
 ];
 
-impl BlockStyle {
-    pub(super) fn parse(raw: &RawModelConfig) -> Result<Self, ModelError> {
-        let is_falcon = raw.name.as_deref() == Some("megatron_falcon_gpt");
-        let parallel =
-            raw.customized_flag("parallel_attention")?.or(raw.parallel_attention).unwrap_or(is_falcon);
-        let own_norm = raw
-            .customized_flag("new_decoder_architecture")?
-            .or(raw.new_decoder_architecture)
-            .unwrap_or(false);
-        match (parallel, own_norm) {
-            (false, false) => Ok(Self::Sequential),
-            (true, false) => Ok(Self::ParallelSharedNorm),
-            (true, true) => Ok(Self::ParallelOwnNorm),
-            (false, true) => Err(ModelError::BadValue {
-                key: CUSTOMIZATION,
-                expected: "`parallel_attention: true` where it has `new_decoder_architecture: true`"
-                    .to_owned(),
-                actual: "parallel_attention: false".to_owned(),
-            }),
-        }
+/// How attention and the MLP of a layer are joined.
+pub(super) fn parse(raw: &RawModelConfig) -> Result<BlockStyle, ModelError> {
+    let is_falcon = raw.name.as_deref() == Some("megatron_falcon_gpt");
+    let parallel = raw.customized_flag("parallel_attention")?.or(raw.parallel_attention).unwrap_or(is_falcon);
+    let own_norm =
+        raw.customized_flag("new_decoder_architecture")?.or(raw.new_decoder_architecture).unwrap_or(false);
+    match (parallel, own_norm) {
+        (false, false) => Ok(BlockStyle::Sequential),
+        (true, false) => Ok(BlockStyle::ParallelSharedNorm),
+        (true, true) => Ok(BlockStyle::ParallelOwnNorm),
+        (false, true) => Err(ModelError::BadValue {
+            key: CUSTOMIZATION,
+            expected: "`parallel_attention: true` where it has `new_decoder_architecture: true`".to_owned(),
+            actual: "parallel_attention: false".to_owned(),
+        }),
     }
 }
-
 impl RawModelConfig {
     /// A flag that `mcore_customization_config` sets.
     pub(super) fn customized_flag(&self, key: &'static str) -> Result<Option<bool>, ModelError> {

@@ -3,21 +3,13 @@
 //! Attention is always computed over all earlier positions. Up to the window that is the same; beyond it nothing is
 //! computed, and every path asks [`ModelConfig::longest_sequence`] first.
 
+use model_spec::AttentionWindow;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::ModelConfig;
 use super::raw::{RawModelConfig, RawNumber};
 use crate::ModelError;
-
-/// A window of attention.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AttentionWindow {
-    /// The longest sequence that it does not cut.
-    pub tokens: usize,
-    /// The key that states it.
-    pub key: &'static str,
-}
 
 /// `window_size` as it is written.
 #[derive(Clone, Debug, Deserialize)]
@@ -41,38 +33,38 @@ pub(crate) struct RawHuggingFace {
 const WINDOW_SIZE: &str = "window_size";
 const SLIDING_WINDOW: &str = "huggingface.sliding_window";
 
-impl AttentionWindow {
-    /// The narrower of the two windows that a configuration can have.
-    pub(super) fn parse(raw: &RawModelConfig) -> Result<Option<Self>, ModelError> {
-        let stated = raw.window_size.as_ref().map(Self::parse_pair).transpose()?.flatten();
-        let sliding = raw.huggingface.as_ref().and_then(|section| section.sliding_window.as_ref());
-        let sliding = raw.size(SLIDING_WINDOW, sliding)?.map(|tokens| Self { tokens, key: SLIDING_WINDOW });
-        Ok([stated, sliding].into_iter().flatten().min_by_key(|window| window.tokens))
-    }
+/// The narrower of the two windows that a configuration can have.
+pub(super) fn parse(raw: &RawModelConfig) -> Result<Option<AttentionWindow>, ModelError> {
+    let stated = raw.window_size.as_ref().map(parse_pair).transpose()?.flatten();
+    let sliding = raw.huggingface.as_ref().and_then(|section| section.sliding_window.as_ref());
+    let sliding =
+        raw.size(SLIDING_WINDOW, sliding)?.map(|tokens| AttentionWindow { tokens, key: SLIDING_WINDOW });
+    Ok([stated, sliding].into_iter().flatten().min_by_key(|window| window.tokens))
+}
 
-    /// Transformer Engine lets a position see `left` others before it and itself. NeMo's converters write the
-    /// `sliding_window` of Hugging Face there, which counts the position itself, so that only as many tokens are safe.
-    /// What lies to the right is hidden by the causal mask.
-    fn parse_pair(raw: &RawWindow) -> Result<Option<Self>, ModelError> {
-        let bad = |actual: String| ModelError::BadValue {
+/// Transformer Engine lets a position see `left` others before it and itself. NeMo's converters write the
+/// `sliding_window` of Hugging Face there, which counts the position itself, so that only as many tokens are safe.
+/// What lies to the right is hidden by the causal mask.
+fn parse_pair(raw: &RawWindow) -> Result<Option<AttentionWindow>, ModelError> {
+    let bad = |actual: String| ModelError::BadValue {
+        key: WINDOW_SIZE,
+        expected: "null or two whole numbers `[window, 0]`, of which -1 is no window".to_owned(),
+        actual,
+    };
+    let pair = match raw {
+        RawWindow::Pair(pair) => pair,
+        RawWindow::One(number) => return Err(bad(number.to_string())),
+        RawWindow::Other(_) => return Err(bad("neither a list nor a number".to_owned())),
+    };
+    let shown = || format!("[{}]", pair.iter().map(RawNumber::to_string).collect::<Vec<_>>().join(", "));
+    let [left, right] = pair.as_slice() else { return Err(bad(shown())) };
+    match (left.to_whole(), right.to_whole()) {
+        (Some(-1), Some(-1..)) => Ok(None),
+        (Some(left), Some(-1..)) if left > 0 => Ok(Some(AttentionWindow {
+            tokens: usize::try_from(left).unwrap_or(usize::MAX),
             key: WINDOW_SIZE,
-            expected: "null or two whole numbers `[window, 0]`, of which -1 is no window".to_owned(),
-            actual,
-        };
-        let pair = match raw {
-            RawWindow::Pair(pair) => pair,
-            RawWindow::One(number) => return Err(bad(number.to_string())),
-            RawWindow::Other(_) => return Err(bad("neither a list nor a number".to_owned())),
-        };
-        let shown = || format!("[{}]", pair.iter().map(RawNumber::to_string).collect::<Vec<_>>().join(", "));
-        let [left, right] = pair.as_slice() else { return Err(bad(shown())) };
-        match (left.to_whole(), right.to_whole()) {
-            (Some(-1), Some(-1..)) => Ok(None),
-            (Some(left), Some(-1..)) if left > 0 => {
-                Ok(Some(Self { tokens: usize::try_from(left).unwrap_or(usize::MAX), key: WINDOW_SIZE }))
-            }
-            _ => Err(bad(shown())),
-        }
+        })),
+        _ => Err(bad(shown())),
     }
 }
 

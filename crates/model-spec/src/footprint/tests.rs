@@ -1,0 +1,48 @@
+use super::*;
+use crate::Float;
+use crate::test_models::{ROWS, llama, mixed};
+
+#[test]
+fn blocks_are_counted_up() {
+    assert_eq!([0, 1, 32, 33].map(blocks_for), [0, 1, 1, 2]);
+}
+
+#[test]
+fn layers_of_one_shape_are_one_group() {
+    let groups = mixed().kv_groups();
+    let shown: Vec<_> =
+        groups.iter().map(|group| (group.layers.as_slice(), group.num_query_groups)).collect();
+    assert_eq!(shown, [(&[0, 1][..], 2), (&[3][..], 4)], "layer 2 has no attention");
+    assert_eq!(llama().spec(ROWS).kv_groups().len(), 1);
+}
+
+#[test]
+fn bytes_are_those_of_the_tensors() {
+    let model = llama().spec(ROWS);
+    let elems: u64 = model.tensors().map(|tensor| tensor.num_elems()).sum();
+    let whole = ShardPlace::whole(&model);
+    let fp32 = model.footprint(&Numerics::uniform(Float::Fp32), &whole).unwrap();
+    assert_eq!(fp32.weight_bytes, 4 * elems);
+    // Keys and values of 2 layers, 2 groups of 6 dimensions.
+    assert_eq!(fp32.bytes_per_block(), 2 * 2 * 2 * 6 * 32 * 4);
+    let bf16 = model.footprint(&Numerics::uniform(Float::Bf16), &whole).unwrap();
+    let norms = 5 * 16;
+    assert_eq!(
+        (bf16.weight_bytes, bf16.bytes_per_block()),
+        (2 * (elems + norms), fp32.bytes_per_block() / 2)
+    );
+}
+
+#[test]
+fn ranks_take_their_share() {
+    let model = llama().spec(ROWS);
+    let numerics = Numerics::uniform(Float::Fp32);
+    let at = |tp_rank| ShardPlace { tp_rank, tp_size: 2, layers: 0..1 };
+    let [first, second] = [0, 1].map(|rank| model.footprint(&numerics, &at(rank)).unwrap());
+    assert_eq!(first, second);
+    assert_eq!(
+        first.kv,
+        [(KvGroup { layers: vec![0], num_query_groups: 1, ..model.kv_groups()[0].clone() }, 2 * 6 * 32 * 4)]
+    );
+    assert!(model.footprint(&numerics, &ShardPlace { tp_rank: 0, tp_size: 4, layers: 0..2 }).is_err());
+}

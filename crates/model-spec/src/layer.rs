@@ -1,0 +1,185 @@
+//! One transformer layer: attention, MLP, their norms, and how they are joined.
+
+use crate::RotaryConfig;
+
+/// One layer. Layers of a model may differ in everything that is said here.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerSpec {
+    /// Self-attention, where the layer has it.
+    pub attention: Option<AttentionSpec>,
+    /// The feed-forward part, where the layer has it.
+    pub ffn: Option<FfnSpec>,
+    /// How the two are joined; without meaning where one is missing.
+    pub join: BlockStyle,
+}
+
+impl LayerSpec {
+    /// The MLP, where the feed-forward part is one.
+    pub fn mlp(&self) -> Option<&MlpSpec> {
+        match &self.ffn {
+            Some(FfnSpec::Dense(mlp)) => Some(mlp),
+            None => None,
+        }
+    }
+
+    /// Whether the MLP reads the very rows that attention reads, and so has no norm of its own.
+    pub fn shares_norm(&self) -> bool {
+        self.join == BlockStyle::ParallelSharedNorm && self.attention.is_some() && self.ffn.is_some()
+    }
+}
+
+/// How attention and the MLP of a layer are joined. `n1` and `n2` are norms, `x` the residual stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockStyle {
+    /// `x += attention(n1(x))`, then `x += mlp(n2(x))`.
+    Sequential,
+    /// `x += attention(n1(x)) + mlp(n1(x))`.
+    ParallelSharedNorm,
+    /// `x += attention(n1(x)) + mlp(n2(x))`.
+    ParallelOwnNorm,
+}
+
+/// Self-attention of a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AttentionSpec {
+    /// Query, key and value heads.
+    pub heads: HeadLayout,
+    /// The norm of its input.
+    pub norm: NormSpec,
+    /// A bias on `linear_qkv`.
+    pub qkv_bias: bool,
+    /// A bias on `linear_proj`.
+    pub proj_bias: bool,
+    /// The rotation of queries and keys.
+    pub rotary: Option<RotaryConfig>,
+    /// How far attention reaches back, where that is not everywhere.
+    pub window: Option<AttentionWindow>,
+    /// Scores become `softcap * tanh(score / softcap)`.
+    pub softcap: Option<f64>,
+    /// What products of queries and keys are multiplied by; see [`HeadLayout::default_scale`].
+    pub scale: f64,
+}
+
+/// A window of attention.
+///
+/// Attention is computed over all earlier positions: up to the window that is the same, and longer sequences are
+/// refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttentionWindow {
+    /// The longest sequence that it does not cut.
+    pub tokens: usize,
+    /// The key that states it.
+    pub key: &'static str,
+}
+
+/// The sizes that give the rows of `linear_qkv` their meaning.
+///
+/// A row of its output is `[num_query_groups, queries_per_group + 2, kv_channels]`: of each group the query heads, then
+/// its key, then its value (Megatron-Core).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct HeadLayout {
+    /// Number of query heads.
+    pub num_attention_heads: usize,
+    /// Number of key and value heads; divides the query heads.
+    pub num_query_groups: usize,
+    /// Dimensions of a head.
+    pub kv_channels: usize,
+}
+
+impl HeadLayout {
+    /// Rows of `linear_qkv`.
+    pub const fn qkv_size(&self) -> usize {
+        (self.num_attention_heads + 2 * self.num_query_groups) * self.kv_channels
+    }
+
+    /// Columns of `linear_proj`.
+    pub const fn query_size(&self) -> usize {
+        self.num_attention_heads * self.kv_channels
+    }
+
+    /// Query heads that share a key head. 0 when the layout has no group.
+    pub const fn queries_per_group(&self) -> usize {
+        match self.num_attention_heads.checked_div(self.num_query_groups) {
+            Some(queries) => queries,
+            None => 0,
+        }
+    }
+
+    /// The root of the head's dimensions, inverted: what every model has unless it says otherwise.
+    pub fn default_scale(&self) -> f64 {
+        1.0 / (self.kv_channels as f64).sqrt()
+    }
+}
+
+/// The feed-forward part of a layer.
+#[derive(Clone, Debug, PartialEq)]
+pub enum FfnSpec {
+    /// One MLP for every token.
+    Dense(MlpSpec),
+}
+
+/// Two linear layers with an activation between.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MlpSpec {
+    /// Columns of `linear_fc2`, and rows of `linear_fc1`, of one half of them when gated.
+    pub ffn_hidden_size: usize,
+    /// The function between.
+    pub activation: Activation,
+    /// The norm of its input, unless the layer [shares](LayerSpec::shares_norm) that of attention.
+    pub norm: NormSpec,
+    /// Biases on both linear layers.
+    pub bias: bool,
+}
+
+impl MlpSpec {
+    /// Rows of `linear_fc1`.
+    pub const fn fc1_size(&self) -> usize {
+        if self.activation.gated { 2 * self.ffn_hidden_size } else { self.ffn_hidden_size }
+    }
+}
+
+/// The nonlinearity and whether it gates a second projection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Activation {
+    /// The function.
+    pub nonlinearity: Nonlinearity,
+    /// The first half of `linear_fc1` goes through the function and multiplies the second half.
+    pub gated: bool,
+}
+
+/// The function inside the MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nonlinearity {
+    /// The error-function GELU.
+    Gelu,
+    /// The tanh approximation (`openai_gelu`).
+    GeluTanh,
+    /// `x * sigmoid(1.702 x)` (`approx-gelu`).
+    QuickGelu,
+    /// `x * sigmoid(x)`.
+    Silu,
+    /// `max(x, 0)`.
+    Relu,
+    /// `max(x, 0)` squared.
+    SquaredRelu,
+}
+
+/// A norm over the hidden size.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NormSpec {
+    /// Which.
+    pub normalization: Normalization,
+    /// The stored gain lacks 1 (`layernorm1p`, `layernorm_zero_centered_gamma`).
+    pub zero_centered_gamma: bool,
+    /// Added under the root.
+    pub epsilon: f64,
+}
+
+/// Which norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Normalization {
+    /// Mean and variance, gain and bias.
+    LayerNorm,
+    /// Root mean square, gain only.
+    RmsNorm,
+}

@@ -1,0 +1,29 @@
+//! What a model consists of: its layers, each with a shape of its own, the tensors these have, how the tensors are
+//! sharded, which configuration key each follows from, and the memory that weights and KV cache take.
+//!
+//! Descriptions only: no libtorch, no input or output, no values of weights. Which tensors there are is said once, in
+//! [`ModelSpec::tensors`]; readers, converters, loaders, dummy models and memory planning all ask there. Names of tensors
+//! are Megatron-Core's, names of configuration keys NeMo's.
+
+mod footprint;
+mod layer;
+mod model;
+mod numerics;
+mod position;
+mod shard;
+mod table;
+mod tensor;
+#[cfg(test)]
+mod test_models;
+
+pub use footprint::{BLOCK_SIZE_TOKENS, Footprint, KvGroup, blocks_for};
+pub use layer::{
+    Activation, AttentionSpec, AttentionWindow, BlockStyle, FfnSpec, HeadLayout, LayerSpec, MlpSpec,
+    Nonlinearity, NormSpec, Normalization,
+};
+pub use model::{ModelSpec, OutputSpec, TableRows, UniformSpec};
+pub use numerics::{BadPrecision, Float, KvFormat, Numerics, WeightFormat};
+pub use position::{PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};
+pub use shard::{Indivisible, Region, Shard, ShardPlace};
+pub use table::{parse_name, shard_of};
+pub use tensor::{Dim, Key, Module, Part, TensorId, TensorSpec};

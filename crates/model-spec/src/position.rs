@@ -1,0 +1,57 @@
+//! How a token's position enters.
+
+/// How a token's position enters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum PositionEmbedding {
+    /// A table added to the embeddings.
+    LearnedAbsolute,
+    /// Rotation of queries and keys.
+    Rope(RotaryConfig),
+}
+
+/// The rotation of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RotaryConfig {
+    /// How many of each head's first dimensions are rotated; even.
+    pub rotary_dims: usize,
+    /// Which of them are rotated together.
+    pub pairing: RotaryPairing,
+    /// The base of the frequencies.
+    pub rotary_base: f64,
+    /// Positions are divided by it.
+    pub seq_len_interpolation_factor: f64,
+    /// The frequency rule of Llama 3.1 (`scale_positional_embedding`).
+    pub rope_scaling: Option<RopeScaling>,
+}
+
+/// Which of a head's dimensions are rotated together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RotaryPairing {
+    /// `(i, i + rotary_dims / 2)`.
+    HalfSplit,
+    /// `(2 i, 2 i + 1)` (`rotary_interleaved`).
+    Interleaved,
+}
+
+/// The constants of Llama 3.1's rule: long wavelengths are stretched, short ones kept, those between blended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RopeScaling {
+    /// Frequencies of long wavelengths are divided by it.
+    pub factor: f64,
+    /// The original length over this is where wavelengths are long.
+    pub low_freq_factor: f64,
+    /// The original length over this is where wavelengths are short.
+    pub high_freq_factor: f64,
+    /// Positions of the training before the context was made longer.
+    pub original_max_position_embeddings: f64,
+}
+
+impl RopeScaling {
+    /// The constants that NeMo has built in; Llama 3.2 has others.
+    pub const LLAMA_3_1: Self = Self {
+        factor: 8.0,
+        low_freq_factor: 1.0,
+        high_freq_factor: 4.0,
+        original_max_position_embeddings: 8192.0,
+    };
+}

@@ -1,0 +1,115 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::test_models::{ROWS, gpt, llama, mixed};
+use crate::{Activation, HeadLayout, Part, TableRows, UniformSpec};
+
+fn place(tp_rank: u32, tp_size: u32) -> ShardPlace {
+    ShardPlace { tp_rank, tp_size, layers: 0..2 }
+}
+
+fn regions(model: &ModelSpec, module: Module, part: Part, rank: u32) -> String {
+    let tensor = model.tensor(TensorId::in_layer(0, module, part)).unwrap();
+    let regions = tensor.regions(&place(rank, 2)).unwrap();
+    format!("{:?}", regions.iter().map(|region| &region.ranges).collect::<Vec<_>>())
+}
+
+#[test]
+fn linear_layers_are_cut_as_megatron_cuts_them() {
+    let model = llama().spec(ROWS);
+    // Of two groups, two query heads, a key and a value head each, of 6 dimensions.
+    assert_eq!(regions(&model, Module::Qkv, Part::Weight, 1), "[[24..48, 0..16]]");
+    assert_eq!(regions(&model, Module::Proj, Part::Weight, 1), "[[0..16, 12..24]]");
+    assert_eq!(regions(&model, Module::Fc1, Part::Weight, 1), "[[12..24, 0..16], [36..48, 0..16]]");
+    assert_eq!(regions(&model, Module::Fc2, Part::Weight, 0), "[[0..16, 0..12]]");
+    assert_eq!(regions(&model, Module::InputNorm, Part::Weight, 1), "[[0..16]]");
+    let model = gpt().spec(ROWS);
+    assert_eq!(regions(&model, Module::Fc1, Part::Bias, 1), "[[12..24]]");
+    assert_eq!(regions(&model, Module::Fc2, Part::Bias, 1), "[[0..16]]");
+}
+
+#[test]
+fn groups_are_never_cut() {
+    let error = |module, tp_size| {
+        let tensor = llama().spec(ROWS).tensor(TensorId::in_layer(0, module, Part::Weight)).unwrap();
+        tensor.regions(&place(0, tp_size)).unwrap_err().to_string()
+    };
+    insta::assert_snapshot!(error(Module::Qkv, 4), @"4 ranks cannot share `model.decoder.layers.0.self_attention.linear_qkv.weight` evenly, whose 2 parts follow from `num_attention_heads: 4`, `num_query_groups: 2` and `kv_channels: 6`");
+    insta::assert_snapshot!(error(Module::Fc1, 5), @"5 ranks cannot share `model.decoder.layers.0.mlp.linear_fc1.weight` evenly, whose 24 parts follow from `ffn_hidden_size: 24` with a gated `activation`");
+    assert!(llama().spec(ROWS).tensors().all(|tensor| tensor.shard == Shard::Replicated
+        || tensor.regions(&place(2, 2)).is_err() && tensor.regions(&place(0, 0)).is_err()));
+}
+
+#[test]
+fn stages_hold_each_tensor_once_but_for_a_tied_table() {
+    for (model, num_held_twice) in [(llama().spec(ROWS), 0), (gpt().spec(ROWS), 1)] {
+        let stage = |layers| ShardPlace { tp_rank: 0, tp_size: 1, layers };
+        let held =
+            |place: ShardPlace| model.tensors().filter(|tensor| place.holds(&model, tensor.id)).count();
+        let total = model.tensors().count();
+        assert_eq!(held(stage(0..1)) + held(stage(1..2)), total + num_held_twice);
+        assert_eq!(held(ShardPlace::whole(&model)), total);
+    }
+    let model = mixed();
+    let middle = ShardPlace { tp_rank: 0, tp_size: 1, layers: 1..3 };
+    assert!(
+        model
+            .tensors()
+            .filter(|tensor| middle.holds(&model, tensor.id))
+            .all(|tensor| tensor.id.layer.is_some())
+    );
+}
+
+/// The tensor that ranks' regions make when each is stacked along the rows and the ranks are merged again, as numbers of
+/// the elements of the whole one.
+fn merged(tensor: &TensorSpec, tp_size: u32) -> Vec<u64> {
+    let shape = tensor.shape();
+    let columns = shape.get(1).copied().unwrap_or(1);
+    let elems = |region: &Region| {
+        let across = region.ranges.get(1).cloned().unwrap_or(0..1);
+        let rows = region.ranges[0].clone();
+        rows.flat_map(|row| across.clone().map(move |column| row * columns + column)).collect::<Vec<_>>()
+    };
+    let ranks: Vec<Vec<Vec<u64>>> = (0..tp_size)
+        .map(|rank| tensor.regions(&place(rank, tp_size)).unwrap().iter().map(elems).collect())
+        .collect();
+    match tensor.shard {
+        Shard::Replicated => ranks[0][0].clone(),
+        Shard::Rows => ranks.iter().flat_map(|parts| parts[0].clone()).collect(),
+        Shard::RowsOfHalves => {
+            [0, 1].iter().flat_map(|&half| ranks.iter().flat_map(move |parts| parts[half].clone())).collect()
+        }
+        Shard::Columns => {
+            let rank_columns = columns as usize / tp_size as usize;
+            (0..shape[0] as usize)
+                .flat_map(|row| {
+                    let row = row * rank_columns..(row + 1) * rank_columns;
+                    ranks.iter().flat_map(move |parts| parts[0][row.clone()].to_vec())
+                })
+                .collect()
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn the_ranks_tile_every_tensor_in_order(
+        tp_size in 1_u32..5,
+        (groups, queries, channels) in (1_usize..4, 1_usize..4, 1_usize..4),
+        (hidden, ffn, vocab) in (1_usize..6, 1_usize..4, 1_u64..4),
+        (gated, bias) in any::<(bool, bool)>(),
+    ) {
+        let (ranks, base) = (tp_size as usize, if bias { gpt() } else { llama() });
+        let num_query_groups = groups * ranks;
+        let heads = HeadLayout {
+            num_attention_heads: num_query_groups * queries, num_query_groups, kv_channels: channels,
+        };
+        let activation = Activation { gated, ..base.activation };
+        let spec = UniformSpec { heads, activation, hidden_size: hidden, ffn_hidden_size: ffn * ranks, ..base };
+        for tensor in spec.spec(TableRows { vocab: vocab * u64::from(tp_size), positions: 3 }).tensors() {
+            let whole: Vec<u64> = (0..tensor.num_elems()).collect();
+            prop_assert_eq!(merged(&tensor, tp_size), whole, "{}", tensor.name);
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! The table of tensors: one row for each module, which says all that there is to know of its tensors.
+
+use crate::{
+    AttentionSpec, BlockStyle, Dim, Key, LayerSpec, MlpSpec, ModelSpec, Module, NormSpec, Normalization,
+    Part, Shard, TensorId, TensorSpec,
+};
+
+/// What the names of a layer's tensors begin with, before its number.
+const LAYERS: &str = "model.decoder.layers.";
+
+/// A module of the model or of each layer.
+struct Row {
+    module: Module,
+    /// The name of its tensors without their last part and, in a layer, without the layer's prefix.
+    stem: &'static str,
+    in_layer: bool,
+    /// How its weight is sharded. Its bias goes with the rows, and is whole where columns are shared.
+    shard: Shard,
+    /// The axes of its weight; its bias has the first of them. `None` where the layer has no such module.
+    dims: fn(&At<'_>) -> Option<Vec<Dim>>,
+    /// Whether there is such a tensor, and what decides it.
+    need: fn(&At<'_>, Part) -> Need,
+}
+
+/// A model and, for the rows of a layer, one of its layers.
+struct At<'a> {
+    model: &'a ModelSpec,
+    layer: Option<&'a LayerSpec>,
+}
+
+/// Whether a model has a tensor.
+enum Need {
+    /// It has, because of this.
+    Has(Key),
+    /// It would have, with this.
+    Lacks(Key),
+}
+
+impl Need {
+    fn when(condition: bool, key: Key) -> Self {
+        if condition { Self::Has(key) } else { Self::Lacks(key) }
+    }
+}
+
+/// In the order of the forward pass.
+static ROWS: [Row; 10] = [
+    Row {
+        module: Module::WordEmbeddings,
+        stem: "model.embedding.word_embeddings.",
+        in_layer: false,
+        shard: Shard::Rows,
+        dims: |at| Some(vec![at.vocab(), at.hidden()]),
+        need: |_, part| Need::when(part == Part::Weight, Key::Always),
+    },
+    Row {
+        module: Module::PositionEmbeddings,
+        stem: "model.embedding.position_embeddings.",
+        in_layer: false,
+        shard: Shard::Replicated,
+        dims: |at| Some(vec![Dim::Positions(at.model.learned_positions?), at.hidden()]),
+        need: |at, part| {
+            let has_table = at.model.learned_positions.is_some();
+            Need::when(has_table && part == Part::Weight, Key::LearnedPositions)
+        },
+    },
+    Row {
+        module: Module::InputNorm,
+        stem: "self_attention.linear_qkv.layer_norm_",
+        in_layer: true,
+        shard: Shard::Replicated,
+        dims: |at| at.attention().map(|_| vec![at.hidden()]),
+        need: |at, part| match at.attention() {
+            Some(attention) => norm(&attention.norm, part, Key::Always),
+            None => Need::Lacks(Key::LayerKind),
+        },
+    },
+    Row {
+        module: Module::Qkv,
+        stem: "self_attention.linear_qkv.",
+        in_layer: true,
+        shard: Shard::Rows,
+        dims: |at| Some(vec![Dim::Qkv(at.attention()?.heads), at.hidden()]),
+        need: |at, part| match at.attention() {
+            Some(attention) => {
+                let key = if attention.proj_bias { Key::Bias } else { Key::QkvBias };
+                linear(attention.qkv_bias, part, key)
+            }
+            None => Need::Lacks(Key::LayerKind),
+        },
+    },
+    Row {
+        module: Module::Proj,
+        stem: "self_attention.linear_proj.",
+        in_layer: true,
+        shard: Shard::Columns,
+        dims: |at| Some(vec![at.hidden(), Dim::Query(at.attention()?.heads)]),
+        need: |at, part| match at.attention() {
+            Some(attention) => linear(attention.proj_bias, part, Key::Bias),
+            None => Need::Lacks(Key::LayerKind),
+        },
+    },
+    Row {
+        module: Module::MlpNorm,
+        stem: "mlp.linear_fc1.layer_norm_",
+        in_layer: true,
+        shard: Shard::Replicated,
+        dims: |at| at.mlp().map(|_| vec![at.hidden()]),
+        need: |at, part| match (at.layer, at.mlp()) {
+            (Some(layer), Some(mlp)) if !layer.shares_norm() => {
+                let is_own = layer.join == BlockStyle::ParallelOwnNorm;
+                let key = if is_own { Key::NewDecoderArchitecture } else { Key::NotParallel };
+                norm(&mlp.norm, part, key)
+            }
+            (_, Some(_)) => Need::Lacks(Key::NewDecoderArchitecture),
+            (_, None) => Need::Lacks(Key::LayerKind),
+        },
+    },
+    Row {
+        module: Module::Fc1,
+        stem: "mlp.linear_fc1.",
+        in_layer: true,
+        shard: Shard::RowsOfHalves,
+        dims: |at| {
+            let MlpSpec { ffn_hidden_size, activation, .. } = *at.mlp()?;
+            Some(vec![Dim::Fc1 { ffn_hidden_size, gated: activation.gated }, at.hidden()])
+        },
+        need: |at, part| mlp_linear(at, part),
+    },
+    Row {
+        module: Module::Fc2,
+        stem: "mlp.linear_fc2.",
+        in_layer: true,
+        shard: Shard::Columns,
+        dims: |at| Some(vec![at.hidden(), Dim::Ffn(at.mlp()?.ffn_hidden_size)]),
+        need: |at, part| mlp_linear(at, part),
+    },
+    Row {
+        module: Module::FinalNorm,
+        stem: "model.decoder.final_layernorm.",
+        in_layer: false,
+        shard: Shard::Replicated,
+        dims: |at| Some(vec![at.hidden()]),
+        need: |at, part| norm(&at.model.final_norm, part, Key::Always),
+    },
+    Row {
+        module: Module::Output,
+        stem: "model.output_layer.",
+        in_layer: false,
+        shard: Shard::Rows,
+        dims: |at| Some(vec![at.vocab(), at.hidden()]),
+        need: |at, part| match part {
+            Part::Weight => Need::when(!at.model.output.tied, Key::Untied),
+            Part::Bias => Need::when(at.model.output.bias, Key::OutputLayerBias),
+        },
+    },
+];
+
+fn norm(norm: &NormSpec, part: Part, key: Key) -> Need {
+    match part {
+        Part::Weight => Need::Has(key),
+        Part::Bias => Need::when(norm.normalization == Normalization::LayerNorm, Key::LayerNorm),
+    }
+}
+
+fn linear(has_bias: bool, part: Part, key: Key) -> Need {
+    match part {
+        Part::Weight => Need::Has(Key::Always),
+        Part::Bias => Need::when(has_bias, key),
+    }
+}
+
+fn mlp_linear(at: &At<'_>, part: Part) -> Need {
+    match at.mlp() {
+        Some(mlp) => linear(mlp.bias, part, Key::Bias),
+        None => Need::Lacks(Key::LayerKind),
+    }
+}
+
+impl At<'_> {
+    fn hidden(&self) -> Dim {
+        Dim::Hidden(self.model.hidden_size)
+    }
+
+    fn vocab(&self) -> Dim {
+        Dim::Vocab(self.model.padded_vocab_size)
+    }
+
+    fn attention(&self) -> Option<&AttentionSpec> {
+        self.layer?.attention.as_ref()
+    }
+
+    fn mlp(&self) -> Option<&MlpSpec> {
+        self.layer?.mlp()
+    }
+}
+
+impl Row {
+    /// The row of a module.
+    fn of(module: Module) -> &'static Self {
+        const { assert!(is_in_order(), "the table has its rows in the order of `Module`") }
+        &ROWS[module as usize]
+    }
+
+    fn shard(&self, part: Part, gated: bool) -> Shard {
+        match (self.shard, part) {
+            (Shard::Columns, Part::Bias) => Shard::Replicated,
+            (Shard::RowsOfHalves, _) if !gated => Shard::Rows,
+            (shard, _) => shard,
+        }
+    }
+}
+
+const fn is_in_order() -> bool {
+    let mut idx = 0;
+    while idx < ROWS.len() {
+        if ROWS[idx].module as usize != idx {
+            return false;
+        }
+        idx += 1;
+    }
+    true
+}
+
+impl Module {
+    /// Whether every layer may have one.
+    pub fn is_in_layer(self) -> bool {
+        Row::of(self).in_layer
+    }
+}
+
+impl TensorId {
+    /// A tensor outside the layers.
+    pub const fn outside(module: Module, part: Part) -> Self {
+        Self { layer: None, module, part }
+    }
+
+    /// A tensor of a layer.
+    pub const fn in_layer(layer: usize, module: Module, part: Part) -> Self {
+        Self { layer: Some(layer), module, part }
+    }
+
+    /// The canonical name.
+    pub fn name(&self) -> String {
+        let stem = Row::of(self.module).stem;
+        let suffix = self.part.suffix();
+        match self.layer {
+            Some(layer) => format!("{LAYERS}{layer}.{stem}{suffix}"),
+            None => format!("{stem}{suffix}"),
+        }
+    }
+}
+
+impl ModelSpec {
+    /// Every tensor of the model, in the order of the forward pass.
+    pub fn tensors(&self) -> impl Iterator<Item = TensorSpec> + '_ {
+        let outside = |in_order: &'static [Row]| {
+            let rows = in_order.iter().filter(|row| !row.in_layer);
+            rows.flat_map(|row| [Part::Weight, Part::Bias].map(|part| TensorId::outside(row.module, part)))
+        };
+        let rows_of_layers = || ROWS.iter().filter(|row| row.in_layer);
+        let in_layer = move |layer| {
+            rows_of_layers().flat_map(move |row| {
+                [Part::Weight, Part::Bias].map(|part| TensorId::in_layer(layer, row.module, part))
+            })
+        };
+        let num_before = ROWS.iter().take_while(|row| !row.in_layer).count();
+        let (before, behind) = ROWS.split_at(num_before);
+        outside(before)
+            .chain((0..self.layers.len()).flat_map(in_layer))
+            .chain(outside(behind))
+            .filter_map(|id| self.tensor(id).ok())
+    }
+
+    /// One tensor.
+    ///
+    /// # Errors
+    /// When the model has none such: with what it would have.
+    pub fn tensor(&self, id: TensorId) -> Result<TensorSpec, Key> {
+        let row = Row::of(id.module);
+        let layer = match id.layer {
+            Some(layer_idx) => Some(self.layers.get(layer_idx).ok_or(Key::LayerKind)?),
+            None => None,
+        };
+        let at = At { model: self, layer };
+        let because = match (row.need)(&at, id.part) {
+            Need::Has(key) if row.in_layer == layer.is_some() => key,
+            Need::Has(_) => return Err(Key::LayerKind),
+            Need::Lacks(key) => return Err(key),
+        };
+        let mut dims = (row.dims)(&at).ok_or(Key::LayerKind)?;
+        if id.part == Part::Bias {
+            dims.truncate(1);
+        }
+        let gated = at.mlp().is_some_and(|mlp| mlp.activation.gated);
+        Ok(TensorSpec { id, name: id.name(), dims, shard: row.shard(id.part, gated), because })
+    }
+}
+
+/// Which tensor has a canonical name; `None` for names of no model that there is a [`ModelSpec`] for.
+pub fn parse_name(name: &str) -> Option<TensorId> {
+    let (layer, rest) = match name.strip_prefix(LAYERS) {
+        Some(in_layers) => {
+            let (number, rest) = in_layers.split_once('.')?;
+            (Some(number.parse().ok()?), rest)
+        }
+        None => (None, name),
+    };
+    let id_of = |row: &Row| {
+        let suffix = rest.strip_prefix(row.stem)?;
+        let part = [Part::Weight, Part::Bias].into_iter().find(|part| part.suffix() == suffix)?;
+        Some(TensorId { layer, module: row.module, part })
+    };
+    let id = ROWS.iter().filter(|row| row.in_layer == layer.is_some()).find_map(id_of)?;
+    // Numbers have more than one spelling.
+    (id.name() == name).then_some(id)
+}
+
+/// How tensor-parallel ranks share the tensor of a canonical name, for readers that know no more of the model than
+/// whether its MLP is gated. Norms are whole on every rank, also those of models that there is no [`ModelSpec`] for.
+/// `None` where it is not known.
+pub fn shard_of(name: &str, gated: bool) -> Option<Shard> {
+    match parse_name(name) {
+        Some(id) => Some(Row::of(id.module).shard(id.part, gated)),
+        None if ["layer_norm_", "layernorm", "norm."].iter().any(|part| name.contains(part)) => {
+            Some(Shard::Replicated)
+        }
+        None => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+use super::*;
+use crate::UniformSpec;
+use crate::test_models::{ROWS as TABLE_ROWS, gpt, llama, mixed};
+
+fn shown(model: &ModelSpec) -> String {
+    let line = |tensor: TensorSpec| {
+        format!("{} {:?} {:?}; {}", tensor.name, tensor.shape(), tensor.shard, tensor.because.needs_it())
+    };
+    model.tensors().map(line).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn tensors_of_a_llama() {
+    let model = UniformSpec { num_layers: 1, ..llama() }.spec(TABLE_ROWS);
+    insta::assert_snapshot!(shown(&model), @r"
+    model.embedding.word_embeddings.weight [48, 16] Rows; every model of this kind has it
+    model.decoder.layers.0.self_attention.linear_qkv.layer_norm_weight [16] Replicated; every model of this kind has it
+    model.decoder.layers.0.self_attention.linear_qkv.weight [48, 16] Rows; every model of this kind has it
+    model.decoder.layers.0.self_attention.linear_proj.weight [16, 24] Columns; every model of this kind has it
+    model.decoder.layers.0.mlp.linear_fc1.layer_norm_weight [16] Replicated; a block without `parallel_attention` needs it
+    model.decoder.layers.0.mlp.linear_fc1.weight [48, 16] RowsOfHalves; every model of this kind has it
+    model.decoder.layers.0.mlp.linear_fc2.weight [16, 24] Columns; every model of this kind has it
+    model.decoder.final_layernorm.weight [16] Replicated; every model of this kind has it
+    model.output_layer.weight [48, 16] Rows; `share_embeddings_and_output_weights: false` needs it
+    ");
+}
+
+#[test]
+fn tensors_of_a_gpt() {
+    let model = UniformSpec { num_layers: 1, ..gpt() }.spec(TABLE_ROWS);
+    insta::assert_snapshot!(shown(&model), @r"
+    model.embedding.word_embeddings.weight [48, 16] Rows; every model of this kind has it
+    model.embedding.position_embeddings.weight [16, 16] Replicated; `position_embedding_type: learned_absolute` needs it
+    model.decoder.layers.0.self_attention.linear_qkv.layer_norm_weight [16] Replicated; every model of this kind has it
+    model.decoder.layers.0.self_attention.linear_qkv.layer_norm_bias [16] Replicated; `normalization: layernorm` needs it, `rmsnorm` has none
+    model.decoder.layers.0.self_attention.linear_qkv.weight [48, 16] Rows; every model of this kind has it
+    model.decoder.layers.0.self_attention.linear_qkv.bias [48] Rows; `bias: true` needs it
+    model.decoder.layers.0.self_attention.linear_proj.weight [16, 24] Columns; every model of this kind has it
+    model.decoder.layers.0.self_attention.linear_proj.bias [16] Replicated; `bias: true` needs it
+    model.decoder.layers.0.mlp.linear_fc1.layer_norm_weight [16] Replicated; a block without `parallel_attention` needs it
+    model.decoder.layers.0.mlp.linear_fc1.layer_norm_bias [16] Replicated; `normalization: layernorm` needs it, `rmsnorm` has none
+    model.decoder.layers.0.mlp.linear_fc1.weight [24, 16] Rows; every model of this kind has it
+    model.decoder.layers.0.mlp.linear_fc1.bias [24] Rows; `bias: true` needs it
+    model.decoder.layers.0.mlp.linear_fc2.weight [16, 24] Columns; every model of this kind has it
+    model.decoder.layers.0.mlp.linear_fc2.bias [16] Replicated; `bias: true` needs it
+    model.decoder.final_layernorm.weight [16] Replicated; every model of this kind has it
+    model.decoder.final_layernorm.bias [16] Replicated; `normalization: layernorm` needs it, `rmsnorm` has none
+    model.output_layer.bias [48] Rows; `output_layer_bias: true` needs it
+    ");
+}
+
+#[test]
+fn layers_have_the_tensors_of_their_own_shape() {
+    let model = mixed();
+    let of_layer = |idx| model.tensors().filter(move |tensor| tensor.id.layer == Some(idx));
+    let modules = |idx| of_layer(idx).map(|tensor| tensor.id.module).collect::<Vec<_>>();
+    use Module::{Fc1, Fc2, InputNorm, MlpNorm, Proj, Qkv};
+    assert_eq!(modules(0), [InputNorm, Qkv, Proj, MlpNorm, Fc1, Fc2]);
+    assert_eq!(modules(1), [InputNorm, Qkv, Proj]);
+    assert_eq!(modules(2), [MlpNorm, Fc1, Fc2], "there is no norm of attention to share");
+    let rows = |idx| of_layer(idx).find(|tensor| tensor.id.module == Qkv).unwrap().shape()[0];
+    assert_eq!((rows(0), rows(3)), ((4 + 2 * 2) * 6, (4 + 2 * 4) * 6));
+}
+
+#[test]
+fn what_a_model_lacks_names_the_setting() {
+    let check = |spec: UniformSpec, id: TensorId, setting: &str| {
+        assert_eq!(spec.spec(TABLE_ROWS).tensor(id).unwrap_err().setting(), setting, "{id:?}");
+    };
+    use Part::{Bias, Weight};
+    let shared = || UniformSpec { block_style: BlockStyle::ParallelSharedNorm, ..gpt() };
+    check(gpt(), TensorId::outside(Module::Output, Weight), "`share_embeddings_and_output_weights: false`");
+    check(llama(), TensorId::outside(Module::Output, Bias), "`output_layer_bias: true`");
+    check(llama(), TensorId::in_layer(0, Module::InputNorm, Bias), "`normalization: layernorm`");
+    check(
+        llama(),
+        TensorId::in_layer(0, Module::Fc2, Bias),
+        "`bias: true`, or `qkv_bias: true` for those of `linear_qkv` alone",
+    );
+    check(shared(), TensorId::in_layer(1, Module::MlpNorm, Bias), "`new_decoder_architecture: true`");
+    check(
+        llama(),
+        TensorId::outside(Module::PositionEmbeddings, Weight),
+        "`position_embedding_type: learned_absolute`",
+    );
+    check(llama(), TensorId::in_layer(2, Module::Qkv, Weight), "a layer of another kind");
+}
+
+#[test]
+fn names_are_read_as_they_are_written() {
+    for model in [llama().spec(TABLE_ROWS), gpt().spec(TABLE_ROWS), mixed()] {
+        for tensor in model.tensors() {
+            assert_eq!(parse_name(&tensor.name), Some(tensor.id));
+            let gated = model.layers[0].mlp().unwrap().activation.gated;
+            assert_eq!(shard_of(&tensor.name, gated), Some(tensor.shard), "{}", tensor.name);
+        }
+    }
+    for name in [
+        "",
+        "model.decoder.layers.",
+        "model.decoder.layers.0",
+        "model.decoder.layers.00.mlp.linear_fc1.weight",
+        "model.decoder.layers.+1.mlp.linear_fc1.weight",
+        "model.decoder.layers.99999999999999999999.mlp.linear_fc1.weight",
+        "model.decoder.layers.0.mlp.linear_fc1.weights",
+        "model.decoder.layers.0.mlp.experts.linear_fc1.weight",
+        "mlp.linear_fc1.weight",
+        "model.decoder.layers.0.model.output_layer.weight",
+    ] {
+        assert_eq!(parse_name(name), None, "{name}");
+    }
+}
+
+#[test]
+fn norms_of_other_models_are_whole_and_the_rest_is_not_known() {
+    let q_norm = "model.decoder.layers.0.self_attention.q_layernorm.weight";
+    assert_eq!(shard_of(q_norm, false), Some(Shard::Replicated));
+    assert_eq!(shard_of("model.decoder.layers.0.mlp.router.weight", false), None);
+}

@@ -1,0 +1,237 @@
+//! One tensor: its name, its axes, how it is sharded, and the configuration key that it follows from.
+
+use std::fmt;
+
+use crate::{HeadLayout, Shard};
+
+/// What a tensor belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Module {
+    /// The embedding table.
+    WordEmbeddings,
+    /// The table of learned positions.
+    PositionEmbeddings,
+    /// The norm in front of attention.
+    InputNorm,
+    /// Queries, keys and values in one linear layer.
+    Qkv,
+    /// The output of attention.
+    Proj,
+    /// The norm in front of the MLP.
+    MlpNorm,
+    /// The first linear layer of the MLP; when gated, both halves.
+    Fc1,
+    /// The second linear layer of the MLP.
+    Fc2,
+    /// The norm behind the last layer.
+    FinalNorm,
+    /// The layer that makes logits.
+    Output,
+}
+
+/// Which tensor of its module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Part {
+    /// The matrix of a linear layer, the gain of a norm, the rows of a table.
+    Weight,
+    /// What is added.
+    Bias,
+}
+
+impl Part {
+    /// The last part of the tensor's name.
+    pub const fn suffix(self) -> &'static str {
+        match self {
+            Self::Weight => "weight",
+            Self::Bias => "bias",
+        }
+    }
+}
+
+/// Which tensor of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct TensorId {
+    /// The layer, for modules of a layer.
+    pub layer: Option<usize>,
+    /// What it belongs to.
+    pub module: Module,
+    /// Which tensor of it.
+    pub part: Part,
+}
+
+/// A tensor that a model has.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorSpec {
+    /// Which it is.
+    pub id: TensorId,
+    /// Its canonical name, Megatron-Core's.
+    pub name: String,
+    /// Its axes, outermost first.
+    pub dims: Vec<Dim>,
+    /// How tensor-parallel ranks share it.
+    pub shard: Shard,
+    /// What makes it necessary.
+    pub because: Key,
+}
+
+impl TensorSpec {
+    /// Its whole shape.
+    pub fn shape(&self) -> Vec<u64> {
+        self.dims.iter().map(|dim| dim.size()).collect()
+    }
+
+    /// Number of elements; the greatest number when it overflows.
+    pub fn num_elems(&self) -> u64 {
+        self.dims.iter().fold(1, |product: u64, dim| product.saturating_mul(dim.size()))
+    }
+
+    /// What the axes follow from that do not fit a shape; what all of them do, when even their number is another.
+    pub fn contradicted(&self, actual: &[u64]) -> String {
+        let mut origins: Vec<String> = Vec::new();
+        for (idx, dim) in self.dims.iter().enumerate() {
+            let fits = actual.len() == self.dims.len() && actual.get(idx) == Some(&dim.size());
+            let origin = dim.to_string();
+            if !fits && !origins.contains(&origin) {
+                origins.push(origin);
+            }
+        }
+        origins.join(" and ")
+    }
+}
+
+/// One axis of a tensor, by what its size follows from, which [`Display`](fmt::Display) says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dim {
+    /// The residual stream.
+    Hidden(usize),
+    /// The MLP's inner width.
+    Ffn(usize),
+    /// Outputs of `linear_fc1`, which are two halves when gated.
+    Fc1 {
+        /// The MLP's inner width.
+        ffn_hidden_size: usize,
+        /// Whether there are two halves.
+        gated: bool,
+    },
+    /// Outputs of `linear_qkv`.
+    Qkv(HeadLayout),
+    /// Inputs of `linear_proj`.
+    Query(HeadLayout),
+    /// Rows of the embedding table, as the checkpoint has them.
+    Vocab(u64),
+    /// Rows of the table of learned positions, as the checkpoint has them.
+    Positions(u64),
+}
+
+impl Dim {
+    /// How long the axis is.
+    pub const fn size(self) -> u64 {
+        match self {
+            Self::Hidden(size) | Self::Ffn(size) | Self::Fc1 { ffn_hidden_size: size, gated: false } => {
+                size as u64
+            }
+            Self::Fc1 { ffn_hidden_size, gated: true } => 2 * ffn_hidden_size as u64,
+            Self::Qkv(heads) => heads.qkv_size() as u64,
+            Self::Query(heads) => heads.query_size() as u64,
+            Self::Vocab(rows) | Self::Positions(rows) => rows,
+        }
+    }
+
+    /// What is never cut when ranks share the axis: a query group with all its heads, else one element.
+    pub const fn unit(self) -> u64 {
+        match self {
+            Self::Qkv(heads) => ((heads.queries_per_group() + 2) * heads.kv_channels) as u64,
+            Self::Query(heads) => (heads.queries_per_group() * heads.kv_channels) as u64,
+            Self::Hidden(_) | Self::Ffn(_) | Self::Fc1 { .. } | Self::Vocab(_) | Self::Positions(_) => 1,
+        }
+    }
+}
+
+impl fmt::Display for Dim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hidden(size) => write!(f, "`hidden_size: {size}`"),
+            Self::Ffn(size) => write!(f, "`ffn_hidden_size: {size}`"),
+            Self::Fc1 { ffn_hidden_size, gated } => {
+                let with = if *gated { "with" } else { "without" };
+                write!(f, "`ffn_hidden_size: {ffn_hidden_size}` {with} a gated `activation`")
+            }
+            Self::Qkv(heads) => write!(
+                f,
+                "`num_attention_heads: {}`, `num_query_groups: {}` and `kv_channels: {}`",
+                heads.num_attention_heads, heads.num_query_groups, heads.kv_channels
+            ),
+            Self::Query(heads) => write!(
+                f,
+                "`num_attention_heads: {}` and `kv_channels: {}`",
+                heads.num_attention_heads, heads.kv_channels
+            ),
+            Self::Vocab(rows) => {
+                let name = TensorId::outside(Module::WordEmbeddings, Part::Weight).name();
+                write!(f, "the {rows} rows of `{name}`, which is padded alike")
+            }
+            Self::Positions(rows) => {
+                let name = TensorId::outside(Module::PositionEmbeddings, Part::Weight).name();
+                write!(f, "the {rows} rows of `{name}`")
+            }
+        }
+    }
+}
+
+/// What of a configuration decides whether a model has a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Key {
+    /// Nothing: every model has it.
+    Always,
+    /// `share_embeddings_and_output_weights`.
+    Untied,
+    /// `output_layer_bias`.
+    OutputLayerBias,
+    /// `position_embedding_type`.
+    LearnedPositions,
+    /// `normalization`, for the biases of norms.
+    LayerNorm,
+    /// `bias`.
+    Bias,
+    /// `qkv_bias`.
+    QkvBias,
+    /// `parallel_attention`, for the norm of the MLP.
+    NotParallel,
+    /// `new_decoder_architecture`, for the norm of the MLP.
+    NewDecoderArchitecture,
+    /// What the layer consists of.
+    LayerKind,
+}
+
+impl Key {
+    /// Why a model has the tensor: a sentence without its stop.
+    pub const fn needs_it(self) -> &'static str {
+        match self {
+            Self::Always => "every model of this kind has it",
+            Self::Untied => "`share_embeddings_and_output_weights: false` needs it",
+            Self::OutputLayerBias => "`output_layer_bias: true` needs it",
+            Self::LearnedPositions => "`position_embedding_type: learned_absolute` needs it",
+            Self::LayerNorm => "`normalization: layernorm` needs it, `rmsnorm` has none",
+            Self::Bias => "`bias: true` needs it",
+            Self::QkvBias => "`qkv_bias: true` needs it",
+            Self::NotParallel => "a block without `parallel_attention` needs it",
+            Self::NewDecoderArchitecture => "`new_decoder_architecture: true` needs it",
+            Self::LayerKind => "a layer of this kind has it",
+        }
+    }
+
+    /// The setting with which a model would have the tensor.
+    pub const fn setting(self) -> &'static str {
+        match self {
+            Self::Always => "any setting",
+            Self::Untied => "`share_embeddings_and_output_weights: false`",
+            Self::OutputLayerBias => "`output_layer_bias: true`",
+            Self::LearnedPositions => "`position_embedding_type: learned_absolute`",
+            Self::LayerNorm => "`normalization: layernorm`",
+            Self::Bias | Self::QkvBias => "`bias: true`, or `qkv_bias: true` for those of `linear_qkv` alone",
+            Self::NotParallel => "`parallel_attention: false`",
+            Self::NewDecoderArchitecture => "`new_decoder_architecture: true`",
+            Self::LayerKind => "a layer of another kind",
+        }
+    }
+}
