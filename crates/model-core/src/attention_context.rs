@@ -7,8 +7,8 @@ use std::ops::Range;
 
 use tch::Tensor;
 
-use crate::ops::Ids;
 use crate::kv_cache::BLOCK_SIZE_TOKENS;
+use crate::ops::Ids;
 use crate::{BlockId, DecodeBatch, DecodeRows, KvCache, ModelError, PrefillBatch};
 
 /// The rows of one sequence in the step, and its place in the cache.

@@ -2,11 +2,11 @@
 
 pub(crate) mod rotary;
 
+use model_spec::Activation;
 use tch::Tensor;
 
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
-use crate::config::Activation;
 use crate::kv_cache::KvCache;
 use crate::ops::{AttentionOp, Epilogue, LinearOp, Norm, StepState, TrialLinear};
 

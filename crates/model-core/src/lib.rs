@@ -11,10 +11,10 @@ mod causal_lm;
 mod config;
 mod error;
 mod gpt;
-mod ops;
 mod kv_cache;
 mod layers;
 mod load;
+mod ops;
 mod precision;
 mod weights;
 

@@ -5,11 +5,12 @@
 //! [`Loader`] makes have types of that backend, so a layout never meets another backend's kernels. Tensors cross
 //! these traits in plain row-major shapes and have the backend's compute type unless a shape says float32.
 
+use model_spec::{Activation, AttentionSpec, Normalization};
 use nemo_format::DType;
 use tch::{Kind, Tensor};
 
 use crate::attention_context::AttentionContext;
-use crate::config::{Activation, ModelConfig, Normalization, RotaryConfig};
+use crate::config::ModelConfig;
 use crate::kv_cache::KvCache;
 use crate::{ModelError, Precision};
 
@@ -81,34 +82,6 @@ pub(crate) trait AttentionOp<S>: Send {
         cache: &mut KvCache,
         at: &mut S,
     ) -> Result<Tensor, ModelError>;
-}
-
-/// What the attention of one layer computes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct AttentionShape {
-    /// Which layer of the model it is, which is where its keys and values are.
-    pub(crate) layer_idx: usize,
-    pub(crate) heads: HeadLayout,
-    /// None where positions enter elsewhere.
-    pub(crate) rotary: Option<RotaryConfig>,
-}
-
-/// The sizes that give the rows of a fused QKV product their meaning.
-///
-/// A row is `[num_query_groups, queries_per_group + 2, kv_channels]`: of each group the query heads, then its key,
-/// then its value (Megatron-Core).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct HeadLayout {
-    pub(crate) num_attention_heads: usize,
-    pub(crate) num_query_groups: usize,
-    pub(crate) kv_channels: usize,
-}
-
-impl HeadLayout {
-    /// Query heads that share a key and value head.
-    pub(crate) fn queries_per_group(&self) -> usize {
-        self.num_attention_heads / self.num_query_groups.max(1)
-    }
 }
 
 /// A LayerNorm or RMSNorm ready to compute.
@@ -214,6 +187,29 @@ pub(crate) trait StepState: Send + Sized {
     }
 }
 
+/// The factor of attention scores in the precision that the kernels take. The usual one is computed in it, not rounded
+/// to it, which can differ in the last bit.
+pub(crate) fn scale_f32(spec: &AttentionSpec) -> f32 {
+    if spec.scale == spec.heads.default_scale() {
+        1.0 / (spec.heads.kv_channels as f32).sqrt()
+    } else {
+        spec.scale as f32
+    }
+}
+
+/// Refuses what no backend computes.
+pub(crate) fn refuse_softcap(spec: &AttentionSpec) -> Result<(), ModelError> {
+    match spec.softcap {
+        Some(cap) => Err(ModelError::Unsupported {
+            key: "attn_logit_softcapping",
+            value: cap.to_string(),
+            feature: "capped attention scores",
+            needs: "a checkpoint trained without it",
+        }),
+        None => Ok(()),
+    }
+}
+
 /// Makes the parts of a model for a backend from stored weights; lives while a model is loaded.
 pub(crate) trait Loader {
     /// The backend.
@@ -233,9 +229,13 @@ pub(crate) trait Loader {
     ) -> Result<<Self::State as StepState>::Linear, ModelError>;
 
     /// The attention of a layer.
+    ///
+    /// # Errors
+    /// When the backend does not compute what it asks for.
     fn attention(
         &mut self,
-        shape: &AttentionShape,
+        layer_idx: usize,
+        spec: &AttentionSpec,
     ) -> Result<<Self::State as StepState>::Attention, ModelError>;
 
     /// The backend, when all weights are there.

@@ -7,6 +7,7 @@ mod explain;
 mod interleaved;
 mod reader;
 
+use model_spec::TableRows;
 use nemo_format::TensorSource;
 use tch::Tensor;
 
@@ -15,9 +16,7 @@ use self::reader::Reader;
 use crate::ModelError;
 use crate::config::{BlockStyle, ModelConfig, PositionEmbedding};
 use crate::layers::{Attention, Layer, Mlp};
-use crate::ops::{
-    AttentionShape, HeadLayout, LinearOp, LinearRole, Loader, Norm, StepState, TrialLinear, tensor_bytes,
-};
+use crate::ops::{LinearOp, LinearRole, Loader, Norm, StepState, TrialLinear, tensor_bytes};
 
 const WORD_EMBEDDINGS: &str = "model.embedding.word_embeddings.weight";
 const POSITION_EMBEDDINGS: &str = "model.embedding.position_embeddings.weight";
@@ -45,8 +44,10 @@ impl<S: StepState> Weights<S> {
         mut loader: L,
     ) -> Result<(Self, S), ModelError> {
         // First, because it costs little and tells of heads that the backend does not take.
-        let attention = (0..config.num_layers)
-            .map(|layer_idx| loader.attention(&attention_shape(config, layer_idx)))
+        let spec = config.spec(TableRows { vocab: 0, positions: 0 });
+        let attention = (spec.layers.iter().enumerate())
+            .filter_map(|(layer_idx, layer)| Some((layer_idx, layer.attention.as_ref()?)))
+            .map(|(layer_idx, spec)| loader.attention(layer_idx, spec))
             .collect::<Result<Vec<_>, _>>()?;
         let mut reader = Reader::new(config, source, loader);
         let vocab = Axis::Vocab(reader.num_rows(WORD_EMBEDDINGS)?);
@@ -85,25 +86,7 @@ impl<S: StepState> Weights<S> {
     }
 }
 
-fn attention_shape(config: &ModelConfig, layer_idx: usize) -> AttentionShape {
-    AttentionShape {
-        layer_idx,
-        heads: HeadLayout {
-            num_attention_heads: config.num_attention_heads,
-            num_query_groups: config.num_query_groups,
-            kv_channels: config.kv_channels,
-        },
-        rotary: match config.position_embedding {
-            PositionEmbedding::Rope(rotary) => Some(rotary),
-            PositionEmbedding::LearnedAbsolute => None,
-        },
-    }
-}
-
-fn load_positions<L: Loader>(
-    config: &ModelConfig,
-    reader: &mut Reader<'_, L>,
-) -> Result<Tensor, ModelError> {
+fn load_positions<L: Loader>(config: &ModelConfig, reader: &mut Reader<'_, L>) -> Result<Tensor, ModelError> {
     let num_rows = reader.num_rows(POSITION_EMBEDDINGS)?;
     let table = reader.table(POSITION_EMBEDDINGS, Axis::Positions(num_rows))?;
     if num_rows < config.encoder_seq_length as u64 {
@@ -134,21 +117,9 @@ fn load_layer<L: Loader>(
     let (plain, first) = (LinearRole::Plain, LinearRole::FirstOfMlp(config.activation));
     let attention_norm = norm(reader, "self_attention.linear_qkv")?;
     let attention = Attention {
-        qkv: linear(
-            reader,
-            "self_attention.linear_qkv",
-            [Axis::Qkv, Axis::Hidden],
-            config.qkv_bias,
-            plain,
-        )?,
+        qkv: linear(reader, "self_attention.linear_qkv", [Axis::Qkv, Axis::Hidden], config.qkv_bias, plain)?,
         op,
-        proj: linear(
-            reader,
-            "self_attention.linear_proj",
-            [Axis::Hidden, Axis::Query],
-            config.bias,
-            plain,
-        )?,
+        proj: linear(reader, "self_attention.linear_proj", [Axis::Hidden, Axis::Query], config.bias, plain)?,
     };
     let mlp_norm = match config.block_style {
         BlockStyle::Sequential | BlockStyle::ParallelOwnNorm => Some(norm(reader, "mlp.linear_fc1")?),

@@ -5,10 +5,11 @@
 mod attention;
 mod linear;
 
+use model_spec::{AttentionSpec, Normalization};
 use nemo_format::DType;
 use tch::{Kind, Tensor};
 use torch_ext::cpu::{
-    CpuKernels, KvShape, Layout, MAX_HEAD_DIM, NormKind, NormParams, SourceDType, StoredLinear,
+    CpuKernels, HeadShape, KvShape, Layout, MAX_HEAD_DIM, NormKind, NormParams, SourceDType, StoredLinear,
 };
 use torch_ext::view;
 
@@ -16,10 +17,12 @@ pub(crate) use self::attention::CpuAttention;
 pub(crate) use self::linear::CpuLinear;
 use super::plain::tensor_from_bytes;
 use crate::attention_context::AttentionContext;
-use crate::config::{ModelConfig, Normalization};
+use crate::config::ModelConfig;
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::RotaryTables;
-use crate::ops::{AttentionShape, Ids, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
+use crate::ops::{
+    Ids, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap, scale_f32,
+};
 use crate::{ModelError, Precision};
 
 /// The CPU kernels with their threads and scratch memory.
@@ -135,8 +138,9 @@ impl Loader for CpuLoader {
         Ok(CpuLinear(self.state.kernels.pack(&stored, layout, self.state.precision.kind())?))
     }
 
-    fn attention(&mut self, shape: &AttentionShape) -> Result<CpuAttention, ModelError> {
-        let head_dim = shape.heads.kv_channels;
+    fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CpuAttention, ModelError> {
+        refuse_softcap(spec)?;
+        let head_dim = spec.heads.kv_channels;
         if head_dim > MAX_HEAD_DIM {
             return Err(ModelError::Unsupported {
                 key: "kv_channels",
@@ -146,9 +150,14 @@ impl Loader for CpuLoader {
             });
         }
         Ok(CpuAttention {
-            layer_idx: shape.layer_idx,
-            heads: shape.heads,
-            rotary: shape.rotary.map(|config| self.state.rotary.add(&config)),
+            layer_idx,
+            heads: HeadShape {
+                num_attention_heads: spec.heads.num_attention_heads,
+                num_query_groups: spec.heads.num_query_groups,
+                head_dim,
+                scale: scale_f32(spec),
+            },
+            rotary: spec.rotary.map(|config| self.state.rotary.add(&config)),
         })
     }
 

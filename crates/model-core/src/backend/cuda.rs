@@ -10,6 +10,7 @@ mod linear;
 mod loader;
 mod small_batch;
 
+use model_spec::{HeadLayout, Normalization};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::kernels::{
     DecodePlan, Embed, Kernels as CudaKernels, Norm as NormLaunch, NormKind, PlanDecode,
@@ -22,10 +23,10 @@ pub(crate) use self::linear::CudaLinear;
 pub(crate) use self::loader::CudaLoader;
 use super::plain::to_device;
 use crate::attention_context::{AttentionContext, DeviceAttention, DeviceContext};
-use crate::config::{ModelConfig, Normalization};
+use crate::config::ModelConfig;
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache};
 use crate::layers::rotary::{RotaryId, RotaryTables};
-use crate::ops::{HeadLayout, Ids, Norm, StepState, TrialLinear};
+use crate::ops::{Ids, Norm, StepState, TrialLinear};
 use crate::{ModelError, Precision};
 
 /// Batches of fewer rows are padded: below, cuBLAS picks kernels whose sums depend on the number of rows.
@@ -102,11 +103,7 @@ impl CudaState {
             }
             let shape = [num_positions as i64, table.half_dims() as i64];
             let upload = |values: &[f32]| Ok::<_, ModelError>(to_device(values, device)?.f_view(shape)?);
-            let copy = RotaryOnDevice {
-                num_positions,
-                cos: upload(table.cos())?,
-                sin: upload(table.sin())?,
-            };
+            let copy = RotaryOnDevice { num_positions, cos: upload(table.cos())?, sin: upload(table.sin())? };
             match self.device_rotary.get_mut(idx) {
                 Some(older) => *older = copy,
                 None => self.device_rotary.push(copy),

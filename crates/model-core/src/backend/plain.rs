@@ -6,6 +6,7 @@
 mod attention;
 mod linear;
 
+use model_spec::{AttentionSpec, Normalization};
 use nemo_format::DType;
 use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
@@ -16,10 +17,10 @@ pub(crate) use self::attention::PlainAttention;
 pub(crate) use self::attention::attend;
 pub(crate) use self::linear::PlainLinear;
 use crate::attention_context::AttentionContext;
-use crate::config::{ModelConfig, Normalization};
+use crate::config::ModelConfig;
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, CacheLayout, KvCache};
 use crate::layers::rotary::RotaryTables;
-use crate::ops::{AttentionShape, Ids, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
+use crate::ops::{Ids, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap};
 use crate::{AttentionSwitches, ModelError, Precision};
 
 /// Rows in every matrix product and norm.
@@ -136,13 +137,15 @@ impl Loader for PlainLoader {
         Ok(PlainLinear { weight, bias })
     }
 
-    fn attention(&mut self, shape: &AttentionShape) -> Result<PlainAttention, ModelError> {
+    fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<PlainAttention, ModelError> {
+        refuse_softcap(spec)?;
         let PlainState { precision, device, rotary } = &mut self.state;
         Ok(PlainAttention {
-            layer_idx: shape.layer_idx,
-            heads: shape.heads,
-            rotary: shape.rotary.map(|config| rotary.add(&config)),
-            algorithm: self.switches.choose(*device, *precision, shape.heads.kv_channels)?,
+            layer_idx,
+            heads: spec.heads,
+            scale: spec.scale,
+            rotary: spec.rotary.map(|config| rotary.add(&config)),
+            algorithm: self.switches.choose(*device, *precision, spec.heads.kv_channels)?,
         })
     }
 

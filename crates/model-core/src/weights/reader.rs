@@ -53,7 +53,8 @@ impl<'a, L: Loader> Reader<'a, L> {
             .filter(|name| name.starts_with(prefix) && !is_not_a_weight(name))
             .filter(|name| source.mapped_bytes(name).is_none())
             .collect();
-        let read = |name: &&str| Some(((*name).to_owned(), read_whole(source, name, source.meta(name)?).ok()?));
+        let read =
+            |name: &&str| Some(((*name).to_owned(), read_whole(source, name, source.meta(name)?).ok()?));
         self.ahead = names.par_iter().filter_map(read).collect();
     }
 

@@ -8,13 +8,13 @@ use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::RotaryId;
-use crate::ops::{AttentionOp, HeadLayout};
+use crate::ops::AttentionOp;
 
 /// The attention of one layer.
 #[derive(Debug)]
 pub(crate) struct CpuAttention {
     pub(super) layer_idx: usize,
-    pub(super) heads: HeadLayout,
+    pub(super) heads: HeadShape,
     pub(super) rotary: Option<RotaryId>,
 }
 
@@ -44,17 +44,8 @@ impl AttentionOp<CpuState> for CpuAttention {
             }
             None => RotaryTable { cos: &[], sin: &[], rotary_dim: 0 },
         };
-        let attention = AttentionStep {
-            heads: HeadShape {
-                num_attention_heads: self.heads.num_attention_heads,
-                num_query_groups: self.heads.num_query_groups,
-                head_dim: self.heads.kv_channels,
-                scale: 1.0 / (self.heads.kv_channels as f32).sqrt(),
-            },
-            rotary,
-            sequences: &sequences,
-            layer_idx: self.layer_idx,
-        };
+        let attention =
+            AttentionStep { heads: self.heads, rotary, sequences: &sequences, layer_idx: self.layer_idx };
         let cache = cache
             .packed_mut()
             .ok_or(ModelError::NoBackend { backend: "fused", reason: "the KV cache is not in its layout" })?;

@@ -1,11 +1,11 @@
 //! Linear layers packed for the CPU kernels.
 
+use model_spec::{Activation, Nonlinearity};
 use tch::Tensor;
 use torch_ext::cpu::{self, CpuKernels, Layout, PackedLinear};
 
 use super::CpuState;
 use crate::ModelError;
-use crate::config::{Activation, Nonlinearity};
 use crate::ops::{Epilogue, Ids, LinearOp};
 
 /// A linear layer in panels; the first of a gated MLP is laid out for its activation.

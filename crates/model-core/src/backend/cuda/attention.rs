@@ -1,5 +1,6 @@
 //! Attention on a GPU: whole prompts by flash attention, decode steps by the in-house kernel.
 
+use model_spec::HeadLayout;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::flash;
 use torch_ext::cuda::kernels::{DecodeAttentionQkv, LayerCache, RopeAndCache};
@@ -10,13 +11,17 @@ use crate::attention_context::{AttentionContext, DeviceAttention};
 use crate::backend::plain::attend;
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::RotaryId;
-use crate::ops::{AttentionOp, HeadLayout};
+use crate::ops::AttentionOp;
 
 /// The attention of one layer.
 #[derive(Debug)]
 pub(crate) struct CudaAttention {
     pub(super) layer_idx: usize,
     pub(super) heads: HeadLayout,
+    /// Of the scores, as libtorch takes it.
+    pub(super) scale: f64,
+    /// The same as the in-house kernels take it.
+    pub(super) scale_f32: f32,
     /// Index of its [`HeadKernels`].
     pub(super) heads_idx: usize,
     pub(super) rotary: Option<RotaryId>,
@@ -40,7 +45,7 @@ impl AttentionOp<CudaState> for CudaAttention {
         let (keys, values) = cache.device_layer(self.layer_idx)?;
         let layer = LayerCache { keys: &keys, values: &values };
         let rotary = self.rotary.map(|id| at.rotary(id)).transpose()?;
-        let scale = 1.0 / (self.heads.kv_channels as f32).sqrt();
+        let scale = self.scale_f32;
         let attended = match &context.attention {
             DeviceAttention::Prefill { slots, cu_seqlens, max_len_tokens } => {
                 let queries = at.empty(&[num_rows, heads, channels], kind)?;
@@ -84,15 +89,14 @@ impl CudaAttention {
         step: &AttentionContext,
     ) -> Result<Tensor, ModelError> {
         let (num_rows, heads, channels) = queries.size3()?;
-        let (groups, per_group) =
-            (self.heads.num_query_groups as i64, self.heads.queries_per_group() as i64);
+        let (groups, per_group) = (self.heads.num_query_groups as i64, self.heads.queries_per_group() as i64);
         let out = Tensor::f_zeros([num_rows, heads, channels], (Kind::Float, queries.device()))?;
         for sequence in &step.sequences {
             let rows =
                 |tensor: &Tensor| tensor.f_narrow(0, sequence.query_start as i64, sequence.query_len as i64);
             let of_group = |tensor: &Tensor| rows(tensor)?.f_transpose(0, 1)?.f_contiguous();
             let queries = rows(queries)?.f_view([-1, groups, per_group, channels])?;
-            let attended = attend(&queries, &of_group(keys)?, &of_group(values)?, 0)?;
+            let attended = attend(&queries, &of_group(keys)?, &of_group(values)?, self.scale, 0)?;
             rows(&out)?.f_copy_(&attended.f_view([-1, heads, channels])?)?;
         }
         Ok(out)

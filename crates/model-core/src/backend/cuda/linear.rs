@@ -1,12 +1,12 @@
 //! Linear layers on a GPU: cuBLAS's GEMMs, and the in-house one for small batches.
 
+use model_spec::{Activation, Nonlinearity};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 use torch_ext::cuda::kernels::{Activate, Activation as Function, Gating, Product, ProductOut};
 
 use super::CudaState;
 use crate::ModelError;
-use crate::config::{Activation, Nonlinearity};
 use crate::ops::{Epilogue, Ids, LinearOp, StepState, tensor_bytes};
 
 /// A linear layer as libtorch has it, on the GPU.

@@ -1,5 +1,6 @@
 //! Weights on their way to a GPU.
 
+use model_spec::{AttentionSpec, HeadLayout};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::kernels::{KernelConfig, Kernels as CudaKernels};
 use torch_ext::cuda::{Device, Uploader, blas, kernel_cache};
@@ -7,7 +8,7 @@ use torch_ext::cuda::{Device, Uploader, blas, kernel_cache};
 use super::{CudaAttention, CudaLinear, CudaState, HeadKernels};
 use crate::backend::plain::stored_kind;
 use crate::layers::rotary::RotaryTables;
-use crate::ops::{AttentionShape, HeadLayout, LinearRole, LinearSource, Loader, WeightBytes};
+use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_softcap, scale_f32};
 use crate::{ModelError, Precision};
 
 /// Uploads weights and compiles kernels; its page-locked memory goes when the model is loaded.
@@ -77,12 +78,15 @@ impl Loader for CudaLoader {
         })
     }
 
-    fn attention(&mut self, shape: &AttentionShape) -> Result<CudaAttention, ModelError> {
+    fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CudaAttention, ModelError> {
+        refuse_softcap(spec)?;
         Ok(CudaAttention {
-            layer_idx: shape.layer_idx,
-            heads: shape.heads,
-            heads_idx: self.heads(shape.heads)?,
-            rotary: shape.rotary.map(|config| self.state.rotary.add(&config)),
+            layer_idx,
+            heads: spec.heads,
+            scale: spec.scale,
+            scale_f32: scale_f32(spec),
+            heads_idx: self.heads(spec.heads)?,
+            rotary: spec.rotary.map(|config| self.state.rotary.add(&config)),
         })
     }
 

@@ -3,13 +3,13 @@
 
 use std::collections::HashMap;
 
+use model_spec::Activation;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::kernels::MAX_PRODUCT_ROWS;
 
 use super::linear::{function, gating};
 use super::{CudaLinear, CudaState, MIN_ROWS};
 use crate::ModelError;
-use crate::config::Activation;
 use crate::ops::{Epilogue, TrialLinear};
 
 impl CudaState {
@@ -62,8 +62,9 @@ impl CudaState {
         let x = self.numbers([num_rows.max(MIN_ROWS), linear.weight.size2()?.1])?;
         let small = x.f_narrow(0, 0, num_rows)?;
         let residual = self.numbers([num_rows.max(MIN_ROWS), linear.weight.size2()?.0])?;
-        // A copy: both are added to.
-        let small_residual = residual.f_narrow(0, 0, num_rows)?.f_copy()?;
+        // Both are added to.
+        let mut small_residual = self.empty(&[num_rows, linear.weight.size2()?.0], self.precision.kind())?;
+        small_residual.f_copy_(&residual.f_narrow(0, 0, num_rows)?)?;
         let epilogues = [
             (Epilogue::Store, Epilogue::Store),
             (Epilogue::AddTo(small_residual), Epilogue::AddTo(residual)),

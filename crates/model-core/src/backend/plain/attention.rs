@@ -1,12 +1,13 @@
 //! Attention of the plain backend, sequence by sequence over its gathered keys and values.
 
+use model_spec::HeadLayout;
 use tch::{Device, Kind, Tensor};
 
 use super::{PlainState, to_device};
 use crate::attention_context::{AttentionContext, SequenceSpan};
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::{Rotary, RotaryId};
-use crate::ops::{AttentionOp, HeadLayout};
+use crate::ops::AttentionOp;
 use crate::{AttentionAlgorithm, ModelError};
 
 /// Query rows whose scores exist at once: bounds the memory of a long prefill.
@@ -17,6 +18,8 @@ const QUERIES_PER_CHUNK: usize = 128;
 pub(crate) struct PlainAttention {
     pub(super) layer_idx: usize,
     pub(super) heads: HeadLayout,
+    /// Of the scores.
+    pub(super) scale: f64,
     pub(super) rotary: Option<RotaryId>,
     pub(super) algorithm: AttentionAlgorithm,
 }
@@ -57,10 +60,11 @@ impl AttentionOp<PlainState> for PlainAttention {
             let values = gather(&layer.values, &blocks, sequence)?;
             let rows = queries.f_narrow(0, sequence.query_start as i64, sequence.query_len as i64)?;
             outputs.push(match self.algorithm {
-                AttentionAlgorithm::Flash => flash_attend(&rows, &keys, &values)?,
-                AttentionAlgorithm::Sdpa => sdpa_attend(&rows, &keys, &values)?,
+                AttentionAlgorithm::Flash => flash_attend(&rows, &keys, &values, self.scale)?,
+                AttentionAlgorithm::Sdpa => sdpa_attend(&rows, &keys, &values, self.scale)?,
                 AttentionAlgorithm::Unfused => {
-                    attend(&rows, &by_group(&keys)?, &by_group(&values)?, sequence.context_len)?
+                    let (keys, values) = (by_group(&keys)?, by_group(&values)?);
+                    attend(&rows, &keys, &values, self.scale, sequence.context_len)?
                 }
             });
         }
@@ -106,7 +110,7 @@ fn by_group(stored: &Tensor) -> Result<Tensor, ModelError> {
 
 /// [`attend`] by FlashAttention, the rows being the last of the keys.
 #[cfg(feature = "cuda")]
-fn flash_attend(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor, ModelError> {
+fn flash_attend(queries: &Tensor, keys: &Tensor, values: &Tensor, scale: f64) -> Result<Tensor, ModelError> {
     use torch_ext::cuda::flash::{Keys, Mask, varlen_with};
 
     let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
@@ -117,14 +121,14 @@ fn flash_attend(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tens
         [&rows, keys, values],
         (&starts(num_rows)?, num_rows),
         &Keys { cu_seqlens: &starts(num_keys)?, max_len: num_keys, used: None },
-        1.0 / (channels as f64).sqrt(),
+        scale,
         Mask::Causal,
     )?;
     Ok(attended.f_view([num_rows, groups, queries_per_group, channels])?)
 }
 
 #[cfg(not(feature = "cuda"))]
-fn flash_attend(_: &Tensor, _: &Tensor, _: &Tensor) -> Result<Tensor, ModelError> {
+fn flash_attend(_: &Tensor, _: &Tensor, _: &Tensor, _: f64) -> Result<Tensor, ModelError> {
     Err(ModelError::NoBackend {
         backend: "flash attention",
         reason: "this program was built without feature `cuda`",
@@ -133,7 +137,7 @@ fn flash_attend(_: &Tensor, _: &Tensor, _: &Tensor) -> Result<Tensor, ModelError
 
 /// [`attend`] by libtorch's `scaled_dot_product_attention`. Rows are either all of the keys or the last one alone, so
 /// that its causal mask, which starts at the first key, is right.
-fn sdpa_attend(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor, ModelError> {
+fn sdpa_attend(queries: &Tensor, keys: &Tensor, values: &Tensor, scale: f64) -> Result<Tensor, ModelError> {
     let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
     let heads = groups * queries_per_group;
     let by_head = |rows: &Tensor| rows.f_transpose(0, 1)?.f_unsqueeze(0); // [1, heads, num_rows, channels]
@@ -145,7 +149,7 @@ fn sdpa_attend(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tenso
         None::<Tensor>,
         0.0,
         num_rows > 1,
-        Some(1.0 / (channels as f64).sqrt()),
+        Some(scale),
         queries_per_group > 1,
     )?;
     let attended = attended.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_contiguous()?;
@@ -158,10 +162,10 @@ pub(crate) fn attend(
     queries: &Tensor,
     keys: &Tensor,
     values: &Tensor,
+    scale: f64,
     context_len: usize,
 ) -> Result<Tensor, ModelError> {
     let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
-    let scale = 1.0 / (channels as f64).sqrt();
     let mut chunks = Vec::new();
     for start in (0..num_rows).step_by(QUERIES_PER_CHUNK) {
         let len = (num_rows - start).min(QUERIES_PER_CHUNK as i64);

@@ -1,10 +1,10 @@
 //! Linear layers of the plain backend, and the activation behind them.
 
+use model_spec::{Activation, Nonlinearity};
 use tch::{Kind, Tensor};
 
 use super::{PlainState, ROWS_PER_BLOCK, by_row_blocks};
 use crate::ModelError;
-use crate::config::{Activation, Nonlinearity};
 use crate::ops::{Epilogue, Ids, LinearOp, StepState, tensor_bytes};
 
 /// Below this many elements libtorch runs an elementwise operation on one thread (`at::internal::GRAIN_SIZE`).
@@ -23,7 +23,8 @@ pub(crate) struct PlainLinear {
 
 impl LinearOp<PlainState> for PlainLinear {
     fn run(&self, x: &Tensor, epilogue: Epilogue, _: &mut PlainState) -> Result<Tensor, ModelError> {
-        let y = by_row_blocks(x, ROWS_PER_BLOCK, |rows| Ok(rows.f_linear(&self.weight, self.bias.as_ref())?))?;
+        let y =
+            by_row_blocks(x, ROWS_PER_BLOCK, |rows| Ok(rows.f_linear(&self.weight, self.bias.as_ref())?))?;
         match epilogue {
             Epilogue::Store => Ok(y),
             Epilogue::AddTo(mut residual) => {
