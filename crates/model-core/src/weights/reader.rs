@@ -48,14 +48,17 @@ impl<'a, L: Loader> Reader<'a, L> {
     /// checkpoint: a loader takes one after the other. What cannot be read is left to be reported in its turn.
     pub(super) fn read_ahead(&mut self, prefix: &str) {
         let source = self.source;
-        let names: Vec<&str> = source
+        let to_copy: Vec<(&str, &TensorMeta)> = source
             .names()
             .filter(|name| name.starts_with(prefix) && !is_not_a_weight(name))
             .filter(|name| source.mapped_bytes(name).is_none())
+            .filter_map(|name| Some((name, source.meta(name)?)))
+            .filter(|(_, meta)| is_float(meta.dtype))
             .collect();
-        let read =
-            |name: &&str| Some(((*name).to_owned(), read_whole(source, name, source.meta(name)?).ok()?));
-        self.ahead = names.par_iter().filter_map(read).collect();
+        let read = |&(name, meta): &(&str, &TensorMeta)| {
+            Some((name.to_owned(), read_whole(source, name, meta).ok()?))
+        };
+        self.ahead = to_copy.par_iter().filter_map(read).collect();
     }
 
     /// The backend with all that was loaded for it.
@@ -121,7 +124,7 @@ impl<'a, L: Loader> Reader<'a, L> {
                 actual: meta.shape.clone(),
             });
         }
-        if !matches!(meta.dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16) {
+        if !is_float(meta.dtype) {
             return Err(ModelError::NotFloat { name: name.to_owned(), actual: meta.dtype.name() });
         }
         self.used.insert(name.to_owned());
@@ -161,6 +164,10 @@ impl<'a, L: Loader> Reader<'a, L> {
         }
         Ok(self.used.iter().filter_map(|name| self.source.meta(name)?.num_elems()).sum())
     }
+}
+
+fn is_float(dtype: DType) -> bool {
+    matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
 }
 
 /// All bytes of a tensor.
