@@ -4,7 +4,7 @@
 
 First the products of a layer, each over the weights of all layers one after the other, beside cuBLAS's. Then a chain of layers as a
 step enqueues them (norms, products, decode attention), replayed as a graph: its time, and by the GPU's clock when the blocks of each
-kernel start, have what they waited for, and end. The marks are put into the sources in crates/torch-ext/kernels; weights are random.
+kernel start, have what they waited for, and end. The marks are put into the sources in crates/cuda-kernels/kernels; weights are random.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ HEAD_DIM, BLOCK_TOKENS, SPLIT_KEYS, NUM_WARPS = 128, 32, 512, 4
 # Layers, hidden size, width of the MLP, elements of a head that are rotated; one query a group, SiLU gated.
 SHAPES = {"llama2-7b": (32, 4096, 11008, 128), "gpt-2b": (24, 2048, 5440, 64)}
 SILU, NO_ACTIVATION = 3, -1
-# As in crates/torch-ext/src/cuda/kernels: Tiling, ProductShape and the launchers.
+# As in crates/cuda-kernels/src: Tiling, ProductShape and the launchers.
 BLOCKS_PER_SM, QUERY_TILE = 2, 8
 PENDING_BYTES, LINE_BYTES, MAX_STAGES = 48 * 1024, 128, 16
 

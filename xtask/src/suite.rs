@@ -101,7 +101,7 @@ const CHECKS: [Check; 5] = [
     Check {
         name: "linking with feature `cuda`",
         component: None,
-        args: &["build", "-p", "torch-ext", "--features", "cuda", "--examples"],
+        args: &["build", "-p", "cuda-kernels", "--features", "cuda", "--examples"],
         needs_cuda: true,
     },
 ];
@@ -129,7 +129,12 @@ fn test_commands(workspace: &Workspace, has_cuda: bool) -> Vec<(String, Command,
     }
     if has_cuda {
         let mut kernels = workspace.cargo();
-        kernels.args(["test", "-p", "torch-ext", "--features", "nvrtc", "--lib", "--", "cuda::"]);
+        let crates = ["-p", "cuda-runtime", "-p", "cuda-kernels"];
+        kernels.arg("test").args(crates).args([
+            "--features",
+            "cuda-runtime/nvrtc,cuda-kernels/nvrtc",
+            "--lib",
+        ]);
         commands.push(("CUDA kernels, compiled without a GPU".to_owned(), kernels, Runner::Libtest));
     }
     commands

@@ -8,10 +8,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
+use cuda_runtime::{Device, Event, Graph, Stream};
 use model_core::{CausalLm, DecodeRows, KvCache, PrefillBatch};
 use sampling::{DeviceSampler, FirstDraw, RECORD_WORDS, SamplerRows};
 use tch::{Kind, Tensor};
-use torch_ext::cuda::{Device, Event, Graph, Stream, send};
+use torch_ext::cuda::send;
 
 mod graphs;
 mod rows;

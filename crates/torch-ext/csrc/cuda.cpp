@@ -1,5 +1,5 @@
 // What of libtorch's CUDA half tch does not expose: current streams, graphs, variable-length flash attention, and the
-// switches of cuBLAS. Whatever the CUDA driver itself offers is called from Rust (`crates/torch-ext/src/cuda/driver.rs`),
+// switches of cuBLAS. Whatever the CUDA driver itself offers is called from Rust (`crates/cuda-runtime/src/driver.rs`),
 // so that this file needs no symbol of the CUDA runtime.
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAGraph.h>

@@ -28,8 +28,8 @@ pub(super) struct Program {
 
 pub(super) const PROGRAMS: [Program; 3] = [
     Program { name: ALIGNER_GEN, package: "aligner-gen", target: "--bin" },
-    Program { name: CUDA_SMOKE, package: "torch-ext", target: "--example" },
-    Program { name: GPU_CHECK, package: "torch-ext", target: "--example" },
+    Program { name: CUDA_SMOKE, package: "cuda-kernels", target: "--example" },
+    Program { name: GPU_CHECK, package: "cuda-kernels", target: "--example" },
 ];
 
 /// Where what is checked is computed.
@@ -179,7 +179,7 @@ mod tests {
     #[test]
     fn all_programs_are_one_build() {
         let args = build_args(&[Program { name: "xtask", package: "xtask", target: "--bin" }]);
-        insta::assert_snapshot!(args.join(" "), @"--features aligner-gen/cuda,torch-ext/cuda -p aligner-gen -p torch-ext -p xtask --bin aligner-gen --example cuda_smoke --example gpu_check --bin xtask");
+        insta::assert_snapshot!(args.join(" "), @"--features aligner-gen/cuda,cuda-kernels/cuda -p aligner-gen -p cuda-kernels -p xtask --bin aligner-gen --example cuda_smoke --example gpu_check --bin xtask");
     }
 
     #[test]

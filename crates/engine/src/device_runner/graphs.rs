@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use torch_ext::cuda::{Graph, GraphPool};
+use cuda_runtime::{Graph, GraphPool};
 
 use crate::EngineError;
 

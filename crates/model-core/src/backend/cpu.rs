@@ -1,4 +1,4 @@
-//! The fused backend on the CPU: the in-house CPU kernels (`torch_ext::cpu`).
+//! The fused backend on the CPU: the in-house CPU kernels (`cpu_kernels`).
 //!
 //! A row is the same sequence of operations in any batch, so nothing here cuts batches into fixed shapes.
 
@@ -8,7 +8,7 @@ mod linear;
 use model_spec::{AttentionSpec, Normalization};
 use nemo_format::DType;
 use tch::{Kind, Tensor};
-use torch_ext::cpu::{
+use cpu_kernels::{
     CpuKernels, HeadShape, KvShape, Layout, MAX_HEAD_DIM, NormKind, NormParams, SourceDType, StoredLinear,
 };
 use torch_ext::view;

@@ -1,4 +1,4 @@
-//! The fused backend on a GPU: the in-house CUDA kernels (`torch_ext::cuda::kernels`) around cuBLAS's GEMMs.
+//! The fused backend on a GPU: the in-house CUDA kernels (`cuda_kernels`) around cuBLAS's GEMMs.
 //!
 //! Everything is enqueued on the current stream and nothing waits for it, so a decode step can be recorded as a CUDA
 //! graph. Norms, rotation, activation and attention compute a row alike in any batch; cuBLAS does with
@@ -12,11 +12,11 @@ mod small_batch;
 
 use model_spec::{HeadLayout, Normalization};
 use tch::{Kind, Tensor};
-use torch_ext::cuda::kernels::{
+use cuda_kernels::{
     DecodePlan, Embed, Kernels as CudaKernels, Norm as NormLaunch, NormKind, PlanDecode,
     Rotary as RotaryArrays,
 };
-use torch_ext::cuda::{Device, Stream};
+use cuda_runtime::{Device, Stream};
 
 pub(crate) use self::attention::CudaAttention;
 pub(crate) use self::linear::CudaLinear;

@@ -1,7 +1,7 @@
 //! Attention by the CPU kernels.
 
 use tch::Tensor;
-use torch_ext::cpu::{AttentionStep, HeadShape, RotaryTable, SequenceSpan};
+use cpu_kernels::{AttentionStep, HeadShape, RotaryTable, SequenceSpan};
 
 use super::CpuState;
 use crate::ModelError;

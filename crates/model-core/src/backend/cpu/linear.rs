@@ -2,7 +2,7 @@
 
 use model_spec::{Activation, Nonlinearity};
 use tch::Tensor;
-use torch_ext::cpu::{self, CpuKernels, Layout, PackedLinear};
+use cpu_kernels::{Activation as Function, CpuKernels, Layout, PackedLinear};
 
 use super::CpuState;
 use crate::ModelError;
@@ -47,13 +47,13 @@ impl LinearOp<CpuState> for CpuLinear {
     }
 }
 
-fn function(activation: Activation) -> cpu::Activation {
+fn function(activation: Activation) -> Function {
     match activation.nonlinearity {
-        Nonlinearity::Gelu => cpu::Activation::Gelu,
-        Nonlinearity::GeluTanh => cpu::Activation::GeluTanh,
-        Nonlinearity::QuickGelu => cpu::Activation::GeluSigmoid,
-        Nonlinearity::Silu => cpu::Activation::Silu,
-        Nonlinearity::Relu => cpu::Activation::Relu,
-        Nonlinearity::SquaredRelu => cpu::Activation::SquaredRelu,
+        Nonlinearity::Gelu => Function::Gelu,
+        Nonlinearity::GeluTanh => Function::GeluTanh,
+        Nonlinearity::QuickGelu => Function::GeluSigmoid,
+        Nonlinearity::Silu => Function::Silu,
+        Nonlinearity::Relu => Function::Relu,
+        Nonlinearity::SquaredRelu => Function::SquaredRelu,
     }
 }

@@ -3,7 +3,7 @@
 use model_spec::HeadLayout;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::flash;
-use torch_ext::cuda::kernels::{DecodeAttentionQkv, LayerCache, RopeAndCache};
+use cuda_kernels::{DecodeAttentionQkv, LayerCache, RopeAndCache};
 
 use super::{CudaState, HeadKernels, NO_ROOM, NOT_PLANNED, device_context};
 use crate::ModelError;

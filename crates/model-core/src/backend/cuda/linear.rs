@@ -3,7 +3,7 @@
 use model_spec::{Activation, Nonlinearity};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
-use torch_ext::cuda::kernels::{Activate, Activation as Function, Gating, Product, ProductOut};
+use cuda_kernels::{Activate, Activation as Function, Gating, Product, ProductOut};
 
 use super::CudaState;
 use crate::ModelError;

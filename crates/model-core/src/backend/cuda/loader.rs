@@ -2,8 +2,9 @@
 
 use model_spec::{AttentionSpec, HeadLayout};
 use tch::{Kind, Tensor};
-use torch_ext::cuda::kernels::{KernelConfig, Kernels as CudaKernels};
-use torch_ext::cuda::{Device, Uploader, blas, kernel_cache};
+use cuda_kernels::{KernelConfig, Kernels as CudaKernels};
+use torch_ext::cuda::blas;
+use cuda_runtime::{Device, Uploader, kernel_cache};
 
 use super::{CudaAttention, CudaLinear, CudaState, HeadKernels};
 use crate::backend::plain::stored_kind;

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use model_spec::Activation;
 use tch::{Kind, Tensor};
-use torch_ext::cuda::kernels::MAX_PRODUCT_ROWS;
+use cuda_kernels::MAX_PRODUCT_ROWS;
 
 use super::linear::{function, gating};
 use super::{CudaLinear, CudaState, MIN_ROWS};
