@@ -202,26 +202,12 @@ fn parse_normalization(raw: &RawModelConfig) -> Result<(Normalization, bool), Mo
 
 fn parse_activation(raw: &RawModelConfig) -> Result<Activation, ModelError> {
     let text = raw.activation.as_deref().unwrap_or("gelu");
-    let (nonlinearity, gated) = match text {
-        "gelu" => (Nonlinearity::Gelu, false),
-        "approx-gelu" => (Nonlinearity::QuickGelu, false),
-        "squared-relu" => (Nonlinearity::SquaredRelu, false),
-        "geglu" | "fast-geglu" => (Nonlinearity::Gelu, true),
-        "swiglu" | "fast-swiglu" => (Nonlinearity::Silu, true),
-        "reglu" | "fast-reglu" => (Nonlinearity::Relu, true),
-        _ => {
-            return Err(ModelError::BadValue {
-                key: "activation",
-                expected:
-                    "`gelu`, `approx-gelu`, `squared-relu`, `[fast-]geglu`, `[fast-]swiglu` or `[fast-]reglu`"
-                        .to_owned(),
-                actual: text.to_owned(),
-            });
-        }
-    };
-    // NeMo looks at this key first: it replaces whatever function the name stands for.
-    let nonlinearity = if raw.openai_gelu.unwrap_or(false) { Nonlinearity::GeluTanh } else { nonlinearity };
-    Ok(Activation { nonlinearity, gated })
+    Activation::from_nemo(text, raw.openai_gelu.unwrap_or(false)).ok_or_else(|| ModelError::BadValue {
+        key: "activation",
+        expected: "`gelu`, `approx-gelu`, `squared-relu`, `[fast-]geglu`, `[fast-]swiglu` or `[fast-]reglu`"
+            .to_owned(),
+        actual: text.to_owned(),
+    })
 }
 
 #[cfg(test)]

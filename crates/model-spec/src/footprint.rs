@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Indivisible, KvFormat, ModelSpec, Module, Numerics, ShardPlace};
+use crate::{Indivisible, KvFormat, ModelSpec, Numerics, ShardPlace};
 
 /// Tokens in a block of the KV cache, for every backend.
 pub const BLOCK_SIZE_TOKENS: usize = 32;
@@ -91,10 +91,8 @@ impl ModelSpec {
     pub fn footprint(&self, numerics: &Numerics, at: &ShardPlace) -> Result<Footprint, Indivisible> {
         let mut weight_bytes = 0_u64;
         for tensor in self.tensors().filter(|tensor| at.holds(self, tensor.id)) {
-            let elem_bytes = match tensor.id.module {
-                Module::InputNorm | Module::MlpNorm | Module::FinalNorm => NORM_BYTES,
-                _ => numerics.weights.size_bytes() as u64,
-            };
+            let elem_bytes =
+                if tensor.id.module.is_norm() { NORM_BYTES } else { numerics.weights.size_bytes() as u64 };
             let elems =
                 tensor.regions(at)?.iter().fold(0, |sum: u64, region| sum.saturating_add(region.num_elems()));
             weight_bytes = weight_bytes.saturating_add(elems.saturating_mul(elem_bytes));

@@ -25,5 +25,5 @@ pub use model::{ModelSpec, OutputSpec, TableRows, UniformSpec};
 pub use numerics::{BadPrecision, Float, KvFormat, Numerics, WeightFormat};
 pub use position::{PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};
 pub use shard::{Indivisible, Region, Shard, ShardPlace};
-pub use table::{parse_name, shard_of};
+pub use table::{LAYERS, layer_of, parse_name, shard_of};
 pub use tensor::{Dim, Key, Module, Part, TensorId, TensorSpec};

@@ -29,6 +29,13 @@ pub enum Module {
     Output,
 }
 
+impl Module {
+    /// Whether it is a norm, whose tensors are held in float32.
+    pub const fn is_norm(self) -> bool {
+        matches!(self, Self::InputNorm | Self::MlpNorm | Self::FinalNorm)
+    }
+}
+
 /// Which tensor of its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {
