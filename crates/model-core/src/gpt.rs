@@ -3,7 +3,7 @@
 //! What a layer computes is in `layers.rs`, each layer with a shape of its own; how it is computed is up to the
 //! backend behind [`StepState`].
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::attention_context::AttentionContext;
 use crate::backend::plain::to_device;
@@ -12,7 +12,7 @@ use crate::config::ModelConfig;
 use crate::kv_cache::KvCache;
 use crate::ops::{Epilogue, Ids, LinearOp, StepState};
 use crate::weights::Weights;
-use crate::{DecodeBatch, DecodeRows, LogitsRows, ModelError, Precision, PrefillBatch};
+use crate::{Batch, DeviceDecode, ModelError, Precision};
 
 /// A model: its weights in the layouts of a backend, and that backend.
 pub(crate) struct Gpt<S: StepState> {
@@ -37,7 +37,7 @@ impl<S: StepState> Gpt<S> {
     }
 
     /// The residual stream after the last layer, `[num_tokens, hidden_size]`; the step is planned.
-    fn forward(
+    fn residual(
         &mut self,
         tokens: Ids<'_>,
         step: &AttentionContext,
@@ -83,6 +83,25 @@ impl<S: StepState> Gpt<S> {
         let hidden = self.state.norm(residual, &self.weights.final_norm)?;
         self.weights.output.run(&hidden, Epilogue::Logits, &mut self.state)
     }
+
+    /// The rows of logits that the batch asks for. `residual`: `[at least num_tokens, hidden_size]`, as a backend may have
+    /// padded the step.
+    fn logits_of(&mut self, residual: &Tensor, batch: &Batch) -> Result<Tensor, ModelError> {
+        let rows = batch.logits_rows();
+        let (num_rows, min_rows) = (rows.len(), self.state.min_rows());
+        if num_rows == 0 {
+            let shape = [0, self.padded_vocab_size() as i64];
+            return Ok(Tensor::f_empty(shape, (Kind::Float, residual.device()))?);
+        }
+        if num_rows == batch.tokens.len() && num_rows >= min_rows {
+            return self.logits(&residual.f_narrow(0, 0, num_rows as i64)?);
+        }
+        let mut rows: Vec<i64> = rows.into_iter().map(|row| row as i64).collect();
+        rows.resize(num_rows.max(min_rows), 0);
+        let rows = to_device(&rows, residual.device())?;
+        let logits = self.logits(&residual.f_index_select(0, &rows)?)?;
+        Ok(logits.f_narrow(0, 0, num_rows as i64)?)
+    }
 }
 
 impl<S: StepState> CausalLm for Gpt<S> {
@@ -110,46 +129,27 @@ impl<S: StepState> CausalLm for Gpt<S> {
         self.state.new_cache(num_blocks, &self.config)
     }
 
-    fn prefill(&mut self, batch: &PrefillBatch, cache: &mut KvCache) -> Result<Tensor, ModelError> {
+    fn forward(&mut self, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, ModelError> {
         self.check_tokens(&batch.tokens)?;
-        let mut step = AttentionContext::prefill(batch, cache)?;
+        let mut step = AttentionContext::new(batch, cache)?;
         self.state.plan(&batch.tokens, &mut step, cache)?;
-        let residual = self.forward(step.token_ids(&batch.tokens), &step, cache)?;
-        match batch.logits {
-            // A backend may have padded the step.
-            LogitsRows::All => self.logits(&residual.f_narrow(0, 0, batch.tokens.len() as i64)?),
-            LogitsRows::Last => {
-                let mut last_rows = step
-                    .sequences
-                    .iter()
-                    .map(|sequence| (sequence.query_start + sequence.query_len - 1) as i64)
-                    .collect::<Vec<_>>();
-                let num_seqs = last_rows.len();
-                last_rows.resize(num_seqs.max(self.state.min_rows()), 0);
-                let last_rows = to_device(&last_rows, residual.device())?;
-                let logits = self.logits(&residual.f_index_select(0, &last_rows)?)?;
-                Ok(logits.f_narrow(0, 0, num_seqs as i64)?)
-            }
-        }
+        let residual = self.residual(step.token_ids(&batch.tokens), &step, cache)?;
+        self.logits_of(&residual, batch)
     }
 
-    fn decode(&mut self, batch: &DecodeBatch, cache: &mut KvCache) -> Result<Tensor, ModelError> {
-        self.check_tokens(&batch.tokens)?;
-        let mut step = AttentionContext::decode(batch, cache)?;
-        self.state.plan(&batch.tokens, &mut step, cache)?;
-        let residual = self.forward(step.token_ids(&batch.tokens), &step, cache)?;
-        self.logits(&residual)
-    }
-
-    fn reserve_rows(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError> {
-        self.state.reserve_rows(max_rows, max_blocks_per_seq)?;
+    fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError> {
+        self.state.reserve_decode(max_rows, max_blocks_per_seq)?;
         self.state.find_small_batch(self.weights.linears())
     }
 
-    fn decode_rows(&mut self, rows: &DecodeRows<'_>, cache: &mut KvCache) -> Result<Tensor, ModelError> {
+    fn decode_on_device(
+        &mut self,
+        rows: &DeviceDecode<'_>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor, ModelError> {
         let mut step = AttentionContext::on_device(rows)?;
         self.state.plan(&[], &mut step, cache)?;
-        let residual = self.forward(step.token_ids(&[]), &step, cache)?;
+        let residual = self.residual(step.token_ids(&[]), &step, cache)?;
         self.logits(&residual)
     }
 }

@@ -37,7 +37,7 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// Whether decode steps can be planned on the device ([`CausalLm::decode_rows`]).
+    /// Whether decode steps can be planned on the device ([`CausalLm::decode_on_device`]).
     pub fn has_rows(&self) -> bool {
         self.backend == Backend::Fused && matches!(self.device, Device::Cuda(_))
     }

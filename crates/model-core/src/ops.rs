@@ -127,7 +127,7 @@ impl Ids<'_> {
     }
 }
 
-/// Decode steps that are planned on the device ([`crate::CausalLm::decode_rows`]); only a backend there has them.
+/// Decode steps that are planned on the device ([`crate::CausalLm::decode_on_device`]); only a backend there has them.
 pub(crate) const NO_DEVICE_DECODE: ModelError =
     ModelError::NoBackend { backend: "row", reason: "these kernels run on the host's batches" };
 
@@ -170,7 +170,7 @@ pub(crate) trait StepState: Send + Sized {
 
     /// Allocates for decode steps that are planned on the device, of up to `max_rows` rows of `max_blocks_per_seq`
     /// blocks each.
-    fn reserve_rows(&mut self, _max_rows: usize, _max_blocks_per_seq: usize) -> Result<(), ModelError> {
+    fn reserve_decode(&mut self, _max_rows: usize, _max_blocks_per_seq: usize) -> Result<(), ModelError> {
         Err(NO_DEVICE_DECODE)
     }
 

@@ -5,12 +5,12 @@
 mod attention;
 mod linear;
 
-use model_spec::{AttentionSpec, Normalization};
-use nemo_format::DType;
-use tch::{Kind, Tensor};
 use cpu_kernels::{
     CpuKernels, HeadShape, KvShape, Layout, MAX_HEAD_DIM, NormKind, NormParams, SourceDType, StoredLinear,
 };
+use model_spec::{AttentionSpec, Normalization};
+use nemo_format::DType;
+use tch::{Kind, Tensor};
 use torch_ext::view;
 
 pub(crate) use self::attention::CpuAttention;

@@ -10,13 +10,13 @@ mod linear;
 mod loader;
 mod small_batch;
 
-use model_spec::{HeadLayout, Normalization};
-use tch::{Kind, Tensor};
 use cuda_kernels::{
     DecodePlan, Embed, Kernels as CudaKernels, Norm as NormLaunch, NormKind, PlanDecode,
     Rotary as RotaryArrays,
 };
 use cuda_runtime::{Device, Stream};
+use model_spec::{HeadLayout, Normalization};
+use tch::{Kind, Tensor};
 
 pub(crate) use self::attention::CudaAttention;
 pub(crate) use self::linear::CudaLinear;
@@ -225,7 +225,7 @@ impl StepState for CudaState {
         Ok(out)
     }
 
-    fn reserve_rows(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError> {
+    fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError> {
         self.rotary.grow(max_blocks_per_seq * BLOCK_SIZE_TOKENS);
         let sizes = [max_rows as i64, max_blocks_per_seq as i64];
         for HeadKernels { heads, kernels, plan } in &mut self.heads {

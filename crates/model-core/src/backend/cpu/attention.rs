@@ -1,7 +1,7 @@
 //! Attention by the CPU kernels.
 
-use tch::Tensor;
 use cpu_kernels::{AttentionStep, HeadShape, RotaryTable, SequenceSpan};
+use tch::Tensor;
 
 use super::CpuState;
 use crate::ModelError;

@@ -1,8 +1,8 @@
 //! Linear layers packed for the CPU kernels.
 
+use cpu_kernels::{Activation as Function, CpuKernels, Layout, PackedLinear};
 use model_spec::{Activation, Nonlinearity};
 use tch::Tensor;
-use cpu_kernels::{Activation as Function, CpuKernels, Layout, PackedLinear};
 
 use super::CpuState;
 use crate::ModelError;

@@ -1,9 +1,9 @@
 //! Attention on a GPU: whole prompts by flash attention, decode steps by the in-house kernel.
 
+use cuda_kernels::{DecodeAttentionQkv, LayerCache, RopeAndCache};
 use model_spec::HeadLayout;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::flash;
-use cuda_kernels::{DecodeAttentionQkv, LayerCache, RopeAndCache};
 
 use super::{CudaState, HeadKernels, NO_ROOM, NOT_PLANNED, device_context};
 use crate::ModelError;

@@ -1,9 +1,9 @@
 //! Linear layers on a GPU: cuBLAS's GEMMs, and the in-house one for small batches.
 
+use cuda_kernels::{Activate, Activation as Function, Gating, Product, ProductOut};
 use model_spec::{Activation, Nonlinearity};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
-use cuda_kernels::{Activate, Activation as Function, Gating, Product, ProductOut};
 
 use super::CudaState;
 use crate::ModelError;

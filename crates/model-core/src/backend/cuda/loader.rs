@@ -1,10 +1,10 @@
 //! Weights on their way to a GPU.
 
+use cuda_kernels::{KernelConfig, Kernels as CudaKernels};
+use cuda_runtime::{Device, Uploader, kernel_cache};
 use model_spec::{AttentionSpec, HeadLayout};
 use tch::{Kind, Tensor};
-use cuda_kernels::{KernelConfig, Kernels as CudaKernels};
 use torch_ext::cuda::blas;
-use cuda_runtime::{Device, Uploader, kernel_cache};
 
 use super::{CudaAttention, CudaLinear, CudaState, HeadKernels};
 use crate::backend::plain::stored_kind;

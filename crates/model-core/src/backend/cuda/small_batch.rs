@@ -3,9 +3,9 @@
 
 use std::collections::HashMap;
 
+use cuda_kernels::MAX_PRODUCT_ROWS;
 use model_spec::Activation;
 use tch::{Kind, Tensor};
-use cuda_kernels::MAX_PRODUCT_ROWS;
 
 use super::linear::{function, gating};
 use super::{CudaLinear, CudaState, MIN_ROWS};
