@@ -153,3 +153,6 @@ impl<S: StepState> CausalLm for Gpt<S> {
         self.logits(&residual)
     }
 }
+
+#[cfg(test)]
+mod tests;
