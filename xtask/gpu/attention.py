@@ -15,7 +15,7 @@ import torch
 from driver import kernel, launch, micros, nvrtc, source
 
 HEAD_DIM, BLOCK_TOKENS, SPLIT_KEYS, NUM_WARPS, LAYERS = 128, 32, 512, 4, 8
-# As in Tiling of crates/cuda-kernels/src/programs.rs.
+# As in Tiling of crates/cuda-kernels/src/model/programs.rs.
 BLOCKS_PER_SM, QUERY_TILE = 2, 8
 
 # What attention reads and nothing else: every warp has a ring of tiles of 16 keys and 16 values.

@@ -11,7 +11,7 @@ use crate::counts::Counts;
 use crate::workspace::{Workspace, probe, say, shell_line};
 use crate::{docs, setup, templates, tidy};
 
-/// Runs everything that must be true before a change goes in.
+/// Runs everything that must hold before a change lands.
 ///
 /// # Errors
 /// When set-up, a check or a test fails.
@@ -140,7 +140,7 @@ fn test_commands(workspace: &Workspace, has_cuda: bool) -> Vec<(String, Command,
     commands
 }
 
-/// Runs a test runner, hands its output on and counts.
+/// Runs a test runner, forwards its output and counts.
 fn run_tests(mut command: Command, runner: Runner) -> Result<Counts> {
     let line = shell_line(&command);
     match runner {
@@ -159,7 +159,7 @@ fn run_tests(mut command: Command, runner: Runner) -> Result<Counts> {
     judge(status.success(), counts).with_context(|| format!("`{line}` ended with {status}"))
 }
 
-/// A runner that fails without naming a failed test did not get as far as its tests.
+/// A runner that fails without naming a failed test did not reach its tests.
 fn judge(success: bool, counts: Counts) -> Result<Counts> {
     if !success && counts.failed == 0 {
         bail!("no test failed, so the build or the runner did");

@@ -1,7 +1,7 @@
 //! Causal attention over the paged KV cache, prefill and decode alike, with rotary positions and the cache write.
 //!
 //! A query head's result is a fixed sequence of operations over the key blocks of its own sequence (online softmax,
-//! one block of 32 keys at a time, ascending): it is the same bits in a prefill, in a decode step, and in any batch.
+//! one block of 32 keys at a time, ascending): it is bitwise identical in a prefill, in a decode step, and in any batch.
 #![expect(unsafe_code, reason = "tasks of one loop write disjoint rows and cache heads through one pointer")]
 
 use super::buffer::Shared;

@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use memmap2::MmapMut;
+use torch_ext::ExtError;
 
 use super::elem::Elem;
-use torch_ext::ExtError;
 
 /// Buffers start here or at a multiple: a cache line, and a vector register.
 const ALIGN_BYTES: usize = 64;

@@ -1,5 +1,8 @@
 //! Which vector instructions the machine has, and the macro that compiles a loop once for each of them.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+
 /// The instruction sets the kernels are compiled for, best last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -25,7 +28,7 @@ impl Isa {
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
             if avx512 && is_x86_feature_detected!("avx512bf16") {
-                return if super::amx::is_available() { Self::Amx } else { Self::Avx512Bf16 };
+                return if amx::is_available() { Self::Amx } else { Self::Avx512Bf16 };
             }
             if avx512 {
                 return Self::Avx512;

@@ -2,19 +2,19 @@
 
 use half::bf16;
 use tch::{Device, Kind, Tensor};
+use torch_ext::{ExtError, view};
 
-use super::activation::Activation;
 use super::attention::{AttentionCall, HeadShape, MAX_HEAD_DIM, RotaryTable, SequenceSpan, attention};
 use super::buffer::{Arena, Shared};
 use super::elem::Elem;
 use super::isa::Isa;
 use super::kv::{BLOCK_TOKENS, Kv, KvBf16, KvF32, KvShape, PackedKv};
 use super::linear::{LinearCall, Store, linear};
+use super::nonlinearity::Nonlinearity;
 use super::norm::{NormParams, norm};
 use super::packed::{Layout, Packed, PackedBf16, PackedF32, PackedLinear, StoredLinear};
 use super::pool::Pool;
 use super::tile::Tiles;
-use torch_ext::{ExtError, view};
 
 /// One attention layer of a step.
 #[derive(Clone, Copy, Debug)]
@@ -274,7 +274,7 @@ impl CpuKernels {
         &mut self,
         x: &Tensor,
         weight: &PackedLinear,
-        activation: Activation,
+        activation: Nonlinearity,
     ) -> Result<Tensor, ExtError> {
         let rows = num_rows(x, "x", weight.in_features())?;
         let columns =

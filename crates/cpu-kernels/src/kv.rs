@@ -2,15 +2,15 @@
 //!
 //! One layer: blocks of [`BLOCK_TOKENS`] tokens, and in a block for each key-value head one key panel
 //! `[head_dim / GROUP][BLOCK_TOKENS][GROUP]` and one value panel `[BLOCK_TOKENS / GROUP][head_dim_padded][GROUP]`:
-//! scores and outputs are then products of the same micro-kernel that runs the linear layers.
+//! the micro-kernel of the linear layers then computes scores and outputs, too.
 #![expect(unsafe_code, reason = "tasks of one loop write disjoint tokens and heads")]
 
 use half::bf16;
+use torch_ext::ExtError;
 
 use super::buffer::{Arena, Buffer, Shared};
 use super::elem::Elem;
 use super::tile::PANEL;
-use torch_ext::ExtError;
 
 /// Tokens of a block: the columns of a panel.
 pub const BLOCK_TOKENS: usize = PANEL;

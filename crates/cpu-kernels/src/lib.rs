@@ -4,9 +4,6 @@
 //! what shares its batch, and reach half of what the vector units do at these sizes (`docs/performance.md`). Here
 //! every row is a fixed sequence of operations. Tensors stand at the boundary; their shapes are checked there.
 
-mod activation;
-#[cfg(target_arch = "x86_64")]
-mod amx;
 mod attention;
 mod buffer;
 mod elem;
@@ -15,17 +12,18 @@ mod kernels;
 mod kv;
 mod linear;
 mod math;
+mod nonlinearity;
 mod norm;
 mod packed;
 mod pool;
 mod tile;
 
-pub use activation::Activation;
 pub use attention::{HeadShape, MAX_HEAD_DIM, RotaryTable, SequenceSpan};
 pub use elem::SourceDType;
 pub use isa::Isa;
 pub use kernels::{AttentionStep, CpuKernels};
 pub use kv::{BLOCK_TOKENS, KvShape, PackedKv};
 pub use math::exp;
+pub use nonlinearity::Nonlinearity;
 pub use norm::{NormKind, NormParams};
 pub use packed::{Layout, PackedLinear, StoredLinear};

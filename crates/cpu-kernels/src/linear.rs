@@ -3,10 +3,10 @@
 
 use std::ops::Range;
 
-use super::activation::Activation;
 use super::buffer::Shared;
 use super::elem::Elem;
 use super::isa::{Isa, multiversion};
+use super::nonlinearity::Nonlinearity;
 use super::packed::{Layout, Packed};
 use super::pool::Pool;
 use super::tile::{Acc, Init, MAX_ROWS, PANEL, Rows, Share, Tiles, Units, VECTOR_ROWS};
@@ -24,7 +24,7 @@ pub(crate) enum Store<E> {
     /// Kept in float32.
     Float(Shared<f32>),
     /// Through the activation; for [`Layout::Gated`] into `[num_rows, out_features / 2]`.
-    Activate(Shared<E>, Activation),
+    Activate(Shared<E>, Nonlinearity),
 }
 
 /// One linear layer on some rows. `x` has `num_rows * in_features` elements, and the pointer in `store` reaches
@@ -83,7 +83,7 @@ pub(crate) fn linear<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, call:
                     let start = source.at(first_row * stride_elems).cast_const();
                     tiles.run(&mut units, Rows { start, stride_elems, len }, panel, init, &mut acc);
                 }
-                store_tile(isa, &mut acc, call.packed, Place { first_row, len, panel_idx }, call.store);
+                store_tile(isa, &mut acc, call.packed, TileOutputs { first_row, len, panel_idx }, call.store);
             }
         }
     });
@@ -112,21 +112,21 @@ fn pad_rows<E: Elem>(x: &[E], from: usize, to: usize) -> Vec<E> {
 
 /// Which outputs a tile holds.
 #[derive(Clone, Copy)]
-struct Place {
+struct TileOutputs {
     first_row: usize,
     len: usize,
     panel_idx: usize,
 }
 
 multiversion! {
-    fn store_tile<E: Elem>(acc: &mut Acc, packed: &Packed<E>, place: Place, store: Store<E>) {
+    fn store_tile<E: Elem>(acc: &mut Acc, packed: &Packed<E>, outputs: TileOutputs, store: Store<E>) {
         let gated = packed.layout == Layout::Gated && matches!(store, Store::Activate(..));
         let (row_elems, panel_columns) =
             if gated { (packed.out_features / 2, PANEL / 2) } else { (packed.out_features, PANEL) };
-        let first_column = place.panel_idx * panel_columns;
+        let first_column = outputs.panel_idx * panel_columns;
         let num_columns = panel_columns.min(row_elems - first_column);
-        for (row, sums) in acc[..place.len].iter_mut().enumerate() {
-            let at_elems = (place.first_row + row) * row_elems + first_column;
+        for (row, sums) in acc[..outputs.len].iter_mut().enumerate() {
+            let at_elems = (outputs.first_row + row) * row_elems + first_column;
             match store {
                 // SAFETY: these outputs belong to this tile alone, and the buffer holds them.
                 Store::Float(out) => round_into(unsafe { out.slice(at_elems, num_columns) }, sums),

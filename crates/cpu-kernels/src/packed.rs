@@ -2,12 +2,12 @@
 #![expect(unsafe_code, reason = "tasks of one loop fill disjoint panels")]
 
 use half::bf16;
+use torch_ext::ExtError;
 
 use super::buffer::{Arena, Buffer, Shared};
 use super::elem::{Elem, SourceDType};
 use super::pool::Pool;
 use super::tile::{PANEL, Panel, Share};
-use torch_ext::ExtError;
 
 /// Which output column of the layer a panel's column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

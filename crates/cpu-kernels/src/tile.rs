@@ -1,4 +1,4 @@
-//! The micro-kernel under every product on the CPU: a few rows times a panel of 32 columns.
+//! The micro-kernel of every GEMM on the CPU: a few rows times a panel of 32 columns.
 //!
 //! `acc[m][n] = init[m][n] + sum over k of a[m][k] * b[k][n]`, k strictly ascending, sums in float32. Each output is the same
 //! sequence of operations whatever the number of rows, so a row's result never depends on what shares its batch.
@@ -6,10 +6,11 @@
 //! vector register holds 16 columns and one broadcast holds a row's group.
 #![expect(unsafe_code, reason = "vector instructions take raw pointers")]
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
+
 use half::bf16;
 
-#[cfg(target_arch = "x86_64")]
-use super::amx;
 use super::elem::Elem;
 use super::isa::Isa;
 

@@ -3,7 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 use cpu_kernels::{
-    Activation, AttentionStep, BLOCK_TOKENS, CpuKernels, HeadShape, Isa, KvShape, Layout, NormKind,
+    AttentionStep, BLOCK_TOKENS, CpuKernels, HeadShape, Isa, KvShape, Layout, Nonlinearity, NormKind,
     NormParams, PackedLinear, RotaryTable, SequenceSpan, SourceDType, StoredLinear,
 };
 use proptest::prelude::*;
@@ -137,26 +137,26 @@ fn wrong_shapes_are_errors() {
     assert!(kernels.linear(&random(8, 2, 2).tr(), &packed).is_err());
 }
 
-fn reference_activation(activation: Activation, x: &Tensor) -> Tensor {
+fn reference_activation(activation: Nonlinearity, x: &Tensor) -> Tensor {
     match activation {
-        Activation::Gelu => x.gelu("none"),
-        Activation::GeluTanh => x.gelu("tanh"),
-        Activation::GeluSigmoid => x * (x * 1.702).sigmoid(),
-        Activation::Silu => x.silu(),
-        Activation::Relu => x.relu(),
-        Activation::SquaredRelu => x.relu().square(),
+        Nonlinearity::Gelu => x.gelu("none"),
+        Nonlinearity::GeluTanh => x.gelu("tanh"),
+        Nonlinearity::QuickGelu => x * (x * 1.702).sigmoid(),
+        Nonlinearity::Silu => x.silu(),
+        Nonlinearity::Relu => x.relu(),
+        Nonlinearity::SquaredRelu => x.relu().square(),
     }
 }
 
 #[test]
 fn activations_equal_libtorch_gated_and_not() {
     let all = [
-        Activation::Gelu,
-        Activation::GeluTanh,
-        Activation::GeluSigmoid,
-        Activation::Silu,
-        Activation::Relu,
-        Activation::SquaredRelu,
+        Nonlinearity::Gelu,
+        Nonlinearity::GeluTanh,
+        Nonlinearity::QuickGelu,
+        Nonlinearity::Silu,
+        Nonlinearity::Relu,
+        Nonlinearity::SquaredRelu,
     ];
     let (x, weight) = (random(9, 24, 1), random(70, 24, 2));
     for activation in all {

@@ -1,5 +1,5 @@
 // Decode attention over the paged cache. Programs are put together in
-// `crates/cuda-kernels/src/programs.rs`.
+// `crates/cuda-kernels/src/model/programs.rs`.
 
 #include "common.cuh"
 #include "rotary.cuh"
@@ -32,8 +32,8 @@ DEVICE Item read_item(const AttentionArgs& args, int work) {
     return item;
 }
 
-// Copies the queries of the item to shared memory, T [QUERY_TILE, HEAD_DIM]. What stands in unused columns is nobody's
-// business: columns do not mix.
+// Copies the queries of the item to shared memory, T [QUERY_TILE, HEAD_DIM]. Unused columns may hold
+// garbage; columns are independent.
 DEVICE void fetch_queries(const AttentionArgs& args, const Item& item, T* queries) {
     const int VECTORS = HEAD_DIM * sizeof(T) / 16;
     for (int i = threadIdx.x; i < end_column(item) * VECTORS; i += NUM_WARPS * 32) {
@@ -72,7 +72,7 @@ DEVICE void rotate_queries(const AttentionArgs& args, const Item& item, T* queri
     }
 }
 
-// Asks for what an item reads to be brought to the L2 cache: a block that has only this item has too few loads of its
+// Prefetches what an item reads to the L2 cache: a block that has only this item has too few loads of its
 // own on the way to be fast.
 DEVICE void prefetch_item(const AttentionArgs& args, const Item& item) {
     const int BLOCK_BYTES = BLOCK_SIZE_TOKENS * HEAD_DIM * sizeof(T), LINE_BYTES = 128;

@@ -1,14 +1,12 @@
 #pragma once
-// RMSNorm and LayerNorm, alone or after adding to the residual stream.
+// RMSNorm and LayerNorm.
 
 #define MAX_PARTS 2
 
 // One block a row, the row held in registers: 8 elements a thread and part. `width` is a multiple of 8 and at most
-// 8 * blockDim.x * MAX_PARTS. With `residual`: residual = round(residual + x + x_bias), and that is normalised.
+// 8 * blockDim.x * MAX_PARTS.
 struct NormArgs {
     const T* x;         // [rows, width]
-    const T* x_bias;    // [width], or null
-    T* residual;        // [rows, width], or null
     const float* gain;  // [width]
     const float* bias;  // [width], or null
     T* out;             // [rows, width]
@@ -37,14 +35,6 @@ DEVICE void norm_row(const NormArgs& args) {
         int i = (part * blockDim.x + threadIdx.x) * 8;
         if (i >= args.width) continue;
         load(args.x + start + i, values[part]);
-        if (args.residual) {
-            float old[8], shift[8] = {};
-            load(args.residual + start + i, old);
-            if (args.x_bias) load(args.x_bias + i, shift);
-#pragma unroll
-            for (int j = 0; j < 8; j++) values[part][j] = rounded(old[j] + (values[part][j] + shift[j]));
-            store(args.residual + start + i, values[part]);
-        }
 #pragma unroll
         for (int j = 0; j < 8; j++) sum += CENTRED ? values[part][j] : values[part][j] * values[part][j];
     }

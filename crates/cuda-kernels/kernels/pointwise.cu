@@ -1,5 +1,5 @@
-// Everything of a step but products, attention and sampling. Programs are put together in
-// `crates/cuda-kernels/src/programs.rs`.
+// Everything of a step but GEMMs, attention and sampling. Programs are put together in
+// `crates/cuda-kernels/src/model/programs.rs`.
 
 #include "common.cuh"
 #include "embed.cuh"
@@ -7,4 +7,3 @@
 #include "activate.cuh"
 #include "rotary.cuh"
 #include "rope.cuh"
-#include "blocks.cuh"

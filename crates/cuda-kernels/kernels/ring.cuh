@@ -1,5 +1,5 @@
 #pragma once
-// The ring of stages in shared memory that a product's inputs and weights go through, and the two threads that fill it.
+// The ring of stages in shared memory that a GEMM's inputs and weights go through, and the two threads that fill it.
 
 #define TILE_ELEMS 64                    // of a row: 128 bytes, as wide as the swizzle
 #define WEIGHT_BYTES (WEIGHT_ROWS * 128) // of a tile; gated, the second half of its rows multiplies the first
@@ -61,7 +61,7 @@ struct Place {
     }
 };
 
-DEVICE void fetch_weights(const Ring& ring, const ProductArgs& args, const TensorMap* weight) {
+DEVICE void fetch_weights(const Ring& ring, const GemmArgs& args, const TensorMap* weight) {
     Place place, pending;
     for (int step = 0; step < ring.num_steps; step++, place.advance(ring)) {
         if (step >= ring.num_stages) wait_for(ring.empty(place.stage), place.round ^ 1);
@@ -82,7 +82,7 @@ DEVICE void fetch_weights(const Ring& ring, const ProductArgs& args, const Tenso
     }
 }
 
-DEVICE void fetch_inputs(const Ring& ring, const ProductArgs& args, const TensorMap* x) {
+DEVICE void fetch_inputs(const Ring& ring, const GemmArgs& args, const TensorMap* x) {
     wait_for_previous();
     Place place;
     for (int step = 0; step < ring.num_steps; step++, place.advance(ring)) {

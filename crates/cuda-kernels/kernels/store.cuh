@@ -1,10 +1,10 @@
 #pragma once
-// What becomes of a product's sums, and how they leave the multiprocessor.
+// What becomes of a GEMM's sums, and how they leave the multiprocessor.
 
 // V outputs as they are stored, of what is added to them `old`; `second`: the sums that multiply them, when gated.
 // Everything is rounded where separate kernels would round it.
 template <int V>
-DEVICE void finish(const ProductArgs& args, int output, const float (&old)[V], const float (&second)[V], float (&sum)[V]) {
+DEVICE void finish(const GemmArgs& args, int output, const float (&old)[V], const float (&second)[V], float (&sum)[V]) {
 #pragma unroll
     for (int j = 0; j < V; j++) {
         if (args.bias) sum[j] += to_float(args.bias[output + j]);
@@ -26,7 +26,7 @@ DEVICE void finish(const ProductArgs& args, int output, const float (&old)[V], c
 
 // Stores V neighbouring outputs a thread, AT_ONCE of them on the way. `kept`: the sums, [rows, PITCH].
 template <int V>
-DEVICE void store_kept(const ProductArgs& args, const float* kept) {
+DEVICE void store_kept(const GemmArgs& args, const float* kept) {
     const int AT_ONCE = 4, VECTORS = OUTPUTS / V;
     int end = args.rows * VECTORS;
     for (int start = threadIdx.x; start < end; start += AT_ONCE * GROUP_THREADS) {
@@ -58,7 +58,7 @@ DEVICE void store_kept(const ProductArgs& args, const float* kept) {
 
 // A lane holds pairs of outputs of the lines 16 * warp + lane / 4 and that + 8. They go through shared memory, where the
 // stages were: from registers the code is so long that to bring it to the multiprocessor takes longer than to run it.
-DEVICE void store_all(const ProductArgs& args, float* kept, const float (&sums)[WEIGHT_ROWS / 2]) {
+DEVICE void store_all(const GemmArgs& args, float* kept, const float (&sums)[WEIGHT_ROWS / 2]) {
     int lane = threadIdx.x % 32, line = threadIdx.x / 32 * 16 + lane / 4;
     sync_group();
 #pragma unroll

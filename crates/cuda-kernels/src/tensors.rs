@@ -1,25 +1,24 @@
 //! Checks of the tensors that a kernel is given.
 
-use tch::{Kind, Tensor};
-
 use cuda_runtime::{DeviceAddress, Stream};
+use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 
 /// An address in the memory of a GPU, 0 for what is left out.
-pub(super) type Address = DeviceAddress;
+pub(crate) type Address = DeviceAddress;
 
 /// Checks against the GPU of a stream.
-pub(super) struct Tensors<'a> {
+pub(crate) struct Tensors<'a> {
     stream: &'a Stream,
 }
 
 impl<'a> Tensors<'a> {
-    pub(super) fn on(stream: &'a Stream) -> Self {
+    pub(crate) fn on(stream: &'a Stream) -> Self {
         Self { stream }
     }
 
     /// The address of a contiguous tensor of this type and shape on the stream's GPU.
-    pub(super) fn address(
+    pub(crate) fn address(
         &self,
         tensor: &Tensor,
         what: &'static str,
@@ -37,7 +36,7 @@ impl<'a> Tensors<'a> {
     }
 
     /// The same for one that may be left out.
-    pub(super) fn optional(
+    pub(crate) fn optional(
         &self,
         tensor: Option<&Tensor>,
         what: &'static str,
@@ -49,7 +48,7 @@ impl<'a> Tensors<'a> {
 }
 
 /// The sizes of a tensor of `N` dimensions.
-pub(super) fn shape_of<const N: usize>(tensor: &Tensor, what: &'static str) -> Result<[i64; N], ExtError> {
+pub(crate) fn shape_of<const N: usize>(tensor: &Tensor, what: &'static str) -> Result<[i64; N], ExtError> {
     tensor.size().try_into().map_err(|shape: Vec<i64>| ExtError::BadTensor {
         what,
         expected: format!("a tensor of {N} dimensions"),
@@ -58,17 +57,17 @@ pub(super) fn shape_of<const N: usize>(tensor: &Tensor, what: &'static str) -> R
 }
 
 /// A size as kernels take it.
-pub(super) fn int(size: i64, what: &'static str) -> Result<i32, ExtError> {
+pub(crate) fn int(size: i64, what: &'static str) -> Result<i32, ExtError> {
     i32::try_from(size).map_err(|_| bad(what, "smaller than 2^31", size))
 }
 
 /// A number of blocks or threads.
-pub(super) fn count(size: i64, what: &'static str) -> Result<u32, ExtError> {
+pub(crate) fn count(size: i64, what: &'static str) -> Result<u32, ExtError> {
     int(size, what)
         .and_then(|size| u32::try_from(size).map_err(|_| bad(what, "not negative", i64::from(size))))
 }
 
 /// Says that a size is not what a kernel takes.
-pub(super) fn bad(what: &'static str, expected: &str, actual: i64) -> ExtError {
+pub(crate) fn bad(what: &'static str, expected: &str, actual: i64) -> ExtError {
     ExtError::BadTensor { what, expected: expected.to_owned(), actual: actual.to_string() }
 }

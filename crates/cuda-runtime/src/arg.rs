@@ -2,12 +2,10 @@
 
 use bytemuck::Pod;
 use tch::{Kind, Tensor};
-
-use super::Device;
 use torch_ext::ExtError;
 
-/// An address in a GPU's memory.
-pub type DeviceAddress = u64;
+use super::Device;
+use super::driver::DeviceAddress;
 
 /// One argument of a kernel. It borrows the tensor whose address it is.
 #[derive(Clone, Debug)]

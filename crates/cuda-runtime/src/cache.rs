@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blake3::{Hash, OUT_LEN};
-
 use torch_ext::ExtError;
 
 /// The folder of the user's cache where compiled kernels are kept, `aligner-gen/kernels` in XDG_CACHE_HOME or

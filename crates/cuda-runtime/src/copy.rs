@@ -1,8 +1,8 @@
-//! Copies that leave the processor's caches alone.
+//! Copies that bypass the processor's caches.
 #![expect(unsafe_code, reason = "stores past the caches are intrinsics")]
 
-/// Copies `from` to `to`, which nobody reads soon but a device: an ordinary copy would first fetch the old content of `to`
-/// into the caches, a third more for the memory to do.
+/// Copies `from` to `to`, which only a device reads soon: an ordinary copy would first fetch the old content of `to` into
+/// the caches, a third more memory traffic.
 ///
 /// # Panics
 /// When the lengths differ.
@@ -44,7 +44,7 @@ mod x86 {
                 }
             }
         }
-        // SAFETY: SSE is part of x86-64. Whoever is told of the copy afterwards sees all of it.
+        // SAFETY: SSE is part of x86-64. Another thread or device that is signalled afterwards sees all of the copy.
         unsafe { _mm_sfence() };
         to[..head_bytes].copy_from_slice(&from[..head_bytes]);
         let tail = head_bytes + body_bytes;

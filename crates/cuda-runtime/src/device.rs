@@ -3,10 +3,11 @@
 
 use std::ffi::{CStr, c_char, c_int};
 
-use super::Stream;
+use torch_ext::ExtError;
+use torch_ext::cuda::TorchStream;
+
 use super::driver::{Driver, Handle};
 use super::nvrtc::Arch;
-use torch_ext::ExtError;
 
 /// How many GPUs this process may use (`CUDA_VISIBLE_DEVICES` counts).
 ///
@@ -79,7 +80,7 @@ impl Device {
     /// The model, such as `NVIDIA H100 80GB HBM3`.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn name(&self) -> Result<String, ExtError> {
         let driver = Driver::get()?;
         let mut name: [c_char; 256] = [0; 256];
@@ -97,7 +98,7 @@ impl Device {
     /// The compute capability: (9, 0) for an H100.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn compute_capability(&self) -> Result<(u32, u32), ExtError> {
         Ok((self.attribute(CAPABILITY_MAJOR)?, self.attribute(CAPABILITY_MINOR)?))
     }
@@ -105,7 +106,7 @@ impl Device {
     /// The architecture that kernels are compiled for.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn arch(&self) -> Result<Arch, ExtError> {
         self.compute_capability().map(|(major, minor)| Arch { major, minor })
     }
@@ -113,7 +114,7 @@ impl Device {
     /// How many multiprocessors it has.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn num_sms(&self) -> Result<u32, ExtError> {
         self.attribute(MULTIPROCESSOR_COUNT)
     }
@@ -121,7 +122,7 @@ impl Device {
     /// The most shared memory one block of threads may have.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn max_shared_bytes(&self) -> Result<u32, ExtError> {
         self.attribute(MAX_SHARED_BYTES)
     }
@@ -129,7 +130,7 @@ impl Device {
     /// The memory that is free now.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn mem_get_info(&self) -> Result<MemInfo, ExtError> {
         let driver = self.bind()?;
         let (mut free, mut total) = (0, 0);
@@ -152,7 +153,10 @@ impl Device {
     /// # Errors
     /// When that work failed.
     pub fn synchronize(&self) -> Result<(), ExtError> {
-        Stream::current(self)?.synchronize()
+        let driver = self.bind()?;
+        let stream = TorchStream::current(self.index)?;
+        // SAFETY: libtorch never destroys its streams.
+        driver.check("cuStreamSynchronize", unsafe { (driver.stream_synchronize)(Handle(stream.handle())) })
     }
 
     /// Makes this GPU's context the calling thread's own, which most of the driver's functions need.

@@ -5,15 +5,14 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
 use libloading::Library;
-
 use torch_ext::ExtError;
-
-use super::arg::DeviceAddress;
 
 const LIBRARY: &str = "libcuda.so.1";
 const HELP: &str = "is the NVIDIA driver installed?";
 
 pub(super) type Code = c_int;
+/// An address in a GPU's memory.
+pub type DeviceAddress = u64;
 
 /// An object of the driver: a context, stream, event, module, function or graph.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

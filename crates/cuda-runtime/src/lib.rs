@@ -17,8 +17,6 @@ mod device;
 #[cfg(feature = "cuda")]
 mod driver;
 #[cfg(feature = "cuda")]
-mod event;
-#[cfg(feature = "cuda")]
 mod graph;
 #[cfg(feature = "cuda")]
 mod module;
@@ -35,13 +33,13 @@ pub use cache::kernel_cache;
 pub use nvrtc::{Arch, Program};
 #[cfg(feature = "cuda")]
 pub use {
-    arg::{Arg, DeviceAddress, address},
+    arg::{Arg, address},
     device::{Device, MemInfo, device_count},
-    event::Event,
+    driver::DeviceAddress,
     graph::Graph,
     module::{Kernel, KernelUse, Launch, Module},
     pinned::PinnedBuffer,
-    stream::{CurrentStream, Stream},
+    stream::{CurrentStream, Event, Stream},
     tensor_map::TensorMap,
     torch_ext::cuda::GraphPool,
     upload::Uploader,

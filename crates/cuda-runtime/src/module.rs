@@ -5,11 +5,12 @@ use std::ffi::{CString, c_int, c_void};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use torch_ext::ExtError;
+
 use super::driver::{
     COOPERATIVE, Driver, Handle, LaunchAttribute, LaunchConfig, PROGRAMMATIC_STREAM_SERIALIZATION,
 };
 use super::{Arg, Device, Program, Stream, nvrtc};
-use torch_ext::ExtError;
 
 /// What a block may have of shared memory without asking for more, what its kernel declares included.
 const DEFAULT_SHARED_BYTES: u32 = 48 * 1024;
@@ -190,7 +191,7 @@ impl Kernel {
     /// What it takes of a multiprocessor.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn usage(&self) -> Result<KernelUse, ExtError> {
         Ok(KernelUse {
             num_registers: self.attribute(NUM_REGISTERS)?,

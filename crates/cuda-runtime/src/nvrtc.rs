@@ -10,9 +10,9 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 use libloading::os::unix::{Library as UnixLibrary, RTLD_GLOBAL, RTLD_NOW};
+use torch_ext::ExtError;
 
 use super::cache;
-use torch_ext::ExtError;
 
 const NVRTC: &str = "libnvrtc.so.13";
 /// NVRTC opens this one by its bare name, so it must already be there.
@@ -123,7 +123,7 @@ pub fn compile_cached(program: &Program, arch: Arch, cache_dir: &Path) -> Result
     Ok(cubin)
 }
 
-type Handle = *mut std::ffi::c_void;
+type ProgramHandle = *mut std::ffi::c_void;
 type Code = c_int;
 
 /// The functions of the library that are used.
@@ -131,19 +131,19 @@ struct Nvrtc {
     version: unsafe extern "C" fn(*mut c_int, *mut c_int) -> Code,
     error_string: unsafe extern "C" fn(Code) -> *const c_char,
     create_program: unsafe extern "C" fn(
-        *mut Handle,
+        *mut ProgramHandle,
         *const c_char,
         *const c_char,
         c_int,
         *const *const c_char,
         *const *const c_char,
     ) -> Code,
-    compile_program: unsafe extern "C" fn(Handle, c_int, *const *const c_char) -> Code,
-    log_size: unsafe extern "C" fn(Handle, *mut usize) -> Code,
-    log: unsafe extern "C" fn(Handle, *mut c_char) -> Code,
-    cubin_size: unsafe extern "C" fn(Handle, *mut usize) -> Code,
-    cubin: unsafe extern "C" fn(Handle, *mut c_char) -> Code,
-    destroy_program: unsafe extern "C" fn(*mut Handle) -> Code,
+    compile_program: unsafe extern "C" fn(ProgramHandle, c_int, *const *const c_char) -> Code,
+    log_size: SizeFunction,
+    log: BytesFunction,
+    cubin_size: SizeFunction,
+    cubin: BytesFunction,
+    destroy_program: unsafe extern "C" fn(*mut ProgramHandle) -> Code,
     // Last, so that nothing outlives it.
     _library: Library,
 }
@@ -213,7 +213,7 @@ impl Nvrtc {
         Ok((major, minor))
     }
 
-    fn create(&self, program: &Program) -> Result<Handle, ExtError> {
+    fn create(&self, program: &Program) -> Result<ProgramHandle, ExtError> {
         let source = c_string(program.source)?;
         let name = c_string(&format!("{}.cu", program.name))?;
         let names = c_strings(program.headers.iter().map(|(name, _)| *name))?;
@@ -234,27 +234,28 @@ impl Nvrtc {
         Ok(handle)
     }
 
-    fn compile(&self, handle: &Handle, program: &Program, arch: Arch) -> Result<Cubin, ExtError> {
+    fn compile(&self, handle: &ProgramHandle, program: &Program, arch: Arch) -> Result<Cubin, ExtError> {
         let options = program.option_list(arch);
         let options = c_strings(options.iter().map(String::as_str))?;
         // SAFETY: the handle is a program that is not destroyed yet, and the options live over the call.
         let code =
             unsafe { (self.compile_program)(*handle, options.len() as c_int, pointers(&options).as_ptr()) };
-        let log = self.text(*handle, (self.log_size, self.log), "nvrtcGetProgramLog")?;
+        let log = self.output(*handle, self.log_size, self.log, "nvrtcGetProgramLog")?;
         let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n', ' ']).to_owned();
         if let Err(error) = self.check("nvrtcCompileProgram", code) {
             let log = if log.is_empty() { error.to_string() } else { log };
             return Err(ExtError::Compile { program: program.name, arch: arch.to_string(), log });
         }
-        let bytes = self.text(*handle, (self.cubin_size, self.cubin), "nvrtcGetCUBIN")?;
+        let bytes = self.output(*handle, self.cubin_size, self.cubin, "nvrtcGetCUBIN")?;
         Ok(Cubin { bytes, warnings: log })
     }
 
-    /// What one of the pairs of functions for a size and its bytes gives.
-    fn text(
+    /// An output of the compiler, by the pair of functions for its size and its bytes.
+    fn output(
         &self,
-        handle: Handle,
-        (size, bytes): SizeAndBytes,
+        handle: ProgramHandle,
+        size: SizeFunction,
+        bytes: BytesFunction,
         call: &'static str,
     ) -> Result<Vec<u8>, ExtError> {
         let mut size_bytes = 0;
@@ -266,14 +267,14 @@ impl Nvrtc {
         Ok(out)
     }
 
-    fn destroy(&self, mut handle: Handle) {
+    fn destroy(&self, mut handle: ProgramHandle) {
         // SAFETY: the handle came from `create` and is not used again. Its code can only say that it was none.
         unsafe { (self.destroy_program)(&mut handle) };
     }
 }
 
-type SizeAndBytes =
-    (unsafe extern "C" fn(Handle, *mut usize) -> Code, unsafe extern "C" fn(Handle, *mut c_char) -> Code);
+type SizeFunction = unsafe extern "C" fn(ProgramHandle, *mut usize) -> Code;
+type BytesFunction = unsafe extern "C" fn(ProgramHandle, *mut c_char) -> Code;
 
 /// Where NVRTC may lie: where the system looks, and beside the libtorch of this process, as the wheels put it.
 fn library_dirs() -> Vec<PathBuf> {

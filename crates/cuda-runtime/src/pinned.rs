@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytemuck::Pod;
 use tch::Tensor;
+use torch_ext::ExtError;
 
 use super::{Device, Event, Stream, arg};
-use torch_ext::ExtError;
 
 /// Any thread's context may use the memory, whichever GPU it belongs to.
 const PORTABLE: u32 = 1;
@@ -23,7 +23,7 @@ pub struct PinnedBuffer<T: Pod> {
     start: NonNull<T>,
     len: usize,
     copied: Event,
-    /// Whether a copy was enqueued since it was last known that none is under way.
+    /// Whether a copy was enqueued since it was last known that none is in flight.
     pending: AtomicBool,
     device: Device,
 }
@@ -63,7 +63,7 @@ impl<T: Pod> PinnedBuffer<T> {
     pub fn as_slice(&self) -> Result<&[T], ExtError> {
         self.settle()?;
         // SAFETY: the memory holds `len` values, zeros at first, and any bytes are valid ones; pages are aligned for
-        // every `Pod` type. No copy into it is under way: `copy_from` takes `&mut self`, and was waited for.
+        // every `Pod` type. No copy into it is in flight: `copy_from` takes `&mut self`, and was waited for.
         Ok(unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.len) })
     }
 
@@ -75,7 +75,7 @@ impl<T: Pod> PinnedBuffer<T> {
         self.settle()?;
         // Only here, where nobody else can enqueue a copy meanwhile.
         *self.pending.get_mut() = false;
-        // SAFETY: as above, the borrow is exclusive, and no copy out of it is under way either.
+        // SAFETY: as above, the borrow is exclusive, and no copy out of it is in flight either.
         Ok(unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.len) })
     }
 

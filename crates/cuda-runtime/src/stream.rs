@@ -1,13 +1,17 @@
-//! Streams: queues of work on a GPU, libtorch's own, so that tensors' operations can go onto them.
+//! Streams and events. Streams are libtorch's own, so that tensors' operations can go onto them.
 #![expect(unsafe_code, reason = "the driver has a C interface")]
+
+mod event;
 
 use std::marker::PhantomData;
 
 use torch_ext::ExtError;
 use torch_ext::cuda::TorchStream;
 
+use crate::Device;
 use crate::driver::Handle;
-use crate::{Device, Event};
+
+pub use event::Event;
 
 /// A queue of work on a GPU. What is enqueued on one is done in order; two know of each other by events only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,7 +33,7 @@ impl Stream {
     /// The stream that the calling thread's operations go onto.
     ///
     /// # Errors
-    /// When libtorch does not say it.
+    /// When libtorch fails.
     pub fn current(device: &Device) -> Result<Self, ExtError> {
         device.bind()?;
         Ok(Self { device: *device, torch: TorchStream::current(device.index())? })
@@ -75,7 +79,7 @@ impl Stream {
     /// Whether what is enqueued now is captured into a graph and not run.
     ///
     /// # Errors
-    /// When the driver does not say it.
+    /// When the driver fails.
     pub fn is_capturing(&self) -> Result<bool, ExtError> {
         let driver = self.device.bind()?;
         let mut status = 0;
@@ -86,7 +90,7 @@ impl Stream {
         Ok(status != 0)
     }
 
-    pub(super) fn handle(&self) -> Handle {
+    pub(crate) fn handle(&self) -> Handle {
         Handle(self.torch.handle())
     }
 }
@@ -101,7 +105,7 @@ pub struct CurrentStream {
 
 impl Drop for CurrentStream {
     fn drop(&mut self) {
-        // It was current before, so libtorch takes it again; there is nobody to tell otherwise.
+        // It was current before, so libtorch takes it again; a destructor could not report a failure.
         let _ = self.before.torch.set_current();
     }
 }

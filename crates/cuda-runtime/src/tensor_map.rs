@@ -5,10 +5,10 @@ use std::ffi::{c_int, c_void};
 
 use bytemuck::{Pod, Zeroable};
 use tch::{Kind, Tensor};
+use torch_ext::ExtError;
 
 use super::driver::Driver;
 use super::{Device, arg};
-use torch_ext::ExtError;
 
 // Numbers of `CUtensorMapDataType`, `CUtensorMapSwizzle` and `CUtensorMapL2promotion`.
 const FLOAT16: c_int = 6;

@@ -1,17 +1,18 @@
-//! Large amounts of host memory to a GPU: weights from a mapped file.
+//! Uploads of large amounts of host memory: weights from a mapped file.
 //!
 //! The driver copies ordinary memory through a small page-locked buffer of its own with one thread, at a fraction of the
-//! bus (4 GB/s of 55 on an H100). Here every thread has two page-locked buffers: it fills one while the other is on its way, and takes
-//! the next piece when it is done, so that no thread waits for another and reading the file and the bus work at once.
+//! bus (4 GB/s of 55 on an H100). Here every thread has two page-locked
+//! buffers: it fills one while the other is in flight, and takes the next piece when it is done, so that no thread waits
+//! for another and reading the file overlaps with the uploads.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 use tch::Tensor;
+use torch_ext::ExtError;
 
 use super::copy::copy_past_caches;
 use super::{Device, Event, PinnedBuffer, Stream, arg};
-use torch_ext::ExtError;
 
 /// Large enough that starting a copy costs nothing beside it, small enough that the last one is soon done.
 const PIECE_BYTES: usize = 2 << 20;
@@ -57,7 +58,7 @@ impl Uploader {
 
     /// Copies `from` to all of `to`, a contiguous tensor of as many bytes on the GPU, with the threads of rayon's pool: a
     /// lock that others of its tasks take must not be held meanwhile. `from` may be changed or unmapped when this returns,
-    /// though the last part is still on its way: what the calling thread's current stream is given afterwards waits for it.
+    /// though the last part is still in flight: what the calling thread's current stream is given afterwards waits for it.
     ///
     /// # Errors
     /// When the tensor is another, or earlier work on the GPU failed.
@@ -80,7 +81,7 @@ impl Uploader {
         self.ready.record(&current)?;
         self.stream.wait(&self.ready)?;
         let sent = self.send(from, address);
-        // Also after an error: the tensor's memory must not be given to others before the pieces under way are there.
+        // Also after an error: the tensor's memory must not be given to others before the pieces in flight have arrived.
         self.copied.record(&self.stream)?;
         current.wait(&self.copied)?;
         sent

@@ -119,7 +119,7 @@ int32_t te_blas_set_invariant(int32_t invariant) {
   });
 }
 
-// A tensor of the host in page-locked memory on its way to a GPU, without waiting for it. tch asks libtorch for the same
+// Uploads a host tensor through page-locked memory, asynchronously. tch asks libtorch for the same
 // in a way that it warns of.
 int32_t te_cuda_send(const at::Tensor* tensor, int64_t device_idx, at::Tensor** out) {
   return guarded([&] {

@@ -13,9 +13,8 @@ mod memory;
 
 use std::process::ExitCode;
 
-use cuda_runtime::Device;
-
 use cases::Case;
+use cuda_runtime::Device;
 
 const CASES: [Case<Device>; 11] = [
     ("device", device::facts),

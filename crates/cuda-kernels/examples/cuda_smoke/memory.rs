@@ -26,7 +26,7 @@ pub(crate) fn pinned(device: &Device) -> Outcome {
     let mut back = PinnedBuffer::<[u32; 4]>::new(device, 1 << 20)?;
     back.copy_from(&on_gpu, &stream)?;
     ensure(back.as_slice()? == buffer.as_slice()?, || "what came back differs".to_owned())?;
-    ensure(back.is_ready()?, || "a copy is still under way".to_owned())?;
+    ensure(back.is_ready()?, || "a copy is still in flight".to_owned())?;
     let small = PinnedBuffer::<f32>::new(device, 3)?;
     let refused = small.copy_to(&on_gpu, &stream);
     ensure(matches!(refused, Err(ExtError::BadTensor { .. })), || {

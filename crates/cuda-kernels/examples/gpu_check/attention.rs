@@ -1,13 +1,14 @@
 //! Decode attention against a softmax in float64, and against itself: shared, alone and in two kernels.
 
 use cuda_kernels::{
-    DecodeAttention, DecodeAttentionQkv, DecodePlan, Kernels, LayerCache, PlanDecode, RopeAndCache, Rotary,
+    DecodeAttention, DecodeAttentionQkv, DecodePlan, LayerCache, ModelKernels, PlanDecode, RopeAndCache,
+    Rotary,
 };
 use tch::{Kind, Tensor};
 
 use crate::cases::{Outcome, ensure};
 use crate::pointwise::{rotary_tables, rotated};
-use crate::support::{Checked, Gpu, double, relative_error, same};
+use crate::support::{Checked, Gpu, Heads, double, relative_error, same};
 
 const MAX_BLOCKS: i64 = 70;
 /// Positions around the edges of blocks and splits; -1 is no row, 2240 is past the table.
@@ -33,7 +34,7 @@ pub(crate) fn all_heads(gpu: &Gpu) -> Outcome {
         (Kind::Float, 128, 1, 2),
         (Kind::Float, 64, 4, 1),
     ] {
-        let error = Case::new(gpu, (kind, d, q), g)?
+        let error = Case::new(gpu, Heads { kind, head_dim: d, queries: q, groups: g })?
             .check(gpu)
             .map_err(|error| format!("{kind:?}, {d} elements, {q} queries a group: {error}"))?;
         facts.push(format!("{d}/{q} {error:.1e}"));
@@ -42,9 +43,8 @@ pub(crate) fn all_heads(gpu: &Gpu) -> Outcome {
 }
 
 struct Case {
-    kernels: Kernels,
-    kind: Kind,
-    sizes: [i64; 3],
+    kernels: ModelKernels,
+    heads: Heads,
     qkv: Tensor,
     keys: Tensor,
     values: Tensor,
@@ -54,7 +54,8 @@ struct Case {
 }
 
 impl Case {
-    fn new(gpu: &Gpu, (kind, d, q): (Kind, i64, i64), g: i64) -> Result<Self, Box<dyn std::error::Error>> {
+    fn new(gpu: &Gpu, heads: Heads) -> Result<Self, Box<dyn std::error::Error>> {
+        let Heads { kind, head_dim: d, queries: q, groups: g } = heads;
         let n = POSITIONS.len() as i64;
         let num_blocks = n * MAX_BLOCKS + 3;
         let block_tables = Tensor::f_randperm(num_blocks, (Kind::Int, tch::Device::Cpu))?
@@ -66,8 +67,7 @@ impl Case {
         }
         let case = Self {
             kernels: gpu.kernels(kind, d as u32, q as u32)?,
-            kind,
-            sizes: [g, q, d],
+            heads,
             qkv: gpu.random(&[n, g, q + 2, d], kind)?.f_mul_scalar(1.5)?,
             // What no sequence has written is NaN, which must not get anywhere.
             keys: gpu.unset(&[num_blocks, g, 32, d], kind)?,
@@ -103,7 +103,7 @@ impl Case {
         copies: i64,
         shares: bool,
     ) -> Result<Outputs, Box<dyn std::error::Error>> {
-        let [g, q, d] = self.sizes;
+        let Heads { head_dim: d, queries: q, groups: g, .. } = self.heads;
         let n = (rows.end - rows.start) * copies;
         let part =
             |tensor: &Tensor| tensor.f_narrow(0, rows.start, rows.end - rows.start)?.f_repeat([copies, 1]);
@@ -119,7 +119,7 @@ impl Case {
             .collect();
         let groups = gpu.ints(&groups, &[n, 2])?;
         let plan = DecodePlan::new(&self.kernels, &gpu.device, [n, MAX_BLOCKS], g)?;
-        let out = gpu.unset(&[n, g * q, d], self.kind)?;
+        let out = gpu.unset(&[n, g * q, d], self.heads.kind)?;
         self.kernels.plan_decode(
             &gpu.stream,
             &PlanDecode {
@@ -149,12 +149,13 @@ impl Case {
 
     /// The same in two kernels.
     fn attend_unfused(&self, gpu: &Gpu) -> Result<Tensor, Box<dyn std::error::Error>> {
-        let [g, q, d] = self.sizes;
+        let Heads { head_dim: d, queries: q, groups: g, .. } = self.heads;
         let n = POSITIONS.len() as i64;
         let (keys, values) = (self.keys.f_detach_copy()?, self.values.f_detach_copy()?);
         let cache = LayerCache { keys: &keys, values: &values };
         let plan = DecodePlan::new(&self.kernels, &gpu.device, [n, MAX_BLOCKS], g)?;
-        let (queries, out) = (gpu.zeros(&[n, g * q, d], self.kind)?, gpu.unset(&[n, g * q, d], self.kind)?);
+        let (queries, out) =
+            (gpu.zeros(&[n, g * q, d], self.heads.kind)?, gpu.unset(&[n, g * q, d], self.heads.kind)?);
         let (positions, block_tables) = (&self.positions, &self.block_tables);
         let num_blocks = self.keys.size()[0];
         self.kernels.plan_decode(
@@ -185,7 +186,7 @@ impl Case {
         let n = POSITIONS.len() as i64;
         let all = self.attend(gpu, 0..n, 1, false)?;
         let shared = self.attend(gpu, 0..n, 1, true)?.out;
-        let many = MANY_ROWS_AND_GROUPS / (n * self.sizes[0]);
+        let many = MANY_ROWS_AND_GROUPS / (n * self.heads.groups);
         for (copies, shares) in [(FEW_COPIES, false), (FEW_COPIES, true), (many, false), (many, true)] {
             let out = self.attend(gpu, 0..n, copies, shares)?.out;
             let out = out.f_view([copies, n, out.size()[1], out.size()[2]])?;
@@ -206,7 +207,7 @@ impl Case {
             ensure(same(&bits, &unfused.f_get(row)?)?, || format!("row {row} differs in two kernels"))?;
             let alone = self.attend(gpu, row..row + 1, 1, false)?.out;
             ensure(same(&bits, &alone.f_get(0)?)?, || format!("row {row} differs when it is alone"))?;
-            worst = worst.max(relative_error(&bits, &self.twin(&all, row)?)?);
+            worst = worst.max(relative_error(&bits, &self.reference(&all, row)?)?);
         }
         for row in (0..n).filter(|row| !self.live_rows().contains(row)) {
             let num_nan = all.out.f_get(row)?.f_isnan()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
@@ -215,14 +216,18 @@ impl Case {
             })?;
         }
         // Weights are rounded to the type before they meet the values.
-        let limit = if self.kind == Kind::Float { 1e-5 } else { 2.0 * crate::support::tolerance(self.kind) };
+        let limit = if self.heads.kind == Kind::Float {
+            1e-5
+        } else {
+            2.0 * crate::support::tolerance(self.heads.kind)
+        };
         ensure(worst < limit, || format!("off by {worst:.1e}, limit {limit:.1e}"))?;
         Ok(worst)
     }
 
     /// `[H, d]` in float64, from the cache as the kernel left it.
-    fn twin(&self, outputs: &Outputs, row: i64) -> Result<Tensor, Box<dyn std::error::Error>> {
-        let [g, q, d] = self.sizes;
+    fn reference(&self, outputs: &Outputs, row: i64) -> Result<Tensor, Box<dyn std::error::Error>> {
+        let Heads { head_dim: d, queries: q, groups: g, .. } = self.heads;
         let len = i64::from(POSITIONS[row as usize]) + 1;
         let blocks = self.block_tables.f_get(row)?.f_narrow(0, 0, (len + 31) / 32)?;
         let context = |cache: &Tensor| -> Result<Tensor, tch::TchError> {
@@ -232,7 +237,7 @@ impl Case {
         let (keys, values) = (context(&outputs.keys)?, context(&outputs.values)?); // [G, len, d]
         let position = self.positions.f_narrow(0, row, 1)?;
         let heads = rotated(&self.qkv.f_narrow(0, row, 1)?.f_narrow(2, 0, q)?, &self.tables, &position)?;
-        let queries = double(&heads.f_get(0)?.f_to_kind(self.kind)?)?; // [G, q, d]
+        let queries = double(&heads.f_get(0)?.f_to_kind(self.heads.kind)?)?; // [G, q, d]
         let scores = queries.f_matmul(&keys.f_transpose(1, 2)?)?.f_mul_scalar(f64::from(self.scale()))?;
         Ok(scores.f_softmax(-1, Kind::Double)?.f_matmul(&values)?.f_reshape([g * q, d])?)
     }
@@ -242,7 +247,7 @@ impl Case {
     }
 
     fn scale(&self) -> f32 {
-        (self.sizes[2] as f32).powf(-0.5)
+        (self.heads.head_dim as f32).powf(-0.5)
     }
 }
 

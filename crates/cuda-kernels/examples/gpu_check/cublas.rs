@@ -47,7 +47,7 @@ pub(crate) fn row_counts(gpu: &Gpu) -> Outcome {
             blas::linear_add_out(&mut added, &x, &weight)?;
             for (few, all) in [(out, &all), (added, &all_added)] {
                 ensure(same(&few, &all.f_narrow(0, 0, num_rows)?)?, || {
-                    format!("{num_rows} rows of [{num_out}, {num_in}] have other bits than more")
+                    format!("{num_rows} rows of [{num_out}, {num_in}] differ from those of larger batches")
                 })?;
             }
         }
@@ -62,12 +62,14 @@ pub(crate) fn row_counts(gpu: &Gpu) -> Outcome {
         let all = logits(MAX_OUTPUT_ROWS)?;
         for num_rows in ROW_COUNTS.into_iter().filter(|&num_rows| num_rows <= MAX_OUTPUT_ROWS) {
             ensure(same(&logits(num_rows)?, &all.f_narrow(0, 0, num_rows)?)?, || {
-                format!("the logits of {num_rows} rows of [{num_out}, {num_in}] have other bits than more")
+                format!(
+                    "the logits of {num_rows} rows of [{num_out}, {num_in}] differ from those of larger batches"
+                )
             })?;
         }
     }
     Ok(format!(
-        "the same bits for 32 to 8192 rows of {} layers, alone and added to the residual, and for 32 to {MAX_OUTPUT_ROWS} rows of logits",
+        "bitwise identical for 32 to 8192 rows of {} layers, alone and added to the residual, and for 32 to {MAX_OUTPUT_ROWS} rows of logits",
         LAYERS.len()
     ))
 }

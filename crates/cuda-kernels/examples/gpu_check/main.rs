@@ -1,4 +1,4 @@
-//! Compares every CUDA kernel with a slow twin on odd shapes, in all cases or in those that the command line names.
+//! Compares every CUDA kernel with a slow reference on odd shapes, in all cases or in those that the command line names.
 //!
 //! A part of `cargo xtask gpu-test`, which also carries it to a machine with a GPU. With `--times` it prints instead how
 //! long the kernels take.
@@ -7,8 +7,8 @@ mod attention;
 #[path = "../common/cases.rs"]
 mod cases;
 mod cublas;
+mod gemm;
 mod pointwise;
-mod product;
 mod sampling_check;
 mod support;
 mod timing;
@@ -23,15 +23,15 @@ const CASES: [Case<Gpu>; 14] = [
     ("norms", pointwise::norms),
     ("activations", pointwise::activations),
     ("rotary embedding and cache", pointwise::rope),
-    ("copied blocks and seen tokens", pointwise::blocks),
     ("decode attention", attention::all_heads),
     ("wrong shapes are refused", attention::wrong_shapes),
     ("row counts of cuBLAS", cublas::row_counts),
-    ("products of a few rows", product::odd_shapes),
-    ("products of a few rows with activations", product::activated),
-    ("products of a few rows against cuBLAS", product::against_cublas),
+    ("small-batch GEMM", gemm::odd_shapes),
+    ("small-batch GEMM with activations", gemm::activated),
+    ("small-batch GEMM against cuBLAS", gemm::against_cublas),
     ("sampling as the reference does", sampling_check::against_reference),
     ("sampling of many rows", sampling_check::many_rows),
+    ("seen tokens", sampling_check::seen_tokens),
     ("first tokens of responses", sampling_check::admissions),
 ];
 

@@ -1,13 +1,14 @@
 //! The sampler against the reference of the sampling crate, token for token.
 
 use cuda_kernels::{
-    Admission, Kernels, MarkSeen, Sample, SampleRules, SampleStatus, Sampled, SamplerScratch, SamplerState,
+    Admission, MarkSeen, Sample, SampleRules, SampleStatus, Sampled, SamplerKernels, SamplerScratch,
+    SamplerState,
 };
 use sampling::{ReferenceSampler, RowState, SamplingParams, TokenSampler};
 use tch::{Kind, Tensor};
 
 use crate::cases::{Outcome, ensure};
-use crate::support::{Checked, Gpu};
+use crate::support::{Checked, Gpu, same};
 
 const SEED: u64 = 0x0123_4567_89ab_cdef;
 const NUM_ROWS: i64 = 9;
@@ -43,7 +44,7 @@ fn rules() -> [SampleRules; 11] {
 }
 
 pub(crate) fn against_reference(gpu: &Gpu) -> Outcome {
-    let kernels = gpu.kernels(Kind::Float, 64, 1)?;
+    let kernels = gpu.sampler_kernels()?;
     let mut num_tokens = 0;
     for (vocab_size, padded) in [(256_000, 256_000), (50_257, 50_304), (8192, 8192), (1003, 1003), (3, 5)] {
         // The reference sorts whole rows, which takes its time on the largest vocabulary.
@@ -60,9 +61,9 @@ pub(crate) fn against_reference(gpu: &Gpu) -> Outcome {
     Ok(format!("{num_tokens} tokens"))
 }
 
-/// So many rows that all warps of the GPU share them, where the width allows.
+/// A batch so large that all warps of the GPU share its rows, where the width allows.
 pub(crate) fn many_rows(gpu: &Gpu) -> Outcome {
-    let kernels = gpu.kernels(Kind::Float, 64, 1)?;
+    let kernels = gpu.sampler_kernels()?;
     let mut num_tokens = 0;
     for (num_rows, vocab_size, padded) in
         [(200, 32_003, 32_064), (40, 250_000, 250_004), (40, 250_000, 250_003)]
@@ -172,7 +173,7 @@ fn records(out: &Tensor) -> Result<Vec<Sampled>, Box<dyn std::error::Error>> {
 
 fn check(
     gpu: &Gpu,
-    kernels: &Kernels,
+    kernels: &SamplerKernels,
     rules: &SampleRules,
     logits: &Tensor,
 ) -> Result<usize, Box<dyn std::error::Error>> {
@@ -235,7 +236,7 @@ fn check(
     Ok(num_tokens)
 }
 
-fn mark(gpu: &Gpu, kernels: &Kernels, slots: &Slots, (history, vocab_size): (&[u32], i64)) -> Checked {
+fn mark(gpu: &Gpu, kernels: &SamplerKernels, slots: &Slots, (history, vocab_size): (&[u32], i64)) -> Checked {
     let [num_rows] = slots.positions.size()[..] else { return Err("slots are a list".into()) };
     let tokens: Vec<i32> = (0..num_rows).flat_map(|_| history.iter().map(|&token| token as i32)).collect();
     let len = history.len() as i32;
@@ -264,7 +265,7 @@ pub(crate) fn admissions(gpu: &Gpu) -> Outcome {
 
 fn check_admissions(gpu: &Gpu, num_copies: i32) -> Checked {
     const SLOTS_OF_COPY: i32 = 8;
-    let kernels = gpu.kernels(Kind::Float, 64, 1)?;
+    let kernels = gpu.sampler_kernels()?;
     let vocab_size = 32_000;
     let rules = SampleRules { vocab_size, temperature: 0.9, ..rules()[0] };
     let admission = |logits_row, slot, position, response_idx, sample_idx| Admission {
@@ -334,4 +335,17 @@ fn check_admissions(gpu: &Gpu, num_copies: i32) -> Checked {
         ensure(is_right, || format!("{admission:?}: {sampled:?}, slot {numbers:?}, the reference {token}"))?;
     }
     Ok(())
+}
+
+pub(crate) fn seen_tokens(gpu: &Gpu) -> Outcome {
+    let kernels = gpu.sampler_kernels()?;
+    let seen = gpu.ints(&[-1; 16], &[4, 4])?;
+    let tokens = gpu.ints(&[0, 31, 32, 99, 100, -5, 7, 7], &[8])?;
+    let (cu_seqlens, slots) = (gpu.ints(&[0, 5, 5, 8], &[4])?, gpu.ints(&[2, -1, 0], &[3])?);
+    let mark =
+        MarkSeen { tokens: &tokens, cu_seqlens: &cu_seqlens, slots: &slots, seen: &seen, vocab_size: 100 };
+    kernels.mark_seen(&gpu.stream, &mark)?;
+    let expect = gpu.ints(&[128, 0, 0, 0, -1, -1, -1, -1, i32::MIN | 1, 1, 0, 8, -1, -1, -1, -1], &[4, 4])?;
+    ensure(same(&seen, &expect)?, || format!("seen tokens: {seen:?}"))?;
+    Ok("tokens out of range, no slot".to_owned())
 }

@@ -2,11 +2,21 @@
 
 use std::error::Error;
 
-use cuda_kernels::{KernelConfig, Kernels};
+use cuda_kernels::{KernelConfig, ModelKernels, SamplerKernels};
 use cuda_runtime::{Device, Stream};
 use tch::{Kind, Tensor};
 
 pub(crate) type Checked = Result<(), Box<dyn Error>>;
+
+/// The attention heads that a case has.
+#[derive(Clone, Copy)]
+pub(crate) struct Heads {
+    pub(crate) kind: Kind,
+    pub(crate) head_dim: i64,
+    /// Query heads of a group.
+    pub(crate) queries: i64,
+    pub(crate) groups: i64,
+}
 
 /// The first GPU, and where compiled kernels are kept while this runs.
 pub(crate) struct Gpu {
@@ -27,9 +37,13 @@ impl Gpu {
         kind: Kind,
         head_dim: u32,
         queries_per_group: u32,
-    ) -> Result<Kernels, Box<dyn Error>> {
+    ) -> Result<ModelKernels, Box<dyn Error>> {
         let config = KernelConfig { kind, head_dim, queries_per_group };
-        Ok(Kernels::load(&self.device, &config, Some(self.cache.path()))?)
+        Ok(ModelKernels::load(&self.device, &config, Some(self.cache.path()))?)
+    }
+
+    pub(crate) fn sampler_kernels(&self) -> Result<SamplerKernels, Box<dyn Error>> {
+        Ok(SamplerKernels::load(&self.device, Some(self.cache.path()))?)
     }
 
     pub(crate) fn put(&self, tensor: &Tensor) -> Result<Tensor, Box<dyn Error>> {

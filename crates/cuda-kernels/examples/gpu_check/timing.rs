@@ -1,8 +1,8 @@
 //! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
 
 use cuda_kernels::{
-    Activate, Activation, DecodeAttentionQkv, DecodePlan, Gating, LayerCache, Norm, NormKind, PlanDecode,
-    ResidualAdd, Rotary, Sample, SampleRules, SamplerScratch, SamplerState,
+    Activate, DecodeAttentionQkv, DecodePlan, Gating, LayerCache, Nonlinearity, Norm, NormKind, PlanDecode,
+    Rotary, Sample, SampleRules, SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
 use tch::{Kind, Tensor};
@@ -10,7 +10,7 @@ use torch_ext::ExtError;
 
 use crate::cases::say;
 use crate::pointwise::rotary_tables;
-use crate::support::{Checked, Gpu};
+use crate::support::{Checked, Gpu, Heads};
 
 const NUM_REPLAYS: u32 = 20;
 
@@ -58,25 +58,24 @@ pub(crate) fn table(gpu: &Gpu) -> Checked {
         (32, 1, 1, 512),
         (16, 1, 1, 512),
     ] {
-        attention(gpu, (groups, queries), (rows, context), 0)?;
+        attention(gpu, heads(groups, queries), rows, context, 0)?;
     }
     for shared_blocks in [0, 32] {
-        attention(gpu, (32, 1), (8, 1100), shared_blocks)?;
-        attention(gpu, (32, 1), (64, 1100), shared_blocks)?;
+        attention(gpu, heads(32, 1), 8, 1100, shared_blocks)?;
+        attention(gpu, heads(32, 1), 64, 1100, shared_blocks)?;
     }
     pointwise(gpu)?;
     sampling(gpu)
 }
 
+fn heads(groups: i64, queries: i64) -> Heads {
+    Heads { kind: Kind::BFloat16, head_dim: 128, queries, groups }
+}
+
 /// Neighbours in groups of 8 share their first blocks.
-fn attention(
-    gpu: &Gpu,
-    (groups, queries): (i64, i64),
-    (rows, context): (i64, i64),
-    shared_blocks: i64,
-) -> Checked {
+fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i64) -> Checked {
     const NUM_LAYERS: i64 = 8;
-    let d = 128;
+    let Heads { head_dim: d, queries, groups, .. } = heads;
     let kernels = gpu.kernels(Kind::BFloat16, d as u32, queries as u32)?;
     let width = (context + 31) / 32;
     let num_blocks = rows * width;
@@ -140,33 +139,25 @@ fn pointwise(gpu: &Gpu) -> Checked {
     let (width, ffn) = (4096, 11_008);
     for rows in [1, 64, 256] {
         let random = |columns: i64| gpu.random(&[rows, columns], Kind::BFloat16);
-        let (x, residual, out) = (random(width)?, random(width)?, random(width)?);
+        let (x, out) = (random(width)?, random(width)?);
         let (gated, activated) = (random(2 * ffn)?, random(ffn)?);
         let gain = gpu.random(&[width], Kind::Float)?;
-        let norm = Norm {
-            kind: NormKind::RmsNorm,
-            x: &x,
-            add: Some(ResidualAdd { residual: &residual, bias: None }),
-            gain: &gain,
-            bias: None,
-            eps: 1e-5,
-            out: &out,
-        };
+        let norm = Norm { kind: NormKind::RmsNorm, x: &x, gain: &gain, bias: None, eps: 1e-5, out: &out };
         let activate =
-            Activate { activation: Activation::Silu, gating: Gating::Gated, x: &gated, out: &activated };
+            Activate { activation: Nonlinearity::Silu, gating: Gating::Gated, x: &gated, out: &activated };
         let norm = micros(gpu, |stream| (0..NUM_CALLS).try_for_each(|_| kernels.norm(stream, &norm)))?;
         let activate =
             micros(gpu, |stream| (0..NUM_CALLS).try_for_each(|_| kernels.activate(stream, &activate)))?;
         let [norm, activate] = [norm, activate].map(|time| time / f64::from(NUM_CALLS));
         say(&format!(
-            "{rows} rows: residual and norm of {width} {norm:.2} us, gated activation of {ffn} {activate:.2} us"
+            "{rows} rows: norm of {width} {norm:.2} us, gated activation of {ffn} {activate:.2} us"
         ));
     }
     Ok(())
 }
 
 fn sampling(gpu: &Gpu) -> Checked {
-    let kernels = gpu.kernels(Kind::BFloat16, 128, 1)?;
+    let kernels = gpu.sampler_kernels()?;
     for (rows, vocab_size) in
         [(1, 32_000), (1, 256_000), (64, 32_000), (256, 32_000), (64, 128_256), (256, 256_000)]
     {

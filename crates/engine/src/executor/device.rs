@@ -19,7 +19,6 @@ pub(crate) mod cuda;
 mod row_table;
 
 use buckets::bucket;
-#[cfg(feature = "cuda")]
 pub(crate) use buckets::max_rows;
 pub(crate) use row_table::TableLayout;
 use row_table::{RowTable, TableRow, TokenSource};

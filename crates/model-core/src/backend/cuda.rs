@@ -11,8 +11,7 @@ mod loader;
 mod small_batch;
 
 use cuda_kernels::{
-    DecodePlan, Embed, Kernels as CudaKernels, Norm as NormLaunch, NormKind, PlanDecode,
-    Rotary as RotaryArrays,
+    DecodePlan, Embed, ModelKernels, Norm as NormLaunch, NormKind, PlanDecode, Rotary as RotaryArrays,
 };
 use cuda_runtime::{Device, Stream};
 use model_spec::{HeadLayout, Normalization};
@@ -55,7 +54,7 @@ pub(crate) struct CudaState {
 #[derive(Debug)]
 struct HeadKernels {
     heads: HeadLayout,
-    kernels: CudaKernels,
+    kernels: ModelKernels,
     /// The attention of the current decode step; there when room was made for such steps.
     plan: Option<DecodePlan>,
 }
@@ -70,7 +69,7 @@ struct RotaryOnDevice {
 
 impl CudaState {
     /// The kernels that no head matters to.
-    fn kernels(&self) -> Result<&CudaKernels, ModelError> {
+    fn kernels(&self) -> Result<&ModelKernels, ModelError> {
         let first = self.heads.first().map(|heads| &heads.kernels);
         first.ok_or(ModelError::NoBackend { backend: "CUDA", reason: "no layer has attention" })
     }
@@ -201,9 +200,7 @@ impl StepState for CudaState {
     fn embedding(&mut self, ids: Ids<'_>, table: &Tensor) -> Result<Tensor, ModelError> {
         let Ids::Device(ids) = ids else { return Err(NOT_PLANNED) };
         let out = self.empty(&[ids.size1()?, table.size2()?.1], self.precision.kind())?;
-        let launch =
-            Embed { tokens: ids, positions: None, table, position_table: None, factor: 1.0, out: &out };
-        self.kernels()?.embed(&self.stream()?, &launch)?;
+        self.kernels()?.embed(&self.stream()?, &Embed { tokens: ids, table, out: &out })?;
         Ok(out)
     }
 
@@ -215,7 +212,6 @@ impl StepState for CudaState {
                 Normalization::RmsNorm => NormKind::RmsNorm,
             },
             x,
-            add: None,
             gain: &norm.gain,
             bias: norm.bias.as_ref(),
             eps: norm.epsilon as f32,

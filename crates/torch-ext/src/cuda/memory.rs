@@ -9,7 +9,7 @@ use tch::kind::Element;
 use super::ffi;
 use crate::ExtError;
 
-/// `values` as a tensor of one dimension on GPU `device_idx`, through page-locked memory. Nobody waits: what is enqueued on
+/// `values` as a tensor of one dimension on GPU `device_idx`, through page-locked memory. The upload is asynchronous: what is enqueued on
 /// the current stream afterwards finds it there.
 ///
 /// # Errors

@@ -32,7 +32,7 @@ impl TorchStream {
     /// The stream that the calling thread's operations on a GPU go onto.
     ///
     /// # Errors
-    /// When libtorch does not say it.
+    /// When libtorch fails.
     pub fn current(device_idx: usize) -> Result<Self, ExtError> {
         Self::from_shim(device_idx, "getCurrentCUDAStream", ffi::te_cuda_current_stream)
     }

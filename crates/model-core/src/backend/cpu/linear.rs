@@ -1,6 +1,6 @@
 //! Linear layers packed for the CPU kernels.
 
-use cpu_kernels::{Activation as Function, CpuKernels, Layout, PackedLinear};
+use cpu_kernels::{CpuKernels, Layout, Nonlinearity as Function, PackedLinear};
 use model_spec::{Activation, Nonlinearity};
 use tch::Tensor;
 
@@ -51,7 +51,7 @@ fn function(activation: Activation) -> Function {
     match activation.nonlinearity {
         Nonlinearity::Gelu => Function::Gelu,
         Nonlinearity::GeluTanh => Function::GeluTanh,
-        Nonlinearity::QuickGelu => Function::GeluSigmoid,
+        Nonlinearity::QuickGelu => Function::QuickGelu,
         Nonlinearity::Silu => Function::Silu,
         Nonlinearity::Relu => Function::Relu,
         Nonlinearity::SquaredRelu => Function::SquaredRelu,

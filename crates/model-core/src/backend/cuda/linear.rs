@@ -1,6 +1,6 @@
 //! Linear layers on a GPU: cuBLAS's GEMMs, and the in-house one for small batches.
 
-use cuda_kernels::{Activate, Activation as Function, Gating, Product, ProductOut};
+use cuda_kernels::{Activate, Gating, Gemm, GemmOut, Nonlinearity as Function};
 use model_spec::{Activation, Nonlinearity};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
@@ -83,29 +83,29 @@ impl CudaLinear {
         at: &CudaState,
     ) -> Result<Tensor, ModelError> {
         let gemm = |bias, out| -> Result<(), ModelError> {
-            let launch = Product { x, weight: &self.weight, bias, out };
-            Ok(at.kernels()?.product(&at.stream()?, &launch)?)
+            let launch = Gemm { x, weight: &self.weight, bias, out };
+            Ok(at.kernels()?.gemm(&at.stream()?, &launch)?)
         };
         match epilogue {
             Epilogue::Store => {
                 let y = at.empty(&self.out_shape(x)?, at.precision.kind())?;
-                gemm(self.bias.as_ref(), ProductOut::Rounded(&y))?;
+                gemm(self.bias.as_ref(), GemmOut::Rounded(&y))?;
                 Ok(y)
             }
             Epilogue::AddTo(residual) => {
-                gemm(None, ProductOut::Added(&residual))?;
+                gemm(None, GemmOut::Added(&residual))?;
                 self.add_bias(residual)
             }
             Epilogue::Activate(activation) => {
                 let [num_rows, num_columns] = self.out_shape(x)?;
                 let out = at.empty(&[num_rows, ffn_of(num_columns, activation)], at.precision.kind())?;
-                let activated = ProductOut::Activated(&out, function(activation), gating(activation));
+                let activated = GemmOut::Activated(&out, function(activation), gating(activation));
                 gemm(self.bias.as_ref(), activated)?;
                 Ok(out)
             }
             Epilogue::Logits => {
                 let logits = at.empty(&self.out_shape(x)?, Kind::Float)?;
-                gemm(None, ProductOut::Float(&logits))?;
+                gemm(None, GemmOut::Float(&logits))?;
                 self.biased(logits)
             }
         }

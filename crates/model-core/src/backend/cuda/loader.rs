@@ -1,6 +1,6 @@
 //! Weights on their way to a GPU.
 
-use cuda_kernels::{KernelConfig, Kernels as CudaKernels};
+use cuda_kernels::{KernelConfig, ModelKernels};
 use cuda_runtime::{Device, Uploader, kernel_cache};
 use model_spec::{AttentionSpec, HeadLayout};
 use tch::{Kind, Tensor};
@@ -50,7 +50,7 @@ impl CudaLoader {
             head_dim: heads.kv_channels as u32,
             queries_per_group: heads.queries_per_group() as u32,
         };
-        let kernels = CudaKernels::load(device, &config, kernel_cache().as_deref())?;
+        let kernels = ModelKernels::load(device, &config, kernel_cache().as_deref())?;
         known.push(HeadKernels { heads, kernels, plan: None });
         Ok(known.len() - 1)
     }

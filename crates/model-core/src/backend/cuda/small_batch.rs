@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use cuda_kernels::MAX_PRODUCT_ROWS;
+use cuda_kernels::MAX_GEMM_ROWS;
 use model_spec::Activation;
 use tch::{Kind, Tensor};
 
@@ -20,7 +20,7 @@ impl CudaState {
     ) -> Result<usize, ModelError> {
         // The weights may still be in flight, on another stream.
         self.device.synchronize()?;
-        let mut max_rows = MAX_PRODUCT_ROWS;
+        let mut max_rows = MAX_GEMM_ROWS;
         let mut different = HashMap::new();
         for (linear, activation) in linears {
             let (num_out, num_in) = linear.weight.size2()?;
@@ -30,7 +30,7 @@ impl CudaState {
         }
         for (&(num_out, num_in, ..), (_, activation)) in &different {
             let activated = activation.map(|activation| (function(activation), gating(activation)));
-            max_rows = max_rows.min(self.kernels()?.max_product_rows([num_out, num_in], activated)?);
+            max_rows = max_rows.min(self.kernels()?.max_gemm_rows([num_out, num_in], activated)?);
         }
         if max_rows == 0 {
             return Ok(0);

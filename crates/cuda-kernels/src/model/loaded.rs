@@ -1,16 +1,17 @@
-//! The kernels of one model on one GPU.
+//! The programs of a model, compiled and loaded.
 
 use std::path::Path;
 
-use super::KernelConfig;
-use super::product::Products;
-use super::programs::{SamplerTiling, Tiling};
 use cuda_runtime::{Device, Kernel, Module};
 use torch_ext::ExtError;
 
+use super::KernelConfig;
+use super::gemm::GemmKernels;
+use super::programs::Tiling;
+
 /// All kernels, compiled for one GPU, type and kind of head.
 #[derive(Debug)]
-pub struct Kernels {
+pub struct ModelKernels {
     pub(super) config: KernelConfig,
     pub(super) tiling: Tiling,
     pub(super) num_sms: u32,
@@ -22,18 +23,13 @@ pub struct Kernels {
     pub(super) layer_norm: Kernel,
     pub(super) activate: Kernel,
     pub(super) rope_and_cache: Kernel,
-    pub(super) copy_blocks: Kernel,
-    pub(super) mark_seen: Kernel,
     pub(super) plan_decode: Kernel,
     pub(super) decode_attention: Kernel,
     pub(super) decode_attention_qkv: Kernel,
-    pub(super) products: Products,
-    pub(super) sample: Kernel,
-    pub(super) sample_many: Kernel,
-    pub(super) sample_filtered: Kernel,
+    pub(super) gemms: GemmKernels,
 }
 
-impl Kernels {
+impl ModelKernels {
     /// Compiles the kernels for `device`, or takes them from the folder `cache_dir`.
     ///
     /// # Errors
@@ -42,8 +38,6 @@ impl Kernels {
         config.check()?;
         let pointwise = Module::load(device, &config.pointwise(), cache_dir)?;
         let attention = Module::load(device, &config.attention(), cache_dir)?;
-        let sampling = Module::load(device, &SamplerTiling::Plain.program(), cache_dir)?;
-        let filtered = Module::load(device, &SamplerTiling::Filtered.program(), cache_dir)?;
         Ok(Self {
             config: *config,
             tiling: Tiling::of(config),
@@ -55,15 +49,10 @@ impl Kernels {
             layer_norm: pointwise.kernel("layer_norm")?,
             activate: pointwise.kernel("activate")?,
             rope_and_cache: pointwise.kernel("rope_and_cache")?,
-            copy_blocks: pointwise.kernel("copy_blocks")?,
-            mark_seen: pointwise.kernel("mark_seen")?,
             plan_decode: attention.kernel("plan_decode")?,
             decode_attention: attention.kernel("decode_attention")?,
             decode_attention_qkv: attention.kernel("decode_attention_qkv")?,
-            products: Products::new(device, config, cache_dir),
-            sample: sampling.kernel("sample")?,
-            sample_many: sampling.kernel("sample_many")?,
-            sample_filtered: filtered.kernel("sample")?,
+            gemms: GemmKernels::new(device, config, cache_dir),
         })
     }
 

@@ -1,13 +1,13 @@
-// The product of up to 64 rows with a weight, at the speed of memory. Programs are put together in
-// `crates/cuda-kernels/src/programs.rs`.
+// The GEMM of up to 64 rows with a weight, at the speed of memory. Programs are put together in
+// `crates/cuda-kernels/src/model/programs.rs`.
 //
 // Rows are the 64 lines of wgmma and outputs its columns, so that one block a multiprocessor takes its share of the
 // outputs in one piece. Each output is one chain of wgmma over the inputs in order, which gives cuBLAS's bits whatever
 // the number of rows (it is checked for each model at its start): a row's text must not change when it is left alone.
 //
 // Two threads do nothing but ask for later stages, one for weights and one for inputs. The first one begins before the
-// kernel before this one has ended, since weights do not depend on it. It keeps only so much on its way as memory needs
-// to be busy: all that a ring holds, asked for at once, would stand in line before every read of the kernels meanwhile.
+// kernel before this one has ended, since weights do not depend on it. It keeps only as much in flight as memory needs
+// to be busy: requests for all that a ring holds would queue before every read of the kernels that still run.
 
 #include "common.cuh"
 #include "nonlinearity.cuh"
@@ -18,7 +18,7 @@
 #define HALVES (IS_GATED ? 2 : 1)
 #define GROUP_THREADS 128 // those that multiply
 
-struct ProductArgs {
+struct GemmArgs {
     const T* bias;     // [weight's rows], or null
     const T* residual; // [rows, num_out], or null; may be `out`
     void* out;         // T or float [rows, num_out]
@@ -26,7 +26,7 @@ struct ProductArgs {
     int num_out;       // half of the weight's rows when gated
     int num_in;        // a multiple of 8
     int num_stages;
-    int max_pending;   // stages of weights that may be on their way at once
+    int max_pending;   // stages of weights that may be in flight at once
     u32 x_bytes;       // of a tile: 128 for each row, in eights
     int is_f32;        // `out`
 };
@@ -37,7 +37,7 @@ DEVICE void sync_group() { asm volatile("bar.sync 1, %0;" ::"n"(GROUP_THREADS) :
 #include "ring.cuh"
 #include "store.cuh"
 
-// How wgmma is told of rows of 128 swizzled bytes with 1,024 bytes between groups of eight. The lower half has the
+// The descriptor of wgmma for rows of 128 swizzled bytes with 1,024 bytes between groups of eight. The lower half has the
 // address, in units of 16 bytes.
 DEVICE u32 low_descriptor(u32 address) { return address / 16 | 1 << 16; }
 
@@ -49,7 +49,7 @@ DEVICE void multiply(float (&sums)[WEIGHT_ROWS / 2], u64 x, u64 weight) {
     asm volatile(MULTIPLY : MULTIPLY_SUMS : "l"(x), "l"(weight));
 }
 
-DEVICE void multiply_all(const Ring& ring, const ProductArgs& args, float (&sums)[WEIGHT_ROWS / 2]) {
+DEVICE void multiply_all(const Ring& ring, const GemmArgs& args, float (&sums)[WEIGHT_ROWS / 2]) {
     u32 first = low_descriptor(ring.stages), tile_units = ring.tile_bytes / 16, x_units = args.x_bytes / 16;
     int stage_before = 0;
     Place place;
@@ -61,7 +61,7 @@ DEVICE void multiply_all(const Ring& ring, const ProductArgs& args, float (&sums
         asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
         for (int i = 0; i < TILES; i++) {
-            // Lines past the last row are read too. They may hold anything, as lines do not mix. The tile is found from the
+            // Lines past the last row are read too. They may hold garbage: lines are independent. The tile is found from the
             // stage each time: carried along, its descriptors are moved to uniform registers one by one (2B, 1 row: 5 %).
             u32 tile = first + (place.stage * TILES + i) * tile_units;
             u64 x = descriptor(tile), weight = descriptor(tile + x_units);
@@ -79,7 +79,7 @@ DEVICE void multiply_all(const Ring& ring, const ProductArgs& args, float (&sums
 
 // Shared memory: the stages, at a multiple of 1,024 bytes, as the swizzle demands.
 extern "C" __global__ void __launch_bounds__(GROUP_THREADS + 64)
-product(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, ProductArgs args) {
+gemm(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, GemmArgs args) {
     extern __shared__ uint4 shared[];
     __shared__ u64 barriers[3 * MAX_STAGES];
     Ring ring;

@@ -1,12 +1,12 @@
-//! How the product of a few rows is spread over the GPU. Needs no GPU.
+//! How the GEMM of a small batch is spread over the GPU. Needs no GPU.
 #![cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "only the launcher asks"))]
 
-/// Rows of a product by the project's own kernel: the lines of one `wgmma`.
-pub const MAX_PRODUCT_ROWS: i64 = 64;
+/// The largest batch of the in-house GEMM, in rows: the lines of one `wgmma`.
+pub const MAX_GEMM_ROWS: i64 = 64;
 
 /// What decides the shape: the GPU, the outputs and inputs, and how many rows of the weight an output has.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ProductSizes {
+pub(super) struct GemmSizes {
     pub(super) num_sms: u32,
     pub(super) max_shared_bytes: u32,
     pub(super) num_out: i64,
@@ -19,21 +19,21 @@ pub(super) fn tiles_of_stage(weight_rows: u64) -> u64 {
     if weight_rows <= 96 { 2 } else { 1 }
 }
 
-/// Blocks that take so many outputs each, and the ring of stages of each.
+/// How many outputs a block takes, how many blocks there are, and the ring of stages of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct ProductShape {
+pub(super) struct GemmShape {
     /// Rows of the weight in a tile.
     pub(super) weight_rows: u32,
     /// Rows of the input in a tile: those that there are, in eights.
     pub(super) x_rows: u32,
     pub(super) num_blocks: u32,
     pub(super) num_stages: u32,
-    /// Stages of weights that may be on their way at once.
+    /// Stages of weights that may be in flight at once.
     pub(super) max_pending: u32,
     pub(super) shared_bytes: u32,
 }
 
-impl ProductShape {
+impl GemmShape {
     /// Of a row in one tile.
     pub(super) const LINE_BYTES: u64 = 128;
     /// What `wgmma` reads of a tile's inputs, whether they are there or not.
@@ -48,8 +48,8 @@ impl ProductShape {
     const MAX_STAGES: u64 = 16;
     /// With one, fetching and multiplying would take turns.
     const MIN_STAGES: u64 = 2;
-    /// Weights on their way to a multiprocessor: with fewer, memory is not busy all the time, and with more, what the
-    /// kernels before need of it has to wait behind them.
+    /// Weights in flight to a multiprocessor: with fewer, memory is not busy all the time; with more, the reads of earlier
+    /// kernels queue behind them.
     const PENDING_BYTES: u64 = 48 * 1024;
     /// What the kernel declares, and what it may lose to start at a multiple of 1,024.
     const OVERHEAD_BYTES: u64 = Self::MAX_STAGES * 24 + 1024;
@@ -64,10 +64,10 @@ impl ProductShape {
 
     /// For `num_rows` rows of numbers of 2 bytes; `None` when the kernel cannot compute that here. Which outputs share a
     /// block does not depend on the rows.
-    pub(super) fn of(num_rows: i64, sizes: &ProductSizes) -> Option<Self> {
-        let &ProductSizes { num_out, num_in, halves, .. } = sizes;
+    pub(super) fn of(num_rows: i64, sizes: &GemmSizes) -> Option<Self> {
+        let &GemmSizes { num_out, num_in, halves, .. } = sizes;
         // Rows must start at multiples of 16 bytes.
-        if !(1..=MAX_PRODUCT_ROWS).contains(&num_rows) || num_out <= 0 || num_in <= 0 || num_in % 8 != 0 {
+        if !(1..=MAX_GEMM_ROWS).contains(&num_rows) || num_out <= 0 || num_in <= 0 || num_in % 8 != 0 {
             return None;
         }
         let (num_out, num_in, halves) = (num_out as u64, num_in as u64, halves as u64);
@@ -112,14 +112,14 @@ mod tests {
 
     use super::*;
 
-    fn sizes(num_out: i64, num_in: i64, halves: i64) -> ProductSizes {
-        ProductSizes { num_sms: 132, max_shared_bytes: 227 * 1024, num_out, num_in, halves }
+    fn sizes(num_out: i64, num_in: i64, halves: i64) -> GemmSizes {
+        GemmSizes { num_sms: 132, max_shared_bytes: 227 * 1024, num_out, num_in, halves }
     }
 
     #[test]
     fn layers_fill_the_gpu() {
         let of = |num_out, num_in, halves| {
-            let shape = ProductShape::of(64, &sizes(num_out, num_in, halves)).unwrap();
+            let shape = GemmShape::of(64, &sizes(num_out, num_in, halves)).unwrap();
             (shape.weight_rows, shape.num_blocks, shape.num_stages)
         };
         assert_eq!(of(12_288, 4_096, 1), (96, 128, 4));
@@ -130,9 +130,9 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_on_the_way_than_the_ring_holds() {
+    fn no_more_is_in_flight_than_the_ring_holds() {
         let of = |num_rows, num_out| {
-            let shape = ProductShape::of(num_rows, &sizes(num_out, 4_096, 1)).unwrap();
+            let shape = GemmShape::of(num_rows, &sizes(num_out, 4_096, 1)).unwrap();
             (shape.weight_rows, shape.num_stages, shape.max_pending)
         };
         assert_eq!(of(1, 4_096), (32, 16, 6));
@@ -142,10 +142,10 @@ mod tests {
 
     #[test]
     fn what_does_not_fit_has_no_shape() {
-        assert_eq!(ProductShape::of(65, &sizes(64, 64, 1)), None);
-        assert_eq!(ProductShape::of(0, &sizes(64, 64, 1)), None);
-        assert_eq!(ProductShape::of(1, &sizes(64, 36, 1)), None);
-        assert!(ProductShape::of(64, &sizes(16_384, 53_248, 1)).is_some());
+        assert_eq!(GemmShape::of(65, &sizes(64, 64, 1)), None);
+        assert_eq!(GemmShape::of(0, &sizes(64, 64, 1)), None);
+        assert_eq!(GemmShape::of(1, &sizes(64, 36, 1)), None);
+        assert!(GemmShape::of(64, &sizes(16_384, 53_248, 1)).is_some());
     }
 
     proptest! {
@@ -158,8 +158,8 @@ mod tests {
             steps in 1_i64..2_000,
             halves in 1_i64..=2,
         ) {
-            let sizes = ProductSizes { num_sms, max_shared_bytes: kilobytes * 1024, num_out, num_in: steps * 8, halves };
-            let Some(shape) = ProductShape::of(rows, &sizes) else {
+            let sizes = GemmSizes { num_sms, max_shared_bytes: kilobytes * 1024, num_out, num_in: steps * 8, halves };
+            let Some(shape) = GemmShape::of(rows, &sizes) else {
                 return Ok(());
             };
             let tile_bytes = (shape.x_rows + shape.weight_rows) * 128;
@@ -173,7 +173,7 @@ mod tests {
             prop_assert!(shape.weight_rows % (8 * halves as u32) == 0 && shape.weight_rows <= 248);
             prop_assert!(i64::from(shape.num_blocks) * i64::from(shape.weight_rows) / halves >= num_out);
             prop_assert!(i64::from(shape.x_rows) >= rows && shape.x_rows <= 64);
-            if let Some(alone) = ProductShape::of(1, &sizes) {
+            if let Some(alone) = GemmShape::of(1, &sizes) {
                 prop_assert_eq!(alone.weight_rows, shape.weight_rows);
             }
         }

@@ -1,12 +1,12 @@
 //! Launcher of the kernel that splits the fused QKV, rotates it and fills the cache.
 
 use bytemuck::{Pod, Zeroable};
-use tch::{Kind, Tensor};
-
-use super::tensors::{Address, Tensors, bad, count, int, shape_of};
-use super::{BLOCK_SIZE_TOKENS, Kernels};
 use cuda_runtime::{Arg, Launch, Stream};
+use tch::{Kind, Tensor};
 use torch_ext::ExtError;
+
+use super::{BLOCK_SIZE_TOKENS, ModelKernels};
+use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
 /// Tables of the rotary position embedding, which turns elements i and i + rotary_dim / 2 of a head and passes those
 /// past rotary_dim through.
@@ -72,7 +72,7 @@ struct RopeArgs {
     num_slots: i32,
 }
 
-impl Kernels {
+impl ModelKernels {
     /// Enqueues it.
     ///
     /// # Errors

@@ -1,8 +1,8 @@
-//! Names of what the kernels do in the feed-forward part. Needs no GPU.
+//! The activation of the MLP: its function, and whether it is gated. Needs no GPU.
 
 /// A nonlinearity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Activation {
+pub enum Nonlinearity {
     /// By the error function.
     Gelu,
     /// By the hyperbolic tangent.

@@ -3,15 +3,15 @@
 use std::sync::Mutex;
 
 use bytemuck::{Pod, Zeroable};
-use tch::{Kind, Tensor};
-
-use super::rope::RotaryArgs;
-use super::tensors::{Address, Tensors, bad, int, shape_of};
-use super::{BLOCK_SIZE_TOKENS, Kernels, LayerCache, Rotary};
 use cuda_runtime::{Arg, Device, Launch, Stream};
+use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 
-/// What the attention of a step has to do, found by [`Kernels::plan_decode`], and its working memory. One is enough for
+use super::rope::RotaryArgs;
+use super::{BLOCK_SIZE_TOKENS, LayerCache, ModelKernels, Rotary};
+use crate::tensors::{Address, Tensors, bad, int, shape_of};
+
+/// What the attention of a step has to do, found by [`ModelKernels::plan_decode`], and its working memory. One is enough for
 /// all row buckets, as long as steps follow each other on one stream.
 #[derive(Debug)]
 pub struct DecodePlan {
@@ -44,7 +44,7 @@ impl DecodePlan {
     /// # Errors
     /// When the GPU has no memory for it.
     pub fn new(
-        kernels: &Kernels,
+        kernels: &ModelKernels,
         device: &Device,
         [max_rows, max_blocks]: [i64; 2],
         num_groups: i64,
@@ -79,7 +79,7 @@ impl DecodePlan {
         })
     }
 
-    /// Where the tokens of the step go in the cache, `int32[num_rows]`, for [`Kernels::rope_and_cache`].
+    /// Where the tokens of the step go in the cache, `int32[num_rows]`, for [`ModelKernels::rope_and_cache`].
     ///
     /// # Errors
     /// When the plan has fewer rows.
@@ -113,7 +113,7 @@ pub struct PlanDecode<'a> {
     /// `int32[n, max_blocks]`: each row's cache blocks. A row whose position is past them is left out of the step.
     pub block_tables: &'a Tensor,
     /// `int32[n, 2]`: the first row of each row's group and how many leading blocks the group shares. A group's rows are
-    /// neighbours and all say the same; a row alone says (itself, 0). None: nobody shares. Results do not depend on it.
+    /// neighbours and have the same pair; a row alone has (itself, 0). None: no row shares. Results do not depend on it.
     pub prefix_groups: Option<&'a Tensor>,
     /// Blocks of the cache.
     pub num_blocks: i64,
@@ -156,9 +156,9 @@ pub struct DecodeAttention<'a> {
     pub out: &'a Tensor,
 }
 
-/// [`RopeAndCache`](super::RopeAndCache) and [`DecodeAttention`] in one kernel, bit for bit. With few rows it starts before the
-/// kernel before it has ended and then waits for `qkv` alone, so between what writes the plan or the cache and this there
-/// must be a kernel that does not start early, as the embedding of every step is.
+/// [`RopeAndCache`](super::RopeAndCache) and [`DecodeAttention`] in one kernel, bitwise identical. In small batches it starts before
+/// the kernel before it has ended and then waits for `qkv` alone, so between what writes the plan or the cache and this
+/// there must be a kernel that does not start early, as the embedding of every step is.
 #[derive(Clone, Copy, Debug)]
 pub struct DecodeAttentionQkv<'a> {
     /// `T[n, G * (q + 2) * d]`, as Megatron fuses them.
@@ -202,7 +202,7 @@ struct AttentionArgs {
     scale_log2: f32,
 }
 
-impl Kernels {
+impl ModelKernels {
     /// Enqueues the plan of a step.
     ///
     /// # Errors

@@ -2,7 +2,7 @@
 //!
 //! The units multiply a tile of 16 rows x 32 bfloat16 with one of 16 groups x 16 columns, which is how a panel lies in
 //! memory anyway, and add to 16 x 16 sums in float32. A row's sums do not depend on the other rows of a tile, so the
-//! promise of `tile.rs` holds: one sequence of operations an output. What is left of the summed axis past the last 32
+//! promise of the module above holds: one sequence of operations an output. What is left of the summed axis past the last 32
 //! elements goes through the vector units.
 //!
 //! Two registers of rows and two of columns, with their four of sums, fill the eight that there are: 32 rows.
@@ -12,58 +12,16 @@
 )]
 
 use std::arch::asm;
-use std::sync::OnceLock;
 
 use half::bf16;
 
-use super::tile::{BF16_AVX512, Init, MAX_ROWS, PANEL, Panel, Rows, VECTOR_ROWS};
+use super::{BF16_AVX512, Init, MAX_ROWS, PANEL, Panel, Rows, VECTOR_ROWS};
 
 /// Rows of one matrix register.
 const TILE_ROWS: usize = 16;
 /// Groups of two elements that one instruction sums.
 const TILE_GROUPS: usize = 16;
 const TILE_ROW_BYTES: u16 = 64;
-
-/// Whether processor and system let this process use the matrix units. The system wants to be asked, once, because
-/// their registers make a thread's saved state larger by 8 KiB.
-pub(crate) fn is_available() -> bool {
-    static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| has_instructions() && ask_system())
-}
-
-/// CPUID leaf 7: bit 22 of EDX is AMX-BF16, bit 24 AMX-TILE.
-fn has_instructions() -> bool {
-    use std::arch::x86_64::{__cpuid, __cpuid_count};
-    const AMX: u32 = 1 << 22 | 1 << 24;
-    __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & AMX == AMX
-}
-
-#[cfg(target_os = "linux")]
-fn ask_system() -> bool {
-    const SYS_ARCH_PRCTL: isize = 158;
-    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
-    const XFEATURE_XTILEDATA: usize = 18;
-    let mut result = SYS_ARCH_PRCTL;
-    // SAFETY: the call takes two numbers and touches no memory of this process; a system that does not know it says
-    // so. `syscall` itself overwrites rcx and r11.
-    unsafe {
-        asm!(
-            "syscall",
-            inout("rax") result,
-            in("rdi") ARCH_REQ_XCOMP_PERM,
-            in("rsi") XFEATURE_XTILEDATA,
-            out("rcx") _,
-            out("r11") _,
-            options(nostack),
-        );
-    }
-    result == 0
-}
-
-#[cfg(not(target_os = "linux"))]
-fn ask_system() -> bool {
-    false
-}
 
 /// What `ldtilecfg` reads: rows and bytes a row of each of the eight registers.
 #[repr(C, align(64))]
@@ -98,16 +56,16 @@ static CONFIGS: [TileConfig; MAX_ROWS] = {
 /// Sets the registers of this thread up for tiles of `num_rows` rows, from 1 to [`MAX_ROWS`].
 ///
 /// # Safety
-/// On a machine where [`is_available`] says yes.
+/// On a machine whose instruction set is [`Isa::Amx`](crate::Isa::Amx).
 pub(super) unsafe fn configure(num_rows: usize) {
     // SAFETY: the configuration is one of a static table; nothing else in the process keeps values in these registers.
     unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const CONFIGS[num_rows - 1], options(nostack, readonly)) }
 }
 
-/// As [`Tiles::run`](super::tile::Tiles::run), after [`configure`] with `rows.len`.
+/// As [`Tiles::run`](super::Tiles::run), after [`configure`] with `rows.len`.
 ///
 /// # Safety
-/// As there, on a machine where [`is_available`] says yes.
+/// As there, on a machine whose instruction set is [`Isa::Amx`](crate::Isa::Amx).
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) unsafe fn tile_bf16_amx(rows: Rows<bf16>, panel: Panel<bf16>, init: Init, acc: *mut [f32; PANEL]) {
     let num_steps = panel.num_groups / TILE_GROUPS;

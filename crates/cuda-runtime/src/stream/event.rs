@@ -1,9 +1,11 @@
 //! Events: marks in a stream that others can wait for, and whose times can be compared.
 #![expect(unsafe_code, reason = "the driver has a C interface")]
 
-use super::driver::Handle;
-use super::{Device, Stream};
 use torch_ext::ExtError;
+
+use super::Stream;
+use crate::Device;
+use crate::driver::Handle;
 
 const DISABLE_TIMING: u32 = 2;
 

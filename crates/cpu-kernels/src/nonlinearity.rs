@@ -4,13 +4,13 @@ use super::math::{erf, exp, sigmoid, tanh};
 
 /// An activation function; whether it gates a second half is the linear layer's layout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Activation {
+pub enum Nonlinearity {
     /// x * Phi(x) with the error function.
     Gelu,
     /// The tanh approximation of gelu (`openai_gelu`).
     GeluTanh,
     /// x * sigmoid(1.702 x) (`approx-gelu`).
-    GeluSigmoid,
+    QuickGelu,
     /// x * sigmoid(x).
     Silu,
     /// max(x, 0).
@@ -19,7 +19,7 @@ pub enum Activation {
     SquaredRelu,
 }
 
-impl Activation {
+impl Nonlinearity {
     /// Applies the function in place. The choice is made outside the loop, so that the loop becomes vector code.
     #[inline(always)]
     pub(crate) fn apply(self, values: &mut [f32]) {
@@ -32,7 +32,7 @@ impl Activation {
             Self::GeluTanh => {
                 map(values, |x| 0.5 * x * (1.0 + tanh(0.797_884_6 * x * (1.0 + 0.044_715 * x * x))));
             }
-            Self::GeluSigmoid => map(values, |x| x * sigmoid(1.702 * x)),
+            Self::QuickGelu => map(values, |x| x * sigmoid(1.702 * x)),
             Self::Silu => map(values, |x| x / (1.0 + exp(-x))),
             Self::Relu => map(values, |x| x.max(0.0)),
             Self::SquaredRelu => map(values, |x| x.max(0.0) * x.max(0.0)),

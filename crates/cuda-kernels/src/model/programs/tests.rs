@@ -1,19 +1,5 @@
 use super::*;
-use cuda_runtime::nvrtc::{Arch, compile};
-
-const ARCHS: [Arch; 2] = [Arch { major: 8, minor: 0 }, Arch { major: 9, minor: 0 }];
-
-fn check(program: &Program) {
-    for arch in ARCHS {
-        check_for(program, arch);
-    }
-}
-
-fn check_for(program: &Program, arch: Arch) {
-    let cubin = compile(program, arch).unwrap();
-    assert_eq!(cubin.warnings, "", "{} {:?} {arch}", program.name, program.defines);
-    assert!(cubin.bytes.starts_with(b"\x7fELF"));
-}
+use crate::test_compile::{ARCHS, check, check_for};
 
 fn config(kind: Kind, head_dim: u32, queries_per_group: u32) -> KernelConfig {
     KernelConfig { kind, head_dim, queries_per_group }
@@ -27,19 +13,19 @@ fn pointwise_kernels_compile() {
 }
 
 #[test]
-fn products_compile_where_there_is_wgmma() {
+fn gemms_compile_where_there_is_wgmma() {
     let [older, newer] = ARCHS;
     for (kind, weight_rows, activated) in [
         (Kind::BFloat16, 32, None),
-        (Kind::Half, 176, Some((Activation::Silu, Gating::Gated))),
-        (Kind::BFloat16, 240, Some((Activation::Gelu, Gating::Gated))),
+        (Kind::Half, 176, Some((Nonlinearity::Silu, Gating::Gated))),
+        (Kind::BFloat16, 240, Some((Nonlinearity::Gelu, Gating::Gated))),
         (Kind::BFloat16, 248, None),
     ] {
         let config = config(kind, 128, 1);
-        check_for(&config.product(newer, weight_rows, activated).unwrap(), newer);
-        assert!(config.product(older, weight_rows, activated).is_none());
+        check_for(&config.gemm(newer, weight_rows, activated).unwrap(), newer);
+        assert!(config.gemm(older, weight_rows, activated).is_none());
     }
-    assert!(config(Kind::Float, 128, 1).product(newer, 32, None).is_none());
+    assert!(config(Kind::Float, 128, 1).gemm(newer, 32, None).is_none());
 }
 
 #[test]
@@ -57,12 +43,6 @@ fn attention_compiles_for_all_kinds_of_heads() {
         config.check().unwrap();
         check(&config.attention());
     }
-}
-
-#[test]
-fn sampling_compiles() {
-    check(&SamplerTiling::Plain.program());
-    check(&SamplerTiling::Filtered.program());
 }
 
 #[test]

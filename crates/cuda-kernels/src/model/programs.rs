@@ -1,23 +1,12 @@
-//! The sources of the project's own kernels and what they are compiled for. Needs no GPU.
+//! The programs of a model's kernels: their sources and what they are compiled for. Needs no GPU.
 
-use tch::Kind;
-
-use super::activation::{Activation, Gating};
-use super::product_shape::tiles_of_stage;
 use cuda_runtime::{Arch, Program};
+use tch::Kind;
 use torch_ext::ExtError;
 
-macro_rules! source {
-    ($name:literal) => {
-        include_str!(concat!("../kernels/", $name))
-    };
-}
-
-macro_rules! headers {
-    ($($name:literal),*) => {
-        &[$(($name, source!($name))),*]
-    };
-}
+use super::gemm_shape::tiles_of_stage;
+use super::nonlinearity::{Gating, Nonlinearity};
+use crate::source::{headers, source};
 
 /// What a model's kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,7 +63,7 @@ impl KernelConfig {
         ]
     }
 
-    /// Embedding, norms, activations, rotary embedding with the cache write, and copies of blocks.
+    /// Embedding, norms, activations, and rotary embedding with the cache write.
     pub fn pointwise(&self) -> Program {
         Program {
             name: "pointwise",
@@ -86,8 +75,7 @@ impl KernelConfig {
                 "nonlinearity.cuh",
                 "activate.cuh",
                 "rotary.cuh",
-                "rope.cuh",
-                "blocks.cuh"
+                "rope.cuh"
             ),
             defines: self.defines(),
             options: &[],
@@ -95,18 +83,18 @@ impl KernelConfig {
         }
     }
 
-    /// Products of up to 64 rows with `weight_rows` rows of the weight a block, in eights; there are none in float32, and
-    /// none where there is no `wgmma`.
-    pub fn product(
+    /// The GEMM of batches of up to 64 rows, with `weight_rows` rows of the weight a block, in eights; there is none in
+    /// float32, and none where there is no `wgmma`.
+    pub fn gemm(
         &self,
         arch: Arch,
         weight_rows: u32,
-        activated: Option<(Activation, Gating)>,
+        activated: Option<(Nonlinearity, Gating)>,
     ) -> Option<Program> {
         let is_there = self.kind != Kind::Float && arch == Arch { major: 9, minor: 0 };
         is_there.then(|| Program {
-            name: "product",
-            source: source!("product.cu"),
+            name: "gemm",
+            source: source!("gemm.cu"),
             headers: headers!("common.cuh", "nonlinearity.cuh", "ring.cuh", "store.cuh"),
             defines: [self.defines(), activated_defines(activated), multiply_defines(self.kind, weight_rows)]
                 .concat(),
@@ -145,7 +133,7 @@ impl KernelConfig {
     }
 }
 
-fn activated_defines(activated: Option<(Activation, Gating)>) -> Vec<(&'static str, String)> {
+fn activated_defines(activated: Option<(Nonlinearity, Gating)>) -> Vec<(&'static str, String)> {
     let number = activated.map_or(-1, |(activation, _)| activation as i32);
     let is_gated = matches!(activated, Some((_, Gating::Gated)));
     vec![("ACTIVATION", number.to_string()), ("IS_GATED", u32::from(is_gated).to_string())]
@@ -170,72 +158,6 @@ fn multiply_defines(kind: Kind, weight_rows: u32) -> Vec<(&'static str, String)>
         ("MULTIPLY_SUMS", list(&|i| format!("\"+f\"(sums[{i}])"))),
     ]
 }
-
-/// How the sampler cuts a row of logits into blocks. Tokens do not depend on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SamplerTiling {
-    /// Without top_k and top_p.
-    Plain,
-    /// With them: larger blocks, since each has its own histograms.
-    Filtered,
-}
-
-impl SamplerTiling {
-    /// Threads of a block.
-    pub(super) fn num_threads(self) -> u32 {
-        match self {
-            Self::Plain => 256,
-            Self::Filtered => 512,
-        }
-    }
-
-    /// Logits that a block holds in registers.
-    #[cfg(feature = "cuda")]
-    pub(super) fn chunk(self) -> u32 {
-        self.num_threads() * SAMPLE_VALUES
-    }
-
-    /// Sampling; the same for all models.
-    pub fn program(self) -> Program {
-        let (name, blocks_per_sm, filters) = match self {
-            Self::Plain => ("sampling", SAMPLE_BLOCKS_PER_SM, "0"),
-            Self::Filtered => ("sampling_filtered", 2, "1"),
-        };
-        Program {
-            name,
-            source: source!("sample.cu"),
-            headers: headers!("common.cuh", "numbers.cuh", "row.cuh", "filter.cuh", "many.cuh"),
-            defines: vec![
-                ("ELEM", "0".to_owned()),
-                ("SAMPLE_THREADS", self.num_threads().to_string()),
-                ("SAMPLE_VALUES", SAMPLE_VALUES.to_string()),
-                ("SAMPLE_BLOCKS_PER_SM", blocks_per_sm.to_string()),
-                ("SAMPLE_FILTERS", filters.to_owned()),
-                ("MANY_THREADS", MANY_THREADS.to_string()),
-                ("MANY_BLOCKS_PER_SM", MANY_BLOCKS_PER_SM.to_string()),
-                ("MANY_STAGES", MANY_STAGES.to_string()),
-                ("PIECE_VALUES", PIECE_VALUES.to_string()),
-            ],
-            // The CPU rounds after every operation.
-            options: &["--fmad=false"],
-            is_specific: false,
-        }
-    }
-}
-
-/// Blocks of the sampler without filters that a multiprocessor holds at once.
-pub(super) const SAMPLE_BLOCKS_PER_SM: u32 = 5;
-/// The same of the sampler of many rows, whose warps have so many pieces under way each.
-const MANY_BLOCKS_PER_SM: u32 = 2;
-pub(super) const MANY_STAGES: u32 = 2;
-pub(super) const MANY_THREADS: u32 = 320;
-/// Logits that a thread has of a piece.
-const PIECE_VALUES: u32 = 32;
-/// Logits of a piece, which is a warp's.
-#[cfg(feature = "cuda")]
-pub(super) const PIECE: u32 = 32 * PIECE_VALUES;
-/// Logits that a thread of the sampler holds.
-const SAMPLE_VALUES: u32 = 16;
 
 /// How decode attention is cut. It decides the order of sums, so it depends on the model alone, never on the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,32 +1,26 @@
 //! Launchers of embedding, norms and activations.
 
 use bytemuck::{Pod, Zeroable};
-use tch::{Kind, Tensor};
-
-use super::Kernels;
-use super::activation::{Activation, Gating};
-use super::tensors::{Address, Tensors, bad, count, int, shape_of};
 use cuda_runtime::{Arg, Launch, Stream};
+use tch::{Kind, Tensor};
 use torch_ext::ExtError;
+
+use super::ModelKernels;
+use super::nonlinearity::{Gating, Nonlinearity};
+use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
 /// Elements that a thread takes at once.
 const WIDTH: i64 = 8;
 /// A norm holds its row in registers: 2 times 8 elements in each of 1,024 threads.
 const MAX_NORM_WIDTH: i64 = 16_384;
 
-/// `out = round(round(table[token] + position_table[position]) * factor)`.
+/// `out = table[token]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Embed<'a> {
     /// `int32[n]`. A token outside the table makes its row NaN, which the sampler reports.
     pub tokens: &'a Tensor,
-    /// `int32[n]`; below 0 the row becomes zeros. Needed for `position_table`.
-    pub positions: Option<&'a Tensor>,
     /// `T[num_tokens, h]`.
     pub table: &'a Tensor,
-    /// `T[max_positions, h]`; a position past it makes its row NaN.
-    pub position_table: Option<&'a Tensor>,
-    /// 1 for most models; a rounded value of T.
-    pub factor: f32,
     /// `T[n, h]`; h a multiple of 8.
     pub out: &'a Tensor,
 }
@@ -35,14 +29,10 @@ pub struct Embed<'a> {
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct EmbedArgs {
     tokens: Address,
-    positions: Address,
     table: Address,
-    position_table: Address,
     out: Address,
     width: i32,
     num_tokens: i32,
-    max_positions: i32,
-    factor: f32,
 }
 
 /// Which norm.
@@ -54,24 +44,13 @@ pub enum NormKind {
     LayerNorm,
 }
 
-/// What a norm does before: `residual = round(residual + x + bias)`.
-#[derive(Clone, Copy, Debug)]
-pub struct ResidualAdd<'a> {
-    /// `T[n, h]`, changed in place.
-    pub residual: &'a Tensor,
-    /// `T[h]`.
-    pub bias: Option<&'a Tensor>,
-}
-
-/// `out = norm(x)`, or of the residual stream after adding `x` to it. float32 inside.
+/// `out = norm(x)`, computed in float32.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
     /// Which one.
     pub kind: NormKind,
     /// `T[n, h]`; h a multiple of 8 up to 16,384.
     pub x: &'a Tensor,
-    /// The residual stream that `x` is added to first.
-    pub add: Option<ResidualAdd<'a>>,
     /// `float32[h]`.
     pub gain: &'a Tensor,
     /// `float32[h]`.
@@ -86,8 +65,6 @@ pub struct Norm<'a> {
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct NormArgs {
     x: Address,
-    x_bias: Address,
-    residual: Address,
     gain: Address,
     bias: Address,
     out: Address,
@@ -99,7 +76,7 @@ struct NormArgs {
 #[derive(Clone, Copy, Debug)]
 pub struct Activate<'a> {
     /// Which one.
-    pub activation: Activation,
+    pub activation: Nonlinearity,
     /// Whether `x` is twice as wide as `out`.
     pub gating: Gating,
     /// `T[n, ffn]` or `T[n, 2 * ffn]`.
@@ -119,7 +96,7 @@ struct ActivateArgs {
     reserved: i32,
 }
 
-impl Kernels {
+impl ModelKernels {
     /// Enqueues an embedding.
     ///
     /// # Errors
@@ -129,26 +106,12 @@ impl Kernels {
         let kind = self.config.kind;
         let [num_rows, width] = shape_of(embed.out, "out")?;
         let [num_tokens, _] = shape_of(embed.table, "table")?;
-        let max_positions =
-            embed.position_table.map_or(Ok([0, 0]), |table| shape_of(table, "position_table"))?[0];
-        if embed.position_table.is_some() && embed.positions.is_none() {
-            return Err(bad("positions", "given with `position_table`", 0));
-        }
         let args = EmbedArgs {
             tokens: tensors.address(embed.tokens, "tokens", Kind::Int, &[num_rows])?,
-            positions: tensors.optional(embed.positions, "positions", Kind::Int, &[num_rows])?,
             table: tensors.address(embed.table, "table", kind, &[num_tokens, width])?,
-            position_table: tensors.optional(
-                embed.position_table,
-                "position_table",
-                kind,
-                &[max_positions, width],
-            )?,
             out: tensors.address(embed.out, "out", kind, &[num_rows, width])?,
             width: whole_vectors(width, i64::from(i32::MAX))?,
             num_tokens: int(num_tokens, "rows of `table`")?,
-            max_positions: int(max_positions, "rows of `position_table`")?,
-            factor: embed.factor,
         };
         let num_threads = threads_for(width).min(256);
         self.embed.launch(
@@ -168,13 +131,6 @@ impl Kernels {
         let shape @ [num_rows, width] = shape_of(norm.x, "x")?;
         let args = NormArgs {
             x: tensors.address(norm.x, "x", kind, &shape)?,
-            x_bias: tensors.optional(
-                norm.add.and_then(|add| add.bias),
-                "bias of the addition",
-                kind,
-                &[width],
-            )?,
-            residual: tensors.optional(norm.add.map(|add| add.residual), "residual", kind, &shape)?,
             gain: tensors.address(norm.gain, "gain", Kind::Float, &[width])?,
             bias: tensors.optional(norm.bias, "bias", Kind::Float, &[width])?,
             out: tensors.address(norm.out, "out", kind, &shape)?,

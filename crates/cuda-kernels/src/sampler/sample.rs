@@ -1,14 +1,14 @@
 //! Launcher of the sampler: logits to tokens, and the state of the rows moved on, all on the GPU.
 
 use bytemuck::{Pod, Zeroable};
-use tch::{Kind, Tensor};
-
-use super::Kernels;
-use super::blocks::words_of;
-use super::programs::{MANY_STAGES, MANY_THREADS, PIECE, SAMPLE_BLOCKS_PER_SM, SamplerTiling};
-use super::tensors::{Address, Tensors, bad, count, int, shape_of};
 use cuda_runtime::{Arg, Device, Launch, Stream};
+use tch::{Kind, Tensor};
 use torch_ext::ExtError;
+
+use super::SamplerKernels;
+use super::programs::{MANY_STAGES, MANY_THREADS, PIECE, SAMPLE_BLOCKS_PER_SM, SamplerTiling};
+use super::seen::words_of;
+use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
 /// The largest vocabulary whose weights add up exactly.
 const MAX_VOCAB_SIZE: i64 = 1 << 19;
@@ -221,7 +221,7 @@ struct SampleArgs {
     reserved: i32,
 }
 
-impl Kernels {
+impl SamplerKernels {
     /// Enqueues it.
     ///
     /// # Errors

@@ -1,31 +1,12 @@
-//! Launchers of what is done between steps: copies of cache blocks, and the tokens a response has seen.
+//! Launcher of the sets of tokens that sequences hold, for the repetition penalty.
 
 use bytemuck::{Pod, Zeroable};
-use tch::{Kind, Tensor};
-
-use super::tensors::{Address, Tensors, bad, count, int, shape_of};
-use super::{BLOCK_SIZE_TOKENS, Kernels};
 use cuda_runtime::{Arg, Launch, Stream};
+use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 
-/// Copies blocks of the cache, keys and values of all layers.
-#[derive(Clone, Copy, Debug)]
-pub struct CopyBlocks<'a> {
-    /// `int32[p, 2]` of source and destination; a pair with a block outside the cache does nothing. No block may be the
-    /// destination of one pair and part of another.
-    pub pairs: &'a Tensor,
-    /// `T[num_layers, 2, num_blocks, G, 32, d]`.
-    pub cache: &'a Tensor,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct CopyArgs {
-    pairs: Address,
-    cache: Address,
-    num_blocks: i32,
-    vectors_per_block: i32,
-}
+use super::SamplerKernels;
+use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
 /// Clears the sets of seen tokens of some slots and fills them with prompts.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +15,7 @@ pub struct MarkSeen<'a> {
     pub tokens: &'a Tensor,
     /// `int32[m + 1]`: where each starts, and the end of the last.
     pub cu_seqlens: &'a Tensor,
-    /// `int32[m]`: whose they are; below 0 nobody's.
+    /// `int32[m]`: the slot of each; below 0 the prompt is left out.
     pub slots: &'a Tensor,
     /// Bit sets, `int32[num_slots, ceil(vocab_size / 32)]`.
     pub seen: &'a Tensor,
@@ -55,31 +36,7 @@ struct MarkArgs {
     vocab_size: i32,
 }
 
-impl Kernels {
-    /// Enqueues the copies.
-    ///
-    /// # Errors
-    /// When a tensor does not fit.
-    pub fn copy_blocks(&self, stream: &Stream, copy: &CopyBlocks<'_>) -> Result<(), ExtError> {
-        let tensors = Tensors::on(stream);
-        let [num_pairs, _] = shape_of(copy.pairs, "pairs")?;
-        let [num_layers, _, num_blocks, num_groups, _, _] = shape_of(copy.cache, "cache")?;
-        let shape = [num_layers, 2, num_blocks, num_groups, BLOCK_SIZE_TOKENS, self.head_dim()];
-        let block_bytes =
-            num_groups * BLOCK_SIZE_TOKENS * self.head_dim() * i64::from(self.config.elem_bytes());
-        let args = CopyArgs {
-            pairs: tensors.address(copy.pairs, "pairs", Kind::Int, &[num_pairs, 2])?,
-            cache: tensors.address(copy.cache, "cache", self.config.kind, &shape)?,
-            num_blocks: int(num_blocks, "blocks")?,
-            vectors_per_block: int(block_bytes / 16, "vectors of a block")?,
-        };
-        let launch = Launch {
-            grid: [count(num_pairs, "pairs")?, count(2 * num_layers, "planes of the cache")?, 1],
-            ..Launch::linear(1, 256)
-        };
-        self.copy_blocks.launch(&launch, stream, &[Arg::value(&args)])
-    }
-
+impl SamplerKernels {
     /// Enqueues the marks.
     ///
     /// # Errors
