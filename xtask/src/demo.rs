@@ -6,13 +6,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use nemo_format::{ConvertOptions, Overwrite, convert_checkpoint};
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::workspace::{Workspace, run as run_command, say, shell_line};
-use crate::{setup, wheels};
+use crate::{programs, setup, wheels};
 
 const PROMPTS: &str = "configs/demo/prompts.jsonl";
 const GGUF: &str = "SmolLM2-135M-Instruct.Q4_1.gguf";
@@ -66,27 +66,9 @@ pub(crate) fn prepare_model(workspace: &Workspace) -> Result<Model> {
 /// # Errors
 /// When it does not build.
 pub(crate) fn build(workspace: &Workspace) -> Result<PathBuf> {
-    let mut command = workspace.cargo();
     // `--workspace` for the features that `cargo build --release` has: what one of them built serves the other.
-    command.args(["build", "--release", "--workspace", "--bin", "aligner-gen"]);
-    command.args(["--message-format", "json-render-diagnostics"]);
-    let line = shell_line(&command);
-    let output = command
-        .stderr(std::process::Stdio::inherit())
-        .output()
-        .with_context(|| format!("cannot start `{line}`"))?;
-    if !output.status.success() {
-        bail!("`{line}` failed with {}", output.status);
-    }
-    executable(&String::from_utf8_lossy(&output.stdout)).context("cargo named no executable of `aligner-gen`")
-}
-
-/// The executable in cargo's JSON messages: where it lies depends on the user's target folder.
-fn executable(messages: &str) -> Option<PathBuf> {
-    messages.lines().rev().find_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        Some(PathBuf::from(message.get("executable")?.as_str()?))
-    })
+    let mut built = programs::build(workspace, &["--workspace", "--bin", "aligner-gen"])?;
+    built.remove("aligner-gen").context("cargo named no executable of `aligner-gen`")
 }
 
 /// Brings the model's GGUF file and its licence into `.demo/`.
@@ -231,17 +213,6 @@ mod tests {
             serde_json::json!({"responses": ["Paris.<|im_end|>", "It is\nParis.<|im_end|>"]}).to_string();
         let text = samples(&prompt("Capital?"), &generation).unwrap();
         assert_eq!(text, "\n> Capital?\n  1. Paris.\n  2. It is\n     Paris.\n\n");
-    }
-
-    #[test]
-    fn finds_the_executable_among_cargos_messages() {
-        let messages = concat!(
-            "{\"reason\":\"compiler-artifact\",\"executable\":null}\n",
-            "{\"reason\":\"compiler-artifact\",\"executable\":\"/t/release/aligner-gen\"}\n",
-            "{\"reason\":\"build-finished\",\"success\":true}\n",
-        );
-        assert_eq!(executable(messages), Some(PathBuf::from("/t/release/aligner-gen")));
-        assert_eq!(executable("{\"reason\":\"build-finished\"}"), None);
     }
 
     #[test]

@@ -2,18 +2,23 @@
 
 use std::process::ExitCode;
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod bench;
 mod cluster;
 mod convert_checkpoint;
+mod counts;
 mod demo;
 mod docs;
 mod fixtures;
+mod gpu_test;
+mod programs;
 mod setup;
 mod soak;
 mod suite;
 mod templates;
+mod texts;
 mod tidy;
 mod wheels;
 mod workspace;
@@ -53,6 +58,8 @@ enum Task {
     Fixtures(fixtures::Args),
     /// Starts a Slurm cluster on this machine and runs a job under every launcher
     ClusterTest(cluster::Args),
+    /// Runs every check that needs a GPU: kernels, engine, texts, hashes
+    GpuTest(gpu_test::Args),
     /// The long tests that texts stay the same and nothing is lost
     Soak(soak::Args),
     /// Measures speed beside other programs
@@ -61,25 +68,28 @@ enum Task {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let outcome = Workspace::locate().and_then(|workspace| match cli.task {
-        Task::Setup { cuda } => setup::report(&workspace, cuda),
-        Task::Demo => demo::run(&workspace),
-        Task::Test => suite::run(&workspace),
-        Task::Tidy => tidy::run(&workspace),
-        Task::Docs => docs::run(&workspace),
-        Task::Templates => templates::run(&workspace),
-        Task::ConvertCheckpoint(args) => convert_checkpoint::run(&args),
-        Task::Fixtures(args) => fixtures::run(&workspace, &args),
-        Task::ClusterTest(args) => cluster::run_all(&workspace, &args),
-        Task::Soak(args) => soak::run(&workspace, &args),
-        Task::Bench(bench) => bench::run(&workspace, &bench),
-    });
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            workspace::say(&format!("error: {error:#}"));
-            ExitCode::FAILURE
-        }
+    run(Cli::parse().task).unwrap_or_else(|error| {
+        workspace::say(&format!("error: {error:#}"));
+        ExitCode::FAILURE
+    })
+}
+
+fn run(task: Task) -> Result<ExitCode> {
+    let here = Workspace::locate;
+    match task {
+        Task::Setup { cuda } => setup::report(&here()?, cuda)?,
+        Task::Demo => demo::run(&here()?)?,
+        Task::Test => suite::run(&here()?)?,
+        Task::Tidy => tidy::run(&here()?)?,
+        Task::Docs => docs::run(&here()?)?,
+        Task::Templates => templates::run(&here()?)?,
+        Task::ConvertCheckpoint(args) => convert_checkpoint::run(&args)?,
+        Task::Fixtures(args) => fixtures::run(&here()?, &args)?,
+        Task::ClusterTest(args) => cluster::run_all(&here()?, &args)?,
+        // Also runs where there is no repository.
+        Task::GpuTest(args) => return gpu_test::run(&args),
+        Task::Soak(args) => soak::run(&here()?, &args)?,
+        Task::Bench(bench) => bench::run(&here()?, &bench)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

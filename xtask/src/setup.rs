@@ -10,12 +10,13 @@ use anyhow::{Context, Result, bail};
 
 mod cuda;
 
-pub(crate) use cuda::CudaParts;
+pub(crate) use cuda::{CudaParts, has_driver};
 
 use crate::wheels::{self, install_line};
 use crate::workspace::{Workspace, probe, say};
 
-const TORCH_VERSION: &str = "2.11.0";
+/// The one version of torch that the project is built and tested with.
+pub(crate) const TORCH_VERSION: &str = "2.11.0";
 const PINS: &str = "tools/libtorch-cpu.txt";
 /// Holds the text of the pins it was made from, and is written last: a folder without it is not finished.
 const STAMP: &str = "setup-stamp.txt";

@@ -7,28 +7,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use crate::counts::Counts;
 use crate::workspace::{Workspace, probe, say, shell_line};
 use crate::{docs, setup, templates, tidy};
-
-/// How many tests passed and failed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Counts {
-    passed: u64,
-    failed: u64,
-}
-
-impl Counts {
-    fn add(&mut self, other: Self) {
-        self.passed += other.passed;
-        self.failed += other.failed;
-    }
-}
-
-impl From<templates::Outcome> for Counts {
-    fn from(outcome: templates::Outcome) -> Self {
-        Self { passed: outcome.passed, failed: outcome.failed }
-    }
-}
 
 /// Runs everything that must be true before a change goes in.
 ///
@@ -74,7 +55,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     }
 
     say("== chat templates");
-    record("chat templates", templates::check(workspace).map(Counts::from));
+    record("chat templates", templates::check(workspace));
 
     for check in &skipped {
         say(&format!("skipped, not installed: {check}"));
@@ -82,7 +63,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     for failure in &failures {
         say(&format!("failed: {failure}"));
     }
-    writeln!(std::io::stdout(), "{} passed, {} failed", counts.passed, counts.failed)?;
+    writeln!(std::io::stdout(), "{counts}")?;
     if !failures.is_empty() {
         bail!("not everything passed");
     }

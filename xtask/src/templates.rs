@@ -12,6 +12,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
+use crate::counts::Counts;
 use crate::wheels;
 use crate::workspace::{Workspace, probe, run as run_command, say, shell_line};
 
@@ -25,21 +26,14 @@ const PYPI_PINS: &str = "packages.txt";
 const NPM_PINS: &str = "npm.txt";
 const CONVERSATIONS: &str = "conversations.jsonl";
 
-/// How many templates came out as they must, and how many did not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Outcome {
-    pub(crate) passed: u64,
-    pub(crate) failed: u64,
-}
-
 /// Fetches, judges and compares, and fails unless everything is equal.
 ///
 /// # Errors
 /// When something cannot be fetched or read, or a template renders otherwise than the list of exceptions says.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
-    let outcome = check(workspace)?;
-    writeln!(std::io::stdout(), "{} passed, {} failed", outcome.passed, outcome.failed)?;
-    if outcome.failed > 0 {
+    let counts = check(workspace)?;
+    writeln!(std::io::stdout(), "{counts}")?;
+    if counts.failed > 0 {
         bail!("not every chat template renders as transformers renders it");
     }
     Ok(())
@@ -49,7 +43,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 ///
 /// # Errors
 /// When something cannot be fetched or read, or there are too few renderings to say anything.
-pub(crate) fn check(workspace: &Workspace) -> Result<Outcome> {
+pub(crate) fn check(workspace: &Workspace) -> Result<Counts> {
     let judged = prepare(workspace)?;
     let mut command = workspace.cargo();
     command.args(["run", "--quiet", "-p", "data", "--example", "chat_templates", "--"]).arg(judged);
@@ -57,14 +51,9 @@ pub(crate) fn check(workspace: &Workspace) -> Result<Outcome> {
     let line = shell_line(&command);
     let output =
         command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start `{line}`"))?;
-    outcome(&String::from_utf8_lossy(&output.stdout))
+    // Its only line.
+    Counts::parse(&String::from_utf8_lossy(&output.stdout))
         .with_context(|| format!("`{line}` ended with {}", output.status))
-}
-
-/// The counts of the comparing program's only line.
-fn outcome(stdout: &str) -> Option<Outcome> {
-    let (passed, failed) = stdout.trim().strip_suffix(" failed")?.split_once(" passed, ")?;
-    Some(Outcome { passed: passed.parse().ok()?, failed: failed.parse().ok()? })
 }
 
 /// What the judge wrote. Fetches the packages and the judge, and lets it judge, each unless that was done from the same lists before.
@@ -245,12 +234,6 @@ mod tests {
         let npm = fs::read_to_string(home.join(NPM_PINS)).unwrap();
         assert!(lines.len() >= 10 && !npm_pins(&npm).unwrap().is_empty());
         assert!(npm_pins("name 1.0 abc").is_err());
-    }
-
-    #[test]
-    fn reads_the_counts() {
-        assert_eq!(outcome("266 passed, 1 failed\n"), Some(Outcome { passed: 266, failed: 1 }));
-        assert_eq!(outcome(""), None);
     }
 
     #[test]

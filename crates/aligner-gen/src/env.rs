@@ -2,6 +2,9 @@
 
 use model_core::AttentionSwitches;
 
+/// Set for rank 0: the socket to serve the store on.
+pub(crate) const SOCKET_VARIABLE: &str = "ALIGNER_GEN_SOCKET";
+
 /// `HYDRA_FULL_ERROR=1`: print the whole chain of causes.
 pub(crate) fn full_error() -> bool {
     std::env::var("HYDRA_FULL_ERROR").is_ok_and(|value| value == "1")
@@ -24,7 +27,7 @@ pub(crate) fn of_launcher(name: &str) -> Option<String> {
 
 /// The socket that this program's own launcher has bound for rank 0.
 pub(crate) fn launcher_socket() -> Option<i32> {
-    std::env::var(crate::cluster::spawn::SOCKET_VARIABLE).ok()?.parse().ok()
+    std::env::var(SOCKET_VARIABLE).ok()?.parse().ok()
 }
 
 /// Whether the user has chosen how many threads libtorch takes.

@@ -4,8 +4,6 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 
-use crate::config::CHECKPOINT_LAYER;
-
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ExitStatus {
@@ -111,14 +109,6 @@ failure_from! {
     nemo_format::FormatError => Checkpoint,
 }
 
-impl From<hydra_config::ConfigError> for Failure {
-    fn from(error: hydra_config::ConfigError) -> Self {
-        let is_checkpoint = error.source_layer().is_some_and(|layer| layer.starts_with(CHECKPOINT_LAYER));
-        let status = if is_checkpoint { ExitStatus::Checkpoint } else { ExitStatus::Usage };
-        Self { status, error: error.into() }
-    }
-}
-
 impl From<model_core::ModelError> for Failure {
     fn from(error: model_core::ModelError) -> Self {
         Self { status: model_status(&error), error: error.into() }
@@ -162,17 +152,6 @@ impl From<data::DataError> for Failure {
             | DataError::TooManyRecords { .. } => ExitStatus::Usage,
             DataError::UnusableChatTemplate { .. } => ExitStatus::Checkpoint,
             _ => ExitStatus::Data,
-        };
-        Self { status, error: error.into() }
-    }
-}
-
-impl From<crate::output::OutputError> for Failure {
-    fn from(error: crate::output::OutputError) -> Self {
-        use crate::output::OutputError;
-        let status = match error {
-            OutputError::Changed { .. } => ExitStatus::Usage,
-            _ => ExitStatus::Failed,
         };
         Self { status, error: error.into() }
     }

@@ -96,27 +96,9 @@ impl StopWatch {
     }
 }
 
-/// Reads `DD:HH:MM:SS`.
-pub(crate) fn parse_time_limit(text: &str) -> Option<Duration> {
-    let fields: Vec<u64> = text.split(':').map(|field| field.trim().parse().ok()).collect::<Option<_>>()?;
-    let [days, hours, minutes, seconds] = fields[..] else { return None };
-    let hours = days.checked_mul(24)?.checked_add(hours)?;
-    let minutes = hours.checked_mul(60)?.checked_add(minutes)?;
-    Some(Duration::from_secs(minutes.checked_mul(60)?.checked_add(seconds)?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn time_limits() {
-        assert_eq!(parse_time_limit("00:03:30:00"), Some(Duration::from_secs(12_600)));
-        assert_eq!(parse_time_limit("1:0:0:1"), Some(Duration::from_secs(86_401)));
-        for bad in ["", "1:2:3", "1:2:3:4:5", "a:0:0:0", "-1:0:0:0", "99999999999999999:0:0:0"] {
-            assert_eq!(parse_time_limit(bad), None, "{bad}");
-        }
-    }
 
     #[test]
     fn usr1_is_a_time_limit() {

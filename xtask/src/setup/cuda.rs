@@ -55,7 +55,7 @@ const RUN: Part = Part {
 /// # Errors
 /// When the wheels cannot be fetched or put into place.
 pub(super) fn add(workspace: &Workspace, home: &Path, parts: CudaParts) -> Result<()> {
-    let has_driver = DRIVER.iter().any(|path| Path::new(path).exists());
+    let has_driver = has_driver();
     let chosen: &[Part] = if wants_libraries(parts, has_driver) { &[BUILD, RUN] } else { &[BUILD] };
     for part in chosen {
         let pins = fs::read_to_string(workspace.path(part.pins))
@@ -70,6 +70,11 @@ pub(super) fn add(workspace: &Workspace, home: &Path, parts: CudaParts) -> Resul
         say("no NVIDIA driver here, so the libraries for a GPU were left out: `--cuda=run` brings them");
     }
     Ok(())
+}
+
+/// Whether the NVIDIA driver is loaded.
+pub(crate) fn has_driver() -> bool {
+    DRIVER.iter().any(|path| Path::new(path).exists())
 }
 
 fn wants_libraries(parts: CudaParts, has_driver: bool) -> bool {

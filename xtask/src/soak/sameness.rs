@@ -2,11 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use serde_json::Value;
+use anyhow::Result;
 use sha2::{Digest, Sha256};
 
 use super::{Runner, record};
+use crate::texts;
 use crate::workspace::say;
 
 const QUESTIONS: [&str; 12] = [
@@ -73,7 +73,7 @@ pub(super) fn run(runner: &Runner<'_>, kills: u64) -> Result<Vec<String>> {
         let started = Instant::now();
         let output = runner.output(&name("base"), &overrides(&[]))?;
         let run_time = started.elapsed();
-        let (all, first) = (texts_hash(&output, 4)?, texts_hash(&output, 1)?);
+        let (all, first) = (texts::hash(&output, 4)?, texts::hash(&output, 1)?);
         // Both sets of kernels give the same texts in fp32; in bf16 each gives its own.
         let expect = match (path, &plain_fp32) {
             ("fp32, trt_llm", Some(expect)) => String::clone(expect),
@@ -83,11 +83,11 @@ pub(super) fn run(runner: &Runner<'_>, kills: u64) -> Result<Vec<String>> {
         table.row(path, "as it is", &all, &expect);
         for (what, more) in VARIANTS {
             let varied = runner.output(&name(what), &overrides(more))?;
-            table.row(path, what, &texts_hash(&varied, 4)?, &all);
+            table.row(path, what, &texts::hash(&varied, 4)?, &all);
         }
         let one = "model.generation.num_responses_to_gen=1";
         let one_response = runner.output(&name(one), &overrides(&[one]))?;
-        table.row(path, "1 response, and the first of 4", &texts_hash(&one_response, 1)?, &first);
+        table.row(path, "1 response, and the first of 4", &texts::hash(&one_response, 1)?, &first);
         for (ranks, more) in KILLED {
             let name = name(&format!("killed, {ranks}"));
             let (killed, num_met) = killed(runner, &name, &overrides(more), kills, run_time)?;
@@ -118,19 +118,6 @@ fn killed(
     Ok((runner.output(name, overrides)?, num_met))
 }
 
-/// Of the prompts and the first responses, without the numbers of steps, which follow the batch size.
-fn texts_hash(output: &[u8], num_responses: usize) -> Result<String> {
-    let mut hasher = Sha256::new();
-    for line in output.split_inclusive(|&byte| byte == b'\n') {
-        let record: Value = serde_json::from_slice(line).context("a line of the output is not JSON")?;
-        let responses = record.get("responses").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
-        let responses =
-            responses.get(..num_responses).context("a line of the output has too few responses")?;
-        hasher.update(serde_json::to_vec(&(record.get("prompt"), responses))?);
-    }
-    Ok(format!("{:x}", hasher.finalize()))
-}
-
 fn hash(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
@@ -149,21 +136,5 @@ impl Table {
         if !is_same {
             self.broken.push(format!("{}, {path}, {what}", self.model));
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn hashes_are_of_texts_alone() {
-        let line = |step: u32, responses: &str| {
-            format!("{{\"step\": {step}, \"prompt\": \"a\", \"responses\": {responses}}}\n").into_bytes()
-        };
-        let base = texts_hash(&line(1, r#"["x", "y"]"#), 1).unwrap();
-        assert_eq!(texts_hash(&line(9, r#"["x"]"#), 1).unwrap(), base);
-        assert_ne!(texts_hash(&line(1, r#"["z"]"#), 1).unwrap(), base);
-        assert!(texts_hash(&line(1, "[]"), 1).is_err());
     }
 }

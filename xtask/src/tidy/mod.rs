@@ -14,6 +14,7 @@ mod code;
 mod documents;
 mod edges;
 mod markdown;
+mod modules;
 mod source;
 
 /// One file of the repository: its path from the root with `/`, and its text.
@@ -54,6 +55,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 
     let mut findings = edges::check(&edges::Graph::from_metadata(&metadata));
     findings.extend(book::check(&files, &|path| workspace.path(path).exists()));
+    findings.extend(modules::check(&files));
     for file in &files {
         findings.extend(markdown::check_sentences(file));
         findings.extend(source::check(file));

@@ -8,8 +8,6 @@ pub(crate) mod queue;
 mod shapes;
 mod simulate;
 
-pub(crate) use shapes::ShapeName;
-
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::Path;

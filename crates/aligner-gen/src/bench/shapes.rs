@@ -10,28 +10,13 @@ use nemo_format::{DType, FormatError, Region, TensorMeta, TensorSource};
 use rayon::prelude::*;
 use serde_json::json;
 
+use crate::config::cli::ShapeName;
 use crate::exit::Failure;
 
 /// Neighbouring tensors start this many numbers apart, so that no two are equal.
 const OFFSET_ELEMS: usize = 7919;
 /// Standard deviation of the weights, as in training from scratch.
 const WEIGHT_STD: f32 = 0.02;
-
-/// A model shape by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum ShapeName {
-    /// Small enough for tests.
-    Tiny,
-    /// GPT-2B-001.
-    #[value(name = "gpt-2b")]
-    Gpt2b,
-    /// Llama 2 7B.
-    #[value(name = "llama2-7b")]
-    Llama2_7b,
-    /// Llama 3 8B.
-    #[value(name = "llama3-8b")]
-    Llama3_8b,
-}
 
 impl ShapeName {
     /// Its config and the rows of its embedding table.

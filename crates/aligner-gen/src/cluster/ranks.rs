@@ -4,21 +4,13 @@
 //! (`LightningEnvironment` and its siblings in PyTorch Lightning). The first complete set of variables wins, so torchrun
 //! under srun is torchrun.
 
+use crate::config::devices::Devices;
 use crate::exit::Failure;
 
 use super::hostlist::first_host;
 
 /// Lightning's port where nothing sets one.
 const DEFAULT_PORT: u16 = 12_910;
-
-/// The size of the job as the configuration has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Devices {
-    /// `trainer.devices`; `None` for `auto`.
-    pub(crate) per_node: Option<u32>,
-    /// `trainer.num_nodes`.
-    pub(crate) num_nodes: u32,
-}
 
 /// How ranks find each other.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -69,13 +61,6 @@ impl Place {
     pub(crate) fn alone() -> Self {
         let meeting = Meeting::Address { host: String::new(), port: 0 };
         Self { rank: 0, world_size: 1, local_rank: 0, local_size: 1, meeting }
-    }
-}
-
-impl Devices {
-    /// All ranks, where `auto` is one a machine.
-    pub(crate) fn world_size(self) -> u32 {
-        self.per_node.unwrap_or(1).saturating_mul(self.num_nodes)
     }
 }
 

@@ -19,6 +19,7 @@ use rustix::io::{FdFlags, fcntl_setfd};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
 
 use crate::config::cli::LogArgs;
+use crate::env::SOCKET_VARIABLE;
 use crate::exit::{ExitStatus, Failure};
 use crate::signals::StopWatch;
 
@@ -27,8 +28,6 @@ use super::ranks::LauncherPlan;
 
 /// Set for the ranks: the process that started them.
 pub(crate) const LAUNCHER_VARIABLE: &str = "ALIGNER_GEN_LAUNCHER";
-/// Set for rank 0: the socket to serve the store on.
-pub(crate) const SOCKET_VARIABLE: &str = "ALIGNER_GEN_SOCKET";
 
 /// How many of a rank's last lines the message of its failure has.
 const NUM_LAST_LINES: usize = 12;

@@ -7,7 +7,6 @@ use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hydra_config::{ConfigError, overrides, shell_word};
 
-use crate::bench::ShapeName;
 use crate::exit::Failure;
 
 /// Bulk generation from NeMo checkpoints: SFT-format JSONL in, generations.jsonl out.
@@ -218,6 +217,22 @@ pub(crate) struct BenchArgs {
     /// One JSON object a line instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// A model shape by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum ShapeName {
+    /// Small enough for tests.
+    Tiny,
+    /// GPT-2B-001.
+    #[value(name = "gpt-2b")]
+    Gpt2b,
+    /// Llama 2 7B.
+    #[value(name = "llama2-7b")]
+    Llama2_7b,
+    /// Llama 3 8B.
+    #[value(name = "llama3-8b")]
+    Llama3_8b,
 }
 
 #[derive(Clone, Debug, Args)]

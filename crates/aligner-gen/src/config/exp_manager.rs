@@ -1,9 +1,7 @@
-//! The `exp_manager` section: which loggers there are, and what a run finds and leaves in its log folder.
+//! The `exp_manager` section: which loggers there are, and where a run leaves what.
 //!
 //! Follows NeMo's `exp_manager.py`. What concerns training checkpoints has no meaning here; results of a run are
 //! continued by `output`, whose folder `generations` is left alone.
-
-mod log_folder;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -11,13 +9,10 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use super::plan::out_of_range;
+use super::range::out_of_range;
 use super::raw::RawExpManager;
 use crate::exit::Failure;
 use crate::output::ExistingOutput;
-use crate::signals::parse_time_limit;
-
-pub(crate) use log_folder::{Begin, begin};
 
 /// What `exp_manager` asks for.
 #[derive(Clone, Debug)]
@@ -239,9 +234,27 @@ pub(crate) fn date_and_time(at: SystemTime) -> String {
     format!("{year:04}{month:02}{day:02}_{hour:02}{minute:02}{second:02}")
 }
 
+/// Reads `DD:HH:MM:SS`.
+fn parse_time_limit(text: &str) -> Option<Duration> {
+    let fields: Vec<u64> = text.split(':').map(|field| field.trim().parse().ok()).collect::<Option<_>>()?;
+    let [days, hours, minutes, seconds] = fields[..] else { return None };
+    let hours = days.checked_mul(24)?.checked_add(hours)?;
+    let minutes = hours.checked_mul(60)?.checked_add(minutes)?;
+    Some(Duration::from_secs(minutes.checked_mul(60)?.checked_add(seconds)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn time_limits() {
+        assert_eq!(parse_time_limit("00:03:30:00"), Some(Duration::from_secs(12_600)));
+        assert_eq!(parse_time_limit("1:0:0:1"), Some(Duration::from_secs(86_401)));
+        for bad in ["", "1:2:3", "1:2:3:4:5", "a:0:0:0", "-1:0:0:0", "99999999999999999:0:0:0"] {
+            assert_eq!(parse_time_limit(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn dates() {

@@ -5,11 +5,14 @@
 //! without the checkpoint, which is merged under it afterwards.
 
 pub(crate) mod cli;
+pub(crate) mod devices;
 pub(crate) mod exp_manager;
 mod files;
 pub(crate) mod model_type;
 pub(crate) mod plan;
+pub(crate) mod range;
 pub(crate) mod raw;
+pub(crate) mod records;
 mod show;
 
 use std::path::PathBuf;
@@ -19,7 +22,7 @@ use hydra_config::{Composer, ConfigError, Node, Resolved};
 
 use crate::config::cli::JobArgs;
 use crate::env;
-use crate::exit::Failure;
+use crate::exit::{ExitStatus, Failure};
 use files::{BuiltIn, ConfigFolders};
 
 pub(crate) use show::show;
@@ -282,6 +285,14 @@ fn check_keys(composer: &Composer, known: &Composer) -> Result<(), Failure> {
         tracing::debug!("`{leaf}` ({origin}) has no effect");
     }
     Ok(())
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Self {
+        let is_checkpoint = error.source_layer().is_some_and(|layer| layer.starts_with(CHECKPOINT_LAYER));
+        let status = if is_checkpoint { ExitStatus::Checkpoint } else { ExitStatus::Usage };
+        Self { status, error: error.into() }
+    }
 }
 
 #[cfg(test)]

@@ -11,12 +11,13 @@ use model_core::{Backend, Precision};
 use sampling::{RawEndStrings, SamplingParams};
 use serde_json::{Value, json};
 
+use super::devices::Devices;
 use super::exp_manager::ExpManagerPlan;
 use super::model_type::ModelType;
-use super::raw::{RawConfig, RawDevices, RawDropLast, RawLimit};
-use crate::cluster::ranks::Devices;
+use super::range::{count, out_of_range, positive};
+use super::raw::{RawConfig, RawDropLast, RawLimit};
+use super::records::{self, RecordFormat};
 use crate::exit::Failure;
-use crate::job::records::{self, RecordFormat};
 use crate::output::{Identity, OutputField};
 
 /// What the main job is to do.
@@ -75,7 +76,7 @@ pub(crate) enum Unfinished {
 impl GenerationPlan {
     /// Checks every value and what they mean together.
     pub(crate) fn new(raw: RawConfig) -> Result<Self, Failure> {
-        let devices = devices(&raw)?;
+        let devices = Devices::new(&raw.trainer)?;
         let (lease, join_timeout) = patience(&raw)?;
         data::plan::check_max_epochs(raw.trainer.generation.max_epochs)?;
         check_unavailable(&raw)?;
@@ -181,24 +182,6 @@ impl GenerationPlan {
     }
 }
 
-fn devices(raw: &RawConfig) -> Result<Devices, Failure> {
-    let expected = "a number from 1, -1 or `auto`";
-    let per_node = match &raw.trainer.devices {
-        RawDevices::Number(-1) => None,
-        RawDevices::Number(number) => match u32::try_from(*number) {
-            Ok(0) | Err(_) => return Err(out_of_range("trainer.devices", expected, &number.to_string())),
-            Ok(number) => Some(number),
-        },
-        RawDevices::Name(name) if name == "auto" => None,
-        RawDevices::Name(name) => {
-            return Err(out_of_range("trainer.devices", expected, &format!("`{name}`")));
-        }
-    };
-    let num_nodes = i64::try_from(raw.trainer.num_nodes).unwrap_or(i64::MAX);
-    let num_nodes = count("trainer.num_nodes", num_nodes)?;
-    Ok(Devices { per_node, num_nodes })
-}
-
 /// How long a rank may be silent, and how long one looks for rank 0.
 fn patience(raw: &RawConfig) -> Result<(Duration, Duration), Failure> {
     let generation = &raw.trainer.generation;
@@ -272,24 +255,6 @@ fn parse_seed(seed: Option<i64>) -> Result<u64, Failure> {
         .ok()
         .filter(|&seed| seed > 0)
         .ok_or_else(|| out_of_range("model.seed", "a positive whole number", &seed.to_string()))
-}
-
-pub(crate) fn positive(key: &str, value: i64) -> Result<usize, Failure> {
-    usize::try_from(value)
-        .ok()
-        .filter(|&value| value > 0)
-        .ok_or_else(|| out_of_range(key, "at least 1", &value.to_string()))
-}
-
-fn count(key: &str, value: i64) -> Result<u32, Failure> {
-    u32::try_from(value)
-        .ok()
-        .filter(|&value| value > 0)
-        .ok_or_else(|| out_of_range(key, "at least 1", &value.to_string()))
-}
-
-pub(crate) fn out_of_range(key: &str, expected: &str, actual: &str) -> Failure {
-    Failure::usage(format!("`{key}` must be {expected}, found {actual}"))
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use nemo_format::TensorSource;
 use super::nonfinite;
 use super::progress::Progress;
 use super::steps::{PendingStep, StepCollector};
-use super::summary::{FinishReasons, Summary, seconds};
+use super::summary::{Summary, seconds};
 use crate::cluster::queue::Mailbox;
 use crate::cluster::queue::dispatch::{Desk, DeskReport, Event};
 use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
@@ -22,7 +22,7 @@ use crate::cluster::queue::message::{FromZero, Hello, Leaving, SampleDone, ToZer
 use crate::cluster::queue::worker::{self, Ended};
 use crate::config::plan::GenerationPlan;
 use crate::exit::Failure;
-use crate::metrics::{Metrics, StepCounts};
+use crate::metrics::{FinishReasons, Metrics, StepCounts};
 use crate::output::{GenerationSink, Identity};
 use crate::signals::StopWatch;
 

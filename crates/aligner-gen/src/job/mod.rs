@@ -2,9 +2,10 @@
 
 pub(crate) mod follower;
 pub(crate) mod generate;
+pub(crate) mod log_folder;
 pub(crate) mod nonfinite;
 pub(crate) mod progress;
-pub(crate) mod records;
+pub(crate) mod prompt_builder;
 pub(crate) mod run;
 pub(crate) mod steps;
 pub(crate) mod summary;

@@ -10,8 +10,9 @@ use serde_json::json;
 
 use super::follower;
 use super::generate::{Job, Reports, generate};
+use super::log_folder;
 use super::progress::{Progress, Totals};
-use super::records::prompt_builder;
+use super::prompt_builder::prompt_builder;
 use super::steps::{PendingStep, StepCollector, pending_steps};
 use super::summary::Summary;
 use crate::cluster::queue::link::Server;
@@ -21,7 +22,6 @@ use crate::cluster::ranks::Role;
 use crate::cluster::spawn;
 use crate::config::UserConfig;
 use crate::config::cli::JobArgs;
-use crate::config::exp_manager;
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::logging::Logging;
@@ -104,7 +104,7 @@ fn run_first(
     }
     let command_line = command_line();
     // Only now: the files of another run, which holds the folder, must not be moved from under it.
-    exp_manager::begin(&plan.exp_manager, logging, &command_line, &prepared.setup.begin())?;
+    log_folder::begin(&plan.exp_manager, logging, &command_line, &prepared.setup.begin())?;
     if resume.consumed_samples > 0 {
         tracing::info!(
             "resuming after step {} ({} samples done)",

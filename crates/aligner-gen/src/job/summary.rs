@@ -4,30 +4,12 @@ use std::path::Path;
 use std::time::Duration;
 
 use engine::RunStats;
-use sampling::FinishReason;
 use serde::Serialize;
 
 use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::metrics::FinishReasons;
 use crate::output::write_atomically;
 use crate::table::{thousands, two_columns};
-
-/// How many responses ended for which reason.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct FinishReasons {
-    pub(crate) eos: u64,
-    pub(crate) end_string: u64,
-    pub(crate) length: u64,
-}
-
-impl FinishReasons {
-    pub(crate) fn count(&mut self, reason: FinishReason) {
-        match reason {
-            FinishReason::Eos => self.eos += 1,
-            FinishReason::EndString => self.end_string += 1,
-            FinishReason::Length => self.length += 1,
-        }
-    }
-}
 
 /// Where the time went, in seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
@@ -125,6 +107,8 @@ fn round(value: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use sampling::FinishReason;
+
     use super::*;
 
     #[test]

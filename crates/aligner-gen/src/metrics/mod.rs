@@ -16,10 +16,11 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime};
 
 use hydra_config::Node;
+use sampling::FinishReason;
+use serde::Serialize;
 
 use crate::config::exp_manager::ExpManagerPlan;
 use crate::exit::ExitStatus;
-use crate::job::summary::FinishReasons;
 use tensorboard::EventFile;
 use wandb::OfflineRun;
 
@@ -54,6 +55,24 @@ impl Machine {
             host: text(system.nodename()),
             os: format!("{}-{}-{}", text(system.sysname()), text(system.release()), text(system.machine())),
             num_cpus: u32::try_from(num_cpus).unwrap_or(u32::MAX),
+        }
+    }
+}
+
+/// How many responses ended for which reason.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct FinishReasons {
+    pub(crate) eos: u64,
+    pub(crate) end_string: u64,
+    pub(crate) length: u64,
+}
+
+impl FinishReasons {
+    pub(crate) fn count(&mut self, reason: FinishReason) {
+        match reason {
+            FinishReason::Eos => self.eos += 1,
+            FinishReason::EndString => self.end_string += 1,
+            FinishReason::Length => self.length += 1,
         }
     }
 }

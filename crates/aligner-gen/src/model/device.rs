@@ -3,7 +3,7 @@
 use tch::Device;
 
 use super::host_memory;
-use crate::config::plan::out_of_range;
+use crate::config::range::out_of_range;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 
 /// The ranks of one machine, as far as they share its devices.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::exit::{ExitStatus, Failure};
+
 /// An error of the output folder.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OutputError {
@@ -79,5 +81,15 @@ impl OutputError {
     pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { action, path, source }
+    }
+}
+
+impl From<OutputError> for Failure {
+    fn from(error: OutputError) -> Self {
+        let status = match error {
+            OutputError::Changed { .. } => ExitStatus::Usage,
+            _ => ExitStatus::Failed,
+        };
+        Self { status, error: error.into() }
     }
 }

@@ -10,14 +10,15 @@ use nemo_format::Checkpoint;
 use sampling::StopConditions;
 use serde_json::json;
 
-use crate::cluster::ranks::{Devices, Place, Role};
+use crate::cluster::ranks::{Place, Role};
 use crate::cluster::{cores, ranks, spawn};
-use crate::config::exp_manager;
+use crate::config::devices::Devices;
 use crate::config::plan::GenerationPlan;
 use crate::config::raw::RawConfig;
 use crate::config::{self, UserConfig};
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::job::log_folder;
 use crate::logging::Logging;
 use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
 use crate::model::device::{self, LocalRanks, Shared};
@@ -105,8 +106,8 @@ impl Setup {
     }
 
     /// What the start in the log folder has to know of this rank.
-    pub(super) fn begin(&self) -> exp_manager::Begin<'_> {
-        exp_manager::Begin {
+    pub(super) fn begin(&self) -> log_folder::Begin<'_> {
+        log_folder::Begin {
             inputs: [&self.plan.data_path, &self.checkpoint_path],
             local_rank: self.place().local_rank,
             world_size: self.world_size(),

@@ -1,17 +1,14 @@
-//! The `model.data` section: which records are read, how they become prompts, and how long those may be.
-
-use std::sync::Arc;
+//! The `model.data` section: which records are read, what becomes of them, and how long prompts may be.
 
 use data::{
-    AddedTokens, ChatPromptTokens, KeptMetadata, LengthLimits, PromptBuilder, PromptResponseFormat,
-    PromptTemplate, TokenField, TruncationMethod,
+    AddedTokens, ChatPromptTokens, KeptMetadata, LengthLimits, PromptResponseFormat, PromptTemplate,
+    TokenField, TruncationMethod,
 };
 use serde_json::{Value, json};
 
-use crate::config::plan::{Bos, GenerationPlan, out_of_range, positive};
-use crate::config::raw::{RawData, RawMaxSeqLength, RawTrainDs};
+use super::range::{out_of_range, positive};
+use super::raw::{RawData, RawMaxSeqLength, RawTrainDs};
 use crate::exit::{ExitStatus, Failure, ResultExt};
-use crate::model::checkpoint::OpenTokenizer;
 use crate::output::OutputField;
 
 /// What `truncation_field` is when nobody sets it: the name of a chat record's prompt.
@@ -149,25 +146,6 @@ pub(crate) fn kept_metadata(train_ds: &RawTrainDs, output_fields: &[OutputField]
         (true, false) => KeptMetadata::OtherKeys,
         (true, true) => KeptMetadata::OtherKeysAndText,
     }
-}
-
-/// What makes prompts of the records with the checkpoint's tokenizer.
-pub(crate) fn prompt_builder(
-    plan: &GenerationPlan,
-    tokenizer: &OpenTokenizer,
-) -> Result<PromptBuilder, Failure> {
-    let shared = Arc::clone(&tokenizer.tokenizer);
-    let mut builder = match &plan.records {
-        RecordFormat::Chat(tokens) => PromptBuilder::new(shared, tokens.clone()),
-        RecordFormat::PromptResponse(format) => PromptBuilder::prompt_response(shared, format.clone())?,
-    };
-    if let (RecordFormat::Chat(_), Some(template)) = (&plan.records, tokenizer.chat_template(plan.date)) {
-        builder = builder.with_template(template);
-    }
-    if plan.bos == Bos::Add {
-        builder = builder.with_bos()?;
-    }
-    Ok(builder.with_metadata(plan.kept_metadata))
 }
 
 fn truncation_fields(train_ds: &RawTrainDs) -> Vec<&str> {

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::Context;
 
-use super::ExpManagerPlan;
+use crate::config::exp_manager::ExpManagerPlan;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::logging::Logging;
 

@@ -1,0 +1,46 @@
+//! The fixtures that the checks of logits and texts run on: small models with logits of the original software.
+
+/// The folder that the paths start from, in the repository and in a carried folder alike.
+pub(super) const FOLDER: &str = "tests/fixtures";
+
+/// A checkpoint, and what the original software computes with it in float32.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Model {
+    pub(super) name: &'static str,
+    pub(super) checkpoint: &'static str,
+    pub(super) input_ids: &'static str,
+    pub(super) logits: &'static str,
+    /// The value of `trainer.generation.trt_llm.model_type`.
+    pub(super) model_type: &'static str,
+}
+
+pub(super) const LLAMA: Model = Model {
+    name: "mcore_llama",
+    checkpoint: "mcore_llama/llama_fp32_torch_dist.nemo",
+    input_ids: "mcore_llama/input_ids.npy",
+    logits: "mcore_llama/logits_fp32.npy",
+    model_type: "llama",
+};
+
+pub(super) const GPTNEXT: Model = Model {
+    name: "mcore_gptnext",
+    checkpoint: "mcore_gptnext/gptnext_fp32_torch_dist.nemo",
+    input_ids: "mcore_gptnext/input_ids.npy",
+    logits: "mcore_gptnext/logits_fp32.npy",
+    model_type: "gptnext",
+};
+
+const HF_LLAMA: Model = Model {
+    name: "hf_llama",
+    checkpoint: "hf_llama/hf_llama_converted_bf16_torch_dist.nemo",
+    input_ids: "hf_llama/input_ids.npy",
+    logits: "hf_llama/logits_fp32.npy",
+    model_type: "llama",
+};
+
+pub(super) const MODELS: [Model; 3] = [LLAMA, GPTNEXT, HF_LLAMA];
+
+/// Every file that the checks read.
+pub(super) fn files() -> impl Iterator<Item = &'static str> {
+    MODELS.into_iter().flat_map(|model| [model.checkpoint, model.input_ids, model.logits])
+}

@@ -1,0 +1,156 @@
+//! Texts of whole runs: those of the CPU, and one for every batch, number of responses, number of ranks and kill.
+
+use anyhow::Result;
+
+use super::job::{Data, Job};
+use super::kit::{Device, Kit};
+use super::models::{GPTNEXT, LLAMA, Model};
+use super::report::{Outcome, Report, compare};
+use crate::texts;
+
+const FUSED: &str = "trainer.generation.trt_llm.enable=true";
+const PLAIN: &str = "trainer.generation.trt_llm.enable=false";
+const FP32: &str = "trainer.precision=32";
+const BF16: &str = "trainer.precision=bf16";
+const GREEDY: &str = "model.generation.sampling_params.use_greedy=true";
+/// Everything that changes a draw.
+const SAMPLING: [&str; 5] = [
+    "model.generation.sampling_params.temperature=0.7",
+    "model.generation.sampling_params.top_k=20",
+    "model.generation.sampling_params.top_p=0.9",
+    "model.generation.sampling_params.repetition_penalty=1.2",
+    "model.generation.length_params.min_length=6",
+];
+
+/// Samples where the CPU computes the same, and where only the GPU works.
+const FEW_ROWS: usize = 24;
+/// No multiple of the batches below: the last step is short for every number of ranks.
+const MANY_ROWS: usize = 100;
+const NUM_RESPONSES: usize = 2;
+const KILLS: u32 = 3;
+/// Steps of a few samples, so that a run can be killed between them.
+const SHORT_STEPS: &str = "model.global_batch_size=4";
+
+/// What must not matter, on every path.
+const VARIANTS: [(&str, &[&str]); 3] = [
+    ("max_batch=7", &["trainer.generation.max_batch=7"]),
+    ("global_batch_size=1", &["model.global_batch_size=1"]),
+    ("2 ranks", &["trainer.devices=2", "model.global_batch_size=16"]),
+];
+
+/// More of it, on one path.
+const MORE_VARIANTS: [(&str, &[&str]); 4] = [
+    ("max_batch=1", &["trainer.generation.max_batch=1"]),
+    ("max_batch=64", &["trainer.generation.max_batch=64"]),
+    ("global_batch_size=32", &["model.global_batch_size=32"]),
+    ("4 ranks", &["trainer.devices=4", "model.global_batch_size=16"]),
+];
+
+/// In float32 the device and the backend change no token. The CPU's engine waits for each step and the GPU's runs ahead,
+/// so this holds the one against the other, too.
+///
+/// # Errors
+/// When the data or the report cannot be written.
+pub(super) fn against_cpu(kit: &Kit, report: &mut Report<'_>) -> Result<()> {
+    let data = Data::write(kit, FEW_ROWS)?;
+    let places = [("CPU", Device::Cpu), ("device", kit.device)];
+    let job = |device, num_responses, settings: &[&'static str]| Job {
+        model: &LLAMA,
+        data: &data,
+        device,
+        num_responses,
+        settings: settings.to_vec(),
+    };
+    let mut greedy = Comparison::new("text-fp32, greedy");
+    for (place, device) in places {
+        for (backend, setting) in [("fused", FUSED), ("plain", PLAIN)] {
+            let output = job(device, 1, &[FP32, GREEDY, setting]).run(kit);
+            greedy.add(report, &format!("{place} {backend}"), &output, 1)?;
+        }
+    }
+    let mut sampled = Comparison::new("text-fp32, sampled");
+    for (place, device) in places {
+        let output = job(device, NUM_RESPONSES, &[FP32, FUSED]).with(&SAMPLING).run(kit);
+        sampled.add(report, &format!("{place} fused"), &output, NUM_RESPONSES)?;
+    }
+    Ok(())
+}
+
+/// In bfloat16 each backend has one text.
+///
+/// # Errors
+/// When the data or the report cannot be written.
+pub(super) fn invariance(kit: &Kit, report: &mut Report<'_>) -> Result<()> {
+    let data = Data::write(kit, MANY_ROWS)?;
+    let paths: [(&Model, &str, &str, &[_]); 3] = [
+        (&LLAMA, "fused", FUSED, &MORE_VARIANTS),
+        (&LLAMA, "plain", PLAIN, &[]),
+        (&GPTNEXT, "fused", FUSED, &[]),
+    ];
+    for (model, backend, setting, more) in paths {
+        let settings = vec![BF16, setting];
+        let base = Job { model, data: &data, device: kit.device, num_responses: NUM_RESPONSES, settings };
+        let mut same = Comparison::new(&format!("text-bf16, {}, {backend}", model.name));
+        same.add(report, "as it is", &base.run(kit), NUM_RESPONSES)?;
+        for (name, settings) in VARIANTS.iter().chain(more) {
+            same.add(report, name, &base.with(settings).run(kit), NUM_RESPONSES)?;
+        }
+        let five = Job { num_responses: 5, ..base.clone() };
+        same.add(report, "first 2 of 5 responses", &five.run(kit), NUM_RESPONSES)?;
+        let short = base.with(&[SHORT_STEPS]);
+        let undisturbed = short.run(kit);
+        same.add(report, "global_batch_size=4", &undisturbed, NUM_RESPONSES)?;
+        let killed = short.run_killed(kit, KILLS).and_then(|killed| same_file(&undisturbed, killed));
+        same.add(report, &format!("the same, killed {KILLS} times, whole file"), &killed, NUM_RESPONSES)?;
+    }
+    Ok(())
+}
+
+/// `killed`, if it is what an undisturbed run wrote, to the byte.
+fn same_file(undisturbed: &Result<Vec<u8>>, killed: Vec<u8>) -> Result<Vec<u8>> {
+    match undisturbed {
+        Ok(expect) if *expect != killed => anyhow::bail!("the file is not that of the undisturbed run"),
+        // A run that failed has a result of its own.
+        _ => Ok(killed),
+    }
+}
+
+/// Runs that must have one text, the first of them the one that the others are compared with.
+struct Comparison {
+    name: String,
+    first: Option<Outcome>,
+}
+
+impl Comparison {
+    fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), first: None }
+    }
+
+    /// Records a run by the hash of its prompts and first responses.
+    fn add(
+        &mut self,
+        report: &mut Report<'_>,
+        variant: &str,
+        output: &Result<Vec<u8>>,
+        num_responses: usize,
+    ) -> Result<()> {
+        let hash = match output.as_ref().map(|jsonl| texts::hash(jsonl, num_responses)) {
+            Ok(Ok(hash)) => Ok(hash.chars().take(16).collect()),
+            Ok(Err(error)) => Err(format!("{error:#}")),
+            Err(error) => Err(format!("{error:#}")),
+        };
+        let first = self.first.get_or_insert_with(|| hash.clone());
+        report.record(&format!("{}, {variant}", self.name), &compare(hash, first))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_resumed_file_is_compared_to_the_byte() {
+        assert!(same_file(&Ok(b"ab".to_vec()), b"ab".to_vec()).is_ok());
+        assert!(same_file(&Ok(b"ab".to_vec()), b"a".to_vec()).is_err());
+    }
+}
