@@ -215,9 +215,9 @@ fn mistakes_name_key_value_layer_and_place() {
         command.current_dir(job.path()).args(["-cp", ".", "-cn", "mine"]).args(arguments);
         run(&mut command).expect_code(2).error()
     };
-    insta::assert_snapshot!(with_file("model:\n  seed: five\n", &[]), @"error: `model.seed` must be a whole number, found the text `five` (./mine.yaml line 2)");
+    insta::assert_snapshot!(with_file("model:\n  seed: five\n", &[]), @"error: `model.seed` must be a whole number, found the string `five` (./mine.yaml line 2)");
     insta::assert_snapshot!(with_file("model:\n  generation:\n    sampling_params:\n      top_k: 1.5\n", &[]), @"error: `model.generation.sampling_params.top_k` must be a whole number, found the number 1.5 (./mine.yaml line 4)");
-    insta::assert_snapshot!(with_file("model:\n  generation:\n    sampling_params:\n      end_strings: [1]\n", &[]), @"error: `model.generation.sampling_params.end_strings` must be a list of texts, found a list (./mine.yaml line 4)");
+    insta::assert_snapshot!(with_file("model:\n  generation:\n    sampling_params:\n      end_strings: [1]\n", &[]), @"error: `model.generation.sampling_params.end_strings` must be a list of strings, found a list (./mine.yaml line 4)");
     insta::assert_snapshot!(with_file("{}\n", &["trainer.devices=[1]"]), @"error: `trainer.devices` must be a whole number or `auto`, found a list (command line: trainer.devices=[1])");
     insta::assert_snapshot!(with_file("model: {data: {train_ds: {drop_last: 3}}}\n", &[]), @"error: `model.data.train_ds.drop_last` must be `auto`, true or false, found the whole number 3 (./mine.yaml line 1)");
     insta::assert_snapshot!(with_file("model:\n  data:\n    train_ds:\n      max_seq_len: 5\n", &[]), @"error: unknown key `model.data.train_ds.max_seq_len` (./mine.yaml line 4), did you mean `model.data.train_ds.max_seq_length`?");
@@ -225,7 +225,7 @@ fn mistakes_name_key_value_layer_and_place() {
     insta::assert_snapshot!(with_file("model:\n  seed: ${trainer.nope}\n", &[]), @"error: cannot resolve `${trainer.nope}` at `model.seed` (./mine.yaml line 2): there is no key `trainer.nope`");
     insta::assert_snapshot!(with_file("model:\n  seed: ${model.seed}\n", &[]), @"error: cannot resolve `${model.seed}` at `model.seed` (./mine.yaml line 2): the references form a cycle: `model.seed` -> `model.seed`");
     insta::assert_snapshot!(with_file("model:\n  seed: ${now:%Y}\n", &[]), @"error: cannot resolve `${now:%Y}` at `model.seed` (./mine.yaml line 2): `now` is not supported: a job must mean the same when it is started again; write the value itself");
-    insta::assert_snapshot!(with_file("model:\n  seed: 1\n  seed: 2\n", &[]), @"error: ./mine.yaml:3:3: key `seed` stands twice");
+    insta::assert_snapshot!(with_file("model:\n  seed: 1\n  seed: 2\n", &[]), @"error: ./mine.yaml:3:3: key `seed` appears twice");
     insta::assert_snapshot!(with_file("defaults: [base]\n", &[]), @"error: ./mine.yaml: there is no config file `base.yaml`; in its folder are `mine`");
     insta::assert_snapshot!(with_file("{}\n", &["trainer.generation=null"]).replace(char::is_numeric, "N"), @"error: cannot resolve `${.generation.max_epochs}` at `trainer.max_epochs` (built-in defaults line NN): there is no key `trainer.generation.max_epochs`");
     insta::assert_snapshot!(with_file("{}\n", &["db@model=x"]), @"error: db@model=x: there is no config group `db` in the folders of the config files");

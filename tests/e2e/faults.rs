@@ -44,7 +44,7 @@ fn a_folder_that_cannot_be_written_is_told_at_the_start() {
     std::fs::write(job.path().join("file"), "").unwrap();
     for (log_dir, words) in [
         (job.path().join("file/results"), "Not a directory"),
-        // Nobody may make a folder there, whoever runs the test.
+        // No user may create a folder there.
         ("/proc/aligner-gen-results".into(), "No such file or directory"),
     ] {
         let ended = run(job.command().arg(format!("exp_manager.explicit_log_dir={}", log_dir.display())));

@@ -240,7 +240,7 @@ fn results_that_cannot_be_continued() {
     job.with(&["++exp_manager.resume_if_exists=false"]).run().expect_code(0);
 }
 
-/// A value that stands for another one is in capitals, because `…` is no value of Hydra's grammar.
+/// A placeholder is in capitals, because `…` is not a value in Hydra's grammar.
 #[test]
 fn no_message_suggests_three_dots() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");

@@ -1,4 +1,4 @@
-//! Data and weights that would harm a run: each is told in a sentence with its place, and changes no other sample.
+//! Data and weights that would harm a run: each is reported in a sentence with its position, and changes no other sample.
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ fn job(lines: &[Vec<u8>]) -> Job {
     job
 }
 
-/// What is said about one bad line between good ones.
+/// The message about one bad line between good ones.
 fn refusal(line: Vec<u8>) -> String {
     let job = job(&[record("One?"), line, record("Three?")]);
     let ended = job.run().expect_code(3);
@@ -124,7 +124,7 @@ fn control_characters_go_through_escaped() {
 
 #[test]
 fn a_line_of_a_megabyte() {
-    // In a key that is no part of the prompt, and in the prompt, where it is too long.
+    // In a key that is not part of the prompt, and in the prompt, where it is too long.
     let mut beside = record("Short?");
     beside.truncate(beside.len() - 1);
     beside.extend_from_slice(format!(", \"x\": \"{}\"}}", "y".repeat(1 << 20)).as_bytes());

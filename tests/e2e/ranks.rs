@@ -1,4 +1,4 @@
-//! Several ranks: the same file from any number of them, and what becomes of the job when one of them does not go on.
+//! Several ranks: the same file from any number of them, and what happens to the job when one of them stops.
 
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -38,7 +38,7 @@ fn rank_of(pid: Pid) -> usize {
     variables.filter_map(|pair| pair.strip_prefix("RANK=")?.parse().ok()).next().unwrap()
 }
 
-/// Waits until a process is gone, or is a zombie that nobody has asked after.
+/// Waits until a process is gone, or is a zombie that has not been reaped.
 fn wait_gone(pid: Pid) {
     let started = Instant::now();
     let is_zombie = || {
@@ -110,7 +110,7 @@ fn the_remainder_is_dropped_with_several_ranks_as_the_guide_says() {
     let whole = undisturbed(30, &[]);
     let expect: String = whole.split_inclusive('\n').take(24).collect();
     assert_eq!(job.jsonl(), expect);
-    // One rank has no remainder to drop, so it goes on where two have ended.
+    // One rank drops no remainder, so it continues where two have ended.
     let job = job.with(&["trainer.devices=1"]);
     job.run().expect_code(0);
     assert_eq!(job.jsonl(), whole);
@@ -183,7 +183,7 @@ fn a_rank_may_come_late_or_never() {
     let job = job(36, 3).with(&LONG);
     let port = free_port();
     let first = rank_command(&job, 0, 3, port).spawn().unwrap();
-    // Rank 1 comes when the job is well under way, rank 2 never.
+    // Rank 1 joins in the middle of the job, rank 2 never.
     let started = Instant::now();
     while std::fs::read(job.jsonl_path()).unwrap_or_default().is_empty() {
         assert!(started.elapsed() < PATIENCE, "no step in time");
@@ -193,7 +193,7 @@ fn a_rank_may_come_late_or_never() {
     wait(first).expect_code(0);
     wait(late).expect_code(0);
     assert_eq!(job.jsonl(), expect);
-    // A rank that comes when all is done finds nobody, and nothing to do.
+    // A rank that starts after the end finds no rank 0, and nothing to do.
     run(&mut rank_command(&job, 2, 3, port)).expect_code(0);
 }
 

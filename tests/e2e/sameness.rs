@@ -10,7 +10,7 @@ const NUM_SAMPLES: usize = 12;
 /// A Llama, and a GPT with random weights.
 const MODELS: [&str; 2] = ["mcore_llama/llama_fp32_torch_dist.nemo", "dummy/tiny-gpt.nemo"];
 
-/// Both sets of kernels in fp32, which give the same texts, and in bf16, where each is held against itself.
+/// Both sets of kernels in fp32, which give the same texts, and in bf16, where each is compared with itself.
 const FP32: [&[&str]; 2] = [&["trainer.precision=32"], &["trainer.precision=32", FAST]];
 const BF16: [&[&str]; 2] = [&["trainer.precision=bf16"], &["trainer.precision=bf16", FAST]];
 const FAST: &str = "trainer.generation.trt_llm.enable=true";

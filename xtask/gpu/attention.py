@@ -1,6 +1,6 @@
 """Decode attention beside plain reads of the same keys and values, on one GPU of compute capability 9.0.
 
-Compiles crates/torch-ext/kernels with NVRTC and launches the kernels by the driver, so a change of a kernel is timed without a build:
+Compiles crates/cuda-kernels/kernels with NVRTC and launches the kernels by the driver, so a change of a kernel is timed without a build:
 
     python3 xtask/gpu/attention.py [ROWS GROUPS CONTEXT]
 
@@ -15,7 +15,7 @@ import torch
 from driver import kernel, launch, micros, nvrtc, source
 
 HEAD_DIM, BLOCK_TOKENS, SPLIT_KEYS, NUM_WARPS, LAYERS = 128, 32, 512, 4, 8
-# As in Tiling of crates/torch-ext/src/cuda/kernels/programs.rs.
+# As in Tiling of crates/cuda-kernels/src/model/programs.rs.
 BLOCKS_PER_SM, QUERY_TILE = 2, 8
 
 # What attention reads and nothing else: every warp has a ring of tiles of 16 keys and 16 values.

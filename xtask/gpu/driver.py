@@ -1,4 +1,4 @@
-"""What the scripts that time kernels share: the sources in crates/torch-ext/kernels compiled with NVRTC and launched by the driver.
+"""What the scripts that time kernels share: the sources in crates/cuda-kernels/kernels compiled with NVRTC and launched by the driver.
 
 Needs torch with CUDA and a GPU of compute capability 9.0.
 """
@@ -9,7 +9,7 @@ import os
 
 import torch
 
-KERNELS = os.path.join(os.path.dirname(__file__), "../../crates/torch-ext/kernels")
+KERNELS = os.path.join(os.path.dirname(__file__), "../../crates/cuda-kernels/kernels")
 # Numbers of CUfunction_attribute and CUlaunchAttributeID.
 MAX_DYNAMIC_SHARED, PROGRAMMATIC_STREAM_SERIALIZATION = 8, 6
 

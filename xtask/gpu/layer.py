@@ -2,9 +2,9 @@
 
     python3 xtask/gpu/layer.py [llama2-7b|gpt-2b [ROWS CONTEXT]]
 
-First the products of a layer, each over the weights of all layers one after the other, beside cuBLAS's. Then a chain of layers as a
-step enqueues them (norms, products, decode attention), replayed as a graph: its time, and by the GPU's clock when the blocks of each
-kernel start, have what they waited for, and end. The marks are put into the sources in crates/torch-ext/kernels; weights are random.
+First the GEMMs of a layer, each over the weights of all layers one after the other, beside cuBLAS's. Then a chain of layers as a
+step enqueues them (norms, GEMMs, decode attention), replayed as a graph: its time, and by the GPU's clock when the blocks of each
+kernel start, have what they waited for, and end. The marks are put into the sources in crates/cuda-kernels/kernels; weights are random.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ HEAD_DIM, BLOCK_TOKENS, SPLIT_KEYS, NUM_WARPS = 128, 32, 512, 4
 # Layers, hidden size, width of the MLP, elements of a head that are rotated; one query a group, SiLU gated.
 SHAPES = {"llama2-7b": (32, 4096, 11008, 128), "gpt-2b": (24, 2048, 5440, 64)}
 SILU, NO_ACTIVATION = 3, -1
-# As in crates/torch-ext/src/cuda/kernels: Tiling, ProductShape and the launchers.
+# As in crates/cuda-kernels/src: Tiling, GemmShape and the launchers.
 BLOCKS_PER_SM, QUERY_TILE = 2, 8
 PENDING_BYTES, LINE_BYTES, MAX_STAGES = 48 * 1024, 128, 16
 
@@ -44,8 +44,8 @@ def before(line, moment, when="true", thread=0):
     return line, f"    if ({when}) mark(args.trace, {moment}, {thread});\n{line}"
 
 
-PRODUCT = edited(
-    source("product.cu"),
+GEMM = edited(
+    source("gemm.cu"),
     ("// `out`\n};\n", "\n    u64* trace;\n};\n" + MARK),
     after("    let_next_start();", STARTED),
     after("        return;\n    }\n    wait_for_previous();", WAITED),
@@ -72,8 +72,8 @@ ATTENTION = edited(
 )
 
 
-def product_shape(num_sms, rows, num_out, num_in, halves):
-    """ProductShape::of, where one block a multiprocessor can take all outputs."""
+def gemm_shape(num_sms, rows, num_out, num_in, halves):
+    """GemmShape::of, where one block a multiprocessor can take all outputs."""
     share = max(-(-(-(-num_out // num_sms)) // 8) * 8, 32 // halves)
     weight_rows, x_rows = share * halves, -(-rows // 8) * 8
     tiles = 2 if weight_rows <= 96 else 1
@@ -142,22 +142,22 @@ class Layers:
 
     def norm(self, gain):
         function = self.get(source("pointwise.cu"), "rms_norm", {}, {"norm.cuh": NORM})
-        args = struct.pack("6Qif", self.residual.data_ptr(), 0, 0, gain.data_ptr(), 0, self.x.data_ptr(), self.hidden, 1e-5) + self.mark()
+        args = struct.pack("4Qif", self.residual.data_ptr(), gain.data_ptr(), 0, self.x.data_ptr(), self.hidden, 1e-5) + self.mark()
         launch(function, self.rows, min(-(-self.hidden // 256) * 32, 1024), 0, [args], overlaps=True)
 
-    def product(self, x, weight, out, is_gated=False, is_added=False):
+    def gemm(self, x, weight, out, is_gated=False, is_added=False):
         halves = 2 if is_gated else 1
         num_out, num_in = weight.shape[0] // halves, weight.shape[1]
-        weight_rows, x_rows, tiles, blocks, stages, pending, shared = product_shape(self.num_sms, self.rows, num_out, num_in, halves)
+        weight_rows, x_rows, tiles, blocks, stages, pending, shared = gemm_shape(self.num_sms, self.rows, num_out, num_in, halves)
         n = weight_rows // 2
         registers = ", ".join(f"%{i}" for i in range(n))
         instruction = f"wgmma.mma_async.sync.aligned.m64n{weight_rows}k16.f32.bf16.bf16 {{{registers}}}, %{n}, %{n + 1}, 1, 1, 1, 0, 0;"
         sums = ", ".join(f'"+f"(sums[{i}])' for i in range(n))
         defines = dict(WEIGHT_ROWS=weight_rows, TILES=tiles, MULTIPLY=f'"{instruction}"', MULTIPLY_SUMS=sums)
         defines |= dict(ACTIVATION=SILU if is_gated else NO_ACTIVATION, IS_GATED=int(is_gated))
-        function = self.get(PRODUCT, "product", defines, {"ring.cuh": RING}, 200 * 1024)
+        function = self.get(GEMM, "gemm", defines, {"ring.cuh": RING}, 200 * 1024)
         residual = out.data_ptr() if is_added else 0
-        # ProductArgs of product.cu.
+        # GemmArgs of gemm.cu.
         args = struct.pack("3Q5iIi4x", 0, residual, out.data_ptr(), self.rows, num_out, num_in, stages, pending, x_rows * LINE_BYTES, 0) + self.mark()
         launch(function, blocks, 192, shared, [tensor_map(x, x_rows), tensor_map(weight, weight_rows // halves), args], overlaps=True)
 
@@ -175,21 +175,21 @@ class Layers:
         self.residual.copy_(self.first)
         for qkv, proj, fc1, fc2, gain, next_gain, keys, values in self.layers:
             self.norm(gain)
-            self.product(self.x, qkv, self.qkv)
+            self.gemm(self.x, qkv, self.qkv)
             self.attention(keys, values)
-            self.product(self.attended, proj, self.residual, is_added=True)
+            self.gemm(self.attended, proj, self.residual, is_added=True)
             self.norm(next_gain)
-            self.product(self.x, fc1, self.activated, is_gated=True)
-            self.product(self.activated, fc2, self.residual, is_added=True)
+            self.gemm(self.x, fc1, self.activated, is_gated=True)
+            self.gemm(self.activated, fc2, self.residual, is_added=True)
 
 
-def tell_products(layers, stream):
+def tell_gemms(layers, stream):
     for i, name in enumerate(("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")):
         x, out = [(layers.x, layers.qkv), (layers.attended, layers.x), (layers.x, layers.activated), (layers.activated, layers.x)][i]
 
         def own():
             for layer in layers.layers:
-                layers.product(x, layer[i], out, is_gated=i == 2)
+                layers.gemm(x, layer[i], out, is_gated=i == 2)
 
         filled = torch.randn(max(layers.rows, 32), x.shape[1], device="cuda", dtype=torch.bfloat16)
 
@@ -236,7 +236,7 @@ def main():
         sys.exit(f"wanted one of {', '.join(SHAPES)}, 1 to 64 rows and a context of 1 to {SPLIT_KEYS}")
     torch.cuda.init()
     layers, stream = Layers(name, rows, context), torch.cuda.Stream()
-    tell_products(layers, stream)
+    tell_gemms(layers, stream)
     weight_bytes = layers.num_layers * 2 * layers.hidden * (4 * layers.hidden + 3 * layers.ffn)
     time = micros(stream, layers.step)
     print(f"{layers.num_layers} layers, rows {rows}, context {context}: {time:.0f} us, {weight_bytes / time / 1e6:.2f} TB/s of weights", flush=True)

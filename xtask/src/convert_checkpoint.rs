@@ -118,7 +118,7 @@ impl FloatType {
 /// Runs the conversion and prints a summary on stderr.
 pub(crate) fn run(args: &ConvertCheckpointArgs) -> anyhow::Result<()> {
     let progress = |progress: WriteProgress| {
-        // A progress line that cannot be printed is no reason to stop a conversion.
+        // A conversion does not stop because a progress line cannot be printed.
         drop(write!(io::stderr(), "{}/{} tensors\r", progress.num_tensors_done, progress.num_tensors));
     };
     let options = ConvertOptions {

@@ -1,6 +1,6 @@
 //! `cargo xtask demo`: a small chat model answers the prompts of `configs/demo/prompts.jsonl` through the real pipeline.
 //!
-//! Whatever is there already is kept: libtorch, the build, the model, its conversion. The answers are made each time.
+//! libtorch, the build, the model and its conversion are kept between runs. The answers are generated each time.
 
 use std::fs;
 use std::path::{Path, PathBuf};

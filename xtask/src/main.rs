@@ -54,7 +54,7 @@ enum Task {
     Templates,
     /// Converts a checkpoint of any readable kind to a Megatron-Core `.nemo` or a Hugging Face folder
     ConvertCheckpoint(convert_checkpoint::ConvertCheckpointArgs),
-    /// Makes the test checkpoints anew, or one checkpoint of a named shape with dummy weights
+    /// Rewrites the test checkpoints, or writes one checkpoint of a named shape with dummy weights
     Fixtures(fixtures::Args),
     /// Starts a Slurm cluster on this machine and runs a job under every launcher
     ClusterTest(cluster::Args),

@@ -11,7 +11,7 @@ use crate::counts::Counts;
 use crate::workspace::{Workspace, probe, say, shell_line};
 use crate::{docs, setup, templates, tidy};
 
-/// Runs everything that must be true before a change goes in.
+/// Runs everything that must hold before a change lands.
 ///
 /// # Errors
 /// When set-up, a check or a test fails.
@@ -101,7 +101,7 @@ const CHECKS: [Check; 5] = [
     Check {
         name: "linking with feature `cuda`",
         component: None,
-        args: &["build", "-p", "torch-ext", "--features", "cuda", "--examples"],
+        args: &["build", "-p", "cuda-kernels", "--features", "cuda", "--examples"],
         needs_cuda: true,
     },
 ];
@@ -129,13 +129,18 @@ fn test_commands(workspace: &Workspace, has_cuda: bool) -> Vec<(String, Command,
     }
     if has_cuda {
         let mut kernels = workspace.cargo();
-        kernels.args(["test", "-p", "torch-ext", "--features", "nvrtc", "--lib", "--", "cuda::"]);
+        let crates = ["-p", "cuda-runtime", "-p", "cuda-kernels"];
+        kernels.arg("test").args(crates).args([
+            "--features",
+            "cuda-runtime/nvrtc,cuda-kernels/nvrtc",
+            "--lib",
+        ]);
         commands.push(("CUDA kernels, compiled without a GPU".to_owned(), kernels, Runner::Libtest));
     }
     commands
 }
 
-/// Runs a test runner, hands its output on and counts.
+/// Runs a test runner, forwards its output and counts.
 fn run_tests(mut command: Command, runner: Runner) -> Result<Counts> {
     let line = shell_line(&command);
     match runner {
@@ -154,7 +159,7 @@ fn run_tests(mut command: Command, runner: Runner) -> Result<Counts> {
     judge(status.success(), counts).with_context(|| format!("`{line}` ended with {status}"))
 }
 
-/// A runner that fails without naming a failed test did not get as far as its tests.
+/// A runner that fails without naming a failed test did not reach its tests.
 fn judge(success: bool, counts: Counts) -> Result<Counts> {
     if !success && counts.failed == 0 {
         bail!("no test failed, so the build or the runner did");

@@ -61,7 +61,7 @@ impl Installer {
     }
 }
 
-/// Unpacks the wheels of `requirements` (pinned with hashes) into `target`, which need not exist; `news` is said before
+/// Unpacks the wheels of `requirements` (pinned with hashes) into `target`, which need not exist; `news` is printed before
 /// it starts.
 ///
 /// # Errors

@@ -11,7 +11,7 @@ use crate::record::{ChatRecord, LabelLayout, RecordError, Turn};
 /// The word that the original writes before the system text, whatever the data says.
 const SYSTEM_NAME: &str = "System";
 
-/// `model.data.chat_prompt_tokens`: what stands between the parts of a prompt.
+/// `model.data.chat_prompt_tokens`: the markers between the parts of a prompt.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ChatPromptTokens {
@@ -53,7 +53,7 @@ impl ChatPromptTokens {
     /// The prompt of one record.
     ///
     /// # Errors
-    /// When an answer header must be added and the answering role cannot be told.
+    /// When an answer header must be added and the answering role cannot be determined.
     pub fn prompt_text(&self, record: &ChatRecord) -> Result<(String, Option<PromptNote>), RecordError> {
         let mut text = self.header(record);
         let ends_with_answer = record.conversations.last().is_some_and(|turn| turn.from != record.mask);

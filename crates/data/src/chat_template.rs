@@ -1,6 +1,6 @@
 //! A tokenizer's Jinja chat templates, rendered as Hugging Face's `apply_chat_template` renders them (transformers 5.24).
 //!
-//! The language itself is the matter of crate `jinja`.
+//! The language itself is in crate `jinja`.
 
 use jinja::{Date, ErrorKind, Template, Variable};
 
@@ -24,7 +24,7 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// `named` are the templates by name, a single one under the name `default`; `special_tokens` what the templates see
-    /// by names such as `bos_token`; `date` what they take for today.
+    /// by names such as `bos_token`; `date` is the current date as they see it.
     pub fn new<'a>(
         named: impl IntoIterator<Item = (&'a str, &'a str)>,
         special_tokens: Vec<(String, String)>,

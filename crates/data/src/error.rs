@@ -142,7 +142,7 @@ pub enum DataError {
         #[source]
         source: std::io::Error,
     },
-    /// A data file that is no longer what it was when the run started.
+    /// A data file that has changed since the run started.
     #[error(
         "data file `{path}` was changed while the run used it: line {line} is not what it was; put the file back and run \
          the same command again",
@@ -168,7 +168,7 @@ pub enum DataError {
         /// How many there are.
         num_records: usize,
     },
-    /// Records that cannot be used, and the run was not told to skip them.
+    /// Unusable records in a run that does not skip them.
     #[error("{num_bad} of {num_read} records of `{path}` cannot be used:\n{listed}", path = .path.display())]
     BadRecords {
         /// The file.

@@ -3,7 +3,7 @@
 //! `serde_json` would round numbers: whole ones beyond 64 bits, `0.10`, `1.0E5`. Metadata is to come back digit for digit,
 //! and the feature of `serde_json` that keeps digits breaks other readers of the program, because it is switched on for
 //! all of them. `NaN`, `Infinity` and `-Infinity` are numbers, as in Python. Unlike there, half a surrogate pair is
-//! refused: no text can hold it.
+//! refused: no string can hold it.
 
 mod reader;
 mod writer;
@@ -12,7 +12,7 @@ use std::fmt;
 
 use indexmap::IndexMap;
 
-/// Keys in their order. Of a key that stands twice, the last value counts, in the place of the first.
+/// Keys in their order. Of a key that appears twice, the last value counts, in the place of the first.
 pub type JsonObject = IndexMap<String, Json>;
 
 /// A JSON value.

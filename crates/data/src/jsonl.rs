@@ -1,8 +1,8 @@
 //! Lines of a JSONL file, plain, gzip or zstd, streamed in chunks and parsed in parallel.
 //!
 //! Line numbers count from 1. Blank lines at the end are no records; a blank line before a record is a bad one. Binary
-//! and memory-mapped datasets are refused by name. What a record means is the matter of `record`, reading a line again
-//! that of `line_store`.
+//! and memory-mapped datasets are refused by name. `record` parses a record, and `line_store`
+//! reads a line again.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
@@ -20,12 +20,12 @@ const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 const CHUNK_BYTES: usize = 8 << 20;
 const REFUSED_EXTENSIONS: [&str; 3] = [".bin", ".idx", ".npy"];
 
-/// A line as it stands in the file, without its end.
+/// A line of the file, without its line break.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawLine {
     /// The line number, from 1.
     pub line: u64,
-    /// Where its first byte is in the unpacked file.
+    /// Where its first byte is in the decompressed file.
     pub offset_bytes: u64,
     /// The bytes.
     pub bytes: Vec<u8>,
@@ -36,7 +36,7 @@ pub struct RawLine {
 pub struct LineSpan {
     /// The line number, from 1.
     pub line: u64,
-    /// Where its first byte is in the unpacked file.
+    /// Where its first byte is in the decompressed file.
     pub offset_bytes: u64,
     /// Its length without its end.
     pub len_bytes: usize,
@@ -64,7 +64,7 @@ impl JsonlReader {
         Self::open_with_store(path).map(|(reader, _)| reader)
     }
 
-    /// The same, and the store to read its lines again from, once the reader has gone through them.
+    /// The same, and the store to read its lines again from, once the reader has passed them.
     pub(crate) fn open_with_store(path: &Path) -> Result<(Self, LineStore), DataError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         if let Some(extension) = REFUSED_EXTENSIONS.into_iter().find(|extension| name.ends_with(extension)) {

@@ -1,7 +1,7 @@
 //! Reading single lines of a data file again.
 //!
-//! A plain file is read where it lies. Lines of a packed file, or of a pipe, are copied into a file without a name in the
-//! folder for temporary files while they are gone through the first time.
+//! A plain file is read in place. Lines of a compressed file, or of a pipe, are copied into an unnamed file in the
+//! folder for temporary files while they are read the first time.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -70,7 +70,7 @@ impl LineStore {
         &self.path
     }
 
-    /// What a line that is no longer what it was means.
+    /// The error for a line that has changed.
     pub(crate) fn changed(&self, line: u64) -> DataError {
         DataError::ChangedDataFile { path: self.path.clone(), line }
     }

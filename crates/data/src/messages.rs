@@ -42,7 +42,7 @@ pub struct MessagesRecord {
     pub documents: Option<Vec<Json>>,
     /// Further variables of the template, which go before the special tokens of the same names.
     pub template_kwargs: JsonObject,
-    /// Every key of the record but `messages`, as it stands there.
+    /// Every key of the record but `messages`, unchanged.
     pub metadata: JsonObject,
 }
 

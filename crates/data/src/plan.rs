@@ -102,7 +102,7 @@ pub fn plan_steps(
 }
 
 impl StepPlan {
-    /// Caps the steps at `trainer.generation.max_steps`; a negative number is no cap, 0 generates nothing.
+    /// Caps the steps at `trainer.generation.max_steps`; a negative number means no limit, 0 generates nothing.
     #[must_use]
     pub fn with_max_steps(mut self, max_steps: i64) -> Self {
         if let Ok(max_steps) = usize::try_from(max_steps)

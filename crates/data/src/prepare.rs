@@ -1,4 +1,4 @@
-//! From one record to a tokenized prompt. A whole file is the matter of `prompt_set`.
+//! From one record to a tokenized prompt. A whole file is read by `prompt_set`.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ pub struct PreparedPrompt {
 pub enum KeptMetadata {
     /// Nothing: a million records then take no more memory than their prompts.
     Nothing,
-    /// Every key that is no part of the prompt.
+    /// Every key that is not part of the prompt.
     #[default]
     OtherKeys,
     /// `output_original_text`: the conversation, or the text of each template piece, too.
@@ -198,7 +198,7 @@ impl PromptBuilder {
     }
 }
 
-/// The conversation of a record as it stands there, with its key.
+/// The conversation of a record, unchanged, with its key.
 fn conversation(object: &JsonObject) -> Option<(String, Json)> {
     let key = ["conversations", "messages"].into_iter().find(|key| has(object, key))?;
     object.get(key).map(|turns| (key.to_owned(), turns.clone()))

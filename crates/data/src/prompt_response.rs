@@ -47,7 +47,7 @@ pub struct PromptResponseFormat {
     truncation: Option<Truncation>,
 }
 
-/// Which fields give way when prompt and response are too long.
+/// Which fields are truncated when prompt and response are too long.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Truncation {
     fields: Vec<String>,

@@ -2,7 +2,7 @@
 //!
 //! Over-length prompts are left out, bad records refused or skipped, both with their line numbers. Only the place of a
 //! line and the length of its prompt are kept, 24 bytes a record: a prompt is made again when its turn comes, which
-//! takes next to no time beside generating. Which prompts form a step is the matter of `plan`.
+//! takes next to no time beside generating. `plan` decides which prompts form a step.
 
 use std::path::Path;
 
@@ -81,7 +81,7 @@ impl PromptSet {
         self.len() == 0
     }
 
-    /// Fails when there is no prompt, and says what became of the records.
+    /// Fails when there is no prompt, with the reasons why records were left out.
     ///
     /// # Errors
     /// When the file holds no record, or all are bad or too long.
@@ -136,7 +136,7 @@ impl PromptSet {
     /// Makes the prompt at a position.
     ///
     /// # Errors
-    /// When there is none, the file cannot be read, or is no longer what it was.
+    /// When there is none, the file cannot be read, or it has changed.
     pub fn load(&self, position: usize) -> Result<PreparedPrompt, DataError> {
         let record = self.record(position).ok_or(DataError::NoSamples)?;
         let span = LineSpan {

@@ -20,13 +20,13 @@ pub enum RecordError {
     /// Nothing on the line.
     #[error("the line is blank")]
     Blank,
-    /// Bytes that are no text.
+    /// Bytes that are not UTF-8.
     #[error("not UTF-8 at column {column}")]
     InvalidUtf8 {
         /// Byte in the line, from 1.
         column: usize,
     },
-    /// Text that is no JSON.
+    /// Text that is not JSON.
     #[error("not JSON at column {column}: {reason}")]
     InvalidJson {
         /// Byte in the line, from 1.
@@ -82,7 +82,7 @@ pub enum RecordError {
         /// The roles there are.
         roles: String,
     },
-    /// Only the asking role speaks, and who would answer cannot be told.
+    /// Only the asking role speaks, and the answering role cannot be determined.
     #[error(
         "only the `mask` role `{mask}` speaks, and the answering role cannot be told from it: add a turn of the \
          answering role"
@@ -101,7 +101,7 @@ pub enum RecordError {
         /// What the parser says.
         reason: String,
     },
-    /// A name in `chat_template_kwargs` that is no variable of a template.
+    /// A name in `chat_template_kwargs` that is not a variable of a template.
     #[error("key `chat_template_kwargs.{name}` sets no variable of the chat template: leave it out")]
     NoTemplateVariable {
         /// The name.

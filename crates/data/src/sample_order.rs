@@ -72,7 +72,7 @@ impl RandomState {
         value ^ (value >> 18)
     }
 
-    /// A number from 0 to `max`, by throwing away what is larger (`random_interval`).
+    /// A number from 0 to `max`, by rejection of larger ones (`random_interval`).
     fn interval(&mut self, max: u32) -> u32 {
         let mask = u32::MAX.checked_shr(max.leading_zeros()).unwrap_or(0);
         loop {

@@ -6,8 +6,7 @@
 
 use model_core::BlockId;
 
-/// A block to copy before the next decode step: source and destination.
-pub(crate) type BlockCopy = (BlockId, BlockId);
+use crate::plan::BlockCopy;
 
 /// The blocks of the cache: free ones, and how many holders the others have.
 #[derive(Debug)]

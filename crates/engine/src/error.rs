@@ -46,6 +46,34 @@ pub enum EngineError {
         /// Which response.
         response_idx: u32,
     },
+    /// A step that this executor does not compute.
+    #[error("the {executor} executor does not compute {what}")]
+    UnsupportedStep {
+        /// Which executor.
+        executor: &'static str,
+        /// What the step has.
+        what: &'static str,
+    },
+    /// An answer that does not fit its step: a fault in an executor.
+    #[error("an executor gave {actual} tokens for row {row} of a step, which draws {draws}")]
+    BadOutput {
+        /// Which row.
+        row: usize,
+        /// Tokens it may have.
+        draws: u32,
+        /// Tokens it got.
+        actual: usize,
+    },
+    /// A step that the tables of a GPU have no room for.
+    #[error("the GPU's tables hold {limit} {what}, not {actual}")]
+    TablesTooSmall {
+        /// What there is too much of.
+        what: &'static str,
+        /// How much.
+        actual: usize,
+        /// What was reserved.
+        limit: usize,
+    },
     /// The model failed.
     #[error(transparent)]
     Model(#[from] model_core::ModelError),

@@ -3,32 +3,33 @@
 //! The scheduler itself holds no tensor. It knows no tokenizers, files or ranks.
 
 mod block_table;
-#[cfg(feature = "cuda")]
-mod device_runner;
 mod error;
-mod host_runner;
+mod executor;
+mod plan;
 mod request;
-mod runner;
+mod run;
 mod scheduler;
-mod step;
 
 use std::{ops::ControlFlow, sync::Arc};
 
-use host_runner::{CachedModel, HostRunner};
+#[cfg(feature = "cuda")]
+use executor::device;
+use executor::host::{CachedModel, HostExecutor};
 use model_core::CausalLm;
-use runner::Runner;
+use run::Run;
 use sampling::{StopConditions, TokenBytes, TokenSampler};
 use scheduler::Step;
-use step::Run;
 
 #[cfg(feature = "cuda")]
-pub use device_runner::DeviceSizes;
+pub use device::cuda::DeviceSizes;
 pub use error::EngineError;
+pub use executor::Executor;
+pub use plan::{BlockCopy, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta};
 pub use request::{Activity, Completion, EngineLimits, Request, RunEnd, RunStats, Supply};
 
 /// A model, its KV cache and a sampler, ready for runs.
 pub struct Engine {
-    runner: Box<dyn Runner>,
+    executor: Box<dyn Executor>,
     stop: StopConditions,
     token_bytes: Arc<dyn TokenBytes + Send + Sync>,
     limits: EngineLimits,
@@ -55,14 +56,27 @@ impl Engine {
                 actual: limits.block_size_tokens,
             });
         }
-        let runner = HostRunner::new(Box::new(CachedModel { model, cache }), sampler);
-        Ok(Self { runner: Box::new(runner), stop, token_bytes, limits })
+        let executor = HostExecutor::new(Box::new(CachedModel { model, cache }), sampler);
+        Self::with_executor(Box::new(executor), stop, token_bytes, limits)
+    }
+
+    /// The same for an executor, whose cache must have the blocks of `limits`.
+    ///
+    /// # Errors
+    /// When a limit is 0.
+    pub fn with_executor(
+        executor: Box<dyn Executor>,
+        stop: StopConditions,
+        token_bytes: Arc<dyn TokenBytes + Send + Sync>,
+        limits: EngineLimits,
+    ) -> Result<Self, EngineError> {
+        Ok(Self { executor, stop, token_bytes, limits: limits.check()? })
     }
 
     /// Rows that a step on a GPU may have under these limits, which the sampler must be made for.
     #[cfg(feature = "cuda")]
     pub fn device_rows(limits: EngineLimits) -> usize {
-        device_runner::max_rows(limits.max_num_seqs)
+        device::max_rows(limits.max_num_seqs)
     }
 
     /// The same for a model and a sampler on a GPU.
@@ -79,13 +93,13 @@ impl Engine {
         sizes: DeviceSizes,
     ) -> Result<Self, EngineError> {
         let limits = limits.check()?;
-        let runner = device_runner::DeviceRunner::new(model, sampler, limits, sizes)?;
-        Ok(Self { runner: Box::new(runner), stop, token_bytes, limits })
+        let executor = device::cuda::executor(model, sampler, limits, sizes)?;
+        Self::with_executor(Box::new(executor), stop, token_bytes, limits)
     }
 
-    /// Rows that a step of one sequence has. They are over one on a GPU that would give other text with fewer.
+    /// Rows that a step of one sequence is padded to: more than one on a GPU that would give other text with fewer.
     pub fn min_rows(&self) -> usize {
-        self.runner.min_rows()
+        self.executor.min_rows()
     }
 
     /// Answers requests until there are no more.
@@ -117,15 +131,14 @@ impl Engine {
                 }
             }
             if flow.is_continue() && !should_stop() {
-                let num_may_be_under_way = match run.scheduler.next_step() {
-                    Step::Prefill { copies, groups } => run.prefill(&copies, &groups)?,
-                    Step::Decode { copies, seqs } => run.decode(&copies, &seqs)?,
+                let max_in_flight = match run.scheduler.next_step() {
+                    Step::Run(plan) => run.start(plan)?,
                     Step::Wait => 0,
                     Step::Done if run.scheduler.has_ended_input() => return Ok(run.stats),
                     // The caller has nothing just now.
                     Step::Done => 0,
                 };
-                while flow.is_continue() && run.num_under_way() > num_may_be_under_way {
+                while flow.is_continue() && run.num_in_flight() > max_in_flight {
                     flow = run.collect()?;
                 }
             } else {
@@ -139,5 +152,7 @@ impl Engine {
     }
 }
 
+#[cfg(test)]
+mod testing;
 #[cfg(test)]
 mod tests;

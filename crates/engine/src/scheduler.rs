@@ -1,12 +1,12 @@
 //! Which sequences run in the next step: admission, packing of prompts, start and end of responses.
 //!
-//! It is pure: no tensors, no tokens, no clock. The shape follows nano-vllm's `engine/scheduler.py`;
+//! It is pure: no tensors, no clock, and of tokens only prompts, which it passes on. The shape follows nano-vllm's `engine/scheduler.py`;
 //! preemption does not. A response gets all blocks it could ever need when it starts. Preemption by
 //! recomputation would fit more sequences, but a recomputed cache has other rounding than a decoded one, so
 //! the text of a sample would depend on its neighbours.
 //!
-//! A step is taken as done when it is given out, so that a device may be kept one step ahead of the host. What a
-//! step computes of a sequence that had ended is thrown away; its blocks go to others only in later steps.
+//! A sequence may be in a step before the last one's tokens are known, so that a device is kept one step ahead of the
+//! host. What a step computes of a sequence that had ended is thrown away; its blocks go to others only in later steps.
 //!
 //! Deadlock is impossible: a running response never waits for a block, prompts are admitted in order, and a
 //! request only part of whose responses fit stops all admission until the rest have started.
@@ -17,73 +17,30 @@ use model_core::BlockId;
 
 use crate::{
     EngineError, EngineLimits,
-    block_table::{BlockAllocator, BlockCopy, BlockDemand, PromptBlocks},
+    block_table::{BlockAllocator, BlockDemand, PromptBlocks},
+    plan::{BlockCopy, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepPlan, TableDelta},
 };
 
 /// All responses to one prompt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SeqGroup {
-    /// The caller's number for the request.
-    pub(crate) group_idx: u64,
-    /// Position of the sample in the input file, for messages.
+    /// Position of the sample in the input file.
     pub(crate) sample_idx: u64,
-    /// Length of the prompt, at least 1.
-    pub(crate) prompt_len_tokens: usize,
+    /// At least one token.
+    pub(crate) prompt: Vec<u32>,
     /// Number of responses, at least 1.
     pub(crate) num_seqs: u32,
     /// Budget of each, at least 1.
     pub(crate) max_new_tokens: u32,
 }
 
-/// One response of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) struct SeqId {
-    /// The group's number.
-    pub(crate) group_idx: u64,
-    /// Which response.
-    pub(crate) response_idx: u32,
-}
-
-/// A prompt to compute in a prefill step.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PrefillGroup {
-    /// The group's number.
-    pub(crate) group_idx: u64,
-    /// How many first tokens to draw from the prompt's logits.
-    pub(crate) num_seqs: u32,
-    /// Blocks for the whole prompt.
-    pub(crate) block_table: Vec<BlockId>,
-}
-
-/// A sequence in a decode step.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct DecodeSeq {
-    /// Which sequence.
-    pub(crate) id: SeqId,
-    /// Tokens in the cache before this step.
-    pub(crate) context_len: u32,
-    /// Blocks for those and the new one, at least.
-    pub(crate) block_table: Vec<BlockId>,
-}
-
-/// What to compute next, after the copies.
+/// What to compute next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Whole prompts, then the first token of each of their responses.
-    Prefill {
-        /// Blocks to copy first.
-        copies: Vec<BlockCopy>,
-        /// The prompts.
-        groups: Vec<PrefillGroup>,
-    },
-    /// One token more for each sequence.
-    Decode {
-        /// Blocks to copy first.
-        copies: Vec<BlockCopy>,
-        /// The sequences, oldest first.
-        seqs: Vec<DecodeSeq>,
-    },
-    /// Every sequence has all its tokens under way; who ended must be told first.
+    /// This: either whole prompts with the first token of each of their responses, or one token more for each response
+    /// that runs.
+    Run(StepPlan),
+    /// All tokens that every sequence may have are in flight; who ended must be told first.
     Wait,
     /// Nothing is left of what was added.
     Done,
@@ -94,23 +51,37 @@ pub(crate) enum Step {
 pub(crate) struct Scheduler {
     limits: EngineLimits,
     allocator: BlockAllocator,
-    waiting: VecDeque<SeqGroup>,
+    num_added: u64,
+    waiting: VecDeque<WaitingGroup>,
     starting: VecDeque<StartingGroup>,
     /// Groups whose responses have one token: they never decode, and hold their prompt until they end.
     single: Vec<StartingGroup>,
+    /// Oldest first, which is the order of their ids.
     running: Vec<RunningSeq>,
+    /// For the next step.
     copies: Vec<BlockCopy>,
+    /// The responses that start in the next step, and those that ended since the last.
+    tables: TableDelta,
     /// The last step was a prefill: what runs is waiting already.
     has_paused: bool,
     input_ended: bool,
-    /// Nothing more can be had just now.
+    /// Input is temporarily dry.
     input_paused: bool,
+}
+
+/// A group whose prompt is not computed.
+#[derive(Debug)]
+struct WaitingGroup {
+    group_idx: u64,
+    group: SeqGroup,
 }
 
 /// A group whose prompt is computed and some of whose responses wait for room.
 #[derive(Debug)]
 struct StartingGroup {
-    group: SeqGroup,
+    group_idx: u64,
+    prompt_len_tokens: usize,
+    max_new_tokens: u32,
     demand: BlockDemand,
     prompt: PromptBlocks,
     response_idxs: VecDeque<u32>,
@@ -119,9 +90,14 @@ struct StartingGroup {
 /// A response that decodes.
 #[derive(Debug)]
 struct RunningSeq {
-    seq: DecodeSeq,
-    /// Tokens that it may still be given.
-    num_left: u32,
+    id: SeqId,
+    block_table: Vec<BlockId>,
+    /// Tokens in the cache after the steps whose tokens were told.
+    context_len: u32,
+    /// Tokens that steps in flight add.
+    in_flight: u32,
+    /// Tokens that it may have in the cache: all but the last it may be given.
+    max_context_len: u32,
 }
 
 /// The prompts at the front of the queue that fit now.
@@ -150,39 +126,44 @@ impl Scheduler {
         Ok(Self {
             limits,
             allocator: BlockAllocator::new(limits.num_blocks),
+            num_added: 0,
             waiting: VecDeque::new(),
             starting: VecDeque::new(),
             single: Vec::new(),
             running: Vec::new(),
             copies: Vec::new(),
+            tables: TableDelta::default(),
             has_paused: false,
             input_ended: false,
             input_paused: false,
         })
     }
 
-    /// Queues a group behind the others.
+    /// Queues a group behind the others; returns its number.
     ///
     /// # Errors
     /// When the group could never run.
-    pub(crate) fn add(&mut self, group: SeqGroup) -> Result<(), EngineError> {
-        if group.prompt_len_tokens == 0 {
+    pub(crate) fn add(&mut self, group: SeqGroup) -> Result<u64, EngineError> {
+        let prompt_tokens = group.prompt.len();
+        if prompt_tokens == 0 {
             return Err(EngineError::EmptyPrompt { sample_idx: group.sample_idx });
         }
         let needed_blocks = self.demand(&group).minimum(group.num_seqs as usize);
         if needed_blocks > self.limits.num_blocks {
             return Err(EngineError::RequestTooLarge {
                 sample_idx: group.sample_idx,
-                prompt_tokens: group.prompt_len_tokens,
+                prompt_tokens,
                 max_new_tokens: group.max_new_tokens,
                 needed_blocks,
                 num_blocks: self.limits.num_blocks,
                 block_size_tokens: self.limits.block_size_tokens,
             });
         }
+        let group_idx = self.num_added;
+        self.num_added += 1;
         self.input_paused = false;
-        self.waiting.push_back(group);
-        Ok(())
+        self.waiting.push_back(WaitingGroup { group_idx, group });
+        Ok(group_idx)
     }
 
     /// Nothing will be added any more, so there is no use in waiting for a fuller prefill.
@@ -195,7 +176,7 @@ impl Scheduler {
         self.input_ended
     }
 
-    /// Nothing can be added just now; until something is, there is no use in waiting either.
+    /// Input is temporarily dry: do not delay a prefill to batch more.
     pub(crate) fn pause_input(&mut self) {
         self.input_paused = true;
     }
@@ -210,26 +191,38 @@ impl Scheduler {
             && admission.num_tokens < self.limits.max_prefill_tokens
     }
 
-    /// The next step. It is taken as computed at once, and every sequence as going on until
-    /// [`Scheduler::end`] says otherwise: the next step may be asked for before this one's tokens are known.
+    /// The next step. Every sequence is taken as going on until [`Scheduler::end`] says otherwise: the next step may be
+    /// asked for before this one's tokens are known.
     pub(crate) fn next_step(&mut self) -> Step {
         let admission = self.admissible();
         if self.should_prefill(&admission) {
-            return self.prefill(admission.num_groups);
+            return Step::Run(self.prefill(admission.num_groups));
         }
-        let seqs = self.decode();
-        if !seqs.is_empty() {
-            return Step::Decode { copies: std::mem::take(&mut self.copies), seqs };
+        let rows = self.decode();
+        if !rows.is_empty() {
+            return Step::Run(StepPlan { rows, ..self.take_changes() });
         }
         let is_idle = self.running.is_empty() && self.starting.is_empty() && self.single.is_empty();
         if is_idle { Step::Done } else { Step::Wait }
     }
 
+    /// A step in flight is known: of the `query_len` tokens that it computed of a sequence, `num_accepted` stay. One that
+    /// has ended is passed over.
+    pub(crate) fn accept(&mut self, id: SeqId, query_len: u32, num_accepted: u32) {
+        if let Ok(idx) = self.running.binary_search_by_key(&id, |running| running.id) {
+            let running = &mut self.running[idx];
+            running.in_flight = running.in_flight.saturating_sub(query_len);
+            running.context_len += num_accepted;
+        }
+    }
+
     /// These sequences ended: their blocks are free for later steps. Steps that were given out already may still
     /// compute them.
     pub(crate) fn end(&mut self, ended: &[SeqId]) {
-        let Self { running, allocator, copies, .. } = self;
-        running.retain(|RunningSeq { seq, .. }| {
+        let Self { running, allocator, copies, tables, .. } = self;
+        tables.ended.extend_from_slice(ended);
+        tables.started.retain(|seq| !ended.contains(&seq.id));
+        running.retain(|seq| {
             let goes_on = !ended.contains(&seq.id);
             if !goes_on {
                 // A copy that nobody will read must not reach a block that has a new holder by then.
@@ -239,7 +232,7 @@ impl Scheduler {
             goes_on
         });
         let goes_on = |group: &mut StartingGroup| {
-            let group_idx = group.group.group_idx;
+            let group_idx = group.group_idx;
             group.response_idxs.retain(|&response_idx| !ended.contains(&SeqId { group_idx, response_idx }));
             !group.response_idxs.is_empty()
         };
@@ -258,7 +251,7 @@ impl Scheduler {
     }
 
     fn demand(&self, group: &SeqGroup) -> BlockDemand {
-        BlockDemand::new(group.prompt_len_tokens, group.max_new_tokens, self.limits.block_size_tokens)
+        BlockDemand::new(group.prompt.len(), group.max_new_tokens, self.limits.block_size_tokens)
     }
 
     fn num_free_seats(&self) -> usize {
@@ -271,12 +264,12 @@ impl Scheduler {
             return Admission { limited_by: Some(Limit::Room), ..admission };
         }
         let mut free_blocks = self.allocator.num_free();
-        for group in &self.waiting {
+        for WaitingGroup { group, .. } in &self.waiting {
             let demand = self.demand(group);
             let num_seqs = group.num_seqs as usize;
             let free_seats = self.num_free_seats() - admission.num_seqs;
             if admission.num_groups > 0
-                && admission.num_tokens + group.prompt_len_tokens > self.limits.max_prefill_tokens
+                && admission.num_tokens + group.prompt.len() > self.limits.max_prefill_tokens
             {
                 admission.limited_by = Some(Limit::PrefillTokens);
                 break;
@@ -286,7 +279,7 @@ impl Scheduler {
                 break;
             }
             admission.num_groups += 1;
-            admission.num_tokens += group.prompt_len_tokens;
+            admission.num_tokens += group.prompt.len();
             if num_seqs > free_seats || demand.total(num_seqs) > free_blocks {
                 let for_responses = free_blocks - demand.prompt();
                 let num_fit = for_responses.checked_div(demand.own()).unwrap_or(num_seqs);
@@ -314,45 +307,63 @@ impl Scheduler {
                 || is_last)
     }
 
-    fn prefill(&mut self, num_groups: usize) -> Step {
-        let mut groups = Vec::with_capacity(num_groups);
+    /// A plan without rows that tells everything that changed since the last step.
+    fn take_changes(&mut self) -> StepPlan {
+        StepPlan {
+            tables: std::mem::take(&mut self.tables),
+            copies: std::mem::take(&mut self.copies),
+            rows: Vec::new(),
+        }
+    }
+
+    fn prefill(&mut self, num_groups: usize) -> StepPlan {
+        let mut plan = self.take_changes();
         for _ in 0..num_groups {
-            let Some(group) = self.waiting.pop_front() else { break };
+            let Some(WaitingGroup { group_idx, group }) = self.waiting.pop_front() else { break };
             let demand = self.demand(&group);
-            let Some(blocks) = self.allocator.allocate(demand.prompt()) else {
-                self.waiting.push_front(group);
+            let Some(block_table) = self.allocator.allocate(demand.prompt()) else {
+                self.waiting.push_front(WaitingGroup { group_idx, group });
                 break;
             };
-            groups.push(PrefillGroup {
-                group_idx: group.group_idx,
-                num_seqs: group.num_seqs,
-                block_table: blocks.clone(),
+            let SeqGroup { sample_idx, prompt: tokens, num_seqs, max_new_tokens } = group;
+            plan.rows.push(RowSpan {
+                id: RowId::Prompt(group_idx),
+                context_len: 0,
+                query_len: tokens.len() as u32,
+                draws: num_seqs,
             });
-            let prompt = PromptBlocks::new(blocks, &demand);
-            let response_idxs = (0..group.num_seqs).collect();
-            let started = StartingGroup { group, demand, prompt, response_idxs };
-            if group.max_new_tokens == 1 {
+            let started = StartingGroup {
+                group_idx,
+                prompt_len_tokens: tokens.len(),
+                max_new_tokens,
+                demand,
+                prompt: PromptBlocks::new(block_table.clone(), &demand),
+                response_idxs: (0..num_seqs).collect(),
+            };
+            plan.tables.prompts.push(NewPrompt { group_idx, sample_idx, tokens, block_table });
+            if max_new_tokens == 1 {
                 self.single.push(started);
             } else {
                 self.starting.push_back(started);
             }
         }
-        let copies = std::mem::take(&mut self.copies);
         self.has_paused = true;
         self.start_responses();
-        Step::Prefill { copies, groups }
+        plan
     }
 
-    /// The sequences that get one more token, as they are before it.
-    fn decode(&mut self) -> Vec<DecodeSeq> {
+    /// A row for each sequence that may get one more token, as it is before it.
+    fn decode(&mut self) -> Vec<RowSpan> {
         self.has_paused = false;
-        let mut seqs = Vec::with_capacity(self.running.len());
-        for RunningSeq { seq, num_left } in self.running.iter_mut().filter(|running| running.num_left > 0) {
-            seqs.push(seq.clone());
-            seq.context_len += 1;
-            *num_left -= 1;
+        let mut rows = Vec::with_capacity(self.running.len());
+        for running in &mut self.running {
+            let context_len = running.context_len + running.in_flight;
+            if context_len < running.max_context_len {
+                running.in_flight += 1;
+                rows.push(RowSpan { id: RowId::Response(running.id), context_len, query_len: 1, draws: 1 });
+            }
         }
-        seqs
+        rows
     }
 
     /// Moves responses from `starting` to `running`, in order, as far as seats and blocks go.
@@ -362,9 +373,9 @@ impl Scheduler {
         {
             let num_own = starting.demand.own();
             let Some(response_idx) = starting.response_idxs.pop_front() else { continue };
-            let context_len = starting.group.prompt_len_tokens as u32;
-            let num_left = starting.group.max_new_tokens.saturating_sub(1);
-            let id = SeqId { group_idx: starting.group.group_idx, response_idx };
+            let id = SeqId { group_idx: starting.group_idx, response_idx };
+            let context_len = starting.prompt_len_tokens as u32;
+            let max_context_len = context_len + starting.max_new_tokens.saturating_sub(1);
             let block_table = if starting.response_idxs.is_empty() {
                 match self.allocator.fork_last(starting.prompt, num_own) {
                     Ok(block_table) => block_table,
@@ -384,8 +395,8 @@ impl Scheduler {
                 self.starting.push_front(starting);
                 block_table
             };
-            let seq = DecodeSeq { id, context_len, block_table };
-            self.running.push(RunningSeq { seq, num_left });
+            self.tables.started.push(NewSeq { id, block_table: block_table.clone() });
+            self.running.push(RunningSeq { id, block_table, context_len, in_flight: 0, max_context_len });
         }
     }
 }

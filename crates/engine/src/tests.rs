@@ -1,113 +1,11 @@
-use std::{
-    collections::{BTreeMap, HashMap},
-    hash::{DefaultHasher, Hash, Hasher},
-};
+use std::collections::{BTreeMap, HashMap};
 
-use model_core::{BlockId, DecodeBatch, ModelError, PrefillBatch};
+use model_core::BlockId;
 use proptest::prelude::*;
-use sampling::{CpuSampler, FinishReason, SamplingParams};
-use tch::Tensor;
+use sampling::{FinishReason, SampledToken, SamplingParams};
 
 use super::*;
-use crate::host_runner::{Backend, HostRunner};
-
-const BLOCK_SIZE_TOKENS: usize = 4;
-const VOCAB_SIZE: usize = 40;
-const PADDED_VOCAB_SIZE: usize = 48;
-const EOS: u32 = 39;
-
-/// Logits are a hash of the token history, which it reads back from its cache through the block tables.
-#[derive(Default)]
-struct FakeModel {
-    cache: HashMap<(BlockId, usize), u32>,
-}
-
-impl FakeModel {
-    fn write(&mut self, table: &[BlockId], pos: usize, token: u32) {
-        self.cache.insert((table[pos / BLOCK_SIZE_TOKENS], pos % BLOCK_SIZE_TOKENS), token);
-    }
-
-    fn logits(&self, table: &[BlockId], len_tokens: usize) -> Vec<f32> {
-        let history: Vec<u32> = (0..len_tokens)
-            .map(|pos| self.cache[&(table[pos / BLOCK_SIZE_TOKENS], pos % BLOCK_SIZE_TOKENS)])
-            .collect();
-        (0..PADDED_VOCAB_SIZE)
-            .map(|id| {
-                let mut hasher = DefaultHasher::new();
-                (&history, id).hash(&mut hasher);
-                (hasher.finish() % 1000) as f32 * 0.004
-            })
-            .collect()
-    }
-}
-
-impl Backend for FakeModel {
-    fn prefill(&mut self, batch: &PrefillBatch) -> Result<Tensor, ModelError> {
-        let bounds: Vec<usize> = batch.cu_seqlens.iter().map(|&bound| bound as usize).collect();
-        let mut rows = Vec::new();
-        for (table, bounds) in batch.block_tables.iter().zip(bounds.windows(2)) {
-            let prompt = &batch.tokens[bounds[0]..bounds[1]];
-            for (pos, &token) in prompt.iter().enumerate() {
-                self.write(table, pos, token);
-            }
-            rows.push(self.logits(table, prompt.len()));
-        }
-        Ok(Tensor::from_slice2(&rows))
-    }
-
-    fn decode(&mut self, batch: &DecodeBatch) -> Result<Tensor, ModelError> {
-        for (row, table) in batch.block_tables.iter().enumerate() {
-            self.write(table, batch.context_lens[row] as usize, batch.tokens[row]);
-        }
-        let rows: Vec<Vec<f32>> = batch
-            .block_tables
-            .iter()
-            .zip(&batch.context_lens)
-            .map(|(table, &context_len)| self.logits(table, context_len as usize + 1))
-            .collect();
-        Ok(Tensor::from_slice2(&rows))
-    }
-
-    fn copy_blocks(&mut self, copies: &[(BlockId, BlockId)]) -> Result<(), ModelError> {
-        for &(src, dst) in copies {
-            for offset in 0..BLOCK_SIZE_TOKENS {
-                if let Some(&token) = self.cache.get(&(src, offset)) {
-                    self.cache.insert((dst, offset), token);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Token `id` spells the letter at `id % 26`.
-struct Letters;
-
-impl TokenBytes for Letters {
-    fn bytes(&self, id: u32) -> &[u8] {
-        let idx = id as usize % 26;
-        &b"abcdefghijklmnopqrstuvwxyz"[idx..=idx]
-    }
-}
-
-fn limits(max_num_seqs: usize, max_prefill_tokens: usize, num_blocks: usize) -> EngineLimits {
-    EngineLimits { max_num_seqs, max_prefill_tokens, num_blocks, block_size_tokens: BLOCK_SIZE_TOKENS }
-}
-
-fn roomy() -> EngineLimits {
-    limits(64, 1000, 1000)
-}
-
-fn params() -> SamplingParams {
-    SamplingParams {
-        use_greedy: false,
-        temperature: 1.0,
-        top_k: None,
-        top_p: Some(0.9),
-        repetition_penalty: 1.2,
-        compute_logprob: true,
-    }
-}
+use crate::testing::*;
 
 fn engine(params: SamplingParams, end_strings: &[&str], limits: EngineLimits) -> Engine {
     engine_ahead(params, end_strings, limits, 0)
@@ -119,39 +17,38 @@ fn engine_ahead(
     limits: EngineLimits,
     run_ahead: usize,
 ) -> Engine {
-    let end_strings: Vec<String> = end_strings.iter().map(|&string| string.to_owned()).collect();
-    let stop = StopConditions::resolve(&end_strings, &[EOS], |_| None).unwrap();
-    let sampler = CpuSampler::new(params, VOCAB_SIZE, 99, stop.end_token_ids().to_vec(), 0).unwrap();
-    let runner = HostRunner::new(Box::new(FakeModel::default()), Box::new(sampler));
-    Engine {
-        runner: Box::new(runner.with_run_ahead(run_ahead)),
-        stop,
-        token_bytes: Arc::new(Letters),
-        limits,
+    engine_of(host(params).with_run_ahead(run_ahead), end_strings, limits)
+}
+
+/// An executor that everything reaches as text, as it would in another process.
+struct Remote<E>(E);
+
+fn sent<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) -> T {
+    serde_json::from_str(&serde_json::to_string(value).unwrap()).unwrap()
+}
+
+impl<E: Executor> Executor for Remote<E> {
+    fn reset(&mut self) -> Result<(), EngineError> {
+        self.0.reset()
     }
-}
 
-fn request(sample_idx: u64, prompt_len: usize, num_responses: u32, max_new_tokens: u32) -> Request {
-    let prompt = (0..prompt_len as u64).map(|pos| ((pos * 7 + sample_idx * 3) % 38) as u32).collect();
-    Request { sample_idx, prompt, num_responses, max_new_tokens }
-}
+    fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
+        let copy = sent(&plan);
+        assert_eq!(copy, plan);
+        self.0.start(copy)
+    }
 
-fn run(engine: &mut Engine, requests: &[Request]) -> (BTreeMap<(u64, u32), Completion>, RunStats) {
-    let mut input = requests.iter().cloned();
-    let mut completions = BTreeMap::new();
-    let stats = engine
-        .run(
-            &mut |_| input.next().into(),
-            &mut |completion| {
-                let key = (completion.sample_idx, completion.response_idx);
-                assert!(completions.insert(key, completion).is_none(), "{key:?} came twice");
-                ControlFlow::Continue(())
-            },
-            &|| false,
-        )
-        .unwrap();
-    assert_eq!(stats.end, RunEnd::Finished);
-    (completions, stats)
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
+        Ok(sent(&self.0.collect()?))
+    }
+
+    fn run_ahead(&self) -> usize {
+        self.0.run_ahead()
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.0.is_greedy()
+    }
 }
 
 proptest! {
@@ -185,6 +82,112 @@ proptest! {
         // The same engine again: nothing is left over from the run before.
         prop_assert_eq!(&run(&mut tight, &requests).0, &expect);
     }
+}
+
+#[test]
+fn steps_can_be_sent_to_another_process() {
+    let requests: Vec<Request> = (0..20).map(|idx| request(idx, 2 + idx as usize, 3, 15)).collect();
+    let (expect, _) = run(&mut engine(params(), &["a"], roomy()), &requests);
+    let mut remote = engine_of(Remote(host(params()).with_run_ahead(1)), &["a"], limits(7, 60, 60));
+    assert_eq!(run(&mut remote, &requests).0, expect);
+}
+
+/// The tokens of each row of one step.
+fn step(executor: &mut HostExecutor, plan: StepPlan) -> Vec<Vec<SampledToken>> {
+    executor.start(plan).unwrap();
+    executor.collect().unwrap().rows().map(<[SampledToken]>::to_vec).collect()
+}
+
+fn prompt_row(group_idx: u64, context_len: u32, query_len: u32, draws: u32) -> RowSpan {
+    RowSpan { id: RowId::Prompt(group_idx), context_len, query_len, draws }
+}
+
+fn new_prompt(group_idx: u64, len: usize, block_table: &[BlockId]) -> NewPrompt {
+    let Request { sample_idx, prompt: tokens, .. } = request(group_idx, len, 1, 1);
+    NewPrompt { group_idx, sample_idx, tokens, block_table: block_table.to_vec() }
+}
+
+#[test]
+fn the_host_mixes_prompts_chunks_and_responses() {
+    let prompts = || vec![new_prompt(1, 10, &[0, 1, 2]), new_prompt(2, 3, &[3])];
+    let response = |group_idx, response_idx, context_len| RowSpan {
+        id: RowId::Response(SeqId { group_idx, response_idx }),
+        context_len,
+        query_len: 1,
+        draws: 1,
+    };
+    let start = |group_idx, block_table: &[BlockId]| NewSeq {
+        id: SeqId { group_idx, response_idx: 0 },
+        block_table: block_table.to_vec(),
+    };
+    let tables = |prompts, started| TableDelta { prompts, started, ended: Vec::new() };
+
+    let mut whole = host(params());
+    let rows = vec![prompt_row(1, 0, 10, 2), prompt_row(2, 0, 3, 1)];
+    let first = step(&mut whole, StepPlan { tables: tables(prompts(), vec![]), rows, copies: vec![] });
+    assert_eq!(first.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+    let started = vec![start(1, &[0, 1, 2, 4]), start(2, &[3, 5])];
+    let rows = vec![response(1, 0, 10), response(2, 0, 3)];
+    let second = step(&mut whole, StepPlan { tables: tables(vec![], started), rows, copies: vec![] });
+
+    let mut chunked = host(params());
+    let rows = vec![prompt_row(1, 0, 4, 0), prompt_row(2, 0, 3, 1)];
+    let step_0 = step(&mut chunked, StepPlan { tables: tables(prompts(), vec![]), rows, copies: vec![] });
+    assert_eq!(step_0, [vec![], first[1].clone()]);
+    let rows = vec![prompt_row(1, 4, 3, 0), response(2, 0, 3)];
+    let plan = StepPlan { tables: tables(vec![], vec![start(2, &[3, 5])]), rows, copies: vec![] };
+    assert_eq!(step(&mut chunked, plan), [vec![], second[1].clone()]);
+    let rows = vec![prompt_row(1, 7, 3, 2)];
+    let step_2 = step(&mut chunked, StepPlan { rows, ..StepPlan::default() });
+    assert_eq!(step_2, [first[0].clone()]);
+    let tables = tables(vec![], vec![start(1, &[0, 1, 2, 4])]);
+    let rows = vec![response(1, 0, 10)];
+    assert_eq!(step(&mut chunked, StepPlan { tables, rows, copies: vec![] }), [second[0].clone()]);
+
+    let mut refused = |row: RowSpan| {
+        let plan = StepPlan { rows: vec![row], ..StepPlan::default() };
+        chunked.start(plan).unwrap_err().to_string()
+    };
+    insta::assert_snapshot!(refused(RowSpan { query_len: 3, draws: 3, ..response(1, 0, 11) }), @"the host executor does not compute drafted tokens to verify");
+    insta::assert_snapshot!(refused(response(1, 0, 12)), @"the host executor does not compute a response at a place other than its end");
+    insta::assert_snapshot!(refused(response(7, 0, 1)), @"no sequence for response 0 of request 7");
+    insta::assert_snapshot!(refused(prompt_row(1, 0, 10, 1)), @"no sequence for response 0 of request 1");
+}
+
+/// Gives another number of tokens than the rows draw.
+struct Wrong(HostExecutor, usize);
+
+impl Executor for Wrong {
+    fn reset(&mut self) -> Result<(), EngineError> {
+        self.0.reset()
+    }
+
+    fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
+        self.0.start(plan)
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
+        let mut output = self.0.collect()?;
+        output.tokens.truncate(self.1);
+        Ok(output)
+    }
+
+    fn run_ahead(&self) -> usize {
+        0
+    }
+
+    fn is_greedy(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn an_answer_with_too_few_tokens_is_refused() {
+    let mut engine = engine_of(Wrong(host(params()), 3), &[], roomy());
+    let mut requests = vec![request(0, 4, 2, 9), request(1, 4, 2, 9)].into_iter();
+    let mut ignore = |_| ControlFlow::Continue(());
+    let error = engine.run(&mut |_| requests.next().into(), &mut ignore, &|| false).unwrap_err();
+    insta::assert_snapshot!(error, @"an executor gave 0 tokens for row 1 of a step, which draws 2");
 }
 
 #[test]

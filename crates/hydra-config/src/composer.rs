@@ -148,7 +148,7 @@ impl Composer {
         self.root.remove_at(&path)
     }
 
-    /// Every value that is no map, in order, with its key and its origin.
+    /// Every value that is not a map, in order, with its key and its origin.
     pub fn entries(&self) -> Vec<(String, &Node, Option<&Origin>)> {
         self.origins.entries(&self.root)
     }
@@ -317,7 +317,7 @@ impl Composer {
         if self.root.at(path).is_none() {
             return error(format!("there is no key `{}`", change.key));
         }
-        // Hydra looks at the value that the key stands for, and takes null and `???` for nothing.
+        // Hydra looks at the resolved value of the key, and treats null and `???` as absent.
         let existing = interpolation::raw_at(&self.root, path).map_err(|error| self.with_origin(error))?;
         let Some(existing) = existing.filter(|existing| *existing != Node::Null) else {
             return error(format!("the value of `{}` is null or `???`", change.key));
@@ -391,7 +391,7 @@ fn absent_leaf(base: &Node, value: &Node) -> Option<Vec<String>> {
     })
 }
 
-/// What OmegaConf would refuse to take up: a text whose interpolation cannot be read.
+/// What OmegaConf would refuse: a string whose interpolation cannot be parsed.
 fn check_texts(value: &Node) -> Result<(), String> {
     match value {
         Node::Str(text) if value.has_interpolation() => expression::parse_text(text).map(|_| ()),

@@ -81,7 +81,7 @@ fn problem(source_name: &str, message: impl Into<String>) -> ConfigError {
 
 fn twice(source_name: &str, key: &str, known: &Node) -> ConfigError {
     let message =
-        format!("`{key}` stands twice, first with {}; write `override {key}: …` in one", known.describe());
+        format!("`{key}` appears twice, first with {}; write `override {key}: …` in one", known.describe());
     problem(source_name, message)
 }
 
@@ -168,7 +168,7 @@ impl Chooser<'_> {
         if !entries.is_empty() || !appended.is_empty() {
             let num_self = entries.iter().filter(|entry| entry.is_self()).count();
             if num_self > 1 {
-                return Err(problem(&name, "`_self_` stands twice in the defaults list"));
+                return Err(problem(&name, "`_self_` appears twice in the defaults list"));
             }
             if num_self == 0 {
                 entries.push(Entry::config("_self_"));

@@ -25,7 +25,7 @@ impl Node {
     }
 }
 
-/// Whether a scalar may go on in the next line.
+/// Whether a scalar may continue on the next line.
 #[derive(Clone, Copy, PartialEq)]
 enum Folding {
     Allowed,

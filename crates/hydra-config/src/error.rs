@@ -27,7 +27,7 @@ pub enum ConfigError {
         /// The argument with its value quoted, where that is all it needs.
         quoted: Option<String>,
     },
-    /// An override with commas outside of brackets, which Hydra takes for one run after another.
+    /// An override with commas outside of brackets, which Hydra takes as a sweep.
     #[error(
         "cannot read override `{text}`: commas outside of brackets make a sweep, one run for each value{}",
         sweep_hint(quoted.as_deref(), list.as_deref())

@@ -44,7 +44,7 @@ pub(crate) fn resolve_at(root: &Node, path: &[String], env: Env<'_>) -> Result<O
     Resolver { root, env, pending: Vec::new() }.lookup(path)
 }
 
-/// The value at one path as it stands, with references to it followed; `None` when there is none, or it is missing.
+/// The unresolved value at one path, with references to it followed; `None` when there is none, or it is missing.
 pub(crate) fn raw_at(root: &Node, path: &[String]) -> Result<Option<Node>, ConfigError> {
     match (Resolver { root, env: &|_| None, pending: Vec::new() }).raw(path) {
         Err(ConfigError::Missing { .. }) => Ok(None),
@@ -166,7 +166,7 @@ impl Resolver<'_> {
         Ok(Node::Str(out))
     }
 
-    /// The node at an absolute path as it stands, references followed but nothing in it resolved.
+    /// The node at an absolute path, references followed but nothing in it resolved.
     pub(crate) fn raw(&mut self, target: &[String]) -> Result<Option<Node>, ConfigError> {
         let Some(place) = self.locate(target)? else { return Ok(None) };
         Ok(match self.follow(place)? {
@@ -175,7 +175,7 @@ impl Resolver<'_> {
         })
     }
 
-    /// As [`Self::interpolation`], but a list or a map prints with what is in it as it stands.
+    /// As [`Self::interpolation`], but a list or a map is printed unresolved.
     fn printed(&mut self, path: &[String], interpolation: &Interpolation) -> Result<Node, ConfigError> {
         let key = match interpolation {
             Interpolation::Node(key) => self.key(path, key)?,
@@ -237,7 +237,7 @@ impl Resolver<'_> {
         found.ok_or_else(|| self.error(path, text, format!("there is no key `{}`", target.join("."))))
     }
 
-    /// A key or a resolver's name; interpolations in it must give texts.
+    /// A key or a resolver's name; interpolations in it must give strings.
     fn key(&mut self, path: &[String], parts: &[Part]) -> Result<String, ConfigError> {
         let mut key = String::new();
         for part in parts {
@@ -246,7 +246,7 @@ impl Resolver<'_> {
                 Part::Interpolation(interpolation) => match self.interpolation(path, interpolation)? {
                     Node::Str(text) => key.push_str(&text),
                     other => {
-                        let message = format!("a key must be made of texts, found {}", other.describe());
+                        let message = format!("a key must be made of strings, found {}", other.describe());
                         return Err(self.error(path, "${…}", message));
                     }
                 },

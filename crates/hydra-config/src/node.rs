@@ -166,7 +166,7 @@ impl Node {
             Self::Bool(value) => value.to_string(),
             Self::Int(value) => format!("the whole number {value}"),
             Self::Float(value) => format!("the number {}", crate::python::float(*value)),
-            Self::Str(text) => format!("the text `{text}`"),
+            Self::Str(text) => format!("the string `{text}`"),
             Self::List(_) => "a list".to_owned(),
             Self::Map(_) => "a map".to_owned(),
         }
@@ -179,7 +179,7 @@ impl Node {
             Self::Bool(_) => "boolean",
             Self::Int(_) => "whole number",
             Self::Float(_) => "number",
-            Self::Str(_) => "text",
+            Self::Str(_) => "string",
             Self::List(_) => "list",
             Self::Map(_) => "map",
         }

@@ -84,7 +84,7 @@ impl Origins {
         }
     }
 
-    /// Every value of a tree that is no map, with its key and its origin.
+    /// Every value of a tree that is not a map, with its key and its origin.
     pub(crate) fn entries<'a>(&'a self, root: &'a Node) -> Vec<(String, &'a Node, Option<&'a Origin>)> {
         fn walk<'a>(
             origins: &'a Origins,

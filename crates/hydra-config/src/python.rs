@@ -1,4 +1,4 @@
-//! Values as Python writes and counts them, because resolvers, casts and texts with interpolations are Python's.
+//! Values as Python writes and counts them, because resolvers, casts and interpolated strings follow Python.
 //!
 //! Integers are of 64 bits: what would grow past them is an error here and a longer integer in Python.
 

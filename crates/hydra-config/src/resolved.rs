@@ -33,7 +33,7 @@ impl Resolved {
         self.origins.get(&split(key))
     }
 
-    /// Every value that is no map, in order, with its key and its origin.
+    /// Every value that is not a map, in order, with its key and its origin.
     pub fn entries(&self) -> Vec<(String, &Node, Option<&Origin>)> {
         self.origins.entries(&self.node)
     }
@@ -126,7 +126,7 @@ fn user_word(expected: &str) -> String {
         "u8" | "u16" | "u32" | "u64" | "u128" | "usize" => "a whole number from 0",
         "f32" | "f64" => "a number",
         "a boolean" | "bool" => "true or false",
-        "a string" | "a borrowed string" | "path string" | "a character" => "a text",
+        "a string" | "a borrowed string" | "path string" | "a character" => "a string",
         "a sequence" | "a tuple" => "a list",
         "a map" => "a map",
         "unit" => "null",
@@ -206,12 +206,12 @@ mod tests {
     #[test]
     fn errors_name_key_value_and_layer() {
         let message = |overrides: &[&str]| extract(overrides).unwrap_err().to_string();
-        insta::assert_snapshot!(message(&["trainer.devices=abc"]), @"`trainer.devices` must be a whole number from 0, found the text `abc` (command line: trainer.devices=abc)");
+        insta::assert_snapshot!(message(&["trainer.devices=abc"]), @"`trainer.devices` must be a whole number from 0, found the string `abc` (command line: trainer.devices=abc)");
         insta::assert_snapshot!(message(&["trainer.devices=-1"]), @"`trainer.devices` must be a whole number from 0, found the whole number -1 (command line: trainer.devices=-1)");
         insta::assert_snapshot!(message(&["trainer.limit=[1]"]), @"`trainer.limit` must be a number, found a list (command line: trainer.limit=[1])");
-        insta::assert_snapshot!(message(&["trainer.name={a:1}"]), @"`trainer.name` must be a text, found a map (command line: trainer.name={a:1})");
-        insta::assert_snapshot!(message(&["trainer.tags=x"]), @"`trainer.tags` must be a list, found the text `x` (command line: trainer.tags=x)");
-        insta::assert_snapshot!(message(&["trainer.tags.1=3"]), @"`trainer.tags.1` must be a text, found the whole number 3 (command line: trainer.tags.1=3)");
+        insta::assert_snapshot!(message(&["trainer.name={a:1}"]), @"`trainer.name` must be a string, found a map (command line: trainer.name={a:1})");
+        insta::assert_snapshot!(message(&["trainer.tags=x"]), @"`trainer.tags` must be a list, found the string `x` (command line: trainer.tags=x)");
+        insta::assert_snapshot!(message(&["trainer.tags.1=3"]), @"`trainer.tags.1` must be a string, found the whole number 3 (command line: trainer.tags.1=3)");
         insta::assert_snapshot!(message(&["++trainer.device=1"]), @"unknown key `trainer.device` (command line: ++trainer.device=1), did you mean `trainer.devices`?");
         insta::assert_snapshot!(message(&["trainer.devices=???"]), @"`trainer.devices` must be given: it is `???` (command line: trainer.devices=???); write `trainer.devices=VALUE`");
         insta::assert_snapshot!(message(&["trainer.tags=[a,'???']"]), @"`trainer.tags.1` must be given: it is `???` (command line: trainer.tags=[a,'???']); write `trainer.tags.1=VALUE`");

@@ -1,5 +1,5 @@
-//! What a plain YAML scalar means to OmegaConf: YAML 1.1 as PyYAML's safe loader reads it, with OmegaConf's own
-//! rule for floats beside PyYAML's and without timestamps; and which texts PyYAML's dumper must quote.
+//! How OmegaConf reads a plain YAML scalar: YAML 1.1 as PyYAML's safe loader reads it, with OmegaConf's own
+//! rule for floats beside PyYAML's and without timestamps; and which strings PyYAML's dumper must quote.
 
 use crate::{Node, python};
 

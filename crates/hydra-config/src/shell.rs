@@ -1,6 +1,6 @@
 //! Arguments as they are typed in a shell: what a message suggests is pasted there.
 
-/// Characters that no shell takes for anything but themselves, wherever they stand in a word.
+/// Characters without a special meaning in any shell, anywhere in a word.
 const PLAIN: &str = "_-./:=+,@%";
 
 /// The argument as one word of a POSIX shell, in single quotes where it needs them.

@@ -220,7 +220,7 @@ struct Spec {
     is_alternate: bool,
     /// `z`: what rounds to zero has no sign.
     drops_negative_zero: bool,
-    /// A zero before the width, and no alignment: numbers are filled up behind their sign.
+    /// A zero before the width, and no alignment: numbers are padded after their sign.
     is_zero_filled: bool,
     width: usize,
     grouping: Option<char>,
@@ -429,7 +429,7 @@ fn plain_float(float: f64, spec: &Spec) -> Result<String> {
     Ok(format!("{general}.0"))
 }
 
-/// A number from its parts, digits grouped and the field filled up.
+/// A number from its parts, digits grouped and the field padded.
 fn number_field(prefix: &str, whole: &str, rest: &str, group_len: usize, spec: &Spec) -> Result<String> {
     let align = if spec.is_zero_filled { '=' } else { spec.align.unwrap_or('>') };
     let mut digits = whole.to_owned();

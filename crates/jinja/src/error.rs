@@ -33,7 +33,7 @@ pub enum ErrorKind {
     Assert,
     /// The template asks for the date, and none is given.
     NoDate,
-    /// Python would go on, this engine does not: it refuses rather than render another text.
+    /// Python would continue, this engine refuses rather than render another text.
     Refused,
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn repr_float(float: f64) -> String {
     if plain.contains('.') { plain } else { format!("{plain}.0") }
 }
 
-/// What is said of integers beyond those of 127 bits.
+/// The message for integers beyond 127 bits.
 pub(crate) fn too_large() -> Error {
     Error::refused("an integer with more than 38 digits is not supported")
 }

@@ -30,7 +30,7 @@ pub(crate) struct Renderer<'a> {
     root: Rc<Scope>,
     pub(crate) date: Option<Date>,
     depth: Cell<usize>,
-    /// Scopes that macros point back to; without a hand they would keep each other alive.
+    /// Scopes that macros refer back to; these reference cycles are broken at the end.
     macro_scopes: RefCell<Vec<Rc<Scope>>>,
     /// The names of the template's blocks.
     pub(crate) blocks: &'a [Arc<str>],

@@ -2,7 +2,7 @@
 
 use unicode_properties::{GeneralCategory, UnicodeGeneralCategory};
 
-/// The longest string or list that a template may make by repeating or padding. Beyond it is a slip or an attack.
+/// The longest string or list that a template may make by repeating or padding. A longer one is a mistake or an attack.
 pub(crate) const MAX_MADE_ITEMS: usize = 1 << 26;
 
 /// A string as `repr` shows it.

@@ -30,7 +30,7 @@ pub(crate) enum Value {
     Dict(Rc<Dict>),
     Range(Range),
     View(ViewKind, Rc<Dict>),
-    /// A generator or another iterator: it can be gone through once.
+    /// A generator or another iterator: it can be iterated once.
     Iter(Rc<Iter>),
     Undefined(Rc<Undefined>),
     /// A function of the environment, by its name.
@@ -395,7 +395,7 @@ impl Value {
     /// The items that going through it gives.
     ///
     /// # Errors
-    /// When it cannot be gone through, or a generator fails.
+    /// When it cannot be iterated, or a generator fails.
     pub(crate) fn items(&self, renderer: &Renderer<'_>) -> Result<Vec<Self>> {
         Ok(match self {
             Self::List(items) | Self::Tuple(items) | Self::Group(items) => items.to_vec(),

@@ -1,15 +1,16 @@
 //! One step as attention sees it: which rows belong to which sequence, and where its keys and values lie.
 //!
-//! Prefill and decode differ only in numbers here: a prefilled sequence has no cached tokens before its rows, a
-//! decoded one has a single row. The context is built once a step and serves all layers.
+//! Whole prompts, chunks, decoded tokens and drafts differ only in numbers here and may be mixed. The context is built
+//! once a step and serves all layers.
 
 use std::ops::Range;
 
 use tch::Tensor;
 
+use crate::batch::Span;
 use crate::kernels::Ids;
 use crate::kv_cache::BLOCK_SIZE_TOKENS;
-use crate::{BlockId, DecodeBatch, DecodeRows, KvCache, ModelError, PrefillBatch};
+use crate::{Batch, BlockId, DeviceDecode, KvCache, ModelError};
 
 /// The rows of one sequence in the step, and its place in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,7 +75,7 @@ pub(crate) enum DeviceAttention {
 
 impl AttentionContext {
     /// A step that is planned on the device: one row for each of `rows`.
-    pub(crate) fn on_device(rows: &DecodeRows<'_>) -> Result<Self, ModelError> {
+    pub(crate) fn on_device(rows: &DeviceDecode<'_>) -> Result<Self, ModelError> {
         let of_rows = |tensor: &Tensor| tensor.f_narrow(0, 0, rows.num_rows as i64);
         Ok(Self {
             positions: Vec::new(),
@@ -102,67 +103,72 @@ impl AttentionContext {
         self.device.as_ref().map_or(Ids::Host(&self.positions), |device| Ids::Device(&device.positions))
     }
 
-    pub(crate) fn prefill(batch: &PrefillBatch, cache: &KvCache) -> Result<Self, ModelError> {
-        let starts = &batch.cu_seqlens;
-        check_len("`cu_seqlens` length", batch.block_tables.len() + 1, starts.len())?;
-        check_len("first of `cu_seqlens`", 0, starts.first().map_or(0, |&start| start as usize))?;
-        let num_tokens = starts.last().map_or(0, |&end| end as usize);
-        check_len("number of tokens", num_tokens, batch.tokens.len())?;
-        let spans = starts.windows(2).map(|pair| match *pair {
-            [start, end] => (0, end.saturating_sub(start) as usize),
-            _ => (0, 0),
-        });
-        Self::build(spans, &batch.block_tables, cache)
-    }
-
-    pub(crate) fn decode(batch: &DecodeBatch, cache: &KvCache) -> Result<Self, ModelError> {
-        check_len("number of block tables", batch.tokens.len(), batch.block_tables.len())?;
-        check_len("number of context lengths", batch.tokens.len(), batch.context_lens.len())?;
-        Self::build(batch.context_lens.iter().map(|&len| (len as usize, 1)), &batch.block_tables, cache)
-    }
-
-    fn build(
-        spans: impl Iterator<Item = (usize, usize)>,
-        block_tables: &[Vec<BlockId>],
-        cache: &KvCache,
-    ) -> Result<Self, ModelError> {
+    /// A step that the host describes.
+    ///
+    /// # Errors
+    /// When the batch contradicts itself or the cache.
+    pub(crate) fn new(batch: &Batch, cache: &KvCache) -> Result<Self, ModelError> {
         let mut context = Self {
-            positions: Vec::new(),
-            slots: Vec::new(),
-            sequences: Vec::with_capacity(block_tables.len()),
-            block_tables: Vec::new(),
+            positions: Vec::with_capacity(batch.tokens.len()),
+            slots: Vec::with_capacity(batch.tokens.len()),
+            sequences: Vec::with_capacity(batch.spans.len()),
+            block_tables: batch.block_tables.clone(),
             device: None,
         };
-        for ((context_len, query_len), table) in spans.zip(block_tables) {
-            if query_len == 0 {
-                return Err(bad_batch("sequence length", "at least 1".to_owned(), 0));
-            }
-            let num_blocks = (context_len + query_len).div_ceil(BLOCK_SIZE_TOKENS);
-            let Some(used) = table.get(..num_blocks) else {
-                return Err(bad_batch("block table length", format!("at least {num_blocks}"), table.len()));
+        let mut first_block = 0;
+        for span in &batch.spans {
+            let tables_left = batch.block_tables.get(first_block..).unwrap_or_default();
+            let Some(table) = tables_left.get(..span.num_blocks as usize) else {
+                let expected = format!("at least {}", span.num_blocks);
+                return Err(bad_batch("blocks left for a span", expected, tables_left.len()));
             };
-            for &block in used {
-                cache.check_block(block)?;
-            }
-            let first_block = context.block_tables.len();
-            context.block_tables.extend_from_slice(used);
-            context.sequences.push(SequenceSpan {
-                query_start: context.positions.len(),
-                query_len,
-                context_len,
-                blocks: first_block..first_block + num_blocks,
-            });
-            let block_size = BLOCK_SIZE_TOKENS as u32;
-            for position in context_len..context_len + query_len {
-                let block = used.get(position / BLOCK_SIZE_TOKENS).copied().unwrap_or_default();
-                context.positions.push(position as u32);
-                context.slots.push(block * block_size + position as u32 % block_size);
-            }
+            context.push(span, first_block, table, cache)?;
+            first_block += table.len();
         }
+        check_len("number of tokens", context.positions.len(), batch.tokens.len())?;
+        check_len("number of blocks of all spans", first_block, batch.block_tables.len())?;
         if context.sequences.is_empty() {
             return Err(bad_batch("number of sequences", "at least 1".to_owned(), 0));
         }
         Ok(context)
+    }
+
+    /// Adds the rows of one span, whose `table` starts at `first_block` of all block tables.
+    fn push(
+        &mut self,
+        span: &Span,
+        first_block: usize,
+        table: &[BlockId],
+        cache: &KvCache,
+    ) -> Result<(), ModelError> {
+        let (context_len, query_len) = (span.context_len as usize, span.query_len as usize);
+        if query_len == 0 {
+            return Err(bad_batch("sequence length", "at least 1".to_owned(), 0));
+        }
+        if span.num_logits > span.query_len {
+            let expected = format!("at most {query_len}");
+            return Err(bad_batch("rows of logits of a span", expected, span.num_logits as usize));
+        }
+        let num_blocks = (context_len + query_len).div_ceil(BLOCK_SIZE_TOKENS);
+        let Some(used) = table.get(..num_blocks) else {
+            return Err(bad_batch("block table length", format!("at least {num_blocks}"), table.len()));
+        };
+        for &block in used {
+            cache.check_block(block)?;
+        }
+        self.sequences.push(SequenceSpan {
+            query_start: self.positions.len(),
+            query_len,
+            context_len,
+            blocks: first_block..first_block + num_blocks,
+        });
+        let block_size = BLOCK_SIZE_TOKENS as u32;
+        for position in context_len..context_len + query_len {
+            let block = used.get(position / BLOCK_SIZE_TOKENS).copied().unwrap_or_default();
+            self.positions.push(position as u32);
+            self.slots.push(block * block_size + position as u32 % block_size);
+        }
+        Ok(())
     }
 
     /// The blocks of one sequence, in the order of its tokens.

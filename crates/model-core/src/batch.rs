@@ -1,54 +1,69 @@
-//! What one step of the engine asks of the model.
+//! What one step asks of the model: tokens of many sequences, each with its place in the cache.
+//!
+//! A [`Batch`] is plain data of the host. Prefill, chunks of a prompt, decoding and verification of drafted tokens differ
+//! only in the numbers of their [`Span`]s, and may be mixed.
 
 use tch::Tensor;
 
 use crate::BlockId;
 
-/// Which rows of logits a prefill returns.
+/// The tokens of one sequence in a step.
+///
+/// | span | `context_len` | `query_len` | `num_logits` |
+/// | --- | --- | --- | --- |
+/// | a whole prompt | 0 | its length | 1 |
+/// | a chunk of a prompt, not the last | tokens before it | its length | 0 |
+/// | a decoded token | tokens before it | 1 | 1 |
+/// | drafted tokens to verify | tokens before them | 1 + drafts | 1 + drafts |
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogitsRows {
-    /// Of each sequence's last token: `[num_seqs, padded_vocab_size]`.
-    Last,
-    /// Of every token: `[num_tokens, padded_vocab_size]`.
-    All,
+pub struct Span {
+    /// Tokens of the sequence that are cached already, which is also the position of the span's first one.
+    pub context_len: u32,
+    /// Tokens of this step, at least 1. Their keys and values are cached by it.
+    pub query_len: u32,
+    /// How many of them, counted from the last, get logits; at most `query_len`.
+    pub num_logits: u32,
+    /// Blocks of the sequence in [`Batch::block_tables`], enough for `context_len + query_len` tokens.
+    pub num_blocks: u32,
 }
 
-/// Whole prompts, packed one after the other without padding. Every sequence starts at position 0.
-#[derive(Clone, Debug)]
-pub struct PrefillBatch {
-    /// All tokens, `[num_tokens]`.
+/// The tokens of one step, packed one span after the other without padding.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// `[num_tokens]`.
     pub tokens: Vec<u32>,
-    /// Where each sequence starts, and the end: `[num_seqs + 1]`, from 0 to `num_tokens`.
-    pub cu_seqlens: Vec<u32>,
-    /// The KV blocks of each sequence, enough for its tokens: `[num_seqs]`.
-    pub block_tables: Vec<Vec<BlockId>>,
-    /// Which logits to return.
-    pub logits: LogitsRows,
+    /// The sequences, in the order of their tokens; no sequence twice.
+    pub spans: Vec<Span>,
+    /// The KV blocks of all spans, one table after the other.
+    pub block_tables: Vec<BlockId>,
 }
 
-impl PrefillBatch {
-    /// The tokens of one prompt.
-    pub fn prompt(&self, prompt_idx: usize) -> Option<&[u32]> {
-        let [start, end] = *self.cu_seqlens.get(prompt_idx..prompt_idx + 2)? else { return None };
-        self.tokens.get(start as usize..end as usize)
+impl Batch {
+    /// Adds a span: `tokens` behind `context_len` cached ones, in the blocks of `table`, with logits for the last
+    /// `num_logits`.
+    pub fn push(&mut self, tokens: &[u32], context_len: u32, num_logits: u32, table: &[BlockId]) {
+        self.tokens.extend_from_slice(tokens);
+        self.block_tables.extend_from_slice(table);
+        let (query_len, num_blocks) = (tokens.len() as u32, table.len() as u32);
+        self.spans.push(Span { context_len, query_len, num_logits, num_blocks });
     }
-}
 
-/// One new token for each of many sequences.
-#[derive(Clone, Debug)]
-pub struct DecodeBatch {
-    /// The newest token of each sequence, whose keys and values are not cached yet: `[num_seqs]`.
-    pub tokens: Vec<u32>,
-    /// Tokens of each sequence before it, which is also its position: `[num_seqs]`.
-    pub context_lens: Vec<u32>,
-    /// The KV blocks of each sequence, enough for `context_len + 1` tokens: `[num_seqs]`.
-    pub block_tables: Vec<Vec<BlockId>>,
+    /// Which tokens get logits, in order.
+    pub fn logits_rows(&self) -> Vec<usize> {
+        let mut rows = Vec::with_capacity(self.spans.len());
+        let mut end = 0;
+        for span in &self.spans {
+            end += span.query_len as usize;
+            rows.extend(end.saturating_sub(span.num_logits as usize)..end);
+        }
+        rows
+    }
 }
 
 /// One new token for each row of a table that lies on the model's device, so that the step can be recorded once and
 /// replayed while the tokens stay there. The tensors are int32 and may have more rows than are computed.
 #[derive(Clone, Copy, Debug)]
-pub struct DecodeRows<'a> {
+pub struct DeviceDecode<'a> {
     /// Rows to compute, from the first on.
     pub num_rows: usize,
     /// The newest token of each row: `[max_rows]`, below the padded vocabulary size.
@@ -60,4 +75,21 @@ pub struct DecodeRows<'a> {
     /// The first row of those that share a prompt with this one and stand one after the other, and how many blocks
     /// they share: `[max_rows, 2]`. A row alone has its own number and 0.
     pub prefix_groups: &'a Tensor,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logits_are_of_the_last_tokens_of_each_span() {
+        let mut batch = Batch::default();
+        batch.push(&[1, 2, 3], 0, 1, &[7]);
+        batch.push(&[4, 5], 30, 0, &[8, 9]);
+        batch.push(&[6], 3, 1, &[2]);
+        batch.push(&[7, 8, 9], 3, 3, &[2]);
+        assert_eq!(batch.logits_rows(), [2, 5, 6, 7, 8]);
+        assert_eq!(batch.spans[1], Span { context_len: 30, query_len: 2, num_logits: 0, num_blocks: 2 });
+        assert_eq!(batch.block_tables, [7, 8, 9, 2, 2]);
+    }
 }

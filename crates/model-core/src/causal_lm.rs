@@ -3,7 +3,7 @@
 use tch::Tensor;
 
 use crate::config::ModelConfig;
-use crate::{DecodeBatch, DecodeRows, KvCache, ModelError, Precision, PrefillBatch};
+use crate::{Batch, DeviceDecode, KvCache, ModelError, Precision};
 
 /// A decoder-only language model with its weights.
 pub trait CausalLm: Send {
@@ -28,29 +28,29 @@ pub trait CausalLm: Send {
     /// When there is not enough memory.
     fn new_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError>;
 
-    /// Runs whole prompts and fills their blocks. The logits are float32 and have the rows that the batch asks for.
+    /// Computes the batch, caches its keys and values and returns logits, float32 `[num_logits, padded_vocab_size]`: a
+    /// row for each token that [`Batch::logits_rows`] names, in that order.
     ///
     /// # Errors
-    /// When the batch contradicts itself, the cache or the model, or the device fails.
-    fn prefill(&mut self, batch: &PrefillBatch, cache: &mut KvCache) -> Result<Tensor, ModelError>;
+    /// When the batch contradicts itself, the cache or the model, has a mixture of spans that this model's kernels do not
+    /// compute, or the device fails.
+    fn forward(&mut self, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, ModelError>;
 
-    /// Runs one token of each sequence: float32 `[num_seqs, padded_vocab_size]`.
-    ///
-    /// # Errors
-    /// When the batch contradicts itself, the cache or the model, or the device fails.
-    fn decode(&mut self, batch: &DecodeBatch, cache: &mut KvCache) -> Result<Tensor, ModelError>;
-
-    /// Makes room for [`CausalLm::decode_rows`] with up to this many rows and blocks a row. Steps have the same bits with
-    /// every number of rows from 32 up, and with every number up to the one returned, which may be 0.
+    /// Makes room for [`CausalLm::decode_on_device`] with up to this many rows and blocks a row. Returns n: results are
+    /// bitwise identical for any batch of at most n or at least 32 rows (n = 0: no small-batch path).
     ///
     /// # Errors
     /// When the model does not compute on a device of its own, or that has no memory left.
-    fn reserve_rows(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError>;
+    fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError>;
 
     /// Enqueues one token of each row on the current stream: float32 `[num_rows, padded_vocab_size]`. Nothing in it
     /// waits for the device or depends on what the tables hold, so the step can be recorded.
     ///
     /// # Errors
     /// When the model does not compute on a device of its own, no room was made, or the device fails.
-    fn decode_rows(&mut self, rows: &DecodeRows<'_>, cache: &mut KvCache) -> Result<Tensor, ModelError>;
+    fn decode_on_device(
+        &mut self,
+        rows: &DeviceDecode<'_>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor, ModelError>;
 }

@@ -2,7 +2,7 @@
 //!
 //! What a block computes is here; how, is in the backend behind [`Kernels`].
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::attention_context::AttentionContext;
 use crate::backend::plain::to_device;
@@ -12,7 +12,7 @@ use crate::kernels::{AttentionStep, HeadLayout, Ids, Kernels};
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache};
 use crate::layers::rotary::Rotary;
 use crate::weights::{MlpInput, Weights};
-use crate::{DecodeBatch, DecodeRows, LogitsRows, ModelError, Precision, PrefillBatch};
+use crate::{Batch, DeviceDecode, ModelError, Precision};
 
 /// Rotary positions computed at once; longer sequences grow the tables, so that a config's number alone allocates
 /// nothing.
@@ -38,7 +38,7 @@ impl Gpt {
     }
 
     /// The residual stream after the last layer: `[num_tokens, hidden_size]`.
-    fn forward(
+    fn residual(
         &mut self,
         tokens: Ids<'_>,
         context: &AttentionContext,
@@ -116,6 +116,25 @@ impl Gpt {
         let hidden = self.kernels.norm(residual, &self.weights.final_norm)?;
         self.kernels.logits(&hidden, &self.weights.output)
     }
+
+    /// The rows of logits that the batch asks for. `residual`: `[at least num_tokens, hidden_size]`, as a backend may have
+    /// padded the step.
+    fn logits_of(&self, residual: &Tensor, batch: &Batch) -> Result<Tensor, ModelError> {
+        let rows = batch.logits_rows();
+        let (num_rows, min_rows) = (rows.len(), self.kernels.min_rows());
+        if num_rows == 0 {
+            let shape = [0, self.padded_vocab_size() as i64];
+            return Ok(Tensor::f_empty(shape, (Kind::Float, residual.device()))?);
+        }
+        if num_rows == batch.tokens.len() && num_rows >= min_rows {
+            return self.logits(&residual.f_narrow(0, 0, num_rows as i64)?);
+        }
+        let mut rows: Vec<i64> = rows.into_iter().map(|row| row as i64).collect();
+        rows.resize(num_rows.max(min_rows), 0);
+        let rows = to_device(&rows, residual.device())?;
+        let logits = self.logits(&residual.f_index_select(0, &rows)?)?;
+        Ok(logits.f_narrow(0, 0, num_rows as i64)?)
+    }
 }
 
 impl CausalLm for Gpt {
@@ -143,38 +162,15 @@ impl CausalLm for Gpt {
         self.kernels.new_cache(num_blocks, &self.config)
     }
 
-    fn prefill(&mut self, batch: &PrefillBatch, cache: &mut KvCache) -> Result<Tensor, ModelError> {
+    fn forward(&mut self, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, ModelError> {
         self.check_tokens(&batch.tokens)?;
-        let mut context = AttentionContext::prefill(batch, cache)?;
+        let mut context = AttentionContext::new(batch, cache)?;
         self.kernels.prepare(&batch.tokens, &mut context)?;
-        let residual = self.forward(context.token_ids(&batch.tokens), &context, cache)?;
-        match batch.logits {
-            // A backend may have filled the step up.
-            LogitsRows::All => self.logits(&residual.f_narrow(0, 0, batch.tokens.len() as i64)?),
-            LogitsRows::Last => {
-                let mut last_rows = context
-                    .sequences
-                    .iter()
-                    .map(|sequence| (sequence.query_start + sequence.query_len - 1) as i64)
-                    .collect::<Vec<_>>();
-                let num_seqs = last_rows.len();
-                last_rows.resize(num_seqs.max(self.kernels.min_rows()), 0);
-                let last_rows = to_device(&last_rows, residual.device())?;
-                let logits = self.logits(&residual.f_index_select(0, &last_rows)?)?;
-                Ok(logits.f_narrow(0, 0, num_seqs as i64)?)
-            }
-        }
+        let residual = self.residual(context.token_ids(&batch.tokens), &context, cache)?;
+        self.logits_of(&residual, batch)
     }
 
-    fn decode(&mut self, batch: &DecodeBatch, cache: &mut KvCache) -> Result<Tensor, ModelError> {
-        self.check_tokens(&batch.tokens)?;
-        let mut context = AttentionContext::decode(batch, cache)?;
-        self.kernels.prepare(&batch.tokens, &mut context)?;
-        let residual = self.forward(context.token_ids(&batch.tokens), &context, cache)?;
-        self.logits(&residual)
-    }
-
-    fn reserve_rows(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError> {
+    fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError> {
         if let Some(rotary) = &mut self.rotary {
             rotary.grow(max_blocks_per_seq * BLOCK_SIZE_TOKENS);
         }
@@ -182,10 +178,14 @@ impl CausalLm for Gpt {
         self.kernels.try_few_rows(&mut self.weights.linears(self.config.activation))
     }
 
-    fn decode_rows(&mut self, rows: &DecodeRows<'_>, cache: &mut KvCache) -> Result<Tensor, ModelError> {
+    fn decode_on_device(
+        &mut self,
+        rows: &DeviceDecode<'_>,
+        cache: &mut KvCache,
+    ) -> Result<Tensor, ModelError> {
         let context = AttentionContext::on_device(rows)?;
         self.kernels.plan_rows(&context, cache)?;
-        let residual = self.forward(context.token_ids(&[]), &context, cache)?;
+        let residual = self.residual(context.token_ids(&[]), &context, cache)?;
         self.logits(&residual)
     }
 }

@@ -3,9 +3,9 @@
 //! The forward pass (`gpt.rs`) is written once against this trait. Tensors cross it in plain row-major shapes; only
 //! packed weights and the KV cache have layouts of the backend's own.
 
+use cpu_kernels::PackedLinear;
 use nemo_format::DType;
 use tch::{Kind, Tensor};
-use torch_ext::cpu::PackedLinear;
 
 use crate::attention_context::AttentionContext;
 use crate::config::{Activation, ModelConfig, Normalization};
@@ -142,7 +142,7 @@ pub(crate) trait Kernels: Send + Sync {
         Ok(())
     }
 
-    /// Room for steps planned on the device; see [`crate::CausalLm::reserve_rows`].
+    /// Room for steps planned on the device; see [`crate::CausalLm::reserve_decode`].
     fn reserve_rows(
         &self,
         _max_rows: usize,

@@ -3,8 +3,8 @@
 //! How the numbers of one block lie is the backend's affair ([`CacheLayout`]); that the outermost axis counts blocks
 //! is common to all, so copying blocks needs no backend.
 
+use cpu_kernels::{KvShape, PackedKv};
 use tch::{Device, Kind, Tensor};
-use torch_ext::cpu::{KvShape, PackedKv};
 
 use crate::ModelError;
 use crate::backend::plain::to_device;

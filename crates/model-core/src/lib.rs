@@ -19,7 +19,7 @@ mod precision;
 mod weights;
 
 pub use attention_backend::{AttentionBackend, AttentionSwitches};
-pub use batch::{DecodeBatch, DecodeRows, LogitsRows, PrefillBatch};
+pub use batch::{Batch, DeviceDecode, Span};
 pub use causal_lm::CausalLm;
 pub use config::{
     Activation, AttentionWindow, BlockStyle, ModelConfig, Nonlinearity, Normalization, PositionEmbedding,

@@ -1,8 +1,8 @@
 //! From a config and a source of weights to a model.
 
+use cpu_kernels::MAX_HEAD_DIM;
 use nemo_format::TensorSource;
 use tch::Device;
-use torch_ext::cpu::MAX_HEAD_DIM;
 
 #[cfg(feature = "cuda")]
 use crate::backend::cuda::CudaKernels;
@@ -38,7 +38,7 @@ pub struct LoadOptions {
 }
 
 impl LoadOptions {
-    /// Whether decode steps can be planned on the device ([`CausalLm::decode_rows`]).
+    /// Whether decode steps can be planned on the device ([`CausalLm::decode_on_device`]).
     pub fn has_rows(&self) -> bool {
         self.backend == Backend::Fused && matches!(self.device, Device::Cuda(_))
     }

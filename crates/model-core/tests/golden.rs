@@ -6,7 +6,7 @@ mod common;
 use common::{
     BACKENDS, MemorySource, Runner, argmax, bits, config_of, fixture, golden_logits, max_difference,
 };
-use model_core::{BLOCK_SIZE_TOKENS, Backend, LogitsRows, ModelConfig, Precision, RawModelConfig};
+use model_core::{BLOCK_SIZE_TOKENS, Backend, ModelConfig, Precision, RawModelConfig};
 use nemo_format::{Checkpoint, ConvertOptions, convert_checkpoint};
 
 const FOLDERS: [&str; 20] = [
@@ -176,7 +176,7 @@ fn decoding_with_the_cache_equals_prefilling_the_longer_sequence() {
         let expected = runner.all_logits(&tokens);
         let prompt_len = num_tokens - 12;
         let table = runner.blocks(tokens.len());
-        let last = runner.prefill(&[&tokens[..prompt_len]], vec![table.clone()], LogitsRows::Last);
+        let last = runner.prefill(&[&tokens[..prompt_len]], std::slice::from_ref(&table));
         assert!(max_difference(&last, &expected[prompt_len - 1..prompt_len]) < 1e-5, "{folder} {backend:?}");
         for position in prompt_len..tokens.len() {
             let row = runner.decode(&[(tokens[position], position as u32, table.clone())]);
@@ -241,13 +241,13 @@ fn a_sequence_has_the_same_bits_alone_in_a_batch_and_at_any_place_in_it() {
             let other = reference.prompts[1].as_slice();
             let fillers: [&[u32]; 4] = [other, &other[..3], &other[..6], &other[..7]];
             let alone_table = runner.blocks(probe.len() + 1);
-            let alone = runner.prefill(&[probe], vec![alone_table.clone()], LogitsRows::Last);
+            let alone = runner.prefill(&[probe], std::slice::from_ref(&alone_table));
             let alone_next = runner.decode(&[(5, probe.len() as u32, alone_table)]);
             for place in 0..5 {
                 let mut batch = fillers.to_vec();
                 batch.insert(place, probe);
                 let tables = batch.iter().map(|tokens| runner.blocks(tokens.len() + 1)).collect::<Vec<_>>();
-                let logits = runner.prefill(&batch, tables.clone(), LogitsRows::Last);
+                let logits = runner.prefill(&batch, &tables);
                 assert_eq!(
                     bits(&logits[place..=place]),
                     bits(&alone),

@@ -8,7 +8,7 @@ mod common;
 
 use common::tiny::made_up_weights;
 use common::{BACKENDS, Runner, bits, config_of};
-use model_core::{LogitsRows, Precision};
+use model_core::Precision;
 
 const VOCAB_SIZE: u64 = 500;
 
@@ -74,11 +74,11 @@ fn assert_bits_do_not_depend_on_the_batch(yaml: &str) {
         let mut runner = Runner::new(config_of(yaml), &source, precision, backend).unwrap();
         tch::set_num_threads(2);
         let table = runner.blocks(probe.len() + 1);
-        let alone = runner.prefill(&[&probe], vec![table.clone()], LogitsRows::Last);
+        let alone = runner.prefill(&[&probe], std::slice::from_ref(&table));
         let alone_next = runner.decode(&[(5, probe.len() as u32, table.clone())]);
         // Ranks that share a machine share its cores.
         tch::set_num_threads(1);
-        let on_one = runner.prefill(&[&probe], vec![table.clone()], LogitsRows::Last);
+        let on_one = runner.prefill(&[&probe], std::slice::from_ref(&table));
         assert_eq!(bits(&on_one), bits(&alone), "{backend:?} {precision:?} prefill on one thread");
         let on_one = runner.decode(&[(5, probe.len() as u32, table)]);
         assert_eq!(bits(&on_one), bits(&alone_next), "{backend:?} {precision:?} decode on one thread");
@@ -88,7 +88,7 @@ fn assert_bits_do_not_depend_on_the_batch(yaml: &str) {
             batch.insert(place, probe.clone());
             let tables = batch.iter().map(|tokens| runner.blocks(tokens.len() + 1)).collect::<Vec<_>>();
             let sequences = batch.iter().map(Vec::as_slice).collect::<Vec<_>>();
-            let logits = runner.prefill(&sequences, tables.clone(), LogitsRows::Last);
+            let logits = runner.prefill(&sequences, &tables);
             assert_eq!(
                 bits(&logits[place..=place]),
                 bits(&alone),

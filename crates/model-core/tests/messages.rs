@@ -5,9 +5,7 @@ mod common;
 
 use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{MemorySource, Runner};
-use model_core::{
-    Backend, DecodeBatch, LogitsRows, ModelConfig, ModelError, Precision, PrefillBatch, RawModelConfig,
-};
+use model_core::{Backend, Batch, BlockId, ModelConfig, ModelError, Precision, RawModelConfig, Span};
 use serde_json::{Value, json};
 
 /// The error of loading weights that were made for `keys` and then changed.
@@ -149,25 +147,29 @@ fn heads_that_are_too_large_for_the_fused_kernels() {
 fn contradictory_batches_are_refused() {
     let config = config(&json!({}));
     let mut runner = Runner::new(config.clone(), &weights(&config), Precision::Fp32, Backend::Plain).unwrap();
-    let mut prefill = |tokens: &[u32], cu_seqlens: &[u32], tables: &[Vec<u32>]| {
-        let batch = PrefillBatch {
-            tokens: tokens.to_vec(),
-            cu_seqlens: cu_seqlens.to_vec(),
-            block_tables: tables.to_vec(),
-            logits: LogitsRows::Last,
-        };
-        runner.model.prefill(&batch, &mut runner.cache).unwrap_err()
+    let mut refused = |tokens: &[u32], spans: &[Span], block_tables: &[BlockId]| {
+        let batch =
+            Batch { tokens: tokens.to_vec(), spans: spans.to_vec(), block_tables: block_tables.to_vec() };
+        runner.model.forward(&batch, &mut runner.cache).unwrap_err()
     };
-    assert!(matches!(prefill(&[], &[0], &[]), ModelError::BadBatch { .. }));
-    assert!(matches!(prefill(&[1, 2], &[0, 1], &[vec![0]]), ModelError::BadBatch { .. }));
-    assert!(matches!(prefill(&[1, 2], &[0, 2, 2], &[vec![0], vec![1]]), ModelError::BadBatch { .. }));
-    assert!(matches!(prefill(&[1, 2], &[0, 3, 2], &[vec![0], vec![1]]), ModelError::BadBatch { .. }));
-    assert!(matches!(prefill(&[1, 2], &[0, 2], &[vec![]]), ModelError::BadBatch { .. }));
-    assert!(matches!(prefill(&[1, 2], &[0, 2], &[vec![61]]), ModelError::BadBlock { block: 61, .. }));
-    insta::assert_snapshot!(prefill(&[1, 50], &[0, 2], &[vec![0]]), @"token id 50 is outside the 50 rows of the embedding table: use the tokenizer that belongs to the checkpoint");
-    let long = vec![1; 49];
-    insta::assert_snapshot!(prefill(&long, &[0, 49], &[vec![0, 1]]), @"a sequence of 49 tokens exceeds the model's 48 learned positions: lower `encoder_seq_length` or shorten the prompt");
-    let decode =
-        DecodeBatch { tokens: vec![1, 2], context_lens: vec![3], block_tables: vec![vec![0], vec![1]] };
-    assert!(runner.model.decode(&decode, &mut runner.cache).is_err());
+    let span = |context_len, query_len, num_logits, num_blocks| Span {
+        context_len,
+        query_len,
+        num_logits,
+        num_blocks,
+    };
+    let prompt = |query_len, num_blocks| span(0, query_len, 1, num_blocks);
+    let is_bad = |error: ModelError| assert!(matches!(error, ModelError::BadBatch { .. }), "{error}");
+    is_bad(refused(&[], &[], &[]));
+    is_bad(refused(&[1, 2], &[prompt(1, 1)], &[0]));
+    is_bad(refused(&[1, 2], &[prompt(2, 1), prompt(0, 1)], &[0, 1]));
+    is_bad(refused(&[1, 2], &[prompt(3, 1)], &[0]));
+    is_bad(refused(&[1, 2], &[prompt(2, 0)], &[]));
+    is_bad(refused(&[1, 2], &[prompt(2, 2)], &[0]));
+    is_bad(refused(&[1, 2], &[prompt(2, 1)], &[0, 1]));
+    is_bad(refused(&[1, 2], &[span(31, 2, 1, 1)], &[0]));
+    insta::assert_snapshot!(refused(&[1, 2], &[span(0, 2, 3, 1)], &[0]), @"batch: rows of logits of a span is 3, must be at most 2");
+    assert!(matches!(refused(&[1, 2], &[prompt(2, 1)], &[61]), ModelError::BadBlock { block: 61, .. }));
+    insta::assert_snapshot!(refused(&[1, 50], &[prompt(2, 1)], &[0]), @"token id 50 is outside the 50 rows of the embedding table: use the tokenizer that belongs to the checkpoint");
+    insta::assert_snapshot!(refused(&[1; 49], &[prompt(49, 2)], &[0, 1]), @"a sequence of 49 tokens exceeds the model's 48 learned positions: lower `encoder_seq_length` or shorten the prompt");
 }

@@ -39,7 +39,7 @@ pub struct StoredTensorInfo {
     pub name: String,
     /// Type and shape in the file.
     pub meta: TensorMeta,
-    /// What it is in [`Checkpoint::tensors`], `*` standing for every layer; `None` when it is no weight of the model.
+    /// What it is in [`Checkpoint::tensors`], `*` for every layer; `None` when it is not a weight of the model.
     pub canonical: Option<String>,
 }
 
@@ -52,7 +52,7 @@ enum Layout {
     Ranks { is_legacy: bool, tensor_parallel: u64, pipeline_parallel: u64 },
 }
 
-/// What the files were written by. Tensors come out under the same names of all.
+/// What the files were written by. All have the same tensor names here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CheckpointKind {
     /// Megatron-Core's distributed checkpoints in a `.nemo`.
@@ -184,7 +184,7 @@ impl Checkpoint {
         &self.config
     }
 
-    /// `model_config.yaml` as it stands; of NeMo 2, the configuration in its keys.
+    /// `model_config.yaml`, unchanged; of NeMo 2, the configuration under its keys.
     pub fn model_config_text(&self) -> &str {
         &self.config_text
     }
@@ -272,7 +272,7 @@ fn refuse_adapters_of(archive: &Archive, stored: &[StoredTensorInfo]) -> Result<
     refuse_adapters(&archive.path().display().to_string(), names)
 }
 
-/// Models that must be converted first, told before a folder of theirs is searched for a checkpoint.
+/// Models that must be converted first; recognised before their folder is searched for a checkpoint.
 fn refuse_other_models(path: &Path) -> Result<(), FormatError> {
     refuse_peft_folder(path)?;
     let has = |name: &str| path.join(name).is_file();

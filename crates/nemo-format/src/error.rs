@@ -24,7 +24,7 @@ pub enum FormatError {
         /// The tensor's canonical name.
         name: String,
     },
-    /// The checkpoint lacks a file that it must have.
+    /// A required file of the checkpoint is missing.
     #[error("`{}` has no member `{member}`", path.display())]
     MissingMember {
         /// The checkpoint.
@@ -56,7 +56,7 @@ pub enum FormatError {
     RefusedMember {
         /// The archive or folder.
         file: String,
-        /// The member's name as it stands in the archive.
+        /// The member's name in the archive.
         member: String,
         /// Where its header starts.
         offset_bytes: u64,

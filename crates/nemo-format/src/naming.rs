@@ -1,7 +1,7 @@
 //! From the names that files use to the canonical ones: Megatron-Core's, with the layer's number and the fused norms.
 //!
 //! Prefixes, unfused norms, TransformerEngine's layer and NeMo's older model (`mcore_gpt: false`) all end in one
-//! naming. What is no weight of the model is told apart here and never read.
+//! naming. What is not a weight of the model is recognised here and never read.
 
 use model_spec::{LAYERS, Module};
 
@@ -63,7 +63,7 @@ pub(crate) fn place(stored: &str) -> Place {
 }
 
 /// The same for a file of one rank, which holds a model and nothing else: a name of no known form stays as it is, so
-/// that whoever loads the model finds it left over.
+/// that loading the model reports it as unused.
 pub(crate) fn place_in_rank_file(stored: &str) -> Place {
     match place(stored) {
         Place::Unused if without_prefix(stored).is_none() && !stored.ends_with("_extra_state") => {

@@ -1,5 +1,5 @@
 //! Checkpoints that hold part of a model only: the adapters of a LoRA or another PEFT tuning, and the interleaved stages of
-//! a virtual pipeline. Both are told by name instead of as a model with missing tensors.
+//! a virtual pipeline. Both are refused by name instead of as a model with missing tensors.
 
 use std::path::Path;
 

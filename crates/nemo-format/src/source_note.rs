@@ -1,6 +1,6 @@
 //! What a reader found in a checkpoint and did not use, or used otherwise than another part of it says.
 //!
-//! Nothing is left out in silence: whoever opens a checkpoint gets these and shows them.
+//! Nothing is left out silently: the caller that opens a checkpoint gets these notes and shows them.
 
 use std::fmt;
 
@@ -134,7 +134,7 @@ fn list(names: &[String]) -> String {
     }
 }
 
-/// Writes notes into the configuration of a converted checkpoint, so that whoever opens it gets them too.
+/// Writes notes into the configuration of a converted checkpoint, so that every later reader gets them too.
 pub(crate) fn record<'a>(config: &mut Node, notes: impl Iterator<Item = &'a SourceNote>) {
     // A name from a file must not become an interpolation.
     let texts: Vec<Node> = notes.map(|note| Node::Str(note.to_string().replace("${", "$ {"))).collect();

@@ -4,11 +4,12 @@
 //! and moves the row on, so that the next step needs nothing from the host. Weights lie on the grid that the host's
 //! samplers use, where sums are exact, so the order in which a GPU adds does not show.
 
-use tch::{Kind, Tensor};
-use torch_ext::cuda::kernels::{
-    Admission, KernelConfig, Kernels, MarkSeen, Sample, SampleRules, Sampled, SamplerScratch, SamplerState,
+use cuda_kernels::{
+    Admission, MarkSeen, Sample, SampleRules, Sampled, SamplerKernels, SamplerScratch, SamplerState,
 };
-use torch_ext::cuda::{Device, Stream, send};
+use cuda_runtime::{Device, Stream};
+use tch::{Kind, Tensor};
+use torch_ext::cuda::send;
 
 use crate::{SampledToken, SamplingError, SamplingParams, rules::SamplingRules};
 
@@ -67,7 +68,7 @@ pub const RECORD_WORDS: usize = size_of::<Sampled>() / size_of::<i32>();
 pub struct DeviceSampler {
     rules: SamplingRules,
     launch_rules: SampleRules,
-    kernels: Kernels,
+    kernels: SamplerKernels,
     device: Device,
     end_token_ids: Option<Tensor>,
     scratch: SamplerScratch,
@@ -89,9 +90,7 @@ impl DeviceSampler {
     ) -> Result<Self, SamplingError> {
         let rules = SamplingRules { params, vocab_size, seed, end_token_ids, min_length }.check()?;
         let device = Device::open(device_idx)?;
-        // The sampler's kernels are the same for every model.
-        let config = KernelConfig { kind: Kind::Float, head_dim: 64, queries_per_group: 1 };
-        let kernels = Kernels::load(&device, &config, torch_ext::cuda::kernel_cache().as_deref())?;
+        let kernels = SamplerKernels::load(&device, cuda_runtime::kernel_cache().as_deref())?;
         let on_device = tch::Device::Cuda(device_idx);
         let end_ids: Vec<i32> = rules.end_token_ids.iter().map(|&id| id as i32).collect();
         let end_token_ids = match end_ids.is_empty() {

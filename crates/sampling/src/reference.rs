@@ -1,4 +1,4 @@
-//! The slow sampler that is right by inspection: whole sorts, one step after the other.
+//! The slow sampler, simple enough to verify by reading: whole sorts, one step after the other.
 //!
 //! It shares the weights and the uniform number with the fast ones and nothing else. Faster samplers must
 //! agree with it token for token. Order and tie rules: NeMo's `text_generation_utils.py`,

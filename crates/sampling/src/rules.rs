@@ -1,4 +1,4 @@
-//! What both samplers are told: the parameters and the facts about the vocabulary.
+//! The input of both samplers: the parameters and the facts about the vocabulary.
 
 use tch::{Device, Tensor};
 

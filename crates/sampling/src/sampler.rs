@@ -3,6 +3,7 @@
 //! The CPU sampler reads the logits in place, copies a row at most once and never sorts a whole one.
 
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use torch_ext::view::f32_slice;
 
@@ -30,7 +31,7 @@ pub struct RowState<'a> {
 }
 
 /// One chosen token.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampledToken {
     /// The token id, below the tokenizer's vocabulary size.
     pub token: u32,

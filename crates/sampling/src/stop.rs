@@ -41,7 +41,7 @@ pub trait TokenBytes {
 
 /// `end_strings` as the user typed them.
 #[derive(Clone, Debug, serde::Deserialize, serde::Serialize)]
-#[serde(untagged, expecting = "a list of texts")]
+#[serde(untagged, expecting = "a list of strings")]
 pub enum RawEndStrings {
     /// Not a list: refused, because NeMo takes it as a list of its characters.
     Bare(String),

@@ -1,5 +1,5 @@
 // What of libtorch's CUDA half tch does not expose: current streams, graphs, variable-length flash attention, and the
-// switches of cuBLAS. Whatever the CUDA driver itself offers is called from Rust (`crates/torch-ext/src/cuda/driver.rs`),
+// switches of cuBLAS. Whatever the CUDA driver itself offers is called from Rust (`crates/cuda-runtime/src/driver.rs`),
 // so that this file needs no symbol of the CUDA runtime.
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAGraph.h>
@@ -119,7 +119,7 @@ int32_t te_blas_set_invariant(int32_t invariant) {
   });
 }
 
-// A tensor of the host in page-locked memory on its way to a GPU, without waiting for it. tch asks libtorch for the same
+// Uploads a host tensor through page-locked memory, asynchronously. tch asks libtorch for the same
 // in a way that it warns of.
 int32_t te_cuda_send(const at::Tensor* tensor, int64_t device_idx, at::Tensor** out) {
   return guarded([&] {

@@ -1,5 +1,5 @@
-// libtorch's products on the CPU are MKL's, where there is MKL. On some processors they have other bits on one thread
-// than on two, unless MKL is told otherwise before its first product: hence at the start of the program.
+// libtorch's GEMMs on the CPU are MKL's, where there is MKL. On some processors their results depend on the number of
+// threads unless MKL's CNR mode is set, which must happen before the first GEMM: hence at the start of the program.
 #include <cstdint>
 #include <cstdlib>
 
@@ -8,7 +8,7 @@ extern "C" int mkl_serv_cbwr_set(int mode) __attribute__((weak));
 
 namespace {
 
-constexpr int kAuto = 2;  // MKL_CBWR_AUTO: the processor's own instructions, the same bits on any number of threads
+constexpr int kAuto = 2;  // MKL_CBWR_AUTO: the processor's own instructions, results independent of the number of threads
 
 int set_mode() {
   // What the user asks for goes first.

@@ -17,7 +17,7 @@ namespace {
 using torch_ext::guarded;
 using Store = c10::intrusive_ptr<c10d::TCPStore>;
 
-// Every failure comes back as an exception and is told by the caller; c10d's own lines, with their stack traces, would
+// Every failure comes back as an exception and is reported by the caller; c10d's own lines, with their stack traces, would
 // only repeat it. Who sets the variable wants to see them.
 void quiet_once() {
   static const bool done = [] {

@@ -37,7 +37,7 @@ pub enum ExtError {
     Cuda {
         /// What was called.
         call: &'static str,
-        /// Its own words.
+        /// Its message.
         reason: String,
     },
     /// A GPU that is not there.

@@ -1,9 +1,9 @@
-//! What libtorch has and `tch` does not expose, and the project's own CPU and CUDA kernels.
+//! What libtorch has and `tch` does not expose: the memory of CPU tensors, MKL's mode, TCPStore and, with feature
+//! `cuda`, streams, graph capture, variable-length flash attention and the switches of cuBLAS.
 //!
-//! The only crate with `unsafe` code (one mmap in `nemo-format` apart). It knows nothing of models or sampling.
+//! Most of it goes through a C++ shim (`csrc`). It knows nothing of kernels, models or sampling.
 
-pub mod cpu;
-#[cfg(feature = "nvrtc")]
+#[cfg(feature = "cuda")]
 pub mod cuda;
 mod error;
 mod ffi;

@@ -1,4 +1,4 @@
-//! MKL, of which libtorch's products on the CPU are made.
+//! MKL, which computes libtorch's GEMMs on the CPU.
 #![expect(unsafe_code, reason = "the shim has a C interface")]
 
 use crate::ExtError;
@@ -7,8 +7,9 @@ unsafe extern "C" {
     fn te_mkl_mode() -> i32;
 }
 
-/// Makes sure that a product has the same bits on any number of threads, which MKL is told when the program starts;
-/// `MKL_CBWR` in the environment goes before it. Does nothing where libtorch has no MKL.
+/// Checks that MKL's CNR mode was set when the program started, as it must be before the first GEMM: it makes results
+/// independent of the number of threads. `MKL_CBWR` in the environment takes precedence. Does nothing where libtorch has
+/// no MKL.
 ///
 /// # Errors
 /// When MKL refused.

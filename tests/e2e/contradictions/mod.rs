@@ -1,4 +1,4 @@
-//! Checkpoints that contradict themselves: what counts is what the original software takes, and it is said, or the
+//! Checkpoints that contradict themselves: the source that the original software uses wins, with a note, or the
 //! conversion stops.
 
 mod files;

@@ -380,7 +380,7 @@ fn several_models_in_one_folder() {
     assert!(both.convert().notes().contains(said), "{}", both.convert().notes());
     let ended = run(program().arg("inspect").arg(both.0.path())).expect_code(0);
     assert!(ended.stdout.contains(said), "{}", ended.stdout);
-    // NeMo takes `model_weights.ckpt` where `model_weights/` lies beside it.
+    // NeMo prefers `model_weights.ckpt` to `model_weights/`.
     let ranks = nemo_folder(&fixture("formats/gated_legacy.nemo"), &|config| config);
     fs::create_dir(ranks.at("model_weights")).unwrap();
     let notes = ranks.write("model_weights/metadata.json", "stale").convert().notes();

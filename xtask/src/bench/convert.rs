@@ -1,7 +1,7 @@
-//! Conversion of a dummy checkpoint of some gigabytes, beside a plain copy of the same bytes on the same disk.
+//! Conversion of a dummy checkpoint of some gigabytes, compared with a plain copy of the same bytes on the same disk.
 //!
-//! Both end with the bytes on disk (fsync). Conversions run as processes of their own, whose anonymous memory is what
-//! they need above the page cache. Files are removed as soon as they are measured.
+//! Both end with the bytes on disk (fsync). Each conversion is a process of its own, whose anonymous memory is what it
+//! needs beyond the page cache. Files are removed as soon as they are measured.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -61,7 +61,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     measure(&IMPORT, &exported, args.rounds)
 }
 
-/// Copies and converts in turn, so that both meet the disk in the same state.
+/// Alternates copies and conversions, so that both find the disk in the same state.
 fn measure(direction: &Direction, input: &Path, rounds: u32) -> Result<()> {
     let folder = input.parent().unwrap_or(Path::new("."));
     let (copied, output) = (folder.join("copy"), folder.join(direction.output));

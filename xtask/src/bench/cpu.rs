@@ -17,7 +17,7 @@ const VENV: &str = ".bench/venv";
 const SCRIPT: &str = "xtask/peers/cpu_peers.py";
 
 const CHAT_RESULTS: &str = ".bench/chat";
-/// Greedy, so that every program makes about the same texts.
+/// Greedy, so that every program generates about the same texts.
 const CHAT_SETTINGS: [&str; 5] = [
     "model.generation.sampling_params.use_greedy=true",
     "model.generation.num_responses_to_gen=1",
@@ -44,7 +44,7 @@ const PEERS: [Peer; 2] = [
 /// Choices of the CPU benchmark.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// A checkpoint to measure instead of the demo's; the peers are left out then
+    /// A checkpoint to measure instead of the demo's; the peers are skipped then
     #[arg(long, value_name = "CKPT")]
     checkpoint: Option<PathBuf>,
     /// Measures the project's own program only

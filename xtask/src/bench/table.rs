@@ -35,7 +35,7 @@ impl Figure {
     }
 }
 
-/// Reads the JSON lines a program printed; other lines are passed over.
+/// Reads the JSON lines a program printed; other lines are skipped.
 pub(super) fn parse(text: &str, program: &str) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for line in text.lines().filter(|line| line.starts_with('{')) {

@@ -117,7 +117,7 @@ fn install(workspace: &Workspace) -> Result<bool> {
         PACKAGES.iter().filter(|(_, program)| !is_there(program)).map(|(package, _)| *package).collect();
     let is_root = probe(Command::new("id").arg("-u")).is_some_and(|id| id == "0");
     let install = || {
-        // A mirror that cannot be reached is no reason to wait for minutes.
+        // Do not wait for minutes on an unreachable mirror.
         let impatient = ["-q", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20"];
         let mut install = workspace.command("apt-get");
         install.args(impatient).args(["install", "-y", "--no-install-recommends"]).args(&missing);

@@ -6,7 +6,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use super::kit::{ALIGNER_GEN, Kit};
+use super::build::ALIGNER_GEN;
+use super::kit::Kit;
 use super::process::{self, Event, Next};
 use super::report::{Outcome, Report, compare};
 

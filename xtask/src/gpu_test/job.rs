@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 
-use super::kit::{ALIGNER_GEN, Device, Kit};
+use super::build::ALIGNER_GEN;
+use super::kit::{Device, Kit};
 use super::models::Model;
 use super::process::{self, End, Event, Finished, Next};
 use crate::texts;

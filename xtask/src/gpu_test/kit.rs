@@ -8,29 +8,11 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
+use super::build::{self, ALIGNER_GEN, PROGRAMS};
 use super::{models, pack, torch};
+use crate::demo;
 use crate::setup::{self, CudaParts};
 use crate::workspace::Workspace;
-use crate::{demo, programs};
-
-/// The program itself, and the two that try the GPU's runtime and kernels.
-pub(super) const ALIGNER_GEN: &str = "aligner-gen";
-pub(super) const CUDA_SMOKE: &str = "cuda_smoke";
-pub(super) const GPU_CHECK: &str = "gpu_check";
-
-/// A program, and where cargo finds it.
-pub(super) struct Program {
-    pub(super) name: &'static str,
-    pub(super) package: &'static str,
-    /// The option of `cargo build` that names it.
-    pub(super) target: &'static str,
-}
-
-pub(super) const PROGRAMS: [Program; 3] = [
-    Program { name: ALIGNER_GEN, package: "aligner-gen", target: "--bin" },
-    Program { name: CUDA_SMOKE, package: "torch-ext", target: "--example" },
-    Program { name: GPU_CHECK, package: "torch-ext", target: "--example" },
-];
 
 /// Where what is checked is computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -79,7 +61,7 @@ impl Kit {
         let programs = match device {
             Device::Cuda => {
                 setup::report(workspace, Some(CudaParts::Run))?;
-                build_for_gpu(workspace, &[])?
+                build::for_gpu(workspace, &[])?
             }
             Device::Cpu => {
                 setup::report(workspace, None)?;
@@ -145,42 +127,9 @@ fn first_gpu(visible: Option<String>) -> String {
     first.unwrap_or_else(|| "0".to_owned())
 }
 
-/// Builds the programs with feature `cuda`, and `more` without; the result has them all by name.
-///
-/// # Errors
-/// When one of them does not build.
-pub(super) fn build_for_gpu(workspace: &Workspace, more: &[Program]) -> Result<BTreeMap<String, PathBuf>> {
-    let built = programs::build(workspace, &build_args(more).iter().map(String::as_str).collect::<Vec<_>>())?;
-    for Program { name, .. } in PROGRAMS.iter().chain(more) {
-        if !built.contains_key(*name) {
-            bail!("cargo named no executable of `{name}`");
-        }
-    }
-    Ok(built)
-}
-
-/// One build for all, so that they share what they are built from.
-fn build_args(more: &[Program]) -> Vec<String> {
-    let mut packages: Vec<&str> = PROGRAMS.iter().map(|program| program.package).collect();
-    packages.dedup();
-    let features: Vec<String> = packages.iter().map(|package| format!("{package}/cuda")).collect();
-    let mut args = vec!["--features".to_owned(), features.join(",")];
-    packages.extend(more.iter().map(|program| program.package));
-    args.extend(packages.iter().flat_map(|package| ["-p".to_owned(), (*package).to_owned()]));
-    let targets = PROGRAMS.iter().chain(more);
-    args.extend(targets.flat_map(|program| [program.target.to_owned(), program.name.to_owned()]));
-    args
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn all_programs_are_one_build() {
-        let args = build_args(&[Program { name: "xtask", package: "xtask", target: "--bin" }]);
-        insta::assert_snapshot!(args.join(" "), @"--features aligner-gen/cuda,torch-ext/cuda -p aligner-gen -p torch-ext -p xtask --bin aligner-gen --example cuda_smoke --example gpu_check --bin xtask");
-    }
 
     #[test]
     fn only_the_first_visible_gpu_is_used() {

@@ -1,4 +1,4 @@
-//! Logits of every backend and precision beside the original software's in float32.
+//! Logits of every backend and precision, compared with the original software's in float32.
 
 use std::fs::File;
 use std::io::BufReader;
@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::kit::{ALIGNER_GEN, Kit};
+use super::build::ALIGNER_GEN;
+use super::kit::Kit;
 use super::models::{MODELS, Model};
 use super::process::{self, Next};
 use super::report::Report;

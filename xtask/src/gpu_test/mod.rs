@@ -14,6 +14,7 @@ use crate::counts::Counts;
 use crate::setup;
 use crate::workspace::{Workspace, say};
 
+mod build;
 mod hashes;
 mod job;
 mod kit;
@@ -26,7 +27,8 @@ mod report;
 mod texts;
 mod torch;
 
-use kit::{CUDA_SMOKE, Device, GPU_CHECK, Kit};
+use build::{CUDA_SMOKE, GPU_CHECK};
+use kit::{Device, Kit};
 use process::{End, Event, Next};
 use report::Report;
 
@@ -51,7 +53,7 @@ pub(crate) struct Args {
     /// Takes programs and fixtures from a folder of `--pack`. Libtorch is LIBTORCH's, or that of python3's torch
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// `cpu` puts the CPU in the GPU's place, to try the checks themselves; what only a GPU can do is left out
+    /// `cpu` puts the CPU in the GPU's place, to try the checks themselves; what only a GPU can do is skipped
     #[arg(long, value_enum, default_value = "cuda")]
     device: Device,
 }
@@ -73,25 +75,25 @@ const CHECKS: [Check; 8] = [
     },
     Check {
         name: GPU_CHECK,
-        what: "every kernel beside a slow twin",
+        what: "every kernel against a slow reference",
         needs_gpu: true,
         run: |kit, report| part::run(report, GPU_CHECK, &mut kit.command(GPU_CHECK)?, PART_LIMIT),
     },
     Check {
         name: "logits",
-        what: "logits of the fixtures beside the original software's",
+        what: "logits of the fixtures against the original software's",
         needs_gpu: false,
         run: logits::all,
     },
     Check {
         name: "text-fp32",
-        what: "texts of the device are those of the CPU",
+        what: "whole runs: the texts of the GPU are those of the CPU",
         needs_gpu: false,
         run: texts::against_cpu,
     },
     Check {
         name: "text-bf16",
-        what: "one text for every batch, number of responses and ranks, and after kills",
+        what: "whole runs: one text for any batch, number of responses and ranks, and after kills",
         needs_gpu: false,
         run: texts::invariance,
     },
@@ -158,10 +160,10 @@ fn chosen(only: &[String], device: Device) -> Result<Vec<&'static Check>> {
         bail!("no check is called `{unknown}`; there are {}", known.join(", "));
     }
     let is_wanted = |check: &&Check| only.is_empty() || only.iter().any(|name| name == check.name);
-    let (possible, left_out): (Vec<_>, Vec<_>) =
+    let (possible, skipped): (Vec<_>, Vec<_>) =
         CHECKS.iter().filter(is_wanted).partition(|check| device == Device::Cuda || !check.needs_gpu);
-    for check in left_out {
-        say(&format!("left out, it needs a GPU: {}", check.name));
+    for check in skipped {
+        say(&format!("skipped, it needs a GPU: {}", check.name));
     }
     Ok(possible)
 }
@@ -173,12 +175,17 @@ enum Ending {
 }
 
 fn perform(kit: &Kit, checks: &[&Check], out: &mut dyn Write) -> Result<Ending> {
-    if kit.device == Device::Cuda
-        && let Some(reason) = missing_gpu(kit)?
-    {
-        return Ok(Ending::NoGpu(reason));
-    }
     let mut report = Report::new(out);
+    if kit.device == Device::Cuda {
+        match probe(kit)? {
+            Probe::Answered => {}
+            Probe::NoGpu(reason) => return Ok(Ending::NoGpu(reason)),
+            Probe::Silent(problem) => {
+                report.record("all checks, before the first", &Err(problem))?;
+                return report.finish().map(Ending::Checked);
+            }
+        }
+    }
     for check in checks {
         if let Err(error) = (check.run)(kit, &mut report) {
             report.record(check.name, &Err(format!("{error:#}")))?;
@@ -187,8 +194,16 @@ fn perform(kit: &Kit, checks: &[&Check], out: &mut dyn Write) -> Result<Ending> 
     report.finish().map(Ending::Checked)
 }
 
-/// Why the GPU cannot be opened, or `None`. Whatever else is wrong is left to the checks.
-fn missing_gpu(kit: &Kit) -> Result<Option<String>> {
+/// What a first look at the GPU gave.
+enum Probe {
+    /// The program runs; whatever else is wrong is left to the checks.
+    Answered,
+    NoGpu(String),
+    /// The program does not even start, for want of a library for example, and no other would.
+    Silent(String),
+}
+
+fn probe(kit: &Kit) -> Result<Probe> {
     let mut last_line = String::new();
     let mut keep = |event: Event<'_>| {
         if let Event::Line(line) = event {
@@ -197,7 +212,13 @@ fn missing_gpu(kit: &Kit) -> Result<Option<String>> {
         Ok(Next::GoOn)
     };
     let probe = process::run(kit.command(CUDA_SMOKE)?.arg("device"), PROBE_LIMIT, &mut keep)?;
-    Ok((probe.end == End::Exited(i32::from(NO_DEVICE))).then(|| process::last_words(&last_line)))
+    Ok(match probe.problem() {
+        Some(_) if probe.end == End::Exited(i32::from(NO_DEVICE)) => {
+            Probe::NoGpu(process::last_words(&last_line))
+        }
+        Some(problem) if last_line.is_empty() => Probe::Silent(format!("{CUDA_SMOKE} {problem}")),
+        _ => Probe::Answered,
+    })
 }
 
 #[cfg(test)]

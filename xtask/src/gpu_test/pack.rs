@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::kit::{self, PROGRAMS, Program};
+use super::build::{self, PROGRAMS, Program};
 use super::models;
 use crate::setup::{self, TORCH_VERSION};
 use crate::workspace::{Workspace, probe, run as run_command, say};
@@ -48,7 +48,7 @@ pub(super) fn make(workspace: &Workspace, dir: &Path) -> Result<()> {
     if !setup::for_cuda(workspace)? {
         bail!("your own libtorch has no CUDA headers beside it: feature `cuda` cannot be built");
     }
-    let built = kit::build_for_gpu(workspace, &[RUNNER])?;
+    let built = build::for_gpu(workspace, &[RUNNER])?;
     for Program { name, .. } in PROGRAMS.iter().chain([&RUNNER]) {
         let program = built.get(*name).with_context(|| format!("`{name}` was not built"))?;
         run_command(workspace.command("strip").arg("-o").arg(dir.join(name)).arg(program))?;

@@ -1,6 +1,6 @@
 //! A program of several cases, each with a line of its own: `ok NAME: FACTS` or `FAILED NAME: REASON`, the counts last.
 //!
-//! Its lines become results. What it says is not believed unless its counts and its exit code agree with them.
+//! Its lines become results. Its report is not believed unless its counts and its exit code agree with them.
 
 use std::process::Command;
 use std::time::Duration;
@@ -88,7 +88,7 @@ impl Seen {
                 ))
             }
             Some(told) if told != self.counts => {
-                Some(format!("says `{told}`, but its lines are {}", self.counts))
+                Some(format!("reports `{told}`, but its lines are `{}`", self.counts))
             }
             Some(_) if code != expect => Some(format!("ended with exit code {code} after `{}`", self.counts)),
             Some(told) if told == Counts::default() => Some("checked nothing".to_owned()),
@@ -177,7 +177,7 @@ mod tests {
         failed("echo '0 passed, 0 failed'", "checked nothing");
         failed(
             "echo 'ok a: 1'; echo '2 passed, 0 failed'",
-            "says `2 passed, 0 failed`, but its lines are 1 passed, 0 failed",
+            "reports `2 passed, 0 failed`, but its lines are `1 passed, 0 failed`",
         );
         failed(
             "echo 'ok a: 1'; echo '1 passed, 0 failed'; exit 1",

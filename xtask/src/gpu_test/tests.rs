@@ -53,9 +53,15 @@ fn a_machine_without_a_gpu_is_told_so() {
     let (ending, text) = perform_on(Device::Cuda, &[(CUDA_SMOKE, script)], &[]);
     let reason = "cannot open the GPU: the NVIDIA driver finds no GPU".to_owned();
     assert_eq!((ending, text.as_str()), (Ending::NoGpu(reason), ""));
-    // A program that does not start at all has failed.
-    let (ending, _) = perform_on(Device::Cuda, &[(CUDA_SMOKE, "exit 127")], &[CUDA_SMOKE]);
+    // A program that does not start is not taken for a missing GPU, and the others are not tried.
+    let script = "echo 'libcudart.so.13: cannot open shared object file' >&2; exit 127";
+    let (ending, text) = perform_on(Device::Cuda, &[(CUDA_SMOKE, script)], &[]);
     assert_eq!(ending, Ending::Checked(Counts { passed: 0, failed: 1 }));
+    insta::assert_snapshot!(text, @r"
+    FAILED all checks, before the first: cuda_smoke ended with exit code 127: libcudart.so.13: cannot open shared object file
+    failed: all checks, before the first
+    0 passed, 1 failed
+    ");
 }
 
 /// Writes what a run writes, with `$text` as its response; `$first` and `$all` are what the settings ask for.
@@ -80,7 +86,7 @@ fn texts_that_differ_from_the_first_are_named() {
     let script = format!(
         "text=same; case \"$*\" in *use_greedy*trt_llm.enable=false*) text=other ;; esac\n{FAKE_JOB}"
     );
-    let (ending, text) = perform_on(Device::Cpu, &[(kit::ALIGNER_GEN, &script)], &["text-fp32"]);
+    let (ending, text) = perform_on(Device::Cpu, &[(build::ALIGNER_GEN, &script)], &["text-fp32"]);
     assert_eq!(ending, Ending::Checked(Counts { passed: 4, failed: 2 }));
     insta::assert_snapshot!(text, @r"
     ok text-fp32, greedy, CPU fused: 3e87da83aba67372
@@ -107,7 +113,7 @@ fn a_run_on_another_device_or_without_all_its_rows_has_failed() {
         ("echo broken >&2; exit 4".to_owned(), "ended with exit code 4: broken"),
     ] {
         let script = format!("text=same\n{script}");
-        let (ending, text) = perform_on(Device::Cpu, &[(kit::ALIGNER_GEN, &script)], &["text-fp32"]);
+        let (ending, text) = perform_on(Device::Cpu, &[(build::ALIGNER_GEN, &script)], &["text-fp32"]);
         assert!(text.contains(&format!("FAILED text-fp32, sampled, CPU fused: {reason}")), "{text}");
         assert!(matches!(ending, Ending::Checked(counts) if counts.failed >= 2), "{text}");
     }
@@ -127,7 +133,7 @@ text=same
 fn a_run_is_killed_after_a_commit_and_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let script = format!("{WAITS_THREE_TIMES}{FAKE_JOB}");
-    let kit = kit(dir.path(), Device::Cpu, &[(kit::ALIGNER_GEN, &script)]);
+    let kit = kit(dir.path(), Device::Cpu, &[(build::ALIGNER_GEN, &script)]);
     let data = Data::write(&kit, 2).unwrap();
     let job =
         Job { model: &models::LLAMA, data: &data, device: Device::Cpu, num_responses: 1, settings: vec![] };
@@ -148,7 +154,7 @@ fn hashes_are_compared_between_runs() {
             [ "$rows" = 12 ] && [ $measure = shared ] && hash=changed
             echo "{\"case\": \"$measure\", \"tokens\": 10, \"hash\": \"$hash\"}"
         done"#;
-    let (ending, text) = perform_on(Device::Cpu, &[(kit::ALIGNER_GEN, script)], &["bench-tiny"]);
+    let (ending, text) = perform_on(Device::Cpu, &[(build::ALIGNER_GEN, script)], &["bench-tiny"]);
     assert_eq!(ending, Ending::Checked(Counts { passed: 6, failed: 1 }));
     insta::assert_snapshot!(text, @r"
     ok bench, tiny, bulk: bulk
@@ -161,7 +167,7 @@ fn hashes_are_compared_between_runs() {
     failed: bench, tiny, shared, 12 sequences at once
     6 passed, 1 failed
     ");
-    let (ending, _) = perform_on(Device::Cpu, &[(kit::ALIGNER_GEN, "echo nonsense")], &["bench-tiny"]);
+    let (ending, _) = perform_on(Device::Cpu, &[(build::ALIGNER_GEN, "echo nonsense")], &["bench-tiny"]);
     assert_eq!(ending, Ending::Checked(Counts { passed: 0, failed: 7 }));
 }
 

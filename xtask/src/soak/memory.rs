@@ -1,4 +1,4 @@
-//! Memory over many short prompts: what is done must not stay in memory.
+//! Memory over many short prompts: it must not grow with the number of finished samples.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use anyhow::{Result, bail};
 use super::{Runner, record};
 use crate::workspace::say;
 
-/// How much more a whole run may take than its first tenth.
+/// How much larger the peak of a whole run may be than that of its first tenth.
 const TOLERANCE: f64 = 1.05;
 
 const LOAD: [&str; 5] = [

@@ -1,6 +1,6 @@
-//! `cargo xtask soak`: the long tests of what `docs/GUARANTEES.md` promises, on the demo's model and on a random GPT.
+//! `cargo xtask soak`: the long tests of the guarantees in `docs/GUARANTEES.md`, on the demo's model and on a random GPT.
 //!
-//! The tests of `cargo xtask test` show the same in a small way. Here the release build runs, and a table is printed.
+//! `cargo xtask test` has short versions of them. Here the release build runs, and a table is printed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -23,13 +23,13 @@ pub(crate) struct Args {
     /// Runs these parts only
     #[arg(value_enum)]
     parts: Vec<Part>,
-    /// How often the run that is killed is killed
+    /// Kills of each run that is killed and resumed
     #[arg(long, default_value_t = 20)]
     kills: u64,
     /// Prompts of the run whose memory is watched
     #[arg(long, default_value_t = 100_000)]
     prompts: u64,
-    /// Leaves out the demo's model, which takes long on a slow machine
+    /// Skips the demo's model, which takes long on a slow machine
     #[arg(long)]
     no_demo: bool,
 }
@@ -37,7 +37,7 @@ pub(crate) struct Args {
 /// A part of the soak test.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
-    /// One hash over batches, kernels, numbers of responses and kills
+    /// One hash for any batch, backend, number of responses and ranks, and after kills
     Same,
     /// How long the program takes to stop under load
     Stop,
@@ -45,7 +45,7 @@ enum Part {
     Memory,
 }
 
-/// A model and how it is asked.
+/// A model and the arguments of its runs.
 struct Model {
     name: &'static str,
     arguments: Vec<String>,
@@ -103,7 +103,7 @@ fn demo_model(workspace: &Workspace) -> Result<Model> {
     Ok(Model { name: "SmolLM2-135M", arguments })
 }
 
-/// Runs the program on one model, in a folder that goes away.
+/// Runs the program on one model, in a temporary folder.
 struct Runner<'a> {
     workspace: &'a Workspace,
     program: &'a Path,

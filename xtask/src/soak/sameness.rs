@@ -1,4 +1,4 @@
-//! One hash: the same texts over batches, kernels, numbers of responses, and a run that is killed again and again.
+//! One hash: the same texts for any batch, backend, number of responses and ranks, and after repeated kills.
 
 use std::time::{Duration, Instant};
 
@@ -43,7 +43,7 @@ const PATHS: [(&str, [&str; 2]); 4] = [
     ("bf16, trt_llm", ["trainer.precision=bf16", "trainer.generation.trt_llm.enable=true"]),
 ];
 
-/// What must not matter. Ranks take samples in an order that no two runs share.
+/// What must not change a text. Ranks take samples in another order in each run.
 const VARIANTS: [(&str, &[&str]); 10] = [
     ("max_batch=1", &["trainer.generation.max_batch=1"]),
     ("max_batch=2", &["trainer.generation.max_batch=2"]),
@@ -74,7 +74,7 @@ pub(super) fn run(runner: &Runner<'_>, kills: u64) -> Result<Vec<String>> {
         let output = runner.output(&name("base"), &overrides(&[]))?;
         let run_time = started.elapsed();
         let (all, first) = (texts::hash(&output, 4)?, texts::hash(&output, 1)?);
-        // Both sets of kernels give the same texts in fp32; in bf16 each gives its own.
+        // The plain path and the fused kernels have the same texts in fp32; in bf16 each has its own.
         let expect = match (path, &plain_fp32) {
             ("fp32, trt_llm", Some(expect)) => String::clone(expect),
             _ => all.clone(),

@@ -10,7 +10,7 @@ use crate::workspace::say;
 
 const NUM_STOPS: u32 = 10;
 const LIMIT: Duration = Duration::from_secs(2);
-/// SIGTERM, as a shell tells it.
+/// 128 + SIGTERM.
 const EXIT_CODE: i32 = 143;
 
 const LOAD: [&str; 5] = [

@@ -7,19 +7,26 @@ use cargo_metadata::{DependencyKind, Metadata};
 use super::Finding;
 
 /// The edges that are allowed, each crate with the crates below it.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 14] = [
     ("hydra-config", &[]),
     ("model-spec", &[]),
     ("nemo-format", &["hydra-config", "model-spec"]),
     ("jinja", &[]),
     ("data", &["jinja"]),
     ("torch-ext", &[]),
-    ("sampling", &["torch-ext"]),
-    ("model-core", &["model-spec", "nemo-format", "torch-ext"]),
-    ("engine", &["model-core", "model-spec", "sampling", "torch-ext"]),
+    ("cpu-kernels", &["torch-ext"]),
+    ("cuda-runtime", &["torch-ext"]),
+    ("cuda-kernels", &["cuda-runtime", "torch-ext"]),
+    ("sampling", &["cuda-kernels", "cuda-runtime", "torch-ext"]),
+    (
+        "model-core",
+        &["cpu-kernels", "cuda-kernels", "cuda-runtime", "model-spec", "nemo-format", "torch-ext"],
+    ),
+    ("engine", &["cuda-runtime", "model-core", "model-spec", "sampling", "torch-ext"]),
     (
         "aligner-gen",
         &[
+            "cuda-runtime",
             "data",
             "engine",
             "hydra-config",

@@ -127,7 +127,7 @@ fn second_sentence(text: &str) -> Option<usize> {
     while let Some(word) = words.next() {
         at += word.chars().count() + 1;
         let next = words.peek()?;
-        // A word that begins with a small letter goes on with the sentence: `(a, b, ..) and`.
+        // A word that begins with a small letter continues the sentence: `(a, b, ..) and`.
         let begins = next.starts_with(|c: char| !c.is_lowercase()) && !next.starts_with(['-', '=', '|']);
         let is_ellipsis = word.trim_end_matches(is_closer).ends_with("..");
         if begins && !is_ellipsis && !word.ends_with(':') && ends_sentence(word) {

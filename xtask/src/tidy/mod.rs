@@ -39,7 +39,7 @@ const TEXT_EXTENSIONS: [&str; 10] = ["rs", "toml", "md", "rst", "yaml", "yml", "
 /// Checks the whole repository.
 ///
 /// # Errors
-/// When a rule is broken; every finding is said first.
+/// When a rule is broken; every finding is printed first.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     let metadata = cargo_metadata::MetadataCommand::new()
         .current_dir(workspace.root())

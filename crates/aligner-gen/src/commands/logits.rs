@@ -5,7 +5,7 @@ use std::io::{BufReader, BufWriter, Write};
 use std::path::Path;
 
 use anyhow::{Context, anyhow};
-use model_core::{Backend, CausalLm, LoadOptions, LogitsRows, PrefillBatch};
+use model_core::{Backend, Batch, BlockId, CausalLm, LoadOptions};
 use nemo_format::Checkpoint;
 use npyz::WriterBuilder;
 
@@ -62,15 +62,12 @@ fn forward(model: &mut dyn CausalLm, ids: &[u32], seq: usize) -> Result<Vec<f32>
     let mut cache = model.new_cache(1)?;
     let num_blocks = seq.div_ceil(cache.block_size_tokens()).max(1);
     cache = model.new_cache(num_blocks)?;
+    let table: Vec<BlockId> = (0..num_blocks as BlockId).collect();
     let mut logits = Vec::new();
     for row in ids.chunks(seq.max(1)) {
-        let batch = PrefillBatch {
-            tokens: row.to_vec(),
-            cu_seqlens: vec![0, u32::try_from(row.len()).unwrap_or(u32::MAX)],
-            block_tables: vec![(0..u32::try_from(num_blocks).unwrap_or(u32::MAX)).collect()],
-            logits: LogitsRows::All,
-        };
-        let tensor = model.prefill(&batch, &mut cache)?;
+        let mut batch = Batch::default();
+        batch.push(row, 0, row.len() as u32, &table);
+        let tensor = model.forward(&batch, &mut cache)?;
         let tensor = tensor.f_to_device(tch::Device::Cpu).and_then(|tensor| tensor.f_contiguous());
         let tensor = tensor.map_err(anyhow::Error::from)?;
         logits.extend_from_slice(torch_ext::view::f32_slice(&tensor, "logits").map_err(anyhow::Error::from)?);

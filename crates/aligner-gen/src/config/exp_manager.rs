@@ -130,7 +130,7 @@ impl<'a> Kwargs<'a> {
             // An id or a name of digits only is a number to YAML.
             Some(Value::Number(number)) => Ok(Some(number.to_string())),
             Some(other) => {
-                Err(out_of_range(&format!("{}.{key}", self.block), "a text or null", &format!("`{other}`")))
+                Err(out_of_range(&format!("{}.{key}", self.block), "a string or null", &format!("`{other}`")))
             }
         }
     }
@@ -144,7 +144,7 @@ impl<'a> Kwargs<'a> {
                 .and_then(|list| list.iter().map(text).collect::<Option<Vec<_>>>())
                 .ok_or_else(|| {
                     let key = format!("{}.{key}", self.block);
-                    out_of_range(&key, "a list of texts or null", &format!("`{value}`"))
+                    out_of_range(&key, "a list of strings or null", &format!("`{value}`"))
                 }),
         }
     }

@@ -415,11 +415,11 @@ pub(crate) mod tests {
         let resolved = resolve(&user.compose_with(&text).unwrap()).unwrap();
         let failure = RawConfig::extract(&resolved).unwrap_err();
         assert_eq!(failure.status, ExitStatus::Checkpoint);
-        insta::assert_snapshot!(failure.sentence(), @"`model.data.chat_prompt_tokens.turn_start` must be a text, found the whole number 5 (model_config.yaml of the checkpoint line 5)");
+        insta::assert_snapshot!(failure.sentence(), @"`model.data.chat_prompt_tokens.turn_start` must be a string, found the whole number 5 (model_config.yaml of the checkpoint line 5)");
         let text = checkpoint().replace("seed: 7", "seed: 7\nseed: 8");
         let failure = user.compose_with(&text).unwrap_err();
         assert_eq!(failure.status, ExitStatus::Checkpoint);
-        insta::assert_snapshot!(failure.sentence(), @"model_config.yaml of the checkpoint:3:1: key `seed` stands twice");
+        insta::assert_snapshot!(failure.sentence(), @"model_config.yaml of the checkpoint:3:1: key `seed` appears twice");
     }
 
     /// Another value of the same kind.

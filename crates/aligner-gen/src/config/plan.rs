@@ -218,11 +218,11 @@ fn end_strings(raw: RawEndStrings) -> Result<Vec<String>, Failure> {
     const KEY: &str = "model.generation.sampling_params.end_strings";
     let (mut end_strings, found) = match raw {
         RawEndStrings::List(list) => {
-            let found = list.iter().any(String::is_empty).then(|| "an empty text among them".to_owned());
+            let found = list.iter().any(String::is_empty).then(|| "an empty string among them".to_owned());
             (list, found)
         }
         RawEndStrings::Bare(text) => {
-            let found = format!("the text `{text}`");
+            let found = format!("the string `{text}`");
             (vec![text], Some(found))
         }
     };
@@ -230,7 +230,7 @@ fn end_strings(raw: RawEndStrings) -> Result<Vec<String>, Failure> {
     end_strings.retain(|text| !text.is_empty());
     let quoted: Vec<String> = end_strings.iter().map(|text| overrides::quoted(text)).collect();
     let typed = shell_word(&format!("{KEY}=[{}]", quoted.join(",")));
-    let problem = out_of_range(KEY, "a list of texts that are not empty", &found).sentence();
+    let problem = out_of_range(KEY, "a list of strings that are not empty", &found).sentence();
     Err(Failure::usage(format!("{problem}; in the shell write {typed}")))
 }
 
@@ -378,25 +378,25 @@ mod tests {
             message(&["exp_manager.create_wandb_logger=true", "~exp_manager.wandb_logger_kwargs", kwargs])
         };
         insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={entity:x}"), @"`exp_manager.create_wandb_logger=true` needs `exp_manager.wandb_logger_kwargs.name` or `exp_manager.wandb_logger_kwargs.project`; both may be null");
-        insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={name:x,tags:[1]}"), @"`exp_manager.wandb_logger_kwargs.tags` must be a list of texts or null, found `[1]`");
+        insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={name:x,tags:[1]}"), @"`exp_manager.wandb_logger_kwargs.tags` must be a list of strings or null, found `[1]`");
         insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={name:x,id:a/b}"), @"`exp_manager.wandb_logger_kwargs.id` must be at most 64 letters, digits, `-` and `_`, found `a/b`");
-        insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={name:[x]}"), @r#"`exp_manager.wandb_logger_kwargs.name` must be a text or null, found `["x"]`"#);
+        insta::assert_snapshot!(wandb("+exp_manager.wandb_logger_kwargs={name:[x]}"), @r#"`exp_manager.wandb_logger_kwargs.name` must be a string or null, found `["x"]`"#);
         insta::assert_snapshot!(message(&["++exp_manager.summary_writer_kwargs={log_dir:x}"]), @"`exp_manager.summary_writer_kwargs` must not have `log_dir`: events go to `exp_manager.explicit_log_dir`");
         insta::assert_snapshot!(message(&["++exp_manager.create_mlflow_logger=true"]), @"`exp_manager.create_mlflow_logger=true`: there are only TensorBoard and Weights & Biases; set it to false, or use `exp_manager.create_tensorboard_logger` or `exp_manager.create_wandb_logger`");
         insta::assert_snapshot!(message(&["exp_manager.log_local_rank_0_only=true", "exp_manager.log_global_rank_0_only=true"]), @"`exp_manager.log_local_rank_0_only` and `exp_manager.log_global_rank_0_only` are both true; set one of them to false");
         insta::assert_snapshot!(message(&["model.seed=null"]), @"`model.seed` must be a positive whole number, found null");
         insta::assert_snapshot!(message(&["trainer.precision=8"]), @"precision `8` is not supported, use one of `32`, `32-true`, `bf16`, `bf16-mixed`, `bf16-true`");
-        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=x"]), @r#"`model.generation.sampling_params.end_strings` must be a list of texts that are not empty, found the text `x`; in the shell write 'model.generation.sampling_params.end_strings=["x"]'"#);
-        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=''"]), @"`model.generation.sampling_params.end_strings` must be a list of texts that are not empty, found the text ``; in the shell write 'model.generation.sampling_params.end_strings=[]'");
-        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=['',\"it's \\\"\"]"]), @r#"`model.generation.sampling_params.end_strings` must be a list of texts that are not empty, found an empty text among them; in the shell write 'model.generation.sampling_params.end_strings=["it'\''s \""]'"#);
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=x"]), @r#"`model.generation.sampling_params.end_strings` must be a list of strings that are not empty, found the string `x`; in the shell write 'model.generation.sampling_params.end_strings=["x"]'"#);
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=''"]), @"`model.generation.sampling_params.end_strings` must be a list of strings that are not empty, found the string ``; in the shell write 'model.generation.sampling_params.end_strings=[]'");
+        insta::assert_snapshot!(message(&["model.generation.sampling_params.end_strings=['',\"it's \\\"\"]"]), @r#"`model.generation.sampling_params.end_strings` must be a list of strings that are not empty, found an empty string among them; in the shell write 'model.generation.sampling_params.end_strings=["it'\''s \""]'"#);
         insta::assert_snapshot!(message(&["++model.data.date=2026-02-30"]), @"`model.data.date` must be a day of the calendar as `YYYY-MM-DD`, found `2026-02-30`");
-        insta::assert_snapshot!(message(&["++model.data.date=20260228"]), @"`model.data.date` must be a text, found the whole number 20260228 (command line: ++model.data.date=20260228)");
+        insta::assert_snapshot!(message(&["++model.data.date=20260228"]), @"`model.data.date` must be a string, found the whole number 20260228 (command line: ++model.data.date=20260228)");
         insta::assert_snapshot!(message(&["model.generation.sampling_params.temperature=-1"]), @"`temperature` must be a positive, finite number (or set `model.generation.sampling_params.use_greedy=true`), got -1");
         insta::assert_snapshot!(message(&["exp_manager.max_time_per_run=4h"]), @"`exp_manager.max_time_per_run` must be `DD:HH:MM:SS`, found `4h`");
         insta::assert_snapshot!(message(&["model.generation.num_responses_to_gen=0"]), @"`model.generation.num_responses_to_gen` must be at least 1, found 0");
         insta::assert_snapshot!(message(&["model.generation.output_fields=[logprobs]"]), @"`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`");
-        insta::assert_snapshot!(message(&["model.generation.output_fields=[nope]"]), @"`model.generation.output_fields.0` must be one of `metadata`, `index`, `finish_reasons`, `token_ids`, `logprobs`, found the text `nope` (command line: model.generation.output_fields=[nope])");
-        insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @"`model.global_batch_size` must be a whole number, found the text `two` (command line: model.global_batch_size=two)");
+        insta::assert_snapshot!(message(&["model.generation.output_fields=[nope]"]), @"`model.generation.output_fields.0` must be one of `metadata`, `index`, `finish_reasons`, `token_ids`, `logprobs`, found the string `nope` (command line: model.generation.output_fields=[nope])");
+        insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @"`model.global_batch_size` must be a whole number, found the string `two` (command line: model.global_batch_size=two)");
         insta::assert_snapshot!(message(&["trainer.generation.max_epochs=2"]), @"`trainer.generation.max_epochs` is 2, it must be 1");
         insta::assert_snapshot!(message(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=bert"]), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma` or `falcon`, found `bert`");
     }

@@ -84,7 +84,7 @@ pub(crate) fn first_gpu() -> Result<Device, Failure> {
 /// How many GPUs this process may use, or why it can use none.
 #[cfg(feature = "cuda")]
 fn num_gpus() -> Result<usize, String> {
-    match torch_ext::cuda::device_count() {
+    match cuda_runtime::device_count() {
         Ok(0) => Err("there is no GPU".to_owned()),
         Ok(num_gpus) => Ok(num_gpus),
         Err(error) => Err(format!("no GPU can be used: {error}")),
@@ -101,7 +101,7 @@ pub(crate) fn name(device: Device) -> String {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => {
-            let model = torch_ext::cuda::Device::open(index).and_then(|device| device.name());
+            let model = cuda_runtime::Device::open(index).and_then(|device| device.name());
             model.map_or_else(|_| format!("GPU {index}"), |model| format!("GPU {index} ({model})"))
         }
         _ => "the CPU".to_owned(),
@@ -127,7 +127,7 @@ pub(crate) fn available_bytes(device: Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
         Device::Cuda(index) => {
-            let device = torch_ext::cuda::Device::open(index).ok()?;
+            let device = cuda_runtime::Device::open(index).ok()?;
             // What an earlier model left in libtorch's reserve counts as free.
             device.empty_cache().ok()?;
             Some(device.mem_get_info().ok()?.free_bytes)

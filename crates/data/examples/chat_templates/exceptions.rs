@@ -23,7 +23,7 @@ impl Exceptions {
     /// Reads the list. `#` begins a comment line.
     ///
     /// # Errors
-    /// When a line lacks a part.
+    /// When a part of a line is missing.
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         let mut entries = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {

@@ -1,6 +1,6 @@
 //! Twenty thousand generated strings and four thousand lists of ids for each tokenizer, against the Python packages.
 //!
-//! The generator is that of `tests/golden/generated.py`; the golden files hold what came out there.
+//! The generator is that of `tests/golden/generated.py`; the golden files hold its output.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

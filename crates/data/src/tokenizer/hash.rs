@@ -1,9 +1,9 @@
-//! A fast hash for tables of a vocabulary. Their keys come from one file, so nobody can choose them to collide.
+//! A fast hash for tables of a vocabulary. The keys come from one file, so collisions cannot be provoked by an attacker.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 
-/// A table from the texts or bytes of a vocabulary.
+/// A table keyed by the strings or bytes of a vocabulary.
 pub(crate) type VocabMap<K, V> = HashMap<K, V, BuildHasherDefault<VocabHasher>>;
 
 const MULTIPLIER: u64 = 0xf135_7aea_2e62_a9c5;

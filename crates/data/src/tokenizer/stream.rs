@@ -2,7 +2,7 @@
 
 /// Turns a stream of token bytes into text: what is given out always ends at a character boundary.
 ///
-/// The texts given out, joined, equal `String::from_utf8_lossy` of all bytes.
+/// The concatenated output equals `String::from_utf8_lossy` of all bytes.
 #[derive(Clone, Debug, Default)]
 pub struct StreamDecoder {
     pending: Vec<u8>,

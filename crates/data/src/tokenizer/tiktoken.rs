@@ -145,7 +145,7 @@ impl Tokenizer for TiktokenTokenizer {
     }
 }
 
-/// The names of the ids in front, filled up to a thousand, and the ids that mean something.
+/// The names of the leading ids, padded to a thousand, and the special ids.
 fn special_tokens(spec: &TokenizerSpec) -> Result<(Vec<String>, SpecialTokens), DataError> {
     let mut names: Vec<String> = match &spec.special_tokens {
         Some(SpecialTokensSpec::List(names)) if !names.is_empty() => names.clone(),

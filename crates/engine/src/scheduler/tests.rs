@@ -10,8 +10,8 @@ fn limits(max_num_seqs: usize, max_prefill_tokens: usize, num_blocks: usize) -> 
     EngineLimits { max_num_seqs, max_prefill_tokens, num_blocks, block_size_tokens: BLOCK_SIZE_TOKENS }
 }
 
-fn group(group_idx: u64, prompt_len_tokens: usize, num_seqs: u32, max_new_tokens: u32) -> SeqGroup {
-    SeqGroup { group_idx, sample_idx: group_idx, prompt_len_tokens, num_seqs, max_new_tokens }
+fn group(sample_idx: u64, prompt_len_tokens: usize, num_seqs: u32, max_new_tokens: u32) -> SeqGroup {
+    SeqGroup { sample_idx, prompt: vec![0; prompt_len_tokens], num_seqs, max_new_tokens }
 }
 
 /// A group and how many tokens each of its responses really makes.
@@ -26,12 +26,7 @@ fn cases() -> impl Strategy<Value = Vec<Case>> {
         prop::collection::vec(1..=max_new, 1..6)
             .prop_map(move |lens| Case { group: group(0, prompt_len, lens.len() as u32, max_new), lens })
     });
-    prop::collection::vec(case, 0..14).prop_map(|mut cases| {
-        for (idx, case) in cases.iter_mut().enumerate() {
-            case.group.group_idx = idx as u64;
-        }
-        cases
-    })
+    prop::collection::vec(case, 0..14)
 }
 
 /// What one slot of the cache holds: the group, the response (none for the prompt) and the position.
@@ -41,13 +36,14 @@ type Slot = (u64, Option<u32>, usize);
 struct Sim {
     scheduler: Scheduler,
     lens: HashMap<u64, (usize, Vec<u32>)>,
+    tables: HashMap<SeqId, Vec<BlockId>>,
     cache: HashMap<(BlockId, usize), Slot>,
     num_generated: HashMap<SeqId, u32>,
     prefill_order: Vec<u64>,
     start_order: Vec<SeqId>,
     finished: HashSet<SeqId>,
-    /// Who ended in each step whose end the scheduler has not been told.
-    untold: VecDeque<Vec<SeqId>>,
+    /// The rows of each step whose tokens the scheduler has not been told, and who ended with it.
+    untold: VecDeque<(Vec<RowSpan>, Vec<SeqId>)>,
     run_ahead: usize,
 }
 
@@ -55,10 +51,11 @@ impl Sim {
     fn run(cases: &[Case], limits: EngineLimits, run_ahead: usize) -> Self {
         let mut sim = Self {
             scheduler: Scheduler::new(limits).unwrap(),
-            lens: cases
-                .iter()
-                .map(|case| (case.group.group_idx, (case.group.prompt_len_tokens, case.lens.clone())))
+            lens: (0..)
+                .zip(cases)
+                .map(|(idx, case)| (idx, (case.group.prompt.len(), case.lens.clone())))
                 .collect(),
+            tables: HashMap::new(),
             cache: HashMap::new(),
             num_generated: HashMap::new(),
             prefill_order: Vec::new(),
@@ -72,7 +69,9 @@ impl Sim {
         loop {
             while sim.scheduler.has_room() {
                 match input.next() {
-                    Some(case) => sim.scheduler.add(case.group).unwrap(),
+                    Some(case) => {
+                        sim.scheduler.add(case.group.clone()).unwrap();
+                    }
                     None => {
                         input_ended = true;
                         sim.scheduler.end_input();
@@ -80,14 +79,8 @@ impl Sim {
                 }
             }
             let num_untold = match sim.scheduler.next_step() {
-                Step::Prefill { copies, groups } => {
-                    sim.copy(&copies);
-                    sim.prefill(&groups);
-                    sim.run_ahead
-                }
-                Step::Decode { copies, seqs } => {
-                    sim.copy(&copies);
-                    sim.decode(&seqs);
+                Step::Run(plan) => {
+                    sim.run_step(plan);
                     sim.run_ahead
                 }
                 Step::Wait => {
@@ -100,7 +93,12 @@ impl Sim {
                 }
             };
             while sim.untold.len() > num_untold {
-                let ended = sim.untold.pop_front().unwrap();
+                let (rows, ended) = sim.untold.pop_front().unwrap();
+                for row in rows {
+                    if let RowId::Response(id) = row.id {
+                        sim.scheduler.accept(id, row.query_len, 1);
+                    }
+                }
                 sim.scheduler.end(&ended);
             }
         }
@@ -119,23 +117,39 @@ impl Sim {
         }
     }
 
-    fn prefill(&mut self, groups: &[PrefillGroup]) {
-        let num_tokens: usize = groups.iter().map(|group| self.lens[&group.group_idx].0).sum();
-        assert!(!groups.is_empty());
-        assert!(groups.len() == 1 || num_tokens <= self.scheduler.limits.max_prefill_tokens);
+    fn run_step(&mut self, plan: StepPlan) {
+        let StepPlan { tables, copies, rows } = plan;
+        for NewSeq { id, block_table } in tables.started {
+            assert!(self.tables.insert(id, block_table).is_none(), "{id:?} starts twice");
+        }
+        for id in &tables.ended {
+            self.tables.remove(id);
+        }
+        self.copy(&copies);
+        let ended =
+            if tables.prompts.is_empty() { self.decode(&rows) } else { self.prefill(&tables.prompts, &rows) };
+        self.untold.push_back((rows, ended));
+    }
+
+    fn prefill(&mut self, prompts: &[NewPrompt], rows: &[RowSpan]) -> Vec<SeqId> {
+        assert_eq!(prompts.len(), rows.len());
+        let num_tokens: usize = prompts.iter().map(|prompt| prompt.tokens.len()).sum();
+        assert!(prompts.len() == 1 || num_tokens <= self.scheduler.limits.max_prefill_tokens);
         let mut ended = Vec::new();
-        for group in groups {
-            self.prefill_order.push(group.group_idx);
-            let prompt_len = self.lens[&group.group_idx].0;
-            assert_eq!(group.block_table.len(), prompt_len.div_ceil(BLOCK_SIZE_TOKENS));
-            for pos in 0..prompt_len {
-                self.write(&group.block_table, pos, (group.group_idx, None, pos));
+        for (&NewPrompt { group_idx, ref tokens, ref block_table, .. }, row) in prompts.iter().zip(rows) {
+            self.prefill_order.push(group_idx);
+            let query_len = tokens.len() as u32;
+            let draws = self.lens[&group_idx].1.len() as u32;
+            assert_eq!(*row, RowSpan { id: RowId::Prompt(group_idx), context_len: 0, query_len, draws });
+            assert_eq!(block_table.len(), tokens.len().div_ceil(BLOCK_SIZE_TOKENS));
+            for pos in 0..tokens.len() {
+                self.write(block_table, pos, (group_idx, None, pos));
             }
-            for response_idx in 0..group.num_seqs {
-                self.end_or_go_on(SeqId { group_idx: group.group_idx, response_idx }, &mut ended);
+            for response_idx in 0..draws {
+                self.end_or_go_on(SeqId { group_idx, response_idx }, &mut ended);
             }
         }
-        self.untold.push_back(ended);
+        ended
     }
 
     fn copy(&mut self, copies: &[BlockCopy]) {
@@ -148,36 +162,59 @@ impl Sim {
         }
     }
 
-    fn decode(&mut self, seqs: &[DecodeSeq]) {
-        assert!(seqs.len() <= self.scheduler.limits.max_num_seqs);
+    fn decode(&mut self, rows: &[RowSpan]) -> Vec<SeqId> {
+        assert!(rows.len() <= self.scheduler.limits.max_num_seqs);
+        let seqs: Vec<(SeqId, usize, Vec<BlockId>)> = rows
+            .iter()
+            .map(|row| match *row {
+                RowSpan { id: RowId::Response(id), context_len, query_len: 1, draws: 1 } => {
+                    (id, context_len as usize, self.tables[&id].clone())
+                }
+                _ => panic!("{row:?} among the rows of a decode step"),
+            })
+            .collect();
         let mut written = HashSet::new();
-        for seq in seqs {
-            if self.finished.contains(&seq.id) {
+        for &(id, pos, ref table) in &seqs {
+            if self.finished.contains(&id) {
                 // Started before its end was told: it writes, and nobody reads it.
-                assert!(self.run_ahead > 0, "{:?} goes on after its end", seq.id);
-                self.write(&seq.block_table, seq.context_len as usize, (u64::MAX, None, 0));
+                assert!(self.run_ahead > 0, "{id:?} goes on after its end");
+                self.write(table, pos, (u64::MAX, None, 0));
                 continue;
             }
-            if self.num_generated[&seq.id] == 1 {
-                self.start_order.push(seq.id);
+            if self.num_generated[&id] == 1 {
+                self.start_order.push(id);
             }
-            let pos = seq.context_len as usize;
-            assert!(written.insert(seq.block_table[pos / BLOCK_SIZE_TOKENS]), "a shared block is written");
-            self.write(&seq.block_table, pos, (seq.id.group_idx, Some(seq.id.response_idx), pos));
+            assert!(written.insert(table[pos / BLOCK_SIZE_TOKENS]), "a shared block is written");
+            self.write(table, pos, (id.group_idx, Some(id.response_idx), pos));
         }
         let mut ended = Vec::new();
-        for seq in seqs.iter().filter(|seq| !self.finished.contains(&seq.id)).cloned().collect::<Vec<_>>() {
-            let prompt_len = self.lens[&seq.id.group_idx].0;
-            assert_eq!(seq.context_len as usize, prompt_len + self.num_generated[&seq.id] as usize - 1);
-            for pos in 0..=seq.context_len as usize {
-                let response = (pos >= prompt_len).then_some(seq.id.response_idx);
-                let slot = self.cache[&(seq.block_table[pos / BLOCK_SIZE_TOKENS], pos % BLOCK_SIZE_TOKENS)];
-                assert_eq!(slot, (seq.id.group_idx, response, pos), "read by {:?}", seq.id);
+        for (id, context_len, table) in seqs {
+            if self.finished.contains(&id) {
+                continue;
             }
-            self.end_or_go_on(seq.id, &mut ended);
+            let prompt_len = self.lens[&id.group_idx].0;
+            assert_eq!(context_len, prompt_len + self.num_generated[&id] as usize - 1);
+            for pos in 0..=context_len {
+                let response = (pos >= prompt_len).then_some(id.response_idx);
+                let slot = self.cache[&(table[pos / BLOCK_SIZE_TOKENS], pos % BLOCK_SIZE_TOKENS)];
+                assert_eq!(slot, (id.group_idx, response, pos), "read by {id:?}");
+            }
+            self.end_or_go_on(id, &mut ended);
         }
-        self.untold.push_back(ended);
+        ended
     }
+}
+
+/// The rows of the next step.
+fn next_rows(scheduler: &mut Scheduler) -> Option<Vec<RowSpan>> {
+    if let Step::Run(plan) = scheduler.next_step() { Some(plan.rows) } else { None }
+}
+
+/// How many rows of prompts the next step has, and how many of responses.
+fn next_counts(scheduler: &mut Scheduler) -> (usize, usize) {
+    let rows = next_rows(scheduler).unwrap_or_default();
+    let num_prompts = rows.iter().filter(|row| matches!(row.id, RowId::Prompt(_))).count();
+    (num_prompts, rows.len() - num_prompts)
 }
 
 proptest! {
@@ -208,11 +245,12 @@ fn prompts_are_packed_up_to_the_limit_and_a_longer_one_goes_alone() {
     }
     scheduler.end_input();
     let mut packs = Vec::new();
-    while let Step::Prefill { groups, .. } = scheduler.next_step() {
-        packs.push(groups.iter().map(|group| group.group_idx).collect::<Vec<_>>());
+    while packs.len() < 4 {
+        packs.push(next_rows(&mut scheduler).unwrap().iter().map(|row| row.id).collect::<Vec<_>>());
         scheduler.end(&[]);
     }
-    assert_eq!(packs, [vec![0, 1], vec![2], vec![3], vec![4]]);
+    let prompts = [vec![0, 1], vec![2], vec![3], vec![4]];
+    assert_eq!(packs, prompts.map(|idxs| idxs.into_iter().map(RowId::Prompt).collect::<Vec<_>>()));
 }
 
 #[test]
@@ -222,10 +260,10 @@ fn a_prefill_waits_until_it_is_worth_the_pause() {
         scheduler.add(group(idx, 4, 1, 9)).unwrap();
     }
     assert!(!scheduler.has_room());
-    assert!(matches!(scheduler.next_step(), Step::Prefill { groups, .. } if groups.len() == 32));
+    assert_eq!(next_counts(&mut scheduler), (32, 0));
     scheduler.end(&[]);
     let mut end_one = |group_idx| {
-        assert!(matches!(scheduler.next_step(), Step::Decode { .. }));
+        assert_eq!(next_counts(&mut scheduler).0, 0);
         scheduler.end(&[SeqId { group_idx, response_idx: 0 }]);
         assert!(scheduler.has_room());
         scheduler.add(group(100 + group_idx, 4, 1, 9)).unwrap();
@@ -234,7 +272,7 @@ fn a_prefill_waits_until_it_is_worth_the_pause() {
     end_one(0);
     end_one(1);
     end_one(2);
-    assert!(matches!(scheduler.next_step(), Step::Prefill { groups, .. } if groups.len() == 3));
+    assert_eq!(next_counts(&mut scheduler), (3, 0));
 }
 
 #[test]
@@ -244,12 +282,12 @@ fn a_prefill_that_leaves_seats_is_followed_by_another() {
         scheduler.add(group(idx, 4, 1, 9)).unwrap();
     }
     // 32 prompts fill the first one; the last does not wait until one of the others has ended.
-    assert!(matches!(scheduler.next_step(), Step::Prefill { groups, .. } if groups.len() == 32));
+    assert_eq!(next_counts(&mut scheduler), (32, 0));
     scheduler.end(&[]);
     assert!(!scheduler.has_room());
-    assert!(matches!(scheduler.next_step(), Step::Prefill { groups, .. } if groups.len() == 1));
+    assert_eq!(next_counts(&mut scheduler), (1, 0));
     scheduler.end(&[]);
-    assert!(matches!(scheduler.next_step(), Step::Decode { seqs, .. } if seqs.len() == 33));
+    assert_eq!(next_counts(&mut scheduler), (0, 33));
 }
 
 #[test]

@@ -41,7 +41,7 @@ fn refusals_name_the_file() {
     insta::assert_snapshot!(message("defaults: {db: mysql}\n", &[]), @"main.yaml: `defaults` must be a list, found a map");
     insta::assert_snapshot!(message("defaults: [{db: 1}]\n", &[]), @"main.yaml: `db` in the defaults list takes a name or a list of names, found the whole number 1");
     insta::assert_snapshot!(message("defaults: [{db: mysql, x: y}]\n", &[]), @"main.yaml: an entry of the defaults list names one group, found 2 keys");
-    insta::assert_snapshot!(message("defaults: [_self_, _self_]\n", &[]), @"main.yaml: `_self_` stands twice in the defaults list");
+    insta::assert_snapshot!(message("defaults: [_self_, _self_]\n", &[]), @"main.yaml: `_self_` appears twice in the defaults list");
     insta::assert_snapshot!(message("defaults: [{override db: mysql}, {db: mysql}]\n", &[]), @"main.yaml: `override` entries must be at the end of the defaults list");
     insta::assert_snapshot!(message("a: 1\n", &["db=mysql"]), @"db=mysql: no defaults list has `db`; to add it, in the shell write +db=mysql");
     insta::assert_snapshot!(message("a: 1\n", &["~db"]), @"~db: no defaults list has `db`");

@@ -1,4 +1,4 @@
-//! OmegaConf's grammar: a text with interpolations, and a single element for `oc.decode`.
+//! OmegaConf's grammar: a string with interpolations, and a single element for `oc.decode`.
 
 use super::lexer::{self, Dialect, Kind, Token};
 use super::{MAX_DEPTH, every_other, key_text, token_text, token_value};
@@ -28,7 +28,7 @@ pub(crate) enum Interpolation {
 pub(crate) enum Element {
     Value(Node),
     Text(Text),
-    /// A quoted text is a string whatever its interpolation gives.
+    /// A quoted string is a string whatever its interpolation gives.
     Quoted(Text),
     List(Vec<Self>),
     Dict(Vec<(String, Self)>),
@@ -110,8 +110,8 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Characters that are no interpolation. Backslashes count only before one, before a quote, or at the end of a
-    /// quoted text.
+    /// Characters outside interpolations. Backslashes count only before one, before a quote, or at the end of a
+    /// quoted string.
     fn literal(&mut self, quote: Option<char>) -> String {
         let stops = |c: char| c == '$' || Some(c) == quote;
         let plain =

@@ -1,4 +1,4 @@
-//! The two grammars of values: OmegaConf's for texts with interpolations, Hydra's for overrides. They share a lexer.
+//! The two grammars of values: OmegaConf's for strings with interpolations, Hydra's for overrides. They share a lexer.
 //!
 //! Source of the rules: `OverrideLexer.g4` and `OverrideParser.g4` of hydra-core 1.3, `OmegaConfGrammarLexer.g4` and
 //! `OmegaConfGrammarParser.g4` of omegaconf 2.3. Nothing is evaluated here.
@@ -12,7 +12,7 @@ use lexer::{Kind, Token};
 /// Nesting that no real value reaches.
 pub(crate) const MAX_DEPTH: usize = 64;
 
-/// The value of a single token; `Err` is its text, for those that are always texts.
+/// The value of a single token; `Err` is its text, for those that are always strings.
 pub(crate) fn token_value(token: Token<'_>) -> Result<Node, String> {
     let text = token.text;
     Ok(match token.kind {

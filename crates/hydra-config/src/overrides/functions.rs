@@ -64,8 +64,8 @@ pub(super) fn call(name: &str, arguments: Arguments) -> Result<Element, String> 
         "int" | "float" | "str" | "bool" => cast(name, arguments.single("value")?),
         "sort" => sort(arguments),
         "shuffle" => Err("`shuffle(…)` would give another list in each run".to_owned()),
-        "json_str" => Err("`json_str(…)` is not in Hydra 1.3; put the text in quotes".to_owned()),
-        _ => Err(format!("there is no function `{name}`; for a text with parentheses put it in quotes")),
+        "json_str" => Err("`json_str(…)` is not in Hydra 1.3; put the string in quotes".to_owned()),
+        _ => Err(format!("there is no function `{name}`; a string with parentheses needs quotes")),
     }
 }
 
@@ -148,7 +148,7 @@ fn sort(mut arguments: Arguments) -> Result<Element, String> {
     if is_comparable { Ok(Element::List(list)) } else { Err("the values cannot be put in order".to_owned()) }
 }
 
-/// Python's order: numbers with numbers, unquoted texts with unquoted texts, lists item by item.
+/// Python's order: numbers with numbers, unquoted strings with unquoted strings, lists item by item.
 fn compare(left: &Element, right: &Element) -> Option<Ordering> {
     match (left, right) {
         (Element::Value(Node::Str(left)), Element::Value(Node::Str(right))) => Some(left.cmp(right)),

@@ -1,9 +1,9 @@
-//! The quoted form of a value that Hydra does not read as it was typed: what a shell left after eating the quotes.
+//! The quoted form of a value that Hydra does not read as it was typed: what a shell left after removing the quotes.
 
 use super::value::{self, Element};
 use crate::Node;
 
-/// The value with quotes where they are needed, if that is all it needs.
+/// The value with quotes where they are needed, if quoting is enough.
 pub(super) fn repaired(value: &str) -> Option<String> {
     let value = value.trim_matches([' ', '\t']);
     // A sweep is well formed; quoting it is not what it needs.

@@ -74,8 +74,8 @@ fn refusals_show_the_quoted_form() {
     insta::assert_snapshot!(message("a=1,2"), @r#"cannot read override `a=1,2`: commas outside of brackets make a sweep, one run for each value; for one text, in the shell write 'a="1,2"'; for a list, in the shell write 'a=[1,2]'"#);
     insta::assert_snapshot!(message("++a.b=/data/it is/a,b\\,c.jsonl"), @r#"cannot read override `++a.b=/data/it is/a,b\,c.jsonl`: commas outside of brackets make a sweep, one run for each value; for one text, in the shell write '++a.b="/data/it is/a,b,c.jsonl"'; for a list, in the shell write '++a.b=[/data/it is/a,b\,c.jsonl]'"#);
     insta::assert_snapshot!(message("a=choice(1,2)"), @"cannot read override `a=choice(1,2)`: `choice(…)` makes a sweep, one run for each value; start the program once for each instead");
-    insta::assert_snapshot!(message("a=f(x)"), @r#"cannot read override `a=f(x)`: there is no function `f`; for a text with parentheses put it in quotes; in the shell write 'a="f(x)"'"#);
-    insta::assert_snapshot!(message("a=int(x)"), @"cannot read override `a=int(x)`: cannot cast the text `x` with `int(…)`");
+    insta::assert_snapshot!(message("a=f(x)"), @r#"cannot read override `a=f(x)`: there is no function `f`; a string with parentheses needs quotes; in the shell write 'a="f(x)"'"#);
+    insta::assert_snapshot!(message("a=int(x)"), @"cannot read override `a=int(x)`: cannot cast the string `x` with `int(…)`");
     insta::assert_snapshot!(message("a[0]=1"), @"cannot read override `a[0]=1`: `a[0]` is not a key; an element of a list is `.0`, not `[0]`; in the shell write a.0=1");
     insta::assert_snapshot!(message("a"), @"cannot read override `a`: no `=`; in the shell write a=VALUE");
     assert!(parse("a=x=y").is_err());

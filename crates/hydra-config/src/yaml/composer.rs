@@ -133,7 +133,7 @@ impl Composer {
             let mark = self.next()?.mark;
             match directive {
                 Directive::Yaml { .. } if has_version => {
-                    return Err(Problem::new(mark, "the version stands twice"));
+                    return Err(Problem::new(mark, "the version appears twice"));
                 }
                 Directive::Yaml { major: 1 } => has_version = true,
                 Directive::Yaml { major } => {
@@ -141,7 +141,7 @@ impl Composer {
                 }
                 Directive::Tag { handle, prefix } => {
                     if self.handles.insert(handle.clone(), prefix).is_some() {
-                        return Err(Problem::new(mark, format!("handle `{handle}` stands twice")));
+                        return Err(Problem::new(mark, format!("handle `{handle}` appears twice")));
                     }
                 }
                 Directive::Other => {}
@@ -194,7 +194,7 @@ impl Composer {
         let node = Rc::new(Composed { mark, tag: tag.filter(|_| is_specific), content });
         if let Some(anchor) = anchor {
             if self.anchors.contains_key(&anchor) {
-                return Err(Problem::new(mark, format!("anchor `&{anchor}` stands twice")));
+                return Err(Problem::new(mark, format!("anchor `&{anchor}` appears twice")));
             }
             self.anchors.insert(anchor, Rc::clone(&node));
         }

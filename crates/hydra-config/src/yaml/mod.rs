@@ -1,7 +1,7 @@
 //! YAML documents as OmegaConf loads them: PyYAML's syntax and scalars, duplicate keys refused, merge keys applied.
 //!
 //! A YAML 1.2 parser reads other documents, and others than PyYAML refuses: tabs, `?` and `:` inside brackets, base 60,
-//! keys past 1,024 characters. Keys that are numbers or truth values become texts, because the tree has no others.
+//! keys past 1,024 characters. Keys that are numbers or booleans become strings, because the tree has no others.
 
 mod composer;
 mod reader;
@@ -106,7 +106,7 @@ impl Builder {
                     && !self.path.is_empty()
                     && let Err(message) = expression::parse_text(text)
                 {
-                    let message = format!("`{text}` is not a text with interpolations: {message}");
+                    let message = format!("`{text}` is not a string with interpolations: {message}");
                     return Err(Problem::new(composed.mark, message));
                 }
                 node
@@ -159,7 +159,7 @@ fn is_merge_key(key: &Composed) -> bool {
             && matches!(&key.content, Content::Scalar { text, is_plain: true } if text == "<<")
 }
 
-/// OmegaConf looks at keys that are texts only; of others the last one stays.
+/// OmegaConf compares string keys only; of other duplicates the last one is kept.
 fn check_duplicates(pairs: &Pairs) -> Result<(), Problem> {
     let mut seen = HashSet::new();
     for (key, _) in pairs {
@@ -168,7 +168,7 @@ fn check_duplicates(pairs: &Pairs) -> Result<(), Problem> {
             && matches!(scalar_node(key, text, *is_plain), Ok(Node::Str(_)))
             && !seen.insert(text)
         {
-            return Err(Problem::new(key.mark, format!("key `{text}` stands twice")));
+            return Err(Problem::new(key.mark, format!("key `{text}` appears twice")));
         }
     }
     Ok(())
@@ -237,7 +237,7 @@ fn tagged(tag: &str, text: &str) -> Result<Node, String> {
 fn key_text(key: &Composed) -> Result<String, Problem> {
     let problem = |message: &str| Problem::new(key.mark, message);
     let Content::Scalar { text, is_plain } = &key.content else {
-        return Err(problem("a key must be a text, not a list or a map"));
+        return Err(problem("a key must be a string, not a list or a map"));
     };
     // PyYAML reads a plain `=` as a text only where it is a key.
     if text == "=" && *is_plain {

@@ -356,7 +356,7 @@ fn escape(reader: &mut Reader, text: &mut String) -> Scanned<()> {
             text.push(c);
             return Ok(());
         }
-        '\0' => return Err(Problem::new(mark, "a quoted text has no closing quote")),
+        '\0' => return Err(Problem::new(mark, "a quoted string has no closing quote")),
         c if ends_line(c) => {
             reader.line_break();
             text.push_str(&quoted_breaks(reader)?);
@@ -364,7 +364,7 @@ fn escape(reader: &mut Reader, text: &mut String) -> Scanned<()> {
         }
         c => {
             let message =
-                format!("`\\{c}` is not an escape; write `\\\\{c}`, or put the text in single quotes");
+                format!("`\\{c}` is not an escape; write `\\\\{c}`, or put the string in single quotes");
             return Err(Problem::new(mark, message));
         }
     };
@@ -376,7 +376,7 @@ fn escape(reader: &mut Reader, text: &mut String) -> Scanned<()> {
 fn quoted_spaces(reader: &mut Reader, start: Mark, text: &mut String) -> Scanned<()> {
     let spaces = reader.take_while(|c| matches!(c, ' ' | '\t'));
     if reader.peek(0) == '\0' {
-        return Err(Problem::new(start, "a quoted text has no closing quote"));
+        return Err(Problem::new(start, "a quoted string has no closing quote"));
     }
     match reader.line_break() {
         Some(line_break) => {
@@ -402,7 +402,7 @@ fn quoted_breaks(reader: &mut Reader) -> Scanned<String> {
     let mut breaks = String::new();
     loop {
         if reader.at_separator() {
-            return Err(Problem::new(reader.mark, "a document ends inside a quoted text"));
+            return Err(Problem::new(reader.mark, "a document ends inside a quoted string"));
         }
         reader.take_while(|c| matches!(c, ' ' | '\t'));
         match reader.line_break() {
@@ -412,7 +412,7 @@ fn quoted_breaks(reader: &mut Reader) -> Scanned<String> {
     }
 }
 
-/// A scalar without quotes, which may go on in deeper indented lines.
+/// A scalar without quotes, which may continue on deeper indented lines.
 pub(super) fn plain(scanner: &mut Scanner) -> String {
     let in_flow = scanner.flow_level > 0;
     let indent = scanner.indent + 1;

@@ -35,18 +35,18 @@ fn values_know_their_lines() {
 
 #[test]
 fn errors_name_the_place() {
-    insta::assert_snapshot!(message("a: 1\na: 2\n"), @"a.yaml:2:1: key `a` stands twice");
+    insta::assert_snapshot!(message("a: 1\na: 2\n"), @"a.yaml:2:1: key `a` appears twice");
     insta::assert_snapshot!(message("a: [1\n"), @"a.yaml:2:1: expected `,` or `]`, found the end of the document");
-    insta::assert_snapshot!(message("? [a]\n: 1\n"), @"a.yaml:1:3: a key must be a text, not a list or a map");
+    insta::assert_snapshot!(message("? [a]\n: 1\n"), @"a.yaml:1:3: a key must be a string, not a list or a map");
     insta::assert_snapshot!(message("a: b: c\n"), @"a.yaml:1:5: a second `:` in a value (put the value in quotes) is not allowed here");
     insta::assert_snapshot!(message("a:\n\tb: 1\n"), @"a.yaml:2:1: a tab cannot indent or begin a value; use spaces");
     insta::assert_snapshot!(message("a: 1\nb\n"), @"a.yaml:2:1: this line has no `: ` after its key");
     insta::assert_snapshot!(message("a: 1\n  b: 2\n"), @"a.yaml:2:4: a second `:` in a value (put the value in quotes) is not allowed here");
     insta::assert_snapshot!(message("a: %x\n"), @"a.yaml:1:4: `%` cannot begin a value; put the value in quotes");
-    insta::assert_snapshot!(message("a: \"\\d\"\n"), @r"a.yaml:1:6: `\d` is not an escape; write `\\d`, or put the text in single quotes");
-    insta::assert_snapshot!(message("a: 'x\n"), @"a.yaml:1:4: a quoted text has no closing quote");
+    insta::assert_snapshot!(message("a: \"\\d\"\n"), @r"a.yaml:1:6: `\d` is not an escape; write `\\d`, or put the string in single quotes");
+    insta::assert_snapshot!(message("a: 'x\n"), @"a.yaml:1:4: a quoted string has no closing quote");
     insta::assert_snapshot!(message("a: *x\n"), @"a.yaml:1:4: there is no anchor `&x` above");
-    insta::assert_snapshot!(message("a: ${b\n"), @"a.yaml:1:4: `${b` is not a text with interpolations: expected `}` after a key, found the end");
+    insta::assert_snapshot!(message("a: ${b\n"), @"a.yaml:1:4: `${b` is not a string with interpolations: expected `}` after a key, found the end");
     insta::assert_snapshot!(message("a: !!python/name:os x\n"), @"a.yaml:1:4: tag `tag:yaml.org,2002:python/name:os` is not supported");
     insta::assert_snapshot!(message("12\n"), @"a.yaml:1:1: the document is the whole number 12, not a map or a list");
     assert!(message(&"[".repeat(1000)).contains("nested deeper"));

@@ -180,7 +180,7 @@ fn generated(inputs: &[Value]) -> Result<(Node, Option<String>), ConfigError> {
 
 /// Rows of the generated table, from 1, in which a text is made of a list or a map that holds references. What Python
 /// prints there depends on what has been resolved at that moment, and no user writes it on purpose: such a list or map
-/// prints as it stands here, too, but some moments differ.
+/// is printed unresolved here, too, but some cases differ.
 const PRINTED_COLLECTIONS: [usize; 5] = [1959, 2019, 2096, 2112, 2281];
 
 /// Two thousand random overrides, documents and configurations.

@@ -1,4 +1,4 @@
-//! The fused backend on a GPU: the project's CUDA kernels (`torch_ext::cuda::kernels`) around cuBLAS's products.
+//! The fused backend on a GPU: the project's CUDA kernels (`cuda_kernels`) around cuBLAS's products.
 //!
 //! Everything is enqueued on the current stream and nothing waits for it, so a decode step can be recorded as a CUDA
 //! graph. Norms, rotation, activation and attention compute a row alike in any batch; cuBLAS does with
@@ -10,13 +10,13 @@ mod few_rows;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use tch::{Kind, Tensor};
-use torch_ext::cuda::kernels::{
-    Activate, DecodeAttentionQkv, DecodePlan, Embed, Gating, KernelConfig, Kernels as CudaKernelSet,
-    LayerCache, Norm as NormLaunch, NormKind, PlanDecode, Product, ProductOut, RopeAndCache,
-    Rotary as RotaryTables,
+use cuda_kernels::{
+    Activate, DecodeAttentionQkv, DecodePlan, Embed, Gating, Gemm, GemmOut, KernelConfig, LayerCache,
+    ModelKernels, Norm as NormLaunch, NormKind, PlanDecode, RopeAndCache, Rotary as RotaryTables,
 };
-use torch_ext::cuda::{Device, Stream, Uploader, blas, flash, kernel_cache};
+use cuda_runtime::{Device, Stream, Uploader, kernel_cache};
+use tch::{Kind, Tensor};
+use torch_ext::cuda::{blas, flash};
 
 use super::plain::{attend, stored_kind, to_device};
 use crate::attention_context::{AttentionContext, DeviceAttention, DeviceContext};
@@ -33,7 +33,7 @@ const MIN_ROWS: i64 = 32;
 pub(crate) struct CudaKernels {
     precision: Precision,
     device: Device,
-    kernels: CudaKernelSet,
+    kernels: ModelKernels,
     heads_per_group: usize,
     /// Up to so many rows the products are the project's own.
     few_rows: AtomicI64,
@@ -70,7 +70,7 @@ impl CudaKernels {
             head_dim: config.kv_channels as u32,
             queries_per_group: heads_per_group as u32,
         };
-        let kernels = CudaKernelSet::load(&device, &kernel_config, kernel_cache().as_deref())?;
+        let kernels = ModelKernels::load(&device, &kernel_config, kernel_cache().as_deref())?;
         let uploader = Mutex::new(Uploader::new(&device)?);
         Ok(Self {
             precision,
@@ -135,9 +135,9 @@ impl CudaKernels {
         x: &Tensor,
         weight: &Tensor,
         bias: Option<&Tensor>,
-        out: ProductOut<'_>,
+        out: GemmOut<'_>,
     ) -> Result<(), ModelError> {
-        Ok(self.kernels.product(&self.stream()?, &Product { x, weight, bias, out })?)
+        Ok(self.kernels.gemm(&self.stream()?, &Gemm { x, weight, bias, out })?)
     }
 
     fn product_activated(
@@ -149,7 +149,7 @@ impl CudaKernels {
     ) -> Result<Tensor, ModelError> {
         let ffn = ffn_of(weight.size2()?.0, activation);
         let out = self.empty(&[x.size2()?.0, ffn], self.precision.kind())?;
-        self.product(x, weight, bias, ProductOut::Activated(&out, function(activation), gating(activation)))?;
+        self.product(x, weight, bias, GemmOut::Activated(&out, function(activation), gating(activation)))?;
         Ok(out)
     }
 
@@ -301,9 +301,7 @@ impl Kernels for CudaKernels {
     fn embedding(&self, ids: Ids<'_>, table: &Tensor) -> Result<Tensor, ModelError> {
         let Ids::Device(ids) = ids else { return Err(NO_TABLES) };
         let out = self.empty(&[ids.size1()?, table.size2()?.1], self.precision.kind())?;
-        let launch =
-            Embed { tokens: ids, positions: None, table, position_table: None, factor: 1.0, out: &out };
-        self.kernels.embed(&self.stream()?, &launch)?;
+        self.kernels.embed(&self.stream()?, &Embed { tokens: ids, table, out: &out })?;
         Ok(out)
     }
 
@@ -319,7 +317,6 @@ impl Kernels for CudaKernels {
                 Normalization::RmsNorm => NormKind::RmsNorm,
             },
             x,
-            add: None,
             gain: &norm.gain,
             bias: norm.bias.as_ref(),
             eps: norm.epsilon as f32,
@@ -333,7 +330,7 @@ impl Kernels for CudaKernels {
         let (weight, bias) = tensors(linear)?;
         if self.is_few(x)? {
             let out = self.empty(&[x.size2()?.0, weight.size2()?.0], self.precision.kind())?;
-            self.product(x, weight, bias, ProductOut::Rounded(&out))?;
+            self.product(x, weight, bias, GemmOut::Rounded(&out))?;
             return Ok(out);
         }
         Ok(x.f_linear(weight, bias)?)
@@ -342,7 +339,7 @@ impl Kernels for CudaKernels {
     fn linear_add(&self, x: &Tensor, linear: &Linear, residual: &mut Tensor) -> Result<(), ModelError> {
         let (weight, bias) = tensors(linear)?;
         if self.is_few(x)? {
-            self.product(x, weight, None, ProductOut::Added(residual))?;
+            self.product(x, weight, None, GemmOut::Added(residual))?;
         } else {
             let _ = residual.f_addmm_(x, &weight.f_transpose(0, 1)?)?;
         }
@@ -429,7 +426,7 @@ impl Kernels for CudaKernels {
         let shape = [hidden.size2()?.0, weight.size2()?.0];
         let mut logits = self.empty(&shape, Kind::Float)?; // [num_rows, padded_vocab_size]
         if self.is_few(hidden)? {
-            self.product(hidden, weight, None, ProductOut::Float(&logits))?;
+            self.product(hidden, weight, None, GemmOut::Float(&logits))?;
         } else {
             blas::linear_f32_out(&mut logits, hidden, weight)?;
         }
@@ -449,8 +446,8 @@ fn ffn_of(num_out: i64, activation: Activation) -> i64 {
     if activation.gated { num_out / 2 } else { num_out }
 }
 
-fn function(activation: Activation) -> torch_ext::cuda::kernels::Activation {
-    use torch_ext::cuda::kernels::Activation as Function;
+fn function(activation: Activation) -> cuda_kernels::Nonlinearity {
+    use cuda_kernels::Nonlinearity as Function;
     match activation.nonlinearity {
         Nonlinearity::Gelu => Function::Gelu,
         Nonlinearity::GeluTanh => Function::GeluTanh,

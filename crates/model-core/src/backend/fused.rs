@@ -1,15 +1,15 @@
-//! The fused backend: the project's CPU kernels (`torch_ext::cpu`).
+//! The fused backend: the project's CPU kernels (`cpu_kernels`).
 //!
 //! A row is the same sequence of operations in any batch, so nothing here cuts batches into fixed shapes.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use cpu_kernels::{
+    CpuKernels, HeadShape, KvShape, Layout, NormKind, NormParams, PackedLinear, RotaryTable, SequenceSpan,
+    SourceDType, StoredLinear,
+};
 use nemo_format::DType;
 use tch::{Kind, Tensor};
-use torch_ext::cpu::{
-    self, CpuKernels, HeadShape, KvShape, Layout, NormKind, NormParams, PackedLinear, RotaryTable,
-    SequenceSpan, SourceDType, StoredLinear,
-};
 use torch_ext::view;
 
 use super::plain::tensor_from_bytes;
@@ -55,14 +55,14 @@ fn source_dtype(dtype: DType) -> SourceDType {
     }
 }
 
-fn function(activation: Activation) -> cpu::Activation {
+fn function(activation: Activation) -> cpu_kernels::Nonlinearity {
     match activation.nonlinearity {
-        Nonlinearity::Gelu => cpu::Activation::Gelu,
-        Nonlinearity::GeluTanh => cpu::Activation::GeluTanh,
-        Nonlinearity::QuickGelu => cpu::Activation::GeluSigmoid,
-        Nonlinearity::Silu => cpu::Activation::Silu,
-        Nonlinearity::Relu => cpu::Activation::Relu,
-        Nonlinearity::SquaredRelu => cpu::Activation::SquaredRelu,
+        Nonlinearity::Gelu => cpu_kernels::Nonlinearity::Gelu,
+        Nonlinearity::GeluTanh => cpu_kernels::Nonlinearity::GeluTanh,
+        Nonlinearity::QuickGelu => cpu_kernels::Nonlinearity::QuickGelu,
+        Nonlinearity::Silu => cpu_kernels::Nonlinearity::Silu,
+        Nonlinearity::Relu => cpu_kernels::Nonlinearity::Relu,
+        Nonlinearity::SquaredRelu => cpu_kernels::Nonlinearity::SquaredRelu,
     }
 }
 
@@ -176,7 +176,7 @@ impl Kernels for FusedKernels {
         let rotary = step.rotary.map_or(RotaryTable { cos: &[], sin: &[], rotary_dim: 0 }, |rotary| {
             RotaryTable { cos: rotary.cos(), sin: rotary.sin(), rotary_dim: 2 * rotary.half_dims() }
         });
-        let attention = cpu::AttentionStep {
+        let attention = cpu_kernels::AttentionStep {
             heads: HeadShape {
                 num_attention_heads: step.heads.num_attention_heads,
                 num_query_groups: step.heads.num_query_groups,

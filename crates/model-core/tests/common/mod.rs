@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use model_core::{
-    AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, BlockId, CausalLm, DecodeBatch, KvCache, LoadOptions,
-    LogitsRows, ModelConfig, ModelError, Precision, PrefillBatch, RawModelConfig, load_model,
+    AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, Batch, BlockId, CausalLm, KvCache, LoadOptions,
+    ModelConfig, ModelError, Precision, RawModelConfig, load_model,
 };
 use nemo_format::{DType, FormatError, Region, TensorMeta, TensorSource};
 use tch::{Kind, Tensor};
@@ -113,41 +113,40 @@ impl Runner {
         blocks
     }
 
-    /// Logits of one sequence after its last token or after every one, `[rows][vocab]`.
-    pub(crate) fn prefill(
-        &mut self,
-        sequences: &[&[u32]],
-        tables: Vec<Vec<BlockId>>,
-        logits: LogitsRows,
-    ) -> Vec<Vec<f32>> {
-        let mut cu_seqlens = vec![0];
-        let mut tokens = Vec::new();
-        for sequence in sequences {
-            tokens.extend_from_slice(sequence);
-            cu_seqlens.push(tokens.len() as u32);
+    /// The logits that the batch asks for, `[rows][vocab]`.
+    pub(crate) fn forward(&mut self, batch: &Batch) -> Vec<Vec<f32>> {
+        rows(&self.model.forward(batch, &mut self.cache).unwrap())
+    }
+
+    /// Logits after the last token of each prompt, `[sequences][vocab]`.
+    pub(crate) fn prefill(&mut self, sequences: &[&[u32]], tables: &[Vec<BlockId>]) -> Vec<Vec<f32>> {
+        let mut batch = Batch::default();
+        for (tokens, table) in sequences.iter().zip(tables) {
+            batch.push(tokens, 0, 1, table);
         }
-        let batch = PrefillBatch { tokens, cu_seqlens, block_tables: tables, logits };
-        rows(&self.model.prefill(&batch, &mut self.cache).unwrap())
+        self.forward(&batch)
     }
 
+    /// Logits after every token of one prompt, `[tokens][vocab]`.
     pub(crate) fn all_logits(&mut self, tokens: &[u32]) -> Vec<Vec<f32>> {
-        let table = self.blocks(tokens.len());
-        self.prefill(&[tokens], vec![table], LogitsRows::All)
+        let mut batch = Batch::default();
+        batch.push(tokens, 0, tokens.len() as u32, &self.blocks(tokens.len()));
+        self.forward(&batch)
     }
 
+    /// Logits after one more token of each sequence: `(token, context_len, block table)`.
     pub(crate) fn decode(&mut self, steps: &[(u32, u32, Vec<BlockId>)]) -> Vec<Vec<f32>> {
-        let batch = DecodeBatch {
-            tokens: steps.iter().map(|step| step.0).collect(),
-            context_lens: steps.iter().map(|step| step.1).collect(),
-            block_tables: steps.iter().map(|step| step.2.clone()).collect(),
-        };
-        rows(&self.model.decode(&batch, &mut self.cache).unwrap())
+        let mut batch = Batch::default();
+        for (token, context_len, table) in steps {
+            batch.push(&[*token], *context_len, 1, table);
+        }
+        self.forward(&batch)
     }
 
     /// The most likely continuation, with the cache.
     pub(crate) fn greedy(&mut self, prompt: &[u32], num_new: usize, vocab_size: usize) -> Vec<u32> {
         let table = self.blocks(prompt.len() + num_new);
-        let mut logits = self.prefill(&[prompt], vec![table.clone()], LogitsRows::Last);
+        let mut logits = self.prefill(&[prompt], std::slice::from_ref(&table));
         let mut new_tokens = Vec::new();
         loop {
             new_tokens.push(argmax(&logits[0][..vocab_size]));

@@ -40,8 +40,8 @@ struct Member {
 }
 
 impl Archive {
-    /// Opens a `.nemo` archive or an extracted folder. A plain tar is read in place; a gzip tar is unpacked into a
-    /// file without a name.
+    /// Opens a `.nemo` archive or an extracted folder. A plain tar is read in place; a gzip tar is unpacked into an
+    /// unnamed file.
     pub(crate) fn open(path: &Path) -> Result<Self, FormatError> {
         let mut archive = if path.is_dir() { dir::open(path)? } else { tar::open(path)? };
         archive.strip_top_folder();

@@ -60,7 +60,7 @@ struct Walker<'a> {
 }
 
 impl<'a> Walker<'a> {
-    /// The next file and its bytes; folders are passed over.
+    /// The next file and its bytes; folders are skipped.
     fn next_file(&mut self) -> Result<Option<(String, std::ops::Range<usize>)>, FormatError> {
         loop {
             let header_at = self.at;

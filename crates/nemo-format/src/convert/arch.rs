@@ -71,7 +71,7 @@ pub(super) enum RopeScaling {
 pub(super) enum Biases {
     None,
     Qkv,
-    /// Those that the source lacks are zeros.
+    /// Those missing in the source are zeros.
     All,
 }
 
@@ -205,6 +205,7 @@ impl ModelArch {
             let has_two_norms = self.block == BlockStyle::ParallelOwnNorm;
             config.set("mcore_customization_config.new_decoder_architecture", Node::Bool(has_two_norms));
         } else if facts.nemo_name.is_some() {
+            // Such layers are parallel by default.
             config.set("mcore_customization_config.parallel_attention", Node::Bool(false));
         }
         if let Some(name) = facts.nemo_name {

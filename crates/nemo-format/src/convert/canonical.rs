@@ -40,7 +40,7 @@ pub(super) fn canonical(
     Ok(builder.out)
 }
 
-/// Every row of the source must have gone somewhere: what is left over means another architecture.
+/// Every row of the source must have been used: an unused row means another architecture.
 fn check_all_used(out: &RowSource, arch: &ModelArch, names: &NameMap) -> Result<(), FormatError> {
     let mut used_rows: HashMap<&str, u64> = HashMap::new();
     for (from, rows) in out.used() {

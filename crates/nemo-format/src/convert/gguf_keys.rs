@@ -65,7 +65,7 @@ const ARITHMETIC: [&str; 18] = [
     "nextn_predict_layers",
 ];
 
-/// Kinds of files that are no model, by the first part of their keys.
+/// Kinds of files that are not models, by the first part of their keys.
 const OTHER_KINDS: [(&str, &str); 4] = [
     ("adapter.", "an adapter (LoRA) without its model"),
     ("controlvector.", "a control vector"),

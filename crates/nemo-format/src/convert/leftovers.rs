@@ -226,7 +226,7 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// transformers goes by `model_type`; a class of another family beside it deserves a word.
+/// transformers goes by `model_type`; a class of another family beside it is noted.
 fn of_architectures(config: &HfConfig, family: Family) -> Option<SourceNote> {
     let classes = family.facts().classes;
     let found = config.texts("architectures");
@@ -298,7 +298,7 @@ fn loses_digits(from: DType, to: DType) -> bool {
     from != to && to != DType::F32 && matches!(from, DType::F32 | DType::F16 | DType::BF16)
 }
 
-/// Buffers that are computed anew, by what they are called in a layer.
+/// Buffers that are recomputed, by their names in a layer.
 pub(super) fn of_buffers(source: &dyn TensorSource, used: &[&str]) -> Option<SourceNote> {
     let mut groups: Vec<(String, usize)> = Vec::new();
     for name in source.names().filter(|name| is_buffer(name) && !used.contains(name)) {

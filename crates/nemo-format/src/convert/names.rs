@@ -1,6 +1,6 @@
 //! How each kind of source names its tensors: one table row for each family.
 //!
-//! Names only. How rows are moved is in `canonical` and, for the way back, in `exported`.
+//! Names only. How rows are moved is in `canonical` and, for the way back, in `export`.
 
 use model_spec::{Module, TensorId};
 
@@ -163,7 +163,7 @@ const BUFFERS: [&str; 6] = [
     "rope_freqs.weight",
 ];
 
-/// Whether a tensor is computed anew from the configuration.
+/// Whether a tensor is recomputed from the configuration.
 pub(super) fn is_buffer(name: &str) -> bool {
     BUFFERS
         .iter()

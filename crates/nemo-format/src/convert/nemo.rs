@@ -22,7 +22,7 @@ const ARTIFACT_KEYS: [&str; 3] = ["tokenizer.model", "tokenizer.vocab_file", "to
 const WHOLE_TE_LAYER: &str = "megatron_gpt_full_te_layer_autocast";
 const TARGET: &str = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel";
 
-/// Presents an open checkpoint for writing. Artifacts are named by their content anew.
+/// Presents an open checkpoint for writing. Artifacts are renamed by their content.
 pub(super) fn rewrite(input: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatError> {
     let checkpoint = Checkpoint::open(input)?;
     let mut config = checkpoint.model_config().clone();

@@ -1,6 +1,6 @@
 //! Names of weights with the marks of what the model was wrapped in when it was saved.
 //!
-//! Wrappers of PyTorch add a word that is no part of any model, and are taken off. Any other prefix means another model,
+//! Wrappers of PyTorch add a prefix that is not part of any model; it is removed. Any other prefix means another model,
 //! and is refused by name.
 
 use indexmap::IndexMap;

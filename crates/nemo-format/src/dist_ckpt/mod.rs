@@ -1,7 +1,7 @@
 //! Megatron distributed checkpoints: a folder of global arrays, `model_weights/` of a `.nemo` or `weights/` of NeMo 2.
 //!
-//! Tensors come out under canonical names, one a layer, whatever way the file stacks layers or cuts them for tensor
-//! parallelism. Optimizer state and `_extra_state` are passed over unread. Written by
+//! Tensors are listed under canonical names, one a layer, however the file stacks layers or shards them for tensor
+//! parallelism. Optimizer state and `_extra_state` are skipped unread. Written by
 //! `megatron.core.dist_checkpointing`, whose `metadata.json` marks the folder.
 
 mod torch_dist;

@@ -220,7 +220,7 @@ impl<'a> Cursor<'a> {
             7 => match self.array::<1>(what)? {
                 [0] => GgufValue::Bool(false),
                 [1] => GgufValue::Bool(true),
-                [other] => return Err(self.damaged(&format!("{what} is the truth value {other}"))),
+                [other] => return Err(self.damaged(&format!("{what} is the boolean {other}"))),
             },
             8 => GgufValue::Str(self.string(what, MAX_STRING_BYTES)?),
             9 if depth < MAX_ARRAY_DEPTH => self.array_value(what, depth)?,

@@ -84,7 +84,7 @@ impl GgufValue {
 
 impl fmt::Display for GgufValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        /// Longer lists and texts are cut.
+        /// Longer lists and strings are truncated.
         const MAX_SHOWN: usize = 8;
         match self {
             Self::Unsigned(value) => value.fmt(f),

@@ -2,7 +2,7 @@
 //!
 //! Both spellings are read: `torch_dtype` and `rope_scaling` of transformers 4, `dtype` and `rope_parameters` of 5.
 //! Which keys a family has, and their defaults, is decided in `convert`. What has been asked for is remembered, so that the
-//! keys that nobody has asked for can be named.
+//! keys without effect can be named.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -123,7 +123,7 @@ impl HfConfig {
         value
             .as_str()
             .map(Some)
-            .ok_or_else(|| self.bad(format!("the key `{key}` is `{value}`, expected a text")))
+            .ok_or_else(|| self.bad(format!("the key `{key}` is `{value}`, expected a string")))
     }
 
     /// Whether a key is there and not null.
@@ -158,7 +158,7 @@ impl HfConfig {
         self.values.contains_key(key)
     }
 
-    /// The texts of a list.
+    /// The strings of a list.
     pub(crate) fn texts(&self, key: &str) -> Vec<&str> {
         let list = self.values.get(key).and_then(Value::as_array);
         list.into_iter().flatten().filter_map(Value::as_str).collect()

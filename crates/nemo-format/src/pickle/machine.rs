@@ -102,7 +102,7 @@ pub(crate) fn parse(bytes: &[u8], file: &str) -> Result<Pickle, FormatError> {
     Ok(parse_first(bytes, file)?.0)
 }
 
-/// Reads the first pickle in `bytes`, which may go on after it, and returns its length too.
+/// Reads the first pickle in `bytes`, which may be longer, and returns its length too.
 pub(crate) fn parse_first(bytes: &[u8], file: &str) -> Result<(Pickle, usize), FormatError> {
     let bytes = &bytes[..bytes.len().min(MAX_BYTES)];
     let mut machine = Machine {

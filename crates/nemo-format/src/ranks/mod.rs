@@ -148,7 +148,7 @@ pub(crate) fn open(archive: &Arc<Archive>, grid: &RankGrid, config: &Node) -> Re
     Ok(RankFiles { source: merger.source, stored, is_legacy })
 }
 
-/// Adds a file's tensors to the listing. Types that are not read are no error until a weight has one.
+/// Adds a file's tensors to the listing. An unsupported type is an error only when a weight has it.
 fn list(
     stored: &mut Vec<StoredTensorInfo>,
     member: &str,

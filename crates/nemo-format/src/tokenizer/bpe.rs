@@ -66,7 +66,7 @@ pub(super) fn tokenizer_json(file: &GgufFile, vocab: &GgufVocab<'_>) -> Result<V
         .map_err(|error| file.bad_key("tokenizer.ggml.tokens", &format!("cannot be written: {error}")))
 }
 
-/// Merges as pairs. A merge whose parts or result are no tokens would make the file unreadable.
+/// Merges as pairs. A merge whose parts or result are not tokens would make the file unreadable.
 fn merges<'a>(file: &'a GgufFile, vocab: &GgufVocab<'_>) -> Result<Vec<[&'a str; 2]>, FormatError> {
     let key = "tokenizer.ggml.merges";
     let known: HashSet<&str> = vocab.tokens.iter().copied().collect();

@@ -1,6 +1,6 @@
 //! Which of transformers' tokenizer classes a folder gets, and what each class makes of a vocabulary.
 //!
-//! transformers 5.24 (`tokenization_auto.py`) builds a tokenizer of a known class anew from the vocabulary and the
+//! transformers 5.24 (`tokenization_auto.py`) builds a new tokenizer of a known class from the vocabulary and the
 //! merges, with the rules of the class: what else a `tokenizer.json` says is left. All other classes take the file as it
 //! is.
 
@@ -29,7 +29,7 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 const QWEN2_REGEX: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 impl Class {
-    /// The class that `AutoTokenizer` takes for a folder.
+    /// The class that `AutoTokenizer` uses for a folder.
     ///
     /// A `tokenizer.json` that the user names is taken as it is.
     pub(super) fn of(tokenizer: &HfTokenizer, has_byte_level_json: bool) -> Self {

@@ -154,7 +154,7 @@ pub(crate) fn from_gguf(file: &GgufFile) -> Result<TokenizerPart, FormatError> {
     Ok(TokenizerPart { artifacts, section, notes: Vec::new(), has_json_files: false })
 }
 
-/// Texts that llama.cpp takes for the end of a turn or message where no key says it.
+/// Strings that llama.cpp recognises as the end of a turn or message where no key names it.
 const GGUF_END_TEXTS: [&str; 8] = [
     "<|eot_id|>",
     "<|im_end|>",

@@ -1,4 +1,4 @@
-//! Whether a folder's tokenizer is no more than the file that NeMo's converters take: a SentencePiece proto, or GPT-2's
+//! Whether a folder's tokenizer is just the file that NeMo's converters use: a SentencePiece proto, or GPT-2's
 //! vocabulary and merges.
 
 use super::class::Class;

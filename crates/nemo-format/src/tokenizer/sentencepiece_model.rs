@@ -41,7 +41,7 @@ impl<'a> SentencePieceModel<'a> {
     /// Reads a proto.
     ///
     /// # Errors
-    /// When a text is no UTF-8, or there is no piece.
+    /// When a string is not UTF-8, or there is no piece.
     pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, String> {
         let mut model = Self {
             pieces: Vec::new(),

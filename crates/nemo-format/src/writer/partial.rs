@@ -1,4 +1,4 @@
-//! What is under construction beside its final place, under a name that a next attempt finds again: `.NAME.partial`.
+//! An unfinished output beside its final path, under a name that the next attempt finds again: `.NAME.partial`.
 //!
 //! It is locked for as long as it is written. A process that was killed leaves it behind without the lock, and the next
 //! conversion to the same place starts it afresh; while another process holds it, that is an error.
@@ -120,7 +120,7 @@ impl Drop for Partial {
         if self.is_complete {
             return;
         }
-        // The name is still locked, or nobody else knows what was exchanged. An error that is reported came before.
+        // The name is still locked, or no other process knows the exchanged name. The error to report came before.
         let _ = match fs::symlink_metadata(&self.path) {
             Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(&self.path),
             _ => fs::remove_file(&self.path),

@@ -96,7 +96,7 @@ fn receive(
     Ok(())
 }
 
-/// Hands a chunk over; false when nobody takes it any more.
+/// Sends a chunk; false when the receiver is gone.
 type Send<'s, 'a> = dyn FnMut(Result<Chunk<'a>, FormatError>) -> bool + 's;
 
 struct Reader<'a> {
@@ -143,7 +143,7 @@ impl<'a> Reader<'a> {
         Ok(send(Ok(Chunk::End(index, checksum.finalize()))))
     }
 
-    /// Rows of a tensor in the type to write, in a buffer that the writer has given back where there is one.
+    /// Rows of a tensor in the type to write, in a buffer that the writer has returned, if there is one.
     fn assemble(
         &mut self,
         meta: &TensorMeta,

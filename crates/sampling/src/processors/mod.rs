@@ -1,7 +1,7 @@
 //! What is done to a row of logits before the draw, one file a rule, in plain Rust.
 //!
 //! The order is NeMo's (`text_generation_utils.py`): minimum length, temperature, repetition penalty,
-//! `top_k`, `top_p`. Vocabulary padding is never looked at: a row here ends at the tokenizer's vocabulary
+//! `top_k`, `top_p`. Vocabulary padding is never read: a row here ends at the tokenizer's vocabulary
 //! size.
 
 pub(crate) mod min_length;

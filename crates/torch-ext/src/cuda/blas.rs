@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{Stream, ffi};
+use super::ffi;
 use crate::ExtError;
 
 /// Prefers cuBLASLt, without split-K and without sums in reduced precision, for the whole process: the bits of a row are
@@ -26,24 +26,6 @@ pub fn unconstrained() -> Result<(), ExtError> {
 fn set_invariant(invariant: bool) -> Result<(), ExtError> {
     // SAFETY: the entry takes any number.
     ffi::check("setBlasPreferredBackend", unsafe { ffi::te_blas_set_invariant(i32::from(invariant)) })
-}
-
-/// Makes the handles and workspaces of cuBLAS for `stream` and the calling thread: both are set up at their first use,
-/// which cannot be inside a capture.
-///
-/// # Errors
-/// When there is no memory for them.
-pub fn prepare(stream: &Stream) -> Result<(), ExtError> {
-    let _current = stream.as_current()?;
-    for kind in [Kind::BFloat16, Kind::Float] {
-        let x = Tensor::f_zeros([32, 64], (kind, stream.device().tch()))?;
-        let weight = Tensor::f_zeros([64, 64], (kind, stream.device().tch()))?;
-        let bias = Tensor::f_zeros([64], (kind, stream.device().tch()))?;
-        // With and without a bias: libtorch goes through cuBLASLt for the first whatever is preferred.
-        drop(x.f_linear::<&Tensor>(&weight, None)?);
-        drop(x.f_linear(&weight, Some(&bias))?);
-    }
-    stream.synchronize()
 }
 
 /// `out[n, k] = x[n, h] * weight[k, h]^T (+ bias[k])`, all of one type; sums are in float32.

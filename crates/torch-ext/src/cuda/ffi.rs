@@ -3,18 +3,9 @@
 
 use std::ffi::c_void;
 
-use super::driver::Handle;
+use super::TorchStream;
 use crate::ExtError;
 use crate::ffi::last_error;
-
-/// A stream as libtorch names it, and the driver's handle of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(C)]
-pub(super) struct TeStream {
-    pub(super) id: i64,
-    pub(super) device_idx: i64,
-    pub(super) handle: Handle,
-}
 
 /// The arguments of flash attention that are not tensors.
 #[derive(Clone, Copy, Debug)]
@@ -28,13 +19,13 @@ pub(super) struct TeVarlen {
 
 unsafe extern "C" {
     pub(super) fn te_cuda_set_device(device_idx: i64) -> i32;
-    pub(super) fn te_cuda_new_stream(device_idx: i64, out: *mut TeStream) -> i32;
-    pub(super) fn te_cuda_current_stream(device_idx: i64, out: *mut TeStream) -> i32;
-    pub(super) fn te_cuda_set_current_stream(stream: *const TeStream) -> i32;
+    pub(super) fn te_cuda_new_stream(device_idx: i64, out: *mut TorchStream) -> i32;
+    pub(super) fn te_cuda_current_stream(device_idx: i64, out: *mut TorchStream) -> i32;
+    pub(super) fn te_cuda_set_current_stream(stream: *const TorchStream) -> i32;
     pub(super) fn te_cuda_empty_cache() -> i32;
     pub(super) fn te_cuda_graph_pool(out: *mut u64) -> i32;
     pub(super) fn te_cuda_graph_begin(pool: *const u64, out: *mut *mut c_void) -> i32;
-    pub(super) fn te_cuda_graph_end(graph: *mut c_void, exec: *mut Handle) -> i32;
+    pub(super) fn te_cuda_graph_end(graph: *mut c_void, exec: *mut *mut c_void) -> i32;
     pub(super) fn te_cuda_graph_free(graph: *mut c_void) -> i32;
     pub(super) fn te_blas_set_invariant(invariant: i32) -> i32;
     pub(super) fn te_cuda_send(tensor: *const c_void, device_idx: i64, out: *mut *mut c_void) -> i32;

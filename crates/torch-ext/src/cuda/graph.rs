@@ -1,10 +1,9 @@
-//! CUDA graphs: a sequence of operations recorded once and then enqueued as one.
-#![expect(unsafe_code, reason = "the driver and the shim have C interfaces")]
+//! Capture of graphs, by which libtorch's allocator must know of what is captured.
+#![expect(unsafe_code, reason = "the shim has a C interface")]
 
 use std::ffi::c_void;
 
-use super::driver::Handle;
-use super::{Device, Stream, blas, ffi};
+use super::ffi;
 use crate::ExtError;
 
 /// Memory for the tensors that are made while graphs are captured. Graphs that share one may use the same bytes, so
@@ -25,90 +24,47 @@ impl GraphPool {
     }
 }
 
-/// A captured sequence of operations.
-///
-/// It works on the tensors, and with the kernels, that it was captured with: tensors from outside must outlive its
-/// last replay at their addresses, and it may be dropped only when its last replay is done. Scalars, shapes and the course of the host's code are as they were.
+/// libtorch's graph, which owns what it has captured and the memory for it.
 #[derive(Debug)]
-pub struct Graph {
-    device: Device,
-    exec: Handle,
-    /// Owns `exec`.
-    _graph: GraphPtr,
-}
+pub struct CapturedGraph(*mut c_void);
 
-#[derive(Debug)]
-struct GraphPtr(*mut c_void);
 // SAFETY: libtorch's graph is an object without ties to a thread; it is used through `&mut` or dropped only.
-unsafe impl Send for GraphPtr {}
+unsafe impl Send for CapturedGraph {}
 // SAFETY: nothing of it is reached through a shared reference.
-unsafe impl Sync for GraphPtr {}
+unsafe impl Sync for CapturedGraph {}
 
-impl Drop for GraphPtr {
-    fn drop(&mut self) {
-        // SAFETY: the pointer came from `te_cuda_graph_begin` and is not used again. What fails while it is freed,
-        // libtorch has already warned of.
-        unsafe { ffi::te_cuda_graph_free(self.0) };
-    }
-}
-
-impl Graph {
-    /// Captures what `body` enqueues, with a memory pool of its own.
+impl CapturedGraph {
+    /// Starts to capture what the calling thread enqueues on its current stream. The capture must be ended with
+    /// [`end`](Self::end) in any case: the stream cannot be used otherwise.
     ///
     /// # Errors
-    /// As [`capture_in`](Self::capture_in).
-    pub fn capture<E: From<ExtError>>(
-        stream: &Stream,
-        body: impl FnOnce() -> Result<(), E>,
-    ) -> Result<Self, E> {
-        Self::capture_in(GraphPool::new()?, stream, body)
-    }
-
-    /// Captures what `body` enqueues on `stream`, which is current while it runs; nothing of it is run yet. Other
-    /// threads may use the GPU meanwhile.
-    ///
-    /// `body` must have run before outside a capture: whatever libraries set up at their first use cannot be captured.
-    /// The handles and workspaces of cuBLAS are seen to here.
-    ///
-    /// # Errors
-    /// What `body` gives, or when it does something that cannot be captured, such as waiting for the GPU.
-    pub fn capture_in<E: From<ExtError>>(
-        pool: GraphPool,
-        stream: &Stream,
-        body: impl FnOnce() -> Result<(), E>,
-    ) -> Result<Self, E> {
-        let _current = stream.as_current()?;
-        blas::prepare(stream)?;
+    /// When libtorch refuses, as it does on the default stream.
+    pub fn begin(pool: GraphPool) -> Result<Self, ExtError> {
         let mut graph = std::ptr::null_mut();
         // SAFETY: the pool has two numbers and the pointer is valid for the call.
         ffi::check("CUDAGraph::capture_begin", unsafe {
             ffi::te_cuda_graph_begin(pool.0.as_ptr(), &mut graph)
         })?;
-        let graph = GraphPtr(graph);
-        let outcome = body();
-        let mut exec = Handle::NULL;
-        // The capture is ended in any case: the stream could not be used otherwise.
-        // SAFETY: the graph is being captured, and the pointer is valid for the call.
-        let ended =
-            ffi::check("CUDAGraph::capture_end", unsafe { ffi::te_cuda_graph_end(graph.0, &mut exec) });
-        outcome?;
-        ended?;
-        Ok(Self { device: *stream.device(), exec, _graph: graph })
+        Ok(Self(graph))
     }
 
-    /// Enqueues all of it on `stream`.
+    /// Ends the capture; gives the driver's handle (`CUgraphExec`) of the graph, ready to launch for as long as this
+    /// lives.
     ///
     /// # Errors
-    /// When the driver refuses, or earlier work on the GPU failed.
-    pub fn replay(&self, stream: &Stream) -> Result<(), ExtError> {
-        let driver = self.device.bind()?;
-        // SAFETY: `_graph` owns the executable graph and lives as long as this. It is libtorch's, replayed without the
-        // bookkeeping for its random numbers, which nothing here draws.
-        driver.check("cuGraphLaunch", unsafe { (driver.graph_launch)(self.exec, stream.handle()) })
+    /// When something was enqueued that cannot be captured.
+    pub fn end(&mut self) -> Result<*mut c_void, ExtError> {
+        let mut exec = std::ptr::null_mut();
+        // SAFETY: the graph came from `te_cuda_graph_begin`, and the pointer is valid for the call.
+        ffi::check("CUDAGraph::capture_end", unsafe { ffi::te_cuda_graph_end(self.0, &mut exec) })?;
+        Ok(exec)
     }
+}
 
-    /// Its GPU.
-    pub fn device(&self) -> &Device {
-        &self.device
+impl Drop for CapturedGraph {
+    fn drop(&mut self) {
+        // SAFETY: the pointer came from `te_cuda_graph_begin` and is not used again. What fails while it is freed,
+        // libtorch has already warned of.
+        unsafe { ffi::te_cuda_graph_free(self.0) };
     }
 }

@@ -1,121 +1,64 @@
-//! Streams: queues of work on a GPU, libtorch's own, so that tensors' operations can go onto them.
-#![expect(unsafe_code, reason = "the driver and the shim have C interfaces")]
+//! libtorch's streams.
+#![expect(unsafe_code, reason = "the shim has a C interface")]
 
-use std::marker::PhantomData;
+use std::ffi::c_void;
 
-use super::driver::Handle;
-use super::ffi::{self, TeStream};
-use super::{Device, Event};
+use super::ffi;
 use crate::ExtError;
 
-/// A queue of work on a GPU. What is enqueued on one is done in order; two know of each other by events only.
+/// A stream as libtorch names it, and the driver's handle of it (`CUstream`). libtorch never destroys its streams.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stream {
-    device: Device,
-    raw: TeStream,
+#[repr(C)]
+pub struct TorchStream {
+    id: i64,
+    device_idx: i64,
+    handle: *mut c_void,
 }
 
-impl Stream {
+// SAFETY: the driver's objects may be used from every thread, and it does its own locking.
+unsafe impl Send for TorchStream {}
+// SAFETY: as above.
+unsafe impl Sync for TorchStream {}
+
+impl TorchStream {
     /// One of the 32 streams that libtorch keeps for a GPU, which it hands out in turn.
     ///
     /// # Errors
     /// When libtorch cannot make one.
-    pub fn new(device: &Device) -> Result<Self, ExtError> {
-        Self::from_shim(device, "getStreamFromPool", ffi::te_cuda_new_stream)
+    pub fn from_pool(device_idx: usize) -> Result<Self, ExtError> {
+        Self::from_shim(device_idx, "getStreamFromPool", ffi::te_cuda_new_stream)
     }
 
-    /// The stream that the calling thread's operations go onto.
+    /// The stream that the calling thread's operations on a GPU go onto.
     ///
     /// # Errors
-    /// When libtorch does not say it.
-    pub fn current(device: &Device) -> Result<Self, ExtError> {
-        Self::from_shim(device, "getCurrentCUDAStream", ffi::te_cuda_current_stream)
+    /// When libtorch fails.
+    pub fn current(device_idx: usize) -> Result<Self, ExtError> {
+        Self::from_shim(device_idx, "getCurrentCUDAStream", ffi::te_cuda_current_stream)
     }
 
     fn from_shim(
-        device: &Device,
+        device_idx: usize,
         call: &'static str,
-        entry: unsafe extern "C" fn(i64, *mut TeStream) -> i32,
+        entry: unsafe extern "C" fn(i64, *mut Self) -> i32,
     ) -> Result<Self, ExtError> {
-        device.bind()?;
-        let mut raw = TeStream { id: 0, device_idx: 0, handle: Handle::NULL };
-        // SAFETY: the device is open and the pointer is valid for the call.
-        ffi::check(call, unsafe { entry(device.index() as i64, &mut raw) })?;
-        Ok(Self { device: *device, raw })
+        let mut stream = Self { id: 0, device_idx: 0, handle: std::ptr::null_mut() };
+        // SAFETY: the pointer is valid for the call; libtorch refuses a number that no GPU has.
+        ffi::check(call, unsafe { entry(device_idx as i64, &mut stream) })?;
+        Ok(stream)
     }
 
-    /// Its GPU.
-    pub fn device(&self) -> &Device {
-        &self.device
-    }
-
-    /// Waits until all that was enqueued is done.
-    ///
-    /// # Errors
-    /// When some of it failed.
-    pub fn synchronize(&self) -> Result<(), ExtError> {
-        let driver = self.device.bind()?;
-        // SAFETY: libtorch never destroys its streams.
-        driver.check("cuStreamSynchronize", unsafe { (driver.stream_synchronize)(self.handle()) })
-    }
-
-    /// Lets what is enqueued from now on wait for `event`; the calling thread goes on.
-    ///
-    /// # Errors
-    /// When the driver refuses.
-    pub fn wait(&self, event: &Event) -> Result<(), ExtError> {
-        let driver = self.device.bind()?;
-        // SAFETY: both objects live.
-        driver.check("cuStreamWaitEvent", unsafe {
-            (driver.stream_wait_event)(self.handle(), event.handle(), 0)
-        })
-    }
-
-    /// Lets the calling thread's operations on this GPU go onto this stream until the guard is dropped.
+    /// Lets the calling thread's operations on its GPU go onto this stream.
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn as_current(&self) -> Result<CurrentStream, ExtError> {
-        let before = Self::current(&self.device)?;
-        self.set_current()?;
-        Ok(CurrentStream { before, not_send: PhantomData })
-    }
-
-    /// Whether what is enqueued now is captured into a graph and not run.
-    ///
-    /// # Errors
-    /// When the driver does not say it.
-    pub fn is_capturing(&self) -> Result<bool, ExtError> {
-        let driver = self.device.bind()?;
-        let mut status = 0;
-        // SAFETY: the stream lives and the pointer is valid for the call.
-        driver.check("cuStreamIsCapturing", unsafe {
-            (driver.stream_is_capturing)(self.handle(), &mut status)
-        })?;
-        Ok(status != 0)
-    }
-
-    fn set_current(&self) -> Result<(), ExtError> {
+    pub fn set_current(&self) -> Result<(), ExtError> {
         // SAFETY: the numbers are libtorch's own.
-        ffi::check("setCurrentCUDAStream", unsafe { ffi::te_cuda_set_current_stream(&self.raw) })
+        ffi::check("setCurrentCUDAStream", unsafe { ffi::te_cuda_set_current_stream(self) })
     }
 
-    pub(super) fn handle(&self) -> Handle {
-        self.raw.handle
-    }
-}
-
-/// While it lives, the calling thread's operations go onto another stream.
-#[derive(Debug)]
-pub struct CurrentStream {
-    before: Stream,
-    // The current stream is the thread's own.
-    not_send: PhantomData<*const ()>,
-}
-
-impl Drop for CurrentStream {
-    fn drop(&mut self) {
-        // It was current before, so libtorch takes it again; there is nobody to tell otherwise.
-        let _ = self.before.set_current();
+    /// The driver's handle.
+    pub fn handle(&self) -> *mut c_void {
+        self.handle
     }
 }

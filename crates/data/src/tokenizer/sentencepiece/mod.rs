@@ -152,7 +152,7 @@ impl SentencePieceModel {
         Ok(self.join(pieces.collect::<Result<Vec<_>, _>>()?.into_iter()))
     }
 
-    /// Pieces to text; what is no piece stands for itself.
+    /// Pieces to text; anything else is kept as it is.
     pub(crate) fn decode_pieces(&self, pieces: &[&str]) -> String {
         self.join(pieces.iter().map(|&text| (text, self.kind(self.piece_to_id(text)))))
     }

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 
+use cuda_kernels::{GemmOut, MAX_GEMM_ROWS};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
-use torch_ext::cuda::kernels::{MAX_PRODUCT_ROWS, ProductOut};
 
 use super::{CudaKernels, MIN_ROWS, function, gating, tensors};
 use crate::ModelError;
@@ -20,7 +20,7 @@ impl CudaKernels {
     ) -> Result<usize, ModelError> {
         // The weights may still be on their way, on another stream.
         self.device.synchronize()?;
-        let mut few_rows = MAX_PRODUCT_ROWS;
+        let mut few_rows = MAX_GEMM_ROWS;
         let mut different = HashMap::new();
         for (linear, activation) in linears {
             let (weight, bias) = tensors(linear)?;
@@ -31,7 +31,7 @@ impl CudaKernels {
         }
         for (&(num_out, num_in, ..), (_, activation)) in &different {
             let activated = activation.map(|activation| (function(activation), gating(activation)));
-            few_rows = few_rows.min(self.kernels.max_product_rows([num_out, num_in], activated)?);
+            few_rows = few_rows.min(self.kernels.max_gemm_rows([num_out, num_in], activated)?);
         }
         if few_rows == 0 {
             return Ok(0);
@@ -68,20 +68,20 @@ impl CudaKernels {
         let is_same = |few: &Tensor, many: &Tensor| few.f_equal(&many.f_narrow(0, 0, num_rows)?);
 
         let rounded = self.empty(&[num_rows, num_out], kind)?;
-        self.product(&few, weight, bias, ProductOut::Rounded(&rounded))?;
+        self.product(&few, weight, bias, GemmOut::Rounded(&rounded))?;
         if !is_same(&rounded, &x.f_linear(weight, bias)?)? {
             return Ok(false);
         }
         let mut many = self.numbers([many_rows, num_out])?;
         let mut added = self.empty(&[num_rows, num_out], kind)?;
         added.f_copy_(&many.f_narrow(0, 0, num_rows)?)?;
-        self.product(&few, weight, None, ProductOut::Added(&added))?;
+        self.product(&few, weight, None, GemmOut::Added(&added))?;
         let _ = many.f_addmm_(&x, &weight.f_transpose(0, 1)?)?;
         if !is_same(&added, &many)? {
             return Ok(false);
         }
         let float = self.empty(&[num_rows, num_out], Kind::Float)?;
-        self.product(&few, weight, None, ProductOut::Float(&float))?;
+        self.product(&few, weight, None, GemmOut::Float(&float))?;
         let mut many = self.empty(&[many_rows, num_out], Kind::Float)?;
         blas::linear_f32_out(&mut many, &x, weight)?;
         Ok(is_same(&float, &many)?)

@@ -59,7 +59,7 @@ impl<'a> ModelConfig<'a> {
     }
 
     fn text(&self, key: &str) -> Result<Option<&'a str>, FormatError> {
-        self.read(key, "a text", Node::as_str)
+        self.read(key, "a string", Node::as_str)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The tokenizer's files of a Hugging Face folder, from the artifacts of a checkpoint.
 //!
-//! Files that travelled with the checkpoint are written as they are; what lacks is made from the tokenizer itself.
+//! Files that travelled with the checkpoint are written as they are; missing ones are made from the tokenizer itself.
 
 use hydra_config::Node;
 use serde_json::{Map, Value, json};
@@ -17,7 +17,7 @@ pub(super) struct TokenizerFiles {
     pub(super) files: Vec<FolderFile>,
     /// `bos_token_id`, `eos_token_id`, `pad_token_id`.
     pub(super) ids: Map<String, Value>,
-    /// A tokenizer that the configuration names and the checkpoint lacks.
+    /// A tokenizer that the configuration names and that is missing in the checkpoint.
     pub(super) missing: Option<String>,
 }
 
@@ -119,7 +119,7 @@ fn json_token_id(bytes: &[u8], token: &str) -> Option<u64> {
         .or_else(|| document.get("model")?.get("vocab")?.get(token)?.as_u64())
 }
 
-/// Special tokens of a SentencePiece model: the ids in its training options, the texts in its pieces.
+/// Special tokens of a SentencePiece model: the ids in its training options, the strings in its pieces.
 fn sentencepiece_tokens(model: &[u8], texts: &mut Map<String, Value>, ids: &mut Map<String, Value>) {
     // Field numbers and defaults of `sentencepiece_model.proto`.
     let mut special =

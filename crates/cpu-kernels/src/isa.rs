@@ -1,0 +1,80 @@
+//! Which vector instructions the machine has, and the macro that compiles a loop once for each of them.
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+
+/// The instruction sets the kernels are compiled for, best last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Isa {
+    /// Whatever the target's baseline offers.
+    Portable,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// The same with the bfloat16 dot product.
+    Avx512Bf16,
+    /// The same with Intel's matrix units for bfloat16.
+    Amx,
+}
+
+impl Isa {
+    /// The best instruction set of this machine.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx512 = is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if avx512 && is_x86_feature_detected!("avx512bf16") {
+                return if amx::is_available() { Self::Amx } else { Self::Avx512Bf16 };
+            }
+            if avx512 {
+                return Self::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+                return Self::Avx2;
+            }
+        }
+        Self::Portable
+    }
+}
+
+/// Defines `fn name(isa: Isa, args…)` whose body is compiled for every instruction set; the compiler vectorises it.
+/// The arithmetic is the same in all of them: Rust never fuses a multiplication with an addition by itself.
+macro_rules! multiversion {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident $(<$generic:ident: $bound:path>)? ($($arg:ident: $ty:ty),* $(,)?) $body:block) => {
+        $(#[$meta])*
+        $vis fn $name $(<$generic: $bound>)? (isa: $crate::Isa, $($arg: $ty),*) {
+            #[inline(always)]
+            fn body $(<$generic: $bound>)? ($($arg: $ty),*) $body
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+            fn avx512 $(<$generic: $bound>)? ($($arg: $ty),*) {
+                body($($arg),*);
+            }
+
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,fma")]
+            fn avx2 $(<$generic: $bound>)? ($($arg: $ty),*) {
+                body($($arg),*);
+            }
+
+            match isa {
+                // SAFETY: an `Isa` of this value is only made by `Isa::detect` (or lowered from it in tests), which
+                // has seen the processor report these features.
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx512 | $crate::Isa::Avx512Bf16 | $crate::Isa::Amx => unsafe {
+                    avx512($($arg),*)
+                },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                $crate::Isa::Avx2 => unsafe { avx2($($arg),*) },
+                _ => body($($arg),*),
+            }
+        }
+    };
+}
+pub(crate) use multiversion;

@@ -1,0 +1,29 @@
+//! The project's CPU kernels: linear layers, norms, attention over a paged KV cache.
+//!
+//! libtorch's own CPU kernels choose their algorithm by the shape of the whole batch, so that a row's bits depend on
+//! what shares its batch, and reach half of what the vector units do at these sizes (`docs/performance.md`). Here
+//! every row is a fixed sequence of operations. Tensors stand at the boundary; their shapes are checked there.
+
+mod attention;
+mod buffer;
+mod elem;
+mod isa;
+mod kernels;
+mod kv;
+mod linear;
+mod math;
+mod nonlinearity;
+mod norm;
+mod packed;
+mod pool;
+mod tile;
+
+pub use attention::{HeadShape, MAX_HEAD_DIM, RotaryTable, SequenceSpan};
+pub use elem::SourceDType;
+pub use isa::Isa;
+pub use kernels::{AttentionStep, CpuKernels};
+pub use kv::{BLOCK_TOKENS, KvShape, PackedKv};
+pub use math::exp;
+pub use nonlinearity::Nonlinearity;
+pub use norm::{NormKind, NormParams};
+pub use packed::{Layout, PackedLinear, StoredLinear};

@@ -1,0 +1,374 @@
+//! On odd shapes and every instruction set of this machine: each kernel equals a few lines of libtorch, and a row never
+//! depends on the rows around it.
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+use cpu_kernels::{
+    AttentionStep, BLOCK_TOKENS, CpuKernels, HeadShape, Isa, KvShape, Layout, Nonlinearity, NormKind,
+    NormParams, PackedLinear, RotaryTable, SequenceSpan, SourceDType, StoredLinear,
+};
+use proptest::prelude::*;
+use tch::{Device, Kind, Tensor};
+
+fn all_isas() -> Vec<Isa> {
+    [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx]
+        .into_iter()
+        .filter(|&isa| isa <= Isa::detect())
+        .collect()
+}
+
+/// Deterministic values in [-1, 1), exact in bfloat16.
+fn random(rows: usize, columns: usize, seed: u64) -> Tensor {
+    let values: Vec<f32> = (0..(rows * columns) as u64)
+        .map(|i| {
+            let mixed =
+                (i + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15 ^ seed.wrapping_mul(0xd6e8_feb8_6659_fd93));
+            ((mixed >> 40) % 256) as f32 / 128.0 - 1.0
+        })
+        .collect();
+    Tensor::from_slice(&values).reshape([rows as i64, columns as i64])
+}
+
+fn bytes_of(tensor: &Tensor) -> Vec<u8> {
+    let values: Vec<f32> = Vec::try_from(tensor.reshape([-1])).unwrap();
+    values.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+fn pack(
+    kernels: &mut CpuKernels,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    layout: Layout,
+    kind: Kind,
+) -> PackedLinear {
+    let (weight_bytes, bias_bytes) = (bytes_of(weight), bias.map(bytes_of));
+    let stored = StoredLinear {
+        weight: &weight_bytes,
+        bias: bias_bytes.as_deref(),
+        dtype: SourceDType::F32,
+        out_features: weight.size()[0] as usize,
+        in_features: weight.size()[1] as usize,
+    };
+    kernels.pack(&stored, layout, kind).unwrap()
+}
+
+fn max_difference(actual: &Tensor, expected: &Tensor) -> f64 {
+    assert_eq!(actual.size(), expected.size());
+    if actual.numel() == 0 {
+        return 0.0;
+    }
+    (actual.to_kind(Kind::Double) - expected.to_kind(Kind::Double)).abs().max().double_value(&[])
+}
+
+fn same_bits(left: &Tensor, right: &Tensor) -> bool {
+    left.size() == right.size() && left.equal(right)
+}
+
+/// Relative rounding of one stored value: bfloat16 keeps 8 bits, float32 sums differ by their order.
+fn tolerance(kind: Kind, magnitude: f64) -> f64 {
+    if kind == Kind::Float { 4e-6 * magnitude.max(1.0) } else { magnitude.max(1.0) / 256.0 }
+}
+
+fn check_linear(isa: Isa, kind: Kind, (rows, out_features, in_features): (usize, usize, usize)) {
+    let mut kernels = CpuKernels::with_isa(2, isa).unwrap();
+    let (x, weight, bias) =
+        (random(rows, in_features, 1), random(out_features, in_features, 2), random(1, out_features, 3));
+    let packed = pack(&mut kernels, &weight, Some(&bias), Layout::Plain, kind);
+    let x_typed = x.to_kind(kind);
+    let expected = x.matmul(&weight.tr()) + &bias;
+    let bound = tolerance(kind, in_features as f64 + 2.0);
+
+    let actual = kernels.linear(&x_typed, &packed).unwrap();
+    assert_eq!(actual.kind(), kind);
+    assert!(
+        max_difference(&actual, &expected) <= bound,
+        "{isa:?} {kind:?} {rows}x{out_features}x{in_features}"
+    );
+    let logits = kernels.linear_f32(&x_typed, &packed).unwrap();
+    assert!(max_difference(&logits, &expected) <= tolerance(Kind::Float, in_features as f64));
+    let without_bias = pack(&mut kernels, &weight, None, Layout::Plain, kind);
+    let sums = kernels.linear_f32(&x_typed, &without_bias).unwrap();
+    assert!(max_difference(&sums, &(&expected - &bias)) <= tolerance(Kind::Float, in_features as f64));
+    let mut residual = random(rows, out_features, 4).to_kind(kind);
+    let before = residual.to_kind(Kind::Float).copy();
+    kernels.linear_add(&x_typed, &packed, &mut residual).unwrap();
+    let difference = max_difference(&residual, &(&expected + before));
+    assert!(difference <= bound, "{isa:?} {kind:?} {rows}x{out_features}x{in_features}: {difference}");
+    for row in [0, rows / 2, rows - 1] {
+        let alone = kernels.linear(&x_typed.narrow(0, row as i64, 1).contiguous(), &packed).unwrap();
+        assert!(same_bits(&alone, &actual.narrow(0, row as i64, 1)), "row {row} depends on its batch");
+    }
+}
+
+#[test]
+fn linear_equals_libtorch() {
+    for isa in all_isas() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for shape in [
+                (1, 1, 1),
+                (1, 32, 64),
+                (3, 33, 7),
+                (15, 65, 31),
+                (33, 65, 96),
+                (64, 100, 96),
+                (130, 40, 50),
+                (300, 96, 160),
+                (2, 31, 1),
+            ] {
+                check_linear(isa, kind, shape);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_rows_are_no_error() {
+    let mut kernels = CpuKernels::new(2).unwrap();
+    let packed = pack(&mut kernels, &random(5, 8, 1), None, Layout::Plain, Kind::Float);
+    assert_eq!(kernels.linear(&random(0, 8, 2), &packed).unwrap().size(), [0, 5]);
+}
+
+#[test]
+fn wrong_shapes_are_errors() {
+    let mut kernels = CpuKernels::new(1).unwrap();
+    let packed = pack(&mut kernels, &random(5, 8, 1), None, Layout::Plain, Kind::Float);
+    let error = kernels.linear(&random(2, 9, 2), &packed).unwrap_err();
+    assert_eq!(error.to_string(), "`x` must be of shape [num_rows, 8], not [2, 9]");
+    assert!(kernels.linear(&random(2, 8, 2).to_kind(Kind::BFloat16), &packed).is_err());
+    assert!(kernels.linear(&random(8, 2, 2).tr(), &packed).is_err());
+}
+
+fn reference_activation(activation: Nonlinearity, x: &Tensor) -> Tensor {
+    match activation {
+        Nonlinearity::Gelu => x.gelu("none"),
+        Nonlinearity::GeluTanh => x.gelu("tanh"),
+        Nonlinearity::QuickGelu => x * (x * 1.702).sigmoid(),
+        Nonlinearity::Silu => x.silu(),
+        Nonlinearity::Relu => x.relu(),
+        Nonlinearity::SquaredRelu => x.relu().square(),
+    }
+}
+
+#[test]
+fn activations_equal_libtorch_gated_and_not() {
+    let all = [
+        Nonlinearity::Gelu,
+        Nonlinearity::GeluTanh,
+        Nonlinearity::QuickGelu,
+        Nonlinearity::Silu,
+        Nonlinearity::Relu,
+        Nonlinearity::SquaredRelu,
+    ];
+    let (x, weight) = (random(9, 24, 1), random(70, 24, 2));
+    for activation in all {
+        let mut kernels = CpuKernels::new(2).unwrap();
+        let product = x.matmul(&weight.tr());
+        let plain = pack(&mut kernels, &weight, None, Layout::Plain, Kind::Float);
+        let actual = kernels.linear_activate(&x, &plain, activation).unwrap();
+        assert!(
+            max_difference(&actual, &reference_activation(activation, &product)) < 2e-5,
+            "{activation:?}"
+        );
+        let gated = pack(&mut kernels, &weight, None, Layout::Gated, Kind::Float);
+        let actual = kernels.linear_activate(&x, &gated, activation).unwrap();
+        let expected =
+            reference_activation(activation, &product.narrow(1, 0, 35)) * product.narrow(1, 35, 35);
+        assert!(max_difference(&actual, &expected) < 5e-5, "gated {activation:?}");
+    }
+}
+
+#[test]
+fn norms_equal_libtorch() {
+    for isa in all_isas() {
+        for (rows, hidden_size) in [(1, 1), (3, 17), (40, 64), (17, 576)] {
+            let x = random(rows, hidden_size, 5);
+            let (weight, bias) = (random(1, hidden_size, 6), random(1, hidden_size, 7));
+            let values = |tensor: &Tensor| -> Vec<f32> { Vec::try_from(tensor.reshape([-1])).unwrap() };
+            let (weights, biases) = (values(&weight), values(&bias));
+            let mut params =
+                NormParams { kind: NormKind::LayerNorm, weight: &weights, bias: &biases, epsilon: 1e-5 };
+            let mut kernels = CpuKernels::with_isa(2, isa).unwrap();
+            let shape = [hidden_size as i64];
+            let flat = (weight.reshape(shape), bias.reshape(shape));
+            let expected = x.layer_norm(shape, Some(&flat.0), Some(&flat.1), 1e-5, false);
+            assert!(max_difference(&kernels.norm(&x, &params).unwrap(), &expected) < 1e-5);
+            params.kind = NormKind::RmsNorm;
+            params.bias = &[];
+            let expected = &x * (x.square().mean_dim(1, true, Kind::Float) + 1e-5).rsqrt() * &weight;
+            assert!(max_difference(&kernels.norm(&x, &params).unwrap(), &expected) < 1e-5);
+            let rounded = kernels.norm(&x.to_kind(Kind::BFloat16), &params).unwrap();
+            assert!(max_difference(&rounded, &expected) < 0.04);
+        }
+    }
+}
+
+/// Causal attention of one sequence in float32, written out. `qkv`: `[num_tokens, groups, heads_per_group + 2, d]`.
+fn reference_attention(qkv: &Tensor, heads: HeadShape, rotary: &RotaryTable<'_>) -> Tensor {
+    let (num_tokens, groups, d) = (qkv.size()[0], heads.num_query_groups as i64, heads.head_dim as i64);
+    let heads_per_group = heads.num_attention_heads as i64 / groups;
+    let half = rotary.rotary_dim as i64 / 2;
+    let table = |values: &[f32]| {
+        Tensor::from_slice(&values[..(num_tokens * half) as usize]).reshape([num_tokens, 1, 1, half])
+    };
+    let (cos, sin) = (table(rotary.cos), table(rotary.sin));
+    let rotate = |x: Tensor| {
+        let (low, high) = (x.narrow(3, 0, half), x.narrow(3, half, half));
+        let passed = x.narrow(3, 2 * half, d - 2 * half);
+        Tensor::cat(&[&low * &cos - &high * &sin, &high * &cos + &low * &sin, passed], 3)
+    };
+    let qkv = qkv.to_kind(Kind::Float).reshape([num_tokens, groups, heads_per_group + 2, d]);
+    let queries = rotate(qkv.narrow(2, 0, heads_per_group)).permute([1, 2, 0, 3]); // [groups, heads_per_group, tokens, d]
+    let keys = rotate(qkv.narrow(2, heads_per_group, 1)).permute([1, 2, 0, 3]);
+    let values = qkv.narrow(2, heads_per_group + 1, 1).permute([1, 2, 0, 3]);
+    let mask = Tensor::ones([num_tokens, num_tokens], (Kind::Float, Device::Cpu)).tril(0);
+    let scores = queries.matmul(&keys.transpose(2, 3)) * f64::from(heads.scale);
+    let scores = scores.masked_fill(&mask.eq(0.0), f64::NEG_INFINITY);
+    let out = scores.softmax(-1, Kind::Float).matmul(&values);
+    out.permute([2, 0, 1, 3]).reshape([num_tokens, heads.num_attention_heads as i64 * d])
+}
+
+struct AttentionCase {
+    heads: HeadShape,
+    rotary_dim: usize,
+    lengths: Vec<usize>,
+    kind: Kind,
+}
+
+/// All sequences prefilled together; then each again alone, split into a prefill and single-token steps.
+fn check_attention(isa: Isa, case: &AttentionCase) {
+    let heads = case.heads;
+    let row_elems = (heads.num_attention_heads + 2 * heads.num_query_groups) * heads.head_dim;
+    let num_tokens: usize = case.lengths.iter().sum();
+    let qkv = random(num_tokens, row_elems, 11).to_kind(case.kind);
+    let angles: Vec<f32> = (0..256 * case.rotary_dim / 2).map(|i| (i % 97) as f32 * 0.13).collect();
+    let (cos, sin): (Vec<f32>, Vec<f32>) = angles.iter().map(|angle| (angle.cos(), angle.sin())).unzip();
+    let rotary = RotaryTable { cos: &cos, sin: &sin, rotary_dim: case.rotary_dim };
+    let mut kernels = CpuKernels::with_isa(3, isa).unwrap();
+    let shape = KvShape {
+        num_layers: 2,
+        num_blocks: 64,
+        num_query_groups: heads.num_query_groups,
+        head_dim: heads.head_dim,
+    };
+    let mut cache = kernels.new_kv(shape, case.kind).unwrap();
+    let mut next_block = 63;
+    let tables: Vec<Vec<u32>> = case
+        .lengths
+        .iter()
+        .map(|len| {
+            (0..len.div_ceil(BLOCK_TOKENS))
+                .map(|_| {
+                    next_block -= 1;
+                    next_block
+                })
+                .collect()
+        })
+        .collect();
+    let mut query_start = 0;
+    let sequences: Vec<SequenceSpan<'_>> = case
+        .lengths
+        .iter()
+        .zip(&tables)
+        .map(|(&query_len, block_table)| {
+            query_start += query_len;
+            SequenceSpan { query_start: query_start - query_len, query_len, context_len: 0, block_table }
+        })
+        .collect();
+    let step = AttentionStep { heads, rotary, sequences: &sequences, layer_idx: 1 };
+    let together = kernels.attention(&qkv, &step, &mut cache).unwrap();
+    for sequence in &sequences {
+        let (start, len) = (sequence.query_start as i64, sequence.query_len as i64);
+        let own = qkv.narrow(0, start, len).contiguous();
+        let bound = if case.kind == Kind::Float { 2e-5 } else { 0.02 };
+        let expected = reference_attention(&own, heads, &rotary);
+        let actual = together.narrow(0, start, len);
+        assert!(max_difference(&actual, &expected) < bound, "{isa:?} {:?}", case.kind);
+
+        let mut cache = kernels.new_kv(shape, case.kind).unwrap();
+        let prefilled = sequence.query_len / 2;
+        let spans =
+            std::iter::once((0, prefilled)).chain((prefilled..sequence.query_len).map(|token| (token, 1)));
+        for (context_len, query_len) in spans.filter(|&(_, query_len)| query_len > 0) {
+            let span =
+                SequenceSpan { query_start: 0, query_len, context_len, block_table: sequence.block_table };
+            let step = AttentionStep { heads, rotary, sequences: &[span], layer_idx: 0 };
+            let rows = own.narrow(0, context_len as i64, query_len as i64).contiguous();
+            let piece = kernels.attention(&rows, &step, &mut cache).unwrap();
+            let whole = actual.narrow(0, context_len as i64, query_len as i64);
+            assert!(
+                same_bits(&piece, &whole),
+                "{isa:?}: tokens from {context_len} differ from the whole prefill"
+            );
+        }
+    }
+}
+
+#[test]
+fn attention_equals_libtorch_and_itself_in_pieces() {
+    for isa in all_isas() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            for (heads, groups, head_dim, rotary_dim) in
+                [(4, 2, 16, 16), (9, 3, 64, 64), (2, 2, 24, 12), (3, 1, 7, 0), (20, 1, 32, 8)]
+            {
+                let scale = 1.0 / (head_dim as f32).sqrt();
+                let heads =
+                    HeadShape { num_attention_heads: heads, num_query_groups: groups, head_dim, scale };
+                check_attention(isa, &AttentionCase { heads, rotary_dim, lengths: vec![1, 33, 70, 2], kind });
+            }
+        }
+    }
+}
+
+#[test]
+fn blocks_copy_and_stale_infinities_stay_out() {
+    let heads = HeadShape { num_attention_heads: 2, num_query_groups: 1, head_dim: 8, scale: 0.3 };
+    let rotary = RotaryTable { cos: &[], sin: &[], rotary_dim: 0 };
+    let mut kernels = CpuKernels::new(1).unwrap();
+    let shape = KvShape { num_layers: 1, num_blocks: 3, num_query_groups: 1, head_dim: 8 };
+    let mut cache = kernels.new_kv(shape, Kind::Float).unwrap();
+    let run = |kernels: &mut CpuKernels, cache: &mut _, qkv: &Tensor, context_len: usize, table: &[u32]| {
+        let span = SequenceSpan {
+            query_start: 0,
+            query_len: qkv.size()[0] as usize,
+            context_len,
+            block_table: table,
+        };
+        kernels.attention(qkv, &AttentionStep { heads, rotary, sequences: &[span], layer_idx: 0 }, cache)
+    };
+    let infinite = Tensor::full([20, 32], f64::INFINITY, (Kind::Float, Device::Cpu));
+    let _ = run(&mut kernels, &mut cache, &infinite, 0, &[0]).unwrap();
+    let qkv = random(6, 32, 1);
+    let out = run(&mut kernels, &mut cache, &qkv, 0, &[0]).unwrap();
+    assert!(max_difference(&out, &reference_attention(&qkv, heads, &rotary)) < 1e-5);
+    cache.copy_blocks(&[(0, 2)]).unwrap();
+    let next = random(1, 32, 9);
+    let original = run(&mut kernels, &mut cache, &next, 6, &[0]).unwrap();
+    assert!(same_bits(&original, &run(&mut kernels, &mut cache, &next, 6, &[2]).unwrap()));
+    assert!(cache.copy_blocks(&[(0, 3)]).is_err());
+    assert!(run(&mut kernels, &mut cache, &next, 32, &[0]).is_err(), "a position without a block");
+    assert!(run(&mut kernels, &mut cache, &next, 0, &[3]).is_err(), "a block that does not exist");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    #[test]
+    fn linear_equals_libtorch_on_any_shape(rows in 1_usize..40, out_features in 1_usize..80, in_features in 1_usize..70) {
+        check_linear(Isa::detect(), Kind::BFloat16, (rows, out_features, in_features));
+    }
+}
+
+#[test]
+fn rows_of_a_packed_layer_come_back_bit_for_bit() {
+    for kind in [Kind::Float, Kind::BFloat16] {
+        let mut kernels = CpuKernels::new(1).unwrap();
+        // Neither size is a multiple of a panel or of a group.
+        let weight = random(45, 37, 6);
+        let packed = pack(&mut kernels, &weight, None, Layout::Plain, kind);
+        let ids = [44_usize, 0, 31, 32, 0];
+        let expected = weight.index_select(0, &Tensor::from_slice(&ids.map(|id| id as i64))).to_kind(kind);
+        let rows = CpuKernels::select_outputs(&packed, ids.into_iter()).unwrap();
+        assert!(rows.equal(&expected), "{kind:?}");
+        assert!(CpuKernels::select_outputs(&packed, [45].into_iter()).is_err());
+        let gated = pack(&mut kernels, &random(64, 4, 7), None, Layout::Gated, kind);
+        assert!(CpuKernels::select_outputs(&gated, [0].into_iter()).is_err());
+    }
+}

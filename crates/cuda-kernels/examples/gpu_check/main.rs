@@ -1,0 +1,50 @@
+//! Compares every CUDA kernel with a slow reference on odd shapes, in all cases or in those that the command line names.
+//!
+//! A part of `cargo xtask gpu-test`, which also carries it to a machine with a GPU. With `--times` it prints instead how
+//! long the kernels take.
+
+mod attention;
+#[path = "../common/cases.rs"]
+mod cases;
+mod cublas;
+mod gemm;
+mod pointwise;
+mod sampling_check;
+mod support;
+mod timing;
+
+use std::process::ExitCode;
+
+use cases::{Case, say};
+use support::Gpu;
+
+const CASES: [Case<Gpu>; 14] = [
+    ("embedding", pointwise::embedding),
+    ("norms", pointwise::norms),
+    ("activations", pointwise::activations),
+    ("rotary embedding and cache", pointwise::rope),
+    ("decode attention", attention::all_heads),
+    ("wrong shapes are refused", attention::wrong_shapes),
+    ("row counts of cuBLAS", cublas::row_counts),
+    ("small-batch GEMM", gemm::odd_shapes),
+    ("small-batch GEMM with activations", gemm::activated),
+    ("small-batch GEMM against cuBLAS", gemm::against_cublas),
+    ("sampling as the reference does", sampling_check::against_reference),
+    ("sampling of many rows", sampling_check::many_rows),
+    ("seen tokens", sampling_check::seen_tokens),
+    ("first tokens of responses", sampling_check::admissions),
+];
+
+fn main() -> ExitCode {
+    let gpu = Gpu::open();
+    if !std::env::args().any(|argument| argument == "--times") {
+        return cases::run(gpu, &CASES);
+    }
+    match gpu.and_then(|gpu| timing::table(&gpu)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("cannot time the kernels: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The pointwise kernels against references in float64.
+
+use cuda_kernels::{Activate, Embed, Gating, LayerCache, Nonlinearity, Norm, NormKind, RopeAndCache, Rotary};
+use tch::{Kind, Tensor};
+
+use crate::cases::{Outcome, ensure};
+use crate::support::{Checked, Gpu, Heads, KINDS, double, relative_error, same, tolerance};
+
+pub(crate) fn embedding(gpu: &Gpu) -> Outcome {
+    let width = 1032;
+    for kind in KINDS {
+        let kernels = gpu.kernels(kind, 64, 1)?;
+        let table = gpu.random(&[77, width], kind)?;
+        let tokens = gpu.ints(&[0, 76, 5, 77, -1], &[5])?;
+        let out = gpu.unset(&[5, width], kind)?;
+        kernels.embed(&gpu.stream, &Embed { tokens: &tokens, table: &table, out: &out })?;
+        for (row, token) in [(0, 0), (1, 76), (2, 5)] {
+            let is_right = same(&out.f_get(row)?, &table.f_get(token)?)?;
+            ensure(is_right, || format!("{kind:?}, row {row}"))?;
+        }
+        let num_nan = out.f_narrow(0, 3, 2)?.f_isnan()?.f_sum(Kind::Int64)?.f_int64_value(&[])?;
+        ensure(num_nan == 2 * width, || format!("{kind:?}: rows out of range are not all NaN"))?;
+    }
+    Ok("three types, rows out of range".to_owned())
+}
+
+pub(crate) fn norms(gpu: &Gpu) -> Outcome {
+    let mut worst: f64 = 0.0;
+    for kind in KINDS {
+        for (num_rows, width) in [(1, 64), (3, 4544), (5, 8192), (2, 16_384), (7, 2056)] {
+            for norm in [NormKind::RmsNorm, NormKind::LayerNorm] {
+                for has_bias in [false, true] {
+                    let error = check_norm(gpu, kind, norm, [num_rows, width], has_bias)?;
+                    ensure(error < tolerance(kind), || {
+                        format!(
+                            "{norm:?} {kind:?} [{num_rows}, {width}], bias: {has_bias}: off by {error:.1e}"
+                        )
+                    })?;
+                    worst = worst.max(error);
+                }
+            }
+        }
+    }
+    Ok(format!("off by at most {worst:.1e}"))
+}
+
+fn check_norm(
+    gpu: &Gpu,
+    kind: Kind,
+    norm: NormKind,
+    shape: [i64; 2],
+    has_bias: bool,
+) -> Result<f64, Box<dyn std::error::Error>> {
+    let kernels = gpu.kernels(kind, 64, 1)?;
+    let x = gpu.random(&shape, kind)?;
+    let (gain, bias) = (gpu.random(&shape[1..], Kind::Float)?, gpu.random(&shape[1..], Kind::Float)?);
+    let out = gpu.unset(&shape, kind)?;
+    kernels.norm(
+        &gpu.stream,
+        &Norm { kind: norm, x: &x, gain: &gain, bias: has_bias.then_some(&bias), eps: 1e-5, out: &out },
+    )?;
+    let x = double(&x)?;
+    let centred = match norm {
+        NormKind::RmsNorm => x,
+        NormKind::LayerNorm => x.f_sub(&x.f_mean_dim(1, true, Kind::Double)?)?,
+    };
+    let square = centred.f_square()?.f_mean_dim(1, true, Kind::Double)?;
+    let mut expect = centred.f_mul(&square.f_add_scalar(1e-5)?.f_rsqrt()?)?.f_mul(&gain)?;
+    if has_bias {
+        expect = expect.f_add(&bias)?;
+    }
+    relative_error(&out, &expect)
+}
+
+pub(crate) const NONLINEARITIES: [Nonlinearity; 6] = [
+    Nonlinearity::Gelu,
+    Nonlinearity::GeluTanh,
+    Nonlinearity::QuickGelu,
+    Nonlinearity::Silu,
+    Nonlinearity::Relu,
+    Nonlinearity::SquaredRelu,
+];
+
+pub(crate) fn activations(gpu: &Gpu) -> Outcome {
+    for kind in KINDS {
+        let kernels = gpu.kernels(kind, 64, 1)?;
+        for (num_rows, width) in [(1, 11_008), (3, 5440), (5, 77)] {
+            for gating in [Gating::Plain, Gating::Gated] {
+                let halves = if gating == Gating::Gated { 2 } else { 1 };
+                let x = gpu.random(&[num_rows, halves * width], kind)?.f_mul_scalar(2.0)?;
+                let out = gpu.unset(&[num_rows, width], kind)?;
+                for activation in NONLINEARITIES {
+                    kernels.activate(&gpu.stream, &Activate { activation, gating, x: &x, out: &out })?;
+                    let mut expect = activated(&double(&x.f_narrow(1, 0, width)?)?, activation)?;
+                    if gating == Gating::Gated {
+                        expect = expect.f_mul(&double(&x.f_narrow(1, width, width)?)?)?;
+                    }
+                    let error = relative_error(&out, &expect)?;
+                    ensure(error < tolerance(kind), || {
+                        format!(
+                            "{activation:?} {gating:?} {kind:?} [{num_rows}, {width}] is off by {error:.1e}"
+                        )
+                    })?;
+                }
+            }
+        }
+    }
+    Ok("six functions, plain and gated".to_owned())
+}
+
+fn activated(x: &Tensor, activation: Nonlinearity) -> Result<Tensor, Box<dyn std::error::Error>> {
+    Ok(match activation {
+        Nonlinearity::Gelu => x.f_gelu("none")?,
+        Nonlinearity::GeluTanh => x.f_gelu("tanh")?,
+        Nonlinearity::QuickGelu => x.f_mul(&x.f_mul_scalar(1.702)?.f_sigmoid()?)?,
+        Nonlinearity::Silu => x.f_silu()?,
+        Nonlinearity::Relu => x.f_relu()?,
+        Nonlinearity::SquaredRelu => x.f_relu()?.f_square()?,
+    })
+}
+
+/// The tables that a model makes: cos and sin of position * base^(-i / half).
+pub(crate) fn rotary_tables(
+    gpu: &Gpu,
+    max_positions: i64,
+    rotary_dim: i64,
+) -> Result<[Tensor; 2], Box<dyn std::error::Error>> {
+    let half = rotary_dim / 2;
+    let angle = |position: i64, i: i64| position as f64 * 1e4_f64.powf(-(i as f64) / half as f64);
+    let angles: Vec<f64> = (0..max_positions).flat_map(|p| (0..half).map(move |i| angle(p, i))).collect();
+    let angles = Tensor::f_from_slice(&angles)?.f_reshape([max_positions, half])?;
+    let table = |values: Tensor| gpu.put(&values.f_to_kind(Kind::Float)?);
+    Ok([table(angles.f_cos()?)?, table(angles.f_sin()?)?])
+}
+
+/// Rotated heads, `x`: `[n, .., d]`, in float64.
+pub(crate) fn rotated(
+    x: &Tensor,
+    tables: &[Tensor; 2],
+    positions: &Tensor,
+) -> Result<Tensor, Box<dyn std::error::Error>> {
+    let half = tables[0].size()[1];
+    let row = |table: &Tensor| -> Result<Tensor, tch::TchError> {
+        let row = table.f_index_select(0, &positions.f_clamp_min(0)?)?.f_to_kind(Kind::Double)?;
+        row.f_unsqueeze(1)?.f_unsqueeze(1) // [n, 1, 1, half]
+    };
+    let (cos, sin) = (row(&tables[0])?, row(&tables[1])?);
+    let x = double(x)?;
+    let width = x.size()[3];
+    let (a, b) = (x.f_narrow(3, 0, half)?, x.f_narrow(3, half, half)?);
+    let first = a.f_mul(&cos)?.f_sub(&b.f_mul(&sin)?)?;
+    let second = b.f_mul(&cos)?.f_add(&a.f_mul(&sin)?)?;
+    Ok(Tensor::f_cat(&[first, second, x.f_narrow(3, 2 * half, width - 2 * half)?], 3)?)
+}
+
+pub(crate) fn rope(gpu: &Gpu) -> Outcome {
+    let mut num_cases = 0;
+    for (kind, d, q) in [(Kind::Float, 128, 1), (Kind::BFloat16, 64, 4), (Kind::Half, 80, 1)] {
+        for rotary_dim in [d, d / 4, d / 2, 0] {
+            for (num_groups, num_rows) in [(1, 1), (3, 5)] {
+                let heads = Heads { kind, head_dim: d, queries: q, groups: num_groups };
+                check_rope(gpu, &heads, rotary_dim, num_rows).map_err(|error| {
+                    format!("{kind:?}, {d} elements, {q} queries, {rotary_dim} rotated: {error}")
+                })?;
+                num_cases += 1;
+            }
+        }
+    }
+    Ok(format!("{num_cases} shapes"))
+}
+
+fn check_rope(gpu: &Gpu, heads: &Heads, rotary_dim: i64, n: i64) -> Checked {
+    let &Heads { kind, head_dim: d, queries: q, groups: g } = heads;
+    let kernels = gpu.kernels(kind, d as u32, q as u32)?;
+    let qkv = gpu.random(&[n, g, q + 2, d], kind)?;
+    let positions = gpu.ints(&[3, -1, 49, 0, 7][..n as usize], &[n])?;
+    let slots = gpu.ints(&[40, 1, 287, -1, 64][..n as usize], &[n])?;
+    let (keys, values) = (gpu.zeros(&[9, g, 32, d], kind)?, gpu.zeros(&[9, g, 32, d], kind)?);
+    let (q_out, k_out) = (gpu.unset(&[n, g * q, d], kind)?, gpu.unset(&[n, g, d], kind)?);
+    let v_out = gpu.unset(&[n, g, d], kind)?;
+    let tables = rotary_tables(gpu, 50, rotary_dim)?;
+    let flat = qkv.f_reshape([n, g * (q + 2) * d])?;
+    kernels.rope_and_cache(
+        &gpu.stream,
+        &RopeAndCache {
+            qkv: &flat,
+            positions: &positions,
+            slots: &slots,
+            rotary: (rotary_dim > 0).then_some(Rotary { cos: &tables[0], sin: &tables[1] }),
+            cache: LayerCache { keys: &keys, values: &values },
+            q_out: &q_out,
+            kv_out: Some((&k_out, &v_out)),
+        },
+    )?;
+    let mut expect = double(&qkv.f_narrow(2, 0, q + 1)?)?;
+    if rotary_dim > 0 {
+        expect = rotated(&expect, &tables, &positions)?;
+    }
+    for row in (0..n).filter(|&row| row != 1) {
+        let queries = expect.f_get(row)?.f_narrow(1, 0, q)?.f_reshape([g * q, d])?;
+        let error = relative_error(&q_out.f_get(row)?, &queries)?
+            .max(relative_error(&k_out.f_get(row)?, &expect.f_get(row)?.f_select(1, q)?)?);
+        ensure(error < tolerance(kind), || format!("row {row} is off by {error:.1e}"))?;
+        ensure(same(&v_out.f_get(row)?, &qkv.f_get(row)?.f_select(1, q + 1)?)?, || {
+            format!("values of row {row}")
+        })?;
+        let slot = slots.f_int64_value(&[row])?;
+        if slot >= 0 {
+            let at = |cache: &Tensor| cache.f_get(slot / 32)?.f_select(1, slot % 32);
+            let is_cached =
+                same(&at(&keys)?, &k_out.f_get(row)?)? && same(&at(&values)?, &v_out.f_get(row)?)?;
+            ensure(is_cached, || format!("slot {slot} does not hold row {row}"))?;
+        }
+    }
+    let num_used = double(&values)?.f_count_nonzero_dim_intlist([1, 2, 3])?.f_gt(0)?.f_sum(Kind::Int64)?;
+    let num_cached = if n == 1 { 1 } else { 3 };
+    ensure(num_used.f_int64_value(&[])? == num_cached, || "other blocks were written to".to_owned())
+}

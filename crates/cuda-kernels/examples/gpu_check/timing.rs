@@ -1,0 +1,209 @@
+//! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
+
+use cuda_kernels::{
+    Activate, DecodeAttentionQkv, DecodePlan, Gating, LayerCache, Nonlinearity, Norm, NormKind, PlanDecode,
+    Rotary, Sample, SampleRules, SamplerScratch, SamplerState,
+};
+use cuda_runtime::{Event, Graph, Stream};
+use tch::{Kind, Tensor};
+use torch_ext::ExtError;
+
+use crate::cases::say;
+use crate::pointwise::rotary_tables;
+use crate::support::{Checked, Gpu, Heads};
+
+const NUM_REPLAYS: u32 = 20;
+
+/// Microseconds of one replay of what `body` enqueues.
+fn micros(
+    gpu: &Gpu,
+    body: impl Fn(&Stream) -> Result<(), ExtError>,
+) -> Result<f64, Box<dyn std::error::Error>> {
+    let stream = Stream::new(&gpu.device)?;
+    gpu.device.synchronize()?;
+    body(&stream)?;
+    stream.synchronize()?;
+    let graph = Graph::capture(&stream, || body(&stream))?;
+    let (start, end) = (Event::new(&gpu.device)?, Event::new(&gpu.device)?);
+    let mut times = Vec::new();
+    for _ in 0..5 {
+        start.record(&stream)?;
+        for _ in 0..NUM_REPLAYS {
+            graph.replay(&stream)?;
+        }
+        end.record(&stream)?;
+        end.synchronize()?;
+        times.push(f64::from(start.elapsed_ms(&end)?) * 1e3 / f64::from(NUM_REPLAYS));
+    }
+    times.sort_by(f64::total_cmp);
+    Ok(times[times.len() / 2])
+}
+
+pub(crate) fn table(gpu: &Gpu) -> Checked {
+    let from = gpu.random(&[1 << 29], Kind::BFloat16)?;
+    let to = from.f_empty_like()?;
+    let time = micros(gpu, |stream| {
+        let _current = stream.as_current()?;
+        to.shallow_clone().f_copy_(&from)?;
+        Ok(())
+    })?;
+    say(&format!("device copy: {:.0} GB/s read and written", 4.0 * f64::from(1 << 29) / time / 1e3));
+    drop((from, to));
+    for (groups, queries, rows, context) in [
+        (32, 1, 64, 512),
+        (16, 1, 256, 512),
+        (16, 1, 128, 1024),
+        (32, 1, 16, 2048),
+        (8, 4, 64, 1024),
+        (32, 1, 1, 512),
+        (16, 1, 1, 512),
+    ] {
+        attention(gpu, heads(groups, queries), rows, context, 0)?;
+    }
+    for shared_blocks in [0, 32] {
+        attention(gpu, heads(32, 1), 8, 1100, shared_blocks)?;
+        attention(gpu, heads(32, 1), 64, 1100, shared_blocks)?;
+    }
+    pointwise(gpu)?;
+    sampling(gpu)
+}
+
+fn heads(groups: i64, queries: i64) -> Heads {
+    Heads { kind: Kind::BFloat16, head_dim: 128, queries, groups }
+}
+
+/// Neighbours in groups of 8 share their first blocks.
+fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i64) -> Checked {
+    const NUM_LAYERS: i64 = 8;
+    let Heads { head_dim: d, queries, groups, .. } = heads;
+    let kernels = gpu.kernels(Kind::BFloat16, d as u32, queries as u32)?;
+    let width = (context + 31) / 32;
+    let num_blocks = rows * width;
+    let cache =
+        gpu.zeros(&[NUM_LAYERS, 2, num_blocks, groups, 32, d], Kind::BFloat16)?.f_normal_(0.0, 1.0)?;
+    let block_tables =
+        Tensor::f_randperm(num_blocks, (Kind::Int, tch::Device::Cpu))?.f_reshape([rows, width])?;
+    let mut pairs = Vec::new();
+    for row in 0..rows {
+        let first = if shared_blocks > 0 { row / 8 * 8 } else { row };
+        let shared = block_tables.f_get(first)?.f_narrow(0, 0, shared_blocks)?.f_detach_copy()?;
+        block_tables.f_get(row)?.f_narrow(0, 0, shared_blocks)?.f_copy_(&shared)?;
+        pairs.extend([first as i32, shared_blocks as i32]);
+    }
+    let block_tables = gpu.put(&block_tables)?;
+    let prefix_groups = gpu.ints(&pairs, &[rows, 2])?;
+    let positions = gpu.zeros(&[rows], Kind::Int)?.f_add_scalar(context - 1)?;
+    let plan = DecodePlan::new(&kernels, &gpu.device, [rows, width], groups)?;
+    let qkv = gpu.random(&[rows, groups * (queries + 2) * d], Kind::BFloat16)?;
+    let out = gpu.unset(&[rows, groups * queries, d], Kind::BFloat16)?;
+    let [cos, sin] = rotary_tables(gpu, context, d)?;
+    let layer = |idx: i64, which: i64| cache.f_get(idx)?.f_get(which);
+    let caches = (0..NUM_LAYERS)
+        .map(|idx| Ok([layer(idx, 0)?, layer(idx, 1)?]))
+        .collect::<Result<Vec<[Tensor; 2]>, tch::TchError>>()?;
+    let plan_step = PlanDecode {
+        positions: &positions,
+        block_tables: &block_tables,
+        prefix_groups: Some(&prefix_groups),
+        num_blocks,
+        plan: &plan,
+    };
+    let time = micros(gpu, |stream| {
+        kernels.plan_decode(stream, &plan_step)?;
+        for [keys, values] in &caches {
+            let step = DecodeAttentionQkv {
+                qkv: &qkv,
+                rotary: Some(Rotary { cos: &cos, sin: &sin }),
+                cache: LayerCache { keys, values },
+                block_tables: &block_tables,
+                plan: &plan,
+                scale: 0.088_388_35,
+                out: &out,
+            };
+            kernels.decode_attention_qkv(stream, &step)?;
+        }
+        Ok(())
+    })? / NUM_LAYERS as f64;
+    let num_keys = rows * context - (rows - rows / 8) * shared_blocks * 32;
+    let bytes = (num_keys * groups * d * 4) as f64;
+    say(&format!(
+        "attention, {groups} groups of {queries}, {rows} rows, context {context}, {shared_blocks} blocks shared: {time:.1} us a layer, {:.0} GB/s",
+        bytes / time / 1e3
+    ));
+    Ok(())
+}
+
+fn pointwise(gpu: &Gpu) -> Checked {
+    const NUM_CALLS: i32 = 20;
+    let kernels = gpu.kernels(Kind::BFloat16, 128, 1)?;
+    let (width, ffn) = (4096, 11_008);
+    for rows in [1, 64, 256] {
+        let random = |columns: i64| gpu.random(&[rows, columns], Kind::BFloat16);
+        let (x, out) = (random(width)?, random(width)?);
+        let (gated, activated) = (random(2 * ffn)?, random(ffn)?);
+        let gain = gpu.random(&[width], Kind::Float)?;
+        let norm = Norm { kind: NormKind::RmsNorm, x: &x, gain: &gain, bias: None, eps: 1e-5, out: &out };
+        let activate =
+            Activate { activation: Nonlinearity::Silu, gating: Gating::Gated, x: &gated, out: &activated };
+        let norm = micros(gpu, |stream| (0..NUM_CALLS).try_for_each(|_| kernels.norm(stream, &norm)))?;
+        let activate =
+            micros(gpu, |stream| (0..NUM_CALLS).try_for_each(|_| kernels.activate(stream, &activate)))?;
+        let [norm, activate] = [norm, activate].map(|time| time / f64::from(NUM_CALLS));
+        say(&format!(
+            "{rows} rows: norm of {width} {norm:.2} us, gated activation of {ffn} {activate:.2} us"
+        ));
+    }
+    Ok(())
+}
+
+fn sampling(gpu: &Gpu) -> Checked {
+    let kernels = gpu.sampler_kernels()?;
+    for (rows, vocab_size) in
+        [(1, 32_000), (1, 256_000), (64, 32_000), (256, 32_000), (64, 128_256), (256, 256_000)]
+    {
+        let logits = gpu.random(&[rows, vocab_size], Kind::Float)?.f_mul_scalar(3.0)?;
+        let [tokens, positions, num_generated, response_idxs] = [0; 4].map(|_| gpu.zeros(&[rows], Kind::Int));
+        let state = SamplerState {
+            tokens: &tokens?,
+            positions: &positions?,
+            num_generated: &num_generated?,
+            sample_idxs: &gpu.zeros(&[rows], Kind::Int64)?,
+            response_idxs: &response_idxs?,
+            seen: None,
+        };
+        let scratch = SamplerScratch::new(&gpu.device, rows, vocab_size)?;
+        let out = gpu.zeros(&[rows, 4], Kind::Int)?;
+        let base = SampleRules {
+            use_greedy: false,
+            temperature: 0.8,
+            top_k: None,
+            top_p: None,
+            repetition_penalty: 1.0,
+            compute_logprob: false,
+            min_length: 0,
+            seed: 1,
+            vocab_size,
+        };
+        let mut facts = Vec::new();
+        for (name, rules) in [
+            ("greedy", SampleRules { use_greedy: true, ..base }),
+            ("temperature", base),
+            ("with log-probability", SampleRules { compute_logprob: true, ..base }),
+            ("top_k", SampleRules { top_k: Some(50), ..base }),
+            ("top_p", SampleRules { top_p: Some(0.9), ..base }),
+        ] {
+            let sample = Sample {
+                logits: &logits,
+                rules: &rules,
+                end_token_ids: None,
+                state,
+                scratch: &scratch,
+                admissions: None,
+                out: &out,
+            };
+            facts.push(format!("{name} {:.1}", micros(gpu, |stream| kernels.sample(stream, &sample))?));
+        }
+        say(&format!("sampling, {rows} rows of {vocab_size}, us: {}", facts.join(", ")));
+    }
+    Ok(())
+}

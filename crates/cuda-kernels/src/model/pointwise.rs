@@ -1,0 +1,190 @@
+//! Launchers of embedding, norms and activations.
+
+use bytemuck::{Pod, Zeroable};
+use cuda_runtime::{Arg, Launch, Stream};
+use tch::{Kind, Tensor};
+use torch_ext::ExtError;
+
+use super::ModelKernels;
+use super::nonlinearity::{Gating, Nonlinearity};
+use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
+
+/// Elements that a thread takes at once.
+const WIDTH: i64 = 8;
+/// A norm holds its row in registers: 2 times 8 elements in each of 1,024 threads.
+const MAX_NORM_WIDTH: i64 = 16_384;
+
+/// `out = table[token]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Embed<'a> {
+    /// `int32[n]`. A token outside the table makes its row NaN, which the sampler reports.
+    pub tokens: &'a Tensor,
+    /// `T[num_tokens, h]`.
+    pub table: &'a Tensor,
+    /// `T[n, h]`; h a multiple of 8.
+    pub out: &'a Tensor,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct EmbedArgs {
+    tokens: Address,
+    table: Address,
+    out: Address,
+    width: i32,
+    num_tokens: i32,
+}
+
+/// Which norm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NormKind {
+    /// Divides by the root of the mean square.
+    RmsNorm,
+    /// Takes the mean away first.
+    LayerNorm,
+}
+
+/// `out = norm(x)`, computed in float32.
+#[derive(Clone, Copy, Debug)]
+pub struct Norm<'a> {
+    /// Which one.
+    pub kind: NormKind,
+    /// `T[n, h]`; h a multiple of 8 up to 16,384.
+    pub x: &'a Tensor,
+    /// `float32[h]`.
+    pub gain: &'a Tensor,
+    /// `float32[h]`.
+    pub bias: Option<&'a Tensor>,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// `T[n, h]`; may be `x`.
+    pub out: &'a Tensor,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct NormArgs {
+    x: Address,
+    gain: Address,
+    bias: Address,
+    out: Address,
+    width: i32,
+    eps: f32,
+}
+
+/// The nonlinearity of the feed-forward part, in float32, rounded once.
+#[derive(Clone, Copy, Debug)]
+pub struct Activate<'a> {
+    /// Which one.
+    pub activation: Nonlinearity,
+    /// Whether `x` is twice as wide as `out`.
+    pub gating: Gating,
+    /// `T[n, ffn]` or `T[n, 2 * ffn]`.
+    pub x: &'a Tensor,
+    /// `T[n, ffn]`.
+    pub out: &'a Tensor,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ActivateArgs {
+    x: Address,
+    out: Address,
+    width: i32,
+    activation: i32,
+    is_gated: i32,
+    reserved: i32,
+}
+
+impl ModelKernels {
+    /// Enqueues an embedding.
+    ///
+    /// # Errors
+    /// When a tensor does not fit.
+    pub fn embed(&self, stream: &Stream, embed: &Embed<'_>) -> Result<(), ExtError> {
+        let tensors = Tensors::on(stream);
+        let kind = self.config.kind;
+        let [num_rows, width] = shape_of(embed.out, "out")?;
+        let [num_tokens, _] = shape_of(embed.table, "table")?;
+        let args = EmbedArgs {
+            tokens: tensors.address(embed.tokens, "tokens", Kind::Int, &[num_rows])?,
+            table: tensors.address(embed.table, "table", kind, &[num_tokens, width])?,
+            out: tensors.address(embed.out, "out", kind, &[num_rows, width])?,
+            width: whole_vectors(width, i64::from(i32::MAX))?,
+            num_tokens: int(num_tokens, "rows of `table`")?,
+        };
+        let num_threads = threads_for(width).min(256);
+        self.embed.launch(
+            &Launch::linear(count(num_rows, "rows")?, num_threads),
+            stream,
+            &[Arg::value(&args)],
+        )
+    }
+
+    /// Enqueues a norm.
+    ///
+    /// # Errors
+    /// When a tensor does not fit.
+    pub fn norm(&self, stream: &Stream, norm: &Norm<'_>) -> Result<(), ExtError> {
+        let tensors = Tensors::on(stream);
+        let kind = self.config.kind;
+        let shape @ [num_rows, width] = shape_of(norm.x, "x")?;
+        let args = NormArgs {
+            x: tensors.address(norm.x, "x", kind, &shape)?,
+            gain: tensors.address(norm.gain, "gain", Kind::Float, &[width])?,
+            bias: tensors.optional(norm.bias, "bias", Kind::Float, &[width])?,
+            out: tensors.address(norm.out, "out", kind, &shape)?,
+            width: whole_vectors(width, MAX_NORM_WIDTH)?,
+            eps: norm.eps,
+        };
+        let kernel = match norm.kind {
+            NormKind::RmsNorm => &self.rms_norm,
+            NormKind::LayerNorm => &self.layer_norm,
+        };
+        let launch = Launch {
+            overlaps: self.overlaps(num_rows),
+            ..Launch::linear(count(num_rows, "rows")?, threads_for(width))
+        };
+        kernel.launch(&launch, stream, &[Arg::value(&args)])
+    }
+
+    /// Enqueues an activation.
+    ///
+    /// # Errors
+    /// When a tensor does not fit.
+    pub fn activate(&self, stream: &Stream, activate: &Activate<'_>) -> Result<(), ExtError> {
+        const NUM_THREADS: i64 = 256;
+        let tensors = Tensors::on(stream);
+        let [num_rows, width] = shape_of(activate.out, "out")?;
+        let halves = activate.gating.halves();
+        let args = ActivateArgs {
+            x: tensors.address(activate.x, "x", self.config.kind, &[num_rows, halves * width])?,
+            out: tensors.address(activate.out, "out", self.config.kind, &[num_rows, width])?,
+            width: int(width, "width")?,
+            activation: activate.activation as i32,
+            is_gated: i32::from(activate.gating == Gating::Gated),
+            reserved: 0,
+        };
+        let elems_per_block = NUM_THREADS * if width % WIDTH == 0 { WIDTH } else { 1 };
+        let parts = count((width as u64).div_ceil(elems_per_block as u64) as i64, "parts of a row")?;
+        let launch = Launch {
+            grid: [count(num_rows, "rows")?, parts, 1],
+            overlaps: self.overlaps(num_rows),
+            ..Launch::linear(1, NUM_THREADS as u32)
+        };
+        self.activate.launch(&launch, stream, &[Arg::value(&args)])
+    }
+}
+
+fn whole_vectors(width: i64, limit: i64) -> Result<i32, ExtError> {
+    if width <= 0 || width % WIDTH != 0 || width > limit {
+        return Err(bad("width of a row", &format!("a multiple of 8 up to {limit}"), width));
+    }
+    int(width, "width of a row")
+}
+
+/// Whole warps, 8 elements a thread, at most 1,024 threads.
+fn threads_for(width: i64) -> u32 {
+    let num_threads = (width.max(1) as u64).div_ceil(WIDTH as u64).next_multiple_of(32);
+    num_threads.min(1024) as u32
+}

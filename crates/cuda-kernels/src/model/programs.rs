@@ -1,0 +1,199 @@
+//! The programs of a model's kernels: their sources and what they are compiled for. Needs no GPU.
+
+use cuda_runtime::{Arch, Program};
+use tch::Kind;
+use torch_ext::ExtError;
+
+use super::gemm_shape::tiles_of_stage;
+use super::nonlinearity::{Gating, Nonlinearity};
+use crate::source::{headers, source};
+
+/// What a model's kernels are compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KernelConfig {
+    /// The type T of activations, weights and the cache: bfloat16, float16 or float32.
+    pub kind: Kind,
+    /// Elements of a head: a multiple of 16 up to 256.
+    pub head_dim: u32,
+    /// Query heads that share a key and value head.
+    pub queries_per_group: u32,
+}
+
+impl KernelConfig {
+    /// # Errors
+    /// When there are no kernels for it.
+    pub fn check(&self) -> Result<(), ExtError> {
+        let bad = |what, expected: &str, actual: String| ExtError::BadKernelConfig {
+            what,
+            expected: expected.to_owned(),
+            actual,
+        };
+        if self.elem().is_none() {
+            return Err(bad("the type", "bfloat16, float16 or float32", format!("{:?}", self.kind)));
+        }
+        if self.head_dim == 0 || !self.head_dim.is_multiple_of(16) || self.head_dim > 256 {
+            return Err(bad("`head_dim`", "a multiple of 16 up to 256", self.head_dim.to_string()));
+        }
+        if self.queries_per_group == 0 || self.queries_per_group > 1024 {
+            return Err(bad("`queries_per_group`", "from 1 to 1024", self.queries_per_group.to_string()));
+        }
+        Ok(())
+    }
+
+    /// The number that the kernels know the type by.
+    fn elem(&self) -> Option<u32> {
+        match self.kind {
+            Kind::Float => Some(0),
+            Kind::BFloat16 => Some(1),
+            Kind::Half => Some(2),
+            _ => None,
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn elem_bytes(&self) -> u32 {
+        if self.kind == Kind::Float { 4 } else { 2 }
+    }
+
+    fn defines(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("ELEM", self.elem().unwrap_or_default().to_string()),
+            ("HEAD_DIM", self.head_dim.to_string()),
+            ("QUERIES_PER_GROUP", self.queries_per_group.to_string()),
+        ]
+    }
+
+    /// Embedding, norms, activations, and rotary embedding with the cache write.
+    pub fn pointwise(&self) -> Program {
+        Program {
+            name: "pointwise",
+            source: source!("pointwise.cu"),
+            headers: headers!(
+                "common.cuh",
+                "embed.cuh",
+                "norm.cuh",
+                "nonlinearity.cuh",
+                "activate.cuh",
+                "rotary.cuh",
+                "rope.cuh"
+            ),
+            defines: self.defines(),
+            options: &[],
+            is_specific: false,
+        }
+    }
+
+    /// The GEMM of batches of up to 64 rows, with `weight_rows` rows of the weight a block, in eights; there is none in
+    /// float32, and none where there is no `wgmma`.
+    pub fn gemm(
+        &self,
+        arch: Arch,
+        weight_rows: u32,
+        activated: Option<(Nonlinearity, Gating)>,
+    ) -> Option<Program> {
+        let is_there = self.kind != Kind::Float && arch == Arch { major: 9, minor: 0 };
+        is_there.then(|| Program {
+            name: "gemm",
+            source: source!("gemm.cu"),
+            headers: headers!("common.cuh", "nonlinearity.cuh", "ring.cuh", "store.cuh"),
+            defines: [self.defines(), activated_defines(activated), multiply_defines(self.kind, weight_rows)]
+                .concat(),
+            options: &[],
+            is_specific: true,
+        })
+    }
+
+    /// The plan of a decode step and decode attention.
+    pub fn attention(&self) -> Program {
+        let tiling = Tiling::of(self);
+        let mut defines = self.defines();
+        defines.extend([
+            ("QUERY_COLUMNS", tiling.query_columns.to_string()),
+            ("SPLIT_KEYS", tiling.split_keys.to_string()),
+            ("NUM_WARPS", tiling.num_warps.to_string()),
+            ("BLOCKS_PER_SM", tiling.blocks_per_sm.to_string()),
+        ]);
+        Program {
+            name: "attention",
+            source: source!("attention.cu"),
+            headers: headers!(
+                "common.cuh",
+                "rotary.cuh",
+                "tiling.cuh",
+                "plan.cuh",
+                "item.cuh",
+                "attend_mma.cuh",
+                "attend_f32.cuh",
+                "join.cuh"
+            ),
+            defines,
+            options: &[],
+            is_specific: false,
+        }
+    }
+}
+
+fn activated_defines(activated: Option<(Nonlinearity, Gating)>) -> Vec<(&'static str, String)> {
+    let number = activated.map_or(-1, |(activation, _)| activation as i32);
+    let is_gated = matches!(activated, Some((_, Gating::Gated)));
+    vec![("ACTIVATION", number.to_string()), ("IS_GATED", u32::from(is_gated).to_string())]
+}
+
+/// The instruction, whose name has the number of outputs, and the registers of its sums.
+fn multiply_defines(kind: Kind, weight_rows: u32) -> Vec<(&'static str, String)> {
+    let num_sums = weight_rows / 2;
+    let list = |item: &dyn Fn(u32) -> String| (0..num_sums).map(item).collect::<Vec<_>>().join(", ");
+    let elem = if kind == Kind::Half { "f16" } else { "bf16" };
+    let registers = list(&|i| format!("%{i}"));
+    let (x, weight) = (num_sums, num_sums + 1);
+    vec![
+        ("WEIGHT_ROWS", weight_rows.to_string()),
+        ("TILES", tiles_of_stage(u64::from(weight_rows)).to_string()),
+        (
+            "MULTIPLY",
+            format!(
+                "\"wgmma.mma_async.sync.aligned.m64n{weight_rows}k16.f32.{elem}.{elem} {{{registers}}}, %{x}, %{weight}, 1, 1, 1, 0, 0;\""
+            ),
+        ),
+        ("MULTIPLY_SUMS", list(&|i| format!("\"+f\"(sums[{i}])"))),
+    ]
+}
+
+/// How decode attention is cut. It decides the order of sums, so it depends on the model alone, never on the batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Tiling {
+    /// Columns of queries of the matrix products, in eights.
+    pub(super) query_columns: u32,
+    /// Keys of a split.
+    pub(super) split_keys: u32,
+    /// Warps that share a split.
+    pub(super) num_warps: u32,
+    /// Blocks that a multiprocessor holds at once.
+    pub(super) blocks_per_sm: u32,
+}
+
+impl Tiling {
+    pub(super) fn of(config: &KernelConfig) -> Self {
+        let query_columns = if config.queries_per_group <= 8 { 1 } else { 2 };
+        Self { query_columns, split_keys: 512, num_warps: 4, blocks_per_sm: 2 }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(super) fn query_tile(&self) -> u32 {
+        8 * self.query_columns
+    }
+
+    /// Shared memory of a block: the queries, what each warp adds to a split, and what the splits before added up to,
+    /// with maximum and sum for each four elements.
+    #[cfg(feature = "cuda")]
+    pub(super) fn shared_bytes(&self, config: &KernelConfig) -> u32 {
+        let elems = self.query_tile() * config.head_dim;
+        elems * config.elem_bytes()
+            + self.num_warps * (elems * 4 + self.query_tile() * 8)
+            + elems * 4
+            + elems / 4 * 8
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,63 @@
+use super::*;
+use crate::test_compile::{ARCHS, check, check_for};
+
+fn config(kind: Kind, head_dim: u32, queries_per_group: u32) -> KernelConfig {
+    KernelConfig { kind, head_dim, queries_per_group }
+}
+
+#[test]
+fn pointwise_kernels_compile() {
+    for kind in [Kind::BFloat16, Kind::Half, Kind::Float] {
+        check(&config(kind, 128, 1).pointwise());
+    }
+}
+
+#[test]
+fn gemms_compile_where_there_is_wgmma() {
+    let [older, newer] = ARCHS;
+    for (kind, weight_rows, activated) in [
+        (Kind::BFloat16, 32, None),
+        (Kind::Half, 176, Some((Nonlinearity::Silu, Gating::Gated))),
+        (Kind::BFloat16, 240, Some((Nonlinearity::Gelu, Gating::Gated))),
+        (Kind::BFloat16, 248, None),
+    ] {
+        let config = config(kind, 128, 1);
+        check_for(&config.gemm(newer, weight_rows, activated).unwrap(), newer);
+        assert!(config.gemm(older, weight_rows, activated).is_none());
+    }
+    assert!(config(Kind::Float, 128, 1).gemm(newer, 32, None).is_none());
+}
+
+#[test]
+fn attention_compiles_for_all_kinds_of_heads() {
+    for (kind, head_dim, queries_per_group) in [
+        (Kind::BFloat16, 128, 1),
+        (Kind::BFloat16, 80, 1),
+        (Kind::BFloat16, 256, 8),
+        (Kind::BFloat16, 64, 71),
+        (Kind::Half, 96, 4),
+        (Kind::Half, 16, 3),
+        (Kind::Float, 128, 1),
+    ] {
+        let config = config(kind, head_dim, queries_per_group);
+        config.check().unwrap();
+        check(&config.attention());
+    }
+}
+
+#[test]
+fn what_has_no_kernels_is_refused_by_name() {
+    let refused = |config: KernelConfig| config.check().unwrap_err().to_string();
+    assert_eq!(
+        refused(config(Kind::BFloat16, 72, 1)),
+        "no kernels: `head_dim` must be a multiple of 16 up to 256, not 72"
+    );
+    assert_eq!(
+        refused(config(Kind::Int, 64, 1)),
+        "no kernels: the type must be bfloat16, float16 or float32, not Int"
+    );
+    assert_eq!(
+        refused(config(Kind::Half, 64, 0)),
+        "no kernels: `queries_per_group` must be from 1 to 1024, not 0"
+    );
+}

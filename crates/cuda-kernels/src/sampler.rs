@@ -1,0 +1,19 @@
+//! The sampler's kernels on one GPU: logits to tokens, and the sets of tokens that sequences hold. They are the same for
+//! every model.
+
+mod programs;
+
+#[cfg(feature = "cuda")]
+mod loaded;
+#[cfg(feature = "cuda")]
+mod sample;
+#[cfg(feature = "cuda")]
+mod seen;
+
+pub use programs::{SamplerTiling, seen_program};
+#[cfg(feature = "cuda")]
+pub use {
+    loaded::SamplerKernels,
+    sample::{Admission, Sample, SampleRules, SampleStatus, Sampled, SamplerScratch, SamplerState},
+    seen::MarkSeen,
+};

@@ -1,0 +1,77 @@
+//! Matrices as the GPU's copy engine takes them: tiles by coordinates instead of addresses.
+#![expect(unsafe_code, reason = "the driver has a C interface")]
+
+use std::ffi::{c_int, c_void};
+
+use bytemuck::{Pod, Zeroable};
+use tch::{Kind, Tensor};
+use torch_ext::ExtError;
+
+use super::driver::Driver;
+use super::{Device, arg};
+
+// Numbers of `CUtensorMapDataType`, `CUtensorMapSwizzle` and `CUtensorMapL2promotion`.
+const FLOAT16: c_int = 6;
+const BFLOAT16: c_int = 9;
+const SWIZZLE_128_BYTES: c_int = 3;
+const PROMOTE_256_BYTES: c_int = 3;
+
+/// `CUtensorMap`, a kernel's parameter. It holds the matrix's address, so it is good for as long as the matrix lives.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+pub struct TensorMap([u64; 16]);
+
+impl TensorMap {
+    /// Of a contiguous `[rows, columns]` bfloat16 or float16 matrix on `device`, in tiles of `tile_rows` rows and 64 columns,
+    /// swizzled by 128 bytes. Tiles reach past the matrix as zeros. `what` names it in errors.
+    ///
+    /// # Errors
+    /// When the matrix is not of this kind, its rows do not start at multiples of 16 bytes, or a tile has over 256 rows.
+    pub fn of(
+        tensor: &Tensor,
+        device: &Device,
+        tile_rows: u32,
+        what: &'static str,
+    ) -> Result<Self, ExtError> {
+        let address = arg::address(tensor, device, what)?;
+        let bad = |expected: &str| ExtError::BadTensor {
+            what,
+            expected: expected.to_owned(),
+            actual: format!("{:?} {:?}", tensor.kind(), tensor.size()),
+        };
+        let data_type = match tensor.kind() {
+            Kind::Half => FLOAT16,
+            Kind::BFloat16 => BFLOAT16,
+            _ => return Err(bad("bfloat16 or float16")),
+        };
+        let (rows, columns) = tensor.size2().map_err(|_| bad("a matrix"))?;
+        if rows <= 0 || columns <= 0 || columns % 8 != 0 || address % 16 != 0 {
+            return Err(bad("a matrix whose rows start at multiples of 16 bytes"));
+        }
+        let sizes = [columns as u64, rows as u64];
+        let pitch_bytes = [2 * columns as u64];
+        let (tile, strides) = ([64, tile_rows], [1, 1]);
+        let mut map = Self::zeroed();
+        let driver = Driver::get()?;
+        // SAFETY: the driver writes the 128 bytes of `map`, aligned as it wants, and reads two numbers of each list (one
+        // pitch); the address is only kept.
+        let code = unsafe {
+            (driver.tensor_map)(
+                std::ptr::from_mut(&mut map).cast(),
+                data_type,
+                2,
+                address as *mut c_void,
+                sizes.as_ptr(),
+                pitch_bytes.as_ptr(),
+                tile.as_ptr(),
+                strides.as_ptr(),
+                0,
+                SWIZZLE_128_BYTES,
+                PROMOTE_256_BYTES,
+                0,
+            )
+        };
+        driver.check("cuTensorMapEncodeTiled", code)?;
+        Ok(map)
+    }
+}

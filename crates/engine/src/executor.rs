@@ -1,0 +1,54 @@
+//! What carries out the steps of a run: a model with its cache and a sampler, on the host or on a device.
+//!
+//! Steps are started and collected apart, so that a device can be given the next step before the host has read the
+//! tokens of this one. The newest token of a response stays with the executor; the engine learns of it when it collects.
+
+#[cfg(any(feature = "cuda", test))]
+pub(crate) mod device;
+pub(crate) mod host;
+
+use crate::{
+    EngineError,
+    plan::{SeqId, StepOutput, StepPlan},
+};
+
+/// Carries out steps in the order in which they are started.
+pub trait Executor: Send {
+    /// Forgets every sequence and every step.
+    ///
+    /// # Errors
+    /// When a device fails.
+    fn reset(&mut self) -> Result<(), EngineError>;
+
+    /// Starts a step.
+    ///
+    /// # Errors
+    /// When the plan speaks of sequences that were not told, has rows that this executor does not compute, or the model,
+    /// the sampler or the device fails. The executor can then only be reset.
+    fn start(&mut self, plan: StepPlan) -> Result<(), EngineError>;
+
+    /// The tokens of the oldest step that was started and not collected; waits for it.
+    ///
+    /// # Errors
+    /// When the device fails, or no token of a row can be chosen.
+    fn collect(&mut self) -> Result<StepOutput, EngineError>;
+
+    /// Rows that a step of one sequence has: more than one where smaller steps are padded.
+    fn min_rows(&self) -> usize {
+        1
+    }
+
+    /// How many steps may be in flight when another is started.
+    fn run_ahead(&self) -> usize;
+
+    /// Whether the responses of one sample are all the same, so that one of them is enough.
+    fn is_greedy(&self) -> bool;
+}
+
+fn unknown(id: SeqId) -> EngineError {
+    EngineError::UnknownSequence { group_idx: id.group_idx, response_idx: id.response_idx }
+}
+
+fn unknown_prompt(group_idx: u64) -> EngineError {
+    unknown(SeqId { group_idx, response_idx: 0 })
+}

@@ -1,0 +1,366 @@
+//! The executor for a GPU: one CUDA graph a decode step, and one step in flight while the host reads the last.
+//!
+//! Rows, tokens and positions live on the device; the sampler at the end of a graph moves them on, so that the next
+//! replay needs nothing from the host. The host writes the tables only when the set of sequences changes. Rows follow
+//! the scheduler's order, which keeps the responses to one prompt together, so that attention can read their shared
+//! blocks once.
+//!
+//! What is here is bookkeeping; what touches a GPU is behind [`StepDevice`], and tests put a simulated one there.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use model_core::{Batch, BlockId};
+use sampling::SampledToken;
+
+mod buckets;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
+mod row_table;
+
+use buckets::bucket;
+pub(crate) use buckets::max_rows;
+pub(crate) use row_table::TableLayout;
+use row_table::{RowTable, TableRow, TokenSource};
+
+use super::{Executor, unknown, unknown_prompt};
+use crate::{
+    EngineError,
+    plan::{BlockCopy, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta, ends_of},
+};
+
+const NAME: &str = "GPU";
+
+/// Steps that may be in flight while the host reads the one before.
+const RUN_AHEAD: usize = 1;
+
+/// One first token to draw, behind a prompt of the batch.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct FirstToken<'a> {
+    /// Which prompt.
+    pub(crate) logits_row: usize,
+    pub(crate) owner: Owner,
+    /// The prompt, for the repetition penalty.
+    pub(crate) prompt: &'a [u32],
+}
+
+/// Whose token a record holds: part of the random key, and of messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner {
+    /// Position of the sample in the input file.
+    pub(crate) sample_idx: u64,
+    pub(crate) response_idx: u32,
+}
+
+/// What the bookkeeping asks of a GPU. Everything is enqueued in the order of the calls; only `reset` and `read` wait.
+pub(crate) trait StepDevice: Send {
+    /// First tokens of one prefill, kept on the device until their responses start.
+    type FirstTokens: Send;
+    /// The records of a step on their way to the host.
+    type Records: Send;
+
+    /// Waits for everything that was enqueued.
+    fn reset(&mut self) -> Result<(), EngineError>;
+
+    /// Starts a step with the copies.
+    fn begin(&mut self, copies: &[BlockCopy]) -> Result<(), EngineError>;
+
+    /// Computes whole prompts, draws first tokens and ends the step.
+    fn prefill(
+        &mut self,
+        batch: &Batch,
+        draws: &[FirstToken<'_>],
+    ) -> Result<(Self::FirstTokens, Self::Records), EngineError>;
+
+    /// Brings newest tokens into the order of the rows: row i takes over number `from[i]` among all rows of the tables and,
+    /// behind them, those of each of `waiting`.
+    fn gather(&mut self, from: &[i64], waiting: &[&Self::FirstTokens]) -> Result<(), EngineError>;
+
+    /// Writes the tables, laid out by [`TableLayout`].
+    fn upload(&mut self, words: &[i32]) -> Result<(), EngineError>;
+
+    /// Runs the decode step of `num_rows` rows, which moves the rows in use on by a token, and ends the step; only the
+    /// records of the first `num_seqs` are wanted.
+    fn decode(&mut self, num_rows: usize, num_seqs: usize) -> Result<Self::Records, EngineError>;
+
+    /// Waits for a step, the oldest that was not read: its tokens, one for each owner, and how long it took.
+    fn read(
+        &mut self,
+        records: Self::Records,
+        owners: &[Owner],
+    ) -> Result<(Vec<SampledToken>, Duration), EngineError>;
+
+    /// Whether the responses of one sample are all the same.
+    fn is_greedy(&self) -> bool;
+}
+
+/// A sequence that was told.
+#[derive(Debug)]
+struct DeviceSeq {
+    sample_idx: u64,
+    prompt_len_tokens: u32,
+    /// None until it decodes.
+    block_table: Vec<BlockId>,
+    /// Its first token, until it decodes.
+    waiting: Option<Waiting>,
+}
+
+/// Where a first token stands: in which prefill it was drawn, and which of its tokens it is.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    prefill_idx: u64,
+    row: usize,
+}
+
+/// First tokens that were drawn together and stay on the device until all their sequences have started or ended.
+struct FirstTokens<T> {
+    tokens: T,
+    num_tokens: usize,
+    num_waiting: usize,
+}
+
+/// A step on the device that the host has not read.
+struct InFlight<R> {
+    records: R,
+    owners: Vec<Owner>,
+    ends: Vec<u32>,
+}
+
+/// The sizes that a device is made for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceShape {
+    pub(crate) layout: TableLayout,
+    /// Results are bitwise identical for any batch of at most this many rows, or at least 32.
+    pub(crate) small_batch: usize,
+}
+
+/// A device and what it holds.
+pub(crate) struct DeviceExecutor<D: StepDevice> {
+    device: D,
+    shape: DeviceShape,
+    row_table: RowTable,
+    seqs: HashMap<SeqId, DeviceSeq>,
+    /// By number of the prefill.
+    first_tokens: HashMap<u64, FirstTokens<D::FirstTokens>>,
+    num_prefills: u64,
+    in_flight: VecDeque<InFlight<D::Records>>,
+}
+
+impl<D: StepDevice> DeviceExecutor<D> {
+    pub(crate) fn new(device: D, shape: DeviceShape) -> Self {
+        Self {
+            device,
+            shape,
+            row_table: RowTable::new(shape.layout),
+            seqs: HashMap::new(),
+            first_tokens: HashMap::new(),
+            num_prefills: 0,
+            in_flight: VecDeque::new(),
+        }
+    }
+
+    /// Takes in who ended and who starts; prompts stay in the plan, because they are in this step only.
+    fn learn(&mut self, ended: &[SeqId], started: Vec<NewSeq>) -> Result<(), EngineError> {
+        for id in ended {
+            if let Some(Waiting { prefill_idx, .. }) = self.seqs.remove(id).and_then(|seq| seq.waiting) {
+                self.start_waiting(prefill_idx);
+            }
+        }
+        self.drop_started();
+        for NewSeq { id, block_table } in started {
+            self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?.block_table = block_table;
+        }
+        Ok(())
+    }
+
+    /// One first token of this prefill is not waited for any more.
+    fn start_waiting(&mut self, prefill_idx: u64) {
+        if let Some(batch) = self.first_tokens.get_mut(&prefill_idx) {
+            batch.num_waiting -= 1;
+        }
+    }
+
+    fn drop_started(&mut self) {
+        self.first_tokens.retain(|_, batch| batch.num_waiting > 0);
+    }
+
+    fn prefill(&mut self, prompts: &[NewPrompt], rows: &[RowSpan]) -> Result<(), EngineError> {
+        let mut batch = Batch::default();
+        let mut draws = Vec::new();
+        let prefill_idx = self.num_prefills;
+        self.num_prefills += 1;
+        for (logits_row, (row, prompt)) in rows.iter().zip(prompts).enumerate() {
+            batch.push(&prompt.tokens, 0, 1, &prompt.block_table);
+            for response_idx in 0..row.draws {
+                let seq = DeviceSeq {
+                    sample_idx: prompt.sample_idx,
+                    prompt_len_tokens: prompt.tokens.len() as u32,
+                    block_table: Vec::new(),
+                    waiting: Some(Waiting { prefill_idx, row: draws.len() }),
+                };
+                self.seqs.insert(SeqId { group_idx: prompt.group_idx, response_idx }, seq);
+                let owner = Owner { sample_idx: prompt.sample_idx, response_idx };
+                draws.push(FirstToken { logits_row, owner, prompt: &prompt.tokens });
+            }
+        }
+        let (tokens, records) = self.device.prefill(&batch, &draws)?;
+        let num_tokens = draws.len();
+        self.first_tokens.insert(prefill_idx, FirstTokens { tokens, num_tokens, num_waiting: num_tokens });
+        let owners = draws.iter().map(|draw| draw.owner).collect();
+        self.in_flight.push_back(InFlight { records, owners, ends: ends_of(rows) });
+        Ok(())
+    }
+
+    fn decode(&mut self, seqs: &[(SeqId, u32)], rows: &[RowSpan]) -> Result<(), EngineError> {
+        if !self.row_table.has(seqs.iter().map(|&(id, _)| id)) {
+            self.change_rows(seqs)?;
+        }
+        let records = self.device.decode(bucket(seqs.len(), self.shape.small_batch), seqs.len())?;
+        let owners = seqs
+            .iter()
+            .map(|&(id, _)| {
+                let seq = self.seqs.get(&id).ok_or_else(|| unknown(id))?;
+                Ok(Owner { sample_idx: seq.sample_idx, response_idx: id.response_idx })
+            })
+            .collect::<Result<_, EngineError>>()?;
+        self.in_flight.push_back(InFlight { records, owners, ends: ends_of(rows) });
+        Ok(())
+    }
+
+    /// Writes the tables of the next step and brings the newest tokens into the order of its rows.
+    fn change_rows(&mut self, seqs: &[(SeqId, u32)]) -> Result<(), EngineError> {
+        let rows = seqs
+            .iter()
+            .map(|&(id, context_len)| {
+                let seq = self.seqs.get(&id).ok_or_else(|| unknown(id))?;
+                let DeviceSeq { sample_idx, prompt_len_tokens, ref block_table, .. } = *seq;
+                Ok(TableRow { id, context_len, sample_idx, prompt_len_tokens, block_table })
+            })
+            .collect::<Result<Vec<_>, EngineError>>()?;
+        let change = self.row_table.update(&rows)?;
+        let mut prefills = Vec::new();
+        let mut from = Vec::with_capacity(change.sources.len());
+        for source in &change.sources {
+            from.push(match *source {
+                TokenSource::Row(row) => row as i64,
+                TokenSource::Waiting(id) => self.waiting_row(id, &mut prefills)?,
+            });
+        }
+        let waiting: Vec<&D::FirstTokens> =
+            prefills.iter().filter_map(|idx| Some(&self.first_tokens.get(idx)?.tokens)).collect();
+        self.device.gather(&from, &waiting)?;
+        self.device.upload(&change.words)?;
+        self.drop_started();
+        Ok(())
+    }
+
+    /// Where the first token of a sequence stands behind the rows and the tokens of `prefills`, to which its own is added.
+    fn waiting_row(&mut self, id: SeqId, prefills: &mut Vec<u64>) -> Result<i64, EngineError> {
+        let seq = self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?;
+        let Waiting { prefill_idx, row } = seq.waiting.take().ok_or_else(|| unknown(id))?;
+        self.start_waiting(prefill_idx);
+        if !prefills.contains(&prefill_idx) {
+            prefills.push(prefill_idx);
+        }
+        let before = prefills.iter().take_while(|&&other| other != prefill_idx);
+        let num_before: usize =
+            before.filter_map(|other| Some(self.first_tokens.get(other)?.num_tokens)).sum();
+        Ok((self.shape.layout.max_rows + num_before + row) as i64)
+    }
+}
+
+impl<D: StepDevice> Executor for DeviceExecutor<D> {
+    fn reset(&mut self) -> Result<(), EngineError> {
+        self.device.reset()?;
+        self.in_flight.clear();
+        self.seqs.clear();
+        self.first_tokens.clear();
+        self.row_table.clear();
+        Ok(())
+    }
+
+    fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
+        let StepPlan { tables: TableDelta { ended, prompts, started }, copies, rows } = plan;
+        let kind = StepKind::of(&prompts, &rows)?;
+        self.learn(&ended, started)?;
+        self.device.begin(&copies)?;
+        match kind {
+            StepKind::Prefill => self.prefill(&prompts, &rows),
+            StepKind::Decode(seqs) => self.decode(&seqs, &rows),
+        }
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
+        let Some(InFlight { records, owners, ends }) = self.in_flight.pop_front() else {
+            return Ok(StepOutput::default());
+        };
+        let (tokens, forward_time) = self.device.read(records, &owners)?;
+        Ok(StepOutput { tokens, ends, forward_time, sample_time: Duration::ZERO })
+    }
+
+    fn min_rows(&self) -> usize {
+        bucket(1, self.shape.small_batch)
+    }
+
+    fn run_ahead(&self) -> usize {
+        RUN_AHEAD
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.device.is_greedy()
+    }
+}
+
+/// The steps that a GPU computes.
+enum StepKind {
+    /// The prompts that are new with the step, each whole and in order.
+    Prefill,
+    /// One token of each of these responses, with how many are cached.
+    Decode(Vec<(SeqId, u32)>),
+}
+
+impl StepKind {
+    /// # Errors
+    /// For every other step.
+    fn of(prompts: &[NewPrompt], rows: &[RowSpan]) -> Result<Self, EngineError> {
+        let unsupported = |what| Err(EngineError::UnsupportedStep { executor: NAME, what });
+        let num_prompts = rows.iter().filter(|row| matches!(row.id, RowId::Prompt(_))).count();
+        if rows.is_empty() {
+            return unsupported("a step without rows");
+        }
+        if num_prompts == 0 {
+            if !prompts.is_empty() {
+                return unsupported("a prompt that is told before its step");
+            }
+            let seqs = rows.iter().filter_map(|row| match *row {
+                RowSpan { id: RowId::Response(id), context_len, query_len: 1, draws: 1 } => {
+                    Some((id, context_len))
+                }
+                _ => None,
+            });
+            let seqs: Vec<_> = seqs.collect();
+            return match seqs.len() == rows.len() {
+                true => Ok(Self::Decode(seqs)),
+                false => unsupported("drafted tokens to verify"),
+            };
+        }
+        if num_prompts < rows.len() {
+            return unsupported("prompts and responses in one step");
+        }
+        for (row, prompt) in rows.iter().zip(prompts) {
+            if row.id != RowId::Prompt(prompt.group_idx) {
+                return Err(unknown_prompt(prompt.group_idx));
+            }
+            if row.context_len > 0 || row.query_len as usize != prompt.tokens.len() || row.draws == 0 {
+                return unsupported("a chunk of a prompt");
+            }
+        }
+        match prompts.len() == rows.len() {
+            true => Ok(Self::Prefill),
+            false => unsupported("a chunk of a prompt"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

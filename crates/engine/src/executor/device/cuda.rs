@@ -1,0 +1,264 @@
+//! A real GPU behind [`StepDevice`]: its tables, the model, the sampler and a CUDA graph for each number of rows.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use cuda_runtime::{Device, Event, Graph, GraphPool, Stream};
+use model_core::{Batch, CausalLm, DeviceDecode, KvCache};
+use sampling::{DeviceSampler, FirstDraw, RECORD_WORDS, SampledToken, SamplerRows};
+use tch::{Kind, Tensor};
+use torch_ext::cuda::send;
+
+use super::{
+    DeviceExecutor, DeviceShape, FirstToken, Owner, RUN_AHEAD, StepDevice, TableLayout, buckets::max_rows,
+};
+use crate::{EngineError, EngineLimits, plan::BlockCopy};
+
+/// What the executor needs to know of the engine beside its limits.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceSizes {
+    /// Which GPU of this process.
+    pub device_idx: usize,
+    /// Most tokens of one sequence, prompt and response.
+    pub max_seq_len_tokens: usize,
+}
+
+/// When a step ran.
+#[derive(Debug)]
+struct StepEvents {
+    started: Event,
+    ended: Event,
+}
+
+/// Records on their way to the host.
+#[derive(Debug)]
+pub(crate) struct Records {
+    /// int32 `[at least num_rows, RECORD_WORDS]` in page-locked memory, there when the step has ended.
+    words: Tensor,
+    /// Which pair of events.
+    events_idx: usize,
+}
+
+/// A model and a sampler on a GPU.
+pub(crate) struct CudaDevice {
+    model: Box<dyn CausalLm>,
+    cache: KvCache,
+    sampler: DeviceSampler,
+    stream: Stream,
+    layout: TableLayout,
+    /// int32, laid out by `layout`.
+    tables: Tensor,
+    rows: SamplerRows,
+    /// int32 `[max_rows, RECORD_WORDS]`: where the graphs leave their records.
+    records: Tensor,
+    /// The graphs run one after the other and share their memory.
+    pool: GraphPool,
+    /// Decode steps by number of rows.
+    graphs: HashMap<usize, Graph>,
+    events: Vec<StepEvents>,
+    num_started: usize,
+}
+
+/// The executor for a model and a sampler on a GPU.
+///
+/// # Errors
+/// When the GPU fails or has no memory left.
+pub(crate) fn executor(
+    mut model: Box<dyn CausalLm>,
+    sampler: DeviceSampler,
+    limits: EngineLimits,
+    sizes: DeviceSizes,
+) -> Result<DeviceExecutor<CudaDevice>, EngineError> {
+    let layout = TableLayout {
+        max_rows: max_rows(limits.max_num_seqs),
+        max_blocks_per_seq: sizes.max_seq_len_tokens.div_ceil(limits.block_size_tokens).max(1),
+    };
+    let small_batch = model.reserve_decode(layout.max_rows, layout.max_blocks_per_seq)?;
+    let cache = model.new_cache(limits.num_blocks)?;
+    let device = CudaDevice::new(model, cache, sampler, layout, sizes.device_idx)?;
+    Ok(DeviceExecutor::new(device, DeviceShape { layout, small_batch }))
+}
+
+impl CudaDevice {
+    fn new(
+        model: Box<dyn CausalLm>,
+        cache: KvCache,
+        sampler: DeviceSampler,
+        layout: TableLayout,
+        device_idx: usize,
+    ) -> Result<Self, EngineError> {
+        let device = Device::open(device_idx)?;
+        let on_device = tch::Device::Cuda(device_idx);
+        let num_rows = layout.max_rows as i64;
+        let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Int, on_device));
+        let tables = zeros(&[layout.num_words() as i64])?;
+        let of_tables = |start: usize, len: i64| tables.f_narrow(0, start as i64, len);
+        let rows = SamplerRows {
+            tokens: zeros(&[num_rows])?,
+            positions: of_tables(layout.positions(), num_rows)?,
+            num_generated: of_tables(layout.num_generated(), num_rows)?,
+            sample_idxs: of_tables(layout.sample_idxs(), 2 * num_rows)?.f_view_dtype(Kind::Int64)?,
+            response_idxs: of_tables(layout.response_idxs(), num_rows)?,
+            seen: match sampler.keeps_seen() {
+                true => Some(zeros(&[num_rows, sampler.seen_words() as i64])?),
+                false => None,
+            },
+        };
+        let records = zeros(&[num_rows, RECORD_WORDS as i64])?;
+        let events = (0..RUN_AHEAD + 2)
+            .map(|_| Ok(StepEvents { started: Event::new(&device)?, ended: Event::new(&device)? }))
+            .collect::<Result<_, EngineError>>()?;
+        // Weights and tables were written on another stream than the steps run on.
+        device.synchronize()?;
+        Ok(Self {
+            model,
+            cache,
+            sampler,
+            stream: Stream::new(&device)?,
+            layout,
+            tables,
+            rows,
+            records,
+            pool: GraphPool::new()?,
+            graphs: HashMap::new(),
+            events,
+            num_started: 0,
+        })
+    }
+
+    /// Enqueues one step of `num_rows` rows: the model, and the sampler, which moves the rows on.
+    fn enqueue(&mut self, num_rows: usize) -> Result<(), EngineError> {
+        let logits = self.enqueue_model(num_rows)?;
+        let records = self.records.f_narrow(0, 0, num_rows as i64)?;
+        Ok(self.sampler.draw(&logits, &self.rows.first(num_rows)?, &records)?)
+    }
+
+    /// Enqueues the model alone: float32 `[num_rows, padded_vocab_size]`. Done twice it writes the same keys and values
+    /// to the same places.
+    fn enqueue_model(&mut self, num_rows: usize) -> Result<Tensor, EngineError> {
+        let layout = self.layout;
+        let tables = |start: usize| {
+            let len = (layout.num_words() - start) as i64;
+            self.tables.f_narrow(0, start as i64, len)
+        };
+        let max_rows = layout.max_rows as i64;
+        let prefix_groups =
+            tables(layout.prefix_groups())?.f_narrow(0, 0, 2 * max_rows)?.f_view([max_rows, 2])?;
+        let block_tables =
+            tables(layout.block_tables())?.f_view([max_rows, layout.max_blocks_per_seq as i64])?;
+        let rows = DeviceDecode {
+            num_rows,
+            tokens: &self.rows.tokens,
+            positions: &self.rows.positions,
+            block_tables: &block_tables,
+            prefix_groups: &prefix_groups,
+        };
+        Ok(self.model.decode_on_device(&rows, &mut self.cache)?)
+    }
+
+    /// Lets the records of the step that was begun last come to the host.
+    fn end(&self, records: &Tensor) -> Result<Records, EngineError> {
+        // A copy that does not wait goes to page-locked memory.
+        let words = records.f_to_device_(tch::Device::Cpu, Kind::Int, true, true)?;
+        let events_idx = (self.num_started + self.events.len() - 1) % self.events.len();
+        self.events[events_idx].ended.record(&self.stream)?;
+        Ok(Records { words, events_idx })
+    }
+}
+
+impl StepDevice for CudaDevice {
+    type FirstTokens = SamplerRows;
+    type Records = Records;
+
+    fn reset(&mut self) -> Result<(), EngineError> {
+        Ok(self.stream.synchronize()?)
+    }
+
+    fn begin(&mut self, copies: &[BlockCopy]) -> Result<(), EngineError> {
+        let _current = self.stream.as_current()?;
+        let events_idx = self.num_started % self.events.len();
+        self.num_started += 1;
+        self.events[events_idx].started.record(&self.stream)?;
+        if !copies.is_empty() {
+            self.cache.copy_blocks(copies)?;
+        }
+        Ok(())
+    }
+
+    fn prefill(
+        &mut self,
+        batch: &Batch,
+        draws: &[FirstToken<'_>],
+    ) -> Result<(SamplerRows, Records), EngineError> {
+        let _current = self.stream.as_current()?;
+        let logits = self.model.forward(batch, &mut self.cache)?; // [num_prompts, padded_vocab_size]
+        let draws: Vec<FirstDraw<'_>> =
+            draws
+                .iter()
+                .map(|&FirstToken { logits_row, owner: Owner { sample_idx, response_idx }, prompt }| {
+                    FirstDraw { logits_row, sample_idx, response_idx, prompt }
+                })
+                .collect();
+        let (rows, records) = self.sampler.draw_first(&logits, &draws)?;
+        Ok((rows, self.end(&records)?))
+    }
+
+    fn gather(&mut self, from: &[i64], waiting: &[&SamplerRows]) -> Result<(), EngineError> {
+        let _current = self.stream.as_current()?;
+        let num_rows = from.len() as i64;
+        let from = send(from, self.stream.device().index())?;
+        let bring = |rows: &Tensor, others: Vec<&Tensor>| -> Result<(), EngineError> {
+            let all = Tensor::f_cat(&[vec![rows], others].concat(), 0)?;
+            rows.f_narrow(0, 0, num_rows)?.f_copy_(&all.f_index_select(0, &from)?)?;
+            Ok(())
+        };
+        bring(&self.rows.tokens, waiting.iter().map(|rows| &rows.tokens).collect())?;
+        if let Some(seen) = &self.rows.seen {
+            bring(seen, waiting.iter().filter_map(|rows| rows.seen.as_ref()).collect())?;
+        }
+        Ok(())
+    }
+
+    fn upload(&mut self, words: &[i32]) -> Result<(), EngineError> {
+        let _current = self.stream.as_current()?;
+        self.tables.f_copy_(&send(words, self.stream.device().index())?)?;
+        Ok(())
+    }
+
+    fn decode(&mut self, num_rows: usize, num_seqs: usize) -> Result<Records, EngineError> {
+        let _current = self.stream.as_current()?;
+        let stream = self.stream;
+        if let Some(graph) = self.graphs.get(&num_rows) {
+            graph.replay(&stream)?;
+        } else {
+            // What libraries set up at their first use cannot be recorded, so the first time the model runs as it is.
+            let _ = self.enqueue_model(num_rows)?;
+            let graph = Graph::capture_in(self.pool, &stream, || self.enqueue(num_rows))?;
+            graph.replay(&stream)?;
+            self.graphs.insert(num_rows, graph);
+        }
+        self.end(&self.records.f_narrow(0, 0, num_seqs as i64)?)
+    }
+
+    fn read(
+        &mut self,
+        records: Records,
+        owners: &[Owner],
+    ) -> Result<(Vec<SampledToken>, Duration), EngineError> {
+        let StepEvents { started, ended } = &self.events[records.events_idx];
+        ended.synchronize()?;
+        let time = Duration::from_secs_f32(started.elapsed_ms(ended)?.max(0.0) / 1000.0);
+        let words = Vec::<i32>::try_from(&records.words.f_view([-1])?)?;
+        let (records, _) = words.as_chunks::<RECORD_WORDS>();
+        let tokens = records
+            .iter()
+            .zip(owners)
+            .map(|(&record, owner)| self.sampler.read_record(record, owner.sample_idx, owner.response_idx))
+            .collect::<Result<_, _>>()?;
+        Ok((tokens, time))
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.sampler.is_greedy()
+    }
+}

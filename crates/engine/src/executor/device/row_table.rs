@@ -1,0 +1,220 @@
+//! The tables of a decode step, as the host writes them: pure, no tensors.
+//!
+//! A row is a sequence; rows stand in the scheduler's order without gaps. Between changes the device moves the rows on
+//! by itself and nothing is written.
+
+use std::collections::HashMap;
+
+use model_core::BlockId;
+
+use crate::{EngineError, plan::SeqId};
+
+/// Where the newest token of a row comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TokenSource {
+    /// A row of the step before.
+    Row(usize),
+    /// A first token that waits on the device.
+    Waiting(SeqId),
+}
+
+/// What the device must be told before a step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    /// For each row, where its token is.
+    pub(crate) sources: Vec<TokenSource>,
+    /// The tables, laid out by [`TableLayout`].
+    pub(crate) words: Vec<i32>,
+}
+
+/// A row of the next step, as the host knows it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TableRow<'a> {
+    pub(crate) id: SeqId,
+    /// Tokens in the cache.
+    pub(crate) context_len: u32,
+    /// Position of the sample in the input file.
+    pub(crate) sample_idx: u64,
+    pub(crate) prompt_len_tokens: u32,
+    pub(crate) block_table: &'a [BlockId],
+}
+
+/// One int32 tensor that holds all tables, so that one copy brings them over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct TableLayout {
+    pub(crate) max_rows: usize,
+    pub(crate) max_blocks_per_seq: usize,
+}
+
+impl TableLayout {
+    /// Two words a row, first because the numbers take eight bytes.
+    pub(crate) fn sample_idxs(self) -> usize {
+        0
+    }
+
+    pub(crate) fn positions(self) -> usize {
+        2 * self.max_rows
+    }
+
+    pub(crate) fn num_generated(self) -> usize {
+        3 * self.max_rows
+    }
+
+    pub(crate) fn response_idxs(self) -> usize {
+        4 * self.max_rows
+    }
+
+    /// `[max_rows, 2]`.
+    pub(crate) fn prefix_groups(self) -> usize {
+        5 * self.max_rows
+    }
+
+    /// `[max_rows, max_blocks_per_seq]`.
+    pub(crate) fn block_tables(self) -> usize {
+        7 * self.max_rows
+    }
+
+    pub(crate) fn num_words(self) -> usize {
+        self.block_tables() + self.max_rows * self.max_blocks_per_seq
+    }
+}
+
+/// Which sequence has which row.
+#[derive(Debug)]
+pub(crate) struct RowTable {
+    layout: TableLayout,
+    rows: Vec<SeqId>,
+}
+
+impl RowTable {
+    pub(crate) fn new(layout: TableLayout) -> Self {
+        Self { layout, rows: Vec::new() }
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.rows.clear();
+    }
+
+    /// Whether the next step has the sequences of the last one: the device has moved their rows on already.
+    pub(crate) fn has(&self, ids: impl ExactSizeIterator<Item = SeqId>) -> bool {
+        ids.len() == self.rows.len() && ids.zip(&self.rows).all(|(id, row)| id == *row)
+    }
+
+    /// Takes the rows of the next step.
+    ///
+    /// # Errors
+    /// When there are more rows, or more blocks in one, than the tables hold.
+    pub(crate) fn update(&mut self, rows: &[TableRow<'_>]) -> Result<Change, EngineError> {
+        let words = self.words(rows)?;
+        let row_of: HashMap<SeqId, usize> = self.rows.iter().copied().zip(0..).collect();
+        let source = |row: &TableRow<'_>| {
+            row_of.get(&row.id).map_or(TokenSource::Waiting(row.id), |&row| TokenSource::Row(row))
+        };
+        let sources = rows.iter().map(source).collect();
+        self.rows = rows.iter().map(|row| row.id).collect();
+        Ok(Change { sources, words })
+    }
+
+    fn words(&self, rows: &[TableRow<'_>]) -> Result<Vec<i32>, EngineError> {
+        let layout = self.layout;
+        check_room("rows of a step", rows.len(), layout.max_rows)?;
+        let mut words = vec![0; layout.num_words()];
+        words[layout.positions()..layout.num_generated()].fill(-1);
+        let shared = shared_prefixes(rows);
+        for (idx, (row, (first_row, num_shared))) in rows.iter().zip(shared).enumerate() {
+            check_room("blocks of a sequence", row.block_table.len(), layout.max_blocks_per_seq)?;
+            words[layout.sample_idxs() + 2 * idx] = row.sample_idx as u32 as i32;
+            words[layout.sample_idxs() + 2 * idx + 1] = (row.sample_idx >> 32) as u32 as i32;
+            words[layout.positions() + idx] = row.context_len as i32;
+            // The first token is drawn from the prompt: the newest one stands right behind it.
+            let num_generated = (row.context_len + 1).saturating_sub(row.prompt_len_tokens);
+            words[layout.num_generated() + idx] = num_generated as i32;
+            words[layout.response_idxs() + idx] = row.id.response_idx as i32;
+            words[layout.prefix_groups() + 2 * idx] = first_row as i32;
+            words[layout.prefix_groups() + 2 * idx + 1] = num_shared as i32;
+            let start = layout.block_tables() + idx * layout.max_blocks_per_seq;
+            let table = &mut words[start..start + layout.max_blocks_per_seq];
+            for (word, &block) in table.iter_mut().zip(row.block_table) {
+                *word = block as i32;
+            }
+        }
+        Ok(words)
+    }
+}
+
+fn check_room(what: &'static str, actual: usize, limit: usize) -> Result<(), EngineError> {
+    if actual <= limit { Ok(()) } else { Err(EngineError::TablesTooSmall { what, actual, limit }) }
+}
+
+/// For each row, the first row of its neighbours of one request and how many first blocks all of them share.
+fn shared_prefixes(rows: &[TableRow<'_>]) -> Vec<(usize, usize)> {
+    let mut shared = Vec::with_capacity(rows.len());
+    for group in rows.chunk_by(|a, b| a.id.group_idx == b.id.group_idx) {
+        let first_row = shared.len();
+        if let [first, others @ ..] = group
+            && !others.is_empty()
+        {
+            let common = |other: &TableRow<'_>| {
+                first.block_table.iter().zip(other.block_table).take_while(|(a, b)| a == b).count()
+            };
+            let num_shared = others.iter().map(common).min().unwrap_or(0);
+            shared.extend(group.iter().map(|_| (first_row, num_shared)));
+        } else {
+            shared.push((first_row, 0));
+        }
+    }
+    shared
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAYOUT: TableLayout = TableLayout { max_rows: 4, max_blocks_per_seq: 3 };
+
+    fn row(group_idx: u64, response_idx: u32, context_len: u32, block_table: &[BlockId]) -> TableRow<'_> {
+        let id = SeqId { group_idx, response_idx };
+        TableRow { id, context_len, sample_idx: group_idx | 1 << 40, prompt_len_tokens: 4, block_table }
+    }
+
+    #[test]
+    fn rows_stay_while_the_sequences_do() {
+        let mut table = RowTable::new(LAYOUT);
+        let rows = [row(1, 0, 4, &[5]), row(2, 0, 9, &[6])];
+        let ids = rows.map(|row| row.id);
+        assert!(!table.has(ids.into_iter()));
+        table.update(&rows).unwrap();
+        assert!(table.has(ids.into_iter()));
+        assert!(!table.has(ids[1..].iter().copied()));
+        let change = table.update(&rows[1..]).unwrap();
+        assert_eq!(change.sources, [TokenSource::Row(1)]);
+    }
+
+    #[test]
+    fn tables_say_what_the_host_knows() {
+        let mut table = RowTable::new(LAYOUT);
+        let rows = [row(7, 2, 6, &[5, 9])];
+        let Change { sources, words } = table.update(&rows).unwrap();
+        assert_eq!(sources, [TokenSource::Waiting(rows[0].id)]);
+        assert_eq!(words.len(), LAYOUT.num_words());
+        assert_eq!(words[..2], [7, 1 << 8]);
+        assert_eq!(words[LAYOUT.positions()..LAYOUT.num_generated()], [6, -1, -1, -1]);
+        assert_eq!(words[LAYOUT.num_generated()], 3);
+        assert_eq!(words[LAYOUT.response_idxs()], 2);
+        assert_eq!(words[LAYOUT.block_tables()..][..3], [5, 9, 0]);
+    }
+
+    #[test]
+    fn neighbours_of_one_request_share_their_common_blocks() {
+        let rows =
+            [row(1, 0, 70, &[3, 4, 5]), row(1, 1, 70, &[3, 4, 6]), row(2, 0, 8, &[7]), row(3, 0, 8, &[8])];
+        assert_eq!(shared_prefixes(&rows), [(0, 2), (0, 2), (2, 0), (3, 0)]);
+    }
+
+    #[test]
+    fn what_the_tables_cannot_hold_is_refused() {
+        let refused = |rows: &[TableRow<'_>]| RowTable::new(LAYOUT).update(rows).unwrap_err().to_string();
+        insta::assert_snapshot!(refused(&[row(1, 0, 4, &[5]); 5]), @"the GPU's tables hold 4 rows of a step, not 5");
+        insta::assert_snapshot!(refused(&[row(1, 0, 4, &[5, 6, 7, 8])]), @"the GPU's tables hold 3 blocks of a sequence, not 4");
+    }
+}

@@ -1,0 +1,363 @@
+//! The bookkeeping against a simulated device, which knows of a run only what is uploaded to it.
+
+use std::sync::{Arc, Mutex};
+
+use proptest::prelude::*;
+use sampling::{CpuSampler, RowState, SamplingParams, TokenSampler};
+use tch::Tensor;
+
+use super::*;
+use crate::{
+    Engine, EngineLimits, Request,
+    executor::host::BatchModel,
+    testing::{BLOCK_SIZE_TOKENS, FakeModel, engine_of, host, limits, params, request, roomy, run, sampler},
+};
+
+/// Most tokens of a sequence in these tests.
+const MAX_SEQ_LEN_TOKENS: usize = 40;
+
+/// What the device was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Call {
+    Prefill,
+    Gather,
+    Upload,
+    Decode { num_rows: usize, num_seqs: usize },
+}
+
+/// Words and tokens as they lie on a GPU. A decode step reads nothing else, and moves its rows on as the sampler's kernel
+/// does.
+struct FakeDevice {
+    layout: TableLayout,
+    words: Vec<i32>,
+    tokens: Vec<u32>,
+    model: FakeModel,
+    sampler: CpuSampler,
+    calls: Arc<Mutex<Vec<Call>>>,
+    num_begun: usize,
+    num_read: usize,
+}
+
+/// A row of the tables.
+struct Row {
+    owner: Owner,
+    num_generated: u32,
+    /// None where the row is not in use.
+    position: Option<usize>,
+    table: Vec<BlockId>,
+}
+
+impl FakeDevice {
+    fn new(layout: TableLayout, params: SamplingParams, calls: Arc<Mutex<Vec<Call>>>) -> Self {
+        Self {
+            layout,
+            words: vec![0; layout.num_words()],
+            tokens: vec![0; layout.max_rows],
+            model: FakeModel::default(),
+            sampler: sampler(params),
+            calls,
+            num_begun: 0,
+            num_read: 0,
+        }
+    }
+
+    fn call(&self, call: Call) {
+        self.calls.lock().unwrap().push(call);
+    }
+
+    fn row(&self, idx: usize) -> Row {
+        let layout = self.layout;
+        let word = |start: usize| self.words[start + idx];
+        let half = |nth: usize| u64::from(self.words[layout.sample_idxs() + 2 * idx + nth] as u32);
+        let table = &self.words[layout.block_tables() + idx * layout.max_blocks_per_seq..];
+        Row {
+            owner: Owner {
+                sample_idx: half(0) | half(1) << 32,
+                response_idx: word(layout.response_idxs()) as u32,
+            },
+            num_generated: word(layout.num_generated()) as u32,
+            position: usize::try_from(word(layout.positions())).ok(),
+            table: table[..layout.max_blocks_per_seq].iter().map(|&word| word as BlockId).collect(),
+        }
+    }
+
+    /// Attention reads the shared blocks of neighbours once, through the table of the first of them.
+    fn check_prefix(&self, idx: usize) {
+        let pair = self.layout.prefix_groups() + 2 * idx;
+        let (first, num_shared) = (self.words[pair] as usize, self.words[pair + 1] as usize);
+        assert!(first <= idx);
+        assert_eq!(self.row(first).table[..num_shared], self.row(idx).table[..num_shared]);
+    }
+
+    fn draw(
+        &mut self,
+        histories: &[Vec<u32>],
+        states: &[(Owner, u32)],
+    ) -> Result<Vec<SampledToken>, EngineError> {
+        let logits: Vec<Vec<f32>> = histories.iter().map(|history| FakeModel::logits(history)).collect();
+        let states: Vec<RowState<'_>> = histories
+            .iter()
+            .zip(states)
+            .map(|(history, &(Owner { sample_idx, response_idx }, num_generated))| RowState {
+                sample_idx,
+                response_idx,
+                num_generated,
+                history,
+            })
+            .collect();
+        Ok(self.sampler.sample(&Tensor::from_slice2(&logits), &states)?)
+    }
+}
+
+/// The tokens of a step, and which step it is.
+struct FakeRecords {
+    tokens: Vec<(Owner, SampledToken)>,
+    step: usize,
+}
+
+impl StepDevice for FakeDevice {
+    type FirstTokens = Vec<u32>;
+    type Records = FakeRecords;
+
+    fn reset(&mut self) -> Result<(), EngineError> {
+        self.num_read = self.num_begun;
+        Ok(())
+    }
+
+    fn begin(&mut self, copies: &[BlockCopy]) -> Result<(), EngineError> {
+        self.num_begun += 1;
+        assert!(
+            self.num_begun - self.num_read <= RUN_AHEAD + 1,
+            "events are used again before they are read"
+        );
+        Ok(self.model.copy_blocks(copies)?)
+    }
+
+    fn prefill(
+        &mut self,
+        batch: &Batch,
+        draws: &[FirstToken<'_>],
+    ) -> Result<(Vec<u32>, FakeRecords), EngineError> {
+        self.call(Call::Prefill);
+        assert!(batch.spans.iter().all(|span| span.context_len == 0 && span.num_logits == 1));
+        let _ = self.model.forward(batch)?;
+        let starts: Vec<usize> = batch
+            .spans
+            .iter()
+            .scan(0, |end, span| {
+                let start = *end;
+                *end += span.query_len as usize;
+                Some(start)
+            })
+            .collect();
+        for draw in draws {
+            let start = starts[draw.logits_row];
+            assert_eq!(draw.prompt, &batch.tokens[start..start + draw.prompt.len()]);
+        }
+        let histories: Vec<Vec<u32>> = draws.iter().map(|draw| draw.prompt.to_vec()).collect();
+        let states: Vec<_> = draws.iter().map(|draw| (draw.owner, 0)).collect();
+        let tokens = self.draw(&histories, &states)?;
+        let first = tokens.iter().map(|sampled| sampled.token).collect();
+        let tokens = draws.iter().map(|draw| draw.owner).zip(tokens).collect();
+        Ok((first, FakeRecords { tokens, step: self.num_begun }))
+    }
+
+    fn gather(&mut self, from: &[i64], waiting: &[&Vec<u32>]) -> Result<(), EngineError> {
+        self.call(Call::Gather);
+        let all: Vec<u32> = self.tokens.iter().chain(waiting.iter().copied().flatten()).copied().collect();
+        for (token, &from) in self.tokens.iter_mut().zip(from) {
+            *token = all[from as usize];
+        }
+        Ok(())
+    }
+
+    fn upload(&mut self, words: &[i32]) -> Result<(), EngineError> {
+        self.call(Call::Upload);
+        assert_eq!(words.len(), self.layout.num_words());
+        self.words = words.to_vec();
+        Ok(())
+    }
+
+    fn decode(&mut self, num_rows: usize, num_seqs: usize) -> Result<FakeRecords, EngineError> {
+        self.call(Call::Decode { num_rows, num_seqs });
+        assert!(num_seqs <= num_rows && num_rows <= self.layout.max_rows);
+        let (mut histories, mut states) = (Vec::new(), Vec::new());
+        for idx in 0..num_rows {
+            let row = self.row(idx);
+            assert_eq!(row.position.is_some(), idx < num_seqs, "row {idx} of {num_seqs}");
+            let Some(position) = row.position else { continue };
+            self.check_prefix(idx);
+            self.model.write(&row.table, position, self.tokens[idx]);
+            histories.push(self.model.history(&row.table, position + 1));
+            states.push((row.owner, row.num_generated));
+        }
+        let tokens = self.draw(&histories, &states)?;
+        for (idx, sampled) in tokens.iter().enumerate() {
+            self.tokens[idx] = sampled.token;
+            self.words[self.layout.positions() + idx] += 1;
+            self.words[self.layout.num_generated() + idx] += 1;
+        }
+        let tokens = states.into_iter().map(|(owner, _)| owner).zip(tokens).collect();
+        Ok(FakeRecords { tokens, step: self.num_begun })
+    }
+
+    fn read(
+        &mut self,
+        records: FakeRecords,
+        owners: &[Owner],
+    ) -> Result<(Vec<SampledToken>, Duration), EngineError> {
+        self.num_read += 1;
+        assert_eq!(records.step, self.num_read, "steps are read in their order");
+        let (of, tokens): (Vec<_>, _) = records.tokens.into_iter().unzip();
+        assert_eq!(of, owners);
+        Ok((tokens, Duration::ZERO))
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.sampler.is_greedy()
+    }
+}
+
+struct Setup {
+    params: SamplingParams,
+    limits: EngineLimits,
+    small_batch: usize,
+}
+
+impl Setup {
+    fn executor(&self) -> (DeviceExecutor<FakeDevice>, Arc<Mutex<Vec<Call>>>) {
+        let layout = TableLayout {
+            max_rows: max_rows(self.limits.max_num_seqs),
+            max_blocks_per_seq: MAX_SEQ_LEN_TOKENS.div_ceil(BLOCK_SIZE_TOKENS),
+        };
+        let calls = Arc::default();
+        let device = FakeDevice::new(layout, self.params.clone(), Arc::clone(&calls));
+        let shape = DeviceShape { layout, small_batch: self.small_batch };
+        (DeviceExecutor::new(device, shape), calls)
+    }
+
+    fn engine(&self, end_strings: &[&str]) -> (Engine, Arc<Mutex<Vec<Call>>>) {
+        let (executor, calls) = self.executor();
+        (engine_of(executor, end_strings, self.limits), calls)
+    }
+}
+
+fn roomy_setup() -> Setup {
+    Setup { params: params(), limits: roomy(), small_batch: 64 }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn a_device_gives_the_tokens_of_the_host(
+        shapes in prop::collection::vec((1_usize..15, 0_u32..6, 0_u32..14), 1..14),
+        (max_num_seqs, max_prefill_tokens, num_blocks) in (1_usize..40, 1_usize..50, 9_usize..80),
+        small_batch in prop::sample::select(vec![0_usize, 4, 64]),
+        use_greedy in any::<bool>(),
+    ) {
+        let requests: Vec<Request> = (0..)
+            .zip(&shapes)
+            // Numbers that need both words.
+            .map(|(idx, &(prompt_len, num, max_new))| request(idx << 31 | idx, prompt_len, num, max_new))
+            .collect();
+        let params = SamplingParams { use_greedy, ..params() };
+        let limits = limits(max_num_seqs, max_prefill_tokens, num_blocks);
+        let setup = Setup { params: params.clone(), limits, small_batch };
+        let (expect, on_host) =
+            run(&mut engine_of(host(params).with_run_ahead(RUN_AHEAD), &["ab", "xyz"], setup.limits), &requests);
+        let (mut engine, calls) = setup.engine(&["ab", "xyz"]);
+        let (actual, stats) = run(&mut engine, &requests);
+        prop_assert_eq!(&actual, &expect);
+        let counts = |stats: &crate::RunStats| {
+            (stats.num_prefill_steps, stats.num_decode_steps, stats.generated_tokens, stats.peak_rows)
+        };
+        prop_assert_eq!(counts(&stats), counts(&on_host));
+        let calls = std::mem::take(&mut *calls.lock().unwrap());
+        let count = |is: fn(&Call) -> bool| calls.iter().filter(|call| is(call)).count() as u64;
+        prop_assert_eq!(count(|call| *call == Call::Prefill), stats.num_prefill_steps);
+        prop_assert_eq!(count(|call| matches!(call, Call::Decode { .. })), stats.num_decode_steps);
+        // The same engine again: nothing is left over from the run before.
+        prop_assert_eq!(&run(&mut engine, &requests).0, &expect);
+    }
+}
+
+#[test]
+fn tables_are_uploaded_once_when_rows_change_and_not_else() {
+    let (mut engine, calls) = roomy_setup().engine(&[]);
+    let requests = [request(0, 5, 2, 4), request(1, 3, 1, 8), request(2, 6, 3, 1)];
+    let greedy_length = |idx| requests[idx as usize].max_new_tokens as usize;
+    let (completions, _) = run(&mut engine, &requests);
+    assert!(completions.values().all(|done| done.token_ids.len() == greedy_length(done.sample_idx)));
+    let decode = |num_seqs: usize| Call::Decode { num_rows: num_seqs.next_power_of_two(), num_seqs };
+    let expect = [
+        &[Call::Prefill, Call::Gather, Call::Upload][..],
+        &[decode(3), decode(3), decode(3)],
+        // Who has all its tokens has no row any more.
+        &[Call::Gather, Call::Upload],
+        &[decode(1), decode(1), decode(1), decode(1)],
+    ];
+    assert_eq!(*calls.lock().unwrap(), expect.concat());
+}
+
+#[test]
+fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
+    let (mut executor, _) = roomy_setup().executor();
+    let id = |response_idx| SeqId { group_idx: 0, response_idx };
+    let prompt = NewPrompt { group_idx: 0, sample_idx: 3, tokens: vec![1, 2, 3], block_table: vec![0] };
+    let row = RowSpan { id: RowId::Prompt(0), context_len: 0, query_len: 3, draws: 3 };
+    let tables = TableDelta { prompts: vec![prompt], ..TableDelta::default() };
+    executor.start(StepPlan { tables, rows: vec![row], copies: vec![] }).unwrap();
+    executor.collect().unwrap();
+    assert_eq!(executor.first_tokens.len(), 1);
+
+    let decode = |response_idx| RowSpan {
+        id: RowId::Response(id(response_idx)),
+        context_len: 3,
+        query_len: 1,
+        draws: 1,
+    };
+    let started =
+        vec![NewSeq { id: id(0), block_table: vec![0, 2] }, NewSeq { id: id(1), block_table: vec![1, 3] }];
+    let tables = TableDelta { started, ..TableDelta::default() };
+    let rows = vec![decode(0), decode(1)];
+    executor.start(StepPlan { tables, rows, copies: vec![(0, 1)] }).unwrap();
+    executor.collect().unwrap();
+    assert_eq!(executor.first_tokens.len(), 1, "the third has not started");
+    let tables = TableDelta { ended: vec![id(2), id(0)], ..TableDelta::default() };
+    let rows = vec![RowSpan { context_len: 4, ..decode(1) }];
+    executor.start(StepPlan { tables, rows, copies: vec![] }).unwrap();
+    assert!(executor.first_tokens.is_empty());
+    assert_eq!(executor.seqs.keys().collect::<Vec<_>>(), [&id(1)]);
+    executor.reset().unwrap();
+    assert!(executor.seqs.is_empty() && executor.in_flight.is_empty());
+}
+
+#[test]
+fn what_a_gpu_does_not_compute_yet_is_refused() {
+    let prompt = |group_idx| NewPrompt {
+        group_idx,
+        sample_idx: 0,
+        tokens: vec![1, 2, 3, 4],
+        block_table: vec![group_idx as BlockId],
+    };
+    let whole = |group_idx| RowSpan { id: RowId::Prompt(group_idx), context_len: 0, query_len: 4, draws: 1 };
+    let id = SeqId { group_idx: 0, response_idx: 0 };
+    let decode = RowSpan { id: RowId::Response(id), context_len: 4, query_len: 1, draws: 1 };
+    let refused = |prompts: Vec<NewPrompt>, rows: Vec<RowSpan>| {
+        let (mut executor, calls) = roomy_setup().executor();
+        let tables = TableDelta { prompts, ..TableDelta::default() };
+        let error = executor.start(StepPlan { tables, rows, copies: vec![] }).unwrap_err();
+        assert!(calls.lock().unwrap().is_empty(), "nothing was enqueued");
+        error.to_string()
+    };
+    insta::assert_snapshot!(refused(vec![], vec![]), @"the GPU executor does not compute a step without rows");
+    insta::assert_snapshot!(refused(vec![prompt(0)], vec![RowSpan { query_len: 3, draws: 0, ..whole(0) }]), @"the GPU executor does not compute a chunk of a prompt");
+    insta::assert_snapshot!(refused(vec![], vec![RowSpan { context_len: 2, query_len: 2, ..whole(0) }]), @"the GPU executor does not compute a chunk of a prompt");
+    insta::assert_snapshot!(refused(vec![prompt(0), prompt(1)], vec![whole(0)]), @"the GPU executor does not compute a chunk of a prompt");
+    insta::assert_snapshot!(refused(vec![prompt(0)], vec![whole(1)]), @"no sequence for response 0 of request 0");
+    insta::assert_snapshot!(refused(vec![prompt(0)], vec![whole(0), decode]), @"the GPU executor does not compute prompts and responses in one step");
+    insta::assert_snapshot!(refused(vec![prompt(0)], vec![decode]), @"the GPU executor does not compute a prompt that is told before its step");
+    insta::assert_snapshot!(refused(vec![], vec![RowSpan { query_len: 3, draws: 3, ..decode }]), @"the GPU executor does not compute drafted tokens to verify");
+    insta::assert_snapshot!(refused(vec![], vec![decode]), @"no sequence for response 0 of request 0");
+}

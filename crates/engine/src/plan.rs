@@ -1,0 +1,131 @@
+//! A step as plain data: what to compute, and what it gave.
+//!
+//! A [`StepPlan`] holds no tensor and no reference, so it can be sent to another process. It tells an executor only what
+//! changed: a block table travels once, when its prompt or response is new, and the executor keeps it until the end of
+//! that one is told.
+
+use std::time::Duration;
+
+use model_core::BlockId;
+use sampling::SampledToken;
+use serde::{Deserialize, Serialize};
+
+/// A block to copy before anything is computed: source and destination.
+pub type BlockCopy = (BlockId, BlockId);
+
+/// One response to a prompt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct SeqId {
+    /// The request, counted from the start of the run.
+    pub group_idx: u64,
+    /// Which response.
+    pub response_idx: u32,
+}
+
+/// Whose tokens a row computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RowId {
+    /// The prompt of this request, which all its responses share.
+    Prompt(u64),
+    /// A response.
+    Response(SeqId),
+}
+
+/// The tokens of one sequence in a step, and how many new ones to draw behind them.
+///
+/// | row | `context_len` | `query_len` | `draws` |
+/// | --- | --- | --- | --- |
+/// | a whole prompt | 0 | its length | one for each response |
+/// | a chunk of a prompt, not the last | tokens before it | its length | 0 |
+/// | a response that decodes | tokens before it | 1 | 1 |
+/// | a response with drafted tokens to verify | tokens before them | 1 + drafts | up to 1 + drafts |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowSpan {
+    /// Whose tokens.
+    pub id: RowId,
+    /// Tokens in the cache before this step.
+    pub context_len: u32,
+    /// Tokens that this step computes, at least 1.
+    pub query_len: u32,
+    /// Behind a prompt: the first tokens of its responses, from number 0 on, drawn from the same logits. In a response: the
+    /// most tokens it may go on by.
+    pub draws: u32,
+}
+
+/// A prompt that was not in a step before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewPrompt {
+    /// The request.
+    pub group_idx: u64,
+    /// Position of the sample in the input file: part of the random key.
+    pub sample_idx: u64,
+    /// The whole prompt, at least one token.
+    pub tokens: Vec<u32>,
+    /// Blocks for all of it.
+    pub block_table: Vec<BlockId>,
+}
+
+/// A response that decodes from this step on. Its first token was drawn behind its prompt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewSeq {
+    /// Which response.
+    pub id: SeqId,
+    /// Blocks for all tokens it may ever have.
+    pub block_table: Vec<BlockId>,
+}
+
+/// What an executor must learn of sequences before a step. Prompts are forgotten when their first tokens are drawn.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TableDelta {
+    /// Responses that ended. They are in no later step.
+    pub ended: Vec<SeqId>,
+    /// Prompts whose first row is in this step.
+    pub prompts: Vec<NewPrompt>,
+    /// Responses whose first decode is in this step.
+    pub started: Vec<NewSeq>,
+}
+
+/// One step.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StepPlan {
+    /// What changed since the last step.
+    pub tables: TableDelta,
+    /// Blocks to copy first, in order.
+    pub copies: Vec<BlockCopy>,
+    /// What to compute, no sequence twice. Responses come oldest first and those of one request side by side.
+    pub rows: Vec<RowSpan>,
+}
+
+/// What one step gave.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StepOutput {
+    /// The tokens of all rows, in the order of the rows.
+    pub tokens: Vec<SampledToken>,
+    /// Where the tokens of each row end: `[num_rows]`.
+    pub ends: Vec<u32>,
+    /// Time in the model, copies of blocks included.
+    pub forward_time: Duration,
+    /// Time in the sampler, where it is not part of the model's.
+    pub sample_time: Duration,
+}
+
+impl StepOutput {
+    /// The tokens of each row in order; a row past the end of `tokens` has none.
+    pub fn rows(&self) -> impl Iterator<Item = &[SampledToken]> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        starts
+            .zip(&self.ends)
+            .map(|(start, &end)| self.tokens.get(start as usize..end as usize).unwrap_or_default())
+    }
+}
+
+/// Where the tokens of each row end when each gives as many as it draws.
+pub(crate) fn ends_of(rows: &[RowSpan]) -> Vec<u32> {
+    let mut end = 0;
+    rows.iter()
+        .map(|row| {
+            end += row.draws;
+            end
+        })
+        .collect()
+}

@@ -1,0 +1,234 @@
+//! One run: requests become sequences of the scheduler, its steps go to the executor, tokens become completions.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    ops::ControlFlow,
+};
+
+use sampling::{FinishReason, SampledToken, StopState};
+
+use crate::{
+    Activity, Completion, Engine, EngineError, Request, RunStats,
+    plan::{RowId, RowSpan, SeqId, StepOutput, StepPlan},
+    scheduler::{Scheduler, SeqGroup},
+};
+
+/// A request in flight; its prompt is the scheduler's.
+struct ActiveRequest {
+    sample_idx: u64,
+    num_responses: u32,
+    max_new_tokens: u32,
+    num_unfinished: u32,
+}
+
+/// A response in flight.
+struct ActiveSeq {
+    token_ids: Vec<u32>,
+    stop: StopState,
+    logprobs: Vec<f32>,
+}
+
+impl ActiveSeq {
+    fn new(max_new_tokens: u32) -> Self {
+        Self { token_ids: Vec::new(), stop: StopState::new(max_new_tokens), logprobs: Vec::new() }
+    }
+}
+
+/// A response that ended in the step.
+struct Ended {
+    id: SeqId,
+    seq: ActiveSeq,
+    reason: FinishReason,
+}
+
+/// The state of one run.
+pub(crate) struct Run<'e, 'c> {
+    engine: &'e mut Engine,
+    on_completion: &'c mut dyn FnMut(Completion) -> ControlFlow<()>,
+    pub(crate) scheduler: Scheduler,
+    pub(crate) stats: RunStats,
+    requests: HashMap<u64, ActiveRequest>,
+    seqs: HashMap<SeqId, ActiveSeq>,
+    /// The rows of the steps that were started and not collected. A sequence among them may have ended with an earlier
+    /// step.
+    in_flight: VecDeque<Vec<RowSpan>>,
+}
+
+impl<'e, 'c> Run<'e, 'c> {
+    pub(crate) fn new(
+        engine: &'e mut Engine,
+        on_completion: &'c mut dyn FnMut(Completion) -> ControlFlow<()>,
+    ) -> Result<Self, EngineError> {
+        let scheduler = Scheduler::new(engine.limits)?;
+        engine.executor.reset()?;
+        Ok(Self {
+            engine,
+            on_completion,
+            scheduler,
+            stats: RunStats::default(),
+            requests: HashMap::new(),
+            seqs: HashMap::new(),
+            in_flight: VecDeque::new(),
+        })
+    }
+
+    /// Whether requests are in flight.
+    pub(crate) fn activity(&self) -> Activity {
+        if self.requests.is_empty() { Activity::Idle } else { Activity::Busy }
+    }
+
+    /// Queues a request, or answers it at once if there is nothing to compute.
+    pub(crate) fn submit(&mut self, request: Request) -> Result<ControlFlow<()>, EngineError> {
+        if request.num_responses == 0 {
+            return Ok(ControlFlow::Continue(()));
+        }
+        // Greedy responses are all alike: one is computed and repeated.
+        let num_seqs = if self.engine.executor.is_greedy() { 1 } else { request.num_responses };
+        let Request { sample_idx, prompt, num_responses, max_new_tokens } = request;
+        let active = ActiveRequest { sample_idx, num_responses, max_new_tokens, num_unfinished: num_seqs };
+        if max_new_tokens == 0 {
+            let empty = ActiveSeq::new(0);
+            return Ok((0..num_seqs).try_for_each(|response_idx| {
+                self.deliver(&active, response_idx, &empty, FinishReason::Length)
+            }));
+        }
+        let group_idx = self.scheduler.add(SeqGroup { sample_idx, prompt, num_seqs, max_new_tokens })?;
+        self.requests.insert(group_idx, active);
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Steps that were started and not collected.
+    pub(crate) fn num_in_flight(&self) -> usize {
+        self.in_flight.len()
+    }
+
+    /// Starts a step; returns how many steps may stay in flight behind it.
+    pub(crate) fn start(&mut self, plan: StepPlan) -> Result<usize, EngineError> {
+        let mut num_responses = 0;
+        for row in &plan.rows {
+            match row.id {
+                RowId::Prompt(group_idx) => {
+                    let unknown = unknown(SeqId { group_idx, response_idx: 0 });
+                    let max_new_tokens = self.requests.get(&group_idx).ok_or(unknown)?.max_new_tokens;
+                    self.stats.prompt_tokens += u64::from(row.query_len);
+                    let ids = (0..row.draws).map(|response_idx| SeqId { group_idx, response_idx });
+                    self.seqs.extend(ids.map(|id| (id, ActiveSeq::new(max_new_tokens))));
+                }
+                RowId::Response(_) => num_responses += 1,
+            }
+        }
+        match has_prompts(&plan.rows) {
+            true => self.stats.num_prefill_steps += 1,
+            false => self.stats.num_decode_steps += 1,
+        }
+        self.stats.peak_rows = self.stats.peak_rows.max(num_responses);
+        let rows = plan.rows.clone();
+        self.engine.executor.start(plan)?;
+        self.in_flight.push_back(rows);
+        Ok(self.engine.executor.run_ahead())
+    }
+
+    /// Takes the tokens of the oldest step in flight.
+    pub(crate) fn collect(&mut self) -> Result<ControlFlow<()>, EngineError> {
+        let Some(rows) = self.in_flight.pop_front() else { return Ok(ControlFlow::Continue(())) };
+        let output = self.engine.executor.collect()?;
+        match has_prompts(&rows) {
+            true => self.stats.prefill_time += output.forward_time,
+            false => self.stats.decode_time += output.forward_time,
+        }
+        self.stats.sample_time += output.sample_time;
+        let ended = self.append(&rows, &output)?;
+        self.deliver_ended(ended)
+    }
+
+    /// Gives each row of a step its tokens, tells the scheduler, and takes out the responses that end with them.
+    fn append(&mut self, rows: &[RowSpan], output: &StepOutput) -> Result<Vec<Ended>, EngineError> {
+        let mut ended = Vec::new();
+        let mut of_rows = output.rows();
+        for (idx, row) in rows.iter().enumerate() {
+            let tokens = of_rows.next().unwrap_or_default();
+            let num_tokens = tokens.len() as u32;
+            let bad = EngineError::BadOutput { row: idx, draws: row.draws, actual: tokens.len() };
+            match row.id {
+                RowId::Prompt(_) if num_tokens != row.draws => return Err(bad),
+                RowId::Prompt(group_idx) => {
+                    for (response_idx, token) in (0..row.draws).zip(tokens) {
+                        let id = SeqId { group_idx, response_idx };
+                        ended.extend(self.append_to(id, std::slice::from_ref(token))?);
+                    }
+                }
+                RowId::Response(_) if !(1..=row.draws).contains(&num_tokens) => return Err(bad),
+                RowId::Response(id) => {
+                    self.scheduler.accept(id, row.query_len, num_tokens);
+                    ended.extend(self.append_to(id, tokens)?);
+                }
+            }
+        }
+        let ended_ids: Vec<SeqId> = ended.iter().map(|ended| ended.id).collect();
+        self.scheduler.end(&ended_ids);
+        Ok(ended)
+    }
+
+    /// Appends tokens to a response, up to the one that ends it. A step that was started before the end of a sequence was
+    /// known has a row of it too: what that gives is dropped.
+    fn append_to(&mut self, id: SeqId, tokens: &[SampledToken]) -> Result<Option<Ended>, EngineError> {
+        let Some(seq) = self.seqs.get_mut(&id) else { return Ok(None) };
+        for sampled in tokens {
+            seq.token_ids.push(sampled.token);
+            seq.logprobs.extend(sampled.logprob);
+            self.stats.generated_tokens += 1;
+            let token_bytes = self.engine.token_bytes.bytes(sampled.token);
+            if let Some(reason) = seq.stop.push(&self.engine.stop, sampled.token, token_bytes) {
+                let seq = self.seqs.remove(&id).ok_or_else(|| unknown(id))?;
+                return Ok(Some(Ended { id, seq, reason }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn deliver_ended(&mut self, ended: Vec<Ended>) -> Result<ControlFlow<()>, EngineError> {
+        for Ended { id, seq, reason } in ended {
+            let mut active = self.requests.remove(&id.group_idx).ok_or_else(|| unknown(id))?;
+            let flow = self.deliver(&active, id.response_idx, &seq, reason);
+            active.num_unfinished -= 1;
+            if active.num_unfinished > 0 {
+                self.requests.insert(id.group_idx, active);
+            }
+            if flow.is_break() {
+                return Ok(flow);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn deliver(
+        &mut self,
+        request: &ActiveRequest,
+        response_idx: u32,
+        seq: &ActiveSeq,
+        finish_reason: FinishReason,
+    ) -> ControlFlow<()> {
+        let is_repeated = self.engine.executor.is_greedy();
+        let response_idxs =
+            if is_repeated { 0..request.num_responses } else { response_idx..response_idx + 1 };
+        let has_logprobs = seq.logprobs.len() == seq.token_ids.len() && !seq.token_ids.is_empty();
+        for response_idx in response_idxs {
+            (self.on_completion)(Completion {
+                sample_idx: request.sample_idx,
+                response_idx,
+                token_ids: seq.token_ids.clone(),
+                finish_reason,
+                logprobs: has_logprobs.then(|| seq.logprobs.clone()),
+            })?;
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+fn has_prompts(rows: &[RowSpan]) -> bool {
+    rows.iter().any(|row| matches!(row.id, RowId::Prompt(_)))
+}
+
+fn unknown(id: SeqId) -> EngineError {
+    EngineError::UnknownSequence { group_idx: id.group_idx, response_idx: id.response_idx }
+}

@@ -1,0 +1,166 @@
+//! What the tests of engines share: a model and a device that are simulated, down to the slot of the cache.
+
+use std::{
+    collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
+    sync::Arc,
+};
+
+use model_core::{Batch, BlockId, ModelError};
+use sampling::{CpuSampler, SamplingParams, StopConditions, TokenBytes};
+use tch::Tensor;
+
+use crate::{
+    BlockCopy, Completion, Engine, EngineLimits, Executor, Request, RunEnd, RunStats,
+    executor::host::{BatchModel, HostExecutor},
+};
+
+pub(crate) const BLOCK_SIZE_TOKENS: usize = 4;
+pub(crate) const VOCAB_SIZE: usize = 40;
+pub(crate) const EOS: u32 = 39;
+const PADDED_VOCAB_SIZE: usize = 48;
+
+/// Logits are a hash of the token history, which it reads back from its cache through the block tables.
+#[derive(Debug, Default)]
+pub(crate) struct FakeModel {
+    cache: HashMap<(BlockId, usize), u32>,
+}
+
+impl FakeModel {
+    pub(crate) fn write(&mut self, table: &[BlockId], pos: usize, token: u32) {
+        self.cache.insert((table[pos / BLOCK_SIZE_TOKENS], pos % BLOCK_SIZE_TOKENS), token);
+    }
+
+    /// The first `len_tokens` tokens of a sequence.
+    pub(crate) fn history(&self, table: &[BlockId], len_tokens: usize) -> Vec<u32> {
+        (0..len_tokens)
+            .map(|pos| self.cache[&(table[pos / BLOCK_SIZE_TOKENS], pos % BLOCK_SIZE_TOKENS)])
+            .collect()
+    }
+
+    pub(crate) fn logits(history: &[u32]) -> Vec<f32> {
+        (0..PADDED_VOCAB_SIZE)
+            .map(|id| {
+                let mut hasher = DefaultHasher::new();
+                (history, id).hash(&mut hasher);
+                (hasher.finish() % 1000) as f32 * 0.004
+            })
+            .collect()
+    }
+}
+
+impl BatchModel for FakeModel {
+    fn forward(&mut self, batch: &Batch) -> Result<Tensor, ModelError> {
+        let (mut tokens, mut blocks) = (batch.tokens.as_slice(), batch.block_tables.as_slice());
+        let mut rows = Vec::new();
+        for span in &batch.spans {
+            let (query, table);
+            (query, tokens) = tokens.split_at(span.query_len as usize);
+            (table, blocks) = blocks.split_at(span.num_blocks as usize);
+            let context_len = span.context_len as usize;
+            for (pos, &token) in (context_len..).zip(query) {
+                self.write(table, pos, token);
+            }
+            let end = context_len + query.len();
+            let with_logits = end - span.num_logits as usize + 1..=end;
+            rows.extend(with_logits.map(|len| Self::logits(&self.history(table, len))));
+        }
+        assert!(tokens.is_empty() && blocks.is_empty());
+        if rows.is_empty() {
+            return Ok(Tensor::f_zeros([0, PADDED_VOCAB_SIZE as i64], (tch::Kind::Float, tch::Device::Cpu))?);
+        }
+        Ok(Tensor::from_slice2(&rows))
+    }
+
+    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
+        for &(src, dst) in copies {
+            for offset in 0..BLOCK_SIZE_TOKENS {
+                if let Some(&token) = self.cache.get(&(src, offset)) {
+                    self.cache.insert((dst, offset), token);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Token `id` spells the letter at `id % 26`.
+pub(crate) struct Letters;
+
+impl TokenBytes for Letters {
+    fn bytes(&self, id: u32) -> &[u8] {
+        let idx = id as usize % 26;
+        &b"abcdefghijklmnopqrstuvwxyz"[idx..=idx]
+    }
+}
+
+pub(crate) fn limits(max_num_seqs: usize, max_prefill_tokens: usize, num_blocks: usize) -> EngineLimits {
+    EngineLimits { max_num_seqs, max_prefill_tokens, num_blocks, block_size_tokens: BLOCK_SIZE_TOKENS }
+}
+
+pub(crate) fn roomy() -> EngineLimits {
+    limits(64, 1000, 1000)
+}
+
+pub(crate) fn params() -> SamplingParams {
+    SamplingParams {
+        use_greedy: false,
+        temperature: 1.0,
+        top_k: None,
+        top_p: Some(0.9),
+        repetition_penalty: 1.2,
+        compute_logprob: true,
+    }
+}
+
+pub(crate) fn stop(end_strings: &[&str]) -> StopConditions {
+    let end_strings: Vec<String> = end_strings.iter().map(|&string| string.to_owned()).collect();
+    StopConditions::resolve(&end_strings, &[EOS], |_| None).unwrap()
+}
+
+pub(crate) fn sampler(params: SamplingParams) -> CpuSampler {
+    CpuSampler::new(params, VOCAB_SIZE, 99, vec![EOS], 0).unwrap()
+}
+
+pub(crate) fn host(params: SamplingParams) -> HostExecutor {
+    HostExecutor::new(Box::new(FakeModel::default()), Box::new(sampler(params)))
+}
+
+pub(crate) fn engine_of(
+    executor: impl Executor + 'static,
+    end_strings: &[&str],
+    limits: EngineLimits,
+) -> Engine {
+    Engine::with_executor(Box::new(executor), stop(end_strings), Arc::new(Letters), limits).unwrap()
+}
+
+pub(crate) fn request(
+    sample_idx: u64,
+    prompt_len: usize,
+    num_responses: u32,
+    max_new_tokens: u32,
+) -> Request {
+    let prompt = (0..prompt_len as u64).map(|pos| ((pos * 7 + sample_idx * 3) % 38) as u32).collect();
+    Request { sample_idx, prompt, num_responses, max_new_tokens }
+}
+
+/// A completion for each sample and response.
+pub(crate) type Completions = std::collections::BTreeMap<(u64, u32), Completion>;
+
+pub(crate) fn run(engine: &mut Engine, requests: &[Request]) -> (Completions, RunStats) {
+    let mut input = requests.iter().cloned();
+    let mut completions = Completions::new();
+    let stats = engine
+        .run(
+            &mut |_| input.next().into(),
+            &mut |completion| {
+                let key = (completion.sample_idx, completion.response_idx);
+                assert!(completions.insert(key, completion).is_none(), "{key:?} came twice");
+                std::ops::ControlFlow::Continue(())
+            },
+            &|| false,
+        )
+        .unwrap();
+    assert_eq!(stats.end, RunEnd::Finished);
+    (completions, stats)
+}

@@ -1,0 +1,112 @@
+//! Spans of every kind in one batch: each gets the bits that it gets in a step of its own.
+
+mod common;
+
+use common::tiny::made_up_weights;
+use common::{BACKENDS, Runner, bits, config_of, max_difference};
+use model_core::{Batch, BlockId, Precision};
+
+const VOCAB_SIZE: u64 = 300;
+/// Rounding of sums whose parts are cut at other places.
+const TOLERANCE: f32 = 2e-4;
+
+const ROTARY: &str = "
+num_layers: 2
+hidden_size: 96
+ffn_hidden_size: 160
+num_attention_heads: 6
+num_query_groups: 2
+encoder_seq_length: 256
+normalization: rmsnorm
+bias: false
+activation: fast-swiglu
+position_embedding_type: rope
+";
+
+const LEARNED: &str = "
+num_layers: 2
+hidden_size: 96
+ffn_hidden_size: 160
+num_attention_heads: 6
+encoder_seq_length: 256
+activation: gelu
+position_embedding_type: learned_absolute
+";
+
+fn tokens(len: u32, seed: u32) -> Vec<u32> {
+    (0..len).map(|idx| (idx * 37 + seed * 11) % VOCAB_SIZE as u32).collect()
+}
+
+/// A span: its tokens, how many are cached before them, how many of them get logits.
+struct Part {
+    tokens: Vec<u32>,
+    context_len: u32,
+    num_logits: u32,
+    table: Vec<BlockId>,
+}
+
+/// A prompt, a chunk in the middle of one, its last chunk, a decoded token and four tokens to verify, each of a sequence
+/// whose tokens before them are cached.
+fn parts(runner: &mut Runner) -> Vec<Part> {
+    let sequence = tokens(90, 5);
+    [(0, 41, 1), (33, 20, 0), (53, 37, 1), (64, 1, 1), (70, 4, 4)]
+        .into_iter()
+        .map(|(context_len, query_len, num_logits)| {
+            let table = runner.blocks(sequence.len());
+            if context_len > 0 {
+                let _ = runner.prefill(&[&sequence[..context_len]], std::slice::from_ref(&table));
+            }
+            let tokens = sequence[context_len..context_len + query_len].to_vec();
+            Part { tokens, context_len: context_len as u32, num_logits, table }
+        })
+        .collect()
+}
+
+fn batch<'a>(parts: impl IntoIterator<Item = &'a Part>) -> Batch {
+    let mut batch = Batch::default();
+    for part in parts {
+        batch.push(&part.tokens, part.context_len, part.num_logits, &part.table);
+    }
+    batch
+}
+
+#[test]
+fn a_mixed_batch_has_the_bits_of_separate_steps() {
+    for yaml in [ROTARY, LEARNED] {
+        let source = made_up_weights(&config_of(yaml), VOCAB_SIZE, 0.2);
+        for backend in BACKENDS {
+            for precision in [Precision::Fp32, Precision::Bf16] {
+                let mut runner = Runner::new(config_of(yaml), &source, precision, backend).unwrap();
+                let mut parts = parts(&mut runner);
+                let separate: Vec<_> = parts.iter().map(|part| runner.forward(&batch([part]))).collect();
+                assert_eq!(separate.iter().map(Vec::len).collect::<Vec<_>>(), [1, 0, 1, 1, 4]);
+                let mixed = runner.forward(&batch(&parts));
+                assert_eq!(bits(&mixed), bits(&separate.concat()), "{backend:?} {precision:?}");
+                parts.reverse();
+                let reversed: Vec<_> = separate.iter().rev().flatten().cloned().collect();
+                let mixed = runner.forward(&batch(&parts));
+                assert_eq!(bits(&mixed), bits(&reversed), "{backend:?} {precision:?}, reversed");
+            }
+        }
+    }
+}
+
+#[test]
+fn chunks_and_verified_tokens_are_those_of_the_whole_sequence() {
+    for yaml in [ROTARY, LEARNED] {
+        let source = made_up_weights(&config_of(yaml), VOCAB_SIZE, 0.2);
+        for backend in BACKENDS {
+            let mut runner = Runner::new(config_of(yaml), &source, Precision::Fp32, backend).unwrap();
+            let sequence = tokens(90, 5);
+            let whole = runner.all_logits(&sequence);
+            let parts = parts(&mut runner);
+            for part in parts.iter().filter(|part| part.num_logits > 0) {
+                let end = part.context_len as usize + part.tokens.len();
+                let logits = runner.forward(&batch([part]));
+                let expect = &whole[end - part.num_logits as usize..end];
+                let difference = max_difference(&logits, expect);
+                assert!(difference < TOLERANCE, "{backend:?} at {}: {difference}", part.context_len);
+            }
+        }
+    }
+}

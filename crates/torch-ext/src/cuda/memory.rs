@@ -1,0 +1,43 @@
+//! The current GPU, its memory that libtorch keeps in reserve, and uploads of small lists.
+#![expect(unsafe_code, reason = "the shim has a C interface")]
+
+use std::ffi::c_void;
+
+use tch::Tensor;
+use tch::kind::Element;
+
+use super::ffi;
+use crate::ExtError;
+
+/// `values` as a tensor of one dimension on GPU `device_idx`, through page-locked memory. The upload is asynchronous: what is enqueued on
+/// the current stream afterwards finds it there.
+///
+/// # Errors
+/// When there is no memory, or earlier work on the GPU failed.
+pub fn send<T: Element>(values: &[T], device_idx: usize) -> Result<Tensor, ExtError> {
+    let tensor = Tensor::f_from_slice(values)?;
+    let mut out = std::ptr::null_mut();
+    // SAFETY: the tensor lives over the call and the pointer is valid for it.
+    let code = unsafe { ffi::te_cuda_send(tensor.as_ptr().cast::<c_void>(), device_idx as i64, &mut out) };
+    ffi::check("pin_memory", code)?;
+    // SAFETY: the shim made a tensor of its own for us.
+    Ok(unsafe { Tensor::from_ptr(out.cast()) })
+}
+
+/// Makes a GPU the calling thread's current one, and libtorch ready to use it.
+///
+/// # Errors
+/// When there is no such GPU, or libtorch cannot use it.
+pub fn set_device(device_idx: usize) -> Result<(), ExtError> {
+    // SAFETY: the entry takes any number; libtorch refuses one that no GPU has.
+    ffi::check("c10::cuda::set_device", unsafe { ffi::te_cuda_set_device(device_idx as i64) })
+}
+
+/// Hands the memory that libtorch keeps in reserve back to the GPUs.
+///
+/// # Errors
+/// When libtorch cannot.
+pub fn empty_cache() -> Result<(), ExtError> {
+    // SAFETY: the entry has no arguments.
+    ffi::check("emptyCache", unsafe { ffi::te_cuda_empty_cache() })
+}
