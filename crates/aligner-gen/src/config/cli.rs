@@ -157,7 +157,7 @@ pub(crate) struct LogitsArgs {
     /// float32 `[batch, seq, padded_vocab_size]`
     #[arg(long, value_name = "OUT.npy")]
     pub(crate) output: PathBuf,
-    /// 32, bf16 or 16
+    /// 32 or bf16
     #[arg(long, default_value = "bf16")]
     pub(crate) precision: String,
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
