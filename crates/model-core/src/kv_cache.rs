@@ -14,8 +14,7 @@ use crate::load::{Backend, LoadOptions};
 /// Index of a block in the cache.
 pub type BlockId = u32;
 
-/// Tokens in a block, for every backend.
-pub const BLOCK_SIZE_TOKENS: usize = 32;
+pub use model_spec::BLOCK_SIZE_TOKENS;
 
 /// The shape that a backend gives to one block of one layer.
 #[derive(Clone, Debug)]
