@@ -4,6 +4,8 @@
 //! is common to all, so copying blocks needs no backend.
 
 use cpu_kernels::{KvShape, PackedKv};
+pub use model_spec::BLOCK_SIZE_TOKENS;
+use model_spec::{KvGroup, TableRows};
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
@@ -13,8 +15,6 @@ use crate::load::{Backend, LoadOptions};
 
 /// Index of a block in the cache.
 pub type BlockId = u32;
-
-pub use model_spec::BLOCK_SIZE_TOKENS;
 
 /// The shape that a backend gives to one block of one layer.
 #[derive(Clone, Debug)]
@@ -128,18 +128,22 @@ impl KvCache {
 
     /// Bytes that one block takes over all layers, for planning memory before there is a cache.
     pub fn bytes_per_block(config: &ModelConfig, options: LoadOptions) -> usize {
-        let elem_bytes = options.precision.size_bytes();
-        let shape = KvShape {
-            num_layers: config.num_layers,
-            num_blocks: 1,
-            num_query_groups: config.num_query_groups,
-            head_dim: config.kv_channels,
+        let kv = options.precision.numerics().kv;
+        let bytes = |group: &KvGroup| match (options.backend, options.device) {
+            (Backend::Fused, Device::Cpu) => {
+                let shape = KvShape {
+                    num_layers: group.layers.len(),
+                    num_blocks: 1,
+                    num_query_groups: group.num_query_groups,
+                    head_dim: group.kv_channels,
+                };
+                PackedKv::block_bytes(&shape, kv.size_bytes())
+            }
+            _ => group.bytes_per_block(kv) as usize,
         };
-        let elems_per_token = 2 * shape.num_layers * shape.num_query_groups * shape.head_dim;
-        match (options.backend, options.device) {
-            (Backend::Fused, Device::Cpu) => PackedKv::block_bytes(&shape, elem_bytes),
-            _ => elems_per_token * BLOCK_SIZE_TOKENS * elem_bytes,
-        }
+        // The cache does not depend on the tables.
+        let spec = config.spec(TableRows { vocab: 0, positions: 0 });
+        spec.kv_groups().iter().map(bytes).sum()
     }
 
     /// Copies whole blocks, `(from, to)` each, in order.
