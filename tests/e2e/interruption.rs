@@ -143,10 +143,15 @@ fn changed_settings_are_refused_or_started_afresh() {
         assert!(ended.error().contains(name), "{}", ended.stderr);
     }
     assert_eq!(job.jsonl(), before);
+    // The kernels are no setting of a text, and decide it all the same.
+    let job = job.with(&["trainer.generation.trt_llm.enable=true"]);
+    let ended = job.run().expect_code(2);
+    let kernels = "`trainer.generation.trt_llm.enable` (was false, now true)";
+    assert!(ended.error().contains(kernels), "{}", ended.stderr);
     let mut data = std::fs::read_to_string(job.path().join("data.jsonl")).unwrap();
     data.push_str(&data.clone());
     std::fs::write(job.path().join("data.jsonl"), data).unwrap();
-    assert!(job.run().expect_code(2).error().contains("changed: `data`, "));
+    assert!(job.run().expect_code(2).error().contains("`data`, "));
     let job = job.with(&["++exp_manager.resume_if_exists=false"]);
     job.run().expect_code(0);
     assert_eq!(job.records().len(), 4);

@@ -1,12 +1,11 @@
 //! Several ranks: the same file from any number of them, and what happens to the job when one of them stops.
 
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 use torch_ext::store::Store;
 
-use crate::support::{Ended, Job, PATIENCE, run, wait};
+use crate::support::{Ended, Job, run, wait, wait_until};
 
 const LONG: [&str; 1] = ["model.generation.length_params.max_length=40"];
 
@@ -40,15 +39,12 @@ fn rank_of(pid: Pid) -> usize {
 
 /// Waits until a process is gone, or is a zombie that has not been reaped.
 fn wait_gone(pid: Pid) {
-    let started = Instant::now();
     let is_zombie = || {
         std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid()))
             .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with('Z')))
     };
-    while test_kill_process(pid).is_ok() && !is_zombie() {
-        assert!(started.elapsed() < PATIENCE, "process {} lives on", pid.as_raw_pid());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let end = format!("the end of process {}", pid.as_raw_pid());
+    wait_until(&end, || test_kill_process(pid).is_err() || is_zombie());
 }
 
 /// One rank as a launcher of another kind starts it.
@@ -184,11 +180,7 @@ fn a_rank_may_come_late_or_never() {
     let port = free_port();
     let first = rank_command(&job, 0, 3, port).spawn().unwrap();
     // Rank 1 joins in the middle of the job, rank 2 never.
-    let started = Instant::now();
-    while std::fs::read(job.jsonl_path()).unwrap_or_default().is_empty() {
-        assert!(started.elapsed() < PATIENCE, "no step in time");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    wait_until("a first step", || !std::fs::read(job.jsonl_path()).unwrap_or_default().is_empty());
     let late = rank_command(&job, 1, 3, port).spawn().unwrap();
     wait(first).expect_code(0);
     wait(late).expect_code(0);
@@ -294,7 +286,9 @@ fn several_machines_without_a_launcher() {
     };
     // The machine of rank 0 comes later than the other.
     let second = start("1");
-    std::thread::sleep(Duration::from_secs(2));
+    // A rank that has its log is about to look for rank 0.
+    let log = job.results().join("nemo_log_globalrank-2_localrank-0.txt");
+    wait_until("rank 2 has its log", || log.exists());
     let first = start("0");
     wait(first).expect_code(0);
     wait(second).expect_code(0);

@@ -1,9 +1,7 @@
 //! The same texts, whatever the batch, the order, the kernels, the number of responses, and however often the run is
 //! killed. `cargo xtask soak` runs the long version.
 
-use std::time::Duration;
-
-use crate::support::{Job, fixture, wait};
+use crate::support::{Job, fixture, num_lines, wait_for_line};
 
 const NUM_SAMPLES: usize = 12;
 
@@ -27,8 +25,12 @@ const SAMPLING: [&str; 7] = [
 ];
 
 fn job(model: &str, overrides: &[&str]) -> Job {
+    job_of(NUM_SAMPLES, model, overrides)
+}
+
+fn job_of(num_samples: usize, model: &str, overrides: &[&str]) -> Job {
     // Prompts of many lengths, so that rows of a batch differ in everything.
-    let lines: String = (0..NUM_SAMPLES)
+    let lines: String = (0..num_samples)
         .map(|n| {
             let question = "Where does the river go? ".repeat(n * 5 % 7 % 3) + &"?".repeat(n);
             format!(
@@ -82,25 +84,52 @@ fn one_text_for_every_batch_and_both_kernels() {
     }
 }
 
+/// What a run has just done when it is killed.
+#[derive(Clone, Copy)]
+enum Moment {
+    /// It was started.
+    Started,
+    /// Its plan is shown, and it opens the folder and cuts it back.
+    Planned,
+    /// The model is loaded, and the first step is computed.
+    Loaded,
+    /// One more step is on disk, and the next one is computed.
+    Committed,
+}
+
+/// Each of these four times.
+const MOMENTS: [Moment; 5] =
+    [Moment::Started, Moment::Committed, Moment::Planned, Moment::Committed, Moment::Loaded];
+const NUM_KILLS: usize = 20;
+/// Enough that work is left after all kills, of which eight wait for a step each.
+const NUM_STEPS: usize = 36;
+
+fn kill_at(job: &Job, moment: Moment) {
+    let num_lines = std::fs::read(job.jsonl_path()).map_or(0, |bytes| num_lines(&bytes));
+    let mut child = match moment {
+        Moment::Committed => job.start_and_wait_for_lines(num_lines + 1),
+        _ => job.command().spawn().unwrap(),
+    };
+    match moment {
+        Moment::Started | Moment::Committed => {}
+        Moment::Planned => wait_for_line(&mut child, "tokens that end a response"),
+        Moment::Loaded => wait_for_line(&mut child, "loaded in "),
+    }
+    assert!(child.try_wait().unwrap().is_none(), "the run ended of itself");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
 #[test]
 fn twenty_kills_leave_the_file_the_same_to_the_byte() {
-    const NUM_KILLS: u64 = 20;
     let long = ["model.generation.length_params.max_length=60", "model.global_batch_size=1"];
     for model in MODELS {
-        let undisturbed = job(model, &long);
+        let undisturbed = job_of(NUM_STEPS, model, &long);
         undisturbed.run().expect_code(0);
-        let job = job(model, &long);
-        let mut num_interrupted = 0;
-        for kill in 0..NUM_KILLS {
-            // A fixed sequence of moments, between the start of the program and the end of its work.
-            let moment = Duration::from_millis(20 + kill * kill * 7919 % 400);
-            let mut child = job.command().spawn().unwrap();
-            std::thread::sleep(moment);
-            num_interrupted += u32::from(child.try_wait().unwrap().is_none());
-            child.kill().unwrap();
-            wait(child);
+        let job = job_of(NUM_STEPS, model, &long);
+        for moment in MOMENTS.into_iter().cycle().take(NUM_KILLS) {
+            kill_at(&job, moment);
         }
-        assert!(num_interrupted >= 5, "the run had ended before most kills: {num_interrupted} met it");
         job.run().expect_code(0);
         assert_eq!(job.jsonl(), undisturbed.jsonl(), "{model}");
     }

@@ -1,6 +1,6 @@
 //! Running the real binary in a folder of its own.
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -172,7 +172,7 @@ impl Job {
         let started = Instant::now();
         loop {
             let lines = std::fs::read(self.jsonl_path()).unwrap_or_default();
-            if lines.iter().filter(|&&byte| byte == b'\n').count() >= num_lines {
+            if self::num_lines(&lines) >= num_lines {
                 return child;
             }
             if let Some(status) = child.try_wait().unwrap() {
@@ -182,6 +182,41 @@ impl Job {
             assert!(started.elapsed() < PATIENCE, "no line {num_lines} in time");
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+}
+
+/// How many whole lines these bytes hold.
+pub(crate) fn num_lines(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|&&byte| byte == b'\n').count()
+}
+
+/// Waits until a child has written a line with this text to stderr, which is drained from then on.
+pub(crate) fn wait_for_line(child: &mut Child, text: &str) {
+    let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let (sender, receiver) = std::sync::mpsc::channel();
+    // Ends with the child. Nobody listens once the line has come, but a full pipe would stop the child.
+    std::thread::spawn(move || {
+        for line in lines.map_while(Result::ok) {
+            let _ = sender.send(line);
+        }
+    });
+    let (started, mut seen) = (Instant::now(), Vec::new());
+    loop {
+        let left = PATIENCE.saturating_sub(started.elapsed());
+        match receiver.recv_timeout(left) {
+            Ok(line) if line.contains(text) => return,
+            Ok(line) => seen.push(line),
+            Err(error) => panic!("no line with `{text}` ({error}) after:\n{}", seen.join("\n")),
+        }
+    }
+}
+
+/// Waits until this holds.
+pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < PATIENCE, "{what}: not in time");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

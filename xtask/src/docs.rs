@@ -14,9 +14,10 @@ use crate::workspace::{Workspace, probe, run as run_command, say};
 const MDBOOK_VERSION: &str = "0.5.4";
 const TOOLS: &str = ".tools";
 
-/// `cargo doc` for the project's own crates; a broken link in it is an error.
-pub(crate) const API_ARGS: [&str; 5] =
-    ["doc", "--workspace", "--no-deps", "--config", r#"build.rustdocflags=["-D", "warnings"]"#];
+/// `cargo doc` for the project's own crates, to be run with [`API_FLAGS`].
+pub(crate) const API_ARGS: [&str; 3] = ["doc", "--workspace", "--no-deps"];
+/// The variable and its value that make a warning of rustdoc, such as a broken link, an error.
+pub(crate) const API_FLAGS: (&str, &str) = ("RUSTDOCFLAGS", "-D warnings");
 
 /// Builds everything into `target/docs`.
 ///
@@ -26,7 +27,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     setup::report(workspace, None)?;
     let mdbook = mdbook(workspace)?;
     let target = target_dir(workspace)?;
-    run_command(workspace.cargo().args(API_ARGS))?;
+    run_command(workspace.cargo().args(API_ARGS).env(API_FLAGS.0, API_FLAGS.1))?;
     let book = target.join("docs");
     // mdBook empties the folder first.
     run_command(workspace.command(mdbook).args(["build", "--dest-dir"]).arg(&book))?;

@@ -47,7 +47,9 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
             continue;
         }
         say(&format!("== {}", check.name));
-        record(check.name, checked(crate::workspace::run(workspace.cargo().args(check.args))));
+        let mut command = workspace.cargo();
+        command.args(check.args).env(docs::API_FLAGS.0, docs::API_FLAGS.1);
+        record(check.name, checked(crate::workspace::run(&mut command)));
     }
     for (name, command, runner) in test_commands(workspace, has_cuda) {
         say(&format!("== {name}"));

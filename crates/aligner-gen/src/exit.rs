@@ -1,8 +1,12 @@
 //! Failures and their exit codes: every error that leaves the program passes through here.
+//!
+//! What the errors of the model, the engine, the sampler and the kernels mean stands in `compute`.
 
 use std::process::ExitCode;
 
 use anyhow::anyhow;
+
+mod compute;
 
 /// How the program ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,46 +98,9 @@ impl<T, E: Into<anyhow::Error>> ResultExt<T> for Result<T, E> {
     }
 }
 
-macro_rules! failure_from {
-    ($($error:ty => $status:ident),* $(,)?) => {
-        $(impl From<$error> for Failure {
-            fn from(error: $error) -> Self {
-                Self { status: ExitStatus::$status, error: error.into() }
-            }
-        })*
-    };
-}
-
-failure_from! {
-    sampling::SamplingError => Usage,
-    nemo_format::FormatError => Checkpoint,
-}
-
-impl From<model_core::ModelError> for Failure {
-    fn from(error: model_core::ModelError) -> Self {
-        Self { status: model_status(&error), error: error.into() }
-    }
-}
-
-fn model_status(error: &model_core::ModelError) -> ExitStatus {
-    use model_core::ModelError;
-    match error {
-        ModelError::OutOfMemory(_) | ModelError::NoBackend { .. } => ExitStatus::Device,
-        ModelError::BadPrecision { .. } | ModelError::BeyondWindow { .. } => ExitStatus::Usage,
-        ModelError::SequenceTooLong { .. } => ExitStatus::Data,
-        _ => ExitStatus::Checkpoint,
-    }
-}
-
-impl From<engine::EngineError> for Failure {
-    fn from(error: engine::EngineError) -> Self {
-        use engine::EngineError;
-        let status = match &error {
-            EngineError::RequestTooLarge { .. } => ExitStatus::Device,
-            EngineError::Model(model_core::ModelError::OutOfMemory(_)) => ExitStatus::Device,
-            _ => ExitStatus::Failed,
-        };
-        Self { status, error: error.into() }
+impl From<nemo_format::FormatError> for Failure {
+    fn from(error: nemo_format::FormatError) -> Self {
+        Self { status: ExitStatus::Checkpoint, error: error.into() }
     }
 }
 

@@ -6,7 +6,7 @@
 //! result depends on that row alone and is bitwise identical in any batch.
 //!
 //! Shapes: n rows (tokens), h hidden size, H query heads in G groups of q, d elements a head, blocks of 32 tokens; T is
-//! the type of [`KernelConfig`]. All tensors are contiguous and on the stream's GPU.
+//! the type of `KernelConfig`. All tensors are contiguous and on the stream's GPU.
 //!
 //! Feature `nvrtc` has the programs, which compile on a machine without a GPU; feature `cuda` adds the launchers.
 

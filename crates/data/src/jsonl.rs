@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 
 use crate::DataError;
+use crate::file_hash::FileHash;
 use crate::json::{Json, JsonObject};
 use crate::line_store::LineStore;
 use crate::record::RecordError;
@@ -61,11 +62,21 @@ impl JsonlReader {
     /// # Errors
     /// When the file is of another kind or cannot be opened.
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        Self::open_with_store(path).map(|(reader, _)| reader)
+        Ok(OpenedData::open(path)?.reader)
     }
+}
 
-    /// The same, and the store to read its lines again from, once the reader has passed them.
-    pub(crate) fn open_with_store(path: &Path) -> Result<(Self, LineStore), DataError> {
+/// A data file whose lines are read once in order, and again one by one.
+pub(crate) struct OpenedData {
+    pub(crate) reader: JsonlReader,
+    /// Where the lines are read again from, once the reader has passed them.
+    pub(crate) store: LineStore,
+    /// Of the bytes that the reader has read.
+    pub(crate) hash: FileHash,
+}
+
+impl OpenedData {
+    pub(crate) fn open(path: &Path) -> Result<Self, DataError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().to_lowercase();
         if let Some(extension) = REFUSED_EXTENSIONS.into_iter().find(|extension| name.ends_with(extension)) {
             return Err(DataError::UnsupportedDataFile { path: path.into(), extension });
@@ -76,28 +87,28 @@ impl JsonlReader {
         if metadata.is_dir() {
             return Err(open_error(std::io::ErrorKind::IsADirectory.into()));
         }
-        let packed: Option<Box<dyn Read + Send>> = if name.ends_with(".gz") {
-            Some(Box::new(flate2::read::MultiGzDecoder::new(file.try_clone().map_err(open_error)?)))
+        let hash = FileHash::new(file.try_clone().map_err(open_error)?);
+        let hashed = hash.try_clone().map_err(open_error)?;
+        let copied: Box<dyn Read + Send> = if name.ends_with(".gz") {
+            Box::new(flate2::read::MultiGzDecoder::new(hashed))
         } else if name.ends_with(".zst") {
-            let file = file.try_clone().map_err(open_error)?;
-            Some(Box::new(zstd::stream::read::Decoder::new(file).map_err(open_error)?))
+            Box::new(zstd::stream::read::Decoder::new(hashed).map_err(open_error)?)
         } else if metadata.is_file() {
-            None
+            let store = LineStore::of_file(file, path)?;
+            return Ok(Self { reader: JsonlReader::new(Box::new(hashed), path), store, hash });
         } else {
             // What comes out of a pipe cannot be read twice either.
-            Some(Box::new(file.try_clone().map_err(open_error)?))
+            Box::new(hashed)
         };
-        let (input, store): (Box<dyn Read + Send>, LineStore) = match packed {
-            None => (Box::new(file.try_clone().map_err(open_error)?), LineStore::of_file(file, path)?),
-            Some(unpacked) => {
-                let (copying, store) = LineStore::of_copy(unpacked, path)?;
-                (Box::new(copying), store)
-            }
-        };
+        let (copying, store) = LineStore::of_copy(copied, path)?;
+        Ok(Self { reader: JsonlReader::new(Box::new(copying), path), store, hash })
+    }
+}
+
+impl JsonlReader {
+    fn new(input: Box<dyn Read + Send>, path: &Path) -> Self {
         let input = Box::new(BufReader::with_capacity(1 << 17, input));
-        let reader =
-            Self { input, path: path.into(), line: 0, offset_bytes: 0, pending_blank: 0, held: None };
-        Ok((reader, store))
+        Self { input, path: path.into(), line: 0, offset_bytes: 0, pending_blank: 0, held: None }
     }
 
     /// The next line that counts.

@@ -3,6 +3,7 @@
 mod chat;
 mod chat_template;
 mod error;
+mod file_hash;
 mod json;
 mod jsonl;
 mod limits;
@@ -29,7 +30,7 @@ pub use messages::MessagesRecord;
 pub use plan::{BatchSizes, DpWorld, DropLast, LimitTrainBatches, StepPlan, plan_steps};
 pub use prepare::{BuiltPrompt, KeptMetadata, PreparedPrompt, PromptBuilder};
 pub use prompt_response::{AddedTokens, PromptResponseFormat, PromptTemplate, TruncationMethod};
-pub use prompt_set::{OnBadRecord, PromptSet, load_prompts};
+pub use prompt_set::{OnBadRecord, PromptSet, PromptText, load_prompts};
 pub use record::{ChatRecord, DEFAULT_MASK, LabelLayout, Record, RecordError, Turn};
 pub use tokenizer::{
     SpecialTokens, StreamDecoder, Tokenizer, TokenizerSpec, check_tokenizer, open_tokenizer,

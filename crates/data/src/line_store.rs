@@ -102,13 +102,13 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::jsonl::JsonlReader;
+    use crate::jsonl::OpenedData;
 
     const TEXT: &[u8] = b"\xef\xbb\xbf{\"a\": 1}\r\n\n[2]\n  \n{\"b\": \"\xc3\xbc\"}";
 
     fn check(path: &Path, bytes: &[u8]) {
         std::fs::write(path, bytes).unwrap();
-        let (mut reader, store) = JsonlReader::open_with_store(path).unwrap();
+        let OpenedData { mut reader, store, hash } = OpenedData::open(path).unwrap();
         let lines: Vec<_> = std::iter::from_fn(|| reader.next_line().unwrap()).collect();
         assert_eq!(lines.len(), 5);
         for raw in lines.iter().rev() {
@@ -116,6 +116,7 @@ mod tests {
                 LineSpan { line: raw.line, offset_bytes: raw.offset_bytes, len_bytes: raw.bytes.len() };
             assert_eq!(store.read(span).unwrap(), raw.bytes, "line {}", raw.line);
         }
+        assert_eq!(hash.finish().unwrap(), blake3::hash(bytes).to_hex().as_str());
     }
 
     #[test]
@@ -126,6 +127,9 @@ mod tests {
         gzip.write_all(TEXT).unwrap();
         check(&folder.path().join("a.jsonl.gz"), &gzip.finish().unwrap());
         check(&folder.path().join("a.jsonl.zst"), &zstd::encode_all(TEXT, 1).unwrap());
+        // An empty member, where a decompressor may stop.
+        let packed = [zstd::encode_all(TEXT, 1).unwrap(), zstd::encode_all(&b""[..], 1).unwrap()].concat();
+        check(&folder.path().join("b.jsonl.zst"), &packed);
     }
 
     #[test]

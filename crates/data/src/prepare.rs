@@ -7,7 +7,7 @@ use crate::chat::{ChatPromptTokens, PromptNote};
 use crate::chat_template::ChatTemplate;
 use crate::json::{Json, JsonObject};
 use crate::limits::TokenField;
-use crate::prompt_response::PromptResponseFormat;
+use crate::prompt_response::{FilledPrompt, PromptResponseFormat};
 use crate::record::{Record, RecordError, has};
 use crate::tokenizer::Tokenizer;
 
@@ -66,6 +66,17 @@ pub struct BuiltPrompt {
     pub metadata: JsonObject,
     /// What the user should know.
     pub note: Option<PromptNote>,
+}
+
+/// A chat record as text, before it is tokenized.
+struct Rendered {
+    text: String,
+    /// Made by the checkpoint's chat template, whose special tokens are in the text.
+    is_templated: bool,
+    /// The whole conversation, where it is asked for.
+    full_text: Option<String>,
+    metadata: JsonObject,
+    note: Option<PromptNote>,
 }
 
 impl PromptBuilder {
@@ -129,7 +140,16 @@ impl PromptBuilder {
     ) -> Result<(BuiltPrompt, Vec<usize>), RecordError> {
         let (mut prompt, full_text) = match &self.format {
             RecordFormat::PromptResponse(format) => (self.fill(format, &object)?, None),
-            RecordFormat::Chat(tokens) => self.render(tokens, object, needs_full_text(fields))?,
+            RecordFormat::Chat(tokens) => {
+                let rendered = self.render(tokens, object, needs_full_text(fields))?;
+                let Rendered { text, is_templated, full_text, metadata, note } = rendered;
+                let ids = match is_templated {
+                    true => self.tokenizer.encode_rendered(&text),
+                    false => self.tokenizer.encode(&text),
+                };
+                let ids = ids.map_err(RecordError::tokenize)?;
+                (BuiltPrompt { text, ids, metadata, note }, full_text)
+            }
         };
         if let Some(bos) = self.bos.filter(|bos| prompt.ids.first() != Some(bos)) {
             prompt.ids.insert(0, bos);
@@ -152,16 +172,45 @@ impl PromptBuilder {
         Ok((prompt, fields.iter().map(num_tokens).collect()))
     }
 
+    /// The prompt of a record as text, and the keys that are kept beside it. It is tokenized only where that decides what
+    /// is cut from it.
+    pub(crate) fn build_text(&self, object: JsonObject) -> Result<(String, JsonObject), RecordError> {
+        match &self.format {
+            RecordFormat::PromptResponse(format) if format.cuts() => {
+                let BuiltPrompt { text, metadata, .. } = self.fill(format, &object)?;
+                Ok((text, metadata))
+            }
+            RecordFormat::PromptResponse(format) => {
+                let (text, pieces) = format.text(&object, self.tokenizer.as_ref())?;
+                Ok((text, self.kept_beside(format, &object, pieces)))
+            }
+            RecordFormat::Chat(tokens) => {
+                let Rendered { text, metadata, .. } = self.render(tokens, object, false)?;
+                Ok((text, metadata))
+            }
+        }
+    }
+
     fn fill(&self, format: &PromptResponseFormat, object: &JsonObject) -> Result<BuiltPrompt, RecordError> {
-        let filled = format.fill(object, self.tokenizer.as_ref())?;
+        let FilledPrompt { text, ids, pieces } = format.fill(object, self.tokenizer.as_ref())?;
+        Ok(BuiltPrompt { text, ids, metadata: self.kept_beside(format, object, pieces), note: None })
+    }
+
+    /// What of a prompt-response record is kept beside its prompt.
+    fn kept_beside(
+        &self,
+        format: &PromptResponseFormat,
+        object: &JsonObject,
+        pieces: Vec<(String, String)>,
+    ) -> JsonObject {
         let mut metadata = match self.kept {
             KeptMetadata::Nothing => JsonObject::new(),
             _ => format.metadata(object),
         };
         if self.kept == KeptMetadata::OtherKeysAndText {
-            metadata.extend(filled.pieces.into_iter().map(|(key, text)| (key, text.into())));
+            metadata.extend(pieces.into_iter().map(|(key, text)| (key, text.into())));
         }
-        Ok(BuiltPrompt { text: filled.text, ids: filled.ids, metadata, note: None })
+        metadata
     }
 
     /// The prompt of a chat record, and the text of the whole conversation where it is needed.
@@ -170,31 +219,28 @@ impl PromptBuilder {
         tokens: &ChatPromptTokens,
         object: JsonObject,
         needs_full_text: bool,
-    ) -> Result<(BuiltPrompt, Option<String>), RecordError> {
+    ) -> Result<Rendered, RecordError> {
         let original = match self.kept {
             KeptMetadata::OtherKeysAndText => conversation(&object),
             KeptMetadata::Nothing | KeptMetadata::OtherKeys => None,
         };
-        let (text, ids, note, full_text, mut metadata) = match Record::from_object(object)? {
+        let mut rendered = match Record::from_object(object)? {
             Record::Chat(record) => {
                 let (text, note) = tokens.prompt_text(&record)?;
                 let full_text = needs_full_text.then(|| tokens.full_text(&record));
-                let ids = self.tokenizer.encode(&text);
-                (text, ids, note, full_text, record.metadata)
+                Rendered { text, is_templated: false, full_text, metadata: record.metadata, note }
             }
             Record::Messages(record) => {
                 let template = self.template.as_ref().ok_or(RecordError::NoChatTemplate)?;
                 let text = template.prompt_text(&record)?;
-                let ids = self.tokenizer.encode_rendered(&text);
-                (text, ids, None, None, record.metadata)
+                Rendered { text, is_templated: true, full_text: None, metadata: record.metadata, note: None }
             }
         };
-        let ids = ids.map_err(RecordError::tokenize)?;
         if self.kept == KeptMetadata::Nothing {
-            metadata = JsonObject::new();
+            rendered.metadata = JsonObject::new();
         }
-        metadata.extend(original);
-        Ok((BuiltPrompt { text, ids, metadata, note }, full_text))
+        rendered.metadata.extend(original);
+        Ok(rendered)
     }
 }
 

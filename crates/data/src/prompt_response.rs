@@ -108,6 +108,11 @@ impl PromptResponseFormat {
         self.added.bos
     }
 
+    /// Whether long records are cut, so that their text depends on their tokens.
+    pub(crate) fn cuts(&self) -> bool {
+        self.truncation.is_some()
+    }
+
     /// The keys that are not in the template.
     pub(crate) fn metadata(&self, record: &JsonObject) -> JsonObject {
         let is_other = |key: &str| !self.template.keys().any(|template_key| template_key == key);
@@ -138,25 +143,50 @@ impl PromptResponseFormat {
         let ids = bos.into_iter().chain(prompt.iter().flat_map(|piece| piece.ids.iter().copied()));
         let ids = ids.chain(self.added.sep.then_some(SEP_ID)).collect();
         let text = prompt.iter().map(|piece| piece.text.as_str()).collect();
-        let name = |key: Option<String>| key.unwrap_or_else(|| TEMPLATE_KEY.into());
-        let pieces = filled.into_iter().map(|piece| (name(piece.key), piece.text)).collect();
+        let pieces = filled.into_iter().map(|piece| (piece_name(piece.key), piece.text)).collect();
         Ok(FilledPrompt { text, ids, pieces })
+    }
+
+    /// The same text and pieces without ids, for a format that does not cut.
+    pub(crate) fn text(
+        &self,
+        record: &JsonObject,
+        tokenizer: &dyn Tokenizer,
+    ) -> Result<(String, Vec<(String, String)>), RecordError> {
+        let pieces = self.template.pieces(separates_words(tokenizer)?);
+        let pieces = pieces.into_iter().map(|piece| {
+            let (key, text) = text_of(piece, record)?;
+            Ok((piece_name(key), text))
+        });
+        let pieces = pieces.collect::<Result<Vec<_>, _>>()?;
+        let (_, prompt) = pieces.split_last().ok_or(RecordError::EmptyPrompt)?;
+        let text = prompt.iter().map(|(_, text)| text.as_str()).collect();
+        Ok((text, pieces))
+    }
+}
+
+fn piece_name(key: Option<String>) -> String {
+    key.unwrap_or_else(|| TEMPLATE_KEY.into())
+}
+
+/// The key of a piece, where it has one, and what the record makes of it.
+fn text_of(piece: Piece, record: &JsonObject) -> Result<(Option<String>, String), RecordError> {
+    let mut text = " ".repeat(piece.num_spaces);
+    match piece.content {
+        PieceContent::Literal(literal) => {
+            text.push_str(&literal);
+            Ok((None, text))
+        }
+        PieceContent::Key(key) => {
+            text.push_str(value_of(record, &key)?);
+            Ok((Some(key), text))
+        }
     }
 }
 
 impl Filled {
     fn new(piece: Piece, record: &JsonObject, tokenizer: &dyn Tokenizer) -> Result<Self, RecordError> {
-        let mut text = " ".repeat(piece.num_spaces);
-        let key = match piece.content {
-            PieceContent::Literal(literal) => {
-                text.push_str(&literal);
-                None
-            }
-            PieceContent::Key(key) => {
-                text.push_str(value_of(record, &key)?);
-                Some(key)
-            }
-        };
+        let (key, text) = text_of(piece, record)?;
         let ids = tokenizer.encode(&text).map_err(RecordError::tokenize)?;
         Ok(Self { key, text, ids, is_cut: false })
     }

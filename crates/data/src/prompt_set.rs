@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::DataError;
 use crate::chat::PromptNote;
 use crate::json::JsonObject;
-use crate::jsonl::{JsonlReader, LineSpan, parse_object};
+use crate::jsonl::{LineSpan, OpenedData, parse_object};
 use crate::limits::{LengthLimits, TokenField};
 use crate::line_store::LineStore;
 use crate::prepare::{BuiltPrompt, PreparedPrompt, PromptBuilder};
@@ -68,6 +68,19 @@ pub struct PromptSet {
     pub num_noted: u64,
     /// The first note, with its line.
     pub note: Option<(u64, PromptNote)>,
+    /// BLAKE3 of the file as it lies on disk, in hexadecimal digits.
+    pub fingerprint: String,
+}
+
+/// A prompt as it is shown and written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PromptText {
+    /// Its record number in the file, from 0, bad and over-length records counted.
+    pub index: u64,
+    /// The prompt.
+    pub text: String,
+    /// The record's other keys, as far as they are kept.
+    pub metadata: JsonObject,
 }
 
 impl PromptSet {
@@ -139,21 +152,32 @@ impl PromptSet {
     /// When there is none, the file cannot be read, or it has changed.
     pub fn load(&self, position: usize) -> Result<PreparedPrompt, DataError> {
         let record = self.record(position).ok_or(DataError::NoSamples)?;
-        let span = LineSpan {
-            line: record.line,
-            offset_bytes: record.offset_bytes,
-            len_bytes: record.len_bytes as usize,
-        };
-        let bytes = self.store.read(span)?;
-        let built = parse_object(&bytes).and_then(|object| self.builder.build(object));
-        let BuiltPrompt { text, ids, metadata, note: _ } =
-            built.map_err(|_| self.store.changed(record.line))?;
+        let changed = || self.store.changed(record.line);
+        let built = self.object(record)?.and_then(|object| self.builder.build(object));
+        let BuiltPrompt { text, ids, metadata, note: _ } = built.map_err(|_| changed())?;
         if ids.len() != record.num_tokens as usize {
-            return Err(self.store.changed(record.line));
+            return Err(changed());
         }
         let index = record.line - 1;
         let sample_idx = if self.drawn.is_some() { position as u64 } else { index };
         Ok(PreparedPrompt { line: record.line, index, sample_idx, text, ids, metadata })
+    }
+
+    /// The text of the prompt at a position. It is tokenized only where fields of over-long records are cut.
+    ///
+    /// # Errors
+    /// When there is none, the file cannot be read, or is no longer what it was.
+    pub fn text(&self, position: usize) -> Result<PromptText, DataError> {
+        let record = self.record(position).ok_or(DataError::NoSamples)?;
+        let built = self.object(record)?.and_then(|object| self.builder.build_text(object));
+        let (text, metadata) = built.map_err(|_| self.store.changed(record.line))?;
+        Ok(PromptText { index: record.line - 1, text, metadata })
+    }
+
+    fn object(&self, record: &KeptRecord) -> Result<Result<JsonObject, RecordError>, DataError> {
+        let KeptRecord { line, offset_bytes, len_bytes, .. } = *record;
+        let bytes = self.store.read(LineSpan { line, offset_bytes, len_bytes: len_bytes as usize })?;
+        Ok(parse_object(&bytes))
     }
 
     fn record(&self, position: usize) -> Option<&KeptRecord> {
@@ -182,9 +206,14 @@ pub fn load_prompts(
             None => Prepared::Kept(prompt.ids.len(), prompt.note),
         })
     };
-    let (reader, store) = JsonlReader::open_with_store(path)?;
+    let OpenedData { reader, store, hash } = OpenedData::open(path)?;
     let mut found = Found::default();
     reader.for_each(prepare, |span, prepared| found.add(path, span, prepared))?;
+    let fingerprint = hash.finish().map_err(|source| DataError::ReadDataFile {
+        path: path.into(),
+        line: found.num_read,
+        source,
+    })?;
     if on_bad == OnBadRecord::Refuse && found.num_bad > 0 {
         return Err(DataError::BadRecords {
             path: path.into(),
@@ -208,6 +237,7 @@ pub fn load_prompts(
         too_long,
         num_noted,
         note,
+        fingerprint,
     })
 }
 

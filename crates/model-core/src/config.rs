@@ -63,21 +63,6 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Rows of `linear_qkv`.
-    pub fn qkv_size(&self) -> usize {
-        self.uniform().heads.qkv_size()
-    }
-
-    /// Columns of `linear_proj`.
-    pub fn query_size(&self) -> usize {
-        self.uniform().heads.query_size()
-    }
-
-    /// Rows of `linear_fc1`.
-    pub fn fc1_size(&self) -> usize {
-        if self.activation.gated { 2 * self.ffn_hidden_size } else { self.ffn_hidden_size }
-    }
-
     /// What every layer and the model consist of.
     pub fn uniform(&self) -> UniformSpec {
         UniformSpec {

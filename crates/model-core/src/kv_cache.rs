@@ -5,15 +5,14 @@
 //! blocks are counted is common to all, so copying them needs no backend.
 
 use cpu_kernels::{KvShape, PackedKv};
-use model_spec::{Float, KvFormat, KvGroup};
+pub use model_spec::BLOCK_SIZE_TOKENS;
+use model_spec::KvGroup;
 use tch::{Device, Kind, Tensor};
 
+use crate::ModelError;
 use crate::backend::plain::to_device;
 use crate::config::ModelConfig;
 use crate::load::{Backend, LoadOptions};
-use crate::{ModelError, Precision};
-
-pub use model_spec::BLOCK_SIZE_TOKENS;
 
 /// Index of a block in the cache, the same in all groups.
 pub type BlockId = u32;
@@ -181,10 +180,7 @@ impl KvCache {
     }
 
     fn bytes_per_block_of(groups: &[KvGroup], options: LoadOptions) -> u64 {
-        let format = KvFormat::Float(match options.precision {
-            Precision::Fp32 => Float::Fp32,
-            Precision::Bf16 => Float::Bf16,
-        });
+        let format = options.precision.numerics().kv;
         let of_group = |group: &KvGroup| match (options.backend, options.device) {
             // Its panels are padded.
             (Backend::Fused, Device::Cpu) => {
@@ -258,6 +254,7 @@ mod tests {
 
     use super::*;
     use crate::AttentionSwitches;
+    use crate::Precision;
 
     const NUM_BLOCKS: usize = 5;
 

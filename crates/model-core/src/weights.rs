@@ -1,27 +1,23 @@
 //! Weights: every tensor the config implies, checked, converted and packed for the backend.
 //!
-//! Names are the canonical Megatron-Core ones that [`TensorSource`] promises.
+//! Which tensors there are is read from [`ModelSpec::tensor`]; names are the canonical ones that [`TensorSource`] promises.
 
-mod axis;
 mod explain;
 mod interleaved;
 mod reader;
 
-use model_spec::TableRows;
+use model_spec::{BlockStyle, LAYERS, LayerSpec, ModelSpec, Module, Part, TableRows, TensorId};
 use nemo_format::TensorSource;
 use tch::Tensor;
 
-use self::axis::Axis;
 use self::reader::Reader;
 use crate::ModelError;
-use crate::config::{BlockStyle, ModelConfig, PositionEmbedding};
+use crate::config::ModelConfig;
 use crate::layers::{Attention, Layer, Mlp};
 use crate::ops::{LinearOp, LinearRole, Loader, Norm, StepState, TrialLinear, tensor_bytes};
 
-const WORD_EMBEDDINGS: &str = "model.embedding.word_embeddings.weight";
-const POSITION_EMBEDDINGS: &str = "model.embedding.position_embeddings.weight";
-const OUTPUT_WEIGHT: &str = "model.output_layer.weight";
-const OUTPUT_BIAS: &str = "model.output_layer.bias";
+const WORD_EMBEDDINGS: TensorId = TensorId::outside(Module::WordEmbeddings, Part::Weight);
+const POSITION_EMBEDDINGS: TensorId = TensorId::outside(Module::PositionEmbeddings, Part::Weight);
 
 /// The whole model, in the layouts of the backend with state `S`.
 pub(crate) struct Weights<S: StepState> {
@@ -43,28 +39,23 @@ impl<S: StepState> Weights<S> {
         source: &dyn TensorSource,
         mut loader: L,
     ) -> Result<(Self, S), ModelError> {
+        let spec = config.spec(table_rows(source));
         // First, because it costs little and tells of heads that the backend does not take.
-        let spec = config.spec(TableRows { vocab: 0, positions: 0 });
         let attention = (spec.layers.iter().enumerate())
-            .filter_map(|(layer_idx, layer)| Some((layer_idx, layer.attention.as_ref()?)))
-            .map(|(layer_idx, spec)| loader.attention(layer_idx, spec))
+            .map(|(layer_idx, layer)| {
+                layer.attention.as_ref().map(|spec| loader.attention(layer_idx, spec)).transpose()
+            })
             .collect::<Result<Vec<_>, _>>()?;
-        let mut reader = Reader::new(config, source, loader);
-        let vocab = Axis::Vocab(reader.num_rows(WORD_EMBEDDINGS)?);
-        let is_tied = config.share_embeddings_and_output_weights;
-        let word_embeddings = if is_tied { None } else { Some(reader.table(WORD_EMBEDDINGS, vocab)?) };
-        let position_embeddings = match config.position_embedding {
-            PositionEmbedding::Rope(_) => None,
-            PositionEmbedding::LearnedAbsolute => Some(load_positions(config, &mut reader)?),
-        };
+        let mut reader = Reader::new(&spec, source, loader);
+        reader.check_stored(WORD_EMBEDDINGS)?;
+        let word_embeddings = if spec.output.tied { None } else { Some(reader.table(WORD_EMBEDDINGS)?) };
+        let position_embeddings = load_positions(config, &spec, &mut reader)?;
         let mut layers = Vec::with_capacity(attention.len());
-        for (layer_idx, op) in attention.into_iter().enumerate() {
-            layers.push(load_layer(config, &mut reader, layer_idx, op)?);
+        for ((layer_idx, layer), op) in spec.layers.iter().enumerate().zip(attention) {
+            layers.push(load_layer(layer, &mut reader, layer_idx, op)?);
         }
-        let final_norm = reader.norm("model.decoder.final_layernorm.", ["weight", "bias"])?;
-        let output_weight = if is_tied { WORD_EMBEDDINGS } else { OUTPUT_WEIGHT };
-        let output_bias = config.output_layer_bias.then_some(OUTPUT_BIAS);
-        let output = reader.linear((output_weight, output_bias), [vocab, Axis::Hidden], LinearRole::Plain)?;
+        let final_norm = reader.norm(None, Module::FinalNorm, &spec.final_norm)?;
+        let output = reader.output()?;
         let num_params = reader.check_all_used()?;
         let weights = Self { word_embeddings, position_embeddings, layers, final_norm, output, num_params };
         Ok((weights, reader.finish()?))
@@ -86,54 +77,64 @@ impl<S: StepState> Weights<S> {
     }
 }
 
-fn load_positions<L: Loader>(config: &ModelConfig, reader: &mut Reader<'_, L>) -> Result<Tensor, ModelError> {
-    let num_rows = reader.num_rows(POSITION_EMBEDDINGS)?;
-    let table = reader.table(POSITION_EMBEDDINGS, Axis::Positions(num_rows))?;
+/// The rows of the checkpoint's tables; 0 of one that it lacks, which is an error where the model has it.
+fn table_rows(source: &dyn TensorSource) -> TableRows {
+    let rows =
+        |id: TensorId| source.meta(&id.name()).and_then(|meta| meta.shape.first()).copied().unwrap_or(0);
+    TableRows { vocab: rows(WORD_EMBEDDINGS), positions: rows(POSITION_EMBEDDINGS) }
+}
+
+fn load_positions<L: Loader>(
+    config: &ModelConfig,
+    spec: &ModelSpec,
+    reader: &mut Reader<'_, L>,
+) -> Result<Option<Tensor>, ModelError> {
+    let Some(num_rows) = spec.learned_positions else { return Ok(None) };
+    let table = reader.table(POSITION_EMBEDDINGS)?;
     if num_rows < config.encoder_seq_length as u64 {
         return Err(ModelError::BadValue {
             key: "encoder_seq_length",
-            expected: format!("at most the {num_rows} learned positions of `{POSITION_EMBEDDINGS}`"),
+            expected: format!("at most the {num_rows} learned positions of `{}`", POSITION_EMBEDDINGS.name()),
             actual: config.encoder_seq_length.to_string(),
         });
     }
-    Ok(table)
+    Ok(Some(table))
 }
 
 fn load_layer<L: Loader>(
-    config: &ModelConfig,
+    spec: &LayerSpec,
     reader: &mut Reader<'_, L>,
     layer_idx: usize,
-    op: <L::State as StepState>::Attention,
+    op: Option<<L::State as StepState>::Attention>,
 ) -> Result<Layer<L::State>, ModelError> {
-    let prefix = format!("model.decoder.layers.{layer_idx}.");
-    reader.read_ahead(&prefix);
-    let linear = |reader: &mut Reader<'_, L>, module: &str, axes, has_bias: bool, role| {
-        let [weight, bias] = ["weight", "bias"].map(|part| format!("{prefix}{module}.{part}"));
-        reader.linear((&weight, has_bias.then_some(bias.as_str())), axes, role)
-    };
-    let norm = |reader: &mut Reader<'_, L>, module: &str| {
-        reader.norm(&format!("{prefix}{module}."), ["layer_norm_weight", "layer_norm_bias"])
-    };
-    let (plain, first) = (LinearRole::Plain, LinearRole::FirstOfMlp(config.activation));
-    let attention_norm = norm(reader, "self_attention.linear_qkv")?;
-    let attention = Attention {
-        qkv: linear(reader, "self_attention.linear_qkv", [Axis::Qkv, Axis::Hidden], config.qkv_bias, plain)?,
-        op,
-        proj: linear(reader, "self_attention.linear_proj", [Axis::Hidden, Axis::Query], config.bias, plain)?,
-    };
-    let mlp_norm = match config.block_style {
-        BlockStyle::Sequential | BlockStyle::ParallelOwnNorm => Some(norm(reader, "mlp.linear_fc1")?),
-        BlockStyle::ParallelSharedNorm => None,
-    };
-    let mlp = Mlp {
-        fc1: linear(reader, "mlp.linear_fc1", [Axis::Fc1, Axis::Hidden], config.bias, first)?,
-        activation: config.activation,
-        fc2: linear(reader, "mlp.linear_fc2", [Axis::Hidden, Axis::Ffn], config.bias, plain)?,
-    };
-    Ok(match (config.block_style, mlp_norm) {
-        (BlockStyle::Sequential, Some(mlp_norm)) => {
-            Layer::Sequential { attention: Some((attention_norm, attention)), mlp: Some((mlp_norm, mlp)) }
+    reader.read_ahead(&format!("{LAYERS}{layer_idx}."));
+    let at = Some(layer_idx);
+    let attention = match (&spec.attention, op) {
+        (Some(attention), Some(op)) => {
+            let norm = reader.norm(at, Module::InputNorm, &attention.norm)?;
+            let qkv = reader.linear(at, Module::Qkv, LinearRole::Plain)?;
+            let proj = reader.linear(at, Module::Proj, LinearRole::Plain)?;
+            Some((norm, Attention { qkv, op, proj }))
         }
-        (_, mlp_norm) => Layer::Parallel { attention_norm, attention, mlp_norm, mlp },
+        _ => None,
+    };
+    let (mlp_norm, mlp) = match spec.mlp() {
+        Some(mlp) => {
+            let is_shared = spec.shares_norm();
+            let norm = if is_shared { None } else { Some(reader.norm(at, Module::MlpNorm, &mlp.norm)?) };
+            let fc1 = reader.linear(at, Module::Fc1, LinearRole::FirstOfMlp(mlp.activation))?;
+            let fc2 = reader.linear(at, Module::Fc2, LinearRole::Plain)?;
+            (norm, Some(Mlp { fc1, activation: mlp.activation, fc2 }))
+        }
+        None => (None, None),
+    };
+    Ok(match (spec.join, attention, mlp) {
+        (
+            BlockStyle::ParallelSharedNorm | BlockStyle::ParallelOwnNorm,
+            Some((attention_norm, attention)),
+            Some(mlp),
+        ) => Layer::Parallel { attention_norm, attention, mlp_norm, mlp },
+        // Only a parallel MLP is without a norm of its own.
+        (_, attention, mlp) => Layer::Sequential { attention, mlp: mlp_norm.zip(mlp) },
     })
 }

@@ -31,8 +31,14 @@ pub struct KvGroup {
 impl KvGroup {
     /// Bytes that a block of [`BLOCK_SIZE_TOKENS`] takes over the group's layers, without padding.
     pub fn bytes_per_block(&self, format: KvFormat) -> u64 {
-        let elems = 2 * self.layers.len() * self.num_query_groups * self.kv_channels * BLOCK_SIZE_TOKENS;
-        (elems * format.size_bytes()) as u64
+        let factors = [
+            self.layers.len(),
+            self.num_query_groups,
+            self.kv_channels,
+            BLOCK_SIZE_TOKENS,
+            format.size_bytes(),
+        ];
+        factors.iter().fold(2, |product: u64, &factor| product.saturating_mul(factor as u64))
     }
 }
 

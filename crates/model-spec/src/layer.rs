@@ -206,6 +206,18 @@ pub struct NormSpec {
     pub epsilon: f64,
 }
 
+impl NormSpec {
+    /// NeMo's `normalization` for it; a root mean square that is centred at zero needs
+    /// `layernorm_zero_centered_gamma` beside it.
+    pub const fn nemo_name(&self) -> &'static str {
+        match (self.normalization, self.zero_centered_gamma) {
+            (Normalization::RmsNorm, _) => "rmsnorm",
+            (Normalization::LayerNorm, false) => "layernorm",
+            (Normalization::LayerNorm, true) => "layernorm1p",
+        }
+    }
+}
+
 /// Which norm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Normalization {

@@ -32,7 +32,16 @@ pub enum Module {
 impl Module {
     /// Whether it is a norm, whose tensors are held in float32.
     pub const fn is_norm(self) -> bool {
-        matches!(self, Self::InputNorm | Self::MlpNorm | Self::FinalNorm)
+        match self {
+            Self::InputNorm | Self::MlpNorm | Self::FinalNorm => true,
+            Self::WordEmbeddings
+            | Self::PositionEmbeddings
+            | Self::Qkv
+            | Self::Proj
+            | Self::Fc1
+            | Self::Fc2
+            | Self::Output => false,
+        }
     }
 }
 

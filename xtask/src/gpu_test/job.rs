@@ -66,38 +66,52 @@ impl<'a> Job<'a> {
     /// # Errors
     /// When the run fails, takes too long, leaves something out or is not on the device it is meant for.
     pub(super) fn run(&self, kit: &Kit) -> Result<Vec<u8>> {
-        self.finish(kit, &new_folder(kit)?)
+        let out = new_folder(kit)?;
+        let finished = self.start(kit, &out, &mut |_| Ok(Next::GoOn))?;
+        self.output(&out, &finished)
     }
 
-    /// The same of a run that is killed `kills` times, each time when it has committed more samples, and started again.
+    /// The same of a run that is killed and started again up to `kills` times, each time when it has committed more.
     ///
     /// # Errors
-    /// As [`run`](Self::run), and when the run ends before it could be killed so often.
+    /// As [`run`](Self::run), and when the run ends before it is killed at all.
     pub(super) fn run_killed(&self, kit: &Kit, kills: u32) -> Result<Vec<u8>> {
         let out = new_folder(kit)?;
-        for kill in 0..kills {
+        let mut num_kills = 0;
+        loop {
             let before = consumed_samples(&out);
-            let mut watch = |event: Event<'_>| {
-                let is_due = matches!(event, Event::Tick) && consumed_samples(&out) > before;
-                Ok(if is_due { Next::Kill } else { Next::GoOn })
+            let mut kill = |event: Event<'_>| {
+                let may_kill = num_kills < kills && matches!(event, Event::Tick);
+                Ok(if may_kill && consumed_samples(&out) > before { Next::Kill } else { Next::GoOn })
             };
-            let finished = process::run(&mut self.command(kit, &out)?, LIMIT, &mut watch)?;
-            if finished.end == End::Exited(0) {
-                bail!("ended after {kill} kills of {kills}");
+            let finished = self.start(kit, &out, &mut kill)?;
+            if finished.end == End::Killed {
+                num_kills += 1;
+                continue;
             }
-            if finished.end != End::Killed {
-                bail!("{}", finished.problem().unwrap_or_default());
+            let jsonl = self.output(&out, &finished)?;
+            if num_kills == 0 {
+                bail!("ended before it could be killed");
             }
+            return Ok(jsonl);
         }
-        self.finish(kit, &out)
     }
 
-    fn finish(&self, kit: &Kit, out: &Path) -> Result<Vec<u8>> {
-        let finished = process::run(&mut self.command(kit, out)?, LIMIT, &mut |_| Ok(Next::GoOn))?;
+    fn start(
+        &self,
+        kit: &Kit,
+        out: &Path,
+        watch: &mut dyn FnMut(Event<'_>) -> Result<Next>,
+    ) -> Result<Finished> {
+        process::run(&mut self.command(kit, out)?, LIMIT, watch)
+    }
+
+    /// What a run has written, if it is a success and nothing is missing.
+    fn output(&self, out: &Path, finished: &Finished) -> Result<Vec<u8>> {
         if let Some(problem) = finished.problem() {
             bail!("{problem}");
         }
-        self.check_device(&finished)?;
+        self.check_device(finished)?;
         let path = out.join("generations/generations.jsonl");
         let jsonl = std::fs::read(&path).context("wrote no generations.jsonl")?;
         texts::check_complete(&jsonl, self.data.num_rows, self.num_responses)?;

@@ -133,13 +133,16 @@ text=same
 fn a_run_is_killed_after_a_commit_and_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let script = format!("{WAITS_THREE_TIMES}{FAKE_JOB}");
-    let kit = kit(dir.path(), Device::Cpu, &[(build::ALIGNER_GEN, &script)]);
+    let finishes = format!("text=same\n{FAKE_JOB}");
+    let finishes = kit(&dir.path().join("b"), Device::Cpu, &[(build::ALIGNER_GEN, &finishes)]);
+    let kit = kit(&dir.path().join("a"), Device::Cpu, &[(build::ALIGNER_GEN, &script)]);
     let data = Data::write(&kit, 2).unwrap();
     let job =
         Job { model: &models::LLAMA, data: &data, device: Device::Cpu, num_responses: 1, settings: vec![] };
     let line = "{\"prompt\": \"p\", \"responses\": [\"same\"]}\n";
     assert_eq!(String::from_utf8(job.run_killed(&kit, 3).unwrap()).unwrap(), line.repeat(2));
-    assert_eq!(job.run_killed(&kit, 4).unwrap_err().to_string(), "ended after 3 kills of 4");
+    assert_eq!(job.run_killed(&kit, 4).unwrap().len(), 2 * line.len());
+    assert_eq!(job.run_killed(&finishes, 3).unwrap_err().to_string(), "ended before it could be killed");
 }
 
 #[test]

@@ -28,8 +28,8 @@ const FEW_ROWS: usize = 24;
 const MANY_ROWS: usize = 100;
 const NUM_RESPONSES: usize = 2;
 const KILLS: u32 = 3;
-/// Steps of a few samples, so that a run can be killed between them.
-const SHORT_STEPS: &str = "model.global_batch_size=4";
+/// Steps of a few samples, one after the other, so that a run on a GPU lives long enough to be killed between them.
+const SHORT_STEPS: [&str; 2] = ["model.global_batch_size=4", "trainer.generation.max_batch=4"];
 
 /// What must not matter, on every path.
 const VARIANTS: [(&str, &[&str]); 3] = [
@@ -91,17 +91,17 @@ pub(super) fn invariance(kit: &Kit, report: &mut Report<'_>) -> Result<()> {
         let settings = vec![BF16, setting];
         let base = Job { model, data: &data, device: kit.device, num_responses: NUM_RESPONSES, settings };
         let mut same = Comparison::new(&format!("text-bf16, {}, {backend}", model.name));
-        same.add(report, "as it is", &base.run(kit), NUM_RESPONSES)?;
+        same.add(report, "base", &base.run(kit), NUM_RESPONSES)?;
         for (name, settings) in VARIANTS.iter().chain(more) {
             same.add(report, name, &base.with(settings).run(kit), NUM_RESPONSES)?;
         }
         let five = Job { num_responses: 5, ..base.clone() };
         same.add(report, "first 2 of 5 responses", &five.run(kit), NUM_RESPONSES)?;
-        let short = base.with(&[SHORT_STEPS]);
+        let short = base.with(&SHORT_STEPS);
         let undisturbed = short.run(kit);
-        same.add(report, "global_batch_size=4", &undisturbed, NUM_RESPONSES)?;
+        same.add(report, "short steps", &undisturbed, NUM_RESPONSES)?;
         let killed = short.run_killed(kit, KILLS).and_then(|killed| same_file(&undisturbed, killed));
-        same.add(report, &format!("the same, killed {KILLS} times, whole file"), &killed, NUM_RESPONSES)?;
+        same.add(report, "short steps, killed and resumed, whole file", &killed, NUM_RESPONSES)?;
     }
     Ok(())
 }

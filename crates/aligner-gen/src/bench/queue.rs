@@ -152,6 +152,7 @@ fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure>
         join_timeout: Duration::from_secs(60),
         watch: &watch,
         identity: &identity,
+        fallback: None,
         welcome: FromZero::Welcome { longest_sequence_tokens: 500, num_sequences: num_samples as u64 },
         local: to_local,
         server: Some(&server),
@@ -229,7 +230,7 @@ fn done_bytes() -> usize {
 /// A rank whose model takes no time.
 fn answer(place: &Place, identity: &Identity, num_messages: &AtomicU64) -> Result<(), Failure> {
     let (mailbox, line) = connect(place, Duration::from_secs(12), &|_| Ok(()))?;
-    (mailbox.say)(ToZero::Hello(Hello::of_this_process(identity)?));
+    (mailbox.say)(ToZero::Hello(Hello::of_this_process(identity, None)?));
     (mailbox.say)(ToZero::Ready { capacity: 72 });
     while let Ok(heard) = mailbox.from_zero.recv() {
         num_messages.fetch_add(1, Ordering::Relaxed);

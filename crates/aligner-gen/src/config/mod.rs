@@ -8,6 +8,7 @@ pub(crate) mod cli;
 pub(crate) mod devices;
 pub(crate) mod exp_manager;
 mod files;
+pub(crate) mod keys;
 pub(crate) mod model_type;
 pub(crate) mod plan;
 pub(crate) mod range;
@@ -24,6 +25,7 @@ use crate::config::cli::JobArgs;
 use crate::env;
 use crate::exit::{ExitStatus, Failure};
 use files::{BuiltIn, ConfigFolders};
+use keys::Status;
 
 pub(crate) use show::show;
 
@@ -36,34 +38,6 @@ const TRT_LLM: &str = "trainer.generation.trt_llm";
 const TRT_LLM_ALIAS: &str = "model.generation.trt_llm";
 const CHECKPOINT_PATH: &str = "pretrained_checkpoint.restore_from_path";
 const OVERWRITE: &str = "model.overwrite_base_config";
-
-/// Of the keys that the built-in defaults have, those for which the checkpoint's value is the better default.
-const CHECKPOINT_KNOWS: [&str; 2] = ["model.data.chat_prompt_tokens", "model.data.train_ds.prompt_template"];
-
-/// Keys of the checkpoint that say what wrote it, not what it is.
-const CHECKPOINT_DROPS: [&str; 2] = ["target", "nemo_version"];
-
-/// Blocks in which an unknown key is an error however it was written: nothing but this program reads them.
-const CLOSED: [&str; 5] =
-    ["trainer.generation", "model.generation", "model.data", "exp_manager", "pretrained_checkpoint"];
-
-/// Keys of the original software's schema that it leaves out of its own defaults. They have no effect.
-const INERT: [&str; 3] = [
-    "exp_manager.use_datetime_version",
-    "trainer.generation.trt_llm.reshard",
-    "model.data.train_ds.file_names",
-];
-
-/// Keys that the defaults leave out and something reads, or refuses.
-const READ: [&str; 7] = [
-    "exp_manager.wandb_logger_kwargs",
-    "exp_manager.summary_writer_kwargs",
-    "exp_manager.version",
-    "exp_manager.create_mlflow_logger",
-    "exp_manager.create_dllogger_logger",
-    "exp_manager.create_clearml_logger",
-    "exp_manager.create_neptune_logger",
-];
 
 /// The user's part of the configuration.
 #[derive(Clone, Debug)]
@@ -127,14 +101,14 @@ impl UserConfig {
             None => Vec::new(),
         };
         let without: Vec<String> =
-            CHECKPOINT_DROPS.iter().map(|&key| key.to_owned()).chain(without).collect();
+            keys::dropped_from_checkpoints().map(str::to_owned).chain(without).collect();
         let mut checkpoint = Composer::new();
         checkpoint.push_below(CHECKPOINT_LAYER, model_config, "model", &without)?;
         composer.push_below(CHECKPOINT_LAYER, model_config, "model", &without)?;
         for (key, value, origin) in checkpoint.entries() {
-            let is_known = CHECKPOINT_KNOWS.iter().any(|known| key == *known || is_below(&key, known));
+            let is_better = keys::find(&key).is_some_and(|row| row.is_checkpoints) && *value != Node::Null;
             let is_default = composer.origin(&key).is_none_or(|origin| origin.layer == DEFAULTS_LAYER);
-            if let (true, true, Some(origin)) = (is_known && *value != Node::Null, is_default, origin) {
+            if let (true, true, Some(origin)) = (is_better, is_default, origin) {
                 composer.set(origin, &key, value.clone());
             }
         }
@@ -235,10 +209,6 @@ fn overwritten(overwrite: &Node, base: &Node, path: &str) -> Result<Vec<String>,
     Ok(keys)
 }
 
-fn is_below(key: &str, block: &str) -> bool {
-    key.strip_prefix(block).is_some_and(|rest| rest.starts_with('.'))
-}
-
 /// Whether nothing but this program reads what is at this place, so that a key that it does not know is a slip.
 fn is_closed(leaf: &str, known: &Composer) -> bool {
     let section = leaf.split('.').next().unwrap_or_default();
@@ -247,7 +217,7 @@ fn is_closed(leaf: &str, known: &Composer) -> bool {
         .rsplit_once('.')
         .and_then(|(parent, _)| known.node().get(parent))
         .is_some_and(|node| node.as_map().is_none());
-    CLOSED.iter().any(|block| is_below(leaf, block)) && !parent_is_leaf
+    keys::is_in_closed_block(leaf) && !parent_is_leaf
         || !["trainer", "model", "exp_manager", "pretrained_checkpoint"].contains(&section)
 }
 
@@ -265,13 +235,19 @@ fn without_refused_hint(error: ConfigError, known: &Composer) -> ConfigError {
 fn check_keys(composer: &Composer, known: &Composer) -> Result<(), Failure> {
     for (leaf, _, origin) in composer.entries() {
         let Some(origin) = origin else { continue };
-        let listed = |keys: &[&str]| keys.iter().any(|block| leaf == *block || is_below(&leaf, block));
-        if origin.layer == DEFAULTS_LAYER || known.node().get(&leaf).is_some() || listed(&READ) {
+        if origin.layer == DEFAULTS_LAYER || known.node().get(&leaf).is_some() {
             continue;
         }
-        if listed(&INERT) {
-            tracing::debug!("`{leaf}` ({origin}) has no effect");
-            continue;
+        // A map typed over a value of the defaults is not what its row speaks of.
+        let is_over_a_value =
+            |path: &str| leaf != path && known.node().get(path).is_some_and(|node| node.as_map().is_none());
+        match keys::find(&leaf).filter(|row| !is_over_a_value(row.path)).map(|row| row.status) {
+            Some(Status::Read | Status::Neutral | Status::Refused) => continue,
+            Some(Status::Ignored | Status::Dropped | Status::Closed) => {
+                tracing::debug!("`{leaf}` ({origin}) has no effect");
+                continue;
+            }
+            None => {}
         }
         if is_closed(&leaf, known) {
             let nearest = known.nearest(&leaf);
@@ -459,6 +435,11 @@ pub(crate) mod tests {
             let in_dead_block =
                 key.match_indices('.').any(|(at, _)| says(&key[..at], "no effect, the whole block"));
             let is_inert = says(&key, "no effect") || in_dead_block;
+            let row = keys::find(&key).unwrap_or_else(|| panic!("`{key}` has no row"));
+            // Each of the two has no effect by itself.
+            let pair = ["exp_manager.log_local_rank_0_only", "exp_manager.log_global_rank_0_only"];
+            let is_ignored = row.status == Status::Ignored || pair.contains(&key.as_str());
+            assert_eq!(is_ignored, is_inert, "`{key}`: {:?}", row.status);
             let value = if key.ends_with("trt_llm.enable") { "false" } else { changed(value) };
             let change = format!("++{key}={value}");
             let has_effect = settings.iter().any(|overrides| with(overrides, &change) != plan(overrides));

@@ -28,9 +28,9 @@ pub(crate) enum RawDevices {
     Name(String),
 }
 
-/// `32`, `bf16`, `16-mixed`, …
+/// `32`, `bf16`, `bf16-mixed`, …
 #[derive(Clone, Debug, Deserialize)]
-#[serde(untagged, expecting = "`32`, `16` or a name such as `bf16`")]
+#[serde(untagged, expecting = "`32` or a name such as `bf16`")]
 pub(crate) enum RawPrecision {
     Bits(i64),
     Name(String),
@@ -205,7 +205,7 @@ impl RawConfig {
 }
 
 #[derive(Clone, Debug, Deserialize)]
-struct RawModel {
+pub(super) struct RawModel {
     generation: RawGeneration,
     data: RawData,
     seed: Option<i64>,

@@ -4,12 +4,12 @@ use data::{
     AddedTokens, ChatPromptTokens, KeptMetadata, LengthLimits, PromptResponseFormat, PromptTemplate,
     TokenField, TruncationMethod,
 };
-use serde_json::{Value, json};
 
 use super::range::{out_of_range, positive};
 use super::raw::{RawData, RawMaxSeqLength, RawTrainDs};
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::output::OutputField;
+use crate::output::identity::PromptResponse;
 
 /// What `truncation_field` is when nobody sets it: the name of a chat record's prompt.
 const DEFAULT_TRUNCATION_FIELD: &str = "context_ids";
@@ -21,7 +21,11 @@ const MAX_DRAWN: usize = 1 << 30;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum RecordFormat {
     Chat(ChatPromptTokens),
-    PromptResponse(PromptResponseFormat),
+    PromptResponse {
+        format: PromptResponseFormat,
+        /// What it was made of.
+        typed: PromptResponse,
+    },
 }
 
 impl RecordFormat {
@@ -37,16 +41,24 @@ impl RecordFormat {
             }));
         }
         let train_ds = &data.train_ds;
-        let template = train_ds.prompt_template.as_deref().ok_or_else(|| {
+        let text = train_ds.prompt_template.as_deref().ok_or_else(|| {
             Failure::usage(
                 "`model.data.chat=false` needs `model.data.train_ds.prompt_template`, with the key of the response at its \
                  end; for records with `input` and `output`, in the shell write \
                  'model.data.train_ds.prompt_template=\"{input} {output}\"'",
             )
         })?;
-        let template = PromptTemplate::parse(template, &train_ds.label_key).exit_with(ExitStatus::Usage)?;
+        let template = PromptTemplate::parse(text, &train_ds.label_key).exit_with(ExitStatus::Usage)?;
         let added = AddedTokens { bos: train_ds.add_bos, sep: train_ds.add_sep, eos: train_ds.add_eos };
         let format = PromptResponseFormat::new(template, added);
+        let mut typed = PromptResponse {
+            prompt_template: text.to_owned(),
+            label_key: train_ds.label_key.clone(),
+            add_bos: train_ds.add_bos,
+            add_sep: train_ds.add_sep,
+            add_eos: train_ds.add_eos,
+            ..PromptResponse::default()
+        };
         let method = match train_ds.truncation_method.as_str() {
             "right" => TruncationMethod::Right,
             "left" => TruncationMethod::Left,
@@ -56,31 +68,15 @@ impl RecordFormat {
             }
         };
         let fields = truncation_fields(train_ds);
-        match max_seq_lengths(train_ds)?.into_iter().max() {
-            Some(limit) if fields != [DEFAULT_TRUNCATION_FIELD] => {
-                let cutting = format.with_truncation(&fields, method, limit).exit_with(ExitStatus::Usage)?;
-                Ok(Self::PromptResponse(cutting))
-            }
-            _ => Ok(Self::PromptResponse(format)),
-        }
-    }
-
-    /// The settings that decide what a prompt is.
-    pub(crate) fn identity(&self) -> [(&'static str, Value); 2] {
-        let (chat, template) = match self {
-            Self::Chat(tokens) => (
-                json!([
-                    tokens.system_turn_start,
-                    tokens.turn_start,
-                    tokens.label_start,
-                    tokens.end_of_turn,
-                    tokens.end_of_name
-                ]),
-                Value::Null,
-            ),
-            Self::PromptResponse(format) => (Value::Null, json!(format!("{format:?}"))),
+        let limit = max_seq_lengths(train_ds)?.into_iter().max();
+        let Some(limit) = limit.filter(|_| fields != [DEFAULT_TRUNCATION_FIELD]) else {
+            return Ok(Self::PromptResponse { format, typed });
         };
-        [("model.data.chat_prompt_tokens", chat), ("model.data.train_ds.prompt_template", template)]
+        let format = format.with_truncation(&fields, method, limit).exit_with(ExitStatus::Usage)?;
+        typed.truncation_fields = fields.into_iter().map(str::to_owned).collect();
+        typed.truncation_method.clone_from(&train_ds.truncation_method);
+        typed.cut_to = Some(limit);
+        Ok(Self::PromptResponse { format, typed })
     }
 }
 
@@ -128,15 +124,6 @@ pub(crate) fn length_limits(data: &RawData, max_input_len: Option<usize>) -> Res
         }
     };
     Ok(LengthLimits { fields: fields.into_iter().zip(limits).collect(), max_input_len })
-}
-
-/// The length limits as one value: both limits on the prompt leave out the same when the smaller one is the same.
-pub(crate) fn limits_identity(limits: &LengthLimits) -> Value {
-    let of_prompt = |field: TokenField| field == TokenField::ContextIds;
-    let on_prompt = limits.fields.iter().filter(|(field, _)| of_prompt(*field)).map(|&(_, limit)| limit);
-    let smallest = on_prompt.chain(limits.max_input_len).min();
-    let others: Vec<_> = limits.fields.iter().filter(|(field, _)| !of_prompt(*field)).collect();
-    if others.is_empty() { json!(smallest) } else { json!([smallest, format!("{others:?}")]) }
 }
 
 /// What of the records the output asks for.

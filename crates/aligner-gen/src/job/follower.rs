@@ -13,7 +13,7 @@ use crate::cluster::ranks::{Meeting, Place};
 use crate::exit::{ExitStatus, Failure};
 use crate::model::checkpoint::TokenTable;
 use crate::model::memory::Demand;
-use crate::output::{ExistingOutput, Manifest};
+use crate::output::{ExistingOutput, Identity, Manifest};
 use crate::signals::StopWatch;
 
 /// How often a rank looks for news while it waits for the first word.
@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(200);
 
 /// Works for rank 0 until that ends the job.
 pub(crate) fn run(setup: &Setup, place: &Place, watch: &StopWatch) -> Result<ExitStatus, Failure> {
-    let follower = Follower { setup, place, watch };
+    let follower = Follower { setup, place, watch, identity: setup.identity()? };
     // Several signs of life in one lease: one that is late takes nothing away.
     let alive_every = (setup.plan.lease / 5).min(Duration::from_secs(1));
     let connected = connect(place, alive_every, &|waited| follower.keep_trying(waited));
@@ -38,6 +38,7 @@ struct Follower<'a> {
     setup: &'a Setup,
     place: &'a Place,
     watch: &'a StopWatch,
+    identity: Identity,
 }
 
 /// How the work ended, and the prompt tokens that were computed.
@@ -80,14 +81,16 @@ impl Follower<'_> {
         let folder = plan.exp_manager.log_dir.join("generations");
         plan.exp_manager.existing_output == ExistingOutput::Continue
             && Manifest::read(&folder).ok().flatten().is_some_and(|manifest| {
-                manifest.consumed_samples >= manifest.num_samples
-                    && self.setup.identity().changes(&manifest.identity.without_data()).is_empty()
+                manifest.committed.consumed_samples >= manifest.num_samples
+                    && Identity::read(&manifest.identity)
+                        .is_ok_and(|recorded| recorded.without_data().changes(&self.identity).is_empty())
             })
     }
 
     fn work(&self, mailbox: &Mailbox) -> Result<Outcome, Failure> {
         let setup = self.setup;
-        (mailbox.say)(ToZero::Hello(Hello::of_this_process(&setup.identity())?));
+        let hello = Hello::of_this_process(&self.identity, setup.fallback.clone())?;
+        (mailbox.say)(ToZero::Hello(hello));
         let nothing = |ended| Ok(Outcome { ended, prompt_tokens: 0 });
         let (longest_sequence_tokens, num_sequences) = loop {
             match mailbox.from_zero.recv_timeout(LOOK) {

@@ -42,6 +42,8 @@ pub(crate) struct Job<'a> {
     pub(crate) weights: &'a dyn TensorSource,
     /// What decides the texts, data apart.
     pub(crate) identity: &'a Identity,
+    /// Why this rank computes on the CPU, where a GPU was asked for.
+    pub(crate) fallback: Option<&'a str>,
     /// What other ranks need to know before they can begin.
     pub(crate) welcome: FromZero,
     /// Samples that this rank can hold; the others are taken to be like it.
@@ -99,6 +101,7 @@ pub(crate) fn generate(
         join_timeout: job.plan.join_timeout,
         watch: job.watch,
         identity: job.identity,
+        fallback: job.fallback,
         welcome: job.welcome.clone(),
         local: to_local,
         server: server.as_deref(),
@@ -182,7 +185,7 @@ fn compute(
     mailbox: &Mailbox,
     to_writer: &Sender<ToWriter>,
 ) -> Result<Computed, Failure> {
-    let hello = Hello::of_this_process(job.identity)?;
+    let hello = Hello::of_this_process(job.identity, job.fallback.map(str::to_owned))?;
     (mailbox.say)(ToZero::Hello(hello));
     let loading = Instant::now();
     let outcome = load().and_then(|mut engine| {

@@ -2,6 +2,7 @@
 
 pub(crate) mod follower;
 pub(crate) mod generate;
+pub(crate) mod identity;
 pub(crate) mod log_folder;
 pub(crate) mod nonfinite;
 pub(crate) mod progress;

@@ -17,7 +17,9 @@ pub(crate) fn prompt_builder(
     let shared = Arc::clone(&tokenizer.tokenizer);
     let mut builder = match &plan.records {
         RecordFormat::Chat(tokens) => PromptBuilder::new(shared, tokens.clone()),
-        RecordFormat::PromptResponse(format) => PromptBuilder::prompt_response(shared, format.clone())?,
+        RecordFormat::PromptResponse { format, .. } => {
+            PromptBuilder::prompt_response(shared, format.clone())?
+        }
     };
     if let (RecordFormat::Chat(_), Some(template)) = (&plan.records, tokenizer.chat_template(plan.date)) {
         builder = builder.with_template(template);

@@ -1,12 +1,10 @@
 //! The main job, from the command line to the last committed step.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use data::{PreparedPrompt, PromptNote, PromptSet, StepPlan, load_prompts};
+use data::{PromptNote, PromptSet, StepPlan, load_prompts};
 use model_core::{Backend, LoadOptions};
-use serde_json::json;
 
 use super::follower;
 use super::generate::{Job, Reports, generate};
@@ -23,7 +21,7 @@ use crate::cluster::spawn;
 use crate::config::UserConfig;
 use crate::config::cli::JobArgs;
 use crate::env;
-use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::exit::{ExitStatus, Failure};
 use crate::logging::Logging;
 use crate::metrics::{Machine, Metrics, RunFacts};
 use crate::model::checkpoint::TokenTable;
@@ -44,11 +42,12 @@ pub(crate) use setup::Setup;
 struct Prepared {
     setup: Setup,
     prompts: PromptSet,
-    /// The first prompt, to be shown.
-    first: Option<PreparedPrompt>,
+    /// The first prompt, to be shown, and how many tokens it has.
+    first: Option<(String, usize)>,
     steps: StepPlan,
     demand: Demand,
     memory: MemoryPlan,
+    identity: Identity,
 }
 
 /// Runs the main job.
@@ -85,9 +84,8 @@ fn run_first(
     let plan = &prepared.setup.plan;
     let watch = watch.with_time_limit(plan.exp_manager.time_limit);
     prepared.show();
-    let identity = prepared.identity()?;
     let log_dir = &plan.exp_manager.log_dir;
-    let folder = OutputFolder::open(log_dir, &identity, plan.exp_manager.existing_output)?;
+    let folder = OutputFolder::open(log_dir, &prepared.identity, plan.exp_manager.existing_output)?;
     let resume = folder.resume;
     let steps = pending_steps(&prepared.steps, plan.batch.global, resume);
     if prepared.steps.num_planned() == 0 {
@@ -114,11 +112,9 @@ fn run_first(
     }
     let manifest = Manifest {
         program_version: env!("CARGO_PKG_VERSION").to_owned(),
-        committed_bytes: 0,
-        step: 0,
-        consumed_samples: 0,
+        committed: resume,
         num_samples: prepared.steps.num_planned() as u64,
-        identity,
+        identity: prepared.identity.record().map_err(anyhow::Error::from)?,
         config: to_json(prepared.setup.resolved.node()),
     };
     let sink = JsonlSink::open(folder, manifest, plan.output_fields.clone())?;
@@ -155,7 +151,10 @@ impl Prepared {
         let builder = prompt_builder(plan, &setup.tokenizer)?;
         let prompts = load_prompts(&plan.data_path, builder, &plan.length_limits, plan.on_bad_record)?;
         let (prompts, steps) = planned(plan, prompts, setup.world_size())?;
-        let first = if prompts.is_empty() { None } else { Some(prompts.load(0)?) };
+        let first = match prompts.num_tokens(0) {
+            Some(num_tokens) => Some((prompts.text(0)?.text, num_tokens)),
+            None => None,
+        };
         let lengths = (0..steps.num_planned()).filter_map(|position| prompts.num_tokens(position));
         let longest = lengths.map(|num_tokens| num_tokens + plan.budget_tokens(num_tokens) as usize).max();
         let demand = Demand {
@@ -165,13 +164,9 @@ impl Prepared {
             max_batch: setup.plan.max_batch,
         };
         let memory = setup.memory(demand)?;
-        Ok(Self { setup, prompts, first, steps, demand, memory })
-    }
-
-    fn identity(&self) -> Result<Identity, Failure> {
-        let mut identity = self.setup.identity();
-        identity.0.insert(Identity::DATA.to_owned(), json!(hash_file(&self.setup.plan.data_path)?));
-        Ok(identity)
+        let mut identity = setup.identity()?;
+        identity.inputs.data = Some(prompts.fingerprint.clone());
+        Ok(Self { setup, prompts, first, steps, demand, memory, identity })
     }
 
     /// The first prompt, the counts and the memory plan.
@@ -194,12 +189,8 @@ impl Prepared {
                 self.setup.plan.num_responses
             );
         }
-        if let Some(prompt) = &self.first {
-            tracing::info!(
-                "first prompt, {} tokens, as the model sees it:\n{}",
-                prompt.ids.len(),
-                prompt.text
-            );
+        if let Some((text, num_tokens)) = &self.first {
+            tracing::info!("first prompt, {num_tokens} tokens, as the model sees it:\n{text}");
         }
         for warning in self.setup.end_tokens.warnings() {
             tracing::warn!("{warning}");
@@ -260,7 +251,8 @@ impl Prepared {
             steps,
             watch,
             weights: self.setup.checkpoint.tensors(),
-            identity: &self.setup.identity(),
+            identity: &self.identity.clone().without_data(),
+            fallback: self.setup.fallback.as_deref(),
             welcome: FromZero::Welcome {
                 longest_sequence_tokens: longest as u64,
                 num_sequences: self.demand.num_sequences as u64,
@@ -292,12 +284,4 @@ impl Prepared {
         );
         Ok(reason.exit_status())
     }
-}
-
-fn hash_file(path: &Path) -> Result<String, Failure> {
-    let mut hasher = blake3::Hasher::new();
-    let read = std::fs::File::open(path).and_then(|file| hasher.update_reader(file).map(|_| ()));
-    read.map_err(|error| anyhow::Error::new(error).context(format!("cannot read `{}`", path.display())))
-        .exit_with(ExitStatus::Data)?;
-    Ok(hasher.finalize().to_hex().to_string())
 }

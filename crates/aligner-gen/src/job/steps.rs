@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use data::{DataError, PreparedPrompt, PromptSet, StepPlan};
+use data::{DataError, PromptSet, PromptText, StepPlan};
 use sampling::FinishReason;
 
 use crate::cluster::queue::message::{ResponseDone, SampleDone};
@@ -38,13 +38,13 @@ pub(crate) fn pending_steps(
 
 /// Prompts by their position.
 pub(crate) trait Prompts {
-    /// The prompt at a position.
-    fn load(&self, position: usize) -> Result<PreparedPrompt, DataError>;
+    /// The text of the prompt at a position.
+    fn text(&self, position: usize) -> Result<PromptText, DataError>;
 }
 
 impl Prompts for PromptSet {
-    fn load(&self, position: usize) -> Result<PreparedPrompt, DataError> {
-        self.load(position)
+    fn text(&self, position: usize) -> Result<PromptText, DataError> {
+        self.text(position)
     }
 }
 
@@ -99,8 +99,8 @@ impl<'a> StepCollector<'a> {
                 return Ok(None);
             }
         }
-        // Made once more here: keeping the texts of all that is under way would take more than that does.
-        let PreparedPrompt { index, text: prompt, metadata, .. } = self.prompts.load(position)?;
+        // Rendered once more: keeping the texts of all samples in flight would take more than that does.
+        let PromptText { index, text: prompt, metadata } = self.prompts.text(position)?;
         Ok(Some(SampleOutput { index, prompt, metadata, responses }))
     }
 }
@@ -133,22 +133,16 @@ mod tests {
         assert_eq!(pending_steps(&plan(5, 2), 2, resume(9, 50)), []);
     }
 
-    impl Prompts for Vec<PreparedPrompt> {
-        fn load(&self, position: usize) -> Result<PreparedPrompt, DataError> {
+    impl Prompts for Vec<PromptText> {
+        fn text(&self, position: usize) -> Result<PromptText, DataError> {
             Ok(self[position].clone())
         }
     }
 
-    fn prompts(num: u64) -> Vec<PreparedPrompt> {
+    fn prompts(num: u64) -> Vec<PromptText> {
         // Indices have gaps, as left-out records make them.
-        let prompt = |n| PreparedPrompt {
-            line: 2 * n + 1,
-            index: 2 * n,
-            sample_idx: 2 * n,
-            text: format!("Q{n}"),
-            ids: vec![1],
-            metadata: data::JsonObject::new(),
-        };
+        let prompt =
+            |n| PromptText { index: 2 * n, text: format!("Q{n}"), metadata: data::JsonObject::new() };
         (0..num).map(prompt).collect()
     }
 

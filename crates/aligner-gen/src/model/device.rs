@@ -16,10 +16,18 @@ pub(crate) struct LocalRanks {
 }
 
 /// A device, and how many ranks share its memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Shared {
     pub(crate) device: Device,
     pub(crate) num_ranks: u32,
+    /// Why it is the CPU, where a GPU was asked for.
+    pub(crate) fallback: Option<String>,
+}
+
+impl Shared {
+    fn gpu(index: usize, num_ranks: u32) -> Self {
+        Self { device: Device::Cuda(index), num_ranks, fallback: None }
+    }
 }
 
 /// The device of a rank.
@@ -27,9 +35,9 @@ pub(crate) struct Shared {
 /// # Errors
 /// When the accelerator is unknown, or there are several GPUs but fewer than ranks.
 pub(crate) fn choose(accelerator: &str, ranks: LocalRanks) -> Result<Shared, Failure> {
-    let cpu = Shared { device: Device::Cpu, num_ranks: ranks.local_size };
+    let cpu = |fallback| Shared { device: Device::Cpu, num_ranks: ranks.local_size, fallback };
     match accelerator {
-        "cpu" => return Ok(cpu),
+        "cpu" => return Ok(cpu(None)),
         "gpu" | "cuda" | "auto" => {}
         other => {
             return Err(out_of_range("trainer.accelerator", "`gpu`, `cpu` or `auto`", &format!("`{other}`")));
@@ -42,7 +50,7 @@ pub(crate) fn choose(accelerator: &str, ranks: LocalRanks) -> Result<Shared, Fai
             if ranks.local_rank == 0 {
                 tracing::warn!("`trainer.accelerator={accelerator}`: {reason}; running on the CPU");
             }
-            return Ok(cpu);
+            return Ok(cpu(Some(reason)));
         }
     };
     gpu_of(ranks, num_gpus)
@@ -52,16 +60,16 @@ pub(crate) fn choose(accelerator: &str, ranks: LocalRanks) -> Result<Shared, Fai
 fn gpu_of(ranks: LocalRanks, num_gpus: usize) -> Result<Shared, Failure> {
     let LocalRanks { local_rank, local_size, has_own_gpu } = ranks;
     if has_own_gpu {
-        return Ok(Shared { device: Device::Cuda(0), num_ranks: 1 });
+        return Ok(Shared::gpu(0, 1));
     }
     if num_gpus >= local_size as usize {
-        return Ok(Shared { device: Device::Cuda(local_rank as usize), num_ranks: 1 });
+        return Ok(Shared::gpu(local_rank as usize, 1));
     }
     if num_gpus == 1 {
         if local_rank == 0 {
             tracing::warn!("{local_size} ranks share one GPU: one rank is faster");
         }
-        return Ok(Shared { device: Device::Cuda(0), num_ranks: local_size });
+        return Ok(Shared::gpu(0, local_size));
     }
     Err(anyhow::anyhow!(
         "{local_size} ranks on this machine, but {num_gpus} GPUs can be used: set `trainer.devices={num_gpus}`, or let \
@@ -105,6 +113,23 @@ pub(crate) fn name(device: Device) -> String {
             model.map_or_else(|_| format!("GPU {index}"), |model| format!("GPU {index} ({model})"))
         }
         _ => "the CPU".to_owned(),
+    }
+}
+
+/// What of a device its results depend on: `cpu`, or `gpu` and its architecture, for which kernels are compiled and chosen.
+///
+/// # Errors
+/// When the GPU cannot be opened.
+pub(crate) fn class(device: Device) -> Result<String, Failure> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => {
+            let arch = cuda_runtime::Device::open(index).and_then(|device| device.arch());
+            let arch = arch.map_err(anyhow::Error::from).exit_with(ExitStatus::Device)?;
+            Ok(format!("gpu {arch}"))
+        }
+        Device::Cpu => Ok("cpu".to_owned()),
+        other => Err(anyhow::anyhow!("{other:?} cannot be used by this build")).exit_with(ExitStatus::Device),
     }
 }
 
@@ -162,7 +187,8 @@ mod tests {
     #[test]
     fn accelerators_are_named() {
         let ranks = LocalRanks { local_rank: 3, local_size: 4, has_own_gpu: false };
-        assert_eq!(choose("cpu", ranks).unwrap(), Shared { device: Device::Cpu, num_ranks: 4 });
+        let cpu = Shared { device: Device::Cpu, num_ranks: 4, fallback: None };
+        assert_eq!(choose("cpu", ranks).unwrap(), cpu);
         let error = choose("tpu", ranks).unwrap_err().sentence();
         insta::assert_snapshot!(error, @"`trainer.accelerator` must be `gpu`, `cpu` or `auto`, found `tpu`");
     }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::identity::VERSION;
 use crate::exit::{ExitStatus, Failure};
 
 /// An error of the output folder.
@@ -42,6 +43,15 @@ pub(crate) enum OutputError {
         changes.join(", ")
     )]
     Changed { folder: PathBuf, changes: Vec<String> },
+    /// The folder belongs to a run of another version of the program, which recorded other things.
+    #[error(
+        "`{}` was begun by another version of this program ({program_version}, identity version {found}), which recorded what \
+         decides the texts in another way than this one (identity version {VERSION}), so it cannot be continued: finish it \
+         with that version, use another `exp_manager.explicit_log_dir`, or start afresh with \
+         `++exp_manager.resume_if_exists=false`",
+        folder.display()
+    )]
+    OtherVersion { folder: PathBuf, program_version: String, found: u64 },
     /// Committed lines are gone.
     #[error(
         "`{}` has {actual_bytes} bytes, but {committed_bytes} were committed: it was changed by something else; \
@@ -87,7 +97,7 @@ impl OutputError {
 impl From<OutputError> for Failure {
     fn from(error: OutputError) -> Self {
         let status = match error {
-            OutputError::Changed { .. } => ExitStatus::Usage,
+            OutputError::Changed { .. } | OutputError::OtherVersion { .. } => ExitStatus::Usage,
             _ => ExitStatus::Failed,
         };
         Self { status, error: error.into() }

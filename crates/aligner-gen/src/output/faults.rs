@@ -9,9 +9,12 @@ use serde_json::json;
 
 use mem_disk::{AfterCut, Fault, MemDisk};
 
-use super::manifest::tests::identity;
+use super::identity::tests::identity;
 use super::record::tests::sample;
-use super::{CompletedStep, ExistingOutput, GenerationSink, JsonlSink, Manifest, OutputError, OutputFolder};
+use super::{
+    CompletedStep, ExistingOutput, GenerationSink, JsonlSink, Manifest, OutputError, OutputFolder,
+    ResumePoint,
+};
 
 const LOG_DIR: &str = "/results";
 const JSONL: &str = "/results/generations/generations.jsonl";
@@ -37,11 +40,9 @@ fn run(disk: &MemDisk, saved: &mut u64) -> Result<(), OutputError> {
     let first = folder.resume.step + 1;
     let manifest = Manifest {
         program_version: String::new(),
-        committed_bytes: 0,
-        step: 0,
-        consumed_samples: 0,
+        committed: ResumePoint::default(),
         num_samples: 2 * NUM_STEPS,
-        identity,
+        identity: identity.record().unwrap(),
         config: json!({}),
     };
     let mut sink = JsonlSink::open(folder, manifest, Vec::new())?;

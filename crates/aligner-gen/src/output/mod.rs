@@ -4,6 +4,7 @@
 
 mod disk;
 mod error;
+pub(crate) mod identity;
 mod legacy;
 mod lock;
 mod manifest;
@@ -16,7 +17,8 @@ mod writer;
 mod faults;
 
 pub(crate) use error::OutputError;
-pub(crate) use manifest::{Identity, Manifest, write_atomically};
+pub(crate) use identity::Identity;
+pub(crate) use manifest::{Manifest, write_atomically};
 pub(crate) use record::{CompletedStep, OutputField, ResponseOutput, SampleOutput};
 pub(crate) use resume::{ExistingOutput, OutputFolder, ResumePoint};
 pub(crate) use writer::JsonlSink;

@@ -5,7 +5,10 @@
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::disk::{Disk, RealDisk};
+use super::identity::IdentityError;
 use super::legacy::scan_legacy;
 use super::{Identity, Manifest, OutputError};
 
@@ -21,15 +24,15 @@ pub(crate) enum ExistingOutput {
     MoveAside,
 }
 
-/// How far an earlier run came.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How far a run has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ResumePoint {
-    /// The last committed step.
+    /// Bytes of `generations.jsonl` that hold whole, synced steps.
+    pub(crate) committed_bytes: u64,
+    /// The last committed step; 0 before the first.
     pub(crate) step: u64,
     /// Samples in committed steps.
     pub(crate) consumed_samples: u64,
-    /// Bytes of whole steps.
-    pub(crate) committed_bytes: u64,
 }
 
 /// A locked output folder, cut back to its last committed step.
@@ -97,28 +100,34 @@ fn find_resume_point<D: Disk>(
         return found
             .map_or(Ok(ResumePoint::default()), |reader| scan_legacy(&jsonl, BufReader::new(reader)));
     };
-    let changes = manifest.identity.changes(identity);
+    let recorded = Identity::read(&manifest.identity).map_err(|error| match error {
+        IdentityError::Version { found } => OutputError::OtherVersion {
+            folder: folder.to_owned(),
+            program_version: manifest.program_version.clone(),
+            found,
+        },
+        IdentityError::Unreadable { .. } => {
+            OutputError::BadManifest { path: folder.join(Manifest::FILE_NAME), reason: error.to_string() }
+        }
+    })?;
+    let changes = recorded.changes(identity);
     if !changes.is_empty() {
         return Err(OutputError::Changed { folder: folder.to_owned(), changes });
     }
-    check_committed(disk, &jsonl, &manifest)?;
-    Ok(ResumePoint {
-        step: manifest.step,
-        consumed_samples: manifest.consumed_samples,
-        committed_bytes: manifest.committed_bytes,
-    })
+    check_committed(disk, &jsonl, manifest.committed)?;
+    Ok(manifest.committed)
 }
 
 /// The committed bytes are there, and end with a whole line of the last committed step or an earlier one.
-fn check_committed<D: Disk>(disk: &D, jsonl: &Path, manifest: &Manifest) -> Result<(), OutputError> {
-    let committed_bytes = manifest.committed_bytes;
+fn check_committed<D: Disk>(disk: &D, jsonl: &Path, committed: ResumePoint) -> Result<(), OutputError> {
+    let committed_bytes = committed.committed_bytes;
     let mut tail_bytes = TAIL_BYTES;
     loop {
         let from = committed_bytes.saturating_sub(tail_bytes);
         let mut tail = Vec::new();
         if let Some(reader) = disk.reader(jsonl, from).map_err(OutputError::io("open", jsonl))? {
-            let mut committed = reader.take(committed_bytes - from);
-            committed.read_to_end(&mut tail).map_err(OutputError::io("read", jsonl))?;
+            let mut reader = reader.take(committed_bytes - from);
+            reader.read_to_end(&mut tail).map_err(OutputError::io("read", jsonl))?;
         }
         if (tail.len() as u64) < committed_bytes - from {
             let actual_bytes = from + tail.len() as u64;
@@ -126,7 +135,7 @@ fn check_committed<D: Disk>(disk: &D, jsonl: &Path, manifest: &Manifest) -> Resu
         }
         let Some(lines) = tail.strip_suffix(b"\n") else {
             // Nothing is committed yet, or what is does not end where a line does.
-            return if tail.is_empty() { Ok(()) } else { Err(disagrees(jsonl, manifest)) };
+            return if tail.is_empty() { Ok(()) } else { Err(disagrees(jsonl, committed)) };
         };
         let last_line = lines.rsplit(|&byte| byte == b'\n').next().unwrap_or_default();
         if last_line.len() == lines.len() && from > 0 {
@@ -135,17 +144,17 @@ fn check_committed<D: Disk>(disk: &D, jsonl: &Path, manifest: &Manifest) -> Resu
         }
         // A step whose samples were all left out has no line: then the last line is of a step before.
         let is_earlier = |line: LinePosition| {
-            line.step <= manifest.step && line.consumed_samples <= manifest.consumed_samples
+            line.step <= committed.step && line.consumed_samples <= committed.consumed_samples
         };
         return match LinePosition::read(last_line) {
             Ok(line) if is_earlier(line) => Ok(()),
-            _ => Err(disagrees(jsonl, manifest)),
+            _ => Err(disagrees(jsonl, committed)),
         };
     }
 }
 
-fn disagrees(jsonl: &Path, manifest: &Manifest) -> OutputError {
-    let Manifest { committed_bytes, step, .. } = *manifest;
+fn disagrees(jsonl: &Path, committed: ResumePoint) -> OutputError {
+    let ResumePoint { committed_bytes, step, .. } = committed;
     OutputError::Disagrees { path: jsonl.to_owned(), committed_bytes, step }
 }
 
@@ -209,7 +218,7 @@ fn keep_tail<D: Disk>(disk: &D, jsonl: &Path, from_bytes: u64, partial: &Path) -
 mod tests {
     use serde_json::json;
 
-    use super::super::manifest::tests::identity;
+    use super::super::identity::tests::identity;
     use super::*;
 
     struct Setup {
@@ -224,12 +233,10 @@ mod tests {
             std::fs::write(folder.join(OutputFolder::JSONL), jsonl).unwrap();
             if let Some((step, consumed_samples, committed_bytes)) = committed {
                 let manifest = Manifest {
-                    program_version: String::new(),
-                    committed_bytes,
-                    step,
-                    consumed_samples,
+                    program_version: "0.1.0".to_owned(),
+                    committed: ResumePoint { committed_bytes, step, consumed_samples },
                     num_samples: 9,
-                    identity: identity(1, "a"),
+                    identity: identity(1, "a").record().unwrap(),
                     config: json!({}),
                 };
                 manifest.write_on(&RealDisk, &folder).unwrap();
@@ -275,6 +282,48 @@ mod tests {
         let setup = Setup::new("0123", Some((1, 2, 4)));
         let message = setup.open(2).unwrap_err().to_string();
         assert!(message.contains("changed: `model.seed` (was 1, now 2);"), "{message}");
+    }
+
+    /// A manifest with this identity, of a run that has committed a step.
+    fn begun_with(identity: serde_json::Value) -> Setup {
+        let setup = Setup::new(&line(1, 2), None);
+        let manifest = Manifest {
+            program_version: "0.1.0".to_owned(),
+            committed: ResumePoint { committed_bytes: line(1, 2).len() as u64, step: 1, consumed_samples: 2 },
+            num_samples: 9,
+            identity,
+            config: json!({}),
+        };
+        manifest.write_on(&RealDisk, &setup.log_dir.path().join("generations")).unwrap();
+        setup
+    }
+
+    #[test]
+    fn runs_of_other_versions_are_refused_by_name() {
+        let first = json!({"data fingerprint": "a", "model.seed": 1, "trainer.precision": "Bf16"});
+        let setup = begun_with(first);
+        let message = setup.open(1).unwrap_err().to_string();
+        let message = message.replace(&setup.log_dir.path().display().to_string(), "/results");
+        insta::assert_snapshot!(message, @"`/results/generations` was begun by another version of this program (0.1.0, identity version 1), which recorded what decides the texts in another way than this one (identity version 2), so it cannot be continued: finish it with that version, use another `exp_manager.explicit_log_dir`, or start afresh with `++exp_manager.resume_if_exists=false`");
+        assert_eq!(setup.read("generations.jsonl"), line(1, 2));
+        let later = begun_with(json!({"version": 3, "everything": {}})).open(1).unwrap_err();
+        assert!(matches!(later, OutputError::OtherVersion { found: 3, .. }), "{later}");
+        let mut unknown = identity(1, "a").record().unwrap();
+        unknown["compute"]["new"] = json!(1);
+        let unknown = begun_with(unknown).open(1).unwrap_err();
+        assert!(matches!(unknown, OutputError::BadManifest { .. }), "{unknown}");
+    }
+
+    #[test]
+    fn kernels_and_device_are_compared() {
+        let setup = begun_with(identity(1, "a").record().unwrap());
+        let mut other = identity(1, "a");
+        other.compute.device = "gpu sm_90".to_owned();
+        other.compute.fused = true;
+        let opened = OutputFolder::open(setup.log_dir.path(), &other, ExistingOutput::Continue);
+        let message = opened.unwrap_err().to_string();
+        let expect = "changed: `device` (was \"\", now \"gpu sm_90\"), `trainer.generation.trt_llm.enable` (was false, now true);";
+        assert!(message.contains(expect), "{message}");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::disk::{Disk, RealDisk};
 use super::resume::JSONL;
-use super::{CompletedStep, GenerationSink, Manifest, OutputError, OutputField, OutputFolder};
+use super::{CompletedStep, GenerationSink, Manifest, OutputError, OutputField, OutputFolder, ResumePoint};
 
 /// The file, its manifest and the lock on the folder.
 #[derive(Debug)]
@@ -22,9 +22,7 @@ impl<D: Disk> JsonlSink<D> {
     ) -> Result<Self, OutputError> {
         let path = folder.path.join(JSONL);
         let file = folder.disk.open(&path).map_err(OutputError::io("open", &path))?;
-        manifest.committed_bytes = folder.resume.committed_bytes;
-        manifest.step = folder.resume.step;
-        manifest.consumed_samples = folder.resume.consumed_samples;
+        manifest.committed = folder.resume;
         // The name of the new file becomes durable with that of the manifest.
         manifest
             .write_on(&folder.disk, &folder.path)
@@ -34,18 +32,17 @@ impl<D: Disk> JsonlSink<D> {
 
     /// Samples that are safe on disk.
     pub(crate) fn consumed_samples(&self) -> u64 {
-        self.manifest.consumed_samples
+        self.manifest.committed.consumed_samples
     }
 
-    /// Makes a step's lines durable; nobody counts them before the manifest does.
-    fn append(&self, bytes: &[u8]) -> std::io::Result<()> {
+    /// Makes a step's lines durable, behind what is committed; nobody counts them before the manifest does.
+    fn append(&self, bytes: &[u8], committed_bytes: u64) -> std::io::Result<()> {
         let OutputFolder { disk, .. } = &self.folder;
-        let appended = disk
-            .write_all_at(&self.file, bytes, self.manifest.committed_bytes)
-            .and_then(|()| disk.sync(&self.file));
+        let appended =
+            disk.write_all_at(&self.file, bytes, committed_bytes).and_then(|()| disk.sync(&self.file));
         if appended.is_err() {
             // The next start would cut the torn step anyway; doing it here leaves a clean file to look at.
-            let _ = disk.set_len(&self.file, self.manifest.committed_bytes);
+            let _ = disk.set_len(&self.file, committed_bytes);
         }
         appended
     }
@@ -54,20 +51,25 @@ impl<D: Disk> JsonlSink<D> {
 impl<D: Disk> GenerationSink for JsonlSink<D> {
     fn commit(&mut self, step: &CompletedStep) -> Result<(), OutputError> {
         let bytes = step.to_jsonl(&self.fields)?;
-        let mut next = self.manifest.clone();
-        next.committed_bytes += bytes.len() as u64;
-        next.step = step.step;
-        next.consumed_samples = step.consumed_samples;
-        // After a failure to write the manifest the lines stay: the new one may be on disk and count them already.
-        let written = self.append(&bytes).and_then(|()| next.write_on(&self.folder.disk, &self.folder.path));
-        written.map_err(|source| OutputError::Write {
-            step: step.step,
-            committed_samples: self.manifest.consumed_samples,
-            path: self.folder.path.join(JSONL),
-            source,
-        })?;
-        self.manifest = next;
-        Ok(())
+        let before = self.manifest.committed;
+        let written = self.append(&bytes, before.committed_bytes).and_then(|()| {
+            self.manifest.committed = ResumePoint {
+                committed_bytes: before.committed_bytes + bytes.len() as u64,
+                step: step.step,
+                consumed_samples: step.consumed_samples,
+            };
+            // After a failure to write it the lines stay: the new one may be on disk and count them already.
+            self.manifest.write_on(&self.folder.disk, &self.folder.path)
+        });
+        written.map_err(|source| {
+            self.manifest.committed = before;
+            OutputError::Write {
+                step: step.step,
+                committed_samples: before.consumed_samples,
+                path: self.folder.path.join(JSONL),
+                source,
+            }
+        })
     }
 }
 
@@ -75,9 +77,9 @@ impl<D: Disk> GenerationSink for JsonlSink<D> {
 mod tests {
     use serde_json::json;
 
-    use super::super::manifest::tests::identity;
+    use super::super::ExistingOutput;
+    use super::super::identity::tests::identity;
     use super::super::record::tests::sample;
-    use super::super::{ExistingOutput, ResumePoint};
     use super::*;
 
     fn open(log_dir: &std::path::Path) -> JsonlSink {
@@ -85,11 +87,9 @@ mod tests {
         let folder = OutputFolder::open(log_dir, &identity, ExistingOutput::Continue).unwrap();
         let manifest = Manifest {
             program_version: String::new(),
-            committed_bytes: 0,
-            step: 0,
-            consumed_samples: 0,
+            committed: ResumePoint::default(),
             num_samples: 2,
-            identity,
+            identity: identity.record().unwrap(),
             config: json!({}),
         };
         JsonlSink::open(folder, manifest, Vec::new()).unwrap()

@@ -83,3 +83,20 @@ fn metadata_keeps_messages_as_they_stand() {
         r#"{"tools": "[]", "messages": [{"role": "user", "content": "x", "tool_calls": null, "n": 1.50}]}"#
     );
 }
+
+#[test]
+fn the_text_alone_is_that_of_the_prompt() {
+    let template = crate::PromptTemplate::parse("Q: {q} A: {label}", "label").unwrap();
+    let format = PromptResponseFormat::new(template, crate::AddedTokens::default());
+    let cutting = format.clone().with_truncation(&["q"], crate::TruncationMethod::Right, 9).unwrap();
+    let record = object(r#"{"id": 7, "q": "one two three", "label": "x"}"#);
+    for format in [format, cutting] {
+        for kept in [KeptMetadata::Nothing, KeptMetadata::OtherKeys, KeptMetadata::OtherKeysAndText] {
+            let tokenizer = Arc::new(ByteTokenizer::default());
+            let builder = PromptBuilder::prompt_response(tokenizer, format.clone()).unwrap();
+            let builder = builder.with_metadata(kept);
+            let BuiltPrompt { text, metadata, .. } = builder.build(record.clone()).unwrap();
+            assert_eq!(builder.build_text(record.clone()).unwrap(), (text, metadata));
+        }
+    }
+}

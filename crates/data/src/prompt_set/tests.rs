@@ -1,10 +1,12 @@
 //! Files to prompts, and what is left out on the way.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::chat::ChatPromptTokens;
 use crate::test_tokenizer::ByteTokenizer;
+use crate::tokenizer::{SpecialTokens, Tokenizer};
 
 fn builder() -> PromptBuilder {
     PromptBuilder::new(Arc::new(ByteTokenizer::default()), ChatPromptTokens::default())
@@ -18,7 +20,13 @@ fn load(text: &str, limits: &LengthLimits, on_bad: OnBadRecord) -> Result<Prompt
 }
 
 fn all(set: &PromptSet) -> Vec<PreparedPrompt> {
-    (0..set.len()).map(|position| set.load(position).unwrap()).collect()
+    let load = |position| {
+        let prompt = set.load(position).unwrap();
+        let PreparedPrompt { index, text, metadata, .. } = prompt.clone();
+        assert_eq!(set.text(position).unwrap(), PromptText { index, text, metadata });
+        prompt
+    };
+    (0..set.len()).map(load).collect()
 }
 
 fn line(question: &str) -> String {
@@ -152,4 +160,53 @@ fn a_template_that_cannot_be_used_is_never_skipped() {
     let error = load_prompts(&path, builder, &LengthLimits::default(), OnBadRecord::Skip).err().unwrap();
     let told = error.to_string().replace(&path.display().to_string(), "data.jsonl");
     insta::assert_snapshot!(told, @"line 2 of `data.jsonl` is a `messages` record, and the tokenizer's chat template is not valid: Encountered unknown tag 'no'. (line 1 of the template)");
+}
+
+/// Counts the texts that it is given.
+#[derive(Default)]
+struct Counting {
+    inner: ByteTokenizer,
+    num_texts: AtomicUsize,
+}
+
+impl Tokenizer for Counting {
+    fn encode(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        self.num_texts.fetch_add(1, Ordering::Relaxed);
+        self.inner.encode(text)
+    }
+
+    fn decode(&self, ids: &[u32]) -> Result<String, DataError> {
+        self.inner.decode(ids)
+    }
+
+    fn token_bytes(&self, id: u32) -> Result<Vec<u8>, DataError> {
+        self.inner.token_bytes(id)
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.inner.vocab_size()
+    }
+
+    fn special(&self) -> &SpecialTokens {
+        self.inner.special()
+    }
+}
+
+#[test]
+fn a_record_is_tokenized_to_be_measured_and_to_be_generated() {
+    let tokenizer = Arc::new(Counting::default());
+    let shared: Arc<dyn Tokenizer> = tokenizer.clone();
+    let builder = PromptBuilder::new(shared, ChatPromptTokens::default());
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("data.jsonl");
+    std::fs::write(&path, [line("a"), line("b"), line("c")].concat()).unwrap();
+    let set = load_prompts(&path, builder, &LengthLimits::default(), OnBadRecord::Refuse).unwrap();
+    assert_eq!(tokenizer.num_texts.load(Ordering::Relaxed), 3);
+    let prompts: Vec<_> = (0..3).map(|position| set.load(position).unwrap()).collect();
+    assert_eq!(tokenizer.num_texts.load(Ordering::Relaxed), 6);
+    for (position, prompt) in prompts.into_iter().enumerate() {
+        assert_eq!(set.text(position).unwrap().text, prompt.text);
+    }
+    assert_eq!(tokenizer.num_texts.load(Ordering::Relaxed), 6);
+    assert_eq!(set.fingerprint, blake3::hash(&std::fs::read(&path).unwrap()).to_hex().as_str());
 }

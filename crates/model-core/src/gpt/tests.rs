@@ -342,9 +342,10 @@ impl StoredLinear {
         let (weight, bias) = (bytes(&self.weight), self.bias.as_deref().map(bytes));
         let out_features = (self.weight.len() / self.in_features) as u64;
         let stored = |bytes, shape| WeightBytes { bytes, dtype: DType::F32, shape };
+        let shape = [out_features, self.in_features as u64];
         let source = LinearSource {
-            weight: stored(&weight, &[out_features, self.in_features as u64]),
-            bias: bias.as_deref().map(|bias| stored(bias, &[out_features])),
+            weight: stored(&weight, &shape),
+            bias: bias.as_deref().map(|bias| stored(bias, &shape[..1])),
         };
         loader.linear(source, role).unwrap()
     }

@@ -7,8 +7,8 @@
 
 use hydra_config::Node;
 use model_spec::{
-    Activation, BlockStyle, HeadLayout, ModelSpec, NormSpec, Normalization, OutputSpec, PositionEmbedding,
-    RotaryConfig, RotaryPairing, TableRows, UniformSpec,
+    Activation, BlockStyle, HeadLayout, ModelSpec, NormSpec, OutputSpec, PositionEmbedding, RotaryConfig,
+    RotaryPairing, TableRows, UniformSpec,
 };
 
 use super::family::Family;
@@ -149,7 +149,7 @@ impl ModelArch {
             config.set("kv_channels", int(self.head_dim));
         }
         config.set("init_method_std", Node::Float(self.init_method_std));
-        config.set("normalization", Node::from(normalization_name(&self.norm)));
+        config.set("normalization", Node::from(self.norm.nemo_name()));
         config.set("layernorm_epsilon", Node::Float(self.norm.epsilon));
         config.set("make_vocab_size_divisible_by", int(vocab_divisor(self.vocab_size)));
         config.set("share_embeddings_and_output_weights", Node::Bool(self.tied));
@@ -205,7 +205,7 @@ impl ModelArch {
             let has_two_norms = self.block == BlockStyle::ParallelOwnNorm;
             config.set("mcore_customization_config.new_decoder_architecture", Node::Bool(has_two_norms));
         } else if facts.nemo_name.is_some() {
-            // NeMo's falcon is parallel by default.
+            // Such layers are parallel by default.
             config.set("mcore_customization_config.parallel_attention", Node::Bool(false));
         }
         if let Some(name) = facts.nemo_name {
@@ -271,15 +271,6 @@ impl ModelArch {
                 RopeScaling::None | RopeScaling::Linear(_) => None,
             },
         })
-    }
-}
-
-/// NeMo's `normalization`. A norm of the conversions that is centred at zero is a layer norm.
-const fn normalization_name(norm: &NormSpec) -> &'static str {
-    match (norm.normalization, norm.zero_centered_gamma) {
-        (Normalization::RmsNorm, _) => "rmsnorm",
-        (Normalization::LayerNorm, false) => "layernorm",
-        (Normalization::LayerNorm, true) => "layernorm1p",
     }
 }
 

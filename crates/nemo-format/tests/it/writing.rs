@@ -2,6 +2,7 @@
 //! `tests/fixtures/scripts/load_with_megatron.py`.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use nemo_format::{
     Artifact, Checkpoint, DType, FormatError, Overwrite, Region, TensorMeta, TensorSource, WriteOptions,
@@ -190,6 +191,9 @@ fn an_error_in_the_middle_leaves_nothing() {
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 
+/// Long enough for a debug build on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 /// Runs itself once more as the process that is killed.
 #[test]
 fn a_killed_write_leaves_nothing_under_the_final_name() {
@@ -197,7 +201,7 @@ fn a_killed_write_leaves_nothing_under_the_final_name() {
     const SELF: &str = "writing::a_killed_write_leaves_nothing_under_the_final_name";
     if let Some(target) = std::env::var_os(TARGET) {
         let source = Endless::new(|| {
-            std::thread::sleep(std::time::Duration::from_secs(60));
+            std::thread::sleep(PATIENCE);
             Ok(())
         });
         write_nemo(target.as_ref(), "a: 1\n", &[], &source, &WriteOptions::default()).unwrap();
@@ -215,9 +219,11 @@ fn a_killed_write_leaves_nothing_under_the_final_name() {
         let entries = std::fs::read_dir(folder.path()).unwrap();
         entries.map(|entry| entry.unwrap().metadata().map_or(0, |metadata| metadata.len())).sum()
     };
+    let started = Instant::now();
     while written_bytes() < 8 << 20 {
         assert!(child.try_wait().unwrap().is_none(), "the write ended of itself");
-        std::thread::sleep(std::time::Duration::from_millis(5));
+        assert!(started.elapsed() < PATIENCE, "{} bytes are written", written_bytes());
+        std::thread::sleep(Duration::from_millis(5));
     }
     child.kill().unwrap();
     child.wait().unwrap();

@@ -47,6 +47,8 @@ pub(crate) struct Desk<'a> {
     pub(crate) watch: &'a StopWatch,
     /// What decides the texts, data apart; must be the same for every rank.
     pub(crate) identity: &'a Identity,
+    /// Why rank 0 computes on the CPU, where a GPU was asked for.
+    pub(crate) fallback: Option<&'a str>,
     pub(crate) welcome: FromZero,
     /// To rank 0 itself.
     pub(crate) local: Sender<Heard>,
@@ -170,7 +172,7 @@ impl State<'_, '_> {
             peer.heard = Some(Instant::now());
         }
         match message {
-            ToZero::Hello(hello) => self.greet(rank, hello),
+            ToZero::Hello(hello) => self.greet(rank, &hello),
             ToZero::Ready { capacity } => {
                 self.table.join(rank, capacity as usize, now);
                 self.deal(rank);
@@ -202,10 +204,9 @@ impl State<'_, '_> {
         }
     }
 
-    fn greet(&mut self, rank: Rank, hello: Hello) {
-        let (mine, name) = (self.desk.identity, self.name(rank));
+    fn greet(&mut self, rank: Rank, hello: &Hello) {
         let Some(peer) = self.peers.get_mut(rank as usize) else { return };
-        if let Some(other) = peer.hello.as_ref().filter(|other| **other != hello) {
+        if let Some(other) = peer.hello.as_ref().filter(|other| *other != hello) {
             let message = format!(
                 "rank {rank} came twice, as process {} on {} and as process {} on {}: is another job using this port? set \
                  MASTER_PORT to a free one for all ranks",
@@ -214,22 +215,15 @@ impl State<'_, '_> {
             self.fail(message, 1);
             return;
         }
-        let changes = match serde_json::from_str::<Identity>(&hello.identity) {
-            Ok(theirs) => mine.changes(&theirs),
-            Err(_) => vec!["everything".to_owned()],
-        };
         tracing::debug!("rank {rank} is process {} on {}", hello.process, hello.host);
-        peer.hello = Some(hello);
-        if changes.is_empty() {
-            self.send(rank, self.desk.welcome.clone());
-            if let Some(stop) = self.stop.clone() {
-                self.send(rank, FromZero::Stop(stop));
-            }
-        } else {
-            self.fail(
-                format!("{name} was started with other settings than rank 0: {}", changes.join(", ")),
-                2,
-            );
+        peer.hello = Some(hello.clone());
+        if let Some((message, status)) = refusal(self.desk, &self.name(rank), hello) {
+            self.fail(message, status.code());
+            return;
+        }
+        self.send(rank, self.desk.welcome.clone());
+        if let Some(stop) = self.stop.clone() {
+            self.send(rank, FromZero::Stop(stop));
         }
     }
 
@@ -341,5 +335,121 @@ impl State<'_, '_> {
             Some(hello) => format!("rank {rank} (process {} on {})", hello.process, hello.host),
             None => format!("rank {rank}"),
         }
+    }
+}
+
+/// Why a rank cannot join: its texts would not be those of rank 0.
+fn refusal(desk: &Desk<'_>, name: &str, hello: &Hello) -> Option<(String, ExitStatus)> {
+    let mine = desk.identity;
+    let theirs = serde_json::from_str(&hello.identity)
+        .map_err(|error| error.to_string())
+        .and_then(|recorded| Identity::read(&recorded).map_err(|error| error.to_string()));
+    let theirs = match theirs {
+        Ok(theirs) => theirs,
+        Err(reason) => {
+            let message = format!("{name} and rank 0 cannot compare their settings: {reason}");
+            return Some((message, ExitStatus::Usage));
+        }
+    };
+    let devices = [(name, &theirs, hello.fallback.as_deref()), ("rank 0", mine, desk.fallback)];
+    let [theirs_on, mine_on] = devices.map(|(name, identity, fallback)| {
+        let why = fallback.map_or_else(String::new, |reason| format!(" ({reason})"));
+        format!("{name} computes on device `{}`{why}", identity.compute.device)
+    });
+    if theirs.compute.device != mine.compute.device {
+        let message = format!(
+            "{theirs_on}, {mine_on}: their texts would differ; mend the device, leave that machine out of the job, or set \
+             `trainer.accelerator=cpu` for all ranks"
+        );
+        return Some((message, ExitStatus::Device));
+    }
+    let changes = mine.changes(&theirs);
+    let message = || format!("{name} was started with other settings than rank 0: {}", changes.join(", "));
+    (!changes.is_empty()).then(|| (message(), ExitStatus::Usage))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::super::lease::LeaseLimits;
+    use super::*;
+
+    fn on(device: &str) -> Identity {
+        let mut identity = Identity::default();
+        identity.compute.device = device.to_owned();
+        identity
+    }
+
+    fn hello(identity: &Identity, fallback: Option<&str>) -> Hello {
+        Hello {
+            host: "node7".to_owned(),
+            process: 5,
+            identity: identity.record().unwrap().to_string(),
+            fallback: fallback.map(str::to_owned),
+        }
+    }
+
+    /// How rank 0 ends a job that this rank comes to.
+    fn refused(rank_0: (&Identity, Option<&str>), hello: Hello) -> Option<Failure> {
+        let (events, incoming) = channel();
+        let (local, _from_zero) = channel();
+        let watch = StopWatch::install(Instant::now()).unwrap();
+        let desk = Desk {
+            request: Box::new(|_| None),
+            position_of: Box::new(|_| None),
+            lease: Duration::from_secs(60),
+            join_timeout: Duration::from_secs(60),
+            watch: &watch,
+            identity: rank_0.0,
+            fallback: rank_0.1,
+            welcome: FromZero::Welcome { longest_sequence_tokens: 1, num_sequences: 1 },
+            local,
+            server: None,
+            finished: Box::new(|_, _| {}),
+        };
+        let leaving = || ToZero::Leaving(Leaving { why: Why::Told, prompt_tokens: 0 });
+        events.send(Event::From(1, ToZero::Hello(hello))).unwrap();
+        events.send(Event::From(1, leaving())).unwrap();
+        // Ends the job where nobody was refused.
+        events.send(Event::WriterFailed("the end".to_owned())).unwrap();
+        let limits = LeaseLimits {
+            step_samples: 1,
+            run_ahead_samples: 1,
+            max_waiting_bytes: 1,
+            lease: Duration::from_secs(60),
+        };
+        desk.run(LeaseTable::new(0, 1, 2, limits), 2, &incoming).failure
+    }
+
+    #[test]
+    fn a_rank_on_another_device_is_refused() {
+        let (cpu, gpu) = (on("cpu"), on("gpu sm_90"));
+        assert!(refused((&gpu, None), hello(&gpu, None)).is_none());
+        let fell_back = refused((&gpu, None), hello(&cpu, Some("there is no GPU"))).unwrap();
+        assert_eq!(fell_back.status, ExitStatus::Device);
+        insta::assert_snapshot!(fell_back.sentence(), @"rank 1 (process 5 on node7) computes on device `cpu` (there is no GPU), rank 0 computes on device `gpu sm_90`: their texts would differ; mend the device, leave that machine out of the job, or set `trainer.accelerator=cpu` for all ranks");
+        let first_fell_back = refused((&cpu, Some("no driver")), hello(&gpu, None)).unwrap();
+        assert_eq!(first_fell_back.status, ExitStatus::Device);
+        insta::assert_snapshot!(first_fell_back.sentence(), @"rank 1 (process 5 on node7) computes on device `gpu sm_90`, rank 0 computes on device `cpu` (no driver): their texts would differ; mend the device, leave that machine out of the job, or set `trainer.accelerator=cpu` for all ranks");
+        // All alike, as the user was warned at the start.
+        assert!(refused((&cpu, Some("no driver")), hello(&cpu, Some("no driver"))).is_none());
+        let other_gpu = refused((&gpu, None), hello(&on("gpu sm_80"), None)).unwrap();
+        assert_eq!(other_gpu.status, ExitStatus::Device);
+    }
+
+    #[test]
+    fn a_rank_with_other_settings_is_refused() {
+        let mine = on("cpu");
+        let mut theirs = on("cpu");
+        theirs.settings.seed = 7;
+        theirs.compute.fused = true;
+        let failure = refused((&mine, None), hello(&theirs, None)).unwrap();
+        assert_eq!(failure.status, ExitStatus::Usage);
+        insta::assert_snapshot!(failure.sentence(), @"rank 1 (process 5 on node7) was started with other settings than rank 0: `model.seed` (was 0, now 7), `trainer.generation.trt_llm.enable` (was false, now true)");
+        let mut of_another_version = hello(&mine, None);
+        of_another_version.identity = "{\"version\": 3}".to_owned();
+        let failure = refused((&mine, None), of_another_version).unwrap();
+        insta::assert_snapshot!(failure.sentence(), @"rank 1 (process 5 on node7) and rank 0 cannot compare their settings: it has version 3 of what decides the texts, this program has version 2");
     }
 }

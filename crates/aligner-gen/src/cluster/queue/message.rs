@@ -8,7 +8,7 @@ use crate::exit::Failure;
 use crate::output::Identity;
 
 /// Raised with every change of a message: ranks of different builds must not talk past each other.
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
 
 /// From a rank to rank 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,14 +32,17 @@ pub(crate) struct Hello {
     pub(crate) process: u32,
     /// What decides the text of a sample, data apart, as JSON; must be that of rank 0.
     pub(crate) identity: String,
+    /// Why it computes on the CPU, where a GPU was asked for.
+    pub(crate) fallback: Option<String>,
 }
 
 impl Hello {
-    pub(crate) fn of_this_process(identity: &Identity) -> Result<Self, Failure> {
+    pub(crate) fn of_this_process(identity: &Identity, fallback: Option<String>) -> Result<Self, Failure> {
         Ok(Self {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             process: std::process::id(),
-            identity: serde_json::to_string(identity).map_err(anyhow::Error::from)?,
+            identity: identity.record().map_err(anyhow::Error::from)?.to_string(),
+            fallback,
         })
     }
 }
@@ -120,11 +123,13 @@ impl ToZero {
         let mut out = Writer::start();
         out.u32(from);
         match self {
-            Self::Hello(Hello { host, process, identity }) => {
+            Self::Hello(Hello { host, process, identity, fallback }) => {
                 out.u8(0);
                 out.text(host);
                 out.u32(*process);
                 out.text(identity);
+                out.u8(u8::from(fallback.is_some()));
+                fallback.iter().for_each(|reason| out.text(reason));
             }
             Self::Ready { capacity } => {
                 out.u8(1);
@@ -160,7 +165,16 @@ impl ToZero {
         let mut input = Reader::start(bytes)?;
         let from = input.u32()?;
         let message = match input.u8()? {
-            0 => Self::Hello(Hello { host: input.text()?, process: input.u32()?, identity: input.text()? }),
+            0 => Self::Hello(Hello {
+                host: input.text()?,
+                process: input.u32()?,
+                identity: input.text()?,
+                fallback: match input.u8()? {
+                    0 => None,
+                    1 => Some(input.text()?),
+                    _ => return Err(input.damaged()),
+                },
+            }),
             1 => Self::Ready { capacity: input.u32()? },
             2 => Self::Done(input.list(Reader::sample)?),
             3 => Self::Alive,
@@ -404,11 +418,14 @@ mod tests {
             (any::<u8>(), ".{0,9}").prop_map(|(code, message)| Why::Failed { code, message }),
         ];
         prop_oneof![
-            (".{0,9}", any::<u32>(), ".{0,9}").prop_map(|(host, process, identity)| ToZero::Hello(Hello {
-                host,
-                process,
-                identity
-            })),
+            (".{0,9}", any::<u32>(), ".{0,9}", prop::option::of(".{0,9}")).prop_map(
+                |(host, process, identity, fallback)| ToZero::Hello(Hello {
+                    host,
+                    process,
+                    identity,
+                    fallback
+                })
+            ),
             any::<u32>().prop_map(|capacity| ToZero::Ready { capacity }),
             prop::collection::vec(sample, 0..3).prop_map(ToZero::Done),
             Just(ToZero::Alive),
@@ -462,7 +479,7 @@ mod tests {
         let error = FromZero::decode(&[9, 0]).unwrap_err().to_string();
         assert_eq!(
             error,
-            "a message of version 9, this program has version 1: all ranks must run the same program"
+            "a message of version 9, this program has version 2: all ranks must run the same program"
         );
     }
 }

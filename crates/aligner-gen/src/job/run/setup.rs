@@ -8,7 +8,6 @@ use hydra_config::Resolved;
 use model_core::{LoadOptions, ModelConfig};
 use nemo_format::Checkpoint;
 use sampling::StopConditions;
-use serde_json::json;
 
 use crate::cluster::ranks::{Place, Role};
 use crate::cluster::{cores, ranks, spawn};
@@ -18,7 +17,7 @@ use crate::config::raw::RawConfig;
 use crate::config::{self, UserConfig};
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
-use crate::job::log_folder;
+use crate::job::{identity, log_folder};
 use crate::logging::Logging;
 use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
 use crate::model::device::{self, LocalRanks, Shared};
@@ -26,6 +25,7 @@ use crate::model::end_tokens::EndTokens;
 use crate::model::memory::{Demand, MemoryPlan};
 use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine};
 use crate::output::Identity;
+use crate::output::identity::Inputs;
 
 /// What every rank knows: all but the data.
 pub(crate) struct Setup {
@@ -36,6 +36,8 @@ pub(crate) struct Setup {
     pub(super) options: LoadOptions,
     /// Ranks on this rank's device, itself included.
     pub(crate) num_sharing_ranks: u32,
+    /// Why it computes on the CPU, where a GPU was asked for.
+    pub(crate) fallback: Option<String>,
     pub(crate) model_config: ModelConfig,
     pub(crate) tokenizer: OpenTokenizer,
     pub(super) end_tokens: EndTokens,
@@ -67,7 +69,8 @@ impl Setup {
         let tokenizer = OpenTokenizer::open(&checkpoint, model)?;
         let end_tokens = EndTokens::of(&checkpoint, &tokenizer)?;
         let local = local_ranks(&role);
-        let Shared { device, num_ranks: num_sharing_ranks } = device::choose(&plan.accelerator, local)?;
+        let Shared { device, num_ranks: num_sharing_ranks, fallback } =
+            device::choose(&plan.accelerator, local)?;
         let options = LoadOptions {
             precision: plan.precision,
             backend: plan.backend,
@@ -81,6 +84,7 @@ impl Setup {
             plan,
             options,
             num_sharing_ranks,
+            fallback,
             model_config,
             tokenizer,
             end_tokens,
@@ -125,23 +129,22 @@ impl Setup {
             .exit_with(ExitStatus::Failed)
     }
 
-    /// What decides the texts, data apart.
-    pub(crate) fn identity(&self) -> Identity {
+    /// What decides the texts, data apart. Only for a rank: a GPU is opened for it.
+    ///
+    /// # Errors
+    /// When the device cannot be used, or no attention backend is left.
+    pub(crate) fn identity(&self) -> Result<Identity, Failure> {
         let mut identity = self.plan.identity();
-        let model = blake3::hash(format!("{:?}", self.model_config).as_bytes()).to_hex().to_string();
-        for (name, fingerprint) in [
-            ("checkpoint", self.checkpoint.fingerprint()),
-            ("tokenizer", self.tokenizer.fingerprint.clone()),
-            ("model configuration", model),
-        ] {
-            identity.0.insert(format!("{name} fingerprint"), json!(fingerprint));
-        }
-        // A run that ends at the tokenizer's EOS alone is as it was before there were others.
-        let ids = self.end_tokens.ids();
-        if ids != self.tokenizer.tokenizer.special().eos.into_iter().collect::<Vec<_>>() {
-            identity.0.insert("end tokens".to_owned(), json!(ids));
-        }
-        identity
+        identity.settings.end_token_ids = self.end_tokens.ids();
+        identity.model = identity::model_fields(&self.model_config);
+        let device = device::class(self.options.device)?;
+        identity.compute = identity::compute(self.options, self.model_config.kv_channels, device)?;
+        identity.inputs = Inputs {
+            checkpoint: self.checkpoint.fingerprint(),
+            tokenizer: self.tokenizer.fingerprint.clone(),
+            data: None,
+        };
+        Ok(identity)
     }
 
     pub(crate) fn memory(&self, demand: Demand) -> Result<MemoryPlan, Failure> {

@@ -1,0 +1,292 @@
+//! Exit codes of everything that computes: the model, the engine, the sampler, the kernels and libtorch.
+//!
+//! Every variant is named, without a wildcard: whoever adds an error decides what it means to the caller's script.
+
+use engine::EngineError;
+use model_core::ModelError;
+use sampling::SamplingError;
+use tch::TchError;
+use torch_ext::ExtError;
+
+use super::{ExitStatus, Failure};
+
+macro_rules! failure_from {
+    ($($error:ty => $status:ident),* $(,)?) => {
+        $(impl From<$error> for Failure {
+            fn from(error: $error) -> Self {
+                Self { status: $status(&error), error: error.into() }
+            }
+        })*
+    };
+}
+
+failure_from! {
+    ModelError => model_status,
+    EngineError => engine_status,
+    SamplingError => sampling_status,
+}
+
+fn model_status(error: &ModelError) -> ExitStatus {
+    match error {
+        ModelError::OutOfMemory(_) | ModelError::NoBackend { .. } => ExitStatus::Device,
+        ModelError::BadPrecision { .. }
+        | ModelError::BeyondWindow { .. }
+        | ModelError::NoAttention { .. } => ExitStatus::Usage,
+        ModelError::SequenceTooLong { .. } | ModelError::TooLong { .. } => ExitStatus::Data,
+        ModelError::MissingKey { .. }
+        | ModelError::BadValue { .. }
+        | ModelError::Unsupported { .. }
+        | ModelError::ShapeMismatch { .. }
+        | ModelError::MissingTensor { .. }
+        | ModelError::NotFloat { .. }
+        | ModelError::UnknownTensors { .. }
+        | ModelError::BadToken { .. }
+        | ModelError::Format(_) => ExitStatus::Checkpoint,
+        // A fault of the program itself.
+        ModelError::BadBatch { .. } | ModelError::BadBlock { .. } => ExitStatus::Failed,
+        ModelError::Ext(error) => ext_status(error),
+        ModelError::Torch(error) => torch_status(error),
+    }
+}
+
+fn engine_status(error: &EngineError) -> ExitStatus {
+    match error {
+        EngineError::RequestTooLarge { .. } => ExitStatus::Device,
+        EngineError::EmptyPrompt { .. } => ExitStatus::Data,
+        // Faults of the program itself.
+        EngineError::BadLimit { .. }
+        | EngineError::UnknownSequence { .. }
+        | EngineError::UnsupportedStep { .. }
+        | EngineError::BadOutput { .. }
+        | EngineError::TablesTooSmall { .. } => ExitStatus::Failed,
+        EngineError::Model(error) => model_status(error),
+        EngineError::Sampling(error) => sampling_status(error),
+        EngineError::Ext(error) => ext_status(error),
+        EngineError::Torch(error) => torch_status(error),
+    }
+}
+
+fn sampling_status(error: &SamplingError) -> ExitStatus {
+    match error {
+        SamplingError::BadParam { .. } => ExitStatus::Usage,
+        SamplingError::BadVocabSize { .. } => ExitStatus::Checkpoint,
+        // NaN may come of the weights or of the arithmetic: `nonfinite` says which.
+        SamplingError::BadShape { .. } | SamplingError::BadLogits { .. } => ExitStatus::Failed,
+        SamplingError::Ext(error) => ext_status(error),
+        SamplingError::Torch(error) => torch_status(error),
+    }
+}
+
+fn ext_status(error: &ExtError) -> ExitStatus {
+    match error {
+        ExtError::OutOfMemory { .. }
+        | ExtError::DeviceOutOfMemory { .. }
+        | ExtError::Cuda { .. }
+        | ExtError::NoDevice { .. }
+        | ExtError::Library { .. }
+        | ExtError::Compile { .. } => ExitStatus::Device,
+        ExtError::BadKernelConfig { .. } => ExitStatus::Checkpoint,
+        ExtError::BadTensor { .. }
+        | ExtError::BadLaunch { .. }
+        | ExtError::File { .. }
+        | ExtError::Threads(_) => ExitStatus::Failed,
+        ExtError::Torch(error) => torch_status(error),
+        ExtError::Libtorch(text) => text_status(text),
+    }
+}
+
+fn torch_status(error: &TchError) -> ExitStatus {
+    text_status(&error.to_string())
+}
+
+/// libtorch has no error codes: what a GPU refuses begins with the name of the library that it was asked through, and
+/// used-up memory is worded by each allocator in its own way.
+fn text_status(text: &str) -> ExitStatus {
+    const OF_A_DEVICE: [&str; 6] =
+        ["CUDA error", "CUBLAS_STATUS", "cuDNN error", "CUDNN_STATUS", "out of memory", "t allocate memory"];
+    if OF_A_DEVICE.iter().any(|part| text.contains(part)) { ExitStatus::Device } else { ExitStatus::Failed }
+}
+
+#[cfg(test)]
+mod tests {
+    use model_core::Precision;
+
+    use super::*;
+
+    fn check<E: Into<Failure>>(error: E, expect: ExitStatus) {
+        let failure = error.into();
+        assert_eq!(failure.status, expect, "{failure:?}");
+    }
+
+    fn torch(text: &str) -> TchError {
+        TchError::Torch(text.to_owned())
+    }
+
+    fn io() -> std::io::Error {
+        std::io::Error::from_raw_os_error(11)
+    }
+
+    /// Every variant, with the code that it means wherever it comes up.
+    fn of_kernels() -> Vec<(ExtError, ExitStatus)> {
+        let (what, expected, actual) = ("x", String::new(), String::new());
+        vec![
+            (ExtError::OutOfMemory { size_bytes: 1, source: io() }, ExitStatus::Device),
+            (ExtError::DeviceOutOfMemory { asked_bytes: None, free_bytes: None }, ExitStatus::Device),
+            (ExtError::Cuda { call: "cuInit", reason: String::new() }, ExitStatus::Device),
+            (ExtError::NoDevice { index: 1, count: 1 }, ExitStatus::Device),
+            (ExtError::Library { name: "libcuda", reason: String::new(), help: "" }, ExitStatus::Device),
+            (
+                ExtError::Compile { program: "plan", arch: String::new(), log: String::new() },
+                ExitStatus::Device,
+            ),
+            (
+                ExtError::BadKernelConfig { what, expected: expected.clone(), actual: actual.clone() },
+                ExitStatus::Checkpoint,
+            ),
+            (ExtError::BadTensor { what, expected, actual }, ExitStatus::Failed),
+            (ExtError::BadLaunch { kernel: String::new(), reason: String::new() }, ExitStatus::Failed),
+            (ExtError::File { action: "write", path: "x".into(), source: io() }, ExitStatus::Failed),
+            (ExtError::Threads(io()), ExitStatus::Failed),
+            (ExtError::Torch(torch("CUDA error: an illegal memory access")), ExitStatus::Device),
+            (ExtError::Torch(torch("shapes differ")), ExitStatus::Failed),
+            (ExtError::Libtorch("CUBLAS_STATUS_EXECUTION_FAILED".to_owned()), ExitStatus::Device),
+            (ExtError::Libtorch("Connection reset by peer".to_owned()), ExitStatus::Failed),
+        ]
+    }
+
+    #[test]
+    fn of_kernels_wherever_they_run() {
+        for (error, expect) in of_kernels() {
+            check(ModelError::Ext(error), expect);
+        }
+        for (error, expect) in of_kernels() {
+            check(SamplingError::Ext(error), expect);
+        }
+        for (error, expect) in of_kernels() {
+            check(EngineError::Ext(error), expect);
+        }
+        for (error, expect) in of_kernels() {
+            check(EngineError::Model(ModelError::Ext(error)), expect);
+        }
+        for (error, expect) in of_kernels() {
+            check(EngineError::Sampling(SamplingError::Ext(error)), expect);
+        }
+    }
+
+    #[test]
+    fn of_libtorch() {
+        for text in
+            ["CUDA out of memory. Tried to allocate 2 GiB", "DefaultCPUAllocator: can't allocate memory"]
+        {
+            check(ModelError::from(torch(text)), ExitStatus::Device);
+            check(EngineError::Torch(torch(text)), ExitStatus::Device);
+            check(SamplingError::Torch(torch(text)), ExitStatus::Device);
+        }
+        check(ModelError::from(torch("shapes differ")), ExitStatus::Failed);
+        check(EngineError::Torch(torch("shapes differ")), ExitStatus::Failed);
+    }
+
+    #[test]
+    fn of_the_model() {
+        let (key, name) = ("hidden_size", "layers.0".to_owned());
+        let (expected, actual) = (String::new(), String::new());
+        let cases = [
+            (ModelError::OutOfMemory(torch("")), ExitStatus::Device),
+            (ModelError::NoBackend { backend: "CUDA", reason: "" }, ExitStatus::Device),
+            (ModelError::BadPrecision { value: String::new(), supported: "" }, ExitStatus::Usage),
+            (ModelError::BeyondWindow { encoder_seq_length: 2, tokens: 1, key }, ExitStatus::Usage),
+            (
+                ModelError::NoAttention {
+                    flash: false,
+                    fused: false,
+                    precision: Precision::Fp32,
+                    head_dim: 64,
+                },
+                ExitStatus::Usage,
+            ),
+            (ModelError::SequenceTooLong { num_tokens: 2, limit: 1, key }, ExitStatus::Data),
+            (ModelError::TooLong { actual: 2, limit: 1 }, ExitStatus::Data),
+            (ModelError::MissingKey { key }, ExitStatus::Checkpoint),
+            (
+                ModelError::BadValue { key, expected: expected.clone(), actual: actual.clone() },
+                ExitStatus::Checkpoint,
+            ),
+            (
+                ModelError::Unsupported { key, value: String::new(), feature: "", needs: "" },
+                ExitStatus::Checkpoint,
+            ),
+            (
+                ModelError::ShapeMismatch {
+                    name: name.clone(),
+                    contradicted: String::new(),
+                    expected: vec![1],
+                    actual: vec![2],
+                },
+                ExitStatus::Checkpoint,
+            ),
+            (
+                ModelError::MissingTensor { name: name.clone(), because: String::new() },
+                ExitStatus::Checkpoint,
+            ),
+            (ModelError::NotFloat { name: name.clone(), actual: "i8" }, ExitStatus::Checkpoint),
+            (
+                ModelError::UnknownTensors { count: 1, names: vec![name], because: String::new() },
+                ExitStatus::Checkpoint,
+            ),
+            (ModelError::BadToken { token: 2, padded_vocab_size: 1 }, ExitStatus::Checkpoint),
+            (ModelError::BadBatch { what: "rows", expected, actual }, ExitStatus::Failed),
+            (ModelError::BadBlock { block: Default::default(), num_blocks: 1 }, ExitStatus::Failed),
+        ];
+        for (error, expect) in cases {
+            check(EngineError::Model(error), expect);
+        }
+        let missing = nemo_format::Checkpoint::open(std::path::Path::new("/does/not/exist")).unwrap_err();
+        check(ModelError::Format(missing), ExitStatus::Checkpoint);
+    }
+
+    #[test]
+    fn of_the_sampler() {
+        let cases = [
+            (
+                SamplingError::BadParam { key: "top_k", expected: "", actual: String::new() },
+                ExitStatus::Usage,
+            ),
+            (SamplingError::BadVocabSize { actual: 0, limit: 1 }, ExitStatus::Checkpoint),
+            (SamplingError::BadShape { actual: vec![1], num_rows: 2, vocab_size: 3 }, ExitStatus::Failed),
+            (
+                SamplingError::BadLogits { sample_idx: 7, response_idx: 0, token_idx: 0, problem: "NaN" },
+                ExitStatus::Failed,
+            ),
+        ];
+        for (error, expect) in cases {
+            check(EngineError::Sampling(error), expect);
+        }
+    }
+
+    #[test]
+    fn of_the_engine() {
+        let too_large = EngineError::RequestTooLarge {
+            sample_idx: 0,
+            prompt_tokens: 1,
+            max_new_tokens: 1,
+            needed_blocks: 2,
+            num_blocks: 1,
+            block_size_tokens: 32,
+        };
+        check(too_large, ExitStatus::Device);
+        check(EngineError::EmptyPrompt { sample_idx: 0 }, ExitStatus::Data);
+        check(
+            EngineError::BadLimit { limit: "num_blocks", expected: String::new(), actual: 0 },
+            ExitStatus::Failed,
+        );
+        let faults = [
+            EngineError::UnknownSequence { group_idx: 0, response_idx: 0 },
+            EngineError::UnsupportedStep { executor: "host", what: "chunks" },
+            EngineError::BadOutput { row: 0, draws: 1, actual: 2 },
+            EngineError::TablesTooSmall { what: "rows", actual: 2, limit: 1 },
+        ];
+        for fault in faults {
+            check(fault, ExitStatus::Failed);
+        }
+    }
+}

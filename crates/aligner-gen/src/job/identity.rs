@@ -1,0 +1,223 @@
+//! What a run is resumed and joined by ([`Identity`]), put together from its plan, its model and its device.
+//!
+//! Types of other modules are taken apart here without a `..`: whoever adds a field to one of them decides whether it
+//! changes texts.
+
+use std::collections::BTreeMap;
+
+use data::{KeptMetadata, LengthLimits, TokenField};
+use model_core::{
+    Activation, AttentionAlgorithm, Backend, BlockStyle, LoadOptions, ModelConfig, Nonlinearity,
+    Normalization, PositionEmbedding, Precision, RopeScaling, RotaryConfig, RotaryPairing,
+};
+use sampling::SamplingParams;
+
+use crate::config::plan::{Bos, GenerationPlan, Unfinished};
+use crate::config::records::RecordFormat;
+use crate::exit::Failure;
+use crate::output::Identity;
+use crate::output::identity::{ChatTokens, Compute, ModelFields, Settings};
+
+impl GenerationPlan {
+    /// The settings that decide what a sample's text and its line are. Model, device and inputs are left to the caller.
+    pub(crate) fn identity(&self) -> Identity {
+        let (chat, prompt_response) = match &self.records {
+            RecordFormat::Chat(tokens) => {
+                let tokens = tokens.clone();
+                let chat = ChatTokens {
+                    system_turn_start: tokens.system_turn_start,
+                    turn_start: tokens.turn_start,
+                    label_start: tokens.label_start,
+                    end_of_turn: tokens.end_of_turn,
+                    end_of_name: tokens.end_of_name,
+                };
+                (Some(chat), None)
+            }
+            RecordFormat::PromptResponse { typed, .. } => (None, Some(typed.clone())),
+        };
+        let mut identity = Identity::default();
+        identity.settings = self.settings();
+        identity.chat = chat;
+        identity.prompt_response = prompt_response;
+        identity
+    }
+
+    fn settings(&self) -> Settings {
+        // `compute_logprob` adds nothing to a line that `output_fields` does not.
+        let SamplingParams { use_greedy, temperature, top_k, top_p, repetition_penalty, compute_logprob: _ } =
+            self.sampling;
+        Settings {
+            seed: self.seed,
+            encoder_seq_length: self.encoder_seq_length,
+            num_responses: self.num_responses,
+            use_greedy,
+            temperature: as_typed(temperature),
+            top_k,
+            top_p: top_p.map(as_typed),
+            repetition_penalty: as_typed(repetition_penalty),
+            add_bos: self.bos == Bos::Add,
+            end_strings: self.end_strings.clone(),
+            max_length: self.max_length,
+            min_length: self.min_length,
+            drop_unfinished: self.unfinished == Unfinished::Drop,
+            output_fields: self.output_fields.clone(),
+            length_limits: length_limits(&self.length_limits),
+            output_original_text: self.kept_metadata == KeptMetadata::OtherKeysAndText,
+            chat: matches!(self.records, RecordFormat::Chat(_)),
+            num_drawn: self.num_drawn,
+            date: self.date.map(|date| date.to_string()),
+            end_token_ids: Vec::new(),
+        }
+    }
+}
+
+/// The number that a user typed, which was rounded to float32: the shortest that rounds to the same.
+fn as_typed(value: f32) -> f64 {
+    value.to_string().parse().unwrap_or_else(|_| f64::from(value))
+}
+
+/// The limit of each field. Both limits on the prompt leave out the same when the smaller one is the same.
+fn length_limits(limits: &LengthLimits) -> BTreeMap<String, usize> {
+    let LengthLimits { fields, max_input_len } = limits;
+    let mut smallest = BTreeMap::new();
+    let of_fields = fields.iter().map(|&(field, limit)| (field, limit));
+    for (field, limit) in of_fields.chain(max_input_len.map(|limit| (TokenField::ContextIds, limit))) {
+        let name = match field {
+            TokenField::ContextIds => "context_ids",
+            TokenField::InputIds => "input_ids",
+            TokenField::AnswerIds => "answer_ids",
+            TokenField::Mask => "mask",
+        };
+        let known = smallest.entry(name.to_owned()).or_insert(limit);
+        *known = limit.min(*known);
+    }
+    smallest
+}
+
+/// The fields of a model that its arithmetic depends on.
+pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
+    let ModelConfig {
+        num_layers,
+        hidden_size,
+        ffn_hidden_size,
+        num_attention_heads,
+        num_query_groups,
+        kv_channels,
+        block_style,
+        normalization,
+        zero_centered_gamma,
+        layernorm_epsilon,
+        activation: Activation { nonlinearity, gated },
+        bias,
+        qkv_bias,
+        position_embedding,
+        share_embeddings_and_output_weights,
+        output_layer_bias,
+        apply_embedding_scaling,
+        // Among the settings.
+        encoder_seq_length: _,
+        max_position_embeddings,
+        // No sequence is longer.
+        attention_window: _,
+    } = *config;
+    let rotary = match position_embedding {
+        PositionEmbedding::LearnedAbsolute => None,
+        PositionEmbedding::Rope(rotary) => Some(rotary),
+    };
+    let scaling = rotary.and_then(|rotary| rotary.rope_scaling);
+    let of_rotary = |rotary: RotaryConfig| {
+        let RotaryConfig { rotary_dims, pairing, rotary_base, seq_len_interpolation_factor, rope_scaling: _ } =
+            rotary;
+        let interleaved = match pairing {
+            RotaryPairing::HalfSplit => false,
+            RotaryPairing::Interleaved => true,
+        };
+        (rotary_dims, interleaved, rotary_base, seq_len_interpolation_factor)
+    };
+    let rotary = rotary.map(of_rotary);
+    ModelFields {
+        num_layers,
+        hidden_size,
+        ffn_hidden_size,
+        num_attention_heads,
+        num_query_groups,
+        kv_channels,
+        block_style: block_style_name(block_style).to_owned(),
+        normalization: normalization_name(normalization).to_owned(),
+        zero_centered_gamma,
+        layernorm_epsilon,
+        activation: activation_name(nonlinearity, gated),
+        bias,
+        qkv_bias,
+        position_embedding_type: if rotary.is_some() { "rope" } else { "learned_absolute" }.to_owned(),
+        rotary_percentage: rotary.map(|(rotary_dims, ..)| rotary_dims as f64 / kv_channels as f64),
+        rotary_interleaved: rotary.map(|(_, interleaved, ..)| interleaved),
+        rotary_base: rotary.map(|(_, _, base, _)| base),
+        seq_len_interpolation_factor: rotary.map(|(.., factor)| factor),
+        rope_scaling: scaling.map(|scaling| {
+            let RopeScaling { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings } =
+                scaling;
+            [factor, low_freq_factor, high_freq_factor, original_max_position_embeddings]
+        }),
+        share_embeddings_and_output_weights,
+        output_layer_bias,
+        apply_embedding_scaling,
+        max_position_embeddings,
+    }
+}
+
+fn block_style_name(style: BlockStyle) -> &'static str {
+    match style {
+        BlockStyle::Sequential => "sequential",
+        BlockStyle::ParallelSharedNorm => "parallel",
+        BlockStyle::ParallelOwnNorm => "parallel with two norms",
+    }
+}
+
+fn normalization_name(normalization: Normalization) -> &'static str {
+    match normalization {
+        Normalization::LayerNorm => "layernorm",
+        Normalization::RmsNorm => "rmsnorm",
+    }
+}
+
+fn activation_name(nonlinearity: Nonlinearity, gated: bool) -> String {
+    let function = match nonlinearity {
+        Nonlinearity::Gelu => "gelu",
+        Nonlinearity::GeluTanh => "gelu (tanh)",
+        Nonlinearity::QuickGelu => "quick gelu",
+        Nonlinearity::Silu => "silu",
+        Nonlinearity::Relu => "relu",
+        Nonlinearity::SquaredRelu => "squared relu",
+    };
+    if gated { format!("gated {function}") } else { function.to_owned() }
+}
+
+/// What the model is computed with. `head_dim`: its `kv_channels`; `device`: the class of the device.
+///
+/// # Errors
+/// When no attention backend is left.
+pub(crate) fn compute(options: LoadOptions, head_dim: usize, device: String) -> Result<Compute, Failure> {
+    let LoadOptions { precision, backend, device: place, attention } = options;
+    let attention = match backend {
+        Backend::Fused => None,
+        Backend::Plain => Some(match attention.choose(place, precision, head_dim)? {
+            AttentionAlgorithm::Flash => "flash",
+            AttentionAlgorithm::Sdpa => "fused",
+            AttentionAlgorithm::Unfused => "unfused",
+        }),
+    };
+    let precision = match precision {
+        Precision::Fp32 => "fp32",
+        Precision::Bf16 => "bf16",
+    };
+    Ok(Compute {
+        precision: precision.to_owned(),
+        fused: backend == Backend::Fused,
+        device,
+        attention: attention.map(str::to_owned),
+    })
+}
+
+#[cfg(test)]
+mod tests;
