@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use engine::{Engine, EngineLimits, Request};
 use model_core::{BLOCK_SIZE_TOKENS, LoadOptions};
+use model_spec::blocks_for;
 use nemo_format::Checkpoint;
 use sampling::{SamplingParams, SamplingRules, StopConditions, uniform};
 use serde_json::json;
@@ -125,7 +126,7 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
     let limits = EngineLimits {
         max_num_seqs: MAX_NUM_SEQS,
         max_prefill_tokens: 2048,
-        num_blocks: most_tokens.max().unwrap_or(1).div_ceil(BLOCK_SIZE_TOKENS) + 2 * MAX_NUM_SEQS,
+        num_blocks: blocks_for(most_tokens.max().unwrap_or(1)) + 2 * MAX_NUM_SEQS,
         block_size_tokens: BLOCK_SIZE_TOKENS,
     };
     let tokens = Arc::new(TokenTable::new(tokenizer.as_ref())?);
