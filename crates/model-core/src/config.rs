@@ -12,7 +12,7 @@ pub use model_spec::{
     Activation, AttentionWindow, BlockStyle, Nonlinearity, Normalization, PositionEmbedding, RopeScaling,
     RotaryConfig, RotaryPairing,
 };
-use model_spec::{HeadLayout, ModelSpec, NormSpec, OutputSpec, TableRows, UniformSpec};
+use model_spec::{HeadLayout, KvGroup, ModelSpec, NormSpec, OutputSpec, TableRows, UniformSpec};
 pub use raw::RawModelConfig;
 
 use crate::ModelError;
@@ -91,6 +91,11 @@ impl ModelConfig {
                 bias: self.output_layer_bias,
             },
         }
+    }
+
+    /// The groups of layers of its KV cache, which do not depend on the sizes of tables.
+    pub fn kv_groups(&self) -> Vec<KvGroup> {
+        self.spec(TableRows { vocab: 0, positions: 0 }).kv_groups()
     }
 
     /// The model, with tables of these sizes.

@@ -126,7 +126,8 @@ impl<S: StepState> CausalLm for Gpt<S> {
     }
 
     fn new_cache(&mut self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        self.state.new_cache(num_blocks, &self.config)
+        let Self { config, state, .. } = self;
+        KvCache::new(num_blocks, &config.kv_groups(), |group| state.new_pool(group, num_blocks))
     }
 
     fn forward(&mut self, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, ModelError> {

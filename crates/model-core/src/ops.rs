@@ -5,13 +5,12 @@
 //! [`Loader`] makes have types of that backend, so a layout never meets another backend's kernels. Tensors cross
 //! these traits in plain row-major shapes and have the backend's compute type unless a shape says float32.
 
-use model_spec::{Activation, AttentionSpec, Normalization};
+use model_spec::{Activation, AttentionSpec, KvGroup, Normalization};
 use nemo_format::DType;
 use tch::{Kind, Tensor};
 
 use crate::attention_context::AttentionContext;
-use crate::config::ModelConfig;
-use crate::kv_cache::KvCache;
+use crate::kv_cache::{KvCache, KvPool};
 use crate::{ModelError, Precision};
 
 /// A stored tensor of floating-point numbers: row-major, little endian, perhaps unaligned.
@@ -150,8 +149,8 @@ pub(crate) trait StepState: Send + Sized {
         1
     }
 
-    /// An empty KV cache in this backend's layout.
-    fn new_cache(&mut self, num_blocks: usize, config: &ModelConfig) -> Result<KvCache, ModelError>;
+    /// An empty KV cache for the layers of a group, in this backend's layout.
+    fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError>;
 
     /// Plans a step for all layers, once and before the first of them: grows the tables that its positions need and
     /// brings to the device what kernels read there.

@@ -6,9 +6,9 @@ mod attention;
 mod linear;
 
 use cpu_kernels::{
-    CpuKernels, HeadShape, KvShape, Layout, MAX_HEAD_DIM, NormKind, NormParams, SourceDType, StoredLinear,
+    CpuKernels, HeadShape, Layout, MAX_HEAD_DIM, NormKind, NormParams, SourceDType, StoredLinear,
 };
-use model_spec::{AttentionSpec, Normalization};
+use model_spec::{AttentionSpec, KvGroup, Normalization};
 use nemo_format::DType;
 use tch::{Kind, Tensor};
 use torch_ext::view;
@@ -17,8 +17,7 @@ pub(crate) use self::attention::CpuAttention;
 pub(crate) use self::linear::CpuLinear;
 use super::plain::tensor_from_bytes;
 use crate::attention_context::AttentionContext;
-use crate::config::ModelConfig;
-use crate::kv_cache::KvCache;
+use crate::kv_cache::{KvCache, KvPool, packed_shape};
 use crate::layers::rotary::RotaryTables;
 use crate::ops::{
     Ids, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap, scale_f32,
@@ -41,14 +40,9 @@ impl StepState for CpuState {
         self.precision
     }
 
-    fn new_cache(&mut self, num_blocks: usize, config: &ModelConfig) -> Result<KvCache, ModelError> {
-        let shape = KvShape {
-            num_layers: config.num_layers,
-            num_blocks,
-            num_query_groups: config.num_query_groups,
-            head_dim: config.kv_channels,
-        };
-        Ok(KvCache::packed(self.kernels.new_kv(shape, self.precision.kind())?))
+    fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
+        let shape = packed_shape(group, num_blocks);
+        Ok(KvPool::Packed(self.kernels.new_kv(shape, self.precision.kind())?))
     }
 
     fn plan(

@@ -14,7 +14,7 @@ use cuda_kernels::{
     DecodePlan, Embed, ModelKernels, Norm as NormLaunch, NormKind, PlanDecode, Rotary as RotaryArrays,
 };
 use cuda_runtime::{Device, Stream};
-use model_spec::{HeadLayout, Normalization};
+use model_spec::{HeadLayout, KvGroup, Normalization};
 use tch::{Kind, Tensor};
 
 pub(crate) use self::attention::CudaAttention;
@@ -22,8 +22,7 @@ pub(crate) use self::linear::CudaLinear;
 pub(crate) use self::loader::CudaLoader;
 use super::plain::to_device;
 use crate::attention_context::{AttentionContext, DeviceAttention, DeviceContext};
-use crate::config::ModelConfig;
-use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache};
+use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
 use crate::layers::rotary::{RotaryId, RotaryTables};
 use crate::ops::{Ids, Norm, StepState, TrialLinear};
 use crate::{ModelError, Precision};
@@ -179,8 +178,8 @@ impl StepState for CudaState {
         MIN_ROWS as usize
     }
 
-    fn new_cache(&mut self, num_blocks: usize, config: &ModelConfig) -> Result<KvCache, ModelError> {
-        KvCache::on_device(num_blocks, config, self.precision.kind(), self.tch_device())
+    fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
+        KvPool::device(group, num_blocks, self.precision.kind(), self.tch_device())
     }
 
     fn plan(

@@ -6,7 +6,7 @@
 mod attention;
 mod linear;
 
-use model_spec::{AttentionSpec, Normalization};
+use model_spec::{AttentionSpec, KvGroup, Normalization};
 use nemo_format::DType;
 use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
@@ -17,8 +17,7 @@ pub(crate) use self::attention::PlainAttention;
 pub(crate) use self::attention::attend;
 pub(crate) use self::linear::PlainLinear;
 use crate::attention_context::AttentionContext;
-use crate::config::ModelConfig;
-use crate::kv_cache::{BLOCK_SIZE_TOKENS, CacheLayout, KvCache};
+use crate::kv_cache::{KvCache, KvPool};
 use crate::layers::rotary::RotaryTables;
 use crate::ops::{Ids, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap};
 use crate::{AttentionSwitches, ModelError, Precision};
@@ -49,17 +48,8 @@ impl StepState for PlainState {
         self.precision
     }
 
-    fn new_cache(&mut self, num_blocks: usize, config: &ModelConfig) -> Result<KvCache, ModelError> {
-        let block_shape =
-            vec![BLOCK_SIZE_TOKENS as i64, config.num_query_groups as i64, config.kv_channels as i64];
-        let layout = CacheLayout {
-            num_layers: config.num_layers,
-            key_block_shape: block_shape.clone(),
-            value_block_shape: block_shape,
-            kind: self.precision.kind(),
-            device: self.device,
-        };
-        KvCache::new(num_blocks, &layout)
+    fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
+        KvPool::tensors(group, num_blocks, self.precision.kind(), self.device)
     }
 
     fn plan(

@@ -44,11 +44,8 @@ impl AttentionOp<CpuState> for CpuAttention {
             }
             None => RotaryTable { cos: &[], sin: &[], rotary_dim: 0 },
         };
-        let attention =
-            AttentionStep { heads: self.heads, rotary, sequences: &sequences, layer_idx: self.layer_idx };
-        let cache = cache
-            .packed_mut()
-            .ok_or(ModelError::NoBackend { backend: "fused", reason: "the KV cache is not in its layout" })?;
-        Ok(kernels.attention(qkv, &attention, cache)?)
+        let (pool, layer_idx) = cache.packed_layer(self.layer_idx)?;
+        let attention = AttentionStep { heads: self.heads, rotary, sequences: &sequences, layer_idx };
+        Ok(kernels.attention(qkv, &attention, pool)?)
     }
 }

@@ -135,10 +135,16 @@ fn flash_attend(_: &Tensor, _: &Tensor, _: &Tensor, _: f64) -> Result<Tensor, Mo
     })
 }
 
-/// [`attend`] by libtorch's `scaled_dot_product_attention`. Rows are either all of the keys or the last one alone, so
-/// that its causal mask, which starts at the first key, is right.
+/// [`attend`] by libtorch's `scaled_dot_product_attention`. Its causal mask starts at the first key, so rows must be either
+/// all of the keys or the last one alone; chunks and drafts are refused.
 fn sdpa_attend(queries: &Tensor, keys: &Tensor, values: &Tensor, scale: f64) -> Result<Tensor, ModelError> {
     let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
+    if num_rows > 1 && num_rows != keys.size3()?.0 {
+        return Err(ModelError::NoBackend {
+            backend: "scaled_dot_product_attention",
+            reason: "it computes whole prompts and single tokens, not parts of a sequence",
+        });
+    }
     let heads = groups * queries_per_group;
     let by_head = |rows: &Tensor| rows.f_transpose(0, 1)?.f_unsqueeze(0); // [1, heads, num_rows, channels]
     let rows = by_head(&queries.f_reshape([num_rows, heads, channels])?)?;
@@ -183,4 +189,22 @@ pub(crate) fn attend(
         chunks.push(attended.f_view([groups, queries_per_group, len, channels])?.f_permute([2, 0, 1, 3])?);
     }
     Ok(Tensor::f_cat(&chunks, 0)?.f_contiguous()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_that_starts_at_the_first_key_is_not_laid_over_a_part() {
+        let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, Device::Cpu)).unwrap();
+        let attended = |num_rows| {
+            let (keys, values) = (zeros(&[6, 1, 8]), zeros(&[6, 1, 8]));
+            sdpa_attend(&zeros(&[num_rows, 1, 2, 8]), &keys, &values, 1.0)
+        };
+        for num_rows in [1, 6] {
+            assert_eq!(attended(num_rows).unwrap().size(), [num_rows, 1, 2, 8]);
+        }
+        insta::assert_snapshot!(attended(3).unwrap_err(), @"the scaled_dot_product_attention backend is not available: it computes whole prompts and single tokens, not parts of a sequence");
+    }
 }
