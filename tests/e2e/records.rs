@@ -173,7 +173,7 @@ fn the_date_is_part_of_what_a_run_is_continued_by() {
         "{error}"
     );
     let (error, _) = error_of(&job.with(&["model.data.date=null"]), 2);
-    assert!(error.contains("changed: `model.data.date`;"), "{error}");
+    assert!(error.contains("changed: `model.data.date` (was \"2026-11-28\", now null);"), "{error}");
     let (error, _) = error_of(&Job::new(1).with(&["model.data.date=2026-02-30"]), 2);
     insta::assert_snapshot!(error, @"error: `model.data.date` must be a day of the calendar as `YYYY-MM-DD`, found `2026-02-30`");
 }

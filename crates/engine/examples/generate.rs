@@ -20,7 +20,7 @@ use model_core::{
     AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, Precision, RawModelConfig,
 };
 use nemo_format::Checkpoint;
-use sampling::{CpuSampler, RawSamplingParams, SamplingParams, StopConditions, TokenBytes};
+use sampling::{CpuSampler, RawSamplingParams, SamplingParams, SamplingRules, StopConditions, TokenBytes};
 use tch::Device;
 
 type AnyError = Box<dyn Error + Send + Sync>;
@@ -85,8 +85,14 @@ fn open_engine(
     })?;
     let eos: Vec<u32> = tokenizer.special().eos.into_iter().collect();
     let stop = StopConditions::resolve(&[], &eos, |_| None)?;
-    let (end_token_ids, min_length) = (stop.end_token_ids().to_vec(), 1);
-    let sampler = CpuSampler::new(params, tokenizer.vocab_size(), SEED, end_token_ids, min_length)?;
+    let min_length = 1;
+    let sampler = CpuSampler::new(SamplingRules {
+        params,
+        vocab_size: tokenizer.vocab_size(),
+        seed: SEED,
+        end_token_ids: stop.end_token_ids().to_vec(),
+        min_length,
+    })?;
 
     let limits = EngineLimits {
         max_num_seqs: MAX_NUM_SEQS,

@@ -23,7 +23,7 @@ pub trait Executor: Send {
     /// Starts a step.
     ///
     /// # Errors
-    /// When the plan speaks of sequences that were not told, has rows that this executor does not compute, or the model,
+    /// When the plan speaks of sequences that it does not know, has rows that this executor does not compute, or the model,
     /// the sampler or the device fails. The executor can then only be reset.
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError>;
 

@@ -41,7 +41,7 @@ impl Engine {
     /// # Errors
     /// When a limit is 0, differs from what the model's cache has, or the cache does not fit the device.
     pub fn new(
-        model: Box<dyn CausalLm>,
+        mut model: Box<dyn CausalLm>,
         sampler: Box<dyn TokenSampler>,
         stop: StopConditions,
         token_bytes: Arc<dyn TokenBytes + Send + Sync>,

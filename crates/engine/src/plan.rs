@@ -1,8 +1,8 @@
 //! A step as plain data: what to compute, and what it gave.
 //!
-//! A [`StepPlan`] holds no tensor and no reference, so it can be sent to another process. It tells an executor only what
-//! changed: a block table travels once, when its prompt or response is new, and the executor keeps it until the end of
-//! that one is told.
+//! A [`StepPlan`] holds no tensor and no reference, so it can be sent to another process. An executor learns only what
+//! changed: a block table travels once, when its prompt or response is new, and the executor keeps it until that one
+//! has ended.
 
 use std::time::Duration;
 

@@ -141,7 +141,7 @@ impl<'e, 'c> Run<'e, 'c> {
         self.deliver_ended(ended)
     }
 
-    /// Gives each row of a step its tokens, tells the scheduler, and takes out the responses that end with them.
+    /// Gives each row of a step its tokens, reports them to the scheduler, and takes out the responses that end with them.
     fn append(&mut self, rows: &[RowSpan], output: &StepOutput) -> Result<Vec<Ended>, EngineError> {
         let mut ended = Vec::new();
         let mut of_rows = output.rows();

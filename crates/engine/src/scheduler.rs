@@ -40,7 +40,7 @@ pub(crate) enum Step {
     /// This: either whole prompts with the first token of each of their responses, or one token more for each response
     /// that runs.
     Run(StepPlan),
-    /// All tokens that every sequence may have are in flight; who ended must be told first.
+    /// All tokens that every sequence may have are in flight; who ended must be reported first.
     Wait,
     /// Nothing is left of what was added.
     Done,
@@ -92,7 +92,7 @@ struct StartingGroup {
 struct RunningSeq {
     id: SeqId,
     block_table: Vec<BlockId>,
-    /// Tokens in the cache after the steps whose tokens were told.
+    /// Tokens in the cache after the steps whose tokens were reported.
     context_len: u32,
     /// Tokens that steps in flight add.
     in_flight: u32,
@@ -307,7 +307,7 @@ impl Scheduler {
                 || is_last)
     }
 
-    /// A plan without rows that tells everything that changed since the last step.
+    /// A plan without rows, with everything that changed since the last step.
     fn take_changes(&mut self) -> StepPlan {
         StepPlan {
             tables: std::mem::take(&mut self.tables),

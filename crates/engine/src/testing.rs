@@ -7,7 +7,7 @@ use std::{
 };
 
 use model_core::{Batch, BlockId, ModelError};
-use sampling::{CpuSampler, SamplingParams, StopConditions, TokenBytes};
+use sampling::{CpuSampler, SamplingParams, SamplingRules, StopConditions, TokenBytes};
 use tch::Tensor;
 
 use crate::{
@@ -119,7 +119,9 @@ pub(crate) fn stop(end_strings: &[&str]) -> StopConditions {
 }
 
 pub(crate) fn sampler(params: SamplingParams) -> CpuSampler {
-    CpuSampler::new(params, VOCAB_SIZE, 99, vec![EOS], 0).unwrap()
+    let rules =
+        SamplingRules { params, vocab_size: VOCAB_SIZE, seed: 99, end_token_ids: vec![EOS], min_length: 0 };
+    CpuSampler::new(rules).unwrap()
 }
 
 pub(crate) fn host(params: SamplingParams) -> HostExecutor {

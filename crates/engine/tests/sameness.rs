@@ -13,7 +13,9 @@ use model_core::{
     AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, Precision, RawModelConfig,
 };
 use nemo_format::Checkpoint;
-use sampling::{CpuSampler, RawSamplingParams, SamplingParams, StopConditions, TokenBytes, uniform};
+use sampling::{
+    CpuSampler, RawSamplingParams, SamplingParams, SamplingRules, StopConditions, TokenBytes, uniform,
+};
 use tch::Device;
 
 const VOCAB_SIZE: usize = 420;
@@ -48,7 +50,9 @@ fn engine(checkpoint: &Checkpoint, options: LoadOptions, max_num_seqs: usize, nu
     .unwrap();
     let end_strings = ["c".to_owned(), "ad".to_owned()];
     let stop = StopConditions::resolve(&end_strings, &[2], |_| None).unwrap().with_min_length(3);
-    let sampler = CpuSampler::new(params, VOCAB_SIZE, 77, stop.end_token_ids().to_vec(), 3).unwrap();
+    let end_token_ids = stop.end_token_ids().to_vec();
+    let rules = SamplingRules { params, vocab_size: VOCAB_SIZE, seed: 77, end_token_ids, min_length: 3 };
+    let sampler = CpuSampler::new(rules).unwrap();
     let limits = EngineLimits {
         max_num_seqs,
         max_prefill_tokens: 150,

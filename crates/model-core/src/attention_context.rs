@@ -8,8 +8,8 @@ use std::ops::Range;
 use tch::Tensor;
 
 use crate::batch::Span;
-use crate::kernels::Ids;
 use crate::kv_cache::BLOCK_SIZE_TOKENS;
+use crate::ops::Ids;
 use crate::{Batch, BlockId, DeviceDecode, KvCache, ModelError};
 
 /// The rows of one sequence in the step, and its place in the cache.

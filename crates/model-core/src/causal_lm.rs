@@ -26,7 +26,7 @@ pub trait CausalLm: Send {
     ///
     /// # Errors
     /// When there is not enough memory.
-    fn new_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError>;
+    fn new_cache(&mut self, num_blocks: usize) -> Result<KvCache, ModelError>;
 
     /// Computes the batch, caches its keys and values and returns logits, float32 `[num_logits, padded_vocab_size]`: a
     /// row for each token that [`Batch::logits_rows`] names, in that order.

@@ -12,7 +12,7 @@ pub use model_spec::{
     Activation, AttentionWindow, BlockStyle, Nonlinearity, Normalization, PositionEmbedding, RopeScaling,
     RotaryConfig, RotaryPairing,
 };
-use model_spec::{HeadLayout, ModelSpec, NormSpec, OutputSpec, TableRows, UniformSpec};
+use model_spec::{HeadLayout, KvGroup, ModelSpec, NormSpec, OutputSpec, TableRows, UniformSpec};
 pub use raw::RawModelConfig;
 
 use crate::ModelError;
@@ -63,21 +63,6 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Rows of `linear_qkv`.
-    pub fn qkv_size(&self) -> usize {
-        self.uniform().heads.qkv_size()
-    }
-
-    /// Columns of `linear_proj`.
-    pub fn query_size(&self) -> usize {
-        self.uniform().heads.query_size()
-    }
-
-    /// Rows of `linear_fc1`.
-    pub fn fc1_size(&self) -> usize {
-        if self.activation.gated { 2 * self.ffn_hidden_size } else { self.ffn_hidden_size }
-    }
-
     /// What every layer and the model consist of.
     pub fn uniform(&self) -> UniformSpec {
         UniformSpec {
@@ -106,6 +91,11 @@ impl ModelConfig {
                 bias: self.output_layer_bias,
             },
         }
+    }
+
+    /// The groups of layers of its KV cache, which do not depend on the sizes of tables.
+    pub fn kv_groups(&self) -> Vec<KvGroup> {
+        self.spec(TableRows { vocab: 0, positions: 0 }).kv_groups()
     }
 
     /// The model, with tables of these sizes.
@@ -202,26 +192,12 @@ fn parse_normalization(raw: &RawModelConfig) -> Result<(Normalization, bool), Mo
 
 fn parse_activation(raw: &RawModelConfig) -> Result<Activation, ModelError> {
     let text = raw.activation.as_deref().unwrap_or("gelu");
-    let (nonlinearity, gated) = match text {
-        "gelu" => (Nonlinearity::Gelu, false),
-        "approx-gelu" => (Nonlinearity::QuickGelu, false),
-        "squared-relu" => (Nonlinearity::SquaredRelu, false),
-        "geglu" | "fast-geglu" => (Nonlinearity::Gelu, true),
-        "swiglu" | "fast-swiglu" => (Nonlinearity::Silu, true),
-        "reglu" | "fast-reglu" => (Nonlinearity::Relu, true),
-        _ => {
-            return Err(ModelError::BadValue {
-                key: "activation",
-                expected:
-                    "`gelu`, `approx-gelu`, `squared-relu`, `[fast-]geglu`, `[fast-]swiglu` or `[fast-]reglu`"
-                        .to_owned(),
-                actual: text.to_owned(),
-            });
-        }
-    };
-    // NeMo looks at this key first: it replaces whatever function the name stands for.
-    let nonlinearity = if raw.openai_gelu.unwrap_or(false) { Nonlinearity::GeluTanh } else { nonlinearity };
-    Ok(Activation { nonlinearity, gated })
+    Activation::from_nemo(text, raw.openai_gelu.unwrap_or(false)).ok_or_else(|| ModelError::BadValue {
+        key: "activation",
+        expected: "`gelu`, `approx-gelu`, `squared-relu`, `[fast-]geglu`, `[fast-]swiglu` or `[fast-]reglu`"
+            .to_owned(),
+        actual: text.to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -1,83 +1,51 @@
 //! THE forward pass: Megatron-Core's pre-norm GPT, of which every family is a configuration.
 //!
-//! What a block computes is here; how, is in the backend behind [`Kernels`].
+//! What a layer computes is in `layers.rs`, each layer with a shape of its own; how it is computed is up to the
+//! backend behind [`StepState`].
 
 use tch::{Kind, Tensor};
 
 use crate::attention_context::AttentionContext;
 use crate::backend::plain::to_device;
 use crate::causal_lm::CausalLm;
-use crate::config::{ModelConfig, PositionEmbedding};
-use crate::kernels::{AttentionStep, HeadLayout, Ids, Kernels};
-use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache};
-use crate::layers::rotary::Rotary;
-use crate::weights::{MlpInput, Weights};
+use crate::config::ModelConfig;
+use crate::kv_cache::KvCache;
+use crate::ops::{Epilogue, Ids, LinearOp, StepState};
+use crate::weights::Weights;
 use crate::{Batch, DeviceDecode, ModelError, Precision};
 
-/// Rotary positions computed at once; longer sequences grow the tables, so that a config's number alone allocates
-/// nothing.
-const INITIAL_POSITIONS: usize = 4096;
-
-/// A model with its weights and kernels.
-pub(crate) struct Gpt {
+/// A model: its weights in the layouts of a backend, and that backend.
+pub(crate) struct Gpt<S: StepState> {
     config: ModelConfig,
-    weights: Weights,
-    rotary: Option<Rotary>,
-    kernels: Box<dyn Kernels>,
+    weights: Weights<S>,
+    /// What embeddings are multiplied by.
+    embedding_factor: Option<f64>,
+    state: S,
 }
 
-impl Gpt {
-    pub(crate) fn new(config: ModelConfig, weights: Weights, kernels: Box<dyn Kernels>) -> Self {
-        let rotary = match &config.position_embedding {
-            PositionEmbedding::Rope(rotary) => {
-                Some(Rotary::new(rotary, config.encoder_seq_length.min(INITIAL_POSITIONS)))
+impl<S: StepState> Gpt<S> {
+    pub(crate) fn new(config: ModelConfig, weights: Weights<S>, state: S) -> Result<Self, ModelError> {
+        let embedding_factor = match config.apply_embedding_scaling {
+            // Megatron rounds the factor to the embedding's type before it multiplies.
+            true => {
+                let factor = Tensor::f_from_slice(&[(config.hidden_size as f64).sqrt()])?;
+                Some(factor.f_to_kind(state.precision().kind())?.f_double_value(&[0])?)
             }
-            PositionEmbedding::LearnedAbsolute => None,
+            false => None,
         };
-        Self { config, weights, rotary, kernels }
+        Ok(Self { config, weights, embedding_factor, state })
     }
 
-    /// The residual stream after the last layer: `[num_tokens, hidden_size]`.
+    /// The residual stream after the last layer, `[num_tokens, hidden_size]`; the step is planned.
     fn residual(
         &mut self,
         tokens: Ids<'_>,
-        context: &AttentionContext,
+        step: &AttentionContext,
         cache: &mut KvCache,
     ) -> Result<Tensor, ModelError> {
-        if let Some(rotary) = &mut self.rotary {
-            rotary.grow(context.max_context_len());
-        }
-        let kernels = &self.kernels;
-        let heads = HeadLayout {
-            num_attention_heads: self.config.num_attention_heads,
-            num_query_groups: self.config.num_query_groups,
-            kv_channels: self.config.kv_channels,
-        };
-        let mut residual = self.embed(tokens, context)?;
-        for (layer_idx, layer) in self.weights.layers.iter().enumerate() {
-            let x = kernels.norm(&residual, &layer.input_norm)?;
-            let qkv = kernels.linear(&x, &layer.qkv)?;
-            let step = AttentionStep { layer_idx, heads, rotary: self.rotary.as_ref(), context };
-            let attended = kernels.attention(&qkv, &step, cache)?;
-
-            let add_attended = |residual: &mut Tensor| kernels.linear_add(&attended, &layer.proj, residual);
-            let x = match &layer.mlp_input {
-                MlpInput::Sequential(norm) => {
-                    add_attended(&mut residual)?;
-                    kernels.norm(&residual, norm)?
-                }
-                MlpInput::ParallelOwnNorm(norm) => {
-                    let x = kernels.norm(&residual, norm)?;
-                    add_attended(&mut residual)?;
-                    x
-                }
-                MlpInput::ParallelSharedNorm => {
-                    add_attended(&mut residual)?;
-                    x
-                }
-            };
-            let activated = kernels.linear_activate(&x, &layer.fc1, self.config.activation)?;
-            kernels.linear_add(&activated, &layer.fc2, &mut residual)?;
+        let mut residual = self.embed(tokens, step)?;
+        for layer in &self.weights.layers {
+            residual = layer.forward(residual, step, cache, &mut self.state)?;
         }
         Ok(residual)
     }
@@ -90,38 +58,37 @@ impl Gpt {
         }
     }
 
-    fn embed(&self, tokens: Ids<'_>, context: &AttentionContext) -> Result<Tensor, ModelError> {
-        let mut embedded = match &self.weights.word_embeddings {
-            Some(table) => self.kernels.embedding(tokens, table)?,
-            None => self.kernels.tied_embedding(tokens, &self.weights.output)?,
+    fn embed(&mut self, tokens: Ids<'_>, step: &AttentionContext) -> Result<Tensor, ModelError> {
+        let Self { weights, state, .. } = self;
+        let mut embedded = match &weights.word_embeddings {
+            Some(table) => state.embedding(tokens, table)?,
+            None => weights.output.embedding(tokens, state)?,
         };
-        if let Some(table) = &self.weights.position_embeddings {
+        if let Some(table) = &weights.position_embeddings {
             let limit = table.size2()?.0 as usize;
-            let actual = context.max_context_len();
+            let actual = step.max_context_len();
             if actual > limit {
                 return Err(ModelError::TooLong { actual, limit });
             }
-            let _ = embedded.f_add_(&self.kernels.embedding(context.position_ids(), table)?)?;
+            let _ = embedded.f_add_(&state.embedding(step.position_ids(), table)?)?;
         }
-        if self.config.apply_embedding_scaling {
-            // Megatron rounds the factor to the embedding's type before it multiplies.
-            let factor = Tensor::f_from_slice(&[(self.config.hidden_size as f64).sqrt()])?;
-            let factor = factor.f_to_kind(embedded.kind())?.f_double_value(&[0])?;
+        if let Some(factor) = self.embedding_factor {
             embedded = embedded.f_mul_scalar(factor)?;
         }
         Ok(embedded)
     }
 
-    fn logits(&self, residual: &Tensor) -> Result<Tensor, ModelError> {
-        let hidden = self.kernels.norm(residual, &self.weights.final_norm)?;
-        self.kernels.logits(&hidden, &self.weights.output)
+    /// float32 `[num_rows, padded_vocab_size]`.
+    fn logits(&mut self, residual: &Tensor) -> Result<Tensor, ModelError> {
+        let hidden = self.state.norm(residual, &self.weights.final_norm)?;
+        self.weights.output.run(&hidden, Epilogue::Logits, &mut self.state)
     }
 
     /// The rows of logits that the batch asks for. `residual`: `[at least num_tokens, hidden_size]`, as a backend may have
     /// padded the step.
-    fn logits_of(&self, residual: &Tensor, batch: &Batch) -> Result<Tensor, ModelError> {
+    fn logits_of(&mut self, residual: &Tensor, batch: &Batch) -> Result<Tensor, ModelError> {
         let rows = batch.logits_rows();
-        let (num_rows, min_rows) = (rows.len(), self.kernels.min_rows());
+        let (num_rows, min_rows) = (rows.len(), self.state.min_rows());
         if num_rows == 0 {
             let shape = [0, self.padded_vocab_size() as i64];
             return Ok(Tensor::f_empty(shape, (Kind::Float, residual.device()))?);
@@ -137,13 +104,13 @@ impl Gpt {
     }
 }
 
-impl CausalLm for Gpt {
+impl<S: StepState> CausalLm for Gpt<S> {
     fn config(&self) -> &ModelConfig {
         &self.config
     }
 
     fn precision(&self) -> Precision {
-        self.kernels.precision()
+        self.state.precision()
     }
 
     fn padded_vocab_size(&self) -> usize {
@@ -158,24 +125,22 @@ impl CausalLm for Gpt {
         self.weights.size_bytes()
     }
 
-    fn new_cache(&self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        self.kernels.new_cache(num_blocks, &self.config)
+    fn new_cache(&mut self, num_blocks: usize) -> Result<KvCache, ModelError> {
+        let Self { config, state, .. } = self;
+        KvCache::new(num_blocks, &config.kv_groups(), |group| state.new_pool(group, num_blocks))
     }
 
     fn forward(&mut self, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, ModelError> {
         self.check_tokens(&batch.tokens)?;
-        let mut context = AttentionContext::new(batch, cache)?;
-        self.kernels.prepare(&batch.tokens, &mut context)?;
-        let residual = self.residual(context.token_ids(&batch.tokens), &context, cache)?;
+        let mut step = AttentionContext::new(batch, cache)?;
+        self.state.plan(&batch.tokens, &mut step, cache)?;
+        let residual = self.residual(step.token_ids(&batch.tokens), &step, cache)?;
         self.logits_of(&residual, batch)
     }
 
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError> {
-        if let Some(rotary) = &mut self.rotary {
-            rotary.grow(max_blocks_per_seq * BLOCK_SIZE_TOKENS);
-        }
-        self.kernels.reserve_rows(max_rows, max_blocks_per_seq, self.config.num_query_groups)?;
-        self.kernels.try_few_rows(&mut self.weights.linears(self.config.activation))
+        self.state.reserve_decode(max_rows, max_blocks_per_seq)?;
+        self.state.find_small_batch(self.weights.linears())
     }
 
     fn decode_on_device(
@@ -183,9 +148,12 @@ impl CausalLm for Gpt {
         rows: &DeviceDecode<'_>,
         cache: &mut KvCache,
     ) -> Result<Tensor, ModelError> {
-        let context = AttentionContext::on_device(rows)?;
-        self.kernels.plan_rows(&context, cache)?;
-        let residual = self.residual(context.token_ids(&[]), &context, cache)?;
+        let mut step = AttentionContext::on_device(rows)?;
+        self.state.plan(&[], &mut step, cache)?;
+        let residual = self.residual(step.token_ids(&[]), &step, cache)?;
         self.logits(&residual)
     }
 }
+
+#[cfg(test)]
+mod tests;

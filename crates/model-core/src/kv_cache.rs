@@ -1,9 +1,12 @@
 //! The paged KV cache: blocks of tokens, found through block tables.
 //!
-//! How the numbers of one block lie is the backend's affair ([`CacheLayout`]); that the outermost axis counts blocks
-//! is common to all, so copying blocks needs no backend.
+//! Layers whose keys and values have one shape are a group with a pool of its own; a layer without attention is in none.
+//! A block has the same number in all groups. How the numbers of one block lie is the backend's affair ([`KvPool`]); that
+//! blocks are counted is common to all, so copying them needs no backend.
 
 use cpu_kernels::{KvShape, PackedKv};
+pub use model_spec::BLOCK_SIZE_TOKENS;
+use model_spec::KvGroup;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
@@ -11,109 +14,153 @@ use crate::backend::plain::to_device;
 use crate::config::ModelConfig;
 use crate::load::{Backend, LoadOptions};
 
-/// Index of a block in the cache.
+/// Index of a block in the cache, the same in all groups.
 pub type BlockId = u32;
 
-/// Tokens in a block, for every backend.
-pub const BLOCK_SIZE_TOKENS: usize = 32;
-
-/// The shape that a backend gives to one block of one layer.
-#[derive(Clone, Debug)]
-pub(crate) struct CacheLayout {
-    pub(crate) num_layers: usize,
-    pub(crate) key_block_shape: Vec<i64>,
-    pub(crate) value_block_shape: Vec<i64>,
-    pub(crate) kind: Kind,
-    pub(crate) device: Device,
-}
-
-/// How the numbers of a cache lie.
+/// Keys and values of the layers of a group, in the layout of a backend. The layers have the order of the group.
 #[derive(Debug)]
-enum Storage {
-    /// Tensors, one pair a layer.
+pub(crate) enum KvPool {
+    /// libtorch's operations: a pair of tensors a layer.
     Tensors(Vec<LayerCache>),
-    /// The layout of the CPU kernels.
+    /// The CPU kernels.
     Packed(PackedKv),
-    /// The layout of the CUDA kernels, keys and values of all layers in one tensor:
+    /// The CUDA kernels, keys and values of all layers in one tensor:
     /// `[num_layers, 2, num_blocks, num_query_groups, BLOCK_SIZE_TOKENS, kv_channels]`.
     Device(Tensor),
 }
 
-/// Keys and values of one layer, each `[num_blocks, ..block shape]`.
+/// Keys and values of one layer, each `[num_blocks, BLOCK_SIZE_TOKENS, num_query_groups, kv_channels]`.
 #[derive(Debug)]
 pub(crate) struct LayerCache {
     pub(crate) keys: Tensor,
     pub(crate) values: Tensor,
 }
 
+impl KvPool {
+    /// Zeroed tensors, a pair a layer.
+    pub(crate) fn tensors(
+        group: &KvGroup,
+        num_blocks: usize,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        let shape = [num_blocks, BLOCK_SIZE_TOKENS, group.num_query_groups, group.kv_channels];
+        let shape = shape.map(|dim| dim as i64);
+        // Kernels read whole blocks and multiply what lies beyond the sequence by 0, which a NaN would survive.
+        let zeros = || Tensor::f_zeros(shape, (kind, device));
+        let layers = group.layers.iter().map(|_| Ok(LayerCache { keys: zeros()?, values: zeros()? }));
+        Ok(Self::Tensors(layers.collect::<Result<_, ModelError>>()?))
+    }
+
+    /// One zeroed tensor for the CUDA kernels.
+    #[cfg_attr(
+        not(any(feature = "cuda", test)),
+        expect(dead_code, reason = "only the kernels of a GPU use it")
+    )]
+    pub(crate) fn device(
+        group: &KvGroup,
+        num_blocks: usize,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        let KvGroup { ref layers, num_query_groups, kv_channels, .. } = *group;
+        let shape = [layers.len(), 2, num_blocks, num_query_groups, BLOCK_SIZE_TOKENS, kv_channels];
+        // Zeroed for the same reason as the others.
+        Ok(Self::Device(Tensor::f_zeros(shape.map(|dim| dim as i64), (kind, device))?))
+    }
+
+    fn copy_blocks(&mut self, pairs: &[(BlockId, BlockId)]) -> Result<(), ModelError> {
+        let layers = match self {
+            Self::Packed(packed) => return Ok(packed.copy_blocks(pairs)?),
+            Self::Device(tensor) => return copy_on_device(tensor, pairs),
+            Self::Tensors(layers) => layers,
+        };
+        for &(from, to) in pairs {
+            for layer in layers.iter() {
+                for stored in [&layer.keys, &layer.values] {
+                    let source = stored.f_select(0, i64::from(from))?;
+                    stored.f_select(0, i64::from(to))?.f_copy_(&source)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the keys and values of a layer are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Place {
+    pool_idx: usize,
+    /// Among the layers of the pool.
+    layer_idx: usize,
+}
+
 /// Keys and values of all layers, in blocks of [`KvCache::block_size_tokens`] tokens.
 #[derive(Debug)]
 pub struct KvCache {
     num_blocks: usize,
-    storage: Storage,
+    /// One for each group.
+    pools: Vec<KvPool>,
+    /// For each layer of the model, up to the last that has one.
+    places: Vec<Option<Place>>,
 }
 
 impl KvCache {
-    pub(crate) fn new(num_blocks: usize, layout: &CacheLayout) -> Result<Self, ModelError> {
-        let allocate = |block_shape: &[i64]| {
-            let shape: Vec<i64> =
-                std::iter::once(num_blocks as i64).chain(block_shape.iter().copied()).collect();
-            // Kernels read whole blocks and multiply what lies beyond the sequence by 0, which a NaN would survive.
-            Tensor::f_zeros(&shape, (layout.kind, layout.device))
-        };
-        let layers = (0..layout.num_layers)
-            .map(|_| {
-                Ok(LayerCache {
-                    keys: allocate(&layout.key_block_shape)?,
-                    values: allocate(&layout.value_block_shape)?,
-                })
-            })
-            .collect::<Result<_, ModelError>>()?;
-        Ok(Self { num_blocks, storage: Storage::Tensors(layers) })
-    }
-
-    /// A cache in the layout of the CPU kernels.
-    pub(crate) fn packed(packed: PackedKv) -> Self {
-        Self { num_blocks: packed.shape().num_blocks, storage: Storage::Packed(packed) }
-    }
-
-    /// The storage of the CPU kernels, if this is one.
-    pub(crate) fn packed_mut(&mut self) -> Option<&mut PackedKv> {
-        if let Storage::Packed(packed) = &mut self.storage { Some(packed) } else { None }
-    }
-
-    /// A cache in the layout of the CUDA kernels.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
-    pub(crate) fn on_device(
+    /// A cache with a pool for each of `groups`, which `make` allocates with `num_blocks` blocks.
+    ///
+    /// # Errors
+    /// When there is not enough memory.
+    pub(crate) fn new(
         num_blocks: usize,
-        config: &ModelConfig,
-        kind: Kind,
-        device: Device,
+        groups: &[KvGroup],
+        make: impl FnMut(&KvGroup) -> Result<KvPool, ModelError>,
     ) -> Result<Self, ModelError> {
-        let shape = [
-            config.num_layers,
-            2,
-            num_blocks,
-            config.num_query_groups,
-            BLOCK_SIZE_TOKENS,
-            config.kv_channels,
-        ];
-        // Zeroed for the same reason as the others.
-        let tensor = Tensor::f_zeros(shape.map(|dim| dim as i64), (kind, device))?;
-        Ok(Self { num_blocks, storage: Storage::Device(tensor) })
+        let num_layers = groups.iter().flat_map(|group| &group.layers).max().map_or(0, |&last| last + 1);
+        let mut places = vec![None; num_layers];
+        for (pool_idx, group) in groups.iter().enumerate() {
+            for (layer_idx, &layer) in group.layers.iter().enumerate() {
+                places[layer] = Some(Place { pool_idx, layer_idx });
+            }
+        }
+        Ok(Self { num_blocks, pools: groups.iter().map(make).collect::<Result<_, _>>()?, places })
+    }
+
+    /// The pool of a layer, and which of its layers that is.
+    fn pool(&self, layer_idx: usize) -> Option<(&KvPool, usize)> {
+        let place = self.places.get(layer_idx).copied().flatten()?;
+        Some((self.pools.get(place.pool_idx)?, place.layer_idx))
+    }
+
+    /// Keys and values of one layer where libtorch's operations compute. Tensors are shared handles: a kernel writes through
+    /// them.
+    pub(crate) fn layer(&self, layer_idx: usize) -> Result<&LayerCache, ModelError> {
+        match self.pool(layer_idx) {
+            Some((KvPool::Tensors(layers), idx)) => layers.get(idx).ok_or(other_layout("plain")),
+            _ => Err(other_layout("plain")),
+        }
+    }
+
+    /// The pool of one layer in the layout of the CPU kernels, and which of its layers that is.
+    pub(crate) fn packed_layer(&mut self, layer_idx: usize) -> Result<(&mut PackedKv, usize), ModelError> {
+        let place = self.places.get(layer_idx).copied().flatten();
+        let pool = place.and_then(|place| Some((self.pools.get_mut(place.pool_idx)?, place.layer_idx)));
+        match pool {
+            Some((KvPool::Packed(packed), idx)) => Ok((packed, idx)),
+            _ => Err(other_layout("fused")),
+        }
     }
 
     /// Keys and values of one layer in the layout of the CUDA kernels, each
     /// `[num_blocks, num_query_groups, BLOCK_SIZE_TOKENS, kv_channels]`.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
+    #[cfg_attr(
+        not(any(feature = "cuda", test)),
+        expect(dead_code, reason = "only the kernels of a GPU use it")
+    )]
     pub(crate) fn device_layer(&self, layer_idx: usize) -> Result<(Tensor, Tensor), ModelError> {
-        let Storage::Device(tensor) = &self.storage else {
-            return Err(ModelError::NoBackend {
-                backend: "CUDA",
-                reason: "the KV cache is not in its layout",
-            });
+        let Some((KvPool::Device(tensor), idx)) = self.pool(layer_idx) else {
+            return Err(other_layout("CUDA"));
         };
-        let layer = tensor.f_select(0, layer_idx as i64)?;
+        let layer = tensor.f_select(0, idx as i64)?;
         Ok((layer.f_select(0, 0)?, layer.f_select(0, 1)?))
     }
 
@@ -129,21 +176,22 @@ impl KvCache {
 
     /// Bytes that one block takes over all layers, for planning memory before there is a cache.
     pub fn bytes_per_block(config: &ModelConfig, options: LoadOptions) -> usize {
-        let elem_bytes = options.precision.size_bytes();
-        let shape = KvShape {
-            num_layers: config.num_layers,
-            num_blocks: 1,
-            num_query_groups: config.num_query_groups,
-            head_dim: config.kv_channels,
-        };
-        let elems_per_token = 2 * shape.num_layers * shape.num_query_groups * shape.head_dim;
-        match (options.backend, options.device) {
-            (Backend::Fused, Device::Cpu) => PackedKv::block_bytes(&shape, elem_bytes),
-            _ => elems_per_token * BLOCK_SIZE_TOKENS * elem_bytes,
-        }
+        Self::bytes_per_block_of(&config.kv_groups(), options) as usize
     }
 
-    /// Copies whole blocks, `(from, to)` each, in order.
+    fn bytes_per_block_of(groups: &[KvGroup], options: LoadOptions) -> u64 {
+        let format = options.precision.numerics().kv;
+        let of_group = |group: &KvGroup| match (options.backend, options.device) {
+            // Its panels are padded.
+            (Backend::Fused, Device::Cpu) => {
+                PackedKv::block_bytes(&packed_shape(group, 1), format.size_bytes()) as u64
+            }
+            _ => group.bytes_per_block(format),
+        };
+        groups.iter().map(of_group).sum()
+    }
+
+    /// Copies whole blocks in all layers, `(from, to)` each, in order.
     ///
     /// # Errors
     /// When a block is outside the cache.
@@ -152,20 +200,7 @@ impl KvCache {
             self.check_block(from)?;
             self.check_block(to)?;
         }
-        let layers = match &mut self.storage {
-            Storage::Packed(packed) => return Ok(packed.copy_blocks(pairs)?),
-            Storage::Device(tensor) => return copy_on_device(tensor, pairs),
-            Storage::Tensors(layers) => layers,
-        };
-        for &(from, to) in pairs {
-            for layer in layers.iter() {
-                for stored in [&layer.keys, &layer.values] {
-                    let source = stored.f_select(0, i64::from(from))?;
-                    stored.f_select(0, i64::from(to))?.f_copy_(&source)?;
-                }
-            }
-        }
-        Ok(())
+        self.pools.iter_mut().try_for_each(|pool| pool.copy_blocks(pairs))
     }
 
     pub(crate) fn check_block(&self, block: BlockId) -> Result<(), ModelError> {
@@ -175,19 +210,20 @@ impl KvCache {
             Err(ModelError::BadBlock { block, num_blocks: self.num_blocks })
         }
     }
+}
 
-    /// The storage of one layer. Tensors are shared handles: a kernel writes through them.
-    pub(crate) fn layer(&self, layer_idx: usize) -> Result<&LayerCache, ModelError> {
-        let layers = match &self.storage {
-            Storage::Tensors(layers) => layers.as_slice(),
-            Storage::Packed(_) | Storage::Device(_) => &[],
-        };
-        layers.get(layer_idx).ok_or_else(|| ModelError::BadBatch {
-            what: "number of tensor layers in the KV cache",
-            expected: format!("more than {layer_idx}"),
-            actual: layers.len().to_string(),
-        })
+/// The sizes of a group's pool for the CPU kernels.
+pub(crate) fn packed_shape(group: &KvGroup, num_blocks: usize) -> KvShape {
+    KvShape {
+        num_layers: group.layers.len(),
+        num_blocks,
+        num_query_groups: group.num_query_groups,
+        head_dim: group.kv_channels,
     }
+}
+
+fn other_layout(backend: &'static str) -> ModelError {
+    ModelError::NoBackend { backend, reason: "the KV cache has not the layer in its layout" }
 }
 
 /// All at once, up to the first pair that reads what an earlier one writes.
@@ -214,23 +250,119 @@ fn copy_on_device(tensor: &mut Tensor, pairs: &[(BlockId, BlockId)]) -> Result<(
 
 #[cfg(test)]
 mod tests {
+    use cpu_kernels::CpuKernels;
+
     use super::*;
+    use crate::AttentionSwitches;
+    use crate::Precision;
+
+    const NUM_BLOCKS: usize = 5;
+
+    /// A model of four layers: two shapes of heads, and one layer without attention.
+    fn groups() -> [KvGroup; 2] {
+        let group = |layers: &[usize], num_query_groups, kv_channels| KvGroup {
+            layers: layers.to_vec(),
+            num_query_groups,
+            kv_channels,
+            window_tokens: None,
+        };
+        [group(&[0, 3], 2, 16), group(&[1], 1, 24)]
+    }
+
+    fn tensors() -> KvCache {
+        let make = |group: &KvGroup| KvPool::tensors(group, NUM_BLOCKS, Kind::Float, Device::Cpu);
+        KvCache::new(NUM_BLOCKS, &groups(), make).unwrap()
+    }
+
+    /// The layout of the CUDA kernels, in the memory of the host.
+    fn device() -> KvCache {
+        let make = |group: &KvGroup| KvPool::device(group, NUM_BLOCKS, Kind::Float, Device::Cpu);
+        KvCache::new(NUM_BLOCKS, &groups(), make).unwrap()
+    }
+
+    fn packed() -> KvCache {
+        let mut kernels = CpuKernels::new(1).unwrap();
+        let make = |group: &KvGroup| {
+            Ok(KvPool::Packed(kernels.new_kv(packed_shape(group, NUM_BLOCKS), Kind::Float)?))
+        };
+        KvCache::new(NUM_BLOCKS, &groups(), make).unwrap()
+    }
+
+    /// Keys and values of a layer, blocks first.
+    fn stored(cache: &KvCache, layer_idx: usize) -> [Tensor; 2] {
+        match cache.device_layer(layer_idx) {
+            Ok((keys, values)) => [keys, values],
+            Err(_) => {
+                let layer = cache.layer(layer_idx).unwrap();
+                [layer.keys.shallow_clone(), layer.values.shallow_clone()]
+            }
+        }
+    }
 
     #[test]
-    fn copies_blocks_in_order_and_checks_their_ids() {
-        let layout = CacheLayout {
-            num_layers: 2,
-            key_block_shape: vec![2, 3],
-            value_block_shape: vec![6],
-            kind: Kind::Float,
-            device: Device::Cpu,
+    fn each_layer_has_the_shape_of_its_group() {
+        for layer_idx in [0, 3] {
+            let [keys, values] = stored(&tensors(), layer_idx);
+            assert_eq!([keys.size(), values.size()], [[5, 32, 2, 16], [5, 32, 2, 16]]);
+            assert_eq!(stored(&device(), layer_idx)[1].size(), [5, 2, 32, 16]);
+        }
+        assert_eq!(stored(&tensors(), 1)[0].size(), [5, 32, 1, 24]);
+        assert_eq!(stored(&device(), 1)[0].size(), [5, 1, 32, 24]);
+        let mut packed = packed();
+        let shape = |cache: &mut KvCache, layer_idx| {
+            let (pool, idx) = cache.packed_layer(layer_idx).unwrap();
+            let shape = pool.shape();
+            (shape.num_layers, shape.num_query_groups, shape.head_dim, idx)
         };
-        let mut cache = KvCache::new(3, &layout).unwrap();
-        let _ = cache.layer(1).unwrap().keys.f_select(0, 0).unwrap().f_fill_(7.0).unwrap();
-        cache.copy_blocks(&[(0, 1), (1, 2)]).unwrap();
-        assert_eq!(cache.layer(1).unwrap().keys.f_double_value(&[2, 1, 2]).unwrap(), 7.0);
-        assert_eq!(cache.layer(0).unwrap().keys.f_double_value(&[2, 1, 2]).unwrap(), 0.0);
-        let error = cache.copy_blocks(&[(0, 3)]).unwrap_err();
-        assert_eq!(error.to_string(), "KV block 3 is outside the cache of 3 blocks");
+        assert_eq!(shape(&mut packed, 0), (2, 2, 16, 0));
+        assert_eq!(shape(&mut packed, 3), (2, 2, 16, 1));
+        assert_eq!(shape(&mut packed, 1), (1, 1, 24, 0));
+        // A layer without attention, and one past the last.
+        for layer_idx in [2, 4] {
+            assert!(tensors().layer(layer_idx).is_err());
+            assert!(device().device_layer(layer_idx).is_err());
+            assert!(packed.packed_layer(layer_idx).is_err());
+        }
+        assert!(tensors().device_layer(0).is_err() && device().layer(0).is_err(), "another layout");
+    }
+
+    #[test]
+    fn blocks_are_copied_in_all_groups_in_order() {
+        for mut cache in [tensors(), device()] {
+            for (layer_idx, value) in [(0, 7.0), (1, 8.0), (3, 9.0)] {
+                for tensor in stored(&cache, layer_idx) {
+                    let _ = tensor.f_select(0, 0).unwrap().f_fill_(value).unwrap();
+                }
+            }
+            cache.copy_blocks(&[(0, 1), (1, 2), (3, 1)]).unwrap();
+            for (layer_idx, value) in [(0, 7.0), (1, 8.0), (3, 9.0)] {
+                for tensor in stored(&cache, layer_idx) {
+                    let block = |idx| tensor.f_select(0, idx).unwrap().f_mean(Kind::Float).unwrap();
+                    let means = [0, 1, 2, 3].map(|idx| block(idx).f_double_value(&[]).unwrap());
+                    assert_eq!(means, [value, 0.0, value, 0.0], "layer {layer_idx}");
+                }
+            }
+            let error = cache.copy_blocks(&[(0, 5)]).unwrap_err();
+            assert_eq!(error.to_string(), "KV block 5 is outside the cache of 5 blocks");
+        }
+        packed().copy_blocks(&[(0, 1), (1, 4)]).unwrap();
+    }
+
+    #[test]
+    fn a_block_takes_the_bytes_of_all_groups() {
+        let options = |backend, precision| LoadOptions {
+            precision,
+            backend,
+            device: Device::Cpu,
+            attention: AttentionSwitches::default(),
+        };
+        let bytes = |options| KvCache::bytes_per_block_of(&groups(), options);
+        let elems = 2 * 32 * (2 * 2 * 16 + 24);
+        assert_eq!(bytes(options(Backend::Plain, Precision::Fp32)), 4 * elems);
+        assert_eq!(bytes(options(Backend::Plain, Precision::Bf16)), 2 * elems);
+        // The value panels of the CPU kernels have heads of whole multiples of 32.
+        let padded = 32 * (2 * 2 * (16 + 32) + (24 + 32));
+        assert_eq!(bytes(options(Backend::Fused, Precision::Fp32)), 4 * padded);
+        assert_eq!(KvCache::bytes_per_block_of(&[], options(Backend::Plain, Precision::Fp32)), 0);
     }
 }

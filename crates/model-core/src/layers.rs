@@ -1,3 +1,132 @@
-//! Parts of a layer that are the same for every backend.
+//! A transformer layer, for every backend: its parts and the order in which they are computed.
 
 pub(crate) mod rotary;
+
+use model_spec::Activation;
+use tch::Tensor;
+
+use crate::ModelError;
+use crate::attention_context::AttentionContext;
+use crate::kv_cache::KvCache;
+use crate::ops::{AttentionOp, Epilogue, LinearOp, Norm, StepState, TrialLinear};
+
+/// One transformer layer, of any shape of its own. `x` is the residual stream, `n1` and `n2` norms.
+pub(crate) enum Layer<S: StepState> {
+    /// `x += attention(n1(x))`, then `x += mlp(n2(x))`; either may be absent.
+    Sequential {
+        /// With `n1`.
+        attention: Option<(Norm, Attention<S>)>,
+        /// With `n2`.
+        mlp: Option<(Norm, Mlp<S>)>,
+    },
+    /// `x += attention(n1(x)) + mlp(n2(x))`.
+    Parallel {
+        /// `n1`.
+        attention_norm: Norm,
+        attention: Attention<S>,
+        /// `n2`; None where the MLP reads the very rows that attention reads.
+        mlp_norm: Option<Norm>,
+        mlp: Mlp<S>,
+    },
+}
+
+/// `linear_qkv`, attention, `linear_proj`.
+pub(crate) struct Attention<S: StepState> {
+    pub(crate) qkv: S::Linear,
+    pub(crate) op: S::Attention,
+    pub(crate) proj: S::Linear,
+}
+
+/// `linear_fc1`, its activation, `linear_fc2`.
+pub(crate) struct Mlp<S: StepState> {
+    pub(crate) fc1: S::Linear,
+    pub(crate) activation: Activation,
+    pub(crate) fc2: S::Linear,
+}
+
+impl<S: StepState> Layer<S> {
+    /// The residual stream after this layer, `[num_tokens, hidden_size]`, in the memory of the one before it.
+    pub(crate) fn forward(
+        &self,
+        mut residual: Tensor,
+        step: &AttentionContext,
+        cache: &mut KvCache,
+        at: &mut S,
+    ) -> Result<Tensor, ModelError> {
+        match self {
+            Self::Sequential { attention, mlp } => {
+                if let Some((norm, attention)) = attention {
+                    let x = at.norm(&residual, norm)?;
+                    let attended = attention.attend(&x, step, cache, at)?;
+                    residual = attention.proj.run(&attended, Epilogue::AddTo(residual), at)?;
+                }
+                if let Some((norm, mlp)) = mlp {
+                    let x = at.norm(&residual, norm)?;
+                    residual = mlp.add_to(residual, &x, at)?;
+                }
+                Ok(residual)
+            }
+            Self::Parallel { attention_norm, attention, mlp_norm, mlp } => {
+                let x = at.norm(&residual, attention_norm)?;
+                let attended = attention.attend(&x, step, cache, at)?;
+                let x = match mlp_norm {
+                    Some(norm) => at.norm(&residual, norm)?,
+                    None => x,
+                };
+                residual = attention.proj.run(&attended, Epilogue::AddTo(residual), at)?;
+                mlp.add_to(residual, &x, at)
+            }
+        }
+    }
+
+    fn parts(&self) -> (Option<&Attention<S>>, Option<&Mlp<S>>) {
+        match self {
+            Self::Sequential { attention, mlp } => {
+                (attention.as_ref().map(|(_, part)| part), mlp.as_ref().map(|(_, part)| part))
+            }
+            Self::Parallel { attention, mlp, .. } => (Some(attention), Some(mlp)),
+        }
+    }
+
+    /// Its linear layers, each with the activation that follows it.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
+        let (attention, mlp) = self.parts();
+        let of_attention = attention.into_iter().flat_map(|part| [(&part.qkv, None), (&part.proj, None)]);
+        let of_mlp = mlp.into_iter().flat_map(|part| [(&part.fc1, Some(part.activation)), (&part.fc2, None)]);
+        of_attention.chain(of_mlp)
+    }
+
+    /// Memory that its weights take.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        let norms = match self {
+            Self::Sequential { attention, mlp } => {
+                [attention.as_ref().map(|(norm, _)| norm), mlp.as_ref().map(|(norm, _)| norm)]
+            }
+            Self::Parallel { attention_norm, mlp_norm, .. } => [Some(attention_norm), mlp_norm.as_ref()],
+        };
+        self.linears().map(|(linear, _)| linear.size_bytes()).sum::<u64>()
+            + norms.into_iter().flatten().map(Norm::size_bytes).sum::<u64>()
+    }
+}
+
+impl<S: StepState> Attention<S> {
+    /// `[num_tokens, hidden_size]` to the heads' outputs, `[num_tokens, query_size]`.
+    fn attend(
+        &self,
+        x: &Tensor,
+        step: &AttentionContext,
+        cache: &mut KvCache,
+        at: &mut S,
+    ) -> Result<Tensor, ModelError> {
+        let qkv = self.qkv.run(x, Epilogue::Store, at)?;
+        self.op.run(&qkv, step, cache, at)
+    }
+}
+
+impl<S: StepState> Mlp<S> {
+    /// `residual += mlp(x)`.
+    fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
+        let activated = self.fc1.run(x, Epilogue::Activate(self.activation), at)?;
+        self.fc2.run(&activated, Epilogue::AddTo(residual), at)
+    }
+}

@@ -3,7 +3,7 @@
 //!
 //! It knows nothing of JSONL, config files, sampling or scheduling.
 
-mod attention_backend;
+mod attention_algorithm;
 mod attention_context;
 mod backend;
 mod batch;
@@ -11,14 +11,14 @@ mod causal_lm;
 mod config;
 mod error;
 mod gpt;
-mod kernels;
 mod kv_cache;
 mod layers;
 mod load;
+mod ops;
 mod precision;
 mod weights;
 
-pub use attention_backend::{AttentionBackend, AttentionSwitches};
+pub use attention_algorithm::{AttentionAlgorithm, AttentionSwitches};
 pub use batch::{Batch, DeviceDecode, Span};
 pub use causal_lm::CausalLm;
 pub use config::{

@@ -1,17 +1,16 @@
 //! From a config and a source of weights to a model.
 
-use cpu_kernels::MAX_HEAD_DIM;
 use nemo_format::TensorSource;
 use tch::Device;
 
+use crate::backend::cpu::CpuLoader;
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::CudaKernels;
-use crate::backend::fused::FusedKernels;
-use crate::backend::plain::PlainKernels;
+use crate::backend::cuda::CudaLoader;
+use crate::backend::plain::PlainLoader;
 use crate::causal_lm::CausalLm;
 use crate::config::ModelConfig;
 use crate::gpt::Gpt;
-use crate::kernels::Kernels;
+use crate::ops::Loader;
 use crate::weights::Weights;
 use crate::{AttentionSwitches, ModelError, Precision};
 
@@ -20,7 +19,7 @@ use crate::{AttentionSwitches, ModelError, Precision};
 pub enum Backend {
     /// libtorch's own operations.
     Plain,
-    /// The project's fused kernels.
+    /// The in-house kernels.
     Fused,
 }
 
@@ -54,33 +53,30 @@ pub fn load_model(
     source: &dyn TensorSource,
     options: LoadOptions,
 ) -> Result<Box<dyn CausalLm>, ModelError> {
-    let on_host = options.device == Device::Cpu;
-    if options.backend == Backend::Fused && on_host && config.kv_channels > MAX_HEAD_DIM {
-        return Err(ModelError::Unsupported {
-            key: "kv_channels",
-            value: config.kv_channels.to_string(),
-            feature: "a larger head than the fused kernels take",
-            needs: "the plain backend (`trt_llm.enable: false`)",
-        });
-    }
-    let kernels: Box<dyn Kernels> = match (options.backend, options.device) {
+    let LoadOptions { precision, device, attention, .. } = options;
+    let max_seq_len_tokens = config.encoder_seq_length;
+    match (options.backend, device) {
         (Backend::Plain, device) => {
-            let attention = options.attention.choose(device, options.precision, config.kv_channels)?;
-            Box::new(PlainKernels::new(options.precision, device, attention)?)
+            load_for(config, source, PlainLoader::new(precision, device, attention, max_seq_len_tokens)?)
         }
         #[cfg(feature = "cuda")]
         (Backend::Fused, Device::Cuda(device_idx)) => {
-            Box::new(CudaKernels::new(&config, options.precision, device_idx)?)
+            load_for(config, source, CudaLoader::new(precision, device_idx, max_seq_len_tokens)?)
         }
         #[cfg(not(feature = "cuda"))]
-        (Backend::Fused, Device::Cuda(_)) => {
-            return Err(ModelError::NoBackend {
-                backend: "CUDA",
-                reason: "this program was built without feature `cuda`",
-            });
-        }
-        (Backend::Fused, _) => Box::new(FusedKernels::new(options.precision)?),
-    };
-    let weights = Weights::load(&config, source, kernels.as_ref())?;
-    Ok(Box::new(Gpt::new(config, weights, kernels)))
+        (Backend::Fused, Device::Cuda(_)) => Err(ModelError::NoBackend {
+            backend: "CUDA",
+            reason: "this program was built without feature `cuda`",
+        }),
+        (Backend::Fused, _) => load_for(config, source, CpuLoader::new(precision, max_seq_len_tokens)?),
+    }
+}
+
+fn load_for<L: Loader<State: 'static>>(
+    config: ModelConfig,
+    source: &dyn TensorSource,
+    loader: L,
+) -> Result<Box<dyn CausalLm>, ModelError> {
+    let (weights, state) = Weights::load(&config, source, loader)?;
+    Ok(Box::new(Gpt::new(config, weights, state)?))
 }

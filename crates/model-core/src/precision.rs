@@ -4,6 +4,7 @@
 
 use std::str::FromStr;
 
+use model_spec::{BadPrecision, Float, Numerics};
 use tch::Kind;
 
 use crate::ModelError;
@@ -26,6 +27,14 @@ impl Precision {
         }
     }
 
+    /// The same format for what is computed, weights and KV cache.
+    pub const fn numerics(self) -> Numerics {
+        match self {
+            Self::Fp32 => Numerics::uniform(Float::Fp32),
+            Self::Bf16 => Numerics::uniform(Float::Bf16),
+        }
+    }
+
     pub(crate) const fn kind(self) -> Kind {
         match self {
             Self::Fp32 => Kind::Float,
@@ -38,13 +47,12 @@ impl FromStr for Precision {
     type Err = ModelError;
 
     fn from_str(text: &str) -> Result<Self, ModelError> {
-        match text.trim().to_ascii_lowercase().as_str() {
-            "32" | "32-true" | "fp32" | "float32" => Ok(Self::Fp32),
-            "bf16" | "bf16-mixed" | "bf16-true" | "bfloat16" => Ok(Self::Bf16),
-            _ => Err(ModelError::BadPrecision {
-                value: text.to_owned(),
-                supported: "`32`, `32-true`, `bf16`, `bf16-mixed`, `bf16-true`",
-            }),
+        match text.parse::<Numerics>() {
+            Ok(Numerics { compute: Float::Fp32, .. }) => Ok(Self::Fp32),
+            Ok(Numerics { compute: Float::Bf16, .. }) => Ok(Self::Bf16),
+            Err(BadPrecision { value }) => {
+                Err(ModelError::BadPrecision { value, supported: BadPrecision::SUPPORTED })
+            }
         }
     }
 }

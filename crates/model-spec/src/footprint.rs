@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Indivisible, KvFormat, ModelSpec, Module, Numerics, ShardPlace};
+use crate::{Indivisible, KvFormat, ModelSpec, Numerics, ShardPlace};
 
 /// Tokens in a block of the KV cache, for every backend.
 pub const BLOCK_SIZE_TOKENS: usize = 32;
@@ -31,8 +31,14 @@ pub struct KvGroup {
 impl KvGroup {
     /// Bytes that a block of [`BLOCK_SIZE_TOKENS`] takes over the group's layers, without padding.
     pub fn bytes_per_block(&self, format: KvFormat) -> u64 {
-        let elems = 2 * self.layers.len() * self.num_query_groups * self.kv_channels * BLOCK_SIZE_TOKENS;
-        (elems * format.size_bytes()) as u64
+        let factors = [
+            self.layers.len(),
+            self.num_query_groups,
+            self.kv_channels,
+            BLOCK_SIZE_TOKENS,
+            format.size_bytes(),
+        ];
+        factors.iter().fold(2, |product: u64, &factor| product.saturating_mul(factor as u64))
     }
 }
 
@@ -91,10 +97,8 @@ impl ModelSpec {
     pub fn footprint(&self, numerics: &Numerics, at: &ShardPlace) -> Result<Footprint, Indivisible> {
         let mut weight_bytes = 0_u64;
         for tensor in self.tensors().filter(|tensor| at.holds(self, tensor.id)) {
-            let elem_bytes = match tensor.id.module {
-                Module::InputNorm | Module::MlpNorm | Module::FinalNorm => NORM_BYTES,
-                _ => numerics.weights.size_bytes() as u64,
-            };
+            let elem_bytes =
+                if tensor.id.module.is_norm() { NORM_BYTES } else { numerics.weights.size_bytes() as u64 };
             let elems =
                 tensor.regions(at)?.iter().fold(0, |sum: u64, region| sum.saturating_add(region.num_elems()));
             weight_bytes = weight_bytes.saturating_add(elems.saturating_mul(elem_bytes));

@@ -8,6 +8,7 @@
 mod footprint;
 mod layer;
 mod model;
+mod named;
 mod numerics;
 mod position;
 mod shard;
@@ -22,8 +23,9 @@ pub use layer::{
     Nonlinearity, NormSpec, Normalization,
 };
 pub use model::{ModelSpec, OutputSpec, TableRows, UniformSpec};
+pub use named::{NamedShape, ShapeSpec, UnknownShape};
 pub use numerics::{BadPrecision, Float, KvFormat, Numerics, WeightFormat};
 pub use position::{PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};
 pub use shard::{Indivisible, Region, Shard, ShardPlace};
-pub use table::{parse_name, shard_of};
+pub use table::{LAYERS, layer_of, parse_name, shard_of};
 pub use tensor::{Dim, Key, Module, Part, TensorId, TensorSpec};

@@ -5,8 +5,8 @@ use crate::{
     Part, Shard, TensorId, TensorSpec,
 };
 
-/// What the names of a layer's tensors begin with, before its number.
-const LAYERS: &str = "model.decoder.layers.";
+/// What the names of the layers' tensors begin with, before the layer's number.
+pub const LAYERS: &str = "model.decoder.layers.";
 
 /// A module of the model or of each layer.
 struct Row {
@@ -14,6 +14,8 @@ struct Row {
     /// The name of its tensors without their last part and, in a layer, without the layer's prefix.
     stem: &'static str,
     in_layer: bool,
+    /// Its tensors, where it has all of them.
+    parts: &'static [Part],
     /// How its weight is sharded. Its bias goes with the rows, and is whole where columns are shared.
     shard: Shard,
     /// The axes of its weight; its bias has the first of them. `None` where the layer has no such module.
@@ -42,31 +44,34 @@ impl Need {
     }
 }
 
+const WEIGHT: &[Part] = &[Part::Weight];
+const WEIGHT_AND_BIAS: &[Part] = &[Part::Weight, Part::Bias];
+
 /// In the order of the forward pass.
 static ROWS: [Row; 10] = [
     Row {
         module: Module::WordEmbeddings,
         stem: "model.embedding.word_embeddings.",
         in_layer: false,
+        parts: WEIGHT,
         shard: Shard::Rows,
         dims: |at| Some(vec![at.vocab(), at.hidden()]),
-        need: |_, part| Need::when(part == Part::Weight, Key::Always),
+        need: |_, _| Need::Has(Key::Always),
     },
     Row {
         module: Module::PositionEmbeddings,
         stem: "model.embedding.position_embeddings.",
         in_layer: false,
+        parts: WEIGHT,
         shard: Shard::Replicated,
         dims: |at| Some(vec![Dim::Positions(at.model.learned_positions?), at.hidden()]),
-        need: |at, part| {
-            let has_table = at.model.learned_positions.is_some();
-            Need::when(has_table && part == Part::Weight, Key::LearnedPositions)
-        },
+        need: |at, _| Need::when(at.model.learned_positions.is_some(), Key::LearnedPositions),
     },
     Row {
         module: Module::InputNorm,
         stem: "self_attention.linear_qkv.layer_norm_",
         in_layer: true,
+        parts: WEIGHT_AND_BIAS,
         shard: Shard::Replicated,
         dims: |at| at.attention().map(|_| vec![at.hidden()]),
         need: |at, part| match at.attention() {
@@ -78,6 +83,7 @@ static ROWS: [Row; 10] = [
         module: Module::Qkv,
         stem: "self_attention.linear_qkv.",
         in_layer: true,
+        parts: WEIGHT_AND_BIAS,
         shard: Shard::Rows,
         dims: |at| Some(vec![Dim::Qkv(at.attention()?.heads), at.hidden()]),
         need: |at, part| match at.attention() {
@@ -92,6 +98,7 @@ static ROWS: [Row; 10] = [
         module: Module::Proj,
         stem: "self_attention.linear_proj.",
         in_layer: true,
+        parts: WEIGHT_AND_BIAS,
         shard: Shard::Columns,
         dims: |at| Some(vec![at.hidden(), Dim::Query(at.attention()?.heads)]),
         need: |at, part| match at.attention() {
@@ -103,6 +110,7 @@ static ROWS: [Row; 10] = [
         module: Module::MlpNorm,
         stem: "mlp.linear_fc1.layer_norm_",
         in_layer: true,
+        parts: WEIGHT_AND_BIAS,
         shard: Shard::Replicated,
         dims: |at| at.mlp().map(|_| vec![at.hidden()]),
         need: |at, part| match (at.layer, at.mlp()) {
@@ -119,6 +127,7 @@ static ROWS: [Row; 10] = [
         module: Module::Fc1,
         stem: "mlp.linear_fc1.",
         in_layer: true,
+        parts: WEIGHT_AND_BIAS,
         shard: Shard::RowsOfHalves,
         dims: |at| {
             let MlpSpec { ffn_hidden_size, activation, .. } = *at.mlp()?;
@@ -130,6 +139,7 @@ static ROWS: [Row; 10] = [
         module: Module::Fc2,
         stem: "mlp.linear_fc2.",
         in_layer: true,
+        parts: WEIGHT_AND_BIAS,
         shard: Shard::Columns,
         dims: |at| Some(vec![at.hidden(), Dim::Ffn(at.mlp()?.ffn_hidden_size)]),
         need: |at, part| mlp_linear(at, part),
@@ -138,6 +148,7 @@ static ROWS: [Row; 10] = [
         module: Module::FinalNorm,
         stem: "model.decoder.final_layernorm.",
         in_layer: false,
+        parts: WEIGHT_AND_BIAS,
         shard: Shard::Replicated,
         dims: |at| Some(vec![at.hidden()]),
         need: |at, part| norm(&at.model.final_norm, part, Key::Always),
@@ -146,6 +157,7 @@ static ROWS: [Row; 10] = [
         module: Module::Output,
         stem: "model.output_layer.",
         in_layer: false,
+        parts: WEIGHT_AND_BIAS,
         shard: Shard::Rows,
         dims: |at| Some(vec![at.vocab(), at.hidden()]),
         need: |at, part| match part {
@@ -222,9 +234,9 @@ const fn is_in_order() -> bool {
 }
 
 impl Module {
-    /// Whether every layer may have one.
-    pub fn is_in_layer(self) -> bool {
-        Row::of(self).in_layer
+    /// The canonical name of its tensors without their last part and, in a layer, without the layer's prefix.
+    pub fn stem(self) -> &'static str {
+        Row::of(self).stem
     }
 }
 
@@ -253,21 +265,17 @@ impl TensorId {
 impl ModelSpec {
     /// Every tensor of the model, in the order of the forward pass.
     pub fn tensors(&self) -> impl Iterator<Item = TensorSpec> + '_ {
-        let outside = |in_order: &'static [Row]| {
-            let rows = in_order.iter().filter(|row| !row.in_layer);
-            rows.flat_map(|row| [Part::Weight, Part::Bias].map(|part| TensorId::outside(row.module, part)))
+        let ids = |row: &'static Row, layer| {
+            row.parts.iter().map(move |&part| TensorId { layer, module: row.module, part })
         };
-        let rows_of_layers = || ROWS.iter().filter(|row| row.in_layer);
-        let in_layer = move |layer| {
-            rows_of_layers().flat_map(move |row| {
-                [Part::Weight, Part::Bias].map(|part| TensorId::in_layer(layer, row.module, part))
-            })
-        };
+        let outside = move |rows: &'static [Row]| rows.iter().flat_map(move |row| ids(row, None));
+        let in_layer =
+            move |layer| ROWS.iter().filter(|row| row.in_layer).flat_map(move |row| ids(row, Some(layer)));
         let num_before = ROWS.iter().take_while(|row| !row.in_layer).count();
-        let (before, behind) = ROWS.split_at(num_before);
-        outside(before)
+        let num_behind = ROWS.iter().rev().take_while(|row| !row.in_layer).count();
+        outside(&ROWS[..num_before])
             .chain((0..self.layers.len()).flat_map(in_layer))
-            .chain(outside(behind))
+            .chain(outside(&ROWS[ROWS.len() - num_behind..]))
             .filter_map(|id| self.tensor(id).ok())
     }
 
@@ -277,14 +285,16 @@ impl ModelSpec {
     /// When the model has none such: with what it would have.
     pub fn tensor(&self, id: TensorId) -> Result<TensorSpec, Key> {
         let row = Row::of(id.module);
+        if row.in_layer != id.layer.is_some() || !row.parts.contains(&id.part) {
+            return Err(Key::LayerKind);
+        }
         let layer = match id.layer {
             Some(layer_idx) => Some(self.layers.get(layer_idx).ok_or(Key::LayerKind)?),
             None => None,
         };
         let at = At { model: self, layer };
         let because = match (row.need)(&at, id.part) {
-            Need::Has(key) if row.in_layer == layer.is_some() => key,
-            Need::Has(_) => return Err(Key::LayerKind),
+            Need::Has(key) => key,
             Need::Lacks(key) => return Err(key),
         };
         let mut dims = (row.dims)(&at).ok_or(Key::LayerKind)?;
@@ -294,6 +304,11 @@ impl ModelSpec {
         let gated = at.mlp().is_some_and(|mlp| mlp.activation.gated);
         Ok(TensorSpec { id, name: id.name(), dims, shard: row.shard(id.part, gated), because })
     }
+}
+
+/// The layer that a canonical name says, whether or not there is such a tensor in a layer.
+pub fn layer_of(name: &str) -> Option<usize> {
+    name.strip_prefix(LAYERS)?.split('.').next()?.parse().ok()
 }
 
 /// Which tensor has a canonical name; `None` for names of no model that there is a [`ModelSpec`] for.
@@ -307,7 +322,7 @@ pub fn parse_name(name: &str) -> Option<TensorId> {
     };
     let id_of = |row: &Row| {
         let suffix = rest.strip_prefix(row.stem)?;
-        let part = [Part::Weight, Part::Bias].into_iter().find(|part| part.suffix() == suffix)?;
+        let &part = row.parts.iter().find(|part| part.suffix() == suffix)?;
         Some(TensorId { layer, module: row.module, part })
     };
     let id = ROWS.iter().filter(|row| row.in_layer == layer.is_some()).find_map(id_of)?;

@@ -29,6 +29,22 @@ pub enum Module {
     Output,
 }
 
+impl Module {
+    /// Whether it is a norm, whose tensors are held in float32.
+    pub const fn is_norm(self) -> bool {
+        match self {
+            Self::InputNorm | Self::MlpNorm | Self::FinalNorm => true,
+            Self::WordEmbeddings
+            | Self::PositionEmbeddings
+            | Self::Qkv
+            | Self::Proj
+            | Self::Fc1
+            | Self::Fc2
+            | Self::Output => false,
+        }
+    }
+}
+
 /// Which tensor of its module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Part {

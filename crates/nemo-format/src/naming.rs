@@ -3,8 +3,8 @@
 //! Prefixes, unfused norms, TransformerEngine's layer and NeMo's older model (`mcore_gpt: false`) all end in one
 //! naming. What is not a weight of the model is recognised here and never read.
 
-/// What the names of the layers' tensors begin with.
-pub(crate) const LAYERS: &str = "model.decoder.layers.";
+use model_spec::{LAYERS, Module};
+
 /// Files of Megatron-LM itself have no `model.`; these are the parts of a model there.
 const PARTS: [&str; 4] = ["decoder.", "embedding.", "output_layer.", "language_model."];
 
@@ -102,23 +102,24 @@ fn split_layer(in_layers: &str) -> Option<(u64, &str)> {
 /// Fused norms instead of the modules of their own that other layer specifications have, and of TransformerEngine's
 /// whole layer (`megatron_gpt_full_te_layer_autocast`).
 fn mcore_rest(rest: &str) -> String {
-    const MODULES: [(&str, &str); 7] = [
-        ("input_layernorm.", "self_attention.linear_qkv.layer_norm_"),
-        ("pre_mlp_layernorm.", "mlp.linear_fc1.layer_norm_"),
+    const MODULES: [(&str, Module); 9] = [
+        ("input_layernorm.", Module::InputNorm),
+        ("pre_mlp_layernorm.", Module::MlpNorm),
         // Falcon-RW's name of the same norm.
-        ("post_self_attn_layernorm.", "mlp.linear_fc1.layer_norm_"),
-        ("self_attention.layernorm_qkv.", "self_attention.linear_qkv."),
-        ("self_attention.proj.", "self_attention.linear_proj."),
-        ("layernorm_mlp.layer_norm_", "mlp.linear_fc1.layer_norm_"),
-        ("layernorm_mlp.", "mlp.linear_"),
+        ("post_self_attn_layernorm.", Module::MlpNorm),
+        ("self_attention.layernorm_qkv.layer_norm_", Module::InputNorm),
+        ("self_attention.layernorm_qkv.", Module::Qkv),
+        ("self_attention.proj.", Module::Proj),
+        ("layernorm_mlp.layer_norm_", Module::MlpNorm),
+        ("layernorm_mlp.fc1_", Module::Fc1),
+        ("layernorm_mlp.fc2_", Module::Fc2),
     ];
-    let renamed = MODULES.iter().find_map(|(from, to)| Some((to, rest.strip_prefix(from)?)));
-    match renamed {
-        // `fc1_weight` is `fc1.weight`.
-        Some((to @ &"mlp.linear_", parameter)) => format!("{to}{}", parameter.replacen('_', ".", 1)),
-        Some((to, parameter)) => format!("{to}{parameter}"),
-        None => rest.to_owned(),
-    }
+    renamed(rest, &MODULES).unwrap_or_else(|| rest.to_owned())
+}
+
+/// The canonical name of a tensor whose module has the first fitting name of these.
+fn renamed(rest: &str, modules: &[(&str, Module)]) -> Option<String> {
+    modules.iter().find_map(|(from, to)| Some(format!("{}{}", to.stem(), rest.strip_prefix(from)?)))
 }
 
 /// NeMo's model before Megatron-Core, below `model.language_model.`.
@@ -136,21 +137,20 @@ fn legacy_place(name: &str) -> Place {
 }
 
 fn legacy_rest(rest: &str) -> (String, Part) {
-    const MODULES: [(&str, &str); 7] = [
-        ("post_attention_layernorm.", "mlp.linear_fc1.layer_norm_"),
-        ("self_attention.query_key_value.", "self_attention.linear_qkv."),
-        ("attention.query_key_value.", "self_attention.linear_qkv."),
-        ("self_attention.dense.", "self_attention.linear_proj."),
-        ("attention.dense.", "self_attention.linear_proj."),
-        ("mlp.dense_h_to_4h.", "mlp.linear_fc1."),
-        ("mlp.dense_4h_to_h.", "mlp.linear_fc2."),
+    const MODULES: [(&str, Module); 7] = [
+        ("post_attention_layernorm.", Module::MlpNorm),
+        ("self_attention.query_key_value.", Module::Qkv),
+        ("attention.query_key_value.", Module::Qkv),
+        ("self_attention.dense.", Module::Proj),
+        ("attention.dense.", Module::Proj),
+        ("mlp.dense_h_to_4h.", Module::Fc1),
+        ("mlp.dense_4h_to_h.", Module::Fc2),
     ];
     if let Some(parameter) = rest.strip_prefix("mlp.dense_h_to_4h_2.") {
-        return (format!("mlp.linear_fc1.{parameter}"), Part::Up);
+        return (format!("{}{parameter}", Module::Fc1.stem()), Part::Up);
     }
-    let renamed = MODULES.iter().find_map(|(from, to)| Some(format!("{to}{}", rest.strip_prefix(from)?)));
     // Norms, and the names of TransformerEngine's layer, are the same in both models.
-    (renamed.unwrap_or_else(|| mcore_rest(rest)), Part::Whole)
+    (renamed(rest, &MODULES).unwrap_or_else(|| mcore_rest(rest)), Part::Whole)
 }
 
 #[cfg(test)]

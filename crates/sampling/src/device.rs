@@ -76,19 +76,12 @@ pub struct DeviceSampler {
 }
 
 impl DeviceSampler {
-    /// `max_rows`: most rows of one draw. The rest is as in [`crate::CpuSampler::new`].
+    /// A sampler that follows these rules. `max_rows`: most rows of one draw; `device_idx`: the GPU.
     ///
     /// # Errors
     /// When the vocabulary is empty or too large, or the device fails.
-    pub fn new(
-        params: SamplingParams,
-        (vocab_size, max_rows): (usize, usize),
-        seed: u64,
-        end_token_ids: Vec<u32>,
-        min_length: u32,
-        device_idx: usize,
-    ) -> Result<Self, SamplingError> {
-        let rules = SamplingRules { params, vocab_size, seed, end_token_ids, min_length }.check()?;
+    pub fn new(rules: SamplingRules, max_rows: usize, device_idx: usize) -> Result<Self, SamplingError> {
+        let rules = rules.check()?;
         let device = Device::open(device_idx)?;
         let kernels = SamplerKernels::load(&device, cuda_runtime::kernel_cache().as_deref())?;
         let on_device = tch::Device::Cuda(device_idx);
@@ -97,7 +90,7 @@ impl DeviceSampler {
             true => None,
             false => Some(Tensor::f_from_slice(&end_ids)?.f_to_device(on_device)?),
         };
-        let scratch = SamplerScratch::new(&device, max_rows as i64, vocab_size as i64)?;
+        let scratch = SamplerScratch::new(&device, max_rows as i64, rules.vocab_size as i64)?;
         let SamplingParams { use_greedy, temperature, top_k, top_p, repetition_penalty, compute_logprob } =
             rules.params;
         let launch_rules = SampleRules {

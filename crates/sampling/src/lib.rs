@@ -22,5 +22,6 @@ pub use error::SamplingError;
 pub use params::{RawSamplingParams, SamplingParams};
 pub use philox::{philox4x32_10, uniform};
 pub use reference::ReferenceSampler;
+pub use rules::SamplingRules;
 pub use sampler::{CpuSampler, RowState, SampledToken, TokenSampler};
 pub use stop::{FinishReason, RawEndStrings, StopConditions, StopState, TokenBytes};

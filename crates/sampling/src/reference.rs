@@ -8,7 +8,7 @@ use tch::Tensor;
 use torch_ext::view::f32_slice;
 
 use crate::{
-    RowState, SampledToken, SamplingError, SamplingParams, TokenSampler,
+    RowState, SampledToken, SamplingError, TokenSampler,
     philox::uniform,
     rules::{SamplingRules, bad_logits},
     weights::weight,
@@ -21,19 +21,12 @@ pub struct ReferenceSampler {
 }
 
 impl ReferenceSampler {
-    /// The same arguments as [`crate::CpuSampler::new`].
+    /// As [`crate::CpuSampler::new`].
     ///
     /// # Errors
     /// When the vocabulary is empty or too large.
-    pub fn new(
-        params: SamplingParams,
-        vocab_size: usize,
-        seed: u64,
-        end_token_ids: Vec<u32>,
-        min_length: u32,
-    ) -> Result<Self, SamplingError> {
-        let rules = SamplingRules { params, vocab_size, seed, end_token_ids, min_length }.check()?;
-        Ok(Self { rules })
+    pub fn new(rules: SamplingRules) -> Result<Self, SamplingError> {
+        Ok(Self { rules: rules.check()? })
     }
 
     fn sample_row(&self, raw: &[f32], state: &RowState<'_>) -> Result<SampledToken, SamplingError> {

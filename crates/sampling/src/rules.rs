@@ -4,14 +4,19 @@ use tch::{Device, Tensor};
 
 use crate::{RowState, SamplingError, SamplingParams, weights::MAX_VOCAB_SIZE};
 
-/// The settings of a run, checked.
+/// What decides the tokens of a run, beside the logits.
 #[derive(Clone, Debug)]
-pub(crate) struct SamplingRules {
-    pub(crate) params: SamplingParams,
-    pub(crate) vocab_size: usize,
-    pub(crate) seed: u64,
-    pub(crate) end_token_ids: Vec<u32>,
-    pub(crate) min_length: u32,
+pub struct SamplingRules {
+    /// How tokens are chosen.
+    pub params: SamplingParams,
+    /// The tokenizer's; logits past it are padding.
+    pub vocab_size: usize,
+    /// Of the random draws.
+    pub seed: u64,
+    /// Tokens that are not chosen among the first `min_length` tokens of a response.
+    pub end_token_ids: Vec<u32>,
+    /// Fewest tokens of a response.
+    pub min_length: u32,
 }
 
 impl SamplingRules {

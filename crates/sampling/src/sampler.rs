@@ -8,7 +8,7 @@ use tch::Tensor;
 use torch_ext::view::f32_slice;
 
 use crate::{
-    SamplingError, SamplingParams,
+    SamplingError,
     argmax::{argmax, checked_max},
     draw::draw,
     philox::uniform,
@@ -58,20 +58,12 @@ pub struct CpuSampler {
 }
 
 impl CpuSampler {
-    /// `vocab_size`: the tokenizer's; logits past it are padding. No token of `end_token_ids` is chosen among
-    /// the first `min_length` tokens of a response.
+    /// A sampler that follows these rules.
     ///
     /// # Errors
     /// When the vocabulary is empty or too large.
-    pub fn new(
-        params: SamplingParams,
-        vocab_size: usize,
-        seed: u64,
-        end_token_ids: Vec<u32>,
-        min_length: u32,
-    ) -> Result<Self, SamplingError> {
-        let rules = SamplingRules { params, vocab_size, seed, end_token_ids, min_length }.check()?;
-        Ok(Self { rules })
+    pub fn new(rules: SamplingRules) -> Result<Self, SamplingError> {
+        Ok(Self { rules: rules.check()? })
     }
 
     fn sample_row(

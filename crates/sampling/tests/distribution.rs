@@ -10,7 +10,9 @@
 mod chi_square;
 
 use chi_square::{critical_value, power, statistic};
-use sampling::{CpuSampler, RawSamplingParams, RowState, SamplingParams, TokenSampler, uniform};
+use sampling::{
+    CpuSampler, RawSamplingParams, RowState, SamplingParams, SamplingRules, TokenSampler, uniform,
+};
 use tch::Tensor;
 
 const NUM_DRAWS: usize = 200_000;
@@ -110,8 +112,14 @@ fn normalised(weights: Vec<f64>) -> Vec<f64> {
 fn sampled(rules: Rules) -> Vec<f64> {
     const NUM_ROWS: usize = 20_000;
     let min_length = if rules.held_back.is_empty() { 0 } else { u32::MAX };
-    let mut sampler =
-        CpuSampler::new(rules.params(), VOCAB_SIZE, SEED, rules.held_back.to_vec(), min_length).unwrap();
+    let rules = SamplingRules {
+        params: rules.params(),
+        vocab_size: VOCAB_SIZE,
+        seed: SEED,
+        end_token_ids: rules.held_back.to_vec(),
+        min_length,
+    };
+    let mut sampler = CpuSampler::new(rules).unwrap();
     let logits = Tensor::from_slice(&logits()).view([1, -1]).repeat([NUM_ROWS as i64, 1]);
     let mut counts = vec![0.0; VOCAB_SIZE];
     for block in 0..NUM_DRAWS / NUM_ROWS {
@@ -247,7 +255,9 @@ fn neighbouring_draws_are_independent() {
     let pairs: Vec<f64> = single.iter().flat_map(|a| single.iter().map(move |b| a * b)).collect();
     let logits = Tensor::from_slice(&ROW).view([1, -1]).repeat([NUM_DRAWS as i64, 1]);
     let draw = |seed: u64, sample: u64, response: u32, token: u32| {
-        let mut sampler = CpuSampler::new(PLAIN.params(), ROW.len(), seed, vec![], 0).unwrap();
+        let (params, vocab_size) = (PLAIN.params(), ROW.len());
+        let rules = SamplingRules { params, vocab_size, seed, end_token_ids: vec![], min_length: 0 };
+        let mut sampler = CpuSampler::new(rules).unwrap();
         let states: Vec<_> = (0..NUM_DRAWS as u32)
             .map(|draw| RowState {
                 sample_idx: u64::from(draw / 1000) * 2 + sample,

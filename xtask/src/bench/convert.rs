@@ -9,8 +9,9 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use model_spec::NamedShape;
 
-use crate::fixtures::{ShapeName, write_dummy};
+use crate::fixtures::{shape_parser, write_dummy};
 use crate::workspace::{Workspace, say};
 
 /// Peaks shorter than this can be missed.
@@ -20,8 +21,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(5);
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// The checkpoint's shape: a Llama, which a Hugging Face folder can hold
-    #[arg(long, default_value = "sheared-llama-2.7b")]
-    shape: ShapeName,
+    #[arg(long, default_value = "sheared-llama-2.7b", value_parser = shape_parser())]
+    shape: NamedShape,
     /// Where to put the files: needs four times the checkpoint's size
     #[arg(long, value_name = "DIR", default_value = ".bench")]
     work_dir: PathBuf,

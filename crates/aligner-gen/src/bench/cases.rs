@@ -11,10 +11,12 @@ use std::time::Instant;
 
 use engine::{Completion, Engine, EngineLimits, Request, RunStats};
 use model_core::{BLOCK_SIZE_TOKENS, KvCache, LoadOptions, ModelConfig};
-use sampling::{SamplingParams, StopConditions, uniform};
+use model_spec::blocks_for;
+use sampling::{SamplingParams, SamplingRules, StopConditions, uniform};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
+use super::shapes;
 use crate::config::cli::BenchArgs;
 use crate::env;
 use crate::exit::Failure;
@@ -48,7 +50,7 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
     };
     let mut hashes = BTreeMap::new();
     for spec in &arguments.measures {
-        let (config, source) = shape.source()?;
+        let (config, source) = shapes::source(shape)?;
         let started = Instant::now();
         let model = model_core::load_model(config.clone(), &source, options)?;
         drop(source);
@@ -86,7 +88,7 @@ fn open(
     let blocks = |request: &Request| {
         let prompt = request.prompt.len();
         let tokens = prompt + request.max_new_tokens as usize;
-        (tokens.div_ceil(BLOCK_SIZE_TOKENS) + 1) * request.num_responses as usize
+        (blocks_for(tokens) + 1) * request.num_responses as usize
     };
     let most_blocks = |case: &Case| {
         let mut sizes: Vec<usize> = case.requests.iter().map(blocks).collect();
@@ -115,7 +117,8 @@ fn open(
         repetition_penalty: 1.0,
         compute_logprob: false,
     };
-    let setup = SamplingSetup { params, vocab_size, seed: 1, min_length: 0, stop: StopConditions::default() };
+    let rules = SamplingRules { params, vocab_size, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
+    let setup = SamplingSetup { rules, stop: StopConditions::default() };
     let size = EngineSize { limits, longest_sequence_tokens: longest.max().unwrap_or(1) };
     open_engine(model, options, setup, Arc::new(TokenTable::unknown()), size)
 }

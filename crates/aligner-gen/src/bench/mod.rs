@@ -16,8 +16,9 @@ use std::time::{Duration, Instant};
 
 use engine::{Engine, EngineLimits, Request};
 use model_core::{BLOCK_SIZE_TOKENS, LoadOptions};
+use model_spec::blocks_for;
 use nemo_format::Checkpoint;
-use sampling::{SamplingParams, StopConditions, uniform};
+use sampling::{SamplingParams, SamplingRules, StopConditions, uniform};
 use serde_json::json;
 
 use crate::config::cli::BenchArgs;
@@ -125,11 +126,12 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
     let limits = EngineLimits {
         max_num_seqs: MAX_NUM_SEQS,
         max_prefill_tokens: 2048,
-        num_blocks: most_tokens.max().unwrap_or(1).div_ceil(BLOCK_SIZE_TOKENS) + 2 * MAX_NUM_SEQS,
+        num_blocks: blocks_for(most_tokens.max().unwrap_or(1)) + 2 * MAX_NUM_SEQS,
         block_size_tokens: BLOCK_SIZE_TOKENS,
     };
     let tokens = Arc::new(TokenTable::new(tokenizer.as_ref())?);
-    let setup = SamplingSetup { params, vocab_size, seed: 1, min_length: 0, stop: StopConditions::default() };
+    let rules = SamplingRules { params, vocab_size, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
+    let setup = SamplingSetup { rules, stop: StopConditions::default() };
     let longest = LOADS.iter().map(|load| (load.prompt_tokens + load.new_tokens) as usize);
     let size = EngineSize { limits, longest_sequence_tokens: longest.max().unwrap_or(1) };
     Ok((open_engine(model, options, setup, tokens, size)?, vocab_size))

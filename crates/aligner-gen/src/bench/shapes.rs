@@ -6,54 +6,50 @@
 use std::collections::BTreeMap;
 
 use model_core::{ModelConfig, RawModelConfig};
+use model_spec::{ModelSpec, NamedShape, Part, PositionEmbedding, ShapeSpec, TableRows, TensorSpec};
 use nemo_format::{DType, FormatError, Region, TensorMeta, TensorSource};
 use rayon::prelude::*;
 use serde_json::json;
 
-use crate::config::cli::ShapeName;
 use crate::exit::Failure;
 
 /// Neighbouring tensors start this many numbers apart, so that no two are equal.
 const OFFSET_ELEMS: usize = 7919;
 /// Standard deviation of the weights, as in training from scratch.
 const WEIGHT_STD: f32 = 0.02;
+/// Tokens that a sequence may have, whatever the shape.
+const ENCODER_SEQ_LENGTH: u64 = 4096;
 
-impl ShapeName {
-    /// Its config and the rows of its embedding table.
-    fn config(self) -> Result<(ModelConfig, u64), Failure> {
-        // Layers, hidden size, MLP, heads, groups, vocabulary, rotary base.
-        let (sizes, rotary_base): ([u64; 6], f64) = match self {
-            Self::Tiny => ([2, 128, 256, 4, 2, 512], 1e4),
-            Self::Gpt2b => ([24, 2048, 5440, 16, 16, 256_000], 1e4),
-            Self::Llama2_7b => ([32, 4096, 11_008, 32, 32, 32_000], 1e4),
-            Self::Llama3_8b => ([32, 4096, 14_336, 32, 8, 128_256], 5e5),
-        };
-        let [num_layers, hidden_size, ffn_hidden_size, heads, groups, vocab] = sizes;
-        let raw: RawModelConfig = serde_json::from_value(json!({
-            "num_layers": num_layers,
-            "hidden_size": hidden_size,
-            "ffn_hidden_size": ffn_hidden_size,
-            "num_attention_heads": heads,
-            "num_query_groups": groups,
-            "encoder_seq_length": 4096,
-            "normalization": if self == Self::Gpt2b { "layernorm1p" } else { "rmsnorm" },
-            "activation": "fast-swiglu",
-            "bias": false,
-            "position_embedding_type": "rope",
-            "rotary_percentage": if self == Self::Gpt2b { 0.5 } else { 1.0 },
-            "rotary_base": rotary_base,
-            "share_embeddings_and_output_weights": false,
-        }))
-        .map_err(anyhow::Error::from)?;
-        Ok((ModelConfig::try_from(raw)?, vocab))
+/// A model of a named shape.
+pub(super) fn source(shape: NamedShape) -> Result<(ModelConfig, DummySource), Failure> {
+    let ShapeSpec { uniform, padded_vocab_size, .. } = shape.shape();
+    let (activation, openai_gelu) = uniform
+        .activation
+        .to_nemo()
+        .ok_or_else(|| anyhow::anyhow!("NeMo has no name for the activation of `{}`", shape.name()))?;
+    let mut keys = json!({
+        "num_layers": uniform.num_layers,
+        "hidden_size": uniform.hidden_size,
+        "ffn_hidden_size": uniform.ffn_hidden_size,
+        "num_attention_heads": uniform.heads.num_attention_heads,
+        "num_query_groups": uniform.heads.num_query_groups,
+        "encoder_seq_length": ENCODER_SEQ_LENGTH,
+        "normalization": uniform.norm.nemo_name(),
+        "activation": activation,
+        "openai_gelu": openai_gelu,
+        "bias": uniform.bias,
+        "share_embeddings_and_output_weights": uniform.output.tied,
+    });
+    if let PositionEmbedding::Rope(rotary) = uniform.position_embedding {
+        keys["position_embedding_type"] = json!("rope");
+        keys["rotary_percentage"] = json!(rotary.rotary_dims as f64 / uniform.heads.kv_channels as f64);
+        keys["rotary_base"] = json!(rotary.rotary_base);
     }
-
-    /// A model of this shape.
-    pub(super) fn source(self) -> Result<(ModelConfig, DummySource), Failure> {
-        let (config, vocab) = self.config()?;
-        let source = DummySource::new(&config, vocab);
-        Ok((config, source))
-    }
+    let raw: RawModelConfig = serde_json::from_value(keys).map_err(anyhow::Error::from)?;
+    let config = ModelConfig::try_from(raw)?;
+    let rows = TableRows { vocab: padded_vocab_size, positions: ENCODER_SEQ_LENGTH };
+    let source = DummySource::new(&config.spec(rows));
+    Ok((config, source))
 }
 
 /// The tensors of a dummy model, bfloat16.
@@ -72,47 +68,34 @@ enum Fill {
 }
 
 impl DummySource {
-    fn new(config: &ModelConfig, vocab: u64) -> Self {
-        let hidden = config.hidden_size as u64;
-        let mut shapes = vec![
-            ("model.embedding.word_embeddings.weight".to_owned(), vec![vocab, hidden]),
-            ("model.output_layer.weight".to_owned(), vec![vocab, hidden]),
-        ];
-        let mut norms = vec!["model.decoder.final_layernorm.".to_owned()];
-        for layer_idx in 0..config.num_layers {
-            let prefix = format!("model.decoder.layers.{layer_idx}.");
-            for (module, shape) in [
-                ("self_attention.linear_qkv", [config.qkv_size() as u64, hidden]),
-                ("self_attention.linear_proj", [hidden, config.query_size() as u64]),
-                ("mlp.linear_fc1", [config.fc1_size() as u64, hidden]),
-                ("mlp.linear_fc2", [hidden, config.ffn_hidden_size as u64]),
-            ] {
-                shapes.push((format!("{prefix}{module}.weight"), shape.to_vec()));
-            }
-            for module in ["self_attention.linear_qkv.layer_norm_", "mlp.linear_fc1.layer_norm_"] {
-                norms.push(format!("{prefix}{module}"));
-            }
-        }
+    fn new(spec: &ModelSpec) -> Self {
+        let mut tensors: Vec<TensorSpec> = spec.tensors().collect();
+        // Where a weight starts among the random numbers goes by its place in this order, and so do all results.
+        tensors.sort_by_key(|tensor| tensor.id.layer.is_some());
+        let gain = if spec.final_norm.zero_centered_gamma { Fill::Zero } else { Fill::One };
         let mut metas = BTreeMap::new();
-        let mut longest = 0;
-        for (nth, (name, shape)) in shapes.into_iter().enumerate() {
-            let start_elems = nth * OFFSET_ELEMS;
-            longest = longest.max(start_elems + shape.iter().product::<u64>() as usize);
-            metas.insert(name, (TensorMeta { dtype: DType::BF16, shape }, Fill::Random { start_elems }));
-        }
-        let gain = if config.zero_centered_gamma { Fill::Zero } else { Fill::One };
-        for prefix in norms {
-            let meta = || TensorMeta { dtype: DType::BF16, shape: vec![hidden] };
-            metas.insert(format!("{prefix}weight"), (meta(), gain));
-            if config.normalization == model_core::Normalization::LayerNorm {
-                metas.insert(format!("{prefix}bias"), (meta(), Fill::Zero));
+        let (mut start_elems, mut num_random, mut num_constant) = (0, 0, 0);
+        for tensor in tensors {
+            let num_elems = tensor.num_elems() as usize;
+            let fill = match (tensor.id.module.is_norm(), tensor.id.part) {
+                (true, Part::Weight) => gain,
+                (_, Part::Bias) => Fill::Zero,
+                (false, Part::Weight) => Fill::Random { start_elems },
+            };
+            if let Fill::Random { .. } = fill {
+                num_random = num_random.max(start_elems + num_elems);
+                start_elems += OFFSET_ELEMS;
+            } else {
+                num_constant = num_constant.max(num_elems);
             }
+            let meta = TensorMeta { dtype: DType::BF16, shape: tensor.shape() };
+            metas.insert(tensor.name, (meta, fill));
         }
         Self {
             metas,
-            random: random_weights(longest),
-            ones: vec![half::bf16::ONE; config.hidden_size],
-            zeros: vec![half::bf16::ZERO; config.hidden_size],
+            random: random_weights(num_random),
+            ones: vec![half::bf16::ONE; num_constant],
+            zeros: vec![half::bf16::ZERO; num_constant],
         }
     }
 }

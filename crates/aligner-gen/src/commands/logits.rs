@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use model_core::{Backend, Batch, BlockId, CausalLm, LoadOptions};
+use model_spec::blocks_for;
 use nemo_format::Checkpoint;
 use npyz::WriterBuilder;
 
@@ -59,9 +60,8 @@ pub(crate) fn run(arguments: &LogitsArgs) -> Result<(), Failure> {
 
 /// One sequence at a time: the result of a row does not depend on the others, and memory stays small.
 fn forward(model: &mut dyn CausalLm, ids: &[u32], seq: usize) -> Result<Vec<f32>, Failure> {
-    let mut cache = model.new_cache(1)?;
-    let num_blocks = seq.div_ceil(cache.block_size_tokens()).max(1);
-    cache = model.new_cache(num_blocks)?;
+    let num_blocks = blocks_for(seq).max(1);
+    let mut cache = model.new_cache(num_blocks)?;
     let table: Vec<BlockId> = (0..num_blocks as BlockId).collect();
     let mut logits = Vec::new();
     for row in ids.chunks(seq.max(1)) {

@@ -3,9 +3,11 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hydra_config::{ConfigError, overrides, shell_word};
+use model_spec::NamedShape;
 
 use crate::exit::Failure;
 
@@ -194,8 +196,8 @@ pub(crate) struct BenchArgs {
     pub(crate) checkpoint: Option<PathBuf>,
     /// Dummy weights of a known shape instead; `--measures` is then any of decode:ROWS:CONTEXT, single, bulk, ragged,
     /// order, prefill, shared, copies
-    #[arg(long, value_enum, conflicts_with = "checkpoint", requires = "measures")]
-    pub(crate) shape: Option<ShapeName>,
+    #[arg(long, value_parser = shape_parser(), conflicts_with = "checkpoint", requires = "measures")]
+    pub(crate) shape: Option<NamedShape>,
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
     pub(crate) device: DeviceArg,
     /// Most sequences in one step, with a shape
@@ -219,20 +221,9 @@ pub(crate) struct BenchArgs {
     pub(crate) json: bool,
 }
 
-/// A model shape by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum ShapeName {
-    /// Small enough for tests.
-    Tiny,
-    /// GPT-2B-001.
-    #[value(name = "gpt-2b")]
-    Gpt2b,
-    /// Llama 2 7B.
-    #[value(name = "llama2-7b")]
-    Llama2_7b,
-    /// Llama 3 8B.
-    #[value(name = "llama3-8b")]
-    Llama3_8b,
+fn shape_parser() -> impl TypedValueParser<Value = NamedShape> {
+    let names = NamedShape::ALL.map(NamedShape::name);
+    PossibleValuesParser::new(names).try_map(|name| name.parse::<NamedShape>())
 }
 
 #[derive(Clone, Debug, Args)]

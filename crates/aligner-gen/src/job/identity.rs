@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 
 use data::{KeptMetadata, LengthLimits, TokenField};
 use model_core::{
-    Activation, AttentionBackend, Backend, BlockStyle, LoadOptions, ModelConfig, Nonlinearity, Normalization,
-    PositionEmbedding, Precision, RopeScaling, RotaryConfig, RotaryPairing,
+    Activation, AttentionAlgorithm, Backend, BlockStyle, LoadOptions, ModelConfig, Nonlinearity,
+    Normalization, PositionEmbedding, Precision, RopeScaling, RotaryConfig, RotaryPairing,
 };
 use sampling::SamplingParams;
 
@@ -208,9 +208,9 @@ pub(crate) fn compute(
     let attention = match backend {
         Backend::Fused => None,
         Backend::Plain => Some(match attention.choose(place, precision, head_dim)? {
-            AttentionBackend::Flash => "flash",
-            AttentionBackend::Fused => "fused",
-            AttentionBackend::Unfused => "unfused",
+            AttentionAlgorithm::Flash => "flash",
+            AttentionAlgorithm::Sdpa => "fused",
+            AttentionAlgorithm::Unfused => "unfused",
         }),
     };
     let precision = match precision {

@@ -2,6 +2,7 @@
 
 use engine::EngineLimits;
 use model_core::{BLOCK_SIZE_TOKENS, KvCache, LoadOptions, ModelConfig};
+use model_spec::blocks_for;
 use nemo_format::Checkpoint;
 use tch::Device;
 
@@ -163,7 +164,7 @@ impl MemoryPlan {
         let longest_sequence_tokens = demand.longest_sequence_tokens;
         let max_num_seqs = place.num_seqs(demand);
         // One block more, because a shared prompt's last block is copied when the responses part.
-        let blocks_per_sequence = longest_sequence_tokens.div_ceil(BLOCK_SIZE_TOKENS) + 1;
+        let blocks_per_sequence = blocks_for(longest_sequence_tokens) + 1;
         let wanted_blocks = blocks_per_sequence.saturating_mul(max_num_seqs) as u64;
         let affordable_blocks = place.cache_bytes(sizes) / bytes_per_block.max(1);
         let num_blocks = wanted_blocks.min(affordable_blocks).max(blocks_per_sequence as u64);

@@ -4,17 +4,14 @@ use std::sync::Arc;
 
 use engine::{Engine, EngineLimits};
 use model_core::{CausalLm, LoadOptions};
-use sampling::{CpuSampler, SamplingParams, StopConditions};
+use sampling::{CpuSampler, SamplingRules, StopConditions};
 
 use super::checkpoint::TokenTable;
 use crate::exit::Failure;
 
 /// What decides the tokens beside the model.
 pub(crate) struct SamplingSetup {
-    pub(crate) params: SamplingParams,
-    pub(crate) vocab_size: usize,
-    pub(crate) seed: u64,
-    pub(crate) min_length: u32,
+    pub(crate) rules: SamplingRules,
     pub(crate) stop: StopConditions,
 }
 
@@ -34,21 +31,12 @@ pub(crate) fn open_engine(
     tokens: Arc<TokenTable>,
     size: EngineSize,
 ) -> Result<Engine, Failure> {
-    let SamplingSetup { params, vocab_size, seed, min_length, stop } = setup;
-    let end_token_ids = stop.end_token_ids().to_vec();
+    let SamplingSetup { rules, stop } = setup;
     #[cfg(feature = "cuda")]
     if let (true, tch::Device::Cuda(device_idx)) = (options.has_rows(), options.device) {
         let sizes = engine::DeviceSizes { device_idx, max_seq_len_tokens: size.longest_sequence_tokens };
         let max_rows = Engine::device_rows(size.limits);
-        let vocab_and_rows = (vocab_size, max_rows);
-        let sampler = sampling::DeviceSampler::new(
-            params,
-            vocab_and_rows,
-            seed,
-            end_token_ids,
-            min_length,
-            device_idx,
-        )?;
+        let sampler = sampling::DeviceSampler::new(rules, max_rows, device_idx)?;
         let engine = Engine::on_device(model, sampler, stop, tokens, size.limits, sizes)?;
         let min_rows = engine.min_rows();
         if min_rows > 1 {
@@ -60,6 +48,6 @@ pub(crate) fn open_engine(
         return Ok(engine);
     }
     tracing::debug!("{options:?}: sequences of up to {} tokens", size.longest_sequence_tokens);
-    let sampler = CpuSampler::new(params, vocab_size, seed, end_token_ids, min_length)?;
+    let sampler = CpuSampler::new(rules)?;
     Ok(Engine::new(model, Box::new(sampler), stop, tokens, size.limits)?)
 }

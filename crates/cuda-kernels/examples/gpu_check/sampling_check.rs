@@ -4,7 +4,7 @@ use cuda_kernels::{
     Admission, MarkSeen, Sample, SampleRules, SampleStatus, Sampled, SamplerKernels, SamplerScratch,
     SamplerState,
 };
-use sampling::{ReferenceSampler, RowState, SamplingParams, TokenSampler};
+use sampling::{ReferenceSampler, RowState, SamplingParams, SamplingRules, TokenSampler};
 use tch::{Kind, Tensor};
 
 use crate::cases::{Outcome, ensure};
@@ -154,8 +154,13 @@ fn params(rules: &SampleRules) -> SamplingParams {
 
 fn reference(rules: &SampleRules) -> Result<ReferenceSampler, Box<dyn std::error::Error>> {
     let end_tokens = END_TOKENS.iter().map(|&token| token as u32).collect();
-    let vocab_size = usize::try_from(rules.vocab_size)?;
-    Ok(ReferenceSampler::new(params(rules), vocab_size, rules.seed, end_tokens, rules.min_length)?)
+    Ok(ReferenceSampler::new(SamplingRules {
+        params: params(rules),
+        vocab_size: usize::try_from(rules.vocab_size)?,
+        seed: rules.seed,
+        end_token_ids: end_tokens,
+        min_length: rules.min_length,
+    })?)
 }
 
 fn records(out: &Tensor) -> Result<Vec<Sampled>, Box<dyn std::error::Error>> {

@@ -94,7 +94,7 @@ pub(crate) trait StepDevice: Send {
     fn is_greedy(&self) -> bool;
 }
 
-/// A sequence that was told.
+/// A sequence whose first token was drawn.
 #[derive(Debug)]
 struct DeviceSeq {
     sample_idx: u64,
@@ -330,7 +330,7 @@ impl StepKind {
         }
         if num_prompts == 0 {
             if !prompts.is_empty() {
-                return unsupported("a prompt that is told before its step");
+                return unsupported("a prompt that is new before its step");
             }
             let seqs = rows.iter().filter_map(|row| match *row {
                 RowSpan { id: RowId::Response(id), context_len, query_len: 1, draws: 1 } => {

@@ -42,8 +42,8 @@ struct Sim {
     prefill_order: Vec<u64>,
     start_order: Vec<SeqId>,
     finished: HashSet<SeqId>,
-    /// The rows of each step whose tokens the scheduler has not been told, and who ended with it.
-    untold: VecDeque<(Vec<RowSpan>, Vec<SeqId>)>,
+    /// The rows of each step whose tokens have not been reported to the scheduler, and who ended with it.
+    in_flight: VecDeque<(Vec<RowSpan>, Vec<SeqId>)>,
     run_ahead: usize,
 }
 
@@ -61,7 +61,7 @@ impl Sim {
             prefill_order: Vec::new(),
             start_order: Vec::new(),
             finished: HashSet::new(),
-            untold: VecDeque::new(),
+            in_flight: VecDeque::new(),
             run_ahead,
         };
         let mut input = cases.iter();
@@ -78,13 +78,13 @@ impl Sim {
                     }
                 }
             }
-            let num_untold = match sim.scheduler.next_step() {
+            let max_in_flight = match sim.scheduler.next_step() {
                 Step::Run(plan) => {
                     sim.run_step(plan);
                     sim.run_ahead
                 }
                 Step::Wait => {
-                    assert!(!sim.untold.is_empty(), "waits for nothing");
+                    assert!(!sim.in_flight.is_empty(), "waits for nothing");
                     0
                 }
                 Step::Done => {
@@ -92,8 +92,8 @@ impl Sim {
                     return sim;
                 }
             };
-            while sim.untold.len() > num_untold {
-                let (rows, ended) = sim.untold.pop_front().unwrap();
+            while sim.in_flight.len() > max_in_flight {
+                let (rows, ended) = sim.in_flight.pop_front().unwrap();
                 for row in rows {
                     if let RowId::Response(id) = row.id {
                         sim.scheduler.accept(id, row.query_len, 1);
@@ -128,7 +128,7 @@ impl Sim {
         self.copy(&copies);
         let ended =
             if tables.prompts.is_empty() { self.decode(&rows) } else { self.prefill(&tables.prompts, &rows) };
-        self.untold.push_back((rows, ended));
+        self.in_flight.push_back((rows, ended));
     }
 
     fn prefill(&mut self, prompts: &[NewPrompt], rows: &[RowSpan]) -> Vec<SeqId> {
@@ -176,7 +176,7 @@ impl Sim {
         let mut written = HashSet::new();
         for &(id, pos, ref table) in &seqs {
             if self.finished.contains(&id) {
-                // Started before its end was told: it writes, and nobody reads it.
+                // Started before its end was known: it writes, and nobody reads it.
                 assert!(self.run_ahead > 0, "{id:?} goes on after its end");
                 self.write(table, pos, (u64::MAX, None, 0));
                 continue;

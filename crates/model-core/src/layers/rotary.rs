@@ -3,7 +3,69 @@
 //! The rules are Megatron-Core's `RotaryEmbedding`: frequencies `base^(-2i / dims)`, positions divided by the
 //! interpolation factor, and the Llama 3.1 rescaling of long wavelengths. Angles are float32 products, as there.
 
+use crate::ModelError;
 use crate::config::{RopeScaling, RotaryConfig};
+
+/// Rotary positions computed at once; longer sequences grow the tables, so that a config's number alone allocates
+/// nothing.
+const INITIAL_POSITIONS: usize = 4096;
+
+/// The tables of all layers; layers that rotate alike share one.
+#[derive(Clone, Debug)]
+pub(crate) struct RotaryTables {
+    initial_positions: usize,
+    tables: Vec<(RotaryConfig, Rotary)>,
+}
+
+/// Which of [`RotaryTables`] a layer reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RotaryId(usize);
+
+impl RotaryId {
+    /// Its index among the tables, in the order in which they were added.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU has copies of the tables"))]
+    pub(crate) fn index(self) -> usize {
+        self.0
+    }
+}
+
+impl RotaryTables {
+    /// No tables yet, for sequences of up to `max_seq_len_tokens`.
+    pub(crate) fn new(max_seq_len_tokens: usize) -> Self {
+        Self { initial_positions: max_seq_len_tokens.min(INITIAL_POSITIONS), tables: Vec::new() }
+    }
+
+    /// The table of a layer that rotates like this.
+    pub(crate) fn add(&mut self, config: &RotaryConfig) -> RotaryId {
+        let known = self.tables.iter().position(|(other, _)| other == config);
+        RotaryId(known.unwrap_or_else(|| {
+            self.tables.push((*config, Rotary::new(config, self.initial_positions)));
+            self.tables.len() - 1
+        }))
+    }
+
+    /// Makes all tables cover positions below `num_positions`.
+    pub(crate) fn grow(&mut self, num_positions: usize) {
+        for (_, table) in &mut self.tables {
+            table.grow(num_positions);
+        }
+    }
+
+    /// A table that [`Self::add`] named.
+    ///
+    /// # Errors
+    /// When other tables named it: attention without its rotation would be silently wrong.
+    pub(crate) fn get(&self, id: RotaryId) -> Result<&Rotary, ModelError> {
+        let table = self.tables.get(id.0).map(|(_, table)| table);
+        table.ok_or(ModelError::NoBackend { backend: "rotary", reason: "a layer belongs to another model" })
+    }
+
+    /// All tables, by [`RotaryId::index`].
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU has copies of the tables"))]
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Rotary> {
+        self.tables.iter().map(|(_, table)| table)
+    }
+}
 
 /// Tables of cosines and sines by position, grown as sequences get longer.
 #[derive(Clone, Debug)]
@@ -122,6 +184,18 @@ mod tests {
         let plain = Rotary::new(&BASE, 5);
         for position in 0..5 {
             assert_eq!(halved.cos()[position * 8..][..4], plain.cos()[position * 4..][..4]);
+        }
+    }
+
+    #[test]
+    fn layers_that_rotate_alike_share_a_table_and_all_grow_together() {
+        let mut tables = RotaryTables::new(3);
+        let other = RotaryConfig { rotary_base: 500.0, ..BASE };
+        let ids = [&BASE, &other, &BASE].map(|config| tables.add(config));
+        assert_eq!(ids, [RotaryId(0), RotaryId(1), RotaryId(0)]);
+        tables.grow(7);
+        for (id, config) in ids.iter().zip([&BASE, &other, &BASE]) {
+            assert_eq!(tables.get(*id).unwrap().cos(), Rotary::new(config, 7).cos());
         }
     }
 

@@ -4,27 +4,28 @@
 //! multiplied with each other: with the rows of both put in the same new order, dimensions `(2 i, 2 i + 1)` come to lie
 //! at `(i, i + half)`, and the layers need no second rotation. Transformers' Llama converter does the same.
 
-use crate::config::{ModelConfig, PositionEmbedding, RotaryPairing};
+use model_spec::{AttentionSpec, RotaryPairing};
 
 /// The stored row that belongs at each row, or `None` when they are in order already.
-pub(super) fn row_order(config: &ModelConfig) -> Option<Vec<usize>> {
-    let PositionEmbedding::Rope(rotary) = &config.position_embedding else { return None };
+pub(super) fn row_order(attention: &AttentionSpec) -> Option<Vec<usize>> {
+    let rotary = attention.rotary?;
     if rotary.pairing == RotaryPairing::HalfSplit {
         return None;
     }
+    let heads = attention.heads;
     let half = rotary.rotary_dims / 2;
-    let slots = config.num_attention_heads / config.num_query_groups + 2;
+    let slots = heads.queries_per_group() + 2;
     let order = |row: usize| {
-        let (head, dim) = (row / config.kv_channels, row % config.kv_channels);
+        let (head, dim) = (row / heads.kv_channels, row % heads.kv_channels);
         let is_value = head % slots == slots - 1;
         let stored_dim = match dim {
             _ if is_value || dim >= rotary.rotary_dims => dim,
             _ if dim < half => 2 * dim,
             _ => 2 * (dim - half) + 1,
         };
-        head * config.kv_channels + stored_dim
+        head * heads.kv_channels + stored_dim
     };
-    Some((0..config.qkv_size()).map(order).collect())
+    Some((0..heads.qkv_size()).map(order).collect())
 }
 
 /// The rows of `bytes` in another order.

@@ -1,27 +1,28 @@
 //! Reads weights by name, checks them, and remembers which, so that none is left out silently.
 
 use std::borrow::Cow;
-use std::collections::BTreeSet;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
 
+use model_spec::{ModelSpec, Module, NormSpec, Part, TensorId, TensorSpec};
 use nemo_format::{DType, Region, TensorMeta, TensorSource};
+use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
-use super::axis::{self, Axis};
 use super::{explain, interleaved};
 use crate::ModelError;
-use crate::config::{ModelConfig, Normalization};
-use crate::kernels::{Kernels, Linear, LinearRole, LinearSource, Norm, WeightBytes};
+use crate::ops::{LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
 
 /// How many unknown tensors an error names.
 const MAX_NAMED: usize = 3;
 
-/// The tensors of one checkpoint, under a config.
-pub(super) struct Reader<'a> {
-    config: &'a ModelConfig,
+/// The tensors of one checkpoint, as those of a model, and the loader that they go to.
+pub(super) struct Reader<'a, L> {
+    spec: &'a ModelSpec,
     source: &'a dyn TensorSource,
-    kernels: &'a dyn Kernels,
-    used: Mutex<BTreeSet<String>>,
+    loader: L,
+    used: BTreeSet<String>,
+    /// Tensors that [`Self::read_ahead`] has read.
+    ahead: BTreeMap<String, Vec<u8>>,
 }
 
 /// One tensor's numbers, as stored.
@@ -37,120 +38,171 @@ impl Stored<'_> {
     }
 }
 
-impl<'a> Reader<'a> {
-    pub(super) fn new(
-        config: &'a ModelConfig,
-        source: &'a dyn TensorSource,
-        kernels: &'a dyn Kernels,
-    ) -> Self {
-        Self { config, source, kernels, used: Mutex::new(BTreeSet::new()) }
+impl<'a, L: Loader> Reader<'a, L> {
+    pub(super) fn new(spec: &'a ModelSpec, source: &'a dyn TensorSource, loader: L) -> Self {
+        Self { spec, source, loader, used: BTreeSet::new(), ahead: BTreeMap::new() }
     }
 
-    /// A linear layer of two tensors, the bias being there or not.
+    /// Reads the weights whose names start with `prefix` on all threads, where they have to be copied out of the
+    /// checkpoint: a loader takes one after the other. What cannot be read is left to be reported in its turn.
+    pub(super) fn read_ahead(&mut self, prefix: &str) {
+        let source = self.source;
+        let to_copy: Vec<(&str, &TensorMeta)> = source
+            .names()
+            .filter(|name| name.starts_with(prefix) && !is_not_a_weight(name))
+            .filter(|name| source.mapped_bytes(name).is_none())
+            .filter_map(|name| Some((name, source.meta(name)?)))
+            .filter(|(_, meta)| is_float(meta.dtype))
+            .collect();
+        let read = |&(name, meta): &(&str, &TensorMeta)| {
+            Some((name.to_owned(), read_whole(source, name, meta).ok()?))
+        };
+        self.ahead = to_copy.par_iter().filter_map(read).collect();
+    }
+
+    /// The backend with all that was loaded for it.
+    pub(super) fn finish(self) -> Result<L::State, ModelError> {
+        self.loader.finish()
+    }
+
+    /// A linear layer, with its bias where the model has one.
     pub(super) fn linear(
-        &self,
-        (weight, bias): (&str, Option<&str>),
-        axes: [Axis; 2],
+        &mut self,
+        layer: Option<usize>,
+        module: Module,
         role: LinearRole,
-    ) -> Result<Linear, ModelError> {
-        let mut weight = self.stored(weight, &axes)?;
-        let mut bias = bias.map(|name| self.stored(name, &axes[..1])).transpose()?;
-        if axes[0] == Axis::Qkv
-            && let Some(order) = interleaved::row_order(self.config)
+    ) -> Result<<L::State as StepState>::Linear, ModelError> {
+        self.linear_of(TensorId { layer, module, part: Part::Weight }, module, role)
+    }
+
+    /// The output layer, whose weight may be the embedding table.
+    pub(super) fn output(&mut self) -> Result<<L::State as StepState>::Linear, ModelError> {
+        let table = if self.spec.output.tied { Module::WordEmbeddings } else { Module::Output };
+        self.linear_of(TensorId::outside(table, Part::Weight), Module::Output, LinearRole::Plain)
+    }
+
+    fn linear_of(
+        &mut self,
+        weight: TensorId,
+        module: Module,
+        role: LinearRole,
+    ) -> Result<<L::State as StepState>::Linear, ModelError> {
+        let layer = weight.layer;
+        let bias = self.spec.tensor(TensorId { layer, module, part: Part::Bias }).ok();
+        let mut weight = self.stored(&self.needed(weight)?)?;
+        let mut bias = bias.map(|bias| self.stored(&bias)).transpose()?;
+        let attention = layer.and_then(|idx| self.spec.layers.get(idx)?.attention.as_ref());
+        if module == Module::Qkv
+            && let Some(order) = attention.and_then(interleaved::row_order)
         {
             for stored in std::iter::once(&mut weight).chain(&mut bias) {
                 stored.bytes = Cow::Owned(interleaved::reorder(&stored.bytes, &order));
             }
         }
         let source = LinearSource { weight: weight.weight(), bias: bias.as_ref().map(Stored::weight) };
-        self.kernels.pack_linear(source, role)
+        self.loader.linear(source, role)
     }
 
-    pub(super) fn norm(&self, prefix: &str, [weight, bias]: [&str; 2]) -> Result<Norm, ModelError> {
-        let stored_gain = self.tensor(&format!("{prefix}{weight}"), &[Axis::Hidden], Kind::Float)?;
-        let gain = if self.config.zero_centered_gamma { stored_gain.f_add_scalar(1.0)? } else { stored_gain };
-        let bias = match self.config.normalization {
-            Normalization::RmsNorm => None,
-            Normalization::LayerNorm => {
-                Some(self.tensor(&format!("{prefix}{bias}"), &[Axis::Hidden], Kind::Float)?)
-            }
-        };
-        Ok(Norm {
-            normalization: self.config.normalization,
-            gain,
-            bias,
-            epsilon: self.config.layernorm_epsilon,
-        })
+    /// A norm, with its bias where the model has one.
+    pub(super) fn norm(
+        &mut self,
+        layer: Option<usize>,
+        module: Module,
+        norm: &NormSpec,
+    ) -> Result<Norm, ModelError> {
+        let gain = self.needed(TensorId { layer, module, part: Part::Weight })?;
+        let stored_gain = self.tensor(&gain, Kind::Float)?;
+        let gain = if norm.zero_centered_gamma { stored_gain.f_add_scalar(1.0)? } else { stored_gain };
+        let bias = self.spec.tensor(TensorId { layer, module, part: Part::Bias }).ok();
+        let bias = bias.map(|bias| self.tensor(&bias, Kind::Float)).transpose()?;
+        Ok(Norm { normalization: norm.normalization, gain, bias, epsilon: norm.epsilon })
     }
 
     /// A table of rows as wide as the residual stream.
-    pub(super) fn table(&self, name: &str, rows: Axis) -> Result<Tensor, ModelError> {
-        self.tensor(name, &[rows, Axis::Hidden], self.kernels.precision().kind())
+    pub(super) fn table(&mut self, id: TensorId) -> Result<Tensor, ModelError> {
+        self.tensor(&self.needed(id)?, self.loader.precision().kind())
     }
 
-    fn tensor(&self, name: &str, axes: &[Axis], kind: Kind) -> Result<Tensor, ModelError> {
-        self.kernels.tensor(self.stored(name, axes)?.weight(), kind)
+    fn tensor(&mut self, tensor: &TensorSpec, kind: Kind) -> Result<Tensor, ModelError> {
+        let stored = self.stored(tensor)?;
+        self.loader.tensor(stored.weight(), kind)
     }
 
-    fn stored(&self, name: &str, axes: &[Axis]) -> Result<Stored<'_>, ModelError> {
-        let meta = self.meta(name)?;
-        let shape = axis::shape(axes, self.config);
+    fn stored(&mut self, tensor: &TensorSpec) -> Result<Stored<'a>, ModelError> {
+        let meta = self.meta(tensor)?;
+        let (name, shape) = (&tensor.name, tensor.shape());
         if meta.shape != shape {
             return Err(ModelError::ShapeMismatch {
-                name: name.to_owned(),
-                contradicted: axis::contradicted(axes, self.config, &meta.shape),
+                name: name.clone(),
+                contradicted: tensor.contradicted(&meta.shape),
                 expected: shape,
                 actual: meta.shape.clone(),
             });
         }
-        if !matches!(meta.dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16) {
-            return Err(ModelError::NotFloat { name: name.to_owned(), actual: meta.dtype.name() });
+        if !is_float(meta.dtype) {
+            return Err(ModelError::NotFloat { name: name.clone(), actual: meta.dtype.name() });
         }
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
-        if let Some(mapped) = self.source.mapped_bytes(name) {
-            return Ok(Stored { bytes: Cow::Borrowed(mapped), dtype: meta.dtype, shape });
-        }
-        let num_bytes = meta.size_bytes().and_then(|size| usize::try_from(size).ok()).unwrap_or(usize::MAX);
-        let mut buffer = Vec::new();
-        buffer.try_reserve_exact(num_bytes).map_err(|_| {
-            ModelError::OutOfMemory(tch::TchError::Torch(format!(
-                "a buffer of {num_bytes} bytes for `{name}`"
-            )))
-        })?;
-        buffer.resize(num_bytes, 0);
-        self.source.read(name, &Region::whole(&shape), &mut buffer)?;
-        Ok(Stored { bytes: Cow::Owned(buffer), dtype: meta.dtype, shape })
+        self.used.insert(name.clone());
+        let bytes = match (self.source.mapped_bytes(name), self.ahead.remove(name)) {
+            (Some(mapped), _) => Cow::Borrowed(mapped),
+            (None, Some(read)) => Cow::Owned(read),
+            (None, None) => Cow::Owned(read_whole(self.source, name, meta)?),
+        };
+        Ok(Stored { bytes, dtype: meta.dtype, shape })
     }
 
-    fn meta(&self, name: &str) -> Result<&TensorMeta, ModelError> {
-        self.source.meta(name).ok_or_else(|| ModelError::MissingTensor {
-            name: name.to_owned(),
-            because: explain::needed_because(name, self.config, self.source),
+    /// A tensor that the model has.
+    fn needed(&self, id: TensorId) -> Result<TensorSpec, ModelError> {
+        self.spec.tensor(id).map_err(|key| ModelError::MissingTensor {
+            name: id.name(),
+            because: format!("a model with {} has it", key.setting()),
         })
     }
 
-    /// How many rows the checkpoint has of a table.
-    pub(super) fn num_rows(&self, name: &str) -> Result<u64, ModelError> {
-        Ok(self.meta(name)?.shape.first().copied().unwrap_or(0))
+    /// Reports a tensor that the checkpoint lacks.
+    pub(super) fn check_stored(&self, id: TensorId) -> Result<(), ModelError> {
+        self.meta(&self.needed(id)?).map(|_| ())
+    }
+
+    fn meta(&self, tensor: &TensorSpec) -> Result<&'a TensorMeta, ModelError> {
+        self.source.meta(&tensor.name).ok_or_else(|| ModelError::MissingTensor {
+            name: tensor.name.clone(),
+            because: explain::needed_because(tensor, self.spec, self.source),
+        })
     }
 
     /// The number of parameters read.
     pub(super) fn check_all_used(&self) -> Result<u64, ModelError> {
-        let used = self.used.lock().unwrap_or_else(PoisonError::into_inner);
         let unknown = self
             .source
             .names()
-            .filter(|name| !used.contains(*name) && !is_not_a_weight(name))
+            .filter(|name| !self.used.contains(*name) && !is_not_a_weight(name))
             .collect::<Vec<_>>();
         if !unknown.is_empty() {
             return Err(ModelError::UnknownTensors {
                 count: unknown.len(),
                 names: unknown.iter().take(MAX_NAMED).map(|name| format!("`{name}`")).collect(),
-                because: explain::unknown_because(&unknown, self.config),
+                because: explain::unknown_because(&unknown, self.spec),
             });
         }
-        Ok(used.iter().filter_map(|name| self.source.meta(name)?.num_elems()).sum())
+        Ok(self.used.iter().filter_map(|name| self.source.meta(name)?.num_elems()).sum())
     }
+}
+
+fn is_float(dtype: DType) -> bool {
+    matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
+}
+
+/// All bytes of a tensor.
+fn read_whole(source: &dyn TensorSource, name: &str, meta: &TensorMeta) -> Result<Vec<u8>, ModelError> {
+    let num_bytes = meta.size_bytes().and_then(|size| usize::try_from(size).ok()).unwrap_or(usize::MAX);
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(num_bytes).map_err(|_| {
+        ModelError::OutOfMemory(tch::TchError::Torch(format!("a buffer of {num_bytes} bytes for `{name}`")))
+    })?;
+    buffer.resize(num_bytes, 0);
+    source.read(name, &Region::whole(&meta.shape), &mut buffer)?;
+    Ok(buffer)
 }
 
 /// Left over by training or recomputed here: FP8 state, stored rotary frequencies, a reward model's head.

@@ -90,7 +90,7 @@ impl Runner {
         backend: Backend,
     ) -> Result<Self, ModelError> {
         tch::set_num_threads(1);
-        let model = load_model(
+        let mut model = load_model(
             config,
             source,
             LoadOptions {

@@ -1,6 +1,7 @@
 //! Models of 36 dimensions and any config, with made-up weights.
 
-use model_core::{BlockStyle, ModelConfig, Normalization, PositionEmbedding, RawModelConfig};
+use model_core::{ModelConfig, RawModelConfig};
+use model_spec::{Part, TableRows};
 use serde_json::{Value, json};
 
 use super::MemorySource;
@@ -36,45 +37,11 @@ pub(crate) fn made_up_weights(config: &ModelConfig, vocab_size: u64, width: f32)
             .collect::<Vec<_>>();
         source.insert(name, shape, &values);
     };
-    let hidden = config.hidden_size as u64;
     let gain_centre = if config.zero_centered_gamma { 0.0 } else { 1.0 };
-    let has_norm_bias = config.normalization == Normalization::LayerNorm;
-    add("model.embedding.word_embeddings.weight", &[vocab_size, hidden], 0.0);
-    if config.position_embedding == PositionEmbedding::LearnedAbsolute {
-        add("model.embedding.position_embeddings.weight", &[config.encoder_seq_length as u64, hidden], 0.0);
-    }
-    if !config.share_embeddings_and_output_weights {
-        add("model.output_layer.weight", &[vocab_size, hidden], 0.0);
-    }
-    if config.output_layer_bias {
-        add("model.output_layer.bias", &[vocab_size], 0.0);
-    }
-    add("model.decoder.final_layernorm.weight", &[hidden], gain_centre);
-    if has_norm_bias {
-        add("model.decoder.final_layernorm.bias", &[hidden], 0.0);
-    }
-    for layer in 0..config.num_layers {
-        let linears = [
-            ("self_attention.linear_qkv", config.qkv_size() as u64, hidden, config.qkv_bias),
-            ("self_attention.linear_proj", hidden, config.query_size() as u64, config.bias),
-            ("mlp.linear_fc1", config.fc1_size() as u64, hidden, config.bias),
-            ("mlp.linear_fc2", hidden, config.ffn_hidden_size as u64, config.bias),
-        ];
-        for (module, out_features, in_features, has_bias) in linears {
-            let prefix = format!("model.decoder.layers.{layer}.{module}");
-            add(&format!("{prefix}.weight"), &[out_features, in_features], 0.0);
-            if has_bias {
-                add(&format!("{prefix}.bias"), &[out_features], 0.0);
-            }
-            let has_norm = module.ends_with("qkv")
-                || module.ends_with("fc1") && config.block_style != BlockStyle::ParallelSharedNorm;
-            if has_norm {
-                add(&format!("{prefix}.layer_norm_weight"), &[hidden], gain_centre);
-                if has_norm_bias {
-                    add(&format!("{prefix}.layer_norm_bias"), &[hidden], 0.0);
-                }
-            }
-        }
+    let rows = TableRows { vocab: vocab_size, positions: config.encoder_seq_length as u64 };
+    for tensor in config.spec(rows).tensors() {
+        let is_gain = tensor.id.module.is_norm() && tensor.id.part == Part::Weight;
+        add(&tensor.name, &tensor.shape(), if is_gain { gain_centre } else { 0.0 });
     }
     source
 }

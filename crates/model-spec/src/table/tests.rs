@@ -105,6 +105,7 @@ fn names_are_read_as_they_are_written() {
         "model.decoder.layers.0.mlp.linear_fc1.weights",
         "model.decoder.layers.0.mlp.experts.linear_fc1.weight",
         "mlp.linear_fc1.weight",
+        "model.embedding.word_embeddings.bias",
         "model.decoder.layers.0.model.output_layer.weight",
     ] {
         assert_eq!(parse_name(name), None, "{name}");

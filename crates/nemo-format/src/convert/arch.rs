@@ -6,7 +6,12 @@
 //! `huggingface`, which only the way back to a Hugging Face folder reads.
 
 use hydra_config::Node;
+use model_spec::{
+    Activation, BlockStyle, HeadLayout, ModelSpec, NormSpec, OutputSpec, PositionEmbedding, RotaryConfig,
+    RotaryPairing, TableRows, UniformSpec,
+};
 
+use super::family::Family;
 use crate::{DType, FormatError};
 
 /// NeMo's example configuration for Llama, with `???` where a conversion fills in.
@@ -27,42 +32,12 @@ pub(super) struct ModelArch {
     /// Attention reaches back this far; longer sequences than that are not attempted.
     pub(super) sliding_window: Option<u64>,
     pub(super) positions: Positions,
-    pub(super) normalization: Normalization,
-    pub(super) layernorm_epsilon: f64,
+    pub(super) norm: NormSpec,
     pub(super) activation: Activation,
-    pub(super) block: Block,
+    pub(super) block: BlockStyle,
     pub(super) init_method_std: f64,
     pub(super) tied: bool,
     pub(super) biases: Biases,
-}
-
-/// What a model is called, for messages and for the few things that only one family has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Family {
-    Llama,
-    Mistral,
-    Gemma,
-    Falcon,
-    Gpt2,
-    GptJ,
-    GptNeoX,
-    Nemotron,
-}
-
-impl Family {
-    /// The `model_type` of transformers.
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Mistral => "mistral",
-            Self::Gemma => "gemma",
-            Self::Falcon => "falcon",
-            Self::Gpt2 => "gpt2",
-            Self::GptJ => "gptj",
-            Self::GptNeoX => "gpt_neox",
-            Self::Nemotron => "nemotron",
-        }
-    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -89,41 +64,6 @@ pub(super) enum RopeScaling {
     Linear(f64),
     /// Llama 3.1's rule: factor, low and high frequency factors, original length.
     Llama3([f64; 4]),
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Normalization {
-    RmsNorm,
-    LayerNorm,
-    /// `LayerNorm` whose stored weight is added to 1.
-    LayerNorm1p,
-}
-
-impl Normalization {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::RmsNorm => "rmsnorm",
-            Self::LayerNorm => "layernorm",
-            Self::LayerNorm1p => "layernorm1p",
-        }
-    }
-}
-
-/// NeMo's `activation` and `openai_gelu`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Activation {
-    pub(super) name: &'static str,
-    pub(super) is_tanh_gelu: bool,
-}
-
-/// How attention and the feed-forward part of a layer are joined.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Block {
-    Sequential,
-    /// Side by side on one norm's output.
-    ParallelOneNorm,
-    /// Side by side, each with its norm.
-    ParallelTwoNorms,
 }
 
 /// Which linear layers have biases.
@@ -209,12 +149,16 @@ impl ModelArch {
             config.set("kv_channels", int(self.head_dim));
         }
         config.set("init_method_std", Node::Float(self.init_method_std));
-        config.set("normalization", Node::from(self.normalization.name()));
-        config.set("layernorm_epsilon", Node::Float(self.layernorm_epsilon));
+        config.set("normalization", Node::from(self.norm.nemo_name()));
+        config.set("layernorm_epsilon", Node::Float(self.norm.epsilon));
         config.set("make_vocab_size_divisible_by", int(vocab_divisor(self.vocab_size)));
         config.set("share_embeddings_and_output_weights", Node::Bool(self.tied));
-        config.set("activation", Node::from(self.activation.name));
-        config.set("openai_gelu", Node::Bool(self.activation.is_tanh_gelu));
+        let (activation, openai_gelu) = self.activation.to_nemo().ok_or_else(|| FormatError::BadConfig {
+            file: "megatron_llama_config.yaml".into(),
+            reason: format!("NeMo has no name for the activation {:?}", self.activation),
+        })?;
+        config.set("activation", Node::from(activation));
+        config.set("openai_gelu", Node::Bool(openai_gelu));
         match self.biases {
             Biases::None => {}
             Biases::Qkv => config.set("qkv_bias", Node::Bool(true)),
@@ -255,24 +199,78 @@ impl ModelArch {
 
     /// What only some families have.
     fn set_block(&self, config: &mut Node) {
-        if self.block != Block::Sequential {
+        let facts = self.family.facts();
+        if self.block != BlockStyle::Sequential {
             config.set("mcore_customization_config.parallel_attention", Node::Bool(true));
-            let has_two_norms = self.block == Block::ParallelTwoNorms;
+            let has_two_norms = self.block == BlockStyle::ParallelOwnNorm;
             config.set("mcore_customization_config.new_decoder_architecture", Node::Bool(has_two_norms));
-        } else if self.family == Family::Falcon {
-            // NeMo's falcon is parallel by default.
+        } else if facts.nemo_name.is_some() {
+            // Such layers are parallel by default.
             config.set("mcore_customization_config.parallel_attention", Node::Bool(false));
         }
-        match self.family {
-            Family::Falcon => config.set("name", Node::from("megatron_falcon_gpt")),
-            Family::Gemma => config.set("apply_embedding_scaling", Node::Bool(true)),
-            Family::GptJ => config.set("output_layer_bias", Node::Bool(true)),
-            Family::Mistral => {
-                config.set("huggingface.model_type", Node::from("mistral"));
-                config.set("huggingface.sliding_window", self.sliding_window.map_or(Node::Null, int));
-            }
-            _ => {}
+        if let Some(name) = facts.nemo_name {
+            config.set("name", Node::from(name));
         }
+        if facts.scales_embeddings {
+            config.set("apply_embedding_scaling", Node::Bool(true));
+        }
+        if facts.has_output_bias {
+            config.set("output_layer_bias", Node::Bool(true));
+        }
+        if facts.has_window {
+            config.set("huggingface.model_type", Node::from(facts.name));
+            config.set("huggingface.sliding_window", self.sliding_window.map_or(Node::Null, int));
+        }
+    }
+
+    /// The model that it becomes. Sizes have been [checked](Self::check).
+    pub(super) fn spec(&self) -> ModelSpec {
+        let heads = HeadLayout {
+            num_attention_heads: self.num_attention_heads as usize,
+            num_query_groups: self.num_query_groups as usize,
+            kv_channels: self.head_dim as usize,
+        };
+        let facts = self.family.facts();
+        let uniform = UniformSpec {
+            num_layers: self.num_layers as usize,
+            hidden_size: self.hidden_size as usize,
+            ffn_hidden_size: self.ffn_hidden_size as usize,
+            heads,
+            block_style: self.block,
+            norm: self.norm,
+            activation: self.activation,
+            bias: self.biases == Biases::All,
+            qkv_bias: self.biases != Biases::None,
+            position_embedding: self.position_embedding(heads),
+            window: None,
+            apply_embedding_scaling: facts.scales_embeddings,
+            output: OutputSpec { tied: self.tied, bias: facts.has_output_bias },
+        };
+        uniform.spec(TableRows { vocab: self.vocab_size, positions: self.max_position_embeddings })
+    }
+
+    fn position_embedding(&self, heads: HeadLayout) -> PositionEmbedding {
+        let Positions::Rope(rope) = self.positions else { return PositionEmbedding::LearnedAbsolute };
+        PositionEmbedding::Rope(RotaryConfig {
+            rotary_dims: (heads.kv_channels as f64 * rope.percentage) as usize,
+            pairing: if rope.interleaved { RotaryPairing::Interleaved } else { RotaryPairing::HalfSplit },
+            rotary_base: rope.base,
+            seq_len_interpolation_factor: match rope.scaling {
+                RopeScaling::Linear(factor) => factor,
+                RopeScaling::None | RopeScaling::Llama3(_) => 1.0,
+            },
+            rope_scaling: match rope.scaling {
+                RopeScaling::Llama3([factor, low_freq_factor, high_freq_factor, original]) => {
+                    Some(model_spec::RopeScaling {
+                        factor,
+                        low_freq_factor,
+                        high_freq_factor,
+                        original_max_position_embeddings: original,
+                    })
+                }
+                RopeScaling::None | RopeScaling::Linear(_) => None,
+            },
+        })
     }
 }
 

@@ -3,8 +3,12 @@
 //! The source's own names come from a [`NameMap`]; nothing here reads a file.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
-use super::arch::{Biases, Family, ModelArch, Normalization};
+use model_spec::{Module, Part, TensorId, TensorSpec};
+
+use super::arch::{Biases, ModelArch};
+use super::family::ZeroBiases;
 use super::names::{Linear, NameMap, Qkv, is_buffer};
 use super::rows::{Piece, PieceFrom, RowSource, Values};
 use crate::{DType, FormatError, TensorSource};
@@ -29,26 +33,8 @@ pub(super) fn canonical(
     dtype: DType,
 ) -> Result<RowSource, FormatError> {
     let mut builder = Builder { out: RowSource::new(source, dtype), arch, names };
-    let (vocab_size, hidden_size) = (arch.vocab_size, arch.hidden_size);
-    builder.whole(
-        "model.embedding.word_embeddings.weight",
-        vec![vocab_size, hidden_size],
-        names.embedding(),
-    )?;
-    if let Some(positions) = names.positions {
-        let shape = vec![arch.max_position_embeddings, hidden_size];
-        let from = names.outside(positions, "weight");
-        builder.whole("model.embedding.position_embeddings.weight", shape, from)?;
-    }
-    for layer in 0..arch.num_layers {
-        builder.layer(layer)?;
-    }
-    builder.norm("model.decoder.final_layernorm.", &|suffix| names.outside(names.final_norm, suffix))?;
-    if !arch.tied {
-        builder.whole("model.output_layer.weight", vec![vocab_size, hidden_size], names.output("weight"))?;
-    }
-    if arch.family == Family::GptJ {
-        builder.whole("model.output_layer.bias", vec![vocab_size], names.output("bias"))?;
+    for tensor in arch.spec().tensors() {
+        builder.add(tensor)?;
     }
     check_all_used(&builder.out, arch, &names)?;
     Ok(builder.out)
@@ -90,79 +76,50 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    /// A tensor that is one of the source's.
-    fn whole(&mut self, name: &str, shape: Vec<u64>, from: String) -> Result<(), FormatError> {
-        let rows = 0..shape.first().copied().unwrap_or(0);
-        let pieces = vec![Piece { rows, from: PieceFrom::Tensor(from) }];
-        self.out.add(name.to_owned(), shape, pieces, Values::Kept)
-    }
-
-    fn norm(&mut self, stem: &str, from: &dyn Fn(&str) -> String) -> Result<(), FormatError> {
-        let hidden_size = self.arch.hidden_size;
-        let pieces = |suffix| vec![Piece { rows: 0..hidden_size, from: PieceFrom::Tensor(from(suffix)) }];
+    fn add(&mut self, tensor: TensorSpec) -> Result<(), FormatError> {
+        let shape = tensor.shape();
+        let pieces = self.pieces(&tensor)?;
+        let is_gain = tensor.id.module.is_norm() && tensor.id.part == Part::Weight;
         // 1 + w does not fit the type of w.
-        let values = if self.arch.family == Family::Gemma {
+        let values = if is_gain && self.arch.family.facts().has_zero_centered_gamma {
             Values::Shifted { by: 1.0, dtype: DType::F32 }
         } else {
             Values::Kept
         };
-        self.out.add(format!("{stem}weight"), vec![hidden_size], pieces("weight"), values)?;
-        if self.arch.normalization == Normalization::RmsNorm {
-            return Ok(());
-        }
-        self.out.add(format!("{stem}bias"), vec![hidden_size], pieces("bias"), Values::Kept)
+        self.out.add(tensor.name, shape, pieces, values)
     }
 
-    fn layer(&mut self, layer: u64) -> Result<(), FormatError> {
-        let (arch, names) = (self.arch, self.names);
-        let (hidden_size, ffn_hidden_size) = (arch.hidden_size, arch.ffn_hidden_size);
-        let attention_rows = arch.num_attention_heads * arch.head_dim;
-        let qkv_rows = attention_rows + 2 * arch.num_query_groups * arch.head_dim;
-        let prefix = format!("model.decoder.layers.{layer}");
-        self.norm(&format!("{prefix}.self_attention.linear_qkv.layer_norm_"), &|suffix| {
-            names.in_layer(layer, names.attention_norm, suffix)
-        })?;
-        if let Some(mlp_norm) = names.mlp_norm {
-            self.norm(&format!("{prefix}.mlp.linear_fc1.layer_norm_"), &|suffix| {
-                names.in_layer(layer, mlp_norm, suffix)
-            })?;
-        }
-        let fc1_rows = ffn_hidden_size * names.fc1.len() as u64;
-        for suffix in ["weight", "bias"] {
-            let shape = |rows, columns| if suffix == "bias" { vec![rows] } else { vec![rows, columns] };
-            if suffix == "weight" || arch.biases != Biases::None {
-                let name = format!("{prefix}.self_attention.linear_qkv.{suffix}");
-                let pieces = self.qkv(layer, suffix);
-                self.out.add(name, shape(qkv_rows, hidden_size), pieces, Values::Kept)?;
+    fn pieces(&self, tensor: &TensorSpec) -> Result<Vec<Piece>, FormatError> {
+        let TensorId { layer, module, part } = tensor.id;
+        let layer = layer.unwrap_or_default() as u64;
+        let rows = 0..tensor.dims.first().map_or(0, |dim| dim.size());
+        Ok(match module {
+            Module::Qkv => self.qkv(layer, part),
+            Module::Fc1 => {
+                let rows = 0..self.arch.ffn_hidden_size;
+                self.names.fc1.iter().map(|stem| self.piece(layer, stem, part, rows.clone())).collect()
             }
-            if suffix == "weight" || arch.biases == Biases::All {
-                let name = format!("{prefix}.self_attention.linear_proj.{suffix}");
-                let pieces = vec![self.piece(layer, names.proj, suffix, 0..hidden_size)];
-                self.out.add(name, shape(hidden_size, attention_rows), pieces, Values::Kept)?;
-                let name = format!("{prefix}.mlp.linear_fc1.{suffix}");
-                let pieces = names
-                    .fc1
-                    .iter()
-                    .map(|stem| self.piece(layer, stem, suffix, 0..ffn_hidden_size))
-                    .collect();
-                self.out.add(name, shape(fc1_rows, hidden_size), pieces, Values::Kept)?;
-                let name = format!("{prefix}.mlp.linear_fc2.{suffix}");
-                let pieces = vec![self.piece(layer, names.fc2, suffix, 0..hidden_size)];
-                self.out.add(name, shape(hidden_size, ffn_hidden_size), pieces, Values::Kept)?;
+            Module::Proj => vec![self.piece(layer, self.names.proj, part, rows)],
+            Module::Fc2 => vec![self.piece(layer, self.names.fc2, part, rows)],
+            _ => {
+                let name = self.names.name_of(tensor.id).ok_or_else(|| {
+                    let family = self.arch.family.name();
+                    FormatError::bad_tensor(&tensor.name, format!("models of type `{family}` have none such"))
+                })?;
+                vec![Piece { rows, from: PieceFrom::Tensor(name) }]
             }
-        }
-        Ok(())
+        })
     }
 
     /// For each query group its query heads, then its key head, then its value head.
-    fn qkv(&self, layer: u64, suffix: &str) -> Vec<Piece> {
+    fn qkv(&self, layer: u64, part: Part) -> Vec<Piece> {
         let arch = self.arch;
         let (head_dim, num_groups) = (arch.head_dim, arch.num_query_groups);
         let group_rows = arch.num_attention_heads / num_groups * head_dim;
         let (q_rows, kv_rows) = (num_groups * group_rows, num_groups * head_dim);
         // Each of q, k and v: its tensor, and where its rows start there.
         let parts = match self.names.qkv {
-            Qkv::PerGroup(stem) => return vec![self.piece(layer, stem, suffix, 0..q_rows + 2 * kv_rows)],
+            Qkv::PerGroup(stem) => return vec![self.piece(layer, stem, part, 0..q_rows + 2 * kv_rows)],
             Qkv::Separate([q, k, v]) | Qkv::SeparatePaired([q, k, v]) => [(q, 0), (k, 0), (v, 0)],
             Qkv::Stacked(stem) => [(stem, 0), (stem, q_rows), (stem, q_rows + kv_rows)],
         };
@@ -170,20 +127,21 @@ impl Builder<'_> {
         for group in 0..num_groups {
             for ((stem, base), num_rows) in parts.into_iter().zip([group_rows, head_dim, head_dim]) {
                 let start = base + group * num_rows;
-                pieces.push(self.piece(layer, stem, suffix, start..start + num_rows));
+                pieces.push(self.piece(layer, stem, part, start..start + num_rows));
             }
         }
         pieces
     }
 
-    fn piece(&self, layer: u64, stem: &str, suffix: &str, rows: std::ops::Range<u64>) -> Piece {
-        let name = self.names.in_layer(layer, stem, suffix);
+    /// Rows of a linear layer's tensor.
+    fn piece(&self, layer: u64, stem: &str, part: Part, rows: Range<u64>) -> Piece {
+        let name = self.names.in_layer(layer, stem, part.suffix());
         let is_paired = matches!(self.names.qkv, Qkv::SeparatePaired([q, k, _]) if [q, k].contains(&stem));
-        let from = if suffix == "bias" && self.lacks_bias(&name, stem) {
+        let from = if part == Part::Bias && self.lacks_bias(&name, stem) {
             PieceFrom::Zeros
         } else if is_paired {
             PieceFrom::PairedRotary { name, head_dim: self.arch.head_dim }
-        } else if self.names.linear == Linear::RowsIn && suffix == "weight" {
+        } else if self.names.linear == Linear::RowsIn && part == Part::Weight {
             PieceFrom::Transposed(name)
         } else {
             PieceFrom::Tensor(name)
@@ -193,12 +151,10 @@ impl Builder<'_> {
 
     /// Whether a linear layer has no bias by design: in no layer of the model, and in a family where that happens.
     fn lacks_bias(&self, name: &str, stem: &str) -> bool {
-        let is_optional = match self.arch.family {
-            Family::Gpt2 | Family::Falcon => false,
-            Family::GptJ | Family::GptNeoX => {
-                self.names.qkv_stems().contains(&stem) || stem == self.names.proj
-            }
-            Family::Llama | Family::Mistral | Family::Gemma | Family::Nemotron => true,
+        let is_optional = match self.arch.family.facts().zero_biases {
+            ZeroBiases::None => false,
+            ZeroBiases::Attention => self.names.qkv_stems().contains(&stem) || stem == self.names.proj,
+            ZeroBiases::All => true,
         };
         let is_missing = |name: &str| self.out.inner().meta(name).is_none();
         is_optional && is_missing(name) && is_missing(&self.names.in_layer(0, stem, "bias"))

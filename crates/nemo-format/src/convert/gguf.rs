@@ -3,8 +3,11 @@
 //! Defaults are llama.cpp's (`llm_load_hparams`). It applies Llama 3.1's frequency rule through the tensor
 //! `rope_freqs.weight`, whose constants are found again in `rope_factors`.
 
-use super::arch::{Activation, Block, Family, ModelArch, Normalization, Positions, Rope, RopeScaling};
+use model_spec::{Activation, BlockStyle, Nonlinearity, NormSpec, Normalization};
+
+use super::arch::{ModelArch, Positions, Rope, RopeScaling};
 use super::canonical::biases;
+use super::family::Family;
 use super::names::GGUF_LLAMA;
 use super::{gguf_keys, rope_factors};
 use crate::{FormatError, GgufSource, GgufValue, SourceNote, TensorSource};
@@ -93,10 +96,13 @@ fn arch(source: &GgufSource) -> Result<ModelArch, FormatError> {
         max_position_embeddings: file.require("llama.context_length", GgufValue::as_u64)?,
         sliding_window: window,
         positions: Positions::Rope(rope),
-        normalization: Normalization::RmsNorm,
-        layernorm_epsilon: file.require("llama.attention.layer_norm_rms_epsilon", GgufValue::as_f64)?,
-        activation: Activation { name: "fast-swiglu", is_tanh_gelu: false },
-        block: Block::Sequential,
+        norm: NormSpec {
+            normalization: Normalization::RmsNorm,
+            zero_centered_gamma: false,
+            epsilon: file.require("llama.attention.layer_norm_rms_epsilon", GgufValue::as_f64)?,
+        },
+        activation: Activation { nonlinearity: Nonlinearity::Silu, gated: true },
+        block: BlockStyle::Sequential,
         init_method_std: INIT_METHOD_STD,
         tied: source.meta(&names.output("weight")).is_none(),
         biases: biases(&names, source),

@@ -3,9 +3,10 @@
 //! Defaults of keys left out are those of transformers' configuration classes. Whatever would change the numbers and has
 //! no key in NeMo's configuration is refused by name.
 
-use super::arch::{
-    Activation, Biases, Block, Family, LLAMA3_KEYS, ModelArch, Normalization, Positions, Rope, RopeScaling,
-};
+use model_spec::{Activation, BlockStyle, Module, Nonlinearity, NormSpec, Normalization, Part, TensorId};
+
+use super::arch::{Biases, LLAMA3_KEYS, ModelArch, Positions, Rope, RopeScaling};
+use super::family::Family;
 use super::names::{self, NameMap};
 use super::rows::missing;
 use super::stated_biases::StatedBiases;
@@ -68,7 +69,7 @@ pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result
     )?);
     let output = names.output("weight");
     if !arch.tied && source.meta(&output).is_none() {
-        return Err(missing(&output, "model.output_layer.weight"));
+        return Err(missing(&output, &TensorId::outside(Module::Output, Part::Weight).name()));
     }
     Ok(HfModel { arch, names, notes })
 }
@@ -100,16 +101,13 @@ fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
     let hidden_size = config.require_u64(&["hidden_size", "n_embd", "n_embed"])?;
     let num_attention_heads = config.require_u64(&["num_attention_heads", "n_head"])?;
     let stated_ffn = config.u64(&["intermediate_size", "n_inner", "ffn_hidden_size"])?;
-    let ffn_hidden_size = match family {
-        Family::Gpt2 | Family::GptJ | Family::Falcon => stated_ffn.unwrap_or(hidden_size.saturating_mul(4)),
-        _ => config.require_u64(&["intermediate_size"])?,
+    let facts = family.facts();
+    let ffn_hidden_size = match facts.default_ffn_factor {
+        Some(factor) => stated_ffn.unwrap_or(hidden_size.saturating_mul(factor)),
+        None => config.require_u64(&["intermediate_size"])?,
     };
-    let num_query_groups = match family {
-        Family::Llama | Family::Mistral | Family::Gemma | Family::Nemotron => {
-            config.u64(&["num_key_value_heads"])?
-        }
-        _ => None,
-    };
+    let num_query_groups =
+        if facts.has_num_key_value_heads { config.u64(&["num_key_value_heads"])? } else { None };
     Ok(ModelArch {
         family,
         num_layers: config.require_u64(&["num_hidden_layers", "n_layer"])?,
@@ -124,24 +122,17 @@ fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
             .unwrap_or(DEFAULT_MAX_POSITIONS),
         sliding_window: None,
         positions: Positions::Learned,
-        normalization: Normalization::LayerNorm,
-        layernorm_epsilon: config.f64(&[epsilon_key(family)])?.unwrap_or(1e-5),
-        activation: Activation { name: "gelu", is_tanh_gelu: false },
-        block: Block::Sequential,
+        norm: NormSpec {
+            normalization: Normalization::LayerNorm,
+            zero_centered_gamma: false,
+            epsilon: config.f64(&[facts.epsilon_key])?.unwrap_or(1e-5),
+        },
+        activation: Activation { nonlinearity: Nonlinearity::Gelu, gated: false },
+        block: BlockStyle::Sequential,
         init_method_std: config.f64(&["initializer_range"])?.unwrap_or(DEFAULT_INITIALIZER_RANGE),
         tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
         biases: Biases::None,
     })
-}
-
-/// What the number under a norm's root is called.
-const fn epsilon_key(family: Family) -> &'static str {
-    match family {
-        Family::Llama | Family::Mistral | Family::Gemma => "rms_norm_eps",
-        Family::Falcon | Family::Gpt2 | Family::GptJ => "layer_norm_epsilon",
-        Family::GptNeoX => "layer_norm_eps",
-        Family::Nemotron => "norm_eps",
-    }
 }
 
 fn llama(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
@@ -161,9 +152,12 @@ fn llama(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
     Ok(ModelArch {
         head_dim: config.u64(&["head_dim"])?.unwrap_or(base.head_dim),
         positions: Positions::Rope(rope),
-        normalization: Normalization::RmsNorm,
-        layernorm_epsilon: config.f64(&["rms_norm_eps"])?.unwrap_or(1e-6),
-        activation: Activation { name: "fast-swiglu", is_tanh_gelu: false },
+        norm: NormSpec {
+            normalization: Normalization::RmsNorm,
+            zero_centered_gamma: false,
+            epsilon: config.f64(&[family.facts().epsilon_key])?.unwrap_or(1e-6),
+        },
+        activation: Activation { nonlinearity: Nonlinearity::Silu, gated: true },
         ..base
     })
 }
@@ -201,7 +195,7 @@ fn gemma(config: &HfConfig) -> Result<ModelArch, FormatError> {
     Ok(ModelArch {
         // `GemmaConfig`'s own default, which the first release relied on.
         head_dim: config.u64(&["head_dim"])?.unwrap_or(256),
-        activation: Activation { name: "geglu", is_tanh_gelu: true },
+        activation: Activation { nonlinearity: Nonlinearity::GeluTanh, gated: true },
         max_position_embeddings: config.u64(&["max_position_embeddings"])?.unwrap_or(8192),
         tied: config.bool("tie_word_embeddings")?.unwrap_or(true),
         ..base
@@ -233,11 +227,11 @@ fn falcon(config: &HfConfig) -> Result<(ModelArch, NameMap), FormatError> {
         (false, false) => base.num_attention_heads,
     };
     let (block, names) = if is_new && num_norms == 2 {
-        (Block::ParallelTwoNorms, names::FALCON_TWO_NORMS)
+        (BlockStyle::ParallelOwnNorm, names::FALCON_TWO_NORMS)
     } else if is_new || is_parallel {
-        (Block::ParallelOneNorm, names::FALCON)
+        (BlockStyle::ParallelSharedNorm, names::FALCON)
     } else {
-        (Block::Sequential, names::FALCON_SEQUENTIAL)
+        (BlockStyle::Sequential, names::FALCON_SEQUENTIAL)
     };
     let arch = ModelArch {
         num_query_groups,
@@ -292,7 +286,7 @@ fn gptj(config: &HfConfig) -> Result<ModelArch, FormatError> {
     Ok(ModelArch {
         positions: Positions::Rope(rope),
         activation: plain_activation(config, &["activation_function"], "gelu_new")?,
-        block: Block::ParallelOneNorm,
+        block: BlockStyle::ParallelSharedNorm,
         ..base
     })
 }
@@ -303,7 +297,7 @@ fn gpt_neox(config: &HfConfig) -> Result<ModelArch, FormatError> {
     Ok(ModelArch {
         positions: Positions::Rope(rope(config, 0.25)?),
         activation: plain_activation(config, &["hidden_act"], "gelu")?,
-        block: if is_parallel { Block::ParallelTwoNorms } else { Block::Sequential },
+        block: if is_parallel { BlockStyle::ParallelOwnNorm } else { BlockStyle::Sequential },
         ..base
     })
 }
@@ -314,26 +308,26 @@ fn nemotron(config: &HfConfig) -> Result<ModelArch, FormatError> {
         head_dim: config.u64(&["head_dim"])?.unwrap_or(base.head_dim),
         max_position_embeddings: config.u64(&["max_position_embeddings"])?.unwrap_or(4096),
         positions: Positions::Rope(rope(config, 0.5)?),
-        normalization: Normalization::LayerNorm1p,
+        norm: NormSpec { zero_centered_gamma: true, ..base.norm },
         activation: plain_activation(config, &["hidden_act"], "relu2")?,
         init_method_std: config.f64(&["initializer_range"])?.unwrap_or(0.0134),
         ..base
     })
 }
 
-/// NeMo's name for the activation of a feed-forward part without a gate.
+/// The activation of an MLP without a gate.
 fn plain_activation(config: &HfConfig, keys: &[&str], default: &str) -> Result<Activation, FormatError> {
-    let (name, is_tanh_gelu) = match config.text(keys)?.unwrap_or(default) {
-        "gelu" | "gelu_python" => ("gelu", false),
-        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => ("gelu", true),
-        "relu2" => ("squared-relu", false),
-        "quick_gelu" => ("approx-gelu", false),
+    let nonlinearity = match config.text(keys)?.unwrap_or(default) {
+        "gelu" | "gelu_python" => Nonlinearity::Gelu,
+        "gelu_new" | "gelu_fast" | "gelu_pytorch_tanh" => Nonlinearity::GeluTanh,
+        "relu2" => Nonlinearity::SquaredRelu,
+        "quick_gelu" => Nonlinearity::QuickGelu,
         other => {
             let hint = "supported are `gelu`, `gelu_new`, `gelu_fast`, `gelu_pytorch_tanh`, `quick_gelu` and `relu2`";
             return Err(config.unsupported(&format!("activation `{other}`"), hint));
         }
     };
-    Ok(Activation { name, is_tanh_gelu })
+    Ok(Activation { nonlinearity, gated: false })
 }
 
 fn rope(config: &HfConfig, default_percentage: f64) -> Result<Rope, FormatError> {

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use super::arch::Family;
+use super::family::Family;
 use super::names::is_buffer;
 use super::{GENERATION_CONFIG, TOKENIZER_CONFIG};
 use crate::huggingface::{HfConfig, read_json};
@@ -228,16 +228,7 @@ fn is_empty(value: &Value) -> bool {
 
 /// transformers goes by `model_type`; a class of another family beside it is noted.
 fn of_architectures(config: &HfConfig, family: Family) -> Option<SourceNote> {
-    let classes: &[&str] = match family {
-        Family::Llama => &["LlamaForCausalLM", "LlamaModel", "LLaMAForCausalLM"],
-        Family::Mistral => &["MistralForCausalLM", "MistralModel"],
-        Family::Gemma => &["GemmaForCausalLM", "GemmaModel"],
-        Family::Falcon => &["FalconForCausalLM", "FalconModel", "RWForCausalLM", "RWModel"],
-        Family::Gpt2 => &["GPT2LMHeadModel", "GPT2Model"],
-        Family::GptJ => &["GPTJForCausalLM", "GPTJModel"],
-        Family::GptNeoX => &["GPTNeoXForCausalLM", "GPTNeoXModel"],
-        Family::Nemotron => &["NemotronForCausalLM", "NemotronModel"],
-    };
+    let classes = family.facts().classes;
     let found = config.texts("architectures");
     let stranger = found.iter().find(|class| !classes.contains(class))?;
     Some(SourceNote::Contradiction {

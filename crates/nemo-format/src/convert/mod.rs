@@ -7,6 +7,7 @@
 mod arch;
 mod canonical;
 mod export;
+mod family;
 mod gguf;
 mod gguf_keys;
 mod huggingface;
@@ -25,6 +26,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use hydra_config::Node;
+use model_spec::{Module, Part, TensorId};
 
 use self::arch::ModelArch;
 use self::canonical::canonical;
@@ -101,7 +103,6 @@ struct Converted {
     notes: Vec<ConvertNote>,
 }
 
-const EMBEDDING: &str = "model.embedding.word_embeddings.weight";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 /// What lies beside the vocabulary of a Hugging Face tokenizer.
@@ -183,7 +184,11 @@ fn load(input: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatE
         let path = options.tokenizer.as_deref().unwrap_or(input);
         tokenizer::check(&converted.config, &converted.artifacts, path, check)?;
     }
-    if let Some(embedding) = converted.source.meta(EMBEDDING).filter(|_| is_combined) {
+    if let Some(embedding) = converted
+        .source
+        .meta(&TensorId::outside(Module::WordEmbeddings, Part::Weight).name())
+        .filter(|_| is_combined)
+    {
         let num_rows = embedding.shape.first().copied().unwrap_or(0);
         let notes = tokenizer::check_size(&converted.config, &converted.artifacts, num_rows)?;
         converted.notes.extend(notes);

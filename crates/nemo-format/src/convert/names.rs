@@ -2,6 +2,8 @@
 //!
 //! Names only. How rows are moved is in `canonical` and, for the way back, in `export`.
 
+use model_spec::{Module, TensorId};
+
 /// The names of a family's tensors, without `.weight` and `.bias`.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NameMap {
@@ -189,6 +191,27 @@ impl NameMap {
 
     pub(super) fn outside(&self, stem: &str, suffix: &str) -> String {
         format!("{}{stem}.{suffix}", self.prefix)
+    }
+
+    /// What the source calls the one tensor that becomes a canonical one; `None` where several do, and where the family has
+    /// none such.
+    pub(super) fn name_of(&self, id: TensorId) -> Option<String> {
+        let suffix = id.part.suffix();
+        let stem = match id.module {
+            Module::WordEmbeddings => self.embedding,
+            Module::PositionEmbeddings => self.positions?,
+            Module::InputNorm => self.attention_norm,
+            Module::Proj => self.proj,
+            Module::MlpNorm => self.mlp_norm?,
+            Module::Fc2 => self.fc2,
+            Module::FinalNorm => self.final_norm,
+            Module::Output => return Some(self.output(suffix)),
+            Module::Qkv | Module::Fc1 => return None,
+        };
+        Some(match id.layer {
+            Some(layer) => self.in_layer(layer as u64, stem, suffix),
+            None => self.outside(stem, suffix),
+        })
     }
 
     /// The stems of queries, keys and values.

@@ -3,7 +3,8 @@
 //! transformers leaves a bias out that the configuration does not announce, and puts zeros where the weights lack one. The
 //! first is refused here, since the numbers were surely meant to count; the second is done and said.
 
-use super::arch::{Biases, Family, ModelArch};
+use super::arch::{Biases, ModelArch};
+use super::family::{Announced, Family};
 use super::names::NameMap;
 use crate::huggingface::HfConfig;
 use crate::{FormatError, SourceNote, TensorSource};
@@ -23,20 +24,17 @@ struct Stated {
 
 impl StatedBiases {
     pub(super) fn read(config: &HfConfig, family: Family) -> Result<Self, FormatError> {
-        let fixed = |has_bias| Stated { has_bias, key: None };
-        let by = |key: &'static str, default: bool| {
-            Ok::<_, FormatError>(Stated { has_bias: config.bool(key)?.unwrap_or(default), key: Some(key) })
+        let stated = |announced| {
+            Ok::<_, FormatError>(match announced {
+                Announced::Always => Stated { has_bias: true, key: None },
+                Announced::Never => Stated { has_bias: false, key: None },
+                Announced::ByKey(key, default) => {
+                    Stated { has_bias: config.bool(key)?.unwrap_or(default), key: Some(key) }
+                }
+            })
         };
-        let (attention, mlp) = match family {
-            Family::Llama | Family::Nemotron => (by("attention_bias", false)?, by("mlp_bias", false)?),
-            Family::Mistral => (fixed(false), fixed(false)),
-            Family::Gemma => (by("attention_bias", false)?, fixed(false)),
-            Family::Falcon => (by("bias", false)?, by("bias", false)?),
-            Family::Gpt2 => (fixed(true), fixed(true)),
-            Family::GptJ => (fixed(false), fixed(true)),
-            Family::GptNeoX => (by("attention_bias", true)?, fixed(true)),
-        };
-        Ok(Self { attention, mlp })
+        let facts = family.facts();
+        Ok(Self { attention: stated(facts.attention_bias)?, mlp: stated(facts.mlp_bias)? })
     }
 
     /// Sets the architecture's biases, or refuses what contradicts the weights.

@@ -9,8 +9,9 @@ mod zarr;
 
 use std::sync::Arc;
 
+use model_spec::LAYERS;
+
 use crate::archive::Archive;
-pub(crate) use crate::naming::LAYERS;
 use crate::naming::{Place, place};
 use crate::pieced::{Array, PiecedSource};
 use crate::{FormatError, StoredTensorInfo};

@@ -8,16 +8,16 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use hydra_config::Node;
+use model_spec::{LAYERS, Module, Part, Shard, TensorId, parse_name, shard_of};
 
 use super::RankFile;
 use crate::archive::Archive;
-use crate::naming::{LAYERS, Part, Place, place_in_rank_file};
+use crate::naming::{self, Place, place_in_rank_file};
 use crate::pieced::{Array, Piece, PieceData, PiecedSource};
 use crate::torch_file::StoredTensor;
 use crate::{FormatError, TensorMeta};
 
-const OUTPUT_LAYER: &str = "model.output_layer.weight";
-const QKV: &str = "self_attention.linear_qkv.";
+const OUTPUT_LAYER: TensorId = TensorId::outside(Module::Output, Part::Weight);
 
 /// What of the configuration the layout of the files depends on.
 #[derive(Clone, Debug)]
@@ -62,39 +62,6 @@ impl Facts {
     }
 }
 
-/// How tensor-parallel ranks share a tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Split {
-    /// All have it whole.
-    Replicated,
-    /// Each has some rows.
-    Rows,
-    /// Each has some rows of the first half, then as many of the second.
-    RowsOfHalves,
-    /// Each has some columns.
-    Columns,
-}
-
-/// How the tensor is shared; `name` is canonical, within its layer.
-fn split_of(name: &str, is_gated: bool) -> Option<Split> {
-    let is_norm = name.contains("layer_norm_") || name.contains("layernorm") || name.contains("norm.");
-    match name {
-        "model.embedding.position_embeddings.weight" => Some(Split::Replicated),
-        _ if is_norm => Some(Split::Replicated),
-        "self_attention.linear_proj.bias" | "mlp.linear_fc2.bias" => Some(Split::Replicated),
-        "self_attention.linear_proj.weight" | "mlp.linear_fc2.weight" => Some(Split::Columns),
-        "mlp.linear_fc1.weight" | "mlp.linear_fc1.bias" if is_gated => Some(Split::RowsOfHalves),
-        "mlp.linear_fc1.weight"
-        | "mlp.linear_fc1.bias"
-        | "self_attention.linear_qkv.weight"
-        | "self_attention.linear_qkv.bias"
-        | "model.embedding.word_embeddings.weight"
-        | OUTPUT_LAYER
-        | "model.output_layer.bias" => Some(Split::Rows),
-        _ => None,
-    }
-}
-
 /// The merged model under construction.
 pub(super) struct Merger {
     pub(super) facts: Facts,
@@ -124,18 +91,21 @@ impl Merger {
         let first_layer = self.number_layers(first)?;
         for name in first.entries.keys() {
             match place_in_rank_file(name) {
-                Place::Unused | Place::Layer { part: Part::Up, .. } => {}
+                Place::Unused | Place::Layer { part: naming::Part::Up, .. } => {}
                 // The head of a tied model that a later stage cannot share is a copy of the table.
                 Place::Outside(canonical)
-                    if canonical == OUTPUT_LAYER && self.facts.is_tied && pipeline_rank > 0 => {}
+                    if parse_name(&canonical) == Some(OUTPUT_LAYER)
+                        && self.facts.is_tied
+                        && pipeline_rank > 0 => {}
                 Place::Outside(canonical) => {
                     let parts = parts(stage, name)?;
-                    let array = merge(&parts, split_of(&canonical, false), None)?;
+                    let array = merge(&parts, shard_of(&canonical, false), None)?;
                     self.source.add(canonical, array)?;
                 }
                 Place::Layer { layer, rest, .. } => {
-                    let array = self.layer_tensor(stage, name, &rest)?;
-                    self.source.add(format!("{LAYERS}{}.{rest}", first_layer + layer), array)?;
+                    let canonical = format!("{LAYERS}{}.{rest}", first_layer + layer);
+                    let array = self.layer_tensor(stage, name, &canonical)?;
+                    self.source.add(canonical, array)?;
                 }
                 Place::Stacked(_) => {
                     return Err(FormatError::bad_tensor(name, "a file of one rank has no stacked layers"));
@@ -167,18 +137,25 @@ impl Merger {
         Ok(add)
     }
 
-    fn layer_tensor(&mut self, stage: &[RankFile], name: &str, rest: &str) -> Result<Array, FormatError> {
+    fn layer_tensor(
+        &mut self,
+        stage: &[RankFile],
+        name: &str,
+        canonical: &str,
+    ) -> Result<Array, FormatError> {
         let parts_of = parts(stage, name)?;
         let up_name = name.replace(".dense_h_to_4h.", ".dense_h_to_4h_2.");
         let ups = (up_name != name && stage.iter().all(|file| file.entries.contains_key(&up_name)))
             .then(|| parts(stage, &up_name))
             .transpose()?;
-        let array = if self.facts.has_split_qkv && rest.starts_with(QKV) && !rest.contains("norm") {
+        let id = parse_name(canonical);
+        let is_qkv = id.is_some_and(|id| id.module == Module::Qkv);
+        let array = if self.facts.has_split_qkv && is_qkv {
             self.interleave_heads(&parts_of)?
         } else {
-            merge(&parts_of, split_of(rest, self.facts.is_gated && ups.is_none()), ups.as_ref())?
+            merge(&parts_of, shard_of(canonical, self.facts.is_gated && ups.is_none()), ups.as_ref())?
         };
-        if rest == "self_attention.linear_qkv.weight" {
+        if is_qkv && id.is_some_and(|id| id.part == Part::Weight) {
             self.qkv_rows = array.meta.shape.first().copied();
         }
         Ok(array)
@@ -254,7 +231,7 @@ fn parts<'a>(stage: &'a [RankFile], name: &'a str) -> Result<Parts<'a>, FormatEr
 }
 
 /// The whole tensor. `ups` are the second tensors of a gated MLP that has two.
-fn merge(parts: &Parts<'_>, split: Option<Split>, ups: Option<&Parts<'_>>) -> Result<Array, FormatError> {
+fn merge(parts: &Parts<'_>, shard: Option<Shard>, ups: Option<&Parts<'_>>) -> Result<Array, FormatError> {
     let Some((_, tensor)) = parts.ranks.first() else {
         return Err(FormatError::MissingTensor { name: parts.name.to_owned() });
     };
@@ -265,11 +242,11 @@ fn merge(parts: &Parts<'_>, split: Option<Split>, ups: Option<&Parts<'_>>) -> Re
         return stack_rows(&[parts, ups], rows.map(|(which, rank)| (which, rank, 0..num_rows)));
     }
     // What one rank has is whole, however ranks would share it.
-    let split = if num_ranks == 1 { Some(Split::Replicated) } else { split };
-    match split {
-        Some(Split::Replicated) => whole(parts),
-        Some(Split::Rows) => stack_rows(&[parts], (0..num_ranks).map(|rank| (0, rank, 0..num_rows))),
-        Some(Split::RowsOfHalves) => {
+    let shard = if num_ranks == 1 { Some(Shard::Replicated) } else { shard };
+    match shard {
+        Some(Shard::Replicated) => whole(parts),
+        Some(Shard::Rows) => stack_rows(&[parts], (0..num_ranks).map(|rank| (0, rank, 0..num_rows))),
+        Some(Shard::RowsOfHalves) => {
             if !num_rows.is_multiple_of(2) {
                 let reason = format!("gate and up cannot share its {num_rows} rows");
                 return Err(FormatError::bad_tensor(parts.name, reason));
@@ -279,7 +256,7 @@ fn merge(parts: &Parts<'_>, split: Option<Split>, ups: Option<&Parts<'_>>) -> Re
                 halves.into_iter().flat_map(|half| (0..num_ranks).map(move |rank| (0, rank, half.clone())));
             stack_rows(&[parts], rows)
         }
-        Some(Split::Columns) => side_by_side(parts),
+        Some(Shard::Columns) => side_by_side(parts),
         None => Err(FormatError::bad_tensor(
             parts.name,
             "it is not known how tensor-parallel ranks share it; merge the ranks with NeMo first",

@@ -1,9 +1,9 @@
 //! Which keys a torch_dist checkpoint has for some canonical tensors, and where their items lie.
 
 use indexmap::IndexMap;
+use model_spec::LAYERS;
 
 use super::torch_item::{ALIGNMENT, TorchItem};
-use crate::dist_ckpt::LAYERS;
 use crate::{DType, FormatError, TensorSource};
 
 /// A key of the checkpoint: a tensor, or the tensors of all layers stacked.

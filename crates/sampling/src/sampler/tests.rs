@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::ReferenceSampler;
+use crate::{ReferenceSampler, SamplingParams};
 
 fn params() -> SamplingParams {
     SamplingParams {
@@ -19,7 +19,11 @@ fn state(response_idx: u32, history: &[u32]) -> RowState<'_> {
 }
 
 fn sampler(params: SamplingParams, vocab_size: usize) -> CpuSampler {
-    CpuSampler::new(params, vocab_size, 1234, vec![], 0).unwrap()
+    CpuSampler::new(rules(params, vocab_size)).unwrap()
+}
+
+fn rules(params: SamplingParams, vocab_size: usize) -> SamplingRules {
+    SamplingRules { params, vocab_size, seed: 1234, end_token_ids: vec![], min_length: 0 }
 }
 
 /// A logit from a coarse grid, so that ties are common, or a mask, or anything.
@@ -66,9 +70,9 @@ proptest! {
     ) {
         let logits = Tensor::from_slice2(&rows);
         let states: Vec<_> = (0..rows.len() as u32).map(|idx| state(idx, &history)).collect();
-        let mut fast =
-            CpuSampler::new(params.clone(), vocab_size, seed, end_token_ids.clone(), min_length).unwrap();
-        let mut slow = ReferenceSampler::new(params, vocab_size, seed, end_token_ids, min_length).unwrap();
+        let rules = SamplingRules { params, vocab_size, seed, end_token_ids, min_length };
+        let mut fast = CpuSampler::new(rules.clone()).unwrap();
+        let mut slow = ReferenceSampler::new(rules).unwrap();
         match (fast.sample(&logits, &states), slow.sample(&logits, &states)) {
             (Ok(fast), Ok(slow)) => {
                 for (fast, slow) in fast.iter().zip(&slow) {
@@ -92,7 +96,7 @@ fn equals_the_reference_on_a_large_vocabulary() {
     let states: Vec<_> = (0..8).map(|idx| state(idx, &[])).collect();
     for (top_k, top_p) in [(None, None), (Some(50), None), (None, Some(0.9)), (Some(1000), Some(0.95))] {
         let params = SamplingParams { top_k, top_p, temperature: 1.7, ..params() };
-        let mut slow = ReferenceSampler::new(params.clone(), VOCAB_SIZE, 1234, vec![], 0).unwrap();
+        let mut slow = ReferenceSampler::new(rules(params.clone(), VOCAB_SIZE)).unwrap();
         let expect = slow.sample(&logits, &states).unwrap();
         assert_eq!(sampler(params, VOCAB_SIZE).sample(&logits, &states).unwrap(), expect);
     }
@@ -154,10 +158,8 @@ fn the_reference_refuses_a_nan_before_it_sorts() {
     }
     let logits = Tensor::from_slice(&logits).view([1, 100]);
     let params = SamplingParams { top_k: Some(5), top_p: Some(0.5), ..params() };
-    let error = ReferenceSampler::new(params, 100, 1, vec![], 0)
-        .unwrap()
-        .sample(&logits, &[state(0, &[])])
-        .unwrap_err();
+    let error =
+        ReferenceSampler::new(rules(params, 100)).unwrap().sample(&logits, &[state(0, &[])]).unwrap_err();
     assert_eq!(error.to_string(), "logits of sample 3, response 0, generated token 5 hold a NaN");
 }
 
@@ -174,7 +176,7 @@ fn errors_say_what_does_not_fit() {
         "logits of sample 3, response 0, generated token 5 hold a NaN",
     );
     assert_eq!(
-        CpuSampler::new(params(), 0, 1, vec![], 0).unwrap_err().to_string(),
+        CpuSampler::new(rules(params(), 0)).unwrap_err().to_string(),
         "the vocabulary has 0 tokens, the sampler takes 1 to 524288"
     );
 }

@@ -7,7 +7,7 @@ use engine::Engine;
 use hydra_config::Resolved;
 use model_core::{LoadOptions, ModelConfig};
 use nemo_format::Checkpoint;
-use sampling::StopConditions;
+use sampling::{SamplingRules, StopConditions};
 
 use crate::cluster::ranks::{Place, Role};
 use crate::cluster::topology::Topology;
@@ -155,13 +155,14 @@ impl Setup {
             self.tokenizer.single_token(text)
         })?
         .with_min_length(plan.min_length);
-        let setup = SamplingSetup {
+        let rules = SamplingRules {
             params: plan.sampling.clone(),
             vocab_size: tokenizer.vocab_size().min(model.padded_vocab_size()),
             seed: plan.seed,
+            end_token_ids: stop.end_token_ids().to_vec(),
             min_length: plan.min_length,
-            stop,
         };
+        let setup = SamplingSetup { rules, stop };
         let size =
             EngineSize { limits: memory.limits, longest_sequence_tokens: memory.longest_sequence_tokens };
         open_engine(model, self.options, setup, tokens, size)

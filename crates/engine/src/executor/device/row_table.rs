@@ -18,7 +18,7 @@ pub(crate) enum TokenSource {
     Waiting(SeqId),
 }
 
-/// What the device must be told before a step.
+/// What the device must learn before a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Change {
     /// For each row, where its token is.

@@ -357,7 +357,7 @@ fn what_a_gpu_does_not_compute_yet_is_refused() {
     insta::assert_snapshot!(refused(vec![prompt(0), prompt(1)], vec![whole(0)]), @"the GPU executor does not compute a chunk of a prompt");
     insta::assert_snapshot!(refused(vec![prompt(0)], vec![whole(1)]), @"no sequence for response 0 of request 0");
     insta::assert_snapshot!(refused(vec![prompt(0)], vec![whole(0), decode]), @"the GPU executor does not compute prompts and responses in one step");
-    insta::assert_snapshot!(refused(vec![prompt(0)], vec![decode]), @"the GPU executor does not compute a prompt that is told before its step");
+    insta::assert_snapshot!(refused(vec![prompt(0)], vec![decode]), @"the GPU executor does not compute a prompt that is new before its step");
     insta::assert_snapshot!(refused(vec![], vec![RowSpan { query_len: 3, draws: 3, ..decode }]), @"the GPU executor does not compute drafted tokens to verify");
     insta::assert_snapshot!(refused(vec![], vec![decode]), @"no sequence for response 0 of request 0");
 }

@@ -3,12 +3,11 @@
 //! Spelled as transformers 4 does (`torch_dtype`, `rope_theta`, `rope_scaling`), which 5 reads too.
 
 use hydra_config::Node;
+use model_spec::{Activation, BlockStyle, Nonlinearity, NormSpec, Normalization};
 use serde_json::{Map, Value, json};
 
-use super::super::arch::{
-    Activation, Biases, Block, Family, LLAMA3_KEYS, LLAMA31_CONSTANTS, ModelArch, Normalization, Positions,
-    Rope, RopeScaling,
-};
+use super::super::arch::{Biases, LLAMA3_KEYS, LLAMA31_CONSTANTS, ModelArch, Positions, Rope, RopeScaling};
+use super::super::family::{Announced, Family};
 use super::shown;
 use crate::writer::FolderFile;
 use crate::{DType, FormatError, TensorSource};
@@ -180,18 +179,21 @@ pub(super) fn read_arch(
         max_position_embeddings,
         sliding_window: window,
         positions: Positions::Rope(rope(config)?),
-        normalization: Normalization::RmsNorm,
-        layernorm_epsilon: config.f64("layernorm_epsilon")?.unwrap_or(1e-5),
+        norm: NormSpec {
+            normalization: Normalization::RmsNorm,
+            zero_centered_gamma: false,
+            epsilon: config.f64("layernorm_epsilon")?.unwrap_or(1e-5),
+        },
         activation,
-        block: Block::Sequential,
+        block: BlockStyle::Sequential,
         init_method_std: config.f64("init_method_std")?.unwrap_or(0.02),
         tied: config.bool("share_embeddings_and_output_weights")?.unwrap_or(true),
         biases,
     };
     arch.check(FILE)?;
-    if window.is_some() && (arch.biases != Biases::None || family != Family::Mistral) {
+    if window.is_some() && (arch.biases != Biases::None || !family.facts().has_window) {
         return Err(FormatError::NotExported {
-            what: format!("a window of attention and {}", if family == Family::Mistral { "biases" } else { "geglu" }),
+            what: format!("a window of attention and {}", if family.facts().has_window { "biases" } else { "geglu" }),
             hint: "of the families that it writes only Mistral has a window, which has neither; leave `--to hf` out to \
                    write a `.nemo`"
                 .to_owned(),
@@ -234,10 +236,10 @@ fn family(config: &ModelConfig<'_>, window: Option<u64>) -> Result<(Family, Acti
         ("swiglu" | "fast-swiglu", false, false) => {
             let is_mistral = window.is_some() || config.text("huggingface.model_type")? == Some("mistral");
             let family = if is_mistral { Family::Mistral } else { Family::Llama };
-            Ok((family, Activation { name: "fast-swiglu", is_tanh_gelu }))
+            Ok((family, Activation { nonlinearity: Nonlinearity::Silu, gated: true }))
         }
         ("geglu" | "fast-geglu", true, true) => {
-            Ok((Family::Gemma, Activation { name: "geglu", is_tanh_gelu }))
+            Ok((Family::Gemma, Activation { nonlinearity: Nonlinearity::GeluTanh, gated: true }))
         }
         _ => Err(refused(&format!(
             "activation `{name}`, openai_gelu {is_tanh_gelu} and apply_embedding_scaling {is_scaled}"
@@ -288,17 +290,13 @@ pub(super) fn config_json(
     (has_mlp_bias, dtype): (bool, DType),
     token_ids: &Map<String, Value>,
 ) -> FolderFile {
-    let (architecture, activation) = match arch.family {
-        Family::Gemma => ("GemmaForCausalLM", "gelu_pytorch_tanh"),
-        Family::Mistral => ("MistralForCausalLM", "silu"),
-        _ => ("LlamaForCausalLM", "silu"),
-    };
+    let facts = arch.family.facts();
     let mut document = json!({
-        "architectures": [architecture],
-        "model_type": arch.family.name(),
+        "architectures": [facts.classes.first()],
+        "model_type": facts.name,
         "attention_dropout": 0.0,
         "head_dim": arch.head_dim,
-        "hidden_act": activation,
+        "hidden_act": facts.hidden_activation.unwrap_or("silu"),
         "hidden_size": arch.hidden_size,
         "initializer_range": arch.init_method_std,
         "intermediate_size": arch.ffn_hidden_size,
@@ -306,7 +304,7 @@ pub(super) fn config_json(
         "num_attention_heads": arch.num_attention_heads,
         "num_hidden_layers": arch.num_layers,
         "num_key_value_heads": arch.num_query_groups,
-        "rms_norm_eps": arch.layernorm_epsilon,
+        "rms_norm_eps": arch.norm.epsilon,
         "tie_word_embeddings": arch.tied,
         "torch_dtype": dtype.name(),
         "use_cache": true,
@@ -317,16 +315,17 @@ pub(super) fn config_json(
         set("rope_theta", json!(rope.base));
         set("rope_scaling", rope_scaling(rope.scaling));
     }
-    match arch.family {
-        Family::Mistral => set("sliding_window", json!(arch.sliding_window)),
-        Family::Gemma => {
-            set("hidden_activation", json!(activation));
-            set("attention_bias", json!(arch.biases != Biases::None));
-        }
-        _ => {
-            set("attention_bias", json!(arch.biases != Biases::None));
-            set("mlp_bias", json!(has_mlp_bias));
-        }
+    if facts.has_window {
+        set("sliding_window", json!(arch.sliding_window));
+    }
+    if let Some(activation) = facts.hidden_activation {
+        set("hidden_activation", json!(activation));
+    }
+    if let Announced::ByKey(key, _) = facts.attention_bias {
+        set(key, json!(arch.biases != Biases::None));
+    }
+    if let Announced::ByKey(key, _) = facts.mlp_bias {
+        set(key, json!(has_mlp_bias));
     }
     for (key, id) in token_ids {
         set(key, id.clone());

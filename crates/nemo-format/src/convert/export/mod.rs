@@ -11,12 +11,13 @@ use std::collections::HashSet;
 use std::ops::Range;
 
 use hydra_config::Node;
+use model_spec::{Module, Part, TensorId, TensorSpec, parse_name};
 
 use self::config::{ModelConfig, read_arch};
-use super::arch::{Biases, Family, ModelArch};
-use super::names::{LLAMA, NameMap, Qkv};
+use super::arch::{Biases, ModelArch};
+use super::names::{LLAMA, Qkv};
 use super::rows::{Piece, PieceFrom, RowSource, Values};
-use super::{ConvertNote, Converted, EMBEDDING};
+use super::{ConvertNote, Converted};
 use crate::writer::FolderFile;
 use crate::{DType, FormatError, TensorSource};
 
@@ -31,8 +32,8 @@ pub(super) struct Exported {
 /// Presents a loaded checkpoint as a Hugging Face folder.
 pub(super) fn export(converted: Converted, dtype: Option<DType>) -> Result<Exported, FormatError> {
     let Converted { config, artifacts, source, .. } = converted;
-    let embedding =
-        source.meta(EMBEDDING).ok_or_else(|| FormatError::MissingTensor { name: EMBEDDING.to_owned() })?;
+    let embedding = TensorId::outside(Module::WordEmbeddings, Part::Weight).name();
+    let embedding = source.meta(&embedding).ok_or(FormatError::MissingTensor { name: embedding })?;
     let dtype = dtype.unwrap_or(embedding.dtype);
     let config = ModelConfig::new(&config);
     let arch = read_arch(&config, embedding.shape.first().copied().unwrap_or(0), &*source)?;
@@ -60,7 +61,7 @@ pub(super) fn export(converted: Converted, dtype: Option<DType>) -> Result<Expor
 fn refuse_left_over(out: &RowSource, has_mlp_bias: bool) -> Result<(), FormatError> {
     let used: HashSet<&str> = out.used().map(|(name, _)| name).collect();
     // Biases of zeros are left out where the target has none.
-    let is_zero = |name: &str| !has_mlp_bias && name.contains(".mlp.linear_fc") && name.ends_with(".bias");
+    let is_zero = |name: &str| !has_mlp_bias && parse_name(name).is_some_and(is_mlp_bias);
     match out.inner().names().find(|name| !used.contains(name) && !is_zero(name)) {
         None => Ok(()),
         Some(name) => Err(FormatError::NotExported {
@@ -73,21 +74,23 @@ fn refuse_left_over(out: &RowSource, has_mlp_bias: bool) -> Result<(), FormatErr
 /// What is added to a stored norm weight: Gemma's are without the 1 that `layernorm_zero_centered_gamma` also leaves out.
 fn norm_shift(config: &ModelConfig<'_>, arch: &ModelArch) -> Result<f32, FormatError> {
     let is_stored_centred = config.bool("layernorm_zero_centered_gamma")?.unwrap_or(false);
-    let is_wanted_centred = arch.family == Family::Gemma;
+    let is_wanted_centred = arch.family.facts().has_zero_centered_gamma;
     Ok(f32::from(i8::from(is_stored_centred) - i8::from(is_wanted_centred)))
 }
 
 /// Whether a bias of the feed-forward part says anything. Conversion writes zeros where the original had none.
 fn any_mlp_bias(source: &dyn TensorSource, arch: &ModelArch) -> Result<bool, FormatError> {
-    for layer in 0..arch.num_layers {
-        for linear in ["linear_fc1", "linear_fc2"] {
-            let bytes = source.read_whole(&format!("model.decoder.layers.{layer}.mlp.{linear}.bias"))?;
-            if bytes.iter().any(|&byte| byte != 0) {
-                return Ok(true);
-            }
+    for tensor in arch.spec().tensors().filter(|tensor| is_mlp_bias(tensor.id)) {
+        let bytes = source.read_whole(&tensor.name)?;
+        if bytes.iter().any(|&byte| byte != 0) {
+            return Ok(true);
         }
     }
     Ok(false)
+}
+
+fn is_mlp_bias(id: TensorId) -> bool {
+    matches!(id.module, Module::Fc1 | Module::Fc2) && id.part == Part::Bias
 }
 
 struct Builder<'a> {
@@ -99,65 +102,48 @@ struct Builder<'a> {
 
 impl Builder<'_> {
     fn tensors(&mut self, has_mlp_bias: bool) -> Result<(), FormatError> {
-        let (arch, names) = (self.arch, LLAMA);
-        let (vocab_size, hidden_size) = (arch.vocab_size, arch.hidden_size);
-        self.rows(names.embedding(), EMBEDDING, 0..vocab_size, Some(hidden_size))?;
-        for layer in 0..arch.num_layers {
-            self.layer(layer, &names, has_mlp_bias)?;
-        }
-        self.norm(names.outside(names.final_norm, "weight"), "model.decoder.final_layernorm.weight")?;
-        if !arch.tied {
-            self.rows(names.output("weight"), "model.output_layer.weight", 0..vocab_size, Some(hidden_size))?;
+        for tensor in self.arch.spec().tensors() {
+            if is_mlp_bias(tensor.id) && !has_mlp_bias {
+                continue;
+            }
+            self.add(&tensor)?;
         }
         Ok(())
     }
 
-    fn layer(&mut self, layer: u64, names: &NameMap, has_mlp_bias: bool) -> Result<(), FormatError> {
-        let arch = self.arch;
-        let prefix = format!("model.decoder.layers.{layer}");
-        self.norm(
-            names.in_layer(layer, names.attention_norm, "weight"),
-            &format!("{prefix}.self_attention.linear_qkv.layer_norm_weight"),
-        )?;
-        if let Some(mlp_norm) = names.mlp_norm {
-            self.norm(
-                names.in_layer(layer, mlp_norm, "weight"),
-                &format!("{prefix}.mlp.linear_fc1.layer_norm_weight"),
-            )?;
+    fn add(&mut self, tensor: &TensorSpec) -> Result<(), FormatError> {
+        let names = LLAMA;
+        let TensorId { layer, module, part } = tensor.id;
+        let layer = layer.unwrap_or_default() as u64;
+        let shape = tensor.shape();
+        let Some((&num_rows, columns)) = shape.split_first() else { return Ok(()) };
+        if let Some(to) = names.name_of(tensor.id) {
+            return match (module.is_norm(), part) {
+                (true, Part::Weight) => self.norm(to, &tensor.name),
+                _ => self.rows(to, &tensor.name, 0..num_rows, columns),
+            };
         }
-        for suffix in ["weight", "bias"] {
-            let columns = |columns| (suffix == "weight").then_some(columns);
-            let attention_columns = arch.num_attention_heads * arch.head_dim;
-            if suffix == "weight" || arch.biases != Biases::None {
-                self.qkv(layer, &format!("{prefix}.self_attention.linear_qkv.{suffix}"), suffix)?;
-                let to = names.in_layer(layer, names.proj, suffix);
-                let from = format!("{prefix}.self_attention.linear_proj.{suffix}");
-                if suffix == "bias" && arch.biases == Biases::Qkv {
-                    // transformers' `attention_bias` is for all four.
-                    let zeros = Piece { rows: 0..arch.hidden_size, from: PieceFrom::Zeros };
-                    self.out.add(to, vec![arch.hidden_size], vec![zeros], Values::Kept)?;
-                } else {
-                    self.rows(to, &from, 0..arch.hidden_size, columns(attention_columns))?;
-                }
+        if module == Module::Fc1 {
+            let mut start = 0;
+            for stem in names.fc1 {
+                let rows = start..start + self.arch.ffn_hidden_size;
+                start = rows.end;
+                self.rows(names.in_layer(layer, stem, part.suffix()), &tensor.name, rows, columns)?;
             }
-            if suffix == "weight" || has_mlp_bias {
-                let fc1 = format!("{prefix}.mlp.linear_fc1.{suffix}");
-                let mut start = 0;
-                for stem in names.fc1 {
-                    let rows = start..start + arch.ffn_hidden_size;
-                    start = rows.end;
-                    self.rows(names.in_layer(layer, stem, suffix), &fc1, rows, columns(arch.hidden_size))?;
-                }
-                let fc2 = format!("{prefix}.mlp.linear_fc2.{suffix}");
-                let to = names.in_layer(layer, names.fc2, suffix);
-                self.rows(to, &fc2, 0..arch.hidden_size, columns(arch.ffn_hidden_size))?;
-            }
+            return Ok(());
+        }
+        self.qkv(layer, &tensor.name, part, columns)?;
+        if part == Part::Bias && self.arch.biases == Biases::Qkv {
+            // transformers' `attention_bias` is for all four.
+            let zeros = Piece { rows: 0..self.arch.hidden_size, from: PieceFrom::Zeros };
+            let to = names.in_layer(layer, names.proj, part.suffix());
+            self.out.add(to, vec![self.arch.hidden_size], vec![zeros], Values::Kept)?;
         }
         Ok(())
     }
 
     /// Takes the query heads, the key head and the value head out of every group.
-    fn qkv(&mut self, layer: u64, from: &str, suffix: &str) -> Result<(), FormatError> {
+    fn qkv(&mut self, layer: u64, from: &str, part: Part, columns: &[u64]) -> Result<(), FormatError> {
         let Qkv::Separate(stems) = LLAMA.qkv else { return Ok(()) };
         let arch = self.arch;
         let group_rows = arch.num_attention_heads / arch.num_query_groups * arch.head_dim;
@@ -170,9 +156,8 @@ impl Builder<'_> {
                 Piece { rows: start..start + num_rows, from: PieceFrom::Tensor(from.to_owned()) }
             });
             let pieces: Vec<Piece> = pieces.collect();
-            let mut shape = vec![num_rows * arch.num_query_groups];
-            shape.extend((suffix == "weight").then_some(arch.hidden_size));
-            self.out.add(LLAMA.in_layer(layer, stem, suffix), shape, pieces, Values::Kept)?;
+            let shape = [&[num_rows * arch.num_query_groups], columns].concat();
+            self.out.add(LLAMA.in_layer(layer, stem, part.suffix()), shape, pieces, Values::Kept)?;
         }
         Ok(())
     }
@@ -188,16 +173,9 @@ impl Builder<'_> {
         self.out.add(to, vec![self.arch.hidden_size], vec![piece], values)
     }
 
-    /// Some rows of a tensor; a bias has no columns.
-    fn rows(
-        &mut self,
-        to: String,
-        from: &str,
-        rows: Range<u64>,
-        columns: Option<u64>,
-    ) -> Result<(), FormatError> {
-        let mut shape = vec![rows.end - rows.start];
-        shape.extend(columns);
+    /// Some rows of a tensor; `columns` are its other axes.
+    fn rows(&mut self, to: String, from: &str, rows: Range<u64>, columns: &[u64]) -> Result<(), FormatError> {
+        let shape = [&[rows.end - rows.start], columns].concat();
         let piece = Piece { rows, from: PieceFrom::Tensor(from.to_owned()) };
         self.out.add(to, shape, vec![piece], Values::Kept)
     }

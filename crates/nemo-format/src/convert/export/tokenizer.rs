@@ -5,7 +5,7 @@
 use hydra_config::Node;
 use serde_json::{Map, Value, json};
 
-use super::super::arch::Family;
+use super::super::family::Family;
 use super::super::{GENERATION_CONFIG, TOKENIZER_CONFIG, TOKENIZER_JSON_FILES};
 use super::templates::{self, ConfigOrigin};
 use crate::tokenizer::proto::{Field, fields};
@@ -43,8 +43,7 @@ pub(super) fn files(
     let mut tokenizer_config = Map::new();
     if let Some(model) = artifact("model").filter(|_| text("library") != Some("huggingface")) {
         add("tokenizer.model", &model.bytes);
-        let class = if family == Family::Gemma { "GemmaTokenizer" } else { "LlamaTokenizer" };
-        tokenizer_config.insert("tokenizer_class".into(), json!(class));
+        tokenizer_config.insert("tokenizer_class".into(), json!(family.facts().tokenizer_class));
         sentencepiece_tokens(&model.bytes, &mut tokenizer_config, &mut found.ids);
     } else if let Some(model) = artifact("model") {
         add("tokenizer.json", &model.bytes);

@@ -9,9 +9,9 @@ use tch::Device;
 use crate::{ModelError, Precision};
 
 /// Largest head that flash attention and the fused one take.
-const MAX_FUSED_HEAD_DIM: usize = 256;
+const MAX_FLASH_HEAD_DIM: usize = 256;
 
-/// Which backends may be used; all, unless a variable is 0.
+/// Which algorithms may be used; all, unless a variable is 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionSwitches {
     /// `NVTE_FLASH_ATTN`.
@@ -30,17 +30,18 @@ impl Default for AttentionSwitches {
 
 /// How the plain backend computes attention.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AttentionBackend {
+pub enum AttentionAlgorithm {
     /// FlashAttention 2, from libtorch.
     Flash,
-    /// libtorch's `scaled_dot_product_attention`, which picks among cuDNN's and its own kernels.
-    Fused,
+    /// libtorch's `scaled_dot_product_attention`, which picks among cuDNN's and its own kernels: what stands in for
+    /// TransformerEngine's fused attention.
+    Sdpa,
     /// Scores, softmax and weighted sum, one after the other, in float32.
     Unfused,
 }
 
 impl AttentionSwitches {
-    /// The first backend that is allowed and takes the model.
+    /// The first algorithm that is allowed and takes the heads.
     ///
     /// # Errors
     /// When none is left.
@@ -49,16 +50,16 @@ impl AttentionSwitches {
         device: Device,
         precision: Precision,
         head_dim: usize,
-    ) -> Result<AttentionBackend, ModelError> {
-        let takes_fused = matches!(device, Device::Cuda(_))
+    ) -> Result<AttentionAlgorithm, ModelError> {
+        let takes_half = matches!(device, Device::Cuda(_))
             && precision != Precision::Fp32
-            && head_dim <= MAX_FUSED_HEAD_DIM
+            && head_dim <= MAX_FLASH_HEAD_DIM
             && head_dim.is_multiple_of(8);
-        let has_flash = takes_fused && cfg!(feature = "cuda");
+        let has_flash = takes_half && cfg!(feature = "cuda");
         match self {
-            Self { flash: true, .. } if has_flash => Ok(AttentionBackend::Flash),
-            Self { fused: true, .. } if takes_fused => Ok(AttentionBackend::Fused),
-            Self { unfused: true, .. } => Ok(AttentionBackend::Unfused),
+            Self { flash: true, .. } if has_flash => Ok(AttentionAlgorithm::Flash),
+            Self { fused: true, .. } if takes_half => Ok(AttentionAlgorithm::Sdpa),
+            Self { unfused: true, .. } => Ok(AttentionAlgorithm::Unfused),
             Self { flash, fused, .. } => Err(ModelError::NoAttention { flash, fused, precision, head_dim }),
         }
     }
@@ -69,16 +70,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_backend_that_is_left_is_taken() {
+    fn the_first_algorithm_that_is_left_is_taken() {
         let on_gpu = |flash, fused, unfused, precision| {
             AttentionSwitches { flash, fused, unfused }.choose(Device::Cuda(0), precision, 128)
         };
         let bf16 = Precision::Bf16;
-        let first = if cfg!(feature = "cuda") { AttentionBackend::Flash } else { AttentionBackend::Fused };
+        let first = if cfg!(feature = "cuda") { AttentionAlgorithm::Flash } else { AttentionAlgorithm::Sdpa };
         assert_eq!(on_gpu(true, true, true, bf16).unwrap(), first);
-        assert_eq!(on_gpu(false, true, true, bf16).unwrap(), AttentionBackend::Fused);
-        assert_eq!(on_gpu(false, false, true, bf16).unwrap(), AttentionBackend::Unfused);
-        assert_eq!(on_gpu(true, true, true, Precision::Fp32).unwrap(), AttentionBackend::Unfused);
+        assert_eq!(on_gpu(false, true, true, bf16).unwrap(), AttentionAlgorithm::Sdpa);
+        assert_eq!(on_gpu(false, false, true, bf16).unwrap(), AttentionAlgorithm::Unfused);
+        assert_eq!(on_gpu(true, true, true, Precision::Fp32).unwrap(), AttentionAlgorithm::Unfused);
         let error = on_gpu(true, true, false, Precision::Fp32).unwrap_err().to_string();
         insta::assert_snapshot!(error, @"no attention backend is left: NVTE_FLASH_ATTN=1, NVTE_FUSED_ATTN=1 and NVTE_UNFUSED_ATTN=0, and the first two do not take Fp32 with heads of 128: unset NVTE_UNFUSED_ATTN");
     }
@@ -86,6 +87,6 @@ mod tests {
     #[test]
     fn the_cpu_has_the_unfused_one() {
         let on_cpu = AttentionSwitches::default().choose(Device::Cpu, Precision::Bf16, 64).unwrap();
-        assert_eq!(on_cpu, AttentionBackend::Unfused);
+        assert_eq!(on_cpu, AttentionAlgorithm::Unfused);
     }
 }

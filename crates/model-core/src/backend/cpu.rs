@@ -1,0 +1,170 @@
+//! The fused backend on the CPU: the in-house CPU kernels (`cpu_kernels`).
+//!
+//! A row is the same sequence of operations in any batch, so nothing here cuts batches into fixed shapes.
+
+mod attention;
+mod linear;
+
+use cpu_kernels::{
+    CpuKernels, HeadShape, Layout, MAX_HEAD_DIM, NormKind, NormParams, SourceDType, StoredLinear,
+};
+use model_spec::{AttentionSpec, KvGroup, Normalization};
+use nemo_format::DType;
+use tch::{Kind, Tensor};
+use torch_ext::view;
+
+pub(crate) use self::attention::CpuAttention;
+pub(crate) use self::linear::CpuLinear;
+use super::plain::tensor_from_bytes;
+use crate::attention_context::AttentionContext;
+use crate::kv_cache::{KvCache, KvPool, packed_shape};
+use crate::layers::rotary::RotaryTables;
+use crate::ops::{
+    Ids, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap, scale_f32,
+};
+use crate::{ModelError, Precision};
+
+/// The CPU kernels with their threads and scratch memory.
+#[derive(Debug)]
+pub(crate) struct CpuState {
+    precision: Precision,
+    kernels: CpuKernels,
+    rotary: RotaryTables,
+}
+
+impl StepState for CpuState {
+    type Linear = CpuLinear;
+    type Attention = CpuAttention;
+
+    fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
+        let shape = packed_shape(group, num_blocks);
+        Ok(KvPool::Packed(self.kernels.new_kv(shape, self.precision.kind())?))
+    }
+
+    fn plan(
+        &mut self,
+        _tokens: &[u32],
+        step: &mut AttentionContext,
+        _cache: &KvCache,
+    ) -> Result<(), ModelError> {
+        self.rotary.grow(step.max_context_len());
+        Ok(())
+    }
+
+    fn embedding(&mut self, ids: Ids<'_>, table: &Tensor) -> Result<Tensor, ModelError> {
+        Ok(CpuKernels::select_rows(table, ids.on_host("fused")?.iter().map(|&id| id as usize))?)
+    }
+
+    fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
+        let params = NormParams {
+            kind: match norm.normalization {
+                Normalization::LayerNorm => NormKind::LayerNorm,
+                Normalization::RmsNorm => NormKind::RmsNorm,
+            },
+            weight: view::f32_slice(&norm.gain, "norm weight")?,
+            bias: norm.bias.as_ref().map_or(Ok(&[][..]), |bias| view::f32_slice(bias, "norm bias"))?,
+            epsilon: norm.epsilon as f32,
+        };
+        Ok(self.kernels.norm(x, &params)?)
+    }
+}
+
+/// Packs weights for the CPU kernels, with their own threads.
+#[derive(Debug)]
+pub(crate) struct CpuLoader {
+    state: CpuState,
+}
+
+impl CpuLoader {
+    /// Kernels on all processors that this process may use, for sequences of up to `max_seq_len_tokens`.
+    pub(crate) fn new(precision: Precision, max_seq_len_tokens: usize) -> Result<Self, ModelError> {
+        let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let kernels = CpuKernels::new(num_threads)?;
+        Ok(Self { state: CpuState { precision, kernels, rotary: RotaryTables::new(max_seq_len_tokens) } })
+    }
+}
+
+impl Loader for CpuLoader {
+    type State = CpuState;
+
+    fn precision(&self) -> Precision {
+        self.state.precision
+    }
+
+    fn tensor(&mut self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError> {
+        tensor_from_bytes(source, kind)
+    }
+
+    fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<CpuLinear, ModelError> {
+        let layout = match role {
+            LinearRole::FirstOfMlp(activation) if activation.gated => Layout::Gated,
+            _ => Layout::Plain,
+        };
+        let &[out_features, in_features] = source.weight.shape else {
+            return Err(ModelError::NoBackend {
+                backend: "fused",
+                reason: "a linear weight is not a matrix",
+            });
+        };
+        // Weight and bias are one type to the kernels; a bias of another becomes float32 together with the weight.
+        let same = source.bias.is_none_or(|bias| bias.dtype == source.weight.dtype);
+        let (mut weight, mut bias) = (source.weight.bytes, source.bias.map(|bias| bias.bytes));
+        let mut dtype = source_dtype(source.weight.dtype);
+        let widened;
+        if !same {
+            let wide = |part| tensor_from_bytes(part, Kind::Float);
+            widened = (wide(source.weight)?, source.bias.map(wide).transpose()?);
+            weight = view::bytes(&widened.0, "weight")?;
+            bias = widened.1.as_ref().map(|bias| view::bytes(bias, "bias")).transpose()?;
+            dtype = SourceDType::F32;
+        }
+        let stored = StoredLinear {
+            weight,
+            bias,
+            dtype,
+            out_features: out_features as usize,
+            in_features: in_features as usize,
+        };
+        Ok(CpuLinear(self.state.kernels.pack(&stored, layout, self.state.precision.kind())?))
+    }
+
+    fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CpuAttention, ModelError> {
+        refuse_softcap(spec)?;
+        let head_dim = spec.heads.kv_channels;
+        if head_dim > MAX_HEAD_DIM {
+            return Err(ModelError::Unsupported {
+                key: "kv_channels",
+                value: head_dim.to_string(),
+                feature: "a larger head than the fused kernels take",
+                needs: "the plain backend (`trt_llm.enable: false`)",
+            });
+        }
+        Ok(CpuAttention {
+            layer_idx,
+            heads: HeadShape {
+                num_attention_heads: spec.heads.num_attention_heads,
+                num_query_groups: spec.heads.num_query_groups,
+                head_dim,
+                scale: scale_f32(spec),
+            },
+            rotary: spec.rotary.map(|config| self.state.rotary.add(&config)),
+        })
+    }
+
+    fn finish(self) -> Result<CpuState, ModelError> {
+        Ok(self.state)
+    }
+}
+
+fn source_dtype(dtype: DType) -> SourceDType {
+    match dtype {
+        DType::F64 => SourceDType::F64,
+        DType::F16 => SourceDType::F16,
+        DType::BF16 => SourceDType::BF16,
+        _ => SourceDType::F32,
+    }
+}

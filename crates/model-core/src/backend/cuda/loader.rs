@@ -1,0 +1,97 @@
+//! Weights on their way to a GPU.
+
+use cuda_kernels::{KernelConfig, ModelKernels};
+use cuda_runtime::{Device, Uploader, kernel_cache};
+use model_spec::{AttentionSpec, HeadLayout};
+use tch::{Kind, Tensor};
+use torch_ext::cuda::blas;
+
+use super::{CudaAttention, CudaLinear, CudaState, HeadKernels};
+use crate::backend::plain::stored_kind;
+use crate::layers::rotary::RotaryTables;
+use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_softcap, scale_f32};
+use crate::{ModelError, Precision};
+
+/// Uploads weights and compiles kernels; its page-locked memory goes when the model is loaded.
+#[derive(Debug)]
+pub(crate) struct CudaLoader {
+    state: CudaState,
+    uploader: Uploader,
+}
+
+impl CudaLoader {
+    /// For sequences of up to `max_seq_len_tokens` on this GPU.
+    pub(crate) fn new(
+        precision: Precision,
+        device_idx: usize,
+        max_seq_len_tokens: usize,
+    ) -> Result<Self, ModelError> {
+        let device = Device::open(device_idx)?;
+        blas::prefer_invariant()?;
+        let state = CudaState {
+            precision,
+            device,
+            heads: Vec::new(),
+            max_small_batch: 0,
+            rotary: RotaryTables::new(max_seq_len_tokens),
+            device_rotary: Vec::new(),
+        };
+        Ok(Self { state, uploader: Uploader::new(&device)? })
+    }
+
+    /// Index of the kernels for these heads, which are compiled, or taken from the cache on disk.
+    fn heads(&mut self, heads: HeadLayout) -> Result<usize, ModelError> {
+        let CudaState { precision, device, heads: known, .. } = &mut self.state;
+        if let Some(idx) = known.iter().position(|other| other.heads == heads) {
+            return Ok(idx);
+        }
+        let config = KernelConfig {
+            kind: precision.kind(),
+            head_dim: heads.kv_channels as u32,
+            queries_per_group: heads.queries_per_group() as u32,
+        };
+        let kernels = ModelKernels::load(device, &config, kernel_cache().as_deref())?;
+        known.push(HeadKernels { heads, kernels, plan: None });
+        Ok(known.len() - 1)
+    }
+}
+
+impl Loader for CudaLoader {
+    type State = CudaState;
+
+    fn precision(&self) -> Precision {
+        self.state.precision
+    }
+
+    fn tensor(&mut self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError> {
+        let shape: Vec<i64> = source.shape.iter().map(|&dim| dim as i64).collect();
+        let stored = self.state.empty(&shape, stored_kind(source.dtype))?;
+        self.uploader.upload(source.bytes, &stored)?;
+        // Converted there: the GPU is faster at it, and fewer bytes may have to be brought over.
+        Ok(stored.f_to_kind(kind)?)
+    }
+
+    fn linear(&mut self, source: LinearSource<'_>, _role: LinearRole) -> Result<CudaLinear, ModelError> {
+        let kind = self.precision().kind();
+        Ok(CudaLinear {
+            weight: self.tensor(source.weight, kind)?,
+            bias: source.bias.map(|bias| self.tensor(bias, kind)).transpose()?,
+        })
+    }
+
+    fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CudaAttention, ModelError> {
+        refuse_softcap(spec)?;
+        Ok(CudaAttention {
+            layer_idx,
+            heads: spec.heads,
+            scale: spec.scale,
+            scale_f32: scale_f32(spec),
+            heads_idx: self.heads(spec.heads)?,
+            rotary: spec.rotary.map(|config| self.state.rotary.add(&config)),
+        })
+    }
+
+    fn finish(self) -> Result<CudaState, ModelError> {
+        Ok(self.state)
+    }
+}

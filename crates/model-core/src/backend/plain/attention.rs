@@ -1,0 +1,210 @@
+//! Attention of the plain backend, sequence by sequence over its gathered keys and values.
+
+use model_spec::HeadLayout;
+use tch::{Device, Kind, Tensor};
+
+use super::{PlainState, to_device};
+use crate::attention_context::{AttentionContext, SequenceSpan};
+use crate::kv_cache::KvCache;
+use crate::layers::rotary::{Rotary, RotaryId};
+use crate::ops::AttentionOp;
+use crate::{AttentionAlgorithm, ModelError};
+
+/// Query rows whose scores exist at once: bounds the memory of a long prefill.
+const QUERIES_PER_CHUNK: usize = 128;
+
+/// The attention of one layer.
+#[derive(Debug)]
+pub(crate) struct PlainAttention {
+    pub(super) layer_idx: usize,
+    pub(super) heads: HeadLayout,
+    /// Of the scores.
+    pub(super) scale: f64,
+    pub(super) rotary: Option<RotaryId>,
+    pub(super) algorithm: AttentionAlgorithm,
+}
+
+impl AttentionOp<PlainState> for PlainAttention {
+    fn run(
+        &self,
+        qkv: &Tensor,
+        step: &AttentionContext,
+        cache: &mut KvCache,
+        at: &mut PlainState,
+    ) -> Result<Tensor, ModelError> {
+        let HeadLayout { num_attention_heads, num_query_groups, kv_channels } = self.heads;
+        let (num_tokens, _) = qkv.size2()?;
+        let (groups, channels) = (num_query_groups as i64, kv_channels as i64);
+        let queries_per_group = self.heads.queries_per_group() as i64;
+        let grouped = qkv.f_view([num_tokens, groups, queries_per_group + 2, channels])?;
+        let mut queries_and_keys = grouped.f_narrow(2, 0, queries_per_group + 1)?.f_to_kind(Kind::Float)?;
+        if let Some(id) = self.rotary {
+            let rotary = at.rotary.get(id)?;
+            queries_and_keys = rotate(&queries_and_keys, rotary, &step.positions, at.device)?;
+        }
+        // Rounded here so that a row sees the same numbers whether its keys come from the cache or from this step.
+        let queries_and_keys = queries_and_keys.f_to_kind(at.precision.kind())?;
+        let queries = queries_and_keys.f_narrow(2, 0, queries_per_group)?;
+        let keys = queries_and_keys.f_select(2, queries_per_group)?;
+        let values = grouped.f_select(2, queries_per_group + 1)?;
+
+        let layer = cache.layer(self.layer_idx)?;
+        let slots = at.index(&step.slots)?;
+        let _ = layer.keys.f_view([-1, groups, channels])?.f_index_copy_(0, &slots, &keys)?;
+        let _ = layer.values.f_view([-1, groups, channels])?.f_index_copy_(0, &slots, &values)?;
+
+        let mut outputs = Vec::with_capacity(step.sequences.len());
+        for sequence in &step.sequences {
+            let blocks = at.index(step.blocks(sequence))?;
+            let keys = gather(&layer.keys, &blocks, sequence)?;
+            let values = gather(&layer.values, &blocks, sequence)?;
+            let rows = queries.f_narrow(0, sequence.query_start as i64, sequence.query_len as i64)?;
+            outputs.push(match self.algorithm {
+                AttentionAlgorithm::Flash => flash_attend(&rows, &keys, &values, self.scale)?,
+                AttentionAlgorithm::Sdpa => sdpa_attend(&rows, &keys, &values, self.scale)?,
+                AttentionAlgorithm::Unfused => {
+                    let (keys, values) = (by_group(&keys)?, by_group(&values)?);
+                    attend(&rows, &keys, &values, self.scale, sequence.context_len)?
+                }
+            });
+        }
+        let output = Tensor::f_cat(&outputs, 0)?;
+        Ok(output
+            .f_view([num_tokens, num_attention_heads as i64 * channels])?
+            .f_to_kind(at.precision.kind())?)
+    }
+}
+
+/// Rotates the first dimensions of every head, pairs `(i, i + half)`: `[num_tokens, groups, heads, channels]`.
+fn rotate(x: &Tensor, rotary: &Rotary, positions: &[u32], device: Device) -> Result<Tensor, ModelError> {
+    let half = rotary.half_dims();
+    let rows_of = |table: &[f32]| -> Result<Tensor, ModelError> {
+        let mut rows = Vec::with_capacity(positions.len() * half);
+        for &position in positions {
+            let start = position as usize * half;
+            rows.extend_from_slice(table.get(start..start + half).unwrap_or_default());
+        }
+        let rows = to_device(&rows, device)?;
+        Ok(rows.f_view([positions.len() as i64, 1, 1, half as i64])?)
+    };
+    let (cos, sin) = (rows_of(rotary.cos())?, rows_of(rotary.sin())?);
+    let half = half as i64;
+    let first = x.f_narrow(3, 0, half)?;
+    let second = x.f_narrow(3, half, half)?;
+    let passed_through = x.f_slice(3, 2 * half, None, 1)?;
+    let rotated_first = first.f_mul(&cos)?.f_sub(&second.f_mul(&sin)?)?;
+    let rotated_second = second.f_mul(&cos)?.f_add(&first.f_mul(&sin)?)?;
+    Ok(Tensor::f_cat(&[rotated_first, rotated_second, passed_through], 3)?)
+}
+
+/// All cached keys or values of a sequence, `[num_keys, groups, channels]`.
+fn gather(stored: &Tensor, blocks: &Tensor, sequence: &SequenceSpan) -> Result<Tensor, ModelError> {
+    let num_keys = (sequence.context_len + sequence.query_len) as i64;
+    Ok(stored.f_index_select(0, blocks)?.f_flatten(0, 1)?.f_narrow(0, 0, num_keys)?)
+}
+
+/// `[num_keys, groups, channels]` to float32 `[groups, num_keys, channels]`.
+fn by_group(stored: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(stored.f_transpose(0, 1)?.f_to_kind(Kind::Float)?.f_contiguous()?)
+}
+
+/// [`attend`] by FlashAttention, the rows being the last of the keys.
+#[cfg(feature = "cuda")]
+fn flash_attend(queries: &Tensor, keys: &Tensor, values: &Tensor, scale: f64) -> Result<Tensor, ModelError> {
+    use torch_ext::cuda::flash::{Keys, Mask, varlen_with};
+
+    let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
+    let num_keys = keys.size3()?.0;
+    let starts = |len: i64| to_device(&[0, len as i32], queries.device());
+    let rows = queries.f_reshape([num_rows, groups * queries_per_group, channels])?;
+    let attended = varlen_with(
+        [&rows, keys, values],
+        (&starts(num_rows)?, num_rows),
+        &Keys { cu_seqlens: &starts(num_keys)?, max_len: num_keys, used: None },
+        scale,
+        Mask::Causal,
+    )?;
+    Ok(attended.f_view([num_rows, groups, queries_per_group, channels])?)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn flash_attend(_: &Tensor, _: &Tensor, _: &Tensor, _: f64) -> Result<Tensor, ModelError> {
+    Err(ModelError::NoBackend {
+        backend: "flash attention",
+        reason: "this program was built without feature `cuda`",
+    })
+}
+
+/// [`attend`] by libtorch's `scaled_dot_product_attention`. Its causal mask starts at the first key, so rows must be either
+/// all of the keys or the last one alone; chunks and drafts are refused.
+fn sdpa_attend(queries: &Tensor, keys: &Tensor, values: &Tensor, scale: f64) -> Result<Tensor, ModelError> {
+    let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
+    if num_rows > 1 && num_rows != keys.size3()?.0 {
+        return Err(ModelError::NoBackend {
+            backend: "scaled_dot_product_attention",
+            reason: "it computes whole prompts and single tokens, not parts of a sequence",
+        });
+    }
+    let heads = groups * queries_per_group;
+    let by_head = |rows: &Tensor| rows.f_transpose(0, 1)?.f_unsqueeze(0); // [1, heads, num_rows, channels]
+    let rows = by_head(&queries.f_reshape([num_rows, heads, channels])?)?;
+    let attended = Tensor::f_scaled_dot_product_attention(
+        &rows,
+        &by_head(keys)?,
+        &by_head(values)?,
+        None::<Tensor>,
+        0.0,
+        num_rows > 1,
+        Some(scale),
+        queries_per_group > 1,
+    )?;
+    let attended = attended.f_squeeze_dim(0)?.f_transpose(0, 1)?.f_contiguous()?;
+    Ok(attended.f_view([num_rows, groups, queries_per_group, channels])?)
+}
+
+/// Causal attention of one sequence's rows `[num_rows, groups, queries_per_group, channels]` over its keys and values
+/// `[groups, num_keys, channels]`: float32 `[num_rows, groups, queries_per_group, channels]`.
+pub(crate) fn attend(
+    queries: &Tensor,
+    keys: &Tensor,
+    values: &Tensor,
+    scale: f64,
+    context_len: usize,
+) -> Result<Tensor, ModelError> {
+    let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
+    let mut chunks = Vec::new();
+    for start in (0..num_rows).step_by(QUERIES_PER_CHUNK) {
+        let len = (num_rows - start).min(QUERIES_PER_CHUNK as i64);
+        let num_keys = context_len as i64 + start + len;
+        let rows = queries.f_narrow(0, start, len)?.f_to_kind(Kind::Float)?.f_mul_scalar(scale)?;
+        let rows = rows.f_permute([1, 2, 0, 3])?.f_reshape([groups, queries_per_group * len, channels])?;
+        let scores = rows.f_matmul(&keys.f_narrow(1, 0, num_keys)?.f_transpose(1, 2)?)?;
+        let scores = scores.f_view([groups, queries_per_group, len, num_keys])?;
+        let visible = Tensor::f_ones([len, num_keys], (Kind::Bool, scores.device()))?
+            .f_tril(context_len as i64 + start)?;
+        let scores = scores.f_masked_fill(&visible.f_logical_not()?, f64::NEG_INFINITY)?;
+        let weights =
+            scores.f_softmax(-1, Kind::Float)?.f_view([groups, queries_per_group * len, num_keys])?;
+        let attended = weights.f_matmul(&values.f_narrow(1, 0, num_keys)?)?;
+        chunks.push(attended.f_view([groups, queries_per_group, len, channels])?.f_permute([2, 0, 1, 3])?);
+    }
+    Ok(Tensor::f_cat(&chunks, 0)?.f_contiguous()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mask_that_starts_at_the_first_key_is_not_laid_over_a_part() {
+        let zeros = |shape: &[i64]| Tensor::f_zeros(shape, (Kind::Float, Device::Cpu)).unwrap();
+        let attended = |num_rows| {
+            let (keys, values) = (zeros(&[6, 1, 8]), zeros(&[6, 1, 8]));
+            sdpa_attend(&zeros(&[num_rows, 1, 2, 8]), &keys, &values, 1.0)
+        };
+        for num_rows in [1, 6] {
+            assert_eq!(attended(num_rows).unwrap().size(), [num_rows, 1, 2, 8]);
+        }
+        insta::assert_snapshot!(attended(3).unwrap_err(), @"the scaled_dot_product_attention backend is not available: it computes whole prompts and single tokens, not parts of a sequence");
+    }
+}

@@ -1,0 +1,242 @@
+//! The operations of a layer, as traits that each backend implements for types of its own.
+//!
+//! A backend is its [`StepState`]: the one owner of what its steps share, passed `&mut` through the forward pass
+//! (`gpt.rs`), which is written once for all of them. The linear layers and the attention that a backend's
+//! [`Loader`] makes have types of that backend, so a layout never meets another backend's kernels. Tensors cross
+//! these traits in plain row-major shapes and have the backend's compute type unless a shape says float32.
+
+use model_spec::{Activation, AttentionSpec, KvGroup, Normalization};
+use nemo_format::DType;
+use tch::{Kind, Tensor};
+
+use crate::attention_context::AttentionContext;
+use crate::kv_cache::{KvCache, KvPool};
+use crate::{ModelError, Precision};
+
+/// A stored tensor of floating-point numbers: row-major, little endian, perhaps unaligned.
+#[derive(Clone, Copy)]
+pub(crate) struct WeightBytes<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) dtype: DType,
+    pub(crate) shape: &'a [u64],
+}
+
+/// A linear layer as the checkpoint holds it: weight `[out_features, in_features]`, bias `[out_features]`.
+#[derive(Clone, Copy)]
+pub(crate) struct LinearSource<'a> {
+    pub(crate) weight: WeightBytes<'a>,
+    pub(crate) bias: Option<WeightBytes<'a>>,
+}
+
+/// What a linear layer is for, which its layout may depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LinearRole {
+    /// Outputs in order.
+    Plain,
+    /// `linear_fc1`, run with [`Epilogue::Activate`] of this activation and nothing else.
+    FirstOfMlp(Activation),
+}
+
+/// What follows a linear layer's product `y = x W^T + b`, `[num_tokens, out_features]`, and what the call returns.
+///
+/// The residual is apart from the product: a layer whose inputs are sharded runs with [`Epilogue::Store`], reduces
+/// over the ranks and then adds.
+#[derive(Debug)]
+pub(crate) enum Epilogue {
+    /// `y`.
+    Store,
+    /// This residual stream, `[num_tokens, out_features]`, with `y` added in place.
+    AddTo(Tensor),
+    /// `[num_tokens, ffn]`: the nonlinearity of `y`. When gated, the first half of the outputs goes through it and
+    /// multiplies the second.
+    Activate(Activation),
+    /// `y` in float32.
+    Logits,
+}
+
+/// A linear layer in the layout of the backend with state `S`.
+pub(crate) trait LinearOp<S>: Send {
+    /// The product of `x`, `[num_tokens, in_features]`, and its epilogue. A row's result depends on that row alone.
+    fn run(&self, x: &Tensor, epilogue: Epilogue, at: &mut S) -> Result<Tensor, ModelError>;
+
+    /// Rows of the weight, `[num_tokens, in_features]`: for an output layer that is the embedding table too.
+    fn embedding(&self, ids: Ids<'_>, at: &mut S) -> Result<Tensor, ModelError>;
+
+    /// Rows of the weight.
+    fn out_features(&self) -> usize;
+
+    /// Memory that weight and bias take.
+    fn size_bytes(&self) -> u64;
+}
+
+/// The attention of one layer on the backend with state `S`.
+pub(crate) trait AttentionOp<S>: Send {
+    /// Rotates queries and keys, writes keys and values to the layer's part of the cache, attends causally:
+    /// `[num_tokens, (n + 2 g) d]`, of each group its queries, key and value, to `[num_tokens, n d]`. The step must
+    /// have been planned ([`StepState::plan`]). A row's result depends on that row and its context alone.
+    fn run(
+        &self,
+        qkv: &Tensor,
+        step: &AttentionContext,
+        cache: &mut KvCache,
+        at: &mut S,
+    ) -> Result<Tensor, ModelError>;
+}
+
+/// A LayerNorm or RMSNorm ready to compute.
+#[derive(Debug)]
+pub(crate) struct Norm {
+    pub(crate) normalization: Normalization,
+    /// float32 `[hidden_size]`, with the 1 of a zero-centred gain already added.
+    pub(crate) gain: Tensor,
+    /// float32 `[hidden_size]`.
+    pub(crate) bias: Option<Tensor>,
+    pub(crate) epsilon: f64,
+}
+
+impl Norm {
+    pub(crate) fn size_bytes(&self) -> u64 {
+        std::iter::once(&self.gain).chain(&self.bias).map(tensor_bytes).sum()
+    }
+}
+
+pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
+    (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
+}
+
+/// Row numbers of an embedding table.
+#[derive(Clone, Copy)]
+pub(crate) enum Ids<'a> {
+    /// Known to the host, checked against the table.
+    Host(&'a [u32]),
+    /// int32 `[num_tokens]` on the model's device, where a sampler that knows the table put them.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
+    Device(&'a Tensor),
+}
+
+impl Ids<'_> {
+    /// The ids on the host, for backends that compute there.
+    pub(crate) fn on_host(&self, backend: &'static str) -> Result<&[u32], ModelError> {
+        match self {
+            Self::Host(ids) => Ok(ids),
+            Self::Device(_) => {
+                Err(ModelError::NoBackend { backend, reason: "the token ids are on another device" })
+            }
+        }
+    }
+}
+
+/// Decode steps that are planned on the device ([`crate::CausalLm::decode_on_device`]); only a backend there has them.
+pub(crate) const NO_DEVICE_DECODE: ModelError =
+    ModelError::NoBackend { backend: "row", reason: "these kernels run on the host's batches" };
+
+/// A linear layer and the activation behind it, if it has one.
+pub(crate) type TrialLinear<'a, L> = (&'a L, Option<Activation>);
+
+/// A backend: what its steps share (threads, scratch memory, tables, plans), and the operations that need nothing
+/// else. One step runs at a time.
+pub(crate) trait StepState: Send + Sized {
+    /// Its linear layers.
+    type Linear: LinearOp<Self>;
+    /// Its attention.
+    type Attention: AttentionOp<Self>;
+
+    /// What this backend computes in.
+    fn precision(&self) -> Precision;
+
+    /// Fewest rows from which on a row's result is bitwise identical in every batch; smaller ones are padded.
+    fn min_rows(&self) -> usize {
+        1
+    }
+
+    /// An empty KV cache for the layers of a group, in this backend's layout.
+    fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError>;
+
+    /// Plans a step for all layers, once and before the first of them: grows the tables that its positions need and
+    /// brings to the device what kernels read there.
+    fn plan(
+        &mut self,
+        tokens: &[u32],
+        step: &mut AttentionContext,
+        cache: &KvCache,
+    ) -> Result<(), ModelError>;
+
+    /// Rows of an embedding table, `[num_tokens, hidden_size]`.
+    fn embedding(&mut self, ids: Ids<'_>, table: &Tensor) -> Result<Tensor, ModelError>;
+
+    /// `[num_tokens, hidden_size]`, float32 inside.
+    fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError>;
+
+    /// Allocates for decode steps that are planned on the device, of up to `max_rows` rows of `max_blocks_per_seq`
+    /// blocks each.
+    fn reserve_decode(&mut self, _max_rows: usize, _max_blocks_per_seq: usize) -> Result<(), ModelError> {
+        Err(NO_DEVICE_DECODE)
+    }
+
+    /// The largest small batch: one that need not be padded to [`Self::min_rows`], because all these linear layers
+    /// give bitwise identical results for it; 0 for none.
+    fn find_small_batch<'a>(
+        &mut self,
+        _linears: impl Iterator<Item = TrialLinear<'a, Self::Linear>>,
+    ) -> Result<usize, ModelError>
+    where
+        Self::Linear: 'a,
+    {
+        Ok(0)
+    }
+}
+
+/// The factor of attention scores in the precision that the kernels take. The usual one is computed in it, not rounded
+/// to it, which can differ in the last bit.
+pub(crate) fn scale_f32(spec: &AttentionSpec) -> f32 {
+    if spec.scale == spec.heads.default_scale() {
+        1.0 / (spec.heads.kv_channels as f32).sqrt()
+    } else {
+        spec.scale as f32
+    }
+}
+
+/// Refuses what no backend computes.
+pub(crate) fn refuse_softcap(spec: &AttentionSpec) -> Result<(), ModelError> {
+    match spec.softcap {
+        Some(cap) => Err(ModelError::Unsupported {
+            key: "attn_logit_softcapping",
+            value: cap.to_string(),
+            feature: "capped attention scores",
+            needs: "a checkpoint trained without it",
+        }),
+        None => Ok(()),
+    }
+}
+
+/// Makes the parts of a model for a backend from stored weights; lives while a model is loaded.
+pub(crate) trait Loader {
+    /// The backend.
+    type State: StepState;
+
+    /// What the backend computes in.
+    fn precision(&self) -> Precision;
+
+    /// A stored tensor on the backend's device, in numbers of `kind`.
+    fn tensor(&mut self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError>;
+
+    /// Brings a linear layer into the backend's layout.
+    fn linear(
+        &mut self,
+        source: LinearSource<'_>,
+        role: LinearRole,
+    ) -> Result<<Self::State as StepState>::Linear, ModelError>;
+
+    /// The attention of a layer.
+    ///
+    /// # Errors
+    /// When the backend does not compute what it asks for.
+    fn attention(
+        &mut self,
+        layer_idx: usize,
+        spec: &AttentionSpec,
+    ) -> Result<<Self::State as StepState>::Attention, ModelError>;
+
+    /// The backend, when all weights are there.
+    fn finish(self) -> Result<Self::State, ModelError>;
+}

@@ -1,0 +1,176 @@
+//! What is known of each family of transformers' models beyond the numbers of one model: one table row a family.
+//!
+//! What its tensors are called is in `names`, what its `config.json` says of a model is read in `huggingface`.
+
+/// What a model is called, for messages and for the few things that only one family has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Family {
+    Llama,
+    Mistral,
+    Gemma,
+    Falcon,
+    Gpt2,
+    GptJ,
+    GptNeoX,
+    Nemotron,
+}
+
+/// The facts of a family.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FamilyFacts {
+    /// The `model_type` of transformers.
+    pub(super) name: &'static str,
+    /// Its classes in transformers. The way back writes the first.
+    pub(super) classes: &'static [&'static str],
+    /// What the number under a norm's root is called.
+    pub(super) epsilon_key: &'static str,
+    /// The MLP is this many times as wide as the residual stream where nothing is stated.
+    pub(super) default_ffn_factor: Option<u64>,
+    /// `num_key_value_heads` counts; elsewhere a head has a key of its own or another key says.
+    pub(super) has_num_key_value_heads: bool,
+    /// Biases of `linear_qkv` and `linear_proj`.
+    pub(super) attention_bias: Announced,
+    /// Biases of the MLP.
+    pub(super) mlp_bias: Announced,
+    /// Linear layers that become layers with a bias of zeros where no layer of the model has one.
+    pub(super) zero_biases: ZeroBiases,
+    /// Stored gains of norms are without 1.
+    pub(super) has_zero_centered_gamma: bool,
+    /// The output layer has a bias.
+    pub(super) has_output_bias: bool,
+    /// Embeddings are multiplied by the root of the hidden size.
+    pub(super) scales_embeddings: bool,
+    /// `sliding_window` counts.
+    pub(super) has_window: bool,
+    /// NeMo's `name` of the layers, where these are its own; they are parallel unless told otherwise.
+    pub(super) nemo_name: Option<&'static str>,
+    /// `hidden_activation` of `config.json`, beside `hidden_act`, which is `silu` elsewhere.
+    pub(super) hidden_activation: Option<&'static str>,
+    /// The class of its SentencePiece tokenizer.
+    pub(super) tokenizer_class: &'static str,
+}
+
+/// How `config.json` says whether linear layers have biases.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Announced {
+    /// They have.
+    Always,
+    /// They have none.
+    Never,
+    /// By this key, with this default.
+    ByKey(&'static str, bool),
+}
+
+/// See [`FamilyFacts::zero_biases`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum ZeroBiases {
+    None,
+    Attention,
+    All,
+}
+
+const LLAMA: FamilyFacts = FamilyFacts {
+    name: "llama",
+    classes: &["LlamaForCausalLM", "LlamaModel", "LLaMAForCausalLM"],
+    epsilon_key: "rms_norm_eps",
+    default_ffn_factor: None,
+    has_num_key_value_heads: true,
+    attention_bias: Announced::ByKey("attention_bias", false),
+    mlp_bias: Announced::ByKey("mlp_bias", false),
+    zero_biases: ZeroBiases::All,
+    has_zero_centered_gamma: false,
+    has_output_bias: false,
+    scales_embeddings: false,
+    has_window: false,
+    nemo_name: None,
+    hidden_activation: None,
+    tokenizer_class: "LlamaTokenizer",
+};
+
+const MISTRAL: FamilyFacts = FamilyFacts {
+    name: "mistral",
+    classes: &["MistralForCausalLM", "MistralModel"],
+    attention_bias: Announced::Never,
+    mlp_bias: Announced::Never,
+    has_window: true,
+    ..LLAMA
+};
+
+const GEMMA: FamilyFacts = FamilyFacts {
+    name: "gemma",
+    classes: &["GemmaForCausalLM", "GemmaModel"],
+    mlp_bias: Announced::Never,
+    has_zero_centered_gamma: true,
+    scales_embeddings: true,
+    hidden_activation: Some("gelu_pytorch_tanh"),
+    tokenizer_class: "GemmaTokenizer",
+    ..LLAMA
+};
+
+const NEMOTRON: FamilyFacts = FamilyFacts {
+    name: "nemotron",
+    classes: &["NemotronForCausalLM", "NemotronModel"],
+    epsilon_key: "norm_eps",
+    ..LLAMA
+};
+
+const GPT2: FamilyFacts = FamilyFacts {
+    name: "gpt2",
+    classes: &["GPT2LMHeadModel", "GPT2Model"],
+    epsilon_key: "layer_norm_epsilon",
+    default_ffn_factor: Some(4),
+    has_num_key_value_heads: false,
+    attention_bias: Announced::Always,
+    mlp_bias: Announced::Always,
+    zero_biases: ZeroBiases::None,
+    ..LLAMA
+};
+
+const FALCON: FamilyFacts = FamilyFacts {
+    name: "falcon",
+    classes: &["FalconForCausalLM", "FalconModel", "RWForCausalLM", "RWModel"],
+    attention_bias: Announced::ByKey("bias", false),
+    mlp_bias: Announced::ByKey("bias", false),
+    nemo_name: Some("megatron_falcon_gpt"),
+    ..GPT2
+};
+
+const GPT_J: FamilyFacts = FamilyFacts {
+    name: "gptj",
+    classes: &["GPTJForCausalLM", "GPTJModel"],
+    attention_bias: Announced::Never,
+    zero_biases: ZeroBiases::Attention,
+    has_output_bias: true,
+    ..GPT2
+};
+
+const GPT_NEOX: FamilyFacts = FamilyFacts {
+    name: "gpt_neox",
+    classes: &["GPTNeoXForCausalLM", "GPTNeoXModel"],
+    epsilon_key: "layer_norm_eps",
+    default_ffn_factor: None,
+    attention_bias: Announced::ByKey("attention_bias", true),
+    zero_biases: ZeroBiases::Attention,
+    ..GPT2
+};
+
+impl Family {
+    /// Its row of the table.
+    pub(super) const fn facts(self) -> &'static FamilyFacts {
+        match self {
+            Self::Llama => &LLAMA,
+            Self::Mistral => &MISTRAL,
+            Self::Gemma => &GEMMA,
+            Self::Falcon => &FALCON,
+            Self::Gpt2 => &GPT2,
+            Self::GptJ => &GPT_J,
+            Self::GptNeoX => &GPT_NEOX,
+            Self::Nemotron => &NEMOTRON,
+        }
+    }
+
+    /// The `model_type` of transformers.
+    pub(super) const fn name(self) -> &'static str {
+        self.facts().name
+    }
+}
