@@ -26,13 +26,13 @@ pub(super) struct Data {
 }
 
 impl Data {
-    /// Prompts of several lengths.
+    /// Prompts of several lengths, all short enough for the smallest fixture.
     ///
     /// # Errors
     /// When the file cannot be written.
     pub(super) fn write(kit: &Kit, num_rows: usize) -> Result<Self> {
         let line = |n: usize| {
-            let question = format!("Tell me {}about number {n}.", "more and more ".repeat(n % 7 * 5));
+            let question = format!("Tell me {}about number {n}.", "more and more ".repeat(n % 7 * 3 / 2));
             let turns = json!([{"from": "User", "value": question}, {"from": "Assistant", "value": ""}]);
             json!({"system": "", "mask": "User", "conversations": turns}).to_string() + "\n"
         };

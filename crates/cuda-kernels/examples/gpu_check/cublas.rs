@@ -1,5 +1,6 @@
 //! Whether cuBLAS's bits of a row depend on the number of rows, for all layers and row counts that the program uses.
 
+use cuda_kernels::MAX_GEMM_ROWS;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
@@ -26,7 +27,7 @@ pub(crate) const LAYERS: [[i64; 2]; 11] = [
 const OUTPUT_LAYERS: [[i64; 2]; 3] = [[32_000, 4_096], [256_000, 2_048], [128_256, 4_096]];
 
 /// Decode steps have multiples of 32 rows, the prompts of a prefill any number up to 8,192 together.
-const ROW_COUNTS: [i64; 16] =
+static ROW_COUNTS: [i64; 16] =
     [32, 64, 96, 128, 160, 192, 224, 256, 320, 512, 777, 1024, 1999, 4096, 5003, 8192];
 
 /// The most rows whose logits are computed at once.
@@ -34,13 +35,14 @@ const MAX_OUTPUT_ROWS: i64 = 256;
 
 pub(crate) fn row_counts(gpu: &Gpu) -> Outcome {
     blas::prefer_invariant()?;
+    let counts = counts(gpu)?;
     for shape @ [num_out, num_in] in LAYERS {
         let (x, weight) = layer(gpu, shape)?;
         let old = gpu.random(&[x.size()[0], num_out], Kind::BFloat16)?;
         let mut all_added = old.f_detach_copy()?;
         blas::linear_add_out(&mut all_added, &x, &weight)?;
         let all = x.f_linear::<&Tensor>(&weight, None)?;
-        for num_rows in ROW_COUNTS {
+        for &num_rows in counts {
             let x = x.f_narrow(0, 0, num_rows)?;
             let out = x.f_linear::<&Tensor>(&weight, None)?;
             let mut added = old.f_narrow(0, 0, num_rows)?.f_detach_copy()?;
@@ -60,7 +62,7 @@ pub(crate) fn row_counts(gpu: &Gpu) -> Outcome {
             Ok(out)
         };
         let all = logits(MAX_OUTPUT_ROWS)?;
-        for num_rows in ROW_COUNTS.into_iter().filter(|&num_rows| num_rows <= MAX_OUTPUT_ROWS) {
+        for num_rows in counts.iter().copied().filter(|&num_rows| num_rows <= MAX_OUTPUT_ROWS) {
             ensure(same(&logits(num_rows)?, &all.f_narrow(0, 0, num_rows)?)?, || {
                 format!(
                     "the logits of {num_rows} rows of [{num_out}, {num_in}] differ from those of larger batches"
@@ -69,9 +71,17 @@ pub(crate) fn row_counts(gpu: &Gpu) -> Outcome {
         }
     }
     Ok(format!(
-        "bitwise identical for 32 to 8192 rows of {} layers, alone and added to the residual, and for 32 to {MAX_OUTPUT_ROWS} rows of logits",
+        "bitwise identical for {} to 8192 rows of {} layers, alone and added to the residual, and for up to {MAX_OUTPUT_ROWS} rows of logits",
+        counts[0],
         LAYERS.len()
     ))
+}
+
+/// The counts that are left to cuBLAS: those of small batches are not where the in-house GEMM runs.
+fn counts(gpu: &Gpu) -> Result<&'static [i64], Box<dyn std::error::Error>> {
+    let has_small_batches = gpu.device.compute_capability()? == (9, 0);
+    let first = if has_small_batches { ROW_COUNTS.partition_point(|&rows| rows <= MAX_GEMM_ROWS) } else { 0 };
+    Ok(&ROW_COUNTS[first..])
 }
 
 /// As many rows as the largest count, and a weight.
