@@ -71,7 +71,7 @@ fn lone_surrogates() {
 fn raw_control_characters_and_words_that_are_no_json() {
     insta::assert_snapshot!(refusal(with_value("\"a\u{1}b\"")), @r"
     error: 1 of 3 records of `[JOB]/data.jsonl` cannot be used:
-      line 2: not JSON at column 62: a control character (U+0001) stands in a string; it must be escaped as `\u0001`
+      line 2: not JSON at column 62: a control character (U+0001) in a string; it must be escaped as `\u0001`
     ");
     insta::assert_snapshot!(refusal(with_value("NaN")), @r"
     error: 1 of 3 records of `[JOB]/data.jsonl` cannot be used:

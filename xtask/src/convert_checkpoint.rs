@@ -79,7 +79,7 @@ impl ScriptArgs {
                 parallel.is_some_and(|size| size > 1),
                 "parallel sizes do not matter: the written checkpoint is the same for every number of ranks",
             ),
-            (self.ignore_if_missing, "`--ignore_if_missing` has no effect: a tensor that lacks is an error"),
+            (self.ignore_if_missing, "`--ignore_if_missing` has no effect: a missing tensor is an error"),
         ]
         .into_iter()
         .filter_map(|(is_given, note)| is_given.then_some(note))

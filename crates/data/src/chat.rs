@@ -238,6 +238,6 @@ mod tests {
         assert_eq!(note(json!({"system": "", "conversations": turns(&[("User", "Q")])})), added("Assistant"));
         let error =
             note(json!({"system": "", "mask": "Bob", "conversations": turns(&[("Bob", "Q")])})).unwrap_err();
-        insta::assert_snapshot!(error, @"only the `mask` role `Bob` speaks, and the answering role cannot be told from it: add a turn of the answering role");
+        insta::assert_snapshot!(error, @"only the `mask` role `Bob` speaks, and the answering role cannot be determined: add a turn of the answering role");
     }
 }

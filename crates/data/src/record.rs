@@ -84,7 +84,7 @@ pub enum RecordError {
     },
     /// Only the asking role speaks, and the answering role cannot be determined.
     #[error(
-        "only the `mask` role `{mask}` speaks, and the answering role cannot be told from it: add a turn of the \
+        "only the `mask` role `{mask}` speaks, and the answering role cannot be determined: add a turn of the \
          answering role"
     )]
     NoAnsweringRole {

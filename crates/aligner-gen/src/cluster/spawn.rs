@@ -259,7 +259,7 @@ impl Group {
         };
         let lines = culprit.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = format!(
-            "rank {} {how}, so the job was ended; finished steps are saved, the same command goes on after them",
+            "rank {} {how}, so the job was ended; finished steps are saved, the same command continues after them",
             culprit.rank
         );
         if !lines.is_empty() {

@@ -158,7 +158,7 @@ impl Follower<'_> {
             Ended::Lost(_) if self.watch.reason().is_some() => self.judge(Ended::ByItself),
             Ended::Lost(_) if self.is_finished() => (Why::Told, Ok(ExitStatus::Done)),
             Ended::Lost(reason) => {
-                let text = "rank 0 is gone, so the job has ended; finished steps are saved, the same command goes on after them";
+                let text = "rank 0 is gone, so the job has ended; finished steps are saved, the same command continues after them";
                 (Why::Told, Err(anyhow::anyhow!("{text} ({})", first_line(&reason)).into()))
             }
             Ended::ByItself => match self.watch.reason() {

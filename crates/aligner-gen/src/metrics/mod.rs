@@ -163,7 +163,7 @@ fn seconds_since_1970(at: SystemTime) -> f64 {
 }
 
 fn left_out(name: &str, error: &io::Error) {
-    tracing::warn!("{name} gets nothing more from this run, generation goes on: {error}");
+    tracing::warn!("{name} is disabled for the rest of this run; generation continues: {error}");
 }
 
 fn scalars(counts: &StepCounts, tokens_per_second: f64, memory: Option<ProcessMemory>) -> Vec<Scalar> {

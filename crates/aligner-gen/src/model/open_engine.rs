@@ -41,8 +41,8 @@ pub(crate) fn open_engine(
         let min_rows = engine.min_rows();
         if min_rows > 1 {
             tracing::info!(
-                "steps of fewer than {min_rows} sequences take as long as {min_rows}: there are no products of few rows \
-                 for this model, precision and GPU"
+                "steps of fewer than {min_rows} sequences take as long as {min_rows}: the in-house GEMM of \
+                 small batches does not serve this model, precision and GPU"
             );
         }
         return Ok(engine);

@@ -210,7 +210,7 @@ impl<'a> Reader<'a> {
                 byte => {
                     let code = byte.unwrap_or_default();
                     return Err(self.error(format!(
-                        "a control character (U+{code:04X}) stands in a string; it must be escaped as `\\u{code:04x}`"
+                        "a control character (U+{code:04X}) in a string; it must be escaped as `\\u{code:04x}`"
                     )));
                 }
             }

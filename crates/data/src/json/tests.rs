@@ -80,7 +80,7 @@ fn refusals_say_where_and_what() {
     insta::assert_snapshot!(reason(r#""a\ud800""#), @r"3: the escape `\ud800` is half a character (a lone surrogate), which no text can hold");
     insta::assert_snapshot!(reason(r#""\udc00\ud800""#), @r"2: the escape `\udc00` is half a character (a lone surrogate), which no text can hold");
     insta::assert_snapshot!(reason(r#""\ud800\u0041""#), @r"2: the escape `\ud800` is half a character (a lone surrogate), which no text can hold");
-    insta::assert_snapshot!(reason("\"a\nb\""), @r"3: a control character (U+000A) stands in a string; it must be escaped as `\u000a`");
+    insta::assert_snapshot!(reason("\"a\nb\""), @r"3: a control character (U+000A) in a string; it must be escaped as `\u000a`");
     insta::assert_snapshot!(reason(r#""\x41""#), @r"2: `\x` is no escape of JSON");
     insta::assert_snapshot!(reason("{'a': 1}"), @"2: expected a key in double quotes, found `'`");
     insta::assert_snapshot!(reason(r#"{"a": 1,}"#), @"9: expected a key in double quotes, found `}`");

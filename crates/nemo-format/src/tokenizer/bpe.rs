@@ -14,7 +14,7 @@ pub(super) fn tokenizer_json(file: &GgufFile, vocab: &GgufVocab<'_>) -> Result<V
     let pre_key = "tokenizer.ggml.pre";
     let name = file.optional(pre_key, GgufValue::as_str)?.ok_or_else(|| FormatError::Unsupported {
         what: format!("`{}`, whose tokenizer has no `{pre_key}`,", file.path().display()),
-        hint: "convert the model anew with a current llama.cpp, or pass the original tokenizer instead"
+        hint: "convert the model again with a current llama.cpp, or pass the original tokenizer instead"
             .into(),
     })?;
     let pre = pre_tokenizer::by_name(name).ok_or_else(|| FormatError::Unsupported {
