@@ -2,9 +2,10 @@
 
 Compiles crates/cuda-kernels/kernels with NVRTC and launches the kernels by the driver, so a change of a kernel is timed without a build:
 
-    python3 xtask/gpu/attention.py [ROWS GROUPS CONTEXT]
+    python3 xtask/gpu/attention.py [ROWS GROUPS CONTEXT [QUERIES]]
 
-Each kernel is replayed in a CUDA graph over the caches of 8 layers; the median of five. Needs torch with CUDA; head_dim is 128, one query a group.
+Each kernel is replayed in a CUDA graph over the caches of 8 layers; the median of five. Needs torch with CUDA; head_dim is 128, one query a group
+unless more are asked for.
 """
 
 import struct
@@ -64,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(128) reads(
 
 
 def main():
-    rows, groups, context = (int(arg) for arg in sys.argv[1:4]) if len(sys.argv) > 3 else (256, 16, 512)
+    rows, groups, context, queries = [*map(int, sys.argv[1:]), 1][:4] if len(sys.argv) > 3 else (256, 16, 512, 1)
     torch.cuda.init()
     compiler, stream = nvrtc(), torch.cuda.Stream()
     num_sms = torch.cuda.get_device_properties(0).multi_processor_count
@@ -91,7 +92,7 @@ def main():
 
             tell(f"reads alone, {blocks_per_sm} blocks a multiprocessor, {stages} tiles under way a warp", micros(stream, read))
 
-    defines = dict(ELEM=1, HEAD_DIM=HEAD_DIM, QUERIES_PER_GROUP=1, QUERY_COLUMNS=1, SPLIT_KEYS=SPLIT_KEYS, NUM_WARPS=NUM_WARPS, BLOCKS_PER_SM=BLOCKS_PER_SM)
+    defines = dict(ELEM=1, HEAD_DIM=HEAD_DIM, QUERIES_PER_GROUP=queries, QUERY_COLUMNS=1, SPLIT_KEYS=SPLIT_KEYS, NUM_WARPS=NUM_WARPS, BLOCKS_PER_SM=BLOCKS_PER_SM)
     attention = kernel(compiler, source("attention.cu"), "decode_attention_qkv", defines, shared=200 * 1024)
     splits = -(-context // SPLIT_KEYS)
     slot = lambda row: (row * table_width + (context - 1) // BLOCK_TOKENS) * BLOCK_TOKENS + (context - 1) % BLOCK_TOKENS
@@ -99,8 +100,8 @@ def main():
     items = [numbers for row in range(rows) for numbers in ([row, 1, 1, 0], [0, splits, context, slot(row)])]
     half_dim = HEAD_DIM // 2
     tensors = [
-        torch.randn(rows, groups, 3, HEAD_DIM, **half),
-        torch.empty(rows, groups, HEAD_DIM, **half),
+        torch.randn(rows, groups, queries + 2, HEAD_DIM, **half),
+        torch.empty(rows, groups * queries, HEAD_DIM, **half),
         torch.arange(num_blocks, **ints),
         torch.tensor([slot(row) for row in range(rows)], **ints),
         torch.full((rows,), context, **ints),
@@ -108,8 +109,8 @@ def main():
         torch.tensor([rows], **ints),
         torch.zeros(rows * groups, **ints),
         torch.zeros(2, **ints),
-        torch.empty(rows * groups * splits * HEAD_DIM, device="cuda"),
-        torch.empty(rows * groups * splits * 2, device="cuda"),
+        torch.empty(rows * groups * queries * splits * HEAD_DIM, device="cuda"),
+        torch.empty(rows * groups * queries * splits * 2, device="cuda"),
         torch.ones(context, half_dim, device="cuda"),
         torch.zeros(context, half_dim, device="cuda"),
     ]

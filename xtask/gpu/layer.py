@@ -1,6 +1,6 @@
 """Where the time of a layer goes when a step has few rows, on one GPU of compute capability 9.0.
 
-    python3 xtask/gpu/layer.py [llama2-7b|gpt-2b [ROWS CONTEXT]]
+    python3 xtask/gpu/layer.py [llama2-7b|llama3-8b|gpt-2b [ROWS CONTEXT]]
 
 First the GEMMs of a layer, each over the weights of all layers one after the other, beside cuBLAS's. Then a chain of layers as a
 step enqueues them (norms, GEMMs, decode attention), replayed as a graph: its time, and by the GPU's clock when the blocks of each
@@ -16,8 +16,8 @@ import torch
 from driver import aligned, captured, cuda, check, edited, kernel, launch, micros, nvrtc, source
 
 HEAD_DIM, BLOCK_TOKENS, SPLIT_KEYS, NUM_WARPS = 128, 32, 512, 4
-# Layers, hidden size, width of the MLP, elements of a head that are rotated; one query a group, SiLU gated.
-SHAPES = {"llama2-7b": (32, 4096, 11008, 128), "gpt-2b": (24, 2048, 5440, 64)}
+# Layers, hidden size, groups of heads, width of the MLP, elements of a head that are rotated; SiLU gated.
+SHAPES = {"llama2-7b": (32, 4096, 32, 11008, 128), "llama3-8b": (32, 4096, 8, 14336, 128), "gpt-2b": (24, 2048, 16, 5440, 64)}
 SILU, NO_ACTIVATION = 3, -1
 # As in crates/cuda-kernels/src: Tiling, GemmShape and the launchers.
 BLOCKS_PER_SM, QUERY_TILE = 2, 8
@@ -101,8 +101,9 @@ class Layers:
     """The kernels of a shape, its layers and one step's tensors."""
 
     def __init__(self, name, rows, context):
-        self.num_layers, self.hidden, self.ffn, self.rotary_dim = SHAPES[name]
+        self.num_layers, self.hidden, self.groups, self.ffn, self.rotary_dim = SHAPES[name]
         self.rows, self.context, self.heads = rows, context, self.hidden // HEAD_DIM
+        self.queries = self.heads // self.groups
         self.compiler, self.loaded = nvrtc(), {}
         self.num_sms = torch.cuda.get_device_properties(0).multi_processor_count
         self.trace = None
@@ -112,13 +113,14 @@ class Layers:
         normal = lambda *shape: torch.empty(*shape, **half).normal_(0, 0.02)
         table_width = -(-context // BLOCK_TOKENS)
         self.num_blocks = rows * table_width
-        h, cache = self.hidden, (self.num_blocks * self.heads * BLOCK_TOKENS, HEAD_DIM)
+        h, cache = self.hidden, (self.num_blocks * self.groups * BLOCK_TOKENS, HEAD_DIM)
+        qkv = (self.heads + 2 * self.groups) * HEAD_DIM
         gain = lambda: torch.rand(h, device="cuda") + 0.5
-        weights = lambda: (normal(3 * h, h), normal(h, h), normal(2 * self.ffn, h), normal(h, self.ffn))
+        weights = lambda: (normal(qkv, h), normal(h, h), normal(2 * self.ffn, h), normal(h, self.ffn))
         self.layers = [(*weights(), gain(), gain(), normal(*cache), normal(*cache)) for _ in range(self.num_layers)]
         self.first = torch.randn(rows, h, **half)
         self.residual, self.x, self.attended = self.first.clone(), torch.empty(rows, h, **half), torch.zeros(rows, h, **half)
-        self.qkv, self.activated = torch.empty(rows, 3 * h, **half), torch.empty(rows, self.ffn, **half)
+        self.qkv, self.activated = torch.empty(rows, qkv, **half), torch.empty(rows, self.ffn, **half)
         blocks = torch.randperm(self.num_blocks, device="cuda").int().view(rows, table_width)
         slots = [int(blocks[row, (context - 1) // BLOCK_TOKENS]) * BLOCK_TOKENS + (context - 1) % BLOCK_TOKENS for row in range(rows)]
         items = [number for row in range(rows) for number in (row, 1, 1, 0, 0, 1, context, slots[row])]
@@ -129,7 +131,7 @@ class Layers:
     def get(self, text, name, defines, headers, shared=0):
         key = (name, *sorted(defines.items()))
         if key not in self.loaded:
-            defines = dict(ELEM=1, HEAD_DIM=HEAD_DIM, QUERIES_PER_GROUP=1, **defines)
+            defines = dict(ELEM=1, HEAD_DIM=HEAD_DIM, QUERIES_PER_GROUP=self.queries, **defines)
             self.loaded[key] = kernel(self.compiler, text, name, defines, headers, shared)
         return self.loaded[key]
 
@@ -168,7 +170,7 @@ class Layers:
         tensors = [self.qkv, keys, values, self.attended, *self.plan]
         # AttentionArgs of item.cuh.
         args = struct.pack("13Q2Q2i", *[tensor.data_ptr() for tensor in tensors], self.rotary_dim, self.context)
-        args += struct.pack("5if", self.heads, self.plan[0].shape[1], self.num_blocks, 1, self.rows, HEAD_DIM**-0.5 * 1.4427) + self.mark()
+        args += struct.pack("5if", self.groups, self.plan[0].shape[1], self.num_blocks, 1, self.rows, HEAD_DIM**-0.5 * 1.4427) + self.mark()
         launch(function, self.num_sms * BLOCKS_PER_SM, 32 * NUM_WARPS, shared, [args], overlaps=True)
 
     def step(self):
@@ -237,7 +239,7 @@ def main():
     torch.cuda.init()
     layers, stream = Layers(name, rows, context), torch.cuda.Stream()
     tell_gemms(layers, stream)
-    weight_bytes = layers.num_layers * 2 * layers.hidden * (4 * layers.hidden + 3 * layers.ffn)
+    weight_bytes = sum(weight.numel() * 2 for layer in layers.layers for weight in layer[:4])
     time = micros(stream, layers.step)
     print(f"{layers.num_layers} layers, rows {rows}, context {context}: {time:.0f} us, {weight_bytes / time / 1e6:.2f} TB/s of weights", flush=True)
     tell_moments(layers, stream)

@@ -14,8 +14,11 @@ use super::report::{Outcome, Report, compare};
 /// The largest shape with few rows at once takes a minute.
 const LIMIT: Duration = Duration::from_secs(300);
 
+/// More sequences than the base run has at once.
+const MANY: &str = "fixed:24:12:1024";
+
 /// Measures of the base run.
-const MEASURES: [&str; 3] = ["bulk", "ragged", "shared"];
+const MEASURES: [&str; 4] = ["bulk", "ragged", "shared", MANY];
 
 /// A run that must have the hashes of the base run.
 struct Variant {
@@ -25,13 +28,23 @@ struct Variant {
     measures: &'static [(&'static str, &'static str)],
 }
 
-const VARIANTS: [Variant; 3] = [
+const VARIANTS: [Variant; 5] = [
     Variant { name: "again", options: &[], measures: &[("bulk", "bulk")] },
     Variant { name: "in another order", options: &[], measures: &[("order", "bulk")] },
     Variant {
         name: "12 sequences at once",
         options: &["--max-num-seqs", "12"],
         measures: &[("ragged", "ragged"), ("shared", "shared")],
+    },
+    Variant {
+        name: "1,000 sequences at once",
+        options: &["--max-num-seqs", "1000"],
+        measures: &[(MANY, MANY)],
+    },
+    Variant {
+        name: "1,024 sequences at once",
+        options: &["--max-num-seqs", "1024"],
+        measures: &[(MANY, MANY)],
     },
 ];
 

@@ -158,20 +158,23 @@ fn hashes_are_compared_between_runs() {
             echo "{\"case\": \"$measure\", \"tokens\": 10, \"hash\": \"$hash\"}"
         done"#;
     let (ending, text) = perform_on(Device::Cpu, &[(build::ALIGNER_GEN, script)], &["bench-tiny"]);
-    assert_eq!(ending, Ending::Checked(Counts { passed: 6, failed: 1 }));
+    assert_eq!(ending, Ending::Checked(Counts { passed: 9, failed: 1 }));
     insta::assert_snapshot!(text, @r"
     ok bench, tiny, bulk: bulk
     ok bench, tiny, ragged: ragged
     ok bench, tiny, shared: shared
+    ok bench, tiny, fixed:24:12:1024: fixed:24:12:1024
     ok bench, tiny, bulk, again: bulk
     ok bench, tiny, order, in another order: bulk
     ok bench, tiny, ragged, 12 sequences at once: ragged
     FAILED bench, tiny, shared, 12 sequences at once: its hash is changed, that of the first run shared
+    ok bench, tiny, fixed:24:12:1024, 1,000 sequences at once: fixed:24:12:1024
+    ok bench, tiny, fixed:24:12:1024, 1,024 sequences at once: fixed:24:12:1024
     failed: bench, tiny, shared, 12 sequences at once
-    6 passed, 1 failed
+    9 passed, 1 failed
     ");
     let (ending, _) = perform_on(Device::Cpu, &[(build::ALIGNER_GEN, "echo nonsense")], &["bench-tiny"]);
-    assert_eq!(ending, Ending::Checked(Counts { passed: 0, failed: 7 }));
+    assert_eq!(ending, Ending::Checked(Counts { passed: 0, failed: 10 }));
 }
 
 #[test]

@@ -4,9 +4,11 @@
 //! Prompts are random ids from a fixed generator and nothing ends a response, so every run does the same work.
 
 mod cases;
+mod copying;
 pub(crate) mod queue;
 mod shapes;
 mod simulate;
+mod workload;
 
 use std::io::Write;
 use std::ops::ControlFlow;

@@ -1,27 +1,38 @@
 //! Known model shapes with dummy weights made in memory, for measurements without a checkpoint.
 //!
 //! All tensors are slices of one buffer of random numbers, so that making a model of 7 billion parameters takes a second.
-//! Norms leave their input as it is.
+//! Norms leave their input as it is. Where the model is to copy its prompt, embedding and output layer are made by
+//! themselves (`copying.rs`).
 
 use std::collections::BTreeMap;
 
 use model_core::{ModelConfig, RawModelConfig};
-use model_spec::{ModelSpec, NamedShape, Part, PositionEmbedding, ShapeSpec, TableRows, TensorSpec};
+use model_spec::{ModelSpec, Module, NamedShape, Part, PositionEmbedding, ShapeSpec, TableRows, TensorSpec};
 use nemo_format::{DType, FormatError, Region, TensorMeta, TensorSource};
 use rayon::prelude::*;
 use serde_json::json;
 
+use super::copying;
 use crate::exit::Failure;
 
 /// Neighbouring tensors start this many numbers apart, so that no two are equal.
 const OFFSET_ELEMS: usize = 7919;
 /// Standard deviation of the weights, as in training from scratch.
-const WEIGHT_STD: f32 = 0.02;
+pub(super) const WEIGHT_STD: f32 = 0.02;
 /// Tokens that a sequence may have, whatever the shape.
-const ENCODER_SEQ_LENGTH: u64 = 4096;
+pub(super) const MAX_SEQ_LEN_TOKENS: usize = 4096;
+
+/// What the text is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Weights {
+    /// Anything.
+    Random,
+    /// Mostly the prompt's.
+    Copying,
+}
 
 /// A model of a named shape.
-pub(super) fn source(shape: NamedShape) -> Result<(ModelConfig, DummySource), Failure> {
+pub(super) fn source(shape: NamedShape, weights: Weights) -> Result<(ModelConfig, DummySource), Failure> {
     let ShapeSpec { uniform, padded_vocab_size, .. } = shape.shape();
     let (activation, openai_gelu) = uniform
         .activation
@@ -33,7 +44,7 @@ pub(super) fn source(shape: NamedShape) -> Result<(ModelConfig, DummySource), Fa
         "ffn_hidden_size": uniform.ffn_hidden_size,
         "num_attention_heads": uniform.heads.num_attention_heads,
         "num_query_groups": uniform.heads.num_query_groups,
-        "encoder_seq_length": ENCODER_SEQ_LENGTH,
+        "encoder_seq_length": MAX_SEQ_LEN_TOKENS,
         "normalization": uniform.norm.nemo_name(),
         "activation": activation,
         "openai_gelu": openai_gelu,
@@ -47,15 +58,25 @@ pub(super) fn source(shape: NamedShape) -> Result<(ModelConfig, DummySource), Fa
     }
     let raw: RawModelConfig = serde_json::from_value(keys).map_err(anyhow::Error::from)?;
     let config = ModelConfig::try_from(raw)?;
-    let rows = TableRows { vocab: padded_vocab_size, positions: ENCODER_SEQ_LENGTH };
-    let source = DummySource::new(&config.spec(rows));
+    let rows = TableRows { vocab: padded_vocab_size, positions: MAX_SEQ_LEN_TOKENS as u64 };
+    let mut source = DummySource::new(&config.spec(rows));
+    if weights == Weights::Copying {
+        let table = [padded_vocab_size as usize, config.hidden_size];
+        let refused = |why| Failure::usage(format!("weights of `{}` cannot copy: {why}", shape.name()));
+        if uniform.output.tied {
+            return Err(refused("the output layer is the embedding table"));
+        }
+        source.tables = Some(copying::Tables::new(&source.random, WEIGHT_STD, table).map_err(refused)?);
+    }
     Ok((config, source))
 }
 
 /// The tensors of a dummy model, bfloat16.
 pub(super) struct DummySource {
-    metas: BTreeMap<String, (TensorMeta, Fill)>,
+    metas: BTreeMap<String, (TensorMeta, Module, Fill)>,
     random: Vec<half::bf16>,
+    /// In place of random ones.
+    tables: Option<copying::Tables>,
     ones: Vec<half::bf16>,
     zeros: Vec<half::bf16>,
 }
@@ -89,11 +110,12 @@ impl DummySource {
                 num_constant = num_constant.max(num_elems);
             }
             let meta = TensorMeta { dtype: DType::BF16, shape: tensor.shape() };
-            metas.insert(tensor.name, (meta, fill));
+            metas.insert(tensor.name, (meta, tensor.id.module, fill));
         }
         Self {
             metas,
             random: random_weights(num_random),
+            tables: None,
             ones: vec![half::bf16::ONE; num_constant],
             zeros: vec![half::bf16::ZERO; num_constant],
         }
@@ -106,7 +128,7 @@ impl TensorSource for DummySource {
     }
 
     fn meta(&self, name: &str) -> Option<&TensorMeta> {
-        self.metas.get(name).map(|(meta, _)| meta)
+        self.metas.get(name).map(|(meta, ..)| meta)
     }
 
     fn read(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError> {
@@ -118,7 +140,10 @@ impl TensorSource for DummySource {
     }
 
     fn mapped_bytes(&self, name: &str) -> Option<&[u8]> {
-        let (meta, fill) = self.metas.get(name)?;
+        let (meta, module, fill) = self.metas.get(name)?;
+        if let Some(table) = self.tables.as_ref().and_then(|tables| tables.of(*module)) {
+            return Some(bytemuck::cast_slice(table));
+        }
         let num_elems = usize::try_from(meta.num_elems()?).ok()?;
         let elems = match *fill {
             Fill::Random { start_elems } => self.random.get(start_elems..start_elems + num_elems),
@@ -130,7 +155,7 @@ impl TensorSource for DummySource {
 }
 
 /// Normal numbers: the sum of four uniform ones, from a hash of the position.
-fn random_weights(num_elems: usize) -> Vec<half::bf16> {
+pub(super) fn random_weights(num_elems: usize) -> Vec<half::bf16> {
     // A uniform number on [0, 1) has variance 1/12, so the sum of four less 2 has standard deviation 1/sqrt(3).
     const SCALE: f32 = WEIGHT_STD * 1.732_050_8;
     (0..num_elems)
