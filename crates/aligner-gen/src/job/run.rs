@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use data::{PromptNote, PromptSet, StepPlan, load_prompts};
+use data::{OutputSteps, PromptNote, PromptSet, load_prompts};
 use model_core::{Backend, LoadOptions};
 
 use super::follower;
@@ -44,7 +44,7 @@ struct Prepared {
     prompts: PromptSet,
     /// The first prompt, to be shown, and how many tokens it has.
     first: Option<(String, usize)>,
-    steps: StepPlan,
+    steps: OutputSteps,
     demand: Demand,
     memory: MemoryPlan,
     identity: Identity,

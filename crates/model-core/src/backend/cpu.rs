@@ -5,10 +5,8 @@
 mod attention;
 mod linear;
 
-use cpu_kernels::{
-    CpuKernels, HeadShape, Layout, MAX_HEAD_DIM, NormKind, NormParams, SourceDType, StoredLinear,
-};
-use model_spec::{AttentionSpec, KvGroup, Normalization};
+use cpu_kernels::{CpuKernels, HeadShape, Layout, MAX_HEAD_DIM, NormParams, SourceDType, StoredLinear};
+use model_spec::{AttentionSpec, KvGroup};
 use nemo_format::DType;
 use tch::{Kind, Tensor};
 use torch_ext::view;
@@ -61,10 +59,7 @@ impl StepState for CpuState {
 
     fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
         let params = NormParams {
-            kind: match norm.normalization {
-                Normalization::LayerNorm => NormKind::LayerNorm,
-                Normalization::RmsNorm => NormKind::RmsNorm,
-            },
+            normalization: norm.normalization,
             weight: view::f32_slice(&norm.gain, "norm weight")?,
             bias: norm.bias.as_ref().map_or(Ok(&[][..]), |bias| view::f32_slice(bias, "norm bias"))?,
             epsilon: norm.epsilon as f32,

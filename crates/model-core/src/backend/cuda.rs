@@ -10,11 +10,9 @@ mod linear;
 mod loader;
 mod small_batch;
 
-use cuda_kernels::{
-    DecodePlan, Embed, ModelKernels, Norm as NormLaunch, NormKind, PlanDecode, Rotary as RotaryArrays,
-};
+use cuda_kernels::{DecodePlan, Embed, ModelKernels, Norm as NormLaunch, PlanDecode, Rotary as RotaryArrays};
 use cuda_runtime::{Device, Stream};
-use model_spec::{HeadLayout, KvGroup, Normalization};
+use model_spec::{HeadLayout, KvGroup};
 use tch::{Kind, Tensor};
 
 pub(crate) use self::attention::CudaAttention;
@@ -206,10 +204,7 @@ impl StepState for CudaState {
     fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
         let out = x.f_empty_like()?;
         let launch = NormLaunch {
-            kind: match norm.normalization {
-                Normalization::LayerNorm => NormKind::LayerNorm,
-                Normalization::RmsNorm => NormKind::RmsNorm,
-            },
+            normalization: norm.normalization,
             x,
             gain: &norm.gain,
             bias: norm.bias.as_ref(),

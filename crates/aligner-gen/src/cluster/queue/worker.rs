@@ -16,7 +16,7 @@ const IDLE: Duration = Duration::from_millis(20);
 
 /// Why a rank has stopped computing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum WorkerEnd {
     /// Rank 0 said so.
     Told(Stop),
     /// The caller's own reason.
@@ -39,7 +39,7 @@ struct State<'a> {
     backlog: VecDeque<Request>,
     /// Responses of samples that are begun, in their places.
     open: HashMap<u64, Vec<Option<ResponseDone>>>,
-    ended: Option<Ended>,
+    ended: Option<WorkerEnd>,
 }
 
 /// Computes until rank 0 says stop, the line is lost, or `should_leave`.
@@ -47,7 +47,7 @@ pub(crate) fn work(
     engine: &mut Engine,
     mailbox: &Mailbox,
     should_leave: &dyn Fn() -> bool,
-) -> Result<(Ended, RunStats), EngineError> {
+) -> Result<(WorkerEnd, RunStats), EngineError> {
     let state = RefCell::new(State { mailbox, backlog: VecDeque::new(), open: HashMap::new(), ended: None });
     let stats = engine.run(
         &mut |activity| state.borrow_mut().next_request(activity),
@@ -59,12 +59,12 @@ pub(crate) fn work(
             let mut state = state.borrow_mut();
             state.hear_all();
             if state.ended.is_none() && should_leave() {
-                state.ended = Some(Ended::ByItself);
+                state.ended = Some(WorkerEnd::ByItself);
             }
             state.ended.is_some()
         },
     )?;
-    Ok((state.into_inner().ended.unwrap_or(Ended::ByItself), stats))
+    Ok((state.into_inner().ended.unwrap_or(WorkerEnd::ByItself), stats))
 }
 
 impl State<'_> {
@@ -100,10 +100,10 @@ impl State<'_> {
     fn hear(&mut self, heard: Heard) {
         match heard {
             Ok(FromZero::Grant(requests)) => self.backlog.extend(requests),
-            Ok(FromZero::Stop(stop)) => self.ended = Some(Ended::Told(stop)),
+            Ok(FromZero::Stop(stop)) => self.ended = Some(WorkerEnd::Told(stop)),
             // Said once, before there was an engine.
             Ok(FromZero::Welcome { .. }) => {}
-            Err(reason) => self.ended = Some(Ended::Lost(reason)),
+            Err(reason) => self.ended = Some(WorkerEnd::Lost(reason)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Linear layers on a GPU: cuBLAS's GEMMs, and the in-house one for small batches.
 
-use cuda_kernels::{Activate, Gating, Gemm, GemmOut, Nonlinearity as Function};
-use model_spec::{Activation, Nonlinearity};
+use cuda_kernels::{Activate, Gating, Gemm, GemmOut};
+use model_spec::Activation;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
@@ -59,7 +59,7 @@ impl CudaLinear {
                 let (num_rows, num_columns) = y.size2()?;
                 let out = at.empty(&[num_rows, ffn_of(num_columns, activation)], at.precision.kind())?;
                 let launch = Activate {
-                    activation: function(activation),
+                    activation: activation.nonlinearity,
                     gating: gating(activation),
                     x: &y,
                     out: &out,
@@ -99,7 +99,7 @@ impl CudaLinear {
             Epilogue::Activate(activation) => {
                 let [num_rows, num_columns] = self.out_shape(x)?;
                 let out = at.empty(&[num_rows, ffn_of(num_columns, activation)], at.precision.kind())?;
-                let activated = GemmOut::Activated(&out, function(activation), gating(activation));
+                let activated = GemmOut::Activated(&out, activation.nonlinearity, gating(activation));
                 gemm(self.bias.as_ref(), activated)?;
                 Ok(out)
             }
@@ -140,15 +140,4 @@ pub(super) fn gating(activation: Activation) -> Gating {
 /// How wide an MLP is whose `linear_fc1` has so many outputs.
 fn ffn_of(num_out: i64, activation: Activation) -> i64 {
     if activation.gated { num_out / 2 } else { num_out }
-}
-
-pub(super) fn function(activation: Activation) -> Function {
-    match activation.nonlinearity {
-        Nonlinearity::Gelu => Function::Gelu,
-        Nonlinearity::GeluTanh => Function::GeluTanh,
-        Nonlinearity::QuickGelu => Function::QuickGelu,
-        Nonlinearity::Silu => Function::Silu,
-        Nonlinearity::Relu => Function::Relu,
-        Nonlinearity::SquaredRelu => Function::SquaredRelu,
-    }
 }

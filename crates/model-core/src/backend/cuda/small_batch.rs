@@ -10,7 +10,7 @@ use cuda_kernels::MAX_GEMM_ROWS;
 use model_spec::Activation;
 use tch::{Kind, Tensor};
 
-use super::linear::{function, gating};
+use super::linear::gating;
 use super::{CudaLinear, CudaState, MIN_ROWS};
 use crate::ModelError;
 use crate::ops::{Epilogue, TrialLinear};
@@ -35,7 +35,7 @@ impl CudaState {
                 .or_insert((linear, activation));
         }
         for (&(num_out, num_in, ..), (_, activation)) in &different {
-            let activated = activation.map(|activation| (function(activation), gating(activation)));
+            let activated = activation.map(|activation| (activation.nonlinearity, gating(activation)));
             max_rows = max_rows.min(self.kernels()?.max_gemm_rows([num_out, num_in], activated)?);
         }
         if max_rows == 0 {
