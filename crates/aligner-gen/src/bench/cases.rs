@@ -43,7 +43,7 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
     let Some(shape) = arguments.shape else { return Err(Failure::usage("`--shape` is missing")) };
     let device = arguments.device.open()?;
     let options = LoadOptions {
-        precision: arguments.precision.parse()?,
+        numerics: arguments.precision.parse()?,
         backend: arguments.backend.into(),
         device,
         attention: env::attention_switches(),
@@ -57,8 +57,8 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         let load_s = started.elapsed().as_secs_f64();
         let vocab_size = model.padded_vocab_size();
         let cases = cases(spec, vocab_size, arguments.max_num_seqs)?;
-        let weight_bytes =
-            model.weight_bytes() - (vocab_size * config.hidden_size * options.precision.size_bytes()) as u64;
+        let weight_bytes = model.weight_bytes()
+            - (vocab_size * config.hidden_size * options.numerics.weights.size_bytes()) as u64;
         let floor = Floor {
             weight_bytes,
             kv_bytes_per_token: (KvCache::bytes_per_block(&config, options) / BLOCK_SIZE_TOKENS) as u64,
@@ -88,7 +88,7 @@ fn open(
     let blocks = |request: &Request| {
         let prompt = request.prompt.len();
         let tokens = prompt + request.max_new_tokens as usize;
-        (blocks_for(tokens) + 1) * request.num_responses as usize
+        (blocks_for(tokens, BLOCK_SIZE_TOKENS) + 1) * request.num_responses as usize
     };
     let most_blocks = |case: &Case| {
         let mut sizes: Vec<usize> = case.requests.iter().map(blocks).collect();

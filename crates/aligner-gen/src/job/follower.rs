@@ -116,7 +116,7 @@ impl Follower<'_> {
         (mailbox.say)(ToZero::Ready { capacity });
         let (ended, stats) =
             worker::work(&mut engine, mailbox, &|| self.watch.reason().is_some()).map_err(|error| {
-                nonfinite::explain(error.into(), setup.checkpoint.tensors(), setup.plan.precision)
+                nonfinite::explain(error.into(), setup.checkpoint.tensors(), setup.plan.numerics)
             })?;
         Ok(Outcome { ended, prompt_tokens: stats.prompt_tokens })
     }

@@ -205,7 +205,7 @@ fn compute(
             (_, stats) => Ok(Computed { stats, load_time, began }),
         }
     });
-    let outcome = outcome.map_err(|failure| nonfinite::explain(failure, job.weights, job.plan.precision));
+    let outcome = outcome.map_err(|failure| nonfinite::explain(failure, job.weights, job.plan.numerics));
     let why = match &outcome {
         Ok(_) => Why::Told,
         Err(failure) => Why::Failed { code: failure.status.code(), message: failure.sentence() },

@@ -75,7 +75,7 @@ impl Setup {
         let SharedDevice { device, num_ranks: num_sharing_ranks, fallback } =
             device::choose(&plan.accelerator, local)?;
         let options = LoadOptions {
-            precision: plan.precision,
+            numerics: plan.numerics,
             backend: plan.backend,
             device,
             attention: env::attention_switches(),

@@ -7,6 +7,7 @@ use torch_ext::cuda::blas;
 
 use super::CudaState;
 use crate::ModelError;
+use crate::kinds::TensorFormat;
 use crate::ops::{Epilogue, Ids, LinearOp, StepState, tensor_bytes};
 
 /// A linear layer as libtorch has it, on the GPU.
@@ -57,7 +58,8 @@ impl CudaLinear {
             Epilogue::Activate(activation) => {
                 let y = x.f_linear(&self.weight, self.bias.as_ref())?;
                 let (num_rows, num_columns) = y.size2()?;
-                let out = at.empty(&[num_rows, ffn_of(num_columns, activation)], at.precision.kind())?;
+                let out =
+                    at.empty(&[num_rows, ffn_of(num_columns, activation)], at.numerics.compute.kind())?;
                 let launch = Activate {
                     activation: activation.nonlinearity,
                     gating: gating(activation),
@@ -88,7 +90,7 @@ impl CudaLinear {
         };
         match epilogue {
             Epilogue::Store => {
-                let y = at.empty(&self.out_shape(x)?, at.precision.kind())?;
+                let y = at.empty(&self.out_shape(x)?, at.numerics.compute.kind())?;
                 gemm(self.bias.as_ref(), GemmOut::Rounded(&y))?;
                 Ok(y)
             }
@@ -98,7 +100,8 @@ impl CudaLinear {
             }
             Epilogue::Activate(activation) => {
                 let [num_rows, num_columns] = self.out_shape(x)?;
-                let out = at.empty(&[num_rows, ffn_of(num_columns, activation)], at.precision.kind())?;
+                let out =
+                    at.empty(&[num_rows, ffn_of(num_columns, activation)], at.numerics.compute.kind())?;
                 let activated = GemmOut::Activated(&out, activation.nonlinearity, gating(activation));
                 gemm(self.bias.as_ref(), activated)?;
                 Ok(out)
