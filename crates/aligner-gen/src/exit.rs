@@ -98,6 +98,12 @@ impl<T, E: Into<anyhow::Error>> ResultExt<T> for Result<T, E> {
     }
 }
 
+impl From<model_spec::BadPrecision> for Failure {
+    fn from(error: model_spec::BadPrecision) -> Self {
+        Self { status: ExitStatus::Usage, error: error.into() }
+    }
+}
+
 impl From<nemo_format::FormatError> for Failure {
     fn from(error: nemo_format::FormatError) -> Self {
         Self { status: ExitStatus::Checkpoint, error: error.into() }

@@ -4,7 +4,7 @@
 //! one block of 32 keys at a time, ascending): it is bitwise identical in a prefill, in a decode step, and in any batch.
 #![expect(unsafe_code, reason = "tasks of one loop write disjoint rows and cache heads through one pointer")]
 
-use super::buffer::Shared;
+use super::buffer::SharedPtr;
 use super::elem::Elem;
 use super::isa::{Isa, multiversion};
 use super::kv::{BLOCK_TOKENS, KvLayer};
@@ -81,7 +81,7 @@ pub(crate) fn attention<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, ca
     let AttentionCall { heads, rotary, sequences, qkv, num_tokens, queries, layer, out } = call;
     let query_elems = heads.head_dim.next_multiple_of(E::GROUP);
     queries.resize(heads.num_attention_heads * num_tokens * query_elems, E::default());
-    let queries = Shared::new(queries.as_mut_ptr());
+    let queries = SharedPtr::new(queries.as_mut_ptr());
     let step = Step {
         heads,
         rotary,
@@ -90,7 +90,7 @@ pub(crate) fn attention<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, ca
         query_elems,
         queries,
         layer,
-        out: Shared::new(out.as_mut_ptr()),
+        out: SharedPtr::new(out.as_mut_ptr()),
     };
 
     let groups = heads.num_query_groups;
@@ -137,9 +137,9 @@ struct Step<'a, E: Elem> {
     num_tokens: usize,
     query_elems: usize,
     /// `[num_query_groups, num_tokens, heads_per_group, query_elems]`: the rows of a group follow one another.
-    queries: Shared<E>,
+    queries: SharedPtr<E>,
     layer: KvLayer<E>,
-    out: Shared<E>,
+    out: SharedPtr<E>,
 }
 
 /// The cache blocks that a sequence's new tokens fall into, as indices into its block table.

@@ -111,14 +111,14 @@ impl<E: Elem> Buffer<E> {
 
 /// A pointer that tasks of one loop share; each task keeps to elements of its own.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared<T>(*mut T);
+pub(crate) struct SharedPtr<T>(*mut T);
 
 // SAFETY: the pointer itself is only a number; every use is an unsafe block that states which elements it owns.
-unsafe impl<T: Send> Send for Shared<T> {}
+unsafe impl<T: Send> Send for SharedPtr<T> {}
 // SAFETY: as above.
-unsafe impl<T: Send> Sync for Shared<T> {}
+unsafe impl<T: Send> Sync for SharedPtr<T> {}
 
-impl<T> Shared<T> {
+impl<T> SharedPtr<T> {
     pub(crate) fn new(start: *mut T) -> Self {
         Self(start)
     }

@@ -1,16 +1,16 @@
 //! The kernels as functions of tensors, with every shape, type and index checked.
 
 use half::bf16;
+use model_spec::Nonlinearity;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{ExtError, view};
 
 use super::attention::{AttentionCall, HeadShape, MAX_HEAD_DIM, RotaryTable, SequenceSpan, attention};
-use super::buffer::{Arena, Shared};
+use super::buffer::{Arena, SharedPtr};
 use super::elem::Elem;
 use super::isa::Isa;
 use super::kv::{BLOCK_TOKENS, Kv, KvBf16, KvF32, KvShape, PackedKv};
 use super::linear::{LinearCall, Store, linear};
-use super::nonlinearity::Nonlinearity;
 use super::norm::{NormParams, norm};
 use super::packed::{Layout, Packed, PackedBf16, PackedF32, PackedLinear, StoredLinear};
 use super::pool::Pool;
@@ -226,7 +226,7 @@ impl CpuKernels {
         let rows = num_rows(x, "x", weight.in_features())?;
         for_kind!(x.kind(), "x", E, {
             let mut out = new_rows(rows, weight.out_features(), E::KIND)?;
-            let store = Store::Assign(Shared::new(E::slice_mut(&mut out, "out")?.as_mut_ptr()));
+            let store = Store::Assign(SharedPtr::new(E::slice_mut(&mut out, "out")?.as_mut_ptr()));
             self.run_linear::<E>(x, weight, rows, store)?;
             Ok(out)
         })
@@ -240,7 +240,7 @@ impl CpuKernels {
         let rows = num_rows(x, "x", weight.in_features())?;
         for_kind!(x.kind(), "x", E, {
             let mut out = new_rows(rows, weight.out_features(), Kind::Float)?;
-            let store = Store::Float(Shared::new(view::f32_slice_mut(&mut out, "out")?.as_mut_ptr()));
+            let store = Store::Float(SharedPtr::new(view::f32_slice_mut(&mut out, "out")?.as_mut_ptr()));
             self.run_linear::<E>(x, weight, rows, store)?;
             Ok(out)
         })
@@ -261,7 +261,7 @@ impl CpuKernels {
             return Err(bad("residual", format!("of {rows} rows"), format_args!("{:?}", residual.size())));
         }
         for_kind!(x.kind(), "x", E, {
-            let store = Store::Add(Shared::new(E::slice_mut(residual, "residual")?.as_mut_ptr()));
+            let store = Store::Add(SharedPtr::new(E::slice_mut(residual, "residual")?.as_mut_ptr()));
             self.run_linear::<E>(x, weight, rows, store)
         })
     }
@@ -281,7 +281,8 @@ impl CpuKernels {
             if weight.layout() == Layout::Gated { weight.out_features() / 2 } else { weight.out_features() };
         for_kind!(x.kind(), "x", E, {
             let mut out = new_rows(rows, columns, E::KIND)?;
-            let store = Store::Activate(Shared::new(E::slice_mut(&mut out, "out")?.as_mut_ptr()), activation);
+            let store =
+                Store::Activate(SharedPtr::new(E::slice_mut(&mut out, "out")?.as_mut_ptr()), activation);
             self.run_linear::<E>(x, weight, rows, store)?;
             Ok(out)
         })

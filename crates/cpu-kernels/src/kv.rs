@@ -8,7 +8,7 @@
 use half::bf16;
 use torch_ext::ExtError;
 
-use super::buffer::{Arena, Buffer, Shared};
+use super::buffer::{Arena, Buffer, SharedPtr};
 use super::elem::Elem;
 use super::tile::PANEL;
 
@@ -109,7 +109,7 @@ impl<E: Elem> Kv<E> {
             }
             for layer in &mut self.layers {
                 let block_elems = layer.len() / num_blocks;
-                let shared = Shared::new(layer.as_mut_ptr());
+                let shared = SharedPtr::new(layer.as_mut_ptr());
                 if from != to {
                     // SAFETY: both blocks exist (checked above) and differ, and nothing else holds the cache.
                     let (from, to) = unsafe {
@@ -130,7 +130,7 @@ impl<E: Elem> Kv<E> {
         let shape = self.shape;
         let layer = self.layers.get_mut(layer_idx)?;
         Some(KvLayer {
-            start: Shared::new(layer.as_mut_ptr()),
+            start: SharedPtr::new(layer.as_mut_ptr()),
             num_query_groups: shape.num_query_groups,
             head_dim: shape.head_dim,
             key_elems: key_elems(shape.head_dim, E::GROUP),
@@ -142,7 +142,7 @@ impl<E: Elem> Kv<E> {
 /// One layer of a cache. Block and head indices are checked by the caller once a step.
 #[derive(Clone, Copy)]
 pub(crate) struct KvLayer<E> {
-    start: Shared<E>,
+    start: SharedPtr<E>,
     num_query_groups: usize,
     head_dim: usize,
     key_elems: usize,

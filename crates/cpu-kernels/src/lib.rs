@@ -24,6 +24,5 @@ pub use isa::Isa;
 pub use kernels::{AttentionStep, CpuKernels};
 pub use kv::{BLOCK_TOKENS, KvShape, PackedKv};
 pub use math::exp;
-pub use nonlinearity::Nonlinearity;
-pub use norm::{NormKind, NormParams};
+pub use norm::NormParams;
 pub use packed::{Layout, PackedLinear, StoredLinear};

@@ -3,10 +3,12 @@
 
 use std::ops::Range;
 
-use super::buffer::Shared;
+use model_spec::Nonlinearity;
+
+use super::buffer::SharedPtr;
 use super::elem::Elem;
 use super::isa::{Isa, multiversion};
-use super::nonlinearity::Nonlinearity;
+use super::nonlinearity::activate;
 use super::packed::{Layout, Packed};
 use super::pool::Pool;
 use super::tile::{Acc, Init, MAX_ROWS, PANEL, Rows, Share, Tiles, Units, VECTOR_ROWS};
@@ -18,13 +20,13 @@ const BLOCK_TILES: usize = 8;
 #[derive(Clone, Copy)]
 pub(crate) enum Store<E> {
     /// Rounded into `[num_rows, out_features]`.
-    Assign(Shared<E>),
+    Assign(SharedPtr<E>),
     /// Added to what is there, rounded once.
-    Add(Shared<E>),
+    Add(SharedPtr<E>),
     /// Kept in float32.
-    Float(Shared<f32>),
+    Float(SharedPtr<f32>),
     /// Through the activation; for [`Layout::Gated`] into `[num_rows, out_features / 2]`.
-    Activate(Shared<E>, Nonlinearity),
+    Activate(SharedPtr<E>, Nonlinearity),
 }
 
 /// One linear layer on some rows. `x` has `num_rows * in_features` elements, and the pointer in `store` reaches
@@ -54,7 +56,7 @@ pub(crate) fn linear<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, call:
     let num_blocks = call.num_rows.div_ceil(BLOCK_TILES * tiles.max_rows().max(VECTOR_ROWS));
     let block_rows = call.num_rows.div_ceil(num_blocks);
     let chunks = guided_chunks(num_panels, pool.num_threads());
-    let source = Shared::new(x.as_ptr().cast_mut());
+    let source = SharedPtr::new(x.as_ptr().cast_mut());
     pool.run(num_blocks * chunks.len(), &|task_idx| {
         let (chunk, block) = (&chunks[task_idx / num_blocks], task_idx % num_blocks);
         let rows = block * block_rows..((block + 1) * block_rows).min(call.num_rows);
@@ -136,12 +138,12 @@ multiversion! {
                 Store::Add(out) => add_into(unsafe { out.slice(at_elems, num_columns) }, sums),
                 Store::Activate(out, activation) => {
                     if gated {
-                        activation.apply(&mut sums[..PANEL / 2]);
+                        activate(activation, &mut sums[..PANEL / 2]);
                         for column in 0..PANEL / 2 {
                             sums[column] *= sums[column + PANEL / 2];
                         }
                     } else {
-                        activation.apply(sums);
+                        activate(activation, sums);
                     }
                     // SAFETY: as above.
                     round_into(unsafe { out.slice(at_elems, num_columns) }, sums);

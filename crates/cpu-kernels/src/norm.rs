@@ -1,26 +1,19 @@
 //! RMSNorm and LayerNorm, one row at a time, sums in float32 in a fixed order.
 #![expect(unsafe_code, reason = "tasks of one loop write disjoint rows through one pointer")]
 
-use super::buffer::Shared;
+use model_spec::Normalization;
+
+use super::buffer::SharedPtr;
 use super::elem::Elem;
 use super::isa::{Isa, multiversion};
 use super::math::sum_lanes;
 use super::pool::Pool;
 
-/// Which mean is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NormKind {
-    /// Subtracts the mean, divides by the standard deviation.
-    LayerNorm,
-    /// Divides by the root mean square.
-    RmsNorm,
-}
-
 /// A norm's parameters, in float32. A zero-centred gain (`layernorm1p`) has its 1 added already.
 #[derive(Clone, Copy, Debug)]
 pub struct NormParams<'a> {
-    /// Which mean.
-    pub kind: NormKind,
+    /// Whether the mean is subtracted first.
+    pub normalization: Normalization,
     /// `[hidden_size]`.
     pub weight: &'a [f32],
     /// `[hidden_size]`, or empty.
@@ -35,7 +28,7 @@ const BLOCK_ROWS: usize = 16;
 /// `out` and `x`: `[num_rows, hidden_size]`.
 pub(crate) fn norm<E: Elem>(pool: &mut Pool, isa: Isa, params: &NormParams<'_>, x: &[E], out: &mut [E]) {
     let block_elems = BLOCK_ROWS * params.weight.len();
-    let shared = Shared::new(out.as_mut_ptr());
+    let shared = SharedPtr::new(out.as_mut_ptr());
     let num_elems = x.len().min(out.len());
     pool.run(num_elems.div_ceil(block_elems), &|block| {
         let range = block * block_elems..((block + 1) * block_elems).min(num_elems);
@@ -49,9 +42,9 @@ multiversion! {
     fn norm_rows<E: Elem>(params: &NormParams<'_>, x: &[E], out: &mut [E]) {
         let hidden_size = params.weight.len();
         for (x, out) in x.chunks_exact(hidden_size).zip(out.chunks_exact_mut(hidden_size)) {
-            let mean = match params.kind {
-                NormKind::LayerNorm => sum_by(x, |value| value) / hidden_size as f32,
-                NormKind::RmsNorm => 0.0,
+            let mean = match params.normalization {
+                Normalization::LayerNorm => sum_by(x, |value| value) / hidden_size as f32,
+                Normalization::RmsNorm => 0.0,
             };
             let variance = sum_by(x, |value| (value - mean) * (value - mean)) / hidden_size as f32;
             let scale = 1.0 / (variance + params.epsilon).sqrt();

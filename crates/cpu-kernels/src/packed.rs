@@ -4,7 +4,7 @@
 use half::bf16;
 use torch_ext::ExtError;
 
-use super::buffer::{Arena, Buffer, Shared};
+use super::buffer::{Arena, Buffer, SharedPtr};
 use super::elem::{Elem, SourceDType};
 use super::pool::Pool;
 use super::tile::{PANEL, Panel, Share};
@@ -152,7 +152,7 @@ impl<E: Elem> Packed<E> {
         let num_panels = out_features.div_ceil(PANEL);
         let panel_elems = in_features.next_multiple_of(E::GROUP) * PANEL;
         let mut panels = arena.zeroed(num_panels * panel_elems)?;
-        let shared = Shared::new(panels.as_mut_ptr());
+        let shared = SharedPtr::new(panels.as_mut_ptr());
         let row_bytes = in_features * stored.dtype.size_bytes();
         pool.run(num_panels, &|panel_idx| {
             // SAFETY: panels are disjoint, and the buffer holds `num_panels` of them.

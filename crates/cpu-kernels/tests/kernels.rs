@@ -3,9 +3,10 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 use cpu_kernels::{
-    AttentionStep, BLOCK_TOKENS, CpuKernels, HeadShape, Isa, KvShape, Layout, Nonlinearity, NormKind,
-    NormParams, PackedLinear, RotaryTable, SequenceSpan, SourceDType, StoredLinear,
+    AttentionStep, BLOCK_TOKENS, CpuKernels, HeadShape, Isa, KvShape, Layout, NormParams, PackedLinear,
+    RotaryTable, SequenceSpan, SourceDType, StoredLinear,
 };
+use model_spec::{Nonlinearity, Normalization};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
@@ -184,14 +185,18 @@ fn norms_equal_libtorch() {
             let (weight, bias) = (random(1, hidden_size, 6), random(1, hidden_size, 7));
             let values = |tensor: &Tensor| -> Vec<f32> { Vec::try_from(tensor.reshape([-1])).unwrap() };
             let (weights, biases) = (values(&weight), values(&bias));
-            let mut params =
-                NormParams { kind: NormKind::LayerNorm, weight: &weights, bias: &biases, epsilon: 1e-5 };
+            let mut params = NormParams {
+                normalization: Normalization::LayerNorm,
+                weight: &weights,
+                bias: &biases,
+                epsilon: 1e-5,
+            };
             let mut kernels = CpuKernels::with_isa(2, isa).unwrap();
             let shape = [hidden_size as i64];
             let flat = (weight.reshape(shape), bias.reshape(shape));
             let expected = x.layer_norm(shape, Some(&flat.0), Some(&flat.1), 1e-5, false);
             assert!(max_difference(&kernels.norm(&x, &params).unwrap(), &expected) < 1e-5);
-            params.kind = NormKind::RmsNorm;
+            params.normalization = Normalization::RmsNorm;
             params.bias = &[];
             let expected = &x * (x.square().mean_dim(1, true, Kind::Float) + 1e-5).rsqrt() * &weight;
             assert!(max_difference(&kernels.norm(&x, &params).unwrap(), &expected) < 1e-5);

@@ -17,14 +17,14 @@ mod pointwise;
 mod rope;
 
 pub use gemm_shape::MAX_GEMM_ROWS;
-pub use nonlinearity::{Gating, Nonlinearity};
+pub use nonlinearity::Gating;
 pub use programs::KernelConfig;
 #[cfg(feature = "cuda")]
 pub use {
     attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode},
     gemm::{Gemm, GemmOut},
     loaded::ModelKernels,
-    pointwise::{Activate, Embed, Norm, NormKind},
+    pointwise::{Activate, Embed, Norm},
     rope::{LayerCache, RopeAndCache, Rotary},
 };
 

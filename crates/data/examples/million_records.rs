@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use data::{
     BatchSizes, ChatPromptTokens, DpWorld, DropLast, KeptMetadata, LengthLimits, OnBadRecord, PromptBuilder,
-    TokenizerSpec, load_prompts, open_tokenizer, plan_steps,
+    TokenizerSpec, load_prompts, open_tokenizer, plan_output_steps,
 };
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let started = Instant::now();
     let prompts = load_prompts(data, builder, &LengthLimits::of_prompt(4096), OnBadRecord::Refuse)?;
     let batch = BatchSizes { global: 64, micro: 1 };
-    let plan = plan_steps(prompts.len(), batch, DpWorld { size: 1 }, DropLast::Auto)?;
+    let plan = plan_output_steps(prompts.len(), batch, DpWorld { size: 1 }, DropLast::Auto)?;
     let seconds = started.elapsed().as_secs_f64();
     let num_tokens: usize = (0..prompts.len()).filter_map(|position| prompts.num_tokens(position)).sum();
     let num_bytes = std::fs::metadata(data)?.len();

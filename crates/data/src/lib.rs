@@ -27,7 +27,7 @@ pub use json::{Json, JsonObject};
 pub use jsonl::{JsonlReader, LineSpan, RawLine, parse_object};
 pub use limits::{LengthLimits, TokenField};
 pub use messages::MessagesRecord;
-pub use plan::{BatchSizes, DpWorld, DropLast, LimitTrainBatches, StepPlan, plan_steps};
+pub use plan::{BatchSizes, DpWorld, DropLast, LimitTrainBatches, OutputSteps, plan_output_steps};
 pub use prepare::{BuiltPrompt, KeptMetadata, PreparedPrompt, PromptBuilder};
 pub use prompt_response::{AddedTokens, PromptResponseFormat, PromptTemplate, TruncationMethod};
 pub use prompt_set::{OnBadRecord, PromptSet, PromptText, load_prompts};

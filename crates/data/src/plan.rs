@@ -46,7 +46,7 @@ pub enum LimitTrainBatches {
 
 /// The steps of a run and what is in them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StepPlan {
+pub struct OutputSteps {
     num_samples: usize,
     global_batch_size: usize,
     num_steps: usize,
@@ -58,12 +58,12 @@ pub struct StepPlan {
 ///
 /// # Errors
 /// When there is no sample, no sample is left, a size is 0, or the global batch does not divide evenly over ranks and micro batches.
-pub fn plan_steps(
+pub fn plan_output_steps(
     num_samples: usize,
     batch: BatchSizes,
     world: DpWorld,
     drop_last: DropLast,
-) -> Result<StepPlan, DataError> {
+) -> Result<OutputSteps, DataError> {
     if num_samples == 0 {
         return Err(DataError::NoSamples);
     }
@@ -92,7 +92,7 @@ pub fn plan_steps(
     if num_kept == 0 {
         return Err(DataError::AllDropped { num_samples, global: batch.global });
     }
-    Ok(StepPlan {
+    Ok(OutputSteps {
         num_samples,
         global_batch_size: batch.global,
         num_steps: num_kept.div_ceil(batch.global),
@@ -101,7 +101,7 @@ pub fn plan_steps(
     })
 }
 
-impl StepPlan {
+impl OutputSteps {
     /// Caps the steps at `trainer.generation.max_steps`; a negative number means no limit, 0 generates nothing.
     #[must_use]
     pub fn with_max_steps(mut self, max_steps: i64) -> Self {
@@ -187,8 +187,9 @@ mod tests {
 
     use super::*;
 
-    fn plan(num_samples: usize, global: usize, dp: usize, drop_last: DropLast) -> StepPlan {
-        plan_steps(num_samples, BatchSizes { global, micro: 1 }, DpWorld { size: dp }, drop_last).unwrap()
+    fn plan(num_samples: usize, global: usize, dp: usize, drop_last: DropLast) -> OutputSteps {
+        plan_output_steps(num_samples, BatchSizes { global, micro: 1 }, DpWorld { size: dp }, drop_last)
+            .unwrap()
     }
 
     #[test]
@@ -207,7 +208,7 @@ mod tests {
     fn fewer_samples_than_a_batch() {
         assert!(plan(3, 8, 1, DropLast::Auto).steps().eq(std::iter::once(0..3)));
         let batch = BatchSizes { global: 8, micro: 1 };
-        let dropped = plan_steps(3, batch, DpWorld { size: 2 }, DropLast::Auto).unwrap_err();
+        let dropped = plan_output_steps(3, batch, DpWorld { size: 2 }, DropLast::Auto).unwrap_err();
         insta::assert_snapshot!(dropped, @"all 3 samples are dropped, because they fill no step of `model.global_batch_size` 8: set `model.data.train_ds.drop_last=false` or a smaller `model.global_batch_size`");
     }
 
@@ -240,7 +241,7 @@ mod tests {
     fn errors_state_value_and_limit() {
         let error = |num_samples, global, micro, size| {
             let batch = BatchSizes { global, micro };
-            plan_steps(num_samples, batch, DpWorld { size }, DropLast::Auto).unwrap_err()
+            plan_output_steps(num_samples, batch, DpWorld { size }, DropLast::Auto).unwrap_err()
         };
         insta::assert_snapshot!(error(0, 1, 1, 1), @"there is no sample to generate from");
         insta::assert_snapshot!(error(1, 0, 1, 1), @"`model.global_batch_size` is 0, it must be at least 1");
@@ -263,7 +264,7 @@ mod tests {
             let batch = BatchSizes { global: micro * size * factor, micro };
             let drops = drop_last == DropLast::Always || drop_last == DropLast::Auto && size > 1;
             prop_assume!(!drops || num_samples >= batch.global);
-            let plan = plan_steps(num_samples, batch, DpWorld { size }, drop_last).unwrap().with_max_steps(max_steps);
+            let plan = plan_output_steps(num_samples, batch, DpWorld { size }, drop_last).unwrap().with_max_steps(max_steps);
             let planned: Vec<usize> = plan.steps().flatten().collect();
             prop_assert_eq!(planned.len(), plan.num_planned());
             let all: Vec<usize> = planned.into_iter().chain(plan.beyond_max_steps()).chain(plan.dropped()).collect();

@@ -41,7 +41,7 @@ pub enum KeptMetadata {
 }
 
 /// Which records are read and how they become text.
-enum RecordFormat {
+enum PromptRules {
     Chat(ChatPromptTokens),
     PromptResponse(PromptResponseFormat),
 }
@@ -49,7 +49,7 @@ enum RecordFormat {
 /// Records to token ids.
 pub struct PromptBuilder {
     tokenizer: Arc<dyn Tokenizer>,
-    format: RecordFormat,
+    format: PromptRules,
     template: Option<ChatTemplate>,
     bos: Option<u32>,
     kept: KeptMetadata,
@@ -82,7 +82,7 @@ struct Rendered {
 impl PromptBuilder {
     /// A builder for chat records.
     pub fn new(tokenizer: Arc<dyn Tokenizer>, chat_tokens: ChatPromptTokens) -> Self {
-        let format = RecordFormat::Chat(chat_tokens);
+        let format = PromptRules::Chat(chat_tokens);
         Self { tokenizer, format, template: None, bos: None, kept: KeptMetadata::default() }
     }
 
@@ -97,7 +97,7 @@ impl PromptBuilder {
         if format.adds_bos() && tokenizer.special().bos.is_none() {
             return Err(DataError::NoBosToken);
         }
-        let format = RecordFormat::PromptResponse(format);
+        let format = PromptRules::PromptResponse(format);
         Ok(Self { tokenizer, format, template: None, bos: None, kept: KeptMetadata::default() })
     }
 
@@ -139,8 +139,8 @@ impl PromptBuilder {
         fields: &[TokenField],
     ) -> Result<(BuiltPrompt, Vec<usize>), RecordError> {
         let (mut prompt, full_text) = match &self.format {
-            RecordFormat::PromptResponse(format) => (self.fill(format, &object)?, None),
-            RecordFormat::Chat(tokens) => {
+            PromptRules::PromptResponse(format) => (self.fill(format, &object)?, None),
+            PromptRules::Chat(tokens) => {
                 let rendered = self.render(tokens, object, needs_full_text(fields))?;
                 let Rendered { text, is_templated, full_text, metadata, note } = rendered;
                 let ids = match is_templated {
@@ -176,15 +176,15 @@ impl PromptBuilder {
     /// is cut from it.
     pub(crate) fn build_text(&self, object: JsonObject) -> Result<(String, JsonObject), RecordError> {
         match &self.format {
-            RecordFormat::PromptResponse(format) if format.cuts() => {
+            PromptRules::PromptResponse(format) if format.cuts() => {
                 let BuiltPrompt { text, metadata, .. } = self.fill(format, &object)?;
                 Ok((text, metadata))
             }
-            RecordFormat::PromptResponse(format) => {
+            PromptRules::PromptResponse(format) => {
                 let (text, pieces) = format.text(&object, self.tokenizer.as_ref())?;
                 Ok((text, self.kept_beside(format, &object, pieces)))
             }
-            RecordFormat::Chat(tokens) => {
+            PromptRules::Chat(tokens) => {
                 let Rendered { text, metadata, .. } = self.render(tokens, object, false)?;
                 Ok((text, metadata))
             }

@@ -16,9 +16,8 @@ use std::sync::Arc;
 
 use data::{Tokenizer, TokenizerSpec, open_tokenizer};
 use engine::{Completion, Engine, EngineLimits, Request};
-use model_core::{
-    AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, Precision, RawModelConfig,
-};
+use model_core::{AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, RawModelConfig};
+use model_spec::{Float, Numerics};
 use nemo_format::Checkpoint;
 use sampling::{CpuSampler, RawSamplingParams, SamplingParams, SamplingRules, StopConditions, TokenBytes};
 use tch::Device;
@@ -68,7 +67,7 @@ fn open_engine(
 ) -> Result<Engine, AnyError> {
     let raw: RawModelConfig = checkpoint.model_config().deserialize_into()?;
     let options = LoadOptions {
-        precision: Precision::Fp32,
+        numerics: Numerics::uniform(Float::Fp32),
         backend: Backend::Fused,
         device: Device::Cpu,
         attention: AttentionSwitches::default(),

@@ -5,6 +5,7 @@
 //! which takes it over.
 
 use model_core::BlockId;
+use model_spec::blocks_for;
 
 use crate::plan::BlockCopy;
 
@@ -118,7 +119,7 @@ impl BlockDemand {
         // decodes.
         let num_own = match max_new_tokens {
             0 | 1 => 0,
-            max_new => (prompt_len_tokens + max_new as usize - 1).div_ceil(block_size_tokens) - num_full,
+            max_new => blocks_for(prompt_len_tokens + max_new as usize - 1, block_size_tokens) - num_full,
         };
         Self { num_full, num_partial, num_own }
     }

@@ -9,9 +9,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use engine::{Completion, Engine, EngineLimits, Request, RunStats};
-use model_core::{
-    AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, Precision, RawModelConfig,
-};
+use model_core::{AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, RawModelConfig};
+use model_spec::{Float, Numerics, blocks_for};
 use nemo_format::Checkpoint;
 use sampling::{
     CpuSampler, RawSamplingParams, SamplingParams, SamplingRules, StopConditions, TokenBytes, uniform,
@@ -100,14 +99,14 @@ fn run(engine: &mut Engine, requests: Vec<Request>) -> (Responses, RunStats) {
 #[test]
 fn a_request_gets_the_same_bits_in_any_company() {
     // One response of the longest request: 90 and 24 tokens, and a copy of the block where they meet.
-    let least_blocks = 114_usize.div_ceil(BLOCK_SIZE_TOKENS) + 2;
+    let least_blocks = blocks_for(114, BLOCK_SIZE_TOKENS) + 2;
     let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
     for model in MODELS {
         let checkpoint = Checkpoint::open(&fixtures.join(model)).unwrap();
         for backend in [Backend::Plain, Backend::Fused] {
-            for precision in [Precision::Fp32, Precision::Bf16] {
+            for numerics in [Float::Fp32, Float::Bf16].map(Numerics::uniform) {
                 let attention = AttentionSwitches::default();
-                let options = LoadOptions { precision, backend, device: Device::Cpu, attention };
+                let options = LoadOptions { numerics, backend, device: Device::Cpu, attention };
                 let (expect, _) = run(&mut engine(&checkpoint, options, 64, 1000), requests());
                 let reasons: std::collections::HashSet<_> =
                     expect.values().map(|completion| completion.finish_reason).collect();

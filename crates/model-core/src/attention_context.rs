@@ -150,7 +150,7 @@ impl AttentionContext {
             let expected = format!("at most {query_len}");
             return Err(bad_batch("rows of logits of a span", expected, span.num_logits as usize));
         }
-        let num_blocks = blocks_for(context_len + query_len);
+        let num_blocks = blocks_for(context_len + query_len, BLOCK_SIZE_TOKENS);
         let Some(used) = table.get(..num_blocks) else {
             return Err(bad_batch("block table length", format!("at least {num_blocks}"), table.len()));
         };

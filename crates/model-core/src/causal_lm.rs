@@ -1,17 +1,18 @@
 //! The trait through which everything above this crate runs a model.
 
+use model_spec::Numerics;
 use tch::Tensor;
 
 use crate::config::ModelConfig;
-use crate::{Batch, DeviceDecode, KvCache, ModelError, Precision};
+use crate::{Batch, DeviceDecode, KvCache, ModelError};
 
 /// A decoder-only language model with its weights.
 pub trait CausalLm: Send {
     /// The checked config.
     fn config(&self) -> &ModelConfig;
 
-    /// What it computes in.
-    fn precision(&self) -> Precision;
+    /// What it computes in, and what weights and cache are held in.
+    fn numerics(&self) -> Numerics;
 
     /// Rows of the embedding table, which may exceed the tokenizer's vocabulary.
     fn padded_vocab_size(&self) -> usize;

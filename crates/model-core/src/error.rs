@@ -1,6 +1,7 @@
 //! Everything that can be wrong with a model.
 
-use crate::Precision;
+use model_spec::{Float, Numerics};
+
 use crate::kv_cache::BlockId;
 
 /// An error of the model: its config, its weights or its arithmetic.
@@ -59,13 +60,13 @@ pub enum ModelError {
         /// The key in `model_config.yaml` that says so.
         key: &'static str,
     },
-    /// A precision that nothing here computes in.
-    #[error("precision `{value}` is not supported, use one of {supported}")]
-    BadPrecision {
-        /// The value found.
-        value: String,
-        /// The spellings that work.
-        supported: &'static str,
+    /// Number formats that no backend combines.
+    #[error(
+        "computing in {numerics} is not supported: weights and KV cache must have the format that is computed in"
+    )]
+    MixedNumerics {
+        /// What was asked for.
+        numerics: Numerics,
     },
     /// A kernel set that was not built.
     #[error("the {backend} backend is not available: {reason}")]
@@ -78,7 +79,7 @@ pub enum ModelError {
     /// Every attention backend is switched off or does not take the model.
     #[error(
         "no attention backend is left: NVTE_FLASH_ATTN={}, NVTE_FUSED_ATTN={} and NVTE_UNFUSED_ATTN=0, and the first \
-         two do not take {precision:?} with heads of {head_dim}: unset NVTE_UNFUSED_ATTN",
+         two do not take {compute:?} with heads of {head_dim}: unset NVTE_UNFUSED_ATTN",
         u8::from(*flash),
         u8::from(*fused)
     )]
@@ -88,7 +89,7 @@ pub enum ModelError {
         /// Whether the fused one is.
         fused: bool,
         /// What the model computes in.
-        precision: Precision,
+        compute: Float,
         /// Dimensions of a head.
         head_dim: usize,
     },

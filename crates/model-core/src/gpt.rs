@@ -3,16 +3,18 @@
 //! What a layer computes is in `layers.rs`, each layer with a shape of its own; how it is computed is up to the
 //! backend behind [`StepState`].
 
+use model_spec::Numerics;
 use tch::{Kind, Tensor};
 
 use crate::attention_context::AttentionContext;
 use crate::backend::plain::to_device;
 use crate::causal_lm::CausalLm;
 use crate::config::ModelConfig;
+use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
 use crate::ops::{Epilogue, Ids, LinearOp, StepState};
 use crate::weights::Weights;
-use crate::{Batch, DeviceDecode, ModelError, Precision};
+use crate::{Batch, DeviceDecode, ModelError};
 
 /// A model: its weights in the layouts of a backend, and that backend.
 pub(crate) struct Gpt<S: StepState> {
@@ -29,7 +31,7 @@ impl<S: StepState> Gpt<S> {
             // Megatron rounds the factor to the embedding's type before it multiplies.
             true => {
                 let factor = Tensor::f_from_slice(&[(config.hidden_size as f64).sqrt()])?;
-                Some(factor.f_to_kind(state.precision().kind())?.f_double_value(&[0])?)
+                Some(factor.f_to_kind(state.numerics().compute.kind())?.f_double_value(&[0])?)
             }
             false => None,
         };
@@ -109,8 +111,8 @@ impl<S: StepState> CausalLm for Gpt<S> {
         &self.config
     }
 
-    fn precision(&self) -> Precision {
-        self.state.precision()
+    fn numerics(&self) -> Numerics {
+        self.state.numerics()
     }
 
     fn padded_vocab_size(&self) -> usize {

@@ -180,7 +180,7 @@ impl KvCache {
     }
 
     fn bytes_per_block_of(groups: &[KvGroup], options: LoadOptions) -> u64 {
-        let format = options.precision.numerics().kv;
+        let format = options.numerics.kv;
         let of_group = |group: &KvGroup| match (options.backend, options.device) {
             // Its panels are padded.
             (Backend::Fused, Device::Cpu) => {
@@ -251,10 +251,10 @@ fn copy_on_device(tensor: &mut Tensor, pairs: &[(BlockId, BlockId)]) -> Result<(
 #[cfg(test)]
 mod tests {
     use cpu_kernels::CpuKernels;
+    use model_spec::{Float, Numerics};
 
     use super::*;
     use crate::AttentionSwitches;
-    use crate::Precision;
 
     const NUM_BLOCKS: usize = 5;
 
@@ -350,19 +350,19 @@ mod tests {
 
     #[test]
     fn a_block_takes_the_bytes_of_all_groups() {
-        let options = |backend, precision| LoadOptions {
-            precision,
+        let options = |backend, float| LoadOptions {
+            numerics: Numerics::uniform(float),
             backend,
             device: Device::Cpu,
             attention: AttentionSwitches::default(),
         };
         let bytes = |options| KvCache::bytes_per_block_of(&groups(), options);
         let elems = 2 * 32 * (2 * 2 * 16 + 24);
-        assert_eq!(bytes(options(Backend::Plain, Precision::Fp32)), 4 * elems);
-        assert_eq!(bytes(options(Backend::Plain, Precision::Bf16)), 2 * elems);
+        assert_eq!(bytes(options(Backend::Plain, Float::Fp32)), 4 * elems);
+        assert_eq!(bytes(options(Backend::Plain, Float::Bf16)), 2 * elems);
         // The value panels of the CPU kernels have heads of whole multiples of 32.
         let padded = 32 * (2 * 2 * (16 + 32) + (24 + 32));
-        assert_eq!(bytes(options(Backend::Fused, Precision::Fp32)), 4 * padded);
-        assert_eq!(KvCache::bytes_per_block_of(&[], options(Backend::Plain, Precision::Fp32)), 0);
+        assert_eq!(bytes(options(Backend::Fused, Float::Fp32)), 4 * padded);
+        assert_eq!(KvCache::bytes_per_block_of(&[], options(Backend::Plain, Float::Fp32)), 0);
     }
 }

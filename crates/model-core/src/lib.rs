@@ -11,11 +11,11 @@ mod causal_lm;
 mod config;
 mod error;
 mod gpt;
+mod kinds;
 mod kv_cache;
 mod layers;
 mod load;
 mod ops;
-mod precision;
 mod weights;
 
 pub use attention_algorithm::{AttentionAlgorithm, AttentionSwitches};
@@ -28,4 +28,3 @@ pub use config::{
 pub use error::ModelError;
 pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, KvCache};
 pub use load::{Backend, LoadOptions, load_model};
-pub use precision::Precision;

@@ -1,5 +1,6 @@
 //! From a config and a source of weights to a model.
 
+use model_spec::Numerics;
 use nemo_format::TensorSource;
 use tch::Device;
 
@@ -12,7 +13,7 @@ use crate::config::ModelConfig;
 use crate::gpt::Gpt;
 use crate::ops::Loader;
 use crate::weights::Weights;
-use crate::{AttentionSwitches, ModelError, Precision};
+use crate::{AttentionSwitches, ModelError};
 
 /// Which kernels compute the layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +27,8 @@ pub enum Backend {
 /// How to load a model.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadOptions {
-    /// What to compute in, whatever the checkpoint is stored in.
-    pub precision: Precision,
+    /// What to compute in and to hold weights and cache in, whatever the checkpoint is stored in.
+    pub numerics: Numerics,
     /// Which kernels.
     pub backend: Backend,
     /// Where to compute.
@@ -46,29 +47,32 @@ impl LoadOptions {
 /// Reads the weights and builds the model.
 ///
 /// # Errors
-/// When a tensor is missing, unknown, of another shape than the config implies, or cannot be read, and when memory
-/// runs out.
+/// When the formats are not one for everything, when a tensor is missing, unknown, of another shape than the config
+/// implies, or cannot be read, and when memory runs out.
 pub fn load_model(
     config: ModelConfig,
     source: &dyn TensorSource,
     options: LoadOptions,
 ) -> Result<Box<dyn CausalLm>, ModelError> {
-    let LoadOptions { precision, device, attention, .. } = options;
+    let LoadOptions { numerics, device, attention, .. } = options;
+    if numerics != Numerics::uniform(numerics.compute) {
+        return Err(ModelError::MixedNumerics { numerics });
+    }
     let max_seq_len_tokens = config.encoder_seq_length;
     match (options.backend, device) {
         (Backend::Plain, device) => {
-            load_for(config, source, PlainLoader::new(precision, device, attention, max_seq_len_tokens)?)
+            load_for(config, source, PlainLoader::new(numerics, device, attention, max_seq_len_tokens)?)
         }
         #[cfg(feature = "cuda")]
         (Backend::Fused, Device::Cuda(device_idx)) => {
-            load_for(config, source, CudaLoader::new(precision, device_idx, max_seq_len_tokens)?)
+            load_for(config, source, CudaLoader::new(numerics, device_idx, max_seq_len_tokens)?)
         }
         #[cfg(not(feature = "cuda"))]
         (Backend::Fused, Device::Cuda(_)) => Err(ModelError::NoBackend {
             backend: "CUDA",
             reason: "this program was built without feature `cuda`",
         }),
-        (Backend::Fused, _) => load_for(config, source, CpuLoader::new(precision, max_seq_len_tokens)?),
+        (Backend::Fused, _) => load_for(config, source, CpuLoader::new(numerics, max_seq_len_tokens)?),
     }
 }
 

@@ -5,13 +5,13 @@
 //! [`Loader`] makes have types of that backend, so a layout never meets another backend's kernels. Tensors cross
 //! these traits in plain row-major shapes and have the backend's compute type unless a shape says float32.
 
-use model_spec::{Activation, AttentionSpec, KvGroup, Normalization};
+use model_spec::{Activation, AttentionSpec, KvGroup, Normalization, Numerics};
 use nemo_format::DType;
 use tch::{Kind, Tensor};
 
+use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::kv_cache::{KvCache, KvPool};
-use crate::{ModelError, Precision};
 
 /// A stored tensor of floating-point numbers: row-major, little endian, perhaps unaligned.
 #[derive(Clone, Copy)]
@@ -141,8 +141,8 @@ pub(crate) trait StepState: Send + Sized {
     /// Its attention.
     type Attention: AttentionOp<Self>;
 
-    /// What this backend computes in.
-    fn precision(&self) -> Precision;
+    /// What this backend computes in, and what it holds weights and cache in.
+    fn numerics(&self) -> Numerics;
 
     /// Fewest rows from which on a row's result is bitwise identical in every batch; smaller ones are padded.
     fn min_rows(&self) -> usize {
@@ -214,8 +214,8 @@ pub(crate) trait Loader {
     /// The backend.
     type State: StepState;
 
-    /// What the backend computes in.
-    fn precision(&self) -> Precision;
+    /// What the backend computes in, and what it holds weights and cache in.
+    fn numerics(&self) -> Numerics;
 
     /// A stored tensor on the backend's device, in numbers of `kind`.
     fn tensor(&mut self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError>;

@@ -6,7 +6,8 @@ mod common;
 use common::{
     BACKENDS, MemorySource, Runner, argmax, bits, config_of, fixture, golden_logits, max_difference,
 };
-use model_core::{BLOCK_SIZE_TOKENS, Backend, ModelConfig, Precision, RawModelConfig};
+use model_core::{BLOCK_SIZE_TOKENS, Backend, ModelConfig, RawModelConfig};
+use model_spec::Float;
 use nemo_format::{Checkpoint, ConvertOptions, convert_checkpoint};
 
 const FOLDERS: [&str; 20] = [
@@ -42,7 +43,7 @@ fn with_backends(folders: &[&'static str]) -> Vec<(&'static str, Backend)> {
     BACKENDS.iter().flat_map(|&backend| folders.iter().map(move |&folder| (folder, backend))).collect()
 }
 
-fn open(folder: &str, precision: Precision, backend: Backend) -> Runner {
+fn open(folder: &str, float: Float, backend: Backend) -> Runner {
     let path = fixture(folder);
     let converted = tempfile::tempdir().unwrap();
     let archive = match folder {
@@ -57,13 +58,13 @@ fn open(folder: &str, precision: Precision, backend: Backend) -> Runner {
         _ => {
             let yaml = std::fs::read_to_string(path.join("model_config.yaml")).unwrap();
             let source = MemorySource::from_safetensors(&format!("{folder}/expected.safetensors"));
-            return Runner::new(config_of(&yaml), &source, precision, backend).unwrap();
+            return Runner::new(config_of(&yaml), &source, float, backend).unwrap();
         }
     };
     let checkpoint = Checkpoint::open(&archive).unwrap();
     let config: ModelConfig =
         checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
-    Runner::new(config, checkpoint.tensors(), precision, backend).unwrap()
+    Runner::new(config, checkpoint.tensors(), float, backend).unwrap()
 }
 
 struct Reference {
@@ -91,7 +92,7 @@ fn reference(folder: &str) -> Reference {
 #[test]
 fn fp32_logits_are_within_1e_4_of_the_reference_everywhere() {
     for (folder, backend) in with_backends(&FOLDERS) {
-        let mut runner = open(folder, Precision::Fp32, backend);
+        let mut runner = open(folder, Float::Fp32, backend);
         let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
         let prompts = reference(folder).prompts;
         assert_eq!((prompts.len(), golden.len()), (2, 2));
@@ -109,7 +110,7 @@ fn falcons_as_nemo_stores_them_compute_the_same() {
         let checkpoint = Checkpoint::open(&fixture(&format!("families/{name}/{name}.nemo"))).unwrap();
         let config: ModelConfig =
             checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
-        let mut runner = Runner::new(config, checkpoint.tensors(), Precision::Fp32, backend).unwrap();
+        let mut runner = Runner::new(config, checkpoint.tensors(), Float::Fp32, backend).unwrap();
         let folder = format!("families/{name}");
         let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
         let reference = reference(&folder);
@@ -139,7 +140,7 @@ fn the_references_tell_their_settings_apart() {
         assert!(yaml.contains(written), "{name}: {yaml}");
         let source = MemorySource::from_safetensors(&format!("{folder}/expected.safetensors"));
         let config = config_of(&yaml.replace(written, other));
-        let mut runner = Runner::new(config, &source, Precision::Fp32, Backend::Plain).unwrap();
+        let mut runner = Runner::new(config, &source, Float::Fp32, Backend::Plain).unwrap();
         let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
         let difference = max_difference(&runner.all_logits(&reference(&folder).prompts[0]), &golden[0]);
         assert!(difference > 1e-3, "{name} with {other}: {difference}");
@@ -149,7 +150,7 @@ fn the_references_tell_their_settings_apart() {
 #[test]
 fn greedy_continuations_equal_the_reference() {
     for (folder, backend) in with_backends(&FOLDERS) {
-        let mut runner = open(folder, Precision::Fp32, backend);
+        let mut runner = open(folder, Float::Fp32, backend);
         let reference = reference(folder);
         for (prompt, expected) in reference.prompts.iter().zip(&reference.continuations) {
             assert_eq!(expected.len(), 16);
@@ -165,7 +166,7 @@ fn greedy_continuations_equal_the_reference() {
 #[test]
 fn decoding_with_the_cache_equals_prefilling_the_longer_sequence() {
     for (folder, backend) in with_backends(&FOLDERS) {
-        let mut runner = open(folder, Precision::Fp32, backend);
+        let mut runner = open(folder, Float::Fp32, backend);
         let reference = reference(folder);
         // Crosses blocks everywhere, and the chunks of a prefill's queries where there are positions enough.
         let has_table =
@@ -191,7 +192,7 @@ fn decoding_with_the_cache_equals_prefilling_the_longer_sequence() {
 #[test]
 fn bf16_logits_are_near_the_reference_and_choose_its_tokens() {
     for (folder, backend) in with_backends(&["mcore_llama", "mcore_gptnext"]) {
-        let mut runner = open(folder, Precision::Bf16, backend);
+        let mut runner = open(folder, Float::Bf16, backend);
         let golden = golden_logits(&format!("{folder}/logits_bf16.npy"));
         let reference = reference(folder);
         for (idx, expected) in golden.iter().enumerate() {
@@ -212,7 +213,7 @@ fn bf16_logits_are_near_the_reference_and_choose_its_tokens() {
 #[test]
 fn bf16_logits_of_every_family_are_near_fp32_and_choose_its_tokens() {
     for (folder, backend) in with_backends(&hugging_face_families()) {
-        let mut runner = open(folder, Precision::Bf16, backend);
+        let mut runner = open(folder, Float::Bf16, backend);
         let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
         let reference = reference(folder);
         for (idx, expected) in golden.iter().enumerate() {
@@ -234,8 +235,8 @@ fn standard_deviation(rows: &[Vec<f32>]) -> f32 {
 #[test]
 fn a_sequence_has_the_same_bits_alone_in_a_batch_and_at_any_place_in_it() {
     for (folder, backend) in with_backends(&FOLDERS) {
-        for precision in [Precision::Fp32, Precision::Bf16] {
-            let mut runner = open(folder, precision, backend);
+        for float in [Float::Fp32, Float::Bf16] {
+            let mut runner = open(folder, float, backend);
             let reference = reference(folder);
             let probe = reference.prompts[0].as_slice();
             let other = reference.prompts[1].as_slice();
@@ -251,7 +252,7 @@ fn a_sequence_has_the_same_bits_alone_in_a_batch_and_at_any_place_in_it() {
                 assert_eq!(
                     bits(&logits[place..=place]),
                     bits(&alone),
-                    "{folder} {backend:?} {precision:?} prefill {place}"
+                    "{folder} {backend:?} {float:?} prefill {place}"
                 );
                 let steps = batch
                     .iter()
@@ -266,7 +267,7 @@ fn a_sequence_has_the_same_bits_alone_in_a_batch_and_at_any_place_in_it() {
                 assert_eq!(
                     bits(&logits[place..=place]),
                     bits(&alone_next),
-                    "{folder} {backend:?} {precision:?} decode {place}"
+                    "{folder} {backend:?} {float:?} decode {place}"
                 );
             }
         }

@@ -4,8 +4,12 @@
 mod common;
 
 use common::tiny::{VOCAB_SIZE, config, weights};
-use common::{MemorySource, Runner};
-use model_core::{Backend, Batch, BlockId, ModelConfig, ModelError, Precision, RawModelConfig, Span};
+use common::{BACKENDS, MemorySource, Runner};
+use model_core::{
+    AttentionSwitches, Backend, Batch, BlockId, LoadOptions, ModelConfig, ModelError, RawModelConfig, Span,
+    load_model,
+};
+use model_spec::{Float, KvFormat, Numerics};
 use serde_json::{Value, json};
 
 /// The error of loading weights that were made for `keys` and then changed.
@@ -13,13 +17,13 @@ fn load_error(keys: &Value, change: impl FnOnce(&mut MemorySource)) -> String {
     let config = config(keys);
     let mut source = weights(&config);
     change(&mut source);
-    Runner::new(config, &source, Precision::Fp32, Backend::Plain).err().unwrap().to_string()
+    Runner::new(config, &source, Float::Fp32, Backend::Plain).err().unwrap().to_string()
 }
 
 /// The error of loading the weights of one config with another.
 fn mismatch(stored: &Value, read: &Value) -> String {
     let source = weights(&config(stored));
-    Runner::new(config(read), &source, Precision::Fp32, Backend::Fused).err().unwrap().to_string()
+    Runner::new(config(read), &source, Float::Fp32, Backend::Fused).err().unwrap().to_string()
 }
 
 fn config_error(keys: &Value) -> String {
@@ -103,7 +107,21 @@ fn state_of_training_is_no_weight() {
     for name in ["model.decoder.layers.0.mlp.linear_fc2._extra_state", "model.rotary_pos_emb.inv_freq"] {
         source.insert(name, &[1], &[0.0]);
     }
-    Runner::new(config, &source, Precision::Fp32, Backend::Plain).unwrap();
+    Runner::new(config, &source, Float::Fp32, Backend::Plain).unwrap();
+}
+
+#[test]
+fn formats_that_are_not_combined() {
+    let config = config(&json!({}));
+    let numerics = Numerics { kv: KvFormat::Float(Float::Fp32), ..Numerics::uniform(Float::Bf16) };
+    for backend in BACKENDS {
+        let attention = AttentionSwitches::default();
+        let options = LoadOptions { numerics, backend, device: tch::Device::Cpu, attention };
+        let error = load_model(config.clone(), &weights(&config), options).err().unwrap().to_string();
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(error, @"computing in bf16 (weights bf16, KV cache fp32) is not supported: weights and KV cache must have the format that is computed in");
+        }
+    }
 }
 
 #[test]
@@ -140,13 +158,13 @@ fn options_that_are_not_computed() {
 fn heads_that_are_too_large_for_the_fused_kernels() {
     let large = json!({ "num_attention_heads": 1, "kv_channels": 288, "num_layers": 1 });
     insta::assert_snapshot!(mismatch(&large, &large), @"model config key `kv_channels` is `288`, a larger head than the fused kernels take, which is not supported; use the plain backend (`trt_llm.enable: false`)");
-    Runner::new(config(&large), &weights(&config(&large)), Precision::Fp32, Backend::Plain).unwrap();
+    Runner::new(config(&large), &weights(&config(&large)), Float::Fp32, Backend::Plain).unwrap();
 }
 
 #[test]
 fn contradictory_batches_are_refused() {
     let config = config(&json!({}));
-    let mut runner = Runner::new(config.clone(), &weights(&config), Precision::Fp32, Backend::Plain).unwrap();
+    let mut runner = Runner::new(config.clone(), &weights(&config), Float::Fp32, Backend::Plain).unwrap();
     let mut refused = |tokens: &[u32], spans: &[Span], block_tables: &[BlockId]| {
         let batch =
             Batch { tokens: tokens.to_vec(), spans: spans.to_vec(), block_tables: block_tables.to_vec() };

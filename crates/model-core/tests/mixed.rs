@@ -4,7 +4,8 @@ mod common;
 
 use common::tiny::made_up_weights;
 use common::{BACKENDS, Runner, bits, config_of, max_difference};
-use model_core::{Batch, BlockId, Precision};
+use model_core::{Batch, BlockId};
+use model_spec::Float;
 
 const VOCAB_SIZE: u64 = 300;
 /// Rounding of sums whose parts are cut at other places.
@@ -75,17 +76,17 @@ fn a_mixed_batch_has_the_bits_of_separate_steps() {
     for yaml in [ROTARY, LEARNED] {
         let source = made_up_weights(&config_of(yaml), VOCAB_SIZE, 0.2);
         for backend in BACKENDS {
-            for precision in [Precision::Fp32, Precision::Bf16] {
-                let mut runner = Runner::new(config_of(yaml), &source, precision, backend).unwrap();
+            for float in [Float::Fp32, Float::Bf16] {
+                let mut runner = Runner::new(config_of(yaml), &source, float, backend).unwrap();
                 let mut parts = parts(&mut runner);
                 let separate: Vec<_> = parts.iter().map(|part| runner.forward(&batch([part]))).collect();
                 assert_eq!(separate.iter().map(Vec::len).collect::<Vec<_>>(), [1, 0, 1, 1, 4]);
                 let mixed = runner.forward(&batch(&parts));
-                assert_eq!(bits(&mixed), bits(&separate.concat()), "{backend:?} {precision:?}");
+                assert_eq!(bits(&mixed), bits(&separate.concat()), "{backend:?} {float:?}");
                 parts.reverse();
                 let reversed: Vec<_> = separate.iter().rev().flatten().cloned().collect();
                 let mixed = runner.forward(&batch(&parts));
-                assert_eq!(bits(&mixed), bits(&reversed), "{backend:?} {precision:?}, reversed");
+                assert_eq!(bits(&mixed), bits(&reversed), "{backend:?} {float:?}, reversed");
             }
         }
     }
@@ -96,7 +97,7 @@ fn chunks_and_verified_tokens_are_those_of_the_whole_sequence() {
     for yaml in [ROTARY, LEARNED] {
         let source = made_up_weights(&config_of(yaml), VOCAB_SIZE, 0.2);
         for backend in BACKENDS {
-            let mut runner = Runner::new(config_of(yaml), &source, Precision::Fp32, backend).unwrap();
+            let mut runner = Runner::new(config_of(yaml), &source, Float::Fp32, backend).unwrap();
             let sequence = tokens(90, 5);
             let whole = runner.all_logits(&sequence);
             let parts = parts(&mut runner);

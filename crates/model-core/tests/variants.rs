@@ -7,8 +7,9 @@ use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{BACKENDS, MemorySource, Runner, max_difference, rows};
 use model_core::{
     Activation, AttentionSwitches, Backend, BlockStyle, KvCache, LoadOptions, ModelConfig, Nonlinearity,
-    Normalization, PositionEmbedding, Precision, RotaryPairing,
+    Normalization, PositionEmbedding, RotaryPairing,
 };
+use model_spec::{Float, Numerics};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -164,7 +165,7 @@ fn assert_matches_formulas(extra: &Value) -> Vec<Vec<f32>> {
     let source = weights(&config);
     let expected = Direct { config: &config, source: &source }.logits();
     let [plain, fused] = BACKENDS.map(|backend| {
-        let runner = Runner::new(config.clone(), &source, Precision::Fp32, backend);
+        let runner = Runner::new(config.clone(), &source, Float::Fp32, backend);
         let actual = runner.unwrap().all_logits(&TOKENS);
         let difference = max_difference(&actual, &expected);
         assert!(difference < MATCH, "{backend:?} {extra}: {difference}");
@@ -274,11 +275,11 @@ fn parameters_and_bytes_are_counted_once_for_a_shared_table() {
     let config = config(&json!({ "bias": false }));
     let source = weights(&config);
     let stored: u64 = source.0.values().map(|(meta, _)| meta.num_elems().unwrap()).sum();
-    let model = Runner::new(config.clone(), &source, Precision::Fp32, Backend::Plain).unwrap().model;
+    let model = Runner::new(config.clone(), &source, Float::Fp32, Backend::Plain).unwrap().model;
     assert_eq!((model.num_params(), model.weight_bytes()), (stored, 4 * stored));
     assert_eq!(model.padded_vocab_size() as u64, VOCAB_SIZE);
     let plain = LoadOptions {
-        precision: Precision::Bf16,
+        numerics: Numerics::uniform(Float::Bf16),
         backend: Backend::Plain,
         device: tch::Device::Cpu,
         attention: AttentionSwitches::default(),

@@ -10,9 +10,9 @@ pub const BLOCK_SIZE_TOKENS: usize = 32;
 /// Norms are held in float32, whatever the other weights are held in.
 const NORM_BYTES: u64 = 4;
 
-/// Blocks that hold so many tokens of one sequence.
-pub const fn blocks_for(num_tokens: usize) -> usize {
-    num_tokens.div_ceil(BLOCK_SIZE_TOKENS)
+/// Blocks of `block_size_tokens`, at least 1, that hold this many tokens of one sequence.
+pub const fn blocks_for(num_tokens: usize, block_size_tokens: usize) -> usize {
+    num_tokens.div_ceil(block_size_tokens)
 }
 
 /// Layers whose keys and values have one shape, so that one tensor can hold them.

@@ -179,7 +179,7 @@ impl Activation {
 }
 
 /// The function inside the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Nonlinearity {
     /// The error-function GELU.
     Gelu,

@@ -1,5 +1,6 @@
 //! Number formats: what is computed in, what weights are stored in, what the KV cache is stored in.
 
+use std::fmt;
 use std::str::FromStr;
 
 /// A floating-point format.
@@ -21,6 +22,15 @@ impl Float {
     }
 }
 
+impl fmt::Display for Float {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fp32 => "fp32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
 /// What the weights of linear layers and tables are held in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum WeightFormat {
@@ -33,6 +43,14 @@ impl WeightFormat {
     pub const fn size_bytes(self) -> usize {
         match self {
             Self::Float(float) => float.size_bytes(),
+        }
+    }
+}
+
+impl fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Float(float) => float.fmt(f),
         }
     }
 }
@@ -53,6 +71,14 @@ impl KvFormat {
     }
 }
 
+impl fmt::Display for KvFormat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Float(float) => float.fmt(f),
+        }
+    }
+}
+
 /// The three choices of a run. Norms, softmax and rotary run in fp32 inside whatever these say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Numerics {
@@ -68,6 +94,17 @@ impl Numerics {
     /// One format for everything.
     pub const fn uniform(float: Float) -> Self {
         Self { compute: float, weights: WeightFormat::Float(float), kv: KvFormat::Float(float) }
+    }
+}
+
+/// One name where one format serves for everything.
+impl fmt::Display for Numerics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { compute, weights, kv } = self;
+        if *self == Self::uniform(*compute) {
+            return compute.fmt(f);
+        }
+        write!(f, "{compute} (weights {weights}, KV cache {kv})")
     }
 }
 
@@ -100,6 +137,14 @@ impl FromStr for Numerics {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn formats_are_named_one_by_one_where_they_differ() {
+        let uniform = Numerics::uniform(Float::Bf16);
+        assert_eq!(uniform.to_string(), "bf16");
+        let mixed = Numerics { weights: WeightFormat::Float(Float::Fp32), ..uniform };
+        assert_eq!(mixed.to_string(), "bf16 (weights fp32, KV cache bf16)");
+    }
 
     #[test]
     fn reads_the_spellings_of_lightning() {

@@ -47,7 +47,7 @@ pub struct StoredTensorInfo {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Layout {
     /// A distributed checkpoint.
-    Distributed { generation: Generation, backend: dist_ckpt::Backend },
+    Distributed { generation: Generation, backend: dist_ckpt::ShardedBackend },
     /// `model_weights.ckpt` of every rank.
     Ranks { is_legacy: bool, tensor_parallel: u64, pipeline_parallel: u64 },
 }

@@ -4,7 +4,7 @@ use hydra_config::Node;
 
 use crate::archive::{Archive, CONFIG};
 use crate::checkpoint::StoredTensorInfo;
-use crate::dist_ckpt::{Backend, FOLDER};
+use crate::dist_ckpt::{FOLDER, ShardedBackend};
 use crate::source_note::recorded;
 use crate::{SourceNote, nemo2};
 
@@ -46,10 +46,10 @@ pub(crate) fn ranks_and_folder() -> SourceNote {
 }
 
 /// Arrays of the other backend in the folder of a distributed checkpoint.
-pub(crate) fn of_backend(archive: &Archive, folder: &str, backend: Backend) -> Option<SourceNote> {
+pub(crate) fn of_backend(archive: &Archive, folder: &str, backend: ShardedBackend) -> Option<SourceNote> {
     let (other, endings): (_, &[&str]) = match backend {
-        Backend::TorchDist => (Backend::Zarr, &["/.zarray"]),
-        Backend::Zarr => (Backend::TorchDist, &["/.metadata", ".distcp"]),
+        ShardedBackend::TorchDist => (ShardedBackend::Zarr, &["/.zarray"]),
+        ShardedBackend::Zarr => (ShardedBackend::TorchDist, &["/.metadata", ".distcp"]),
     };
     let is_other = |name: &&str| {
         name.strip_prefix(folder).is_some_and(|rest| endings.iter().any(|ending| rest.ends_with(ending)))

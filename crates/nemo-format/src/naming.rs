@@ -10,11 +10,11 @@ const PARTS: [&str; 4] = ["decoder.", "embedding.", "output_layer.", "language_m
 
 /// Where a stored tensor belongs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum TensorPlace {
     /// Outside the layers, under this canonical name.
     Outside(String),
     /// In a layer, counted as the file counts; `rest` is what follows the number.
-    Layer { layer: u64, rest: String, part: Part },
+    Layer { layer: u64, rest: String, part: LegacyPart },
     /// In all layers: the first axis counts them.
     Stacked(String),
     /// Nowhere: a buffer, a copy, an optimizer's state, another head.
@@ -23,13 +23,13 @@ pub(crate) enum Place {
 
 /// Which part of a canonical tensor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Part {
+pub(crate) enum LegacyPart {
     Whole,
     /// The second of the two tensors that gate and up of an MLP are in the older model's `swiglu`.
     Up,
 }
 
-impl Place {
+impl TensorPlace {
     /// The canonical name, for display. Layers of a stack are `*`.
     pub(crate) fn canonical(&self) -> Option<String> {
         match self {
@@ -43,18 +43,18 @@ impl Place {
 
 /// Whether a key is a weight, so that its content matters.
 pub(crate) fn is_weight(stored: &str) -> bool {
-    place(stored) != Place::Unused
+    place(stored) != TensorPlace::Unused
 }
 
 /// Where the tensor that a file calls `stored` belongs.
-pub(crate) fn place(stored: &str) -> Place {
-    let Some(name) = without_prefix(stored) else { return Place::Unused };
+pub(crate) fn place(stored: &str) -> TensorPlace {
+    let Some(name) = without_prefix(stored) else { return TensorPlace::Unused };
     let key = name.split('/').next().unwrap_or(&name);
     let is_buffer = key.ends_with("_extra_state") || key.ends_with("rotary_pos_emb.inv_freq");
     // A reward model's head plays no part in generation. `word_embeddings` outside an embedding is the last pipeline
     // stage's copy of the tied table.
     if is_buffer || key.starts_with("rm_head.") || key == "word_embeddings.weight" {
-        return Place::Unused;
+        return TensorPlace::Unused;
     }
     match name.strip_prefix("language_model.") {
         Some(name) => legacy_place(name),
@@ -64,10 +64,10 @@ pub(crate) fn place(stored: &str) -> Place {
 
 /// The same for a file of one rank, which holds a model and nothing else: a name of no known form stays as it is, so
 /// that loading the model reports it as unused.
-pub(crate) fn place_in_rank_file(stored: &str) -> Place {
+pub(crate) fn place_in_rank_file(stored: &str) -> TensorPlace {
     match place(stored) {
-        Place::Unused if without_prefix(stored).is_none() && !stored.ends_with("_extra_state") => {
-            Place::Outside(stored.to_owned())
+        TensorPlace::Unused if without_prefix(stored).is_none() && !stored.ends_with("_extra_state") => {
+            TensorPlace::Outside(stored.to_owned())
         }
         place => place,
     }
@@ -83,13 +83,15 @@ fn without_prefix(stored: &str) -> Option<String> {
     (rest.len() < stored.len() || is_part).then(|| rest.replace("_orig_mod.", ""))
 }
 
-fn mcore_place(name: &str) -> Place {
+fn mcore_place(name: &str) -> TensorPlace {
     match name.strip_prefix("decoder.layers.") {
         Some(in_layers) => match split_layer(in_layers) {
-            Some((layer, rest)) => Place::Layer { layer, rest: mcore_rest(rest), part: Part::Whole },
-            None => Place::Stacked(mcore_rest(in_layers)),
+            Some((layer, rest)) => {
+                TensorPlace::Layer { layer, rest: mcore_rest(rest), part: LegacyPart::Whole }
+            }
+            None => TensorPlace::Stacked(mcore_rest(in_layers)),
         },
-        None => Place::Outside(format!("model.{name}")),
+        None => TensorPlace::Outside(format!("model.{name}")),
     }
 }
 
@@ -123,20 +125,20 @@ fn renamed(rest: &str, modules: &[(&str, Module)]) -> Option<String> {
 }
 
 /// NeMo's model before Megatron-Core, below `model.language_model.`.
-fn legacy_place(name: &str) -> Place {
+fn legacy_place(name: &str) -> TensorPlace {
     // The names of the very first files.
     let encoder = name.strip_prefix("encoder.").or_else(|| name.strip_prefix("transformer."));
-    let Some(in_encoder) = encoder else { return Place::Outside(format!("model.{name}")) };
+    let Some(in_encoder) = encoder else { return TensorPlace::Outside(format!("model.{name}")) };
     match in_encoder.strip_prefix("layers.").and_then(split_layer) {
         Some((layer, rest)) => {
             let (rest, part) = legacy_rest(rest);
-            Place::Layer { layer, rest, part }
+            TensorPlace::Layer { layer, rest, part }
         }
-        None => Place::Outside(format!("model.decoder.{in_encoder}")),
+        None => TensorPlace::Outside(format!("model.decoder.{in_encoder}")),
     }
 }
 
-fn legacy_rest(rest: &str) -> (String, Part) {
+fn legacy_rest(rest: &str) -> (String, LegacyPart) {
     const MODULES: [(&str, Module); 7] = [
         ("post_attention_layernorm.", Module::MlpNorm),
         ("self_attention.query_key_value.", Module::Qkv),
@@ -147,10 +149,10 @@ fn legacy_rest(rest: &str) -> (String, Part) {
         ("mlp.dense_4h_to_h.", Module::Fc2),
     ];
     if let Some(parameter) = rest.strip_prefix("mlp.dense_h_to_4h_2.") {
-        return (format!("{}{parameter}", Module::Fc1.stem()), Part::Up);
+        return (format!("{}{parameter}", Module::Fc1.stem()), LegacyPart::Up);
     }
     // Norms, and the names of TransformerEngine's layer, are the same in both models.
-    (renamed(rest, &MODULES).unwrap_or_else(|| mcore_rest(rest)), Part::Whole)
+    (renamed(rest, &MODULES).unwrap_or_else(|| mcore_rest(rest)), LegacyPart::Whole)
 }
 
 #[cfg(test)]
@@ -230,9 +232,9 @@ model.language_model.encoder.layers.3.layernorm_mlp.fc1_weight = model.decoder.l
 model.language_model.encoder.final_layernorm.weight = model.decoder.final_layernorm.weight
 model.language_model.output_layer.weight = model.output_layer.weight
 ");
-        assert_eq!(place_in_rank_file("lora.w"), Place::Outside("lora.w".to_owned()));
-        assert_eq!(place_in_rank_file("model.rm_head.weight"), Place::Unused);
+        assert_eq!(place_in_rank_file("lora.w"), TensorPlace::Outside("lora.w".to_owned()));
+        assert_eq!(place_in_rank_file("model.rm_head.weight"), TensorPlace::Unused);
         let up = place("model.language_model.encoder.layers.3.mlp.dense_h_to_4h_2.weight");
-        assert!(matches!(up, Place::Layer { layer: 3, part: Part::Up, .. }));
+        assert!(matches!(up, TensorPlace::Layer { layer: 3, part: LegacyPart::Up, .. }));
     }
 }

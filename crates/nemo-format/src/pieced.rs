@@ -210,7 +210,7 @@ impl TensorSource for PiecedSource {
     fn read(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError> {
         let (tensor, array) =
             self.find(name).ok_or_else(|| FormatError::MissingTensor { name: name.to_owned() })?;
-        region.check(name, &tensor.meta, dst.len())?;
+        tensor.meta.check_region(name, region, dst.len())?;
         let wanted = in_array(tensor, region);
         let extents: Vec<u64> = wanted.iter().map(|range| range.end - range.start).collect();
         let to_strides_elems = row_major_strides_elems(&extents);

@@ -83,7 +83,7 @@ pub(crate) fn copy_region(
     region: &Region,
     dst: &mut [u8],
 ) -> Result<(), FormatError> {
-    region.check(name, meta, dst.len())?;
+    meta.check_region(name, region, dst.len())?;
     let misfit =
         || FormatError::bad_tensor(name, format!("its shape does not fit its {} bytes", bytes.len()));
     if meta.size_bytes() != Some(bytes.len() as u64) {

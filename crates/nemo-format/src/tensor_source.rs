@@ -1,6 +1,6 @@
 //! The trait through which everything above this crate reads weights: names, shapes, bytes.
 
-use std::ops::Range;
+use model_spec::Region;
 
 use crate::FormatError;
 
@@ -82,48 +82,29 @@ impl TensorMeta {
     pub fn size_bytes(&self) -> Option<u64> {
         self.num_elems()?.checked_mul(self.dtype.size_bytes() as u64)
     }
-}
 
-/// A half-open box of a tensor: one range per axis.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Region {
-    /// One half-open range per axis, outermost first.
-    pub ranges: Vec<Range<u64>>,
-}
-
-impl Region {
-    /// The whole of a tensor of this shape.
-    pub fn whole(shape: &[u64]) -> Self {
-        Self { ranges: shape.iter().map(|&dim| 0..dim).collect() }
-    }
-
-    /// Checks that the region lies inside a tensor and that a buffer of `dst_bytes` holds just its elements.
+    /// Checks that `region` lies inside the tensor `name` and that a buffer of `dst_bytes` holds just its elements.
     ///
     /// # Errors
     /// When either is not so.
-    pub fn check(&self, name: &str, meta: &TensorMeta, dst_bytes: usize) -> Result<(), FormatError> {
-        let inside = self.ranges.len() == meta.shape.len()
-            && self
+    pub fn check_region(&self, name: &str, region: &Region, dst_bytes: usize) -> Result<(), FormatError> {
+        let inside = region.ranges.len() == self.shape.len()
+            && region
                 .ranges
                 .iter()
-                .zip(&meta.shape)
+                .zip(&self.shape)
                 .all(|(range, &dim)| range.start <= range.end && range.end <= dim);
         if !inside {
-            let (region, shape) = (self.ranges.clone(), meta.shape.clone());
+            let (region, shape) = (region.ranges.clone(), self.shape.clone());
             return Err(FormatError::RegionOutside { name: name.to_owned(), region, shape });
         }
-        let part = TensorMeta { dtype: meta.dtype, shape: self.shape() };
+        let part = Self { dtype: self.dtype, shape: region.shape() };
         let expected_bytes = part.size_bytes().unwrap_or(u64::MAX);
         if expected_bytes != dst_bytes as u64 {
             let actual_bytes = dst_bytes as u64;
             return Err(FormatError::BufferSize { name: name.to_owned(), expected_bytes, actual_bytes });
         }
         Ok(())
-    }
-
-    /// The extent along each axis.
-    pub fn shape(&self) -> Vec<u64> {
-        self.ranges.iter().map(|range| range.end.saturating_sub(range.start)).collect()
     }
 }
 

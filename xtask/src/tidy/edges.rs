@@ -1,47 +1,14 @@
-//! Which crate may depend on which: the table of `docs/ARCHITECTURE.md`. Tests may use what they like.
+//! Which crate depends on which: exactly what the table in `docs/ARCHITECTURE.md` says. Tests may use what they like.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use cargo_metadata::{DependencyKind, Metadata};
 
-use super::Finding;
+use super::{Finding, SourceFile};
 
-/// The edges that are allowed, each crate with the crates below it.
-const ALLOWED: [(&str, &[&str]); 14] = [
-    ("hydra-config", &[]),
-    ("model-spec", &[]),
-    ("nemo-format", &["hydra-config", "model-spec"]),
-    ("jinja", &[]),
-    ("data", &["jinja"]),
-    ("torch-ext", &[]),
-    ("cpu-kernels", &["torch-ext"]),
-    ("cuda-runtime", &["torch-ext"]),
-    ("cuda-kernels", &["cuda-runtime", "torch-ext"]),
-    ("sampling", &["cuda-kernels", "cuda-runtime", "torch-ext"]),
-    (
-        "model-core",
-        &["cpu-kernels", "cuda-kernels", "cuda-runtime", "model-spec", "nemo-format", "torch-ext"],
-    ),
-    ("engine", &["cuda-runtime", "model-core", "model-spec", "sampling", "torch-ext"]),
-    (
-        "aligner-gen",
-        &[
-            "cuda-runtime",
-            "data",
-            "engine",
-            "hydra-config",
-            "model-core",
-            "model-spec",
-            "nemo-format",
-            "sampling",
-            "torch-ext",
-        ],
-    ),
-    ("xtask", &["data", "model-spec", "nemo-format"]),
-];
-
-/// Crates that must build on a machine without libtorch, with everything below them.
-const WITHOUT_LIBTORCH: [&str; 6] = ["hydra-config", "model-spec", "nemo-format", "jinja", "data", "xtask"];
+const DOCUMENT: &str = "docs/ARCHITECTURE.md";
+/// The first line of the table.
+const HEADER: &str = "| crate | depends on | libtorch |";
 const LIBTORCH: [&str; 2] = ["tch", "torch-sys"];
 
 /// What each crate of the workspace depends on, tests apart.
@@ -62,6 +29,12 @@ impl Graph {
         Self { dependencies: dependencies.collect() }
     }
 
+    /// The crates of the workspace that `name` depends on.
+    fn edges(&self, name: &str) -> BTreeSet<&str> {
+        let all = self.dependencies.get(name).into_iter().flatten();
+        all.map(String::as_str).filter(|name| self.dependencies.contains_key(*name)).collect()
+    }
+
     /// The path from `from` to libtorch, if there is one.
     fn path_to_libtorch(&self, from: &str) -> Option<Vec<String>> {
         for name in self.dependencies.get(from)? {
@@ -77,25 +50,79 @@ impl Graph {
     }
 }
 
-pub(super) fn check(graph: &Graph) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    for (name, dependencies) in &graph.dependencies {
-        let Some((_, allowed)) = ALLOWED.iter().find(|(known, _)| known == name) else {
-            findings.push(format!("crate `{name}` is not in the table of crates in `docs/ARCHITECTURE.md`"));
-            continue;
+/// A row of the table.
+#[derive(Debug)]
+struct Row<'a> {
+    line_number: usize,
+    name: &'a str,
+    depends_on: BTreeSet<&'a str>,
+    links_libtorch: bool,
+}
+
+impl<'a> Row<'a> {
+    fn read(line_idx: usize, line: &'a str) -> Option<Self> {
+        let [name, depends_on, libtorch] = line.trim_matches('|').split('|').collect::<Vec<_>>()[..] else {
+            return None;
         };
-        for dependency in
-            dependencies.iter().filter(|dependency| graph.dependencies.contains_key(*dependency))
-        {
-            if !allowed.contains(&dependency.as_str()) {
-                findings.push(format!("crate `{name}` must not depend on `{dependency}`"));
-            }
-        }
-        if WITHOUT_LIBTORCH.contains(&name.as_str())
-            && let Some(path) = graph.path_to_libtorch(name)
-        {
+        Some(Self {
+            line_number: line_idx + 1,
+            name: name.trim().trim_matches('`'),
+            depends_on: depends_on.split('`').skip(1).step_by(2).collect(),
+            links_libtorch: libtorch.trim() == "yes",
+        })
+    }
+}
+
+/// The rows of the table; empty without one.
+fn rows(document: &str) -> Vec<Row<'_>> {
+    let lines = document.lines().enumerate().skip_while(|(_, line)| *line != HEADER).skip(2);
+    let table = lines.take_while(|(_, line)| line.starts_with('|'));
+    table.filter_map(|(line_idx, line)| Row::read(line_idx, line)).collect()
+}
+
+pub(super) fn check(graph: &Graph, files: &[SourceFile]) -> Vec<Finding> {
+    let document = files.iter().find(|file| file.path == DOCUMENT);
+    let rows = document.map(|file| rows(&file.text)).unwrap_or_default();
+    if rows.is_empty() {
+        return vec![format!("{DOCUMENT}: no table of crates, which starts with `{HEADER}`")];
+    }
+    let mut findings = Vec::new();
+    let mut above = BTreeSet::new();
+    for row in &rows {
+        findings.extend(check_row(graph, row, &above));
+        above.insert(row.name);
+    }
+    let missing = graph.dependencies.keys().filter(|name| !above.contains(name.as_str()));
+    findings
+        .extend(missing.map(|name| format!("crate `{name}` is not in the table of crates in `{DOCUMENT}`")));
+    findings
+}
+
+/// Compares a row with the crate's manifest; `above` are the crates of the rows before it.
+fn check_row(graph: &Graph, row: &Row<'_>, above: &BTreeSet<&str>) -> Vec<Finding> {
+    let Row { line_number, name, depends_on, links_libtorch } = row;
+    let at = format!("{DOCUMENT}:{line_number}:");
+    if !graph.dependencies.contains_key(*name) {
+        return vec![format!("{at} there is no crate `{name}`")];
+    }
+    let mut findings = Vec::new();
+    let edges = graph.edges(name);
+    for dependency in edges.difference(depends_on) {
+        findings
+            .push(format!("crate `{name}` must not depend on `{dependency}` by the table in `{DOCUMENT}`"));
+    }
+    for dependency in depends_on.difference(&edges) {
+        findings.push(format!("{at} `{name}` does not depend on `{dependency}`"));
+    }
+    for dependency in depends_on.difference(above) {
+        findings.push(format!("{at} `{dependency}` is to stand above `{name}`, which depends on it"));
+    }
+    match (links_libtorch, graph.path_to_libtorch(name)) {
+        (false, Some(path)) => {
             findings.push(format!("crate `{name}` must build without libtorch: {}", path.join(" -> ")));
         }
+        (true, None) => findings.push(format!("{at} `{name}` builds without libtorch")),
+        (false, None) | (true, Some(_)) => {}
     }
     findings
 }
@@ -104,41 +131,78 @@ pub(super) fn check(graph: &Graph) -> Vec<Finding> {
 mod tests {
     use super::*;
 
-    fn findings(edges: &[(&str, &[&str])]) -> Vec<Finding> {
+    const TABLE: &str = "\
+text
+| crate | depends on | libtorch |
+| --- | --- | --- |
+| `data` | | no |
+| `torch-ext` | | yes |
+| `engine` | `torch-ext`, `data` | yes |
+
+| `other` | `table` | no |
+";
+
+    fn findings(table: &str, edges: &[(&str, &[&str])]) -> Vec<Finding> {
         let dependencies = edges
             .iter()
             .map(|(name, below)| (name.to_string(), below.iter().map(ToString::to_string).collect()))
             .collect();
-        check(&Graph { dependencies })
+        let document = SourceFile { path: DOCUMENT.to_owned(), text: table.to_owned() };
+        check(&Graph { dependencies }, &[document])
+    }
+
+    const EDGES: [(&str, &[&str]); 3] =
+        [("data", &["serde"]), ("torch-ext", &["tch"]), ("engine", &["data", "tch", "torch-ext"])];
+
+    #[test]
+    fn manifests_that_the_table_describes_pass() {
+        assert!(findings(TABLE, &EDGES).is_empty());
     }
 
     #[test]
-    fn the_table_itself_passes() {
-        assert!(findings(&ALLOWED).is_empty());
-        assert!(findings(&[("data", &["serde", "tokenizers"]), ("engine", &["tch"])]).is_empty());
+    fn table_and_manifests_are_compared_both_ways() {
+        let [data, torch_ext, _] = EDGES;
+        assert_eq!(
+            findings(TABLE, &[data, ("torch-ext", &["tch", "data"]), ("engine", &["torch-ext"])]),
+            [
+                "crate `torch-ext` must not depend on `data` by the table in `docs/ARCHITECTURE.md`",
+                "docs/ARCHITECTURE.md:6: `engine` does not depend on `data`",
+            ]
+        );
+        assert_eq!(
+            findings(TABLE, &[data, torch_ext, ("helpers", &[])]),
+            [
+                "docs/ARCHITECTURE.md:6: there is no crate `engine`",
+                "crate `helpers` is not in the table of crates in `docs/ARCHITECTURE.md`",
+            ]
+        );
+        assert_eq!(
+            findings("", &EDGES),
+            [
+                "docs/ARCHITECTURE.md: no table of crates, which starts with `| crate | depends on | libtorch |`"
+            ]
+        );
     }
 
     #[test]
-    fn an_edge_upwards_is_found() {
-        let found = findings(&[("sampling", &["model-core"]), ("model-core", &[])]);
-        assert_eq!(found, ["crate `sampling` must not depend on `model-core`"]);
-    }
-
-    #[test]
-    fn an_unknown_crate_is_found() {
-        let found = findings(&[("helpers", &[])]);
-        assert_eq!(found, ["crate `helpers` is not in the table of crates in `docs/ARCHITECTURE.md`"]);
+    fn a_crate_stands_below_those_it_depends_on() {
+        let table = format!("{HEADER}\n| --- | --- | --- |\n| `engine` | `data` | no |\n| `data` | | no |\n");
+        assert_eq!(
+            findings(&table, &[("data", &[]), ("engine", &["data"])]),
+            ["docs/ARCHITECTURE.md:3: `data` is to stand above `engine`, which depends on it"]
+        );
     }
 
     #[test]
     fn libtorch_is_found_through_other_crates() {
-        let found = findings(&[("xtask", &["data"]), ("data", &["tch"])]);
+        let table = format!("{HEADER}\n| --- | --- | --- |\n| `data` | | yes |\n| `xtask` | `data` | no |\n");
         assert_eq!(
-            found,
-            [
-                "crate `data` must build without libtorch: data -> tch",
-                "crate `xtask` must build without libtorch: xtask -> data -> tch"
-            ]
+            findings(&table, &[("data", &["tch"]), ("xtask", &["data"])]),
+            ["crate `xtask` must build without libtorch: xtask -> data -> tch"]
+        );
+        assert_eq!(
+            findings(&table, &[("data", &[]), ("xtask", &["data"])]),
+            ["docs/ARCHITECTURE.md:3: `data` builds without libtorch"]
         );
     }
 }

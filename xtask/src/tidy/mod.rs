@@ -53,7 +53,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     files.push(SourceFile { path: FIXTURES_README.to_owned(), text });
     files.sort_by(|a, b| a.path.cmp(&b.path));
 
-    let mut findings = edges::check(&edges::Graph::from_metadata(&metadata));
+    let mut findings = edges::check(&edges::Graph::from_metadata(&metadata), &files);
     findings.extend(book::check(&files, &|path| workspace.path(path).exists()));
     findings.extend(modules::check(&files));
     for file in &files {

@@ -28,7 +28,7 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
     let Some(shape) = arguments.shape else { return Err(Failure::usage("`--shape` is missing")) };
     let device = arguments.device.open()?;
     let options = LoadOptions {
-        precision: arguments.precision.parse()?,
+        numerics: arguments.precision.parse()?,
         backend: arguments.backend.into(),
         device,
         attention: env::attention_switches(),
@@ -41,8 +41,8 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         let model = model_core::load_model(config.clone(), &source, options)?;
         drop(source);
         let load_s = started.elapsed().as_secs_f64();
-        let weight_bytes =
-            model.weight_bytes() - (vocab_size * config.hidden_size * options.precision.size_bytes()) as u64;
+        let weight_bytes = model.weight_bytes()
+            - (vocab_size * config.hidden_size * options.numerics.weights.size_bytes()) as u64;
         let floor = Floor {
             weight_bytes,
             kv_bytes_per_token: (KvCache::bytes_per_block(&config, options) / BLOCK_SIZE_TOKENS) as u64,
@@ -68,7 +68,9 @@ fn open(
     vocab_size: usize,
 ) -> Result<Engine, Failure> {
     let tokens = |request: &Request| request.prompt.len() + request.max_new_tokens as usize;
-    let blocks = |request: &Request| (blocks_for(tokens(request)) + 1) * request.num_responses as usize;
+    let blocks = |request: &Request| {
+        (blocks_for(tokens(request), BLOCK_SIZE_TOKENS) + 1) * request.num_responses as usize
+    };
     let mut sizes: Vec<usize> = workload.requests.iter().map(blocks).collect();
     sizes.sort_unstable_by(|a, b| b.cmp(a));
     let wanted = sizes.iter().take(workload.max_num_seqs).sum::<usize>();

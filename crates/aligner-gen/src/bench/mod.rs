@@ -106,7 +106,7 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
     }
     let device = arguments.device.open()?;
     let options = LoadOptions {
-        precision: arguments.precision.parse()?,
+        numerics: arguments.precision.parse()?,
         backend: arguments.backend.into(),
         device,
         attention: env::attention_switches(),
@@ -128,7 +128,7 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
     let limits = EngineLimits {
         max_num_seqs: MAX_NUM_SEQS,
         max_prefill_tokens: 2048,
-        num_blocks: blocks_for(most_tokens.max().unwrap_or(1)) + 2 * MAX_NUM_SEQS,
+        num_blocks: blocks_for(most_tokens.max().unwrap_or(1), BLOCK_SIZE_TOKENS) + 2 * MAX_NUM_SEQS,
         block_size_tokens: BLOCK_SIZE_TOKENS,
     };
     let tokens = Arc::new(TokenTable::new(tokenizer.as_ref())?);

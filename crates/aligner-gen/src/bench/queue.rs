@@ -22,7 +22,7 @@ use crate::cluster::queue::dispatch::{Desk, Event};
 use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
 use crate::cluster::queue::link::{Server, connect};
 use crate::cluster::queue::message::{FromZero, Hello, Leaving, ResponseDone, SampleDone, ToZero, Why};
-use crate::cluster::ranks::{Meeting, Place};
+use crate::cluster::ranks::{Meeting, RankPlace};
 use crate::cluster::topology::Topology;
 
 const PROMPT_TOKENS: usize = 200;
@@ -120,7 +120,7 @@ fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure>
     let port = free_port().map_err(anyhow::Error::from)?;
     // Rank 0 itself computes nothing here.
     let topology = Topology::data_parallel(num_ranks.saturating_add(1))?;
-    let place = |rank| Place {
+    let place = |rank| RankPlace {
         rank,
         world_size: topology.num_ranks(),
         local_rank: 0,
@@ -234,7 +234,7 @@ fn done_bytes() -> usize {
 
 /// A rank whose model takes no time.
 fn answer(
-    place: &Place,
+    place: &RankPlace,
     topology: Topology,
     identity: &Identity,
     num_messages: &AtomicU64,

@@ -133,7 +133,7 @@ impl TensorSource for DummySource {
 
     fn read(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError> {
         if let (Some(meta), Some(bytes)) = (self.meta(name), self.mapped_bytes(name)) {
-            region.check(name, meta, dst.len())?;
+            meta.check_region(name, region, dst.len())?;
             dst.copy_from_slice(&bytes[..dst.len()]);
         }
         Ok(())

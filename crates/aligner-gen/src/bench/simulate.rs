@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::job::generate::RUN_AHEAD;
 
-use crate::cluster::queue::lease::{Completion, LeaseLimits, LeaseTable, SampleSize};
+use crate::cluster::queue::lease::{Arrival, LeaseLimits, LeaseTable, SampleSize};
 use crate::cluster::topology::Replica;
 
 /// A job without a model.
@@ -214,7 +214,7 @@ impl Run<'_> {
     fn accept(&mut self, replica: Replica, position: usize, now: Duration) {
         let length = self.simulation.lengths.get(position).copied().unwrap_or(1);
         let size = SampleSize { longest_tokens: length as usize, num_bytes: 1 };
-        if self.table.complete(replica, position, size, now) == Completion::Duplicate {
+        if self.table.complete(replica, position, size, now) == Arrival::Duplicate {
             self.outcome.num_repeated += 1;
             return;
         }

@@ -23,7 +23,7 @@ pub(crate) enum Meeting {
 
 /// One rank among several.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct RankPlace {
     pub(crate) rank: u32,
     pub(crate) world_size: u32,
     pub(crate) local_rank: u32,
@@ -38,7 +38,7 @@ pub(crate) enum Role {
     /// The only rank.
     Alone,
     /// A rank that something else started.
-    Rank(Place),
+    Rank(RankPlace),
     /// Starts the ranks of this machine.
     Launcher(LauncherPlan),
 }
@@ -56,7 +56,7 @@ pub(crate) struct LauncherPlan {
 /// Looks up an environment variable.
 pub(crate) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-impl Place {
+impl RankPlace {
     /// The only rank.
     pub(crate) fn alone() -> Self {
         let meeting = Meeting::Address { host: String::new(), port: 0 };
@@ -149,7 +149,7 @@ impl Found {
         };
         let local_size =
             self.local_size.map_or(world_size / devices.num_nodes.max(1), |(_, size)| size).max(1);
-        Ok(Role::Rank(Place { rank, world_size, local_rank: self.local_rank, local_size, meeting }))
+        Ok(Role::Rank(RankPlace { rank, world_size, local_rank: self.local_rank, local_size, meeting }))
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, anyhow};
 use model_core::{Backend, Batch, BlockId, CausalLm, LoadOptions};
-use model_spec::blocks_for;
+use model_spec::{BLOCK_SIZE_TOKENS, blocks_for};
 use nemo_format::Checkpoint;
 use npyz::WriterBuilder;
 
@@ -37,7 +37,7 @@ impl DeviceArg {
 
 /// Reads ids, writes logits.
 pub(crate) fn run(arguments: &LogitsArgs) -> Result<(), Failure> {
-    let precision = arguments.precision.parse()?;
+    let numerics = arguments.precision.parse()?;
     let (ids, [batch, seq]) = read_ids(&arguments.input_ids)?;
     let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
     let config = model_config(checkpoint.model_config())?;
@@ -45,7 +45,7 @@ pub(crate) fn run(arguments: &LogitsArgs) -> Result<(), Failure> {
     config.refuse_longer(seq)?;
     let device = arguments.device.open()?;
     let options = LoadOptions {
-        precision,
+        numerics,
         backend: arguments.backend.into(),
         device,
         attention: env::attention_switches(),
@@ -60,7 +60,7 @@ pub(crate) fn run(arguments: &LogitsArgs) -> Result<(), Failure> {
 
 /// One sequence at a time: the result of a row does not depend on the others, and memory stays small.
 fn forward(model: &mut dyn CausalLm, ids: &[u32], seq: usize) -> Result<Vec<f32>, Failure> {
-    let num_blocks = blocks_for(seq).max(1);
+    let num_blocks = blocks_for(seq, BLOCK_SIZE_TOKENS).max(1);
     let mut cache = model.new_cache(num_blocks)?;
     let table: Vec<BlockId> = (0..num_blocks as BlockId).collect();
     let mut logits = Vec::new();

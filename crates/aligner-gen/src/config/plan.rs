@@ -7,7 +7,8 @@ use data::{
     BatchSizes, DataError, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord,
 };
 use hydra_config::{overrides, shell_word};
-use model_core::{Backend, Precision};
+use model_core::Backend;
+use model_spec::Numerics;
 use sampling::{RawEndStrings, SamplingParams};
 
 use super::devices::Devices;
@@ -24,7 +25,7 @@ use crate::output::OutputField;
 pub(crate) struct GenerationPlan {
     pub(crate) data_path: PathBuf,
     pub(crate) exp_manager: ExpManagerPlan,
-    pub(crate) precision: Precision,
+    pub(crate) numerics: Numerics,
     pub(crate) backend: Backend,
     pub(crate) accelerator: String,
     /// `trt_llm.model_type`, with the fast engine.
@@ -79,7 +80,7 @@ impl GenerationPlan {
         let (lease, join_timeout) = patience(&raw)?;
         data::plan::check_max_epochs(raw.trainer.generation.max_epochs)?;
         check_unavailable(&raw)?;
-        let precision: Precision = raw.trainer.precision.to_string().parse()?;
+        let numerics: Numerics = raw.trainer.precision.to_string().parse()?;
         let trt_llm = &raw.trainer.generation.trt_llm;
         let fast = trt_llm.enable;
         let model_type = fast.then(|| ModelType::parse(&trt_llm.model_type)).transpose()?;
@@ -101,7 +102,7 @@ impl GenerationPlan {
         Ok(Self {
             data_path: train_ds.file_path,
             exp_manager: ExpManagerPlan::new(raw.exp_manager)?,
-            precision,
+            numerics,
             backend: if fast { Backend::Fused } else { Backend::Plain },
             accelerator: raw.trainer.accelerator,
             model_type,

@@ -29,7 +29,7 @@ failure_from! {
 fn model_status(error: &ModelError) -> ExitStatus {
     match error {
         ModelError::OutOfMemory(_) | ModelError::NoBackend { .. } => ExitStatus::Device,
-        ModelError::BadPrecision { .. }
+        ModelError::MixedNumerics { .. }
         | ModelError::BeyondWindow { .. }
         | ModelError::NoAttention { .. } => ExitStatus::Usage,
         ModelError::SequenceTooLong { .. } | ModelError::TooLong { .. } => ExitStatus::Data,
@@ -109,7 +109,7 @@ fn text_status(text: &str) -> ExitStatus {
 
 #[cfg(test)]
 mod tests {
-    use model_core::Precision;
+    use model_spec::{Float, Numerics};
 
     use super::*;
 
@@ -193,15 +193,10 @@ mod tests {
         let cases = [
             (ModelError::OutOfMemory(torch("")), ExitStatus::Device),
             (ModelError::NoBackend { backend: "CUDA", reason: "" }, ExitStatus::Device),
-            (ModelError::BadPrecision { value: String::new(), supported: "" }, ExitStatus::Usage),
+            (ModelError::MixedNumerics { numerics: Numerics::uniform(Float::Fp32) }, ExitStatus::Usage),
             (ModelError::BeyondWindow { encoder_seq_length: 2, tokens: 1, key }, ExitStatus::Usage),
             (
-                ModelError::NoAttention {
-                    flash: false,
-                    fused: false,
-                    precision: Precision::Fp32,
-                    head_dim: 64,
-                },
+                ModelError::NoAttention { flash: false, fused: false, compute: Float::Fp32, head_dim: 64 },
                 ExitStatus::Usage,
             ),
             (ModelError::SequenceTooLong { num_tokens: 2, limit: 1, key }, ExitStatus::Data),

@@ -8,8 +8,8 @@ use super::run::Setup;
 use crate::cluster::queue::Mailbox;
 use crate::cluster::queue::link::{Line, connect};
 use crate::cluster::queue::message::{FromZero, Hello, Leaving, Stop, ToZero, Why};
-use crate::cluster::queue::worker::{self, Ended};
-use crate::cluster::ranks::{Meeting, Place};
+use crate::cluster::queue::worker::{self, WorkerEnd};
+use crate::cluster::ranks::{Meeting, RankPlace};
 use crate::exit::{ExitStatus, Failure};
 use crate::model::checkpoint::TokenTable;
 use crate::model::memory::Demand;
@@ -20,7 +20,7 @@ use crate::signals::StopWatch;
 const LOOK: Duration = Duration::from_millis(200);
 
 /// Works for rank 0 until that ends the job.
-pub(crate) fn run(setup: &Setup, place: &Place, watch: &StopWatch) -> Result<ExitStatus, Failure> {
+pub(crate) fn run(setup: &Setup, place: &RankPlace, watch: &StopWatch) -> Result<ExitStatus, Failure> {
     let follower = Follower { setup, place, watch, identity: setup.identity()? };
     // Several signs of life in one lease: one that is late takes nothing away.
     let alive_every = (setup.plan.lease / 5).min(Duration::from_secs(1));
@@ -36,14 +36,14 @@ pub(crate) fn run(setup: &Setup, place: &Place, watch: &StopWatch) -> Result<Exi
 
 struct Follower<'a> {
     setup: &'a Setup,
-    place: &'a Place,
+    place: &'a RankPlace,
     watch: &'a StopWatch,
     identity: Identity,
 }
 
 /// How the work ended, and the prompt tokens that were computed.
 struct Outcome {
-    ended: Ended,
+    ended: WorkerEnd,
     prompt_tokens: u64,
 }
 
@@ -98,10 +98,10 @@ impl Follower<'_> {
                     let at_most = |value| usize::try_from(value).unwrap_or(usize::MAX);
                     break (at_most(longest_sequence_tokens), at_most(num_sequences));
                 }
-                Ok(Ok(FromZero::Stop(stop))) => return nothing(Ended::Told(stop)),
+                Ok(Ok(FromZero::Stop(stop))) => return nothing(WorkerEnd::Told(stop)),
                 Ok(Ok(FromZero::Grant(_))) => {}
-                Ok(Err(reason)) => return nothing(Ended::Lost(reason)),
-                Err(_) if self.watch.reason().is_some() => return nothing(Ended::ByItself),
+                Ok(Err(reason)) => return nothing(WorkerEnd::Lost(reason)),
+                Err(_) if self.watch.reason().is_some() => return nothing(WorkerEnd::ByItself),
                 Err(_) => {}
             }
         };
@@ -116,7 +116,7 @@ impl Follower<'_> {
         (mailbox.say)(ToZero::Ready { capacity });
         let (ended, stats) =
             worker::work(&mut engine, mailbox, &|| self.watch.reason().is_some()).map_err(|error| {
-                nonfinite::explain(error.into(), setup.checkpoint.tensors(), setup.plan.precision)
+                nonfinite::explain(error.into(), setup.checkpoint.tensors(), setup.plan.numerics)
             })?;
         Ok(Outcome { ended, prompt_tokens: stats.prompt_tokens })
     }
@@ -144,24 +144,24 @@ impl Follower<'_> {
         end
     }
 
-    fn judge(&self, ended: Ended) -> (Why, Result<ExitStatus, Failure>) {
+    fn judge(&self, ended: WorkerEnd) -> (Why, Result<ExitStatus, Failure>) {
         match ended {
-            Ended::Told(Stop::Finished) => (Why::Told, Ok(ExitStatus::Done)),
-            Ended::Told(Stop::Early { code, reason }) => {
+            WorkerEnd::Told(Stop::Finished) => (Why::Told, Ok(ExitStatus::Done)),
+            WorkerEnd::Told(Stop::Early { code, reason }) => {
                 tracing::info!("rank 0 stopped the job: {reason}");
                 (Why::Told, Ok(ExitStatus::from_code(code)))
             }
-            Ended::Told(Stop::Failed { message }) => {
+            WorkerEnd::Told(Stop::Failed { message }) => {
                 (Why::Told, Err(anyhow::anyhow!("rank 0 ended the job: {message}").into()))
             }
             // Signals come to all ranks, and rank 0 may be the first to leave.
-            Ended::Lost(_) if self.watch.reason().is_some() => self.judge(Ended::ByItself),
-            Ended::Lost(_) if self.is_finished() => (Why::Told, Ok(ExitStatus::Done)),
-            Ended::Lost(reason) => {
+            WorkerEnd::Lost(_) if self.watch.reason().is_some() => self.judge(WorkerEnd::ByItself),
+            WorkerEnd::Lost(_) if self.is_finished() => (Why::Told, Ok(ExitStatus::Done)),
+            WorkerEnd::Lost(reason) => {
                 let text = "rank 0 is gone, so the job has ended; finished steps are saved, the same command continues after them";
                 (Why::Told, Err(anyhow::anyhow!("{text} ({})", first_line(&reason)).into()))
             }
-            Ended::ByItself => match self.watch.reason() {
+            WorkerEnd::ByItself => match self.watch.reason() {
                 Some(reason) => {
                     tracing::warn!("stopped by {reason}");
                     let signal = self.watch.signal().map_or(0, rustix::process::Signal::as_raw);

@@ -19,7 +19,7 @@ use crate::cluster::queue::dispatch::{Desk, DeskReport, Event};
 use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
 use crate::cluster::queue::link::Server;
 use crate::cluster::queue::message::{FromZero, Hello, Leaving, SampleDone, ToZero, Why};
-use crate::cluster::queue::worker::{self, Ended};
+use crate::cluster::queue::worker::{self, WorkerEnd};
 use crate::cluster::topology::Topology;
 use crate::config::plan::GenerationPlan;
 use crate::exit::Failure;
@@ -201,11 +201,11 @@ fn compute(
         (mailbox.say)(ToZero::Ready { capacity: job.capacity });
         let began = Instant::now();
         match worker::work(&mut engine, mailbox, &|| false)? {
-            (Ended::Lost(reason), _) => Err(anyhow::anyhow!("{reason}").into()),
+            (WorkerEnd::Lost(reason), _) => Err(anyhow::anyhow!("{reason}").into()),
             (_, stats) => Ok(Computed { stats, load_time, began }),
         }
     });
-    let outcome = outcome.map_err(|failure| nonfinite::explain(failure, job.weights, job.plan.precision));
+    let outcome = outcome.map_err(|failure| nonfinite::explain(failure, job.weights, job.plan.numerics));
     let why = match &outcome {
         Ok(_) => Why::Told,
         Err(failure) => Why::Failed { code: failure.status.code(), message: failure.sentence() },

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use data::{KeptMetadata, LengthLimits, TokenField};
 use model_core::{
     Activation, AttentionAlgorithm, Backend, BlockStyle, LoadOptions, ModelConfig, Nonlinearity,
-    Normalization, PositionEmbedding, Precision, RopeScaling, RotaryConfig, RotaryPairing,
+    Normalization, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing,
 };
 use sampling::SamplingParams;
 
@@ -204,21 +204,17 @@ pub(crate) fn compute(
     device: String,
     topology: Topology,
 ) -> Result<Compute, Failure> {
-    let LoadOptions { precision, backend, device: place, attention } = options;
+    let LoadOptions { numerics, backend, device: place, attention } = options;
     let attention = match backend {
         Backend::Fused => None,
-        Backend::Plain => Some(match attention.choose(place, precision, head_dim)? {
+        Backend::Plain => Some(match attention.choose(place, numerics.compute, head_dim)? {
             AttentionAlgorithm::Flash => "flash",
             AttentionAlgorithm::Sdpa => "fused",
             AttentionAlgorithm::Unfused => "unfused",
         }),
     };
-    let precision = match precision {
-        Precision::Fp32 => "fp32",
-        Precision::Bf16 => "bf16",
-    };
     Ok(Compute {
-        precision: precision.to_owned(),
+        precision: numerics.to_string(),
         fused: backend == Backend::Fused,
         device,
         attention: attention.map(str::to_owned),

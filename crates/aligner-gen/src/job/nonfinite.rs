@@ -1,14 +1,14 @@
 //! Why logits are no numbers: looks for the weights that are none. Done after a failure only, so a run pays nothing.
 
 use engine::EngineError;
-use model_core::Precision;
+use model_spec::Numerics;
 use nemo_format::{DType, Region, TensorSource};
 use sampling::SamplingError;
 
 use crate::exit::Failure;
 
 /// Adds to a failure about logits what is wrong with the weights, layer by layer.
-pub(crate) fn explain(failure: Failure, weights: &dyn TensorSource, precision: Precision) -> Failure {
+pub(crate) fn explain(failure: Failure, weights: &dyn TensorSource, numerics: Numerics) -> Failure {
     let is_about_logits = matches!(
         failure.error.downcast_ref::<EngineError>(),
         Some(EngineError::Sampling(SamplingError::BadLogits { .. }))
@@ -17,13 +17,13 @@ pub(crate) fn explain(failure: Failure, weights: &dyn TensorSource, precision: P
         return failure;
     }
     let Failure { status, error } = failure;
-    Failure { status, error: anyhow::anyhow!("{error}: {}", reason(weights, precision)) }
+    Failure { status, error: anyhow::anyhow!("{error}: {}", reason(weights, numerics)) }
 }
 
-fn reason(weights: &dyn TensorSource, precision: Precision) -> String {
+fn reason(weights: &dyn TensorSource, numerics: Numerics) -> String {
     let mut found = weights.names().filter_map(|name| Some((name, first_bad(weights, name)?)));
     let Some((name, bad)) = found.next() else {
-        return format!("no weight is NaN or infinite, so a sum left the range of {precision:?}");
+        return format!("no weight is NaN or infinite, so a sum left the range of {:?}", numerics.compute);
     };
     let num_more = found.count();
     let more =

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use data::{PromptNote, PromptSet, StepPlan, load_prompts};
+use data::{OutputSteps, PromptNote, PromptSet, load_prompts};
 use model_core::{Backend, LoadOptions};
 
 use super::follower;
@@ -44,7 +44,7 @@ struct Prepared {
     prompts: PromptSet,
     /// The first prompt, to be shown, and how many tokens it has.
     first: Option<(String, usize)>,
-    steps: StepPlan,
+    steps: OutputSteps,
     demand: Demand,
     memory: MemoryPlan,
     identity: Identity,
@@ -206,14 +206,15 @@ impl Prepared {
         show_counts(&self.prompts, self.steps.dropped().len(), self.num_past_limits(), to_generate);
         tracing::info!(
             "memory, {:?}, {:?} kernels on {}\n{}",
-            self.setup.plan.precision,
+            self.setup.plan.numerics.compute,
             self.setup.plan.backend,
             device::name(self.setup.options.device),
             self.memory.table()
         );
-        let LoadOptions { backend, attention, device, precision } = self.setup.options;
+        let LoadOptions { backend, attention, device, numerics } = self.setup.options;
         if backend == Backend::Plain
-            && let Ok(chosen) = attention.choose(device, precision, self.setup.model_config.kv_channels)
+            && let Ok(chosen) =
+                attention.choose(device, numerics.compute, self.setup.model_config.kv_channels)
         {
             tracing::info!("attention: {chosen:?} ({attention:?})");
         }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use data::{DataError, PromptSet, PromptText, StepPlan};
+use data::{DataError, OutputSteps, PromptSet, PromptText};
 use sampling::FinishReason;
 
 use crate::cluster::queue::message::{ResponseDone, SampleDone};
@@ -21,7 +21,7 @@ pub(crate) struct PendingStep {
 
 /// The steps after what an earlier run committed. Counted by samples, so that the batch size may differ between runs.
 pub(crate) fn pending_steps(
-    plan: &StepPlan,
+    plan: &OutputSteps,
     global_batch_size: usize,
     resume: ResumePoint,
 ) -> Vec<PendingStep> {
@@ -107,13 +107,14 @@ impl<'a> StepCollector<'a> {
 
 #[cfg(test)]
 mod tests {
-    use data::{BatchSizes, DpWorld, DropLast, plan_steps};
+    use data::{BatchSizes, DpWorld, DropLast, plan_output_steps};
     use proptest::prelude::*;
 
     use super::*;
 
-    fn plan(num_samples: usize, global: usize) -> StepPlan {
-        plan_steps(num_samples, BatchSizes { global, micro: 1 }, DpWorld { size: 1 }, DropLast::Auto).unwrap()
+    fn plan(num_samples: usize, global: usize) -> OutputSteps {
+        plan_output_steps(num_samples, BatchSizes { global, micro: 1 }, DpWorld { size: 1 }, DropLast::Auto)
+            .unwrap()
     }
 
     fn resume(step: u64, consumed_samples: u64) -> ResumePoint {
@@ -177,7 +178,7 @@ mod tests {
             let drop_last = if drops { DropLast::Always } else { DropLast::Auto };
             let batch = BatchSizes { global: micro * size * factor, micro };
             prop_assume!(num >= batch.global || size == 1 && !drops);
-            let first = plan_steps(num, batch, DpWorld { size }, drop_last).unwrap();
+            let first = plan_output_steps(num, batch, DpWorld { size }, drop_last).unwrap();
             let mut done = Vec::new();
             let mut step = 0;
             let sizes = std::iter::once(batch.global).chain(stops.iter().map(|&(_, global)| global));

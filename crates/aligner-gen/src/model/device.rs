@@ -17,14 +17,14 @@ pub(crate) struct LocalRanks {
 
 /// A device, and how many ranks share its memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Shared {
+pub(crate) struct SharedDevice {
     pub(crate) device: Device,
     pub(crate) num_ranks: u32,
     /// Why it is the CPU, where a GPU was asked for.
     pub(crate) fallback: Option<String>,
 }
 
-impl Shared {
+impl SharedDevice {
     fn gpu(index: usize, num_ranks: u32) -> Self {
         Self { device: Device::Cuda(index), num_ranks, fallback: None }
     }
@@ -34,8 +34,8 @@ impl Shared {
 ///
 /// # Errors
 /// When the accelerator is unknown, or there are several GPUs but fewer than ranks.
-pub(crate) fn choose(accelerator: &str, ranks: LocalRanks) -> Result<Shared, Failure> {
-    let cpu = |fallback| Shared { device: Device::Cpu, num_ranks: ranks.local_size, fallback };
+pub(crate) fn choose(accelerator: &str, ranks: LocalRanks) -> Result<SharedDevice, Failure> {
+    let cpu = |fallback| SharedDevice { device: Device::Cpu, num_ranks: ranks.local_size, fallback };
     match accelerator {
         "cpu" => return Ok(cpu(None)),
         "gpu" | "cuda" | "auto" => {}
@@ -57,19 +57,19 @@ pub(crate) fn choose(accelerator: &str, ranks: LocalRanks) -> Result<Shared, Fai
 }
 
 /// The GPU of a rank among those that CUDA_VISIBLE_DEVICES and the launcher's binding let it see, which count from 0.
-fn gpu_of(ranks: LocalRanks, num_gpus: usize) -> Result<Shared, Failure> {
+fn gpu_of(ranks: LocalRanks, num_gpus: usize) -> Result<SharedDevice, Failure> {
     let LocalRanks { local_rank, local_size, has_own_gpu } = ranks;
     if has_own_gpu {
-        return Ok(Shared::gpu(0, 1));
+        return Ok(SharedDevice::gpu(0, 1));
     }
     if num_gpus >= local_size as usize {
-        return Ok(Shared::gpu(local_rank as usize, 1));
+        return Ok(SharedDevice::gpu(local_rank as usize, 1));
     }
     if num_gpus == 1 {
         if local_rank == 0 {
             tracing::warn!("{local_size} ranks share one GPU: one rank is faster");
         }
-        return Ok(Shared::gpu(0, local_size));
+        return Ok(SharedDevice::gpu(0, local_size));
     }
     Err(anyhow::anyhow!(
         "{local_size} ranks on this machine, but {num_gpus} GPUs can be used: set `trainer.devices={num_gpus}`, or let \
@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn accelerators_are_named() {
         let ranks = LocalRanks { local_rank: 3, local_size: 4, has_own_gpu: false };
-        let cpu = Shared { device: Device::Cpu, num_ranks: 4, fallback: None };
+        let cpu = SharedDevice { device: Device::Cpu, num_ranks: 4, fallback: None };
         assert_eq!(choose("cpu", ranks).unwrap(), cpu);
         let error = choose("tpu", ranks).unwrap_err().sentence();
         insta::assert_snapshot!(error, @"`trainer.accelerator` must be `gpu`, `cpu` or `auto`, found `tpu`");

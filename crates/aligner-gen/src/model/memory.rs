@@ -149,7 +149,7 @@ impl MemoryPlan {
             .fold(0, u64::saturating_add);
         let place = Place::new(options).shared_by(demand.num_sharing_ranks);
         let sizes = Sizes {
-            weight_bytes: num_params.saturating_mul(options.precision.size_bytes() as u64),
+            weight_bytes: num_params.saturating_mul(options.numerics.weights.size_bytes() as u64),
             workspace_bytes: place.workspace_bytes(config, padded_vocab_size(checkpoint), demand),
             bytes_per_block: KvCache::bytes_per_block(config, options) as u64,
         };
@@ -164,7 +164,7 @@ impl MemoryPlan {
         let longest_sequence_tokens = demand.longest_sequence_tokens;
         let max_num_seqs = place.num_seqs(demand);
         // One block more, because a shared prompt's last block is copied when the responses part.
-        let blocks_per_sequence = blocks_for(longest_sequence_tokens) + 1;
+        let blocks_per_sequence = blocks_for(longest_sequence_tokens, BLOCK_SIZE_TOKENS) + 1;
         let wanted_blocks = blocks_per_sequence.saturating_mul(max_num_seqs) as u64;
         let affordable_blocks = place.cache_bytes(sizes) / bytes_per_block.max(1);
         let num_blocks = wanted_blocks.min(affordable_blocks).max(blocks_per_sequence as u64);

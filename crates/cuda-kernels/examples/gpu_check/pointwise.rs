@@ -1,6 +1,7 @@
 //! The pointwise kernels against references in float64.
 
-use cuda_kernels::{Activate, Embed, Gating, LayerCache, Nonlinearity, Norm, NormKind, RopeAndCache, Rotary};
+use cuda_kernels::{Activate, Embed, Gating, LayerCache, Norm, RopeAndCache, Rotary};
+use model_spec::{Nonlinearity, Normalization};
 use tch::{Kind, Tensor};
 
 use crate::cases::{Outcome, ensure};
@@ -28,7 +29,7 @@ pub(crate) fn norms(gpu: &Gpu) -> Outcome {
     let mut worst: f64 = 0.0;
     for kind in KINDS {
         for (num_rows, width) in [(1, 64), (3, 4544), (5, 8192), (2, 16_384), (7, 2056)] {
-            for norm in [NormKind::RmsNorm, NormKind::LayerNorm] {
+            for norm in [Normalization::RmsNorm, Normalization::LayerNorm] {
                 for has_bias in [false, true] {
                     let error = check_norm(gpu, kind, norm, [num_rows, width], has_bias)?;
                     ensure(error < tolerance(kind), || {
@@ -47,7 +48,7 @@ pub(crate) fn norms(gpu: &Gpu) -> Outcome {
 fn check_norm(
     gpu: &Gpu,
     kind: Kind,
-    norm: NormKind,
+    norm: Normalization,
     shape: [i64; 2],
     has_bias: bool,
 ) -> Result<f64, Box<dyn std::error::Error>> {
@@ -57,12 +58,19 @@ fn check_norm(
     let out = gpu.unset(&shape, kind)?;
     kernels.norm(
         &gpu.stream,
-        &Norm { kind: norm, x: &x, gain: &gain, bias: has_bias.then_some(&bias), eps: 1e-5, out: &out },
+        &Norm {
+            normalization: norm,
+            x: &x,
+            gain: &gain,
+            bias: has_bias.then_some(&bias),
+            eps: 1e-5,
+            out: &out,
+        },
     )?;
     let x = double(&x)?;
     let centred = match norm {
-        NormKind::RmsNorm => x,
-        NormKind::LayerNorm => x.f_sub(&x.f_mean_dim(1, true, Kind::Double)?)?,
+        Normalization::RmsNorm => x,
+        Normalization::LayerNorm => x.f_sub(&x.f_mean_dim(1, true, Kind::Double)?)?,
     };
     let square = centred.f_square()?.f_mean_dim(1, true, Kind::Double)?;
     let mut expect = centred.f_mul(&square.f_add_scalar(1e-5)?.f_rsqrt()?)?.f_mul(&gain)?;

@@ -1,10 +1,11 @@
 //! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
 
 use cuda_kernels::{
-    Activate, DecodeAttentionQkv, DecodePlan, Gating, LayerCache, Nonlinearity, Norm, NormKind, PlanDecode,
-    Rotary, Sample, SampleRules, SamplerScratch, SamplerState,
+    Activate, DecodeAttentionQkv, DecodePlan, Gating, LayerCache, Norm, PlanDecode, Rotary, Sample,
+    SampleRules, SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
+use model_spec::{Nonlinearity, Normalization};
 use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 
@@ -142,7 +143,14 @@ fn pointwise(gpu: &Gpu) -> Checked {
         let (x, out) = (random(width)?, random(width)?);
         let (gated, activated) = (random(2 * ffn)?, random(ffn)?);
         let gain = gpu.random(&[width], Kind::Float)?;
-        let norm = Norm { kind: NormKind::RmsNorm, x: &x, gain: &gain, bias: None, eps: 1e-5, out: &out };
+        let norm = Norm {
+            normalization: Normalization::RmsNorm,
+            x: &x,
+            gain: &gain,
+            bias: None,
+            eps: 1e-5,
+            out: &out,
+        };
         let activate =
             Activate { activation: Nonlinearity::Silu, gating: Gating::Gated, x: &gated, out: &activated };
         let norm = micros(gpu, |stream| (0..NUM_CALLS).try_for_each(|_| kernels.norm(stream, &norm)))?;

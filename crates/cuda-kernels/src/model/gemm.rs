@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Device, Kernel, Launch, Module, Stream, TensorMap};
+use model_spec::Nonlinearity;
 use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 
 use super::gemm_shape::{GemmShape, GemmSizes, MAX_GEMM_ROWS};
-use super::nonlinearity::{Gating, Nonlinearity};
+use super::nonlinearity::Gating;
 use super::{KernelConfig, ModelKernels};
 use crate::tensors::{Address, Tensors, bad, int, shape_of};
 

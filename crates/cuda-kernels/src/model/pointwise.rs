@@ -2,11 +2,12 @@
 
 use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Launch, Stream};
+use model_spec::{Nonlinearity, Normalization};
 use tch::{Kind, Tensor};
 use torch_ext::ExtError;
 
 use super::ModelKernels;
-use super::nonlinearity::{Gating, Nonlinearity};
+use super::nonlinearity::{Gating, number_of};
 use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
 /// Elements that a thread takes at once.
@@ -35,20 +36,11 @@ struct EmbedArgs {
     num_tokens: i32,
 }
 
-/// Which norm.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NormKind {
-    /// Divides by the root of the mean square.
-    RmsNorm,
-    /// Takes the mean away first.
-    LayerNorm,
-}
-
 /// `out = norm(x)`, computed in float32.
 #[derive(Clone, Copy, Debug)]
 pub struct Norm<'a> {
     /// Which one.
-    pub kind: NormKind,
+    pub normalization: Normalization,
     /// `T[n, h]`; h a multiple of 8 up to 16,384.
     pub x: &'a Tensor,
     /// `float32[h]`.
@@ -137,9 +129,9 @@ impl ModelKernels {
             width: whole_vectors(width, MAX_NORM_WIDTH)?,
             eps: norm.eps,
         };
-        let kernel = match norm.kind {
-            NormKind::RmsNorm => &self.rms_norm,
-            NormKind::LayerNorm => &self.layer_norm,
+        let kernel = match norm.normalization {
+            Normalization::RmsNorm => &self.rms_norm,
+            Normalization::LayerNorm => &self.layer_norm,
         };
         let launch = Launch {
             overlaps: self.overlaps(num_rows),
@@ -161,7 +153,7 @@ impl ModelKernels {
             x: tensors.address(activate.x, "x", self.config.kind, &[num_rows, halves * width])?,
             out: tensors.address(activate.out, "out", self.config.kind, &[num_rows, width])?,
             width: int(width, "width")?,
-            activation: activate.activation as i32,
+            activation: number_of(activate.activation),
             is_gated: i32::from(activate.gating == Gating::Gated),
             reserved: 0,
         };

@@ -1,11 +1,12 @@
 //! The programs of a model's kernels: their sources and what they are compiled for. Needs no GPU.
 
 use cuda_runtime::{Arch, Program};
+use model_spec::Nonlinearity;
 use tch::Kind;
 use torch_ext::ExtError;
 
 use super::gemm_shape::tiles_of_stage;
-use super::nonlinearity::{Gating, Nonlinearity};
+use super::nonlinearity::{Gating, number_of};
 use crate::source::{headers, source};
 
 /// What a model's kernels are compiled for.
@@ -134,7 +135,7 @@ impl KernelConfig {
 }
 
 fn activated_defines(activated: Option<(Nonlinearity, Gating)>) -> Vec<(&'static str, String)> {
-    let number = activated.map_or(-1, |(activation, _)| activation as i32);
+    let number = activated.map_or(-1, |(activation, _)| number_of(activation));
     let is_gated = matches!(activated, Some((_, Gating::Gated)));
     vec![("ACTIVATION", number.to_string()), ("IS_GATED", u32::from(is_gated).to_string())]
 }

@@ -5,10 +5,8 @@
 mod attention;
 mod linear;
 
-use cpu_kernels::{
-    CpuKernels, HeadShape, Layout, MAX_HEAD_DIM, NormKind, NormParams, SourceDType, StoredLinear,
-};
-use model_spec::{AttentionSpec, KvGroup, Normalization};
+use cpu_kernels::{CpuKernels, HeadShape, Layout, MAX_HEAD_DIM, NormParams, SourceDType, StoredLinear};
+use model_spec::{AttentionSpec, KvGroup, Numerics};
 use nemo_format::DType;
 use tch::{Kind, Tensor};
 use torch_ext::view;
@@ -16,18 +14,19 @@ use torch_ext::view;
 pub(crate) use self::attention::CpuAttention;
 pub(crate) use self::linear::CpuLinear;
 use super::plain::tensor_from_bytes;
+use crate::ModelError;
 use crate::attention_context::AttentionContext;
+use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool, packed_shape};
 use crate::layers::rotary::RotaryTables;
 use crate::ops::{
     Ids, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap, scale_f32,
 };
-use crate::{ModelError, Precision};
 
 /// The CPU kernels with their threads and scratch memory.
 #[derive(Debug)]
 pub(crate) struct CpuState {
-    precision: Precision,
+    numerics: Numerics,
     kernels: CpuKernels,
     rotary: RotaryTables,
 }
@@ -36,13 +35,13 @@ impl StepState for CpuState {
     type Linear = CpuLinear;
     type Attention = CpuAttention;
 
-    fn precision(&self) -> Precision {
-        self.precision
+    fn numerics(&self) -> Numerics {
+        self.numerics
     }
 
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
         let shape = packed_shape(group, num_blocks);
-        Ok(KvPool::Packed(self.kernels.new_kv(shape, self.precision.kind())?))
+        Ok(KvPool::Packed(self.kernels.new_kv(shape, self.numerics.kv.kind())?))
     }
 
     fn plan(
@@ -61,10 +60,7 @@ impl StepState for CpuState {
 
     fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
         let params = NormParams {
-            kind: match norm.normalization {
-                Normalization::LayerNorm => NormKind::LayerNorm,
-                Normalization::RmsNorm => NormKind::RmsNorm,
-            },
+            normalization: norm.normalization,
             weight: view::f32_slice(&norm.gain, "norm weight")?,
             bias: norm.bias.as_ref().map_or(Ok(&[][..]), |bias| view::f32_slice(bias, "norm bias"))?,
             epsilon: norm.epsilon as f32,
@@ -81,18 +77,18 @@ pub(crate) struct CpuLoader {
 
 impl CpuLoader {
     /// Kernels on all processors that this process may use, for sequences of up to `max_seq_len_tokens`.
-    pub(crate) fn new(precision: Precision, max_seq_len_tokens: usize) -> Result<Self, ModelError> {
+    pub(crate) fn new(numerics: Numerics, max_seq_len_tokens: usize) -> Result<Self, ModelError> {
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
         let kernels = CpuKernels::new(num_threads)?;
-        Ok(Self { state: CpuState { precision, kernels, rotary: RotaryTables::new(max_seq_len_tokens) } })
+        Ok(Self { state: CpuState { numerics, kernels, rotary: RotaryTables::new(max_seq_len_tokens) } })
     }
 }
 
 impl Loader for CpuLoader {
     type State = CpuState;
 
-    fn precision(&self) -> Precision {
-        self.state.precision
+    fn numerics(&self) -> Numerics {
+        self.state.numerics
     }
 
     fn tensor(&mut self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError> {
@@ -129,7 +125,7 @@ impl Loader for CpuLoader {
             out_features: out_features as usize,
             in_features: in_features as usize,
         };
-        Ok(CpuLinear(self.state.kernels.pack(&stored, layout, self.state.precision.kind())?))
+        Ok(CpuLinear(self.state.kernels.pack(&stored, layout, self.state.numerics.weights.kind())?))
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CpuAttention, ModelError> {

@@ -10,22 +10,21 @@ mod linear;
 mod loader;
 mod small_batch;
 
-use cuda_kernels::{
-    DecodePlan, Embed, ModelKernels, Norm as NormLaunch, NormKind, PlanDecode, Rotary as RotaryArrays,
-};
+use cuda_kernels::{DecodePlan, Embed, ModelKernels, Norm as NormLaunch, PlanDecode, Rotary as RotaryArrays};
 use cuda_runtime::{Device, Stream};
-use model_spec::{HeadLayout, KvGroup, Normalization};
+use model_spec::{HeadLayout, KvGroup, Numerics};
 use tch::{Kind, Tensor};
 
 pub(crate) use self::attention::CudaAttention;
 pub(crate) use self::linear::CudaLinear;
 pub(crate) use self::loader::CudaLoader;
 use super::plain::to_device;
+use crate::ModelError;
 use crate::attention_context::{AttentionContext, DeviceAttention, DeviceContext};
+use crate::kinds::TensorFormat;
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
 use crate::layers::rotary::{RotaryId, RotaryTables};
 use crate::ops::{Ids, Norm, StepState, TrialLinear};
-use crate::{ModelError, Precision};
 
 /// Batches of fewer rows are padded: below, cuBLAS picks kernels whose sums depend on the number of rows.
 const MIN_ROWS: i64 = 32;
@@ -38,7 +37,7 @@ const NOT_PLANNED: ModelError =
 /// One GPU with the kernels of a model, and the tables and plans that its steps share.
 #[derive(Debug)]
 pub(crate) struct CudaState {
-    precision: Precision,
+    numerics: Numerics,
     device: Device,
     /// By the heads of the layers, which know theirs by index.
     heads: Vec<HeadKernels>,
@@ -170,8 +169,8 @@ impl StepState for CudaState {
     type Linear = CudaLinear;
     type Attention = CudaAttention;
 
-    fn precision(&self) -> Precision {
-        self.precision
+    fn numerics(&self) -> Numerics {
+        self.numerics
     }
 
     fn min_rows(&self) -> usize {
@@ -179,7 +178,7 @@ impl StepState for CudaState {
     }
 
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
-        KvPool::device(group, num_blocks, self.precision.kind(), self.tch_device())
+        KvPool::device(group, num_blocks, self.numerics.kv.kind(), self.tch_device())
     }
 
     fn plan(
@@ -198,7 +197,7 @@ impl StepState for CudaState {
 
     fn embedding(&mut self, ids: Ids<'_>, table: &Tensor) -> Result<Tensor, ModelError> {
         let Ids::Device(ids) = ids else { return Err(NOT_PLANNED) };
-        let out = self.empty(&[ids.size1()?, table.size2()?.1], self.precision.kind())?;
+        let out = self.empty(&[ids.size1()?, table.size2()?.1], self.numerics.compute.kind())?;
         self.kernels()?.embed(&self.stream()?, &Embed { tokens: ids, table, out: &out })?;
         Ok(out)
     }
@@ -206,10 +205,7 @@ impl StepState for CudaState {
     fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
         let out = x.f_empty_like()?;
         let launch = NormLaunch {
-            kind: match norm.normalization {
-                Normalization::LayerNorm => NormKind::LayerNorm,
-                Normalization::RmsNorm => NormKind::RmsNorm,
-            },
+            normalization: norm.normalization,
             x,
             gain: &norm.gain,
             bias: norm.bias.as_ref(),

@@ -6,7 +6,7 @@
 mod attention;
 mod linear;
 
-use model_spec::{AttentionSpec, KvGroup, Normalization};
+use model_spec::{AttentionSpec, KvGroup, Normalization, Numerics};
 use nemo_format::DType;
 use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
@@ -17,10 +17,11 @@ pub(crate) use self::attention::PlainAttention;
 pub(crate) use self::attention::attend;
 pub(crate) use self::linear::PlainLinear;
 use crate::attention_context::AttentionContext;
+use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool};
 use crate::layers::rotary::RotaryTables;
 use crate::ops::{Ids, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap};
-use crate::{AttentionSwitches, ModelError, Precision};
+use crate::{AttentionSwitches, ModelError};
 
 /// Rows in every matrix product and norm.
 const ROWS_PER_BLOCK: i64 = 32;
@@ -28,7 +29,7 @@ const ROWS_PER_BLOCK: i64 = 32;
 /// What libtorch's operations need between steps.
 #[derive(Debug)]
 pub(crate) struct PlainState {
-    precision: Precision,
+    numerics: Numerics,
     device: Device,
     rotary: RotaryTables,
 }
@@ -44,12 +45,12 @@ impl StepState for PlainState {
     type Linear = PlainLinear;
     type Attention = PlainAttention;
 
-    fn precision(&self) -> Precision {
-        self.precision
+    fn numerics(&self) -> Numerics {
+        self.numerics
     }
 
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
-        KvPool::tensors(group, num_blocks, self.precision.kind(), self.device)
+        KvPool::tensors(group, num_blocks, self.numerics.kv.kind(), self.device)
     }
 
     fn plan(
@@ -83,7 +84,7 @@ impl StepState for PlainState {
                     rows.f_mul(&scale)?.f_mul(&norm.gain)?
                 }
             };
-            Ok(normalized.f_to_kind(self.precision.kind())?)
+            Ok(normalized.f_to_kind(self.numerics.compute.kind())?)
         })
     }
 }
@@ -98,22 +99,22 @@ pub(crate) struct PlainLoader {
 impl PlainLoader {
     /// For sequences of up to `max_seq_len_tokens`, with an attention that `switches` allow.
     pub(crate) fn new(
-        precision: Precision,
+        numerics: Numerics,
         device: Device,
         switches: AttentionSwitches,
         max_seq_len_tokens: usize,
     ) -> Result<Self, ModelError> {
         mkl::check_mode()?;
         let rotary = RotaryTables::new(max_seq_len_tokens);
-        Ok(Self { state: PlainState { precision, device, rotary }, switches })
+        Ok(Self { state: PlainState { numerics, device, rotary }, switches })
     }
 }
 
 impl Loader for PlainLoader {
     type State = PlainState;
 
-    fn precision(&self) -> Precision {
-        self.state.precision
+    fn numerics(&self) -> Numerics {
+        self.state.numerics
     }
 
     fn tensor(&mut self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError> {
@@ -121,7 +122,7 @@ impl Loader for PlainLoader {
     }
 
     fn linear(&mut self, source: LinearSource<'_>, _role: LinearRole) -> Result<PlainLinear, ModelError> {
-        let kind = self.precision().kind();
+        let kind = self.numerics().weights.kind();
         let weight = self.tensor(source.weight, kind)?;
         let bias = source.bias.map(|bias| self.tensor(bias, kind)).transpose()?;
         Ok(PlainLinear { weight, bias })
@@ -129,13 +130,13 @@ impl Loader for PlainLoader {
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<PlainAttention, ModelError> {
         refuse_softcap(spec)?;
-        let PlainState { precision, device, rotary } = &mut self.state;
+        let PlainState { numerics, device, rotary } = &mut self.state;
         Ok(PlainAttention {
             layer_idx,
             heads: spec.heads,
             scale: spec.scale,
             rotary: spec.rotary.map(|config| rotary.add(&config)),
-            algorithm: self.switches.choose(*device, *precision, spec.heads.kv_channels)?,
+            algorithm: self.switches.choose(*device, numerics.compute, spec.heads.kv_channels)?,
         })
     }
 

@@ -1,8 +1,8 @@
 //! A model whose layers all differ, against its formulas written out slowly in double precision.
 
 use model_spec::{
-    Activation, AttentionSpec, BlockStyle, FfnSpec, HeadLayout, LayerSpec, MlpSpec, Nonlinearity, NormSpec,
-    Normalization, RotaryConfig, RotaryPairing,
+    Activation, AttentionSpec, BlockStyle, FfnSpec, Float, HeadLayout, LayerSpec, MlpSpec, Nonlinearity,
+    NormSpec, Normalization, RotaryConfig, RotaryPairing,
 };
 use nemo_format::DType;
 use serde_json::json;
@@ -386,11 +386,11 @@ fn assert_close(actual: &Rows, expected: &[Vec<f64>], backend: &str) {
 }
 
 fn plain() -> PlainLoader {
-    PlainLoader::new(Precision::Fp32, Device::Cpu, AttentionSwitches::default(), 64).unwrap()
+    PlainLoader::new(Numerics::uniform(Float::Fp32), Device::Cpu, AttentionSwitches::default(), 64).unwrap()
 }
 
 fn cpu() -> CpuLoader {
-    CpuLoader::new(Precision::Fp32, 64).unwrap()
+    CpuLoader::new(Numerics::uniform(Float::Fp32), 64).unwrap()
 }
 
 #[test]

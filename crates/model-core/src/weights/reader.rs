@@ -10,6 +10,7 @@ use tch::{Kind, Tensor};
 
 use super::{explain, interleaved};
 use crate::ModelError;
+use crate::kinds::TensorFormat;
 use crate::ops::{LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
 
 /// How many unknown tensors an error names.
@@ -120,7 +121,7 @@ impl<'a, L: Loader> Reader<'a, L> {
 
     /// A table of rows as wide as the residual stream.
     pub(super) fn table(&mut self, id: TensorId) -> Result<Tensor, ModelError> {
-        self.tensor(&self.needed(id)?, self.loader.precision().kind())
+        self.tensor(&self.needed(id)?, self.loader.numerics().weights.kind())
     }
 
     fn tensor(&mut self, tensor: &TensorSpec, kind: Kind) -> Result<Tensor, ModelError> {

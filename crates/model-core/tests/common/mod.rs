@@ -9,8 +9,9 @@ use std::path::PathBuf;
 
 use model_core::{
     AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, Batch, BlockId, CausalLm, KvCache, LoadOptions,
-    ModelConfig, ModelError, Precision, RawModelConfig, load_model,
+    ModelConfig, ModelError, RawModelConfig, load_model,
 };
+use model_spec::{Float, Numerics, blocks_for};
 use nemo_format::{DType, FormatError, Region, TensorMeta, TensorSource};
 use tch::{Kind, Tensor};
 
@@ -86,7 +87,7 @@ impl Runner {
     pub(crate) fn new(
         config: ModelConfig,
         source: &dyn TensorSource,
-        precision: Precision,
+        float: Float,
         backend: Backend,
     ) -> Result<Self, ModelError> {
         tch::set_num_threads(1);
@@ -94,7 +95,7 @@ impl Runner {
             config,
             source,
             LoadOptions {
-                precision,
+                numerics: Numerics::uniform(float),
                 backend,
                 device: tch::Device::Cpu,
                 attention: AttentionSwitches::default(),
@@ -106,7 +107,7 @@ impl Runner {
 
     /// Blocks for this many tokens: 7 is a generator modulo 61, so neighbours in a sequence are not neighbours here.
     pub(crate) fn blocks(&mut self, num_tokens: usize) -> Vec<BlockId> {
-        let blocks = (0..num_tokens.div_ceil(BLOCK_SIZE_TOKENS) as BlockId)
+        let blocks = (0..blocks_for(num_tokens, BLOCK_SIZE_TOKENS) as BlockId)
             .map(|idx| (self.next_block + idx) * 7 % NUM_BLOCKS)
             .collect::<Vec<_>>();
         self.next_block = (self.next_block + blocks.len() as BlockId) % NUM_BLOCKS;

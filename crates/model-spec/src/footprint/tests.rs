@@ -4,7 +4,7 @@ use crate::test_models::{ROWS, llama, mixed};
 
 #[test]
 fn blocks_are_counted_up() {
-    assert_eq!([0, 1, 32, 33].map(blocks_for), [0, 1, 1, 2]);
+    assert_eq!([0, 1, 32, 33].map(|num_tokens| blocks_for(num_tokens, BLOCK_SIZE_TOKENS)), [0, 1, 1, 2]);
 }
 
 #[test]

@@ -51,14 +51,14 @@ pub(super) enum Positions {
 pub(super) struct Rope {
     pub(super) percentage: f64,
     pub(super) base: f64,
-    pub(super) scaling: RopeScaling,
+    pub(super) scaling: RopeExtension,
     /// Pairs are neighbours instead of halves.
     pub(super) interleaved: bool,
 }
 
 /// How positions beyond the training length are reached.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum RopeScaling {
+pub(super) enum RopeExtension {
     None,
     /// Positions are divided by a factor.
     Linear(f64),
@@ -183,12 +183,13 @@ impl ModelArch {
         if rope.interleaved {
             config.set("rotary_interleaved", Node::Bool(true));
         }
-        config.set("scale_positional_embedding", Node::Bool(matches!(rope.scaling, RopeScaling::Llama3(_))));
+        config
+            .set("scale_positional_embedding", Node::Bool(matches!(rope.scaling, RopeExtension::Llama3(_))));
         match rope.scaling {
-            RopeScaling::None => {}
-            RopeScaling::Linear(factor) => config.set("seq_len_interpolation_factor", Node::Float(factor)),
-            RopeScaling::Llama3(constants) if constants == LLAMA31_CONSTANTS => {}
-            RopeScaling::Llama3(constants) => {
+            RopeExtension::None => {}
+            RopeExtension::Linear(factor) => config.set("seq_len_interpolation_factor", Node::Float(factor)),
+            RopeExtension::Llama3(constants) if constants == LLAMA31_CONSTANTS => {}
+            RopeExtension::Llama3(constants) => {
                 for (key, value) in LLAMA3_KEYS.iter().zip(constants) {
                     config.set(&format!("rope_scaling.{key}"), Node::Float(value));
                 }
@@ -256,11 +257,11 @@ impl ModelArch {
             pairing: if rope.interleaved { RotaryPairing::Interleaved } else { RotaryPairing::HalfSplit },
             rotary_base: rope.base,
             seq_len_interpolation_factor: match rope.scaling {
-                RopeScaling::Linear(factor) => factor,
-                RopeScaling::None | RopeScaling::Llama3(_) => 1.0,
+                RopeExtension::Linear(factor) => factor,
+                RopeExtension::None | RopeExtension::Llama3(_) => 1.0,
             },
             rope_scaling: match rope.scaling {
-                RopeScaling::Llama3([factor, low_freq_factor, high_freq_factor, original]) => {
+                RopeExtension::Llama3([factor, low_freq_factor, high_freq_factor, original]) => {
                     Some(model_spec::RopeScaling {
                         factor,
                         low_freq_factor,
@@ -268,7 +269,7 @@ impl ModelArch {
                         original_max_position_embeddings: original,
                     })
                 }
-                RopeScaling::None | RopeScaling::Linear(_) => None,
+                RopeExtension::None | RopeExtension::Linear(_) => None,
             },
         })
     }

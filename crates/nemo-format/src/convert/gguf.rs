@@ -5,7 +5,7 @@
 
 use model_spec::{Activation, BlockStyle, Nonlinearity, NormSpec, Normalization};
 
-use super::arch::{ModelArch, Positions, Rope, RopeScaling};
+use super::arch::{ModelArch, Positions, Rope, RopeExtension};
 use super::canonical::biases;
 use super::family::Family;
 use super::names::GGUF_LLAMA;
@@ -81,7 +81,7 @@ fn arch(source: &GgufSource) -> Result<ModelArch, FormatError> {
         .ok_or_else(|| FormatError::MissingTensor { name: names.embedding() })?;
     let rotary_base = file.optional("llama.rope.freq_base", GgufValue::as_f64)?.unwrap_or(DEFAULT_ROPE_BASE);
     let mut rope =
-        Rope { percentage: 1.0, base: rotary_base, scaling: RopeScaling::None, interleaved: false };
+        Rope { percentage: 1.0, base: rotary_base, scaling: RopeExtension::None, interleaved: false };
     let mut arch = ModelArch {
         family: if window.is_some() { Family::Mistral } else { Family::Llama },
         num_layers: file.require("llama.block_count", GgufValue::as_u64)?,
@@ -140,7 +140,7 @@ fn scaling_factor(source: &GgufSource) -> Result<Option<(&'static str, f64)>, Fo
     }
 }
 
-fn rope_scaling(source: &GgufSource, head_dim: u64, rotary_base: f64) -> Result<RopeScaling, FormatError> {
+fn rope_scaling(source: &GgufSource, head_dim: u64, rotary_base: f64) -> Result<RopeExtension, FormatError> {
     let path = source.file().path().display().to_string();
     let unsupported =
         |what: String, hint: &str| Err(FormatError::Unsupported { what, hint: hint.to_owned() });
@@ -157,14 +157,14 @@ fn rope_scaling(source: &GgufSource, head_dim: u64, rotary_base: f64) -> Result<
             return unsupported(format!("`{SCALING_TYPE}` `{other}` in `{path}`"), hint);
         }
     };
-    let linear = factor.map_or(RopeScaling::None, |(_, factor)| RopeScaling::Linear(factor));
+    let linear = factor.map_or(RopeExtension::None, |(_, factor)| RopeExtension::Linear(factor));
     if source.meta(ROPE_FREQS).is_none() {
         return Ok(linear);
     }
     let stored = source.stored_values(ROPE_FREQS)?;
     let rule = rope_factors::scaling(&stored, head_dim, rotary_base);
     match (rule, factor) {
-        (Some(RopeScaling::None), _) => Ok(linear),
+        (Some(RopeExtension::None), _) => Ok(linear),
         (Some(rule), None) => Ok(rule),
         (Some(_), Some((key, factor))) => unsupported(
             format!("tensor `{ROPE_FREQS}` of `{path}` beside `{key}`, which is {factor},"),

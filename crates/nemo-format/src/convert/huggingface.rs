@@ -5,7 +5,7 @@
 
 use model_spec::{Activation, BlockStyle, Module, Nonlinearity, NormSpec, Normalization, Part, TensorId};
 
-use super::arch::{Biases, LLAMA3_KEYS, ModelArch, Positions, Rope, RopeScaling};
+use super::arch::{Biases, LLAMA3_KEYS, ModelArch, Positions, Rope, RopeExtension};
 use super::family::Family;
 use super::names::{self, NameMap};
 use super::rows::missing;
@@ -280,7 +280,7 @@ fn gptj(config: &HfConfig) -> Result<ModelArch, FormatError> {
     let rope = Rope {
         percentage: rotary_dim as f64 / base.head_dim.max(1) as f64,
         base: DEFAULT_ROPE_THETA,
-        scaling: RopeScaling::None,
+        scaling: RopeExtension::None,
         interleaved: true,
     };
     Ok(ModelArch {
@@ -340,7 +340,7 @@ fn rope(config: &HfConfig, default_percentage: f64) -> Result<Rope, FormatError>
     })
 }
 
-fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeScaling, FormatError> {
+fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeExtension, FormatError> {
     let kind = rope.rope_type.as_deref().unwrap_or("default");
     if let Some(factor) = rope.factor.filter(|&factor| kind == "default" && factor != 1.0) {
         return Err(config.bad(format!(
@@ -358,10 +358,10 @@ fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeScaling, FormatE
         }
     }
     match rope.rope_type.as_deref() {
-        None | Some("default") => Ok(RopeScaling::None),
+        None | Some("default") => Ok(RopeExtension::None),
         Some("linear") => rope
             .factor
-            .map(RopeScaling::Linear)
+            .map(RopeExtension::Linear)
             .ok_or_else(|| config.bad("rope_scaling of type `linear` has no `factor`".into())),
         Some("llama3") => {
             let values = [
@@ -383,7 +383,7 @@ fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeScaling, FormatE
                     "rope_scaling of type `llama3` has low_freq_factor {low}, which is not below high_freq_factor {high}"
                 )));
             }
-            Ok(RopeScaling::Llama3(constants))
+            Ok(RopeExtension::Llama3(constants))
         }
         Some(other) => Err(config.unsupported(
             &format!("rope_scaling of type `{other}`"),

@@ -4,7 +4,7 @@
 //! divided. The constants are solved for, and the tensor computed from them must be the stored one. Several sets of
 //! constants can have the same tensor: only that counts, and the low frequency factor is taken to be 1.
 
-use super::arch::{LLAMA31_CONSTANTS, RopeScaling};
+use super::arch::{LLAMA31_CONSTANTS, RopeExtension};
 
 /// Rounding of the stored float32 values and of the powers behind them; a different constant shows far above it.
 const TOLERANCE: f64 = 2e-5;
@@ -12,7 +12,7 @@ const TOLERANCE: f64 = 2e-5;
 const LENGTH_POWERS: std::ops::Range<i32> = 8..21;
 
 /// The scaling whose division of the frequencies is `stored`, if there is one.
-pub(super) fn scaling(stored: &[f32], head_dim: u64, rotary_base: f64) -> Option<RopeScaling> {
+pub(super) fn scaling(stored: &[f32], head_dim: u64, rotary_base: f64) -> Option<RopeExtension> {
     let stored: Vec<f64> = stored.iter().map(|&value| f64::from(value)).collect();
     if stored.len() as u64 != head_dim / 2 || stored.iter().any(|value| !(value.is_finite() && *value > 0.0))
     {
@@ -21,10 +21,10 @@ pub(super) fn scaling(stored: &[f32], head_dim: u64, rotary_base: f64) -> Option
     let last = *stored.last()?;
     let is_all = |wanted: f64| stored.iter().all(|value| (value / wanted - 1.0).abs() < TOLERANCE);
     if is_all(1.0) {
-        return Some(RopeScaling::None);
+        return Some(RopeExtension::None);
     }
     if is_all(last) {
-        return Some(RopeScaling::Linear(tidied(last)));
+        return Some(RopeExtension::Linear(tidied(last)));
     }
     let wavelengths = wavelengths(head_dim, rotary_base);
     let fits = |constants: &[f64; 4]| {
@@ -36,7 +36,7 @@ pub(super) fn scaling(stored: &[f32], head_dim: u64, rotary_base: f64) -> Option
                 (stored / divisor([factor, low, high, length], wavelength) - 1.0).abs() < TOLERANCE
             })
     };
-    candidates(&stored, &wavelengths).into_iter().find(fits).map(RopeScaling::Llama3)
+    candidates(&stored, &wavelengths).into_iter().find(fits).map(RopeExtension::Llama3)
 }
 
 /// `2 pi` over each frequency, in the float32 of the original.
@@ -139,7 +139,7 @@ mod tests {
             ([12.5, 1.0, 4.0, 4096.0], 16, 10_000.0),
         ] {
             let found = scaling(&stored(constants, head_dim, base), head_dim, base);
-            let Some(RopeScaling::Llama3(found)) = found else { panic!("{constants:?}: {found:?}") };
+            let Some(RopeExtension::Llama3(found)) = found else { panic!("{constants:?}: {found:?}") };
             assert_eq!(found[0], constants[0], "{constants:?}: {found:?}");
             for wavelength in wavelengths(head_dim, base) {
                 let (found, wanted) = (divisor(found, wavelength), divisor(constants, wavelength));
@@ -154,14 +154,14 @@ mod tests {
     #[test]
     fn a_low_factor_other_than_1_is_the_same_rule_scaled() {
         let found = scaling(&stored([8.0, 2.0, 8.0, 16_384.0], 128, 500_000.0), 128, 500_000.0);
-        assert_eq!(found, Some(RopeScaling::Llama3(LLAMA31_CONSTANTS)));
+        assert_eq!(found, Some(RopeExtension::Llama3(LLAMA31_CONSTANTS)));
     }
 
     #[test]
     fn other_tensors_are_not_the_rule() {
         let check = |values: &[f32], expect| assert_eq!(scaling(values, 8, 10_000.0), expect, "{values:?}");
-        check(&[1.0; 4], Some(RopeScaling::None));
-        check(&[4.0; 4], Some(RopeScaling::Linear(4.0)));
+        check(&[1.0; 4], Some(RopeExtension::None));
+        check(&[4.0; 4], Some(RopeExtension::Linear(4.0)));
         check(&[1.0; 3], None);
         check(&[1.0, 8.0, 2.0, 8.0], None);
         check(&[1.0, 0.5, 0.5, 0.5], None);

@@ -234,7 +234,7 @@ impl TensorSource for RowSource {
     fn read(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError> {
         let tensor =
             self.tensors.get(name).ok_or_else(|| FormatError::MissingTensor { name: name.to_owned() })?;
-        region.check(name, &tensor.meta, dst.len())?;
+        tensor.meta.check_region(name, region, dst.len())?;
         let Some(wanted) = region.ranges.first().filter(|_| !dst.is_empty()) else { return Ok(()) };
         let row_bytes = dst.len() / (wanted.end - wanted.start) as usize;
         let mut rest = dst;

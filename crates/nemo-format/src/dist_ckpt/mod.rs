@@ -12,7 +12,7 @@ use std::sync::Arc;
 use model_spec::LAYERS;
 
 use crate::archive::Archive;
-use crate::naming::{Place, place};
+use crate::naming::{TensorPlace, place};
 use crate::pieced::{Array, PiecedSource};
 use crate::{FormatError, StoredTensorInfo};
 
@@ -21,12 +21,12 @@ pub(crate) const FOLDER: &str = "model_weights";
 
 /// How the arrays are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Backend {
+pub(crate) enum ShardedBackend {
     TorchDist,
     Zarr,
 }
 
-impl Backend {
+impl ShardedBackend {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::TorchDist => "torch_dist",
@@ -57,17 +57,17 @@ impl Backend {
 
 /// What a folder of global arrays holds.
 pub(crate) struct DistCkpt {
-    pub(crate) backend: Backend,
+    pub(crate) backend: ShardedBackend,
     pub(crate) source: PiecedSource,
     pub(crate) stored: Vec<StoredTensorInfo>,
 }
 
 /// Opens `folder` of the archive.
 pub(crate) fn open(archive: &Arc<Archive>, folder: &str) -> Result<DistCkpt, FormatError> {
-    let backend = Backend::detect(archive, folder)?;
+    let backend = ShardedBackend::detect(archive, folder)?;
     let arrays = match backend {
-        Backend::TorchDist => torch_dist::arrays(archive, folder)?,
-        Backend::Zarr => zarr::arrays(archive, folder)?,
+        ShardedBackend::TorchDist => torch_dist::arrays(archive, folder)?,
+        ShardedBackend::Zarr => zarr::arrays(archive, folder)?,
     };
     let mut source = PiecedSource::new(Arc::clone(archive));
     let mut stored = Vec::new();
@@ -84,11 +84,11 @@ pub(crate) fn open(archive: &Arc<Archive>, folder: &str) -> Result<DistCkpt, For
     Ok(DistCkpt { backend, source, stored })
 }
 
-fn add(source: &mut PiecedSource, place: Place, array: Array) -> Result<(), FormatError> {
+fn add(source: &mut PiecedSource, place: TensorPlace, array: Array) -> Result<(), FormatError> {
     match place {
-        Place::Unused => Ok(()),
-        Place::Outside(name) => source.add(name, array),
-        Place::Layer { layer, rest, .. } => source.add(format!("{LAYERS}{layer}.{rest}"), array),
-        Place::Stacked(rest) => source.add_layers(array, |layer| format!("{LAYERS}{layer}.{rest}")),
+        TensorPlace::Unused => Ok(()),
+        TensorPlace::Outside(name) => source.add(name, array),
+        TensorPlace::Layer { layer, rest, .. } => source.add(format!("{LAYERS}{layer}.{rest}"), array),
+        TensorPlace::Stacked(rest) => source.add_layers(array, |layer| format!("{LAYERS}{layer}.{rest}")),
     }
 }

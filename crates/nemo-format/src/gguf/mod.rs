@@ -143,7 +143,7 @@ impl TensorSource for GgufSource {
         let missing = || FormatError::MissingTensor { name: name.to_owned() };
         let meta = self.metas.get(name).ok_or_else(missing)?;
         let tensor = self.file.header.tensors.get(name).ok_or_else(missing)?;
-        region.check(name, meta, dst.len())?;
+        meta.check_region(name, region, dst.len())?;
         if dst.is_empty() {
             return Ok(());
         }

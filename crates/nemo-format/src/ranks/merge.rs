@@ -12,7 +12,7 @@ use model_spec::{LAYERS, Module, Part, Shard, TensorId, parse_name, shard_of};
 
 use super::RankFile;
 use crate::archive::Archive;
-use crate::naming::{self, Place, place_in_rank_file};
+use crate::naming::{self, TensorPlace, place_in_rank_file};
 use crate::pieced::{Array, Piece, PieceData, PiecedSource};
 use crate::torch_file::StoredTensor;
 use crate::{FormatError, TensorMeta};
@@ -91,23 +91,23 @@ impl Merger {
         let first_layer = self.number_layers(first)?;
         for name in first.entries.keys() {
             match place_in_rank_file(name) {
-                Place::Unused | Place::Layer { part: naming::Part::Up, .. } => {}
+                TensorPlace::Unused | TensorPlace::Layer { part: naming::LegacyPart::Up, .. } => {}
                 // The head of a tied model that a later stage cannot share is a copy of the table.
-                Place::Outside(canonical)
+                TensorPlace::Outside(canonical)
                     if parse_name(&canonical) == Some(OUTPUT_LAYER)
                         && self.facts.is_tied
                         && pipeline_rank > 0 => {}
-                Place::Outside(canonical) => {
+                TensorPlace::Outside(canonical) => {
                     let parts = parts(stage, name)?;
                     let array = merge(&parts, shard_of(&canonical, false), None)?;
                     self.source.add(canonical, array)?;
                 }
-                Place::Layer { layer, rest, .. } => {
+                TensorPlace::Layer { layer, rest, .. } => {
                     let canonical = format!("{LAYERS}{}.{rest}", first_layer + layer);
                     let array = self.layer_tensor(stage, name, &canonical)?;
                     self.source.add(canonical, array)?;
                 }
-                Place::Stacked(_) => {
+                TensorPlace::Stacked(_) => {
                     return Err(FormatError::bad_tensor(name, "a file of one rank has no stacked layers"));
                 }
             }
@@ -118,7 +118,7 @@ impl Merger {
     /// What to add to the numbers of this stage's layers.
     fn number_layers(&mut self, file: &RankFile) -> Result<u64, FormatError> {
         let layer_of = |name: &String| match place_in_rank_file(name) {
-            Place::Layer { layer, .. } => Some(layer),
+            TensorPlace::Layer { layer, .. } => Some(layer),
             _ => None,
         };
         let layers: BTreeSet<u64> = file.entries.keys().filter_map(layer_of).collect();
@@ -189,7 +189,7 @@ impl Merger {
 /// Ranks of a stage have the same tensors.
 fn check_same_names(stage: &[RankFile]) -> Result<(), FormatError> {
     let weights = |file: &RankFile| -> BTreeSet<String> {
-        file.entries.keys().filter(|name| place_in_rank_file(name) != Place::Unused).cloned().collect()
+        file.entries.keys().filter(|name| place_in_rank_file(name) != TensorPlace::Unused).cloned().collect()
     };
     let Some((first, others)) = stage.split_first() else { return Ok(()) };
     let names = weights(first);

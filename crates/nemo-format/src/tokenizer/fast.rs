@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use super::class::{Class, Rules};
 use super::from_proto;
-use super::sentencepiece_model::SentencePieceModel;
+use super::sentencepiece_model::ModelProto;
 use super::tokens::{StatedTokens, Token};
 use crate::huggingface::{HfTokenizer, Vocabulary};
 use crate::{ConvertNote, FormatError};
@@ -49,7 +49,7 @@ impl FastTokenizer {
                 Self::from_json(tokenizer, bytes, document).map_err(bad)
             }
             Vocabulary::SentencePiece(bytes) => {
-                let model = SentencePieceModel::parse(bytes).map_err(bad)?;
+                let model = ModelProto::parse(bytes).map_err(bad)?;
                 let class = Class::of(tokenizer, false);
                 Self::from_proto(tokenizer, &model, class).map_err(bad)
             }
@@ -121,11 +121,7 @@ impl FastTokenizer {
         Ok(Self { bytes, added, class, notes, vocab, stated }.with_notes())
     }
 
-    fn from_proto(
-        tokenizer: &HfTokenizer,
-        model: &SentencePieceModel<'_>,
-        class: Class,
-    ) -> Result<Self, String> {
+    fn from_proto(tokenizer: &HfTokenizer, model: &ModelProto<'_>, class: Class) -> Result<Self, String> {
         let flag = |key: &str| tokenizer.config.get(key).and_then(Value::as_bool);
         let mut stated = StatedTokens::merge(tokenizer, &class, &[])?;
         let mut reserved = from_proto::reserved_tokens(model);

@@ -6,11 +6,11 @@ use std::collections::HashMap;
 
 use serde_json::{Map, Value, json};
 
-use super::sentencepiece_model::{CONTROL, NORMAL, SentencePieceModel, USER_DEFINED};
+use super::sentencepiece_model::{CONTROL, ModelProto, NORMAL, USER_DEFINED};
 use super::tokens::Token;
 
 /// Pieces to ids. Of pieces of one text the last counts, as in a Python dict.
-pub(super) fn vocab(model: &SentencePieceModel<'_>) -> Map<String, Value> {
+pub(super) fn vocab(model: &ModelProto<'_>) -> Map<String, Value> {
     model.pieces.iter().enumerate().map(|(id, piece)| (piece.text.to_owned(), Value::from(id))).collect()
 }
 
@@ -44,7 +44,7 @@ fn splits(text: &str) -> impl Iterator<Item = (&str, &str)> {
 }
 
 /// Control and user-defined pieces, which are found in a text before it is cut up.
-pub(super) fn reserved_tokens(model: &SentencePieceModel<'_>) -> Vec<Token> {
+pub(super) fn reserved_tokens(model: &ModelProto<'_>) -> Vec<Token> {
     let reserved = model.pieces.iter().filter(|piece| matches!(piece.kind, CONTROL | USER_DEFINED));
     reserved
         .map(|piece| Token { normalized: false, ..Token::new(piece.text, piece.kind == CONTROL) })
@@ -52,7 +52,7 @@ pub(super) fn reserved_tokens(model: &SentencePieceModel<'_>) -> Vec<Token> {
 }
 
 /// The whole tokenizer by the proto's own settings, added tokens and post-processor apart.
-pub(super) fn document(model: &SentencePieceModel<'_>, is_legacy: bool) -> Value {
+pub(super) fn document(model: &ModelProto<'_>, is_legacy: bool) -> Value {
     let user_defined: Vec<&str> =
         model.pieces.iter().filter(|piece| piece.kind == USER_DEFINED).map(|piece| piece.text).collect();
     json!({
@@ -68,14 +68,14 @@ pub(super) fn document(model: &SentencePieceModel<'_>, is_legacy: bool) -> Value
     })
 }
 
-fn unigram(model: &SentencePieceModel<'_>) -> Value {
+fn unigram(model: &ModelProto<'_>) -> Value {
     let vocab: Vec<Value> =
         model.pieces.iter().map(|piece| json!([piece.text, f64::from(piece.score)])).collect();
     json!({"type": "Unigram", "unk_id": model.unk_id.max(0), "vocab": vocab, "byte_fallback": model.byte_fallback})
 }
 
 /// Only normal pieces are merged, in the order of their scores.
-fn byte_pairs(model: &SentencePieceModel<'_>, ignore_merges: bool) -> Value {
+fn byte_pairs(model: &ModelProto<'_>, ignore_merges: bool) -> Value {
     let normal: HashMap<&str, (f32, usize)> = model
         .pieces
         .iter()
@@ -105,7 +105,7 @@ fn byte_pairs(model: &SentencePieceModel<'_>, ignore_merges: bool) -> Value {
     })
 }
 
-fn normalizers(model: &SentencePieceModel<'_>, is_legacy: bool) -> Vec<Value> {
+fn normalizers(model: &ModelProto<'_>, is_legacy: bool) -> Vec<Value> {
     let by_regex = |regex: &str, content: &str| json!({"type": "Replace", "pattern": {"Regex": regex}, "content": content});
     let mut steps = Vec::new();
     if !model.charsmap.is_empty() {
@@ -123,7 +123,7 @@ fn normalizers(model: &SentencePieceModel<'_>, is_legacy: bool) -> Vec<Value> {
     steps
 }
 
-fn pre_tokenizer(model: &SentencePieceModel<'_>, is_legacy: bool, user_defined: &[&str]) -> Value {
+fn pre_tokenizer(model: &ModelProto<'_>, is_legacy: bool, user_defined: &[&str]) -> Value {
     let mut steps = Vec::new();
     if model.add_dummy_prefix {
         let scheme = if is_legacy { "always" } else { "first" };
@@ -141,7 +141,7 @@ fn pre_tokenizer(model: &SentencePieceModel<'_>, is_legacy: bool, user_defined: 
     if steps.is_empty() { Value::Null } else { json!({"type": "Sequence", "pretokenizers": steps}) }
 }
 
-fn decoders(model: &SentencePieceModel<'_>) -> Vec<Value> {
+fn decoders(model: &ModelProto<'_>) -> Vec<Value> {
     let mut steps = vec![json!({"type": "Replace", "pattern": {"String": "▁"}, "content": " "})];
     if model.byte_fallback {
         steps.push(json!({"type": "ByteFallback"}));

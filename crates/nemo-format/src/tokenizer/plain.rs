@@ -3,7 +3,7 @@
 
 use super::class::Class;
 use super::fast::FastTokenizer;
-use super::sentencepiece_model::{CONTROL, NORMAL, SentencePieceModel, UNKNOWN};
+use super::sentencepiece_model::{CONTROL, ModelProto, NORMAL, UNKNOWN};
 use crate::huggingface::{HfTokenizer, Vocabulary};
 
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -12,7 +12,7 @@ const END_OF_TEXT: &str = "<|endoftext|>";
 ///
 /// NeMo's SentencePiece wrapper finds no special tokens in a text. A folder without a chat template asks for none.
 pub(super) fn is_only_the_proto(tokenizer: &HfTokenizer, fast: &FastTokenizer, proto: &[u8]) -> bool {
-    let Ok(model) = SentencePieceModel::parse(proto) else { return false };
+    let Ok(model) = ModelProto::parse(proto) else { return false };
     // A class's default tokens count only where some file names them.
     let has_json_files = [&tokenizer.config, &tokenizer.special_tokens_map, &tokenizer.added_tokens]
         .iter()
@@ -49,10 +49,10 @@ pub(super) fn is_only_the_proto(tokenizer: &HfTokenizer, fast: &FastTokenizer, p
 
 /// Whether a `tokenizer.json` and a proto number the same tokens alike.
 pub(super) fn same_vocabulary(fast: &FastTokenizer, proto: &[u8]) -> bool {
-    SentencePieceModel::parse(proto).is_ok_and(|model| same_pieces(fast, &model))
+    ModelProto::parse(proto).is_ok_and(|model| same_pieces(fast, &model))
 }
 
-fn same_pieces(fast: &FastTokenizer, model: &SentencePieceModel<'_>) -> bool {
+fn same_pieces(fast: &FastTokenizer, model: &ModelProto<'_>) -> bool {
     let vocab = fast.vocab();
     let same = |(id, text): (u64, &str)| vocab.get(text) == Some(&id);
     vocab.len() == model.pieces.len() && (0..).zip(model.pieces.iter().map(|piece| piece.text)).all(same)

@@ -13,7 +13,7 @@ const UNIGRAM: u64 = 1;
 
 /// A model proto.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct SentencePieceModel<'a> {
+pub(super) struct ModelProto<'a> {
     pub(super) pieces: Vec<Piece<'a>>,
     pub(super) is_unigram: bool,
     pub(super) byte_fallback: bool,
@@ -37,7 +37,7 @@ pub(super) struct Piece<'a> {
     pub(super) kind: u64,
 }
 
-impl<'a> SentencePieceModel<'a> {
+impl<'a> ModelProto<'a> {
     /// Reads a proto.
     ///
     /// # Errors

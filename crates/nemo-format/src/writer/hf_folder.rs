@@ -29,7 +29,7 @@ pub(crate) struct FolderFile {
 }
 
 /// One safetensors file.
-struct Shard<'a> {
+struct ShardFile<'a> {
     tensors: Vec<(&'a str, &'a TensorMeta)>,
     size_bytes: u64,
 }
@@ -102,8 +102,8 @@ fn size_of_tensor(meta: &TensorMeta) -> u64 {
     meta.size_bytes().unwrap_or(u64::MAX)
 }
 
-fn plan(source: &dyn TensorSource, max_shard_bytes: u64) -> Result<Vec<Shard<'_>>, FormatError> {
-    let mut shards: Vec<Shard<'_>> = Vec::new();
+fn plan(source: &dyn TensorSource, max_shard_bytes: u64) -> Result<Vec<ShardFile<'_>>, FormatError> {
+    let mut shards: Vec<ShardFile<'_>> = Vec::new();
     for name in source.names() {
         let meta = source.meta(name).ok_or_else(|| FormatError::MissingTensor { name: name.to_owned() })?;
         let size_bytes = size_of_tensor(meta);
@@ -112,7 +112,7 @@ fn plan(source: &dyn TensorSource, max_shard_bytes: u64) -> Result<Vec<Shard<'_>
                 shard.size_bytes += size_bytes;
                 shard.tensors.push((name, meta));
             }
-            _ => shards.push(Shard { tensors: vec![(name, meta)], size_bytes }),
+            _ => shards.push(ShardFile { tensors: vec![(name, meta)], size_bytes }),
         }
     }
     Ok(shards)
@@ -120,7 +120,7 @@ fn plan(source: &dyn TensorSource, max_shard_bytes: u64) -> Result<Vec<Shard<'_>
 
 fn write_shard(
     path: &Path,
-    shard: &Shard<'_>,
+    shard: &ShardFile<'_>,
     source: &dyn TensorSource,
     progress: &mut Progress<'_>,
 ) -> Result<(), FormatError> {

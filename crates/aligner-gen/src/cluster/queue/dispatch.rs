@@ -14,7 +14,7 @@ use crate::output::Identity;
 use crate::signals::StopWatch;
 
 use super::Heard;
-use super::lease::{Completion, LeaseTable, SampleSize};
+use super::lease::{Arrival, LeaseTable, SampleSize};
 use super::link::Server;
 use super::message::{FromZero, Hello, Leaving, SampleDone, Stop, ToZero, Why};
 
@@ -255,7 +255,7 @@ impl State<'_, '_> {
         let num_tokens: usize = sample.responses.iter().map(|response| response.token_ids.len()).sum();
         // Ids, log-probabilities and the text, roughly.
         let size = SampleSize { longest_tokens: longest, num_bytes: 12 * num_tokens + 128 };
-        if self.table.complete(replica, position, size, self.now()) == Completion::First {
+        if self.table.complete(replica, position, size, self.now()) == Arrival::First {
             if let Some(peer) = self.peers.get_mut(rank as usize) {
                 peer.num_samples += 1;
             }

@@ -40,7 +40,7 @@ pub(crate) struct SampleSize {
 
 /// What a finished sample is to the table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Completion {
+pub(crate) enum Arrival {
     /// The first answer.
     First,
     /// Another replica was faster: this one is dropped.
@@ -243,7 +243,7 @@ impl LeaseTable {
         position: usize,
         size: SampleSize,
         now: Duration,
-    ) -> Completion {
+    ) -> Arrival {
         let holders = self.leased.remove(&position);
         for holder in holders.iter().flatten() {
             let Some(state) = self.replicas.get_mut(holder.replica.index()) else { continue };
@@ -255,11 +255,11 @@ impl LeaseTable {
             }
         }
         if holders.is_none() && !self.returned.remove(&position) {
-            return Completion::Duplicate;
+            return Arrival::Duplicate;
         }
         self.waiting_bytes.insert(position, size.num_bytes);
         self.num_waiting_bytes += size.num_bytes;
-        Completion::First
+        Arrival::First
     }
 
     /// All positions before `end` are on disk.

@@ -15,7 +15,7 @@ use crate::exit::{ExitStatus, Failure, ResultExt};
 
 use super::message::{FromZero, ToZero};
 use super::{Heard, Mailbox};
-use crate::cluster::ranks::{Meeting, Place};
+use crate::cluster::ranks::{Meeting, RankPlace};
 use crate::cluster::topology::Rank;
 
 const TO_ZERO: &str = "0";
@@ -37,7 +37,7 @@ pub(crate) struct Server {
 
 impl Server {
     /// Serves the store where the ranks look for it. `socket` is one that the launcher has bound.
-    pub(crate) fn start(place: &Place, socket: Option<i32>) -> Result<Self, Failure> {
+    pub(crate) fn start(place: &RankPlace, socket: Option<i32>) -> Result<Self, Failure> {
         let store = match (&place.meeting, socket) {
             (Meeting::Address { port, .. }, Some(socket)) => Store::serve_on(socket, *port)
                 .context("cannot serve the ranks on the launcher's socket")
@@ -123,7 +123,7 @@ pub(crate) struct Line {
 
 /// Reaches rank 0. `keep_trying` is asked every few seconds.
 pub(crate) fn connect(
-    place: &Place,
+    place: &RankPlace,
     alive_every: Duration,
     keep_trying: &dyn Fn(Duration) -> Result<(), Failure>,
 ) -> Result<(Mailbox, Line), Failure> {

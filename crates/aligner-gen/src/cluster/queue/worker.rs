@@ -7,6 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
 use engine::{Activity, Completion, Engine, EngineError, EngineLimits, Request, RunStats, Supply};
+use model_spec::blocks_for;
 
 use super::message::{FromZero, ResponseDone, SampleDone, Stop, ToZero};
 use super::{Heard, Mailbox};
@@ -16,7 +17,7 @@ const IDLE: Duration = Duration::from_millis(20);
 
 /// Why a rank has stopped computing.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
+pub(crate) enum WorkerEnd {
     /// Rank 0 said so.
     Told(Stop),
     /// The caller's own reason.
@@ -27,7 +28,7 @@ pub(crate) enum Ended {
 
 /// Samples that an engine of these limits can hold: as many as run at once, and a few to go on with.
 pub(crate) fn capacity(limits: &EngineLimits, longest_sequence_tokens: usize, num_responses: u32) -> u32 {
-    let blocks = longest_sequence_tokens.div_ceil(limits.block_size_tokens.max(1)).max(1);
+    let blocks = blocks_for(longest_sequence_tokens, limits.block_size_tokens.max(1)).max(1);
     let num_seqs = limits.max_num_seqs.min(limits.num_blocks / blocks).max(1);
     let at_once = num_seqs.div_ceil(num_responses.max(1) as usize);
     u32::try_from(at_once + at_once.div_ceil(8)).unwrap_or(u32::MAX)
@@ -39,7 +40,7 @@ struct State<'a> {
     backlog: VecDeque<Request>,
     /// Responses of samples that are begun, in their places.
     open: HashMap<u64, Vec<Option<ResponseDone>>>,
-    ended: Option<Ended>,
+    ended: Option<WorkerEnd>,
 }
 
 /// Computes until rank 0 says stop, the line is lost, or `should_leave`.
@@ -47,7 +48,7 @@ pub(crate) fn work(
     engine: &mut Engine,
     mailbox: &Mailbox,
     should_leave: &dyn Fn() -> bool,
-) -> Result<(Ended, RunStats), EngineError> {
+) -> Result<(WorkerEnd, RunStats), EngineError> {
     let state = RefCell::new(State { mailbox, backlog: VecDeque::new(), open: HashMap::new(), ended: None });
     let stats = engine.run(
         &mut |activity| state.borrow_mut().next_request(activity),
@@ -59,12 +60,12 @@ pub(crate) fn work(
             let mut state = state.borrow_mut();
             state.hear_all();
             if state.ended.is_none() && should_leave() {
-                state.ended = Some(Ended::ByItself);
+                state.ended = Some(WorkerEnd::ByItself);
             }
             state.ended.is_some()
         },
     )?;
-    Ok((state.into_inner().ended.unwrap_or(Ended::ByItself), stats))
+    Ok((state.into_inner().ended.unwrap_or(WorkerEnd::ByItself), stats))
 }
 
 impl State<'_> {
@@ -100,10 +101,10 @@ impl State<'_> {
     fn hear(&mut self, heard: Heard) {
         match heard {
             Ok(FromZero::Grant(requests)) => self.backlog.extend(requests),
-            Ok(FromZero::Stop(stop)) => self.ended = Some(Ended::Told(stop)),
+            Ok(FromZero::Stop(stop)) => self.ended = Some(WorkerEnd::Told(stop)),
             // Said once, before there was an engine.
             Ok(FromZero::Welcome { .. }) => {}
-            Err(reason) => self.ended = Some(Ended::Lost(reason)),
+            Err(reason) => self.ended = Some(WorkerEnd::Lost(reason)),
         }
     }
 

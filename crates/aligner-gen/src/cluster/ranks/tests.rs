@@ -17,7 +17,7 @@ fn find(variables: &str, devices: Devices) -> Result<Role, Failure> {
 fn place(rank: u32, world_size: u32, local_rank: u32, local_size: u32, address: &str) -> Role {
     let (host, port) = address.split_once(':').unwrap();
     let meeting = Meeting::Address { host: host.to_owned(), port: port.parse().unwrap() };
-    Role::Rank(Place { rank, world_size, local_rank, local_size, meeting })
+    Role::Rank(RankPlace { rank, world_size, local_rank, local_size, meeting })
 }
 
 const SLURM: &str = "SLURM_NTASKS=4 SLURM_PROCID=3 SLURM_LOCALID=1 SLURM_NODEID=1 SLURM_STEP_ID=0 SLURM_NNODES=2 \

@@ -1,5 +1,6 @@
 //! Every key that is read is given another value: texts may change, or its row of the table says that they do not.
 
+use model_spec::{Float, Numerics};
 use serde_json::json;
 use tch::Device;
 
@@ -138,7 +139,7 @@ fn identity(overrides: &[String]) -> Result<Identity, Failure> {
     let plan = GenerationPlan::new(RawConfig::extract(&resolved)?)?;
     let model = model_config(resolved.node().get("model").unwrap())?;
     let options = LoadOptions {
-        precision: plan.precision,
+        numerics: plan.numerics,
         backend: plan.backend,
         device: Device::Cpu,
         attention: model_core::AttentionSwitches::default(),
@@ -227,7 +228,7 @@ fn the_record_is_as_it_was() {
 #[test]
 fn of_the_topology_only_the_tensor_size_counts() {
     let options = LoadOptions {
-        precision: Precision::Fp32,
+        numerics: Numerics::uniform(Float::Fp32),
         backend: Backend::Fused,
         device: Device::Cpu,
         attention: model_core::AttentionSwitches::default(),

@@ -1,6 +1,6 @@
 //! What becomes of the records: which are generated, in which steps, and what is said about the others.
 
-use data::{DataError, DpWorld, PromptSet, StepPlan, plan_steps};
+use data::{DataError, DpWorld, OutputSteps, PromptSet, plan_output_steps};
 
 use crate::cluster::topology::Topology;
 use crate::config::plan::GenerationPlan;
@@ -16,13 +16,13 @@ pub(super) fn planned(
     plan: &GenerationPlan,
     prompts: PromptSet,
     topology: Topology,
-) -> Result<(PromptSet, StepPlan), Failure> {
+) -> Result<(PromptSet, OutputSteps), Failure> {
     let num_kept = prompts.len();
     let world = DpWorld { size: topology.num_replicas() as usize };
     let steps = |num_samples: usize| {
         prompts.check_any()?;
         let num_used = plan.limit.num_samples(num_samples, plan.batch.global)?;
-        plan_steps(num_used, plan.batch, world, plan.drop_last)
+        plan_output_steps(num_used, plan.batch, world, plan.drop_last)
     };
     let steps = match steps(plan.num_drawn.unwrap_or(num_kept)) {
         Ok(steps) => steps.with_max_steps(plan.max_steps),

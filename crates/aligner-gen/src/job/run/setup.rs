@@ -9,7 +9,7 @@ use model_core::{LoadOptions, ModelConfig};
 use nemo_format::Checkpoint;
 use sampling::{SamplingRules, StopConditions};
 
-use crate::cluster::ranks::{Place, Role};
+use crate::cluster::ranks::{RankPlace, Role};
 use crate::cluster::topology::Topology;
 use crate::cluster::{cores, ranks, spawn};
 use crate::config::devices::Devices;
@@ -21,7 +21,7 @@ use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::job::{identity, log_folder};
 use crate::logging::Logging;
 use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
-use crate::model::device::{self, LocalRanks, Shared};
+use crate::model::device::{self, LocalRanks, SharedDevice};
 use crate::model::end_tokens::EndTokens;
 use crate::model::memory::{Demand, MemoryPlan};
 use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine};
@@ -72,10 +72,10 @@ impl Setup {
         let end_tokens = EndTokens::of(&checkpoint, &tokenizer)?;
         let topology = topology(&role)?;
         let local = local_ranks(&role);
-        let Shared { device, num_ranks: num_sharing_ranks, fallback } =
+        let SharedDevice { device, num_ranks: num_sharing_ranks, fallback } =
             device::choose(&plan.accelerator, local)?;
         let options = LoadOptions {
-            precision: plan.precision,
+            numerics: plan.numerics,
             backend: plan.backend,
             device,
             attention: env::attention_switches(),
@@ -97,10 +97,10 @@ impl Setup {
     }
 
     /// This rank among all.
-    pub(super) fn place(&self) -> Place {
+    pub(super) fn place(&self) -> RankPlace {
         match &self.role {
             Role::Rank(place) => place.clone(),
-            Role::Alone | Role::Launcher(_) => Place::alone(),
+            Role::Alone | Role::Launcher(_) => RankPlace::alone(),
         }
     }
 
@@ -114,7 +114,7 @@ impl Setup {
     }
 
     /// From now on what this rank, which is not the first, says also stands in its log file.
-    pub(super) fn attach(&self, logging: &Logging, place: &Place) -> Result<(), Failure> {
+    pub(super) fn attach(&self, logging: &Logging, place: &RankPlace) -> Result<(), Failure> {
         let log_dir = &self.plan.exp_manager.log_dir;
         logging
             .attach(log_dir, (place.rank, place.local_rank))
@@ -189,7 +189,7 @@ fn local_ranks(role: &Role) -> LocalRanks {
 }
 
 /// The part of the machine's cores that is this rank's, unless its launcher has seen to that.
-fn take_cores(place: &Place) -> Result<(), Failure> {
+fn take_cores(place: &RankPlace) -> Result<(), Failure> {
     let is_own = env::of_launcher(spawn::LAUNCHER_VARIABLE).is_some();
     if is_own || place.local_size == 1 || cores::are_bound(&env::of_launcher) {
         return Ok(());

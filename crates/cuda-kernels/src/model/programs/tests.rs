@@ -1,3 +1,5 @@
+use model_spec::Nonlinearity;
+
 use super::*;
 use crate::test_compile::{ARCHS, check, check_for};
 

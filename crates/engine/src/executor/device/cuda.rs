@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use cuda_runtime::{Device, Event, Graph, GraphPool, Stream};
 use model_core::{Batch, CausalLm, DeviceDecode, KvCache};
+use model_spec::blocks_for;
 use sampling::{DeviceSampler, FirstDraw, RECORD_WORDS, SampledToken, SamplerRows};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::send;
@@ -71,7 +72,7 @@ pub(crate) fn executor(
 ) -> Result<DeviceExecutor<CudaDevice>, EngineError> {
     let layout = TableLayout {
         max_rows: max_rows(limits.max_num_seqs),
-        max_blocks_per_seq: sizes.max_seq_len_tokens.div_ceil(limits.block_size_tokens).max(1),
+        max_blocks_per_seq: blocks_for(sizes.max_seq_len_tokens, limits.block_size_tokens).max(1),
     };
     let small_batch = model.reserve_decode(layout.max_rows, layout.max_blocks_per_seq)?;
     let cache = model.new_cache(limits.num_blocks)?;

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use model_spec::blocks_for;
 use proptest::prelude::*;
 use sampling::{CpuSampler, RowState, SamplingParams, TokenSampler};
 use tch::Tensor;
@@ -228,7 +229,7 @@ impl Setup {
     fn executor(&self) -> (DeviceExecutor<FakeDevice>, Arc<Mutex<Vec<Call>>>) {
         let layout = TableLayout {
             max_rows: max_rows(self.limits.max_num_seqs),
-            max_blocks_per_seq: MAX_SEQ_LEN_TOKENS.div_ceil(BLOCK_SIZE_TOKENS),
+            max_blocks_per_seq: blocks_for(MAX_SEQ_LEN_TOKENS, BLOCK_SIZE_TOKENS),
         };
         let calls = Arc::default();
         let device = FakeDevice::new(layout, self.params.clone(), Arc::clone(&calls));

@@ -1,7 +1,6 @@
 //! Linear layers packed for the CPU kernels.
 
-use cpu_kernels::{CpuKernels, Layout, Nonlinearity as Function, PackedLinear};
-use model_spec::{Activation, Nonlinearity};
+use cpu_kernels::{CpuKernels, Layout, PackedLinear};
 use tch::Tensor;
 
 use super::CpuState;
@@ -29,7 +28,7 @@ impl LinearOp<CpuState> for CpuLinear {
                 kernels.linear_add(x, &self.0, &mut residual)?;
                 residual
             }
-            Epilogue::Activate(activation) => kernels.linear_activate(x, &self.0, function(activation))?,
+            Epilogue::Activate(activation) => kernels.linear_activate(x, &self.0, activation.nonlinearity)?,
             Epilogue::Logits => kernels.linear_f32(x, &self.0)?,
         })
     }
@@ -44,16 +43,5 @@ impl LinearOp<CpuState> for CpuLinear {
 
     fn size_bytes(&self) -> u64 {
         self.0.size_bytes() as u64
-    }
-}
-
-fn function(activation: Activation) -> Function {
-    match activation.nonlinearity {
-        Nonlinearity::Gelu => Function::Gelu,
-        Nonlinearity::GeluTanh => Function::GeluTanh,
-        Nonlinearity::QuickGelu => Function::QuickGelu,
-        Nonlinearity::Silu => Function::Silu,
-        Nonlinearity::Relu => Function::Relu,
-        Nonlinearity::SquaredRelu => Function::SquaredRelu,
     }
 }

@@ -9,6 +9,7 @@ use super::{CudaState, HeadKernels, NO_ROOM, NOT_PLANNED, device_context};
 use crate::ModelError;
 use crate::attention_context::{AttentionContext, DeviceAttention};
 use crate::backend::plain::attend;
+use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::RotaryId;
 use crate::ops::AttentionOp;
@@ -38,7 +39,7 @@ impl AttentionOp<CudaState> for CudaAttention {
         let stream = at.stream()?;
         let context = device_context(step)?;
         let HeadKernels { kernels, plan, .. } = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
-        let kind = at.precision.kind();
+        let kind = at.numerics.compute.kind();
         let num_rows = qkv.size2()?.0;
         let channels = self.heads.kv_channels as i64;
         let (heads, groups) = (self.heads.num_attention_heads as i64, self.heads.num_query_groups as i64);

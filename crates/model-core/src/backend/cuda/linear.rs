@@ -1,12 +1,13 @@
 //! Linear layers on a GPU: cuBLAS's GEMMs, and the in-house one for small batches.
 
-use cuda_kernels::{Activate, Gating, Gemm, GemmOut, Nonlinearity as Function};
-use model_spec::{Activation, Nonlinearity};
+use cuda_kernels::{Activate, Gating, Gemm, GemmOut};
+use model_spec::Activation;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
 use super::CudaState;
 use crate::ModelError;
+use crate::kinds::TensorFormat;
 use crate::ops::{Epilogue, Ids, LinearOp, StepState, tensor_bytes};
 
 /// A linear layer as libtorch has it, on the GPU.
@@ -57,9 +58,10 @@ impl CudaLinear {
             Epilogue::Activate(activation) => {
                 let y = x.f_linear(&self.weight, self.bias.as_ref())?;
                 let (num_rows, num_columns) = y.size2()?;
-                let out = at.empty(&[num_rows, ffn_of(num_columns, activation)], at.precision.kind())?;
+                let out =
+                    at.empty(&[num_rows, ffn_of(num_columns, activation)], at.numerics.compute.kind())?;
                 let launch = Activate {
-                    activation: function(activation),
+                    activation: activation.nonlinearity,
                     gating: gating(activation),
                     x: &y,
                     out: &out,
@@ -88,7 +90,7 @@ impl CudaLinear {
         };
         match epilogue {
             Epilogue::Store => {
-                let y = at.empty(&self.out_shape(x)?, at.precision.kind())?;
+                let y = at.empty(&self.out_shape(x)?, at.numerics.compute.kind())?;
                 gemm(self.bias.as_ref(), GemmOut::Rounded(&y))?;
                 Ok(y)
             }
@@ -98,8 +100,9 @@ impl CudaLinear {
             }
             Epilogue::Activate(activation) => {
                 let [num_rows, num_columns] = self.out_shape(x)?;
-                let out = at.empty(&[num_rows, ffn_of(num_columns, activation)], at.precision.kind())?;
-                let activated = GemmOut::Activated(&out, function(activation), gating(activation));
+                let out =
+                    at.empty(&[num_rows, ffn_of(num_columns, activation)], at.numerics.compute.kind())?;
+                let activated = GemmOut::Activated(&out, activation.nonlinearity, gating(activation));
                 gemm(self.bias.as_ref(), activated)?;
                 Ok(out)
             }
@@ -140,15 +143,4 @@ pub(super) fn gating(activation: Activation) -> Gating {
 /// How wide an MLP is whose `linear_fc1` has so many outputs.
 fn ffn_of(num_out: i64, activation: Activation) -> i64 {
     if activation.gated { num_out / 2 } else { num_out }
-}
-
-pub(super) fn function(activation: Activation) -> Function {
-    match activation.nonlinearity {
-        Nonlinearity::Gelu => Function::Gelu,
-        Nonlinearity::GeluTanh => Function::GeluTanh,
-        Nonlinearity::QuickGelu => Function::QuickGelu,
-        Nonlinearity::Silu => Function::Silu,
-        Nonlinearity::Relu => Function::Relu,
-        Nonlinearity::SquaredRelu => Function::SquaredRelu,
-    }
 }

@@ -2,15 +2,16 @@
 
 use cuda_kernels::{KernelConfig, ModelKernels};
 use cuda_runtime::{Device, Uploader, kernel_cache};
-use model_spec::{AttentionSpec, HeadLayout};
+use model_spec::{AttentionSpec, HeadLayout, Numerics};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
 use super::{CudaAttention, CudaLinear, CudaState, HeadKernels};
+use crate::ModelError;
 use crate::backend::plain::stored_kind;
+use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
 use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_softcap, scale_f32};
-use crate::{ModelError, Precision};
 
 /// Uploads weights and compiles kernels; its page-locked memory goes when the model is loaded.
 #[derive(Debug)]
@@ -22,14 +23,14 @@ pub(crate) struct CudaLoader {
 impl CudaLoader {
     /// For sequences of up to `max_seq_len_tokens` on this GPU.
     pub(crate) fn new(
-        precision: Precision,
+        numerics: Numerics,
         device_idx: usize,
         max_seq_len_tokens: usize,
     ) -> Result<Self, ModelError> {
         let device = Device::open(device_idx)?;
         blas::prefer_invariant()?;
         let state = CudaState {
-            precision,
+            numerics,
             device,
             heads: Vec::new(),
             max_small_batch: 0,
@@ -41,12 +42,12 @@ impl CudaLoader {
 
     /// Index of the kernels for these heads, which are compiled, or taken from the cache on disk.
     fn heads(&mut self, heads: HeadLayout) -> Result<usize, ModelError> {
-        let CudaState { precision, device, heads: known, .. } = &mut self.state;
+        let CudaState { numerics, device, heads: known, .. } = &mut self.state;
         if let Some(idx) = known.iter().position(|other| other.heads == heads) {
             return Ok(idx);
         }
         let config = KernelConfig {
-            kind: precision.kind(),
+            kind: numerics.compute.kind(),
             head_dim: heads.kv_channels as u32,
             queries_per_group: heads.queries_per_group() as u32,
         };
@@ -59,8 +60,8 @@ impl CudaLoader {
 impl Loader for CudaLoader {
     type State = CudaState;
 
-    fn precision(&self) -> Precision {
-        self.state.precision
+    fn numerics(&self) -> Numerics {
+        self.state.numerics
     }
 
     fn tensor(&mut self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError> {
@@ -72,7 +73,7 @@ impl Loader for CudaLoader {
     }
 
     fn linear(&mut self, source: LinearSource<'_>, _role: LinearRole) -> Result<CudaLinear, ModelError> {
-        let kind = self.precision().kind();
+        let kind = self.numerics().weights.kind();
         Ok(CudaLinear {
             weight: self.tensor(source.weight, kind)?,
             bias: source.bias.map(|bias| self.tensor(bias, kind)).transpose()?,

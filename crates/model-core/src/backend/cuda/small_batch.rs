@@ -10,9 +10,10 @@ use cuda_kernels::MAX_GEMM_ROWS;
 use model_spec::Activation;
 use tch::{Kind, Tensor};
 
-use super::linear::{function, gating};
+use super::linear::gating;
 use super::{CudaLinear, CudaState, MIN_ROWS};
 use crate::ModelError;
+use crate::kinds::TensorFormat;
 use crate::ops::{Epilogue, TrialLinear};
 
 /// A large decode batch, whose results those of smaller ones must not differ from.
@@ -35,7 +36,7 @@ impl CudaState {
                 .or_insert((linear, activation));
         }
         for (&(num_out, num_in, ..), (_, activation)) in &different {
-            let activated = activation.map(|activation| (function(activation), gating(activation)));
+            let activated = activation.map(|activation| (activation.nonlinearity, gating(activation)));
             max_rows = max_rows.min(self.kernels()?.max_gemm_rows([num_out, num_in], activated)?);
         }
         if max_rows == 0 {
@@ -61,7 +62,7 @@ impl CudaState {
     /// Numbers without a pattern that repeats within a row, signs and sizes mixed.
     fn numbers(&self, shape: [i64; 2]) -> Result<Tensor, ModelError> {
         let count = Tensor::f_arange(shape[0] * shape[1], (Kind::Float, self.tch_device()))?;
-        Ok(count.f_mul_scalar(0.618_034)?.f_sin()?.f_to_kind(self.precision.kind())?.f_view(shape)?)
+        Ok(count.f_mul_scalar(0.618_034)?.f_sin()?.f_to_kind(self.numerics.compute.kind())?.f_view(shape)?)
     }
 
     /// Whether `small_rows` rows of the in-house GEMM are bitwise identical to the first ones of `large_rows` rows of
@@ -73,7 +74,7 @@ impl CudaState {
         let residual = self.numbers([large_rows, linear.weight.size2()?.0])?;
         // Both are added to.
         let mut small_residual =
-            self.empty(&[small_rows, linear.weight.size2()?.0], self.precision.kind())?;
+            self.empty(&[small_rows, linear.weight.size2()?.0], self.numerics.compute.kind())?;
         small_residual.f_copy_(&residual.f_narrow(0, 0, small_rows)?)?;
         let epilogues = [
             (Epilogue::Store, Epilogue::Store),

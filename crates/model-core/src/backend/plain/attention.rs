@@ -5,6 +5,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{PlainState, to_device};
 use crate::attention_context::{AttentionContext, SequenceSpan};
+use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::{Rotary, RotaryId};
 use crate::ops::AttentionOp;
@@ -43,7 +44,7 @@ impl AttentionOp<PlainState> for PlainAttention {
             queries_and_keys = rotate(&queries_and_keys, rotary, &step.positions, at.device)?;
         }
         // Rounded here so that a row sees the same numbers whether its keys come from the cache or from this step.
-        let queries_and_keys = queries_and_keys.f_to_kind(at.precision.kind())?;
+        let queries_and_keys = queries_and_keys.f_to_kind(at.numerics.compute.kind())?;
         let queries = queries_and_keys.f_narrow(2, 0, queries_per_group)?;
         let keys = queries_and_keys.f_select(2, queries_per_group)?;
         let values = grouped.f_select(2, queries_per_group + 1)?;
@@ -71,7 +72,7 @@ impl AttentionOp<PlainState> for PlainAttention {
         let output = Tensor::f_cat(&outputs, 0)?;
         Ok(output
             .f_view([num_tokens, num_attention_heads as i64 * channels])?
-            .f_to_kind(at.precision.kind())?)
+            .f_to_kind(at.numerics.compute.kind())?)
     }
 }
 

@@ -6,7 +6,7 @@ use hydra_config::Node;
 use model_spec::{Activation, BlockStyle, Nonlinearity, NormSpec, Normalization};
 use serde_json::{Map, Value, json};
 
-use super::super::arch::{Biases, LLAMA3_KEYS, LLAMA31_CONSTANTS, ModelArch, Positions, Rope, RopeScaling};
+use super::super::arch::{Biases, LLAMA3_KEYS, LLAMA31_CONSTANTS, ModelArch, Positions, Rope, RopeExtension};
 use super::super::family::{Announced, Family};
 use super::shown;
 use crate::writer::FolderFile;
@@ -15,9 +15,9 @@ use crate::{DType, FormatError, TensorSource};
 const FILE: &str = "model_config.yaml";
 
 /// Typed look-ups in a model's configuration.
-pub(super) struct ModelConfig<'a>(&'a Node);
+pub(super) struct NemoConfig<'a>(&'a Node);
 
-impl<'a> ModelConfig<'a> {
+impl<'a> NemoConfig<'a> {
     pub(super) fn new(node: &'a Node) -> Self {
         Self(node)
     }
@@ -112,7 +112,7 @@ const FIXED: [(&str, &str); 3] = [
 const OTHER_NAMES: [&str; 3] = ["megatron_gemma2", "megatron_falcon_gpt", "te_gpt_hyena"];
 
 /// Refuses what would be lost in silence.
-fn refuse_other_models(config: &ModelConfig<'_>) -> Result<(), FormatError> {
+fn refuse_other_models(config: &NemoConfig<'_>) -> Result<(), FormatError> {
     let name = config.text("name")?.unwrap_or_default();
     if OTHER_NAMES.contains(&name) {
         return Err(refused(&format!("name `{name}`")));
@@ -140,7 +140,7 @@ fn refuse_other_models(config: &ModelConfig<'_>) -> Result<(), FormatError> {
 
 /// The architecture, refused where no Hugging Face family of the Llama kind has it.
 pub(super) fn read_arch(
-    config: &ModelConfig<'_>,
+    config: &NemoConfig<'_>,
     vocab_size: u64,
     source: &dyn TensorSource,
 ) -> Result<ModelArch, FormatError> {
@@ -204,7 +204,7 @@ pub(super) fn read_arch(
 
 /// The window of attention as Hugging Face counts it. NeMo's converters write that number into `window_size` as it is,
 /// although Transformer Engine sees one position more.
-fn window(config: &ModelConfig<'_>) -> Result<Option<u64>, FormatError> {
+fn window(config: &NemoConfig<'_>) -> Result<Option<u64>, FormatError> {
     let sliding = config.u64("huggingface.sliding_window")?;
     let Some(pair) = config.find("window_size") else { return Ok(sliding) };
     let number = |value: &Node| value.as_f64().or_else(|| value.as_str()?.parse().ok());
@@ -228,7 +228,7 @@ fn window(config: &ModelConfig<'_>) -> Result<Option<u64>, FormatError> {
     }
 }
 
-fn family(config: &ModelConfig<'_>, window: Option<u64>) -> Result<(Family, Activation), FormatError> {
+fn family(config: &NemoConfig<'_>, window: Option<u64>) -> Result<(Family, Activation), FormatError> {
     let name = config.text("activation")?.unwrap_or("gelu");
     let is_tanh_gelu = config.bool("openai_gelu")?.unwrap_or(false);
     let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or(false);
@@ -247,7 +247,7 @@ fn family(config: &ModelConfig<'_>, window: Option<u64>) -> Result<(Family, Acti
     }
 }
 
-fn rope(config: &ModelConfig<'_>) -> Result<Rope, FormatError> {
+fn rope(config: &NemoConfig<'_>) -> Result<Rope, FormatError> {
     let kind = config.text("position_embedding_type")?.unwrap_or("learned_absolute");
     if kind != "rope" {
         return Err(refused(&format!("position_embedding_type `{kind}`")));
@@ -259,14 +259,14 @@ fn rope(config: &ModelConfig<'_>) -> Result<Rope, FormatError> {
     let factor = config.f64("seq_len_interpolation_factor")?.filter(|&factor| factor != 1.0);
     let is_llama3 = config.bool("scale_positional_embedding")?.unwrap_or(false);
     let scaling = match (factor, is_llama3) {
-        (None, false) => RopeScaling::None,
-        (Some(factor), false) => RopeScaling::Linear(factor),
+        (None, false) => RopeExtension::None,
+        (Some(factor), false) => RopeExtension::Linear(factor),
         (None, true) => {
             let mut constants = LLAMA31_CONSTANTS;
             for (constant, key) in constants.iter_mut().zip(LLAMA3_KEYS) {
                 *constant = config.f64(&format!("rope_scaling.{key}"))?.unwrap_or(*constant);
             }
-            RopeScaling::Llama3(constants)
+            RopeExtension::Llama3(constants)
         }
         (Some(_), true) => {
             let what = "both `seq_len_interpolation_factor` and `scale_positional_embedding`";
@@ -286,7 +286,7 @@ fn rope(config: &ModelConfig<'_>) -> Result<Rope, FormatError> {
 /// The file that transformers reads first.
 pub(super) fn config_json(
     arch: &ModelArch,
-    config: &ModelConfig<'_>,
+    config: &NemoConfig<'_>,
     (has_mlp_bias, dtype): (bool, DType),
     token_ids: &Map<String, Value>,
 ) -> FolderFile {
@@ -336,11 +336,11 @@ pub(super) fn config_json(
     FolderFile { name: "config.json".to_owned(), bytes: format!("{document:#}\n").into_bytes() }
 }
 
-fn rope_scaling(scaling: RopeScaling) -> Value {
+fn rope_scaling(scaling: RopeExtension) -> Value {
     match scaling {
-        RopeScaling::None => Value::Null,
-        RopeScaling::Linear(factor) => json!({"rope_type": "linear", "type": "linear", "factor": factor}),
-        RopeScaling::Llama3(constants) => {
+        RopeExtension::None => Value::Null,
+        RopeExtension::Linear(factor) => json!({"rope_type": "linear", "type": "linear", "factor": factor}),
+        RopeExtension::Llama3(constants) => {
             let [factor, low, high, original_length] = constants;
             json!({
                 "rope_type": "llama3",

@@ -13,7 +13,7 @@ use std::ops::Range;
 use hydra_config::Node;
 use model_spec::{Module, Part, TensorId, TensorSpec, parse_name};
 
-use self::config::{ModelConfig, read_arch};
+use self::config::{NemoConfig, read_arch};
 use super::arch::{Biases, ModelArch};
 use super::names::{LLAMA, Qkv};
 use super::rows::{Piece, PieceFrom, RowSource, Values};
@@ -35,7 +35,7 @@ pub(super) fn export(converted: Converted, dtype: Option<DType>) -> Result<Expor
     let embedding = TensorId::outside(Module::WordEmbeddings, Part::Weight).name();
     let embedding = source.meta(&embedding).ok_or(FormatError::MissingTensor { name: embedding })?;
     let dtype = dtype.unwrap_or(embedding.dtype);
-    let config = ModelConfig::new(&config);
+    let config = NemoConfig::new(&config);
     let arch = read_arch(&config, embedding.shape.first().copied().unwrap_or(0), &*source)?;
     let has_mlp_bias = arch.biases == Biases::All && any_mlp_bias(&*source, &arch)?;
     let norm_shift = norm_shift(&config, &arch)?;
@@ -72,7 +72,7 @@ fn refuse_left_over(out: &RowSource, has_mlp_bias: bool) -> Result<(), FormatErr
 }
 
 /// What is added to a stored norm weight: Gemma's are without the 1 that `layernorm_zero_centered_gamma` also leaves out.
-fn norm_shift(config: &ModelConfig<'_>, arch: &ModelArch) -> Result<f32, FormatError> {
+fn norm_shift(config: &NemoConfig<'_>, arch: &ModelArch) -> Result<f32, FormatError> {
     let is_stored_centred = config.bool("layernorm_zero_centered_gamma")?.unwrap_or(false);
     let is_wanted_centred = arch.family.facts().has_zero_centered_gamma;
     Ok(f32::from(i8::from(is_stored_centred) - i8::from(is_wanted_centred)))

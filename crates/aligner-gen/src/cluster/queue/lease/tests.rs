@@ -26,7 +26,7 @@ fn size(num_bytes: usize) -> SampleSize {
     SampleSize { longest_tokens: 10, num_bytes }
 }
 
-fn complete(table: &mut LeaseTable, replica: u32, position: usize, now: u64) -> Completion {
+fn complete(table: &mut LeaseTable, replica: u32, position: usize, now: u64) -> Arrival {
     table.complete(Replica(replica), position, size(100), at(now))
 }
 
@@ -36,9 +36,9 @@ fn samples_come_in_order_and_within_the_window() {
     assert_eq!(table.grant(Replica(0), at(0)), [0, 1, 2, 3]);
     assert_eq!(table.grant(Replica(1), at(0)), [4, 5, 6, 7]);
     assert_eq!(table.grant(Replica(2), at(0)), Vec::<usize>::new());
-    assert_eq!(complete(&mut table, 0, 1, 1), Completion::First);
+    assert_eq!(complete(&mut table, 0, 1, 1), Arrival::First);
     assert_eq!(table.grant(Replica(0), at(1)), Vec::<usize>::new());
-    assert_eq!(complete(&mut table, 0, 0, 1), Completion::First);
+    assert_eq!(complete(&mut table, 0, 0, 1), Arrival::First);
     table.commit(2);
     assert_eq!(table.num_waiting_bytes(), 0);
     assert_eq!(table.grant(Replica(2), at(1)), [8, 9]);
@@ -49,8 +49,8 @@ fn the_step_to_be_committed_is_never_held_back() {
     let mut table = table(100, 1);
     table.limits = LeaseLimits { step_samples: 6, run_ahead_samples: 6, ..LIMITS };
     assert_eq!(table.grant(Replica(0), at(0)), [0, 1, 2, 3]);
-    assert_eq!(table.complete(Replica(0), 0, size(5000), at(1)), Completion::First);
-    assert_eq!(table.complete(Replica(0), 1, size(5000), at(1)), Completion::First);
+    assert_eq!(table.complete(Replica(0), 0, size(5000), at(1)), Arrival::First);
+    assert_eq!(table.complete(Replica(0), 1, size(5000), at(1)), Arrival::First);
     assert_eq!(table.grant(Replica(0), at(1)), [4, 5]);
 }
 
@@ -59,7 +59,7 @@ fn what_waits_is_bounded_in_bytes() {
     let mut table = table(100, 1);
     table.limits.run_ahead_samples = 100;
     assert_eq!(table.grant(Replica(0), at(0)), [0, 1, 2, 3]);
-    assert_eq!(table.complete(Replica(0), 3, size(1000), at(1)), Completion::First);
+    assert_eq!(table.complete(Replica(0), 3, size(1000), at(1)), Arrival::First);
     assert_eq!(table.grant(Replica(0), at(1)), Vec::<usize>::new());
     for position in 0..3 {
         complete(&mut table, 0, position, 1);
@@ -84,11 +84,11 @@ fn a_silent_replica_loses_its_leases_and_its_late_answers_are_dropped() {
     assert_eq!(table.grant(Replica(0), at(12)), [4, 5, 6]);
     // The first answer counts, whoever gives it.
     assert!(table.hear(Replica(1), at(13)));
-    assert_eq!(complete(&mut table, 1, 7, 13), Completion::First);
-    assert_eq!(complete(&mut table, 1, 4, 13), Completion::First);
-    assert_eq!(complete(&mut table, 0, 4, 14), Completion::Duplicate);
-    assert_eq!(complete(&mut table, 0, 5, 14), Completion::First);
-    assert_eq!(complete(&mut table, 1, 5, 15), Completion::Duplicate);
+    assert_eq!(complete(&mut table, 1, 7, 13), Arrival::First);
+    assert_eq!(complete(&mut table, 1, 4, 13), Arrival::First);
+    assert_eq!(complete(&mut table, 0, 4, 14), Arrival::Duplicate);
+    assert_eq!(complete(&mut table, 0, 5, 14), Arrival::First);
+    assert_eq!(complete(&mut table, 1, 5, 15), Arrival::Duplicate);
 }
 
 #[test]
@@ -124,8 +124,8 @@ fn the_last_samples_are_shared_out_by_speed() {
     }
     assert_eq!(table.grant(Replica(0), at(51)), [80, 81, 82, 83]);
     assert_eq!(table.grant(Replica(0), at(51)), Vec::<usize>::new());
-    assert_eq!(complete(&mut table, 0, 80, 52), Completion::First);
-    assert_eq!(complete(&mut table, 1, 80, 52), Completion::Duplicate);
+    assert_eq!(complete(&mut table, 0, 80, 52), Arrival::First);
+    assert_eq!(complete(&mut table, 1, 80, 52), Arrival::Duplicate);
 }
 
 /// What may happen to a table; numbers are taken modulo what there is.
@@ -181,7 +181,7 @@ proptest! {
                     if mine.is_empty() { continue }
                     let position = mine.remove(nth % mine.len());
                     let outcome = table.complete(Replica(replica), position, SampleSize { longest_tokens: 3, num_bytes: 100 }, at(now));
-                    prop_assert_eq!(outcome == Completion::First, done.insert(position));
+                    prop_assert_eq!(outcome == Arrival::First, done.insert(position));
                     // A step is committed once it is whole.
                     loop {
                         let end = (committed + step).min(start + num);
