@@ -31,7 +31,7 @@ static ROW_COUNTS: [i64; 16] =
     [32, 64, 96, 128, 160, 192, 224, 256, 320, 512, 777, 1024, 1999, 4096, 5003, 8192];
 
 /// The most rows whose logits are computed at once.
-const MAX_OUTPUT_ROWS: i64 = 256;
+const MAX_OUTPUT_ROWS: i64 = 1024;
 
 pub(crate) fn row_counts(gpu: &Gpu) -> Outcome {
     blas::prefer_invariant()?;

@@ -11,7 +11,8 @@ use tch::{Kind, Tensor};
 use torch_ext::cuda::send;
 
 use super::{
-    DeviceExecutor, DeviceShape, FirstToken, Owner, RUN_AHEAD, StepDevice, TableLayout, buckets::max_rows,
+    DeviceExecutor, DeviceShape, FirstToken, Owner, RUN_AHEAD, StepDevice, TableLayout,
+    buckets::{check_num_seqs, max_rows},
 };
 use crate::{EngineError, EngineLimits, plan::BlockCopy};
 
@@ -70,6 +71,7 @@ pub(crate) fn executor(
     limits: EngineLimits,
     sizes: DeviceSizes,
 ) -> Result<DeviceExecutor<CudaDevice>, EngineError> {
+    check_num_seqs(limits.max_num_seqs)?;
     let layout = TableLayout {
         max_rows: max_rows(limits.max_num_seqs),
         max_blocks_per_seq: blocks_for(sizes.max_seq_len_tokens, limits.block_size_tokens).max(1),
