@@ -6,6 +6,7 @@ use cuda_runtime::{Device, Kernel, Module};
 use torch_ext::ExtError;
 
 use super::KernelConfig;
+use super::cluster_gemm::ClusterGemmKernels;
 use super::gemm::GemmKernels;
 use super::programs::Tiling;
 
@@ -27,6 +28,7 @@ pub struct ModelKernels {
     pub(super) decode_attention: Kernel,
     pub(super) decode_attention_qkv: Kernel,
     pub(super) gemms: GemmKernels,
+    pub(super) cluster_gemms: ClusterGemmKernels,
 }
 
 impl ModelKernels {
@@ -53,6 +55,7 @@ impl ModelKernels {
             decode_attention: attention.kernel("decode_attention")?,
             decode_attention_qkv: attention.kernel("decode_attention_qkv")?,
             gemms: GemmKernels::new(device, config, cache_dir),
+            cluster_gemms: ClusterGemmKernels::new(device, config, cache_dir),
         })
     }
 
