@@ -25,7 +25,9 @@ pub use device::cuda::DeviceSizes;
 pub use error::EngineError;
 pub use executor::Executor;
 pub use plan::{BlockCopy, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta};
-pub use request::{Activity, Completion, EngineLimits, Request, RunEnd, RunStats, Supply};
+pub use request::{
+    Activity, Completion, EngineLimits, MAX_NUM_SEQS_ON_GPU, Request, RunEnd, RunStats, Supply,
+};
 
 /// A model, its KV cache and a sampler, ready for runs.
 pub struct Engine {

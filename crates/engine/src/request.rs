@@ -60,6 +60,9 @@ pub struct Completion {
     pub logprobs: Option<Vec<f32>>,
 }
 
+/// The most sequences of a step on a GPU: what its kernels are checked with (`gpu_check`).
+pub const MAX_NUM_SEQS_ON_GPU: usize = 1024;
+
 /// What the device can take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineLimits {

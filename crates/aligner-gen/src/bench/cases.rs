@@ -75,8 +75,10 @@ fn open(
     sizes.sort_unstable_by(|a, b| b.cmp(a));
     let wanted = sizes.iter().take(workload.max_num_seqs).sum::<usize>();
     let bytes_per_block = KvCache::bytes_per_block(config, options);
+    // Logits in float32 are there twice: of a decode step and of a prefill.
+    let kept_free = ((2 << 30) + 8 * vocab_size * workload.max_num_seqs).max(3 << 30) as u64;
     let affordable = crate::model::device::available_bytes(options.device)
-        .map_or(wanted, |bytes| (bytes.saturating_sub(3 << 30) as usize) / bytes_per_block.max(1));
+        .map_or(wanted, |bytes| (bytes.saturating_sub(kept_free) as usize) / bytes_per_block.max(1));
     let limits = EngineLimits {
         max_num_seqs: workload.max_num_seqs,
         max_prefill_tokens: 8192,

@@ -1,6 +1,6 @@
 //! How much memory a run takes, and how many sequences the KV cache is made for.
 
-use engine::EngineLimits;
+use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
 use model_core::{BLOCK_SIZE_TOKENS, KvCache, LoadOptions, ModelConfig};
 use model_spec::blocks_for;
 use nemo_format::Checkpoint;
@@ -13,14 +13,18 @@ use crate::table::{human_bytes, thousands, two_columns};
 /// Past this many rows a step on a CPU takes longer in proportion. Vector units are busy from 64 on, matrix units here.
 const MAX_NUM_SEQS: usize = 128;
 /// On a GPU a step is bound by memory up to some 256 rows, and cuBLAS takes more of them for free.
-const MAX_NUM_SEQS_ON_GPU: usize = 256;
+const USUAL_NUM_SEQS_ON_GPU: usize = 256;
 /// As many tokens as keep the matrix units busy without large intermediate tensors, and without making a signal wait.
 const MAX_PREFILL_TOKENS: usize = 1024;
 const MAX_PREFILL_TOKENS_ON_GPU: usize = 8192;
 /// The cache is zeroed when it is made, so it is not made larger than helps.
 const SMALL_CACHE_BYTES: u64 = 4 << 30;
-/// What a GPU needs beside weights and cache: activations of a prefill, graphs, workspaces of libraries.
+/// What a GPU needs beside weights and cache, at least: activations of a prefill, graphs, workspaces of libraries.
 const GPU_WORKSPACE_BYTES: u64 = 3 << 30;
+/// The same without what grows with the rows of a step.
+const GPU_WORKSPACE_WITHOUT_ROWS_BYTES: u64 = 2 << 30;
+/// Keys of a split of decode attention, which keeps a result for each split of each head.
+const SPLIT_KEYS: usize = 512;
 /// Intermediate results on the host are float32 at the widest, whatever the precision.
 const WIDEST_ELEM_BYTES: u64 = 4;
 
@@ -72,7 +76,7 @@ impl Place {
         Self {
             is_gpu: true,
             available_bytes,
-            max_num_seqs: MAX_NUM_SEQS_ON_GPU,
+            max_num_seqs: USUAL_NUM_SEQS_ON_GPU,
             max_prefill_tokens: MAX_PREFILL_TOKENS_ON_GPU,
         }
     }
@@ -85,7 +89,13 @@ impl Place {
     /// What the results between the layers take.
     fn workspace_bytes(&self, config: &ModelConfig, padded_vocab_size: u64, demand: Demand) -> u64 {
         if self.is_gpu {
-            return GPU_WORKSPACE_BYTES;
+            let num_splits =
+                (config.num_attention_heads * demand.longest_sequence_tokens.div_ceil(SPLIT_KEYS)) as u64;
+            // A result has a maximum and a sum. Logits are there twice: of a decode step and of a prefill.
+            let of_row = num_splits * (config.kv_channels as u64 + 2) + 2 * padded_vocab_size;
+            let of_rows =
+                of_row.saturating_mul(WIDEST_ELEM_BYTES).saturating_mul(self.num_seqs(demand) as u64);
+            return GPU_WORKSPACE_WITHOUT_ROWS_BYTES.saturating_add(of_rows).max(GPU_WORKSPACE_BYTES);
         }
         // The tensors of a prefill that live at once: residual, normed rows, QKV or both halves of the MLP.
         let heads = 2 * config.num_attention_heads + 2 * config.num_query_groups;
@@ -163,6 +173,12 @@ impl MemoryPlan {
         let Sizes { weight_bytes, workspace_bytes, bytes_per_block } = sizes;
         let longest_sequence_tokens = demand.longest_sequence_tokens;
         let max_num_seqs = place.num_seqs(demand);
+        if place.is_gpu && max_num_seqs > MAX_NUM_SEQS_ON_GPU {
+            return Err(Failure::usage(format!(
+                "`trainer.generation.max_batch` asks for {max_num_seqs} sequences at once, and a GPU takes at most \
+                 {MAX_NUM_SEQS_ON_GPU}"
+            )));
+        }
         // One block more, because a shared prompt's last block is copied when the responses part.
         let blocks_per_sequence = blocks_for(longest_sequence_tokens, BLOCK_SIZE_TOKENS) + 1;
         let wanted_blocks = blocks_per_sequence.saturating_mul(max_num_seqs) as u64;
@@ -237,6 +253,9 @@ fn padded_vocab_size(checkpoint: &Checkpoint) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    use model_core::RawModelConfig;
+    use serde_json::json;
+
     use super::*;
 
     const DEMAND: Demand =
@@ -272,6 +291,38 @@ mod tests {
         let demand = Demand { longest_sequence_tokens: 320, num_sequences: 1000, ..DEMAND };
         let plan = MemoryPlan::fit(place, sizes(13), demand).unwrap();
         assert_eq!((plan.limits.max_num_seqs, plan.limits.num_blocks), (256, 256 * 11));
+    }
+
+    #[test]
+    fn a_gpu_needs_room_for_what_grows_with_rows() {
+        let config = json!({
+            "num_layers": 32, "hidden_size": 4096, "ffn_hidden_size": 14336, "num_attention_heads": 32,
+            "num_query_groups": 8, "encoder_seq_length": 131_072
+        });
+        let raw: RawModelConfig = serde_json::from_value(config).unwrap();
+        let config = ModelConfig::try_from(raw).unwrap();
+        let gibibytes = |rows: usize, longest_sequence_tokens| {
+            let demand =
+                Demand { longest_sequence_tokens, num_sequences: 5000, max_batch: Some(rows), ..DEMAND };
+            Place::gpu(None).workspace_bytes(&config, 128_256, demand) as f64 / f64::from(1 << 30)
+        };
+        assert!((gibibytes(256, 4096) - 3.0).abs() < 1e-9);
+        assert!((3.0..3.2).contains(&gibibytes(1024, 4096)), "{}", gibibytes(1024, 4096));
+        assert!((7.0..7.3).contains(&gibibytes(1024, 131_072)), "{}", gibibytes(1024, 131_072));
+    }
+
+    #[test]
+    fn a_gpu_takes_so_many_sequences_and_no_more() {
+        let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block: MIB };
+        let fit = |max_batch| {
+            let demand = Demand { num_sequences: 5000, max_batch: Some(max_batch), ..DEMAND };
+            MemoryPlan::fit(Place::gpu(None), sizes, demand)
+        };
+        assert_eq!(fit(1024).unwrap().limits.max_num_seqs, 1024);
+        insta::assert_snapshot!(
+            fit(1025).unwrap_err().sentence(),
+            @"`trainer.generation.max_batch` asks for 1025 sequences at once, and a GPU takes at most 1024"
+        );
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! How many rows a step on a GPU has: a few sizes, each recorded once as a CUDA graph.
 
-use crate::EngineError;
+use crate::{EngineError, MAX_NUM_SEQS_ON_GPU};
 
 /// Steps have multiples of this many rows: below, cuBLAS's sums depend on the number of rows. The model may have a GEMM of
 /// its own for smaller ones.
@@ -13,17 +13,14 @@ pub(super) fn bucket(num_seqs: usize, small_batch: usize) -> usize {
     if num_rows <= small_batch { num_rows } else { num_seqs.max(1).next_multiple_of(ROWS_PER_BUCKET) }
 }
 
-/// The most sequences of a step: what the kernels are checked with (`gpu_check`).
-const MAX_NUM_SEQS: usize = 1024;
-
 /// # Errors
 /// When there may be more sequences in a step than the kernels are checked with.
 pub(super) fn check_num_seqs(max_num_seqs: usize) -> Result<(), EngineError> {
-    match max_num_seqs <= MAX_NUM_SEQS {
+    match max_num_seqs <= MAX_NUM_SEQS_ON_GPU {
         true => Ok(()),
         false => Err(EngineError::BadLimit {
             limit: "max_num_seqs",
-            expected: format!("at most {MAX_NUM_SEQS} on a GPU"),
+            expected: format!("at most {MAX_NUM_SEQS_ON_GPU} on a GPU"),
             actual: max_num_seqs,
         }),
     }
