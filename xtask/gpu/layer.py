@@ -46,11 +46,11 @@ def before(line, moment, when="true", thread=0):
 
 GEMM = edited(
     source("gemm.cu"),
-    ("128 for each row, in eights\n};\n", "\n    u64* trace;\n};\n" + MARK),
+    ("// `out`\n};\n", "\n    u64* trace;\n};\n" + MARK),
     after("    let_next_start();", STARTED),
     after("        return;\n    }\n    wait_for_previous();", WAITED),
     before('        asm volatile("wgmma.fence.sync.aligned;"', FIRST, "step == 0"),
-    before("    store_all(args.to,", LAST),
+    before("    store_all(args,", LAST),
     after(" - start)), sums);", ENDED),
 )
 RING = edited(source("ring.cuh"), before("        u32 full = ring.weights_full(place.stage);", ASKED, "step == min(ring.num_stages, ring.num_steps) - 1", 128))
@@ -160,7 +160,7 @@ class Layers:
         function = self.get(GEMM, "gemm", defines, {"ring.cuh": RING}, 200 * 1024)
         residual = out.data_ptr() if is_added else 0
         # GemmArgs of gemm.cu.
-        args = struct.pack("3Q3i4x3iI", 0, residual, out.data_ptr(), self.rows, num_out, 0, num_in, stages, pending, x_rows * LINE_BYTES) + self.mark()
+        args = struct.pack("3Q5iIi4x", 0, residual, out.data_ptr(), self.rows, num_out, num_in, stages, pending, x_rows * LINE_BYTES, 0) + self.mark()
         launch(function, blocks, 192, shared, [tensor_map(x, x_rows), tensor_map(weight, weight_rows // halves), args], overlaps=True)
 
     def attention(self, keys, values):

@@ -11,34 +11,23 @@ struct ActivateArgs {
     int is_gated;
 };
 
-#define AT_ONCE 2 // vectors of a thread, so that enough loads are in flight
-
 template <int W>
 DEVICE void activate_row(const ActivateArgs& args) {
-    int first = (blockIdx.y * AT_ONCE * blockDim.x + threadIdx.x) * W, stride = blockDim.x * W;
+    int i = (blockIdx.y * blockDim.x + threadIdx.x) * W;
+    if (i >= args.width) return;
     const T* row = args.x + (i64)blockIdx.x * args.width * (args.is_gated ? 2 : 1);
-    float values[AT_ONCE][W], gates[AT_ONCE][W];
+    float values[W], gates[W];
+    load(row + i, values);
+    if (args.is_gated) load(row + args.width + i, gates);
 #pragma unroll
-    for (int n = 0; n < AT_ONCE; n++) {
-        int i = first + n * stride;
-        if (i >= args.width) continue;
-        load(row + i, values[n]);
-        if (args.is_gated) load(row + args.width + i, gates[n]);
+    for (int j = 0; j < W; j++) {
+        values[j] = activated(values[j], args.activation);
+        if (args.is_gated) values[j] *= gates[j];
     }
-#pragma unroll
-    for (int n = 0; n < AT_ONCE; n++) {
-        int i = first + n * stride;
-        if (i >= args.width) continue;
-#pragma unroll
-        for (int j = 0; j < W; j++) {
-            values[n][j] = activated(values[n][j], args.activation);
-            if (args.is_gated) values[n][j] *= gates[n][j];
-        }
-        store(args.out + (i64)blockIdx.x * args.width + i, values[n]);
-    }
+    store(args.out + (i64)blockIdx.x * args.width + i, values);
 }
 
-// Grid: rows, then parts of a row of AT_ONCE vectors a thread, of 8 elements or, when `width` is not a multiple of 8, 1.
+// Grid: rows, then parts of a row of 8 (or, when `width` is not a multiple of 8, 1) elements a thread.
 extern "C" __global__ void activate(ActivateArgs args) {
     let_next_start();
     wait_for_previous();

@@ -18,18 +18,36 @@
 #define HALVES (IS_GATED ? 2 : 1)
 #define GROUP_THREADS 128 // those that multiply
 
-#include "tile.cuh"
-#include "store.cuh"
-
 struct GemmArgs {
-    GemmOut to;
+    const T* bias;     // [weight's rows], or null
+    const T* residual; // [rows, num_out], or null; may be `out`
+    void* out;         // T or float [rows, num_out]
+    int rows;
+    int num_out;       // half of the weight's rows when gated
     int num_in;        // a multiple of 8
     int num_stages;
     int max_pending;   // stages of weights that may be in flight at once
     u32 x_bytes;       // of a tile: 128 for each row, in eights
+    int is_f32;        // `out`
 };
 
+// Of the threads that multiply; those that fetch have no part in it.
+DEVICE void sync_group() { asm volatile("bar.sync 1, %0;" ::"n"(GROUP_THREADS) : "memory"); }
+
 #include "ring.cuh"
+#include "store.cuh"
+
+// The descriptor of wgmma for rows of 128 swizzled bytes with 1,024 bytes between groups of eight. The lower half has the
+// address, in units of 16 bytes.
+DEVICE u32 low_descriptor(u32 address) { return address / 16 | 1 << 16; }
+
+DEVICE u64 descriptor(u32 low) { return (u64)(64 | 1 << 30) << 32 | low; }
+
+// 16 inputs of all rows and outputs. MULTIPLY and MULTIPLY_SUMS name WEIGHT_ROWS / 2 registers, so the launcher
+// writes them.
+DEVICE void multiply(float (&sums)[WEIGHT_ROWS / 2], u64 x, u64 weight) {
+    asm volatile(MULTIPLY : MULTIPLY_SUMS : "l"(x), "l"(weight));
+}
 
 DEVICE void multiply_all(const Ring& ring, const GemmArgs& args, float (&sums)[WEIGHT_ROWS / 2]) {
     u32 first = low_descriptor(ring.stages), tile_units = ring.tile_bytes / 16, x_units = args.x_bytes / 16;
@@ -86,6 +104,5 @@ gemm(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weig
     wait_for_previous();
     float sums[WEIGHT_ROWS / 2];
     multiply_all(ring, args, sums);
-    OutTile tile = {0, args.to.rows, (int)blockIdx.x * OUTPUTS};
-    store_all(args.to, tile, (float*)((char*)shared + (ring.stages - start)), sums);
+    store_all(args, (float*)((char*)shared + (ring.stages - start)), sums);
 }

@@ -1,30 +1,10 @@
 #pragma once
 // What becomes of a GEMM's sums, and how they leave the multiprocessor.
 
-// Where they go.
-struct GemmOut {
-    const T* bias;     // [weight's rows], or null
-    const T* residual; // [rows, num_out], or null; may be `out`
-    void* out;         // T or float [rows, num_out]
-    int rows;
-    int num_out;       // half of the weight's rows when gated
-    int is_f32;        // `out`
-};
-
-// A block's part of it.
-struct OutTile {
-    int first_row;
-    int num_rows;
-    int first_output;
-};
-
-// Of the threads that multiply; those that fetch have no part in it.
-DEVICE void sync_group() { asm volatile("bar.sync 1, %0;" ::"n"(GROUP_THREADS) : "memory"); }
-
 // V outputs as they are stored, of what is added to them `old`; `second`: the sums that multiply them, when gated.
 // Everything is rounded where separate kernels would round it.
 template <int V>
-DEVICE void finish(const GemmOut& args, int output, const float (&old)[V], const float (&second)[V], float (&sum)[V]) {
+DEVICE void finish(const GemmArgs& args, int output, const float (&old)[V], const float (&second)[V], float (&sum)[V]) {
 #pragma unroll
     for (int j = 0; j < V; j++) {
         if (args.bias) sum[j] += to_float(args.bias[output + j]);
@@ -44,29 +24,29 @@ DEVICE void finish(const GemmOut& args, int output, const float (&old)[V], const
 // Between rows, such that the rows of one store of a warp lie in different banks.
 #define PITCH (WEIGHT_ROWS + (40 - WEIGHT_ROWS % 32) % 32)
 
-// Stores V neighbouring outputs a thread, AT_ONCE of them on the way. `kept`: the sums, [tile's rows, PITCH].
+// Stores V neighbouring outputs a thread, AT_ONCE of them on the way. `kept`: the sums, [rows, PITCH].
 template <int V>
-DEVICE void store_kept(const GemmOut& args, const OutTile& tile, const float* kept) {
+DEVICE void store_kept(const GemmArgs& args, const float* kept) {
     const int AT_ONCE = 4, VECTORS = OUTPUTS / V;
-    int end = tile.num_rows * VECTORS;
+    int end = args.rows * VECTORS;
     for (int start = threadIdx.x; start < end; start += AT_ONCE * GROUP_THREADS) {
         float old[AT_ONCE][V];
         bool is_there[AT_ONCE];
 #pragma unroll
         for (int n = 0; n < AT_ONCE; n++) {
-            int i = start + n * GROUP_THREADS, row = tile.first_row + i / VECTORS, output = tile.first_output + i % VECTORS * V;
+            int i = start + n * GROUP_THREADS, row = i / VECTORS, output = blockIdx.x * OUTPUTS + i % VECTORS * V;
             is_there[n] = i < end && output < args.num_out;
             if (is_there[n] && args.residual) load(args.residual + (i64)row * args.num_out + output, old[n]);
         }
 #pragma unroll
         for (int n = 0; n < AT_ONCE; n++) {
             if (!is_there[n]) continue;
-            int i = start + n * GROUP_THREADS, row = i / VECTORS, of_block = i % VECTORS * V, output = tile.first_output + of_block;
+            int i = start + n * GROUP_THREADS, row = i / VECTORS, of_block = i % VECTORS * V, output = blockIdx.x * OUTPUTS + of_block;
             float sum[V], second[V];
             load(kept + row * PITCH + of_block, sum);
             if constexpr (IS_GATED) load(kept + row * PITCH + OUTPUTS + of_block, second);
             finish(args, output, old[n], second, sum);
-            i64 at = (i64)(tile.first_row + row) * args.num_out + output;
+            i64 at = (i64)row * args.num_out + output;
             if (args.is_f32) {
                 store((float*)args.out + at, sum);
             } else {
@@ -76,15 +56,15 @@ DEVICE void store_kept(const GemmOut& args, const OutTile& tile, const float* ke
     }
 }
 
-// A lane holds pairs of outputs of the rows 16 * warp + lane / 4 and that + 8 of the tile. They go through shared memory, where the
+// A lane holds pairs of outputs of the lines 16 * warp + lane / 4 and that + 8. They go through shared memory, where the
 // stages were: from registers the code is so long that to bring it to the multiprocessor takes longer than to run it.
-DEVICE void store_all(const GemmOut& args, const OutTile& tile, float* kept, const float (&sums)[WEIGHT_ROWS / 2]) {
+DEVICE void store_all(const GemmArgs& args, float* kept, const float (&sums)[WEIGHT_ROWS / 2]) {
     int lane = threadIdx.x % 32, line = threadIdx.x / 32 * 16 + lane / 4;
     sync_group();
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         int row = line + 8 * half;
-        if (row >= tile.num_rows) break;
+        if (row >= args.rows) break;
 #pragma unroll
         for (int i = 0; i < WEIGHT_ROWS / 8; i++) {
             *(float2*)(kept + row * PITCH + 8 * i + lane % 4 * 2) = make_float2(sums[4 * i + 2 * half], sums[4 * i + 2 * half + 1]);
@@ -92,8 +72,8 @@ DEVICE void store_all(const GemmOut& args, const OutTile& tile, float* kept, con
     }
     sync_group();
     if (args.num_out % 2 == 0) {
-        store_kept<2>(args, tile, kept);
+        store_kept<2>(args, kept);
     } else {
-        store_kept<1>(args, tile, kept);
+        store_kept<1>(args, kept);
     }
 }

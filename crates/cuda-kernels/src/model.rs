@@ -1,15 +1,12 @@
-//! The kernels of one model on one GPU: embedding, norms, activations, rotary embedding, attention, and the GEMMs of
-//! decode steps.
+//! The kernels of one model on one GPU: embedding, norms, activations, rotary embedding, attention, and the GEMM of
+//! small batches.
 
-mod cluster_shape;
 mod gemm_shape;
 mod nonlinearity;
 mod programs;
 
 #[cfg(feature = "cuda")]
 mod attention;
-#[cfg(feature = "cuda")]
-mod cluster_gemm;
 #[cfg(feature = "cuda")]
 mod gemm;
 #[cfg(feature = "cuda")]
@@ -19,14 +16,13 @@ mod pointwise;
 #[cfg(feature = "cuda")]
 mod rope;
 
-pub use cluster_shape::MAX_CLUSTER_GEMM_ROWS;
 pub use gemm_shape::MAX_GEMM_ROWS;
 pub use nonlinearity::Gating;
 pub use programs::KernelConfig;
 #[cfg(feature = "cuda")]
 pub use {
     attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode},
-    gemm::{Activated, Gemm, GemmOut},
+    gemm::{Gemm, GemmOut},
     loaded::ModelKernels,
     pointwise::{Activate, Embed, Norm},
     rope::{LayerCache, RopeAndCache, Rotary},

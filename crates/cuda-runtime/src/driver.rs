@@ -52,18 +52,10 @@ impl LaunchAttribute {
     pub(super) fn on(id: c_uint) -> Self {
         Self { id, padding: 0, value: std::array::from_fn(|word| c_uint::from(word == 0)) }
     }
-
-    /// Clusters of so many neighbouring blocks: the first three numbers are their extents.
-    pub(super) fn cluster(num_blocks: c_uint) -> Self {
-        let extent = |word| [num_blocks, 1, 1].get(word).copied().unwrap_or(0);
-        Self { id: CLUSTER_DIMENSION, padding: 0, value: std::array::from_fn(extent) }
-    }
 }
 
 /// `CU_LAUNCH_ATTRIBUTE_COOPERATIVE`.
 pub(super) const COOPERATIVE: c_uint = 2;
-/// `CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION`.
-const CLUSTER_DIMENSION: c_uint = 4;
 /// `CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION`.
 pub(super) const PROGRAMMATIC_STREAM_SERIALIZATION: c_uint = 6;
 

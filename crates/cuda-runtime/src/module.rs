@@ -102,9 +102,6 @@ pub struct Launch {
     pub overlaps: bool,
     /// Whether its blocks wait for each other, so that all of them must run at once. The launch fails if they cannot.
     pub is_cooperative: bool,
-    /// Neighbouring blocks that form a cluster: they run at once and reach each other's shared memory. It divides the
-    /// grid; 1 for none. Needs compute capability 9.
-    pub cluster: u32,
 }
 
 impl Launch {
@@ -116,7 +113,6 @@ impl Launch {
             shared_bytes: 0,
             overlaps: false,
             is_cooperative: false,
-            cluster: 1,
         }
     }
 }
@@ -167,14 +163,12 @@ impl Kernel {
         self.allow_shared(driver, launch.shared_bytes)?;
         let mut pointers: Vec<*mut c_void> =
             values.iter().map(|value| value.as_slice().as_ptr().cast_mut().cast()).collect();
-        let attributes: Vec<LaunchAttribute> = [
-            launch.overlaps.then(|| LaunchAttribute::on(PROGRAMMATIC_STREAM_SERIALIZATION)),
-            launch.is_cooperative.then(|| LaunchAttribute::on(COOPERATIVE)),
-            (launch.cluster > 1).then(|| LaunchAttribute::cluster(launch.cluster)),
-        ]
-        .into_iter()
-        .flatten()
-        .collect();
+        let attributes: Vec<LaunchAttribute> =
+            [(launch.overlaps, PROGRAMMATIC_STREAM_SERIALIZATION), (launch.is_cooperative, COOPERATIVE)]
+                .into_iter()
+                .filter(|(is_on, _)| *is_on)
+                .map(|(_, id)| LaunchAttribute::on(id))
+                .collect();
         let config = LaunchConfig {
             grid: launch.grid,
             block: launch.block,

@@ -6,7 +6,6 @@
 mod attention;
 #[path = "../common/cases.rs"]
 mod cases;
-mod cluster_gemm;
 mod cublas;
 mod gemm;
 mod pointwise;
@@ -19,7 +18,7 @@ use std::process::ExitCode;
 use cases::{Case, say};
 use support::Gpu;
 
-const CASES: [Case<Gpu>; 16] = [
+const CASES: [Case<Gpu>; 14] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("activations", pointwise::activations),
@@ -30,8 +29,6 @@ const CASES: [Case<Gpu>; 16] = [
     ("small-batch GEMM", gemm::odd_shapes),
     ("small-batch GEMM with activations", gemm::activated),
     ("small-batch GEMM against cuBLAS", gemm::against_cublas),
-    ("GEMM in clusters", cluster_gemm::odd_shapes),
-    ("GEMM in clusters against cuBLAS", cluster_gemm::against_cublas),
     ("sampling as the reference does", sampling_check::against_reference),
     ("sampling of many rows", sampling_check::many_rows),
     ("seen tokens", sampling_check::seen_tokens),

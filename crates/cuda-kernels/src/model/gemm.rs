@@ -28,11 +28,8 @@ pub enum GemmOut<'a> {
     Activated(&'a Tensor, Nonlinearity, Gating),
 }
 
-/// What the sums of a GEMM go through.
-pub type Activated = Option<(Nonlinearity, Gating)>;
-
 impl GemmOut<'_> {
-    pub(super) fn activated(&self) -> Activated {
+    fn activated(&self) -> Option<(Nonlinearity, Gating)> {
         match *self {
             Self::Activated(_, activation, gating) => Some((activation, gating)),
             _ => None,
@@ -54,69 +51,27 @@ pub struct Gemm<'a> {
     pub out: GemmOut<'a>,
 }
 
-/// `GemmOut` of `store.cuh`.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
-pub(super) struct GemmOutArgs {
+struct GemmArgs {
     bias: Address,
     residual: Address,
     out: Address,
     rows: i32,
     num_out: i32,
-    is_f32: i32,
-    reserved: i32,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct GemmArgs {
-    to: GemmOutArgs,
     num_in: i32,
     num_stages: i32,
     max_pending: i32,
     x_bytes: u32,
-}
-
-/// A GEMM whose tensors fit each other.
-pub(super) struct CheckedGemm {
-    pub(super) num_rows: i64,
-    /// The shape of the weight.
-    pub(super) weight: [i64; 2],
-    pub(super) halves: i64,
-    pub(super) to: GemmOutArgs,
-}
-
-impl Gemm<'_> {
-    pub(super) fn check(&self, tensors: &Tensors<'_>, kind: Kind) -> Result<CheckedGemm, ExtError> {
-        let weight @ [weight_rows, num_in] = shape_of(self.weight, "weight")?;
-        let [num_rows, _] = shape_of(self.x, "x")?;
-        let halves = self.out.activated().map_or(1, |(_, gating)| gating.halves());
-        let (out, out_kind, residual) = match self.out {
-            GemmOut::Rounded(out) | GemmOut::Activated(out, ..) => (out, kind, None),
-            GemmOut::Added(out) => (out, kind, Some(out)),
-            GemmOut::Float(out) => (out, Kind::Float, None),
-        };
-        let out_shape = [num_rows, weight_rows / halves];
-        tensors.address(self.x, "x", kind, &[num_rows, num_in])?;
-        tensors.address(self.weight, "weight", kind, &weight)?;
-        let to = GemmOutArgs {
-            bias: tensors.optional(self.bias, "bias", kind, &[weight_rows])?,
-            residual: tensors.optional(residual, "residual", kind, &out_shape)?,
-            out: tensors.address(out, "out", out_kind, &out_shape)?,
-            rows: int(num_rows, "rows")?,
-            num_out: int(out_shape[1], "outputs")?,
-            is_f32: i32::from(out_kind == Kind::Float),
-            reserved: 0,
-        };
-        Ok(CheckedGemm { num_rows, weight, halves, to })
-    }
+    is_f32: i32,
+    reserved: i32,
 }
 
 /// Four warps that multiply and two that fetch.
 const NUM_THREADS: u32 = 192;
 
 /// Rows of the weight that a block takes, and what the sums go through.
-type GemmKey = (u32, Activated);
+type GemmKey = (u32, Option<(Nonlinearity, Gating)>);
 
 /// The kernels, compiled when they are first asked for.
 #[derive(Debug)]
@@ -154,32 +109,19 @@ impl ModelKernels {
         self.can_overlap && num_rows <= MAX_GEMM_ROWS
     }
 
-    /// Of a weight `[weight_rows, num_in]`; none if it has no halves and should.
-    pub(super) fn gemm_sizes(
-        &self,
-        [weight_rows, num_in]: [i64; 2],
-        activated: Activated,
-    ) -> Option<GemmSizes> {
-        let halves = activated.map_or(1, |(_, gating)| gating.halves());
-        let Self { num_sms, max_shared_bytes, .. } = *self;
-        let num_out = weight_rows / halves;
-        (weight_rows % halves == 0).then_some(GemmSizes {
-            num_sms,
-            max_shared_bytes,
-            num_out,
-            num_in,
-            halves,
-        })
-    }
-
     /// None where there is no kernel for it.
     fn gemm_kernel(
         &self,
         num_rows: i64,
-        shape: [i64; 2],
-        activated: Activated,
+        [weight_rows, num_in]: [i64; 2],
+        activated: Option<(Nonlinearity, Gating)>,
     ) -> Result<Option<(GemmShape, Arc<Kernel>)>, ExtError> {
-        let Some(sizes) = self.gemm_sizes(shape, activated) else { return Ok(None) };
+        let halves = activated.map_or(1, |(_, gating)| gating.halves());
+        if weight_rows % halves != 0 {
+            return Ok(None);
+        }
+        let Self { num_sms, max_shared_bytes, .. } = *self;
+        let sizes = GemmSizes { num_sms, max_shared_bytes, num_out: weight_rows / halves, num_in, halves };
         let Some(shape) = GemmShape::of(num_rows, &sizes) else { return Ok(None) };
         Ok(self.gemms.get((shape.weight_rows, activated))?.map(|kernel| (shape, kernel)))
     }
@@ -189,7 +131,11 @@ impl ModelKernels {
     ///
     /// # Errors
     /// When the kernel cannot be compiled or loaded.
-    pub fn max_gemm_rows(&self, shape: [i64; 2], activated: Activated) -> Result<i64, ExtError> {
+    pub fn max_gemm_rows(
+        &self,
+        shape: [i64; 2],
+        activated: Option<(Nonlinearity, Gating)>,
+    ) -> Result<i64, ExtError> {
         for num_rows in (1..=MAX_GEMM_ROWS).rev() {
             if self.gemm_kernel(num_rows, shape, activated)?.is_some() {
                 return Ok(num_rows);
@@ -204,20 +150,37 @@ impl ModelKernels {
     /// When a tensor does not fit, or there are more rows than [`Self::max_gemm_rows`].
     pub fn gemm(&self, stream: &Stream, gemm: &Gemm<'_>) -> Result<(), ExtError> {
         let tensors = Tensors::on(stream);
-        let checked = gemm.check(&tensors, self.config.kind)?;
-        let num_rows = checked.num_rows;
+        let kind = self.config.kind;
+        let sizes @ [weight_rows, num_in] = shape_of(gemm.weight, "weight")?;
+        let [num_rows, _] = shape_of(gemm.x, "x")?;
+        let activated = gemm.out.activated();
         let (shape, kernel) = self
-            .gemm_kernel(num_rows, checked.weight, gemm.out.activated())?
+            .gemm_kernel(num_rows, sizes, activated)?
             .ok_or_else(|| bad("rows of `x`", "as few as `max_gemm_rows` says", num_rows))?;
+        let halves = activated.map_or(1, |(_, gating)| gating.halves());
+        let (out, out_kind, residual) = match gemm.out {
+            GemmOut::Rounded(out) | GemmOut::Activated(out, ..) => (out, kind, None),
+            GemmOut::Added(out) => (out, kind, Some(out)),
+            GemmOut::Float(out) => (out, Kind::Float, None),
+        };
+        let out_shape = [num_rows, weight_rows / halves];
+        tensors.address(gemm.x, "x", kind, &[num_rows, num_in])?;
+        tensors.address(gemm.weight, "weight", kind, &sizes)?;
         let x = TensorMap::of(gemm.x, stream.device(), shape.x_rows, "x")?;
-        let tile_rows = shape.weight_rows / checked.halves as u32;
+        let tile_rows = shape.weight_rows / halves as u32;
         let weight = TensorMap::of(gemm.weight, stream.device(), tile_rows, "weight")?;
         let args = GemmArgs {
-            to: checked.to,
-            num_in: int(checked.weight[1], "inputs")?,
+            bias: tensors.optional(gemm.bias, "bias", kind, &[weight_rows])?,
+            residual: tensors.optional(residual, "residual", kind, &out_shape)?,
+            out: tensors.address(out, "out", out_kind, &out_shape)?,
+            rows: int(num_rows, "rows")?,
+            num_out: int(out_shape[1], "outputs")?,
+            num_in: int(num_in, "inputs")?,
             num_stages: shape.num_stages as i32,
             max_pending: shape.max_pending as i32,
             x_bytes: shape.x_rows * GemmShape::LINE_BYTES as u32,
+            is_f32: i32::from(out_kind == Kind::Float),
+            reserved: 0,
         };
         let launch = Launch {
             shared_bytes: shape.shared_bytes,

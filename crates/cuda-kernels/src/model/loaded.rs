@@ -6,7 +6,6 @@ use cuda_runtime::{Device, Kernel, Module};
 use torch_ext::ExtError;
 
 use super::KernelConfig;
-use super::cluster_gemm::ClusterGemmKernels;
 use super::gemm::GemmKernels;
 use super::programs::Tiling;
 
@@ -28,7 +27,6 @@ pub struct ModelKernels {
     pub(super) decode_attention: Kernel,
     pub(super) decode_attention_qkv: Kernel,
     pub(super) gemms: GemmKernels,
-    pub(super) cluster_gemms: ClusterGemmKernels,
 }
 
 impl ModelKernels {
@@ -55,7 +53,6 @@ impl ModelKernels {
             decode_attention: attention.kernel("decode_attention")?,
             decode_attention_qkv: attention.kernel("decode_attention_qkv")?,
             gemms: GemmKernels::new(device, config, cache_dir),
-            cluster_gemms: ClusterGemmKernels::new(device, config, cache_dir),
         })
     }
 

@@ -146,8 +146,6 @@ impl ModelKernels {
     /// When a tensor does not fit.
     pub fn activate(&self, stream: &Stream, activate: &Activate<'_>) -> Result<(), ExtError> {
         const NUM_THREADS: i64 = 256;
-        // AT_ONCE of activate.cuh.
-        const VECTORS_OF_THREAD: i64 = 2;
         let tensors = Tensors::on(stream);
         let [num_rows, width] = shape_of(activate.out, "out")?;
         let halves = activate.gating.halves();
@@ -159,7 +157,7 @@ impl ModelKernels {
             is_gated: i32::from(activate.gating == Gating::Gated),
             reserved: 0,
         };
-        let elems_per_block = NUM_THREADS * VECTORS_OF_THREAD * if width % WIDTH == 0 { WIDTH } else { 1 };
+        let elems_per_block = NUM_THREADS * if width % WIDTH == 0 { WIDTH } else { 1 };
         let parts = count((width as u64).div_ceil(elems_per_block as u64) as i64, "parts of a row")?;
         let launch = Launch {
             grid: [count(num_rows, "rows")?, parts, 1],

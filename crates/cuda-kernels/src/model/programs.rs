@@ -5,8 +5,6 @@ use model_spec::Nonlinearity;
 use tch::Kind;
 use torch_ext::ExtError;
 
-#[cfg(any(test, feature = "cuda"))]
-use super::cluster_shape::ClusterTile;
 use super::gemm_shape::tiles_of_stage;
 use super::nonlinearity::{Gating, number_of};
 use crate::source::{headers, source};
@@ -94,49 +92,16 @@ impl KernelConfig {
         weight_rows: u32,
         activated: Option<(Nonlinearity, Gating)>,
     ) -> Option<Program> {
-        self.has_wgmma(arch).then(|| Program {
+        let is_there = self.kind != Kind::Float && arch == Arch { major: 9, minor: 0 };
+        is_there.then(|| Program {
             name: "gemm",
             source: source!("gemm.cu"),
-            headers: headers!("common.cuh", "nonlinearity.cuh", "tile.cuh", "ring.cuh", "store.cuh"),
-            defines: [
-                self.defines(),
-                activated_defines(activated),
-                multiply_defines(self.kind, weight_rows),
-                vec![("TILES", tiles_of_stage(u64::from(weight_rows)).to_string())],
-            ]
-            .concat(),
+            headers: headers!("common.cuh", "nonlinearity.cuh", "ring.cuh", "store.cuh"),
+            defines: [self.defines(), activated_defines(activated), multiply_defines(self.kind, weight_rows)]
+                .concat(),
             options: &[],
             is_specific: true,
         })
-    }
-
-    /// The GEMM in clusters, for the same types and GPUs.
-    #[cfg(any(test, feature = "cuda"))]
-    pub(super) fn cluster_gemm(
-        &self,
-        arch: Arch,
-        tile: ClusterTile,
-        activated: Option<(Nonlinearity, Gating)>,
-    ) -> Option<Program> {
-        let of_tile = vec![
-            ("ROW_GROUPS", tile.row_groups.to_string()),
-            ("ACROSS", tile.across.to_string()),
-            ("ALONG", tile.along.to_string()),
-            ("STAGES", tile.num_stages.to_string()),
-        ];
-        let multiply = multiply_defines(self.kind, tile.weight_rows);
-        self.has_wgmma(arch).then(|| Program {
-            name: "cluster_gemm",
-            source: source!("cluster_gemm.cu"),
-            headers: headers!("common.cuh", "nonlinearity.cuh", "tile.cuh", "store.cuh"),
-            defines: [self.defines(), activated_defines(activated), multiply, of_tile].concat(),
-            options: &[],
-            is_specific: true,
-        })
-    }
-
-    fn has_wgmma(&self, arch: Arch) -> bool {
-        self.kind != Kind::Float && arch == Arch { major: 9, minor: 0 }
     }
 
     /// The plan of a decode step and decode attention.
@@ -184,6 +149,7 @@ fn multiply_defines(kind: Kind, weight_rows: u32) -> Vec<(&'static str, String)>
     let (x, weight) = (num_sums, num_sums + 1);
     vec![
         ("WEIGHT_ROWS", weight_rows.to_string()),
+        ("TILES", tiles_of_stage(u64::from(weight_rows)).to_string()),
         (
             "MULTIPLY",
             format!(

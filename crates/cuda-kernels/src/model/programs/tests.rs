@@ -31,28 +31,6 @@ fn gemms_compile_where_there_is_wgmma() {
 }
 
 #[test]
-fn gemms_in_clusters_compile() {
-    let [older, newer] = ARCHS;
-    let tile = |row_groups, weight_rows, across, along| ClusterTile {
-        row_groups,
-        weight_rows,
-        across,
-        along,
-        num_stages: 4,
-    };
-    for (kind, tile, activated) in [
-        (Kind::BFloat16, tile(2, 64, 2, 2), None),
-        (Kind::BFloat16, tile(4, 128, 2, 1), Some((Nonlinearity::Silu, Gating::Gated))),
-        (Kind::Half, tile(2, 256, 1, 2), Some((Nonlinearity::Gelu, Gating::Plain))),
-        (Kind::Half, tile(2, 8, 1, 1), None),
-    ] {
-        let config = config(kind, 128, 1);
-        check_for(&config.cluster_gemm(newer, tile, activated).unwrap(), newer);
-        assert!(config.cluster_gemm(older, tile, activated).is_none());
-    }
-}
-
-#[test]
 fn attention_compiles_for_all_kinds_of_heads() {
     for (kind, head_dim, queries_per_group) in [
         (Kind::BFloat16, 128, 1),
