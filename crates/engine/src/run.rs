@@ -226,7 +226,7 @@ impl<'e, 'c> Run<'e, 'c> {
 }
 
 fn has_prompts(rows: &[RowSpan]) -> bool {
-    rows.iter().any(|row| matches!(row.id, RowId::Prompt(_)))
+    rows.iter().any(|row| row.id.prompt().is_some())
 }
 
 fn unknown(id: SeqId) -> EngineError {
