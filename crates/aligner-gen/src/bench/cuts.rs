@@ -97,7 +97,7 @@ fn in_parts(
     let mut logits: Vec<Vec<Tensor>> = PROMPT_LENS.iter().map(|_| Vec::new()).collect();
     let mut forward = |part_of: &dyn Fn(usize) -> Range<usize>, neighbour: Option<&Sequence>| {
         let parts = PROMPT_LENS.iter().map(|&len| part_of(len)).collect::<Vec<_>>();
-        add_logits(model, &mut cache, (sequences, &parts, neighbour), &mut logits)
+        add_logits(model, &mut cache, sequences, &parts, neighbour, &mut logits)
     };
     match cut {
         None => forward(&|len| 0..len, None)?,
@@ -115,7 +115,9 @@ fn in_parts(
 fn add_logits(
     model: &mut dyn CausalLm,
     cache: &mut KvCache,
-    (sequences, parts, neighbour): (&[Sequence], &[Range<usize>], Option<&Sequence>),
+    sequences: &[Sequence],
+    parts: &[Range<usize>],
+    neighbour: Option<&Sequence>,
     logits: &mut [Vec<Tensor>],
 ) -> Result<(), Failure> {
     let mut batch = Batch::default();

@@ -46,7 +46,7 @@ impl AttentionOp<CudaState> for CudaAttention {
         let (keys, values) = cache.device_layer(self.layer_idx)?;
         let layer = LayerCache { keys: &keys, values: &values };
         let attended = match &device_context(step)?.attention {
-            DeviceAttention::Prefill(prompts) => self.prefill(qkv, (step, prompts), layer, at)?,
+            DeviceAttention::Prefill(prompts) => self.prefill(qkv, step, prompts, layer, at)?,
             DeviceAttention::Decode { block_tables, .. } => {
                 let HeadKernels { kernels, plan, .. } = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
                 let plan = plan.as_ref().ok_or(NO_ROOM)?;
@@ -79,7 +79,8 @@ impl CudaAttention {
     fn prefill(
         &self,
         qkv: &Tensor,
-        (step, prompts): (&AttentionContext, &DevicePrompts),
+        step: &AttentionContext,
+        prompts: &DevicePrompts,
         cache: LayerCache<'_>,
         at: &CudaState,
     ) -> Result<Tensor, ModelError> {
