@@ -17,7 +17,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use executor::device;
 use executor::host::{CachedModel, HostExecutor};
 use model_core::CausalLm;
-use run::Run;
+use run::{EngineParts, Run};
 use sampling::{StopConditions, TokenBytes, TokenSampler};
 use scheduler::Step;
 
@@ -34,13 +34,7 @@ pub use request::{
 };
 
 /// A model, its KV cache and a sampler, ready for runs.
-pub struct Engine {
-    executor: Box<dyn Executor>,
-    proposer: Option<Box<dyn Proposer>>,
-    stop: StopConditions,
-    token_bytes: Arc<dyn TokenBytes + Send + Sync>,
-    limits: EngineLimits,
-}
+pub struct Engine(EngineParts);
 
 impl Engine {
     /// Allocates the KV cache.
@@ -77,18 +71,18 @@ impl Engine {
         token_bytes: Arc<dyn TokenBytes + Send + Sync>,
         limits: EngineLimits,
     ) -> Result<Self, EngineError> {
-        Ok(Self { executor, proposer: None, stop, token_bytes, limits: limits.check()? })
+        Ok(Self(EngineParts { executor, proposer: None, stop, token_bytes, limits: limits.check()? }))
     }
 
     /// Whether several tokens of a response can be computed in one step, with the bits that they get one by one.
     pub fn verifies_drafts(&self) -> bool {
-        self.executor.verifies_drafts()
+        self.0.executor.verifies_drafts()
     }
 
     /// The same engine, which computes what `proposer` drafts beside the newest tokens; no text changes by it. One that
     /// [`Engine::verifies_drafts`] does not hold for stays as it is.
     pub fn with_proposer(mut self, proposer: Box<dyn Proposer>) -> Self {
-        self.proposer = self.verifies_drafts().then_some(proposer);
+        self.0.proposer = self.verifies_drafts().then_some(proposer);
         self
     }
 
@@ -118,7 +112,7 @@ impl Engine {
 
     /// Rows that a step of one sequence is padded to: more than one on a GPU that would give other text with fewer.
     pub fn min_rows(&self) -> usize {
-        self.executor.min_rows()
+        self.0.executor.min_rows()
     }
 
     /// Answers requests until there are no more.
@@ -136,7 +130,7 @@ impl Engine {
         on_completion: &mut dyn FnMut(Completion) -> ControlFlow<()>,
         should_stop: &dyn Fn() -> bool,
     ) -> Result<RunStats, EngineError> {
-        let mut run = Run::new(self, on_completion)?;
+        let mut run = Run::new(&mut self.0, on_completion)?;
         loop {
             let mut flow = ControlFlow::Continue(());
             while flow.is_continue() && !should_stop() && run.scheduler.has_room() {

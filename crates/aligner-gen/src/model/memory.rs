@@ -1,8 +1,8 @@
 //! How much memory a run takes, and how many sequences the KV cache is made for.
 
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
-use model_core::{BLOCK_SIZE_TOKENS, KvCache, LoadOptions, ModelConfig};
-use model_spec::blocks_for;
+use model_core::{BLOCK_SIZE_TOKENS, LoadOptions, ModelConfig};
+use model_spec::{AttentionSpec, LayerSpec, MlpSpec, ModelSpec, blocks_for};
 use nemo_format::Checkpoint;
 use tch::Device;
 
@@ -43,14 +43,14 @@ pub(crate) struct Demand {
 
 /// What the device of a run allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct Room {
     is_gpu: bool,
     available_bytes: Option<u64>,
     max_num_seqs: usize,
     max_prefill_tokens: usize,
 }
 
-impl Place {
+impl Room {
     fn new(options: LoadOptions) -> Self {
         let available_bytes = device::available_bytes(options.device);
         if options.device == Device::Cpu { Self::host(available_bytes) } else { Self::gpu(available_bytes) }
@@ -87,23 +87,32 @@ impl Place {
     }
 
     /// What the results between the layers take.
-    fn workspace_bytes(&self, config: &ModelConfig, padded_vocab_size: u64, demand: Demand) -> u64 {
+    fn workspace_bytes(&self, model: &ModelSpec, demand: Demand) -> u64 {
+        let most =
+            |of_layer: &dyn Fn(&LayerSpec) -> usize| model.layers.iter().map(of_layer).max().unwrap_or(0);
+        let of_heads = |layer: &LayerSpec, count: &dyn Fn(&AttentionSpec) -> usize| {
+            layer.attention.as_ref().map_or(0, count)
+        };
         if self.is_gpu {
-            let num_splits =
-                (config.num_attention_heads * demand.longest_sequence_tokens.div_ceil(SPLIT_KEYS)) as u64;
-            // A result has a maximum and a sum. Logits are there twice: of a decode step and of a prefill.
-            let of_row = num_splits * (config.kv_channels as u64 + 2) + 2 * padded_vocab_size;
+            // A result of a split has a maximum and a sum. Logits are there twice: of a decode step and of a prefill.
+            let of_split = most(&|layer| {
+                of_heads(layer, &|of| of.heads.num_attention_heads * (of.heads.kv_channels + 2))
+            });
+            let num_splits = demand.longest_sequence_tokens.div_ceil(SPLIT_KEYS);
+            let of_row = (num_splits * of_split) as u64 + 2 * model.padded_vocab_size;
             let of_rows =
                 of_row.saturating_mul(WIDEST_ELEM_BYTES).saturating_mul(self.num_seqs(demand) as u64);
             return GPU_WORKSPACE_WITHOUT_ROWS_BYTES.saturating_add(of_rows).max(GPU_WORKSPACE_BYTES);
         }
         // The tensors of a prefill that live at once: residual, normed rows, QKV or both halves of the MLP.
-        let heads = 2 * config.num_attention_heads + 2 * config.num_query_groups;
-        let widest = (3 * config.ffn_hidden_size).max(heads * config.kv_channels);
-        let per_token = (2 * config.hidden_size + widest) as u64;
+        let widest = most(&|layer| {
+            let heads = of_heads(layer, &|of| of.heads.query_size() + of.heads.qkv_size());
+            layer.mlp().map_or(0, |mlp: &MlpSpec| 3 * mlp.ffn_hidden_size).max(heads)
+        });
+        let per_token = (2 * model.hidden_size + widest) as u64;
         let num_tokens = self.max_prefill_tokens.max(demand.longest_sequence_tokens) as u64;
         // The logits of a step, and a copy for the sampler.
-        let logits = 2 * padded_vocab_size * self.num_seqs(demand) as u64;
+        let logits = 2 * model.padded_vocab_size * self.num_seqs(demand) as u64;
         num_tokens.saturating_mul(per_token).saturating_add(logits).saturating_mul(WIDEST_ELEM_BYTES)
     }
 
@@ -152,28 +161,25 @@ impl MemoryPlan {
         options: LoadOptions,
         demand: Demand,
     ) -> Result<Self, Failure> {
-        let num_params: u64 = checkpoint
-            .tensors()
-            .names()
-            .filter_map(|name| checkpoint.tensors().meta(name)?.num_elems())
-            .fold(0, u64::saturating_add);
-        let place = Place::new(options).shared_by(demand.num_sharing_ranks);
+        let model = config.spec_of(checkpoint.tensors());
+        let footprint = model_core::footprint(&model, options)?;
+        let room = Room::new(options).shared_by(demand.num_sharing_ranks);
         let sizes = Sizes {
-            weight_bytes: num_params.saturating_mul(options.numerics.weights.size_bytes() as u64),
-            workspace_bytes: place.workspace_bytes(config, padded_vocab_size(checkpoint), demand),
-            bytes_per_block: KvCache::bytes_per_block(config, options) as u64,
+            weight_bytes: footprint.weight_bytes,
+            workspace_bytes: room.workspace_bytes(&model, demand),
+            bytes_per_block: footprint.bytes_per_block(),
         };
-        Self::fit(place, sizes, demand)
+        Self::fit(room, sizes, demand)
     }
 
     /// Weights and intermediate results come first, the cache gets of the rest what it can use: with less of it, responses
     /// wait for each other instead of running side by side.
-    fn fit(place: Place, sizes: Sizes, demand: Demand) -> Result<Self, Failure> {
-        let Place { available_bytes, .. } = place;
+    fn fit(room: Room, sizes: Sizes, demand: Demand) -> Result<Self, Failure> {
+        let Room { available_bytes, .. } = room;
         let Sizes { weight_bytes, workspace_bytes, bytes_per_block } = sizes;
         let longest_sequence_tokens = demand.longest_sequence_tokens;
-        let max_num_seqs = place.num_seqs(demand);
-        if place.is_gpu && max_num_seqs > MAX_NUM_SEQS_ON_GPU {
+        let max_num_seqs = room.num_seqs(demand);
+        if room.is_gpu && max_num_seqs > MAX_NUM_SEQS_ON_GPU {
             return Err(Failure::usage(format!(
                 "`trainer.generation.max_batch` asks for {max_num_seqs} sequences at once, and a GPU takes at most \
                  {MAX_NUM_SEQS_ON_GPU}"
@@ -182,7 +188,7 @@ impl MemoryPlan {
         // One block more, because a shared prompt's last block is copied when the responses part.
         let blocks_per_sequence = blocks_for(longest_sequence_tokens, BLOCK_SIZE_TOKENS) + 1;
         let wanted_blocks = blocks_per_sequence.saturating_mul(max_num_seqs) as u64;
-        let affordable_blocks = place.cache_bytes(sizes) / bytes_per_block.max(1);
+        let affordable_blocks = room.cache_bytes(sizes) / bytes_per_block.max(1);
         let num_blocks = wanted_blocks.min(affordable_blocks).max(blocks_per_sequence as u64);
         let kv_cache_bytes = num_blocks.saturating_mul(bytes_per_block);
         if let Some(available) = available_bytes
@@ -201,7 +207,7 @@ impl MemoryPlan {
         }
         let limits = EngineLimits {
             max_num_seqs,
-            max_prefill_tokens: place.max_prefill_tokens,
+            max_prefill_tokens: room.max_prefill_tokens,
             num_blocks: usize::try_from(num_blocks).unwrap_or(usize::MAX),
             block_size_tokens: BLOCK_SIZE_TOKENS,
         };
@@ -245,15 +251,10 @@ impl MemoryPlan {
     }
 }
 
-/// Rows of the embedding table; 0 where it has another name, which then fails when weights are read.
-fn padded_vocab_size(checkpoint: &Checkpoint) -> u64 {
-    let name = checkpoint.tensors().names().find(|name| name.ends_with("word_embeddings.weight"));
-    name.and_then(|name| checkpoint.tensors().meta(name)?.shape.first().copied()).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use model_core::RawModelConfig;
+    use model_spec::TableRows;
     use serde_json::json;
 
     use super::*;
@@ -264,7 +265,7 @@ mod tests {
 
     fn fit(bytes_per_block: u64, available: Option<u64>) -> Option<(usize, usize)> {
         let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block };
-        let plan = MemoryPlan::fit(Place::host(available), sizes, DEMAND).ok()?;
+        let plan = MemoryPlan::fit(Room::host(available), sizes, DEMAND).ok()?;
         Some((plan.limits.num_blocks, plan.num_longest_seqs))
     }
 
@@ -285,11 +286,11 @@ mod tests {
             workspace_bytes: GPU_WORKSPACE_BYTES,
             bytes_per_block: 16 * MIB,
         };
-        let place = Place::gpu(Some(80 << 30));
-        assert_eq!(place.cache_bytes(sizes(13)), 64 << 30);
-        assert_eq!(place.cache_bytes(sizes(90)), 0);
+        let room = Room::gpu(Some(80 << 30));
+        assert_eq!(room.cache_bytes(sizes(13)), 64 << 30);
+        assert_eq!(room.cache_bytes(sizes(90)), 0);
         let demand = Demand { longest_sequence_tokens: 320, num_sequences: 1000, ..DEMAND };
-        let plan = MemoryPlan::fit(place, sizes(13), demand).unwrap();
+        let plan = MemoryPlan::fit(room, sizes(13), demand).unwrap();
         assert_eq!((plan.limits.max_num_seqs, plan.limits.num_blocks), (256, 256 * 11));
     }
 
@@ -300,11 +301,12 @@ mod tests {
             "num_query_groups": 8, "encoder_seq_length": 131_072
         });
         let raw: RawModelConfig = serde_json::from_value(config).unwrap();
-        let config = ModelConfig::try_from(raw).unwrap();
+        let rows = TableRows { vocab: 128_256, positions: 0 };
+        let model = ModelConfig::try_from(raw).unwrap().spec(rows);
         let gibibytes = |rows: usize, longest_sequence_tokens| {
             let demand =
                 Demand { longest_sequence_tokens, num_sequences: 5000, max_batch: Some(rows), ..DEMAND };
-            Place::gpu(None).workspace_bytes(&config, 128_256, demand) as f64 / f64::from(1 << 30)
+            Room::gpu(None).workspace_bytes(&model, demand) as f64 / f64::from(1 << 30)
         };
         assert!((gibibytes(256, 4096) - 3.0).abs() < 1e-9);
         assert!((3.0..3.2).contains(&gibibytes(1024, 4096)), "{}", gibibytes(1024, 4096));
@@ -316,7 +318,7 @@ mod tests {
         let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block: MIB };
         let fit = |max_batch| {
             let demand = Demand { num_sequences: 5000, max_batch: Some(max_batch), ..DEMAND };
-            MemoryPlan::fit(Place::gpu(None), sizes, demand)
+            MemoryPlan::fit(Room::gpu(None), sizes, demand)
         };
         assert_eq!(fit(1024).unwrap().limits.max_num_seqs, 1024);
         insta::assert_snapshot!(
@@ -328,7 +330,7 @@ mod tests {
     #[test]
     fn the_batch_is_the_users_where_that_is_set() {
         let seqs = |num_sequences, max_batch| {
-            Place::host(None).num_seqs(Demand { num_sequences, max_batch, ..DEMAND })
+            Room::host(None).num_seqs(Demand { num_sequences, max_batch, ..DEMAND })
         };
         assert_eq!(seqs(1000, None), MAX_NUM_SEQS);
         assert_eq!(seqs(1000, Some(7)), 7);
@@ -339,7 +341,7 @@ mod tests {
     #[test]
     fn the_refusal_says_what_is_missing() {
         let sizes = Sizes { weight_bytes: 3 << 30, workspace_bytes: 200 * MIB, bytes_per_block: MIB };
-        let failure = MemoryPlan::fit(Place::host(Some(1 << 30)), sizes, DEMAND).unwrap_err();
+        let failure = MemoryPlan::fit(Room::host(Some(1 << 30)), sizes, DEMAND).unwrap_err();
         assert_eq!(failure.status, ExitStatus::Device);
         insta::assert_snapshot!(failure.sentence(), @"the model needs 3.2 GB for weights, 209.7 MB for intermediate results and at least 5.2 MB for the KV cache of one sequence of 100 tokens; 1.1 GB of memory are available");
     }
