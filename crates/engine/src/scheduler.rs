@@ -11,6 +11,8 @@
 //! Deadlock is impossible: a running response never waits for a block, because promised ones are not given to others; prompts are admitted in order, and a
 //! request only part of whose responses fit stops all admission until the rest have started.
 
+mod drafts;
+
 use std::collections::VecDeque;
 
 use model_core::BlockId;
@@ -99,6 +101,8 @@ struct RunningSeq {
     context_len: u32,
     /// Tokens that steps in flight add.
     in_flight: u32,
+    /// Some of them are drafts: how many stay must be known before the next step.
+    is_verifying: bool,
     /// Tokens that it may have in the cache: all but the last it may be given.
     max_context_len: u32,
     /// Blocks for as many.
@@ -109,7 +113,7 @@ impl RunningSeq {
     /// Tokens in the cache after the next step, if it may be in it.
     fn next_len(&self) -> Option<u32> {
         let context_len = self.context_len + self.in_flight;
-        (context_len < self.max_context_len).then_some(context_len + 1)
+        (!self.is_verifying && context_len < self.max_context_len).then_some(context_len + 1)
     }
 }
 
@@ -226,6 +230,7 @@ impl Scheduler {
         if let Ok(idx) = self.running.binary_search_by_key(&id, |running| running.id) {
             let running = &mut self.running[idx];
             running.in_flight = running.in_flight.saturating_sub(query_len);
+            running.is_verifying = false;
             running.context_len += num_accepted;
         }
     }
@@ -332,7 +337,7 @@ impl Scheduler {
         StepPlan {
             tables: std::mem::take(&mut self.tables),
             copies: std::mem::take(&mut self.copies),
-            rows: Vec::new(),
+            ..StepPlan::default()
         }
     }
 
@@ -451,6 +456,7 @@ impl Scheduler {
                 block_table,
                 context_len,
                 in_flight: 0,
+                is_verifying: false,
                 max_context_len,
                 max_blocks,
             });
