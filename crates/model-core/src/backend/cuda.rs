@@ -144,7 +144,7 @@ impl CudaState {
 
     /// Plans decode attention on the device, once for all layers with the same heads.
     fn plan_decode(&self, step: &DeviceContext, cache: &KvCache) -> Result<(), ModelError> {
-        let DeviceAttention::Decode { block_tables, prefix_groups } = &step.attention else {
+        let DeviceAttention::Decode { block_tables, prefix_groups, .. } = &step.attention else {
             return Err(NO_ROOM);
         };
         for HeadKernels { kernels, plan, .. } in &self.heads {

@@ -155,6 +155,7 @@ impl CudaDevice {
             positions: &self.rows.positions,
             block_tables: &block_tables,
             prefix_groups: &prefix_groups,
+            has_drafts: false,
         };
         Ok(self.model.decode_on_device(&rows, &mut self.cache)?)
     }

@@ -1,6 +1,6 @@
 //! Attention on a GPU: whole prompts by flash attention, decode steps by the in-house kernel.
 
-use cuda_kernels::{DecodeAttentionQkv, LayerCache, RopeAndCache};
+use cuda_kernels::{DecodeAttention, DecodeAttentionQkv, LayerCache, RopeAndCache};
 use model_spec::HeadLayout;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::flash;
@@ -69,7 +69,28 @@ impl AttentionOp<CudaState> for CudaAttention {
                     flash::varlen(qkv, cu_seqlens, *max_len_tokens as i64, f64::from(scale))?
                 }
             }
-            DeviceAttention::Decode { block_tables, .. } => {
+            DeviceAttention::Decode { block_tables, has_drafts: true, .. } => {
+                let plan = plan.as_ref().ok_or(NO_ROOM)?;
+                let queries = at.empty(&[num_rows, heads, channels], kind)?;
+                let out = at.empty(&[num_rows, heads, channels], kind)?;
+                // A row attends to tokens of other rows, so two kernels: the fused one is bitwise identical, but each of its
+                // blocks writes the keys of its own rows only.
+                let launch = RopeAndCache {
+                    qkv,
+                    positions: &context.positions,
+                    slots: &plan.slots(num_rows)?,
+                    rotary,
+                    cache: layer,
+                    q_out: &queries,
+                    kv_out: None,
+                };
+                kernels.rope_and_cache(&stream, &launch)?;
+                let launch =
+                    DecodeAttention { q: &queries, cache: layer, block_tables, plan, scale, out: &out };
+                kernels.decode_attention(&stream, &launch)?;
+                out
+            }
+            DeviceAttention::Decode { block_tables, has_drafts: false, .. } => {
                 let plan = plan.as_ref().ok_or(NO_ROOM)?;
                 let out = at.empty(&[num_rows, heads, channels], kind)?;
                 let launch =
