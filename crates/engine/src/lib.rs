@@ -6,6 +6,7 @@ mod block_table;
 mod error;
 mod executor;
 mod plan;
+mod proposer;
 mod request;
 mod run;
 mod scheduler;
@@ -25,6 +26,7 @@ pub use device::cuda::DeviceSizes;
 pub use error::EngineError;
 pub use executor::Executor;
 pub use plan::{BlockCopy, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta};
+pub use proposer::{Draftable, Proposer};
 pub use request::{
     Activity, Completion, EngineLimits, MAX_NUM_SEQS_ON_GPU, Request, RunEnd, RunStats, Supply,
 };
@@ -32,6 +34,7 @@ pub use request::{
 /// A model, its KV cache and a sampler, ready for runs.
 pub struct Engine {
     executor: Box<dyn Executor>,
+    proposer: Option<Box<dyn Proposer>>,
     stop: StopConditions,
     token_bytes: Arc<dyn TokenBytes + Send + Sync>,
     limits: EngineLimits,
@@ -72,7 +75,19 @@ impl Engine {
         token_bytes: Arc<dyn TokenBytes + Send + Sync>,
         limits: EngineLimits,
     ) -> Result<Self, EngineError> {
-        Ok(Self { executor, stop, token_bytes, limits: limits.check()? })
+        Ok(Self { executor, proposer: None, stop, token_bytes, limits: limits.check()? })
+    }
+
+    /// Whether several tokens of a response can be computed in one step, with the bits that they get one by one.
+    pub fn verifies_drafts(&self) -> bool {
+        self.executor.verifies_drafts()
+    }
+
+    /// The same engine, which computes what `proposer` drafts beside the newest tokens; no text changes by it. One that
+    /// [`Engine::verifies_drafts`] does not hold for stays as it is.
+    pub fn with_proposer(mut self, proposer: Box<dyn Proposer>) -> Self {
+        self.proposer = self.verifies_drafts().then_some(proposer);
+        self
     }
 
     /// Rows that a step on a GPU may have under these limits, which the sampler must be made for.

@@ -118,6 +118,12 @@ pub struct RunStats {
     pub num_decode_steps: u64,
     /// Most sequences in one decode step.
     pub peak_rows: usize,
+    /// Sequences of all decode steps: how often a response went on.
+    pub decode_rows: u64,
+    /// Tokens that were drafted for them.
+    pub drafted_tokens: u64,
+    /// How many of those were the tokens drawn.
+    pub accepted_tokens: u64,
     /// Time in the model's prefill.
     pub prefill_time: Duration,
     /// Time in the model's decode, copies of shared blocks included.

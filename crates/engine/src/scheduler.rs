@@ -96,6 +96,8 @@ struct RunningSeq {
     context_len: u32,
     /// Tokens that steps in flight add.
     in_flight: u32,
+    /// Some of them are drafts: how many stay must be known before the next step.
+    is_verifying: bool,
     /// Tokens that it may have in the cache: all but the last it may be given.
     max_context_len: u32,
 }
@@ -212,6 +214,7 @@ impl Scheduler {
         if let Ok(idx) = self.running.binary_search_by_key(&id, |running| running.id) {
             let running = &mut self.running[idx];
             running.in_flight = running.in_flight.saturating_sub(query_len);
+            running.is_verifying = false;
             running.context_len += num_accepted;
         }
     }
@@ -312,7 +315,7 @@ impl Scheduler {
         StepPlan {
             tables: std::mem::take(&mut self.tables),
             copies: std::mem::take(&mut self.copies),
-            rows: Vec::new(),
+            ..StepPlan::default()
         }
     }
 
@@ -358,12 +361,33 @@ impl Scheduler {
         let mut rows = Vec::with_capacity(self.running.len());
         for running in &mut self.running {
             let context_len = running.context_len + running.in_flight;
-            if context_len < running.max_context_len {
+            if !running.is_verifying && context_len < running.max_context_len {
                 running.in_flight += 1;
                 rows.push(RowSpan { id: RowId::Response(running.id), context_len, query_len: 1, draws: 1 });
             }
         }
         rows
+    }
+
+    /// Puts drafted tokens behind the responses of a step that was just given out, as far as each has room: `drafts` are in
+    /// the order of the responses.
+    pub(crate) fn add_drafts(&mut self, plan: &mut StepPlan, drafts: &[Vec<u32>]) {
+        let of_responses = plan.rows.iter_mut().filter_map(|row| match row.id {
+            RowId::Response(id) => Some((id, row)),
+            RowId::Prompt(_) => None,
+        });
+        for ((id, row), tokens) in of_responses.zip(drafts) {
+            let Ok(idx) = self.running.binary_search_by_key(&id, |running| running.id) else { continue };
+            let running = &mut self.running[idx];
+            let room = running.max_context_len.saturating_sub(row.context_len + row.query_len);
+            let tokens = &tokens[..tokens.len().min(room as usize)];
+            let num_drafts = tokens.len() as u32;
+            running.in_flight += num_drafts;
+            running.is_verifying = num_drafts > 0;
+            row.query_len += num_drafts;
+            row.draws += num_drafts;
+            plan.drafts.extend_from_slice(tokens);
+        }
     }
 
     /// Moves responses from `starting` to `running`, in order, as far as seats and blocks go.
@@ -396,7 +420,14 @@ impl Scheduler {
                 block_table
             };
             self.tables.started.push(NewSeq { id, block_table: block_table.clone() });
-            self.running.push(RunningSeq { id, block_table, context_len, in_flight: 0, max_context_len });
+            self.running.push(RunningSeq {
+                id,
+                block_table,
+                context_len,
+                in_flight: 0,
+                is_verifying: false,
+                max_context_len,
+            });
         }
     }
 }

@@ -72,6 +72,10 @@ impl BatchModel for FakeModel {
         Ok(Tensor::from_slice2(&rows))
     }
 
+    fn verifies_drafts(&self) -> bool {
+        true
+    }
+
     fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
         for &(src, dst) in copies {
             for offset in 0..BLOCK_SIZE_TOKENS {

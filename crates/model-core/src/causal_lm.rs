@@ -23,6 +23,10 @@ pub trait CausalLm: Send {
     /// Memory that the weights take.
     fn weight_bytes(&self) -> u64;
 
+    /// Whether a token that is computed together with those before it in its sequence gets the bits that it gets in a step
+    /// of its own. Only then may drafted tokens be verified.
+    fn verifies_drafts(&self) -> bool;
+
     /// A cache of this many blocks, in the layout that this model's kernels use.
     ///
     /// # Errors

@@ -127,6 +127,10 @@ impl<S: StepState> CausalLm for Gpt<S> {
         self.weights.size_bytes()
     }
 
+    fn verifies_drafts(&self) -> bool {
+        self.state.verifies_drafts()
+    }
+
     fn new_cache(&mut self, num_blocks: usize) -> Result<KvCache, ModelError> {
         let Self { config, state, .. } = self;
         KvCache::new(num_blocks, &config.kv_groups(), |group| state.new_pool(group, num_blocks))

@@ -149,6 +149,11 @@ pub(crate) trait StepState: Send + Sized {
         1
     }
 
+    /// Whether the rows of one sequence in a step have the bits of steps of one row.
+    fn verifies_drafts(&self) -> bool {
+        false
+    }
+
     /// An empty KV cache for the layers of a group, in this backend's layout.
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError>;
 

@@ -26,7 +26,7 @@ use row_table::{RowTable, TableRow, TokenSource};
 use super::{Executor, unknown, unknown_prompt};
 use crate::{
     EngineError,
-    plan::{BlockCopy, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta, ends_of},
+    plan::{BlockCopy, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
 };
 
 const NAME: &str = "GPU";
@@ -280,7 +280,7 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
     }
 
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
-        let StepPlan { tables: TableDelta { ended, prompts, started }, copies, rows } = plan;
+        let StepPlan { tables: TableDelta { ended, prompts, started }, copies, rows, .. } = plan;
         let kind = StepKind::of(&prompts, &rows)?;
         self.learn(&ended, started)?;
         self.device.begin(&copies)?;
@@ -360,6 +360,17 @@ impl StepKind {
             false => unsupported("a chunk of a prompt"),
         }
     }
+}
+
+/// Where the tokens of each row end when each gives as many as it draws.
+fn ends_of(rows: &[RowSpan]) -> Vec<u32> {
+    let mut end = 0;
+    rows.iter()
+        .map(|row| {
+            end += row.draws;
+            end
+        })
+        .collect()
 }
 
 #[cfg(test)]

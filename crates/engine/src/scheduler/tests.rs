@@ -118,7 +118,7 @@ impl Sim {
     }
 
     fn run_step(&mut self, plan: StepPlan) {
-        let StepPlan { tables, copies, rows } = plan;
+        let StepPlan { tables, copies, rows, .. } = plan;
         for NewSeq { id, block_table } in tables.started {
             assert!(self.tables.insert(id, block_table).is_none(), "{id:?} starts twice");
         }

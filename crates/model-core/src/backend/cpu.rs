@@ -39,6 +39,10 @@ impl StepState for CpuState {
         self.numerics
     }
 
+    fn verifies_drafts(&self) -> bool {
+        true
+    }
+
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
         let shape = packed_shape(group, num_blocks);
         Ok(KvPool::Packed(self.kernels.new_kv(shape, self.numerics.kv.kind())?))

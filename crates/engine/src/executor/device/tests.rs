@@ -308,7 +308,7 @@ fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
     let prompt = NewPrompt { group_idx: 0, sample_idx: 3, tokens: vec![1, 2, 3], block_table: vec![0] };
     let row = RowSpan { id: RowId::Prompt(0), context_len: 0, query_len: 3, draws: 3 };
     let tables = TableDelta { prompts: vec![prompt], ..TableDelta::default() };
-    executor.start(StepPlan { tables, rows: vec![row], copies: vec![] }).unwrap();
+    executor.start(StepPlan { tables, rows: vec![row], copies: vec![], drafts: vec![] }).unwrap();
     executor.collect().unwrap();
     assert_eq!(executor.first_tokens.len(), 1);
 
@@ -322,12 +322,12 @@ fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
         vec![NewSeq { id: id(0), block_table: vec![0, 2] }, NewSeq { id: id(1), block_table: vec![1, 3] }];
     let tables = TableDelta { started, ..TableDelta::default() };
     let rows = vec![decode(0), decode(1)];
-    executor.start(StepPlan { tables, rows, copies: vec![(0, 1)] }).unwrap();
+    executor.start(StepPlan { tables, rows, copies: vec![(0, 1)], drafts: vec![] }).unwrap();
     executor.collect().unwrap();
     assert_eq!(executor.first_tokens.len(), 1, "the third has not started");
     let tables = TableDelta { ended: vec![id(2), id(0)], ..TableDelta::default() };
     let rows = vec![RowSpan { context_len: 4, ..decode(1) }];
-    executor.start(StepPlan { tables, rows, copies: vec![] }).unwrap();
+    executor.start(StepPlan { tables, rows, copies: vec![], drafts: vec![] }).unwrap();
     assert!(executor.first_tokens.is_empty());
     assert_eq!(executor.seqs.keys().collect::<Vec<_>>(), [&id(1)]);
     executor.reset().unwrap();
@@ -348,7 +348,7 @@ fn what_a_gpu_does_not_compute_yet_is_refused() {
     let refused = |prompts: Vec<NewPrompt>, rows: Vec<RowSpan>| {
         let (mut executor, calls) = roomy_setup().executor();
         let tables = TableDelta { prompts, ..TableDelta::default() };
-        let error = executor.start(StepPlan { tables, rows, copies: vec![] }).unwrap_err();
+        let error = executor.start(StepPlan { tables, rows, copies: vec![], drafts: vec![] }).unwrap_err();
         assert!(calls.lock().unwrap().is_empty(), "nothing was enqueued");
         error.to_string()
     };
