@@ -9,6 +9,10 @@ use model_spec::blocks_for;
 
 use crate::plan::BlockCopy;
 
+/// Whole blocks that a response gets beyond the one it writes next. With them all rows of a step go on for some time
+/// without more, so that an executor's tables change rarely.
+pub(crate) const GROW_AHEAD_BLOCKS: usize = 2;
+
 /// The blocks of the cache: free ones, and how many holders the others have.
 #[derive(Debug)]
 pub(crate) struct BlockAllocator {
@@ -132,6 +136,16 @@ impl BlockDemand {
     /// Blocks of a response beyond the shared ones, a copy of the partial prompt block included.
     pub(crate) fn own(&self) -> usize {
         self.num_own
+    }
+
+    /// Those of them that a response gets when it starts.
+    pub(crate) fn own_at_start(&self) -> usize {
+        self.num_own.min(1 + GROW_AHEAD_BLOCKS)
+    }
+
+    /// Blocks of a whole response, shared ones included.
+    pub(crate) fn of_response(&self) -> usize {
+        self.num_full + self.num_own
     }
 
     /// New blocks that the last response to start needs: it takes the partial prompt block over.

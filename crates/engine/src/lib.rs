@@ -25,7 +25,9 @@ use scheduler::Step;
 pub use device::cuda::DeviceSizes;
 pub use error::EngineError;
 pub use executor::Executor;
-pub use plan::{BlockCopy, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta};
+pub use plan::{
+    BlockCopy, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
+};
 pub use proposer::{Draftable, Proposer};
 pub use request::{
     Activity, Completion, EngineLimits, MAX_NUM_SEQS_ON_GPU, Request, RunEnd, RunStats, Supply,

@@ -1,8 +1,8 @@
 //! A step as plain data: what to compute, and what it gave.
 //!
 //! A [`StepPlan`] holds no tensor and no reference, so it can be sent to another process. An executor learns only what
-//! changed: a block table travels once, when its prompt or response is new, and the executor keeps it until that one
-//! has ended.
+//! changed: a block table travels once, when its prompt or response is new, later only the blocks that a response gains,
+//! and the executor keeps it until that one has ended.
 
 use std::time::Duration;
 
@@ -70,8 +70,17 @@ pub struct NewPrompt {
 pub struct NewSeq {
     /// Which response.
     pub id: SeqId,
-    /// Blocks for all tokens it may ever have.
+    /// Blocks for its first tokens; later ones come as [`GrownSeq`].
     pub block_table: Vec<BlockId>,
+}
+
+/// A response that has got more blocks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrownSeq {
+    /// Which response.
+    pub id: SeqId,
+    /// They stand behind those it has.
+    pub new_blocks: Vec<BlockId>,
 }
 
 /// What an executor must learn of sequences before a step. Prompts are forgotten when their first tokens are drawn.
@@ -83,6 +92,8 @@ pub struct TableDelta {
     pub prompts: Vec<NewPrompt>,
     /// Responses whose first decode is in this step.
     pub started: Vec<NewSeq>,
+    /// Responses, of these and of earlier ones, with more blocks than before.
+    pub grown: Vec<GrownSeq>,
 }
 
 /// One step.

@@ -1,24 +1,25 @@
 //! Which sequences run in the next step: admission, packing of prompts, start and end of responses.
 //!
 //! It is pure: no tensors, no clock, and of tokens only prompts, which it passes on. The shape follows nano-vllm's `engine/scheduler.py`;
-//! preemption does not. A response gets all blocks it could ever need when it starts. Preemption by
-//! recomputation would fit more sequences, but a recomputed cache has other rounding than a decoded one, so
-//! the text of a sample would depend on its neighbours.
+//! preemption does not. A response gets blocks as it grows, and those it could need at the most are promised to it when it
+//! starts. Preemption by recomputation would fit more sequences, but a recomputed cache has other rounding than a decoded
+//! one, so the text of a sample would depend on its neighbours.
 //!
 //! A sequence may be in a step before the last one's tokens are known, so that a device is kept one step ahead of the
 //! host. What a step computes of a sequence that had ended is thrown away; its blocks go to others only in later steps.
 //!
-//! Deadlock is impossible: a running response never waits for a block, prompts are admitted in order, and a
+//! Deadlock is impossible: a running response never waits for a block, because promised ones are not given to others; prompts are admitted in order, and a
 //! request only part of whose responses fit stops all admission until the rest have started.
 
 use std::collections::VecDeque;
 
 use model_core::BlockId;
+use model_spec::blocks_for;
 
 use crate::{
     EngineError, EngineLimits,
-    block_table::{BlockAllocator, BlockDemand, PromptBlocks},
-    plan::{BlockCopy, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepPlan, TableDelta},
+    block_table::{BlockAllocator, BlockDemand, GROW_AHEAD_BLOCKS, PromptBlocks},
+    plan::{BlockCopy, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepPlan, TableDelta},
 };
 
 /// All responses to one prompt.
@@ -51,6 +52,8 @@ pub(crate) enum Step {
 pub(crate) struct Scheduler {
     limits: EngineLimits,
     allocator: BlockAllocator,
+    /// Free blocks that running responses may still need.
+    num_promised_blocks: usize,
     num_added: u64,
     waiting: VecDeque<WaitingGroup>,
     starting: VecDeque<StartingGroup>,
@@ -100,6 +103,16 @@ struct RunningSeq {
     is_verifying: bool,
     /// Tokens that it may have in the cache: all but the last it may be given.
     max_context_len: u32,
+    /// Blocks for as many.
+    max_blocks: usize,
+}
+
+impl RunningSeq {
+    /// Tokens in the cache after the next step, if it may be in it.
+    fn next_len(&self) -> Option<u32> {
+        let context_len = self.context_len + self.in_flight;
+        (!self.is_verifying && context_len < self.max_context_len).then_some(context_len + 1)
+    }
 }
 
 /// The prompts at the front of the queue that fit now.
@@ -128,6 +141,7 @@ impl Scheduler {
         Ok(Self {
             limits,
             allocator: BlockAllocator::new(limits.num_blocks),
+            num_promised_blocks: 0,
             num_added: 0,
             waiting: VecDeque::new(),
             starting: VecDeque::new(),
@@ -222,7 +236,7 @@ impl Scheduler {
     /// These sequences ended: their blocks are free for later steps. Steps that were given out already may still
     /// compute them.
     pub(crate) fn end(&mut self, ended: &[SeqId]) {
-        let Self { running, allocator, copies, tables, .. } = self;
+        let Self { running, allocator, num_promised_blocks, copies, tables, .. } = self;
         tables.ended.extend_from_slice(ended);
         tables.started.retain(|seq| !ended.contains(&seq.id));
         running.retain(|seq| {
@@ -231,6 +245,7 @@ impl Scheduler {
                 // A copy that nobody will read must not reach a block that has a new holder by then.
                 copies.retain(|(_, to)| !seq.block_table.contains(to));
                 allocator.release(&seq.block_table);
+                *num_promised_blocks -= seq.max_blocks - seq.block_table.len();
             }
             goes_on
         });
@@ -257,6 +272,11 @@ impl Scheduler {
         BlockDemand::new(group.prompt.len(), group.max_new_tokens, self.limits.block_size_tokens)
     }
 
+    /// Blocks that are neither held nor promised.
+    fn num_free_blocks(&self) -> usize {
+        self.allocator.num_free() - self.num_promised_blocks
+    }
+
     fn num_free_seats(&self) -> usize {
         self.limits.max_num_seqs - self.running.len()
     }
@@ -266,7 +286,7 @@ impl Scheduler {
         if !self.starting.is_empty() {
             return Admission { limited_by: Some(Limit::Room), ..admission };
         }
-        let mut free_blocks = self.allocator.num_free();
+        let mut free_blocks = self.num_free_blocks();
         for WaitingGroup { group, .. } in &self.waiting {
             let demand = self.demand(group);
             let num_seqs = group.num_seqs as usize;
@@ -358,11 +378,12 @@ impl Scheduler {
     /// A row for each sequence that may get one more token, as it is before it.
     fn decode(&mut self) -> Vec<RowSpan> {
         self.has_paused = false;
+        self.grow();
         let mut rows = Vec::with_capacity(self.running.len());
         for running in &mut self.running {
-            let context_len = running.context_len + running.in_flight;
-            if !running.is_verifying && context_len < running.max_context_len {
+            if let Some(next_len) = running.next_len() {
                 running.in_flight += 1;
+                let context_len = next_len - 1;
                 rows.push(RowSpan { id: RowId::Response(running.id), context_len, query_len: 1, draws: 1 });
             }
         }
@@ -379,8 +400,10 @@ impl Scheduler {
         for ((id, row), tokens) in of_responses.zip(drafts) {
             let Ok(idx) = self.running.binary_search_by_key(&id, |running| running.id) else { continue };
             let running = &mut self.running[idx];
-            let room = running.max_context_len.saturating_sub(row.context_len + row.query_len);
-            let tokens = &tokens[..tokens.len().min(room as usize)];
+            let num_slots = running.block_table.len() * self.limits.block_size_tokens;
+            let most = num_slots.min(running.max_context_len as usize);
+            let room = most.saturating_sub((row.context_len + row.query_len) as usize);
+            let tokens = &tokens[..tokens.len().min(room)];
             let num_drafts = tokens.len() as u32;
             running.in_flight += num_drafts;
             running.is_verifying = num_drafts > 0;
@@ -390,18 +413,46 @@ impl Scheduler {
         }
     }
 
+    /// Gives blocks to what runs when one sequence of the next step has too few: to all of them, so that not every step
+    /// gives some to another.
+    fn grow(&mut self) {
+        let block_size_tokens = self.limits.block_size_tokens;
+        let blocks = |seq: &RunningSeq| blocks_for(seq.next_len().unwrap_or(0) as usize, block_size_tokens);
+        if self.running.iter().all(|seq| blocks(seq) <= seq.block_table.len()) {
+            return;
+        }
+        for seq in &mut self.running {
+            let wanted = (blocks(seq) + GROW_AHEAD_BLOCKS).min(seq.max_blocks);
+            let num_new = wanted.saturating_sub(seq.block_table.len());
+            // They are promised, so they are there.
+            let Some(new_blocks) = self.allocator.allocate(num_new) else { continue };
+            if !new_blocks.is_empty() {
+                self.num_promised_blocks -= num_new;
+                seq.block_table.extend_from_slice(&new_blocks);
+                self.tables.grown.push(GrownSeq { id: seq.id, new_blocks });
+            }
+        }
+    }
+
     /// Moves responses from `starting` to `running`, in order, as far as seats and blocks go.
     fn start_responses(&mut self) {
         while self.num_free_seats() > 0
             && let Some(mut starting) = self.starting.pop_front()
         {
-            let num_own = starting.demand.own();
+            let num_at_start = starting.demand.own_at_start();
+            let max_blocks = starting.demand.of_response();
+            let is_last = starting.response_idxs.len() == 1;
+            let num_needed = if is_last { starting.demand.own_of_last() } else { starting.demand.own() };
+            if num_needed > self.num_free_blocks() {
+                self.starting.push_front(starting);
+                return;
+            }
             let Some(response_idx) = starting.response_idxs.pop_front() else { continue };
             let id = SeqId { group_idx: starting.group_idx, response_idx };
             let context_len = starting.prompt_len_tokens as u32;
             let max_context_len = context_len + starting.max_new_tokens.saturating_sub(1);
-            let block_table = if starting.response_idxs.is_empty() {
-                match self.allocator.fork_last(starting.prompt, num_own) {
+            let block_table = if is_last {
+                match self.allocator.fork_last(starting.prompt, num_at_start) {
                     Ok(block_table) => block_table,
                     Err(prompt) => {
                         starting.response_idxs.push_front(response_idx);
@@ -410,7 +461,7 @@ impl Scheduler {
                     }
                 }
             } else {
-                let Some((block_table, copy)) = self.allocator.fork(&starting.prompt, num_own) else {
+                let Some((block_table, copy)) = self.allocator.fork(&starting.prompt, num_at_start) else {
                     starting.response_idxs.push_front(response_idx);
                     self.starting.push_front(starting);
                     return;
@@ -419,6 +470,7 @@ impl Scheduler {
                 self.starting.push_front(starting);
                 block_table
             };
+            self.num_promised_blocks += max_blocks - block_table.len();
             self.tables.started.push(NewSeq { id, block_table: block_table.clone() });
             self.running.push(RunningSeq {
                 id,
@@ -427,6 +479,7 @@ impl Scheduler {
                 in_flight: 0,
                 is_verifying: false,
                 max_context_len,
+                max_blocks,
             });
         }
     }

@@ -58,10 +58,10 @@ proptest! {
 
     #[test]
     fn the_text_of_a_sample_does_not_depend_on_scheduling(
-        shapes in prop::collection::vec((1_usize..15, 0_u32..5, 0_u32..12), 1..10),
+        shapes in prop::collection::vec((1_usize..15, 0_u32..5, 0_u32..40), 1..10),
         max_num_seqs in 1_usize..16,
         max_prefill_tokens in 1_usize..50,
-        num_blocks in 8_usize..60,
+        num_blocks in 14_usize..80,
         rotate_by in 0_usize..10,
         run_ahead in 0_usize..4,
     ) {
@@ -122,7 +122,7 @@ fn the_host_mixes_prompts_chunks_and_responses() {
         id: SeqId { group_idx, response_idx: 0 },
         block_table: block_table.to_vec(),
     };
-    let tables = |prompts, started| TableDelta { prompts, started, ended: Vec::new() };
+    let tables = |prompts, started| TableDelta { prompts, started, ..TableDelta::default() };
 
     let mut whole = host(params());
     let rows = vec![prompt_row(1, 0, 10, 2), prompt_row(2, 0, 3, 1)];

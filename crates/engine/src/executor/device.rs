@@ -1,9 +1,9 @@
 //! The executor for a GPU: one CUDA graph a decode step, and one step in flight while the host reads the last.
 //!
 //! Rows, tokens and positions live on the device; the sampler at the end of a graph moves them on, so that the next
-//! replay needs nothing from the host. The host writes the tables only when the set of sequences changes. Rows follow
-//! the scheduler's order, which keeps the responses to one prompt together, so that attention can read their shared
-//! blocks once.
+//! replay needs nothing from the host. The host writes the tables only when the set of sequences or
+//! their blocks change. Rows follow the scheduler's order, which keeps the responses to one prompt together, so that
+//! attention can read their shared blocks once.
 //!
 //! What is here is bookkeeping; what touches a GPU is behind [`StepDevice`], and tests put a simulated one there.
 
@@ -21,12 +21,14 @@ mod row_table;
 use buckets::bucket;
 pub(crate) use buckets::max_rows;
 pub(crate) use row_table::TableLayout;
-use row_table::{RowTable, TableRow, TokenSource};
+use row_table::{Change, RowTable, TableRow, TokenSource};
 
 use super::{Executor, unknown, unknown_prompt};
 use crate::{
     EngineError,
-    plan::{BlockCopy, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
+    plan::{
+        BlockCopy, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
+    },
 };
 
 const NAME: &str = "GPU";
@@ -140,6 +142,8 @@ pub(crate) struct DeviceExecutor<D: StepDevice> {
     shape: DeviceShape,
     row_table: RowTable,
     seqs: HashMap<SeqId, DeviceSeq>,
+    /// Responses have blocks that the device's tables do not.
+    has_grown: bool,
     /// By number of the prefill.
     first_tokens: HashMap<u64, FirstTokens<D::FirstTokens>>,
     num_prefills: u64,
@@ -153,22 +157,28 @@ impl<D: StepDevice> DeviceExecutor<D> {
             shape,
             row_table: RowTable::new(shape.layout),
             seqs: HashMap::new(),
+            has_grown: false,
             first_tokens: HashMap::new(),
             num_prefills: 0,
             in_flight: VecDeque::new(),
         }
     }
 
-    /// Takes in who ended and who starts; prompts stay in the plan, because they are in this step only.
-    fn learn(&mut self, ended: &[SeqId], started: Vec<NewSeq>) -> Result<(), EngineError> {
-        for id in ended {
+    /// Takes in who ended, who starts and who has more blocks; prompts stay in the plan, because they are in this step
+    /// only.
+    fn learn(&mut self, tables: TableDelta) -> Result<(), EngineError> {
+        for id in &tables.ended {
             if let Some(Waiting { prefill_idx, .. }) = self.seqs.remove(id).and_then(|seq| seq.waiting) {
                 self.start_waiting(prefill_idx);
             }
         }
         self.drop_started();
-        for NewSeq { id, block_table } in started {
+        for NewSeq { id, block_table } in tables.started {
             self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?.block_table = block_table;
+        }
+        self.has_grown |= !tables.grown.is_empty();
+        for GrownSeq { id, new_blocks } in tables.grown {
+            self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?.block_table.extend(new_blocks);
         }
         Ok(())
     }
@@ -212,8 +222,14 @@ impl<D: StepDevice> DeviceExecutor<D> {
     }
 
     fn decode(&mut self, seqs: &[(SeqId, u32)], rows: &[RowSpan]) -> Result<(), EngineError> {
-        if !self.row_table.has(seqs.iter().map(|&(id, _)| id)) {
-            self.change_rows(seqs)?;
+        let has_moved = !self.row_table.has(seqs.iter().map(|&(id, _)| id));
+        if has_moved || self.has_grown {
+            let change = self.change_rows(seqs)?;
+            if has_moved {
+                self.bring_tokens(&change.sources)?;
+            }
+            self.device.upload(&change.words)?;
+            self.has_grown = false;
         }
         let records = self.device.decode(bucket(seqs.len(), self.shape.small_batch), seqs.len())?;
         let owners = seqs
@@ -227,8 +243,8 @@ impl<D: StepDevice> DeviceExecutor<D> {
         Ok(())
     }
 
-    /// Writes the tables of the next step and brings the newest tokens into the order of its rows.
-    fn change_rows(&mut self, seqs: &[(SeqId, u32)]) -> Result<(), EngineError> {
+    /// The tables of the next step, and where the newest tokens of its rows are.
+    fn change_rows(&mut self, seqs: &[(SeqId, u32)]) -> Result<Change, EngineError> {
         let rows = seqs
             .iter()
             .map(|&(id, context_len)| {
@@ -237,10 +253,14 @@ impl<D: StepDevice> DeviceExecutor<D> {
                 Ok(TableRow { id, context_len, sample_idx, prompt_len_tokens, block_table })
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
-        let change = self.row_table.update(&rows)?;
+        self.row_table.update(&rows)
+    }
+
+    /// Brings the newest tokens into the order of the rows.
+    fn bring_tokens(&mut self, sources: &[TokenSource]) -> Result<(), EngineError> {
         let mut prefills = Vec::new();
-        let mut from = Vec::with_capacity(change.sources.len());
-        for source in &change.sources {
+        let mut from = Vec::with_capacity(sources.len());
+        for source in sources {
             from.push(match *source {
                 TokenSource::Row(row) => row as i64,
                 TokenSource::Waiting(id) => self.waiting_row(id, &mut prefills)?,
@@ -249,7 +269,6 @@ impl<D: StepDevice> DeviceExecutor<D> {
         let waiting: Vec<&D::FirstTokens> =
             prefills.iter().filter_map(|idx| Some(&self.first_tokens.get(idx)?.tokens)).collect();
         self.device.gather(&from, &waiting)?;
-        self.device.upload(&change.words)?;
         self.drop_started();
         Ok(())
     }
@@ -276,13 +295,15 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
         self.seqs.clear();
         self.first_tokens.clear();
         self.row_table.clear();
+        self.has_grown = false;
         Ok(())
     }
 
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
-        let StepPlan { tables: TableDelta { ended, prompts, started }, copies, rows, .. } = plan;
+        let StepPlan { mut tables, copies, rows, drafts } = plan;
+        let prompts = std::mem::take(&mut tables.prompts);
         let kind = StepKind::of(&prompts, &rows)?;
-        self.learn(&ended, started)?;
+        self.learn(tables)?;
         self.device.begin(&copies)?;
         match kind {
             StepKind::Prefill => self.prefill(&prompts, &rows),

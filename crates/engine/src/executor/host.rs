@@ -13,7 +13,9 @@ use tch::Tensor;
 use super::{Executor, unknown, unknown_prompt};
 use crate::{
     EngineError,
-    plan::{BlockCopy, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
+    plan::{
+        BlockCopy, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
+    },
 };
 
 const NAME: &str = "host";
@@ -104,6 +106,9 @@ impl HostExecutor {
         self.prompts.extend(tables.prompts.into_iter().map(|prompt| (prompt.group_idx, prompt)));
         for NewSeq { id, block_table } in tables.started {
             self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?.block_table = block_table;
+        }
+        for GrownSeq { id, new_blocks } in tables.grown {
+            self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?.block_table.extend(new_blocks);
         }
         Ok(())
     }

@@ -22,7 +22,7 @@ struct Case {
 }
 
 fn cases() -> impl Strategy<Value = Vec<Case>> {
-    let case = (1_usize..20, 1_u32..14).prop_flat_map(|(prompt_len, max_new)| {
+    let case = (1_usize..20, 1_u32..40).prop_flat_map(|(prompt_len, max_new)| {
         prop::collection::vec(1..=max_new, 1..6)
             .prop_map(move |lens| Case { group: group(0, prompt_len, lens.len() as u32, max_new), lens })
     });
@@ -121,6 +121,10 @@ impl Sim {
         let StepPlan { tables, copies, rows, .. } = plan;
         for NewSeq { id, block_table } in tables.started {
             assert!(self.tables.insert(id, block_table).is_none(), "{id:?} starts twice");
+        }
+        for GrownSeq { id, new_blocks } in tables.grown {
+            assert!(!new_blocks.is_empty());
+            self.tables.get_mut(&id).unwrap().extend(new_blocks);
         }
         for id in &tables.ended {
             self.tables.remove(id);
@@ -225,12 +229,13 @@ proptest! {
         cases in cases(),
         max_num_seqs in 1_usize..20,
         max_prefill_tokens in 1_usize..60,
-        // 9 blocks hold the largest single response with its prompt's partial block.
-        num_blocks in 9_usize..60,
+        // 16 blocks hold the largest single response with its prompt's partial block.
+        num_blocks in 16_usize..90,
         run_ahead in 0_usize..4,
     ) {
         let sim = Sim::run(&cases, limits(max_num_seqs, max_prefill_tokens, num_blocks), run_ahead);
         prop_assert_eq!(sim.finished.len(), cases.iter().map(|case| case.lens.len()).sum::<usize>());
+        prop_assert_eq!(sim.scheduler.num_free_blocks(), num_blocks);
         prop_assert_eq!(sim.scheduler.allocator.num_free(), num_blocks);
         prop_assert!(sim.prefill_order.is_sorted(), "prompts are computed first in, first out");
         prop_assert!(sim.start_order.is_sorted(), "responses start first in, first out");

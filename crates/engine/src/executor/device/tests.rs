@@ -4,14 +4,16 @@ use std::sync::{Arc, Mutex};
 
 use model_spec::blocks_for;
 use proptest::prelude::*;
-use sampling::{CpuSampler, RowState, SamplingParams, TokenSampler};
+use sampling::{CpuSampler, RowState, SamplingParams, StopConditions, TokenSampler};
 use tch::Tensor;
 
 use super::*;
 use crate::{
     Engine, EngineLimits, Request,
     executor::host::BatchModel,
-    testing::{BLOCK_SIZE_TOKENS, FakeModel, engine_of, host, limits, params, request, roomy, run, sampler},
+    testing::{
+        BLOCK_SIZE_TOKENS, FakeModel, Letters, engine_of, host, limits, params, request, roomy, run, sampler,
+    },
 };
 
 /// Most tokens of a sequence in these tests.
@@ -252,8 +254,8 @@ proptest! {
 
     #[test]
     fn a_device_gives_the_tokens_of_the_host(
-        shapes in prop::collection::vec((1_usize..15, 0_u32..6, 0_u32..14), 1..14),
-        (max_num_seqs, max_prefill_tokens, num_blocks) in (1_usize..40, 1_usize..50, 9_usize..80),
+        shapes in prop::collection::vec((1_usize..15, 0_u32..6, 0_u32..26), 1..14),
+        (max_num_seqs, max_prefill_tokens, num_blocks) in (1_usize..40, 1_usize..50, 11_usize..90),
         small_batch in prop::sample::select(vec![0_usize, 4, 64]),
         use_greedy in any::<bool>(),
     ) {
@@ -299,6 +301,28 @@ fn tables_are_uploaded_once_when_rows_change_and_not_else() {
         &[decode(1), decode(1), decode(1), decode(1)],
     ];
     assert_eq!(*calls.lock().unwrap(), expect.concat());
+}
+
+#[test]
+fn rows_that_grow_are_uploaded_together_and_rarely() {
+    let setup = roomy_setup();
+    let (executor, calls) = setup.executor();
+    let endless = StopConditions::resolve(&[], &[], |_| None).unwrap();
+    let mut engine =
+        Engine::with_executor(Box::new(executor), endless, Arc::new(Letters), setup.limits).unwrap();
+    // Their blocks are full at different steps.
+    let requests: Vec<Request> = (0..16).map(|idx| request(idx, 1 + idx as usize % 8, 1, 30)).collect();
+    let (_, stats) = run(&mut engine, &requests);
+    let calls = std::mem::take(&mut *calls.lock().unwrap());
+    let count = |wanted: &Call| calls.iter().filter(|call| *call == wanted).count();
+    assert_eq!((stats.num_decode_steps, count(&Call::Gather)), (29, 1));
+    // Two blocks of four tokens at a time.
+    let num_grown = count(&Call::Upload) - 1;
+    assert!(
+        (2..=29_usize.div_ceil(8)).contains(&num_grown),
+        "{num_grown} of {} steps",
+        stats.num_decode_steps
+    );
 }
 
 #[test]
