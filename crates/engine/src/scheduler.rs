@@ -397,13 +397,16 @@ impl Scheduler {
             RowId::Response(id) => Some((id, row)),
             RowId::Prompt(_) => None,
         });
-        for ((id, row), tokens) in of_responses.zip(drafts) {
+        let of_responses: Vec<_> = of_responses.collect();
+        let mut num_free = self.limits.max_decode_tokens().saturating_sub(of_responses.len());
+        for ((id, row), tokens) in of_responses.into_iter().zip(drafts) {
             let Ok(idx) = self.running.binary_search_by_key(&id, |running| running.id) else { continue };
             let running = &mut self.running[idx];
             let num_slots = running.block_table.len() * self.limits.block_size_tokens;
             let most = num_slots.min(running.max_context_len as usize);
             let room = most.saturating_sub((row.context_len + row.query_len) as usize);
-            let tokens = &tokens[..tokens.len().min(room)];
+            let tokens = &tokens[..tokens.len().min(room).min(num_free)];
+            num_free -= tokens.len();
             let num_drafts = tokens.len() as u32;
             running.in_flight += num_drafts;
             running.is_verifying = num_drafts > 0;

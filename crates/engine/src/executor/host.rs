@@ -13,9 +13,7 @@ use tch::Tensor;
 use super::{Executor, unknown, unknown_prompt};
 use crate::{
     EngineError,
-    plan::{
-        BlockCopy, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
-    },
+    plan::{BlockCopy, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
 };
 
 const NAME: &str = "host";

@@ -177,6 +177,10 @@ impl StepState for CudaState {
         MIN_ROWS as usize
     }
 
+    fn verifies_drafts(&self) -> bool {
+        true
+    }
+
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
         KvPool::device(group, num_blocks, self.numerics.kv.kind(), self.tch_device())
     }
