@@ -275,7 +275,7 @@ fn responses_of(rows: &[RowSpan]) -> impl Iterator<Item = SeqId> {
 }
 
 fn has_prompts(rows: &[RowSpan]) -> bool {
-    rows.iter().any(|row| matches!(row.id, RowId::Prompt(_)))
+    rows.iter().any(|row| row.id.prompt().is_some())
 }
 
 fn unknown(id: SeqId) -> EngineError {

@@ -81,6 +81,10 @@ pub(crate) trait AttentionOp<S>: Send {
         cache: &mut KvCache,
         at: &mut S,
     ) -> Result<Tensor, ModelError>;
+
+    /// At multiples of how many tokens a prompt may be cut, so that every row has the bits that it has in the whole;
+    /// None when it may not be cut.
+    fn prompt_cut_tokens(&self, at: &S) -> Option<usize>;
 }
 
 /// A LayerNorm or RMSNorm ready to compute.

@@ -64,7 +64,7 @@ impl KernelConfig {
         ]
     }
 
-    /// Embedding, norms, activations, and rotary embedding with the cache write.
+    /// Embedding, norms, activations, rotary embedding with the cache write, and reading the cache back.
     pub fn pointwise(&self) -> Program {
         Program {
             name: "pointwise",
@@ -76,7 +76,8 @@ impl KernelConfig {
                 "nonlinearity.cuh",
                 "activate.cuh",
                 "rotary.cuh",
-                "rope.cuh"
+                "rope.cuh",
+                "gather.cuh"
             ),
             defines: self.defines(),
             options: &[],

@@ -7,7 +7,7 @@
 //!
 //! What is here is bookkeeping; what touches a GPU is behind [`StepDevice`], and tests put a simulated one there.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use model_core::{Batch, BlockId};
@@ -30,14 +30,15 @@ use crate::{
 };
 
 const NAME: &str = "GPU";
+const PROMPTS_AND_RESPONSES: &str = "prompts and responses in one step";
 
 /// Steps that may be in flight while the host reads the one before.
 const RUN_AHEAD: usize = 1;
 
-/// One first token to draw, behind a prompt of the batch.
+/// One first token to draw, behind a prompt that the batch completes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FirstToken<'a> {
-    /// Which prompt.
+    /// Which of those prompts.
     pub(crate) logits_row: usize,
     pub(crate) owner: Owner,
     /// The prompt, for the repetition penalty.
@@ -79,12 +80,13 @@ pub(crate) trait StepDevice: Send {
     /// Starts a step with the copies.
     fn begin(&mut self, copies: &[BlockCopy]) -> Result<(), EngineError>;
 
-    /// Computes whole prompts, draws first tokens and ends the step.
+    /// Computes prompts or parts of them, draws first tokens behind those that are complete and ends the step. Without a
+    /// draw there are no first tokens.
     fn prefill(
         &mut self,
         batch: &Batch,
         draws: &[FirstToken<'_>],
-    ) -> Result<(Self::FirstTokens, Self::Records), EngineError>;
+    ) -> Result<(Option<Self::FirstTokens>, Self::Records), EngineError>;
 
     /// Brings newest tokens into the order of the rows: row i takes over number `from[i]` among all rows of the tables and,
     /// behind them, those of each of `waiting`.
@@ -178,6 +180,8 @@ pub(crate) struct DeviceExecutor<D: StepDevice> {
     device: D,
     shape: DeviceShape,
     row_table: RowTable,
+    /// Those whose first tokens are not drawn, by request.
+    prompts: HashMap<u64, NewPrompt>,
     seqs: HashMap<SeqId, DeviceSeq>,
     /// Responses have blocks that the device's tables do not.
     has_grown: bool,
@@ -193,6 +197,7 @@ impl<D: StepDevice> DeviceExecutor<D> {
             device,
             shape,
             row_table: RowTable::new(shape.layout),
+            prompts: HashMap::new(),
             seqs: HashMap::new(),
             has_grown: false,
             first_tokens: HashMap::new(),
@@ -201,9 +206,10 @@ impl<D: StepDevice> DeviceExecutor<D> {
         }
     }
 
-    /// Takes in who ended, who starts and who has more blocks; prompts stay in the plan, because they are in this step
-    /// only.
+    /// Takes in who ended, who starts and who has more blocks, and new prompts, which stay until their first tokens are
+    /// drawn.
     fn learn(&mut self, tables: TableDelta) -> Result<(), EngineError> {
+        self.prompts.extend(tables.prompts.into_iter().map(|prompt| (prompt.group_idx, prompt)));
         for id in &tables.ended {
             if let Some(Waiting { prefill_idx, .. }) = self.seqs.remove(id).and_then(|seq| seq.waiting) {
                 self.start_waiting(prefill_idx);
@@ -231,13 +237,34 @@ impl<D: StepDevice> DeviceExecutor<D> {
         self.first_tokens.retain(|_, batch| batch.num_waiting > 0);
     }
 
-    fn prefill(&mut self, prompts: &[NewPrompt], rows: &[RowSpan]) -> Result<(), EngineError> {
+    /// # Errors
+    /// When a row is not a part of a prompt that is known, or draws inside one.
+    fn check_prompts(&self, rows: &[RowSpan]) -> Result<(), EngineError> {
+        for row in rows {
+            let prompt = prompt_of(&self.prompts, row)?;
+            let end = row.context_len as usize + row.query_len as usize;
+            if row.query_len == 0 || end > prompt.tokens.len() {
+                return Err(unsupported("more tokens than a prompt has"));
+            }
+            if row.draws > 0 && end != prompt.tokens.len() {
+                return Err(unsupported("a token drawn inside a prompt"));
+            }
+        }
+        Ok(())
+    }
+
+    fn prefill(&mut self, rows: &[RowSpan]) -> Result<(), EngineError> {
         let mut batch = Batch::default();
         let mut draws = Vec::new();
+        let mut seqs = Vec::new();
         let prefill_idx = self.num_prefills;
         self.num_prefills += 1;
-        for (logits_row, (row, prompt)) in rows.iter().zip(prompts).enumerate() {
-            batch.push(&prompt.tokens, 0, 1, &prompt.block_table);
+        let mut num_complete = 0;
+        for row in rows {
+            let prompt = prompt_of(&self.prompts, row)?;
+            let part = row.context_len as usize..row.context_len as usize + row.query_len as usize;
+            let tokens = prompt.tokens.get(part).unwrap_or_default();
+            batch.push(tokens, row.context_len, row.draws.min(1), &prompt.block_table);
             for response_idx in 0..row.draws {
                 let seq = DeviceSeq {
                     sample_idx: prompt.sample_idx,
@@ -245,15 +272,23 @@ impl<D: StepDevice> DeviceExecutor<D> {
                     block_table: Vec::new(),
                     waiting: Some(Waiting { prefill_idx, row: draws.len() }),
                 };
-                self.seqs.insert(SeqId { group_idx: prompt.group_idx, response_idx }, seq);
+                seqs.push((SeqId { group_idx: prompt.group_idx, response_idx }, seq));
                 let owner = Owner { sample_idx: prompt.sample_idx, response_idx };
-                draws.push(FirstToken { logits_row, owner, prompt: &prompt.tokens });
+                draws.push(FirstToken { logits_row: num_complete, owner, prompt: &prompt.tokens });
             }
+            num_complete += row.draws.min(1) as usize;
         }
         let (tokens, records) = self.device.prefill(&batch, &draws)?;
         let num_tokens = draws.len();
-        self.first_tokens.insert(prefill_idx, FirstTokens { tokens, num_tokens, num_waiting: num_tokens });
         let owners = draws.iter().map(|draw| draw.owner).collect();
+        if let Some(tokens) = tokens {
+            let first = FirstTokens { tokens, num_tokens, num_waiting: num_tokens };
+            self.first_tokens.insert(prefill_idx, first);
+        }
+        for (id, seq) in seqs {
+            self.prompts.remove(&id.group_idx);
+            self.seqs.insert(id, seq);
+        }
         let of_prompt =
             |row: &RowSpan| RowInFlight { id: None, num_draws: row.draws as usize, drafts: Vec::new() };
         self.in_flight.push_back(InFlight { records, owners, rows: rows.iter().map(of_prompt).collect() });
@@ -372,6 +407,7 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
     fn reset(&mut self) -> Result<(), EngineError> {
         self.device.reset()?;
         self.in_flight.clear();
+        self.prompts.clear();
         self.seqs.clear();
         self.first_tokens.clear();
         self.row_table.clear();
@@ -380,17 +416,18 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
     }
 
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
-        let StepPlan { mut tables, copies, rows, drafts } = plan;
-        let prompts = std::mem::take(&mut tables.prompts);
+        let StepPlan { tables, copies, rows, drafts } = plan;
         if self.in_flight.iter().flat_map(|step| &step.rows).any(|row| !row.drafts.is_empty()) {
-            let what = "a step before it is known which drafted tokens stay";
-            return Err(EngineError::UnsupportedStep { executor: NAME, what });
+            return Err(unsupported("a step before it is known which drafted tokens stay"));
         }
-        let kind = StepKind::of(&prompts, &rows, &drafts)?;
+        let kind = StepKind::of(&tables.prompts, &rows, &drafts)?;
         self.learn(tables)?;
+        if matches!(kind, StepKind::Prefill) {
+            self.check_prompts(&rows)?;
+        }
         self.device.begin(&copies)?;
         match kind {
-            StepKind::Prefill => self.prefill(&prompts, &rows),
+            StepKind::Prefill => self.prefill(&rows),
             StepKind::Decode(rows) => self.decode(&rows),
         }
     }
@@ -429,7 +466,7 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
 
 /// The steps that a GPU computes.
 enum StepKind<'a> {
-    /// The prompts that are new with the step, each whole and in order.
+    /// Prompts, whole or in parts.
     Prefill,
     /// These responses go on.
     Decode(Vec<DecodeRow<'a>>),
@@ -439,46 +476,45 @@ impl<'a> StepKind<'a> {
     /// # Errors
     /// For every other step.
     fn of(prompts: &[NewPrompt], rows: &[RowSpan], drafts: &'a [u32]) -> Result<Self, EngineError> {
-        let unsupported = |what| Err(EngineError::UnsupportedStep { executor: NAME, what });
-        let num_prompts = rows.iter().filter(|row| matches!(row.id, RowId::Prompt(_))).count();
+        let num_prompts = rows.iter().filter_map(|row| row.id.prompt()).count();
         if rows.is_empty() {
-            return unsupported("a step without rows");
+            return Err(unsupported("a step without rows"));
         }
-        if num_prompts == 0 {
-            if !prompts.is_empty() {
-                return unsupported("a prompt that is new before its step");
+        let with_row: HashSet<u64> = rows.iter().filter_map(|row| row.id.prompt()).collect();
+        if !prompts.iter().all(|prompt| with_row.contains(&prompt.group_idx)) {
+            return Err(unsupported("a prompt that is new before its step"));
+        }
+        if num_prompts == rows.len() && drafts.is_empty() {
+            return Ok(Self::Prefill);
+        }
+        if num_prompts > 0 {
+            return Err(unsupported(PROMPTS_AND_RESPONSES));
+        }
+        let mut drafts = drafts;
+        let decoded = rows.iter().filter_map(|row| match *row {
+            RowSpan { id: RowId::Response(id), context_len, query_len, draws } if draws == query_len => {
+                let (of_row, left) = drafts.split_at_checked((query_len as usize).checked_sub(1)?)?;
+                drafts = left;
+                Some(DecodeRow { id, context_len, drafts: of_row })
             }
-            let mut drafts = drafts;
-            let decoded = rows.iter().filter_map(|row| match *row {
-                RowSpan { id: RowId::Response(id), context_len, query_len, draws } if draws == query_len => {
-                    let (of_row, left) = drafts.split_at_checked((query_len as usize).checked_sub(1)?)?;
-                    drafts = left;
-                    Some(DecodeRow { id, context_len, drafts: of_row })
-                }
-                _ => None,
-            });
-            let decoded: Vec<_> = decoded.collect();
-            return match decoded.len() == rows.len() && drafts.is_empty() {
-                true => Ok(Self::Decode(decoded)),
-                false => unsupported("a response with more or fewer draws or drafts than tokens"),
-            };
-        }
-        if num_prompts < rows.len() {
-            return unsupported("prompts and responses in one step");
-        }
-        for (row, prompt) in rows.iter().zip(prompts) {
-            if row.id != RowId::Prompt(prompt.group_idx) {
-                return Err(unknown_prompt(prompt.group_idx));
-            }
-            if row.context_len > 0 || row.query_len as usize != prompt.tokens.len() || row.draws == 0 {
-                return unsupported("a chunk of a prompt");
-            }
-        }
-        match prompts.len() == rows.len() {
-            true => Ok(Self::Prefill),
-            false => unsupported("a chunk of a prompt"),
+            _ => None,
+        });
+        let decoded: Vec<_> = decoded.collect();
+        match decoded.len() == rows.len() && drafts.is_empty() {
+            true => Ok(Self::Decode(decoded)),
+            false => Err(unsupported("a response with more or fewer draws or drafts than tokens")),
         }
     }
+}
+
+/// The prompt that a row is a part of.
+fn prompt_of<'a>(prompts: &'a HashMap<u64, NewPrompt>, row: &RowSpan) -> Result<&'a NewPrompt, EngineError> {
+    let group_idx = row.id.prompt().ok_or_else(|| unsupported(PROMPTS_AND_RESPONSES))?;
+    prompts.get(&group_idx).ok_or_else(|| unknown_prompt(group_idx))
+}
+
+fn unsupported(what: &'static str) -> EngineError {
+    EngineError::UnsupportedStep { executor: NAME, what }
 }
 
 #[cfg(test)]

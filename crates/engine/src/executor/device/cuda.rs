@@ -194,9 +194,13 @@ impl StepDevice for CudaDevice {
         &mut self,
         batch: &Batch,
         draws: &[FirstToken<'_>],
-    ) -> Result<(SamplerRows, Records), EngineError> {
+    ) -> Result<(Option<SamplerRows>, Records), EngineError> {
         let _current = self.stream.as_current()?;
-        let logits = self.model.forward(batch, &mut self.cache)?; // [num_prompts, padded_vocab_size]
+        let logits = self.model.forward(batch, &mut self.cache)?; // [num_complete, padded_vocab_size]
+        if draws.is_empty() {
+            // Nobody reads them, but they tell when the step has ended.
+            return Ok((None, self.end(&self.records.f_narrow(0, 0, 1)?)?));
+        }
         let draws: Vec<FirstDraw<'_>> =
             draws
                 .iter()
@@ -205,7 +209,7 @@ impl StepDevice for CudaDevice {
                 })
                 .collect();
         let (rows, records) = self.sampler.draw_first(&logits, &draws)?;
-        Ok((rows, self.end(&records)?))
+        Ok((Some(rows), self.end(&records)?))
     }
 
     fn gather(&mut self, from: &[i64], waiting: &[&SamplerRows]) -> Result<(), EngineError> {

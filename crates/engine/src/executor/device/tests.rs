@@ -142,29 +142,22 @@ impl StepDevice for FakeDevice {
         &mut self,
         batch: &Batch,
         draws: &[FirstToken<'_>],
-    ) -> Result<(Vec<u32>, FakeRecords), EngineError> {
+    ) -> Result<(Option<Vec<u32>>, FakeRecords), EngineError> {
         self.call(Call::Prefill);
-        assert!(batch.spans.iter().all(|span| span.context_len == 0 && span.num_logits == 1));
-        let _ = self.model.forward(batch)?;
-        let starts: Vec<usize> = batch
-            .spans
-            .iter()
-            .scan(0, |end, span| {
-                let start = *end;
-                *end += span.query_len as usize;
-                Some(start)
-            })
-            .collect();
+        let logits = self.model.forward(batch)?;
         for draw in draws {
-            let start = starts[draw.logits_row];
-            assert_eq!(draw.prompt, &batch.tokens[start..start + draw.prompt.len()]);
+            let row = Vec::<f32>::try_from(logits.get(draw.logits_row as i64)).unwrap();
+            assert_eq!(row, FakeModel::logits(draw.prompt), "the row is of another prompt");
+        }
+        if draws.is_empty() {
+            return Ok((None, FakeRecords { tokens: Vec::new(), step: self.num_begun }));
         }
         let histories: Vec<Vec<u32>> = draws.iter().map(|draw| draw.prompt.to_vec()).collect();
         let states: Vec<_> = draws.iter().map(|draw| (draw.owner, 0)).collect();
         let tokens = self.draw(&histories, &states)?;
         let first = tokens.iter().map(|sampled| sampled.token).collect();
         let tokens = draws.iter().map(|draw| draw.owner).zip(tokens).collect();
-        Ok((first, FakeRecords { tokens, step: self.num_begun }))
+        Ok((Some(first), FakeRecords { tokens, step: self.num_begun }))
     }
 
     fn gather(&mut self, from: &[i64], waiting: &[&Vec<u32>]) -> Result<(), EngineError> {
@@ -411,7 +404,38 @@ fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
 }
 
 #[test]
-fn what_a_gpu_does_not_compute_yet_is_refused() {
+fn prompts_come_in_parts() {
+    let [long, short] = [(1, 10, &[0, 1, 2][..]), (2, 3, &[3])].map(|(group_idx, len, table)| {
+        let Request { sample_idx, prompt: tokens, .. } = request(group_idx, len, 1, 1);
+        NewPrompt { group_idx, sample_idx, tokens, block_table: table.to_vec() }
+    });
+    let part = |group_idx, context_len, query_len, draws| RowSpan {
+        id: RowId::Prompt(group_idx),
+        context_len,
+        query_len,
+        draws,
+    };
+    let (mut executor, _) = roomy_setup().executor();
+    let mut step = |prompts: Vec<NewPrompt>, rows: Vec<RowSpan>| {
+        let tables = TableDelta { prompts, ..TableDelta::default() };
+        executor.start(StepPlan { tables, rows, ..StepPlan::default() }).unwrap();
+        let of_rows = executor.collect().unwrap();
+        of_rows.rows().map(<[SampledToken]>::to_vec).collect::<Vec<_>>()
+    };
+    let whole = step(vec![long.clone(), short.clone()], vec![part(1, 0, 10, 2), part(2, 0, 3, 1)]);
+    assert_eq!(whole.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+    // The second prompt comes whole behind a part of the first.
+    assert_eq!(step(vec![long.clone()], vec![part(1, 0, 4, 0)]), [vec![]]);
+    assert_eq!(step(vec![short], vec![part(1, 4, 3, 0), part(2, 0, 3, 1)]), [vec![], whole[1].clone()]);
+    assert_eq!(step(vec![], vec![part(1, 7, 3, 2)]), [whole[0].clone()]);
+    // Its first tokens are cached already: only the others come.
+    assert_eq!(step(vec![long], vec![part(1, 8, 2, 2)]), [whole[0].clone()]);
+    assert!(executor.prompts.is_empty());
+    assert_eq!(executor.first_tokens.len(), 4, "a step that draws nothing leaves none");
+}
+
+#[test]
+fn what_a_gpu_does_not_compute_is_refused() {
     let prompt = |group_idx| NewPrompt {
         group_idx,
         sample_idx: 0,
@@ -429,10 +453,10 @@ fn what_a_gpu_does_not_compute_yet_is_refused() {
         error.to_string()
     };
     insta::assert_snapshot!(refused(vec![], vec![]), @"the GPU executor does not compute a step without rows");
-    insta::assert_snapshot!(refused(vec![prompt(0)], vec![RowSpan { query_len: 3, draws: 0, ..whole(0) }]), @"the GPU executor does not compute a chunk of a prompt");
-    insta::assert_snapshot!(refused(vec![], vec![RowSpan { context_len: 2, query_len: 2, ..whole(0) }]), @"the GPU executor does not compute a chunk of a prompt");
-    insta::assert_snapshot!(refused(vec![prompt(0), prompt(1)], vec![whole(0)]), @"the GPU executor does not compute a chunk of a prompt");
-    insta::assert_snapshot!(refused(vec![prompt(0)], vec![whole(1)]), @"no sequence for response 0 of request 0");
+    insta::assert_snapshot!(refused(vec![prompt(0)], vec![RowSpan { query_len: 3, ..whole(0) }]), @"the GPU executor does not compute a token drawn inside a prompt");
+    insta::assert_snapshot!(refused(vec![prompt(0)], vec![RowSpan { context_len: 2, ..whole(0) }]), @"the GPU executor does not compute more tokens than a prompt has");
+    insta::assert_snapshot!(refused(vec![prompt(0), prompt(1)], vec![whole(0)]), @"the GPU executor does not compute a prompt that is new before its step");
+    insta::assert_snapshot!(refused(vec![prompt(0)], vec![whole(0), whole(1)]), @"no sequence for response 0 of request 1");
     insta::assert_snapshot!(refused(vec![prompt(0)], vec![whole(0), decode]), @"the GPU executor does not compute prompts and responses in one step");
     insta::assert_snapshot!(refused(vec![prompt(0)], vec![decode]), @"the GPU executor does not compute a prompt that is new before its step");
     insta::assert_snapshot!(refused(vec![], vec![RowSpan { query_len: 3, draws: 3, ..decode }]), @"the GPU executor does not compute a response with more or fewer draws or drafts than tokens");
