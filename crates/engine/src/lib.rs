@@ -89,7 +89,7 @@ impl Engine {
     /// Rows that a step on a GPU may have under these limits, which the sampler must be made for.
     #[cfg(feature = "cuda")]
     pub fn device_rows(limits: EngineLimits) -> usize {
-        device::max_rows(limits.max_num_seqs)
+        device::max_rows(limits.max_decode_tokens())
     }
 
     /// The same for a model and a sampler on a GPU.

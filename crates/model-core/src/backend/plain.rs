@@ -13,7 +13,7 @@ use torch_ext::mkl;
 
 pub(crate) use self::attention::PlainAttention;
 #[cfg(feature = "cuda")]
-pub(crate) use self::attention::{QUERIES_PER_CHUNK, attend};
+pub(crate) use self::attention::attend;
 pub(crate) use self::linear::PlainLinear;
 use crate::attention_context::AttentionContext;
 use crate::ids::Ids;
