@@ -148,7 +148,7 @@ impl Engine {
                     Step::Run(plan) => run.start(plan)?,
                     Step::Wait => 0,
                     Step::Done if run.scheduler.has_ended_input() => return Ok(run.stats),
-                    // The caller has nothing just now.
+                    // The caller has nothing at the moment.
                     Step::Done => 0,
                 };
                 while flow.is_continue() && run.num_in_flight() > max_in_flight {

@@ -24,7 +24,7 @@ pub struct Request {
 pub enum Supply {
     /// One more to answer.
     Request(Request),
-    /// None just now: ask again.
+    /// None at the moment: ask again.
     Later,
     /// None any more.
     End,

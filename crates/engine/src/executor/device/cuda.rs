@@ -161,7 +161,7 @@ impl CudaDevice {
         Ok(self.model.decode_on_device(&rows, &mut self.cache)?)
     }
 
-    /// Lets the records of the step that was begun last come to the host.
+    /// Copies the records of the latest step to the host.
     fn end(&self, records: &Tensor) -> Result<Records, EngineError> {
         // A copy that does not wait goes to page-locked memory.
         let words = records.f_to_device_(tch::Device::Cpu, Kind::Int, true, true)?;
