@@ -203,6 +203,7 @@ impl MemoryPlan {
             max_num_seqs,
             max_prefill_tokens: place.max_prefill_tokens,
             num_blocks: usize::try_from(num_blocks).unwrap_or(usize::MAX),
+            num_host_blocks: 0,
             block_size_tokens: BLOCK_SIZE_TOKENS,
         };
         Ok(Self {

@@ -131,6 +131,7 @@ mod tests {
             max_num_seqs: 64,
             max_prefill_tokens: 2048,
             num_blocks: 1000,
+            num_host_blocks: 0,
             block_size_tokens: 32,
         };
         assert_eq!(capacity(&limits, 100, 1), 72);
