@@ -407,9 +407,8 @@ mod tests {
 
     #[test]
     fn blocks_come_back_from_the_host_with_the_same_bits() {
-        let layouts: [(&str, fn() -> KvCache); 3] = [("plain", tensors), ("CUDA", device), ("fused", packed)];
-        for (layout, make) in layouts {
-            let mut cache = make().with_host_blocks(2);
+        for (layout, cache) in [("plain", tensors()), ("CUDA", device()), ("fused", packed())] {
+            let mut cache = cache.with_host_blocks(2);
             for block in 0..NUM_BLOCKS as BlockId {
                 for pool in &mut cache.pools {
                     let mut stored = pool.store(block).unwrap();
