@@ -43,7 +43,9 @@ fn model_status(error: &ModelError) -> ExitStatus {
         | ModelError::BadToken { .. }
         | ModelError::Format(_) => ExitStatus::Checkpoint,
         // A fault of the program itself.
-        ModelError::BadBatch { .. } | ModelError::BadBlock { .. } => ExitStatus::Failed,
+        ModelError::BadBatch { .. } | ModelError::BadBlock { .. } | ModelError::BadHostBlock { .. } => {
+            ExitStatus::Failed
+        }
         ModelError::Ext(error) => ext_status(error),
         ModelError::Torch(error) => torch_status(error),
     }
