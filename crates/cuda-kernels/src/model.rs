@@ -21,7 +21,7 @@ pub use nonlinearity::Gating;
 pub use programs::KernelConfig;
 #[cfg(feature = "cuda")]
 pub use {
-    attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode},
+    attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode, PlanSizes},
     gemm::{Gemm, GemmOut},
     loaded::ModelKernels,
     pointwise::{Activate, Embed, Norm},

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Completion, Engine, EngineLimits, Request, RunStats};
-use model_core::{BLOCK_SIZE_TOKENS, KvCache, LoadOptions, ModelConfig};
-use model_spec::blocks_for;
+use model_core::{BLOCK_SIZE_TOKENS, LoadOptions};
+use model_spec::{Footprint, blocks_for};
 use sampling::{SamplingParams, SamplingRules, StopConditions};
 use serde_json::{Value, json};
 
@@ -37,18 +37,17 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         let vocab_size = shape.shape().padded_vocab_size as usize;
         let workload = Workload::of(measure, vocab_size, arguments.max_num_seqs)?;
         let (config, source) = shapes::source(shape, workload.weights)?;
+        let footprint = model_core::footprint(&config.spec_of(&source), options)?;
         let started = Instant::now();
-        let model = model_core::load_model(config.clone(), &source, options)?;
+        let model = model_core::load_model(config, &source, options)?;
         drop(source);
         let load_s = started.elapsed().as_secs_f64();
-        let weight_bytes = model.weight_bytes()
-            - (vocab_size * config.hidden_size * options.numerics.weights.size_bytes()) as u64;
         let floor = Floor {
-            weight_bytes,
-            kv_bytes_per_token: (KvCache::bytes_per_block(&config, options) / BLOCK_SIZE_TOKENS) as u64,
+            weight_bytes: footprint.weight_bytes - footprint.lookup_bytes,
+            kv_bytes_per_token: footprint.bytes_per_block() / BLOCK_SIZE_TOKENS as u64,
             bandwidth: arguments.bandwidth_gbps * 1e9,
         };
-        let mut engine = open(model, options, &config, &workload, vocab_size)?;
+        let mut engine = open(model, options, &footprint, &workload, vocab_size)?;
         if arguments.unconstrained {
             crate::model::device::let_blas_choose()?;
         }
@@ -63,7 +62,7 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
 fn open(
     model: Box<dyn model_core::CausalLm>,
     options: LoadOptions,
-    config: &ModelConfig,
+    footprint: &Footprint,
     workload: &Workload,
     vocab_size: usize,
 ) -> Result<Engine, Failure> {
@@ -74,11 +73,11 @@ fn open(
     let mut sizes: Vec<usize> = workload.requests.iter().map(blocks).collect();
     sizes.sort_unstable_by(|a, b| b.cmp(a));
     let wanted = sizes.iter().take(workload.max_num_seqs).sum::<usize>();
-    let bytes_per_block = KvCache::bytes_per_block(config, options);
+    let bytes_per_block = footprint.bytes_per_block().max(1);
     // Logits in float32 are there twice: of a decode step and of a prefill.
     let kept_free = ((2 << 30) + 8 * vocab_size * workload.max_num_seqs).max(3 << 30) as u64;
     let affordable = crate::model::device::available_bytes(options.device)
-        .map_or(wanted, |bytes| (bytes.saturating_sub(kept_free) as usize) / bytes_per_block.max(1));
+        .map_or(wanted, |bytes| (bytes.saturating_sub(kept_free) / bytes_per_block) as usize);
     let limits = EngineLimits {
         max_num_seqs: workload.max_num_seqs,
         max_prefill_tokens: 8192,
