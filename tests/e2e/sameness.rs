@@ -107,9 +107,9 @@ fn one_text_whether_the_cache_is_large_or_full() {
                 assert_eq!(texts(&small, 4), expect, "{model} {path:?} {swap_space}");
                 num_preemptions.push(small.summary()["swaps"]["preemptions"].as_u64().unwrap());
             }
-            // The responses of the second model end early enough for all that begin.
-            let is_swapped = num_preemptions.iter().map(|&num| num > 0).collect::<Vec<_>>();
-            assert_eq!(is_swapped, [false, model == MODELS[0]], "{model} {path:?}");
+            // The responses of the other model are shorter, and may all have room.
+            let must_swap = model == MODELS[0];
+            assert!(num_preemptions[0] == 0 && (num_preemptions[1] > 0 || !must_swap), "{model} {path:?}");
         }
     }
 }
