@@ -6,6 +6,7 @@ use std::{
     sync::Arc,
 };
 
+use model_core::BlockMove;
 use sampling::{FinishReason, SampledToken, StopConditions, StopState, TokenBytes};
 
 use crate::{
@@ -61,9 +62,15 @@ pub(crate) struct Run<'e, 'c> {
     pub(crate) stats: RunStats,
     requests: HashMap<u64, ActiveRequest>,
     seqs: HashMap<SeqId, ActiveSeq>,
-    /// The rows of the steps that were started and not collected. A sequence among them may have ended with an earlier
-    /// step.
-    in_flight: VecDeque<Vec<RowSpan>>,
+    /// A sequence among their rows may have ended with an earlier step.
+    in_flight: VecDeque<InFlight>,
+}
+
+/// A step that was started and not collected.
+struct InFlight {
+    rows: Vec<RowSpan>,
+    /// Blocks go to the host or come back.
+    swaps: bool,
 }
 
 impl<'e, 'c> Run<'e, 'c> {
@@ -163,17 +170,35 @@ impl<'e, 'c> Run<'e, 'c> {
         }
         self.stats.peak_rows = self.stats.peak_rows.max(num_responses);
         self.stats.decode_rows += num_responses as u64;
-        let rows = plan.rows.clone();
         let has_drafts = !plan.drafts.is_empty();
+        let step = InFlight { rows: plan.rows.clone(), swaps: self.count_swaps(&plan) };
         self.engine.executor.start(plan)?;
-        self.in_flight.push_back(rows);
+        self.in_flight.push_back(step);
         let is_drafting = self.engine.proposer.as_ref().is_some_and(|proposer| proposer.is_drafting());
         Ok(if is_drafting || has_drafts { 0 } else { self.engine.executor.run_ahead() })
     }
 
+    /// Whether a step swaps blocks.
+    fn count_swaps(&mut self, plan: &StepPlan) -> bool {
+        let (mut num_out, mut num_in) = (0, 0);
+        for block_move in &plan.moves {
+            match block_move {
+                BlockMove::Copy { .. } => {}
+                BlockMove::SwapOut { .. } => num_out += 1,
+                BlockMove::SwapIn { .. } => num_in += 1,
+            }
+        }
+        self.stats.num_preemptions += plan.tables.preempted.len() as u64;
+        self.stats.num_swapped_out_blocks += num_out;
+        self.stats.num_swapped_in_blocks += num_in;
+        num_out + num_in > 0
+    }
+
     /// Takes the tokens of the oldest step in flight.
     pub(crate) fn collect(&mut self) -> Result<ControlFlow<()>, EngineError> {
-        let Some(rows) = self.in_flight.pop_front() else { return Ok(ControlFlow::Continue(())) };
+        let Some(InFlight { rows, swaps }) = self.in_flight.pop_front() else {
+            return Ok(ControlFlow::Continue(()));
+        };
         let output = self.engine.executor.collect()?;
         match has_prompts(&rows) {
             true => self.stats.prefill_time += output.forward_time,
@@ -183,6 +208,9 @@ impl<'e, 'c> Run<'e, 'c> {
         if let (Some(proposer), false) = (&mut self.engine.proposer, has_prompts(&rows)) {
             let num_tokens = rows.iter().map(|row| row.query_len as usize).sum();
             proposer.measured(num_tokens, output.forward_time + output.sample_time);
+        }
+        if swaps {
+            self.stats.swap_time += output.move_time;
         }
         let ended = self.append(&rows, &output)?;
         self.deliver_ended(ended)

@@ -6,14 +6,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-use model_core::{Batch, BlockId, CausalLm, KvCache, ModelError};
+use model_core::{Batch, BlockId, BlockMove, CausalLm, KvCache, ModelError};
 use sampling::{RowState, SampledToken, TokenSampler};
 use tch::Tensor;
 
 use super::{Executor, unknown, unknown_prompt};
 use crate::{
     EngineError,
-    plan::{BlockCopy, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
+    plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
 };
 
 const NAME: &str = "host";
@@ -27,8 +27,8 @@ pub(crate) trait BatchModel: Send {
     /// Whether [`CausalLm::verifies_drafts`].
     fn verifies_drafts(&self) -> bool;
 
-    /// Copies whole blocks of every layer, in order.
-    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError>;
+    /// Moves whole blocks of every layer, in order.
+    fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError>;
 }
 
 /// A real model and its cache.
@@ -46,8 +46,8 @@ impl BatchModel for CachedModel {
         self.model.verifies_drafts()
     }
 
-    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
-        self.cache.copy_blocks(copies)
+    fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError> {
+        self.cache.move_blocks(moves)
     }
 }
 
@@ -201,7 +201,7 @@ impl Executor for HostExecutor {
     }
 
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
-        let StepPlan { tables, copies, rows, drafts } = plan;
+        let StepPlan { tables, moves, rows, drafts } = plan;
         self.learn(tables)?;
         let mut batch = Batch::default();
         let mut draws = Vec::new();
@@ -230,9 +230,10 @@ impl Executor for HostExecutor {
             }
         }
         let started = Instant::now();
-        if !copies.is_empty() {
-            self.model.copy_blocks(&copies)?;
+        if !moves.is_empty() {
+            self.model.move_blocks(&moves)?;
         }
+        let move_time = started.elapsed();
         let logits = self.model.forward(&batch)?; // [num_logits, padded_vocab_size]
         let forward_time = started.elapsed();
         let started = Instant::now();
@@ -243,6 +244,7 @@ impl Executor for HostExecutor {
             tokens: tokens.concat(),
             forward_time,
             sample_time,
+            move_time,
         });
         Ok(())
     }

@@ -84,7 +84,8 @@ impl TableLayout {
 /// A sequence of the last step.
 #[derive(Clone, Copy, Debug)]
 struct Placed {
-    id: SeqId,
+    /// None where it has left.
+    id: Option<SeqId>,
     /// Its rows follow each other.
     first_row: usize,
     /// The row that has its newest token, when the step has ended.
@@ -114,12 +115,19 @@ impl RowTable {
     pub(crate) fn has(&self, ids: impl ExactSizeIterator<Item = SeqId>) -> bool {
         !self.had_drafts
             && ids.len() == self.placed.len()
-            && ids.zip(&self.placed).all(|(id, placed)| id == placed.id)
+            && ids.zip(&self.placed).all(|(id, placed)| Some(id) == placed.id)
+    }
+
+    /// The row with the newest token of a sequence, whose rows are not its own any more.
+    pub(crate) fn leave(&mut self, id: SeqId) -> Option<usize> {
+        let placed = self.placed.iter_mut().find(|placed| placed.id == Some(id))?;
+        placed.id = None;
+        Some(placed.newest_row)
     }
 
     /// Of the tokens that the last step drew for a sequence, the first `num_accepted` stay.
     pub(crate) fn accept(&mut self, id: SeqId, num_accepted: usize) {
-        if let Some(placed) = self.placed.iter_mut().find(|placed| placed.id == id) {
+        if let Some(placed) = self.placed.iter_mut().find(|placed| placed.id == Some(id)) {
             placed.newest_row = placed.first_row + num_accepted.saturating_sub(1);
         }
     }
@@ -131,7 +139,7 @@ impl RowTable {
     pub(crate) fn update(&mut self, rows: &[TableRow<'_>]) -> Result<Change, EngineError> {
         let words = self.words(rows)?;
         let row_of: HashMap<SeqId, usize> =
-            self.placed.iter().map(|placed| (placed.id, placed.newest_row)).collect();
+            self.placed.iter().filter_map(|placed| Some((placed.id?, placed.newest_row))).collect();
         let mut sources = Vec::with_capacity(rows.len());
         self.placed.clear();
         for row in rows {
@@ -139,7 +147,7 @@ impl RowTable {
             let source =
                 row_of.get(&row.id).map_or(TokenSource::Waiting(row.id), |&row| TokenSource::Row(row));
             sources.extend(std::iter::repeat_n(source, 1 + row.num_drafts));
-            self.placed.push(Placed { id: row.id, first_row, newest_row: first_row });
+            self.placed.push(Placed { id: Some(row.id), first_row, newest_row: first_row });
         }
         self.had_drafts = sources.len() > rows.len();
         Ok(Change { sources, words })
@@ -238,6 +246,10 @@ mod tests {
         assert!(!table.has(ids[1..].iter().copied()));
         let change = table.update(&rows[1..]).unwrap();
         assert_eq!(change.sources, [TokenSource::Row(1)]);
+        assert_eq!([table.leave(ids[0]), table.leave(ids[1])], [None, Some(0)]);
+        assert!(!table.has(ids[1..].iter().copied()));
+        let change = table.update(&rows[1..]).unwrap();
+        assert_eq!(change.sources, [TokenSource::Waiting(ids[1])]);
     }
 
     #[test]
