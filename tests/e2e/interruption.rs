@@ -65,6 +65,10 @@ fn a_run_of_identity_version_1_is_refused_and_kept() {
         "model.seed": 1234,
         "trainer.precision": "Fp32",
     });
+    let fields = manifest.as_object_mut().unwrap();
+    fields.shift_remove("checksum").unwrap();
+    let checksum = blake3::hash(&serde_json::to_vec(fields).unwrap()).to_hex().to_string();
+    fields.insert("checksum".to_owned(), checksum.into());
     std::fs::write(&path, manifest.to_string()).unwrap();
     let ended = job.run().expect_code(2);
     insta::assert_snapshot!(crate::support::tidy(&job, &ended.error()), @"error: `[JOB]/results/generations` was begun by another version of this program (0.1.0, identity version 1), which recorded what decides the texts in another way than this one (identity version 2), so it cannot be continued: finish it with that version, use another `exp_manager.explicit_log_dir`, or start afresh with `++exp_manager.resume_if_exists=false`");
