@@ -84,6 +84,35 @@ fn one_text_for_every_batch_and_both_kernels() {
     }
 }
 
+/// Room for some four responses at a time.
+fn small_cache(job: Job) -> Job {
+    let cache = |bytes: u64| format!("++trainer.generation.kv_cache_memory_bytes={bytes}");
+    let too_small = job.with(&[&cache(1)]);
+    let refusal = too_small.run().expect_code(2).error();
+    let (_, rest) = refusal.split_once("must be at least ").unwrap();
+    let one_sequence: u64 = rest.split(',').next().unwrap().parse().unwrap();
+    too_small.with(&[&cache(3 * one_sequence)])
+}
+
+#[test]
+fn one_text_whether_the_cache_is_large_or_full() {
+    let long = ["model.generation.length_params.max_length=60"];
+    for model in MODELS {
+        for path in FP32 {
+            let expect = texts(&job(model, path).with(&long), 4);
+            for swap_space in ["0", "0.25"] {
+                let swap = format!("++trainer.generation.swap_space={swap_space}");
+                let small = small_cache(job(model, path).with(&long).with(&[&swap]));
+                assert_eq!(texts(&small, 4), expect, "{model} {path:?} {swap_space}");
+                let swaps = &small.summary()["swaps"];
+                let is_swapped =
+                    ["preemptions", "blocks_out", "blocks_in"].map(|key| swaps[key].as_u64() > Some(0));
+                assert_eq!(is_swapped, [swap_space != "0"; 3], "{model} {path:?} {swap_space}: {swaps}");
+            }
+        }
+    }
+}
+
 /// What a run has just done when it is killed.
 #[derive(Clone, Copy)]
 enum Moment {

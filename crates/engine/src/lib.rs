@@ -2,6 +2,7 @@
 //!
 //! The scheduler itself holds no tensor. It knows no tokenizers, files or ranks.
 
+mod block_pool;
 mod block_table;
 mod error;
 mod executor;
@@ -24,9 +25,7 @@ use scheduler::Step;
 pub use device::cuda::DeviceSizes;
 pub use error::EngineError;
 pub use executor::Executor;
-pub use plan::{
-    BlockCopy, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
-};
+pub use plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta};
 pub use request::{
     Activity, Completion, EngineLimits, MAX_NUM_SEQS_ON_GPU, Request, RunEnd, RunStats, Supply,
 };
@@ -52,7 +51,7 @@ impl Engine {
         limits: EngineLimits,
     ) -> Result<Self, EngineError> {
         let limits = limits.check()?;
-        let cache = model.new_cache(limits.num_blocks)?;
+        let cache = model.new_cache(limits.num_blocks)?.with_host_blocks(limits.num_host_blocks);
         if cache.block_size_tokens() != limits.block_size_tokens {
             return Err(EngineError::BadLimit {
                 limit: "block_size_tokens",

@@ -72,6 +72,8 @@ pub struct EngineLimits {
     pub max_prefill_tokens: usize,
     /// Blocks in the KV cache.
     pub num_blocks: usize,
+    /// Blocks that may be swapped out to the host at once; 0 where everything that was begun has room in the cache.
+    pub num_host_blocks: usize,
     /// Tokens in a block.
     pub block_size_tokens: usize,
 }
@@ -118,9 +120,17 @@ pub struct RunStats {
     pub num_decode_steps: u64,
     /// Most sequences in one decode step.
     pub peak_rows: usize,
+    /// How often a sequence had to make room for others.
+    pub num_preemptions: u64,
+    /// KV blocks that went to the host.
+    pub num_swapped_out_blocks: u64,
+    /// KV blocks that came back.
+    pub num_swapped_in_blocks: u64,
+    /// Time in which blocks went and came, part of those below.
+    pub swap_time: Duration,
     /// Time in the model's prefill.
     pub prefill_time: Duration,
-    /// Time in the model's decode, copies of shared blocks included.
+    /// Time in the model's decode, moves of blocks included.
     pub decode_time: Duration,
     /// Time in the sampler.
     pub sample_time: Duration,

@@ -5,6 +5,7 @@ use std::{
     ops::ControlFlow,
 };
 
+use model_core::BlockMove;
 use sampling::{FinishReason, SampledToken, StopState};
 
 use crate::{
@@ -49,9 +50,15 @@ pub(crate) struct Run<'e, 'c> {
     pub(crate) stats: RunStats,
     requests: HashMap<u64, ActiveRequest>,
     seqs: HashMap<SeqId, ActiveSeq>,
-    /// The rows of the steps that were started and not collected. A sequence among them may have ended with an earlier
-    /// step.
-    in_flight: VecDeque<Vec<RowSpan>>,
+    /// A sequence among their rows may have ended with an earlier step.
+    in_flight: VecDeque<InFlight>,
+}
+
+/// A step that was started and not collected.
+struct InFlight {
+    rows: Vec<RowSpan>,
+    /// Blocks go to the host or come back.
+    swaps: bool,
 }
 
 impl<'e, 'c> Run<'e, 'c> {
@@ -122,21 +129,42 @@ impl<'e, 'c> Run<'e, 'c> {
             false => self.stats.num_decode_steps += 1,
         }
         self.stats.peak_rows = self.stats.peak_rows.max(num_responses);
-        let rows = plan.rows.clone();
+        let step = InFlight { rows: plan.rows.clone(), swaps: self.count_swaps(&plan) };
         self.engine.executor.start(plan)?;
-        self.in_flight.push_back(rows);
+        self.in_flight.push_back(step);
         Ok(self.engine.executor.run_ahead())
+    }
+
+    /// Whether a step swaps blocks.
+    fn count_swaps(&mut self, plan: &StepPlan) -> bool {
+        let (mut num_out, mut num_in) = (0, 0);
+        for block_move in &plan.moves {
+            match block_move {
+                BlockMove::Copy { .. } => {}
+                BlockMove::SwapOut { .. } => num_out += 1,
+                BlockMove::SwapIn { .. } => num_in += 1,
+            }
+        }
+        self.stats.num_preemptions += plan.tables.preempted.len() as u64;
+        self.stats.num_swapped_out_blocks += num_out;
+        self.stats.num_swapped_in_blocks += num_in;
+        num_out + num_in > 0
     }
 
     /// Takes the tokens of the oldest step in flight.
     pub(crate) fn collect(&mut self) -> Result<ControlFlow<()>, EngineError> {
-        let Some(rows) = self.in_flight.pop_front() else { return Ok(ControlFlow::Continue(())) };
+        let Some(InFlight { rows, swaps }) = self.in_flight.pop_front() else {
+            return Ok(ControlFlow::Continue(()));
+        };
         let output = self.engine.executor.collect()?;
         match has_prompts(&rows) {
             true => self.stats.prefill_time += output.forward_time,
             false => self.stats.decode_time += output.forward_time,
         }
         self.stats.sample_time += output.sample_time;
+        if swaps {
+            self.stats.swap_time += output.move_time;
+        }
         let ended = self.append(&rows, &output)?;
         self.deliver_ended(ended)
     }

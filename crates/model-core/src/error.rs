@@ -2,7 +2,7 @@
 
 use model_spec::{Float, Numerics};
 
-use crate::kv_cache::BlockId;
+use crate::kv_cache::{BlockId, HostBlockId};
 
 /// An error of the model: its config, its weights or its arithmetic.
 #[derive(Debug, thiserror::Error)]
@@ -169,6 +169,16 @@ pub enum ModelError {
         block: BlockId,
         /// Blocks of the cache.
         num_blocks: usize,
+    },
+    /// A block that was not swapped out, or has no place there.
+    #[error(
+        "KV block {block} is none of the {num_host_blocks} that the host may hold, or it holds nothing there"
+    )]
+    BadHostBlock {
+        /// The block.
+        block: HostBlockId,
+        /// Blocks that the host may hold.
+        num_host_blocks: usize,
     },
     /// A sequence longer than the model has positions for.
     #[error(

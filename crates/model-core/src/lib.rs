@@ -26,5 +26,5 @@ pub use config::{
     RawModelConfig, RopeScaling, RotaryConfig, RotaryPairing,
 };
 pub use error::ModelError;
-pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, KvCache};
+pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, BlockMove, HostBlockId, KvCache};
 pub use load::{Backend, LoadOptions, load_model};

@@ -97,6 +97,7 @@ fn open(
         max_num_seqs: workload.max_num_seqs,
         max_prefill_tokens: 8192,
         num_blocks: wanted.min(affordable).max(1),
+        num_host_blocks: 0,
         block_size_tokens: BLOCK_SIZE_TOKENS,
     };
     let params = SamplingParams {

@@ -231,6 +231,7 @@ mod tests {
             (ModelError::BadToken { token: 2, padded_vocab_size: 1 }, ExitStatus::Checkpoint),
             (ModelError::BadBatch { what: "rows", expected, actual }, ExitStatus::Failed),
             (ModelError::BadBlock { block: Default::default(), num_blocks: 1 }, ExitStatus::Failed),
+            (ModelError::BadHostBlock { block: 2, num_host_blocks: 1 }, ExitStatus::Failed),
         ];
         for (error, expect) in cases {
             check(EngineError::Model(error), expect);

@@ -105,9 +105,8 @@ impl Follower<'_> {
                 Err(_) => {}
             }
         };
-        let num_sharing_ranks = setup.num_sharing_ranks;
-        let max_batch = setup.plan.max_batch;
-        let demand = Demand { longest_sequence_tokens, num_sequences, num_sharing_ranks, max_batch };
+        let (neighbours, room) = (setup.neighbours, setup.plan.room);
+        let demand = Demand { longest_sequence_tokens, num_sequences, neighbours, room };
         let memory = setup.memory(demand)?;
         let tokens = Arc::new(TokenTable::new(setup.tokenizer.tokenizer.as_ref())?);
         let mut engine = setup.engine(tokens, &memory)?;

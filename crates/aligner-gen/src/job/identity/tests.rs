@@ -33,6 +33,8 @@ const OF_THE_RUN: &[Change] = &[
     ("trainer.generation.max_steps", &[], &["3"]),
     ("trainer.generation.limit_train_batches", &[], &["1"]),
     ("trainer.generation.max_batch", &[], &["3"]),
+    ("trainer.generation.kv_cache_memory_bytes", &[], &["1000000"]),
+    ("trainer.generation.swap_space", &[], &["0.5"]),
     ("trainer.generation.lease_seconds", &[], &["5"]),
     ("trainer.generation.join_timeout_seconds", &[], &["5"]),
     ("trainer.generation.trt_llm.enable", &[], &["true"]),

@@ -83,7 +83,8 @@ impl TableLayout {
 #[derive(Debug)]
 pub(crate) struct RowTable {
     layout: TableLayout,
-    rows: Vec<SeqId>,
+    /// None where the sequence has left.
+    rows: Vec<Option<SeqId>>,
 }
 
 impl RowTable {
@@ -97,7 +98,14 @@ impl RowTable {
 
     /// Whether the next step has the sequences of the last one: the device has moved their rows on already.
     pub(crate) fn has(&self, ids: impl ExactSizeIterator<Item = SeqId>) -> bool {
-        ids.len() == self.rows.len() && ids.zip(&self.rows).all(|(id, row)| id == *row)
+        ids.len() == self.rows.len() && ids.zip(&self.rows).all(|(id, row)| Some(id) == *row)
+    }
+
+    /// The row of a sequence, which is not its own any more.
+    pub(crate) fn leave(&mut self, id: SeqId) -> Option<usize> {
+        let idx = self.rows.iter().position(|row| *row == Some(id))?;
+        self.rows[idx] = None;
+        Some(idx)
     }
 
     /// Takes the rows of the next step.
@@ -106,12 +114,13 @@ impl RowTable {
     /// When there are more rows, or more blocks in one, than the tables hold.
     pub(crate) fn update(&mut self, rows: &[TableRow<'_>]) -> Result<Change, EngineError> {
         let words = self.words(rows)?;
-        let row_of: HashMap<SeqId, usize> = self.rows.iter().copied().zip(0..).collect();
+        let row_of: HashMap<SeqId, usize> =
+            self.rows.iter().zip(0..).filter_map(|(id, row)| Some(((*id)?, row))).collect();
         let source = |row: &TableRow<'_>| {
             row_of.get(&row.id).map_or(TokenSource::Waiting(row.id), |&row| TokenSource::Row(row))
         };
         let sources = rows.iter().map(source).collect();
-        self.rows = rows.iter().map(|row| row.id).collect();
+        self.rows = rows.iter().map(|row| Some(row.id)).collect();
         Ok(Change { sources, words })
     }
 
@@ -188,6 +197,10 @@ mod tests {
         assert!(!table.has(ids[1..].iter().copied()));
         let change = table.update(&rows[1..]).unwrap();
         assert_eq!(change.sources, [TokenSource::Row(1)]);
+        assert_eq!([table.leave(ids[0]), table.leave(ids[1])], [None, Some(0)]);
+        assert!(!table.has(ids[1..].iter().copied()));
+        let change = table.update(&rows[1..]).unwrap();
+        assert_eq!(change.sources, [TokenSource::Waiting(ids[1])]);
     }
 
     #[test]
