@@ -7,6 +7,7 @@ mod block_table;
 mod error;
 mod executor;
 mod plan;
+mod prefix_cache;
 mod request;
 mod run;
 mod scheduler;
@@ -36,6 +37,7 @@ pub struct Engine {
     stop: StopConditions,
     token_bytes: Arc<dyn TokenBytes + Send + Sync>,
     limits: EngineLimits,
+    shares_prefixes: bool,
 }
 
 impl Engine {
@@ -73,7 +75,12 @@ impl Engine {
         token_bytes: Arc<dyn TokenBytes + Send + Sync>,
         limits: EngineLimits,
     ) -> Result<Self, EngineError> {
-        Ok(Self { executor, stop, token_bytes, limits: limits.check()? })
+        Ok(Self { executor, stop, token_bytes, limits: limits.check()?, shares_prefixes: true })
+    }
+
+    /// Whether what prompts begin with in common is computed once: it is, unless this says otherwise. No text depends on it.
+    pub fn set_prefix_cache(&mut self, is_on: bool) {
+        self.shares_prefixes = is_on;
     }
 
     /// Rows that a step on a GPU may have under these limits, which the sampler must be made for.

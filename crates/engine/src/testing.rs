@@ -86,6 +86,10 @@ impl BatchModel for FakeModel {
         Ok(Tensor::from_slice2(&rows))
     }
 
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        Some(2)
+    }
+
     fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError> {
         for &block_move in moves {
             match block_move {

@@ -7,6 +7,8 @@ use sampling::{FinishReason, SampledToken, SamplingParams};
 use super::*;
 use crate::testing::*;
 
+mod prefixes;
+
 fn engine(params: SamplingParams, end_strings: &[&str], limits: EngineLimits) -> Engine {
     engine_ahead(params, end_strings, limits, 0)
 }

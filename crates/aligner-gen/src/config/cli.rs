@@ -203,6 +203,9 @@ pub(crate) struct BenchArgs {
     /// Most sequences in one step, with a shape
     #[arg(long, default_value_t = 256)]
     pub(crate) max_num_seqs: usize,
+    /// Compute every prompt whole, with a shape
+    #[arg(long)]
+    pub(crate) no_prefix_cache: bool,
     /// Let cuBLAS choose kernels whose sums depend on the number of rows, to see what the invariant ones cost
     #[arg(long)]
     pub(crate) unconstrained: bool,

@@ -24,6 +24,9 @@ pub(crate) trait BatchModel: Send {
     /// The logits that the batch asks for: float32 `[num_logits, padded_vocab_size]`.
     fn forward(&mut self, batch: &Batch) -> Result<Tensor, ModelError>;
 
+    /// [`CausalLm::prompt_cut_tokens`].
+    fn prompt_cut_tokens(&self) -> Option<usize>;
+
     /// Moves whole blocks of every layer, in order.
     fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError>;
 }
@@ -37,6 +40,10 @@ pub(crate) struct CachedModel {
 impl BatchModel for CachedModel {
     fn forward(&mut self, batch: &Batch) -> Result<Tensor, ModelError> {
         self.model.forward(batch, &mut self.cache)
+    }
+
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        self.model.prompt_cut_tokens()
     }
 
     fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError> {
@@ -209,6 +216,10 @@ impl Executor for HostExecutor {
 
     fn collect(&mut self) -> Result<StepOutput, EngineError> {
         Ok(self.outputs.pop_front().unwrap_or_default())
+    }
+
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        self.model.prompt_cut_tokens()
     }
 
     fn run_ahead(&self) -> usize {

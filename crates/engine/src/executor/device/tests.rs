@@ -232,7 +232,7 @@ impl Setup {
         };
         let calls = Arc::default();
         let device = FakeDevice::new(layout, self.params.clone(), Arc::clone(&calls));
-        let shape = DeviceShape { layout, small_batch: self.small_batch };
+        let shape = DeviceShape { layout, small_batch: self.small_batch, prompt_cut_tokens: Some(2) };
         (DeviceExecutor::new(device, shape), calls)
     }
 
@@ -373,7 +373,7 @@ fn prompts_come_in_parts() {
     let (mut executor, _) = roomy_setup().executor();
     let mut step = |prompts: Vec<NewPrompt>, rows: Vec<RowSpan>| {
         let tables = TableDelta { prompts, ..TableDelta::default() };
-        executor.start(StepPlan { tables, rows, copies: vec![] }).unwrap();
+        executor.start(StepPlan { tables, rows, moves: vec![] }).unwrap();
         let of_rows = executor.collect().unwrap();
         of_rows.rows().map(<[SampledToken]>::to_vec).collect::<Vec<_>>()
     };
@@ -386,7 +386,7 @@ fn prompts_come_in_parts() {
     // Its first tokens are cached already: only the others come.
     assert_eq!(step(vec![long], vec![part(1, 8, 2, 2)]), [whole[0].clone()]);
     assert!(executor.prompts.is_empty());
-    assert_eq!(executor.first_tokens.len(), 4, "a step that draws nothing leaves none");
+    assert_eq!(executor.kept.len(), 4, "a step that draws nothing leaves none");
 }
 
 #[test]
