@@ -54,7 +54,7 @@ impl Logging {
 
     /// From now on log lines go into files in `log_dir`, those since the start too: all of them into the file of this rank,
     /// such as `nemo_log_globalrank-0_localrank-0.txt`; warnings and errors of rank 0 also into `nemo_error_log.txt`.
-    pub(crate) fn attach(&self, log_dir: &Path, (rank, local_rank): (u32, u32)) -> io::Result<()> {
+    pub(crate) fn attach(&self, log_dir: &Path, rank: u32, local_rank: u32) -> io::Result<()> {
         std::fs::create_dir_all(log_dir)?;
         self.log.open(&log_dir.join(format!("nemo_log_globalrank-{rank}_localrank-{local_rank}.txt")))?;
         if rank == 0 { self.error_log.open(&log_dir.join("nemo_error_log.txt")) } else { Ok(()) }

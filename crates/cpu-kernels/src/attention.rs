@@ -100,7 +100,7 @@ pub(crate) fn attention<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, ca
         .collect();
     pool.run(blocks.len() * groups, &|task_idx| {
         let (sequence, block) = blocks[task_idx / groups];
-        store_block(isa, &step, sequence, (block, task_idx % groups));
+        store_block(isa, &step, sequence, block, task_idx % groups);
     });
 
     let tile_rows = tiles.max_rows();
@@ -116,15 +116,14 @@ pub(crate) fn attention<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, ca
         let num_rows = sequence.query_len * heads.heads_per_group();
         Tile { sequence, group: tile_idx % groups, first_row, len: tile_rows.min(num_rows - first_row) }
     };
-    let kernels = (isa, tiles);
     pool.run(num_tiles.div_ceil(TASK_TILES), &|task_idx| {
         for tile_idx in task_idx * TASK_TILES..((task_idx + 1) * TASK_TILES).min(num_tiles) {
             let (tile, next) = (tile_at(tile_idx), tile_at((tile_idx + 1).min(num_tiles - 1)));
             // Head sizes have few widths; each gets a kernel that clears only what it uses.
             match heads.head_dim.div_ceil(PANEL) {
-                0..=2 => attend_tile::<E, 2>(kernels, &step, tile, next),
-                3..=4 => attend_tile::<E, 4>(kernels, &step, tile, next),
-                _ => attend_tile::<E, MAX_CHUNKS>(kernels, &step, tile, next),
+                0..=2 => attend_tile::<E, 2>(isa, tiles, &step, tile, next),
+                3..=4 => attend_tile::<E, 4>(isa, tiles, &step, tile, next),
+                _ => attend_tile::<E, MAX_CHUNKS>(isa, tiles, &step, tile, next),
             }
         }
     });
@@ -151,8 +150,7 @@ fn block_range(sequence: &SequenceSpan<'_>) -> std::ops::Range<usize> {
 multiversion! {
     /// Rotates the queries and keys of the new tokens in one block and group, and stores keys and values. One task
     /// has a whole block, since its first token clears it.
-    fn store_block<E: Elem>(step: &Step<'_, E>, sequence: &SequenceSpan<'_>, block_and_group: (usize, usize)) {
-        let (block, group) = block_and_group;
+    fn store_block<E: Elem>(step: &Step<'_, E>, sequence: &SequenceSpan<'_>, block: usize, group: usize) {
         let HeadShape { num_query_groups, head_dim, .. } = step.heads;
         let heads_per_group = step.heads.heads_per_group();
         let group_elems = (heads_per_group + 2) * head_dim;
@@ -171,9 +169,9 @@ multiversion! {
                 rotate(&step.rotary, position, query, out);
             }
             rotate(&step.rotary, position, key, &mut rotated_key);
-            let slot = (sequence.block_table[block], position % BLOCK_TOKENS);
+            let (kv_block, slot) = (sequence.block_table[block], position % BLOCK_TOKENS);
             // SAFETY: blocks and heads were checked by the caller; no two tasks have the same block and group.
-            unsafe { step.layer.write(slot, group, &rotated_key[..head_dim], value) };
+            unsafe { step.layer.write(kv_block, slot, group, &rotated_key[..head_dim], value) };
         }
     }
 }
@@ -215,7 +213,8 @@ struct Softmax {
 
 /// `next`: what the same thread will most likely do after, for fetching ahead.
 fn attend_tile<E: Elem, const CHUNKS: usize>(
-    (isa, tiles): (Isa, &Tiles<E>),
+    isa: Isa,
+    tiles: &Tiles<E>,
     step: &Step<'_, E>,
     tile: Tile<'_>,
     next: Tile<'_>,

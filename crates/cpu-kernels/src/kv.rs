@@ -262,7 +262,7 @@ impl<E: Elem> KvLayer<E> {
     /// # Safety
     /// Block and head must exist, `slot` must be below [`BLOCK_TOKENS`], and no other task may touch this head of
     /// this block.
-    pub(crate) unsafe fn write(&self, (block, slot): (u32, usize), head: usize, key: &[E], value: &[E]) {
+    pub(crate) unsafe fn write(&self, block: u32, slot: usize, head: usize, key: &[E], value: &[E]) {
         let at_elems = (block as usize * self.num_query_groups + head) * self.head_elems;
         // SAFETY: handed on from the caller.
         let panels = unsafe { self.start.slice(at_elems, self.head_elems) };

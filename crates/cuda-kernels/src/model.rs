@@ -23,7 +23,7 @@ pub use nonlinearity::Gating;
 pub use programs::KernelConfig;
 #[cfg(feature = "cuda")]
 pub use {
-    attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode},
+    attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode, PlanSizes},
     gather::GatherCache,
     gemm::{Gemm, GemmOut},
     loaded::ModelKernels,

@@ -65,14 +65,14 @@ impl Program {
     }
 
     /// Everything the machine code depends on, in one hash.
-    fn key(&self, arch: Arch, version: (i32, i32)) -> blake3::Hash {
+    fn key(&self, arch: Arch, version: Version) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new();
         let mut part = |text: &str| {
             // With its length, so that moving text from one part to the next makes another key.
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         };
-        part(&format!("nvrtc {}.{}", version.0, version.1));
+        part(&format!("nvrtc {}.{}", version.major, version.minor));
         part(self.name);
         part(self.source);
         for (name, text) in self.headers {
@@ -84,6 +84,13 @@ impl Program {
         }
         hasher.finalize()
     }
+}
+
+/// Of the compiler.
+#[derive(Clone, Copy, Debug)]
+struct Version {
+    major: c_int,
+    minor: c_int,
 }
 
 /// Machine code for one architecture.
@@ -205,12 +212,12 @@ impl Nvrtc {
         Err(ExtError::Cuda { call, reason: reason.to_string_lossy().into_owned() })
     }
 
-    fn version(&self) -> Result<(i32, i32), ExtError> {
+    fn version(&self) -> Result<Version, ExtError> {
         let (mut major, mut minor) = (0, 0);
         // SAFETY: both pointers are valid for the call.
         let code = unsafe { (self.version)(&mut major, &mut minor) };
         self.check("nvrtcVersion", code)?;
-        Ok((major, minor))
+        Ok(Version { major, minor })
     }
 
     fn create(&self, program: &Program) -> Result<ProgramHandle, ExtError> {

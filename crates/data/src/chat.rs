@@ -6,7 +6,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::record::{ChatRecord, LabelLayout, RecordError, Turn};
+use crate::record::{ChatRecord, LabelLayout, Turn};
+use crate::record_error::RecordError;
 
 /// The word that the original writes before the system text, whatever the data says.
 const SYSTEM_NAME: &str = "System";

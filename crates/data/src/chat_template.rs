@@ -6,7 +6,7 @@ use jinja::{Date, ErrorKind, Template, Variable};
 
 use crate::json::Json;
 use crate::messages::MessagesRecord;
-use crate::record::RecordError;
+use crate::record_error::RecordError;
 
 /// The template that is used where no other is asked for.
 const DEFAULT: &str = "default";

@@ -13,8 +13,8 @@ use rayon::prelude::*;
 use crate::DataError;
 use crate::file_hash::FileHash;
 use crate::json::{Json, JsonObject};
-use crate::line_store::LineStore;
-use crate::record::RecordError;
+use crate::line_store::{LineSpan, LineStore};
+use crate::record_error::RecordError;
 
 const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
 /// Raw bytes held at once. A single line may be longer.
@@ -30,17 +30,6 @@ pub struct RawLine {
     pub offset_bytes: u64,
     /// The bytes.
     pub bytes: Vec<u8>,
-}
-
-/// Where a line is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LineSpan {
-    /// The line number, from 1.
-    pub line: u64,
-    /// Where its first byte is in the decompressed file.
-    pub offset_bytes: u64,
-    /// Its length without its end.
-    pub len_bytes: usize,
 }
 
 /// A reader of lines that may be records.

@@ -14,6 +14,8 @@ mod prepare;
 mod prompt_response;
 mod prompt_set;
 mod record;
+mod record_error;
+mod record_keys;
 mod sample_order;
 #[cfg(test)]
 mod test_tokenizer;
@@ -24,14 +26,16 @@ pub use chat_template::ChatTemplate;
 pub use error::DataError;
 pub use jinja::Date;
 pub use json::{Json, JsonObject};
-pub use jsonl::{JsonlReader, LineSpan, RawLine, parse_object};
+pub use jsonl::{JsonlReader, RawLine, parse_object};
 pub use limits::{LengthLimits, TokenField};
+pub use line_store::LineSpan;
 pub use messages::MessagesRecord;
 pub use plan::{BatchSizes, DpWorld, DropLast, LimitTrainBatches, OutputSteps, plan_output_steps};
 pub use prepare::{BuiltPrompt, KeptMetadata, PreparedPrompt, PromptBuilder};
 pub use prompt_response::{AddedTokens, PromptResponseFormat, PromptTemplate, TruncationMethod};
 pub use prompt_set::{OnBadRecord, PromptSet, PromptText, load_prompts};
-pub use record::{ChatRecord, DEFAULT_MASK, LabelLayout, Record, RecordError, Turn};
+pub use record::{ChatRecord, DEFAULT_MASK, LabelLayout, Record, Turn};
+pub use record_error::RecordError;
 pub use tokenizer::{
     SpecialTokens, StreamDecoder, Tokenizer, TokenizerSpec, check_tokenizer, open_tokenizer,
 };

@@ -4,7 +4,6 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::DataError;
-use crate::prepare::BuiltPrompt;
 
 /// A list of tokens that the original makes of a record, as `truncation_field` names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,10 +54,10 @@ impl LengthLimits {
         Self { fields: vec![(TokenField::ContextIds, max_tokens)], max_input_len: None }
     }
 
-    /// The length of the first field that is too long.
-    pub(crate) fn exceeded(&self, prompt: &BuiltPrompt, num_tokens: &[usize]) -> Option<usize> {
+    /// The length of the first field that is too long, of `num_tokens` for the fields and of the prompt.
+    pub(crate) fn exceeded(&self, prompt_tokens: usize, num_tokens: &[usize]) -> Option<usize> {
         let fields = self.fields.iter().zip(num_tokens).map(|(&(_, limit), &actual)| (actual, limit));
-        let input = self.max_input_len.map(|limit| (prompt.ids.len(), limit));
+        let input = self.max_input_len.map(|limit| (prompt_tokens, limit));
         fields.chain(input).find(|(actual, limit)| actual > limit).map(|(actual, _)| actual)
     }
 }

@@ -10,7 +10,17 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::DataError;
-use crate::jsonl::LineSpan;
+
+/// Where a line is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LineSpan {
+    /// The line number, from 1.
+    pub line: u64,
+    /// Where its first byte is in the decompressed file.
+    pub offset_bytes: u64,
+    /// Its length without its end.
+    pub len_bytes: usize,
+}
 
 /// Lines by their place.
 #[derive(Debug)]

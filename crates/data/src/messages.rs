@@ -5,7 +5,8 @@
 //! messages: `tools`, also as a text of JSON, and `chat_template_kwargs`.
 
 use crate::json::{Json, JsonObject};
-use crate::record::{RecordError, required_string, take_list};
+use crate::record_error::RecordError;
+use crate::record_keys::{required_string, take_list};
 
 /// The names under which templates look for what a model thought; the first that has a value counts.
 const REASONING_KEYS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];

@@ -8,7 +8,9 @@ use crate::chat_template::ChatTemplate;
 use crate::json::{Json, JsonObject};
 use crate::limits::TokenField;
 use crate::prompt_response::{FilledPrompt, PromptResponseFormat};
-use crate::record::{Record, RecordError, has};
+use crate::record::Record;
+use crate::record_error::RecordError;
+use crate::record_keys::has;
 use crate::tokenizer::Tokenizer;
 
 /// A prompt ready for the model.

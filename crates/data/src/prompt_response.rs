@@ -10,7 +10,8 @@ pub(crate) use template::{Piece, PieceContent};
 
 use crate::DataError;
 use crate::json::{Json, JsonObject};
-use crate::record::{RecordError, has};
+use crate::record_error::RecordError;
+use crate::record_keys::has;
 use crate::tokenizer::Tokenizer;
 
 /// What `add_sep` puts after the prompt; the original's data loader always passes this id.

@@ -9,11 +9,11 @@ use std::path::Path;
 use crate::DataError;
 use crate::chat::PromptNote;
 use crate::json::JsonObject;
-use crate::jsonl::{LineSpan, OpenedData, parse_object};
+use crate::jsonl::{OpenedData, parse_object};
 use crate::limits::{LengthLimits, TokenField};
-use crate::line_store::LineStore;
+use crate::line_store::{LineSpan, LineStore};
 use crate::prepare::{BuiltPrompt, PreparedPrompt, PromptBuilder};
-use crate::record::RecordError;
+use crate::record_error::RecordError;
 use crate::sample_order::sample_order;
 
 /// How many bad lines are listed.
@@ -201,7 +201,7 @@ pub fn load_prompts(
     let fields: Vec<TokenField> = limits.fields.iter().map(|&(field, _)| field).collect();
     let prepare = |_, object: Result<JsonObject, RecordError>| {
         let (prompt, num_tokens) = builder.build_measured(object?, &fields)?;
-        Ok(match limits.exceeded(&prompt, &num_tokens) {
+        Ok(match limits.exceeded(prompt.ids.len(), &num_tokens) {
             Some(num_tokens) => Prepared::TooLong(num_tokens),
             None => Prepared::Kept(prompt.ids.len(), prompt.note),
         })

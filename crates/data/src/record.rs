@@ -4,175 +4,16 @@
 //! are ignored, as there. A key with null is absent: columns of data sets are filled with it. OpenAI's records, which are
 //! accepted beside it, are in `messages`.
 
-use crate::DataError;
 use crate::json::{Json, JsonObject};
 use crate::messages::MessagesRecord;
+use crate::record_error::RecordError;
+use crate::record_keys::{has, optional_string, required_string, take_list};
 
 /// The asking role when a record names none.
 pub const DEFAULT_MASK: &str = "User";
 
 /// How many turns an error names the roles of.
 const MAX_ROLES: usize = 4;
-
-/// What is wrong with one record.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RecordError {
-    /// Nothing on the line.
-    #[error("the line is blank")]
-    Blank,
-    /// Bytes that are not UTF-8.
-    #[error("not UTF-8 at column {column}")]
-    InvalidUtf8 {
-        /// Byte in the line, from 1.
-        column: usize,
-    },
-    /// Text that is not JSON.
-    #[error("not JSON at column {column}: {reason}")]
-    InvalidJson {
-        /// Byte in the line, from 1.
-        column: usize,
-        /// What the parser says.
-        reason: String,
-    },
-    /// JSON of the wrong kind.
-    #[error("the line is {found}, not an object")]
-    NotAnObject {
-        /// The kind found.
-        found: &'static str,
-    },
-    /// An absent key.
-    #[error("key `{key}` is missing{}", hint_of(key))]
-    MissingKey {
-        /// The key, such as `conversations[1].value`.
-        key: String,
-    },
-    /// A key with null, which cannot be done without.
-    #[error("key `{key}` is null{}", hint_of(key))]
-    NullKey {
-        /// The key, such as `conversations[1].value`.
-        key: String,
-    },
-    /// A value of the wrong kind.
-    #[error("key `{key}` is {found}, it must be {expected}")]
-    WrongType {
-        /// The key, such as `conversations[1].value`.
-        key: String,
-        /// The kind needed.
-        expected: &'static str,
-        /// The kind found.
-        found: &'static str,
-    },
-    /// A label layout that does not exist.
-    #[error("`type` is `{found}`, it must be null, `VALUE_TO_TEXT` or `TEXT_TO_VALUE`")]
-    UnknownType {
-        /// The type given.
-        found: String,
-    },
-    /// No turn at all.
-    #[error("`{key}` is empty")]
-    EmptyConversation {
-        /// `conversations` or `messages`.
-        key: &'static str,
-    },
-    /// The asking role never speaks.
-    #[error("the `mask` role `{mask}` is not in the conversation: set `mask` to the asking one of {roles}")]
-    MaskRoleAbsent {
-        /// The asking role.
-        mask: String,
-        /// The roles there are.
-        roles: String,
-    },
-    /// Only the asking role speaks, and the answering role cannot be determined.
-    #[error(
-        "only the `mask` role `{mask}` speaks, and the answering role cannot be determined: add a turn of the \
-         answering role"
-    )]
-    NoAnsweringRole {
-        /// The asking role.
-        mask: String,
-    },
-    /// A text that is to hold JSON and does not.
-    #[error("key `{key}` is a string that is not JSON at column {column}: {reason}")]
-    NotJsonText {
-        /// The key.
-        key: &'static str,
-        /// Byte in the text, from 1.
-        column: usize,
-        /// What the parser says.
-        reason: String,
-    },
-    /// A name in `chat_template_kwargs` that is not a variable of a template.
-    #[error("key `chat_template_kwargs.{name}` sets no variable of the chat template: leave it out")]
-    NoTemplateVariable {
-        /// The name.
-        name: String,
-    },
-    /// A `messages` record without a template to render it.
-    #[error(
-        "`messages` records need a chat template, and the checkpoint's `tokenizer` section has none: set \
-         `++model.tokenizer.chat_template` or give `conversations`"
-    )]
-    NoChatTemplate,
-    /// A `messages` record, and a template that cannot be used.
-    #[error("it is a `messages` record, and {reason}")]
-    UnusableChatTemplate {
-        /// What is wrong with it, in a sentence.
-        reason: String,
-    },
-    /// The template asks for a date that is not set.
-    #[error(
-        "the chat template asks for the date, which no prompt takes from the clock: set one, in the shell write \
-         ++model.data.date=2026-01-31"
-    )]
-    NoTemplateDate,
-    /// The template refused the record.
-    #[error("the chat template failed: {reason}")]
-    Template {
-        /// What the template engine says.
-        reason: String,
-    },
-    /// A prompt-response record where chat records are read.
-    #[error(
-        "it has neither `conversations` nor `messages`; for prompt-response records, with their keys for `input` and \
-         `output`, in the shell write model.data.chat=false 'model.data.train_ds.prompt_template=\"{{input}} {{output}}\"'"
-    )]
-    PromptResponse,
-    /// A chat record where prompt-response records are read.
-    #[error("it is a chat record, and `model.data.chat` is false; set `model.data.chat=true`")]
-    ChatRecord,
-    /// A key of the prompt template that the record lacks.
-    #[error("key `{key}` of the prompt template is missing")]
-    MissingTemplateKey {
-        /// The key.
-        key: String,
-    },
-    /// A key of the prompt template that holds null.
-    #[error("key `{key}` of the prompt template is null")]
-    NullTemplateKey {
-        /// The key.
-        key: String,
-    },
-    /// The tokenizer refused the prompt.
-    #[error("the prompt cannot be tokenized: {reason}")]
-    Tokenize {
-        /// What the tokenizer says.
-        reason: String,
-    },
-    /// A prompt of no tokens.
-    #[error("the prompt has no tokens: its text is empty")]
-    EmptyPrompt,
-}
-
-fn hint_of(key: &str) -> &'static str {
-    if key == "system" { ", write `\"system\": \"\"` for none" } else { "" }
-}
-
-impl RecordError {
-    #[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` takes")]
-    pub(crate) fn tokenize(error: DataError) -> Self {
-        Self::Tokenize { reason: error.to_string() }
-    }
-}
 
 /// One checked record of a data file.
 #[derive(Clone, Debug, PartialEq)]
@@ -240,11 +81,6 @@ impl Record {
     }
 }
 
-/// Whether the key is there with a value.
-pub(crate) fn has(object: &JsonObject, key: &str) -> bool {
-    object.get(key).is_some_and(|value| *value != Json::Null)
-}
-
 impl ChatRecord {
     fn from_object(mut object: JsonObject) -> Result<Self, RecordError> {
         let turns = take_list(&mut object, "conversations")?;
@@ -284,37 +120,6 @@ impl Turn {
             label: optional_string(turn, "label", &place)?,
         })
     }
-}
-
-pub(crate) fn take_list(object: &mut JsonObject, key: &'static str) -> Result<Vec<Json>, RecordError> {
-    match object.shift_remove(key) {
-        None => Err(RecordError::MissingKey { key: key.into() }),
-        Some(Json::Array(items)) if items.is_empty() => Err(RecordError::EmptyConversation { key }),
-        Some(Json::Array(items)) => Ok(items),
-        Some(other) => {
-            Err(RecordError::WrongType { key: key.into(), expected: "a list", found: other.kind() })
-        }
-    }
-}
-
-fn optional_string(object: &JsonObject, key: &str, place: &str) -> Result<Option<String>, RecordError> {
-    match object.get(key) {
-        None | Some(Json::Null) => Ok(None),
-        Some(Json::String(text)) => Ok(Some(text.clone())),
-        Some(other) => Err(RecordError::WrongType {
-            key: format!("{place}{key}"),
-            expected: "a string",
-            found: other.kind(),
-        }),
-    }
-}
-
-pub(crate) fn required_string(object: &JsonObject, key: &str, place: &str) -> Result<String, RecordError> {
-    let place_of = |key| format!("{place}{key}");
-    optional_string(object, key, place)?.ok_or_else(|| match object.contains_key(key) {
-        true => RecordError::NullKey { key: place_of(key) },
-        false => RecordError::MissingKey { key: place_of(key) },
-    })
 }
 
 #[cfg(test)]

@@ -18,7 +18,7 @@ use std::{ops::ControlFlow, sync::Arc};
 use executor::device;
 use executor::host::{CachedModel, HostExecutor};
 use model_core::CausalLm;
-use run::Run;
+use run::{EngineParts, Run};
 use sampling::{StopConditions, TokenBytes, TokenSampler};
 use scheduler::Step;
 
@@ -32,13 +32,7 @@ pub use request::{
 };
 
 /// A model, its KV cache and a sampler, ready for runs.
-pub struct Engine {
-    executor: Box<dyn Executor>,
-    stop: StopConditions,
-    token_bytes: Arc<dyn TokenBytes + Send + Sync>,
-    limits: EngineLimits,
-    shares_prefixes: bool,
-}
+pub struct Engine(EngineParts);
 
 impl Engine {
     /// Allocates the KV cache.
@@ -75,12 +69,13 @@ impl Engine {
         token_bytes: Arc<dyn TokenBytes + Send + Sync>,
         limits: EngineLimits,
     ) -> Result<Self, EngineError> {
-        Ok(Self { executor, stop, token_bytes, limits: limits.check()?, shares_prefixes: true })
+        let limits = limits.check()?;
+        Ok(Self(EngineParts { executor, stop, token_bytes, limits, shares_prefixes: true }))
     }
 
     /// Whether what prompts begin with in common is computed once: it is, unless this says otherwise. No text depends on it.
     pub fn set_prefix_cache(&mut self, is_on: bool) {
-        self.shares_prefixes = is_on;
+        self.0.shares_prefixes = is_on;
     }
 
     /// Rows that a step on a GPU may have under these limits, which the sampler must be made for.
@@ -109,7 +104,7 @@ impl Engine {
 
     /// Rows that a step of one sequence is padded to: more than one on a GPU that would give other text with fewer.
     pub fn min_rows(&self) -> usize {
-        self.executor.min_rows()
+        self.0.executor.min_rows()
     }
 
     /// Answers requests until there are no more.
@@ -127,7 +122,7 @@ impl Engine {
         on_completion: &mut dyn FnMut(Completion) -> ControlFlow<()>,
         should_stop: &dyn Fn() -> bool,
     ) -> Result<RunStats, EngineError> {
-        let mut run = Run::new(self, on_completion)?;
+        let mut run = Run::new(&mut self.0, on_completion)?;
         loop {
             let mut flow = ControlFlow::Continue(());
             while flow.is_continue() && !should_stop() && run.scheduler.has_room() {

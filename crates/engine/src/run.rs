@@ -3,13 +3,14 @@
 use std::{
     collections::{HashMap, VecDeque},
     ops::ControlFlow,
+    sync::Arc,
 };
 
 use model_core::BlockMove;
-use sampling::{FinishReason, SampledToken, StopState};
+use sampling::{FinishReason, SampledToken, StopConditions, StopState, TokenBytes};
 
 use crate::{
-    Activity, Completion, Engine, EngineError, Request, RunStats,
+    Activity, Completion, EngineError, EngineLimits, Executor, Request, RunStats,
     plan::{RowId, RowSpan, SeqId, StepOutput, StepPlan},
     scheduler::{PromptParts, Scheduler, SeqGroup},
 };
@@ -44,9 +45,18 @@ struct Ended {
     reason: FinishReason,
 }
 
+/// What serves one run after the other.
+pub(crate) struct EngineParts {
+    pub(crate) executor: Box<dyn Executor>,
+    pub(crate) stop: StopConditions,
+    pub(crate) token_bytes: Arc<dyn TokenBytes + Send + Sync>,
+    pub(crate) limits: EngineLimits,
+    pub(crate) shares_prefixes: bool,
+}
+
 /// The state of one run.
 pub(crate) struct Run<'e, 'c> {
-    engine: &'e mut Engine,
+    engine: &'e mut EngineParts,
     on_completion: &'c mut dyn FnMut(Completion) -> ControlFlow<()>,
     pub(crate) scheduler: Scheduler,
     pub(crate) stats: RunStats,
@@ -65,7 +75,7 @@ struct InFlight {
 
 impl<'e, 'c> Run<'e, 'c> {
     pub(crate) fn new(
-        engine: &'e mut Engine,
+        engine: &'e mut EngineParts,
         on_completion: &'c mut dyn FnMut(Completion) -> ControlFlow<()>,
     ) -> Result<Self, EngineError> {
         let parts = PromptParts {

@@ -4,7 +4,8 @@
 
 use indexmap::IndexMap;
 
-use crate::{Node, python, scalar};
+use crate::float_repr::float_repr;
+use crate::{Node, scalar};
 
 /// PyYAML's `best_width`: a line is broken at the first space past it.
 const WIDTH: usize = 80;
@@ -301,7 +302,7 @@ fn float(value: f64) -> String {
     if value.is_infinite() {
         return if value > 0.0 { ".inf" } else { "-.inf" }.to_owned();
     }
-    let text = python::float(value);
+    let text = float_repr(value);
     if text.contains('.') { text } else { text.replacen('e', ".0e", 1) }
 }
 

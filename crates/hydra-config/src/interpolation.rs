@@ -1,13 +1,15 @@
-//! OmegaConf's interpolations: `${a.b}`, relative `${.x}`, nested ones; resolvers are in [`crate::resolvers`].
+//! OmegaConf's interpolations: `${a.b}`, relative `${.x}`, nested ones; resolvers are in [`resolvers`].
 //!
 //! The result is that of `OmegaConf.resolve`, save that a list or a map from a resolver is kept: there reading the key
 //! works and resolving the whole tree fails.
+
+mod resolvers;
 
 use indexmap::IndexMap;
 
 use crate::grammar::expression::{self, Element, Interpolation, Part};
 use crate::node::MISSING;
-use crate::{ConfigError, Node, python, resolvers};
+use crate::{ConfigError, Node, python};
 
 /// References through references that no real configuration needs.
 const MAX_DEPTH: usize = 64;

@@ -165,7 +165,7 @@ impl Node {
             Self::Null => "null".to_owned(),
             Self::Bool(value) => value.to_string(),
             Self::Int(value) => format!("the whole number {value}"),
-            Self::Float(value) => format!("the number {}", crate::python::float(*value)),
+            Self::Float(value) => format!("the number {}", crate::float_repr::float_repr(*value)),
             Self::Str(text) => format!("the string `{text}`"),
             Self::List(_) => "a list".to_owned(),
             Self::Map(_) => "a map".to_owned(),

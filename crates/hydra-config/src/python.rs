@@ -3,24 +3,7 @@
 //! Integers are of 64 bits: what would grow past them is an error here and a longer integer in Python.
 
 use crate::Node;
-
-/// `float.__repr__`: the shortest digits that read back the same.
-pub(crate) fn float(value: f64) -> String {
-    if value.is_nan() {
-        return "nan".to_owned();
-    }
-    if value.is_infinite() {
-        return if value > 0.0 { "inf" } else { "-inf" }.to_owned();
-    }
-    let scientific = format!("{value:e}");
-    let (mantissa, exponent) = scientific.split_once('e').unwrap_or((&scientific, "0"));
-    let exponent: i32 = exponent.parse().unwrap_or(0);
-    if (-4..16).contains(&exponent) {
-        let plain = value.to_string();
-        return if plain.contains('.') { plain } else { format!("{plain}.0") };
-    }
-    format!("{mantissa}e{}{:02}", if exponent < 0 { '-' } else { '+' }, exponent.abs())
-}
+use crate::float_repr::float_repr;
 
 /// `str(value)`.
 pub(crate) fn text(node: &Node) -> String {
@@ -33,7 +16,7 @@ pub(crate) fn repr(node: &Node) -> String {
         Node::Null => "None".to_owned(),
         Node::Bool(value) => if *value { "True" } else { "False" }.to_owned(),
         Node::Int(value) => value.to_string(),
-        Node::Float(value) => float(*value),
+        Node::Float(value) => float_repr(*value),
         Node::Str(text) => quoted(text),
         Node::List(list) => format!("[{}]", list.iter().map(repr).collect::<Vec<_>>().join(", ")),
         Node::Map(map) => {
@@ -73,7 +56,7 @@ pub(crate) fn parse_int(text: &str) -> Option<i64> {
     is_grouped.then(|| text.replace('_', "").parse().ok()).flatten()
 }
 
-/// `float(text)`, for ASCII digits.
+/// `float_repr(text)`, for ASCII digits.
 pub(crate) fn parse_float(text: &str) -> Option<f64> {
     let text = text.trim();
     // Rust reads the same words and forms; underscores are what it does not know.

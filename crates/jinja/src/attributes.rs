@@ -3,9 +3,8 @@
 use std::rc::Rc;
 
 use crate::error::{Error, Result};
-use crate::render::Renderer;
 use crate::text;
-use crate::value::{Undefined, Value};
+use crate::value::{Rendering, Undefined, Value};
 
 const STR_METHODS: [&str; 47] = [
     "capitalize",
@@ -78,7 +77,7 @@ fn method(value: &Value, name: &'static str) -> Found {
 }
 
 /// The methods and properties of a value.
-fn python_attribute(value: &Value, name: &str, renderer: &Renderer<'_>) -> Result<Found> {
+fn python_attribute(value: &Value, name: &str, renderer: &dyn Rendering) -> Result<Found> {
     if name.starts_with("__") && name.ends_with("__") && name.len() > 4 {
         return Ok(Found::Unsafe);
     }
@@ -158,7 +157,7 @@ fn missing(value: &Value, name: String, is_string: bool) -> Value {
 }
 
 /// Whether `value` has a method or property of this name.
-pub(crate) fn has_attribute(value: &Value, name: &str, renderer: &Renderer<'_>) -> Result<bool> {
+pub(crate) fn has_attribute(value: &Value, name: &str, renderer: &dyn Rendering) -> Result<bool> {
     Ok(!matches!(python_attribute(value, name, renderer)?, Found::Nothing))
 }
 
@@ -171,7 +170,7 @@ pub(crate) fn missing_attribute(value: &Value, name: &str) -> Value {
 ///
 /// # Errors
 /// When `value` is undefined.
-pub(crate) fn attribute(value: &Value, name: &str, renderer: &Renderer<'_>) -> Result<Value> {
+pub(crate) fn attribute(value: &Value, name: &str, renderer: &dyn Rendering) -> Result<Value> {
     if let Value::Undefined(undefined) = value {
         // What every object has is there, and is not given out; anything else fails.
         if matches!(
@@ -183,7 +182,7 @@ pub(crate) fn attribute(value: &Value, name: &str, renderer: &Renderer<'_>) -> R
         return Err(undefined.error());
     }
     if let Value::Function("self") = value {
-        if renderer.blocks.iter().any(|block| **block == *name) {
+        if renderer.has_block(name) {
             return Err(Error::refused("`self`, the blocks of the template, is not supported"));
         }
         return Ok(missing(value, text::repr(name), true));
@@ -205,7 +204,7 @@ pub(crate) fn attribute(value: &Value, name: &str, renderer: &Renderer<'_>) -> R
 ///
 /// # Errors
 /// When `value` is undefined.
-pub(crate) fn item(value: &Value, item: &Value, renderer: &Renderer<'_>) -> Result<Value> {
+pub(crate) fn item(value: &Value, item: &Value, renderer: &dyn Rendering) -> Result<Value> {
     if let Value::Undefined(undefined) = value {
         return Err(undefined.error());
     }

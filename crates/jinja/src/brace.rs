@@ -5,10 +5,9 @@ use crate::attributes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::number;
 use crate::percent::ascii;
-use crate::render::Renderer;
 use crate::spec::{Layout, float_digits, lay_out, sign_of};
 use crate::text;
-use crate::value::Value;
+use crate::value::{Rendering, Value};
 
 /// Where fields find their values.
 enum Source<'a> {
@@ -16,19 +15,19 @@ enum Source<'a> {
     Map(&'a Value),
 }
 
-struct Formatter<'a, 'r> {
+struct Formatter<'a> {
     source: Source<'a>,
     /// The number of the next field without one, or that fields have numbers.
     automatic: Option<usize>,
     is_manual: bool,
-    renderer: &'a Renderer<'r>,
+    renderer: &'a dyn Rendering,
 }
 
 /// `text.format(args)`.
 ///
 /// # Errors
 /// As Python's.
-pub(crate) fn format(text: &str, args: &Args, renderer: &Renderer<'_>) -> Result<String> {
+pub(crate) fn format(text: &str, args: &Args, renderer: &dyn Rendering) -> Result<String> {
     let source = Source::Args(args);
     Formatter { source, automatic: None, is_manual: false, renderer }.format(text, 2)
 }
@@ -37,12 +36,12 @@ pub(crate) fn format(text: &str, args: &Args, renderer: &Renderer<'_>) -> Result
 ///
 /// # Errors
 /// As Python's.
-pub(crate) fn format_map(text: &str, map: &Value, renderer: &Renderer<'_>) -> Result<String> {
+pub(crate) fn format_map(text: &str, map: &Value, renderer: &dyn Rendering) -> Result<String> {
     let source = Source::Map(map);
     Formatter { source, automatic: None, is_manual: false, renderer }.format(text, 2)
 }
 
-impl Formatter<'_, '_> {
+impl Formatter<'_> {
     fn format(&mut self, text: &str, depth: usize) -> Result<String> {
         if depth == 0 {
             return Err(Error::value_error("Max string recursion exceeded"));

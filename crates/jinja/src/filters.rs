@@ -9,77 +9,15 @@ mod wrap;
 use crate::args::Args;
 use crate::attributes;
 use crate::error::{Error, ErrorKind, Result};
+use crate::filter_names;
 use crate::json;
-use crate::render::Renderer;
-use crate::value::Value;
-
-const NAMES: [&str; 54] = [
-    "abs",
-    "attr",
-    "batch",
-    "capitalize",
-    "center",
-    "count",
-    "d",
-    "default",
-    "dictsort",
-    "e",
-    "escape",
-    "filesizeformat",
-    "first",
-    "float",
-    "forceescape",
-    "format",
-    "groupby",
-    "indent",
-    "int",
-    "items",
-    "join",
-    "last",
-    "length",
-    "list",
-    "lower",
-    "map",
-    "max",
-    "min",
-    "pprint",
-    "random",
-    "reject",
-    "rejectattr",
-    "replace",
-    "reverse",
-    "round",
-    "safe",
-    "select",
-    "selectattr",
-    "slice",
-    "sort",
-    "string",
-    "striptags",
-    "sum",
-    "title",
-    "tojson",
-    "trim",
-    "truncate",
-    "unique",
-    "upper",
-    "urlencode",
-    "urlize",
-    "wordcount",
-    "wordwrap",
-    "xmlattr",
-];
-
-/// Whether there is a filter of this name.
-pub(crate) fn exists(name: &str) -> bool {
-    NAMES.contains(&name)
-}
+use crate::value::{Rendering, Value};
 
 /// `value | name(args)`.
 ///
 /// # Errors
 /// As the filter's in Python.
-pub(crate) fn call(name: &str, value: Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+pub(crate) fn call(name: &str, value: Value, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     match name {
         "tojson" => json::dump(&value, args).map(Value::from),
         "default" | "d" => {
@@ -110,7 +48,7 @@ pub(crate) fn call(name: &str, value: Value, args: Args, renderer: &Renderer<'_>
             markup::call(name, &value, args, renderer)
         }
         "urlize" | "random" => Err(Error::refused(format!("the filter `{name}` is not supported"))),
-        _ if exists(name) => texts::call(name, &value, args),
+        _ if filter_names::exists(name) => texts::call(name, &value, args),
         _ => Err(Error::new(ErrorKind::Runtime, format!("No filter named '{name}' found."))),
     }
 }

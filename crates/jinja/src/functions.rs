@@ -6,8 +6,7 @@ use std::rc::Rc;
 use crate::args::{Args, int, string};
 use crate::error::{Error, ErrorKind, Result};
 use crate::methods;
-use crate::render::{Renderer, set_attribute};
-use crate::value::{Cycler, Range, Str, Value};
+use crate::value::{Cycler, Range, Rendering, Str, Value, set_attribute};
 
 /// The sandbox's limit for `range`.
 const MAX_RANGE: usize = 100_000;
@@ -25,7 +24,7 @@ pub(crate) fn global(name: &str) -> Option<Value> {
 ///
 /// # Errors
 /// As the function's in Python.
-pub(crate) fn call(name: &str, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+pub(crate) fn call(name: &str, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     match name {
         "range" => range(args),
         "dict" => methods::make_dict(args, renderer),
@@ -54,7 +53,7 @@ pub(crate) fn call(name: &str, args: Args, renderer: &Renderer<'_>) -> Result<Va
         "strftime_now" => {
             let [format] = args.bind(name, ["format"], 1)?;
             let format = format.unwrap_or(Value::None);
-            let Some(date) = renderer.date else {
+            let Some(date) = renderer.date() else {
                 return Err(Error::new(
                     ErrorKind::NoDate,
                     "`strftime_now` asks for the date, and none is given",
@@ -93,7 +92,7 @@ fn range(args: Args) -> Result<Value> {
     Ok(Value::Range(range))
 }
 
-fn namespace(args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+fn namespace(args: Args, renderer: &dyn Rendering) -> Result<Value> {
     let Value::Dict(dict) = methods::make_dict(args, renderer)? else { return Ok(Value::None) };
     let mut attributes = Vec::new();
     for (key, value) in dict.iter() {

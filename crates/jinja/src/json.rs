@@ -84,6 +84,18 @@ pub(crate) fn dump(value: &Value, args: Args) -> Result<String> {
     Ok(out)
 }
 
+/// What stands around the items.
+#[derive(Clone, Copy)]
+struct Brackets {
+    open: char,
+    close: char,
+}
+
+impl Brackets {
+    const LIST: Self = Self { open: '[', close: ']' };
+    const DICT: Self = Self { open: '{', close: '}' };
+}
+
 impl Layout {
     fn push(&self, out: &mut String, value: &Value, depth: usize) -> Result<()> {
         match value {
@@ -95,7 +107,7 @@ impl Layout {
             Value::Str(text) => self.push_string(out, &text.text),
             Value::List(items) | Value::Tuple(items) | Value::Group(items) => {
                 let push = |out: &mut String, item: &Value| self.push(out, item, depth + 1);
-                self.push_all(out, ['[', ']'], items.iter(), depth, push)?;
+                self.push_all(out, Brackets::LIST, items.iter(), depth, push)?;
             }
             Value::Dict(dict) => {
                 let mut entries: Vec<(Value, Value)> = dict.iter().cloned().collect();
@@ -117,7 +129,7 @@ impl Layout {
                     out.push_str(&self.key_separator);
                     self.push(out, value, depth + 1)
                 };
-                self.push_all(out, ['{', '}'], entries.iter(), depth, push)?;
+                self.push_all(out, Brackets::DICT, entries.iter(), depth, push)?;
             }
             other => {
                 return Err(Error::new(
@@ -132,12 +144,12 @@ impl Layout {
     fn push_all<'a, T: 'a>(
         &self,
         out: &mut String,
-        [open, close]: [char; 2],
+        brackets: Brackets,
         items: impl ExactSizeIterator<Item = &'a T>,
         depth: usize,
         push: impl Fn(&mut String, &T) -> Result<()>,
     ) -> Result<()> {
-        out.push(open);
+        out.push(brackets.open);
         let is_empty = items.len() == 0;
         for (position, item) in items.enumerate() {
             if position > 0 {
@@ -149,7 +161,7 @@ impl Layout {
         if !is_empty {
             self.break_line(out, depth);
         }
-        out.push(close);
+        out.push(brackets.close);
         Ok(())
     }
 

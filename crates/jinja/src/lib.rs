@@ -10,12 +10,14 @@
 //! Nothing is read or loaded, and a template cannot run without end in depth; a `range` has at most 100,000 items.
 
 mod args;
+mod arithmetic;
 mod ast;
 mod attributes;
 mod brace;
 mod date;
 mod display;
 mod error;
+mod filter_names;
 mod filters;
 mod functions;
 mod json;
@@ -64,7 +66,7 @@ impl Template {
         date: Option<Date>,
     ) -> Result<String, Error> {
         let variables = variables.into_iter().map(|(name, variable)| (Arc::from(name), variable.0));
-        render::render((&self.body, &self.blocks), variables.collect(), date)
+        render::render(&self.body, &self.blocks, variables.collect(), date)
     }
 }
 

@@ -10,14 +10,14 @@ pub(crate) use self::strings::{pad, replace, strip};
 use crate::args::Args;
 use crate::error::{Error, Result};
 use crate::number;
-use crate::render::Renderer;
-use crate::value::Value;
+use crate::ops;
+use crate::value::{LoopState, Rendering, Value};
 
 /// `value.name(args)`.
 ///
 /// # Errors
 /// As the method's in Python.
-pub(crate) fn call(value: &Value, name: &'static str, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+pub(crate) fn call(value: &Value, name: &'static str, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     match value {
         Value::Str(text) => strings::call(text, name, args, renderer),
         Value::List(items) | Value::Tuple(items) | Value::Group(items) => {
@@ -38,13 +38,39 @@ pub(crate) fn call(value: &Value, name: &'static str, args: Args, renderer: &Ren
             *position = (*position + 1) % cycler.items.len().max(1);
             Ok(current)
         }
-        Value::Loop(state) => state.call_method(name, args),
+        Value::Loop(state) => call_loop(state, name, args),
         other => Err(unsupported(other, name)),
     }
 }
 
 fn unsupported(value: &Value, name: &str) -> Error {
     Error::refused(format!("the method `{name}` of `{}` is not supported", value.type_name()))
+}
+
+fn call_loop(state: &LoopState, name: &str, args: Args) -> Result<Value> {
+    let items = args.positional;
+    if name == "cycle" {
+        let count = items.len();
+        let position = state.index0().checked_rem(count);
+        let position = position.ok_or_else(|| Error::type_error("no items for cycling given"))?;
+        return Ok(items[position].clone());
+    }
+    let mut last = state.last_changed.borrow_mut();
+    let is_same = match &*last {
+        Some(last) if last.len() == items.len() => {
+            let pairs = last.iter().zip(&items);
+            pairs
+                .map(|(left, right)| ops::equal(left, right))
+                .collect::<Result<Vec<_>>>()?
+                .iter()
+                .all(|same| *same)
+        }
+        _ => false,
+    };
+    if !is_same {
+        *last = Some(items);
+    }
+    Ok(Value::Bool(!is_same))
 }
 
 fn call_int(int: i128, name: &str, args: Args) -> Result<Value> {

@@ -3,17 +3,17 @@
 use std::cmp::Ordering;
 use std::rc::Rc;
 
+use crate::arithmetic;
 use crate::ast::{BinaryOp, CompareOp};
 use crate::error::{Error, ErrorKind, Result};
 use crate::number;
 use crate::percent;
-use crate::render::Renderer;
 use crate::text::{self, MAX_MADE_ITEMS};
-use crate::value::{Str, Value};
+use crate::value::{Rendering, Str, Value};
 
 /// `left op right`.
 pub(crate) fn binary(op: BinaryOp, left: &Value, right: &Value) -> Result<Value> {
-    if let Some(value) = number::arithmetic(op, left, right)? {
+    if let Some(value) = arithmetic::arithmetic(op, left, right)? {
         return Ok(value);
     }
     // A string's own `%` comes first, and takes an undefined value as it takes any.
@@ -136,7 +136,7 @@ pub(crate) fn signed(value: &Value, is_negative: bool) -> Result<Value> {
 }
 
 /// `left op right` for one comparison.
-pub(crate) fn compare(op: CompareOp, left: &Value, right: &Value, renderer: &Renderer<'_>) -> Result<bool> {
+pub(crate) fn compare(op: CompareOp, left: &Value, right: &Value, renderer: &dyn Rendering) -> Result<bool> {
     match op {
         CompareOp::Eq => equal(left, right),
         CompareOp::Ne => equal(left, right).map(|is_equal| !is_equal),
@@ -155,7 +155,7 @@ pub(crate) fn compare(op: CompareOp, left: &Value, right: &Value, renderer: &Ren
 
 /// `left == right`.
 pub(crate) fn equal(left: &Value, right: &Value) -> Result<bool> {
-    if let Some(order) = number::order(left, right)? {
+    if let Some(order) = arithmetic::order(left, right)? {
         return Ok(order == Some(Ordering::Equal));
     }
     Ok(match (left, right) {
@@ -231,7 +231,7 @@ pub(crate) fn order(left: &Value, right: &Value, sign: &str) -> Result<Option<Or
             return Err(undefined.error());
         }
     }
-    if let Some(order) = number::order(left, right)? {
+    if let Some(order) = arithmetic::order(left, right)? {
         return Ok(order);
     }
     match (left, right) {
@@ -257,7 +257,7 @@ pub(crate) fn order(left: &Value, right: &Value, sign: &str) -> Result<Option<Or
 }
 
 /// `item in container`.
-pub(crate) fn contains(container: &Value, item: &Value, renderer: &Renderer<'_>) -> Result<bool> {
+pub(crate) fn contains(container: &Value, item: &Value, renderer: &dyn Rendering) -> Result<bool> {
     match container {
         Value::Str(text) => match item {
             Value::Str(part) => Ok(text.text.contains(&*part.text)),
@@ -267,7 +267,7 @@ pub(crate) fn contains(container: &Value, item: &Value, renderer: &Renderer<'_>)
             ))),
         },
         Value::Dict(dict) | Value::View(crate::value::ViewKind::Keys, dict) => Ok(dict.get(item)?.is_some()),
-        Value::Range(range) => Ok(match number::as_float(item).and_then(number::whole) {
+        Value::Range(range) => Ok(match item.as_float().and_then(number::whole) {
             Some(value) => {
                 let offset = value - range.start;
                 offset % range.step == 0 && (0..range.len() as i128).contains(&(offset / range.step))
@@ -316,18 +316,26 @@ pub(crate) fn sort_by_key(mut keyed: Vec<(Value, Value)>, is_reversed: bool) -> 
     }
 }
 
+/// `start:stop:step`; `None` of Python for what is left out.
+#[derive(Clone, Copy)]
+pub(crate) struct Slice<'a> {
+    pub(crate) start: &'a Value,
+    pub(crate) stop: &'a Value,
+    pub(crate) step: &'a Value,
+}
+
 /// The bounds of `[start:stop:step]` over `len` items: which indices, in which order.
 ///
 /// # Errors
 /// When a bound is no integer or the step is zero.
-pub(crate) fn slice_indices(bounds: [&Value; 3], len: usize) -> Result<Vec<usize>> {
+fn slice_indices(slice: Slice<'_>, len: usize) -> Result<Vec<usize>> {
     let bound = |value: &Value| match value {
         Value::None => Ok(None),
         other => other.as_int().map(Some).ok_or_else(|| {
             Error::type_error("slice indices must be integers or None or have an __index__ method")
         }),
     };
-    let (start, stop, step) = (bound(bounds[0])?, bound(bounds[1])?, bound(bounds[2])?.unwrap_or(1));
+    let (start, stop, step) = (bound(slice.start)?, bound(slice.stop)?, bound(slice.step)?.unwrap_or(1));
     if step == 0 {
         return Err(Error::value_error("slice step cannot be zero"));
     }
@@ -350,7 +358,7 @@ pub(crate) fn slice_indices(bounds: [&Value; 3], len: usize) -> Result<Vec<usize
 }
 
 /// `value[start:stop:step]`.
-pub(crate) fn slice(value: &Value, bounds: [&Value; 3]) -> Result<Value> {
+pub(crate) fn slice(value: &Value, bounds: Slice<'_>) -> Result<Value> {
     let pick = |items: &[Value]| -> Result<Vec<Value>> {
         Ok(slice_indices(bounds, items.len())?.into_iter().map(|index| items[index].clone()).collect())
     };

@@ -97,7 +97,7 @@ fn escaped(value: &Value) -> Result<Value> {
     Ok(match value {
         Value::Str(text) if !text.is_markup => Value::from(text::escape_html(&text.text)),
         Value::Str(text) => Value::from(&*text.text),
-        number if number::as_float(number).is_some() => number.clone(),
+        number if number.as_float().is_some() => number.clone(),
         other => Value::from(text::escape_html(&other.to_text()?)),
     })
 }
@@ -189,7 +189,7 @@ fn convert(value: &Value, kind: char, conversion: &Conversion, index: usize) -> 
         'e' | 'E' | 'f' | 'F' | 'g' | 'G' => {
             let float = match value {
                 Value::Undefined(undefined) => return Err(undefined.error()),
-                other => number::as_float(other).ok_or_else(|| {
+                other => other.as_float().ok_or_else(|| {
                     Error::type_error(format!("must be real number, not {}", other.type_name()))
                 })?,
             };

@@ -5,11 +5,10 @@ use std::rc::Rc;
 use crate::args::Args;
 use crate::ast::{BinaryOp, CompareOp};
 use crate::error::{Error, ErrorKind, Result};
-use crate::filters;
+use crate::filter_names;
 use crate::methods;
 use crate::ops;
-use crate::render::Renderer;
-use crate::value::Value;
+use crate::value::{Rendering, Value};
 
 const NAMES: [&str; 39] = [
     "odd",
@@ -62,7 +61,7 @@ pub(crate) fn exists(name: &str) -> bool {
 ///
 /// # Errors
 /// As the test's in Python.
-pub(crate) fn call(name: &str, value: &Value, args: Args, renderer: &Renderer<'_>) -> Result<bool> {
+pub(crate) fn call(name: &str, value: &Value, args: Args, renderer: &dyn Rendering) -> Result<bool> {
     if !exists(name) {
         return Err(Error::new(ErrorKind::Runtime, format!("No test named '{name}' found.")));
     }
@@ -91,7 +90,7 @@ pub(crate) fn call(name: &str, value: &Value, args: Args, renderer: &Renderer<'_
         "even" => remainder_is(value, &Value::Int(2), 0)?,
         "defined" => !matches!(value, Value::Undefined(_)),
         "undefined" => matches!(value, Value::Undefined(_)),
-        "filter" => hashable(value)?.is_some_and(filters::exists),
+        "filter" => hashable(value)?.is_some_and(filter_names::exists),
         "test" => hashable(value)?.is_some_and(exists),
         "none" => matches!(value, Value::None),
         "boolean" => matches!(value, Value::Bool(_)),

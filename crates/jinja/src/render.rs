@@ -3,21 +3,17 @@
 mod expression;
 mod looping;
 mod macros;
-mod scope;
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
-pub(crate) use self::looping::LoopState;
-pub(crate) use self::macros::MacroValue;
-pub(crate) use self::scope::Scope;
 use crate::args::Args;
 use crate::ast::{Named, Stmt, Target};
 use crate::date::Date;
 use crate::error::{Error, ErrorKind, Result};
 use crate::filters;
-use crate::value::{Names, Value};
+use crate::value::{LoopState, Rendering, Scope, Value, set_attribute};
 
 /// How deep expressions, statements and calls may lie in each other while rendering.
 ///
@@ -28,12 +24,12 @@ const MAX_DEPTH: usize = 300;
 pub(crate) struct Renderer<'a> {
     /// The variables that the caller gives.
     root: Rc<Scope>,
-    pub(crate) date: Option<Date>,
+    date: Option<Date>,
     depth: Cell<usize>,
     /// Scopes that macros refer back to; these reference cycles are broken at the end.
     macro_scopes: RefCell<Vec<Rc<Scope>>>,
     /// The names of the template's blocks.
-    pub(crate) blocks: &'a [Arc<str>],
+    blocks: &'a [Arc<str>],
 }
 
 /// How a run of statements ended.
@@ -49,7 +45,8 @@ enum Flow {
 /// # Errors
 /// As the template's in Python, or when it asks for what this engine does not do.
 pub(crate) fn render(
-    (body, blocks): (&[Stmt], &[Arc<str>]),
+    body: &[Stmt],
+    blocks: &[Arc<str>],
     variables: Vec<(Arc<str>, Value)>,
     date: Option<Date>,
 ) -> Result<String> {
@@ -67,6 +64,23 @@ pub(crate) fn render(
         scope.clear();
     }
     ended.map(|_| out)
+}
+
+impl Rendering for Renderer<'_> {
+    fn date(&self) -> Option<Date> {
+        self.date
+    }
+
+    fn has_block(&self, name: &str) -> bool {
+        self.blocks.iter().any(|block| **block == *name)
+    }
+
+    fn is_wanted(&self, item: &Value, state: &LoopState) -> Result<bool> {
+        let Some(filter) = &state.node.filter else { return Ok(true) };
+        let scope = state.scope.child();
+        self.assign(&state.node.target, item.clone(), &scope)?;
+        Ok(self.eval(filter, &scope)?.is_true())
+    }
 }
 
 impl Renderer<'_> {
@@ -240,24 +254,5 @@ fn push_output(out: &mut String, value: &Value) -> Result<()> {
         .as_str()
         .ok_or_else(|| Error::type_error(format!("sequence item 0: expected str instance, {found} found")))?;
     out.push_str(text);
-    Ok(())
-}
-
-/// Sets an attribute of a namespace, which may not start with an underscore.
-pub(crate) fn set_attribute(attributes: &mut Names, name: &Arc<str>, value: Value) -> Result<()> {
-    if name.starts_with('_') {
-        let shown = crate::text::repr(name);
-        return Err(Error::new(
-            ErrorKind::Security,
-            format!(
-                "Chat templates cannot store underscore-prefixed attributes on a namespace, but got {shown}. Please rename \
-                 the attribute."
-            ),
-        ));
-    }
-    match attributes.iter_mut().find(|(known, _)| known == name) {
-        Some((_, slot)) => *slot = value,
-        None => attributes.push((Arc::clone(name), value)),
-    }
     Ok(())
 }

@@ -2,6 +2,10 @@
 //!
 //! Nothing but namespaces and iterators ever changes, since the sandbox forbids every method that would.
 
+mod looping;
+mod macros;
+mod scope;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
@@ -9,9 +13,12 @@ use std::sync::Arc;
 
 use indexmap::IndexMap;
 
+pub(crate) use self::looping::LoopState;
+pub(crate) use self::macros::MacroValue;
+pub(crate) use self::scope::Scope;
+use crate::date::Date;
 use crate::error::{Error, ErrorKind, Result};
 use crate::number;
-use crate::render::{LoopState, MacroValue, Renderer};
 
 /// A value of the template language. Clones share their content.
 #[derive(Clone)]
@@ -46,6 +53,25 @@ pub(crate) enum Value {
 
 /// Names and their values, in the order of setting.
 pub(crate) type Names = Vec<(Arc<str>, Value)>;
+
+/// Sets an attribute of a namespace, which may not start with an underscore.
+pub(crate) fn set_attribute(attributes: &mut Names, name: &Arc<str>, value: Value) -> Result<()> {
+    if name.starts_with('_') {
+        let shown = crate::text::repr(name);
+        return Err(Error::new(
+            ErrorKind::Security,
+            format!(
+                "Chat templates cannot store underscore-prefixed attributes on a namespace, but got {shown}. Please rename \
+                 the attribute."
+            ),
+        ));
+    }
+    match attributes.iter_mut().find(|(known, _)| known == name) {
+        Some((_, slot)) => *slot = value,
+        None => attributes.push((Arc::clone(name), value)),
+    }
+    Ok(())
+}
 
 /// A string; `is_markup` is `markupsafe.Markup`, which escapes what is joined to it.
 #[derive(Clone, Debug)]
@@ -114,8 +140,20 @@ impl Undefined {
     }
 }
 
+/// What values ask of the rendering that they are part of.
+pub(crate) trait Rendering {
+    /// The date that the caller gives.
+    fn date(&self) -> Option<Date>;
+
+    /// Whether the template has a block of this name.
+    fn has_block(&self, name: &str) -> bool;
+
+    /// Whether the `if` of a loop lets an item in.
+    fn is_wanted(&self, item: &Value, state: &LoopState) -> Result<bool>;
+}
+
 /// Makes the items of an iterator when they are first asked for, as a generator does.
-pub(crate) type Producer = Box<dyn FnOnce(&Renderer<'_>) -> Result<Vec<Value>>>;
+pub(crate) type Producer = Box<dyn FnOnce(&dyn Rendering) -> Result<Vec<Value>>>;
 
 /// An iterator. `kind` is the name of its type.
 pub(crate) struct Iter {
@@ -137,7 +175,7 @@ impl Iter {
         Value::Iter(Rc::new(Self { kind, state: RefCell::new(IterState::Items(items.into())) }))
     }
 
-    fn fill(&self, renderer: &Renderer<'_>) -> Result<()> {
+    fn fill(&self, renderer: &dyn Rendering) -> Result<()> {
         // Taken out before it runs: a generator that asks for its own items finds none.
         let state = self.state.replace(IterState::Items(VecDeque::new()));
         let items = match state {
@@ -149,7 +187,7 @@ impl Iter {
     }
 
     /// Every item that is left.
-    pub(crate) fn drain(&self, renderer: &Renderer<'_>) -> Result<Vec<Value>> {
+    pub(crate) fn drain(&self, renderer: &dyn Rendering) -> Result<Vec<Value>> {
         self.fill(renderer)?;
         match self.state.replace(IterState::Items(VecDeque::new())) {
             IterState::Items(items) => Ok(items.into()),
@@ -157,7 +195,7 @@ impl Iter {
         }
     }
 
-    pub(crate) fn next(&self, renderer: &Renderer<'_>) -> Result<Option<Value>> {
+    pub(crate) fn next(&self, renderer: &dyn Rendering) -> Result<Option<Value>> {
         self.fill(renderer)?;
         match &mut *self.state.borrow_mut() {
             IterState::Items(items) => Ok(items.pop_front()),
@@ -374,6 +412,13 @@ impl Value {
         }
     }
 
+    pub(crate) fn as_float(&self) -> Option<f64> {
+        match self {
+            Self::Float(float) => Some(*float),
+            other => other.as_int().map(|int| int as f64),
+        }
+    }
+
     /// Number of items, `len()` of Python's.
     pub(crate) fn len(&self) -> Result<usize> {
         Ok(match self {
@@ -396,7 +441,7 @@ impl Value {
     ///
     /// # Errors
     /// When it cannot be iterated, or a generator fails.
-    pub(crate) fn items(&self, renderer: &Renderer<'_>) -> Result<Vec<Self>> {
+    pub(crate) fn items(&self, renderer: &dyn Rendering) -> Result<Vec<Self>> {
         Ok(match self {
             Self::List(items) | Self::Tuple(items) | Self::Group(items) => items.to_vec(),
             Self::Str(text) => text.text.chars().map(|c| Self::from(c.to_string())).collect(),

@@ -9,8 +9,8 @@ use model_spec::blocks_for;
 use tch::Tensor;
 
 use crate::batch::Span;
+use crate::ids::Ids;
 use crate::kv_cache::BLOCK_SIZE_TOKENS;
-use crate::ops::Ids;
 use crate::{Batch, BlockId, DeviceDecode, KvCache, ModelError};
 
 /// The rows of one sequence in the step, and its place in the cache.

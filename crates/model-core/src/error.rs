@@ -2,8 +2,6 @@
 
 use model_spec::{Float, Numerics};
 
-use crate::kv_cache::{BlockId, HostBlockId};
-
 /// An error of the model: its config, its weights or its arithmetic.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -166,7 +164,7 @@ pub enum ModelError {
     #[error("KV block {block} is outside the cache of {num_blocks} blocks")]
     BadBlock {
         /// The block.
-        block: BlockId,
+        block: u32,
         /// Blocks of the cache.
         num_blocks: usize,
     },
@@ -176,7 +174,7 @@ pub enum ModelError {
     )]
     BadHostBlock {
         /// The block.
-        block: HostBlockId,
+        block: u32,
         /// Blocks that the host may hold.
         num_host_blocks: usize,
     },
@@ -194,6 +192,9 @@ pub enum ModelError {
     /// The device or the host has no memory left.
     #[error("out of memory")]
     OutOfMemory(#[source] tch::TchError),
+    /// A tensor that ranks cannot share.
+    #[error(transparent)]
+    Indivisible(#[from] model_spec::Indivisible),
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Format(#[from] nemo_format::FormatError),

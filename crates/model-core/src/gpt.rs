@@ -7,13 +7,14 @@ use model_spec::Numerics;
 use tch::{Kind, Tensor};
 
 use crate::attention_context::AttentionContext;
-use crate::backend::plain::to_device;
 use crate::causal_lm::CausalLm;
 use crate::config::ModelConfig;
+use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
 use crate::layers::Layer;
-use crate::ops::{AttentionOp, Epilogue, Ids, LinearOp, StepState};
+use crate::ops::{AttentionOp, Epilogue, LinearOp, StepState};
+use crate::upload::to_device;
 use crate::weights::Weights;
 use crate::{Batch, DeviceDecode, ModelError};
 
@@ -28,10 +29,10 @@ pub(crate) struct Gpt<S: StepState> {
 
 impl<S: StepState> Gpt<S> {
     pub(crate) fn new(config: ModelConfig, weights: Weights<S>, state: S) -> Result<Self, ModelError> {
-        let embedding_factor = match config.apply_embedding_scaling {
+        let embedding_factor = match config.uniform.apply_embedding_scaling {
             // Megatron rounds the factor to the embedding's type before it multiplies.
             true => {
-                let factor = Tensor::f_from_slice(&[(config.hidden_size as f64).sqrt()])?;
+                let factor = Tensor::f_from_slice(&[(config.uniform.hidden_size as f64).sqrt()])?;
                 Some(factor.f_to_kind(state.numerics().compute.kind())?.f_double_value(&[0])?)
             }
             false => None,

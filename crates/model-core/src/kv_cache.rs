@@ -17,9 +17,7 @@ use model_spec::KvGroup;
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
-use crate::backend::plain::to_device;
-use crate::config::ModelConfig;
-use crate::load::{Backend, LoadOptions};
+use crate::upload::to_device;
 
 /// Index of a block in the cache, the same in all groups.
 pub type BlockId = u32;
@@ -96,7 +94,7 @@ impl KvPool {
 
 /// Where the keys and values of a layer are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct PoolLayer {
     pool_idx: usize,
     /// Among the layers of the pool.
     layer_idx: usize,
@@ -109,7 +107,7 @@ pub struct KvCache {
     /// One for each group.
     pools: Vec<KvPool>,
     /// For each layer of the model, up to the last that has one.
-    places: Vec<Option<Place>>,
+    places: Vec<Option<PoolLayer>>,
     num_host_blocks: usize,
     /// What was swapped out, a part of each pool.
     host: HashMap<HostBlockId, Vec<StoredBlock>>,
@@ -129,7 +127,7 @@ impl KvCache {
         let mut places = vec![None; num_layers];
         for (pool_idx, group) in groups.iter().enumerate() {
             for (layer_idx, &layer) in group.layers.iter().enumerate() {
-                places[layer] = Some(Place { pool_idx, layer_idx });
+                places[layer] = Some(PoolLayer { pool_idx, layer_idx });
             }
         }
         let pools = groups.iter().map(make).collect::<Result<_, _>>()?;
@@ -188,23 +186,6 @@ impl KvCache {
     /// Tokens in a block.
     pub fn block_size_tokens(&self) -> usize {
         BLOCK_SIZE_TOKENS
-    }
-
-    /// Bytes that one block takes over all layers, for planning memory before there is a cache.
-    pub fn bytes_per_block(config: &ModelConfig, options: LoadOptions) -> usize {
-        Self::bytes_per_block_of(&config.kv_groups(), options) as usize
-    }
-
-    fn bytes_per_block_of(groups: &[KvGroup], options: LoadOptions) -> u64 {
-        let format = options.numerics.kv;
-        let of_group = |group: &KvGroup| match (options.backend, options.device) {
-            // Its panels are padded.
-            (Backend::Fused, Device::Cpu) => {
-                PackedKv::block_bytes(&packed_shape(group, 1), format.size_bytes()) as u64
-            }
-            _ => group.bytes_per_block(format),
-        };
-        groups.iter().map(of_group).sum()
     }
 
     /// Copies whole blocks in all layers, `(from, to)` each, in order.
@@ -303,10 +284,8 @@ fn copy_on_device(tensor: &mut Tensor, pairs: &[(BlockId, BlockId)]) -> Result<(
 #[cfg(test)]
 mod tests {
     use cpu_kernels::CpuKernels;
-    use model_spec::{Float, Numerics};
 
     use super::*;
-    use crate::AttentionSwitches;
 
     const NUM_BLOCKS: usize = 5;
 
@@ -444,23 +423,5 @@ mod tests {
             assert!(refused(BlockMove::SwapOut { from: 5, to: 0 }).starts_with("KV block 5 is outside"));
             assert!(refused(BlockMove::SwapIn { from: 0, to: 5 }).starts_with("KV block 5 is outside"));
         }
-    }
-
-    #[test]
-    fn a_block_takes_the_bytes_of_all_groups() {
-        let options = |backend, float| LoadOptions {
-            numerics: Numerics::uniform(float),
-            backend,
-            device: Device::Cpu,
-            attention: AttentionSwitches::default(),
-        };
-        let bytes = |options| KvCache::bytes_per_block_of(&groups(), options);
-        let elems = 2 * 32 * (2 * 2 * 16 + 24);
-        assert_eq!(bytes(options(Backend::Plain, Float::Fp32)), 4 * elems);
-        assert_eq!(bytes(options(Backend::Plain, Float::Bf16)), 2 * elems);
-        // The value panels of the CPU kernels have heads of whole multiples of 32.
-        let padded = 32 * (2 * 2 * (16 + 32) + (24 + 32));
-        assert_eq!(bytes(options(Backend::Fused, Float::Fp32)), 4 * padded);
-        assert_eq!(KvCache::bytes_per_block_of(&[], options(Backend::Plain, Float::Fp32)), 0);
     }
 }

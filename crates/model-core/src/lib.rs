@@ -11,20 +11,19 @@ mod causal_lm;
 mod config;
 mod error;
 mod gpt;
+mod ids;
 mod kinds;
 mod kv_cache;
 mod layers;
 mod load;
 mod ops;
+mod upload;
 mod weights;
 
 pub use attention_algorithm::{AttentionAlgorithm, AttentionSwitches};
 pub use batch::{Batch, DeviceDecode, Span};
 pub use causal_lm::CausalLm;
-pub use config::{
-    Activation, AttentionWindow, BlockStyle, ModelConfig, Nonlinearity, Normalization, PositionEmbedding,
-    RawModelConfig, RopeScaling, RotaryConfig, RotaryPairing,
-};
+pub use config::{ModelConfig, RawModelConfig};
 pub use error::ModelError;
 pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, BlockMove, HostBlockId, KvCache};
-pub use load::{Backend, LoadOptions, load_model};
+pub use load::{Backend, LoadOptions, footprint, load_model};

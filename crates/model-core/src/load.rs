@@ -1,6 +1,7 @@
 //! From a config and a source of weights to a model.
 
-use model_spec::Numerics;
+use cpu_kernels::PackedKv;
+use model_spec::{Footprint, KvGroup, ModelSpec, Numerics, ShardPlace};
 use nemo_format::TensorSource;
 use tch::Device;
 
@@ -11,6 +12,7 @@ use crate::backend::plain::PlainLoader;
 use crate::causal_lm::CausalLm;
 use crate::config::ModelConfig;
 use crate::gpt::Gpt;
+use crate::kv_cache::packed_shape;
 use crate::ops::Loader;
 use crate::weights::Weights;
 use crate::{AttentionSwitches, ModelError};
@@ -76,6 +78,30 @@ pub fn load_model(
     }
 }
 
+/// What the weights take of memory, and a block of the KV cache, known before either is read or made.
+///
+/// # Errors
+/// Only for a part of a model whose tensors cannot be shared evenly, never for the whole.
+pub fn footprint(model: &ModelSpec, options: LoadOptions) -> Result<Footprint, ModelError> {
+    let mut footprint = model.footprint(&options.numerics, &ShardPlace::whole(model))?;
+    for (group, bytes) in &mut footprint.kv {
+        *bytes = bytes_per_block(group, options);
+    }
+    Ok(footprint)
+}
+
+/// Bytes that a block takes over the layers of a group, as a backend lays it out.
+fn bytes_per_block(group: &KvGroup, options: LoadOptions) -> u64 {
+    let format = options.numerics.kv;
+    match (options.backend, options.device) {
+        // Its panels are padded.
+        (Backend::Fused, Device::Cpu) => {
+            PackedKv::block_bytes(&packed_shape(group, 1), format.size_bytes()) as u64
+        }
+        _ => group.bytes_per_block(format),
+    }
+}
+
 fn load_for<L: Loader<State: 'static>>(
     config: ModelConfig,
     source: &dyn TensorSource,
@@ -83,4 +109,35 @@ fn load_for<L: Loader<State: 'static>>(
 ) -> Result<Box<dyn CausalLm>, ModelError> {
     let (weights, state) = Weights::load(&config, source, loader)?;
     Ok(Box::new(Gpt::new(config, weights, state)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use model_spec::Float;
+
+    use super::*;
+
+    #[test]
+    fn a_block_takes_the_bytes_of_all_groups() {
+        let group = |layers: &[usize], num_query_groups, kv_channels| KvGroup {
+            layers: layers.to_vec(),
+            num_query_groups,
+            kv_channels,
+            window_tokens: None,
+        };
+        let groups = [group(&[0, 3], 2, 16), group(&[1], 1, 24)];
+        let options = |backend, float| LoadOptions {
+            numerics: Numerics::uniform(float),
+            backend,
+            device: Device::Cpu,
+            attention: AttentionSwitches::default(),
+        };
+        let bytes = |options| groups.iter().map(|group| bytes_per_block(group, options)).sum::<u64>();
+        let elems = 2 * 32 * (2 * 2 * 16 + 24);
+        assert_eq!(bytes(options(Backend::Plain, Float::Fp32)), 4 * elems);
+        assert_eq!(bytes(options(Backend::Plain, Float::Bf16)), 2 * elems);
+        // The value panels of the CPU kernels have heads of whole multiples of 32.
+        let padded = 32 * (2 * 2 * (16 + 32) + (24 + 32));
+        assert_eq!(bytes(options(Backend::Fused, Float::Fp32)), 4 * padded);
+    }
 }

@@ -11,6 +11,7 @@ use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
+use crate::ids::Ids;
 use crate::kv_cache::{KvCache, KvPool};
 
 /// A stored tensor of floating-point numbers: row-major, little endian, perhaps unaligned.
@@ -106,28 +107,6 @@ impl Norm {
 
 pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
     (tensor.numel() * tensor.kind().elt_size_in_bytes()) as u64
-}
-
-/// Row numbers of an embedding table.
-#[derive(Clone, Copy)]
-pub(crate) enum Ids<'a> {
-    /// Known to the host, checked against the table.
-    Host(&'a [u32]),
-    /// int32 `[num_tokens]` on the model's device, where a sampler that knows the table put them.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
-    Device(&'a Tensor),
-}
-
-impl Ids<'_> {
-    /// The ids on the host, for backends that compute there.
-    pub(crate) fn on_host(&self, backend: &'static str) -> Result<&[u32], ModelError> {
-        match self {
-            Self::Host(ids) => Ok(ids),
-            Self::Device(_) => {
-                Err(ModelError::NoBackend { backend, reason: "the token ids are on another device" })
-            }
-        }
-    }
 }
 
 /// Decode steps that are planned on the device ([`crate::CausalLm::decode_on_device`]); only a backend there has them.

@@ -6,7 +6,7 @@ mod explain;
 mod interleaved;
 mod reader;
 
-use model_spec::{BlockStyle, LAYERS, LayerSpec, ModelSpec, Module, Part, TableRows, TensorId};
+use model_spec::{BlockStyle, LAYERS, LayerSpec, ModelSpec, Module, Part, TensorId};
 use nemo_format::TensorSource;
 use tch::Tensor;
 
@@ -39,7 +39,7 @@ impl<S: StepState> Weights<S> {
         source: &dyn TensorSource,
         mut loader: L,
     ) -> Result<(Self, S), ModelError> {
-        let spec = config.spec(table_rows(source));
+        let spec = config.spec_of(source);
         // First, because it costs little and tells of heads that the backend does not take.
         let attention = (spec.layers.iter().enumerate())
             .map(|(layer_idx, layer)| {
@@ -75,13 +75,6 @@ impl<S: StepState> Weights<S> {
             + self.final_norm.size_bytes()
             + self.output.size_bytes()
     }
-}
-
-/// The rows of the checkpoint's tables; 0 of one that it lacks, which is an error where the model has it.
-fn table_rows(source: &dyn TensorSource) -> TableRows {
-    let rows =
-        |id: TensorId| source.meta(&id.name()).and_then(|meta| meta.shape.first()).copied().unwrap_or(0);
-    TableRows { vocab: rows(WORD_EMBEDDINGS), positions: rows(POSITION_EMBEDDINGS) }
 }
 
 fn load_positions<L: Loader>(

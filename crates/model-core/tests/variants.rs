@@ -5,11 +5,10 @@ mod common;
 
 use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{BACKENDS, MemorySource, Runner, max_difference, rows};
-use model_core::{
-    Activation, AttentionSwitches, Backend, BlockStyle, KvCache, LoadOptions, ModelConfig, Nonlinearity,
-    Normalization, PositionEmbedding, RotaryPairing,
+use model_core::{AttentionSwitches, Backend, LoadOptions, ModelConfig};
+use model_spec::{
+    Activation, BlockStyle, Float, Nonlinearity, Normalization, Numerics, PositionEmbedding, RotaryPairing,
 };
-use model_spec::{Float, Numerics};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 
@@ -27,7 +26,7 @@ struct Direct<'a> {
 
 impl Direct<'_> {
     fn logits(&self) -> Vec<Vec<f32>> {
-        let config = self.config;
+        let config = &self.config.uniform;
         let ids = Tensor::from_slice(&TOKENS.map(i64::from));
         let embedding = self.source.double("model.embedding.word_embeddings.weight");
         let mut x = embedding.index_select(0, &ids);
@@ -55,13 +54,10 @@ impl Direct<'_> {
             x = after_attention + self.linear(&activated, &format!("{prefix}mlp.linear_fc2"));
         }
         let hidden = self.norm(&x, "model.decoder.final_layernorm.");
-        let output = if config.share_embeddings_and_output_weights {
-            embedding
-        } else {
-            self.source.double("model.output_layer.weight")
-        };
+        let output =
+            if config.output.tied { embedding } else { self.source.double("model.output_layer.weight") };
         let mut logits = hidden.matmul(&output.tr());
-        if config.output_layer_bias {
+        if config.output.bias {
             logits += self.source.double("model.output_layer.bias");
         }
         rows(&logits.to_kind(Kind::Float).contiguous())
@@ -69,16 +65,16 @@ impl Direct<'_> {
 
     fn norm(&self, x: &Tensor, prefix: &str) -> Tensor {
         let mut gain = self.source.double(&format!("{prefix}weight"));
-        if self.config.zero_centered_gamma {
+        if self.config.uniform.norm.zero_centered_gamma {
             gain += 1.0;
         }
         let mean = |x: &Tensor| x.mean_dim(-1, true, Kind::Double);
-        match self.config.normalization {
-            Normalization::RmsNorm => x / (mean(&(x * x)) + self.config.layernorm_epsilon).sqrt() * gain,
+        match self.config.uniform.norm.normalization {
+            Normalization::RmsNorm => x / (mean(&(x * x)) + self.config.uniform.norm.epsilon).sqrt() * gain,
             Normalization::LayerNorm => {
                 let centred = x - mean(x);
                 let variance = mean(&(&centred * &centred));
-                centred / (variance + self.config.layernorm_epsilon).sqrt() * gain
+                centred / (variance + self.config.uniform.norm.epsilon).sqrt() * gain
                     + self.source.double(&format!("{prefix}bias"))
             }
         }
@@ -91,13 +87,13 @@ impl Direct<'_> {
     }
 
     fn attention(&self, qkv: &Tensor) -> Tensor {
-        let config = self.config;
-        let (num_tokens, channels) = (TOKENS.len() as i64, config.kv_channels as i64);
-        let queries_per_group = (config.num_attention_heads / config.num_query_groups) as i64;
-        let grouped = qkv.view([num_tokens, config.num_query_groups as i64, queries_per_group + 2, channels]);
+        let heads = self.config.uniform.heads;
+        let (num_tokens, channels) = (TOKENS.len() as i64, heads.kv_channels as i64);
+        let queries_per_group = heads.queries_per_group() as i64;
+        let grouped = qkv.view([num_tokens, heads.num_query_groups as i64, queries_per_group + 2, channels]);
         let head = |group: i64, slot: i64| grouped.select(1, group).select(1, slot);
         let causal = Tensor::ones([num_tokens, num_tokens], (Kind::Bool, tch::Device::Cpu)).tril(0);
-        let heads = (0..config.num_attention_heads as i64)
+        let attended = (0..heads.num_attention_heads as i64)
             .map(|query| {
                 let group = query / queries_per_group;
                 let rotated_query = self.rotate(&head(group, query % queries_per_group));
@@ -107,15 +103,15 @@ impl Direct<'_> {
                 scores.softmax(-1, Kind::Double).matmul(&head(group, queries_per_group + 1))
             })
             .collect::<Vec<_>>();
-        Tensor::cat(&heads, 1)
+        Tensor::cat(&attended, 1)
     }
 
     /// Element by element, as the papers have it.
     fn rotate(&self, x: &Tensor) -> Tensor {
-        let PositionEmbedding::Rope(rope) = self.config.position_embedding else {
+        let PositionEmbedding::Rope(rope) = self.config.uniform.position_embedding else {
             return x.shallow_clone();
         };
-        let (half, channels) = (rope.rotary_dims / 2, self.config.kv_channels);
+        let (half, channels) = (rope.rotary_dims / 2, self.config.uniform.heads.kv_channels);
         let mut values: Vec<f64> = Vec::<f64>::try_from(x.contiguous().view([-1])).unwrap();
         for (position, row) in values.chunks_mut(channels).enumerate() {
             for pair in 0..half {
@@ -284,8 +280,13 @@ fn parameters_and_bytes_are_counted_once_for_a_shared_table() {
         device: tch::Device::Cpu,
         attention: AttentionSwitches::default(),
     };
-    assert_eq!(KvCache::bytes_per_block(&config, plain), 2 * 2 * 4 * 12 * 32 * 2);
+    let footprint = |options| model_core::footprint(&config.spec_of(&source), options).unwrap();
+    assert_eq!(footprint(plain).bytes_per_block(), 2 * 2 * 4 * 12 * 32 * 2);
+    let fp32 = LoadOptions { numerics: Numerics::uniform(Float::Fp32), ..plain };
+    assert_eq!(footprint(fp32).weight_bytes, model.weight_bytes());
+    let bf16 = Runner::new(config.clone(), &source, Float::Bf16, Backend::Plain).unwrap().model;
+    assert_eq!(footprint(plain).weight_bytes, bf16.weight_bytes());
     // The fused kernels' value panels have heads of whole multiples of 32.
     let fused = LoadOptions { backend: Backend::Fused, ..plain };
-    assert_eq!(KvCache::bytes_per_block(&config, fused), 2 * 4 * (12 + 32) * 32 * 2);
+    assert_eq!(footprint(fused).bytes_per_block(), 2 * 4 * (12 + 32) * 32 * 2);
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Indivisible, KvFormat, ModelSpec, Numerics, ShardPlace};
+use crate::{Indivisible, KvFormat, ModelSpec, Module, Numerics, ShardPlace};
 
 /// Tokens in a block of the KV cache, for every backend.
 pub const BLOCK_SIZE_TOKENS: usize = 32;
@@ -47,6 +47,8 @@ impl KvGroup {
 pub struct Footprint {
     /// Bytes of the weights as they are held.
     pub weight_bytes: u64,
+    /// Of these, bytes of tables of which a step reads no more than a row a token.
+    pub lookup_bytes: u64,
     /// The groups of layers of its KV cache, each with the bytes a block takes without padding.
     pub kv: Vec<(KvGroup, u64)>,
 }
@@ -95,20 +97,26 @@ impl ModelSpec {
     /// # Errors
     /// When the ranks cannot share a tensor evenly.
     pub fn footprint(&self, numerics: &Numerics, at: &ShardPlace) -> Result<Footprint, Indivisible> {
-        let mut weight_bytes = 0_u64;
+        let (mut weight_bytes, mut lookup_bytes) = (0_u64, 0_u64);
         for tensor in self.tensors().filter(|tensor| at.holds(self, tensor.id)) {
             let elem_bytes =
                 if tensor.id.module.is_norm() { NORM_BYTES } else { numerics.weights.size_bytes() as u64 };
             let elems =
                 tensor.regions(at)?.iter().fold(0, |sum: u64, region| sum.saturating_add(region.num_elems()));
-            weight_bytes = weight_bytes.saturating_add(elems.saturating_mul(elem_bytes));
+            let tensor_bytes = elems.saturating_mul(elem_bytes);
+            weight_bytes = weight_bytes.saturating_add(tensor_bytes);
+            let is_lookup = match tensor.id.module {
+                Module::WordEmbeddings => !self.output.tied,
+                module => module == Module::PositionEmbeddings,
+            };
+            lookup_bytes = lookup_bytes.saturating_add(if is_lookup { tensor_bytes } else { 0 });
         }
         let groups = self.kv_groups_of(at.layers.clone(), at.tp_size as usize);
         let sized = |group: KvGroup| {
             let bytes = group.bytes_per_block(numerics.kv);
             (group, bytes)
         };
-        Ok(Footprint { weight_bytes, kv: groups.into_iter().map(sized).collect() })
+        Ok(Footprint { weight_bytes, lookup_bytes, kv: groups.into_iter().map(sized).collect() })
     }
 }
 

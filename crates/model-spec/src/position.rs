@@ -54,4 +54,19 @@ impl RopeScaling {
         high_freq_factor: 4.0,
         original_max_position_embeddings: 8192.0,
     };
+
+    /// The keys of `rope_scaling`, in the order of [`Self::values`].
+    pub const KEYS: [&str; 4] =
+        ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
+
+    /// The constants in the order of [`Self::KEYS`].
+    pub const fn values(&self) -> [f64; 4] {
+        [self.factor, self.low_freq_factor, self.high_freq_factor, self.original_max_position_embeddings]
+    }
+
+    /// The constants from their values in the order of [`Self::KEYS`].
+    pub const fn from_values(values: [f64; 4]) -> Self {
+        let [factor, low_freq_factor, high_freq_factor, original_max_position_embeddings] = values;
+        Self { factor, low_freq_factor, high_freq_factor, original_max_position_embeddings }
+    }
 }

@@ -2,20 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{Dim, ModelSpec, Module, TensorId, TensorSpec};
-
-/// How tensor-parallel ranks share a tensor.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Shard {
-    /// All have it whole.
-    Replicated,
-    /// Each has some rows, in order of the ranks.
-    Rows,
-    /// Each has some rows of the first half, then as many of the second.
-    RowsOfHalves,
-    /// Each has some columns, in order of the ranks.
-    Columns,
-}
+use crate::{Dim, ModelSpec, Module, Shard, TensorId, TensorSpec};
 
 /// Which part of a model a rank has.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::{HeadLayout, Shard};
+use crate::HeadLayout;
 
 /// What a tensor belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,6 +73,19 @@ pub struct TensorId {
     pub module: Module,
     /// Which tensor of it.
     pub part: Part,
+}
+
+/// How tensor-parallel ranks share a tensor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shard {
+    /// All have it whole.
+    Replicated,
+    /// Each has some rows, in order of the ranks.
+    Rows,
+    /// Each has some rows of the first half, then as many of the second.
+    RowsOfHalves,
+    /// Each has some columns, in order of the ranks.
+    Columns,
 }
 
 /// A tensor that a model has.

@@ -9,7 +9,9 @@ use crate::archive::{Archive, CONFIG, Packing};
 use crate::dist_ckpt::{self, FOLDER};
 use crate::partial_models::{refuse_adapters, refuse_peft_folder};
 use crate::pieced::PiecedSource;
-use crate::{FormatError, SourceNote, TensorMeta, TensorSource, checkpoint_notes, model_keys, nemo2, ranks};
+use crate::{
+    FormatError, SourceNote, StoredTensorInfo, TensorSource, checkpoint_notes, model_keys, nemo2, ranks,
+};
 
 /// Members up to this size enter the fingerprint whole; of larger ones, samples of this size do.
 const SAMPLE_BYTES: usize = 64 << 10;
@@ -28,19 +30,6 @@ pub struct Checkpoint {
     tensors: PiecedSource,
     stored: Vec<StoredTensorInfo>,
     notes: Vec<SourceNote>,
-}
-
-/// A tensor as the checkpoint's own files name it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredTensorInfo {
-    /// The member that holds it: a file of one rank, or the folder of a distributed checkpoint.
-    pub file: String,
-    /// The file's own name; stacked layers have none of their numbers in it.
-    pub name: String,
-    /// Type and shape in the file.
-    pub meta: TensorMeta,
-    /// What it is in [`Checkpoint::tensors`], `*` for every layer; `None` when it is not a weight of the model.
-    pub canonical: Option<String>,
 }
 
 /// Which of NeMo's ways to store a model this is.

@@ -3,10 +3,9 @@
 use hydra_config::Node;
 
 use crate::archive::{Archive, CONFIG};
-use crate::checkpoint::StoredTensorInfo;
 use crate::dist_ckpt::{FOLDER, ShardedBackend};
 use crate::source_note::recorded;
-use crate::{SourceNote, nemo2};
+use crate::{SourceNote, StoredTensorInfo, nemo2};
 
 /// Names that only the weights of a Hugging Face folder have.
 const HF_WEIGHTS: [&str; 4] = [

@@ -8,7 +8,7 @@ use tch::Tensor;
 use torch_ext::view::f32_slice;
 
 use crate::{
-    SamplingError,
+    RowState, SamplingError,
     argmax::{argmax, checked_max},
     draw::draw,
     philox::uniform,
@@ -16,19 +16,6 @@ use crate::{
     rules::{SamplingRules, bad_logits},
     weights::sum_weights,
 };
-
-/// What the sampler must know about one row of a step's logits.
-#[derive(Clone, Copy, Debug)]
-pub struct RowState<'a> {
-    /// Position of the sample in the input file: the Philox key together with the run's seed.
-    pub sample_idx: u64,
-    /// Which response of the sample.
-    pub response_idx: u32,
-    /// Tokens generated so far: 0 for the first.
-    pub num_generated: u32,
-    /// Prompt and generated tokens so far, for the repetition penalty.
-    pub history: &'a [u32],
-}
 
 /// One chosen token.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]

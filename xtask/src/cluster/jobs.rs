@@ -31,7 +31,8 @@ impl Job {
     pub(super) fn new(
         workspace: &Workspace,
         folder: &Path,
-        (program, checkpoint): (PathBuf, PathBuf),
+        program: PathBuf,
+        checkpoint: PathBuf,
     ) -> Result<Self> {
         let read = |path: &str| {
             std::fs::read_to_string(workspace.path(path)).with_context(|| format!("cannot read `{path}`"))

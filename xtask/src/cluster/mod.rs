@@ -53,7 +53,7 @@ pub(crate) fn run_all(workspace: &Workspace, args: &Args) -> Result<()> {
         Some(path) => path.canonicalize().with_context(|| format!("cannot find `{}`", path.display()))?,
         None => workspace.path("tests/fixtures/mcore_llama/llama_fp32_torch_dist.nemo"),
     };
-    let job = Job::new(workspace, folder.path(), (program, checkpoint))?;
+    let job = Job::new(workspace, folder.path(), program, checkpoint)?;
     let started = Instant::now();
     let expect = job.one_rank()?;
     check("mpirun", &job, &expect, |results| job.mpirun(results))?;

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Completion, Engine, EngineLimits, Request, RunStats};
-use model_core::{BLOCK_SIZE_TOKENS, Backend, KvCache, LoadOptions, ModelConfig};
-use model_spec::{NamedShape, blocks_for};
+use model_core::{BLOCK_SIZE_TOKENS, Backend, LoadOptions};
+use model_spec::{Footprint, NamedShape, blocks_for};
 use sampling::{SamplingParams, SamplingRules, StopConditions};
 use serde_json::{Value, json};
 
@@ -43,18 +43,18 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         let vocab_size = shape.shape().padded_vocab_size as usize;
         let workload = Workload::of(measure, vocab_size, arguments.max_num_seqs)?;
         let (config, source) = shapes::source(shape, workload.weights)?;
+        let footprint = model_core::footprint(&config.spec_of(&source), options)?;
         let started = Instant::now();
-        let model = model_core::load_model(config.clone(), &source, options)?;
+        let model = model_core::load_model(config, &source, options)?;
         drop(source);
         let load_s = started.elapsed().as_secs_f64();
-        let weight_bytes = model.weight_bytes()
-            - (vocab_size * config.hidden_size * options.numerics.weights.size_bytes()) as u64;
         let floor = Floor {
-            weight_bytes,
-            kv_bytes_per_token: (KvCache::bytes_per_block(&config, options) / BLOCK_SIZE_TOKENS) as u64,
+            weight_bytes: footprint.weight_bytes - footprint.lookup_bytes,
+            kv_bytes_per_token: footprint.bytes_per_block() / BLOCK_SIZE_TOKENS as u64,
             bandwidth: arguments.bandwidth_gbps * 1e9,
         };
-        let mut engine = open(model, options, &config, &workload, vocab_size)?;
+        let limits = limits(arguments, options, &footprint, &workload, vocab_size);
+        let mut engine = open(model, options, &workload, limits, vocab_size)?;
         engine.set_prefix_cache(!arguments.no_prefix_cache);
         if arguments.unconstrained {
             crate::model::device::let_blas_choose()?;
@@ -75,32 +75,47 @@ fn check_cuts(shape: NamedShape, options: LoadOptions) -> Result<Value, Failure>
     cuts::run(model.as_mut(), shape.shape().padded_vocab_size as usize, is_device)
 }
 
-fn open(
-    model: Box<dyn model_core::CausalLm>,
+fn num_tokens(request: &Request) -> usize {
+    request.prompt.len() + request.max_new_tokens as usize
+}
+
+/// Blocks for all that runs at once, or as many as fit.
+fn limits(
+    arguments: &BenchArgs,
     options: LoadOptions,
-    config: &ModelConfig,
+    footprint: &Footprint,
     workload: &Workload,
     vocab_size: usize,
-) -> Result<Engine, Failure> {
-    let tokens = |request: &Request| request.prompt.len() + request.max_new_tokens as usize;
+) -> EngineLimits {
     let blocks = |request: &Request| {
-        (blocks_for(tokens(request), BLOCK_SIZE_TOKENS) + 1) * request.num_responses as usize
+        (blocks_for(num_tokens(request), BLOCK_SIZE_TOKENS) + 1) * request.num_responses as usize
     };
     let mut sizes: Vec<usize> = workload.requests.iter().map(blocks).collect();
     sizes.sort_unstable_by(|a, b| b.cmp(a));
     let wanted = sizes.iter().take(workload.max_num_seqs).sum::<usize>();
-    let bytes_per_block = KvCache::bytes_per_block(config, options);
+    let bytes_per_block = footprint.bytes_per_block().max(1);
     // Logits in float32 are there twice: of a decode step and of a prefill.
     let kept_free = ((2 << 30) + 8 * vocab_size * workload.max_num_seqs).max(3 << 30) as u64;
-    let affordable = crate::model::device::available_bytes(options.device)
-        .map_or(wanted, |bytes| (bytes.saturating_sub(kept_free) as usize) / bytes_per_block.max(1));
-    let limits = EngineLimits {
+    let affordable = || {
+        crate::model::device::available_bytes(options.device)
+            .map_or(wanted, |bytes| (bytes.saturating_sub(kept_free) / bytes_per_block) as usize)
+    };
+    EngineLimits {
         max_num_seqs: workload.max_num_seqs,
         max_prefill_tokens: 8192,
-        num_blocks: wanted.min(affordable).max(1),
-        num_host_blocks: 0,
+        num_blocks: arguments.num_blocks.unwrap_or_else(|| wanted.min(affordable()).max(1)),
+        num_host_blocks: arguments.num_host_blocks,
         block_size_tokens: BLOCK_SIZE_TOKENS,
-    };
+    }
+}
+
+fn open(
+    model: Box<dyn model_core::CausalLm>,
+    options: LoadOptions,
+    workload: &Workload,
+    limits: EngineLimits,
+    vocab_size: usize,
+) -> Result<Engine, Failure> {
     let params = SamplingParams {
         use_greedy: false,
         temperature: 1.0,
@@ -111,7 +126,7 @@ fn open(
     };
     let rules = SamplingRules { params, vocab_size, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
     let setup = SamplingSetup { rules, stop: StopConditions::default() };
-    let longest = workload.requests.iter().map(tokens).max();
+    let longest = workload.requests.iter().map(num_tokens).max();
     let size = EngineSize { limits, longest_sequence_tokens: longest.unwrap_or(1) };
     open_engine(model, options, setup, Arc::new(TokenTable::unknown()), size)
 }
@@ -143,6 +158,11 @@ fn run_workload(engine: &mut Engine, workload: &Workload, floor: &Floor) -> Resu
         "busy_percent": round(100.0 * gpu_s / wall_s),
         "hash": &hash_of(&responses)[..16],
     });
+    if stats.num_preemptions > 0 {
+        line["preemptions"] = json!(stats.num_preemptions);
+        line["swapped_blocks"] = json!(stats.num_swapped_out_blocks + stats.num_swapped_in_blocks);
+        line["swap_s"] = json!(round(stats.swap_time.as_secs_f64()));
+    }
     match workload.figures {
         Figures::Usual => {}
         Figures::Floor { rows, context } => {

@@ -50,7 +50,8 @@ impl Tables {
     pub(super) fn new(
         random: &[bf16],
         std: f32,
-        [vocab_size, hidden_size]: [usize; 2],
+        vocab_size: usize,
+        hidden_size: usize,
     ) -> Result<Self, &'static str> {
         if vocab_size <= CYCLE_TOKENS || random.len() < (CYCLE_TOKENS + 1) * hidden_size {
             return Err("its vocabulary is too small");
@@ -114,7 +115,7 @@ mod tests {
         let hidden_size = 1024;
         let vocab_size = 1000;
         let random = random_weights((CYCLE_TOKENS + 1) * hidden_size);
-        let tables = Tables::new(&random, WEIGHT_STD, [vocab_size, hidden_size]).unwrap();
+        let tables = Tables::new(&random, WEIGHT_STD, vocab_size, hidden_size).unwrap();
         let row = |table: &[bf16], token: usize| -> Vec<f64> {
             table[token * hidden_size..][..hidden_size].iter().map(|elem| elem.to_f64()).collect()
         };
@@ -143,6 +144,6 @@ mod tests {
 
     #[test]
     fn a_vocabulary_without_room_is_refused() {
-        assert!(Tables::new(&[bf16::ONE; 4096], 0.02, [448, 4]).is_err());
+        assert!(Tables::new(&[bf16::ONE; 4096], 0.02, 448, 4).is_err());
     }
 }

@@ -98,7 +98,7 @@ pub(crate) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
 fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Failure> {
     let checkpoint = Checkpoint::open(checkpoint)?;
     let config = model_config(checkpoint.model_config())?;
-    if let Some(window) = config.attention_window {
+    if let Some(window) = config.uniform.window {
         // The benchmark's sequences may be longer than the model is trained for, but not than it is computed for.
         let longest = LOADS.iter().map(|load| (load.prompt_tokens + load.new_tokens) as usize).max();
         if longest.is_some_and(|longest| longest > window.tokens) {

@@ -61,12 +61,13 @@ pub(super) fn source(shape: NamedShape, weights: Weights) -> Result<(ModelConfig
     let rows = TableRows { vocab: padded_vocab_size, positions: MAX_SEQ_LEN_TOKENS as u64 };
     let mut source = DummySource::new(&config.spec(rows));
     if weights == Weights::Copying {
-        let table = [padded_vocab_size as usize, config.hidden_size];
+        let (vocab_size, hidden_size) = (padded_vocab_size as usize, config.uniform.hidden_size);
         let refused = |why| Failure::usage(format!("weights of `{}` cannot copy: {why}", shape.name()));
         if uniform.output.tied {
             return Err(refused("the output layer is the embedding table"));
         }
-        source.tables = Some(copying::Tables::new(&source.random, WEIGHT_STD, table).map_err(refused)?);
+        source.tables =
+            Some(copying::Tables::new(&source.random, WEIGHT_STD, vocab_size, hidden_size).map_err(refused)?);
     }
     Ok((config, source))
 }

@@ -21,6 +21,13 @@ pub(crate) enum Meeting {
     Agent { host: String, port: u16, key: String },
 }
 
+/// Where rank 0 serves its store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Address {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+}
+
 /// One rank among several.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RankPlace {
@@ -50,7 +57,7 @@ pub(crate) struct LauncherPlan {
     pub(crate) num_ranks: u32,
     pub(crate) world_size: u32,
     /// `None` on one machine: the launcher takes a free port.
-    pub(crate) address: Option<(String, u16)>,
+    pub(crate) address: Option<Address>,
 }
 
 /// Looks up an environment variable.
@@ -304,7 +311,7 @@ fn own_launcher(env: Env<'_>, devices: Devices) -> Result<Role, Failure> {
             devices.num_nodes
         )));
     }
-    let address = Some((host, port(env, || DEFAULT_PORT)?));
+    let address = Some(Address { host, port: port(env, || DEFAULT_PORT)? });
     Ok(Role::Launcher(LauncherPlan { first_rank: node * num_ranks, num_ranks, world_size, address }))
 }
 

@@ -24,7 +24,7 @@ use crate::exit::{ExitStatus, Failure};
 use crate::signals::StopWatch;
 
 use super::cores;
-use super::ranks::LauncherPlan;
+use super::ranks::{Address, LauncherPlan};
 
 /// Set for the ranks: the process that started them.
 pub(crate) const LAUNCHER_VARIABLE: &str = "ALIGNER_GEN_LAUNCHER";
@@ -66,15 +66,15 @@ pub(crate) fn run(plan: &LauncherPlan, log: LogArgs, watch: &StopWatch) -> Resul
             let bound =
                 TcpListener::bind("127.0.0.1:0").and_then(|socket| Ok((socket.local_addr()?, socket)));
             let (address, socket) = bound.context("cannot open a socket for the ranks")?;
-            ((address.ip().to_string(), address.port()), Some(socket))
+            (Address { host: address.ip().to_string(), port: address.port() }, Some(socket))
         }
     };
     tracing::info!(
         "starting {} of {} ranks on this machine; rank 0 is at {}:{}",
         plan.num_ranks,
         plan.world_size,
-        address.0,
-        address.1
+        address.host,
+        address.port
     );
     for local_rank in 0..plan.num_ranks {
         // Only the first rank gets the socket, which it serves.
@@ -87,7 +87,7 @@ pub(crate) fn run(plan: &LauncherPlan, log: LogArgs, watch: &StopWatch) -> Resul
 fn start(
     plan: &LauncherPlan,
     local_rank: u32,
-    (host, port): &(String, u16),
+    address: &Address,
     socket: Option<&TcpListener>,
     log: LogArgs,
 ) -> Result<RankProcess, Failure> {
@@ -101,10 +101,10 @@ fn start(
         ("WORLD_SIZE", plan.world_size),
         ("LOCAL_RANK", local_rank),
         ("LOCAL_WORLD_SIZE", plan.num_ranks),
-        ("MASTER_PORT", u32::from(*port)),
+        ("MASTER_PORT", u32::from(address.port)),
         (LAUNCHER_VARIABLE, std::process::id()),
     ];
-    command.envs(numbers.map(|(name, value)| (name, value.to_string()))).env("MASTER_ADDR", host);
+    command.envs(numbers.map(|(name, value)| (name, value.to_string()))).env("MASTER_ADDR", &address.host);
     if let Some(socket) = socket {
         fcntl_setfd(socket, FdFlags::empty()).context("cannot hand the socket to rank 0")?;
         command.env(SOCKET_VARIABLE, socket.as_raw_fd().to_string());

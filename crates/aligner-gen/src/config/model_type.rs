@@ -3,7 +3,8 @@
 //! NeMo's exporter builds another TensorRT-LLM class for each name; here one forward pass runs them all, so a name is
 //! only ever refused, never obeyed. `gptj` and `gptnext` both mean the exporter's general GPT.
 
-use model_core::{Activation, BlockStyle, ModelConfig, Nonlinearity, Normalization, PositionEmbedding};
+use model_core::ModelConfig;
+use model_spec::{Activation, BlockStyle, Nonlinearity, Normalization, PositionEmbedding};
 
 use crate::exit::Failure;
 
@@ -69,31 +70,32 @@ impl ModelType {
     }
 
     fn traits(self, config: &ModelConfig) -> Vec<Trait> {
-        let layer_norm = config.normalization == Normalization::LayerNorm;
+        let model = &config.uniform;
+        let layer_norm = model.norm.normalization == Normalization::LayerNorm;
         let norm = |needed, fits| Trait {
             key: "normalization",
             needed,
             found: if layer_norm { "layernorm" } else { "rmsnorm" },
             fits,
         };
-        let Activation { nonlinearity, gated } = config.activation;
+        let Activation { nonlinearity, gated } = model.activation;
         let is_gelu = matches!(nonlinearity, Nonlinearity::Gelu | Nonlinearity::GeluTanh);
         let activation = |needed, fits| Trait {
             key: "activation",
             needed,
-            found: activation_name(config.activation),
+            found: activation_name(model.activation),
             fits,
         };
-        let rope = matches!(config.position_embedding, PositionEmbedding::Rope(_));
+        let rope = matches!(model.position_embedding, PositionEmbedding::Rope(_));
         let rope = Trait {
             key: "position_embedding_type",
             needed: "rope",
             found: if rope { "rope" } else { "learned_absolute" },
             fits: rope,
         };
-        let sequential = config.block_style == BlockStyle::Sequential;
+        let sequential = model.block_style == BlockStyle::Sequential;
         let sequential = flag("parallel_attention", !sequential, false);
-        let scaling = |wanted| flag("apply_embedding_scaling", config.apply_embedding_scaling, wanted);
+        let scaling = |wanted| flag("apply_embedding_scaling", model.apply_embedding_scaling, wanted);
         match self {
             Self::Gptj | Self::Gptnext => Vec::new(),
             Self::Llama => vec![
@@ -109,7 +111,7 @@ impl ModelType {
                 rope,
                 sequential,
                 scaling(true),
-                flag("share_embeddings_and_output_weights", config.share_embeddings_and_output_weights, true),
+                flag("share_embeddings_and_output_weights", model.output.tied, true),
             ],
             Self::Falcon => {
                 vec![

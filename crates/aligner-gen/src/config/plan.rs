@@ -15,7 +15,7 @@ use super::devices::Devices;
 use super::exp_manager::ExpManagerPlan;
 use super::model_type::ModelType;
 use super::range::{count, out_of_range, positive};
-use super::raw::{RawConfig, RawDropLast, RawLimit};
+use super::raw::{RawConfig, RawDropLast, RawLimit, RawTrainerGeneration};
 use super::records::{self, RecordFormat};
 use crate::exit::Failure;
 use crate::output::OutputField;

@@ -31,7 +31,8 @@ fn model_status(error: &ModelError) -> ExitStatus {
         ModelError::OutOfMemory(_) | ModelError::NoBackend { .. } => ExitStatus::Device,
         ModelError::MixedNumerics { .. }
         | ModelError::BeyondWindow { .. }
-        | ModelError::NoAttention { .. } => ExitStatus::Usage,
+        | ModelError::NoAttention { .. }
+        | ModelError::Indivisible(_) => ExitStatus::Usage,
         ModelError::SequenceTooLong { .. } | ModelError::TooLong { .. } => ExitStatus::Data,
         ModelError::MissingKey { .. }
         | ModelError::BadValue { .. }
@@ -43,7 +44,9 @@ fn model_status(error: &ModelError) -> ExitStatus {
         | ModelError::BadToken { .. }
         | ModelError::Format(_) => ExitStatus::Checkpoint,
         // A fault of the program itself.
-        ModelError::BadBatch { .. } | ModelError::BadBlock { .. } => ExitStatus::Failed,
+        ModelError::BadBatch { .. } | ModelError::BadBlock { .. } | ModelError::BadHostBlock { .. } => {
+            ExitStatus::Failed
+        }
         ModelError::Ext(error) => ext_status(error),
         ModelError::Torch(error) => torch_status(error),
     }
@@ -197,6 +200,15 @@ mod tests {
             (ModelError::BeyondWindow { encoder_seq_length: 2, tokens: 1, key }, ExitStatus::Usage),
             (
                 ModelError::NoAttention { flash: false, fused: false, compute: Float::Fp32, head_dim: 64 },
+                ExitStatus::Usage,
+            ),
+            (
+                ModelError::Indivisible(model_spec::Indivisible {
+                    name: name.clone(),
+                    tp_size: 2,
+                    num_units: 1,
+                    origin: String::new(),
+                }),
                 ExitStatus::Usage,
             ),
             (ModelError::SequenceTooLong { num_tokens: 2, limit: 1, key }, ExitStatus::Data),

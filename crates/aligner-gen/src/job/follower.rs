@@ -105,8 +105,8 @@ impl Follower<'_> {
                 Err(_) => {}
             }
         };
-        let (neighbours, room) = (setup.neighbours, setup.plan.room);
-        let demand = Demand { longest_sequence_tokens, num_sequences, neighbours, room };
+        let (neighbours, limits) = (setup.neighbours, setup.plan.room);
+        let demand = Demand { longest_sequence_tokens, num_sequences, neighbours, limits };
         let memory = setup.memory(demand)?;
         let tokens = Arc::new(TokenTable::new(setup.tokenizer.tokenizer.as_ref())?);
         let mut engine = setup.engine(tokens, &memory)?;

@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use data::{KeptMetadata, LengthLimits, TokenField};
-use model_core::{
-    Activation, AttentionAlgorithm, Backend, BlockStyle, LoadOptions, ModelConfig, Nonlinearity,
-    Normalization, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing,
+use model_core::{AttentionAlgorithm, Backend, LoadOptions, ModelConfig};
+use model_spec::{
+    Activation, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec, PositionEmbedding,
+    RopeScaling, RotaryConfig, RotaryPairing, UniformSpec,
 };
 use sampling::SamplingParams;
 
@@ -97,30 +98,24 @@ fn length_limits(limits: &LengthLimits) -> BTreeMap<String, usize> {
 
 /// The fields of a model that its arithmetic depends on.
 pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
-    let ModelConfig {
+    // Among the settings is the length of a sequence.
+    let ModelConfig { ref uniform, encoder_seq_length: _, max_position_embeddings } = *config;
+    let UniformSpec {
         num_layers,
         hidden_size,
         ffn_hidden_size,
-        num_attention_heads,
-        num_query_groups,
-        kv_channels,
+        heads: HeadLayout { num_attention_heads, num_query_groups, kv_channels },
         block_style,
-        normalization,
-        zero_centered_gamma,
-        layernorm_epsilon,
+        norm: NormSpec { normalization, zero_centered_gamma, epsilon: layernorm_epsilon },
         activation: Activation { nonlinearity, gated },
         bias,
         qkv_bias,
         position_embedding,
-        share_embeddings_and_output_weights,
-        output_layer_bias,
-        apply_embedding_scaling,
-        // Among the settings.
-        encoder_seq_length: _,
-        max_position_embeddings,
         // No sequence is longer.
-        attention_window: _,
-    } = *config;
+        window: _,
+        apply_embedding_scaling,
+        output: OutputSpec { tied: share_embeddings_and_output_weights, bias: output_layer_bias },
+    } = *uniform;
     let rotary = match position_embedding {
         PositionEmbedding::LearnedAbsolute => None,
         PositionEmbedding::Rope(rotary) => Some(rotary),

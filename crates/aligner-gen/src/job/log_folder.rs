@@ -49,7 +49,7 @@ pub(crate) fn begin(
         write(&log_dir.join("git-info.log"), &text)?;
     }
     logging
-        .attach(log_dir, (0, begin.local_rank))
+        .attach(log_dir, 0, begin.local_rank)
         .with_context(|| format!("cannot write to `{}`", log_dir.display()))
         .exit_with(ExitStatus::Failed)?;
     if let Some((num_files, folder)) = moved {

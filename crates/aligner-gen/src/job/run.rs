@@ -127,7 +127,7 @@ fn run_first(
     };
     let mut metrics = Metrics::start(&plan.exp_manager, &facts);
     let reporting = Reporting { logging, metrics: &mut metrics };
-    let ended = prepared.generate(&steps, sink, (server, reporting), &watch);
+    let ended = prepared.generate(&steps, sink, server, reporting, &watch);
     metrics.finish(match &ended {
         Ok(status) => *status,
         Err(failure) => failure.status,
@@ -161,7 +161,7 @@ impl Prepared {
             longest_sequence_tokens: longest.unwrap_or(1),
             num_sequences: steps.num_planned().saturating_mul(plan.num_responses as usize),
             neighbours: setup.neighbours,
-            room: setup.plan.room,
+            limits: setup.plan.room,
         };
         let memory = setup.memory(demand)?;
         let mut identity = setup.identity()?;
@@ -214,7 +214,7 @@ impl Prepared {
         let LoadOptions { backend, attention, device, numerics } = self.setup.options;
         if backend == Backend::Plain
             && let Ok(chosen) =
-                attention.choose(device, numerics.compute, self.setup.model_config.kv_channels)
+                attention.choose(device, numerics.compute, self.setup.model_config.uniform.heads.kv_channels)
         {
             tracing::info!("attention: {chosen:?} ({attention:?})");
         }
@@ -230,9 +230,11 @@ impl Prepared {
         &self,
         steps: &[PendingStep],
         mut sink: JsonlSink,
-        (mut server, reporting): (Option<Server>, Reporting<'_>),
+        mut server: Option<Server>,
+        reporting: Reporting<'_>,
         watch: &StopWatch,
     ) -> Result<ExitStatus, Failure> {
+        let Reporting { logging, metrics } = reporting;
         let plan = &self.setup.plan;
         let tokens = Arc::new(TokenTable::new(self.setup.tokenizer.tokenizer.as_ref())?);
         let prompts = &self.prompts;
@@ -244,7 +246,7 @@ impl Prepared {
             num_steps: before + steps.len() as u64,
             num_responses: num_pending as u64 * u64::from(plan.num_responses),
         };
-        let progress = Progress::start(&reporting.logging.bars, totals, before, sink.consumed_samples());
+        let progress = Progress::start(&logging.bars, totals, before, sink.consumed_samples());
         let longest = self.demand.longest_sequence_tokens;
         let job = Job {
             plan,
@@ -261,7 +263,7 @@ impl Prepared {
             capacity: worker::capacity(&self.memory.limits, longest, plan.num_responses),
             topology: self.setup.topology,
         };
-        let reports = Reports { progress, metrics: reporting.metrics };
+        let reports = Reports { progress, metrics };
         let load = || self.setup.engine(Arc::clone(&tokens), &self.memory);
         let mut summary = generate(&job, server.as_mut(), &load, collector, &mut sink, reports)?;
         summary.samples_left_out =

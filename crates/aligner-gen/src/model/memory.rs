@@ -1,8 +1,8 @@
 //! How much memory a run takes, and how many sequences the KV cache is made for.
 
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
-use model_core::{BLOCK_SIZE_TOKENS, KvCache, LoadOptions, ModelConfig};
-use model_spec::blocks_for;
+use model_core::{BLOCK_SIZE_TOKENS, LoadOptions, ModelConfig};
+use model_spec::{AttentionSpec, LayerSpec, MlpSpec, ModelSpec, blocks_for};
 use nemo_format::Checkpoint;
 use tch::Device;
 
@@ -41,7 +41,7 @@ pub(crate) struct Demand {
     /// Responses to generate in all.
     pub(crate) num_sequences: usize,
     pub(crate) neighbours: Neighbours,
-    pub(crate) room: RoomPlan,
+    pub(crate) limits: RoomPlan,
 }
 
 /// Ranks that share memory with a rank, itself included.
@@ -53,7 +53,7 @@ pub(crate) struct Neighbours {
 
 /// What the device of a run allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct Room {
     is_gpu: bool,
     available_bytes: Option<u64>,
     /// Of the host, where the device has memory of its own.
@@ -62,7 +62,7 @@ struct Place {
     max_prefill_tokens: usize,
 }
 
-impl Place {
+impl Room {
     fn new(options: LoadOptions) -> Self {
         let available_bytes = device::available_bytes(options.device);
         if options.device == Device::Cpu { Self::host(available_bytes) } else { Self::gpu(available_bytes) }
@@ -100,7 +100,7 @@ impl Place {
 
     /// Most sequences at once.
     fn num_seqs(&self, demand: Demand) -> usize {
-        demand.room.max_batch.unwrap_or(self.max_num_seqs).min(demand.num_sequences).max(1)
+        demand.limits.max_batch.unwrap_or(self.max_num_seqs).min(demand.num_sequences).max(1)
     }
 
     /// On a GPU the number of sequences of a step that its memory allows, where the user sets none.
@@ -108,35 +108,44 @@ impl Place {
         if !self.is_gpu {
             return self;
         }
-        let places = NUM_SEQS_ON_GPU.map(|max_num_seqs| Self { max_num_seqs, ..self });
+        let rooms = NUM_SEQS_ON_GPU.map(|max_num_seqs| Self { max_num_seqs, ..self });
         let half_blocks = blocks_for(demand.longest_sequence_tokens.div_ceil(2), BLOCK_SIZE_TOKENS) + 1;
-        let holds_half = |place: &Self| {
-            let sizes = sizes_in(*place);
-            let wanted_blocks = half_blocks.saturating_mul(place.num_seqs(demand)) as u64;
-            place.cache_bytes(sizes) / sizes.bytes_per_block.max(1) >= wanted_blocks
+        let holds_half = |room: &Self| {
+            let sizes = sizes_in(*room);
+            let wanted_blocks = half_blocks.saturating_mul(room.num_seqs(demand)) as u64;
+            room.cache_bytes(sizes) / sizes.bytes_per_block.max(1) >= wanted_blocks
         };
-        let [.., fewest] = places;
-        places.into_iter().find(holds_half).unwrap_or(fewest)
+        let [.., fewest] = rooms;
+        rooms.into_iter().find(holds_half).unwrap_or(fewest)
     }
 
     /// What the results between the layers take.
-    fn workspace_bytes(&self, config: &ModelConfig, padded_vocab_size: u64, demand: Demand) -> u64 {
+    fn workspace_bytes(&self, model: &ModelSpec, demand: Demand) -> u64 {
+        let most =
+            |of_layer: &dyn Fn(&LayerSpec) -> usize| model.layers.iter().map(of_layer).max().unwrap_or(0);
+        let of_heads = |layer: &LayerSpec, count: &dyn Fn(&AttentionSpec) -> usize| {
+            layer.attention.as_ref().map_or(0, count)
+        };
         if self.is_gpu {
-            let num_splits =
-                (config.num_attention_heads * demand.longest_sequence_tokens.div_ceil(SPLIT_KEYS)) as u64;
-            // A result has a maximum and a sum. Logits are there twice: of a decode step and of a prefill.
-            let of_row = num_splits * (config.kv_channels as u64 + 2) + 2 * padded_vocab_size;
+            // A result of a split has a maximum and a sum. Logits are there twice: of a decode step and of a prefill.
+            let of_split = most(&|layer| {
+                of_heads(layer, &|of| of.heads.num_attention_heads * (of.heads.kv_channels + 2))
+            });
+            let num_splits = demand.longest_sequence_tokens.div_ceil(SPLIT_KEYS);
+            let of_row = (num_splits * of_split) as u64 + 2 * model.padded_vocab_size;
             let of_rows =
                 of_row.saturating_mul(WIDEST_ELEM_BYTES).saturating_mul(self.num_seqs(demand) as u64);
             return GPU_WORKSPACE_WITHOUT_ROWS_BYTES.saturating_add(of_rows).max(GPU_WORKSPACE_BYTES);
         }
         // The tensors of a prefill that live at once: residual, normed rows, QKV or both halves of the MLP.
-        let heads = 2 * config.num_attention_heads + 2 * config.num_query_groups;
-        let widest = (3 * config.ffn_hidden_size).max(heads * config.kv_channels);
-        let per_token = (2 * config.hidden_size + widest) as u64;
+        let widest = most(&|layer| {
+            let heads = of_heads(layer, &|of| of.heads.query_size() + of.heads.qkv_size());
+            layer.mlp().map_or(0, |mlp: &MlpSpec| 3 * mlp.ffn_hidden_size).max(heads)
+        });
+        let per_token = (2 * model.hidden_size + widest) as u64;
         let num_tokens = self.max_prefill_tokens.max(demand.longest_sequence_tokens) as u64;
         // The logits of a step, and a copy for the sampler.
-        let logits = 2 * padded_vocab_size * self.num_seqs(demand) as u64;
+        let logits = 2 * model.padded_vocab_size * self.num_seqs(demand) as u64;
         num_tokens.saturating_mul(per_token).saturating_add(logits).saturating_mul(WIDEST_ELEM_BYTES)
     }
 
@@ -187,28 +196,25 @@ impl MemoryPlan {
         options: LoadOptions,
         demand: Demand,
     ) -> Result<Self, Failure> {
-        let num_params: u64 = checkpoint
-            .tensors()
-            .names()
-            .filter_map(|name| checkpoint.tensors().meta(name)?.num_elems())
-            .fold(0, u64::saturating_add);
-        let sizes_in = |place: Place| Sizes {
-            weight_bytes: num_params.saturating_mul(options.numerics.weights.size_bytes() as u64),
-            workspace_bytes: place.workspace_bytes(config, padded_vocab_size(checkpoint), demand),
-            bytes_per_block: KvCache::bytes_per_block(config, options) as u64,
+        let model = config.spec_of(checkpoint.tensors());
+        let footprint = model_core::footprint(&model, options)?;
+        let sizes_in = |room: Room| Sizes {
+            weight_bytes: footprint.weight_bytes,
+            workspace_bytes: room.workspace_bytes(&model, demand),
+            bytes_per_block: footprint.bytes_per_block(),
         };
-        let place = Place::new(options).shared_by(demand.neighbours).with_rows(demand, sizes_in);
-        Self::fit(place, sizes_in(place), demand)
+        let room = Room::new(options).shared_by(demand.neighbours).with_rows(demand, sizes_in);
+        Self::fit(room, sizes_in(room), demand)
     }
 
     /// Weights and intermediate results come first, the cache gets of the rest what it can use: with less of it, responses
     /// wait for each other instead of running side by side.
-    fn fit(place: Place, sizes: Sizes, demand: Demand) -> Result<Self, Failure> {
-        let Place { available_bytes, .. } = place;
+    fn fit(room: Room, sizes: Sizes, demand: Demand) -> Result<Self, Failure> {
+        let Room { available_bytes, .. } = room;
         let Sizes { weight_bytes, workspace_bytes, bytes_per_block } = sizes;
         let longest_sequence_tokens = demand.longest_sequence_tokens;
-        let max_num_seqs = place.num_seqs(demand);
-        if place.is_gpu && max_num_seqs > MAX_NUM_SEQS_ON_GPU {
+        let max_num_seqs = room.num_seqs(demand);
+        if room.is_gpu && max_num_seqs > MAX_NUM_SEQS_ON_GPU {
             return Err(Failure::usage(format!(
                 "`trainer.generation.max_batch` asks for {max_num_seqs} sequences at once, and a GPU takes at most \
                  {MAX_NUM_SEQS_ON_GPU}"
@@ -217,9 +223,9 @@ impl MemoryPlan {
         // One block more, because a shared prompt's last block is copied when the responses part.
         let blocks_per_sequence = blocks_for(longest_sequence_tokens, BLOCK_SIZE_TOKENS) + 1;
         let wanted_blocks = blocks_per_sequence.saturating_mul(max_num_seqs) as u64;
-        let affordable_blocks = match demand.room.kv_cache_memory_bytes {
+        let affordable_blocks = match demand.limits.kv_cache_memory_bytes {
             Some(bytes) => given_blocks(bytes, blocks_per_sequence as u64, sizes, demand)?,
-            None => place.cache_bytes(sizes) / bytes_per_block.max(1),
+            None => room.cache_bytes(sizes) / bytes_per_block.max(1),
         };
         let num_blocks = wanted_blocks.min(affordable_blocks).max(blocks_per_sequence as u64);
         let kv_cache_bytes = num_blocks.saturating_mul(bytes_per_block);
@@ -238,16 +244,16 @@ impl MemoryPlan {
             .exit_with(ExitStatus::Device);
         }
         // libtorch hands out page-locked memory in powers of two.
-        let swapped_bytes = if place.is_gpu { bytes_per_block.next_power_of_two() } else { bytes_per_block };
+        let swapped_bytes = if room.is_gpu { bytes_per_block.next_power_of_two() } else { bytes_per_block };
         let num_missing_blocks = wanted_blocks.saturating_sub(num_blocks);
-        let swap_space_bytes = demand.room.swap_space_bytes.unwrap_or(place.swap_space_bytes);
+        let swap_space_bytes = demand.limits.swap_space_bytes.unwrap_or(room.swap_space_bytes);
         let num_host_blocks = match swap_space_bytes / swapped_bytes.max(1) {
             _ if num_missing_blocks == 0 => 0,
             num_affordable => num_affordable.min(num_missing_blocks + 1),
         };
         let limits = EngineLimits {
             max_num_seqs,
-            max_prefill_tokens: place.max_prefill_tokens,
+            max_prefill_tokens: room.max_prefill_tokens,
             num_blocks: usize::try_from(num_blocks).unwrap_or(usize::MAX),
             num_host_blocks: usize::try_from(num_host_blocks).unwrap_or(usize::MAX),
             block_size_tokens: BLOCK_SIZE_TOKENS,
@@ -313,15 +319,10 @@ fn given_blocks(bytes: u64, least_blocks: u64, sizes: Sizes, demand: Demand) -> 
     )))
 }
 
-/// Rows of the embedding table; 0 where it has another name, which then fails when weights are read.
-fn padded_vocab_size(checkpoint: &Checkpoint) -> u64 {
-    let name = checkpoint.tensors().names().find(|name| name.ends_with("word_embeddings.weight"));
-    name.and_then(|name| checkpoint.tensors().meta(name)?.shape.first().copied()).unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use model_core::RawModelConfig;
+    use model_spec::TableRows;
     use serde_json::json;
 
     use super::*;
@@ -330,18 +331,18 @@ mod tests {
         longest_sequence_tokens: 100,
         num_sequences: 8,
         neighbours: Neighbours { num_on_device: 1, num_on_host: 1 },
-        room: RoomPlan { max_batch: None, kv_cache_memory_bytes: None, swap_space_bytes: None },
+        limits: RoomPlan { max_batch: None, kv_cache_memory_bytes: None, swap_space_bytes: None },
     };
 
     fn with_max_batch(max_batch: Option<usize>) -> Demand {
-        Demand { room: RoomPlan { max_batch, ..DEMAND.room }, ..DEMAND }
+        Demand { limits: RoomPlan { max_batch, ..DEMAND.limits }, ..DEMAND }
     }
 
     const MIB: u64 = 1 << 20;
 
     fn fit(bytes_per_block: u64, available: Option<u64>) -> Option<(usize, usize)> {
         let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block };
-        let plan = MemoryPlan::fit(Place::host(available), sizes, DEMAND).ok()?;
+        let plan = MemoryPlan::fit(Room::host(available), sizes, DEMAND).ok()?;
         Some((plan.limits.num_blocks, plan.num_longest_seqs))
     }
 
@@ -362,19 +363,19 @@ mod tests {
             workspace_bytes: GPU_WORKSPACE_BYTES,
             bytes_per_block: 16 * MIB,
         };
-        let place = Place { swap_space_bytes: 1 << 40, ..Place::gpu(Some(80 << 30)) };
-        assert_eq!(place.cache_bytes(sizes(13)), 64 << 30);
-        assert_eq!(place.cache_bytes(sizes(90)), 0);
+        let room = Room { swap_space_bytes: 1 << 40, ..Room::gpu(Some(80 << 30)) };
+        assert_eq!(room.cache_bytes(sizes(13)), 64 << 30);
+        assert_eq!(room.cache_bytes(sizes(90)), 0);
         let demand = Demand { longest_sequence_tokens: 320, num_sequences: 1000, ..DEMAND };
-        let plan = MemoryPlan::fit(place, sizes(13), demand).unwrap();
+        let plan = MemoryPlan::fit(room, sizes(13), demand).unwrap();
         assert_eq!((plan.limits.max_num_seqs, plan.limits.num_blocks), (1000, 4096));
         // The rest of what 1,000 sequences could need at the most, and a block to exchange with.
         assert_eq!(plan.limits.num_host_blocks, 1000 * 11 - 4096 + 1);
-        let room = RoomPlan { swap_space_bytes: Some(1 << 30), ..demand.room };
-        let plan = MemoryPlan::fit(place, sizes(13), Demand { room, ..demand }).unwrap();
+        let limits = RoomPlan { swap_space_bytes: Some(1 << 30), ..demand.limits };
+        let plan = MemoryPlan::fit(room, sizes(13), Demand { limits, ..demand }).unwrap();
         assert_eq!(plan.limits.num_host_blocks, 64);
-        let room = RoomPlan { max_batch: Some(256), ..demand.room };
-        let plan = MemoryPlan::fit(place, sizes(13), Demand { room, ..demand }).unwrap();
+        let limits = RoomPlan { max_batch: Some(256), ..demand.limits };
+        let plan = MemoryPlan::fit(room, sizes(13), Demand { limits, ..demand }).unwrap();
         assert_eq!((plan.limits.num_blocks, plan.limits.num_host_blocks), (256 * 11, 0), "all have room");
     }
 
@@ -385,11 +386,12 @@ mod tests {
             "num_query_groups": 8, "encoder_seq_length": 131_072
         });
         let raw: RawModelConfig = serde_json::from_value(config).unwrap();
-        let config = ModelConfig::try_from(raw).unwrap();
+        let rows = TableRows { vocab: 128_256, positions: 0 };
+        let model = ModelConfig::try_from(raw).unwrap().spec(rows);
         let gibibytes = |rows: usize, longest_sequence_tokens| {
             let demand =
                 Demand { longest_sequence_tokens, num_sequences: 5000, ..with_max_batch(Some(rows)) };
-            Place::gpu(None).workspace_bytes(&config, 128_256, demand) as f64 / f64::from(1 << 30)
+            Room::gpu(None).workspace_bytes(&model, demand) as f64 / f64::from(1 << 30)
         };
         assert!((gibibytes(256, 4096) - 3.0).abs() < 1e-9);
         assert!((3.0..3.2).contains(&gibibytes(1024, 4096)), "{}", gibibytes(1024, 4096));
@@ -399,14 +401,14 @@ mod tests {
     #[test]
     fn a_gpu_has_as_many_rows_as_its_memory_holds_at_half_their_length() {
         let rows = |longest_sequence_tokens, num_sequences| {
-            let sizes_in = |place: Place| Sizes {
+            let sizes_in = |room: Room| Sizes {
                 weight_bytes: 16 << 30,
-                workspace_bytes: (2 << 30) + ((place.max_num_seqs as u64) << 20),
+                workspace_bytes: (2 << 30) + ((room.max_num_seqs as u64) << 20),
                 bytes_per_block: 4 * MIB,
             };
             let demand = Demand { longest_sequence_tokens, num_sequences, ..DEMAND };
-            let place = Place::gpu(Some(80 << 30)).with_rows(demand, sizes_in);
-            (place.max_num_seqs, place.num_seqs(demand))
+            let room = Room::gpu(Some(80 << 30)).with_rows(demand, sizes_in);
+            (room.max_num_seqs, room.num_seqs(demand))
         };
         assert_eq!(rows(768, 5000), (1024, 1024));
         assert_eq!(rows(768, 300), (1024, 300));
@@ -418,15 +420,15 @@ mod tests {
     fn the_users_cache_is_taken_or_refused() {
         let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block: MIB };
         let fit = |bytes| {
-            let room = RoomPlan {
+            let limits = RoomPlan {
                 kv_cache_memory_bytes: Some(bytes),
                 swap_space_bytes: Some(1 << 30),
-                ..DEMAND.room
+                ..DEMAND.limits
             };
-            MemoryPlan::fit(Place::host(Some(1 << 34)), sizes, Demand { room, ..DEMAND })
+            MemoryPlan::fit(Room::host(Some(1 << 34)), sizes, Demand { limits, ..DEMAND })
         };
-        let limits = fit(6 * MIB + 5).unwrap().limits;
-        assert_eq!((limits.num_blocks, limits.num_host_blocks), (6, 35));
+        let plan = fit(6 * MIB + 5).unwrap();
+        assert_eq!((plan.limits.num_blocks, plan.limits.num_host_blocks), (6, 35));
         insta::assert_snapshot!(fit(5 * MIB).unwrap().table(), @r"
         weights               1.0 MB
         intermediate results  1.0 MB
@@ -446,7 +448,7 @@ mod tests {
         let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block: MIB };
         let fit = |max_batch| {
             let demand = Demand { num_sequences: 5000, ..with_max_batch(Some(max_batch)) };
-            MemoryPlan::fit(Place::gpu(None), sizes, demand)
+            MemoryPlan::fit(Room::gpu(None), sizes, demand)
         };
         assert_eq!(fit(1024).unwrap().limits.max_num_seqs, 1024);
         insta::assert_snapshot!(
@@ -458,7 +460,7 @@ mod tests {
     #[test]
     fn the_batch_is_the_users_where_that_is_set() {
         let seqs = |num_sequences, max_batch| {
-            Place::host(None).num_seqs(Demand { num_sequences, ..with_max_batch(max_batch) })
+            Room::host(None).num_seqs(Demand { num_sequences, ..with_max_batch(max_batch) })
         };
         assert_eq!(seqs(1000, None), MAX_NUM_SEQS);
         assert_eq!(seqs(1000, Some(7)), 7);
@@ -469,7 +471,7 @@ mod tests {
     #[test]
     fn the_refusal_says_what_is_missing() {
         let sizes = Sizes { weight_bytes: 3 << 30, workspace_bytes: 200 * MIB, bytes_per_block: MIB };
-        let failure = MemoryPlan::fit(Place::host(Some(1 << 30)), sizes, DEMAND).unwrap_err();
+        let failure = MemoryPlan::fit(Room::host(Some(1 << 30)), sizes, DEMAND).unwrap_err();
         assert_eq!(failure.status, ExitStatus::Device);
         insta::assert_snapshot!(failure.sentence(), @"the model needs 3.2 GB for weights, 209.7 MB for intermediate results and at least 5.2 MB for the KV cache of one sequence of 100 tokens; 1.1 GB of memory are available");
     }

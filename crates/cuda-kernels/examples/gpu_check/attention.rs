@@ -1,8 +1,8 @@
 //! Decode attention against a softmax in float64, and against itself: shared, alone and in two kernels.
 
 use cuda_kernels::{
-    DecodeAttention, DecodeAttentionQkv, DecodePlan, LayerCache, ModelKernels, PlanDecode, RopeAndCache,
-    Rotary,
+    DecodeAttention, DecodeAttentionQkv, DecodePlan, LayerCache, ModelKernels, PlanDecode, PlanSizes,
+    RopeAndCache, Rotary,
 };
 use tch::{Kind, Tensor};
 
@@ -118,7 +118,11 @@ impl Case {
             })
             .collect();
         let groups = gpu.ints(&groups, &[n, 2])?;
-        let plan = DecodePlan::new(&self.kernels, &gpu.device, [n, MAX_BLOCKS], g)?;
+        let plan = DecodePlan::new(
+            &self.kernels,
+            &gpu.device,
+            PlanSizes { max_rows: n, max_blocks: MAX_BLOCKS, num_groups: g },
+        )?;
         let out = gpu.unset(&[n, g * q, d], self.heads.kind)?;
         self.kernels.plan_decode(
             &gpu.stream,
@@ -153,7 +157,11 @@ impl Case {
         let n = POSITIONS.len() as i64;
         let (keys, values) = (self.keys.f_detach_copy()?, self.values.f_detach_copy()?);
         let cache = LayerCache { keys: &keys, values: &values };
-        let plan = DecodePlan::new(&self.kernels, &gpu.device, [n, MAX_BLOCKS], g)?;
+        let plan = DecodePlan::new(
+            &self.kernels,
+            &gpu.device,
+            PlanSizes { max_rows: n, max_blocks: MAX_BLOCKS, num_groups: g },
+        )?;
         let (queries, out) =
             (gpu.zeros(&[n, g * q, d], self.heads.kind)?, gpu.unset(&[n, g * q, d], self.heads.kind)?);
         let (positions, block_tables) = (&self.positions, &self.block_tables);
@@ -259,7 +267,8 @@ struct Outputs {
 
 pub(crate) fn wrong_shapes(gpu: &Gpu) -> Outcome {
     let kernels = gpu.kernels(Kind::BFloat16, 64, 4)?;
-    let plan = DecodePlan::new(&kernels, &gpu.device, [4, 8], 2)?;
+    let plan =
+        DecodePlan::new(&kernels, &gpu.device, PlanSizes { max_rows: 4, max_blocks: 8, num_groups: 2 })?;
     let step = |rows: i64, blocks: i64| -> Checked {
         let positions = gpu.zeros(&[rows], Kind::Int)?;
         let block_tables = gpu.zeros(&[rows, blocks], Kind::Int)?;

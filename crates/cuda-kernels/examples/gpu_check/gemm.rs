@@ -22,7 +22,7 @@ pub(crate) fn odd_shapes(gpu: &Gpu) -> Outcome {
     for kind in HALF_KINDS {
         let kernels = gpu.kernels(kind, 64, 1)?;
         for shape in ODD_SHAPES {
-            for num_rows in 1..=kernels.max_gemm_rows(shape, None)? {
+            for num_rows in 1..=kernels.max_gemm_rows(shape[0], shape[1], None)? {
                 let error = check_sums(gpu, &kernels, shape, num_rows)?;
                 ensure(error < tolerance(kind), || {
                     format!("{num_rows} rows of {shape:?}, {kind:?}, are off by {error:.1e}")
@@ -81,7 +81,7 @@ pub(crate) fn activated(gpu: &Gpu) -> Outcome {
                 .f_to_kind(kind)?;
             let bias = gpu.random(&[num_out], kind)?;
             for activation in NONLINEARITIES {
-                let most_rows = kernels.max_gemm_rows([num_out, num_in], Some((activation, gating)))?;
+                let most_rows = kernels.max_gemm_rows(num_out, num_in, Some((activation, gating)))?;
                 for num_rows in [1, 3, 8, 9, 64] {
                     if num_rows > most_rows {
                         continue;
@@ -115,7 +115,7 @@ pub(crate) fn against_cublas(gpu: &Gpu) -> Outcome {
         let x = gpu.random(&[MAX_GEMM_ROWS, num_in], Kind::BFloat16)?;
         let weight = gpu.random(&[num_out, num_in], Kind::BFloat16)?;
         let expect = x.f_linear::<&Tensor>(&weight, None)?;
-        let most_rows = kernels.max_gemm_rows(shape, None)?;
+        let most_rows = kernels.max_gemm_rows(shape[0], shape[1], None)?;
         ensure(most_rows > 0, || format!("{shape:?} does not fit"))?;
         for num_rows in 1..=most_rows {
             let out = gpu.unset(&[num_rows, num_out], Kind::BFloat16)?;

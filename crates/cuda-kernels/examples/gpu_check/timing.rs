@@ -1,8 +1,8 @@
 //! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
 
 use cuda_kernels::{
-    Activate, DecodeAttentionQkv, DecodePlan, Gating, LayerCache, Norm, PlanDecode, Rotary, Sample,
-    SampleRules, SamplerScratch, SamplerState,
+    Activate, DecodeAttentionQkv, DecodePlan, Gating, LayerCache, Norm, PlanDecode, PlanSizes, Rotary,
+    Sample, SampleRules, SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
 use model_spec::{Nonlinearity, Normalization};
@@ -94,7 +94,11 @@ fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i6
     let block_tables = gpu.put(&block_tables)?;
     let prefix_groups = gpu.ints(&pairs, &[rows, 2])?;
     let positions = gpu.zeros(&[rows], Kind::Int)?.f_add_scalar(context - 1)?;
-    let plan = DecodePlan::new(&kernels, &gpu.device, [rows, width], groups)?;
+    let plan = DecodePlan::new(
+        &kernels,
+        &gpu.device,
+        PlanSizes { max_rows: rows, max_blocks: width, num_groups: groups },
+    )?;
     let qkv = gpu.random(&[rows, groups * (queries + 2) * d], Kind::BFloat16)?;
     let out = gpu.unset(&[rows, groups * queries, d], Kind::BFloat16)?;
     let [cos, sin] = rotary_tables(gpu, context, d)?;

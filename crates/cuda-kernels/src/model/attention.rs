@@ -38,17 +38,24 @@ pub struct DecodePlan {
     planned: Mutex<[i64; 2]>,
 }
 
+/// What the steps of a [`DecodePlan`] may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlanSizes {
+    /// Most rows.
+    pub max_rows: i64,
+    /// Most cache blocks of a row.
+    pub max_blocks: i64,
+    /// Key and value heads.
+    pub num_groups: i64,
+}
+
 impl DecodePlan {
-    /// Memory for steps of up to `max_rows` rows and `max_blocks` cache blocks a row.
+    /// Memory for steps of up to these sizes.
     ///
     /// # Errors
     /// When the GPU has no memory for it.
-    pub fn new(
-        kernels: &ModelKernels,
-        device: &Device,
-        [max_rows, max_blocks]: [i64; 2],
-        num_groups: i64,
-    ) -> Result<Self, ExtError> {
+    pub fn new(kernels: &ModelKernels, device: &Device, sizes: PlanSizes) -> Result<Self, ExtError> {
+        let PlanSizes { max_rows, max_blocks, num_groups } = sizes;
         let config = kernels.config();
         let num_heads = num_groups * i64::from(config.queries_per_group);
         let query_tiles = i64::from(kernels.query_tiles());

@@ -113,7 +113,8 @@ impl ModelKernels {
     fn gemm_kernel(
         &self,
         num_rows: i64,
-        [weight_rows, num_in]: [i64; 2],
+        weight_rows: i64,
+        num_in: i64,
         activated: Option<(Nonlinearity, Gating)>,
     ) -> Result<Option<(GemmShape, Arc<Kernel>)>, ExtError> {
         let halves = activated.map_or(1, |(_, gating)| gating.halves());
@@ -133,11 +134,12 @@ impl ModelKernels {
     /// When the kernel cannot be compiled or loaded.
     pub fn max_gemm_rows(
         &self,
-        shape: [i64; 2],
+        num_out: i64,
+        num_in: i64,
         activated: Option<(Nonlinearity, Gating)>,
     ) -> Result<i64, ExtError> {
         for num_rows in (1..=MAX_GEMM_ROWS).rev() {
-            if self.gemm_kernel(num_rows, shape, activated)?.is_some() {
+            if self.gemm_kernel(num_rows, num_out, num_in, activated)?.is_some() {
                 return Ok(num_rows);
             }
         }
@@ -151,11 +153,11 @@ impl ModelKernels {
     pub fn gemm(&self, stream: &Stream, gemm: &Gemm<'_>) -> Result<(), ExtError> {
         let tensors = Tensors::on(stream);
         let kind = self.config.kind;
-        let sizes @ [weight_rows, num_in] = shape_of(gemm.weight, "weight")?;
+        let [weight_rows, num_in] = shape_of(gemm.weight, "weight")?;
         let [num_rows, _] = shape_of(gemm.x, "x")?;
         let activated = gemm.out.activated();
         let (shape, kernel) = self
-            .gemm_kernel(num_rows, sizes, activated)?
+            .gemm_kernel(num_rows, weight_rows, num_in, activated)?
             .ok_or_else(|| bad("rows of `x`", "as few as `max_gemm_rows` says", num_rows))?;
         let halves = activated.map_or(1, |(_, gating)| gating.halves());
         let (out, out_kind, residual) = match gemm.out {
@@ -165,7 +167,7 @@ impl ModelKernels {
         };
         let out_shape = [num_rows, weight_rows / halves];
         tensors.address(gemm.x, "x", kind, &[num_rows, num_in])?;
-        tensors.address(gemm.weight, "weight", kind, &sizes)?;
+        tensors.address(gemm.weight, "weight", kind, &[weight_rows, num_in])?;
         let x = TensorMap::of(gemm.x, stream.device(), shape.x_rows, "x")?;
         let tile_rows = shape.weight_rows / halves as u32;
         let weight = TensorMap::of(gemm.weight, stream.device(), tile_rows, "weight")?;

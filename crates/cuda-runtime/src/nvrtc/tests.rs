@@ -66,12 +66,12 @@ fn the_cache_keeps_what_was_compiled_and_makes_damaged_files_anew() {
 
 #[test]
 fn the_key_tells_apart_whatever_changes_the_code() {
-    let key = |program: &Program, minor| program.key(SM_90, (13, minor));
+    let key = |program: &Program, minor| program.key(SM_90, Version { major: 13, minor });
     let base = key(&program("2"), 0);
     assert_eq!(key(&program("2"), 0), base);
     assert_ne!(key(&program("2"), 1), base);
     assert_ne!(key(&program("3"), 0), base);
-    assert_ne!(program("2").key(SM_80, (13, 0)), base);
+    assert_ne!(program("2").key(SM_80, Version { major: 13, minor: 0 }), base);
     assert_ne!(key(&Program { options: &[], ..program("2") }, 0), base);
     assert_ne!(key(&Program { source: "", ..program("2") }, 0), base);
     assert_ne!(key(&Program { headers: &[("scale.cuh", "")], ..program("2") }, 0), base);

@@ -2,7 +2,7 @@
 //!
 //! Two things are certain: in the cache there is room for what starts, and cache and host together have room for
 //! everything that was begun at its greatest length. Where the host can help, a third one is expected: that the cache alone
-//! has room for everything at its expected length, so that little is swapped.
+//! has room for nearly everything at its expected length, so that little is swapped.
 
 use std::collections::HashSet;
 
@@ -106,7 +106,7 @@ impl Room {
         let num_blocks = self.limits.num_blocks;
         let Some(forecast) = &mut self.forecast else { return true };
         spans.iter().for_each(|&span| forecast.add(span));
-        let fits = forecast.peak() <= num_blocks - num_blocks / RESERVE || self.is_idle;
+        let fits = forecast.peak() <= num_blocks + num_blocks / OVERCOMMITTED_PART || self.is_idle;
         if !fits {
             spans.iter().for_each(|&span| forecast.remove(span));
         }
@@ -114,8 +114,10 @@ impl Room {
     }
 }
 
-/// The cache is expected to be full but for this part of it, in which lengths may vary.
-const RESERVE: usize = 64;
+/// What is expected to be in use may be more than the cache by this part of it. When it comes so, the youngest responses
+/// are preempted, most of them late, and their blocks cross the bus twice, which takes a few milliseconds for a response;
+/// without it a few that did not fit would follow by themselves, in as many steps as all the others took.
+const OVERCOMMITTED_PART: usize = 8;
 
 impl Scheduler {
     pub(super) fn admissible(&self) -> Admission {

@@ -2,11 +2,10 @@
 
 use crate::args::{Args, flag};
 use crate::error::{Error, Result};
-use crate::render::Renderer;
 use crate::text;
-use crate::value::Value;
+use crate::value::{Rendering, Value};
 
-pub(super) fn call(name: &str, value: &Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+pub(super) fn call(name: &str, value: &Value, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     if name == "xmlattr" {
         let [autospace] = args.bind("do_xmlattr", ["autospace"], 0)?;
         return xml_attributes(value, autospace.is_none() || flag(autospace.as_ref()));
@@ -99,7 +98,7 @@ fn xml_attributes(value: &Value, autospace: bool) -> Result<Value> {
     Ok(Value::from(if autospace && !joined.is_empty() { format!(" {joined}") } else { joined }))
 }
 
-fn url_encode(value: &Value, renderer: &Renderer<'_>) -> Result<String> {
+fn url_encode(value: &Value, renderer: &dyn Rendering) -> Result<String> {
     let pairs = match value {
         Value::Dict(dict) => dict.iter().cloned().collect(),
         Value::Str(_) => return Ok(quote(&value.to_text()?, false)),

@@ -42,7 +42,7 @@ pub(super) fn call(name: &str, value: &Value, args: Args) -> Result<Value> {
 fn to_float(value: &Value) -> Option<f64> {
     match value {
         Value::Str(text) => number::parse_float(&text::ascii_digits(&text.text)),
-        other => number::as_float(other),
+        other => other.as_float(),
     }
 }
 
@@ -139,7 +139,7 @@ fn file_size(value: &Value, args: Args) -> Result<Value> {
         Value::Str(text) => number::parse_float(&text.text).ok_or_else(|| {
             Error::value_error(format!("could not convert string to float: {}", text::repr(&text.text)))
         })?,
-        other => number::as_float(other).ok_or_else(|| {
+        other => other.as_float().ok_or_else(|| {
             let found = other.type_name();
             Error::type_error(format!("float() argument must be a string or a real number, not '{found}'"))
         })?,

@@ -8,11 +8,10 @@ use crate::attributes;
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops;
 use crate::predicates;
-use crate::render::Renderer;
 use crate::text::MAX_MADE_ITEMS;
-use crate::value::{Iter, Key, Value};
+use crate::value::{Iter, Key, Rendering, Value};
 
-pub(super) fn call(name: &str, value: Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+pub(super) fn call(name: &str, value: Value, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     match name {
         "map" => Ok(Iter::lazy("generator", Box::new(move |renderer| map(&value, args, renderer)))),
         "select" => Ok(lazy_select(value, args, false, true)),
@@ -84,7 +83,7 @@ pub(super) fn call(name: &str, value: Value, args: Args, renderer: &Renderer<'_>
 }
 
 /// The sum of the items, or of an attribute of each, from a start on.
-fn sum(value: &Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+fn sum(value: &Value, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     let [attribute, start] = args.bind("sync_do_sum", ["attribute", "start"], 0)?;
     let getter = Getter::new(attribute, false)?;
     let mut total = start.unwrap_or(Value::Int(0));
@@ -98,7 +97,7 @@ fn sum(value: &Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
 }
 
 /// Sorted by the items, or by one or several attributes of each.
-fn sort(value: &Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+fn sort(value: &Value, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     let names = ["reverse", "case_sensitive", "attribute"];
     let [reverse, case_sensitive, attribute] = args.bind("do_sort", names, 0)?;
     let getters = Getter::several(attribute, !flag(case_sensitive.as_ref()))?;
@@ -142,7 +141,7 @@ impl Getter {
         }
     }
 
-    fn get(&self, item: &Value, renderer: &Renderer<'_>) -> Result<Value> {
+    fn get(&self, item: &Value, renderer: &dyn Rendering) -> Result<Value> {
         let mut found = item.clone();
         for part in &self.path {
             found = attributes::item(&found, part, renderer)?;
@@ -169,7 +168,7 @@ fn filter_argument(message: &str) -> Error {
     Error::new(ErrorKind::FilterArgument, message)
 }
 
-fn map(value: &Value, mut args: Args, renderer: &Renderer<'_>) -> Result<Vec<Value>> {
+fn map(value: &Value, mut args: Args, renderer: &dyn Rendering) -> Result<Vec<Value>> {
     if !value.is_true() {
         return Ok(Vec::new());
     }
@@ -195,7 +194,7 @@ fn map(value: &Value, mut args: Args, renderer: &Renderer<'_>) -> Result<Vec<Val
         let shown = name.repr()?;
         return Err(Error::new(ErrorKind::Runtime, format!("No filter named {shown}.")));
     };
-    if !super::exists(name) {
+    if !crate::filter_names::exists(name) {
         return Err(Error::new(ErrorKind::Runtime, format!("No filter named '{name}'.")));
     }
     value.items(renderer)?.into_iter().map(|item| super::call(name, item, args.clone(), renderer)).collect()
@@ -213,7 +212,7 @@ fn select(
     mut args: Args,
     by_attribute: bool,
     keeps_true: bool,
-    renderer: &Renderer<'_>,
+    renderer: &dyn Rendering,
 ) -> Result<Vec<Value>> {
     if !value.is_true() {
         return Ok(Vec::new());
@@ -250,7 +249,7 @@ fn batch(
     value: &Value,
     count: Option<Value>,
     fill: Option<Value>,
-    renderer: &Renderer<'_>,
+    renderer: &dyn Rendering,
 ) -> Result<Vec<Value>> {
     let count = count.unwrap_or(Value::None);
     let fill = fill.filter(|fill| !matches!(fill, Value::None));
@@ -281,7 +280,7 @@ fn slice(
     value: &Value,
     count: Option<Value>,
     fill: Option<Value>,
-    renderer: &Renderer<'_>,
+    renderer: &dyn Rendering,
 ) -> Result<Vec<Value>> {
     let items = value.items(renderer)?;
     let count = int(&count.unwrap_or(Value::None))?;
@@ -306,7 +305,7 @@ fn slice(
     Ok(slices)
 }
 
-fn unique(value: &Value, getter: &Getter, renderer: &Renderer<'_>) -> Result<Vec<Value>> {
+fn unique(value: &Value, getter: &Getter, renderer: &dyn Rendering) -> Result<Vec<Value>> {
     let mut seen = std::collections::HashSet::new();
     let mut kept = Vec::new();
     for item in value.items(renderer)? {
@@ -324,7 +323,7 @@ fn check_reversible(value: &Value) -> Result<()> {
     Err(Error::type_error(format!("'{}' object is not reversible", value.type_name())))
 }
 
-fn reverse(value: &Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+fn reverse(value: &Value, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     let [] = args.unnamed("do_reverse", 0)?;
     if let Value::Str(text) = value {
         return Ok(text.with(text.text.chars().rev().collect::<String>()));
@@ -346,7 +345,7 @@ fn reverse(value: &Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> 
     Ok(if kind == "list" { Value::list(items) } else { Iter::of(kind, items) })
 }
 
-fn least_or_greatest(name: &str, value: &Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+fn least_or_greatest(name: &str, value: &Value, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     let [case_sensitive, attribute] = args.bind(name, ["case_sensitive", "attribute"], 0)?;
     let getter = Getter::new(attribute, !flag(case_sensitive.as_ref()))?;
     let mut best: Option<(Value, Value)> = None;
@@ -390,7 +389,7 @@ fn dict_sort(value: &Value, args: Args) -> Result<Value> {
     ops::sort_by_key(keyed.collect(), flag(reverse.as_ref())).map(Value::list)
 }
 
-fn group_by(value: &Value, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+fn group_by(value: &Value, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     let names = ["attribute", "default", "case_sensitive"];
     let [attribute, default, case_sensitive] = args.bind("sync_do_groupby", names, 1)?;
     let default = default.filter(|default| !matches!(default, Value::None));

@@ -3,8 +3,7 @@
 use crate::args::{Args, int_or};
 use crate::error::{Error, ErrorKind, Result};
 use crate::ops;
-use crate::render::Renderer;
-use crate::value::{Dict, Value, ViewKind};
+use crate::value::{Dict, Rendering, Value, ViewKind};
 
 /// A method of a list, a tuple or a range with these items.
 pub(super) fn call_sequence(value: &Value, items: &[Value], name: &str, args: Args) -> Result<Value> {
@@ -51,7 +50,7 @@ pub(super) fn call_sequence(value: &Value, items: &[Value], name: &str, args: Ar
 }
 
 /// A method of a dict, or of `dict` itself.
-pub(super) fn call_dict(value: &Value, name: &str, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+pub(super) fn call_dict(value: &Value, name: &str, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     if name == "fromkeys" {
         let [keys, default] = args.unnamed(name, 1)?;
         let default = default.unwrap_or(Value::None);
@@ -77,7 +76,7 @@ pub(super) fn call_dict(value: &Value, name: &str, args: Args, renderer: &Render
 }
 
 /// `dict(pairs, **named)`.
-pub(crate) fn make_dict(args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+pub(crate) fn make_dict(args: Args, renderer: &dyn Rendering) -> Result<Value> {
     if args.positional.len() > 1 {
         let given = args.positional.len();
         return Err(Error::type_error(format!("dict expected at most 1 argument, got {given}")));

@@ -5,11 +5,10 @@ use crate::args::{Args, flag, int, int_or, string};
 use crate::brace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lexer::is_space;
-use crate::render::Renderer;
 use crate::text::{self, MAX_MADE_ITEMS};
-use crate::value::{Str, Value};
+use crate::value::{Rendering, Str, Value};
 
-pub(super) fn call(text: &Str, name: &'static str, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+pub(super) fn call(text: &Str, name: &'static str, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     if text.is_markup {
         return call_markup(text, name, args, renderer);
     }
@@ -112,7 +111,7 @@ fn argument<'a>(value: &'a Value, function: &str, position: usize) -> Result<&'a
     })
 }
 
-fn join(own: &str, items: &Value, renderer: &Renderer<'_>) -> Result<Value> {
+fn join(own: &str, items: &Value, renderer: &dyn Rendering) -> Result<Value> {
     if !items.is_iterable() {
         return Err(Error::type_error("can only join an iterable"));
     }
@@ -380,7 +379,7 @@ fn expand_tabs(own: &str, size: i128) -> Result<String> {
 }
 
 /// A method of `Markup`: texts among the arguments are escaped, texts in the result are markup.
-fn call_markup(text: &Str, name: &'static str, args: Args, renderer: &Renderer<'_>) -> Result<Value> {
+fn call_markup(text: &Str, name: &'static str, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     let refused = || Error::refused(format!("the method `{name}` of `Markup` is not supported"));
     let escapes =
         matches!(name, "join" | "replace" | "ljust" | "rjust" | "center" | "strip" | "lstrip" | "rstrip");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::ast::{CallArgs, Expr, Named, SpecialNames, Stmt, Target};
 use crate::error::{Error, ErrorKind, Result};
-use crate::{filters, predicates};
+use crate::{filter_names, predicates};
 
 /// Whether something may never be reached. There, an unknown filter is an error only when it is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -94,7 +94,7 @@ fn check_body(body: &[Stmt], reach: Reach) -> Result<()> {
 
 fn check_named(named: &Named, what: &str, reach: Reach) -> Result<()> {
     let exists =
-        if what == "filter" { filters::exists(&named.name) } else { predicates::exists(&named.name) };
+        if what == "filter" { filter_names::exists(&named.name) } else { predicates::exists(&named.name) };
     if exists || reach == Reach::Conditional {
         return Ok(());
     }

@@ -4,11 +4,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Renderer;
-use super::scope::Scope;
 use crate::args::Args;
 use crate::ast::{CallArgs, CompareOp, Const, Expr};
 use crate::error::{Error, Result};
-use crate::value::{Dict, Value};
+use crate::value::{Dict, Scope, Value};
 use crate::{attributes, filters, ops, predicates};
 
 impl Renderer<'_> {
@@ -106,7 +105,8 @@ impl Renderer<'_> {
                 *slot = self.eval(bound, scope)?;
             }
         }
-        ops::slice(&value, [&found[0], &found[1], &found[2]])
+        let [start, stop, step] = &found;
+        ops::slice(&value, ops::Slice { start, stop, step })
     }
 
     fn eval_all(&self, items: &[Expr], scope: &Rc<Scope>) -> Result<Vec<Value>> {

@@ -4,36 +4,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::Renderer;
-use super::scope::Scope;
 use crate::args::Args;
 use crate::ast::MacroDef;
 use crate::error::{Error, Result};
 use crate::text;
-use crate::value::{Dict, Value};
-
-/// A macro and where it was defined.
-pub(crate) struct MacroValue {
-    pub(crate) definition: Arc<MacroDef>,
-    scope: Rc<Scope>,
-}
-
-impl MacroValue {
-    /// A property of Jinja's `Macro`.
-    pub(crate) fn attribute(&self, name: &str) -> Option<Value> {
-        let definition = &self.definition;
-        Some(match name {
-            "name" => definition.name.as_deref().map_or(Value::None, Value::from),
-            "arguments" => {
-                Value::tuple(definition.params.iter().map(|param| Value::from(&**param)).collect())
-            }
-            "catch_kwargs" => Value::Bool(definition.uses.kwargs),
-            "catch_varargs" => Value::Bool(definition.uses.varargs),
-            "caller" => Value::Bool(definition.uses.caller),
-            "explicit_caller" => Value::Bool(definition.params.iter().any(|param| **param == *"caller")),
-            _ => return None,
-        })
-    }
-}
+use crate::value::{Dict, MacroValue, Scope, Value};
 
 impl Renderer<'_> {
     pub(super) fn macro_value(&self, definition: &Arc<MacroDef>, scope: &Rc<Scope>) -> Value {

@@ -16,12 +16,11 @@ pub(crate) use self::linear::CpuLinear;
 use super::plain::tensor_from_bytes;
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
+use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool, packed_shape};
 use crate::layers::rotary::RotaryTables;
-use crate::ops::{
-    Ids, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap, scale_f32,
-};
+use crate::ops::{LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap, scale_f32};
 
 /// The CPU kernels with their threads and scratch memory.
 #[derive(Debug)]

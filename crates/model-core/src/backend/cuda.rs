@@ -11,7 +11,9 @@ mod loader;
 mod prompts;
 mod small_batch;
 
-use cuda_kernels::{DecodePlan, Embed, ModelKernels, Norm as NormLaunch, PlanDecode, Rotary as RotaryArrays};
+use cuda_kernels::{
+    DecodePlan, Embed, ModelKernels, Norm as NormLaunch, PlanDecode, PlanSizes, Rotary as RotaryArrays,
+};
 use cuda_runtime::{Device, Stream};
 use model_spec::{HeadLayout, KvGroup, Numerics};
 use tch::{Kind, Tensor};
@@ -19,13 +21,14 @@ use tch::{Kind, Tensor};
 pub(crate) use self::attention::CudaAttention;
 pub(crate) use self::linear::CudaLinear;
 pub(crate) use self::loader::CudaLoader;
-use super::plain::to_device;
 use crate::ModelError;
 use crate::attention_context::{AttentionContext, DeviceAttention, DeviceContext};
+use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
 use crate::layers::rotary::{RotaryId, RotaryTables};
-use crate::ops::{Ids, Norm, StepState, TrialLinear};
+use crate::ops::{Norm, StepState, TrialLinear};
+use crate::upload::to_device;
 
 /// Batches of fewer rows are padded: below, cuBLAS picks kernels whose sums depend on the number of rows.
 const MIN_ROWS: i64 = 32;
@@ -186,9 +189,13 @@ impl StepState for CudaState {
 
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError> {
         self.rotary.grow(max_blocks_per_seq * BLOCK_SIZE_TOKENS);
-        let sizes = [max_rows as i64, max_blocks_per_seq as i64];
         for HeadKernels { heads, kernels, plan } in &mut self.heads {
-            *plan = Some(DecodePlan::new(kernels, &self.device, sizes, heads.num_query_groups as i64)?);
+            let sizes = PlanSizes {
+                max_rows: max_rows as i64,
+                max_blocks: max_blocks_per_seq as i64,
+                num_groups: heads.num_query_groups as i64,
+            };
+            *plan = Some(DecodePlan::new(kernels, &self.device, sizes)?);
         }
         Ok(())
     }

@@ -8,7 +8,6 @@ mod linear;
 
 use model_spec::{AttentionSpec, KvGroup, Normalization, Numerics};
 use nemo_format::DType;
-use tch::kind::Element;
 use tch::{Device, Kind, Tensor};
 use torch_ext::mkl;
 
@@ -17,10 +16,12 @@ pub(crate) use self::attention::PlainAttention;
 pub(crate) use self::attention::{QUERIES_PER_CHUNK, attend};
 pub(crate) use self::linear::PlainLinear;
 use crate::attention_context::AttentionContext;
+use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool};
 use crate::layers::rotary::RotaryTables;
-use crate::ops::{Ids, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap};
+use crate::ops::{LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap};
+use crate::upload::to_device;
 use crate::{AttentionSwitches, ModelError};
 
 /// Rows in every matrix product and norm.
@@ -142,15 +143,6 @@ impl Loader for PlainLoader {
 
     fn finish(self) -> Result<PlainState, ModelError> {
         Ok(self.state)
-    }
-}
-
-/// A list of the host on `device`; a GPU is not waited for.
-pub(crate) fn to_device<T: Element>(values: &[T], device: Device) -> Result<Tensor, ModelError> {
-    match device {
-        #[cfg(feature = "cuda")]
-        Device::Cuda(index) => Ok(torch_ext::cuda::send(values, index)?),
-        _ => Ok(Tensor::f_from_slice(values)?.f_to_device(device)?),
     }
 }
 

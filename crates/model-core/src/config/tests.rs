@@ -1,6 +1,8 @@
 use serde::de::{DeserializeOwned, Deserializer, Error, Visitor};
 use serde_json::json;
 
+use model_spec::{BlockStyle, Nonlinearity, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};
+
 use super::*;
 
 /// Asks a structure for the names of its fields.
@@ -58,12 +60,13 @@ fn parse(extra: &serde_json::Value) -> Result<ModelConfig, ModelError> {
 #[test]
 fn nulls_and_absent_keys_take_the_defaults_of_nemo() {
     let config = parse(&json!({})).unwrap();
-    assert_eq!((config.kv_channels, config.num_query_groups, config.ffn_hidden_size), (16, 4, 256));
-    assert_eq!(config.normalization, Normalization::LayerNorm);
-    assert_eq!(config.activation, Activation { nonlinearity: Nonlinearity::Gelu, gated: false });
-    assert_eq!(config.position_embedding, PositionEmbedding::LearnedAbsolute);
-    assert!(config.bias && config.qkv_bias && config.share_embeddings_and_output_weights);
-    assert_eq!(config.layernorm_epsilon, 1e-5);
+    let heads = HeadLayout { num_attention_heads: 4, num_query_groups: 4, kv_channels: 16 };
+    assert_eq!((config.uniform.heads, config.uniform.ffn_hidden_size), (heads, 256));
+    assert_eq!(config.uniform.norm.normalization, Normalization::LayerNorm);
+    assert_eq!(config.uniform.activation, Activation { nonlinearity: Nonlinearity::Gelu, gated: false });
+    assert_eq!(config.uniform.position_embedding, PositionEmbedding::LearnedAbsolute);
+    assert!(config.uniform.bias && config.uniform.qkv_bias && config.uniform.output.tied);
+    assert_eq!(config.uniform.norm.epsilon, 1e-5);
     assert_eq!(config.max_position_embeddings, 128);
 }
 
@@ -74,10 +77,10 @@ fn numbers_may_be_integers_or_text() {
         "rotary_percentage": 0.5, "seq_len_interpolation_factor": 2, "normalization": "RMSNorm",
     }))
     .unwrap();
-    assert_eq!(config.layernorm_epsilon, 1e-6);
-    assert_eq!(config.normalization, Normalization::RmsNorm);
+    assert_eq!(config.uniform.norm.epsilon, 1e-6);
+    assert_eq!(config.uniform.norm.normalization, Normalization::RmsNorm);
     assert_eq!(
-        config.position_embedding,
+        config.uniform.position_embedding,
         PositionEmbedding::Rope(RotaryConfig {
             rotary_dims: 8,
             rotary_base: 500_000.0,
@@ -100,9 +103,9 @@ fn every_activation_has_its_function_and_gate() {
     ];
     for (name, nonlinearity, gated) in cases {
         let config = parse(&json!({ "activation": name })).unwrap();
-        assert_eq!(config.activation, Activation { nonlinearity, gated });
+        assert_eq!(config.uniform.activation, Activation { nonlinearity, gated });
         let config = parse(&json!({ "activation": name, "openai_gelu": true })).unwrap();
-        assert_eq!(config.activation, Activation { nonlinearity: Nonlinearity::GeluTanh, gated });
+        assert_eq!(config.uniform.activation, Activation { nonlinearity: Nonlinearity::GeluTanh, gated });
     }
 }
 
@@ -139,7 +142,7 @@ fn what_the_model_cannot_compute_is_refused_by_key() {
 
 #[test]
 fn the_block_style_follows_the_name_and_the_customization() {
-    let style = |keys| parse(&keys).unwrap().block_style;
+    let style = |keys| parse(&keys).unwrap().uniform.block_style;
     let customized = |name: &str, parallel_attention, new_decoder_architecture| {
         json!({
             "name": name,
@@ -175,7 +178,7 @@ fn the_constants_of_the_llama_3_1_rule_can_be_set() {
         for (key, value) in extra.as_object().unwrap() {
             keys[key] = value.clone();
         }
-        parse(&keys).map(|config| match config.position_embedding {
+        parse(&keys).map(|config| match config.uniform.position_embedding {
             PositionEmbedding::Rope(rotary) => rotary.rope_scaling,
             PositionEmbedding::LearnedAbsolute => None,
         })

@@ -71,7 +71,7 @@ fn parse_pair(raw: &RawWindow) -> Result<Option<AttentionWindow>, ModelError> {
 impl ModelConfig {
     /// The longest sequence whose numbers are those of the model, and the key that limits it.
     pub fn longest_sequence(&self) -> (usize, &'static str) {
-        match self.attention_window {
+        match self.uniform.window {
             Some(window) if window.tokens < self.encoder_seq_length => (window.tokens, window.key),
             _ => (self.encoder_seq_length, "encoder_seq_length"),
         }

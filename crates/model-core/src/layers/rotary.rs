@@ -4,7 +4,7 @@
 //! interpolation factor, and the Llama 3.1 rescaling of long wavelengths. Angles are float32 products, as there.
 
 use crate::ModelError;
-use crate::config::{RopeScaling, RotaryConfig};
+use model_spec::{RopeScaling, RotaryConfig};
 
 /// Rotary positions computed at once; longer sequences grow the tables, so that a config's number alone allocates
 /// nothing.
@@ -151,7 +151,7 @@ fn stretch(freq: f64, scaling: &RopeScaling) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::RotaryPairing;
+    use model_spec::RotaryPairing;
 
     const BASE: RotaryConfig = RotaryConfig {
         rotary_dims: 8,

@@ -37,7 +37,7 @@ pub(crate) fn made_up_weights(config: &ModelConfig, vocab_size: u64, width: f32)
             .collect::<Vec<_>>();
         source.insert(name, shape, &values);
     };
-    let gain_centre = if config.zero_centered_gamma { 0.0 } else { 1.0 };
+    let gain_centre = if config.uniform.norm.zero_centered_gamma { 0.0 } else { 1.0 };
     let rows = TableRows { vocab: vocab_size, positions: config.encoder_seq_length as u64 };
     for tensor in config.spec(rows).tensors() {
         let is_gain = tensor.id.module.is_norm() && tensor.id.part == Part::Weight;

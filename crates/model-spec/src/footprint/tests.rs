@@ -22,7 +22,10 @@ fn bytes_are_those_of_the_tensors() {
     let elems: u64 = model.tensors().map(|tensor| tensor.num_elems()).sum();
     let whole = ShardPlace::whole(&model);
     let fp32 = model.footprint(&Numerics::uniform(Float::Fp32), &whole).unwrap();
-    assert_eq!(fp32.weight_bytes, 4 * elems);
+    assert_eq!((fp32.weight_bytes, fp32.lookup_bytes), (4 * elems, 4 * ROWS.vocab * 16));
+    let mut tied = model.clone();
+    tied.output.tied = true;
+    assert_eq!(tied.footprint(&Numerics::uniform(Float::Fp32), &whole).unwrap().lookup_bytes, 0);
     // Keys and values of 2 layers, 2 groups of 6 dimensions.
     assert_eq!(fp32.bytes_per_block(), 2 * 2 * 2 * 6 * 32 * 4);
     let bf16 = model.footprint(&Numerics::uniform(Float::Bf16), &whole).unwrap();

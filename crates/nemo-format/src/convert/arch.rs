@@ -7,8 +7,8 @@
 
 use hydra_config::Node;
 use model_spec::{
-    Activation, BlockStyle, HeadLayout, ModelSpec, NormSpec, OutputSpec, PositionEmbedding, RotaryConfig,
-    RotaryPairing, TableRows, UniformSpec,
+    Activation, BlockStyle, HeadLayout, ModelSpec, NormSpec, OutputSpec, PositionEmbedding, RopeScaling,
+    RotaryConfig, RotaryPairing, TableRows, UniformSpec,
 };
 
 use super::family::Family;
@@ -62,8 +62,8 @@ pub(super) enum RopeExtension {
     None,
     /// Positions are divided by a factor.
     Linear(f64),
-    /// Llama 3.1's rule: factor, low and high frequency factors, original length.
-    Llama3([f64; 4]),
+    /// Llama 3.1's rule.
+    Llama3(RopeScaling),
 }
 
 /// Which linear layers have biases.
@@ -75,11 +75,6 @@ pub(super) enum Biases {
     All,
 }
 
-/// The factor, low and high frequency factors and original length that `scale_positional_embedding` stands for.
-pub(super) const LLAMA31_CONSTANTS: [f64; 4] = [8.0, 1.0, 4.0, 8192.0];
-/// The keys of `rope_scaling`, in the order of the constants.
-pub(super) const LLAMA3_KEYS: [&str; 4] =
-    ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"];
 /// The largest divisor that NeMo's converter chooses.
 const MAX_VOCAB_DIVISOR: u64 = 128;
 
@@ -188,12 +183,13 @@ impl ModelArch {
         match rope.scaling {
             RopeExtension::None => {}
             RopeExtension::Linear(factor) => config.set("seq_len_interpolation_factor", Node::Float(factor)),
-            RopeExtension::Llama3(constants) if constants == LLAMA31_CONSTANTS => {}
-            RopeExtension::Llama3(constants) => {
-                for (key, value) in LLAMA3_KEYS.iter().zip(constants) {
+            RopeExtension::Llama3(rule) if rule == RopeScaling::LLAMA_3_1 => {}
+            RopeExtension::Llama3(rule) => {
+                for (key, value) in RopeScaling::KEYS.iter().zip(rule.values()) {
                     config.set(&format!("rope_scaling.{key}"), Node::Float(value));
                 }
-                config.set("rope_scaling.original_max_position_embeddings", int(constants[3] as u64));
+                let original_length = rule.original_max_position_embeddings as u64;
+                config.set("rope_scaling.original_max_position_embeddings", int(original_length));
             }
         }
     }
@@ -261,14 +257,7 @@ impl ModelArch {
                 RopeExtension::None | RopeExtension::Llama3(_) => 1.0,
             },
             rope_scaling: match rope.scaling {
-                RopeExtension::Llama3([factor, low_freq_factor, high_freq_factor, original]) => {
-                    Some(model_spec::RopeScaling {
-                        factor,
-                        low_freq_factor,
-                        high_freq_factor,
-                        original_max_position_embeddings: original,
-                    })
-                }
+                RopeExtension::Llama3(rule) => Some(rule),
                 RopeExtension::None | RopeExtension::Linear(_) => None,
             },
         })

@@ -3,9 +3,11 @@
 //! Defaults of keys left out are those of transformers' configuration classes. Whatever would change the numbers and has
 //! no key in NeMo's configuration is refused by name.
 
-use model_spec::{Activation, BlockStyle, Module, Nonlinearity, NormSpec, Normalization, Part, TensorId};
+use model_spec::{
+    Activation, BlockStyle, Module, Nonlinearity, NormSpec, Normalization, Part, RopeScaling, TensorId,
+};
 
-use super::arch::{Biases, LLAMA3_KEYS, ModelArch, Positions, Rope, RopeExtension};
+use super::arch::{Biases, ModelArch, Positions, Rope, RopeExtension};
 use super::family::Family;
 use super::names::{self, NameMap};
 use super::rows::missing;
@@ -64,7 +66,8 @@ pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result
     notes.extend(settle_tie(&mut arch, &names, source)?);
     notes.extend(StatedBiases::read(config, arch.family)?.settle(
         &mut arch,
-        (&names, source),
+        &names,
+        source,
         config.file(),
     )?);
     let output = names.output("weight");
@@ -371,19 +374,20 @@ fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeExtension, Forma
                 rope.original_max_position_embeddings,
             ];
             let mut constants = [0.0; 4];
-            for ((constant, value), key) in constants.iter_mut().zip(values).zip(LLAMA3_KEYS) {
+            for ((constant, value), key) in constants.iter_mut().zip(values).zip(RopeScaling::KEYS) {
                 let found = value.filter(|value| value.is_finite() && *value > 0.0);
                 *constant = found.ok_or_else(|| {
                     config.bad(format!("rope_scaling of type `llama3` needs `{key}`, a number above 0"))
                 })?;
             }
-            let [_, low, high, _] = constants;
+            let rule = RopeScaling::from_values(constants);
+            let (low, high) = (rule.low_freq_factor, rule.high_freq_factor);
             if low >= high {
                 return Err(config.bad(format!(
                     "rope_scaling of type `llama3` has low_freq_factor {low}, which is not below high_freq_factor {high}"
                 )));
             }
-            Ok(RopeExtension::Llama3(constants))
+            Ok(RopeExtension::Llama3(rule))
         }
         Some(other) => Err(config.unsupported(
             &format!("rope_scaling of type `{other}`"),

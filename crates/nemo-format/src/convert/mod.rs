@@ -269,7 +269,7 @@ fn from_huggingface(folder: &Path, options: &ConvertOptions<'_>) -> Result<Conve
     let tokenizer = tokenizer::from_files(&tokenizer, &type_name)?;
     let has_json_files = tokenizer.has_json_files;
     let dtype = options.dtype.unwrap_or(source_dtype);
-    let mut converted = assemble(InputKind::HuggingFace, (&arch, names), source, tokenizer, dtype)?;
+    let mut converted = assemble(InputKind::HuggingFace, &arch, names, source, tokenizer, dtype)?;
     // NeMo's configuration has no place for these; the way back needs them.
     let (bytes, note) = generation_config(folder, &config)?;
     converted.notes.extend(note);
@@ -349,7 +349,7 @@ fn from_gguf(path: &Path, options: &ConvertOptions<'_>) -> Result<Converted, For
         Some(_) => Vec::new(),
         None => tokenizer::gguf_end_ids(source.file())?,
     };
-    let mut converted = assemble(InputKind::Gguf, (&arch, GGUF_LLAMA), Box::new(source), tokenizer, dtype)?;
+    let mut converted = assemble(InputKind::Gguf, &arch, GGUF_LLAMA, Box::new(source), tokenizer, dtype)?;
     converted.notes.extend(notes.into_iter().map(ConvertNote::Source));
     // One is the tokenizer's own.
     if end_ids.len() > 1 {
@@ -361,7 +361,8 @@ fn from_gguf(path: &Path, options: &ConvertOptions<'_>) -> Result<Converted, For
 
 fn assemble(
     input: InputKind,
-    (arch, names): (&ModelArch, NameMap),
+    arch: &ModelArch,
+    names: NameMap,
     source: Box<dyn TensorSource>,
     tokenizer: TokenizerPart,
     dtype: DType,

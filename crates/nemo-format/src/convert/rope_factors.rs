@@ -4,7 +4,9 @@
 //! divided. The constants are solved for, and the tensor computed from them must be the stored one. Several sets of
 //! constants can have the same tensor: only that counts, and the low frequency factor is taken to be 1.
 
-use super::arch::{LLAMA31_CONSTANTS, RopeExtension};
+use model_spec::RopeScaling;
+
+use super::arch::RopeExtension;
 
 /// Rounding of the stored float32 values and of the powers behind them; a different constant shows far above it.
 const TOLERANCE: f64 = 2e-5;
@@ -27,14 +29,15 @@ pub(super) fn scaling(stored: &[f32], head_dim: u64, rotary_base: f64) -> Option
         return Some(RopeExtension::Linear(tidied(last)));
     }
     let wavelengths = wavelengths(head_dim, rotary_base);
-    let fits = |constants: &[f64; 4]| {
-        let [factor, low, high, length] = *constants;
-        let is_rule =
-            constants.iter().all(|value| value.is_finite() && *value > 0.0) && low < high && factor > 1.0;
+    let fits = |rule: &RopeScaling| {
+        let is_rule = rule.values().iter().all(|value| value.is_finite() && *value > 0.0)
+            && rule.low_freq_factor < rule.high_freq_factor
+            && rule.factor > 1.0;
         is_rule
-            && stored.iter().zip(&wavelengths).all(|(stored, &wavelength)| {
-                (stored / divisor([factor, low, high, length], wavelength) - 1.0).abs() < TOLERANCE
-            })
+            && stored
+                .iter()
+                .zip(&wavelengths)
+                .all(|(stored, &wavelength)| (stored / divisor(rule, wavelength) - 1.0).abs() < TOLERANCE)
     };
     candidates(&stored, &wavelengths).into_iter().find(fits).map(RopeExtension::Llama3)
 }
@@ -46,7 +49,8 @@ fn wavelengths(head_dim: u64, rotary_base: f64) -> Vec<f64> {
 }
 
 /// By what the rule divides a frequency.
-fn divisor([factor, low, high, length]: [f64; 4], wavelength: f64) -> f64 {
+fn divisor(rule: &RopeScaling, wavelength: f64) -> f64 {
+    let [factor, low, high, length] = rule.values();
     if wavelength < length / high {
         1.0
     } else if wavelength > length / low {
@@ -58,8 +62,8 @@ fn divisor([factor, low, high, length]: [f64; 4], wavelength: f64) -> f64 {
 }
 
 /// Constants to try, the likely ones first.
-fn candidates(stored: &[f64], wavelengths: &[f64]) -> Vec<[f64; 4]> {
-    let [_, low, high, usual_length] = LLAMA31_CONSTANTS;
+fn candidates(stored: &[f64], wavelengths: &[f64]) -> Vec<RopeScaling> {
+    let [_, low, high, usual_length] = RopeScaling::LLAMA_3_1.values();
     let last = stored.last().copied().unwrap_or(1.0);
     let factor = tidied(last);
     let mut found = vec![[factor, low, high, usual_length]];
@@ -105,7 +109,7 @@ fn candidates(stored: &[f64], wavelengths: &[f64]) -> Vec<[f64; 4]> {
         let length = tidied(slope * (high - low) / (1.0 - 1.0 / factor));
         found.push([factor, low, high, length]);
     }
-    found
+    found.into_iter().map(RopeScaling::from_values).collect()
 }
 
 /// The whole number or quarter that a solved value stands for, or the value.
@@ -119,17 +123,14 @@ mod tests {
     use super::*;
 
     /// What llama.cpp's converter would store.
-    fn stored(constants: [f64; 4], head_dim: u64, base: f64) -> Vec<f32> {
-        wavelengths(head_dim, base)
-            .into_iter()
-            .map(|wavelength| divisor(constants, wavelength) as f32)
-            .collect()
+    fn stored(rule: &RopeScaling, head_dim: u64, base: f64) -> Vec<f32> {
+        wavelengths(head_dim, base).into_iter().map(|wavelength| divisor(rule, wavelength) as f32).collect()
     }
 
     #[test]
     fn constants_are_found_from_the_tensor() {
         for (constants, head_dim, base) in [
-            (LLAMA31_CONSTANTS, 128, 500_000.0),
+            (RopeScaling::LLAMA_3_1.values(), 128, 500_000.0),
             ([32.0, 1.0, 4.0, 8192.0], 64, 500_000.0),
             ([32.0, 1.0, 4.0, 8192.0], 128, 500_000.0),
             ([16.0, 1.0, 4.0, 2048.0], 64, 10_000.0),
@@ -138,11 +139,12 @@ mod tests {
             ([32.0, 1.0, 4.0, 8192.0], 8, 500_000.0),
             ([12.5, 1.0, 4.0, 4096.0], 16, 10_000.0),
         ] {
-            let found = scaling(&stored(constants, head_dim, base), head_dim, base);
+            let constants = RopeScaling::from_values(constants);
+            let found = scaling(&stored(&constants, head_dim, base), head_dim, base);
             let Some(RopeExtension::Llama3(found)) = found else { panic!("{constants:?}: {found:?}") };
-            assert_eq!(found[0], constants[0], "{constants:?}: {found:?}");
+            assert_eq!(found.factor, constants.factor, "{constants:?}: {found:?}");
             for wavelength in wavelengths(head_dim, base) {
-                let (found, wanted) = (divisor(found, wavelength), divisor(constants, wavelength));
+                let (found, wanted) = (divisor(&found, wavelength), divisor(&constants, wavelength));
                 assert!((found / wanted - 1.0).abs() < TOLERANCE, "{constants:?}");
             }
             if head_dim > 16 {
@@ -153,8 +155,9 @@ mod tests {
 
     #[test]
     fn a_low_factor_other_than_1_is_the_same_rule_scaled() {
-        let found = scaling(&stored([8.0, 2.0, 8.0, 16_384.0], 128, 500_000.0), 128, 500_000.0);
-        assert_eq!(found, Some(RopeExtension::Llama3(LLAMA31_CONSTANTS)));
+        let rule = RopeScaling::from_values([8.0, 2.0, 8.0, 16_384.0]);
+        let found = scaling(&stored(&rule, 128, 500_000.0), 128, 500_000.0);
+        assert_eq!(found, Some(RopeExtension::Llama3(RopeScaling::LLAMA_3_1)));
     }
 
     #[test]

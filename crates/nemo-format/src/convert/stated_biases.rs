@@ -41,14 +41,15 @@ impl StatedBiases {
     pub(super) fn settle(
         &self,
         arch: &mut ModelArch,
-        (names, source): (&NameMap, &dyn TensorSource),
+        names: &NameMap,
+        source: &dyn TensorSource,
         file: &str,
     ) -> Result<Vec<SourceNote>, FormatError> {
         let attention: Vec<&str> = names.qkv_stems().into_iter().chain([names.proj]).collect();
         let mlp: Vec<&str> = names.fc1.iter().copied().chain([names.fc2]).collect();
         let mut notes = Vec::new();
         for (stated, stems) in [(self.attention, attention), (self.mlp, mlp)] {
-            notes.extend(stated.check(arch, (names, source), &stems, file)?);
+            notes.extend(stated.check(arch, names, source, &stems, file)?);
         }
         let has_proj = source.meta(&names.in_layer(0, names.proj, "bias")).is_some();
         arch.biases = match (self.attention.has_bias, self.mlp.has_bias) {
@@ -64,7 +65,8 @@ impl Stated {
     fn check(
         self,
         arch: &ModelArch,
-        (names, source): (&NameMap, &dyn TensorSource),
+        names: &NameMap,
+        source: &dyn TensorSource,
         stems: &[&str],
         file: &str,
     ) -> Result<Option<SourceNote>, FormatError> {

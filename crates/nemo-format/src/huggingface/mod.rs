@@ -5,6 +5,7 @@
 mod chat_templates;
 mod config;
 mod tokenizer_files;
+pub(crate) mod torch_files;
 mod weights;
 
 use std::path::Path;

@@ -6,8 +6,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use super::torch_files::TorchFileSource;
 use crate::safetensors::{INDEX_NAME, SINGLE_NAME};
-use crate::torch_file::TorchFileSource;
 use crate::weight_index::WeightIndex;
 use crate::{FormatError, SafetensorsSource, SourceNote, TensorSource};
 

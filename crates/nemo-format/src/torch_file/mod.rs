@@ -3,7 +3,6 @@
 //! Nothing in them is executed. Values other than tensors are parsed and dropped. Format: `torch/serialization.py`.
 
 mod non_zip;
-mod source;
 mod tensor;
 mod zip;
 
@@ -12,7 +11,6 @@ use std::ops::Range;
 
 use indexmap::IndexMap;
 
-pub(crate) use self::source::TorchFileSource;
 use self::tensor::Parsed;
 pub(crate) use self::tensor::StoredTensor;
 use crate::FormatError;

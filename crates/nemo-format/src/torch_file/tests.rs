@@ -4,6 +4,7 @@ use ::zip::CompressionMethod;
 use proptest::prelude::*;
 
 use super::*;
+use crate::huggingface::torch_files::{TorchFileSource, whole_array};
 use crate::{DType, TensorSource};
 
 const TORCH_PICKLE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/torch_pickle/");
@@ -129,7 +130,7 @@ fn check(file: &str, expected: &str) {
                     crate::archive::Archive::of_files(TORCH_PICKLE.as_ref(), &[(&path).into()]).unwrap(),
                 );
                 let mut source = crate::pieced::PiecedSource::new(archive);
-                let array = source::whole_array(&name, tensor, 0);
+                let array = whole_array(&name, tensor, 0);
                 source.add(name.clone(), array).unwrap();
                 assert_eq!(source.read_whole(&name).unwrap(), gather(&bytes, tensor), "{file}: {name}");
                 if let Some(mapped) = source.mapped_bytes(&name) {

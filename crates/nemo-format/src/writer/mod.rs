@@ -129,7 +129,7 @@ pub fn write_nemo(
     tar.member(&format!("./{FOLDER}/common.pt"), &common).map_err(io_error)?;
     tar.member(&format!("./{FOLDER}/.metadata"), &metadata::pickle(&keys)).map_err(io_error)?;
     tar.header(&format!("./{FOLDER}/{}", metadata::DATA_FILE), data_bytes).map_err(io_error)?;
-    let checksums = write_items(&mut tar, &keys, source, (options, output))?;
+    let checksums = write_items(&mut tar, &keys, source, options, output)?;
     tar.pad(data_bytes).map_err(io_error)?;
     // Two empty blocks end an archive.
     tar.write(&[0; 2 * BLOCK_BYTES]).map_err(io_error)?;
@@ -164,7 +164,8 @@ fn write_items<W: Write>(
     tar: &mut Tar<W>,
     keys: &[StackedKey],
     source: &dyn TensorSource,
-    (options, output): (&WriteOptions<'_>, &Path),
+    options: &WriteOptions<'_>,
+    output: &Path,
 ) -> Result<Vec<(u64, u32)>, FormatError> {
     let pieces: Vec<(DType, &Piece)> =
         keys.iter().flat_map(|key| key.pieces.iter().map(|piece| (key.dtype, piece))).collect();

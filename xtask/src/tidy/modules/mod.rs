@@ -14,18 +14,6 @@ mod paths;
 /// The crate's root among its modules.
 const ROOT: &str = "crate";
 
-/// Crates that still have circles.
-const CIRCLES_LEFT: [&str; 8] = [
-    "crates/data",
-    "crates/engine",
-    "crates/hydra-config",
-    "crates/jinja",
-    "crates/model-core",
-    "crates/model-spec",
-    "crates/nemo-format",
-    "crates/sampling",
-];
-
 /// What each module uses, with the first place where it does.
 type Graph = BTreeMap<String, BTreeMap<String, String>>;
 
@@ -45,8 +33,7 @@ pub(super) fn check(files: &[SourceFile]) -> Vec<Finding> {
         let paths = paths::read(&code_only(&file.text), place.len());
         crates.entry(folder).or_default().push(Module { path: &file.path, place, paths });
     }
-    let checked = crates.into_iter().filter(|(folder, _)| !CIRCLES_LEFT.contains(folder));
-    checked.flat_map(|(folder, modules)| circles(folder, &graph(&modules))).collect()
+    crates.into_iter().flat_map(|(folder, modules)| circles(folder, &graph(&modules))).collect()
 }
 
 /// The folder of a crate's sources, and a file's place among the modules.

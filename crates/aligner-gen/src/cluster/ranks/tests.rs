@@ -73,7 +73,7 @@ fn torchruns_agent_has_a_store_of_its_own() {
 #[test]
 fn without_a_launcher_the_program_is_one() {
     let launcher = |first_rank, num_ranks, world_size, address: Option<(&str, u16)>| {
-        let address = address.map(|(host, port)| (host.to_owned(), port));
+        let address = address.map(|(host, port)| Address { host: host.to_owned(), port });
         Role::Launcher(LauncherPlan { first_rank, num_ranks, world_size, address })
     };
     assert_eq!(find("", devices(1, 1)).unwrap(), Role::Alone);

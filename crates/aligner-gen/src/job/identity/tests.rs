@@ -150,7 +150,7 @@ fn identity(overrides: &[String]) -> Result<Identity, Failure> {
     let topology = Topology::data_parallel(plan.devices.world_size())?;
     let mut identity = plan.identity();
     identity.model = model_fields(&model);
-    identity.compute = compute(options, model.kv_channels, "cpu".to_owned(), topology)?;
+    identity.compute = compute(options, model.uniform.heads.kv_channels, "cpu".to_owned(), topology)?;
     Ok(identity)
 }
 

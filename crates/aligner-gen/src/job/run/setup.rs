@@ -116,7 +116,7 @@ impl Setup {
     pub(super) fn attach(&self, logging: &Logging, place: &RankPlace) -> Result<(), Failure> {
         let log_dir = &self.plan.exp_manager.log_dir;
         logging
-            .attach(log_dir, (place.rank, place.local_rank))
+            .attach(log_dir, place.rank, place.local_rank)
             .map_err(|error| {
                 anyhow::Error::new(error).context(format!("cannot write to `{}`", log_dir.display()))
             })
@@ -132,8 +132,12 @@ impl Setup {
         identity.settings.end_token_ids = self.end_tokens.ids();
         identity.model = identity::model_fields(&self.model_config);
         let device = device::class(self.options.device)?;
-        identity.compute =
-            identity::compute(self.options, self.model_config.kv_channels, device, self.topology)?;
+        identity.compute = identity::compute(
+            self.options,
+            self.model_config.uniform.heads.kv_channels,
+            device,
+            self.topology,
+        )?;
         identity.inputs = Inputs {
             checkpoint: self.checkpoint.fingerprint(),
             tokenizer: self.tokenizer.fingerprint.clone(),

@@ -5,7 +5,8 @@ use tch::Tensor;
 
 use super::CpuState;
 use crate::ModelError;
-use crate::ops::{Epilogue, Ids, LinearOp};
+use crate::ids::Ids;
+use crate::ops::{Epilogue, LinearOp};
 
 /// A linear layer in panels; the first of a gated MLP is laid out for its activation.
 #[derive(Debug)]

@@ -7,8 +7,9 @@ use torch_ext::cuda::blas;
 
 use super::CudaState;
 use crate::ModelError;
+use crate::ids::Ids;
 use crate::kinds::TensorFormat;
-use crate::ops::{Epilogue, Ids, LinearOp, StepState, tensor_bytes};
+use crate::ops::{Epilogue, LinearOp, StepState, tensor_bytes};
 
 /// A linear layer as libtorch has it, on the GPU.
 #[derive(Debug)]

@@ -7,7 +7,7 @@ use crate::ModelError;
 use crate::attention_context::{
     AttentionContext, CachedKeys, DeviceAttention, DeviceContext, DevicePrompts, slots_of,
 };
-use crate::backend::plain::to_device;
+use crate::upload::to_device;
 
 /// Lists of int32 that one copy brings over.
 #[derive(Default)]

@@ -37,18 +37,22 @@ impl CudaState {
         }
         for (&(num_out, num_in, ..), (_, activation)) in &different {
             let activated = activation.map(|activation| (activation.nonlinearity, gating(activation)));
-            max_rows = max_rows.min(self.kernels()?.max_gemm_rows([num_out, num_in], activated)?);
+            max_rows = max_rows.min(self.kernels()?.max_gemm_rows(num_out, num_in, activated)?);
         }
         if max_rows == 0 {
             return Ok(0);
         }
         // The smallest batch that is left to cuBLAS, and a large one.
         let cublas_batches = [(max_rows / MIN_ROWS + 1) * MIN_ROWS, LARGE_BATCH];
-        for rows in cublas_batches.into_iter().flat_map(|large| [[1, large], [max_rows, large]]) {
+        for (small_rows, large_rows) in
+            cublas_batches.into_iter().flat_map(|large| [(1, large), (max_rows, large)])
+        {
             for &(linear, activation) in different.values() {
                 let is_same = match activation {
-                    Some(activation) => self.same_activated_bits(linear, activation, rows)?,
-                    None => self.same_bits(linear, rows)?,
+                    Some(activation) => {
+                        self.same_activated_bits(linear, activation, small_rows, large_rows)?
+                    }
+                    None => self.same_bits(linear, small_rows, large_rows)?,
                 };
                 if !is_same {
                     return Ok(0);
@@ -68,7 +72,7 @@ impl CudaState {
     /// Whether `small_rows` rows of the in-house GEMM are bitwise identical to the first ones of `large_rows` rows of
     /// cuBLAS, with every epilogue but an activation. Where the bias is added is the same code for both, so they are
     /// tried as they are run.
-    fn same_bits(&self, linear: &CudaLinear, [small_rows, large_rows]: [i64; 2]) -> Result<bool, ModelError> {
+    fn same_bits(&self, linear: &CudaLinear, small_rows: i64, large_rows: i64) -> Result<bool, ModelError> {
         let x = self.numbers([large_rows, linear.weight.size2()?.1])?;
         let small = x.f_narrow(0, 0, small_rows)?;
         let residual = self.numbers([large_rows, linear.weight.size2()?.0])?;
@@ -96,7 +100,8 @@ impl CudaState {
         &self,
         linear: &CudaLinear,
         activation: Activation,
-        [small_rows, large_rows]: [i64; 2],
+        small_rows: i64,
+        large_rows: i64,
     ) -> Result<bool, ModelError> {
         let x = self.numbers([large_rows, linear.weight.size2()?.1])?;
         let small = linear.run_small(&x.f_narrow(0, 0, small_rows)?, Epilogue::Activate(activation), self)?;

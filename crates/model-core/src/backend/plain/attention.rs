@@ -3,12 +3,13 @@
 use model_spec::HeadLayout;
 use tch::{Device, Kind, Tensor};
 
-use super::{PlainState, to_device};
+use super::PlainState;
 use crate::attention_context::{AttentionContext, SequenceSpan};
 use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::{Rotary, RotaryId};
 use crate::ops::AttentionOp;
+use crate::upload::to_device;
 use crate::{AttentionAlgorithm, ModelError};
 
 /// Query rows whose scores exist at once: bounds the memory of a long prefill.

@@ -5,7 +5,8 @@ use tch::{Kind, Tensor};
 
 use super::{PlainState, ROWS_PER_BLOCK, by_row_blocks};
 use crate::ModelError;
-use crate::ops::{Epilogue, Ids, LinearOp, StepState, tensor_bytes};
+use crate::ids::Ids;
+use crate::ops::{Epilogue, LinearOp, StepState, tensor_bytes};
 
 /// Below this many elements libtorch runs an elementwise operation on one thread (`at::internal::GRAIN_SIZE`).
 const SERIAL_ELEMS: i64 = 32_768;

@@ -3,10 +3,10 @@
 //! Spelled as transformers 4 does (`torch_dtype`, `rope_theta`, `rope_scaling`), which 5 reads too.
 
 use hydra_config::Node;
-use model_spec::{Activation, BlockStyle, Nonlinearity, NormSpec, Normalization};
+use model_spec::{Activation, BlockStyle, Nonlinearity, NormSpec, Normalization, RopeScaling};
 use serde_json::{Map, Value, json};
 
-use super::super::arch::{Biases, LLAMA3_KEYS, LLAMA31_CONSTANTS, ModelArch, Positions, Rope, RopeExtension};
+use super::super::arch::{Biases, ModelArch, Positions, Rope, RopeExtension};
 use super::super::family::{Announced, Family};
 use super::shown;
 use crate::writer::FolderFile;
@@ -262,11 +262,11 @@ fn rope(config: &NemoConfig<'_>) -> Result<Rope, FormatError> {
         (None, false) => RopeExtension::None,
         (Some(factor), false) => RopeExtension::Linear(factor),
         (None, true) => {
-            let mut constants = LLAMA31_CONSTANTS;
-            for (constant, key) in constants.iter_mut().zip(LLAMA3_KEYS) {
+            let mut constants = RopeScaling::LLAMA_3_1.values();
+            for (constant, key) in constants.iter_mut().zip(RopeScaling::KEYS) {
                 *constant = config.f64(&format!("rope_scaling.{key}"))?.unwrap_or(*constant);
             }
-            RopeExtension::Llama3(constants)
+            RopeExtension::Llama3(RopeScaling::from_values(constants))
         }
         (Some(_), true) => {
             let what = "both `seq_len_interpolation_factor` and `scale_positional_embedding`";
@@ -287,7 +287,8 @@ fn rope(config: &NemoConfig<'_>) -> Result<Rope, FormatError> {
 pub(super) fn config_json(
     arch: &ModelArch,
     config: &NemoConfig<'_>,
-    (has_mlp_bias, dtype): (bool, DType),
+    has_mlp_bias: bool,
+    dtype: DType,
     token_ids: &Map<String, Value>,
 ) -> FolderFile {
     let facts = arch.family.facts();
@@ -340,15 +341,12 @@ fn rope_scaling(scaling: RopeExtension) -> Value {
     match scaling {
         RopeExtension::None => Value::Null,
         RopeExtension::Linear(factor) => json!({"rope_type": "linear", "type": "linear", "factor": factor}),
-        RopeExtension::Llama3(constants) => {
-            let [factor, low, high, original_length] = constants;
-            json!({
-                "rope_type": "llama3",
-                "factor": factor,
-                "low_freq_factor": low,
-                "high_freq_factor": high,
-                "original_max_position_embeddings": original_length as u64,
-            })
-        }
+        RopeExtension::Llama3(rule) => json!({
+            "rope_type": "llama3",
+            "factor": rule.factor,
+            "low_freq_factor": rule.low_freq_factor,
+            "high_freq_factor": rule.high_freq_factor,
+            "original_max_position_embeddings": rule.original_max_position_embeddings as u64,
+        }),
     }
 }

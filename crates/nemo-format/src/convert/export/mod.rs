@@ -52,7 +52,7 @@ pub(super) fn export(converted: Converted, dtype: Option<DType>) -> Result<Expor
     if let Some(name) = tokenizer.missing {
         notes.push(ConvertNote::NoTokenizer { name });
     }
-    let mut files = vec![config::config_json(&arch, &config, (has_mlp_bias, dtype), &tokenizer.ids)];
+    let mut files = vec![config::config_json(&arch, &config, has_mlp_bias, dtype, &tokenizer.ids)];
     files.extend(tokenizer.files);
     Ok(Exported { files, source, dtype, notes })
 }

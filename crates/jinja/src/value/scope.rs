@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::value::Value;
+use super::Value;
 
 /// The names that are set in one loop, macro or block.
 pub(crate) struct Scope {
@@ -13,16 +13,16 @@ pub(crate) struct Scope {
 }
 
 impl Scope {
-    pub(super) fn root(names: Vec<(Arc<str>, Value)>) -> Rc<Self> {
+    pub(crate) fn root(names: Vec<(Arc<str>, Value)>) -> Rc<Self> {
         Rc::new(Self { names: RefCell::new(names), outer: None })
     }
 
-    pub(super) fn child(self: &Rc<Self>) -> Rc<Self> {
+    pub(crate) fn child(self: &Rc<Self>) -> Rc<Self> {
         Rc::new(Self { names: RefCell::new(Vec::new()), outer: Some(Rc::clone(self)) })
     }
 
     /// The scope of the template itself.
-    pub(super) fn top(self: &Rc<Self>) -> Rc<Self> {
+    pub(crate) fn top(self: &Rc<Self>) -> Rc<Self> {
         let mut scope = Rc::clone(self);
         while let Some(outer) = scope.outer.clone().filter(|outer| outer.outer.is_some()) {
             scope = outer;
@@ -30,7 +30,7 @@ impl Scope {
         scope
     }
 
-    pub(super) fn get(&self, name: &str) -> Option<Value> {
+    pub(crate) fn get(&self, name: &str) -> Option<Value> {
         let mut scope = self;
         loop {
             let names = scope.names.borrow();
@@ -42,7 +42,7 @@ impl Scope {
         }
     }
 
-    pub(super) fn set(&self, name: &Arc<str>, value: Value) {
+    pub(crate) fn set(&self, name: &Arc<str>, value: Value) {
         let mut names = self.names.borrow_mut();
         match names.iter_mut().find(|(known, _)| known == name) {
             Some((_, slot)) => *slot = value,
@@ -50,7 +50,7 @@ impl Scope {
         }
     }
 
-    pub(super) fn clear(&self) {
+    pub(crate) fn clear(&self) {
         // Taken out first: what is dropped may hold this very scope.
         let names = self.names.take();
         drop(names);

@@ -3,9 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{StoredTensor, read_state_dict};
 use crate::archive::Archive;
 use crate::pieced::{Array, Piece, PieceData, PiecedSource};
+use crate::torch_file::{StoredTensor, read_state_dict};
 use crate::{FormatError, Region, TensorMeta, TensorSource};
 
 /// The tensors of `pytorch_model.bin`, or of all its shards.
@@ -40,7 +40,7 @@ impl TorchFileSource {
 }
 
 /// A state dictionary's tensor as an array of one piece.
-pub(super) fn whole_array(name: &str, tensor: &StoredTensor, member_idx: usize) -> Array {
+pub(crate) fn whole_array(name: &str, tensor: &StoredTensor, member_idx: usize) -> Array {
     let data =
         PieceData::Strided { start_bytes: tensor.start_bytes, strides_elems: tensor.strides_elems.clone() };
     let piece = Piece { offsets: vec![0; tensor.shape.len()], sizes: tensor.shape.clone(), member_idx, data };

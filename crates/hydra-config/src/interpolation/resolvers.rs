@@ -3,7 +3,7 @@
 //! Hydra's `hydra`, `now` and `python_version` and NeMo's `gpu_name` are refused by name: what they give differs from
 //! run to run or is Python's, and a job must mean the same when it is started again.
 
-use crate::interpolation::Resolver;
+use super::Resolver;
 use crate::python::{self, Operator};
 use crate::{ConfigError, Node};
 
