@@ -12,8 +12,7 @@ fn run_writes_the_guides_records() {
     let job = Job::new(5);
     job.run().expect_code(0);
     insta::assert_snapshot!("generations_jsonl", job.jsonl());
-    let summary: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(job.results().join("summary.json")).unwrap()).unwrap();
+    let summary = job.summary();
     assert_eq!((&summary["samples"], &summary["responses"]), (&5.into(), &10.into()));
     let manifest: serde_json::Value =
         serde_json::from_slice(&std::fs::read(job.results().join("generations/manifest.json")).unwrap())

@@ -74,8 +74,7 @@ fn any_number_of_ranks_writes_the_same_file() {
         let job = job(30, num_ranks);
         let ended = job.run().expect_code(0);
         assert_eq!(job.jsonl(), expect, "{num_ranks} ranks");
-        let summary: serde_json::Value =
-            serde_json::from_slice(&std::fs::read(job.results().join("summary.json")).unwrap()).unwrap();
+        let summary = job.summary();
         let samples: Vec<u64> = summary["samples_by_rank"]
             .as_array()
             .unwrap()

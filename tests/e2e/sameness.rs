@@ -84,6 +84,36 @@ fn one_text_for_every_batch_and_both_kernels() {
     }
 }
 
+/// With room for two sequences of the greatest length in the cache.
+fn small_cache(job: Job) -> Job {
+    let cache = |bytes: u64| format!("++trainer.generation.kv_cache_memory_bytes={bytes}");
+    let too_small = job.with(&[&cache(1)]);
+    let refusal = too_small.run().expect_code(2).error();
+    let (_, rest) = refusal.split_once("must be at least ").unwrap();
+    let one_sequence: u64 = rest.split(',').next().unwrap().parse().unwrap();
+    too_small.with(&[&cache(2 * one_sequence)])
+}
+
+#[test]
+fn one_text_whether_the_cache_is_large_or_full() {
+    for model in MODELS {
+        for path in FP32 {
+            let job = || job(model, path).with(&["model.generation.length_params.max_length=100"]);
+            let expect = texts(&job(), 4);
+            let mut num_preemptions = Vec::new();
+            for swap_space in ["0", "0.25"] {
+                let small =
+                    small_cache(job()).with(&[&format!("++trainer.generation.swap_space={swap_space}")]);
+                assert_eq!(texts(&small, 4), expect, "{model} {path:?} {swap_space}");
+                num_preemptions.push(small.summary()["swaps"]["preemptions"].as_u64().unwrap());
+            }
+            // The responses of the other model are shorter, and may all have room.
+            let must_swap = model == MODELS[0];
+            assert!(num_preemptions[0] == 0 && (num_preemptions[1] > 0 || !must_swap), "{model} {path:?}");
+        }
+    }
+}
+
 /// What a run has just done when it is killed.
 #[derive(Clone, Copy)]
 enum Moment {

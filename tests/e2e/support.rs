@@ -149,6 +149,10 @@ impl Job {
         self.folder.path().join("results")
     }
 
+    pub(crate) fn summary(&self) -> serde_json::Value {
+        serde_json::from_slice(&std::fs::read(self.results().join("summary.json")).unwrap()).unwrap()
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.folder.path()
     }

@@ -36,6 +36,15 @@ pub enum PackedKv {
     Bf16(KvBf16),
 }
 
+/// A block of all layers, taken out of a cache: its bits as they lay there.
+#[derive(Debug)]
+pub enum PackedBlock {
+    /// Of a float32 cache.
+    F32(Vec<f32>),
+    /// Of a bfloat16 cache.
+    Bf16(Vec<bf16>),
+}
+
 /// A float32 cache.
 pub struct KvF32(pub(crate) Kv<f32>);
 /// A bfloat16 cache.
@@ -64,6 +73,33 @@ impl PackedKv {
         match self {
             Self::F32(kv) => kv.0.copy_blocks(pairs),
             Self::Bf16(kv) => kv.0.copy_blocks(pairs),
+        }
+    }
+
+    /// A copy of a block of all layers.
+    ///
+    /// # Errors
+    /// When the block does not exist.
+    pub fn read_block(&self, block: u32) -> Result<PackedBlock, ExtError> {
+        match self {
+            Self::F32(kv) => kv.0.read_block(block).map(PackedBlock::F32),
+            Self::Bf16(kv) => kv.0.read_block(block).map(PackedBlock::Bf16),
+        }
+    }
+
+    /// Writes a block of all layers that [`read_block`](Self::read_block) took out of this cache.
+    ///
+    /// # Errors
+    /// When the block does not exist, or what was stored is of another cache.
+    pub fn write_block(&mut self, block: u32, stored: &PackedBlock) -> Result<(), ExtError> {
+        match (self, stored) {
+            (Self::F32(kv), PackedBlock::F32(stored)) => kv.0.write_block(block, stored),
+            (Self::Bf16(kv), PackedBlock::Bf16(stored)) => kv.0.write_block(block, stored),
+            _ => Err(ExtError::BadTensor {
+                what: "stored block",
+                expected: "elements of the cache's type".to_owned(),
+                actual: "another type".to_owned(),
+            }),
         }
     }
 
@@ -100,13 +136,7 @@ impl<E: Elem> Kv<E> {
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ExtError> {
         let num_blocks = self.shape.num_blocks;
         for &(from, to) in pairs {
-            if from as usize >= num_blocks || to as usize >= num_blocks {
-                return Err(ExtError::BadTensor {
-                    what: "block",
-                    expected: format!("below {num_blocks}"),
-                    actual: from.max(to).to_string(),
-                });
-            }
+            self.check_block(from.max(to))?;
             for layer in &mut self.layers {
                 let block_elems = layer.len() / num_blocks;
                 let shared = SharedPtr::new(layer.as_mut_ptr());
@@ -121,6 +151,57 @@ impl<E: Elem> Kv<E> {
                     to.copy_from_slice(from);
                 }
             }
+        }
+        Ok(())
+    }
+
+    fn check_block(&self, block: u32) -> Result<(), ExtError> {
+        let num_blocks = self.shape.num_blocks;
+        match (block as usize) < num_blocks {
+            true => Ok(()),
+            false => Err(ExtError::BadTensor {
+                what: "block",
+                expected: format!("below {num_blocks}"),
+                actual: block.to_string(),
+            }),
+        }
+    }
+
+    fn read_block(&self, block: u32) -> Result<Vec<E>, ExtError> {
+        self.check_block(block)?;
+        let mut stored = Vec::new();
+        for layer in &self.layers {
+            let block_elems = layer.len() / self.shape.num_blocks;
+            // SAFETY: the block exists (checked above), and a shared reference to the cache only lets it be read.
+            let elems = unsafe {
+                std::slice::from_raw_parts(layer.as_ptr().add(block as usize * block_elems), block_elems)
+            };
+            stored.extend_from_slice(elems);
+        }
+        Ok(stored)
+    }
+
+    fn write_block(&mut self, block: u32, stored: &[E]) -> Result<(), ExtError> {
+        self.check_block(block)?;
+        let num_blocks = self.shape.num_blocks;
+        let num_elems: usize = self.layers.iter().map(|layer| layer.len() / num_blocks).sum();
+        if stored.len() != num_elems {
+            return Err(ExtError::BadTensor {
+                what: "stored block",
+                expected: format!("{num_elems} elements"),
+                actual: stored.len().to_string(),
+            });
+        }
+        let mut rest = stored;
+        for layer in &mut self.layers {
+            let block_elems = layer.len() / num_blocks;
+            let (of_layer, others) = rest.split_at(block_elems);
+            rest = others;
+            // SAFETY: the block exists (checked above), and nothing else holds the cache.
+            let elems = unsafe {
+                SharedPtr::new(layer.as_mut_ptr()).slice(block as usize * block_elems, block_elems)
+            };
+            elems.copy_from_slice(of_layer);
         }
         Ok(())
     }

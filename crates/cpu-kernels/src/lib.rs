@@ -22,7 +22,7 @@ pub use attention::{HeadShape, MAX_HEAD_DIM, RotaryTable, SequenceSpan};
 pub use elem::SourceDType;
 pub use isa::Isa;
 pub use kernels::{AttentionStep, CpuKernels};
-pub use kv::{BLOCK_TOKENS, KvShape, PackedKv};
+pub use kv::{BLOCK_TOKENS, KvShape, PackedBlock, PackedKv};
 pub use math::exp;
 pub use norm::NormParams;
 pub use packed::{Layout, PackedLinear, StoredLinear};

@@ -3,8 +3,8 @@
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
 use cpu_kernels::{
-    AttentionStep, BLOCK_TOKENS, CpuKernels, HeadShape, Isa, KvShape, Layout, NormParams, PackedLinear,
-    RotaryTable, SequenceSpan, SourceDType, StoredLinear,
+    AttentionStep, BLOCK_TOKENS, CpuKernels, HeadShape, Isa, KvShape, Layout, NormParams, PackedBlock,
+    PackedLinear, RotaryTable, SequenceSpan, SourceDType, StoredLinear,
 };
 use model_spec::{Nonlinearity, Normalization};
 use proptest::prelude::*;
@@ -349,6 +349,14 @@ fn blocks_copy_and_stale_infinities_stay_out() {
     let original = run(&mut kernels, &mut cache, &next, 6, &[0]).unwrap();
     assert!(same_bits(&original, &run(&mut kernels, &mut cache, &next, 6, &[2]).unwrap()));
     assert!(cache.copy_blocks(&[(0, 3)]).is_err());
+    let stored = cache.read_block(2).unwrap();
+    cache.copy_blocks(&[(1, 2)]).unwrap();
+    assert!(!same_bits(&original, &run(&mut kernels, &mut cache, &next, 6, &[2]).unwrap()));
+    cache.write_block(1, &stored).unwrap();
+    assert!(same_bits(&original, &run(&mut kernels, &mut cache, &next, 6, &[1]).unwrap()));
+    assert!(cache.read_block(3).is_err() && cache.write_block(3, &stored).is_err());
+    assert!(cache.write_block(0, &PackedBlock::Bf16(Vec::new())).is_err());
+    assert!(cache.write_block(0, &PackedBlock::F32(vec![0.0])).is_err());
     assert!(run(&mut kernels, &mut cache, &next, 32, &[0]).is_err(), "a position without a block");
     assert!(run(&mut kernels, &mut cache, &next, 0, &[3]).is_err(), "a block that does not exist");
 }

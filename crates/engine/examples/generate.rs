@@ -97,6 +97,7 @@ fn open_engine(
         max_num_seqs: MAX_NUM_SEQS,
         max_prefill_tokens: 512,
         num_blocks: NUM_BLOCKS,
+        num_host_blocks: 0,
         block_size_tokens: BLOCK_SIZE_TOKENS,
     };
     Ok(Engine::new(model, Box::new(sampler), stop.with_min_length(min_length), table, limits)?)

@@ -1,108 +1,51 @@
-//! Who holds which KV block: reference counts, sharing of prompts, copy on write.
+//! The blocks of prompts and responses: how many they need, and which of them they share.
 //!
-//! It holds numbers only, no tensors. All responses of a request share the full blocks of their prompt. The
-//! last, partly filled block is written by each of them, so each gets a copy, except the last one to start,
-//! which takes it over.
+//! All responses of a request share the full blocks of their prompt. The last, partly filled block is written by each of
+//! them, so each gets a copy, except the last one to start, which takes it over.
 
-use model_core::BlockId;
 use model_spec::blocks_for;
 
-use crate::plan::BlockCopy;
+use crate::block_pool::{BlockPool, KvBlock};
 
 /// Whole blocks that a response gets beyond the one it writes next. With them all rows of a step go on for some time
 /// without more, so that an executor's tables change rarely.
 pub(crate) const GROW_AHEAD_BLOCKS: usize = 2;
 
-/// The blocks of the cache: free ones, and how many holders the others have.
-#[derive(Debug)]
-pub(crate) struct BlockAllocator {
-    ref_counts: Vec<u32>,
-    free: Vec<BlockId>,
-}
-
-impl BlockAllocator {
-    /// All of `num_blocks` blocks free.
-    pub(crate) fn new(num_blocks: usize) -> Self {
-        // Popped from the end, so that low blocks are used first.
-        Self { ref_counts: vec![0; num_blocks], free: (0..num_blocks as BlockId).rev().collect() }
-    }
-
-    /// Blocks nobody holds.
-    pub(crate) fn num_free(&self) -> usize {
-        self.free.len()
-    }
-
-    /// Blocks with one holder each, or none if there are too few.
-    pub(crate) fn allocate(&mut self, num_blocks: usize) -> Option<Vec<BlockId>> {
-        let blocks = self.free.split_off(self.free.len().checked_sub(num_blocks)?);
-        for &block in &blocks {
-            self.ref_counts[block as usize] = 1;
-        }
-        Some(blocks)
-    }
-
-    /// Adds a holder to each of `blocks`.
-    pub(crate) fn share(&mut self, blocks: &[BlockId]) {
-        for &block in blocks {
-            self.ref_counts[block as usize] += 1;
-        }
-    }
-
-    /// Takes a holder away from each of `blocks`; a block without one is free.
-    pub(crate) fn release(&mut self, blocks: &[BlockId]) {
-        for &block in blocks {
-            self.ref_counts[block as usize] -= 1;
-            if self.ref_counts[block as usize] == 0 {
-                self.free.push(block);
-            }
-        }
-    }
-
-    /// The table of one more response: full prompt blocks shared, the partial one copied, `num_own` blocks of
-    /// its own.
-    pub(crate) fn fork(
-        &mut self,
-        prompt: &PromptBlocks,
-        num_own: usize,
-    ) -> Option<(Vec<BlockId>, Option<BlockCopy>)> {
-        let own = self.allocate(num_own)?;
-        self.share(&prompt.full);
-        let copy = prompt.partial.zip(own.first().copied());
-        Some(([prompt.full.as_slice(), own.as_slice()].concat(), copy))
-    }
-
-    /// The table of the last response: it takes over everything the prompt holds, the partial block among its
-    /// `num_own` own ones. With too few free blocks the prompt comes back.
-    pub(crate) fn fork_last(
-        &mut self,
-        prompt: PromptBlocks,
-        num_own: usize,
-    ) -> Result<Vec<BlockId>, PromptBlocks> {
-        let num_new = num_own - usize::from(prompt.partial.is_some()).min(num_own);
-        match self.allocate(num_new) {
-            Some(new) => Ok([prompt.table(), new].concat()),
-            None => Err(prompt),
-        }
-    }
-}
-
 /// The blocks that a prompt was prefilled into.
 #[derive(Debug)]
 pub(crate) struct PromptBlocks {
-    full: Vec<BlockId>,
-    partial: Option<BlockId>,
+    full: Vec<KvBlock>,
+    partial: Option<KvBlock>,
 }
 
 impl PromptBlocks {
     /// `blocks` holds the prompt in order; all but the last are full.
-    pub(crate) fn new(mut blocks: Vec<BlockId>, demand: &BlockDemand) -> Self {
+    pub(crate) fn new(mut blocks: Vec<KvBlock>, demand: &BlockDemand) -> Self {
         let partial = if demand.num_partial > 0 { blocks.pop() } else { None };
         Self { full: blocks, partial }
     }
 
     /// All blocks in order.
-    pub(crate) fn table(&self) -> Vec<BlockId> {
+    pub(crate) fn blocks(&self) -> Vec<KvBlock> {
         self.full.iter().copied().chain(self.partial).collect()
+    }
+
+    /// The blocks of one more response: full prompt blocks shared, the partial one copied, `num_own` blocks of its own. The
+    /// prompt is in use.
+    pub(crate) fn fork(&self, pool: &mut BlockPool, num_own: usize) -> Option<Vec<KvBlock>> {
+        let own = pool.allocate(num_own)?;
+        pool.share(&self.full);
+        if let (Some(partial), Some(&first)) = (self.partial, own.first()) {
+            pool.copy(partial, first);
+        }
+        Some([self.full.as_slice(), own.as_slice()].concat())
+    }
+
+    /// The blocks of the last response: it takes over everything the prompt holds, the partial block among its
+    /// `num_own` own ones. None if there are too few.
+    pub(crate) fn fork_last(&self, pool: &mut BlockPool, num_own: usize) -> Option<Vec<KvBlock>> {
+        let new = pool.allocate(num_own - usize::from(self.partial.is_some()).min(num_own))?;
+        Some([self.blocks(), new].concat())
     }
 }
 
@@ -128,6 +71,11 @@ impl BlockDemand {
         Self { num_full, num_partial, num_own }
     }
 
+    /// The same where others hold some of the prompt's full blocks.
+    pub(crate) fn without(self, num_held: usize) -> Self {
+        Self { num_full: self.num_full.saturating_sub(num_held), ..self }
+    }
+
     /// Blocks of the prompt.
     pub(crate) fn prompt(&self) -> usize {
         self.num_full + self.num_partial
@@ -141,6 +89,16 @@ impl BlockDemand {
     /// Those of them that a response gets when it starts.
     pub(crate) fn own_at_start(&self) -> usize {
         self.num_own.min(1 + GROW_AHEAD_BLOCKS)
+    }
+
+    /// New blocks that the last response gets when it starts.
+    pub(crate) fn at_start_of_last(&self) -> usize {
+        self.own_at_start().saturating_sub(self.num_partial)
+    }
+
+    /// Blocks of the prompt that all its responses share.
+    pub(crate) fn num_shared(&self) -> usize {
+        self.num_full
     }
 
     /// Blocks of a whole response, shared ones included.
@@ -166,7 +124,10 @@ impl BlockDemand {
 
 #[cfg(test)]
 mod tests {
+    use model_core::BlockMove;
+
     use super::*;
+    use crate::{EngineLimits, testing::roomy};
 
     #[test]
     fn demand_counts_whole_blocks() {
@@ -183,42 +144,35 @@ mod tests {
         assert_eq!(BlockDemand::new(6, 10, 4).total(3), 2 + 3 + 3 + 2);
     }
 
-    #[test]
-    fn blocks_come_back_when_the_last_holder_leaves() {
-        let mut allocator = BlockAllocator::new(3);
-        let blocks = allocator.allocate(2).unwrap();
-        assert!(allocator.allocate(2).is_none());
-        allocator.share(&blocks);
-        allocator.release(&blocks);
-        assert_eq!(allocator.num_free(), 1);
-        allocator.release(&blocks);
-        assert_eq!(allocator.num_free(), 3);
+    fn pool(num_blocks: usize) -> BlockPool {
+        BlockPool::new(EngineLimits { num_blocks, ..roomy() })
     }
 
     #[test]
     fn forks_share_full_blocks_and_copy_the_partial_one() {
-        let mut allocator = BlockAllocator::new(6);
+        let mut pool = pool(6);
         let demand = BlockDemand::new(6, 3, 4);
-        let prompt = PromptBlocks::new(allocator.allocate(demand.prompt()).unwrap(), &demand);
-        let prompt_table = prompt.table();
-        let (first, copy) = allocator.fork(&prompt, demand.own()).unwrap();
-        assert_eq!(first[0], prompt_table[0]);
-        assert_eq!(copy, Some((prompt_table[1], first[1])));
-        let last = allocator.fork_last(prompt, demand.own()).unwrap();
-        assert_eq!(last, prompt_table);
-        allocator.release(&first);
-        allocator.release(&last);
-        assert_eq!(allocator.num_free(), 6);
+        let prompt = PromptBlocks::new(pool.allocate(demand.prompt()).unwrap(), &demand);
+        let prompt_blocks = prompt.blocks();
+        let first = prompt.fork(&mut pool, demand.own()).unwrap();
+        assert_eq!(first[0], prompt_blocks[0]);
+        let [from, to] = [pool.table(&prompt_blocks)[1], pool.table(&first)[1]];
+        assert_eq!(pool.take_moves(), [BlockMove::Copy { from, to }]);
+        let last = prompt.fork_last(&mut pool, demand.own()).unwrap();
+        assert_eq!(last, prompt_blocks);
+        pool.release(&first);
+        pool.release(&last);
+        assert_eq!(pool.num_free(), 6);
     }
 
     #[test]
     fn a_fork_that_does_not_fit_takes_nothing() {
-        let mut allocator = BlockAllocator::new(3);
+        let mut pool = pool(3);
         let demand = BlockDemand::new(4, 9, 4);
-        let prompt = PromptBlocks::new(allocator.allocate(2).unwrap(), &demand);
-        assert!(allocator.fork(&prompt, demand.own()).is_none());
-        let prompt = allocator.fork_last(prompt, demand.own()).unwrap_err();
-        allocator.release(&prompt.table());
-        assert_eq!(allocator.num_free(), 3);
+        let prompt = PromptBlocks::new(pool.allocate(2).unwrap(), &demand);
+        assert!(prompt.fork(&mut pool, demand.own()).is_none());
+        assert!(prompt.fork_last(&mut pool, demand.own()).is_none());
+        pool.release(&prompt.blocks());
+        assert_eq!(pool.num_free(), 3);
     }
 }

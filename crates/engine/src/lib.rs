@@ -2,10 +2,12 @@
 //!
 //! The scheduler itself holds no tensor. It knows no tokenizers, files or ranks.
 
+mod block_pool;
 mod block_table;
 mod error;
 mod executor;
 mod plan;
+mod prefix_cache;
 mod request;
 mod run;
 mod scheduler;
@@ -24,9 +26,7 @@ use scheduler::Step;
 pub use device::cuda::DeviceSizes;
 pub use error::EngineError;
 pub use executor::Executor;
-pub use plan::{
-    BlockCopy, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
-};
+pub use plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta};
 pub use request::{
     Activity, Completion, EngineLimits, MAX_NUM_SEQS_ON_GPU, Request, RunEnd, RunStats, Supply,
 };
@@ -47,7 +47,7 @@ impl Engine {
         limits: EngineLimits,
     ) -> Result<Self, EngineError> {
         let limits = limits.check()?;
-        let cache = model.new_cache(limits.num_blocks)?;
+        let cache = model.new_cache(limits.num_blocks)?.with_host_blocks(limits.num_host_blocks);
         if cache.block_size_tokens() != limits.block_size_tokens {
             return Err(EngineError::BadLimit {
                 limit: "block_size_tokens",
@@ -69,7 +69,13 @@ impl Engine {
         token_bytes: Arc<dyn TokenBytes + Send + Sync>,
         limits: EngineLimits,
     ) -> Result<Self, EngineError> {
-        Ok(Self(EngineParts { executor, stop, token_bytes, limits: limits.check()? }))
+        let limits = limits.check()?;
+        Ok(Self(EngineParts { executor, stop, token_bytes, limits, shares_prefixes: true }))
+    }
+
+    /// Whether what prompts begin with in common is computed once: it is, unless this says otherwise. No text depends on it.
+    pub fn set_prefix_cache(&mut self, is_on: bool) {
+        self.0.shares_prefixes = is_on;
     }
 
     /// Rows that a step on a GPU may have under these limits, which the sampler must be made for.

@@ -6,12 +6,9 @@
 
 use std::time::Duration;
 
-use model_core::BlockId;
+use model_core::{BlockId, BlockMove};
 use sampling::SampledToken;
 use serde::{Deserialize, Serialize};
-
-/// A block to copy before anything is computed: source and destination.
-pub type BlockCopy = (BlockId, BlockId);
 
 /// One response to a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -75,12 +72,12 @@ pub struct NewPrompt {
     pub block_table: Vec<BlockId>,
 }
 
-/// A response that decodes from this step on. Its first token was drawn behind its prompt.
+/// A response that decodes from this step on. Its first token was drawn behind its prompt, or it was preempted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NewSeq {
     /// Which response.
     pub id: SeqId,
-    /// Blocks for its first tokens; later ones come as [`GrownSeq`].
+    /// All its blocks so far; later ones come as [`GrownSeq`].
     pub block_table: Vec<BlockId>,
 }
 
@@ -98,9 +95,11 @@ pub struct GrownSeq {
 pub struct TableDelta {
     /// Responses that ended. They are in no later step.
     pub ended: Vec<SeqId>,
+    /// Responses that have no row until they start again, and their blocks may move meanwhile.
+    pub preempted: Vec<SeqId>,
     /// Prompts whose first row is in this step.
     pub prompts: Vec<NewPrompt>,
-    /// Responses whose first decode is in this step.
+    /// Responses whose first decode, or first after they were preempted, is in this step.
     pub started: Vec<NewSeq>,
     /// Responses, of these and of earlier ones, with more blocks than before.
     pub grown: Vec<GrownSeq>,
@@ -111,8 +110,8 @@ pub struct TableDelta {
 pub struct StepPlan {
     /// What changed since the last step.
     pub tables: TableDelta,
-    /// Blocks to copy first, in order.
-    pub copies: Vec<BlockCopy>,
+    /// Blocks to move before anything is computed, in order.
+    pub moves: Vec<BlockMove>,
     /// What to compute, no sequence twice. Responses come oldest first and those of one request side by side.
     pub rows: Vec<RowSpan>,
 }
@@ -124,8 +123,10 @@ pub struct StepOutput {
     pub tokens: Vec<SampledToken>,
     /// Where the tokens of each row end: `[num_rows]`.
     pub ends: Vec<u32>,
-    /// Time in the model, copies of blocks included.
+    /// Time in the model, moves of blocks included.
     pub forward_time: Duration,
+    /// The part of it that blocks were moved in.
+    pub move_time: Duration,
     /// Time in the sampler, where it is not part of the model's.
     pub sample_time: Duration,
 }

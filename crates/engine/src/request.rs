@@ -68,10 +68,12 @@ pub const MAX_NUM_SEQS_ON_GPU: usize = 1024;
 pub struct EngineLimits {
     /// Most sequences in one decode step.
     pub max_num_seqs: usize,
-    /// Most prompt tokens in one prefill step; a longer prompt goes alone.
+    /// Most prompt tokens in one prefill step. A longer prompt goes alone, in parts where that gives the same bits.
     pub max_prefill_tokens: usize,
     /// Blocks in the KV cache.
     pub num_blocks: usize,
+    /// Blocks that may be swapped out to the host at once; 0 where everything that was begun has room in the cache.
+    pub num_host_blocks: usize,
     /// Tokens in a block.
     pub block_size_tokens: usize,
 }
@@ -110,6 +112,8 @@ pub struct RunStats {
     pub end: RunEnd,
     /// Prompt tokens computed, each prompt once.
     pub prompt_tokens: u64,
+    /// Prompt tokens that were not computed, because an earlier prompt began with the same ones.
+    pub cached_prompt_tokens: u64,
     /// Tokens sampled.
     pub generated_tokens: u64,
     /// Prefill steps.
@@ -118,9 +122,17 @@ pub struct RunStats {
     pub num_decode_steps: u64,
     /// Most sequences in one decode step.
     pub peak_rows: usize,
+    /// How often a sequence had to make room for others.
+    pub num_preemptions: u64,
+    /// KV blocks that went to the host.
+    pub num_swapped_out_blocks: u64,
+    /// KV blocks that came back.
+    pub num_swapped_in_blocks: u64,
+    /// Time in which blocks went and came, part of those below.
+    pub swap_time: Duration,
     /// Time in the model's prefill.
     pub prefill_time: Duration,
-    /// Time in the model's decode, copies of shared blocks included.
+    /// Time in the model's decode, moves of blocks included.
     pub decode_time: Duration,
     /// Time in the sampler.
     pub sample_time: Duration,

@@ -6,12 +6,13 @@ use std::{
     sync::Arc,
 };
 
+use model_core::BlockMove;
 use sampling::{FinishReason, SampledToken, StopConditions, StopState, TokenBytes};
 
 use crate::{
     Activity, Completion, EngineError, EngineLimits, Executor, Request, RunStats,
     plan::{RowId, RowSpan, SeqId, StepOutput, StepPlan},
-    scheduler::{Scheduler, SeqGroup},
+    scheduler::{PromptParts, Scheduler, SeqGroup},
 };
 
 /// A request in flight; its prompt is the scheduler's.
@@ -20,6 +21,8 @@ struct ActiveRequest {
     num_responses: u32,
     max_new_tokens: u32,
     num_unfinished: u32,
+    /// A part of its prompt was in a step.
+    has_begun: bool,
 }
 
 /// A response in flight.
@@ -48,6 +51,7 @@ pub(crate) struct EngineParts {
     pub(crate) stop: StopConditions,
     pub(crate) token_bytes: Arc<dyn TokenBytes + Send + Sync>,
     pub(crate) limits: EngineLimits,
+    pub(crate) shares_prefixes: bool,
 }
 
 /// The state of one run.
@@ -58,9 +62,15 @@ pub(crate) struct Run<'e, 'c> {
     pub(crate) stats: RunStats,
     requests: HashMap<u64, ActiveRequest>,
     seqs: HashMap<SeqId, ActiveSeq>,
-    /// The rows of the steps that were started and not collected. A sequence among them may have ended with an earlier
-    /// step.
-    in_flight: VecDeque<Vec<RowSpan>>,
+    /// A sequence among their rows may have ended with an earlier step.
+    in_flight: VecDeque<InFlight>,
+}
+
+/// A step that was started and not collected.
+struct InFlight {
+    rows: Vec<RowSpan>,
+    /// Blocks go to the host or come back.
+    swaps: bool,
 }
 
 impl<'e, 'c> Run<'e, 'c> {
@@ -68,7 +78,11 @@ impl<'e, 'c> Run<'e, 'c> {
         engine: &'e mut EngineParts,
         on_completion: &'c mut dyn FnMut(Completion) -> ControlFlow<()>,
     ) -> Result<Self, EngineError> {
-        let scheduler = Scheduler::new(engine.limits)?;
+        let parts = PromptParts {
+            cut_tokens: engine.executor.prompt_cut_tokens(),
+            shares_prefixes: engine.shares_prefixes,
+        };
+        let scheduler = Scheduler::new(engine.limits)?.with_parts(parts);
         engine.executor.reset()?;
         Ok(Self {
             engine,
@@ -94,7 +108,13 @@ impl<'e, 'c> Run<'e, 'c> {
         // Greedy responses are all alike: one is computed and repeated.
         let num_seqs = if self.engine.executor.is_greedy() { 1 } else { request.num_responses };
         let Request { sample_idx, prompt, num_responses, max_new_tokens } = request;
-        let active = ActiveRequest { sample_idx, num_responses, max_new_tokens, num_unfinished: num_seqs };
+        let active = ActiveRequest {
+            sample_idx,
+            num_responses,
+            max_new_tokens,
+            num_unfinished: num_seqs,
+            has_begun: false,
+        };
         if max_new_tokens == 0 {
             let empty = ActiveSeq::new(0);
             return Ok((0..num_seqs).try_for_each(|response_idx| {
@@ -118,8 +138,12 @@ impl<'e, 'c> Run<'e, 'c> {
             match row.id {
                 RowId::Prompt(group_idx) => {
                     let unknown = unknown(SeqId { group_idx, response_idx: 0 });
-                    let max_new_tokens = self.requests.get(&group_idx).ok_or(unknown)?.max_new_tokens;
+                    let request = self.requests.get_mut(&group_idx).ok_or(unknown)?;
+                    let max_new_tokens = request.max_new_tokens;
                     self.stats.prompt_tokens += u64::from(row.query_len);
+                    if !std::mem::replace(&mut request.has_begun, true) {
+                        self.stats.cached_prompt_tokens += u64::from(row.context_len);
+                    }
                     let ids = (0..row.draws).map(|response_idx| SeqId { group_idx, response_idx });
                     self.seqs.extend(ids.map(|id| (id, ActiveSeq::new(max_new_tokens))));
                 }
@@ -131,21 +155,42 @@ impl<'e, 'c> Run<'e, 'c> {
             false => self.stats.num_decode_steps += 1,
         }
         self.stats.peak_rows = self.stats.peak_rows.max(num_responses);
-        let rows = plan.rows.clone();
+        let step = InFlight { rows: plan.rows.clone(), swaps: self.count_swaps(&plan) };
         self.engine.executor.start(plan)?;
-        self.in_flight.push_back(rows);
+        self.in_flight.push_back(step);
         Ok(self.engine.executor.run_ahead())
+    }
+
+    /// Whether a step swaps blocks.
+    fn count_swaps(&mut self, plan: &StepPlan) -> bool {
+        let (mut num_out, mut num_in) = (0, 0);
+        for block_move in &plan.moves {
+            match block_move {
+                BlockMove::Copy { .. } => {}
+                BlockMove::SwapOut { .. } => num_out += 1,
+                BlockMove::SwapIn { .. } => num_in += 1,
+            }
+        }
+        self.stats.num_preemptions += plan.tables.preempted.len() as u64;
+        self.stats.num_swapped_out_blocks += num_out;
+        self.stats.num_swapped_in_blocks += num_in;
+        num_out + num_in > 0
     }
 
     /// Takes the tokens of the oldest step in flight.
     pub(crate) fn collect(&mut self) -> Result<ControlFlow<()>, EngineError> {
-        let Some(rows) = self.in_flight.pop_front() else { return Ok(ControlFlow::Continue(())) };
+        let Some(InFlight { rows, swaps }) = self.in_flight.pop_front() else {
+            return Ok(ControlFlow::Continue(()));
+        };
         let output = self.engine.executor.collect()?;
         match has_prompts(&rows) {
             true => self.stats.prefill_time += output.forward_time,
             false => self.stats.decode_time += output.forward_time,
         }
         self.stats.sample_time += output.sample_time;
+        if swaps {
+            self.stats.swap_time += output.move_time;
+        }
         let ended = self.append(&rows, &output)?;
         self.deliver_ended(ended)
     }

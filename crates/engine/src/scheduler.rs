@@ -1,26 +1,39 @@
 //! Which sequences run in the next step: admission, packing of prompts, start and end of responses.
 //!
-//! It is pure: no tensors, no clock, and of tokens only prompts, which it passes on. The shape follows nano-vllm's `engine/scheduler.py`;
-//! preemption does not. A response gets blocks as it grows, and those it could need at the most are promised to it when it
-//! starts. Preemption by recomputation would fit more sequences, but a recomputed cache has other rounding than a decoded
-//! one, so the text of a sample would depend on its neighbours.
+//! It is pure: no tensors, no clock, and of tokens only prompts, which it passes on. The shape follows nano-vllm's
+//! `engine/scheduler.py`, and vLLM's preemption by swapping: a response gets blocks as it grows, and when there are too
+//! few, the youngest ones stop until there are more. What they hold goes to the host as far as its place is needed, and
+//! comes back with the same bits. Nothing is computed twice: a recomputed cache has other rounding than a decoded one, so
+//! the text of a sample would depend on its neighbours.
 //!
 //! A sequence may be in a step before the last one's tokens are known, so that a device is kept one step ahead of the
 //! host. What a step computes of a sequence that had ended is thrown away; its blocks go to others only in later steps.
 //!
-//! Deadlock is impossible: a running response never waits for a block, because promised ones are not given to others; prompts are admitted in order, and a
-//! request only part of whose responses fit stops all admission until the rest have started.
+//! Deadlock is impossible. All that was begun has room at its greatest length in cache and host together, so the oldest
+//! response gets every block that it needs: all others can leave the cache for it. Prompts are admitted in order, none
+//! while a response is preempted, and a request only part of whose responses fit stops all admission until the rest have
+//! started.
 
 use std::collections::VecDeque;
 
-use model_core::BlockId;
-use model_spec::blocks_for;
-
 use crate::{
     EngineError, EngineLimits,
-    block_table::{BlockAllocator, BlockDemand, GROW_AHEAD_BLOCKS, PromptBlocks},
-    plan::{BlockCopy, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepPlan, TableDelta},
+    block_pool::BlockPool,
+    block_table::{BlockDemand, GROW_AHEAD_BLOCKS, PromptBlocks},
+    plan::{RowSpan, SeqId, StepPlan, TableDelta},
+    prefix_cache::{NodeId, PrefixCache},
 };
+
+mod admission;
+mod forecast;
+mod prompts;
+mod seq;
+
+use admission::{Admission, Wish};
+use forecast::Lengths;
+use prompts::Prompt;
+pub(crate) use prompts::PromptParts;
+use seq::Seq;
 
 /// All responses to one prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +51,8 @@ pub(crate) struct SeqGroup {
 /// What to compute next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// This: either whole prompts with the first token of each of their responses, or one token more for each response
-    /// that runs.
+    /// This: either prompts with the first token of each of their responses, or one token more for each response that
+    /// runs. A prompt that is too long for a step comes in parts, the last of which draws the first tokens.
     Run(StepPlan),
     /// All tokens that every sequence may have are in flight; who ended must be reported first.
     Wait,
@@ -51,19 +64,26 @@ pub(crate) enum Step {
 #[derive(Debug)]
 pub(crate) struct Scheduler {
     limits: EngineLimits,
-    allocator: BlockAllocator,
-    /// Free blocks that running responses may still need.
+    pool: BlockPool,
+    /// Blocks that responses which have started may still need.
     num_promised_blocks: usize,
+    lengths: Lengths,
     num_added: u64,
+    /// None where prompts share nothing.
+    prefixes: Option<PrefixCache>,
+    /// The longest part of a prompt; None where prompts are computed whole.
+    max_part_tokens: Option<usize>,
     waiting: VecDeque<WaitingGroup>,
+    /// The prompt that is computed in parts. Its blocks rest between two of them.
+    partial: Option<Prompt>,
     starting: VecDeque<StartingGroup>,
     /// Groups whose responses have one token: they never decode, and hold their prompt until they end.
     single: Vec<StartingGroup>,
     /// Oldest first, which is the order of their ids.
-    running: Vec<RunningSeq>,
-    /// For the next step.
-    copies: Vec<BlockCopy>,
-    /// The responses that start in the next step, and those that ended since the last.
+    running: Vec<Seq>,
+    /// Responses that had to make room, oldest first.
+    preempted: Vec<Seq>,
+    /// Those that ended or were preempted since the last step.
     tables: TableDelta,
     /// The last step was a prefill: what runs is waiting already.
     has_paused: bool,
@@ -77,6 +97,8 @@ pub(crate) struct Scheduler {
 struct WaitingGroup {
     group_idx: u64,
     group: SeqGroup,
+    /// The prompt in the prefix cache.
+    path: Vec<NodeId>,
 }
 
 /// A group whose prompt is computed and some of whose responses wait for room.
@@ -87,46 +109,23 @@ struct StartingGroup {
     max_new_tokens: u32,
     demand: BlockDemand,
     prompt: PromptBlocks,
+    /// Blocks at the front that other prompts had computed.
+    num_cached_blocks: usize,
+    /// Whether the prompt is in use, or rests.
+    is_used: bool,
     response_idxs: VecDeque<u32>,
 }
 
-/// A response that decodes.
-#[derive(Debug)]
-struct RunningSeq {
-    id: SeqId,
-    block_table: Vec<BlockId>,
-    /// Tokens in the cache after the steps whose tokens were reported.
-    context_len: u32,
-    /// Tokens that steps in flight add.
-    in_flight: u32,
-    /// Tokens that it may have in the cache: all but the last it may be given.
-    max_context_len: u32,
-    /// Blocks for as many.
-    max_blocks: usize,
-}
-
-impl RunningSeq {
-    /// Tokens in the cache after the next step, if it may be in it.
-    fn next_len(&self) -> Option<u32> {
-        let context_len = self.context_len + self.in_flight;
-        (context_len < self.max_context_len).then_some(context_len + 1)
+impl StartingGroup {
+    fn rest(&mut self, pool: &mut BlockPool) {
+        if std::mem::take(&mut self.is_used) {
+            pool.rest(&self.prompt.blocks());
+        }
     }
-}
 
-/// The prompts at the front of the queue that fit now.
-#[derive(Debug, Default)]
-struct Admission {
-    num_groups: usize,
-    num_tokens: usize,
-    /// Responses that can start right after the prefill.
-    num_seqs: usize,
-    limited_by: Option<Limit>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Limit {
-    PrefillTokens,
-    Room,
+    fn wish(&self) -> Wish {
+        Wish { demand: self.demand, num_seqs: self.response_idxs.len(), max_new_tokens: self.max_new_tokens }
+    }
 }
 
 impl Scheduler {
@@ -138,14 +137,18 @@ impl Scheduler {
         let limits = limits.check()?;
         Ok(Self {
             limits,
-            allocator: BlockAllocator::new(limits.num_blocks),
+            pool: BlockPool::new(limits),
             num_promised_blocks: 0,
+            lengths: Lengths::default(),
             num_added: 0,
+            prefixes: None,
+            max_part_tokens: None,
             waiting: VecDeque::new(),
+            partial: None,
             starting: VecDeque::new(),
             single: Vec::new(),
             running: Vec::new(),
-            copies: Vec::new(),
+            preempted: Vec::new(),
             tables: TableDelta::default(),
             has_paused: false,
             input_ended: false,
@@ -176,7 +179,11 @@ impl Scheduler {
         let group_idx = self.num_added;
         self.num_added += 1;
         self.input_paused = false;
-        self.waiting.push_back(WaitingGroup { group_idx, group });
+        let path = match &mut self.prefixes {
+            Some(prefixes) => prefixes.enter(&group.prompt, &self.pool),
+            None => Vec::new(),
+        };
+        self.waiting.push_back(WaitingGroup { group_idx, group, path });
         Ok(group_idx)
     }
 
@@ -208,6 +215,11 @@ impl Scheduler {
     /// The next step. Every sequence is taken as going on until [`Scheduler::end`] says otherwise: the next step may be
     /// asked for before this one's tokens are known.
     pub(crate) fn next_step(&mut self) -> Step {
+        self.resume();
+        self.start_responses();
+        if let Some(plan) = self.continue_prompt() {
+            return Step::Run(plan);
+        }
         let admission = self.admissible();
         if self.should_prefill(&admission) {
             return Step::Run(self.prefill(admission.num_groups));
@@ -216,52 +228,50 @@ impl Scheduler {
         if !rows.is_empty() {
             return Step::Run(StepPlan { rows, ..self.take_changes() });
         }
-        let is_idle = self.running.is_empty() && self.starting.is_empty() && self.single.is_empty();
-        if is_idle { Step::Done } else { Step::Wait }
+        let begun = [self.running.len(), self.preempted.len(), self.starting.len(), self.single.len()];
+        if begun == [0; 4] && self.partial.is_none() { Step::Done } else { Step::Wait }
     }
 
     /// A step in flight is known: of the `query_len` tokens that it computed of a sequence, `num_accepted` stay. One that
     /// has ended is passed over.
     pub(crate) fn accept(&mut self, id: SeqId, query_len: u32, num_accepted: u32) {
-        if let Ok(idx) = self.running.binary_search_by_key(&id, |running| running.id) {
-            let running = &mut self.running[idx];
-            running.in_flight = running.in_flight.saturating_sub(query_len);
-            running.context_len += num_accepted;
+        for seqs in [&mut self.running, &mut self.preempted] {
+            if let Ok(idx) = seqs.binary_search_by_key(&id, |seq| seq.id) {
+                let seq = &mut seqs[idx];
+                seq.in_flight = seq.in_flight.saturating_sub(query_len);
+                seq.context_len += num_accepted;
+                self.lengths.num_tokens += u64::from(num_accepted);
+            }
         }
     }
 
     /// These sequences ended: their blocks are free for later steps. Steps that were given out already may still
     /// compute them.
     pub(crate) fn end(&mut self, ended: &[SeqId]) {
-        let Self { running, allocator, num_promised_blocks, copies, tables, .. } = self;
-        tables.ended.extend_from_slice(ended);
-        tables.started.retain(|seq| !ended.contains(&seq.id));
-        running.retain(|seq| {
-            let goes_on = !ended.contains(&seq.id);
-            if !goes_on {
-                // A copy that nobody will read must not reach a block that has a new holder by then.
-                copies.retain(|(_, to)| !seq.block_table.contains(to));
-                allocator.release(&seq.block_table);
-                *num_promised_blocks -= seq.max_blocks - seq.block_table.len();
-            }
-            goes_on
-        });
-        let goes_on = |group: &mut StartingGroup| {
+        self.lengths.num_ended += ended.len() as u64;
+        self.tables.ended.extend_from_slice(ended);
+        self.tables.preempted.retain(|id| !ended.contains(id));
+        let Self { running, preempted, starting, single, pool, num_promised_blocks, .. } = self;
+        for seq in running.extract_if(.., |seq| ended.contains(&seq.id)) {
+            pool.release(&seq.blocks);
+            *num_promised_blocks -= seq.max_blocks - seq.blocks.len();
+        }
+        for seq in preempted.extract_if(.., |seq| ended.contains(&seq.id)) {
+            pool.release_resting(&seq.blocks);
+            *num_promised_blocks -= seq.max_blocks - seq.blocks.len();
+        }
+        let mut goes_on = |group: &mut StartingGroup| {
             let group_idx = group.group_idx;
             group.response_idxs.retain(|&response_idx| !ended.contains(&SeqId { group_idx, response_idx }));
-            !group.response_idxs.is_empty()
-        };
-        let mut freed = Vec::new();
-        let mut keep = |group: &mut StartingGroup| {
-            let keeps = goes_on(group);
-            if !keeps {
-                freed.extend(group.prompt.table());
+            let goes_on = !group.response_idxs.is_empty();
+            if !goes_on {
+                group.rest(pool);
+                pool.release_resting(&group.prompt.blocks());
             }
-            keeps
+            goes_on
         };
-        self.starting.retain_mut(&mut keep);
-        self.single.retain_mut(&mut keep);
-        self.allocator.release(&freed);
+        starting.retain_mut(&mut goes_on);
+        single.retain_mut(&mut goes_on);
         self.start_responses();
     }
 
@@ -269,48 +279,13 @@ impl Scheduler {
         BlockDemand::new(group.prompt.len(), group.max_new_tokens, self.limits.block_size_tokens)
     }
 
-    /// Blocks that are neither held nor promised.
-    fn num_free_blocks(&self) -> usize {
-        self.allocator.num_free() - self.num_promised_blocks
+    /// Blocks of cache and host that are neither held nor promised.
+    fn num_unpromised_blocks(&self) -> usize {
+        self.pool.capacity() - self.pool.num_held() - self.num_promised_blocks
     }
 
     fn num_free_seats(&self) -> usize {
         self.limits.max_num_seqs - self.running.len()
-    }
-
-    fn admissible(&self) -> Admission {
-        let mut admission = Admission::default();
-        if !self.starting.is_empty() {
-            return Admission { limited_by: Some(Limit::Room), ..admission };
-        }
-        let mut free_blocks = self.num_free_blocks();
-        for WaitingGroup { group, .. } in &self.waiting {
-            let demand = self.demand(group);
-            let num_seqs = group.num_seqs as usize;
-            let free_seats = self.num_free_seats() - admission.num_seqs;
-            if admission.num_groups > 0
-                && admission.num_tokens + group.prompt.len() > self.limits.max_prefill_tokens
-            {
-                admission.limited_by = Some(Limit::PrefillTokens);
-                break;
-            }
-            if free_seats == 0 || demand.minimum(num_seqs) > free_blocks {
-                admission.limited_by = Some(Limit::Room);
-                break;
-            }
-            admission.num_groups += 1;
-            admission.num_tokens += group.prompt.len();
-            if num_seqs > free_seats || demand.total(num_seqs) > free_blocks {
-                let for_responses = free_blocks - demand.prompt();
-                let num_fit = for_responses.checked_div(demand.own()).unwrap_or(num_seqs);
-                admission.num_seqs += num_fit.min(free_seats).min(num_seqs);
-                admission.limited_by = Some(Limit::Room);
-                break;
-            }
-            admission.num_seqs += num_seqs;
-            free_blocks -= demand.total(num_seqs);
-        }
-        admission
     }
 
     /// A prefill stops all decoding for its time, so it waits until it starts an eighth of what runs, or 16
@@ -322,140 +297,152 @@ impl Scheduler {
         admission.num_groups > 0
             && (self.running.is_empty()
                 || self.has_paused
-                || admission.limited_by == Some(Limit::PrefillTokens)
+                || self.is_full(admission.num_tokens, admission.limited_by)
                 || admission.num_seqs >= worthwhile
                 || is_last)
     }
 
     /// A plan without rows, with everything that changed since the last step.
     fn take_changes(&mut self) -> StepPlan {
-        StepPlan {
-            tables: std::mem::take(&mut self.tables),
-            copies: std::mem::take(&mut self.copies),
-            rows: Vec::new(),
-        }
-    }
-
-    fn prefill(&mut self, num_groups: usize) -> StepPlan {
-        let mut plan = self.take_changes();
-        for _ in 0..num_groups {
-            let Some(WaitingGroup { group_idx, group }) = self.waiting.pop_front() else { break };
-            let demand = self.demand(&group);
-            let Some(block_table) = self.allocator.allocate(demand.prompt()) else {
-                self.waiting.push_front(WaitingGroup { group_idx, group });
-                break;
-            };
-            let SeqGroup { sample_idx, prompt: tokens, num_seqs, max_new_tokens } = group;
-            plan.rows.push(RowSpan {
-                id: RowId::Prompt(group_idx),
-                context_len: 0,
-                query_len: tokens.len() as u32,
-                draws: num_seqs,
-            });
-            let started = StartingGroup {
-                group_idx,
-                prompt_len_tokens: tokens.len(),
-                max_new_tokens,
-                demand,
-                prompt: PromptBlocks::new(block_table.clone(), &demand),
-                response_idxs: (0..num_seqs).collect(),
-            };
-            plan.tables.prompts.push(NewPrompt { group_idx, sample_idx, tokens, block_table });
-            if max_new_tokens == 1 {
-                self.single.push(started);
-            } else {
-                self.starting.push_back(started);
-            }
-        }
-        self.has_paused = true;
-        self.start_responses();
-        plan
+        StepPlan { tables: std::mem::take(&mut self.tables), moves: self.pool.take_moves(), rows: Vec::new() }
     }
 
     /// A row for each sequence that may get one more token, as it is before it.
     fn decode(&mut self) -> Vec<RowSpan> {
         self.has_paused = false;
         self.grow();
-        let mut rows = Vec::with_capacity(self.running.len());
-        for running in &mut self.running {
-            if let Some(next_len) = running.next_len() {
-                running.in_flight += 1;
-                let context_len = next_len - 1;
-                rows.push(RowSpan { id: RowId::Response(running.id), context_len, query_len: 1, draws: 1 });
+        let Self { running, pool, tables, limits, .. } = self;
+        let mut rows = Vec::with_capacity(running.len());
+        for seq in running {
+            if seq.num_missing_blocks(0, limits.block_size_tokens) > 0 {
+                continue;
+            }
+            if let Some(row) = seq.step() {
+                rows.push(row);
+                seq.tell(pool, tables);
             }
         }
         rows
     }
 
-    /// Gives blocks to what runs when one sequence of the next step has too few: to all of them, so that not every step
-    /// gives some to another.
-    fn grow(&mut self) {
+    /// Blocks that what runs has too few for the next step and `ahead` blocks' tokens after it.
+    fn num_missing_blocks(&self, ahead: usize) -> usize {
         let block_size_tokens = self.limits.block_size_tokens;
-        let blocks = |seq: &RunningSeq| blocks_for(seq.next_len().unwrap_or(0) as usize, block_size_tokens);
-        if self.running.iter().all(|seq| blocks(seq) <= seq.block_table.len()) {
+        self.running.iter().map(|seq| seq.num_missing_blocks(ahead, block_size_tokens)).sum()
+    }
+
+    /// Gives blocks to what runs when a sequence of the next step has too few: to all of them, so that not every step gives
+    /// some to another. The youngest ones make room where that is needed.
+    fn grow(&mut self) {
+        if self.num_missing_blocks(0) == 0 {
             return;
         }
+        while self.num_missing_blocks(0) > self.pool.num_available() && self.preempt_youngest() {}
+        let mut aheads = (1..=GROW_AHEAD_BLOCKS).rev();
+        let ahead = aheads.find(|&ahead| self.num_missing_blocks(ahead) <= self.pool.num_free()).unwrap_or(0);
         for seq in &mut self.running {
-            let wanted = (blocks(seq) + GROW_AHEAD_BLOCKS).min(seq.max_blocks);
-            let num_new = wanted.saturating_sub(seq.block_table.len());
-            // They are promised, so they are there.
-            let Some(new_blocks) = self.allocator.allocate(num_new) else { continue };
-            if !new_blocks.is_empty() {
-                self.num_promised_blocks -= num_new;
-                seq.block_table.extend_from_slice(&new_blocks);
-                self.tables.grown.push(GrownSeq { id: seq.id, new_blocks });
+            let num_missing = seq.num_missing_blocks(ahead, self.limits.block_size_tokens);
+            // There are too few only where some are held by what is about to end; the sequence waits for that.
+            let Some(new_blocks) = self.pool.allocate(num_missing) else { continue };
+            self.num_promised_blocks -= num_missing;
+            seq.blocks.extend(new_blocks);
+        }
+    }
+
+    /// Takes the youngest response out of the steps, but not the oldest one.
+    fn preempt_youngest(&mut self) -> bool {
+        let oldest = self.running.iter().position(Seq::goes_on);
+        let Some(youngest) = self.running.iter().rposition(Seq::goes_on) else { return false };
+        if oldest == Some(youngest) {
+            return false;
+        }
+        let mut seq = self.running.remove(youngest);
+        self.pool.rest(&seq.blocks);
+        if std::mem::take(&mut seq.num_known_blocks) > 0 {
+            self.tables.preempted.push(seq.id);
+        }
+        insert_by_age(&mut self.preempted, seq);
+        true
+    }
+
+    /// Lets preempted responses go on, oldest first, where that leaves a block for each that runs: with less they would
+    /// soon be preempted again.
+    fn resume(&mut self) {
+        while self.num_free_seats() > 0
+            && let Some(idx) = self.preempted.iter().position(Seq::goes_on)
+        {
+            let seq = &self.preempted[idx];
+            let num_spare = self.running.iter().filter(|seq| seq.goes_on()).count();
+            let num_missing = seq.num_missing_blocks(0, self.limits.block_size_tokens);
+            if !self.pool.use_again(&seq.blocks, num_missing + num_spare) {
+                return;
             }
+            let seq = self.preempted.remove(idx);
+            insert_by_age(&mut self.running, seq);
         }
     }
 
     /// Moves responses from `starting` to `running`, in order, as far as seats and blocks go.
     fn start_responses(&mut self) {
-        while self.num_free_seats() > 0
-            && let Some(mut starting) = self.starting.pop_front()
+        while self.preempted.is_empty()
+            && let Some(mut group) = self.starting.pop_front()
         {
-            let num_at_start = starting.demand.own_at_start();
-            let max_blocks = starting.demand.of_response();
-            let is_last = starting.response_idxs.len() == 1;
-            let num_needed = if is_last { starting.demand.own_of_last() } else { starting.demand.own() };
-            if num_needed > self.num_free_blocks() {
-                self.starting.push_front(starting);
-                return;
+            while let Some(seq) = self.start_response(&mut group) {
+                self.running.push(seq);
             }
-            let Some(response_idx) = starting.response_idxs.pop_front() else { continue };
-            let id = SeqId { group_idx: starting.group_idx, response_idx };
-            let context_len = starting.prompt_len_tokens as u32;
-            let max_context_len = context_len + starting.max_new_tokens.saturating_sub(1);
-            let block_table = if is_last {
-                match self.allocator.fork_last(starting.prompt, num_at_start) {
-                    Ok(block_table) => block_table,
-                    Err(prompt) => {
-                        starting.response_idxs.push_front(response_idx);
-                        self.starting.push_front(StartingGroup { prompt, ..starting });
-                        return;
-                    }
-                }
-            } else {
-                let Some((block_table, copy)) = self.allocator.fork(&starting.prompt, num_at_start) else {
-                    starting.response_idxs.push_front(response_idx);
-                    self.starting.push_front(starting);
-                    return;
-                };
-                self.copies.extend(copy);
-                self.starting.push_front(starting);
-                block_table
-            };
-            self.num_promised_blocks += max_blocks - block_table.len();
-            self.tables.started.push(NewSeq { id, block_table: block_table.clone() });
-            self.running.push(RunningSeq {
-                id,
-                block_table,
-                context_len,
-                in_flight: 0,
-                max_context_len,
-                max_blocks,
-            });
+            if !group.response_idxs.is_empty() {
+                self.starting.push_front(group);
+                break;
+            }
+        }
+        for group in &mut self.starting {
+            group.rest(&mut self.pool);
         }
     }
+
+    /// Starts the next response of a group, if there is one and room for it. The last one takes the prompt over.
+    fn start_response(&mut self, group: &mut StartingGroup) -> Option<Seq> {
+        let &response_idx = group.response_idxs.front()?;
+        if !self.may_start(group.wish()) {
+            return None;
+        }
+        let is_last = group.response_idxs.len() == 1;
+        let (pool, demand) = (&mut self.pool, &group.demand);
+        let num_at_start = demand.own_at_start();
+        if !group.is_used {
+            let num_new = if is_last { demand.at_start_of_last() } else { num_at_start };
+            group.is_used = pool.use_again(&group.prompt.blocks(), num_new);
+            if !group.is_used {
+                return None;
+            }
+        }
+        let blocks = match is_last {
+            true => group.prompt.fork_last(pool, num_at_start)?,
+            false => group.prompt.fork(pool, num_at_start)?,
+        };
+        group.response_idxs.pop_front();
+        let max_blocks = demand.of_response();
+        self.num_promised_blocks += max_blocks - blocks.len();
+        let prompt_len_tokens = group.prompt_len_tokens as u32;
+        Some(Seq {
+            id: SeqId { group_idx: group.group_idx, response_idx },
+            blocks,
+            num_known_blocks: 0,
+            num_shared_blocks: demand.num_shared(),
+            num_cached_blocks: group.num_cached_blocks,
+            prompt_len_tokens,
+            context_len: prompt_len_tokens,
+            in_flight: 0,
+            max_context_len: prompt_len_tokens + group.max_new_tokens.saturating_sub(1),
+            max_blocks,
+        })
+    }
+}
+
+/// Keeps `seqs` in the order of their ids.
+fn insert_by_age(seqs: &mut Vec<Seq>, seq: Seq) {
+    let idx = seqs.partition_point(|other| other.id < seq.id);
+    seqs.insert(idx, seq);
 }
 
 #[cfg(test)]

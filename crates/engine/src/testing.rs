@@ -6,12 +6,12 @@ use std::{
     sync::Arc,
 };
 
-use model_core::{Batch, BlockId, ModelError};
+use model_core::{Batch, BlockId, BlockMove, HostBlockId, ModelError};
 use sampling::{CpuSampler, SamplingParams, SamplingRules, StopConditions, TokenBytes};
 use tch::Tensor;
 
 use crate::{
-    BlockCopy, Completion, Engine, EngineLimits, Executor, Request, RunEnd, RunStats,
+    Completion, Engine, EngineLimits, Executor, Request, RunEnd, RunStats,
     executor::host::{BatchModel, HostExecutor},
 };
 
@@ -24,6 +24,7 @@ const PADDED_VOCAB_SIZE: usize = 48;
 #[derive(Debug, Default)]
 pub(crate) struct FakeModel {
     cache: HashMap<(BlockId, usize), u32>,
+    host: HashMap<HostBlockId, [Option<u32>; BLOCK_SIZE_TOKENS]>,
 }
 
 impl FakeModel {
@@ -36,6 +37,19 @@ impl FakeModel {
         (0..len_tokens)
             .map(|pos| self.cache[&(table[pos / BLOCK_SIZE_TOKENS], pos % BLOCK_SIZE_TOKENS)])
             .collect()
+    }
+
+    fn block(&self, block: BlockId) -> [Option<u32>; BLOCK_SIZE_TOKENS] {
+        std::array::from_fn(|offset| self.cache.get(&(block, offset)).copied())
+    }
+
+    fn set_block(&mut self, block: BlockId, tokens: [Option<u32>; BLOCK_SIZE_TOKENS]) {
+        for (offset, token) in tokens.into_iter().enumerate() {
+            match token {
+                Some(token) => self.cache.insert((block, offset), token),
+                None => self.cache.remove(&(block, offset)),
+            };
+        }
     }
 
     pub(crate) fn logits(history: &[u32]) -> Vec<f32> {
@@ -72,11 +86,26 @@ impl BatchModel for FakeModel {
         Ok(Tensor::from_slice2(&rows))
     }
 
-    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
-        for &(src, dst) in copies {
-            for offset in 0..BLOCK_SIZE_TOKENS {
-                if let Some(&token) = self.cache.get(&(src, offset)) {
-                    self.cache.insert((dst, offset), token);
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        Some(2)
+    }
+
+    fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError> {
+        for &block_move in moves {
+            match block_move {
+                BlockMove::Copy { from, to } => {
+                    let block = self.block(from);
+                    self.set_block(to, block);
+                }
+                BlockMove::SwapOut { from, to } => {
+                    let block = self.block(from);
+                    self.host.insert(to, block);
+                    // Whoever reads it before it is written again reads garbage.
+                    self.set_block(from, [Some(u32::MAX); BLOCK_SIZE_TOKENS]);
+                }
+                BlockMove::SwapIn { from, to } => {
+                    let block = self.host.remove(&from).unwrap();
+                    self.set_block(to, block);
                 }
             }
         }
@@ -95,7 +124,13 @@ impl TokenBytes for Letters {
 }
 
 pub(crate) fn limits(max_num_seqs: usize, max_prefill_tokens: usize, num_blocks: usize) -> EngineLimits {
-    EngineLimits { max_num_seqs, max_prefill_tokens, num_blocks, block_size_tokens: BLOCK_SIZE_TOKENS }
+    EngineLimits {
+        max_num_seqs,
+        max_prefill_tokens,
+        num_blocks,
+        num_host_blocks: 0,
+        block_size_tokens: BLOCK_SIZE_TOKENS,
+    }
 }
 
 pub(crate) fn roomy() -> EngineLimits {

@@ -7,6 +7,8 @@ use sampling::{FinishReason, SampledToken, SamplingParams};
 use super::*;
 use crate::testing::*;
 
+mod prefixes;
+
 fn engine(params: SamplingParams, end_strings: &[&str], limits: EngineLimits) -> Engine {
     engine_ahead(params, end_strings, limits, 0)
 }
@@ -61,7 +63,8 @@ proptest! {
         max_prefill_tokens in 1_usize..50,
         num_blocks in 14_usize..80,
         rotate_by in 0_usize..10,
-        run_ahead in 0_usize..4,
+        num_host_blocks in 0_usize..60,
+        run_ahead in 0_usize..5,
     ) {
         let requests: Vec<Request> = shapes
             .iter()
@@ -74,7 +77,8 @@ proptest! {
 
         let mut shuffled = requests.clone();
         shuffled.rotate_left(rotate_by % requests.len());
-        let tight_limits = limits(max_num_seqs, max_prefill_tokens, num_blocks);
+        let tight_limits =
+            EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
         let mut tight = engine_ahead(params(), &["ab", "xyz"], tight_limits, run_ahead);
         let (actual, stats) = run(&mut tight, &shuffled);
         prop_assert!(stats.peak_rows <= max_num_seqs);
@@ -84,11 +88,34 @@ proptest! {
     }
 }
 
+/// Requests whose responses end early, most of them: more begin than would have room at their greatest length.
+fn uneven() -> Vec<Request> {
+    (0..60).map(|idx| request(idx, 1 + idx as usize % 13, 1 + idx as u32 % 3, 60)).collect()
+}
+
+#[test]
+fn a_small_cache_and_the_host_hold_as_much_as_a_large_one() {
+    let (expect, roomy) = run(&mut engine(params(), &["ab"], roomy()), &uneven());
+    assert_eq!((roomy.num_preemptions, roomy.num_swapped_out_blocks), (0, 0));
+    let mut num_steps = Vec::new();
+    for (num_blocks, num_host_blocks) in [(24, 0), (24, 4), (24, 100), (60, 0), (60, 300)] {
+        let limits = EngineLimits { num_host_blocks, ..limits(64, 1000, num_blocks) };
+        let (actual, stats) = run(&mut engine_ahead(params(), &["ab"], limits, 1), &uneven());
+        assert_eq!(actual, expect, "{num_blocks} blocks and {num_host_blocks} of the host");
+        let swapped = [stats.num_swapped_out_blocks, stats.num_swapped_in_blocks];
+        assert_eq!(swapped.map(|num_blocks| num_blocks > 0), [num_host_blocks > 4; 2], "{stats:?}");
+        assert_eq!(stats.num_preemptions > 0, num_host_blocks > 4, "{stats:?}");
+        num_steps.push(stats.num_decode_steps);
+    }
+    assert!(num_steps.is_sorted_by(|a, b| a >= b), "{num_steps:?}");
+}
+
 #[test]
 fn steps_can_be_sent_to_another_process() {
     let requests: Vec<Request> = (0..20).map(|idx| request(idx, 2 + idx as usize, 3, 15)).collect();
     let (expect, _) = run(&mut engine(params(), &["a"], roomy()), &requests);
-    let mut remote = engine_of(Remote(host(params()).with_run_ahead(1)), &["a"], limits(7, 60, 60));
+    let limits = EngineLimits { num_host_blocks: 60, ..limits(16, 60, 30) };
+    let mut remote = engine_of(Remote(host(params()).with_run_ahead(1)), &["a"], limits);
     assert_eq!(run(&mut remote, &requests).0, expect);
 }
 
@@ -124,25 +151,25 @@ fn the_host_mixes_prompts_chunks_and_responses() {
 
     let mut whole = host(params());
     let rows = vec![prompt_row(1, 0, 10, 2), prompt_row(2, 0, 3, 1)];
-    let first = step(&mut whole, StepPlan { tables: tables(prompts(), vec![]), rows, copies: vec![] });
+    let first = step(&mut whole, StepPlan { tables: tables(prompts(), vec![]), rows, moves: vec![] });
     assert_eq!(first.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
     let started = vec![start(1, &[0, 1, 2, 4]), start(2, &[3, 5])];
     let rows = vec![response(1, 0, 10), response(2, 0, 3)];
-    let second = step(&mut whole, StepPlan { tables: tables(vec![], started), rows, copies: vec![] });
+    let second = step(&mut whole, StepPlan { tables: tables(vec![], started), rows, moves: vec![] });
 
     let mut chunked = host(params());
     let rows = vec![prompt_row(1, 0, 4, 0), prompt_row(2, 0, 3, 1)];
-    let step_0 = step(&mut chunked, StepPlan { tables: tables(prompts(), vec![]), rows, copies: vec![] });
+    let step_0 = step(&mut chunked, StepPlan { tables: tables(prompts(), vec![]), rows, moves: vec![] });
     assert_eq!(step_0, [vec![], first[1].clone()]);
     let rows = vec![prompt_row(1, 4, 3, 0), response(2, 0, 3)];
-    let plan = StepPlan { tables: tables(vec![], vec![start(2, &[3, 5])]), rows, copies: vec![] };
+    let plan = StepPlan { tables: tables(vec![], vec![start(2, &[3, 5])]), rows, moves: vec![] };
     assert_eq!(step(&mut chunked, plan), [vec![], second[1].clone()]);
     let rows = vec![prompt_row(1, 7, 3, 2)];
     let step_2 = step(&mut chunked, StepPlan { rows, ..StepPlan::default() });
     assert_eq!(step_2, [first[0].clone()]);
     let tables = tables(vec![], vec![start(1, &[0, 1, 2, 4])]);
     let rows = vec![response(1, 0, 10)];
-    assert_eq!(step(&mut chunked, StepPlan { tables, rows, copies: vec![] }), [second[0].clone()]);
+    assert_eq!(step(&mut chunked, StepPlan { tables, rows, moves: vec![] }), [second[0].clone()]);
 
     let mut refused = |row: RowSpan| {
         let plan = StepPlan { rows: vec![row], ..StepPlan::default() };

@@ -1,5 +1,5 @@
 //! What a request gets depends on the request alone, bit for bit, on real models: not on the order in which requests come,
-//! nor on how many run at once, nor on how often they wait for room in the cache.
+//! nor on how many run at once, nor on how often they wait for room in the cache or are swapped out of it.
 
 #![expect(clippy::unwrap_used, reason = "a test may fail")]
 
@@ -34,7 +34,7 @@ fn letters() -> Letters {
     Letters((0..VOCAB_SIZE).map(|id| [b'a' + (id % 26) as u8, b'a' + (id / 26 % 26) as u8]).collect())
 }
 
-fn engine(checkpoint: &Checkpoint, options: LoadOptions, max_num_seqs: usize, num_blocks: usize) -> Engine {
+fn engine(checkpoint: &Checkpoint, options: LoadOptions, limits: EngineLimits) -> Engine {
     let raw: RawModelConfig = checkpoint.model_config().deserialize_into().unwrap();
     let config = ModelConfig::try_from(raw).unwrap();
     let model = model_core::load_model(config, checkpoint.tensors(), options).unwrap();
@@ -52,13 +52,17 @@ fn engine(checkpoint: &Checkpoint, options: LoadOptions, max_num_seqs: usize, nu
     let end_token_ids = stop.end_token_ids().to_vec();
     let rules = SamplingRules { params, vocab_size: VOCAB_SIZE, seed: 77, end_token_ids, min_length: 3 };
     let sampler = CpuSampler::new(rules).unwrap();
-    let limits = EngineLimits {
+    Engine::new(model, Box::new(sampler), stop, Arc::new(letters()), limits).unwrap()
+}
+
+fn limits(max_num_seqs: usize, num_blocks: usize, num_host_blocks: usize) -> EngineLimits {
+    EngineLimits {
         max_num_seqs,
         max_prefill_tokens: 150,
         num_blocks,
+        num_host_blocks,
         block_size_tokens: BLOCK_SIZE_TOKENS,
-    };
-    Engine::new(model, Box::new(sampler), stop, Arc::new(letters()), limits).unwrap()
+    }
 }
 
 /// Prompts of 1 to 90 tokens, 1 to 3 responses of up to 24.
@@ -107,20 +111,26 @@ fn a_request_gets_the_same_bits_in_any_company() {
             for numerics in [Float::Fp32, Float::Bf16].map(Numerics::uniform) {
                 let attention = AttentionSwitches::default();
                 let options = LoadOptions { numerics, backend, device: Device::Cpu, attention };
-                let (expect, _) = run(&mut engine(&checkpoint, options, 64, 1000), requests());
+                let (expect, _) = run(&mut engine(&checkpoint, options, limits(64, 1000, 0)), requests());
                 let reasons: std::collections::HashSet<_> =
                     expect.values().map(|completion| completion.finish_reason).collect();
                 assert!(reasons.len() >= 2, "the responses of {model} end for one reason only: {reasons:?}");
-                for (max_num_seqs, num_blocks, seed) in
-                    [(1, 1000, 1), (2, 20, 2), (7, 1000, 3), (64, least_blocks, 4), (64, 30, 5)]
-                {
-                    let mut engine = engine(&checkpoint, options, max_num_seqs, num_blocks);
-                    let (actual, stats) = run(&mut engine, shuffled(seed));
-                    let what = format!("{model} {options:?}, {max_num_seqs} at once, {num_blocks} blocks");
-                    assert!(stats.peak_rows <= max_num_seqs, "{what}: {}", stats.peak_rows);
+                let mut num_swapped_blocks = 0;
+                for (limits, seed) in [
+                    (limits(1, 1000, 0), 1),
+                    (limits(2, 20, 0), 2),
+                    (limits(7, 1000, 0), 3),
+                    (limits(64, least_blocks, 30), 4),
+                    (limits(64, 30, 0), 5),
+                ] {
+                    let (actual, stats) = run(&mut engine(&checkpoint, options, limits), shuffled(seed));
+                    let what = format!("{model} {options:?}, {limits:?}");
+                    assert!(stats.peak_rows <= limits.max_num_seqs, "{what}: {}", stats.peak_rows);
+                    num_swapped_blocks += stats.num_swapped_in_blocks;
                     // `Completion` holds log-probabilities too: equality is that of every bit that matters.
                     assert_eq!(actual, expect, "{what}");
                 }
+                assert!(num_swapped_blocks > 0, "{model} {options:?}: nothing was swapped");
             }
         }
     }

@@ -168,6 +168,16 @@ pub enum ModelError {
         /// Blocks of the cache.
         num_blocks: usize,
     },
+    /// A block that was not swapped out, or has no place there.
+    #[error(
+        "KV block {block} is none of the {num_host_blocks} that the host may hold, or it holds nothing there"
+    )]
+    BadHostBlock {
+        /// The block.
+        block: u32,
+        /// Blocks that the host may hold.
+        num_host_blocks: usize,
+    },
     /// A sequence longer than the model has positions for.
     #[error(
         "a sequence of {actual} tokens exceeds the model's {limit} learned positions: \

@@ -2,9 +2,16 @@
 //!
 //! Layers whose keys and values have one shape are a group with a pool of its own; a layer without attention is in none.
 //! A block has the same number in all groups. How the numbers of one block lie is the backend's affair ([`KvPool`]); that
-//! blocks are counted is common to all, so copying them needs no backend.
+//! blocks are counted is common to all, so copying them needs no backend. Blocks that are swapped out lie with the host
+//! until they are swapped in, bit for bit.
+
+mod host;
+
+use std::collections::HashMap;
 
 use cpu_kernels::{KvShape, PackedKv};
+use host::StoredBlock;
+pub use host::{BlockMove, HostBlockId};
 pub use model_spec::BLOCK_SIZE_TOKENS;
 use model_spec::KvGroup;
 use tch::{Device, Kind, Tensor};
@@ -101,6 +108,9 @@ pub struct KvCache {
     pools: Vec<KvPool>,
     /// For each layer of the model, up to the last that has one.
     places: Vec<Option<PoolLayer>>,
+    num_host_blocks: usize,
+    /// What was swapped out, a part of each pool.
+    host: HashMap<HostBlockId, Vec<StoredBlock>>,
 }
 
 impl KvCache {
@@ -120,7 +130,13 @@ impl KvCache {
                 places[layer] = Some(PoolLayer { pool_idx, layer_idx });
             }
         }
-        Ok(Self { num_blocks, pools: groups.iter().map(make).collect::<Result<_, _>>()?, places })
+        let pools = groups.iter().map(make).collect::<Result<_, _>>()?;
+        Ok(Self { num_blocks, pools, places, num_host_blocks: 0, host: HashMap::new() })
+    }
+
+    /// The same cache, which may swap out as many blocks at once. Their memory is taken when they are.
+    pub fn with_host_blocks(self, num_host_blocks: usize) -> Self {
+        Self { num_host_blocks, ..self }
     }
 
     /// The pool of a layer, and which of its layers that is.
@@ -182,6 +198,42 @@ impl KvCache {
             self.check_block(to)?;
         }
         self.pools.iter_mut().try_for_each(|pool| pool.copy_blocks(pairs))
+    }
+
+    /// Moves whole blocks of all layers, in order. On a GPU everything is enqueued on the current stream.
+    ///
+    /// # Errors
+    /// When a block is outside the cache or the host's part, nothing was swapped out to where one is to come from, or there
+    /// is no memory.
+    pub fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError> {
+        for same in moves.chunk_by(|a, b| a.is_copy() && b.is_copy()) {
+            match *same {
+                [BlockMove::SwapOut { from, to }] => self.swap_out(from, to)?,
+                [BlockMove::SwapIn { from, to }] => self.swap_in(from, to)?,
+                _ => self.copy_blocks(&same.iter().filter_map(BlockMove::copied).collect::<Vec<_>>())?,
+            }
+        }
+        Ok(())
+    }
+
+    fn swap_out(&mut self, from: BlockId, to: HostBlockId) -> Result<(), ModelError> {
+        self.check_block(from)?;
+        if to as usize >= self.num_host_blocks {
+            return Err(self.bad_host_block(to));
+        }
+        let stored = self.pools.iter().map(|pool| pool.store(from)).collect::<Result<_, _>>()?;
+        self.host.insert(to, stored);
+        Ok(())
+    }
+
+    fn swap_in(&mut self, from: HostBlockId, to: BlockId) -> Result<(), ModelError> {
+        self.check_block(to)?;
+        let stored = self.host.remove(&from).ok_or_else(|| self.bad_host_block(from))?;
+        self.pools.iter_mut().zip(&stored).try_for_each(|(pool, stored)| pool.restore(to, stored))
+    }
+
+    fn bad_host_block(&self, block: HostBlockId) -> ModelError {
+        ModelError::BadHostBlock { block, num_host_blocks: self.num_host_blocks }
     }
 
     pub(crate) fn check_block(&self, block: BlockId) -> Result<(), ModelError> {
@@ -325,5 +377,51 @@ mod tests {
             assert_eq!(error.to_string(), "KV block 5 is outside the cache of 5 blocks");
         }
         packed().copy_blocks(&[(0, 1), (1, 4)]).unwrap();
+    }
+
+    /// The bits of a block, in all groups.
+    fn bits(cache: &KvCache, block: BlockId) -> String {
+        format!("{:?}", cache.pools.iter().map(|pool| pool.store(block).unwrap().bits()).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn blocks_come_back_from_the_host_with_the_same_bits() {
+        for (layout, cache) in [("plain", tensors()), ("CUDA", device()), ("fused", packed())] {
+            let mut cache = cache.with_host_blocks(2);
+            for block in 0..NUM_BLOCKS as BlockId {
+                for pool in &mut cache.pools {
+                    let mut stored = pool.store(block).unwrap();
+                    stored.fill(f64::from(block) + 0.5);
+                    pool.restore(block, &stored).unwrap();
+                }
+            }
+            let before: Vec<String> = (0..NUM_BLOCKS as BlockId).map(|block| bits(&cache, block)).collect();
+            cache
+                .move_blocks(&[
+                    BlockMove::SwapOut { from: 1, to: 0 },
+                    BlockMove::SwapOut { from: 2, to: 1 },
+                    BlockMove::Copy { from: 3, to: 1 },
+                    BlockMove::Copy { from: 1, to: 2 },
+                    BlockMove::SwapIn { from: 0, to: 3 },
+                    BlockMove::SwapOut { from: 4, to: 0 },
+                    BlockMove::SwapIn { from: 1, to: 4 },
+                ])
+                .unwrap();
+            let after: Vec<String> = (0..NUM_BLOCKS as BlockId).map(|block| bits(&cache, block)).collect();
+            assert_eq!(after, [0, 3, 3, 1, 2].map(|block: usize| before[block].clone()), "{layout}");
+            cache.move_blocks(&[BlockMove::SwapIn { from: 0, to: 0 }]).unwrap();
+            assert_eq!(bits(&cache, 0), before[4], "{layout}");
+            let mut refused = |block_move| cache.move_blocks(&[block_move]).unwrap_err().to_string();
+            let nothing = refused(BlockMove::SwapIn { from: 0, to: 1 });
+            assert_eq!(
+                nothing,
+                "KV block 0 is none of the 2 that the host may hold, or it holds nothing there"
+            );
+            assert!(
+                refused(BlockMove::SwapOut { from: 0, to: 2 }).starts_with("KV block 2 is none of the 2")
+            );
+            assert!(refused(BlockMove::SwapOut { from: 5, to: 0 }).starts_with("KV block 5 is outside"));
+            assert!(refused(BlockMove::SwapIn { from: 0, to: 5 }).starts_with("KV block 5 is outside"));
+        }
     }
 }

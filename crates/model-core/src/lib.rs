@@ -25,5 +25,5 @@ pub use batch::{Batch, DeviceDecode, Span};
 pub use causal_lm::CausalLm;
 pub use config::{ModelConfig, RawModelConfig};
 pub use error::ModelError;
-pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, KvCache};
+pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, BlockMove, HostBlockId, KvCache};
 pub use load::{Backend, LoadOptions, footprint, load_model};

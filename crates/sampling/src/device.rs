@@ -31,6 +31,22 @@ pub struct SamplerRows {
 }
 
 impl SamplerRows {
+    /// Copies of some rows: int64 `row_idxs` on the same GPU.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn select(&self, row_idxs: &Tensor) -> Result<Self, SamplingError> {
+        let select = |tensor: &Tensor| tensor.f_index_select(0, row_idxs);
+        Ok(Self {
+            tokens: select(&self.tokens)?,
+            positions: select(&self.positions)?,
+            num_generated: select(&self.num_generated)?,
+            sample_idxs: select(&self.sample_idxs)?,
+            response_idxs: select(&self.response_idxs)?,
+            seen: self.seen.as_ref().map(select).transpose()?,
+        })
+    }
+
     /// The first `num_rows` rows of the same tensors.
     ///
     /// # Errors

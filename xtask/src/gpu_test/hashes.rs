@@ -28,13 +28,19 @@ struct Variant {
     measures: &'static [(&'static str, &'static str)],
 }
 
-const VARIANTS: [Variant; 5] = [
+const VARIANTS: [Variant; 6] = [
     Variant { name: "again", options: &[], measures: &[("bulk", "bulk")] },
     Variant { name: "in another order", options: &[], measures: &[("order", "bulk")] },
     Variant {
         name: "12 sequences at once",
         options: &["--max-num-seqs", "12"],
         measures: &[("ragged", "ragged"), ("shared", "shared")],
+    },
+    // Some 40 of the 256 have room.
+    Variant {
+        name: "a small cache and the host",
+        options: &["--num-blocks", "400", "--num-host-blocks", "4000"],
+        measures: &[("ragged", "ragged")],
     },
     Variant {
         name: "1,000 sequences at once",

@@ -53,7 +53,9 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
             kv_bytes_per_token: footprint.bytes_per_block() / BLOCK_SIZE_TOKENS as u64,
             bandwidth: arguments.bandwidth_gbps * 1e9,
         };
-        let mut engine = open(model, options, &footprint, &workload, vocab_size)?;
+        let limits = limits(arguments, options, &footprint, &workload, vocab_size);
+        let mut engine = open(model, options, &workload, limits, vocab_size)?;
+        engine.set_prefix_cache(!arguments.no_prefix_cache);
         if arguments.unconstrained {
             crate::model::device::let_blas_choose()?;
         }
@@ -73,16 +75,20 @@ fn check_cuts(shape: NamedShape, options: LoadOptions) -> Result<Value, Failure>
     cuts::run(model.as_mut(), shape.shape().padded_vocab_size as usize, is_device)
 }
 
-fn open(
-    model: Box<dyn model_core::CausalLm>,
+fn num_tokens(request: &Request) -> usize {
+    request.prompt.len() + request.max_new_tokens as usize
+}
+
+/// Blocks for all that runs at once, or as many as fit.
+fn limits(
+    arguments: &BenchArgs,
     options: LoadOptions,
     footprint: &Footprint,
     workload: &Workload,
     vocab_size: usize,
-) -> Result<Engine, Failure> {
-    let tokens = |request: &Request| request.prompt.len() + request.max_new_tokens as usize;
+) -> EngineLimits {
     let blocks = |request: &Request| {
-        (blocks_for(tokens(request), BLOCK_SIZE_TOKENS) + 1) * request.num_responses as usize
+        (blocks_for(num_tokens(request), BLOCK_SIZE_TOKENS) + 1) * request.num_responses as usize
     };
     let mut sizes: Vec<usize> = workload.requests.iter().map(blocks).collect();
     sizes.sort_unstable_by(|a, b| b.cmp(a));
@@ -90,14 +96,26 @@ fn open(
     let bytes_per_block = footprint.bytes_per_block().max(1);
     // Logits in float32 are there twice: of a decode step and of a prefill.
     let kept_free = ((2 << 30) + 8 * vocab_size * workload.max_num_seqs).max(3 << 30) as u64;
-    let affordable = crate::model::device::available_bytes(options.device)
-        .map_or(wanted, |bytes| (bytes.saturating_sub(kept_free) / bytes_per_block) as usize);
-    let limits = EngineLimits {
+    let affordable = || {
+        crate::model::device::available_bytes(options.device)
+            .map_or(wanted, |bytes| (bytes.saturating_sub(kept_free) / bytes_per_block) as usize)
+    };
+    EngineLimits {
         max_num_seqs: workload.max_num_seqs,
         max_prefill_tokens: 8192,
-        num_blocks: wanted.min(affordable).max(1),
+        num_blocks: arguments.num_blocks.unwrap_or_else(|| wanted.min(affordable()).max(1)),
+        num_host_blocks: arguments.num_host_blocks,
         block_size_tokens: BLOCK_SIZE_TOKENS,
-    };
+    }
+}
+
+fn open(
+    model: Box<dyn model_core::CausalLm>,
+    options: LoadOptions,
+    workload: &Workload,
+    limits: EngineLimits,
+    vocab_size: usize,
+) -> Result<Engine, Failure> {
     let params = SamplingParams {
         use_greedy: false,
         temperature: 1.0,
@@ -108,7 +126,7 @@ fn open(
     };
     let rules = SamplingRules { params, vocab_size, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
     let setup = SamplingSetup { rules, stop: StopConditions::default() };
-    let longest = workload.requests.iter().map(tokens).max();
+    let longest = workload.requests.iter().map(num_tokens).max();
     let size = EngineSize { limits, longest_sequence_tokens: longest.unwrap_or(1) };
     open_engine(model, options, setup, Arc::new(TokenTable::unknown()), size)
 }
@@ -132,6 +150,7 @@ fn run_workload(engine: &mut Engine, workload: &Workload, floor: &Floor) -> Resu
         "tokens": stats.generated_tokens,
         "wall_s": round(wall_s),
         "tokens_per_s": round(stats.generated_tokens as f64 / wall_s),
+        "cached_prompt_tokens": stats.cached_prompt_tokens,
         "decode_steps": stats.num_decode_steps,
         "peak_rows": stats.peak_rows,
         "step_ms": round(step_ms),
@@ -139,6 +158,11 @@ fn run_workload(engine: &mut Engine, workload: &Workload, floor: &Floor) -> Resu
         "busy_percent": round(100.0 * gpu_s / wall_s),
         "hash": &hash_of(&responses)[..16],
     });
+    if stats.num_preemptions > 0 {
+        line["preemptions"] = json!(stats.num_preemptions);
+        line["swapped_blocks"] = json!(stats.num_swapped_out_blocks + stats.num_swapped_in_blocks);
+        line["swap_s"] = json!(round(stats.swap_time.as_secs_f64()));
+    }
     match workload.figures {
         Figures::Usual => {}
         Figures::Floor { rows, context } => {

@@ -130,6 +130,7 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
         max_num_seqs: MAX_NUM_SEQS,
         max_prefill_tokens: 2048,
         num_blocks: blocks_for(most_tokens.max().unwrap_or(1), BLOCK_SIZE_TOKENS) + 2 * MAX_NUM_SEQS,
+        num_host_blocks: 0,
         block_size_tokens: BLOCK_SIZE_TOKENS,
     };
     let tokens = Arc::new(TokenTable::new(tokenizer.as_ref())?);

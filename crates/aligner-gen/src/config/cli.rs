@@ -203,6 +203,15 @@ pub(crate) struct BenchArgs {
     /// Most sequences in one step, with a shape
     #[arg(long, default_value_t = 256)]
     pub(crate) max_num_seqs: usize,
+    /// Compute every prompt whole, with a shape
+    #[arg(long)]
+    pub(crate) no_prefix_cache: bool,
+    /// Blocks of the KV cache, with a shape; without it those that are needed or fit
+    #[arg(long)]
+    pub(crate) num_blocks: Option<usize>,
+    /// Blocks that may be swapped out to the host, with a shape
+    #[arg(long, default_value_t = 0)]
+    pub(crate) num_host_blocks: usize,
     /// Let cuBLAS choose kernels whose sums depend on the number of rows, to see what the invariant ones cost
     #[arg(long)]
     pub(crate) unconstrained: bool,

@@ -15,7 +15,7 @@ use super::devices::Devices;
 use super::exp_manager::ExpManagerPlan;
 use super::model_type::ModelType;
 use super::range::{count, out_of_range, positive};
-use super::raw::{RawConfig, RawDropLast, RawLimit};
+use super::raw::{RawConfig, RawDropLast, RawLimit, RawTrainerGeneration};
 use super::records::{self, RecordFormat};
 use crate::exit::Failure;
 use crate::output::OutputField;
@@ -37,8 +37,9 @@ pub(crate) struct GenerationPlan {
     /// With `model.data.sample`: how many samples are drawn.
     pub(crate) num_drawn: Option<usize>,
     pub(crate) limit: LimitTrainBatches,
-    /// Most responses in one decode step, where the user sets it.
-    pub(crate) max_batch: Option<usize>,
+    pub(crate) room: RoomPlan,
+    /// Whether what prompts begin with in common is computed once.
+    pub(crate) prefix_cache: bool,
     pub(crate) max_steps: i64,
     pub(crate) drop_last: DropLast,
     pub(crate) length_limits: LengthLimits,
@@ -116,7 +117,8 @@ impl GenerationPlan {
                 Some(RawLimit::Steps(steps)) => LimitTrainBatches::Batches(steps),
                 Some(RawLimit::Fraction(fraction)) => LimitTrainBatches::Fraction(fraction),
             },
-            max_batch: trainer_max_batch(raw.trainer.generation.max_batch)?,
+            room: RoomPlan::new(&raw.trainer.generation)?,
+            prefix_cache: raw.trainer.generation.prefix_cache.unwrap_or(true),
             max_steps: raw.trainer.generation.max_steps,
             drop_last: parse_drop_last(&train_ds.drop_last)?,
             length_limits,
@@ -164,8 +166,38 @@ fn patience(raw: &RawConfig) -> Result<(Duration, Duration), Failure> {
     ))
 }
 
-fn trainer_max_batch(value: Option<i64>) -> Result<Option<usize>, Failure> {
-    value.map(|value| positive("trainer.generation.max_batch", value)).transpose()
+/// How much runs at once, where the user sets it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct RoomPlan {
+    /// Most responses in one decode step.
+    pub(crate) max_batch: Option<usize>,
+    /// What the KV cache takes.
+    pub(crate) kv_cache_memory_bytes: Option<u64>,
+    /// What of it the host may keep beside.
+    pub(crate) swap_space_bytes: Option<u64>,
+}
+
+impl RoomPlan {
+    fn new(raw: &RawTrainerGeneration) -> Result<Self, Failure> {
+        const KV_CACHE: &str = "trainer.generation.kv_cache_memory_bytes";
+        let max_batch = raw.max_batch.map(|value| positive("trainer.generation.max_batch", value));
+        let kv_cache_memory_bytes = raw.kv_cache_memory_bytes.map(|value| positive(KV_CACHE, value));
+        Ok(Self {
+            max_batch: max_batch.transpose()?,
+            kv_cache_memory_bytes: kv_cache_memory_bytes.transpose()?.map(|bytes| bytes as u64),
+            swap_space_bytes: raw.swap_space.map(swap_space_bytes).transpose()?,
+        })
+    }
+}
+
+/// GiB, as in vLLM.
+fn swap_space_bytes(gibibytes: f64) -> Result<u64, Failure> {
+    const KEY: &str = "trainer.generation.swap_space";
+    let bytes = gibibytes * f64::from(1 << 30);
+    match (0.0..=f64::from(1 << 20) * f64::from(1 << 30)).contains(&bytes) {
+        true => Ok(bytes as u64),
+        false => Err(out_of_range(KEY, "a number of GiB from 0 to 1048576", &gibibytes.to_string())),
+    }
 }
 
 fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {

@@ -44,7 +44,9 @@ fn model_status(error: &ModelError) -> ExitStatus {
         | ModelError::BadToken { .. }
         | ModelError::Format(_) => ExitStatus::Checkpoint,
         // A fault of the program itself.
-        ModelError::BadBatch { .. } | ModelError::BadBlock { .. } => ExitStatus::Failed,
+        ModelError::BadBatch { .. } | ModelError::BadBlock { .. } | ModelError::BadHostBlock { .. } => {
+            ExitStatus::Failed
+        }
         ModelError::Ext(error) => ext_status(error),
         ModelError::Torch(error) => torch_status(error),
     }
@@ -241,6 +243,7 @@ mod tests {
             (ModelError::BadToken { token: 2, padded_vocab_size: 1 }, ExitStatus::Checkpoint),
             (ModelError::BadBatch { what: "rows", expected, actual }, ExitStatus::Failed),
             (ModelError::BadBlock { block: Default::default(), num_blocks: 1 }, ExitStatus::Failed),
+            (ModelError::BadHostBlock { block: 2, num_host_blocks: 1 }, ExitStatus::Failed),
         ];
         for (error, expect) in cases {
             check(EngineError::Model(error), expect);

@@ -160,8 +160,8 @@ impl Prepared {
         let demand = Demand {
             longest_sequence_tokens: longest.unwrap_or(1),
             num_sequences: steps.num_planned().saturating_mul(plan.num_responses as usize),
-            num_sharing_ranks: setup.num_sharing_ranks,
-            max_batch: setup.plan.max_batch,
+            neighbours: setup.neighbours,
+            limits: setup.plan.room,
         };
         let memory = setup.memory(demand)?;
         let mut identity = setup.identity()?;

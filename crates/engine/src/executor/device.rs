@@ -10,7 +10,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use model_core::{Batch, BlockId};
+use model_core::{Batch, BlockId, BlockMove};
 use sampling::SampledToken;
 
 mod buckets;
@@ -26,10 +26,7 @@ use row_table::{Change, RowTable, TableRow, TokenSource};
 use super::{Executor, unknown, unknown_prompt};
 use crate::{
     EngineError,
-    plan::{
-        BlockCopy, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
-        ends_of,
-    },
+    plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta, ends_of},
 };
 
 const NAME: &str = "GPU";
@@ -58,16 +55,17 @@ pub(crate) struct Owner {
 
 /// What the bookkeeping asks of a GPU. Everything is enqueued in the order of the calls; only `reset` and `read` wait.
 pub(crate) trait StepDevice: Send {
-    /// First tokens of one prefill, kept on the device until their responses start.
-    type FirstTokens: Send;
+    /// Newest tokens of sequences without a row, kept on the device until they have one: the first ones of a prefill, or
+    /// those of preempted responses.
+    type KeptTokens: Send;
     /// The records of a step on their way to the host.
     type Records: Send;
 
     /// Waits for everything that was enqueued.
     fn reset(&mut self) -> Result<(), EngineError>;
 
-    /// Starts a step with the copies.
-    fn begin(&mut self, copies: &[BlockCopy]) -> Result<(), EngineError>;
+    /// Starts a step with the moves of blocks.
+    fn begin(&mut self, moves: &[BlockMove]) -> Result<(), EngineError>;
 
     /// Computes prompts or parts of them, draws first tokens behind those that are complete and ends the step. Without a
     /// draw there are no first tokens.
@@ -75,11 +73,14 @@ pub(crate) trait StepDevice: Send {
         &mut self,
         batch: &Batch,
         draws: &[FirstToken<'_>],
-    ) -> Result<(Option<Self::FirstTokens>, Self::Records), EngineError>;
+    ) -> Result<(Option<Self::KeptTokens>, Self::Records), EngineError>;
+
+    /// Keeps the newest tokens of some rows.
+    fn keep(&mut self, rows: &[i64]) -> Result<Self::KeptTokens, EngineError>;
 
     /// Brings newest tokens into the order of the rows: row i takes over number `from[i]` among all rows of the tables and,
     /// behind them, those of each of `waiting`.
-    fn gather(&mut self, from: &[i64], waiting: &[&Self::FirstTokens]) -> Result<(), EngineError>;
+    fn gather(&mut self, from: &[i64], waiting: &[&Self::KeptTokens]) -> Result<(), EngineError>;
 
     /// Writes the tables, laid out by [`TableLayout`].
     fn upload(&mut self, words: &[i32]) -> Result<(), EngineError>;
@@ -93,10 +94,18 @@ pub(crate) trait StepDevice: Send {
         &mut self,
         records: Self::Records,
         owners: &[Owner],
-    ) -> Result<(Vec<SampledToken>, Duration), EngineError>;
+    ) -> Result<(Vec<SampledToken>, StepTimes), EngineError>;
 
     /// Whether the responses of one sample are all the same.
     fn is_greedy(&self) -> bool;
+}
+
+/// How long a step took.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StepTimes {
+    pub(crate) whole: Duration,
+    /// The part of it that blocks were moved in.
+    pub(crate) moves: Duration,
 }
 
 /// A sequence whose first token was drawn.
@@ -106,19 +115,19 @@ struct DeviceSeq {
     prompt_len_tokens: u32,
     /// None until it decodes.
     block_table: Vec<BlockId>,
-    /// Its first token, until it decodes.
+    /// Its newest token while it has no row.
     waiting: Option<Waiting>,
 }
 
-/// Where a first token stands: in which prefill it was drawn, and which of its tokens it is.
+/// Where the token of a sequence without a row stands: among which, and which of them it is.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
-    prefill_idx: u64,
+    batch_idx: u64,
     row: usize,
 }
 
-/// First tokens that were drawn together and stay on the device until all their sequences have started or ended.
-struct FirstTokens<T> {
+/// Tokens that are kept together on the device until all their sequences have a row or have ended.
+struct KeptBatch<T> {
     tokens: T,
     num_tokens: usize,
     num_waiting: usize,
@@ -137,6 +146,8 @@ pub(crate) struct DeviceShape {
     pub(crate) layout: TableLayout,
     /// Results are bitwise identical for any batch of at most this many rows, or at least 32.
     pub(crate) small_batch: usize,
+    /// [`model_core::CausalLm::prompt_cut_tokens`].
+    pub(crate) prompt_cut_tokens: Option<usize>,
 }
 
 /// A device and what it holds.
@@ -149,9 +160,9 @@ pub(crate) struct DeviceExecutor<D: StepDevice> {
     seqs: HashMap<SeqId, DeviceSeq>,
     /// Responses have blocks that the device's tables do not.
     has_grown: bool,
-    /// By number of the prefill.
-    first_tokens: HashMap<u64, FirstTokens<D::FirstTokens>>,
-    num_prefills: u64,
+    /// By number.
+    kept: HashMap<u64, KeptBatch<D::KeptTokens>>,
+    num_batches: u64,
     in_flight: VecDeque<InFlight<D::Records>>,
 }
 
@@ -164,8 +175,8 @@ impl<D: StepDevice> DeviceExecutor<D> {
             prompts: HashMap::new(),
             seqs: HashMap::new(),
             has_grown: false,
-            first_tokens: HashMap::new(),
-            num_prefills: 0,
+            kept: HashMap::new(),
+            num_batches: 0,
             in_flight: VecDeque::new(),
         }
     }
@@ -175,10 +186,11 @@ impl<D: StepDevice> DeviceExecutor<D> {
     fn learn(&mut self, tables: TableDelta) -> Result<(), EngineError> {
         self.prompts.extend(tables.prompts.into_iter().map(|prompt| (prompt.group_idx, prompt)));
         for id in &tables.ended {
-            if let Some(Waiting { prefill_idx, .. }) = self.seqs.remove(id).and_then(|seq| seq.waiting) {
-                self.start_waiting(prefill_idx);
+            if let Some(Waiting { batch_idx, .. }) = self.seqs.remove(id).and_then(|seq| seq.waiting) {
+                self.start_waiting(batch_idx);
             }
         }
+        self.keep_tokens(&tables.preempted)?;
         self.drop_started();
         for NewSeq { id, block_table } in tables.started {
             self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?.block_table = block_table;
@@ -190,15 +202,39 @@ impl<D: StepDevice> DeviceExecutor<D> {
         Ok(())
     }
 
-    /// One first token of this prefill is not waited for any more.
-    fn start_waiting(&mut self, prefill_idx: u64) {
-        if let Some(batch) = self.first_tokens.get_mut(&prefill_idx) {
+    /// Keeps the newest tokens of responses that lose their rows. One that never had a row has its token kept already.
+    fn keep_tokens(&mut self, preempted: &[SeqId]) -> Result<(), EngineError> {
+        let mut rows = Vec::new();
+        for &id in preempted {
+            let Some(row) = self.row_table.leave(id) else { continue };
+            let seq = self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?;
+            seq.waiting = Some(Waiting { batch_idx: self.num_batches, row: rows.len() });
+            rows.push(row as i64);
+        }
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let tokens = self.device.keep(&rows)?;
+        self.add_tokens(tokens, rows.len());
+        Ok(())
+    }
+
+    /// Keeps tokens as the batch of the next number.
+    fn add_tokens(&mut self, tokens: D::KeptTokens, num_tokens: usize) {
+        let batch = KeptBatch { tokens, num_tokens, num_waiting: num_tokens };
+        self.kept.insert(self.num_batches, batch);
+        self.num_batches += 1;
+    }
+
+    /// One token of this batch is not waited for any more.
+    fn start_waiting(&mut self, batch_idx: u64) {
+        if let Some(batch) = self.kept.get_mut(&batch_idx) {
             batch.num_waiting -= 1;
         }
     }
 
     fn drop_started(&mut self) {
-        self.first_tokens.retain(|_, batch| batch.num_waiting > 0);
+        self.kept.retain(|_, batch| batch.num_waiting > 0);
     }
 
     /// # Errors
@@ -221,8 +257,7 @@ impl<D: StepDevice> DeviceExecutor<D> {
         let mut batch = Batch::default();
         let mut draws = Vec::new();
         let mut seqs = Vec::new();
-        let prefill_idx = self.num_prefills;
-        self.num_prefills += 1;
+        let batch_idx = self.num_batches;
         let mut num_complete = 0;
         for row in rows {
             let prompt = prompt_of(&self.prompts, row)?;
@@ -234,7 +269,7 @@ impl<D: StepDevice> DeviceExecutor<D> {
                     sample_idx: prompt.sample_idx,
                     prompt_len_tokens: prompt.tokens.len() as u32,
                     block_table: Vec::new(),
-                    waiting: Some(Waiting { prefill_idx, row: draws.len() }),
+                    waiting: Some(Waiting { batch_idx, row: draws.len() }),
                 };
                 seqs.push((SeqId { group_idx: prompt.group_idx, response_idx }, seq));
                 let owner = Owner { sample_idx: prompt.sample_idx, response_idx };
@@ -243,11 +278,9 @@ impl<D: StepDevice> DeviceExecutor<D> {
             num_complete += row.draws.min(1) as usize;
         }
         let (tokens, records) = self.device.prefill(&batch, &draws)?;
-        let num_tokens = draws.len();
-        let owners = draws.iter().map(|draw| draw.owner).collect();
+        let owners: Vec<Owner> = draws.iter().map(|draw| draw.owner).collect();
         if let Some(tokens) = tokens {
-            let first = FirstTokens { tokens, num_tokens, num_waiting: num_tokens };
-            self.first_tokens.insert(prefill_idx, first);
+            self.add_tokens(tokens, owners.len());
         }
         for (id, seq) in seqs {
             self.prompts.remove(&id.group_idx);
@@ -294,32 +327,32 @@ impl<D: StepDevice> DeviceExecutor<D> {
 
     /// Brings the newest tokens into the order of the rows.
     fn bring_tokens(&mut self, sources: &[TokenSource]) -> Result<(), EngineError> {
-        let mut prefills = Vec::new();
+        let mut batches = Vec::new();
         let mut from = Vec::with_capacity(sources.len());
         for source in sources {
             from.push(match *source {
                 TokenSource::Row(row) => row as i64,
-                TokenSource::Waiting(id) => self.waiting_row(id, &mut prefills)?,
+                TokenSource::Waiting(id) => self.waiting_row(id, &mut batches)?,
             });
         }
-        let waiting: Vec<&D::FirstTokens> =
-            prefills.iter().filter_map(|idx| Some(&self.first_tokens.get(idx)?.tokens)).collect();
+        let waiting: Vec<&D::KeptTokens> =
+            batches.iter().filter_map(|idx| Some(&self.kept.get(idx)?.tokens)).collect();
         self.device.gather(&from, &waiting)?;
         self.drop_started();
         Ok(())
     }
 
-    /// Where the first token of a sequence stands behind the rows and the tokens of `prefills`, to which its own is added.
-    fn waiting_row(&mut self, id: SeqId, prefills: &mut Vec<u64>) -> Result<i64, EngineError> {
+    /// Where the token of a sequence without a row stands behind the rows and the tokens of `batches`, to which its own is
+    /// added.
+    fn waiting_row(&mut self, id: SeqId, batches: &mut Vec<u64>) -> Result<i64, EngineError> {
         let seq = self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?;
-        let Waiting { prefill_idx, row } = seq.waiting.take().ok_or_else(|| unknown(id))?;
-        self.start_waiting(prefill_idx);
-        if !prefills.contains(&prefill_idx) {
-            prefills.push(prefill_idx);
+        let Waiting { batch_idx, row } = seq.waiting.take().ok_or_else(|| unknown(id))?;
+        self.start_waiting(batch_idx);
+        if !batches.contains(&batch_idx) {
+            batches.push(batch_idx);
         }
-        let before = prefills.iter().take_while(|&&other| other != prefill_idx);
-        let num_before: usize =
-            before.filter_map(|other| Some(self.first_tokens.get(other)?.num_tokens)).sum();
+        let before = batches.iter().take_while(|&&other| other != batch_idx);
+        let num_before: usize = before.filter_map(|other| Some(self.kept.get(other)?.num_tokens)).sum();
         Ok((self.shape.layout.max_rows + num_before + row) as i64)
     }
 }
@@ -330,20 +363,20 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
         self.in_flight.clear();
         self.prompts.clear();
         self.seqs.clear();
-        self.first_tokens.clear();
+        self.kept.clear();
         self.row_table.clear();
         self.has_grown = false;
         Ok(())
     }
 
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
-        let StepPlan { tables, copies, rows } = plan;
+        let StepPlan { tables, moves, rows } = plan;
         let kind = StepKind::of(&tables.prompts, &rows)?;
         self.learn(tables)?;
         if matches!(kind, StepKind::Prefill) {
             self.check_prompts(&rows)?;
         }
-        self.device.begin(&copies)?;
+        self.device.begin(&moves)?;
         match kind {
             StepKind::Prefill => self.prefill(&rows),
             StepKind::Decode(seqs) => self.decode(&seqs, &rows),
@@ -354,12 +387,17 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
         let Some(InFlight { records, owners, ends }) = self.in_flight.pop_front() else {
             return Ok(StepOutput::default());
         };
-        let (tokens, forward_time) = self.device.read(records, &owners)?;
-        Ok(StepOutput { tokens, ends, forward_time, sample_time: Duration::ZERO })
+        let (tokens, times) = self.device.read(records, &owners)?;
+        let StepTimes { whole: forward_time, moves: move_time } = times;
+        Ok(StepOutput { tokens, ends, forward_time, move_time, sample_time: Duration::ZERO })
     }
 
     fn min_rows(&self) -> usize {
         bucket(1, self.shape.small_batch)
+    }
+
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        self.shape.prompt_cut_tokens
     }
 
     fn run_ahead(&self) -> usize {

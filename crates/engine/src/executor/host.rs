@@ -6,17 +6,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
-use model_core::{Batch, BlockId, CausalLm, KvCache, ModelError};
+use model_core::{Batch, BlockId, BlockMove, CausalLm, KvCache, ModelError};
 use sampling::{RowState, TokenSampler};
 use tch::Tensor;
 
 use super::{Executor, unknown, unknown_prompt};
 use crate::{
     EngineError,
-    plan::{
-        BlockCopy, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
-        ends_of,
-    },
+    plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta, ends_of},
 };
 
 const NAME: &str = "host";
@@ -27,8 +24,11 @@ pub(crate) trait BatchModel: Send {
     /// The logits that the batch asks for: float32 `[num_logits, padded_vocab_size]`.
     fn forward(&mut self, batch: &Batch) -> Result<Tensor, ModelError>;
 
-    /// Copies whole blocks of every layer, in order.
-    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError>;
+    /// [`CausalLm::prompt_cut_tokens`].
+    fn prompt_cut_tokens(&self) -> Option<usize>;
+
+    /// Moves whole blocks of every layer, in order.
+    fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError>;
 }
 
 /// A real model and its cache.
@@ -42,8 +42,12 @@ impl BatchModel for CachedModel {
         self.model.forward(batch, &mut self.cache)
     }
 
-    fn copy_blocks(&mut self, copies: &[BlockCopy]) -> Result<(), ModelError> {
-        self.cache.copy_blocks(copies)
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        self.model.prompt_cut_tokens()
+    }
+
+    fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError> {
+        self.cache.move_blocks(moves)
     }
 }
 
@@ -166,7 +170,7 @@ impl HostExecutor {
                 seq.history.push(sampled.token);
             }
         }
-        Ok(StepOutput { tokens, ends: Vec::new(), forward_time, sample_time })
+        Ok(StepOutput { tokens, forward_time, sample_time, ..StepOutput::default() })
     }
 }
 
@@ -179,7 +183,7 @@ impl Executor for HostExecutor {
     }
 
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
-        let StepPlan { tables, copies, rows } = plan;
+        let StepPlan { tables, moves, rows } = plan;
         self.learn(tables)?;
         let mut batch = Batch::default();
         let mut draws = Vec::new();
@@ -200,17 +204,22 @@ impl Executor for HostExecutor {
             num_logits += row.draws.min(1) as usize;
         }
         let started = Instant::now();
-        if !copies.is_empty() {
-            self.model.copy_blocks(&copies)?;
+        if !moves.is_empty() {
+            self.model.move_blocks(&moves)?;
         }
+        let move_time = started.elapsed();
         let logits = self.model.forward(&batch)?; // [num_logits, padded_vocab_size]
         let output = self.sample(logits, &draws, started)?;
-        self.outputs.push_back(StepOutput { ends: ends_of(&rows), ..output });
+        self.outputs.push_back(StepOutput { ends: ends_of(&rows), move_time, ..output });
         Ok(())
     }
 
     fn collect(&mut self) -> Result<StepOutput, EngineError> {
         Ok(self.outputs.pop_front().unwrap_or_default())
+    }
+
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        self.model.prompt_cut_tokens()
     }
 
     fn run_ahead(&self) -> usize {

@@ -1,13 +1,21 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
+use model_core::{BlockId, BlockMove, HostBlockId};
 use proptest::prelude::*;
 
 use super::*;
+use crate::plan::{GrownSeq, NewPrompt, NewSeq, RowId};
 
 const BLOCK_SIZE_TOKENS: usize = 4;
 
 fn limits(max_num_seqs: usize, max_prefill_tokens: usize, num_blocks: usize) -> EngineLimits {
-    EngineLimits { max_num_seqs, max_prefill_tokens, num_blocks, block_size_tokens: BLOCK_SIZE_TOKENS }
+    EngineLimits {
+        max_num_seqs,
+        max_prefill_tokens,
+        num_blocks,
+        num_host_blocks: 0,
+        block_size_tokens: BLOCK_SIZE_TOKENS,
+    }
 }
 
 fn group(sample_idx: u64, prompt_len_tokens: usize, num_seqs: u32, max_new_tokens: u32) -> SeqGroup {
@@ -38,6 +46,7 @@ struct Sim {
     lens: HashMap<u64, (usize, Vec<u32>)>,
     tables: HashMap<SeqId, Vec<BlockId>>,
     cache: HashMap<(BlockId, usize), Slot>,
+    host: HashMap<HostBlockId, [Option<Slot>; BLOCK_SIZE_TOKENS]>,
     num_generated: HashMap<SeqId, u32>,
     prefill_order: Vec<u64>,
     start_order: Vec<SeqId>,
@@ -57,6 +66,7 @@ impl Sim {
                 .collect(),
             tables: HashMap::new(),
             cache: HashMap::new(),
+            host: HashMap::new(),
             num_generated: HashMap::new(),
             prefill_order: Vec::new(),
             start_order: Vec::new(),
@@ -118,7 +128,10 @@ impl Sim {
     }
 
     fn run_step(&mut self, plan: StepPlan) {
-        let StepPlan { tables, copies, rows } = plan;
+        let StepPlan { tables, moves, rows } = plan;
+        for id in &tables.preempted {
+            assert!(self.tables.remove(id).is_some(), "{id:?} has not started");
+        }
         for NewSeq { id, block_table } in tables.started {
             assert!(self.tables.insert(id, block_table).is_none(), "{id:?} starts twice");
         }
@@ -129,7 +142,7 @@ impl Sim {
         for id in &tables.ended {
             self.tables.remove(id);
         }
-        self.copy(&copies);
+        self.move_blocks(&moves);
         let ended =
             if tables.prompts.is_empty() { self.decode(&rows) } else { self.prefill(&tables.prompts, &rows) };
         self.in_flight.push_back((rows, ended));
@@ -156,14 +169,36 @@ impl Sim {
         ended
     }
 
-    fn copy(&mut self, copies: &[BlockCopy]) {
-        for &(src, dst) in copies {
-            for offset in 0..BLOCK_SIZE_TOKENS {
-                if let Some(&slot) = self.cache.get(&(src, offset)) {
-                    self.cache.insert((dst, offset), slot);
+    fn move_blocks(&mut self, moves: &[BlockMove]) {
+        for &block_move in moves {
+            match block_move {
+                BlockMove::Copy { from, to } => {
+                    let block = self.take_block(from);
+                    self.set_block(from, block);
+                    self.set_block(to, block);
+                }
+                BlockMove::SwapOut { from, to } => {
+                    assert!((to as usize) < self.scheduler.limits.num_host_blocks);
+                    let block = self.take_block(from);
+                    self.host.insert(to, block);
+                }
+                BlockMove::SwapIn { from, to } => {
+                    let block = self.host.remove(&from).unwrap();
+                    self.set_block(to, block);
                 }
             }
         }
+    }
+
+    fn take_block(&mut self, block: BlockId) -> [Option<Slot>; BLOCK_SIZE_TOKENS] {
+        std::array::from_fn(|offset| self.cache.remove(&(block, offset)))
+    }
+
+    fn set_block(&mut self, block: BlockId, slots: [Option<Slot>; BLOCK_SIZE_TOKENS]) {
+        assert!((block as usize) < self.scheduler.limits.num_blocks);
+        let _ = self.take_block(block);
+        let slots = (0..).zip(slots).filter_map(|(offset, slot)| Some(((block, offset), slot?)));
+        self.cache.extend(slots);
     }
 
     fn decode(&mut self, rows: &[RowSpan]) -> Vec<SeqId> {
@@ -231,12 +266,14 @@ proptest! {
         max_prefill_tokens in 1_usize..60,
         // 16 blocks hold the largest single response with its prompt's partial block.
         num_blocks in 16_usize..90,
-        run_ahead in 0_usize..4,
+        num_host_blocks in prop_oneof![Just(0_usize), 1_usize..5, 5_usize..90],
+        run_ahead in 0_usize..5,
     ) {
-        let sim = Sim::run(&cases, limits(max_num_seqs, max_prefill_tokens, num_blocks), run_ahead);
+        let limits = EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
+        let sim = Sim::run(&cases, limits, run_ahead);
         prop_assert_eq!(sim.finished.len(), cases.iter().map(|case| case.lens.len()).sum::<usize>());
-        prop_assert_eq!(sim.scheduler.num_free_blocks(), num_blocks);
-        prop_assert_eq!(sim.scheduler.allocator.num_free(), num_blocks);
+        let Scheduler { pool, num_promised_blocks, .. } = &sim.scheduler;
+        prop_assert_eq!((pool.num_free(), pool.num_held(), *num_promised_blocks), (num_blocks, 0, 0));
         prop_assert!(sim.prefill_order.is_sorted(), "prompts are computed first in, first out");
         prop_assert!(sim.start_order.is_sorted(), "responses start first in, first out");
     }

@@ -23,7 +23,7 @@ use crate::logging::Logging;
 use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
 use crate::model::device::{self, LocalRanks, SharedDevice};
 use crate::model::end_tokens::EndTokens;
-use crate::model::memory::{Demand, MemoryPlan};
+use crate::model::memory::{Demand, MemoryPlan, Neighbours};
 use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine};
 use crate::output::Identity;
 use crate::output::identity::Inputs;
@@ -35,8 +35,7 @@ pub(crate) struct Setup {
     checkpoint_path: PathBuf,
     pub(crate) plan: GenerationPlan,
     pub(super) options: LoadOptions,
-    /// Ranks on this rank's device, itself included.
-    pub(crate) num_sharing_ranks: u32,
+    pub(crate) neighbours: Neighbours,
     /// Why it computes on the CPU, where a GPU was asked for.
     pub(crate) fallback: Option<String>,
     pub(crate) model_config: ModelConfig,
@@ -72,7 +71,7 @@ impl Setup {
         let end_tokens = EndTokens::of(&checkpoint, &tokenizer)?;
         let topology = topology(&role)?;
         let local = local_ranks(&role);
-        let SharedDevice { device, num_ranks: num_sharing_ranks, fallback } =
+        let SharedDevice { device, num_ranks: num_on_device, fallback } =
             device::choose(&plan.accelerator, local)?;
         let options = LoadOptions {
             numerics: plan.numerics,
@@ -86,7 +85,7 @@ impl Setup {
             checkpoint_path: path,
             plan,
             options,
-            num_sharing_ranks,
+            neighbours: Neighbours { num_on_device, num_on_host: local.local_size },
             fallback,
             model_config,
             tokenizer,
@@ -169,7 +168,9 @@ impl Setup {
         let setup = SamplingSetup { rules, stop };
         let size =
             EngineSize { limits: memory.limits, longest_sequence_tokens: memory.longest_sequence_tokens };
-        open_engine(model, self.options, setup, tokens, size)
+        let mut engine = open_engine(model, self.options, setup, tokens, size)?;
+        engine.set_prefix_cache(plan.prefix_cache);
+        Ok(engine)
     }
 }
 

@@ -4,17 +4,17 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use cuda_runtime::{Device, Event, Graph, GraphPool, Stream};
-use model_core::{Batch, CausalLm, DeviceDecode, KvCache};
+use model_core::{Batch, BlockMove, CausalLm, DeviceDecode, KvCache};
 use model_spec::blocks_for;
 use sampling::{DeviceSampler, FirstDraw, RECORD_WORDS, SampledToken, SamplerRows};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::send;
 
 use super::{
-    DeviceExecutor, DeviceShape, FirstToken, Owner, RUN_AHEAD, StepDevice, TableLayout,
+    DeviceExecutor, DeviceShape, FirstToken, Owner, RUN_AHEAD, StepDevice, StepTimes, TableLayout,
     buckets::{check_num_seqs, max_rows},
 };
-use crate::{EngineError, EngineLimits, plan::BlockCopy};
+use crate::{EngineError, EngineLimits};
 
 /// What the executor needs to know of the engine beside its limits.
 #[derive(Clone, Copy, Debug)]
@@ -29,6 +29,7 @@ pub struct DeviceSizes {
 #[derive(Debug)]
 struct StepEvents {
     started: Event,
+    moved: Event,
     ended: Event,
 }
 
@@ -77,9 +78,10 @@ pub(crate) fn executor(
         max_blocks_per_seq: blocks_for(sizes.max_seq_len_tokens, limits.block_size_tokens).max(1),
     };
     let small_batch = model.reserve_decode(layout.max_rows, layout.max_blocks_per_seq)?;
-    let cache = model.new_cache(limits.num_blocks)?;
+    let cache = model.new_cache(limits.num_blocks)?.with_host_blocks(limits.num_host_blocks);
+    let prompt_cut_tokens = model.prompt_cut_tokens();
     let device = CudaDevice::new(model, cache, sampler, layout, sizes.device_idx)?;
-    Ok(DeviceExecutor::new(device, DeviceShape { layout, small_batch }))
+    Ok(DeviceExecutor::new(device, DeviceShape { layout, small_batch, prompt_cut_tokens }))
 }
 
 impl CudaDevice {
@@ -109,7 +111,10 @@ impl CudaDevice {
         };
         let records = zeros(&[num_rows, RECORD_WORDS as i64])?;
         let events = (0..RUN_AHEAD + 2)
-            .map(|_| Ok(StepEvents { started: Event::new(&device)?, ended: Event::new(&device)? }))
+            .map(|_| {
+                let event = || Event::new(&device);
+                Ok(StepEvents { started: event()?, moved: event()?, ended: event()? })
+            })
             .collect::<Result<_, EngineError>>()?;
         // Weights and tables were written on another stream than the steps run on.
         device.synchronize()?;
@@ -170,22 +175,22 @@ impl CudaDevice {
 }
 
 impl StepDevice for CudaDevice {
-    type FirstTokens = SamplerRows;
+    type KeptTokens = SamplerRows;
     type Records = Records;
 
     fn reset(&mut self) -> Result<(), EngineError> {
         Ok(self.stream.synchronize()?)
     }
 
-    fn begin(&mut self, copies: &[BlockCopy]) -> Result<(), EngineError> {
+    fn begin(&mut self, moves: &[BlockMove]) -> Result<(), EngineError> {
         let _current = self.stream.as_current()?;
         let events_idx = self.num_started % self.events.len();
         self.num_started += 1;
         self.events[events_idx].started.record(&self.stream)?;
-        if !copies.is_empty() {
-            self.cache.copy_blocks(copies)?;
+        if !moves.is_empty() {
+            self.cache.move_blocks(moves)?;
         }
-        Ok(())
+        Ok(self.events[events_idx].moved.record(&self.stream)?)
     }
 
     fn prefill(
@@ -208,6 +213,11 @@ impl StepDevice for CudaDevice {
                 .collect();
         let (rows, records) = self.sampler.draw_first(&logits, &draws)?;
         Ok((Some(rows), self.end(&records)?))
+    }
+
+    fn keep(&mut self, rows: &[i64]) -> Result<SamplerRows, EngineError> {
+        let _current = self.stream.as_current()?;
+        Ok(self.rows.select(&send(rows, self.stream.device().index())?)?)
     }
 
     fn gather(&mut self, from: &[i64], waiting: &[&SamplerRows]) -> Result<(), EngineError> {
@@ -251,10 +261,13 @@ impl StepDevice for CudaDevice {
         &mut self,
         records: Records,
         owners: &[Owner],
-    ) -> Result<(Vec<SampledToken>, Duration), EngineError> {
-        let StepEvents { started, ended } = &self.events[records.events_idx];
+    ) -> Result<(Vec<SampledToken>, StepTimes), EngineError> {
+        let StepEvents { started, moved, ended } = &self.events[records.events_idx];
         ended.synchronize()?;
-        let time = Duration::from_secs_f32(started.elapsed_ms(ended)?.max(0.0) / 1000.0);
+        let since_start = |event: &Event| -> Result<Duration, EngineError> {
+            Ok(Duration::from_secs_f32(started.elapsed_ms(event)?.max(0.0) / 1000.0))
+        };
+        let times = StepTimes { whole: since_start(ended)?, moves: since_start(moved)? };
         let words = Vec::<i32>::try_from(&records.words.f_view([-1])?)?;
         let (records, _) = words.as_chunks::<RECORD_WORDS>();
         let tokens = records
@@ -262,7 +275,7 @@ impl StepDevice for CudaDevice {
             .zip(owners)
             .map(|(&record, owner)| self.sampler.read_record(record, owner.sample_idx, owner.response_idx))
             .collect::<Result<_, _>>()?;
-        Ok((tokens, time))
+        Ok((tokens, times))
     }
 
     fn is_greedy(&self) -> bool {

@@ -83,7 +83,8 @@ impl TableLayout {
 #[derive(Debug)]
 pub(crate) struct RowTable {
     layout: TableLayout,
-    rows: Vec<SeqId>,
+    /// None where the sequence has left.
+    rows: Vec<Option<SeqId>>,
 }
 
 impl RowTable {
@@ -97,7 +98,14 @@ impl RowTable {
 
     /// Whether the next step has the sequences of the last one: the device has moved their rows on already.
     pub(crate) fn has(&self, ids: impl ExactSizeIterator<Item = SeqId>) -> bool {
-        ids.len() == self.rows.len() && ids.zip(&self.rows).all(|(id, row)| id == *row)
+        ids.len() == self.rows.len() && ids.zip(&self.rows).all(|(id, row)| Some(id) == *row)
+    }
+
+    /// The row of a sequence, which is not its own any more.
+    pub(crate) fn leave(&mut self, id: SeqId) -> Option<usize> {
+        let idx = self.rows.iter().position(|row| *row == Some(id))?;
+        self.rows[idx] = None;
+        Some(idx)
     }
 
     /// Takes the rows of the next step.
@@ -106,12 +114,13 @@ impl RowTable {
     /// When there are more rows, or more blocks in one, than the tables hold.
     pub(crate) fn update(&mut self, rows: &[TableRow<'_>]) -> Result<Change, EngineError> {
         let words = self.words(rows)?;
-        let row_of: HashMap<SeqId, usize> = self.rows.iter().copied().zip(0..).collect();
+        let row_of: HashMap<SeqId, usize> =
+            self.rows.iter().zip(0..).filter_map(|(id, row)| Some(((*id)?, row))).collect();
         let source = |row: &TableRow<'_>| {
             row_of.get(&row.id).map_or(TokenSource::Waiting(row.id), |&row| TokenSource::Row(row))
         };
         let sources = rows.iter().map(source).collect();
-        self.rows = rows.iter().map(|row| row.id).collect();
+        self.rows = rows.iter().map(|row| Some(row.id)).collect();
         Ok(Change { sources, words })
     }
 
@@ -146,24 +155,60 @@ fn check_room(what: &'static str, actual: usize, limit: usize) -> Result<(), Eng
     if actual <= limit { Ok(()) } else { Err(EngineError::TablesTooSmall { what, actual, limit }) }
 }
 
-/// For each row, the first row of its neighbours of one request and how many first blocks all of them share.
+/// For each row, the first row of its neighbours that share first blocks, and how many all of them share.
+///
+/// Responses to one prompt share it. Those of neighbouring prompts that begin alike are one group with them where that
+/// takes no whole split of keys from what the responses of either share.
 fn shared_prefixes(rows: &[TableRow<'_>]) -> Vec<(usize, usize)> {
-    let mut shared = Vec::with_capacity(rows.len());
-    for group in rows.chunk_by(|a, b| a.id.group_idx == b.id.group_idx) {
-        let first_row = shared.len();
-        if let [first, others @ ..] = group
-            && !others.is_empty()
-        {
-            let common = |other: &TableRow<'_>| {
-                first.block_table.iter().zip(other.block_table).take_while(|(a, b)| a == b).count()
-            };
-            let num_shared = others.iter().map(common).min().unwrap_or(0);
-            shared.extend(group.iter().map(|_| (first_row, num_shared)));
-        } else {
-            shared.push((first_row, 0));
+    let mut groups: Vec<PrefixGroup<'_>> = Vec::new();
+    for rows in rows.chunk_by(|a, b| a.id.group_idx == b.id.group_idx) {
+        let Some(next) = PrefixGroup::of_request(rows) else { continue };
+        match groups.last_mut().and_then(|last| Some((last.joined(&next)?, last))) {
+            Some((num_shared, last)) => {
+                last.num_shared = num_shared;
+                last.num_rows += next.num_rows;
+            }
+            None => groups.push(next),
         }
     }
+    let mut shared = Vec::with_capacity(rows.len());
+    for group in groups {
+        let first_row = shared.len();
+        shared.extend(std::iter::repeat_n((first_row, group.num_shared), group.num_rows));
+    }
     shared
+}
+
+/// Blocks of a split of keys, of which attention reads those once that all neighbours share.
+const BLOCKS_PER_SPLIT: usize = 16;
+
+/// Neighbours that share their first blocks.
+struct PrefixGroup<'a> {
+    first: &'a [BlockId],
+    num_rows: usize,
+    num_shared: usize,
+}
+
+impl<'a> PrefixGroup<'a> {
+    fn of_request(rows: &[TableRow<'a>]) -> Option<Self> {
+        let (first, others) = rows.split_first()?;
+        let first = first.block_table;
+        let num_shared = others.iter().map(|other| num_common(first, other.block_table)).min().unwrap_or(0);
+        Some(Self { first, num_rows: rows.len(), num_shared })
+    }
+
+    /// How many blocks both share, if they are better off as one.
+    fn joined(&self, next: &Self) -> Option<usize> {
+        let of_group = |group: &Self| if group.num_rows > 1 { group.num_shared } else { usize::MAX };
+        let common = num_common(self.first, next.first).min(of_group(self)).min(of_group(next));
+        let num_splits = |num_blocks: usize| num_blocks / BLOCKS_PER_SPLIT;
+        let best = num_splits(self.num_shared).max(num_splits(next.num_shared)).max(1);
+        (num_splits(common) >= best).then_some(common)
+    }
+}
+
+fn num_common(a: &[BlockId], b: &[BlockId]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 #[cfg(test)]
@@ -188,6 +233,10 @@ mod tests {
         assert!(!table.has(ids[1..].iter().copied()));
         let change = table.update(&rows[1..]).unwrap();
         assert_eq!(change.sources, [TokenSource::Row(1)]);
+        assert_eq!([table.leave(ids[0]), table.leave(ids[1])], [None, Some(0)]);
+        assert!(!table.has(ids[1..].iter().copied()));
+        let change = table.update(&rows[1..]).unwrap();
+        assert_eq!(change.sources, [TokenSource::Waiting(ids[1])]);
     }
 
     #[test]
@@ -209,6 +258,32 @@ mod tests {
         let rows =
             [row(1, 0, 70, &[3, 4, 5]), row(1, 1, 70, &[3, 4, 6]), row(2, 0, 8, &[7]), row(3, 0, 8, &[8])];
         assert_eq!(shared_prefixes(&rows), [(0, 2), (0, 2), (2, 0), (3, 0)]);
+    }
+
+    #[test]
+    fn neighbours_of_several_requests_share_whole_splits() {
+        let table = |num_shared: BlockId, own: &[BlockId]| -> Vec<BlockId> {
+            (0..num_shared).chain(own.iter().copied()).collect()
+        };
+        let tables = [
+            table(40, &[70]),
+            table(40, &[71]),
+            // As many splits are shared with those before.
+            table(33, &[80, 90]),
+            // Less than a split.
+            table(9, &[81, 91]),
+            // More is shared with each other than with those before.
+            table(50, &[]),
+            table(50, &[92]),
+        ];
+        let requests = [1, 2, 3, 4, 5, 5];
+        let rows: Vec<_> = (0..)
+            .zip(requests.iter().zip(&tables))
+            .map(|(idx, (&group_idx, table))| row(group_idx, idx, 8, table))
+            .collect();
+        assert_eq!(shared_prefixes(&rows), [(0, 33), (0, 33), (0, 33), (3, 0), (4, 50), (4, 50)]);
+        assert_eq!(shared_prefixes(&rows[2..5]), [(0, 0), (1, 0), (2, 0)]);
+        assert_eq!(shared_prefixes(&rows[..2]), [(0, 40), (0, 40)]);
     }
 
     #[test]

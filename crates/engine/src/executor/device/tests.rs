@@ -119,7 +119,7 @@ struct FakeRecords {
 }
 
 impl StepDevice for FakeDevice {
-    type FirstTokens = Vec<u32>;
+    type KeptTokens = Vec<u32>;
     type Records = FakeRecords;
 
     fn reset(&mut self) -> Result<(), EngineError> {
@@ -127,13 +127,13 @@ impl StepDevice for FakeDevice {
         Ok(())
     }
 
-    fn begin(&mut self, copies: &[BlockCopy]) -> Result<(), EngineError> {
+    fn begin(&mut self, moves: &[BlockMove]) -> Result<(), EngineError> {
         self.num_begun += 1;
         assert!(
             self.num_begun - self.num_read <= RUN_AHEAD + 1,
             "events are used again before they are read"
         );
-        Ok(self.model.copy_blocks(copies)?)
+        Ok(self.model.move_blocks(moves)?)
     }
 
     fn prefill(
@@ -156,6 +156,10 @@ impl StepDevice for FakeDevice {
         let first = tokens.iter().map(|sampled| sampled.token).collect();
         let tokens = draws.iter().map(|draw| draw.owner).zip(tokens).collect();
         Ok((Some(first), FakeRecords { tokens, step: self.num_begun }))
+    }
+
+    fn keep(&mut self, rows: &[i64]) -> Result<Vec<u32>, EngineError> {
+        Ok(rows.iter().map(|&row| self.tokens[row as usize]).collect())
     }
 
     fn gather(&mut self, from: &[i64], waiting: &[&Vec<u32>]) -> Result<(), EngineError> {
@@ -201,12 +205,12 @@ impl StepDevice for FakeDevice {
         &mut self,
         records: FakeRecords,
         owners: &[Owner],
-    ) -> Result<(Vec<SampledToken>, Duration), EngineError> {
+    ) -> Result<(Vec<SampledToken>, StepTimes), EngineError> {
         self.num_read += 1;
         assert_eq!(records.step, self.num_read, "steps are read in their order");
         let (of, tokens): (Vec<_>, _) = records.tokens.into_iter().unzip();
         assert_eq!(of, owners);
-        Ok((tokens, Duration::ZERO))
+        Ok((tokens, StepTimes::default()))
     }
 
     fn is_greedy(&self) -> bool {
@@ -228,7 +232,7 @@ impl Setup {
         };
         let calls = Arc::default();
         let device = FakeDevice::new(layout, self.params.clone(), Arc::clone(&calls));
-        let shape = DeviceShape { layout, small_batch: self.small_batch };
+        let shape = DeviceShape { layout, small_batch: self.small_batch, prompt_cut_tokens: Some(2) };
         (DeviceExecutor::new(device, shape), calls)
     }
 
@@ -249,6 +253,7 @@ proptest! {
     fn a_device_gives_the_tokens_of_the_host(
         shapes in prop::collection::vec((1_usize..15, 0_u32..6, 0_u32..26), 1..14),
         (max_num_seqs, max_prefill_tokens, num_blocks) in (1_usize..40, 1_usize..50, 11_usize..90),
+        num_host_blocks in 0_usize..60,
         small_batch in prop::sample::select(vec![0_usize, 4, 64]),
         use_greedy in any::<bool>(),
     ) {
@@ -258,7 +263,8 @@ proptest! {
             .map(|(idx, &(prompt_len, num, max_new))| request(idx << 31 | idx, prompt_len, num, max_new))
             .collect();
         let params = SamplingParams { use_greedy, ..params() };
-        let limits = limits(max_num_seqs, max_prefill_tokens, num_blocks);
+        let limits =
+            EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
         let setup = Setup { params: params.clone(), limits, small_batch };
         let (expect, on_host) =
             run(&mut engine_of(host(params).with_run_ahead(RUN_AHEAD), &["ab", "xyz"], setup.limits), &requests);
@@ -266,7 +272,8 @@ proptest! {
         let (actual, stats) = run(&mut engine, &requests);
         prop_assert_eq!(&actual, &expect);
         let counts = |stats: &crate::RunStats| {
-            (stats.num_prefill_steps, stats.num_decode_steps, stats.generated_tokens, stats.peak_rows)
+            let steps = (stats.num_prefill_steps, stats.num_decode_steps, stats.peak_rows);
+            (steps, stats.generated_tokens, stats.num_swapped_out_blocks, stats.num_swapped_in_blocks)
         };
         prop_assert_eq!(counts(&stats), counts(&on_host));
         let calls = std::mem::take(&mut *calls.lock().unwrap());
@@ -325,9 +332,9 @@ fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
     let prompt = NewPrompt { group_idx: 0, sample_idx: 3, tokens: vec![1, 2, 3], block_table: vec![0] };
     let row = RowSpan { id: RowId::Prompt(0), context_len: 0, query_len: 3, draws: 3 };
     let tables = TableDelta { prompts: vec![prompt], ..TableDelta::default() };
-    executor.start(StepPlan { tables, rows: vec![row], copies: vec![] }).unwrap();
+    executor.start(StepPlan { tables, rows: vec![row], moves: vec![] }).unwrap();
     executor.collect().unwrap();
-    assert_eq!(executor.first_tokens.len(), 1);
+    assert_eq!(executor.kept.len(), 1);
 
     let decode = |response_idx| RowSpan {
         id: RowId::Response(id(response_idx)),
@@ -339,13 +346,13 @@ fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
         vec![NewSeq { id: id(0), block_table: vec![0, 2] }, NewSeq { id: id(1), block_table: vec![1, 3] }];
     let tables = TableDelta { started, ..TableDelta::default() };
     let rows = vec![decode(0), decode(1)];
-    executor.start(StepPlan { tables, rows, copies: vec![(0, 1)] }).unwrap();
+    executor.start(StepPlan { tables, rows, moves: vec![BlockMove::Copy { from: 0, to: 1 }] }).unwrap();
     executor.collect().unwrap();
-    assert_eq!(executor.first_tokens.len(), 1, "the third has not started");
+    assert_eq!(executor.kept.len(), 1, "the third has not started");
     let tables = TableDelta { ended: vec![id(2), id(0)], ..TableDelta::default() };
     let rows = vec![RowSpan { context_len: 4, ..decode(1) }];
-    executor.start(StepPlan { tables, rows, copies: vec![] }).unwrap();
-    assert!(executor.first_tokens.is_empty());
+    executor.start(StepPlan { tables, rows, moves: vec![] }).unwrap();
+    assert!(executor.kept.is_empty());
     assert_eq!(executor.seqs.keys().collect::<Vec<_>>(), [&id(1)]);
     executor.reset().unwrap();
     assert!(executor.seqs.is_empty() && executor.in_flight.is_empty());
@@ -366,7 +373,7 @@ fn prompts_come_in_parts() {
     let (mut executor, _) = roomy_setup().executor();
     let mut step = |prompts: Vec<NewPrompt>, rows: Vec<RowSpan>| {
         let tables = TableDelta { prompts, ..TableDelta::default() };
-        executor.start(StepPlan { tables, rows, copies: vec![] }).unwrap();
+        executor.start(StepPlan { tables, rows, moves: vec![] }).unwrap();
         let of_rows = executor.collect().unwrap();
         of_rows.rows().map(<[SampledToken]>::to_vec).collect::<Vec<_>>()
     };
@@ -379,7 +386,7 @@ fn prompts_come_in_parts() {
     // Its first tokens are cached already: only the others come.
     assert_eq!(step(vec![long], vec![part(1, 8, 2, 2)]), [whole[0].clone()]);
     assert!(executor.prompts.is_empty());
-    assert_eq!(executor.first_tokens.len(), 4, "a step that draws nothing leaves none");
+    assert_eq!(executor.kept.len(), 4, "a step that draws nothing leaves none");
 }
 
 #[test]
@@ -396,7 +403,7 @@ fn what_a_gpu_does_not_compute_is_refused() {
     let refused = |prompts: Vec<NewPrompt>, rows: Vec<RowSpan>| {
         let (mut executor, calls) = roomy_setup().executor();
         let tables = TableDelta { prompts, ..TableDelta::default() };
-        let error = executor.start(StepPlan { tables, rows, copies: vec![] }).unwrap_err();
+        let error = executor.start(StepPlan { tables, rows, moves: vec![] }).unwrap_err();
         assert!(calls.lock().unwrap().is_empty(), "nothing was enqueued");
         error.to_string()
     };

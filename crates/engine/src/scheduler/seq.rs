@@ -1,0 +1,83 @@
+//! A response that decodes, or would if it were not preempted.
+
+use model_spec::blocks_for;
+
+use super::forecast::{Lengths, Span};
+use crate::{
+    block_pool::{BlockPool, KvBlock},
+    plan::{GrownSeq, NewSeq, RowId, RowSpan, SeqId, TableDelta},
+};
+
+#[derive(Debug)]
+pub(super) struct Seq {
+    pub(super) id: SeqId,
+    pub(super) blocks: Vec<KvBlock>,
+    /// Those of them whose places the executor was told.
+    pub(super) num_known_blocks: usize,
+    /// Those at the front that it shares with the other responses to its prompt.
+    pub(super) num_shared_blocks: usize,
+    /// Those of them that another prompt had computed.
+    pub(super) num_cached_blocks: usize,
+    pub(super) prompt_len_tokens: u32,
+    /// Tokens in the cache after the steps whose tokens were reported.
+    pub(super) context_len: u32,
+    /// Tokens that steps in flight add.
+    pub(super) in_flight: u32,
+    /// Tokens that it may have in the cache: all but the last it may be given.
+    pub(super) max_context_len: u32,
+    /// Blocks for as many.
+    pub(super) max_blocks: usize,
+}
+
+impl Seq {
+    /// Tokens in the cache after its next step; none if all that it may have are in flight.
+    pub(super) fn next_len(&self) -> Option<u32> {
+        let context_len = self.context_len + self.in_flight;
+        (context_len < self.max_context_len).then_some(context_len + 1)
+    }
+
+    /// Whether it may be in another step.
+    pub(super) fn goes_on(&self) -> bool {
+        self.next_len().is_some()
+    }
+
+    /// Blocks that it has too few for its next step and `ahead` blocks' tokens after it.
+    pub(super) fn num_missing_blocks(&self, ahead: usize, block_size_tokens: usize) -> usize {
+        let Some(next_len) = self.next_len() else { return 0 };
+        let wanted = (blocks_for(next_len as usize, block_size_tokens) + ahead).min(self.max_blocks);
+        wanted.saturating_sub(self.blocks.len())
+    }
+
+    /// Its row in the next step, which is in flight from then on.
+    pub(super) fn step(&mut self) -> Option<RowSpan> {
+        let context_len = self.next_len()? - 1;
+        self.in_flight += 1;
+        Some(RowSpan { id: RowId::Response(self.id), context_len, query_len: 1, draws: 1 })
+    }
+
+    /// Tells the executor what it does not know of the blocks.
+    pub(super) fn tell(&mut self, pool: &BlockPool, tables: &mut TableDelta) {
+        let Self { id, num_known_blocks, .. } = *self;
+        let new_blocks = &self.blocks[num_known_blocks..];
+        if num_known_blocks == 0 {
+            tables.started.push(NewSeq { id, block_table: pool.table(new_blocks) });
+        } else if !new_blocks.is_empty() {
+            tables.grown.push(GrownSeq { id, new_blocks: pool.table(new_blocks) });
+        }
+        self.num_known_blocks = self.blocks.len();
+    }
+
+    /// The blocks that are its own, as long as it is expected to go on.
+    pub(super) fn expected_span(&self, lengths: Lengths, block_size_tokens: usize) -> Span {
+        let context_len = self.context_len + self.in_flight;
+        let num_generated = context_len + 1 - self.prompt_len_tokens;
+        let max_new_tokens = self.max_context_len + 1 - self.prompt_len_tokens;
+        let num_left = lengths.expected(num_generated, max_new_tokens).saturating_sub(num_generated);
+        let num_blocks = blocks_for(context_len as usize + 1, block_size_tokens);
+        Span {
+            num_blocks: num_blocks - num_blocks.min(self.num_shared_blocks),
+            time: num_left as usize / block_size_tokens,
+            grows: true,
+        }
+    }
+}
