@@ -47,6 +47,11 @@ pub trait Executor: Send {
     /// How many steps may be in flight when another is started.
     fn run_ahead(&self) -> usize;
 
+    /// Whether it computes drafted tokens, with the bits that they get one by one.
+    fn verifies_drafts(&self) -> bool {
+        false
+    }
+
     /// Whether the responses of one sample are all the same, so that one of them is enough.
     fn is_greedy(&self) -> bool;
 }

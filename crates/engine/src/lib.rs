@@ -8,6 +8,7 @@ mod error;
 mod executor;
 mod plan;
 mod prefix_cache;
+mod proposer;
 mod request;
 mod run;
 mod scheduler;
@@ -27,6 +28,7 @@ pub use device::cuda::DeviceSizes;
 pub use error::EngineError;
 pub use executor::Executor;
 pub use plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta};
+pub use proposer::{Draftable, Proposer};
 pub use request::{
     Activity, Completion, EngineLimits, MAX_NUM_SEQS_ON_GPU, Request, RunEnd, RunStats, Supply,
 };
@@ -70,7 +72,7 @@ impl Engine {
         limits: EngineLimits,
     ) -> Result<Self, EngineError> {
         let limits = limits.check()?;
-        Ok(Self(EngineParts { executor, stop, token_bytes, limits, shares_prefixes: true }))
+        Ok(Self(EngineParts { executor, proposer: None, stop, token_bytes, limits, shares_prefixes: true }))
     }
 
     /// Whether what prompts begin with in common is computed once: it is, unless this says otherwise. No text depends on it.
@@ -78,10 +80,22 @@ impl Engine {
         self.0.shares_prefixes = is_on;
     }
 
+    /// Whether several tokens of a response can be computed in one step, with the bits that they get one by one.
+    pub fn verifies_drafts(&self) -> bool {
+        self.0.executor.verifies_drafts()
+    }
+
+    /// The same engine, which computes what `proposer` drafts beside the newest tokens; no text changes by it. One that
+    /// [`Engine::verifies_drafts`] does not hold for stays as it is.
+    pub fn with_proposer(mut self, proposer: Box<dyn Proposer>) -> Self {
+        self.0.proposer = self.verifies_drafts().then_some(proposer);
+        self
+    }
+
     /// Rows that a step on a GPU may have under these limits, which the sampler must be made for.
     #[cfg(feature = "cuda")]
     pub fn device_rows(limits: EngineLimits) -> usize {
-        device::max_rows(limits.max_num_seqs)
+        device::max_rows(limits.max_decode_tokens())
     }
 
     /// The same for a model and a sampler on a GPU.
@@ -140,7 +154,7 @@ impl Engine {
                     Step::Run(plan) => run.start(plan)?,
                     Step::Wait => 0,
                     Step::Done if run.scheduler.has_ended_input() => return Ok(run.stats),
-                    // The caller has nothing just now.
+                    // The caller has nothing at the moment.
                     Step::Done => 0,
                 };
                 while flow.is_continue() && run.num_in_flight() > max_in_flight {

@@ -45,7 +45,7 @@ impl RowId {
 /// | a whole prompt | 0 | its length | one for each response |
 /// | a chunk of a prompt, not the last | tokens before it | its length | 0 |
 /// | a response that decodes | tokens before it | 1 | 1 |
-/// | a response with drafted tokens to verify | tokens before them | 1 + drafts | up to 1 + drafts |
+/// | a response with drafted tokens to verify | tokens before them | 1 + drafts | 1 + drafts |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RowSpan {
     /// Whose tokens.
@@ -114,6 +114,8 @@ pub struct StepPlan {
     pub moves: Vec<BlockMove>,
     /// What to compute, no sequence twice. Responses come oldest first and those of one request side by side.
     pub rows: Vec<RowSpan>,
+    /// The drafted tokens of all responses, in the order of the rows: `query_len - 1` of each.
+    pub drafts: Vec<u32>,
 }
 
 /// What one step gave.
@@ -139,15 +141,4 @@ impl StepOutput {
             .zip(&self.ends)
             .map(|(start, &end)| self.tokens.get(start as usize..end as usize).unwrap_or_default())
     }
-}
-
-/// Where the tokens of each row end when each gives as many as it draws.
-pub(crate) fn ends_of(rows: &[RowSpan]) -> Vec<u32> {
-    let mut end = 0;
-    rows.iter()
-        .map(|row| {
-            end += row.draws;
-            end
-        })
-        .collect()
 }

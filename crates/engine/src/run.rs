@@ -10,7 +10,7 @@ use model_core::BlockMove;
 use sampling::{FinishReason, SampledToken, StopConditions, StopState, TokenBytes};
 
 use crate::{
-    Activity, Completion, EngineError, EngineLimits, Executor, Request, RunStats,
+    Activity, Completion, Draftable, EngineError, EngineLimits, Executor, Proposer, Request, RunStats,
     plan::{RowId, RowSpan, SeqId, StepOutput, StepPlan},
     scheduler::{PromptParts, Scheduler, SeqGroup},
 };
@@ -28,13 +28,15 @@ struct ActiveRequest {
 /// A response in flight.
 struct ActiveSeq {
     token_ids: Vec<u32>,
+    max_new_tokens: u32,
     stop: StopState,
     logprobs: Vec<f32>,
 }
 
 impl ActiveSeq {
     fn new(max_new_tokens: u32) -> Self {
-        Self { token_ids: Vec::new(), stop: StopState::new(max_new_tokens), logprobs: Vec::new() }
+        let stop = StopState::new(max_new_tokens);
+        Self { token_ids: Vec::new(), max_new_tokens, stop, logprobs: Vec::new() }
     }
 }
 
@@ -48,6 +50,7 @@ struct Ended {
 /// What serves one run after the other.
 pub(crate) struct EngineParts {
     pub(crate) executor: Box<dyn Executor>,
+    pub(crate) proposer: Option<Box<dyn Proposer>>,
     pub(crate) stop: StopConditions,
     pub(crate) token_bytes: Arc<dyn TokenBytes + Send + Sync>,
     pub(crate) limits: EngineLimits,
@@ -84,6 +87,9 @@ impl<'e, 'c> Run<'e, 'c> {
         };
         let scheduler = Scheduler::new(engine.limits)?.with_parts(parts);
         engine.executor.reset()?;
+        if let Some(proposer) = &mut engine.proposer {
+            proposer.reset();
+        }
         Ok(Self {
             engine,
             on_completion,
@@ -131,8 +137,33 @@ impl<'e, 'c> Run<'e, 'c> {
         self.in_flight.len()
     }
 
+    /// Has drafts put behind the responses of a step, where all their tokens are known.
+    fn add_drafts(&mut self, plan: &mut StepPlan) {
+        let Self { engine, scheduler, seqs, in_flight, .. } = self;
+        let Some(proposer) = &mut engine.proposer else { return };
+        for prompt in &plan.tables.prompts {
+            let active = self.requests.get(&prompt.group_idx);
+            let num_responses = active.map_or(0, |active| active.num_unfinished);
+            proposer.prompt(prompt.group_idx, &prompt.tokens, num_responses);
+        }
+        if !in_flight.is_empty() {
+            return;
+        }
+        let responses: Vec<Draftable> = responses_of(&plan.rows)
+            .map(|id| {
+                let num_left =
+                    seqs.get(&id).map_or(0, |seq| seq.max_new_tokens as usize - seq.token_ids.len());
+                Draftable { id, max_drafts: num_left.saturating_sub(1) }
+            })
+            .collect();
+        if !responses.is_empty() {
+            scheduler.add_drafts(plan, &proposer.propose(&responses));
+        }
+    }
+
     /// Starts a step; returns how many steps may stay in flight behind it.
-    pub(crate) fn start(&mut self, plan: StepPlan) -> Result<usize, EngineError> {
+    pub(crate) fn start(&mut self, mut plan: StepPlan) -> Result<usize, EngineError> {
+        self.add_drafts(&mut plan);
         let mut num_responses = 0;
         for row in &plan.rows {
             match row.id {
@@ -155,10 +186,13 @@ impl<'e, 'c> Run<'e, 'c> {
             false => self.stats.num_decode_steps += 1,
         }
         self.stats.peak_rows = self.stats.peak_rows.max(num_responses);
+        self.stats.decode_rows += num_responses as u64;
+        let has_drafts = !plan.drafts.is_empty();
         let step = InFlight { rows: plan.rows.clone(), swaps: self.count_swaps(&plan) };
         self.engine.executor.start(plan)?;
         self.in_flight.push_back(step);
-        Ok(self.engine.executor.run_ahead())
+        let is_drafting = self.engine.proposer.as_ref().is_some_and(|proposer| proposer.is_drafting());
+        Ok(if is_drafting || has_drafts { 0 } else { self.engine.executor.run_ahead() })
     }
 
     /// Whether a step swaps blocks.
@@ -188,6 +222,10 @@ impl<'e, 'c> Run<'e, 'c> {
             false => self.stats.decode_time += output.forward_time,
         }
         self.stats.sample_time += output.sample_time;
+        if let (Some(proposer), false) = (&mut self.engine.proposer, has_prompts(&rows)) {
+            let num_tokens = rows.iter().map(|row| row.query_len as usize).sum();
+            proposer.measured(num_tokens, output.forward_time + output.sample_time);
+        }
         if swaps {
             self.stats.swap_time += output.move_time;
         }
@@ -214,6 +252,8 @@ impl<'e, 'c> Run<'e, 'c> {
                 RowId::Response(_) if !(1..=row.draws).contains(&num_tokens) => return Err(bad),
                 RowId::Response(id) => {
                     self.scheduler.accept(id, row.query_len, num_tokens);
+                    self.stats.drafted_tokens += u64::from(row.query_len - 1);
+                    self.stats.accepted_tokens += u64::from(num_tokens - 1);
                     ended.extend(self.append_to(id, tokens)?);
                 }
             }
@@ -227,17 +267,23 @@ impl<'e, 'c> Run<'e, 'c> {
     /// known has a row of it too: what that gives is dropped.
     fn append_to(&mut self, id: SeqId, tokens: &[SampledToken]) -> Result<Option<Ended>, EngineError> {
         let Some(seq) = self.seqs.get_mut(&id) else { return Ok(None) };
-        for sampled in tokens {
+        let num_before = seq.token_ids.len();
+        let reason = tokens.iter().find_map(|sampled| {
             seq.token_ids.push(sampled.token);
             seq.logprobs.extend(sampled.logprob);
             self.stats.generated_tokens += 1;
             let token_bytes = self.engine.token_bytes.bytes(sampled.token);
-            if let Some(reason) = seq.stop.push(&self.engine.stop, sampled.token, token_bytes) {
-                let seq = self.seqs.remove(&id).ok_or_else(|| unknown(id))?;
-                return Ok(Some(Ended { id, seq, reason }));
+            seq.stop.push(&self.engine.stop, sampled.token, token_bytes)
+        });
+        if let Some(proposer) = &mut self.engine.proposer {
+            proposer.append(id, &seq.token_ids[num_before..]);
+            if reason.is_some() {
+                proposer.end(id);
             }
         }
-        Ok(None)
+        let Some(reason) = reason else { return Ok(None) };
+        let seq = self.seqs.remove(&id).ok_or_else(|| unknown(id))?;
+        Ok(Some(Ended { id, seq, reason }))
     }
 
     fn deliver_ended(&mut self, ended: Vec<Ended>) -> Result<ControlFlow<()>, EngineError> {
@@ -277,6 +323,10 @@ impl<'e, 'c> Run<'e, 'c> {
         }
         ControlFlow::Continue(())
     }
+}
+
+fn responses_of(rows: &[RowSpan]) -> impl Iterator<Item = SeqId> {
+    rows.iter().filter_map(|row| if let RowId::Response(id) = row.id { Some(id) } else { None })
 }
 
 fn has_prompts(rows: &[RowSpan]) -> bool {

@@ -25,6 +25,7 @@ use crate::{
 };
 
 mod admission;
+mod drafts;
 mod forecast;
 mod prompts;
 mod seq;
@@ -239,6 +240,7 @@ impl Scheduler {
             if let Ok(idx) = seqs.binary_search_by_key(&id, |seq| seq.id) {
                 let seq = &mut seqs[idx];
                 seq.in_flight = seq.in_flight.saturating_sub(query_len);
+                seq.is_verifying = false;
                 seq.context_len += num_accepted;
                 self.lengths.num_tokens += u64::from(num_accepted);
             }
@@ -304,7 +306,11 @@ impl Scheduler {
 
     /// A plan without rows, with everything that changed since the last step.
     fn take_changes(&mut self) -> StepPlan {
-        StepPlan { tables: std::mem::take(&mut self.tables), moves: self.pool.take_moves(), rows: Vec::new() }
+        StepPlan {
+            tables: std::mem::take(&mut self.tables),
+            moves: self.pool.take_moves(),
+            ..StepPlan::default()
+        }
     }
 
     /// A row for each sequence that may get one more token, as it is before it.
@@ -433,6 +439,7 @@ impl Scheduler {
             prompt_len_tokens,
             context_len: prompt_len_tokens,
             in_flight: 0,
+            is_verifying: false,
             max_context_len: prompt_len_tokens + group.max_new_tokens.saturating_sub(1),
             max_blocks,
         })

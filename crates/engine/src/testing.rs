@@ -15,6 +15,10 @@ use crate::{
     executor::host::{BatchModel, HostExecutor},
 };
 
+mod guesser;
+
+pub(crate) use guesser::Guesser;
+
 pub(crate) const BLOCK_SIZE_TOKENS: usize = 4;
 pub(crate) const VOCAB_SIZE: usize = 40;
 pub(crate) const EOS: u32 = 39;
@@ -88,6 +92,10 @@ impl BatchModel for FakeModel {
 
     fn prompt_cut_tokens(&self) -> Option<usize> {
         Some(2)
+    }
+
+    fn verifies_drafts(&self) -> bool {
+        true
     }
 
     fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError> {

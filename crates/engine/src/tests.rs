@@ -8,6 +8,7 @@ use super::*;
 use crate::testing::*;
 
 mod prefixes;
+mod speculation;
 
 fn engine(params: SamplingParams, end_strings: &[&str], limits: EngineLimits) -> Engine {
     engine_ahead(params, end_strings, limits, 0)
@@ -151,31 +152,32 @@ fn the_host_mixes_prompts_chunks_and_responses() {
 
     let mut whole = host(params());
     let rows = vec![prompt_row(1, 0, 10, 2), prompt_row(2, 0, 3, 1)];
-    let first = step(&mut whole, StepPlan { tables: tables(prompts(), vec![]), rows, moves: vec![] });
+    let first = step(&mut whole, StepPlan { tables: tables(prompts(), vec![]), rows, ..StepPlan::default() });
     assert_eq!(first.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
     let started = vec![start(1, &[0, 1, 2, 4]), start(2, &[3, 5])];
     let rows = vec![response(1, 0, 10), response(2, 0, 3)];
-    let second = step(&mut whole, StepPlan { tables: tables(vec![], started), rows, moves: vec![] });
+    let second = step(&mut whole, StepPlan { tables: tables(vec![], started), rows, ..StepPlan::default() });
 
     let mut chunked = host(params());
     let rows = vec![prompt_row(1, 0, 4, 0), prompt_row(2, 0, 3, 1)];
-    let step_0 = step(&mut chunked, StepPlan { tables: tables(prompts(), vec![]), rows, moves: vec![] });
+    let step_0 =
+        step(&mut chunked, StepPlan { tables: tables(prompts(), vec![]), rows, ..StepPlan::default() });
     assert_eq!(step_0, [vec![], first[1].clone()]);
     let rows = vec![prompt_row(1, 4, 3, 0), response(2, 0, 3)];
-    let plan = StepPlan { tables: tables(vec![], vec![start(2, &[3, 5])]), rows, moves: vec![] };
+    let plan = StepPlan { tables: tables(vec![], vec![start(2, &[3, 5])]), rows, ..StepPlan::default() };
     assert_eq!(step(&mut chunked, plan), [vec![], second[1].clone()]);
     let rows = vec![prompt_row(1, 7, 3, 2)];
     let step_2 = step(&mut chunked, StepPlan { rows, ..StepPlan::default() });
     assert_eq!(step_2, [first[0].clone()]);
     let tables = tables(vec![], vec![start(1, &[0, 1, 2, 4])]);
     let rows = vec![response(1, 0, 10)];
-    assert_eq!(step(&mut chunked, StepPlan { tables, rows, moves: vec![] }), [second[0].clone()]);
+    assert_eq!(step(&mut chunked, StepPlan { tables, rows, ..StepPlan::default() }), [second[0].clone()]);
 
     let mut refused = |row: RowSpan| {
         let plan = StepPlan { rows: vec![row], ..StepPlan::default() };
         chunked.start(plan).unwrap_err().to_string()
     };
-    insta::assert_snapshot!(refused(RowSpan { query_len: 3, draws: 3, ..response(1, 0, 11) }), @"the host executor does not compute drafted tokens to verify");
+    insta::assert_snapshot!(refused(RowSpan { query_len: 3, draws: 3, ..response(1, 0, 11) }), @"the host executor does not compute a response with more or fewer draws or drafts than tokens");
     insta::assert_snapshot!(refused(response(1, 0, 12)), @"the host executor does not compute a response at a place other than its end");
     insta::assert_snapshot!(refused(response(7, 0, 1)), @"no sequence for response 0 of request 7");
     insta::assert_snapshot!(refused(prompt_row(1, 0, 10, 1)), @"no sequence for response 0 of request 1");

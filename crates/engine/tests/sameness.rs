@@ -7,8 +7,9 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
-use engine::{Completion, Engine, EngineLimits, Request, RunStats};
+use engine::{Completion, Draftable, Engine, EngineLimits, Proposer, Request, RunStats, SeqId};
 use model_core::{AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, RawModelConfig};
 use model_spec::{Float, Numerics, blocks_for};
 use nemo_format::Checkpoint;
@@ -100,6 +101,53 @@ fn run(engine: &mut Engine, requests: Vec<Request>) -> (Responses, RunStats) {
     (responses, stats)
 }
 
+/// Drafts the responses that it was told, each with a wrong token here and there.
+struct Prompter {
+    responses: Vec<Vec<Vec<u32>>>,
+    lens: BTreeMap<SeqId, usize>,
+}
+
+impl Proposer for Prompter {
+    fn reset(&mut self) {
+        self.lens.clear();
+    }
+
+    fn prompt(&mut self, _group_idx: u64, _tokens: &[u32], _num_responses: u32) {}
+
+    fn append(&mut self, id: SeqId, tokens: &[u32]) {
+        *self.lens.entry(id).or_default() += tokens.len();
+    }
+
+    fn end(&mut self, id: SeqId) {
+        self.lens.remove(&id);
+    }
+
+    fn propose(&mut self, responses: &[Draftable]) -> Vec<Vec<u32>> {
+        let draft = |(place, token): (usize, &u32)| if place % 5 == 3 { token / 2 } else { *token };
+        let drafts = responses.iter().map(|response| {
+            let (group, which) = (response.id.group_idx as usize, response.id.response_idx as usize);
+            let known = self.responses[group][which].iter().enumerate();
+            known.map(draft).skip(self.lens[&response.id]).take(7).collect()
+        });
+        drafts.collect()
+    }
+
+    fn is_drafting(&self) -> bool {
+        true
+    }
+
+    fn measured(&mut self, _num_tokens: usize, _time: Duration) {}
+}
+
+/// The responses to `requests`, in their order.
+fn responses_of(requests: &[Request], responses: &Responses) -> Vec<Vec<Vec<u32>>> {
+    let of_request = |request: &Request| {
+        let idxs = 0..request.num_responses;
+        idxs.map(|idx| responses[&(request.sample_idx, idx)].token_ids.clone()).collect()
+    };
+    requests.iter().map(of_request).collect()
+}
+
 #[test]
 fn a_request_gets_the_same_bits_in_any_company() {
     // One response of the longest request: 90 and 24 tokens, and a copy of the block where they meet.
@@ -123,12 +171,21 @@ fn a_request_gets_the_same_bits_in_any_company() {
                     (limits(64, least_blocks, 30), 4),
                     (limits(64, 30, 0), 5),
                 ] {
-                    let (actual, stats) = run(&mut engine(&checkpoint, options, limits), shuffled(seed));
+                    let mut engine = engine(&checkpoint, options, limits);
+                    let requests = shuffled(seed);
+                    let (actual, stats) = run(&mut engine, requests.clone());
                     let what = format!("{model} {options:?}, {limits:?}");
                     assert!(stats.peak_rows <= limits.max_num_seqs, "{what}: {}", stats.peak_rows);
                     num_swapped_blocks += stats.num_swapped_in_blocks;
                     // `Completion` holds log-probabilities too: equality is that of every bit that matters.
                     assert_eq!(actual, expect, "{what}");
+                    let responses = responses_of(&requests, &expect);
+                    let prompter = Prompter { responses, lens: BTreeMap::new() };
+                    let mut engine = engine.with_proposer(Box::new(prompter));
+                    let (actual, drafted) = run(&mut engine, requests);
+                    assert_eq!(actual, expect, "{what}, with drafts");
+                    assert_eq!(drafted.accepted_tokens > 0, backend == Backend::Fused, "{what}");
+                    assert!(drafted.num_decode_steps <= stats.num_decode_steps, "{what}");
                 }
                 assert!(num_swapped_blocks > 0, "{model} {options:?}: nothing was swapped");
             }

@@ -65,13 +65,15 @@ pub(crate) enum DeviceAttention {
     /// Prompts.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
     Prefill(DevicePrompts),
-    /// One row a sequence.
+    /// One token a row.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
     Decode {
         /// `[num_rows, max_blocks_per_seq]`.
         block_tables: Tensor,
         /// `[num_rows, 2]`: the first row of those that share a prompt with this one, and how many blocks they share.
         prefix_groups: Tensor,
+        /// Whether some rows are consecutive tokens of one sequence.
+        has_drafts: bool,
     },
 }
 
@@ -114,6 +116,7 @@ impl AttentionContext {
                 attention: DeviceAttention::Decode {
                     block_tables: of_rows(rows.block_tables)?,
                     prefix_groups: of_rows(rows.prefix_groups)?,
+                    has_drafts: rows.has_drafts,
                 },
             }),
         })

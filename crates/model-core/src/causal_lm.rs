@@ -23,6 +23,10 @@ pub trait CausalLm: Send {
     /// Memory that the weights take.
     fn weight_bytes(&self) -> u64;
 
+    /// Whether a token that is computed together with those before it in its sequence gets the bits that it gets in a step
+    /// of its own. Only then may drafted tokens be verified.
+    fn verifies_drafts(&self) -> bool;
+
     /// At multiples of how many tokens prompts may be cut into steps: the logits and the cache of a prompt then have the
     /// bits that they have when it is computed whole. None when prompts may not be cut.
     fn prompt_cut_tokens(&self) -> Option<usize>;

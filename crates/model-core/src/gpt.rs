@@ -129,6 +129,10 @@ impl<S: StepState> CausalLm for Gpt<S> {
         self.weights.size_bytes()
     }
 
+    fn verifies_drafts(&self) -> bool {
+        self.state.verifies_drafts()
+    }
+
     fn prompt_cut_tokens(&self) -> Option<usize> {
         let mut ops = self.weights.layers.iter().filter_map(Layer::attention);
         // All are powers of two, so the largest is a multiple of the others.

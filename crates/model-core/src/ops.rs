@@ -6,19 +6,19 @@
 //! these traits in plain row-major shapes and have the backend's compute type unless a shape says float32.
 
 use model_spec::{Activation, AttentionSpec, KvGroup, Normalization, Numerics};
-use nemo_format::DType;
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::ids::Ids;
+use crate::kinds::StoredFloat;
 use crate::kv_cache::{KvCache, KvPool};
 
 /// A stored tensor of floating-point numbers: row-major, little endian, perhaps unaligned.
 #[derive(Clone, Copy)]
 pub(crate) struct WeightBytes<'a> {
     pub(crate) bytes: &'a [u8],
-    pub(crate) dtype: DType,
+    pub(crate) dtype: StoredFloat,
     pub(crate) shape: &'a [u64],
 }
 
@@ -130,6 +130,11 @@ pub(crate) trait StepState: Send + Sized {
     /// Fewest rows from which on a row's result is bitwise identical in every batch; smaller ones are padded.
     fn min_rows(&self) -> usize {
         1
+    }
+
+    /// Whether the rows of one sequence in a step have the bits of steps of one row.
+    fn verifies_drafts(&self) -> bool {
+        false
     }
 
     /// An empty KV cache for the layers of a group, in this backend's layout.

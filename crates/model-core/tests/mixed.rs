@@ -4,7 +4,7 @@ mod common;
 
 use common::tiny::made_up_weights;
 use common::{BACKENDS, Runner, bits, config_of, max_difference};
-use model_core::{Batch, BlockId};
+use model_core::{Backend, Batch, BlockId};
 use model_spec::Float;
 
 const VOCAB_SIZE: u64 = 300;
@@ -109,5 +109,46 @@ fn chunks_and_verified_tokens_are_those_of_the_whole_sequence() {
                 assert!(difference < TOLERANCE, "{backend:?} at {}: {difference}", part.context_len);
             }
         }
+    }
+}
+
+/// The logits behind each of `num_tokens` tokens: computed at once, and one after the other.
+fn together_and_alone(runner: &mut Runner, context_len: usize, num_tokens: usize) -> [Vec<Vec<f32>>; 2] {
+    let sequence = tokens((context_len + num_tokens) as u32, 5);
+    [num_tokens, 1].map(|query_len| {
+        let table = runner.blocks(sequence.len());
+        let _ = runner.prefill(&[&sequence[..context_len]], std::slice::from_ref(&table));
+        let starts = (context_len..sequence.len()).step_by(query_len);
+        let mut logits = Vec::new();
+        for start in starts {
+            let mut batch = Batch::default();
+            batch.push(&sequence[start..start + query_len], start as u32, query_len as u32, &table);
+            logits.extend(runner.forward(&batch));
+        }
+        logits
+    })
+}
+
+#[test]
+fn drafts_are_verified_where_they_have_the_bits_of_decoded_tokens() {
+    for backend in BACKENDS {
+        let mut num_different = 0;
+        for yaml in [ROTARY, LEARNED] {
+            let source = made_up_weights(&config_of(yaml), VOCAB_SIZE, 0.2);
+            for float in [Float::Fp32, Float::Bf16] {
+                let mut runner = Runner::new(config_of(yaml), &source, float, backend).unwrap();
+                assert_eq!(runner.model.verifies_drafts(), backend == Backend::Fused);
+                for (context_len, num_tokens) in [(1, 2), (31, 3), (40, 8), (60, 17), (64, 33)] {
+                    let [together, alone] = together_and_alone(&mut runner, context_len, num_tokens);
+                    assert!(
+                        max_difference(&together, &alone)
+                            < if float == Float::Fp32 { TOLERANCE } else { 0.2 }
+                    );
+                    num_different += usize::from(bits(&together) != bits(&alone));
+                }
+            }
+        }
+        // libtorch chooses another sum for other numbers of rows.
+        assert_eq!(num_different == 0, backend == Backend::Fused, "{backend:?}: {num_different}");
     }
 }

@@ -248,7 +248,7 @@ pub(crate) struct BenchQueueArgs {
 /// What went wrong with a command line.
 #[derive(Debug)]
 pub(crate) enum CliError {
-    /// Told by clap, as are `--help` and `--version`.
+    /// Reported by clap, as are `--help` and `--version`.
     Clap(clap::Error),
     /// A key of the configuration typed like a flag.
     KeyAsFlag(Failure),

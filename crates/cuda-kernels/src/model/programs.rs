@@ -164,7 +164,7 @@ fn multiply_defines(kind: Kind, weight_rows: u32) -> Vec<(&'static str, String)>
 /// How decode attention is cut. It decides the order of sums, so it depends on the model alone, never on the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tiling {
-    /// Columns of queries of the matrix products, in eights.
+    /// Query columns of an MMA, in multiples of 8.
     pub(super) query_columns: u32,
     /// Keys of a split.
     pub(super) split_keys: u32,

@@ -26,7 +26,7 @@ use row_table::{Change, RowTable, TableRow, TokenSource};
 use super::{Executor, unknown, unknown_prompt};
 use crate::{
     EngineError,
-    plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta, ends_of},
+    plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
 };
 
 const NAME: &str = "GPU";
@@ -52,6 +52,20 @@ pub(crate) struct Owner {
     pub(crate) sample_idx: u64,
     pub(crate) response_idx: u32,
 }
+
+/// The size of a decode step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DecodeStep {
+    /// Rows that it is padded to.
+    pub(crate) num_rows: usize,
+    /// Rows in use, which are the first.
+    pub(crate) num_used: usize,
+    /// Whether some are consecutive tokens of one sequence.
+    pub(crate) has_drafts: bool,
+}
+
+/// A token, or why none could be drawn. That matters only where the token is used.
+pub(crate) type DrawnToken = Result<SampledToken, EngineError>;
 
 /// What the bookkeeping asks of a GPU. Everything is enqueued in the order of the calls; only `reset` and `read` wait.
 pub(crate) trait StepDevice: Send {
@@ -85,16 +99,22 @@ pub(crate) trait StepDevice: Send {
     /// Writes the tables, laid out by [`TableLayout`].
     fn upload(&mut self, words: &[i32]) -> Result<(), EngineError>;
 
-    /// Runs the decode step of `num_rows` rows, which moves the rows in use on by a token, and ends the step; only the
-    /// records of the first `num_seqs` are wanted.
-    fn decode(&mut self, num_rows: usize, num_seqs: usize) -> Result<Self::Records, EngineError>;
+    /// Makes rows of drafted tokens: where `drafts[i]` is not empty, the newest token of row i is its last one, and the
+    /// others stand between that and the token that the row had.
+    fn put_drafts(&mut self, drafts: &[&[u32]]) -> Result<(), EngineError>;
+
+    /// Runs a decode step, which moves the rows in use on by a token, and ends the step.
+    fn decode(&mut self, step: DecodeStep) -> Result<Self::Records, EngineError>;
 
     /// Waits for a step, the oldest that was not read: its tokens, one for each owner, and how long it took.
     fn read(
         &mut self,
         records: Self::Records,
         owners: &[Owner],
-    ) -> Result<(Vec<SampledToken>, StepTimes), EngineError>;
+    ) -> Result<(Vec<DrawnToken>, StepTimes), EngineError>;
+
+    /// Whether rows of one sequence get the bits of single steps.
+    fn verifies_drafts(&self) -> bool;
 
     /// Whether the responses of one sample are all the same.
     fn is_greedy(&self) -> bool;
@@ -136,8 +156,27 @@ struct KeptBatch<T> {
 /// A step on the device that the host has not read.
 struct InFlight<R> {
     records: R,
+    /// Of each token that is drawn.
     owners: Vec<Owner>,
-    ends: Vec<u32>,
+    rows: Vec<RowInFlight>,
+}
+
+/// A row of a step in flight.
+struct RowInFlight {
+    /// The response that it is of, if it is of one.
+    id: Option<SeqId>,
+    num_draws: usize,
+    /// Tokens to verify: fewer than draws, or none.
+    drafts: Vec<u32>,
+}
+
+/// A response that goes on by a token, or by several.
+struct DecodeRow<'a> {
+    id: SeqId,
+    /// Tokens in the cache.
+    context_len: u32,
+    /// Tokens that may follow the newest.
+    drafts: &'a [u32],
 }
 
 /// The sizes that a device is made for.
@@ -286,54 +325,97 @@ impl<D: StepDevice> DeviceExecutor<D> {
             self.prompts.remove(&id.group_idx);
             self.seqs.insert(id, seq);
         }
-        self.in_flight.push_back(InFlight { records, owners, ends: ends_of(rows) });
+        let of_prompt =
+            |row: &RowSpan| RowInFlight { id: None, num_draws: row.draws as usize, drafts: Vec::new() };
+        self.in_flight.push_back(InFlight { records, owners, rows: rows.iter().map(of_prompt).collect() });
         Ok(())
     }
 
-    fn decode(&mut self, seqs: &[(SeqId, u32)], rows: &[RowSpan]) -> Result<(), EngineError> {
-        let has_moved = !self.row_table.has(seqs.iter().map(|&(id, _)| id));
+    fn decode(&mut self, rows: &[DecodeRow<'_>]) -> Result<(), EngineError> {
+        let has_drafts = rows.iter().any(|row| !row.drafts.is_empty());
+        let has_moved = has_drafts || !self.row_table.has(rows.iter().map(|row| row.id));
         if has_moved || self.has_grown {
-            let change = self.change_rows(seqs)?;
+            let change = self.change_rows(rows)?;
             if has_moved {
                 self.bring_tokens(&change.sources)?;
             }
             self.device.upload(&change.words)?;
             self.has_grown = false;
         }
-        let records = self.device.decode(bucket(seqs.len(), self.shape.small_batch), seqs.len())?;
-        let owners = seqs
-            .iter()
-            .map(|&(id, _)| {
-                let seq = self.seqs.get(&id).ok_or_else(|| unknown(id))?;
-                Ok(Owner { sample_idx: seq.sample_idx, response_idx: id.response_idx })
-            })
-            .collect::<Result<_, EngineError>>()?;
-        self.in_flight.push_back(InFlight { records, owners, ends: ends_of(rows) });
+        if has_drafts {
+            let drafts: Vec<&[u32]> = rows
+                .iter()
+                .flat_map(|&DecodeRow { drafts, .. }| (0..=drafts.len()).map(move |end| &drafts[..end]))
+                .collect();
+            self.device.put_drafts(&drafts)?;
+        }
+        let num_used = rows.iter().map(|row| 1 + row.drafts.len()).sum();
+        let num_rows = bucket(num_used, self.shape.small_batch);
+        let records = self.device.decode(DecodeStep { num_rows, num_used, has_drafts })?;
+        let mut owners = Vec::with_capacity(num_used);
+        for row in rows {
+            let seq = self.seqs.get(&row.id).ok_or_else(|| unknown(row.id))?;
+            let owner = Owner { sample_idx: seq.sample_idx, response_idx: row.id.response_idx };
+            owners.extend(std::iter::repeat_n(owner, 1 + row.drafts.len()));
+        }
+        let rows = rows.iter().map(|row| RowInFlight {
+            id: Some(row.id),
+            num_draws: 1 + row.drafts.len(),
+            drafts: row.drafts.to_vec(),
+        });
+        self.in_flight.push_back(InFlight { records, owners, rows: rows.collect() });
         Ok(())
     }
 
     /// The tables of the next step, and where the newest tokens of its rows are.
-    fn change_rows(&mut self, seqs: &[(SeqId, u32)]) -> Result<Change, EngineError> {
-        let rows = seqs
+    fn change_rows(&mut self, rows: &[DecodeRow<'_>]) -> Result<Change, EngineError> {
+        let rows = rows
             .iter()
-            .map(|&(id, context_len)| {
+            .map(|&DecodeRow { id, context_len, drafts }| {
                 let seq = self.seqs.get(&id).ok_or_else(|| unknown(id))?;
                 let DeviceSeq { sample_idx, prompt_len_tokens, ref block_table, .. } = *seq;
-                Ok(TableRow { id, context_len, sample_idx, prompt_len_tokens, block_table })
+                let num_drafts = drafts.len();
+                Ok(TableRow { id, context_len, num_drafts, sample_idx, prompt_len_tokens, block_table })
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
         self.row_table.update(&rows)
+    }
+
+    /// The tokens of a row, up to the first that is not the one drafted: what is drawn behind that is of another text.
+    fn accept(
+        &mut self,
+        row: &RowInFlight,
+        drawn: impl Iterator<Item = DrawnToken>,
+        tokens: &mut Vec<SampledToken>,
+    ) -> Result<(), EngineError> {
+        let mut num_accepted = 0;
+        let mut is_going_on = true;
+        for (idx, drawn) in drawn.take(row.num_draws).enumerate() {
+            if !is_going_on {
+                continue;
+            }
+            let drawn = drawn?;
+            tokens.push(drawn);
+            num_accepted += 1;
+            is_going_on = row.id.is_none() || row.drafts.get(idx) == Some(&drawn.token);
+        }
+        if let (Some(id), false) = (row.id, row.drafts.is_empty()) {
+            self.row_table.accept(id, num_accepted);
+        }
+        Ok(())
     }
 
     /// Brings the newest tokens into the order of the rows.
     fn bring_tokens(&mut self, sources: &[TokenSource]) -> Result<(), EngineError> {
         let mut batches = Vec::new();
         let mut from = Vec::with_capacity(sources.len());
-        for source in sources {
-            from.push(match *source {
+        // The rows of a sequence have one source.
+        for of_seq in sources.chunk_by(|a, b| a == b) {
+            let place = match of_seq[0] {
                 TokenSource::Row(row) => row as i64,
                 TokenSource::Waiting(id) => self.waiting_row(id, &mut batches)?,
-            });
+            };
+            from.extend(std::iter::repeat_n(place, of_seq.len()));
         }
         let waiting: Vec<&D::KeptTokens> =
             batches.iter().filter_map(|idx| Some(&self.kept.get(idx)?.tokens)).collect();
@@ -370,8 +452,11 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
     }
 
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
-        let StepPlan { tables, moves, rows } = plan;
-        let kind = StepKind::of(&tables.prompts, &rows)?;
+        let StepPlan { tables, moves, rows, drafts } = plan;
+        if self.in_flight.iter().flat_map(|step| &step.rows).any(|row| !row.drafts.is_empty()) {
+            return Err(unsupported("a step before it is known which drafted tokens stay"));
+        }
+        let kind = StepKind::of(&tables.prompts, &rows, &drafts)?;
         self.learn(tables)?;
         if matches!(kind, StepKind::Prefill) {
             self.check_prompts(&rows)?;
@@ -379,17 +464,28 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
         self.device.begin(&moves)?;
         match kind {
             StepKind::Prefill => self.prefill(&rows),
-            StepKind::Decode(seqs) => self.decode(&seqs, &rows),
+            StepKind::Decode(rows) => self.decode(&rows),
         }
     }
 
     fn collect(&mut self) -> Result<StepOutput, EngineError> {
-        let Some(InFlight { records, owners, ends }) = self.in_flight.pop_front() else {
+        let Some(InFlight { records, owners, rows }) = self.in_flight.pop_front() else {
             return Ok(StepOutput::default());
         };
-        let (tokens, times) = self.device.read(records, &owners)?;
+        let (drawn, times) = self.device.read(records, &owners)?;
+        let mut drawn = drawn.into_iter();
+        let mut tokens = Vec::with_capacity(owners.len());
+        let mut ends = Vec::with_capacity(rows.len());
+        for row in &rows {
+            self.accept(row, drawn.by_ref(), &mut tokens)?;
+            ends.push(tokens.len() as u32);
+        }
         let StepTimes { whole: forward_time, moves: move_time } = times;
         Ok(StepOutput { tokens, ends, forward_time, move_time, sample_time: Duration::ZERO })
+    }
+
+    fn verifies_drafts(&self) -> bool {
+        self.device.verifies_drafts()
     }
 
     fn min_rows(&self) -> usize {
@@ -410,17 +506,17 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
 }
 
 /// The steps that a GPU computes.
-enum StepKind {
+enum StepKind<'a> {
     /// Prompts, whole or in parts.
     Prefill,
-    /// One token of each of these responses, with how many are cached.
-    Decode(Vec<(SeqId, u32)>),
+    /// These responses go on.
+    Decode(Vec<DecodeRow<'a>>),
 }
 
-impl StepKind {
+impl<'a> StepKind<'a> {
     /// # Errors
     /// For every other step.
-    fn of(prompts: &[NewPrompt], rows: &[RowSpan]) -> Result<Self, EngineError> {
+    fn of(prompts: &[NewPrompt], rows: &[RowSpan], drafts: &'a [u32]) -> Result<Self, EngineError> {
         let num_prompts = rows.iter().filter_map(|row| row.id.prompt()).count();
         if rows.is_empty() {
             return Err(unsupported("a step without rows"));
@@ -429,22 +525,25 @@ impl StepKind {
         if !prompts.iter().all(|prompt| with_row.contains(&prompt.group_idx)) {
             return Err(unsupported("a prompt that is new before its step"));
         }
-        if num_prompts == rows.len() {
+        if num_prompts == rows.len() && drafts.is_empty() {
             return Ok(Self::Prefill);
         }
         if num_prompts > 0 {
             return Err(unsupported(PROMPTS_AND_RESPONSES));
         }
-        let seqs = rows.iter().filter_map(|row| match *row {
-            RowSpan { id: RowId::Response(id), context_len, query_len: 1, draws: 1 } => {
-                Some((id, context_len))
+        let mut drafts = drafts;
+        let decoded = rows.iter().filter_map(|row| match *row {
+            RowSpan { id: RowId::Response(id), context_len, query_len, draws } if draws == query_len => {
+                let (of_row, left) = drafts.split_at_checked((query_len as usize).checked_sub(1)?)?;
+                drafts = left;
+                Some(DecodeRow { id, context_len, drafts: of_row })
             }
             _ => None,
         });
-        let seqs: Vec<_> = seqs.collect();
-        match seqs.len() == rows.len() {
-            true => Ok(Self::Decode(seqs)),
-            false => Err(unsupported("drafted tokens to verify")),
+        let decoded: Vec<_> = decoded.collect();
+        match decoded.len() == rows.len() && drafts.is_empty() {
+            true => Ok(Self::Decode(decoded)),
+            false => Err(unsupported("a response with more or fewer draws or drafts than tokens")),
         }
     }
 }

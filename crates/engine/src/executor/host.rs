@@ -7,13 +7,13 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 use model_core::{Batch, BlockId, BlockMove, CausalLm, KvCache, ModelError};
-use sampling::{RowState, TokenSampler};
+use sampling::{RowState, SampledToken, TokenSampler};
 use tch::Tensor;
 
 use super::{Executor, unknown, unknown_prompt};
 use crate::{
     EngineError,
-    plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta, ends_of},
+    plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
 };
 
 const NAME: &str = "host";
@@ -26,6 +26,9 @@ pub(crate) trait BatchModel: Send {
 
     /// [`CausalLm::prompt_cut_tokens`].
     fn prompt_cut_tokens(&self) -> Option<usize>;
+
+    /// Whether [`CausalLm::verifies_drafts`].
+    fn verifies_drafts(&self) -> bool;
 
     /// Moves whole blocks of every layer, in order.
     fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError>;
@@ -46,6 +49,10 @@ impl BatchModel for CachedModel {
         self.model.prompt_cut_tokens()
     }
 
+    fn verifies_drafts(&self) -> bool {
+        self.model.verifies_drafts()
+    }
+
     fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError> {
         self.cache.move_blocks(moves)
     }
@@ -61,11 +68,12 @@ struct HostSeq {
     block_table: Vec<BlockId>,
 }
 
-/// A token to draw.
-#[derive(Clone, Copy)]
-struct Draw {
+/// A response whose tokens are drawn.
+struct Draw<'a> {
     id: SeqId,
+    /// Of the first token; those behind drafts follow.
     logits_row: usize,
+    drafts: &'a [u32],
 }
 
 /// A model and a sampler, called one after the other.
@@ -137,40 +145,57 @@ impl HostExecutor {
         Ok(())
     }
 
-    /// Adds a row of a response to the batch.
-    fn add_response(&self, id: SeqId, row: &RowSpan, batch: &mut Batch) -> Result<(), EngineError> {
+    /// Adds a row of a response to the batch: its newest token and the drafts behind it.
+    fn add_response(
+        &self,
+        id: SeqId,
+        row: &RowSpan,
+        drafts: &[u32],
+        batch: &mut Batch,
+    ) -> Result<(), EngineError> {
         let seq = self.seqs.get(&id).ok_or_else(|| unknown(id))?;
-        if row.query_len != 1 || row.draws != 1 {
-            return Err(unsupported("drafted tokens to verify"));
+        if row.draws != row.query_len || drafts.len() + 1 != row.query_len as usize {
+            return Err(unsupported("a response with more or fewer draws or drafts than tokens"));
+        }
+        if !drafts.is_empty() && !self.model.verifies_drafts() {
+            return Err(unsupported("drafted tokens to verify, with this model's backend"));
         }
         let Some((newest, before)) = seq.history.split_last() else { return Err(unknown(id)) };
         if before.len() != row.context_len as usize {
             return Err(unsupported("a response at a place other than its end"));
         }
-        batch.push(&[*newest], row.context_len, 1, &seq.block_table);
+        let tokens = [&[*newest], drafts].concat();
+        batch.push(&tokens, row.context_len, row.draws, &seq.block_table);
         Ok(())
     }
 
-    /// Draws the tokens and appends them.
-    fn sample(
-        &mut self,
-        logits: Tensor,
-        draws: &[Draw],
-        started: Instant,
-    ) -> Result<StepOutput, EngineError> {
-        let logits = repeat_rows(logits, draws)?; // [num_draws, padded_vocab_size]
-        let forward_time = started.elapsed();
-        let started = Instant::now();
-        let states =
-            draws.iter().map(|draw| row_state(&self.seqs, draw.id)).collect::<Result<Vec<_>, _>>()?;
-        let tokens = if draws.is_empty() { Vec::new() } else { self.sampler.sample(&logits, &states)? };
-        let sample_time = started.elapsed();
-        for (draw, sampled) in draws.iter().zip(&tokens) {
-            if let Some(seq) = self.seqs.get_mut(&draw.id) {
-                seq.history.push(sampled.token);
+    /// Draws the tokens of each row and appends them: one, and another behind each draft that was the token drawn. Each is
+    /// drawn as if there were no drafts, and nothing is drawn behind a wrong one.
+    fn sample(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> Result<Vec<Vec<SampledToken>>, EngineError> {
+        let mut tokens = vec![Vec::with_capacity(1); draws.len()];
+        let mut going_on: Vec<usize> = (0..draws.len()).collect();
+        let mut num_drawn = 0;
+        while !going_on.is_empty() {
+            let rows: Vec<usize> = going_on.iter().map(|&idx| draws[idx].logits_row + num_drawn).collect();
+            let logits = select_rows(logits, &rows)?; // [num_rows, padded_vocab_size]
+            let states = going_on
+                .iter()
+                .map(|&idx| row_state(&self.seqs, draws[idx].id))
+                .collect::<Result<Vec<_>, _>>()?;
+            let sampled = self.sampler.sample(&logits, &states)?;
+            for (&idx, &sampled) in going_on.iter().zip(&sampled) {
+                tokens[idx].push(sampled);
+                if let Some(seq) = self.seqs.get_mut(&draws[idx].id) {
+                    seq.history.push(sampled.token);
+                }
             }
+            going_on.retain(|&idx| {
+                let newest = tokens[idx].last().map(|sampled| sampled.token);
+                newest.is_some() && draws[idx].drafts.get(num_drawn).copied() == newest
+            });
+            num_drawn += 1;
         }
-        Ok(StepOutput { tokens, forward_time, sample_time, ..StepOutput::default() })
+        Ok(tokens)
     }
 }
 
@@ -183,25 +208,33 @@ impl Executor for HostExecutor {
     }
 
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
-        let StepPlan { tables, moves, rows } = plan;
+        let StepPlan { tables, moves, rows, drafts } = plan;
         self.learn(tables)?;
         let mut batch = Batch::default();
         let mut draws = Vec::new();
+        let mut num_draws_of = Vec::with_capacity(rows.len());
         let mut num_logits = 0;
+        let mut drafts_left = drafts.as_slice();
         for row in &rows {
             let logits_row = num_logits;
             match row.id {
                 RowId::Prompt(group_idx) => {
                     self.add_prompt(group_idx, row, &mut batch)?;
                     let ids = (0..row.draws).map(|response_idx| SeqId { group_idx, response_idx });
-                    draws.extend(ids.map(|id| Draw { id, logits_row }));
+                    draws.extend(ids.map(|id| Draw { id, logits_row, drafts: &[] }));
+                    num_logits += row.draws.min(1) as usize;
+                    num_draws_of.push(row.draws as usize);
                 }
                 RowId::Response(id) => {
-                    self.add_response(id, row, &mut batch)?;
-                    draws.push(Draw { id, logits_row });
+                    let num_drafts = (row.query_len as usize).saturating_sub(1).min(drafts_left.len());
+                    let (drafts, left) = drafts_left.split_at(num_drafts);
+                    drafts_left = left;
+                    self.add_response(id, row, drafts, &mut batch)?;
+                    draws.push(Draw { id, logits_row, drafts });
+                    num_logits += row.draws as usize;
+                    num_draws_of.push(1);
                 }
             }
-            num_logits += row.draws.min(1) as usize;
         }
         let started = Instant::now();
         if !moves.is_empty() {
@@ -209,8 +242,17 @@ impl Executor for HostExecutor {
         }
         let move_time = started.elapsed();
         let logits = self.model.forward(&batch)?; // [num_logits, padded_vocab_size]
-        let output = self.sample(logits, &draws, started)?;
-        self.outputs.push_back(StepOutput { ends: ends_of(&rows), move_time, ..output });
+        let forward_time = started.elapsed();
+        let started = Instant::now();
+        let tokens = self.sample(&logits, &draws)?;
+        let sample_time = started.elapsed();
+        self.outputs.push_back(StepOutput {
+            ends: ends_of_rows(&tokens, &num_draws_of),
+            tokens: tokens.concat(),
+            forward_time,
+            sample_time,
+            move_time,
+        });
         Ok(())
     }
 
@@ -224,6 +266,10 @@ impl Executor for HostExecutor {
 
     fn run_ahead(&self) -> usize {
         self.run_ahead
+    }
+
+    fn verifies_drafts(&self) -> bool {
+        self.model.verifies_drafts()
     }
 
     fn is_greedy(&self) -> bool {
@@ -245,12 +291,25 @@ fn row_state(seqs: &HashMap<SeqId, HostSeq>, id: SeqId) -> Result<RowState<'_>, 
     })
 }
 
-/// `logits`: `[num_logits, padded_vocab_size]` to `[num_draws, padded_vocab_size]`, a row for each token to draw.
-fn repeat_rows(logits: Tensor, draws: &[Draw]) -> Result<Tensor, EngineError> {
-    if draws.iter().enumerate().all(|(row, draw)| row == draw.logits_row) {
-        return Ok(logits);
+/// `logits`: `[num_logits, padded_vocab_size]` to `[rows.len(), padded_vocab_size]`.
+fn select_rows(logits: &Tensor, rows: &[usize]) -> Result<Tensor, EngineError> {
+    if logits.size2()?.0 == rows.len() as i64 && rows.iter().enumerate().all(|(idx, &row)| idx == row) {
+        return Ok(logits.shallow_clone());
     }
-    let row_idxs: Vec<i64> = draws.iter().map(|draw| draw.logits_row as i64).collect();
-    let row_idxs = Tensor::f_from_slice(&row_idxs)?.f_to_device(logits.device())?;
-    Ok(logits.f_index_select(0, &row_idxs)?)
+    let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+    let rows = Tensor::f_from_slice(&rows)?.f_to_device(logits.device())?;
+    Ok(logits.f_index_select(0, &rows)?)
+}
+
+/// Where the tokens of each row of a step end. `tokens`: of each draw, of which row i has `num_draws_of[i]`.
+fn ends_of_rows(tokens: &[Vec<SampledToken>], num_draws_of: &[usize]) -> Vec<u32> {
+    let mut tokens = tokens.iter();
+    let mut end = 0;
+    num_draws_of
+        .iter()
+        .map(|&num_draws| {
+            end += tokens.by_ref().take(num_draws).map(|tokens| tokens.len() as u32).sum::<u32>();
+            end
+        })
+        .collect()
 }

@@ -23,6 +23,8 @@ pub(super) struct Seq {
     pub(super) context_len: u32,
     /// Tokens that steps in flight add.
     pub(super) in_flight: u32,
+    /// Some of them are drafts: how many stay must be known before the next step.
+    pub(super) is_verifying: bool,
     /// Tokens that it may have in the cache: all but the last it may be given.
     pub(super) max_context_len: u32,
     /// Blocks for as many.
@@ -30,10 +32,10 @@ pub(super) struct Seq {
 }
 
 impl Seq {
-    /// Tokens in the cache after its next step; none if all that it may have are in flight.
+    /// Tokens in the cache after its next step; none if all that it may have are in flight, or how many it has is not known.
     pub(super) fn next_len(&self) -> Option<u32> {
         let context_len = self.context_len + self.in_flight;
-        (context_len < self.max_context_len).then_some(context_len + 1)
+        (!self.is_verifying && context_len < self.max_context_len).then_some(context_len + 1)
     }
 
     /// Whether it may be in another step.

@@ -128,7 +128,7 @@ impl Sim {
     }
 
     fn run_step(&mut self, plan: StepPlan) {
-        let StepPlan { tables, moves, rows } = plan;
+        let StepPlan { tables, moves, rows, .. } = plan;
         for id in &tables.preempted {
             assert!(self.tables.remove(id).is_some(), "{id:?} has not started");
         }

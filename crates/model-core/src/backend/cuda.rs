@@ -115,7 +115,7 @@ impl CudaState {
 
     /// Plans decode attention on the device, once for all layers with the same heads.
     fn plan_decode(&self, step: &DeviceContext, cache: &KvCache) -> Result<(), ModelError> {
-        let DeviceAttention::Decode { block_tables, prefix_groups } = &step.attention else {
+        let DeviceAttention::Decode { block_tables, prefix_groups, .. } = &step.attention else {
             return Err(NO_ROOM);
         };
         for HeadKernels { kernels, plan, .. } in &self.heads {
@@ -146,6 +146,10 @@ impl StepState for CudaState {
 
     fn min_rows(&self) -> usize {
         MIN_ROWS as usize
+    }
+
+    fn verifies_drafts(&self) -> bool {
+        true
     }
 
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {

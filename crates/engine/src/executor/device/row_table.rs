@@ -33,6 +33,8 @@ pub(crate) struct TableRow<'a> {
     pub(crate) id: SeqId,
     /// Tokens in the cache.
     pub(crate) context_len: u32,
+    /// Tokens that may follow the newest one: each has a row behind this.
+    pub(crate) num_drafts: usize,
     /// Position of the sample in the input file.
     pub(crate) sample_idx: u64,
     pub(crate) prompt_len_tokens: u32,
@@ -79,64 +81,94 @@ impl TableLayout {
     }
 }
 
-/// Which sequence has which row.
+/// A sequence of the last step.
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    /// None where it has left.
+    id: Option<SeqId>,
+    /// Its rows follow each other.
+    first_row: usize,
+    /// The row that has its newest token, when the step has ended.
+    newest_row: usize,
+}
+
+/// Which sequence has which rows.
 #[derive(Debug)]
 pub(crate) struct RowTable {
     layout: TableLayout,
-    /// None where the sequence has left.
-    rows: Vec<Option<SeqId>>,
+    placed: Vec<Placed>,
+    /// Some sequence of the last step had more than one row.
+    had_drafts: bool,
 }
 
 impl RowTable {
     pub(crate) fn new(layout: TableLayout) -> Self {
-        Self { layout, rows: Vec::new() }
+        Self { layout, placed: Vec::new(), had_drafts: false }
     }
 
     pub(crate) fn clear(&mut self) {
-        self.rows.clear();
+        self.placed.clear();
+        self.had_drafts = false;
     }
 
-    /// Whether the next step has the sequences of the last one: the device has moved their rows on already.
+    /// Whether the next step has the rows of the last one, one a sequence: the device has moved them on already.
     pub(crate) fn has(&self, ids: impl ExactSizeIterator<Item = SeqId>) -> bool {
-        ids.len() == self.rows.len() && ids.zip(&self.rows).all(|(id, row)| Some(id) == *row)
+        !self.had_drafts
+            && ids.len() == self.placed.len()
+            && ids.zip(&self.placed).all(|(id, placed)| Some(id) == placed.id)
     }
 
-    /// The row of a sequence, which is not its own any more.
+    /// The row with the newest token of a sequence, whose rows are not its own any more.
     pub(crate) fn leave(&mut self, id: SeqId) -> Option<usize> {
-        let idx = self.rows.iter().position(|row| *row == Some(id))?;
-        self.rows[idx] = None;
-        Some(idx)
+        let placed = self.placed.iter_mut().find(|placed| placed.id == Some(id))?;
+        placed.id = None;
+        Some(placed.newest_row)
     }
 
-    /// Takes the rows of the next step.
+    /// Of the tokens that the last step drew for a sequence, the first `num_accepted` stay.
+    pub(crate) fn accept(&mut self, id: SeqId, num_accepted: usize) {
+        if let Some(placed) = self.placed.iter_mut().find(|placed| placed.id == Some(id)) {
+            placed.newest_row = placed.first_row + num_accepted.saturating_sub(1);
+        }
+    }
+
+    /// Takes the rows of the next step: each of `rows` with those of its drafts behind it.
     ///
     /// # Errors
     /// When there are more rows, or more blocks in one, than the tables hold.
     pub(crate) fn update(&mut self, rows: &[TableRow<'_>]) -> Result<Change, EngineError> {
         let words = self.words(rows)?;
         let row_of: HashMap<SeqId, usize> =
-            self.rows.iter().zip(0..).filter_map(|(id, row)| Some(((*id)?, row))).collect();
-        let source = |row: &TableRow<'_>| {
-            row_of.get(&row.id).map_or(TokenSource::Waiting(row.id), |&row| TokenSource::Row(row))
-        };
-        let sources = rows.iter().map(source).collect();
-        self.rows = rows.iter().map(|row| Some(row.id)).collect();
+            self.placed.iter().filter_map(|placed| Some((placed.id?, placed.newest_row))).collect();
+        let mut sources = Vec::with_capacity(rows.len());
+        self.placed.clear();
+        for row in rows {
+            let first_row = sources.len();
+            let source =
+                row_of.get(&row.id).map_or(TokenSource::Waiting(row.id), |&row| TokenSource::Row(row));
+            sources.extend(std::iter::repeat_n(source, 1 + row.num_drafts));
+            self.placed.push(Placed { id: Some(row.id), first_row, newest_row: first_row });
+        }
+        self.had_drafts = sources.len() > rows.len();
         Ok(Change { sources, words })
     }
 
     fn words(&self, rows: &[TableRow<'_>]) -> Result<Vec<i32>, EngineError> {
         let layout = self.layout;
-        check_room("rows of a step", rows.len(), layout.max_rows)?;
+        let num_rows = rows.iter().map(|row| 1 + row.num_drafts).sum();
+        check_room("rows of a step", num_rows, layout.max_rows)?;
         let mut words = vec![0; layout.num_words()];
         words[layout.positions()..layout.num_generated()].fill(-1);
         let shared = shared_prefixes(rows);
-        for (idx, (row, (first_row, num_shared))) in rows.iter().zip(shared).enumerate() {
+        let each = rows.iter().flat_map(|row| (0..=row.num_drafts as u32).map(move |offset| (row, offset)));
+        for (idx, ((row, offset), (first_row, num_shared))) in each.zip(shared).enumerate() {
             check_room("blocks of a sequence", row.block_table.len(), layout.max_blocks_per_seq)?;
             words[layout.sample_idxs() + 2 * idx] = row.sample_idx as u32 as i32;
             words[layout.sample_idxs() + 2 * idx + 1] = (row.sample_idx >> 32) as u32 as i32;
-            words[layout.positions() + idx] = row.context_len as i32;
+            let position = row.context_len + offset;
+            words[layout.positions() + idx] = position as i32;
             // The first token is drawn from the prompt: the newest one stands right behind it.
-            let num_generated = (row.context_len + 1).saturating_sub(row.prompt_len_tokens);
+            let num_generated = (position + 1).saturating_sub(row.prompt_len_tokens);
             words[layout.num_generated() + idx] = num_generated as i32;
             words[layout.response_idxs() + idx] = row.id.response_idx as i32;
             words[layout.prefix_groups() + 2 * idx] = first_row as i32;
@@ -155,20 +187,19 @@ fn check_room(what: &'static str, actual: usize, limit: usize) -> Result<(), Eng
     if actual <= limit { Ok(()) } else { Err(EngineError::TablesTooSmall { what, actual, limit }) }
 }
 
-/// For each row, the first row of its neighbours that share first blocks, and how many all of them share.
-///
-/// Responses to one prompt share it. Those of neighbouring prompts that begin alike are one group with them where that
-/// takes no whole split of keys from what the responses of either share.
+/// For each row, those of drafts included, the first row of the neighbours that it shares first blocks with, and how many
+/// blocks they share. Attention stops before the tokens of the step by itself.
 fn shared_prefixes(rows: &[TableRow<'_>]) -> Vec<(usize, usize)> {
     let mut groups: Vec<PrefixGroup<'_>> = Vec::new();
     for rows in rows.chunk_by(|a, b| a.id.group_idx == b.id.group_idx) {
-        let Some(next) = PrefixGroup::of_request(rows) else { continue };
-        match groups.last_mut().and_then(|last| Some((last.joined(&next)?, last))) {
-            Some((num_shared, last)) => {
-                last.num_shared = num_shared;
-                last.num_rows += next.num_rows;
+        for next in PrefixGroup::of_request(rows) {
+            match groups.last_mut().and_then(|last| Some((last.joined(&next)?, last))) {
+                Some((num_shared, last)) => {
+                    last.num_shared = num_shared;
+                    last.num_rows += next.num_rows;
+                }
+                None => groups.push(next),
             }
-            None => groups.push(next),
         }
     }
     let mut shared = Vec::with_capacity(rows.len());
@@ -190,24 +221,43 @@ struct PrefixGroup<'a> {
 }
 
 impl<'a> PrefixGroup<'a> {
-    fn of_request(rows: &[TableRow<'a>]) -> Option<Self> {
-        let (first, others) = rows.split_first()?;
-        let first = first.block_table;
-        let num_shared = others.iter().map(|other| num_common(first, other.block_table)).min().unwrap_or(0);
-        Some(Self { first, num_rows: rows.len(), num_shared })
+    /// All rows of a request, which share what they have in common; or those of each response, which share all they have,
+    /// where fewer blocks are read so.
+    fn of_request(rows: &[TableRow<'a>]) -> Vec<Self> {
+        let of_request = common_blocks(rows);
+        let blocks = |row: &TableRow<'_>| row.block_table.len();
+        let own = |row: &TableRow<'_>| (1 + row.num_drafts) * (blocks(row) - of_request.min(blocks(row)));
+        let together = of_request + rows.iter().map(own).sum::<usize>();
+        let apart: usize = rows.iter().map(blocks).sum();
+        let group = |rows: &[TableRow<'a>], num_shared: usize| {
+            let first = rows.first().map_or(&[][..], |row| row.block_table);
+            let num_rows = rows.iter().map(|row| 1 + row.num_drafts).sum();
+            Self { first, num_rows, num_shared: if num_rows > 1 { num_shared } else { 0 } }
+        };
+        match apart < together {
+            true => rows.chunks(1).map(|row| group(row, common_blocks(row))).collect(),
+            false => vec![group(rows, of_request)],
+        }
     }
 
-    /// How many blocks both share, if they are better off as one.
+    /// How many blocks both share, if they are better off as one: no split is read more often than by each of them.
     fn joined(&self, next: &Self) -> Option<usize> {
-        let of_group = |group: &Self| if group.num_rows > 1 { group.num_shared } else { usize::MAX };
-        let common = num_common(self.first, next.first).min(of_group(self)).min(of_group(next));
+        let of_group = |group: &Self| if group.num_rows > 1 { group.num_shared } else { group.first.len() };
+        let common = common_of(self.first, next.first).min(of_group(self)).min(of_group(next));
         let num_splits = |num_blocks: usize| num_blocks / BLOCKS_PER_SPLIT;
         let best = num_splits(self.num_shared).max(num_splits(next.num_shared)).max(1);
         (num_splits(common) >= best).then_some(common)
     }
 }
 
-fn num_common(a: &[BlockId], b: &[BlockId]) -> usize {
+/// How many first blocks all of these rows have in common.
+fn common_blocks(rows: &[TableRow<'_>]) -> usize {
+    let Some((first, others)) = rows.split_first() else { return 0 };
+    let common = |other: &TableRow<'_>| common_of(first.block_table, other.block_table);
+    others.iter().map(common).min().unwrap_or(first.block_table.len())
+}
+
+fn common_of(a: &[BlockId], b: &[BlockId]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
@@ -219,7 +269,8 @@ mod tests {
 
     fn row(group_idx: u64, response_idx: u32, context_len: u32, block_table: &[BlockId]) -> TableRow<'_> {
         let id = SeqId { group_idx, response_idx };
-        TableRow { id, context_len, sample_idx: group_idx | 1 << 40, prompt_len_tokens: 4, block_table }
+        let sample_idx = group_idx | 1 << 40;
+        TableRow { id, context_len, num_drafts: 0, sample_idx, prompt_len_tokens: 4, block_table }
     }
 
     #[test]
@@ -284,6 +335,39 @@ mod tests {
         assert_eq!(shared_prefixes(&rows), [(0, 33), (0, 33), (0, 33), (3, 0), (4, 50), (4, 50)]);
         assert_eq!(shared_prefixes(&rows[2..5]), [(0, 0), (1, 0), (2, 0)]);
         assert_eq!(shared_prefixes(&rows[..2]), [(0, 40), (0, 40)]);
+    }
+
+    #[test]
+    fn drafts_have_rows_behind_their_sequence() {
+        let mut table = RowTable::new(LAYOUT);
+        let drafting = TableRow { num_drafts: 2, ..row(2, 0, 7, &[6, 3]) };
+        let Change { sources, words } = table.update(&[row(1, 0, 4, &[5]), drafting]).unwrap();
+        let waiting = |group_idx| TokenSource::Waiting(SeqId { group_idx, response_idx: 0 });
+        assert_eq!(sources, [waiting(1), waiting(2), waiting(2), waiting(2)]);
+        assert_eq!(words[LAYOUT.positions()..LAYOUT.num_generated()], [4, 7, 8, 9]);
+        assert_eq!(words[LAYOUT.num_generated()..LAYOUT.response_idxs()], [1, 4, 5, 6]);
+        assert_eq!(words[LAYOUT.prefix_groups()..LAYOUT.block_tables()], [0, 0, 1, 2, 1, 2, 1, 2]);
+        assert_eq!(words[LAYOUT.block_tables()..], [5, 0, 0, 6, 3, 0, 6, 3, 0, 6, 3, 0]);
+        table.accept(drafting.id, 2);
+        let ids = [row(1, 0, 4, &[5]).id, drafting.id];
+        assert!(!table.has(ids.into_iter()), "rows that are no more are taken for those of the next step");
+        let next = [row(1, 0, 5, &[5]), row(2, 0, 9, &[6, 3])];
+        assert_eq!(table.update(&next).unwrap().sources, [TokenSource::Row(0), TokenSource::Row(2)]);
+        assert!(table.has(ids.into_iter()));
+    }
+
+    #[test]
+    fn rows_share_where_it_saves_the_most_reads() {
+        let (long, short) = ([1, 2, 3, 4, 5, 6, 7], [1, 9]);
+        let drafting = |num_drafts| TableRow { num_drafts, ..row(1, 0, 70, &long) };
+        // Six rows would read six blocks each beside the one that they share with the other response.
+        let shared = shared_prefixes(&[drafting(5), row(1, 1, 70, &short)]);
+        assert_eq!(shared, [[(0, 7); 6].as_slice(), &[(6, 0)]].concat());
+        let siblings = [&[1, 2, 3, 4, 5, 6, 8][..], &[1, 2, 3, 4, 5, 6, 9], &[1, 2, 3, 4, 5, 6, 10]];
+        let mut rows = siblings.map(|table| row(1, 0, 70, table)).to_vec();
+        rows[1].num_drafts = 1;
+        assert_eq!(shared_prefixes(&rows), [(0, 6); 4]);
+        assert_eq!(shared_prefixes(&[drafting(0)]), [(0, 0)]);
     }
 
     #[test]

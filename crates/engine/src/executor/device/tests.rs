@@ -12,7 +12,8 @@ use crate::{
     Engine, EngineLimits, Request,
     executor::host::BatchModel,
     testing::{
-        BLOCK_SIZE_TOKENS, FakeModel, Letters, engine_of, host, limits, params, request, roomy, run, sampler,
+        BLOCK_SIZE_TOKENS, FakeModel, Guesser, Letters, engine_of, host, limits, params, request, roomy, run,
+        sampler,
     },
 };
 
@@ -25,7 +26,8 @@ enum Call {
     Prefill,
     Gather,
     Upload,
-    Decode { num_rows: usize, num_seqs: usize },
+    PutDrafts,
+    Decode(DecodeStep),
 }
 
 /// Words and tokens as they lie on a GPU. A decode step reads nothing else, and moves its rows on as the sampler's kernel
@@ -178,15 +180,27 @@ impl StepDevice for FakeDevice {
         Ok(())
     }
 
-    fn decode(&mut self, num_rows: usize, num_seqs: usize) -> Result<FakeRecords, EngineError> {
-        self.call(Call::Decode { num_rows, num_seqs });
-        assert!(num_seqs <= num_rows && num_rows <= self.layout.max_rows);
+    fn put_drafts(&mut self, drafts: &[&[u32]]) -> Result<(), EngineError> {
+        self.call(Call::PutDrafts);
+        for (token, drafts) in self.tokens.iter_mut().zip(drafts) {
+            *token = drafts.last().copied().unwrap_or(*token);
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, step: DecodeStep) -> Result<FakeRecords, EngineError> {
+        self.call(Call::Decode(step));
+        let DecodeStep { num_rows, num_used, has_drafts } = step;
+        assert!(num_used <= num_rows && num_rows <= self.layout.max_rows);
         let (mut histories, mut states) = (Vec::new(), Vec::new());
         for idx in 0..num_rows {
             let row = self.row(idx);
-            assert_eq!(row.position.is_some(), idx < num_seqs, "row {idx} of {num_seqs}");
+            assert_eq!(row.position.is_some(), idx < num_used, "row {idx} of {num_used}");
             let Some(position) = row.position else { continue };
             self.check_prefix(idx);
+            // Rows of one sequence read what the others write, but only where all write first.
+            let is_first = states.last().is_none_or(|&(owner, _)| owner != row.owner);
+            assert!(is_first || has_drafts, "row {idx} is of the sequence before it");
             self.model.write(&row.table, position, self.tokens[idx]);
             histories.push(self.model.history(&row.table, position + 1));
             states.push((row.owner, row.num_generated));
@@ -205,12 +219,16 @@ impl StepDevice for FakeDevice {
         &mut self,
         records: FakeRecords,
         owners: &[Owner],
-    ) -> Result<(Vec<SampledToken>, StepTimes), EngineError> {
+    ) -> Result<(Vec<DrawnToken>, StepTimes), EngineError> {
         self.num_read += 1;
         assert_eq!(records.step, self.num_read, "steps are read in their order");
-        let (of, tokens): (Vec<_>, _) = records.tokens.into_iter().unzip();
+        let (of, tokens): (Vec<_>, Vec<_>) = records.tokens.into_iter().unzip();
         assert_eq!(of, owners);
-        Ok((tokens, StepTimes::default()))
+        Ok((tokens.into_iter().map(Ok).collect(), StepTimes::default()))
+    }
+
+    fn verifies_drafts(&self) -> bool {
+        true
     }
 
     fn is_greedy(&self) -> bool {
@@ -227,7 +245,7 @@ struct Setup {
 impl Setup {
     fn executor(&self) -> (DeviceExecutor<FakeDevice>, Arc<Mutex<Vec<Call>>>) {
         let layout = TableLayout {
-            max_rows: max_rows(self.limits.max_num_seqs),
+            max_rows: max_rows(self.limits.max_decode_tokens()),
             max_blocks_per_seq: blocks_for(MAX_SEQ_LEN_TOKENS, BLOCK_SIZE_TOKENS),
         };
         let calls = Arc::default();
@@ -279,9 +297,40 @@ proptest! {
         let calls = std::mem::take(&mut *calls.lock().unwrap());
         let count = |is: fn(&Call) -> bool| calls.iter().filter(|call| is(call)).count() as u64;
         prop_assert_eq!(count(|call| *call == Call::Prefill), stats.num_prefill_steps);
-        prop_assert_eq!(count(|call| matches!(call, Call::Decode { .. })), stats.num_decode_steps);
+        prop_assert_eq!(count(|call| matches!(call, Call::Decode(_))), stats.num_decode_steps);
         // The same engine again: nothing is left over from the run before.
         prop_assert_eq!(&run(&mut engine, &requests).0, &expect);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn drafts_on_a_device_change_no_tokens(
+        shapes in prop::collection::vec((1_usize..15, 0_u32..6, 0_u32..20), 1..10),
+        (max_num_seqs, max_prefill_tokens, num_blocks) in (1_usize..40, 1_usize..50, 10_usize..80),
+        small_batch in prop::sample::select(vec![0_usize, 4, 64]),
+        use_greedy in any::<bool>(),
+        right_percent in prop::sample::select(vec![0_u64, 50, 90, 100]),
+        most_drafts in 0_u64..12,
+    ) {
+        let requests: Vec<Request> =
+            (0..).zip(&shapes).map(|(idx, &(prompt_len, num, max_new))| request(idx, prompt_len, num, max_new)).collect();
+        let params = SamplingParams { use_greedy, ..params() };
+        let (expect, _) = run(&mut engine_of(host(params.clone()), &["ab", "xyz"], roomy()), &requests);
+        let setup = Setup { params, limits: limits(max_num_seqs, max_prefill_tokens, num_blocks), small_batch };
+        let guesser = Guesser::new(&expect, &requests, right_percent, most_drafts);
+        let (engine, calls) = setup.engine(&["ab", "xyz"]);
+        let mut engine = engine.with_proposer(Box::new(guesser));
+        for _ in 0..2 {
+            prop_assert_eq!(&run(&mut engine, &requests).0, &expect);
+        }
+        let most_used = calls.lock().unwrap().iter().map(|call| match call {
+            Call::Decode(step) => step.num_used,
+            _ => 0,
+        }).max();
+        prop_assert!(most_used.unwrap_or(0) <= setup.limits.max_decode_tokens());
     }
 }
 
@@ -292,7 +341,10 @@ fn tables_are_uploaded_once_when_rows_change_and_not_else() {
     let greedy_length = |idx| requests[idx as usize].max_new_tokens as usize;
     let (completions, _) = run(&mut engine, &requests);
     assert!(completions.values().all(|done| done.token_ids.len() == greedy_length(done.sample_idx)));
-    let decode = |num_seqs: usize| Call::Decode { num_rows: num_seqs.next_power_of_two(), num_seqs };
+    let decode = |num_used: usize| {
+        let num_rows = num_used.next_power_of_two();
+        Call::Decode(DecodeStep { num_rows, num_used, has_drafts: false })
+    };
     let expect = [
         &[Call::Prefill, Call::Gather, Call::Upload][..],
         &[decode(3), decode(3), decode(3)],
@@ -332,7 +384,7 @@ fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
     let prompt = NewPrompt { group_idx: 0, sample_idx: 3, tokens: vec![1, 2, 3], block_table: vec![0] };
     let row = RowSpan { id: RowId::Prompt(0), context_len: 0, query_len: 3, draws: 3 };
     let tables = TableDelta { prompts: vec![prompt], ..TableDelta::default() };
-    executor.start(StepPlan { tables, rows: vec![row], moves: vec![] }).unwrap();
+    executor.start(StepPlan { tables, rows: vec![row], ..StepPlan::default() }).unwrap();
     executor.collect().unwrap();
     assert_eq!(executor.kept.len(), 1);
 
@@ -346,12 +398,13 @@ fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
         vec![NewSeq { id: id(0), block_table: vec![0, 2] }, NewSeq { id: id(1), block_table: vec![1, 3] }];
     let tables = TableDelta { started, ..TableDelta::default() };
     let rows = vec![decode(0), decode(1)];
-    executor.start(StepPlan { tables, rows, moves: vec![BlockMove::Copy { from: 0, to: 1 }] }).unwrap();
+    let moves = vec![BlockMove::Copy { from: 0, to: 1 }];
+    executor.start(StepPlan { tables, rows, moves, ..StepPlan::default() }).unwrap();
     executor.collect().unwrap();
     assert_eq!(executor.kept.len(), 1, "the third has not started");
     let tables = TableDelta { ended: vec![id(2), id(0)], ..TableDelta::default() };
     let rows = vec![RowSpan { context_len: 4, ..decode(1) }];
-    executor.start(StepPlan { tables, rows, moves: vec![] }).unwrap();
+    executor.start(StepPlan { tables, rows, ..StepPlan::default() }).unwrap();
     assert!(executor.kept.is_empty());
     assert_eq!(executor.seqs.keys().collect::<Vec<_>>(), [&id(1)]);
     executor.reset().unwrap();
@@ -373,7 +426,7 @@ fn prompts_come_in_parts() {
     let (mut executor, _) = roomy_setup().executor();
     let mut step = |prompts: Vec<NewPrompt>, rows: Vec<RowSpan>| {
         let tables = TableDelta { prompts, ..TableDelta::default() };
-        executor.start(StepPlan { tables, rows, moves: vec![] }).unwrap();
+        executor.start(StepPlan { tables, rows, ..StepPlan::default() }).unwrap();
         let of_rows = executor.collect().unwrap();
         of_rows.rows().map(<[SampledToken]>::to_vec).collect::<Vec<_>>()
     };
@@ -403,7 +456,7 @@ fn what_a_gpu_does_not_compute_is_refused() {
     let refused = |prompts: Vec<NewPrompt>, rows: Vec<RowSpan>| {
         let (mut executor, calls) = roomy_setup().executor();
         let tables = TableDelta { prompts, ..TableDelta::default() };
-        let error = executor.start(StepPlan { tables, rows, moves: vec![] }).unwrap_err();
+        let error = executor.start(StepPlan { tables, rows, ..StepPlan::default() }).unwrap_err();
         assert!(calls.lock().unwrap().is_empty(), "nothing was enqueued");
         error.to_string()
     };
@@ -414,6 +467,6 @@ fn what_a_gpu_does_not_compute_is_refused() {
     insta::assert_snapshot!(refused(vec![prompt(0)], vec![whole(0), whole(1)]), @"no sequence for response 0 of request 1");
     insta::assert_snapshot!(refused(vec![prompt(0)], vec![whole(0), decode]), @"the GPU executor does not compute prompts and responses in one step");
     insta::assert_snapshot!(refused(vec![prompt(0)], vec![decode]), @"the GPU executor does not compute a prompt that is new before its step");
-    insta::assert_snapshot!(refused(vec![], vec![RowSpan { query_len: 3, draws: 3, ..decode }]), @"the GPU executor does not compute drafted tokens to verify");
+    insta::assert_snapshot!(refused(vec![], vec![RowSpan { query_len: 3, draws: 3, ..decode }]), @"the GPU executor does not compute a response with more or fewer draws or drafts than tokens");
     insta::assert_snapshot!(refused(vec![], vec![decode]), @"no sequence for response 0 of request 0");
 }

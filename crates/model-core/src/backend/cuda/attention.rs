@@ -1,6 +1,6 @@
 //! Attention on a GPU: prompts by flash attention, decode steps by the in-house kernel.
 
-use cuda_kernels::{DecodeAttentionQkv, GatherCache, LayerCache, RopeAndCache};
+use cuda_kernels::{DecodeAttention, DecodeAttentionQkv, GatherCache, LayerCache, RopeAndCache};
 use model_spec::HeadLayout;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::flash::{self, Keys, Mask};
@@ -8,7 +8,7 @@ use torch_ext::cuda::flash::{self, Keys, Mask};
 use super::{CudaState, HeadKernels, NO_ROOM, NOT_PLANNED, device_context};
 use crate::ModelError;
 use crate::attention_context::{AttentionContext, DeviceAttention, DevicePrompts};
-use crate::backend::plain::{QUERIES_PER_CHUNK, attend};
+use crate::backend::plain::attend;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::RotaryId;
@@ -34,6 +34,14 @@ pub(crate) struct CudaAttention {
     pub(super) rotary: Option<RotaryId>,
 }
 
+/// Where the keys and values of a decode step are.
+#[derive(Clone, Copy)]
+struct Cached<'a> {
+    layer: LayerCache<'a>,
+    /// `int32[num_rows, max_blocks_per_seq]`.
+    block_tables: &'a Tensor,
+}
+
 impl AttentionOp<CudaState> for CudaAttention {
     fn run(
         &self,
@@ -47,7 +55,10 @@ impl AttentionOp<CudaState> for CudaAttention {
         let layer = LayerCache { keys: &keys, values: &values };
         let attended = match &device_context(step)?.attention {
             DeviceAttention::Prefill(prompts) => self.prefill(qkv, step, prompts, layer, at)?,
-            DeviceAttention::Decode { block_tables, .. } => {
+            DeviceAttention::Decode { block_tables, has_drafts: true, .. } => {
+                self.decode_drafts(qkv, step, Cached { layer, block_tables }, at)?
+            }
+            DeviceAttention::Decode { block_tables, has_drafts: false, .. } => {
                 let HeadKernels { kernels, plan, .. } = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
                 let plan = plan.as_ref().ok_or(NO_ROOM)?;
                 let rotary = self.rotary.map(|id| at.rotary(id)).transpose()?;
@@ -64,7 +75,8 @@ impl AttentionOp<CudaState> for CudaAttention {
 
     fn prompt_cut_tokens(&self, at: &CudaState) -> Option<usize> {
         match at.numerics.compute.kind() {
-            Kind::Float => Some(QUERIES_PER_CHUNK),
+            // cuBLAS's float32 GEMMs have other bits with other numbers of rows.
+            Kind::Float => None,
             _ => Some(FLASH_CUT_TOKENS),
         }
     }
@@ -121,6 +133,39 @@ impl CudaAttention {
         let queries = (cu_seqlens, (*max_len_tokens).max(MIN_MAX_QUERIES) as i64);
         let keys = Keys { cu_seqlens: key_starts, max_len: max_keys as i64, used: None };
         Ok(flash::varlen_with(qkv, queries, &keys, f64::from(self.scale_f32), Mask::Causal)?)
+    }
+
+    /// Rotates and caches all tokens of the step, and then attends: a row reads tokens of other rows. The fused kernel has
+    /// the same bits, but each of its blocks writes the keys of its own rows only.
+    fn decode_drafts(
+        &self,
+        qkv: &Tensor,
+        step: &AttentionContext,
+        cached: Cached<'_>,
+        at: &CudaState,
+    ) -> Result<Tensor, ModelError> {
+        let (stream, context) = (at.stream()?, device_context(step)?);
+        let HeadKernels { kernels, plan, .. } = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
+        let plan = plan.as_ref().ok_or(NO_ROOM)?;
+        let kind = at.numerics.compute.kind();
+        let num_rows = qkv.size2()?.0;
+        let Cached { layer: cache, block_tables } = cached;
+        let queries = at.empty(&self.query_shape(num_rows), kind)?;
+        let out = at.empty(&self.query_shape(num_rows), kind)?;
+        let launch = RopeAndCache {
+            qkv,
+            positions: &context.positions,
+            slots: &plan.slots(num_rows)?,
+            rotary: self.rotary.map(|id| at.rotary(id)).transpose()?,
+            cache,
+            q_out: &queries,
+            kv_out: None,
+        };
+        kernels.rope_and_cache(&stream, &launch)?;
+        let launch =
+            DecodeAttention { q: &queries, cache, block_tables, plan, scale: self.scale_f32, out: &out };
+        kernels.decode_attention(&stream, &launch)?;
+        Ok(out)
     }
 
     /// Causal attention where flash attention has no float32, sequence by sequence.

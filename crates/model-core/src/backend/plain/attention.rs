@@ -13,7 +13,7 @@ use crate::upload::to_device;
 use crate::{AttentionAlgorithm, ModelError};
 
 /// Query rows whose scores exist at once: bounds the memory of a long prefill.
-pub(crate) const QUERIES_PER_CHUNK: usize = 128;
+const QUERIES_PER_CHUNK: usize = 128;
 
 /// The attention of one layer.
 #[derive(Debug)]

@@ -1,0 +1,103 @@
+//! Drafted tokens change no completion, whatever is drafted.
+
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::{engine_ahead, host};
+use crate::testing::*;
+use crate::*;
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(80))]
+
+    #[test]
+    fn completions_do_not_depend_on_drafts(
+        shapes in prop::collection::vec((1_usize..15, 0_u32..4, 0_u32..20), 1..8),
+        max_num_seqs in 1_usize..16,
+        max_prefill_tokens in 1_usize..50,
+        num_blocks in 10_usize..60,
+        run_ahead in 0_usize..3,
+        use_greedy in any::<bool>(),
+        right_percent in prop::sample::select(vec![0_u64, 50, 90, 100]),
+        most_drafts in 0_u64..12,
+    ) {
+        let requests: Vec<Request> = shapes
+            .iter()
+            .enumerate()
+            .map(|(idx, &(prompt_len, num, max_new))| request(idx as u64, prompt_len, num, max_new))
+            .collect();
+        let params = sampling::SamplingParams { use_greedy, ..params() };
+        let end_strings = ["ab", "xyz"];
+        let (expect, _) = run(&mut engine_ahead(params.clone(), &end_strings, roomy(), 0), &requests);
+        let tight = limits(max_num_seqs, max_prefill_tokens, num_blocks);
+        let guesser = Guesser::new(&expect, &requests, right_percent, most_drafts);
+        let mut engine = engine_ahead(params, &end_strings, tight, run_ahead).with_proposer(Box::new(guesser));
+        for _ in 0..2 {
+            let (actual, stats) = run(&mut engine, &requests);
+            prop_assert_eq!(&actual, &expect);
+            prop_assert!(stats.accepted_tokens <= stats.drafted_tokens);
+        }
+    }
+}
+
+#[test]
+fn right_drafts_save_steps_and_wrong_ones_cost_none() {
+    let answers = (0..).map(|sample_idx| {
+        let requests = [request(sample_idx, 6, 1, 33)];
+        let (expect, stats) = run(&mut engine_ahead(params(), &[], roomy(), 0), &requests);
+        (requests, expect, stats)
+    });
+    // One that no end token ends.
+    let (requests, expect, alone) = { answers }.find(|(.., stats)| stats.generated_tokens == 33).unwrap();
+    assert_eq!((alone.num_decode_steps, alone.decode_rows, alone.drafted_tokens), (32, 32, 0));
+    let with = |right_percent| {
+        let guesser = Guesser::new(&expect, &requests, right_percent, 0);
+        let always = Always(guesser);
+        let engine = engine_of(host(params()), &[], roomy());
+        let (actual, stats) = run(&mut engine.with_proposer(Box::new(always)), &requests);
+        assert_eq!(actual, expect);
+        assert_eq!(stats.generated_tokens, 33);
+        (stats.num_decode_steps, stats.drafted_tokens, stats.accepted_tokens)
+    };
+    // Four tokens a step; the last steps have room for fewer drafts.
+    assert_eq!(with(100), (8, 24, 24));
+    assert_eq!(with(0), (32, 29 * 3 + 2 + 1, 0));
+}
+
+/// Three drafts at a time, of which none is right by chance.
+struct Always(Guesser);
+
+impl Proposer for Always {
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+
+    fn prompt(&mut self, group_idx: u64, tokens: &[u32], num_responses: u32) {
+        self.0.prompt(group_idx, tokens, num_responses);
+    }
+
+    fn append(&mut self, id: SeqId, tokens: &[u32]) {
+        self.0.append(id, tokens);
+    }
+
+    fn end(&mut self, id: SeqId) {
+        self.0.end(id);
+    }
+
+    fn propose(&mut self, responses: &[Draftable]) -> Vec<Vec<u32>> {
+        let drafts = responses.iter().map(|response| {
+            assert!(response.max_drafts < 33);
+            let tokens = self.0.what_follows(response.id);
+            let shift = u32::from(!self.0.is_right());
+            tokens.iter().take(3).map(|&token| (token + shift) % VOCAB_SIZE as u32).collect()
+        });
+        drafts.collect()
+    }
+
+    fn is_drafting(&self) -> bool {
+        true
+    }
+
+    fn measured(&mut self, _num_tokens: usize, _time: Duration) {}
+}
