@@ -68,7 +68,8 @@ pub const MAX_NUM_SEQS_ON_GPU: usize = 1024;
 pub struct EngineLimits {
     /// Most sequences in one decode step.
     pub max_num_seqs: usize,
-    /// Most prompt tokens in one prefill step. A longer prompt goes alone, in parts where that gives the same bits.
+    /// Most prompt tokens in one prefill step, of which cached ones count a quarter. A longer prompt goes alone, in parts
+    /// where that gives the same bits.
     pub max_prefill_tokens: usize,
     /// Blocks in the KV cache.
     pub num_blocks: usize,

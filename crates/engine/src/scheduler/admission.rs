@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use super::{
     Scheduler, Seq, WaitingGroup,
     forecast::{Forecast, Lengths, Span},
+    prompts::step_tokens,
 };
 use crate::{EngineLimits, block_table::BlockDemand, prefix_cache::NodeId};
 
@@ -132,7 +133,7 @@ impl Scheduler {
             let WaitingGroup { group, path, .. } = waiting;
             let num_seqs = group.num_seqs as usize;
             let (found, num_cached_tokens) = self.find_cached(waiting, |node| planned.contains(&node));
-            let num_tokens = group.prompt.len() - num_cached_tokens;
+            let num_tokens = step_tokens(group.prompt.len(), num_cached_tokens);
             if admission.num_groups > 0 && admission.num_tokens + num_tokens > self.limits.max_prefill_tokens
             {
                 admission.limited_by = Some(Limit::PrefillTokens);

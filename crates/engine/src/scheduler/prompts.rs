@@ -35,6 +35,15 @@ pub(super) struct Prompt {
     block_table: Vec<BlockId>,
 }
 
+/// How much of a step a cached token takes, in tokens that are computed: attention reads it, and a GPU gathers it into
+/// memory that is planned for computed tokens, which take more than this of it.
+const CACHED_TOKENS_PER_TOKEN: usize = 4;
+
+/// How much of a step a prompt takes of which some tokens are cached, in tokens that are computed.
+pub(super) fn step_tokens(prompt_len_tokens: usize, num_cached_tokens: usize) -> usize {
+    prompt_len_tokens - num_cached_tokens + num_cached_tokens / CACHED_TOKENS_PER_TOKEN
+}
+
 impl Prompt {
     fn len_tokens(&self) -> usize {
         self.waiting.group.prompt.len()
@@ -46,6 +55,7 @@ impl Prompt {
 struct PrefillStep {
     rows: Vec<RowSpan>,
     prompts: Vec<NewPrompt>,
+    /// By [`step_tokens`].
     num_tokens: usize,
 }
 
@@ -113,7 +123,7 @@ impl Scheduler {
     fn begin_prompt(&mut self, waiting: WaitingGroup, step: &PrefillStep) -> Result<Prompt, WaitingGroup> {
         let demand = self.demand(&waiting.group);
         let (found, num_computed_tokens) = self.find_cached(&waiting, |_| false);
-        let num_tokens = step.num_tokens + waiting.group.prompt.len() - num_computed_tokens;
+        let num_tokens = step.num_tokens + step_tokens(waiting.group.prompt.len(), num_computed_tokens);
         if !step.rows.is_empty() && num_tokens > self.limits.max_prefill_tokens {
             return Err(waiting);
         }
@@ -151,7 +161,7 @@ impl Scheduler {
             query_len: query_len as u32,
             draws: if is_last { group.num_seqs } else { 0 },
         });
-        step.num_tokens += query_len;
+        step.num_tokens += step_tokens(prompt.num_computed_tokens + query_len, prompt.num_computed_tokens);
         let block_table = self.pool.table(&prompt.blocks);
         // It is new, or its blocks have moved.
         if block_table != prompt.block_table {

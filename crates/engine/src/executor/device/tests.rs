@@ -443,6 +443,20 @@ fn prompts_come_in_parts() {
 }
 
 #[test]
+fn prompts_that_begin_alike_give_the_tokens_of_the_host() {
+    let prefixed = |idx| {
+        let own = request(idx, 3, 2, 9);
+        Request { prompt: (0..20).chain(own.prompt.iter().copied()).collect(), ..own }
+    };
+    let requests: Vec<Request> = (0..12).map(prefixed).collect();
+    let (expect, _) = run(&mut engine_of(host(params()), &["ab"], roomy()), &requests);
+    let setup = Setup { limits: limits(6, 30, 80), ..roomy_setup() };
+    let (actual, stats) = run(&mut setup.engine(&["ab"]).0, &requests);
+    assert_eq!(actual, expect);
+    assert_eq!(stats.cached_prompt_tokens, 11 * 20);
+}
+
+#[test]
 fn what_a_gpu_does_not_compute_is_refused() {
     let prompt = |group_idx| NewPrompt {
         group_idx,

@@ -86,12 +86,12 @@ fn a_long_prompt_comes_in_parts_between_which_what_runs_goes_on() {
 
 #[test]
 fn prompts_of_one_step_share_what_the_first_of_them_computes() {
-    let mut scheduler = scheduler(20, 100);
+    let mut scheduler = scheduler(30, 100);
     let prompt = |last: u32| -> Vec<u32> { (0..13).chain([last]).collect() };
     for last in [20, 21, 22, 23] {
         scheduler.add(group(prompt(last), 2)).unwrap();
     }
-    // Four prompts of 14 tokens, of which 20 are in the step.
+    // Four prompts of 14 tokens, of which 20 are computed and 36 read.
     assert_eq!(
         run(&mut scheduler, 2),
         [Seen::Prompts(vec![(0, 14, 1), (12, 2, 1), (12, 2, 1), (12, 2, 1)]), Seen::Decode(4),]
