@@ -114,6 +114,32 @@ fn one_text_whether_the_cache_is_large_or_full() {
     }
 }
 
+#[test]
+fn one_text_whether_prompts_share_what_they_begin_with() {
+    let system =
+        "You answer questions about rivers, mountains and the sea, shortly and in one sentence. ".repeat(2);
+    let lines: String = (0..NUM_SAMPLES)
+        .map(|n| {
+            format!(
+                "{{\"system\": \"{system}\", \"conversations\": [{{\"from\": \"User\", \"value\": \"{n}{}?\"}}, \
+                 {{\"from\": \"Assistant\", \"value\": \"\"}}]}}\n",
+                "!".repeat(n)
+            )
+        })
+        .collect();
+    for (model, path) in [(MODELS[0], FP32[1]), (MODELS[1], BF16[1])] {
+        let checkpoint = format!("pretrained_checkpoint.restore_from_path={}", fixture(model).display());
+        let job = |prefix_cache: bool| {
+            let key = format!("++trainer.generation.prefix_cache={prefix_cache}");
+            Job::with_data(&lines).with(&SAMPLING).with(&[&checkpoint, &key]).with(path)
+        };
+        let (on, off) = (job(true), job(false));
+        assert_eq!(texts(&on, 4), texts(&off, 4), "{model} {path:?}");
+        let cached = [on, off].map(|job| job.summary()["cached_prompt_tokens"].as_u64().unwrap());
+        assert!(cached[0] > 32 * (NUM_SAMPLES as u64 - 1) && cached[1] == 0, "{model}: {cached:?}");
+    }
+}
+
 /// What a run has just done when it is killed.
 #[derive(Clone, Copy)]
 enum Moment {

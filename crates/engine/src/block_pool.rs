@@ -4,6 +4,9 @@
 //! Each holder of a block either uses it, which keeps it in the cache, or lets it rest. A block that nobody uses stays
 //! where it is until its place is needed, and then goes to the host.
 //!
+//! What a block holds may be kept when its last holder leaves, for who begins with the same tokens: it is free, and goes
+//! when there is no other free place, the one that became free first before others.
+//!
 //! Places are not promised here. With `num_blocks` of the cache and `num_host_blocks` of the host, a holder that uses
 //! fewer than `num_blocks` can always get one more while nobody else uses any and fewer than
 //! [`BlockPool::capacity`] are held in all: the one place less is what a block can leave for when another comes back.
@@ -30,8 +33,28 @@ struct Entry {
     num_holders: u32,
     /// Those holders that need it in the cache.
     num_users: u32,
-    /// When it was used last, if it rests in the cache.
+    /// When it was used last, if it rests in the cache or is free and kept.
     rested_at: u64,
+    /// Tells what it holds from what it held before.
+    generation: u64,
+    /// Whether what it holds is kept when nobody holds it.
+    is_kept: bool,
+}
+
+/// A block and what it held when it was kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KeptBlock {
+    block: KvBlock,
+    generation: u64,
+}
+
+/// In what state a kept block is that still holds what it held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kept {
+    /// Somebody holds it.
+    Held,
+    /// It is free.
+    Free,
 }
 
 /// All blocks, and how they move.
@@ -44,6 +67,9 @@ pub(crate) struct BlockPool {
     free_on_host: Vec<HostBlockId>,
     /// Blocks of the cache that nobody uses, by when that began.
     resting: BTreeMap<u64, KvBlock>,
+    /// Blocks of the cache that nobody holds and whose bits are kept, by when that began.
+    kept: BTreeMap<u64, KvBlock>,
+    num_allocated: u64,
     num_rests: u64,
     capacity: usize,
     moves: Vec<BlockMove>,
@@ -60,6 +86,8 @@ impl BlockPool {
             free: (0..num_blocks as BlockId).rev().collect(),
             free_on_host: (0..num_host_blocks as HostBlockId).rev().collect(),
             resting: BTreeMap::new(),
+            kept: BTreeMap::new(),
+            num_allocated: 0,
             num_rests: 0,
             capacity: num_blocks + num_host_blocks.saturating_sub(1),
             moves: Vec::new(),
@@ -73,17 +101,17 @@ impl BlockPool {
 
     /// Blocks that are held.
     pub(crate) fn num_held(&self) -> usize {
-        self.entries.len() - self.unused.len()
+        self.entries.len() - self.unused.len() - self.kept.len()
     }
 
     /// Blocks of the cache that nobody holds.
     pub(crate) fn num_free(&self) -> usize {
-        self.free.len()
+        self.free.len() + self.kept.len()
     }
 
     /// Blocks of the cache that nobody holds, or that can go to the host.
     pub(crate) fn num_available(&self) -> usize {
-        self.free.len() + self.resting.len().min(self.free_on_host.len())
+        self.num_free() + self.resting.len().min(self.free_on_host.len())
     }
 
     /// Blocks with one holder each, which uses them, or none if there are too few.
@@ -95,7 +123,10 @@ impl BlockPool {
     }
 
     fn allocate_one(&mut self) -> Option<KvBlock> {
-        let entry = Entry { place: Place::Cache(self.vacate()?), num_holders: 1, num_users: 1, rested_at: 0 };
+        let place = Place::Cache(self.vacate()?);
+        self.num_allocated += 1;
+        let generation = self.num_allocated;
+        let entry = Entry { place, num_holders: 1, num_users: 1, rested_at: 0, generation, is_kept: false };
         Some(match self.unused.pop() {
             Some(block) => {
                 self.entries[block.0 as usize] = entry;
@@ -113,6 +144,12 @@ impl BlockPool {
     fn vacate(&mut self) -> Option<BlockId> {
         if let Some(block) = self.free.pop() {
             return Some(block);
+        }
+        if let Some((_, block)) = self.kept.pop_first() {
+            self.unused.push(block);
+            let entry = &mut self.entries[block.0 as usize];
+            entry.is_kept = false;
+            return if let Place::Cache(place) = entry.place { Some(place) } else { None };
         }
         let to = *self.free_on_host.last()?;
         let (_, block) = self.resting.pop_first()?;
@@ -152,11 +189,11 @@ impl BlockPool {
         let num_with_host = places().filter(|entry| matches!(entry.place, Place::Host(_))).count();
         let num_own_resting = places().filter(|entry| entry.num_users == 0).count() - num_with_host;
         // Each that comes back leaves a place with the host; one free place, here or there, lets the exchange begin.
-        let num_exchangeable = match self.free.len() + self.free_on_host.len() {
+        let num_exchangeable = match self.num_free() + self.free_on_host.len() {
             0 => 0,
             _ => (self.resting.len() - num_own_resting).min(self.free_on_host.len() + num_with_host),
         };
-        if num_with_host + num_more > self.free.len() + num_exchangeable {
+        if num_with_host + num_more > self.num_free() + num_exchangeable {
             return false;
         }
         // All at once, so that none of them goes to the host for another.
@@ -186,9 +223,10 @@ impl BlockPool {
         self.release_resting(blocks);
     }
 
-    /// Takes a holder that lets them rest away from each of `blocks`.
+    /// Takes a holder that lets them rest away from each of `blocks`. What is kept of them goes from the last one on: what a
+    /// sequence begins with is the likeliest to be wanted again.
     pub(crate) fn release_resting(&mut self, blocks: &[KvBlock]) {
-        for &block in blocks {
+        for &block in blocks.iter().rev() {
             let entry = &mut self.entries[block.0 as usize];
             entry.num_holders -= 1;
             if entry.num_holders > 0 {
@@ -197,12 +235,49 @@ impl BlockPool {
             match entry.place {
                 Place::Cache(place) => {
                     self.resting.remove(&entry.rested_at);
+                    if entry.is_kept {
+                        entry.rested_at = self.num_rests;
+                        self.kept.insert(self.num_rests, block);
+                        self.num_rests += 1;
+                        continue;
+                    }
                     self.free.push(place);
                 }
                 Place::Host(place) => self.free_on_host.push(place),
             }
+            entry.is_kept = false;
             self.unused.push(block);
         }
+    }
+
+    /// Keeps what a block holds, beyond its last holder.
+    pub(crate) fn keep(&mut self, block: KvBlock) -> KeptBlock {
+        let entry = &mut self.entries[block.0 as usize];
+        entry.is_kept = true;
+        KeptBlock { block, generation: entry.generation }
+    }
+
+    /// Whether a block still holds what it held, in the cache.
+    pub(crate) fn kept(&self, KeptBlock { block, generation }: KeptBlock) -> Option<Kept> {
+        let entry = self.entries.get(block.0 as usize)?;
+        let is_there =
+            entry.generation == generation && entry.is_kept && matches!(entry.place, Place::Cache(_));
+        is_there.then_some(if entry.num_holders > 0 { Kept::Held } else { Kept::Free })
+    }
+
+    /// Adds a holder that uses them to kept blocks, all of which still hold what they held.
+    pub(crate) fn hold_kept(&mut self, kept: &[KeptBlock]) -> Vec<KvBlock> {
+        for &KeptBlock { block, .. } in kept {
+            let entry = &mut self.entries[block.0 as usize];
+            if entry.num_holders == 0 {
+                self.kept.remove(&entry.rested_at);
+            } else if entry.num_users == 0 {
+                self.resting.remove(&entry.rested_at);
+            }
+            entry.num_holders += 1;
+            entry.num_users += 1;
+        }
+        kept.iter().map(|kept| kept.block).collect()
     }
 
     /// The bits of a block that is used go to another such block, too.

@@ -71,6 +71,11 @@ impl BlockDemand {
         Self { num_full, num_partial, num_own }
     }
 
+    /// The same where others hold some of the prompt's full blocks.
+    pub(crate) fn without(self, num_held: usize) -> Self {
+        Self { num_full: self.num_full.saturating_sub(num_held), ..self }
+    }
+
     /// Blocks of the prompt.
     pub(crate) fn prompt(&self) -> usize {
         self.num_full + self.num_partial

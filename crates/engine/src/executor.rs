@@ -38,6 +38,12 @@ pub trait Executor: Send {
         1
     }
 
+    /// At multiples of how many tokens prompts may be cut: their tokens are then those of prompts computed whole. None where
+    /// they are computed whole.
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        None
+    }
+
     /// How many steps may be in flight when another is started.
     fn run_ahead(&self) -> usize;
 

@@ -7,6 +7,7 @@ mod block_table;
 mod error;
 mod executor;
 mod plan;
+mod prefix_cache;
 mod proposer;
 mod request;
 mod run;
@@ -70,7 +71,13 @@ impl Engine {
         token_bytes: Arc<dyn TokenBytes + Send + Sync>,
         limits: EngineLimits,
     ) -> Result<Self, EngineError> {
-        Ok(Self(EngineParts { executor, proposer: None, stop, token_bytes, limits: limits.check()? }))
+        let limits = limits.check()?;
+        Ok(Self(EngineParts { executor, proposer: None, stop, token_bytes, limits, shares_prefixes: true }))
+    }
+
+    /// Whether what prompts begin with in common is computed once: it is, unless this says otherwise. No text depends on it.
+    pub fn set_prefix_cache(&mut self, is_on: bool) {
+        self.0.shares_prefixes = is_on;
     }
 
     /// Whether several tokens of a response can be computed in one step, with the bits that they get one by one.

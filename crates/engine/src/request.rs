@@ -68,7 +68,8 @@ pub const MAX_NUM_SEQS_ON_GPU: usize = 1024;
 pub struct EngineLimits {
     /// Most sequences in one decode step.
     pub max_num_seqs: usize,
-    /// Most prompt tokens in one prefill step; a longer prompt goes alone.
+    /// Most prompt tokens in one prefill step, of which cached ones count a quarter. A longer prompt goes alone, in parts
+    /// where that gives the same bits.
     pub max_prefill_tokens: usize,
     /// Blocks in the KV cache.
     pub num_blocks: usize,
@@ -123,6 +124,8 @@ pub struct RunStats {
     pub end: RunEnd,
     /// Prompt tokens computed, each prompt once.
     pub prompt_tokens: u64,
+    /// Prompt tokens that were not computed, because an earlier prompt began with the same ones.
+    pub cached_prompt_tokens: u64,
     /// Tokens sampled.
     pub generated_tokens: u64,
     /// Prefill steps.

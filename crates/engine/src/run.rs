@@ -12,7 +12,7 @@ use sampling::{FinishReason, SampledToken, StopConditions, StopState, TokenBytes
 use crate::{
     Activity, Completion, Draftable, EngineError, EngineLimits, Executor, Proposer, Request, RunStats,
     plan::{RowId, RowSpan, SeqId, StepOutput, StepPlan},
-    scheduler::{Scheduler, SeqGroup},
+    scheduler::{PromptParts, Scheduler, SeqGroup},
 };
 
 /// A request in flight; its prompt is the scheduler's.
@@ -21,6 +21,8 @@ struct ActiveRequest {
     num_responses: u32,
     max_new_tokens: u32,
     num_unfinished: u32,
+    /// A part of its prompt was in a step.
+    has_begun: bool,
 }
 
 /// A response in flight.
@@ -52,6 +54,7 @@ pub(crate) struct EngineParts {
     pub(crate) stop: StopConditions,
     pub(crate) token_bytes: Arc<dyn TokenBytes + Send + Sync>,
     pub(crate) limits: EngineLimits,
+    pub(crate) shares_prefixes: bool,
 }
 
 /// The state of one run.
@@ -78,7 +81,11 @@ impl<'e, 'c> Run<'e, 'c> {
         engine: &'e mut EngineParts,
         on_completion: &'c mut dyn FnMut(Completion) -> ControlFlow<()>,
     ) -> Result<Self, EngineError> {
-        let scheduler = Scheduler::new(engine.limits)?;
+        let parts = PromptParts {
+            cut_tokens: engine.executor.prompt_cut_tokens(),
+            shares_prefixes: engine.shares_prefixes,
+        };
+        let scheduler = Scheduler::new(engine.limits)?.with_parts(parts);
         engine.executor.reset()?;
         if let Some(proposer) = &mut engine.proposer {
             proposer.reset();
@@ -107,7 +114,13 @@ impl<'e, 'c> Run<'e, 'c> {
         // Greedy responses are all alike: one is computed and repeated.
         let num_seqs = if self.engine.executor.is_greedy() { 1 } else { request.num_responses };
         let Request { sample_idx, prompt, num_responses, max_new_tokens } = request;
-        let active = ActiveRequest { sample_idx, num_responses, max_new_tokens, num_unfinished: num_seqs };
+        let active = ActiveRequest {
+            sample_idx,
+            num_responses,
+            max_new_tokens,
+            num_unfinished: num_seqs,
+            has_begun: false,
+        };
         if max_new_tokens == 0 {
             let empty = ActiveSeq::new(0);
             return Ok((0..num_seqs).try_for_each(|response_idx| {
@@ -156,8 +169,12 @@ impl<'e, 'c> Run<'e, 'c> {
             match row.id {
                 RowId::Prompt(group_idx) => {
                     let unknown = unknown(SeqId { group_idx, response_idx: 0 });
-                    let max_new_tokens = self.requests.get(&group_idx).ok_or(unknown)?.max_new_tokens;
+                    let request = self.requests.get_mut(&group_idx).ok_or(unknown)?;
+                    let max_new_tokens = request.max_new_tokens;
                     self.stats.prompt_tokens += u64::from(row.query_len);
+                    if !std::mem::replace(&mut request.has_begun, true) {
+                        self.stats.cached_prompt_tokens += u64::from(row.context_len);
+                    }
                     let ids = (0..row.draws).map(|response_idx| SeqId { group_idx, response_idx });
                     self.seqs.extend(ids.map(|id| (id, ActiveSeq::new(max_new_tokens))));
                 }

@@ -20,16 +20,20 @@ use crate::{
     EngineError, EngineLimits,
     block_pool::BlockPool,
     block_table::{BlockDemand, GROW_AHEAD_BLOCKS, PromptBlocks},
-    plan::{NewPrompt, RowId, RowSpan, SeqId, StepPlan, TableDelta},
+    plan::{RowSpan, SeqId, StepPlan, TableDelta},
+    prefix_cache::{NodeId, PrefixCache},
 };
 
 mod admission;
 mod drafts;
 mod forecast;
+mod prompts;
 mod seq;
 
-use admission::{Admission, Limit, Wish};
+use admission::{Admission, Wish};
 use forecast::Lengths;
+use prompts::Prompt;
+pub(crate) use prompts::PromptParts;
 use seq::Seq;
 
 /// All responses to one prompt.
@@ -48,8 +52,8 @@ pub(crate) struct SeqGroup {
 /// What to compute next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// This: either whole prompts with the first token of each of their responses, or one token more for each response
-    /// that runs.
+    /// This: either prompts with the first token of each of their responses, or one token more for each response that
+    /// runs. A prompt that is too long for a step comes in parts, the last of which draws the first tokens.
     Run(StepPlan),
     /// All tokens that every sequence may have are in flight; who ended must be reported first.
     Wait,
@@ -66,7 +70,13 @@ pub(crate) struct Scheduler {
     num_promised_blocks: usize,
     lengths: Lengths,
     num_added: u64,
+    /// None where prompts share nothing.
+    prefixes: Option<PrefixCache>,
+    /// The longest part of a prompt; None where prompts are computed whole.
+    max_part_tokens: Option<usize>,
     waiting: VecDeque<WaitingGroup>,
+    /// The prompt that is computed in parts. Its blocks rest between two of them.
+    partial: Option<Prompt>,
     starting: VecDeque<StartingGroup>,
     /// Groups whose responses have one token: they never decode, and hold their prompt until they end.
     single: Vec<StartingGroup>,
@@ -88,6 +98,8 @@ pub(crate) struct Scheduler {
 struct WaitingGroup {
     group_idx: u64,
     group: SeqGroup,
+    /// The prompt in the prefix cache.
+    path: Vec<NodeId>,
 }
 
 /// A group whose prompt is computed and some of whose responses wait for room.
@@ -98,6 +110,8 @@ struct StartingGroup {
     max_new_tokens: u32,
     demand: BlockDemand,
     prompt: PromptBlocks,
+    /// Blocks at the front that other prompts had computed.
+    num_cached_blocks: usize,
     /// Whether the prompt is in use, or rests.
     is_used: bool,
     response_idxs: VecDeque<u32>,
@@ -128,7 +142,10 @@ impl Scheduler {
             num_promised_blocks: 0,
             lengths: Lengths::default(),
             num_added: 0,
+            prefixes: None,
+            max_part_tokens: None,
             waiting: VecDeque::new(),
+            partial: None,
             starting: VecDeque::new(),
             single: Vec::new(),
             running: Vec::new(),
@@ -163,7 +180,11 @@ impl Scheduler {
         let group_idx = self.num_added;
         self.num_added += 1;
         self.input_paused = false;
-        self.waiting.push_back(WaitingGroup { group_idx, group });
+        let path = match &mut self.prefixes {
+            Some(prefixes) => prefixes.enter(&group.prompt, &self.pool),
+            None => Vec::new(),
+        };
+        self.waiting.push_back(WaitingGroup { group_idx, group, path });
         Ok(group_idx)
     }
 
@@ -197,6 +218,9 @@ impl Scheduler {
     pub(crate) fn next_step(&mut self) -> Step {
         self.resume();
         self.start_responses();
+        if let Some(plan) = self.continue_prompt() {
+            return Step::Run(plan);
+        }
         let admission = self.admissible();
         if self.should_prefill(&admission) {
             return Step::Run(self.prefill(admission.num_groups));
@@ -206,7 +230,7 @@ impl Scheduler {
             return Step::Run(StepPlan { rows, ..self.take_changes() });
         }
         let begun = [self.running.len(), self.preempted.len(), self.starting.len(), self.single.len()];
-        if begun == [0; 4] { Step::Done } else { Step::Wait }
+        if begun == [0; 4] && self.partial.is_none() { Step::Done } else { Step::Wait }
     }
 
     /// A step in flight is known: of the `query_len` tokens that it computed of a sequence, `num_accepted` stay. One that
@@ -275,7 +299,7 @@ impl Scheduler {
         admission.num_groups > 0
             && (self.running.is_empty()
                 || self.has_paused
-                || admission.limited_by == Some(Limit::PrefillTokens)
+                || self.is_full(admission.num_tokens, admission.limited_by)
                 || admission.num_seqs >= worthwhile
                 || is_last)
     }
@@ -287,47 +311,6 @@ impl Scheduler {
             moves: self.pool.take_moves(),
             ..StepPlan::default()
         }
-    }
-
-    fn prefill(&mut self, num_groups: usize) -> StepPlan {
-        let (mut rows, mut prompts) = (Vec::new(), Vec::new());
-        for _ in 0..num_groups {
-            let Some(WaitingGroup { group_idx, group }) = self.waiting.pop_front() else { break };
-            let demand = self.demand(&group);
-            let Some(blocks) = self.pool.allocate(demand.prompt()) else {
-                self.waiting.push_front(WaitingGroup { group_idx, group });
-                break;
-            };
-            let SeqGroup { sample_idx, prompt: tokens, num_seqs, max_new_tokens } = group;
-            rows.push(RowSpan {
-                id: RowId::Prompt(group_idx),
-                context_len: 0,
-                query_len: tokens.len() as u32,
-                draws: num_seqs,
-            });
-            self.lengths.num_tokens += u64::from(num_seqs);
-            let started = StartingGroup {
-                group_idx,
-                prompt_len_tokens: tokens.len(),
-                max_new_tokens,
-                demand,
-                prompt: PromptBlocks::new(blocks.clone(), &demand),
-                is_used: true,
-                response_idxs: (0..num_seqs).collect(),
-            };
-            prompts.push(NewPrompt { group_idx, sample_idx, tokens, block_table: self.pool.table(&blocks) });
-            if max_new_tokens == 1 {
-                self.single.push(started);
-            } else {
-                self.starting.push_back(started);
-            }
-        }
-        self.has_paused = true;
-        let mut plan = StepPlan { rows, ..self.take_changes() };
-        plan.tables.prompts = prompts;
-        // What moves from here on moves after this step.
-        self.start_responses();
-        plan
     }
 
     /// A row for each sequence that may get one more token, as it is before it.
@@ -452,6 +435,7 @@ impl Scheduler {
             blocks,
             num_known_blocks: 0,
             num_shared_blocks: demand.num_shared(),
+            num_cached_blocks: group.num_cached_blocks,
             prompt_len_tokens,
             context_len: prompt_len_tokens,
             in_flight: 0,

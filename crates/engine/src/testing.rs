@@ -90,6 +90,10 @@ impl BatchModel for FakeModel {
         Ok(Tensor::from_slice2(&rows))
     }
 
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        Some(2)
+    }
+
     fn verifies_drafts(&self) -> bool {
         true
     }

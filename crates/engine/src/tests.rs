@@ -7,6 +7,7 @@ use sampling::{FinishReason, SampledToken, SamplingParams};
 use super::*;
 use crate::testing::*;
 
+mod prefixes;
 mod speculation;
 
 fn engine(params: SamplingParams, end_strings: &[&str], limits: EngineLimits) -> Engine {

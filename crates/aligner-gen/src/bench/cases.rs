@@ -55,6 +55,7 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         };
         let limits = limits(arguments, options, &footprint, &workload, vocab_size);
         let mut engine = open(model, options, &workload, limits, vocab_size)?;
+        engine.set_prefix_cache(!arguments.no_prefix_cache);
         if arguments.unconstrained {
             crate::model::device::let_blas_choose()?;
         }
@@ -149,6 +150,7 @@ fn run_workload(engine: &mut Engine, workload: &Workload, floor: &Floor) -> Resu
         "tokens": stats.generated_tokens,
         "wall_s": round(wall_s),
         "tokens_per_s": round(stats.generated_tokens as f64 / wall_s),
+        "cached_prompt_tokens": stats.cached_prompt_tokens,
         "decode_steps": stats.num_decode_steps,
         "peak_rows": stats.peak_rows,
         "step_ms": round(step_ms),

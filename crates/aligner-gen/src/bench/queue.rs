@@ -21,7 +21,9 @@ use super::simulate::{Simulation, long_tail};
 use crate::cluster::queue::dispatch::{Desk, Event};
 use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
 use crate::cluster::queue::link::{Server, connect};
-use crate::cluster::queue::message::{FromZero, Hello, Leaving, ResponseDone, SampleDone, ToZero, Why};
+use crate::cluster::queue::message::{
+    FromZero, Hello, Leaving, PromptTokens, ResponseDone, SampleDone, ToZero, Why,
+};
 use crate::cluster::ranks::{Meeting, RankPlace};
 use crate::cluster::topology::Topology;
 
@@ -256,7 +258,7 @@ fn answer(
             Err(reason) => return Err(anyhow::anyhow!("{reason}").into()),
         }
     }
-    (mailbox.say)(ToZero::Leaving(Leaving { why: Why::Told, prompt_tokens: 0 }));
+    (mailbox.say)(ToZero::Leaving(Leaving { why: Why::Told, prompt_tokens: PromptTokens::default() }));
     drop(mailbox);
     line.hang_up();
     Ok(())

@@ -203,6 +203,9 @@ pub(crate) struct BenchArgs {
     /// Most sequences in one step, with a shape
     #[arg(long, default_value_t = 256)]
     pub(crate) max_num_seqs: usize,
+    /// Compute every prompt whole, with a shape
+    #[arg(long)]
+    pub(crate) no_prefix_cache: bool,
     /// Blocks of the KV cache, with a shape; without it those that are needed or fit
     #[arg(long)]
     pub(crate) num_blocks: Option<usize>,

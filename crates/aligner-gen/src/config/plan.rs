@@ -38,6 +38,8 @@ pub(crate) struct GenerationPlan {
     pub(crate) num_drawn: Option<usize>,
     pub(crate) limit: LimitTrainBatches,
     pub(crate) room: RoomPlan,
+    /// Whether what prompts begin with in common is computed once.
+    pub(crate) prefix_cache: bool,
     pub(crate) max_steps: i64,
     pub(crate) drop_last: DropLast,
     pub(crate) length_limits: LengthLimits,
@@ -116,6 +118,7 @@ impl GenerationPlan {
                 Some(RawLimit::Fraction(fraction)) => LimitTrainBatches::Fraction(fraction),
             },
             room: RoomPlan::new(&raw.trainer.generation)?,
+            prefix_cache: raw.trainer.generation.prefix_cache.unwrap_or(true),
             max_steps: raw.trainer.generation.max_steps,
             drop_last: parse_drop_last(&train_ds.drop_last)?,
             length_limits,

@@ -55,6 +55,7 @@ pub(crate) struct RawTrainerGeneration {
     pub(crate) max_batch: Option<i64>,
     pub(crate) kv_cache_memory_bytes: Option<i64>,
     pub(crate) swap_space: Option<f64>,
+    pub(crate) prefix_cache: Option<bool>,
     pub(crate) trt_llm: RawTrtLlm,
 }
 

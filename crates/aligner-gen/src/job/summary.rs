@@ -38,7 +38,10 @@ pub(crate) struct Swaps {
 pub(crate) struct Summary {
     pub(crate) samples: u64,
     pub(crate) responses: u64,
+    /// Computed.
     pub(crate) prompt_tokens: u64,
+    /// Not computed, because an earlier prompt began with the same ones.
+    pub(crate) cached_prompt_tokens: u64,
     pub(crate) output_tokens: u64,
     pub(crate) output_tokens_per_second: f64,
     pub(crate) finish_reasons: FinishReasons,
@@ -56,6 +59,7 @@ impl Summary {
     /// Adds the engine's own measurements.
     pub(crate) fn add_engine(&mut self, stats: &RunStats) {
         self.prompt_tokens = stats.prompt_tokens;
+        self.cached_prompt_tokens = stats.cached_prompt_tokens;
         self.peak_rows = stats.peak_rows as u64;
         self.swaps = Swaps {
             preemptions: stats.num_preemptions,
@@ -75,10 +79,15 @@ impl Summary {
     pub(crate) fn table(&self) -> String {
         let reasons = self.finish_reasons;
         let time = self.seconds;
+        let mut prompt_tokens = thousands(self.prompt_tokens);
+        if self.cached_prompt_tokens > 0 {
+            let cached = thousands(self.cached_prompt_tokens);
+            prompt_tokens.push_str(&format!(", and {cached} not computed again"));
+        }
         let mut rows = vec![
             ("samples", thousands(self.samples)),
             ("responses", thousands(self.responses)),
-            ("prompt tokens", thousands(self.prompt_tokens)),
+            ("prompt tokens", prompt_tokens),
             (
                 "output tokens",
                 format!("{} ({:.1}/s)", thousands(self.output_tokens), self.output_tokens_per_second),
@@ -149,6 +158,7 @@ mod tests {
         summary.finish_reasons.count(FinishReason::Eos);
         summary.add_engine(&RunStats {
             prompt_tokens: 40,
+            cached_prompt_tokens: 1024,
             prefill_time: Duration::from_micros(1_234_567),
             peak_rows: 70,
             num_preemptions: 3,
@@ -160,7 +170,7 @@ mod tests {
         insta::assert_snapshot!(summary.table(), @r"
         samples            2
         responses          1,234
-        prompt tokens      40
+        prompt tokens      40, and 1,024 not computed again
         output tokens      500 (250.0/s)
         ended by           eos 1, end string 0, length 0
         samples left out   0
@@ -168,6 +178,6 @@ mod tests {
         seconds            load 0.00, prefill 1.24, decode 0.00, sample 0.00, write 0.00
         swapped            3 responses made room: 1,250 KV blocks to the host and 1,240 back in 0.38 s
         ");
-        insta::assert_snapshot!(serde_json::to_string(&summary).unwrap(), @r#"{"samples":2,"responses":1234,"prompt_tokens":40,"output_tokens":500,"output_tokens_per_second":250.0,"finish_reasons":{"eos":1,"end_string":0,"length":0},"samples_left_out":0,"peak_rows":70,"swaps":{"preemptions":3,"blocks_out":1250,"blocks_in":1240,"seconds":0.38},"seconds":{"load":0.0,"prefill":1.235,"decode":0.0,"sample":0.0,"write":0.0,"generate":2.0}}"#);
+        insta::assert_snapshot!(serde_json::to_string(&summary).unwrap(), @r#"{"samples":2,"responses":1234,"prompt_tokens":40,"cached_prompt_tokens":1024,"output_tokens":500,"output_tokens_per_second":250.0,"finish_reasons":{"eos":1,"end_string":0,"length":0},"samples_left_out":0,"peak_rows":70,"swaps":{"preemptions":3,"blocks_out":1250,"blocks_in":1240,"seconds":0.38},"seconds":{"load":0.0,"prefill":1.235,"decode":0.0,"sample":0.0,"write":0.0,"generate":2.0}}"#);
     }
 }

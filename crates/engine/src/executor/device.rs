@@ -185,6 +185,8 @@ pub(crate) struct DeviceShape {
     pub(crate) layout: TableLayout,
     /// Results are bitwise identical for any batch of at most this many rows, or at least 32.
     pub(crate) small_batch: usize,
+    /// [`model_core::CausalLm::prompt_cut_tokens`].
+    pub(crate) prompt_cut_tokens: Option<usize>,
 }
 
 /// A device and what it holds.
@@ -488,6 +490,10 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
 
     fn min_rows(&self) -> usize {
         bucket(1, self.shape.small_batch)
+    }
+
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        self.shape.prompt_cut_tokens
     }
 
     fn run_ahead(&self) -> usize {

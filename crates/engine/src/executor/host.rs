@@ -24,6 +24,9 @@ pub(crate) trait BatchModel: Send {
     /// The logits that the batch asks for: float32 `[num_logits, padded_vocab_size]`.
     fn forward(&mut self, batch: &Batch) -> Result<Tensor, ModelError>;
 
+    /// [`CausalLm::prompt_cut_tokens`].
+    fn prompt_cut_tokens(&self) -> Option<usize>;
+
     /// Whether [`CausalLm::verifies_drafts`].
     fn verifies_drafts(&self) -> bool;
 
@@ -40,6 +43,10 @@ pub(crate) struct CachedModel {
 impl BatchModel for CachedModel {
     fn forward(&mut self, batch: &Batch) -> Result<Tensor, ModelError> {
         self.model.forward(batch, &mut self.cache)
+    }
+
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        self.model.prompt_cut_tokens()
     }
 
     fn verifies_drafts(&self) -> bool {
@@ -251,6 +258,10 @@ impl Executor for HostExecutor {
 
     fn collect(&mut self) -> Result<StepOutput, EngineError> {
         Ok(self.outputs.pop_front().unwrap_or_default())
+    }
+
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        self.model.prompt_cut_tokens()
     }
 
     fn run_ahead(&self) -> usize {

@@ -4,11 +4,14 @@
 //! everything that was begun at its greatest length. Where the host can help, a third one is expected: that the cache alone
 //! has room for nearly everything at its expected length, so that little is swapped.
 
+use std::collections::HashSet;
+
 use super::{
     Scheduler, Seq, WaitingGroup,
     forecast::{Forecast, Lengths, Span},
+    prompts::step_tokens,
 };
-use crate::{EngineLimits, block_table::BlockDemand};
+use crate::{EngineLimits, block_table::BlockDemand, prefix_cache::NodeId};
 
 /// The prompts at the front of the queue that fit now.
 #[derive(Debug, Default)]
@@ -120,23 +123,29 @@ const OVERCOMMITTED_PART: usize = 8;
 impl Scheduler {
     pub(super) fn admissible(&self) -> Admission {
         let mut admission = Admission::default();
-        if !self.starting.is_empty() || !self.preempted.is_empty() {
+        if !self.starting.is_empty() || !self.preempted.is_empty() || self.partial.is_some() {
             return Admission { limited_by: Some(Limit::Room), ..admission };
         }
         let mut room = self.room();
-        for WaitingGroup { group, .. } in &self.waiting {
+        // Pieces that the prompts before compute in the same step.
+        let mut planned: HashSet<NodeId> = HashSet::new();
+        for waiting in &self.waiting {
+            let WaitingGroup { group, path, .. } = waiting;
             let num_seqs = group.num_seqs as usize;
-            if admission.num_groups > 0
-                && admission.num_tokens + group.prompt.len() > self.limits.max_prefill_tokens
+            let (found, num_cached_tokens) = self.find_cached(waiting, |node| planned.contains(&node));
+            let num_tokens = step_tokens(group.prompt.len(), num_cached_tokens);
+            if admission.num_groups > 0 && admission.num_tokens + num_tokens > self.limits.max_prefill_tokens
             {
                 admission.limited_by = Some(Limit::PrefillTokens);
                 break;
             }
-            let wish = Wish { demand: self.demand(group), num_seqs, max_new_tokens: group.max_new_tokens };
+            let demand = self.demand(group).without(found.num_held_blocks);
+            let wish = Wish { demand, num_seqs, max_new_tokens: group.max_new_tokens };
             let num_fit = room.take(wish);
             if num_fit > 0 {
                 admission.num_groups += 1;
-                admission.num_tokens += group.prompt.len();
+                admission.num_tokens += num_tokens;
+                planned.extend(&path[found.num_pieces..]);
                 admission.num_seqs += num_fit;
             }
             if num_fit < num_seqs {
@@ -181,8 +190,9 @@ impl Scheduler {
                 time = time.max(span.time);
                 forecast.add(span);
             }
-            let num_shared = group.first().map_or(0, |seq| seq.num_shared_blocks);
-            forecast.add(Span { num_blocks: num_shared, time, grows: false });
+            // What came from another prompt is counted there.
+            let num_blocks = group.first().map_or(0, |seq| seq.num_shared_blocks - seq.num_cached_blocks);
+            forecast.add(Span { num_blocks, time, grows: false });
         }
         Some(forecast)
     }

@@ -16,6 +16,8 @@ pub(super) struct Seq {
     pub(super) num_known_blocks: usize,
     /// Those at the front that it shares with the other responses to its prompt.
     pub(super) num_shared_blocks: usize,
+    /// Those of them that another prompt had computed.
+    pub(super) num_cached_blocks: usize,
     pub(super) prompt_len_tokens: u32,
     /// Tokens in the cache after the steps whose tokens were reported.
     pub(super) context_len: u32,

@@ -4,7 +4,7 @@ use model_core::{BlockId, BlockMove, HostBlockId};
 use proptest::prelude::*;
 
 use super::*;
-use crate::plan::{GrownSeq, NewSeq};
+use crate::plan::{GrownSeq, NewPrompt, NewSeq, RowId};
 
 const BLOCK_SIZE_TOKENS: usize = 4;
 

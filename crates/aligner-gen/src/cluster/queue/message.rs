@@ -1,6 +1,6 @@
 //! What ranks say to each other: binary, versioned, every length before its bytes, read with every bound checked.
 
-use engine::Request;
+use engine::{Request, RunStats};
 use sampling::FinishReason;
 
 use crate::cluster::topology::{Rank, Topology};
@@ -8,7 +8,7 @@ use crate::exit::Failure;
 use crate::output::Identity;
 
 /// Raised with every change of a message: ranks of different builds must not talk past each other.
-pub(crate) const VERSION: u8 = 3;
+pub(crate) const VERSION: u8 = 4;
 
 /// From a rank to rank 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,7 +58,26 @@ impl Hello {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Leaving {
     pub(crate) why: Why,
-    pub(crate) prompt_tokens: u64,
+    pub(crate) prompt_tokens: PromptTokens,
+}
+
+/// The tokens of the prompts that a rank had.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PromptTokens {
+    pub(crate) computed: u64,
+    /// Not computed, because an earlier prompt began with the same ones.
+    pub(crate) cached: u64,
+}
+
+impl PromptTokens {
+    pub(crate) fn of(stats: &RunStats) -> Self {
+        Self { computed: stats.prompt_tokens, cached: stats.cached_prompt_tokens }
+    }
+
+    pub(crate) fn add(&mut self, other: Self) {
+        self.computed += other.computed;
+        self.cached += other.cached;
+    }
 }
 
 /// Why a rank leaves.
@@ -150,7 +169,8 @@ impl ToZero {
             Self::Alive => out.u8(3),
             Self::Leaving(Leaving { why, prompt_tokens }) => {
                 out.u8(4);
-                out.u64(*prompt_tokens);
+                out.u64(prompt_tokens.computed);
+                out.u64(prompt_tokens.cached);
                 match why {
                     Why::Told => out.u8(0),
                     Why::Signal(signal) => {
@@ -188,7 +208,7 @@ impl ToZero {
             2 => Self::Done(input.list(Reader::sample)?),
             3 => Self::Alive,
             4 => {
-                let prompt_tokens = input.u64()?;
+                let prompt_tokens = PromptTokens { computed: input.u64()?, cached: input.u64()? };
                 let why = match input.u8()? {
                     0 => Why::Told,
                     1 => Why::Signal(input.u32()?.cast_signed()),
@@ -446,8 +466,9 @@ mod tests {
             any::<u32>().prop_map(|capacity| ToZero::Ready { capacity }),
             prop::collection::vec(sample, 0..3).prop_map(ToZero::Done),
             Just(ToZero::Alive),
-            (why, any::<u64>())
-                .prop_map(|(why, prompt_tokens)| ToZero::Leaving(Leaving { why, prompt_tokens })),
+            (why, any::<[u64; 2]>()).prop_map(|(why, [computed, cached])| {
+                ToZero::Leaving(Leaving { why, prompt_tokens: PromptTokens { computed, cached } })
+            }),
         ]
     }
 

@@ -2,7 +2,7 @@
 
 use super::Key;
 
-pub(super) const KEYS: [Key; 115] = [
+pub(super) const KEYS: [Key; 116] = [
     Key::closed("trainer.generation"),
     Key::closed("exp_manager"),
     Key::closed("pretrained_checkpoint"),
@@ -19,6 +19,7 @@ pub(super) const KEYS: [Key; 115] = [
     Key::neutral("trainer.generation.max_batch"),
     Key::neutral("trainer.generation.kv_cache_memory_bytes"),
     Key::neutral("trainer.generation.swap_space"),
+    Key::neutral("trainer.generation.prefix_cache"),
     Key::neutral("trainer.generation.lease_seconds"),
     Key::neutral("trainer.generation.join_timeout_seconds"),
     Key::read("trainer.generation.trt_llm.enable"),

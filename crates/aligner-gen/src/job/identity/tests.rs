@@ -35,6 +35,7 @@ const OF_THE_RUN: &[Change] = &[
     ("trainer.generation.max_batch", &[], &["3"]),
     ("trainer.generation.kv_cache_memory_bytes", &[], &["1000000"]),
     ("trainer.generation.swap_space", &[], &["0.5"]),
+    ("trainer.generation.prefix_cache", &[], &["false"]),
     ("trainer.generation.lease_seconds", &[], &["5"]),
     ("trainer.generation.join_timeout_seconds", &[], &["5"]),
     ("trainer.generation.trt_llm.enable", &[], &["true"]),

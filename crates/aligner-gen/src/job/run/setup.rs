@@ -168,7 +168,9 @@ impl Setup {
         let setup = SamplingSetup { rules, stop };
         let size =
             EngineSize { limits: memory.limits, longest_sequence_tokens: memory.longest_sequence_tokens };
-        open_engine(model, self.options, setup, tokens, size)
+        let mut engine = open_engine(model, self.options, setup, tokens, size)?;
+        engine.set_prefix_cache(plan.prefix_cache);
+        Ok(engine)
     }
 }
 

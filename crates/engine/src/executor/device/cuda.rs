@@ -80,8 +80,9 @@ pub(crate) fn executor(
     };
     let small_batch = model.reserve_decode(layout.max_rows, layout.max_blocks_per_seq)?;
     let cache = model.new_cache(limits.num_blocks)?.with_host_blocks(limits.num_host_blocks);
+    let prompt_cut_tokens = model.prompt_cut_tokens();
     let device = CudaDevice::new(model, cache, sampler, layout, sizes.device_idx)?;
-    Ok(DeviceExecutor::new(device, DeviceShape { layout, small_batch }))
+    Ok(DeviceExecutor::new(device, DeviceShape { layout, small_batch, prompt_cut_tokens }))
 }
 
 impl CudaDevice {

@@ -190,37 +190,75 @@ fn check_room(what: &'static str, actual: usize, limit: usize) -> Result<(), Eng
 /// For each row, those of drafts included, the first row of the neighbours that it shares first blocks with, and how many
 /// blocks they share. Attention stops before the tokens of the step by itself.
 fn shared_prefixes(rows: &[TableRow<'_>]) -> Vec<(usize, usize)> {
-    let mut shared = Vec::with_capacity(rows.len());
-    for group in rows.chunk_by(|a, b| a.id.group_idx == b.id.group_idx) {
-        let of_request = common_blocks(group);
-        // Blocks that are read when all rows of the request share what they have in common, or each response's rows all
-        // they have.
-        let blocks = |row: &TableRow<'_>| row.block_table.len();
-        let own = |row: &TableRow<'_>| (1 + row.num_drafts) * (blocks(row) - of_request.min(blocks(row)));
-        let together = of_request + group.iter().map(own).sum::<usize>();
-        let apart: usize = group.iter().map(blocks).sum();
-        if apart < together {
-            for row in group {
-                let first_row = shared.len();
-                let num_shared = if row.num_drafts > 0 { blocks(row) } else { 0 };
-                shared.extend(std::iter::repeat_n((first_row, num_shared), 1 + row.num_drafts));
+    let mut groups: Vec<PrefixGroup<'_>> = Vec::new();
+    for rows in rows.chunk_by(|a, b| a.id.group_idx == b.id.group_idx) {
+        for next in PrefixGroup::of_request(rows) {
+            match groups.last_mut().and_then(|last| Some((last.joined(&next)?, last))) {
+                Some((num_shared, last)) => {
+                    last.num_shared = num_shared;
+                    last.num_rows += next.num_rows;
+                }
+                None => groups.push(next),
             }
-        } else {
-            let num_rows = group.iter().map(|row| 1 + row.num_drafts).sum();
-            let num_shared = if num_rows > 1 { of_request } else { 0 };
-            shared.extend(std::iter::repeat_n((shared.len(), num_shared), num_rows));
         }
     }
+    let mut shared = Vec::with_capacity(rows.len());
+    for group in groups {
+        let first_row = shared.len();
+        shared.extend(std::iter::repeat_n((first_row, group.num_shared), group.num_rows));
+    }
     shared
+}
+
+/// Blocks of a split of keys, of which attention reads those once that all neighbours share.
+const BLOCKS_PER_SPLIT: usize = 16;
+
+/// Neighbours that share their first blocks.
+struct PrefixGroup<'a> {
+    first: &'a [BlockId],
+    num_rows: usize,
+    num_shared: usize,
+}
+
+impl<'a> PrefixGroup<'a> {
+    /// All rows of a request, which share what they have in common; or those of each response, which share all they have,
+    /// where fewer blocks are read so.
+    fn of_request(rows: &[TableRow<'a>]) -> Vec<Self> {
+        let of_request = common_blocks(rows);
+        let blocks = |row: &TableRow<'_>| row.block_table.len();
+        let own = |row: &TableRow<'_>| (1 + row.num_drafts) * (blocks(row) - of_request.min(blocks(row)));
+        let together = of_request + rows.iter().map(own).sum::<usize>();
+        let apart: usize = rows.iter().map(blocks).sum();
+        let group = |rows: &[TableRow<'a>], num_shared: usize| {
+            let first = rows.first().map_or(&[][..], |row| row.block_table);
+            let num_rows = rows.iter().map(|row| 1 + row.num_drafts).sum();
+            Self { first, num_rows, num_shared: if num_rows > 1 { num_shared } else { 0 } }
+        };
+        match apart < together {
+            true => rows.chunks(1).map(|row| group(row, common_blocks(row))).collect(),
+            false => vec![group(rows, of_request)],
+        }
+    }
+
+    /// How many blocks both share, if they are better off as one: no split is read more often than by each of them.
+    fn joined(&self, next: &Self) -> Option<usize> {
+        let of_group = |group: &Self| if group.num_rows > 1 { group.num_shared } else { group.first.len() };
+        let common = common_of(self.first, next.first).min(of_group(self)).min(of_group(next));
+        let num_splits = |num_blocks: usize| num_blocks / BLOCKS_PER_SPLIT;
+        let best = num_splits(self.num_shared).max(num_splits(next.num_shared)).max(1);
+        (num_splits(common) >= best).then_some(common)
+    }
 }
 
 /// How many first blocks all of these rows have in common.
 fn common_blocks(rows: &[TableRow<'_>]) -> usize {
     let Some((first, others)) = rows.split_first() else { return 0 };
-    let common = |other: &TableRow<'_>| {
-        first.block_table.iter().zip(other.block_table).take_while(|(a, b)| a == b).count()
-    };
+    let common = |other: &TableRow<'_>| common_of(first.block_table, other.block_table);
     others.iter().map(common).min().unwrap_or(first.block_table.len())
+}
+
+fn common_of(a: &[BlockId], b: &[BlockId]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 #[cfg(test)]
@@ -271,6 +309,32 @@ mod tests {
         let rows =
             [row(1, 0, 70, &[3, 4, 5]), row(1, 1, 70, &[3, 4, 6]), row(2, 0, 8, &[7]), row(3, 0, 8, &[8])];
         assert_eq!(shared_prefixes(&rows), [(0, 2), (0, 2), (2, 0), (3, 0)]);
+    }
+
+    #[test]
+    fn neighbours_of_several_requests_share_whole_splits() {
+        let table = |num_shared: BlockId, own: &[BlockId]| -> Vec<BlockId> {
+            (0..num_shared).chain(own.iter().copied()).collect()
+        };
+        let tables = [
+            table(40, &[70]),
+            table(40, &[71]),
+            // As many splits are shared with those before.
+            table(33, &[80, 90]),
+            // Less than a split.
+            table(9, &[81, 91]),
+            // More is shared with each other than with those before.
+            table(50, &[]),
+            table(50, &[92]),
+        ];
+        let requests = [1, 2, 3, 4, 5, 5];
+        let rows: Vec<_> = (0..)
+            .zip(requests.iter().zip(&tables))
+            .map(|(idx, (&group_idx, table))| row(group_idx, idx, 8, table))
+            .collect();
+        assert_eq!(shared_prefixes(&rows), [(0, 33), (0, 33), (0, 33), (3, 0), (4, 50), (4, 50)]);
+        assert_eq!(shared_prefixes(&rows[2..5]), [(0, 0), (1, 0), (2, 0)]);
+        assert_eq!(shared_prefixes(&rows[..2]), [(0, 40), (0, 40)]);
     }
 
     #[test]

@@ -250,7 +250,7 @@ impl Setup {
         };
         let calls = Arc::default();
         let device = FakeDevice::new(layout, self.params.clone(), Arc::clone(&calls));
-        let shape = DeviceShape { layout, small_batch: self.small_batch };
+        let shape = DeviceShape { layout, small_batch: self.small_batch, prompt_cut_tokens: Some(2) };
         (DeviceExecutor::new(device, shape), calls)
     }
 
@@ -440,6 +440,20 @@ fn prompts_come_in_parts() {
     assert_eq!(step(vec![long], vec![part(1, 8, 2, 2)]), [whole[0].clone()]);
     assert!(executor.prompts.is_empty());
     assert_eq!(executor.kept.len(), 4, "a step that draws nothing leaves none");
+}
+
+#[test]
+fn prompts_that_begin_alike_give_the_tokens_of_the_host() {
+    let prefixed = |idx| {
+        let own = request(idx, 3, 2, 9);
+        Request { prompt: (0..20).chain(own.prompt.iter().copied()).collect(), ..own }
+    };
+    let requests: Vec<Request> = (0..12).map(prefixed).collect();
+    let (expect, _) = run(&mut engine_of(host(params()), &["ab"], roomy()), &requests);
+    let setup = Setup { limits: limits(6, 30, 80), ..roomy_setup() };
+    let (actual, stats) = run(&mut setup.engine(&["ab"]).0, &requests);
+    assert_eq!(actual, expect);
+    assert_eq!(stats.cached_prompt_tokens, 11 * 20);
 }
 
 #[test]
