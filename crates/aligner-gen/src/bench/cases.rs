@@ -48,6 +48,9 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
             bandwidth: arguments.bandwidth_gbps * 1e9,
         };
         let mut engine = open(model, options, &footprint, &workload, vocab_size)?;
+        if arguments.speculation {
+            engine = engine.with_speculation();
+        }
         if arguments.unconstrained {
             crate::model::device::let_blas_choose()?;
         }
@@ -125,6 +128,10 @@ fn run_workload(engine: &mut Engine, workload: &Workload, floor: &Floor) -> Resu
         "busy_percent": round(100.0 * gpu_s / wall_s),
         "hash": &hash_of(&responses)[..16],
     });
+    if stats.drafted_tokens > 0 {
+        line["drafted_tokens"] = json!(stats.drafted_tokens);
+        line["accepted_tokens"] = json!(stats.accepted_tokens);
+    }
     match workload.figures {
         Figures::Usual => {}
         Figures::Floor { rows, context } => {

@@ -39,6 +39,7 @@ pub(crate) struct GenerationPlan {
     pub(crate) limit: LimitTrainBatches,
     /// Most responses in one decode step, where the user sets it.
     pub(crate) max_batch: Option<usize>,
+    pub(crate) speculation: Speculation,
     pub(crate) max_steps: i64,
     pub(crate) drop_last: DropLast,
     pub(crate) length_limits: LengthLimits,
@@ -64,6 +65,13 @@ pub(crate) struct GenerationPlan {
 pub(crate) enum Bos {
     Add,
     Leave,
+}
+
+/// Whether tokens are drafted and checked several in one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Speculation {
+    On,
+    Off,
 }
 
 /// What happens to responses that hit the length limit.
@@ -117,6 +125,10 @@ impl GenerationPlan {
                 Some(RawLimit::Fraction(fraction)) => LimitTrainBatches::Fraction(fraction),
             },
             max_batch: trainer_max_batch(raw.trainer.generation.max_batch)?,
+            speculation: match raw.trainer.generation.speculation.enable {
+                true => Speculation::On,
+                false => Speculation::Off,
+            },
             max_steps: raw.trainer.generation.max_steps,
             drop_last: parse_drop_last(&train_ds.drop_last)?,
             length_limits,

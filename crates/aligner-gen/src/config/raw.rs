@@ -53,7 +53,13 @@ pub(crate) struct RawTrainerGeneration {
     pub(crate) lease_seconds: i64,
     pub(crate) join_timeout_seconds: i64,
     pub(crate) max_batch: Option<i64>,
+    pub(crate) speculation: RawSpeculation,
     pub(crate) trt_llm: RawTrtLlm,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct RawSpeculation {
+    pub(crate) enable: bool,
 }
 
 /// A whole number of steps, or a fraction of the data: `1` and `1.0` differ.

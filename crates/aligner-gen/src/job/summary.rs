@@ -23,6 +23,26 @@ pub(crate) struct Seconds {
     pub(crate) generate: f64,
 }
 
+/// What became of drafted tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Drafts {
+    pub(crate) drafted_tokens: u64,
+    pub(crate) accepted_tokens: u64,
+    /// By which a response went on in a decode step.
+    pub(crate) tokens_per_step: f64,
+}
+
+impl Drafts {
+    fn of(stats: &RunStats) -> Option<Self> {
+        let &RunStats { decode_rows, drafted_tokens, accepted_tokens, .. } = stats;
+        (drafted_tokens > 0).then(|| Self {
+            drafted_tokens,
+            accepted_tokens,
+            tokens_per_step: round((decode_rows + accepted_tokens) as f64 / decode_rows.max(1) as f64),
+        })
+    }
+}
+
 /// What this run did; what earlier runs on the folder did is not counted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Summary {
@@ -34,6 +54,9 @@ pub(crate) struct Summary {
     pub(crate) finish_reasons: FinishReasons,
     pub(crate) samples_left_out: u64,
     pub(crate) seconds: Seconds,
+    /// Where tokens were drafted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) speculation: Option<Drafts>,
     /// With several ranks, how many samples each of them computed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) samples_by_rank: Vec<u64>,
@@ -46,6 +69,7 @@ impl Summary {
         self.seconds.prefill = seconds(stats.prefill_time);
         self.seconds.decode = seconds(stats.decode_time);
         self.seconds.sample = seconds(stats.sample_time);
+        self.speculation = Drafts::of(stats);
         if self.seconds.generate > 0.0 {
             self.output_tokens_per_second = round(self.output_tokens as f64 / self.seconds.generate);
         }
@@ -76,6 +100,11 @@ impl Summary {
                 ),
             ),
         ];
+        if let Some(Drafts { drafted_tokens, accepted_tokens, tokens_per_step }) = self.speculation {
+            let (drafted, accepted) = (thousands(drafted_tokens), thousands(accepted_tokens));
+            let text = format!("drafted {drafted}, accepted {accepted}, {tokens_per_step:.2} tokens a step");
+            rows.push(("speculation", text));
+        }
         if !self.samples_by_rank.is_empty() {
             let counts: Vec<String> = self.samples_by_rank.iter().map(|&count| thousands(count)).collect();
             rows.push(("samples by rank", counts.join(", ")));
@@ -119,6 +148,9 @@ mod tests {
         summary.add_engine(&RunStats {
             prompt_tokens: 40,
             prefill_time: Duration::from_micros(1_234_567),
+            decode_rows: 400,
+            drafted_tokens: 1200,
+            accepted_tokens: 500,
             ..RunStats::default()
         });
         insta::assert_snapshot!(summary.table(), @r"
@@ -129,7 +161,8 @@ mod tests {
         ended by          eos 1, end string 0, length 0
         samples left out  0
         seconds           load 0.00, prefill 1.24, decode 0.00, sample 0.00, write 0.00
+        speculation       drafted 1,200, accepted 500, 2.25 tokens a step
         ");
-        insta::assert_snapshot!(serde_json::to_string(&summary).unwrap(), @r#"{"samples":2,"responses":1234,"prompt_tokens":40,"output_tokens":500,"output_tokens_per_second":250.0,"finish_reasons":{"eos":1,"end_string":0,"length":0},"samples_left_out":0,"seconds":{"load":0.0,"prefill":1.235,"decode":0.0,"sample":0.0,"write":0.0,"generate":2.0}}"#);
+        insta::assert_snapshot!(serde_json::to_string(&summary).unwrap(), @r#"{"samples":2,"responses":1234,"prompt_tokens":40,"output_tokens":500,"output_tokens_per_second":250.0,"finish_reasons":{"eos":1,"end_string":0,"length":0},"samples_left_out":0,"seconds":{"load":0.0,"prefill":1.235,"decode":0.0,"sample":0.0,"write":0.0,"generate":2.0},"speculation":{"drafted_tokens":1200,"accepted_tokens":500,"tokens_per_step":2.25}}"#);
     }
 }

@@ -13,7 +13,7 @@ use crate::cluster::ranks::{RankPlace, Role};
 use crate::cluster::topology::Topology;
 use crate::cluster::{cores, ranks, spawn};
 use crate::config::devices::Devices;
-use crate::config::plan::GenerationPlan;
+use crate::config::plan::{GenerationPlan, Speculation};
 use crate::config::raw::RawConfig;
 use crate::config::{self, UserConfig};
 use crate::env;
@@ -169,7 +169,11 @@ impl Setup {
         let setup = SamplingSetup { rules, stop };
         let size =
             EngineSize { limits: memory.limits, longest_sequence_tokens: memory.longest_sequence_tokens };
-        open_engine(model, self.options, setup, tokens, size)
+        let engine = open_engine(model, self.options, setup, tokens, size)?;
+        Ok(match plan.speculation {
+            Speculation::On => engine.with_speculation(),
+            Speculation::Off => engine,
+        })
     }
 }
 
