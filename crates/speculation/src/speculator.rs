@@ -24,6 +24,8 @@ const FIRST_CREDIT: f64 = 0.25;
 const MOST_CREDIT: f64 = 4.0;
 /// Steps with drafts after which one without is run, to see what it costs by now.
 const PLAIN_AFTER: u64 = 256;
+/// The most steps without a look for drafts after one that found none worth while.
+const MOST_SKIPPED: u64 = 64;
 /// Tokens of texts that ended.
 const MOST_ENDED_TOKENS: usize = 1 << 20;
 /// 32 MiB, for all contexts of about half a million tokens.
@@ -96,6 +98,9 @@ pub struct Speculator {
     /// Seconds that may be lost; none before the first step.
     credit: Option<f64>,
     steps_since_plain: u64,
+    /// Steps until drafts are looked for again, where looking costs something; and how many they were at first.
+    skips: u64,
+    skips_at_first: u64,
     proposed: Option<Proposed>,
     settling: Option<Settling>,
 }
@@ -112,6 +117,8 @@ impl Default for Speculator {
             costs: Costs::default(),
             credit: None,
             steps_since_plain: 0,
+            skips: 0,
+            skips_at_first: 0,
             proposed: None,
             settling: None,
         }
@@ -177,8 +184,24 @@ impl Speculator {
         }
     }
 
+    /// Whether to ask for drafts for the next step, where asking has a price. After a step for which none were worth while
+    /// there is a pause, and a longer one each time.
+    pub fn is_drafting(&self) -> bool {
+        self.skips == 0
+    }
+
     /// Drafted tokens for each response of a step, in their order: as many as pay.
     pub fn propose(&mut self, responses: &[Draftable]) -> Vec<Vec<u32>> {
+        let drafts = self.drafts(responses);
+        self.skips_at_first = match self.proposed {
+            Some(_) => 0,
+            None => (2 * self.skips_at_first).clamp(1, MOST_SKIPPED),
+        };
+        self.skips = self.skips_at_first;
+        drafts
+    }
+
+    fn drafts(&mut self, responses: &[Draftable]) -> Vec<Vec<u32>> {
         self.settle();
         self.proposed = None;
         let num_rows = responses.len();
@@ -214,6 +237,7 @@ impl Speculator {
     pub fn measured(&mut self, num_tokens: usize, time: Duration) {
         self.settle();
         self.costs.add(num_tokens, time);
+        self.skips = self.skips.saturating_sub(1);
         let seconds = time.as_secs_f64();
         let proposed = self.proposed.take();
         self.settling = proposed.filter(|of| of.num_rows + of.num_drafts == num_tokens).map(|of| Settling {

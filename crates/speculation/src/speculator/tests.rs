@@ -173,6 +173,22 @@ fn responses_of_other_requests_and_of_other_runs_are_drawn_on() {
 }
 
 #[test]
+fn the_pauses_between_looks_for_drafts_grow() {
+    let mut speculator = Speculator::default();
+    speculator.prompt(0, &[1, 2, 3], 1);
+    let response = Draftable { id: ResponseId { request: 0, response: 0 }, max_drafts: 9 };
+    let mut looks = Vec::new();
+    for step in 0..200 {
+        if speculator.is_drafting() {
+            looks.push(step);
+            assert!(speculator.propose(&[response]).concat().is_empty());
+        }
+        speculator.measured(1, Duration::from_millis(1));
+    }
+    assert_eq!(looks, [0, 1, 3, 7, 15, 31, 63, 127, 191]);
+}
+
+#[test]
 fn siblings_are_drawn_on() {
     let mut speculator = Speculator::default();
     speculator.prompt(4, &[1, 2, 3], 2);
