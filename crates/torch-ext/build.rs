@@ -1,20 +1,16 @@
 //! Lets this crate's own tests find libtorch, and compiles the C++ shim, with feature `cuda` its GPU half, too; see
 //! `docs/ARCHITECTURE.md`, "libtorch".
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
+#[cfg(feature = "cuda")]
+use std::path::PathBuf;
+
+#[path = "run_path/run_path.rs"]
+mod run_path;
 
 fn main() {
-    println!("cargo::rerun-if-env-changed=LIBTORCH");
-    let Some(libtorch) = std::env::var_os("LIBTORCH").map(PathBuf::from) else {
-        println!("cargo::error=LIBTORCH is not set: run `cargo xtask setup`");
-        return;
-    };
-    match libtorch.join("lib").canonicalize() {
-        Ok(lib) => {
-            println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
-            compile_shim(&libtorch, &lib);
-        }
-        Err(error) => println!("cargo::error=`{}`: {error}; run `cargo xtask setup`", libtorch.display()),
+    if let Some((libtorch, lib)) = run_path::set() {
+        compile_shim(&libtorch, &lib);
     }
 }
 

@@ -50,6 +50,30 @@ fn legacy_file_without_manifest_is_continued() {
     assert_eq!(job.jsonl(), expect);
 }
 
+/// Version 1 recorded the settings by the text of this program's own types, without a version.
+#[test]
+fn a_run_of_identity_version_1_is_refused_and_kept() {
+    let job = Job::new(4);
+    job.run().expect_code(0);
+    let before = job.jsonl();
+    let path = job.results().join("generations/manifest.json");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    manifest["identity"] = serde_json::json!({
+        "checkpoint fingerprint": "5e1f",
+        "data fingerprint": "c0de",
+        "model": "ModelConfig { num_layers: 2, hidden_size: 64 }",
+        "model.seed": 1234,
+        "trainer.precision": "Fp32",
+    });
+    std::fs::write(&path, manifest.to_string()).unwrap();
+    let ended = job.run().expect_code(2);
+    insta::assert_snapshot!(crate::support::tidy(&job, &ended.error()), @"error: `[JOB]/results/generations` was begun by another version of this program (0.1.0, identity version 1), which recorded what decides the texts in another way than this one (identity version 2), so it cannot be continued: finish it with that version, use another `exp_manager.explicit_log_dir`, or start afresh with `++exp_manager.resume_if_exists=false`");
+    assert_eq!(job.jsonl(), before);
+    let afresh = job.with(&["++exp_manager.resume_if_exists=false"]);
+    afresh.run().expect_code(0);
+    assert_eq!(afresh.jsonl(), before);
+}
+
 #[test]
 fn batch_size_may_change_between_runs() {
     let texts = |jsonl: &str| -> Vec<serde_json::Value> {

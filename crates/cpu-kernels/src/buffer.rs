@@ -129,7 +129,7 @@ impl<T> SharedPtr<T> {
     /// They must lie inside the buffer, the buffer must outlive the loop, and no other task of the loop may
     /// touch them.
     pub(crate) unsafe fn slice<'a>(self, start_elems: usize, len: usize) -> &'a mut [T] {
-        // SAFETY: handed on from the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { std::slice::from_raw_parts_mut(self.0.add(start_elems), len) }
     }
 
@@ -138,7 +138,7 @@ impl<T> SharedPtr<T> {
     /// # Safety
     /// It must lie inside the buffer.
     pub(crate) unsafe fn at(self, at_elems: usize) -> *mut T {
-        // SAFETY: handed on from the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.0.add(at_elems) }
     }
 }

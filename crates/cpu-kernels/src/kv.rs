@@ -160,7 +160,7 @@ impl<E: Elem> KvLayer<E> {
     /// # Safety
     /// Block and head must exist.
     pub(crate) unsafe fn keys(&self, block: u32, head: usize) -> *const E {
-        // SAFETY: handed on from the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe {
             self.start.at((block as usize * self.num_query_groups + head) * self.head_elems).cast_const()
         }
@@ -171,7 +171,7 @@ impl<E: Elem> KvLayer<E> {
     /// # Safety
     /// Block and head must exist.
     pub(crate) unsafe fn values(&self, block: u32, head: usize) -> *const E {
-        // SAFETY: handed on from the caller.
+        // SAFETY: guaranteed by the caller.
         unsafe { self.keys(block, head).add(self.key_elems) }
     }
 
@@ -183,7 +183,7 @@ impl<E: Elem> KvLayer<E> {
     /// this block.
     pub(crate) unsafe fn write(&self, block: u32, slot: usize, head: usize, key: &[E], value: &[E]) {
         let at_elems = (block as usize * self.num_query_groups + head) * self.head_elems;
-        // SAFETY: handed on from the caller.
+        // SAFETY: guaranteed by the caller.
         let panels = unsafe { self.start.slice(at_elems, self.head_elems) };
         let (keys, values) = panels.split_at_mut(self.key_elems);
         if slot == 0 {

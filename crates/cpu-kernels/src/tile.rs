@@ -208,7 +208,7 @@ impl<E: Elem> Tiles<E> {
                 kernel
             }
         };
-        // SAFETY: handed on from the caller; the kernels were chosen for this machine in `for_isa`.
+        // SAFETY: guaranteed by the caller; the kernels were chosen for this machine in `for_isa`.
         unsafe { kernel(rows, panel, init, acc.as_mut_ptr()) }
     }
 }
@@ -306,7 +306,7 @@ unsafe fn tile_portable<const ROWS: usize, E: Elem>(
     init: Init,
     acc: *mut [f32; PANEL],
 ) {
-    // SAFETY: handed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { tile_loop::<ROWS, E, false>(rows, panel, init, acc) }
 }
 
@@ -320,7 +320,7 @@ unsafe fn tile_avx2<const ROWS: usize, E: Elem>(
     init: Init,
     acc: *mut [f32; PANEL],
 ) {
-    // SAFETY: handed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { tile_loop::<ROWS, E, true>(rows, panel, init, acc) }
 }
 
@@ -334,7 +334,7 @@ unsafe fn tile_avx512<const ROWS: usize, E: Elem>(
     init: Init,
     acc: *mut [f32; PANEL],
 ) {
-    // SAFETY: handed on from the caller.
+    // SAFETY: guaranteed by the caller.
     unsafe { tile_loop::<ROWS, E, true>(rows, panel, init, acc) }
 }
 

@@ -13,7 +13,7 @@
 #define V_HAS_NARROW (HEAD_DIM % 32 / 16)
 #define V_WORDS (HEAD_DIM / 16)         // words a lane and key, each a row tile
 
-// A load of keys covers half of each line it touches, so the second-level cache is told to bring the whole.
+// A load of keys covers half of each line it touches, so the second-level cache is asked to fetch the whole line.
 DEVICE uint4 load16(const T* from) {
     uint4 v;
     asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");

@@ -73,7 +73,7 @@ DEVICE void rotate_queries(const AttentionArgs& args, const Item& item, T* queri
 }
 
 // Prefetches what an item reads to the L2 cache: a block that has only this item has too few loads of its
-// own on the way to be fast.
+// own in flight to be fast.
 DEVICE void prefetch_item(const AttentionArgs& args, const Item& item) {
     const int BLOCK_BYTES = BLOCK_SIZE_TOKENS * HEAD_DIM * sizeof(T), LINE_BYTES = 128;
     const int LINES = (BLOCK_BYTES + LINE_BYTES - 1) / LINE_BYTES;

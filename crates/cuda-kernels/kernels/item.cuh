@@ -26,7 +26,7 @@ struct AttentionArgs {
 
 // What a thread block does of one group: one split of keys, for the queries of a set of up to ROWS_PER_SET rows; or all
 // that a set has to do, one step after the other: the splits that its rows share, then those that each has alone. The
-// queries of a set are the columns of the matrix products: QUERIES_PER_ROW for each row.
+// queries of a set are the columns of the MMAs: QUERIES_PER_ROW for each row.
 struct Item {
     int first_row;
     int num_rows;

@@ -149,7 +149,7 @@ DEVICE RowMaxima await_maxima(const SampleArgs& args, int entry) {
 
 DEVICE void tell(u32* to, u32 key) { asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(key) : "memory"); }
 
-// Makes raw logits into values and tells the row the largest ones.
+// Makes raw logits into values and reports the largest ones to the row.
 DEVICE void find_max(const SampleArgs& args, const Piece& piece, float4* stage) {
     u32 raw_key = 0;
     if (args.compute_logprob) raw_key = stage_max_key(stage);

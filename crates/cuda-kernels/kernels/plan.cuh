@@ -4,7 +4,7 @@
 // The keys of a row are cut at multiples of SPLIT_KEYS. An item is one such split of one row, or, where the split lies
 // wholly inside blocks that neighbouring rows share, of up to ROWS_PER_SET of them. Where there is work enough, it is all
 // that such a set of rows, or a row by itself, has to do: nothing is kept in memory and joined then. The bits of a row
-// never depend on which: rows are columns of the same matrix products, and splits are joined in the same order.
+// never depend on which: rows are columns of the same GEMMs, and splits are joined in the same order.
 
 struct PlanArgs {
     const int* positions;      // [rows], below 0: no work

@@ -7,3 +7,4 @@
 #include "activate.cuh"
 #include "rotary.cuh"
 #include "rope.cuh"
+#include "gather.cuh"

@@ -38,7 +38,7 @@ DEVICE void rotate_unit(const Rotary& rotary, int position, int first, float (&a
     load(rotary.sin + (i64)position * half + first, sin);
 #pragma unroll
     for (int j = 0; j < W; j++) {
-        // Fused by hand, so that every kernel that rotates gets the same bits.
+        // Fused by hand, so that every kernel that rotates gives bitwise identical results.
         float rotated = __fmaf_rn(a[j], cos[j], -__fmul_rn(b[j], sin[j]));
         b[j] = __fmaf_rn(b[j], cos[j], __fmul_rn(a[j], sin[j]));
         a[j] = rotated;

@@ -24,7 +24,7 @@ DEVICE void finish(const GemmArgs& args, int output, const float (&old)[V], cons
 // Between rows, such that the rows of one store of a warp lie in different banks.
 #define PITCH (WEIGHT_ROWS + (40 - WEIGHT_ROWS % 32) % 32)
 
-// Stores V neighbouring outputs a thread, AT_ONCE of them on the way. `kept`: the sums, [rows, PITCH].
+// Stores V neighbouring outputs a thread, AT_ONCE of them in flight. `kept`: the sums, [rows, PITCH].
 template <int V>
 DEVICE void store_kept(const GemmArgs& args, const float* kept) {
     const int AT_ONCE = 4, VECTORS = OUTPUTS / V;

@@ -1,7 +1,7 @@
 #pragma once
 // How decode attention is cut into blocks and warps; shared by the kernel that plans and the one that attends.
 
-#define QUERY_TILE (8 * QUERY_COLUMNS)  // queries an item attends with: columns of the matrix products
+#define QUERY_TILE (8 * QUERY_COLUMNS)  // queries an item attends with: columns of the MMAs
 #define QUERIES_PER_ROW (QUERIES_PER_GROUP < QUERY_TILE ? QUERIES_PER_GROUP : QUERY_TILE)
 #define QUERY_TILES ((QUERIES_PER_GROUP + QUERY_TILE - 1) / QUERY_TILE)
 #define ROWS_PER_SET (QUERY_TILE / QUERIES_PER_ROW)

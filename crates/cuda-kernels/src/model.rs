@@ -8,6 +8,8 @@ mod programs;
 #[cfg(feature = "cuda")]
 mod attention;
 #[cfg(feature = "cuda")]
+mod gather;
+#[cfg(feature = "cuda")]
 mod gemm;
 #[cfg(feature = "cuda")]
 mod loaded;
@@ -22,6 +24,7 @@ pub use programs::KernelConfig;
 #[cfg(feature = "cuda")]
 pub use {
     attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode, PlanSizes},
+    gather::GatherCache,
     gemm::{Gemm, GemmOut},
     loaded::ModelKernels,
     pointwise::{Activate, Embed, Norm},

@@ -24,7 +24,7 @@ pub enum Json {
     Bool(bool),
     /// A number as it is written.
     Number(Box<str>),
-    /// A text.
+    /// A string.
     String(String),
     /// A list.
     Array(Vec<Json>),

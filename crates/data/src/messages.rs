@@ -2,7 +2,7 @@
 //!
 //! Follows `apply_chat_template` of transformers 5.24 (`_normalize_chat_messages`, `_alias_reasoning_fields` and the
 //! checks of `render_jinja_template` in `utils/chat_template_utils.py`), and TRL in what a record may hold beside its
-//! messages: `tools`, also as a text of JSON, and `chat_template_kwargs`.
+//! messages: `tools`, also as a string of JSON, and `chat_template_kwargs`.
 
 use crate::json::{Json, JsonObject};
 use crate::record_error::RecordError;
@@ -79,7 +79,7 @@ fn normalized(idx: usize, message: &Json) -> Result<Json, RecordError> {
     Ok(Json::Object(aliased))
 }
 
-/// A list of objects, which may be given as a text of JSON: data sets store lists of different shapes so.
+/// A list of objects, which may be given as a string of JSON: data sets store lists of different shapes so.
 fn objects(record: &JsonObject, key: &'static str) -> Result<Option<Vec<Json>>, RecordError> {
     let items = match parsed(record, key)? {
         Json::Null => return Ok(None),
@@ -107,7 +107,7 @@ fn template_kwargs(record: &JsonObject) -> Result<JsonObject, RecordError> {
     }
 }
 
-/// The value of a key, read as JSON where it is a text.
+/// The value of a key, read as JSON where it is a string.
 fn parsed(record: &JsonObject, key: &'static str) -> Result<Json, RecordError> {
     match record.get(key) {
         None => Ok(Json::Null),

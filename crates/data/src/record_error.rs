@@ -79,7 +79,7 @@ pub enum RecordError {
         /// The asking role.
         mask: String,
     },
-    /// A text that is to hold JSON and does not.
+    /// A string that is to hold JSON and does not.
     #[error("key `{key}` is a string that is not JSON at column {column}: {reason}")]
     NotJsonText {
         /// The key.

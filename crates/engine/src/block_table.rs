@@ -27,7 +27,7 @@ impl BlockAllocator {
         Self { ref_counts: vec![0; num_blocks], free: (0..num_blocks as BlockId).rev().collect() }
     }
 
-    /// Blocks nobody holds.
+    /// Free blocks.
     pub(crate) fn num_free(&self) -> usize {
         self.free.len()
     }

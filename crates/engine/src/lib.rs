@@ -95,7 +95,7 @@ impl Engine {
     /// Rows that a step on a GPU may have under these limits, which the sampler must be made for.
     #[cfg(feature = "cuda")]
     pub fn device_rows(limits: EngineLimits) -> usize {
-        device::max_rows(limits.max_num_seqs)
+        device::max_rows(limits.max_decode_tokens())
     }
 
     /// The same for a model and a sampler on a GPU.
@@ -154,7 +154,7 @@ impl Engine {
                     Step::Run(plan) => run.start(plan)?,
                     Step::Wait => 0,
                     Step::Done if run.scheduler.has_ended_input() => return Ok(run.stats),
-                    // The caller has nothing just now.
+                    // The caller has nothing at the moment.
                     Step::Done => 0,
                 };
                 while flow.is_continue() && run.num_in_flight() > max_in_flight {

@@ -31,6 +31,16 @@ pub enum RowId {
     Response(SeqId),
 }
 
+impl RowId {
+    /// The request whose prompt it is.
+    pub(crate) fn prompt(self) -> Option<u64> {
+        match self {
+            Self::Prompt(group_idx) => Some(group_idx),
+            Self::Response(_) => None,
+        }
+    }
+}
+
 /// The tokens of one sequence in a step, and how many new ones to draw behind them.
 ///
 /// | row | `context_len` | `query_len` | `draws` |

@@ -32,6 +32,10 @@ pub trait Proposer: Send {
     /// A response ended.
     fn end(&mut self, id: SeqId);
 
+    /// Whether it may draft for the next step. The engine then waits until the tokens of the last one are known, which a
+    /// device need not.
+    fn is_drafting(&self) -> bool;
+
     /// Drafted tokens for each of the responses of a step, in their order, or none.
     fn propose(&mut self, responses: &[Draftable]) -> Vec<Vec<u32>>;
 
@@ -60,6 +64,10 @@ impl Proposer for Speculator {
 
     fn end(&mut self, id: SeqId) {
         self.end(id.into());
+    }
+
+    fn is_drafting(&self) -> bool {
+        self.is_drafting()
     }
 
     fn propose(&mut self, responses: &[Draftable]) -> Vec<Vec<u32>> {

@@ -24,7 +24,7 @@ pub struct Request {
 pub enum Supply {
     /// One more to answer.
     Request(Request),
-    /// None just now: ask again.
+    /// None at the moment: ask again.
     Later,
     /// None any more.
     End,
@@ -76,7 +76,18 @@ pub struct EngineLimits {
     pub block_size_tokens: usize,
 }
 
+/// Most tokens of a decode step that has drafts: past these a step takes longer in proportion, so drafts gain nothing.
+const MAX_TOKENS_WITH_DRAFTS: usize = 256;
+/// Most tokens of one sequence in a decode step.
+const MAX_TOKENS_PER_SEQ: usize = 16;
+
 impl EngineLimits {
+    /// Most tokens of responses in one decode step: the newest of each, and drafts.
+    pub fn max_decode_tokens(&self) -> usize {
+        let with_drafts = self.max_num_seqs.saturating_mul(MAX_TOKENS_PER_SEQ).min(MAX_TOKENS_WITH_DRAFTS);
+        self.max_num_seqs.max(with_drafts)
+    }
+
     pub(crate) fn check(self) -> Result<Self, EngineError> {
         let limits = [
             ("max_num_seqs", self.max_num_seqs),

@@ -164,9 +164,11 @@ impl<'e, 'c> Run<'e, 'c> {
         self.stats.peak_rows = self.stats.peak_rows.max(num_responses);
         self.stats.decode_rows += num_responses as u64;
         let rows = plan.rows.clone();
+        let has_drafts = !plan.drafts.is_empty();
         self.engine.executor.start(plan)?;
         self.in_flight.push_back(rows);
-        Ok(self.engine.executor.run_ahead())
+        let is_drafting = self.engine.proposer.as_ref().is_some_and(|proposer| proposer.is_drafting());
+        Ok(if is_drafting || has_drafts { 0 } else { self.engine.executor.run_ahead() })
     }
 
     /// Takes the tokens of the oldest step in flight.
@@ -283,7 +285,7 @@ fn responses_of(rows: &[RowSpan]) -> impl Iterator<Item = SeqId> {
 }
 
 fn has_prompts(rows: &[RowSpan]) -> bool {
-    rows.iter().any(|row| matches!(row.id, RowId::Prompt(_)))
+    rows.iter().any(|row| row.id.prompt().is_some())
 }
 
 fn unknown(id: SeqId) -> EngineError {

@@ -15,6 +15,10 @@ use crate::{
     executor::host::{BatchModel, HostExecutor},
 };
 
+mod guesser;
+
+pub(crate) use guesser::Guesser;
+
 pub(crate) const BLOCK_SIZE_TOKENS: usize = 4;
 pub(crate) const VOCAB_SIZE: usize = 40;
 pub(crate) const EOS: u32 = 39;

@@ -128,6 +128,10 @@ impl Proposer for Prompter {
         drafts.collect()
     }
 
+    fn is_drafting(&self) -> bool {
+        true
+    }
+
     fn measured(&mut self, _num_tokens: usize, _time: Duration) {}
 }
 

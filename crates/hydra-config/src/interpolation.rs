@@ -150,7 +150,7 @@ impl Resolver<'_> {
         expression::parse_text(text).map_err(|message| self.error(path, text, message))
     }
 
-    /// A text: the value itself when it is one interpolation, else a string.
+    /// The value of a string: what it refers to when it is one interpolation, else the string with all replaced.
     fn text(&mut self, path: &[String], parts: &[Part]) -> Result<Node, ConfigError> {
         if let [Part::Interpolation(interpolation)] = parts {
             return self.interpolation(path, interpolation);
@@ -279,7 +279,7 @@ impl Resolver<'_> {
         }
     }
 
-    /// What `oc.decode` makes of a text.
+    /// What `oc.decode` makes of a string.
     pub(crate) fn decode(&mut self, path: &[String], text: &str) -> Result<Node, ConfigError> {
         let element = expression::parse_element(text).map_err(|message| self.error(path, text, message))?;
         self.element(path, &element)
@@ -298,7 +298,7 @@ impl Resolver<'_> {
         Ok([&path[..kept], &keys].concat())
     }
 
-    /// Where a text that is one reference points to.
+    /// Where a string that is one reference points to.
     fn place(&mut self, path: &[String], parts: &[Part]) -> Result<Place, ConfigError> {
         match parts {
             [Part::Interpolation(Interpolation::Node(key))] => {

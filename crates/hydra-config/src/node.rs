@@ -154,7 +154,7 @@ impl Node {
         leaves
     }
 
-    /// Whether it is a text with an interpolation.
+    /// Whether it is a string with an interpolation.
     pub(crate) fn has_interpolation(&self) -> bool {
         matches!(self, Self::Str(text) if text.contains("${"))
     }

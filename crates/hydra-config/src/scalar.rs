@@ -178,7 +178,7 @@ fn is_omegaconf_float(text: &str) -> bool {
     }
 }
 
-/// The value of a text that has the form of a float.
+/// The value of a string that has the form of a float.
 pub(crate) fn float(text: &str) -> Option<f64> {
     let text = text.replace('_', "").to_ascii_lowercase();
     let (negative, digits) = split_sign(&text);

@@ -228,7 +228,7 @@ fn subscript(value: &Value, item: &Value) -> Option<Value> {
             index(item, items.len()).and_then(|at| items.get(at)).cloned()
         }
         Value::Str(text) => {
-            // Most texts are long and asked for their first or last character.
+            // Most strings are long and asked for their first or last character.
             let at = item.as_int()?;
             let found = match usize::try_from(at) {
                 Ok(at) => text.text.chars().nth(at),

@@ -129,7 +129,7 @@ fn remainder_is(value: &Value, divisor: &Value, wanted: i128) -> Result<bool> {
     ops::equal(&ops::binary(BinaryOp::Mod, value, divisor)?, &Value::Int(wanted))
 }
 
-/// A text to look up; what cannot be a key of a dict is an error.
+/// A string to look up; what cannot be a key of a dict is an error.
 fn hashable(value: &Value) -> Result<Option<&str>> {
     match value {
         Value::List(_) | Value::Dict(_) => {

@@ -26,6 +26,13 @@ pub(crate) struct SequenceSpan {
     pub(crate) blocks: Range<usize>,
 }
 
+impl SequenceSpan {
+    /// Tokens in the cache after the step.
+    pub(crate) fn num_keys(&self) -> usize {
+        self.context_len + self.query_len
+    }
+}
+
 /// What the step needs for all layers.
 #[derive(Debug)]
 pub(crate) struct AttentionContext {
@@ -55,23 +62,43 @@ pub(crate) struct DeviceContext {
 /// Which rows see which keys.
 #[derive(Debug)]
 pub(crate) enum DeviceAttention {
-    /// Whole prompts, one after the other.
+    /// Prompts.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
-    Prefill {
-        /// Where each row's key and value go: `[num_tokens]`.
-        slots: Tensor,
-        /// `[num_seqs + 1]`.
-        cu_seqlens: Tensor,
-        max_len_tokens: usize,
-    },
-    /// One row a sequence.
+    Prefill(DevicePrompts),
+    /// One token a row.
     #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
     Decode {
         /// `[num_rows, max_blocks_per_seq]`.
         block_tables: Tensor,
         /// `[num_rows, 2]`: the first row of those that share a prompt with this one, and how many blocks they share.
         prefix_groups: Tensor,
+        /// Whether some rows are consecutive tokens of one sequence.
+        has_drafts: bool,
     },
+}
+
+/// Prompts or parts of them, one after the other.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
+pub(crate) struct DevicePrompts {
+    /// Where each row's key and value go: `[num_tokens]`.
+    pub(crate) slots: Tensor,
+    /// Of the rows: `[num_seqs + 1]`.
+    pub(crate) cu_seqlens: Tensor,
+    pub(crate) max_len_tokens: usize,
+    /// The keys of all sequences when some were cached before this step; None for whole prompts.
+    pub(crate) cached: Option<CachedKeys>,
+}
+
+/// Keys of whole sequences in the cache, those of this step among them.
+#[derive(Debug)]
+#[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
+pub(crate) struct CachedKeys {
+    /// Where each one lies: `[num_keys]`.
+    pub(crate) slots: Tensor,
+    /// `[num_seqs + 1]`.
+    pub(crate) cu_seqlens: Tensor,
+    pub(crate) max_len_tokens: usize,
 }
 
 impl AttentionContext {
@@ -89,6 +116,7 @@ impl AttentionContext {
                 attention: DeviceAttention::Decode {
                     block_tables: of_rows(rows.block_tables)?,
                     prefix_groups: of_rows(rows.prefix_groups)?,
+                    has_drafts: rows.has_drafts,
                 },
             }),
         })
@@ -163,12 +191,9 @@ impl AttentionContext {
             context_len,
             blocks: first_block..first_block + num_blocks,
         });
-        let block_size = BLOCK_SIZE_TOKENS as u32;
-        for position in context_len..context_len + query_len {
-            let block = used.get(position / BLOCK_SIZE_TOKENS).copied().unwrap_or_default();
-            self.positions.push(position as u32);
-            self.slots.push(block * block_size + position as u32 % block_size);
-        }
+        let positions = context_len..context_len + query_len;
+        self.positions.extend(positions.clone().map(|position| position as u32));
+        self.slots.extend(slots_of(used, positions));
         Ok(())
     }
 
@@ -179,8 +204,17 @@ impl AttentionContext {
 
     /// The longest sequence after the step, in tokens.
     pub(crate) fn max_context_len(&self) -> usize {
-        self.sequences.iter().map(|sequence| sequence.context_len + sequence.query_len).max().unwrap_or(0)
+        self.sequences.iter().map(SequenceSpan::num_keys).max().unwrap_or(0)
     }
+}
+
+/// Where the tokens at `positions` of a sequence with these blocks lie.
+pub(crate) fn slots_of(blocks: &[BlockId], positions: Range<usize>) -> impl Iterator<Item = u32> {
+    let block_size = BLOCK_SIZE_TOKENS as u32;
+    positions.map(move |position| {
+        let block = blocks.get(position / BLOCK_SIZE_TOKENS).copied().unwrap_or_default();
+        block * block_size + position as u32 % block_size
+    })
 }
 
 fn check_len(what: &'static str, expected: usize, actual: usize) -> Result<(), ModelError> {

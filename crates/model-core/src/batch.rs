@@ -60,7 +60,7 @@ impl Batch {
     }
 }
 
-/// One new token for each row of a table that lies on the model's device, so that the step can be recorded once and
+/// One token for each row of a table that lies on the model's device, so that the step can be recorded once and
 /// replayed while the tokens stay there. The tensors are int32 and may have more rows than are computed.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceDecode<'a> {
@@ -75,6 +75,9 @@ pub struct DeviceDecode<'a> {
     /// The first row of those that share a prompt with this one and stand one after the other, and how many blocks
     /// they share: `[max_rows, 2]`. A row alone has its own number and 0.
     pub prefix_groups: &'a Tensor,
+    /// Whether some rows are consecutive tokens of one sequence, as drafted tokens are. The keys and values of all rows
+    /// are then cached before any of them attends.
+    pub has_drafts: bool,
 }
 
 #[cfg(test)]

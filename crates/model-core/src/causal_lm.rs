@@ -27,6 +27,10 @@ pub trait CausalLm: Send {
     /// of its own. Only then may drafted tokens be verified.
     fn verifies_drafts(&self) -> bool;
 
+    /// At multiples of how many tokens prompts may be cut into steps: the logits and the cache of a prompt then have the
+    /// bits that they have when it is computed whole. None when prompts may not be cut.
+    fn prompt_cut_tokens(&self) -> Option<usize>;
+
     /// A cache of this many blocks, in the layout that this model's kernels use.
     ///
     /// # Errors

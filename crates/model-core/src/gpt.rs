@@ -12,7 +12,8 @@ use crate::config::ModelConfig;
 use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
-use crate::ops::{Epilogue, LinearOp, StepState};
+use crate::layers::Layer;
+use crate::ops::{AttentionOp, Epilogue, LinearOp, StepState};
 use crate::upload::to_device;
 use crate::weights::Weights;
 use crate::{Batch, DeviceDecode, ModelError};
@@ -130,6 +131,12 @@ impl<S: StepState> CausalLm for Gpt<S> {
 
     fn verifies_drafts(&self) -> bool {
         self.state.verifies_drafts()
+    }
+
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        let mut ops = self.weights.layers.iter().filter_map(Layer::attention);
+        // All are powers of two, so the largest is a multiple of the others.
+        ops.try_fold(1, |largest, op| Some(op.prompt_cut_tokens(&self.state)?.max(largest)))
     }
 
     fn new_cache(&mut self, num_blocks: usize) -> Result<KvCache, ModelError> {

@@ -1,7 +1,7 @@
 //! The paged KV cache: blocks of tokens, found through block tables.
 //!
 //! Layers whose keys and values have one shape are a group with a pool of its own; a layer without attention is in none.
-//! A block has the same number in all groups. How the numbers of one block lie is the backend's affair ([`KvPool`]); that
+//! A block has the same number in all groups. The layout of a block is up to the backend ([`KvPool`]); that
 //! blocks are counted is common to all, so copying them needs no backend.
 
 use cpu_kernels::{KvShape, PackedKv};

@@ -88,6 +88,11 @@ impl<S: StepState> Layer<S> {
         }
     }
 
+    /// Its attention, where it has one.
+    pub(crate) fn attention(&self) -> Option<&S::Attention> {
+        self.parts().0.map(|part| &part.op)
+    }
+
     /// Its linear layers, each with the activation that follows it.
     pub(crate) fn linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
         let (attention, mlp) = self.parts();

@@ -6,19 +6,19 @@
 //! these traits in plain row-major shapes and have the backend's compute type unless a shape says float32.
 
 use model_spec::{Activation, AttentionSpec, KvGroup, Normalization, Numerics};
-use nemo_format::DType;
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::ids::Ids;
+use crate::kinds::StoredFloat;
 use crate::kv_cache::{KvCache, KvPool};
 
 /// A stored tensor of floating-point numbers: row-major, little endian, perhaps unaligned.
 #[derive(Clone, Copy)]
 pub(crate) struct WeightBytes<'a> {
     pub(crate) bytes: &'a [u8],
-    pub(crate) dtype: DType,
+    pub(crate) dtype: StoredFloat,
     pub(crate) shape: &'a [u64],
 }
 
@@ -82,6 +82,10 @@ pub(crate) trait AttentionOp<S>: Send {
         cache: &mut KvCache,
         at: &mut S,
     ) -> Result<Tensor, ModelError>;
+
+    /// At multiples of how many tokens a prompt may be cut, so that every row has the bits that it has in the whole;
+    /// None when it may not be cut.
+    fn prompt_cut_tokens(&self, at: &S) -> Option<usize>;
 }
 
 /// A LayerNorm or RMSNorm ready to compute.

@@ -40,7 +40,7 @@ impl<S: StepState> Weights<S> {
         mut loader: L,
     ) -> Result<(Self, S), ModelError> {
         let spec = config.spec_of(source);
-        // First, because it costs little and tells of heads that the backend does not take.
+        // First, because it is cheap and finds heads that the backend does not support.
         let attention = (spec.layers.iter().enumerate())
             .map(|(layer_idx, layer)| {
                 layer.attention.as_ref().map(|spec| loader.attention(layer_idx, spec)).transpose()

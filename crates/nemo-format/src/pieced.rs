@@ -33,7 +33,7 @@ pub(crate) struct Piece {
 pub(crate) enum PieceData {
     /// Element by element at these strides.
     Strided { start_bytes: u64, strides_elems: Vec<u64> },
-    /// In a torch file of one tensor, which is looked into when it is needed.
+    /// In a torch file of one tensor, which is opened when it is needed.
     TorchItem(Range<u64>),
 }
 

@@ -149,7 +149,10 @@ impl DeviceSampler {
             num_generated: zeros(Kind::Int)?,
             sample_idxs: zeros(Kind::Int64)?,
             response_idxs: zeros(Kind::Int)?,
-            seen: self.mark_prompts(draws)?,
+            seen: match self.keeps_seen() {
+                true => Some(self.mark_seen(&draws.iter().map(|draw| draw.prompt).collect::<Vec<_>>())?),
+                false => None,
+            },
         };
         let admissions: Vec<Admission> = draws
             .iter()
@@ -173,6 +176,25 @@ impl DeviceSampler {
             self.launch(logits, &rows, Some(&part(&admissions)?), &part(&out)?)?;
         }
         Ok((rows, out))
+    }
+
+    /// Makes rows of drafted tokens: where `drafts[i]` is not empty, the newest token of row i becomes its last one, and the
+    /// others stand between that and the token that the row had. `rows` has a row for each of `drafts`.
+    ///
+    /// # Errors
+    /// When there are other rows, or the device fails.
+    pub fn put_drafts(&self, rows: &SamplerRows, drafts: &[&[u32]]) -> Result<(), SamplingError> {
+        let newest: Vec<i32> =
+            drafts.iter().map(|tokens| tokens.last().map_or(-1, |&token| token as i32)).collect();
+        let newest = send(&newest, self.device.index())?;
+        let tokens = newest.f_where_self(&newest.f_ge(0)?, &rows.tokens)?;
+        let mut to = rows.tokens.shallow_clone();
+        to.f_copy_(&tokens)?;
+        if let Some(seen) = &rows.seen {
+            let mut seen = seen.shallow_clone();
+            let _ = seen.f_bitwise_or_tensor_(&self.mark_seen(drafts)?)?;
+        }
+        Ok(())
     }
 
     /// What a record says. `sample_idx` and `response_idx` are for the message.
@@ -227,20 +249,17 @@ impl DeviceSampler {
         Ok(self.kernels.sample(&Stream::current(&self.device)?, &launch)?)
     }
 
-    /// int32 bits `[num_draws, seen_words]`: the tokens of each prompt.
-    fn mark_prompts(&self, draws: &[FirstDraw<'_>]) -> Result<Option<Tensor>, SamplingError> {
-        if !self.keeps_seen() {
-            return Ok(None);
-        }
+    /// int32 bits `[sequences.len(), seen_words]`: the tokens of each.
+    fn mark_seen(&self, sequences: &[&[u32]]) -> Result<Tensor, SamplingError> {
         let on_device = tch::Device::Cuda(self.device.index());
         let mut cu_seqlens = vec![0_i32];
         let mut tokens = Vec::new();
-        for draw in draws {
-            tokens.extend(draw.prompt.iter().map(|&token| token as i32));
+        for sequence in sequences {
+            tokens.extend(sequence.iter().map(|&token| token as i32));
             cu_seqlens.push(tokens.len() as i32);
         }
-        let slots: Vec<i32> = (0..draws.len() as i32).collect();
-        let shape = [draws.len() as i64, self.seen_words() as i64];
+        let slots: Vec<i32> = (0..sequences.len() as i32).collect();
+        let shape = [sequences.len() as i64, self.seen_words() as i64];
         let seen = Tensor::f_zeros(shape, (Kind::Int, on_device))?;
         let launch = MarkSeen {
             tokens: &send(&tokens, self.device.index())?,
@@ -250,6 +269,6 @@ impl DeviceSampler {
             vocab_size: self.rules.vocab_size as i64,
         };
         self.kernels.mark_seen(&Stream::current(&self.device)?, &launch)?;
-        Ok(Some(seen))
+        Ok(seen)
     }
 }

@@ -79,10 +79,8 @@ struct Settling {
 #[derive(Clone, Copy, Debug)]
 struct Proposed {
     num_rows: usize,
-    num_drafts: usize,
+    /// What it takes without drafts.
     plain_seconds: f64,
-    /// What it takes at most: as several steps without drafts.
-    most_seconds: f64,
 }
 
 /// Drafts tokens and decides how many.
@@ -226,9 +224,7 @@ impl Speculator {
         offered[..num_drafts].iter().for_each(|&(_, row)| num_taken[row] += 1);
         drafts.iter_mut().zip(num_taken).for_each(|(drafts, num_taken)| drafts.truncate(num_taken));
         if num_drafts > 0 {
-            let plain_seconds = offer.seconds(num_rows);
-            let most_seconds = plain_seconds * (num_rows + num_drafts) as f64 / num_rows as f64;
-            self.proposed = Some(Proposed { num_rows, num_drafts, plain_seconds, most_seconds });
+            self.proposed = Some(Proposed { num_rows, plain_seconds: offer.seconds(num_rows) });
         }
         drafts
     }
@@ -239,12 +235,13 @@ impl Speculator {
         self.costs.add(num_tokens, time);
         self.skips = self.skips.saturating_sub(1);
         let seconds = time.as_secs_f64();
-        let proposed = self.proposed.take();
-        self.settling = proposed.filter(|of| of.num_rows + of.num_drafts == num_tokens).map(|of| Settling {
-            num_rows: of.num_rows,
-            // A hiccup of the machine is not the drafts' fault.
-            seconds: seconds.min(of.most_seconds),
-            plain_seconds: of.plain_seconds,
+        // There may have been room for fewer drafts, or for none.
+        let proposed = self.proposed.take().filter(|of| num_tokens > of.num_rows);
+        self.settling = proposed.map(|Proposed { num_rows, plain_seconds }| Settling {
+            num_rows,
+            // More than in several steps without drafts is a hiccup of the machine, and not the drafts' fault.
+            seconds: seconds.min(plain_seconds * num_tokens as f64 / num_rows as f64),
+            plain_seconds,
             num_tokens: 0,
         });
         self.steps_since_plain = if self.settling.is_some() { self.steps_since_plain + 1 } else { 0 };

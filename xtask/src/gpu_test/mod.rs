@@ -15,6 +15,7 @@ use crate::setup;
 use crate::workspace::{Workspace, say};
 
 mod build;
+mod cuts;
 mod hashes;
 mod job;
 mod kit;
@@ -66,7 +67,7 @@ struct Check {
     run: fn(&Kit, &mut Report<'_>) -> Result<()>,
 }
 
-const CHECKS: [Check; 8] = [
+const CHECKS: [Check; 9] = [
     Check {
         name: CUDA_SMOKE,
         what: "every entry of the CUDA runtime",
@@ -84,6 +85,12 @@ const CHECKS: [Check; 8] = [
         what: "logits of the fixtures against the original software's",
         needs_gpu: false,
         run: logits::all,
+    },
+    Check {
+        name: "cuts",
+        what: "prompts in parts have the bits of whole ones; 24 GB of GPU memory",
+        needs_gpu: false,
+        run: cuts::check,
     },
     Check {
         name: "text-fp32",

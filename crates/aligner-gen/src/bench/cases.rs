@@ -9,14 +9,14 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Completion, Engine, EngineLimits, Request, RunStats};
-use model_core::{BLOCK_SIZE_TOKENS, LoadOptions};
-use model_spec::{Footprint, blocks_for};
+use model_core::{BLOCK_SIZE_TOKENS, Backend, LoadOptions};
+use model_spec::{Footprint, NamedShape, blocks_for};
 use sampling::{SamplingParams, SamplingRules, StopConditions};
 use serde_json::{Value, json};
 
 use super::copying::Copied;
-use super::shapes;
 use super::workload::{Figures, Workload};
+use super::{cuts, shapes};
 use crate::config::cli::BenchArgs;
 use crate::env;
 use crate::exit::Failure;
@@ -34,6 +34,12 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         attention: env::attention_switches(),
     };
     for measure in &arguments.measures {
+        if measure == cuts::MEASURE {
+            let mut line = check_cuts(shape, options)?;
+            line["shape"] = json!(format!("{shape:?}"));
+            writeln!(out, "{line}").map_err(anyhow::Error::from)?;
+            continue;
+        }
         let vocab_size = shape.shape().padded_vocab_size as usize;
         let workload = Workload::of(measure, vocab_size, arguments.max_num_seqs)?;
         let (config, source) = shapes::source(shape, workload.weights)?;
@@ -60,6 +66,14 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         writeln!(out, "{line}").map_err(anyhow::Error::from)?;
     }
     Ok(())
+}
+
+fn check_cuts(shape: NamedShape, options: LoadOptions) -> Result<Value, Failure> {
+    let (config, source) = shapes::source(shape, shapes::Weights::Random)?;
+    let mut model = model_core::load_model(config, &source, options)?;
+    drop(source);
+    let is_device = options.device.is_cuda() && options.backend == Backend::Fused;
+    cuts::run(model.as_mut(), shape.shape().padded_vocab_size as usize, is_device)
 }
 
 fn open(

@@ -5,6 +5,7 @@
 
 mod cases;
 mod copying;
+mod cuts;
 pub(crate) mod queue;
 mod shapes;
 mod simulate;

@@ -142,9 +142,17 @@ fn parse(measure: &str) -> Result<(&str, Vec<usize>), Failure> {
 }
 
 fn request(sample_idx: u64, prompt_len: usize, max_new_tokens: u32, vocab_size: usize) -> Request {
-    let token = |position: u32| (uniform(7, sample_idx, 0, position) * vocab_size as f64) as u32;
-    let prompt = (0..prompt_len as u32).map(token).collect();
-    Request { sample_idx, prompt, num_responses: 1, max_new_tokens }
+    Request {
+        sample_idx,
+        prompt: prompt(sample_idx, prompt_len, vocab_size),
+        num_responses: 1,
+        max_new_tokens,
+    }
+}
+
+/// Ids from the fixed generator.
+pub(super) fn prompt(sample_idx: u64, len: usize, vocab_size: usize) -> Vec<u32> {
+    (0..len as u32).map(|position| (uniform(7, sample_idx, 0, position) * vocab_size as f64) as u32).collect()
 }
 
 /// The peers' prompts: lengths from 32 to 512.

@@ -195,7 +195,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, required_unless_present = "shape")]
     pub(crate) checkpoint: Option<PathBuf>,
     /// Dummy weights of a known shape instead; `--measures` is then any of decode:ROWS:CONTEXT, fixed:IN:OUT:N,
-    /// prefixed:N:PREFIX:OWN:OUT, copied:ROWS, single, bulk, ragged, order, prefill, shared, copies
+    /// prefixed:N:PREFIX:OWN:OUT, copied:ROWS, single, bulk, ragged, order, prefill, shared, copies, cuts
     #[arg(long, value_parser = shape_parser(), conflicts_with = "checkpoint", requires = "measures")]
     pub(crate) shape: Option<NamedShape>,
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
@@ -242,7 +242,7 @@ pub(crate) struct BenchQueueArgs {
 /// What went wrong with a command line.
 #[derive(Debug)]
 pub(crate) enum CliError {
-    /// Told by clap, as are `--help` and `--version`.
+    /// Reported by clap, as are `--help` and `--version`.
     Clap(clap::Error),
     /// A key of the configuration typed like a flag.
     KeyAsFlag(Failure),

@@ -61,7 +61,7 @@ enum ToWriter {
     Unreadable(DataError),
 }
 
-/// How the run is told about while it goes on.
+/// How progress is reported.
 pub(crate) struct Reports<'a> {
     pub(crate) progress: Progress,
     pub(crate) metrics: &'a mut Metrics,

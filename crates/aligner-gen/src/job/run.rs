@@ -139,7 +139,7 @@ fn command_line() -> Vec<String> {
     std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect()
 }
 
-/// How the run is told about while it goes on.
+/// How progress is reported.
 struct Reporting<'a> {
     logging: &'a Logging,
     metrics: &'a mut Metrics,

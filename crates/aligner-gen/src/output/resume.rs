@@ -191,7 +191,7 @@ fn cut_back<D: Disk>(disk: &D, folder: &Path, committed_bytes: u64) -> Result<()
     }
     let partial = folder.join(PARTIAL);
     if let Err(error) = keep_tail(disk, &path, committed_bytes, &partial) {
-        // The tail is generated again, letter by letter: losing the copy must not stop the run.
+        // The tail is generated again, byte for byte: losing the copy must not stop the run.
         tracing::warn!("cannot keep the unfinished step in `{}`: {error}", partial.display());
     }
     disk.set_len(&file, committed_bytes)

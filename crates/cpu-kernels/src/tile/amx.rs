@@ -138,7 +138,7 @@ unsafe fn one_by_two(
     clear: bool,
     acc: *mut [f32; PANEL],
 ) {
-    // SAFETY: handed on from the caller. The block loads the sums it adds to and stores them, so it leaves nothing in
+    // SAFETY: guaranteed by the caller. The block loads the sums it adds to and stores them, so it leaves nothing in
     // a register that the next one needs.
     unsafe {
         asm!(

@@ -7,6 +7,8 @@ mod attention;
 #[path = "../common/cases.rs"]
 mod cases;
 mod cublas;
+mod drafts;
+mod gather;
 mod gemm;
 mod pointwise;
 mod sampling_check;
@@ -18,12 +20,14 @@ use std::process::ExitCode;
 use cases::{Case, say};
 use support::Gpu;
 
-const CASES: [Case<Gpu>; 14] = [
+const CASES: [Case<Gpu>; 16] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("activations", pointwise::activations),
     ("rotary embedding and cache", pointwise::rope),
+    ("keys and values from the cache", gather::all_kinds),
     ("decode attention", attention::all_heads),
+    ("drafted tokens of a sequence", drafts::all_heads),
     ("wrong shapes are refused", attention::wrong_shapes),
     ("row counts of cuBLAS", cublas::row_counts),
     ("small-batch GEMM", gemm::odd_shapes),

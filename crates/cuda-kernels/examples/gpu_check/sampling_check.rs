@@ -267,7 +267,7 @@ fn mark(gpu: &Gpu, kernels: &SamplerKernels, slots: &Slots, (history, vocab_size
     Ok(())
 }
 
-/// A few responses, and so many that all warps of the GPU share them.
+/// Few responses, and enough that all warps of the GPU share them.
 pub(crate) fn admissions(gpu: &Gpu) -> Outcome {
     for num_copies in [1, 40] {
         check_admissions(gpu, num_copies).map_err(|error| format!("{num_copies} times six: {error}"))?;

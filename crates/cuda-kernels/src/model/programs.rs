@@ -64,7 +64,7 @@ impl KernelConfig {
         ]
     }
 
-    /// Embedding, norms, activations, and rotary embedding with the cache write.
+    /// Embedding, norms, activations, rotary embedding with the cache write, and reading the cache back.
     pub fn pointwise(&self) -> Program {
         Program {
             name: "pointwise",
@@ -76,7 +76,8 @@ impl KernelConfig {
                 "nonlinearity.cuh",
                 "activate.cuh",
                 "rotary.cuh",
-                "rope.cuh"
+                "rope.cuh",
+                "gather.cuh"
             ),
             defines: self.defines(),
             options: &[],
@@ -163,7 +164,7 @@ fn multiply_defines(kind: Kind, weight_rows: u32) -> Vec<(&'static str, String)>
 /// How decode attention is cut. It decides the order of sums, so it depends on the model alone, never on the batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Tiling {
-    /// Columns of queries of the matrix products, in eights.
+    /// Query columns of an MMA, in multiples of 8.
     pub(super) query_columns: u32,
     /// Keys of a split.
     pub(super) split_keys: u32,

@@ -24,7 +24,7 @@ fn main() -> ExitCode {
     let paths: Vec<String> = std::env::args().skip(1).collect();
     match run(&paths) {
         Ok((passed, failed)) => {
-            // Nobody is left to tell when standard output is closed.
+            // Standard output is closed: there is nowhere to report to.
             let _ = writeln!(std::io::stdout(), "{passed} passed, {failed} failed");
             if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }

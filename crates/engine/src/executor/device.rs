@@ -7,7 +7,7 @@
 //!
 //! What is here is bookkeeping; what touches a GPU is behind [`StepDevice`], and tests put a simulated one there.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use model_core::{Batch, BlockId};
@@ -30,14 +30,15 @@ use crate::{
 };
 
 const NAME: &str = "GPU";
+const PROMPTS_AND_RESPONSES: &str = "prompts and responses in one step";
 
 /// Steps that may be in flight while the host reads the one before.
 const RUN_AHEAD: usize = 1;
 
-/// One first token to draw, behind a prompt of the batch.
+/// One first token to draw, behind a prompt that the batch completes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FirstToken<'a> {
-    /// Which prompt.
+    /// Which of those prompts.
     pub(crate) logits_row: usize,
     pub(crate) owner: Owner,
     /// The prompt, for the repetition penalty.
@@ -52,6 +53,20 @@ pub(crate) struct Owner {
     pub(crate) response_idx: u32,
 }
 
+/// The size of a decode step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DecodeStep {
+    /// Rows that it is padded to.
+    pub(crate) num_rows: usize,
+    /// Rows in use, which are the first.
+    pub(crate) num_used: usize,
+    /// Whether some are consecutive tokens of one sequence.
+    pub(crate) has_drafts: bool,
+}
+
+/// A token, or why none could be drawn. That matters only where the token is used.
+pub(crate) type DrawnToken = Result<SampledToken, EngineError>;
+
 /// What the bookkeeping asks of a GPU. Everything is enqueued in the order of the calls; only `reset` and `read` wait.
 pub(crate) trait StepDevice: Send {
     /// First tokens of one prefill, kept on the device until their responses start.
@@ -65,12 +80,13 @@ pub(crate) trait StepDevice: Send {
     /// Starts a step with the copies.
     fn begin(&mut self, copies: &[BlockCopy]) -> Result<(), EngineError>;
 
-    /// Computes whole prompts, draws first tokens and ends the step.
+    /// Computes prompts or parts of them, draws first tokens behind those that are complete and ends the step. Without a
+    /// draw there are no first tokens.
     fn prefill(
         &mut self,
         batch: &Batch,
         draws: &[FirstToken<'_>],
-    ) -> Result<(Self::FirstTokens, Self::Records), EngineError>;
+    ) -> Result<(Option<Self::FirstTokens>, Self::Records), EngineError>;
 
     /// Brings newest tokens into the order of the rows: row i takes over number `from[i]` among all rows of the tables and,
     /// behind them, those of each of `waiting`.
@@ -79,16 +95,22 @@ pub(crate) trait StepDevice: Send {
     /// Writes the tables, laid out by [`TableLayout`].
     fn upload(&mut self, words: &[i32]) -> Result<(), EngineError>;
 
-    /// Runs the decode step of `num_rows` rows, which moves the rows in use on by a token, and ends the step; only the
-    /// records of the first `num_seqs` are wanted.
-    fn decode(&mut self, num_rows: usize, num_seqs: usize) -> Result<Self::Records, EngineError>;
+    /// Makes rows of drafted tokens: where `drafts[i]` is not empty, the newest token of row i is its last one, and the
+    /// others stand between that and the token that the row had.
+    fn put_drafts(&mut self, drafts: &[&[u32]]) -> Result<(), EngineError>;
+
+    /// Runs a decode step, which moves the rows in use on by a token, and ends the step.
+    fn decode(&mut self, step: DecodeStep) -> Result<Self::Records, EngineError>;
 
     /// Waits for a step, the oldest that was not read: its tokens, one for each owner, and how long it took.
     fn read(
         &mut self,
         records: Self::Records,
         owners: &[Owner],
-    ) -> Result<(Vec<SampledToken>, Duration), EngineError>;
+    ) -> Result<(Vec<DrawnToken>, Duration), EngineError>;
+
+    /// Whether rows of one sequence get the bits of single steps.
+    fn verifies_drafts(&self) -> bool;
 
     /// Whether the responses of one sample are all the same.
     fn is_greedy(&self) -> bool;
@@ -122,8 +144,27 @@ struct FirstTokens<T> {
 /// A step on the device that the host has not read.
 struct InFlight<R> {
     records: R,
+    /// Of each token that is drawn.
     owners: Vec<Owner>,
-    ends: Vec<u32>,
+    rows: Vec<RowInFlight>,
+}
+
+/// A row of a step in flight.
+struct RowInFlight {
+    /// The response that it is of, if it is of one.
+    id: Option<SeqId>,
+    num_draws: usize,
+    /// Tokens to verify: fewer than draws, or none.
+    drafts: Vec<u32>,
+}
+
+/// A response that goes on by a token, or by several.
+struct DecodeRow<'a> {
+    id: SeqId,
+    /// Tokens in the cache.
+    context_len: u32,
+    /// Tokens that may follow the newest.
+    drafts: &'a [u32],
 }
 
 /// The sizes that a device is made for.
@@ -139,6 +180,8 @@ pub(crate) struct DeviceExecutor<D: StepDevice> {
     device: D,
     shape: DeviceShape,
     row_table: RowTable,
+    /// Those whose first tokens are not drawn, by request.
+    prompts: HashMap<u64, NewPrompt>,
     seqs: HashMap<SeqId, DeviceSeq>,
     /// Responses have blocks that the device's tables do not.
     has_grown: bool,
@@ -154,6 +197,7 @@ impl<D: StepDevice> DeviceExecutor<D> {
             device,
             shape,
             row_table: RowTable::new(shape.layout),
+            prompts: HashMap::new(),
             seqs: HashMap::new(),
             has_grown: false,
             first_tokens: HashMap::new(),
@@ -162,9 +206,10 @@ impl<D: StepDevice> DeviceExecutor<D> {
         }
     }
 
-    /// Takes in who ended, who starts and who has more blocks; prompts stay in the plan, because they are in this step
-    /// only.
+    /// Takes in who ended, who starts and who has more blocks, and new prompts, which stay until their first tokens are
+    /// drawn.
     fn learn(&mut self, tables: TableDelta) -> Result<(), EngineError> {
+        self.prompts.extend(tables.prompts.into_iter().map(|prompt| (prompt.group_idx, prompt)));
         for id in &tables.ended {
             if let Some(Waiting { prefill_idx, .. }) = self.seqs.remove(id).and_then(|seq| seq.waiting) {
                 self.start_waiting(prefill_idx);
@@ -192,13 +237,34 @@ impl<D: StepDevice> DeviceExecutor<D> {
         self.first_tokens.retain(|_, batch| batch.num_waiting > 0);
     }
 
-    fn prefill(&mut self, prompts: &[NewPrompt], rows: &[RowSpan]) -> Result<(), EngineError> {
+    /// # Errors
+    /// When a row is not a part of a prompt that is known, or draws inside one.
+    fn check_prompts(&self, rows: &[RowSpan]) -> Result<(), EngineError> {
+        for row in rows {
+            let prompt = prompt_of(&self.prompts, row)?;
+            let end = row.context_len as usize + row.query_len as usize;
+            if row.query_len == 0 || end > prompt.tokens.len() {
+                return Err(unsupported("more tokens than a prompt has"));
+            }
+            if row.draws > 0 && end != prompt.tokens.len() {
+                return Err(unsupported("a token drawn inside a prompt"));
+            }
+        }
+        Ok(())
+    }
+
+    fn prefill(&mut self, rows: &[RowSpan]) -> Result<(), EngineError> {
         let mut batch = Batch::default();
         let mut draws = Vec::new();
+        let mut seqs = Vec::new();
         let prefill_idx = self.num_prefills;
         self.num_prefills += 1;
-        for (logits_row, (row, prompt)) in rows.iter().zip(prompts).enumerate() {
-            batch.push(&prompt.tokens, 0, 1, &prompt.block_table);
+        let mut num_complete = 0;
+        for row in rows {
+            let prompt = prompt_of(&self.prompts, row)?;
+            let part = row.context_len as usize..row.context_len as usize + row.query_len as usize;
+            let tokens = prompt.tokens.get(part).unwrap_or_default();
+            batch.push(tokens, row.context_len, row.draws.min(1), &prompt.block_table);
             for response_idx in 0..row.draws {
                 let seq = DeviceSeq {
                     sample_idx: prompt.sample_idx,
@@ -206,63 +272,114 @@ impl<D: StepDevice> DeviceExecutor<D> {
                     block_table: Vec::new(),
                     waiting: Some(Waiting { prefill_idx, row: draws.len() }),
                 };
-                self.seqs.insert(SeqId { group_idx: prompt.group_idx, response_idx }, seq);
+                seqs.push((SeqId { group_idx: prompt.group_idx, response_idx }, seq));
                 let owner = Owner { sample_idx: prompt.sample_idx, response_idx };
-                draws.push(FirstToken { logits_row, owner, prompt: &prompt.tokens });
+                draws.push(FirstToken { logits_row: num_complete, owner, prompt: &prompt.tokens });
             }
+            num_complete += row.draws.min(1) as usize;
         }
         let (tokens, records) = self.device.prefill(&batch, &draws)?;
         let num_tokens = draws.len();
-        self.first_tokens.insert(prefill_idx, FirstTokens { tokens, num_tokens, num_waiting: num_tokens });
         let owners = draws.iter().map(|draw| draw.owner).collect();
-        self.in_flight.push_back(InFlight { records, owners, ends: ends_of(rows) });
+        if let Some(tokens) = tokens {
+            let first = FirstTokens { tokens, num_tokens, num_waiting: num_tokens };
+            self.first_tokens.insert(prefill_idx, first);
+        }
+        for (id, seq) in seqs {
+            self.prompts.remove(&id.group_idx);
+            self.seqs.insert(id, seq);
+        }
+        let of_prompt =
+            |row: &RowSpan| RowInFlight { id: None, num_draws: row.draws as usize, drafts: Vec::new() };
+        self.in_flight.push_back(InFlight { records, owners, rows: rows.iter().map(of_prompt).collect() });
         Ok(())
     }
 
-    fn decode(&mut self, seqs: &[(SeqId, u32)], rows: &[RowSpan]) -> Result<(), EngineError> {
-        let has_moved = !self.row_table.has(seqs.iter().map(|&(id, _)| id));
+    fn decode(&mut self, rows: &[DecodeRow<'_>]) -> Result<(), EngineError> {
+        let has_drafts = rows.iter().any(|row| !row.drafts.is_empty());
+        let has_moved = has_drafts || !self.row_table.has(rows.iter().map(|row| row.id));
         if has_moved || self.has_grown {
-            let change = self.change_rows(seqs)?;
+            let change = self.change_rows(rows)?;
             if has_moved {
                 self.bring_tokens(&change.sources)?;
             }
             self.device.upload(&change.words)?;
             self.has_grown = false;
         }
-        let records = self.device.decode(bucket(seqs.len(), self.shape.small_batch), seqs.len())?;
-        let owners = seqs
-            .iter()
-            .map(|&(id, _)| {
-                let seq = self.seqs.get(&id).ok_or_else(|| unknown(id))?;
-                Ok(Owner { sample_idx: seq.sample_idx, response_idx: id.response_idx })
-            })
-            .collect::<Result<_, EngineError>>()?;
-        self.in_flight.push_back(InFlight { records, owners, ends: ends_of(rows) });
+        if has_drafts {
+            let drafts: Vec<&[u32]> = rows
+                .iter()
+                .flat_map(|&DecodeRow { drafts, .. }| (0..=drafts.len()).map(move |end| &drafts[..end]))
+                .collect();
+            self.device.put_drafts(&drafts)?;
+        }
+        let num_used = rows.iter().map(|row| 1 + row.drafts.len()).sum();
+        let num_rows = bucket(num_used, self.shape.small_batch);
+        let records = self.device.decode(DecodeStep { num_rows, num_used, has_drafts })?;
+        let mut owners = Vec::with_capacity(num_used);
+        for row in rows {
+            let seq = self.seqs.get(&row.id).ok_or_else(|| unknown(row.id))?;
+            let owner = Owner { sample_idx: seq.sample_idx, response_idx: row.id.response_idx };
+            owners.extend(std::iter::repeat_n(owner, 1 + row.drafts.len()));
+        }
+        let rows = rows.iter().map(|row| RowInFlight {
+            id: Some(row.id),
+            num_draws: 1 + row.drafts.len(),
+            drafts: row.drafts.to_vec(),
+        });
+        self.in_flight.push_back(InFlight { records, owners, rows: rows.collect() });
         Ok(())
     }
 
     /// The tables of the next step, and where the newest tokens of its rows are.
-    fn change_rows(&mut self, seqs: &[(SeqId, u32)]) -> Result<Change, EngineError> {
-        let rows = seqs
+    fn change_rows(&mut self, rows: &[DecodeRow<'_>]) -> Result<Change, EngineError> {
+        let rows = rows
             .iter()
-            .map(|&(id, context_len)| {
+            .map(|&DecodeRow { id, context_len, drafts }| {
                 let seq = self.seqs.get(&id).ok_or_else(|| unknown(id))?;
                 let DeviceSeq { sample_idx, prompt_len_tokens, ref block_table, .. } = *seq;
-                Ok(TableRow { id, context_len, sample_idx, prompt_len_tokens, block_table })
+                let num_drafts = drafts.len();
+                Ok(TableRow { id, context_len, num_drafts, sample_idx, prompt_len_tokens, block_table })
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
         self.row_table.update(&rows)
+    }
+
+    /// The tokens of a row, up to the first that is not the one drafted: what is drawn behind that is of another text.
+    fn accept(
+        &mut self,
+        row: &RowInFlight,
+        drawn: impl Iterator<Item = DrawnToken>,
+        tokens: &mut Vec<SampledToken>,
+    ) -> Result<(), EngineError> {
+        let mut num_accepted = 0;
+        let mut is_going_on = true;
+        for (idx, drawn) in drawn.take(row.num_draws).enumerate() {
+            if !is_going_on {
+                continue;
+            }
+            let drawn = drawn?;
+            tokens.push(drawn);
+            num_accepted += 1;
+            is_going_on = row.id.is_none() || row.drafts.get(idx) == Some(&drawn.token);
+        }
+        if let (Some(id), false) = (row.id, row.drafts.is_empty()) {
+            self.row_table.accept(id, num_accepted);
+        }
+        Ok(())
     }
 
     /// Brings the newest tokens into the order of the rows.
     fn bring_tokens(&mut self, sources: &[TokenSource]) -> Result<(), EngineError> {
         let mut prefills = Vec::new();
         let mut from = Vec::with_capacity(sources.len());
-        for source in sources {
-            from.push(match *source {
+        // The rows of a sequence have one source.
+        for of_seq in sources.chunk_by(|a, b| a == b) {
+            let place = match of_seq[0] {
                 TokenSource::Row(row) => row as i64,
                 TokenSource::Waiting(id) => self.waiting_row(id, &mut prefills)?,
-            });
+            };
+            from.extend(std::iter::repeat_n(place, of_seq.len()));
         }
         let waiting: Vec<&D::FirstTokens> =
             prefills.iter().filter_map(|idx| Some(&self.first_tokens.get(idx)?.tokens)).collect();
@@ -290,6 +407,7 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
     fn reset(&mut self) -> Result<(), EngineError> {
         self.device.reset()?;
         self.in_flight.clear();
+        self.prompts.clear();
         self.seqs.clear();
         self.first_tokens.clear();
         self.row_table.clear();
@@ -298,23 +416,39 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
     }
 
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
-        let StepPlan { mut tables, copies, rows, .. } = plan;
-        let prompts = std::mem::take(&mut tables.prompts);
-        let kind = StepKind::of(&prompts, &rows)?;
+        let StepPlan { tables, copies, rows, drafts } = plan;
+        if self.in_flight.iter().flat_map(|step| &step.rows).any(|row| !row.drafts.is_empty()) {
+            return Err(unsupported("a step before it is known which drafted tokens stay"));
+        }
+        let kind = StepKind::of(&tables.prompts, &rows, &drafts)?;
         self.learn(tables)?;
+        if matches!(kind, StepKind::Prefill) {
+            self.check_prompts(&rows)?;
+        }
         self.device.begin(&copies)?;
         match kind {
-            StepKind::Prefill => self.prefill(&prompts, &rows),
-            StepKind::Decode(seqs) => self.decode(&seqs, &rows),
+            StepKind::Prefill => self.prefill(&rows),
+            StepKind::Decode(rows) => self.decode(&rows),
         }
     }
 
     fn collect(&mut self) -> Result<StepOutput, EngineError> {
-        let Some(InFlight { records, owners, ends }) = self.in_flight.pop_front() else {
+        let Some(InFlight { records, owners, rows }) = self.in_flight.pop_front() else {
             return Ok(StepOutput::default());
         };
-        let (tokens, forward_time) = self.device.read(records, &owners)?;
+        let (drawn, forward_time) = self.device.read(records, &owners)?;
+        let mut drawn = drawn.into_iter();
+        let mut tokens = Vec::with_capacity(owners.len());
+        let mut ends = Vec::with_capacity(rows.len());
+        for row in &rows {
+            self.accept(row, drawn.by_ref(), &mut tokens)?;
+            ends.push(tokens.len() as u32);
+        }
         Ok(StepOutput { tokens, ends, forward_time, sample_time: Duration::ZERO })
+    }
+
+    fn verifies_drafts(&self) -> bool {
+        self.device.verifies_drafts()
     }
 
     fn min_rows(&self) -> usize {
@@ -331,65 +465,56 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
 }
 
 /// The steps that a GPU computes.
-enum StepKind {
-    /// The prompts that are new with the step, each whole and in order.
+enum StepKind<'a> {
+    /// Prompts, whole or in parts.
     Prefill,
-    /// One token of each of these responses, with how many are cached.
-    Decode(Vec<(SeqId, u32)>),
+    /// These responses go on.
+    Decode(Vec<DecodeRow<'a>>),
 }
 
-impl StepKind {
+impl<'a> StepKind<'a> {
     /// # Errors
     /// For every other step.
-    fn of(prompts: &[NewPrompt], rows: &[RowSpan]) -> Result<Self, EngineError> {
-        let unsupported = |what| Err(EngineError::UnsupportedStep { executor: NAME, what });
-        let num_prompts = rows.iter().filter(|row| matches!(row.id, RowId::Prompt(_))).count();
+    fn of(prompts: &[NewPrompt], rows: &[RowSpan], drafts: &'a [u32]) -> Result<Self, EngineError> {
+        let num_prompts = rows.iter().filter_map(|row| row.id.prompt()).count();
         if rows.is_empty() {
-            return unsupported("a step without rows");
+            return Err(unsupported("a step without rows"));
         }
-        if num_prompts == 0 {
-            if !prompts.is_empty() {
-                return unsupported("a prompt that is new before its step");
+        let with_row: HashSet<u64> = rows.iter().filter_map(|row| row.id.prompt()).collect();
+        if !prompts.iter().all(|prompt| with_row.contains(&prompt.group_idx)) {
+            return Err(unsupported("a prompt that is new before its step"));
+        }
+        if num_prompts == rows.len() && drafts.is_empty() {
+            return Ok(Self::Prefill);
+        }
+        if num_prompts > 0 {
+            return Err(unsupported(PROMPTS_AND_RESPONSES));
+        }
+        let mut drafts = drafts;
+        let decoded = rows.iter().filter_map(|row| match *row {
+            RowSpan { id: RowId::Response(id), context_len, query_len, draws } if draws == query_len => {
+                let (of_row, left) = drafts.split_at_checked((query_len as usize).checked_sub(1)?)?;
+                drafts = left;
+                Some(DecodeRow { id, context_len, drafts: of_row })
             }
-            let seqs = rows.iter().filter_map(|row| match *row {
-                RowSpan { id: RowId::Response(id), context_len, query_len: 1, draws: 1 } => {
-                    Some((id, context_len))
-                }
-                _ => None,
-            });
-            let seqs: Vec<_> = seqs.collect();
-            return match seqs.len() == rows.len() {
-                true => Ok(Self::Decode(seqs)),
-                false => unsupported("drafted tokens to verify"),
-            };
-        }
-        if num_prompts < rows.len() {
-            return unsupported("prompts and responses in one step");
-        }
-        for (row, prompt) in rows.iter().zip(prompts) {
-            if row.id != RowId::Prompt(prompt.group_idx) {
-                return Err(unknown_prompt(prompt.group_idx));
-            }
-            if row.context_len > 0 || row.query_len as usize != prompt.tokens.len() || row.draws == 0 {
-                return unsupported("a chunk of a prompt");
-            }
-        }
-        match prompts.len() == rows.len() {
-            true => Ok(Self::Prefill),
-            false => unsupported("a chunk of a prompt"),
+            _ => None,
+        });
+        let decoded: Vec<_> = decoded.collect();
+        match decoded.len() == rows.len() && drafts.is_empty() {
+            true => Ok(Self::Decode(decoded)),
+            false => Err(unsupported("a response with more or fewer draws or drafts than tokens")),
         }
     }
 }
 
-/// Where the tokens of each row end when each gives as many as it draws.
-fn ends_of(rows: &[RowSpan]) -> Vec<u32> {
-    let mut end = 0;
-    rows.iter()
-        .map(|row| {
-            end += row.draws;
-            end
-        })
-        .collect()
+/// The prompt that a row is a part of.
+fn prompt_of<'a>(prompts: &'a HashMap<u64, NewPrompt>, row: &RowSpan) -> Result<&'a NewPrompt, EngineError> {
+    let group_idx = row.id.prompt().ok_or_else(|| unsupported(PROMPTS_AND_RESPONSES))?;
+    prompts.get(&group_idx).ok_or_else(|| unknown_prompt(group_idx))
+}
+
+fn unsupported(what: &'static str) -> EngineError {
+    EngineError::UnsupportedStep { executor: NAME, what }
 }
 
 #[cfg(test)]

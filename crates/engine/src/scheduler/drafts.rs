@@ -15,9 +15,12 @@ impl Scheduler {
             RowId::Response(id) => Some((id, row)),
             RowId::Prompt(_) => None,
         });
-        for ((id, row), tokens) in of_responses.zip(drafts) {
+        let of_responses: Vec<_> = of_responses.collect();
+        let mut num_free = limits.max_decode_tokens().saturating_sub(of_responses.len());
+        for ((id, row), tokens) in of_responses.into_iter().zip(drafts) {
             let Ok(idx) = running.binary_search_by_key(&id, |running| running.id) else { continue };
             let seq = &mut running[idx];
+            let tokens = &tokens[..tokens.len().min(num_free)];
             let len = row.context_len + row.query_len;
             let wanted =
                 blocks_for(len as usize + tokens.len(), limits.block_size_tokens).min(seq.max_blocks);
@@ -32,6 +35,7 @@ impl Scheduler {
                 (seq.block_table.len() * limits.block_size_tokens).min(seq.max_context_len as usize);
             let room = most_tokens.saturating_sub(len as usize);
             let tokens = &tokens[..tokens.len().min(room)];
+            num_free -= tokens.len();
             let num_drafts = tokens.len() as u32;
             seq.in_flight += num_drafts;
             seq.is_verifying = num_drafts > 0;

@@ -4,10 +4,10 @@ use super::lexer::{self, Dialect, Kind, Token};
 use super::{MAX_DEPTH, every_other, key_text, token_text, token_value};
 use crate::Node;
 
-/// A text in pieces. One interpolation alone stands for its value, anything else for a string.
+/// A string in pieces. One interpolation alone stands for its value, anything else for a string.
 pub(crate) type Text = Vec<Part>;
 
-/// A piece of a text.
+/// A piece of a string.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Part {
     Literal(String),
@@ -34,7 +34,7 @@ pub(crate) enum Element {
     Dict(Vec<(String, Self)>),
 }
 
-/// Reads a text that has `${` in it.
+/// Reads a string that has `${` in it.
 pub(crate) fn parse_text(text: &str) -> Result<Text, String> {
     let mut parser = Parser { rest: text, depth: 0 };
     parser.text(None)
@@ -85,7 +85,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// A text up to the end, or up to the closing `quote`.
+    /// A string up to the end, or up to the closing `quote`.
     fn text(&mut self, quote: Option<char>) -> Result<Text, String> {
         let mut parts = Vec::new();
         loop {

@@ -40,7 +40,7 @@ pub(crate) fn every_other(text: &str) -> String {
     text.chars().skip(1).step_by(2).collect()
 }
 
-/// A key of a dict as the tree holds it: a text.
+/// A key of a dict as the tree holds it: a string.
 pub(crate) fn key_text(key: Node) -> String {
     match key {
         Node::Null => "null".to_owned(),

@@ -89,7 +89,7 @@ fn split(text: &str) -> Vec<&str> {
     items
 }
 
-/// A text without the backslashes that stand before what Hydra or a shell would read something into: in quotes they
+/// A string without the backslashes that stand before what Hydra or a shell would read something into: in quotes they
 /// would be part of the text.
 pub(super) fn unescaped(text: &str) -> String {
     const ESCAPED: &str = "\\()[]{}:=, \t<>|&;*?!#'\"$`~";
@@ -102,7 +102,7 @@ pub(super) fn unescaped(text: &str) -> String {
     out
 }
 
-/// A text in double quotes, as an override has it: backslashes count only before a quote.
+/// A string in double quotes, as an override has it: backslashes count only before a quote.
 pub fn quoted(value: &str) -> String {
     let mut out = String::from("\"");
     let mut num_backslashes = 0;

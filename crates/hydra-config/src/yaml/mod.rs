@@ -61,7 +61,7 @@ impl Document {
         let node = match node {
             Node::Null => Node::empty_map(),
             node @ (Node::Map(_) | Node::List(_)) => node,
-            // OmegaConf reads a text once more, and takes one word for a key without a value.
+            // OmegaConf reads a string once more, and takes one word for a key without a value.
             Node::Str(text) => match composer::compose(Scanner::new(Reader::new(&text)?))? {
                 None => Node::empty_map(),
                 Some(root) => match builder.node(&root)? {
@@ -100,7 +100,7 @@ impl Builder {
         let node = match &composed.content {
             Content::Scalar { text, is_plain } => {
                 let node = scalar_node(composed, text, *is_plain)?;
-                // A document that is a text becomes a key, which nothing resolves.
+                // A document that is a string becomes a key, which nothing resolves.
                 if let Node::Str(text) = &node
                     && text.contains("${")
                     && !self.path.is_empty()
@@ -239,7 +239,7 @@ fn key_text(key: &Composed) -> Result<String, Problem> {
     let Content::Scalar { text, is_plain } = &key.content else {
         return Err(problem("a key must be a string, not a list or a map"));
     };
-    // PyYAML reads a plain `=` as a text only where it is a key.
+    // PyYAML reads a plain `=` as a string only where it is a key.
     if text == "=" && *is_plain {
         return Ok(text.clone());
     }

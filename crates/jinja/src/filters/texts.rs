@@ -1,4 +1,4 @@
-//! Filters of texts.
+//! Filters of strings.
 
 use super::wrap;
 use crate::args::{Args, flag, int, int_or};

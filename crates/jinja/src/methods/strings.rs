@@ -128,7 +128,7 @@ fn join(own: &str, items: &Value, renderer: &dyn Rendering) -> Result<Value> {
     Ok(Value::from(out))
 }
 
-/// The part of a text between two character positions, and where it starts.
+/// The part of a string between two character positions, and where it starts.
 fn window<'a>(own: &'a str, start: Option<&Value>, stop: Option<&Value>) -> Result<Option<(&'a str, usize)>> {
     let bound = |value: Option<&Value>, default: i128| match value {
         None | Some(Value::None) => Ok(default),
@@ -378,7 +378,7 @@ fn expand_tabs(own: &str, size: i128) -> Result<String> {
     Ok(out)
 }
 
-/// A method of `Markup`: texts among the arguments are escaped, texts in the result are markup.
+/// A method of `Markup`: strings among the arguments are escaped, strings in the result are markup.
 fn call_markup(text: &Str, name: &'static str, args: Args, renderer: &dyn Rendering) -> Result<Value> {
     let refused = || Error::refused(format!("the method `{name}` of `Markup` is not supported"));
     let escapes =

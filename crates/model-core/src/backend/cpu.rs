@@ -7,7 +7,6 @@ mod linear;
 
 use cpu_kernels::{CpuKernels, HeadShape, Layout, MAX_HEAD_DIM, NormParams, SourceDType, StoredLinear};
 use model_spec::{AttentionSpec, KvGroup, Numerics};
-use nemo_format::DType;
 use tch::{Kind, Tensor};
 use torch_ext::view;
 
@@ -17,7 +16,7 @@ use super::plain::tensor_from_bytes;
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::ids::Ids;
-use crate::kinds::TensorFormat;
+use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool, packed_shape};
 use crate::layers::rotary::RotaryTables;
 use crate::ops::{LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap, scale_f32};
@@ -159,11 +158,11 @@ impl Loader for CpuLoader {
     }
 }
 
-fn source_dtype(dtype: DType) -> SourceDType {
+fn source_dtype(dtype: StoredFloat) -> SourceDType {
     match dtype {
-        DType::F64 => SourceDType::F64,
-        DType::F16 => SourceDType::F16,
-        DType::BF16 => SourceDType::BF16,
-        _ => SourceDType::F32,
+        StoredFloat::F64 => SourceDType::F64,
+        StoredFloat::F32 => SourceDType::F32,
+        StoredFloat::F16 => SourceDType::F16,
+        StoredFloat::BF16 => SourceDType::BF16,
     }
 }

@@ -8,6 +8,7 @@
 mod attention;
 mod linear;
 mod loader;
+mod prompts;
 mod small_batch;
 
 use cuda_kernels::{
@@ -112,42 +113,9 @@ impl CudaState {
         Ok(())
     }
 
-    /// Brings the host's plan of whole prompts to the device.
-    fn upload_prompts(&self, tokens: &[u32], step: &mut AttentionContext) -> Result<(), ModelError> {
-        if step.sequences.iter().any(|sequence| sequence.context_len > 0) {
-            return Err(ModelError::NoBackend {
-                backend: "CUDA",
-                reason: "decode steps are planned on the device",
-            });
-        }
-        let longest = step.sequences.iter().map(|sequence| sequence.query_len).max().unwrap_or(0);
-        let num_rows = tokens.len().max(MIN_ROWS as usize);
-        let starts = step.sequences.iter().map(|sequence| sequence.query_start);
-        // One copy for all four lists: tokens, positions and slots, each padded to `num_rows`, and the starts.
-        let mut packed = Vec::with_capacity(3 * num_rows + step.sequences.len() + 1);
-        for (list, filler) in [(tokens, 0), (&step.positions, -1), (&step.slots, -1)] {
-            packed.extend(list.iter().map(|&value| value as i32));
-            packed.resize(packed.len().next_multiple_of(num_rows), filler);
-        }
-        packed.extend(starts.map(|start| start as i32).chain([tokens.len() as i32]));
-        let num_starts = (packed.len() - 3 * num_rows) as i64;
-        let packed = to_device(&packed, self.tch_device())?;
-        let num_rows = num_rows as i64;
-        step.device = Some(DeviceContext {
-            tokens: packed.f_narrow(0, 0, num_rows)?,
-            positions: packed.f_narrow(0, num_rows, num_rows)?,
-            attention: DeviceAttention::Prefill {
-                slots: packed.f_narrow(0, 2 * num_rows, num_rows)?,
-                cu_seqlens: packed.f_narrow(0, 3 * num_rows, num_starts)?,
-                max_len_tokens: longest,
-            },
-        });
-        Ok(())
-    }
-
     /// Plans decode attention on the device, once for all layers with the same heads.
     fn plan_decode(&self, step: &DeviceContext, cache: &KvCache) -> Result<(), ModelError> {
-        let DeviceAttention::Decode { block_tables, prefix_groups } = &step.attention else {
+        let DeviceAttention::Decode { block_tables, prefix_groups, .. } = &step.attention else {
             return Err(NO_ROOM);
         };
         for HeadKernels { kernels, plan, .. } in &self.heads {
@@ -178,6 +146,10 @@ impl StepState for CudaState {
 
     fn min_rows(&self) -> usize {
         MIN_ROWS as usize
+    }
+
+    fn verifies_drafts(&self) -> bool {
+        true
     }
 
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {

@@ -7,7 +7,6 @@ mod attention;
 mod linear;
 
 use model_spec::{AttentionSpec, KvGroup, Normalization, Numerics};
-use nemo_format::DType;
 use tch::{Device, Kind, Tensor};
 use torch_ext::mkl;
 
@@ -24,7 +23,7 @@ use crate::ops::{LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes,
 use crate::upload::to_device;
 use crate::{AttentionSwitches, ModelError};
 
-/// Rows in every matrix product and norm.
+/// Rows in every GEMM and norm.
 const ROWS_PER_BLOCK: i64 = 32;
 
 /// What libtorch's operations need between steps.
@@ -149,20 +148,10 @@ impl Loader for PlainLoader {
 /// Copies stored numbers into a tensor of the given kind.
 pub(crate) fn tensor_from_bytes(weight: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError> {
     let shape: Vec<i64> = weight.shape.iter().map(|&dim| dim as i64).collect();
-    Ok(Tensor::f_from_data_size(weight.bytes, &shape, stored_kind(weight.dtype))?.f_to_kind(kind)?)
+    Ok(Tensor::f_from_data_size(weight.bytes, &shape, weight.dtype.kind())?.f_to_kind(kind)?)
 }
 
-/// libtorch's name of a stored type.
-pub(crate) fn stored_kind(dtype: DType) -> Kind {
-    match dtype {
-        DType::F64 => Kind::Double,
-        DType::F16 => Kind::Half,
-        DType::BF16 => Kind::BFloat16,
-        _ => Kind::Float,
-    }
-}
-
-/// Applies `op` to blocks of exactly `rows_per_block` rows, the last one filled up with zeros.
+/// Applies `op` to blocks of exactly `rows_per_block` rows, the last one padded with zeros.
 fn by_row_blocks(
     x: &Tensor,
     rows_per_block: i64,

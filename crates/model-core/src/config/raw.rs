@@ -9,7 +9,7 @@ use serde::de::IgnoredAny;
 use super::window::{RawHuggingFace, RawWindow};
 use crate::ModelError;
 
-/// A number however it was written: YAML 1.1 reads `1e-5` as text, and integers stand for floats.
+/// A number however it was written: YAML 1.1 reads `1e-5` as a string, and integers stand for floats.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
 pub(crate) enum RawNumber {
@@ -17,7 +17,7 @@ pub(crate) enum RawNumber {
     Int(i64),
     /// A number with a fraction or an exponent.
     Float(f64),
-    /// Text that should be a number.
+    /// A string that should be a number.
     Text(String),
 }
 
@@ -53,7 +53,7 @@ impl fmt::Display for RawNumber {
 pub(crate) enum RawValue {
     /// A flag.
     Bool(bool),
-    /// A number or a text.
+    /// A number or a string.
     Number(RawNumber),
     /// A list or a dictionary.
     Other(IgnoredAny),

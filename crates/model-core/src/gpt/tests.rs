@@ -4,13 +4,13 @@ use model_spec::{
     Activation, AttentionSpec, BlockStyle, FfnSpec, Float, HeadLayout, LayerSpec, MlpSpec, Nonlinearity,
     NormSpec, Normalization, RotaryConfig, RotaryPairing,
 };
-use nemo_format::DType;
 use serde_json::json;
 use tch::Device;
 
 use super::*;
 use crate::backend::cpu::CpuLoader;
 use crate::backend::plain::PlainLoader;
+use crate::kinds::StoredFloat;
 use crate::layers::{Attention, Layer, Mlp};
 use crate::ops::{LinearRole, LinearSource, Loader, Norm, WeightBytes};
 use crate::{AttentionSwitches, RawModelConfig};
@@ -341,7 +341,7 @@ impl StoredLinear {
         let bytes = |values: &[f32]| values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>();
         let (weight, bias) = (bytes(&self.weight), self.bias.as_deref().map(bytes));
         let out_features = (self.weight.len() / self.in_features) as u64;
-        let stored = |bytes, shape| WeightBytes { bytes, dtype: DType::F32, shape };
+        let stored = |bytes, shape| WeightBytes { bytes, dtype: StoredFloat::F32, shape };
         let shape = [out_features, self.in_features as u64];
         let source = LinearSource {
             weight: stored(&weight, &shape),

@@ -4,13 +4,13 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use model_spec::{ModelSpec, Module, NormSpec, Part, TensorId, TensorSpec};
-use nemo_format::{DType, Region, TensorMeta, TensorSource};
+use nemo_format::{Region, TensorMeta, TensorSource};
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
 use super::{explain, interleaved};
 use crate::ModelError;
-use crate::kinds::TensorFormat;
+use crate::kinds::{StoredFloat, TensorFormat};
 use crate::ops::{LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
 
 /// How many unknown tensors an error names.
@@ -29,7 +29,7 @@ pub(super) struct Reader<'a, L> {
 /// One tensor's numbers, as stored.
 struct Stored<'a> {
     bytes: Cow<'a, [u8]>,
-    dtype: DType,
+    dtype: StoredFloat,
     shape: Vec<u64>,
 }
 
@@ -53,7 +53,7 @@ impl<'a, L: Loader> Reader<'a, L> {
             .filter(|name| name.starts_with(prefix) && !is_not_a_weight(name))
             .filter(|name| source.mapped_bytes(name).is_none())
             .filter_map(|name| Some((name, source.meta(name)?)))
-            .filter(|(_, meta)| is_float(meta.dtype))
+            .filter(|(_, meta)| StoredFloat::of(meta.dtype).is_some())
             .collect();
         let read = |&(name, meta): &(&str, &TensorMeta)| {
             Some((name.to_owned(), read_whole(source, name, meta).ok()?))
@@ -140,16 +140,15 @@ impl<'a, L: Loader> Reader<'a, L> {
                 actual: meta.shape.clone(),
             });
         }
-        if !is_float(meta.dtype) {
-            return Err(ModelError::NotFloat { name: name.clone(), actual: meta.dtype.name() });
-        }
+        let dtype = StoredFloat::of(meta.dtype)
+            .ok_or_else(|| ModelError::NotFloat { name: name.clone(), actual: meta.dtype.name() })?;
         self.used.insert(name.clone());
         let bytes = match (self.source.mapped_bytes(name), self.ahead.remove(name)) {
             (Some(mapped), _) => Cow::Borrowed(mapped),
             (None, Some(read)) => Cow::Owned(read),
             (None, None) => Cow::Owned(read_whole(self.source, name, meta)?),
         };
-        Ok(Stored { bytes, dtype: meta.dtype, shape })
+        Ok(Stored { bytes, dtype, shape })
     }
 
     /// A tensor that the model has.
@@ -188,10 +187,6 @@ impl<'a, L: Loader> Reader<'a, L> {
         }
         Ok(self.used.iter().filter_map(|name| self.source.meta(name)?.num_elems()).sum())
     }
-}
-
-fn is_float(dtype: DType) -> bool {
-    matches!(dtype, DType::F64 | DType::F32 | DType::F16 | DType::BF16)
 }
 
 /// All bytes of a tensor.

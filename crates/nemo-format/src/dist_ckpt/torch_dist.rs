@@ -1,5 +1,5 @@
 //! The torch_dist backend: the pickle `.metadata` (`torch.distributed.checkpoint.metadata.Metadata`) and data files
-//! that it points into. Every piece is a torch file of its own, looked into when it is read.
+//! that it points into. Every piece is a torch file of its own, opened when it is read.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -116,7 +116,7 @@ impl HfConfig {
         self.read(&[key], "true or false", Value::as_bool)
     }
 
-    /// A text under any of these names.
+    /// A string under any of these names.
     pub(crate) fn text(&self, keys: &[&str]) -> Result<Option<&str>, FormatError> {
         let Some((key, value)) = self.find(keys) else { return Ok(None) };
         self.refuse_contradiction(keys, &key, value)?;

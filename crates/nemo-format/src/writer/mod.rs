@@ -200,7 +200,7 @@ fn write_items<W: Write>(
     Ok(checksums)
 }
 
-/// Counts what is written and tells the caller.
+/// Counts what is written and reports it to the caller.
 struct Progress<'a> {
     report: Option<&'a (dyn Fn(WriteProgress) + Sync)>,
     state: WriteProgress,

@@ -6,12 +6,13 @@ use std::time::Duration;
 use cuda_runtime::{Device, Event, Graph, GraphPool, Stream};
 use model_core::{Batch, CausalLm, DeviceDecode, KvCache};
 use model_spec::blocks_for;
-use sampling::{DeviceSampler, FirstDraw, RECORD_WORDS, SampledToken, SamplerRows};
+use sampling::{DeviceSampler, FirstDraw, RECORD_WORDS, SamplerRows};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::send;
 
 use super::{
-    DeviceExecutor, DeviceShape, FirstToken, Owner, RUN_AHEAD, StepDevice, TableLayout,
+    DecodeStep, DeviceExecutor, DeviceShape, DrawnToken, FirstToken, Owner, RUN_AHEAD, StepDevice,
+    TableLayout,
     buckets::{check_num_seqs, max_rows},
 };
 use crate::{EngineError, EngineLimits, plan::BlockCopy};
@@ -55,8 +56,8 @@ pub(crate) struct CudaDevice {
     records: Tensor,
     /// The graphs run one after the other and share their memory.
     pool: GraphPool,
-    /// Decode steps by number of rows.
-    graphs: HashMap<usize, Graph>,
+    /// Decode steps by number of rows, and whether some are drafts.
+    graphs: HashMap<(usize, bool), Graph>,
     events: Vec<StepEvents>,
     num_started: usize,
 }
@@ -73,7 +74,7 @@ pub(crate) fn executor(
 ) -> Result<DeviceExecutor<CudaDevice>, EngineError> {
     check_num_seqs(limits.max_num_seqs)?;
     let layout = TableLayout {
-        max_rows: max_rows(limits.max_num_seqs),
+        max_rows: max_rows(limits.max_decode_tokens()),
         max_blocks_per_seq: blocks_for(sizes.max_seq_len_tokens, limits.block_size_tokens).max(1),
     };
     let small_batch = model.reserve_decode(layout.max_rows, layout.max_blocks_per_seq)?;
@@ -130,15 +131,15 @@ impl CudaDevice {
     }
 
     /// Enqueues one step of `num_rows` rows: the model, and the sampler, which moves the rows on.
-    fn enqueue(&mut self, num_rows: usize) -> Result<(), EngineError> {
-        let logits = self.enqueue_model(num_rows)?;
+    fn enqueue(&mut self, num_rows: usize, has_drafts: bool) -> Result<(), EngineError> {
+        let logits = self.enqueue_model(num_rows, has_drafts)?;
         let records = self.records.f_narrow(0, 0, num_rows as i64)?;
         Ok(self.sampler.draw(&logits, &self.rows.first(num_rows)?, &records)?)
     }
 
     /// Enqueues the model alone: float32 `[num_rows, padded_vocab_size]`. Done twice it writes the same keys and values
     /// to the same places.
-    fn enqueue_model(&mut self, num_rows: usize) -> Result<Tensor, EngineError> {
+    fn enqueue_model(&mut self, num_rows: usize, has_drafts: bool) -> Result<Tensor, EngineError> {
         let layout = self.layout;
         let tables = |start: usize| {
             let len = (layout.num_words() - start) as i64;
@@ -155,11 +156,12 @@ impl CudaDevice {
             positions: &self.rows.positions,
             block_tables: &block_tables,
             prefix_groups: &prefix_groups,
+            has_drafts,
         };
         Ok(self.model.decode_on_device(&rows, &mut self.cache)?)
     }
 
-    /// Lets the records of the step that was begun last come to the host.
+    /// Copies the records of the latest step to the host.
     fn end(&self, records: &Tensor) -> Result<Records, EngineError> {
         // A copy that does not wait goes to page-locked memory.
         let words = records.f_to_device_(tch::Device::Cpu, Kind::Int, true, true)?;
@@ -192,9 +194,13 @@ impl StepDevice for CudaDevice {
         &mut self,
         batch: &Batch,
         draws: &[FirstToken<'_>],
-    ) -> Result<(SamplerRows, Records), EngineError> {
+    ) -> Result<(Option<SamplerRows>, Records), EngineError> {
         let _current = self.stream.as_current()?;
-        let logits = self.model.forward(batch, &mut self.cache)?; // [num_prompts, padded_vocab_size]
+        let logits = self.model.forward(batch, &mut self.cache)?; // [num_complete, padded_vocab_size]
+        if draws.is_empty() {
+            // Nobody reads them, but they tell when the step has ended.
+            return Ok((None, self.end(&self.records.f_narrow(0, 0, 1)?)?));
+        }
         let draws: Vec<FirstDraw<'_>> =
             draws
                 .iter()
@@ -203,7 +209,7 @@ impl StepDevice for CudaDevice {
                 })
                 .collect();
         let (rows, records) = self.sampler.draw_first(&logits, &draws)?;
-        Ok((rows, self.end(&records)?))
+        Ok((Some(rows), self.end(&records)?))
     }
 
     fn gather(&mut self, from: &[i64], waiting: &[&SamplerRows]) -> Result<(), EngineError> {
@@ -228,26 +234,32 @@ impl StepDevice for CudaDevice {
         Ok(())
     }
 
-    fn decode(&mut self, num_rows: usize, num_seqs: usize) -> Result<Records, EngineError> {
+    fn put_drafts(&mut self, drafts: &[&[u32]]) -> Result<(), EngineError> {
+        let _current = self.stream.as_current()?;
+        Ok(self.sampler.put_drafts(&self.rows.first(drafts.len())?, drafts)?)
+    }
+
+    fn decode(&mut self, step: DecodeStep) -> Result<Records, EngineError> {
+        let DecodeStep { num_rows, num_used, has_drafts } = step;
         let _current = self.stream.as_current()?;
         let stream = self.stream;
-        if let Some(graph) = self.graphs.get(&num_rows) {
+        if let Some(graph) = self.graphs.get(&(num_rows, has_drafts)) {
             graph.replay(&stream)?;
         } else {
             // What libraries set up at their first use cannot be recorded, so the first time the model runs as it is.
-            let _ = self.enqueue_model(num_rows)?;
-            let graph = Graph::capture_in(self.pool, &stream, || self.enqueue(num_rows))?;
+            let _ = self.enqueue_model(num_rows, has_drafts)?;
+            let graph = Graph::capture_in(self.pool, &stream, || self.enqueue(num_rows, has_drafts))?;
             graph.replay(&stream)?;
-            self.graphs.insert(num_rows, graph);
+            self.graphs.insert((num_rows, has_drafts), graph);
         }
-        self.end(&self.records.f_narrow(0, 0, num_seqs as i64)?)
+        self.end(&self.records.f_narrow(0, 0, num_used as i64)?)
     }
 
     fn read(
         &mut self,
         records: Records,
         owners: &[Owner],
-    ) -> Result<(Vec<SampledToken>, Duration), EngineError> {
+    ) -> Result<(Vec<DrawnToken>, Duration), EngineError> {
         let StepEvents { started, ended } = &self.events[records.events_idx];
         ended.synchronize()?;
         let time = Duration::from_secs_f32(started.elapsed_ms(ended)?.max(0.0) / 1000.0);
@@ -256,9 +268,15 @@ impl StepDevice for CudaDevice {
         let tokens = records
             .iter()
             .zip(owners)
-            .map(|(&record, owner)| self.sampler.read_record(record, owner.sample_idx, owner.response_idx))
-            .collect::<Result<_, _>>()?;
+            .map(|(&record, owner)| {
+                Ok(self.sampler.read_record(record, owner.sample_idx, owner.response_idx)?)
+            })
+            .collect();
         Ok((tokens, time))
+    }
+
+    fn verifies_drafts(&self) -> bool {
+        self.model.verifies_drafts()
     }
 
     fn is_greedy(&self) -> bool {

@@ -33,6 +33,8 @@ pub(crate) struct TableRow<'a> {
     pub(crate) id: SeqId,
     /// Tokens in the cache.
     pub(crate) context_len: u32,
+    /// Tokens that may follow the newest one: each has a row behind this.
+    pub(crate) num_drafts: usize,
     /// Position of the sample in the input file.
     pub(crate) sample_idx: u64,
     pub(crate) prompt_len_tokens: u32,
@@ -79,55 +81,86 @@ impl TableLayout {
     }
 }
 
-/// Which sequence has which row.
+/// A sequence of the last step.
+#[derive(Clone, Copy, Debug)]
+struct Placed {
+    id: SeqId,
+    /// Its rows follow each other.
+    first_row: usize,
+    /// The row that has its newest token, when the step has ended.
+    newest_row: usize,
+}
+
+/// Which sequence has which rows.
 #[derive(Debug)]
 pub(crate) struct RowTable {
     layout: TableLayout,
-    rows: Vec<SeqId>,
+    placed: Vec<Placed>,
+    /// Some sequence of the last step had more than one row.
+    had_drafts: bool,
 }
 
 impl RowTable {
     pub(crate) fn new(layout: TableLayout) -> Self {
-        Self { layout, rows: Vec::new() }
+        Self { layout, placed: Vec::new(), had_drafts: false }
     }
 
     pub(crate) fn clear(&mut self) {
-        self.rows.clear();
+        self.placed.clear();
+        self.had_drafts = false;
     }
 
-    /// Whether the next step has the sequences of the last one: the device has moved their rows on already.
+    /// Whether the next step has the rows of the last one, one a sequence: the device has moved them on already.
     pub(crate) fn has(&self, ids: impl ExactSizeIterator<Item = SeqId>) -> bool {
-        ids.len() == self.rows.len() && ids.zip(&self.rows).all(|(id, row)| id == *row)
+        !self.had_drafts
+            && ids.len() == self.placed.len()
+            && ids.zip(&self.placed).all(|(id, placed)| id == placed.id)
     }
 
-    /// Takes the rows of the next step.
+    /// Of the tokens that the last step drew for a sequence, the first `num_accepted` stay.
+    pub(crate) fn accept(&mut self, id: SeqId, num_accepted: usize) {
+        if let Some(placed) = self.placed.iter_mut().find(|placed| placed.id == id) {
+            placed.newest_row = placed.first_row + num_accepted.saturating_sub(1);
+        }
+    }
+
+    /// Takes the rows of the next step: each of `rows` with those of its drafts behind it.
     ///
     /// # Errors
     /// When there are more rows, or more blocks in one, than the tables hold.
     pub(crate) fn update(&mut self, rows: &[TableRow<'_>]) -> Result<Change, EngineError> {
         let words = self.words(rows)?;
-        let row_of: HashMap<SeqId, usize> = self.rows.iter().copied().zip(0..).collect();
-        let source = |row: &TableRow<'_>| {
-            row_of.get(&row.id).map_or(TokenSource::Waiting(row.id), |&row| TokenSource::Row(row))
-        };
-        let sources = rows.iter().map(source).collect();
-        self.rows = rows.iter().map(|row| row.id).collect();
+        let row_of: HashMap<SeqId, usize> =
+            self.placed.iter().map(|placed| (placed.id, placed.newest_row)).collect();
+        let mut sources = Vec::with_capacity(rows.len());
+        self.placed.clear();
+        for row in rows {
+            let first_row = sources.len();
+            let source =
+                row_of.get(&row.id).map_or(TokenSource::Waiting(row.id), |&row| TokenSource::Row(row));
+            sources.extend(std::iter::repeat_n(source, 1 + row.num_drafts));
+            self.placed.push(Placed { id: row.id, first_row, newest_row: first_row });
+        }
+        self.had_drafts = sources.len() > rows.len();
         Ok(Change { sources, words })
     }
 
     fn words(&self, rows: &[TableRow<'_>]) -> Result<Vec<i32>, EngineError> {
         let layout = self.layout;
-        check_room("rows of a step", rows.len(), layout.max_rows)?;
+        let num_rows = rows.iter().map(|row| 1 + row.num_drafts).sum();
+        check_room("rows of a step", num_rows, layout.max_rows)?;
         let mut words = vec![0; layout.num_words()];
         words[layout.positions()..layout.num_generated()].fill(-1);
         let shared = shared_prefixes(rows);
-        for (idx, (row, (first_row, num_shared))) in rows.iter().zip(shared).enumerate() {
+        let each = rows.iter().flat_map(|row| (0..=row.num_drafts as u32).map(move |offset| (row, offset)));
+        for (idx, ((row, offset), (first_row, num_shared))) in each.zip(shared).enumerate() {
             check_room("blocks of a sequence", row.block_table.len(), layout.max_blocks_per_seq)?;
             words[layout.sample_idxs() + 2 * idx] = row.sample_idx as u32 as i32;
             words[layout.sample_idxs() + 2 * idx + 1] = (row.sample_idx >> 32) as u32 as i32;
-            words[layout.positions() + idx] = row.context_len as i32;
+            let position = row.context_len + offset;
+            words[layout.positions() + idx] = position as i32;
             // The first token is drawn from the prompt: the newest one stands right behind it.
-            let num_generated = (row.context_len + 1).saturating_sub(row.prompt_len_tokens);
+            let num_generated = (position + 1).saturating_sub(row.prompt_len_tokens);
             words[layout.num_generated() + idx] = num_generated as i32;
             words[layout.response_idxs() + idx] = row.id.response_idx as i32;
             words[layout.prefix_groups() + 2 * idx] = first_row as i32;
@@ -146,24 +179,40 @@ fn check_room(what: &'static str, actual: usize, limit: usize) -> Result<(), Eng
     if actual <= limit { Ok(()) } else { Err(EngineError::TablesTooSmall { what, actual, limit }) }
 }
 
-/// For each row, the first row of its neighbours of one request and how many first blocks all of them share.
+/// For each row, those of drafts included, the first row of the neighbours that it shares first blocks with, and how many
+/// blocks they share. Attention stops before the tokens of the step by itself.
 fn shared_prefixes(rows: &[TableRow<'_>]) -> Vec<(usize, usize)> {
     let mut shared = Vec::with_capacity(rows.len());
     for group in rows.chunk_by(|a, b| a.id.group_idx == b.id.group_idx) {
-        let first_row = shared.len();
-        if let [first, others @ ..] = group
-            && !others.is_empty()
-        {
-            let common = |other: &TableRow<'_>| {
-                first.block_table.iter().zip(other.block_table).take_while(|(a, b)| a == b).count()
-            };
-            let num_shared = others.iter().map(common).min().unwrap_or(0);
-            shared.extend(group.iter().map(|_| (first_row, num_shared)));
+        let of_request = common_blocks(group);
+        // Blocks that are read when all rows of the request share what they have in common, or each response's rows all
+        // they have.
+        let blocks = |row: &TableRow<'_>| row.block_table.len();
+        let own = |row: &TableRow<'_>| (1 + row.num_drafts) * (blocks(row) - of_request.min(blocks(row)));
+        let together = of_request + group.iter().map(own).sum::<usize>();
+        let apart: usize = group.iter().map(blocks).sum();
+        if apart < together {
+            for row in group {
+                let first_row = shared.len();
+                let num_shared = if row.num_drafts > 0 { blocks(row) } else { 0 };
+                shared.extend(std::iter::repeat_n((first_row, num_shared), 1 + row.num_drafts));
+            }
         } else {
-            shared.push((first_row, 0));
+            let num_rows = group.iter().map(|row| 1 + row.num_drafts).sum();
+            let num_shared = if num_rows > 1 { of_request } else { 0 };
+            shared.extend(std::iter::repeat_n((shared.len(), num_shared), num_rows));
         }
     }
     shared
+}
+
+/// How many first blocks all of these rows have in common.
+fn common_blocks(rows: &[TableRow<'_>]) -> usize {
+    let Some((first, others)) = rows.split_first() else { return 0 };
+    let common = |other: &TableRow<'_>| {
+        first.block_table.iter().zip(other.block_table).take_while(|(a, b)| a == b).count()
+    };
+    others.iter().map(common).min().unwrap_or(first.block_table.len())
 }
 
 #[cfg(test)]
@@ -174,7 +223,8 @@ mod tests {
 
     fn row(group_idx: u64, response_idx: u32, context_len: u32, block_table: &[BlockId]) -> TableRow<'_> {
         let id = SeqId { group_idx, response_idx };
-        TableRow { id, context_len, sample_idx: group_idx | 1 << 40, prompt_len_tokens: 4, block_table }
+        let sample_idx = group_idx | 1 << 40;
+        TableRow { id, context_len, num_drafts: 0, sample_idx, prompt_len_tokens: 4, block_table }
     }
 
     #[test]
@@ -209,6 +259,39 @@ mod tests {
         let rows =
             [row(1, 0, 70, &[3, 4, 5]), row(1, 1, 70, &[3, 4, 6]), row(2, 0, 8, &[7]), row(3, 0, 8, &[8])];
         assert_eq!(shared_prefixes(&rows), [(0, 2), (0, 2), (2, 0), (3, 0)]);
+    }
+
+    #[test]
+    fn drafts_have_rows_behind_their_sequence() {
+        let mut table = RowTable::new(LAYOUT);
+        let drafting = TableRow { num_drafts: 2, ..row(2, 0, 7, &[6, 3]) };
+        let Change { sources, words } = table.update(&[row(1, 0, 4, &[5]), drafting]).unwrap();
+        let waiting = |group_idx| TokenSource::Waiting(SeqId { group_idx, response_idx: 0 });
+        assert_eq!(sources, [waiting(1), waiting(2), waiting(2), waiting(2)]);
+        assert_eq!(words[LAYOUT.positions()..LAYOUT.num_generated()], [4, 7, 8, 9]);
+        assert_eq!(words[LAYOUT.num_generated()..LAYOUT.response_idxs()], [1, 4, 5, 6]);
+        assert_eq!(words[LAYOUT.prefix_groups()..LAYOUT.block_tables()], [0, 0, 1, 2, 1, 2, 1, 2]);
+        assert_eq!(words[LAYOUT.block_tables()..], [5, 0, 0, 6, 3, 0, 6, 3, 0, 6, 3, 0]);
+        table.accept(drafting.id, 2);
+        let ids = [row(1, 0, 4, &[5]).id, drafting.id];
+        assert!(!table.has(ids.into_iter()), "rows that are no more are taken for those of the next step");
+        let next = [row(1, 0, 5, &[5]), row(2, 0, 9, &[6, 3])];
+        assert_eq!(table.update(&next).unwrap().sources, [TokenSource::Row(0), TokenSource::Row(2)]);
+        assert!(table.has(ids.into_iter()));
+    }
+
+    #[test]
+    fn rows_share_where_it_saves_the_most_reads() {
+        let (long, short) = ([1, 2, 3, 4, 5, 6, 7], [1, 9]);
+        let drafting = |num_drafts| TableRow { num_drafts, ..row(1, 0, 70, &long) };
+        // Six rows would read six blocks each beside the one that they share with the other response.
+        let shared = shared_prefixes(&[drafting(5), row(1, 1, 70, &short)]);
+        assert_eq!(shared, [[(0, 7); 6].as_slice(), &[(6, 0)]].concat());
+        let siblings = [&[1, 2, 3, 4, 5, 6, 8][..], &[1, 2, 3, 4, 5, 6, 9], &[1, 2, 3, 4, 5, 6, 10]];
+        let mut rows = siblings.map(|table| row(1, 0, 70, table)).to_vec();
+        rows[1].num_drafts = 1;
+        assert_eq!(shared_prefixes(&rows), [(0, 6); 4]);
+        assert_eq!(shared_prefixes(&[drafting(0)]), [(0, 0)]);
     }
 
     #[test]

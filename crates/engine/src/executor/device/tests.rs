@@ -12,7 +12,8 @@ use crate::{
     Engine, EngineLimits, Request,
     executor::host::BatchModel,
     testing::{
-        BLOCK_SIZE_TOKENS, FakeModel, Letters, engine_of, host, limits, params, request, roomy, run, sampler,
+        BLOCK_SIZE_TOKENS, FakeModel, Guesser, Letters, engine_of, host, limits, params, request, roomy, run,
+        sampler,
     },
 };
 
@@ -25,7 +26,8 @@ enum Call {
     Prefill,
     Gather,
     Upload,
-    Decode { num_rows: usize, num_seqs: usize },
+    PutDrafts,
+    Decode(DecodeStep),
 }
 
 /// Words and tokens as they lie on a GPU. A decode step reads nothing else, and moves its rows on as the sampler's kernel
@@ -140,29 +142,22 @@ impl StepDevice for FakeDevice {
         &mut self,
         batch: &Batch,
         draws: &[FirstToken<'_>],
-    ) -> Result<(Vec<u32>, FakeRecords), EngineError> {
+    ) -> Result<(Option<Vec<u32>>, FakeRecords), EngineError> {
         self.call(Call::Prefill);
-        assert!(batch.spans.iter().all(|span| span.context_len == 0 && span.num_logits == 1));
-        let _ = self.model.forward(batch)?;
-        let starts: Vec<usize> = batch
-            .spans
-            .iter()
-            .scan(0, |end, span| {
-                let start = *end;
-                *end += span.query_len as usize;
-                Some(start)
-            })
-            .collect();
+        let logits = self.model.forward(batch)?;
         for draw in draws {
-            let start = starts[draw.logits_row];
-            assert_eq!(draw.prompt, &batch.tokens[start..start + draw.prompt.len()]);
+            let row = Vec::<f32>::try_from(logits.get(draw.logits_row as i64)).unwrap();
+            assert_eq!(row, FakeModel::logits(draw.prompt), "the row is of another prompt");
+        }
+        if draws.is_empty() {
+            return Ok((None, FakeRecords { tokens: Vec::new(), step: self.num_begun }));
         }
         let histories: Vec<Vec<u32>> = draws.iter().map(|draw| draw.prompt.to_vec()).collect();
         let states: Vec<_> = draws.iter().map(|draw| (draw.owner, 0)).collect();
         let tokens = self.draw(&histories, &states)?;
         let first = tokens.iter().map(|sampled| sampled.token).collect();
         let tokens = draws.iter().map(|draw| draw.owner).zip(tokens).collect();
-        Ok((first, FakeRecords { tokens, step: self.num_begun }))
+        Ok((Some(first), FakeRecords { tokens, step: self.num_begun }))
     }
 
     fn gather(&mut self, from: &[i64], waiting: &[&Vec<u32>]) -> Result<(), EngineError> {
@@ -181,15 +176,27 @@ impl StepDevice for FakeDevice {
         Ok(())
     }
 
-    fn decode(&mut self, num_rows: usize, num_seqs: usize) -> Result<FakeRecords, EngineError> {
-        self.call(Call::Decode { num_rows, num_seqs });
-        assert!(num_seqs <= num_rows && num_rows <= self.layout.max_rows);
+    fn put_drafts(&mut self, drafts: &[&[u32]]) -> Result<(), EngineError> {
+        self.call(Call::PutDrafts);
+        for (token, drafts) in self.tokens.iter_mut().zip(drafts) {
+            *token = drafts.last().copied().unwrap_or(*token);
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, step: DecodeStep) -> Result<FakeRecords, EngineError> {
+        self.call(Call::Decode(step));
+        let DecodeStep { num_rows, num_used, has_drafts } = step;
+        assert!(num_used <= num_rows && num_rows <= self.layout.max_rows);
         let (mut histories, mut states) = (Vec::new(), Vec::new());
         for idx in 0..num_rows {
             let row = self.row(idx);
-            assert_eq!(row.position.is_some(), idx < num_seqs, "row {idx} of {num_seqs}");
+            assert_eq!(row.position.is_some(), idx < num_used, "row {idx} of {num_used}");
             let Some(position) = row.position else { continue };
             self.check_prefix(idx);
+            // Rows of one sequence read what the others write, but only where all write first.
+            let is_first = states.last().is_none_or(|&(owner, _)| owner != row.owner);
+            assert!(is_first || has_drafts, "row {idx} is of the sequence before it");
             self.model.write(&row.table, position, self.tokens[idx]);
             histories.push(self.model.history(&row.table, position + 1));
             states.push((row.owner, row.num_generated));
@@ -208,12 +215,16 @@ impl StepDevice for FakeDevice {
         &mut self,
         records: FakeRecords,
         owners: &[Owner],
-    ) -> Result<(Vec<SampledToken>, Duration), EngineError> {
+    ) -> Result<(Vec<DrawnToken>, Duration), EngineError> {
         self.num_read += 1;
         assert_eq!(records.step, self.num_read, "steps are read in their order");
-        let (of, tokens): (Vec<_>, _) = records.tokens.into_iter().unzip();
+        let (of, tokens): (Vec<_>, Vec<_>) = records.tokens.into_iter().unzip();
         assert_eq!(of, owners);
-        Ok((tokens, Duration::ZERO))
+        Ok((tokens.into_iter().map(Ok).collect(), Duration::ZERO))
+    }
+
+    fn verifies_drafts(&self) -> bool {
+        true
     }
 
     fn is_greedy(&self) -> bool {
@@ -230,7 +241,7 @@ struct Setup {
 impl Setup {
     fn executor(&self) -> (DeviceExecutor<FakeDevice>, Arc<Mutex<Vec<Call>>>) {
         let layout = TableLayout {
-            max_rows: max_rows(self.limits.max_num_seqs),
+            max_rows: max_rows(self.limits.max_decode_tokens()),
             max_blocks_per_seq: blocks_for(MAX_SEQ_LEN_TOKENS, BLOCK_SIZE_TOKENS),
         };
         let calls = Arc::default();
@@ -279,9 +290,40 @@ proptest! {
         let calls = std::mem::take(&mut *calls.lock().unwrap());
         let count = |is: fn(&Call) -> bool| calls.iter().filter(|call| is(call)).count() as u64;
         prop_assert_eq!(count(|call| *call == Call::Prefill), stats.num_prefill_steps);
-        prop_assert_eq!(count(|call| matches!(call, Call::Decode { .. })), stats.num_decode_steps);
+        prop_assert_eq!(count(|call| matches!(call, Call::Decode(_))), stats.num_decode_steps);
         // The same engine again: nothing is left over from the run before.
         prop_assert_eq!(&run(&mut engine, &requests).0, &expect);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(60))]
+
+    #[test]
+    fn drafts_on_a_device_change_no_tokens(
+        shapes in prop::collection::vec((1_usize..15, 0_u32..6, 0_u32..20), 1..10),
+        (max_num_seqs, max_prefill_tokens, num_blocks) in (1_usize..40, 1_usize..50, 10_usize..80),
+        small_batch in prop::sample::select(vec![0_usize, 4, 64]),
+        use_greedy in any::<bool>(),
+        right_percent in prop::sample::select(vec![0_u64, 50, 90, 100]),
+        most_drafts in 0_u64..12,
+    ) {
+        let requests: Vec<Request> =
+            (0..).zip(&shapes).map(|(idx, &(prompt_len, num, max_new))| request(idx, prompt_len, num, max_new)).collect();
+        let params = SamplingParams { use_greedy, ..params() };
+        let (expect, _) = run(&mut engine_of(host(params.clone()), &["ab", "xyz"], roomy()), &requests);
+        let setup = Setup { params, limits: limits(max_num_seqs, max_prefill_tokens, num_blocks), small_batch };
+        let guesser = Guesser::new(&expect, &requests, right_percent, most_drafts);
+        let (engine, calls) = setup.engine(&["ab", "xyz"]);
+        let mut engine = engine.with_proposer(Box::new(guesser));
+        for _ in 0..2 {
+            prop_assert_eq!(&run(&mut engine, &requests).0, &expect);
+        }
+        let most_used = calls.lock().unwrap().iter().map(|call| match call {
+            Call::Decode(step) => step.num_used,
+            _ => 0,
+        }).max();
+        prop_assert!(most_used.unwrap_or(0) <= setup.limits.max_decode_tokens());
     }
 }
 
@@ -292,7 +334,10 @@ fn tables_are_uploaded_once_when_rows_change_and_not_else() {
     let greedy_length = |idx| requests[idx as usize].max_new_tokens as usize;
     let (completions, _) = run(&mut engine, &requests);
     assert!(completions.values().all(|done| done.token_ids.len() == greedy_length(done.sample_idx)));
-    let decode = |num_seqs: usize| Call::Decode { num_rows: num_seqs.next_power_of_two(), num_seqs };
+    let decode = |num_used: usize| {
+        let num_rows = num_used.next_power_of_two();
+        Call::Decode(DecodeStep { num_rows, num_used, has_drafts: false })
+    };
     let expect = [
         &[Call::Prefill, Call::Gather, Call::Upload][..],
         &[decode(3), decode(3), decode(3)],
@@ -359,7 +404,38 @@ fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
 }
 
 #[test]
-fn what_a_gpu_does_not_compute_yet_is_refused() {
+fn prompts_come_in_parts() {
+    let [long, short] = [(1, 10, &[0, 1, 2][..]), (2, 3, &[3])].map(|(group_idx, len, table)| {
+        let Request { sample_idx, prompt: tokens, .. } = request(group_idx, len, 1, 1);
+        NewPrompt { group_idx, sample_idx, tokens, block_table: table.to_vec() }
+    });
+    let part = |group_idx, context_len, query_len, draws| RowSpan {
+        id: RowId::Prompt(group_idx),
+        context_len,
+        query_len,
+        draws,
+    };
+    let (mut executor, _) = roomy_setup().executor();
+    let mut step = |prompts: Vec<NewPrompt>, rows: Vec<RowSpan>| {
+        let tables = TableDelta { prompts, ..TableDelta::default() };
+        executor.start(StepPlan { tables, rows, ..StepPlan::default() }).unwrap();
+        let of_rows = executor.collect().unwrap();
+        of_rows.rows().map(<[SampledToken]>::to_vec).collect::<Vec<_>>()
+    };
+    let whole = step(vec![long.clone(), short.clone()], vec![part(1, 0, 10, 2), part(2, 0, 3, 1)]);
+    assert_eq!(whole.iter().map(Vec::len).collect::<Vec<_>>(), [2, 1]);
+    // The second prompt comes whole behind a part of the first.
+    assert_eq!(step(vec![long.clone()], vec![part(1, 0, 4, 0)]), [vec![]]);
+    assert_eq!(step(vec![short], vec![part(1, 4, 3, 0), part(2, 0, 3, 1)]), [vec![], whole[1].clone()]);
+    assert_eq!(step(vec![], vec![part(1, 7, 3, 2)]), [whole[0].clone()]);
+    // Its first tokens are cached already: only the others come.
+    assert_eq!(step(vec![long], vec![part(1, 8, 2, 2)]), [whole[0].clone()]);
+    assert!(executor.prompts.is_empty());
+    assert_eq!(executor.first_tokens.len(), 4, "a step that draws nothing leaves none");
+}
+
+#[test]
+fn what_a_gpu_does_not_compute_is_refused() {
     let prompt = |group_idx| NewPrompt {
         group_idx,
         sample_idx: 0,
@@ -377,12 +453,12 @@ fn what_a_gpu_does_not_compute_yet_is_refused() {
         error.to_string()
     };
     insta::assert_snapshot!(refused(vec![], vec![]), @"the GPU executor does not compute a step without rows");
-    insta::assert_snapshot!(refused(vec![prompt(0)], vec![RowSpan { query_len: 3, draws: 0, ..whole(0) }]), @"the GPU executor does not compute a chunk of a prompt");
-    insta::assert_snapshot!(refused(vec![], vec![RowSpan { context_len: 2, query_len: 2, ..whole(0) }]), @"the GPU executor does not compute a chunk of a prompt");
-    insta::assert_snapshot!(refused(vec![prompt(0), prompt(1)], vec![whole(0)]), @"the GPU executor does not compute a chunk of a prompt");
-    insta::assert_snapshot!(refused(vec![prompt(0)], vec![whole(1)]), @"no sequence for response 0 of request 0");
+    insta::assert_snapshot!(refused(vec![prompt(0)], vec![RowSpan { query_len: 3, ..whole(0) }]), @"the GPU executor does not compute a token drawn inside a prompt");
+    insta::assert_snapshot!(refused(vec![prompt(0)], vec![RowSpan { context_len: 2, ..whole(0) }]), @"the GPU executor does not compute more tokens than a prompt has");
+    insta::assert_snapshot!(refused(vec![prompt(0), prompt(1)], vec![whole(0)]), @"the GPU executor does not compute a prompt that is new before its step");
+    insta::assert_snapshot!(refused(vec![prompt(0)], vec![whole(0), whole(1)]), @"no sequence for response 0 of request 1");
     insta::assert_snapshot!(refused(vec![prompt(0)], vec![whole(0), decode]), @"the GPU executor does not compute prompts and responses in one step");
     insta::assert_snapshot!(refused(vec![prompt(0)], vec![decode]), @"the GPU executor does not compute a prompt that is new before its step");
-    insta::assert_snapshot!(refused(vec![], vec![RowSpan { query_len: 3, draws: 3, ..decode }]), @"the GPU executor does not compute drafted tokens to verify");
+    insta::assert_snapshot!(refused(vec![], vec![RowSpan { query_len: 3, draws: 3, ..decode }]), @"the GPU executor does not compute a response with more or fewer draws or drafts than tokens");
     insta::assert_snapshot!(refused(vec![], vec![decode]), @"no sequence for response 0 of request 0");
 }

@@ -48,4 +48,8 @@ impl AttentionOp<CpuState> for CpuAttention {
         let attention = AttentionStep { heads: self.heads, rotary, sequences: &sequences, layer_idx };
         Ok(kernels.attention(qkv, &attention, pool)?)
     }
+
+    fn prompt_cut_tokens(&self, _at: &CpuState) -> Option<usize> {
+        Some(1)
+    }
 }

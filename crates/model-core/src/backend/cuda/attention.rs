@@ -1,18 +1,24 @@
-//! Attention on a GPU: whole prompts by flash attention, decode steps by the in-house kernel.
+//! Attention on a GPU: prompts by flash attention, decode steps by the in-house kernel.
 
-use cuda_kernels::{DecodeAttentionQkv, LayerCache, RopeAndCache};
+use cuda_kernels::{DecodeAttention, DecodeAttentionQkv, GatherCache, LayerCache, RopeAndCache};
 use model_spec::HeadLayout;
 use tch::{Kind, Tensor};
-use torch_ext::cuda::flash;
+use torch_ext::cuda::flash::{self, Keys, Mask};
 
 use super::{CudaState, HeadKernels, NO_ROOM, NOT_PLANNED, device_context};
 use crate::ModelError;
-use crate::attention_context::{AttentionContext, DeviceAttention};
+use crate::attention_context::{AttentionContext, DeviceAttention, DevicePrompts};
 use crate::backend::plain::attend;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::RotaryId;
 use crate::ops::AttentionOp;
+
+/// Flash attention gives a row the same bits in a part of a prompt that starts at a multiple of this as in the whole
+/// (`aligner-gen bench --measures cuts` compares them).
+const FLASH_CUT_TOKENS: usize = 32;
+/// Libtorch takes another path when every sequence has one query, and that path takes no padding.
+const MIN_MAX_QUERIES: usize = 2;
 
 /// The attention of one layer.
 #[derive(Debug)]
@@ -28,6 +34,14 @@ pub(crate) struct CudaAttention {
     pub(super) rotary: Option<RotaryId>,
 }
 
+/// Where the keys and values of a decode step are.
+#[derive(Clone, Copy)]
+struct Cached<'a> {
+    layer: LayerCache<'a>,
+    /// `int32[num_rows, max_blocks_per_seq]`.
+    block_tables: &'a Tensor,
+}
+
 impl AttentionOp<CudaState> for CudaAttention {
     fn run(
         &self,
@@ -36,54 +50,125 @@ impl AttentionOp<CudaState> for CudaAttention {
         cache: &mut KvCache,
         at: &mut CudaState,
     ) -> Result<Tensor, ModelError> {
-        let stream = at.stream()?;
-        let context = device_context(step)?;
-        let HeadKernels { kernels, plan, .. } = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
-        let kind = at.numerics.compute.kind();
         let num_rows = qkv.size2()?.0;
-        let channels = self.heads.kv_channels as i64;
-        let (heads, groups) = (self.heads.num_attention_heads as i64, self.heads.num_query_groups as i64);
         let (keys, values) = cache.device_layer(self.layer_idx)?;
         let layer = LayerCache { keys: &keys, values: &values };
-        let rotary = self.rotary.map(|id| at.rotary(id)).transpose()?;
-        let scale = self.scale_f32;
-        let attended = match &context.attention {
-            DeviceAttention::Prefill { slots, cu_seqlens, max_len_tokens } => {
-                let queries = at.empty(&[num_rows, heads, channels], kind)?;
-                let new_keys = at.empty(&[num_rows, groups, channels], kind)?;
-                let new_values = at.empty(&[num_rows, groups, channels], kind)?;
-                let launch = RopeAndCache {
-                    qkv,
-                    positions: &context.positions,
-                    slots,
-                    rotary,
-                    cache: layer,
-                    q_out: &queries,
-                    kv_out: Some((&new_keys, &new_values)),
-                };
-                kernels.rope_and_cache(&stream, &launch)?;
-                if kind == Kind::Float {
-                    self.attend_f32([&queries, &new_keys, &new_values], step)?
-                } else {
-                    let qkv = [&queries, &new_keys, &new_values];
-                    flash::varlen(qkv, cu_seqlens, *max_len_tokens as i64, f64::from(scale))?
-                }
+        let attended = match &device_context(step)?.attention {
+            DeviceAttention::Prefill(prompts) => self.prefill(qkv, step, prompts, layer, at)?,
+            DeviceAttention::Decode { block_tables, has_drafts: true, .. } => {
+                self.decode_drafts(qkv, step, Cached { layer, block_tables }, at)?
             }
-            DeviceAttention::Decode { block_tables, .. } => {
+            DeviceAttention::Decode { block_tables, has_drafts: false, .. } => {
+                let HeadKernels { kernels, plan, .. } = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
                 let plan = plan.as_ref().ok_or(NO_ROOM)?;
-                let out = at.empty(&[num_rows, heads, channels], kind)?;
+                let rotary = self.rotary.map(|id| at.rotary(id)).transpose()?;
+                let out = at.empty(&self.query_shape(num_rows), at.numerics.compute.kind())?;
+                let scale = self.scale_f32;
                 let launch =
                     DecodeAttentionQkv { qkv, rotary, cache: layer, block_tables, plan, scale, out: &out };
-                kernels.decode_attention_qkv(&stream, &launch)?;
+                kernels.decode_attention_qkv(&at.stream()?, &launch)?;
                 out
             }
         };
-        Ok(attended.f_view([num_rows, heads * channels])?)
+        Ok(attended.f_view([num_rows, self.heads.query_size() as i64])?)
+    }
+
+    fn prompt_cut_tokens(&self, at: &CudaState) -> Option<usize> {
+        match at.numerics.compute.kind() {
+            // cuBLAS's float32 GEMMs have other bits with other numbers of rows.
+            Kind::Float => None,
+            _ => Some(FLASH_CUT_TOKENS),
+        }
     }
 }
 
 impl CudaAttention {
-    /// Causal attention of whole prompts where flash attention has no float32, sequence by sequence.
+    fn query_shape(&self, num_rows: i64) -> [i64; 3] {
+        [num_rows, self.heads.num_attention_heads as i64, self.heads.kv_channels as i64]
+    }
+
+    /// Rotates and caches what the step has of each prompt, and attends to that and to what is cached before it.
+    fn prefill(
+        &self,
+        qkv: &Tensor,
+        step: &AttentionContext,
+        prompts: &DevicePrompts,
+        cache: LayerCache<'_>,
+        at: &CudaState,
+    ) -> Result<Tensor, ModelError> {
+        let (stream, context) = (at.stream()?, device_context(step)?);
+        let HeadKernels { kernels, .. } = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
+        let kind = at.numerics.compute.kind();
+        let DevicePrompts { slots, cu_seqlens, max_len_tokens, cached } = prompts;
+        let num_rows = qkv.size2()?.0;
+        let num_keys = match cached {
+            Some(cached) => cached.slots.size1()?,
+            None => num_rows,
+        };
+        let key_shape = [num_keys, self.heads.num_query_groups as i64, self.heads.kv_channels as i64];
+        let queries = at.empty(&self.query_shape(num_rows), kind)?;
+        let (keys, values) = (at.empty(&key_shape, kind)?, at.empty(&key_shape, kind)?);
+        let launch = RopeAndCache {
+            qkv,
+            positions: &context.positions,
+            slots,
+            rotary: self.rotary.map(|id| at.rotary(id)).transpose()?,
+            cache,
+            q_out: &queries,
+            kv_out: cached.is_none().then_some((&keys, &values)),
+        };
+        kernels.rope_and_cache(&stream, &launch)?;
+        if let Some(cached) = cached {
+            let launch = GatherCache { cache, slots: &cached.slots, k_out: &keys, v_out: &values };
+            kernels.gather_cache(&stream, &launch)?;
+        }
+        let qkv = [&queries, &keys, &values];
+        if kind == Kind::Float {
+            return self.attend_f32(qkv, step);
+        }
+        let (key_starts, max_keys) = match cached {
+            Some(cached) => (&cached.cu_seqlens, cached.max_len_tokens),
+            None => (cu_seqlens, *max_len_tokens),
+        };
+        let queries = (cu_seqlens, (*max_len_tokens).max(MIN_MAX_QUERIES) as i64);
+        let keys = Keys { cu_seqlens: key_starts, max_len: max_keys as i64, used: None };
+        Ok(flash::varlen_with(qkv, queries, &keys, f64::from(self.scale_f32), Mask::Causal)?)
+    }
+
+    /// Rotates and caches all tokens of the step, and then attends: a row reads tokens of other rows. The fused kernel has
+    /// the same bits, but each of its blocks writes the keys of its own rows only.
+    fn decode_drafts(
+        &self,
+        qkv: &Tensor,
+        step: &AttentionContext,
+        cached: Cached<'_>,
+        at: &CudaState,
+    ) -> Result<Tensor, ModelError> {
+        let (stream, context) = (at.stream()?, device_context(step)?);
+        let HeadKernels { kernels, plan, .. } = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
+        let plan = plan.as_ref().ok_or(NO_ROOM)?;
+        let kind = at.numerics.compute.kind();
+        let num_rows = qkv.size2()?.0;
+        let Cached { layer: cache, block_tables } = cached;
+        let queries = at.empty(&self.query_shape(num_rows), kind)?;
+        let out = at.empty(&self.query_shape(num_rows), kind)?;
+        let launch = RopeAndCache {
+            qkv,
+            positions: &context.positions,
+            slots: &plan.slots(num_rows)?,
+            rotary: self.rotary.map(|id| at.rotary(id)).transpose()?,
+            cache,
+            q_out: &queries,
+            kv_out: None,
+        };
+        kernels.rope_and_cache(&stream, &launch)?;
+        let launch =
+            DecodeAttention { q: &queries, cache, block_tables, plan, scale: self.scale_f32, out: &out };
+        kernels.decode_attention(&stream, &launch)?;
+        Ok(out)
+    }
+
+    /// Causal attention where flash attention has no float32, sequence by sequence.
     fn attend_f32(
         &self,
         [queries, keys, values]: [&Tensor; 3],
@@ -92,13 +177,18 @@ impl CudaAttention {
         let (num_rows, heads, channels) = queries.size3()?;
         let (groups, per_group) = (self.heads.num_query_groups as i64, self.heads.queries_per_group() as i64);
         let out = Tensor::f_zeros([num_rows, heads, channels], (Kind::Float, queries.device()))?;
+        let mut key_start = 0;
         for sequence in &step.sequences {
+            let num_keys = sequence.num_keys() as i64;
             let rows =
                 |tensor: &Tensor| tensor.f_narrow(0, sequence.query_start as i64, sequence.query_len as i64);
-            let of_group = |tensor: &Tensor| rows(tensor)?.f_transpose(0, 1)?.f_contiguous();
+            let of_group =
+                |tensor: &Tensor| tensor.f_narrow(0, key_start, num_keys)?.f_transpose(0, 1)?.f_contiguous();
             let queries = rows(queries)?.f_view([-1, groups, per_group, channels])?;
-            let attended = attend(&queries, &of_group(keys)?, &of_group(values)?, self.scale, 0)?;
+            let attended =
+                attend(&queries, &of_group(keys)?, &of_group(values)?, self.scale, sequence.context_len)?;
             rows(&out)?.f_copy_(&attended.f_view([-1, heads, channels])?)?;
+            key_start += num_keys;
         }
         Ok(out)
     }

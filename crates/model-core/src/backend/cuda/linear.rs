@@ -141,7 +141,7 @@ pub(super) fn gating(activation: Activation) -> Gating {
     if activation.gated { Gating::Gated } else { Gating::Plain }
 }
 
-/// How wide an MLP is whose `linear_fc1` has so many outputs.
+/// The width of an MLP whose `linear_fc1` has `num_out` outputs.
 fn ffn_of(num_out: i64, activation: Activation) -> i64 {
     if activation.gated { num_out / 2 } else { num_out }
 }

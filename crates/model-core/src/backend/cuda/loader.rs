@@ -8,7 +8,6 @@ use torch_ext::cuda::blas;
 
 use super::{CudaAttention, CudaLinear, CudaState, HeadKernels};
 use crate::ModelError;
-use crate::backend::plain::stored_kind;
 use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
 use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_softcap, scale_f32};
@@ -66,7 +65,7 @@ impl Loader for CudaLoader {
 
     fn tensor(&mut self, source: WeightBytes<'_>, kind: Kind) -> Result<Tensor, ModelError> {
         let shape: Vec<i64> = source.shape.iter().map(|&dim| dim as i64).collect();
-        let stored = self.state.empty(&shape, stored_kind(source.dtype))?;
+        let stored = self.state.empty(&shape, source.dtype.kind())?;
         self.uploader.upload(source.bytes, &stored)?;
         // Converted there: the GPU is faster at it, and fewer bytes may have to be brought over.
         Ok(stored.f_to_kind(kind)?)

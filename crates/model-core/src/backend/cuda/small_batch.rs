@@ -95,7 +95,7 @@ impl CudaState {
         Ok(true)
     }
 
-    /// The same for a layer with an activation behind it, against cuBLAS and the activation's own kernel.
+    /// The same for a layer with an activation behind it, against cuBLAS and the separate activation kernel.
     fn same_activated_bits(
         &self,
         linear: &CudaLinear,

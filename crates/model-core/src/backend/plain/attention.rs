@@ -75,6 +75,15 @@ impl AttentionOp<PlainState> for PlainAttention {
             .f_view([num_tokens, num_attention_heads as i64 * channels])?
             .f_to_kind(at.numerics.compute.kind())?)
     }
+
+    fn prompt_cut_tokens(&self, _at: &PlainState) -> Option<usize> {
+        match self.algorithm {
+            // The products of a prompt have the same shapes when it is cut where they are cut.
+            AttentionAlgorithm::Unfused => Some(QUERIES_PER_CHUNK),
+            // Libtorch computes one row by other kernels than many, and what is behind a cut may be one row.
+            AttentionAlgorithm::Flash | AttentionAlgorithm::Sdpa => None,
+        }
+    }
 }
 
 /// Rotates the first dimensions of every head, pairs `(i, i + half)`: `[num_tokens, groups, heads, channels]`.
@@ -101,7 +110,7 @@ fn rotate(x: &Tensor, rotary: &Rotary, positions: &[u32], device: Device) -> Res
 
 /// All cached keys or values of a sequence, `[num_keys, groups, channels]`.
 fn gather(stored: &Tensor, blocks: &Tensor, sequence: &SequenceSpan) -> Result<Tensor, ModelError> {
-    let num_keys = (sequence.context_len + sequence.query_len) as i64;
+    let num_keys = sequence.num_keys() as i64;
     Ok(stored.f_index_select(0, blocks)?.f_flatten(0, 1)?.f_narrow(0, 0, num_keys)?)
 }
 

@@ -53,7 +53,7 @@ impl<'a> NemoConfig<'a> {
         self.u64(key)?.ok_or_else(|| bad(format!("the key `{key}` is missing")))
     }
 
-    /// A number; YAML 1.1 calls `1e-5` a text, OmegaConf a number.
+    /// A number; YAML 1.1 calls `1e-5` a string, OmegaConf a number.
     fn f64(&self, key: &str) -> Result<Option<f64>, FormatError> {
         self.read(key, "a number", |value| value.as_f64().or_else(|| value.as_str()?.parse().ok()))
     }
