@@ -1,7 +1,7 @@
 //! The same texts, whatever the batch, the order, the kernels, the number of responses, and however often the run is
 //! killed. `cargo xtask soak` runs the long version.
 
-use crate::support::{Job, fixture, num_lines, wait_for_line};
+use crate::support::{Job, fixture, num_lines, run, wait_for_line};
 
 const NUM_SAMPLES: usize = 12;
 
@@ -110,6 +110,25 @@ fn one_text_whether_the_cache_is_large_or_full() {
             // The responses of the other model are shorter, and may all have room.
             let must_swap = model == MODELS[0];
             assert!(num_preemptions[0] == 0 && (num_preemptions[1] > 0 || !must_swap), "{model} {path:?}");
+        }
+    }
+}
+
+#[test]
+fn one_text_with_and_without_speculation() {
+    const ON: &str = "trainer.generation.speculation.enable=true";
+    let long = ["model.generation.length_params.max_length=60", "model.global_batch_size=1"];
+    for model in MODELS {
+        for precision in ["trainer.precision=32", "trainer.precision=bf16"] {
+            let off = job(model, &[precision, FAST]).with(&long);
+            let expect = texts(&off, 4);
+            let on = job(model, &[precision, FAST, ON]).with(&long);
+            assert_eq!(texts(&on, 4), expect, "{model} {precision}");
+            // Begun with it, and ended without.
+            let mixed = job(model, &[precision, FAST]).with(&long);
+            run(mixed.command().args([ON, "trainer.generation.max_steps=5"])).expect_code(0);
+            mixed.run().expect_code(0);
+            assert_eq!(mixed.jsonl(), off.jsonl(), "{model} {precision}");
         }
     }
 }

@@ -85,6 +85,12 @@ impl Engine {
         self.0.executor.verifies_drafts()
     }
 
+    /// The same engine, which drafts what responses go on with from prompts and from responses before them, as far as that
+    /// is faster.
+    pub fn with_speculation(self) -> Self {
+        self.with_proposer(Box::new(speculation::Speculator::default()))
+    }
+
     /// The same engine, which computes what `proposer` drafts beside the newest tokens; no text changes by it. One that
     /// [`Engine::verifies_drafts`] does not hold for stays as it is.
     pub fn with_proposer(mut self, proposer: Box<dyn Proposer>) -> Self {

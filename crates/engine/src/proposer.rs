@@ -5,6 +5,8 @@
 
 use std::time::Duration;
 
+use speculation::{ResponseId, Speculator};
+
 use crate::plan::SeqId;
 
 /// A response that goes on in the next step.
@@ -39,4 +41,44 @@ pub trait Proposer: Send {
 
     /// How long a step took that computed this many tokens, none of them of a prompt.
     fn measured(&mut self, num_tokens: usize, time: Duration);
+}
+
+impl From<SeqId> for ResponseId {
+    fn from(id: SeqId) -> Self {
+        Self { request: id.group_idx, response: id.response_idx }
+    }
+}
+
+impl Proposer for Speculator {
+    fn reset(&mut self) {
+        self.reset();
+    }
+
+    fn prompt(&mut self, group_idx: u64, tokens: &[u32], num_responses: u32) {
+        self.prompt(group_idx, tokens, num_responses);
+    }
+
+    fn append(&mut self, id: SeqId, tokens: &[u32]) {
+        self.append(id.into(), tokens);
+    }
+
+    fn end(&mut self, id: SeqId) {
+        self.end(id.into());
+    }
+
+    fn is_drafting(&self) -> bool {
+        self.is_drafting()
+    }
+
+    fn propose(&mut self, responses: &[Draftable]) -> Vec<Vec<u32>> {
+        let responses: Vec<speculation::Draftable> = responses
+            .iter()
+            .map(|&Draftable { id, max_drafts }| speculation::Draftable { id: id.into(), max_drafts })
+            .collect();
+        self.propose(&responses)
+    }
+
+    fn measured(&mut self, num_tokens: usize, time: Duration) {
+        self.measured(num_tokens, time);
+    }
 }

@@ -56,6 +56,9 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         let limits = limits(arguments, options, &footprint, &workload, vocab_size);
         let mut engine = open(model, options, &workload, limits, vocab_size)?;
         engine.set_prefix_cache(!arguments.no_prefix_cache);
+        if arguments.speculation {
+            engine = engine.with_speculation();
+        }
         if arguments.unconstrained {
             crate::model::device::let_blas_choose()?;
         }
@@ -162,6 +165,10 @@ fn run_workload(engine: &mut Engine, workload: &Workload, floor: &Floor) -> Resu
         line["preemptions"] = json!(stats.num_preemptions);
         line["swapped_blocks"] = json!(stats.num_swapped_out_blocks + stats.num_swapped_in_blocks);
         line["swap_s"] = json!(round(stats.swap_time.as_secs_f64()));
+    }
+    if stats.drafted_tokens > 0 {
+        line["drafted_tokens"] = json!(stats.drafted_tokens);
+        line["accepted_tokens"] = json!(stats.accepted_tokens);
     }
     match workload.figures {
         Figures::Usual => {}

@@ -138,7 +138,8 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
     let setup = SamplingSetup { rules, stop: StopConditions::default() };
     let longest = LOADS.iter().map(|load| (load.prompt_tokens + load.new_tokens) as usize);
     let size = EngineSize { limits, longest_sequence_tokens: longest.max().unwrap_or(1) };
-    Ok((open_engine(model, options, setup, tokens, size)?, vocab_size))
+    let engine = open_engine(model, options, setup, tokens, size)?;
+    Ok((if arguments.speculation { engine.with_speculation() } else { engine }, vocab_size))
 }
 
 /// Tokens a second.

@@ -218,6 +218,9 @@ pub(crate) struct BenchArgs {
     /// What memory can do, for the floor of a step
     #[arg(long, default_value_t = 3000.0)]
     pub(crate) bandwidth_gbps: f64,
+    /// Draft tokens and check several in one step, where the device can
+    #[arg(long)]
+    pub(crate) speculation: bool,
     #[arg(long, default_value = "bf16")]
     pub(crate) precision: String,
     #[arg(long, value_enum, default_value_t = BackendArg::Fused)]

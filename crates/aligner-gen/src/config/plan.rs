@@ -40,6 +40,7 @@ pub(crate) struct GenerationPlan {
     pub(crate) room: RoomPlan,
     /// Whether what prompts begin with in common is computed once.
     pub(crate) prefix_cache: bool,
+    pub(crate) speculation: Speculation,
     pub(crate) max_steps: i64,
     pub(crate) drop_last: DropLast,
     pub(crate) length_limits: LengthLimits,
@@ -65,6 +66,13 @@ pub(crate) struct GenerationPlan {
 pub(crate) enum Bos {
     Add,
     Leave,
+}
+
+/// Whether tokens are drafted and checked several in one step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Speculation {
+    On,
+    Off,
 }
 
 /// What happens to responses that hit the length limit.
@@ -119,6 +127,10 @@ impl GenerationPlan {
             },
             room: RoomPlan::new(&raw.trainer.generation)?,
             prefix_cache: raw.trainer.generation.prefix_cache.unwrap_or(true),
+            speculation: match raw.trainer.generation.speculation.enable {
+                true => Speculation::On,
+                false => Speculation::Off,
+            },
             max_steps: raw.trainer.generation.max_steps,
             drop_last: parse_drop_last(&train_ds.drop_last)?,
             length_limits,

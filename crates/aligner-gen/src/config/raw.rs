@@ -56,7 +56,13 @@ pub(crate) struct RawTrainerGeneration {
     pub(crate) kv_cache_memory_bytes: Option<i64>,
     pub(crate) swap_space: Option<f64>,
     pub(crate) prefix_cache: Option<bool>,
+    pub(crate) speculation: RawSpeculation,
     pub(crate) trt_llm: RawTrtLlm,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct RawSpeculation {
+    pub(crate) enable: bool,
 }
 
 /// A whole number of steps, or a fraction of the data: `1` and `1.0` differ.

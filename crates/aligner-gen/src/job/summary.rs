@@ -33,6 +33,26 @@ pub(crate) struct Swaps {
     pub(crate) seconds: f64,
 }
 
+/// What became of drafted tokens.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub(crate) struct Drafts {
+    pub(crate) drafted_tokens: u64,
+    pub(crate) accepted_tokens: u64,
+    /// By which a response went on in a decode step.
+    pub(crate) tokens_per_step: f64,
+}
+
+impl Drafts {
+    fn of(stats: &RunStats) -> Option<Self> {
+        let &RunStats { decode_rows, drafted_tokens, accepted_tokens, .. } = stats;
+        (drafted_tokens > 0).then(|| Self {
+            drafted_tokens,
+            accepted_tokens,
+            tokens_per_step: round((decode_rows + accepted_tokens) as f64 / decode_rows.max(1) as f64),
+        })
+    }
+}
+
 /// What this run did; what earlier runs on the folder did is not counted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Summary {
@@ -50,6 +70,9 @@ pub(crate) struct Summary {
     pub(crate) peak_rows: u64,
     pub(crate) swaps: Swaps,
     pub(crate) seconds: Seconds,
+    /// Where tokens were drafted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) speculation: Option<Drafts>,
     /// With several ranks, how many samples each of them computed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) samples_by_rank: Vec<u64>,
@@ -70,6 +93,7 @@ impl Summary {
         self.seconds.prefill = seconds(stats.prefill_time);
         self.seconds.decode = seconds(stats.decode_time);
         self.seconds.sample = seconds(stats.sample_time);
+        self.speculation = Drafts::of(stats);
         if self.seconds.generate > 0.0 {
             self.output_tokens_per_second = round(self.output_tokens as f64 / self.seconds.generate);
         }
@@ -115,6 +139,11 @@ impl Summary {
                     "{preemptions} responses made room: {out} KV blocks to the host and {back} back in {seconds:.2} s"
                 ),
             ));
+        }
+        if let Some(Drafts { drafted_tokens, accepted_tokens, tokens_per_step }) = self.speculation {
+            let (drafted, accepted) = (thousands(drafted_tokens), thousands(accepted_tokens));
+            let text = format!("drafted {drafted}, accepted {accepted}, {tokens_per_step:.2} tokens a step");
+            rows.push(("speculation", text));
         }
         if !self.samples_by_rank.is_empty() {
             let counts: Vec<String> = self.samples_by_rank.iter().map(|&count| thousands(count)).collect();
@@ -165,6 +194,9 @@ mod tests {
             num_swapped_out_blocks: 1250,
             num_swapped_in_blocks: 1240,
             swap_time: Duration::from_millis(380),
+            decode_rows: 400,
+            drafted_tokens: 1200,
+            accepted_tokens: 500,
             ..RunStats::default()
         });
         insta::assert_snapshot!(summary.table(), @r"
@@ -177,7 +209,8 @@ mod tests {
         sequences at once  up to 70
         seconds            load 0.00, prefill 1.24, decode 0.00, sample 0.00, write 0.00
         swapped            3 responses made room: 1,250 KV blocks to the host and 1,240 back in 0.38 s
+        speculation        drafted 1,200, accepted 500, 2.25 tokens a step
         ");
-        insta::assert_snapshot!(serde_json::to_string(&summary).unwrap(), @r#"{"samples":2,"responses":1234,"prompt_tokens":40,"cached_prompt_tokens":1024,"output_tokens":500,"output_tokens_per_second":250.0,"finish_reasons":{"eos":1,"end_string":0,"length":0},"samples_left_out":0,"peak_rows":70,"swaps":{"preemptions":3,"blocks_out":1250,"blocks_in":1240,"seconds":0.38},"seconds":{"load":0.0,"prefill":1.235,"decode":0.0,"sample":0.0,"write":0.0,"generate":2.0}}"#);
+        insta::assert_snapshot!(serde_json::to_string(&summary).unwrap(), @r#"{"samples":2,"responses":1234,"prompt_tokens":40,"cached_prompt_tokens":1024,"output_tokens":500,"output_tokens_per_second":250.0,"finish_reasons":{"eos":1,"end_string":0,"length":0},"samples_left_out":0,"peak_rows":70,"swaps":{"preemptions":3,"blocks_out":1250,"blocks_in":1240,"seconds":0.38},"seconds":{"load":0.0,"prefill":1.235,"decode":0.0,"sample":0.0,"write":0.0,"generate":2.0},"speculation":{"drafted_tokens":1200,"accepted_tokens":500,"tokens_per_step":2.25}}"#);
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Key;
 
-pub(super) const KEYS: [Key; 116] = [
+pub(super) const KEYS: [Key; 117] = [
     Key::closed("trainer.generation"),
     Key::closed("exp_manager"),
     Key::closed("pretrained_checkpoint"),
@@ -22,6 +22,7 @@ pub(super) const KEYS: [Key; 116] = [
     Key::neutral("trainer.generation.prefix_cache"),
     Key::neutral("trainer.generation.lease_seconds"),
     Key::neutral("trainer.generation.join_timeout_seconds"),
+    Key::neutral("trainer.generation.speculation.enable"),
     Key::read("trainer.generation.trt_llm.enable"),
     Key::ignored("trainer.generation.trt_llm.reshard"),
     Key::read_as("trainer.generation.trt_llm.max_input_len", "model.data.train_ds.max_seq_length"),

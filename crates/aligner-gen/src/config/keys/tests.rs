@@ -11,7 +11,7 @@ use serde::forward_to_deserialize_any;
 use super::*;
 use crate::config::raw::{
     RawChatPromptTokens, RawData, RawExpManager, RawGeneration, RawLengths, RawModel, RawSampling,
-    RawTrainDs, RawTrainer, RawTrainerGeneration, RawTrtLlm,
+    RawSpeculation, RawTrainDs, RawTrainer, RawTrainerGeneration, RawTrtLlm,
 };
 
 /// A format that only hears which fields a struct asks for.
@@ -52,6 +52,7 @@ fn a_key_is_read_when_its_row_says_so() {
     let mut read: BTreeSet<String> = [
         fields_of::<RawTrainer>("trainer"),
         fields_of::<RawTrainerGeneration>("trainer.generation"),
+        fields_of::<RawSpeculation>("trainer.generation.speculation"),
         fields_of::<RawTrtLlm>("trainer.generation.trt_llm"),
         fields_of::<RawExpManager>("exp_manager"),
         fields_of::<RawModel>("model"),

@@ -38,6 +38,7 @@ const OF_THE_RUN: &[Change] = &[
     ("trainer.generation.prefix_cache", &[], &["false"]),
     ("trainer.generation.lease_seconds", &[], &["5"]),
     ("trainer.generation.join_timeout_seconds", &[], &["5"]),
+    ("trainer.generation.speculation.enable", FAST, &["true"]),
     ("trainer.generation.trt_llm.enable", &[], &["true"]),
     ("trainer.generation.trt_llm.max_input_len", FAST, &["100"]),
     ("trainer.generation.trt_llm.model_type", FAST, &["llama"]),

@@ -13,7 +13,7 @@ use crate::cluster::ranks::{RankPlace, Role};
 use crate::cluster::topology::Topology;
 use crate::cluster::{cores, ranks, spawn};
 use crate::config::devices::Devices;
-use crate::config::plan::GenerationPlan;
+use crate::config::plan::{GenerationPlan, Speculation};
 use crate::config::raw::RawConfig;
 use crate::config::{self, UserConfig};
 use crate::env;
@@ -170,7 +170,10 @@ impl Setup {
             EngineSize { limits: memory.limits, longest_sequence_tokens: memory.longest_sequence_tokens };
         let mut engine = open_engine(model, self.options, setup, tokens, size)?;
         engine.set_prefix_cache(plan.prefix_cache);
-        Ok(engine)
+        Ok(match plan.speculation {
+            Speculation::On => engine.with_speculation(),
+            Speculation::Off => engine,
+        })
     }
 }
 
