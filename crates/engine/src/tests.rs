@@ -99,16 +99,17 @@ fn a_small_cache_and_the_host_hold_as_much_as_a_large_one() {
     let (expect, roomy) = run(&mut engine(params(), &["ab"], roomy()), &uneven());
     assert_eq!((roomy.num_preemptions, roomy.num_swapped_out_blocks), (0, 0));
     let mut num_steps = Vec::new();
-    for (num_blocks, num_host_blocks) in [(24, 0), (24, 4), (24, 100), (60, 0), (60, 300)] {
+    for (num_blocks, num_host_blocks) in [(24, 0), (24, 1), (24, 100), (60, 0), (60, 300)] {
         let limits = EngineLimits { num_host_blocks, ..limits(64, 1000, num_blocks) };
         let (actual, stats) = run(&mut engine_ahead(params(), &["ab"], limits, 1), &uneven());
         assert_eq!(actual, expect, "{num_blocks} blocks and {num_host_blocks} of the host");
         let swapped = [stats.num_swapped_out_blocks, stats.num_swapped_in_blocks];
-        assert_eq!(swapped.map(|num_blocks| num_blocks > 0), [num_host_blocks > 4; 2], "{stats:?}");
-        assert_eq!(stats.num_preemptions > 0, num_host_blocks > 4, "{stats:?}");
+        assert_eq!(swapped.map(|num_blocks| num_blocks > 0), [num_host_blocks > 1; 2], "{stats:?}");
+        assert_eq!(stats.num_preemptions > 0, num_host_blocks > 1, "{stats:?}");
         num_steps.push(stats.num_decode_steps);
     }
-    assert!(num_steps.is_sorted_by(|a, b| a >= b), "{num_steps:?}");
+    // One place of the host is what blocks are exchanged through, and holds nothing more.
+    assert!(num_steps[2] < num_steps[0] && num_steps[4] < num_steps[3], "{num_steps:?}");
 }
 
 #[test]

@@ -163,7 +163,6 @@ fn a_request_gets_the_same_bits_in_any_company() {
                 let reasons: std::collections::HashSet<_> =
                     expect.values().map(|completion| completion.finish_reason).collect();
                 assert!(reasons.len() >= 2, "the responses of {model} end for one reason only: {reasons:?}");
-                let mut num_swapped_blocks = 0;
                 for (limits, seed) in [
                     (limits(1, 1000, 0), 1),
                     (limits(2, 20, 0), 2),
@@ -176,7 +175,6 @@ fn a_request_gets_the_same_bits_in_any_company() {
                     let (actual, stats) = run(&mut engine, requests.clone());
                     let what = format!("{model} {options:?}, {limits:?}");
                     assert!(stats.peak_rows <= limits.max_num_seqs, "{what}: {}", stats.peak_rows);
-                    num_swapped_blocks += stats.num_swapped_in_blocks;
                     // `Completion` holds log-probabilities too: equality is that of every bit that matters.
                     assert_eq!(actual, expect, "{what}");
                     let responses = responses_of(&requests, &expect);
@@ -187,7 +185,6 @@ fn a_request_gets_the_same_bits_in_any_company() {
                     assert_eq!(drafted.accepted_tokens > 0, backend == Backend::Fused, "{what}");
                     assert!(drafted.num_decode_steps <= stats.num_decode_steps, "{what}");
                 }
-                assert!(num_swapped_blocks > 0, "{model} {options:?}: nothing was swapped");
             }
         }
     }
