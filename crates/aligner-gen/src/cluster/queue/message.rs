@@ -517,7 +517,7 @@ mod tests {
         let error = FromZero::decode(&[9, 0]).unwrap_err().to_string();
         assert_eq!(
             error,
-            "a message of version 9, this program has version 3: all ranks must run the same program"
+            "a message of version 9, this program has version 4: all ranks must run the same program"
         );
     }
 }
