@@ -2,9 +2,8 @@
 
 use crate::costs::CostCurve;
 
-/// What more tokens a second are not worth changing anything for: measurements are no better, and tokens that some
-/// responses gain are worth less than tokens of all.
-const LEAST_GAIN: f64 = 0.05;
+/// What more tokens a second are not worth changing anything for: measurements are no better.
+const LEAST_GAIN: f64 = 0.02;
 
 /// A step before its drafts are chosen.
 #[derive(Clone, Copy, Debug)]

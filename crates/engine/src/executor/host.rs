@@ -170,8 +170,70 @@ impl HostExecutor {
     }
 
     /// Draws the tokens of each row and appends them: one, and another behind each draft that was the token drawn. Each is
-    /// drawn as if there were no drafts, and nothing is drawn behind a wrong one.
+    /// drawn as if there were no drafts.
     fn sample(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> Result<Vec<Vec<SampledToken>>, EngineError> {
+        for draw in draws {
+            if let Some(seq) = self.seqs.get_mut(&draw.id) {
+                seq.history.extend_from_slice(draw.drafts);
+            }
+        }
+        let drawn = self.draw_all(logits, draws);
+        for draw in draws {
+            if let Some(seq) = self.seqs.get_mut(&draw.id) {
+                seq.history.truncate(seq.history.len() - draw.drafts.len());
+            }
+        }
+        let mut drawn = match drawn {
+            Ok(drawn) => drawn.into_iter(),
+            // What cannot be drawn may stand behind a wrong draft, where nothing is to be drawn.
+            Err(_) if draws.iter().any(|draw| !draw.drafts.is_empty()) => {
+                return self.sample_in_turn(logits, draws);
+            }
+            Err(error) => return Err(error),
+        };
+        let mut tokens = Vec::with_capacity(draws.len());
+        for draw in draws {
+            let mut of_draw: Vec<SampledToken> = drawn.by_ref().take(1 + draw.drafts.len()).collect();
+            let pairs = of_draw.iter().zip(draw.drafts);
+            let num_right = pairs.take_while(|&(sampled, &draft)| sampled.token == draft).count();
+            of_draw.truncate(num_right + 1);
+            if let Some(seq) = self.seqs.get_mut(&draw.id) {
+                seq.history.extend(of_draw.iter().map(|sampled| sampled.token));
+            }
+            tokens.push(of_draw);
+        }
+        Ok(tokens)
+    }
+
+    /// A token for each row and behind each draft, in one call of the sampler. The histories end with the drafts.
+    fn draw_all(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> Result<Vec<SampledToken>, EngineError> {
+        let (mut rows, mut states) = (Vec::new(), Vec::new());
+        for draw in draws {
+            let state = row_state(&self.seqs, draw.id)?;
+            let num_drafts = draw.drafts.len();
+            for num_left in (0..=num_drafts).rev() {
+                rows.push(draw.logits_row + num_drafts - num_left);
+                states.push(RowState {
+                    num_generated: state.num_generated - num_left as u32,
+                    history: &state.history[..state.history.len() - num_left],
+                    ..state
+                });
+            }
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new());
+        }
+        let logits = select_rows(logits, &rows)?; // [num_rows, padded_vocab_size]
+        Ok(self.sampler.sample(&logits, &states)?)
+    }
+
+    /// The same in one call for the first token of each row, one for the second and so on: nothing is drawn behind a wrong
+    /// draft.
+    fn sample_in_turn(
+        &mut self,
+        logits: &Tensor,
+        draws: &[Draw<'_>],
+    ) -> Result<Vec<Vec<SampledToken>>, EngineError> {
         let mut tokens = vec![Vec::with_capacity(1); draws.len()];
         let mut going_on: Vec<usize> = (0..draws.len()).collect();
         let mut num_drawn = 0;

@@ -101,3 +101,66 @@ impl Proposer for Always {
 
     fn measured(&mut self, _num_tokens: usize, _time: Duration) {}
 }
+
+/// A sampler that can draw nothing behind a token that is in no vocabulary.
+struct Choosy(sampling::CpuSampler);
+
+/// The model computes it, and no sampler draws it.
+const OUTSIDE: u32 = VOCAB_SIZE as u32 + 3;
+
+impl sampling::TokenSampler for Choosy {
+    fn sample(
+        &mut self,
+        logits: &tch::Tensor,
+        rows: &[sampling::RowState<'_>],
+    ) -> Result<Vec<sampling::SampledToken>, sampling::SamplingError> {
+        if let Some(row) = rows.iter().find(|row| row.history.contains(&OUTSIDE)) {
+            return Err(sampling::SamplingError::BadLogits {
+                sample_idx: row.sample_idx,
+                response_idx: row.response_idx,
+                token_idx: row.num_generated,
+                problem: "tokens outside",
+            });
+        }
+        self.0.sample(logits, rows)
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.0.is_greedy()
+    }
+}
+
+/// Drafts a token that is never right.
+struct Outsider;
+
+impl Proposer for Outsider {
+    fn reset(&mut self) {}
+
+    fn prompt(&mut self, _group_idx: u64, _tokens: &[u32], _num_responses: u32) {}
+
+    fn append(&mut self, _id: SeqId, _tokens: &[u32]) {}
+
+    fn end(&mut self, _id: SeqId) {}
+
+    fn is_drafting(&self) -> bool {
+        true
+    }
+
+    fn propose(&mut self, responses: &[Draftable]) -> Vec<Vec<u32>> {
+        vec![vec![OUTSIDE; 2]; responses.len()]
+    }
+
+    fn measured(&mut self, _num_tokens: usize, _time: Duration) {}
+}
+
+#[test]
+fn what_cannot_be_drawn_behind_a_wrong_draft_is_no_error() {
+    let requests: Vec<Request> = (0..4).map(|idx| request(idx, 5, 2, 12)).collect();
+    let (expect, _) = run(&mut engine_ahead(params(), &["ab"], roomy(), 0), &requests);
+    let choosy = Box::new(Choosy(sampler(params())));
+    let executor = crate::executor::host::HostExecutor::new(Box::new(FakeModel::default()), choosy);
+    let mut engine = engine_of(executor, &["ab"], roomy()).with_proposer(Box::new(Outsider));
+    let (actual, stats) = run(&mut engine, &requests);
+    assert_eq!(actual, expect);
+    assert!(stats.drafted_tokens > 0 && stats.accepted_tokens == 0);
+}

