@@ -108,7 +108,7 @@ struct Choosy(sampling::CpuSampler);
 /// The model computes it, and no sampler draws it.
 const OUTSIDE: u32 = VOCAB_SIZE as u32 + 3;
 
-impl sampling::TokenSampler for Choosy {
+impl TokenSampler for Choosy {
     fn sample(
         &mut self,
         logits: &tch::Tensor,
@@ -158,7 +158,7 @@ fn what_cannot_be_drawn_behind_a_wrong_draft_is_no_error() {
     let requests: Vec<Request> = (0..4).map(|idx| request(idx, 5, 2, 12)).collect();
     let (expect, _) = run(&mut engine_ahead(params(), &["ab"], roomy(), 0), &requests);
     let choosy = Box::new(Choosy(sampler(params())));
-    let executor = crate::executor::host::HostExecutor::new(Box::new(FakeModel::default()), choosy);
+    let executor = HostExecutor::new(Box::new(FakeModel::default()), choosy);
     let mut engine = engine_of(executor, &["ab"], roomy()).with_proposer(Box::new(Outsider));
     let (actual, stats) = run(&mut engine, &requests);
     assert_eq!(actual, expect);
