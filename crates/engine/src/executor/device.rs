@@ -7,7 +7,7 @@
 //!
 //! What is here is bookkeeping; what touches a GPU is behind [`StepDevice`], and tests put a simulated one there.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use model_core::{Batch, BlockId, BlockMove};
@@ -17,20 +17,19 @@ mod buckets;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 mod row_table;
+mod step_kind;
 
 use buckets::bucket;
 pub(crate) use buckets::max_rows;
 pub(crate) use row_table::TableLayout;
 use row_table::{Change, RowTable, TableRow, TokenSource};
+use step_kind::{DecodeRow, PROMPTS_AND_RESPONSES, StepKind, unsupported};
 
 use super::{Executor, unknown, unknown_prompt};
 use crate::{
     EngineError,
     plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
 };
-
-const NAME: &str = "GPU";
-const PROMPTS_AND_RESPONSES: &str = "prompts and responses in one step";
 
 /// Steps that may be in flight while the host reads the one before.
 const RUN_AHEAD: usize = 1;
@@ -168,15 +167,6 @@ struct RowInFlight {
     num_draws: usize,
     /// Tokens to verify: fewer than draws, or none.
     drafts: Vec<u32>,
-}
-
-/// A response that goes on by a token, or by several.
-struct DecodeRow<'a> {
-    id: SeqId,
-    /// Tokens in the cache.
-    context_len: u32,
-    /// Tokens that may follow the newest.
-    drafts: &'a [u32],
 }
 
 /// The sizes that a device is made for.
@@ -505,57 +495,10 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
     }
 }
 
-/// The steps that a GPU computes.
-enum StepKind<'a> {
-    /// Prompts, whole or in parts.
-    Prefill,
-    /// These responses go on.
-    Decode(Vec<DecodeRow<'a>>),
-}
-
-impl<'a> StepKind<'a> {
-    /// # Errors
-    /// For every other step.
-    fn of(prompts: &[NewPrompt], rows: &[RowSpan], drafts: &'a [u32]) -> Result<Self, EngineError> {
-        let num_prompts = rows.iter().filter_map(|row| row.id.prompt()).count();
-        if rows.is_empty() {
-            return Err(unsupported("a step without rows"));
-        }
-        let with_row: HashSet<u64> = rows.iter().filter_map(|row| row.id.prompt()).collect();
-        if !prompts.iter().all(|prompt| with_row.contains(&prompt.group_idx)) {
-            return Err(unsupported("a prompt that is new before its step"));
-        }
-        if num_prompts == rows.len() && drafts.is_empty() {
-            return Ok(Self::Prefill);
-        }
-        if num_prompts > 0 {
-            return Err(unsupported(PROMPTS_AND_RESPONSES));
-        }
-        let mut drafts = drafts;
-        let decoded = rows.iter().filter_map(|row| match *row {
-            RowSpan { id: RowId::Response(id), context_len, query_len, draws } if draws == query_len => {
-                let (of_row, left) = drafts.split_at_checked((query_len as usize).checked_sub(1)?)?;
-                drafts = left;
-                Some(DecodeRow { id, context_len, drafts: of_row })
-            }
-            _ => None,
-        });
-        let decoded: Vec<_> = decoded.collect();
-        match decoded.len() == rows.len() && drafts.is_empty() {
-            true => Ok(Self::Decode(decoded)),
-            false => Err(unsupported("a response with more or fewer draws or drafts than tokens")),
-        }
-    }
-}
-
 /// The prompt that a row is a part of.
 fn prompt_of<'a>(prompts: &'a HashMap<u64, NewPrompt>, row: &RowSpan) -> Result<&'a NewPrompt, EngineError> {
     let group_idx = row.id.prompt().ok_or_else(|| unsupported(PROMPTS_AND_RESPONSES))?;
     prompts.get(&group_idx).ok_or_else(|| unknown_prompt(group_idx))
-}
-
-fn unsupported(what: &'static str) -> EngineError {
-    EngineError::UnsupportedStep { executor: NAME, what }
 }
 
 #[cfg(test)]

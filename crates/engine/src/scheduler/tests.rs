@@ -5,18 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::plan::{GrownSeq, NewPrompt, NewSeq, RowId};
-
-const BLOCK_SIZE_TOKENS: usize = 4;
-
-fn limits(max_num_seqs: usize, max_prefill_tokens: usize, num_blocks: usize) -> EngineLimits {
-    EngineLimits {
-        max_num_seqs,
-        max_prefill_tokens,
-        num_blocks,
-        num_host_blocks: 0,
-        block_size_tokens: BLOCK_SIZE_TOKENS,
-    }
-}
+use crate::testing::{BLOCK_SIZE_TOKENS, limits};
 
 fn group(sample_idx: u64, prompt_len_tokens: usize, num_seqs: u32, max_new_tokens: u32) -> SeqGroup {
     SeqGroup { sample_idx, prompt: vec![0; prompt_len_tokens], num_seqs, max_new_tokens }

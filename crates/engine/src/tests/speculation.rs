@@ -17,6 +17,7 @@ proptest! {
         max_num_seqs in 1_usize..16,
         max_prefill_tokens in 1_usize..50,
         num_blocks in 10_usize..60,
+        num_host_blocks in 0_usize..30,
         run_ahead in 0_usize..3,
         use_greedy in any::<bool>(),
         right_percent in prop::sample::select(vec![0_u64, 50, 90, 100]),
@@ -30,7 +31,7 @@ proptest! {
         let params = sampling::SamplingParams { use_greedy, ..params() };
         let end_strings = ["ab", "xyz"];
         let (expect, _) = run(&mut engine_ahead(params.clone(), &end_strings, roomy(), 0), &requests);
-        let tight = limits(max_num_seqs, max_prefill_tokens, num_blocks);
+        let tight = EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
         let guesser = Guesser::new(&expect, &requests, right_percent, most_drafts);
         let mut engine = engine_ahead(params, &end_strings, tight, run_ahead).with_proposer(Box::new(guesser));
         for _ in 0..2 {
