@@ -142,9 +142,11 @@ impl<'e, 'c> Run<'e, 'c> {
         let Self { engine, scheduler, seqs, in_flight, .. } = self;
         let Some(proposer) = &mut engine.proposer else { return };
         for prompt in &plan.tables.prompts {
-            let active = self.requests.get(&prompt.group_idx);
-            let num_responses = active.map_or(0, |active| active.num_unfinished);
-            proposer.prompt(prompt.group_idx, &prompt.tokens, num_responses);
+            // One that has begun is told to the executor again when its blocks have moved between its parts.
+            let Some(active) = self.requests.get(&prompt.group_idx).filter(|active| !active.has_begun) else {
+                continue;
+            };
+            proposer.prompt(prompt.group_idx, &prompt.tokens, active.num_unfinished);
         }
         if !in_flight.is_empty() {
             return;

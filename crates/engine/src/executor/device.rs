@@ -28,7 +28,7 @@ use step_kind::{DecodeRow, PROMPTS_AND_RESPONSES, StepKind, unsupported};
 use super::{Executor, unknown, unknown_prompt};
 use crate::{
     EngineError,
-    plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
+    plan::{GrownSeq, NewPrompt, NewSeq, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
 };
 
 /// Steps that may be in flight while the host reads the one before.

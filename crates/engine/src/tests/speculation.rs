@@ -13,10 +13,10 @@ proptest! {
 
     #[test]
     fn completions_do_not_depend_on_drafts(
-        shapes in prop::collection::vec((1_usize..15, 0_u32..4, 0_u32..20), 1..8),
+        shapes in prop::collection::vec((1_usize..30, 0_u32..4, 0_u32..20), 1..8),
         max_num_seqs in 1_usize..16,
         max_prefill_tokens in 1_usize..50,
-        num_blocks in 10_usize..60,
+        num_blocks in 14_usize..40,
         num_host_blocks in 0_usize..30,
         run_ahead in 0_usize..3,
         use_greedy in any::<bool>(),
@@ -39,6 +39,19 @@ proptest! {
             prop_assert_eq!(&actual, &expect);
             prop_assert!(stats.accepted_tokens <= stats.drafted_tokens);
         }
+    }
+}
+
+#[test]
+fn a_prompt_whose_blocks_move_between_its_parts_is_told_once() {
+    let requests: Vec<Request> =
+        (0..12).map(|idx| request(idx, if idx % 2 == 0 { 3 } else { 29 }, 2, 24)).collect();
+    let (expect, _) = run(&mut engine_ahead(params(), &[], roomy(), 0), &requests);
+    for num_blocks in 14..30 {
+        let tight = EngineLimits { num_host_blocks: 60, ..limits(8, 4, num_blocks) };
+        let guesser = Guesser::new(&expect, &requests, 50, 2);
+        let mut engine = engine_ahead(params(), &[], tight, 1).with_proposer(Box::new(guesser));
+        assert_eq!(run(&mut engine, &requests).0, expect, "{num_blocks} blocks");
     }
 }
 

@@ -11,6 +11,7 @@ use super::*;
 use crate::{
     Engine, EngineLimits, Request,
     executor::host::BatchModel,
+    plan::RowId,
     testing::{
         BLOCK_SIZE_TOKENS, FakeModel, Guesser, Letters, engine_of, host, limits, params, request, roomy, run,
         sampler,
