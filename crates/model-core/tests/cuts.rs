@@ -5,36 +5,13 @@
 mod common;
 
 use common::tiny::made_up_weights;
-use common::{BACKENDS, Runner, bits, config_of};
+use common::{BACKENDS, LEARNED, ROTARY, Runner, bits, config_of};
 use model_core::{Backend, Batch, BlockId};
 use model_spec::Float;
 
 const VOCAB_SIZE: u64 = 300;
 /// Tokens behind the prompt, which read its whole cache.
 const NUM_BEHIND: usize = 3;
-
-const ROTARY: &str = "
-num_layers: 2
-hidden_size: 96
-ffn_hidden_size: 160
-num_attention_heads: 6
-num_query_groups: 2
-encoder_seq_length: 512
-normalization: rmsnorm
-bias: false
-activation: fast-swiglu
-position_embedding_type: rope
-";
-
-const LEARNED: &str = "
-num_layers: 2
-hidden_size: 96
-ffn_hidden_size: 160
-num_attention_heads: 6
-encoder_seq_length: 512
-activation: gelu
-position_embedding_type: learned_absolute
-";
 
 fn tokens(len: usize, seed: u32) -> Vec<u32> {
     (0..len as u32).map(|idx| (idx * 37 + seed * 11) % VOCAB_SIZE as u32).collect()

@@ -3,36 +3,13 @@
 mod common;
 
 use common::tiny::made_up_weights;
-use common::{BACKENDS, Runner, bits, config_of, max_difference};
+use common::{BACKENDS, LEARNED, ROTARY, Runner, bits, config_of, max_difference};
 use model_core::{Backend, Batch, BlockId};
 use model_spec::Float;
 
 const VOCAB_SIZE: u64 = 300;
 /// Rounding of sums whose parts are cut at other places.
 const TOLERANCE: f32 = 2e-4;
-
-const ROTARY: &str = "
-num_layers: 2
-hidden_size: 96
-ffn_hidden_size: 160
-num_attention_heads: 6
-num_query_groups: 2
-encoder_seq_length: 256
-normalization: rmsnorm
-bias: false
-activation: fast-swiglu
-position_embedding_type: rope
-";
-
-const LEARNED: &str = "
-num_layers: 2
-hidden_size: 96
-ffn_hidden_size: 160
-num_attention_heads: 6
-encoder_seq_length: 256
-activation: gelu
-position_embedding_type: learned_absolute
-";
 
 fn tokens(len: u32, seed: u32) -> Vec<u32> {
     (0..len).map(|idx| (idx * 37 + seed * 11) % VOCAB_SIZE as u32).collect()

@@ -15,6 +15,31 @@ use model_spec::{Float, Numerics, blocks_for};
 use nemo_format::{DType, FormatError, Region, TensorMeta, TensorSource};
 use tch::{Kind, Tensor};
 
+/// A small model with rotary embedding and grouped queries.
+pub(crate) const ROTARY: &str = "
+num_layers: 2
+hidden_size: 96
+ffn_hidden_size: 160
+num_attention_heads: 6
+num_query_groups: 2
+encoder_seq_length: 512
+normalization: rmsnorm
+bias: false
+activation: fast-swiglu
+position_embedding_type: rope
+";
+
+/// A small model with learned positions and biases.
+pub(crate) const LEARNED: &str = "
+num_layers: 2
+hidden_size: 96
+ffn_hidden_size: 160
+num_attention_heads: 6
+encoder_seq_length: 512
+activation: gelu
+position_embedding_type: learned_absolute
+";
+
 pub(crate) fn fixture(path: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures").join(path)
 }
