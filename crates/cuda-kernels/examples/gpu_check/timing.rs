@@ -1,13 +1,12 @@
 //! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
 
 use cuda_kernels::{
-    Activate, DecodeAttentionQkv, DecodePlan, Gating, LayerCache, Norm, PlanDecode, PlanSizes, Rotary,
-    Sample, SampleRules, SamplerScratch, SamplerState,
+    Activate, DecodeAttentionQkv, DecodePlan, Gating, KernelError, LayerCache, Norm, PlanDecode, PlanSizes,
+    Rotary, Sample, SampleRules, SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
 use model_spec::{Nonlinearity, Normalization};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 
 use crate::cases::say;
 use crate::pointwise::rotary_tables;
@@ -18,7 +17,7 @@ const NUM_REPLAYS: u32 = 20;
 /// Microseconds of one replay of what `body` enqueues.
 fn micros(
     gpu: &Gpu,
-    body: impl Fn(&Stream) -> Result<(), ExtError>,
+    body: impl Fn(&Stream) -> Result<(), KernelError>,
 ) -> Result<f64, Box<dyn std::error::Error>> {
     let stream = Stream::new(&gpu.device)?;
     gpu.device.synchronize()?;

@@ -3,9 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Launch, Stream};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 
 use super::{BLOCK_SIZE_TOKENS, ModelKernels};
+use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
 /// Tables of the rotary position embedding, which turns elements i and i + rotary_dim / 2 of a head and passes those
@@ -77,7 +77,7 @@ impl ModelKernels {
     ///
     /// # Errors
     /// When a tensor does not fit.
-    pub fn rope_and_cache(&self, stream: &Stream, rope: &RopeAndCache<'_>) -> Result<(), ExtError> {
+    pub fn rope_and_cache(&self, stream: &Stream, rope: &RopeAndCache<'_>) -> Result<(), KernelError> {
         const NUM_THREADS: i64 = 128;
         let tensors = Tensors::on(stream);
         let kind = self.config.kind;
@@ -105,7 +105,7 @@ impl ModelKernels {
         let parts = count((row_elems as u64).div_ceil(elems_per_block) as i64, "parts of a row")?;
         let launch =
             Launch { grid: [count(num_rows, "rows")?, parts, 1], ..Launch::linear(1, NUM_THREADS as u32) };
-        self.rope_and_cache.launch(&launch, stream, &[Arg::value(&args)])
+        Ok(self.rope_and_cache.launch(&launch, stream, &[Arg::value(&args)])?)
     }
 
     pub(super) fn head_dim(&self) -> i64 {
@@ -125,7 +125,7 @@ impl ModelKernels {
         &self,
         tensors: &Tensors<'_>,
         rotary: Option<&Rotary<'_>>,
-    ) -> Result<RotaryArgs, ExtError> {
+    ) -> Result<RotaryArgs, KernelError> {
         let Some(rotary) = rotary else { return Ok(RotaryArgs::zeroed()) };
         let shape @ [max_positions, half] = shape_of(rotary.cos, "cos")?;
         if half == 0 || 2 * half > self.head_dim() {
@@ -143,7 +143,7 @@ impl ModelKernels {
         &self,
         tensors: &Tensors<'_>,
         cache: &LayerCache<'_>,
-    ) -> Result<CacheArgs, ExtError> {
+    ) -> Result<CacheArgs, KernelError> {
         let [num_blocks, num_groups, _, _] = shape_of(cache.keys, "keys")?;
         let shape = [num_blocks, num_groups, BLOCK_SIZE_TOKENS, self.head_dim()];
         if num_blocks == 0 || num_groups == 0 {

@@ -6,7 +6,7 @@ use std::ffi::c_void;
 use tch::{Kind, Tensor};
 
 use super::ffi::{self, TeVarlen};
-use crate::ExtError;
+use crate::{BadTensor, ExtError};
 
 /// What a query may look at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +82,9 @@ fn check(what: &'static str, tensor: &Tensor, num_dims: usize, kinds: &[Kind]) -
     if tensor.device().is_cuda() && tensor.dim() == num_dims && kinds.contains(&tensor.kind()) {
         return Ok(());
     }
-    Err(ExtError::BadTensor {
+    Err(ExtError::BadTensor(BadTensor {
         what,
         expected: format!("a tensor of {num_dims} dimensions and type {kinds:?} on the GPU"),
         actual: format!("{:?} {:?} on {:?}", tensor.kind(), tensor.size(), tensor.device()),
-    })
+    }))
 }
