@@ -5,7 +5,7 @@ use model_spec::Nonlinearity;
 use tch::{Device, Kind, Tensor};
 use torch_ext::{BadTensor, view};
 
-use super::attention::{AttentionCall, HeadShape, MAX_HEAD_DIM, RotaryTable, SequenceSpan, attention};
+use super::attention::{AttentionCall, HeadShape, MAX_HEAD_DIM, PagedSequence, RotaryTable, attention};
 use super::buffer::{Arena, SharedPtr};
 use super::elem::Elem;
 use super::isa::Isa;
@@ -25,7 +25,7 @@ pub struct AttentionStep<'a> {
     /// Positions.
     pub rotary: RotaryTable<'a>,
     /// The new tokens of each sequence, covering all tokens of the step in order.
-    pub sequences: &'a [SequenceSpan<'a>],
+    pub sequences: &'a [PagedSequence<'a>],
     /// Which layer of the cache.
     pub layer_idx: usize,
 }

@@ -19,7 +19,7 @@ mod packed;
 mod pool;
 mod tile;
 
-pub use attention::{HeadShape, MAX_HEAD_DIM, RotaryTable, SequenceSpan};
+pub use attention::{HeadShape, MAX_HEAD_DIM, PagedSequence, RotaryTable};
 pub use elem::SourceDType;
 pub use error::CpuKernelError;
 pub use isa::Isa;

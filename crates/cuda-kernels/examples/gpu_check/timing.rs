@@ -1,8 +1,8 @@
 //! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
 
 use cuda_kernels::{
-    Activate, DecodeAttentionQkv, DecodePlan, Gating, KernelError, LayerCache, Norm, PlanDecode, PlanSizes,
-    Rotary, Sample, SampleRules, SamplerScratch, SamplerState,
+    Activate, DecodeAttentionQkv, DecodePlan, Gating, KernelError, LayerKv, Normalize, PlanDecode, PlanSizes,
+    RotaryArrays, Sample, SampleRules, SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
 use model_spec::{Nonlinearity, Normalization};
@@ -117,8 +117,8 @@ fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i6
         for [keys, values] in &caches {
             let step = DecodeAttentionQkv {
                 qkv: &qkv,
-                rotary: Some(Rotary { cos: &cos, sin: &sin }),
-                cache: LayerCache { keys, values },
+                rotary: Some(RotaryArrays { cos: &cos, sin: &sin }),
+                cache: LayerKv { keys, values },
                 block_tables: &block_tables,
                 plan: &plan,
                 scale: 0.088_388_35,
@@ -146,7 +146,7 @@ fn pointwise(gpu: &Gpu) -> Checked {
         let (x, out) = (random(width)?, random(width)?);
         let (gated, activated) = (random(2 * ffn)?, random(ffn)?);
         let gain = gpu.random(&[width], Kind::Float)?;
-        let norm = Norm {
+        let norm = Normalize {
             normalization: Normalization::RmsNorm,
             x: &x,
             gain: &gain,

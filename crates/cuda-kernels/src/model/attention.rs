@@ -8,7 +8,7 @@ use tch::{Kind, Tensor};
 use torch_ext::BadTensor;
 
 use super::rope::RotaryArgs;
-use super::{BLOCK_SIZE_TOKENS, LayerCache, ModelKernels, Rotary};
+use super::{BLOCK_SIZE_TOKENS, LayerKv, ModelKernels, RotaryArrays};
 use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, int, shape_of};
 
@@ -153,7 +153,7 @@ pub struct DecodeAttention<'a> {
     /// `T[n, H, d]`, rotated.
     pub q: &'a Tensor,
     /// The layer's cache.
-    pub cache: LayerCache<'a>,
+    pub cache: LayerKv<'a>,
     /// As in the plan.
     pub block_tables: &'a Tensor,
     /// The step's plan.
@@ -172,9 +172,9 @@ pub struct DecodeAttentionQkv<'a> {
     /// `T[n, G * (q + 2) * d]`, as Megatron fuses them.
     pub qkv: &'a Tensor,
     /// None for models without.
-    pub rotary: Option<Rotary<'a>>,
+    pub rotary: Option<RotaryArrays<'a>>,
     /// The layer's cache; the rows' new keys and values are written to it.
-    pub cache: LayerCache<'a>,
+    pub cache: LayerKv<'a>,
     /// As in the plan.
     pub block_tables: &'a Tensor,
     /// The step's plan.

@@ -4,7 +4,7 @@ use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Launch, Stream};
 use tch::{Kind, Tensor};
 
-use super::{BLOCK_SIZE_TOKENS, LayerCache, ModelKernels};
+use super::{BLOCK_SIZE_TOKENS, LayerKv, ModelKernels};
 use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
@@ -12,7 +12,7 @@ use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 #[derive(Clone, Copy, Debug)]
 pub struct GatherCache<'a> {
     /// Where they are.
-    pub cache: LayerCache<'a>,
+    pub cache: LayerKv<'a>,
     /// `int32[n]`: block * 32 + offset of each key. One outside the cache gives NaN.
     pub slots: &'a Tensor,
     /// `T[n, G, d]`.

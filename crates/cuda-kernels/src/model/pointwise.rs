@@ -38,7 +38,7 @@ struct EmbedArgs {
 
 /// `out = norm(x)`, computed in float32.
 #[derive(Clone, Copy, Debug)]
-pub struct Norm<'a> {
+pub struct Normalize<'a> {
     /// Which one.
     pub normalization: Normalization,
     /// `T[n, h]`; h a multiple of 8 up to 16,384.
@@ -117,7 +117,7 @@ impl ModelKernels {
     ///
     /// # Errors
     /// When a tensor does not fit.
-    pub fn norm(&self, stream: &Stream, norm: &Norm<'_>) -> Result<(), KernelError> {
+    pub fn norm(&self, stream: &Stream, norm: &Normalize<'_>) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let kind = self.config.kind;
         let shape @ [num_rows, width] = shape_of(norm.x, "x")?;

@@ -1,6 +1,6 @@
 //! Attention on a GPU: prompts by flash attention, decode steps by the in-house kernel.
 
-use cuda_kernels::{DecodeAttention, DecodeAttentionQkv, GatherCache, LayerCache, RopeAndCache};
+use cuda_kernels::{DecodeAttention, DecodeAttentionQkv, GatherCache, LayerKv, RopeAndCache};
 use model_spec::HeadLayout;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::flash::{self, Mask, PackedRows, Varlen};
@@ -37,7 +37,7 @@ pub(crate) struct CudaAttention {
 /// Where the keys and values of a decode step are.
 #[derive(Clone, Copy)]
 struct Cached<'a> {
-    layer: LayerCache<'a>,
+    layer: LayerKv<'a>,
     /// `int32[num_rows, max_blocks_per_seq]`.
     block_tables: &'a Tensor,
 }
@@ -63,7 +63,7 @@ impl AttentionOp<CudaState> for CudaAttention {
     ) -> Result<Tensor, ModelError> {
         let num_rows = qkv.size2()?.0;
         let (keys, values) = cache.device_layer(self.layer_idx)?;
-        let layer = LayerCache { keys: &keys, values: &values };
+        let layer = LayerKv { keys: &keys, values: &values };
         let attended = match &device_context(step)?.attention {
             DeviceAttention::Prefill(prompts) => self.prefill(qkv, step, prompts, layer, at)?,
             DeviceAttention::Decode { block_tables, has_drafts: true, .. } => {
@@ -104,7 +104,7 @@ impl CudaAttention {
         qkv: &Tensor,
         step: &AttentionContext,
         prompts: &DevicePrompts,
-        cache: LayerCache<'_>,
+        cache: LayerKv<'_>,
         at: &CudaState,
     ) -> Result<Tensor, ModelError> {
         let (stream, context) = (at.stream()?, device_context(step)?);
