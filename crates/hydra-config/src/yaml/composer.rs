@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::MAX_DEPTH;
+use super::properties::Directive;
 use super::reader::{Mark, Problem};
-use super::scalars::Directive;
 use super::scanner::{Scanner, Token, TokenKind};
 
 /// A node, which aliases may share.
