@@ -31,7 +31,7 @@ pub(crate) fn all_heads(gpu: &Gpu) -> Outcome {
             .map_err(|error| format!("{kind:?}, {d} elements, {q} queries a group: {error}"))?;
     }
     let num_rows: i64 = SEQUENCES.iter().map(|(_, num_tokens)| num_tokens).sum();
-    Ok(format!("{num_rows} rows of {} sequences have the bits of single steps", SEQUENCES.len()))
+    Ok(format!("{num_rows} rows of {} sequences are bitwise identical to single steps", SEQUENCES.len()))
 }
 
 /// One row of the step.
