@@ -168,7 +168,7 @@ fn dry_run_shows_and_writes_nothing() {
         "not in a whole batch  1",
         "4 samples in 2 steps of 2, 2 responses each",
         "KV cache",
-        "the rest that fills no batch is dropped: lines 5",
+        "the last batch is not full and is dropped: lines 5",
     ] {
         assert!(ended.stderr.contains(expect), "{expect}\nin\n{}", ended.stderr);
     }

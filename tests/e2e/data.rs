@@ -71,7 +71,7 @@ error: 1 of 1 records of `[JOB]/data.jsonl` cannot be used:
 fn what_is_left_out_is_reported_with_its_line() {
     let job = Job::with_data(CHAT).with(&["model.data.train_ds.drop_last=true"]);
     let ended = job.run().expect_code(0);
-    assert!(ended.stderr.contains("the rest that fills no batch is dropped: lines 3"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("the last batch is not full and is dropped: lines 3"), "{}", ended.stderr);
     assert_eq!(job.records().len(), 2);
     for (limit, expected) in [("1", 2), ("1.0", 3), ("0.67", 2)] {
         let limit = format!("trainer.generation.limit_train_batches={limit}");

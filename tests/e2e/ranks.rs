@@ -98,7 +98,7 @@ fn the_remainder_is_dropped_with_several_ranks_as_the_guide_says() {
     let job = job(30, 2).with(&["model.data.train_ds.drop_last=auto"]);
     let ended = job.run().expect_code(0);
     assert!(
-        ended.stderr.contains("the rest that fills no batch is dropped: lines 25, 26, 27, 28, 29, 30"),
+        ended.stderr.contains("the last batch is not full and is dropped: lines 25, 26, 27, 28, 29, 30"),
         "{}",
         ended.stderr
     );

@@ -18,9 +18,9 @@ const MAX_CHUNKS: usize = MAX_HEAD_DIM / PANEL;
 /// Tiles that one task takes, so that what comes next is known and can be fetched ahead.
 const TASK_TILES: usize = 4;
 
-/// The new tokens of one sequence.
+/// The new tokens of one sequence, and the blocks of its cache.
 #[derive(Clone, Copy, Debug)]
-pub struct SequenceSpan<'a> {
+pub struct PagedSequence<'a> {
     /// The first new token among the step's tokens.
     pub query_start: usize,
     /// How many new tokens.
@@ -65,7 +65,7 @@ impl HeadShape {
 pub(crate) struct AttentionCall<'a, E: Elem> {
     pub(crate) heads: HeadShape,
     pub(crate) rotary: RotaryTable<'a>,
-    pub(crate) sequences: &'a [SequenceSpan<'a>],
+    pub(crate) sequences: &'a [PagedSequence<'a>],
     /// `[num_tokens, num_query_groups, heads_per_group + 2, head_dim]`.
     pub(crate) qkv: &'a [E],
     pub(crate) num_tokens: usize,
@@ -94,7 +94,7 @@ pub(crate) fn attention<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, ca
     };
 
     let groups = heads.num_query_groups;
-    let blocks: Vec<(&SequenceSpan<'_>, usize)> = sequences
+    let blocks: Vec<(&PagedSequence<'_>, usize)> = sequences
         .iter()
         .flat_map(|sequence| block_range(sequence).map(move |block| (sequence, block)))
         .collect();
@@ -104,7 +104,7 @@ pub(crate) fn attention<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, ca
     });
 
     let tile_rows = tiles.max_rows();
-    let mut tile_starts: Vec<(&SequenceSpan<'_>, usize)> = Vec::new();
+    let mut tile_starts: Vec<(&PagedSequence<'_>, usize)> = Vec::new();
     for sequence in sequences {
         let num_rows = sequence.query_len * heads.heads_per_group();
         // Long contexts first: the last tasks of the loop are then short ones.
@@ -142,7 +142,7 @@ struct Step<'a, E: Elem> {
 }
 
 /// The cache blocks that a sequence's new tokens fall into, as indices into its block table.
-fn block_range(sequence: &SequenceSpan<'_>) -> std::ops::Range<usize> {
+fn block_range(sequence: &PagedSequence<'_>) -> std::ops::Range<usize> {
     let end = sequence.context_len + sequence.query_len;
     sequence.context_len / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)
 }
@@ -150,7 +150,7 @@ fn block_range(sequence: &SequenceSpan<'_>) -> std::ops::Range<usize> {
 multiversion! {
     /// Rotates the queries and keys of the new tokens in one block and group, and stores keys and values. One task
     /// has a whole block, since its first token clears it.
-    fn store_block<E: Elem>(step: &Step<'_, E>, sequence: &SequenceSpan<'_>, block: usize, group: usize) {
+    fn store_block<E: Elem>(step: &Step<'_, E>, sequence: &PagedSequence<'_>, block: usize, group: usize) {
         let HeadShape { num_query_groups, head_dim, .. } = step.heads;
         let heads_per_group = step.heads.heads_per_group();
         let group_elems = (heads_per_group + 2) * head_dim;
@@ -197,7 +197,7 @@ fn rotate<E: Elem>(rotary: &RotaryTable<'_>, position: usize, head: &[E], out: &
 /// Some consecutive query rows (token, head in group) of one sequence and group.
 #[derive(Clone, Copy)]
 struct Tile<'a> {
-    sequence: &'a SequenceSpan<'a>,
+    sequence: &'a PagedSequence<'a>,
     group: usize,
     first_row: usize,
     len: usize,

@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use memmap2::MmapMut;
-use torch_ext::ExtError;
 
 use super::elem::Elem;
+use crate::CpuKernelError;
 
 /// Buffers start here or at a multiple: a cache line, and a vector register.
 const ALIGN_BYTES: usize = 64;
@@ -43,7 +43,7 @@ impl Arena {
     ///
     /// # Errors
     /// When the system gives no memory.
-    pub(crate) fn zeroed<E: Elem>(&mut self, len_elems: usize) -> Result<Buffer<E>, ExtError> {
+    pub(crate) fn zeroed<E: Elem>(&mut self, len_elems: usize) -> Result<Buffer<E>, CpuKernelError> {
         let size_bytes = len_elems.checked_mul(size_of::<E>()).unwrap_or(usize::MAX / 2);
         let padded_bytes = size_bytes.next_multiple_of(ALIGN_BYTES);
         let region = match &self.region {
@@ -62,10 +62,10 @@ impl Arena {
 }
 
 impl Region {
-    fn map(len_bytes: usize) -> Result<Self, ExtError> {
+    fn map(len_bytes: usize) -> Result<Self, CpuKernelError> {
         let mapped_bytes = len_bytes.saturating_add(LARGE_PAGE_BYTES);
         let mut mapping = MmapMut::map_anon(mapped_bytes)
-            .map_err(|source| ExtError::OutOfMemory { size_bytes: mapped_bytes, source })?;
+            .map_err(|source| CpuKernelError::OutOfMemory { size_bytes: mapped_bytes, source })?;
         // Only a wish: a system without large pages works as well, more slowly.
         #[cfg(target_os = "linux")]
         let _ = mapping.advise(memmap2::Advice::HugePage);

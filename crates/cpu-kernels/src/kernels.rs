@@ -3,9 +3,9 @@
 use half::bf16;
 use model_spec::Nonlinearity;
 use tch::{Device, Kind, Tensor};
-use torch_ext::{ExtError, view};
+use torch_ext::{BadTensor, view};
 
-use super::attention::{AttentionCall, HeadShape, MAX_HEAD_DIM, RotaryTable, SequenceSpan, attention};
+use super::attention::{AttentionCall, HeadShape, MAX_HEAD_DIM, PagedSequence, RotaryTable, attention};
 use super::buffer::{Arena, SharedPtr};
 use super::elem::Elem;
 use super::isa::Isa;
@@ -15,6 +15,7 @@ use super::norm::{NormParams, norm};
 use super::packed::{Layout, Packed, PackedBf16, PackedF32, PackedLinear, StoredLinear};
 use super::pool::Pool;
 use super::tile::Tiles;
+use crate::CpuKernelError;
 
 /// One attention layer of a step.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +25,7 @@ pub struct AttentionStep<'a> {
     /// Positions.
     pub rotary: RotaryTable<'a>,
     /// The new tokens of each sequence, covering all tokens of the step in order.
-    pub sequences: &'a [SequenceSpan<'a>],
+    pub sequences: &'a [PagedSequence<'a>],
     /// Which layer of the cache.
     pub layer_idx: usize,
 }
@@ -50,12 +51,12 @@ impl std::fmt::Debug for CpuKernels {
     }
 }
 
-fn bad(what: &'static str, expected: impl Into<String>, actual: impl std::fmt::Display) -> ExtError {
-    ExtError::BadTensor { what, expected: expected.into(), actual: actual.to_string() }
+fn bad(what: &'static str, expected: impl Into<String>, actual: impl std::fmt::Display) -> CpuKernelError {
+    CpuKernelError::BadTensor(BadTensor { what, expected: expected.into(), actual: actual.to_string() })
 }
 
 /// Rows of a `[num_rows, num_columns]` tensor.
-fn num_rows(tensor: &Tensor, what: &'static str, num_columns: usize) -> Result<usize, ExtError> {
+fn num_rows(tensor: &Tensor, what: &'static str, num_columns: usize) -> Result<usize, CpuKernelError> {
     match tensor.size()[..] {
         [rows, columns] if columns == num_columns as i64 => Ok(rows as usize),
         _ => {
@@ -64,7 +65,7 @@ fn num_rows(tensor: &Tensor, what: &'static str, num_columns: usize) -> Result<u
     }
 }
 
-fn new_rows(num_rows: usize, num_columns: usize, kind: Kind) -> Result<Tensor, ExtError> {
+fn new_rows(num_rows: usize, num_columns: usize, kind: Kind) -> Result<Tensor, CpuKernelError> {
     Ok(Tensor::f_empty([num_rows as i64, num_columns as i64], (kind, Device::Cpu))?)
 }
 
@@ -92,8 +93,8 @@ trait TypedElem: Elem {
     fn queries(kernels: &mut CpuKernels) -> &mut Vec<Self>;
     fn packed(linear: &PackedLinear) -> Option<&Packed<Self>>;
     fn kv(cache: &mut PackedKv) -> Option<&mut Kv<Self>>;
-    fn slice<'a>(tensor: &'a Tensor, what: &'static str) -> Result<&'a [Self], ExtError>;
-    fn slice_mut<'a>(tensor: &'a mut Tensor, what: &'static str) -> Result<&'a mut [Self], ExtError>;
+    fn slice<'a>(tensor: &'a Tensor, what: &'static str) -> Result<&'a [Self], CpuKernelError>;
+    fn slice_mut<'a>(tensor: &'a mut Tensor, what: &'static str) -> Result<&'a mut [Self], CpuKernelError>;
 }
 
 macro_rules! typed_elem {
@@ -112,11 +113,14 @@ macro_rules! typed_elem {
             fn kv(cache: &mut PackedKv) -> Option<&mut Kv<Self>> {
                 if let PackedKv::$variant(kv) = cache { Some(&mut kv.0) } else { None }
             }
-            fn slice<'a>(tensor: &'a Tensor, what: &'static str) -> Result<&'a [Self], ExtError> {
-                view::$slice(tensor, what)
+            fn slice<'a>(tensor: &'a Tensor, what: &'static str) -> Result<&'a [Self], CpuKernelError> {
+                Ok(view::$slice(tensor, what)?)
             }
-            fn slice_mut<'a>(tensor: &'a mut Tensor, what: &'static str) -> Result<&'a mut [Self], ExtError> {
-                view::$slice_mut(tensor, what)
+            fn slice_mut<'a>(
+                tensor: &'a mut Tensor,
+                what: &'static str,
+            ) -> Result<&'a mut [Self], CpuKernelError> {
+                Ok(view::$slice_mut(tensor, what)?)
             }
         }
     };
@@ -129,7 +133,7 @@ impl CpuKernels {
     ///
     /// # Errors
     /// When the system starts no more threads.
-    pub fn new(num_threads: usize) -> Result<Self, ExtError> {
+    pub fn new(num_threads: usize) -> Result<Self, CpuKernelError> {
         Self::with_isa(num_threads, Isa::detect())
     }
 
@@ -137,7 +141,7 @@ impl CpuKernels {
     ///
     /// # Errors
     /// When the machine lacks it, or the system starts no more threads.
-    pub fn with_isa(num_threads: usize, isa: Isa) -> Result<Self, ExtError> {
+    pub fn with_isa(num_threads: usize, isa: Isa) -> Result<Self, CpuKernelError> {
         if isa > Isa::detect() {
             return Err(bad(
                 "instruction set",
@@ -145,7 +149,7 @@ impl CpuKernels {
                 format_args!("{isa:?}"),
             ));
         }
-        let pool = Pool::new(num_threads).map_err(ExtError::Threads)?;
+        let pool = Pool::new(num_threads).map_err(CpuKernelError::Threads)?;
         Ok(Self {
             isa,
             pool,
@@ -176,7 +180,7 @@ impl CpuKernels {
         stored: &StoredLinear<'_>,
         layout: Layout,
         kind: Kind,
-    ) -> Result<PackedLinear, ExtError> {
+    ) -> Result<PackedLinear, CpuKernelError> {
         match kind {
             Kind::Float => Packed::pack(&mut self.pool, &mut self.arena, stored, layout)
                 .map(|packed| PackedLinear::F32(PackedF32(packed))),
@@ -190,7 +194,7 @@ impl CpuKernels {
     ///
     /// # Errors
     /// When `kind` is another, or the heads are larger than the attention kernel takes.
-    pub fn new_kv(&mut self, shape: KvShape, kind: Kind) -> Result<PackedKv, ExtError> {
+    pub fn new_kv(&mut self, shape: KvShape, kind: Kind) -> Result<PackedKv, CpuKernelError> {
         if shape.head_dim > MAX_HEAD_DIM || shape.head_dim == 0 {
             return Err(bad("head size", format!("from 1 to {MAX_HEAD_DIM}"), shape.head_dim));
         }
@@ -207,7 +211,7 @@ impl CpuKernels {
         weight: &PackedLinear,
         num_rows: usize,
         store: Store<E>,
-    ) -> Result<(), ExtError> {
+    ) -> Result<(), CpuKernelError> {
         let packed = E::packed(weight)
             .ok_or_else(|| bad("linear weight", format!("{:?}", E::KIND), format_args!("{weight:?}")))?;
         let call = LinearCall { x: E::slice(x, "x")?, num_rows, packed, store };
@@ -222,7 +226,7 @@ impl CpuKernels {
     ///
     /// # Errors
     /// When shapes or types do not fit.
-    pub fn linear(&mut self, x: &Tensor, weight: &PackedLinear) -> Result<Tensor, ExtError> {
+    pub fn linear(&mut self, x: &Tensor, weight: &PackedLinear) -> Result<Tensor, CpuKernelError> {
         let rows = num_rows(x, "x", weight.in_features())?;
         for_kind!(x.kind(), "x", E, {
             let mut out = new_rows(rows, weight.out_features(), E::KIND)?;
@@ -236,7 +240,7 @@ impl CpuKernels {
     ///
     /// # Errors
     /// When shapes or types do not fit.
-    pub fn linear_f32(&mut self, x: &Tensor, weight: &PackedLinear) -> Result<Tensor, ExtError> {
+    pub fn linear_f32(&mut self, x: &Tensor, weight: &PackedLinear) -> Result<Tensor, CpuKernelError> {
         let rows = num_rows(x, "x", weight.in_features())?;
         for_kind!(x.kind(), "x", E, {
             let mut out = new_rows(rows, weight.out_features(), Kind::Float)?;
@@ -255,7 +259,7 @@ impl CpuKernels {
         x: &Tensor,
         weight: &PackedLinear,
         residual: &mut Tensor,
-    ) -> Result<(), ExtError> {
+    ) -> Result<(), CpuKernelError> {
         let rows = num_rows(x, "x", weight.in_features())?;
         if num_rows(residual, "residual", weight.out_features())? != rows {
             return Err(bad("residual", format!("of {rows} rows"), format_args!("{:?}", residual.size())));
@@ -275,7 +279,7 @@ impl CpuKernels {
         x: &Tensor,
         weight: &PackedLinear,
         activation: Nonlinearity,
-    ) -> Result<Tensor, ExtError> {
+    ) -> Result<Tensor, CpuKernelError> {
         let rows = num_rows(x, "x", weight.in_features())?;
         let columns =
             if weight.layout() == Layout::Gated { weight.out_features() / 2 } else { weight.out_features() };
@@ -296,7 +300,7 @@ impl CpuKernels {
     pub fn select_rows(
         table: &Tensor,
         ids: impl ExactSizeIterator<Item = usize>,
-    ) -> Result<Tensor, ExtError> {
+    ) -> Result<Tensor, CpuKernelError> {
         let &[rows, columns] = &table.size()[..] else {
             return Err(bad("table", "of two dimensions", format_args!("{:?}", table.size())));
         };
@@ -317,7 +321,7 @@ impl CpuKernels {
     ///
     /// # Errors
     /// When shapes or types do not fit.
-    pub fn norm(&mut self, x: &Tensor, params: &NormParams<'_>) -> Result<Tensor, ExtError> {
+    pub fn norm(&mut self, x: &Tensor, params: &NormParams<'_>) -> Result<Tensor, CpuKernelError> {
         let hidden_size = params.weight.len();
         let rows = num_rows(x, "x", hidden_size)?;
         if hidden_size == 0 || !(params.bias.is_empty() || params.bias.len() == hidden_size) {
@@ -338,7 +342,7 @@ impl CpuKernels {
     pub fn select_outputs(
         weight: &PackedLinear,
         ids: impl ExactSizeIterator<Item = usize>,
-    ) -> Result<Tensor, ExtError> {
+    ) -> Result<Tensor, CpuKernelError> {
         match weight {
             PackedLinear::F32(packed) => select_outputs(&packed.0, ids),
             PackedLinear::Bf16(packed) => select_outputs(&packed.0, ids),
@@ -356,7 +360,7 @@ impl CpuKernels {
         qkv: &Tensor,
         step: &AttentionStep<'_>,
         cache: &mut PackedKv,
-    ) -> Result<Tensor, ExtError> {
+    ) -> Result<Tensor, CpuKernelError> {
         let HeadShape { num_attention_heads, num_query_groups, head_dim, .. } = step.heads;
         let num_tokens = num_rows(qkv, "qkv", (num_attention_heads + 2 * num_query_groups) * head_dim)?;
         check_attention(step, num_tokens, cache)?;
@@ -387,7 +391,7 @@ impl CpuKernels {
 fn select_outputs<E: TypedElem>(
     packed: &Packed<E>,
     ids: impl ExactSizeIterator<Item = usize>,
-) -> Result<Tensor, ExtError> {
+) -> Result<Tensor, CpuKernelError> {
     let mut rows = new_rows(ids.len(), packed.in_features, E::KIND)?;
     let out = E::slice_mut(&mut rows, "out")?.chunks_exact_mut(packed.in_features);
     ids.zip(out).try_for_each(|(id, out)| packed.copy_row(id, out))?;
@@ -395,7 +399,11 @@ fn select_outputs<E: TypedElem>(
 }
 
 /// Everything the attention kernel's raw pointers rely on.
-fn check_attention(step: &AttentionStep<'_>, num_tokens: usize, cache: &PackedKv) -> Result<(), ExtError> {
+fn check_attention(
+    step: &AttentionStep<'_>,
+    num_tokens: usize,
+    cache: &PackedKv,
+) -> Result<(), CpuKernelError> {
     let (heads, shape) = (step.heads, cache.shape());
     if heads.num_query_groups == 0 || !heads.num_attention_heads.is_multiple_of(heads.num_query_groups) {
         return Err(bad(

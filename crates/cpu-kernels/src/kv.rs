@@ -6,11 +6,12 @@
 #![expect(unsafe_code, reason = "tasks of one loop write disjoint tokens and heads")]
 
 use half::bf16;
-use torch_ext::ExtError;
+use torch_ext::BadTensor;
 
 use super::buffer::{Arena, Buffer, SharedPtr};
 use super::elem::Elem;
 use super::tile::PANEL;
+use crate::CpuKernelError;
 
 /// Tokens of a block: the columns of a panel.
 pub const BLOCK_TOKENS: usize = PANEL;
@@ -69,7 +70,7 @@ impl PackedKv {
     ///
     /// # Errors
     /// When a block does not exist.
-    pub fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ExtError> {
+    pub fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), CpuKernelError> {
         match self {
             Self::F32(kv) => kv.0.copy_blocks(pairs),
             Self::Bf16(kv) => kv.0.copy_blocks(pairs),
@@ -80,7 +81,7 @@ impl PackedKv {
     ///
     /// # Errors
     /// When the block does not exist.
-    pub fn read_block(&self, block: u32) -> Result<PackedBlock, ExtError> {
+    pub fn read_block(&self, block: u32) -> Result<PackedBlock, CpuKernelError> {
         match self {
             Self::F32(kv) => kv.0.read_block(block).map(PackedBlock::F32),
             Self::Bf16(kv) => kv.0.read_block(block).map(PackedBlock::Bf16),
@@ -91,15 +92,15 @@ impl PackedKv {
     ///
     /// # Errors
     /// When the block does not exist, or what was stored is of another cache.
-    pub fn write_block(&mut self, block: u32, stored: &PackedBlock) -> Result<(), ExtError> {
+    pub fn write_block(&mut self, block: u32, stored: &PackedBlock) -> Result<(), CpuKernelError> {
         match (self, stored) {
             (Self::F32(kv), PackedBlock::F32(stored)) => kv.0.write_block(block, stored),
             (Self::Bf16(kv), PackedBlock::Bf16(stored)) => kv.0.write_block(block, stored),
-            _ => Err(ExtError::BadTensor {
+            _ => Err(CpuKernelError::BadTensor(BadTensor {
                 what: "stored block",
                 expected: "elements of the cache's type".to_owned(),
                 actual: "another type".to_owned(),
-            }),
+            })),
         }
     }
 
@@ -126,14 +127,14 @@ pub(crate) struct Kv<E> {
 }
 
 impl<E: Elem> Kv<E> {
-    pub(crate) fn zeroed(arena: &mut Arena, shape: KvShape) -> Result<Self, ExtError> {
+    pub(crate) fn zeroed(arena: &mut Arena, shape: KvShape) -> Result<Self, CpuKernelError> {
         let head_elems = key_elems(shape.head_dim, E::GROUP) + value_elems(shape.head_dim);
         let layer_elems = shape.num_blocks * shape.num_query_groups * head_elems;
         let layers = (0..shape.num_layers).map(|_| arena.zeroed(layer_elems)).collect::<Result<_, _>>()?;
         Ok(Self { shape, layers })
     }
 
-    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), ExtError> {
+    fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), CpuKernelError> {
         let num_blocks = self.shape.num_blocks;
         for &(from, to) in pairs {
             self.check_block(from.max(to))?;
@@ -155,19 +156,19 @@ impl<E: Elem> Kv<E> {
         Ok(())
     }
 
-    fn check_block(&self, block: u32) -> Result<(), ExtError> {
+    fn check_block(&self, block: u32) -> Result<(), CpuKernelError> {
         let num_blocks = self.shape.num_blocks;
         match (block as usize) < num_blocks {
             true => Ok(()),
-            false => Err(ExtError::BadTensor {
+            false => Err(CpuKernelError::BadTensor(BadTensor {
                 what: "block",
                 expected: format!("below {num_blocks}"),
                 actual: block.to_string(),
-            }),
+            })),
         }
     }
 
-    fn read_block(&self, block: u32) -> Result<Vec<E>, ExtError> {
+    fn read_block(&self, block: u32) -> Result<Vec<E>, CpuKernelError> {
         self.check_block(block)?;
         let mut stored = Vec::new();
         for layer in &self.layers {
@@ -181,16 +182,16 @@ impl<E: Elem> Kv<E> {
         Ok(stored)
     }
 
-    fn write_block(&mut self, block: u32, stored: &[E]) -> Result<(), ExtError> {
+    fn write_block(&mut self, block: u32, stored: &[E]) -> Result<(), CpuKernelError> {
         self.check_block(block)?;
         let num_blocks = self.shape.num_blocks;
         let num_elems: usize = self.layers.iter().map(|layer| layer.len() / num_blocks).sum();
         if stored.len() != num_elems {
-            return Err(ExtError::BadTensor {
+            return Err(CpuKernelError::BadTensor(BadTensor {
                 what: "stored block",
                 expected: format!("{num_elems} elements"),
                 actual: stored.len().to_string(),
-            });
+            }));
         }
         let mut rest = stored;
         for layer in &mut self.layers {

@@ -7,6 +7,7 @@
 mod attention;
 mod buffer;
 mod elem;
+mod error;
 mod isa;
 mod kernels;
 mod kv;
@@ -18,8 +19,9 @@ mod packed;
 mod pool;
 mod tile;
 
-pub use attention::{HeadShape, MAX_HEAD_DIM, RotaryTable, SequenceSpan};
+pub use attention::{HeadShape, MAX_HEAD_DIM, PagedSequence, RotaryTable};
 pub use elem::SourceDType;
+pub use error::CpuKernelError;
 pub use isa::Isa;
 pub use kernels::{AttentionStep, CpuKernels};
 pub use kv::{BLOCK_TOKENS, KvShape, PackedBlock, PackedKv};

@@ -2,12 +2,13 @@
 #![expect(unsafe_code, reason = "tasks of one loop fill disjoint panels")]
 
 use half::bf16;
-use torch_ext::ExtError;
+use torch_ext::BadTensor;
 
 use super::buffer::{Arena, Buffer, SharedPtr};
 use super::elem::{Elem, SourceDType};
 use super::pool::Pool;
 use super::tile::{PANEL, Panel, Share};
+use crate::CpuKernelError;
 
 /// Which output column of the layer a panel's column holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,13 +124,13 @@ impl<E: Elem> Packed<E> {
     }
 
     /// The weights of one output of a plain layer, as they were packed; `out` has `in_features` elements.
-    pub(crate) fn copy_row(&self, output: usize, out: &mut [E]) -> Result<(), ExtError> {
+    pub(crate) fn copy_row(&self, output: usize, out: &mut [E]) -> Result<(), CpuKernelError> {
         if self.layout != Layout::Plain || output >= self.out_features {
-            return Err(ExtError::BadTensor {
+            return Err(CpuKernelError::BadTensor(BadTensor {
                 what: "output of a linear layer",
                 expected: format!("below {} of a plain layer", self.out_features),
                 actual: format!("{output} of {:?}", self.layout),
-            });
+            }));
         }
         // SAFETY: the panel exists, since the output does, and nothing writes to a packed layer.
         let panel =
@@ -146,7 +147,7 @@ impl<E: Elem> Packed<E> {
         arena: &mut Arena,
         stored: &StoredLinear<'_>,
         layout: Layout,
-    ) -> Result<Self, ExtError> {
+    ) -> Result<Self, CpuKernelError> {
         check_stored(stored, layout)?;
         let (out_features, in_features) = (stored.out_features, stored.in_features);
         let num_panels = out_features.div_ceil(PANEL);
@@ -179,27 +180,27 @@ impl<E: Elem> Packed<E> {
     }
 }
 
-fn check_stored(stored: &StoredLinear<'_>, layout: Layout) -> Result<(), ExtError> {
+fn check_stored(stored: &StoredLinear<'_>, layout: Layout) -> Result<(), CpuKernelError> {
     let elem_bytes = stored.dtype.size_bytes();
     let weight_bytes =
         stored.out_features.checked_mul(stored.in_features).and_then(|n| n.checked_mul(elem_bytes));
     let bias_fits = stored.bias.is_none_or(|bias| bias.len() == stored.out_features * elem_bytes);
     if weight_bytes != Some(stored.weight.len()) || stored.in_features == 0 || !bias_fits {
-        return Err(ExtError::BadTensor {
+        return Err(CpuKernelError::BadTensor(BadTensor {
             what: "linear weight",
             expected: format!(
                 "[{}, {}] of {elem_bytes}-byte elements",
                 stored.out_features, stored.in_features
             ),
             actual: format!("{} bytes", stored.weight.len()),
-        });
+        }));
     }
     if layout == Layout::Gated && !stored.out_features.is_multiple_of(2) {
-        return Err(ExtError::BadTensor {
+        return Err(CpuKernelError::BadTensor(BadTensor {
             what: "gated linear weight",
             expected: "of an even number of rows".to_owned(),
             actual: stored.out_features.to_string(),
-        });
+        }));
     }
     Ok(())
 }

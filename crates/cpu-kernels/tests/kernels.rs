@@ -4,7 +4,7 @@
 
 use cpu_kernels::{
     AttentionStep, BLOCK_TOKENS, CpuKernels, HeadShape, Isa, KvShape, Layout, NormParams, PackedBlock,
-    PackedLinear, RotaryTable, SequenceSpan, SourceDType, StoredLinear,
+    PackedLinear, PagedSequence, RotaryTable, SourceDType, StoredLinear,
 };
 use model_spec::{Nonlinearity, Normalization};
 use proptest::prelude::*;
@@ -269,13 +269,13 @@ fn check_attention(isa: Isa, case: &AttentionCase) {
         })
         .collect();
     let mut query_start = 0;
-    let sequences: Vec<SequenceSpan<'_>> = case
+    let sequences: Vec<PagedSequence<'_>> = case
         .lengths
         .iter()
         .zip(&tables)
         .map(|(&query_len, block_table)| {
             query_start += query_len;
-            SequenceSpan { query_start: query_start - query_len, query_len, context_len: 0, block_table }
+            PagedSequence { query_start: query_start - query_len, query_len, context_len: 0, block_table }
         })
         .collect();
     let step = AttentionStep { heads, rotary, sequences: &sequences, layer_idx: 1 };
@@ -294,7 +294,7 @@ fn check_attention(isa: Isa, case: &AttentionCase) {
             std::iter::once((0, prefilled)).chain((prefilled..sequence.query_len).map(|token| (token, 1)));
         for (context_len, query_len) in spans.filter(|&(_, query_len)| query_len > 0) {
             let span =
-                SequenceSpan { query_start: 0, query_len, context_len, block_table: sequence.block_table };
+                PagedSequence { query_start: 0, query_len, context_len, block_table: sequence.block_table };
             let step = AttentionStep { heads, rotary, sequences: &[span], layer_idx: 0 };
             let rows = own.narrow(0, context_len as i64, query_len as i64).contiguous();
             let piece = kernels.attention(&rows, &step, &mut cache).unwrap();
@@ -331,7 +331,7 @@ fn blocks_copy_and_stale_infinities_stay_out() {
     let shape = KvShape { num_layers: 1, num_blocks: 3, num_query_groups: 1, head_dim: 8 };
     let mut cache = kernels.new_kv(shape, Kind::Float).unwrap();
     let run = |kernels: &mut CpuKernels, cache: &mut _, qkv: &Tensor, context_len: usize, table: &[u32]| {
-        let span = SequenceSpan {
+        let span = PagedSequence {
             query_start: 0,
             query_len: qkv.size()[0] as usize,
             context_len,

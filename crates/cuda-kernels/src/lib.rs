@@ -10,6 +10,7 @@
 //!
 //! Feature `nvrtc` has the programs, which compile on a machine without a GPU; feature `cuda` adds the launchers.
 
+mod error;
 #[cfg(feature = "nvrtc")]
 mod model;
 #[cfg(feature = "nvrtc")]
@@ -21,5 +22,6 @@ mod tensors;
 #[cfg(all(test, feature = "nvrtc"))]
 mod test_compile;
 
+pub use error::KernelError;
 #[cfg(feature = "nvrtc")]
 pub use {model::*, sampler::*};

@@ -27,8 +27,8 @@ pub use {
     gather::GatherCache,
     gemm::{Gemm, GemmOut},
     loaded::ModelKernels,
-    pointwise::{Activate, Embed, Norm},
-    rope::{LayerCache, RopeAndCache, Rotary},
+    pointwise::{Activate, Embed, Normalize},
+    rope::{LayerKv, RopeAndCache, RotaryArrays},
 };
 
 /// Tokens of a cache block.

@@ -2,10 +2,11 @@
 
 use bytemuck::Pod;
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
+use torch_ext::BadTensor;
 
 use super::Device;
 use super::driver::DeviceAddress;
+use crate::CudaError;
 
 /// One argument of a kernel. It borrows the tensor whose address it is.
 #[derive(Clone, Debug)]
@@ -30,13 +31,13 @@ impl<'a> Arg<'a> {
     ///
     /// # Errors
     /// When the tensor has another type or is not contiguous.
-    pub fn tensor(tensor: &'a Tensor, kind: Kind, what: &'static str) -> Result<Self, ExtError> {
+    pub fn tensor(tensor: &'a Tensor, kind: Kind, what: &'static str) -> Result<Self, CudaError> {
         if tensor.kind() != kind || !tensor.is_contiguous() {
-            return Err(ExtError::BadTensor {
+            return Err(CudaError::BadTensor(BadTensor {
                 what,
                 expected: format!("a contiguous tensor of type {kind:?}"),
                 actual: format!("{:?}, contiguous: {}", tensor.kind(), tensor.is_contiguous()),
-            });
+            }));
         }
         Ok(Self(Value::Tensor { tensor, what }))
     }
@@ -45,7 +46,7 @@ impl<'a> Arg<'a> {
     ///
     /// # Errors
     /// When the tensor has another type or is not contiguous.
-    pub fn optional(tensor: Option<&'a Tensor>, kind: Kind, what: &'static str) -> Result<Self, ExtError> {
+    pub fn optional(tensor: Option<&'a Tensor>, kind: Kind, what: &'static str) -> Result<Self, CudaError> {
         tensor.map_or_else(|| Ok(Self::null()), |tensor| Self::tensor(tensor, kind, what))
     }
 
@@ -68,7 +69,7 @@ impl<'a> Arg<'a> {
     }
 
     /// The bytes that the driver copies for this argument.
-    pub(super) fn bytes(&self, device: &Device) -> Result<Bytes<'_>, ExtError> {
+    pub(super) fn bytes(&self, device: &Device) -> Result<Bytes<'_>, CudaError> {
         Ok(match &self.0 {
             Value::Tensor { tensor, what } => Bytes::Small(address(tensor, device, what)?.to_ne_bytes(), 8),
             Value::Small { bytes, size_bytes } => Bytes::Small(*bytes, *size_bytes),
@@ -107,13 +108,13 @@ impl Bytes<'_> {
 ///
 /// # Errors
 /// When it is on another device or not contiguous.
-pub fn address(tensor: &Tensor, device: &Device, what: &'static str) -> Result<DeviceAddress, ExtError> {
+pub fn address(tensor: &Tensor, device: &Device, what: &'static str) -> Result<DeviceAddress, CudaError> {
     if tensor.device() != device.tch() || !tensor.is_contiguous() {
-        return Err(ExtError::BadTensor {
+        return Err(CudaError::BadTensor(BadTensor {
             what,
             expected: format!("a contiguous tensor on {:?}", device.tch()),
             actual: format!("on {:?}, contiguous: {}", tensor.device(), tensor.is_contiguous()),
-        });
+        }));
     }
     Ok(tensor.data_ptr() as DeviceAddress)
 }

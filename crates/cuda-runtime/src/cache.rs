@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use blake3::{Hash, OUT_LEN};
-use torch_ext::ExtError;
+
+use crate::CudaError;
 
 /// The folder of the user's cache where compiled kernels are kept, `aligner-gen/kernels` in XDG_CACHE_HOME or
 /// `~/.cache`; `None` when it cannot be made or written to, as on a read-only home: kernels are then compiled at every
@@ -33,11 +34,11 @@ fn cache_dir(xdg_cache_home: Option<OsString>, home: Option<OsString>) -> Option
 ///
 /// # Errors
 /// When the file is there and cannot be read.
-pub(super) fn read(path: &Path, key: &Hash) -> Result<Option<Vec<u8>>, ExtError> {
+pub(super) fn read(path: &Path, key: &Hash) -> Result<Option<Vec<u8>>, CudaError> {
     let bytes = match std::fs::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-        Err(source) => return Err(ExtError::File { action: "read", path: path.to_owned(), source }),
+        Err(source) => return Err(CudaError::File { action: "read", path: path.to_owned(), source }),
     };
     let whole = bytes.split_at_checked(2 * OUT_LEN).is_some_and(|(head, code)| {
         head[..OUT_LEN] == *key.as_bytes() && head[OUT_LEN..] == *blake3::hash(code).as_bytes()
@@ -49,7 +50,7 @@ pub(super) fn read(path: &Path, key: &Hash) -> Result<Option<Vec<u8>>, ExtError>
 ///
 /// # Errors
 /// When the folder cannot be made or written to.
-pub(super) fn write(path: &Path, key: &Hash, code: &[u8]) -> Result<(), ExtError> {
+pub(super) fn write(path: &Path, key: &Hash, code: &[u8]) -> Result<(), CudaError> {
     static NUM_WRITTEN: AtomicU64 = AtomicU64::new(0);
     let number = NUM_WRITTEN.fetch_add(1, Ordering::Relaxed);
     let partial = path.with_extension(format!("{}-{number}.partial", std::process::id()));
@@ -58,7 +59,7 @@ pub(super) fn write(path: &Path, key: &Hash, code: &[u8]) -> Result<(), ExtError
     std::fs::create_dir_all(dir)
         .and_then(|()| std::fs::write(&partial, bytes))
         .and_then(|()| std::fs::rename(&partial, path))
-        .map_err(|source| ExtError::File { action: "write", path: path.to_owned(), source })
+        .map_err(|source| CudaError::File { action: "write", path: path.to_owned(), source })
 }
 
 #[cfg(test)]

@@ -3,17 +3,17 @@
 
 use std::ffi::{CStr, c_char, c_int};
 
-use torch_ext::ExtError;
 use torch_ext::cuda::TorchStream;
 
 use super::driver::{Driver, Handle};
 use super::nvrtc::Arch;
+use crate::CudaError;
 
 /// How many GPUs this process may use (`CUDA_VISIBLE_DEVICES` counts).
 ///
 /// # Errors
 /// When the driver is missing or does not start.
-pub fn device_count() -> Result<usize, ExtError> {
+pub fn device_count() -> Result<usize, CudaError> {
     let driver = Driver::get()?;
     if !driver.start()? {
         return Ok(0);
@@ -51,10 +51,10 @@ impl Device {
     ///
     /// # Errors
     /// When there is no such GPU, or the driver or libtorch cannot use it.
-    pub fn open(index: usize) -> Result<Self, ExtError> {
+    pub fn open(index: usize) -> Result<Self, CudaError> {
         let count = device_count()?;
         let (true, Ok(device_idx)) = (index < count, c_int::try_from(index)) else {
-            return Err(ExtError::NoDevice { index, count });
+            return Err(CudaError::NoDevice { index, count });
         };
         torch_ext::cuda::set_device(index)?;
         let driver = Driver::get()?;
@@ -81,7 +81,7 @@ impl Device {
     ///
     /// # Errors
     /// When the driver fails.
-    pub fn name(&self) -> Result<String, ExtError> {
+    pub fn name(&self) -> Result<String, CudaError> {
         let driver = Driver::get()?;
         let mut name: [c_char; 256] = [0; 256];
         // SAFETY: the driver writes at most as many bytes as it is told, and a 0 at the end.
@@ -99,7 +99,7 @@ impl Device {
     ///
     /// # Errors
     /// When the driver fails.
-    pub fn compute_capability(&self) -> Result<(u32, u32), ExtError> {
+    pub fn compute_capability(&self) -> Result<(u32, u32), CudaError> {
         Ok((self.attribute(CAPABILITY_MAJOR)?, self.attribute(CAPABILITY_MINOR)?))
     }
 
@@ -107,7 +107,7 @@ impl Device {
     ///
     /// # Errors
     /// When the driver fails.
-    pub fn arch(&self) -> Result<Arch, ExtError> {
+    pub fn arch(&self) -> Result<Arch, CudaError> {
         self.compute_capability().map(|(major, minor)| Arch { major, minor })
     }
 
@@ -115,7 +115,7 @@ impl Device {
     ///
     /// # Errors
     /// When the driver fails.
-    pub fn num_sms(&self) -> Result<u32, ExtError> {
+    pub fn num_sms(&self) -> Result<u32, CudaError> {
         self.attribute(MULTIPROCESSOR_COUNT)
     }
 
@@ -123,7 +123,7 @@ impl Device {
     ///
     /// # Errors
     /// When the driver fails.
-    pub fn max_shared_bytes(&self) -> Result<u32, ExtError> {
+    pub fn max_shared_bytes(&self) -> Result<u32, CudaError> {
         self.attribute(MAX_SHARED_BYTES)
     }
 
@@ -131,7 +131,7 @@ impl Device {
     ///
     /// # Errors
     /// When the driver fails.
-    pub fn mem_get_info(&self) -> Result<MemInfo, ExtError> {
+    pub fn mem_get_info(&self) -> Result<MemInfo, CudaError> {
         let driver = self.bind()?;
         let (mut free, mut total) = (0, 0);
         // SAFETY: a context is current and both pointers are valid for the call.
@@ -143,16 +143,16 @@ impl Device {
     ///
     /// # Errors
     /// When libtorch cannot.
-    pub fn empty_cache(&self) -> Result<(), ExtError> {
+    pub fn empty_cache(&self) -> Result<(), CudaError> {
         self.bind()?;
-        torch_ext::cuda::empty_cache()
+        Ok(torch_ext::cuda::empty_cache()?)
     }
 
     /// Waits for all work of the calling thread's current stream.
     ///
     /// # Errors
     /// When that work failed.
-    pub fn synchronize(&self) -> Result<(), ExtError> {
+    pub fn synchronize(&self) -> Result<(), CudaError> {
         let driver = self.bind()?;
         let stream = TorchStream::current(self.index)?;
         // SAFETY: libtorch never destroys its streams.
@@ -160,7 +160,7 @@ impl Device {
     }
 
     /// Makes this GPU's context the calling thread's own, which most of the driver's functions need.
-    pub(super) fn bind(&self) -> Result<&'static Driver, ExtError> {
+    pub(super) fn bind(&self) -> Result<&'static Driver, CudaError> {
         let driver = Driver::get()?;
         let mut current = Handle::NULL;
         // SAFETY: the driver has started, and the context lives to the end of the process.
@@ -173,7 +173,7 @@ impl Device {
         Ok(driver)
     }
 
-    fn attribute(&self, which: c_int) -> Result<u32, ExtError> {
+    fn attribute(&self, which: c_int) -> Result<u32, CudaError> {
         let driver = Driver::get()?;
         let mut value = 0;
         // SAFETY: the device was opened and the pointer is valid for the call.

@@ -5,7 +5,8 @@ use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::sync::OnceLock;
 
 use libloading::Library;
-use torch_ext::ExtError;
+
+use crate::CudaError;
 
 const LIBRARY: &str = "libcuda.so.1";
 const HELP: &str = "is the NVIDIA driver installed?";
@@ -127,14 +128,14 @@ impl Driver {
     ///
     /// # Errors
     /// When it is not installed, too old, or does not start.
-    pub(super) fn get() -> Result<&'static Self, ExtError> {
+    pub(super) fn get() -> Result<&'static Self, CudaError> {
         static DRIVER: OnceLock<Result<Driver, String>> = OnceLock::new();
         let driver = DRIVER.get_or_init(|| {
             // SAFETY: opening the driver runs no code of consequence; `init` does.
             let library = unsafe { Library::new(LIBRARY) };
             library.and_then(Self::resolve).map_err(|error| error.to_string())
         });
-        driver.as_ref().map_err(|reason| ExtError::Library {
+        driver.as_ref().map_err(|reason| CudaError::Library {
             name: LIBRARY,
             reason: reason.clone(),
             help: HELP,
@@ -142,7 +143,7 @@ impl Driver {
     }
 
     /// Starts the driver; `false` when it finds no GPU.
-    pub(super) fn start(&self) -> Result<bool, ExtError> {
+    pub(super) fn start(&self) -> Result<bool, CudaError> {
         // SAFETY: any thread may call it any number of times.
         match unsafe { (self.init)(0) } {
             NO_DEVICE => Ok(false),
@@ -151,13 +152,13 @@ impl Driver {
     }
 
     /// Turns a code into an error; `call` is the function that gave it.
-    pub(super) fn check(&self, call: &'static str, code: Code) -> Result<(), ExtError> {
+    pub(super) fn check(&self, call: &'static str, code: Code) -> Result<(), CudaError> {
         match code {
             0 => Ok(()),
-            OUT_OF_MEMORY => Err(ExtError::DeviceOutOfMemory { asked_bytes: None, free_bytes: None }),
+            OUT_OF_MEMORY => Err(CudaError::DeviceOutOfMemory),
             _ => {
                 let name = self.text(self.error_name, code);
-                Err(ExtError::Cuda {
+                Err(CudaError::Call {
                     call,
                     reason: format!("{name}: {}", self.text(self.error_string, code)),
                 })
@@ -166,7 +167,7 @@ impl Driver {
     }
 
     /// The same for a question: `false` means not yet.
-    pub(super) fn check_ready(&self, call: &'static str, code: Code) -> Result<bool, ExtError> {
+    pub(super) fn check_ready(&self, call: &'static str, code: Code) -> Result<bool, CudaError> {
         if code == NOT_READY { Ok(false) } else { self.check(call, code).map(|()| true) }
     }
 

@@ -2,11 +2,10 @@
 #![expect(unsafe_code, reason = "the driver has a C interface")]
 
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 use torch_ext::cuda::{CapturedGraph, GraphPool};
 
 use crate::driver::Handle;
-use crate::{Device, Stream};
+use crate::{CudaError, Device, Stream};
 
 /// A captured sequence of operations.
 ///
@@ -25,11 +24,11 @@ impl Graph {
     ///
     /// # Errors
     /// As [`capture_in`](Self::capture_in).
-    pub fn capture<E: From<ExtError>>(
+    pub fn capture<E: From<CudaError>>(
         stream: &Stream,
         body: impl FnOnce() -> Result<(), E>,
     ) -> Result<Self, E> {
-        Self::capture_in(GraphPool::new()?, stream, body)
+        Self::capture_in(GraphPool::new().map_err(CudaError::from)?, stream, body)
     }
 
     /// Captures what `body` enqueues on `stream`, which is current while it runs; nothing of it is run yet. Other
@@ -40,19 +39,19 @@ impl Graph {
     ///
     /// # Errors
     /// What `body` gives, or when it does something that cannot be captured, such as waiting for the GPU.
-    pub fn capture_in<E: From<ExtError>>(
+    pub fn capture_in<E: From<CudaError>>(
         pool: GraphPool,
         stream: &Stream,
         body: impl FnOnce() -> Result<(), E>,
     ) -> Result<Self, E> {
         let _current = stream.as_current()?;
         prepare_cublas(stream)?;
-        let mut graph = CapturedGraph::begin(pool)?;
+        let mut graph = CapturedGraph::begin(pool).map_err(CudaError::from)?;
         let outcome = body();
         // The capture is ended in any case: the stream could not be used otherwise.
         let ended = graph.end();
         outcome?;
-        let exec = Handle(ended?);
+        let exec = Handle(ended.map_err(CudaError::from)?);
         Ok(Self { device: *stream.device(), exec, _graph: graph })
     }
 
@@ -60,7 +59,7 @@ impl Graph {
     ///
     /// # Errors
     /// When the driver refuses, or earlier work on the GPU failed.
-    pub fn replay(&self, stream: &Stream) -> Result<(), ExtError> {
+    pub fn replay(&self, stream: &Stream) -> Result<(), CudaError> {
         let driver = self.device.bind()?;
         // SAFETY: `_graph` owns the executable graph and lives as long as this. It is libtorch's, replayed without the
         // bookkeeping for its random numbers, which nothing here draws.
@@ -75,7 +74,7 @@ impl Graph {
 
 /// Makes the handles and workspaces of cuBLAS for `stream`, which is current, and the calling thread: both are set up at their first use,
 /// which cannot be inside a capture.
-fn prepare_cublas(stream: &Stream) -> Result<(), ExtError> {
+fn prepare_cublas(stream: &Stream) -> Result<(), CudaError> {
     for kind in [Kind::BFloat16, Kind::Float] {
         let x = Tensor::f_zeros([32, 64], (kind, stream.device().tch()))?;
         let weight = Tensor::f_zeros([64, 64], (kind, stream.device().tch()))?;

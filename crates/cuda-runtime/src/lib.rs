@@ -8,6 +8,7 @@
 mod cache;
 #[cfg(any(feature = "cuda", test))]
 mod copy;
+mod error;
 pub mod nvrtc;
 
 #[cfg(feature = "cuda")]
@@ -30,6 +31,7 @@ mod tensor_map;
 mod upload;
 
 pub use cache::kernel_cache;
+pub use error::CudaError;
 pub use nvrtc::{Arch, Program};
 #[cfg(feature = "cuda")]
 pub use {

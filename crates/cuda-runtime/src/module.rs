@@ -5,12 +5,11 @@ use std::ffi::{CString, c_int, c_void};
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use torch_ext::ExtError;
-
 use super::driver::{
     COOPERATIVE, Driver, Handle, LaunchAttribute, LaunchConfig, PROGRAMMATIC_STREAM_SERIALIZATION,
 };
 use super::{Arg, Device, Program, Stream, nvrtc};
+use crate::CudaError;
 
 /// What a block may have of shared memory without asking for more, what its kernel declares included.
 const DEFAULT_SHARED_BYTES: u32 = 48 * 1024;
@@ -35,7 +34,7 @@ impl Module {
     ///
     /// # Errors
     /// When it does not compile, the folder cannot be used, or the driver does not take the code.
-    pub fn load(device: &Device, program: &Program, cache_dir: Option<&Path>) -> Result<Self, ExtError> {
+    pub fn load(device: &Device, program: &Program, cache_dir: Option<&Path>) -> Result<Self, CudaError> {
         let arch = device.arch()?;
         let cubin = match cache_dir {
             Some(dir) => nvrtc::compile_cached(program, arch, dir)?,
@@ -54,8 +53,8 @@ impl Module {
     ///
     /// # Errors
     /// When it has none of this name.
-    pub fn kernel(&self, name: &str) -> Result<Kernel, ExtError> {
-        let bad = |reason: String| ExtError::BadLaunch { kernel: name.to_owned(), reason };
+    pub fn kernel(&self, name: &str) -> Result<Kernel, CudaError> {
+        let bad = |reason: String| CudaError::BadLaunch { kernel: name.to_owned(), reason };
         let symbol = CString::new(name).map_err(|error| bad(error.to_string()))?;
         let driver = self.device.bind()?;
         let mut function = Handle::NULL;
@@ -145,7 +144,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the arguments do not fit, or the GPU cannot run a launch of this shape.
-    pub fn launch(&self, launch: &Launch, stream: &Stream, args: &[Arg<'_>]) -> Result<(), ExtError> {
+    pub fn launch(&self, launch: &Launch, stream: &Stream, args: &[Arg<'_>]) -> Result<(), CudaError> {
         let driver = self.device.bind()?;
         if launch.grid.contains(&0) {
             // Nothing to do; the driver would refuse it.
@@ -183,7 +182,7 @@ impl Kernel {
             (driver.launch_kernel)(&config, self.function, pointers.as_mut_ptr(), std::ptr::null_mut())
         };
         driver.check("cuLaunchKernelEx", code).map_err(|error| match error {
-            ExtError::Cuda { reason, .. } => self.bad(format!("cannot be launched as {launch:?}: {reason}")),
+            CudaError::Call { reason, .. } => self.bad(format!("cannot be launched as {launch:?}: {reason}")),
             other => other,
         })
     }
@@ -192,7 +191,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the driver fails.
-    pub fn usage(&self) -> Result<KernelUse, ExtError> {
+    pub fn usage(&self) -> Result<KernelUse, CudaError> {
         Ok(KernelUse {
             num_registers: self.attribute(NUM_REGISTERS)?,
             local_bytes: self.attribute(LOCAL_BYTES)?,
@@ -204,7 +203,7 @@ impl Kernel {
     ///
     /// # Errors
     /// When the GPU cannot run a block of this shape.
-    pub fn max_blocks_per_sm(&self, launch: &Launch) -> Result<u32, ExtError> {
+    pub fn max_blocks_per_sm(&self, launch: &Launch) -> Result<u32, CudaError> {
         let driver = self.device.bind()?;
         self.allow_shared(driver, launch.shared_bytes)?;
         let num_threads = launch.block.iter().product::<u32>();
@@ -223,7 +222,7 @@ impl Kernel {
     }
 
     /// Asks for more shared memory than every kernel may have, once for each larger size.
-    fn allow_shared(&self, driver: &Driver, shared_bytes: u32) -> Result<(), ExtError> {
+    fn allow_shared(&self, driver: &Driver, shared_bytes: u32) -> Result<(), CudaError> {
         if shared_bytes <= self.shared_bytes.load(Ordering::Relaxed) {
             return Ok(());
         }
@@ -238,7 +237,7 @@ impl Kernel {
         Ok(())
     }
 
-    fn attribute(&self, which: c_int) -> Result<u32, ExtError> {
+    fn attribute(&self, which: c_int) -> Result<u32, CudaError> {
         let driver = self.device.bind()?;
         let mut value = 0;
         // SAFETY: the function is loaded and the pointer is valid for the call.
@@ -248,7 +247,7 @@ impl Kernel {
         Ok(u32::try_from(value).unwrap_or(0))
     }
 
-    fn bad(&self, reason: String) -> ExtError {
-        ExtError::BadLaunch { kernel: self.name.clone(), reason }
+    fn bad(&self, reason: String) -> CudaError {
+        CudaError::BadLaunch { kernel: self.name.clone(), reason }
     }
 }

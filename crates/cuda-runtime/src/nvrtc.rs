@@ -10,9 +10,9 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 use libloading::os::unix::{Library as UnixLibrary, RTLD_GLOBAL, RTLD_NOW};
-use torch_ext::ExtError;
 
 use super::cache;
+use crate::CudaError;
 
 const NVRTC: &str = "libnvrtc.so.13";
 /// NVRTC opens this one by its bare name, so it must already be there.
@@ -106,7 +106,7 @@ pub struct Cubin {
 ///
 /// # Errors
 /// When NVRTC cannot be opened, does not know the architecture, or refuses the source (with its log).
-pub fn compile(program: &Program, arch: Arch) -> Result<Cubin, ExtError> {
+pub fn compile(program: &Program, arch: Arch) -> Result<Cubin, CudaError> {
     let nvrtc = Nvrtc::get()?;
     let handle = nvrtc.create(program)?;
     let result = nvrtc.compile(&handle, program, arch);
@@ -119,7 +119,7 @@ pub fn compile(program: &Program, arch: Arch) -> Result<Cubin, ExtError> {
 ///
 /// # Errors
 /// As [`compile`], and when the folder cannot be written to.
-pub fn compile_cached(program: &Program, arch: Arch, cache_dir: &Path) -> Result<Cubin, ExtError> {
+pub fn compile_cached(program: &Program, arch: Arch, cache_dir: &Path) -> Result<Cubin, CudaError> {
     let key = program.key(arch, Nvrtc::get()?.version()?);
     let path = cache_dir.join(format!("{}-{arch}-{}.cubin", program.name, &key.to_hex()[..16]));
     if let Some(bytes) = cache::read(&path, &key)? {
@@ -156,9 +156,9 @@ struct Nvrtc {
 }
 
 impl Nvrtc {
-    fn get() -> Result<&'static Self, ExtError> {
+    fn get() -> Result<&'static Self, CudaError> {
         static NVRTC_LIBRARY: OnceLock<Result<Nvrtc, String>> = OnceLock::new();
-        NVRTC_LIBRARY.get_or_init(Self::open).as_ref().map_err(|reason| ExtError::Library {
+        NVRTC_LIBRARY.get_or_init(Self::open).as_ref().map_err(|reason| CudaError::Library {
             name: NVRTC,
             reason: reason.clone(),
             help: HELP,
@@ -203,16 +203,16 @@ impl Nvrtc {
         }
     }
 
-    fn check(&self, call: &'static str, code: Code) -> Result<(), ExtError> {
+    fn check(&self, call: &'static str, code: Code) -> Result<(), CudaError> {
         if code == 0 {
             return Ok(());
         }
         // SAFETY: the function returns a static string for every code.
         let reason = unsafe { CStr::from_ptr((self.error_string)(code)) };
-        Err(ExtError::Cuda { call, reason: reason.to_string_lossy().into_owned() })
+        Err(CudaError::Call { call, reason: reason.to_string_lossy().into_owned() })
     }
 
-    fn version(&self) -> Result<Version, ExtError> {
+    fn version(&self) -> Result<Version, CudaError> {
         let (mut major, mut minor) = (0, 0);
         // SAFETY: both pointers are valid for the call.
         let code = unsafe { (self.version)(&mut major, &mut minor) };
@@ -220,7 +220,7 @@ impl Nvrtc {
         Ok(Version { major, minor })
     }
 
-    fn create(&self, program: &Program) -> Result<ProgramHandle, ExtError> {
+    fn create(&self, program: &Program) -> Result<ProgramHandle, CudaError> {
         let source = c_string(program.source)?;
         let name = c_string(&format!("{}.cu", program.name))?;
         let names = c_strings(program.headers.iter().map(|(name, _)| *name))?;
@@ -241,7 +241,7 @@ impl Nvrtc {
         Ok(handle)
     }
 
-    fn compile(&self, handle: &ProgramHandle, program: &Program, arch: Arch) -> Result<Cubin, ExtError> {
+    fn compile(&self, handle: &ProgramHandle, program: &Program, arch: Arch) -> Result<Cubin, CudaError> {
         let options = program.option_list(arch);
         let options = c_strings(options.iter().map(String::as_str))?;
         // SAFETY: the handle is a program that is not destroyed yet, and the options live over the call.
@@ -251,7 +251,7 @@ impl Nvrtc {
         let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n', ' ']).to_owned();
         if let Err(error) = self.check("nvrtcCompileProgram", code) {
             let log = if log.is_empty() { error.to_string() } else { log };
-            return Err(ExtError::Compile { program: program.name, arch: arch.to_string(), log });
+            return Err(CudaError::Compile { program: program.name, arch: arch.to_string(), log });
         }
         let bytes = self.output(*handle, self.cubin_size, self.cubin, "nvrtcGetCUBIN")?;
         Ok(Cubin { bytes, warnings: log })
@@ -264,7 +264,7 @@ impl Nvrtc {
         size: SizeFunction,
         bytes: BytesFunction,
         call: &'static str,
-    ) -> Result<Vec<u8>, ExtError> {
+    ) -> Result<Vec<u8>, CudaError> {
         let mut size_bytes = 0;
         // SAFETY: the handle is a program that is not destroyed yet.
         self.check(call, unsafe { size(handle, &mut size_bytes) })?;
@@ -295,12 +295,12 @@ fn library_dirs() -> Vec<PathBuf> {
     dirs
 }
 
-fn c_string(text: &str) -> Result<CString, ExtError> {
+fn c_string(text: &str) -> Result<CString, CudaError> {
     CString::new(text)
-        .map_err(|error| ExtError::Cuda { call: "nvrtcCreateProgram", reason: error.to_string() })
+        .map_err(|error| CudaError::Call { call: "nvrtcCreateProgram", reason: error.to_string() })
 }
 
-fn c_strings<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<CString>, ExtError> {
+fn c_strings<'a>(texts: impl Iterator<Item = &'a str>) -> Result<Vec<CString>, CudaError> {
     texts.map(c_string).collect()
 }
 

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytemuck::Pod;
 use tch::Tensor;
-use torch_ext::ExtError;
+use torch_ext::BadTensor;
 
 use super::{Device, Event, Stream, arg};
+use crate::CudaError;
 
 /// Any thread's context may use the memory, whichever GPU it belongs to.
 const PORTABLE: u32 = 1;
@@ -38,7 +39,7 @@ impl<T: Pod> PinnedBuffer<T> {
     ///
     /// # Errors
     /// When the system has no more memory to lock.
-    pub fn new(device: &Device, len: usize) -> Result<Self, ExtError> {
+    pub fn new(device: &Device, len: usize) -> Result<Self, CudaError> {
         // The driver gives no empty allocation.
         let size_bytes = len.saturating_mul(size_of::<T>()).max(1);
         let driver = device.bind()?;
@@ -47,7 +48,7 @@ impl<T: Pod> PinnedBuffer<T> {
         // SAFETY: a context is current and the pointer is valid for the call.
         let code = unsafe { (driver.host_alloc)(&mut start, size_bytes, PORTABLE) };
         driver.check("cuMemHostAlloc", code).map_err(|error| match error {
-            ExtError::DeviceOutOfMemory { .. } => too_large(size_bytes),
+            CudaError::DeviceOutOfMemory => too_large(size_bytes),
             other => other,
         })?;
         let Some(start) = NonNull::new(start) else { return Err(too_large(size_bytes)) };
@@ -60,7 +61,7 @@ impl<T: Pod> PinnedBuffer<T> {
     ///
     /// # Errors
     /// When the work before that copy failed.
-    pub fn as_slice(&self) -> Result<&[T], ExtError> {
+    pub fn as_slice(&self) -> Result<&[T], CudaError> {
         self.settle()?;
         // SAFETY: the memory holds `len` values, zeros at first, and any bytes are valid ones; pages are aligned for
         // every `Pod` type. No copy into it is in flight: `copy_from` takes `&mut self`, and was waited for.
@@ -71,7 +72,7 @@ impl<T: Pod> PinnedBuffer<T> {
     ///
     /// # Errors
     /// When the work before that copy failed.
-    pub fn as_mut_slice(&mut self) -> Result<&mut [T], ExtError> {
+    pub fn as_mut_slice(&mut self) -> Result<&mut [T], CudaError> {
         self.settle()?;
         // Only here, where nobody else can enqueue a copy meanwhile.
         *self.pending.get_mut() = false;
@@ -83,7 +84,7 @@ impl<T: Pod> PinnedBuffer<T> {
     ///
     /// # Errors
     /// When the work before that copy failed.
-    pub fn is_ready(&self) -> Result<bool, ExtError> {
+    pub fn is_ready(&self) -> Result<bool, CudaError> {
         Ok(!self.pending.load(Ordering::Acquire) || self.copied.query()?)
     }
 
@@ -101,7 +102,7 @@ impl<T: Pod> PinnedBuffer<T> {
     ///
     /// # Errors
     /// When the tensor is another, larger than the buffer, or `stream` is being captured.
-    pub fn copy_to(&self, to: &Tensor, stream: &Stream) -> Result<(), ExtError> {
+    pub fn copy_to(&self, to: &Tensor, stream: &Stream) -> Result<(), CudaError> {
         let (address, size_bytes) = self.check(to, stream)?;
         self.copy_bytes_to(address, size_bytes, stream)
     }
@@ -110,7 +111,7 @@ impl<T: Pod> PinnedBuffer<T> {
     ///
     /// # Errors
     /// When the tensor is another, larger than the buffer, or `stream` is being captured.
-    pub fn copy_from(&mut self, from: &Tensor, stream: &Stream) -> Result<(), ExtError> {
+    pub fn copy_from(&mut self, from: &Tensor, stream: &Stream) -> Result<(), CudaError> {
         let (address, size_bytes) = self.check(from, stream)?;
         let driver = self.device.bind()?;
         let to = self.start.as_ptr().cast();
@@ -127,7 +128,7 @@ impl<T: Pod> PinnedBuffer<T> {
         address: u64,
         size_bytes: usize,
         stream: &Stream,
-    ) -> Result<(), ExtError> {
+    ) -> Result<(), CudaError> {
         debug_assert!(size_bytes <= self.len * size_of::<T>(), "the copy is longer than the buffer");
         let driver = self.device.bind()?;
         let from = self.start.as_ptr().cast();
@@ -141,21 +142,21 @@ impl<T: Pod> PinnedBuffer<T> {
     /// The address and the bytes of a tensor that fits. Inside a capture the copy would be done again by every replay,
     /// unseen by the buffer. Copies on two streams would be known by the later one alone, so the earlier is waited for
     /// by `stream`.
-    fn check(&self, tensor: &Tensor, stream: &Stream) -> Result<(u64, usize), ExtError> {
+    fn check(&self, tensor: &Tensor, stream: &Stream) -> Result<(u64, usize), CudaError> {
         let address = arg::address(tensor, &self.device, "tensor to copy")?;
         let size_bytes = tensor.numel() * tensor.kind().elt_size_in_bytes();
         if size_bytes > self.len * size_of::<T>() {
-            return Err(ExtError::BadTensor {
+            return Err(CudaError::BadTensor(BadTensor {
                 what: "tensor to copy",
                 expected: format!(
                     "at most {} bytes long, as the pinned buffer is",
                     self.len * size_of::<T>()
                 ),
                 actual: size_bytes.to_string(),
-            });
+            }));
         }
         if stream.is_capturing()? {
-            return Err(ExtError::Cuda {
+            return Err(CudaError::Call {
                 call: "PinnedBuffer::copy",
                 reason: "a copy of a pinned buffer cannot be captured into a graph".to_owned(),
             });
@@ -166,7 +167,7 @@ impl<T: Pod> PinnedBuffer<T> {
         Ok((address, size_bytes))
     }
 
-    fn mark(&self, stream: &Stream) -> Result<(), ExtError> {
+    fn mark(&self, stream: &Stream) -> Result<(), CudaError> {
         // Set first: should the mark fail, waiting for the older one would not do, and `settle` reports the failure.
         self.pending.store(true, Ordering::Release);
         self.copied.record(stream).or_else(|error| {
@@ -175,7 +176,7 @@ impl<T: Pod> PinnedBuffer<T> {
         })
     }
 
-    fn settle(&self) -> Result<(), ExtError> {
+    fn settle(&self) -> Result<(), CudaError> {
         if self.pending.load(Ordering::Acquire) {
             self.copied.synchronize()?;
         }
@@ -194,6 +195,6 @@ impl<T: Pod> Drop for PinnedBuffer<T> {
     }
 }
 
-fn too_large(size_bytes: usize) -> ExtError {
-    ExtError::OutOfMemory { size_bytes, source: std::io::ErrorKind::OutOfMemory.into() }
+fn too_large(size_bytes: usize) -> CudaError {
+    CudaError::HostOutOfMemory { size_bytes, source: std::io::ErrorKind::OutOfMemory.into() }
 }

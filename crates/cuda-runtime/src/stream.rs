@@ -5,11 +5,10 @@ mod event;
 
 use std::marker::PhantomData;
 
-use torch_ext::ExtError;
 use torch_ext::cuda::TorchStream;
 
-use crate::Device;
 use crate::driver::Handle;
+use crate::{CudaError, Device};
 
 pub use event::Event;
 
@@ -25,7 +24,7 @@ impl Stream {
     ///
     /// # Errors
     /// When libtorch cannot make one.
-    pub fn new(device: &Device) -> Result<Self, ExtError> {
+    pub fn new(device: &Device) -> Result<Self, CudaError> {
         device.bind()?;
         Ok(Self { device: *device, torch: TorchStream::from_pool(device.index())? })
     }
@@ -34,7 +33,7 @@ impl Stream {
     ///
     /// # Errors
     /// When libtorch fails.
-    pub fn current(device: &Device) -> Result<Self, ExtError> {
+    pub fn current(device: &Device) -> Result<Self, CudaError> {
         device.bind()?;
         Ok(Self { device: *device, torch: TorchStream::current(device.index())? })
     }
@@ -48,7 +47,7 @@ impl Stream {
     ///
     /// # Errors
     /// When some of it failed.
-    pub fn synchronize(&self) -> Result<(), ExtError> {
+    pub fn synchronize(&self) -> Result<(), CudaError> {
         let driver = self.device.bind()?;
         // SAFETY: libtorch never destroys its streams.
         driver.check("cuStreamSynchronize", unsafe { (driver.stream_synchronize)(self.handle()) })
@@ -58,7 +57,7 @@ impl Stream {
     ///
     /// # Errors
     /// When the driver refuses.
-    pub fn wait(&self, event: &Event) -> Result<(), ExtError> {
+    pub fn wait(&self, event: &Event) -> Result<(), CudaError> {
         let driver = self.device.bind()?;
         // SAFETY: both objects live.
         driver.check("cuStreamWaitEvent", unsafe {
@@ -70,7 +69,7 @@ impl Stream {
     ///
     /// # Errors
     /// When libtorch refuses.
-    pub fn as_current(&self) -> Result<CurrentStream, ExtError> {
+    pub fn as_current(&self) -> Result<CurrentStream, CudaError> {
         let before = Self::current(&self.device)?;
         self.torch.set_current()?;
         Ok(CurrentStream { before, not_send: PhantomData })
@@ -80,7 +79,7 @@ impl Stream {
     ///
     /// # Errors
     /// When the driver fails.
-    pub fn is_capturing(&self) -> Result<bool, ExtError> {
+    pub fn is_capturing(&self) -> Result<bool, CudaError> {
         let driver = self.device.bind()?;
         let mut status = 0;
         // SAFETY: the stream lives and the pointer is valid for the call.

@@ -5,10 +5,11 @@ use std::ffi::{c_int, c_void};
 
 use bytemuck::{Pod, Zeroable};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
+use torch_ext::BadTensor;
 
 use super::driver::Driver;
 use super::{Device, arg};
+use crate::CudaError;
 
 // Numbers of `CUtensorMapDataType`, `CUtensorMapSwizzle` and `CUtensorMapL2promotion`.
 const FLOAT16: c_int = 6;
@@ -32,12 +33,14 @@ impl TensorMap {
         device: &Device,
         tile_rows: u32,
         what: &'static str,
-    ) -> Result<Self, ExtError> {
+    ) -> Result<Self, CudaError> {
         let address = arg::address(tensor, device, what)?;
-        let bad = |expected: &str| ExtError::BadTensor {
-            what,
-            expected: expected.to_owned(),
-            actual: format!("{:?} {:?}", tensor.kind(), tensor.size()),
+        let bad = |expected: &str| {
+            CudaError::BadTensor(BadTensor {
+                what,
+                expected: expected.to_owned(),
+                actual: format!("{:?} {:?}", tensor.kind(), tensor.size()),
+            })
         };
         let data_type = match tensor.kind() {
             Kind::Half => FLOAT16,

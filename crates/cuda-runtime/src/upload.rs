@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 use tch::Tensor;
-use torch_ext::ExtError;
+use torch_ext::BadTensor;
 
 use super::copy::copy_past_caches;
 use super::{Device, Event, PinnedBuffer, Stream, arg};
+use crate::CudaError;
 
 /// Large enough that starting a copy costs nothing beside it, small enough that the last one is soon done.
 const PIECE_BYTES: usize = 2 << 20;
@@ -42,9 +43,9 @@ impl Uploader {
     ///
     /// # Errors
     /// When the system gives none.
-    pub fn new(device: &Device) -> Result<Self, ExtError> {
+    pub fn new(device: &Device) -> Result<Self, CudaError> {
         let buffer = || PinnedBuffer::new(device, PIECE_BYTES);
-        let lane = || Ok::<_, ExtError>(Lane { buffers: [buffer()?, buffer()?], next: 0 });
+        let lane = || Ok::<_, CudaError>(Lane { buffers: [buffer()?, buffer()?], next: 0 });
         Ok(Self {
             lanes: (0..rayon::current_num_threads().min(MAX_THREADS))
                 .map(|_| lane())
@@ -62,16 +63,16 @@ impl Uploader {
     ///
     /// # Errors
     /// When the tensor is another, or earlier work on the GPU failed.
-    pub fn upload(&mut self, from: &[u8], to: &Tensor) -> Result<(), ExtError> {
+    pub fn upload(&mut self, from: &[u8], to: &Tensor) -> Result<(), CudaError> {
         let device = *self.stream.device();
         let address = arg::address(to, &device, "tensor to fill")?;
         let size_bytes = to.numel() * to.kind().elt_size_in_bytes();
         if size_bytes != from.len() {
-            return Err(ExtError::BadTensor {
+            return Err(CudaError::BadTensor(BadTensor {
                 what: "tensor to fill",
                 expected: format!("{} bytes long", from.len()),
                 actual: size_bytes.to_string(),
-            });
+            }));
         }
         if from.is_empty() {
             return Ok(());
@@ -87,7 +88,7 @@ impl Uploader {
         sent
     }
 
-    fn send(&mut self, from: &[u8], address: u64) -> Result<(), ExtError> {
+    fn send(&mut self, from: &[u8], address: u64) -> Result<(), CudaError> {
         let stream = self.stream;
         if from.len() <= PIECE_BYTES {
             self.next_lane = (self.next_lane + 1) % self.lanes.len();
@@ -106,7 +107,7 @@ impl Uploader {
 
 impl Lane {
     /// Sends a piece that fits into a buffer.
-    fn send(&mut self, piece: &[u8], address: u64, stream: &Stream) -> Result<(), ExtError> {
+    fn send(&mut self, piece: &[u8], address: u64, stream: &Stream) -> Result<(), CudaError> {
         let buffer = &mut self.buffers[self.next];
         self.next ^= 1;
         // Waits until its last content is on the GPU.

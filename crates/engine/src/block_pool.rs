@@ -22,14 +22,14 @@ use crate::EngineLimits;
 pub(crate) struct KvBlock(u32);
 
 #[derive(Clone, Copy, Debug)]
-enum Place {
+enum BlockPlace {
     Cache(BlockId),
     Host(HostBlockId),
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Entry {
-    place: Place,
+    place: BlockPlace,
     num_holders: u32,
     /// Those holders that need it in the cache.
     num_users: u32,
@@ -123,7 +123,7 @@ impl BlockPool {
     }
 
     fn allocate_one(&mut self) -> Option<KvBlock> {
-        let place = Place::Cache(self.vacate()?);
+        let place = BlockPlace::Cache(self.vacate()?);
         self.num_allocated += 1;
         let generation = self.num_allocated;
         let entry = Entry { place, num_holders: 1, num_users: 1, rested_at: 0, generation, is_kept: false };
@@ -149,13 +149,13 @@ impl BlockPool {
             self.unused.push(block);
             let entry = &mut self.entries[block.0 as usize];
             entry.is_kept = false;
-            return if let Place::Cache(place) = entry.place { Some(place) } else { None };
+            return if let BlockPlace::Cache(place) = entry.place { Some(place) } else { None };
         }
         let to = *self.free_on_host.last()?;
         let (_, block) = self.resting.pop_first()?;
         let entry = &mut self.entries[block.0 as usize];
-        let Place::Cache(from) = entry.place else { return None };
-        entry.place = Place::Host(to);
+        let BlockPlace::Cache(from) = entry.place else { return None };
+        entry.place = BlockPlace::Host(to);
         self.free_on_host.pop();
         self.moves.push(BlockMove::SwapOut { from, to });
         Some(from)
@@ -186,7 +186,7 @@ impl BlockPool {
     /// A holder uses its blocks again, if all of them can be in the cache with `num_more` others.
     pub(crate) fn use_again(&mut self, blocks: &[KvBlock], num_more: usize) -> bool {
         let places = || blocks.iter().map(|block| self.entries[block.0 as usize]);
-        let num_with_host = places().filter(|entry| matches!(entry.place, Place::Host(_))).count();
+        let num_with_host = places().filter(|entry| matches!(entry.place, BlockPlace::Host(_))).count();
         let num_own_resting = places().filter(|entry| entry.num_users == 0).count() - num_with_host;
         // Each that comes back leaves a place with the host; one free place, here or there, lets the exchange begin.
         let num_exchangeable = match self.num_free() + self.free_on_host.len() {
@@ -199,7 +199,7 @@ impl BlockPool {
         // All at once, so that none of them goes to the host for another.
         for &block in blocks {
             let entry = &mut self.entries[block.0 as usize];
-            if entry.num_users == 0 && matches!(entry.place, Place::Cache(_)) {
+            if entry.num_users == 0 && matches!(entry.place, BlockPlace::Cache(_)) {
                 self.resting.remove(&entry.rested_at);
             }
             entry.num_users += 1;
@@ -209,9 +209,9 @@ impl BlockPool {
 
     /// Brings a block to the cache if it is with the host.
     fn bring(&mut self, block: KvBlock) -> bool {
-        let Place::Host(from) = self.entries[block.0 as usize].place else { return true };
+        let BlockPlace::Host(from) = self.entries[block.0 as usize].place else { return true };
         let Some(to) = self.vacate() else { return false };
-        self.entries[block.0 as usize].place = Place::Cache(to);
+        self.entries[block.0 as usize].place = BlockPlace::Cache(to);
         self.free_on_host.push(from);
         self.moves.push(BlockMove::SwapIn { from, to });
         true
@@ -233,7 +233,7 @@ impl BlockPool {
                 continue;
             }
             match entry.place {
-                Place::Cache(place) => {
+                BlockPlace::Cache(place) => {
                     self.resting.remove(&entry.rested_at);
                     if entry.is_kept {
                         entry.rested_at = self.num_rests;
@@ -243,7 +243,7 @@ impl BlockPool {
                     }
                     self.free.push(place);
                 }
-                Place::Host(place) => self.free_on_host.push(place),
+                BlockPlace::Host(place) => self.free_on_host.push(place),
             }
             entry.is_kept = false;
             self.unused.push(block);
@@ -261,7 +261,7 @@ impl BlockPool {
     pub(crate) fn kept(&self, KeptBlock { block, generation }: KeptBlock) -> Option<Kept> {
         let entry = self.entries.get(block.0 as usize)?;
         let is_there =
-            entry.generation == generation && entry.is_kept && matches!(entry.place, Place::Cache(_));
+            entry.generation == generation && entry.is_kept && matches!(entry.place, BlockPlace::Cache(_));
         is_there.then_some(if entry.num_holders > 0 { Kept::Held } else { Kept::Free })
     }
 
@@ -295,7 +295,7 @@ impl BlockPool {
     fn place(&self, block: KvBlock) -> Option<BlockId> {
         let Entry { place, num_users, .. } = self.entries[block.0 as usize];
         debug_assert!(num_users > 0, "{block:?} is not used and may be anywhere");
-        if let Place::Cache(place) = place { Some(place) } else { None }
+        if let BlockPlace::Cache(place) = place { Some(place) } else { None }
     }
 
     /// What moved since it was asked last, in order.

@@ -81,6 +81,10 @@ pub enum EngineError {
     #[error(transparent)]
     Sampling(#[from] sampling::SamplingError),
     /// The GPU refused.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] cuda_runtime::CudaError),
+    /// What wraps libtorch refused.
     #[error(transparent)]
     Ext(#[from] torch_ext::ExtError),
     /// libtorch refused.

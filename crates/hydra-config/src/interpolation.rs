@@ -77,7 +77,7 @@ pub(crate) fn split_key(key: &str) -> Vec<String> {
 }
 
 /// A value, or where in the tree it stands.
-enum Place {
+enum Located {
     At(Vec<String>),
     Value(Node),
 }
@@ -172,8 +172,8 @@ impl Resolver<'_> {
     pub(crate) fn raw(&mut self, target: &[String]) -> Result<Option<Node>, ConfigError> {
         let Some(place) = self.locate(target)? else { return Ok(None) };
         Ok(match self.follow(place)? {
-            Place::At(at) => self.root.at(&at).cloned(),
-            Place::Value(value) => Some(value),
+            Located::At(at) => self.root.at(&at).cloned(),
+            Located::Value(value) => Some(value),
         })
     }
 
@@ -299,22 +299,22 @@ impl Resolver<'_> {
     }
 
     /// Where a string that is one reference points to.
-    fn place(&mut self, path: &[String], parts: &[Part]) -> Result<Place, ConfigError> {
+    fn place(&mut self, path: &[String], parts: &[Part]) -> Result<Located, ConfigError> {
         match parts {
             [Part::Interpolation(Interpolation::Node(key))] => {
                 let key = self.key(path, key)?;
-                self.absolute(path, &key).map(Place::At)
+                self.absolute(path, &key).map(Located::At)
             }
-            parts => self.text(path, parts).map(Place::Value),
+            parts => self.text(path, parts).map(Located::Value),
         }
     }
 
     /// The node at an absolute path, unresolved; references on the way are followed.
-    fn locate(&mut self, target: &[String]) -> Result<Option<Place>, ConfigError> {
-        let mut place = Place::At(Vec::new());
+    fn locate(&mut self, target: &[String]) -> Result<Option<Located>, ConfigError> {
+        let mut place = Located::At(Vec::new());
         for key in target {
             place = match self.follow(place)? {
-                Place::At(mut at) => {
+                Located::At(mut at) => {
                     if self.root.at(&at).is_some_and(Node::is_missing) {
                         return Err(ConfigError::Missing { key: at.join("."), origin: String::new() });
                     }
@@ -327,10 +327,10 @@ impl Resolver<'_> {
                     if self.root.at(&at).is_none() {
                         return Ok(None);
                     }
-                    Place::At(at)
+                    Located::At(at)
                 }
-                Place::Value(node) => match node.child(key) {
-                    Some(child) => Place::Value(child.clone()),
+                Located::Value(node) => match node.child(key) {
+                    Some(child) => Located::Value(child.clone()),
                     None => return Ok(None),
                 },
             };
@@ -339,15 +339,15 @@ impl Resolver<'_> {
     }
 
     /// Follows references until there is a value that is none.
-    fn follow(&mut self, place: Place) -> Result<Place, ConfigError> {
-        let Place::At(at) = place else { return Ok(place) };
+    fn follow(&mut self, place: Located) -> Result<Located, ConfigError> {
+        let Located::At(at) = place else { return Ok(place) };
         let Some(Node::Str(text)) = self.root.at(&at).filter(|node| node.has_interpolation()) else {
-            return Ok(Place::At(at));
+            return Ok(Located::At(at));
         };
         self.guarded(&at, text, |resolver| {
             let parts = resolver.parse(&at, text)?;
             match resolver.place(&at, &parts)? {
-                Place::At(target) => match resolver.locate(&target)? {
+                Located::At(target) => match resolver.locate(&target)? {
                     Some(place) => resolver.follow(place),
                     None => {
                         let message = format!("there is no key `{}`", target.join("."));
@@ -363,8 +363,8 @@ impl Resolver<'_> {
     pub(crate) fn lookup(&mut self, target: &[String]) -> Result<Option<Node>, ConfigError> {
         match self.locate(target)? {
             None => Ok(None),
-            Some(Place::Value(node)) => Ok(Some(node)),
-            Some(Place::At(at)) => match self.root.at(&at) {
+            Some(Located::Value(node)) => Ok(Some(node)),
+            Some(Located::At(at)) => match self.root.at(&at) {
                 Some(node) => self.resolve(&at, node).map(Some),
                 None => Ok(None),
             },

@@ -198,7 +198,18 @@ pub enum ModelError {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Format(#[from] nemo_format::FormatError),
-    /// A kernel refused.
+    /// A CPU kernel refused.
+    #[error(transparent)]
+    CpuKernel(#[from] cpu_kernels::CpuKernelError),
+    /// A CUDA kernel refused.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Kernel(#[from] cuda_kernels::KernelError),
+    /// The GPU refused.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] cuda_runtime::CudaError),
+    /// What wraps libtorch refused.
     #[error(transparent)]
     Ext(#[from] torch_ext::ExtError),
     /// libtorch refused.

@@ -45,7 +45,15 @@ pub enum SamplingError {
         /// What is wrong with them.
         problem: &'static str,
     },
-    /// A kernel or libtorch refused.
+    /// A CUDA kernel refused.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Kernel(#[from] cuda_kernels::KernelError),
+    /// The GPU refused.
+    #[cfg(feature = "cuda")]
+    #[error(transparent)]
+    Cuda(#[from] cuda_runtime::CudaError),
+    /// What wraps libtorch refused.
     #[error(transparent)]
     Ext(#[from] torch_ext::ExtError),
     /// libtorch refused.

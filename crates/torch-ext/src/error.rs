@@ -1,29 +1,23 @@
-//! Errors of kernels, of the GPU and of libtorch calls.
+//! Errors of libtorch and of the shim over it.
 
-use std::path::PathBuf;
+/// A tensor that an entry or a kernel cannot take.
+#[derive(Debug, thiserror::Error)]
+#[error("`{what}` must be {expected}, not {actual}")]
+pub struct BadTensor {
+    /// Which argument.
+    pub what: &'static str,
+    /// What is needed.
+    pub expected: String,
+    /// What was given.
+    pub actual: String,
+}
 
-/// An error of a kernel, of the GPU or of a libtorch call.
+/// An error of a libtorch call, by way of tch or of the C++ shim.
 #[derive(Debug, thiserror::Error)]
 pub enum ExtError {
-    /// A tensor that a kernel cannot take.
-    #[error("`{what}` must be {expected}, not {actual}")]
-    BadTensor {
-        /// Which argument.
-        what: &'static str,
-        /// What the kernel needs.
-        expected: String,
-        /// What it was given.
-        actual: String,
-    },
-    /// The system gives no more memory.
-    #[error("cannot reserve {size_bytes} bytes of memory")]
-    OutOfMemory {
-        /// What was asked for.
-        size_bytes: usize,
-        /// The system's reason.
-        #[source]
-        source: std::io::Error,
-    },
+    /// A tensor that an entry cannot take.
+    #[error(transparent)]
+    BadTensor(#[from] BadTensor),
     /// A GPU gives no more memory.
     #[error("the GPU is out of memory{}", memory_facts(*.asked_bytes, *.free_bytes))]
     DeviceOutOfMemory {
@@ -32,7 +26,7 @@ pub enum ExtError {
         /// What was free then, if that is known.
         free_bytes: Option<u64>,
     },
-    /// The CUDA driver, NVRTC or libtorch's CUDA half refused.
+    /// libtorch's CUDA half refused.
     #[error("`{call}` failed: {reason}")]
     Cuda {
         /// What was called.
@@ -40,66 +34,6 @@ pub enum ExtError {
         /// Its message.
         reason: String,
     },
-    /// A GPU that is not there.
-    #[error("there is no GPU {index}: {count} can be used")]
-    NoDevice {
-        /// The GPU that was asked for.
-        index: usize,
-        /// How many there are.
-        count: usize,
-    },
-    /// A shared library that cannot be opened.
-    #[error("cannot open `{name}`: {reason}; {help}")]
-    Library {
-        /// Its name.
-        name: &'static str,
-        /// The system's reason.
-        reason: String,
-        /// What to do about it.
-        help: &'static str,
-    },
-    /// CUDA source that does not compile.
-    #[error("kernels `{program}` do not compile for {arch}:\n{log}")]
-    Compile {
-        /// The program.
-        program: &'static str,
-        /// The architecture it was compiled for.
-        arch: String,
-        /// The compiler's words.
-        log: String,
-    },
-    /// A model that there are no kernels for.
-    #[error("no kernels: {what} must be {expected}, not {actual}")]
-    BadKernelConfig {
-        /// What of it.
-        what: &'static str,
-        /// What there are kernels for.
-        expected: String,
-        /// What it is.
-        actual: String,
-    },
-    /// Arguments that do not fit a kernel's parameters.
-    #[error("kernel `{kernel}`: {reason}")]
-    BadLaunch {
-        /// The kernel.
-        kernel: String,
-        /// What does not fit.
-        reason: String,
-    },
-    /// A file that cannot be read or written.
-    #[error("cannot {action} `{}`", .path.display())]
-    File {
-        /// What was tried: `read`, `write`.
-        action: &'static str,
-        /// The file or folder.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The system starts no more threads.
-    #[error("cannot start the kernel threads")]
-    Threads(#[source] std::io::Error),
     /// libtorch refused.
     #[error(transparent)]
     Torch(tch::TchError),

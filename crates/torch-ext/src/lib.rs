@@ -11,4 +11,4 @@ pub mod mkl;
 pub mod store;
 pub mod view;
 
-pub use error::ExtError;
+pub use error::{BadTensor, ExtError};

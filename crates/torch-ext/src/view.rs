@@ -4,11 +4,11 @@
 use half::bf16;
 use tch::{Device, Kind, Tensor};
 
-use crate::ExtError;
+use crate::{BadTensor, ExtError};
 
 fn check(tensor: &Tensor, what: &'static str, kind: Kind) -> Result<usize, ExtError> {
     if tensor.device() != Device::Cpu || tensor.kind() != kind || !tensor.is_contiguous() {
-        return Err(ExtError::BadTensor {
+        return Err(ExtError::BadTensor(BadTensor {
             what,
             expected: format!("a contiguous {kind:?} tensor on the CPU"),
             actual: format!(
@@ -17,7 +17,7 @@ fn check(tensor: &Tensor, what: &'static str, kind: Kind) -> Result<usize, ExtEr
                 tensor.device(),
                 tensor.is_contiguous()
             ),
-        });
+        }));
     }
     Ok(tensor.numel())
 }

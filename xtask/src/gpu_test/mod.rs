@@ -88,7 +88,7 @@ const CHECKS: [Check; 9] = [
     },
     Check {
         name: "cuts",
-        what: "prompts in parts have the bits of whole ones; 24 GB of GPU memory",
+        what: "prompts in parts are bitwise identical to whole ones; 24 GB of GPU memory",
         needs_gpu: false,
         run: cuts::check,
     },

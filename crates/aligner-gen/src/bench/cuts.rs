@@ -1,4 +1,5 @@
-//! `aligner-gen bench --shape SHAPE --measures cuts`: prompts computed in parts have the bits of prompts computed whole.
+//! `aligner-gen bench --shape SHAPE --measures cuts`: prompts computed in parts are bitwise identical to prompts computed
+//! whole.
 //!
 //! Prompts of several lengths are cut at every place at which the model says they may be, all in one batch, beside a
 //! prompt that comes whole. Compared are the logits after every token, and after some tokens behind the prompts, which
@@ -63,7 +64,9 @@ pub(super) fn run(model: &mut dyn CausalLm, vocab_size: usize, is_device: bool) 
     }
     if !differing.is_empty() {
         let list = differing.join(", ");
-        return Err(anyhow::anyhow!("prompts in parts have other bits than whole ones: {list}").into());
+        return Err(
+            anyhow::anyhow!("prompts in parts are not bitwise identical to whole ones: {list}").into()
+        );
     }
     Ok(json!({
         "case": MEASURE,

@@ -2,6 +2,11 @@
 //!
 //! Every variant is named, without a wildcard: whoever adds an error decides what it means to the caller's script.
 
+use cpu_kernels::CpuKernelError;
+#[cfg(any(feature = "cuda", test))]
+use cuda_kernels::KernelError;
+#[cfg(any(feature = "cuda", test))]
+use cuda_runtime::CudaError;
 use engine::EngineError;
 use model_core::ModelError;
 use sampling::SamplingError;
@@ -47,6 +52,11 @@ fn model_status(error: &ModelError) -> ExitStatus {
         ModelError::BadBatch { .. } | ModelError::BadBlock { .. } | ModelError::BadHostBlock { .. } => {
             ExitStatus::Failed
         }
+        ModelError::CpuKernel(error) => cpu_kernel_status(error),
+        #[cfg(feature = "cuda")]
+        ModelError::Kernel(error) => kernel_status(error),
+        #[cfg(feature = "cuda")]
+        ModelError::Cuda(error) => cuda_status(error),
         ModelError::Ext(error) => ext_status(error),
         ModelError::Torch(error) => torch_status(error),
     }
@@ -64,6 +74,8 @@ fn engine_status(error: &EngineError) -> ExitStatus {
         | EngineError::TablesTooSmall { .. } => ExitStatus::Failed,
         EngineError::Model(error) => model_status(error),
         EngineError::Sampling(error) => sampling_status(error),
+        #[cfg(feature = "cuda")]
+        EngineError::Cuda(error) => cuda_status(error),
         EngineError::Ext(error) => ext_status(error),
         EngineError::Torch(error) => torch_status(error),
     }
@@ -75,24 +87,51 @@ fn sampling_status(error: &SamplingError) -> ExitStatus {
         SamplingError::BadVocabSize { .. } => ExitStatus::Checkpoint,
         // NaN may come of the weights or of the arithmetic: `nonfinite` says which.
         SamplingError::BadShape { .. } | SamplingError::BadLogits { .. } => ExitStatus::Failed,
+        #[cfg(feature = "cuda")]
+        SamplingError::Kernel(error) => kernel_status(error),
+        #[cfg(feature = "cuda")]
+        SamplingError::Cuda(error) => cuda_status(error),
         SamplingError::Ext(error) => ext_status(error),
         SamplingError::Torch(error) => torch_status(error),
     }
 }
 
+fn cpu_kernel_status(error: &CpuKernelError) -> ExitStatus {
+    match error {
+        CpuKernelError::OutOfMemory { .. } => ExitStatus::Device,
+        CpuKernelError::BadTensor(_) | CpuKernelError::Threads(_) => ExitStatus::Failed,
+        CpuKernelError::Ext(error) => ext_status(error),
+    }
+}
+
+#[cfg(any(feature = "cuda", test))]
+fn kernel_status(error: &KernelError) -> ExitStatus {
+    match error {
+        KernelError::BadKernelConfig { .. } => ExitStatus::Checkpoint,
+        KernelError::BadTensor(_) => ExitStatus::Failed,
+        KernelError::Cuda(error) => cuda_status(error),
+        KernelError::Ext(error) => ext_status(error),
+    }
+}
+
+#[cfg(any(feature = "cuda", test))]
+fn cuda_status(error: &CudaError) -> ExitStatus {
+    match error {
+        CudaError::HostOutOfMemory { .. }
+        | CudaError::DeviceOutOfMemory
+        | CudaError::Call { .. }
+        | CudaError::NoDevice { .. }
+        | CudaError::Library { .. }
+        | CudaError::Compile { .. } => ExitStatus::Device,
+        CudaError::BadTensor(_) | CudaError::BadLaunch { .. } | CudaError::File { .. } => ExitStatus::Failed,
+        CudaError::Ext(error) => ext_status(error),
+    }
+}
+
 fn ext_status(error: &ExtError) -> ExitStatus {
     match error {
-        ExtError::OutOfMemory { .. }
-        | ExtError::DeviceOutOfMemory { .. }
-        | ExtError::Cuda { .. }
-        | ExtError::NoDevice { .. }
-        | ExtError::Library { .. }
-        | ExtError::Compile { .. } => ExitStatus::Device,
-        ExtError::BadKernelConfig { .. } => ExitStatus::Checkpoint,
-        ExtError::BadTensor { .. }
-        | ExtError::BadLaunch { .. }
-        | ExtError::File { .. }
-        | ExtError::Threads(_) => ExitStatus::Failed,
+        ExtError::DeviceOutOfMemory { .. } | ExtError::Cuda { .. } => ExitStatus::Device,
+        ExtError::BadTensor(_) => ExitStatus::Failed,
         ExtError::Torch(error) => torch_status(error),
         ExtError::Libtorch(text) => text_status(text),
     }
@@ -113,6 +152,7 @@ fn text_status(text: &str) -> ExitStatus {
 #[cfg(test)]
 mod tests {
     use model_spec::{Float, Numerics};
+    use torch_ext::BadTensor;
 
     use super::*;
 
@@ -129,27 +169,16 @@ mod tests {
         std::io::Error::from_raw_os_error(11)
     }
 
+    fn bad_tensor() -> BadTensor {
+        BadTensor { what: "x", expected: String::new(), actual: String::new() }
+    }
+
     /// Every variant, with the code that it means wherever it comes up.
-    fn of_kernels() -> Vec<(ExtError, ExitStatus)> {
-        let (what, expected, actual) = ("x", String::new(), String::new());
+    fn of_the_shim() -> Vec<(ExtError, ExitStatus)> {
         vec![
-            (ExtError::OutOfMemory { size_bytes: 1, source: io() }, ExitStatus::Device),
+            (bad_tensor().into(), ExitStatus::Failed),
             (ExtError::DeviceOutOfMemory { asked_bytes: None, free_bytes: None }, ExitStatus::Device),
-            (ExtError::Cuda { call: "cuInit", reason: String::new() }, ExitStatus::Device),
-            (ExtError::NoDevice { index: 1, count: 1 }, ExitStatus::Device),
-            (ExtError::Library { name: "libcuda", reason: String::new(), help: "" }, ExitStatus::Device),
-            (
-                ExtError::Compile { program: "plan", arch: String::new(), log: String::new() },
-                ExitStatus::Device,
-            ),
-            (
-                ExtError::BadKernelConfig { what, expected: expected.clone(), actual: actual.clone() },
-                ExitStatus::Checkpoint,
-            ),
-            (ExtError::BadTensor { what, expected, actual }, ExitStatus::Failed),
-            (ExtError::BadLaunch { kernel: String::new(), reason: String::new() }, ExitStatus::Failed),
-            (ExtError::File { action: "write", path: "x".into(), source: io() }, ExitStatus::Failed),
-            (ExtError::Threads(io()), ExitStatus::Failed),
+            (ExtError::Cuda { call: "setCurrentStream", reason: String::new() }, ExitStatus::Device),
             (ExtError::Torch(torch("CUDA error: an illegal memory access")), ExitStatus::Device),
             (ExtError::Torch(torch("shapes differ")), ExitStatus::Failed),
             (ExtError::Libtorch("CUBLAS_STATUS_EXECUTION_FAILED".to_owned()), ExitStatus::Device),
@@ -157,23 +186,72 @@ mod tests {
         ]
     }
 
+    fn of_the_gpu() -> Vec<(CudaError, ExitStatus)> {
+        let own = [
+            (bad_tensor().into(), ExitStatus::Failed),
+            (CudaError::HostOutOfMemory { size_bytes: 1, source: io() }, ExitStatus::Device),
+            (CudaError::DeviceOutOfMemory, ExitStatus::Device),
+            (CudaError::Call { call: "cuInit", reason: String::new() }, ExitStatus::Device),
+            (CudaError::NoDevice { index: 1, count: 1 }, ExitStatus::Device),
+            (CudaError::Library { name: "libcuda", reason: String::new(), help: "" }, ExitStatus::Device),
+            (
+                CudaError::Compile { program: "plan", arch: String::new(), log: String::new() },
+                ExitStatus::Device,
+            ),
+            (CudaError::BadLaunch { kernel: String::new(), reason: String::new() }, ExitStatus::Failed),
+            (CudaError::File { action: "write", path: "x".into(), source: io() }, ExitStatus::Failed),
+        ];
+        let passed_on = of_the_shim().into_iter().map(|(error, expect)| (error.into(), expect));
+        own.into_iter().chain(passed_on).collect()
+    }
+
     #[test]
-    fn of_kernels_wherever_they_run() {
-        for (error, expect) in of_kernels() {
+    fn of_the_shim_wherever_it_is_called() {
+        for (error, expect) in of_the_shim() {
             check(ModelError::Ext(error), expect);
         }
-        for (error, expect) in of_kernels() {
+        for (error, expect) in of_the_shim() {
             check(SamplingError::Ext(error), expect);
         }
-        for (error, expect) in of_kernels() {
+        for (error, expect) in of_the_shim() {
             check(EngineError::Ext(error), expect);
         }
-        for (error, expect) in of_kernels() {
+        for (error, expect) in of_the_shim() {
             check(EngineError::Model(ModelError::Ext(error)), expect);
         }
-        for (error, expect) in of_kernels() {
+        for (error, expect) in of_the_shim() {
             check(EngineError::Sampling(SamplingError::Ext(error)), expect);
         }
+    }
+
+    #[test]
+    fn of_the_cpu_kernels() {
+        for (error, expect) in [
+            (bad_tensor().into(), ExitStatus::Failed),
+            (CpuKernelError::OutOfMemory { size_bytes: 1, source: io() }, ExitStatus::Device),
+            (CpuKernelError::Threads(io()), ExitStatus::Failed),
+        ] {
+            check(ModelError::CpuKernel(error), expect);
+        }
+        for (error, expect) in of_the_shim() {
+            check(ModelError::CpuKernel(error.into()), expect);
+        }
+    }
+
+    /// By their own function, since the errors of models have them with feature `cuda` only.
+    #[test]
+    fn of_the_cuda_kernels_and_the_gpu() {
+        for (error, expect) in of_the_gpu() {
+            assert_eq!(cuda_status(&error), expect, "{error:?}");
+            assert_eq!(kernel_status(&error.into()), expect);
+        }
+        for (error, expect) in of_the_shim() {
+            assert_eq!(kernel_status(&error.into()), expect);
+        }
+        let (expected, actual) = (String::new(), String::new());
+        let no_kernels = KernelError::BadKernelConfig { what: "head_dim", expected, actual };
+        assert_eq!(kernel_status(&no_kernels), ExitStatus::Checkpoint);
+        assert_eq!(kernel_status(&bad_tensor().into()), ExitStatus::Failed);
     }
 
     #[test]

@@ -181,7 +181,7 @@ impl Prepared {
         if !self.steps.dropped().is_empty() {
             let dropped = self.steps.dropped().filter_map(|position| self.prompts.line(position));
             let lines = dropped.map(|line| line.to_string());
-            tracing::warn!("the rest that fills no batch is dropped: lines {}", list(lines));
+            tracing::warn!("the last batch is not full and is dropped: lines {}", list(lines));
         }
         if self.setup.plan.sampling.use_greedy && self.setup.plan.num_responses > 1 {
             tracing::warn!(

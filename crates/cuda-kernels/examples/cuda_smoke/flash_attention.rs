@@ -5,7 +5,7 @@ use std::error::Error;
 use cuda_runtime::Device;
 use tch::{Kind, Tensor};
 use torch_ext::ExtError;
-use torch_ext::cuda::flash;
+use torch_ext::cuda::flash::{self, Mask, PackedRows, Varlen};
 
 use crate::cases::{Outcome, ensure};
 
@@ -50,7 +50,7 @@ pub(crate) fn all(device: &Device) -> Outcome {
         let make = |num: i64| Tensor::f_randn([total, num, d], (kind, device.tch()));
         let (q, k, v) = (make(heads)?, make(groups)?, make(groups)?);
         let scale = 1.0 / (d as f64).sqrt();
-        let out = flash::varlen([&q, &k, &v], &cu_seqlens, 300, scale)?;
+        let out = flash::varlen([&q, &k, &v], PackedRows { cu_seqlens: &cu_seqlens, max_len: 300 }, scale)?;
         ensure(out.size() == [total, heads, d] && out.kind() == kind, || format!("{out:?}"))?;
         for (seq_idx, len) in lens.iter().enumerate() {
             let part = |tensor: &Tensor| tensor.f_narrow(0, i64::from(starts[seq_idx]), *len);
@@ -63,7 +63,8 @@ pub(crate) fn all(device: &Device) -> Outcome {
     ensure(worst < 2e-2, || format!("differs by {worst}"))?;
     let used = used_keys(device)?;
     ensure(used < 2e-2, || format!("with used lengths of keys it differs by {used}"))?;
-    let bad = flash::varlen([&cu_seqlens, &cu_seqlens, &cu_seqlens], &cu_seqlens, 300, 1.0);
+    let rows = PackedRows { cu_seqlens: &cu_seqlens, max_len: 300 };
+    let bad = flash::varlen([&cu_seqlens, &cu_seqlens, &cu_seqlens], rows, 1.0);
     ensure(matches!(bad, Err(ExtError::BadTensor { .. })), || format!("a wrong type: {bad:?}"))?;
     Ok(format!("largest difference from plain float32 attention {worst:.1e}, with used lengths {used:.1e}"))
 }
@@ -78,13 +79,16 @@ fn used_keys(device: &Device) -> Result<f64, Box<dyn Error>> {
         Tensor::f_randn([192, 4, 64], bf16)?,
     );
     let on_device = |values: &[i32]| Tensor::f_from_slice(values)?.f_to_device(device.tch());
-    let keys = flash::Keys {
-        cu_seqlens: &on_device(&[0, 64, 128, 192])?,
-        max_len: 64,
-        used: Some(&on_device(&used)?),
-    };
-    let out =
-        flash::varlen_with([&q, &k, &v], (&on_device(&[0, 1, 2, 3])?, 1), &keys, 0.125, flash::Mask::Full)?;
+    let out = flash::varlen_with(&Varlen {
+        q: &q,
+        k: &k,
+        v: &v,
+        queries: PackedRows { cu_seqlens: &on_device(&[0, 1, 2, 3])?, max_len: 1 },
+        keys: PackedRows { cu_seqlens: &on_device(&[0, 64, 128, 192])?, max_len: 64 },
+        used_keys: Some(&on_device(&used)?),
+        scale: 0.125,
+        mask: Mask::Full,
+    })?;
     let mut worst = 0.0_f64;
     for (seq_idx, len) in (0..).zip(used) {
         let part = |tensor: &Tensor| tensor.f_narrow(0, 64 * seq_idx, i64::from(len));

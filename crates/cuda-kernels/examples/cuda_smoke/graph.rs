@@ -1,8 +1,7 @@
 //! Graphs: replays beside the eager step, and captures that fail.
 
-use cuda_runtime::{Device, Event, Graph, GraphPool, Kernel, PinnedBuffer, Stream};
+use cuda_runtime::{CudaError, Device, Event, Graph, GraphPool, Kernel, PinnedBuffer, Stream};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 use torch_ext::cuda::blas;
 
 use crate::cases::{Outcome, ensure};
@@ -18,7 +17,7 @@ struct Step {
 }
 
 impl Step {
-    fn new(device: &Device) -> Result<Self, ExtError> {
+    fn new(device: &Device) -> Result<Self, CudaError> {
         let bf16 = (Kind::BFloat16, device.tch());
         Ok(Self {
             x: Tensor::f_randn([64, 512], bf16)?,
@@ -29,7 +28,7 @@ impl Step {
         })
     }
 
-    fn run(&self, stream: &Stream) -> Result<(), ExtError> {
+    fn run(&self, stream: &Stream) -> Result<(), CudaError> {
         blas::linear_out(&mut self.hidden.shallow_clone(), &self.x, &self.weight, None)?;
         axpy(&self.kernel, stream, &self.y, &self.hidden.f_to_kind(Kind::Float)?, 0.25)
     }
@@ -78,7 +77,7 @@ pub(crate) fn replays(device: &Device) -> Outcome {
     ))
 }
 
-fn mark(stream: &Stream) -> Result<Event, ExtError> {
+fn mark(stream: &Stream) -> Result<Event, CudaError> {
     let event = Event::untimed(stream.device())?;
     event.record(stream)?;
     Ok(event)
@@ -90,11 +89,11 @@ pub(crate) fn trouble(device: &Device) -> Outcome {
     device.synchronize()?;
     let own = Graph::capture(&stream, || {
         step.run(&stream)?;
-        Err(ExtError::NoDevice { index: 7, count: 0 })
+        Err(CudaError::NoDevice { index: 7, count: 0 })
     });
-    ensure(matches!(own, Err(ExtError::NoDevice { index: 7, .. })), || format!("own error: {own:?}"))?;
+    ensure(matches!(own, Err(CudaError::NoDevice { index: 7, .. })), || format!("own error: {own:?}"))?;
     let waits = Graph::capture(&stream, || stream.synchronize());
-    ensure(matches!(waits, Err(ExtError::Cuda { .. })), || format!("waiting in a capture: {waits:?}"))?;
+    ensure(matches!(waits, Err(CudaError::Call { .. })), || format!("waiting in a capture: {waits:?}"))?;
     let mut buffer = PinnedBuffer::<f32>::new(device, 64 * 256)?;
     let copies = Graph::capture(&stream, || buffer.copy_from(&step.y, &stream));
     ensure(copies.is_err(), || "a copy of a pinned buffer was captured".to_owned())?;
@@ -103,14 +102,14 @@ pub(crate) fn trouble(device: &Device) -> Outcome {
     // Another thread works, allocates and waits meanwhile; a capture of the whole process would fail.
     let graph = Graph::capture(&stream, || {
         let device = *device;
-        let other = std::thread::spawn(move || -> Result<f64, ExtError> {
+        let other = std::thread::spawn(move || -> Result<f64, CudaError> {
             let _current = Stream::new(&device)?.as_current()?;
             let x = Tensor::f_ones([1 << 20], (Kind::Float, device.tch()))?;
             Ok(x.f_sum(Kind::Double)?.f_double_value(&[])?)
         });
         step.run(&stream)?;
-        let sum = other.join().map_err(|_| ExtError::NoDevice { index: 1, count: 0 })??;
-        if sum == f64::from(1 << 20) { Ok(()) } else { Err(ExtError::NoDevice { index: 2, count: 0 }) }
+        let sum = other.join().map_err(|_| CudaError::NoDevice { index: 1, count: 0 })??;
+        if sum == f64::from(1 << 20) { Ok(()) } else { Err(CudaError::NoDevice { index: 2, count: 0 }) }
     })?;
     graph.replay(&stream)?;
     stream.synchronize()?;

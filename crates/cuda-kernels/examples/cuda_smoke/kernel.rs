@@ -3,9 +3,8 @@
 use std::path::Path;
 use std::time::Instant;
 
-use cuda_runtime::{Arg, Device, Kernel, Launch, Module, Program, Stream};
+use cuda_runtime::{Arg, CudaError, Device, Kernel, Launch, Module, Program, Stream};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 
 use crate::cases::{Outcome, ensure};
 
@@ -59,11 +58,17 @@ struct Range {
     padding: u32,
 }
 
-pub(crate) fn kernel(device: &Device, name: &str) -> Result<Kernel, ExtError> {
+pub(crate) fn kernel(device: &Device, name: &str) -> Result<Kernel, CudaError> {
     Module::load(device, &program(), None)?.kernel(name)
 }
 
-pub(crate) fn axpy(kernel: &Kernel, stream: &Stream, y: &Tensor, x: &Tensor, a: f32) -> Result<(), ExtError> {
+pub(crate) fn axpy(
+    kernel: &Kernel,
+    stream: &Stream,
+    y: &Tensor,
+    x: &Tensor,
+    a: f32,
+) -> Result<(), CudaError> {
     let num = i32::try_from(y.numel()).unwrap_or(i32::MAX);
     let launch = Launch { overlaps: true, ..Launch::linear(num.unsigned_abs().div_ceil(256), 256) };
     let args = [Arg::tensor(y, Kind::Float, "y")?, Arg::tensor(x, Kind::Float, "x")?, a.into(), num.into()];
@@ -155,6 +160,6 @@ pub(crate) fn wrong_arguments(device: &Device) -> Outcome {
     Ok(errors.join(" | "))
 }
 
-fn missing(device: &Device) -> Result<(), ExtError> {
+fn missing(device: &Device) -> Result<(), CudaError> {
     kernel(device, "absent").map(drop)
 }

@@ -6,7 +6,7 @@ use std::io::{BufWriter, Write};
 use std::path::Path;
 use std::time::Instant;
 
-use cuda_runtime::{Device, Event, PinnedBuffer, Stream, Uploader};
+use cuda_runtime::{CudaError, Device, Event, PinnedBuffer, Stream, Uploader};
 use nemo_format::{SafetensorsSource, TensorSource};
 use tch::{Kind, Tensor};
 use torch_ext::ExtError;
@@ -29,7 +29,7 @@ pub(crate) fn pinned(device: &Device) -> Outcome {
     ensure(back.is_ready()?, || "a copy is still in flight".to_owned())?;
     let small = PinnedBuffer::<f32>::new(device, 3)?;
     let refused = small.copy_to(&on_gpu, &stream);
-    ensure(matches!(refused, Err(ExtError::BadTensor { .. })), || {
+    ensure(matches!(refused, Err(CudaError::BadTensor { .. })), || {
         format!("too large a tensor: {refused:?}")
     })?;
     let (start, end) = (Event::new(device)?, Event::new(device)?);
@@ -79,7 +79,7 @@ fn upload_from(device: &Device, path: &Path) -> Outcome {
         })?;
     }
     let wrong = uploader.upload(&[0; 3], &tensors[0]);
-    ensure(matches!(wrong, Err(ExtError::BadTensor { .. })), || format!("a wrong size: {wrong:?}"))?;
+    ensure(matches!(wrong, Err(CudaError::BadTensor { .. })), || format!("a wrong size: {wrong:?}"))?;
 
     let pinned = PinnedBuffer::<u8>::new(device, LARGE_ELEMS)?;
     let stream = Stream::current(device)?;

@@ -1,8 +1,8 @@
 //! Decode attention against a softmax in float64, and against itself: shared, alone and in two kernels.
 
 use cuda_kernels::{
-    DecodeAttention, DecodeAttentionQkv, DecodePlan, LayerCache, ModelKernels, PlanDecode, PlanSizes,
-    RopeAndCache, Rotary,
+    DecodeAttention, DecodeAttentionQkv, DecodePlan, LayerKv, ModelKernels, PlanDecode, PlanSizes,
+    RopeAndCache, RotaryArrays,
 };
 use tch::{Kind, Tensor};
 
@@ -137,7 +137,7 @@ impl Case {
         let step = DecodeAttentionQkv {
             qkv: &part(&self.qkv.f_flatten(1, -1)?)?,
             rotary: Some(self.rotary()),
-            cache: LayerCache { keys: &keys, values: &values },
+            cache: LayerKv { keys: &keys, values: &values },
             block_tables: &block_tables,
             plan: &plan,
             scale: self.scale(),
@@ -156,7 +156,7 @@ impl Case {
         let Heads { head_dim: d, queries: q, groups: g, .. } = self.heads;
         let n = POSITIONS.len() as i64;
         let (keys, values) = (self.keys.f_detach_copy()?, self.values.f_detach_copy()?);
-        let cache = LayerCache { keys: &keys, values: &values };
+        let cache = LayerKv { keys: &keys, values: &values };
         let plan = DecodePlan::new(
             &self.kernels,
             &gpu.device,
@@ -250,8 +250,8 @@ impl Case {
         Ok(scores.f_softmax(-1, Kind::Double)?.f_matmul(&values)?.f_reshape([g * q, d])?)
     }
 
-    fn rotary(&self) -> Rotary<'_> {
-        Rotary { cos: &self.tables[0], sin: &self.tables[1] }
+    fn rotary(&self) -> RotaryArrays<'_> {
+        RotaryArrays { cos: &self.tables[0], sin: &self.tables[1] }
     }
 
     fn scale(&self) -> f32 {
@@ -286,7 +286,7 @@ pub(crate) fn wrong_shapes(gpu: &Gpu) -> Outcome {
     ensure(step(4, 1000).is_err(), || "a plan took longer tables than it has memory for".to_owned())?;
 
     let cache = gpu.zeros(&[3, 2, 32, 64], Kind::BFloat16)?;
-    let layer = LayerCache { keys: &cache, values: &cache };
+    let layer = LayerKv { keys: &cache, values: &cache };
     let attend = |rows: i64, kind: Kind| -> Checked {
         let q = gpu.zeros(&[rows, 8, 64], kind)?;
         let block_tables = gpu.zeros(&[rows, 8], Kind::Int)?;

@@ -2,8 +2,8 @@
 //! steps of one token each.
 
 use cuda_kernels::{
-    DecodeAttention, DecodeAttentionQkv, DecodePlan, LayerCache, ModelKernels, PlanDecode, PlanSizes,
-    RopeAndCache, Rotary,
+    DecodeAttention, DecodeAttentionQkv, DecodePlan, LayerKv, ModelKernels, PlanDecode, PlanSizes,
+    RopeAndCache, RotaryArrays,
 };
 use tch::{Kind, Tensor};
 
@@ -31,7 +31,7 @@ pub(crate) fn all_heads(gpu: &Gpu) -> Outcome {
             .map_err(|error| format!("{kind:?}, {d} elements, {q} queries a group: {error}"))?;
     }
     let num_rows: i64 = SEQUENCES.iter().map(|(_, num_tokens)| num_tokens).sum();
-    Ok(format!("{num_rows} rows of {} sequences have the bits of single steps", SEQUENCES.len()))
+    Ok(format!("{num_rows} rows of {} sequences are bitwise identical to single steps", SEQUENCES.len()))
 }
 
 /// One row of the step.
@@ -198,8 +198,8 @@ impl Case {
         })
     }
 
-    fn rotary(&self) -> Rotary<'_> {
-        Rotary { cos: &self.tables[0], sin: &self.tables[1] }
+    fn rotary(&self) -> RotaryArrays<'_> {
+        RotaryArrays { cos: &self.tables[0], sin: &self.tables[1] }
     }
 
     fn scale(&self) -> f32 {
@@ -220,7 +220,7 @@ struct Outputs {
 }
 
 impl Outputs {
-    fn cache(&self) -> LayerCache<'_> {
-        LayerCache { keys: &self.keys, values: &self.values }
+    fn cache(&self) -> LayerKv<'_> {
+        LayerKv { keys: &self.keys, values: &self.values }
     }
 }

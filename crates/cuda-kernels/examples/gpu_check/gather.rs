@@ -1,6 +1,6 @@
 //! Reading cached keys and values back, against libtorch's indexing.
 
-use cuda_kernels::{GatherCache, LayerCache};
+use cuda_kernels::{GatherCache, LayerKv};
 use tch::{Kind, Tensor};
 
 use crate::cases::{Outcome, ensure};
@@ -35,7 +35,7 @@ fn check(gpu: &Gpu, heads: &Heads) -> Checked {
     let slots = gpu.ints(&slots, &[num_keys])?;
     let shape = [num_keys, groups, head_dim];
     let (k_out, v_out) = (gpu.zeros(&shape, kind)?, gpu.zeros(&shape, kind)?);
-    let cache = LayerCache { keys: &keys, values: &values };
+    let cache = LayerKv { keys: &keys, values: &values };
     let launch = GatherCache { cache, slots: &slots, k_out: &k_out, v_out: &v_out };
     kernels.gather_cache(&gpu.stream, &launch)?;
     for (what, cache, out) in [("keys", &keys, &k_out), ("values", &values, &v_out)] {

@@ -1,6 +1,6 @@
 //! The pointwise kernels against references in float64.
 
-use cuda_kernels::{Activate, Embed, Gating, LayerCache, Norm, RopeAndCache, Rotary};
+use cuda_kernels::{Activate, Embed, Gating, LayerKv, Normalize, RopeAndCache, RotaryArrays};
 use model_spec::{Nonlinearity, Normalization};
 use tch::{Kind, Tensor};
 
@@ -58,7 +58,7 @@ fn check_norm(
     let out = gpu.unset(&shape, kind)?;
     kernels.norm(
         &gpu.stream,
-        &Norm {
+        &Normalize {
             normalization: norm,
             x: &x,
             gain: &gain,
@@ -194,8 +194,8 @@ fn check_rope(gpu: &Gpu, heads: &Heads, rotary_dim: i64, n: i64) -> Checked {
             qkv: &flat,
             positions: &positions,
             slots: &slots,
-            rotary: (rotary_dim > 0).then_some(Rotary { cos: &tables[0], sin: &tables[1] }),
-            cache: LayerCache { keys: &keys, values: &values },
+            rotary: (rotary_dim > 0).then_some(RotaryArrays { cos: &tables[0], sin: &tables[1] }),
+            cache: LayerKv { keys: &keys, values: &values },
             q_out: &q_out,
             kv_out: Some((&k_out, &v_out)),
         },

@@ -1,13 +1,12 @@
 //! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
 
 use cuda_kernels::{
-    Activate, DecodeAttentionQkv, DecodePlan, Gating, LayerCache, Norm, PlanDecode, PlanSizes, Rotary,
-    Sample, SampleRules, SamplerScratch, SamplerState,
+    Activate, DecodeAttentionQkv, DecodePlan, Gating, KernelError, LayerKv, Normalize, PlanDecode, PlanSizes,
+    RotaryArrays, Sample, SampleRules, SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
 use model_spec::{Nonlinearity, Normalization};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 
 use crate::cases::say;
 use crate::pointwise::rotary_tables;
@@ -18,7 +17,7 @@ const NUM_REPLAYS: u32 = 20;
 /// Microseconds of one replay of what `body` enqueues.
 fn micros(
     gpu: &Gpu,
-    body: impl Fn(&Stream) -> Result<(), ExtError>,
+    body: impl Fn(&Stream) -> Result<(), KernelError>,
 ) -> Result<f64, Box<dyn std::error::Error>> {
     let stream = Stream::new(&gpu.device)?;
     gpu.device.synchronize()?;
@@ -118,8 +117,8 @@ fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i6
         for [keys, values] in &caches {
             let step = DecodeAttentionQkv {
                 qkv: &qkv,
-                rotary: Some(Rotary { cos: &cos, sin: &sin }),
-                cache: LayerCache { keys, values },
+                rotary: Some(RotaryArrays { cos: &cos, sin: &sin }),
+                cache: LayerKv { keys, values },
                 block_tables: &block_tables,
                 plan: &plan,
                 scale: 0.088_388_35,
@@ -147,7 +146,7 @@ fn pointwise(gpu: &Gpu) -> Checked {
         let (x, out) = (random(width)?, random(width)?);
         let (gated, activated) = (random(2 * ffn)?, random(ffn)?);
         let gain = gpu.random(&[width], Kind::Float)?;
-        let norm = Norm {
+        let norm = Normalize {
             normalization: Normalization::RmsNorm,
             x: &x,
             gain: &gain,

@@ -5,10 +5,11 @@ use std::sync::Mutex;
 use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Device, Launch, Stream};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
+use torch_ext::BadTensor;
 
 use super::rope::RotaryArgs;
-use super::{BLOCK_SIZE_TOKENS, LayerCache, ModelKernels, Rotary};
+use super::{BLOCK_SIZE_TOKENS, LayerKv, ModelKernels, RotaryArrays};
+use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, int, shape_of};
 
 /// What the attention of a step has to do, found by [`ModelKernels::plan_decode`], and its working memory. One is enough for
@@ -54,7 +55,7 @@ impl DecodePlan {
     ///
     /// # Errors
     /// When the GPU has no memory for it.
-    pub fn new(kernels: &ModelKernels, device: &Device, sizes: PlanSizes) -> Result<Self, ExtError> {
+    pub fn new(kernels: &ModelKernels, device: &Device, sizes: PlanSizes) -> Result<Self, KernelError> {
         let PlanSizes { max_rows, max_blocks, num_groups } = sizes;
         let config = kernels.config();
         let num_heads = num_groups * i64::from(config.queries_per_group);
@@ -90,7 +91,7 @@ impl DecodePlan {
     ///
     /// # Errors
     /// When the plan has fewer rows.
-    pub fn slots(&self, num_rows: i64) -> Result<Tensor, ExtError> {
+    pub fn slots(&self, num_rows: i64) -> Result<Tensor, KernelError> {
         Ok(self.slots.f_narrow(0, 0, num_rows)?)
     }
 
@@ -99,16 +100,16 @@ impl DecodePlan {
     }
 
     /// Whether a step of this shape was planned: the kernel would read past smaller tensors.
-    fn check_planned(&self, shape: [i64; 2]) -> Result<(), ExtError> {
+    fn check_planned(&self, shape: [i64; 2]) -> Result<(), KernelError> {
         let planned = *self.planned.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if shape == planned {
             return Ok(());
         }
-        Err(ExtError::BadTensor {
+        Err(KernelError::BadTensor(BadTensor {
             what: "block_tables",
             expected: format!("of the shape that the step was planned with, {planned:?}"),
             actual: format!("{shape:?}"),
-        })
+        }))
     }
 }
 
@@ -152,7 +153,7 @@ pub struct DecodeAttention<'a> {
     /// `T[n, H, d]`, rotated.
     pub q: &'a Tensor,
     /// The layer's cache.
-    pub cache: LayerCache<'a>,
+    pub cache: LayerKv<'a>,
     /// As in the plan.
     pub block_tables: &'a Tensor,
     /// The step's plan.
@@ -171,9 +172,9 @@ pub struct DecodeAttentionQkv<'a> {
     /// `T[n, G * (q + 2) * d]`, as Megatron fuses them.
     pub qkv: &'a Tensor,
     /// None for models without.
-    pub rotary: Option<Rotary<'a>>,
+    pub rotary: Option<RotaryArrays<'a>>,
     /// The layer's cache; the rows' new keys and values are written to it.
-    pub cache: LayerCache<'a>,
+    pub cache: LayerKv<'a>,
     /// As in the plan.
     pub block_tables: &'a Tensor,
     /// The step's plan.
@@ -214,13 +215,13 @@ impl ModelKernels {
     ///
     /// # Errors
     /// When a tensor does not fit.
-    pub fn plan_decode(&self, stream: &Stream, step: &PlanDecode<'_>) -> Result<(), ExtError> {
+    pub fn plan_decode(&self, stream: &Stream, step: &PlanDecode<'_>) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let plan = step.plan;
         let shape @ [num_rows, table_width] = shape_of(step.block_tables, "block_tables")?;
         let split_keys = i64::from(self.split_keys());
         if num_rows > plan.max_rows || table_width * BLOCK_SIZE_TOKENS > plan.max_splits * split_keys {
-            return Err(ExtError::BadTensor {
+            return Err(KernelError::BadTensor(BadTensor {
                 what: "block_tables",
                 expected: format!(
                     "at most {} rows of {} blocks, as the plan has",
@@ -228,7 +229,7 @@ impl ModelKernels {
                     plan.max_splits * split_keys / BLOCK_SIZE_TOKENS
                 ),
                 actual: format!("{shape:?}"),
-            });
+            }));
         }
         let args = PlanArgs {
             positions: tensors.address(step.positions, "positions", Kind::Int, &[num_rows])?,
@@ -251,18 +252,18 @@ impl ModelKernels {
             reserved: 0,
         };
         plan.set_planned(shape);
-        self.plan_decode.launch(&Launch::linear(1, 1024), stream, &[Arg::value(&args)])
+        Ok(self.plan_decode.launch(&Launch::linear(1, 1024), stream, &[Arg::value(&args)])?)
     }
 
     /// Enqueues the attention of one layer.
     ///
     /// # Errors
     /// When a tensor does not fit, or the step was not planned for these rows.
-    pub fn decode_attention(&self, stream: &Stream, step: &DecodeAttention<'_>) -> Result<(), ExtError> {
+    pub fn decode_attention(&self, stream: &Stream, step: &DecodeAttention<'_>) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let mut args = self.attention_args(&tensors, step)?;
         args.q = tensors.address(step.q, "q", self.config.kind, &step.out.size())?;
-        self.decode_attention.launch(&self.attention_launch(), stream, &[Arg::value(&args)])
+        Ok(self.decode_attention.launch(&self.attention_launch(), stream, &[Arg::value(&args)])?)
     }
 
     /// Enqueues rotation, cache write and attention of one layer.
@@ -273,7 +274,7 @@ impl ModelKernels {
         &self,
         stream: &Stream,
         step: &DecodeAttentionQkv<'_>,
-    ) -> Result<(), ExtError> {
+    ) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let &DecodeAttentionQkv { qkv, cache, block_tables, plan, scale, out, .. } = step;
         let mut args = self
@@ -283,7 +284,7 @@ impl ModelKernels {
         args.q = tensors.address(qkv, "qkv", self.config.kind, &shape)?;
         args.rotary = self.rotary(&tensors, step.rotary.as_ref())?;
         let launch = Launch { overlaps: self.overlaps(num_rows), ..self.attention_launch() };
-        self.decode_attention_qkv.launch(&launch, stream, &[Arg::value(&args)])
+        Ok(self.decode_attention_qkv.launch(&launch, stream, &[Arg::value(&args)])?)
     }
 
     /// As many blocks as run at once; they loop over the items.
@@ -308,7 +309,7 @@ impl ModelKernels {
         &self,
         tensors: &Tensors<'_>,
         step: &DecodeAttention<'_>,
-    ) -> Result<AttentionArgs, ExtError> {
+    ) -> Result<AttentionArgs, KernelError> {
         let plan = step.plan;
         let shape @ [num_rows, table_width] = shape_of(step.block_tables, "block_tables")?;
         plan.check_planned(shape)?;

@@ -3,16 +3,16 @@
 use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Launch, Stream};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 
-use super::{BLOCK_SIZE_TOKENS, LayerCache, ModelKernels};
+use super::{BLOCK_SIZE_TOKENS, LayerKv, ModelKernels};
+use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
 /// Copies cached keys and values of whole sequences, one token after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct GatherCache<'a> {
     /// Where they are.
-    pub cache: LayerCache<'a>,
+    pub cache: LayerKv<'a>,
     /// `int32[n]`: block * 32 + offset of each key. One outside the cache gives NaN.
     pub slots: &'a Tensor,
     /// `T[n, G, d]`.
@@ -39,7 +39,7 @@ impl ModelKernels {
     ///
     /// # Errors
     /// When a tensor does not fit.
-    pub fn gather_cache(&self, stream: &Stream, gather: &GatherCache<'_>) -> Result<(), ExtError> {
+    pub fn gather_cache(&self, stream: &Stream, gather: &GatherCache<'_>) -> Result<(), KernelError> {
         const NUM_THREADS: i64 = 256;
         let tensors = Tensors::on(stream);
         let kind = self.config.kind;
@@ -63,6 +63,6 @@ impl ModelKernels {
         let units = num_keys * (bytes_per_key / 16);
         let num_blocks = count((units as u64).div_ceil(NUM_THREADS as u64) as i64, "parts of the keys")?;
         let launch = Launch::linear(num_blocks, NUM_THREADS as u32);
-        self.gather_cache.launch(&launch, stream, &[Arg::value(&args)])
+        Ok(self.gather_cache.launch(&launch, stream, &[Arg::value(&args)])?)
     }
 }

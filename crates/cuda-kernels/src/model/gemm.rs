@@ -8,11 +8,11 @@ use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Device, Kernel, Launch, Module, Stream, TensorMap};
 use model_spec::Nonlinearity;
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 
 use super::gemm_shape::{GemmShape, GemmSizes, MAX_GEMM_ROWS};
 use super::nonlinearity::Gating;
 use super::{KernelConfig, ModelKernels};
+use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, int, shape_of};
 
 /// Where the results go.
@@ -89,7 +89,7 @@ impl GemmKernels {
     }
 
     /// None where there is none for this type or GPU.
-    fn get(&self, key: GemmKey) -> Result<Option<Arc<Kernel>>, ExtError> {
+    fn get(&self, key: GemmKey) -> Result<Option<Arc<Kernel>>, KernelError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = loaded.get(&key) {
             return Ok(kernel.clone());
@@ -116,7 +116,7 @@ impl ModelKernels {
         weight_rows: i64,
         num_in: i64,
         activated: Option<(Nonlinearity, Gating)>,
-    ) -> Result<Option<(GemmShape, Arc<Kernel>)>, ExtError> {
+    ) -> Result<Option<(GemmShape, Arc<Kernel>)>, KernelError> {
         let halves = activated.map_or(1, |(_, gating)| gating.halves());
         if weight_rows % halves != 0 {
             return Ok(None);
@@ -137,7 +137,7 @@ impl ModelKernels {
         num_out: i64,
         num_in: i64,
         activated: Option<(Nonlinearity, Gating)>,
-    ) -> Result<i64, ExtError> {
+    ) -> Result<i64, KernelError> {
         for num_rows in (1..=MAX_GEMM_ROWS).rev() {
             if self.gemm_kernel(num_rows, num_out, num_in, activated)?.is_some() {
                 return Ok(num_rows);
@@ -150,7 +150,7 @@ impl ModelKernels {
     ///
     /// # Errors
     /// When a tensor does not fit, or there are more rows than [`Self::max_gemm_rows`].
-    pub fn gemm(&self, stream: &Stream, gemm: &Gemm<'_>) -> Result<(), ExtError> {
+    pub fn gemm(&self, stream: &Stream, gemm: &Gemm<'_>) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let kind = self.config.kind;
         let [weight_rows, num_in] = shape_of(gemm.weight, "weight")?;
@@ -189,6 +189,6 @@ impl ModelKernels {
             overlaps: self.overlaps(num_rows),
             ..Launch::linear(shape.num_blocks, NUM_THREADS)
         };
-        kernel.launch(&launch, stream, &[Arg::value(&x), Arg::value(&weight), Arg::value(&args)])
+        Ok(kernel.launch(&launch, stream, &[Arg::value(&x), Arg::value(&weight), Arg::value(&args)])?)
     }
 }

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use cuda_runtime::{Device, Kernel, Module};
-use torch_ext::ExtError;
 
 use super::KernelConfig;
 use super::gemm::GemmKernels;
 use super::programs::Tiling;
+use crate::KernelError;
 
 /// All kernels, compiled for one GPU, type and kind of head.
 #[derive(Debug)]
@@ -35,7 +35,11 @@ impl ModelKernels {
     ///
     /// # Errors
     /// When there are no kernels for `config`, or they cannot be compiled or loaded.
-    pub fn load(device: &Device, config: &KernelConfig, cache_dir: Option<&Path>) -> Result<Self, ExtError> {
+    pub fn load(
+        device: &Device,
+        config: &KernelConfig,
+        cache_dir: Option<&Path>,
+    ) -> Result<Self, KernelError> {
         config.check()?;
         let pointwise = Module::load(device, &config.pointwise(), cache_dir)?;
         let attention = Module::load(device, &config.attention(), cache_dir)?;

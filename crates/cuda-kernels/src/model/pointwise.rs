@@ -4,10 +4,10 @@ use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Launch, Stream};
 use model_spec::{Nonlinearity, Normalization};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 
 use super::ModelKernels;
 use super::nonlinearity::{Gating, number_of};
+use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
 /// Elements that a thread takes at once.
@@ -38,7 +38,7 @@ struct EmbedArgs {
 
 /// `out = norm(x)`, computed in float32.
 #[derive(Clone, Copy, Debug)]
-pub struct Norm<'a> {
+pub struct Normalize<'a> {
     /// Which one.
     pub normalization: Normalization,
     /// `T[n, h]`; h a multiple of 8 up to 16,384.
@@ -93,7 +93,7 @@ impl ModelKernels {
     ///
     /// # Errors
     /// When a tensor does not fit.
-    pub fn embed(&self, stream: &Stream, embed: &Embed<'_>) -> Result<(), ExtError> {
+    pub fn embed(&self, stream: &Stream, embed: &Embed<'_>) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let kind = self.config.kind;
         let [num_rows, width] = shape_of(embed.out, "out")?;
@@ -106,18 +106,18 @@ impl ModelKernels {
             num_tokens: int(num_tokens, "rows of `table`")?,
         };
         let num_threads = threads_for(width).min(256);
-        self.embed.launch(
+        Ok(self.embed.launch(
             &Launch::linear(count(num_rows, "rows")?, num_threads),
             stream,
             &[Arg::value(&args)],
-        )
+        )?)
     }
 
     /// Enqueues a norm.
     ///
     /// # Errors
     /// When a tensor does not fit.
-    pub fn norm(&self, stream: &Stream, norm: &Norm<'_>) -> Result<(), ExtError> {
+    pub fn norm(&self, stream: &Stream, norm: &Normalize<'_>) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let kind = self.config.kind;
         let shape @ [num_rows, width] = shape_of(norm.x, "x")?;
@@ -137,14 +137,14 @@ impl ModelKernels {
             overlaps: self.overlaps(num_rows),
             ..Launch::linear(count(num_rows, "rows")?, threads_for(width))
         };
-        kernel.launch(&launch, stream, &[Arg::value(&args)])
+        Ok(kernel.launch(&launch, stream, &[Arg::value(&args)])?)
     }
 
     /// Enqueues an activation.
     ///
     /// # Errors
     /// When a tensor does not fit.
-    pub fn activate(&self, stream: &Stream, activate: &Activate<'_>) -> Result<(), ExtError> {
+    pub fn activate(&self, stream: &Stream, activate: &Activate<'_>) -> Result<(), KernelError> {
         const NUM_THREADS: i64 = 256;
         let tensors = Tensors::on(stream);
         let [num_rows, width] = shape_of(activate.out, "out")?;
@@ -164,11 +164,11 @@ impl ModelKernels {
             overlaps: self.overlaps(num_rows),
             ..Launch::linear(1, NUM_THREADS as u32)
         };
-        self.activate.launch(&launch, stream, &[Arg::value(&args)])
+        Ok(self.activate.launch(&launch, stream, &[Arg::value(&args)])?)
     }
 }
 
-fn whole_vectors(width: i64, limit: i64) -> Result<i32, ExtError> {
+fn whole_vectors(width: i64, limit: i64) -> Result<i32, KernelError> {
     if width <= 0 || width % WIDTH != 0 || width > limit {
         return Err(bad("width of a row", &format!("a multiple of 8 up to {limit}"), width));
     }

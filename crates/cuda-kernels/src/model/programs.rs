@@ -3,10 +3,10 @@
 use cuda_runtime::{Arch, Program};
 use model_spec::Nonlinearity;
 use tch::Kind;
-use torch_ext::ExtError;
 
 use super::gemm_shape::tiles_of_stage;
 use super::nonlinearity::{Gating, number_of};
+use crate::KernelError;
 use crate::source::{headers, source};
 
 /// What a model's kernels are compiled for.
@@ -23,8 +23,8 @@ pub struct KernelConfig {
 impl KernelConfig {
     /// # Errors
     /// When there are no kernels for it.
-    pub fn check(&self) -> Result<(), ExtError> {
-        let bad = |what, expected: &str, actual: String| ExtError::BadKernelConfig {
+    pub fn check(&self) -> Result<(), KernelError> {
+        let bad = |what, expected: &str, actual: String| KernelError::BadKernelConfig {
             what,
             expected: expected.to_owned(),
             actual,

@@ -3,15 +3,15 @@
 use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Launch, Stream};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 
 use super::{BLOCK_SIZE_TOKENS, ModelKernels};
+use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
 /// Tables of the rotary position embedding, which turns elements i and i + rotary_dim / 2 of a head and passes those
 /// past rotary_dim through.
 #[derive(Clone, Copy, Debug)]
-pub struct Rotary<'a> {
+pub struct RotaryArrays<'a> {
     /// `float32[max_positions, rotary_dim / 2]`. A position past it makes its row NaN, which the sampler reports.
     pub cos: &'a Tensor,
     /// The same.
@@ -20,7 +20,7 @@ pub struct Rotary<'a> {
 
 /// The cache of one layer.
 #[derive(Clone, Copy, Debug)]
-pub struct LayerCache<'a> {
+pub struct LayerKv<'a> {
     /// `T[num_blocks, G, 32, d]`.
     pub keys: &'a Tensor,
     /// The same.
@@ -37,9 +37,9 @@ pub struct RopeAndCache<'a> {
     /// `int32[n]`: block * 32 + offset; below 0 the token is not cached.
     pub slots: &'a Tensor,
     /// None for models without.
-    pub rotary: Option<Rotary<'a>>,
+    pub rotary: Option<RotaryArrays<'a>>,
     /// Where keys and values go.
-    pub cache: LayerCache<'a>,
+    pub cache: LayerKv<'a>,
     /// `T[n, H, d]`.
     pub q_out: &'a Tensor,
     /// Keys and values packed, `T[n, G, d]` each, for the attention of a prefill.
@@ -77,7 +77,7 @@ impl ModelKernels {
     ///
     /// # Errors
     /// When a tensor does not fit.
-    pub fn rope_and_cache(&self, stream: &Stream, rope: &RopeAndCache<'_>) -> Result<(), ExtError> {
+    pub fn rope_and_cache(&self, stream: &Stream, rope: &RopeAndCache<'_>) -> Result<(), KernelError> {
         const NUM_THREADS: i64 = 128;
         let tensors = Tensors::on(stream);
         let kind = self.config.kind;
@@ -105,7 +105,7 @@ impl ModelKernels {
         let parts = count((row_elems as u64).div_ceil(elems_per_block) as i64, "parts of a row")?;
         let launch =
             Launch { grid: [count(num_rows, "rows")?, parts, 1], ..Launch::linear(1, NUM_THREADS as u32) };
-        self.rope_and_cache.launch(&launch, stream, &[Arg::value(&args)])
+        Ok(self.rope_and_cache.launch(&launch, stream, &[Arg::value(&args)])?)
     }
 
     pub(super) fn head_dim(&self) -> i64 {
@@ -124,8 +124,8 @@ impl ModelKernels {
     pub(super) fn rotary(
         &self,
         tensors: &Tensors<'_>,
-        rotary: Option<&Rotary<'_>>,
-    ) -> Result<RotaryArgs, ExtError> {
+        rotary: Option<&RotaryArrays<'_>>,
+    ) -> Result<RotaryArgs, KernelError> {
         let Some(rotary) = rotary else { return Ok(RotaryArgs::zeroed()) };
         let shape @ [max_positions, half] = shape_of(rotary.cos, "cos")?;
         if half == 0 || 2 * half > self.head_dim() {
@@ -142,8 +142,8 @@ impl ModelKernels {
     pub(super) fn layer_cache(
         &self,
         tensors: &Tensors<'_>,
-        cache: &LayerCache<'_>,
-    ) -> Result<CacheArgs, ExtError> {
+        cache: &LayerKv<'_>,
+    ) -> Result<CacheArgs, KernelError> {
         let [num_blocks, num_groups, _, _] = shape_of(cache.keys, "keys")?;
         let shape = [num_blocks, num_groups, BLOCK_SIZE_TOKENS, self.head_dim()];
         if num_blocks == 0 || num_groups == 0 {
@@ -158,7 +158,7 @@ impl ModelKernels {
     }
 }
 
-/// A checked [`LayerCache`].
+/// A checked [`LayerKv`].
 pub(super) struct CacheArgs {
     pub(super) keys: Address,
     pub(super) values: Address,

@@ -3,9 +3,9 @@
 use std::path::Path;
 
 use cuda_runtime::{Device, Kernel, Module};
-use torch_ext::ExtError;
 
 use super::programs::{SamplerTiling, seen_program};
+use crate::KernelError;
 
 /// All kernels of the sampler, compiled for one GPU.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ impl SamplerKernels {
     ///
     /// # Errors
     /// When they cannot be compiled or loaded.
-    pub fn load(device: &Device, cache_dir: Option<&Path>) -> Result<Self, ExtError> {
+    pub fn load(device: &Device, cache_dir: Option<&Path>) -> Result<Self, KernelError> {
         let plain = Module::load(device, &SamplerTiling::Plain.program(), cache_dir)?;
         let filtered = Module::load(device, &SamplerTiling::Filtered.program(), cache_dir)?;
         let seen = Module::load(device, &seen_program(), cache_dir)?;

@@ -3,11 +3,11 @@
 use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Device, Launch, Stream};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 
 use super::SamplerKernels;
 use super::programs::{MANY_STAGES, MANY_THREADS, PIECE, SAMPLE_BLOCKS_PER_SM, SamplerTiling};
 use super::seen::words_of;
+use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
 /// The largest vocabulary whose weights add up exactly.
@@ -142,7 +142,7 @@ impl SamplerScratch {
     ///
     /// # Errors
     /// When the vocabulary is empty or too large, or the GPU has no memory for it.
-    pub fn new(device: &Device, max_entries: i64, vocab_size: i64) -> Result<Self, ExtError> {
+    pub fn new(device: &Device, max_entries: i64, vocab_size: i64) -> Result<Self, KernelError> {
         if vocab_size <= 0 || vocab_size > MAX_VOCAB_SIZE {
             return Err(bad("vocab_size", &format!("from 1 to {MAX_VOCAB_SIZE}"), vocab_size));
         }
@@ -226,7 +226,7 @@ impl SamplerKernels {
     ///
     /// # Errors
     /// When a tensor does not fit.
-    pub fn sample(&self, stream: &Stream, sample: &Sample<'_>) -> Result<(), ExtError> {
+    pub fn sample(&self, stream: &Stream, sample: &Sample<'_>) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let rules = sample.rules;
         let [num_entries, _] = shape_of(sample.out, "out")?;
@@ -253,11 +253,11 @@ impl SamplerKernels {
             num_chunks: int(num_chunks, "chunks")?,
             ..args
         };
-        kernel.launch(&Launch::linear(num_tasks, tiling.num_threads()), stream, &[Arg::value(&args)])
+        Ok(kernel.launch(&Launch::linear(num_tasks, tiling.num_threads()), stream, &[Arg::value(&args)])?)
     }
 
     /// The same for many rows. All blocks run at once.
-    fn sample_many(&self, stream: &Stream, args: SampleArgs) -> Result<(), ExtError> {
+    fn sample_many(&self, stream: &Stream, args: SampleArgs) -> Result<(), KernelError> {
         let num_pieces = parts_of(args.vocab_size.into(), PIECE);
         let num_entries = i64::from(args.num_entries);
         let args = SampleArgs { num_chunks: int(num_pieces, "pieces")?, ..args };
@@ -271,7 +271,7 @@ impl SamplerKernels {
         // A grid of no blocks would be taken for nothing to do.
         let num_resident = (self.sample_many.max_blocks_per_sm(&launch)? * self.num_sms).max(1);
         let launch = Launch { grid: [num_blocks.min(num_resident), 1, 1], ..launch };
-        self.sample_many.launch(&launch, stream, &[Arg::value(&args)])
+        Ok(self.sample_many.launch(&launch, stream, &[Arg::value(&args)])?)
     }
 }
 
@@ -285,7 +285,11 @@ fn parts_of(vocab_size: i64, part: u32) -> i64 {
 }
 
 /// All but what depends on the tiling.
-fn sample_args(tensors: &Tensors<'_>, sample: &Sample<'_>, num_entries: i64) -> Result<SampleArgs, ExtError> {
+fn sample_args(
+    tensors: &Tensors<'_>,
+    sample: &Sample<'_>,
+    num_entries: i64,
+) -> Result<SampleArgs, KernelError> {
     let Sample { rules, state, scratch, .. } = sample;
     let logits_shape @ [num_rows, padded_vocab_size] = shape_of(sample.logits, "logits")?;
     let [num_slots] = shape_of(state.positions, "positions")?;
@@ -345,7 +349,7 @@ fn sample_args(tensors: &Tensors<'_>, sample: &Sample<'_>, num_entries: i64) -> 
     })
 }
 
-fn check_sizes(sample: &Sample<'_>, num_entries: i64, num_slots: i64) -> Result<(), ExtError> {
+fn check_sizes(sample: &Sample<'_>, num_entries: i64, num_slots: i64) -> Result<(), KernelError> {
     let Sample { rules, state, scratch, .. } = sample;
     let [num_rows, padded_vocab_size] = shape_of(sample.logits, "logits")?;
     if padded_vocab_size < rules.vocab_size {

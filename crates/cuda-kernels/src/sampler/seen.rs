@@ -3,9 +3,9 @@
 use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Launch, Stream};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 
 use super::SamplerKernels;
+use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
 /// Clears the sets of seen tokens of some slots and fills them with prompts.
@@ -41,7 +41,7 @@ impl SamplerKernels {
     ///
     /// # Errors
     /// When a tensor does not fit.
-    pub fn mark_seen(&self, stream: &Stream, mark: &MarkSeen<'_>) -> Result<(), ExtError> {
+    pub fn mark_seen(&self, stream: &Stream, mark: &MarkSeen<'_>) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let [num_prompts] = shape_of(mark.slots, "slots")?;
         let [num_tokens] = shape_of(mark.tokens, "tokens")?;
@@ -58,12 +58,12 @@ impl SamplerKernels {
             vocab_size: int(mark.vocab_size, "vocab_size")?,
         };
         let launch = Launch::linear(count(num_prompts, "prompts")?, 512);
-        self.mark_seen.launch(&launch, stream, &[Arg::value(&args)])
+        Ok(self.mark_seen.launch(&launch, stream, &[Arg::value(&args)])?)
     }
 }
 
 /// Words of the bit set of a vocabulary.
-pub(super) fn words_of(vocab_size: i64) -> Result<i64, ExtError> {
+pub(super) fn words_of(vocab_size: i64) -> Result<i64, KernelError> {
     match u64::try_from(vocab_size) {
         Ok(size @ 1..) => Ok(size.div_ceil(32) as i64),
         _ => Err(bad("vocab_size", "at least 1", vocab_size)),

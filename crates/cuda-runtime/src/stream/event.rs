@@ -1,9 +1,8 @@
 //! Events: marks in a stream that others can wait for, and whose times can be compared.
 #![expect(unsafe_code, reason = "the driver has a C interface")]
 
-use torch_ext::ExtError;
-
 use super::Stream;
+use crate::CudaError;
 use crate::Device;
 use crate::driver::Handle;
 
@@ -21,7 +20,7 @@ impl Event {
     ///
     /// # Errors
     /// When the driver cannot make one.
-    pub fn new(device: &Device) -> Result<Self, ExtError> {
+    pub fn new(device: &Device) -> Result<Self, CudaError> {
         Self::create(device, 0)
     }
 
@@ -29,11 +28,11 @@ impl Event {
     ///
     /// # Errors
     /// When the driver cannot make one.
-    pub fn untimed(device: &Device) -> Result<Self, ExtError> {
+    pub fn untimed(device: &Device) -> Result<Self, CudaError> {
         Self::create(device, DISABLE_TIMING)
     }
 
-    fn create(device: &Device, flags: u32) -> Result<Self, ExtError> {
+    fn create(device: &Device, flags: u32) -> Result<Self, CudaError> {
         let driver = device.bind()?;
         let mut handle = Handle::NULL;
         // SAFETY: a context is current and the pointer is valid for the call.
@@ -45,7 +44,7 @@ impl Event {
     ///
     /// # Errors
     /// When the driver refuses.
-    pub fn record(&self, stream: &Stream) -> Result<(), ExtError> {
+    pub fn record(&self, stream: &Stream) -> Result<(), CudaError> {
         let driver = self.device.bind()?;
         // SAFETY: both objects live.
         driver.check("cuEventRecord", unsafe { (driver.event_record)(self.handle, stream.handle()) })
@@ -55,7 +54,7 @@ impl Event {
     ///
     /// # Errors
     /// When the work before it failed.
-    pub fn synchronize(&self) -> Result<(), ExtError> {
+    pub fn synchronize(&self) -> Result<(), CudaError> {
         let driver = self.device.bind()?;
         // SAFETY: the event lives.
         driver.check("cuEventSynchronize", unsafe { (driver.event_synchronize)(self.handle) })
@@ -65,7 +64,7 @@ impl Event {
     ///
     /// # Errors
     /// When the work before it failed.
-    pub fn query(&self) -> Result<bool, ExtError> {
+    pub fn query(&self) -> Result<bool, CudaError> {
         let driver = self.device.bind()?;
         // SAFETY: the event lives.
         driver.check_ready("cuEventQuery", unsafe { (driver.event_query)(self.handle) })
@@ -75,7 +74,7 @@ impl Event {
     ///
     /// # Errors
     /// When one was not recorded, is not reached or has no time.
-    pub fn elapsed_ms(&self, end: &Self) -> Result<f32, ExtError> {
+    pub fn elapsed_ms(&self, end: &Self) -> Result<f32, CudaError> {
         let driver = self.device.bind()?;
         let mut elapsed_ms = 0.0;
         // SAFETY: both events live and the pointer is valid for the call.

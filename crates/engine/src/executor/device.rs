@@ -10,19 +10,23 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use model_core::{Batch, BlockId, BlockMove};
+use model_core::{Batch, BlockId};
 use sampling::SampledToken;
 
 mod buckets;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
+mod kept_batches;
 mod row_table;
+mod step_device;
 mod step_kind;
 
 use buckets::bucket;
 pub(crate) use buckets::max_rows;
+use kept_batches::{KeptBatches, Waiting};
 pub(crate) use row_table::TableLayout;
 use row_table::{Change, RowTable, TableRow, TokenSource};
+pub(crate) use step_device::{DecodeStep, DrawnToken, FirstToken, Owner, StepDevice, StepTimes};
 use step_kind::{DecodeRow, PROMPTS_AND_RESPONSES, StepKind, unsupported};
 
 use super::{Executor, unknown, unknown_prompt};
@@ -34,99 +38,6 @@ use crate::{
 /// Steps that may be in flight while the host reads the one before.
 const RUN_AHEAD: usize = 1;
 
-/// One first token to draw, behind a prompt that the batch completes.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct FirstToken<'a> {
-    /// Which of those prompts.
-    pub(crate) logits_row: usize,
-    pub(crate) owner: Owner,
-    /// The prompt, for the repetition penalty.
-    pub(crate) prompt: &'a [u32],
-}
-
-/// Whose token a record holds: part of the random key, and of messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Owner {
-    /// Position of the sample in the input file.
-    pub(crate) sample_idx: u64,
-    pub(crate) response_idx: u32,
-}
-
-/// The size of a decode step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DecodeStep {
-    /// Rows that it is padded to.
-    pub(crate) num_rows: usize,
-    /// Rows in use, which are the first.
-    pub(crate) num_used: usize,
-    /// Whether some are consecutive tokens of one sequence.
-    pub(crate) has_drafts: bool,
-}
-
-/// A token, or why none could be drawn. That matters only where the token is used.
-pub(crate) type DrawnToken = Result<SampledToken, EngineError>;
-
-/// What the bookkeeping asks of a GPU. Everything is enqueued in the order of the calls; only `reset` and `read` wait.
-pub(crate) trait StepDevice: Send {
-    /// Newest tokens of sequences without a row, kept on the device until they have one: the first ones of a prefill, or
-    /// those of preempted responses.
-    type KeptTokens: Send;
-    /// The records of a step on their way to the host.
-    type Records: Send;
-
-    /// Waits for everything that was enqueued.
-    fn reset(&mut self) -> Result<(), EngineError>;
-
-    /// Starts a step with the moves of blocks.
-    fn begin(&mut self, moves: &[BlockMove]) -> Result<(), EngineError>;
-
-    /// Computes prompts or parts of them, draws first tokens behind those that are complete and ends the step. Without a
-    /// draw there are no first tokens.
-    fn prefill(
-        &mut self,
-        batch: &Batch,
-        draws: &[FirstToken<'_>],
-    ) -> Result<(Option<Self::KeptTokens>, Self::Records), EngineError>;
-
-    /// Keeps the newest tokens of some rows.
-    fn keep(&mut self, rows: &[i64]) -> Result<Self::KeptTokens, EngineError>;
-
-    /// Brings newest tokens into the order of the rows: row i takes over number `from[i]` among all rows of the tables and,
-    /// behind them, those of each of `waiting`.
-    fn gather(&mut self, from: &[i64], waiting: &[&Self::KeptTokens]) -> Result<(), EngineError>;
-
-    /// Writes the tables, laid out by [`TableLayout`].
-    fn upload(&mut self, words: &[i32]) -> Result<(), EngineError>;
-
-    /// Makes rows of drafted tokens: where `drafts[i]` is not empty, the newest token of row i is its last one, and the
-    /// others stand between that and the token that the row had.
-    fn put_drafts(&mut self, drafts: &[&[u32]]) -> Result<(), EngineError>;
-
-    /// Runs a decode step, which moves the rows in use on by a token, and ends the step.
-    fn decode(&mut self, step: DecodeStep) -> Result<Self::Records, EngineError>;
-
-    /// Waits for a step, the oldest that was not read: its tokens, one for each owner, and how long it took.
-    fn read(
-        &mut self,
-        records: Self::Records,
-        owners: &[Owner],
-    ) -> Result<(Vec<DrawnToken>, StepTimes), EngineError>;
-
-    /// Whether rows of one sequence get the bits of single steps.
-    fn verifies_drafts(&self) -> bool;
-
-    /// Whether the responses of one sample are all the same.
-    fn is_greedy(&self) -> bool;
-}
-
-/// How long a step took.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct StepTimes {
-    pub(crate) whole: Duration,
-    /// The part of it that blocks were moved in.
-    pub(crate) moves: Duration,
-}
-
 /// A sequence whose first token was drawn.
 #[derive(Debug)]
 struct DeviceSeq {
@@ -136,20 +47,6 @@ struct DeviceSeq {
     block_table: Vec<BlockId>,
     /// Its newest token while it has no row.
     waiting: Option<Waiting>,
-}
-
-/// Where the token of a sequence without a row stands: among which, and which of them it is.
-#[derive(Clone, Copy, Debug)]
-struct Waiting {
-    batch_idx: u64,
-    row: usize,
-}
-
-/// Tokens that are kept together on the device until all their sequences have a row or have ended.
-struct KeptBatch<T> {
-    tokens: T,
-    num_tokens: usize,
-    num_waiting: usize,
 }
 
 /// A step on the device that the host has not read.
@@ -189,9 +86,7 @@ pub(crate) struct DeviceExecutor<D: StepDevice> {
     seqs: HashMap<SeqId, DeviceSeq>,
     /// Responses have blocks that the device's tables do not.
     has_grown: bool,
-    /// By number.
-    kept: HashMap<u64, KeptBatch<D::KeptTokens>>,
-    num_batches: u64,
+    kept: KeptBatches<D::KeptTokens>,
     in_flight: VecDeque<InFlight<D::Records>>,
 }
 
@@ -204,8 +99,7 @@ impl<D: StepDevice> DeviceExecutor<D> {
             prompts: HashMap::new(),
             seqs: HashMap::new(),
             has_grown: false,
-            kept: HashMap::new(),
-            num_batches: 0,
+            kept: KeptBatches::default(),
             in_flight: VecDeque::new(),
         }
     }
@@ -215,12 +109,12 @@ impl<D: StepDevice> DeviceExecutor<D> {
     fn learn(&mut self, tables: TableDelta) -> Result<(), EngineError> {
         self.prompts.extend(tables.prompts.into_iter().map(|prompt| (prompt.group_idx, prompt)));
         for id in &tables.ended {
-            if let Some(Waiting { batch_idx, .. }) = self.seqs.remove(id).and_then(|seq| seq.waiting) {
-                self.start_waiting(batch_idx);
+            if let Some(waiting) = self.seqs.remove(id).and_then(|seq| seq.waiting) {
+                self.kept.release(waiting);
             }
         }
         self.keep_tokens(&tables.preempted)?;
-        self.drop_started();
+        self.kept.drop_released();
         for NewSeq { id, block_table } in tables.started {
             self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?.block_table = block_table;
         }
@@ -237,33 +131,15 @@ impl<D: StepDevice> DeviceExecutor<D> {
         for &id in preempted {
             let Some(row) = self.row_table.leave(id) else { continue };
             let seq = self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?;
-            seq.waiting = Some(Waiting { batch_idx: self.num_batches, row: rows.len() });
+            seq.waiting = Some(self.kept.next_waiting(rows.len()));
             rows.push(row as i64);
         }
         if rows.is_empty() {
             return Ok(());
         }
         let tokens = self.device.keep(&rows)?;
-        self.add_tokens(tokens, rows.len());
+        self.kept.add(tokens, rows.len());
         Ok(())
-    }
-
-    /// Keeps tokens as the batch of the next number.
-    fn add_tokens(&mut self, tokens: D::KeptTokens, num_tokens: usize) {
-        let batch = KeptBatch { tokens, num_tokens, num_waiting: num_tokens };
-        self.kept.insert(self.num_batches, batch);
-        self.num_batches += 1;
-    }
-
-    /// One token of this batch is not waited for any more.
-    fn start_waiting(&mut self, batch_idx: u64) {
-        if let Some(batch) = self.kept.get_mut(&batch_idx) {
-            batch.num_waiting -= 1;
-        }
-    }
-
-    fn drop_started(&mut self) {
-        self.kept.retain(|_, batch| batch.num_waiting > 0);
     }
 
     /// # Errors
@@ -286,7 +162,6 @@ impl<D: StepDevice> DeviceExecutor<D> {
         let mut batch = Batch::default();
         let mut draws = Vec::new();
         let mut seqs = Vec::new();
-        let batch_idx = self.num_batches;
         let mut num_complete = 0;
         for row in rows {
             let prompt = prompt_of(&self.prompts, row)?;
@@ -298,7 +173,7 @@ impl<D: StepDevice> DeviceExecutor<D> {
                     sample_idx: prompt.sample_idx,
                     prompt_len_tokens: prompt.tokens.len() as u32,
                     block_table: Vec::new(),
-                    waiting: Some(Waiting { batch_idx, row: draws.len() }),
+                    waiting: Some(self.kept.next_waiting(draws.len())),
                 };
                 seqs.push((SeqId { group_idx: prompt.group_idx, response_idx }, seq));
                 let owner = Owner { sample_idx: prompt.sample_idx, response_idx };
@@ -309,7 +184,7 @@ impl<D: StepDevice> DeviceExecutor<D> {
         let (tokens, records) = self.device.prefill(&batch, &draws)?;
         let owners: Vec<Owner> = draws.iter().map(|draw| draw.owner).collect();
         if let Some(tokens) = tokens {
-            self.add_tokens(tokens, owners.len());
+            self.kept.add(tokens, owners.len());
         }
         for (id, seq) in seqs {
             self.prompts.remove(&id.group_idx);
@@ -402,30 +277,18 @@ impl<D: StepDevice> DeviceExecutor<D> {
         // The rows of a sequence have one source.
         for of_seq in sources.chunk_by(|a, b| a == b) {
             let place = match of_seq[0] {
-                TokenSource::Row(row) => row as i64,
-                TokenSource::Waiting(id) => self.waiting_row(id, &mut batches)?,
+                TokenSource::Row(row) => row,
+                TokenSource::Waiting(id) => {
+                    let seq = self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?;
+                    let waiting = seq.waiting.take().ok_or_else(|| unknown(id))?;
+                    self.shape.layout.max_rows + self.kept.take(waiting, &mut batches)
+                }
             };
-            from.extend(std::iter::repeat_n(place, of_seq.len()));
+            from.extend(std::iter::repeat_n(place as i64, of_seq.len()));
         }
-        let waiting: Vec<&D::KeptTokens> =
-            batches.iter().filter_map(|idx| Some(&self.kept.get(idx)?.tokens)).collect();
-        self.device.gather(&from, &waiting)?;
-        self.drop_started();
+        self.device.gather(&from, &self.kept.tokens_of(&batches))?;
+        self.kept.drop_released();
         Ok(())
-    }
-
-    /// Where the token of a sequence without a row stands behind the rows and the tokens of `batches`, to which its own is
-    /// added.
-    fn waiting_row(&mut self, id: SeqId, batches: &mut Vec<u64>) -> Result<i64, EngineError> {
-        let seq = self.seqs.get_mut(&id).ok_or_else(|| unknown(id))?;
-        let Waiting { batch_idx, row } = seq.waiting.take().ok_or_else(|| unknown(id))?;
-        self.start_waiting(batch_idx);
-        if !batches.contains(&batch_idx) {
-            batches.push(batch_idx);
-        }
-        let before = batches.iter().take_while(|&&other| other != batch_idx);
-        let num_before: usize = before.filter_map(|other| Some(self.kept.get(other)?.num_tokens)).sum();
-        Ok((self.shape.layout.max_rows + num_before + row) as i64)
     }
 }
 

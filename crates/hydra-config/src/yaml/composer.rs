@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::MAX_DEPTH;
+use super::properties::Directive;
 use super::reader::{Mark, Problem};
-use super::scalars::Directive;
 use super::scanner::{Scanner, Token, TokenKind};
 
 /// A node, which aliases may share.
@@ -37,7 +37,7 @@ pub(super) fn compose(scanner: Scanner) -> Parsed<Option<Rc<Composed>>> {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Place {
+enum NodeContext {
     Block,
     /// The value of a key in a block, where a list may stand at the key's own column.
     BlockValue,
@@ -91,7 +91,7 @@ impl Composer {
         );
         let root = if is_bare {
             self.set_default_handles();
-            self.node(Place::Block)?
+            self.node(NodeContext::Block)?
         } else {
             // A file of nothing but end markers is empty, too.
             while self.eat(&TokenKind::DocumentEnd)? {}
@@ -107,7 +107,7 @@ impl Composer {
                 | TokenKind::DocumentStart
                 | TokenKind::DocumentEnd
                 | TokenKind::StreamEnd => self.empty()?,
-                _ => self.node(Place::Block)?,
+                _ => self.node(NodeContext::Block)?,
             }
         };
         while self.eat(&TokenKind::DocumentEnd)? {}
@@ -161,7 +161,7 @@ impl Composer {
         Rc::new(Composed { mark, tag: None, content })
     }
 
-    fn node(&mut self, place: Place) -> Parsed<Rc<Composed>> {
+    fn node(&mut self, context: NodeContext) -> Parsed<Rc<Composed>> {
         if let TokenKind::Alias(name) = self.peek()?.clone() {
             let mark = self.next()?.mark;
             let node = self.anchors.get(&name).cloned();
@@ -175,7 +175,7 @@ impl Composer {
         let (anchor, tag) = self.properties()?;
         let is_specific = tag.as_deref().is_some_and(|tag| tag != "!");
         let content = match self.peek()?.clone() {
-            TokenKind::BlockEntry if place == Place::BlockValue => self.indentless_sequence()?,
+            TokenKind::BlockEntry if context == NodeContext::BlockValue => self.indentless_sequence()?,
             TokenKind::Scalar { text, is_plain } => {
                 self.next()?;
                 let is_plain = (is_plain && tag.is_none()) || tag.as_deref() == Some("!");
@@ -183,8 +183,8 @@ impl Composer {
             }
             TokenKind::FlowSequenceStart => self.flow_sequence()?,
             TokenKind::FlowMappingStart => self.flow_mapping()?,
-            TokenKind::BlockSequenceStart if place != Place::Flow => self.block_sequence()?,
-            TokenKind::BlockMappingStart if place != Place::Flow => self.block_mapping()?,
+            TokenKind::BlockSequenceStart if context != NodeContext::Flow => self.block_sequence()?,
+            TokenKind::BlockMappingStart if context != NodeContext::Flow => self.block_mapping()?,
             _ if anchor.is_some() || tag.is_some() => {
                 Content::Scalar { text: String::new(), is_plain: !is_specific }
             }
@@ -231,7 +231,7 @@ impl Composer {
         while self.is(&[TokenKind::BlockEntry])? {
             let mark = self.next()?.mark;
             let is_empty = self.is(&[TokenKind::BlockEntry, TokenKind::BlockEnd])?;
-            items.push(if is_empty { self.empty_at(mark) } else { self.node(Place::Block)? });
+            items.push(if is_empty { self.empty_at(mark) } else { self.node(NodeContext::Block)? });
         }
         self.block_end("another `- ` of the list")?;
         Ok(Content::Sequence(items))
@@ -249,7 +249,7 @@ impl Composer {
         while self.is(&[TokenKind::BlockEntry])? {
             let mark = self.next()?.mark;
             let ends = [TokenKind::BlockEntry, TokenKind::Key, TokenKind::Value, TokenKind::BlockEnd];
-            items.push(if self.is(&ends)? { self.empty_at(mark) } else { self.node(Place::Block)? });
+            items.push(if self.is(&ends)? { self.empty_at(mark) } else { self.node(NodeContext::Block)? });
         }
         Ok(Content::Sequence(items))
     }
@@ -260,10 +260,10 @@ impl Composer {
         let ends = [TokenKind::Key, TokenKind::Value, TokenKind::BlockEnd];
         while self.is(&[TokenKind::Key])? {
             let mark = self.next()?.mark;
-            let key = if self.is(&ends)? { self.empty_at(mark) } else { self.node(Place::BlockValue)? };
+            let key = if self.is(&ends)? { self.empty_at(mark) } else { self.node(NodeContext::BlockValue)? };
             let value = if self.is(&[TokenKind::Value])? {
                 let mark = self.next()?.mark;
-                if self.is(&ends)? { self.empty_at(mark) } else { self.node(Place::BlockValue)? }
+                if self.is(&ends)? { self.empty_at(mark) } else { self.node(NodeContext::BlockValue)? }
             } else {
                 self.empty()?
             };
@@ -288,7 +288,7 @@ impl Composer {
                 let content = Content::Mapping(vec![pair]);
                 items.push(Rc::new(Composed { mark, tag: None, content }));
             } else if !self.is(&[TokenKind::FlowSequenceEnd])? {
-                items.push(self.node(Place::Flow)?);
+                items.push(self.node(NodeContext::Flow)?);
             }
         }
         self.next()?;
@@ -299,10 +299,10 @@ impl Composer {
     fn flow_pair(&mut self, end: &TokenKind) -> Parsed<(Rc<Composed>, Rc<Composed>)> {
         let mark = self.next()?.mark;
         let has_key = !self.is(&[TokenKind::Value, TokenKind::FlowEntry, end.clone()])?;
-        let key = if has_key { self.node(Place::Flow)? } else { self.empty_at(mark) };
+        let key = if has_key { self.node(NodeContext::Flow)? } else { self.empty_at(mark) };
         let mut value = self.empty()?;
         if self.eat(&TokenKind::Value)? && !self.is(&[TokenKind::FlowEntry, end.clone()])? {
-            value = self.node(Place::Flow)?;
+            value = self.node(NodeContext::Flow)?;
         }
         Ok((key, value))
     }
@@ -319,7 +319,7 @@ impl Composer {
             if self.is(&[TokenKind::Key])? {
                 pairs.push(self.flow_pair(&TokenKind::FlowMappingEnd)?);
             } else if !self.is(&[TokenKind::FlowMappingEnd])? {
-                let key = self.node(Place::Flow)?;
+                let key = self.node(NodeContext::Flow)?;
                 pairs.push((key, self.empty()?));
             }
         }

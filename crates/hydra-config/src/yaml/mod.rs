@@ -4,6 +4,7 @@
 //! keys past 1,024 characters. Keys that are numbers or booleans become strings, because the tree has no others.
 
 mod composer;
+mod properties;
 mod reader;
 mod scalars;
 mod scanner;

@@ -85,6 +85,17 @@ impl Reader {
         }
     }
 
+    /// Takes space and a comment up to the end of the line, and its line break.
+    pub(super) fn skip_rest_of_line(&mut self) -> Result<(), Problem> {
+        self.skip_spaces();
+        self.skip_comment();
+        if !ends_line(self.peek(0)) {
+            return Err(self.expected("a comment or the end of the line"));
+        }
+        self.line_break();
+        Ok(())
+    }
+
     /// Takes a line break, if one is next, as the text that it means.
     pub(super) fn line_break(&mut self) -> Option<char> {
         let c = self.peek(0);
@@ -114,8 +125,23 @@ impl Reader {
         self.at_document_marker('-') || self.at_document_marker('.')
     }
 
+    /// A code of `len` hexadecimal digits.
+    pub(super) fn hex(&mut self, len: usize) -> Result<u32, Problem> {
+        let digits = self.prefix(len);
+        let is_hex = digits.chars().count() == len && digits.chars().all(|c| c.is_ascii_hexdigit());
+        let code = u32::from_str_radix(&digits, 16).ok().filter(|_| is_hex);
+        let code = code.ok_or_else(|| self.expected(&format!("{len} hexadecimal digits")))?;
+        self.forward(len);
+        Ok(code)
+    }
+
+    /// Something else stands here than what is wanted.
+    pub(super) fn expected(&self, wanted: &str) -> Problem {
+        Problem::new(self.mark, format!("expected {wanted}, found {}", self.next_name()))
+    }
+
     /// How the next character is called in messages.
-    pub(super) fn next_name(&self) -> String {
+    fn next_name(&self) -> String {
         match self.peek(0) {
             '\0' => "the end of the document".to_owned(),
             '\n' | '\r' | '\u{85}' => "the end of the line".to_owned(),
@@ -133,4 +159,9 @@ pub(super) fn ends_line(c: char) -> bool {
 /// Space, tab, a line break or the end.
 pub(super) fn ends_word(c: char) -> bool {
     matches!(c, ' ' | '\t') || ends_line(c)
+}
+
+/// A space, a line break or the end.
+pub(super) fn ends_tag(c: char) -> bool {
+    c == ' ' || ends_line(c)
 }

@@ -1,190 +1,9 @@
-//! Scalars, anchors, tags and directives, character by character, by PyYAML's rules.
+//! Scalars, character by character, by PyYAML's rules.
 
-use super::reader::{Mark, Problem, Reader, ends_line, ends_word};
+use super::reader::{Mark, Problem, Reader, ends_line, ends_tag, ends_word};
 use super::scanner::Scanner;
 
 type Scanned<T> = Result<T, Problem>;
-
-/// A line that begins with `%`.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Directive {
-    Yaml {
-        major: u32,
-    },
-    Tag {
-        handle: String,
-        prefix: String,
-    },
-    /// Ignored, as PyYAML does.
-    Other,
-}
-
-fn is_name(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '-' | '_')
-}
-
-fn ends_tag(c: char) -> bool {
-    c == ' ' || ends_line(c)
-}
-
-fn expected(reader: &Reader, wanted: &str) -> Problem {
-    Problem::new(reader.mark, format!("expected {wanted}, found {}", reader.next_name()))
-}
-
-pub(super) fn directive(reader: &mut Reader) -> Scanned<Directive> {
-    reader.forward(1);
-    let name = reader.take_while(is_name);
-    if name.is_empty() || !ends_tag(reader.peek(0)) {
-        return Err(expected(reader, "the name of a directive"));
-    }
-    let directive = match name.as_str() {
-        "YAML" => {
-            reader.skip_spaces();
-            let major = directive_number(reader)?;
-            if reader.peek(0) != '.' {
-                return Err(expected(reader, "`.`"));
-            }
-            reader.forward(1);
-            directive_number(reader)?;
-            if !ends_tag(reader.peek(0)) {
-                return Err(expected(reader, "a digit"));
-            }
-            Directive::Yaml { major }
-        }
-        "TAG" => {
-            reader.skip_spaces();
-            let handle = tag_handle(reader)?;
-            if reader.peek(0) != ' ' {
-                return Err(expected(reader, "a space"));
-            }
-            reader.skip_spaces();
-            let prefix = tag_uri(reader)?;
-            if !ends_tag(reader.peek(0)) {
-                return Err(expected(reader, "a space"));
-            }
-            Directive::Tag { handle, prefix }
-        }
-        _ => {
-            reader.take_while(|c| !ends_line(c));
-            Directive::Other
-        }
-    };
-    ignored_line(reader)?;
-    Ok(directive)
-}
-
-fn directive_number(reader: &mut Reader) -> Scanned<u32> {
-    let digits = reader.take_while(|c| c.is_ascii_digit());
-    digits.parse().map_err(|_| expected(reader, "a version number"))
-}
-
-/// Space and a comment up to the end of the line.
-fn ignored_line(reader: &mut Reader) -> Scanned<()> {
-    reader.skip_spaces();
-    reader.skip_comment();
-    if !ends_line(reader.peek(0)) {
-        return Err(expected(reader, "a comment or the end of the line"));
-    }
-    reader.line_break();
-    Ok(())
-}
-
-/// The name of an anchor or an alias.
-pub(super) fn anchor(reader: &mut Reader) -> Scanned<String> {
-    reader.forward(1);
-    let name = reader.take_while(is_name);
-    let is_ended = ends_word(reader.peek(0)) || "?:,]}%@`".contains(reader.peek(0));
-    if name.is_empty() || !is_ended {
-        let what = "the name of an anchor (put the value in quotes, if it is none)";
-        return Err(expected(reader, what));
-    }
-    Ok(name)
-}
-
-/// The handle and the rest of a tag.
-pub(super) fn tag(reader: &mut Reader) -> Scanned<(Option<String>, String)> {
-    let next = reader.peek(1);
-    let tag = if next == '<' {
-        reader.forward(2);
-        let suffix = tag_uri(reader)?;
-        if reader.peek(0) != '>' {
-            return Err(expected(reader, "`>`"));
-        }
-        reader.forward(1);
-        (None, suffix)
-    } else if ends_word(next) {
-        reader.forward(1);
-        (None, "!".to_owned())
-    } else {
-        let mut len = 1;
-        while !ends_tag(reader.peek(len)) && reader.peek(len) != '!' {
-            len += 1;
-        }
-        let handle = if reader.peek(len) == '!' {
-            tag_handle(reader)?
-        } else {
-            reader.forward(1);
-            "!".to_owned()
-        };
-        (Some(handle), tag_uri(reader)?)
-    };
-    if ends_tag(reader.peek(0)) { Ok(tag) } else { Err(expected(reader, "a space after a tag")) }
-}
-
-fn tag_handle(reader: &mut Reader) -> Scanned<String> {
-    if reader.peek(0) != '!' {
-        return Err(expected(reader, "`!`"));
-    }
-    let mut len = 1;
-    if reader.peek(len) != ' ' {
-        while is_name(reader.peek(len)) {
-            len += 1;
-        }
-        if reader.peek(len) != '!' {
-            reader.forward(len);
-            return Err(expected(reader, "`!`"));
-        }
-        len += 1;
-    }
-    let handle = reader.prefix(len);
-    reader.forward(len);
-    Ok(handle)
-}
-
-fn tag_uri(reader: &mut Reader) -> Scanned<String> {
-    let mut uri = String::new();
-    loop {
-        let c = reader.peek(0);
-        if c == '%' {
-            uri.push_str(&uri_escapes(reader)?);
-        } else if c.is_ascii_alphanumeric() || (c != '\0' && "-;/?:@&=+$,_.!~*'()[]".contains(c)) {
-            uri.push(c);
-            reader.forward(1);
-        } else {
-            break;
-        }
-    }
-    if uri.is_empty() { Err(expected(reader, "a tag")) } else { Ok(uri) }
-}
-
-fn uri_escapes(reader: &mut Reader) -> Scanned<String> {
-    let mark = reader.mark;
-    let mut bytes = Vec::new();
-    while reader.peek(0) == '%' {
-        reader.forward(1);
-        bytes.push(u8::try_from(hex(reader, 2)?).unwrap_or(0));
-    }
-    String::from_utf8(bytes).map_err(|_| Problem::new(mark, "the escapes of a tag are not UTF-8"))
-}
-
-fn hex(reader: &mut Reader, len: usize) -> Scanned<u32> {
-    let digits = reader.prefix(len);
-    let is_hex = digits.chars().count() == len && digits.chars().all(|c| c.is_ascii_hexdigit());
-    let code = u32::from_str_radix(&digits, 16).ok().filter(|_| is_hex);
-    let code = code.ok_or_else(|| expected(reader, &format!("{len} hexadecimal digits")))?;
-    reader.forward(len);
-    Ok(code)
-}
 
 /// What becomes of the line breaks at the end of a block scalar.
 #[derive(Clone, Copy, PartialEq)]
@@ -199,7 +18,7 @@ pub(super) fn block(reader: &mut Reader, indent: isize) -> Scanned<String> {
     let is_folded = reader.peek(0) == '>';
     reader.forward(1);
     let (chomping, increment) = block_header(reader)?;
-    ignored_line(reader)?;
+    reader.skip_rest_of_line()?;
     let min_indent = usize::try_from(indent + 1).unwrap_or(0).max(1);
     let (mut breaks, indent) = match increment {
         Some(increment) => {
@@ -260,7 +79,7 @@ fn block_header(reader: &mut Reader) -> Scanned<(Chomping, Option<usize>)> {
     if ends_tag(reader.peek(0)) {
         Ok((chomping, increment))
     } else {
-        Err(expected(reader, "`+`, `-`, a digit from 1 to 9 or the end of the line"))
+        Err(reader.expected("`+`, `-`, a digit from 1 to 9 or the end of the line"))
     }
 }
 
@@ -350,7 +169,7 @@ fn escape(reader: &mut Reader, text: &mut String) -> Scanned<()> {
                 'u' => 4,
                 _ => 8,
             };
-            let code = hex(reader, len)?;
+            let code = reader.hex(len)?;
             let c = char::from_u32(code)
                 .ok_or_else(|| Problem::new(mark, format!("`{code:X}` is not the code of a character")))?;
             text.push(c);

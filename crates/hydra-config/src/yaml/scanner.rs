@@ -1,16 +1,16 @@
 //! Tokens of a document by PyYAML's rules, which are YAML 1.1's with PyYAML's own leniencies and limits.
 //!
-//! Indentation and simple keys are decided here; scalars, anchors and tags are read in [`super::scalars`].
+//! Indentation and simple keys are decided here; scalars are read in [`super::scalars`], anchors and tags in [`super::properties`].
 
 use std::collections::{BTreeMap, VecDeque};
 
 use super::reader::{Mark, Problem, Reader, ends_word};
-use super::scalars;
+use super::{properties, scalars};
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum TokenKind {
     StreamEnd,
-    Directive(scalars::Directive),
+    Directive(properties::Directive),
     DocumentStart,
     DocumentEnd,
     BlockSequenceStart,
@@ -117,7 +117,7 @@ impl Scanner {
             '\0' => self.stream_end(),
             '%' if mark.column == 0 => {
                 self.reset_line()?;
-                let directive = scalars::directive(&mut self.reader)?;
+                let directive = properties::directive(&mut self.reader)?;
                 self.push(TokenKind::Directive(directive), mark);
                 Ok(())
             }
@@ -143,7 +143,7 @@ impl Scanner {
             '*' | '&' => {
                 self.save_simple_key()?;
                 self.allow_simple_key = false;
-                let name = scalars::anchor(&mut self.reader)?;
+                let name = properties::anchor(&mut self.reader)?;
                 let kind = if c == '*' { TokenKind::Alias(name) } else { TokenKind::Anchor(name) };
                 self.push(kind, mark);
                 Ok(())
@@ -151,7 +151,7 @@ impl Scanner {
             '!' => {
                 self.save_simple_key()?;
                 self.allow_simple_key = false;
-                let (handle, suffix) = scalars::tag(&mut self.reader)?;
+                let (handle, suffix) = properties::tag(&mut self.reader)?;
                 self.push(TokenKind::Tag { handle, suffix }, mark);
                 Ok(())
             }

@@ -11,9 +11,7 @@ mod loader;
 mod prompts;
 mod small_batch;
 
-use cuda_kernels::{
-    DecodePlan, Embed, ModelKernels, Norm as NormLaunch, PlanDecode, PlanSizes, Rotary as RotaryArrays,
-};
+use cuda_kernels::{DecodePlan, Embed, ModelKernels, Normalize, PlanDecode, PlanSizes, RotaryArrays};
 use cuda_runtime::{Device, Stream};
 use model_spec::{HeadLayout, KvGroup, Numerics};
 use tch::{Kind, Tensor};
@@ -179,7 +177,7 @@ impl StepState for CudaState {
 
     fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
         let out = x.f_empty_like()?;
-        let launch = NormLaunch {
+        let launch = Normalize {
             normalization: norm.normalization,
             x,
             gain: &norm.gain,

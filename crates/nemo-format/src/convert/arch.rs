@@ -7,8 +7,8 @@
 
 use hydra_config::Node;
 use model_spec::{
-    Activation, BlockStyle, HeadLayout, ModelSpec, NormSpec, OutputSpec, PositionEmbedding, RopeScaling,
-    RotaryConfig, RotaryPairing, TableRows, UniformSpec,
+    AttentionWindow, BlockStyle, ModelSpec, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing,
+    TableRows, UniformSpec,
 };
 
 use super::family::Family;
@@ -17,36 +17,23 @@ use crate::{DType, FormatError};
 /// NeMo's example configuration for Llama, with `???` where a conversion fills in.
 const TEMPLATE: &str = include_str!("megatron_llama_config.yaml");
 
-/// What the weights' shapes and the forward pass depend on.
+/// The key under which a window of attention is kept.
+const SLIDING_WINDOW: &str = "huggingface.sliding_window";
+
+/// A model, and what only configurations say of it.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ModelArch {
     pub(super) family: Family,
-    pub(super) num_layers: u64,
-    pub(super) hidden_size: u64,
-    pub(super) ffn_hidden_size: u64,
-    pub(super) num_attention_heads: u64,
-    pub(super) num_query_groups: u64,
-    pub(super) head_dim: u64,
-    pub(super) vocab_size: u64,
-    pub(super) max_position_embeddings: u64,
-    /// Attention reaches back this far; longer sequences than that are not attempted.
-    pub(super) sliding_window: Option<u64>,
-    pub(super) positions: Positions,
-    pub(super) norm: NormSpec,
-    pub(super) activation: Activation,
-    pub(super) block: BlockStyle,
+    /// Every layer, and what is around them.
+    pub(super) model: UniformSpec,
+    /// Rows of the tables. Those of positions are the context length, also where positions are not learned.
+    pub(super) tables: TableRows,
+    /// The part of a head that rotates, as it is written; `model` has the dimensions that follow.
+    rotary_percentage: f64,
     pub(super) init_method_std: f64,
-    pub(super) tied: bool,
-    pub(super) biases: Biases,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Positions {
-    Learned,
-    Rope(Rope),
-}
-
-/// The rotary embedding.
+/// The rotary embedding, as it is read.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Rope {
     pub(super) percentage: f64,
@@ -79,48 +66,106 @@ pub(super) enum Biases {
 const MAX_VOCAB_DIVISOR: u64 = 128;
 
 impl ModelArch {
+    /// Without rotary embedding.
+    pub(super) fn new(family: Family, model: UniformSpec, tables: TableRows, init_method_std: f64) -> Self {
+        Self { family, model, tables, rotary_percentage: 1.0, init_method_std }
+    }
+
     /// Refuses sizes that no tensor could have, so that later arithmetic is safe.
     pub(super) fn check(&self, file: &str) -> Result<(), FormatError> {
         let bad = |reason: String| Err(FormatError::BadConfig { file: file.to_owned(), reason });
+        let heads = self.model.heads;
         let sizes = [
-            ("number of layers", self.num_layers, 1 << 12),
-            ("hidden size", self.hidden_size, 1 << 20),
-            ("feed-forward size", self.ffn_hidden_size, 1 << 22),
-            ("number of attention heads", self.num_attention_heads, 1 << 12),
-            ("number of key-value heads", self.num_query_groups, 1 << 12),
-            ("head dimension", self.head_dim, 1 << 12),
-            ("vocabulary size", self.vocab_size, 1 << 24),
-            ("context length", self.max_position_embeddings, 1 << 32),
-            ("sliding window", self.sliding_window.unwrap_or(1), 1 << 32),
+            ("number of layers", self.model.num_layers as u64, 1 << 12),
+            ("hidden size", self.model.hidden_size as u64, 1 << 20),
+            ("feed-forward size", self.model.ffn_hidden_size as u64, 1 << 22),
+            ("number of attention heads", heads.num_attention_heads as u64, 1 << 12),
+            ("number of key-value heads", heads.num_query_groups as u64, 1 << 12),
+            ("head dimension", heads.kv_channels as u64, 1 << 12),
+            ("vocabulary size", self.tables.vocab, 1 << 24),
+            ("context length", self.tables.positions, 1 << 32),
+            ("sliding window", self.sliding_window().unwrap_or(1), 1 << 32),
         ];
         for (what, value, limit) in sizes {
             if value == 0 || value > limit {
                 return bad(format!("the {what} is {value}, expected 1 to {limit}"));
             }
         }
-        if !self.num_attention_heads.is_multiple_of(self.num_query_groups) {
+        if !heads.num_attention_heads.is_multiple_of(heads.num_query_groups) {
             return bad(format!(
                 "{} attention heads cannot share {} key-value heads evenly",
-                self.num_attention_heads, self.num_query_groups
+                heads.num_attention_heads, heads.num_query_groups
             ));
         }
-        let Positions::Rope(rope) = self.positions else { return Ok(()) };
-        let rotary_dim = (self.head_dim as f64 * rope.percentage) as u64;
-        if !(rope.percentage > 0.0 && rope.percentage <= 1.0) || rotary_dim == 0 {
-            return bad(format!("the rotary embedding turns the share {} of a head", rope.percentage));
+        let PositionEmbedding::Rope(RotaryConfig { rotary_dims, .. }) = self.model.position_embedding else {
+            return Ok(());
+        };
+        let percentage = self.rotary_percentage;
+        if !(percentage > 0.0 && percentage <= 1.0) || rotary_dims == 0 {
+            return bad(format!("the rotary embedding turns the share {percentage} of a head"));
         }
-        if !rotary_dim.is_multiple_of(2) {
-            let head_dim = self.head_dim;
+        if !rotary_dims.is_multiple_of(2) {
+            let head_dim = heads.kv_channels;
             return bad(format!(
-                "{rotary_dim} of {head_dim} dimensions of a head are rotated, an odd number"
+                "{rotary_dims} of {head_dim} dimensions of a head are rotated, an odd number"
             ));
         }
         Ok(())
     }
 
+    /// Sets the dimensions of a head.
+    pub(super) fn set_head_dim(&mut self, head_dim: u64) {
+        self.model.heads.kv_channels = size(head_dim);
+        if let PositionEmbedding::Rope(rotary) = &mut self.model.position_embedding {
+            rotary.rotary_dims = rotary_dims(self.model.heads.kv_channels, self.rotary_percentage);
+        }
+    }
+
+    /// Lets positions enter by rotation.
+    pub(super) fn set_rope(&mut self, rope: Rope) {
+        self.rotary_percentage = rope.percentage;
+        self.model.position_embedding = PositionEmbedding::Rope(RotaryConfig {
+            rotary_dims: rotary_dims(self.model.heads.kv_channels, rope.percentage),
+            pairing: if rope.interleaved { RotaryPairing::Interleaved } else { RotaryPairing::HalfSplit },
+            rotary_base: rope.base,
+            seq_len_interpolation_factor: match rope.scaling {
+                RopeExtension::Linear(factor) => factor,
+                RopeExtension::None | RopeExtension::Llama3(_) => 1.0,
+            },
+            rope_scaling: match rope.scaling {
+                RopeExtension::Llama3(rule) => Some(rule),
+                RopeExtension::None | RopeExtension::Linear(_) => None,
+            },
+        });
+    }
+
+    /// Lets attention reach back this far; longer sequences than that are not attempted.
+    pub(super) fn set_sliding_window(&mut self, tokens: Option<u64>) {
+        let window = |tokens| AttentionWindow { tokens: size(tokens), key: SLIDING_WINDOW };
+        self.model.window = tokens.map(window);
+    }
+
+    /// How far attention reaches back, if that is not everywhere.
+    pub(super) fn sliding_window(&self) -> Option<u64> {
+        self.model.window.map(|window| window.tokens as u64)
+    }
+
+    pub(super) fn set_biases(&mut self, biases: Biases) {
+        self.model.bias = biases == Biases::All;
+        self.model.qkv_bias = biases != Biases::None;
+    }
+
+    pub(super) fn biases(&self) -> Biases {
+        match (self.model.bias, self.model.qkv_bias) {
+            (true, _) => Biases::All,
+            (false, true) => Biases::Qkv,
+            (false, false) => Biases::None,
+        }
+    }
+
     /// How far back sequences may reach: NeMo's `encoder_seq_length`.
     fn encoder_seq_length(&self) -> u64 {
-        self.sliding_window.unwrap_or(u64::MAX).min(self.max_position_embeddings)
+        self.sliding_window().unwrap_or(u64::MAX).min(self.tables.positions)
     }
 
     /// The complete `model_config.yaml`, with `tokenizer` as its section of that name.
@@ -132,29 +177,30 @@ impl ModelArch {
                     reason: error.to_string(),
                 }
             })?;
+        let model = &self.model;
         config.set("encoder_seq_length", int(self.encoder_seq_length()));
-        config.set("max_position_embeddings", int(self.max_position_embeddings));
+        config.set("max_position_embeddings", int(self.tables.positions));
         config.set("data.seq_length", int(self.encoder_seq_length()));
-        config.set("num_layers", int(self.num_layers));
-        config.set("hidden_size", int(self.hidden_size));
-        config.set("ffn_hidden_size", int(self.ffn_hidden_size));
-        config.set("num_attention_heads", int(self.num_attention_heads));
-        config.set("num_query_groups", int(self.num_query_groups));
-        if self.head_dim * self.num_attention_heads != self.hidden_size {
-            config.set("kv_channels", int(self.head_dim));
+        config.set("num_layers", int(model.num_layers as u64));
+        config.set("hidden_size", int(model.hidden_size as u64));
+        config.set("ffn_hidden_size", int(model.ffn_hidden_size as u64));
+        config.set("num_attention_heads", int(model.heads.num_attention_heads as u64));
+        config.set("num_query_groups", int(model.heads.num_query_groups as u64));
+        if model.heads.query_size() != model.hidden_size {
+            config.set("kv_channels", int(model.heads.kv_channels as u64));
         }
         config.set("init_method_std", Node::Float(self.init_method_std));
-        config.set("normalization", Node::from(self.norm.nemo_name()));
-        config.set("layernorm_epsilon", Node::Float(self.norm.epsilon));
-        config.set("make_vocab_size_divisible_by", int(vocab_divisor(self.vocab_size)));
-        config.set("share_embeddings_and_output_weights", Node::Bool(self.tied));
-        let (activation, openai_gelu) = self.activation.to_nemo().ok_or_else(|| FormatError::BadConfig {
+        config.set("normalization", Node::from(model.norm.nemo_name()));
+        config.set("layernorm_epsilon", Node::Float(model.norm.epsilon));
+        config.set("make_vocab_size_divisible_by", int(vocab_divisor(self.tables.vocab)));
+        config.set("share_embeddings_and_output_weights", Node::Bool(model.output.tied));
+        let (activation, openai_gelu) = model.activation.to_nemo().ok_or_else(|| FormatError::BadConfig {
             file: "megatron_llama_config.yaml".into(),
-            reason: format!("NeMo has no name for the activation {:?}", self.activation),
+            reason: format!("NeMo has no name for the activation {:?}", model.activation),
         })?;
         config.set("activation", Node::from(activation));
         config.set("openai_gelu", Node::Bool(openai_gelu));
-        match self.biases {
+        match self.biases() {
             Biases::None => {}
             Biases::Qkv => config.set("qkv_bias", Node::Bool(true)),
             Biases::All => config.set("bias", Node::Bool(true)),
@@ -167,20 +213,19 @@ impl ModelArch {
     }
 
     fn set_positions(&self, config: &mut Node) {
-        let Positions::Rope(rope) = self.positions else {
+        let PositionEmbedding::Rope(rotary) = self.model.position_embedding else {
             config.set("position_embedding_type", Node::from("learned_absolute"));
             config.set("rotary_base", Node::Int(10_000));
             config.set("scale_positional_embedding", Node::Bool(false));
             return;
         };
-        config.set("rotary_percentage", Node::Float(rope.percentage));
-        config.set("rotary_base", Node::Float(rope.base));
-        if rope.interleaved {
+        config.set("rotary_percentage", Node::Float(self.rotary_percentage));
+        config.set("rotary_base", Node::Float(rotary.rotary_base));
+        if rotary.pairing == RotaryPairing::Interleaved {
             config.set("rotary_interleaved", Node::Bool(true));
         }
-        config
-            .set("scale_positional_embedding", Node::Bool(matches!(rope.scaling, RopeExtension::Llama3(_))));
-        match rope.scaling {
+        config.set("scale_positional_embedding", Node::Bool(rotary.rope_scaling.is_some()));
+        match RopeExtension::of(&rotary) {
             RopeExtension::None => {}
             RopeExtension::Linear(factor) => config.set("seq_len_interpolation_factor", Node::Float(factor)),
             RopeExtension::Llama3(rule) if rule == RopeScaling::LLAMA_3_1 => {}
@@ -197,9 +242,9 @@ impl ModelArch {
     /// What only some families have.
     fn set_block(&self, config: &mut Node) {
         let facts = self.family.facts();
-        if self.block != BlockStyle::Sequential {
+        if self.model.block_style != BlockStyle::Sequential {
             config.set("mcore_customization_config.parallel_attention", Node::Bool(true));
-            let has_two_norms = self.block == BlockStyle::ParallelOwnNorm;
+            let has_two_norms = self.model.block_style == BlockStyle::ParallelOwnNorm;
             config.set("mcore_customization_config.new_decoder_architecture", Node::Bool(has_two_norms));
         } else if facts.nemo_name.is_some() {
             // Such layers are parallel by default.
@@ -208,60 +253,41 @@ impl ModelArch {
         if let Some(name) = facts.nemo_name {
             config.set("name", Node::from(name));
         }
-        if facts.scales_embeddings {
+        if self.model.apply_embedding_scaling {
             config.set("apply_embedding_scaling", Node::Bool(true));
         }
-        if facts.has_output_bias {
+        if self.model.output.bias {
             config.set("output_layer_bias", Node::Bool(true));
         }
         if facts.has_window {
             config.set("huggingface.model_type", Node::from(facts.name));
-            config.set("huggingface.sliding_window", self.sliding_window.map_or(Node::Null, int));
+            config.set(SLIDING_WINDOW, self.sliding_window().map_or(Node::Null, int));
         }
     }
 
     /// The model that it becomes. Sizes have been [checked](Self::check).
     pub(super) fn spec(&self) -> ModelSpec {
-        let heads = HeadLayout {
-            num_attention_heads: self.num_attention_heads as usize,
-            num_query_groups: self.num_query_groups as usize,
-            kv_channels: self.head_dim as usize,
-        };
-        let facts = self.family.facts();
-        let uniform = UniformSpec {
-            num_layers: self.num_layers as usize,
-            hidden_size: self.hidden_size as usize,
-            ffn_hidden_size: self.ffn_hidden_size as usize,
-            heads,
-            block_style: self.block,
-            norm: self.norm,
-            activation: self.activation,
-            bias: self.biases == Biases::All,
-            qkv_bias: self.biases != Biases::None,
-            position_embedding: self.position_embedding(heads),
-            window: None,
-            apply_embedding_scaling: facts.scales_embeddings,
-            output: OutputSpec { tied: self.tied, bias: facts.has_output_bias },
-        };
-        uniform.spec(TableRows { vocab: self.vocab_size, positions: self.max_position_embeddings })
+        self.model.spec(self.tables)
     }
+}
 
-    fn position_embedding(&self, heads: HeadLayout) -> PositionEmbedding {
-        let Positions::Rope(rope) = self.positions else { return PositionEmbedding::LearnedAbsolute };
-        PositionEmbedding::Rope(RotaryConfig {
-            rotary_dims: (heads.kv_channels as f64 * rope.percentage) as usize,
-            pairing: if rope.interleaved { RotaryPairing::Interleaved } else { RotaryPairing::HalfSplit },
-            rotary_base: rope.base,
-            seq_len_interpolation_factor: match rope.scaling {
-                RopeExtension::Linear(factor) => factor,
-                RopeExtension::None | RopeExtension::Llama3(_) => 1.0,
-            },
-            rope_scaling: match rope.scaling {
-                RopeExtension::Llama3(rule) => Some(rule),
-                RopeExtension::None | RopeExtension::Linear(_) => None,
-            },
-        })
+impl RopeExtension {
+    pub(super) fn of(rotary: &RotaryConfig) -> Self {
+        match (rotary.rope_scaling, rotary.seq_len_interpolation_factor) {
+            (Some(rule), _) => Self::Llama3(rule),
+            (None, 1.0) => Self::None,
+            (None, factor) => Self::Linear(factor),
+        }
     }
+}
+
+/// A size that was read; [`ModelArch::check`] refuses the largest.
+pub(super) fn size(value: u64) -> usize {
+    usize::try_from(value).unwrap_or(usize::MAX)
+}
+
+fn rotary_dims(head_dim: usize, percentage: f64) -> usize {
+    (head_dim as f64 * percentage) as usize
 }
 
 fn int(value: u64) -> Node {

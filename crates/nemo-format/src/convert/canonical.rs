@@ -49,7 +49,7 @@ fn check_all_used(out: &RowSource, arch: &ModelArch, names: &NameMap) -> Result<
     let (output_weight, family) = (names.output("weight"), arch.family.name());
     for name in out.inner().names() {
         let Some(&used) = used_rows.get(name) else {
-            if is_buffer(name) || (arch.tied && name == output_weight) {
+            if is_buffer(name) || (arch.model.output.tied && name == output_weight) {
                 continue;
             }
             let reason = format!(
@@ -96,7 +96,7 @@ impl Builder<'_> {
         Ok(match module {
             Module::Qkv => self.qkv(layer, part),
             Module::Fc1 => {
-                let rows = 0..self.arch.ffn_hidden_size;
+                let rows = 0..self.arch.model.ffn_hidden_size as u64;
                 self.names.fc1.iter().map(|stem| self.piece(layer, stem, part, rows.clone())).collect()
             }
             Module::Proj => vec![self.piece(layer, self.names.proj, part, rows)],
@@ -113,9 +113,9 @@ impl Builder<'_> {
 
     /// For each query group its query heads, then its key head, then its value head.
     fn qkv(&self, layer: u64, part: Part) -> Vec<Piece> {
-        let arch = self.arch;
-        let (head_dim, num_groups) = (arch.head_dim, arch.num_query_groups);
-        let group_rows = arch.num_attention_heads / num_groups * head_dim;
+        let heads = self.arch.model.heads;
+        let (head_dim, num_groups) = (heads.kv_channels as u64, heads.num_query_groups as u64);
+        let group_rows = heads.queries_per_group() as u64 * head_dim;
         let (q_rows, kv_rows) = (num_groups * group_rows, num_groups * head_dim);
         // Each of q, k and v: its tensor, and where its rows start there.
         let parts = match self.names.qkv {
@@ -140,7 +140,7 @@ impl Builder<'_> {
         let from = if part == Part::Bias && self.lacks_bias(&name, stem) {
             PieceFrom::Zeros
         } else if is_paired {
-            PieceFrom::PairedRotary { name, head_dim: self.arch.head_dim }
+            PieceFrom::PairedRotary { name, head_dim: self.arch.model.heads.kv_channels as u64 }
         } else if self.names.linear == Linear::RowsIn && part == Part::Weight {
             PieceFrom::Transposed(name)
         } else {

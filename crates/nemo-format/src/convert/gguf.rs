@@ -3,9 +3,12 @@
 //! Defaults are llama.cpp's (`llm_load_hparams`). It applies Llama 3.1's frequency rule through the tensor
 //! `rope_freqs.weight`, whose constants are found again in `rope_factors`.
 
-use model_spec::{Activation, BlockStyle, Nonlinearity, NormSpec, Normalization};
+use model_spec::{
+    Activation, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec, PositionEmbedding,
+    TableRows, UniformSpec,
+};
 
-use super::arch::{ModelArch, Positions, Rope, RopeExtension};
+use super::arch::{ModelArch, Rope, RopeExtension, size};
 use super::canonical::biases;
 use super::family::Family;
 use super::names::GGUF_LLAMA;
@@ -34,9 +37,9 @@ pub(super) fn understand(source: &GgufSource) -> Result<(ModelArch, Vec<SourceNo
     let mut notes = gguf_keys::check(file)?;
     let arch = arch(source)?;
     let stated = file.optional("llama.vocab_size", GgufValue::as_u64)?;
-    if let Some(stated) = stated.filter(|&stated| stated != arch.vocab_size) {
+    if let Some(stated) = stated.filter(|&stated| stated != arch.tables.vocab) {
         notes.push(SourceNote::Contradiction {
-            used: format!("`{}`, which has {} rows,", GGUF_LLAMA.embedding(), arch.vocab_size),
+            used: format!("`{}`, which has {} rows,", GGUF_LLAMA.embedding(), arch.tables.vocab),
             ignored: "`llama.vocab_size`".to_owned(),
             difference: format!("it is {stated}"),
         });
@@ -82,34 +85,45 @@ fn arch(source: &GgufSource) -> Result<ModelArch, FormatError> {
     let rotary_base = file.optional("llama.rope.freq_base", GgufValue::as_f64)?.unwrap_or(DEFAULT_ROPE_BASE);
     let mut rope =
         Rope { percentage: 1.0, base: rotary_base, scaling: RopeExtension::None, interleaved: false };
-    let mut arch = ModelArch {
-        family: if window.is_some() { Family::Mistral } else { Family::Llama },
-        num_layers: file.require("llama.block_count", GgufValue::as_u64)?,
-        hidden_size,
-        ffn_hidden_size: file.require("llama.feed_forward_length", GgufValue::as_same_u64)?,
-        num_attention_heads,
-        num_query_groups: file
-            .optional("llama.attention.head_count_kv", GgufValue::as_same_u64)?
-            .unwrap_or(num_attention_heads),
-        head_dim,
-        vocab_size: embedding.shape.first().copied().unwrap_or(0),
-        max_position_embeddings: file.require("llama.context_length", GgufValue::as_u64)?,
-        sliding_window: window,
-        positions: Positions::Rope(rope),
+    let family = if window.is_some() { Family::Mistral } else { Family::Llama };
+    let num_query_groups = file.optional("llama.attention.head_count_kv", GgufValue::as_same_u64)?;
+    let model = UniformSpec {
+        num_layers: size(file.require("llama.block_count", GgufValue::as_u64)?),
+        hidden_size: size(hidden_size),
+        ffn_hidden_size: size(file.require("llama.feed_forward_length", GgufValue::as_same_u64)?),
+        heads: HeadLayout {
+            num_attention_heads: size(num_attention_heads),
+            num_query_groups: size(num_query_groups.unwrap_or(num_attention_heads)),
+            kv_channels: size(head_dim),
+        },
+        block_style: BlockStyle::Sequential,
         norm: NormSpec {
             normalization: Normalization::RmsNorm,
             zero_centered_gamma: false,
             epsilon: file.require("llama.attention.layer_norm_rms_epsilon", GgufValue::as_f64)?,
         },
         activation: Activation { nonlinearity: Nonlinearity::Silu, gated: true },
-        block: BlockStyle::Sequential,
-        init_method_std: INIT_METHOD_STD,
-        tied: source.meta(&names.output("weight")).is_none(),
-        biases: biases(&names, source),
+        bias: false,
+        qkv_bias: false,
+        position_embedding: PositionEmbedding::LearnedAbsolute,
+        window: None,
+        apply_embedding_scaling: family.facts().scales_embeddings,
+        output: OutputSpec {
+            tied: source.meta(&names.output("weight")).is_none(),
+            bias: family.facts().has_output_bias,
+        },
     };
+    let tables = TableRows {
+        vocab: embedding.shape.first().copied().unwrap_or(0),
+        positions: file.require("llama.context_length", GgufValue::as_u64)?,
+    };
+    let mut arch = ModelArch::new(family, model, tables, INIT_METHOD_STD);
+    arch.set_sliding_window(window);
+    arch.set_biases(biases(&names, source));
+    arch.set_rope(rope);
     arch.check(&path)?;
-    rope.scaling = rope_scaling(source, arch.head_dim, rotary_base)?;
-    arch.positions = Positions::Rope(rope);
+    rope.scaling = rope_scaling(source, head_dim, rotary_base)?;
+    arch.set_rope(rope);
     Ok(arch)
 }
 

@@ -4,10 +4,11 @@
 //! no key in NeMo's configuration is refused by name.
 
 use model_spec::{
-    Activation, BlockStyle, Module, Nonlinearity, NormSpec, Normalization, Part, RopeScaling, TensorId,
+    Activation, BlockStyle, HeadLayout, Module, Nonlinearity, NormSpec, Normalization, OutputSpec, Part,
+    PositionEmbedding, RopeScaling, TableRows, TensorId, UniformSpec,
 };
 
-use super::arch::{Biases, ModelArch, Positions, Rope, RopeExtension};
+use super::arch::{ModelArch, Rope, RopeExtension, size};
 use super::family::Family;
 use super::names::{self, NameMap};
 use super::rows::missing;
@@ -71,7 +72,7 @@ pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result
         config.file(),
     )?);
     let output = names.output("weight");
-    if !arch.tied && source.meta(&output).is_none() {
+    if !arch.model.output.tied && source.meta(&output).is_none() {
         return Err(missing(&output, &TensorId::outside(Module::Output, Part::Weight).name()));
     }
     Ok(HfModel { arch, names, notes })
@@ -84,7 +85,7 @@ fn settle_tie(
     source: &dyn TensorSource,
 ) -> Result<Option<SourceNote>, FormatError> {
     let (embedding, output) = (names.embedding(), names.output("weight"));
-    if !arch.tied || source.meta(&output).is_none() || source.meta(&embedding).is_none() {
+    if !arch.model.output.tied || source.meta(&output).is_none() || source.meta(&embedding).is_none() {
         return Ok(None);
     }
     if source.meta(&output) == source.meta(&embedding)
@@ -92,7 +93,7 @@ fn settle_tie(
     {
         return Ok(None);
     }
-    arch.tied = false;
+    arch.model.output.tied = false;
     Ok(Some(SourceNote::Contradiction {
         used: format!("`{output}`, as in transformers,"),
         ignored: "`tie_word_embeddings`, which is true,".to_owned(),
@@ -111,31 +112,38 @@ fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
     };
     let num_query_groups =
         if facts.has_num_key_value_heads { config.u64(&["num_key_value_heads"])? } else { None };
-    Ok(ModelArch {
-        family,
-        num_layers: config.require_u64(&["num_hidden_layers", "n_layer"])?,
-        hidden_size,
-        ffn_hidden_size,
-        num_attention_heads,
-        num_query_groups: num_query_groups.unwrap_or(num_attention_heads),
-        head_dim: hidden_size / num_attention_heads.max(1),
-        vocab_size: config.require_u64(&["vocab_size"])?,
-        max_position_embeddings: config
-            .u64(&["max_position_embeddings", "n_positions"])?
-            .unwrap_or(DEFAULT_MAX_POSITIONS),
-        sliding_window: None,
-        positions: Positions::Learned,
+    let model = UniformSpec {
+        num_layers: size(config.require_u64(&["num_hidden_layers", "n_layer"])?),
+        hidden_size: size(hidden_size),
+        ffn_hidden_size: size(ffn_hidden_size),
+        heads: HeadLayout {
+            num_attention_heads: size(num_attention_heads),
+            num_query_groups: size(num_query_groups.unwrap_or(num_attention_heads)),
+            kv_channels: size(hidden_size / num_attention_heads.max(1)),
+        },
+        block_style: BlockStyle::Sequential,
         norm: NormSpec {
             normalization: Normalization::LayerNorm,
             zero_centered_gamma: false,
             epsilon: config.f64(&[facts.epsilon_key])?.unwrap_or(1e-5),
         },
         activation: Activation { nonlinearity: Nonlinearity::Gelu, gated: false },
-        block: BlockStyle::Sequential,
-        init_method_std: config.f64(&["initializer_range"])?.unwrap_or(DEFAULT_INITIALIZER_RANGE),
-        tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
-        biases: Biases::None,
-    })
+        bias: false,
+        qkv_bias: false,
+        position_embedding: PositionEmbedding::LearnedAbsolute,
+        window: None,
+        apply_embedding_scaling: facts.scales_embeddings,
+        output: OutputSpec {
+            tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
+            bias: facts.has_output_bias,
+        },
+    };
+    let tables = TableRows {
+        vocab: config.require_u64(&["vocab_size"])?,
+        positions: config.u64(&["max_position_embeddings", "n_positions"])?.unwrap_or(DEFAULT_MAX_POSITIONS),
+    };
+    let init_method_std = config.f64(&["initializer_range"])?.unwrap_or(DEFAULT_INITIALIZER_RANGE);
+    Ok(ModelArch::new(family, model, tables, init_method_std))
 }
 
 fn llama(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
@@ -146,39 +154,37 @@ fn llama(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
             config.unsupported(&format!("hidden_act `{activation}`"), "models of this type use `silu`")
         );
     }
-    let base = common(config, family)?;
+    let mut arch = common(config, family)?;
     let rope = rope(config, 1.0)?;
     if rope.percentage != 1.0 {
         let hint = "models of this type rotate whole heads: remove the key or set it to 1";
         return Err(config.unsupported(&format!("partial_rotary_factor {}", rope.percentage), hint));
     }
-    Ok(ModelArch {
-        head_dim: config.u64(&["head_dim"])?.unwrap_or(base.head_dim),
-        positions: Positions::Rope(rope),
-        norm: NormSpec {
-            normalization: Normalization::RmsNorm,
-            zero_centered_gamma: false,
-            epsilon: config.f64(&[family.facts().epsilon_key])?.unwrap_or(1e-6),
-        },
-        activation: Activation { nonlinearity: Nonlinearity::Silu, gated: true },
-        ..base
-    })
+    if let Some(head_dim) = config.u64(&["head_dim"])? {
+        arch.set_head_dim(head_dim);
+    }
+    arch.set_rope(rope);
+    arch.model.norm = NormSpec {
+        normalization: Normalization::RmsNorm,
+        zero_centered_gamma: false,
+        epsilon: config.f64(&[family.facts().epsilon_key])?.unwrap_or(1e-6),
+    };
+    arch.model.activation = Activation { nonlinearity: Nonlinearity::Silu, gated: true };
+    Ok(arch)
 }
 
 /// Llama with a window: attention over no more than the window is the same with it and without.
 fn mistral(config: &HfConfig) -> Result<ModelArch, FormatError> {
-    let base = llama(config, Family::Mistral)?;
-    let max_position_embeddings = config.u64(&["max_position_embeddings"])?.unwrap_or(131_072);
+    let mut arch = llama(config, Family::Mistral)?;
+    arch.tables.positions = config.u64(&["max_position_embeddings"])?.unwrap_or(131_072);
     let default_window = (!config.mentions("sliding_window")).then_some(4096);
     let window = config.u64(&["sliding_window"])?.or(default_window);
     // A null is as many as heads; 8 is the default of a key that is not there.
-    let default_groups = if config.mentions("num_key_value_heads") { base.num_attention_heads } else { 8 };
-    Ok(ModelArch {
-        num_query_groups: config.u64(&["num_key_value_heads"])?.unwrap_or(default_groups),
-        max_position_embeddings,
-        sliding_window: window,
-        ..base
-    })
+    let heads = &mut arch.model.heads;
+    let default_groups = if config.mentions("num_key_value_heads") { heads.num_attention_heads } else { 8 };
+    heads.num_query_groups = config.u64(&["num_key_value_heads"])?.map_or(default_groups, size);
+    arch.set_sliding_window(window);
+    Ok(arch)
 }
 
 fn gemma(config: &HfConfig) -> Result<ModelArch, FormatError> {
@@ -194,15 +200,13 @@ fn gemma(config: &HfConfig) -> Result<ModelArch, FormatError> {
     if config.bool("use_bidirectional_attention")? == Some(true) {
         return Err(config.unsupported("bidirectional attention", "only causal models generate text"));
     }
-    let base = llama(config, Family::Gemma)?;
-    Ok(ModelArch {
-        // `GemmaConfig`'s own default, which the first release relied on.
-        head_dim: config.u64(&["head_dim"])?.unwrap_or(256),
-        activation: Activation { nonlinearity: Nonlinearity::GeluTanh, gated: true },
-        max_position_embeddings: config.u64(&["max_position_embeddings"])?.unwrap_or(8192),
-        tied: config.bool("tie_word_embeddings")?.unwrap_or(true),
-        ..base
-    })
+    let mut arch = llama(config, Family::Gemma)?;
+    // `GemmaConfig`'s own default, which the first release relied on.
+    arch.set_head_dim(config.u64(&["head_dim"])?.unwrap_or(256));
+    arch.model.activation = Activation { nonlinearity: Nonlinearity::GeluTanh, gated: true };
+    arch.tables.positions = config.u64(&["max_position_embeddings"])?.unwrap_or(8192);
+    arch.model.output.tied = config.bool("tie_word_embeddings")?.unwrap_or(true);
+    Ok(arch)
 }
 
 fn falcon(config: &HfConfig) -> Result<(ModelArch, NameMap), FormatError> {
@@ -215,35 +219,32 @@ fn falcon(config: &HfConfig) -> Result<(ModelArch, NameMap), FormatError> {
         let hint = "the residual stream is added before the norm";
         return Err(config.unsupported("`apply_residual_connection_post_layernorm: true`", hint));
     }
-    let base = common(config, Family::Falcon)?;
+    let mut arch = common(config, Family::Falcon)?;
+    let num_attention_heads = arch.model.heads.num_attention_heads;
     // All are asked for, whichever of them count.
     let is_new = config
         .bool("new_decoder_architecture")?
         .unwrap_or(config.text(&["model_type"])? == Some("RefinedWeb"));
-    let num_kv_heads = config.u64(&["num_kv_heads", "n_head_kv"])?.unwrap_or(base.num_attention_heads);
+    let num_kv_heads = config.u64(&["num_kv_heads", "n_head_kv"])?.map_or(num_attention_heads, size);
     let is_multi_query = config.bool("multi_query")?.unwrap_or(true);
     let is_parallel = config.bool("parallel_attn")?.unwrap_or(true);
     let num_norms = config.u64(&["num_ln_in_parallel_attn"])?.unwrap_or(2);
-    let num_query_groups = match (is_new, is_multi_query) {
+    arch.model.heads.num_query_groups = match (is_new, is_multi_query) {
         (true, _) => num_kv_heads,
         (false, true) => 1,
-        (false, false) => base.num_attention_heads,
+        (false, false) => num_attention_heads,
     };
-    let (block, names) = if is_new && num_norms == 2 {
+    let (block_style, names) = if is_new && num_norms == 2 {
         (BlockStyle::ParallelOwnNorm, names::FALCON_TWO_NORMS)
     } else if is_new || is_parallel {
         (BlockStyle::ParallelSharedNorm, names::FALCON)
     } else {
         (BlockStyle::Sequential, names::FALCON_SEQUENTIAL)
     };
-    let arch = ModelArch {
-        num_query_groups,
-        positions: Positions::Rope(rope(config, 1.0)?),
-        activation: plain_activation(config, &["activation"], "gelu")?,
-        block,
-        tied: config.bool("tie_word_embeddings")?.unwrap_or(true),
-        ..base
-    };
+    arch.model.block_style = block_style;
+    arch.set_rope(rope(config, 1.0)?);
+    arch.model.activation = plain_activation(config, &["activation"], "gelu")?;
+    arch.model.output.tied = config.bool("tie_word_embeddings")?.unwrap_or(true);
     Ok((arch, names))
 }
 
@@ -259,63 +260,54 @@ fn gpt2(config: &HfConfig) -> Result<ModelArch, FormatError> {
     if config.bool("add_cross_attention")? == Some(true) {
         return Err(config.unsupported("cross attention", "only decoders without an encoder are converted"));
     }
-    let base = common(config, Family::Gpt2)?;
-    Ok(ModelArch {
-        max_position_embeddings: config
-            .u64(&["n_positions", "max_position_embeddings", "n_ctx"])?
-            .unwrap_or(1024),
-        activation: plain_activation(config, &["activation_function"], "gelu_new")?,
-        tied: config.bool("tie_word_embeddings")?.unwrap_or(true),
-        ..base
-    })
+    let mut arch = common(config, Family::Gpt2)?;
+    arch.tables.positions = config.u64(&["n_positions", "max_position_embeddings", "n_ctx"])?.unwrap_or(1024);
+    arch.model.activation = plain_activation(config, &["activation_function"], "gelu_new")?;
+    arch.model.output.tied = config.bool("tie_word_embeddings")?.unwrap_or(true);
+    Ok(arch)
 }
 
 fn gptj(config: &HfConfig) -> Result<ModelArch, FormatError> {
-    let base = common(config, Family::GptJ)?;
-    if base.tied {
+    let mut arch = common(config, Family::GptJ)?;
+    if arch.model.output.tied {
         return Err(config.unsupported("`tie_word_embeddings: true`", "GPT-J has an output layer of its own"));
     }
     let rotary_dim = if config.has("rotary_dim") { config.require_u64(&["rotary_dim"])? } else { 64 };
-    if rotary_dim > base.head_dim {
-        let head_dim = base.head_dim;
+    let head_dim = arch.model.heads.kv_channels as u64;
+    if rotary_dim > head_dim {
         return Err(config.bad(format!("rotary_dim is {rotary_dim}, the head dimension is {head_dim}")));
     }
-    let rope = Rope {
-        percentage: rotary_dim as f64 / base.head_dim.max(1) as f64,
+    arch.set_rope(Rope {
+        percentage: rotary_dim as f64 / head_dim.max(1) as f64,
         base: DEFAULT_ROPE_THETA,
         scaling: RopeExtension::None,
         interleaved: true,
-    };
-    Ok(ModelArch {
-        positions: Positions::Rope(rope),
-        activation: plain_activation(config, &["activation_function"], "gelu_new")?,
-        block: BlockStyle::ParallelSharedNorm,
-        ..base
-    })
+    });
+    arch.model.activation = plain_activation(config, &["activation_function"], "gelu_new")?;
+    arch.model.block_style = BlockStyle::ParallelSharedNorm;
+    Ok(arch)
 }
 
 fn gpt_neox(config: &HfConfig) -> Result<ModelArch, FormatError> {
-    let base = common(config, Family::GptNeoX)?;
+    let mut arch = common(config, Family::GptNeoX)?;
     let is_parallel = config.bool("use_parallel_residual")?.unwrap_or(true);
-    Ok(ModelArch {
-        positions: Positions::Rope(rope(config, 0.25)?),
-        activation: plain_activation(config, &["hidden_act"], "gelu")?,
-        block: if is_parallel { BlockStyle::ParallelOwnNorm } else { BlockStyle::Sequential },
-        ..base
-    })
+    arch.set_rope(rope(config, 0.25)?);
+    arch.model.activation = plain_activation(config, &["hidden_act"], "gelu")?;
+    arch.model.block_style = if is_parallel { BlockStyle::ParallelOwnNorm } else { BlockStyle::Sequential };
+    Ok(arch)
 }
 
 fn nemotron(config: &HfConfig) -> Result<ModelArch, FormatError> {
-    let base = common(config, Family::Nemotron)?;
-    Ok(ModelArch {
-        head_dim: config.u64(&["head_dim"])?.unwrap_or(base.head_dim),
-        max_position_embeddings: config.u64(&["max_position_embeddings"])?.unwrap_or(4096),
-        positions: Positions::Rope(rope(config, 0.5)?),
-        norm: NormSpec { zero_centered_gamma: true, ..base.norm },
-        activation: plain_activation(config, &["hidden_act"], "relu2")?,
-        init_method_std: config.f64(&["initializer_range"])?.unwrap_or(0.0134),
-        ..base
-    })
+    let mut arch = common(config, Family::Nemotron)?;
+    if let Some(head_dim) = config.u64(&["head_dim"])? {
+        arch.set_head_dim(head_dim);
+    }
+    arch.tables.positions = config.u64(&["max_position_embeddings"])?.unwrap_or(4096);
+    arch.set_rope(rope(config, 0.5)?);
+    arch.model.norm.zero_centered_gamma = true;
+    arch.model.activation = plain_activation(config, &["hidden_act"], "relu2")?;
+    arch.init_method_std = config.f64(&["initializer_range"])?.unwrap_or(0.0134);
+    Ok(arch)
 }
 
 /// The activation of an MLP without a gate.

@@ -375,7 +375,7 @@ fn assemble(
         // Shifted norms are fp32 whatever the other weights are.
         notes.push(ConvertNote::RoundedNorms { num_values, dtype: DType::F32 });
     }
-    if let Some(window_tokens) = arch.sliding_window.filter(|&window| window < arch.max_position_embeddings) {
+    if let Some(window_tokens) = arch.sliding_window().filter(|&window| window < arch.tables.positions) {
         notes.push(ConvertNote::SlidingWindow { window_tokens });
     }
     let artifacts = tokenizer.artifacts;

@@ -52,11 +52,11 @@ impl StatedBiases {
             notes.extend(stated.check(arch, names, source, &stems, file)?);
         }
         let has_proj = source.meta(&names.in_layer(0, names.proj, "bias")).is_some();
-        arch.biases = match (self.attention.has_bias, self.mlp.has_bias) {
+        arch.set_biases(match (self.attention.has_bias, self.mlp.has_bias) {
             (true, false) if !has_proj => Biases::Qkv,
             (false, false) => Biases::None,
             _ => Biases::All,
-        };
+        });
         Ok(notes)
     }
 }
@@ -72,7 +72,7 @@ impl Stated {
     ) -> Result<Option<SourceNote>, FormatError> {
         let has = |layer, stem: &str| source.meta(&names.in_layer(layer, stem, "bias")).is_some();
         if !self.has_bias {
-            for layer in 0..arch.num_layers {
+            for layer in 0..arch.model.num_layers as u64 {
                 if let Some(stem) = stems.iter().find(|stem| has(layer, stem)) {
                     return Err(self.unannounced(&names.in_layer(layer, stem, "bias"), file));
                 }

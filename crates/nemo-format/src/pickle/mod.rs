@@ -4,6 +4,7 @@
 //! the few names it may mention are on a closed list. What the values mean is the reader's business.
 
 mod machine;
+mod names;
 pub(crate) mod write;
 
 pub(crate) use machine::{parse, parse_first};

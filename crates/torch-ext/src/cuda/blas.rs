@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use super::ffi;
-use crate::ExtError;
+use crate::{BadTensor, ExtError};
 
 /// Prefers cuBLASLt, without split-K and without sums in reduced precision, for the whole process: the bits of a row are
 /// then the same for every number of rows from 8 up (measured on an H100 for the shapes of 2B, 7B and 8B models).
@@ -77,11 +77,11 @@ pub fn linear_f32_out(out: &mut Tensor, x: &Tensor, weight: &Tensor) -> Result<(
 /// libtorch would give an `out` of another shape new memory, and a graph would go on with the old.
 fn out_of<'a>(out: &'a Tensor, x: &Tensor, weight: &Tensor) -> Result<&'a Tensor, ExtError> {
     let (Ok((num_rows, _)), Ok((num_columns, _))) = (x.size2(), weight.size2()) else {
-        return Err(ExtError::BadTensor {
+        return Err(ExtError::BadTensor(BadTensor {
             what: "x or weight",
             expected: "a matrix".to_owned(),
             actual: format!("{:?} and {:?}", x.size(), weight.size()),
-        });
+        }));
     };
     check_shape("out", out, &[num_rows, num_columns])?;
     Ok(out)
@@ -91,13 +91,19 @@ fn check_shape(what: &'static str, tensor: &Tensor, shape: &[i64]) -> Result<(),
     if tensor.size() == shape {
         return Ok(());
     }
-    Err(ExtError::BadTensor { what, expected: format!("{shape:?}"), actual: format!("{:?}", tensor.size()) })
+    Err(ExtError::BadTensor(BadTensor {
+        what,
+        expected: format!("{shape:?}"),
+        actual: format!("{:?}", tensor.size()),
+    }))
 }
 
 fn columns(out: &Tensor) -> Result<i64, ExtError> {
-    out.size().last().copied().ok_or_else(|| ExtError::BadTensor {
-        what: "out",
-        expected: "a matrix".to_owned(),
-        actual: "a single number".to_owned(),
+    out.size().last().copied().ok_or_else(|| {
+        ExtError::BadTensor(BadTensor {
+            what: "out",
+            expected: "a matrix".to_owned(),
+            actual: "a single number".to_owned(),
+        })
     })
 }

@@ -292,7 +292,7 @@ impl State<'_, '_> {
         if !self.missing_told && !missing.is_empty() && self.now() > self.desk.join_timeout {
             self.missing_told = true;
             tracing::warn!(
-                "nothing was heard from rank {} within {} s: the job goes on without",
+                "nothing was heard from rank {} within {} s: the job continues without",
                 missing.join(", "),
                 self.desk.join_timeout.as_secs()
             );

@@ -1,11 +1,15 @@
 //! What ranks say to each other: binary, versioned, every length before its bytes, read with every bound checked.
 
+mod wire;
+
 use engine::{Request, RunStats};
 use sampling::FinishReason;
 
 use crate::cluster::topology::{Rank, Topology};
 use crate::exit::Failure;
 use crate::output::Identity;
+
+use wire::{Reader, Writer};
 
 /// Raised with every change of a message: ranks of different builds must not talk past each other.
 pub(crate) const VERSION: u8 = 4;
@@ -283,146 +287,6 @@ impl FromZero {
         };
         input.end()?;
         Ok(message)
-    }
-}
-
-/// Little-endian.
-struct Writer(Vec<u8>);
-
-impl Writer {
-    fn start() -> Self {
-        Self(vec![VERSION])
-    }
-
-    fn u8(&mut self, value: u8) {
-        self.0.push(value);
-    }
-
-    fn u32(&mut self, value: u32) {
-        self.0.extend(value.to_le_bytes());
-    }
-
-    fn u64(&mut self, value: u64) {
-        self.0.extend(value.to_le_bytes());
-    }
-
-    fn text(&mut self, text: &str) {
-        self.u64(text.len() as u64);
-        self.0.extend(text.as_bytes());
-    }
-
-    fn list<T>(&mut self, items: &[T], mut item: impl FnMut(&mut Self, &T)) {
-        self.u64(items.len() as u64);
-        items.iter().for_each(|value| item(self, value));
-    }
-
-    fn sample(&mut self, sample: &SampleDone) {
-        self.u64(sample.sample_idx);
-        self.list(&sample.responses, |out, response| {
-            out.u8(match response.finish_reason {
-                FinishReason::Eos => 0,
-                FinishReason::EndString => 1,
-                FinishReason::Length => 2,
-            });
-            out.list(&response.token_ids, |out, &id| out.u32(id));
-            out.u8(u8::from(response.logprobs.is_some()));
-            if let Some(logprobs) = &response.logprobs {
-                out.list(logprobs, |out, logprob| out.u32(logprob.to_bits()));
-            }
-        });
-    }
-}
-
-struct Reader<'a> {
-    bytes: &'a [u8],
-    at: usize,
-}
-
-impl<'a> Reader<'a> {
-    fn start(bytes: &'a [u8]) -> Result<Self, MessageError> {
-        let mut input = Self { bytes, at: 0 };
-        match input.u8()? {
-            VERSION => Ok(input),
-            actual => Err(MessageError::Version { actual }),
-        }
-    }
-
-    fn damaged(&self) -> MessageError {
-        MessageError::Damaged { len: self.bytes.len(), at: self.at }
-    }
-
-    fn end(&self) -> Result<(), MessageError> {
-        if self.at == self.bytes.len() { Ok(()) } else { Err(self.damaged()) }
-    }
-
-    fn take(&mut self, len: usize) -> Result<&'a [u8], MessageError> {
-        let end = self.at.checked_add(len).ok_or_else(|| self.damaged())?;
-        let taken = self.bytes.get(self.at..end).ok_or_else(|| self.damaged())?;
-        self.at = end;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], MessageError> {
-        self.take(N)?.try_into().map_err(|_| self.damaged())
-    }
-
-    fn u8(&mut self) -> Result<u8, MessageError> {
-        self.array().map(u8::from_le_bytes)
-    }
-
-    fn topology(&mut self) -> Result<Topology, MessageError> {
-        let (data, pipeline, tensor) = (self.u32()?, self.u32()?, self.u32()?);
-        Topology::new(data, pipeline, tensor).map_err(|_| self.damaged())
-    }
-
-    fn u32(&mut self) -> Result<u32, MessageError> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64, MessageError> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn len(&mut self) -> Result<usize, MessageError> {
-        let len = self.u64()?;
-        usize::try_from(len).map_err(|_| self.damaged())
-    }
-
-    fn text(&mut self) -> Result<String, MessageError> {
-        let len = self.len()?;
-        String::from_utf8(self.take(len)?.to_vec()).map_err(|_| self.damaged())
-    }
-
-    /// An item takes at least a byte, so a false length is found out before memory is taken for it.
-    fn list<T>(
-        &mut self,
-        mut item: impl FnMut(&mut Self) -> Result<T, MessageError>,
-    ) -> Result<Vec<T>, MessageError> {
-        let len = self.len()?;
-        if len > self.bytes.len() - self.at {
-            return Err(self.damaged());
-        }
-        (0..len).map(|_| item(self)).collect()
-    }
-
-    fn sample(&mut self) -> Result<SampleDone, MessageError> {
-        let sample_idx = self.u64()?;
-        let responses = self.list(|input| {
-            let finish_reason = match input.u8()? {
-                0 => FinishReason::Eos,
-                1 => FinishReason::EndString,
-                2 => FinishReason::Length,
-                _ => return Err(input.damaged()),
-            };
-            let token_ids = input.list(Self::u32)?;
-            let logprobs = match input.u8()? {
-                0 => None,
-                1 => Some(input.list(|input| input.u32().map(f32::from_bits))?),
-                _ => return Err(input.damaged()),
-            };
-            Ok(ResponseDone { token_ids, finish_reason, logprobs })
-        })?;
-        Ok(SampleDone { sample_idx, responses })
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
+use model_core::BlockMove;
 use model_spec::blocks_for;
 use proptest::prelude::*;
 use sampling::{CpuSampler, RowState, SamplingParams, StopConditions, TokenSampler};
@@ -387,7 +388,7 @@ fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
     let tables = TableDelta { prompts: vec![prompt], ..TableDelta::default() };
     executor.start(StepPlan { tables, rows: vec![row], ..StepPlan::default() }).unwrap();
     executor.collect().unwrap();
-    assert_eq!(executor.kept.len(), 1);
+    assert_eq!(executor.kept.num_kept(), 1);
 
     let decode = |response_idx| RowSpan {
         id: RowId::Response(id(response_idx)),
@@ -402,11 +403,11 @@ fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
     let moves = vec![BlockMove::Copy { from: 0, to: 1 }];
     executor.start(StepPlan { tables, rows, moves, ..StepPlan::default() }).unwrap();
     executor.collect().unwrap();
-    assert_eq!(executor.kept.len(), 1, "the third has not started");
+    assert_eq!(executor.kept.num_kept(), 1, "the third has not started");
     let tables = TableDelta { ended: vec![id(2), id(0)], ..TableDelta::default() };
     let rows = vec![RowSpan { context_len: 4, ..decode(1) }];
     executor.start(StepPlan { tables, rows, ..StepPlan::default() }).unwrap();
-    assert!(executor.kept.is_empty());
+    assert_eq!(executor.kept.num_kept(), 0);
     assert_eq!(executor.seqs.keys().collect::<Vec<_>>(), [&id(1)]);
     executor.reset().unwrap();
     assert!(executor.seqs.is_empty() && executor.in_flight.is_empty());
@@ -440,7 +441,7 @@ fn prompts_come_in_parts() {
     // Its first tokens are cached already: only the others come.
     assert_eq!(step(vec![long], vec![part(1, 8, 2, 2)]), [whole[0].clone()]);
     assert!(executor.prompts.is_empty());
-    assert_eq!(executor.kept.len(), 4, "a step that draws nothing leaves none");
+    assert_eq!(executor.kept.num_kept(), 4, "a step that draws nothing leaves none");
 }
 
 #[test]

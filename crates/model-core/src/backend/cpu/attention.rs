@@ -1,6 +1,6 @@
 //! Attention by the CPU kernels.
 
-use cpu_kernels::{AttentionStep, HeadShape, RotaryTable, SequenceSpan};
+use cpu_kernels::{AttentionStep, HeadShape, PagedSequence, RotaryTable};
 use tch::Tensor;
 
 use super::CpuState;
@@ -26,10 +26,10 @@ impl AttentionOp<CpuState> for CpuAttention {
         cache: &mut KvCache,
         at: &mut CpuState,
     ) -> Result<Tensor, ModelError> {
-        let sequences: Vec<SequenceSpan<'_>> = step
+        let sequences: Vec<PagedSequence<'_>> = step
             .sequences
             .iter()
-            .map(|sequence| SequenceSpan {
+            .map(|sequence| PagedSequence {
                 query_start: sequence.query_start,
                 query_len: sequence.query_len,
                 context_len: sequence.context_len,

@@ -1,9 +1,9 @@
 //! Attention on a GPU: prompts by flash attention, decode steps by the in-house kernel.
 
-use cuda_kernels::{DecodeAttention, DecodeAttentionQkv, GatherCache, LayerCache, RopeAndCache};
+use cuda_kernels::{DecodeAttention, DecodeAttentionQkv, GatherCache, LayerKv, RopeAndCache};
 use model_spec::HeadLayout;
 use tch::{Kind, Tensor};
-use torch_ext::cuda::flash::{self, Keys, Mask};
+use torch_ext::cuda::flash::{self, Mask, PackedRows, Varlen};
 
 use super::{CudaState, HeadKernels, NO_ROOM, NOT_PLANNED, device_context};
 use crate::ModelError;
@@ -37,9 +37,20 @@ pub(crate) struct CudaAttention {
 /// Where the keys and values of a decode step are.
 #[derive(Clone, Copy)]
 struct Cached<'a> {
-    layer: LayerCache<'a>,
+    layer: LayerKv<'a>,
     /// `int32[num_rows, max_blocks_per_seq]`.
     block_tables: &'a Tensor,
+}
+
+/// Rotated queries, and keys and values, of the sequences of a step one behind the other.
+#[derive(Clone, Copy)]
+struct PackedQkv<'a> {
+    /// `[num_rows, heads, channels]`.
+    queries: &'a Tensor,
+    /// `[num_keys, groups, channels]`.
+    keys: &'a Tensor,
+    /// As `keys`.
+    values: &'a Tensor,
 }
 
 impl AttentionOp<CudaState> for CudaAttention {
@@ -52,7 +63,7 @@ impl AttentionOp<CudaState> for CudaAttention {
     ) -> Result<Tensor, ModelError> {
         let num_rows = qkv.size2()?.0;
         let (keys, values) = cache.device_layer(self.layer_idx)?;
-        let layer = LayerCache { keys: &keys, values: &values };
+        let layer = LayerKv { keys: &keys, values: &values };
         let attended = match &device_context(step)?.attention {
             DeviceAttention::Prefill(prompts) => self.prefill(qkv, step, prompts, layer, at)?,
             DeviceAttention::Decode { block_tables, has_drafts: true, .. } => {
@@ -93,7 +104,7 @@ impl CudaAttention {
         qkv: &Tensor,
         step: &AttentionContext,
         prompts: &DevicePrompts,
-        cache: LayerCache<'_>,
+        cache: LayerKv<'_>,
         at: &CudaState,
     ) -> Result<Tensor, ModelError> {
         let (stream, context) = (at.stream()?, device_context(step)?);
@@ -122,17 +133,25 @@ impl CudaAttention {
             let launch = GatherCache { cache, slots: &cached.slots, k_out: &keys, v_out: &values };
             kernels.gather_cache(&stream, &launch)?;
         }
-        let qkv = [&queries, &keys, &values];
         if kind == Kind::Float {
-            return self.attend_f32(qkv, step);
+            let packed = PackedQkv { queries: &queries, keys: &keys, values: &values };
+            return self.attend_f32(packed, step);
         }
         let (key_starts, max_keys) = match cached {
             Some(cached) => (&cached.cu_seqlens, cached.max_len_tokens),
             None => (cu_seqlens, *max_len_tokens),
         };
-        let queries = (cu_seqlens, (*max_len_tokens).max(MIN_MAX_QUERIES) as i64);
-        let keys = Keys { cu_seqlens: key_starts, max_len: max_keys as i64, used: None };
-        Ok(flash::varlen_with(qkv, queries, &keys, f64::from(self.scale_f32), Mask::Causal)?)
+        let max_queries = (*max_len_tokens).max(MIN_MAX_QUERIES);
+        Ok(flash::varlen_with(&Varlen {
+            q: &queries,
+            k: &keys,
+            v: &values,
+            queries: PackedRows { cu_seqlens, max_len: max_queries as i64 },
+            keys: PackedRows { cu_seqlens: key_starts, max_len: max_keys as i64 },
+            used_keys: None,
+            scale: f64::from(self.scale_f32),
+            mask: Mask::Causal,
+        })?)
     }
 
     /// Rotates and caches all tokens of the step, and then attends: a row reads tokens of other rows. The fused kernel has
@@ -169,11 +188,8 @@ impl CudaAttention {
     }
 
     /// Causal attention where flash attention has no float32, sequence by sequence.
-    fn attend_f32(
-        &self,
-        [queries, keys, values]: [&Tensor; 3],
-        step: &AttentionContext,
-    ) -> Result<Tensor, ModelError> {
+    fn attend_f32(&self, packed: PackedQkv<'_>, step: &AttentionContext) -> Result<Tensor, ModelError> {
+        let PackedQkv { queries, keys, values } = packed;
         let (num_rows, heads, channels) = queries.size3()?;
         let (groups, per_group) = (self.heads.num_query_groups as i64, self.heads.queries_per_group() as i64);
         let out = Tensor::f_zeros([num_rows, heads, channels], (Kind::Float, queries.device()))?;

@@ -122,19 +122,22 @@ fn by_group(stored: &Tensor) -> Result<Tensor, ModelError> {
 /// [`attend`] by FlashAttention, the rows being the last of the keys.
 #[cfg(feature = "cuda")]
 fn flash_attend(queries: &Tensor, keys: &Tensor, values: &Tensor, scale: f64) -> Result<Tensor, ModelError> {
-    use torch_ext::cuda::flash::{Keys, Mask, varlen_with};
+    use torch_ext::cuda::flash::{Mask, PackedRows, Varlen, varlen_with};
 
     let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
     let num_keys = keys.size3()?.0;
     let starts = |len: i64| to_device(&[0, len as i32], queries.device());
     let rows = queries.f_reshape([num_rows, groups * queries_per_group, channels])?;
-    let attended = varlen_with(
-        [&rows, keys, values],
-        (&starts(num_rows)?, num_rows),
-        &Keys { cu_seqlens: &starts(num_keys)?, max_len: num_keys, used: None },
+    let attended = varlen_with(&Varlen {
+        q: &rows,
+        k: keys,
+        v: values,
+        queries: PackedRows { cu_seqlens: &starts(num_rows)?, max_len: num_rows },
+        keys: PackedRows { cu_seqlens: &starts(num_keys)?, max_len: num_keys },
+        used_keys: None,
         scale,
-        Mask::Causal,
-    )?;
+        mask: Mask::Causal,
+    })?;
     Ok(attended.f_view([num_rows, groups, queries_per_group, channels])?)
 }
 

@@ -3,10 +3,13 @@
 //! Spelled as transformers 4 does (`torch_dtype`, `rope_theta`, `rope_scaling`), which 5 reads too.
 
 use hydra_config::Node;
-use model_spec::{Activation, BlockStyle, Nonlinearity, NormSpec, Normalization, RopeScaling};
+use model_spec::{
+    Activation, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec, PositionEmbedding,
+    RopeScaling, TableRows, UniformSpec,
+};
 use serde_json::{Map, Value, json};
 
-use super::super::arch::{Biases, ModelArch, Positions, Rope, RopeExtension};
+use super::super::arch::{Biases, ModelArch, Rope, RopeExtension, size};
 use super::super::family::{Announced, Family};
 use super::shown;
 use crate::writer::FolderFile;
@@ -167,31 +170,42 @@ pub(super) fn read_arch(
         (false, true) => Biases::Qkv,
         (false, false) => Biases::None,
     };
-    let arch = ModelArch {
-        family,
-        num_layers: config.require_u64("num_layers")?,
-        hidden_size,
-        ffn_hidden_size: config.require_u64("ffn_hidden_size")?,
-        num_attention_heads,
-        num_query_groups: config.u64("num_query_groups")?.unwrap_or(num_attention_heads),
-        head_dim: config.u64("kv_channels")?.unwrap_or(hidden_size / num_attention_heads.max(1)),
-        vocab_size,
-        max_position_embeddings,
-        sliding_window: window,
-        positions: Positions::Rope(rope(config)?),
+    let num_query_groups = config.u64("num_query_groups")?.unwrap_or(num_attention_heads);
+    let head_dim = config.u64("kv_channels")?.unwrap_or(hidden_size / num_attention_heads.max(1));
+    let model = UniformSpec {
+        num_layers: size(config.require_u64("num_layers")?),
+        hidden_size: size(hidden_size),
+        ffn_hidden_size: size(config.require_u64("ffn_hidden_size")?),
+        heads: HeadLayout {
+            num_attention_heads: size(num_attention_heads),
+            num_query_groups: size(num_query_groups),
+            kv_channels: size(head_dim),
+        },
+        block_style: BlockStyle::Sequential,
         norm: NormSpec {
             normalization: Normalization::RmsNorm,
             zero_centered_gamma: false,
             epsilon: config.f64("layernorm_epsilon")?.unwrap_or(1e-5),
         },
         activation,
-        block: BlockStyle::Sequential,
-        init_method_std: config.f64("init_method_std")?.unwrap_or(0.02),
-        tied: config.bool("share_embeddings_and_output_weights")?.unwrap_or(true),
-        biases,
+        bias: false,
+        qkv_bias: false,
+        position_embedding: PositionEmbedding::LearnedAbsolute,
+        window: None,
+        apply_embedding_scaling: family.facts().scales_embeddings,
+        output: OutputSpec {
+            tied: config.bool("share_embeddings_and_output_weights")?.unwrap_or(true),
+            bias: family.facts().has_output_bias,
+        },
     };
+    let tables = TableRows { vocab: vocab_size, positions: max_position_embeddings };
+    let init_method_std = config.f64("init_method_std")?.unwrap_or(0.02);
+    let mut arch = ModelArch::new(family, model, tables, init_method_std);
+    arch.set_rope(rope(config)?);
+    arch.set_sliding_window(window);
+    arch.set_biases(biases);
     arch.check(FILE)?;
-    if window.is_some() && (arch.biases != Biases::None || !family.facts().has_window) {
+    if window.is_some() && (biases != Biases::None || !family.facts().has_window) {
         return Err(FormatError::NotExported {
             what: format!("a window of attention and {}", if family.facts().has_window { "biases" } else { "geglu" }),
             hint: "of the families that it writes only Mistral has a window, which has neither; leave `--to hf` out to \
@@ -291,39 +305,39 @@ pub(super) fn config_json(
     dtype: DType,
     token_ids: &Map<String, Value>,
 ) -> FolderFile {
-    let facts = arch.family.facts();
+    let (facts, model) = (arch.family.facts(), &arch.model);
     let mut document = json!({
         "architectures": [facts.classes.first()],
         "model_type": facts.name,
         "attention_dropout": 0.0,
-        "head_dim": arch.head_dim,
+        "head_dim": model.heads.kv_channels,
         "hidden_act": facts.hidden_activation.unwrap_or("silu"),
-        "hidden_size": arch.hidden_size,
+        "hidden_size": model.hidden_size,
         "initializer_range": arch.init_method_std,
-        "intermediate_size": arch.ffn_hidden_size,
-        "max_position_embeddings": arch.max_position_embeddings,
-        "num_attention_heads": arch.num_attention_heads,
-        "num_hidden_layers": arch.num_layers,
-        "num_key_value_heads": arch.num_query_groups,
-        "rms_norm_eps": arch.norm.epsilon,
-        "tie_word_embeddings": arch.tied,
+        "intermediate_size": model.ffn_hidden_size,
+        "max_position_embeddings": arch.tables.positions,
+        "num_attention_heads": model.heads.num_attention_heads,
+        "num_hidden_layers": model.num_layers,
+        "num_key_value_heads": model.heads.num_query_groups,
+        "rms_norm_eps": model.norm.epsilon,
+        "tie_word_embeddings": model.output.tied,
         "torch_dtype": dtype.name(),
         "use_cache": true,
-        "vocab_size": arch.vocab_size,
+        "vocab_size": arch.tables.vocab,
     });
     let mut set = |key: &str, value: Value| document[key] = value;
-    if let Positions::Rope(rope) = arch.positions {
-        set("rope_theta", json!(rope.base));
-        set("rope_scaling", rope_scaling(rope.scaling));
+    if let PositionEmbedding::Rope(rotary) = model.position_embedding {
+        set("rope_theta", json!(rotary.rotary_base));
+        set("rope_scaling", rope_scaling(RopeExtension::of(&rotary)));
     }
     if facts.has_window {
-        set("sliding_window", json!(arch.sliding_window));
+        set("sliding_window", json!(arch.sliding_window()));
     }
     if let Some(activation) = facts.hidden_activation {
         set("hidden_activation", json!(activation));
     }
     if let Announced::ByKey(key, _) = facts.attention_bias {
-        set(key, json!(arch.biases != Biases::None));
+        set(key, json!(arch.biases() != Biases::None));
     }
     if let Announced::ByKey(key, _) = facts.mlp_bias {
         set(key, json!(has_mlp_bias));

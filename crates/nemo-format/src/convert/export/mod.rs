@@ -37,7 +37,7 @@ pub(super) fn export(converted: Converted, dtype: Option<DType>) -> Result<Expor
     let dtype = dtype.unwrap_or(embedding.dtype);
     let config = NemoConfig::new(&config);
     let arch = read_arch(&config, embedding.shape.first().copied().unwrap_or(0), &*source)?;
-    let has_mlp_bias = arch.biases == Biases::All && any_mlp_bias(&*source, &arch)?;
+    let has_mlp_bias = arch.biases() == Biases::All && any_mlp_bias(&*source, &arch)?;
     let norm_shift = norm_shift(&config, &arch)?;
     let mut builder = Builder { out: RowSource::new(source, dtype), arch: &arch, norm_shift, dtype };
     builder.tensors(has_mlp_bias)?;
@@ -126,18 +126,19 @@ impl Builder<'_> {
         if module == Module::Fc1 {
             let mut start = 0;
             for stem in names.fc1 {
-                let rows = start..start + self.arch.ffn_hidden_size;
+                let rows = start..start + self.arch.model.ffn_hidden_size as u64;
                 start = rows.end;
                 self.rows(names.in_layer(layer, stem, part.suffix()), &tensor.name, rows, columns)?;
             }
             return Ok(());
         }
         self.qkv(layer, &tensor.name, part, columns)?;
-        if part == Part::Bias && self.arch.biases == Biases::Qkv {
+        if part == Part::Bias && self.arch.biases() == Biases::Qkv {
             // transformers' `attention_bias` is for all four.
-            let zeros = Piece { rows: 0..self.arch.hidden_size, from: PieceFrom::Zeros };
+            let num_rows = self.arch.model.hidden_size as u64;
+            let zeros = Piece { rows: 0..num_rows, from: PieceFrom::Zeros };
             let to = names.in_layer(layer, names.proj, part.suffix());
-            self.out.add(to, vec![self.arch.hidden_size], vec![zeros], Values::Kept)?;
+            self.out.add(to, vec![num_rows], vec![zeros], Values::Kept)?;
         }
         Ok(())
     }
@@ -145,18 +146,18 @@ impl Builder<'_> {
     /// Takes the query heads, the key head and the value head out of every group.
     fn qkv(&mut self, layer: u64, from: &str, part: Part, columns: &[u64]) -> Result<(), FormatError> {
         let Qkv::Separate(stems) = LLAMA.qkv else { return Ok(()) };
-        let arch = self.arch;
-        let group_rows = arch.num_attention_heads / arch.num_query_groups * arch.head_dim;
-        let stride = group_rows + 2 * arch.head_dim;
-        let parts =
-            [(0, group_rows), (group_rows, arch.head_dim), (group_rows + arch.head_dim, arch.head_dim)];
+        let heads = self.arch.model.heads;
+        let (head_dim, num_groups) = (heads.kv_channels as u64, heads.num_query_groups as u64);
+        let group_rows = heads.queries_per_group() as u64 * head_dim;
+        let stride = group_rows + 2 * head_dim;
+        let parts = [(0, group_rows), (group_rows, head_dim), (group_rows + head_dim, head_dim)];
         for (stem, (base, num_rows)) in stems.into_iter().zip(parts) {
-            let pieces = (0..arch.num_query_groups).map(|group| {
+            let pieces = (0..num_groups).map(|group| {
                 let start = group * stride + base;
                 Piece { rows: start..start + num_rows, from: PieceFrom::Tensor(from.to_owned()) }
             });
             let pieces: Vec<Piece> = pieces.collect();
-            let shape = [&[num_rows * arch.num_query_groups], columns].concat();
+            let shape = [&[num_rows * num_groups], columns].concat();
             self.out.add(LLAMA.in_layer(layer, stem, part.suffix()), shape, pieces, Values::Kept)?;
         }
         Ok(())
@@ -168,9 +169,9 @@ impl Builder<'_> {
         } else {
             Values::Shifted { by: self.norm_shift, dtype: self.dtype }
         };
-        let rows = 0..self.arch.hidden_size;
-        let piece = Piece { rows, from: PieceFrom::Tensor(from.to_owned()) };
-        self.out.add(to, vec![self.arch.hidden_size], vec![piece], values)
+        let num_rows = self.arch.model.hidden_size as u64;
+        let piece = Piece { rows: 0..num_rows, from: PieceFrom::Tensor(from.to_owned()) };
+        self.out.add(to, vec![num_rows], vec![piece], values)
     }
 
     /// Some rows of a tensor; `columns` are its other axes.
