@@ -144,7 +144,7 @@ impl CudaLinear {
         at: &CudaState,
     ) -> Result<Tensor, ModelError> {
         let rows = at.fp8_rows(x)?;
-        let gemm = |bias, out| -> Result<(), ModelError> {
+        let gemm = |bias: Option<&Tensor>, out: Fp8Out<'_>| -> Result<(), ModelError> {
             let launch = GemmFp8 {
                 x: &rows.values,
                 x_scales: &rows.scales,
