@@ -37,12 +37,6 @@ DEVICE void sync_group() { asm volatile("bar.sync 1, %0;" ::"n"(GROUP_THREADS) :
 #include "ring.cuh"
 #include "store.cuh"
 
-// The descriptor of wgmma for rows of 128 swizzled bytes with 1,024 bytes between groups of eight. The lower half has the
-// address, in units of 16 bytes.
-DEVICE u32 low_descriptor(u32 address) { return address / 16 | 1 << 16; }
-
-DEVICE u64 descriptor(u32 low) { return (u64)(64 | 1 << 30) << 32 | low; }
-
 // 16 inputs of all rows and outputs. MULTIPLY and MULTIPLY_SUMS name WEIGHT_ROWS / 2 registers, so the launcher
 // writes them.
 DEVICE void multiply(float (&sums)[WEIGHT_ROWS / 2], u64 x, u64 weight) {

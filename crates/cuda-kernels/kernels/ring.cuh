@@ -1,40 +1,11 @@
 #pragma once
 // The ring of stages in shared memory that a GEMM's inputs and weights go through, and the two threads that fill it.
 
+#include "tiles.cuh"
+
 #define TILE_ELEMS 64                    // of a row: 128 bytes, as wide as the swizzle
 #define WEIGHT_BYTES (WEIGHT_ROWS * 128) // of a tile; gated, the second half of its rows multiplies the first
 #define MAX_STAGES 16
-
-// What the driver makes of a matrix (`CUtensorMap`).
-struct __align__(64) TensorMap {
-    u64 words[16];
-};
-
-DEVICE void init_barrier(u32 barrier, int count) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-
-DEVICE void arrive_at(u32 barrier) {
-    asm volatile("{.reg .b64 state; mbarrier.arrive.shared.b64 state, [%0];}" ::"r"(barrier) : "memory");
-}
-
-// The loop stands in C++ on purpose: written within the assembly it made steps of one row 5 % slower.
-DEVICE void wait_for(u32 barrier, u32 phase) {
-    u32 done = 0;
-    while (!done) {
-        asm volatile("{.reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p;}" : "=r"(done) : "r"(barrier), "r"(phase) : "memory");
-    }
-}
-
-DEVICE void expect_bytes(u32 barrier, u32 count) {
-    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-
-// Asks for one tile, from element `i` of the row `row` on. What lies outside the matrix comes as 0.
-DEVICE void fetch_tile(u32 to, const TensorMap* matrix, int i, int row, u32 barrier) {
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];"
-                 ::"r"(to), "l"(matrix), "r"(i), "r"(row), "r"(barrier) : "memory");
-}
 
 // The ring of stages. Each has TILES tiles, each of them inputs and then weights, and three barriers: weights are there,
 // inputs are there, empty.

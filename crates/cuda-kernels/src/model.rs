@@ -1,12 +1,15 @@
-//! The kernels of one model on one GPU: embedding, norms, activations, rotary embedding, attention, and the GEMM of
-//! small batches.
+//! The kernels of one model on one GPU: embedding, norms, activations, rotary embedding, attention, the GEMM of
+//! small batches, and FP8 linear layers.
 
+mod fp8_shape;
 mod gemm_shape;
 mod nonlinearity;
 mod programs;
 
 #[cfg(feature = "cuda")]
 mod attention;
+#[cfg(feature = "cuda")]
+mod fp8;
 #[cfg(feature = "cuda")]
 mod gather;
 #[cfg(feature = "cuda")]
@@ -24,6 +27,7 @@ pub use programs::KernelConfig;
 #[cfg(feature = "cuda")]
 pub use {
     attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode, PlanSizes},
+    fp8::{E4M3, Fp8Out, GemmFp8, QuantizeRows},
     gather::GatherCache,
     gemm::{Gemm, GemmOut},
     loaded::ModelKernels,

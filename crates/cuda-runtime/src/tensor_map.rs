@@ -12,6 +12,7 @@ use super::{Device, arg};
 use crate::CudaError;
 
 // Numbers of `CUtensorMapDataType`, `CUtensorMapSwizzle` and `CUtensorMapL2promotion`.
+const UINT8: c_int = 0;
 const FLOAT16: c_int = 6;
 const BFLOAT16: c_int = 9;
 const SWIZZLE_128_BYTES: c_int = 3;
@@ -23,8 +24,8 @@ const PROMOTE_256_BYTES: c_int = 3;
 pub struct TensorMap([u64; 16]);
 
 impl TensorMap {
-    /// Of a contiguous `[rows, columns]` bfloat16 or float16 matrix on `device`, in tiles of `tile_rows` rows and 64 columns,
-    /// swizzled by 128 bytes. Tiles reach past the matrix as zeros. `what` names it in errors.
+    /// Of a contiguous `[rows, columns]` bfloat16, float16 or FP8 matrix on `device`, in tiles of `tile_rows` rows and 128
+    /// bytes, swizzled. Tiles reach past the matrix as zeros. `what` names it in errors.
     ///
     /// # Errors
     /// When the matrix is not of this kind, its rows do not start at multiples of 16 bytes, or a tile has over 256 rows.
@@ -42,18 +43,19 @@ impl TensorMap {
                 actual: format!("{:?} {:?}", tensor.kind(), tensor.size()),
             })
         };
-        let data_type = match tensor.kind() {
-            Kind::Half => FLOAT16,
-            Kind::BFloat16 => BFLOAT16,
-            _ => return Err(bad("bfloat16 or float16")),
+        let (data_type, elem_bytes) = match tensor.kind() {
+            Kind::Half => (FLOAT16, 2),
+            Kind::BFloat16 => (BFLOAT16, 2),
+            Kind::Float8e4m3fn => (UINT8, 1),
+            _ => return Err(bad("bfloat16, float16 or e4m3")),
         };
         let (rows, columns) = tensor.size2().map_err(|_| bad("a matrix"))?;
-        if rows <= 0 || columns <= 0 || columns % 8 != 0 || address % 16 != 0 {
+        if rows <= 0 || columns <= 0 || columns * elem_bytes % 16 != 0 || address % 16 != 0 {
             return Err(bad("a matrix whose rows start at multiples of 16 bytes"));
         }
         let sizes = [columns as u64, rows as u64];
-        let pitch_bytes = [2 * columns as u64];
-        let (tile, strides) = ([64, tile_rows], [1, 1]);
+        let pitch_bytes = [(elem_bytes * columns) as u64];
+        let (tile, strides) = ([128 / elem_bytes as u32, tile_rows], [1, 1]);
         let mut map = Self::zeroed();
         let driver = Driver::get()?;
         // SAFETY: the driver writes the 128 bytes of `map`, aligned as it wants, and reads two numbers of each list (one

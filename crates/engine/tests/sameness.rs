@@ -156,7 +156,8 @@ fn a_request_gets_the_same_bits_in_any_company() {
     for model in MODELS {
         let checkpoint = Checkpoint::open(&fixtures.join(model)).unwrap();
         for backend in [Backend::Plain, Backend::Fused] {
-            for numerics in [Float::Fp32, Float::Bf16].map(Numerics::uniform) {
+            let [fp32, bf16] = [Float::Fp32, Float::Bf16].map(Numerics::uniform);
+            for numerics in [fp32, bf16, bf16.with_fp8_weights()] {
                 let attention = AttentionSwitches::default();
                 let options = LoadOptions { numerics, backend, device: Device::Cpu, attention };
                 let (expect, _) = run(&mut engine(&checkpoint, options, limits(64, 1000, 0)), requests());

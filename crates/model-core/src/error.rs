@@ -60,7 +60,7 @@ pub enum ModelError {
     },
     /// Number formats that no backend combines.
     #[error(
-        "computing in {numerics} is not supported: weights and KV cache must have the format that is computed in"
+        "computing in {numerics} is not supported: the KV cache must have the format that is computed in, weights the same or fp8"
     )]
     MixedNumerics {
         /// What was asked for.

@@ -10,6 +10,7 @@ mod batch;
 mod causal_lm;
 mod config;
 mod error;
+mod fp8;
 mod gpt;
 mod ids;
 mod kinds;

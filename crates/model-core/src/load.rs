@@ -1,7 +1,7 @@
 //! From a config and a source of weights to a model.
 
 use cpu_kernels::PackedKv;
-use model_spec::{Footprint, KvGroup, ModelSpec, Numerics, ShardPlace};
+use model_spec::{Float, Footprint, KvGroup, ModelSpec, Numerics, ShardPlace, WeightFormat};
 use nemo_format::TensorSource;
 use tch::Device;
 
@@ -57,9 +57,7 @@ pub fn load_model(
     options: LoadOptions,
 ) -> Result<Box<dyn CausalLm>, ModelError> {
     let LoadOptions { numerics, device, attention, .. } = options;
-    if numerics != Numerics::uniform(numerics.compute) {
-        return Err(ModelError::MixedNumerics { numerics });
-    }
+    check_numerics(options)?;
     let max_seq_len_tokens = config.encoder_seq_length;
     match (options.backend, device) {
         (Backend::Plain, device) => {
@@ -78,16 +76,49 @@ pub fn load_model(
     }
 }
 
+/// Refuses formats that no kernels are for.
+fn check_numerics(options: LoadOptions) -> Result<(), ModelError> {
+    let LoadOptions { numerics, backend, device, .. } = options;
+    let uniform = Numerics::uniform(numerics.compute);
+    let quantized = Numerics { weights: WeightFormat::Fp8, ..uniform };
+    if numerics != uniform && numerics != quantized {
+        return Err(ModelError::MixedNumerics { numerics });
+    }
+    if numerics == quantized
+        && backend == Backend::Fused
+        && device.is_cuda()
+        && numerics.compute != Float::Bf16
+    {
+        return Err(ModelError::NoBackend {
+            backend: "CUDA",
+            reason: "FP8 linear layers are computed with bf16 (`trainer.precision=bf16`)",
+        });
+    }
+    Ok(())
+}
+
 /// What the weights take of memory, and a block of the KV cache, known before either is read or made.
 ///
 /// # Errors
 /// Only for a part of a model whose tensors cannot be shared evenly, never for the whole.
 pub fn footprint(model: &ModelSpec, options: LoadOptions) -> Result<Footprint, ModelError> {
-    let mut footprint = model.footprint(&options.numerics, &ShardPlace::whole(model))?;
+    let mut footprint = model.footprint(&held(options), &ShardPlace::whole(model))?;
     for (group, bytes) in &mut footprint.kv {
         *bytes = bytes_per_block(group, options);
     }
     Ok(footprint)
+}
+
+/// The formats as a backend holds them.
+fn held(options: LoadOptions) -> Numerics {
+    let numerics = options.numerics;
+    match (options.backend, options.device) {
+        // Its panels have the numbers of FP8 in what it multiplies.
+        (Backend::Fused, Device::Cpu) => {
+            Numerics { weights: WeightFormat::Float(numerics.plain_weights()), ..numerics }
+        }
+        _ => numerics,
+    }
 }
 
 /// Bytes that a block takes over the layers of a group, as a backend lays it out.

@@ -34,6 +34,8 @@ pub(crate) struct LinearSource<'a> {
 pub(crate) enum LinearRole {
     /// Outputs in order.
     Plain,
+    /// The output layer, which is never quantized.
+    Output,
     /// `linear_fc1`, run with [`Epilogue::Activate`] of this activation and nothing else.
     FirstOfMlp(Activation),
 }

@@ -8,7 +8,7 @@ mod common;
 
 use common::tiny::made_up_weights;
 use common::{BACKENDS, Runner, bits, config_of};
-use model_spec::Float;
+use model_spec::{Float, Numerics};
 
 const VOCAB_SIZE: u64 = 500;
 
@@ -69,9 +69,11 @@ fn assert_bits_do_not_depend_on_the_batch(yaml: &str) {
     let sequence =
         |len: u32, seed: u32| (0..len).map(|idx| (idx * 37 + seed) % VOCAB_SIZE as u32).collect::<Vec<_>>();
     let probe = sequence(45, 3);
-    let cases = BACKENDS.iter().flat_map(|&backend| [(Float::Fp32, backend), (Float::Bf16, backend)]);
-    for (float, backend) in cases {
-        let mut runner = Runner::new(config_of(yaml), &source, float, backend).unwrap();
+    let [fp32, bf16] = [Float::Fp32, Float::Bf16].map(Numerics::uniform);
+    let formats = [fp32, bf16, fp32.with_fp8_weights(), bf16.with_fp8_weights()];
+    let cases = BACKENDS.iter().flat_map(|&backend| formats.map(|numerics| (numerics, backend)));
+    for (numerics, backend) in cases {
+        let mut runner = Runner::with_numerics(config_of(yaml), &source, numerics, backend).unwrap();
         tch::set_num_threads(2);
         let table = runner.blocks(probe.len() + 1);
         let alone = runner.prefill(&[&probe], std::slice::from_ref(&table));
@@ -79,9 +81,9 @@ fn assert_bits_do_not_depend_on_the_batch(yaml: &str) {
         // Ranks that share a machine share its cores.
         tch::set_num_threads(1);
         let on_one = runner.prefill(&[&probe], std::slice::from_ref(&table));
-        assert_eq!(bits(&on_one), bits(&alone), "{backend:?} {float:?} prefill on one thread");
+        assert_eq!(bits(&on_one), bits(&alone), "{backend:?} {numerics} prefill on one thread");
         let on_one = runner.decode(&[(5, probe.len() as u32, table)]);
-        assert_eq!(bits(&on_one), bits(&alone_next), "{backend:?} {float:?} decode on one thread");
+        assert_eq!(bits(&on_one), bits(&alone_next), "{backend:?} {numerics} decode on one thread");
         tch::set_num_threads(2);
         for place in 0..5 {
             let mut batch = [31, 1, 64, 17].map(|len| sequence(len, len)).to_vec();
@@ -89,7 +91,7 @@ fn assert_bits_do_not_depend_on_the_batch(yaml: &str) {
             let tables = batch.iter().map(|tokens| runner.blocks(tokens.len() + 1)).collect::<Vec<_>>();
             let sequences = batch.iter().map(Vec::as_slice).collect::<Vec<_>>();
             let logits = runner.prefill(&sequences, &tables);
-            assert_eq!(bits(&logits[place..=place]), bits(&alone), "{backend:?} {float:?} prefill {place}");
+            assert_eq!(bits(&logits[place..=place]), bits(&alone), "{backend:?} {numerics} prefill {place}");
             let steps = batch
                 .iter()
                 .zip(tables)
@@ -99,7 +101,7 @@ fn assert_bits_do_not_depend_on_the_batch(yaml: &str) {
             assert_eq!(
                 bits(&logits[place..=place]),
                 bits(&alone_next),
-                "{backend:?} {float:?} decode {place}"
+                "{backend:?} {numerics} decode {place}"
             );
         }
     }

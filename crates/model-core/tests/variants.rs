@@ -286,6 +286,21 @@ fn parameters_and_bytes_are_counted_once_for_a_shared_table() {
     assert_eq!(footprint(fp32).weight_bytes, model.weight_bytes());
     let bf16 = Runner::new(config.clone(), &source, Float::Bf16, Backend::Plain).unwrap().model;
     assert_eq!(footprint(plain).weight_bytes, bf16.weight_bytes());
+    // A weight of e4m3 takes a byte, and each output four more. The CPU kernels keep the numbers in what they multiply.
+    for (backend, numerics) in [Backend::Plain, Backend::Fused]
+        .into_iter()
+        .flat_map(|backend| [(backend, plain.numerics.with_fp8_weights()), (backend, fp32.numerics.with_fp8_weights())])
+    {
+        let quantized = Runner::with_numerics(config.clone(), &source, numerics, backend).unwrap().model;
+        let options = LoadOptions { numerics, backend, ..plain };
+        match backend {
+            Backend::Plain => assert_eq!(footprint(options).weight_bytes, quantized.weight_bytes()),
+            Backend::Fused => {
+                let held = LoadOptions { numerics: Numerics::uniform(numerics.compute), ..options };
+                assert_eq!(footprint(options).weight_bytes, footprint(held).weight_bytes);
+            }
+        }
+    }
     // The fused kernels' value panels have heads of whole multiples of 32.
     let fused = LoadOptions { backend: Backend::Fused, ..plain };
     assert_eq!(footprint(fused).bytes_per_block(), 2 * 4 * (12 + 32) * 32 * 2);

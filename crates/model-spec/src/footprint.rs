@@ -99,11 +99,13 @@ impl ModelSpec {
     pub fn footprint(&self, numerics: &Numerics, at: &ShardPlace) -> Result<Footprint, Indivisible> {
         let (mut weight_bytes, mut lookup_bytes) = (0_u64, 0_u64);
         for tensor in self.tensors().filter(|tensor| at.holds(self, tensor.id)) {
-            let elem_bytes =
-                if tensor.id.module.is_norm() { NORM_BYTES } else { numerics.weights.size_bytes() as u64 };
-            let elems =
-                tensor.regions(at)?.iter().fold(0, |sum: u64, region| sum.saturating_add(region.num_elems()));
-            let tensor_bytes = elems.saturating_mul(elem_bytes);
+            let tensor_bytes = tensor.regions(at)?.iter().fold(0, |sum: u64, region| {
+                sum.saturating_add(match *region.shape() {
+                    _ if tensor.id.module.is_norm() => region.num_elems().saturating_mul(NORM_BYTES),
+                    [rows, columns] => numerics.matrix_bytes(tensor.id.module, [rows, columns]),
+                    _ => region.num_elems().saturating_mul(numerics.plain_weights().size_bytes() as u64),
+                })
+            });
             weight_bytes = weight_bytes.saturating_add(tensor_bytes);
             let is_lookup = match tensor.id.module {
                 Module::WordEmbeddings => !self.output.tied,

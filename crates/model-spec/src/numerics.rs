@@ -3,6 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::Module;
+
 /// A floating-point format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Float {
@@ -36,21 +38,16 @@ impl fmt::Display for Float {
 pub enum WeightFormat {
     /// Plain numbers.
     Float(Float),
-}
-
-impl WeightFormat {
-    /// Bytes of one weight.
-    pub const fn size_bytes(self) -> usize {
-        match self {
-            Self::Float(float) => float.size_bytes(),
-        }
-    }
+    /// The linear layers of attention and MLP in FP8 (e4m3) with a float32 scale for each output; their inputs are made FP8
+    /// with a scale for each token. All other weights are in what is computed in.
+    Fp8,
 }
 
 impl fmt::Display for WeightFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Float(float) => float.fmt(f),
+            Self::Fp8 => f.write_str("fp8"),
         }
     }
 }
@@ -79,6 +76,9 @@ impl fmt::Display for KvFormat {
     }
 }
 
+/// Of the scale of an output.
+const SCALE_BYTES: u64 = 4;
+
 /// The three choices of a run. Norms, softmax and rotary run in fp32 inside whatever these say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Numerics {
@@ -94,6 +94,30 @@ impl Numerics {
     /// One format for everything.
     pub const fn uniform(float: Float) -> Self {
         Self { compute: float, weights: WeightFormat::Float(float), kv: KvFormat::Float(float) }
+    }
+
+    /// The same with the linear layers of attention and MLP in FP8.
+    pub const fn with_fp8_weights(self) -> Self {
+        Self { weights: WeightFormat::Fp8, ..self }
+    }
+
+    /// What the weights are in that are not those of quantized linear layers: tables, the output layer, biases.
+    pub const fn plain_weights(&self) -> Float {
+        match self.weights {
+            WeightFormat::Float(float) => float,
+            WeightFormat::Fp8 => self.compute,
+        }
+    }
+
+    /// Bytes of a matrix of weights as it is held.
+    pub(crate) fn matrix_bytes(&self, module: Module, [rows, columns]: [u64; 2]) -> u64 {
+        let elems = rows.saturating_mul(columns);
+        match self.weights {
+            WeightFormat::Fp8 if module.is_layer_linear() => {
+                elems.saturating_add(rows.saturating_mul(SCALE_BYTES))
+            }
+            _ => elems.saturating_mul(self.plain_weights().size_bytes() as u64),
+        }
     }
 }
 
@@ -144,6 +168,20 @@ mod tests {
         assert_eq!(uniform.to_string(), "bf16");
         let mixed = Numerics { weights: WeightFormat::Float(Float::Fp32), ..uniform };
         assert_eq!(mixed.to_string(), "bf16 (weights fp32, KV cache bf16)");
+        let quantized = Numerics { weights: WeightFormat::Fp8, ..uniform };
+        assert_eq!(quantized.to_string(), "bf16 (weights fp8, KV cache bf16)");
+    }
+
+    #[test]
+    fn only_the_linear_layers_of_layers_are_quantized() {
+        let numerics = Numerics { weights: WeightFormat::Fp8, ..Numerics::uniform(Float::Bf16) };
+        assert_eq!(numerics.plain_weights(), Float::Bf16);
+        for module in [Module::Qkv, Module::Proj, Module::Fc1, Module::Fc2] {
+            assert_eq!(numerics.matrix_bytes(module, [6, 32]), 6 * 32 + 4 * 6);
+        }
+        for module in [Module::Output, Module::WordEmbeddings, Module::PositionEmbeddings] {
+            assert_eq!(numerics.matrix_bytes(module, [6, 32]), 2 * 6 * 32);
+        }
     }
 
     #[test]

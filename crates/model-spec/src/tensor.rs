@@ -30,6 +30,11 @@ pub enum Module {
 }
 
 impl Module {
+    /// Whether it is a linear layer of attention or MLP.
+    pub const fn is_layer_linear(self) -> bool {
+        matches!(self, Self::Qkv | Self::Proj | Self::Fc1 | Self::Fc2)
+    }
+
     /// Whether it is a norm, whose tensors are held in float32.
     pub const fn is_norm(self) -> bool {
         match self {

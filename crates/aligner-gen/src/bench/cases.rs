@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::copying::Copied;
 use super::workload::{Figures, Workload};
 use super::{cuts, shapes};
-use crate::config::cli::BenchArgs;
+use crate::config::cli::{BenchArgs, QuantizationArg};
 use crate::env;
 use crate::exit::Failure;
 use crate::model::checkpoint::TokenTable;
@@ -28,7 +28,7 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
     let Some(shape) = arguments.shape else { return Err(Failure::usage("`--shape` is missing")) };
     let device = arguments.device.open()?;
     let options = LoadOptions {
-        numerics: arguments.precision.parse()?,
+        numerics: QuantizationArg::apply(arguments.quantization, &arguments.precision)?,
         backend: arguments.backend.into(),
         device,
         attention: env::attention_switches(),

@@ -24,7 +24,7 @@ use nemo_format::Checkpoint;
 use sampling::{SamplingParams, SamplingRules, StopConditions, uniform};
 use serde_json::json;
 
-use crate::config::cli::BenchArgs;
+use crate::config::cli::{BenchArgs, QuantizationArg};
 use crate::env;
 use crate::exit::Failure;
 use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
@@ -107,7 +107,7 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
     }
     let device = arguments.device.open()?;
     let options = LoadOptions {
-        numerics: arguments.precision.parse()?,
+        numerics: QuantizationArg::apply(arguments.quantization, &arguments.precision)?,
         backend: arguments.backend.into(),
         device,
         attention: env::attention_switches(),

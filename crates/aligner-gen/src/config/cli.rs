@@ -7,7 +7,7 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::error::{ContextKind, ErrorKind};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use hydra_config::{ConfigError, overrides, shell_word};
-use model_spec::NamedShape;
+use model_spec::{BadPrecision, NamedShape, Numerics};
 
 use crate::exit::Failure;
 
@@ -160,6 +160,9 @@ pub(crate) struct LogitsArgs {
     /// 32 or bf16
     #[arg(long, default_value = "bf16")]
     pub(crate) precision: String,
+    /// The linear layers of attention and MLP in these numbers
+    #[arg(long, value_enum)]
+    pub(crate) quantization: Option<QuantizationArg>,
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
     pub(crate) device: DeviceArg,
     /// plain: libtorch operations; fused: the fast engine's kernels
@@ -177,6 +180,23 @@ pub(crate) enum DeviceArg {
 pub(crate) enum BackendArg {
     Plain,
     Fused,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum QuantizationArg {
+    /// e4m3, with a scale for each output and each token
+    Fp8,
+}
+
+impl QuantizationArg {
+    /// The formats of a precision with these numbers, if any.
+    pub(crate) fn apply(quantization: Option<Self>, precision: &str) -> Result<Numerics, BadPrecision> {
+        let numerics: Numerics = precision.parse()?;
+        Ok(match quantization {
+            Some(Self::Fp8) => numerics.with_fp8_weights(),
+            None => numerics,
+        })
+    }
 }
 
 #[derive(Clone, Debug, Args)]
@@ -223,6 +243,9 @@ pub(crate) struct BenchArgs {
     pub(crate) speculation: bool,
     #[arg(long, default_value = "bf16")]
     pub(crate) precision: String,
+    /// The linear layers of attention and MLP in these numbers
+    #[arg(long, value_enum)]
+    pub(crate) quantization: Option<QuantizationArg>,
     #[arg(long, value_enum, default_value_t = BackendArg::Fused)]
     pub(crate) backend: BackendArg,
     /// Only these: load, decode, bulk, prefill

@@ -89,8 +89,9 @@ impl GenerationPlan {
         let (lease, join_timeout) = patience(&raw)?;
         data::plan::check_max_epochs(raw.trainer.generation.max_epochs)?;
         check_unavailable(&raw)?;
-        let numerics: Numerics = raw.trainer.precision.to_string().parse()?;
         let trt_llm = &raw.trainer.generation.trt_llm;
+        let numerics =
+            quantized(raw.trainer.precision.to_string().parse()?, trt_llm.quantization.as_deref())?;
         let fast = trt_llm.enable;
         let model_type = fast.then(|| ModelType::parse(&trt_llm.model_type)).transpose()?;
         let max_input_len = fast
@@ -227,6 +228,17 @@ fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
         ));
     }
     Ok(())
+}
+
+/// The formats with those that `trt_llm.quantization` names, if any.
+fn quantized(numerics: Numerics, quantization: Option<&str>) -> Result<Numerics, Failure> {
+    match quantization {
+        None => Ok(numerics),
+        Some("fp8") => Ok(numerics.with_fp8_weights()),
+        Some(other) => Err(Failure::usage(format!(
+            "`trainer.generation.trt_llm.quantization` must be `fp8` or null, found `{other}`"
+        ))),
+    }
 }
 
 /// A list of texts that are not empty. An error shows the list that was meant, as it is typed.

@@ -78,6 +78,7 @@ pub(crate) struct RawTrtLlm {
     pub(crate) enable: bool,
     pub(crate) max_input_len: i64,
     pub(crate) model_type: String,
+    pub(crate) quantization: Option<String>,
 }
 
 /// `exp_manager`; inert keys are let through.

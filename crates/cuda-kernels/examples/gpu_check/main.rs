@@ -8,6 +8,7 @@ mod attention;
 mod cases;
 mod cublas;
 mod drafts;
+mod fp8;
 mod gather;
 mod gemm;
 mod pointwise;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 use cases::{Case, say};
 use support::Gpu;
 
-const CASES: [Case<Gpu>; 16] = [
+const CASES: [Case<Gpu>; 18] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("activations", pointwise::activations),
@@ -33,6 +34,8 @@ const CASES: [Case<Gpu>; 16] = [
     ("small-batch GEMM", gemm::odd_shapes),
     ("small-batch GEMM with activations", gemm::activated),
     ("small-batch GEMM against cuBLAS", gemm::against_cublas),
+    ("rows to FP8", fp8::conversion),
+    ("FP8 GEMM", fp8::gemms),
     ("sampling as the reference does", sampling_check::against_reference),
     ("sampling of many rows", sampling_check::many_rows),
     ("seen tokens", sampling_check::seen_tokens),

@@ -5,6 +5,7 @@ use std::path::Path;
 use cuda_runtime::{Device, Kernel, Module};
 
 use super::KernelConfig;
+use super::fp8::Fp8Kernels;
 use super::gemm::GemmKernels;
 use super::programs::Tiling;
 use crate::KernelError;
@@ -28,6 +29,7 @@ pub struct ModelKernels {
     pub(super) decode_attention: Kernel,
     pub(super) decode_attention_qkv: Kernel,
     pub(super) gemms: GemmKernels,
+    pub(super) fp8: Fp8Kernels,
 }
 
 impl ModelKernels {
@@ -59,6 +61,7 @@ impl ModelKernels {
             decode_attention: attention.kernel("decode_attention")?,
             decode_attention_qkv: attention.kernel("decode_attention_qkv")?,
             gemms: GemmKernels::new(device, config, cache_dir),
+            fp8: Fp8Kernels::new(device, config, cache_dir),
         })
     }
 

@@ -4,6 +4,7 @@ use cuda_runtime::{Arch, Program};
 use model_spec::Nonlinearity;
 use tch::Kind;
 
+use super::fp8_shape::Fp8Shape;
 use super::gemm_shape::tiles_of_stage;
 use super::nonlinearity::{Gating, number_of};
 use crate::KernelError;
@@ -97,12 +98,64 @@ impl KernelConfig {
         is_there.then(|| Program {
             name: "gemm",
             source: source!("gemm.cu"),
-            headers: headers!("common.cuh", "nonlinearity.cuh", "ring.cuh", "store.cuh"),
+            headers: headers!("common.cuh", "nonlinearity.cuh", "tiles.cuh", "ring.cuh", "store.cuh"),
             defines: [self.defines(), activated_defines(activated), multiply_defines(self.kind, weight_rows)]
                 .concat(),
             options: &[],
             is_specific: true,
         })
+    }
+
+    /// Rows to FP8.
+    ///
+    /// # Errors
+    /// Where there are no FP8 linear layers.
+    pub fn quantize(&self, arch: Arch) -> Result<Program, ExtError> {
+        self.check_fp8(arch)?;
+        Ok(Program {
+            name: "quantize",
+            source: source!("quantize.cu"),
+            headers: headers!("common.cuh"),
+            defines: self.defines(),
+            options: &[],
+            is_specific: true,
+        })
+    }
+
+    /// The FP8 GEMM with one shape of tile.
+    ///
+    /// # Errors
+    /// Where there are no FP8 linear layers.
+    pub fn gemm_fp8(&self, arch: Arch, shape: &Fp8Shape) -> Result<Program, ExtError> {
+        self.check_fp8(arch)?;
+        Ok(Program {
+            name: "gemm_fp8",
+            source: source!("gemm_fp8.cu"),
+            headers: headers!("common.cuh", "tiles.cuh", "store_fp8.cuh"),
+            defines: [self.defines(), fp8_defines(shape)].concat(),
+            options: &[],
+            is_specific: true,
+        })
+    }
+
+    /// # Errors
+    /// Where the GPU has no `wgmma`, or results are not in a type of two bytes.
+    fn check_fp8(&self, arch: Arch) -> Result<(), ExtError> {
+        if arch != (Arch { major: 9, minor: 0 }) {
+            return Err(ExtError::BadKernelConfig {
+                what: "the compute capability of the GPU for FP8 linear layers",
+                expected: "9.0".to_owned(),
+                actual: arch.to_string(),
+            });
+        }
+        if self.kind == Kind::Float {
+            return Err(ExtError::BadKernelConfig {
+                what: "the type beside FP8 linear layers",
+                expected: "bfloat16 or float16".to_owned(),
+                actual: format!("{:?}", self.kind),
+            });
+        }
+        Ok(())
     }
 
     /// The plan of a decode step and decode attention.
@@ -157,6 +210,27 @@ fn multiply_defines(kind: Kind, weight_rows: u32) -> Vec<(&'static str, String)>
                 "\"wgmma.mma_async.sync.aligned.m64n{weight_rows}k16.f32.{elem}.{elem} {{{registers}}}, %{x}, %{weight}, 1, 1, 1, 0, 0;\""
             ),
         ),
+        ("MULTIPLY_SUMS", list(&|i| format!("\"+f\"(sums[{i}])"))),
+    ]
+}
+
+/// The tile, and the instructions that begin a chain of products and add to it.
+fn fp8_defines(shape: &Fp8Shape) -> Vec<(&'static str, String)> {
+    let num_sums = shape.columns / 2;
+    let list = |item: &dyn Fn(u32) -> String| (0..num_sums).map(item).collect::<Vec<_>>().join(", ");
+    let registers = list(&|i| format!("%{i}"));
+    let (columns, x, weight) = (shape.columns, num_sums, num_sums + 1);
+    let multiply = |adds: u32| {
+        format!(
+            "\"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3 {{{registers}}}, %{x}, %{weight}, {adds}, 1, 1;\""
+        )
+    };
+    vec![
+        ("GROUPS", shape.groups.to_string()),
+        ("TILE_COLUMNS", columns.to_string()),
+        ("NUM_STAGES", shape.num_stages.to_string()),
+        ("MULTIPLY_FIRST", multiply(0)),
+        ("MULTIPLY", multiply(1)),
         ("MULTIPLY_SUMS", list(&|i| format!("\"+f\"(sums[{i}])"))),
     ]
 }

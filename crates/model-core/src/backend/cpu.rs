@@ -6,7 +6,7 @@ mod attention;
 mod linear;
 
 use cpu_kernels::{CpuKernels, HeadShape, Layout, MAX_HEAD_DIM, NormParams, SourceDType, StoredLinear};
-use model_spec::{AttentionSpec, KvGroup, Numerics};
+use model_spec::{AttentionSpec, KvGroup, Numerics, WeightFormat};
 use tch::{Kind, Tensor};
 use torch_ext::view;
 
@@ -15,6 +15,7 @@ pub(crate) use self::linear::CpuLinear;
 use super::plain::tensor_from_bytes;
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
+use crate::fp8::Fp8Rows;
 use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool, packed_shape};
@@ -86,6 +87,29 @@ impl CpuLoader {
     }
 }
 
+impl CpuLoader {
+    /// Quantizes a weight, rounded to what is computed in, and packs its numbers.
+    fn fp8_linear(&mut self, source: LinearSource<'_>) -> Result<CpuLinear, ModelError> {
+        let kind = self.state.numerics.compute.kind();
+        let rows = Fp8Rows::of(&tensor_from_bytes(source.weight, kind)?)?;
+        let (out_features, in_features) = rows.values.size2()?;
+        let values = rows.values.f_to_kind(Kind::Float)?;
+        let stored = StoredLinear {
+            weight: view::bytes(&values, "weight")?,
+            bias: None,
+            dtype: SourceDType::F32,
+            out_features: out_features as usize,
+            in_features: in_features as usize,
+        };
+        let round_to_compute = |bias| tensor_from_bytes(bias, kind)?.f_to_kind(Kind::Float).map_err(ModelError::from);
+        Ok(CpuLinear::Fp8 {
+            values: self.state.kernels.pack(&stored, Layout::Plain, kind)?,
+            scales: rows.scales,
+            bias: source.bias.map(round_to_compute).transpose()?,
+        })
+    }
+}
+
 impl Loader for CpuLoader {
     type State = CpuState;
 
@@ -98,6 +122,10 @@ impl Loader for CpuLoader {
     }
 
     fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<CpuLinear, ModelError> {
+        let numerics = self.state.numerics;
+        if numerics.weights == WeightFormat::Fp8 && role != LinearRole::Output {
+            return self.fp8_linear(source);
+        }
         let layout = match role {
             LinearRole::FirstOfMlp(activation) if activation.gated => Layout::Gated,
             _ => Layout::Plain,
@@ -127,7 +155,8 @@ impl Loader for CpuLoader {
             out_features: out_features as usize,
             in_features: in_features as usize,
         };
-        Ok(CpuLinear(self.state.kernels.pack(&stored, layout, self.state.numerics.weights.kind())?))
+        let kind = numerics.plain_weights().kind();
+        Ok(CpuLinear::Float(self.state.kernels.pack(&stored, layout, kind)?))
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CpuAttention, ModelError> {

@@ -6,16 +6,18 @@
 mod attention;
 mod linear;
 
-use model_spec::{AttentionSpec, KvGroup, Normalization, Numerics};
+use model_spec::{AttentionSpec, KvGroup, Normalization, Numerics, WeightFormat};
 use tch::{Device, Kind, Tensor};
 use torch_ext::mkl;
 
 pub(crate) use self::attention::PlainAttention;
 #[cfg(feature = "cuda")]
 pub(crate) use self::attention::attend;
-pub(crate) use self::linear::PlainLinear;
+use self::linear::PlainWeight;
+pub(crate) use self::linear::{PlainLinear, activate};
 use crate::attention_context::AttentionContext;
 use crate::ids::Ids;
+use crate::fp8::Fp8Rows;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool};
 use crate::layers::rotary::RotaryTables;
@@ -121,11 +123,16 @@ impl Loader for PlainLoader {
         Ok(tensor_from_bytes(source, kind)?.f_to_device(self.state.device)?)
     }
 
-    fn linear(&mut self, source: LinearSource<'_>, _role: LinearRole) -> Result<PlainLinear, ModelError> {
-        let kind = self.numerics().weights.kind();
+    fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<PlainLinear, ModelError> {
+        let numerics = self.numerics();
+        let kind = numerics.plain_weights().kind();
         let weight = self.tensor(source.weight, kind)?;
         let bias = source.bias.map(|bias| self.tensor(bias, kind)).transpose()?;
-        Ok(PlainLinear { weight, bias })
+        if numerics.weights == WeightFormat::Fp8 && role != LinearRole::Output {
+            let bias = bias.map(|bias| bias.f_to_kind(Kind::Float)).transpose()?;
+            return Ok(PlainLinear { weight: PlainWeight::Fp8(Fp8Rows::of(&weight)?), bias });
+        }
+        Ok(PlainLinear { weight: PlainWeight::Float(weight), bias })
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<PlainAttention, ModelError> {

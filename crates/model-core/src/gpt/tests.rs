@@ -303,7 +303,7 @@ impl StoredModel {
             position_embeddings: None,
             layers,
             final_norm: self.final_norm.load(),
-            output: self.embeddings.load(&mut loader, LinearRole::Plain),
+            output: self.embeddings.load(&mut loader, LinearRole::Output),
             num_params: 0,
         };
         let keys = json!({

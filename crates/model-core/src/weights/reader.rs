@@ -79,7 +79,7 @@ impl<'a, L: Loader> Reader<'a, L> {
     /// The output layer, whose weight may be the embedding table.
     pub(super) fn output(&mut self) -> Result<<L::State as StepState>::Linear, ModelError> {
         let table = if self.spec.output.tied { Module::WordEmbeddings } else { Module::Output };
-        self.linear_of(TensorId::outside(table, Part::Weight), Module::Output, LinearRole::Plain)
+        self.linear_of(TensorId::outside(table, Part::Weight), Module::Output, LinearRole::Output)
     }
 
     fn linear_of(
@@ -121,7 +121,7 @@ impl<'a, L: Loader> Reader<'a, L> {
 
     /// A table of rows as wide as the residual stream.
     pub(super) fn table(&mut self, id: TensorId) -> Result<Tensor, ModelError> {
-        self.tensor(&self.needed(id)?, self.loader.numerics().weights.kind())
+        self.tensor(&self.needed(id)?, self.loader.numerics().plain_weights().kind())
     }
 
     fn tensor(&mut self, tensor: &TensorSpec, kind: Kind) -> Result<Tensor, ModelError> {

@@ -115,12 +115,21 @@ impl Runner {
         float: Float,
         backend: Backend,
     ) -> Result<Self, ModelError> {
+        Self::with_numerics(config, source, Numerics::uniform(float), backend)
+    }
+
+    pub(crate) fn with_numerics(
+        config: ModelConfig,
+        source: &dyn TensorSource,
+        numerics: Numerics,
+        backend: Backend,
+    ) -> Result<Self, ModelError> {
         tch::set_num_threads(1);
         let mut model = load_model(
             config,
             source,
             LoadOptions {
-                numerics: Numerics::uniform(float),
+                numerics,
                 backend,
                 device: tch::Device::Cpu,
                 attention: AttentionSwitches::default(),

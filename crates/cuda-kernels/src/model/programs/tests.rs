@@ -31,6 +31,28 @@ fn gemms_compile_where_there_is_wgmma() {
 }
 
 #[test]
+fn fp8_compiles_where_there_is_wgmma() {
+    let [older, newer] = ARCHS;
+    let bf16 = config(Kind::BFloat16, 128, 1);
+    check_for(&bf16.quantize(newer).unwrap(), newer);
+    check_for(&config(Kind::Half, 128, 1).quantize(newer).unwrap(), newer);
+    // One group and two, with the sums of one chain of products and of two.
+    for (num_rows, num_out) in [(1, 4_096), (64, 28_672), (256, 4_096), (8_192, 28_672)] {
+        let shape = Fp8Shape::of(num_rows, num_out, 132, 227 * 1024).unwrap();
+        check_for(&bf16.gemm_fp8(newer, &shape).unwrap(), newer);
+    }
+    let shape = Fp8Shape::of(1, 64, 132, 227 * 1024).unwrap();
+    assert_eq!(
+        bf16.gemm_fp8(older, &shape).unwrap_err().to_string(),
+        "no kernels: the compute capability of the GPU for FP8 linear layers must be 9.0, not 8.0"
+    );
+    assert_eq!(
+        config(Kind::Float, 128, 1).quantize(newer).unwrap_err().to_string(),
+        "no kernels: the type beside FP8 linear layers must be bfloat16 or float16, not Float"
+    );
+}
+
+#[test]
 fn attention_compiles_for_all_kinds_of_heads() {
     for (kind, head_dim, queries_per_group) in [
         (Kind::BFloat16, 128, 1),

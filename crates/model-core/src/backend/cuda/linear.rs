@@ -1,44 +1,72 @@
-//! Linear layers on a GPU: cuBLAS's GEMMs, and the in-house one for small batches.
+//! Linear layers on a GPU: cuBLAS's GEMMs, the in-house one for small batches, and the in-house one in FP8.
 
-use cuda_kernels::{Activate, Gating, Gemm, GemmOut};
+use cuda_kernels::{Activate, E4M3, Fp8Out, Gating, Gemm, GemmFp8, GemmOut, QuantizeRows};
 use model_spec::Activation;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
 use super::CudaState;
 use crate::ModelError;
+use crate::fp8::{self, Fp8Rows};
 use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::ops::{Epilogue, LinearOp, StepState, tensor_bytes};
 
-/// A linear layer as libtorch has it, on the GPU.
+/// A linear layer on the GPU.
 #[derive(Debug)]
 pub(crate) struct CudaLinear {
-    /// `[out_features, in_features]`.
-    pub(super) weight: Tensor,
-    /// `[out_features]`.
+    pub(super) weight: CudaWeight,
+    /// `[out_features]`, in what is computed in.
     pub(super) bias: Option<Tensor>,
+}
+
+/// The weight of one.
+#[derive(Debug)]
+pub(super) enum CudaWeight {
+    /// `[out_features, in_features]`, as libtorch has it.
+    Float(Tensor),
+    /// In FP8, with a scale for each output.
+    Fp8(Fp8Rows),
 }
 
 impl LinearOp<CudaState> for CudaLinear {
     fn run(&self, x: &Tensor, epilogue: Epilogue, at: &mut CudaState) -> Result<Tensor, ModelError> {
-        if x.size2()?.0 <= at.max_small_batch {
-            self.run_small(x, epilogue, at)
-        } else {
-            self.run_cublas(x, epilogue, at)
+        match &self.weight {
+            CudaWeight::Fp8(weight) => self.run_fp8(x, weight, epilogue, at),
+            CudaWeight::Float(weight) if x.size2()?.0 <= at.max_small_batch => {
+                self.run_small(x, weight, epilogue, at)
+            }
+            CudaWeight::Float(weight) => self.run_cublas(x, weight, epilogue, at),
         }
     }
 
     fn embedding(&self, ids: Ids<'_>, at: &mut CudaState) -> Result<Tensor, ModelError> {
-        at.embedding(ids, &self.weight)
+        match &self.weight {
+            CudaWeight::Float(table) => at.embedding(ids, table),
+            CudaWeight::Fp8(_) => Err(fp8::NO_TABLE),
+        }
     }
 
     fn out_features(&self) -> usize {
-        self.weight.size().first().map_or(0, |&rows| rows as usize)
+        self.weight.values().size().first().map_or(0, |&rows| rows as usize)
     }
 
     fn size_bytes(&self) -> u64 {
-        std::iter::once(&self.weight).chain(&self.bias).map(tensor_bytes).sum()
+        let scales = match &self.weight {
+            CudaWeight::Float(_) => None,
+            CudaWeight::Fp8(rows) => Some(&rows.scales),
+        };
+        std::iter::once(self.weight.values()).chain(scales).chain(&self.bias).map(tensor_bytes).sum()
+    }
+}
+
+impl CudaWeight {
+    /// `[out_features, in_features]`.
+    pub(super) fn values(&self) -> &Tensor {
+        match self {
+            Self::Float(weight) => weight,
+            Self::Fp8(rows) => &rows.values,
+        }
     }
 }
 
@@ -47,32 +75,23 @@ impl CudaLinear {
     pub(super) fn run_cublas(
         &self,
         x: &Tensor,
+        weight: &Tensor,
         epilogue: Epilogue,
         at: &CudaState,
     ) -> Result<Tensor, ModelError> {
         match epilogue {
-            Epilogue::Store => Ok(x.f_linear(&self.weight, self.bias.as_ref())?),
+            Epilogue::Store => Ok(x.f_linear(weight, self.bias.as_ref())?),
             Epilogue::AddTo(mut residual) => {
-                let _ = residual.f_addmm_(x, &self.weight.f_transpose(0, 1)?)?;
+                let _ = residual.f_addmm_(x, &weight.f_transpose(0, 1)?)?;
                 self.add_bias(residual)
             }
             Epilogue::Activate(activation) => {
-                let y = x.f_linear(&self.weight, self.bias.as_ref())?;
-                let (num_rows, num_columns) = y.size2()?;
-                let out =
-                    at.empty(&[num_rows, ffn_of(num_columns, activation)], at.numerics.compute.kind())?;
-                let launch = Activate {
-                    activation: activation.nonlinearity,
-                    gating: gating(activation),
-                    x: &y,
-                    out: &out,
-                };
-                at.kernels()?.activate(&at.stream()?, &launch)?;
-                Ok(out)
+                let y = x.f_linear(weight, self.bias.as_ref())?;
+                activate(&y, activation, at)
             }
             Epilogue::Logits => {
                 let mut logits = at.empty(&self.out_shape(x)?, Kind::Float)?;
-                blas::linear_f32_out(&mut logits, x, &self.weight)?;
+                blas::linear_f32_out(&mut logits, x, weight)?;
                 self.biased(logits)
             }
         }
@@ -82,11 +101,12 @@ impl CudaLinear {
     pub(super) fn run_small(
         &self,
         x: &Tensor,
+        weight: &Tensor,
         epilogue: Epilogue,
         at: &CudaState,
     ) -> Result<Tensor, ModelError> {
         let gemm = |bias, out| -> Result<(), ModelError> {
-            let launch = Gemm { x, weight: &self.weight, bias, out };
+            let launch = Gemm { x, weight, bias, out };
             Ok(at.kernels()?.gemm(&at.stream()?, &launch)?)
         };
         match epilogue {
@@ -115,9 +135,49 @@ impl CudaLinear {
         }
     }
 
+    /// By the in-house FP8 GEMM, for any number of rows.
+    fn run_fp8(
+        &self,
+        x: &Tensor,
+        weight: &Fp8Rows,
+        epilogue: Epilogue,
+        at: &CudaState,
+    ) -> Result<Tensor, ModelError> {
+        let rows = at.fp8_rows(x)?;
+        let gemm = |bias: Option<&Tensor>, out: Fp8Out<'_>| -> Result<(), ModelError> {
+            let launch = GemmFp8 {
+                x: &rows.values,
+                x_scales: &rows.scales,
+                weight: &weight.values,
+                weight_scales: &weight.scales,
+                bias,
+                out,
+            };
+            Ok(at.kernels()?.gemm_fp8(&at.stream()?, &launch)?)
+        };
+        let rounded = || -> Result<Tensor, ModelError> {
+            let y = at.empty(&self.out_shape(x)?, at.numerics.compute.kind())?;
+            gemm(self.bias.as_ref(), Fp8Out::Rounded(&y))?;
+            Ok(y)
+        };
+        match epilogue {
+            Epilogue::Store => rounded(),
+            Epilogue::AddTo(residual) => {
+                gemm(None, Fp8Out::Added(&residual))?;
+                self.add_bias(residual)
+            }
+            Epilogue::Activate(activation) => activate(&rounded()?, activation, at),
+            Epilogue::Logits => {
+                let logits = at.empty(&self.out_shape(x)?, Kind::Float)?;
+                gemm(None, Fp8Out::Float(&logits))?;
+                self.biased(logits)
+            }
+        }
+    }
+
     /// `[num_rows, out_features]`.
     fn out_shape(&self, x: &Tensor) -> Result<[i64; 2], ModelError> {
-        Ok([x.size2()?.0, self.weight.size2()?.0])
+        Ok([x.size2()?.0, self.weight.values().size2()?.0])
     }
 
     /// The residual plus the bias, in place.
@@ -134,6 +194,28 @@ impl CudaLinear {
             Some(bias) => logits.f_add(bias)?,
             None => logits,
         })
+    }
+}
+
+/// `[num_rows, ffn]` of the outputs of `linear_fc1`, by a kernel of its own.
+fn activate(y: &Tensor, activation: Activation, at: &CudaState) -> Result<Tensor, ModelError> {
+    let (num_rows, num_columns) = y.size2()?;
+    let out = at.empty(&[num_rows, ffn_of(num_columns, activation)], at.numerics.compute.kind())?;
+    let launch =
+        Activate { activation: activation.nonlinearity, gating: gating(activation), x: y, out: &out };
+    at.kernels()?.activate(&at.stream()?, &launch)?;
+    Ok(out)
+}
+
+impl CudaState {
+    /// Rows in FP8, by the in-house kernel.
+    pub(super) fn fp8_rows(&self, x: &Tensor) -> Result<Fp8Rows, ModelError> {
+        let (num_rows, width) = x.size2()?;
+        let values = self.empty(&[num_rows, width], E4M3)?;
+        let scales = self.empty(&[num_rows], Kind::Float)?;
+        let launch = QuantizeRows { x, out: &values, scales: &scales };
+        self.kernels()?.quantize_rows(&self.stream()?, &launch)?;
+        Ok(Fp8Rows { values, scales })
     }
 }
 

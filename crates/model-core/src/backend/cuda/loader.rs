@@ -2,10 +2,11 @@
 
 use cuda_kernels::{KernelConfig, ModelKernels};
 use cuda_runtime::{Device, Uploader, kernel_cache};
-use model_spec::{AttentionSpec, HeadLayout, Numerics};
+use model_spec::{AttentionSpec, HeadLayout, Numerics, WeightFormat};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
+use super::linear::CudaWeight;
 use super::{CudaAttention, CudaLinear, CudaState, HeadKernels};
 use crate::ModelError;
 use crate::kinds::TensorFormat;
@@ -71,12 +72,19 @@ impl Loader for CudaLoader {
         Ok(stored.f_to_kind(kind)?)
     }
 
-    fn linear(&mut self, source: LinearSource<'_>, _role: LinearRole) -> Result<CudaLinear, ModelError> {
-        let kind = self.numerics().weights.kind();
-        Ok(CudaLinear {
-            weight: self.tensor(source.weight, kind)?,
-            bias: source.bias.map(|bias| self.tensor(bias, kind)).transpose()?,
-        })
+    fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<CudaLinear, ModelError> {
+        let numerics = self.numerics();
+        let kind = numerics.plain_weights().kind();
+        let weight = self.tensor(source.weight, kind)?;
+        let weight = if numerics.weights == WeightFormat::Fp8 && role != LinearRole::Output {
+            let (num_out, num_in) = weight.size2()?;
+            self.state.kernels()?.load_fp8(num_out, num_in)?;
+            CudaWeight::Fp8(self.state.fp8_rows(&weight)?)
+        } else {
+            CudaWeight::Float(weight)
+        };
+        let bias = source.bias.map(|bias| self.tensor(bias, kind)).transpose()?;
+        Ok(CudaLinear { weight, bias })
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CudaAttention, ModelError> {

@@ -10,7 +10,7 @@ use cuda_kernels::MAX_GEMM_ROWS;
 use model_spec::Activation;
 use tch::{Kind, Tensor};
 
-use super::linear::gating;
+use super::linear::{CudaWeight, gating};
 use super::{CudaLinear, CudaState, MIN_ROWS};
 use crate::ModelError;
 use crate::kinds::TensorFormat;
@@ -18,6 +18,13 @@ use crate::ops::{Epilogue, TrialLinear};
 
 /// A large decode batch, whose results those of smaller ones must not differ from.
 const LARGE_BATCH: i64 = 256;
+
+/// A layer that stands for all of its shape.
+struct Tried<'a> {
+    linear: &'a CudaLinear,
+    weight: &'a Tensor,
+    activation: Option<Activation>,
+}
 
 impl CudaState {
     /// Tries each kind of layer once, and keeps and returns the number; 0 where a bit differs.
@@ -30,13 +37,15 @@ impl CudaState {
         let mut max_rows = MAX_GEMM_ROWS;
         let mut different = HashMap::new();
         for (linear, activation) in linears {
-            let (num_out, num_in) = linear.weight.size2()?;
+            // The FP8 GEMM is one for all numbers of rows.
+            let CudaWeight::Float(weight) = &linear.weight else { continue };
+            let (num_out, num_in) = weight.size2()?;
             different
                 .entry((num_out, num_in, linear.bias.is_some(), activation.is_some()))
-                .or_insert((linear, activation));
+                .or_insert(Tried { linear, weight, activation });
         }
-        for (&(num_out, num_in, ..), (_, activation)) in &different {
-            let activated = activation.map(|activation| (activation.nonlinearity, gating(activation)));
+        for (&(num_out, num_in, ..), tried) in &different {
+            let activated = tried.activation.map(|activation| (activation.nonlinearity, gating(activation)));
             max_rows = max_rows.min(self.kernels()?.max_gemm_rows(num_out, num_in, activated)?);
         }
         if max_rows == 0 {
@@ -47,12 +56,10 @@ impl CudaState {
         for (small_rows, large_rows) in
             cublas_batches.into_iter().flat_map(|large| [(1, large), (max_rows, large)])
         {
-            for &(linear, activation) in different.values() {
-                let is_same = match activation {
-                    Some(activation) => {
-                        self.same_activated_bits(linear, activation, small_rows, large_rows)?
-                    }
-                    None => self.same_bits(linear, small_rows, large_rows)?,
+            for tried in different.values() {
+                let is_same = match tried.activation {
+                    Some(activation) => self.same_activated_bits(tried, activation, small_rows, large_rows)?,
+                    None => self.same_bits(tried, small_rows, large_rows)?,
                 };
                 if !is_same {
                     return Ok(0);
@@ -72,13 +79,14 @@ impl CudaState {
     /// Whether `small_rows` rows of the in-house GEMM are bitwise identical to the first ones of `large_rows` rows of
     /// cuBLAS, with every epilogue but an activation. Where the bias is added is the same code for both, so they are
     /// tried as they are run.
-    fn same_bits(&self, linear: &CudaLinear, small_rows: i64, large_rows: i64) -> Result<bool, ModelError> {
-        let x = self.numbers([large_rows, linear.weight.size2()?.1])?;
+    fn same_bits(&self, tried: &Tried<'_>, small_rows: i64, large_rows: i64) -> Result<bool, ModelError> {
+        let &Tried { linear, weight, .. } = tried;
+        let (num_out, num_in) = weight.size2()?;
+        let x = self.numbers([large_rows, num_in])?;
         let small = x.f_narrow(0, 0, small_rows)?;
-        let residual = self.numbers([large_rows, linear.weight.size2()?.0])?;
+        let residual = self.numbers([large_rows, num_out])?;
         // Both are added to.
-        let mut small_residual =
-            self.empty(&[small_rows, linear.weight.size2()?.0], self.numerics.compute.kind())?;
+        let mut small_residual = self.empty(&[small_rows, num_out], self.numerics.compute.kind())?;
         small_residual.f_copy_(&residual.f_narrow(0, 0, small_rows)?)?;
         let epilogues = [
             (Epilogue::Store, Epilogue::Store),
@@ -86,8 +94,8 @@ impl CudaState {
             (Epilogue::Logits, Epilogue::Logits),
         ];
         for (of_small, of_large) in epilogues {
-            let small = linear.run_small(&small, of_small, self)?;
-            let large = linear.run_cublas(&x, of_large, self)?;
+            let small = linear.run_small(&small, weight, of_small, self)?;
+            let large = linear.run_cublas(&x, weight, of_large, self)?;
             if !small.f_equal(&large.f_narrow(0, 0, small_rows)?)? {
                 return Ok(false);
             }
@@ -98,14 +106,16 @@ impl CudaState {
     /// The same for a layer with an activation behind it, against cuBLAS and the separate activation kernel.
     fn same_activated_bits(
         &self,
-        linear: &CudaLinear,
+        tried: &Tried<'_>,
         activation: Activation,
         small_rows: i64,
         large_rows: i64,
     ) -> Result<bool, ModelError> {
-        let x = self.numbers([large_rows, linear.weight.size2()?.1])?;
-        let small = linear.run_small(&x.f_narrow(0, 0, small_rows)?, Epilogue::Activate(activation), self)?;
-        let large = linear.run_cublas(&x, Epilogue::Activate(activation), self)?;
+        let &Tried { linear, weight, .. } = tried;
+        let x = self.numbers([large_rows, weight.size2()?.1])?;
+        let few = x.f_narrow(0, 0, small_rows)?;
+        let small = linear.run_small(&few, weight, Epilogue::Activate(activation), self)?;
+        let large = linear.run_cublas(&x, weight, Epilogue::Activate(activation), self)?;
         Ok(small.f_equal(&large.f_narrow(0, 0, small_rows)?)?)
     }
 }

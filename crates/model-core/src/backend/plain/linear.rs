@@ -5,6 +5,7 @@ use tch::{Kind, Tensor};
 
 use super::{PlainState, ROWS_PER_BLOCK, by_row_blocks};
 use crate::ModelError;
+use crate::fp8::{self, Fp8Rows};
 use crate::ids::Ids;
 use crate::ops::{Epilogue, LinearOp, StepState, tensor_bytes};
 
@@ -17,40 +18,85 @@ const VECTOR_ELEMS: i64 = 64;
 #[derive(Debug)]
 pub(crate) struct PlainLinear {
     /// `[out_features, in_features]`.
-    pub(super) weight: Tensor,
-    /// `[out_features]`.
+    pub(super) weight: PlainWeight,
+    /// `[out_features]`, float32 beside an FP8 weight.
     pub(super) bias: Option<Tensor>,
+}
+
+/// The weight of one.
+#[derive(Debug)]
+pub(super) enum PlainWeight {
+    /// In what is computed in.
+    Float(Tensor),
+    /// Multiplied in float32.
+    Fp8(Fp8Rows),
+}
+
+impl PlainWeight {
+    fn tensors(&self) -> impl Iterator<Item = &Tensor> {
+        match self {
+            Self::Float(weight) => [Some(weight), None],
+            Self::Fp8(rows) => [Some(&rows.values), Some(&rows.scales)],
+        }
+        .into_iter()
+        .flatten()
+    }
+}
+
+impl PlainLinear {
+    /// `x W^T + b`, float32 for an FP8 weight.
+    fn product(&self, x: &Tensor) -> Result<Tensor, ModelError> {
+        match &self.weight {
+            PlainWeight::Float(weight) => {
+                by_row_blocks(x, ROWS_PER_BLOCK, |rows| Ok(rows.f_linear(weight, self.bias.as_ref())?))
+            }
+            PlainWeight::Fp8(weight) => {
+                let rows = Fp8Rows::of(x)?;
+                let wide = weight.values.f_to_kind(Kind::Float)?;
+                let products = by_row_blocks(&rows.values.f_to_kind(Kind::Float)?, ROWS_PER_BLOCK, |rows| {
+                    Ok(rows.f_linear::<&Tensor>(&wide, None)?)
+                })?;
+                fp8::scaled(&products, &rows.scales, &weight.scales, self.bias.as_ref())
+            }
+        }
+    }
 }
 
 impl LinearOp<PlainState> for PlainLinear {
     fn run(&self, x: &Tensor, epilogue: Epilogue, _: &mut PlainState) -> Result<Tensor, ModelError> {
-        let y =
-            by_row_blocks(x, ROWS_PER_BLOCK, |rows| Ok(rows.f_linear(&self.weight, self.bias.as_ref())?))?;
+        let y = self.product(x)?;
+        if let Epilogue::Logits = epilogue {
+            return Ok(y.f_to_kind(Kind::Float)?);
+        }
+        let y = y.f_to_kind(x.kind())?;
         match epilogue {
-            Epilogue::Store => Ok(y),
+            Epilogue::Store | Epilogue::Logits => Ok(y),
             Epilogue::AddTo(mut residual) => {
                 let _ = residual.f_add_(&y)?;
                 Ok(residual)
             }
             Epilogue::Activate(activation) => activate(&y, activation),
-            Epilogue::Logits => Ok(y.f_to_kind(Kind::Float)?),
         }
     }
 
     fn embedding(&self, ids: Ids<'_>, at: &mut PlainState) -> Result<Tensor, ModelError> {
-        at.embedding(ids, &self.weight)
+        match &self.weight {
+            PlainWeight::Float(table) => at.embedding(ids, table),
+            PlainWeight::Fp8(_) => Err(fp8::NO_TABLE),
+        }
     }
 
     fn out_features(&self) -> usize {
-        self.weight.size().first().map_or(0, |&rows| rows as usize)
+        self.weight.tensors().next().and_then(|weight| weight.size().first().copied()).unwrap_or(0) as usize
     }
 
     fn size_bytes(&self) -> u64 {
-        std::iter::once(&self.weight).chain(&self.bias).map(tensor_bytes).sum()
+        self.weight.tensors().chain(&self.bias).map(tensor_bytes).sum()
     }
 }
 
-fn activate(x: &Tensor, activation: Activation) -> Result<Tensor, ModelError> {
+/// The nonlinearity of `[num_tokens, out_features]`, of its first half times the second when gated.
+pub(crate) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor, ModelError> {
     let (_, num_columns) = x.size2()?;
     let ffn = if activation.gated { num_columns / 2 } else { num_columns };
     let gate = x.f_narrow(1, 0, ffn)?;

@@ -1,0 +1,206 @@
+// The GEMM of rows in FP8 (e4m3) with a weight in FP8, for any number of rows. Programs are put together in
+// `crates/cuda-kernels/src/model/programs.rs`.
+//
+// A block takes a tile of 64 * GROUPS rows and TILE_COLUMNS rows of the weight, and goes on with another tile until all
+// are done. Each group of four warps multiplies 64 of the rows; one thread more asks for what they read.
+//
+// The tensor cores keep about 14 bits of a sum of FP8 products, so a chain of four wgmma, 128 inputs, is all that they
+// add up: its result is added to the sum in float32. Those sums are in the order of the inputs whatever the tile, so a
+// row has the same bits in any batch.
+
+#include "common.cuh"
+#include "tiles.cuh"
+
+// GROUPS: 1 or 2. TILE_COLUMNS: a multiple of 16. NUM_STAGES: of the ring.
+
+#define GROUP_THREADS 128
+#define NUM_SUMS (TILE_COLUMNS / 2)      // of a thread
+#define TILE_ROWS (64 * GROUPS)
+#define STAGE_ELEMS 128                  // of a row: 128 bytes, as wide as the swizzle
+#define X_BYTES (TILE_ROWS * STAGE_ELEMS)
+#define WEIGHT_BYTES (TILE_COLUMNS * STAGE_ELEMS)
+#define BAND 16                          // tiles of rows that go through the weights together, for the L2 cache
+
+struct GemmArgs {
+    const float* x_scales;       // [rows]
+    const float* weight_scales;  // [num_out]
+    const T* bias;               // [num_out], or null
+    const T* residual;           // [rows, num_out], or null; may be `out`
+    void* out;                   // T or float [rows, num_out]
+    int rows;
+    int num_out;                 // a multiple of 8
+    int num_in;                  // a multiple of 16
+    u32 x_bytes;                 // of the rows that are fetched for a stage: at most X_BYTES
+    int is_f32;                  // `out`
+};
+
+struct Tile {
+    int row;
+    int column;
+};
+
+DEVICE int num_row_tiles(const GemmArgs& args) { return (args.rows + TILE_ROWS - 1) / TILE_ROWS; }
+
+DEVICE int num_column_tiles(const GemmArgs& args) { return (args.num_out + TILE_COLUMNS - 1) / TILE_COLUMNS; }
+
+DEVICE int num_tiles(const GemmArgs& args) { return num_row_tiles(args) * num_column_tiles(args); }
+
+DEVICE Tile tile_of(const GemmArgs& args, int idx) {
+    int per_band = BAND * num_column_tiles(args), band = idx / per_band, of_band = idx % per_band;
+    int rows = min(BAND, num_row_tiles(args) - band * BAND);
+    return {(band * BAND + of_band % rows) * TILE_ROWS, of_band / rows * TILE_COLUMNS};
+}
+
+// The ring of stages. Each is rows and then weights, and has two barriers: filled, empty.
+struct Ring {
+    u32 barriers;
+    u32 stages;
+    int stage = 0;
+    u32 round = 0;
+
+    DEVICE u32 full() const { return barriers + stage * 16; }
+    DEVICE u32 empty() const { return barriers + stage * 16 + 8; }
+    DEVICE u32 x() const { return stages + stage * (X_BYTES + WEIGHT_BYTES); }
+    DEVICE u32 weight() const { return x() + X_BYTES; }
+
+    DEVICE void advance() {
+        if (++stage == NUM_STAGES) stage = 0, round ^= 1;
+    }
+};
+
+DEVICE int num_steps(const GemmArgs& args) { return (args.num_in + STAGE_ELEMS - 1) / STAGE_ELEMS; }
+
+// Fills the ring for all tiles of the block. Weights do not depend on the kernel before this one: those of the first
+// stages are asked for before it has ended.
+DEVICE void fetch_all(Ring ring, const GemmArgs& args, const TensorMap* x, const TensorMap* weight) {
+    int steps = num_steps(args), num_early = min(NUM_STAGES, steps);
+    Tile tile = tile_of(args, blockIdx.x);
+    Ring early = ring;
+    for (int step = 0; step < num_early; step++, early.advance()) {
+        expect_bytes(early.full(), args.x_bytes + WEIGHT_BYTES);
+        fetch_tile(early.weight(), weight, step * STAGE_ELEMS, tile.column, early.full());
+    }
+    wait_for_previous();
+    int num_filled = 0;
+    for (int idx = blockIdx.x; idx < num_tiles(args); idx += gridDim.x) {
+        tile = tile_of(args, idx);
+        for (int step = 0; step < steps; step++, num_filled++, ring.advance()) {
+            if (num_filled >= NUM_STAGES) wait_for(ring.empty(), ring.round ^ 1);
+            if (num_filled >= num_early) {
+                expect_bytes(ring.full(), args.x_bytes + WEIGHT_BYTES);
+                fetch_tile(ring.weight(), weight, step * STAGE_ELEMS, tile.column, ring.full());
+            }
+            fetch_tile(ring.x(), x, step * STAGE_ELEMS, tile.row, ring.full());
+        }
+    }
+}
+
+// 32 inputs of 64 rows and all columns of the tile: MULTIPLY adds to the sums, MULTIPLY_FIRST begins them. They and
+// MULTIPLY_SUMS name NUM_SUMS registers, so the launcher writes them.
+DEVICE void multiply(float (&sums)[NUM_SUMS], u64 x, u64 weight) { asm volatile(MULTIPLY : MULTIPLY_SUMS : "l"(x), "l"(weight)); }
+
+DEVICE void multiply_first(float (&sums)[NUM_SUMS], u64 x, u64 weight) { asm volatile(MULTIPLY_FIRST : MULTIPLY_SUMS : "l"(x), "l"(weight)); }
+
+// Keeps the compiler from moving anything that reads or writes these past this point.
+DEVICE void pin(float (&sums)[NUM_SUMS]) {
+#pragma unroll
+    for (int i = 0; i < NUM_SUMS; i++) asm volatile("" : "+f"(sums[i]) :: "memory");
+}
+
+// Starts the chain over the next stage of the ring.
+DEVICE void start_part(Ring& ring, int group, float (&part)[NUM_SUMS]) {
+    wait_for(ring.full(), ring.round);
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+    u64 x = descriptor(low_descriptor(ring.x() + group * 64 * STAGE_ELEMS)), weight = descriptor(low_descriptor(ring.weight()));
+    multiply_first(part, x, weight);
+#pragma unroll
+    for (int k = 1; k < STAGE_ELEMS / 32; k++) multiply(part, x + 2 * k, weight + 2 * k);
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    ring.advance();
+}
+
+// Waits for all chains but the last NUM_BEHIND, and adds the one before them, over the stage of the ring, to the sums.
+template <int NUM_BEHIND>
+DEVICE void add_part(Ring& ring, float (&part)[NUM_SUMS], float (&sums)[NUM_SUMS]) {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(NUM_BEHIND) : "memory");
+    pin(part);
+    if (threadIdx.x % GROUP_THREADS == 0) arrive_at(ring.empty());
+    ring.advance();
+#pragma unroll
+    for (int i = 0; i < NUM_SUMS; i++) sums[i] += part[i];
+}
+
+#if NUM_SUMS <= 72
+// While a chain is added the next one is multiplied, where there are registers for both.
+DEVICE void multiply_all(Ring& ring, int steps, int group, float (&sums)[NUM_SUMS]) {
+    float even[NUM_SUMS], odd[NUM_SUMS];
+    Ring added = ring;
+    start_part(ring, group, even);
+    for (int step = 2; step < steps; step += 2) {
+        start_part(ring, group, odd);
+        add_part<1>(added, even, sums);
+        start_part(ring, group, even);
+        add_part<1>(added, odd, sums);
+    }
+    if (steps % 2 == 0) {
+        start_part(ring, group, odd);
+        add_part<1>(added, even, sums);
+        add_part<0>(added, odd, sums);
+    } else {
+        add_part<0>(added, even, sums);
+    }
+}
+#else
+DEVICE void multiply_all(Ring& ring, int steps, int group, float (&sums)[NUM_SUMS]) {
+    float part[NUM_SUMS];
+    Ring added = ring;
+    for (int step = 0; step < steps; step++) {
+        start_part(ring, group, part);
+        add_part<0>(added, part, sums);
+    }
+}
+#endif
+
+#include "store_fp8.cuh"
+
+// Registers of the threads that multiply and of those that fetch, where they do not have 256 each.
+#if GROUPS > 1
+#define TAKE_REGISTERS asm volatile("setmaxnreg.inc.sync.aligned.u32 240;")
+#define GIVE_REGISTERS asm volatile("setmaxnreg.dec.sync.aligned.u32 24;")
+#else
+#define TAKE_REGISTERS
+#define GIVE_REGISTERS
+#endif
+
+// Shared memory: the stages, at a multiple of 1,024 bytes, as the swizzle demands.
+extern "C" __global__ void __launch_bounds__((GROUPS + 1) * GROUP_THREADS, 1)
+gemm_fp8(const __grid_constant__ TensorMap x, const __grid_constant__ TensorMap weight, GemmArgs args) {
+    extern __shared__ uint4 shared[];
+    __shared__ u64 barriers[2 * NUM_STAGES];
+    Ring ring;
+    ring.barriers = (u32)__cvta_generic_to_shared(barriers);
+    ring.stages = ((u32)__cvta_generic_to_shared(shared) + 1023) / 1024 * 1024;
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < NUM_STAGES; i++) {
+            init_barrier(ring.barriers + 16 * i, 1);
+            init_barrier(ring.barriers + 16 * i + 8, GROUPS);
+        }
+        // Tiles come by another path to memory, which must see the barriers.
+        asm volatile("fence.proxy.async;" ::: "memory");
+    }
+    __syncthreads();
+    let_next_start();
+    int group = threadIdx.x / GROUP_THREADS;
+    if (group == GROUPS) {
+        GIVE_REGISTERS;
+        if (threadIdx.x == GROUPS * GROUP_THREADS) fetch_all(ring, args, &x, &weight);
+    } else {
+        TAKE_REGISTERS;
+        wait_for_previous();
+        for (int idx = blockIdx.x; idx < num_tiles(args); idx += gridDim.x) {
+            float sums[NUM_SUMS] = {};
+            multiply_all(ring, num_steps(args), group, sums);
+            store_all(args, tile_of(args, idx), group, sums);
+        }
+    }
+}
