@@ -7,10 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Device, Kernel, Launch, Module, Stream, TensorMap};
 use tch::{Kind, Tensor};
-use torch_ext::ExtError;
 
 use super::fp8_shape::Fp8Shape;
 use super::{KernelConfig, ModelKernels};
+use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
 /// The numbers of FP8 linear layers: four bits of exponent and three of mantissa, no infinity, at most 448.
@@ -99,7 +99,7 @@ impl Fp8Kernels {
     }
 
     /// The GEMM of a shape, or the kernel that makes rows FP8.
-    fn get(&self, shape: Option<Fp8Shape>) -> Result<Arc<Kernel>, ExtError> {
+    fn get(&self, shape: Option<Fp8Shape>) -> Result<Arc<Kernel>, KernelError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(kernel) = loaded.get(&shape) {
             return Ok(Arc::clone(kernel));
@@ -121,7 +121,7 @@ impl ModelKernels {
     ///
     /// # Errors
     /// When the layer's sizes or this GPU have none, or they cannot be compiled or loaded.
-    pub fn load_fp8(&self, num_out: i64, num_in: i64) -> Result<(), ExtError> {
+    pub fn load_fp8(&self, num_out: i64, num_in: i64) -> Result<(), KernelError> {
         check_sizes(num_out, num_in)?;
         self.fp8.get(None)?;
         let shapes = Fp8Shape::all(num_out, self.num_sms, self.max_shared_bytes);
@@ -135,7 +135,7 @@ impl ModelKernels {
     ///
     /// # Errors
     /// When a tensor does not fit.
-    pub fn quantize_rows(&self, stream: &Stream, quantize: &QuantizeRows<'_>) -> Result<(), ExtError> {
+    pub fn quantize_rows(&self, stream: &Stream, quantize: &QuantizeRows<'_>) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let shape @ [num_rows, width] = shape_of(quantize.x, "x")?;
         if width <= 0 || width % 8 != 0 {
@@ -160,7 +160,7 @@ impl ModelKernels {
     ///
     /// # Errors
     /// When a tensor does not fit.
-    pub fn gemm_fp8(&self, stream: &Stream, gemm: &GemmFp8<'_>) -> Result<(), ExtError> {
+    pub fn gemm_fp8(&self, stream: &Stream, gemm: &GemmFp8<'_>) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let kind = self.config.kind;
         let [num_out, num_in] = shape_of(gemm.weight, "weight")?;
@@ -204,7 +204,7 @@ impl ModelKernels {
 }
 
 /// What the copy engine and the stores take.
-fn check_sizes(num_out: i64, num_in: i64) -> Result<(), ExtError> {
+fn check_sizes(num_out: i64, num_in: i64) -> Result<(), KernelError> {
     if num_in <= 0 || num_in % 16 != 0 {
         return Err(bad("inputs of an FP8 linear layer", "a multiple of 16", num_in));
     }
@@ -214,6 +214,6 @@ fn check_sizes(num_out: i64, num_in: i64) -> Result<(), ExtError> {
     Ok(())
 }
 
-fn too_little_shared(max_shared_bytes: u32) -> ExtError {
+fn too_little_shared(max_shared_bytes: u32) -> KernelError {
     bad("shared memory of a block, bytes", "enough for two stages of an FP8 GEMM", i64::from(max_shared_bytes))
 }

@@ -110,7 +110,7 @@ impl KernelConfig {
     ///
     /// # Errors
     /// Where there are no FP8 linear layers.
-    pub fn quantize(&self, arch: Arch) -> Result<Program, ExtError> {
+    pub fn quantize(&self, arch: Arch) -> Result<Program, KernelError> {
         self.check_fp8(arch)?;
         Ok(Program {
             name: "quantize",
@@ -126,7 +126,7 @@ impl KernelConfig {
     ///
     /// # Errors
     /// Where there are no FP8 linear layers.
-    pub fn gemm_fp8(&self, arch: Arch, shape: &Fp8Shape) -> Result<Program, ExtError> {
+    pub fn gemm_fp8(&self, arch: Arch, shape: &Fp8Shape) -> Result<Program, KernelError> {
         self.check_fp8(arch)?;
         Ok(Program {
             name: "gemm_fp8",
@@ -140,16 +140,16 @@ impl KernelConfig {
 
     /// # Errors
     /// Where the GPU has no `wgmma`, or results are not in a type of two bytes.
-    fn check_fp8(&self, arch: Arch) -> Result<(), ExtError> {
+    fn check_fp8(&self, arch: Arch) -> Result<(), KernelError> {
         if arch != (Arch { major: 9, minor: 0 }) {
-            return Err(ExtError::BadKernelConfig {
+            return Err(KernelError::BadKernelConfig {
                 what: "the compute capability of the GPU for FP8 linear layers",
                 expected: "9.0".to_owned(),
                 actual: arch.to_string(),
             });
         }
         if self.kind == Kind::Float {
-            return Err(ExtError::BadKernelConfig {
+            return Err(KernelError::BadKernelConfig {
                 what: "the type beside FP8 linear layers",
                 expected: "bfloat16 or float16".to_owned(),
                 actual: format!("{:?}", self.kind),
