@@ -8,12 +8,11 @@ mod error;
 mod executor;
 mod plan;
 mod prefix_cache;
-mod proposer;
 mod request;
 mod run;
 mod scheduler;
 
-use std::{ops::ControlFlow, sync::Arc};
+use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
 #[cfg(feature = "cuda")]
 use executor::device;
@@ -28,10 +27,13 @@ pub use device::cuda::DeviceSizes;
 pub use error::EngineError;
 pub use executor::Executor;
 pub use plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta};
-pub use proposer::{Draftable, Proposer};
 pub use request::{
     Activity, Completion, EngineLimits, MAX_NUM_SEQS_ON_GPU, Request, RunEnd, RunStats, Supply,
 };
+pub use speculation::{Goal, Pace, Proposer, StepTime};
+
+/// A response that goes on in the next step.
+pub type Draftable = speculation::Draftable<SeqId>;
 
 /// A model, its KV cache and a sampler, ready for runs.
 pub struct Engine(EngineParts);
@@ -72,7 +74,16 @@ impl Engine {
         limits: EngineLimits,
     ) -> Result<Self, EngineError> {
         let limits = limits.check()?;
-        Ok(Self(EngineParts { executor, proposer: None, stop, token_bytes, limits, shares_prefixes: true }))
+        let start = Instant::now();
+        Ok(Self(EngineParts {
+            executor,
+            proposer: None,
+            clock: Box::new(move || start.elapsed()),
+            stop,
+            token_bytes,
+            limits,
+            shares_prefixes: true,
+        }))
     }
 
     /// Whether what prompts begin with in common is computed once: it is, unless this says otherwise. No text depends on it.
@@ -88,13 +99,20 @@ impl Engine {
     /// The same engine, which drafts what responses go on with from prompts and from responses before them, as far as that
     /// is faster.
     pub fn with_speculation(self) -> Self {
-        self.with_proposer(Box::new(speculation::Speculator::default()))
+        self.with_proposer(Box::new(speculation::Speculator::<SeqId>::default()))
     }
 
     /// The same engine, which computes what `proposer` drafts beside the newest tokens; no text changes by it. One that
     /// [`Engine::verifies_drafts`] does not hold for stays as it is.
-    pub fn with_proposer(mut self, proposer: Box<dyn Proposer>) -> Self {
+    pub fn with_proposer(mut self, proposer: Box<dyn Proposer<SeqId>>) -> Self {
         self.0.proposer = self.verifies_drafts().then_some(proposer);
+        self
+    }
+
+    /// The same engine with another clock.
+    #[cfg(test)]
+    pub(crate) fn with_clock(mut self, clock: run::Clock) -> Self {
+        self.0.clock = clock;
         self
     }
 
@@ -163,8 +181,10 @@ impl Engine {
                     // The caller has nothing at the moment.
                     Step::Done => 0,
                 };
-                while flow.is_continue() && run.num_in_flight() > max_in_flight {
-                    flow = run.collect()?;
+                flow = run.collect_down_to(max_in_flight)?;
+                if flow.is_continue() {
+                    let may_stay = run.may_stay();
+                    flow = run.collect_down_to(may_stay)?;
                 }
             } else {
                 flow = ControlFlow::Break(());

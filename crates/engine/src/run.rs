@@ -4,13 +4,15 @@ use std::{
     collections::{HashMap, VecDeque},
     ops::ControlFlow,
     sync::Arc,
+    time::Duration,
 };
 
 use model_core::BlockMove;
 use sampling::{FinishReason, SampledToken, StopConditions, StopState, TokenBytes};
+use speculation::{Pace, Proposer, StepTime};
 
 use crate::{
-    Activity, Completion, Draftable, EngineError, EngineLimits, Executor, Proposer, Request, RunStats,
+    Activity, Completion, Draftable, EngineError, EngineLimits, Executor, Request, RunStats,
     plan::{RowId, RowSpan, SeqId, StepOutput, StepPlan},
     scheduler::{PromptParts, Scheduler, SeqGroup},
 };
@@ -47,10 +49,15 @@ struct Ended {
     reason: FinishReason,
 }
 
+/// The time since some moment.
+pub(crate) type Clock = Box<dyn Fn() -> Duration + Send>;
+
 /// What serves one run after the other.
 pub(crate) struct EngineParts {
     pub(crate) executor: Box<dyn Executor>,
-    pub(crate) proposer: Option<Box<dyn Proposer>>,
+    pub(crate) proposer: Option<Box<dyn Proposer<SeqId>>>,
+    /// The time since some moment. What a proposer measures by it decides what is drafted, and no text.
+    pub(crate) clock: Clock,
     pub(crate) stop: StopConditions,
     pub(crate) token_bytes: Arc<dyn TokenBytes + Send + Sync>,
     pub(crate) limits: EngineLimits,
@@ -67,6 +74,10 @@ pub(crate) struct Run<'e, 'c> {
     seqs: HashMap<SeqId, ActiveSeq>,
     /// A sequence among their rows may have ended with an earlier step.
     in_flight: VecDeque<InFlight>,
+    /// The next step shall have drafts.
+    wants_drafts: bool,
+    /// When the tokens of the last step were read, or, where nothing ran then, when the next one was begun.
+    last_read: Option<Duration>,
 }
 
 /// A step that was started and not collected.
@@ -74,6 +85,7 @@ struct InFlight {
     rows: Vec<RowSpan>,
     /// Blocks go to the host or come back.
     swaps: bool,
+    pace: Pace,
 }
 
 impl<'e, 'c> Run<'e, 'c> {
@@ -98,6 +110,8 @@ impl<'e, 'c> Run<'e, 'c> {
             requests: HashMap::new(),
             seqs: HashMap::new(),
             in_flight: VecDeque::new(),
+            wants_drafts: false,
+            last_read: None,
         })
     }
 
@@ -132,11 +146,6 @@ impl<'e, 'c> Run<'e, 'c> {
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Steps that were started and not collected.
-    pub(crate) fn num_in_flight(&self) -> usize {
-        self.in_flight.len()
-    }
-
     /// Has drafts put behind the responses of a step, where all their tokens are known.
     fn add_drafts(&mut self, plan: &mut StepPlan) {
         let Self { engine, scheduler, seqs, in_flight, .. } = self;
@@ -146,9 +155,12 @@ impl<'e, 'c> Run<'e, 'c> {
             let Some(active) = self.requests.get(&prompt.group_idx).filter(|active| !active.has_begun) else {
                 continue;
             };
-            proposer.prompt(prompt.group_idx, &prompt.tokens, active.num_unfinished);
+            let group_idx = prompt.group_idx;
+            let ids: Vec<SeqId> =
+                (0..active.num_unfinished).map(|response_idx| SeqId { group_idx, response_idx }).collect();
+            proposer.prompt(&prompt.tokens, &ids);
         }
-        if !in_flight.is_empty() {
+        if !self.wants_drafts || !in_flight.is_empty() {
             return;
         }
         let responses: Vec<Draftable> = responses_of(&plan.rows)
@@ -159,12 +171,16 @@ impl<'e, 'c> Run<'e, 'c> {
             })
             .collect();
         if !responses.is_empty() {
-            scheduler.add_drafts(plan, &proposer.propose(&responses));
+            let drafts = proposer.propose(&responses);
+            scheduler.add_drafts(plan, &drafts);
         }
     }
 
     /// Starts a step; returns how many steps may stay in flight behind it.
     pub(crate) fn start(&mut self, mut plan: StepPlan) -> Result<usize, EngineError> {
+        if self.last_read.is_none() {
+            self.last_read = Some((self.engine.clock)());
+        }
         self.add_drafts(&mut plan);
         let mut num_responses = 0;
         for row in &plan.rows {
@@ -190,11 +206,19 @@ impl<'e, 'c> Run<'e, 'c> {
         self.stats.peak_rows = self.stats.peak_rows.max(num_responses);
         self.stats.decode_rows += num_responses as u64;
         let has_drafts = !plan.drafts.is_empty();
-        let step = InFlight { rows: plan.rows.clone(), swaps: self.count_swaps(&plan) };
+        let pace = if self.in_flight.is_empty() { Pace::Alone } else { Pace::Ahead };
+        let step = InFlight { rows: plan.rows.clone(), swaps: self.count_swaps(&plan), pace };
         self.engine.executor.start(plan)?;
         self.in_flight.push_back(step);
-        let is_drafting = self.engine.proposer.as_ref().is_some_and(|proposer| proposer.is_drafting());
-        Ok(if is_drafting || has_drafts { 0 } else { self.engine.executor.run_ahead() })
+        Ok(if has_drafts { 0 } else { self.engine.executor.run_ahead() })
+    }
+
+    /// How many of the steps in flight may stay there: none where the next step shall have drafts.
+    pub(crate) fn may_stay(&mut self) -> usize {
+        let (num_in_flight, goal) = (self.in_flight.len(), self.scheduler.goal());
+        let proposer = self.engine.proposer.as_mut();
+        self.wants_drafts = proposer.is_some_and(|proposer| proposer.wants_drafts(num_in_flight, goal));
+        if self.wants_drafts { 0 } else { num_in_flight }
     }
 
     /// Whether a step swaps blocks.
@@ -213,25 +237,43 @@ impl<'e, 'c> Run<'e, 'c> {
         num_out + num_in > 0
     }
 
+    /// Takes the tokens of the oldest steps in flight until there are at most so many.
+    pub(crate) fn collect_down_to(&mut self, most_in_flight: usize) -> Result<ControlFlow<()>, EngineError> {
+        let mut flow = ControlFlow::Continue(());
+        while flow.is_continue() && self.in_flight.len() > most_in_flight {
+            flow = self.collect()?;
+        }
+        if self.requests.is_empty() {
+            // The caller may have nothing for a while, and that is no step's time.
+            self.last_read = None;
+        }
+        Ok(flow)
+    }
+
     /// Takes the tokens of the oldest step in flight.
-    pub(crate) fn collect(&mut self) -> Result<ControlFlow<()>, EngineError> {
-        let Some(InFlight { rows, swaps }) = self.in_flight.pop_front() else {
+    fn collect(&mut self) -> Result<ControlFlow<()>, EngineError> {
+        let Some(InFlight { rows, swaps, pace }) = self.in_flight.pop_front() else {
             return Ok(ControlFlow::Continue(()));
         };
         let output = self.engine.executor.collect()?;
+        let now = (self.engine.clock)();
+        let time = now.saturating_sub(self.last_read.replace(now).unwrap_or(now));
         match has_prompts(&rows) {
             true => self.stats.prefill_time += output.forward_time,
             false => self.stats.decode_time += output.forward_time,
         }
         self.stats.sample_time += output.sample_time;
-        if let (Some(proposer), false) = (&mut self.engine.proposer, has_prompts(&rows)) {
-            let num_tokens = rows.iter().map(|row| row.query_len as usize).sum();
-            proposer.measured(num_tokens, output.forward_time + output.sample_time);
-        }
         if swaps {
             self.stats.swap_time += output.move_time;
         }
         let ended = self.append(&rows, &output)?;
+        if let Some(proposer) = &mut self.engine.proposer {
+            let num_tokens = rows.iter().map(|row| row.query_len as usize).sum();
+            match has_prompts(&rows) {
+                true => proposer.measured_prompts(time),
+                false => proposer.measured(StepTime { num_rows: rows.len(), num_tokens, pace, time }),
+            }
+        }
         self.deliver_ended(ended)
     }
 

@@ -9,7 +9,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Completion, Draftable, Engine, EngineLimits, Proposer, Request, RunStats, SeqId};
+use engine::{
+    Completion, Draftable, Engine, EngineLimits, Goal, Proposer, Request, RunStats, SeqId, StepTime,
+};
 use model_core::{AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, RawModelConfig};
 use model_spec::{Float, Numerics, blocks_for};
 use nemo_format::Checkpoint;
@@ -107,12 +109,12 @@ struct Prompter {
     lens: BTreeMap<SeqId, usize>,
 }
 
-impl Proposer for Prompter {
+impl Proposer<SeqId> for Prompter {
     fn reset(&mut self) {
         self.lens.clear();
     }
 
-    fn prompt(&mut self, _group_idx: u64, _tokens: &[u32], _num_responses: u32) {}
+    fn prompt(&mut self, _tokens: &[u32], _responses: &[SeqId]) {}
 
     fn append(&mut self, id: SeqId, tokens: &[u32]) {
         *self.lens.entry(id).or_default() += tokens.len();
@@ -132,11 +134,13 @@ impl Proposer for Prompter {
         drafts.collect()
     }
 
-    fn is_drafting(&self) -> bool {
+    fn wants_drafts(&mut self, _num_in_flight: usize, _goal: Goal) -> bool {
         true
     }
 
-    fn measured(&mut self, _num_tokens: usize, _time: Duration) {}
+    fn measured(&mut self, _step: StepTime) {}
+
+    fn measured_prompts(&mut self, _time: Duration) {}
 }
 
 /// The responses to `requests`, in their order.

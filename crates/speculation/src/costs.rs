@@ -1,9 +1,9 @@
-//! How long a step takes by the number of its tokens, as measured.
+//! How long a step takes by the number of its tokens, as measured, by its pace.
 //!
 //! Steps of about as many tokens share a slot, whose median of the last few counts: a hiccup of the machine is no
 //! measurement. What was not measured lately is taken to lie on a line between its neighbours, or on past the last two.
 
-use std::time::Duration;
+use crate::proposer::{Pace, StepTime};
 
 /// Numbers of tokens with a slot of their own.
 const SINGLE_SLOTS: usize = 16;
@@ -17,16 +17,23 @@ const STALE_AFTER: u64 = 1_000;
 /// Measured steps.
 #[derive(Debug, Default)]
 pub(crate) struct Costs {
-    /// By slot.
-    slots: Vec<Slot>,
+    /// Without drafts, one started before the last was read.
+    ahead: Table,
+    /// With drafts and without, each started after the last was read.
+    alone: Table,
     num_steps: u64,
 }
+
+/// Steps of one pace, by slot.
+#[derive(Debug, Default)]
+struct Table(Vec<Slot>);
 
 /// The last few steps of about as many tokens.
 #[derive(Clone, Debug, Default)]
 struct Slot {
     /// Oldest first.
     seconds: Vec<f64>,
+    median: f64,
     /// Of the last one.
     num_tokens: usize,
     /// The number of the last one.
@@ -34,10 +41,15 @@ struct Slot {
 }
 
 impl Slot {
-    fn seconds(&self) -> f64 {
+    fn add(&mut self, seconds: f64) {
+        if self.seconds.len() == KEPT {
+            self.seconds.remove(0);
+        }
+        self.seconds.push(seconds);
         let mut sorted = self.seconds.clone();
         sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied().unwrap_or_default()
+        // Of two the faster one: a hiccup only ever makes a step slower.
+        self.median = sorted[(sorted.len() - 1) / 2];
     }
 }
 
@@ -55,48 +67,90 @@ pub(crate) struct CostCurve {
     points: Vec<Point>,
 }
 
+/// What a step of a number of responses costs.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct StepCosts {
+    /// Seconds without drafts, at the fastest pace there is. Where fewer responses were never measured, each takes its share
+    /// of the fewest: no step is faster than that, so that nothing is gained by drafts that is not there.
+    pub(crate) plain_seconds: f64,
+    /// With drafts. Before any were measured, as without: each token takes its share.
+    pub(crate) drafted: CostCurve,
+}
+
 impl Costs {
-    /// A step of so many tokens took so long.
-    pub(crate) fn add(&mut self, num_tokens: usize, time: Duration) {
+    /// A step and its time.
+    pub(crate) fn add(&mut self, step: StepTime) {
         self.num_steps += 1;
-        let slot_idx = slot_idx(num_tokens);
-        if self.slots.len() <= slot_idx {
-            self.slots.resize(slot_idx + 1, Slot::default());
-        }
-        let slot = &mut self.slots[slot_idx];
-        if self.num_steps - slot.step > STALE_AFTER {
-            slot.seconds.clear();
-        }
-        if slot.seconds.len() == KEPT {
-            slot.seconds.remove(0);
-        }
-        slot.seconds.push(time.as_secs_f64());
-        (slot.num_tokens, slot.step) = (num_tokens, self.num_steps);
+        let StepTime { num_tokens, pace, time, .. } = step;
+        let table = match pace {
+            Pace::Ahead => &mut self.ahead,
+            Pace::Alone => &mut self.alone,
+        };
+        table.add(num_tokens, time.as_secs_f64(), self.num_steps);
     }
 
-    /// What is known now; none before the first measurement.
-    pub(crate) fn curve(&self) -> Option<CostCurve> {
-        let is_known = |slot: &&Slot| !slot.seconds.is_empty() && self.num_steps - slot.step <= STALE_AFTER;
-        let known = self.slots.iter().filter(is_known);
-        let mut points: Vec<Point> =
-            known.map(|slot| Point { num_tokens: slot.num_tokens as f64, seconds: slot.seconds() }).collect();
-        // More tokens never take less time: where they seem to, the fewer were measured badly or long ago.
-        for idx in (0..points.len().saturating_sub(1)).rev() {
-            points[idx].seconds = points[idx].seconds.min(points[idx + 1].seconds);
+    /// Whether steps without drafts have a pace that those with drafts have not.
+    pub(crate) fn runs_ahead(&self) -> bool {
+        !self.ahead.points(self.num_steps).is_empty()
+    }
+
+    /// What is known now of steps of so many responses; none before the first measurement.
+    pub(crate) fn of(&self, num_rows: usize) -> Option<StepCosts> {
+        let [ahead, mut alone] = [&self.ahead, &self.alone].map(|table| table.points(self.num_steps));
+        let plain = if ahead.is_empty() { alone.clone() } else { ahead };
+        let plain_seconds = CostCurve::of(plain)?.least_seconds(num_rows);
+        let at_rows = Point { num_tokens: num_rows as f64, seconds: plain_seconds };
+        if alone.first().is_none_or(|first| first.num_tokens > at_rows.num_tokens) {
+            alone.insert(0, at_rows);
         }
-        (!points.is_empty()).then_some(CostCurve { points })
+        Some(StepCosts { plain_seconds, drafted: CostCurve::of(alone)? })
+    }
+}
+
+impl Table {
+    fn add(&mut self, num_tokens: usize, seconds: f64, step: u64) {
+        let slot_idx = slot_idx(num_tokens);
+        if self.0.len() <= slot_idx {
+            self.0.resize(slot_idx + 1, Slot::default());
+        }
+        let slot = &mut self.0[slot_idx];
+        if step - slot.step > STALE_AFTER {
+            slot.seconds.clear();
+        }
+        slot.add(seconds);
+        (slot.num_tokens, slot.step) = (num_tokens, step);
+    }
+
+    /// What is not too old.
+    fn points(&self, step: u64) -> Vec<Point> {
+        let known = self.0.iter().filter(|slot| !slot.seconds.is_empty() && step - slot.step <= STALE_AFTER);
+        known.map(|slot| Point { num_tokens: slot.num_tokens as f64, seconds: slot.median }).collect()
     }
 }
 
 impl CostCurve {
+    /// Through these points, where there are any.
+    fn of(mut points: Vec<Point>) -> Option<Self> {
+        // More tokens never take less time: where they seem to, the fewer were measured badly or long ago.
+        for idx in (0..points.len().saturating_sub(1)).rev() {
+            points[idx].seconds = points[idx].seconds.min(points[idx + 1].seconds);
+        }
+        (!points.is_empty()).then_some(Self { points })
+    }
+
     /// The most tokens of a step that was measured.
     pub(crate) fn most_tokens(&self) -> usize {
         self.points.last().map_or(0, |last| last.num_tokens as usize)
     }
 
-    /// The fewest tokens of one.
-    pub(crate) fn fewest_tokens(&self) -> usize {
-        self.points.first().map_or(0, |first| first.num_tokens as usize)
+    /// The same as [`CostCurve::seconds`], but fewer tokens than were measured take their share of the fewest that were.
+    fn least_seconds(&self, num_tokens: usize) -> f64 {
+        match self.points.first() {
+            Some(first) if (num_tokens as f64) < first.num_tokens => {
+                first.seconds * num_tokens as f64 / first.num_tokens
+            }
+            _ => self.seconds(num_tokens),
+        }
     }
 
     /// Seconds of a step of so many tokens. Past what was measured each token takes what it took between the first and the
@@ -129,18 +183,26 @@ fn slot_idx(num_tokens: usize) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::time::Duration;
+
     use super::*;
 
-    fn of(steps: &[(usize, u64)]) -> Costs {
+    /// Steps of so many tokens that took so many microseconds, none with drafts where they are started ahead.
+    pub(crate) fn of(pace: Pace, steps: &[(usize, u64)]) -> Costs {
         let mut costs = Costs::default();
-        steps.iter().for_each(|&(num_tokens, ms)| costs.add(num_tokens, Duration::from_millis(ms)));
+        steps.iter().for_each(|&(num_tokens, us)| add(&mut costs, pace, num_tokens, us));
         costs
     }
 
-    fn check(steps: &[(usize, u64)], num_tokens: usize, expect_ms: f64) {
-        let ms = of(steps).curve().unwrap().seconds(num_tokens) * 1e3;
-        assert!((ms - expect_ms).abs() < 1e-6, "{steps:?} {num_tokens}: {ms}");
+    pub(crate) fn add(costs: &mut Costs, pace: Pace, num_tokens: usize, us: u64) {
+        costs.add(StepTime { num_rows: num_tokens, num_tokens, pace, time: Duration::from_micros(us) });
+    }
+
+    fn check(steps: &[(usize, u64)], num_tokens: usize, expect_us: f64) {
+        let costs = of(Pace::Alone, steps).of(steps[0].0).unwrap();
+        let us = costs.drafted.seconds(num_tokens) * 1e6;
+        assert!((us - expect_us).abs() < 1e-6, "{steps:?} {num_tokens}: {us}");
     }
 
     #[test]
@@ -154,7 +216,29 @@ mod tests {
         check(&[(1, 10), (2, 10), (3, 12)], 5, 14.0);
         // More tokens in less time: the fewer took no longer.
         check(&[(1, 20), (3, 12)], 1, 12.0);
-        assert_eq!(of(&[]).curve(), None);
+        assert_eq!(of(Pace::Alone, &[]).of(1), None);
+    }
+
+    #[test]
+    fn steps_without_drafts_have_the_faster_pace() {
+        let mut costs = of(Pace::Ahead, &[(8, 1000)]);
+        assert!(costs.runs_ahead());
+        let known = costs.of(8).unwrap();
+        assert_eq!(
+            (known.plain_seconds, known.drafted.seconds(8), known.drafted.seconds(16)),
+            (1e-3, 1e-3, 2e-3)
+        );
+        add(&mut costs, Pace::Alone, 16, 1500);
+        add(&mut costs, Pace::Alone, 8, 1300);
+        let known = costs.of(8).unwrap();
+        assert_eq!(
+            (known.plain_seconds, known.drafted.seconds(8), known.drafted.seconds(16)),
+            (1e-3, 1.3e-3, 1.5e-3)
+        );
+        // Fewer responses than were measured: no faster than their share.
+        assert_eq!(costs.of(4).unwrap().plain_seconds, 0.5e-3);
+        assert_eq!(costs.of(4).unwrap().drafted.seconds(8), 1.3e-3);
+        assert!(!of(Pace::Alone, &[(8, 1000)]).runs_ahead());
     }
 
     #[test]
@@ -165,11 +249,12 @@ mod tests {
 
     #[test]
     fn old_measurements_are_forgotten() {
-        let mut costs = of(&[(8, 50)]);
-        (0..STALE_AFTER).for_each(|_| costs.add(1, Duration::from_millis(10)));
-        assert_eq!(costs.curve().unwrap().most_tokens(), 8);
-        costs.add(1, Duration::from_millis(10));
-        assert_eq!(costs.curve().unwrap().most_tokens(), 1);
+        let mut costs = of(Pace::Alone, &[(8, 50)]);
+        let most_tokens = |costs: &Costs| costs.of(1).unwrap().drafted.most_tokens();
+        (0..STALE_AFTER).for_each(|_| add(&mut costs, Pace::Ahead, 1, 10));
+        assert_eq!(most_tokens(&costs), 8);
+        add(&mut costs, Pace::Ahead, 1, 10);
+        assert_eq!(most_tokens(&costs), 1);
     }
 
     #[test]

@@ -1,280 +1,379 @@
 //! Drafts for the responses of a run, learned from while it goes on.
 //!
-//! Before a token is taken in, the index is asked what it would have been, so that it is known how often finds of each kind
-//! are right without a single draft being computed. What a step costs is only known when such steps are run: they are, a
-//! little longer ones at a time, as long as that loses no more than [`CREDIT_PER_STEP`] of the time.
+//! While none are drafted, tokens are only stored. What the index takes is a small part of all time ([`WORK_SHARE`]): some
+//! of the responses, in turn, are put into it and looked at. What is expected of them is compared with the tokens that
+//! come, so that it is known how often finds of each kind are right without a single draft being computed; and as many
+//! drafts are counted as all responses would have if they were like these. Only if that is worth more than the pace of
+//! steps without drafts, those in flight are waited for.
+//!
+//! What a step costs is only known when such steps are run: they are, a little longer ones at a time, as long as that loses
+//! no more than the account has.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::time::Duration;
 
-use crate::acceptance::Acceptance;
-use crate::choice::Offer;
+use crate::acceptance::{Acceptance, Trust};
+use crate::account::Account;
+use crate::choice::{Choice, Draft, Offer};
 use crate::costs::Costs;
-use crate::index::{Find, Index, MAX_CONTEXT_LEN, Place};
-use crate::texts::{TextId, Texts};
+use crate::library::{Expected, Library, PORTION};
+use crate::proposer::{Draftable, Goal, Pace, Proposer, StepTime};
+use crate::texts::TextId;
 
 /// The most drafts of one response in a step.
 const MAX_DRAFTS: usize = 15;
-/// Drafts less likely than this are not looked for.
-const LEAST_PROBABILITY: f64 = 0.02;
-/// What part of its time each step adds to the time that may be lost.
-const CREDIT_PER_STEP: f64 = 0.0075;
-/// The credit at the start and the most of it, in steps.
-const FIRST_CREDIT: f64 = 0.25;
-const MOST_CREDIT: f64 = 4.0;
-/// Steps with drafts after which one without is run, to see what it costs by now.
+/// What part of all time may go into the index while nothing is drafted.
+const WORK_SHARE: f64 = 0.005;
+/// Seconds to write a slot of the index: 17 ns on a busy server.
+const OP_SECONDS: f64 = 20e-9;
+/// The most seconds of work that are saved up.
+const MOST_WORK_SECONDS: f64 = 4e-3;
+/// The most responses that are looked at before a step.
+const MOST_WATCHED: usize = 32;
+/// What part of a step with drafts the tokens of its responses may take that are not in the index, and what one takes.
+const CATCH_UP_SHARE: f64 = 0.05;
+const CATCH_UP_SECONDS: f64 = 5.0 * OP_SECONDS;
+/// Steps with drafts after which some without are run, to see what they cost by now.
 const PLAIN_AFTER: u64 = 256;
-/// The most steps without a look for drafts after one that found none worth while.
-const MOST_SKIPPED: u64 = 64;
-/// Tokens of texts that ended.
-const MOST_ENDED_TOKENS: usize = 1 << 20;
-/// 32 MiB, for all contexts of about half a million tokens.
-const SLOTS_LOG2: u32 = 22;
-
-/// One response to a request of a run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct ResponseId {
-    /// The request.
-    pub request: u64,
-    /// Which response.
-    pub response: u32,
-}
-
-/// A response that goes on in the next step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Draftable {
-    /// Which response.
-    pub id: ResponseId,
-    /// The most drafted tokens that it has use for.
-    pub max_drafts: usize,
-}
+/// The most steps until drafts are wanted again after they were and there was none.
+const MOST_PAUSED: u64 = 1024;
+/// A step with drafts takes no longer than its tokens in steps without, and one such step more, for the pace. What
+/// took longer is a hiccup of the machine, and no measure of what was lost.
+const MOST_PACE: f64 = 1.0;
 
 /// A prompt and the responses to it that go on.
 #[derive(Debug)]
 struct Request {
     prompt: TextId,
-    num_responses: u32,
+    num_responses: usize,
 }
 
-/// A response in flight. Its text begins with the end of the prompt.
-#[derive(Clone, Copy, Debug)]
+/// A response in flight.
+#[derive(Debug)]
 struct Response {
+    /// It begins with the end of the prompt.
     text: TextId,
     /// The number of its request among those of all runs.
     scope: u64,
+    /// Its place in the order.
+    place: usize,
+    /// What it was expected to go on with when it was looked at.
+    expected: Vec<Expected>,
+    /// How well it is predicted.
+    trust: Trust,
+    /// Seconds that drafts were to save it, since nothing else waits.
+    saved_seconds: f64,
 }
 
-/// A step with drafts that was run, until it is known what it gave.
-#[derive(Clone, Copy, Debug)]
-struct Settling {
-    num_rows: usize,
-    /// What it took.
-    seconds: f64,
-    /// What a step without drafts takes.
-    plain_seconds: f64,
-    num_tokens: usize,
-}
-
-/// A step whose drafts were proposed.
-#[derive(Clone, Copy, Debug)]
-struct Proposed {
-    num_rows: usize,
+/// A step that drafts were asked for, until it is measured.
+#[derive(Debug)]
+struct Proposed<Id> {
     /// What it takes without drafts.
     plain_seconds: f64,
+    /// Tokens that are expected of each response.
+    rows: Vec<(Id, f64)>,
 }
 
 /// Drafts tokens and decides how many.
-pub struct Speculator {
-    texts: Texts,
-    index: Index,
-    requests: HashMap<u64, Request>,
-    responses: HashMap<ResponseId, Response>,
-    /// Of all runs.
-    num_requests: u64,
+pub struct Speculator<Id> {
+    library: Library,
     acceptance: Acceptance,
     costs: Costs,
-    /// Seconds that may be lost; none before the first step.
-    credit: Option<f64>,
+    account: Account,
+    /// Seconds that the index may take; below 0 it took too many.
+    work_seconds: f64,
+    /// By number among those of all runs.
+    requests: HashMap<u64, Request>,
+    num_requests: u64,
+    responses: HashMap<Id, Response>,
+    /// Of all responses, and whose turn it is to be looked at.
+    order: Vec<Id>,
+    turn: usize,
+    goal: Goal,
+    is_drafting: bool,
+    /// Steps until drafts may be wanted again, and how many they were at first.
+    pause: u64,
+    pause_at_first: u64,
+    /// Steps with drafts since one without was measured.
     steps_since_plain: u64,
-    /// Steps until drafts are looked for again, where looking costs something; and how many they were at first.
-    skips: u64,
-    skips_at_first: u64,
-    proposed: Option<Proposed>,
-    settling: Option<Settling>,
+    /// Of the last step.
+    num_rows: usize,
+    proposed: Option<Proposed<Id>>,
+    /// Tokens that came since drafts were proposed.
+    num_new_tokens: usize,
+    /// Since nothing else waits: what drafts saved on average, and how far the response that they were to save least is
+    /// behind where it would be without, or 0.
+    saved_seconds: f64,
+    behind_seconds: f64,
 }
 
-impl Default for Speculator {
+impl<Id> Default for Speculator<Id> {
     fn default() -> Self {
         Self {
-            texts: Texts::default(),
-            index: Index::new(SLOTS_LOG2),
-            requests: HashMap::new(),
-            responses: HashMap::new(),
-            num_requests: 0,
+            library: Library::default(),
             acceptance: Acceptance::default(),
             costs: Costs::default(),
-            credit: None,
+            account: Account::default(),
+            work_seconds: 0.0,
+            requests: HashMap::new(),
+            num_requests: 0,
+            responses: HashMap::new(),
+            order: Vec::new(),
+            turn: 0,
+            goal: Goal::Throughput,
+            is_drafting: false,
+            pause: 0,
+            pause_at_first: 0,
             steps_since_plain: 0,
-            skips: 0,
-            skips_at_first: 0,
+            num_rows: 0,
             proposed: None,
-            settling: None,
+            num_new_tokens: 0,
+            saved_seconds: 0.0,
+            behind_seconds: 0.0,
         }
     }
 }
 
-impl Speculator {
-    /// A new run, whose requests are other ones. What was read and measured stays.
-    pub fn reset(&mut self) {
-        self.settle();
+impl<Id: Copy + Eq + Hash + Send> Proposer<Id> for Speculator<Id> {
+    /// What was read and measured stays.
+    fn reset(&mut self) {
         self.proposed = None;
-        for (_, response) in self.responses.drain() {
-            self.texts.end(response.text, MOST_ENDED_TOKENS);
-        }
-        for (_, request) in self.requests.drain() {
-            self.texts.end(request.prompt, MOST_ENDED_TOKENS);
+        self.is_drafting = false;
+        (self.saved_seconds, self.behind_seconds) = (0.0, 0.0);
+        while let Some(&id) = self.order.last() {
+            self.end(id);
         }
     }
 
-    /// The prompt of a request, and how many responses it gets.
-    pub fn prompt(&mut self, request: u64, tokens: &[u32], num_responses: u32) {
-        self.settle();
+    fn prompt(&mut self, tokens: &[u32], responses: &[Id]) {
         let scope = self.num_requests;
         self.num_requests += 1;
-        let prompt = self.texts.begin(tokens.to_vec());
-        for end in 1..tokens.len() as u32 {
-            self.index.insert(&self.texts, Place { text: prompt, end }, scope);
-        }
-        let tail = &tokens[tokens.len().saturating_sub(MAX_CONTEXT_LEN)..];
-        for response in 0..num_responses {
-            let text = self.texts.begin(tail.to_vec());
-            self.responses.insert(ResponseId { request, response }, Response { text, scope });
-        }
-        self.requests.insert(request, Request { prompt, num_responses });
-    }
-
-    /// Tokens that a response went on by.
-    pub fn append(&mut self, id: ResponseId, tokens: &[u32]) {
-        let Some(&Response { text, scope }) = self.responses.get(&id) else { return };
-        for &token in tokens {
-            let context = self.texts.get(text);
-            let place = Place { text, end: context.len() as u32 };
-            if let Some(Find { token: expected, kind }) = self.index.find(&self.texts, context, scope) {
-                self.acceptance.count(kind, expected == token);
-            }
-            self.texts.push(text, token);
-            self.index.insert(&self.texts, place, scope);
-        }
-        if let Some(settling) = &mut self.settling {
-            settling.num_tokens += tokens.len();
+        let prompt = self.library.begin_prompt(tokens, scope);
+        self.requests.insert(scope, Request { prompt, num_responses: responses.len() });
+        for &id in responses {
+            let text = self.library.begin_response(tokens, scope);
+            let place = self.order.len();
+            self.order.push(id);
+            let (expected, trust) = (Vec::new(), Trust::default());
+            self.responses.insert(id, Response { text, scope, place, expected, trust, saved_seconds: 0.0 });
         }
     }
 
-    /// A response ended.
-    pub fn end(&mut self, id: ResponseId) {
-        let Some(response) = self.responses.remove(&id) else { return };
-        self.texts.end(response.text, MOST_ENDED_TOKENS);
-        let Some(request) = self.requests.get_mut(&id.request) else { return };
-        request.num_responses = request.num_responses.saturating_sub(1);
-        if request.num_responses == 0 {
-            self.texts.end(request.prompt, MOST_ENDED_TOKENS);
-            self.requests.remove(&id.request);
+    fn append(&mut self, id: Id, tokens: &[u32]) {
+        let Some(response) = self.responses.get_mut(&id) else { return };
+        self.library.push(response.text, tokens);
+        self.num_new_tokens += tokens.len();
+        if response.expected.is_empty() {
+            return;
         }
-    }
-
-    /// Whether to ask for drafts for the next step, where asking has a price. After a step for which none were worth while
-    /// there is a pause, and a longer one each time.
-    pub fn is_drafting(&self) -> bool {
-        self.skips == 0
-    }
-
-    /// Drafted tokens for each response of a step, in their order: as many as pay.
-    pub fn propose(&mut self, responses: &[Draftable]) -> Vec<Vec<u32>> {
-        let drafts = self.drafts(responses);
-        self.skips_at_first = match self.proposed {
-            Some(_) => 0,
-            None => (2 * self.skips_at_first).clamp(1, MOST_SKIPPED),
-        };
-        self.skips = self.skips_at_first;
-        drafts
-    }
-
-    fn drafts(&mut self, responses: &[Draftable]) -> Vec<Vec<u32>> {
-        self.settle();
-        self.proposed = None;
-        let num_rows = responses.len();
-        let mut drafts = vec![Vec::new(); num_rows];
-        let (Some(curve), Some(credit)) = (self.costs.curve(), self.credit) else { return drafts };
-        // What a step without drafts costs must be known, and what was lost must be earned first.
-        if credit < 0.0 || curve.fewest_tokens() > num_rows || self.steps_since_plain >= PLAIN_AFTER {
-            return drafts;
-        }
-        let mut offered = Vec::new();
-        for (row, (response, drafts)) in responses.iter().zip(&mut drafts).enumerate() {
-            let likely = self.continuation(response);
-            offered.extend(likely.iter().map(|&(_, probability)| (probability, row)));
-            drafts.extend(likely.iter().map(|&(token, _)| token));
-        }
-        // Stable, so that the drafts of a response keep their order where they are equally likely.
-        offered.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let probabilities: Vec<f64> = offered.iter().map(|&(probability, _)| probability).collect();
-        let offer = Offer { num_rows, probabilities: &probabilities, curve: &curve, credit };
-        let num_drafts = offer.choose();
-        let mut num_taken = vec![0; num_rows];
-        offered[..num_drafts].iter().for_each(|&(_, row)| num_taken[row] += 1);
-        drafts.iter_mut().zip(num_taken).for_each(|(drafts, num_taken)| drafts.truncate(num_taken));
-        if num_drafts > 0 {
-            self.proposed = Some(Proposed { num_rows, plain_seconds: offer.seconds(num_rows) });
-        }
-        drafts
-    }
-
-    /// How long a step took that computed this many tokens, none of them of a prompt.
-    pub fn measured(&mut self, num_tokens: usize, time: Duration) {
-        self.settle();
-        self.costs.add(num_tokens, time);
-        self.skips = self.skips.saturating_sub(1);
-        let seconds = time.as_secs_f64();
-        // There may have been room for fewer drafts, or for none.
-        let proposed = self.proposed.take().filter(|of| num_tokens > of.num_rows);
-        self.settling = proposed.map(|Proposed { num_rows, plain_seconds }| Settling {
-            num_rows,
-            // More than in several steps without drafts is a hiccup of the machine, and not the drafts' fault.
-            seconds: seconds.min(plain_seconds * num_tokens as f64 / num_rows as f64),
-            plain_seconds,
-            num_tokens: 0,
-        });
-        self.steps_since_plain = if self.settling.is_some() { self.steps_since_plain + 1 } else { 0 };
-        let earned = CREDIT_PER_STEP * seconds;
-        let credit = self.credit.map_or(FIRST_CREDIT * seconds, |credit| credit + earned);
-        self.credit = Some(credit.min(MOST_CREDIT * seconds));
-    }
-
-    /// Adds to the credit what a step with drafts saved, or takes off what it lost.
-    fn settle(&mut self) {
-        let (Some(step), Some(credit)) = (self.settling.take(), &mut self.credit) else { return };
-        let saved = step.num_tokens as f64 / step.num_rows as f64 * step.plain_seconds - step.seconds;
-        *credit = (*credit + saved).min(MOST_CREDIT * step.plain_seconds);
-    }
-
-    /// How a response may go on: each token, with the probability that it and all before it are right.
-    fn continuation(&mut self, response: &Draftable) -> Vec<(u32, f64)> {
-        let Some(&Response { text, scope }) = self.responses.get(&response.id) else { return Vec::new() };
-        let num_tokens = self.texts.get(text).len();
-        let mut likely = Vec::new();
-        let mut probability = 1.0;
-        while likely.len() < response.max_drafts.min(MAX_DRAFTS)
-            && let Some(Find { token, kind }) = self.index.find(&self.texts, self.texts.get(text), scope)
-        {
-            probability *= self.acceptance.rate(kind);
-            if probability < LEAST_PROBABILITY {
+        let mut num_right = 0;
+        for (expected, token) in response.expected.iter().zip(tokens) {
+            let is_right = expected.token == *token;
+            response.trust.count(self.acceptance.rate(expected.kind), is_right);
+            self.acceptance.count(expected.kind, is_right);
+            num_right += usize::from(is_right);
+            if !is_right {
                 break;
             }
-            likely.push((token, probability));
-            self.texts.push(text, token);
         }
-        self.texts.truncate(text, num_tokens);
-        likely
+        let is_as_expected = num_right == tokens.len().min(response.expected.len());
+        response.expected.drain(..if is_as_expected { num_right } else { response.expected.len() });
+    }
+
+    fn end(&mut self, id: Id) {
+        let Some(response) = self.responses.remove(&id) else { return };
+        self.library.end(response.text);
+        self.order.swap_remove(response.place);
+        if let Some(moved) = self.order.get(response.place).and_then(|id| self.responses.get_mut(id)) {
+            moved.place = response.place;
+        }
+        let Some(request) = self.requests.get_mut(&response.scope) else { return };
+        request.num_responses = request.num_responses.saturating_sub(1);
+        if request.num_responses == 0 {
+            self.library.end(request.prompt);
+            self.requests.remove(&response.scope);
+        }
+    }
+
+    fn wants_drafts(&mut self, num_in_flight: usize, goal: Goal) -> bool {
+        self.goal = goal;
+        if !self.is_drafting {
+            self.is_drafting = self.is_promising(num_in_flight);
+        }
+        self.is_drafting
+    }
+
+    fn propose(&mut self, responses: &[Draftable<Id>]) -> Vec<Vec<u32>> {
+        self.is_drafting = false;
+        let drafts = self.drafts(responses);
+        self.pause_at_first = match self.is_drafting {
+            true => 0,
+            false => (2 * self.pause_at_first).clamp(1, MOST_PAUSED),
+        };
+        self.pause = self.pause_at_first;
+        self.num_new_tokens = 0;
+        drafts
+    }
+
+    fn measured(&mut self, step: StepTime) {
+        self.costs.add(step);
+        self.num_rows = step.num_rows;
+        self.pause = self.pause.saturating_sub(1);
+        let has_drafts = step.num_tokens > step.num_rows;
+        if has_drafts {
+            self.steps_since_plain += 1;
+        } else if step.pace == Pace::Ahead || !self.costs.runs_ahead() {
+            self.steps_since_plain = 0;
+        }
+        // A step alone and without drafts lost the pace of those that are not alone.
+        if let Some(proposed) = self.proposed.take()
+            && (has_drafts || self.costs.runs_ahead())
+        {
+            self.settle(&proposed, step);
+        }
+        self.earn(step.time);
+    }
+
+    fn measured_prompts(&mut self, time: Duration) {
+        self.earn_work(time.as_secs_f64());
+    }
+}
+
+impl<Id: Copy + Eq + Hash> Speculator<Id> {
+    /// Whether drafts would be worth while for all responses of the next step, if they are like some of them.
+    fn is_promising(&mut self, num_in_flight: usize) -> bool {
+        // A response whose prompt is not in the index would only wait for the others' drafts.
+        self.work(Library::work_on_prompts);
+        if !self.library.has_prompts() {
+            return false;
+        }
+        let mut offered = Vec::new();
+        let num_watched = self.watch(num_in_flight, &mut offered);
+        self.work(Library::work_on_ended);
+        self.pause == 0 && self.choose(self.num_rows, num_watched, &mut offered) != Choice::Nothing
+    }
+
+    /// Looks at responses in turn, while there is time for it; returns how many. Offers what they may go on with behind the
+    /// tokens of the steps in flight.
+    fn watch(&mut self, num_in_flight: usize, offered: &mut Vec<Draft>) -> usize {
+        let most = self.order.len().min(MOST_WATCHED).min(self.num_rows);
+        let mut row = 0;
+        while row < most && self.work_seconds > 0.0 {
+            self.turn = if self.turn + 1 < self.order.len() { self.turn + 1 } else { 0 };
+            let Some(&id) = self.order.get(self.turn) else { break };
+            let mut room = PORTION;
+            let expected = self.look_at(id, MAX_DRAFTS + num_in_flight, &mut room);
+            let behind = expected.iter().skip(num_in_flight);
+            offered.extend(behind.map(|&Expected { probability, .. }| Draft { row, probability }));
+            row += 1;
+            self.pay_for_work();
+        }
+        row
+    }
+
+    /// Works on the index while there is time for it and something to do.
+    fn work(&mut self, portion: fn(&mut Library) -> bool) {
+        while self.work_seconds > 0.0 && portion(&mut self.library) {
+            self.pay_for_work();
+        }
+    }
+
+    /// Takes what the index was used for out of the time for it.
+    fn pay_for_work(&mut self) {
+        self.work_seconds -= self.library.take_ops() as f64 * OP_SECONDS;
+    }
+
+    /// What a response may go on with, when it and its prompt are in the index, as far as there is room for that many more
+    /// tokens before a step.
+    fn look_at(&mut self, id: Id, most_tokens: usize, room: &mut usize) -> &[Expected] {
+        let Some(response) = self.responses.get_mut(&id) else { return &[] };
+        // The prompt first, so that what is newer takes its places.
+        let prompt = self.requests.get(&response.scope).map(|request| request.prompt);
+        for text in prompt.into_iter().chain([response.text]) {
+            *room -= self.library.catch_up(text, *room);
+        }
+        let rate = |kind| response.trust.rate(self.acceptance.rate(kind));
+        self.library.continue_text(response.text, most_tokens, rate, &mut response.expected);
+        &response.expected
+    }
+
+    /// How many of these drafts to take, of responses that stand for all of a step; the most likely come first then.
+    fn choose(&self, num_rows: usize, num_watched: usize, offered: &mut [Draft]) -> Choice {
+        let Some(credit) = self.account.seconds() else { return Choice::Nothing };
+        // What was lost must be earned first, and what a step without drafts costs must be known.
+        if offered.is_empty() || credit < 0.0 || self.steps_since_plain >= PLAIN_AFTER {
+            return Choice::Nothing;
+        }
+        let Some(costs) = self.costs.of(num_rows) else { return Choice::Nothing };
+        // Stable, so that the drafts of a response keep their order where they are equally likely.
+        offered.sort_by(|a, b| b.probability.total_cmp(&a.probability));
+        Offer { goal: self.goal, num_rows, num_watched, drafts: offered, costs: &costs, credit }.choose()
+    }
+
+    fn drafts(&mut self, responses: &[Draftable<Id>]) -> Vec<Vec<u32>> {
+        let num_rows = responses.len();
+        let mut drafts: Vec<Vec<u32>> = vec![Vec::new(); num_rows];
+        let Some(plain_seconds) = self.costs.of(num_rows).map(|costs| costs.plain_seconds) else {
+            return drafts;
+        };
+        let mut room = (CATCH_UP_SHARE * plain_seconds / CATCH_UP_SECONDS) as usize + num_rows;
+        let mut offered = Vec::new();
+        for (row, response) in responses.iter().enumerate() {
+            let expected = self.look_at(response.id, MAX_DRAFTS.min(response.max_drafts).max(1), &mut room);
+            let useful = &expected[..expected.len().min(response.max_drafts)];
+            offered.extend(useful.iter().map(|&Expected { probability, .. }| Draft { row, probability }));
+            drafts[row].extend(useful.iter().map(|expected| expected.token));
+        }
+        // It is part of the step's time.
+        self.library.take_ops();
+        self.work(Library::work_on_prompts);
+        let choice = self.choose(num_rows, num_rows, &mut offered);
+        let mut num_taken = vec![0; num_rows];
+        let mut rows: Vec<(Id, f64)> = responses.iter().map(|response| (response.id, 1.0)).collect();
+        for &Draft { row, probability } in &offered[..choice.num_taken()] {
+            num_taken[row] += 1;
+            rows[row].1 += probability;
+        }
+        drafts.iter_mut().zip(num_taken).for_each(|(drafts, num_taken)| drafts.truncate(num_taken));
+        self.proposed = Some(Proposed { plain_seconds, rows });
+        self.is_drafting = choice != Choice::Nothing;
+        drafts
+    }
+
+    /// Adds to the account what a step saved, or takes off what it lost.
+    fn settle(&mut self, proposed: &Proposed<Id>, step: StepTime) {
+        let Proposed { plain_seconds, ref rows } = *proposed;
+        let per_row = |num_tokens: usize| num_tokens as f64 / step.num_rows.max(1) as f64;
+        let most_seconds = plain_seconds * (per_row(step.num_tokens) + MOST_PACE);
+        let seconds = step.time.as_secs_f64().min(most_seconds);
+        let saved = per_row(self.num_new_tokens) * plain_seconds - seconds;
+        if self.goal == Goal::Throughput {
+            self.account.settle(saved);
+            return;
+        }
+        // The run ends with its slowest response, whatever the others gain. What is expected of each counts, because a few
+        // tokens more or less are chance.
+        self.saved_seconds += saved;
+        let mut least = self.saved_seconds;
+        for &(id, num_expected) in rows {
+            let Some(response) = self.responses.get_mut(&id) else { continue };
+            response.saved_seconds += num_expected * plain_seconds - seconds;
+            least = least.min(response.saved_seconds);
+        }
+        let behind = (-least).max(0.0);
+        self.account.settle(self.behind_seconds - behind);
+        self.behind_seconds = behind;
+    }
+
+    fn earn(&mut self, time: Duration) {
+        let seconds = time.as_secs_f64();
+        self.account.earn(seconds);
+        self.earn_work(seconds);
+    }
+
+    fn earn_work(&mut self, seconds: f64) {
+        self.work_seconds = (self.work_seconds + WORK_SHARE * seconds).min(MOST_WORK_SECONDS);
     }
 }
 

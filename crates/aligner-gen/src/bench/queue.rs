@@ -22,7 +22,7 @@ use crate::cluster::queue::dispatch::{Desk, Event};
 use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
 use crate::cluster::queue::link::{Server, connect};
 use crate::cluster::queue::message::{
-    FromZero, Hello, Leaving, PromptTokens, ResponseDone, SampleDone, ToZero, Why,
+    FromZero, Hello, Leaving, ResponseDone, SampleDone, ToZero, Why, Worked,
 };
 use crate::cluster::ranks::{Meeting, RankPlace};
 use crate::cluster::topology::Topology;
@@ -258,7 +258,7 @@ fn answer(
             Err(reason) => return Err(anyhow::anyhow!("{reason}").into()),
         }
     }
-    (mailbox.say)(ToZero::Leaving(Leaving { why: Why::Told, prompt_tokens: PromptTokens::default() }));
+    (mailbox.say)(ToZero::Leaving(Leaving { why: Why::Told, worked: Worked::default() }));
     drop(mailbox);
     line.hang_up();
     Ok(())

@@ -7,7 +7,7 @@ use super::nonfinite;
 use super::run::Setup;
 use crate::cluster::queue::Mailbox;
 use crate::cluster::queue::link::{Line, connect};
-use crate::cluster::queue::message::{FromZero, Hello, Leaving, PromptTokens, Stop, ToZero, Why};
+use crate::cluster::queue::message::{FromZero, Hello, Leaving, Stop, ToZero, Why, Worked};
 use crate::cluster::queue::worker::{self, WorkerEnd};
 use crate::cluster::ranks::{Meeting, RankPlace};
 use crate::exit::{ExitStatus, Failure};
@@ -41,10 +41,10 @@ struct Follower<'a> {
     identity: Identity,
 }
 
-/// How the work ended, and the tokens of its prompts.
+/// How the work ended, and what it was.
 struct Outcome {
     ended: WorkerEnd,
-    prompt_tokens: PromptTokens,
+    worked: Worked,
 }
 
 impl Follower<'_> {
@@ -91,7 +91,7 @@ impl Follower<'_> {
         let setup = self.setup;
         let hello = Hello::of_this_process(&self.identity, setup.topology, setup.fallback.clone())?;
         (mailbox.say)(ToZero::Hello(hello));
-        let nothing = |ended| Ok(Outcome { ended, prompt_tokens: PromptTokens::default() });
+        let nothing = |ended| Ok(Outcome { ended, worked: Worked::default() });
         let (longest_sequence_tokens, num_sequences) = loop {
             match mailbox.from_zero.recv_timeout(LOOK) {
                 Ok(Ok(FromZero::Welcome { longest_sequence_tokens, num_sequences })) => {
@@ -117,7 +117,7 @@ impl Follower<'_> {
             worker::work(&mut engine, mailbox, &|| self.watch.reason().is_some()).map_err(|error| {
                 nonfinite::explain(error.into(), setup.checkpoint.tensors(), setup.plan.numerics)
             })?;
-        Ok(Outcome { ended, prompt_tokens: PromptTokens::of(&stats) })
+        Ok(Outcome { ended, worked: Worked::of(&stats) })
     }
 
     /// Says the last word and waits until it is out.
@@ -127,17 +127,17 @@ impl Follower<'_> {
         mailbox: Mailbox,
         line: Line,
     ) -> Result<ExitStatus, Failure> {
-        let (why, prompt_tokens, end) = match outcome {
+        let (why, worked, end) = match outcome {
             Err(failure) => {
                 let why = Why::Failed { code: failure.status.code(), message: failure.sentence() };
-                (why, PromptTokens::default(), Err(failure))
+                (why, Worked::default(), Err(failure))
             }
-            Ok(Outcome { ended, prompt_tokens }) => {
+            Ok(Outcome { ended, worked }) => {
                 let (why, end) = self.judge(ended);
-                (why, prompt_tokens, end)
+                (why, worked, end)
             }
         };
-        (mailbox.say)(ToZero::Leaving(Leaving { why, prompt_tokens }));
+        (mailbox.say)(ToZero::Leaving(Leaving { why, worked }));
         drop(mailbox);
         line.hang_up();
         end

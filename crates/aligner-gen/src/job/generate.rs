@@ -18,7 +18,7 @@ use crate::cluster::queue::Mailbox;
 use crate::cluster::queue::dispatch::{Desk, DeskReport, Event};
 use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
 use crate::cluster::queue::link::Server;
-use crate::cluster::queue::message::{FromZero, Hello, Leaving, PromptTokens, SampleDone, ToZero, Why};
+use crate::cluster::queue::message::{FromZero, Hello, Leaving, SampleDone, ToZero, Why, Worked};
 use crate::cluster::queue::worker::{self, WorkerEnd};
 use crate::cluster::topology::Topology;
 use crate::config::plan::GenerationPlan;
@@ -210,7 +210,7 @@ fn compute(
         Ok(_) => Why::Told,
         Err(failure) => Why::Failed { code: failure.status.code(), message: failure.sentence() },
     };
-    (mailbox.say)(ToZero::Leaving(Leaving { why, prompt_tokens: PromptTokens::default() }));
+    (mailbox.say)(ToZero::Leaving(Leaving { why, worked: Worked::default() }));
     outcome
 }
 
@@ -221,9 +221,9 @@ fn finish(mut summary: Summary, computed: &Computed, report: DeskReport) -> Resu
     }
     summary.seconds.generate = seconds(computed.began.elapsed());
     summary.seconds.load = seconds(computed.load_time);
-    summary.add_engine(&computed.stats);
-    summary.prompt_tokens += report.prompt_tokens.computed;
-    summary.cached_prompt_tokens += report.prompt_tokens.cached;
+    let mut stats = computed.stats.clone();
+    report.others_worked.iter().for_each(|worked| worked.add_to(&mut stats));
+    summary.add_engine(&stats);
     if report.samples_by_rank.len() > 1 {
         summary.samples_by_rank = report.samples_by_rank;
     }

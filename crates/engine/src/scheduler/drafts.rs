@@ -2,10 +2,18 @@
 
 use model_spec::blocks_for;
 
+use speculation::Goal;
+
 use super::Scheduler;
 use crate::plan::{RowId, StepPlan};
 
 impl Scheduler {
+    /// Whether other responses wait for the places of those that run.
+    pub(crate) fn goal(&self) -> Goal {
+        let all_run = self.waiting.is_empty() && self.starting.is_empty() && self.partial.is_none();
+        if self.input_ended && all_run && self.preempted.is_empty() { Goal::Finish } else { Goal::Throughput }
+    }
+
     /// Puts drafted tokens behind the responses of a step that was just given out, as far as each has room: `drafts` are in
     /// the order of the responses.
     pub(crate) fn add_drafts(&mut self, plan: &mut StepPlan, drafts: &[Vec<u32>]) {

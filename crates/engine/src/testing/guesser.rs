@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::{Completions, VOCAB_SIZE};
-use crate::{Draftable, Proposer, Request, SeqId};
+use crate::{Draftable, Goal, Proposer, Request, SeqId, StepTime};
 
 /// Knows the responses and drafts them, with mistakes.
 pub(crate) struct Guesser {
@@ -52,15 +52,15 @@ impl Guesser {
     }
 }
 
-impl Proposer for Guesser {
+impl Proposer<SeqId> for Guesser {
     fn reset(&mut self) {
         self.drawn.clear();
     }
 
-    fn prompt(&mut self, group_idx: u64, tokens: &[u32], num_responses: u32) {
+    fn prompt(&mut self, tokens: &[u32], responses: &[SeqId]) {
         assert!(!tokens.is_empty());
-        for response_idx in 0..num_responses {
-            assert!(self.drawn.insert(SeqId { group_idx, response_idx }, Vec::new()).is_none());
+        for &id in responses {
+            assert!(self.drawn.insert(id, Vec::new()).is_none());
         }
     }
 
@@ -93,11 +93,14 @@ impl Proposer for Guesser {
     }
 
     /// Sometimes the engine may run ahead.
-    fn is_drafting(&self) -> bool {
+    fn wants_drafts(&mut self, _num_in_flight: usize, _goal: Goal) -> bool {
+        self.num_guesses += 1;
         !self.num_guesses.is_multiple_of(3)
     }
 
-    fn measured(&mut self, num_tokens: usize, _time: Duration) {
-        assert!(num_tokens > 0);
+    fn measured(&mut self, step: StepTime) {
+        assert!((1..=step.num_tokens).contains(&step.num_rows));
     }
+
+    fn measured_prompts(&mut self, _time: Duration) {}
 }

@@ -1,5 +1,7 @@
 //! Drafted tokens change no completion, whatever is drafted.
 
+use std::cell::Cell;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use proptest::prelude::*;
@@ -82,13 +84,13 @@ fn right_drafts_save_steps_and_wrong_ones_cost_none() {
 /// Three drafts at a time, of which none is right by chance.
 struct Always(Guesser);
 
-impl Proposer for Always {
+impl Proposer<SeqId> for Always {
     fn reset(&mut self) {
         self.0.reset();
     }
 
-    fn prompt(&mut self, group_idx: u64, tokens: &[u32], num_responses: u32) {
-        self.0.prompt(group_idx, tokens, num_responses);
+    fn prompt(&mut self, tokens: &[u32], responses: &[SeqId]) {
+        self.0.prompt(tokens, responses);
     }
 
     fn append(&mut self, id: SeqId, tokens: &[u32]) {
@@ -109,11 +111,13 @@ impl Proposer for Always {
         drafts.collect()
     }
 
-    fn is_drafting(&self) -> bool {
+    fn wants_drafts(&mut self, _num_in_flight: usize, _goal: Goal) -> bool {
         true
     }
 
-    fn measured(&mut self, _num_tokens: usize, _time: Duration) {}
+    fn measured(&mut self, _step: StepTime) {}
+
+    fn measured_prompts(&mut self, _time: Duration) {}
 }
 
 /// A sampler that can draw nothing behind a token that is in no vocabulary.
@@ -147,16 +151,16 @@ impl TokenSampler for Choosy {
 /// Drafts a token that is never right.
 struct Outsider;
 
-impl Proposer for Outsider {
+impl Proposer<SeqId> for Outsider {
     fn reset(&mut self) {}
 
-    fn prompt(&mut self, _group_idx: u64, _tokens: &[u32], _num_responses: u32) {}
+    fn prompt(&mut self, _tokens: &[u32], _responses: &[SeqId]) {}
 
     fn append(&mut self, _id: SeqId, _tokens: &[u32]) {}
 
     fn end(&mut self, _id: SeqId) {}
 
-    fn is_drafting(&self) -> bool {
+    fn wants_drafts(&mut self, _num_in_flight: usize, _goal: Goal) -> bool {
         true
     }
 
@@ -164,7 +168,9 @@ impl Proposer for Outsider {
         vec![vec![OUTSIDE; 2]; responses.len()]
     }
 
-    fn measured(&mut self, _num_tokens: usize, _time: Duration) {}
+    fn measured(&mut self, _step: StepTime) {}
+
+    fn measured_prompts(&mut self, _time: Duration) {}
 }
 
 #[test]
@@ -177,4 +183,65 @@ fn what_cannot_be_drawn_behind_a_wrong_draft_is_no_error() {
     let (actual, stats) = run(&mut engine, &requests);
     assert_eq!(actual, expect);
     assert!(stats.drafted_tokens > 0 && stats.accepted_tokens == 0);
+}
+
+/// Writes down what it is told of steps, and drafts some token for every fourth.
+#[derive(Default)]
+struct Recorder {
+    steps: Arc<Mutex<Vec<StepTime>>>,
+    goals: Arc<Mutex<Vec<Goal>>>,
+    num_asked: u64,
+}
+
+impl Proposer<SeqId> for Recorder {
+    fn reset(&mut self) {}
+
+    fn prompt(&mut self, _tokens: &[u32], _responses: &[SeqId]) {}
+
+    fn append(&mut self, _id: SeqId, _tokens: &[u32]) {}
+
+    fn end(&mut self, _id: SeqId) {}
+
+    fn wants_drafts(&mut self, num_in_flight: usize, goal: Goal) -> bool {
+        assert!(num_in_flight <= 1);
+        self.goals.lock().unwrap().push(goal);
+        self.num_asked += 1;
+        self.num_asked.is_multiple_of(4)
+    }
+
+    fn propose(&mut self, responses: &[Draftable]) -> Vec<Vec<u32>> {
+        vec![vec![0]; responses.len()]
+    }
+
+    fn measured(&mut self, step: StepTime) {
+        self.steps.lock().unwrap().push(step);
+    }
+
+    fn measured_prompts(&mut self, time: Duration) {
+        assert!(time > Duration::ZERO);
+    }
+}
+
+#[test]
+fn a_proposer_is_told_how_steps_follow_each_other() {
+    let steps_of = |run_ahead: usize| {
+        let recorder = Recorder::default();
+        let (steps, goals) = (recorder.steps.clone(), recorder.goals.clone());
+        let reads = Cell::new(0);
+        let mut engine = engine_ahead(params(), &[], roomy(), run_ahead)
+            .with_proposer(Box::new(recorder))
+            .with_clock(Box::new(move || Duration::from_secs(reads.replace(reads.get() + 1))));
+        let (_, stats) = run(&mut engine, &[request(7, 6, 2, 20)]);
+        assert!(stats.num_decode_steps > 8);
+        assert_eq!(goals.lock().unwrap().last(), Some(&Goal::Finish));
+        let steps = steps.lock().unwrap().clone();
+        // The clock is read once a step.
+        assert!(steps.iter().all(|step| step.time == Duration::from_secs(1) && step.num_rows <= 2));
+        steps.iter().map(|step| (step.num_tokens > step.num_rows, step.pace)).collect::<Vec<_>>()
+    };
+    let (plain, drafts) = ((false, Pace::Ahead), (true, Pace::Alone));
+    // What follows a step with drafts is alone as well; what follows that is not.
+    let alone = (false, Pace::Alone);
+    assert_eq!(steps_of(1)[..8], [plain, plain, plain, drafts, alone, plain, plain, drafts]);
+    assert_eq!(steps_of(0)[..4], [alone, alone, alone, drafts]);
 }

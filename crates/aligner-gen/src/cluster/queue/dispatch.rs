@@ -16,7 +16,7 @@ use crate::signals::StopWatch;
 use super::Heard;
 use super::lease::{Arrival, LeaseTable, SampleSize};
 use super::link::Server;
-use super::message::{FromZero, Hello, Leaving, PromptTokens, SampleDone, Stop, ToZero, Why};
+use super::message::{FromZero, Hello, Leaving, SampleDone, Stop, ToZero, Why, Worked};
 
 /// How often what hangs on the time is looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -65,8 +65,8 @@ pub(crate) struct Desk<'a> {
 pub(crate) struct DeskReport {
     /// The failure of another rank, with its exit code.
     pub(crate) failure: Option<Failure>,
-    /// Prompt tokens that the other ranks computed.
-    pub(crate) prompt_tokens: PromptTokens,
+    /// What the other ranks computed, those that said so.
+    pub(crate) others_worked: Vec<Worked>,
     /// Samples by rank, in order.
     pub(crate) samples_by_rank: Vec<u64>,
 }
@@ -88,7 +88,7 @@ struct State<'a, 'b> {
     stop: Option<Stop>,
     stopped_at: Option<Instant>,
     failure: Option<Failure>,
-    prompt_tokens: PromptTokens,
+    others_worked: Vec<Worked>,
     missing_told: bool,
 }
 
@@ -103,7 +103,7 @@ impl Desk<'_> {
             stop: None,
             stopped_at: None,
             failure: None,
-            prompt_tokens: PromptTokens::default(),
+            others_worked: Vec::new(),
             missing_told: false,
         };
         let mut last_look = Instant::now();
@@ -120,7 +120,7 @@ impl Desk<'_> {
         }
         DeskReport {
             failure: state.failure,
-            prompt_tokens: state.prompt_tokens,
+            others_worked: state.others_worked,
             samples_by_rank: state.peers.iter().map(|peer| peer.num_samples).collect(),
         }
     }
@@ -191,8 +191,8 @@ impl State<'_, '_> {
                 }
                 self.deal(replica);
             }
-            ToZero::Leaving(Leaving { why, prompt_tokens }) => {
-                self.prompt_tokens.add(prompt_tokens);
+            ToZero::Leaving(Leaving { why, worked }) => {
+                self.others_worked.push(worked);
                 // Without one of its ranks a replica cannot go on.
                 if let Some(at) = topology.coordinates(rank) {
                     self.table.leave(at.replica);
@@ -446,7 +446,7 @@ mod tests {
             server: None,
             finished: Box::new(|_, _| {}),
         };
-        let leaving = || ToZero::Leaving(Leaving { why: Why::Told, prompt_tokens: PromptTokens::default() });
+        let leaving = || ToZero::Leaving(Leaving { why: Why::Told, worked: Worked::default() });
         events.send(Event::From(1, ToZero::Hello(hello))).unwrap();
         events.send(Event::From(1, leaving())).unwrap();
         // Ends the job where nobody was refused.

@@ -12,7 +12,7 @@ use crate::output::Identity;
 use wire::{Reader, Writer};
 
 /// Raised with every change of a message: ranks of different builds must not talk past each other.
-pub(crate) const VERSION: u8 = 4;
+pub(crate) const VERSION: u8 = 5;
 
 /// From a rank to rank 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,25 +62,40 @@ impl Hello {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Leaving {
     pub(crate) why: Why,
-    pub(crate) prompt_tokens: PromptTokens,
+    pub(crate) worked: Worked,
 }
 
-/// The tokens of the prompts that a rank had.
+/// What a rank computed, as far as the summary has it of all ranks together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PromptTokens {
-    pub(crate) computed: u64,
-    /// Not computed, because an earlier prompt began with the same ones.
-    pub(crate) cached: u64,
+pub(crate) struct Worked {
+    /// As the fields of [`RunStats`] of these names.
+    pub(crate) prompt_tokens: u64,
+    pub(crate) cached_prompt_tokens: u64,
+    pub(crate) decode_rows: u64,
+    pub(crate) drafted_tokens: u64,
+    pub(crate) accepted_tokens: u64,
 }
 
-impl PromptTokens {
+impl Worked {
     pub(crate) fn of(stats: &RunStats) -> Self {
-        Self { computed: stats.prompt_tokens, cached: stats.cached_prompt_tokens }
+        let &RunStats {
+            prompt_tokens,
+            cached_prompt_tokens,
+            decode_rows,
+            drafted_tokens,
+            accepted_tokens,
+            ..
+        } = stats;
+        Self { prompt_tokens, cached_prompt_tokens, decode_rows, drafted_tokens, accepted_tokens }
     }
 
-    pub(crate) fn add(&mut self, other: Self) {
-        self.computed += other.computed;
-        self.cached += other.cached;
+    /// Adds it to what another rank computed.
+    pub(crate) fn add_to(self, stats: &mut RunStats) {
+        stats.prompt_tokens += self.prompt_tokens;
+        stats.cached_prompt_tokens += self.cached_prompt_tokens;
+        stats.decode_rows += self.decode_rows;
+        stats.drafted_tokens += self.drafted_tokens;
+        stats.accepted_tokens += self.accepted_tokens;
     }
 }
 
@@ -171,10 +186,9 @@ impl ToZero {
                 out.list(samples, Writer::sample);
             }
             Self::Alive => out.u8(3),
-            Self::Leaving(Leaving { why, prompt_tokens }) => {
+            Self::Leaving(Leaving { why, worked }) => {
                 out.u8(4);
-                out.u64(prompt_tokens.computed);
-                out.u64(prompt_tokens.cached);
+                out.worked(*worked);
                 match why {
                     Why::Told => out.u8(0),
                     Why::Signal(signal) => {
@@ -212,14 +226,14 @@ impl ToZero {
             2 => Self::Done(input.list(Reader::sample)?),
             3 => Self::Alive,
             4 => {
-                let prompt_tokens = PromptTokens { computed: input.u64()?, cached: input.u64()? };
+                let worked = input.worked()?;
                 let why = match input.u8()? {
                     0 => Why::Told,
                     1 => Why::Signal(input.u32()?.cast_signed()),
                     2 => Why::Failed { code: input.u8()?, message: input.text()? },
                     _ => return Err(input.damaged()),
                 };
-                Self::Leaving(Leaving { why, prompt_tokens })
+                Self::Leaving(Leaving { why, worked })
             }
             _ => return Err(input.damaged()),
         };
@@ -330,8 +344,17 @@ mod tests {
             any::<u32>().prop_map(|capacity| ToZero::Ready { capacity }),
             prop::collection::vec(sample, 0..3).prop_map(ToZero::Done),
             Just(ToZero::Alive),
-            (why, any::<[u64; 2]>()).prop_map(|(why, [computed, cached])| {
-                ToZero::Leaving(Leaving { why, prompt_tokens: PromptTokens { computed, cached } })
+            (why, any::<[u64; 5]>()).prop_map(|(why, counts)| {
+                let [prompt_tokens, cached_prompt_tokens, decode_rows, drafted_tokens, accepted_tokens] =
+                    counts;
+                let worked = Worked {
+                    prompt_tokens,
+                    cached_prompt_tokens,
+                    decode_rows,
+                    drafted_tokens,
+                    accepted_tokens,
+                };
+                ToZero::Leaving(Leaving { why, worked })
             }),
         ]
     }
@@ -377,11 +400,26 @@ mod tests {
     }
 
     #[test]
+    fn what_other_ranks_computed_is_added() {
+        let counts = |factor: u64| RunStats {
+            prompt_tokens: factor,
+            cached_prompt_tokens: 10 * factor,
+            decode_rows: 100 * factor,
+            drafted_tokens: 1_000 * factor,
+            accepted_tokens: 10_000 * factor,
+            ..RunStats::default()
+        };
+        let mut stats = counts(1);
+        Worked::of(&counts(2)).add_to(&mut stats);
+        assert_eq!(stats, counts(3));
+    }
+
+    #[test]
     fn another_version_is_named() {
         let error = FromZero::decode(&[9, 0]).unwrap_err().to_string();
         assert_eq!(
             error,
-            "a message of version 9, this program has version 4: all ranks must run the same program"
+            "a message of version 9, this program has version 5: all ranks must run the same program"
         );
     }
 }

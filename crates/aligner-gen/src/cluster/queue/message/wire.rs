@@ -2,7 +2,7 @@
 
 use sampling::FinishReason;
 
-use super::{MessageError, ResponseDone, SampleDone, VERSION};
+use super::{MessageError, ResponseDone, SampleDone, VERSION, Worked};
 use crate::cluster::topology::Topology;
 
 /// Little-endian.
@@ -23,6 +23,14 @@ impl Writer {
 
     pub(super) fn u64(&mut self, value: u64) {
         self.0.extend(value.to_le_bytes());
+    }
+
+    pub(super) fn worked(&mut self, worked: Worked) {
+        let Worked { prompt_tokens, cached_prompt_tokens, decode_rows, drafted_tokens, accepted_tokens } =
+            worked;
+        [prompt_tokens, cached_prompt_tokens, decode_rows, drafted_tokens, accepted_tokens]
+            .into_iter()
+            .for_each(|count| self.u64(count));
     }
 
     pub(super) fn text(&mut self, text: &str) {
@@ -101,6 +109,16 @@ impl<'a> Reader<'a> {
 
     pub(super) fn u64(&mut self) -> Result<u64, MessageError> {
         self.array().map(u64::from_le_bytes)
+    }
+
+    pub(super) fn worked(&mut self) -> Result<Worked, MessageError> {
+        Ok(Worked {
+            prompt_tokens: self.u64()?,
+            cached_prompt_tokens: self.u64()?,
+            decode_rows: self.u64()?,
+            drafted_tokens: self.u64()?,
+            accepted_tokens: self.u64()?,
+        })
     }
 
     fn len(&mut self) -> Result<usize, MessageError> {
