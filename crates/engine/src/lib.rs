@@ -30,7 +30,8 @@ pub use executor::Executor;
 pub use plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta};
 pub use proposer::{Draftable, Proposer};
 pub use request::{
-    Activity, Completion, EngineLimits, MAX_NUM_SEQS_ON_GPU, Request, RunEnd, RunStats, Supply,
+    Activity, Completion, EngineLimits, Foresight, MAX_NUM_SEQS_ON_GPU, PlannedPrefix, Request, RunEnd,
+    RunStats, Supply,
 };
 
 /// A model, its KV cache and a sampler, ready for runs.

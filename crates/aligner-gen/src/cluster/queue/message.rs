@@ -1,6 +1,6 @@
 //! What ranks say to each other: binary, versioned, every length before its bytes, read with every bound checked.
 
-use engine::{Request, RunStats};
+use engine::{Foresight, PlannedPrefix, Request, RunStats};
 use sampling::FinishReason;
 
 use crate::cluster::topology::{Rank, Topology};
@@ -8,7 +8,7 @@ use crate::exit::Failure;
 use crate::output::Identity;
 
 /// Raised with every change of a message: ranks of different builds must not talk past each other.
-pub(crate) const VERSION: u8 = 4;
+pub(crate) const VERSION: u8 = 5;
 
 /// From a rank to rank 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -198,11 +198,7 @@ impl ToZero {
                 process: input.u32()?,
                 topology: input.topology()?,
                 identity: input.text()?,
-                fallback: match input.u8()? {
-                    0 => None,
-                    1 => Some(input.text()?),
-                    _ => return Err(input.damaged()),
-                },
+                fallback: input.option(Reader::text)?,
             }),
             1 => Self::Ready { capacity: input.u32()? },
             2 => Self::Done(input.list(Reader::sample)?),
@@ -240,6 +236,7 @@ impl FromZero {
                     out.u32(request.num_responses);
                     out.u32(request.max_new_tokens);
                     out.list(&request.prompt, |out, &id| out.u32(id));
+                    out.foresight(request.foresight);
                 });
             }
             Self::Stop(stop) => {
@@ -271,6 +268,7 @@ impl FromZero {
                     num_responses: input.u32()?,
                     max_new_tokens: input.u32()?,
                     prompt: input.list(Reader::u32)?,
+                    foresight: input.foresight()?,
                 })
             })?),
             2 => Self::Stop(match input.u8()? {
@@ -314,6 +312,16 @@ impl Writer {
     fn list<T>(&mut self, items: &[T], mut item: impl FnMut(&mut Self, &T)) {
         self.u64(items.len() as u64);
         items.iter().for_each(|value| item(self, value));
+    }
+
+    fn foresight(&mut self, foresight: Foresight) {
+        let Foresight { expected_tokens, prefix } = foresight;
+        self.u8(u8::from(expected_tokens.is_some()));
+        expected_tokens.into_iter().for_each(|num_tokens| self.u32(num_tokens));
+        self.u8(u8::from(prefix.is_some()));
+        if let Some(PlannedPrefix { id, num_later, within }) = prefix {
+            [id, num_later, within].into_iter().for_each(|number| self.u32(number));
+        }
     }
 
     fn sample(&mut self, sample: &SampleDone) {
@@ -405,6 +413,27 @@ impl<'a> Reader<'a> {
         (0..len).map(|_| item(self)).collect()
     }
 
+    /// A value that may be none.
+    fn option<T>(
+        &mut self,
+        value: impl FnOnce(&mut Self) -> Result<T, MessageError>,
+    ) -> Result<Option<T>, MessageError> {
+        match self.u8()? {
+            0 => Ok(None),
+            1 => value(self).map(Some),
+            _ => Err(self.damaged()),
+        }
+    }
+
+    fn foresight(&mut self) -> Result<Foresight, MessageError> {
+        Ok(Foresight {
+            expected_tokens: self.option(Self::u32)?,
+            prefix: self.option(|input| {
+                Ok(PlannedPrefix { id: input.u32()?, num_later: input.u32()?, within: input.u32()? })
+            })?,
+        })
+    }
+
     fn sample(&mut self) -> Result<SampleDone, MessageError> {
         let sample_idx = self.u64()?;
         let responses = self.list(|input| {
@@ -415,11 +444,7 @@ impl<'a> Reader<'a> {
                 _ => return Err(input.damaged()),
             };
             let token_ids = input.list(Self::u32)?;
-            let logprobs = match input.u8()? {
-                0 => None,
-                1 => Some(input.list(|input| input.u32().map(f32::from_bits))?),
-                _ => return Err(input.damaged()),
-            };
+            let logprobs = input.option(|input| input.list(|input| input.u32().map(f32::from_bits)))?;
             Ok(ResponseDone { token_ids, finish_reason, logprobs })
         })?;
         Ok(SampleDone { sample_idx, responses })
@@ -473,13 +498,20 @@ mod tests {
     }
 
     fn from_zero() -> impl Strategy<Value = FromZero> {
-        let request = (any::<u64>(), prop::collection::vec(any::<u32>(), 0..5), any::<u32>(), any::<u32>())
-            .prop_map(|(sample_idx, prompt, num_responses, max_new_tokens)| Request {
+        let planned =
+            any::<[u32; 3]>().prop_map(|[id, num_later, within]| PlannedPrefix { id, num_later, within });
+        let foresight = (prop::option::of(any::<u32>()), prop::option::of(planned))
+            .prop_map(|(expected_tokens, prefix)| Foresight { expected_tokens, prefix });
+        let prompt = prop::collection::vec(any::<u32>(), 0..5);
+        let request = (any::<u64>(), prompt, any::<[u32; 2]>(), foresight).prop_map(
+            |(sample_idx, prompt, [num_responses, max_new_tokens], foresight)| Request {
                 sample_idx,
                 prompt,
                 num_responses,
                 max_new_tokens,
-            });
+                foresight,
+            },
+        );
         prop_oneof![
             (any::<u64>(), any::<u64>()).prop_map(|(longest_sequence_tokens, num_sequences)| {
                 FromZero::Welcome { longest_sequence_tokens, num_sequences }
@@ -517,7 +549,7 @@ mod tests {
         let error = FromZero::decode(&[9, 0]).unwrap_err().to_string();
         assert_eq!(
             error,
-            "a message of version 9, this program has version 4: all ranks must run the same program"
+            "a message of version 9, this program has version 5: all ranks must run the same program"
         );
     }
 }
