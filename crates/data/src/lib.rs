@@ -6,6 +6,8 @@ mod error;
 mod file_hash;
 mod json;
 mod jsonl;
+mod length_hint;
+mod likeness;
 mod limits;
 mod line_store;
 mod messages;
@@ -33,7 +35,7 @@ pub use messages::MessagesRecord;
 pub use plan::{BatchSizes, DpWorld, DropLast, LimitTrainBatches, OutputSteps, plan_output_steps};
 pub use prepare::{BuiltPrompt, KeptMetadata, PreparedPrompt, PromptBuilder};
 pub use prompt_response::{AddedTokens, PromptResponseFormat, PromptTemplate, TruncationMethod};
-pub use prompt_set::{OnBadRecord, PromptSet, PromptText, load_prompts};
+pub use prompt_set::{OnBadRecord, PromptOutlook, PromptSet, PromptText, load_prompts};
 pub use record::{ChatRecord, DEFAULT_MASK, LabelLayout, Record, Turn};
 pub use record_error::RecordError;
 pub use tokenizer::{

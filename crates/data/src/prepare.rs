@@ -6,6 +6,7 @@ use crate::DataError;
 use crate::chat::{ChatPromptTokens, PromptNote};
 use crate::chat_template::ChatTemplate;
 use crate::json::{Json, JsonObject};
+use crate::length_hint::length_hint;
 use crate::limits::TokenField;
 use crate::prompt_response::{FilledPrompt, PromptResponseFormat};
 use crate::record::Record;
@@ -55,6 +56,7 @@ pub struct PromptBuilder {
     template: Option<ChatTemplate>,
     bos: Option<u32>,
     kept: KeptMetadata,
+    length_hint_key: Option<String>,
 }
 
 /// What a record becomes.
@@ -85,7 +87,7 @@ impl PromptBuilder {
     /// A builder for chat records.
     pub fn new(tokenizer: Arc<dyn Tokenizer>, chat_tokens: ChatPromptTokens) -> Self {
         let format = PromptRules::Chat(chat_tokens);
-        Self { tokenizer, format, template: None, bos: None, kept: KeptMetadata::default() }
+        Self::of(tokenizer, format)
     }
 
     /// A builder for prompt-response records.
@@ -100,7 +102,12 @@ impl PromptBuilder {
             return Err(DataError::NoBosToken);
         }
         let format = PromptRules::PromptResponse(format);
-        Ok(Self { tokenizer, format, template: None, bos: None, kept: KeptMetadata::default() })
+        Ok(Self::of(tokenizer, format))
+    }
+
+    fn of(tokenizer: Arc<dyn Tokenizer>, format: PromptRules) -> Self {
+        let kept = KeptMetadata::default();
+        Self { tokenizer, format, template: None, bos: None, kept, length_hint_key: None }
     }
 
     /// Accepts `messages` records too.
@@ -115,6 +122,29 @@ impl PromptBuilder {
     pub fn with_metadata(mut self, kept: KeptMetadata) -> Self {
         self.kept = kept;
         self
+    }
+
+    /// Reads under this key of a record how many tokens its answer is likely to have.
+    #[must_use]
+    pub fn with_length_hints(mut self, key: String) -> Self {
+        self.length_hint_key = Some(key);
+        self
+    }
+
+    /// How many tokens the record says that its answer is likely to have.
+    ///
+    /// # Errors
+    /// When it says something else under that key.
+    pub(crate) fn length_hint(&self, object: &JsonObject) -> Result<Option<u32>, RecordError> {
+        match &self.length_hint_key {
+            Some(key) => length_hint(object, key),
+            None => Ok(None),
+        }
+    }
+
+    /// Whether hints are read.
+    pub(crate) fn has_length_hints(&self) -> bool {
+        self.length_hint_key.is_some()
     }
 
     /// Puts the tokenizer's BOS before each prompt that does not begin with it.

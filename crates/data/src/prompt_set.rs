@@ -1,8 +1,9 @@
 //! All prompts of a data file: every record is checked before a model is loaded.
 //!
 //! Over-length prompts are left out, bad records refused or skipped, both with their line numbers. Only the place of a
-//! line and the length of its prompt are kept, 24 bytes a record: a prompt is made again when its turn comes, which
-//! takes next to no time beside generating. `plan` decides which prompts form a step.
+//! line, the length of its prompt and what is known for the order of work are kept, 32 bytes a record and 4 for a hint: a
+//! prompt is made again when its turn comes, which takes next to no time beside generating. `plan` decides which prompts
+//! form a step.
 
 use std::path::Path;
 
@@ -10,12 +11,15 @@ use crate::DataError;
 use crate::chat::PromptNote;
 use crate::json::JsonObject;
 use crate::jsonl::{OpenedData, parse_object};
+use crate::likeness::{Hashes, Likeness, find_alike};
 use crate::limits::{LengthLimits, TokenField};
 use crate::line_store::{LineSpan, LineStore};
 use crate::prepare::{BuiltPrompt, PreparedPrompt, PromptBuilder};
 use crate::record_error::RecordError;
 use crate::sample_order::sample_order;
 
+/// More than any hint.
+const NO_HINT: u32 = u32::MAX;
 /// How many bad lines are listed.
 const MAX_LISTED: usize = 10;
 
@@ -50,6 +54,10 @@ struct KeptRecord {
 /// All prompts of a file, which stays on disk. A position counts the prompts in the order in which they are generated.
 pub struct PromptSet {
     kept: Vec<KeptRecord>,
+    /// What each of them is like.
+    alike: Vec<Likeness>,
+    /// How long its answer is likely to be, where hints are read.
+    hints: Vec<u32>,
     store: LineStore,
     builder: PromptBuilder,
     /// The limits that prompts were left out for, as they are set.
@@ -70,6 +78,19 @@ pub struct PromptSet {
     pub note: Option<(u64, PromptNote)>,
     /// BLAKE3 of the file as it lies on disk, in hexadecimal digits.
     pub fingerprint: String,
+}
+
+/// What is known of the work that a prompt will be, before it is computed. No text depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PromptOutlook {
+    /// Tokens of the prompt.
+    pub num_tokens: usize,
+    /// Tokens that its answer is likely to have, as its record says.
+    pub length_hint: Option<u32>,
+    /// The same for all prompts that begin alike; none for one that begins as no other does.
+    pub prefix: Option<u32>,
+    /// The same for all prompts that are the same; none where there is one.
+    pub same_as: Option<u32>,
 }
 
 /// A prompt as it is shown and written.
@@ -138,6 +159,19 @@ impl PromptSet {
         self.record(position).map(|kept| kept.num_tokens as usize)
     }
 
+    /// What is known of the work that a prompt will be.
+    pub fn outlook(&self, position: usize) -> Option<PromptOutlook> {
+        let idx = self.record_idx(position)?;
+        let (record, alike) = (self.kept.get(idx)?, self.alike.get(idx)?);
+        Some(PromptOutlook {
+            num_tokens: record.num_tokens as usize,
+            length_hint: self.hints.get(idx).copied().filter(|&hint| hint != NO_HINT),
+            prefix: alike.prefix(),
+            // What is drawn may be drawn again.
+            same_as: alike.same_as().or_else(|| self.drawn.as_ref().and(u32::try_from(idx).ok())),
+        })
+    }
+
     /// The position of the prompt with this `sample_idx`.
     pub fn position_of(&self, sample_idx: u64) -> Option<usize> {
         match &self.drawn {
@@ -181,9 +215,13 @@ impl PromptSet {
     }
 
     fn record(&self, position: usize) -> Option<&KeptRecord> {
+        self.kept.get(self.record_idx(position)?)
+    }
+
+    fn record_idx(&self, position: usize) -> Option<usize> {
         match &self.drawn {
-            Some(drawn) => self.kept.get(*drawn.get(position)? as usize),
-            None => self.kept.get(position),
+            Some(drawn) => drawn.get(position).map(|&idx| idx as usize),
+            None => Some(position),
         }
     }
 }
@@ -200,14 +238,21 @@ pub fn load_prompts(
 ) -> Result<PromptSet, DataError> {
     let fields: Vec<TokenField> = limits.fields.iter().map(|&(field, _)| field).collect();
     let prepare = |_, object: Result<JsonObject, RecordError>| {
-        let (prompt, num_tokens) = builder.build_measured(object?, &fields)?;
+        let object = object?;
+        let length_hint = builder.length_hint(&object)?;
+        let (prompt, num_tokens) = builder.build_measured(object, &fields)?;
         Ok(match limits.exceeded(prompt.ids.len(), &num_tokens) {
             Some(num_tokens) => Prepared::TooLong(num_tokens),
-            None => Prepared::Kept(prompt.ids.len(), prompt.note),
+            None => Prepared::Kept(KeptPrompt {
+                num_tokens: prompt.ids.len(),
+                hashes: Hashes::of(&prompt.ids),
+                length_hint,
+                note: prompt.note,
+            }),
         })
     };
     let OpenedData { reader, store, hash } = OpenedData::open(path)?;
-    let mut found = Found::default();
+    let mut found = Found { has_length_hints: builder.has_length_hints(), ..Found::default() };
     reader.for_each(prepare, |span, prepared| found.add(path, span, prepared))?;
     let fingerprint = hash.finish().map_err(|source| DataError::ReadDataFile {
         path: path.into(),
@@ -222,11 +267,15 @@ pub fn load_prompts(
             listed: list_bad(&found.bad, found.num_bad),
         });
     }
-    let Found { mut kept, num_read, num_bad, bad, too_long, num_noted, note } = found;
+    let Found { mut kept, hashes, mut hints, num_read, num_bad, bad, too_long, num_noted, note, .. } = found;
     kept.shrink_to_fit();
+    hints.shrink_to_fit();
+    let alike = find_alike(&hashes);
     let limits = limits.to_string();
     Ok(PromptSet {
         kept,
+        alike,
+        hints,
         store,
         builder,
         limits,
@@ -243,15 +292,26 @@ pub fn load_prompts(
 
 /// What a record turned out to be.
 enum Prepared {
+    Kept(KeptPrompt),
     /// With how many tokens.
-    Kept(usize, Option<PromptNote>),
     TooLong(usize),
+}
+
+struct KeptPrompt {
+    num_tokens: usize,
+    hashes: Hashes,
+    length_hint: Option<u32>,
+    note: Option<PromptNote>,
 }
 
 /// What a file turned out to hold.
 #[derive(Default)]
 struct Found {
     kept: Vec<KeptRecord>,
+    hashes: Vec<Hashes>,
+    has_length_hints: bool,
+    /// One a prompt that is kept, where there are any.
+    hints: Vec<u32>,
     num_read: u64,
     num_bad: u64,
     bad: Vec<BadRecord>,
@@ -283,10 +343,14 @@ impl Found {
                 }
             }
             Ok(Prepared::TooLong(num_tokens)) => self.too_long.push((span.line, num_tokens)),
-            Ok(Prepared::Kept(num_tokens, note)) => {
+            Ok(Prepared::Kept(KeptPrompt { num_tokens, hashes, length_hint, note })) => {
                 if let Some(note) = note {
                     self.num_noted += 1;
                     self.note.get_or_insert((span.line, note));
+                }
+                self.hashes.push(hashes);
+                if self.has_length_hints {
+                    self.hints.push(length_hint.unwrap_or(NO_HINT));
                 }
                 let too_large = |_| DataError::LineTooLarge { path: path.into(), line: span.line };
                 self.kept.push(KeptRecord {

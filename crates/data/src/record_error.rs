@@ -50,6 +50,16 @@ pub enum RecordError {
         /// The kind found.
         found: &'static str,
     },
+    /// A length hint that is no number of tokens.
+    #[error("key `{key}` is {found}, a length hint must be a number of tokens from 0 to {most}")]
+    BadLengthHint {
+        /// The key of the hint.
+        key: String,
+        /// What is there.
+        found: String,
+        /// The most tokens that are believed.
+        most: u32,
+    },
     /// A label layout that does not exist.
     #[error("`type` is `{found}`, it must be null, `VALUE_TO_TEXT` or `TEXT_TO_VALUE`")]
     UnknownType {

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use data::{Tokenizer, TokenizerSpec, open_tokenizer};
-use engine::{Completion, Engine, EngineLimits, Request};
+use engine::{Completion, Engine, EngineLimits, Foresight, Request};
 use model_core::{AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, RawModelConfig};
 use model_spec::{Float, Numerics};
 use nemo_format::Checkpoint;
@@ -124,6 +124,7 @@ fn generate(path: &Path, prompts: &[String]) -> Result<Vec<Response>, AnyError> 
             prompt,
             num_responses: NUM_RESPONSES,
             max_new_tokens: MAX_NEW_TOKENS,
+            foresight: Foresight::default(),
         });
     }
     let mut requests = requests.into_iter();

@@ -5,7 +5,8 @@
 //! where it is until its place is needed, and then goes to the host.
 //!
 //! What a block holds may be kept when its last holder leaves, for who begins with the same tokens: it is free, and goes
-//! when there is no other free place, the one that became free first before others.
+//! when there is no other free place: what nobody is known to want before what somebody does, and among those the one
+//! that became free first.
 //!
 //! Places are not promised here. With `num_blocks` of the cache and `num_host_blocks` of the host, a holder that uses
 //! fewer than `num_blocks` can always get one more while nobody else uses any and fewer than
@@ -18,7 +19,7 @@ use model_core::{BlockId, BlockMove, HostBlockId};
 use crate::EngineLimits;
 
 /// A block of keys and values, wherever it lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct KvBlock(u32);
 
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +40,15 @@ struct Entry {
     generation: u64,
     /// Whether what it holds is kept when nobody holds it.
     is_kept: bool,
+    /// Whether somebody is known who will begin with what is kept.
+    is_wanted: bool,
+}
+
+impl Entry {
+    /// Its place among those that are kept and free, the first of which goes first.
+    fn kept_key(&self) -> (bool, u64) {
+        (self.is_wanted, self.rested_at)
+    }
 }
 
 /// A block and what it held when it was kept.
@@ -67,8 +77,8 @@ pub(crate) struct BlockPool {
     free_on_host: Vec<HostBlockId>,
     /// Blocks of the cache that nobody uses, by when that began.
     resting: BTreeMap<u64, KvBlock>,
-    /// Blocks of the cache that nobody holds and whose bits are kept, by when that began.
-    kept: BTreeMap<u64, KvBlock>,
+    /// Blocks of the cache that nobody holds and whose bits are kept, by [`Entry::kept_key`].
+    kept: BTreeMap<(bool, u64), KvBlock>,
     num_allocated: u64,
     num_rests: u64,
     capacity: usize,
@@ -126,7 +136,15 @@ impl BlockPool {
         let place = BlockPlace::Cache(self.vacate()?);
         self.num_allocated += 1;
         let generation = self.num_allocated;
-        let entry = Entry { place, num_holders: 1, num_users: 1, rested_at: 0, generation, is_kept: false };
+        let entry = Entry {
+            place,
+            num_holders: 1,
+            num_users: 1,
+            rested_at: 0,
+            generation,
+            is_kept: false,
+            is_wanted: false,
+        };
         Some(match self.unused.pop() {
             Some(block) => {
                 self.entries[block.0 as usize] = entry;
@@ -237,7 +255,7 @@ impl BlockPool {
                     self.resting.remove(&entry.rested_at);
                     if entry.is_kept {
                         entry.rested_at = self.num_rests;
-                        self.kept.insert(self.num_rests, block);
+                        self.kept.insert(entry.kept_key(), block);
                         self.num_rests += 1;
                         continue;
                     }
@@ -257,6 +275,22 @@ impl BlockPool {
         KeptBlock { block, generation: entry.generation }
     }
 
+    /// Says whether somebody is known who will begin with what a block held, if it still holds that.
+    pub(crate) fn set_wanted(&mut self, KeptBlock { block, generation }: KeptBlock, is_wanted: bool) {
+        let Some(entry) = self.entries.get_mut(block.0 as usize) else { return };
+        if entry.generation != generation || !entry.is_kept || entry.is_wanted == is_wanted {
+            return;
+        }
+        let is_free = entry.num_holders == 0;
+        if is_free {
+            self.kept.remove(&entry.kept_key());
+        }
+        entry.is_wanted = is_wanted;
+        if is_free {
+            self.kept.insert(entry.kept_key(), block);
+        }
+    }
+
     /// Whether a block still holds what it held, in the cache.
     pub(crate) fn kept(&self, KeptBlock { block, generation }: KeptBlock) -> Option<Kept> {
         let entry = self.entries.get(block.0 as usize)?;
@@ -270,7 +304,7 @@ impl BlockPool {
         for &KeptBlock { block, .. } in kept {
             let entry = &mut self.entries[block.0 as usize];
             if entry.num_holders == 0 {
-                self.kept.remove(&entry.rested_at);
+                self.kept.remove(&entry.kept_key());
             } else if entry.num_users == 0 {
                 self.resting.remove(&entry.rested_at);
             }

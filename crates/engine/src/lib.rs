@@ -28,7 +28,8 @@ pub use error::EngineError;
 pub use executor::Executor;
 pub use plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta};
 pub use request::{
-    Activity, Completion, EngineLimits, MAX_NUM_SEQS_ON_GPU, Request, RunEnd, RunStats, Supply,
+    Activity, Completion, EngineLimits, Foresight, MAX_NUM_SEQS_ON_GPU, PlannedPrefix, Request, RunEnd,
+    RunStats, Supply,
 };
 pub use speculation::{Goal, Pace, Proposer, StepTime};
 

@@ -10,6 +10,9 @@ use model_core::{BlockId, BlockMove};
 use sampling::SampledToken;
 use serde::{Deserialize, Serialize};
 
+/// Blocks of a split of keys, of which a GPU's attention reads those once that all of some neighbouring rows share.
+pub(crate) const BLOCKS_PER_SPLIT: usize = 16;
+
 /// One response to a prompt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct SeqId {

@@ -6,10 +6,18 @@
 //! of them is computed, and even prompts of one step share them.
 //!
 //! The tree holds no block: it knows which ones were computed, and asks the pool whether they still are what they were.
+//! But it tells the pool which of them are wanted, by prompts that are queued or that are planned for later
+//! (`plans.rs`): those stay the longest.
+
+mod plans;
 
 use std::{collections::HashMap, sync::Arc};
 
-use crate::block_pool::{BlockPool, Kept, KeptBlock, KvBlock};
+use crate::{
+    PlannedPrefix,
+    block_pool::{BlockPool, Kept, KeptBlock, KvBlock},
+};
+use plans::PrefixPlans;
 
 /// A piece in the tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -25,8 +33,8 @@ struct Node {
     children: HashMap<Arc<[u32]>, NodeId>,
     /// None until it is computed.
     blocks: Vec<KeptBlock>,
-    /// Queued and unfinished prompts that go through it.
-    num_prompts: usize,
+    /// Queued and unfinished prompts that go through it, and plans for later ones.
+    num_wanting: usize,
 }
 
 /// The tree.
@@ -40,6 +48,7 @@ pub(crate) struct PrefixCache {
     roots: HashMap<Arc<[u32]>, NodeId>,
     /// The tree is swept when it has this many nodes.
     sweep_at: usize,
+    plans: PrefixPlans,
 }
 
 /// What a prompt finds of itself in the cache.
@@ -64,6 +73,7 @@ impl PrefixCache {
             free: Vec::new(),
             roots: HashMap::new(),
             sweep_at: MIN_SWEPT,
+            plans: PrefixPlans::default(),
         }
     }
 
@@ -72,8 +82,13 @@ impl PrefixCache {
         self.piece_tokens
     }
 
-    /// Adds a prompt that is queued: its whole pieces in order.
-    pub(crate) fn enter(&mut self, prompt: &[u32], pool: &BlockPool) -> Vec<NodeId> {
+    /// Adds a prompt that is queued: its whole pieces in order. What it begins with is `planned` for others.
+    pub(crate) fn enter(
+        &mut self,
+        prompt: &[u32],
+        planned: Option<PlannedPrefix>,
+        pool: &mut BlockPool,
+    ) -> Vec<NodeId> {
         if self.nodes.len() - self.free.len() >= self.sweep_at {
             self.sweep(pool);
         }
@@ -88,19 +103,34 @@ impl PrefixCache {
                 Some(&id) => id,
                 None => self.insert(parent, piece),
             };
-            if let Some(node) = self.node_mut(id) {
-                node.num_prompts += 1;
-            }
+            self.want(&[id], pool);
             path.push(id);
         }
+        let change = self.plans.enter(planned, &path);
+        self.want(&change.begun, pool);
+        change.ended.iter().for_each(|ended| self.leave(ended, pool));
         path
     }
 
-    /// A prompt that entered is computed.
-    pub(crate) fn leave(&mut self, path: &[NodeId]) {
+    /// A prompt that entered is computed, or a plan is over.
+    pub(crate) fn leave(&mut self, path: &[NodeId], pool: &mut BlockPool) {
         for &id in path {
             if let Some(node) = self.node_mut(id) {
-                node.num_prompts -= 1;
+                node.num_wanting -= 1;
+                if node.num_wanting == 0 {
+                    node.blocks.iter().for_each(|&block| pool.set_wanted(block, false));
+                }
+            }
+        }
+    }
+
+    fn want(&mut self, path: &[NodeId], pool: &mut BlockPool) {
+        for &id in path {
+            if let Some(node) = self.node_mut(id) {
+                node.num_wanting += 1;
+                if node.num_wanting == 1 {
+                    node.blocks.iter().for_each(|&block| pool.set_wanted(block, true));
+                }
             }
         }
     }
@@ -156,6 +186,8 @@ impl PrefixCache {
             }
             if let Some(node) = self.node_mut(id) {
                 node.blocks = blocks.iter().map(|&block| pool.keep(block)).collect();
+                let is_wanted = node.num_wanting > 0;
+                node.blocks.iter().for_each(|&block| pool.set_wanted(block, is_wanted));
             }
         }
     }
@@ -175,7 +207,7 @@ impl PrefixCache {
             tokens: Arc::clone(&tokens),
             children: HashMap::new(),
             blocks: Vec::new(),
-            num_prompts: 0,
+            num_wanting: 0,
         };
         let id = self.free.pop().unwrap_or(NodeId(self.nodes.len() as u32));
         match self.nodes.get_mut(id.0 as usize) {
@@ -195,12 +227,12 @@ impl PrefixCache {
         id
     }
 
-    /// Forgets pieces that no prompt goes through and whose blocks hold something else, from the ends on.
+    /// Forgets pieces that nobody wants and whose blocks hold something else, from the ends on.
     fn sweep(&mut self, pool: &BlockPool) {
         let ids = 0..self.nodes.len() as u32;
         for mut id in ids.map(NodeId) {
             while let Some(node) = self.node(id)
-                && node.num_prompts == 0
+                && node.num_wanting == 0
                 && node.children.is_empty()
                 && self.num_held(id, pool).is_none()
             {
@@ -232,12 +264,12 @@ mod tests {
 
     /// Computes what is not cached of a prompt, and tells how much is.
     fn compute(cache: &mut PrefixCache, pool: &mut BlockPool, prompt: &[u32]) -> (Found, Vec<KvBlock>) {
-        let path = cache.enter(prompt, pool);
+        let path = cache.enter(prompt, None, pool);
         let found = cache.find(&path, prompt.len(), pool, |_| false);
         let mut blocks = cache.take(&path[..found.num_pieces], pool);
         blocks.extend(pool.allocate(prompt.len().div_ceil(4) - blocks.len()).unwrap());
         cache.store(&path, &blocks, pool);
-        cache.leave(&path);
+        cache.leave(&path, pool);
         (found, blocks)
     }
 
@@ -279,7 +311,7 @@ mod tests {
         let (_, blocks) = compute(&mut cache, &mut pool, &prompt);
         pool.release(&blocks);
         let other = pool.allocate(2).unwrap();
-        let path = cache.enter(&prompt, &pool);
+        let path = cache.enter(&prompt, None, &mut pool);
         assert_eq!(cache.find(&path, 13, &pool, |_| false), Found { num_pieces: 2, num_held_blocks: 0 });
         let planned = path[2];
         assert_eq!(
@@ -290,9 +322,58 @@ mod tests {
         let all = pool.allocate(4).unwrap();
         assert_eq!(cache.find(&path, 13, &pool, |_| false), Found::default());
         pool.release(&all);
-        cache.leave(&path);
+        cache.leave(&path, &mut pool);
         cache.sweep(&pool);
         assert_eq!((cache.free.len(), cache.roots.len()), (3, 0));
+    }
+
+    /// Whether the first prompt's two shared pieces are still there after others, when so many prompts are planned that
+    /// begin with them.
+    fn survives(num_later: u32, within: u32, num_others: u32) -> bool {
+        let (mut cache, mut pool) = (PrefixCache::new(1, 4), pool(6));
+        let prompt = |last: u32| -> Vec<u32> { (0..8).chain([last; 4]).collect() };
+        let plan = |last, num_later, cache: &mut PrefixCache, pool: &mut BlockPool| {
+            let path = cache.enter(&prompt(last), Some(PlannedPrefix { id: 7, num_later, within }), pool);
+            let found = cache.find(&path, 12, pool, |_| false);
+            let mut blocks = cache.take(&path[..found.num_pieces], pool);
+            blocks.extend(pool.allocate(3 - blocks.len()).unwrap());
+            cache.store(&path, &blocks, pool);
+            cache.leave(&path, pool);
+            pool.release(&blocks);
+            found.num_pieces
+        };
+        plan(50, num_later + 1, &mut cache, &mut pool);
+        assert_eq!(plan(51, num_later, &mut cache, &mut pool), 2);
+        for start in 0..num_others {
+            let other: Vec<u32> = (1000 + 8 * start..1008 + 8 * start).collect();
+            let (_, blocks) = compute(&mut cache, &mut pool, &other);
+            pool.release(&blocks);
+        }
+        let path = cache.enter(&prompt(52), None, &mut pool);
+        cache.find(&path, 12, &pool, |_| false).num_pieces == 2
+    }
+
+    #[test]
+    fn what_is_planned_stays_while_others_come_and_go() {
+        assert!(survives(1, 100, 30));
+        assert!(!survives(0, 100, 30), "nobody is to come any more");
+        assert!(survives(1, 20, 18));
+        assert!(!survives(1, 20, 30), "it did not come in time");
+    }
+
+    #[test]
+    fn planned_prefixes_give_way_when_all_room_is_needed() {
+        let (mut cache, mut pool) = (PrefixCache::new(1, 4), pool(6));
+        let planned = Some(PlannedPrefix { id: 1, num_later: 9, within: 9 });
+        let path = cache.enter(&(0..12).collect::<Vec<u32>>(), planned, &mut pool);
+        let blocks = pool.allocate(3).unwrap();
+        cache.store(&path, &blocks, &mut pool);
+        cache.leave(&path, &mut pool);
+        pool.release(&blocks);
+        let all = pool.allocate(6).unwrap();
+        assert_eq!(cache.find(&path, 12, &pool, |_| false), Found::default());
+        pool.release(&all);
+        assert_eq!((pool.num_free(), pool.num_held()), (6, 0));
     }
 
     #[test]

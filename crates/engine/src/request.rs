@@ -17,6 +17,28 @@ pub struct Request {
     pub num_responses: u32,
     /// Budget of each response; 0 gives empty completions.
     pub max_new_tokens: u32,
+    /// What is known of it beforehand.
+    pub foresight: Foresight,
+}
+
+/// What is known of a request before it is computed. It decides how soon things are done, and no text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Foresight {
+    /// Tokens that a response to it is likely to have; None where only its budget is known.
+    pub expected_tokens: Option<u32>,
+    /// Later requests that begin as it does; None where none is known of.
+    pub prefix: Option<PlannedPrefix>,
+}
+
+/// Requests that begin with the same tokens, for which what is computed of those is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PlannedPrefix {
+    /// The same for all of them.
+    pub id: u32,
+    /// How many are still to come.
+    pub num_later: u32,
+    /// Among how many requests they come, for this engine or for others: after as many none is waited for any more.
+    pub within: u32,
 }
 
 /// What the engine gets when it asks for a request.

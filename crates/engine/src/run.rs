@@ -127,7 +127,7 @@ impl<'e, 'c> Run<'e, 'c> {
         }
         // Greedy responses are all alike: one is computed and repeated.
         let num_seqs = if self.engine.executor.is_greedy() { 1 } else { request.num_responses };
-        let Request { sample_idx, prompt, num_responses, max_new_tokens } = request;
+        let Request { sample_idx, prompt, num_responses, max_new_tokens, foresight } = request;
         let active = ActiveRequest {
             sample_idx,
             num_responses,
@@ -141,7 +141,8 @@ impl<'e, 'c> Run<'e, 'c> {
                 self.deliver(&active, response_idx, &empty, FinishReason::Length)
             }));
         }
-        let group_idx = self.scheduler.add(SeqGroup { sample_idx, prompt, num_seqs, max_new_tokens })?;
+        let group_idx =
+            self.scheduler.add(SeqGroup { sample_idx, prompt, num_seqs, max_new_tokens, foresight })?;
         self.requests.insert(group_idx, active);
         Ok(ControlFlow::Continue(()))
     }

@@ -17,9 +17,9 @@
 use std::collections::VecDeque;
 
 use crate::{
-    EngineError, EngineLimits,
+    EngineError, EngineLimits, Foresight,
     block_pool::BlockPool,
-    block_table::{BlockDemand, GROW_AHEAD_BLOCKS, PromptBlocks},
+    block_table::{BlockDemand, GROW_AHEAD_BLOCKS},
     plan::{RowSpan, SeqId, StepPlan, TableDelta},
     prefix_cache::{NodeId, PrefixCache},
 };
@@ -28,13 +28,17 @@ mod admission;
 mod drafts;
 mod forecast;
 mod prompts;
+mod row_order;
 mod seq;
+mod starting;
 
-use admission::{Admission, Wish};
-use forecast::Lengths;
+use admission::{Admission, Admitting};
+use forecast::{Lengths, Siblings};
 use prompts::Prompt;
 pub(crate) use prompts::PromptParts;
+use row_order::RowOrder;
 use seq::Seq;
+use starting::StartingGroup;
 
 /// All responses to one prompt.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +51,7 @@ pub(crate) struct SeqGroup {
     pub(crate) num_seqs: u32,
     /// Budget of each, at least 1.
     pub(crate) max_new_tokens: u32,
+    pub(crate) foresight: Foresight,
 }
 
 /// What to compute next.
@@ -69,12 +74,15 @@ pub(crate) struct Scheduler {
     /// Blocks that responses which have started may still need.
     num_promised_blocks: usize,
     lengths: Lengths,
+    siblings: Siblings,
     num_added: u64,
     /// None where prompts share nothing.
     prefixes: Option<PrefixCache>,
     /// The longest part of a prompt; None where prompts are computed whole.
     max_part_tokens: Option<usize>,
     waiting: VecDeque<WaitingGroup>,
+    /// What is known of how many of them fit.
+    admitting: Option<Admitting>,
     /// The prompt that is computed in parts. Its blocks rest between two of them.
     partial: Option<Prompt>,
     starting: VecDeque<StartingGroup>,
@@ -82,6 +90,7 @@ pub(crate) struct Scheduler {
     single: Vec<StartingGroup>,
     /// Oldest first, which is the order of their ids.
     running: Vec<Seq>,
+    row_order: RowOrder,
     /// Responses that had to make room, oldest first.
     preempted: Vec<Seq>,
     /// Those that ended or were preempted since the last step.
@@ -102,33 +111,6 @@ struct WaitingGroup {
     path: Vec<NodeId>,
 }
 
-/// A group whose prompt is computed and some of whose responses wait for room.
-#[derive(Debug)]
-struct StartingGroup {
-    group_idx: u64,
-    prompt_len_tokens: usize,
-    max_new_tokens: u32,
-    demand: BlockDemand,
-    prompt: PromptBlocks,
-    /// Blocks at the front that other prompts had computed.
-    num_cached_blocks: usize,
-    /// Whether the prompt is in use, or rests.
-    is_used: bool,
-    response_idxs: VecDeque<u32>,
-}
-
-impl StartingGroup {
-    fn rest(&mut self, pool: &mut BlockPool) {
-        if std::mem::take(&mut self.is_used) {
-            pool.rest(&self.prompt.blocks());
-        }
-    }
-
-    fn wish(&self) -> Wish {
-        Wish { demand: self.demand, num_seqs: self.response_idxs.len(), max_new_tokens: self.max_new_tokens }
-    }
-}
-
 impl Scheduler {
     /// Nothing added yet, all blocks free.
     ///
@@ -141,14 +123,17 @@ impl Scheduler {
             pool: BlockPool::new(limits),
             num_promised_blocks: 0,
             lengths: Lengths::default(),
+            siblings: Siblings::default(),
             num_added: 0,
             prefixes: None,
             max_part_tokens: None,
             waiting: VecDeque::new(),
+            admitting: None,
             partial: None,
             starting: VecDeque::new(),
             single: Vec::new(),
             running: Vec::new(),
+            row_order: RowOrder::default(),
             preempted: Vec::new(),
             tables: TableDelta::default(),
             has_paused: false,
@@ -181,7 +166,7 @@ impl Scheduler {
         self.num_added += 1;
         self.input_paused = false;
         let path = match &mut self.prefixes {
-            Some(prefixes) => prefixes.enter(&group.prompt, &self.pool),
+            Some(prefixes) => prefixes.enter(&group.prompt, group.foresight.prefix, &mut self.pool),
             None => Vec::new(),
         };
         self.waiting.push_back(WaitingGroup { group_idx, group, path });
@@ -204,11 +189,12 @@ impl Scheduler {
     }
 
     /// Whether one more group might start in the next prefill: the caller should not fetch more than that.
-    pub(crate) fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&mut self) -> bool {
+        if self.input_ended {
+            return false;
+        }
         let admission = self.admissible();
-        !self.input_ended
-            && self.starting.is_empty()
-            && admission.limited_by.is_none()
+        admission.limited_by.is_none()
             && admission.num_seqs < self.num_free_seats()
             && admission.num_tokens < self.limits.max_prefill_tokens
     }
@@ -236,6 +222,7 @@ impl Scheduler {
     /// A step in flight is known: of the `query_len` tokens that it computed of a sequence, `num_accepted` stay. One that
     /// has ended is passed over.
     pub(crate) fn accept(&mut self, id: SeqId, query_len: u32, num_accepted: u32) {
+        self.changed();
         for seqs in [&mut self.running, &mut self.preempted] {
             if let Ok(idx) = seqs.binary_search_by_key(&id, |seq| seq.id) {
                 let seq = &mut seqs[idx];
@@ -250,21 +237,27 @@ impl Scheduler {
     /// These sequences ended: their blocks are free for later steps. Steps that were given out already may still
     /// compute them.
     pub(crate) fn end(&mut self, ended: &[SeqId]) {
+        self.changed();
         self.lengths.num_ended += ended.len() as u64;
         self.tables.ended.extend_from_slice(ended);
         self.tables.preempted.retain(|id| !ended.contains(id));
-        let Self { running, preempted, starting, single, pool, num_promised_blocks, .. } = self;
+        let Self { running, preempted, starting, single, pool, num_promised_blocks, siblings, .. } = self;
         for seq in running.extract_if(.., |seq| ended.contains(&seq.id)) {
+            siblings.add(seq.id.group_idx, seq.num_tokens());
             pool.release(&seq.blocks);
             *num_promised_blocks -= seq.max_blocks - seq.blocks.len();
         }
         for seq in preempted.extract_if(.., |seq| ended.contains(&seq.id)) {
+            siblings.add(seq.id.group_idx, seq.num_tokens());
             pool.release_resting(&seq.blocks);
             *num_promised_blocks -= seq.max_blocks - seq.blocks.len();
         }
         let mut goes_on = |group: &mut StartingGroup| {
             let group_idx = group.group_idx;
+            let num_before = group.response_idxs.len();
             group.response_idxs.retain(|&response_idx| !ended.contains(&SeqId { group_idx, response_idx }));
+            // They had their first token.
+            (group.response_idxs.len()..num_before).for_each(|_| siblings.add(group_idx, 1));
             let goes_on = !group.response_idxs.is_empty();
             if !goes_on {
                 group.rest(pool);
@@ -274,7 +267,22 @@ impl Scheduler {
         };
         starting.retain_mut(&mut goes_on);
         single.retain_mut(&mut goes_on);
+        for id in ended {
+            self.forget_siblings(id.group_idx);
+        }
         self.start_responses();
+    }
+
+    /// Forgets the lengths of the responses to a prompt when the last of them has ended.
+    fn forget_siblings(&mut self, group_idx: u64) {
+        let is_among = |seqs: &[Seq]| {
+            let first = seqs.partition_point(|seq| seq.id.group_idx < group_idx);
+            seqs.get(first).is_some_and(|seq| seq.id.group_idx == group_idx)
+        };
+        let is_starting = self.starting.iter().any(|group| group.group_idx == group_idx);
+        if !is_starting && !is_among(&self.running) && !is_among(&self.preempted) {
+            self.siblings.forget(group_idx);
+        }
     }
 
     fn demand(&self, group: &SeqGroup) -> BlockDemand {
@@ -313,13 +321,15 @@ impl Scheduler {
         }
     }
 
-    /// A row for each sequence that may get one more token, as it is before it.
+    /// A row for each sequence that may get one more token, as it is before it; those that share blocks are neighbours.
     fn decode(&mut self) -> Vec<RowSpan> {
         self.has_paused = false;
+        self.changed();
         self.grow();
-        let Self { running, pool, tables, limits, .. } = self;
+        let Self { running, row_order, pool, tables, limits, .. } = self;
         let mut rows = Vec::with_capacity(running.len());
-        for seq in running {
+        for &idx in row_order.of(running) {
+            let seq = &mut running[idx];
             if seq.num_missing_blocks(0, limits.block_size_tokens) > 0 {
                 continue;
             }
@@ -384,65 +394,9 @@ impl Scheduler {
                 return;
             }
             let seq = self.preempted.remove(idx);
+            self.changed();
             insert_by_age(&mut self.running, seq);
         }
-    }
-
-    /// Moves responses from `starting` to `running`, in order, as far as seats and blocks go.
-    fn start_responses(&mut self) {
-        while self.preempted.is_empty()
-            && let Some(mut group) = self.starting.pop_front()
-        {
-            while let Some(seq) = self.start_response(&mut group) {
-                self.running.push(seq);
-            }
-            if !group.response_idxs.is_empty() {
-                self.starting.push_front(group);
-                break;
-            }
-        }
-        for group in &mut self.starting {
-            group.rest(&mut self.pool);
-        }
-    }
-
-    /// Starts the next response of a group, if there is one and room for it. The last one takes the prompt over.
-    fn start_response(&mut self, group: &mut StartingGroup) -> Option<Seq> {
-        let &response_idx = group.response_idxs.front()?;
-        if !self.may_start(group.wish()) {
-            return None;
-        }
-        let is_last = group.response_idxs.len() == 1;
-        let (pool, demand) = (&mut self.pool, &group.demand);
-        let num_at_start = demand.own_at_start();
-        if !group.is_used {
-            let num_new = if is_last { demand.at_start_of_last() } else { num_at_start };
-            group.is_used = pool.use_again(&group.prompt.blocks(), num_new);
-            if !group.is_used {
-                return None;
-            }
-        }
-        let blocks = match is_last {
-            true => group.prompt.fork_last(pool, num_at_start)?,
-            false => group.prompt.fork(pool, num_at_start)?,
-        };
-        group.response_idxs.pop_front();
-        let max_blocks = demand.of_response();
-        self.num_promised_blocks += max_blocks - blocks.len();
-        let prompt_len_tokens = group.prompt_len_tokens as u32;
-        Some(Seq {
-            id: SeqId { group_idx: group.group_idx, response_idx },
-            blocks,
-            num_known_blocks: 0,
-            num_shared_blocks: demand.num_shared(),
-            num_cached_blocks: group.num_cached_blocks,
-            prompt_len_tokens,
-            context_len: prompt_len_tokens,
-            in_flight: 0,
-            is_verifying: false,
-            max_context_len: prompt_len_tokens + group.max_new_tokens.saturating_sub(1),
-            max_blocks,
-        })
     }
 }
 

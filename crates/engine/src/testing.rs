@@ -11,7 +11,7 @@ use sampling::{CpuSampler, SamplingParams, SamplingRules, StopConditions, TokenB
 use tch::Tensor;
 
 use crate::{
-    Completion, Engine, EngineLimits, Executor, Request, RunEnd, RunStats,
+    Completion, Engine, EngineLimits, Executor, Foresight, Request, RunEnd, RunStats,
     executor::host::{BatchModel, HostExecutor},
 };
 
@@ -186,7 +186,7 @@ pub(crate) fn request(
     max_new_tokens: u32,
 ) -> Request {
     let prompt = (0..prompt_len as u64).map(|pos| ((pos * 7 + sample_idx * 3) % 38) as u32).collect();
-    Request { sample_idx, prompt, num_responses, max_new_tokens }
+    Request { sample_idx, prompt, num_responses, max_new_tokens, foresight: Foresight::default() }
 }
 
 /// A completion for each sample and response.

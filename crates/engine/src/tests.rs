@@ -7,6 +7,7 @@ use sampling::{FinishReason, SampledToken, SamplingParams};
 use super::*;
 use crate::testing::*;
 
+mod foresight;
 mod prefixes;
 mod speculation;
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{
-    Completion, Draftable, Engine, EngineLimits, Goal, Proposer, Request, RunStats, SeqId, StepTime,
+    Completion, Draftable, Engine, EngineLimits, Foresight, Goal, Proposer, Request, RunStats, SeqId, StepTime,
 };
 use model_core::{AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, RawModelConfig};
 use model_spec::{Float, Numerics, blocks_for};
@@ -79,6 +79,7 @@ fn requests() -> Vec<Request> {
                 .collect(),
             num_responses: 1 + number(sample_idx, 2, 3),
             max_new_tokens: 1 + number(sample_idx, 3, 24),
+            foresight: Foresight::default(),
         })
         .collect()
 }
@@ -182,6 +183,8 @@ fn a_request_gets_the_same_bits_in_any_company() {
                     assert!(stats.peak_rows <= limits.max_num_seqs, "{what}: {}", stats.peak_rows);
                     // `Completion` holds log-probabilities too: equality is that of every bit that matters.
                     assert_eq!(actual, expect, "{what}");
+                    let has_come_back = stats.num_swapped_in_blocks > 0;
+                    assert_eq!(has_come_back, limits.num_host_blocks > 0, "{what}: {stats:?}");
                     let responses = responses_of(&requests, &expect);
                     let prompter = Prompter { responses, lens: BTreeMap::new() };
                     let mut engine = engine.with_proposer(Box::new(prompter));

@@ -17,7 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use engine::{Engine, EngineLimits, Request};
+use engine::{Engine, EngineLimits, Foresight, Request};
 use model_core::{BLOCK_SIZE_TOKENS, LoadOptions};
 use model_spec::blocks_for;
 use nemo_format::Checkpoint;
@@ -151,6 +151,7 @@ fn answer(engine: &mut Engine, vocab_size: usize, load: Load) -> Result<f64, Fai
             .collect(),
         num_responses: 1,
         max_new_tokens: load.new_tokens,
+        foresight: Foresight::default(),
     });
     let started = Instant::now();
     let stats = engine.run(&mut |_| requests.next().into(), &mut |_| ControlFlow::Continue(()), &|| false)?;

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
-use engine::Request;
+use engine::{Foresight, Request};
 use sampling::FinishReason;
 
 use crate::config::cli::BenchQueueArgs;
@@ -217,6 +217,7 @@ fn request(position: usize) -> Request {
         prompt: vec![7; PROMPT_TOKENS],
         num_responses: 1,
         max_new_tokens: RESPONSE_TOKENS as u32,
+        foresight: Foresight::default(),
     }
 }
 

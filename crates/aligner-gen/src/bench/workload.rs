@@ -3,7 +3,7 @@
 //! Prompts and lengths are those of the peers (`xtask/peers`): ids from the fixed generator, lengths from torch's with the
 //! peers' seeds.
 
-use engine::Request;
+use engine::{Foresight, Request};
 use sampling::uniform;
 use tch::{Kind, Tensor};
 
@@ -87,6 +87,7 @@ impl Workload {
                     prompt: copying::prompt(sample_idx, prompt_len),
                     num_responses: 1,
                     max_new_tokens: new as u32,
+                    foresight: Foresight::default(),
                 };
                 Self {
                     max_num_seqs: rows,
@@ -147,6 +148,7 @@ fn request(sample_idx: u64, prompt_len: usize, max_new_tokens: u32, vocab_size: 
         prompt: prompt(sample_idx, prompt_len, vocab_size),
         num_responses: 1,
         max_new_tokens,
+        foresight: Foresight::default(),
     }
 }
 

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use data::{DataError, PromptSet};
-use engine::{Engine, Request, RunStats};
+use engine::{Engine, Foresight, Request, RunStats};
 use nemo_format::TensorSource;
 
 use super::nonfinite;
@@ -158,6 +158,7 @@ impl Job<'_> {
             num_responses: self.plan.num_responses,
             max_new_tokens: self.plan.budget_tokens(prompt.ids.len()),
             prompt: prompt.ids,
+            foresight: Foresight::default(),
         })
     }
 

@@ -162,6 +162,49 @@ fn a_template_that_cannot_be_used_is_never_skipped() {
     insta::assert_snapshot!(told, @"line 2 of `data.jsonl` is a `messages` record, and the tokenizer's chat template is not valid: Encountered unknown tag 'no'. (line 1 of the template)");
 }
 
+#[test]
+fn what_is_known_of_the_work_comes_from_the_record_and_the_file() {
+    let record = |hint: &str, question: &str| {
+        format!(
+            "{{\"system\": \"{}\", \"tokens\": {hint}, \"conversations\": [{{\"from\": \"User\", \"value\": \"{question}\"}}]}}\n",
+            "s".repeat(40)
+        )
+    };
+    let text = [record("12", "a"), line("b"), record("null", "c"), record("0", "a")].concat();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    std::fs::write(&path, &text).unwrap();
+    let read = |builder| load_prompts(&path, builder, &LengthLimits::default(), OnBadRecord::Refuse).unwrap();
+    let set = read(builder().with_length_hints("tokens".to_owned()));
+    let outlooks: Vec<_> = (0..4).map(|position| set.outlook(position).unwrap()).collect();
+    assert_eq!(
+        outlooks.iter().map(|outlook| outlook.length_hint).collect::<Vec<_>>(),
+        [Some(12), None, None, Some(0)]
+    );
+    assert_eq!(
+        outlooks.iter().map(|outlook| outlook.same_as).collect::<Vec<_>>(),
+        [Some(0), None, None, Some(0)]
+    );
+    let prefixes: Vec<_> = outlooks.iter().map(|outlook| outlook.prefix).collect();
+    assert!(
+        prefixes[0].is_some() && prefixes[0] == prefixes[2] && prefixes[0] == prefixes[3],
+        "{prefixes:?}"
+    );
+    assert_ne!(prefixes[0], prefixes[1]);
+    assert!((0..4).all(|position| set.num_tokens(position) == Some(outlooks[position].num_tokens)));
+    assert_eq!(set.outlook(4), None);
+    // Where samples are drawn, a record comes again.
+    let drawn = set.draw(8).unwrap();
+    for position in 0..8 {
+        let outlook = drawn.outlook(position).unwrap();
+        assert_eq!(outlook.same_as.is_some(), true);
+        let again =
+            (0..8).find(|&other| other != position && drawn.line(other) == drawn.line(position)).unwrap();
+        assert_eq!(drawn.outlook(again), Some(outlook));
+    }
+    assert!((0..4).all(|position| read(builder()).outlook(position).unwrap().length_hint.is_none()));
+}
+
 /// Counts the texts that it is given.
 #[derive(Default)]
 struct Counting {

@@ -14,7 +14,7 @@ use super::{
 use crate::{EngineLimits, block_table::BlockDemand, prefix_cache::NodeId};
 
 /// The prompts at the front of the queue that fit now.
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Admission {
     pub(super) num_groups: usize,
     pub(super) num_tokens: usize,
@@ -29,12 +29,26 @@ pub(super) enum Limit {
     Room,
 }
 
+/// An admission that goes on while prompts are queued, so that each of them is looked at once. It holds until anything
+/// else changes.
+#[derive(Debug)]
+pub(super) struct Admitting {
+    admission: Admission,
+    room: Room,
+    /// Pieces that the prompts admitted compute in the same step.
+    planned: HashSet<NodeId>,
+    /// Queued prompts that were looked at.
+    num_seen: usize,
+}
+
 /// A request, as far as room is concerned.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wish {
     pub(super) demand: BlockDemand,
     pub(super) num_seqs: usize,
     pub(super) max_new_tokens: u32,
+    /// Tokens that each response is likely to have.
+    pub(super) known_tokens: Option<u32>,
 }
 
 /// What is left for others.
@@ -95,9 +109,22 @@ impl Room {
         1 + (1..num_seqs).take_while(|_| self.expect(&[self.own_span(wish)])).count()
     }
 
+    /// Whether one more response of a request whose prompt is computed may start.
+    pub(super) fn may_start(&mut self, wish: Wish) -> bool {
+        let Wish { demand, num_seqs: num_left, .. } = wish;
+        let num_needed = if num_left == 1 { demand.own_of_last() } else { demand.own() };
+        let own = self.own_span(wish);
+        let may_start = self.num_seats > 0 && num_needed <= self.num_blocks && self.expect(&[own]);
+        // It is counted in when it has started.
+        if let (true, Some(forecast)) = (may_start, &mut self.forecast) {
+            forecast.remove(own);
+        }
+        may_start
+    }
+
     /// The own blocks of a response that has not started.
     fn own_span(&self, wish: Wish) -> Span {
-        let expected_tokens = self.lengths.expected(0, wish.max_new_tokens) as usize;
+        let expected_tokens = self.lengths.expected(0, wish.max_new_tokens, wish.known_tokens) as usize;
         let num_blocks = wish.demand.own().min(1);
         Span { num_blocks, time: expected_tokens / self.limits.block_size_tokens, grows: num_blocks > 0 }
     }
@@ -107,7 +134,7 @@ impl Room {
         let num_blocks = self.limits.num_blocks;
         let Some(forecast) = &mut self.forecast else { return true };
         spans.iter().for_each(|&span| forecast.add(span));
-        let fits = forecast.peak() <= num_blocks + num_blocks / OVERCOMMITTED_PART || self.is_idle;
+        let fits = self.is_idle || forecast.peak() <= num_blocks + num_blocks / OVERCOMMITTED_PART;
         if !fits {
             spans.iter().for_each(|&span| forecast.remove(span));
         }
@@ -120,52 +147,80 @@ impl Room {
 /// without it a few that did not fit would follow by themselves, in as many steps as all the others took.
 const OVERCOMMITTED_PART: usize = 8;
 
+/// What the responses of a request share for some time. What came from another prompt is counted there.
+fn shared_span(first: &Seq, time: usize) -> Span {
+    Span { num_blocks: first.num_shared_blocks - first.num_cached_blocks, time, grows: false }
+}
+
 impl Scheduler {
-    pub(super) fn admissible(&self) -> Admission {
-        let mut admission = Admission::default();
+    /// What fits of the queue. It is found out step by step while prompts are queued, and anew when anything else changed
+    /// ([`Scheduler::changed`]).
+    pub(super) fn admissible(&mut self) -> Admission {
+        let none = Admission { limited_by: Some(Limit::Room), ..Admission::default() };
         if !self.starting.is_empty() || !self.preempted.is_empty() || self.partial.is_some() {
-            return Admission { limited_by: Some(Limit::Room), ..admission };
+            return none;
         }
-        let mut room = self.room();
-        // Pieces that the prompts before compute in the same step.
-        let mut planned: HashSet<NodeId> = HashSet::new();
-        for waiting in &self.waiting {
-            let WaitingGroup { group, path, .. } = waiting;
-            let num_seqs = group.num_seqs as usize;
-            let (found, num_cached_tokens) = self.find_cached(waiting, |node| planned.contains(&node));
-            let num_tokens = step_tokens(group.prompt.len(), num_cached_tokens);
-            if admission.num_groups > 0 && admission.num_tokens + num_tokens > self.limits.max_prefill_tokens
-            {
-                admission.limited_by = Some(Limit::PrefillTokens);
-                break;
-            }
-            let demand = self.demand(group).without(found.num_held_blocks);
-            let wish = Wish { demand, num_seqs, max_new_tokens: group.max_new_tokens };
-            let num_fit = room.take(wish);
-            if num_fit > 0 {
-                admission.num_groups += 1;
-                admission.num_tokens += num_tokens;
-                planned.extend(&path[found.num_pieces..]);
-                admission.num_seqs += num_fit;
-            }
-            if num_fit < num_seqs {
-                admission.limited_by = Some(Limit::Room);
-                break;
-            }
+        // Spares the forecast, most of the time.
+        if self.waiting.is_empty() {
+            return Admission::default();
         }
-        admission
+        if self.num_free_seats() == 0 {
+            return none;
+        }
+        let mut admitting = self.admitting.take().unwrap_or_else(|| self.begin_admission());
+        while admitting.admission.limited_by.is_none()
+            && let Some(waiting) = self.waiting.get(admitting.num_seen)
+        {
+            admitting.num_seen += 1;
+            self.admit(waiting, &mut admitting);
+        }
+        self.admitting.insert(admitting).admission
     }
 
-    /// Whether one more response of a group whose prompt is computed may start.
-    pub(super) fn may_start(&self, wish: Wish) -> bool {
-        let Wish { demand, num_seqs: num_left, .. } = wish;
-        let num_needed = if num_left == 1 { demand.own_of_last() } else { demand.own() };
-        let mut room = self.room();
-        let own = room.own_span(wish);
-        room.num_seats > 0 && num_needed <= room.num_blocks && room.expect(&[own])
+    fn begin_admission(&self) -> Admitting {
+        Admitting { admission: Admission::default(), room: self.room(), planned: HashSet::new(), num_seen: 0 }
     }
 
-    fn room(&self) -> Room {
+    /// What fits of the queue, looked at from its front on.
+    #[cfg(test)]
+    pub(super) fn admissible_anew(&mut self) -> Admission {
+        self.changed();
+        self.admissible()
+    }
+
+    /// Something changed that admission depends on, apart from the end of the queue.
+    pub(super) fn changed(&mut self) {
+        self.admitting = None;
+    }
+
+    /// Takes room for one more prompt, or says why there is none.
+    fn admit(&self, waiting: &WaitingGroup, admitting: &mut Admitting) {
+        let Admitting { admission, room, planned, .. } = admitting;
+        let WaitingGroup { group, path, .. } = waiting;
+        let num_seqs = group.num_seqs as usize;
+        let (found, num_cached_tokens) = self.find_cached(waiting, |node| planned.contains(&node));
+        let num_tokens = step_tokens(group.prompt.len(), num_cached_tokens);
+        if admission.num_groups > 0 && admission.num_tokens + num_tokens > self.limits.max_prefill_tokens {
+            admission.limited_by = Some(Limit::PrefillTokens);
+            return;
+        }
+        let demand = self.demand(group).without(found.num_held_blocks);
+        let known_tokens = group.foresight.expected_tokens;
+        let wish = Wish { demand, num_seqs, max_new_tokens: group.max_new_tokens, known_tokens };
+        let num_fit = room.take(wish);
+        if num_fit > 0 {
+            admission.num_groups += 1;
+            admission.num_tokens += num_tokens;
+            planned.extend(&path[found.num_pieces..]);
+            admission.num_seqs += num_fit;
+        }
+        if num_fit < num_seqs {
+            admission.limited_by = Some(Limit::Room);
+        }
+    }
+
+    /// What is left for others than what runs.
+    pub(super) fn room(&self) -> Room {
         Room {
             num_seats: self.num_free_seats(),
             num_blocks: self.num_unpromised_blocks(),
@@ -177,6 +232,22 @@ impl Scheduler {
         }
     }
 
+    /// Counts in a response that has just started, the youngest that runs as soon as it does.
+    pub(super) fn count_started(&self, room: &mut Room, seq: &Seq) {
+        room.num_seats = room.num_seats.saturating_sub(1);
+        room.num_blocks = self.num_unpromised_blocks();
+        room.num_free_blocks = self.pool.num_free();
+        room.is_idle &= !seq.goes_on();
+        let Some(forecast) = &mut room.forecast else { return };
+        let group_idx = seq.id.group_idx;
+        let known_tokens = self.siblings.known(group_idx, seq.expected_tokens);
+        let own = seq.expected_span(self.lengths, known_tokens, self.limits.block_size_tokens);
+        forecast.add(own);
+        if self.running.last().is_none_or(|youngest| youngest.id.group_idx != group_idx) {
+            forecast.add(shared_span(seq, own.time));
+        }
+    }
+
     fn forecast(&self) -> Option<Forecast> {
         if self.limits.num_host_blocks == 0 {
             return None;
@@ -184,15 +255,15 @@ impl Scheduler {
         let block_size_tokens = self.limits.block_size_tokens;
         let mut forecast = Forecast::default();
         for group in self.running.chunk_by(|a, b| a.id.group_idx == b.id.group_idx) {
+            let Some(first) = group.first() else { continue };
+            let known_tokens = self.siblings.known(first.id.group_idx, first.expected_tokens);
             let mut time = 0;
             for seq in group {
-                let span = seq.expected_span(self.lengths, block_size_tokens);
+                let span = seq.expected_span(self.lengths, known_tokens, block_size_tokens);
                 time = time.max(span.time);
                 forecast.add(span);
             }
-            // What came from another prompt is counted there.
-            let num_blocks = group.first().map_or(0, |seq| seq.num_shared_blocks - seq.num_cached_blocks);
-            forecast.add(Span { num_blocks, time, grows: false });
+            forecast.add(shared_span(first, time));
         }
         Some(forecast)
     }

@@ -2,6 +2,8 @@
 //!
 //! Pure numbers. A wrong guess costs time, never text: what does not fit is preempted.
 
+use std::collections::HashMap;
+
 /// How long the responses of a run are.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Lengths {
@@ -10,16 +12,54 @@ pub(super) struct Lengths {
 }
 
 impl Lengths {
-    /// Tokens that a response of `num_generated` tokens is expected to have in the end: all of its budget at first.
+    /// Tokens that a response of `num_generated` tokens is expected to have in the end: as many as are `known` of it, or
+    /// as those before it have; all of its budget at first.
     ///
-    /// Tokens of responses that go on count, because those that end first are the short ones. One that is longer than the
-    /// others goes on for a while.
-    pub(super) fn expected(&self, num_generated: u32, max_new_tokens: u32) -> u32 {
-        if self.num_ended == 0 {
-            return max_new_tokens;
-        }
-        let mean = u32::try_from(self.num_tokens.div_ceil(self.num_ended)).unwrap_or(u32::MAX);
-        mean.max(num_generated.saturating_add(mean / 4)).min(max_new_tokens)
+    /// Tokens of responses that go on count, because those that end first are the short ones. One that is longer than
+    /// was expected goes on for a while.
+    pub(super) fn expected(&self, num_generated: u32, max_new_tokens: u32, known: Option<u32>) -> u32 {
+        let Some(expected) = known.or_else(|| self.mean()) else { return max_new_tokens };
+        expected.max(num_generated.saturating_add(expected / 4)).min(max_new_tokens)
+    }
+
+    /// Counts in a response that has ended.
+    pub(super) fn add(&mut self, num_tokens: u32) {
+        self.num_tokens += u64::from(num_tokens);
+        self.num_ended += 1;
+    }
+
+    /// None while none has ended.
+    pub(super) fn mean(&self) -> Option<u32> {
+        (self.num_ended > 0)
+            .then(|| u32::try_from(self.num_tokens.div_ceil(self.num_ended)).unwrap_or(u32::MAX))
+    }
+}
+
+/// How long the responses to the prompts in flight are that have ended, by prompt: others to the same prompt are likely
+/// to be like them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Siblings(HashMap<u64, Lengths>);
+
+impl Siblings {
+    /// A response has ended, and others to the prompt go on or will.
+    pub(super) fn add(&mut self, group_idx: u64, num_tokens: u32) {
+        self.0.entry(group_idx).or_default().add(num_tokens);
+    }
+
+    /// The last response to a prompt has ended.
+    pub(super) fn forget(&mut self, group_idx: u64) {
+        self.0.remove(&group_idx);
+    }
+
+    /// What is known of the length of a response: that of its siblings, or else what was known of it beforehand.
+    pub(super) fn known(&self, group_idx: u64, beforehand: Option<u32>) -> Option<u32> {
+        self.0.get(&group_idx).and_then(Lengths::mean).or(beforehand)
+    }
+
+    /// Prompts that something is held for.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
     }
 }
 
@@ -111,12 +151,28 @@ mod tests {
     #[test]
     fn lengths_are_those_of_the_run_so_far() {
         let none = Lengths::default();
-        assert_eq!([none.expected(0, 100), none.expected(90, 100)], [100, 100]);
+        assert_eq!([none.expected(0, 100, None), none.expected(90, 100, None)], [100, 100]);
         // 40 responses have gone on for 20 tokens, and two have ended: they are not what all are like.
         let early = Lengths { num_tokens: 42 * 20, num_ended: 2 };
-        assert_eq!(early.expected(1, 1000), 420);
+        assert_eq!(early.expected(1, 1000, None), 420);
         let later = Lengths { num_tokens: 4000, num_ended: 40 };
-        assert_eq!([later.expected(1, 1000), later.expected(200, 1000)], [100, 225]);
-        assert_eq!([later.expected(1, 50), later.expected(990, 1000)], [50, 1000]);
+        assert_eq!([later.expected(1, 1000, None), later.expected(200, 1000, None)], [100, 225]);
+        assert_eq!([later.expected(1, 50, None), later.expected(990, 1000, None)], [50, 1000]);
+    }
+
+    #[test]
+    fn what_is_known_of_a_response_goes_before_what_others_are_like() {
+        let (none, some) = (Lengths::default(), Lengths { num_tokens: 4000, num_ended: 40 });
+        for lengths in [none, some] {
+            assert_eq!([0, 40, 90].map(|num| lengths.expected(num, 100, Some(40))), [40, 50, 100]);
+            assert_eq!(lengths.expected(0, 100, Some(u32::MAX)), 100, "a budget is a bound");
+        }
+        let mut siblings = Siblings::default();
+        assert_eq!([siblings.known(7, None), siblings.known(7, Some(30))], [None, Some(30)]);
+        siblings.add(7, 10);
+        siblings.add(7, 21);
+        assert_eq!([siblings.known(7, Some(30)), siblings.known(8, Some(30))], [Some(16), Some(30)]);
+        siblings.forget(7);
+        assert_eq!(siblings.len(), 0);
     }
 }

@@ -195,13 +195,14 @@ impl Scheduler {
             ..
         } = prompt;
         if let Some(prefixes) = &mut self.prefixes {
-            prefixes.leave(&path);
+            prefixes.leave(&path, &mut self.pool);
         }
         self.lengths.num_tokens += u64::from(group.num_seqs);
         let started = StartingGroup {
             group_idx,
             prompt_len_tokens: group.prompt.len(),
             max_new_tokens: group.max_new_tokens,
+            expected_tokens: group.foresight.expected_tokens,
             demand,
             prompt: PromptBlocks::new(blocks, &demand),
             num_cached_blocks,
@@ -217,6 +218,7 @@ impl Scheduler {
 
     fn plan_prefill(&mut self, step: PrefillStep, rest: Option<Prompt>) -> StepPlan {
         self.has_paused = true;
+        self.changed();
         let PrefillStep { rows, prompts, .. } = step;
         let mut plan = StepPlan { rows, ..self.take_changes() };
         plan.tables = TableDelta { prompts, ..plan.tables };

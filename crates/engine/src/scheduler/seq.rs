@@ -29,6 +29,8 @@ pub(super) struct Seq {
     pub(super) max_context_len: u32,
     /// Blocks for as many.
     pub(super) max_blocks: usize,
+    /// What was known of its length beforehand.
+    pub(super) expected_tokens: Option<u32>,
 }
 
 impl Seq {
@@ -69,12 +71,22 @@ impl Seq {
         self.num_known_blocks = self.blocks.len();
     }
 
-    /// The blocks that are its own, as long as it is expected to go on.
-    pub(super) fn expected_span(&self, lengths: Lengths, block_size_tokens: usize) -> Span {
+    /// Tokens that it has, those in flight not counted.
+    pub(super) fn num_tokens(&self) -> u32 {
+        self.context_len + 1 - self.prompt_len_tokens
+    }
+
+    /// The blocks that are its own, as long as it is expected to go on. `known`: how many tokens it is likely to have.
+    pub(super) fn expected_span(
+        &self,
+        lengths: Lengths,
+        known: Option<u32>,
+        block_size_tokens: usize,
+    ) -> Span {
         let context_len = self.context_len + self.in_flight;
         let num_generated = context_len + 1 - self.prompt_len_tokens;
         let max_new_tokens = self.max_context_len + 1 - self.prompt_len_tokens;
-        let num_left = lengths.expected(num_generated, max_new_tokens).saturating_sub(num_generated);
+        let num_left = lengths.expected(num_generated, max_new_tokens, known).saturating_sub(num_generated);
         let num_blocks = blocks_for(context_len as usize + 1, block_size_tokens);
         Span {
             num_blocks: num_blocks - num_blocks.min(self.num_shared_blocks),

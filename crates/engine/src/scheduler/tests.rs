@@ -8,7 +8,8 @@ use crate::plan::{GrownSeq, NewPrompt, NewSeq, RowId};
 use crate::testing::{BLOCK_SIZE_TOKENS, limits};
 
 fn group(sample_idx: u64, prompt_len_tokens: usize, num_seqs: u32, max_new_tokens: u32) -> SeqGroup {
-    SeqGroup { sample_idx, prompt: vec![0; prompt_len_tokens], num_seqs, max_new_tokens }
+    let foresight = Foresight::default();
+    SeqGroup { sample_idx, prompt: vec![0; prompt_len_tokens], num_seqs, max_new_tokens, foresight }
 }
 
 /// A group and how many tokens each of its responses really makes.
@@ -66,7 +67,7 @@ impl Sim {
         let mut input = cases.iter();
         let mut input_ended = false;
         loop {
-            while sim.scheduler.has_room() {
+            while sim.has_room() {
                 match input.next() {
                     Some(case) => {
                         sim.scheduler.add(case.group.clone()).unwrap();
@@ -101,6 +102,14 @@ impl Sim {
                 sim.scheduler.end(&ended);
             }
         }
+    }
+
+    /// Whether there is room, by what is known from earlier prompts as by a look at all of them.
+    fn has_room(&mut self) -> bool {
+        let has_room = self.scheduler.has_room();
+        let known = self.scheduler.admissible();
+        assert_eq!(known, self.scheduler.admissible_anew());
+        has_room
     }
 
     fn write(&mut self, table: &[BlockId], pos: usize, slot: Slot) {
@@ -261,8 +270,9 @@ proptest! {
         let limits = EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
         let sim = Sim::run(&cases, limits, run_ahead);
         prop_assert_eq!(sim.finished.len(), cases.iter().map(|case| case.lens.len()).sum::<usize>());
-        let Scheduler { pool, num_promised_blocks, .. } = &sim.scheduler;
+        let Scheduler { pool, num_promised_blocks, siblings, .. } = &sim.scheduler;
         prop_assert_eq!((pool.num_free(), pool.num_held(), *num_promised_blocks), (num_blocks, 0, 0));
+        prop_assert_eq!(siblings.len(), 0);
         prop_assert!(sim.prefill_order.is_sorted(), "prompts are computed first in, first out");
         prop_assert!(sim.start_order.is_sorted(), "responses start first in, first out");
     }

@@ -3,14 +3,14 @@
 use super::*;
 
 /// A prompt: which of a few beginnings, how many tokens of it, and tokens of its own.
-fn prefixed(idx: u64, beginning: u32, num_shared: usize, shape: (usize, u32, u32)) -> Request {
+pub(super) fn prefixed(idx: u64, beginning: u32, num_shared: usize, shape: (usize, u32, u32)) -> Request {
     let (num_own, num_responses, max_new_tokens) = shape;
     let own = request(idx, num_own, num_responses, max_new_tokens);
     let shared = (0..num_shared as u32).map(|pos| (pos * 5 + beginning) % 38);
     Request { prompt: shared.chain(own.prompt.iter().copied()).collect(), ..own }
 }
 
-fn requests_of(shapes: &[(u32, usize, (usize, u32, u32))]) -> Vec<Request> {
+pub(super) fn requests_of(shapes: &[(u32, usize, (usize, u32, u32))]) -> Vec<Request> {
     let numbered = (0..).zip(shapes);
     numbered.map(|(idx, &(beginning, len, shape))| prefixed(idx, beginning, len, shape)).collect()
 }

@@ -2,7 +2,7 @@
 
 mod wire;
 
-use engine::{Request, RunStats};
+use engine::{Foresight, Request, RunStats};
 use sampling::FinishReason;
 
 use crate::cluster::topology::{Rank, Topology};
@@ -216,11 +216,7 @@ impl ToZero {
                 process: input.u32()?,
                 topology: input.topology()?,
                 identity: input.text()?,
-                fallback: match input.u8()? {
-                    0 => None,
-                    1 => Some(input.text()?),
-                    _ => return Err(input.damaged()),
-                },
+                fallback: input.option(Reader::text)?,
             }),
             1 => Self::Ready { capacity: input.u32()? },
             2 => Self::Done(input.list(Reader::sample)?),
@@ -258,6 +254,7 @@ impl FromZero {
                     out.u32(request.num_responses);
                     out.u32(request.max_new_tokens);
                     out.list(&request.prompt, |out, &id| out.u32(id));
+                    out.foresight(request.foresight);
                 });
             }
             Self::Stop(stop) => {
@@ -289,6 +286,7 @@ impl FromZero {
                     num_responses: input.u32()?,
                     max_new_tokens: input.u32()?,
                     prompt: input.list(Reader::u32)?,
+                    foresight: input.foresight()?,
                 })
             })?),
             2 => Self::Stop(match input.u8()? {
@@ -306,6 +304,7 @@ impl FromZero {
 
 #[cfg(test)]
 mod tests {
+    use engine::PlannedPrefix;
     use proptest::prelude::*;
 
     use super::*;
@@ -360,13 +359,20 @@ mod tests {
     }
 
     fn from_zero() -> impl Strategy<Value = FromZero> {
-        let request = (any::<u64>(), prop::collection::vec(any::<u32>(), 0..5), any::<u32>(), any::<u32>())
-            .prop_map(|(sample_idx, prompt, num_responses, max_new_tokens)| Request {
+        let planned =
+            any::<[u32; 3]>().prop_map(|[id, num_later, within]| PlannedPrefix { id, num_later, within });
+        let foresight = (prop::option::of(any::<u32>()), prop::option::of(planned))
+            .prop_map(|(expected_tokens, prefix)| Foresight { expected_tokens, prefix });
+        let prompt = prop::collection::vec(any::<u32>(), 0..5);
+        let request = (any::<u64>(), prompt, any::<[u32; 2]>(), foresight).prop_map(
+            |(sample_idx, prompt, [num_responses, max_new_tokens], foresight)| Request {
                 sample_idx,
                 prompt,
                 num_responses,
                 max_new_tokens,
-            });
+                foresight,
+            },
+        );
         prop_oneof![
             (any::<u64>(), any::<u64>()).prop_map(|(longest_sequence_tokens, num_sequences)| {
                 FromZero::Welcome { longest_sequence_tokens, num_sequences }

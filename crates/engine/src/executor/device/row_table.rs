@@ -7,7 +7,10 @@ use std::collections::HashMap;
 
 use model_core::BlockId;
 
-use crate::{EngineError, plan::SeqId};
+use crate::{
+    EngineError,
+    plan::{BLOCKS_PER_SPLIT, SeqId},
+};
 
 /// Where the newest token of a row comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,9 +212,6 @@ fn shared_prefixes(rows: &[TableRow<'_>]) -> Vec<(usize, usize)> {
     }
     shared
 }
-
-/// Blocks of a split of keys, of which attention reads those once that all neighbours share.
-const BLOCKS_PER_SPLIT: usize = 16;
 
 /// Neighbours that share their first blocks.
 struct PrefixGroup<'a> {

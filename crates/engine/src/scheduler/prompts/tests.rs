@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use super::super::{SeqGroup, Step};
 use super::*;
-use crate::{EngineLimits, plan::SeqId, testing::roomy};
+use crate::{EngineLimits, Foresight, plan::SeqId, testing::roomy};
 
 fn scheduler(max_prefill_tokens: usize, num_blocks: usize) -> Scheduler {
     let limits = EngineLimits { max_prefill_tokens, num_blocks, ..roomy() };
@@ -11,7 +11,7 @@ fn scheduler(max_prefill_tokens: usize, num_blocks: usize) -> Scheduler {
 }
 
 fn group(prompt: Vec<u32>, max_new_tokens: u32) -> SeqGroup {
-    SeqGroup { sample_idx: 0, prompt, num_seqs: 1, max_new_tokens }
+    SeqGroup { sample_idx: 0, prompt, num_seqs: 1, max_new_tokens, foresight: Foresight::default() }
 }
 
 /// The steps until all is done, each response with all its tokens: prompts as `(context_len, query_len, draws)`, and how

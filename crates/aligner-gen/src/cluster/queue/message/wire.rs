@@ -1,5 +1,6 @@
 //! The bytes of messages: numbers, texts and lists, little-endian and without padding, behind a version.
 
+use engine::{Foresight, PlannedPrefix};
 use sampling::FinishReason;
 
 use super::{MessageError, ResponseDone, SampleDone, VERSION, Worked};
@@ -41,6 +42,16 @@ impl Writer {
     pub(super) fn list<T>(&mut self, items: &[T], mut item: impl FnMut(&mut Self, &T)) {
         self.u64(items.len() as u64);
         items.iter().for_each(|value| item(self, value));
+    }
+
+    pub(super) fn foresight(&mut self, foresight: Foresight) {
+        let Foresight { expected_tokens, prefix } = foresight;
+        self.u8(u8::from(expected_tokens.is_some()));
+        expected_tokens.into_iter().for_each(|num_tokens| self.u32(num_tokens));
+        self.u8(u8::from(prefix.is_some()));
+        if let Some(PlannedPrefix { id, num_later, within }) = prefix {
+            [id, num_later, within].into_iter().for_each(|number| self.u32(number));
+        }
     }
 
     pub(super) fn sample(&mut self, sample: &SampleDone) {
@@ -141,6 +152,27 @@ impl<'a> Reader<'a> {
             return Err(self.damaged());
         }
         (0..len).map(|_| item(self)).collect()
+    }
+
+    /// A value that may be none.
+    fn option<T>(
+        &mut self,
+        value: impl FnOnce(&mut Self) -> Result<T, MessageError>,
+    ) -> Result<Option<T>, MessageError> {
+        match self.u8()? {
+            0 => Ok(None),
+            1 => value(self).map(Some),
+            _ => Err(self.damaged()),
+        }
+    }
+
+    pub(super) fn foresight(&mut self) -> Result<Foresight, MessageError> {
+        Ok(Foresight {
+            expected_tokens: self.option(Self::u32)?,
+            prefix: self.option(|input| {
+                Ok(PlannedPrefix { id: input.u32()?, num_later: input.u32()?, within: input.u32()? })
+            })?,
+        })
     }
 
     pub(super) fn sample(&mut self) -> Result<SampleDone, MessageError> {
