@@ -2,7 +2,7 @@
 
 mod wire;
 
-use engine::{Foresight, Request, RunStats};
+use engine::{Request, RunStats};
 use sampling::FinishReason;
 
 use crate::cluster::topology::{Rank, Topology};
@@ -304,7 +304,7 @@ impl FromZero {
 
 #[cfg(test)]
 mod tests {
-    use engine::PlannedPrefix;
+    use engine::{Foresight, PlannedPrefix};
     use proptest::prelude::*;
 
     use super::*;

@@ -155,7 +155,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A value that may be none.
-    fn option<T>(
+    pub(super) fn option<T>(
         &mut self,
         value: impl FnOnce(&mut Self) -> Result<T, MessageError>,
     ) -> Result<Option<T>, MessageError> {
