@@ -26,15 +26,14 @@ use scheduler::Step;
 pub use device::cuda::DeviceSizes;
 pub use error::EngineError;
 pub use executor::Executor;
-pub use plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta};
+pub use plan::{
+    Draftable, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
+};
 pub use request::{
     Activity, Completion, EngineLimits, Foresight, MAX_NUM_SEQS_ON_GPU, PlannedPrefix, Request, RunEnd,
     RunStats, Supply,
 };
 pub use speculation::{Goal, Pace, Proposer, StepTime};
-
-/// A response that goes on in the next step.
-pub type Draftable = speculation::Draftable<SeqId>;
 
 /// A model, its KV cache and a sampler, ready for runs.
 pub struct Engine(EngineParts);

@@ -22,6 +22,9 @@ pub struct SeqId {
     pub response_idx: u32,
 }
 
+/// A response that goes on in the next step.
+pub type Draftable = speculation::Draftable<SeqId>;
+
 /// Whose tokens a row computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum RowId {
