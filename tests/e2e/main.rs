@@ -18,6 +18,7 @@ mod hints;
 mod hostile;
 mod interruption;
 mod logprobs;
+mod order;
 mod rank_faults;
 mod ranks;
 mod records;

@@ -12,7 +12,7 @@ use sampling::FinishReason;
 
 use crate::config::cli::BenchQueueArgs;
 use crate::exit::Failure;
-use crate::job::generate::RUN_AHEAD;
+use crate::job::generate::{RUN_AHEAD, WINDOW};
 use crate::output::Identity;
 use crate::signals::StopWatch;
 use crate::table::thousands;
@@ -67,6 +67,7 @@ fn simulate(out: &mut impl Write) -> std::io::Result<()> {
             seats: 64,
             latency: Duration::from_millis(2),
             global_batch_size: 64 * num_ranks,
+            knows_lengths: false,
         };
         let (ideal, outcome, fixed) =
             (simulation.ideal_seconds(), simulation.run(), simulation.static_seconds());
@@ -142,6 +143,7 @@ fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure>
     let limits = LeaseLimits {
         step_samples: STEP_SAMPLES,
         run_ahead_samples: 72 * RUN_AHEAD * num_ranks as usize,
+        window_samples: 72 * WINDOW * num_ranks as usize,
         max_waiting_bytes: 1 << 30,
         lease: Duration::from_secs(60),
     };

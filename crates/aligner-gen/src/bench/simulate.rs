@@ -9,9 +9,10 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-use crate::job::generate::RUN_AHEAD;
+use crate::job::generate::{RUN_AHEAD, WINDOW};
 
-use crate::cluster::queue::lease::{Arrival, LeaseLimits, LeaseTable, SampleSize};
+use crate::cluster::queue::lease::{Arrival, Grant, LeaseLimits, LeaseTable, SampleSize};
+use crate::cluster::queue::order::Work;
 use crate::cluster::topology::Replica;
 
 /// A job without a model.
@@ -26,6 +27,8 @@ pub(crate) struct Simulation {
     /// From a rank to rank 0 or back.
     pub(crate) latency: Duration,
     pub(crate) global_batch_size: usize,
+    /// Whether it is known beforehand how long each response is.
+    pub(crate) knows_lengths: bool,
 }
 
 /// How a simulated job went.
@@ -76,7 +79,7 @@ enum Happening {
 
 struct Run<'a> {
     simulation: &'a Simulation,
-    table: LeaseTable,
+    table: LeaseTable<'a>,
     agenda: Agenda,
     order: u64,
     /// Samples that wait for a seat, by rank.
@@ -116,12 +119,18 @@ impl Simulation {
         let limits = LeaseLimits {
             step_samples: self.global_batch_size,
             run_ahead_samples: (capacity * num_ranks * RUN_AHEAD).max(4 * self.global_batch_size),
+            window_samples: capacity * num_ranks * WINDOW,
             max_waiting_bytes: usize::MAX,
             lease: Duration::from_secs(3600),
         };
         let num_replicas = u32::try_from(num_ranks).unwrap_or(u32::MAX);
         let replicas = || (0..num_replicas).map(Replica);
-        let mut table = LeaseTable::new(0..self.lengths.len(), num_replicas, limits);
+        let work_of = |position: usize| Work {
+            known_tokens: self.lengths.get(position).copied().filter(|_| self.knows_lengths),
+            budget_tokens: u32::MAX,
+            ..Work::default()
+        };
+        let mut table = LeaseTable::ordered(0..self.lengths.len(), num_replicas, limits, Box::new(work_of));
         replicas().for_each(|replica| table.join(replica, capacity, Duration::ZERO));
         let mut run = Run {
             simulation: self,
@@ -186,7 +195,7 @@ impl Run<'_> {
     }
 
     fn deal(&mut self, replica: Replica, now: Duration) {
-        for position in self.table.grant(replica, now) {
+        for Grant { position, .. } in self.table.grant(replica, now) {
             self.say(now, replica, Happening::Granted(position));
         }
     }
@@ -213,7 +222,7 @@ impl Run<'_> {
 
     fn accept(&mut self, replica: Replica, position: usize, now: Duration) {
         let length = self.simulation.lengths.get(position).copied().unwrap_or(1);
-        let size = SampleSize { longest_tokens: length as usize, num_bytes: 1 };
+        let size = SampleSize { longest_tokens: length as usize, mean_tokens: length, num_bytes: 1 };
         if self.table.complete(replica, position, size, now) == Arrival::Duplicate {
             self.outcome.num_repeated += 1;
             return;
@@ -247,6 +256,7 @@ mod tests {
             seats: 16,
             latency: Duration::from_millis(2),
             global_batch_size: 16 * speeds.len(),
+            knows_lengths: false,
         }
     }
 
@@ -267,6 +277,17 @@ mod tests {
             assert!(outcome.seconds > 0.0 && outcome.seconds < simulation.static_seconds(), "{outcome:?}");
             assert_eq!(outcome.num_messages, 2 * (100 + outcome.num_repeated));
         }
+    }
+
+    #[test]
+    fn a_job_whose_lengths_are_known_has_no_long_tail() {
+        let unknown = simulation(300, &[50.0; 2]);
+        let known = Simulation { knows_lengths: true, ..unknown.clone() };
+        let longest = unknown.lengths.iter().max().map_or(0.0, |&length| f64::from(length) / 50.0);
+        let (in_order, longest_first) = (unknown.run(), known.run());
+        let bound = unknown.ideal_seconds().max(longest);
+        assert!(longest_first.seconds < 1.05 * bound, "{longest_first:?}, at best {bound}");
+        assert!(in_order.seconds > 1.2 * bound, "{in_order:?}, at best {bound}");
     }
 
     #[test]

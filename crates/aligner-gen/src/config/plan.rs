@@ -45,6 +45,8 @@ pub(crate) struct GenerationPlan {
     pub(crate) drop_last: DropLast,
     pub(crate) length_limits: LengthLimits,
     pub(crate) on_bad_record: OnBadRecord,
+    /// Where a record says how long its answer is likely to be.
+    pub(crate) length_hint_key: Option<String>,
     pub(crate) records: RecordFormat,
     /// What day chat templates take for today.
     pub(crate) date: Option<Date>,
@@ -143,6 +145,7 @@ impl GenerationPlan {
                     return Err(out_of_range(key, "`error` or `skip`", &format!("`{other}`")));
                 }
             },
+            length_hint_key: records::length_hint_key(train_ds.length_hint_key)?,
             records,
             date,
             kept_metadata,
@@ -377,6 +380,7 @@ mod tests {
         insta::assert_snapshot!(cut("model.data.train_ds.truncation_method=random"), @"`model.data.train_ds.truncation_method` must be `left` or `right`, found `random`");
         insta::assert_snapshot!(message(&["model.data.train_ds.truncation_field=input"]), @"`model.data.train_ds.truncation_field` names `input`, it may name `context_ids`, `input_ids`, `answer_ids` and `mask`, because `model.data.chat=true`");
         insta::assert_snapshot!(message(&["model.data.train_ds.max_seq_length=[7,9]"]), @"`model.data.train_ds.max_seq_length` has 2 limits for the 1 fields of `model.data.train_ds.truncation_field`; give one limit, or one for each field");
+        insta::assert_snapshot!(message(&["++model.data.train_ds.length_hint_key=''"]), @"`model.data.train_ds.length_hint_key` must be a key of the records or null, found ``");
         insta::assert_snapshot!(message(&["trainer.devices=0"]), @"`trainer.devices` must be a number from 1, -1 or `auto`, found 0");
         insta::assert_snapshot!(message(&["trainer.devices=some"]), @"`trainer.devices` must be a number from 1, -1 or `auto`, found `some`");
         insta::assert_snapshot!(message(&["trainer.num_nodes=0"]), @"`trainer.num_nodes` must be at least 1, found 0");

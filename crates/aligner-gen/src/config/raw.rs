@@ -150,6 +150,7 @@ pub(crate) struct RawChatPromptTokens {
 pub(crate) struct RawTrainDs {
     pub(crate) file_path: PathBuf,
     pub(crate) on_bad_record: String,
+    pub(crate) length_hint_key: Option<String>,
     pub(crate) max_seq_length: Option<RawMaxSeqLength>,
     pub(crate) drop_last: RawDropLast,
     pub(crate) label_key: String,

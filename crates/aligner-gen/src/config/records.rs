@@ -126,6 +126,16 @@ pub(crate) fn length_limits(data: &RawData, max_input_len: Option<usize>) -> Res
     Ok(LengthLimits { fields: fields.into_iter().zip(limits).collect(), max_input_len })
 }
 
+/// The key of length hints, if they are read.
+pub(crate) fn length_hint_key(key: Option<String>) -> Result<Option<String>, Failure> {
+    match key {
+        Some(key) if key.is_empty() => {
+            Err(out_of_range("model.data.train_ds.length_hint_key", "a key of the records or null", "``"))
+        }
+        key => Ok(key),
+    }
+}
+
 /// What of the records the output asks for.
 pub(crate) fn kept_metadata(train_ds: &RawTrainDs, output_fields: &[OutputField]) -> KeptMetadata {
     match (output_fields.contains(&OutputField::Metadata), train_ds.output_original_text) {

@@ -27,5 +27,8 @@ pub(crate) fn prompt_builder(
     if plan.bos == Bos::Add {
         builder = builder.with_bos()?;
     }
+    if let Some(key) = &plan.length_hint_key {
+        builder = builder.with_length_hints(key.clone());
+    }
     Ok(builder.with_metadata(plan.kept_metadata))
 }

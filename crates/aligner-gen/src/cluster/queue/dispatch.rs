@@ -14,7 +14,7 @@ use crate::output::Identity;
 use crate::signals::StopWatch;
 
 use super::Heard;
-use super::lease::{Arrival, LeaseTable, SampleSize};
+use super::lease::{Arrival, Grant, LeaseTable, SampleSize};
 use super::link::Server;
 use super::message::{FromZero, Hello, Leaving, SampleDone, Stop, ToZero, Why, Worked};
 
@@ -39,7 +39,7 @@ pub(crate) enum Event {
 
 /// What the desk works on.
 pub(crate) struct Desk<'a> {
-    /// The sample at a position.
+    /// The sample at a position; what is foreseen of it is added.
     pub(crate) request: Box<dyn Fn(usize) -> Option<Request> + Send + 'a>,
     /// The position of a sample, by its number in the input file.
     pub(crate) position_of: Box<dyn Fn(u64) -> Option<usize> + Send + 'a>,
@@ -82,7 +82,7 @@ struct Peer {
 
 struct State<'a, 'b> {
     desk: &'b Desk<'a>,
-    table: LeaseTable,
+    table: LeaseTable<'b>,
     peers: Vec<Peer>,
     started: Instant,
     stop: Option<Stop>,
@@ -94,7 +94,7 @@ struct State<'a, 'b> {
 
 impl Desk<'_> {
     /// Works until the job has ended and every rank that can has said so.
-    pub(crate) fn run(&self, table: LeaseTable, events: &Receiver<Event>) -> DeskReport {
+    pub(crate) fn run(&self, table: LeaseTable<'_>, events: &Receiver<Event>) -> DeskReport {
         let mut state = State {
             desk: self,
             table,
@@ -254,7 +254,12 @@ impl State<'_, '_> {
         let longest = sample.responses.iter().map(|response| response.token_ids.len()).max().unwrap_or(0);
         let num_tokens: usize = sample.responses.iter().map(|response| response.token_ids.len()).sum();
         // Ids, log-probabilities and the text, roughly.
-        let size = SampleSize { longest_tokens: longest, num_bytes: 12 * num_tokens + 128 };
+        let mean_tokens = num_tokens / sample.responses.len().max(1);
+        let size = SampleSize {
+            longest_tokens: longest,
+            mean_tokens: u32::try_from(mean_tokens).unwrap_or(u32::MAX),
+            num_bytes: 12 * num_tokens + 128,
+        };
         if self.table.complete(replica, position, size, self.now()) == Arrival::First {
             if let Some(peer) = self.peers.get_mut(rank as usize) {
                 peer.num_samples += 1;
@@ -316,7 +321,9 @@ impl State<'_, '_> {
         if let Some(rank) = self.desk.topology.leader(replica)
             && !granted.is_empty()
         {
-            let requests = granted.into_iter().filter_map(|position| (self.desk.request)(position)).collect();
+            let request =
+                |Grant { position, foresight }| Some(Request { foresight, ..(self.desk.request)(position)? });
+            let requests = granted.into_iter().filter_map(request).collect();
             self.send(rank, FromZero::Grant(requests));
         }
     }
@@ -454,6 +461,7 @@ mod tests {
         let limits = LeaseLimits {
             step_samples: 1,
             run_ahead_samples: 1,
+            window_samples: 1,
             max_waiting_bytes: 1,
             lease: Duration::from_secs(60),
         };

@@ -1,7 +1,7 @@
 //! Which replica computes which sample: the lease table of rank 0. Pure: numbers and times in, numbers out.
 //!
-//! Samples are given out in the order of the file, a few past what is committed at most, so that finished samples that
-//! wait for an earlier one take a bounded amount of memory. A replica that is not heard from loses its leases. When
+//! Samples are given out in the order of the file but for a window (`order.rs`), a few past what is committed at most, so
+//! that finished samples that wait for an earlier one take a bounded amount of memory. A replica that is not heard from loses its leases. When
 //! nothing is left to give out, a fast replica also gets what a slow one still computes: a sample's text does not depend
 //! on who computes it, so the first answer is taken and the second is dropped.
 
@@ -9,6 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::time::Duration;
 
+use engine::Foresight;
+
+use super::order::{Work, WorkOf, WorkOrder};
 use crate::cluster::topology::Replica;
 
 /// How much faster a replica must be than a lease's holder to compute the sample a second time.
@@ -23,6 +26,8 @@ pub(crate) struct LeaseLimits {
     pub(crate) step_samples: usize,
     /// Samples past the last committed one that may be given out.
     pub(crate) run_ahead_samples: usize,
+    /// Samples in whose order the file's may be left.
+    pub(crate) window_samples: usize,
     /// Bytes of finished samples that wait for earlier ones, past which no later step is begun.
     pub(crate) max_waiting_bytes: usize,
     /// A replica that is silent for this long loses its leases.
@@ -34,6 +39,8 @@ pub(crate) struct LeaseLimits {
 pub(crate) struct SampleSize {
     /// Tokens of its longest response.
     pub(crate) longest_tokens: usize,
+    /// Of all its responses.
+    pub(crate) mean_tokens: u32,
     /// What it takes until it is committed.
     pub(crate) num_bytes: usize,
 }
@@ -89,13 +96,18 @@ struct Holder {
     since: Duration,
 }
 
+/// A sample that is given out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Grant {
+    pub(crate) position: usize,
+    pub(crate) foresight: Foresight,
+}
+
 /// The table.
-#[derive(Clone, Debug)]
-pub(crate) struct LeaseTable {
+pub(crate) struct LeaseTable<'a> {
     limits: LeaseLimits,
-    /// The first position that was never given out, and the end of all.
-    next: usize,
-    end: usize,
+    /// Those that were never given out.
+    order: WorkOrder<'a>,
     /// All before it are on disk.
     committed: usize,
     /// Given out, and lost.
@@ -106,14 +118,25 @@ pub(crate) struct LeaseTable {
     replicas: Vec<ReplicaState>,
 }
 
-impl LeaseTable {
-    /// A table of these positions for so many replicas.
+impl LeaseTable<'static> {
+    /// A table of these positions for so many replicas, in their order.
     pub(crate) fn new(positions: Range<usize>, num_replicas: u32, limits: LeaseLimits) -> Self {
+        Self::ordered(positions, num_replicas, limits, Box::new(|_| Work::default()))
+    }
+}
+
+impl<'a> LeaseTable<'a> {
+    /// The same in the order of the work that they will be.
+    pub(crate) fn ordered(
+        positions: Range<usize>,
+        num_replicas: u32,
+        limits: LeaseLimits,
+        work_of: WorkOf<'a>,
+    ) -> Self {
         Self {
             limits,
-            next: positions.start,
-            end: positions.end,
             committed: positions.start,
+            order: WorkOrder::new(positions, num_replicas, work_of),
             returned: BTreeSet::new(),
             leased: BTreeMap::new(),
             waiting_bytes: BTreeMap::new(),
@@ -174,7 +197,7 @@ impl LeaseTable {
     }
 
     /// The samples that a replica may start now, with the time of the lease.
-    pub(crate) fn grant(&mut self, replica: Replica, now: Duration) -> Vec<usize> {
+    pub(crate) fn grant(&mut self, replica: Replica, now: Duration) -> Vec<Grant> {
         let mut granted = Vec::new();
         while self.may_hold_more(replica) {
             let Some(position) = self.next_for(replica, now) else { break };
@@ -182,7 +205,7 @@ impl LeaseTable {
             if let Some(state) = self.replicas.get_mut(replica.index()) {
                 state.held.insert(position);
             }
-            granted.push(position);
+            granted.push(Grant { position, foresight: self.order.foresight(position) });
         }
         granted
     }
@@ -206,15 +229,12 @@ impl LeaseTable {
         if let Some(position) = self.returned.pop_first() {
             return Some(position);
         }
-        let is_within = |num_samples| self.next < self.committed.saturating_add(num_samples);
+        let LeaseLimits { step_samples, run_ahead_samples, window_samples, .. } = self.limits;
         let has_memory = self.num_waiting_bytes < self.limits.max_waiting_bytes;
-        let may_start =
-            is_within(self.limits.step_samples) || is_within(self.limits.run_ahead_samples) && has_memory;
-        if self.next < self.end && may_start {
-            self.next += 1;
-            return Some(self.next - 1);
-        }
-        self.slow_lease(replica, now)
+        let ahead = if has_memory { run_ahead_samples.max(step_samples) } else { step_samples };
+        let limit = self.committed.saturating_add(ahead);
+        let next = self.order.take(replica, window_samples, limit);
+        next.or_else(|| self.slow_lease(replica, now))
     }
 
     /// The first sample that one other replica holds and that this one would probably finish sooner.
@@ -257,6 +277,7 @@ impl LeaseTable {
         if holders.is_none() && !self.returned.remove(&position) {
             return Arrival::Duplicate;
         }
+        self.order.learn(position, size.mean_tokens);
         self.waiting_bytes.insert(position, size.num_bytes);
         self.num_waiting_bytes += size.num_bytes;
         Arrival::First
@@ -272,7 +293,7 @@ impl LeaseTable {
 
     /// Samples that nobody has finished.
     pub(crate) fn num_unfinished(&self) -> usize {
-        self.end - self.next + self.returned.len() + self.leased.len()
+        self.order.num_left() + self.returned.len() + self.leased.len()
     }
 
     /// Bytes of finished samples that wait for earlier ones.

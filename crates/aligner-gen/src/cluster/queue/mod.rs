@@ -7,6 +7,7 @@ pub(crate) mod dispatch;
 pub(crate) mod lease;
 pub(crate) mod link;
 pub(crate) mod message;
+pub(crate) mod order;
 pub(crate) mod worker;
 
 use std::sync::mpsc::Receiver;

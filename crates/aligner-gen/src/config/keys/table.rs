@@ -107,6 +107,7 @@ pub(super) const KEYS: [Key; 118] = [
     Key::ignored("model.data.train_ds.file_names"),
     // A run whose data have bad records does not start, or leaves them out.
     Key::neutral("model.data.train_ds.on_bad_record"),
+    Key::neutral("model.data.train_ds.length_hint_key"),
     Key::ignored("model.data.train_ds.shuffle"),
     Key::ignored("model.data.train_ds.memmap_workers"),
     Key::read("model.data.train_ds.max_seq_length"),

@@ -81,6 +81,7 @@ const OF_THE_RUN: &[Change] = &[
     ("model.data.sample", &["trainer.generation.max_steps=3"], &["true"]),
     ("model.data.date", &[], &["2026-11-28"]),
     ("model.data.train_ds.on_bad_record", &[], &["skip"]),
+    ("model.data.train_ds.length_hint_key", &[], &["tokens"]),
     ("model.data.train_ds.max_seq_length", &[], &["9"]),
     ("model.data.train_ds.drop_last", &[], &["true"]),
     (
