@@ -2,7 +2,7 @@
 
 use super::Key;
 
-pub(super) const KEYS: [Key; 118] = [
+pub(super) const KEYS: [Key; 119] = [
     Key::closed("trainer.generation"),
     Key::closed("exp_manager"),
     Key::closed("pretrained_checkpoint"),
