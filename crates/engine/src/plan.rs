@@ -137,6 +137,9 @@ pub struct StepOutput {
     pub move_time: Duration,
     /// Time in the sampler, where it is not part of the model's.
     pub sample_time: Duration,
+    /// Whether something was made for it that later steps use, such as the graph of a number of rows: its time says nothing
+    /// of theirs.
+    pub is_first_of_kind: bool,
 }
 
 impl StepOutput {

@@ -270,8 +270,8 @@ impl<'e, 'c> Run<'e, 'c> {
         let ended = self.append(&rows, &output)?;
         if let Some(proposer) = &mut self.engine.proposer {
             let num_tokens = rows.iter().map(|row| row.query_len as usize).sum();
-            match has_prompts(&rows) {
-                true => proposer.measured_prompts(time),
+            match has_prompts(&rows) || output.is_first_of_kind {
+                true => proposer.not_comparable(time),
                 false => proposer.measured(StepTime { num_rows: rows.len(), num_tokens, pace, time }),
             }
         }

@@ -141,7 +141,7 @@ impl Proposer<SeqId> for Prompter {
 
     fn measured(&mut self, _step: StepTime) {}
 
-    fn measured_prompts(&mut self, _time: Duration) {}
+    fn not_comparable(&mut self, _time: Duration) {}
 }
 
 /// The responses to `requests`, in their order.

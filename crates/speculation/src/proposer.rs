@@ -70,6 +70,7 @@ pub trait Proposer<Id>: Send {
     /// How long a step of responses took. Its tokens were appended before.
     fn measured(&mut self, step: StepTime);
 
-    /// How long a step with prompts took.
-    fn measured_prompts(&mut self, time: Duration);
+    /// How long a step took whose time says nothing of steps without prompts: it had prompts, or something was made for it
+    /// that later steps use.
+    fn not_comparable(&mut self, time: Duration);
 }

@@ -235,7 +235,9 @@ impl<Id: Copy + Eq + Hash + Send> Proposer<Id> for Speculator<Id> {
         self.earn(step.time);
     }
 
-    fn measured_prompts(&mut self, time: Duration) {
+    fn not_comparable(&mut self, time: Duration) {
+        // What was lost to making something is lost once, and not by drafts that do not pay.
+        self.proposed = None;
         self.earn_work(time.as_secs_f64());
     }
 }

@@ -333,8 +333,9 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
             self.accept(row, drawn.by_ref(), &mut tokens)?;
             ends.push(tokens.len() as u32);
         }
-        let StepTimes { whole: forward_time, moves: move_time } = times;
-        Ok(StepOutput { tokens, ends, forward_time, move_time, sample_time: Duration::ZERO })
+        let StepTimes { whole: forward_time, moves: move_time, has_new_graph: is_first_of_kind } = times;
+        let sample_time = Duration::ZERO;
+        Ok(StepOutput { tokens, ends, forward_time, move_time, sample_time, is_first_of_kind })
     }
 
     fn verifies_drafts(&self) -> bool {

@@ -314,6 +314,7 @@ impl Executor for HostExecutor {
             forward_time,
             sample_time,
             move_time,
+            is_first_of_kind: false,
         });
         Ok(())
     }

@@ -102,5 +102,5 @@ impl Proposer<SeqId> for Guesser {
         assert!((1..=step.num_tokens).contains(&step.num_rows));
     }
 
-    fn measured_prompts(&mut self, _time: Duration) {}
+    fn not_comparable(&mut self, _time: Duration) {}
 }

@@ -117,7 +117,7 @@ impl Proposer<SeqId> for Always {
 
     fn measured(&mut self, _step: StepTime) {}
 
-    fn measured_prompts(&mut self, _time: Duration) {}
+    fn not_comparable(&mut self, _time: Duration) {}
 }
 
 /// A sampler that can draw nothing behind a token that is in no vocabulary.
@@ -170,7 +170,7 @@ impl Proposer<SeqId> for Outsider {
 
     fn measured(&mut self, _step: StepTime) {}
 
-    fn measured_prompts(&mut self, _time: Duration) {}
+    fn not_comparable(&mut self, _time: Duration) {}
 }
 
 #[test]
@@ -217,7 +217,7 @@ impl Proposer<SeqId> for Recorder {
         self.steps.lock().unwrap().push(step);
     }
 
-    fn measured_prompts(&mut self, time: Duration) {
+    fn not_comparable(&mut self, time: Duration) {
         assert!(time > Duration::ZERO);
     }
 }

@@ -41,6 +41,8 @@ pub(crate) struct Records {
     words: Tensor,
     /// Which pair of events.
     events_idx: usize,
+    /// Whether a graph was made for the step.
+    has_new_graph: bool,
 }
 
 /// A model and a sampler on a GPU.
@@ -167,12 +169,12 @@ impl CudaDevice {
     }
 
     /// Copies the records of the latest step to the host.
-    fn end(&self, records: &Tensor) -> Result<Records, EngineError> {
+    fn end(&self, records: &Tensor, has_new_graph: bool) -> Result<Records, EngineError> {
         // A copy that does not wait goes to page-locked memory.
         let words = records.f_to_device_(tch::Device::Cpu, Kind::Int, true, true)?;
         let events_idx = (self.num_started + self.events.len() - 1) % self.events.len();
         self.events[events_idx].ended.record(&self.stream)?;
-        Ok(Records { words, events_idx })
+        Ok(Records { words, events_idx, has_new_graph })
     }
 }
 
@@ -204,7 +206,7 @@ impl StepDevice for CudaDevice {
         let logits = self.model.forward(batch, &mut self.cache)?; // [num_complete, padded_vocab_size]
         if draws.is_empty() {
             // Nobody reads them, but they tell when the step has ended.
-            return Ok((None, self.end(&self.records.f_narrow(0, 0, 1)?)?));
+            return Ok((None, self.end(&self.records.f_narrow(0, 0, 1)?, false)?));
         }
         let draws: Vec<FirstDraw<'_>> =
             draws
@@ -214,7 +216,7 @@ impl StepDevice for CudaDevice {
                 })
                 .collect();
         let (rows, records) = self.sampler.draw_first(&logits, &draws)?;
-        Ok((Some(rows), self.end(&records)?))
+        Ok((Some(rows), self.end(&records, false)?))
     }
 
     fn keep(&mut self, rows: &[i64]) -> Result<SamplerRows, EngineError> {
@@ -253,7 +255,9 @@ impl StepDevice for CudaDevice {
         let DecodeStep { num_rows, num_used, has_drafts } = step;
         let _current = self.stream.as_current()?;
         let stream = self.stream;
-        if let Some(graph) = self.graphs.get(&(num_rows, has_drafts)) {
+        let known = self.graphs.get(&(num_rows, has_drafts));
+        let has_new_graph = known.is_none();
+        if let Some(graph) = known {
             graph.replay(&stream)?;
         } else {
             // What libraries set up at their first use cannot be recorded, so the first time the model runs as it is.
@@ -262,7 +266,7 @@ impl StepDevice for CudaDevice {
             graph.replay(&stream)?;
             self.graphs.insert((num_rows, has_drafts), graph);
         }
-        self.end(&self.records.f_narrow(0, 0, num_used as i64)?)
+        self.end(&self.records.f_narrow(0, 0, num_used as i64)?, has_new_graph)
     }
 
     fn read(
@@ -275,7 +279,11 @@ impl StepDevice for CudaDevice {
         let since_start = |event: &Event| -> Result<Duration, EngineError> {
             Ok(Duration::from_secs_f32(started.elapsed_ms(event)?.max(0.0) / 1000.0))
         };
-        let times = StepTimes { whole: since_start(ended)?, moves: since_start(moved)? };
+        let times = StepTimes {
+            whole: since_start(ended)?,
+            moves: since_start(moved)?,
+            has_new_graph: records.has_new_graph,
+        };
         let words = Vec::<i32>::try_from(&records.words.f_view([-1])?)?;
         let (records, _) = words.as_chunks::<RECORD_WORDS>();
         let tokens = records

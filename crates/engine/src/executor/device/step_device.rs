@@ -98,4 +98,6 @@ pub(crate) struct StepTimes {
     pub(crate) whole: Duration,
     /// The part of it that blocks were moved in.
     pub(crate) moves: Duration,
+    /// Whether a graph was made for it.
+    pub(crate) has_new_graph: bool,
 }
