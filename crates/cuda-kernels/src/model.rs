@@ -12,6 +12,8 @@ mod gather;
 #[cfg(feature = "cuda")]
 mod gemm;
 #[cfg(feature = "cuda")]
+mod heads;
+#[cfg(feature = "cuda")]
 mod loaded;
 #[cfg(feature = "cuda")]
 mod pointwise;
@@ -26,6 +28,7 @@ pub use {
     attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode, PlanSizes},
     gather::GatherCache,
     gemm::{Gemm, GemmOut},
+    heads::NormHeads,
     loaded::ModelKernels,
     pointwise::{Activate, Embed, Norm},
     rope::{LayerCache, RopeAndCache, Rotary},

@@ -10,7 +10,7 @@ use model_core::{BLOCK_SIZE_TOKENS, Backend, ModelConfig, RawModelConfig};
 use model_spec::Float;
 use nemo_format::{Checkpoint, ConvertOptions, convert_checkpoint};
 
-const FOLDERS: [&str; 20] = [
+const FOLDERS: [&str; 24] = [
     "hf_llama",
     "mcore_llama",
     "mcore_gptnext",
@@ -31,6 +31,10 @@ const FOLDERS: [&str; 20] = [
     "families/llama32",
     "families/mistral",
     "families/nemotron",
+    "families/qwen2",
+    "families/qwen2_tied",
+    "families/qwen3",
+    "families/qwen3_tied",
 ];
 
 /// Those of them that transformers has computed, converted here.
@@ -222,6 +226,32 @@ fn bf16_logits_of_every_family_are_near_fp32_and_choose_its_tokens() {
             assert!(difference > 0.0 && difference < 0.35, "{folder} {backend:?}: {difference}");
             let continuation = runner.greedy(&reference.prompts[idx], 16, reference.tokenizer_vocab_size);
             assert_eq!(continuation, reference.continuations[idx], "{folder} {backend:?}");
+        }
+    }
+}
+
+/// By no more than twice what transformers' own bf16 is off by: the roundings are others, and where one is off most the
+/// other need not be.
+#[test]
+fn bf16_logits_are_off_by_no_more_than_those_of_transformers() {
+    for (folder, backend) in
+        with_backends(&["families/qwen2", "families/qwen2_tied", "families/qwen3", "families/qwen3_tied"])
+    {
+        let text = std::fs::read_to_string(fixture(folder).join("reference.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let allowed: Vec<f32> = serde_json::from_value(json["bf16_error"].clone()).unwrap();
+        let mut runner = open(folder, Float::Bf16, backend);
+        let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
+        let prompts = reference(folder).prompts;
+        assert_eq!((allowed.len(), prompts.len()), (2, 2));
+        for (idx, expected) in golden.iter().enumerate() {
+            let difference = max_difference(&runner.all_logits(&prompts[idx]), expected);
+            println!("{folder} {backend:?}: {difference}, transformers {}", allowed[idx]);
+            assert!(
+                difference < 2.0 * allowed[idx],
+                "{folder} {backend:?}: {difference}, not {}",
+                allowed[idx]
+            );
         }
     }
 }

@@ -23,6 +23,7 @@ use support::Gpu;
 const CASES: [Case<Gpu>; 16] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
+    ("norms of heads", pointwise::norms_of_heads),
     ("activations", pointwise::activations),
     ("rotary embedding and cache", pointwise::rope),
     ("keys and values from the cache", gather::all_kinds),

@@ -64,7 +64,7 @@ impl KernelConfig {
         ]
     }
 
-    /// Embedding, norms, activations, rotary embedding with the cache write, and reading the cache back.
+    /// Embedding, norms, also those of heads, activations, rotary embedding with the cache write, and reading the cache back.
     pub fn pointwise(&self) -> Program {
         Program {
             name: "pointwise",
@@ -73,6 +73,7 @@ impl KernelConfig {
                 "common.cuh",
                 "embed.cuh",
                 "norm.cuh",
+                "heads.cuh",
                 "nonlinearity.cuh",
                 "activate.cuh",
                 "rotary.cuh",

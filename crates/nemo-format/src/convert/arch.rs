@@ -38,6 +38,8 @@ pub(super) struct ModelArch {
     pub(super) init_method_std: f64,
     pub(super) tied: bool,
     pub(super) biases: Biases,
+    /// Query and key heads have norms.
+    pub(super) qk_norm: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -159,6 +161,9 @@ impl ModelArch {
             Biases::Qkv => config.set("qkv_bias", Node::Bool(true)),
             Biases::All => config.set("bias", Node::Bool(true)),
         }
+        if self.qk_norm {
+            config.set("qk_layernorm", Node::Bool(true));
+        }
         self.set_positions(&mut config);
         self.set_block(&mut config);
         config.set("tokenizer", tokenizer);
@@ -208,6 +213,9 @@ impl ModelArch {
         if let Some(name) = facts.nemo_name {
             config.set("name", Node::from(name));
         }
+        if facts.overrides_vocab_size {
+            config.set("override_vocab_size", int(self.vocab_size));
+        }
         if facts.scales_embeddings {
             config.set("apply_embedding_scaling", Node::Bool(true));
         }
@@ -238,6 +246,7 @@ impl ModelArch {
             activation: self.activation,
             bias: self.biases == Biases::All,
             qkv_bias: self.biases != Biases::None,
+            qk_layernorm: self.qk_norm,
             position_embedding: self.position_embedding(heads),
             window: None,
             apply_embedding_scaling: facts.scales_embeddings,

@@ -106,6 +106,7 @@ fn arch(source: &GgufSource) -> Result<ModelArch, FormatError> {
         init_method_std: INIT_METHOD_STD,
         tied: source.meta(&names.output("weight")).is_none(),
         biases: biases(&names, source),
+        qk_norm: false,
     };
     arch.check(&path)?;
     rope.scaling = rope_scaling(source, arch.head_dim, rotary_base)?;

@@ -3,6 +3,8 @@
 //! Defaults of keys left out are those of transformers' configuration classes. Whatever would change the numbers and has
 //! no key in NeMo's configuration is refused by name.
 
+mod qwen;
+
 use model_spec::{
     Activation, BlockStyle, Module, Nonlinearity, NormSpec, Normalization, Part, RopeScaling, TensorId,
 };
@@ -20,8 +22,8 @@ use crate::{FormatError, SourceNote, TensorSource};
 const DEFAULT_MAX_POSITIONS: u64 = 2048;
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 const DEFAULT_INITIALIZER_RANGE: f64 = 0.02;
-const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox` and \
-                         `nemotron`";
+const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, \
+                         `nemotron`, `qwen2` and `qwen3`";
 
 /// A model of Hugging Face, understood.
 pub(super) struct HfModel {
@@ -51,6 +53,8 @@ pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result
         "gptj" => (gptj(config)?, names::GPTJ),
         "gpt_neox" => (gpt_neox(config)?, names::GPT_NEOX),
         "nemotron" => (nemotron(config)?, names::NEMOTRON),
+        "qwen2" => (qwen::qwen(config, Family::Qwen2)?, names::LLAMA),
+        "qwen3" => (qwen::qwen(config, Family::Qwen3)?, names::LLAMA),
         other => {
             let architectures = config.texts("architectures").join(", ");
             return Err(FormatError::Unsupported {
@@ -135,6 +139,7 @@ fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
         init_method_std: config.f64(&["initializer_range"])?.unwrap_or(DEFAULT_INITIALIZER_RANGE),
         tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
         biases: Biases::None,
+        qk_norm: facts.has_qk_norm,
     })
 }
 

@@ -39,7 +39,7 @@ fn there_and_back(source: &Path, options: &ConvertOptions<'_>) -> (tempfile::Tem
 
 #[test]
 fn a_round_trip_changes_nothing() {
-    for name in ["gemma", "llama31", "llama32", "mistral"] {
+    for name in ["gemma", "llama31", "llama32", "mistral", "qwen2", "qwen2_tied", "qwen3", "qwen3_tied"] {
         let (folder, report) = there_and_back(&family(name), &ConvertOptions::default());
         let back = folder.path().join("hf");
         let (old, new) = (
