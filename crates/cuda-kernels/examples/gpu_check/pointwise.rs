@@ -114,7 +114,7 @@ fn check_norm_of_heads(
     let vector = || gpu.random(&[d], Kind::Float);
     let (gains, biases) = ([vector()?, vector()?], [vector()?, vector()?]);
     let is_centred = normalization == Normalization::LayerNorm;
-    let out = qkv.f_copy()?.f_reshape([n, g * (q + 2) * d])?;
+    let out = qkv.f_detach_copy()?.f_reshape([n, g * (q + 2) * d])?;
     let launch = NormHeads {
         normalization,
         qkv: &out,
