@@ -333,6 +333,14 @@ pub(super) fn config_json(
         "use_cache": true,
         "vocab_size": arch.vocab_size,
     });
+    // A class without the key, which only reads one that is there.
+    let is_usual = arch.head_dim * arch.num_attention_heads == arch.hidden_size;
+    if arch.family == Family::Qwen2
+        && is_usual
+        && let Some(keys) = document.as_object_mut()
+    {
+        keys.shift_remove("head_dim");
+    }
     let mut set = |key: &str, value: Value| document[key] = value;
     if let Positions::Rope(rope) = arch.positions {
         set("rope_theta", json!(rope.base));
