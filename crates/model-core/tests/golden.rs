@@ -230,29 +230,25 @@ fn bf16_logits_of_every_family_are_near_fp32_and_choose_its_tokens() {
     }
 }
 
-/// By no more than twice what transformers' own bf16 is off by: the roundings are others, and where one is off most the
-/// other need not be.
+/// Against fp32, over both prompts: the roundings are others, so the order in which the prompts are off need not be that of
+/// transformers. Seen: at most 0.129 where transformers has 0.163.
 #[test]
-fn bf16_logits_are_off_by_no_more_than_those_of_transformers() {
-    for (folder, backend) in
-        with_backends(&["families/qwen2", "families/qwen2_tied", "families/qwen3", "families/qwen3_tied"])
-    {
+fn bf16_logits_of_qwen_are_off_by_no_more_than_those_of_transformers() {
+    let folders = ["families/qwen2", "families/qwen2_tied", "families/qwen3", "families/qwen3_tied"];
+    for (folder, backend) in with_backends(&folders) {
         let text = std::fs::read_to_string(fixture(folder).join("reference.json")).unwrap();
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
-        let allowed: Vec<f32> = serde_json::from_value(json["bf16_error"].clone()).unwrap();
+        let errors: Vec<f32> = serde_json::from_value(json["bf16_error"].clone()).unwrap();
         let mut runner = open(folder, Float::Bf16, backend);
         let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
         let prompts = reference(folder).prompts;
-        assert_eq!((allowed.len(), prompts.len()), (2, 2));
-        for (idx, expected) in golden.iter().enumerate() {
-            let difference = max_difference(&runner.all_logits(&prompts[idx]), expected);
-            println!("{folder} {backend:?}: {difference}, transformers {}", allowed[idx]);
-            assert!(
-                difference < 2.0 * allowed[idx],
-                "{folder} {backend:?}: {difference}, not {}",
-                allowed[idx]
-            );
-        }
+        assert_eq!((errors.len(), prompts.len(), golden.len()), (2, 2, 2));
+        let own = prompts
+            .iter()
+            .zip(&golden)
+            .map(|(prompt, expected)| max_difference(&runner.all_logits(prompt), expected));
+        let (own, allowed) = (own.fold(0.0, f32::max), errors.into_iter().fold(0.0, f32::max));
+        assert!(own > 0.0 && own < allowed, "{folder} {backend:?}: {own}, transformers {allowed}");
     }
 }
 
