@@ -153,7 +153,7 @@ impl ModelKernels {
             overlaps: self.overlaps(num_rows),
             ..Launch::linear(count(num_rows, "rows")?, num_threads)
         };
-        self.fp8.get(None)?.launch(&launch, stream, &[Arg::value(&args)])
+        Ok(self.fp8.get(None)?.launch(&launch, stream, &[Arg::value(&args)])?)
     }
 
     /// Enqueues an FP8 GEMM, of any number of rows.
@@ -199,7 +199,7 @@ impl ModelKernels {
             ..Launch::linear(num_blocks, shape.num_threads())
         };
         let kernel = self.fp8.get(Some(shape))?;
-        kernel.launch(&launch, stream, &[Arg::value(&x), Arg::value(&weight), Arg::value(&args)])
+        Ok(kernel.launch(&launch, stream, &[Arg::value(&x), Arg::value(&weight), Arg::value(&args)])?)
     }
 }
 
