@@ -4,7 +4,7 @@ use nemo_format::{ConvertOptions, convert_checkpoint};
 
 use crate::support::{Job, fixture};
 
-const FAMILIES: [(&str, &str); 11] = [
+const FAMILIES: [(&str, &str); 15] = [
     ("falcon40b", "falcon"),
     ("falcon7b", "falcon"),
     ("gemma", "gemma"),
@@ -16,6 +16,10 @@ const FAMILIES: [(&str, &str); 11] = [
     ("llama32", "llama"),
     ("mistral", "llama"),
     ("nemotron", "gptnext"),
+    ("qwen2", "qwen2"),
+    ("qwen2_tied", "qwen2"),
+    ("qwen3", "qwen3"),
+    ("qwen3_tied", "qwen3"),
 ];
 
 #[test]

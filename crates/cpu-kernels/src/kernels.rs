@@ -1,7 +1,7 @@
 //! The kernels as functions of tensors, with every shape, type and index checked.
 
 use half::bf16;
-use model_spec::Nonlinearity;
+use model_spec::{HeadLayout, Nonlinearity};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{BadTensor, view};
 
@@ -11,7 +11,7 @@ use super::elem::Elem;
 use super::isa::Isa;
 use super::kv::{BLOCK_TOKENS, Kv, KvBf16, KvF32, KvShape, PackedKv};
 use super::linear::{LinearCall, Store, linear};
-use super::norm::{NormParams, norm};
+use super::norm::{NormParams, norm, norm_heads};
 use super::packed::{Layout, Packed, PackedBf16, PackedF32, PackedLinear, StoredLinear};
 use super::pool::Pool;
 use super::tile::Tiles;
@@ -331,6 +331,36 @@ impl CpuKernels {
             let mut out = new_rows(rows, hidden_size, E::KIND)?;
             norm(&mut self.pool, self.isa, params, E::slice(x, "x")?, E::slice_mut(&mut out, "out")?);
             Ok(out)
+        })
+    }
+
+    /// Normalises the query and key heads of `qkv` in place, each over its own dimensions. `qkv`: `[num_tokens,
+    /// (num_attention_heads + 2 num_query_groups) * kv_channels]` in Megatron's layout by group, float32 or bfloat16.
+    ///
+    /// # Errors
+    /// When shapes or types do not fit.
+    pub fn norm_heads(
+        &mut self,
+        qkv: &mut Tensor,
+        heads: HeadLayout,
+        query: &NormParams<'_>,
+        key: &NormParams<'_>,
+    ) -> Result<(), CpuKernelError> {
+        num_rows(qkv, "qkv", heads.qkv_size())?;
+        for params in [query, key] {
+            let fits = |len| len == heads.kv_channels;
+            if heads.kv_channels == 0
+                || heads.queries_per_group() == 0
+                || !fits(params.weight.len())
+                || !(params.bias.is_empty() || fits(params.bias.len()))
+            {
+                let expected = format!("for heads of {} dimensions", heads.kv_channels);
+                return Err(bad("norm of heads", expected, params.weight.len()));
+            }
+        }
+        for_kind!(qkv.kind(), "qkv", E, {
+            norm_heads(&mut self.pool, self.isa, heads, [query, key], E::slice_mut(qkv, "qkv")?);
+            Ok(())
         })
     }
 

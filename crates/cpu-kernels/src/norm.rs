@@ -1,7 +1,7 @@
 //! RMSNorm and LayerNorm, one row at a time, sums in float32 in a fixed order.
 #![expect(unsafe_code, reason = "tasks of one loop write disjoint rows through one pointer")]
 
-use model_spec::Normalization;
+use model_spec::{HeadLayout, Normalization};
 
 use super::buffer::SharedPtr;
 use super::elem::Elem;
@@ -55,6 +55,56 @@ multiversion! {
                 // From float32 again, so that the sum with the bias is rounded once.
                 for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(params.weight).zip(params.bias) {
                     *out = E::from_f32((x.to_f32() - mean) * scale * weight + bias);
+                }
+            }
+        }
+    }
+}
+
+/// `qkv`: `[num_rows, num_query_groups, queries_per_group + 2, kv_channels]`; queries and keys are normalised in place.
+pub(crate) fn norm_heads<E: Elem>(
+    pool: &mut Pool,
+    isa: Isa,
+    heads: HeadLayout,
+    norms: [&NormParams<'_>; 2],
+    qkv: &mut [E],
+) {
+    let row_elems = heads.qkv_size();
+    let block_elems = BLOCK_ROWS * row_elems;
+    let num_elems = qkv.len();
+    let shared = SharedPtr::new(qkv.as_mut_ptr());
+    pool.run(num_elems.div_ceil(block_elems), &|block| {
+        let start = block * block_elems;
+        // SAFETY: blocks are disjoint and end within `qkv`.
+        let rows = unsafe { shared.slice(start, block_elems.min(num_elems - start)) };
+        norm_heads_of_rows(isa, heads, norms, rows);
+    });
+}
+
+multiversion! {
+    fn norm_heads_of_rows<E: Elem>(heads: HeadLayout, norms: [&NormParams<'_>; 2], rows: &mut [E]) {
+        let [query, key] = norms;
+        let queries_per_group = heads.queries_per_group();
+        for (idx, head) in rows.chunks_exact_mut(heads.kv_channels).enumerate() {
+            let params = match idx % (queries_per_group + 2) {
+                slot if slot < queries_per_group => query,
+                slot if slot == queries_per_group => key,
+                _ => continue,
+            };
+            let num_dims = head.len() as f32;
+            let mean = match params.normalization {
+                Normalization::LayerNorm => sum_by(head, |value| value) / num_dims,
+                Normalization::RmsNorm => 0.0,
+            };
+            let variance = sum_by(head, |value| (value - mean) * (value - mean)) / num_dims;
+            let scale = 1.0 / (variance + params.epsilon).sqrt();
+            if params.bias.is_empty() {
+                for (value, weight) in head.iter_mut().zip(params.weight) {
+                    *value = E::from_f32((value.to_f32() - mean) * scale * weight);
+                }
+            } else {
+                for ((value, weight), bias) in head.iter_mut().zip(params.weight).zip(params.bias) {
+                    *value = E::from_f32((value.to_f32() - mean) * scale * weight + bias);
                 }
             }
         }

@@ -6,7 +6,7 @@ use cpu_kernels::{
     AttentionStep, BLOCK_TOKENS, CpuKernels, HeadShape, Isa, KvShape, Layout, NormParams, PackedBlock,
     PackedLinear, PagedSequence, RotaryTable, SourceDType, StoredLinear,
 };
-use model_spec::{Nonlinearity, Normalization};
+use model_spec::{HeadLayout, Nonlinearity, Normalization};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
@@ -202,6 +202,58 @@ fn norms_equal_libtorch() {
             assert!(max_difference(&kernels.norm(&x, &params).unwrap(), &expected) < 1e-5);
             let rounded = kernels.norm(&x.to_kind(Kind::BFloat16), &params).unwrap();
             assert!(max_difference(&rounded, &expected) < 0.04);
+        }
+    }
+}
+
+#[test]
+fn norms_of_heads_equal_libtorch_and_leave_values_alone() {
+    for isa in all_isas() {
+        for (rows, groups, queries, channels) in [(1, 1, 1, 2), (3, 2, 3, 20), (37, 2, 2, 128)] {
+            let heads = HeadLayout {
+                num_attention_heads: groups * queries,
+                num_query_groups: groups,
+                kv_channels: channels,
+            };
+            let qkv = random(rows, heads.qkv_size(), 8);
+            let vectors: Vec<Vec<f32>> =
+                (0..4).map(|seed| Vec::try_from(random(1, channels, seed).reshape([-1])).unwrap()).collect();
+            let mut kernels = CpuKernels::with_isa(2, isa).unwrap();
+            for normalization in [Normalization::RmsNorm, Normalization::LayerNorm] {
+                let is_centred = normalization == Normalization::LayerNorm;
+                let params = |part: usize| NormParams {
+                    normalization,
+                    weight: &vectors[part],
+                    bias: if is_centred { &vectors[part + 2] } else { &[] },
+                    epsilon: 1e-5,
+                };
+                let shape = [rows as i64, groups as i64, queries as i64 + 2, channels as i64];
+                let expected = |part: usize, x: Tensor| {
+                    let x = if is_centred { &x - x.mean_dim(3, true, Kind::Float) } else { x };
+                    let normed = &x * (x.square().mean_dim(3, true, Kind::Float) + 1e-5).rsqrt();
+                    let normed = normed * Tensor::from_slice(&vectors[part]);
+                    if is_centred { normed + Tensor::from_slice(&vectors[part + 2]) } else { normed }
+                };
+                let parts = qkv.reshape(shape).split_with_sizes([queries as i64, 1, 1], 2);
+                let expected = Tensor::cat(
+                    &[expected(0, parts[0].copy()), expected(1, parts[1].copy()), parts[2].copy()],
+                    2,
+                );
+                for (kind, limit) in [(Kind::Float, 1e-5), (Kind::BFloat16, 0.04)] {
+                    let mut actual = qkv.to_kind(kind).copy();
+                    kernels.norm_heads(&mut actual, heads, &params(0), &params(1)).unwrap();
+                    assert!(max_difference(&actual.reshape(shape), &expected) < limit, "{isa:?} {kind:?}");
+                    let values = actual.reshape(shape).select(2, queries as i64 + 1);
+                    assert!(same_bits(&values, &parts[2].squeeze_dim(2).to_kind(kind)));
+                }
+            }
+            let short = NormParams {
+                normalization: Normalization::RmsNorm,
+                weight: &vectors[0][1..],
+                bias: &[],
+                epsilon: 1e-5,
+            };
+            assert!(kernels.norm_heads(&mut qkv.copy(), heads, &short, &short).is_err());
         }
     }
 }

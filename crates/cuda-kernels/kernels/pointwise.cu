@@ -4,6 +4,7 @@
 #include "common.cuh"
 #include "embed.cuh"
 #include "norm.cuh"
+#include "heads.cuh"
 #include "activate.cuh"
 #include "rotary.cuh"
 #include "rope.cuh"

@@ -15,6 +15,8 @@ mod gather;
 #[cfg(feature = "cuda")]
 mod gemm;
 #[cfg(feature = "cuda")]
+mod heads;
+#[cfg(feature = "cuda")]
 mod loaded;
 #[cfg(feature = "cuda")]
 mod pointwise;
@@ -30,6 +32,7 @@ pub use {
     fp8::{E4M3, Fp8Out, GemmFp8, QuantizeRows},
     gather::GatherCache,
     gemm::{Gemm, GemmOut},
+    heads::NormHeads,
     loaded::ModelKernels,
     pointwise::{Activate, Embed, Normalize},
     rope::{LayerKv, RopeAndCache, RotaryArrays},

@@ -73,6 +73,7 @@ impl TryFrom<RawModelConfig> for ModelConfig {
             activation: parse_activation(&raw)?,
             bias,
             qkv_bias: bias || raw.qkv_bias.unwrap_or(false),
+            qk_layernorm: raw.customized_flag("qk_layernorm")?.or(raw.qk_layernorm).unwrap_or(false),
             position_embedding: position::parse(&raw, heads.kv_channels)?,
             window: window::parse(&raw)?,
             apply_embedding_scaling: raw.apply_embedding_scaling.unwrap_or(false),

@@ -2,13 +2,13 @@
 
 pub(crate) mod rotary;
 
-use model_spec::Activation;
+use model_spec::{Activation, HeadLayout};
 use tch::Tensor;
 
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::kv_cache::KvCache;
-use crate::ops::{AttentionOp, Epilogue, LinearOp, Norm, StepState, TrialLinear};
+use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, StepState, TrialLinear};
 
 /// One transformer layer, of any shape of its own. `x` is the residual stream, `n1` and `n2` norms.
 pub(crate) enum Layer<S: StepState> {
@@ -30,9 +30,10 @@ pub(crate) enum Layer<S: StepState> {
     },
 }
 
-/// `linear_qkv`, attention, `linear_proj`.
+/// `linear_qkv`, norms of the heads where the layer has them, attention, `linear_proj`.
 pub(crate) struct Attention<S: StepState> {
     pub(crate) qkv: S::Linear,
+    pub(crate) head_norms: Option<(HeadLayout, HeadNorms)>,
     pub(crate) op: S::Attention,
     pub(crate) proj: S::Linear,
 }
@@ -109,7 +110,9 @@ impl<S: StepState> Layer<S> {
             }
             Self::Parallel { attention_norm, mlp_norm, .. } => [Some(attention_norm), mlp_norm.as_ref()],
         };
+        let of_heads = self.parts().0.and_then(|part| part.head_norms.as_ref());
         self.linears().map(|(linear, _)| linear.size_bytes()).sum::<u64>()
+            + of_heads.map_or(0, |(_, norms)| norms.query.size_bytes() + norms.key.size_bytes())
             + norms.into_iter().flatten().map(Norm::size_bytes).sum::<u64>()
     }
 }
@@ -123,7 +126,10 @@ impl<S: StepState> Attention<S> {
         cache: &mut KvCache,
         at: &mut S,
     ) -> Result<Tensor, ModelError> {
-        let qkv = self.qkv.run(x, Epilogue::Store, at)?;
+        let mut qkv = self.qkv.run(x, Epilogue::Store, at)?;
+        if let Some((heads, norms)) = &self.head_norms {
+            at.norm_heads(&mut qkv, *heads, norms)?;
+        }
         self.op.run(&qkv, step, cache, at)
     }
 }

@@ -5,7 +5,7 @@
 //! [`Loader`] makes have types of that backend, so a layout never meets another backend's kernels. Tensors cross
 //! these traits in plain row-major shapes and have the backend's compute type unless a shape says float32.
 
-use model_spec::{Activation, AttentionSpec, KvGroup, Normalization, Numerics};
+use model_spec::{Activation, AttentionSpec, HeadLayout, KvGroup, Normalization, Numerics};
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
@@ -94,9 +94,10 @@ pub(crate) trait AttentionOp<S>: Send {
 #[derive(Debug)]
 pub(crate) struct Norm {
     pub(crate) normalization: Normalization,
-    /// float32 `[hidden_size]`, with the 1 of a zero-centred gain already added.
+    /// float32 `[width]`, with the 1 of a zero-centred gain already added. The width is that of the residual stream or
+    /// of a head.
     pub(crate) gain: Tensor,
-    /// float32 `[hidden_size]`.
+    /// float32 `[width]`.
     pub(crate) bias: Option<Tensor>,
     pub(crate) epsilon: f64,
 }
@@ -105,6 +106,13 @@ impl Norm {
     pub(crate) fn size_bytes(&self) -> u64 {
         std::iter::once(&self.gain).chain(&self.bias).map(tensor_bytes).sum()
     }
+}
+
+/// The norms of query and key heads, each over the dimensions of a head.
+#[derive(Debug)]
+pub(crate) struct HeadNorms {
+    pub(crate) query: Norm,
+    pub(crate) key: Norm,
 }
 
 pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
@@ -156,6 +164,15 @@ pub(crate) trait StepState: Send + Sized {
 
     /// `[num_tokens, hidden_size]`, float32 inside.
     fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError>;
+
+    /// Normalises every query and key head of `qkv`, `[num_tokens, (n + 2 g) d]`, in place, and leaves the values alone.
+    /// Rounded to the compute type behind the norm, as in the originals; rotation follows.
+    fn norm_heads(
+        &mut self,
+        qkv: &mut Tensor,
+        heads: HeadLayout,
+        norms: &HeadNorms,
+    ) -> Result<(), ModelError>;
 
     /// Allocates for decode steps that are planned on the device, of up to `max_rows` rows of `max_blocks_per_seq`
     /// blocks each.

@@ -14,7 +14,7 @@ use self::reader::Reader;
 use crate::ModelError;
 use crate::config::ModelConfig;
 use crate::layers::{Attention, Layer, Mlp};
-use crate::ops::{LinearOp, LinearRole, Loader, Norm, StepState, TrialLinear, tensor_bytes};
+use crate::ops::{HeadNorms, LinearOp, LinearRole, Loader, Norm, StepState, TrialLinear, tensor_bytes};
 
 const WORD_EMBEDDINGS: TensorId = TensorId::outside(Module::WordEmbeddings, Part::Weight);
 const POSITION_EMBEDDINGS: TensorId = TensorId::outside(Module::PositionEmbeddings, Part::Weight);
@@ -106,8 +106,16 @@ fn load_layer<L: Loader>(
         (Some(attention), Some(op)) => {
             let norm = reader.norm(at, Module::InputNorm, &attention.norm)?;
             let qkv = reader.linear(at, Module::Qkv, LinearRole::Plain)?;
+            let head_norms = match &attention.qk_norm {
+                Some(norm) => {
+                    let query = reader.norm(at, Module::QNorm, norm)?;
+                    let key = reader.norm(at, Module::KNorm, norm)?;
+                    Some((attention.heads, HeadNorms { query, key }))
+                }
+                None => None,
+            };
             let proj = reader.linear(at, Module::Proj, LinearRole::Plain)?;
-            Some((norm, Attention { qkv, op, proj }))
+            Some((norm, Attention { qkv, head_norms, op, proj }))
         }
         _ => None,
     };

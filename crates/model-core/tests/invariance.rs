@@ -57,9 +57,26 @@ mcore_customization_config:
   new_decoder_architecture: true
 ";
 
+/// Heads as wide as those of Qwen3, with its norms, and the biases that Qwen2 has instead.
+const QWEN: &str = "
+num_layers: 1
+hidden_size: 576
+ffn_hidden_size: 1536
+num_attention_heads: 6
+num_query_groups: 2
+kv_channels: 128
+encoder_seq_length: 256
+normalization: rmsnorm
+bias: false
+qkv_bias: true
+qk_layernorm: true
+activation: fast-swiglu
+position_embedding_type: rope
+";
+
 #[test]
 fn bits_do_not_depend_on_the_batch_at_real_widths() {
-    for yaml in [LLAMA, FALCON, GPTJ] {
+    for yaml in [LLAMA, FALCON, GPTJ, QWEN] {
         assert_bits_do_not_depend_on_the_batch(yaml);
     }
 }

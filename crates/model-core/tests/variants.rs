@@ -40,8 +40,8 @@ impl Direct<'_> {
         for layer in 0..config.num_layers {
             let prefix = format!("model.decoder.layers.{layer}.");
             let normed = self.norm(&x, &format!("{prefix}self_attention.linear_qkv.layer_norm_"));
-            let attended =
-                self.attention(&self.linear(&normed, &format!("{prefix}self_attention.linear_qkv")));
+            let qkv = self.linear(&normed, &format!("{prefix}self_attention.linear_qkv"));
+            let attended = self.attention(&qkv, &format!("{prefix}self_attention."));
             let after_attention = &x + self.linear(&attended, &format!("{prefix}self_attention.linear_proj"));
             let own_norm = format!("{prefix}mlp.linear_fc1.layer_norm_");
             let normed = match config.block_style {
@@ -86,12 +86,19 @@ impl Direct<'_> {
         if self.source.0.contains_key(&bias) { product + self.source.double(&bias) } else { product }
     }
 
-    fn attention(&self, qkv: &Tensor) -> Tensor {
+    fn attention(&self, qkv: &Tensor, prefix: &str) -> Tensor {
         let heads = self.config.uniform.heads;
         let (num_tokens, channels) = (TOKENS.len() as i64, heads.kv_channels as i64);
         let queries_per_group = heads.queries_per_group() as i64;
         let grouped = qkv.view([num_tokens, heads.num_query_groups as i64, queries_per_group + 2, channels]);
-        let head = |group: i64, slot: i64| grouped.select(1, group).select(1, slot);
+        let head = |group: i64, slot: i64| {
+            let head = grouped.select(1, group).select(1, slot);
+            match self.config.uniform.qk_layernorm {
+                true if slot < queries_per_group => self.norm(&head, &format!("{prefix}q_layernorm.")),
+                true if slot == queries_per_group => self.norm(&head, &format!("{prefix}k_layernorm.")),
+                _ => head,
+            }
+        };
         let causal = Tensor::ones([num_tokens, num_tokens], (Kind::Bool, tch::Device::Cpu)).tril(0);
         let attended = (0..heads.num_attention_heads as i64)
             .map(|query| {
@@ -238,6 +245,34 @@ fn positions_match_their_formulas() {
         rope(json!({ "rotary_interleaved": true, "rotary_percentage": 0.5, "num_query_groups": 2 })),
         rope(json!({ "rotary_interleaved": true, "num_query_groups": 1, "bias": true })),
     ]);
+}
+
+#[test]
+fn norms_of_heads_match_their_formulas() {
+    let normed = |extra: Value| {
+        let mut keys = json!({
+            "position_embedding_type": "rope", "normalization": "rmsnorm", "bias": false, "num_query_groups": 2,
+        });
+        for (key, value) in extra.as_object().unwrap() {
+            keys[key] = value.clone();
+        }
+        keys
+    };
+    assert_all_match_and_differ(&[
+        normed(json!({})),
+        normed(json!({ "qk_layernorm": true })),
+        normed(json!({ "qk_layernorm": true, "qkv_bias": true })),
+        normed(json!({ "qk_layernorm": true, "num_query_groups": 4 })),
+        normed(json!({ "qk_layernorm": true, "layernorm_epsilon": 0.1 })),
+        normed(json!({ "qk_layernorm": true, "rotary_percentage": 0.5 })),
+        normed(json!({ "qk_layernorm": true, "normalization": "layernorm" })),
+        // The gains are put in the order of the rows.
+        normed(json!({ "qk_layernorm": true, "rotary_interleaved": true })),
+        normed(json!({ "qk_layernorm": true, "rotary_interleaved": true, "rotary_percentage": 0.5 })),
+    ]);
+    let _ = assert_matches_formulas(&normed(
+        json!({ "qk_layernorm": true, "layernorm_zero_centered_gamma": true }),
+    ));
 }
 
 #[test]

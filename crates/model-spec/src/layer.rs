@@ -50,6 +50,8 @@ pub struct AttentionSpec {
     pub qkv_bias: bool,
     /// A bias on `linear_proj`.
     pub proj_bias: bool,
+    /// The norm of every query and key head over its own dimensions, before they are rotated.
+    pub qk_norm: Option<NormSpec>,
     /// The rotation of queries and keys.
     pub rotary: Option<RotaryConfig>,
     /// How far attention reaches back, where that is not everywhere.
@@ -195,7 +197,7 @@ pub enum Nonlinearity {
     SquaredRelu,
 }
 
-/// A norm over the hidden size.
+/// A norm over the hidden size, or over the dimensions of a head.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NormSpec {
     /// Which.

@@ -65,6 +65,8 @@ pub struct UniformSpec {
     pub bias: bool,
     /// A bias on `linear_qkv`.
     pub qkv_bias: bool,
+    /// Queries and keys have a norm per head, of the kind of all others.
+    pub qk_layernorm: bool,
     /// How positions enter.
     pub position_embedding: PositionEmbedding,
     /// How far attention reaches back, where that is not everywhere.
@@ -88,6 +90,7 @@ impl UniformSpec {
                 norm: self.norm,
                 qkv_bias: self.qkv_bias,
                 proj_bias: self.bias,
+                qk_norm: self.qk_layernorm.then_some(self.norm),
                 rotary,
                 window: self.window,
                 softcap: None,

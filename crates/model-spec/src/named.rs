@@ -151,6 +151,7 @@ fn llama(sizes: Sizes, encoder_seq_length: u64) -> ShapeSpec {
         activation: Activation { nonlinearity: Nonlinearity::Silu, gated: true },
         bias: false,
         qkv_bias: false,
+        qk_layernorm: false,
         position_embedding: PositionEmbedding::Rope(RotaryConfig {
             rotary_dims: kv_channels,
             pairing: RotaryPairing::HalfSplit,

@@ -48,7 +48,7 @@ const WEIGHT: &[Part] = &[Part::Weight];
 const WEIGHT_AND_BIAS: &[Part] = &[Part::Weight, Part::Bias];
 
 /// In the order of the forward pass.
-static ROWS: [Row; 10] = [
+static ROWS: [Row; 12] = [
     Row {
         module: Module::WordEmbeddings,
         stem: "model.embedding.word_embeddings.",
@@ -93,6 +93,24 @@ static ROWS: [Row; 10] = [
             }
             None => Need::Lacks(Key::LayerKind),
         },
+    },
+    Row {
+        module: Module::QNorm,
+        stem: "self_attention.q_layernorm.",
+        in_layer: true,
+        parts: WEIGHT_AND_BIAS,
+        shard: Shard::Replicated,
+        dims: |at| Some(vec![Dim::Head(at.attention()?.heads)]),
+        need: |at, part| head_norm(at, part),
+    },
+    Row {
+        module: Module::KNorm,
+        stem: "self_attention.k_layernorm.",
+        in_layer: true,
+        parts: WEIGHT_AND_BIAS,
+        shard: Shard::Replicated,
+        dims: |at| Some(vec![Dim::Head(at.attention()?.heads)]),
+        need: |at, part| head_norm(at, part),
     },
     Row {
         module: Module::Proj,
@@ -171,6 +189,14 @@ fn norm(norm: &NormSpec, part: Part, key: Key) -> Need {
     match part {
         Part::Weight => Need::Has(key),
         Part::Bias => Need::when(norm.normalization == Normalization::LayerNorm, Key::LayerNorm),
+    }
+}
+
+fn head_norm(at: &At<'_>, part: Part) -> Need {
+    match at.attention() {
+        Some(AttentionSpec { qk_norm: Some(spec), .. }) => norm(spec, part, Key::QkLayernorm),
+        Some(_) => Need::Lacks(Key::QkLayernorm),
+        None => Need::Lacks(Key::LayerKind),
     }
 }
 

@@ -15,6 +15,10 @@ pub enum Module {
     InputNorm,
     /// Queries, keys and values in one linear layer.
     Qkv,
+    /// The norm of each query head.
+    QNorm,
+    /// The norm of each key head.
+    KNorm,
     /// The output of attention.
     Proj,
     /// The norm in front of the MLP.
@@ -38,7 +42,7 @@ impl Module {
     /// Whether it is a norm, whose tensors are held in float32.
     pub const fn is_norm(self) -> bool {
         match self {
-            Self::InputNorm | Self::MlpNorm | Self::FinalNorm => true,
+            Self::InputNorm | Self::QNorm | Self::KNorm | Self::MlpNorm | Self::FinalNorm => true,
             Self::WordEmbeddings
             | Self::PositionEmbeddings
             | Self::Qkv
@@ -151,6 +155,8 @@ pub enum Dim {
     Qkv(HeadLayout),
     /// Inputs of `linear_proj`.
     Query(HeadLayout),
+    /// The dimensions of a head.
+    Head(HeadLayout),
     /// Rows of the embedding table, as the checkpoint has them.
     Vocab(u64),
     /// Rows of the table of learned positions, as the checkpoint has them.
@@ -167,6 +173,7 @@ impl Dim {
             Self::Fc1 { ffn_hidden_size, gated: true } => 2 * ffn_hidden_size as u64,
             Self::Qkv(heads) => heads.qkv_size() as u64,
             Self::Query(heads) => heads.query_size() as u64,
+            Self::Head(heads) => heads.kv_channels as u64,
             Self::Vocab(rows) | Self::Positions(rows) => rows,
         }
     }
@@ -176,7 +183,12 @@ impl Dim {
         match self {
             Self::Qkv(heads) => ((heads.queries_per_group() + 2) * heads.kv_channels) as u64,
             Self::Query(heads) => (heads.queries_per_group() * heads.kv_channels) as u64,
-            Self::Hidden(_) | Self::Ffn(_) | Self::Fc1 { .. } | Self::Vocab(_) | Self::Positions(_) => 1,
+            Self::Hidden(_)
+            | Self::Ffn(_)
+            | Self::Fc1 { .. }
+            | Self::Head(_)
+            | Self::Vocab(_)
+            | Self::Positions(_) => 1,
         }
     }
 }
@@ -200,6 +212,7 @@ impl fmt::Display for Dim {
                 "`num_attention_heads: {}` and `kv_channels: {}`",
                 heads.num_attention_heads, heads.kv_channels
             ),
+            Self::Head(heads) => write!(f, "`kv_channels: {}`", heads.kv_channels),
             Self::Vocab(rows) => {
                 let name = TensorId::outside(Module::WordEmbeddings, Part::Weight).name();
                 write!(f, "the {rows} rows of `{name}`, which is padded alike")
@@ -229,6 +242,8 @@ pub enum Key {
     Bias,
     /// `qkv_bias`.
     QkvBias,
+    /// `qk_layernorm`.
+    QkLayernorm,
     /// `parallel_attention`, for the norm of the MLP.
     NotParallel,
     /// `new_decoder_architecture`, for the norm of the MLP.
@@ -248,6 +263,7 @@ impl Key {
             Self::LayerNorm => "`normalization: layernorm` needs it, `rmsnorm` has none",
             Self::Bias => "`bias: true` needs it",
             Self::QkvBias => "`qkv_bias: true` needs it",
+            Self::QkLayernorm => "`qk_layernorm: true` needs it",
             Self::NotParallel => "a block without `parallel_attention` needs it",
             Self::NewDecoderArchitecture => "`new_decoder_architecture: true` needs it",
             Self::LayerKind => "a layer of this kind has it",
@@ -263,6 +279,7 @@ impl Key {
             Self::LearnedPositions => "`position_embedding_type: learned_absolute`",
             Self::LayerNorm => "`normalization: layernorm`",
             Self::Bias | Self::QkvBias => "`bias: true`, or `qkv_bias: true` for those of `linear_qkv` alone",
+            Self::QkLayernorm => "`qk_layernorm: true`",
             Self::NotParallel => "`parallel_attention: false`",
             Self::NewDecoderArchitecture => "`new_decoder_architecture: true`",
             Self::LayerKind => "a layer of another kind",

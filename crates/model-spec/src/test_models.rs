@@ -19,6 +19,7 @@ pub(crate) fn llama() -> UniformSpec {
         activation: Activation { nonlinearity: Nonlinearity::Silu, gated: true },
         bias: false,
         qkv_bias: false,
+        qk_layernorm: false,
         position_embedding: PositionEmbedding::Rope(RotaryConfig {
             rotary_dims: 6,
             pairing: RotaryPairing::HalfSplit,

@@ -10,7 +10,8 @@ use crate::dist_ckpt::{self, FOLDER};
 use crate::partial_models::{refuse_adapters, refuse_peft_folder};
 use crate::pieced::PiecedSource;
 use crate::{
-    FormatError, SourceNote, StoredTensorInfo, TensorSource, checkpoint_notes, model_keys, nemo2, ranks,
+    FormatError, SourceNote, StoredTensorInfo, TensorSource, bridge, checkpoint_notes, model_keys, nemo2,
+    ranks,
 };
 
 /// Members up to this size enter the fingerprint whole; of larger ones, samples of this size do.
@@ -48,25 +49,32 @@ pub(crate) enum CheckpointKind {
     Distributed,
     /// The same in a folder of NeMo 2.
     NeMo2,
+    /// The same in a folder of Megatron-Bridge.
+    Bridge,
     /// Megatron-Core's model, a file of each rank.
     Ranks,
     /// NeMo's model from before Megatron-Core.
     Legacy,
 }
 
-/// Of NeMo.
+/// Whose configuration lies beside a distributed checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Generation {
     One,
     Two,
+    Bridge,
 }
 
 impl Checkpoint {
-    /// Opens a `.nemo` archive, the folder extracted from one, or a folder of NeMo 2.
+    /// Opens a `.nemo` archive, the folder extracted from one, a folder of NeMo 2, or one of Megatron-Bridge: its root or
+    /// one iteration.
     ///
     /// # Errors
     /// When the file is not a checkpoint, is damaged or incomplete, or is of a kind that is not read.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
+        if let Some(iteration) = bridge::iteration(path)? {
+            return Self::open_bridge(&iteration);
+        }
         refuse_other_models(path)?;
         let archive = Arc::new(Archive::open(path)?);
         if archive.get(CONFIG).is_none() && archive.get(nemo2::CONFIG).is_some() {
@@ -125,6 +133,22 @@ impl Checkpoint {
         Ok(Self { archive, config, config_text, layout, tensors: source, stored, notes })
     }
 
+    fn open_bridge(iteration: &Path) -> Result<Self, FormatError> {
+        let archive = Arc::new(Archive::open(iteration)?);
+        let text = text(&archive, bridge::CONFIG)?;
+        let document = parse_yaml(&archive, bridge::CONFIG, &text)?;
+        bridge::check(&archive, &document)?;
+        let dist_ckpt::DistCkpt { backend, source, stored } = dist_ckpt::open(&archive, "")?;
+        refuse_adapters_of(&archive, &stored)?;
+        let config = bridge::model_config(&archive, &document)?;
+        let mut notes = checkpoint_notes::of_files(&archive, bridge::CONFIG);
+        notes.extend(checkpoint_notes::of_keys(bridge::CONFIG, bridge::unknown_keys(&document)));
+        let layout = Layout::Distributed { generation: Generation::Bridge, backend };
+        let config_text = config.to_yaml();
+        notes.extend(checkpoint_notes::of_tensors(&stored, &config));
+        Ok(Self { archive, config, config_text, layout, tensors: source, stored, notes })
+    }
+
     /// Where it was opened.
     pub fn path(&self) -> &Path {
         self.archive.path()
@@ -143,6 +167,9 @@ impl Checkpoint {
             }
             Layout::Distributed { generation: Generation::Two, backend } => {
                 format!("NeMo 2.0 {packing}, {}", backend.name())
+            }
+            Layout::Distributed { generation: Generation::Bridge, backend } => {
+                format!("Megatron-Bridge {packing}, {}", backend.name())
             }
             Layout::Ranks { is_legacy, tensor_parallel, pipeline_parallel } => {
                 let model = if is_legacy { "NeMo legacy" } else { "Megatron-Core" };
@@ -163,6 +190,7 @@ impl Checkpoint {
         match self.layout {
             Layout::Distributed { generation: Generation::One, .. } => CheckpointKind::Distributed,
             Layout::Distributed { generation: Generation::Two, .. } => CheckpointKind::NeMo2,
+            Layout::Distributed { generation: Generation::Bridge, .. } => CheckpointKind::Bridge,
             Layout::Ranks { is_legacy: true, .. } => CheckpointKind::Legacy,
             Layout::Ranks { is_legacy: false, .. } => CheckpointKind::Ranks,
         }
@@ -202,6 +230,7 @@ impl Checkpoint {
     pub fn artifact_names(&self) -> Vec<&str> {
         let is_artifact = |name: &&str| match self.layout {
             Layout::Distributed { generation: Generation::Two, .. } => nemo2::is_artifact(name),
+            Layout::Distributed { generation: Generation::Bridge, .. } => bridge::is_artifact(name),
             _ => !name.contains('/') && *name != CONFIG && !name.ends_with(".ckpt"),
         };
         self.archive.names().filter(is_artifact).collect()

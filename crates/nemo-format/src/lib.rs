@@ -4,6 +4,7 @@
 //! Names, shapes and bytes only: no libtorch, no arithmetic on weights beyond what a format itself defines.
 
 mod archive;
+mod bridge;
 mod checkpoint;
 mod checkpoint_notes;
 mod convert;

@@ -75,7 +75,7 @@ const READ: [&str; 62] = [
 ];
 
 /// Training, precision and memory of training, ways to compute the same numbers, where things were saved.
-const INERT: [&str; 136] = [
+const INERT: [&str; 137] = [
     "account_for_embedding_in_pipeline_split",
     "account_for_loss_in_pipeline_split",
     "answer_only_loss",
@@ -161,6 +161,7 @@ const INERT: [&str; 136] = [
     "output_layer_init_method",
     "overlap_p2p_comm",
     "overlap_p2p_comm_warmup_flush",
+    "override_vocab_size",
     "overwrite_base_config",
     "parallel_output",
     "param_sync_func",

@@ -85,21 +85,7 @@ pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, F
         return Err(bad("it has no `config` section with the model's dimensions".to_owned()));
     };
     let set = |key: &str| fields.get(key).filter(|value| !matches!(value, Node::Null));
-    let flag = |key: &str| set(key).and_then(Node::as_bool).unwrap_or(false);
-    let mut config = Node::empty_map();
-    config.set("mcore_gpt", Node::Bool(true));
-    config.set("transformer_engine", Node::Bool(true));
-    for (from, to) in SAME.iter().map(|key| (*key, *key)).chain(RENAMED) {
-        if let Some(value) = set(from) {
-            config.set(to, value.clone());
-        }
-    }
-    if let Some(normalization) = set("normalization").and_then(Node::as_str) {
-        config.set("normalization", Node::Str(normalization.to_ascii_lowercase()));
-    }
-    let (activation, is_openai_gelu) = activation(fields).map_err(bad)?;
-    config.set("activation", Node::from(activation));
-    config.set("openai_gelu", Node::Bool(is_openai_gelu));
+    let mut config = model_section(fields).map_err(bad)?;
     if set("scale_factor").is_some() {
         config.set("scale_positional_embedding", Node::Bool(true));
         for (from, to) in ROPE_SCALING {
@@ -115,15 +101,37 @@ pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, F
     } else if class.starts_with("Gemma") {
         config.set("apply_embedding_scaling", Node::Bool(true));
     }
+    if let Some(tokenizer) = tokenizer(archive, document)? {
+        config.set("tokenizer", tokenizer);
+    }
+    Ok(config)
+}
+
+/// What NeMo 1 would have for the fields of Megatron-Core's `TransformerConfig` and of the model around it, or why it can
+/// have nothing.
+pub(crate) fn model_section(fields: &Node) -> Result<Node, String> {
+    let set = |key: &str| fields.get(key).filter(|value| !matches!(value, Node::Null));
+    let flag = |key: &str| set(key).and_then(Node::as_bool).unwrap_or(false);
+    let mut config = Node::empty_map();
+    config.set("mcore_gpt", Node::Bool(true));
+    config.set("transformer_engine", Node::Bool(true));
+    for (from, to) in SAME.iter().map(|key| (*key, *key)).chain(RENAMED) {
+        if let Some(value) = set(from) {
+            config.set(to, value.clone());
+        }
+    }
+    if let Some(normalization) = set("normalization").and_then(Node::as_str) {
+        config.set("normalization", Node::Str(normalization.to_ascii_lowercase()));
+    }
+    let (activation, is_openai_gelu) = activation(fields)?;
+    config.set("activation", Node::from(activation));
+    config.set("openai_gelu", Node::Bool(is_openai_gelu));
     let precision = match (flag("bf16"), flag("fp16")) {
         (true, _) => Node::from("bf16"),
         (_, true) => Node::Int(16),
         _ => Node::Int(32),
     };
     config.set("precision", precision);
-    if let Some(tokenizer) = tokenizer(archive, document)? {
-        config.set("tokenizer", tokenizer);
-    }
     Ok(config)
 }
 
@@ -139,17 +147,18 @@ fn activation(fields: &Node) -> Result<(&'static str, bool), String> {
     match (path.rsplit('.').next().unwrap_or_default(), is_gated) {
         ("silu" | "SiLU", true) => Ok(("fast-swiglu", false)),
         ("gelu", true) => Ok(("fast-geglu", false)),
-        ("openai_gelu", true) => Ok(("fast-geglu", true)),
+        // Megatron-Core's `fast_gelu` is the tanh approximation, too.
+        ("openai_gelu" | "fast_gelu", true) => Ok(("fast-geglu", true)),
         ("relu", true) => Ok(("fast-reglu", false)),
         ("gelu", false) => Ok(("gelu", false)),
-        ("openai_gelu", false) => Ok(("gelu", true)),
+        ("openai_gelu" | "fast_gelu", false) => Ok(("gelu", true)),
         ("squared_relu", false) => Ok(("squared-relu", false)),
-        ("quick_gelu" | "fast_gelu" | "approx_gelu", false) => Ok(("approx-gelu", false)),
+        ("quick_gelu" | "approx_gelu", false) => Ok(("approx-gelu", false)),
         (name, _) => {
             let gated = if is_gated { "gated " } else { "" };
             Err(format!(
                 "its `activation_func` is the {gated}function `{name}`; supported are silu (gated), gelu, openai_gelu, \
-                 relu (gated), squared_relu and quick_gelu"
+                 fast_gelu, relu (gated), squared_relu and quick_gelu"
             ))
         }
     }
@@ -157,13 +166,34 @@ fn activation(fields: &Node) -> Result<(&'static str, bool), String> {
 
 /// The tokenizer that the context carries, as NeMo 1's section.
 fn tokenizer(archive: &Archive, document: &Node) -> Result<Option<Node>, FormatError> {
-    let artifacts: Vec<&str> = archive.names().filter(|name| is_artifact(name)).collect();
-    let find = |suffix: &str| artifacts.iter().find(|name| name.ends_with(suffix)).copied();
     let described = document.get("tokenizer").or_else(|| document.get("config.tokenizer"));
     let wants_json = described
         .and_then(|tokenizer| tokenizer.get("_target_"))
         .and_then(Node::as_str)
         .is_some_and(|target| target.ends_with("AutoTokenizer"));
+    let legacy = described.and_then(|tokenizer| tokenizer.get("legacy")).and_then(Node::as_bool);
+    let stated = StatedTokenizer { wants_json, legacy: legacy.unwrap_or(false) };
+    tokenizer_section(archive, CONTEXT, stated)
+}
+
+/// What a configuration says of a tokenizer whose files lie beside it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StatedTokenizer {
+    /// Transformers opens it.
+    pub(crate) wants_json: bool,
+    /// NeMo's `legacy` of a SentencePiece model.
+    pub(crate) legacy: bool,
+}
+
+/// The tokenizer whose files lie below `folder`, as NeMo 1's section; `None` where none does.
+pub(crate) fn tokenizer_section(
+    archive: &Archive,
+    folder: &str,
+    stated: StatedTokenizer,
+) -> Result<Option<Node>, FormatError> {
+    let artifacts: Vec<&str> = archive.names().filter(|name| name.starts_with(folder)).collect();
+    let find = |suffix: &str| artifacts.iter().find(|name| name.ends_with(suffix)).copied();
+    let StatedTokenizer { wants_json, legacy } = stated;
     let (proto, json) = (find(".model"), find("tokenizer.json"));
     let mut section = Node::empty_map();
     match (proto, json) {
@@ -180,11 +210,10 @@ fn tokenizer(archive: &Archive, document: &Node) -> Result<Option<Node>, FormatE
             }
         }
         (Some(proto), _) => {
-            let legacy = described.and_then(|tokenizer| tokenizer.get("legacy")).and_then(Node::as_bool);
             section.set("library", Node::from("sentencepiece"));
             section.set("type", Node::Null);
             section.set("model", Node::Str(format!("nemo:{proto}")));
-            section.set("sentencepiece_legacy", Node::Bool(legacy.unwrap_or(false)));
+            section.set("sentencepiece_legacy", Node::Bool(legacy));
         }
         (None, _) => match find("vocab.json").zip(find("merges.txt")) {
             Some((vocab, merges)) => {

@@ -34,7 +34,7 @@ pub(crate) enum ReportFormat {
     Json,
 }
 
-const SHOWN_KEYS: [&str; 18] = [
+const SHOWN_KEYS: [&str; 20] = [
     "num_layers",
     "hidden_size",
     "ffn_hidden_size",
@@ -50,6 +50,8 @@ const SHOWN_KEYS: [&str; 18] = [
     "rotary_percentage",
     "rotary_base",
     "bias",
+    "qkv_bias",
+    "qk_layernorm",
     "share_embeddings_and_output_weights",
     "precision",
     "megatron_amp_O2",

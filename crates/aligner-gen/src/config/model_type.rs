@@ -18,6 +18,8 @@ pub(crate) enum ModelType {
     Llama,
     Gemma,
     Falcon,
+    Qwen2,
+    Qwen3,
 }
 
 /// One thing that a family has in its config.
@@ -30,11 +32,18 @@ struct Trait {
 
 impl ModelType {
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
-        const ALL: [ModelType; 5] =
-            [ModelType::Gptj, ModelType::Gptnext, ModelType::Llama, ModelType::Gemma, ModelType::Falcon];
+        const ALL: [ModelType; 7] = [
+            ModelType::Gptj,
+            ModelType::Gptnext,
+            ModelType::Llama,
+            ModelType::Gemma,
+            ModelType::Falcon,
+            ModelType::Qwen2,
+            ModelType::Qwen3,
+        ];
         ALL.into_iter().find(|model_type| model_type.name() == text).ok_or_else(|| {
             Failure::usage(format!(
-                "`{KEY}` must be `gptj`, `gptnext`, `llama`, `gemma` or `falcon`, found `{text}`"
+                "`{KEY}` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2` or `qwen3`, found `{text}`"
             ))
         })
     }
@@ -46,6 +55,8 @@ impl ModelType {
             Self::Llama => "llama",
             Self::Gemma => "gemma",
             Self::Falcon => "falcon",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
         }
     }
 
@@ -96,15 +107,23 @@ impl ModelType {
         let sequential = model.block_style == BlockStyle::Sequential;
         let sequential = flag("parallel_attention", !sequential, false);
         let scaling = |wanted| flag("apply_embedding_scaling", model.apply_embedding_scaling, wanted);
+        let head_norms = |wanted| flag("qk_layernorm", model.qk_layernorm, wanted);
         match self {
             Self::Gptj | Self::Gptnext => Vec::new(),
-            Self::Llama => vec![
-                norm("rmsnorm", !layer_norm),
-                activation("fast-swiglu", gated && nonlinearity == Nonlinearity::Silu),
-                rope,
-                sequential,
-                scaling(false),
-            ],
+            Self::Llama | Self::Qwen2 | Self::Qwen3 => {
+                let mut traits = vec![
+                    norm("rmsnorm", !layer_norm),
+                    activation("fast-swiglu", gated && nonlinearity == Nonlinearity::Silu),
+                    rope,
+                    sequential,
+                    scaling(false),
+                    head_norms(self == Self::Qwen3),
+                ];
+                if self == Self::Qwen2 {
+                    traits.push(flag("qkv_bias", model.qkv_bias, true));
+                }
+                traits
+            }
             Self::Gemma => vec![
                 norm("rmsnorm", !layer_norm),
                 activation("geglu", gated && is_gelu),
@@ -158,19 +177,32 @@ mod tests {
     const GEMMA: &str = "normalization: rmsnorm\nactivation: geglu\nopenai_gelu: true\nposition_embedding_type: rope\n\
                          apply_embedding_scaling: true\n";
     const FALCON: &str = "name: megatron_falcon_gpt\nposition_embedding_type: rope\n";
+    const QWEN2: &str = "normalization: rmsnorm\nactivation: fast-swiglu\nposition_embedding_type: rope\nbias: false\n\
+                         qkv_bias: true\n";
+    const QWEN3: &str = "normalization: rmsnorm\nactivation: fast-swiglu\nposition_embedding_type: rope\nbias: false\n\
+                         qk_layernorm: true\n";
     const NEMOTRON: &str =
         "normalization: layernorm1p\nactivation: squared-relu\nposition_embedding_type: rope\n";
 
     #[test]
     fn every_family_runs_under_its_own_name_and_under_the_general_ones() {
-        for (name, own) in [("llama", LLAMA), ("gemma", GEMMA), ("falcon", FALCON)] {
-            for family in [GPT, LLAMA, GEMMA, FALCON, NEMOTRON] {
+        const FAMILIES: [&str; 7] = [GPT, LLAMA, GEMMA, FALCON, NEMOTRON, QWEN2, QWEN3];
+        for (name, own) in [
+            // A Llama may have biases: its only difference from a Qwen2.
+            ("llama", vec![LLAMA, QWEN2]),
+            ("gemma", vec![GEMMA]),
+            ("falcon", vec![FALCON]),
+            // The test's Llama has all biases.
+            ("qwen2", vec![LLAMA, QWEN2]),
+            ("qwen3", vec![QWEN3]),
+        ] {
+            for family in FAMILIES {
                 let fits = ModelType::parse(name).unwrap().check(&config(family)).is_ok();
-                assert_eq!(fits, family == own, "{name}: {family}");
+                assert_eq!(fits, own.contains(&family), "{name}: {family}");
             }
         }
         for name in ["gptj", "gptnext"] {
-            for family in [GPT, LLAMA, GEMMA, FALCON, NEMOTRON] {
+            for family in FAMILIES {
                 ModelType::parse(name).unwrap().check(&config(family)).unwrap();
             }
         }
@@ -184,6 +216,8 @@ mod tests {
         insta::assert_snapshot!(message(ModelType::Gemma, LLAMA), @"`trainer.generation.trt_llm.model_type=gemma` needs `activation: geglu` (the checkpoint has `swiglu`) and `apply_embedding_scaling: true` (the checkpoint has `false`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
         insta::assert_snapshot!(message(ModelType::Falcon, GPT), @"`trainer.generation.trt_llm.model_type=falcon` needs `position_embedding_type: rope` (the checkpoint has `learned_absolute`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
         insta::assert_snapshot!(message(ModelType::Falcon, NEMOTRON), @"`trainer.generation.trt_llm.model_type=falcon` needs `activation: gelu` (the checkpoint has `squared-relu`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
-        insta::assert_snapshot!(ModelType::parse("bert").unwrap_err().sentence(), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma` or `falcon`, found `bert`");
+        insta::assert_snapshot!(message(ModelType::Llama, QWEN3), @"`trainer.generation.trt_llm.model_type=llama` needs `qk_layernorm: false` (the checkpoint has `true`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
+        insta::assert_snapshot!(message(ModelType::Qwen2, QWEN3), @"`trainer.generation.trt_llm.model_type=qwen2` needs `qk_layernorm: false` (the checkpoint has `true`) and `qkv_bias: true` (the checkpoint has `false`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
+        insta::assert_snapshot!(ModelType::parse("bert").unwrap_err().sentence(), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2` or `qwen3`, found `bert`");
     }
 }

@@ -409,6 +409,6 @@ mod tests {
         insta::assert_snapshot!(message(&["model.generation.output_fields=[nope]"]), @"`model.generation.output_fields.0` must be one of `metadata`, `index`, `finish_reasons`, `token_ids`, `logprobs`, found the string `nope` (command line: model.generation.output_fields=[nope])");
         insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @"`model.global_batch_size` must be a whole number, found the string `two` (command line: model.global_batch_size=two)");
         insta::assert_snapshot!(message(&["trainer.generation.max_epochs=2"]), @"`trainer.generation.max_epochs` is 2, it must be 1");
-        insta::assert_snapshot!(message(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=bert"]), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma` or `falcon`, found `bert`");
+        insta::assert_snapshot!(message(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=bert"]), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2` or `qwen3`, found `bert`");
     }
 }

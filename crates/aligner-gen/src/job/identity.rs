@@ -110,6 +110,7 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         activation: Activation { nonlinearity, gated },
         bias,
         qkv_bias,
+        qk_layernorm,
         position_embedding,
         // No sequence is longer.
         window: _,
@@ -145,6 +146,7 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         activation: activation_name(nonlinearity, gated),
         bias,
         qkv_bias,
+        qk_layernorm,
         position_embedding_type: if rotary.is_some() { "rope" } else { "learned_absolute" }.to_owned(),
         rotary_percentage: rotary.map(|(rotary_dims, ..)| rotary_dims as f64 / kv_channels as f64),
         rotary_interleaved: rotary.map(|(_, interleaved, ..)| interleaved),

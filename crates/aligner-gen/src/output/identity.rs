@@ -154,6 +154,9 @@ pub(crate) struct ModelFields {
     pub(crate) bias: bool,
     #[serde(rename = "model.qkv_bias")]
     pub(crate) qkv_bias: bool,
+    /// Absent in records from before it was computed.
+    #[serde(rename = "model.qk_layernorm", default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) qk_layernorm: bool,
     /// `learned_absolute` or `rope`, to which all that follows belongs.
     #[serde(rename = "model.position_embedding_type")]
     pub(crate) position_embedding_type: String,

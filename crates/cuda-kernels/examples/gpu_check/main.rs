@@ -21,9 +21,10 @@ use std::process::ExitCode;
 use cases::{Case, say};
 use support::Gpu;
 
-const CASES: [Case<Gpu>; 18] = [
+const CASES: [Case<Gpu>; 19] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
+    ("norms of heads", pointwise::norms_of_heads),
     ("activations", pointwise::activations),
     ("rotary embedding and cache", pointwise::rope),
     ("keys and values from the cache", gather::all_kinds),

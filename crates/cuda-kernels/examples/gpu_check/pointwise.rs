@@ -1,6 +1,6 @@
 //! The pointwise kernels against references in float64.
 
-use cuda_kernels::{Activate, Embed, Gating, LayerKv, Normalize, RopeAndCache, RotaryArrays};
+use cuda_kernels::{Activate, Embed, Gating, LayerKv, NormHeads, Normalize, RopeAndCache, RotaryArrays};
 use model_spec::{Nonlinearity, Normalization};
 use tch::{Kind, Tensor};
 
@@ -78,6 +78,65 @@ fn check_norm(
         expect = expect.f_add(&bias)?;
     }
     relative_error(&out, &expect)
+}
+
+pub(crate) fn norms_of_heads(gpu: &Gpu) -> Outcome {
+    let mut worst: f64 = 0.0;
+    for (kind, d, q) in
+        [(Kind::Float, 128, 1), (Kind::BFloat16, 128, 4), (Kind::Half, 80, 7), (Kind::BFloat16, 256, 2)]
+    {
+        for normalization in [Normalization::RmsNorm, Normalization::LayerNorm] {
+            for (groups, num_rows) in [(1, 1), (8, 5), (3, 700)] {
+                let heads = Heads { kind, head_dim: d, queries: q, groups };
+                let error = check_norm_of_heads(gpu, &heads, normalization, num_rows)?;
+                ensure(error < tolerance(kind), || {
+                    format!(
+                        "{normalization:?} {kind:?} {d} elements, {q} queries, {groups} groups: off by {error:.1e}"
+                    )
+                })?;
+                worst = worst.max(error);
+            }
+        }
+    }
+    Ok(format!("off by at most {worst:.1e}"))
+}
+
+/// A LayerNorm with biases, a root mean square without; values keep their bits.
+fn check_norm_of_heads(
+    gpu: &Gpu,
+    heads: &Heads,
+    normalization: Normalization,
+    n: i64,
+) -> Result<f64, Box<dyn std::error::Error>> {
+    let &Heads { kind, head_dim: d, queries: q, groups: g } = heads;
+    let kernels = gpu.kernels(kind, d as u32, q as u32)?;
+    let qkv = gpu.random(&[n, g, q + 2, d], kind)?;
+    let vector = || gpu.random(&[d], Kind::Float);
+    let (gains, biases) = ([vector()?, vector()?], [vector()?, vector()?]);
+    let is_centred = normalization == Normalization::LayerNorm;
+    let out = qkv.f_detach_copy()?.f_reshape([n, g * (q + 2) * d])?;
+    let launch = NormHeads {
+        normalization,
+        qkv: &out,
+        gains: [&gains[0], &gains[1]],
+        biases: [0, 1].map(|part: usize| is_centred.then_some(&biases[part])),
+        eps: 1e-5,
+    };
+    kernels.norm_heads(&gpu.stream, &launch)?;
+    let out = out.f_reshape([n, g, q + 2, d])?;
+    ensure(same(&out.f_select(2, q + 1)?, &qkv.f_select(2, q + 1)?)?, || "values were changed".to_owned())?;
+    let mut worst: f64 = 0.0;
+    for (part, (start, len)) in [(0, q), (q, 1)].into_iter().enumerate() {
+        let x = double(&qkv.f_narrow(2, start, len)?)?;
+        let x = if is_centred { x.f_sub(&x.f_mean_dim(3, true, Kind::Double)?)? } else { x };
+        let square = x.f_square()?.f_mean_dim(3, true, Kind::Double)?;
+        let mut expect = x.f_mul(&square.f_add_scalar(1e-5)?.f_rsqrt()?)?.f_mul(&gains[part])?;
+        if is_centred {
+            expect = expect.f_add(&biases[part])?;
+        }
+        worst = worst.max(relative_error(&out.f_narrow(2, start, len)?, &expect)?);
+    }
+    Ok(worst)
 }
 
 pub(crate) const NONLINEARITIES: [Nonlinearity; 6] = [

@@ -65,7 +65,7 @@ impl KernelConfig {
         ]
     }
 
-    /// Embedding, norms, activations, rotary embedding with the cache write, and reading the cache back.
+    /// Embedding, norms, also those of heads, activations, rotary embedding with the cache write, and reading the cache back.
     pub fn pointwise(&self) -> Program {
         Program {
             name: "pointwise",
@@ -74,6 +74,7 @@ impl KernelConfig {
                 "common.cuh",
                 "embed.cuh",
                 "norm.cuh",
+                "heads.cuh",
                 "nonlinearity.cuh",
                 "activate.cuh",
                 "rotary.cuh",

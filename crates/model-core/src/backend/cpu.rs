@@ -6,7 +6,7 @@ mod attention;
 mod linear;
 
 use cpu_kernels::{CpuKernels, HeadShape, Layout, MAX_HEAD_DIM, NormParams, SourceDType, StoredLinear};
-use model_spec::{AttentionSpec, KvGroup, Numerics, WeightFormat};
+use model_spec::{AttentionSpec, HeadLayout, KvGroup, Numerics, WeightFormat};
 use tch::{Kind, Tensor};
 use torch_ext::view;
 
@@ -20,7 +20,9 @@ use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool, packed_shape};
 use crate::layers::rotary::RotaryTables;
-use crate::ops::{LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap, scale_f32};
+use crate::ops::{
+    HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap, scale_f32,
+};
 
 /// The CPU kernels with their threads and scratch memory.
 #[derive(Debug)]
@@ -62,14 +64,27 @@ impl StepState for CpuState {
     }
 
     fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
-        let params = NormParams {
-            normalization: norm.normalization,
-            weight: view::f32_slice(&norm.gain, "norm weight")?,
-            bias: norm.bias.as_ref().map_or(Ok(&[][..]), |bias| view::f32_slice(bias, "norm bias"))?,
-            epsilon: norm.epsilon as f32,
-        };
-        Ok(self.kernels.norm(x, &params)?)
+        Ok(self.kernels.norm(x, &params_of(norm)?)?)
     }
+
+    fn norm_heads(
+        &mut self,
+        qkv: &mut Tensor,
+        heads: HeadLayout,
+        norms: &HeadNorms,
+    ) -> Result<(), ModelError> {
+        let [query, key] = [params_of(&norms.query)?, params_of(&norms.key)?];
+        Ok(self.kernels.norm_heads(qkv, heads, &query, &key)?)
+    }
+}
+
+fn params_of(norm: &Norm) -> Result<NormParams<'_>, ModelError> {
+    Ok(NormParams {
+        normalization: norm.normalization,
+        weight: view::f32_slice(&norm.gain, "norm weight")?,
+        bias: norm.bias.as_ref().map_or(Ok(&[][..]), |bias| view::f32_slice(bias, "norm bias"))?,
+        epsilon: norm.epsilon as f32,
+    })
 }
 
 /// Packs weights for the CPU kernels, with their own threads.

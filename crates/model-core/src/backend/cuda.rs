@@ -11,7 +11,9 @@ mod loader;
 mod prompts;
 mod small_batch;
 
-use cuda_kernels::{DecodePlan, Embed, ModelKernels, Normalize, PlanDecode, PlanSizes, RotaryArrays};
+use cuda_kernels::{
+    DecodePlan, Embed, ModelKernels, NormHeads, Normalize, PlanDecode, PlanSizes, RotaryArrays,
+};
 use cuda_runtime::{Device, Stream};
 use model_spec::{HeadLayout, KvGroup, Numerics};
 use tch::{Kind, Tensor};
@@ -25,7 +27,7 @@ use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
 use crate::layers::rotary::{RotaryId, RotaryTables};
-use crate::ops::{Norm, StepState, TrialLinear};
+use crate::ops::{HeadNorms, Norm, StepState, TrialLinear};
 use crate::upload::to_device;
 
 /// Batches of fewer rows are padded: below, cuBLAS picks kernels whose sums depend on the number of rows.
@@ -187,6 +189,24 @@ impl StepState for CudaState {
         };
         self.kernels()?.norm(&self.stream()?, &launch)?;
         Ok(out)
+    }
+
+    fn norm_heads(
+        &mut self,
+        qkv: &mut Tensor,
+        heads: HeadLayout,
+        HeadNorms { query, key }: &HeadNorms,
+    ) -> Result<(), ModelError> {
+        let known = self.heads.iter().find(|known| known.heads == heads).ok_or(NOT_PLANNED)?;
+        let launch = NormHeads {
+            normalization: query.normalization,
+            qkv,
+            gains: [&query.gain, &key.gain],
+            biases: [query.bias.as_ref(), key.bias.as_ref()],
+            eps: query.epsilon as f32,
+        };
+        known.kernels.norm_heads(&self.stream()?, &launch)?;
+        Ok(())
     }
 
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError> {

@@ -6,7 +6,7 @@
 mod attention;
 mod linear;
 
-use model_spec::{AttentionSpec, KvGroup, Normalization, Numerics, WeightFormat};
+use model_spec::{AttentionSpec, HeadLayout, KvGroup, Normalization, Numerics, WeightFormat};
 use tch::{Device, Kind, Tensor};
 use torch_ext::mkl;
 
@@ -21,7 +21,7 @@ use crate::fp8::Fp8Rows;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool};
 use crate::layers::rotary::RotaryTables;
-use crate::ops::{LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap};
+use crate::ops::{HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap};
 use crate::upload::to_device;
 use crate::{AttentionSwitches, ModelError};
 
@@ -71,24 +71,45 @@ impl StepState for PlainState {
 
     fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
         by_row_blocks(x, ROWS_PER_BLOCK, |rows| {
-            let rows = rows.f_to_kind(Kind::Float)?;
-            let normalized = match norm.normalization {
-                Normalization::LayerNorm => rows.f_layer_norm(
-                    norm.gain.size(),
-                    Some(&norm.gain),
-                    norm.bias.as_ref(),
-                    norm.epsilon,
-                    false,
-                )?,
-                Normalization::RmsNorm => {
-                    let mean_square = rows.f_square()?.f_mean_dim(-1, true, Kind::Float)?;
-                    let scale = mean_square.f_add_scalar(norm.epsilon)?.f_rsqrt()?;
-                    rows.f_mul(&scale)?.f_mul(&norm.gain)?
-                }
-            };
-            Ok(normalized.f_to_kind(self.numerics.compute.kind())?)
+            Ok(normalised(rows, norm)?.f_to_kind(self.numerics.compute.kind())?)
         })
     }
+
+    fn norm_heads(
+        &mut self,
+        qkv: &mut Tensor,
+        heads: HeadLayout,
+        norms: &HeadNorms,
+    ) -> Result<(), ModelError> {
+        let queries_per_group = heads.queries_per_group() as i64;
+        let (groups, channels) = (heads.num_query_groups as i64, heads.kv_channels as i64);
+        *qkv = by_row_blocks(qkv, ROWS_PER_BLOCK, |rows| {
+            let grouped = rows.f_view([ROWS_PER_BLOCK, groups, queries_per_group + 2, channels])?;
+            let part = |start, len| grouped.f_narrow(2, start, len)?.f_contiguous();
+            let kind = self.numerics.compute.kind();
+            let queries = normalised(&part(0, queries_per_group)?, &norms.query)?.f_to_kind(kind)?;
+            let keys = normalised(&part(queries_per_group, 1)?, &norms.key)?.f_to_kind(kind)?;
+            let all = Tensor::f_cat(&[queries, keys, part(queries_per_group + 1, 1)?], 2)?;
+            Ok(all.f_view(rows.size().as_slice())?)
+        })?;
+        Ok(())
+    }
+}
+
+/// float32 norm over the last axis, of any number of them.
+fn normalised(x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
+    let x = x.f_to_kind(Kind::Float)?;
+    Ok(match norm.normalization {
+        Normalization::LayerNorm => {
+            let bias = norm.bias.as_ref();
+            x.f_layer_norm(norm.gain.size(), Some(&norm.gain), bias, norm.epsilon, false)?
+        }
+        Normalization::RmsNorm => {
+            let mean_square = x.f_square()?.f_mean_dim(-1, true, Kind::Float)?;
+            let scale = mean_square.f_add_scalar(norm.epsilon)?.f_rsqrt()?;
+            x.f_mul(&scale)?.f_mul(&norm.gain)?
+        }
+    })
 }
 
 /// Makes tensors of stored weights.

@@ -26,13 +26,16 @@ const WITHOUT_EFFECT: [&str; 9] = [
 const WITHOUT_EFFECT_PARTS: [&str; 7] =
     ["_fusion", "dropout", "recompute", "parallel_size", "tp_comm_", "cpu_offloading", "fp8"];
 
+/// Keys that are read from there before they are read as NeMo's own.
+const COMPUTED: [&str; 4] =
+    ["parallel_attention", "new_decoder_architecture", "qk_layernorm", "rotary_interleaved"];
+
 /// Keys that change nothing as long as they are off.
-const OFF_WHEN_FALSE: [(&str, &str); 6] = [
+const OFF_WHEN_FALSE: [(&str, &str); 5] = [
     ("attn_logit_softcapping", "capped attention scores"),
     ("final_logit_softcapping", "capped logits"),
     ("multi_latent_attention", "latent attention"),
     ("num_moe_experts", "a mixture of experts"),
-    ("qk_layernorm", "a norm of queries and keys"),
     ("window_size", "sliding-window attention"),
 ];
 
@@ -75,9 +78,7 @@ impl RawModelConfig {
     pub(super) fn refuse_customizations(&self) -> Result<(), ModelError> {
         for (key, value) in self.mcore_customization_config.iter().flatten() {
             let Some(value) = value else { continue };
-            let is_block_key = ["parallel_attention", "new_decoder_architecture", "rotary_interleaved"]
-                .contains(&key.as_str());
-            let is_known = is_block_key
+            let is_known = COMPUTED.contains(&key.as_str())
                 || WITHOUT_EFFECT.contains(&key.as_str())
                 || WITHOUT_EFFECT_PARTS.iter().any(|part| key.contains(part));
             let feature = OFF_WHEN_FALSE.iter().find(|(name, _)| name == key).map(|(_, feature)| *feature);

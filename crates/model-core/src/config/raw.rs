@@ -126,7 +126,7 @@ pub struct RawModelConfig {
     headscale: Option<bool>,
     attention_type: Option<String>,
     normalize_attention_scores: Option<bool>,
-    qk_layernorm: Option<bool>,
+    pub(super) qk_layernorm: Option<bool>,
     pub(super) parallel_attention: Option<bool>,
     pub(super) new_decoder_architecture: Option<bool>,
     pub(super) window_size: Option<RawWindow>,
@@ -217,7 +217,6 @@ impl RawModelConfig {
         const WITHOUT: &str = "a checkpoint trained without it";
         let flags = [
             ("headscale", self.headscale, "scaling of heads", WITHOUT),
-            ("qk_layernorm", self.qk_layernorm, "a norm of queries and keys", WITHOUT),
             ("multi_latent_attention", self.multi_latent_attention, "latent attention", WITHOUT),
             (
                 "megatron_legacy",

@@ -116,7 +116,6 @@ fn what_the_model_cannot_compute_is_refused_by_key() {
         json!({ "position_embedding_type": "alibi" }),
         json!({ "transformer_block_type": "post_ln" }),
         json!({ "name": "megatron_gemma2" }),
-        json!({ "qk_layernorm": true }),
         json!({ "headscale": true }),
         json!({ "window_size": "wide" }),
         json!({ "attn_logit_softcapping": 50.0 }),
@@ -157,6 +156,17 @@ fn the_block_style_follows_the_name_and_the_customization() {
     assert_eq!(style(customized("megatron_falcon_gpt", None, Some(true))), BlockStyle::ParallelOwnNorm);
     assert_eq!(style(customized("", Some(true), None)), BlockStyle::ParallelSharedNorm);
     assert_eq!(style(customized("te_gpt", Some(true), Some(true))), BlockStyle::ParallelOwnNorm);
+}
+
+#[test]
+fn norms_of_heads_are_asked_for_by_either_key() {
+    let is_normed = |keys| parse(&keys).unwrap().uniform.qk_layernorm;
+    assert!(!is_normed(json!({})));
+    assert!(is_normed(json!({ "qk_layernorm": true })));
+    assert!(is_normed(json!({ "mcore_customization_config": { "qk_layernorm": true } })));
+    assert!(!is_normed(
+        json!({ "qk_layernorm": true, "mcore_customization_config": { "qk_layernorm": false } })
+    ));
 }
 
 #[test]

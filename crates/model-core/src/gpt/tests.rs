@@ -114,6 +114,7 @@ fn attention(num_attention_heads: usize, norm: NormSpec, rotary: Option<RotaryCo
         norm,
         qkv_bias: num_attention_heads == 4,
         proj_bias: num_attention_heads != 4,
+        qk_norm: None,
         rotary,
         window: None,
         softcap: None,
@@ -320,7 +321,7 @@ impl StoredLayer {
         let attention = self.attention.as_ref().map(|(norm, qkv, proj)| {
             let op = loader.attention(layer_idx, self.spec.attention.as_ref().unwrap()).unwrap();
             let [qkv, proj] = [qkv, proj].map(|linear| linear.load(loader, LinearRole::Plain));
-            (norm.load(), Attention { qkv, op, proj })
+            (norm.load(), Attention { qkv, head_norms: None, op, proj })
         });
         let mlp = self.mlp.as_ref().map(|(norm, fc1, fc2)| {
             let activation = self.spec.mlp().unwrap().activation;

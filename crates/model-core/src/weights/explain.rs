@@ -25,10 +25,6 @@ pub(super) fn unknown_because(names: &[&str], spec: &ModelSpec) -> String {
     if has("adapter") || has("lora") {
         return "adapters are not supported: merge them into the weights first".to_owned();
     }
-    if has("q_layernorm") || has("k_layernorm") {
-        return "norms of queries and keys are not supported: use a checkpoint trained without `qk_layernorm`"
-            .to_owned();
-    }
     let num_layers = spec.layers.len();
     let setting = if layer_of(name).is_some_and(|layer_idx| layer_idx >= num_layers) {
         format!("a larger `num_layers` than {num_layers}")

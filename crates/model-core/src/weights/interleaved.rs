@@ -2,7 +2,8 @@
 //!
 //! Which of a head's dimensions are rotated together is a matter of their order, and queries and keys are only ever
 //! multiplied with each other: with the rows of both put in the same new order, dimensions `(2 i, 2 i + 1)` come to lie
-//! at `(i, i + half)`, and the layers need no second rotation. Transformers' Llama converter does the same.
+//! at `(i, i + half)`, and the layers need no second rotation. Transformers' Llama converter does the same. Norms of the
+//! heads get the same order.
 
 use model_spec::{AttentionSpec, RotaryPairing};
 
@@ -26,6 +27,13 @@ pub(super) fn row_order(attention: &AttentionSpec) -> Option<Vec<usize>> {
         head * heads.kv_channels + stored_dim
     };
     Some((0..heads.qkv_size()).map(order).collect())
+}
+
+/// The stored dimension that belongs at each dimension of a query or key head: the first head's rows.
+pub(super) fn head_order(attention: &AttentionSpec) -> Option<Vec<usize>> {
+    let mut order = row_order(attention)?;
+    order.truncate(attention.heads.kv_channels);
+    Some(order)
 }
 
 /// The rows of `bytes` in another order.

@@ -92,13 +92,8 @@ impl<'a, L: Loader> Reader<'a, L> {
         let bias = self.spec.tensor(TensorId { layer, module, part: Part::Bias }).ok();
         let mut weight = self.stored(&self.needed(weight)?)?;
         let mut bias = bias.map(|bias| self.stored(&bias)).transpose()?;
-        let attention = layer.and_then(|idx| self.spec.layers.get(idx)?.attention.as_ref());
-        if module == Module::Qkv
-            && let Some(order) = attention.and_then(interleaved::row_order)
-        {
-            for stored in std::iter::once(&mut weight).chain(&mut bias) {
-                stored.bytes = Cow::Owned(interleaved::reorder(&stored.bytes, &order));
-            }
+        for stored in std::iter::once(&mut weight).chain(&mut bias) {
+            self.put_in_order(layer, module, stored);
         }
         let source = LinearSource { weight: weight.weight(), bias: bias.as_ref().map(Stored::weight) };
         self.loader.linear(source, role)
@@ -119,13 +114,27 @@ impl<'a, L: Loader> Reader<'a, L> {
         Ok(Norm { normalization: norm.normalization, gain, bias, epsilon: norm.epsilon })
     }
 
+    /// Puts what is interleaved for the rotation into the order of the layers.
+    fn put_in_order(&self, layer: Option<usize>, module: Module, stored: &mut Stored<'_>) {
+        let attention = layer.and_then(|idx| self.spec.layers.get(idx)?.attention.as_ref());
+        let order = match module {
+            Module::Qkv => attention.and_then(interleaved::row_order),
+            Module::QNorm | Module::KNorm => attention.and_then(interleaved::head_order),
+            _ => None,
+        };
+        if let Some(order) = order {
+            stored.bytes = Cow::Owned(interleaved::reorder(&stored.bytes, &order));
+        }
+    }
+
     /// A table of rows as wide as the residual stream.
     pub(super) fn table(&mut self, id: TensorId) -> Result<Tensor, ModelError> {
         self.tensor(&self.needed(id)?, self.loader.numerics().plain_weights().kind())
     }
 
     fn tensor(&mut self, tensor: &TensorSpec, kind: Kind) -> Result<Tensor, ModelError> {
-        let stored = self.stored(tensor)?;
+        let mut stored = self.stored(tensor)?;
+        self.put_in_order(tensor.id.layer, tensor.id.module, &mut stored);
         self.loader.tensor(stored.weight(), kind)
     }
 

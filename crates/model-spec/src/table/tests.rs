@@ -50,6 +50,27 @@ fn tensors_of_a_gpt() {
 }
 
 #[test]
+fn norms_of_heads_are_as_long_as_a_head_and_whole_on_every_rank() {
+    let added = |spec: UniformSpec| {
+        let plain: Vec<TensorSpec> = spec.spec(TABLE_ROWS).tensors().collect();
+        let normed = UniformSpec { num_layers: 1, qk_layernorm: true, ..spec }.spec(TABLE_ROWS);
+        let lines = shown(&normed);
+        let is_new = |line: &&str| !plain.iter().any(|tensor| line.starts_with(&format!("{} ", tensor.name)));
+        lines.lines().filter(is_new).collect::<Vec<_>>().join("\n")
+    };
+    insta::assert_snapshot!(added(llama()), @r"
+    model.decoder.layers.0.self_attention.q_layernorm.weight [6] Replicated; `qk_layernorm: true` needs it
+    model.decoder.layers.0.self_attention.k_layernorm.weight [6] Replicated; `qk_layernorm: true` needs it
+    ");
+    insta::assert_snapshot!(added(gpt()), @r"
+    model.decoder.layers.0.self_attention.q_layernorm.weight [6] Replicated; `qk_layernorm: true` needs it
+    model.decoder.layers.0.self_attention.q_layernorm.bias [6] Replicated; `normalization: layernorm` needs it, `rmsnorm` has none
+    model.decoder.layers.0.self_attention.k_layernorm.weight [6] Replicated; `qk_layernorm: true` needs it
+    model.decoder.layers.0.self_attention.k_layernorm.bias [6] Replicated; `normalization: layernorm` needs it, `rmsnorm` has none
+    ");
+}
+
+#[test]
 fn layers_have_the_tensors_of_their_own_shape() {
     let model = mixed();
     let of_layer = |idx| model.tensors().filter(move |tensor| tensor.id.layer == Some(idx));
@@ -83,12 +104,14 @@ fn what_a_model_lacks_names_the_setting() {
         TensorId::outside(Module::PositionEmbeddings, Weight),
         "`position_embedding_type: learned_absolute`",
     );
+    check(llama(), TensorId::in_layer(0, Module::QNorm, Weight), "`qk_layernorm: true`");
     check(llama(), TensorId::in_layer(2, Module::Qkv, Weight), "a layer of another kind");
 }
 
 #[test]
 fn names_are_read_as_they_are_written() {
-    for model in [llama().spec(TABLE_ROWS), gpt().spec(TABLE_ROWS), mixed()] {
+    let normed = UniformSpec { qk_layernorm: true, ..gpt() };
+    for model in [llama().spec(TABLE_ROWS), gpt().spec(TABLE_ROWS), normed.spec(TABLE_ROWS), mixed()] {
         for tensor in model.tensors() {
             assert_eq!(parse_name(&tensor.name), Some(tensor.id));
             let gated = model.layers[0].mlp().unwrap().activation.gated;
@@ -114,7 +137,7 @@ fn names_are_read_as_they_are_written() {
 
 #[test]
 fn norms_of_other_models_are_whole_and_the_rest_is_not_known() {
-    let q_norm = "model.decoder.layers.0.self_attention.q_layernorm.weight";
-    assert_eq!(shard_of(q_norm, false), Some(Shard::Replicated));
+    let post_norm = "model.decoder.layers.0.self_attention.linear_proj.post_layernorm.weight";
+    assert_eq!(shard_of(post_norm, false), Some(Shard::Replicated));
     assert_eq!(shard_of("model.decoder.layers.0.mlp.router.weight", false), None);
 }

@@ -205,6 +205,9 @@ impl ModelArch {
             Biases::Qkv => config.set("qkv_bias", Node::Bool(true)),
             Biases::All => config.set("bias", Node::Bool(true)),
         }
+        if model.qk_layernorm {
+            config.set("qk_layernorm", Node::Bool(true));
+        }
         self.set_positions(&mut config);
         self.set_block(&mut config);
         config.set("tokenizer", tokenizer);
@@ -252,6 +255,9 @@ impl ModelArch {
         }
         if let Some(name) = facts.nemo_name {
             config.set("name", Node::from(name));
+        }
+        if facts.overrides_vocab_size {
+            config.set("override_vocab_size", int(self.tables.vocab));
         }
         if self.model.apply_embedding_scaling {
             config.set("apply_embedding_scaling", Node::Bool(true));

@@ -13,6 +13,8 @@ pub(super) enum Family {
     GptJ,
     GptNeoX,
     Nemotron,
+    Qwen2,
+    Qwen3,
 }
 
 /// The facts of a family.
@@ -42,6 +44,10 @@ pub(super) struct FamilyFacts {
     pub(super) scales_embeddings: bool,
     /// `sliding_window` counts.
     pub(super) has_window: bool,
+    /// Query and key heads have norms.
+    pub(super) has_qk_norm: bool,
+    /// The embedding table has more rows than the tokenizer has tokens, padded by another rule than NeMo's.
+    pub(super) overrides_vocab_size: bool,
     /// NeMo's `name` of the layers, where these are its own; they are parallel unless told otherwise.
     pub(super) nemo_name: Option<&'static str>,
     /// `hidden_activation` of `config.json`, beside `hidden_act`, which is `silu` elsewhere.
@@ -57,6 +63,8 @@ pub(super) enum Announced {
     Always,
     /// They have none.
     Never,
+    /// Queries, keys and values have, the output of attention has none.
+    OfQkv,
     /// By this key, with this default.
     ByKey(&'static str, bool),
 }
@@ -82,6 +90,8 @@ const LLAMA: FamilyFacts = FamilyFacts {
     has_output_bias: false,
     scales_embeddings: false,
     has_window: false,
+    has_qk_norm: false,
+    overrides_vocab_size: false,
     nemo_name: None,
     hidden_activation: None,
     tokenizer_class: "LlamaTokenizer",
@@ -105,6 +115,25 @@ const GEMMA: FamilyFacts = FamilyFacts {
     hidden_activation: Some("gelu_pytorch_tanh"),
     tokenizer_class: "GemmaTokenizer",
     ..LLAMA
+};
+
+const QWEN2: FamilyFacts = FamilyFacts {
+    name: "qwen2",
+    classes: &["Qwen2ForCausalLM", "Qwen2Model"],
+    attention_bias: Announced::OfQkv,
+    mlp_bias: Announced::Never,
+    zero_biases: ZeroBiases::None,
+    overrides_vocab_size: true,
+    tokenizer_class: "Qwen2Tokenizer",
+    ..LLAMA
+};
+
+const QWEN3: FamilyFacts = FamilyFacts {
+    name: "qwen3",
+    classes: &["Qwen3ForCausalLM", "Qwen3Model"],
+    attention_bias: Announced::ByKey("attention_bias", false),
+    has_qk_norm: true,
+    ..QWEN2
 };
 
 const NEMOTRON: FamilyFacts = FamilyFacts {
@@ -166,6 +195,8 @@ impl Family {
             Self::GptJ => &GPT_J,
             Self::GptNeoX => &GPT_NEOX,
             Self::Nemotron => &NEMOTRON,
+            Self::Qwen2 => &QWEN2,
+            Self::Qwen3 => &QWEN3,
         }
     }
 

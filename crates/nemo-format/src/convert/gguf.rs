@@ -105,6 +105,7 @@ fn arch(source: &GgufSource) -> Result<ModelArch, FormatError> {
         activation: Activation { nonlinearity: Nonlinearity::Silu, gated: true },
         bias: false,
         qkv_bias: false,
+        qk_layernorm: false,
         position_embedding: PositionEmbedding::LearnedAbsolute,
         window: None,
         apply_embedding_scaling: family.facts().scales_embeddings,

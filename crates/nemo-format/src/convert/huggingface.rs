@@ -3,6 +3,8 @@
 //! Defaults of keys left out are those of transformers' configuration classes. Whatever would change the numbers and has
 //! no key in NeMo's configuration is refused by name.
 
+mod qwen;
+
 use model_spec::{
     Activation, BlockStyle, HeadLayout, Module, Nonlinearity, NormSpec, Normalization, OutputSpec, Part,
     PositionEmbedding, RopeScaling, TableRows, TensorId, UniformSpec,
@@ -21,8 +23,8 @@ use crate::{FormatError, SourceNote, TensorSource};
 const DEFAULT_MAX_POSITIONS: u64 = 2048;
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 const DEFAULT_INITIALIZER_RANGE: f64 = 0.02;
-const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox` and \
-                         `nemotron`";
+const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, \
+                         `nemotron`, `qwen2` and `qwen3`";
 
 /// A model of Hugging Face, understood.
 pub(super) struct HfModel {
@@ -52,6 +54,8 @@ pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result
         "gptj" => (gptj(config)?, names::GPTJ),
         "gpt_neox" => (gpt_neox(config)?, names::GPT_NEOX),
         "nemotron" => (nemotron(config)?, names::NEMOTRON),
+        "qwen2" => (qwen::qwen(config, Family::Qwen2)?, names::LLAMA),
+        "qwen3" => (qwen::qwen(config, Family::Qwen3)?, names::LLAMA),
         other => {
             let architectures = config.texts("architectures").join(", ");
             return Err(FormatError::Unsupported {
@@ -130,6 +134,7 @@ fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
         activation: Activation { nonlinearity: Nonlinearity::Gelu, gated: false },
         bias: false,
         qkv_bias: false,
+        qk_layernorm: facts.has_qk_norm,
         position_embedding: PositionEmbedding::LearnedAbsolute,
         window: None,
         apply_embedding_scaling: facts.scales_embeddings,

@@ -41,7 +41,7 @@ use crate::writer::{
     Artifact, MAX_SHARD_BYTES, Overwrite, WriteOptions, WriteProgress, WriteReport, write_hf_folder,
     write_nemo,
 };
-use crate::{ConvertNote, DType, FormatError, GgufFile, GgufSource, TensorSource, convert_note};
+use crate::{ConvertNote, DType, FormatError, GgufFile, GgufSource, TensorSource, bridge, convert_note};
 
 /// Choices of [`convert_checkpoint`].
 #[derive(Clone, Default)]
@@ -65,7 +65,7 @@ pub enum InputKind {
     HuggingFace,
     /// A GGUF file with a Llama model.
     Gguf,
-    /// A Megatron-Core `.nemo` archive or the folder extracted from one.
+    /// A Megatron-Core `.nemo` archive, the folder extracted from one, a folder of NeMo 2 or one of Megatron-Bridge.
     Nemo,
 }
 
@@ -148,7 +148,7 @@ pub fn convert_checkpoint(
     Ok(ConvertReport { input: converted.input, dtype: converted.dtype, written, notes })
 }
 
-/// Converts `input` to a Hugging Face folder at `output`: a Llama, a Mistral or a Gemma.
+/// Converts `input` to a Hugging Face folder at `output`: a Llama, a Mistral, a Qwen2, a Qwen3 or a Gemma.
 ///
 /// # Errors
 /// When the input is of no supported kind or is damaged, or its architecture is none of these; when `output` exists and
@@ -206,6 +206,9 @@ fn detect(input: &Path) -> Result<InputKind, FormatError> {
                 .into(),
     };
     refuse_peft_folder(input)?;
+    if bridge::iteration(input)?.is_some() {
+        return Ok(InputKind::Nemo);
+    }
     if input.is_dir() {
         let has = |name: &str| input.join(name).exists();
         // Where several formats lie in one folder NeMo's is read, and a note says so.

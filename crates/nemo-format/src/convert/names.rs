@@ -14,6 +14,8 @@ pub(super) struct NameMap {
     /// What stands before the layer's number.
     pub(super) layers: &'static str,
     pub(super) qkv: Qkv,
+    /// The norms of query heads and of key heads.
+    pub(super) qk_norm: Option<[&'static str; 2]>,
     pub(super) proj: &'static str,
     /// In the order of the rows of `linear_fc1`.
     pub(super) fc1: &'static [&'static str],
@@ -49,13 +51,14 @@ pub(super) enum Linear {
 
 const SEPARATE: Qkv = Qkv::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]);
 
-/// Llama, Mistral, Gemma.
+/// Llama, Mistral, Gemma, Qwen2 and Qwen3, of which only the last has norms of the heads.
 pub(super) const LLAMA: NameMap = NameMap {
     prefix: "model.",
     embedding: "embed_tokens",
     positions: None,
     layers: "layers",
     qkv: SEPARATE,
+    qk_norm: Some(["self_attn.q_norm", "self_attn.k_norm"]),
     proj: "self_attn.o_proj",
     fc1: &["mlp.gate_proj", "mlp.up_proj"],
     fc2: "mlp.down_proj",
@@ -75,6 +78,7 @@ pub(super) const GGUF_LLAMA: NameMap = NameMap {
     positions: None,
     layers: "blk",
     qkv: Qkv::SeparatePaired(["attn_q", "attn_k", "attn_v"]),
+    qk_norm: None,
     proj: "attn_output",
     fc1: &["ffn_gate", "ffn_up"],
     fc2: "ffn_down",
@@ -92,6 +96,7 @@ pub(super) const FALCON: NameMap = NameMap {
     positions: None,
     layers: "h",
     qkv: Qkv::PerGroup("self_attention.query_key_value"),
+    qk_norm: None,
     proj: "self_attention.dense",
     fc1: &["mlp.dense_h_to_4h"],
     fc2: "mlp.dense_4h_to_h",
@@ -116,6 +121,7 @@ pub(super) const GPT2: NameMap = NameMap {
     positions: Some("wpe"),
     layers: "h",
     qkv: Qkv::Stacked("attn.c_attn"),
+    qk_norm: None,
     proj: "attn.c_proj",
     fc1: &["mlp.c_fc"],
     fc2: "mlp.c_proj",
@@ -143,6 +149,7 @@ pub(super) const GPT_NEOX: NameMap = NameMap {
     positions: None,
     layers: "layers",
     qkv: Qkv::PerGroup("attention.query_key_value"),
+    qk_norm: None,
     proj: "attention.dense",
     fc1: &["mlp.dense_h_to_4h"],
     fc2: "mlp.dense_4h_to_h",
@@ -201,6 +208,8 @@ impl NameMap {
             Module::WordEmbeddings => self.embedding,
             Module::PositionEmbeddings => self.positions?,
             Module::InputNorm => self.attention_norm,
+            Module::QNorm => self.qk_norm?[0],
+            Module::KNorm => self.qk_norm?[1],
             Module::Proj => self.proj,
             Module::MlpNorm => self.mlp_norm?,
             Module::Fc2 => self.fc2,

@@ -72,8 +72,14 @@ fn artifacts(checkpoint: &Checkpoint, config: &mut Node) -> Result<Vec<Artifact>
                 is_named = true;
             }
         }
-        // The context of NeMo 2 holds more files than NeMo 1 has a use for.
-        if is_named || checkpoint.kind() != CheckpointKind::NeMo2 {
+        let is_wanted = match checkpoint.kind() {
+            // The context holds more files than NeMo 1 has a use for.
+            CheckpointKind::NeMo2 => false,
+            // A whole folder of Hugging Face's; the way back needs these of it.
+            CheckpointKind::Bridge => TOKENIZER_JSON_FILES.contains(&name),
+            CheckpointKind::Distributed | CheckpointKind::Ranks | CheckpointKind::Legacy => true,
+        };
+        if is_named || is_wanted {
             artifacts.push(artifact);
         }
     }
@@ -94,7 +100,7 @@ fn mcore_config(config: &mut Node, kind: CheckpointKind) {
     if config.get("name").and_then(Node::as_str) == Some(WHOLE_TE_LAYER) {
         config.remove("name");
     }
-    if kind == CheckpointKind::NeMo2 && !is_set(config, "target") {
+    if matches!(kind, CheckpointKind::NeMo2 | CheckpointKind::Bridge) && !is_set(config, "target") {
         config.set("target", Node::from(TARGET));
     }
     if kind != CheckpointKind::Legacy {

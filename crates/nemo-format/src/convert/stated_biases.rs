@@ -11,30 +11,35 @@ use crate::{FormatError, SourceNote, TensorSource};
 
 /// What the configuration says of each part of a layer.
 pub(super) struct StatedBiases {
-    attention: Stated,
+    qkv: Stated,
+    proj: Stated,
     mlp: Stated,
 }
 
 /// Whether there are biases, and which key decides it.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Stated {
     has_bias: bool,
     key: Option<&'static str>,
 }
 
+const NEVER: Stated = Stated { has_bias: false, key: None };
+
 impl StatedBiases {
     pub(super) fn read(config: &HfConfig, family: Family) -> Result<Self, FormatError> {
         let stated = |announced| {
             Ok::<_, FormatError>(match announced {
-                Announced::Always => Stated { has_bias: true, key: None },
-                Announced::Never => Stated { has_bias: false, key: None },
+                Announced::Always | Announced::OfQkv => Stated { has_bias: true, key: None },
+                Announced::Never => NEVER,
                 Announced::ByKey(key, default) => {
                     Stated { has_bias: config.bool(key)?.unwrap_or(default), key: Some(key) }
                 }
             })
         };
         let facts = family.facts();
-        Ok(Self { attention: stated(facts.attention_bias)?, mlp: stated(facts.mlp_bias)? })
+        let qkv = stated(facts.attention_bias)?;
+        let proj = if matches!(facts.attention_bias, Announced::OfQkv) { NEVER } else { qkv };
+        Ok(Self { qkv, proj, mlp: stated(facts.mlp_bias)? })
     }
 
     /// Sets the architecture's biases, or refuses what contradicts the weights.
@@ -45,14 +50,19 @@ impl StatedBiases {
         source: &dyn TensorSource,
         file: &str,
     ) -> Result<Vec<SourceNote>, FormatError> {
-        let attention: Vec<&str> = names.qkv_stems().into_iter().chain([names.proj]).collect();
         let mlp: Vec<&str> = names.fc1.iter().copied().chain([names.fc2]).collect();
+        let mut parts = vec![(self.mlp, mlp)];
+        if self.qkv == self.proj {
+            parts.insert(0, (self.qkv, names.qkv_stems().into_iter().chain([names.proj]).collect()));
+        } else {
+            parts.splice(0..0, [(self.qkv, names.qkv_stems()), (self.proj, vec![names.proj])]);
+        }
         let mut notes = Vec::new();
-        for (stated, stems) in [(self.attention, attention), (self.mlp, mlp)] {
+        for (stated, stems) in parts {
             notes.extend(stated.check(arch, names, source, &stems, file)?);
         }
         let has_proj = source.meta(&names.in_layer(0, names.proj, "bias")).is_some();
-        arch.set_biases(match (self.attention.has_bias, self.mlp.has_bias) {
+        arch.set_biases(match (self.qkv.has_bias, self.mlp.has_bias) {
             (true, false) if !has_proj => Biases::Qkv,
             (false, false) => Biases::None,
             _ => Biases::All,

@@ -19,6 +19,11 @@ use crate::{FormatError, StoredTensorInfo};
 /// The folder inside a `.nemo`.
 pub(crate) const FOLDER: &str = "model_weights";
 
+/// A member of `folder`, which is empty where the files lie in the checkpoint's own.
+fn member_of(folder: &str, name: &str) -> String {
+    if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
+}
+
 /// How the arrays are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ShardedBackend {
@@ -35,7 +40,7 @@ impl ShardedBackend {
     }
 
     fn detect(archive: &Archive, folder: &str) -> Result<Self, FormatError> {
-        let member = format!("{folder}/metadata.json");
+        let member = member_of(folder, "metadata.json");
         let parsed: serde_json::Value =
             serde_json::from_slice(archive.member(&member)?).map_err(|error| {
                 FormatError::damaged(&archive.describe(&member), error.column(), error.to_string())
@@ -62,7 +67,7 @@ pub(crate) struct DistCkpt {
     pub(crate) stored: Vec<StoredTensorInfo>,
 }
 
-/// Opens `folder` of the archive.
+/// Opens `folder` of the archive; an empty name is the archive's own.
 pub(crate) fn open(archive: &Arc<Archive>, folder: &str) -> Result<DistCkpt, FormatError> {
     let backend = ShardedBackend::detect(archive, folder)?;
     let arrays = match backend {
@@ -74,7 +79,7 @@ pub(crate) fn open(archive: &Arc<Archive>, folder: &str) -> Result<DistCkpt, For
     for array in arrays {
         let place = place(&array.name);
         stored.push(StoredTensorInfo {
-            file: folder.to_owned(),
+            file: if folder.is_empty() { "the folder" } else { folder }.to_owned(),
             name: array.name.clone(),
             meta: array.meta.clone(),
             canonical: place.canonical(),

@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
+use super::member_of;
 use crate::archive::Archive;
 use crate::naming::is_weight;
 use crate::pickle::{self, Pickle, Value, ValueId};
@@ -12,7 +13,7 @@ use crate::{DType, FormatError, TensorMeta};
 
 /// All arrays that are weights, in the order of the file.
 pub(super) fn arrays(archive: &Archive, folder: &str) -> Result<Vec<Array>, FormatError> {
-    let member = format!("{folder}/.metadata");
+    let member = member_of(folder, ".metadata");
     let pickle = pickle::parse(archive.member(&member)?, &archive.describe(&member))?;
     let reader = Reader { archive, folder, file: archive.describe(&member), pickle: &pickle };
     let places = reader.places()?;
@@ -70,7 +71,7 @@ impl<'a> Reader<'a> {
             if chunk_file.contains(['/', '\\']) || chunk_file.starts_with('.') {
                 return Err(self.damaged(format!("data file `{chunk_file}` is not a plain name")));
             }
-            let member_idx = self.archive.index_of(&format!("{}/{chunk_file}", self.folder))?;
+            let member_idx = self.archive.index_of(&member_of(self.folder, chunk_file))?;
             if places.insert((key, offsets), (member_idx, item)).is_some() {
                 return Err(FormatError::bad_tensor(key, "two storage entries are for the same piece"));
             }

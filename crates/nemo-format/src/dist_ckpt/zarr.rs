@@ -6,6 +6,7 @@
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::member_of;
 use crate::archive::Archive;
 use crate::naming::is_weight;
 use crate::pieced::{Array, Piece, PieceData};
@@ -32,19 +33,20 @@ struct Zarray {
 /// All arrays that are weights.
 pub(super) fn arrays(archive: &Archive, folder: &str) -> Result<Vec<Array>, FormatError> {
     let key_of = |name: &str| {
-        let key = name.strip_prefix(folder)?.strip_prefix('/')?.strip_suffix("/.zarray")?;
+        let rest = name.strip_prefix(folder)?;
+        let key = if folder.is_empty() { rest } else { rest.strip_prefix('/')? }.strip_suffix("/.zarray")?;
         is_weight(key).then(|| key.to_owned())
     };
     let keys: Vec<String> = archive.names().filter_map(key_of).collect();
     if keys.is_empty() {
-        let member = format!("{folder}/<tensor>/.zarray");
+        let member = member_of(folder, "<tensor>/.zarray");
         return Err(FormatError::MissingMember { path: archive.path().to_owned(), member });
     }
     keys.into_iter().map(|key| array(archive, folder, key)).collect()
 }
 
 fn array(archive: &Archive, folder: &str, key: String) -> Result<Array, FormatError> {
-    let member = format!("{folder}/{key}/.zarray");
+    let member = member_of(folder, &format!("{key}/.zarray"));
     let file = archive.describe(&member);
     let header: Zarray = serde_json::from_slice(archive.member(&member)?)
         .map_err(|error| FormatError::damaged(&file, error.column(), error.to_string()))?;
@@ -84,7 +86,7 @@ fn array(archive: &Archive, folder: &str, key: String) -> Result<Array, FormatEr
             .collect();
         let names: Vec<String> = index.iter().map(u64::to_string).collect();
         let name = if names.is_empty() { "0".to_owned() } else { names.join(&separator) };
-        let member_idx = chunk(archive, &format!("{folder}/{key}/{name}"), &key, &chunk_meta)?;
+        let member_idx = chunk(archive, &member_of(folder, &format!("{key}/{name}")), &key, &chunk_meta)?;
         let data = PieceData::Strided { start_bytes: 0, strides_elems: strides_elems.clone() };
         pieces.push(Piece { offsets, sizes, member_idx, data });
     }

@@ -14,6 +14,22 @@ pub(crate) struct StoredTensor {
     pub(crate) start_bytes: u64,
 }
 
+impl StoredTensor {
+    /// Its only element, where it is a whole number; `bytes` is the torch file.
+    pub(crate) fn whole_number(&self, bytes: &[u8]) -> Option<i64> {
+        if self.shape.iter().any(|&size| size != 1) {
+            return None;
+        }
+        let start = usize::try_from(self.start_bytes).ok()?;
+        let elem = bytes.get(start..start.checked_add(self.dtype.size_bytes())?)?;
+        match self.dtype {
+            DType::I64 => Some(i64::from_le_bytes(elem.try_into().ok()?)),
+            DType::I32 => Some(i64::from(i32::from_le_bytes(elem.try_into().ok()?))),
+            _ => None,
+        }
+    }
+}
+
 /// What a value turned out to be.
 #[derive(Debug)]
 pub(super) enum Parsed {

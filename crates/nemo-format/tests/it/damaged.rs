@@ -135,7 +135,7 @@ fn nemo_2_says_which_functions_it_knows() {
         let error = Checkpoint::open(folder.path()).unwrap_err().to_string();
         error.replace(&folder.path().display().to_string(), "…")
     };
-    insta::assert_snapshot!(message(&text.replace("functional.silu", "functional.mish")), @"`…/context/model.yaml` is not a model configuration: its `activation_func` is the gated function `mish`; supported are silu (gated), gelu, openai_gelu, relu (gated), squared_relu and quick_gelu");
+    insta::assert_snapshot!(message(&text.replace("functional.silu", "functional.mish")), @"`…/context/model.yaml` is not a model configuration: its `activation_func` is the gated function `mish`; supported are silu (gated), gelu, openai_gelu, fast_gelu, relu (gated), squared_relu and quick_gelu");
     insta::assert_snapshot!(message("tokenizer: null\n"), @"`…/context/model.yaml` is not a model configuration: it has no `config` section with the model's dimensions");
 }
 

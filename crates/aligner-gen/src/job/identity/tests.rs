@@ -115,6 +115,7 @@ const OF_THE_MODEL: &[Change] = &[
     ("model.openai_gelu", &[], &["true"]),
     ("model.bias", &[], &["true"]),
     ("model.qkv_bias", &[], &["true"]),
+    ("model.qk_layernorm", &[], &["true"]),
     ("model.position_embedding_type", &[], &["learned_absolute"]),
     ("model.rotary_percentage", &[], &["0.5"]),
     ("model.rotary_base", &[], &["500000"]),

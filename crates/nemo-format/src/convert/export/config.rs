@@ -13,7 +13,7 @@ use super::super::arch::{Biases, ModelArch, Rope, RopeExtension, size};
 use super::super::family::{Announced, Family};
 use super::shown;
 use crate::writer::FolderFile;
-use crate::{DType, FormatError, TensorSource};
+use crate::{DType, FormatError};
 
 const FILE: &str = "model_config.yaml";
 
@@ -74,14 +74,14 @@ fn bad(reason: String) -> FormatError {
 fn refused(what: &str) -> FormatError {
     FormatError::NotExported {
         what: what.to_owned(),
-        hint: "it writes Llama, Mistral and Gemma folders only, which have rmsnorm, a gated activation and full rotary \
-               embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is"
+        hint: "it writes Llama, Mistral, Qwen2, Qwen3 and Gemma folders only, which have rmsnorm, a gated activation and \
+               full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is"
             .to_owned(),
     }
 }
 
 /// Keys that must be off: the targets compute nothing of the kind.
-const OFF: [&str; 22] = [
+const OFF: [&str; 21] = [
     "apply_residual_connection_post_layernorm",
     "attn_logit_softcapping",
     "final_logit_softcapping",
@@ -97,7 +97,6 @@ const OFF: [&str; 22] = [
     "num_moe_experts",
     "output_layer_bias",
     "parallel_attention",
-    "qk_layernorm",
     "query_pre_attn_scalar",
     "retro",
     "rotary_interleaved",
@@ -142,33 +141,27 @@ fn refuse_other_models(config: &NemoConfig<'_>) -> Result<(), FormatError> {
 }
 
 /// The architecture, refused where no Hugging Face family of the Llama kind has it.
-pub(super) fn read_arch(
-    config: &NemoConfig<'_>,
-    vocab_size: u64,
-    source: &dyn TensorSource,
-) -> Result<ModelArch, FormatError> {
+pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<ModelArch, FormatError> {
     let normalization = config.text("normalization")?.unwrap_or("layernorm");
     if !normalization.eq_ignore_ascii_case("rmsnorm") {
         return Err(refused(&format!("normalization `{normalization}`")));
     }
     refuse_other_models(config)?;
-    let qk_norm = "model.decoder.layers.0.self_attention.q_layernorm.weight";
-    if source.meta(qk_norm).is_some() {
-        return Err(refused("norms on queries and keys"));
-    }
+    let customized = config.bool("mcore_customization_config.qk_layernorm")?;
+    let qk_norm = customized.or(config.bool("qk_layernorm")?).unwrap_or(false);
     let window = window(config)?;
-    let (family, activation) = family(config, window)?;
+    let biases = match (config.bool("bias")?.unwrap_or(true), config.bool("qkv_bias")?.unwrap_or(false)) {
+        (true, _) => Biases::All,
+        (false, true) => Biases::Qkv,
+        (false, false) => Biases::None,
+    };
+    let (family, activation) = family(config, Kind { window, biases, qk_norm })?;
     let hidden_size = config.require_u64("hidden_size")?;
     let num_attention_heads = config.require_u64("num_attention_heads")?;
     let encoder_seq_length = config.u64("encoder_seq_length")?;
     let max_position_embeddings = match config.u64("max_position_embeddings")?.or(encoder_seq_length) {
         Some(length) => length,
         None => return Err(bad("the key `max_position_embeddings` is missing".to_owned())),
-    };
-    let biases = match (config.bool("bias")?.unwrap_or(true), config.bool("qkv_bias")?.unwrap_or(false)) {
-        (true, _) => Biases::All,
-        (false, true) => Biases::Qkv,
-        (false, false) => Biases::None,
     };
     let num_query_groups = config.u64("num_query_groups")?.unwrap_or(num_attention_heads);
     let head_dim = config.u64("kv_channels")?.unwrap_or(hidden_size / num_attention_heads.max(1));
@@ -190,6 +183,7 @@ pub(super) fn read_arch(
         activation,
         bias: false,
         qkv_bias: false,
+        qk_layernorm: qk_norm,
         position_embedding: PositionEmbedding::LearnedAbsolute,
         window: None,
         apply_embedding_scaling: family.facts().scales_embeddings,
@@ -205,15 +199,29 @@ pub(super) fn read_arch(
     arch.set_sliding_window(window);
     arch.set_biases(biases);
     arch.check(FILE)?;
-    if window.is_some() && (biases != Biases::None || !family.facts().has_window) {
-        return Err(FormatError::NotExported {
-            what: format!("a window of attention and {}", if family.facts().has_window { "biases" } else { "geglu" }),
-            hint: "of the families that it writes only Mistral has a window, which has neither; leave `--to hf` out to \
-                   write a `.nemo`"
-                .to_owned(),
-        });
+    refuse_strange_windows(&arch)?;
+    if matches!(family.facts().attention_bias, Announced::Never) && biases != Biases::None {
+        return Err(refused(&format!("biases of linear layers that is called a `{}`", family.name())));
     }
     Ok(arch)
+}
+
+/// Of the targets only Mistral has a window.
+fn refuse_strange_windows(arch: &ModelArch) -> Result<(), FormatError> {
+    let facts = arch.family.facts();
+    let beside = match arch.family {
+        _ if arch.sliding_window().is_none() => return Ok(()),
+        _ if facts.has_window && arch.biases() == Biases::None => return Ok(()),
+        _ if facts.has_window => "biases",
+        _ if facts.has_qk_norm => "norms of queries and keys",
+        _ => "geglu",
+    };
+    Err(FormatError::NotExported {
+        what: format!("a window of attention and {beside}"),
+        hint: "of the families that it writes only Mistral has a window, which has no such thing; leave `--to hf` out to \
+               write a `.nemo`"
+            .to_owned(),
+    })
 }
 
 /// The window of attention as Hugging Face counts it. NeMo's converters write that number into `window_size` as it is,
@@ -242,21 +250,35 @@ fn window(config: &NemoConfig<'_>) -> Result<Option<u64>, FormatError> {
     }
 }
 
-fn family(config: &NemoConfig<'_>, window: Option<u64>) -> Result<(Family, Activation), FormatError> {
+/// What tells families with one activation apart.
+struct Kind {
+    window: Option<u64>,
+    biases: Biases,
+    qk_norm: bool,
+}
+
+fn family(config: &NemoConfig<'_>, kind: Kind) -> Result<(Family, Activation), FormatError> {
     let name = config.text("activation")?.unwrap_or("gelu");
     let is_tanh_gelu = config.bool("openai_gelu")?.unwrap_or(false);
     let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or(false);
     match (name, is_tanh_gelu, is_scaled) {
         ("swiglu" | "fast-swiglu", false, false) => {
-            let is_mistral = window.is_some() || config.text("huggingface.model_type")? == Some("mistral");
-            let family = if is_mistral { Family::Mistral } else { Family::Llama };
+            let is_mistral =
+                kind.window.is_some() || config.text("huggingface.model_type")? == Some("mistral");
+            let family = match kind.biases {
+                _ if kind.qk_norm => Family::Qwen3,
+                _ if is_mistral => Family::Mistral,
+                Biases::Qkv => Family::Qwen2,
+                Biases::None | Biases::All => Family::Llama,
+            };
             Ok((family, Activation { nonlinearity: Nonlinearity::Silu, gated: true }))
         }
-        ("geglu" | "fast-geglu", true, true) => {
+        ("geglu" | "fast-geglu", true, true) if !kind.qk_norm => {
             Ok((Family::Gemma, Activation { nonlinearity: Nonlinearity::GeluTanh, gated: true }))
         }
         _ => Err(refused(&format!(
-            "activation `{name}`, openai_gelu {is_tanh_gelu} and apply_embedding_scaling {is_scaled}"
+            "activation `{name}`, openai_gelu {is_tanh_gelu}, apply_embedding_scaling {is_scaled} and qk_layernorm {}",
+            kind.qk_norm
         ))),
     }
 }
@@ -325,6 +347,14 @@ pub(super) fn config_json(
         "use_cache": true,
         "vocab_size": arch.tables.vocab,
     });
+    // A class without the key, which only reads one that is there.
+    let is_usual = model.heads.query_size() == model.hidden_size;
+    if arch.family == Family::Qwen2
+        && is_usual
+        && let Some(keys) = document.as_object_mut()
+    {
+        keys.shift_remove("head_dim");
+    }
     let mut set = |key: &str, value: Value| document[key] = value;
     if let PositionEmbedding::Rope(rotary) = model.position_embedding {
         set("rope_theta", json!(rotary.rotary_base));
@@ -332,6 +362,9 @@ pub(super) fn config_json(
     }
     if facts.has_window {
         set("sliding_window", json!(arch.sliding_window()));
+    }
+    if matches!(arch.family, Family::Qwen2 | Family::Qwen3) {
+        set("use_sliding_window", json!(false));
     }
     if let Some(activation) = facts.hidden_activation {
         set("hidden_activation", json!(activation));

@@ -1,4 +1,4 @@
-//! The way back: Megatron-Core tensors and `model_config.yaml` as a Hugging Face Llama, Mistral or Gemma.
+//! The way back: Megatron-Core tensors and `model_config.yaml` as a Hugging Face Llama, Mistral, Qwen2, Qwen3 or Gemma.
 //!
 //! Whatever the target's `config.json` cannot say is refused by name. Values are moved, never computed, except for the 1
 //! that Gemma's norm weights are without.
@@ -15,6 +15,7 @@ use model_spec::{Module, Part, TensorId, TensorSpec, parse_name};
 
 use self::config::{NemoConfig, read_arch};
 use super::arch::{Biases, ModelArch};
+use super::family::Announced;
 use super::names::{LLAMA, Qkv};
 use super::rows::{Piece, PieceFrom, RowSource, Values};
 use super::{ConvertNote, Converted};
@@ -36,8 +37,14 @@ pub(super) fn export(converted: Converted, dtype: Option<DType>) -> Result<Expor
     let embedding = source.meta(&embedding).ok_or(FormatError::MissingTensor { name: embedding })?;
     let dtype = dtype.unwrap_or(embedding.dtype);
     let config = NemoConfig::new(&config);
-    let arch = read_arch(&config, embedding.shape.first().copied().unwrap_or(0), &*source)?;
+    let arch = read_arch(&config, embedding.shape.first().copied().unwrap_or(0))?;
     let has_mlp_bias = arch.biases() == Biases::All && any_mlp_bias(&*source, &arch)?;
+    if has_mlp_bias && matches!(arch.family.facts().mlp_bias, Announced::Never) {
+        return Err(FormatError::NotExported {
+            what: format!("biases of the MLP, which no {} has,", arch.family.name()),
+            hint: "leave `--to hf` out to write a `.nemo`, which generates as it is".to_owned(),
+        });
+    }
     let norm_shift = norm_shift(&config, &arch)?;
     let mut builder = Builder { out: RowSource::new(source, dtype), arch: &arch, norm_shift, dtype };
     builder.tensors(has_mlp_bias)?;
@@ -119,7 +126,7 @@ impl Builder<'_> {
         let Some((&num_rows, columns)) = shape.split_first() else { return Ok(()) };
         if let Some(to) = names.name_of(tensor.id) {
             return match (module.is_norm(), part) {
-                (true, Part::Weight) => self.norm(to, &tensor.name),
+                (true, Part::Weight) => self.norm(to, &tensor.name, num_rows),
                 _ => self.rows(to, &tensor.name, 0..num_rows, columns),
             };
         }
@@ -133,8 +140,9 @@ impl Builder<'_> {
             return Ok(());
         }
         self.qkv(layer, &tensor.name, part, columns)?;
-        if part == Part::Bias && self.arch.biases() == Biases::Qkv {
-            // transformers' `attention_bias` is for all four.
+        let is_for_all_four = matches!(self.arch.family.facts().attention_bias, Announced::ByKey(..));
+        if part == Part::Bias && self.arch.biases() == Biases::Qkv && is_for_all_four {
+            // transformers' `attention_bias` is for the output of attention, too.
             let num_rows = self.arch.model.hidden_size as u64;
             let zeros = Piece { rows: 0..num_rows, from: PieceFrom::Zeros };
             let to = names.in_layer(layer, names.proj, part.suffix());
@@ -163,13 +171,12 @@ impl Builder<'_> {
         Ok(())
     }
 
-    fn norm(&mut self, to: String, from: &str) -> Result<(), FormatError> {
+    fn norm(&mut self, to: String, from: &str, num_rows: u64) -> Result<(), FormatError> {
         let values = if self.norm_shift == 0.0 {
             Values::Kept
         } else {
             Values::Shifted { by: self.norm_shift, dtype: self.dtype }
         };
-        let num_rows = self.arch.model.hidden_size as u64;
         let piece = Piece { rows: 0..num_rows, from: PieceFrom::Tensor(from.to_owned()) };
         self.out.add(to, vec![num_rows], vec![piece], values)
     }

@@ -39,7 +39,7 @@ fn there_and_back(source: &Path, options: &ConvertOptions<'_>) -> (tempfile::Tem
 
 #[test]
 fn a_round_trip_changes_nothing() {
-    for name in ["gemma", "llama31", "llama32", "mistral"] {
+    for name in ["gemma", "llama31", "llama32", "mistral", "qwen2", "qwen2_tied", "qwen3", "qwen3_tied"] {
         let (folder, report) = there_and_back(&family(name), &ConvertOptions::default());
         let back = folder.path().join("hf");
         let (old, new) = (
@@ -68,7 +68,9 @@ fn a_round_trip_changes_nothing() {
         assert_eq!(old["tie_word_embeddings"], new["tie_word_embeddings"], "{name}");
         assert_eq!(old["dtype"], new["torch_dtype"], "{name}");
         for file in ["generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json"] {
-            if family(name).join(file).exists() {
+            // transformers makes the tokenizer of a Qwen2 anew, of the same vocabulary, and so does the conversion.
+            let is_made_anew = file == "tokenizer.json" && name.starts_with("qwen2");
+            if family(name).join(file).exists() && !is_made_anew {
                 let same = fs::read(family(name).join(file)).unwrap() == fs::read(back.join(file)).unwrap();
                 assert!(same, "{name}: {file}");
             }

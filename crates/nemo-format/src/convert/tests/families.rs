@@ -5,7 +5,7 @@ use md5::{Digest, Md5};
 use super::*;
 
 const FAMILIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/families");
-const NAMES: [&str; 11] = [
+const NAMES: [&str; 15] = [
     "falcon40b",
     "falcon7b",
     "gemma",
@@ -17,6 +17,10 @@ const NAMES: [&str; 11] = [
     "llama32",
     "mistral",
     "nemotron",
+    "qwen2",
+    "qwen2_tied",
+    "qwen3",
+    "qwen3_tied",
 ];
 
 pub(super) fn folder(name: &str) -> PathBuf {
@@ -92,7 +96,9 @@ fn torch_files_become_the_same_model() {
 /// transformers 4 wrote `torch_dtype`, `rope_theta` and `rope_scaling` where 5 writes `dtype` and `rope_parameters`.
 #[test]
 fn both_spellings_of_a_configuration_say_the_same() {
-    for name in ["falcon7b", "gemma", "gpt_neox", "llama31", "llama32", "mistral", "nemotron"] {
+    for name in
+        ["falcon7b", "gemma", "gpt_neox", "llama31", "llama32", "mistral", "nemotron", "qwen2", "qwen3"]
+    {
         let copy = copy_of(&folder(name));
         edit_config(copy.path(), &|config| {
             let config = config.as_object_mut().unwrap();

@@ -46,8 +46,8 @@ fn options_that_have_no_counterpart_are_named() {
     insta::assert_snapshot!(check("gptj", &|c| c["rotary_dim"] = 100.into()), @"`FOLDER/config.json` is not a model configuration: rotary_dim is 100, the head dimension is 8");
     insta::assert_snapshot!(check("gptj", &|c| c["rotary_dim"] = 3.into()), @"`FOLDER/config.json` is not a model configuration: 3 of 8 dimensions of a head are rotated, an odd number");
     insta::assert_snapshot!(check("gpt_neox", &|c| c["rope_parameters"]["partial_rotary_factor"] = 1.5.into()), @"`FOLDER/config.json` is not a model configuration: the rotary embedding turns the share 1.5 of a head");
-    insta::assert_snapshot!(check("gemma", &|c| c["model_type"] = "gemma2".into()), @"`FOLDER/config.json`, model_type `gemma2` (GemmaForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox` and `nemotron`");
-    insta::assert_snapshot!(check("mistral", &|c| c["model_type"] = "mixtral".into()), @"`FOLDER/config.json`, model_type `mixtral` (MistralForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox` and `nemotron`");
+    insta::assert_snapshot!(check("gemma", &|c| c["model_type"] = "gemma2".into()), @"`FOLDER/config.json`, model_type `gemma2` (GemmaForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, `nemotron`, `qwen2` and `qwen3`");
+    insta::assert_snapshot!(check("mistral", &|c| c["model_type"] = "mixtral".into()), @"`FOLDER/config.json`, model_type `mixtral` (MistralForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, `nemotron`, `qwen2` and `qwen3`");
     insta::assert_snapshot!(check("mistral", &|c| c["quantization_config"] = serde_json::json!({"bits": 4})), @"quantised weights in `FOLDER/config.json` cannot be read: convert the original bf16 or fp16 model");
     insta::assert_snapshot!(check("llama31", &|c| c["rope_parameters"]["rope_type"] = "dynamic".into()), @"rope_scaling of type `dynamic` in `FOLDER/config.json` cannot be read: supported types are `default`, `linear` and `llama3`");
     insta::assert_snapshot!(check("llama31", &|c| c["rope_parameters"]["factor"] = serde_json::Value::Null), @"`FOLDER/config.json` is not a model configuration: rope_scaling of type `llama3` needs `factor`, a number above 0");
@@ -113,10 +113,10 @@ fn what_hugging_face_cannot_express_is_named() {
         assert!(!out.exists());
         error.to_string()
     };
-    insta::assert_snapshot!(check("gpt2", &|_| {}), @"a model with normalization `layernorm` cannot be written with `--to hf`: it writes Llama, Mistral and Gemma folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
+    insta::assert_snapshot!(check("gpt2", &|_| {}), @"a model with normalization `layernorm` cannot be written with `--to hf`: it writes Llama, Mistral, Qwen2, Qwen3 and Gemma folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
     insta::assert_snapshot!(check("llama31", &|c| c.set("seq_len_interpolation_factor", Node::Float(8.0))), @"a model with both `seq_len_interpolation_factor` and `scale_positional_embedding` cannot be written with `--to hf`: a Hugging Face folder can only have one: set `seq_len_interpolation_factor` to null in `model_config.yaml` if NeMo 2.0 or 2.1 wrote it for a Llama 3.1");
-    insta::assert_snapshot!(check("llama31", &|c| c.set("rotary_percentage", Node::Float(0.5))), @"a model with rotary_percentage 0.5 cannot be written with `--to hf`: it writes Llama, Mistral and Gemma folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
-    insta::assert_snapshot!(check("llama31", &|c| c.set("activation", Node::from("gelu"))), @"a model with activation `gelu`, openai_gelu false and apply_embedding_scaling false cannot be written with `--to hf`: it writes Llama, Mistral and Gemma folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
+    insta::assert_snapshot!(check("llama31", &|c| c.set("rotary_percentage", Node::Float(0.5))), @"a model with rotary_percentage 0.5 cannot be written with `--to hf`: it writes Llama, Mistral, Qwen2, Qwen3 and Gemma folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
+    insta::assert_snapshot!(check("llama31", &|c| c.set("activation", Node::from("gelu"))), @"a model with activation `gelu`, openai_gelu false, apply_embedding_scaling false and qk_layernorm false cannot be written with `--to hf`: it writes Llama, Mistral, Qwen2, Qwen3 and Gemma folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
     for (key, value) in [
         ("transformer_block_type", Node::from("post_ln")),
         ("normalize_attention_scores", Node::Bool(false)),
@@ -125,7 +125,6 @@ fn what_hugging_face_cannot_express_is_named() {
         ("rotary_interleaved", Node::Bool(true)),
         ("output_layer_bias", Node::Bool(true)),
         ("name", Node::from("megatron_gemma2")),
-        ("mcore_customization_config.qk_layernorm", Node::Bool(true)),
         ("mcore_customization_config.parallel_attention", Node::Bool(true)),
         ("window_size", Node::from("wide")),
     ] {
@@ -133,7 +132,7 @@ fn what_hugging_face_cannot_express_is_named() {
         assert!(error.contains(key), "{error}");
     }
     insta::assert_snapshot!(check("llama31", &|c| c.set("share_embeddings_and_output_weights", Node::Bool(true))), @"a model with the tensor `model.output_layer.weight`, for which its configuration has no use, cannot be written with `--to hf`: correct `model_config.yaml`, or leave `--to hf` out to write a `.nemo`");
-    insta::assert_snapshot!(check("gemma", &|c| c.set("huggingface.sliding_window", Node::Int(8))), @"a model with a window of attention and geglu cannot be written with `--to hf`: of the families that it writes only Mistral has a window, which has neither; leave `--to hf` out to write a `.nemo`");
+    insta::assert_snapshot!(check("gemma", &|c| c.set("huggingface.sliding_window", Node::Int(8))), @"a model with a window of attention and geglu cannot be written with `--to hf`: of the families that it writes only Mistral has a window, which has no such thing; leave `--to hf` out to write a `.nemo`");
     insta::assert_snapshot!(check("llama31", &|c| c.set("num_layers", Node::from("many"))), @"`model_config.yaml` is not a model configuration: the key `num_layers` is `many`, expected a whole number");
     insta::assert_snapshot!(check("llama31", &|c| c.set("ffn_hidden_size", Node::Int(32))), @"tensor `model.decoder.layers.0.mlp.linear_fc2.weight` is inconsistent: its shape [32, 64] does not hold rows 0..32 that `model.layers.0.mlp.down_proj.weight` of shape [32, 32] needs; the configuration and the weights do not belong together");
     insta::assert_snapshot!(check("llama31", &|c| c.set("num_layers", Node::Int(3))), @"tensor `model.decoder.layers.2.self_attention.linear_qkv.layer_norm_weight` is inconsistent: the weights do not have it, and `model.layers.2.input_layernorm.weight` is made of it; complete the files, or correct the configuration if the model has no such tensor");

@@ -1,0 +1,179 @@
+//! Every key of a Hugging Face configuration is given other values: the logits are others, or it is refused, or it stands
+//! in a list of keys that change no logits.
+#![expect(clippy::unwrap_used, reason = "a test may fail")]
+
+mod common;
+
+use std::path::Path;
+
+use common::{Runner, fixture, max_difference};
+use model_core::{Backend, ModelConfig, RawModelConfig};
+use model_spec::Float;
+use nemo_format::{Checkpoint, ConvertOptions, convert_checkpoint};
+use serde_json::{Value, json};
+
+const TOKENS: [u32; 7] = [3, 120, 40, 17, 17, 88, 31];
+/// What a change of the numbers does at least.
+const DIFFER: f32 = 1e-4;
+
+/// Families, and the keys of each that change no logits, beside those of all.
+const FAMILIES: [(&str, &[&str]); 5] = [
+    ("llama31", &["pretraining_tp", "tie_word_embeddings"]),
+    ("qwen2", &WINDOWS),
+    ("qwen2_tied", &WINDOWS),
+    ("qwen3", &WINDOWS),
+    ("qwen3_tied", &WINDOWS),
+];
+
+/// Names, tokens, training, and how long a sequence may be.
+const NEUTRAL: [&str; 10] = [
+    "architectures",
+    "attention_dropout",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    "max_position_embeddings",
+    "pad_token_id",
+    "transformers_version",
+    "use_cache",
+];
+/// A window needs all three, which a test of its own sets. `tie_word_embeddings` of an untied model is contradicted by its
+/// weights, with a note.
+const WINDOWS: [&str; 4] =
+    ["max_window_layers", "sliding_window", "tie_word_embeddings", "use_sliding_window"];
+
+/// Logits of the folder with this configuration, or why there are none.
+fn logits(folder: &Path, config: &Value) -> Result<Vec<Vec<f32>>, String> {
+    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+    let archive = folder.join("converted.nemo");
+    let _ = std::fs::remove_file(&archive);
+    convert_checkpoint(folder, &archive, &ConvertOptions::default()).map_err(|error| error.to_string())?;
+    let checkpoint = Checkpoint::open(&archive).unwrap();
+    let raw = checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap();
+    let config = ModelConfig::try_from(raw).map_err(|error| error.to_string())?;
+    let runner = Runner::new(config, checkpoint.tensors(), Float::Fp32, Backend::Plain);
+    Ok(runner.map_err(|error| error.to_string())?.all_logits(&TOKENS))
+}
+
+/// Values of the same kind that are others.
+fn others(key: &str, value: &Value) -> Vec<Value> {
+    match value {
+        Value::Bool(flag) => vec![json!(!flag)],
+        Value::Number(number) if number.is_f64() => {
+            let number = number.as_f64().unwrap();
+            vec![json!(number * 8.0 + 0.1)]
+        }
+        Value::Number(number) => {
+            vec![json!(number.as_u64().unwrap() * 2 + 2)]
+        }
+        Value::String(_) => vec![json!("other")],
+        Value::Null if key == "sliding_window" => vec![json!(4)],
+        Value::Null => vec![json!(3)],
+        Value::Array(values) => {
+            let mut changed = values.clone();
+            changed[0] = json!("sliding_attention");
+            vec![
+                json!(changed),
+                json!(vec!["other"; values.len()]),
+                json!([values.clone(), values.clone()].concat()),
+            ]
+        }
+        Value::Object(_) => Vec::new(),
+    }
+}
+
+/// The configuration with one key changed, for every key and each of its other values.
+fn changes(config: &Value) -> Vec<(String, Value)> {
+    let mut changes = Vec::new();
+    for (key, value) in config.as_object().unwrap() {
+        for other in others(key, value) {
+            let mut changed = config.clone();
+            changed[key] = other;
+            changes.push((key.clone(), changed));
+        }
+        for (inner, value) in value.as_object().into_iter().flatten() {
+            for other in others(inner, value) {
+                let mut changed = config.clone();
+                changed[key][inner] = other;
+                changes.push((format!("{key}.{inner}"), changed));
+            }
+        }
+    }
+    changes
+}
+
+#[test]
+fn every_key_changes_logits_or_is_refused_or_is_listed() {
+    for (name, own) in FAMILIES {
+        let folder = tempfile::tempdir().unwrap();
+        let original = fixture(&format!("families/{name}"));
+        for file in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(original.join(file), folder.path().join(file)).unwrap();
+        }
+        let text = std::fs::read_to_string(original.join("config.json")).unwrap();
+        let config: Value = serde_json::from_str(&text).unwrap();
+        let expected = logits(folder.path(), &config).unwrap();
+        let mut num_refused = 0;
+        for (key, changed) in changes(&config) {
+            let is_neutral = NEUTRAL.contains(&key.as_str()) || own.contains(&key.as_str());
+            match logits(folder.path(), &changed) {
+                Ok(actual) => {
+                    let difference = max_difference(&actual, &expected);
+                    let is_other = difference > DIFFER;
+                    assert_eq!(is_other, !is_neutral, "{name}: {key}: {difference}");
+                }
+                Err(error) => {
+                    // A tied model has no other table to use.
+                    assert!(!is_neutral || key == "tie_word_embeddings", "{name}: {key}: {error}");
+                    num_refused += 1;
+                }
+            }
+        }
+        assert!(num_refused > 5, "{name}");
+    }
+}
+
+/// transformers puts a window over layers from `max_window_layers` on, where no list says which.
+#[test]
+fn windows_of_qwen_are_refused_where_they_count() {
+    let error_of = |name: &str, edit: &dyn Fn(&mut Value)| {
+        let folder = tempfile::tempdir().unwrap();
+        let original = fixture(&format!("families/{name}"));
+        for file in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+            std::fs::copy(original.join(file), folder.path().join(file)).unwrap();
+        }
+        let text = std::fs::read_to_string(original.join("config.json")).unwrap();
+        let mut config: Value = serde_json::from_str(&text).unwrap();
+        config.as_object_mut().unwrap().remove("layer_types");
+        config["use_sliding_window"] = json!(true);
+        edit(&mut config);
+        let result = logits(folder.path(), &config).map(|_| "computed".to_owned());
+        result.unwrap_or_else(|error| error.replace(&folder.path().display().to_string(), "FOLDER"))
+    };
+    for name in ["qwen2", "qwen3"] {
+        let windowed = |window: Value, first_layer: u64| {
+            error_of(name, &|config| {
+                config["sliding_window"] = window.clone();
+                config["max_window_layers"] = json!(first_layer);
+            })
+        };
+        insta::allow_duplicates! {
+            insta::assert_snapshot!(windowed(json!(4), 1), @"`use_sliding_window: true` with `sliding_window: 4` from layer 1 on (`max_window_layers`) in `FOLDER/config.json` cannot be read: attention over all earlier positions is computed in every layer; a model trained so has `use_sliding_window: false`");
+        }
+        assert_eq!(windowed(json!(4), 2), "computed");
+        assert_eq!(windowed(Value::Null, 0), "computed");
+        // 4,096 is the default of a key that is not there.
+        let error = error_of(name, &|config| {
+            config.as_object_mut().unwrap().remove("sliding_window");
+            config["max_window_layers"] = json!(0);
+        });
+        assert!(error.contains("`sliding_window: 4096`"), "{error}");
+        let listed = |kinds: Value| error_of(name, &|config| config["layer_types"] = kinds.clone());
+        assert!(
+            listed(json!(["full_attention", "sliding_attention"]))
+                .contains("`layer_types` with `sliding_attention`")
+        );
+        assert_eq!(listed(json!(["full_attention", "full_attention"])), "computed");
+    }
+}
