@@ -38,6 +38,17 @@ fn letters() -> Letters {
 }
 
 fn engine(checkpoint: &Checkpoint, options: LoadOptions, limits: EngineLimits) -> Engine {
+    let end_strings = ["c".to_owned(), "ad".to_owned()];
+    let stop = StopConditions::resolve(&end_strings, &[2], |_| None).unwrap();
+    engine_that_ends(checkpoint, options, limits, stop)
+}
+
+fn engine_that_ends(
+    checkpoint: &Checkpoint,
+    options: LoadOptions,
+    limits: EngineLimits,
+    stop: StopConditions,
+) -> Engine {
     let raw: RawModelConfig = checkpoint.model_config().deserialize_into().unwrap();
     let config = ModelConfig::try_from(raw).unwrap();
     let model = model_core::load_model(config, checkpoint.tensors(), options).unwrap();
@@ -50,8 +61,7 @@ fn engine(checkpoint: &Checkpoint, options: LoadOptions, limits: EngineLimits) -
         compute_logprob: true,
     })
     .unwrap();
-    let end_strings = ["c".to_owned(), "ad".to_owned()];
-    let stop = StopConditions::resolve(&end_strings, &[2], |_| None).unwrap().with_min_length(3);
+    let stop = stop.with_min_length(3);
     let end_token_ids = stop.end_token_ids().to_vec();
     let rules = SamplingRules { params, vocab_size: VOCAB_SIZE, seed: 77, end_token_ids, min_length: 3 };
     let sampler = CpuSampler::new(rules).unwrap();
@@ -183,8 +193,6 @@ fn a_request_gets_the_same_bits_in_any_company() {
                     assert!(stats.peak_rows <= limits.max_num_seqs, "{what}: {}", stats.peak_rows);
                     // `Completion` holds log-probabilities too: equality is that of every bit that matters.
                     assert_eq!(actual, expect, "{what}");
-                    let has_come_back = stats.num_swapped_in_blocks > 0;
-                    assert_eq!(has_come_back, limits.num_host_blocks > 0, "{what}: {stats:?}");
                     let responses = responses_of(&requests, &expect);
                     let prompter = Prompter { responses, lens: BTreeMap::new() };
                     let mut engine = engine.with_proposer(Box::new(prompter));
@@ -195,5 +203,33 @@ fn a_request_gets_the_same_bits_in_any_company() {
                 }
             }
         }
+    }
+}
+
+/// Two responses that are taken for short ones begin in a cache that holds one at its greatest length and a half.
+#[test]
+fn what_went_to_the_host_comes_back_with_the_same_bits() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    let checkpoint = Checkpoint::open(&fixtures.join(MODELS[0])).unwrap();
+    let foresight = Foresight { expected_tokens: Some(1), prefix: None };
+    let request = |sample_idx| Request {
+        sample_idx,
+        prompt: (0..20).map(|pos| (sample_idx as u32 * 31 + pos * 17) % VOCAB_SIZE as u32).collect(),
+        num_responses: 1,
+        max_new_tokens: 125,
+        foresight,
+    };
+    for backend in [Backend::Plain, Backend::Fused] {
+        let (numerics, attention) = (Numerics::uniform(Float::Fp32), AttentionSwitches::default());
+        let options = LoadOptions { numerics, backend, device: Device::Cpu, attention };
+        let answer = |limits| {
+            let endless = StopConditions::resolve(&[], &[], |_| None).unwrap();
+            run(&mut engine_that_ends(&checkpoint, options, limits, endless), vec![request(0), request(1)])
+        };
+        let (expect, roomy) = answer(limits(64, 1000, 0));
+        let (actual, tight) = answer(limits(64, 8, 20));
+        assert_eq!(actual, expect, "{backend:?}");
+        assert_eq!([roomy.num_swapped_in_blocks, roomy.num_preemptions], [0, 0]);
+        assert!(tight.num_swapped_in_blocks > 0 && tight.peak_rows == 2, "{backend:?}: {tight:?}");
     }
 }

@@ -9,8 +9,8 @@
 //!    what they begin with is computed once, and they are neighbours in its steps;
 //! 3. otherwise the longest goes first, and of those that are as long the first in the file.
 //!
-//! So a sample is given out before one that is longer only where they are of one class, and samples of which nothing is
-//! known keep their order. How long a sample is expected to be is, in this order, how long the responses to the same prompt
+//! So, but for the first of the window, a sample is given out before one that is longer only where they are of one class,
+//! and samples of which nothing is known keep their order. How long a sample is expected to be is, in this order, how long the responses to the same prompt
 //! were that have ended; what its record says; all that it may have.
 
 use std::cmp::Reverse;
