@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{
-    Completion, Draftable, Engine, EngineLimits, Foresight, Goal, Proposer, Request, RunStats, SeqId, StepTime,
+    Completion, Draftable, Engine, EngineLimits, Foresight, Goal, Proposer, Request, RunStats, SeqId,
+    StepTime,
 };
 use model_core::{AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, RawModelConfig};
 use model_spec::{Float, Numerics, blocks_for};

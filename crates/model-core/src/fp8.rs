@@ -39,7 +39,7 @@ impl Fp8Rows {
 }
 
 /// The results of a linear layer from the products of rows in FP8, float32 `[num_rows, out_features]`: each times the scales
-/// of its row and its output, plus the bias, float32 `[out_features]`.
+/// of its row and its output, plus the bias, `[out_features]`.
 pub(crate) fn scaled(
     products: &Tensor,
     row_scales: &Tensor,
@@ -48,7 +48,7 @@ pub(crate) fn scaled(
 ) -> Result<Tensor, ModelError> {
     let scaled = products.f_mul(&row_scales.f_unsqueeze(1)?)?.f_mul(out_scales)?;
     Ok(match bias {
-        Some(bias) => scaled.f_add(bias)?,
+        Some(bias) => scaled.f_add(&bias.f_to_kind(Kind::Float)?)?,
         None => scaled,
     })
 }
@@ -120,7 +120,9 @@ mod tests {
         assert_eq!(linear.out_features() as i64, NUM_OUT);
         let mut state = loader.finish().unwrap();
         let x = numbers(&[NUM_ROWS, NUM_IN], 0.1).to_kind(kind);
-        let double = |rows: Fp8Rows| rows.values.to_kind(Kind::Double) * rows.scales.to_kind(Kind::Double).unsqueeze(1);
+        let double = |rows: Fp8Rows| {
+            rows.values.to_kind(Kind::Double) * rows.scales.to_kind(Kind::Double).unsqueeze(1)
+        };
         let of_weight = double(Fp8Rows::of(&weight.to_kind(kind)).unwrap());
         let wide_bias = bias.to_kind(kind).to_kind(Kind::Double);
         let expect = double(Fp8Rows::of(&x).unwrap()).matmul(&of_weight.tr()) + wide_bias;
@@ -131,7 +133,8 @@ mod tests {
             layer.run(&x, epilogue, &mut state).unwrap().to_kind(Kind::Double)
         };
         let plain = run(&output, Epilogue::Logits);
-        let unquantized = x.to_kind(Kind::Double).matmul(&weight.to_kind(Kind::Double).tr()) + bias.to_kind(Kind::Double);
+        let unquantized =
+            x.to_kind(Kind::Double).matmul(&weight.to_kind(Kind::Double).tr()) + bias.to_kind(Kind::Double);
         // The output layer is not quantized, and that can be told apart.
         let off = |a: &Tensor, b: &Tensor| (a - b).abs().max().double_value(&[]);
         assert!(off(&plain, &unquantized) < 0.5 * off(&expect, &unquantized));

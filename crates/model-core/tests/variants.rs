@@ -322,10 +322,9 @@ fn parameters_and_bytes_are_counted_once_for_a_shared_table() {
     let bf16 = Runner::new(config.clone(), &source, Float::Bf16, Backend::Plain).unwrap().model;
     assert_eq!(footprint(plain).weight_bytes, bf16.weight_bytes());
     // A weight of e4m3 takes a byte, and each output four more. The CPU kernels keep the numbers in what they multiply.
-    for (backend, numerics) in [Backend::Plain, Backend::Fused]
-        .into_iter()
-        .flat_map(|backend| [(backend, plain.numerics.with_fp8_weights()), (backend, fp32.numerics.with_fp8_weights())])
-    {
+    for (backend, numerics) in [Backend::Plain, Backend::Fused].into_iter().flat_map(|backend| {
+        [(backend, plain.numerics.with_fp8_weights()), (backend, fp32.numerics.with_fp8_weights())]
+    }) {
         let quantized = Runner::with_numerics(config.clone(), &source, numerics, backend).unwrap().model;
         let options = LoadOptions { numerics, backend, ..plain };
         match backend {

@@ -11,7 +11,8 @@ use crate::support::{Checked, Gpu, double, relative_error, same};
 const SUM_ERROR: f64 = 2e-4;
 
 /// Parts of a tile and of a stage, more tiles than the GPU holds at once, layers of 8B.
-const SHAPES: [[i64; 2]; 6] = [[8, 16], [1_000, 528], [6_144, 4_096], [4_096, 14_336], [28_672, 4_096], [40_008, 144]];
+const SHAPES: [[i64; 2]; 6] =
+    [[8, 16], [1_000, 528], [6_144, 4_096], [4_096, 14_336], [28_672, 4_096], [40_008, 144]];
 
 const ROW_COUNTS: [i64; 13] = [1, 3, 8, 33, 64, 65, 128, 129, 256, 300, 512, 700, 1_999];
 
@@ -43,7 +44,9 @@ pub(crate) fn conversion(gpu: &Gpu) -> Outcome {
                 for (row, value) in [(2, f64::NAN), (3, f64::INFINITY)] {
                     let _ = x.f_narrow(0, row, 1)?.f_narrow(1, 7, 1)?.f_fill_(value)?;
                 }
-                x = x.f_mul(&gpu.put(&Tensor::from_slice(&[1.0, 1.0, 1.0, 1.0, 1e-37, 1e4]).f_view([6, 1])?)?)?;
+                x = x.f_mul(
+                    &gpu.put(&Tensor::from_slice(&[1.0, 1.0, 1.0, 1.0, 1e-37, 1e4]).f_view([6, 1])?)?,
+                )?;
                 x = x.f_to_kind(kind)?;
             }
             let rows = quantize(gpu, &kernels, &x)?;
@@ -55,7 +58,9 @@ pub(crate) fn conversion(gpu: &Gpu) -> Outcome {
             let values = bits(&rows.values.f_to_device(tch::Device::Cpu)?, Kind::Uint8)?;
             // The sign of NaN is nobody's promise.
             let nan = expect.f_to_kind(Kind::Float)?.f_isnan()?;
-            let unsigned = |bits: Tensor| Ok::<_, tch::TchError>(bits.f_where_self(&nan.f_logical_not()?, &bits.f_full_like(127)?)?);
+            let unsigned = |bits: Tensor| {
+                Ok::<_, tch::TchError>(bits.f_where_self(&nan.f_logical_not()?, &bits.f_full_like(127)?)?)
+            };
             ensure(same(&unsigned(values)?, &unsigned(bits(&expect, Kind::Uint8)?)?)?, || {
                 format!("{shape:?} in {kind:?} has other numbers than libtorch's")
             })?;
@@ -77,8 +82,8 @@ pub(crate) fn gemms(gpu: &Gpu) -> Outcome {
         let most = ROW_COUNTS[ROW_COUNTS.len() - 1];
         let x = quantize(gpu, &kernels, &gpu.random(&[most, num_in], Kind::BFloat16)?)?;
         let weight = quantize(gpu, &kernels, &gpu.random(&[num_out, num_in], Kind::BFloat16)?)?;
-        let [bias, old] = [vec![num_out], vec![most, num_out]]
-            .map(|shape| gpu.random(&shape, Kind::BFloat16));
+        let [bias, old] =
+            [vec![num_out], vec![most, num_out]].map(|shape| gpu.random(&shape, Kind::BFloat16));
         let (bias, old) = (bias?, old?);
         let run = |num_rows: i64, bias: Option<&Tensor>, out: Fp8Out<'_>| -> Checked {
             let gemm = GemmFp8 {
@@ -120,16 +125,22 @@ pub(crate) fn gemms(gpu: &Gpu) -> Outcome {
         }
     }
     refused(gpu, &kernels)?;
-    Ok(format!("off by at most {worst:.1e}; bitwise identical for 1 to {} rows", ROW_COUNTS[ROW_COUNTS.len() - 1]))
+    Ok(format!(
+        "off by at most {worst:.1e}; bitwise identical for 1 to {} rows",
+        ROW_COUNTS[ROW_COUNTS.len() - 1]
+    ))
 }
 
 /// Sizes that the copy engine or the stores do not take.
 fn refused(gpu: &Gpu, kernels: &ModelKernels) -> Checked {
     let e4m3 = |shape: [i64; 2]| Tensor::f_zeros(shape, (E4M3, gpu.device.tch()));
     let ones = |size: i64| gpu.random(&[size], Kind::Float);
-    for (x, weight, out) in
-        [([1, 24], [8, 24], [1, 8]), ([1, 16], [12, 16], [1, 12]), ([1, 16], [8, 32], [1, 8]), ([1, 16], [8, 16], [1, 16])]
-    {
+    for (x, weight, out) in [
+        ([1, 24], [8, 24], [1, 8]),
+        ([1, 16], [12, 16], [1, 12]),
+        ([1, 16], [8, 32], [1, 8]),
+        ([1, 16], [8, 16], [1, 16]),
+    ] {
         let gemm = GemmFp8 {
             x: &e4m3(x)?,
             x_scales: &ones(x[0])?,
@@ -138,7 +149,9 @@ fn refused(gpu: &Gpu, kernels: &ModelKernels) -> Checked {
             bias: None,
             out: Fp8Out::Rounded(&gpu.zeros(&out, Kind::BFloat16)?),
         };
-        ensure(kernels.gemm_fp8(&gpu.stream, &gemm).is_err(), || format!("{x:?} by {weight:?} to {out:?} was taken"))?;
+        ensure(kernels.gemm_fp8(&gpu.stream, &gemm).is_err(), || {
+            format!("{x:?} by {weight:?} to {out:?} was taken")
+        })?;
     }
     Ok(())
 }

@@ -215,5 +215,9 @@ fn check_sizes(num_out: i64, num_in: i64) -> Result<(), KernelError> {
 }
 
 fn too_little_shared(max_shared_bytes: u32) -> KernelError {
-    bad("shared memory of a block, bytes", "enough for two stages of an FP8 GEMM", i64::from(max_shared_bytes))
+    bad(
+        "shared memory of a block, bytes",
+        "enough for two stages of an FP8 GEMM",
+        i64::from(max_shared_bytes),
+    )
 }

@@ -116,11 +116,10 @@ impl CpuLoader {
             out_features: out_features as usize,
             in_features: in_features as usize,
         };
-        let round_to_compute = |bias| tensor_from_bytes(bias, kind)?.f_to_kind(Kind::Float).map_err(ModelError::from);
         Ok(CpuLinear::Fp8 {
             values: self.state.kernels.pack(&stored, Layout::Plain, kind)?,
             scales: rows.scales,
-            bias: source.bias.map(round_to_compute).transpose()?,
+            bias: source.bias.map(|bias| tensor_from_bytes(bias, kind)).transpose()?,
         })
     }
 }

@@ -16,8 +16,8 @@ pub(crate) use self::attention::attend;
 use self::linear::PlainWeight;
 pub(crate) use self::linear::{PlainLinear, activate};
 use crate::attention_context::AttentionContext;
-use crate::ids::Ids;
 use crate::fp8::Fp8Rows;
+use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool};
 use crate::layers::rotary::RotaryTables;
@@ -150,7 +150,6 @@ impl Loader for PlainLoader {
         let weight = self.tensor(source.weight, kind)?;
         let bias = source.bias.map(|bias| self.tensor(bias, kind)).transpose()?;
         if numerics.weights == WeightFormat::Fp8 && role != LinearRole::Output {
-            let bias = bias.map(|bias| bias.f_to_kind(Kind::Float)).transpose()?;
             return Ok(PlainLinear { weight: PlainWeight::Fp8(Fp8Rows::of(&weight)?), bias });
         }
         Ok(PlainLinear { weight: PlainWeight::Float(weight), bias })

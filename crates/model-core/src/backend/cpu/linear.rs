@@ -3,8 +3,8 @@
 use cpu_kernels::{CpuKernels, Layout, PackedLinear};
 use tch::{Kind, Tensor};
 
-use super::CpuState;
 use super::super::plain::activate;
+use super::CpuState;
 use crate::ModelError;
 use crate::fp8::{self, Fp8Rows};
 use crate::ids::Ids;
@@ -21,7 +21,7 @@ pub(crate) enum CpuLinear {
         values: PackedLinear,
         /// float32 `[out_features]`.
         scales: Tensor,
-        /// float32 `[out_features]`.
+        /// `[out_features]`, in what is computed in.
         bias: Option<Tensor>,
     },
 }

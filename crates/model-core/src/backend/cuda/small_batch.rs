@@ -58,7 +58,9 @@ impl CudaState {
         {
             for tried in different.values() {
                 let is_same = match tried.activation {
-                    Some(activation) => self.same_activated_bits(tried, activation, small_rows, large_rows)?,
+                    Some(activation) => {
+                        self.same_activated_bits(tried, activation, small_rows, large_rows)?
+                    }
                     None => self.same_bits(tried, small_rows, large_rows)?,
                 };
                 if !is_same {

@@ -19,7 +19,7 @@ const VECTOR_ELEMS: i64 = 64;
 pub(crate) struct PlainLinear {
     /// `[out_features, in_features]`.
     pub(super) weight: PlainWeight,
-    /// `[out_features]`, float32 beside an FP8 weight.
+    /// `[out_features]`, in what is computed in.
     pub(super) bias: Option<Tensor>,
 }
 
