@@ -115,6 +115,25 @@ fn one_text_whether_the_cache_is_large_or_full() {
 }
 
 #[test]
+fn fp8_weights_give_texts_of_their_own_and_one_for_every_batch() {
+    const FP8: &str = "trainer.generation.trt_llm.quantization=fp8";
+    let model = MODELS[0];
+    for path in BF16 {
+        let expect = texts(&job(model, path).with(&[FP8]), 4);
+        assert_ne!(texts(&job(model, path), 4), expect, "{path:?}");
+        for batch in ["trainer.generation.max_batch=1", "model.global_batch_size=32"] {
+            assert_eq!(texts(&job(model, path).with(&[FP8, batch]), 4), expect, "{path:?} {batch}");
+        }
+    }
+    let other = job(model, BF16[0]).with(&["trainer.generation.trt_llm.quantization=int8"]);
+    let error = other.run().expect_code(2).error();
+    assert!(
+        error.contains("`trainer.generation.trt_llm.quantization` must be `fp8` or null, found `int8`"),
+        "{error}"
+    );
+}
+
+#[test]
 fn one_text_with_and_without_speculation() {
     const ON: &str = "trainer.generation.speculation.enable=true";
     let long = ["model.generation.length_params.max_length=60", "model.global_batch_size=1"];
