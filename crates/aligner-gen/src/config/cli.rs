@@ -161,7 +161,7 @@ pub(crate) struct LogitsArgs {
     #[arg(long, default_value = "bf16")]
     pub(crate) precision: String,
     /// The linear layers of attention and MLP in these numbers
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) quantization: Option<QuantizationArg>,
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
     pub(crate) device: DeviceArg,
@@ -184,7 +184,7 @@ pub(crate) enum BackendArg {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum QuantizationArg {
-    /// e4m3, with a scale for each output and each token
+    // Help without a text of its own stays in one line: e4m3, with a scale for each output and each token.
     Fp8,
 }
 
@@ -244,7 +244,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, default_value = "bf16")]
     pub(crate) precision: String,
     /// The linear layers of attention and MLP in these numbers
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, value_name = "FORMAT")]
     pub(crate) quantization: Option<QuantizationArg>,
     #[arg(long, value_enum, default_value_t = BackendArg::Fused)]
     pub(crate) backend: BackendArg,
