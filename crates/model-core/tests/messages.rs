@@ -119,7 +119,7 @@ fn formats_that_are_not_combined() {
         let options = LoadOptions { numerics, backend, device: tch::Device::Cpu, attention };
         let error = load_model(config.clone(), &weights(&config), options).err().unwrap().to_string();
         insta::allow_duplicates! {
-            insta::assert_snapshot!(error, @"computing in bf16 (weights bf16, KV cache fp32) is not supported: weights and KV cache must have the format that is computed in");
+            insta::assert_snapshot!(error, @"computing in bf16 (weights bf16, KV cache fp32) is not supported: the KV cache must have the format that is computed in, weights the same or fp8");
         }
     }
 }
