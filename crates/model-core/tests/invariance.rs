@@ -87,8 +87,11 @@ fn assert_bits_do_not_depend_on_the_batch(yaml: &str) {
         |len: u32, seed: u32| (0..len).map(|idx| (idx * 37 + seed) % VOCAB_SIZE as u32).collect::<Vec<_>>();
     let probe = sequence(45, 3);
     let [fp32, bf16] = [Float::Fp32, Float::Bf16].map(Numerics::uniform);
-    let formats = [fp32, bf16, fp32.with_fp8_weights(), bf16.with_fp8_weights()];
-    let cases = BACKENDS.iter().flat_map(|&backend| formats.map(|numerics| (numerics, backend)));
+    let quantized = [fp32, bf16].map(Numerics::with_fp8_weights);
+    // One shape has all that FP8 meets: biases, grouped heads, a gated MLP.
+    let formats = [fp32, bf16].into_iter().chain(quantized.into_iter().filter(|_| yaml == QWEN));
+    let formats: Vec<Numerics> = formats.collect();
+    let cases = BACKENDS.iter().flat_map(|&backend| formats.iter().map(move |&numerics| (numerics, backend)));
     for (numerics, backend) in cases {
         let mut runner = Runner::with_numerics(config_of(yaml), &source, numerics, backend).unwrap();
         tch::set_num_threads(2);
