@@ -155,7 +155,7 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
         (false, true) => Biases::Qkv,
         (false, false) => Biases::None,
     };
-    let (family, activation) = family(config, Kind { window, biases, qk_norm })?;
+    let (family, activation) = family(config, &Kind { window, biases, qk_norm })?;
     let hidden_size = config.require_u64("hidden_size")?;
     let num_attention_heads = config.require_u64("num_attention_heads")?;
     let encoder_seq_length = config.u64("encoder_seq_length")?;
@@ -257,7 +257,7 @@ struct Kind {
     qk_norm: bool,
 }
 
-fn family(config: &NemoConfig<'_>, kind: Kind) -> Result<(Family, Activation), FormatError> {
+fn family(config: &NemoConfig<'_>, kind: &Kind) -> Result<(Family, Activation), FormatError> {
     let name = config.text("activation")?.unwrap_or("gelu");
     let is_tanh_gelu = config.bool("openai_gelu")?.unwrap_or(false);
     let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or(false);
