@@ -128,8 +128,8 @@ mod tests {
         let found = alike(&prompts);
         for (a, group) in expect.iter().enumerate() {
             let together = |b: usize| a == b || found[a].0.is_some() && found[a].0 == found[b].0;
-            for b in 0..prompts.len() {
-                assert_eq!(together(b), *group == expect[b], "{a} and {b}: {found:?}");
+            for (b, other) in expect.iter().enumerate() {
+                assert_eq!(together(b), group == other, "{a} and {b}: {found:?}");
             }
         }
         let same: Vec<_> = found.iter().map(|alike| alike.1).collect();

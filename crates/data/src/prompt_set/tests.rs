@@ -197,7 +197,7 @@ fn what_is_known_of_the_work_comes_from_the_record_and_the_file() {
     let drawn = set.draw(8).unwrap();
     for position in 0..8 {
         let outlook = drawn.outlook(position).unwrap();
-        assert_eq!(outlook.same_as.is_some(), true);
+        assert!(outlook.same_as.is_some());
         let again =
             (0..8).find(|&other| other != position && drawn.line(other) == drawn.line(position)).unwrap();
         assert_eq!(drawn.outlook(again), Some(outlook));

@@ -220,8 +220,8 @@ fn a_token_costs_next_to_nothing_while_none_are_drafted() {
         (0..num_rows as u64).map(|row| random(900 + row, num_steps, 1 << 31)).collect();
     let (mut most_ops, mut num_ops) = (0, 0);
     for step in 0..num_steps {
-        for row in 0..num_rows {
-            speculator.append(row, &responses[row][step..=step]);
+        for (row, response) in responses.iter().enumerate() {
+            speculator.append(row, &response[step..=step]);
         }
         speculator.measured(plain_step(num_rows, 12_000));
         assert_eq!(speculator.library.num_ops(), num_ops, "tokens are only stored");
