@@ -58,9 +58,7 @@ pub(crate) fn conversion(gpu: &Gpu) -> Outcome {
             let values = bits(&rows.values.f_to_device(tch::Device::Cpu)?, Kind::Uint8)?;
             // The sign of NaN is nobody's promise.
             let nan = expect.f_to_kind(Kind::Float)?.f_isnan()?;
-            let unsigned = |bits: Tensor| {
-                Ok::<_, tch::TchError>(bits.f_where_self(&nan.f_logical_not()?, &bits.f_full_like(127)?)?)
-            };
+            let unsigned = |bits: Tensor| bits.f_where_self(&nan.f_logical_not()?, &bits.f_full_like(127)?);
             ensure(same(&unsigned(values)?, &unsigned(bits(&expect, Kind::Uint8)?)?)?, || {
                 format!("{shape:?} in {kind:?} has other numbers than libtorch's")
             })?;
