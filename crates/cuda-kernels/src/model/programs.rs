@@ -146,7 +146,7 @@ impl KernelConfig {
             return Err(KernelError::BadKernelConfig {
                 what: "the compute capability of the GPU for FP8 linear layers",
                 expected: "9.0".to_owned(),
-                actual: arch.to_string(),
+                actual: format!("{}.{}", arch.major, arch.minor),
             });
         }
         if self.kind == Kind::Float {
