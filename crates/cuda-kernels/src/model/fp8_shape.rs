@@ -105,7 +105,8 @@ mod tests {
         assert_eq!(of(64, 28_672), (1, 112, 10));
         assert_eq!(of(8_192, 28_672), (2, 192, 5));
         // A group that multiplies or two, and one that fetches.
-        let threads = [1, 65].map(|num_rows| Fp8Shape::of(num_rows, 64, H200.0, H200.1).unwrap().num_threads());
+        let threads =
+            [1, 65].map(|num_rows| Fp8Shape::of(num_rows, 64, H200.0, H200.1).unwrap().num_threads());
         assert_eq!(threads, [256, 384]);
     }
 
