@@ -5,7 +5,7 @@
 //! [`Loader`] makes have types of that backend, so a layout never meets another backend's kernels. Tensors cross
 //! these traits in plain row-major shapes and have the backend's compute type unless a shape says float32.
 
-use model_spec::{Activation, AttentionSpec, HeadLayout, KvGroup, Normalization, Numerics};
+use model_spec::{Activation, AttentionSpec, HeadLayout, KvGroup, Normalization, Numerics, WeightFormat};
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
@@ -38,6 +38,13 @@ pub(crate) enum LinearRole {
     Output,
     /// `linear_fc1`, run with [`Epilogue::Activate`] of this activation and nothing else.
     FirstOfMlp(Activation),
+}
+
+impl LinearRole {
+    /// Whether the weight of a layer for this is held in FP8.
+    pub(crate) fn is_fp8(self, numerics: Numerics) -> bool {
+        numerics.weights == WeightFormat::Fp8 && self != Self::Output
+    }
 }
 
 /// What follows a linear layer's product `y = x W^T + b`, `[num_tokens, out_features]`, and what the call returns.

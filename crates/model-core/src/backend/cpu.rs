@@ -6,7 +6,7 @@ mod attention;
 mod linear;
 
 use cpu_kernels::{CpuKernels, HeadShape, Layout, MAX_HEAD_DIM, NormParams, SourceDType, StoredLinear};
-use model_spec::{AttentionSpec, HeadLayout, KvGroup, Numerics, WeightFormat};
+use model_spec::{AttentionSpec, HeadLayout, KvGroup, Numerics};
 use tch::{Kind, Tensor};
 use torch_ext::view;
 
@@ -137,7 +137,7 @@ impl Loader for CpuLoader {
 
     fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<CpuLinear, ModelError> {
         let numerics = self.state.numerics;
-        if numerics.weights == WeightFormat::Fp8 && role != LinearRole::Output {
+        if role.is_fp8(numerics) {
             return self.fp8_linear(source);
         }
         let layout = match role {

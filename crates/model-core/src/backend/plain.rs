@@ -6,7 +6,7 @@
 mod attention;
 mod linear;
 
-use model_spec::{AttentionSpec, HeadLayout, KvGroup, Normalization, Numerics, WeightFormat};
+use model_spec::{AttentionSpec, HeadLayout, KvGroup, Normalization, Numerics};
 use tch::{Device, Kind, Tensor};
 use torch_ext::mkl;
 
@@ -149,7 +149,7 @@ impl Loader for PlainLoader {
         let kind = numerics.plain_weights().kind();
         let weight = self.tensor(source.weight, kind)?;
         let bias = source.bias.map(|bias| self.tensor(bias, kind)).transpose()?;
-        if numerics.weights == WeightFormat::Fp8 && role != LinearRole::Output {
+        if role.is_fp8(numerics) {
             return Ok(PlainLinear { weight: PlainWeight::Fp8(Fp8Rows::of(&weight)?), bias });
         }
         Ok(PlainLinear { weight: PlainWeight::Float(weight), bias })

@@ -2,7 +2,7 @@
 
 use cuda_kernels::{KernelConfig, ModelKernels};
 use cuda_runtime::{Device, Uploader, kernel_cache};
-use model_spec::{AttentionSpec, HeadLayout, Numerics, WeightFormat};
+use model_spec::{AttentionSpec, HeadLayout, Numerics};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
@@ -76,7 +76,7 @@ impl Loader for CudaLoader {
         let numerics = self.numerics();
         let kind = numerics.plain_weights().kind();
         let weight = self.tensor(source.weight, kind)?;
-        let weight = if numerics.weights == WeightFormat::Fp8 && role != LinearRole::Output {
+        let weight = if role.is_fp8(numerics) {
             let (num_out, num_in) = weight.size2()?;
             self.state.kernels()?.load_fp8(num_out, num_in)?;
             CudaWeight::Fp8(self.state.fp8_rows(&weight)?)
