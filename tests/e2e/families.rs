@@ -49,3 +49,26 @@ fn every_family_generates_the_same_tokens_with_both_engines() {
         assert!(lengths.min() >= Some(1), "{family}: {records:?}");
     }
 }
+
+#[test]
+fn folders_of_megatron_bridge_generate_what_their_conversions_do() {
+    for (name, model_type) in [("qwen2_tied", "qwen2"), ("qwen3", "qwen3")] {
+        let folder = fixture("bridge").join(name);
+        let kept = tempfile::tempdir().unwrap();
+        let converted = kept.path().join("converted.nemo");
+        convert_checkpoint(&folder, &converted, &ConvertOptions::default()).unwrap();
+        let records = [folder, converted].map(|checkpoint| {
+            let job = Job::new(2).with(&[
+                &format!("pretrained_checkpoint.restore_from_path={}", checkpoint.display()),
+                &format!("trainer.generation.trt_llm.model_type={model_type}"),
+                "trainer.generation.trt_llm.enable=true",
+                "model.generation.length_params.max_length=8",
+                "model.data.chat_prompt_tokens={system_turn_start:a,turn_start:b,end_of_turn:c,end_of_name:d}",
+            ]);
+            job.run().expect_code(0);
+            job.records()
+        });
+        assert_eq!(records[0].len(), 2, "{name}");
+        assert_eq!(records[0], records[1], "{name}");
+    }
+}

@@ -132,6 +132,10 @@ pub(crate) fn model_section(fields: &Node) -> Result<Node, String> {
         _ => Node::Int(32),
     };
     config.set("precision", precision);
+    // NeMo 1 always has them, and its configurations refer to them.
+    for key in ["tensor_model_parallel_size", "pipeline_model_parallel_size"] {
+        config.set(key, set(key).cloned().unwrap_or(Node::Int(1)));
+    }
     Ok(config)
 }
 

@@ -125,6 +125,8 @@ normalization: layernorm
 activation: fast-swiglu
 openai_gelu: false
 precision: bf16
+tensor_model_parallel_size: 1
+pipeline_model_parallel_size: 1
 tokenizer:
   library: sentencepiece
   type: null
