@@ -9,7 +9,7 @@ mod raw;
 mod window;
 
 use model_spec::{
-    Activation, HeadLayout, KvGroup, ModelSpec, Module, NormSpec, Normalization, OutputSpec, Part, TableRows,
+    Activation, HeadLayout, ModelSpec, Module, NormSpec, Normalization, OutputSpec, Part, TableRows,
     TensorId, UniformSpec,
 };
 use nemo_format::TensorSource;
@@ -29,11 +29,6 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// The groups of layers of its KV cache, which do not depend on the sizes of tables.
-    pub fn kv_groups(&self) -> Vec<KvGroup> {
-        self.spec(TableRows { vocab: 0, positions: 0 }).kv_groups()
-    }
-
     /// The model, with tables of these sizes.
     pub fn spec(&self, rows: TableRows) -> ModelSpec {
         self.uniform.spec(rows)

@@ -195,6 +195,9 @@ pub enum ModelError {
     /// A tensor that ranks cannot share.
     #[error(transparent)]
     Indivisible(#[from] model_spec::Indivisible),
+    /// Another rank of the model is lost.
+    #[error(transparent)]
+    LostRank(#[from] crate::parallel::LostRank),
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Format(#[from] nemo_format::FormatError),

@@ -132,7 +132,7 @@ mod tests {
         let mut run = |layer: &<L::State as crate::ops::StepState>::Linear, epilogue| {
             layer.run(&x, epilogue, &mut state).unwrap().to_kind(Kind::Double)
         };
-        let plain = run(&output, Epilogue::Logits);
+        let plain = run(&output, Epilogue::Float32);
         let unquantized =
             x.to_kind(Kind::Double).matmul(&weight.to_kind(Kind::Double).tr()) + bias.to_kind(Kind::Double);
         // The output layer is not quantized, and that can be told apart.
@@ -140,7 +140,7 @@ mod tests {
         assert!(off(&plain, &unquantized) < 0.5 * off(&expect, &unquantized));
         [
             (run(&linear, Epilogue::Store), expect.shallow_clone()),
-            (run(&linear, Epilogue::Logits), expect.shallow_clone()),
+            (run(&linear, Epilogue::Float32), expect.shallow_clone()),
             (run(&linear, Epilogue::AddTo(residual.copy())), wide_residual + &expect),
             (run(&first, Epilogue::Activate(gated)), gate.silu() * up),
         ]

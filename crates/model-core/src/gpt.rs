@@ -3,7 +3,7 @@
 //! What a layer computes is in `layers.rs`, each layer with a shape of its own; how it is computed is up to the
 //! backend behind [`StepState`].
 
-use model_spec::Numerics;
+use model_spec::{ModelSpec, Numerics, ShardPlace};
 use tch::{Kind, Tensor};
 
 use crate::attention_context::AttentionContext;
@@ -14,21 +14,53 @@ use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
 use crate::layers::Layer;
 use crate::ops::{AttentionOp, Epilogue, LinearOp, StepState};
+use crate::parallel::SharedTable;
 use crate::upload::to_device;
 use crate::weights::Weights;
 use crate::{Batch, DeviceDecode, ModelError};
 
-/// A model: its weights in the layouts of a backend, and that backend.
+const NO_TABLE: ModelError =
+    ModelError::NoBackend { backend: "pipeline", reason: "this stage has no embedding table" };
+
+/// A model or a rank's part of it: its weights in the layouts of a backend, and that backend.
 pub(crate) struct Gpt<S: StepState> {
     config: ModelConfig,
+    shares: Shares,
     weights: Weights<S>,
     /// What embeddings are multiplied by.
     embedding_factor: Option<f64>,
     state: S,
 }
 
+/// What of the model this rank has, and what others have.
+pub(crate) struct Shares {
+    /// This rank's part, as a model of its own.
+    part: ModelSpec,
+    /// Rows of the whole embedding table.
+    padded_vocab_size: usize,
+    /// The table that tensor-parallel ranks share, where there are several.
+    table: Option<SharedTable>,
+    is_first_stage: bool,
+}
+
+impl Shares {
+    pub(crate) fn new(model: &ModelSpec, place: ShardPlace) -> Result<Self, ModelError> {
+        Ok(Self {
+            part: place.part_of(model)?,
+            padded_vocab_size: usize::try_from(model.padded_vocab_size).unwrap_or(usize::MAX),
+            table: (place.tp_size > 1).then(|| SharedTable::new(model.padded_vocab_size, &place)),
+            is_first_stage: place.is_first_stage(),
+        })
+    }
+}
+
 impl<S: StepState> Gpt<S> {
-    pub(crate) fn new(config: ModelConfig, weights: Weights<S>, state: S) -> Result<Self, ModelError> {
+    pub(crate) fn new(
+        config: ModelConfig,
+        weights: Weights<S>,
+        state: S,
+        shares: Shares,
+    ) -> Result<Self, ModelError> {
         let embedding_factor = match config.uniform.apply_embedding_scaling {
             // Megatron rounds the factor to the embedding's type before it multiplies.
             true => {
@@ -37,19 +69,26 @@ impl<S: StepState> Gpt<S> {
             }
             false => None,
         };
-        Ok(Self { config, weights, embedding_factor, state })
+        Ok(Self { config, shares, weights, embedding_factor, state })
     }
 
-    /// The residual stream after the last layer, `[num_tokens, hidden_size]`; the step is planned.
+    /// The residual stream after the last layer of this stage, `[num_tokens, hidden_size]`, which the next stage gets too;
+    /// the step is planned.
     fn residual(
         &mut self,
         tokens: Ids<'_>,
         step: &AttentionContext,
         cache: &mut KvCache,
     ) -> Result<Tensor, ModelError> {
-        let mut residual = self.embed(tokens, step)?;
+        let mut residual = match self.shares.is_first_stage {
+            true => self.embed(tokens, step)?,
+            false => self.state.receive_residual([tokens.len()? as i64, self.config.uniform.hidden_size as i64])?,
+        };
         for layer in &self.weights.layers {
             residual = layer.forward(residual, step, cache, &mut self.state)?;
+        }
+        if self.weights.head.is_none() {
+            self.state.send_residual(&residual)?;
         }
         Ok(residual)
     }
@@ -63,10 +102,15 @@ impl<S: StepState> Gpt<S> {
     }
 
     fn embed(&mut self, tokens: Ids<'_>, step: &AttentionContext) -> Result<Tensor, ModelError> {
-        let Self { weights, state, .. } = self;
-        let mut embedded = match &weights.word_embeddings {
-            Some(table) => state.embedding(tokens, table)?,
-            None => weights.output.embedding(tokens, state)?,
+        let Self { weights, state, shares, .. } = self;
+        let mut lookup = |ids: Ids<'_>, state: &mut S| match (&weights.word_embeddings, &weights.head) {
+            (Some(table), _) => state.embedding(ids, table),
+            (None, Some(head)) => head.output.embedding(ids, state),
+            (None, None) => Err(NO_TABLE),
+        };
+        let mut embedded = match &shares.table {
+            Some(table) => state.shared_embedding(tokens, table, &mut lookup)?,
+            None => lookup(tokens, state)?,
         };
         if let Some(table) = &weights.position_embeddings {
             let limit = table.size2()?.0 as usize;
@@ -82,10 +126,17 @@ impl<S: StepState> Gpt<S> {
         Ok(embedded)
     }
 
-    /// float32 `[num_rows, padded_vocab_size]`.
+    /// float32 `[num_rows, padded_vocab_size]`, on the last stage; on the others `[num_rows, 0]`.
     fn logits(&mut self, residual: &Tensor) -> Result<Tensor, ModelError> {
-        let hidden = self.state.norm(residual, &self.weights.final_norm)?;
-        self.weights.output.run(&hidden, Epilogue::Logits, &mut self.state)
+        let Some(head) = &self.weights.head else {
+            return Ok(Tensor::f_empty([residual.size2()?.0, 0], (Kind::Float, residual.device()))?);
+        };
+        let hidden = self.state.norm(residual, &head.final_norm)?;
+        let logits = head.output.run(&hidden, Epilogue::Float32, &mut self.state)?;
+        match self.shares.table {
+            Some(_) => self.state.gather_columns(logits),
+            None => Ok(logits),
+        }
     }
 
     /// The rows of logits that the batch asks for. `residual`: `[at least num_tokens, hidden_size]`, as a backend may have
@@ -118,7 +169,7 @@ impl<S: StepState> CausalLm for Gpt<S> {
     }
 
     fn padded_vocab_size(&self) -> usize {
-        self.weights.output.out_features()
+        self.shares.padded_vocab_size
     }
 
     fn num_params(&self) -> u64 {
@@ -140,8 +191,8 @@ impl<S: StepState> CausalLm for Gpt<S> {
     }
 
     fn new_cache(&mut self, num_blocks: usize) -> Result<KvCache, ModelError> {
-        let Self { config, state, .. } = self;
-        KvCache::new(num_blocks, &config.kv_groups(), |group| state.new_pool(group, num_blocks))
+        let Self { shares, state, .. } = self;
+        KvCache::new(num_blocks, &shares.part.kv_groups(), |group| state.new_pool(group, num_blocks))
     }
 
     fn forward(&mut self, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, ModelError> {

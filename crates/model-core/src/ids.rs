@@ -10,11 +10,18 @@ pub(crate) enum Ids<'a> {
     /// Known to the host, checked against the table.
     Host(&'a [u32]),
     /// int32 `[num_tokens]` on the model's device, where a sampler that knows the table put them.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only the kernels of a GPU use it"))]
     Device(&'a Tensor),
 }
 
 impl Ids<'_> {
+    /// How many there are.
+    pub(crate) fn len(&self) -> Result<usize, ModelError> {
+        match self {
+            Self::Host(ids) => Ok(ids.len()),
+            Self::Device(ids) => Ok(ids.size1()? as usize),
+        }
+    }
+
     /// The ids on the host, for backends that compute there.
     pub(crate) fn on_host(&self, backend: &'static str) -> Result<&[u32], ModelError> {
         match self {

@@ -1,6 +1,7 @@
 //! A transformer layer, for every backend: its parts and the order in which they are computed.
 
 pub(crate) mod rotary;
+pub(crate) mod row_parallel;
 
 use model_spec::{Activation, HeadLayout};
 use tch::Tensor;
@@ -8,6 +9,7 @@ use tch::Tensor;
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::kv_cache::KvCache;
+use crate::layers::row_parallel::RowParallel;
 use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, StepState, TrialLinear};
 
 /// One transformer layer, of any shape of its own. `x` is the residual stream, `n1` and `n2` norms.
@@ -35,14 +37,14 @@ pub(crate) struct Attention<S: StepState> {
     pub(crate) qkv: S::Linear,
     pub(crate) head_norms: Option<(HeadLayout, HeadNorms)>,
     pub(crate) op: S::Attention,
-    pub(crate) proj: S::Linear,
+    pub(crate) proj: RowParallel<S>,
 }
 
 /// `linear_fc1`, its activation, `linear_fc2`.
 pub(crate) struct Mlp<S: StepState> {
     pub(crate) fc1: S::Linear,
     pub(crate) activation: Activation,
-    pub(crate) fc2: S::Linear,
+    pub(crate) fc2: RowParallel<S>,
 }
 
 impl<S: StepState> Layer<S> {
@@ -59,7 +61,7 @@ impl<S: StepState> Layer<S> {
                 if let Some((norm, attention)) = attention {
                     let x = at.norm(&residual, norm)?;
                     let attended = attention.attend(&x, step, cache, at)?;
-                    residual = attention.proj.run(&attended, Epilogue::AddTo(residual), at)?;
+                    residual = attention.proj.add_to(residual, &attended, at)?;
                 }
                 if let Some((norm, mlp)) = mlp {
                     let x = at.norm(&residual, norm)?;
@@ -74,7 +76,7 @@ impl<S: StepState> Layer<S> {
                     Some(norm) => at.norm(&residual, norm)?,
                     None => x,
                 };
-                residual = attention.proj.run(&attended, Epilogue::AddTo(residual), at)?;
+                residual = attention.proj.add_to(residual, &attended, at)?;
                 mlp.add_to(residual, &x, at)
             }
         }
@@ -97,8 +99,16 @@ impl<S: StepState> Layer<S> {
     /// Its linear layers, each with the activation that follows it.
     pub(crate) fn linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
         let (attention, mlp) = self.parts();
-        let of_attention = attention.into_iter().flat_map(|part| [(&part.qkv, None), (&part.proj, None)]);
-        let of_mlp = mlp.into_iter().flat_map(|part| [(&part.fc1, Some(part.activation)), (&part.fc2, None)]);
+        fn plain<L>(linear: &L) -> TrialLinear<'_, L> {
+            (linear, None)
+        }
+        let of_attention = attention
+            .into_iter()
+            .flat_map(|part| std::iter::once(&part.qkv).chain(part.proj.linears()).map(plain));
+        let of_mlp = mlp.into_iter().flat_map(|part| {
+            let fc1 = (&part.fc1, Some(part.activation));
+            std::iter::once(fc1).chain(part.fc2.linears().iter().map(plain))
+        });
         of_attention.chain(of_mlp)
     }
 
@@ -111,7 +121,10 @@ impl<S: StepState> Layer<S> {
             Self::Parallel { attention_norm, mlp_norm, .. } => [Some(attention_norm), mlp_norm.as_ref()],
         };
         let of_heads = self.parts().0.and_then(|part| part.head_norms.as_ref());
+        let (attention, mlp) = self.parts();
+        let row_parallel = [attention.map(|part| &part.proj), mlp.map(|part| &part.fc2)];
         self.linears().map(|(linear, _)| linear.size_bytes()).sum::<u64>()
+            + row_parallel.into_iter().flatten().map(RowParallel::bias_bytes).sum::<u64>()
             + of_heads.map_or(0, |(_, norms)| norms.query.size_bytes() + norms.key.size_bytes())
             + norms.into_iter().flatten().map(Norm::size_bytes).sum::<u64>()
     }
@@ -138,6 +151,6 @@ impl<S: StepState> Mlp<S> {
     /// `residual += mlp(x)`.
     fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
         let activated = self.fc1.run(x, Epilogue::Activate(self.activation), at)?;
-        self.fc2.run(&activated, Epilogue::AddTo(residual), at)
+        self.fc2.add_to(residual, &activated, at)
     }
 }

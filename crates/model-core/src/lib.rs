@@ -18,6 +18,7 @@ mod kv_cache;
 mod layers;
 mod load;
 mod ops;
+mod parallel;
 mod upload;
 mod weights;
 
@@ -27,4 +28,5 @@ pub use causal_lm::CausalLm;
 pub use config::{ModelConfig, RawModelConfig};
 pub use error::ModelError;
 pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, BlockMove, HostBlockId, KvCache};
-pub use load::{Backend, LoadOptions, footprint, load_model};
+pub use load::{Backend, LoadOptions, footprint, load_model, load_part};
+pub use parallel::{LostRank, ModelPart, ModelRanks, Reduction};

@@ -11,9 +11,10 @@ use crate::backend::cuda::CudaLoader;
 use crate::backend::plain::PlainLoader;
 use crate::causal_lm::CausalLm;
 use crate::config::ModelConfig;
-use crate::gpt::Gpt;
+use crate::gpt::{Gpt, Shares};
 use crate::kv_cache::packed_shape;
 use crate::ops::Loader;
+use crate::parallel::{ModelPart, Reduction};
 use crate::weights::Weights;
 use crate::{AttentionSwitches, ModelError};
 
@@ -46,7 +47,7 @@ impl LoadOptions {
     }
 }
 
-/// Reads the weights and builds the model.
+/// Reads the weights and builds the whole model.
 ///
 /// # Errors
 /// When the formats are not one for everything, when a tensor is missing, unknown, of another shape than the config
@@ -56,23 +57,60 @@ pub fn load_model(
     source: &dyn TensorSource,
     options: LoadOptions,
 ) -> Result<Box<dyn CausalLm>, ModelError> {
+    let part = ModelPart::whole(&config.spec_of(source), Reduction::Chain);
+    load_part(config, source, options, part)
+}
+
+/// Reads a rank's part of the weights and builds its part of the model. The logits of the last pipeline stage are those of
+/// the whole model, on each of its ranks; the other stages have none.
+///
+/// # Errors
+/// As [`load_model`], and when the ranks cannot share a layer.
+pub fn load_part(
+    config: ModelConfig,
+    source: &dyn TensorSource,
+    options: LoadOptions,
+    part: ModelPart,
+) -> Result<Box<dyn CausalLm>, ModelError> {
     let LoadOptions { numerics, device, attention, .. } = options;
     check_numerics(options)?;
+    let ModelPart { place, reduction, ranks } = part;
+    check_part(options, &place, reduction)?;
     let max_seq_len_tokens = config.encoder_seq_length;
+    let part = (place, reduction);
     match (options.backend, device) {
         (Backend::Plain, device) => {
-            load_for(config, source, PlainLoader::new(numerics, device, attention, max_seq_len_tokens)?)
+            let loader = PlainLoader::new(numerics, device, attention, max_seq_len_tokens, ranks)?;
+            load_for(config, source, loader, part)
         }
         #[cfg(feature = "cuda")]
         (Backend::Fused, Device::Cuda(device_idx)) => {
-            load_for(config, source, CudaLoader::new(numerics, device_idx, max_seq_len_tokens)?)
+            load_for(config, source, CudaLoader::new(numerics, device_idx, max_seq_len_tokens)?, part)
         }
         #[cfg(not(feature = "cuda"))]
         (Backend::Fused, Device::Cuda(_)) => Err(ModelError::NoBackend {
             backend: "CUDA",
             reason: "this program was built without feature `cuda`",
         }),
-        (Backend::Fused, _) => load_for(config, source, CpuLoader::new(numerics, max_seq_len_tokens)?),
+        (Backend::Fused, _) => {
+            load_for(config, source, CpuLoader::new(numerics, max_seq_len_tokens, ranks)?, part)
+        }
+    }
+}
+
+/// Refuses parts that no backend computes with the bits of the whole.
+fn check_part(options: LoadOptions, place: &ShardPlace, reduction: Reduction) -> Result<(), ModelError> {
+    let no_backend = |backend, reason| Err(ModelError::NoBackend { backend, reason });
+    match options.backend {
+        _ if place.tp_size > 1 && reduction == Reduction::Chain => {
+            no_backend("tensor-parallel", "ranks that share a layer add in a tree")
+        }
+        Backend::Plain if reduction == Reduction::Tree => no_backend(
+            "plain",
+            "libtorch's products have other bits for each number of tensor-parallel ranks (`trt_llm.enable: true` \
+             computes them)",
+        ),
+        _ => Ok(()),
     }
 }
 
@@ -97,12 +135,12 @@ fn check_numerics(options: LoadOptions) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// What the weights take of memory, and a block of the KV cache, known before either is read or made.
+/// What a rank's part of the weights takes of memory, and a block of its KV cache, known before either is read or made.
 ///
 /// # Errors
 /// Only for a part of a model whose tensors cannot be shared evenly, never for the whole.
-pub fn footprint(model: &ModelSpec, options: LoadOptions) -> Result<Footprint, ModelError> {
-    let mut footprint = model.footprint(&held(options), &ShardPlace::whole(model))?;
+pub fn footprint(model: &ModelSpec, options: LoadOptions, at: &ShardPlace) -> Result<Footprint, ModelError> {
+    let mut footprint = model.footprint(&held(options), at)?;
     for (group, bytes) in &mut footprint.kv {
         *bytes = bytes_per_block(group, options);
     }
@@ -137,9 +175,11 @@ fn load_for<L: Loader<State: 'static>>(
     config: ModelConfig,
     source: &dyn TensorSource,
     loader: L,
+    (place, reduction): (ShardPlace, Reduction),
 ) -> Result<Box<dyn CausalLm>, ModelError> {
-    let (weights, state) = Weights::load(&config, source, loader)?;
-    Ok(Box::new(Gpt::new(config, weights, state)?))
+    let (weights, state) = Weights::load(&config, source, loader, (&place, reduction))?;
+    let shares = Shares::new(&config.spec_of(source), place)?;
+    Ok(Box::new(Gpt::new(config, weights, state, shares)?))
 }
 
 #[cfg(test)]

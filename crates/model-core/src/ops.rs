@@ -11,8 +11,9 @@ use tch::{Kind, Tensor};
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::ids::Ids;
-use crate::kinds::StoredFloat;
+use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool};
+use crate::parallel::{HostRanks, SharedTable};
 
 /// A stored tensor of floating-point numbers: row-major, little endian, perhaps unaligned.
 #[derive(Clone, Copy)]
@@ -49,8 +50,8 @@ impl LinearRole {
 
 /// What follows a linear layer's product `y = x W^T + b`, `[num_tokens, out_features]`, and what the call returns.
 ///
-/// The residual is apart from the product: a layer whose inputs are sharded runs with [`Epilogue::Store`], reduces
-/// over the ranks and then adds.
+/// The residual is apart from the product: a layer whose inputs are shared by ranks runs with [`Epilogue::Float32`], and
+/// [`StepState::reduce_add`] adds what all ranks have.
 #[derive(Debug)]
 pub(crate) enum Epilogue {
     /// `y`.
@@ -60,8 +61,8 @@ pub(crate) enum Epilogue {
     /// `[num_tokens, ffn]`: the nonlinearity of `y`. When gated, the first half of the outputs goes through it and
     /// multiplies the second.
     Activate(Activation),
-    /// `y` in float32.
-    Logits,
+    /// `y` in float32: logits, or a partial sum.
+    Float32,
 }
 
 /// A linear layer in the layout of the backend with state `S`.
@@ -71,9 +72,6 @@ pub(crate) trait LinearOp<S>: Send {
 
     /// Rows of the weight, `[num_tokens, in_features]`: for an output layer that is the embedding table too.
     fn embedding(&self, ids: Ids<'_>, at: &mut S) -> Result<Tensor, ModelError>;
-
-    /// Rows of the weight.
-    fn out_features(&self) -> usize;
 
     /// Memory that weight and bias take.
     fn size_bytes(&self) -> u64;
@@ -180,6 +178,48 @@ pub(crate) trait StepState: Send + Sized {
         heads: HeadLayout,
         norms: &HeadNorms,
     ) -> Result<(), ModelError>;
+
+    /// The other ranks of the model.
+    fn ranks(&mut self) -> &mut HostRanks;
+
+    /// `residual + (the partial sums of all tensor-parallel ranks, added in a tree, + bias)`, rounded once. `partial`:
+    /// float32 `[num_tokens, hidden_size]`; `bias`: float32 `[hidden_size]`.
+    fn reduce_add(
+        &mut self,
+        residual: Tensor,
+        partial: Tensor,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor, ModelError> {
+        self.ranks().reduce_add(&residual, partial, bias)
+    }
+
+    /// `[num_rows, columns of this rank]` to the columns of all tensor-parallel ranks side by side.
+    fn gather_columns(&mut self, mine: Tensor) -> Result<Tensor, ModelError> {
+        self.ranks().gather_columns(mine)
+    }
+
+    /// Rows of a table that tensor-parallel ranks share; `lookup` gives rows of this rank's part.
+    fn shared_embedding(
+        &mut self,
+        ids: Ids<'_>,
+        table: &SharedTable,
+        lookup: &mut dyn FnMut(Ids<'_>, &mut Self) -> Result<Tensor, ModelError>,
+    ) -> Result<Tensor, ModelError> {
+        let ids = ids.on_host("tensor-parallel")?;
+        let mine = lookup(Ids::Host(&table.local(ids)), self)?;
+        self.ranks().select_owned(&mine, ids, table)
+    }
+
+    /// Hands the residual stream, `[num_tokens, hidden_size]`, to the next pipeline stage.
+    fn send_residual(&mut self, residual: &Tensor) -> Result<(), ModelError> {
+        self.ranks().send_residual(residual)
+    }
+
+    /// The residual stream from the previous stage.
+    fn receive_residual(&mut self, shape: [i64; 2]) -> Result<Tensor, ModelError> {
+        let kind = self.numerics().compute.kind();
+        self.ranks().receive_residual(shape, kind)
+    }
 
     /// Allocates for decode steps that are planned on the device, of up to `max_rows` rows of `max_blocks_per_seq`
     /// blocks each.

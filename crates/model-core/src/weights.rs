@@ -5,31 +5,42 @@
 mod explain;
 mod interleaved;
 mod reader;
+mod regions;
 
-use model_spec::{BlockStyle, LAYERS, LayerSpec, ModelSpec, Module, Part, TensorId};
+use model_spec::{
+    BlockStyle, LAYERS, LayerSpec, ModelSpec, Module, Part, ShardPlace, TensorId, reduction_pieces,
+};
 use nemo_format::TensorSource;
 use tch::Tensor;
 
 use self::reader::Reader;
 use crate::ModelError;
 use crate::config::ModelConfig;
+use crate::layers::row_parallel::RowParallel;
 use crate::layers::{Attention, Layer, Mlp};
 use crate::ops::{HeadNorms, LinearOp, LinearRole, Loader, Norm, StepState, TrialLinear, tensor_bytes};
+use crate::parallel::Reduction;
 
 const WORD_EMBEDDINGS: TensorId = TensorId::outside(Module::WordEmbeddings, Part::Weight);
 const POSITION_EMBEDDINGS: TensorId = TensorId::outside(Module::PositionEmbeddings, Part::Weight);
 
-/// The whole model, in the layouts of the backend with state `S`.
+/// A rank's part of a model, in the layouts of the backend with state `S`.
 pub(crate) struct Weights<S: StepState> {
-    /// `[padded_vocab_size, hidden_size]`, or nothing where the output layer is the table.
+    /// `[rows of this rank, hidden_size]`, of the first pipeline stage; nothing where the output layer is the table.
     pub(crate) word_embeddings: Option<Tensor>,
     /// `[num_positions, hidden_size]`.
     pub(crate) position_embeddings: Option<Tensor>,
     pub(crate) layers: Vec<Layer<S>>,
-    pub(crate) final_norm: Norm,
-    pub(crate) output: S::Linear,
+    /// Of the last pipeline stage.
+    pub(crate) head: Option<Head<S>>,
     /// Numbers stored in the checkpoint's tensors.
     pub(crate) num_params: u64,
+}
+
+/// What makes logits of the residual stream.
+pub(crate) struct Head<S: StepState> {
+    pub(crate) final_norm: Norm,
+    pub(crate) output: S::Linear,
 }
 
 impl<S: StepState> Weights<S> {
@@ -38,32 +49,46 @@ impl<S: StepState> Weights<S> {
         config: &ModelConfig,
         source: &dyn TensorSource,
         mut loader: L,
+        (place, reduction): (&ShardPlace, Reduction),
     ) -> Result<(Self, S), ModelError> {
         let spec = config.spec_of(source);
+        let part = place.part_of(&spec)?;
         // First, because it is cheap and finds heads that the backend does not support.
-        let attention = (spec.layers.iter().enumerate())
+        let attention = (part.layers.iter().enumerate())
             .map(|(layer_idx, layer)| {
                 layer.attention.as_ref().map(|spec| loader.attention(layer_idx, spec)).transpose()
             })
             .collect::<Result<Vec<_>, _>>()?;
-        let mut reader = Reader::new(&spec, source, loader);
+        let mut reader = Reader::new(&spec, place, source, loader);
+        let (is_first, is_last) = (place.is_first_stage(), place.is_last_stage(&spec));
         reader.check_stored(WORD_EMBEDDINGS)?;
-        let word_embeddings = if spec.output.tied { None } else { Some(reader.table(WORD_EMBEDDINGS)?) };
-        let position_embeddings = load_positions(config, &spec, &mut reader)?;
+        let is_table = spec.output.tied && is_last;
+        let word_embeddings =
+            if is_first && !is_table { Some(reader.table(WORD_EMBEDDINGS)?) } else { None };
+        let position_embeddings =
+            if is_first { load_positions(config, &spec, &mut reader)? } else { None };
         let mut layers = Vec::with_capacity(attention.len());
-        for ((layer_idx, layer), op) in spec.layers.iter().enumerate().zip(attention) {
-            layers.push(load_layer(layer, &mut reader, layer_idx, op)?);
+        for (layer_idx, op) in place.layers.clone().zip(attention) {
+            if let Some(layer) = spec.layers.get(layer_idx) {
+                layers.push(load_layer(layer, &mut reader, LayerPlace { layer_idx, reduction }, op)?);
+            }
         }
-        let final_norm = reader.norm(None, Module::FinalNorm, &spec.final_norm)?;
-        let output = reader.output()?;
+        let head = match is_last {
+            true => {
+                let final_norm = reader.norm(None, Module::FinalNorm, &spec.final_norm)?;
+                Some(Head { final_norm, output: reader.output()? })
+            }
+            false => None,
+        };
         let num_params = reader.check_all_used()?;
-        let weights = Self { word_embeddings, position_embeddings, layers, final_norm, output, num_params };
+        let weights = Self { word_embeddings, position_embeddings, layers, head, num_params };
         Ok((weights, reader.finish()?))
     }
 
     /// All linear layers, each with the activation that follows it.
     pub(crate) fn linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
-        self.layers.iter().flat_map(Layer::linears).chain([(&self.output, None)])
+        let output = self.head.iter().map(|head| (&head.output, None));
+        self.layers.iter().flat_map(Layer::linears).chain(output)
     }
 
     /// Memory that the weights take.
@@ -72,8 +97,7 @@ impl<S: StepState> Weights<S> {
         let tables = self.word_embeddings.iter().chain(&self.position_embeddings);
         of_layers
             + tables.map(tensor_bytes).sum::<u64>()
-            + self.final_norm.size_bytes()
-            + self.output.size_bytes()
+            + self.head.iter().map(|head| head.final_norm.size_bytes() + head.output.size_bytes()).sum::<u64>()
     }
 }
 
@@ -94,12 +118,39 @@ fn load_positions<L: Loader>(
     Ok(Some(table))
 }
 
+/// Which layer, and how it sums over inputs.
+#[derive(Clone, Copy)]
+struct LayerPlace {
+    layer_idx: usize,
+    reduction: Reduction,
+}
+
+impl LayerPlace {
+    /// `linear_proj` or `linear_fc2`, whose inputs are `num_units` heads or numbers.
+    fn row_parallel<L: Loader>(
+        self,
+        reader: &mut Reader<'_, L>,
+        module: Module,
+        num_units: usize,
+    ) -> Result<RowParallel<L::State>, ModelError> {
+        let at = Some(self.layer_idx);
+        match self.reduction {
+            Reduction::Chain => Ok(RowParallel::Chain(reader.linear(at, module, LinearRole::Plain)?)),
+            Reduction::Tree => {
+                let (pieces, bias) = reader.pieces(at, module, reduction_pieces(num_units))?;
+                Ok(RowParallel::Tree { pieces, bias })
+            }
+        }
+    }
+}
+
 fn load_layer<L: Loader>(
     spec: &LayerSpec,
     reader: &mut Reader<'_, L>,
-    layer_idx: usize,
+    place: LayerPlace,
     op: Option<<L::State as StepState>::Attention>,
 ) -> Result<Layer<L::State>, ModelError> {
+    let layer_idx = place.layer_idx;
     reader.read_ahead(&format!("{LAYERS}{layer_idx}."));
     let at = Some(layer_idx);
     let attention = match (&spec.attention, op) {
@@ -110,11 +161,11 @@ fn load_layer<L: Loader>(
                 Some(norm) => {
                     let query = reader.norm(at, Module::QNorm, norm)?;
                     let key = reader.norm(at, Module::KNorm, norm)?;
-                    Some((attention.heads, HeadNorms { query, key }))
+                    Some((attention.heads.of_rank(reader.tp_size()), HeadNorms { query, key }))
                 }
                 None => None,
             };
-            let proj = reader.linear(at, Module::Proj, LinearRole::Plain)?;
+            let proj = place.row_parallel(reader, Module::Proj, attention.heads.num_attention_heads)?;
             Some((norm, Attention { qkv, head_norms, op, proj }))
         }
         _ => None,
@@ -124,7 +175,7 @@ fn load_layer<L: Loader>(
             let is_shared = spec.shares_norm();
             let norm = if is_shared { None } else { Some(reader.norm(at, Module::MlpNorm, &mlp.norm)?) };
             let fc1 = reader.linear(at, Module::Fc1, LinearRole::FirstOfMlp(mlp.activation))?;
-            let fc2 = reader.linear(at, Module::Fc2, LinearRole::Plain)?;
+            let fc2 = place.row_parallel(reader, Module::Fc2, mlp.ffn_hidden_size)?;
             (norm, Some(Mlp { fc1, activation: mlp.activation, fc2 }))
         }
         None => (None, None),

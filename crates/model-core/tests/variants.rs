@@ -7,6 +7,7 @@ use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{BACKENDS, MemorySource, Runner, max_difference, rows};
 use model_core::{AttentionSwitches, Backend, LoadOptions, ModelConfig};
 use model_spec::{
+    ShardPlace,
     Activation, BlockStyle, Float, Nonlinearity, Normalization, Numerics, PositionEmbedding, RotaryPairing,
 };
 use serde_json::{Value, json};
@@ -315,7 +316,10 @@ fn parameters_and_bytes_are_counted_once_for_a_shared_table() {
         device: tch::Device::Cpu,
         attention: AttentionSwitches::default(),
     };
-    let footprint = |options| model_core::footprint(&config.spec_of(&source), options).unwrap();
+    let footprint = |options| {
+        let spec = config.spec_of(&source);
+        model_core::footprint(&spec, options, &ShardPlace::whole(&spec)).unwrap()
+    };
     assert_eq!(footprint(plain).bytes_per_block(), 2 * 2 * 4 * 12 * 32 * 2);
     let fp32 = LoadOptions { numerics: Numerics::uniform(Float::Fp32), ..plain };
     assert_eq!(footprint(fp32).weight_bytes, model.weight_bytes());

@@ -76,7 +76,7 @@ impl ModelSpec {
             };
             let group = KvGroup {
                 layers: vec![layer_idx],
-                num_query_groups: attention.heads.num_query_groups / tp_size.max(1),
+                num_query_groups: attention.heads.of_rank(tp_size).num_query_groups,
                 kv_channels: attention.heads.kv_channels,
                 window_tokens: attention.window.map(|window| window.tokens),
             };

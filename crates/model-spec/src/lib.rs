@@ -26,6 +26,6 @@ pub use model::{ModelSpec, OutputSpec, TableRows, UniformSpec};
 pub use named::{NamedShape, ShapeSpec, UnknownShape};
 pub use numerics::{BadPrecision, Float, KvFormat, Numerics, WeightFormat};
 pub use position::{PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};
-pub use shard::{Indivisible, Region, ShardPlace};
+pub use shard::{Indivisible, Region, ShardPlace, reduction_pieces};
 pub use table::{LAYERS, layer_of, parse_name, shard_of};
 pub use tensor::{Dim, Key, Module, Part, Shard, TensorId, TensorSpec};

@@ -2,7 +2,21 @@
 
 use std::ops::Range;
 
-use crate::{Dim, ModelSpec, Module, Shard, TensorId, TensorSpec};
+use crate::{Dim, FfnSpec, HeadLayout, LayerSpec, ModelSpec, Module, Part, Shard, TensorId, TensorSpec};
+
+/// Most pieces that the inputs of a linear layer are cut into for a sum that does not depend on the number of ranks.
+const MAX_REDUCTION_PIECES: usize = 8;
+
+/// Pieces that the inputs of `linear_proj` or `linear_fc2` are cut into, so that as many ranks as divide them give one sum:
+/// each piece is summed by itself, and the sums are added in pairs, `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`. The largest
+/// power of two, up to 8, that divides `num_units`: query heads, or the MLP's inner width.
+pub const fn reduction_pieces(num_units: usize) -> usize {
+    let mut pieces = MAX_REDUCTION_PIECES;
+    while pieces > 1 && !num_units.is_multiple_of(pieces) {
+        pieces /= 2;
+    }
+    pieces
+}
 
 /// Which part of a model a rank has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,6 +33,59 @@ impl ShardPlace {
     /// The place of a rank that has the whole model.
     pub fn whole(model: &ModelSpec) -> Self {
         Self { tp_rank: 0, tp_size: 1, layers: 0..model.layers.len() }
+    }
+
+    /// Whether it is the whole model.
+    pub fn is_whole(&self, model: &ModelSpec) -> bool {
+        self.tp_size == 1 && self.layers == (0..model.layers.len())
+    }
+
+    /// Whether the pipeline stage begins with the embedding.
+    pub fn is_first_stage(&self) -> bool {
+        self.layers.start == 0
+    }
+
+    /// Whether the pipeline stage ends with the output layer.
+    pub fn is_last_stage(&self, model: &ModelSpec) -> bool {
+        self.layers.end == model.layers.len()
+    }
+
+    /// What this rank has of the model, as a model of its own: its layers, with its heads and its part of the MLP, and its
+    /// rows of the tables.
+    ///
+    /// # Errors
+    /// When the ranks cannot share a layer evenly.
+    pub fn part_of(&self, model: &ModelSpec) -> Result<ModelSpec, Indivisible> {
+        let tp_size = self.tp_size as usize;
+        let mut layers = Vec::with_capacity(self.layers.len());
+        for (layer, idx) in model.layers.get(self.layers.clone()).unwrap_or_default().iter().zip(self.layers.clone()) {
+            // The tensors know whether they can be cut.
+            for module in [Module::Qkv, Module::Proj, Module::Fc1, Module::Fc2] {
+                if let Ok(tensor) = model.tensor(TensorId::in_layer(idx, module, Part::Weight)) {
+                    tensor.regions(self)?;
+                }
+            }
+            let LayerSpec { attention, ffn, join } = layer.clone();
+            let attention = attention.map(|mut attention| {
+                attention.heads = attention.heads.of_rank(tp_size);
+                attention
+            });
+            let ffn = ffn.map(|FfnSpec::Dense(mut mlp)| {
+                mlp.ffn_hidden_size /= tp_size.max(1);
+                FfnSpec::Dense(mlp)
+            });
+            layers.push(LayerSpec { attention, ffn, join });
+        }
+        let rows = self.share_of(model.padded_vocab_size);
+        Ok(ModelSpec { layers: layers.into(), padded_vocab_size: rows.end - rows.start, ..model.clone() })
+    }
+
+    /// This rank's part of so many rows of the embedding table or the output layer; ranks need not have equally many.
+    pub fn share_of(&self, num_rows: u64) -> Range<u64> {
+        let tp_size = u128::from(self.tp_size.max(1));
+        // At most `num_rows`.
+        let start = |rank: u32| (u128::from(num_rows) * u128::from(rank) / tp_size) as u64;
+        start(self.tp_rank)..start(self.tp_rank + 1)
     }
 
     /// Whether the pipeline stage has a tensor of the model.
@@ -86,27 +153,106 @@ impl TensorSpec {
             Shard::Columns => (1, 1),
         };
         let Some(&dim) = self.dims.get(axis) else { return Ok(vec![whole]) };
+        let along = |range: Range<u64>| {
+            let mut region = whole.clone();
+            region.ranges[axis] = range;
+            region
+        };
+        if let Dim::Vocab(num_rows) = dim {
+            self.check_rank(dim, num_rows, at)?;
+            return Ok(vec![along(at.share_of(num_rows))]);
+        }
+        if let Dim::Qkv(heads) = dim
+            && at.tp_size as usize > heads.num_query_groups
+        {
+            return Ok(self.parts_of_group(heads, at)?.map(along).to_vec());
+        }
         let part_size = dim.size() / num_parts;
         let rank_size = self.rank_size(dim, part_size, at)?;
         let region = |part: u64| {
             let start = part * part_size + u64::from(at.tp_rank) * rank_size;
-            let mut region = whole.clone();
-            region.ranges[axis] = start..start + rank_size;
-            region
+            along(start..start + rank_size)
         };
         Ok((0..num_parts).map(region).collect())
     }
 
     /// A rank's share of `part_size` elements along an axis.
     fn rank_size(&self, dim: Dim, part_size: u64, at: &ShardPlace) -> Result<u64, Indivisible> {
-        let unit = dim.unit().max(1);
+        let unit = dim.unit_for(at.tp_size).max(1);
         let num_units = part_size / unit;
+        self.check_rank(dim, num_units, at)?;
         let tp_size = u64::from(at.tp_size);
-        if tp_size == 0 || at.tp_rank >= at.tp_size || !num_units.is_multiple_of(tp_size) {
-            let (name, origin) = (self.name.clone(), dim.to_string());
-            return Err(Indivisible { name, tp_size: at.tp_size, num_units, origin });
+        if !num_units.is_multiple_of(tp_size) {
+            return Err(self.indivisible(dim, num_units, at));
         }
         Ok(num_units / tp_size * unit)
+    }
+
+    /// The rows of `linear_qkv` of a rank among more ranks than there are query groups: some query heads of a group, and its
+    /// key and value, which other ranks have too.
+    fn parts_of_group(&self, heads: HeadLayout, at: &ShardPlace) -> Result<[Range<u64>; 3], Indivisible> {
+        let HeadLayout { num_attention_heads, num_query_groups, kv_channels } = heads;
+        let tp_size = at.tp_size as usize;
+        let dim = Dim::Qkv(heads);
+        self.check_rank(dim, num_attention_heads as u64, at)?;
+        let shared_by = tp_size.checked_div(num_query_groups).unwrap_or(0);
+        if !num_attention_heads.is_multiple_of(tp_size) {
+            return Err(self.indivisible(dim, num_attention_heads as u64, at));
+        }
+        if shared_by * num_query_groups != tp_size {
+            return Err(self.indivisible(dim, num_query_groups as u64, at));
+        }
+        let num_queries = num_attention_heads / tp_size;
+        let (group, part) = (at.tp_rank as usize / shared_by, at.tp_rank as usize % shared_by);
+        let first = group * (heads.queries_per_group() + 2);
+        let of_heads = |start: usize, len: usize| {
+            ((first + start) * kv_channels) as u64..((first + start + len) * kv_channels) as u64
+        };
+        let key = heads.queries_per_group();
+        Ok([of_heads(part * num_queries, num_queries), of_heads(key, 1), of_heads(key + 1, 1)])
+    }
+
+    fn check_rank(&self, dim: Dim, num_units: u64, at: &ShardPlace) -> Result<(), Indivisible> {
+        if at.tp_rank < at.tp_size { Ok(()) } else { Err(self.indivisible(dim, num_units, at)) }
+    }
+
+    fn indivisible(&self, dim: Dim, num_units: u64, at: &ShardPlace) -> Indivisible {
+        Indivisible { name: self.name.clone(), tp_size: at.tp_size, num_units, origin: dim.to_string() }
+    }
+}
+
+impl HeadLayout {
+    /// The heads of one of `tp_size` ranks that can share them. Fewer key heads than ranks are there several times.
+    pub const fn of_rank(self, tp_size: usize) -> Self {
+        let tp_size = if tp_size == 0 { 1 } else { tp_size };
+        let num_query_groups = self.num_query_groups / tp_size;
+        Self {
+            num_attention_heads: self.num_attention_heads / tp_size,
+            num_query_groups: if num_query_groups == 0 { 1 } else { num_query_groups },
+            kv_channels: self.kv_channels,
+        }
+    }
+}
+
+impl LayerSpec {
+    /// Whether `tp_size` ranks can share the layer, and give the sums that one rank gives.
+    fn is_shared_by(&self, tp_size: usize) -> bool {
+        let divides = |units: usize| reduction_pieces(units).is_multiple_of(tp_size);
+        let attention = self.attention.as_ref().is_none_or(|attention| {
+            let HeadLayout { num_attention_heads, num_query_groups, .. } = attention.heads;
+            let groups = num_query_groups.is_multiple_of(tp_size) || tp_size.is_multiple_of(num_query_groups.max(1));
+            groups && divides(num_attention_heads)
+        });
+        attention && self.mlp().is_none_or(|mlp| divides(mlp.ffn_hidden_size))
+    }
+}
+
+impl ModelSpec {
+    /// The numbers of tensor-parallel ranks that can share every layer and give the sums that one rank gives with
+    /// [`reduction_pieces`], in ascending order; 1 is always among them.
+    pub fn tensor_parallel_sizes(&self) -> Vec<u32> {
+        let sizes = (0..=MAX_REDUCTION_PIECES.ilog2()).map(|power| 1_u32 << power);
+        sizes.filter(|&size| self.layers.iter().all(|layer| layer.is_shared_by(size as usize))).collect()
     }
 }
 

@@ -178,10 +178,12 @@ impl Dim {
         }
     }
 
-    /// What is never cut when ranks share the axis: a query group with all its heads, else one element.
-    pub const fn unit(self) -> u64 {
+    /// What is never cut when `tp_size` ranks share the axis: a query group with all its heads, a head where there are more
+    /// ranks than groups, else one element.
+    pub const fn unit_for(self, tp_size: u32) -> u64 {
         match self {
             Self::Qkv(heads) => ((heads.queries_per_group() + 2) * heads.kv_channels) as u64,
+            Self::Query(heads) if tp_size as usize > heads.num_query_groups => heads.kv_channels as u64,
             Self::Query(heads) => (heads.queries_per_group() * heads.kv_channels) as u64,
             Self::Hidden(_)
             | Self::Ffn(_)

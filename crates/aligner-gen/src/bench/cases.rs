@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use engine::{Completion, Engine, EngineLimits, Request, RunStats};
 use model_core::{BLOCK_SIZE_TOKENS, Backend, LoadOptions};
-use model_spec::{Footprint, NamedShape, blocks_for};
+use model_spec::{Footprint, NamedShape, ShardPlace, blocks_for};
 use sampling::{SamplingParams, SamplingRules, StopConditions};
 use serde_json::{Value, json};
 
@@ -43,7 +43,10 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         let vocab_size = shape.shape().padded_vocab_size as usize;
         let workload = Workload::of(measure, vocab_size, arguments.max_num_seqs)?;
         let (config, source) = shapes::source(shape, workload.weights)?;
-        let footprint = model_core::footprint(&config.spec_of(&source), options)?;
+        let footprint = {
+            let spec = config.spec_of(&source);
+            model_core::footprint(&spec, options, &ShardPlace::whole(&spec))?
+        };
         let started = Instant::now();
         let model = model_core::load_model(config, &source, options)?;
         drop(source);

@@ -2,7 +2,7 @@
 
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
 use model_core::{BLOCK_SIZE_TOKENS, LoadOptions, ModelConfig};
-use model_spec::{AttentionSpec, LayerSpec, MlpSpec, ModelSpec, blocks_for};
+use model_spec::{AttentionSpec, LayerSpec, MlpSpec, ModelSpec, ShardPlace, blocks_for};
 use nemo_format::Checkpoint;
 use tch::Device;
 
@@ -197,7 +197,7 @@ impl MemoryPlan {
         demand: Demand,
     ) -> Result<Self, Failure> {
         let model = config.spec_of(checkpoint.tensors());
-        let footprint = model_core::footprint(&model, options)?;
+        let footprint = model_core::footprint(&model, options, &ShardPlace::whole(&model))?;
         let sizes_in = |room: Room| Sizes {
             weight_bytes: footprint.weight_bytes,
             workspace_bytes: room.workspace_bytes(&model, demand),

@@ -20,6 +20,7 @@ use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool, packed_shape};
 use crate::layers::rotary::RotaryTables;
+use crate::parallel::{HostRanks, ModelRanks};
 use crate::ops::{
     HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap, scale_f32,
 };
@@ -30,6 +31,7 @@ pub(crate) struct CpuState {
     numerics: Numerics,
     kernels: CpuKernels,
     rotary: RotaryTables,
+    ranks: HostRanks,
 }
 
 impl StepState for CpuState {
@@ -76,6 +78,10 @@ impl StepState for CpuState {
         let [query, key] = [params_of(&norms.query)?, params_of(&norms.key)?];
         Ok(self.kernels.norm_heads(qkv, heads, &query, &key)?)
     }
+
+    fn ranks(&mut self) -> &mut HostRanks {
+        &mut self.ranks
+    }
 }
 
 fn params_of(norm: &Norm) -> Result<NormParams<'_>, ModelError> {
@@ -95,10 +101,15 @@ pub(crate) struct CpuLoader {
 
 impl CpuLoader {
     /// Kernels on all processors that this process may use, for sequences of up to `max_seq_len_tokens`.
-    pub(crate) fn new(numerics: Numerics, max_seq_len_tokens: usize) -> Result<Self, ModelError> {
+    pub(crate) fn new(
+        numerics: Numerics,
+        max_seq_len_tokens: usize,
+        ranks: Option<Box<dyn ModelRanks>>,
+    ) -> Result<Self, ModelError> {
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
         let kernels = CpuKernels::new(num_threads)?;
-        Ok(Self { state: CpuState { numerics, kernels, rotary: RotaryTables::new(max_seq_len_tokens) } })
+        let rotary = RotaryTables::new(max_seq_len_tokens);
+        Ok(Self { state: CpuState { numerics, kernels, rotary, ranks: HostRanks(ranks) } })
     }
 }
 

@@ -28,6 +28,7 @@ use crate::kinds::TensorFormat;
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
 use crate::layers::rotary::{RotaryId, RotaryTables};
 use crate::ops::{HeadNorms, Norm, StepState, TrialLinear};
+use crate::parallel::HostRanks;
 use crate::upload::to_device;
 
 /// Batches of fewer rows are padded: below, cuBLAS picks kernels whose sums depend on the number of rows.
@@ -50,6 +51,7 @@ pub(crate) struct CudaState {
     rotary: RotaryTables,
     /// Copies of the host's tables, by [`RotaryId::index`].
     device_rotary: Vec<RotaryOnDevice>,
+    ranks: HostRanks,
 }
 
 /// The kernels for layers with these heads. Those of the first do all that no head matters to.
@@ -207,6 +209,10 @@ impl StepState for CudaState {
         };
         known.kernels.norm_heads(&self.stream()?, &launch)?;
         Ok(())
+    }
+
+    fn ranks(&mut self) -> &mut HostRanks {
+        &mut self.ranks
     }
 
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError> {

@@ -21,6 +21,7 @@ use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool};
 use crate::layers::rotary::RotaryTables;
+use crate::parallel::{HostRanks, ModelRanks};
 use crate::ops::{HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap};
 use crate::upload::to_device;
 use crate::{AttentionSwitches, ModelError};
@@ -34,6 +35,7 @@ pub(crate) struct PlainState {
     numerics: Numerics,
     device: Device,
     rotary: RotaryTables,
+    ranks: HostRanks,
 }
 
 impl PlainState {
@@ -94,6 +96,10 @@ impl StepState for PlainState {
         })?;
         Ok(())
     }
+
+    fn ranks(&mut self) -> &mut HostRanks {
+        &mut self.ranks
+    }
 }
 
 /// float32 norm over the last axis, of any number of them.
@@ -126,10 +132,11 @@ impl PlainLoader {
         device: Device,
         switches: AttentionSwitches,
         max_seq_len_tokens: usize,
+        ranks: Option<Box<dyn ModelRanks>>,
     ) -> Result<Self, ModelError> {
         mkl::check_mode()?;
         let rotary = RotaryTables::new(max_seq_len_tokens);
-        Ok(Self { state: PlainState { numerics, device, rotary }, switches })
+        Ok(Self { state: PlainState { numerics, device, rotary, ranks: HostRanks(ranks) }, switches })
     }
 }
 
@@ -157,7 +164,7 @@ impl Loader for PlainLoader {
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<PlainAttention, ModelError> {
         refuse_softcap(spec)?;
-        let PlainState { numerics, device, rotary } = &mut self.state;
+        let PlainState { numerics, device, rotary, .. } = &mut self.state;
         Ok(PlainAttention {
             layer_idx,
             heads: spec.heads,

@@ -3,11 +3,12 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use model_spec::{ModelSpec, Module, NormSpec, Part, TensorId, TensorSpec};
+use model_spec::{ModelSpec, Module, NormSpec, Part, ShardPlace, TensorId, TensorSpec, parse_name};
 use nemo_format::{Region, TensorMeta, TensorSource};
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
+use super::regions::{columns, read_regions, take_regions};
 use super::{explain, interleaved};
 use crate::ModelError;
 use crate::kinds::{StoredFloat, TensorFormat};
@@ -18,15 +19,19 @@ const MAX_NAMED: usize = 3;
 
 /// The tensors of one checkpoint, as those of a model, and the loader that they go to.
 pub(super) struct Reader<'a, L> {
+    /// The whole model.
     spec: &'a ModelSpec,
+    /// What of it is read.
+    place: &'a ShardPlace,
     source: &'a dyn TensorSource,
     loader: L,
+    /// Tensors that are read, and those that other ranks read.
     used: BTreeSet<String>,
-    /// Tensors that [`Self::read_ahead`] has read.
+    /// What of tensors [`Self::read_ahead`] has read.
     ahead: BTreeMap<String, Vec<u8>>,
 }
 
-/// One tensor's numbers, as stored.
+/// What a rank reads of one tensor, as stored.
 struct Stored<'a> {
     bytes: Cow<'a, [u8]>,
     dtype: StoredFloat,
@@ -40,14 +45,26 @@ impl Stored<'_> {
 }
 
 impl<'a, L: Loader> Reader<'a, L> {
-    pub(super) fn new(spec: &'a ModelSpec, source: &'a dyn TensorSource, loader: L) -> Self {
-        Self { spec, source, loader, used: BTreeSet::new(), ahead: BTreeMap::new() }
+    pub(super) fn new(
+        spec: &'a ModelSpec,
+        place: &'a ShardPlace,
+        source: &'a dyn TensorSource,
+        loader: L,
+    ) -> Self {
+        let of_others = spec.tensors().filter(|tensor| !place.holds(spec, tensor.id));
+        let used = of_others.map(|tensor| tensor.name).filter(|name| source.meta(name).is_some()).collect();
+        Self { spec, place, source, loader, used, ahead: BTreeMap::new() }
+    }
+
+    /// How many ranks share its tensors.
+    pub(super) fn tp_size(&self) -> usize {
+        self.place.tp_size as usize
     }
 
     /// Reads the weights whose names start with `prefix` on all threads, where they have to be copied out of the
     /// checkpoint: a loader takes one after the other. What cannot be read is left to be reported in its turn.
     pub(super) fn read_ahead(&mut self, prefix: &str) {
-        let source = self.source;
+        let (source, spec, place) = (self.source, self.spec, self.place);
         let to_copy: Vec<(&str, &TensorMeta)> = source
             .names()
             .filter(|name| name.starts_with(prefix) && !is_not_a_weight(name))
@@ -56,7 +73,11 @@ impl<'a, L: Loader> Reader<'a, L> {
             .filter(|(_, meta)| StoredFloat::of(meta.dtype).is_some())
             .collect();
         let read = |&(name, meta): &(&str, &TensorMeta)| {
-            Some((name.to_owned(), read_whole(source, name, meta).ok()?))
+            let tensor = spec.tensor(parse_name(name)?).ok()?;
+            if meta.shape != tensor.shape() {
+                return None;
+            }
+            Some((name.to_owned(), read_regions(source, name, meta.dtype, &tensor.regions(place).ok()?).ok()?))
         };
         self.ahead = to_copy.par_iter().filter_map(read).collect();
     }
@@ -80,6 +101,32 @@ impl<'a, L: Loader> Reader<'a, L> {
     pub(super) fn output(&mut self) -> Result<<L::State as StepState>::Linear, ModelError> {
         let table = if self.spec.output.tied { Module::WordEmbeddings } else { Module::Output };
         self.linear_of(TensorId::outside(table, Part::Weight), Module::Output, LinearRole::Output)
+    }
+
+    /// A linear layer whose inputs are summed in `num_pieces` of the whole layer: those of this rank, each a linear layer
+    /// without a bias, and the bias in float32.
+    pub(super) fn pieces(
+        &mut self,
+        layer: Option<usize>,
+        module: Module,
+        num_pieces: usize,
+    ) -> Result<(Vec<<L::State as StepState>::Linear>, Option<Tensor>), ModelError> {
+        let weight = self.stored(&self.needed(TensorId { layer, module, part: Part::Weight })?)?;
+        let bias = self.spec.tensor(TensorId { layer, module, part: Part::Bias }).ok();
+        let bias = bias.map(|bias| self.tensor(&bias, Kind::Float)).transpose()?;
+        let &[num_rows, num_columns] = weight.shape.as_slice() else { return Ok((Vec::new(), bias)) };
+        let num_own = (num_pieces / self.place.tp_size.max(1) as usize).max(1) as u64;
+        let width = num_columns / num_own;
+        let elem_bytes = weight.dtype.kind().elt_size_in_bytes();
+        let row_bytes = num_columns as usize * elem_bytes;
+        let shape = [num_rows, width];
+        let pieces = (0..num_own).map(|idx| {
+            let start = (idx * width) as usize * elem_bytes;
+            let bytes = columns(&weight.bytes, row_bytes, start..start + width as usize * elem_bytes);
+            let weight = WeightBytes { bytes: &bytes, dtype: weight.dtype, shape: &shape };
+            self.loader.linear(LinearSource { weight, bias: None }, LinearRole::Plain)
+        });
+        Ok((pieces.collect::<Result<_, _>>()?, bias))
     }
 
     fn linear_of(
@@ -116,7 +163,11 @@ impl<'a, L: Loader> Reader<'a, L> {
 
     /// Puts what is interleaved for the rotation into the order of the layers.
     fn put_in_order(&self, layer: Option<usize>, module: Module, stored: &mut Stored<'_>) {
-        let attention = layer.and_then(|idx| self.spec.layers.get(idx)?.attention.as_ref());
+        let attention = layer.and_then(|idx| self.spec.layers.get(idx)?.attention.clone()).map(|mut attention| {
+            attention.heads = attention.heads.of_rank(self.place.tp_size as usize);
+            attention
+        });
+        let attention = attention.as_ref();
         let order = match module {
             Module::Qkv => attention.and_then(interleaved::row_order),
             Module::QNorm | Module::KNorm => attention.and_then(interleaved::head_order),
@@ -152,11 +203,16 @@ impl<'a, L: Loader> Reader<'a, L> {
         let dtype = StoredFloat::of(meta.dtype)
             .ok_or_else(|| ModelError::NotFloat { name: name.clone(), actual: meta.dtype.name() })?;
         self.used.insert(name.clone());
+        let regions = tensor.regions(self.place)?;
         let bytes = match (self.source.mapped_bytes(name), self.ahead.remove(name)) {
-            (Some(mapped), _) => Cow::Borrowed(mapped),
+            (Some(mapped), _) => take_regions(mapped, &shape, meta.dtype.size_bytes(), &regions),
             (None, Some(read)) => Cow::Owned(read),
-            (None, None) => Cow::Owned(read_whole(self.source, name, meta)?),
+            (None, None) => Cow::Owned(read_regions(self.source, name, meta.dtype, &regions)?),
         };
+        let mut shape = regions.first().map(Region::shape).unwrap_or_default();
+        if let Some(num_rows) = shape.first_mut() {
+            *num_rows = regions.iter().filter_map(|region| region.shape().first().copied()).sum();
+        }
         Ok(Stored { bytes, dtype, shape })
     }
 
@@ -196,18 +252,6 @@ impl<'a, L: Loader> Reader<'a, L> {
         }
         Ok(self.used.iter().filter_map(|name| self.source.meta(name)?.num_elems()).sum())
     }
-}
-
-/// All bytes of a tensor.
-fn read_whole(source: &dyn TensorSource, name: &str, meta: &TensorMeta) -> Result<Vec<u8>, ModelError> {
-    let num_bytes = meta.size_bytes().and_then(|size| usize::try_from(size).ok()).unwrap_or(usize::MAX);
-    let mut buffer = Vec::new();
-    buffer.try_reserve_exact(num_bytes).map_err(|_| {
-        ModelError::OutOfMemory(tch::TchError::Torch(format!("a buffer of {num_bytes} bytes for `{name}`")))
-    })?;
-    buffer.resize(num_bytes, 0);
-    source.read(name, &Region::whole(&meta.shape), &mut buffer)?;
-    Ok(buffer)
 }
 
 /// Left over by training or recomputed here: FP8 state, stored rotary frequencies, a reward model's head.

@@ -90,8 +90,16 @@ impl TensorSource for MemorySource {
 
     fn read(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError> {
         let (meta, bytes) = self.0.get(name).unwrap();
-        assert_eq!(*region, Region::whole(&meta.shape));
-        dst.copy_from_slice(bytes);
+        meta.check_region(name, region, dst.len())?;
+        let elem_bytes = meta.dtype.size_bytes();
+        let num_columns = meta.shape.get(1).map_or(1, |&dim| dim as usize);
+        let across = region.ranges.get(1).map_or(0..1, |range| range.start as usize..range.end as usize);
+        let mut taken = Vec::new();
+        for row in region.ranges[0].start as usize..region.ranges[0].end as usize {
+            let elems = row * num_columns + across.start..row * num_columns + across.end;
+            taken.extend_from_slice(&bytes[elems.start * elem_bytes..elems.end * elem_bytes]);
+        }
+        dst.copy_from_slice(&taken);
         Ok(())
     }
 }

@@ -47,5 +47,5 @@ fn ranks_take_their_share() {
         first.kv,
         [(KvGroup { layers: vec![0], num_query_groups: 1, ..model.kv_groups()[0].clone() }, 2 * 6 * 32 * 4)]
     );
-    assert!(model.footprint(&numerics, &ShardPlace { tp_rank: 0, tp_size: 4, layers: 0..2 }).is_err());
+    assert!(model.footprint(&numerics, &ShardPlace { tp_rank: 0, tp_size: 8, layers: 0..2 }).is_err());
 }

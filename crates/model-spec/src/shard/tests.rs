@@ -34,10 +34,66 @@ fn groups_are_never_cut() {
         let tensor = llama().spec(ROWS).tensor(TensorId::in_layer(0, module, Part::Weight)).unwrap();
         tensor.regions(&place(0, tp_size)).unwrap_err().to_string()
     };
-    insta::assert_snapshot!(error(Module::Qkv, 4), @"4 ranks cannot share `model.decoder.layers.0.self_attention.linear_qkv.weight` evenly, whose 2 parts follow from `num_attention_heads: 4`, `num_query_groups: 2` and `kv_channels: 6`");
+    insta::assert_snapshot!(error(Module::Qkv, 8), @"8 ranks cannot share `model.decoder.layers.0.self_attention.linear_qkv.weight` evenly, whose 4 parts follow from `num_attention_heads: 4`, `num_query_groups: 2` and `kv_channels: 6`");
     insta::assert_snapshot!(error(Module::Fc1, 5), @"5 ranks cannot share `model.decoder.layers.0.mlp.linear_fc1.weight` evenly, whose 24 parts follow from `ffn_hidden_size: 24` with a gated `activation`");
     assert!(llama().spec(ROWS).tensors().all(|tensor| tensor.shard == Shard::Replicated
         || tensor.regions(&place(2, 2)).is_err() && tensor.regions(&place(0, 0)).is_err()));
+}
+
+#[test]
+fn more_ranks_than_groups_have_their_keys_and_values_several_times() {
+    let model = llama().spec(ROWS);
+    let regions = |module, tp_rank| {
+        let tensor = model.tensor(TensorId::in_layer(0, module, Part::Weight)).unwrap();
+        let regions = tensor.regions(&place(tp_rank, 4)).unwrap();
+        format!("{:?}", regions.iter().map(|region| &region.ranges).collect::<Vec<_>>())
+    };
+    assert_eq!(regions(Module::Qkv, 1), "[[6..12, 0..16], [12..18, 0..16], [18..24, 0..16]]");
+    assert_eq!(regions(Module::Qkv, 2), "[[24..30, 0..16], [36..42, 0..16], [42..48, 0..16]]");
+    assert_eq!(regions(Module::Proj, 2), "[[0..16, 12..18]]");
+    let part = place(2, 4).part_of(&model).unwrap();
+    let heads = HeadLayout { num_attention_heads: 1, num_query_groups: 1, kv_channels: 6 };
+    assert_eq!(part.layers[0].attention.as_ref().unwrap().heads, heads);
+}
+
+#[test]
+fn a_part_is_a_model_of_the_shapes_of_its_regions() {
+    for (model, sizes) in [(llama().spec(ROWS), [1, 2, 4]), (gpt().spec(ROWS), [1, 2, 4]), (mixed(), [1, 2, 4])] {
+        for (tp_size, tp_rank) in sizes.into_iter().flat_map(|size| (0..size).map(move |rank| (size, rank))) {
+            let at = ShardPlace { tp_rank, tp_size, layers: 1..2 };
+            let part = at.part_of(&model).unwrap();
+            assert_eq!(part.layers.len(), 1);
+            for tensor in model.tensors().filter(|tensor| at.holds(&model, tensor.id)) {
+                let id = TensorId { layer: tensor.id.layer.map(|idx| idx - 1), ..tensor.id };
+                let regions = tensor.regions(&at).unwrap();
+                let num_rows: u64 = regions.iter().map(|region| region.shape()[0]).sum();
+                let shape = part.tensor(id).unwrap().shape();
+                assert_eq!((num_rows, &regions[0].shape()[1..]), (shape[0], &shape[1..]), "{}", tensor.name);
+            }
+        }
+    }
+}
+
+#[test]
+fn sizes_are_those_that_share_every_layer() {
+    let sizes = |queries, groups, ffn_hidden_size| {
+        let heads = HeadLayout { num_attention_heads: queries, num_query_groups: groups, kv_channels: 4 };
+        UniformSpec { heads, ffn_hidden_size, ..llama() }.spec(ROWS).tensor_parallel_sizes()
+    };
+    assert_eq!(sizes(32, 8, 14_336), [1, 2, 4, 8]);
+    assert_eq!(sizes(32, 2, 14_336), [1, 2, 4, 8]);
+    assert_eq!(sizes(12, 12, 3072), [1, 2, 4]);
+    assert_eq!(sizes(9, 3, 1536), [1]);
+    assert_eq!(sizes(24, 3, 1536), [1]);
+    assert_eq!((reduction_pieces(32), reduction_pieces(12), reduction_pieces(9)), (8, 4, 1));
+}
+
+#[test]
+fn ranks_share_rows_that_do_not_divide() {
+    let model = llama().spec(TableRows { vocab: 50, positions: 0 });
+    let table = model.tensor(TensorId::outside(Module::WordEmbeddings, Part::Weight)).unwrap();
+    let rows = |rank| table.regions(&place(rank, 4)).unwrap()[0].ranges[0].clone();
+    assert_eq!([0, 1, 2, 3].map(rows), [0..12, 12..25, 25..37, 37..50]);
 }
 
 #[test]

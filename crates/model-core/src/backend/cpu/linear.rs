@@ -54,19 +54,13 @@ impl LinearOp<CpuState> for CpuLinear {
                 residual
             }
             Epilogue::Activate(activation) => kernels.linear_activate(x, packed, activation.nonlinearity)?,
-            Epilogue::Logits => kernels.linear_f32(x, packed)?,
+            Epilogue::Float32 => kernels.linear_f32(x, packed)?,
         })
     }
 
     fn embedding(&self, ids: Ids<'_>, _: &mut CpuState) -> Result<Tensor, ModelError> {
         let Self::Float(packed) = self else { return Err(fp8::NO_TABLE) };
         Ok(CpuKernels::select_outputs(packed, ids.on_host("fused")?.iter().map(|&id| id as usize))?)
-    }
-
-    fn out_features(&self) -> usize {
-        match self {
-            Self::Float(packed) | Self::Fp8 { values: packed, .. } => packed.out_features(),
-        }
     }
 
     fn size_bytes(&self) -> u64 {
@@ -82,7 +76,7 @@ impl LinearOp<CpuState> for CpuLinear {
 /// What follows results in float32, rounded to `kind` first.
 fn finish(y: Tensor, epilogue: Epilogue, kind: Kind) -> Result<Tensor, ModelError> {
     match epilogue {
-        Epilogue::Logits => Ok(y),
+        Epilogue::Float32 => Ok(y),
         Epilogue::Store => Ok(y.f_to_kind(kind)?),
         Epilogue::AddTo(mut residual) => {
             let _ = residual.f_add_(&y.f_to_kind(kind)?)?;

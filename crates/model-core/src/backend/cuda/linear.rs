@@ -47,10 +47,6 @@ impl LinearOp<CudaState> for CudaLinear {
         }
     }
 
-    fn out_features(&self) -> usize {
-        self.weight.values().size().first().map_or(0, |&rows| rows as usize)
-    }
-
     fn size_bytes(&self) -> u64 {
         let scales = match &self.weight {
             CudaWeight::Float(_) => None,
@@ -89,7 +85,7 @@ impl CudaLinear {
                 let y = x.f_linear(weight, self.bias.as_ref())?;
                 activate(&y, activation, at)
             }
-            Epilogue::Logits => {
+            Epilogue::Float32 => {
                 let mut logits = at.empty(&self.out_shape(x)?, Kind::Float)?;
                 blas::linear_f32_out(&mut logits, x, weight)?;
                 self.biased(logits)
@@ -127,7 +123,7 @@ impl CudaLinear {
                 gemm(self.bias.as_ref(), activated)?;
                 Ok(out)
             }
-            Epilogue::Logits => {
+            Epilogue::Float32 => {
                 let logits = at.empty(&self.out_shape(x)?, Kind::Float)?;
                 gemm(None, GemmOut::Float(&logits))?;
                 self.biased(logits)
@@ -167,7 +163,7 @@ impl CudaLinear {
                 self.add_bias(residual)
             }
             Epilogue::Activate(activation) => activate(&rounded()?, activation, at),
-            Epilogue::Logits => {
+            Epilogue::Float32 => {
                 let logits = at.empty(&self.out_shape(x)?, Kind::Float)?;
                 gemm(None, Fp8Out::Float(&logits))?;
                 self.biased(logits)

@@ -12,6 +12,7 @@ use crate::ModelError;
 use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
 use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_softcap, scale_f32};
+use crate::parallel::HostRanks;
 
 /// Uploads weights and compiles kernels; its page-locked memory goes when the model is loaded.
 #[derive(Debug)]
@@ -36,6 +37,7 @@ impl CudaLoader {
             max_small_batch: 0,
             rotary: RotaryTables::new(max_seq_len_tokens),
             device_rotary: Vec::new(),
+            ranks: HostRanks::default(),
         };
         Ok(Self { state, uploader: Uploader::new(&device)? })
     }

@@ -93,7 +93,7 @@ impl CudaState {
         let epilogues = [
             (Epilogue::Store, Epilogue::Store),
             (Epilogue::AddTo(small_residual), Epilogue::AddTo(residual)),
-            (Epilogue::Logits, Epilogue::Logits),
+            (Epilogue::Float32, Epilogue::Float32),
         ];
         for (of_small, of_large) in epilogues {
             let small = linear.run_small(&small, weight, of_small, self)?;

@@ -65,12 +65,12 @@ impl PlainLinear {
 impl LinearOp<PlainState> for PlainLinear {
     fn run(&self, x: &Tensor, epilogue: Epilogue, _: &mut PlainState) -> Result<Tensor, ModelError> {
         let y = self.product(x)?;
-        if let Epilogue::Logits = epilogue {
+        if let Epilogue::Float32 = epilogue {
             return Ok(y.f_to_kind(Kind::Float)?);
         }
         let y = y.f_to_kind(x.kind())?;
         match epilogue {
-            Epilogue::Store | Epilogue::Logits => Ok(y),
+            Epilogue::Store | Epilogue::Float32 => Ok(y),
             Epilogue::AddTo(mut residual) => {
                 let _ = residual.f_add_(&y)?;
                 Ok(residual)
@@ -84,10 +84,6 @@ impl LinearOp<PlainState> for PlainLinear {
             PlainWeight::Float(table) => at.embedding(ids, table),
             PlainWeight::Fp8(_) => Err(fp8::NO_TABLE),
         }
-    }
-
-    fn out_features(&self) -> usize {
-        self.weight.tensors().next().and_then(|weight| weight.size().first().copied()).unwrap_or(0) as usize
     }
 
     fn size_bytes(&self) -> u64 {

@@ -1,0 +1,90 @@
+//! The bytes of a rank's part of a stored tensor.
+
+use std::borrow::Cow;
+use std::ops::Range;
+
+use nemo_format::{DType, Region, TensorSource};
+
+use crate::ModelError;
+
+/// The regions of a tensor one under the other, read out of the checkpoint.
+pub(super) fn read_regions(
+    source: &dyn TensorSource,
+    name: &str,
+    dtype: DType,
+    regions: &[Region],
+) -> Result<Vec<u8>, ModelError> {
+    let sizes = regions.iter().map(|region| size_bytes(region, dtype.size_bytes()));
+    let num_bytes = sizes.fold(0, usize::saturating_add);
+    let mut buffer = Vec::new();
+    buffer.try_reserve_exact(num_bytes).map_err(|_| {
+        ModelError::OutOfMemory(tch::TchError::Torch(format!("a buffer of {num_bytes} bytes for `{name}`")))
+    })?;
+    buffer.resize(num_bytes, 0);
+    let mut rest = buffer.as_mut_slice();
+    for region in regions {
+        let (dst, behind) = rest.split_at_mut(size_bytes(region, dtype.size_bytes()));
+        source.read(name, region, dst)?;
+        rest = behind;
+    }
+    Ok(buffer)
+}
+
+/// The same of a tensor whose bytes lie in memory: not copied where they follow each other there.
+pub(super) fn take_regions<'a>(
+    whole: &'a [u8],
+    shape: &[u64],
+    elem_bytes: usize,
+    regions: &[Region],
+) -> Cow<'a, [u8]> {
+    let row_bytes = shape.iter().skip(1).fold(elem_bytes, |bytes, &dim| bytes.saturating_mul(dim as usize));
+    let take = |region: &Region| {
+        let rows = region.ranges.first().map_or(0..0, |rows| {
+            rows.start as usize * row_bytes..rows.end as usize * row_bytes
+        });
+        let of_rows = whole.get(rows).unwrap_or_default();
+        match (shape, region.ranges.as_slice()) {
+            (&[_, num_columns], [_, across]) if *across != (0..num_columns) => {
+                let across = across.start as usize * elem_bytes..across.end as usize * elem_bytes;
+                Cow::Owned(columns(of_rows, row_bytes, across))
+            }
+            _ => Cow::Borrowed(of_rows),
+        }
+    };
+    match regions {
+        [] => Cow::Borrowed(&[]),
+        [region] => take(region),
+        several => Cow::Owned(several.iter().flat_map(|region| take(region).into_owned()).collect()),
+    }
+}
+
+/// Of each row of `row_bytes` these bytes.
+pub(super) fn columns(rows: &[u8], row_bytes: usize, across: Range<usize>) -> Vec<u8> {
+    let taken = rows.chunks(row_bytes.max(1)).filter_map(|row| row.get(across.clone()));
+    let mut columns = Vec::with_capacity(rows.len() / row_bytes.max(1) * across.len());
+    taken.for_each(|bytes| columns.extend_from_slice(bytes));
+    columns
+}
+
+fn size_bytes(region: &Region, elem_bytes: usize) -> usize {
+    usize::try_from(region.num_elems()).unwrap_or(usize::MAX).saturating_mul(elem_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_borrowed_and_columns_copied() {
+        let whole: Vec<u8> = (0..24).collect();
+        let take = |ranges: &[[Range<u64>; 2]]| {
+            let regions: Vec<Region> = ranges.iter().map(|ranges| Region { ranges: ranges.to_vec() }).collect();
+            take_regions(&whole, &[4, 3], 2, &regions)
+        };
+        let rows = take(&[[1..3, 0..3]]);
+        assert!(matches!(rows, Cow::Borrowed(_)));
+        assert_eq!(*rows, whole[6..18]);
+        assert_eq!(*take(&[[1..3, 1..2]]), [8, 9, 14, 15]);
+        assert_eq!(*take(&[[0..1, 0..3], [3..4, 0..3]]), [&whole[..6], &whole[18..]].concat());
+    }
+}
