@@ -8,6 +8,7 @@ mod error;
 mod executor;
 mod plan;
 mod prefix_cache;
+mod replica;
 mod request;
 mod run;
 mod scheduler;
@@ -29,6 +30,7 @@ pub use executor::Executor;
 pub use plan::{
     Draftable, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
 };
+pub use replica::{Followers, LeadingExecutor, ReceivingSampler, SendingSampler, TokenPath, follow};
 pub use request::{
     Activity, Completion, EngineLimits, Foresight, MAX_NUM_SEQS_ON_GPU, PlannedPrefix, Request, RunEnd,
     RunStats, Supply,
@@ -44,23 +46,13 @@ impl Engine {
     /// # Errors
     /// When a limit is 0, differs from what the model's cache has, or the cache does not fit the device.
     pub fn new(
-        mut model: Box<dyn CausalLm>,
+        model: Box<dyn CausalLm>,
         sampler: Box<dyn TokenSampler>,
         stop: StopConditions,
         token_bytes: Arc<dyn TokenBytes + Send + Sync>,
         limits: EngineLimits,
     ) -> Result<Self, EngineError> {
-        let limits = limits.check()?;
-        let cache = model.new_cache(limits.num_blocks)?.with_host_blocks(limits.num_host_blocks);
-        if cache.block_size_tokens() != limits.block_size_tokens {
-            return Err(EngineError::BadLimit {
-                limit: "block_size_tokens",
-                expected: format!("{}, as in the model's cache", cache.block_size_tokens()),
-                actual: limits.block_size_tokens,
-            });
-        }
-        let executor = HostExecutor::new(Box::new(CachedModel { model, cache }), sampler);
-        Self::with_executor(Box::new(executor), stop, token_bytes, limits)
+        Self::with_executor(host_executor(model, sampler, limits)?, stop, token_bytes, limits)
     }
 
     /// The same for an executor, whose cache must have the blocks of `limits`.
@@ -135,9 +127,7 @@ impl Engine {
         limits: EngineLimits,
         sizes: DeviceSizes,
     ) -> Result<Self, EngineError> {
-        let limits = limits.check()?;
-        let executor = device::cuda::executor(model, sampler, limits, sizes)?;
-        Self::with_executor(Box::new(executor), stop, token_bytes, limits)
+        Self::with_executor(device_executor(model, sampler, limits, sizes)?, stop, token_bytes, limits)
     }
 
     /// Rows that a step of one sequence is padded to: more than one on a GPU that would give other text with fewer.
@@ -195,6 +185,42 @@ impl Engine {
             }
         }
     }
+}
+
+/// What carries out steps with a model and a sampler that the host drives. Allocates the KV cache.
+///
+/// # Errors
+/// As [`Engine::new`].
+pub fn host_executor(
+    mut model: Box<dyn CausalLm>,
+    sampler: Box<dyn TokenSampler>,
+    limits: EngineLimits,
+) -> Result<Box<dyn Executor>, EngineError> {
+    let limits = limits.check()?;
+    let cache = model.new_cache(limits.num_blocks)?.with_host_blocks(limits.num_host_blocks);
+    if cache.block_size_tokens() != limits.block_size_tokens {
+        return Err(EngineError::BadLimit {
+            limit: "block_size_tokens",
+            expected: format!("{}, as in the model's cache", cache.block_size_tokens()),
+            actual: limits.block_size_tokens,
+        });
+    }
+    Ok(Box::new(HostExecutor::new(Box::new(CachedModel { model, cache }), sampler)))
+}
+
+/// The same with a model and a sampler on a GPU.
+///
+/// # Errors
+/// As [`Engine::on_device`].
+#[cfg(feature = "cuda")]
+pub fn device_executor(
+    model: Box<dyn CausalLm>,
+    sampler: sampling::DeviceSampler,
+    limits: EngineLimits,
+    sizes: DeviceSizes,
+) -> Result<Box<dyn Executor>, EngineError> {
+    let limits = limits.check()?;
+    Ok(Box::new(device::cuda::executor(model, sampler, limits, sizes)?))
 }
 
 #[cfg(test)]

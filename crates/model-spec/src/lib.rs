@@ -12,6 +12,7 @@ mod named;
 mod numerics;
 mod position;
 mod shard;
+mod stages;
 mod table;
 mod tensor;
 #[cfg(test)]

@@ -45,6 +45,9 @@ pub enum SamplingError {
         /// What is wrong with them.
         problem: &'static str,
     },
+    /// Tokens are drawn on another rank, which has none or is lost: its sentence.
+    #[error("{0}")]
+    OtherRank(String),
     /// A CUDA kernel refused.
     #[cfg(feature = "cuda")]
     #[error(transparent)]

@@ -7,4 +7,5 @@ pub(crate) mod hostlist;
 pub(crate) mod queue;
 pub(crate) mod ranks;
 pub(crate) mod spawn;
+pub(crate) mod model_group;
 pub(crate) mod topology;

@@ -6,7 +6,7 @@
 //! other only where it has one pipeline stage. Context and expert parallelism do not exist here.
 //!
 //! Samples are leased to replicas, and a replica is represented by the rank that comes first in its tensor group and its
-//! pipeline. Every job of today is data-parallel: each rank is a replica of its own.
+//! pipeline.
 
 use crate::exit::Failure;
 
@@ -78,11 +78,6 @@ impl Topology {
         self.data
     }
 
-    /// The ranks that each layer's matrices are divided over: sums are taken in another order for each number of them.
-    pub(crate) fn tensor_size(self) -> u32 {
-        self.tensor
-    }
-
     /// All replicas, in order.
     pub(crate) fn replicas(self) -> impl Iterator<Item = Replica> {
         (0..self.data).map(Replica)
@@ -96,7 +91,7 @@ impl Topology {
     }
 
     /// The rank at a place; `None` where there is none.
-    fn rank(self, at: Coordinates) -> Option<Rank> {
+    pub(crate) fn rank(self, at: Coordinates) -> Option<Rank> {
         let Coordinates { replica: Replica(replica), pipeline_rank, tensor_rank } = at;
         let exists = replica < self.data && pipeline_rank < self.pipeline && tensor_rank < self.tensor;
         exists.then(|| tensor_rank + self.tensor * (replica + self.data * pipeline_rank))

@@ -10,6 +10,7 @@ pub(crate) mod exp_manager;
 mod files;
 pub(crate) mod keys;
 pub(crate) mod model_type;
+pub(crate) mod parallel;
 pub(crate) mod plan;
 pub(crate) mod range;
 pub(crate) mod raw;
@@ -95,6 +96,7 @@ impl UserConfig {
     /// between the user's.
     pub(crate) fn compose_with(&self, model_config: &str) -> Result<Composer, Failure> {
         let mut composer = self.compose()?;
+        parallel::take_auto(&mut composer);
         let base = hydra_config::yaml::parse(model_config, CHECKPOINT_LAYER)?;
         let without = match composer.take(OVERWRITE) {
             Some(overwrite) => overwritten(&overwrite, &base, "")?,

@@ -14,6 +14,7 @@ use sampling::{RawEndStrings, SamplingParams};
 use super::devices::Devices;
 use super::exp_manager::ExpManagerPlan;
 use super::model_type::ModelType;
+use super::parallel::ParallelPlan;
 use super::range::{count, out_of_range, positive};
 use super::raw::{RawConfig, RawDropLast, RawLimit, RawTrainerGeneration};
 use super::records::{self, RecordFormat};
@@ -31,6 +32,7 @@ pub(crate) struct GenerationPlan {
     /// `trt_llm.model_type`, with the fast engine.
     pub(crate) model_type: Option<ModelType>,
     pub(crate) devices: Devices,
+    pub(crate) parallel: ParallelPlan,
     pub(crate) lease: Duration,
     pub(crate) join_timeout: Duration,
     pub(crate) batch: BatchSizes,
@@ -119,6 +121,7 @@ impl GenerationPlan {
             accelerator: raw.trainer.accelerator,
             model_type,
             devices,
+            parallel: raw.parallel,
             lease,
             join_timeout,
             batch,

@@ -7,6 +7,7 @@ use hydra_config::Resolved;
 use sampling::{RawEndStrings, RawSamplingParams};
 use serde::Deserialize;
 
+use super::parallel::ParallelPlan;
 use crate::exit::Failure;
 use crate::output::OutputField;
 
@@ -106,6 +107,7 @@ pub(crate) struct RawExpManager {
 /// `model.generation`.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct RawGeneration {
+    pub(crate) reduction: Option<String>,
     pub(crate) num_responses_to_gen: i64,
     pub(crate) sampling_params: RawSampling,
     pub(crate) length_params: RawLengths,
@@ -191,6 +193,7 @@ pub(crate) struct RawConfig {
     pub(crate) micro_batch_size: i64,
     pub(crate) global_batch_size: i64,
     pub(crate) encoder_seq_length: i64,
+    pub(crate) parallel: ParallelPlan,
 }
 
 impl RawConfig {
@@ -204,6 +207,7 @@ impl RawConfig {
         Ok(Self {
             trainer: resolved.extract_at("trainer")?,
             exp_manager: resolved.extract_at("exp_manager")?,
+            parallel: ParallelPlan::new(resolved, model.generation.reduction.as_deref())?,
             generation: model.generation,
             sampling: resolved.extract_at("model.generation.sampling_params")?,
             data: model.data,

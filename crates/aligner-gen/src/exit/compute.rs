@@ -49,9 +49,11 @@ fn model_status(error: &ModelError) -> ExitStatus {
         | ModelError::BadToken { .. }
         | ModelError::Format(_) => ExitStatus::Checkpoint,
         // A fault of the program itself.
-        ModelError::BadBatch { .. } | ModelError::BadBlock { .. } | ModelError::BadHostBlock { .. } => {
-            ExitStatus::Failed
-        }
+        ModelError::BadBatch { .. }
+        | ModelError::BadBlock { .. }
+        | ModelError::BadHostBlock { .. }
+        // That rank has the code of what happened to it.
+        | ModelError::LostRank(_) => ExitStatus::Failed,
         ModelError::CpuKernel(error) => cpu_kernel_status(error),
         #[cfg(feature = "cuda")]
         ModelError::Kernel(error) => kernel_status(error),
@@ -86,7 +88,9 @@ fn sampling_status(error: &SamplingError) -> ExitStatus {
         SamplingError::BadParam { .. } => ExitStatus::Usage,
         SamplingError::BadVocabSize { .. } => ExitStatus::Checkpoint,
         // NaN may come of the weights or of the arithmetic: `nonfinite` says which.
-        SamplingError::BadShape { .. } | SamplingError::BadLogits { .. } => ExitStatus::Failed,
+        SamplingError::BadShape { .. } | SamplingError::BadLogits { .. } | SamplingError::OtherRank(_) => {
+            ExitStatus::Failed
+        }
         #[cfg(feature = "cuda")]
         SamplingError::Kernel(error) => kernel_status(error),
         #[cfg(feature = "cuda")]

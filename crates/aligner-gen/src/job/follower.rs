@@ -6,13 +6,14 @@ use std::time::Duration;
 use super::nonfinite;
 use super::run::Setup;
 use crate::cluster::queue::Mailbox;
-use crate::cluster::queue::link::{Line, connect};
+use crate::cluster::model_group::ModelGroup;
+use crate::cluster::queue::link::{Line, board, connect};
 use crate::cluster::queue::message::{FromZero, Hello, Leaving, Stop, ToZero, Why, Worked};
 use crate::cluster::queue::worker::{self, WorkerEnd};
 use crate::cluster::ranks::{Meeting, RankPlace};
 use crate::exit::{ExitStatus, Failure};
 use crate::model::checkpoint::TokenTable;
-use crate::model::memory::Demand;
+use crate::model::memory::{Demand, MemoryPlan};
 use crate::output::{ExistingOutput, Identity, Manifest};
 use crate::signals::StopWatch;
 
@@ -108,8 +109,12 @@ impl Follower<'_> {
         let (neighbours, limits) = (setup.neighbours, setup.plan.room);
         let demand = Demand { longest_sequence_tokens, num_sequences, neighbours, limits };
         let memory = setup.memory(demand)?;
+        let group = setup.meet(&board(self.place)?, &|| self.go_on(mailbox))?;
+        if let Some(group) = group.as_ref().filter(|group| !group.leads()) {
+            return self.follow_leader(&memory, group);
+        }
         let tokens = Arc::new(TokenTable::new(setup.tokenizer.tokenizer.as_ref())?);
-        let mut engine = setup.engine(tokens, &memory)?;
+        let mut engine = setup.engine(tokens, &memory, group)?;
         let capacity = worker::capacity(&memory.limits, longest_sequence_tokens, setup.plan.num_responses);
         tracing::info!("rank {} of {} is ready", self.place.rank, self.place.world_size);
         (mailbox.say)(ToZero::Ready { capacity });
@@ -118,6 +123,30 @@ impl Follower<'_> {
                 nonfinite::explain(error.into(), setup.checkpoint.tensors(), setup.plan.numerics)
             })?;
         Ok(Outcome { ended, worked: Worked::of(&stats) })
+    }
+
+    /// Whether to go on waiting for the other ranks of the model.
+    fn go_on(&self, mailbox: &Mailbox) -> Result<(), Failure> {
+        let stopped = match mailbox.from_zero.try_recv() {
+            Ok(Ok(FromZero::Stop(Stop::Failed { message }))) => Some(format!("rank 0 ended the job: {message}")),
+            Ok(Ok(FromZero::Stop(Stop::Early { reason, .. }))) => Some(format!("rank 0 stopped the job: {reason}")),
+            Ok(Ok(FromZero::Stop(Stop::Finished))) => Some("rank 0 has finished the job".to_owned()),
+            Ok(Err(reason)) => Some(format!("rank 0 is gone ({})", first_line(&reason))),
+            Ok(Ok(FromZero::Welcome { .. } | FromZero::Grant(_))) | Err(_) => None,
+        };
+        let stopped = stopped.or_else(|| self.watch.reason().map(|reason| format!("stopped by {reason}")));
+        match stopped {
+            Some(why) => Err(anyhow::anyhow!("{why}, before all ranks of the model had come").into()),
+            None => Ok(()),
+        }
+    }
+
+    /// Computes a part of the model for the rank that leads this replica, until that ends.
+    fn follow_leader(&self, memory: &MemoryPlan, group: &ModelGroup) -> Result<Outcome, Failure> {
+        let mut executor = self.setup.following_executor(memory, group)?;
+        tracing::info!("rank {} of {} is ready", self.place.rank, self.place.world_size);
+        engine::follow(executor.as_mut(), &mut || group.next_order())?;
+        Ok(Outcome { ended: WorkerEnd::Told(Stop::Finished), worked: Worked::default() })
     }
 
     /// Says the last word and waits until it is out.

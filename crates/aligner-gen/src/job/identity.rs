@@ -6,14 +6,13 @@
 use std::collections::BTreeMap;
 
 use data::{KeptMetadata, LengthLimits, TokenField};
-use model_core::{AttentionAlgorithm, Backend, LoadOptions, ModelConfig};
+use model_core::{AttentionAlgorithm, Backend, LoadOptions, ModelConfig, Reduction};
 use model_spec::{
     Activation, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec, PositionEmbedding,
     RopeScaling, RotaryConfig, RotaryPairing, UniformSpec,
 };
 use sampling::SamplingParams;
 
-use crate::cluster::topology::Topology;
 use crate::config::plan::{Bos, GenerationPlan, Unfinished};
 use crate::config::records::RecordFormat;
 use crate::exit::Failure;
@@ -199,7 +198,7 @@ pub(crate) fn compute(
     options: LoadOptions,
     head_dim: usize,
     device: String,
-    topology: Topology,
+    reduction: Reduction,
 ) -> Result<Compute, Failure> {
     let LoadOptions { numerics, backend, device: place, attention } = options;
     let attention = match backend {
@@ -215,7 +214,10 @@ pub(crate) fn compute(
         fused: backend == Backend::Fused,
         device,
         attention: attention.map(str::to_owned),
-        tensor_size: Some(topology.tensor_size()).filter(|&size| size > 1),
+        reduction: match reduction {
+            Reduction::Chain => None,
+            Reduction::Tree => Some("tree".to_owned()),
+        },
     })
 }
 

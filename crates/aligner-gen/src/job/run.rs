@@ -33,6 +33,7 @@ use crate::signals::StopWatch;
 use crate::table::thousands;
 
 mod counts;
+mod layout;
 mod setup;
 
 use counts::{list, planned, show_counts, show_left_out};
@@ -211,6 +212,9 @@ impl Prepared {
             device::name(self.setup.options.device),
             self.memory.table()
         );
+        if let Some(layout) = layout::describe(self.setup.topology, self.setup.reduction) {
+            tracing::info!("{layout}");
+        }
         let LoadOptions { backend, attention, device, numerics } = self.setup.options;
         if backend == Backend::Plain
             && let Ok(chosen) =
@@ -264,7 +268,21 @@ impl Prepared {
             topology: self.setup.topology,
         };
         let reports = Reports { progress, metrics };
-        let load = || self.setup.engine(Arc::clone(&tokens), &self.memory);
+        let board = server.as_ref().map(Server::board).transpose()?;
+        let keep_waiting = || match watch.reason() {
+            Some(reason) => Err(Failure {
+                status: reason.exit_status(),
+                error: anyhow::anyhow!("stopped by {reason} before all ranks of the model had come"),
+            }),
+            None => Ok(()),
+        };
+        let load = || {
+            let group = match &board {
+                Some(store) => self.setup.meet(store, &keep_waiting)?,
+                None => None,
+            };
+            self.setup.engine(Arc::clone(&tokens), &self.memory, group)
+        };
         let mut summary = generate(&job, server.as_mut(), &load, collector, &mut sink, reports)?;
         summary.samples_left_out =
             self.prompts.num_bad + (self.prompts.too_long.len() + self.steps.dropped().len()) as u64;

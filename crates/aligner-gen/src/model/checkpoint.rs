@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use data::{ChatTemplate, Date, Tokenizer, TokenizerSpec, open_tokenizer};
 use hydra_config::Node;
-use model_core::{CausalLm, LoadOptions, ModelConfig, RawModelConfig};
+use model_core::{CausalLm, LoadOptions, ModelConfig, ModelPart, RawModelConfig};
 use nemo_format::Checkpoint;
 use sampling::TokenBytes;
 
@@ -114,6 +114,16 @@ pub(crate) fn load_model(
     options: LoadOptions,
 ) -> Result<Box<dyn CausalLm>, Failure> {
     Ok(model_core::load_model(config, checkpoint.tensors(), options)?)
+}
+
+/// Loads a rank's part of the weights.
+pub(crate) fn load_part(
+    checkpoint: &Checkpoint,
+    config: ModelConfig,
+    options: LoadOptions,
+    part: ModelPart,
+) -> Result<Box<dyn CausalLm>, Failure> {
+    Ok(model_core::load_part(config, checkpoint.tensors(), options, part)?)
 }
 
 /// The bytes of every token, looked up once.

@@ -147,6 +147,17 @@ pub(crate) fn let_blas_choose() -> Result<(), Failure> {
     Err(Failure::usage("`--unconstrained` is for GPUs, and this build is for the CPU"))
 }
 
+/// All memory of the device, where it says so.
+pub(crate) fn total_bytes(device: Device) -> Option<u64> {
+    match device {
+        #[cfg(feature = "cuda")]
+        Device::Cuda(index) => {
+            Some(cuda_runtime::Device::open(index).ok()?.mem_get_info().ok()?.total_bytes)
+        }
+        _ => host_memory::total_bytes(),
+    }
+}
+
 /// Memory of the device that is free now, where it says so.
 pub(crate) fn available_bytes(device: Device) -> Option<u64> {
     match device {

@@ -17,6 +17,11 @@ pub(crate) fn available_bytes() -> Option<u64> {
         .min()
 }
 
+/// All memory of the machine.
+pub(crate) fn total_bytes() -> Option<u64> {
+    value_bytes(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal")
+}
+
 /// A value of `/proc/meminfo` or `/proc/self/status`, in bytes.
 fn value_bytes(text: &str, key: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;

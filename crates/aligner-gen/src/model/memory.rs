@@ -1,8 +1,8 @@
 //! How much memory a run takes, and how many sequences the KV cache is made for.
 
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
-use model_core::{BLOCK_SIZE_TOKENS, LoadOptions, ModelConfig};
-use model_spec::{AttentionSpec, LayerSpec, MlpSpec, ModelSpec, ShardPlace, blocks_for};
+use model_core::{BLOCK_SIZE_TOKENS, LoadOptions, ModelConfig, ModelError};
+use model_spec::{AttentionSpec, Footprint, LayerSpec, MlpSpec, ModelSpec, ShardPlace, blocks_for};
 use nemo_format::Checkpoint;
 use tch::Device;
 
@@ -194,13 +194,14 @@ impl MemoryPlan {
         checkpoint: &Checkpoint,
         config: &ModelConfig,
         options: LoadOptions,
+        place: &ShardPlace,
         demand: Demand,
     ) -> Result<Self, Failure> {
         let model = config.spec_of(checkpoint.tensors());
-        let footprint = model_core::footprint(&model, options, &ShardPlace::whole(&model))?;
+        let (part, footprint) = part_of(&model, options, place)?;
         let sizes_in = |room: Room| Sizes {
             weight_bytes: footprint.weight_bytes,
-            workspace_bytes: room.workspace_bytes(&model, demand),
+            workspace_bytes: room.workspace_bytes(&part, demand),
             bytes_per_block: footprint.bytes_per_block(),
         };
         let room = Room::new(options).shared_by(demand.neighbours).with_rows(demand, sizes_in);
@@ -304,6 +305,37 @@ impl MemoryPlan {
         }
         format!("up to {most}")
     }
+}
+
+/// A rank's part of a model, with the logits of all of it, and what it takes.
+fn part_of(
+    model: &ModelSpec,
+    options: LoadOptions,
+    place: &ShardPlace,
+) -> Result<(ModelSpec, Footprint), Failure> {
+    let padded_vocab_size = model.padded_vocab_size;
+    let part = ModelSpec { padded_vocab_size, ..place.part_of(model).map_err(ModelError::from)? };
+    Ok((part, model_core::footprint(model, options, place)?))
+}
+
+/// Whether a rank's part of a model, with the cache of one sequence, fits `total_bytes` of memory: what is free changes
+/// while other ranks load, and all must come to the same answer.
+pub(crate) fn fits(
+    model: &ModelSpec,
+    options: LoadOptions,
+    place: &ShardPlace,
+    demand: Demand,
+    total_bytes: u64,
+) -> bool {
+    let room = Room { available_bytes: Some(total_bytes / 10 * 9), ..Room::new(options) }.shared_by(demand.neighbours);
+    part_of(model, options, place).is_ok_and(|(part, footprint)| {
+        let sizes = Sizes {
+            weight_bytes: footprint.weight_bytes,
+            workspace_bytes: room.workspace_bytes(&part, demand),
+            bytes_per_block: footprint.bytes_per_block(),
+        };
+        MemoryPlan::fit(room, sizes, demand).is_ok()
+    })
 }
 
 /// Blocks of a cache whose size the user sets.

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use engine::{Engine, EngineLimits};
+use engine::{Engine, EngineLimits, Executor, ReceivingSampler, SendingSampler, host_executor};
 use model_core::{CausalLm, LoadOptions};
-use sampling::{CpuSampler, SamplingRules, StopConditions};
+use sampling::{CpuSampler, SamplingRules, StopConditions, TokenSampler};
 
 use super::checkpoint::TokenTable;
+use crate::cluster::model_group::ModelGroup;
 use crate::exit::Failure;
 
 /// What decides the tokens beside the model.
@@ -21,6 +22,25 @@ pub(crate) struct EngineSize {
     pub(crate) limits: EngineLimits,
     /// Most tokens of one sequence, prompt and response.
     pub(crate) longest_sequence_tokens: usize,
+}
+
+/// What carries out the steps of a rank's part of a model, on the host.
+pub(crate) fn open_host_executor(
+    model: Box<dyn CausalLm>,
+    rules: SamplingRules,
+    size: EngineSize,
+    group: &ModelGroup,
+) -> Result<Box<dyn Executor>, Failure> {
+    let is_greedy = rules.params.use_greedy;
+    let sampler: Box<dyn TokenSampler> = match (group.has_stages(), group.is_in_last_stage()) {
+        (false, _) => Box::new(CpuSampler::new(rules)?),
+        (true, true) => {
+            let own = Box::new(CpuSampler::new(rules)?);
+            Box::new(SendingSampler { own, path: Box::new(group.clone()) })
+        }
+        (true, false) => Box::new(ReceivingSampler { path: Box::new(group.clone()), is_greedy }),
+    };
+    Ok(host_executor(model, sampler, size.limits)?)
 }
 
 /// Makes the engine that belongs to `options`, with which `model` was loaded.

@@ -197,10 +197,10 @@ pub(crate) struct Compute {
     /// Of the plain kernels, as the `NVTE_*` variables choose it.
     #[serde(rename = "attention backend")]
     pub(crate) attention: Option<String>,
-    /// Ranks that a layer is divided over, where there are several: their number decides the order of sums. The other
-    /// sizes of the job's topology change no text.
-    #[serde(rename = "tensor-parallel size", skip_serializing_if = "Option::is_none")]
-    pub(crate) tensor_size: Option<u32>,
+    /// How sums over the inputs of a layer are taken, where that is not in one chain. The sizes of the job's topology change
+    /// no text.
+    #[serde(rename = "model.generation.reduction", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) reduction: Option<String>,
 }
 
 /// Fingerprints of what is read.

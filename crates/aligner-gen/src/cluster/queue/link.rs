@@ -87,6 +87,19 @@ impl Server {
     }
 }
 
+impl Server {
+    /// Another connection to the store.
+    pub(crate) fn board(&self) -> Result<Store, Failure> {
+        Ok(Store::connect("127.0.0.1", self.store.port(), Duration::from_secs(60))
+            .context("cannot reach this rank's own store")?)
+    }
+}
+
+/// A connection to the store of rank 0, which has been reached before.
+pub(crate) fn board(place: &RankPlace) -> Result<Store, Failure> {
+    Ok(reach(&place.meeting).context("cannot reach the store of rank 0 again")?)
+}
+
 impl Drop for Server {
     fn drop(&mut self) {
         self.listening.store(false, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use super::Key;
 
-pub(super) const KEYS: [Key; 119] = [
+pub(super) const KEYS: [Key; 122] = [
     Key::closed("trainer.generation"),
     Key::closed("exp_manager"),
     Key::closed("pretrained_checkpoint"),
@@ -72,6 +72,10 @@ pub(super) const KEYS: [Key; 119] = [
     Key::neutral("model.micro_batch_size"),
     Key::neutral("model.global_batch_size"),
     Key::ignored("model.megatron_amp_O2"),
+    // Several tensor-parallel ranks add in another order than one does.
+    Key::read_as("model.tensor_model_parallel_size", "model.generation.reduction"),
+    Key::neutral("model.pipeline_model_parallel_size"),
+    Key::read("model.generation.reduction"),
     Key::read("model.generation.num_responses_to_gen"),
     Key::read("model.generation.sampling_params.use_greedy"),
     Key::read("model.generation.sampling_params.temperature"),

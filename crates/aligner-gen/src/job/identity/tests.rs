@@ -58,6 +58,9 @@ const OF_THE_RUN: &[Change] = &[
     ("exp_manager.files_to_copy", &[], &["[other]"]),
     ("model.micro_batch_size", &[], &["2"]),
     ("model.global_batch_size", &[], &["8"]),
+    ("model.tensor_model_parallel_size", FAST, &["2"]),
+    ("model.pipeline_model_parallel_size", FAST, &["2"]),
+    ("model.generation.reduction", FAST, &["tree"]),
     ("model.generation.num_responses_to_gen", &[], &["2"]),
     ("model.generation.sampling_params.use_greedy", &[], &["true"]),
     ("model.generation.sampling_params.temperature", &[], &["0.5"]),
@@ -151,10 +154,10 @@ fn identity(overrides: &[String]) -> Result<Identity, Failure> {
         device: Device::Cpu,
         attention: model_core::AttentionSwitches::default(),
     };
-    let topology = Topology::data_parallel(plan.devices.world_size())?;
+    let reduction = plan.parallel.reduction(plan.parallel.tensor.unwrap_or(1))?;
     let mut identity = plan.identity();
     identity.model = model_fields(&model);
-    identity.compute = compute(options, model.uniform.heads.kv_channels, "cpu".to_owned(), topology)?;
+    identity.compute = compute(options, model.uniform.heads.kv_channels, "cpu".to_owned(), reduction)?;
     Ok(identity)
 }
 
@@ -231,22 +234,17 @@ fn the_record_is_as_it_was() {
     insta::assert_snapshot!(serde_json::to_string_pretty(&recorded).unwrap());
 }
 
-/// How many replicas there are changes no text; how many ranks add up the parts of a sum does.
+/// How many ranks share a layer changes no text, but one alone adds in another order.
 #[test]
-fn of_the_topology_only_the_tensor_size_counts() {
-    let options = LoadOptions {
-        numerics: Numerics::uniform(Float::Fp32),
-        backend: Backend::Fused,
-        device: Device::Cpu,
-        attention: model_core::AttentionSwitches::default(),
+fn of_the_layout_only_the_order_of_sums_counts() {
+    let of = |overrides: &[&str]| {
+        let fast = FAST.iter().chain(overrides).map(|&text| text.to_owned());
+        identity(&fast.collect::<Vec<_>>()).unwrap()
     };
-    let of = |data, pipeline, tensor| {
-        let topology = Topology::new(data, pipeline, tensor).unwrap();
-        let mut identity = Identity::default();
-        identity.compute = compute(options, 16, "cpu".to_owned(), topology).unwrap();
-        identity
-    };
-    assert!(of(1, 1, 1).changes(&of(8, 2, 1)).is_empty());
-    assert_eq!(of(1, 1, 2).changes(&of(1, 1, 4)), ["`tensor-parallel size` (was 2, now 4)"]);
-    assert_eq!(of(1, 1, 1).changes(&of(1, 1, 2)).len(), 1);
+    let two = of(&["model.tensor_model_parallel_size=2"]);
+    let other = ["model.tensor_model_parallel_size=4", "model.pipeline_model_parallel_size=2"];
+    assert!(two.changes(&of(&other)).is_empty());
+    assert!(two.changes(&of(&["model.generation.reduction=tree"])).is_empty());
+    assert_eq!(of(&[]).changes(&two), ["`model.generation.reduction`"]);
+    assert!(of(&[]).changes(&of(&["model.tensor_model_parallel_size=auto"])).is_empty());
 }

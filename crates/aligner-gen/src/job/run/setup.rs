@@ -3,30 +3,37 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use engine::Engine;
+use engine::{Engine, Executor, LeadingExecutor};
 use hydra_config::Resolved;
-use model_core::{LoadOptions, ModelConfig};
+use model_core::{Backend, CausalLm, LoadOptions, ModelConfig, ModelPart, ModelRanks, Reduction};
+use model_parallel::Patience;
+use model_spec::{ModelSpec, ShardPlace};
 use nemo_format::Checkpoint;
 use sampling::{SamplingRules, StopConditions};
+use tch::Device;
+use torch_ext::store::Store;
 
+use crate::cluster::model_group::{Introduction, ModelGroup};
 use crate::cluster::ranks::{RankPlace, Role};
 use crate::cluster::topology::Topology;
 use crate::cluster::{cores, ranks, spawn};
 use crate::config::devices::Devices;
-use crate::config::plan::{GenerationPlan, Speculation};
+use crate::config::plan::{GenerationPlan, RoomPlan, Speculation};
 use crate::config::raw::RawConfig;
 use crate::config::{self, UserConfig};
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::job::{identity, log_folder};
 use crate::logging::Logging;
-use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
+use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_part, model_config};
 use crate::model::device::{self, LocalRanks, SharedDevice};
 use crate::model::end_tokens::EndTokens;
-use crate::model::memory::{Demand, MemoryPlan, Neighbours};
-use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine};
+use crate::model::memory::{self, Demand, MemoryPlan, Neighbours};
+use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine, open_host_executor};
 use crate::output::Identity;
 use crate::output::identity::Inputs;
+
+use super::layout;
 
 /// What every rank knows: all but the data.
 pub(crate) struct Setup {
@@ -43,6 +50,9 @@ pub(crate) struct Setup {
     pub(super) end_tokens: EndTokens,
     pub(super) role: Role,
     pub(crate) topology: Topology,
+    /// What of the model this rank computes.
+    place: ShardPlace,
+    pub(super) reduction: Reduction,
 }
 
 impl Setup {
@@ -69,7 +79,6 @@ impl Setup {
         }
         let tokenizer = OpenTokenizer::open(&checkpoint, model)?;
         let end_tokens = EndTokens::of(&checkpoint, &tokenizer)?;
-        let topology = topology(&role)?;
         let local = local_ranks(&role);
         let SharedDevice { device, num_ranks: num_on_device, fallback } =
             device::choose(&plan.accelerator, local)?;
@@ -79,19 +88,31 @@ impl Setup {
             device,
             attention: env::attention_switches(),
         };
+        let neighbours = Neighbours { num_on_device, num_on_host: local.local_size };
+        let model = model_config.spec_of(checkpoint.tensors());
+        let ranks = layout::Ranks { world_size: world_size(&role), local_size: local.local_size };
+        let sizes = choose_sizes(&plan, &model, options, ranks, neighbours)?;
+        let num_ranks = sizes.tensor * sizes.pipeline;
+        let topology = Topology::new(ranks.world_size / num_ranks, sizes.pipeline, sizes.tensor)?;
+        let places = layout::places(&model, sizes, &options.numerics);
+        let rank = if let Role::Rank(place) = &role { place.rank } else { 0 };
+        let place = layout::place_of(&places, topology, rank).unwrap_or_else(|| ShardPlace::whole(&model));
+        let reduction = plan.parallel.reduction(sizes.tensor)?;
         Ok(Self {
             resolved,
             checkpoint,
             checkpoint_path: path,
             plan,
             options,
-            neighbours: Neighbours { num_on_device, num_on_host: local.local_size },
+            neighbours,
             fallback,
             model_config,
             tokenizer,
             end_tokens,
             role,
             topology,
+            place,
+            reduction,
         })
     }
 
@@ -136,7 +157,7 @@ impl Setup {
             self.options,
             self.model_config.uniform.heads.kv_channels,
             device,
-            self.topology,
+            self.reduction,
         )?;
         identity.inputs = Inputs {
             checkpoint: self.checkpoint.fingerprint(),
@@ -147,12 +168,76 @@ impl Setup {
     }
 
     pub(crate) fn memory(&self, demand: Demand) -> Result<MemoryPlan, Failure> {
-        MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, demand)
+        MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, &self.place, demand)
     }
 
-    pub(crate) fn engine(&self, tokens: Arc<TokenTable>, memory: &MemoryPlan) -> Result<Engine, Failure> {
+    /// The way to the other ranks of this rank's replica, where there are others.
+    ///
+    /// # Errors
+    /// When one does not come.
+    pub(crate) fn meet(
+        &self,
+        store: &Store,
+        keep_waiting: &dyn Fn() -> Result<(), Failure>,
+    ) -> Result<Option<ModelGroup>, Failure> {
+        let patience = Patience { join: self.plan.join_timeout, silence: self.plan.lease };
+        let place = &self.place();
+        Introduction { place, topology: self.topology, store, patience, keep_waiting }.meet()
+    }
+
+    /// The engine of a rank that leads a replica, or is one.
+    pub(crate) fn engine(
+        &self,
+        tokens: Arc<TokenTable>,
+        memory: &MemoryPlan,
+        group: Option<ModelGroup>,
+    ) -> Result<Engine, Failure> {
         let plan = &self.plan;
-        let model = load_model(&self.checkpoint, self.model_config.clone(), self.options)?;
+        let mut size = engine_size(memory);
+        let mut engine = match group {
+            None => {
+                let model = self.load(None)?;
+                let SamplingSetup { rules, stop } = self.sampling(model.as_ref())?;
+                open_engine(model, self.options, SamplingSetup { rules, stop }, tokens, size)?
+            }
+            Some(group) => {
+                size.limits = group.agree(size.limits)?;
+                let model = self.load(Some(&group))?;
+                let SamplingSetup { rules, stop } = self.sampling(model.as_ref())?;
+                let own = open_host_executor(model, rules, size, &group)?;
+                let executor = LeadingExecutor::new(own, Box::new(group));
+                Engine::with_executor(Box::new(executor), stop, tokens, size.limits)?
+            }
+        };
+        engine.set_prefix_cache(plan.prefix_cache);
+        Ok(match plan.speculation {
+            Speculation::On => engine.with_speculation(),
+            Speculation::Off => engine,
+        })
+    }
+
+    /// What carries out the steps of the rank that leads this rank's replica.
+    pub(crate) fn following_executor(
+        &self,
+        memory: &MemoryPlan,
+        group: &ModelGroup,
+    ) -> Result<Box<dyn Executor>, Failure> {
+        let mut size = engine_size(memory);
+        size.limits = group.agree(size.limits)?;
+        let model = self.load(Some(group))?;
+        let rules = self.sampling(model.as_ref())?.rules;
+        open_host_executor(model, rules, size, group)
+    }
+
+    fn load(&self, group: Option<&ModelGroup>) -> Result<Box<dyn CausalLm>, Failure> {
+        let ranks = group.map(|group| Box::new(group.clone()) as Box<dyn ModelRanks>);
+        let part = ModelPart { place: self.place.clone(), reduction: self.reduction, ranks };
+        load_part(&self.checkpoint, self.model_config.clone(), self.options, part)
+    }
+
+    /// What decides the tokens beside the model.
+    fn sampling(&self, model: &dyn CausalLm) -> Result<SamplingSetup, Failure> {
+        let plan = &self.plan;
         let tokenizer = &self.tokenizer.tokenizer;
         let stop = StopConditions::resolve(&plan.end_strings, &self.end_tokens.ids(), |text| {
             self.tokenizer.single_token(text)
@@ -165,25 +250,46 @@ impl Setup {
             end_token_ids: stop.end_token_ids().to_vec(),
             min_length: plan.min_length,
         };
-        let setup = SamplingSetup { rules, stop };
-        let size =
-            EngineSize { limits: memory.limits, longest_sequence_tokens: memory.longest_sequence_tokens };
-        let mut engine = open_engine(model, self.options, setup, tokens, size)?;
-        engine.set_prefix_cache(plan.prefix_cache);
-        Ok(match plan.speculation {
-            Speculation::On => engine.with_speculation(),
-            Speculation::Off => engine,
-        })
+        Ok(SamplingSetup { rules, stop })
     }
 }
 
-/// How the job's ranks are arranged: each holds the whole model.
-fn topology(role: &Role) -> Result<Topology, Failure> {
-    Topology::data_parallel(match role {
+fn engine_size(memory: &MemoryPlan) -> EngineSize {
+    EngineSize { limits: memory.limits, longest_sequence_tokens: memory.longest_sequence_tokens }
+}
+
+/// How many ranks share a model.
+fn choose_sizes(
+    plan: &GenerationPlan,
+    model: &ModelSpec,
+    options: LoadOptions,
+    ranks: layout::Ranks,
+    neighbours: Neighbours,
+) -> Result<layout::Sizes, Failure> {
+    const ON_A_GPU: &str = "a model is shared by ranks on the CPU only so far (`trainer.accelerator=cpu`)";
+    const PLAIN: &str = "libtorch's products have other bits for each number of ranks that share a layer: set \
+                         `trainer.generation.trt_llm.enable=true`";
+    let abilities = match (options.device, options.backend) {
+        (Device::Cpu, Backend::Fused) => layout::Abilities { tensor: Ok(()), pipeline: Ok(()) },
+        (Device::Cpu, Backend::Plain) => layout::Abilities { tensor: Err(PLAIN), pipeline: Ok(()) },
+        _ => layout::Abilities { tensor: Err(ON_A_GPU), pipeline: Err(ON_A_GPU) },
+    };
+    let total_bytes = device::total_bytes(options.device).unwrap_or(u64::MAX);
+    // The prompts are not known yet: at the least the cache of one token.
+    let demand = Demand { longest_sequence_tokens: 1, num_sequences: 1, neighbours, limits: RoomPlan::default() };
+    let fits = |sizes| {
+        let places = layout::places(model, sizes, &options.numerics);
+        places.iter().all(|place| memory::fits(model, options, place, demand, total_bytes))
+    };
+    layout::choose(&plan.parallel, ranks, model, abilities, &fits)
+}
+
+fn world_size(role: &Role) -> u32 {
+    match role {
         Role::Rank(place) => place.world_size,
         Role::Alone => 1,
         Role::Launcher(launcher) => launcher.world_size,
-    })
+    }
 }
 
 /// This rank among those of its machine.

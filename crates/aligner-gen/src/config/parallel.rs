@@ -1,0 +1,76 @@
+//! How many ranks share a model: `model.tensor_model_parallel_size`, `model.pipeline_model_parallel_size`, and what follows
+//! from them for sums.
+//!
+//! A checkpoint states the sizes that it was saved with under the same keys. Those are not followed: only what the user
+//! typed counts.
+
+use hydra_config::{Composer, Node, Resolved};
+use model_core::Reduction;
+
+use super::CHECKPOINT_LAYER;
+use super::range::out_of_range;
+use crate::exit::Failure;
+
+pub(crate) const TENSOR: &str = "model.tensor_model_parallel_size";
+pub(crate) const PIPELINE: &str = "model.pipeline_model_parallel_size";
+const REDUCTION: &str = "model.generation.reduction";
+const AUTO: &str = "auto";
+
+/// What the user wishes; `None` for `auto`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ParallelPlan {
+    pub(crate) tensor: Option<u32>,
+    pub(crate) pipeline: Option<u32>,
+    reduction: Option<Reduction>,
+}
+
+/// Takes `auto` out of a user's configuration: what is interpolated from these keys is a number.
+pub(super) fn take_auto(composer: &mut Composer) {
+    for key in [TENSOR, PIPELINE] {
+        if composer.node().get(key).and_then(Node::as_str) == Some(AUTO) {
+            composer.take(key);
+        }
+    }
+}
+
+impl ParallelPlan {
+    /// Reads the sizes of a resolved configuration, and `model.generation.reduction`, which is given.
+    pub(crate) fn new(resolved: &Resolved, reduction: Option<&str>) -> Result<Self, Failure> {
+        let size = |key| {
+            let is_users = resolved.origin(key).is_some_and(|origin| !origin.layer.starts_with(CHECKPOINT_LAYER));
+            match resolved.node().get(key).filter(|_| is_users) {
+                None | Some(Node::Null) => Ok(None),
+                Some(node) => match node.as_i64().and_then(|size| u32::try_from(size).ok()) {
+                    Some(size @ 1..) => Ok(Some(size)),
+                    Some(0) | None => Err(out_of_range(key, "a number from 1 or `auto`", &node.describe())),
+                },
+            }
+        };
+        Ok(Self {
+            tensor: size(TENSOR)?,
+            pipeline: size(PIPELINE)?,
+            reduction: match reduction {
+                None | Some(AUTO) => None,
+                Some("chain") => Some(Reduction::Chain),
+                Some("tree") => Some(Reduction::Tree),
+                Some(other) => return Err(out_of_range(REDUCTION, "`auto`, `chain` or `tree`", &format!("`{other}`"))),
+            },
+        })
+    }
+
+    /// How sums are taken where so many ranks share a layer.
+    ///
+    /// # Errors
+    /// When they would have to be taken in one chain.
+    pub(crate) fn reduction(&self, tensor_size: u32) -> Result<Reduction, Failure> {
+        match (self.reduction, tensor_size) {
+            (Some(Reduction::Chain), 2..) => Err(Failure::usage(format!(
+                "`{REDUCTION}=chain` is for models of one tensor-parallel rank, and {tensor_size} share this one: leave it out, \
+                 or set `{TENSOR}=1`"
+            ))),
+            (Some(reduction), _) => Ok(reduction),
+            (None, 2..) => Ok(Reduction::Tree),
+            (None, _) => Ok(Reduction::Chain),
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! An engine over several processes: one leads, and the others carry out the same steps on their parts of the model.
+//!
+//! The leading rank has the scheduler. It tells every [`Order`] to the others before it carries it out itself, so all ranks
+//! compute the same steps in the same order; what they exchange inside of a step is between their models. Tokens are
+//! drawn where the logits are: on the ranks of the last pipeline stage, each of which draws the same; the other stages are
+//! told them.
+
+use model_core::{LostRank, ModelError};
+use sampling::{RowState, SampledToken, SamplingError, TokenSampler};
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+
+use crate::executor::Executor;
+use crate::plan::{StepOutput, StepPlan};
+use crate::EngineError;
+
+/// What the leading rank has the others do.
+#[derive(Debug, Serialize, Deserialize)]
+enum Order {
+    /// [`Executor::reset`].
+    Reset,
+    /// [`Executor::start`], and then [`Executor::collect`].
+    Step(StepPlan),
+    /// Nothing more.
+    End,
+}
+
+/// The way from the leading rank to all others of its replica.
+pub trait Followers: Send {
+    /// Sends the same to all of them, in order.
+    ///
+    /// # Errors
+    /// When one is lost.
+    fn tell(&mut self, message: &[u8]) -> Result<(), LostRank>;
+}
+
+/// The way of tokens from the last pipeline stage to the ranks of the others.
+pub trait TokenPath: Send {
+    /// Sends tokens to the ranks of the other stages with this rank's place in its own.
+    ///
+    /// # Errors
+    /// When one is lost.
+    fn send(&mut self, message: &[u8]) -> Result<(), LostRank>;
+
+    /// What the last stage sends.
+    ///
+    /// # Errors
+    /// When its rank is lost.
+    fn receive(&mut self) -> Result<Vec<u8>, LostRank>;
+}
+
+/// The executor of the leading rank.
+pub struct LeadingExecutor {
+    own: Box<dyn Executor>,
+    followers: Box<dyn Followers>,
+}
+
+impl LeadingExecutor {
+    /// Leads `followers` in what `own` does.
+    pub fn new(own: Box<dyn Executor>, followers: Box<dyn Followers>) -> Self {
+        Self { own, followers }
+    }
+
+    fn tell(&mut self, order: &Order) -> Result<(), EngineError> {
+        let message = serde_json::to_vec(order).map_err(|error| strange(&error))?;
+        self.followers.tell(&message).map_err(|lost| ModelError::from(lost).into())
+    }
+}
+
+impl Executor for LeadingExecutor {
+    fn reset(&mut self) -> Result<(), EngineError> {
+        self.tell(&Order::Reset)?;
+        self.own.reset()
+    }
+
+    fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
+        let order = Order::Step(plan);
+        self.tell(&order)?;
+        match order {
+            Order::Step(plan) => self.own.start(plan),
+            Order::Reset | Order::End => Ok(()),
+        }
+    }
+
+    fn collect(&mut self) -> Result<StepOutput, EngineError> {
+        self.own.collect()
+    }
+
+    fn min_rows(&self) -> usize {
+        self.own.min_rows()
+    }
+
+    fn prompt_cut_tokens(&self) -> Option<usize> {
+        self.own.prompt_cut_tokens()
+    }
+
+    fn run_ahead(&self) -> usize {
+        self.own.run_ahead()
+    }
+
+    fn verifies_drafts(&self) -> bool {
+        self.own.verifies_drafts()
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.own.is_greedy()
+    }
+}
+
+impl Drop for LeadingExecutor {
+    fn drop(&mut self) {
+        // Who is lost needs no word.
+        let _ = self.tell(&Order::End);
+    }
+}
+
+/// Carries out the steps of the leading rank until that ends. `next` waits for its next message.
+///
+/// # Errors
+/// When another rank is lost, or a step fails.
+pub fn follow(
+    executor: &mut dyn Executor,
+    next: &mut dyn FnMut() -> Result<Vec<u8>, LostRank>,
+) -> Result<(), EngineError> {
+    let mut num_started = 0;
+    loop {
+        let message = next().map_err(ModelError::from)?;
+        match serde_json::from_slice(&message).map_err(|error| strange(&error))? {
+            Order::Reset => {
+                executor.reset()?;
+                num_started = 0;
+            }
+            Order::Step(plan) => {
+                executor.start(plan)?;
+                num_started += 1;
+                // As far ahead as the leading rank.
+                if num_started > executor.run_ahead() {
+                    executor.collect()?;
+                    num_started -= 1;
+                }
+            }
+            Order::End => return Ok(()),
+        }
+    }
+}
+
+fn strange(error: &serde_json::Error) -> EngineError {
+    ModelError::from(LostRank(format!(
+        "a step from another rank cannot be read ({error}): all ranks must run the same program"
+    )))
+    .into()
+}
+
+/// What the last stage says of the tokens of some rows: them, or why there are none.
+type Drawn = Result<Vec<SampledToken>, String>;
+
+/// The sampler of the last pipeline stage.
+pub struct SendingSampler {
+    /// Draws.
+    pub own: Box<dyn TokenSampler>,
+    /// To the other stages.
+    pub path: Box<dyn TokenPath>,
+}
+
+impl TokenSampler for SendingSampler {
+    fn sample(&mut self, logits: &Tensor, rows: &[RowState<'_>]) -> Result<Vec<SampledToken>, SamplingError> {
+        let drawn = self.own.sample(logits, rows);
+        let told: Drawn = match &drawn {
+            Ok(tokens) => Ok(tokens.clone()),
+            Err(error) => Err(error.to_string()),
+        };
+        let message = serde_json::to_vec(&told).map_err(|error| SamplingError::OtherRank(error.to_string()))?;
+        self.path.send(&message).map_err(|lost| SamplingError::OtherRank(lost.to_string()))?;
+        drawn
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.own.is_greedy()
+    }
+}
+
+/// The sampler of all stages but the last, which have no logits.
+pub struct ReceivingSampler {
+    /// From the last stage.
+    pub path: Box<dyn TokenPath>,
+    /// Whether that one is greedy.
+    pub is_greedy: bool,
+}
+
+impl TokenSampler for ReceivingSampler {
+    fn sample(&mut self, _: &Tensor, rows: &[RowState<'_>]) -> Result<Vec<SampledToken>, SamplingError> {
+        let message = self.path.receive().map_err(|lost| SamplingError::OtherRank(lost.to_string()))?;
+        let drawn: Drawn =
+            serde_json::from_slice(&message).map_err(|error| SamplingError::OtherRank(error.to_string()))?;
+        let tokens = drawn.map_err(SamplingError::OtherRank)?;
+        match tokens.len() == rows.len() {
+            true => Ok(tokens),
+            false => Err(SamplingError::OtherRank(format!(
+                "the last pipeline stage drew {} tokens for {} rows: all ranks must run the same program",
+                tokens.len(),
+                rows.len()
+            ))),
+        }
+    }
+
+    fn is_greedy(&self) -> bool {
+        self.is_greedy
+    }
+}
