@@ -165,6 +165,10 @@ fn parse_overrides(arguments: &[String]) -> Result<Vec<Override>, Failure> {
         {
             change.key = format!("{TRT_LLM}{rest}");
         }
+        // Of the checkpoint's section, which is not composed yet: there is nothing that they could change.
+        if parallel::is_size(&change.key) && change.kind == overrides::OverrideKind::Set {
+            change.kind = overrides::OverrideKind::ForceAdd;
+        }
         Ok(change)
     };
     arguments.iter().map(parse).collect()

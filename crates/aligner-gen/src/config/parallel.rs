@@ -24,6 +24,11 @@ pub(crate) struct ParallelPlan {
     reduction: Option<Reduction>,
 }
 
+/// Whether it is one of the sizes.
+pub(super) fn is_size(key: &str) -> bool {
+    [TENSOR, PIPELINE].contains(&key)
+}
+
 /// Takes `auto` out of a user's configuration: what is interpolated from these keys is a number.
 pub(super) fn take_auto(composer: &mut Composer) {
     for key in [TENSOR, PIPELINE] {
