@@ -19,6 +19,7 @@ mod hostile;
 mod interruption;
 mod logprobs;
 mod order;
+mod parallel;
 mod rank_faults;
 mod ranks;
 mod records;

@@ -23,7 +23,7 @@ fn undisturbed(num_samples: usize, overrides: &[&str]) -> String {
 }
 
 /// The ranks that a launcher has started, by number.
-fn ranks_of(launcher: &Child) -> Vec<(usize, Pid)> {
+pub(crate) fn ranks_of(launcher: &Child) -> Vec<(usize, Pid)> {
     let children = std::fs::read_to_string(format!("/proc/{0}/task/{0}/children", launcher.id())).unwrap();
     let pids = children.split_whitespace().map(|pid| Pid::from_raw(pid.parse().unwrap()).unwrap());
     let mut ranks: Vec<(usize, Pid)> = pids.map(|pid| (rank_of(pid), pid)).collect();
@@ -38,7 +38,7 @@ fn rank_of(pid: Pid) -> usize {
 }
 
 /// Waits until a process is gone, or is a zombie that has not been reaped.
-fn wait_gone(pid: Pid) {
+pub(crate) fn wait_gone(pid: Pid) {
     let is_zombie = || {
         std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid()))
             .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| rest.trim().starts_with('Z')))
@@ -48,7 +48,7 @@ fn wait_gone(pid: Pid) {
 }
 
 /// One rank as a launcher of another kind starts it.
-fn rank_command(job: &Job, rank: usize, num_ranks: usize, port: u16) -> Command {
+pub(crate) fn rank_command(job: &Job, rank: usize, num_ranks: usize, port: u16) -> Command {
     let mut command = job.command();
     command.env("RANK", rank.to_string()).env("WORLD_SIZE", num_ranks.to_string());
     command.env("LOCAL_RANK", rank.to_string()).env("MASTER_ADDR", "127.0.0.1");
@@ -57,7 +57,7 @@ fn rank_command(job: &Job, rank: usize, num_ranks: usize, port: u16) -> Command 
 }
 
 /// A port that was free a moment ago.
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -21,6 +21,8 @@ mod loaded;
 #[cfg(feature = "cuda")]
 mod pointwise;
 #[cfg(feature = "cuda")]
+mod reduce;
+#[cfg(feature = "cuda")]
 mod rope;
 
 pub use gemm_shape::MAX_GEMM_ROWS;
@@ -35,6 +37,7 @@ pub use {
     heads::NormHeads,
     loaded::ModelKernels,
     pointwise::{Activate, Embed, Normalize},
+    reduce::{Inbox, MAX_TENSOR_RANKS, TensorRanks},
     rope::{LayerKv, RopeAndCache, RotaryArrays},
 };
 

@@ -29,6 +29,14 @@ impl Handle {
     pub(super) const NULL: Self = Self(std::ptr::null_mut());
 }
 
+/// `CU_IPC_HANDLE_SIZE`.
+pub(super) const IPC_HANDLE_BYTES: usize = 64;
+
+/// `CUipcMemHandle`, which goes by value.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct IpcHandle(pub(super) [u8; IPC_HANDLE_BYTES]);
+
 /// `CUlaunchConfig`.
 #[repr(C)]
 pub(super) struct LaunchConfig {
@@ -98,6 +106,12 @@ driver! {
     current_context: "cuCtxGetCurrent" (*mut Handle);
     set_current_context: "cuCtxSetCurrent" (Handle);
     memory_info: "cuMemGetInfo_v2" (*mut usize, *mut usize);
+    mem_alloc: "cuMemAlloc_v2" (*mut DeviceAddress, usize);
+    mem_free: "cuMemFree_v2" (DeviceAddress);
+    memset: "cuMemsetD8_v2" (DeviceAddress, u8, usize);
+    ipc_handle: "cuIpcGetMemHandle" (*mut IpcHandle, DeviceAddress);
+    ipc_open: "cuIpcOpenMemHandle_v2" (*mut DeviceAddress, IpcHandle, c_uint);
+    ipc_close: "cuIpcCloseMemHandle" (DeviceAddress);
     host_alloc: "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
     host_free: "cuMemFreeHost" (*mut c_void);
     copy_to_device: "cuMemcpyHtoDAsync_v2" (DeviceAddress, *const c_void, usize, Handle);

@@ -22,6 +22,8 @@ mod graph;
 #[cfg(feature = "cuda")]
 mod module;
 #[cfg(feature = "cuda")]
+mod peer;
+#[cfg(feature = "cuda")]
 mod pinned;
 #[cfg(feature = "cuda")]
 mod stream;
@@ -40,6 +42,7 @@ pub use {
     driver::DeviceAddress,
     graph::Graph,
     module::{Kernel, KernelUse, Launch, Module},
+    peer::{OwnMemory, PeerMemory, Watched},
     pinned::PinnedBuffer,
     stream::{CurrentStream, Event, Stream},
     tensor_map::TensorMap,

@@ -52,6 +52,13 @@ pub trait CausalLm: Send {
     /// When the model does not compute on a device of its own, or that has no memory left.
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError>;
 
+    /// Whether the other ranks of the model came to all that was computed so far: to be asked when a step has ended on the
+    /// device, before its results are used.
+    ///
+    /// # Errors
+    /// When one did not.
+    fn check_ranks(&self) -> Result<(), ModelError>;
+
     /// Enqueues one token of each row on the current stream: float32 `[num_rows, padded_vocab_size]`. Nothing in it
     /// waits for the device or depends on what the tables hold, so the step can be recorded.
     ///

@@ -133,8 +133,8 @@ impl<S: StepState> Gpt<S> {
         };
         let hidden = self.state.norm(residual, &head.final_norm)?;
         let logits = head.output.run(&hidden, Epilogue::Float32, &mut self.state)?;
-        match self.shares.table {
-            Some(_) => self.state.gather_columns(logits),
+        match &self.shares.table {
+            Some(table) => self.state.gather_columns(logits, table),
             None => Ok(logits),
         }
     }
@@ -206,6 +206,10 @@ impl<S: StepState> CausalLm for Gpt<S> {
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError> {
         self.state.reserve_decode(max_rows, max_blocks_per_seq)?;
         self.state.find_small_batch(self.weights.linears())
+    }
+
+    fn check_ranks(&self) -> Result<(), ModelError> {
+        self.state.check_ranks()
     }
 
     fn decode_on_device(

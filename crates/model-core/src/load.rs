@@ -75,7 +75,8 @@ pub fn load_part(
     let LoadOptions { numerics, device, attention, .. } = options;
     check_numerics(options)?;
     let ModelPart { place, reduction, ranks } = part;
-    check_part(options, &place, reduction)?;
+    let is_all_layers = place.layers == (0..config.uniform.num_layers);
+    check_part(options, &place, (reduction, is_all_layers))?;
     let max_seq_len_tokens = config.encoder_seq_length;
     let part = (place, reduction);
     match (options.backend, device) {
@@ -85,7 +86,12 @@ pub fn load_part(
         }
         #[cfg(feature = "cuda")]
         (Backend::Fused, Device::Cuda(device_idx)) => {
-            load_for(config, source, CudaLoader::new(numerics, device_idx, max_seq_len_tokens)?, part)
+            let mut loader = CudaLoader::new(numerics, device_idx, max_seq_len_tokens)?;
+            if reduction == Reduction::Tree {
+                let mut ranks = ranks;
+                loader = loader.join(ranks.as_deref_mut(), &part.0)?;
+            }
+            load_for(config, source, loader, part)
         }
         #[cfg(not(feature = "cuda"))]
         (Backend::Fused, Device::Cuda(_)) => Err(ModelError::NoBackend {
@@ -99,9 +105,17 @@ pub fn load_part(
 }
 
 /// Refuses parts that no backend computes with the bits of the whole.
-fn check_part(options: LoadOptions, place: &ShardPlace, reduction: Reduction) -> Result<(), ModelError> {
+fn check_part(
+    options: LoadOptions,
+    place: &ShardPlace,
+    (reduction, is_all_layers): (Reduction, bool),
+) -> Result<(), ModelError> {
     let no_backend = |backend, reason| Err(ModelError::NoBackend { backend, reason });
     match options.backend {
+        _ if options.device != Device::Cpu && !is_all_layers => no_backend(
+            "CUDA",
+            "pipeline stages are computed on the CPU only so far (`model.pipeline_model_parallel_size`)",
+        ),
         _ if place.tp_size > 1 && reduction == Reduction::Chain => {
             no_backend("tensor-parallel", "ranks that share a layer add in a tree")
         }

@@ -13,7 +13,9 @@ use crate::attention_context::AttentionContext;
 use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool};
+use crate::layers::row_parallel::PiecedLinear;
 use crate::parallel::{HostRanks, SharedTable};
+use crate::weights::columns;
 
 /// A stored tensor of floating-point numbers: row-major, little endian, perhaps unaligned.
 #[derive(Clone, Copy)]
@@ -51,7 +53,7 @@ impl LinearRole {
 /// What follows a linear layer's product `y = x W^T + b`, `[num_tokens, out_features]`, and what the call returns.
 ///
 /// The residual is apart from the product: a layer whose inputs are shared by ranks runs with [`Epilogue::Float32`], and
-/// [`StepState::reduce_add`] adds what all ranks have.
+/// [`StepState::add_pieces`] adds what all ranks have.
 #[derive(Debug)]
 pub(crate) enum Epilogue {
     /// `y`.
@@ -182,19 +184,20 @@ pub(crate) trait StepState: Send + Sized {
     /// The other ranks of the model.
     fn ranks(&mut self) -> &mut HostRanks;
 
-    /// `residual + (the partial sums of all tensor-parallel ranks, added in a tree, + bias)`, rounded once. `partial`:
-    /// float32 `[num_tokens, hidden_size]`; `bias`: float32 `[hidden_size]`.
-    fn reduce_add(
+    /// `residual + (the sums of all pieces of all tensor-parallel ranks, added in a tree, + bias)`, rounded once.
+    fn add_pieces(
         &mut self,
+        layer: &PiecedLinear<Self::Linear>,
+        x: &Tensor,
         residual: Tensor,
-        partial: Tensor,
-        bias: Option<&Tensor>,
     ) -> Result<Tensor, ModelError> {
-        self.ranks().reduce_add(&residual, partial, bias)
+        let sum = layer.own_sum(x, self)?;
+        self.ranks().reduce_add(&residual, sum, layer.bias.as_ref())
     }
 
-    /// `[num_rows, columns of this rank]` to the columns of all tensor-parallel ranks side by side.
-    fn gather_columns(&mut self, mine: Tensor) -> Result<Tensor, ModelError> {
+    /// float32 `[num_rows, columns of this rank]` to the columns of all tensor-parallel ranks side by side; they share them
+    /// as they share the rows of `table`.
+    fn gather_columns(&mut self, mine: Tensor, _table: &SharedTable) -> Result<Tensor, ModelError> {
         self.ranks().gather_columns(mine)
     }
 
@@ -208,6 +211,14 @@ pub(crate) trait StepState: Send + Sized {
         let ids = ids.on_host("tensor-parallel")?;
         let mine = lookup(Ids::Host(&table.local(ids)), self)?;
         self.ranks().select_owned(&mine, ids, table)
+    }
+
+    /// Whether the other ranks came to all that was enqueued so far.
+    ///
+    /// # Errors
+    /// When one did not: results since are none.
+    fn check_ranks(&self) -> Result<(), ModelError> {
+        Ok(())
     }
 
     /// Hands the residual stream, `[num_tokens, hidden_size]`, to the next pipeline stage.
@@ -264,7 +275,7 @@ pub(crate) fn refuse_softcap(spec: &AttentionSpec) -> Result<(), ModelError> {
 }
 
 /// Makes the parts of a model for a backend from stored weights; lives while a model is loaded.
-pub(crate) trait Loader {
+pub(crate) trait Loader: Sized {
     /// The backend.
     type State: StepState;
 
@@ -281,6 +292,15 @@ pub(crate) trait Loader {
         role: LinearRole,
     ) -> Result<<Self::State as StepState>::Linear, ModelError>;
 
+    /// The linear layers that a [`PiecedLinear`] of so many pieces consists of. `source` has no bias.
+    fn pieces(
+        &mut self,
+        source: LinearSource<'_>,
+        num_pieces: usize,
+    ) -> Result<Vec<<Self::State as StepState>::Linear>, ModelError> {
+        split_pieces(self, source, num_pieces)
+    }
+
     /// The attention of a layer.
     ///
     /// # Errors
@@ -293,4 +313,25 @@ pub(crate) trait Loader {
 
     /// The backend, when all weights are there.
     fn finish(self) -> Result<Self::State, ModelError>;
+}
+
+/// A linear layer for each piece of the inputs.
+pub(crate) fn split_pieces<L: Loader>(
+    loader: &mut L,
+    source: LinearSource<'_>,
+    num_pieces: usize,
+) -> Result<Vec<<L::State as StepState>::Linear>, ModelError> {
+    let WeightBytes { bytes, dtype, shape } = source.weight;
+    let &[num_rows, num_columns] = shape else { return Ok(Vec::new()) };
+    let width = num_columns / num_pieces.max(1) as u64;
+    let elem_bytes = dtype.kind().elt_size_in_bytes();
+    let shape = [num_rows, width];
+    let piece = |idx: u64| {
+        let start = (idx * width) as usize * elem_bytes;
+        let across = start..start + width as usize * elem_bytes;
+        let bytes = columns(bytes, num_columns as usize * elem_bytes, across);
+        let weight = WeightBytes { bytes: &bytes, dtype, shape: &shape };
+        loader.linear(LinearSource { weight, bias: None }, LinearRole::Plain)
+    };
+    (0..num_pieces as u64).map(piece).collect()
 }

@@ -23,6 +23,17 @@ pub enum Reduction {
     Tree,
 }
 
+/// Numbers of a message between GPUs: 32 MiB. Each has two slots of them for each rank that shares its layers.
+pub(crate) const SLOT_ELEMS: u64 = 8 << 20;
+
+/// What a GPU that shares its layers with so many in all sets aside for what they exchange.
+pub fn exchange_bytes(tp_size: u32, reduction: Reduction) -> u64 {
+    match reduction {
+        Reduction::Chain => 0,
+        Reduction::Tree => 2 * u64::from(tp_size) * SLOT_ELEMS * size_of::<f32>() as u64,
+    }
+}
+
 /// The other ranks are not there any more, or do not answer: a sentence that names one.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -79,6 +90,20 @@ impl SharedTable {
     pub(crate) fn new(num_rows: u64, at: &ShardPlace) -> Self {
         let share = |tp_rank| ShardPlace { tp_rank, ..at.clone() }.share_of(num_rows);
         Self { shares: (0..at.tp_size).map(share).collect(), tp_rank: at.tp_rank as usize }
+    }
+
+    /// Where each rank's rows begin, and how many there are.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn starts(&self) -> Vec<i64> {
+        let starts = self.shares.iter().map(|share| share.start as i64);
+        starts.chain(self.shares.last().map(|share| share.end as i64)).collect()
+    }
+
+    /// Where this rank's rows begin, and how many it has.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn own(&self) -> (i64, i64) {
+        let share = self.shares.get(self.tp_rank).cloned().unwrap_or_default();
+        (share.start as i64, (share.end - share.start) as i64)
     }
 
     /// The rank that has a row.

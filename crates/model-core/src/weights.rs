@@ -7,6 +7,8 @@ mod interleaved;
 mod reader;
 mod regions;
 
+pub(crate) use regions::columns;
+
 use model_spec::{
     BlockStyle, LAYERS, LayerSpec, ModelSpec, Module, Part, ShardPlace, TensorId, reduction_pieces,
 };
@@ -137,8 +139,7 @@ impl LayerPlace {
         match self.reduction {
             Reduction::Chain => Ok(RowParallel::Chain(reader.linear(at, module, LinearRole::Plain)?)),
             Reduction::Tree => {
-                let (pieces, bias) = reader.pieces(at, module, reduction_pieces(num_units))?;
-                Ok(RowParallel::Tree { pieces, bias })
+                Ok(RowParallel::Tree(reader.pieces(at, module, reduction_pieces(num_units))?))
             }
         }
     }

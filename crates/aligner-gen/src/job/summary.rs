@@ -73,7 +73,7 @@ pub(crate) struct Summary {
     /// Where tokens were drafted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) speculation: Option<Drafts>,
-    /// With several ranks, how many samples each of them computed.
+    /// With several replicas, how many samples each of the ranks that lead them computed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub(crate) samples_by_rank: Vec<u64>,
 }

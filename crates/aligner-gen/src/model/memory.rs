@@ -1,7 +1,7 @@
 //! How much memory a run takes, and how many sequences the KV cache is made for.
 
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
-use model_core::{BLOCK_SIZE_TOKENS, LoadOptions, ModelConfig, ModelError};
+use model_core::{BLOCK_SIZE_TOKENS, LoadOptions, ModelConfig, ModelError, Reduction};
 use model_spec::{AttentionSpec, Footprint, LayerSpec, MlpSpec, ModelSpec, ShardPlace, blocks_for};
 use nemo_format::Checkpoint;
 use tch::Device;
@@ -194,14 +194,15 @@ impl MemoryPlan {
         checkpoint: &Checkpoint,
         config: &ModelConfig,
         options: LoadOptions,
-        place: &ShardPlace,
+        (place, reduction): (&ShardPlace, Reduction),
         demand: Demand,
     ) -> Result<Self, Failure> {
         let model = config.spec_of(checkpoint.tensors());
         let (part, footprint) = part_of(&model, options, place)?;
+        let exchanged_bytes = exchanged_bytes(options, place, reduction);
         let sizes_in = |room: Room| Sizes {
             weight_bytes: footprint.weight_bytes,
-            workspace_bytes: room.workspace_bytes(&part, demand),
+            workspace_bytes: room.workspace_bytes(&part, demand) + exchanged_bytes,
             bytes_per_block: footprint.bytes_per_block(),
         };
         let room = Room::new(options).shared_by(demand.neighbours).with_rows(demand, sizes_in);
@@ -318,12 +319,17 @@ fn part_of(
     Ok((part, model_core::footprint(model, options, place)?))
 }
 
+/// What a GPU sets aside for what it exchanges with others.
+fn exchanged_bytes(options: LoadOptions, place: &ShardPlace, reduction: Reduction) -> u64 {
+    if options.device == Device::Cpu { 0 } else { model_core::exchange_bytes(place.tp_size, reduction) }
+}
+
 /// Whether a rank's part of a model, with the cache of one sequence, fits `total_bytes` of memory: what is free changes
 /// while other ranks load, and all must come to the same answer.
 pub(crate) fn fits(
     model: &ModelSpec,
     options: LoadOptions,
-    place: &ShardPlace,
+    (place, reduction): (&ShardPlace, Reduction),
     demand: Demand,
     total_bytes: u64,
 ) -> bool {
@@ -331,7 +337,7 @@ pub(crate) fn fits(
     part_of(model, options, place).is_ok_and(|(part, footprint)| {
         let sizes = Sizes {
             weight_bytes: footprint.weight_bytes,
-            workspace_bytes: room.workspace_bytes(&part, demand),
+            workspace_bytes: room.workspace_bytes(&part, demand) + exchanged_bytes(options, place, reduction),
             bytes_per_block: footprint.bytes_per_block(),
         };
         MemoryPlan::fit(room, sizes, demand).is_ok()

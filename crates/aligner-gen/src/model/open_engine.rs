@@ -24,13 +24,21 @@ pub(crate) struct EngineSize {
     pub(crate) longest_sequence_tokens: usize,
 }
 
-/// What carries out the steps of a rank's part of a model, on the host.
-pub(crate) fn open_host_executor(
+/// What carries out the steps of a rank's part of a model, which was loaded with `options`.
+pub(crate) fn open_executor(
     model: Box<dyn CausalLm>,
+    options: LoadOptions,
     rules: SamplingRules,
     size: EngineSize,
     group: &ModelGroup,
 ) -> Result<Box<dyn Executor>, Failure> {
+    #[cfg(feature = "cuda")]
+    if let (true, tch::Device::Cuda(device_idx)) = (options.has_rows(), options.device) {
+        let sizes = engine::DeviceSizes { device_idx, max_seq_len_tokens: size.longest_sequence_tokens };
+        let sampler = sampling::DeviceSampler::new(rules, Engine::device_rows(size.limits), device_idx)?;
+        return Ok(engine::device_executor(model, sampler, size.limits, sizes)?);
+    }
+    tracing::debug!("{options:?}: a part of the model");
     let is_greedy = rules.params.use_greedy;
     let sampler: Box<dyn TokenSampler> = match (group.has_stages(), group.is_in_last_stage()) {
         (false, _) => Box::new(CpuSampler::new(rules)?),

@@ -87,6 +87,18 @@ impl KernelConfig {
         }
     }
 
+    /// What tensor-parallel ranks exchange.
+    pub fn reduce(&self) -> Program {
+        Program {
+            name: "reduce",
+            source: source!("reduce.cu"),
+            headers: headers!("common.cuh"),
+            defines: self.defines(),
+            options: &[],
+            is_specific: false,
+        }
+    }
+
     /// The GEMM of batches of up to 64 rows, with `weight_rows` rows of the weight a block, in eights; there is none in
     /// float32, and none where there is no `wgmma`.
     pub fn gemm(

@@ -9,6 +9,7 @@ mod attention;
 mod linear;
 mod loader;
 mod prompts;
+mod ranks;
 mod small_batch;
 
 use cuda_kernels::{
@@ -21,6 +22,7 @@ use tch::{Kind, Tensor};
 pub(crate) use self::attention::CudaAttention;
 pub(crate) use self::linear::CudaLinear;
 pub(crate) use self::loader::CudaLoader;
+use self::ranks::DeviceRanks;
 use crate::ModelError;
 use crate::attention_context::{AttentionContext, DeviceAttention, DeviceContext};
 use crate::ids::Ids;
@@ -28,7 +30,8 @@ use crate::kinds::TensorFormat;
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
 use crate::layers::rotary::{RotaryId, RotaryTables};
 use crate::ops::{HeadNorms, Norm, StepState, TrialLinear};
-use crate::parallel::HostRanks;
+use crate::layers::row_parallel::PiecedLinear;
+use crate::parallel::{HostRanks, SharedTable};
 use crate::upload::to_device;
 
 /// Batches of fewer rows are padded: below, cuBLAS picks kernels whose sums depend on the number of rows.
@@ -52,6 +55,8 @@ pub(crate) struct CudaState {
     /// Copies of the host's tables, by [`RotaryId::index`].
     device_rotary: Vec<RotaryOnDevice>,
     ranks: HostRanks,
+    /// Where sums are taken in a tree.
+    device_ranks: Option<DeviceRanks>,
 }
 
 /// The kernels for layers with these heads. Those of the first do all that no head matters to.
@@ -215,6 +220,34 @@ impl StepState for CudaState {
         &mut self.ranks
     }
 
+    fn add_pieces(
+        &mut self,
+        layer: &PiecedLinear<CudaLinear>,
+        x: &Tensor,
+        residual: Tensor,
+    ) -> Result<Tensor, ModelError> {
+        self.add_pieced(layer, x, &residual)?;
+        Ok(residual)
+    }
+
+    fn gather_columns(&mut self, mine: Tensor, table: &SharedTable) -> Result<Tensor, ModelError> {
+        self.all_columns(&mine, table)
+    }
+
+    fn shared_embedding(
+        &mut self,
+        ids: Ids<'_>,
+        table: &SharedTable,
+        lookup: &mut dyn FnMut(Ids<'_>, &mut Self) -> Result<Tensor, ModelError>,
+    ) -> Result<Tensor, ModelError> {
+        let Ids::Device(ids) = ids else { return Err(NOT_PLANNED) };
+        self.embed_shared(ids, table, lookup)
+    }
+
+    fn check_ranks(&self) -> Result<(), ModelError> {
+        self.device_ranks.as_ref().map_or(Ok(()), DeviceRanks::check)
+    }
+
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError> {
         self.rotary.grow(max_blocks_per_seq * BLOCK_SIZE_TOKENS);
         for HeadKernels { heads, kernels, plan } in &mut self.heads {
@@ -232,6 +265,10 @@ impl StepState for CudaState {
         &mut self,
         linears: impl Iterator<Item = TrialLinear<'a, CudaLinear>>,
     ) -> Result<usize, ModelError> {
+        // Pieces go through cuBLAS's batched GEMM for every number of rows.
+        if self.device_ranks.is_some() {
+            return Ok(0);
+        }
         self.find_max_small_batch(linears)
     }
 }

@@ -10,44 +10,58 @@ use crate::parallel::tree_sum;
 pub(crate) enum RowParallel<S: StepState> {
     /// All inputs in one chain.
     Chain(S::Linear),
-    /// Pieces of the inputs, each a linear layer without a bias, and those of other ranks.
-    Tree {
-        /// This rank's, in order: a power of two of them, equally wide.
-        pieces: Vec<S::Linear>,
-        /// float32 `[hidden_size]`.
-        bias: Option<Tensor>,
-    },
+    /// In pieces, which one tree adds up.
+    Tree(PiecedLinear<S::Linear>),
+}
+
+/// A linear layer whose inputs are summed in pieces, as far as this rank has them.
+pub(crate) struct PiecedLinear<L> {
+    /// Linear layers without a bias: one for each piece, in order, or one for all where the backend cuts its sums itself.
+    pub(crate) parts: Vec<L>,
+    /// A power of two of equally wide ones.
+    pub(crate) num_pieces: usize,
+    /// float32 `[hidden_size]`.
+    pub(crate) bias: Option<Tensor>,
 }
 
 impl<S: StepState> RowParallel<S> {
     /// `residual` with the product of `x`, `[num_tokens, in_features of this rank]`, added.
     pub(crate) fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
-        let (pieces, bias) = match self {
-            Self::Chain(linear) => return linear.run(x, Epilogue::AddTo(residual), at),
-            Self::Tree { pieces, bias } => (pieces, bias),
-        };
-        let width = x.size2()?.1 / pieces.len().max(1) as i64;
-        let mut sums = Vec::with_capacity(pieces.len());
-        for (piece, start) in pieces.iter().zip((0..).step_by(width.max(1) as usize)) {
-            let inputs = x.f_narrow(1, start, width)?.f_contiguous()?;
-            sums.push(piece.run(&inputs, Epilogue::Float32, at)?);
+        match self {
+            Self::Chain(linear) => linear.run(x, Epilogue::AddTo(residual), at),
+            Self::Tree(pieced) => at.add_pieces(pieced, x, residual),
         }
-        at.reduce_add(residual, tree_sum(sums)?, bias.as_ref())
     }
 
     /// The linear layers that it consists of.
     pub(crate) fn linears(&self) -> &[S::Linear] {
         match self {
             Self::Chain(linear) => std::slice::from_ref(linear),
-            Self::Tree { pieces, .. } => pieces,
+            Self::Tree(pieced) => &pieced.parts,
         }
     }
 
     /// Memory that its bias takes beside its linear layers.
     pub(crate) fn bias_bytes(&self) -> u64 {
         match self {
-            Self::Tree { bias: Some(bias), .. } => tensor_bytes(bias),
-            Self::Tree { bias: None, .. } | Self::Chain(_) => 0,
+            Self::Tree(PiecedLinear { bias: Some(bias), .. }) => tensor_bytes(bias),
+            Self::Tree(_) | Self::Chain(_) => 0,
         }
+    }
+}
+
+impl<L> PiecedLinear<L> {
+    /// float32 `[num_tokens, hidden_size]`: what this rank's pieces, each a linear layer, add up to.
+    pub(crate) fn own_sum<S: StepState<Linear = L>>(&self, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError>
+    where
+        L: LinearOp<S>,
+    {
+        let width = x.size2()?.1 / self.parts.len().max(1) as i64;
+        let mut sums = Vec::with_capacity(self.parts.len());
+        for (part, start) in self.parts.iter().zip((0..).step_by(width.max(1) as usize)) {
+            let inputs = x.f_narrow(1, start, width)?.f_contiguous()?;
+            sums.push(part.run(&inputs, Epilogue::Float32, at)?);
+        }
+        tree_sum(sums)
     }
 }

@@ -8,10 +8,11 @@ use nemo_format::{Region, TensorMeta, TensorSource};
 use rayon::prelude::*;
 use tch::{Kind, Tensor};
 
-use super::regions::{columns, read_regions, take_regions};
+use super::regions::{read_regions, take_regions};
 use super::{explain, interleaved};
 use crate::ModelError;
 use crate::kinds::{StoredFloat, TensorFormat};
+use crate::layers::row_parallel::PiecedLinear;
 use crate::ops::{LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
 
 /// How many unknown tensors an error names.
@@ -103,30 +104,19 @@ impl<'a, L: Loader> Reader<'a, L> {
         self.linear_of(TensorId::outside(table, Part::Weight), Module::Output, LinearRole::Output)
     }
 
-    /// A linear layer whose inputs are summed in `num_pieces` of the whole layer: those of this rank, each a linear layer
-    /// without a bias, and the bias in float32.
+    /// A linear layer whose inputs are summed in `num_pieces`, those of all ranks counted.
     pub(super) fn pieces(
         &mut self,
         layer: Option<usize>,
         module: Module,
         num_pieces: usize,
-    ) -> Result<(Vec<<L::State as StepState>::Linear>, Option<Tensor>), ModelError> {
+    ) -> Result<PiecedLinear<<L::State as StepState>::Linear>, ModelError> {
         let weight = self.stored(&self.needed(TensorId { layer, module, part: Part::Weight })?)?;
         let bias = self.spec.tensor(TensorId { layer, module, part: Part::Bias }).ok();
         let bias = bias.map(|bias| self.tensor(&bias, Kind::Float)).transpose()?;
-        let &[num_rows, num_columns] = weight.shape.as_slice() else { return Ok((Vec::new(), bias)) };
-        let num_own = (num_pieces / self.place.tp_size.max(1) as usize).max(1) as u64;
-        let width = num_columns / num_own;
-        let elem_bytes = weight.dtype.kind().elt_size_in_bytes();
-        let row_bytes = num_columns as usize * elem_bytes;
-        let shape = [num_rows, width];
-        let pieces = (0..num_own).map(|idx| {
-            let start = (idx * width) as usize * elem_bytes;
-            let bytes = columns(&weight.bytes, row_bytes, start..start + width as usize * elem_bytes);
-            let weight = WeightBytes { bytes: &bytes, dtype: weight.dtype, shape: &shape };
-            self.loader.linear(LinearSource { weight, bias: None }, LinearRole::Plain)
-        });
-        Ok((pieces.collect::<Result<_, _>>()?, bias))
+        let num_pieces = (num_pieces / self.tp_size().max(1)).max(1);
+        let parts = self.loader.pieces(LinearSource { weight: weight.weight(), bias: None }, num_pieces)?;
+        Ok(PiecedLinear { parts, num_pieces, bias })
     }
 
     fn linear_of(

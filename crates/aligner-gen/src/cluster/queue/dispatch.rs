@@ -67,7 +67,7 @@ pub(crate) struct DeskReport {
     pub(crate) failure: Option<Failure>,
     /// What the other ranks computed, those that said so.
     pub(crate) others_worked: Vec<Worked>,
-    /// Samples by rank, in order.
+    /// Samples of each rank that leads a replica, in order.
     pub(crate) samples_by_rank: Vec<u64>,
 }
 
@@ -119,14 +119,20 @@ impl Desk<'_> {
             }
         }
         DeskReport {
+            samples_by_rank: state.samples_by_rank(),
             failure: state.failure,
             others_worked: state.others_worked,
-            samples_by_rank: state.peers.iter().map(|peer| peer.num_samples).collect(),
         }
     }
 }
 
 impl State<'_, '_> {
+    fn samples_by_rank(&self) -> Vec<u64> {
+        let leads = |rank| self.desk.topology.leases_for(rank).is_some();
+        let leaders = self.peers.iter().zip(0..).filter(|&(_, rank)| leads(rank));
+        leaders.map(|(peer, _)| peer.num_samples).collect()
+    }
+
     fn now(&self) -> Duration {
         self.started.elapsed()
     }

@@ -29,7 +29,7 @@ use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_part, model_confi
 use crate::model::device::{self, LocalRanks, SharedDevice};
 use crate::model::end_tokens::EndTokens;
 use crate::model::memory::{self, Demand, MemoryPlan, Neighbours};
-use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine, open_host_executor};
+use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine, open_executor};
 use crate::output::Identity;
 use crate::output::identity::Inputs;
 
@@ -168,7 +168,7 @@ impl Setup {
     }
 
     pub(crate) fn memory(&self, demand: Demand) -> Result<MemoryPlan, Failure> {
-        MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, &self.place, demand)
+        MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, (&self.place, self.reduction), demand)
     }
 
     /// The way to the other ranks of this rank's replica, where there are others.
@@ -204,7 +204,7 @@ impl Setup {
                 size.limits = group.agree(size.limits)?;
                 let model = self.load(Some(&group))?;
                 let SamplingSetup { rules, stop } = self.sampling(model.as_ref())?;
-                let own = open_host_executor(model, rules, size, &group)?;
+                let own = open_executor(model, self.options, rules, size, &group)?;
                 let executor = LeadingExecutor::new(own, Box::new(group));
                 Engine::with_executor(Box::new(executor), stop, tokens, size.limits)?
             }
@@ -226,7 +226,7 @@ impl Setup {
         size.limits = group.agree(size.limits)?;
         let model = self.load(Some(group))?;
         let rules = self.sampling(model.as_ref())?.rules;
-        open_host_executor(model, rules, size, group)
+        open_executor(model, self.options, rules, size, group)
     }
 
     fn load(&self, group: Option<&ModelGroup>) -> Result<Box<dyn CausalLm>, Failure> {
@@ -266,20 +266,22 @@ fn choose_sizes(
     ranks: layout::Ranks,
     neighbours: Neighbours,
 ) -> Result<layout::Sizes, Failure> {
-    const ON_A_GPU: &str = "a model is shared by ranks on the CPU only so far (`trainer.accelerator=cpu`)";
+    const STAGES: &str = "pipeline stages are computed on the CPU only so far; tensor-parallel ranks share a model on GPUs";
     const PLAIN: &str = "libtorch's products have other bits for each number of ranks that share a layer: set \
                          `trainer.generation.trt_llm.enable=true`";
     let abilities = match (options.device, options.backend) {
         (Device::Cpu, Backend::Fused) => layout::Abilities { tensor: Ok(()), pipeline: Ok(()) },
         (Device::Cpu, Backend::Plain) => layout::Abilities { tensor: Err(PLAIN), pipeline: Ok(()) },
-        _ => layout::Abilities { tensor: Err(ON_A_GPU), pipeline: Err(ON_A_GPU) },
+        (_, Backend::Fused) => layout::Abilities { tensor: Ok(()), pipeline: Err(STAGES) },
+        (_, Backend::Plain) => layout::Abilities { tensor: Err(PLAIN), pipeline: Err(STAGES) },
     };
     let total_bytes = device::total_bytes(options.device).unwrap_or(u64::MAX);
     // The prompts are not known yet: at the least the cache of one token.
     let demand = Demand { longest_sequence_tokens: 1, num_sequences: 1, neighbours, limits: RoomPlan::default() };
-    let fits = |sizes| {
+    let fits = |sizes: layout::Sizes| {
         let places = layout::places(model, sizes, &options.numerics);
-        places.iter().all(|place| memory::fits(model, options, place, demand, total_bytes))
+        let reduction = plan.parallel.reduction(sizes.tensor).unwrap_or_default();
+        places.iter().all(|place| memory::fits(model, options, (place, reduction), demand, total_bytes))
     };
     layout::choose(&plan.parallel, ranks, model, abilities, &fits)
 }

@@ -276,6 +276,7 @@ impl StepDevice for CudaDevice {
     ) -> Result<(Vec<DrawnToken>, StepTimes), EngineError> {
         let StepEvents { started, moved, ended } = &self.events[records.events_idx];
         ended.synchronize()?;
+        self.model.check_ranks()?;
         let since_start = |event: &Event| -> Result<Duration, EngineError> {
             Ok(Duration::from_secs_f32(started.elapsed_ms(event)?.max(0.0) / 1000.0))
         };

@@ -2,17 +2,18 @@
 
 use cuda_kernels::{KernelConfig, ModelKernels};
 use cuda_runtime::{Device, Uploader, kernel_cache};
-use model_spec::{AttentionSpec, HeadLayout, Numerics};
+use model_spec::{AttentionSpec, HeadLayout, Numerics, ShardPlace};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
 use super::linear::CudaWeight;
+use super::ranks::DeviceRanks;
 use super::{CudaAttention, CudaLinear, CudaState, HeadKernels};
 use crate::ModelError;
 use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
-use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_softcap, scale_f32};
-use crate::parallel::HostRanks;
+use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_softcap, scale_f32, split_pieces};
+use crate::parallel::{HostRanks, ModelRanks};
 
 /// Uploads weights and compiles kernels; its page-locked memory goes when the model is loaded.
 #[derive(Debug)]
@@ -38,8 +39,20 @@ impl CudaLoader {
             rotary: RotaryTables::new(max_seq_len_tokens),
             device_rotary: Vec::new(),
             ranks: HostRanks::default(),
+            device_ranks: None,
         };
         Ok(Self { state, uploader: Uploader::new(&device)? })
+    }
+
+    /// The same for a part of a model whose sums are taken in a tree; `others` are the ranks that share its layers.
+    pub(crate) fn join(
+        mut self,
+        others: Option<&mut (dyn ModelRanks + 'static)>,
+        place: &ShardPlace,
+    ) -> Result<Self, ModelError> {
+        let at = (place.tp_rank as usize, place.tp_size as usize);
+        self.state.device_ranks = Some(DeviceRanks::join(&self.state, others, at)?);
+        Ok(self)
     }
 
     /// Index of the kernels for these heads, which are compiled, or taken from the cache on disk.
@@ -87,6 +100,14 @@ impl Loader for CudaLoader {
         };
         let bias = source.bias.map(|bias| self.tensor(bias, kind)).transpose()?;
         Ok(CudaLinear { weight, bias })
+    }
+
+    fn pieces(&mut self, source: LinearSource<'_>, num_pieces: usize) -> Result<Vec<CudaLinear>, ModelError> {
+        // One batched GEMM has all pieces; FP8 has a scale for each.
+        match LinearRole::Plain.is_fp8(self.numerics()) {
+            true => split_pieces(self, source, num_pieces),
+            false => Ok(vec![self.linear(source, LinearRole::Plain)?]),
+        }
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CudaAttention, ModelError> {

@@ -1,0 +1,131 @@
+//! One model over several ranks: the same file from every layout, and what happens when one of its ranks stops.
+
+use rustix::process::{Signal, kill_process};
+
+use crate::ranks::{free_port, rank_command, ranks_of, wait_gone};
+use crate::support::{Job, run, wait};
+
+const FAST: [&str; 2] = ["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=llama"];
+const TREE: &str = "++model.generation.reduction=tree";
+const LONG: &str = "model.generation.length_params.max_length=40";
+
+/// A layout: tensor, pipeline and data-parallel size.
+type Layout = [u32; 3];
+
+fn job(num_samples: usize) -> Job {
+    Job::new(num_samples)
+        .with(&["model.global_batch_size=6", "model.data.train_ds.drop_last=false", "trainer.accelerator=cpu"])
+        .with(&FAST)
+}
+
+fn with_layout(job: Job, [tensor, pipeline, data]: Layout) -> Job {
+    job.with(&[
+        &format!("trainer.devices={}", tensor * pipeline * data),
+        &format!("model.tensor_model_parallel_size={tensor}"),
+        &format!("model.pipeline_model_parallel_size={pipeline}"),
+        TREE,
+    ])
+}
+
+fn undisturbed(num_samples: usize, overrides: &[&str]) -> String {
+    let job = with_layout(job(num_samples), [1, 1, 1]).with(overrides);
+    job.run().expect_code(0);
+    job.jsonl()
+}
+
+#[test]
+fn every_layout_writes_the_same_file() {
+    const OVERRIDES: [&str; 3] = [
+        "trainer.precision=bf16",
+        "model.generation.sampling_params.repetition_penalty=1.1",
+        "model.generation.sampling_params.end_strings=[e,er,th]",
+    ];
+    let expect = undisturbed(14, &OVERRIDES);
+    for layout in [[2, 1, 1], [4, 1, 1], [1, 3, 1], [2, 2, 1], [2, 1, 2]] {
+        let job = with_layout(job(14), layout).with(&OVERRIDES);
+        let ended = job.run().expect_code(0);
+        assert_eq!(job.jsonl(), expect, "{layout:?}");
+        let [tensor, pipeline, data] = layout;
+        let replicas = if data == 1 { "1 replica" } else { "2 replicas" };
+        let text = format!(
+            "{replicas}, each of {tensor} tensor-parallel x {pipeline} pipeline ranks; sums over ranks and pieces in one tree"
+        );
+        assert!(ended.stderr.contains(&text), "{}", ended.stderr);
+    }
+    // Drafts are verified on every rank, and a full cache makes all of them swap.
+    let drafts = "trainer.generation.speculation.enable=true";
+    let job = with_layout(job(14), [2, 2, 1]).with(&OVERRIDES).with(&[drafts, "trainer.generation.max_batch=3"]);
+    job.run().expect_code(0);
+    assert_eq!(job.jsonl(), expect);
+}
+
+#[test]
+fn a_killed_rank_is_named_and_another_layout_goes_on() {
+    let expect = undisturbed(48, &[LONG]);
+    for (victim, other) in [(3, [1, 1, 1]), (0, [2, 1, 2])] {
+        let job = with_layout(job(48), [2, 2, 1]).with(&[LONG]);
+        let launcher = job.start_and_wait_for_lines(6);
+        let ranks = ranks_of(&launcher);
+        assert_eq!(ranks.len(), 4);
+        kill_process(ranks[victim].1, Signal::KILL).unwrap();
+        let ended = wait(launcher).expect_code(1);
+        let text = format!("rank {victim} was killed by signal 9, so the job was ended");
+        assert!(ended.error().contains(&text), "{}", ended.stderr);
+        ranks.iter().for_each(|(_, pid)| wait_gone(*pid));
+        assert!(job.records().len().is_multiple_of(6));
+        let job = with_layout(job, other);
+        job.run().expect_code(0);
+        assert_eq!(job.jsonl(), expect);
+    }
+}
+
+#[test]
+fn a_rank_that_stands_still_ends_the_job_by_its_name() {
+    let job = with_layout(job(96), [2, 1, 1]).with(&[LONG, "trainer.generation.lease_seconds=2"]);
+    let launcher = job.start_and_wait_for_lines(6);
+    let stopped = ranks_of(&launcher)[1].1;
+    kill_process(stopped, Signal::STOP).unwrap();
+    let ended = wait(launcher).expect_code(1);
+    let text = format!("rank 1 (process {}", stopped.as_raw_pid());
+    assert!(ended.error().contains(&text), "{}", ended.stderr);
+    let text = "computes a part of the model, and was not heard from for 2 s";
+    assert!(ended.error().contains(text), "{}", ended.stderr);
+    wait_gone(stopped);
+}
+
+#[test]
+fn a_rank_that_never_comes_is_named() {
+    let job = with_layout(job(6), [2, 1, 1]).with(&["trainer.generation.join_timeout_seconds=2"]);
+    let ended = run(&mut rank_command(&job, 0, 2, free_port())).expect_code(1);
+    insta::assert_snapshot!(ended.error(), @"error: rank 1, which has a part of the model of rank 0, did not come within `trainer.generation.join_timeout_seconds` of 2 s");
+}
+
+#[test]
+fn sigterm_saves_whole_steps_of_every_layout() {
+    let expect = undisturbed(48, &[LONG]);
+    let job = with_layout(job(48), [1, 2, 2]).with(&[LONG]);
+    let launcher = job.start_and_wait_for_lines(6);
+    kill_process(rustix::process::Pid::from_child(&launcher), Signal::TERM).unwrap();
+    let ended = wait(launcher);
+    // It may have been done just then.
+    assert!([Some(143), Some(0)].contains(&ended.code), "{}", ended.stderr);
+    assert!(job.records().len().is_multiple_of(6));
+    let job = with_layout(job, [4, 1, 1]);
+    job.run().expect_code(0);
+    assert_eq!(job.jsonl(), expect);
+}
+
+#[test]
+fn layouts_that_contradict_the_job() {
+    let refusal = |overrides: &[&str]| job(2).with(overrides).run().expect_code(2).error();
+    insta::assert_snapshot!(refusal(&["trainer.devices=3", "model.tensor_model_parallel_size=2"]), @"error: `model.tensor_model_parallel_size=2`: the ranks that share a layer are on one machine, and there are 3 on each: set `trainer.devices` to a multiple of 2");
+    insta::assert_snapshot!(refusal(&["trainer.devices=2", "model.tensor_model_parallel_size=2", "++model.generation.reduction=chain"]), @"error: `model.generation.reduction=chain` is for models of one tensor-parallel rank, and 2 share this one: leave it out, or set `model.tensor_model_parallel_size=1`");
+    insta::assert_snapshot!(refusal(&["trainer.devices=2", "model.tensor_model_parallel_size=2", "trainer.generation.trt_llm.enable=false"]), @"error: `model.tensor_model_parallel_size=2`: libtorch's products have other bits for each number of ranks that share a layer: set `trainer.generation.trt_llm.enable=true`");
+    insta::assert_snapshot!(refusal(&["model.tensor_model_parallel_size=two"]), @"error: `model.tensor_model_parallel_size` must be a number from 1 or `auto`, found the string `two`");
+    insta::assert_snapshot!(refusal(&["++model.generation.reduction=ring"]), @"error: `model.generation.reduction` must be `auto`, `chain` or `tree`, found `ring`");
+    // Written in one order, it is not continued in the other.
+    let job = job(2);
+    job.run().expect_code(0);
+    let ended = with_layout(job, [2, 1, 1]).run().expect_code(2);
+    assert!(ended.error().contains("changed: `model.generation.reduction`"), "{}", ended.stderr);
+}
