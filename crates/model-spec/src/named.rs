@@ -28,6 +28,12 @@ pub enum NamedShape {
     Llama2_7b,
     /// Llama 3 8B.
     Llama3_8b,
+    /// Llama 2 13B.
+    Llama2_13b,
+    /// Llama 3 70B.
+    Llama3_70b,
+    /// Nemotron-4 340B.
+    Nemotron340b,
 }
 
 /// A model of a named shape.
@@ -65,7 +71,7 @@ impl FromStr for NamedShape {
 
 impl NamedShape {
     /// Every shape.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Tiny,
         Self::TinyLlama,
         Self::TinyGpt,
@@ -75,6 +81,9 @@ impl NamedShape {
         Self::ShearedLlama2_7b,
         Self::Llama2_7b,
         Self::Llama3_8b,
+        Self::Llama2_13b,
+        Self::Llama3_70b,
+        Self::Nemotron340b,
     ];
 
     /// The name as it is typed.
@@ -89,6 +98,9 @@ impl NamedShape {
             Self::ShearedLlama2_7b => "sheared-llama-2.7b",
             Self::Llama2_7b => "llama2-7b",
             Self::Llama3_8b => "llama3-8b",
+            Self::Llama2_13b => "llama2-13b",
+            Self::Llama3_70b => "llama3-70b",
+            Self::Nemotron340b => "nemotron-340b",
         }
     }
 
@@ -124,6 +136,22 @@ impl NamedShape {
                 let sizes =
                     Sizes { layers: 32, hidden: 4096, ffn: 14_336, heads: 32, groups: 8, vocab: 128_256 };
                 with_rotary_base(llama(sizes, 8192), 5e5)
+            }
+            Self::Llama2_13b => llama(
+                Sizes { layers: 40, hidden: 5120, ffn: 13_824, heads: 40, groups: 40, vocab: 32_000 },
+                4096,
+            ),
+            Self::Llama3_70b => {
+                let sizes =
+                    Sizes { layers: 80, hidden: 8192, ffn: 28_672, heads: 64, groups: 8, vocab: 128_256 };
+                with_rotary_base(llama(sizes, 8192), 5e5)
+            }
+            Self::Nemotron340b => {
+                let sizes =
+                    Sizes { layers: 96, hidden: 18_432, ffn: 73_728, heads: 96, groups: 8, vocab: 256_000 };
+                let mut shape = gpt_rotary(llama(sizes, 4096));
+                shape.uniform.activation = Activation { nonlinearity: Nonlinearity::SquaredRelu, gated: false };
+                shape
             }
         }
     }
@@ -218,6 +246,9 @@ mod tests {
         check("llama2-7b", 6_738_415_616);
         check("llama3-8b", 8_030_261_248);
         check("gpt-2b", 2_253_590_528);
+        check("llama2-13b", 13_015_864_320);
+        check("llama3-70b", 70_553_706_496);
+        check("nemotron-340b", 341_029_502_976);
     }
 
     #[test]

@@ -8,25 +8,31 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{Completion, Engine, EngineLimits, Request, RunStats};
-use model_core::{BLOCK_SIZE_TOKENS, Backend, LoadOptions};
-use model_spec::{Footprint, NamedShape, ShardPlace, blocks_for};
+use engine::{Completion, Engine, EngineLimits, LeadingExecutor, Request, RunStats};
+use model_core::{BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelPart, ModelRanks, Reduction};
+use model_spec::{Footprint, ModelSpec, NamedShape, ShardPlace, blocks_for};
 use sampling::{SamplingParams, SamplingRules, StopConditions};
 use serde_json::{Value, json};
 
 use super::copying::Copied;
+use super::ranks::BenchRanks;
 use super::workload::{Figures, Workload};
 use super::{cuts, shapes};
+use crate::cluster::model_group::ModelGroup;
 use crate::config::cli::{BenchArgs, QuantizationArg};
 use crate::env;
 use crate::exit::Failure;
 use crate::model::checkpoint::TokenTable;
-use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine};
+use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine, open_executor};
 
 /// Runs the cases that were asked for.
 pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Failure> {
     let Some(shape) = arguments.shape else { return Err(Failure::usage("`--shape` is missing")) };
-    let device = arguments.device.open()?;
+    let ranks = BenchRanks::start(arguments)?;
+    let device = match arguments.device.open()? {
+        tch::Device::Cuda(_) => tch::Device::Cuda(ranks.rank as usize % num_gpus()),
+        other => other,
+    };
     let options = LoadOptions {
         numerics: QuantizationArg::apply(arguments.quantization, &arguments.precision)?,
         backend: arguments.backend.into(),
@@ -35,6 +41,9 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
     };
     for measure in &arguments.measures {
         if measure == cuts::MEASURE {
+            if !ranks.is_first() {
+                continue;
+            }
             let mut line = check_cuts(shape, options)?;
             line["shape"] = json!(format!("{shape:?}"));
             writeln!(out, "{line}").map_err(anyhow::Error::from)?;
@@ -43,12 +52,17 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         let vocab_size = shape.shape().padded_vocab_size as usize;
         let workload = Workload::of(measure, vocab_size, arguments.max_num_seqs)?;
         let (config, source) = shapes::source(shape, workload.weights)?;
-        let footprint = {
-            let spec = config.spec_of(&source);
-            model_core::footprint(&spec, options, &ShardPlace::whole(&spec))?
-        };
+        let spec = config.spec_of(&source);
+        let place = place(&spec, &ranks, options)?;
+        let footprint = model_core::footprint(&spec, options, &place)?;
         let started = Instant::now();
-        let model = model_core::load_model(config, &source, options)?;
+        let reduction = match arguments.tree || arguments.tensor > 1 {
+            true => Reduction::Tree,
+            false => Reduction::Chain,
+        };
+        let others = ranks.group.clone().map(|group| Box::new(group) as Box<dyn ModelRanks>);
+        let part = ModelPart { place, reduction, ranks: others };
+        let model = model_core::load_part(config, &source, options, part)?;
         drop(source);
         let load_s = started.elapsed().as_secs_f64();
         let floor = Floor {
@@ -57,7 +71,8 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
             bandwidth: arguments.bandwidth_gbps * 1e9,
         };
         let limits = limits(arguments, options, &footprint, &workload, vocab_size);
-        let mut engine = open(model, options, &workload, limits, vocab_size)?;
+        let setup = Setup { options, limits, vocab_size, group: ranks.group.as_ref() };
+        let Some(mut engine) = open(model, &workload, setup)? else { continue };
         engine.set_prefix_cache(!arguments.no_prefix_cache);
         if arguments.speculation {
             engine = engine.with_speculation();
@@ -115,13 +130,43 @@ fn limits(
     }
 }
 
-fn open(
-    model: Box<dyn model_core::CausalLm>,
+/// How a model is run.
+struct Setup<'a> {
     options: LoadOptions,
-    workload: &Workload,
     limits: EngineLimits,
     vocab_size: usize,
-) -> Result<Engine, Failure> {
+    group: Option<&'a ModelGroup>,
+}
+
+/// The part of the model that this process has.
+fn place(spec: &ModelSpec, ranks: &BenchRanks, options: LoadOptions) -> Result<ShardPlace, Failure> {
+    let at = ranks.topology.coordinates(ranks.rank);
+    let [_, pipeline, tp_size] = ranks.topology.sizes();
+    let stages = spec.stages(pipeline as usize, &options.numerics).unwrap_or_default();
+    let place = at.and_then(|at| {
+        let layers = stages.get(at.pipeline_rank as usize)?.clone();
+        Some(ShardPlace { tp_rank: at.tensor_rank, tp_size, layers })
+    });
+    place.ok_or_else(|| Failure::usage(format!("{pipeline} pipeline stages are more than the model has layers")))
+}
+
+#[cfg(feature = "cuda")]
+fn num_gpus() -> usize {
+    cuda_runtime::device_count().unwrap_or(1).max(1)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn num_gpus() -> usize {
+    1
+}
+
+/// An engine for the workload. `None` for a rank that another one leads, when that one has done all.
+fn open(
+    model: Box<dyn model_core::CausalLm>,
+    workload: &Workload,
+    setup: Setup<'_>,
+) -> Result<Option<Engine>, Failure> {
+    let Setup { options, mut limits, vocab_size, group } = setup;
     let params = SamplingParams {
         use_greedy: false,
         temperature: 1.0,
@@ -131,10 +176,23 @@ fn open(
         compute_logprob: false,
     };
     let rules = SamplingRules { params, vocab_size, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
-    let setup = SamplingSetup { rules, stop: StopConditions::default() };
     let longest = workload.requests.iter().map(num_tokens).max();
-    let size = EngineSize { limits, longest_sequence_tokens: longest.unwrap_or(1) };
-    open_engine(model, options, setup, Arc::new(TokenTable::unknown()), size)
+    let longest_sequence_tokens = longest.unwrap_or(1);
+    let tokens = Arc::new(TokenTable::unknown());
+    let Some(group) = group else {
+        let setup = SamplingSetup { rules, stop: StopConditions::default() };
+        let size = EngineSize { limits, longest_sequence_tokens };
+        return Ok(Some(open_engine(model, options, setup, tokens, size)?));
+    };
+    limits = group.agree(limits)?;
+    let size = EngineSize { limits, longest_sequence_tokens };
+    let mut own = open_executor(model, options, rules, size, group)?;
+    if !group.leads() {
+        engine::follow(own.as_mut(), &mut || group.next_order())?;
+        return Ok(None);
+    }
+    let executor = LeadingExecutor::new(own, Box::new(group.clone()));
+    Ok(Some(Engine::with_executor(Box::new(executor), StopConditions::default(), tokens, limits)?))
 }
 
 struct Floor {

@@ -7,6 +7,7 @@ mod cases;
 mod copying;
 mod cuts;
 pub(crate) mod queue;
+mod ranks;
 mod shapes;
 mod simulate;
 mod workload;

@@ -226,6 +226,16 @@ pub(crate) struct BenchArgs {
     /// Compute every prompt whole, with a shape
     #[arg(long)]
     pub(crate) no_prefix_cache: bool,
+    /// Tensor-parallel ranks, with a shape: processes on this machine, on a GPU of their own each as far as there are so
+    /// many
+    #[arg(long, default_value_t = 1, value_name = "RANKS")]
+    pub(crate) tensor: u32,
+    /// Pipeline stages, with a shape
+    #[arg(long, default_value_t = 1, value_name = "STAGES")]
+    pub(crate) pipeline: u32,
+    /// Take sums in the tree that gives any number of tensor-parallel ranks the same results, with one rank too
+    #[arg(long)]
+    pub(crate) tree: bool,
     /// Blocks of the KV cache, with a shape; without it those that are needed or fit
     #[arg(long)]
     pub(crate) num_blocks: Option<usize>,
