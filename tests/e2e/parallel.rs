@@ -5,7 +5,8 @@ use rustix::process::{Signal, kill_process};
 use crate::ranks::{free_port, rank_command, ranks_of, wait_gone};
 use crate::support::{Job, run, wait};
 
-const FAST: [&str; 2] = ["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=llama"];
+const FAST: [&str; 2] =
+    ["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=llama"];
 const TREE: &str = "++model.generation.reduction=tree";
 const LONG: &str = "model.generation.length_params.max_length=40";
 
@@ -14,7 +15,11 @@ type Layout = [u32; 3];
 
 fn job(num_samples: usize) -> Job {
     Job::new(num_samples)
-        .with(&["model.global_batch_size=6", "model.data.train_ds.drop_last=false", "trainer.accelerator=cpu"])
+        .with(&[
+            "model.global_batch_size=6",
+            "model.data.train_ds.drop_last=false",
+            "trainer.accelerator=cpu",
+        ])
         .with(&FAST)
 }
 
@@ -54,7 +59,8 @@ fn every_layout_writes_the_same_file() {
     }
     // Drafts are verified on every rank, and a full cache makes all of them swap.
     let drafts = "trainer.generation.speculation.enable=true";
-    let job = with_layout(job(14), [2, 2, 1]).with(&OVERRIDES).with(&[drafts, "trainer.generation.max_batch=3"]);
+    let job =
+        with_layout(job(14), [2, 2, 1]).with(&OVERRIDES).with(&[drafts, "trainer.generation.max_batch=3"]);
     job.run().expect_code(0);
     assert_eq!(job.jsonl(), expect);
 }

@@ -24,6 +24,19 @@ pub fn device_count() -> Result<usize, CudaError> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
+/// All memory of a GPU, which is not opened for it.
+///
+/// # Errors
+/// When the driver does not start, or there is no such GPU.
+pub fn device_total_bytes(index: usize) -> Result<u64, CudaError> {
+    let driver = Driver::get()?;
+    driver.start()?;
+    let mut bytes = 0;
+    // SAFETY: the driver has started and the pointer is valid for the call; it says so of a GPU that is not there.
+    driver.check("cuDeviceTotalMem", unsafe { (driver.device_total_mem)(&mut bytes, index as c_int) })?;
+    Ok(bytes as u64)
+}
+
 /// Free and total bytes of a GPU's memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemInfo {

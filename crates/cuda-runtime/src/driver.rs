@@ -101,6 +101,7 @@ driver! {
     error_string: "cuGetErrorString" (Code, *mut *const c_char);
     device_count: "cuDeviceGetCount" (*mut c_int);
     device_name: "cuDeviceGetName" (*mut c_char, c_int, c_int);
+    device_total_mem: "cuDeviceTotalMem_v2" (*mut usize, c_int);
     device_attribute: "cuDeviceGetAttribute" (*mut c_int, c_int, c_int);
     primary_context_retain: "cuDevicePrimaryCtxRetain" (*mut Handle, c_int);
     current_context: "cuCtxGetCurrent" (*mut Handle);

@@ -47,6 +47,13 @@ pub trait Executor: Send {
     /// How many steps may be in flight when another is started.
     fn run_ahead(&self) -> usize;
 
+    /// Into how many sets responses are divided whose steps are in flight side by side: one, or as many as a model has
+    /// pipeline stages, so that none of them waits. With more than one a response is in no step before its last token is
+    /// known.
+    fn num_sets(&self) -> usize {
+        1
+    }
+
     /// Whether it computes drafted tokens, with the bits that they get one by one.
     fn verifies_drafts(&self) -> bool {
         false

@@ -27,6 +27,7 @@ use scheduler::Step;
 pub use device::cuda::DeviceSizes;
 pub use error::EngineError;
 pub use executor::Executor;
+pub use executor::host::Stage;
 pub use plan::{
     Draftable, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
 };
@@ -52,7 +53,7 @@ impl Engine {
         token_bytes: Arc<dyn TokenBytes + Send + Sync>,
         limits: EngineLimits,
     ) -> Result<Self, EngineError> {
-        Self::with_executor(host_executor(model, sampler, limits)?, stop, token_bytes, limits)
+        Self::with_executor(host_executor(model, sampler, limits, Stage::ONLY)?, stop, token_bytes, limits)
     }
 
     /// The same for an executor, whose cache must have the blocks of `limits`.
@@ -166,7 +167,7 @@ impl Engine {
             if flow.is_continue() && !should_stop() {
                 let max_in_flight = match run.scheduler.next_step() {
                     Step::Run(plan) => run.start(plan)?,
-                    Step::Wait => 0,
+                    Step::Wait => run.num_to_wait_with(),
                     Step::Done if run.scheduler.has_ended_input() => return Ok(run.stats),
                     // The caller has nothing at the moment.
                     Step::Done => 0,
@@ -195,6 +196,7 @@ pub fn host_executor(
     mut model: Box<dyn CausalLm>,
     sampler: Box<dyn TokenSampler>,
     limits: EngineLimits,
+    stage: Stage,
 ) -> Result<Box<dyn Executor>, EngineError> {
     let limits = limits.check()?;
     let cache = model.new_cache(limits.num_blocks)?.with_host_blocks(limits.num_host_blocks);
@@ -205,7 +207,7 @@ pub fn host_executor(
             actual: limits.block_size_tokens,
         });
     }
-    Ok(Box::new(HostExecutor::new(Box::new(CachedModel { model, cache }), sampler)))
+    Ok(Box::new(HostExecutor::new(Box::new(CachedModel { model, cache }), sampler, stage)))
 }
 
 /// The same with a model and a sampler on a GPU.

@@ -10,9 +10,9 @@ use sampling::{RowState, SampledToken, SamplingError, TokenSampler};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
+use crate::EngineError;
 use crate::executor::Executor;
 use crate::plan::{StepOutput, StepPlan};
-use crate::EngineError;
 
 /// What the leading rank has the others do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -98,6 +98,10 @@ impl Executor for LeadingExecutor {
         self.own.run_ahead()
     }
 
+    fn num_sets(&self) -> usize {
+        self.own.num_sets()
+    }
+
     fn verifies_drafts(&self) -> bool {
         self.own.verifies_drafts()
     }
@@ -169,7 +173,8 @@ impl TokenSampler for SendingSampler {
             Ok(tokens) => Ok(tokens.clone()),
             Err(error) => Err(error.to_string()),
         };
-        let message = serde_json::to_vec(&told).map_err(|error| SamplingError::OtherRank(error.to_string()))?;
+        let message =
+            serde_json::to_vec(&told).map_err(|error| SamplingError::OtherRank(error.to_string()))?;
         self.path.send(&message).map_err(|lost| SamplingError::OtherRank(lost.to_string()))?;
         drawn
     }

@@ -97,7 +97,8 @@ impl<'e, 'c> Run<'e, 'c> {
             cut_tokens: engine.executor.prompt_cut_tokens(),
             shares_prefixes: engine.shares_prefixes,
         };
-        let scheduler = Scheduler::new(engine.limits)?.with_parts(parts);
+        let scheduler =
+            Scheduler::new(engine.limits)?.with_parts(parts).with_sets(engine.executor.num_sets());
         engine.executor.reset()?;
         if let Some(proposer) = &mut engine.proposer {
             proposer.reset();
@@ -113,6 +114,11 @@ impl<'e, 'c> Run<'e, 'c> {
             wants_drafts: false,
             last_read: None,
         })
+    }
+
+    /// How many steps may stay in flight when nothing can be started before one of them is known.
+    pub(crate) fn num_to_wait_with(&self) -> usize {
+        if self.engine.executor.num_sets() > 1 { self.in_flight.len().saturating_sub(1) } else { 0 }
     }
 
     /// Whether requests are in flight.
@@ -289,6 +295,7 @@ impl<'e, 'c> Run<'e, 'c> {
             match row.id {
                 RowId::Prompt(_) if num_tokens != row.draws => return Err(bad),
                 RowId::Prompt(group_idx) => {
+                    self.scheduler.drew(group_idx);
                     for (response_idx, token) in (0..row.draws).zip(tokens) {
                         let id = SeqId { group_idx, response_idx };
                         ended.extend(self.append_to(id, std::slice::from_ref(token))?);

@@ -14,7 +14,7 @@
 //! while a response is preempted, and a request only part of whose responses fit stops all admission until the rest have
 //! started.
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 
 use crate::{
     EngineError, EngineLimits, Foresight,
@@ -91,6 +91,10 @@ pub(crate) struct Scheduler {
     /// Oldest first, which is the order of their ids.
     running: Vec<Seq>,
     row_order: RowOrder,
+    /// Sets of responses whose steps are in flight side by side; with one, a response may be in several of them.
+    num_sets: usize,
+    /// With several sets, the requests whose responses have their first tokens in flight.
+    drawing: HashSet<u64>,
     /// Responses that had to make room, oldest first.
     preempted: Vec<Seq>,
     /// Those that ended or were preempted since the last step.
@@ -134,12 +138,24 @@ impl Scheduler {
             single: Vec::new(),
             running: Vec::new(),
             row_order: RowOrder::default(),
+            num_sets: 1,
+            drawing: HashSet::new(),
             preempted: Vec::new(),
             tables: TableDelta::default(),
             has_paused: false,
             input_ended: false,
             input_paused: false,
         })
+    }
+
+    /// The same with responses in so many sets.
+    pub(crate) fn with_sets(self, num_sets: usize) -> Self {
+        Self { num_sets: num_sets.max(1), ..self }
+    }
+
+    /// The first tokens of the responses to a request are known.
+    pub(crate) fn drew(&mut self, group_idx: u64) {
+        self.drawing.remove(&group_idx);
     }
 
     /// Queues a group behind the others; returns its number.
@@ -205,11 +221,12 @@ impl Scheduler {
         self.resume();
         self.start_responses();
         if let Some(plan) = self.continue_prompt() {
-            return Step::Run(plan);
+            return Step::Run(self.drawn_by(plan));
         }
         let admission = self.admissible();
         if self.should_prefill(&admission) {
-            return Step::Run(self.prefill(admission.num_groups));
+            let plan = self.prefill(admission.num_groups);
+            return Step::Run(self.drawn_by(plan));
         }
         let rows = self.decode();
         if !rows.is_empty() {
@@ -217,6 +234,15 @@ impl Scheduler {
         }
         let begun = [self.running.len(), self.preempted.len(), self.starting.len(), self.single.len()];
         if begun == [0; 4] && self.partial.is_none() { Step::Done } else { Step::Wait }
+    }
+
+    /// Remembers whose first tokens a step draws, where that matters.
+    fn drawn_by(&mut self, plan: StepPlan) -> StepPlan {
+        if self.num_sets > 1 {
+            let drawing = plan.rows.iter().filter(|row| row.draws > 0);
+            self.drawing.extend(drawing.filter_map(|row| row.id.prompt()));
+        }
+        plan
     }
 
     /// A step in flight is known: of the `query_len` tokens that it computed of a sequence, `num_accepted` stay. One that
@@ -326,10 +352,15 @@ impl Scheduler {
         self.has_paused = false;
         self.changed();
         self.grow();
-        let Self { running, row_order, pool, tables, limits, .. } = self;
-        let mut rows = Vec::with_capacity(running.len());
+        let Self { running, row_order, pool, tables, limits, num_sets, drawing, .. } = self;
+        let most_rows = running.iter().filter(|seq| seq.goes_on()).count().div_ceil(*num_sets);
+        let mut rows = Vec::with_capacity(most_rows);
         for &idx in row_order.of(running) {
             let seq = &mut running[idx];
+            let is_in_flight = seq.in_flight > 0 || drawing.contains(&seq.id.group_idx);
+            if *num_sets > 1 && (is_in_flight || rows.len() == most_rows) {
+                continue;
+            }
             if seq.num_missing_blocks(0, limits.block_size_tokens) > 0 {
                 continue;
             }

@@ -168,7 +168,12 @@ pub(crate) fn sampler(params: SamplingParams) -> CpuSampler {
 }
 
 pub(crate) fn host(params: SamplingParams) -> HostExecutor {
-    HostExecutor::new(Box::new(FakeModel::default()), Box::new(sampler(params)))
+    staged(params, Stage::ONLY)
+}
+
+/// The same as a pipeline stage.
+pub(crate) fn staged(params: SamplingParams, stage: Stage) -> HostExecutor {
+    HostExecutor::new(Box::new(FakeModel::default()), Box::new(sampler(params)), stage)
 }
 
 pub(crate) fn engine_of(

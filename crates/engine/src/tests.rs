@@ -8,6 +8,7 @@ use super::*;
 use crate::testing::*;
 
 mod foresight;
+mod pipeline;
 mod prefixes;
 mod speculation;
 

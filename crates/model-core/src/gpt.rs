@@ -82,7 +82,9 @@ impl<S: StepState> Gpt<S> {
     ) -> Result<Tensor, ModelError> {
         let mut residual = match self.shares.is_first_stage {
             true => self.embed(tokens, step)?,
-            false => self.state.receive_residual([tokens.len()? as i64, self.config.uniform.hidden_size as i64])?,
+            false => {
+                self.state.receive_residual([tokens.len()? as i64, self.config.uniform.hidden_size as i64])?
+            }
         };
         for layer in &self.weights.layers {
             residual = layer.forward(residual, step, cache, &mut self.state)?;

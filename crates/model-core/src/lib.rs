@@ -29,4 +29,4 @@ pub use config::{ModelConfig, RawModelConfig};
 pub use error::ModelError;
 pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, BlockMove, HostBlockId, KvCache};
 pub use load::{Backend, LoadOptions, footprint, load_model, load_part};
-pub use parallel::{exchange_bytes, LostRank, ModelPart, ModelRanks, Reduction};
+pub use parallel::{LostRank, ModelPart, ModelRanks, Reduction, exchange_bytes};

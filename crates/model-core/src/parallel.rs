@@ -238,14 +238,19 @@ mod tests {
     #[test]
     fn sums_are_taken_in_one_order() {
         let of = |values: &[f32]| {
-            tree_sum(values.iter().map(|&value| Tensor::from_slice(&[value])).collect()).unwrap().double_value(&[0]) as f32
+            tree_sum(values.iter().map(|&value| Tensor::from_slice(&[value])).collect())
+                .unwrap()
+                .double_value(&[0]) as f32
         };
         let values = [1e8_f32, 1.0, -1e8, 1.0, 3.0, 1e-3, 7.0, -5.0];
         let [a, b, c, d, e, f, g, h] = values;
         assert_eq!(of(&values), ((a + b) + (c + d)) + ((e + f) + (g + h)));
         // What ranks have summed is a subtree.
         assert_eq!(of(&[of(&values[..4]), of(&values[4..])]), of(&values));
-        assert_eq!(of(&[of(&values[..2]), of(&values[2..4]), of(&values[4..6]), of(&values[6..])]), of(&values));
+        assert_eq!(
+            of(&[of(&values[..2]), of(&values[2..4]), of(&values[4..6]), of(&values[6..])]),
+            of(&values)
+        );
         assert_eq!(of(&[2.5]), 2.5);
     }
 }

@@ -65,10 +65,8 @@ impl<S: StepState> Weights<S> {
         let (is_first, is_last) = (place.is_first_stage(), place.is_last_stage(&spec));
         reader.check_stored(WORD_EMBEDDINGS)?;
         let is_table = spec.output.tied && is_last;
-        let word_embeddings =
-            if is_first && !is_table { Some(reader.table(WORD_EMBEDDINGS)?) } else { None };
-        let position_embeddings =
-            if is_first { load_positions(config, &spec, &mut reader)? } else { None };
+        let word_embeddings = if is_first && !is_table { Some(reader.table(WORD_EMBEDDINGS)?) } else { None };
+        let position_embeddings = if is_first { load_positions(config, &spec, &mut reader)? } else { None };
         let mut layers = Vec::with_capacity(attention.len());
         for (layer_idx, op) in place.layers.clone().zip(attention) {
             if let Some(layer) = spec.layers.get(layer_idx) {
@@ -99,7 +97,11 @@ impl<S: StepState> Weights<S> {
         let tables = self.word_embeddings.iter().chain(&self.position_embeddings);
         of_layers
             + tables.map(tensor_bytes).sum::<u64>()
-            + self.head.iter().map(|head| head.final_norm.size_bytes() + head.output.size_bytes()).sum::<u64>()
+            + self
+                .head
+                .iter()
+                .map(|head| head.final_norm.size_bytes() + head.output.size_bytes())
+                .sum::<u64>()
     }
 }
 

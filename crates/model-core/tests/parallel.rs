@@ -110,7 +110,8 @@ fn logits(
 /// Two prompts and some tokens behind them: the bits of their logits.
 fn steps(model: &mut dyn model_core::CausalLm) -> Vec<Vec<u32>> {
     let mut cache = model.new_cache(8).unwrap();
-    let prompts: [Vec<u32>; 2] = [(0..11).map(|idx| idx * 7 % 50).collect(), (0..5).map(|idx| 49 - idx).collect()];
+    let prompts: [Vec<u32>; 2] =
+        [(0..11).map(|idx| idx * 7 % 50).collect(), (0..5).map(|idx| 49 - idx).collect()];
     let tables = [[3, 5], [1, 0]];
     let mut seen = Vec::new();
     let mut run = |batch: &Batch| {
@@ -178,7 +179,8 @@ fn every_layout_has_the_bits_of_one_rank() {
 fn stages_of_the_plain_backend_have_the_bits_of_one_rank() {
     let config = wide(&json!({ "position_embedding_type": "rope" }));
     let source = weights(&config);
-    let of = |layout| logits(&config, &source, options(Float::Fp32, Backend::Plain), layout, Reduction::Chain);
+    let of =
+        |layout| logits(&config, &source, options(Float::Fp32, Backend::Plain), layout, Reduction::Chain);
     assert_eq!(of((1, 3)), of((1, 1)));
 }
 
@@ -201,7 +203,8 @@ fn parts_that_have_other_bits_are_refused() {
     let refusal = |backend, reduction, tp_size| {
         let place = ShardPlace { tp_rank: 0, tp_size, layers: 0..3 };
         let part = ModelPart { place, reduction, ranks: None };
-        let error: ModelError = load_part(config.clone(), &source, options(Float::Fp32, backend), part).err().unwrap();
+        let error: ModelError =
+            load_part(config.clone(), &source, options(Float::Fp32, backend), part).err().unwrap();
         error.to_string()
     };
     insta::assert_snapshot!(refusal(Backend::Plain, Reduction::Tree, 1), @"the plain backend is not available: libtorch's products have other bits for each number of tensor-parallel ranks (`trt_llm.enable: true` computes them)");

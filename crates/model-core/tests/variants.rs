@@ -7,8 +7,8 @@ use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{BACKENDS, MemorySource, Runner, max_difference, rows};
 use model_core::{AttentionSwitches, Backend, LoadOptions, ModelConfig};
 use model_spec::{
-    ShardPlace,
     Activation, BlockStyle, Float, Nonlinearity, Normalization, Numerics, PositionEmbedding, RotaryPairing,
+    ShardPlace,
 };
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};

@@ -6,8 +6,8 @@
 //!
 //! No libtorch, and nothing of models: bytes only.
 
-mod mesh;
 mod meet;
+mod mesh;
 mod socket;
 
 pub use meet::{Invitation, Meeting, Member, Patience};

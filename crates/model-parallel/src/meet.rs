@@ -75,7 +75,8 @@ impl Meeting {
     /// When there is none.
     pub fn open() -> Result<Self, MeshError> {
         let listener = TcpListener::bind(("::", 0)).or_else(|_| TcpListener::bind(("0.0.0.0", 0)));
-        let problem = |error| MeshError(format!("cannot open a port for the other ranks of the model: {error}"));
+        let problem =
+            |error| MeshError(format!("cannot open a port for the other ranks of the model: {error}"));
         let listener = listener.map_err(problem)?;
         listener.set_nonblocking(true).map_err(problem)?;
         Ok(Self { listener, secret: RandomState::new().build_hasher().finish() })
@@ -87,7 +88,8 @@ impl Meeting {
     /// When the port is gone.
     pub fn invitation(&self, host: &str) -> Result<Invitation, MeshError> {
         let address = self.listener.local_addr();
-        let address = address.map_err(|error| MeshError(format!("the port for the other ranks is gone: {error}")))?;
+        let address =
+            address.map_err(|error| MeshError(format!("the port for the other ranks is gone: {error}")))?;
         Ok(Invitation { host: host.to_owned(), port: address.port(), secret: self.secret })
     }
 

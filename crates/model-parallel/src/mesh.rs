@@ -136,7 +136,9 @@ impl Mesh {
             }
             for &(rank, _) in &awaited {
                 let peer = peer_of(&mut self.peers, rank)?;
-                if !from.contains(&rank) && peer.reading.advance().map_err(|error| lost(&peer.name, &error))? {
+                if !from.contains(&rank)
+                    && peer.reading.advance().map_err(|error| lost(&peer.name, &error))?
+                {
                     silence.ends(rank);
                 }
                 silence.check(rank, &peer.name)?;
@@ -154,7 +156,9 @@ impl Mesh {
         });
         match poll(&mut streams.collect::<Vec<_>>(), Some(&MOMENT)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(MeshError(format!("the connections to the other ranks cannot be waited for: {error}"))),
+            Err(error) => {
+                Err(MeshError(format!("the connections to the other ranks cannot be waited for: {error}")))
+            }
         }
     }
 }
@@ -230,7 +234,9 @@ fn peer_of(peers: &mut [Option<Peer>], rank: usize) -> Result<&mut Peer, MeshErr
 
 fn lost(name: &str, error: &std::io::Error) -> MeshError {
     let how = match error.kind() {
-        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => "has ended".to_owned(),
+        ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe => {
+            "has ended".to_owned()
+        }
         _ => format!("cannot be reached any more: {error}"),
     };
     MeshError(format!("{name} computes a part of the model, and {how}"))

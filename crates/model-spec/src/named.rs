@@ -150,7 +150,8 @@ impl NamedShape {
                 let sizes =
                     Sizes { layers: 96, hidden: 18_432, ffn: 73_728, heads: 96, groups: 8, vocab: 256_000 };
                 let mut shape = gpt_rotary(llama(sizes, 4096));
-                shape.uniform.activation = Activation { nonlinearity: Nonlinearity::SquaredRelu, gated: false };
+                shape.uniform.activation =
+                    Activation { nonlinearity: Nonlinearity::SquaredRelu, gated: false };
                 shape
             }
         }

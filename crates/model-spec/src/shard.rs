@@ -58,7 +58,9 @@ impl ShardPlace {
     pub fn part_of(&self, model: &ModelSpec) -> Result<ModelSpec, Indivisible> {
         let tp_size = self.tp_size as usize;
         let mut layers = Vec::with_capacity(self.layers.len());
-        for (layer, idx) in model.layers.get(self.layers.clone()).unwrap_or_default().iter().zip(self.layers.clone()) {
+        for (layer, idx) in
+            model.layers.get(self.layers.clone()).unwrap_or_default().iter().zip(self.layers.clone())
+        {
             // The tensors know whether they can be cut.
             for module in [Module::Qkv, Module::Proj, Module::Fc1, Module::Fc2] {
                 if let Ok(tensor) = model.tensor(TensorId::in_layer(idx, module, Part::Weight)) {
@@ -240,7 +242,8 @@ impl LayerSpec {
         let divides = |units: usize| reduction_pieces(units).is_multiple_of(tp_size);
         let attention = self.attention.as_ref().is_none_or(|attention| {
             let HeadLayout { num_attention_heads, num_query_groups, .. } = attention.heads;
-            let groups = num_query_groups.is_multiple_of(tp_size) || tp_size.is_multiple_of(num_query_groups.max(1));
+            let groups =
+                num_query_groups.is_multiple_of(tp_size) || tp_size.is_multiple_of(num_query_groups.max(1));
             groups && divides(num_attention_heads)
         });
         attention && self.mlp().is_none_or(|mlp| divides(mlp.ffn_hidden_size))

@@ -61,7 +61,12 @@ mod tests {
     use crate::test_models::{gpt, llama};
     use crate::{Float, TableRows, UniformSpec};
 
-    fn stages(base: UniformSpec, num_layers: usize, vocab: u64, num_stages: usize) -> Option<Vec<Range<usize>>> {
+    fn stages(
+        base: UniformSpec,
+        num_layers: usize,
+        vocab: u64,
+        num_stages: usize,
+    ) -> Option<Vec<Range<usize>>> {
         let spec = UniformSpec { num_layers, ..base }.spec(TableRows { vocab, positions: 8 });
         spec.stages(num_stages, &Numerics::uniform(Float::Bf16))
     }

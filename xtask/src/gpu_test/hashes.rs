@@ -74,6 +74,25 @@ pub(super) fn check(kit: &Kit, report: &mut Report<'_>, shape: &str) -> Result<(
     Ok(())
 }
 
+/// Numbers of tensor-parallel ranks that must have the hashes of one rank with the same tree of sums.
+const TENSOR_SIZES: [&str; 2] = ["2", "4"];
+
+/// The hashes of one shape on several ranks, which share a GPU where there are too few.
+///
+/// # Errors
+/// When the report cannot be written.
+pub(super) fn check_ranks(kit: &Kit, report: &mut Report<'_>, shape: &str) -> Result<()> {
+    const RAGGED: &str = "ragged";
+    let base = run(kit, shape, &[RAGGED], &["--tree"]);
+    report.record(&format!("bench, {shape}, {RAGGED}, sums in a tree"), &of_measure(&base, RAGGED))?;
+    for size in TENSOR_SIZES {
+        let hashes = run(kit, shape, &[RAGGED], &["--tensor", size]);
+        let outcome = compare(of_measure(&hashes, RAGGED), &of_measure(&base, RAGGED));
+        report.record(&format!("bench, {shape}, {RAGGED}, {size} tensor-parallel ranks"), &outcome)?;
+    }
+    Ok(())
+}
+
 fn of_measure(hashes: &Result<BTreeMap<String, String>>, measure: &str) -> Outcome {
     match hashes {
         Ok(hashes) => hashes.get(measure).cloned().ok_or_else(|| "no line tells its hash".to_owned()),

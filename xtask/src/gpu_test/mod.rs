@@ -67,7 +67,7 @@ struct Check {
     run: fn(&Kit, &mut Report<'_>) -> Result<()>,
 }
 
-const CHECKS: [Check; 9] = [
+const CHECKS: [Check; 10] = [
     Check {
         name: CUDA_SMOKE,
         what: "every entry of the CUDA runtime",
@@ -109,6 +109,12 @@ const CHECKS: [Check; 9] = [
         what: "hashes of the benchmark, a small shape",
         needs_gpu: false,
         run: |kit, report| hashes::check(kit, report, "tiny"),
+    },
+    Check {
+        name: "ranks-tiny",
+        what: "tensor-parallel ranks: the hashes of one rank, a small shape",
+        needs_gpu: false,
+        run: |kit, report| hashes::check_ranks(kit, report, "tiny"),
     },
     Check {
         name: "bench-gpt-2b",

@@ -147,7 +147,9 @@ fn place(spec: &ModelSpec, ranks: &BenchRanks, options: LoadOptions) -> Result<S
         let layers = stages.get(at.pipeline_rank as usize)?.clone();
         Some(ShardPlace { tp_rank: at.tensor_rank, tp_size, layers })
     });
-    place.ok_or_else(|| Failure::usage(format!("{pipeline} pipeline stages are more than the model has layers")))
+    place.ok_or_else(|| {
+        Failure::usage(format!("{pipeline} pipeline stages are more than the model has layers"))
+    })
 }
 
 #[cfg(feature = "cuda")]

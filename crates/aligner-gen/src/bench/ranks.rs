@@ -39,14 +39,16 @@ impl BenchRanks {
             let (rank, port) = text.split_once(':')?;
             Some((rank.parse::<u32>().ok()?, port.parse::<u16>().ok()?))
         });
-        let mut ranks = Self { group: None, rank: started.map_or(0, |(rank, _)| rank), topology, others: Vec::new() };
+        let mut ranks =
+            Self { group: None, rank: started.map_or(0, |(rank, _)| rank), topology, others: Vec::new() };
         if topology.num_ranks() == 1 {
             return Ok(ranks);
         }
         let (store, port) = match started {
             Some((_, port)) => (Store::connect("127.0.0.1", port, PATIENCE.join), port),
             None => {
-                let socket = TcpListener::bind("127.0.0.1:0").context("cannot open a socket for the ranks")?;
+                let socket =
+                    TcpListener::bind("127.0.0.1:0").context("cannot open a socket for the ranks")?;
                 let store = Store::serve(socket);
                 let port = store.as_ref().map_or(0, Store::port);
                 (store, port)
@@ -66,8 +68,13 @@ impl BenchRanks {
             meeting: Meeting::Address { host: "127.0.0.1".to_owned(), port },
         };
         let keep_waiting = || Ok(());
-        let introduction =
-            Introduction { place: &place, topology, store: &store, patience: PATIENCE, keep_waiting: &keep_waiting };
+        let introduction = Introduction {
+            place: &place,
+            topology,
+            store: &store,
+            patience: PATIENCE,
+            keep_waiting: &keep_waiting,
+        };
         ranks.group = introduction.meet()?;
         Ok(ranks)
     }
@@ -92,6 +99,9 @@ fn start_rank(rank: u32, num_ranks: u32, port: u16) -> Result<Child, Failure> {
     let program = std::env::current_exe().context("cannot find this program's own file")?;
     let mut command = Command::new(program);
     command.args(std::env::args_os().skip(1)).stdin(Stdio::null()).stdout(Stdio::null());
-    command.env(RANK_VARIABLE, format!("{rank}:{port}")).env(LAUNCHER_VARIABLE, std::process::id().to_string());
-    Ok(cores::with_share(rank, num_ranks, || command.spawn()).with_context(|| format!("cannot start rank {rank}"))?)
+    command
+        .env(RANK_VARIABLE, format!("{rank}:{port}"))
+        .env(LAUNCHER_VARIABLE, std::process::id().to_string());
+    Ok(cores::with_share(rank, num_ranks, || command.spawn())
+        .with_context(|| format!("cannot start rank {rank}"))?)
 }

@@ -4,8 +4,8 @@
 
 pub(crate) mod cores;
 pub(crate) mod hostlist;
+pub(crate) mod model_group;
 pub(crate) mod queue;
 pub(crate) mod ranks;
 pub(crate) mod spawn;
-pub(crate) mod model_group;
 pub(crate) mod topology;

@@ -153,9 +153,9 @@ impl ModelGroup {
         self.mesh().mine() / self.tensor + 1 == self.pipeline
     }
 
-    /// Whether tokens travel between stages.
-    pub(crate) fn has_stages(&self) -> bool {
-        self.pipeline > 1
+    /// Pipeline stages of the model.
+    pub(crate) fn num_stages(&self) -> usize {
+        self.pipeline
     }
 
     /// The limits that all ranks can keep: of each the least.
@@ -163,7 +163,8 @@ impl ModelGroup {
     /// # Errors
     /// When a rank is lost, or has other limits to agree on.
     pub(crate) fn agree(&self, limits: EngineLimits) -> Result<EngineLimits, Failure> {
-        let EngineLimits { max_num_seqs, max_prefill_tokens, num_blocks, num_host_blocks, block_size_tokens } = limits;
+        let EngineLimits { max_num_seqs, max_prefill_tokens, num_blocks, num_host_blocks, block_size_tokens } =
+            limits;
         let mine = [max_num_seqs, max_prefill_tokens, num_blocks, num_host_blocks, block_size_tokens];
         let bytes: Vec<u8> = mine.iter().flat_map(|&limit| (limit as u64).to_le_bytes()).collect();
         let others = self.others();
@@ -171,7 +172,10 @@ impl ModelGroup {
         let mut least = mine;
         for limits in theirs {
             if limits.len() != bytes.len() {
-                return Err(anyhow::anyhow!("another rank of the model has other limits: all ranks must run the same program").into());
+                return Err(anyhow::anyhow!(
+                    "another rank of the model has other limits: all ranks must run the same program"
+                )
+                .into());
             }
             for (least, limit) in least.iter_mut().zip(limits.chunks_exact(8)) {
                 let limit = u64::from_le_bytes(limit.try_into().unwrap_or_default());
@@ -228,7 +232,8 @@ impl TokenPath for ModelGroup {
     fn send(&mut self, message: &[u8]) -> Result<(), LostRank> {
         let mut mesh = self.mesh();
         let tensor_rank = mesh.mine() % self.tensor;
-        let others: Vec<usize> = (0..self.pipeline - 1).map(|stage| stage * self.tensor + tensor_rank).collect();
+        let others: Vec<usize> =
+            (0..self.pipeline - 1).map(|stage| stage * self.tensor + tensor_rank).collect();
         mesh.exchange(Kind::Tokens, &others, message, &[]).map(|_| ()).map_err(lost)
     }
 

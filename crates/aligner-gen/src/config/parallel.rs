@@ -42,7 +42,8 @@ impl ParallelPlan {
     /// Reads the sizes of a resolved configuration, and `model.generation.reduction`, which is given.
     pub(crate) fn new(resolved: &Resolved, reduction: Option<&str>) -> Result<Self, Failure> {
         let size = |key| {
-            let is_users = resolved.origin(key).is_some_and(|origin| !origin.layer.starts_with(CHECKPOINT_LAYER));
+            let is_users =
+                resolved.origin(key).is_some_and(|origin| !origin.layer.starts_with(CHECKPOINT_LAYER));
             match resolved.node().get(key).filter(|_| is_users) {
                 None | Some(Node::Null) => Ok(None),
                 Some(node) => match node.as_i64().and_then(|size| u32::try_from(size).ok()) {
@@ -58,7 +59,9 @@ impl ParallelPlan {
                 None | Some(AUTO) => None,
                 Some("chain") => Some(Reduction::Chain),
                 Some("tree") => Some(Reduction::Tree),
-                Some(other) => return Err(out_of_range(REDUCTION, "`auto`, `chain` or `tree`", &format!("`{other}`"))),
+                Some(other) => {
+                    return Err(out_of_range(REDUCTION, "`auto`, `chain` or `tree`", &format!("`{other}`")));
+                }
             },
         })
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::nonfinite;
 use super::run::Setup;
-use crate::cluster::queue::Mailbox;
 use crate::cluster::model_group::ModelGroup;
+use crate::cluster::queue::Mailbox;
 use crate::cluster::queue::link::{Line, board, connect};
 use crate::cluster::queue::message::{FromZero, Hello, Leaving, Stop, ToZero, Why, Worked};
 use crate::cluster::queue::worker::{self, WorkerEnd};
@@ -128,8 +128,12 @@ impl Follower<'_> {
     /// Whether to go on waiting for the other ranks of the model.
     fn go_on(&self, mailbox: &Mailbox) -> Result<(), Failure> {
         let stopped = match mailbox.from_zero.try_recv() {
-            Ok(Ok(FromZero::Stop(Stop::Failed { message }))) => Some(format!("rank 0 ended the job: {message}")),
-            Ok(Ok(FromZero::Stop(Stop::Early { reason, .. }))) => Some(format!("rank 0 stopped the job: {reason}")),
+            Ok(Ok(FromZero::Stop(Stop::Failed { message }))) => {
+                Some(format!("rank 0 ended the job: {message}"))
+            }
+            Ok(Ok(FromZero::Stop(Stop::Early { reason, .. }))) => {
+                Some(format!("rank 0 stopped the job: {reason}"))
+            }
             Ok(Ok(FromZero::Stop(Stop::Finished))) => Some("rank 0 has finished the job".to_owned()),
             Ok(Err(reason)) => Some(format!("rank 0 is gone ({})", first_line(&reason))),
             Ok(Ok(FromZero::Welcome { .. } | FromZero::Grant(_))) | Err(_) => None,

@@ -151,9 +151,7 @@ pub(crate) fn let_blas_choose() -> Result<(), Failure> {
 pub(crate) fn total_bytes(device: Device) -> Option<u64> {
     match device {
         #[cfg(feature = "cuda")]
-        Device::Cuda(index) => {
-            Some(cuda_runtime::Device::open(index).ok()?.mem_get_info().ok()?.total_bytes)
-        }
+        Device::Cuda(index) => cuda_runtime::device_total_bytes(index).ok(),
         _ => host_memory::total_bytes(),
     }
 }

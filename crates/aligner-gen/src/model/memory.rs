@@ -333,7 +333,10 @@ pub(crate) fn fits(
     demand: Demand,
     total_bytes: u64,
 ) -> bool {
-    let room = Room { available_bytes: Some(total_bytes / 10 * 9), ..Room::new(options) }.shared_by(demand.neighbours);
+    let available_bytes = Some(total_bytes / 10 * 9);
+    let room =
+        if options.device == Device::Cpu { Room::host(available_bytes) } else { Room::gpu(available_bytes) };
+    let room = room.shared_by(demand.neighbours);
     part_of(model, options, place).is_ok_and(|(part, footprint)| {
         let sizes = Sizes {
             weight_bytes: footprint.weight_bytes,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{Engine, EngineLimits, Executor, ReceivingSampler, SendingSampler, host_executor};
+use engine::{Engine, EngineLimits, Executor, ReceivingSampler, SendingSampler, Stage, host_executor};
 use model_core::{CausalLm, LoadOptions};
 use sampling::{CpuSampler, SamplingRules, StopConditions, TokenSampler};
 
@@ -40,7 +40,7 @@ pub(crate) fn open_executor(
     }
     tracing::debug!("{options:?}: a part of the model");
     let is_greedy = rules.params.use_greedy;
-    let sampler: Box<dyn TokenSampler> = match (group.has_stages(), group.is_in_last_stage()) {
+    let sampler: Box<dyn TokenSampler> = match (group.num_stages() > 1, group.is_in_last_stage()) {
         (false, _) => Box::new(CpuSampler::new(rules)?),
         (true, true) => {
             let own = Box::new(CpuSampler::new(rules)?);
@@ -48,7 +48,8 @@ pub(crate) fn open_executor(
         }
         (true, false) => Box::new(ReceivingSampler { path: Box::new(group.clone()), is_greedy }),
     };
-    Ok(host_executor(model, sampler, size.limits)?)
+    let stage = Stage { num_stages: group.num_stages(), is_last: group.is_in_last_stage() };
+    Ok(host_executor(model, sampler, size.limits, stage)?)
 }
 
 /// Makes the engine that belongs to `options`, with which `model` was loaded.

@@ -120,7 +120,12 @@ impl TensorRanks {
         }
         let module = Module::load(device, &config.reduce(), cache_dir)?;
         let mut others = Vec::new();
-        let mut args = GroupArgs { slot_elems: inbox.slot_elems, num_ranks: num_ranks as i32, rank: rank as i32, ..GroupArgs::zeroed() };
+        let mut args = GroupArgs {
+            slot_elems: inbox.slot_elems,
+            num_ranks: num_ranks as i32,
+            rank: rank as i32,
+            ..GroupArgs::zeroed()
+        };
         for (idx, handle) in handles.iter().enumerate() {
             let start = if idx == rank {
                 inbox.memory.address()

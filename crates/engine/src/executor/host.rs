@@ -1,10 +1,11 @@
 //! The executor for models whose logits and samplers the host drives step by step.
 //!
 //! It computes whole prompts, chunks of prompts and decoded tokens in any mixture. Every step is computed when it is
-//! started; collecting only hands it over.
+//! started; collecting only hands it over. Where the model is a pipeline stage that draws no tokens, collecting waits for
+//! those of the last stage.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use model_core::{Batch, BlockId, BlockMove, CausalLm, KvCache, ModelError};
 use sampling::{RowState, SampledToken, TokenSampler};
@@ -69,29 +70,58 @@ struct HostSeq {
 }
 
 /// A response whose tokens are drawn.
-struct Draw<'a> {
+struct Draw {
     id: SeqId,
     /// Of the first token; those behind drafts follow.
     logits_row: usize,
-    drafts: &'a [u32],
+    drafts: Vec<u32>,
+}
+
+/// A step that the model has computed.
+struct Computed {
+    logits: Tensor,
+    draws: Vec<Draw>,
+    /// Of each row.
+    num_draws_of: Vec<usize>,
+    forward_time: Duration,
+    move_time: Duration,
+}
+
+/// Where the part of a model is that an executor has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stage {
+    /// Pipeline stages of the model.
+    pub num_stages: usize,
+    /// Whether this one draws the tokens.
+    pub is_last: bool,
+}
+
+impl Stage {
+    /// A model in one piece.
+    pub const ONLY: Self = Self { num_stages: 1, is_last: true };
 }
 
 /// A model and a sampler, called one after the other.
 pub(crate) struct HostExecutor {
     model: Box<dyn BatchModel>,
     sampler: Box<dyn TokenSampler>,
+    stage: Stage,
     run_ahead: usize,
     prompts: HashMap<u64, NewPrompt>,
     seqs: HashMap<SeqId, HostSeq>,
+    /// Steps whose tokens another stage draws, and sends when it has.
+    computed: VecDeque<Computed>,
     outputs: VecDeque<StepOutput>,
 }
 
 impl HostExecutor {
-    pub(crate) fn new(model: Box<dyn BatchModel>, sampler: Box<dyn TokenSampler>) -> Self {
+    pub(crate) fn new(model: Box<dyn BatchModel>, sampler: Box<dyn TokenSampler>, stage: Stage) -> Self {
         Self {
             model,
             sampler,
-            run_ahead: 0,
+            stage,
+            run_ahead: stage.num_stages.saturating_sub(1),
+            computed: VecDeque::new(),
             prompts: HashMap::new(),
             seqs: HashMap::new(),
             outputs: VecDeque::new(),
@@ -171,10 +201,10 @@ impl HostExecutor {
 
     /// Draws the tokens of each row and appends them: one, and another behind each draft that was the token drawn. Each is
     /// drawn as if there were no drafts.
-    fn sample(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> Result<Vec<Vec<SampledToken>>, EngineError> {
+    fn sample(&mut self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<Vec<SampledToken>>, EngineError> {
         for draw in draws {
             if let Some(seq) = self.seqs.get_mut(&draw.id) {
-                seq.history.extend_from_slice(draw.drafts);
+                seq.history.extend_from_slice(&draw.drafts);
             }
         }
         let drawn = self.draw_all(logits, draws);
@@ -194,7 +224,7 @@ impl HostExecutor {
         let mut tokens = Vec::with_capacity(draws.len());
         for draw in draws {
             let mut of_draw: Vec<SampledToken> = drawn.by_ref().take(1 + draw.drafts.len()).collect();
-            let pairs = of_draw.iter().zip(draw.drafts);
+            let pairs = of_draw.iter().zip(&draw.drafts);
             let num_right = pairs.take_while(|&(sampled, &draft)| sampled.token == draft).count();
             of_draw.truncate(num_right + 1);
             if let Some(seq) = self.seqs.get_mut(&draw.id) {
@@ -206,7 +236,7 @@ impl HostExecutor {
     }
 
     /// A token for each row and behind each draft, in one call of the sampler. The histories end with the drafts.
-    fn draw_all(&mut self, logits: &Tensor, draws: &[Draw<'_>]) -> Result<Vec<SampledToken>, EngineError> {
+    fn draw_all(&mut self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<SampledToken>, EngineError> {
         let (mut rows, mut states) = (Vec::new(), Vec::new());
         for draw in draws {
             let state = row_state(&self.seqs, draw.id)?;
@@ -232,7 +262,7 @@ impl HostExecutor {
     fn sample_in_turn(
         &mut self,
         logits: &Tensor,
-        draws: &[Draw<'_>],
+        draws: &[Draw],
     ) -> Result<Vec<Vec<SampledToken>>, EngineError> {
         let mut tokens = vec![Vec::with_capacity(1); draws.len()];
         let mut going_on: Vec<usize> = (0..draws.len()).collect();
@@ -261,8 +291,29 @@ impl HostExecutor {
     }
 }
 
+impl HostExecutor {
+    /// The tokens of a step.
+    fn draw(&mut self, computed: &Computed) -> Result<StepOutput, EngineError> {
+        let Computed { logits, draws, num_draws_of, forward_time, move_time } = computed;
+        let started = Instant::now();
+        let tokens = self.sample(logits, draws)?;
+        Ok(StepOutput {
+            ends: ends_of_rows(&tokens, num_draws_of),
+            tokens: tokens.concat(),
+            forward_time: *forward_time,
+            sample_time: started.elapsed(),
+            move_time: *move_time,
+            is_first_of_kind: false,
+        })
+    }
+}
+
 impl Executor for HostExecutor {
     fn reset(&mut self) -> Result<(), EngineError> {
+        // Another rank sends their tokens, wanted or not.
+        while let Some(computed) = self.computed.pop_front() {
+            self.draw(&computed)?;
+        }
         self.prompts.clear();
         self.seqs.clear();
         self.outputs.clear();
@@ -283,7 +334,7 @@ impl Executor for HostExecutor {
                 RowId::Prompt(group_idx) => {
                     self.add_prompt(group_idx, row, &mut batch)?;
                     let ids = (0..row.draws).map(|response_idx| SeqId { group_idx, response_idx });
-                    draws.extend(ids.map(|id| Draw { id, logits_row, drafts: &[] }));
+                    draws.extend(ids.map(|id| Draw { id, logits_row, drafts: Vec::new() }));
                     num_logits += row.draws.min(1) as usize;
                     num_draws_of.push(row.draws as usize);
                 }
@@ -292,7 +343,7 @@ impl Executor for HostExecutor {
                     let (drafts, left) = drafts_left.split_at(num_drafts);
                     drafts_left = left;
                     self.add_response(id, row, drafts, &mut batch)?;
-                    draws.push(Draw { id, logits_row, drafts });
+                    draws.push(Draw { id, logits_row, drafts: drafts.to_vec() });
                     num_logits += row.draws as usize;
                     num_draws_of.push(1);
                 }
@@ -305,22 +356,25 @@ impl Executor for HostExecutor {
         let move_time = started.elapsed();
         let logits = self.model.forward(&batch)?; // [num_logits, padded_vocab_size]
         let forward_time = started.elapsed();
-        let started = Instant::now();
-        let tokens = self.sample(&logits, &draws)?;
-        let sample_time = started.elapsed();
-        self.outputs.push_back(StepOutput {
-            ends: ends_of_rows(&tokens, &num_draws_of),
-            tokens: tokens.concat(),
-            forward_time,
-            sample_time,
-            move_time,
-            is_first_of_kind: false,
-        });
+        let computed = Computed { logits, draws, num_draws_of, forward_time, move_time };
+        if self.stage.is_last {
+            let output = self.draw(&computed)?;
+            self.outputs.push_back(output);
+        } else {
+            self.computed.push_back(computed);
+        }
         Ok(())
     }
 
     fn collect(&mut self) -> Result<StepOutput, EngineError> {
-        Ok(self.outputs.pop_front().unwrap_or_default())
+        match self.computed.pop_front() {
+            Some(computed) => self.draw(&computed),
+            None => Ok(self.outputs.pop_front().unwrap_or_default()),
+        }
+    }
+
+    fn num_sets(&self) -> usize {
+        self.stage.num_stages
     }
 
     fn prompt_cut_tokens(&self) -> Option<usize> {

@@ -178,7 +178,7 @@ fn what_cannot_be_drawn_behind_a_wrong_draft_is_no_error() {
     let requests: Vec<Request> = (0..4).map(|idx| request(idx, 5, 2, 12)).collect();
     let (expect, _) = run(&mut engine_ahead(params(), &["ab"], roomy(), 0), &requests);
     let choosy = Box::new(Choosy(sampler(params())));
-    let executor = HostExecutor::new(Box::new(FakeModel::default()), choosy);
+    let executor = HostExecutor::new(Box::new(FakeModel::default()), choosy, Stage::ONLY);
     let mut engine = engine_of(executor, &["ab"], roomy()).with_proposer(Box::new(Outsider));
     let (actual, stats) = run(&mut engine, &requests);
     assert_eq!(actual, expect);

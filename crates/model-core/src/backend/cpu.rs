@@ -20,10 +20,10 @@ use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool, packed_shape};
 use crate::layers::rotary::RotaryTables;
-use crate::parallel::{HostRanks, ModelRanks};
 use crate::ops::{
     HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap, scale_f32,
 };
+use crate::parallel::{HostRanks, ModelRanks};
 
 /// The CPU kernels with their threads and scratch memory.
 #[derive(Debug)]

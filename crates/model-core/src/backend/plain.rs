@@ -21,8 +21,8 @@ use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool};
 use crate::layers::rotary::RotaryTables;
-use crate::parallel::{HostRanks, ModelRanks};
 use crate::ops::{HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap};
+use crate::parallel::{HostRanks, ModelRanks};
 use crate::upload::to_device;
 use crate::{AttentionSwitches, ModelError};
 

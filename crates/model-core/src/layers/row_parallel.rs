@@ -52,7 +52,11 @@ impl<S: StepState> RowParallel<S> {
 
 impl<L> PiecedLinear<L> {
     /// float32 `[num_tokens, hidden_size]`: what this rank's pieces, each a linear layer, add up to.
-    pub(crate) fn own_sum<S: StepState<Linear = L>>(&self, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError>
+    pub(crate) fn own_sum<S: StepState<Linear = L>>(
+        &self,
+        x: &Tensor,
+        at: &mut S,
+    ) -> Result<Tensor, ModelError>
     where
         L: LinearOp<S>,
     {

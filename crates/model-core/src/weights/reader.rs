@@ -78,7 +78,10 @@ impl<'a, L: Loader> Reader<'a, L> {
             if meta.shape != tensor.shape() {
                 return None;
             }
-            Some((name.to_owned(), read_regions(source, name, meta.dtype, &tensor.regions(place).ok()?).ok()?))
+            Some((
+                name.to_owned(),
+                read_regions(source, name, meta.dtype, &tensor.regions(place).ok()?).ok()?,
+            ))
         };
         self.ahead = to_copy.par_iter().filter_map(read).collect();
     }
@@ -153,10 +156,11 @@ impl<'a, L: Loader> Reader<'a, L> {
 
     /// Puts what is interleaved for the rotation into the order of the layers.
     fn put_in_order(&self, layer: Option<usize>, module: Module, stored: &mut Stored<'_>) {
-        let attention = layer.and_then(|idx| self.spec.layers.get(idx)?.attention.clone()).map(|mut attention| {
-            attention.heads = attention.heads.of_rank(self.place.tp_size as usize);
-            attention
-        });
+        let attention =
+            layer.and_then(|idx| self.spec.layers.get(idx)?.attention.clone()).map(|mut attention| {
+                attention.heads = attention.heads.of_rank(self.place.tp_size as usize);
+                attention
+            });
         let attention = attention.as_ref();
         let order = match module {
             Module::Qkv => attention.and_then(interleaved::row_order),

@@ -39,9 +39,10 @@ pub(super) fn take_regions<'a>(
 ) -> Cow<'a, [u8]> {
     let row_bytes = shape.iter().skip(1).fold(elem_bytes, |bytes, &dim| bytes.saturating_mul(dim as usize));
     let take = |region: &Region| {
-        let rows = region.ranges.first().map_or(0..0, |rows| {
-            rows.start as usize * row_bytes..rows.end as usize * row_bytes
-        });
+        let rows = region
+            .ranges
+            .first()
+            .map_or(0..0, |rows| rows.start as usize * row_bytes..rows.end as usize * row_bytes);
         let of_rows = whole.get(rows).unwrap_or_default();
         match (shape, region.ranges.as_slice()) {
             (&[_, num_columns], [_, across]) if *across != (0..num_columns) => {
@@ -78,7 +79,8 @@ mod tests {
     fn rows_are_borrowed_and_columns_copied() {
         let whole: Vec<u8> = (0..24).collect();
         let take = |ranges: &[[Range<u64>; 2]]| {
-            let regions: Vec<Region> = ranges.iter().map(|ranges| Region { ranges: ranges.to_vec() }).collect();
+            let regions: Vec<Region> =
+                ranges.iter().map(|ranges| Region { ranges: ranges.to_vec() }).collect();
             take_regions(&whole, &[4, 3], 2, &regions)
         };
         let rows = take(&[[1..3, 0..3]]);

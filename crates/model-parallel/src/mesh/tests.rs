@@ -19,7 +19,11 @@ fn as_ranks<T: Send>(num_ranks: usize, limit: Duration, run: impl Fn(Mesh) -> T 
             .into_iter()
             .enumerate()
             .map(|(mine, meeting)| {
-                scope.spawn(move || run(meeting.join(mine, members, Patience { join: LIMIT, silence: limit }, &mut || Ok(())).unwrap()))
+                scope.spawn(move || {
+                    run(meeting
+                        .join(mine, members, Patience { join: LIMIT, silence: limit }, &mut || Ok(()))
+                        .unwrap())
+                })
             })
             .collect();
         started.into_iter().map(|rank| rank.join().unwrap()).collect()
@@ -107,11 +111,14 @@ fn strangers_are_sent_away() {
     let meeting = Meeting::open().unwrap();
     let invitation = meeting.invitation("localhost").unwrap();
     assert_eq!(crate::Invitation::parse(&invitation.to_string()), Some(invitation.clone()));
-    let port: u16 = invitation.to_string().rsplit_once('/').unwrap().0.rsplit_once(':').unwrap().1.parse().unwrap();
+    let port: u16 =
+        invitation.to_string().rsplit_once('/').unwrap().0.rsplit_once(':').unwrap().1.parse().unwrap();
     let mut stranger = std::net::TcpStream::connect(("localhost", port)).unwrap();
     std::io::Write::write_all(&mut stranger, &[7; 12]).unwrap();
     let member = |name: &str| Member { name: name.to_owned(), invitation: invitation.clone() };
     let members = [member("rank 0"), member("rank 1")];
-    let error = meeting.join(0, &members, Patience { join: Duration::from_millis(100), silence: LIMIT }, &mut || Ok(())).unwrap_err();
+    let error = meeting
+        .join(0, &members, Patience { join: Duration::from_millis(100), silence: LIMIT }, &mut || Ok(()))
+        .unwrap_err();
     insta::assert_snapshot!(error, @"rank 1 did not come within 0 s");
 }

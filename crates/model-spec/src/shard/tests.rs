@@ -58,7 +58,9 @@ fn more_ranks_than_groups_have_their_keys_and_values_several_times() {
 
 #[test]
 fn a_part_is_a_model_of_the_shapes_of_its_regions() {
-    for (model, sizes) in [(llama().spec(ROWS), [1, 2, 4]), (gpt().spec(ROWS), [1, 2, 4]), (mixed(), [1, 2, 4])] {
+    for (model, sizes) in
+        [(llama().spec(ROWS), [1, 2, 4]), (gpt().spec(ROWS), [1, 2, 4]), (mixed(), [1, 2, 4])]
+    {
         for (tp_size, tp_rank) in sizes.into_iter().flat_map(|size| (0..size).map(move |rank| (size, rank))) {
             let at = ShardPlace { tp_rank, tp_size, layers: 1..2 };
             let part = at.part_of(&model).unwrap();

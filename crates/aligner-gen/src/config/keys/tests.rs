@@ -69,8 +69,13 @@ fn a_key_is_read_when_its_row_says_so() {
     .flatten()
     .collect();
     // Read before the rest can be resolved, or as a whole.
-    let apart = ["pretrained_checkpoint.restore_from_path", "model.overwrite_base_config", "model.tokenizer",
-        "model.tensor_model_parallel_size", "model.pipeline_model_parallel_size"];
+    let apart = [
+        "pretrained_checkpoint.restore_from_path",
+        "model.overwrite_base_config",
+        "model.tokenizer",
+        "model.tensor_model_parallel_size",
+        "model.pipeline_model_parallel_size",
+    ];
     read.extend(apart.map(str::to_owned));
     // Blocks whose keys have rows of their own.
     let blocks: Vec<String> =

@@ -71,7 +71,8 @@ pub(super) fn choose(
         None if abilities.pipeline.is_err() => vec![1],
         None => (1..=num_layers.min(ranks.world_size)).collect(),
     };
-    let all = pipelines.iter().flat_map(|&pipeline| tensors.iter().map(move |&tensor| Sizes { tensor, pipeline }));
+    let all =
+        pipelines.iter().flat_map(|&pipeline| tensors.iter().map(move |&tensor| Sizes { tensor, pipeline }));
     let allowed: Vec<Sizes> = all.filter(|&sizes| divides(sizes)).collect();
     let Some(&first) = allowed.first() else { return Err(contradiction(wish, ranks)) };
     // The fewest ranks, and of those the fewest stages.
@@ -79,12 +80,21 @@ pub(super) fn choose(
     Ok(allowed.iter().filter(|&&sizes| fits(sizes)).min_by_key(by_ranks).copied().unwrap_or(first))
 }
 
-fn check_tensor(
-    tensor: u32,
-    ranks: Ranks,
-    possible: &[u32],
+/// The fewest ranks that a model fits, and of those with as many the fewest stages.
+pub(super) fn fewest_ranks(
+    model: &ModelSpec,
     abilities: Abilities,
-) -> Result<(), Failure> {
+    fits: &dyn Fn(Sizes) -> bool,
+) -> Option<Sizes> {
+    const MOST_STAGES: usize = 64;
+    let tensors = if abilities.tensor.is_ok() { model.tensor_parallel_sizes() } else { vec![1] };
+    let most_stages = if abilities.pipeline.is_ok() { model.layers.len().min(MOST_STAGES) as u32 } else { 1 };
+    let all =
+        (1..=most_stages).flat_map(|pipeline| tensors.iter().map(move |&tensor| Sizes { tensor, pipeline }));
+    all.filter(|&sizes| fits(sizes)).min_by_key(|sizes| (sizes.tensor * sizes.pipeline, sizes.pipeline))
+}
+
+fn check_tensor(tensor: u32, ranks: Ranks, possible: &[u32], abilities: Abilities) -> Result<(), Failure> {
     if tensor > 1
         && let Err(reason) = abilities.tensor
     {
@@ -122,7 +132,11 @@ fn contradiction(wish: &ParallelPlan, ranks: Ranks) -> Failure {
 pub(super) fn places(model: &ModelSpec, sizes: Sizes, numerics: &Numerics) -> Vec<ShardPlace> {
     let stages = model.stages(sizes.pipeline as usize, numerics).unwrap_or_default();
     let of_stage = |layers: std::ops::Range<usize>| {
-        (0..sizes.tensor).map(move |tp_rank| ShardPlace { tp_rank, tp_size: sizes.tensor, layers: layers.clone() })
+        (0..sizes.tensor).map(move |tp_rank| ShardPlace {
+            tp_rank,
+            tp_size: sizes.tensor,
+            layers: layers.clone(),
+        })
     };
     stages.into_iter().flat_map(of_stage).collect()
 }

@@ -168,7 +168,39 @@ impl Setup {
     }
 
     pub(crate) fn memory(&self, demand: Demand) -> Result<MemoryPlan, Failure> {
-        MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, (&self.place, self.reduction), demand)
+        let part = (&self.place, self.reduction);
+        MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, part, demand)
+            .map_err(|failure| self.with_layout_that_fits(failure, demand))
+    }
+
+    /// A refusal for want of memory, with the layout of the fewest ranks that would do.
+    fn with_layout_that_fits(&self, failure: Failure, demand: Demand) -> Failure {
+        if failure.status != ExitStatus::Device {
+            return failure;
+        }
+        let model = self.model_config.spec_of(self.checkpoint.tensors());
+        let total_bytes = device::total_bytes(self.options.device).unwrap_or(0);
+        let abilities = abilities(self.options);
+        let fits = |sizes: layout::Sizes| {
+            let places = layout::places(&model, sizes, &self.options.numerics);
+            let reduction = if sizes.tensor > 1 { Reduction::Tree } else { self.reduction };
+            places
+                .iter()
+                .all(|place| memory::fits(&model, self.options, (place, reduction), demand, total_bytes))
+        };
+        match layout::fewest_ranks(&model, abilities, &fits) {
+            Some(layout::Sizes { tensor, pipeline }) if tensor * pipeline > 1 => Failure {
+                status: failure.status,
+                error: anyhow::anyhow!(
+                    "{}; {} ranks with as much memory each would hold it: {}={tensor} {}={pipeline}",
+                    failure.sentence(),
+                    tensor * pipeline,
+                    config::parallel::TENSOR,
+                    config::parallel::PIPELINE
+                ),
+            },
+            _ => failure,
+        }
     }
 
     /// The way to the other ranks of this rank's replica, where there are others.
@@ -266,24 +298,31 @@ fn choose_sizes(
     ranks: layout::Ranks,
     neighbours: Neighbours,
 ) -> Result<layout::Sizes, Failure> {
-    const STAGES: &str = "pipeline stages are computed on the CPU only so far; tensor-parallel ranks share a model on GPUs";
-    const PLAIN: &str = "libtorch's products have other bits for each number of ranks that share a layer: set \
-                         `trainer.generation.trt_llm.enable=true`";
-    let abilities = match (options.device, options.backend) {
-        (Device::Cpu, Backend::Fused) => layout::Abilities { tensor: Ok(()), pipeline: Ok(()) },
-        (Device::Cpu, Backend::Plain) => layout::Abilities { tensor: Err(PLAIN), pipeline: Ok(()) },
-        (_, Backend::Fused) => layout::Abilities { tensor: Ok(()), pipeline: Err(STAGES) },
-        (_, Backend::Plain) => layout::Abilities { tensor: Err(PLAIN), pipeline: Err(STAGES) },
-    };
+    let abilities = abilities(options);
     let total_bytes = device::total_bytes(options.device).unwrap_or(u64::MAX);
     // The prompts are not known yet: at the least the cache of one token.
-    let demand = Demand { longest_sequence_tokens: 1, num_sequences: 1, neighbours, limits: RoomPlan::default() };
+    let demand =
+        Demand { longest_sequence_tokens: 1, num_sequences: 1, neighbours, limits: RoomPlan::default() };
     let fits = |sizes: layout::Sizes| {
         let places = layout::places(model, sizes, &options.numerics);
         let reduction = plan.parallel.reduction(sizes.tensor).unwrap_or_default();
         places.iter().all(|place| memory::fits(model, options, (place, reduction), demand, total_bytes))
     };
     layout::choose(&plan.parallel, ranks, model, abilities, &fits)
+}
+
+/// How ranks may share a model with these kernels.
+fn abilities(options: LoadOptions) -> layout::Abilities {
+    const STAGES: &str =
+        "pipeline stages are computed on the CPU only so far; tensor-parallel ranks share a model on GPUs";
+    const PLAIN: &str = "libtorch's products have other bits for each number of ranks that share a layer: set \
+                         `trainer.generation.trt_llm.enable=true`";
+    match (options.device, options.backend) {
+        (Device::Cpu, Backend::Fused) => layout::Abilities { tensor: Ok(()), pipeline: Ok(()) },
+        (Device::Cpu, Backend::Plain) => layout::Abilities { tensor: Err(PLAIN), pipeline: Ok(()) },
+        (_, Backend::Fused) => layout::Abilities { tensor: Ok(()), pipeline: Err(STAGES) },
+        (_, Backend::Plain) => layout::Abilities { tensor: Err(PLAIN), pipeline: Err(STAGES) },
+    }
 }
 
 fn world_size(role: &Role) -> u32 {

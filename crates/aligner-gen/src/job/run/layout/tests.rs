@@ -13,7 +13,11 @@ fn wish(tensor: Option<u32>, pipeline: Option<u32>) -> ParallelPlan {
     ParallelPlan { tensor, pipeline, ..ParallelPlan::default() }
 }
 
-fn sizes(wish: ParallelPlan, (world_size, local_size): (u32, u32), needed: u32) -> Result<(u32, u32), String> {
+fn sizes(
+    wish: ParallelPlan,
+    (world_size, local_size): (u32, u32),
+    needed: u32,
+) -> Result<(u32, u32), String> {
     let fits = |sizes: Sizes| sizes.tensor * sizes.pipeline >= needed;
     choose(&wish, Ranks { world_size, local_size }, &model(), ALL, &fits)
         .map(|sizes| (sizes.tensor, sizes.pipeline))
@@ -44,10 +48,14 @@ fn contradictions_print_all_numbers() {
     insta::assert_snapshot!(refusal(wish(None, Some(33)), (66, 66)), @"");
     let cannot = Abilities { tensor: Err("not here"), pipeline: Err("nor here") };
     let ranks = Ranks { world_size: 4, local_size: 4 };
-    let refusal = |wish: ParallelPlan| choose(&wish, ranks, &model(), cannot, &|_| true).unwrap_err().sentence();
+    let refusal =
+        |wish: ParallelPlan| choose(&wish, ranks, &model(), cannot, &|_| true).unwrap_err().sentence();
     insta::assert_snapshot!(refusal(wish(Some(2), None)), @"");
     insta::assert_snapshot!(refusal(wish(None, Some(2))), @"");
-    assert_eq!(choose(&wish(None, None), ranks, &model(), cannot, &|_| false).unwrap(), Sizes { tensor: 1, pipeline: 1 });
+    assert_eq!(
+        choose(&wish(None, None), ranks, &model(), cannot, &|_| false).unwrap(),
+        Sizes { tensor: 1, pipeline: 1 }
+    );
 }
 
 #[test]
