@@ -15,7 +15,8 @@ use crate::{FormatError, model_keys, tokenizer};
 pub(crate) const CONFIG: &str = "context/model.yaml";
 /// The distributed checkpoint.
 pub(crate) const WEIGHTS: &str = "weights";
-const CONTEXT: &str = "context/";
+/// The description and the tokenizer lie below it.
+pub(crate) const CONTEXT: &str = "context/";
 
 /// Fields whose key is the same in both, or that the model refuses under this name.
 const SAME: [&str; 31] = [

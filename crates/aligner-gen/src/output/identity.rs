@@ -208,6 +208,9 @@ pub(crate) struct Compute {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Inputs {
     pub(crate) checkpoint: String,
+    /// What is added to its weights, in this order. Absent in records from before anything could be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) adapters: Vec<String>,
     pub(crate) tokenizer: String,
     /// Absent for ranks that do not read the data.
     #[serde(skip_serializing_if = "Option::is_none")]

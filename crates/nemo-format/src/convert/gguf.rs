@@ -11,8 +11,8 @@ use model_spec::{
 use super::arch::{ModelArch, Rope, RopeExtension, size};
 use super::canonical::biases;
 use super::family::Family;
-use super::names::GGUF_LLAMA;
 use super::{gguf_keys, rope_factors};
+use crate::names::GGUF_LLAMA;
 use crate::{FormatError, GgufSource, GgufValue, SourceNote, TensorSource};
 
 /// llama.cpp's defaults for keys left out.

@@ -12,11 +12,11 @@ use model_spec::{
 
 use super::arch::{ModelArch, Rope, RopeExtension, size};
 use super::family::Family;
-use super::names::{self, NameMap};
 use super::rows::missing;
 use super::stated_biases::StatedBiases;
 use super::wrappers;
 use crate::huggingface::{HfConfig, HfRope};
+use crate::names::{self, NameMap};
 use crate::{FormatError, SourceNote, TensorSource};
 
 /// Context length of Llama-2 and most others.

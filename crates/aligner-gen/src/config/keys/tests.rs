@@ -69,7 +69,12 @@ fn a_key_is_read_when_its_row_says_so() {
     .flatten()
     .collect();
     // Read before the rest can be resolved, or as a whole.
-    let apart = ["pretrained_checkpoint.restore_from_path", "model.overwrite_base_config", "model.tokenizer"];
+    let apart = [
+        "pretrained_checkpoint.restore_from_path",
+        "model.peft.restore_from_path",
+        "model.overwrite_base_config",
+        "model.tokenizer",
+    ];
     read.extend(apart.map(str::to_owned));
     // Blocks whose keys have rows of their own.
     let blocks: Vec<String> =

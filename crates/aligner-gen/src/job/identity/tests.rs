@@ -20,7 +20,7 @@ const CUTTING: &[&str] = &["model.data.chat=false", TEMPLATE, "model.data.train_
 const FAST: &[&str] = &["trainer.generation.trt_llm.enable=true"];
 
 /// What of an identity does not come from the plan and the model: files, and the device that is found.
-const FROM_ELSEWHERE: [&str; 4] = ["checkpoint", "tokenizer", "data", "device"];
+const FROM_ELSEWHERE: [&str; 5] = ["checkpoint", "adapters", "tokenizer", "data", "device"];
 
 /// A key, what it needs to have a meaning, and another value; where there are more overrides, they go with it.
 type Change = (&'static str, &'static [&'static str], &'static [&'static str]);
@@ -204,11 +204,12 @@ fn every_key_that_is_read_changes_texts_or_is_listed() {
 #[test]
 fn files_device_and_attention_are_compared() {
     let mut whole = identity(&[]).unwrap().record().unwrap();
-    whole["inputs"] = json!({"checkpoint": "a", "tokenizer": "a", "data": "a"});
+    whole["inputs"] = json!({"checkpoint": "a", "adapters": ["a"], "tokenizer": "a", "data": "a"});
     for name in FROM_ELSEWHERE.into_iter().chain(["attention backend"]) {
         let mut other = whole.clone();
         let group = if other["inputs"].get(name).is_some() { "inputs" } else { "compute" };
-        other[group][name] = json!("other");
+        let is_list = other[group][name].is_array();
+        other[group][name] = if is_list { json!(["other"]) } else { json!("other") };
         let [before, after] = [&whole, &other].map(|recorded| Identity::read(recorded).unwrap());
         let changes = before.changes(&after);
         assert!(changes.len() == 1 && changes[0].starts_with(&format!("`{name}`")), "{name}: {changes:?}");

@@ -16,9 +16,9 @@ use model_spec::{Module, Part, TensorId, TensorSpec, parse_name};
 use self::config::{NemoConfig, read_arch};
 use super::arch::{Biases, ModelArch};
 use super::family::Announced;
-use super::names::{LLAMA, Qkv};
 use super::rows::{Piece, PieceFrom, RowSource, Values};
 use super::{ConvertNote, Converted};
+use crate::names::{LLAMA, Qkv};
 use crate::writer::FolderFile;
 use crate::{DType, FormatError, TensorSource};
 
