@@ -85,7 +85,11 @@ impl<S: StepState> Gpt<S> {
     /// float32 `[num_rows, padded_vocab_size]`.
     fn logits(&mut self, residual: &Tensor) -> Result<Tensor, ModelError> {
         let hidden = self.state.norm(residual, &self.weights.final_norm)?;
-        self.weights.output.run(&hidden, Epilogue::Logits, &mut self.state)
+        let mut logits = self.weights.output.run(&hidden, Epilogue::Logits, &mut self.state)?;
+        if let Some(softcap) = self.config.uniform.output.softcap {
+            let _ = logits.f_div_scalar_(softcap)?.f_tanh_()?.f_mul_scalar_(softcap)?;
+        }
+        Ok(logits)
     }
 
     /// The rows of logits that the batch asks for. `residual`: `[at least num_tokens, hidden_size]`, as a backend may have

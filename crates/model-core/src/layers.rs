@@ -36,6 +36,8 @@ pub(crate) struct Attention<S: StepState> {
     pub(crate) head_norms: Option<(HeadLayout, HeadNorms)>,
     pub(crate) op: S::Attention,
     pub(crate) proj: S::Linear,
+    /// The norm of the output, before it is added to the residual stream.
+    pub(crate) post_norm: Option<Norm>,
 }
 
 /// `linear_fc1`, its activation, `linear_fc2`.
@@ -43,6 +45,8 @@ pub(crate) struct Mlp<S: StepState> {
     pub(crate) fc1: S::Linear,
     pub(crate) activation: Activation,
     pub(crate) fc2: S::Linear,
+    /// The norm of the output, before it is added to the residual stream.
+    pub(crate) post_norm: Option<Norm>,
 }
 
 impl<S: StepState> Layer<S> {
@@ -59,7 +63,7 @@ impl<S: StepState> Layer<S> {
                 if let Some((norm, attention)) = attention {
                     let x = at.norm(&residual, norm)?;
                     let attended = attention.attend(&x, step, cache, at)?;
-                    residual = attention.proj.run(&attended, Epilogue::AddTo(residual), at)?;
+                    residual = attention.add_to(residual, &attended, at)?;
                 }
                 if let Some((norm, mlp)) = mlp {
                     let x = at.norm(&residual, norm)?;
@@ -74,7 +78,7 @@ impl<S: StepState> Layer<S> {
                     Some(norm) => at.norm(&residual, norm)?,
                     None => x,
                 };
-                residual = attention.proj.run(&attended, Epilogue::AddTo(residual), at)?;
+                residual = attention.add_to(residual, &attended, at)?;
                 mlp.add_to(residual, &x, at)
             }
         }
@@ -110,10 +114,15 @@ impl<S: StepState> Layer<S> {
             }
             Self::Parallel { attention_norm, mlp_norm, .. } => [Some(attention_norm), mlp_norm.as_ref()],
         };
-        let of_heads = self.parts().0.and_then(|part| part.head_norms.as_ref());
+        let (attention, mlp) = self.parts();
+        let of_heads = attention.and_then(|part| part.head_norms.as_ref());
+        let posts = [
+            attention.and_then(|part| part.post_norm.as_ref()),
+            mlp.and_then(|part| part.post_norm.as_ref()),
+        ];
         self.linears().map(|(linear, _)| linear.size_bytes()).sum::<u64>()
             + of_heads.map_or(0, |(_, norms)| norms.query.size_bytes() + norms.key.size_bytes())
-            + norms.into_iter().flatten().map(Norm::size_bytes).sum::<u64>()
+            + norms.into_iter().chain(posts).flatten().map(Norm::size_bytes).sum::<u64>()
     }
 }
 
@@ -132,12 +141,31 @@ impl<S: StepState> Attention<S> {
         }
         self.op.run(&qkv, step, cache, at)
     }
+
+    /// `residual += linear_proj(attended)`.
+    fn add_to(&self, residual: Tensor, attended: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
+        add_output(&self.proj, self.post_norm.as_ref(), residual, attended, at)
+    }
+}
+
+/// Adds the output of the last linear layer of a part, or its norm, to the residual stream.
+fn add_output<S: StepState>(
+    linear: &S::Linear,
+    post_norm: Option<&Norm>,
+    mut residual: Tensor,
+    x: &Tensor,
+    at: &mut S,
+) -> Result<Tensor, ModelError> {
+    let Some(norm) = post_norm else { return linear.run(x, Epilogue::AddTo(residual), at) };
+    let output = linear.run(x, Epilogue::Store, at)?;
+    let _ = residual.f_add_(&at.norm(&output, norm)?)?;
+    Ok(residual)
 }
 
 impl<S: StepState> Mlp<S> {
     /// `residual += mlp(x)`.
     fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
         let activated = self.fc1.run(x, Epilogue::Activate(self.activation), at)?;
-        self.fc2.run(&activated, Epilogue::AddTo(residual), at)
+        add_output(&self.fc2, self.post_norm.as_ref(), residual, &activated, at)
     }
 }

@@ -24,6 +24,8 @@ pub(crate) struct NameMap {
     pub(crate) fc2: &'static str,
     pub(crate) attention_norm: &'static str,
     pub(crate) mlp_norm: Option<&'static str>,
+    /// The norms of the outputs of attention and of the MLP.
+    pub(crate) post_norms: Option<[&'static str; 2]>,
     pub(crate) final_norm: &'static str,
     pub(crate) output: &'static str,
     pub(crate) linear: Linear,
@@ -66,9 +68,17 @@ pub(crate) const LLAMA: NameMap = NameMap {
     fc2: "mlp.down_proj",
     attention_norm: "input_layernorm",
     mlp_norm: Some("post_attention_layernorm"),
+    post_norms: None,
     final_norm: "norm",
     output: "lm_head",
     linear: Linear::RowsOut,
+};
+
+/// Gemma 2 and 3.
+pub(crate) const GEMMA2: NameMap = NameMap {
+    mlp_norm: Some("pre_feedforward_layernorm"),
+    post_norms: Some(["post_attention_layernorm", "post_feedforward_layernorm"]),
+    ..LLAMA
 };
 
 pub(crate) const NEMOTRON: NameMap = NameMap { fc1: &["mlp.up_proj"], ..LLAMA };
@@ -86,6 +96,7 @@ pub(crate) const GGUF_LLAMA: NameMap = NameMap {
     fc2: "ffn_down",
     attention_norm: "attn_norm",
     mlp_norm: Some("ffn_norm"),
+    post_norms: None,
     final_norm: "output_norm",
     output: "output",
     linear: Linear::RowsOut,
@@ -104,6 +115,7 @@ pub(crate) const FALCON: NameMap = NameMap {
     fc2: "mlp.dense_4h_to_h",
     attention_norm: "input_layernorm",
     mlp_norm: None,
+    post_norms: None,
     final_norm: "ln_f",
     output: "lm_head",
     linear: Linear::RowsOut,
@@ -129,6 +141,7 @@ pub(crate) const GPT2: NameMap = NameMap {
     fc2: "mlp.c_proj",
     attention_norm: "ln_1",
     mlp_norm: Some("ln_2"),
+    post_norms: None,
     final_norm: "ln_f",
     output: "lm_head",
     linear: Linear::RowsIn,
@@ -157,6 +170,7 @@ pub(crate) const GPT_NEOX: NameMap = NameMap {
     fc2: "mlp.dense_4h_to_h",
     attention_norm: "input_layernorm",
     mlp_norm: Some("post_attention_layernorm"),
+    post_norms: None,
     final_norm: "final_layer_norm",
     output: "embed_out",
     linear: Linear::RowsOut,
@@ -215,6 +229,8 @@ impl NameMap {
             Module::Proj => self.proj,
             Module::MlpNorm => self.mlp_norm?,
             Module::Fc2 => self.fc2,
+            Module::PostAttentionNorm => self.post_norms?[0],
+            Module::PostMlpNorm => self.post_norms?[1],
             Module::FinalNorm => self.final_norm,
             Module::Output => return Some(self.output(suffix)),
             Module::Qkv | Module::Fc1 => return None,

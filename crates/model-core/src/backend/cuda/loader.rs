@@ -11,13 +11,14 @@ use super::{CudaAttention, CudaLinear, CudaState, HeadKernels};
 use crate::ModelError;
 use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
-use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_softcap, scale_f32};
+use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_on_gpu, scale_f32};
 
 /// Uploads weights and compiles kernels; its page-locked memory goes when the model is loaded.
 #[derive(Debug)]
 pub(crate) struct CudaLoader {
     state: CudaState,
     uploader: Uploader,
+    max_seq_len_tokens: usize,
 }
 
 impl CudaLoader {
@@ -37,7 +38,7 @@ impl CudaLoader {
             rotary: RotaryTables::new(max_seq_len_tokens),
             device_rotary: Vec::new(),
         };
-        Ok(Self { state, uploader: Uploader::new(&device)? })
+        Ok(Self { state, uploader: Uploader::new(&device)?, max_seq_len_tokens })
     }
 
     /// Index of the kernels for these heads, which are compiled, or taken from the cache on disk.
@@ -88,7 +89,7 @@ impl Loader for CudaLoader {
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CudaAttention, ModelError> {
-        refuse_softcap(spec)?;
+        refuse_on_gpu(spec, self.max_seq_len_tokens)?;
         Ok(CudaAttention {
             layer_idx,
             heads: spec.heads,
