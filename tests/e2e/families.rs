@@ -4,10 +4,12 @@ use nemo_format::{ConvertOptions, convert_checkpoint};
 
 use crate::support::{Job, fixture};
 
-const FAMILIES: [(&str, &str); 15] = [
+const FAMILIES: [(&str, &str); 17] = [
     ("falcon40b", "falcon"),
     ("falcon7b", "falcon"),
     ("gemma", "gemma"),
+    ("gemma2", "gemma"),
+    ("gemma3", "gemma"),
     ("gpt2", "gptnext"),
     ("gpt_neox", "gptnext"),
     ("gpt_neox_sequential", "gptnext"),

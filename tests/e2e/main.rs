@@ -5,6 +5,7 @@
     reason = "clippy knows test functions, not the helpers beside them; a test fails by panicking"
 )]
 
+mod adapters;
 mod commands;
 mod complete;
 mod config;

@@ -35,6 +35,9 @@ pub(crate) struct ConvertCheckpointArgs {
     /// A tokenizer to use instead of the input's: a folder, a tokenizer.json or a SentencePiece .model file
     #[arg(long, value_name = "PATH", aliases = ["tokenizer_path", "tokenizer-path"])]
     tokenizer: Option<PathBuf>,
+    /// A LoRA adapter to merge into the weights, of NeMo 1, NeMo 2, Megatron-Bridge or PEFT; several are added in their order
+    #[arg(long, value_name = "PATH")]
+    adapter: Vec<PathBuf>,
     /// Replace the output if it exists
     #[arg(long)]
     overwrite: bool,
@@ -124,6 +127,7 @@ pub(crate) fn run(args: &ConvertCheckpointArgs) -> anyhow::Result<()> {
     let options = ConvertOptions {
         dtype: args.dtype.map(FloatType::dtype),
         tokenizer: args.tokenizer.clone(),
+        adapters: args.adapter.clone(),
         overwrite: if args.overwrite { Overwrite::Replace } else { Overwrite::Refuse },
         check_tokenizer: Some(&check_tokenizer),
         progress: io::stderr().is_terminal().then_some(&progress as &(dyn Fn(WriteProgress) + Sync)),

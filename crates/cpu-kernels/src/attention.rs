@@ -8,7 +8,7 @@ use super::buffer::SharedPtr;
 use super::elem::Elem;
 use super::isa::{Isa, multiversion};
 use super::kv::{BLOCK_TOKENS, KvLayer};
-use super::math::{exp, sum_lanes};
+use super::math::{exp, sum_lanes, tanh};
 use super::pool::Pool;
 use super::tile::{Acc, Init, MAX_ROWS, PANEL, Panel, Rows, Share, Tiles, Units};
 
@@ -53,6 +53,10 @@ pub struct HeadShape {
     pub head_dim: usize,
     /// Factor of the scores, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Scores become `softcap * tanh(score / softcap)`.
+    pub softcap: Option<f32>,
+    /// How many tokens a token sees, itself among them; at least 1. All before it where there is none.
+    pub window: Option<usize>,
 }
 
 impl HeadShape {
@@ -211,6 +215,12 @@ struct Softmax {
     correction: [f32; MAX_ROWS],
 }
 
+/// The keys of one block that each row sees.
+struct Seen {
+    first: [usize; MAX_ROWS],
+    end: [usize; MAX_ROWS],
+}
+
 /// `next`: what the same thread will most likely do after, for fetching ahead.
 fn attend_tile<E: Elem, const CHUNKS: usize>(
     isa: Isa,
@@ -232,16 +242,24 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
     let mut outputs: [Acc; CHUNKS] = [[[0.0; PANEL]; MAX_ROWS]; CHUNKS];
     let mut probs = [[E::default(); BLOCK_TOKENS]; MAX_ROWS];
     let num_blocks = position_of(tile.len - 1) / BLOCK_TOKENS + 1;
-    for (block_idx, &block) in sequence.block_table[..num_blocks].iter().enumerate() {
+    let first_seen = |row: usize| match step.heads.window {
+        Some(window) => (position_of(row) + 1).saturating_sub(window),
+        None => 0,
+    };
+    // Blocks that no row sees would change no bit of any.
+    let first_block = first_seen(0) / BLOCK_TOKENS;
+    for (block_idx, &block) in sequence.block_table[..num_blocks].iter().enumerate().skip(first_block) {
         let (next_block, next_group) = match sequence.block_table[..num_blocks].get(block_idx + 1) {
             Some(&next_block) => (next_block, tile.group),
             None => (next.sequence.block_table[0], next.group),
         };
         // SAFETY: blocks and groups exist.
         let next_keys = unsafe { step.layer.keys(next_block, next_group) };
-        let mut num_visible = [0; MAX_ROWS];
-        for (row, visible) in num_visible[..tile.len].iter_mut().enumerate() {
-            *visible = (position_of(row) + 1).saturating_sub(block_idx * BLOCK_TOKENS).min(BLOCK_TOKENS);
+        let mut seen = Seen { first: [0; MAX_ROWS], end: [0; MAX_ROWS] };
+        let in_block = |position: usize| position.saturating_sub(block_idx * BLOCK_TOKENS).min(BLOCK_TOKENS);
+        for row in 0..tile.len {
+            seen.first[row] = in_block(first_seen(row));
+            seen.end[row] = in_block(position_of(row) + 1);
         }
         // SAFETY: the rows lie in `queries`, written by the loop before; the block and group exist, and a key panel
         // has as many groups as a query row; `tile.len` is at most `max_rows`.
@@ -257,9 +275,9 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
             };
             tiles.run(&mut units, rows, panel, Init::zero(), &mut scores);
         }
-        softmax_block(isa, &mut scores[..tile.len], &num_visible, step.heads.scale, &mut softmax, &mut probs);
+        softmax_block(isa, &mut scores[..tile.len], &seen, step.heads, &mut softmax, &mut probs);
         // Tokens that no row sees have a probability of 0; adding their products one by one would change no bit.
-        let num_tokens = if tiles.sums_whole_blocks() { BLOCK_TOKENS } else { num_visible[tile.len - 1] };
+        let num_tokens = if tiles.sums_whole_blocks() { BLOCK_TOKENS } else { seen.end[tile.len - 1] };
         for (chunk, output) in outputs[..num_chunks].iter_mut().enumerate() {
             // SAFETY: `probs` has MAX_ROWS rows of BLOCK_TOKENS; a value panel is padded to whole chunks of PANEL
             // columns and has BLOCK_TOKENS / GROUP groups.
@@ -299,21 +317,37 @@ multiversion! {
     /// Turns one block's scores into unnormalised probabilities, and updates the running maximum and sum.
     fn softmax_block<E: Elem>(
         scores: &mut [[f32; PANEL]],
-        num_visible: &[usize; MAX_ROWS],
-        scale: f32,
+        seen: &Seen,
+        heads: HeadShape,
         softmax: &mut Softmax,
         probs: &mut [[E; BLOCK_TOKENS]; MAX_ROWS],
     ) {
         for (row, scores) in scores.iter_mut().enumerate() {
             let mut lanes = [f32::NEG_INFINITY; 16];
+            if let Some(softcap) = heads.softcap {
+                for score in scores.iter_mut() {
+                    *score = softcap * tanh(*score * heads.scale / softcap);
+                }
+            } else {
+                for score in scores.iter_mut() {
+                    *score *= heads.scale;
+                }
+            }
+            let (first, end) = (seen.first[row], seen.end[row]);
             for (key, score) in scores.iter_mut().enumerate() {
-                *score = if key < num_visible[row] { *score * scale } else { f32::NEG_INFINITY };
+                *score = if key >= first && key < end { *score } else { f32::NEG_INFINITY };
             }
             for (lane, max) in lanes.iter_mut().enumerate() {
                 *max = if scores[lane] > scores[lane + 16] { scores[lane] } else { scores[lane + 16] };
             }
             let block_max = lanes.iter().fold(f32::NEG_INFINITY, |max, &lane| if lane > max { lane } else { max });
             let max = if block_max > softmax.max[row] { block_max } else { softmax.max[row] };
+            if max == f32::NEG_INFINITY {
+                // Its window begins behind this block, which another row of the tile sees.
+                probs[row] = [E::default(); BLOCK_TOKENS];
+                softmax.correction[row] = 1.0;
+                continue;
+            }
             let mut sums = [0.0_f32; 16];
             for (score, prob) in scores.iter_mut().zip(probs[row].iter_mut()) {
                 *score = exp(*score - max);

@@ -449,6 +449,9 @@ fn check_attention(
             format_args!("{shape:?}"),
         ));
     }
+    if heads.window == Some(0) {
+        return Err(bad("window", "at least 1 token".to_owned(), 0));
+    }
     let half = step.rotary.rotary_dim / 2;
     if step.rotary.rotary_dim > heads.head_dim || step.rotary.cos.len() != step.rotary.sin.len() {
         return Err(bad(

@@ -276,8 +276,14 @@ fn reference_attention(qkv: &Tensor, heads: HeadShape, rotary: &RotaryTable<'_>)
     let queries = rotate(qkv.narrow(2, 0, heads_per_group)).permute([1, 2, 0, 3]); // [groups, heads_per_group, tokens, d]
     let keys = rotate(qkv.narrow(2, heads_per_group, 1)).permute([1, 2, 0, 3]);
     let values = qkv.narrow(2, heads_per_group + 1, 1).permute([1, 2, 0, 3]);
-    let mask = Tensor::ones([num_tokens, num_tokens], (Kind::Float, Device::Cpu)).tril(0);
-    let scores = queries.matmul(&keys.transpose(2, 3)) * f64::from(heads.scale);
+    let mut mask = Tensor::ones([num_tokens, num_tokens], (Kind::Float, Device::Cpu)).tril(0);
+    if let Some(window) = heads.window {
+        mask = mask.triu(1 - window as i64);
+    }
+    let mut scores = queries.matmul(&keys.transpose(2, 3)) * f64::from(heads.scale);
+    if let Some(softcap) = heads.softcap.map(f64::from) {
+        scores = (scores / softcap).tanh() * softcap;
+    }
     let scores = scores.masked_fill(&mask.eq(0.0), f64::NEG_INFINITY);
     let out = scores.softmax(-1, Kind::Float).matmul(&values);
     out.permute([2, 0, 1, 3]).reshape([num_tokens, heads.num_attention_heads as i64 * d])
@@ -366,9 +372,14 @@ fn attention_equals_libtorch_and_itself_in_pieces() {
             for (heads, groups, head_dim, rotary_dim) in
                 [(4, 2, 16, 16), (9, 3, 64, 64), (2, 2, 24, 12), (3, 1, 7, 0), (20, 1, 32, 8)]
             {
-                let scale = 1.0 / (head_dim as f32).sqrt();
-                let heads =
-                    HeadShape { num_attention_heads: heads, num_query_groups: groups, head_dim, scale };
+                let heads = HeadShape {
+                    num_attention_heads: heads,
+                    num_query_groups: groups,
+                    head_dim,
+                    scale: 1.0 / (head_dim as f32).sqrt(),
+                    softcap: None,
+                    window: None,
+                };
                 check_attention(isa, &AttentionCase { heads, rotary_dim, lengths: vec![1, 33, 70, 2], kind });
             }
         }
@@ -376,8 +387,43 @@ fn attention_equals_libtorch_and_itself_in_pieces() {
 }
 
 #[test]
+fn caps_and_windows_equal_libtorch_and_themselves_in_pieces() {
+    for isa in all_isas() {
+        for kind in [Kind::Float, Kind::BFloat16] {
+            // Within a block, as long as one, one longer, over several, and longer than any sequence.
+            for (softcap, window) in [
+                (Some(0.5), None),
+                (None, Some(1)),
+                (None, Some(5)),
+                (Some(2.0), Some(32)),
+                (None, Some(33)),
+                (None, Some(70)),
+                (None, Some(500)),
+            ] {
+                for (num_attention_heads, num_query_groups) in [(4, 2), (20, 1)] {
+                    let (head_dim, scale) = (16, 0.4);
+                    let heads =
+                        HeadShape { num_attention_heads, num_query_groups, head_dim, scale, softcap, window };
+                    check_attention(
+                        isa,
+                        &AttentionCase { heads, rotary_dim: 8, lengths: vec![1, 33, 130, 2], kind },
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn blocks_copy_and_stale_infinities_stay_out() {
-    let heads = HeadShape { num_attention_heads: 2, num_query_groups: 1, head_dim: 8, scale: 0.3 };
+    let heads = HeadShape {
+        num_attention_heads: 2,
+        num_query_groups: 1,
+        head_dim: 8,
+        scale: 0.3,
+        softcap: None,
+        window: None,
+    };
     let rotary = RotaryTable { cos: &[], sin: &[], rotary_dim: 0 };
     let mut kernels = CpuKernels::new(1).unwrap();
     let shape = KvShape { num_layers: 1, num_blocks: 3, num_query_groups: 1, head_dim: 8 };

@@ -3,6 +3,7 @@
 //! Keys, defaults and meanings are NeMo's (`megatron_gpt_config.yaml`, Megatron-Core's `TransformerConfig`). What this
 //! model does not compute is refused here, before any weight is read.
 
+mod attention;
 mod block;
 mod position;
 mod raw;
@@ -59,6 +60,8 @@ impl TryFrom<RawModelConfig> for ModelConfig {
         let num_layers = required(raw.size("num_layers", raw.num_layers.as_ref())?, "num_layers")?;
         let ffn_hidden_size = raw.size("ffn_hidden_size", raw.ffn_hidden_size.as_ref())?;
         let uniform = UniformSpec {
+            attention: attention::parse(&raw, num_layers)?,
+            post_layernorms: raw.post_layernorms.unwrap_or_else(|| raw.is_gemma2()),
             num_layers,
             hidden_size,
             ffn_hidden_size: ffn_hidden_size.unwrap_or(4 * hidden_size),
@@ -71,10 +74,11 @@ impl TryFrom<RawModelConfig> for ModelConfig {
             qk_layernorm: raw.customized_flag("qk_layernorm")?.or(raw.qk_layernorm).unwrap_or(false),
             position_embedding: position::parse(&raw, heads.kv_channels)?,
             window: window::parse(&raw)?,
-            apply_embedding_scaling: raw.apply_embedding_scaling.unwrap_or(false),
+            apply_embedding_scaling: raw.apply_embedding_scaling.unwrap_or_else(|| raw.is_gemma2()),
             output: OutputSpec {
                 tied: raw.share_embeddings_and_output_weights.unwrap_or(true),
                 bias: raw.output_layer_bias.unwrap_or(false),
+                softcap: attention::logit_softcap(&raw)?,
             },
         };
         Ok(Self {

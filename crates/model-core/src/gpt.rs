@@ -135,10 +135,14 @@ impl<S: StepState> Gpt<S> {
         };
         let hidden = self.state.norm(residual, &head.final_norm)?;
         let logits = head.output.run(&hidden, Epilogue::Float32, &mut self.state)?;
-        match &self.shares.table {
-            Some(table) => self.state.gather_columns(logits, table),
-            None => Ok(logits),
+        let mut logits = match &self.shares.table {
+            Some(table) => self.state.gather_columns(logits, table)?,
+            None => logits,
+        };
+        if let Some(softcap) = self.config.uniform.output.softcap {
+            let _ = logits.f_div_scalar_(softcap)?.f_tanh_()?.f_mul_scalar_(softcap)?;
         }
+        Ok(logits)
     }
 
     /// The rows of logits that the batch asks for. `residual`: `[at least num_tokens, hidden_size]`, as a backend may have

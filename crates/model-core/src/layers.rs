@@ -38,6 +38,8 @@ pub(crate) struct Attention<S: StepState> {
     pub(crate) head_norms: Option<(HeadLayout, HeadNorms)>,
     pub(crate) op: S::Attention,
     pub(crate) proj: RowParallel<S>,
+    /// The norm of the output, before it is added to the residual stream.
+    pub(crate) post_norm: Option<Norm>,
 }
 
 /// `linear_fc1`, its activation, `linear_fc2`.
@@ -45,6 +47,8 @@ pub(crate) struct Mlp<S: StepState> {
     pub(crate) fc1: S::Linear,
     pub(crate) activation: Activation,
     pub(crate) fc2: RowParallel<S>,
+    /// The norm of the output, before it is added to the residual stream.
+    pub(crate) post_norm: Option<Norm>,
 }
 
 impl<S: StepState> Layer<S> {
@@ -61,7 +65,7 @@ impl<S: StepState> Layer<S> {
                 if let Some((norm, attention)) = attention {
                     let x = at.norm(&residual, norm)?;
                     let attended = attention.attend(&x, step, cache, at)?;
-                    residual = attention.proj.add_to(residual, &attended, at)?;
+                    residual = attention.add_to(residual, &attended, at)?;
                 }
                 if let Some((norm, mlp)) = mlp {
                     let x = at.norm(&residual, norm)?;
@@ -76,7 +80,7 @@ impl<S: StepState> Layer<S> {
                     Some(norm) => at.norm(&residual, norm)?,
                     None => x,
                 };
-                residual = attention.proj.add_to(residual, &attended, at)?;
+                residual = attention.add_to(residual, &attended, at)?;
                 mlp.add_to(residual, &x, at)
             }
         }
@@ -120,13 +124,17 @@ impl<S: StepState> Layer<S> {
             }
             Self::Parallel { attention_norm, mlp_norm, .. } => [Some(attention_norm), mlp_norm.as_ref()],
         };
-        let of_heads = self.parts().0.and_then(|part| part.head_norms.as_ref());
         let (attention, mlp) = self.parts();
+        let of_heads = attention.and_then(|part| part.head_norms.as_ref());
+        let posts = [
+            attention.and_then(|part| part.post_norm.as_ref()),
+            mlp.and_then(|part| part.post_norm.as_ref()),
+        ];
         let row_parallel = [attention.map(|part| &part.proj), mlp.map(|part| &part.fc2)];
         self.linears().map(|(linear, _)| linear.size_bytes()).sum::<u64>()
             + row_parallel.into_iter().flatten().map(RowParallel::bias_bytes).sum::<u64>()
             + of_heads.map_or(0, |(_, norms)| norms.query.size_bytes() + norms.key.size_bytes())
-            + norms.into_iter().flatten().map(Norm::size_bytes).sum::<u64>()
+            + norms.into_iter().chain(posts).flatten().map(Norm::size_bytes).sum::<u64>()
     }
 }
 
@@ -145,12 +153,31 @@ impl<S: StepState> Attention<S> {
         }
         self.op.run(&qkv, step, cache, at)
     }
+
+    /// `residual += linear_proj(attended)`.
+    fn add_to(&self, residual: Tensor, attended: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
+        add_output(&self.proj, self.post_norm.as_ref(), residual, attended, at)
+    }
+}
+
+/// Adds the output of the last linear layer of a part, or its norm, to the residual stream.
+fn add_output<S: StepState>(
+    linear: &RowParallel<S>,
+    post_norm: Option<&Norm>,
+    mut residual: Tensor,
+    x: &Tensor,
+    at: &mut S,
+) -> Result<Tensor, ModelError> {
+    let Some(norm) = post_norm else { return linear.add_to(residual, x, at) };
+    let output = linear.output(x, residual.kind(), at)?;
+    let _ = residual.f_add_(&at.norm(&output, norm)?)?;
+    Ok(residual)
 }
 
 impl<S: StepState> Mlp<S> {
     /// `residual += mlp(x)`.
     fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
         let activated = self.fc1.run(x, Epilogue::Activate(self.activation), at)?;
-        self.fc2.add_to(residual, &activated, at)
+        add_output(&self.fc2, self.post_norm.as_ref(), residual, &activated, at)
     }
 }

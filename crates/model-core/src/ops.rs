@@ -261,14 +261,27 @@ pub(crate) fn scale_f32(spec: &AttentionSpec) -> f32 {
     }
 }
 
-/// Refuses what no backend computes.
-pub(crate) fn refuse_softcap(spec: &AttentionSpec) -> Result<(), ModelError> {
-    match spec.softcap {
-        Some(cap) => Err(ModelError::Unsupported {
+/// Refuses what the kernels of a GPU do not compute for sequences of up to `max_seq_len_tokens`.
+#[cfg_attr(
+    not(feature = "cuda"),
+    cfg_attr(not(test), expect(dead_code, reason = "only a GPU's loader asks"))
+)]
+pub(crate) fn refuse_on_gpu(spec: &AttentionSpec, max_seq_len_tokens: usize) -> Result<(), ModelError> {
+    const NEEDS: &str = "the plain backend (`trt_llm.enable: false`), or a CPU";
+    if let Some(cap) = spec.softcap {
+        return Err(ModelError::Unsupported {
             key: "attn_logit_softcapping",
             value: cap.to_string(),
-            feature: "capped attention scores",
-            needs: "a checkpoint trained without it",
+            feature: "capped attention scores, which the fast engine has on a CPU only",
+            needs: NEEDS,
+        });
+    }
+    match spec.local_tokens.filter(|&tokens| tokens < max_seq_len_tokens) {
+        Some(tokens) => Err(ModelError::Unsupported {
+            key: "window_size",
+            value: tokens.to_string(),
+            feature: "windows in some of the layers, which the fast engine has on a CPU only",
+            needs: "an `encoder_seq_length` of no more than the window, the plain backend (`trt_llm.enable: false`), or a CPU",
         }),
         None => Ok(()),
     }

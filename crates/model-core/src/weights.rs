@@ -169,7 +169,10 @@ fn load_layer<L: Loader>(
                 None => None,
             };
             let proj = place.row_parallel(reader, Module::Proj, attention.heads.num_attention_heads)?;
-            Some((norm, Attention { qkv, head_norms, op, proj }))
+            let post_norm = attention.post_norm.as_ref();
+            let post_norm =
+                post_norm.map(|norm| reader.norm(at, Module::PostAttentionNorm, norm)).transpose()?;
+            Some((norm, Attention { qkv, head_norms, op, proj, post_norm }))
         }
         _ => None,
     };
@@ -179,7 +182,9 @@ fn load_layer<L: Loader>(
             let norm = if is_shared { None } else { Some(reader.norm(at, Module::MlpNorm, &mlp.norm)?) };
             let fc1 = reader.linear(at, Module::Fc1, LinearRole::FirstOfMlp(mlp.activation))?;
             let fc2 = place.row_parallel(reader, Module::Fc2, mlp.ffn_hidden_size)?;
-            (norm, Some(Mlp { fc1, activation: mlp.activation, fc2 }))
+            let post_norm = mlp.post_norm.as_ref();
+            let post_norm = post_norm.map(|norm| reader.norm(at, Module::PostMlpNorm, norm)).transpose()?;
+            (norm, Some(Mlp { fc1, activation: mlp.activation, fc2, post_norm }))
         }
         None => (None, None),
     };

@@ -10,7 +10,7 @@ use model_core::{BLOCK_SIZE_TOKENS, Backend, ModelConfig, RawModelConfig};
 use model_spec::Float;
 use nemo_format::{Checkpoint, ConvertOptions, convert_checkpoint};
 
-const FOLDERS: [&str; 24] = [
+const FOLDERS: [&str; 26] = [
     "hf_llama",
     "mcore_llama",
     "mcore_gptnext",
@@ -23,6 +23,8 @@ const FOLDERS: [&str; 24] = [
     "families/falcon40b",
     "families/falcon7b",
     "families/gemma",
+    "families/gemma2",
+    "families/gemma3",
     "families/gpt2",
     "families/gpt_neox",
     "families/gpt_neox_sequential",

@@ -56,16 +56,20 @@ pub struct AttentionSpec {
     pub rotary: Option<RotaryConfig>,
     /// How far attention reaches back, where that is not everywhere.
     pub window: Option<AttentionWindow>,
+    /// How many positions a row sees, itself among them, where that is not all before it.
+    pub local_tokens: Option<usize>,
     /// Scores become `softcap * tanh(score / softcap)`.
     pub softcap: Option<f64>,
     /// What products of queries and keys are multiplied by; see [`HeadLayout::default_scale`].
     pub scale: f64,
+    /// The norm of its output, before that is added to the residual stream.
+    pub post_norm: Option<NormSpec>,
 }
 
-/// A window of attention.
+/// A window of attention in every layer.
 ///
 /// Attention is computed over all earlier positions: up to the window that is the same, and longer sequences are
-/// refused.
+/// refused. Windows that some layers have are [computed](AttentionSpec::local_tokens).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionWindow {
     /// The longest sequence that it does not cut.
@@ -131,6 +135,8 @@ pub struct MlpSpec {
     pub norm: NormSpec,
     /// Biases on both linear layers.
     pub bias: bool,
+    /// The norm of its output, before that is added to the residual stream.
+    pub post_norm: Option<NormSpec>,
 }
 
 impl MlpSpec {

@@ -23,7 +23,7 @@ pub use layer::{
     Activation, AttentionSpec, AttentionWindow, BlockStyle, FfnSpec, HeadLayout, LayerSpec, MlpSpec,
     Nonlinearity, NormSpec, Normalization,
 };
-pub use model::{ModelSpec, OutputSpec, TableRows, UniformSpec};
+pub use model::{AttentionRule, LocalLayers, ModelSpec, OutputSpec, TableRows, UniformSpec};
 pub use named::{NamedShape, ShapeSpec, UnknownShape};
 pub use numerics::{BadPrecision, Float, KvFormat, Numerics, WeightFormat};
 pub use position::{PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};

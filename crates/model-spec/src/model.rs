@@ -27,12 +27,36 @@ pub struct ModelSpec {
 }
 
 /// The layer that makes logits of the last norm's output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OutputSpec {
     /// Its weight is the embedding table (`share_embeddings_and_output_weights`).
     pub tied: bool,
     /// It has a bias (`output_layer_bias`), which GPT-J has.
     pub bias: bool,
+    /// Logits become `softcap * tanh(logit / softcap)`.
+    pub softcap: Option<f64>,
+}
+
+/// What attention of a model does otherwise than most.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AttentionRule {
+    /// What products of queries and keys are multiplied by, where that is not [the usual](HeadLayout::default_scale).
+    pub scale: Option<f64>,
+    /// Scores become `softcap * tanh(score / softcap)`.
+    pub softcap: Option<f64>,
+    /// The layers that see a part of what is before them.
+    pub local: Option<LocalLayers>,
+}
+
+/// Layers that see a part of what is before them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LocalLayers {
+    /// How many positions a row sees, itself among them.
+    pub tokens: usize,
+    /// For each layer, whether it is one of them.
+    pub is_local: Vec<bool>,
+    /// Their base of the rotation, without any scaling, where it is not that of the other layers.
+    pub rotary_base: Option<f64>,
 }
 
 /// Sizes that a checkpoint's tables have and its configuration does not state.
@@ -71,10 +95,25 @@ pub struct UniformSpec {
     pub position_embedding: PositionEmbedding,
     /// How far attention reaches back, where that is not everywhere.
     pub window: Option<AttentionWindow>,
+    /// What attention does otherwise than most.
+    pub attention: AttentionRule,
+    /// The outputs of attention and MLP have a norm of the kind of all others.
+    pub post_layernorms: bool,
     /// Embeddings are multiplied by the root of the hidden size.
     pub apply_embedding_scaling: bool,
     /// The output layer.
     pub output: OutputSpec,
+}
+
+impl LocalLayers {
+    fn narrow(&self, attention: &mut AttentionSpec) {
+        attention.local_tokens = Some(self.tokens);
+        if let (Some(rotary_base), Some(rotary)) = (self.rotary_base, &mut attention.rotary) {
+            rotary.rotary_base = rotary_base;
+            rotary.seq_len_interpolation_factor = 1.0;
+            rotary.rope_scaling = None;
+        }
+    }
 }
 
 impl UniformSpec {
@@ -84,6 +123,7 @@ impl UniformSpec {
             PositionEmbedding::Rope(rotary) => (Some(rotary), None),
             PositionEmbedding::LearnedAbsolute => (None, Some(rows.positions)),
         };
+        let post_norm = self.post_layernorms.then_some(self.norm);
         let layer = LayerSpec {
             attention: Some(AttentionSpec {
                 heads: self.heads,
@@ -93,23 +133,34 @@ impl UniformSpec {
                 qk_norm: self.qk_layernorm.then_some(self.norm),
                 rotary,
                 window: self.window,
-                softcap: None,
-                scale: self.heads.default_scale(),
+                local_tokens: None,
+                softcap: self.attention.softcap,
+                scale: self.attention.scale.unwrap_or_else(|| self.heads.default_scale()),
+                post_norm,
             }),
             ffn: Some(FfnSpec::Dense(MlpSpec {
                 ffn_hidden_size: self.ffn_hidden_size,
                 activation: self.activation,
                 norm: self.norm,
                 bias: self.bias,
+                post_norm,
             })),
             join: self.block_style,
         };
+        let mut layers = vec![layer; self.num_layers];
+        if let Some(local) = &self.attention.local {
+            let is_local = local.is_local.iter().copied().chain(std::iter::repeat(false));
+            let layers = layers.iter_mut().zip(is_local).filter(|(_, is_local)| *is_local);
+            for attention in layers.filter_map(|(layer, _)| layer.attention.as_mut()) {
+                local.narrow(attention);
+            }
+        }
         ModelSpec {
             hidden_size: self.hidden_size,
             padded_vocab_size: rows.vocab,
             learned_positions,
             apply_embedding_scaling: self.apply_embedding_scaling,
-            layers: vec![layer; self.num_layers].into(),
+            layers: layers.into(),
             final_norm: self.norm,
             output: self.output,
         }

@@ -3,8 +3,8 @@
 use std::str::FromStr;
 
 use crate::{
-    Activation, BlockStyle, HeadLayout, ModelSpec, Nonlinearity, NormSpec, Normalization, OutputSpec,
-    PositionEmbedding, RotaryConfig, RotaryPairing, TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, HeadLayout, ModelSpec, Nonlinearity, NormSpec, Normalization,
+    OutputSpec, PositionEmbedding, RotaryConfig, RotaryPairing, TableRows, UniformSpec,
 };
 
 /// A shape by name.
@@ -190,7 +190,9 @@ fn llama(sizes: Sizes, encoder_seq_length: u64) -> ShapeSpec {
         }),
         window: None,
         apply_embedding_scaling: false,
-        output: OutputSpec { tied: false, bias: false },
+        attention: AttentionRule::default(),
+        post_layernorms: false,
+        output: OutputSpec { tied: false, bias: false, softcap: None },
     };
     ShapeSpec { uniform, padded_vocab_size: sizes.vocab, encoder_seq_length }
 }

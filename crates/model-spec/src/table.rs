@@ -48,7 +48,7 @@ const WEIGHT: &[Part] = &[Part::Weight];
 const WEIGHT_AND_BIAS: &[Part] = &[Part::Weight, Part::Bias];
 
 /// In the order of the forward pass.
-static ROWS: [Row; 12] = [
+static ROWS: [Row; 14] = [
     Row {
         module: Module::WordEmbeddings,
         stem: "model.embedding.word_embeddings.",
@@ -125,6 +125,15 @@ static ROWS: [Row; 12] = [
         },
     },
     Row {
+        module: Module::PostAttentionNorm,
+        stem: "self_attention.linear_proj.post_layernorm.",
+        in_layer: true,
+        parts: WEIGHT_AND_BIAS,
+        shard: Shard::Replicated,
+        dims: |at| at.attention().map(|_| vec![at.hidden()]),
+        need: |at, part| post_norm(at.attention().map(|attention| &attention.post_norm), part),
+    },
+    Row {
         module: Module::MlpNorm,
         stem: "mlp.linear_fc1.layer_norm_",
         in_layer: true,
@@ -163,6 +172,15 @@ static ROWS: [Row; 12] = [
         need: |at, part| mlp_linear(at, part),
     },
     Row {
+        module: Module::PostMlpNorm,
+        stem: "mlp.linear_fc2.post_layernorm.",
+        in_layer: true,
+        parts: WEIGHT_AND_BIAS,
+        shard: Shard::Replicated,
+        dims: |at| at.mlp().map(|_| vec![at.hidden()]),
+        need: |at, part| post_norm(at.mlp().map(|mlp| &mlp.post_norm), part),
+    },
+    Row {
         module: Module::FinalNorm,
         stem: "model.decoder.final_layernorm.",
         in_layer: false,
@@ -189,6 +207,14 @@ fn norm(norm: &NormSpec, part: Part, key: Key) -> Need {
     match part {
         Part::Weight => Need::Has(key),
         Part::Bias => Need::when(norm.normalization == Normalization::LayerNorm, Key::LayerNorm),
+    }
+}
+
+fn post_norm(spec: Option<&Option<NormSpec>>, part: Part) -> Need {
+    match spec {
+        Some(Some(spec)) => norm(spec, part, Key::PostLayernorms),
+        Some(None) => Need::Lacks(Key::PostLayernorms),
+        None => Need::Lacks(Key::LayerKind),
     }
 }
 

@@ -21,12 +21,16 @@ pub enum Module {
     KNorm,
     /// The output of attention.
     Proj,
+    /// The norm of that output.
+    PostAttentionNorm,
     /// The norm in front of the MLP.
     MlpNorm,
     /// The first linear layer of the MLP; when gated, both halves.
     Fc1,
     /// The second linear layer of the MLP.
     Fc2,
+    /// The norm of its output.
+    PostMlpNorm,
     /// The norm behind the last layer.
     FinalNorm,
     /// The layer that makes logits.
@@ -42,7 +46,13 @@ impl Module {
     /// Whether it is a norm, whose tensors are held in float32.
     pub const fn is_norm(self) -> bool {
         match self {
-            Self::InputNorm | Self::QNorm | Self::KNorm | Self::MlpNorm | Self::FinalNorm => true,
+            Self::InputNorm
+            | Self::QNorm
+            | Self::KNorm
+            | Self::PostAttentionNorm
+            | Self::MlpNorm
+            | Self::PostMlpNorm
+            | Self::FinalNorm => true,
             Self::WordEmbeddings
             | Self::PositionEmbeddings
             | Self::Qkv
@@ -246,6 +256,8 @@ pub enum Key {
     QkvBias,
     /// `qk_layernorm`.
     QkLayernorm,
+    /// `post_layernorms`.
+    PostLayernorms,
     /// `parallel_attention`, for the norm of the MLP.
     NotParallel,
     /// `new_decoder_architecture`, for the norm of the MLP.
@@ -266,6 +278,7 @@ impl Key {
             Self::Bias => "`bias: true` needs it",
             Self::QkvBias => "`qkv_bias: true` needs it",
             Self::QkLayernorm => "`qk_layernorm: true` needs it",
+            Self::PostLayernorms => "`post_layernorms: true` needs it, as `name: megatron_gemma2` does",
             Self::NotParallel => "a block without `parallel_attention` needs it",
             Self::NewDecoderArchitecture => "`new_decoder_architecture: true` needs it",
             Self::LayerKind => "a layer of this kind has it",
@@ -282,6 +295,7 @@ impl Key {
             Self::LayerNorm => "`normalization: layernorm`",
             Self::Bias | Self::QkvBias => "`bias: true`, or `qkv_bias: true` for those of `linear_qkv` alone",
             Self::QkLayernorm => "`qk_layernorm: true`",
+            Self::PostLayernorms => "`post_layernorms: true`, which `name: megatron_gemma2` stands for",
             Self::NotParallel => "`parallel_attention: false`",
             Self::NewDecoderArchitecture => "`new_decoder_architecture: true`",
             Self::LayerKind => "a layer of another kind",

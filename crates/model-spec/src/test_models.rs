@@ -1,8 +1,8 @@
 //! Models for the tests of this crate.
 
 use crate::{
-    Activation, BlockStyle, HeadLayout, ModelSpec, Nonlinearity, NormSpec, Normalization, OutputSpec,
-    PositionEmbedding, RotaryConfig, RotaryPairing, TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, HeadLayout, ModelSpec, Nonlinearity, NormSpec, Normalization,
+    OutputSpec, PositionEmbedding, RotaryConfig, RotaryPairing, TableRows, UniformSpec,
 };
 
 pub(crate) const ROWS: TableRows = TableRows { vocab: 48, positions: 16 };
@@ -29,7 +29,9 @@ pub(crate) fn llama() -> UniformSpec {
         }),
         window: None,
         apply_embedding_scaling: false,
-        output: OutputSpec { tied: false, bias: false },
+        attention: AttentionRule::default(),
+        post_layernorms: false,
+        output: OutputSpec { tied: false, bias: false, softcap: None },
     }
 }
 
@@ -41,7 +43,7 @@ pub(crate) fn gpt() -> UniformSpec {
         bias: true,
         qkv_bias: true,
         position_embedding: PositionEmbedding::LearnedAbsolute,
-        output: OutputSpec { tied: true, bias: true },
+        output: OutputSpec { tied: true, bias: true, softcap: None },
         ..llama()
     }
 }

@@ -1,17 +1,18 @@
 //! A checkpoint as a whole: its configuration, its tensors, its artifacts.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use hydra_config::Node;
 
+use crate::adapter::{self, AdaptedSource, Precision};
 use crate::archive::{Archive, CONFIG, Packing};
 use crate::dist_ckpt::{self, FOLDER};
 use crate::partial_models::{refuse_adapters, refuse_peft_folder};
 use crate::pieced::PiecedSource;
 use crate::{
-    FormatError, SourceNote, StoredTensorInfo, TensorSource, bridge, checkpoint_notes, model_keys, nemo2,
-    ranks,
+    AdapterSummary, FormatError, SourceNote, StoredTensorInfo, TensorSource, bridge, checkpoint_notes,
+    model_keys, nemo2, ranks,
 };
 
 /// Members up to this size enter the fingerprint whole; of larger ones, samples of this size do.
@@ -28,9 +29,17 @@ pub struct Checkpoint {
     config: Node,
     config_text: String,
     layout: Layout,
-    tensors: PiecedSource,
+    tensors: Weights,
+    adapters: Vec<AdapterSummary>,
     stored: Vec<StoredTensorInfo>,
     notes: Vec<SourceNote>,
+}
+
+/// The weights, with adapters added or without.
+#[derive(Debug)]
+enum Weights {
+    Stored(PiecedSource),
+    Adapted(AdaptedSource<PiecedSource>),
 }
 
 /// Which of NeMo's ways to store a model this is.
@@ -96,7 +105,8 @@ impl Checkpoint {
                 if has_folder {
                     notes.push(checkpoint_notes::ranks_and_folder());
                 }
-                let ranks::RankFiles { source, stored, is_legacy } = ranks::open(&archive, &grid, &config)?;
+                let ranks::RankFiles { source, stored, is_legacy } =
+                    ranks::open(&archive, &grid, &config, ranks::Holds::Model)?;
                 let (tensor_parallel, pipeline_parallel) = (grid.tensor_parallel, grid.pipeline_parallel);
                 let layout = Layout::Ranks { is_legacy, tensor_parallel, pipeline_parallel };
                 // The reader has put the rows of `linear_qkv` in order.
@@ -104,7 +114,17 @@ impl Checkpoint {
                     config.set(MEGATRON_LEGACY, Node::Bool(false));
                 }
                 notes.extend(checkpoint_notes::of_tensors(&stored, &config));
-                Ok(Self { archive, config, config_text, layout, tensors: source, stored, notes })
+                let tensors = Weights::Stored(source);
+                Ok(Self {
+                    archive,
+                    config,
+                    config_text,
+                    layout,
+                    tensors,
+                    adapters: Vec::new(),
+                    stored,
+                    notes,
+                })
             }
             None if !has_folder => Err(FormatError::NoWeights { path: archive.path().to_owned() }),
             None => {
@@ -113,7 +133,17 @@ impl Checkpoint {
                 let layout = Layout::Distributed { generation: Generation::One, backend };
                 notes.extend(checkpoint_notes::of_backend(&archive, FOLDER, backend));
                 notes.extend(checkpoint_notes::of_tensors(&stored, &config));
-                Ok(Self { archive, config, config_text, layout, tensors: source, stored, notes })
+                let tensors = Weights::Stored(source);
+                Ok(Self {
+                    archive,
+                    config,
+                    config_text,
+                    layout,
+                    tensors,
+                    adapters: Vec::new(),
+                    stored,
+                    notes,
+                })
             }
         }
     }
@@ -130,7 +160,8 @@ impl Checkpoint {
         notes.extend(checkpoint_notes::of_backend(&archive, nemo2::WEIGHTS, backend));
         let config_text = config.to_yaml();
         notes.extend(checkpoint_notes::of_tensors(&stored, &config));
-        Ok(Self { archive, config, config_text, layout, tensors: source, stored, notes })
+        let tensors = Weights::Stored(source);
+        Ok(Self { archive, config, config_text, layout, tensors, adapters: Vec::new(), stored, notes })
     }
 
     fn open_bridge(iteration: &Path) -> Result<Self, FormatError> {
@@ -146,7 +177,8 @@ impl Checkpoint {
         let layout = Layout::Distributed { generation: Generation::Bridge, backend };
         let config_text = config.to_yaml();
         notes.extend(checkpoint_notes::of_tensors(&stored, &config));
-        Ok(Self { archive, config, config_text, layout, tensors: source, stored, notes })
+        let tensors = Weights::Stored(source);
+        Ok(Self { archive, config, config_text, layout, tensors, adapters: Vec::new(), stored, notes })
     }
 
     /// Where it was opened.
@@ -208,7 +240,40 @@ impl Checkpoint {
 
     /// The weights, under canonical names.
     pub fn tensors(&self) -> &dyn TensorSource {
-        &self.tensors
+        match &self.tensors {
+            Weights::Stored(source) => source,
+            Weights::Adapted(source) => source,
+        }
+    }
+
+    /// The same checkpoint with LoRA adapters added to its weights, in their order: `W + scale * (B A)` in float32, which is
+    /// what [`Self::tensors`] then has of these weights. Nothing is computed before they are read.
+    ///
+    /// # Errors
+    /// When an adapter cannot be read, is more than a LoRA of linear layers, or was trained on a model of other sizes.
+    pub fn with_adapters(self, paths: &[PathBuf]) -> Result<Self, FormatError> {
+        self.adapted(paths, Precision::Float32)
+    }
+
+    /// As [`Self::with_adapters`], with the type in which merged weights are presented.
+    pub(crate) fn adapted(self, paths: &[PathBuf], precision: Precision) -> Result<Self, FormatError> {
+        if paths.is_empty() {
+            return Ok(self);
+        }
+        let Self { archive, config, config_text, layout, tensors, mut adapters, stored, notes } = self;
+        let mut source = match tensors {
+            Weights::Stored(source) => AdaptedSource::new(source, precision),
+            Weights::Adapted(source) => source,
+        };
+        let name = archive.path().display().to_string();
+        adapters.extend(adapter::adapt(&mut source, &config, &name, paths)?);
+        let tensors = Weights::Adapted(source);
+        Ok(Self { archive, config, config_text, layout, tensors, adapters, stored, notes })
+    }
+
+    /// The adapters that are added to the weights, in their order.
+    pub fn adapters(&self) -> &[AdapterSummary] {
+        &self.adapters
     }
 
     /// The weights and whatever lies beside them, as the files name them.

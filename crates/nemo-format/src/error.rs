@@ -143,6 +143,20 @@ pub enum FormatError {
         /// What does not fit.
         reason: String,
     },
+    /// An adapter that was trained on another model.
+    #[error("`{adapter}` is an adapter of another model: its `{tensor}` {found}, and `{base}` {needed}")]
+    OtherBase {
+        /// The adapter.
+        adapter: String,
+        /// What the adapter calls the factors.
+        tensor: String,
+        /// What they are for.
+        found: String,
+        /// What the model has instead.
+        needed: String,
+        /// The model.
+        base: String,
+    },
     /// A read outside the tensor.
     #[error("region {region:?} leaves tensor `{name}` of shape {shape:?}")]
     RegionOutside {

@@ -3,6 +3,8 @@
 //!
 //! Names, shapes and bytes only: no libtorch, no arithmetic on weights beyond what a format itself defines.
 
+mod adapter;
+mod adapter_names;
 mod archive;
 mod bridge;
 mod checkpoint;
@@ -18,6 +20,7 @@ mod huggingface;
 mod lfs;
 mod mmap;
 mod model_keys;
+mod names;
 mod naming;
 mod nemo2;
 mod partial_models;
@@ -34,6 +37,7 @@ mod torch_file;
 mod weight_index;
 mod writer;
 
+pub use adapter::AdapterSummary;
 pub use checkpoint::Checkpoint;
 pub use convert::{ConvertOptions, ConvertReport, InputKind, convert_checkpoint, export_huggingface};
 pub use convert_note::ConvertNote;

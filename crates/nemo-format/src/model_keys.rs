@@ -9,7 +9,7 @@ use hydra_config::Node;
 use crate::source_note::RECORD;
 
 /// Read by the model, the tokenizer, the run or the conversion, or refused by the model under their name.
-const READ: [&str; 62] = [
+const READ: [&str; 64] = [
     "activation",
     "activation_func",
     "add_bias_linear",
@@ -55,10 +55,12 @@ const READ: [&str; 62] = [
     "position_embedding_type",
     "qk_layernorm",
     "qkv_bias",
+    "post_layernorms",
     "query_pre_attn_scalar",
     "retro",
     "rope_scaling",
     "rotary_base",
+    "rotary_base_local",
     "rotary_interleaved",
     "rotary_percent",
     "rotary_percentage",

@@ -15,10 +15,11 @@ use crate::{FormatError, model_keys, tokenizer};
 pub(crate) const CONFIG: &str = "context/model.yaml";
 /// The distributed checkpoint.
 pub(crate) const WEIGHTS: &str = "weights";
-const CONTEXT: &str = "context/";
+/// The description and the tokenizer lie below it.
+pub(crate) const CONTEXT: &str = "context/";
 
 /// Fields whose key is the same in both, or that the model refuses under this name.
-const SAME: [&str; 31] = [
+const SAME: [&str; 32] = [
     "num_layers",
     "hidden_size",
     "ffn_hidden_size",
@@ -39,6 +40,7 @@ const SAME: [&str; 31] = [
     "apply_query_key_layer_scaling",
     "num_moe_experts",
     "qk_layernorm",
+    "query_pre_attn_scalar",
     "window_size",
     "multi_latent_attention",
     "apply_rope_fusion",
@@ -98,6 +100,8 @@ pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, F
     let class = target.rsplit('.').next().unwrap_or_default();
     if class.starts_with("Gemma2") {
         config.set("name", Node::from("megatron_gemma2"));
+    } else if class.starts_with("Gemma3") {
+        gemma3_section(fields, 0, &mut config).map_err(bad)?;
     } else if class.starts_with("Gemma") {
         config.set("apply_embedding_scaling", Node::Bool(true));
     }
@@ -137,6 +141,42 @@ pub(crate) fn model_section(fields: &Node) -> Result<Node, String> {
         config.set(key, set(key).cloned().unwrap_or(Node::Int(1)));
     }
     Ok(config)
+}
+
+/// What the classes of Gemma 3 mean: their layers have norms of heads and of outputs, all but the last of `interleaved_attn_pattern`
+/// have a window, and `rotary_base` is one for these and one for the others, whose frequencies are scaled. `less` is what
+/// the class takes off the window before Transformer Engine sees it.
+pub(crate) fn gemma3_section(fields: &Node, less: i64, config: &mut Node) -> Result<(), String> {
+    let pair = |key: &str| match fields.get(key).and_then(Node::as_list) {
+        Some([one, two]) => Ok((one.clone(), two.clone())),
+        _ => Err(format!("its `{key}` is no pair, which a Gemma 3 needs")),
+    };
+    let whole = |key: &str| {
+        let number = fields.get(key).and_then(Node::as_i64).filter(|&number| number > less);
+        number.ok_or_else(|| format!("its `{key}` is no whole number above {less}, which a Gemma 3 needs"))
+    };
+    if fields.get("is_vision_language").and_then(Node::as_bool) == Some(true) {
+        return Err("its `is_vision_language` is true, and models of text and images are not read".to_owned());
+    }
+    if fields.get("seq_len_interpolation_factor").is_some_and(|value| !matches!(value, Node::Null)) {
+        return Err("it has a `seq_len_interpolation_factor`, which a Gemma 3 has not".to_owned());
+    }
+    let (local, global) = pair("rotary_base")?;
+    let (num_local, num_global) = pair("interleaved_attn_pattern")?;
+    let (Some(num_local @ 1..), Some(num_global @ 1..)) = (num_local.as_i64(), num_global.as_i64()) else {
+        return Err("its `interleaved_attn_pattern` is no pair of numbers of layers".to_owned());
+    };
+    config.set("rotary_base", global);
+    config.set("rotary_base_local", local);
+    if let Some(factor) = fields.get("rope_scaling_factor").filter(|value| !matches!(value, Node::Null)) {
+        config.set("seq_len_interpolation_factor", factor.clone());
+    }
+    config.set("window_size", Node::List(vec![Node::Int(whole("window_size")? - less), Node::Int(0)]));
+    config.set("window_attn_skip_freq", Node::Int(num_local.saturating_add(num_global)));
+    for key in ["apply_embedding_scaling", "post_layernorms", "qk_layernorm"] {
+        config.set(key, Node::Bool(true));
+    }
+    Ok(())
 }
 
 /// The function of the MLP in NeMo's words, and whether it is the tanh approximation.

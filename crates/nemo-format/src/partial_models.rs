@@ -8,6 +8,8 @@ use hydra_config::Node;
 use crate::FormatError;
 
 const EMBEDDING: &str = "word_embeddings";
+const HINT: &str = "give the checkpoint of the model, and the adapters of a LoRA in \
+                    `++model.peft.restore_from_path=PATH` (conversion: `--adapter PATH`)";
 const VIRTUAL_STAGES: &str = "virtual_pipeline_model_parallel_size";
 
 /// Refuses tensors of adapters without the model that they belong to. `file` is where the names are from.
@@ -27,9 +29,7 @@ pub(crate) fn refuse_adapters<'a>(
     let Some(adapter) = adapter else { return Ok(()) };
     Err(FormatError::Unsupported {
         what: format!("`{file}`, the adapters of a LoRA or PEFT tuning (`{adapter}`) without their model,"),
-        hint: "merge them into the model first, for instance with NeMo's \
-               `scripts/nlp_language_modeling/merge_lora_weights/merge.py`, and give the merged checkpoint"
-            .to_owned(),
+        hint: HINT.to_owned(),
     })
 }
 
@@ -41,20 +41,14 @@ pub(crate) fn refuse_peft_folder(path: &Path) -> Result<(), FormatError> {
     let (what, hint) = if path.join("config.json").is_file() {
         (
             "with the adapters of a PEFT tuning (`adapter_config.json`) beside its model",
-            "and give the merged folder; move the file away if the weights are merged already",
+            "move `adapter_config.json` and the adapter's weights into a folder of their own, and give that in \
+             `++model.peft.restore_from_path=PATH` (conversion: `--adapter PATH`); move the file away if the weights are \
+             merged already",
         )
     } else {
-        (
-            "the adapters of a PEFT tuning (`adapter_config.json`) without their model",
-            "and give the merged folder",
-        )
+        ("the adapters of a PEFT tuning (`adapter_config.json`) without their model", HINT)
     };
-    Err(FormatError::Unsupported {
-        what: format!("`{}`, {what},", path.display()),
-        hint: format!(
-            "merge them into the model first, for instance with `merge_and_unload()` of the Python package peft, {hint}"
-        ),
-    })
+    Err(FormatError::Unsupported { what: format!("`{}`, {what},", path.display()), hint: hint.to_owned() })
 }
 
 /// Whether a key of a state dictionary is that of one virtual stage: `model0`, `model1`, …

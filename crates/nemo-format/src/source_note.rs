@@ -76,6 +76,8 @@ pub enum SourceNote {
         /// The type that they get.
         written: String,
     },
+    /// An adapter was added to the weights.
+    Merged(String),
     /// A note of the conversion that has written the checkpoint.
     Recorded(String),
 }
@@ -120,7 +122,7 @@ impl fmt::Display for SourceNote {
                 "{num_tensors} tensors are stored as {stored} and rounded to {written}, the type of the embedding; \
                  `--dtype fp32` keeps their digits"
             ),
-            Self::Recorded(text) => f.write_str(text),
+            Self::Merged(text) | Self::Recorded(text) => f.write_str(text),
         }
     }
 }
@@ -139,7 +141,8 @@ pub(crate) fn record<'a>(config: &mut Node, notes: impl Iterator<Item = &'a Sour
     // A name from a file must not become an interpolation.
     let texts: Vec<Node> = notes.map(|note| Node::Str(note.to_string().replace("${", "$ {"))).collect();
     if !texts.is_empty() {
-        config.set(RECORD, Node::List(texts));
+        let earlier = config.get(RECORD).and_then(Node::as_list).unwrap_or_default();
+        config.set(RECORD, Node::List([earlier, &texts].concat()));
     }
 }
 

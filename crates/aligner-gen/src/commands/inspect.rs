@@ -34,7 +34,7 @@ pub(crate) enum ReportFormat {
     Json,
 }
 
-const SHOWN_KEYS: [&str; 20] = [
+const SHOWN_KEYS: [&str; 26] = [
     "num_layers",
     "hidden_size",
     "ffn_hidden_size",
@@ -43,15 +43,21 @@ const SHOWN_KEYS: [&str; 20] = [
     "kv_channels",
     "encoder_seq_length",
     "window_size",
+    "window_attn_skip_freq",
     "huggingface.sliding_window",
     "normalization",
     "activation",
     "position_embedding_type",
     "rotary_percentage",
     "rotary_base",
+    "rotary_base_local",
     "bias",
     "qkv_bias",
     "qk_layernorm",
+    "post_layernorms",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
     "share_embeddings_and_output_weights",
     "precision",
     "megatron_amp_O2",

@@ -39,7 +39,7 @@ impl DeviceArg {
 pub(crate) fn run(arguments: &LogitsArgs) -> Result<(), Failure> {
     let numerics = QuantizationArg::apply(arguments.quantization, &arguments.precision)?;
     let (ids, [batch, seq]) = read_ids(&arguments.input_ids)?;
-    let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
+    let checkpoint = Checkpoint::open(&arguments.checkpoint)?.with_adapters(&arguments.adapter)?;
     let config = model_config(checkpoint.model_config())?;
     // The way to verify a checkpoint must not compute what no run would.
     config.refuse_longer(seq)?;

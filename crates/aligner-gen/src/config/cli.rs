@@ -151,6 +151,9 @@ pub(crate) struct LogitsArgs {
     /// A .nemo file or the folder extracted from one
     #[arg(long)]
     pub(crate) checkpoint: PathBuf,
+    /// A LoRA adapter to add to the weights; several are added in their order
+    #[arg(long, value_name = "PATH")]
+    pub(crate) adapter: Vec<PathBuf>,
     /// int64 `[batch, seq]`
     #[arg(long, value_name = "IN.npy")]
     pub(crate) input_ids: PathBuf,

@@ -38,6 +38,7 @@ pub(crate) const CHECKPOINT_LAYER: &str = "model_config.yaml of the checkpoint";
 const TRT_LLM: &str = "trainer.generation.trt_llm";
 const TRT_LLM_ALIAS: &str = "model.generation.trt_llm";
 const CHECKPOINT_PATH: &str = "pretrained_checkpoint.restore_from_path";
+const ADAPTERS: &str = "model.peft.restore_from_path";
 const OVERWRITE: &str = "model.overwrite_base_config";
 
 /// The user's part of the configuration.
@@ -128,6 +129,28 @@ impl UserConfig {
                 let found = other.describe();
                 Err(Failure::usage(format!("`{CHECKPOINT_PATH}` must be a path, found {found} ({origin})")))
             }
+        }
+    }
+
+    /// LoRA adapters to add to the checkpoint's weights, in this order. What the checkpoint itself has under the key is of
+    /// its training.
+    pub(crate) fn adapter_paths(&self) -> Result<Vec<PathBuf>, Failure> {
+        let composer = self.compose()?;
+        let bad = |found: &Node| {
+            let origin = composer.origin(ADAPTERS).map_or_else(String::new, ToString::to_string);
+            let found = found.describe();
+            Failure::usage(format!(
+                "`{ADAPTERS}` must be a path or a list of paths, found {found} ({origin})"
+            ))
+        };
+        let path = |value: &Node| match value.as_str() {
+            Some(path) if !path.is_empty() && path != "???" => Ok(PathBuf::from(path)),
+            _ => Err(bad(value)),
+        };
+        match composer.resolve_at(ADAPTERS, &env::for_interpolation)? {
+            None | Some(Node::Null) => Ok(Vec::new()),
+            Some(Node::List(paths)) => paths.iter().map(path).collect(),
+            Some(value) => Ok(vec![path(&value)?]),
         }
     }
 

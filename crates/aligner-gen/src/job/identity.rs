@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use data::{KeptMetadata, LengthLimits, TokenField};
 use model_core::{AttentionAlgorithm, Backend, LoadOptions, ModelConfig, Reduction};
 use model_spec::{
-    Activation, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec, PositionEmbedding,
-    RopeScaling, RotaryConfig, RotaryPairing, UniformSpec,
+    Activation, AttentionRule, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec,
+    PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, UniformSpec,
 };
 use sampling::SamplingParams;
 
@@ -113,8 +113,15 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         position_embedding,
         // No sequence is longer.
         window: _,
+        attention: AttentionRule { scale, softcap: attn_logit_softcapping, ref local },
+        post_layernorms,
         apply_embedding_scaling,
-        output: OutputSpec { tied: share_embeddings_and_output_weights, bias: output_layer_bias },
+        output:
+            OutputSpec {
+                tied: share_embeddings_and_output_weights,
+                bias: output_layer_bias,
+                softcap: final_logit_softcapping,
+            },
     } = *uniform;
     let rotary = match position_embedding {
         PositionEmbedding::LearnedAbsolute => None,
@@ -146,6 +153,13 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         bias,
         qkv_bias,
         qk_layernorm,
+        post_layernorms,
+        query_pre_attn_scalar: scale.map(|scale| 1.0 / (scale * scale)),
+        attn_logit_softcapping,
+        final_logit_softcapping,
+        is_local: local.as_ref().map(|local| local.is_local.clone()),
+        local_tokens: local.as_ref().map(|local| local.tokens),
+        rotary_base_local: local.as_ref().and_then(|local| local.rotary_base),
         position_embedding_type: if rotary.is_some() { "rope" } else { "learned_absolute" }.to_owned(),
         rotary_percentage: rotary.map(|(rotary_dims, ..)| rotary_dims as f64 / kv_channels as f64),
         rotary_interleaved: rotary.map(|(_, interleaved, ..)| interleaved),

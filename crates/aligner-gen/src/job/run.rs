@@ -193,6 +193,9 @@ impl Prepared {
         if let Some((text, num_tokens)) = &self.first {
             tracing::info!("first prompt, {num_tokens} tokens, as the model sees it:\n{text}");
         }
+        for adapter in self.setup.checkpoint.adapters() {
+            tracing::info!("{adapter}");
+        }
         for warning in self.setup.end_tokens.warnings() {
             tracing::warn!("{warning}");
         }

@@ -157,6 +157,24 @@ pub(crate) struct ModelFields {
     /// Absent in records from before it was computed.
     #[serde(rename = "model.qk_layernorm", default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) qk_layernorm: bool,
+    /// These are absent in records from before they were computed.
+    #[serde(rename = "model.post_layernorms", default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) post_layernorms: bool,
+    /// Of the scale of scores, however it is stated, where it is not the usual one.
+    #[serde(rename = "model.query_pre_attn_scalar", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) query_pre_attn_scalar: Option<f64>,
+    #[serde(rename = "model.attn_logit_softcapping", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) attn_logit_softcapping: Option<f64>,
+    #[serde(rename = "model.final_logit_softcapping", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) final_logit_softcapping: Option<f64>,
+    /// For each layer, whether it sees a part of what is before it, where some do.
+    #[serde(rename = "model.window_attn_skip_freq", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) is_local: Option<Vec<bool>>,
+    /// What such layers see.
+    #[serde(rename = "model.window_size", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) local_tokens: Option<usize>,
+    #[serde(rename = "model.rotary_base_local", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rotary_base_local: Option<f64>,
     /// `learned_absolute` or `rope`, to which all that follows belongs.
     #[serde(rename = "model.position_embedding_type")]
     pub(crate) position_embedding_type: String,
@@ -208,6 +226,9 @@ pub(crate) struct Compute {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Inputs {
     pub(crate) checkpoint: String,
+    /// What is added to its weights, in this order. Absent in records from before anything could be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) adapters: Vec<String>,
     pub(crate) tokenizer: String,
     /// Absent for ranks that do not read the data.
     #[serde(skip_serializing_if = "Option::is_none")]

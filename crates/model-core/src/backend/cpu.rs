@@ -20,9 +20,7 @@ use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool, packed_shape};
 use crate::layers::rotary::RotaryTables;
-use crate::ops::{
-    HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap, scale_f32,
-};
+use crate::ops::{HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, scale_f32};
 use crate::parallel::{HostRanks, ModelRanks};
 
 /// The CPU kernels with their threads and scratch memory.
@@ -185,7 +183,6 @@ impl Loader for CpuLoader {
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CpuAttention, ModelError> {
-        refuse_softcap(spec)?;
         let head_dim = spec.heads.kv_channels;
         if head_dim > MAX_HEAD_DIM {
             return Err(ModelError::Unsupported {
@@ -202,6 +199,8 @@ impl Loader for CpuLoader {
                 num_query_groups: spec.heads.num_query_groups,
                 head_dim,
                 scale: scale_f32(spec),
+                softcap: spec.softcap.map(|softcap| softcap as f32),
+                window: spec.local_tokens,
             },
             rotary: spec.rotary.map(|config| self.state.rotary.add(&config)),
         })

@@ -10,9 +10,9 @@ use model_spec::{AttentionSpec, HeadLayout, KvGroup, Normalization, Numerics};
 use tch::{Device, Kind, Tensor};
 use torch_ext::mkl;
 
-pub(crate) use self::attention::PlainAttention;
 #[cfg(feature = "cuda")]
 pub(crate) use self::attention::attend;
+pub(crate) use self::attention::{PlainAttention, ScoreRule};
 use self::linear::PlainWeight;
 pub(crate) use self::linear::{PlainLinear, activate};
 use crate::attention_context::AttentionContext;
@@ -21,7 +21,7 @@ use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool};
 use crate::layers::rotary::RotaryTables;
-use crate::ops::{HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, refuse_softcap};
+use crate::ops::{HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
 use crate::parallel::{HostRanks, ModelRanks};
 use crate::upload::to_device;
 use crate::{AttentionSwitches, ModelError};
@@ -163,14 +163,18 @@ impl Loader for PlainLoader {
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<PlainAttention, ModelError> {
-        refuse_softcap(spec)?;
         let PlainState { numerics, device, rotary, .. } = &mut self.state;
+        // The other algorithms of libtorch know neither caps nor windows.
+        let switches = match (spec.softcap, spec.local_tokens) {
+            (None, None) => self.switches,
+            _ => AttentionSwitches { flash: false, fused: false, ..self.switches },
+        };
         Ok(PlainAttention {
             layer_idx,
             heads: spec.heads,
-            scale: spec.scale,
+            scores: ScoreRule { scale: spec.scale, softcap: spec.softcap, local_tokens: spec.local_tokens },
             rotary: spec.rotary.map(|config| rotary.add(&config)),
-            algorithm: self.switches.choose(*device, numerics.compute, spec.heads.kv_channels)?,
+            algorithm: switches.choose(*device, numerics.compute, spec.heads.kv_channels)?,
         })
     }
 

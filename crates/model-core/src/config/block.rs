@@ -5,7 +5,7 @@
 
 use model_spec::BlockStyle;
 
-use super::raw::{RawModelConfig, RawValue};
+use super::raw::{RawModelConfig, RawNumber, RawValue};
 use crate::ModelError;
 
 const CUSTOMIZATION: &str = "mcore_customization_config";
@@ -27,13 +27,18 @@ const WITHOUT_EFFECT_PARTS: [&str; 7] =
     ["_fusion", "dropout", "recompute", "parallel_size", "tp_comm_", "cpu_offloading", "fp8"];
 
 /// Keys that are read from there before they are read as NeMo's own.
-const COMPUTED: [&str; 4] =
-    ["parallel_attention", "new_decoder_architecture", "qk_layernorm", "rotary_interleaved"];
+const COMPUTED: [&str; 7] = [
+    "parallel_attention",
+    "new_decoder_architecture",
+    "qk_layernorm",
+    "rotary_interleaved",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "query_pre_attn_scalar",
+];
 
 /// Keys that change nothing as long as they are off.
-const OFF_WHEN_FALSE: [(&str, &str); 5] = [
-    ("attn_logit_softcapping", "capped attention scores"),
-    ("final_logit_softcapping", "capped logits"),
+const OFF_WHEN_FALSE: [(&str, &str); 3] = [
     ("multi_latent_attention", "latent attention"),
     ("num_moe_experts", "a mixture of experts"),
     ("window_size", "sliding-window attention"),
@@ -65,6 +70,19 @@ impl RawModelConfig {
             Some(other) => Err(ModelError::BadValue {
                 key: CUSTOMIZATION,
                 expected: format!("`true` or `false` at `{key}`"),
+                actual: other.to_string(),
+            }),
+        }
+    }
+
+    /// A number that `mcore_customization_config` sets.
+    pub(super) fn customized_number(&self, key: &'static str) -> Result<Option<&RawNumber>, ModelError> {
+        match self.customization(key) {
+            None => Ok(None),
+            Some(RawValue::Number(number)) => Ok(Some(number)),
+            Some(other) => Err(ModelError::BadValue {
+                key: CUSTOMIZATION,
+                expected: format!("a number at `{key}`"),
                 actual: other.to_string(),
             }),
         }

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
+use super::attention::RawSkips;
 use super::window::{RawHuggingFace, RawWindow};
 use crate::ModelError;
 
@@ -28,7 +29,7 @@ impl RawNumber {
         (number.abs() <= f64::from(i32::MAX)).then_some(number as i64)
     }
 
-    fn to_f64(&self) -> Option<f64> {
+    pub(super) fn to_f64(&self) -> Option<f64> {
         match self {
             Self::Int(value) => Some(*value as f64),
             Self::Float(value) => Some(*value),
@@ -134,18 +135,20 @@ pub struct RawModelConfig {
     megatron_legacy: Option<bool>,
     multi_latent_attention: Option<bool>,
     apply_residual_connection_post_layernorm: Option<RawValue>,
-    attn_logit_softcapping: Option<RawValue>,
-    final_logit_softcapping: Option<RawValue>,
+    pub(super) attn_logit_softcapping: Option<RawNumber>,
+    pub(super) final_logit_softcapping: Option<RawNumber>,
     heterogeneous_block_specs: Option<RawValue>,
     hybrid_override_pattern: Option<RawValue>,
     is_hybrid_model: Option<RawValue>,
     mm_cfg: Option<RawValue>,
     mrope_section: Option<RawValue>,
-    query_pre_attn_scalar: Option<RawValue>,
+    pub(super) query_pre_attn_scalar: Option<RawNumber>,
     retro: Option<RawValue>,
-    softmax_scale: Option<RawValue>,
+    pub(super) softmax_scale: Option<RawNumber>,
     sqrt_query_pre_attn_scalar: Option<RawValue>,
-    window_attn_skip_freq: Option<RawValue>,
+    pub(super) window_attn_skip_freq: Option<RawSkips>,
+    pub(super) rotary_base_local: Option<RawNumber>,
+    pub(super) post_layernorms: Option<bool>,
 }
 
 impl RawModelConfig {
@@ -186,13 +189,18 @@ impl RawModelConfig {
         }
     }
 
+    /// Whether NeMo builds the layers of Gemma 2 (`megatron_gpt_model.py`).
+    pub(super) fn is_gemma2(&self) -> bool {
+        self.name.as_deref() == Some("megatron_gemma2")
+    }
+
     /// Refuses every key that would change the arithmetic in a way this model does not compute.
     pub(super) fn refuse_unsupported(&self) -> Result<(), ModelError> {
         let refuse = |key, value: &dyn fmt::Display, feature, needs| {
             Err(ModelError::Unsupported { key, value: value.to_string(), feature, needs })
         };
-        if let Some(name @ ("megatron_gemma2" | "te_gpt_hyena")) = self.name.as_deref() {
-            let needs = "a checkpoint of the GPT, Llama, Gemma 1, Falcon or Nemotron family";
+        if let Some(name @ "te_gpt_hyena") = self.name.as_deref() {
+            let needs = "a checkpoint of the GPT, Llama, Gemma, Falcon or Nemotron family";
             return refuse("name", &name, "a layer specification of its own", needs);
         }
         if let Some(experts) = &self.num_moe_experts
@@ -239,7 +247,7 @@ impl RawModelConfig {
     }
 
     /// Keys of Megatron-Core's other models, which change nothing as long as they are off.
-    fn keys_of_other_models(&self) -> [(&'static str, &Option<RawValue>, &'static str); 13] {
+    fn keys_of_other_models(&self) -> [(&'static str, &Option<RawValue>, &'static str); 8] {
         const SCALE: &str = "another scale of attention scores";
         [
             (
@@ -247,18 +255,13 @@ impl RawModelConfig {
                 &self.apply_residual_connection_post_layernorm,
                 "a residual stream taken behind the norm",
             ),
-            ("attn_logit_softcapping", &self.attn_logit_softcapping, "capped attention scores"),
-            ("final_logit_softcapping", &self.final_logit_softcapping, "capped logits"),
             ("heterogeneous_block_specs", &self.heterogeneous_block_specs, "layers of several kinds"),
             ("hybrid_override_pattern", &self.hybrid_override_pattern, "layers of several kinds"),
             ("is_hybrid_model", &self.is_hybrid_model, "layers of several kinds"),
             ("mm_cfg", &self.mm_cfg, "a model of text and images"),
             ("mrope_section", &self.mrope_section, "positions of several axes"),
-            ("query_pre_attn_scalar", &self.query_pre_attn_scalar, SCALE),
             ("retro", &self.retro, "a model that retrieves"),
-            ("softmax_scale", &self.softmax_scale, SCALE),
             ("sqrt_query_pre_attn_scalar", &self.sqrt_query_pre_attn_scalar, SCALE),
-            ("window_attn_skip_freq", &self.window_attn_skip_freq, "windows in some of the layers"),
         ]
     }
 }

@@ -115,12 +115,17 @@ fn what_the_model_cannot_compute_is_refused_by_key() {
         json!({ "num_moe_experts": 8 }),
         json!({ "position_embedding_type": "alibi" }),
         json!({ "transformer_block_type": "post_ln" }),
-        json!({ "name": "megatron_gemma2" }),
         json!({ "headscale": true }),
         json!({ "window_size": "wide" }),
-        json!({ "attn_logit_softcapping": 50.0 }),
-        json!({ "softmax_scale": 0.1 }),
         json!({ "sqrt_query_pre_attn_scalar": 14.9666 }),
+        json!({ "attn_logit_softcapping": -50.0 }),
+        json!({ "final_logit_softcapping": "much" }),
+        json!({ "query_pre_attn_scalar": 0 }),
+        json!({ "query_pre_attn_scalar": 4, "softmax_scale": 0.1 }),
+        json!({ "window_size": [8, 0], "window_attn_skip_freq": [1] }),
+        json!({ "window_size": [8, 0], "window_attn_skip_freq": [1, 2] }),
+        json!({ "window_size": [8, 0], "window_attn_skip_freq": 0 }),
+        json!({ "rotary_base_local": 100 }),
         json!({ "apply_residual_connection_post_layernorm": true }),
         json!({ "mm_cfg": {"llm": 1} }),
         json!({ "mcore_customization_config": {"add_bias_linear": false} }),
@@ -167,6 +172,33 @@ fn norms_of_heads_are_asked_for_by_either_key() {
     assert!(!is_normed(
         json!({ "qk_layernorm": true, "mcore_customization_config": { "qk_layernorm": false } })
     ));
+}
+
+/// The layers that see a part, what they see, and what else Gemma has.
+#[test]
+fn windows_of_some_layers_are_read_as_each_software_means_them() {
+    let local = |keys: serde_json::Value| {
+        let uniform = parse(&keys).unwrap().uniform;
+        (uniform.attention.local.map(|local| (local.is_local, local.tokens)), uniform.window.is_some())
+    };
+    let seen = |is_local: &[bool], tokens| (Some((is_local.to_vec(), tokens)), false);
+    assert_eq!(local(json!({ "window_size": [8, 0] })), (None, true));
+    assert_eq!(local(json!({ "window_size": [8, 0], "window_attn_skip_freq": 2 })), seen(&[true, false], 9));
+    assert_eq!(
+        local(json!({ "window_size": [8, 0], "window_attn_skip_freq": [0, 1] })),
+        seen(&[false, true], 9)
+    );
+    assert_eq!(local(json!({ "window_size": null, "window_attn_skip_freq": 2 })), (None, false));
+    let gemma2 = json!({ "name": "megatron_gemma2", "window_size": [8, 0] });
+    assert_eq!(local(gemma2.clone()), seen(&[false, true], 9));
+    let uniform = parse(&gemma2).unwrap().uniform;
+    assert!(uniform.post_layernorms && uniform.apply_embedding_scaling);
+    let customized = json!({ "mcore_customization_config": {
+        "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30, "query_pre_attn_scalar": 16,
+    } });
+    let uniform = parse(&customized).unwrap().uniform;
+    assert_eq!((uniform.attention.softcap, uniform.attention.scale), (Some(50.0), Some(0.25)));
+    assert_eq!(uniform.output.softcap, Some(30.0));
 }
 
 #[test]

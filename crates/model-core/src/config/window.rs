@@ -33,13 +33,21 @@ pub(crate) struct RawHuggingFace {
 const WINDOW_SIZE: &str = "window_size";
 const SLIDING_WINDOW: &str = "huggingface.sliding_window";
 
-/// The narrower of the two windows that a configuration can have.
+/// The narrower of the two windows that a configuration can have, where every layer has it.
 pub(super) fn parse(raw: &RawModelConfig) -> Result<Option<AttentionWindow>, ModelError> {
     let stated = raw.window_size.as_ref().map(parse_pair).transpose()?.flatten();
+    let is_everywhere = raw.window_attn_skip_freq.is_none() && !raw.is_gemma2();
+    let stated = stated.filter(|_| is_everywhere);
     let sliding = raw.huggingface.as_ref().and_then(|section| section.sliding_window.as_ref());
     let sliding =
         raw.size(SLIDING_WINDOW, sliding)?.map(|tokens| AttentionWindow { tokens, key: SLIDING_WINDOW });
     Ok([stated, sliding].into_iter().flatten().min_by_key(|window| window.tokens))
+}
+
+/// How many positions a row sees, itself among them, in a layer with the window.
+pub(super) fn tokens_seen(raw: &RawModelConfig) -> Result<Option<usize>, ModelError> {
+    let left = raw.window_size.as_ref().map(parse_pair).transpose()?.flatten();
+    Ok(left.map(|window| window.tokens.saturating_add(1)))
 }
 
 /// Transformer Engine lets a position see `left` others before it and itself. NeMo's converters write the

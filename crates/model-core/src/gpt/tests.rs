@@ -12,7 +12,7 @@ use crate::backend::cpu::CpuLoader;
 use crate::backend::plain::PlainLoader;
 use crate::kinds::StoredFloat;
 use crate::layers::{Attention, Layer, Mlp};
-use crate::ops::{LinearRole, LinearSource, Loader, Norm, WeightBytes};
+use crate::ops::{LinearRole, LinearSource, Loader, Norm, WeightBytes, refuse_on_gpu};
 use crate::{AttentionSwitches, RawModelConfig};
 
 const HIDDEN_SIZE: usize = 24;
@@ -117,14 +117,17 @@ fn attention(num_attention_heads: usize, norm: NormSpec, rotary: Option<RotaryCo
         qk_norm: None,
         rotary,
         window: None,
+        local_tokens: None,
         softcap: None,
         scale: heads.default_scale(),
+        post_norm: None,
     }
 }
 
 fn mlp(ffn_hidden_size: usize, norm: NormSpec, nonlinearity: Nonlinearity, gated: bool) -> FfnSpec {
     let bias = norm.normalization == Normalization::LayerNorm;
-    FfnSpec::Dense(MlpSpec { ffn_hidden_size, activation: Activation { nonlinearity, gated }, norm, bias })
+    let activation = Activation { nonlinearity, gated };
+    FfnSpec::Dense(MlpSpec { ffn_hidden_size, activation, norm, bias, post_norm: None })
 }
 
 /// Both parts, an MLP alone, attention alone, and both ways to compute them beside each other; no two parts alike.
@@ -321,12 +324,12 @@ impl StoredLayer {
         let attention = self.attention.as_ref().map(|(norm, qkv, proj)| {
             let op = loader.attention(layer_idx, self.spec.attention.as_ref().unwrap()).unwrap();
             let [qkv, proj] = [qkv, proj].map(|linear| linear.load(loader, LinearRole::Plain));
-            (norm.load(), Attention { qkv, head_norms: None, op, proj })
+            (norm.load(), Attention { qkv, head_norms: None, op, proj, post_norm: None })
         });
         let mlp = self.mlp.as_ref().map(|(norm, fc1, fc2)| {
             let activation = self.spec.mlp().unwrap().activation;
             let fc1 = fc1.load(loader, LinearRole::FirstOfMlp(activation));
-            (norm.load(), Mlp { fc1, activation, fc2: fc2.load(loader, LinearRole::Plain) })
+            (norm.load(), Mlp { fc1, activation, fc2: fc2.load(loader, LinearRole::Plain), post_norm: None })
         });
         if self.spec.join == BlockStyle::Sequential {
             return Layer::Sequential { attention, mlp };
@@ -404,12 +407,14 @@ fn layers_that_differ_match_their_formulas() {
 }
 
 #[test]
-fn what_no_backend_computes_is_refused_when_loading() {
-    let capped = AttentionSpec { softcap: Some(50.0), ..attention(4, RMS, None) };
-    let message = "model config key `attn_logit_softcapping` is `50`, capped attention scores, which is not supported; \
-                   use a checkpoint trained without it";
-    assert_eq!(plain().attention(0, &capped).unwrap_err().to_string(), message);
-    assert_eq!(cpu().attention(0, &capped).unwrap_err().to_string(), message);
+fn what_no_kernel_of_a_gpu_computes_is_refused_by_its_key() {
+    let spec = || attention(4, RMS, None);
+    let said = |spec: AttentionSpec| refuse_on_gpu(&spec, 8).map_err(|error| error.to_string());
+    insta::assert_snapshot!(said(AttentionSpec { softcap: Some(50.0), ..spec() }).unwrap_err(), @"");
+    insta::assert_snapshot!(said(AttentionSpec { local_tokens: Some(7), ..spec() }).unwrap_err(), @"");
+    // No sequence is longer than the window.
+    assert!(said(AttentionSpec { local_tokens: Some(8), ..spec() }).is_ok());
+    assert!(said(spec()).is_ok());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! The linear layers behind which ranks add up: `linear_proj` and `linear_fc2`, whose inputs tensor-parallel ranks share.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::ops::{Epilogue, LinearOp, StepState, tensor_bytes};
@@ -22,6 +22,8 @@ pub(crate) struct PiecedLinear<L> {
     pub(crate) num_pieces: usize,
     /// float32 `[hidden_size]`.
     pub(crate) bias: Option<Tensor>,
+    /// Its outputs.
+    pub(crate) hidden_size: i64,
 }
 
 impl<S: StepState> RowParallel<S> {
@@ -30,6 +32,17 @@ impl<S: StepState> RowParallel<S> {
         match self {
             Self::Chain(linear) => linear.run(x, Epilogue::AddTo(residual), at),
             Self::Tree(pieced) => at.add_pieces(pieced, x, residual),
+        }
+    }
+
+    /// The product of `x` alone, `[num_tokens, hidden_size]`.
+    pub(crate) fn output(&self, x: &Tensor, kind: Kind, at: &mut S) -> Result<Tensor, ModelError> {
+        match self {
+            Self::Chain(linear) => linear.run(x, Epilogue::Store, at),
+            Self::Tree(pieced) => {
+                let nothing = Tensor::f_zeros([x.size2()?.0, pieced.hidden_size], (kind, x.device()))?;
+                at.add_pieces(pieced, x, nothing)
+            }
         }
     }
 

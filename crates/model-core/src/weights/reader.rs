@@ -119,7 +119,7 @@ impl<'a, L: Loader> Reader<'a, L> {
         let bias = bias.map(|bias| self.tensor(&bias, Kind::Float)).transpose()?;
         let num_pieces = (num_pieces / self.tp_size().max(1)).max(1);
         let parts = self.loader.pieces(LinearSource { weight: weight.weight(), bias: None }, num_pieces)?;
-        Ok(PiecedLinear { parts, num_pieces, bias })
+        Ok(PiecedLinear { parts, num_pieces, bias, hidden_size: self.spec.hidden_size as i64 })
     }
 
     fn linear_of(

@@ -1,6 +1,6 @@
 use super::*;
-use crate::UniformSpec;
 use crate::test_models::{ROWS as TABLE_ROWS, gpt, llama, mixed};
+use crate::{AttentionRule, LocalLayers, UniformSpec};
 
 fn shown(model: &ModelSpec) -> String {
     let line = |tensor: TensorSpec| {
@@ -71,6 +71,33 @@ fn norms_of_heads_are_as_long_as_a_head_and_whole_on_every_rank() {
 }
 
 #[test]
+fn outputs_have_norms_of_their_own_where_the_model_says_so() {
+    let model = UniformSpec { num_layers: 1, post_layernorms: true, ..llama() }.spec(TABLE_ROWS);
+    let lines = shown(&model);
+    let of_posts: Vec<&str> = lines.lines().filter(|line| line.contains("post_layernorm.")).collect();
+    insta::assert_snapshot!(of_posts.join("\n"), @r"
+    model.decoder.layers.0.self_attention.linear_proj.post_layernorm.weight [16] Replicated; `post_layernorms: true` needs it, as `name: megatron_gemma2` does
+    model.decoder.layers.0.mlp.linear_fc2.post_layernorm.weight [16] Replicated; `post_layernorms: true` needs it, as `name: megatron_gemma2` does
+    ");
+}
+
+#[test]
+fn local_layers_see_less_and_may_rotate_otherwise() {
+    let local = |rotary_base| {
+        let local = LocalLayers { tokens: 4, is_local: vec![false, true], rotary_base };
+        let attention = AttentionRule { local: Some(local), ..AttentionRule::default() };
+        UniformSpec { num_layers: 3, attention, ..llama() }.spec(TABLE_ROWS)
+    };
+    let seen = |model: &ModelSpec| -> Vec<_> {
+        let attention = model.layers.iter().map(|layer| layer.attention.clone().unwrap());
+        attention.map(|part| (part.local_tokens, part.rotary.unwrap().rotary_base)).collect()
+    };
+    let base = seen(&llama().spec(TABLE_ROWS))[0].1;
+    assert_eq!(seen(&local(None)), [(None, base), (Some(4), base), (None, base)]);
+    assert_eq!(seen(&local(Some(77.0))), [(None, base), (Some(4), 77.0), (None, base)]);
+}
+
+#[test]
 fn layers_have_the_tensors_of_their_own_shape() {
     let model = mixed();
     let of_layer = |idx| model.tensors().filter(move |tensor| tensor.id.layer == Some(idx));
@@ -110,7 +137,7 @@ fn what_a_model_lacks_names_the_setting() {
 
 #[test]
 fn names_are_read_as_they_are_written() {
-    let normed = UniformSpec { qk_layernorm: true, ..gpt() };
+    let normed = UniformSpec { qk_layernorm: true, post_layernorms: true, ..gpt() };
     for model in [llama().spec(TABLE_ROWS), gpt().spec(TABLE_ROWS), normed.spec(TABLE_ROWS), mixed()] {
         for tensor in model.tensors() {
             assert_eq!(parse_name(&tensor.name), Some(tensor.id));
@@ -137,7 +164,7 @@ fn names_are_read_as_they_are_written() {
 
 #[test]
 fn norms_of_other_models_are_whole_and_the_rest_is_not_known() {
-    let post_norm = "model.decoder.layers.0.self_attention.linear_proj.post_layernorm.weight";
-    assert_eq!(shard_of(post_norm, false), Some(Shard::Replicated));
+    let other_norm = "model.decoder.layers.0.pre_cross_attn_layernorm.weight";
+    assert_eq!(shard_of(other_norm, false), Some(Shard::Replicated));
     assert_eq!(shard_of("model.decoder.layers.0.mlp.router.weight", false), None);
 }

@@ -32,6 +32,12 @@ const PLAIN: [&str; 16] = [
 /// The same with scaled embeddings.
 const SCALED: [&str; 2] = ["CodeGemmaModelProvider", "GemmaModelProvider"];
 
+/// Gemma 2 and 3, whose layers are their classes' own.
+const GEMMA2: &str = "Gemma2ModelProvider";
+const GEMMA3: &str = "Gemma3ModelProvider";
+/// What makes these layers.
+const GEMMA_LAYER_SPECS: [&str; 2] = ["gemma2_layer_spec", "gemma3_layer_spec"];
+
 /// Functions that make the plain layers.
 const LAYER_SPECS: [&str; 7] = [
     "default_layer_spec",
@@ -62,7 +68,7 @@ const OFF: [(&str, &str); 14] = [
 ];
 
 /// Fields of training, memory, and ways to compute the same numbers, beside those that NeMo has.
-const INERT: [&str; 48] = [
+const INERT: [&str; 50] = [
     "activation_offload_fraction",
     "cross_entropy_fusion_impl",
     "delay_offload_until_cuda_graph",
@@ -85,6 +91,8 @@ const INERT: [&str; 48] = [
     "high_priority_a2a_comm_stream",
     "hybrid_context_parallel",
     "init_model_with_meta_device",
+    "interleaved_attn_pattern",
+    "is_vision_language",
     "kitchen_attention_backend",
     "log_max_attention_logit",
     "max_seqlen_per_dp_cp_rank",
@@ -164,16 +172,27 @@ pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, F
     let class = name_of(fields.get("_target_")).unwrap_or_default();
     let begins_with = |names: &[&str]| names.iter().any(|name| class.starts_with(name));
     let is_scaled = begins_with(&SCALED);
-    if !is_scaled && !begins_with(&PLAIN) {
-        let hint = "read are the GPT, Llama, Mistral, Gemma 1, Nemotron, Qwen 2 and 3 and StarCoder 2 providers, whose models \
+    let has_own_layers = begins_with(&[GEMMA2, GEMMA3]);
+    if !is_scaled && !has_own_layers && !begins_with(&PLAIN) {
+        let hint = "read are the GPT, Llama, Mistral, Gemma, Nemotron, Qwen 2 and 3 and StarCoder 2 providers, whose models \
                     follow from their fields";
         return Err(FormatError::Unsupported {
             what: format!("`{file}`, whose `model._target_` is `{class}`,"),
             hint: hint.to_owned(),
         });
     }
-    refuse_switched_on(&fields, &file)?;
+    let own = if has_own_layers { &GEMMA_LAYER_SPECS[..] } else { &[] };
+    refuse_switched_on(&fields, &file, own)?;
     let mut config = nemo2::model_section(&fields).map_err(bad)?;
+    if begins_with(&[GEMMA2]) {
+        // Layers with the window are the first, the third, and so on (`gemma2_provider.py`).
+        config.set("window_attn_skip_freq", Node::Int(2));
+        config.set("post_layernorms", Node::Bool(true));
+        config.set("apply_embedding_scaling", Node::Bool(true));
+    }
+    if begins_with(&[GEMMA3]) {
+        nemo2::gemma3_section(&fields, 1, &mut config).map_err(bad)?;
+    }
     if is_scaled {
         config.set("apply_embedding_scaling", Node::Bool(true));
     }
@@ -198,7 +217,8 @@ fn name_of(value: Option<&Node>) -> Option<String> {
     Some(path.rsplit('.').next().unwrap_or(path).to_owned())
 }
 
-fn refuse_switched_on(fields: &Node, file: &str) -> Result<(), FormatError> {
+/// `own` are further functions that make layers which are known.
+fn refuse_switched_on(fields: &Node, file: &str, own: &[&str]) -> Result<(), FormatError> {
     let refuse = |key: &str, value: &str, feature: &str| {
         Err(FormatError::Unsupported {
             what: format!("`{file}`, whose `model.{key}` is `{value}` ({feature}),"),
@@ -218,7 +238,7 @@ fn refuse_switched_on(fields: &Node, file: &str) -> Result<(), FormatError> {
         _ => name_of(partial),
     };
     match name {
-        Some(name) if LAYER_SPECS.contains(&name.as_str()) => Ok(()),
+        Some(name) if LAYER_SPECS.contains(&name.as_str()) || own.contains(&name.as_str()) => Ok(()),
         name => {
             let shown = name.unwrap_or_else(|| spec.to_yaml().trim().to_owned());
             refuse("transformer_layer_spec", &shown, "a layer specification of its own")

@@ -7,8 +7,8 @@
 
 use hydra_config::Node;
 use model_spec::{
-    AttentionWindow, BlockStyle, ModelSpec, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing,
-    TableRows, UniformSpec,
+    AttentionRule, AttentionWindow, BlockStyle, ModelSpec, Normalization, PositionEmbedding, RopeScaling,
+    RotaryConfig, RotaryPairing, TableRows, UniformSpec,
 };
 
 use super::family::Family;
@@ -16,6 +16,9 @@ use crate::{DType, FormatError};
 
 /// NeMo's example configuration for Llama, with `???` where a conversion fills in.
 const TEMPLATE: &str = include_str!("megatron_llama_config.yaml");
+
+/// What a layer sees that has no window.
+pub(super) const NO_WINDOW: usize = i32::MAX as usize;
 
 /// The key under which a window of attention is kept.
 const SLIDING_WINDOW: &str = "huggingface.sliding_window";
@@ -192,6 +195,9 @@ impl ModelArch {
         config.set("init_method_std", Node::Float(self.init_method_std));
         config.set("normalization", Node::from(model.norm.nemo_name()));
         config.set("layernorm_epsilon", Node::Float(model.norm.epsilon));
+        if model.norm.normalization == Normalization::RmsNorm && model.norm.zero_centered_gamma {
+            config.set("layernorm_zero_centered_gamma", Node::Bool(true));
+        }
         config.set("make_vocab_size_divisible_by", int(vocab_divisor(self.tables.vocab)));
         config.set("share_embeddings_and_output_weights", Node::Bool(model.output.tied));
         let (activation, openai_gelu) = model.activation.to_nemo().ok_or_else(|| FormatError::BadConfig {
@@ -209,6 +215,7 @@ impl ModelArch {
             config.set("qk_layernorm", Node::Bool(true));
         }
         self.set_positions(&mut config);
+        self.set_attention(&mut config);
         self.set_block(&mut config);
         config.set("tokenizer", tokenizer);
         config.set("precision", precision(dtype));
@@ -239,6 +246,32 @@ impl ModelArch {
                 let original_length = rule.original_max_position_embeddings as u64;
                 config.set("rope_scaling.original_max_position_embeddings", int(original_length));
             }
+        }
+    }
+
+    /// What attention and the outputs do otherwise than most.
+    fn set_attention(&self, config: &mut Node) {
+        let AttentionRule { scale, softcap, local } = &self.model.attention;
+        if let Some(scalar) = scale.map(inverse_square) {
+            config.set("query_pre_attn_scalar", Node::Float(scalar));
+        }
+        if let Some(softcap) = softcap {
+            config.set("attn_logit_softcapping", Node::Float(*softcap));
+        }
+        if let Some(softcap) = self.model.output.softcap {
+            config.set("final_logit_softcapping", Node::Float(softcap));
+        }
+        if self.model.post_layernorms {
+            config.set("post_layernorms", Node::Bool(true));
+        }
+        let Some(local) = local else { return };
+        // Transformer Engine counts the positions before a row, without its own.
+        let left = if local.tokens >= NO_WINDOW { Node::Int(-1) } else { int(local.tokens as u64 - 1) };
+        config.set("window_size", Node::List(vec![left, Node::Int(0)]));
+        let flags = local.is_local.iter().map(|&is_local| Node::Int(i64::from(is_local)));
+        config.set("window_attn_skip_freq", Node::List(flags.collect()));
+        if let Some(base) = local.rotary_base {
+            config.set("rotary_base_local", Node::Float(base));
         }
     }
 
@@ -285,6 +318,12 @@ impl RopeExtension {
             (None, factor) => Self::Linear(factor),
         }
     }
+}
+
+/// The number whose root, inverted, is this scale: a whole one where that is what it was.
+pub(super) fn inverse_square(scale: f64) -> f64 {
+    let scalar = 1.0 / (scale * scale);
+    if (scalar - scalar.round()).abs() < 1e-9 * scalar { scalar.round() } else { scalar }
 }
 
 /// A size that was read; [`ModelArch::check`] refuses the largest.

@@ -9,8 +9,8 @@ use model_spec::{Module, Part, TensorId, TensorSpec};
 
 use super::arch::{Biases, ModelArch};
 use super::family::ZeroBiases;
-use super::names::{Linear, NameMap, Qkv, is_buffer};
 use super::rows::{Piece, PieceFrom, RowSource, Values};
+use crate::names::{Linear, NameMap, Qkv, is_buffer};
 use crate::{DType, FormatError, TensorSource};
 
 /// Which linear layers of the source have biases.

@@ -8,6 +8,8 @@ pub(super) enum Family {
     Llama,
     Mistral,
     Gemma,
+    Gemma2,
+    Gemma3,
     Falcon,
     Gpt2,
     GptJ,
@@ -117,6 +119,21 @@ const GEMMA: FamilyFacts = FamilyFacts {
     ..LLAMA
 };
 
+const GEMMA2: FamilyFacts = FamilyFacts {
+    name: "gemma2",
+    classes: &["Gemma2ForCausalLM", "Gemma2Model"],
+    // They stay so, as in NeMo, whose configuration says it.
+    has_zero_centered_gamma: false,
+    ..GEMMA
+};
+
+const GEMMA3: FamilyFacts = FamilyFacts {
+    name: "gemma3_text",
+    classes: &["Gemma3ForCausalLM", "Gemma3TextModel"],
+    has_qk_norm: true,
+    ..GEMMA2
+};
+
 const QWEN2: FamilyFacts = FamilyFacts {
     name: "qwen2",
     classes: &["Qwen2ForCausalLM", "Qwen2Model"],
@@ -190,6 +207,8 @@ impl Family {
             Self::Llama => &LLAMA,
             Self::Mistral => &MISTRAL,
             Self::Gemma => &GEMMA,
+            Self::Gemma2 => &GEMMA2,
+            Self::Gemma3 => &GEMMA3,
             Self::Falcon => &FALCON,
             Self::Gpt2 => &GPT2,
             Self::GptJ => &GPT_J,

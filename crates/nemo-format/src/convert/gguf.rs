@@ -4,15 +4,15 @@
 //! `rope_freqs.weight`, whose constants are found again in `rope_factors`.
 
 use model_spec::{
-    Activation, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec, PositionEmbedding,
-    TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec,
+    PositionEmbedding, TableRows, UniformSpec,
 };
 
 use super::arch::{ModelArch, Rope, RopeExtension, size};
 use super::canonical::biases;
 use super::family::Family;
-use super::names::GGUF_LLAMA;
 use super::{gguf_keys, rope_factors};
+use crate::names::GGUF_LLAMA;
 use crate::{FormatError, GgufSource, GgufValue, SourceNote, TensorSource};
 
 /// llama.cpp's defaults for keys left out.
@@ -108,10 +108,13 @@ fn arch(source: &GgufSource) -> Result<ModelArch, FormatError> {
         qk_layernorm: false,
         position_embedding: PositionEmbedding::LearnedAbsolute,
         window: None,
+        attention: AttentionRule::default(),
+        post_layernorms: false,
         apply_embedding_scaling: family.facts().scales_embeddings,
         output: OutputSpec {
             tied: source.meta(&names.output("weight")).is_none(),
             bias: family.facts().has_output_bias,
+            softcap: None,
         },
     };
     let tables = TableRows {

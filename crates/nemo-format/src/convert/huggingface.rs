@@ -3,28 +3,29 @@
 //! Defaults of keys left out are those of transformers' configuration classes. Whatever would change the numbers and has
 //! no key in NeMo's configuration is refused by name.
 
+mod gemma;
 mod qwen;
 
 use model_spec::{
-    Activation, BlockStyle, HeadLayout, Module, Nonlinearity, NormSpec, Normalization, OutputSpec, Part,
-    PositionEmbedding, RopeScaling, TableRows, TensorId, UniformSpec,
+    Activation, AttentionRule, BlockStyle, HeadLayout, Module, Nonlinearity, NormSpec, Normalization,
+    OutputSpec, Part, PositionEmbedding, RopeScaling, TableRows, TensorId, UniformSpec,
 };
 
 use super::arch::{ModelArch, Rope, RopeExtension, size};
 use super::family::Family;
-use super::names::{self, NameMap};
 use super::rows::missing;
 use super::stated_biases::StatedBiases;
 use super::wrappers;
 use crate::huggingface::{HfConfig, HfRope};
+use crate::names::{self, NameMap};
 use crate::{FormatError, SourceNote, TensorSource};
 
 /// Context length of Llama-2 and most others.
 const DEFAULT_MAX_POSITIONS: u64 = 2048;
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 const DEFAULT_INITIALIZER_RANGE: f64 = 0.02;
-const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, \
-                         `nemotron`, `qwen2` and `qwen3`";
+const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `falcon`, `gpt2`, \
+                         `gptj`, `gpt_neox`, `nemotron`, `qwen2` and `qwen3`";
 
 /// A model of Hugging Face, understood.
 pub(super) struct HfModel {
@@ -47,7 +48,9 @@ pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result
     let (mut arch, names) = match config.text(&["model_type"])?.unwrap_or("none") {
         "llama" => (llama(config, Family::Llama)?, names::LLAMA),
         "mistral" => (mistral(config)?, names::LLAMA),
-        "gemma" => (gemma(config)?, names::LLAMA),
+        "gemma" => (gemma::gemma(config)?, names::LLAMA),
+        "gemma2" => (gemma::gemma2(config)?, names::GEMMA2),
+        "gemma3_text" => (gemma::gemma3(config)?, names::GEMMA2),
         // What Falcon was called before transformers took it in.
         "falcon" | "RefinedWebModel" | "RefinedWeb" => falcon(config)?,
         "gpt2" => (gpt2(config)?, names::GPT2),
@@ -137,10 +140,13 @@ fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
         qk_layernorm: facts.has_qk_norm,
         position_embedding: PositionEmbedding::LearnedAbsolute,
         window: None,
+        attention: AttentionRule::default(),
+        post_layernorms: false,
         apply_embedding_scaling: facts.scales_embeddings,
         output: OutputSpec {
             tied: config.bool("tie_word_embeddings")?.unwrap_or(false),
             bias: facts.has_output_bias,
+            softcap: None,
         },
     };
     let tables = TableRows {
@@ -154,7 +160,7 @@ fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
 fn llama(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
     let activation = config.text(&["hidden_act"])?.unwrap_or("silu");
     // Another name of the same function.
-    if !["silu", "swish"].contains(&activation) && family != Family::Gemma {
+    if !["silu", "swish"].contains(&activation) && family.facts().hidden_activation.is_none() {
         return Err(
             config.unsupported(&format!("hidden_act `{activation}`"), "models of this type use `silu`")
         );
@@ -189,28 +195,6 @@ fn mistral(config: &HfConfig) -> Result<ModelArch, FormatError> {
     let default_groups = if config.mentions("num_key_value_heads") { heads.num_attention_heads } else { 8 };
     heads.num_query_groups = config.u64(&["num_key_value_heads"])?.map_or(default_groups, size);
     arch.set_sliding_window(window);
-    Ok(arch)
-}
-
-fn gemma(config: &HfConfig) -> Result<ModelArch, FormatError> {
-    for key in ["hidden_activation", "hidden_act"] {
-        let activation = config.text(&[key])?.unwrap_or("gelu_pytorch_tanh");
-        // The first release said `gelu` and meant the tanh form, which is how transformers reads it.
-        if !["gelu", "gelu_pytorch_tanh"].contains(&activation) {
-            return Err(
-                config.unsupported(&format!("activation `{activation}`"), "Gemma uses `gelu_pytorch_tanh`")
-            );
-        }
-    }
-    if config.bool("use_bidirectional_attention")? == Some(true) {
-        return Err(config.unsupported("bidirectional attention", "only causal models generate text"));
-    }
-    let mut arch = llama(config, Family::Gemma)?;
-    // `GemmaConfig`'s own default, which the first release relied on.
-    arch.set_head_dim(config.u64(&["head_dim"])?.unwrap_or(256));
-    arch.model.activation = Activation { nonlinearity: Nonlinearity::GeluTanh, gated: true };
-    arch.tables.positions = config.u64(&["max_position_embeddings"])?.unwrap_or(8192);
-    arch.model.output.tied = config.bool("tie_word_embeddings")?.unwrap_or(true);
     Ok(arch)
 }
 

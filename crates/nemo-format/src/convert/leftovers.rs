@@ -7,9 +7,9 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::family::Family;
-use super::names::is_buffer;
 use super::{GENERATION_CONFIG, TOKENIZER_CONFIG};
 use crate::huggingface::{HfConfig, read_json};
+use crate::names::is_buffer;
 use crate::{DType, FormatError, SourceNote, TensorSource};
 
 /// Keys of `tokenizer_config.json` that are read, or that say how Python loads, pads and cuts.

@@ -12,7 +12,6 @@ mod gguf;
 mod gguf_keys;
 mod huggingface;
 mod leftovers;
-mod names;
 mod nemo;
 mod rope_factors;
 mod rows;
@@ -31,9 +30,10 @@ use model_spec::{Module, Part, TensorId};
 use self::arch::ModelArch;
 use self::canonical::canonical;
 use self::huggingface::{HfModel, understand};
-use self::names::{GGUF_LLAMA, NameMap};
+use crate::adapter::{self, AdaptedSource, Precision};
 use crate::gguf::MAGIC;
 use crate::huggingface::{HfConfig, HfTokenizer, HfWeights, open_weights, read_optional};
+use crate::names::{GGUF_LLAMA, NameMap};
 use crate::partial_models::refuse_peft_folder;
 use crate::source_note::record;
 use crate::tokenizer::{self, TokenizerCheck, TokenizerPart};
@@ -41,7 +41,10 @@ use crate::writer::{
     Artifact, MAX_SHARD_BYTES, Overwrite, WriteOptions, WriteProgress, WriteReport, write_hf_folder,
     write_nemo,
 };
-use crate::{ConvertNote, DType, FormatError, GgufFile, GgufSource, TensorSource, bridge, convert_note};
+use crate::{
+    AdapterSummary, ConvertNote, DType, FormatError, GgufFile, GgufSource, SourceNote, TensorSource, bridge,
+    convert_note,
+};
 
 /// Choices of [`convert_checkpoint`].
 #[derive(Clone, Default)]
@@ -50,6 +53,8 @@ pub struct ConvertOptions<'a> {
     pub dtype: Option<DType>,
     /// A tokenizer to put into the archive instead of the input's: a folder, a `tokenizer.json` or a `.model` file.
     pub tokenizer: Option<PathBuf>,
+    /// LoRA adapters to add to the weights, in this order.
+    pub adapters: Vec<PathBuf>,
     /// What to do when the target exists.
     pub overwrite: Overwrite,
     /// Opens the tokenizer before anything is written; nothing here knows how to.
@@ -123,13 +128,13 @@ pub fn convert_checkpoint(
         return Err(FormatError::OutputExists { path: output.to_owned() });
     }
     let mut converted = load(input, options)?;
-    if converted.input != InputKind::Nemo {
-        let source_notes = converted.notes.iter().filter_map(|note| match note {
-            ConvertNote::Source(note) => Some(note),
-            _ => None,
-        });
-        record(&mut converted.config, source_notes);
-    }
+    let is_nemo = converted.input == InputKind::Nemo;
+    let source_notes = converted.notes.iter().filter_map(|note| match note {
+        // What a `.nemo` recorded before stands in its configuration.
+        ConvertNote::Source(note) if !is_nemo || matches!(note, SourceNote::Merged(_)) => Some(note),
+        _ => None,
+    });
+    record(&mut converted.config, source_notes);
     let mut notes = converted.notes;
     notes.extend(convert_note::of_config(&converted.config));
     let write_options = WriteOptions {
@@ -148,7 +153,7 @@ pub fn convert_checkpoint(
     Ok(ConvertReport { input: converted.input, dtype: converted.dtype, written, notes })
 }
 
-/// Converts `input` to a Hugging Face folder at `output`: a Llama, a Mistral, a Qwen2, a Qwen3 or a Gemma.
+/// Converts `input` to a Hugging Face folder at `output`: a Llama, a Mistral, a Qwen2, a Qwen3, a Gemma or a Gemma 2.
 ///
 /// # Errors
 /// When the input is of no supported kind or is damaged, or its architecture is none of these; when `output` exists and
@@ -272,7 +277,8 @@ fn from_huggingface(folder: &Path, options: &ConvertOptions<'_>) -> Result<Conve
     let tokenizer = tokenizer::from_files(&tokenizer, &type_name)?;
     let has_json_files = tokenizer.has_json_files;
     let dtype = options.dtype.unwrap_or(source_dtype);
-    let mut converted = assemble(InputKind::HuggingFace, &arch, names, source, tokenizer, dtype)?;
+    let files = Files { name: folder, source, names };
+    let mut converted = assemble(InputKind::HuggingFace, &arch, files, tokenizer, dtype, &options.adapters)?;
     // NeMo's configuration has no place for these; the way back needs them.
     let (bytes, note) = generation_config(folder, &config)?;
     converted.notes.extend(note);
@@ -352,7 +358,8 @@ fn from_gguf(path: &Path, options: &ConvertOptions<'_>) -> Result<Converted, For
         Some(_) => Vec::new(),
         None => tokenizer::gguf_end_ids(source.file())?,
     };
-    let mut converted = assemble(InputKind::Gguf, &arch, GGUF_LLAMA, Box::new(source), tokenizer, dtype)?;
+    let files = Files { name: path, source: Box::new(source), names: GGUF_LLAMA };
+    let mut converted = assemble(InputKind::Gguf, &arch, files, tokenizer, dtype, &options.adapters)?;
     converted.notes.extend(notes.into_iter().map(ConvertNote::Source));
     // One is the tokenizer's own.
     if end_ids.len() > 1 {
@@ -362,16 +369,24 @@ fn from_gguf(path: &Path, options: &ConvertOptions<'_>) -> Result<Converted, For
     Ok(converted)
 }
 
+/// The weights of a model under the names of its family.
+struct Files<'a> {
+    /// For messages.
+    name: &'a Path,
+    source: Box<dyn TensorSource>,
+    names: NameMap,
+}
+
 fn assemble(
     input: InputKind,
     arch: &ModelArch,
-    names: NameMap,
-    source: Box<dyn TensorSource>,
+    files: Files<'_>,
     tokenizer: TokenizerPart,
     dtype: DType,
+    adapters: &[PathBuf],
 ) -> Result<Converted, FormatError> {
     let config = arch.model_config(tokenizer.section, dtype)?;
-    let source = canonical(source, arch, names, dtype)?;
+    let source = canonical(files.source, arch, files.names, dtype)?;
     let mut notes = tokenizer.notes;
     let num_values = source.num_rounded()?;
     if num_values > 0 {
@@ -382,7 +397,21 @@ fn assemble(
         notes.push(ConvertNote::SlidingWindow { window_tokens });
     }
     let artifacts = tokenizer.artifacts;
-    Ok(Converted { input, config, artifacts, source: Box::new(source), dtype, notes })
+    if adapters.is_empty() {
+        return Ok(Converted { input, config, artifacts, source: Box::new(source), dtype, notes });
+    }
+    let mut adapted = AdaptedSource::new(source, Precision::As(dtype));
+    let merged = adapter::adapt(&mut adapted, &config, &files.name.display().to_string(), adapters)?;
+    notes.extend(merged.iter().map(merged_note));
+    // A sum is rounded once: not before something is added.
+    let names = adapted.merged_names();
+    adapted.base_mut().widen(&names);
+    Ok(Converted { input, config, artifacts, source: Box::new(adapted), dtype, notes })
+}
+
+/// The note on an adapter that was added.
+fn merged_note(summary: &AdapterSummary) -> ConvertNote {
+    ConvertNote::Source(SourceNote::Merged(summary.recorded()))
 }
 
 /// NeMo's `type`: the hub id that the folder remembers, else the folder's own name.

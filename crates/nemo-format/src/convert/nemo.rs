@@ -10,8 +10,10 @@ use hydra_config::Node;
 
 use super::arch::precision;
 use super::{
-    ConvertNote, ConvertOptions, Converted, InputKind, TOKENIZER_JSON_FILES, folder_name, tokenizer,
+    ConvertNote, ConvertOptions, Converted, InputKind, TOKENIZER_JSON_FILES, folder_name, merged_note,
+    tokenizer,
 };
+use crate::adapter::Precision;
 use crate::checkpoint::{CheckpointKind, without_hashes};
 use crate::huggingface::HfTokenizer;
 use crate::{Artifact, Checkpoint, DType, FormatError, Region, TensorMeta, TensorSource};
@@ -25,10 +27,14 @@ const TARGET: &str = "nemo.collections.nlp.models.language_modeling.megatron_gpt
 /// Presents an open checkpoint for writing. Artifacts are renamed by their content.
 pub(super) fn rewrite(input: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatError> {
     let checkpoint = Checkpoint::open(input)?;
+    // A type that was asked for is what the writer rounds to.
+    let merged_type = if options.dtype.is_some() { Precision::Float32 } else { Precision::Stored };
+    let checkpoint = checkpoint.adapted(&options.adapters, merged_type)?;
     let mut config = checkpoint.model_config().clone();
     mcore_config(&mut config, checkpoint.kind());
     let mut artifacts = artifacts(&checkpoint, &mut config)?;
     let mut notes: Vec<ConvertNote> = checkpoint.notes().iter().cloned().map(ConvertNote::Source).collect();
+    notes.extend(checkpoint.adapters().iter().map(merged_note));
     if let Some(path) = &options.tokenizer {
         let part = tokenizer::from_files(&HfTokenizer::open(path)?, &folder_name(path))?;
         let replaced = config.get("tokenizer.model").and_then(Node::as_str).map(str::to_owned);

@@ -72,6 +72,15 @@ impl RowSource {
         &*self.inner
     }
 
+    /// Presents these tensors in float32.
+    pub(super) fn widen(&mut self, names: &[String]) {
+        for name in names {
+            if let Some(tensor) = self.tensors.get_mut(name) {
+                tensor.meta.dtype = DType::F32;
+            }
+        }
+    }
+
     /// The source's tensors that were used, once for each piece, with the number of rows taken.
     pub(super) fn used(&self) -> impl Iterator<Item = (&str, u64)> {
         let pieces = self.tensors.values().flat_map(|tensor| &tensor.pieces);

@@ -5,8 +5,8 @@
 
 use super::arch::{Biases, ModelArch};
 use super::family::{Announced, Family};
-use super::names::NameMap;
 use crate::huggingface::HfConfig;
+use crate::names::NameMap;
 use crate::{FormatError, SourceNote, TensorSource};
 
 /// What the configuration says of each part of a layer.

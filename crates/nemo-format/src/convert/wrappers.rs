@@ -5,7 +5,7 @@
 
 use indexmap::IndexMap;
 
-use super::names::NameMap;
+use crate::names::NameMap;
 use crate::{FormatError, Region, SourceNote, TensorMeta, TensorSource};
 
 /// The attribute in which each wrapper keeps the model.

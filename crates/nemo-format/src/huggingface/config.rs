@@ -177,6 +177,23 @@ impl HfConfig {
             ..HfRope::default()
         };
         let Some((key, value)) = self.rope_dictionary()? else { return Ok(outside) };
+        self.rope_inside(&key, value, &outside)
+    }
+
+    /// The rotary embedding's parameters of one kind of layers, where they are stated by kind.
+    pub(crate) fn rope_of(&self, kind: &str) -> Result<Option<HfRope>, FormatError> {
+        let Some((key, Value::Object(values))) = self.rope_dictionary()? else { return Ok(None) };
+        match values.get(kind).filter(|value| !value.is_null()) {
+            Some(value) => {
+                let inner = format!("{key}.{kind}");
+                self.unused_inside.borrow_mut().retain(|unused| *unused != inner);
+                self.rope_inside(&inner, value, &HfRope::default()).map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    fn rope_inside(&self, key: &str, value: &Value, outside: &HfRope) -> Result<HfRope, FormatError> {
         let Value::Object(values) = value else {
             return Err(self.bad(format!("the key `{key}` is `{value}`, expected an object")));
         };

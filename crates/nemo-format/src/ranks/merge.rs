@@ -10,7 +10,8 @@ use std::sync::Arc;
 use hydra_config::Node;
 use model_spec::{LAYERS, Module, Part, Shard, TensorId, parse_name, shard_of};
 
-use super::RankFile;
+use super::{Holds, RankFile};
+use crate::adapter_names;
 use crate::archive::Archive;
 use crate::naming::{self, TensorPlace, place_in_rank_file};
 use crate::pieced::{Array, Piece, PieceData, PiecedSource};
@@ -65,6 +66,7 @@ impl Facts {
 /// The merged model under construction.
 pub(super) struct Merger {
     pub(super) facts: Facts,
+    pub(super) holds: Holds,
     pub(super) source: PiecedSource,
     /// Layers of the stages so far.
     pub(super) num_layers: u64,
@@ -80,15 +82,28 @@ struct Parts<'a> {
 }
 
 impl Merger {
-    pub(super) fn new(archive: Arc<Archive>, facts: Facts) -> Self {
-        Self { facts, source: PiecedSource::new(archive), num_layers: 0, qkv_rows: None }
+    pub(super) fn new(archive: Arc<Archive>, mut facts: Facts, holds: Holds) -> Self {
+        if let Holds::Adapter { is_gated, .. } = holds {
+            facts.is_gated = is_gated;
+        }
+        Self { facts, holds, source: PiecedSource::new(archive), num_layers: 0, qkv_rows: None }
     }
 
     /// Adds the tensors of a pipeline stage, whose files are given in order of their tensor-parallel rank.
-    pub(super) fn add_stage(&mut self, stage: &[RankFile], pipeline_rank: u64) -> Result<(), FormatError> {
+    pub(super) fn add_stage(
+        &mut self,
+        stage: &[RankFile],
+        pipeline_rank: u64,
+        pipeline_parallel: u64,
+    ) -> Result<(), FormatError> {
         let Some(first) = stage.first() else { return Ok(()) };
         check_same_names(stage)?;
-        let first_layer = self.number_layers(first)?;
+        let first_layer = match self.holds {
+            Holds::Model => self.number_layers(first)?,
+            Holds::Adapter { num_layers, .. } => {
+                first_layer_of_adapter(first, num_layers, pipeline_rank, pipeline_parallel)?
+            }
+        };
         for name in first.entries.keys() {
             match place_in_rank_file(name) {
                 TensorPlace::Unused | TensorPlace::Layer { part: naming::LegacyPart::Up, .. } => {}
@@ -99,7 +114,7 @@ impl Merger {
                         && pipeline_rank > 0 => {}
                 TensorPlace::Outside(canonical) => {
                     let parts = parts(stage, name)?;
-                    let array = merge(&parts, shard_of(&canonical, false), None)?;
+                    let array = merge(&parts, shard(&canonical, false), None)?;
                     self.source.add(canonical, array)?;
                 }
                 TensorPlace::Layer { layer, rest, .. } => {
@@ -117,11 +132,7 @@ impl Merger {
 
     /// What to add to the numbers of this stage's layers.
     fn number_layers(&mut self, file: &RankFile) -> Result<u64, FormatError> {
-        let layer_of = |name: &String| match place_in_rank_file(name) {
-            TensorPlace::Layer { layer, .. } => Some(layer),
-            _ => None,
-        };
-        let layers: BTreeSet<u64> = file.entries.keys().filter_map(layer_of).collect();
+        let layers = layers_of(file);
         let (Some(&lowest), Some(&highest)) = (layers.first(), layers.last()) else { return Ok(0) };
         let count = layers.len() as u64;
         // Stages count from 0; files that number all layers through are unmistakable.
@@ -153,7 +164,7 @@ impl Merger {
         let array = if self.facts.has_split_qkv && is_qkv {
             self.interleave_heads(&parts_of)?
         } else {
-            merge(&parts_of, shard_of(canonical, self.facts.is_gated && ups.is_none()), ups.as_ref())?
+            merge(&parts_of, shard(canonical, self.facts.is_gated && ups.is_none()), ups.as_ref())?
         };
         if is_qkv && id.is_some_and(|id| id.part == Part::Weight) {
             self.qkv_rows = array.meta.shape.first().copied();
@@ -184,6 +195,48 @@ impl Merger {
         }
         stack_rows(&[parts], rows.into_iter().map(|(rank, range)| (0, rank, range)))
     }
+}
+
+/// How ranks share a tensor of a model or of an adapter.
+fn shard(canonical: &str, gated: bool) -> Option<Shard> {
+    // Their names come first: a layer that has an adapter is a part of them.
+    adapter_names::shard_of(canonical, gated).or_else(|| shard_of(canonical, gated))
+}
+
+fn layers_of(file: &RankFile) -> BTreeSet<u64> {
+    let layer_of = |name: &String| match place_in_rank_file(name) {
+        TensorPlace::Layer { layer, .. } => Some(layer),
+        _ => None,
+    };
+    file.entries.keys().filter_map(layer_of).collect()
+}
+
+/// The number of the first layer of a stage: layers count from 0 in each, and some may have no adapter.
+fn first_layer_of_adapter(
+    file: &RankFile,
+    num_layers: u64,
+    pipeline_rank: u64,
+    pipeline_parallel: u64,
+) -> Result<u64, FormatError> {
+    let stages = pipeline_parallel.max(1);
+    if !num_layers.is_multiple_of(stages) {
+        let reason =
+            format!("its {stages} pipeline ranks cannot share the {num_layers} layers of the model evenly");
+        return Err(FormatError::damaged(&file.file, 0, reason));
+    }
+    let per_stage = num_layers / stages;
+    let layers = layers_of(file);
+    let is_beyond = stages > 1 && layers.last() >= Some(&per_stage);
+    // Files that number all layers through are unmistakable where they leave the first stage.
+    let is_numbered_through = pipeline_rank > 0 && layers.first() >= Some(&(pipeline_rank * per_stage));
+    if is_beyond && !is_numbered_through {
+        let last = layers.last().copied().unwrap_or(0);
+        let reason = format!(
+            "it has an adapter of layer {last}, and a pipeline rank of this model has {per_stage} layers"
+        );
+        return Err(FormatError::damaged(&file.file, 0, reason));
+    }
+    Ok(if is_numbered_through { 0 } else { pipeline_rank * per_stage })
 }
 
 /// Ranks of a stage have the same tensors.

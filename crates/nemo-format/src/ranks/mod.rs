@@ -123,11 +123,30 @@ struct RankFile {
     entries: IndexMap<String, Entry>,
 }
 
+/// What the files of the ranks are expected to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holds {
+    /// A model.
+    Model,
+    /// Adapters of a model with this many layers, of which some may have none.
+    Adapter {
+        /// Of the whole model.
+        num_layers: u64,
+        /// Whether its MLP has a gate.
+        is_gated: bool,
+    },
+}
+
 /// Reads the headers of all files and finds where every tensor's pieces lie.
-pub(crate) fn open(archive: &Arc<Archive>, grid: &RankGrid, config: &Node) -> Result<RankFiles, FormatError> {
+pub(crate) fn open(
+    archive: &Arc<Archive>,
+    grid: &RankGrid,
+    config: &Node,
+    holds: Holds,
+) -> Result<RankFiles, FormatError> {
     refuse_virtual_stages(&archive.path().display().to_string(), config, grid.pipeline_parallel)?;
     let mut stored = Vec::new();
-    let mut merger = Merger::new(Arc::clone(archive), Facts::read(config, grid.tensor_parallel));
+    let mut merger = Merger::new(Arc::clone(archive), Facts::read(config, grid.tensor_parallel), holds);
     for pipeline_rank in 0..grid.pipeline_parallel {
         let mut stage = Vec::new();
         for tensor_rank in 0..grid.tensor_parallel {
@@ -135,13 +154,13 @@ pub(crate) fn open(archive: &Arc<Archive>, grid: &RankGrid, config: &Node) -> Re
             let member_idx = archive.index_of(&member)?;
             let file = archive.describe(&member);
             let entries = read_state_dict(archive.at(member_idx), &file)?;
-            if (pipeline_rank, tensor_rank) == (0, 0) {
+            if (pipeline_rank, tensor_rank) == (0, 0) && holds == Holds::Model {
                 refuse_adapters(&file, entries.keys().map(String::as_str))?;
             }
             list(&mut stored, &member, &file, &entries)?;
             stage.push(RankFile { member_idx, file, entries });
         }
-        merger.add_stage(&stage, pipeline_rank)?;
+        merger.add_stage(&stage, pipeline_rank, grid.pipeline_parallel)?;
     }
     check_nothing_is_missing(archive, grid, config, &merger)?;
     let is_legacy = stored.iter().any(|info| info.name.contains("language_model."));
@@ -177,6 +196,11 @@ fn check_nothing_is_missing(
     let size = |key: &str| config.get(key).and_then(Node::as_i64).and_then(|size| u64::try_from(size).ok());
     if grid.naming == Naming::Single {
         return Ok(());
+    }
+    if let Holds::Adapter { .. } = merger.holds
+        && size("tensor_model_parallel_size").is_some_and(|ranks| ranks > grid.tensor_parallel)
+    {
+        return Err(grid.missing(archive, grid.tensor_parallel, 0));
     }
     if let (Some(found), Some(expected)) = (merger.qkv_rows, merger.facts.qkv_rows())
         && let Some(ranks) = size("tensor_model_parallel_size")

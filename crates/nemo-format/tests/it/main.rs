@@ -1,6 +1,7 @@
 //! The crate against checkpoints written by the original software.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod adapters;
 mod bridge;
 mod damaged;
 mod fixtures;

@@ -4,7 +4,7 @@ use super::Key;
 
 const BLOCK: &str = "model.parallel_attention";
 
-pub(super) const KEYS: [Key; 55] = [
+pub(super) const KEYS: [Key; 57] = [
     Key::dropped("model.target"),
     Key::dropped("model.nemo_version"),
     Key::read_as("model.tokenizer", "tokenizer"),
@@ -40,7 +40,8 @@ pub(super) const KEYS: [Key; 55] = [
     Key::read(BLOCK),
     Key::read_as("model.new_decoder_architecture", BLOCK),
     // No sequence is longer than they allow.
-    Key::neutral("model.window_size"),
+    // Of all layers it limits sequences; of some it decides what they see.
+    Key::read("model.window_size"),
     Key::neutral("model.huggingface"),
     Key::refused("model.num_moe_experts"),
     Key::refused("model.transformer_block_type"),
@@ -50,16 +51,18 @@ pub(super) const KEYS: [Key; 55] = [
     Key::refused("model.megatron_legacy"),
     Key::refused("model.multi_latent_attention"),
     Key::refused("model.apply_residual_connection_post_layernorm"),
-    Key::refused("model.attn_logit_softcapping"),
-    Key::refused("model.final_logit_softcapping"),
+    Key::read("model.attn_logit_softcapping"),
+    Key::read("model.final_logit_softcapping"),
     Key::refused("model.heterogeneous_block_specs"),
     Key::refused("model.hybrid_override_pattern"),
     Key::refused("model.is_hybrid_model"),
     Key::refused("model.mm_cfg"),
     Key::refused("model.mrope_section"),
-    Key::refused("model.query_pre_attn_scalar"),
+    Key::read("model.query_pre_attn_scalar"),
     Key::refused("model.retro"),
-    Key::refused("model.softmax_scale"),
+    Key::read_as("model.softmax_scale", "model.query_pre_attn_scalar"),
     Key::refused("model.sqrt_query_pre_attn_scalar"),
-    Key::refused("model.window_attn_skip_freq"),
+    Key::read("model.window_attn_skip_freq"),
+    Key::read("model.rotary_base_local"),
+    Key::read("model.post_layernorms"),
 ];

@@ -2,7 +2,7 @@
 
 use super::Key;
 
-pub(super) const KEYS: [Key; 122] = [
+pub(super) const KEYS: [Key; 123] = [
     Key::closed("trainer.generation"),
     Key::closed("exp_manager"),
     Key::closed("pretrained_checkpoint"),
@@ -68,6 +68,8 @@ pub(super) const KEYS: [Key; 122] = [
     Key::neutral("exp_manager.files_to_copy"),
     Key::ignored("exp_manager.seconds_to_sleep"),
     Key::read_as("pretrained_checkpoint.restore_from_path", "checkpoint"),
+    // Of the user alone: what a checkpoint says there is of its own training.
+    Key::read_as("model.peft.restore_from_path", "adapters"),
     Key::ignored("model.mcore_gpt"),
     Key::neutral("model.micro_batch_size"),
     Key::neutral("model.global_batch_size"),

@@ -71,6 +71,7 @@ fn a_key_is_read_when_its_row_says_so() {
     // Read before the rest can be resolved, or as a whole.
     let apart = [
         "pretrained_checkpoint.restore_from_path",
+        "model.peft.restore_from_path",
         "model.overwrite_base_config",
         "model.tokenizer",
         "model.tensor_model_parallel_size",

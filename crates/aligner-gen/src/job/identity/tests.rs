@@ -20,7 +20,7 @@ const CUTTING: &[&str] = &["model.data.chat=false", TEMPLATE, "model.data.train_
 const FAST: &[&str] = &["trainer.generation.trt_llm.enable=true"];
 
 /// What of an identity does not come from the plan and the model: files, and the device that is found.
-const FROM_ELSEWHERE: [&str; 4] = ["checkpoint", "tokenizer", "data", "device"];
+const FROM_ELSEWHERE: [&str; 5] = ["checkpoint", "adapters", "tokenizer", "data", "device"];
 
 /// A key, what it needs to have a meaning, and another value; where there are more overrides, they go with it.
 type Change = (&'static str, &'static [&'static str], &'static [&'static str]);
@@ -133,7 +133,14 @@ const OF_THE_MODEL: &[Change] = &[
     ("model.mcore_customization_config", &[], &["{parallel_attention:true}"]),
     ("model.parallel_attention", &[], &["true"]),
     ("model.new_decoder_architecture", &["++model.parallel_attention=true"], &["true"]),
-    ("model.window_size", &[], &["[300,0]"]),
+    ("model.window_size", &["++model.window_attn_skip_freq=2", "++model.window_size=[8,0]"], &["[9,0]"]),
+    ("model.window_attn_skip_freq", &["++model.window_size=[8,0]"], &["[0,1]"]),
+    ("model.rotary_base_local", &["++model.window_attn_skip_freq=2", "++model.window_size=[8,0]"], &["77"]),
+    ("model.post_layernorms", &[], &["true"]),
+    ("model.attn_logit_softcapping", &[], &["50"]),
+    ("model.final_logit_softcapping", &[], &["30"]),
+    ("model.query_pre_attn_scalar", &[], &["144"]),
+    ("model.softmax_scale", &[], &["0.5"]),
     ("model.huggingface", &[], &["{sliding_window:300}"]),
     ("model.num_moe_experts", &[], &["2"]),
     ("model.transformer_block_type", &[], &["post_ln"]),
@@ -207,11 +214,12 @@ fn every_key_that_is_read_changes_texts_or_is_listed() {
 #[test]
 fn files_device_and_attention_are_compared() {
     let mut whole = identity(&[]).unwrap().record().unwrap();
-    whole["inputs"] = json!({"checkpoint": "a", "tokenizer": "a", "data": "a"});
+    whole["inputs"] = json!({"checkpoint": "a", "adapters": ["a"], "tokenizer": "a", "data": "a"});
     for name in FROM_ELSEWHERE.into_iter().chain(["attention backend"]) {
         let mut other = whole.clone();
         let group = if other["inputs"].get(name).is_some() { "inputs" } else { "compute" };
-        other[group][name] = json!("other");
+        let is_list = other[group][name].is_array();
+        other[group][name] = if is_list { json!(["other"]) } else { json!("other") };
         let [before, after] = [&whole, &other].map(|recorded| Identity::read(recorded).unwrap());
         let changes = before.changes(&after);
         assert!(changes.len() == 1 && changes[0].starts_with(&format!("`{name}`")), "{name}: {changes:?}");

@@ -63,7 +63,7 @@ impl Setup {
         let path = user.checkpoint_path()?.ok_or_else(|| {
             Failure::usage("`pretrained_checkpoint.restore_from_path` must be the path of a checkpoint")
         })?;
-        let checkpoint = Checkpoint::open(&path)?;
+        let checkpoint = Checkpoint::open(&path)?.with_adapters(&user.adapter_paths()?)?;
         let resolved = config::resolve(&user.compose_with(checkpoint.model_config_text())?)?;
         let raw = RawConfig::extract(&resolved)?;
         let plan = GenerationPlan::new(raw)?;
@@ -126,8 +126,11 @@ impl Setup {
 
     /// What the start in the log folder has to know of this rank.
     pub(super) fn begin(&self) -> log_folder::Begin<'_> {
+        let files = [&self.plan.data_path, &self.checkpoint_path];
+        let adapters = self.checkpoint.adapters().iter().map(nemo_format::AdapterSummary::path);
+        let inputs = files.into_iter().map(PathBuf::as_path).chain(adapters).collect();
         log_folder::Begin {
-            inputs: [&self.plan.data_path, &self.checkpoint_path],
+            inputs,
             local_rank: self.place().local_rank,
             world_size: self.topology.num_ranks(),
         }
@@ -161,6 +164,12 @@ impl Setup {
         )?;
         identity.inputs = Inputs {
             checkpoint: self.checkpoint.fingerprint(),
+            adapters: self
+                .checkpoint
+                .adapters()
+                .iter()
+                .map(|adapter| adapter.fingerprint().to_owned())
+                .collect(),
             tokenizer: self.tokenizer.fingerprint.clone(),
             data: None,
         };

@@ -8,7 +8,7 @@ use torch_ext::cuda::flash::{self, Mask, PackedRows, Varlen};
 use super::{CudaState, HeadKernels, NO_ROOM, NOT_PLANNED, device_context};
 use crate::ModelError;
 use crate::attention_context::{AttentionContext, DeviceAttention, DevicePrompts};
-use crate::backend::plain::attend;
+use crate::backend::plain::{ScoreRule, attend};
 use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::RotaryId;
@@ -193,6 +193,8 @@ impl CudaAttention {
         let (num_rows, heads, channels) = queries.size3()?;
         let (groups, per_group) = (self.heads.num_query_groups as i64, self.heads.queries_per_group() as i64);
         let out = Tensor::f_zeros([num_rows, heads, channels], (Kind::Float, queries.device()))?;
+        // What else a rule can say is refused when a layer is loaded.
+        let rule = ScoreRule { scale: self.scale, softcap: None, local_tokens: None };
         let mut key_start = 0;
         for sequence in &step.sequences {
             let num_keys = sequence.num_keys() as i64;
@@ -202,7 +204,7 @@ impl CudaAttention {
                 |tensor: &Tensor| tensor.f_narrow(0, key_start, num_keys)?.f_transpose(0, 1)?.f_contiguous();
             let queries = rows(queries)?.f_view([-1, groups, per_group, channels])?;
             let attended =
-                attend(&queries, &of_group(keys)?, &of_group(values)?, self.scale, sequence.context_len)?;
+                attend(&queries, &of_group(keys)?, &of_group(values)?, rule, sequence.context_len)?;
             rows(&out)?.f_copy_(&attended.f_view([-1, heads, channels])?)?;
             key_start += num_keys;
         }

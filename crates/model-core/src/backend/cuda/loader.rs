@@ -12,7 +12,7 @@ use super::{CudaAttention, CudaLinear, CudaState, HeadKernels};
 use crate::ModelError;
 use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
-use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_softcap, scale_f32, split_pieces};
+use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_on_gpu, scale_f32, split_pieces};
 use crate::parallel::{HostRanks, ModelRanks};
 
 /// Uploads weights and compiles kernels; its page-locked memory goes when the model is loaded.
@@ -20,6 +20,7 @@ use crate::parallel::{HostRanks, ModelRanks};
 pub(crate) struct CudaLoader {
     state: CudaState,
     uploader: Uploader,
+    max_seq_len_tokens: usize,
 }
 
 impl CudaLoader {
@@ -41,7 +42,7 @@ impl CudaLoader {
             ranks: HostRanks::default(),
             device_ranks: None,
         };
-        Ok(Self { state, uploader: Uploader::new(&device)? })
+        Ok(Self { state, uploader: Uploader::new(&device)?, max_seq_len_tokens })
     }
 
     /// The same for a part of a model whose sums are taken in a tree; `others` are the ranks that share its layers.
@@ -111,7 +112,7 @@ impl Loader for CudaLoader {
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CudaAttention, ModelError> {
-        refuse_softcap(spec)?;
+        refuse_on_gpu(spec, self.max_seq_len_tokens)?;
         Ok(CudaAttention {
             layer_idx,
             heads: spec.heads,

@@ -15,13 +15,22 @@ use crate::{AttentionAlgorithm, ModelError};
 /// Query rows whose scores exist at once: bounds the memory of a long prefill.
 const QUERIES_PER_CHUNK: usize = 128;
 
+/// What becomes of products of queries and keys.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ScoreRule {
+    pub(crate) scale: f64,
+    /// Scores become `softcap * tanh(score / softcap)`.
+    pub(crate) softcap: Option<f64>,
+    /// How many keys a row sees, its own among them, where that is not all before it.
+    pub(crate) local_tokens: Option<usize>,
+}
+
 /// The attention of one layer.
 #[derive(Debug)]
 pub(crate) struct PlainAttention {
     pub(super) layer_idx: usize,
     pub(super) heads: HeadLayout,
-    /// Of the scores.
-    pub(super) scale: f64,
+    pub(super) scores: ScoreRule,
     pub(super) rotary: Option<RotaryId>,
     pub(super) algorithm: AttentionAlgorithm,
 }
@@ -62,11 +71,11 @@ impl AttentionOp<PlainState> for PlainAttention {
             let values = gather(&layer.values, &blocks, sequence)?;
             let rows = queries.f_narrow(0, sequence.query_start as i64, sequence.query_len as i64)?;
             outputs.push(match self.algorithm {
-                AttentionAlgorithm::Flash => flash_attend(&rows, &keys, &values, self.scale)?,
-                AttentionAlgorithm::Sdpa => sdpa_attend(&rows, &keys, &values, self.scale)?,
+                AttentionAlgorithm::Flash => flash_attend(&rows, &keys, &values, self.scores.scale)?,
+                AttentionAlgorithm::Sdpa => sdpa_attend(&rows, &keys, &values, self.scores.scale)?,
                 AttentionAlgorithm::Unfused => {
                     let (keys, values) = (by_group(&keys)?, by_group(&values)?);
-                    attend(&rows, &keys, &values, self.scale, sequence.context_len)?
+                    attend(&rows, &keys, &values, self.scores, sequence.context_len)?
                 }
             });
         }
@@ -182,7 +191,7 @@ pub(crate) fn attend(
     queries: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    scale: f64,
+    rule: ScoreRule,
     context_len: usize,
 ) -> Result<Tensor, ModelError> {
     let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
@@ -190,12 +199,19 @@ pub(crate) fn attend(
     for start in (0..num_rows).step_by(QUERIES_PER_CHUNK) {
         let len = (num_rows - start).min(QUERIES_PER_CHUNK as i64);
         let num_keys = context_len as i64 + start + len;
-        let rows = queries.f_narrow(0, start, len)?.f_to_kind(Kind::Float)?.f_mul_scalar(scale)?;
+        let rows = queries.f_narrow(0, start, len)?.f_to_kind(Kind::Float)?.f_mul_scalar(rule.scale)?;
         let rows = rows.f_permute([1, 2, 0, 3])?.f_reshape([groups, queries_per_group * len, channels])?;
-        let scores = rows.f_matmul(&keys.f_narrow(1, 0, num_keys)?.f_transpose(1, 2)?)?;
+        let mut scores = rows.f_matmul(&keys.f_narrow(1, 0, num_keys)?.f_transpose(1, 2)?)?;
+        if let Some(softcap) = rule.softcap {
+            scores = scores.f_div_scalar(softcap)?.f_tanh()?.f_mul_scalar(softcap)?;
+        }
         let scores = scores.f_view([groups, queries_per_group, len, num_keys])?;
-        let visible = Tensor::f_ones([len, num_keys], (Kind::Bool, scores.device()))?
-            .f_tril(context_len as i64 + start)?;
+        let first_position = context_len as i64 + start;
+        let mut visible =
+            Tensor::f_ones([len, num_keys], (Kind::Bool, scores.device()))?.f_tril(first_position)?;
+        if let Some(tokens) = rule.local_tokens {
+            visible = visible.f_triu(first_position + 1 - tokens as i64)?;
+        }
         let scores = scores.f_masked_fill(&visible.f_logical_not()?, f64::NEG_INFINITY)?;
         let weights =
             scores.f_softmax(-1, Kind::Float)?.f_view([groups, queries_per_group * len, num_keys])?;

@@ -4,14 +4,14 @@
 
 use hydra_config::Node;
 use model_spec::{
-    Activation, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec, PositionEmbedding,
-    RopeScaling, TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec,
+    PositionEmbedding, RopeScaling, TableRows, UniformSpec,
 };
 use serde_json::{Map, Value, json};
 
 use super::super::arch::{Biases, ModelArch, Rope, RopeExtension, size};
 use super::super::family::{Announced, Family};
-use super::shown;
+use super::{gemma2, shown};
 use crate::writer::FolderFile;
 use crate::{DType, FormatError};
 
@@ -29,7 +29,7 @@ impl<'a> NemoConfig<'a> {
         self.0
     }
 
-    fn find(&self, key: &str) -> Option<&'a Node> {
+    pub(super) fn find(&self, key: &str) -> Option<&'a Node> {
         self.0.get(key).filter(|value| !matches!(value, Node::Null))
     }
 
@@ -57,34 +57,32 @@ impl<'a> NemoConfig<'a> {
     }
 
     /// A number; YAML 1.1 calls `1e-5` a string, OmegaConf a number.
-    fn f64(&self, key: &str) -> Result<Option<f64>, FormatError> {
+    pub(super) fn f64(&self, key: &str) -> Result<Option<f64>, FormatError> {
         self.read(key, "a number", |value| value.as_f64().or_else(|| value.as_str()?.parse().ok()))
     }
 
-    fn text(&self, key: &str) -> Result<Option<&'a str>, FormatError> {
+    pub(super) fn text(&self, key: &str) -> Result<Option<&'a str>, FormatError> {
         self.read(key, "a string", Node::as_str)
     }
 }
 
-fn bad(reason: String) -> FormatError {
+pub(super) fn bad(reason: String) -> FormatError {
     FormatError::BadConfig { file: FILE.to_owned(), reason }
 }
 
 /// A property that none of the target families has.
-fn refused(what: &str) -> FormatError {
+pub(super) fn refused(what: &str) -> FormatError {
     FormatError::NotExported {
         what: what.to_owned(),
-        hint: "it writes Llama, Mistral, Qwen2, Qwen3 and Gemma folders only, which have rmsnorm, a gated activation and \
+        hint: "it writes Llama, Mistral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and \
                full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is"
             .to_owned(),
     }
 }
 
 /// Keys that must be off: the targets compute nothing of the kind.
-const OFF: [&str; 21] = [
+const OFF: [&str; 17] = [
     "apply_residual_connection_post_layernorm",
-    "attn_logit_softcapping",
-    "final_logit_softcapping",
     "headscale",
     "heterogeneous_block_specs",
     "hybrid_override_pattern",
@@ -97,11 +95,17 @@ const OFF: [&str; 21] = [
     "num_moe_experts",
     "output_layer_bias",
     "parallel_attention",
-    "query_pre_attn_scalar",
     "retro",
+    "rotary_base_local",
     "rotary_interleaved",
-    "softmax_scale",
     "sqrt_query_pre_attn_scalar",
+];
+/// Keys that only Gemma 2 of the targets has a use for.
+const OF_GEMMA2: [&str; 5] = [
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "query_pre_attn_scalar",
+    "softmax_scale",
     "window_attn_skip_freq",
 ];
 /// Keys that choose between models, with the one value that the targets have.
@@ -111,7 +115,7 @@ const FIXED: [(&str, &str); 3] = [
     ("transformer_block_type", "pre_ln"),
 ];
 /// Layer specifications that are other models whatever their keys say.
-const OTHER_NAMES: [&str; 3] = ["megatron_gemma2", "megatron_falcon_gpt", "te_gpt_hyena"];
+const OTHER_NAMES: [&str; 2] = ["megatron_falcon_gpt", "te_gpt_hyena"];
 
 /// Refuses what would be lost in silence.
 fn refuse_other_models(config: &NemoConfig<'_>) -> Result<(), FormatError> {
@@ -121,7 +125,8 @@ fn refuse_other_models(config: &NemoConfig<'_>) -> Result<(), FormatError> {
     }
     // Megatron-Core's own keys come on top of NeMo's.
     for section in ["", "mcore_customization_config."] {
-        for key in OFF.map(|key| format!("{section}{key}")) {
+        let of_others = if gemma2::is_meant(config)? { &[][..] } else { &OF_GEMMA2 };
+        for key in OFF.iter().chain(of_others).map(|key| format!("{section}{key}")) {
             let value = config.find(&key);
             if let Some(value) = value.filter(|value| !matches!(value, Node::Bool(false) | Node::Int(0))) {
                 return Err(refused(&format!("{key} `{}`", shown(value))));
@@ -149,13 +154,14 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
     refuse_other_models(config)?;
     let customized = config.bool("mcore_customization_config.qk_layernorm")?;
     let qk_norm = customized.or(config.bool("qk_layernorm")?).unwrap_or(false);
-    let window = window(config)?;
+    let is_gemma2 = gemma2::is_meant(config)?;
+    let window = if is_gemma2 { None } else { window(config)? };
     let biases = match (config.bool("bias")?.unwrap_or(true), config.bool("qkv_bias")?.unwrap_or(false)) {
         (true, _) => Biases::All,
         (false, true) => Biases::Qkv,
         (false, false) => Biases::None,
     };
-    let (family, activation) = family(config, &Kind { window, biases, qk_norm })?;
+    let (family, activation) = family(config, &Kind { window, biases, qk_norm, is_gemma2 })?;
     let hidden_size = config.require_u64("hidden_size")?;
     let num_attention_heads = config.require_u64("num_attention_heads")?;
     let encoder_seq_length = config.u64("encoder_seq_length")?;
@@ -177,7 +183,7 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
         block_style: BlockStyle::Sequential,
         norm: NormSpec {
             normalization: Normalization::RmsNorm,
-            zero_centered_gamma: false,
+            zero_centered_gamma: is_gemma2,
             epsilon: config.f64("layernorm_epsilon")?.unwrap_or(1e-5),
         },
         activation,
@@ -186,10 +192,13 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
         qk_layernorm: qk_norm,
         position_embedding: PositionEmbedding::LearnedAbsolute,
         window: None,
+        attention: AttentionRule::default(),
+        post_layernorms: is_gemma2,
         apply_embedding_scaling: family.facts().scales_embeddings,
         output: OutputSpec {
             tied: config.bool("share_embeddings_and_output_weights")?.unwrap_or(true),
             bias: family.facts().has_output_bias,
+            softcap: None,
         },
     };
     let tables = TableRows { vocab: vocab_size, positions: max_position_embeddings };
@@ -197,6 +206,9 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
     let mut arch = ModelArch::new(family, model, tables, init_method_std);
     arch.set_rope(rope(config)?);
     arch.set_sliding_window(window);
+    if is_gemma2 {
+        gemma2::read(config, &mut arch)?;
+    }
     arch.set_biases(biases);
     arch.check(FILE)?;
     refuse_strange_windows(&arch)?;
@@ -255,14 +267,15 @@ struct Kind {
     window: Option<u64>,
     biases: Biases,
     qk_norm: bool,
+    is_gemma2: bool,
 }
 
 fn family(config: &NemoConfig<'_>, kind: &Kind) -> Result<(Family, Activation), FormatError> {
     let name = config.text("activation")?.unwrap_or("gelu");
     let is_tanh_gelu = config.bool("openai_gelu")?.unwrap_or(false);
-    let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or(false);
+    let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or_else(|| gemma2::is_named(config));
     match (name, is_tanh_gelu, is_scaled) {
-        ("swiglu" | "fast-swiglu", false, false) => {
+        ("swiglu" | "fast-swiglu", false, false) if !kind.is_gemma2 => {
             let is_mistral =
                 kind.window.is_some() || config.text("huggingface.model_type")? == Some("mistral");
             let family = match kind.biases {
@@ -274,11 +287,12 @@ fn family(config: &NemoConfig<'_>, kind: &Kind) -> Result<(Family, Activation), 
             Ok((family, Activation { nonlinearity: Nonlinearity::Silu, gated: true }))
         }
         ("geglu" | "fast-geglu", true, true) if !kind.qk_norm => {
-            Ok((Family::Gemma, Activation { nonlinearity: Nonlinearity::GeluTanh, gated: true }))
+            let family = if kind.is_gemma2 { Family::Gemma2 } else { Family::Gemma };
+            Ok((family, Activation { nonlinearity: Nonlinearity::GeluTanh, gated: true }))
         }
         _ => Err(refused(&format!(
-            "activation `{name}`, openai_gelu {is_tanh_gelu}, apply_embedding_scaling {is_scaled} and qk_layernorm {}",
-            kind.qk_norm
+            "activation `{name}`, openai_gelu {is_tanh_gelu}, apply_embedding_scaling {is_scaled}, qk_layernorm {} and post_layernorms {}",
+            kind.qk_norm, kind.is_gemma2
         ))),
     }
 }
@@ -347,6 +361,12 @@ pub(super) fn config_json(
         "use_cache": true,
         "vocab_size": arch.tables.vocab,
     });
+    if arch.family == Family::Gemma2
+        && let Some(keys) = document.as_object_mut()
+    {
+        // The class has only the other name of it.
+        keys.shift_remove("hidden_act");
+    }
     // A class without the key, which only reads one that is there.
     let is_usual = model.heads.query_size() == model.hidden_size;
     if arch.family == Family::Qwen2
@@ -362,6 +382,9 @@ pub(super) fn config_json(
     }
     if facts.has_window {
         set("sliding_window", json!(arch.sliding_window()));
+    }
+    if arch.family == Family::Gemma2 {
+        gemma2::keys(model).into_iter().for_each(|(key, value)| set(key, value));
     }
     if matches!(arch.family, Family::Qwen2 | Family::Qwen3) {
         set("use_sliding_window", json!(false));

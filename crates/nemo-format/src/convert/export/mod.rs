@@ -1,9 +1,10 @@
-//! The way back: Megatron-Core tensors and `model_config.yaml` as a Hugging Face Llama, Mistral, Qwen2, Qwen3 or Gemma.
+//! The way back: Megatron-Core tensors and `model_config.yaml` as a Hugging Face Llama, Mistral, Qwen2, Qwen3, Gemma or Gemma 2.
 //!
 //! Whatever the target's `config.json` cannot say is refused by name. Values are moved, never computed, except for the 1
 //! that Gemma's norm weights are without.
 
 mod config;
+mod gemma2;
 mod templates;
 mod tokenizer;
 
@@ -15,10 +16,10 @@ use model_spec::{Module, Part, TensorId, TensorSpec, parse_name};
 
 use self::config::{NemoConfig, read_arch};
 use super::arch::{Biases, ModelArch};
-use super::family::Announced;
-use super::names::{LLAMA, Qkv};
+use super::family::{Announced, Family};
 use super::rows::{Piece, PieceFrom, RowSource, Values};
 use super::{ConvertNote, Converted};
+use crate::names::{GEMMA2, LLAMA, NameMap, Qkv};
 use crate::writer::FolderFile;
 use crate::{DType, FormatError, TensorSource};
 
@@ -81,7 +82,8 @@ fn refuse_left_over(out: &RowSource, has_mlp_bias: bool) -> Result<(), FormatErr
 /// What is added to a stored norm weight: Gemma's are without the 1 that `layernorm_zero_centered_gamma` also leaves out.
 fn norm_shift(config: &NemoConfig<'_>, arch: &ModelArch) -> Result<f32, FormatError> {
     let is_stored_centred = config.bool("layernorm_zero_centered_gamma")?.unwrap_or(false);
-    let is_wanted_centred = arch.family.facts().has_zero_centered_gamma;
+    let is_wanted_centred =
+        arch.family.facts().has_zero_centered_gamma || arch.model.norm.zero_centered_gamma;
     Ok(f32::from(i8::from(is_stored_centred) - i8::from(is_wanted_centred)))
 }
 
@@ -119,7 +121,7 @@ impl Builder<'_> {
     }
 
     fn add(&mut self, tensor: &TensorSpec) -> Result<(), FormatError> {
-        let names = LLAMA;
+        let names = names_of(self.arch.family);
         let TensorId { layer, module, part } = tensor.id;
         let layer = layer.unwrap_or_default() as u64;
         let shape = tensor.shape();
@@ -187,6 +189,11 @@ impl Builder<'_> {
         let piece = Piece { rows, from: PieceFrom::Tensor(from.to_owned()) };
         self.out.add(to, shape, vec![piece], Values::Kept)
     }
+}
+
+/// What the target calls its tensors.
+fn names_of(family: Family) -> NameMap {
+    if family == Family::Gemma2 { GEMMA2 } else { LLAMA }
 }
 
 /// A value of a configuration as text, for messages.

@@ -39,7 +39,9 @@ fn there_and_back(source: &Path, options: &ConvertOptions<'_>) -> (tempfile::Tem
 
 #[test]
 fn a_round_trip_changes_nothing() {
-    for name in ["gemma", "llama31", "llama32", "mistral", "qwen2", "qwen2_tied", "qwen3", "qwen3_tied"] {
+    for name in
+        ["gemma", "gemma2", "llama31", "llama32", "mistral", "qwen2", "qwen2_tied", "qwen3", "qwen3_tied"]
+    {
         let (folder, report) = there_and_back(&family(name), &ConvertOptions::default());
         let back = folder.path().join("hf");
         let (old, new) = (
@@ -67,6 +69,17 @@ fn a_round_trip_changes_nothing() {
         }
         assert_eq!(old["tie_word_embeddings"], new["tie_word_embeddings"], "{name}");
         assert_eq!(old["dtype"], new["torch_dtype"], "{name}");
+        if name == "gemma2" {
+            for key in [
+                "query_pre_attn_scalar",
+                "attn_logit_softcapping",
+                "final_logit_softcapping",
+                "sliding_window",
+                "layer_types",
+            ] {
+                assert_eq!(old[key], new[key], "{key}");
+            }
+        }
         for file in ["generation_config.json", "tokenizer.model", "tokenizer.json", "tokenizer_config.json"] {
             // transformers makes the tokenizer of a Qwen2 anew, of the same vocabulary, and so does the conversion.
             let is_made_anew = file == "tokenizer.json" && name.starts_with("qwen2");

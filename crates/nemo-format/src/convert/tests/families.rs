@@ -5,10 +5,12 @@ use md5::{Digest, Md5};
 use super::*;
 
 const FAMILIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/families");
-const NAMES: [&str; 15] = [
+const NAMES: [&str; 17] = [
     "falcon40b",
     "falcon7b",
     "gemma",
+    "gemma2",
+    "gemma3",
     "gpt2",
     "gpt_neox",
     "gpt_neox_sequential",
@@ -96,9 +98,10 @@ fn torch_files_become_the_same_model() {
 /// transformers 4 wrote `torch_dtype`, `rope_theta` and `rope_scaling` where 5 writes `dtype` and `rope_parameters`.
 #[test]
 fn both_spellings_of_a_configuration_say_the_same() {
-    for name in
-        ["falcon7b", "gemma", "gpt_neox", "llama31", "llama32", "mistral", "nemotron", "qwen2", "qwen3"]
-    {
+    for name in [
+        "falcon7b", "gemma", "gemma2", "gpt_neox", "llama31", "llama32", "mistral", "nemotron", "qwen2",
+        "qwen3",
+    ] {
         let copy = copy_of(&folder(name));
         edit_config(copy.path(), &|config| {
             let config = config.as_object_mut().unwrap();
@@ -123,4 +126,23 @@ fn both_spellings_of_a_configuration_say_the_same() {
         let (converted, _) = convert(copy.path(), &ConvertOptions::default());
         assert_eq!(converted.model_config(), expected.model_config(), "{name}");
     }
+}
+
+/// transformers 4 wrote the two bases under keys of their own, and a pattern instead of the list of layers.
+#[test]
+fn both_spellings_of_a_gemma_3_say_the_same() {
+    let copy = copy_of(&folder("gemma3"));
+    let newer = |config: &mut serde_json::Value| config["layer_types"] = serde_json::Value::Null;
+    edit_config(copy.path(), &|config| {
+        newer(config);
+        config["sliding_window_pattern"] = 2.into();
+        config["_name_or_path"] = "gemma3".into();
+        let rope = config.as_object_mut().unwrap().remove("rope_parameters").unwrap();
+        config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"].clone();
+        config["rope_theta"] = rope["full_attention"]["rope_theta"].clone();
+        config["rope_scaling"] = serde_json::json!({"rope_type": "linear", "factor": 8.0});
+    });
+    let (expected, _) = convert(&folder("gemma3"), &ConvertOptions::default());
+    let (converted, _) = convert(copy.path(), &ConvertOptions::default());
+    assert_eq!(converted.model_config(), expected.model_config());
 }

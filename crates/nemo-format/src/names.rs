@@ -4,32 +4,36 @@
 
 use model_spec::{Module, TensorId};
 
+use crate::adapter_names::{Rows, Target};
+
 /// The names of a family's tensors, without `.weight` and `.bias`.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct NameMap {
+pub(crate) struct NameMap {
     /// Before every name but the output layer's. Files of a base model lack it.
-    pub(super) prefix: &'static str,
-    pub(super) embedding: &'static str,
-    pub(super) positions: Option<&'static str>,
+    pub(crate) prefix: &'static str,
+    pub(crate) embedding: &'static str,
+    pub(crate) positions: Option<&'static str>,
     /// What stands before the layer's number.
-    pub(super) layers: &'static str,
-    pub(super) qkv: Qkv,
+    pub(crate) layers: &'static str,
+    pub(crate) qkv: Qkv,
     /// The norms of query heads and of key heads.
-    pub(super) qk_norm: Option<[&'static str; 2]>,
-    pub(super) proj: &'static str,
+    pub(crate) qk_norm: Option<[&'static str; 2]>,
+    pub(crate) proj: &'static str,
     /// In the order of the rows of `linear_fc1`.
-    pub(super) fc1: &'static [&'static str],
-    pub(super) fc2: &'static str,
-    pub(super) attention_norm: &'static str,
-    pub(super) mlp_norm: Option<&'static str>,
-    pub(super) final_norm: &'static str,
-    pub(super) output: &'static str,
-    pub(super) linear: Linear,
+    pub(crate) fc1: &'static [&'static str],
+    pub(crate) fc2: &'static str,
+    pub(crate) attention_norm: &'static str,
+    pub(crate) mlp_norm: Option<&'static str>,
+    /// The norms of the outputs of attention and of the MLP.
+    pub(crate) post_norms: Option<[&'static str; 2]>,
+    pub(crate) final_norm: &'static str,
+    pub(crate) output: &'static str,
+    pub(crate) linear: Linear,
 }
 
 /// How queries, keys and values are stored.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Qkv {
+pub(crate) enum Qkv {
     /// Three tensors.
     Separate([&'static str; 3]),
     /// Three tensors, rows of q and k permuted for ggml's paired rotary embedding.
@@ -42,7 +46,7 @@ pub(super) enum Qkv {
 
 /// How weights of linear layers are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Linear {
+pub(crate) enum Linear {
     /// `[out, in]`.
     RowsOut,
     /// `[in, out]`: transformers' `Conv1D`.
@@ -52,7 +56,7 @@ pub(super) enum Linear {
 const SEPARATE: Qkv = Qkv::Separate(["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]);
 
 /// Llama, Mistral, Gemma, Qwen2 and Qwen3, of which only the last has norms of the heads.
-pub(super) const LLAMA: NameMap = NameMap {
+pub(crate) const LLAMA: NameMap = NameMap {
     prefix: "model.",
     embedding: "embed_tokens",
     positions: None,
@@ -64,15 +68,23 @@ pub(super) const LLAMA: NameMap = NameMap {
     fc2: "mlp.down_proj",
     attention_norm: "input_layernorm",
     mlp_norm: Some("post_attention_layernorm"),
+    post_norms: None,
     final_norm: "norm",
     output: "lm_head",
     linear: Linear::RowsOut,
 };
 
-pub(super) const NEMOTRON: NameMap = NameMap { fc1: &["mlp.up_proj"], ..LLAMA };
+/// Gemma 2 and 3.
+pub(crate) const GEMMA2: NameMap = NameMap {
+    mlp_norm: Some("pre_feedforward_layernorm"),
+    post_norms: Some(["post_attention_layernorm", "post_feedforward_layernorm"]),
+    ..LLAMA
+};
+
+pub(crate) const NEMOTRON: NameMap = NameMap { fc1: &["mlp.up_proj"], ..LLAMA };
 
 /// Architecture `llama` of GGUF.
-pub(super) const GGUF_LLAMA: NameMap = NameMap {
+pub(crate) const GGUF_LLAMA: NameMap = NameMap {
     prefix: "",
     embedding: "token_embd",
     positions: None,
@@ -84,13 +96,14 @@ pub(super) const GGUF_LLAMA: NameMap = NameMap {
     fc2: "ffn_down",
     attention_norm: "attn_norm",
     mlp_norm: Some("ffn_norm"),
+    post_norms: None,
     final_norm: "output_norm",
     output: "output",
     linear: Linear::RowsOut,
 };
 
 /// Falcon 7B: one norm for both halves of a layer.
-pub(super) const FALCON: NameMap = NameMap {
+pub(crate) const FALCON: NameMap = NameMap {
     prefix: "transformer.",
     embedding: "word_embeddings",
     positions: None,
@@ -102,20 +115,21 @@ pub(super) const FALCON: NameMap = NameMap {
     fc2: "mlp.dense_4h_to_h",
     attention_norm: "input_layernorm",
     mlp_norm: None,
+    post_norms: None,
     final_norm: "ln_f",
     output: "lm_head",
     linear: Linear::RowsOut,
 };
 
 /// Falcon 40B and 180B.
-pub(super) const FALCON_TWO_NORMS: NameMap =
+pub(crate) const FALCON_TWO_NORMS: NameMap =
     NameMap { attention_norm: "ln_attn", mlp_norm: Some("ln_mlp"), ..FALCON };
 
 /// Falcon with `parallel_attn: false`.
-pub(super) const FALCON_SEQUENTIAL: NameMap =
+pub(crate) const FALCON_SEQUENTIAL: NameMap =
     NameMap { mlp_norm: Some("post_attention_layernorm"), ..FALCON };
 
-pub(super) const GPT2: NameMap = NameMap {
+pub(crate) const GPT2: NameMap = NameMap {
     prefix: "transformer.",
     embedding: "wte",
     positions: Some("wpe"),
@@ -127,12 +141,13 @@ pub(super) const GPT2: NameMap = NameMap {
     fc2: "mlp.c_proj",
     attention_norm: "ln_1",
     mlp_norm: Some("ln_2"),
+    post_norms: None,
     final_norm: "ln_f",
     output: "lm_head",
     linear: Linear::RowsIn,
 };
 
-pub(super) const GPTJ: NameMap = NameMap {
+pub(crate) const GPTJ: NameMap = NameMap {
     positions: None,
     qkv: Qkv::Separate(["attn.q_proj", "attn.k_proj", "attn.v_proj"]),
     proj: "attn.out_proj",
@@ -143,7 +158,7 @@ pub(super) const GPTJ: NameMap = NameMap {
     ..GPT2
 };
 
-pub(super) const GPT_NEOX: NameMap = NameMap {
+pub(crate) const GPT_NEOX: NameMap = NameMap {
     prefix: "gpt_neox.",
     embedding: "embed_in",
     positions: None,
@@ -155,6 +170,7 @@ pub(super) const GPT_NEOX: NameMap = NameMap {
     fc2: "mlp.dense_4h_to_h",
     attention_norm: "input_layernorm",
     mlp_norm: Some("post_attention_layernorm"),
+    post_norms: None,
     final_norm: "final_layer_norm",
     output: "embed_out",
     linear: Linear::RowsOut,
@@ -171,7 +187,7 @@ const BUFFERS: [&str; 6] = [
 ];
 
 /// Whether a tensor is recomputed from the configuration.
-pub(super) fn is_buffer(name: &str) -> bool {
+pub(crate) fn is_buffer(name: &str) -> bool {
     BUFFERS
         .iter()
         .any(|buffer| name.strip_suffix(buffer).is_some_and(|rest| rest.is_empty() || rest.ends_with('.')))
@@ -179,30 +195,30 @@ pub(super) fn is_buffer(name: &str) -> bool {
 
 impl NameMap {
     /// The same names without the prefix, for a file that has them so.
-    pub(super) fn fitting(self, has: impl Fn(&str) -> bool) -> Self {
+    pub(crate) fn fitting(self, has: impl Fn(&str) -> bool) -> Self {
         let bare = Self { prefix: "", ..self };
         if !has(&self.embedding()) && has(&bare.embedding()) { bare } else { self }
     }
 
-    pub(super) fn in_layer(&self, layer: u64, stem: &str, suffix: &str) -> String {
+    pub(crate) fn in_layer(&self, layer: u64, stem: &str, suffix: &str) -> String {
         format!("{}{}.{layer}.{stem}.{suffix}", self.prefix, self.layers)
     }
 
-    pub(super) fn embedding(&self) -> String {
+    pub(crate) fn embedding(&self) -> String {
         self.outside(self.embedding, "weight")
     }
 
-    pub(super) fn output(&self, suffix: &str) -> String {
+    pub(crate) fn output(&self, suffix: &str) -> String {
         format!("{}.{suffix}", self.output)
     }
 
-    pub(super) fn outside(&self, stem: &str, suffix: &str) -> String {
+    pub(crate) fn outside(&self, stem: &str, suffix: &str) -> String {
         format!("{}{stem}.{suffix}", self.prefix)
     }
 
     /// What the source calls the one tensor that becomes a canonical one; `None` where several do, and where the family has
     /// none such.
-    pub(super) fn name_of(&self, id: TensorId) -> Option<String> {
+    pub(crate) fn name_of(&self, id: TensorId) -> Option<String> {
         let suffix = id.part.suffix();
         let stem = match id.module {
             Module::WordEmbeddings => self.embedding,
@@ -213,6 +229,8 @@ impl NameMap {
             Module::Proj => self.proj,
             Module::MlpNorm => self.mlp_norm?,
             Module::Fc2 => self.fc2,
+            Module::PostAttentionNorm => self.post_norms?[0],
+            Module::PostMlpNorm => self.post_norms?[1],
             Module::FinalNorm => self.final_norm,
             Module::Output => return Some(self.output(suffix)),
             Module::Qkv | Module::Fc1 => return None,
@@ -224,10 +242,46 @@ impl NameMap {
     }
 
     /// The stems of queries, keys and values.
-    pub(super) fn qkv_stems(&self) -> Vec<&'static str> {
+    pub(crate) fn qkv_stems(&self) -> Vec<&'static str> {
         match self.qkv {
             Qkv::Separate(stems) | Qkv::SeparatePaired(stems) => stems.to_vec(),
             Qkv::PerGroup(stem) | Qkv::Stacked(stem) => vec![stem],
         }
+    }
+}
+
+/// Every table, for names of which the family is not known.
+const ALL: [NameMap; 8] =
+    [LLAMA, NEMOTRON, FALCON, FALCON_TWO_NORMS, FALCON_SEQUENTIAL, GPT2, GPTJ, GPT_NEOX];
+
+/// The linear layer that a module of transformers is, or the part of its rows; `None` for every other module.
+///
+/// `gated`: whether the MLP has a gate, on which depends what `up_proj` is.
+pub(crate) fn linear_of(module: &str, gated: bool) -> Option<Target> {
+    ALL.iter().filter(|names| (names.fc1.len() == 2) == gated).find_map(|names| names.linear(module))
+}
+
+impl NameMap {
+    fn linear(&self, module: &str) -> Option<Target> {
+        if module == self.output {
+            return Some(Target { layer: None, rows: Rows::Output });
+        }
+        let in_layers = module.strip_prefix(self.prefix)?.strip_prefix(self.layers)?.strip_prefix('.')?;
+        let (layer, stem) = in_layers.split_once('.')?;
+        let of_qkv = match self.qkv {
+            Qkv::Separate(stems) | Qkv::SeparatePaired(stems) => {
+                stems.into_iter().zip([Rows::Query, Rows::Key, Rows::Value]).collect()
+            }
+            Qkv::PerGroup(stem) => vec![(stem, Rows::Qkv)],
+            Qkv::Stacked(stem) => vec![(stem, Rows::StackedQkv)],
+        };
+        let of_fc1 = match *self.fc1 {
+            [gate, up] => vec![(gate, Rows::Gate), (up, Rows::Up)],
+            [only] => vec![(only, Rows::Fc1)],
+            _ => Vec::new(),
+        };
+        let others = [(self.proj, Rows::Proj), (self.fc2, Rows::Fc2)];
+        let (_, rows) = of_qkv.into_iter().chain(of_fc1).chain(others).find(|(name, _)| *name == stem)?;
+        Some(Target { layer: Some(layer.parse().ok()?), rows })
     }
 }

@@ -1,0 +1,124 @@
+//! What attention does otherwise than most: the scale and the caps of Gemma's scores, and windows in some of the layers.
+//!
+//! `window_size` with `window_attn_skip_freq` means what it does in Megatron-Core's `is_layer_window_attention`; with
+//! NeMo's `name: megatron_gemma2` every second layer has the window, as in its `gemma2_modules.py`, unless the frequencies
+//! say otherwise.
+
+use model_spec::{AttentionRule, LocalLayers};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::raw::{RawModelConfig, RawNumber};
+use super::window;
+use crate::ModelError;
+
+/// `window_attn_skip_freq` as it is written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum RawSkips {
+    /// Every so many layers there is one without a window.
+    Every(RawNumber),
+    /// For each layer, 1 for a window and 0 for none.
+    Each(Vec<RawNumber>),
+    /// Neither.
+    Other(IgnoredAny),
+}
+
+const SKIPS: &str = "window_attn_skip_freq";
+const ATTENTION_CAP: &str = "attn_logit_softcapping";
+const LOGIT_CAP: &str = "final_logit_softcapping";
+const SCALAR: &str = "query_pre_attn_scalar";
+const LOCAL_BASE: &str = "rotary_base_local";
+/// In NeMo, whose layers count from 1.
+const GEMMA2_EVERY: usize = 2;
+/// No sequence is longer.
+const NO_WINDOW: usize = i32::MAX as usize;
+
+pub(super) fn parse(raw: &RawModelConfig, num_layers: usize) -> Result<AttentionRule, ModelError> {
+    Ok(AttentionRule {
+        scale: scale(raw)?,
+        softcap: cap(raw, ATTENTION_CAP, raw.attn_logit_softcapping.as_ref())?,
+        local: local(raw, num_layers)?,
+    })
+}
+
+/// The cap of the logits.
+pub(super) fn logit_softcap(raw: &RawModelConfig) -> Result<Option<f64>, ModelError> {
+    cap(raw, LOGIT_CAP, raw.final_logit_softcapping.as_ref())
+}
+
+/// A number of 0 is none.
+fn cap(raw: &RawModelConfig, key: &'static str, own: Option<&RawNumber>) -> Result<Option<f64>, ModelError> {
+    let number = raw.customized_number(key)?.or(own);
+    raw.positive(key, number.filter(|number| number.to_f64() != Some(0.0)))
+}
+
+/// `softmax_scale`, or the root of `query_pre_attn_scalar`, inverted.
+fn scale(raw: &RawModelConfig) -> Result<Option<f64>, ModelError> {
+    let scale = raw.positive("softmax_scale", raw.softmax_scale.as_ref())?;
+    let scalar = raw.customized_number(SCALAR)?.or(raw.query_pre_attn_scalar.as_ref());
+    let of_scalar = raw.positive(SCALAR, scalar)?.map(|scalar| 1.0 / scalar.sqrt());
+    match (scale, of_scalar) {
+        (Some(scale), Some(other)) if (scale - other).abs() > 1e-6 * scale => Err(ModelError::BadValue {
+            key: "softmax_scale",
+            expected: format!("{other}, which follows from `{SCALAR}`, or null"),
+            actual: scale.to_string(),
+        }),
+        (scale, of_scalar) => Ok(scale.or(of_scalar)),
+    }
+}
+
+/// The layers with a window, where only some have one.
+fn local(raw: &RawModelConfig, num_layers: usize) -> Result<Option<LocalLayers>, ModelError> {
+    let rotary_base = raw.positive(LOCAL_BASE, raw.rotary_base_local.as_ref())?;
+    let Some(is_local) = local_layers(raw, num_layers)? else {
+        return match rotary_base {
+            None => Ok(None),
+            Some(base) => Err(ModelError::BadValue {
+                key: LOCAL_BASE,
+                expected: format!("null where `{SKIPS}` names no layers that it is for"),
+                actual: base.to_string(),
+            }),
+        };
+    };
+    match window::tokens_seen(raw)? {
+        Some(tokens) => Ok(Some(LocalLayers { tokens, is_local, rotary_base })),
+        // Layers without a window may still rotate otherwise.
+        None if rotary_base.is_some() => Ok(Some(LocalLayers { tokens: NO_WINDOW, is_local, rotary_base })),
+        None => Ok(None),
+    }
+}
+
+/// For each layer whether it is one of those with a window; `None` where there is no word of some.
+fn local_layers(raw: &RawModelConfig, num_layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
+    let bad = |actual: String| ModelError::BadValue {
+        key: SKIPS,
+        expected: format!("null, a whole number from 1, or a list of {num_layers} numbers 0 and 1"),
+        actual,
+    };
+    match &raw.window_attn_skip_freq {
+        // Counted from 1, the layers that Megatron-Core calls even.
+        None if raw.is_gemma2() => {
+            Ok(Some((1..=num_layers).map(|layer| layer % GEMMA2_EVERY == 0).collect()))
+        }
+        None => Ok(None),
+        Some(RawSkips::Every(number)) => match number.to_whole() {
+            Some(every) if every > 0 => {
+                Ok(Some((1..=num_layers as i64).map(|layer| layer % every != 0).collect()))
+            }
+            _ => Err(bad(number.to_string())),
+        },
+        Some(RawSkips::Each(numbers)) => {
+            let flag = |number: &RawNumber| match number.to_whole() {
+                Some(0) => Ok(false),
+                Some(1) => Ok(true),
+                _ => Err(bad(format!("a list with {number}"))),
+            };
+            if numbers.len() != num_layers {
+                return Err(bad(format!("a list of {}", numbers.len())));
+            }
+            numbers.iter().map(flag).collect::<Result<_, _>>().map(Some)
+        }
+        Some(RawSkips::Other(_)) => Err(bad("neither a number nor a list of numbers".to_owned())),
+    }
+}
