@@ -30,8 +30,8 @@ pub use plan::{
     Draftable, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
 };
 pub use request::{
-    Activity, Completion, EngineLimits, Foresight, MAX_NUM_SEQS_ON_GPU, PlannedPrefix, Request, RunEnd,
-    RunStats, Supply,
+    Activity, Completion, EngineLimits, Foresight, MAX_NUM_SEQS_ON_GPU, OwnRules, PlannedPrefix, Request,
+    RunEnd, RunStats, Supply,
 };
 pub use speculation::{Goal, Pace, Proposer, StepTime};
 

@@ -11,13 +11,14 @@ use std::time::Instant;
 use engine::{Completion, Engine, EngineLimits, Request, RunStats};
 use model_core::{BLOCK_SIZE_TOKENS, Backend, LoadOptions};
 use model_spec::{Footprint, NamedShape, blocks_for};
-use sampling::{SamplingParams, SamplingRules, StopConditions};
+use sampling::{RowRules, SamplingParams, SamplingRules, StopConditions};
 use serde_json::{Value, json};
 
 use super::copying::Copied;
 use super::workload::{Figures, Workload};
 use super::{cuts, shapes};
 use crate::config::cli::{BenchArgs, QuantizationArg};
+use crate::config::plan::RowParamsMode;
 use crate::env;
 use crate::exit::Failure;
 use crate::model::checkpoint::TokenTable;
@@ -125,10 +126,13 @@ fn open(
         top_k: None,
         top_p: None,
         repetition_penalty: 1.0,
+        min_p: None,
         compute_logprob: false,
+        top_logprobs: 0,
     };
-    let rules = SamplingRules { params, vocab_size, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
-    let setup = SamplingSetup { rules, stop: StopConditions::default() };
+    let row = RowRules { params, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
+    let rules = SamplingRules { row, vocab_size, bias: Vec::new() };
+    let setup = SamplingSetup { rules, stop: StopConditions::default(), row_params: RowParamsMode::Ignore };
     let longest = workload.requests.iter().map(num_tokens).max();
     let size = EngineSize { limits, longest_sequence_tokens: longest.unwrap_or(1) };
     open_engine(model, options, setup, Arc::new(TokenTable::unknown()), size)

@@ -18,7 +18,7 @@ use crate::logging::Logging;
 /// What rank 0 has to know when it begins.
 pub(crate) struct Begin<'a> {
     /// Files that the run reads: they stay where they are.
-    pub(crate) inputs: [&'a Path; 2],
+    pub(crate) inputs: Vec<&'a Path>,
     pub(crate) local_rank: u32,
     pub(crate) world_size: u32,
 }
@@ -35,7 +35,7 @@ pub(crate) fn begin(
     fs::create_dir_all(log_dir)
         .with_context(|| format!("cannot create `{}`", log_dir.display()))
         .exit_with(ExitStatus::Failed)?;
-    let inputs = begin.inputs.into_iter().chain(plan.files_to_copy.iter().map(PathBuf::as_path));
+    let inputs = begin.inputs.iter().copied().chain(plan.files_to_copy.iter().map(PathBuf::as_path));
     let outputs = ["/proc/self/fd/1", "/proc/self/fd/2"].map(Path::new);
     let in_use = inputs.chain(outputs).filter_map(|path| path.canonicalize().ok()).collect();
     let job_id = crate::env::of_launcher("SLURM_JOB_ID");

@@ -7,12 +7,14 @@ use model_core::{CausalLm, LoadOptions};
 use sampling::{CpuSampler, SamplingRules, StopConditions};
 
 use super::checkpoint::TokenTable;
+use crate::config::plan::RowParamsMode;
 use crate::exit::Failure;
 
 /// What decides the tokens beside the model.
 pub(crate) struct SamplingSetup {
     pub(crate) rules: SamplingRules,
     pub(crate) stop: StopConditions,
+    pub(crate) row_params: RowParamsMode,
 }
 
 /// How large the engine is made.
@@ -31,12 +33,16 @@ pub(crate) fn open_engine(
     tokens: Arc<TokenTable>,
     size: EngineSize,
 ) -> Result<Engine, Failure> {
-    let SamplingSetup { rules, stop } = setup;
+    let SamplingSetup { rules, stop, row_params } = setup;
     #[cfg(feature = "cuda")]
     if let (true, tch::Device::Cuda(device_idx)) = (options.has_rows(), options.device) {
         let sizes = engine::DeviceSizes { device_idx, max_seq_len_tokens: size.longest_sequence_tokens };
         let max_rows = Engine::device_rows(size.limits);
-        let sampler = sampling::DeviceSampler::new(rules, max_rows, device_idx)?;
+        let own = match row_params {
+            RowParamsMode::Read => sampling::OwnRowRules::Allowed,
+            RowParamsMode::Ignore => sampling::OwnRowRules::None,
+        };
+        let sampler = sampling::DeviceSampler::new(rules, own, max_rows, device_idx)?;
         let engine = Engine::on_device(model, sampler, stop, tokens, size.limits, sizes)?;
         let min_rows = engine.min_rows();
         if min_rows > 1 {
@@ -47,7 +53,10 @@ pub(crate) fn open_engine(
         }
         return Ok(engine);
     }
-    tracing::debug!("{options:?}: sequences of up to {} tokens", size.longest_sequence_tokens);
+    tracing::debug!(
+        "{options:?}, rows' own parameters {row_params:?}: sequences of up to {} tokens",
+        size.longest_sequence_tokens
+    );
     let sampler = CpuSampler::new(rules)?;
     Ok(Engine::new(model, Box::new(sampler), stop, tokens, size.limits)?)
 }

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use engine::Engine;
+use engine::{Engine, OwnRules};
 use hydra_config::Resolved;
 use model_core::{LoadOptions, ModelConfig};
 use nemo_format::Checkpoint;
-use sampling::{SamplingRules, StopConditions};
+use sampling::SamplingRules;
 
 use crate::cluster::ranks::{RankPlace, Role};
 use crate::cluster::topology::Topology;
@@ -18,6 +18,7 @@ use crate::config::raw::RawConfig;
 use crate::config::{self, UserConfig};
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::job::own_rules::{self, RowRulesMaker};
 use crate::job::{identity, log_folder};
 use crate::logging::Logging;
 use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
@@ -104,9 +105,9 @@ impl Setup {
     }
 
     /// What the start in the log folder has to know of this rank.
-    pub(super) fn begin(&self) -> log_folder::Begin<'_> {
+    pub(super) fn begin<'a>(&'a self, data_files: &'a [PathBuf]) -> log_folder::Begin<'a> {
         log_folder::Begin {
-            inputs: [&self.plan.data_path, &self.checkpoint_path],
+            inputs: data_files.iter().map(PathBuf::as_path).chain([self.checkpoint_path.as_path()]).collect(),
             local_rank: self.place().local_rank,
             world_size: self.topology.num_ranks(),
         }
@@ -150,22 +151,22 @@ impl Setup {
         MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, demand)
     }
 
+    /// What makes the rules of rows.
+    pub(crate) fn row_rules(&self) -> Result<RowRulesMaker<'_>, Failure> {
+        RowRulesMaker::new(&self.plan, &self.tokenizer, self.end_tokens.ids())
+    }
+
     pub(crate) fn engine(&self, tokens: Arc<TokenTable>, memory: &MemoryPlan) -> Result<Engine, Failure> {
         let plan = &self.plan;
         let model = load_model(&self.checkpoint, self.model_config.clone(), self.options)?;
-        let tokenizer = &self.tokenizer.tokenizer;
-        let stop = StopConditions::resolve(&plan.end_strings, &self.end_tokens.ids(), |text| {
-            self.tokenizer.single_token(text)
-        })?
-        .with_min_length(plan.min_length);
-        let rules = SamplingRules {
-            params: plan.sampling.clone(),
-            vocab_size: tokenizer.vocab_size().min(model.padded_vocab_size()),
-            seed: plan.seed,
-            end_token_ids: stop.end_token_ids().to_vec(),
-            min_length: plan.min_length,
+        let vocab_size = self.tokenizer.tokenizer.vocab_size().min(model.padded_vocab_size());
+        let OwnRules { row, stop } = self.row_rules()?.run().clone();
+        let bias = own_rules::token_bias(&plan.token_bias, &self.tokenizer, vocab_size)?;
+        let setup = SamplingSetup {
+            rules: SamplingRules { row, vocab_size, bias },
+            stop,
+            row_params: plan.row_params,
         };
-        let setup = SamplingSetup { rules, stop };
         let size =
             EngineSize { limits: memory.limits, longest_sequence_tokens: memory.longest_sequence_tokens };
         let mut engine = open_engine(model, self.options, setup, tokens, size)?;
