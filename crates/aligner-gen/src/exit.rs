@@ -121,6 +121,7 @@ impl From<data::DataError> for Failure {
             | DataError::LimitedToNone { .. }
             | DataError::BadDate { .. }
             | DataError::NoTemplateDate { .. }
+            | DataError::NoSuchColumn { .. }
             | DataError::NoBosToken
             | DataError::TooManyRecords { .. } => ExitStatus::Usage,
             DataError::UnusableChatTemplate { .. } => ExitStatus::Checkpoint,

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use crate::commands::inspect::ReportFormat;
-use crate::commands::{inspect, logits, tokenize};
+use crate::commands::{inspect, logits, report, score, tokenize};
 use crate::config;
 use crate::config::cli::{Cli, CliError, Command};
 use crate::exit::{ExitStatus, Failure};
@@ -36,6 +36,8 @@ pub(crate) fn dispatch(cli: &Cli, logging: &Logging, started: Instant) -> Result
         }
         Some(Command::Logits(arguments)) => logits::run(arguments)?,
         Some(Command::Tokenize(arguments)) => tokenize::run(arguments, io::stdin().lock(), &mut stdout)?,
+        Some(Command::Score(arguments)) => score::run(arguments)?,
+        Some(Command::Report(arguments)) => report::run(arguments, &mut stdout)?,
         Some(Command::Bench(arguments)) => bench::run(arguments, &mut stdout)?,
         Some(Command::BenchQueue(arguments)) => bench::queue::run(arguments, &mut stdout)?,
     }

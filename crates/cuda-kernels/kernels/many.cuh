@@ -63,7 +63,7 @@ DEVICE void fetch(const SampleArgs& args, const Cursor& cursor, float4* stage, c
 // Whether the values of the row are its logits.
 DEVICE bool is_raw(const SampleArgs& args, const Row& row) {
     bool has_penalty = args.seen && args.repetition_penalty != 1.0f;
-    return args.temperature == 1.0f && row.generated >= args.min_length && !has_penalty;
+    return args.temperature == 1.0f && row.generated >= args.min_length && !has_penalty && !args.bias;
 }
 
 // Makes the raw logits of a stage, which came with `fetch`, into values.

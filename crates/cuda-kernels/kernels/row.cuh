@@ -51,6 +51,8 @@ struct SampleArgs {
     u64* raw_sums;
     u64* ties;
     u64* histograms;             // [entries, NUM_HISTOGRAMS, NUM_BINS], for top_k and top_p
+    const float* bias;           // [vocab_size], added to the logits before everything else, or null
+    const int* row_rules;        // [num_slots, ROW_RULE_WORDS]: rules of rows' own, or null
     u64 seed;
     i64 logits_stride;
     int num_logits_rows;
@@ -64,6 +66,7 @@ struct SampleArgs {
     float top_p;                 // 0: off
     float temperature;
     float repetition_penalty;
+    float min_p;                 // 0: off
     int use_greedy;
     int compute_logprob;
 };
@@ -113,9 +116,16 @@ DEVICE void read_logits(const SampleArgs& args, const Chunk& chunk, float (&valu
     }
 }
 
-// Minimum length, temperature, repetition penalty, in this order. Part: a Chunk, or a Piece (`many.cuh`).
+// Bias, minimum length, temperature, repetition penalty, in this order. Part: a Chunk, or a Piece (`many.cuh`).
 template <class Part, int NUM_VALUES>
 DEVICE void process(const SampleArgs& args, const Part& part, float (&values)[NUM_VALUES]) {
+    if (args.bias) {
+#pragma unroll
+        for (int i = 0; i < NUM_VALUES; i++) {
+            int id = id_of(part, i);
+            if (id < args.vocab_size) values[i] = __fadd_rn(values[i], args.bias[id]);
+        }
+    }
     if (part.generated < args.min_length) {
         for (int e = 0; e < args.num_end_tokens; e++) {
             int id = args.end_token_ids[e];

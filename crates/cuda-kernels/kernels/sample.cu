@@ -14,6 +14,9 @@
 #include "numbers.cuh"
 #include "row.cuh"
 #include "filter.cuh"
+#if SAMPLE_OWN_RULES
+#include "own.cuh"
+#endif
 
 // Moves the slot on by the token. One thread of the row calls this.
 DEVICE void choose(const SampleArgs& args, const Row& row, int token, float logprob) {
@@ -97,10 +100,12 @@ struct RowChoice {
     float max;
     float raw_max;
     Kept kept;
+    u64 min_weight;  // of min_p; 0: off
 };
 
 DEVICE u64 drawn_weight(const Chunk& chunk, const RowChoice& row, const float (&values)[SAMPLE_VALUES], int i) {
-    return keeps(row.kept, key_of(values[i]), id_of(chunk, i)) ? weight_of(values[i], row.max) : 0;
+    u64 weight = weight_of(values[i], row.max);
+    return weight >= row.min_weight && keeps(row.kept, key_of(values[i]), id_of(chunk, i)) ? weight : 0;
 }
 
 // Leaves this block's share of the row's sums in memory.
@@ -156,14 +161,23 @@ DEVICE void finish_greedy(const SampleArgs& args, Chunk* chunk) {
     }
 }
 
-// Grid: entries times chunks. FILTERS: with top_k and top_p.
+// The smallest weight that min_p keeps: exact, since a weight is a whole number.
+DEVICE u64 min_weight_of(float min_p) { return __double2ull_ru(__dmul_rn((double)min_p, (double)(1ull << WEIGHT_BITS))); }
+
+// Grid: entries times chunks. FILTERS: with top_k, top_p and min_p.
 template <bool FILTERS, class AnyScratch>
-DEVICE void sample_chunk(const SampleArgs& args, AnyScratch* scratch) {
+DEVICE void sample_chunk(const SampleArgs& launch, AnyScratch* scratch) {
     Chunk chunk;
-    if (!find_chunk(args, take_task(args), &chunk)) {
-        if (is_first_thread(chunk)) refuse(args, chunk, SKIPPED);
+    if (!find_chunk(launch, take_task(launch), &chunk)) {
+        if (is_first_thread(chunk)) refuse(launch, chunk, SKIPPED);
         return;
     }
+#if SAMPLE_OWN_RULES
+    SampleArgs args = launch;
+    take_own_rules(&args, chunk.slot);
+#else
+    const SampleArgs& args = launch;
+#endif
     float values[SAMPLE_VALUES];
     ChunkStats stats = NO_STATS;
     read_logits(args, chunk, values);
@@ -186,12 +200,12 @@ DEVICE void sample_chunk(const SampleArgs& args, AnyScratch* scratch) {
         leave_row(args, chunk);
         return;
     }
-    RowChoice choice = {row.max, row.raw_max, {0, 0, 0x7fffffff}};
+    RowChoice choice = {row.max, row.raw_max, {0, 0, 0x7fffffff}, FILTERS ? min_weight_of(args.min_p) : 0};
     TopP top_p = {0, 0};
     if constexpr (FILTERS) {
         int round = 1;
-        if (args.top_k > 0) choice.kept.least_key = select(args, &chunk, values, row.max, choice.kept, TOKENS, &round, scratch).key;
-        if (args.top_p > 0.0f) {
+        if (args.top_k > 0 && !args.use_greedy) choice.kept.least_key = select(args, &chunk, values, row.max, choice.kept, TOKENS, &round, scratch).key;
+        if (args.top_p > 0.0f && !args.use_greedy) {
             top_p = find_top_p(args, &chunk, values, row.max, choice.kept, &round, scratch);
             limit_ties(args, chunk, values, top_p, &choice.kept, scratch);
         }

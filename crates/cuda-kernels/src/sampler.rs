@@ -9,11 +9,14 @@ mod loaded;
 mod sample;
 #[cfg(feature = "cuda")]
 mod seen;
+#[cfg(feature = "cuda")]
+mod top;
 
-pub use programs::{SamplerTiling, seen_program};
+pub use programs::{SamplerTiling, seen_program, top_program};
 #[cfg(feature = "cuda")]
 pub use {
     loaded::SamplerKernels,
     sample::{Admission, Sample, SampleRules, SampleStatus, Sampled, SamplerScratch, SamplerState},
     seen::MarkSeen,
+    top::{MAX_TOP, TopTokens},
 };

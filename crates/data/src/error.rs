@@ -205,6 +205,20 @@ pub enum DataError {
         /// What is wrong with the template, in a sentence.
         reason: String,
     },
+    /// A column of the output that no record has.
+    #[error(
+        "`model.generation.output_fields` asks for `{column}`, which is neither a field of this program nor a key of any \
+         record of `{path}`; keys of the first record: {known}",
+        path = .path.display()
+    )]
+    NoSuchColumn {
+        /// The data file.
+        path: PathBuf,
+        /// The column asked for.
+        column: String,
+        /// The keys of the first record.
+        known: String,
+    },
     /// A date that is none.
     #[error("`model.data.date` must be a day of the calendar as `YYYY-MM-DD`, found `{text}`")]
     BadDate {

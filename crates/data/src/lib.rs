@@ -2,6 +2,7 @@
 
 mod chat;
 mod chat_template;
+mod columns;
 mod error;
 mod file_hash;
 mod json;
@@ -11,6 +12,7 @@ mod likeness;
 mod limits;
 mod line_store;
 mod messages;
+mod openai_batch;
 pub mod plan;
 mod prepare;
 mod prompt_response;
@@ -18,6 +20,7 @@ mod prompt_set;
 mod record;
 mod record_error;
 mod record_keys;
+mod row_params;
 mod sample_order;
 #[cfg(test)]
 mod test_tokenizer;
@@ -33,11 +36,15 @@ pub use limits::{LengthLimits, TokenField};
 pub use line_store::LineSpan;
 pub use messages::MessagesRecord;
 pub use plan::{BatchSizes, DpWorld, DropLast, LimitTrainBatches, OutputSteps, plan_output_steps};
-pub use prepare::{BuiltPrompt, KeptMetadata, PreparedPrompt, PromptBuilder};
+pub use prepare::{BuiltPrompt, InputOfSample, KeptInput, KeptMetadata, PreparedPrompt, PromptBuilder};
 pub use prompt_response::{AddedTokens, PromptResponseFormat, PromptTemplate, TruncationMethod};
-pub use prompt_set::{OnBadRecord, PromptOutlook, PromptSet, PromptText, load_prompts};
+pub use prompt_set::{
+    OnBadRecord, OnOverlength, OnUnusable, PromptOutlook, PromptSet, PromptText, RowDemand, load_all_prompts,
+    load_prompts,
+};
 pub use record::{ChatRecord, DEFAULT_MASK, LabelLayout, Record, Turn};
 pub use record_error::RecordError;
+pub use row_params::{MAX_ROW_END_STRINGS, RowParams};
 pub use tokenizer::{
     SpecialTokens, StreamDecoder, Tokenizer, TokenizerSpec, check_tokenizer, open_tokenizer,
 };

@@ -8,10 +8,12 @@ use crate::chat_template::ChatTemplate;
 use crate::json::{Json, JsonObject};
 use crate::length_hint::length_hint;
 use crate::limits::TokenField;
+use crate::openai_batch;
 use crate::prompt_response::{FilledPrompt, PromptResponseFormat};
 use crate::record::Record;
 use crate::record_error::RecordError;
 use crate::record_keys::has;
+use crate::row_params::RowParams;
 use crate::tokenizer::Tokenizer;
 
 /// A prompt ready for the model.
@@ -29,6 +31,8 @@ pub struct PreparedPrompt {
     pub ids: Vec<u32>,
     /// The record's other keys.
     pub metadata: JsonObject,
+    /// What its record sets for it.
+    pub row: RowParams,
 }
 
 /// What of a record's other keys is kept beside its prompt.
@@ -41,6 +45,28 @@ pub enum KeptMetadata {
     OtherKeys,
     /// `output_original_text`: the conversation, or the text of each template piece, too.
     OtherKeysAndText,
+}
+
+/// How records stand in their lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum RecordLayout {
+    /// A line is a record.
+    Plain,
+    /// The same, and some of its keys set how it is answered.
+    RowParams,
+    /// A line is a request of OpenAI's batch format.
+    OpenAiBatch,
+}
+
+/// What of the input goes to the output as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeptInput {
+    /// The whole record.
+    pub record: bool,
+    /// The record as a conversation, to which an answer can be appended.
+    pub conversation: bool,
+    /// Keys of the record that some record must have.
+    pub columns: Vec<String>,
 }
 
 /// Which records are read and how they become text.
@@ -57,6 +83,9 @@ pub struct PromptBuilder {
     bos: Option<u32>,
     kept: KeptMetadata,
     length_hint_key: Option<String>,
+    layout: RecordLayout,
+    input: KeptInput,
+    max_tokens: Option<usize>,
 }
 
 /// What a record becomes.
@@ -68,6 +97,10 @@ pub struct BuiltPrompt {
     pub ids: Vec<u32>,
     /// The record's other keys, as far as they are kept.
     pub metadata: JsonObject,
+    /// What the record sets for its own answers.
+    pub row: RowParams,
+    /// How many tokens it had, where it was cut to the limit.
+    pub cut_from: Option<usize>,
     /// What the user should know.
     pub note: Option<PromptNote>,
 }
@@ -107,7 +140,17 @@ impl PromptBuilder {
 
     fn of(tokenizer: Arc<dyn Tokenizer>, format: PromptRules) -> Self {
         let kept = KeptMetadata::default();
-        Self { tokenizer, format, template: None, bos: None, kept, length_hint_key: None }
+        Self {
+            tokenizer,
+            format,
+            template: None,
+            bos: None,
+            kept,
+            length_hint_key: None,
+            layout: RecordLayout::Plain,
+            input: KeptInput::default(),
+            max_tokens: None,
+        }
     }
 
     /// Accepts `messages` records too.
@@ -129,6 +172,85 @@ impl PromptBuilder {
     pub fn with_length_hints(mut self, key: String) -> Self {
         self.length_hint_key = Some(key);
         self
+    }
+
+    /// Reads what a record sets for its own answers.
+    #[must_use]
+    pub fn with_row_params(mut self) -> Self {
+        self.layout = RecordLayout::RowParams;
+        self
+    }
+
+    /// Reads lines of OpenAI's batch format.
+    #[must_use]
+    pub fn with_openai_batch(mut self) -> Self {
+        self.layout = RecordLayout::OpenAiBatch;
+        self
+    }
+
+    /// The record in a line, and what it sets for its own answers.
+    fn opened(&self, object: JsonObject) -> Result<(JsonObject, RowParams), RecordError> {
+        match self.layout {
+            RecordLayout::Plain => Ok((object, RowParams::default())),
+            RecordLayout::RowParams => {
+                let row = RowParams::of(&object)?;
+                Ok((object, row))
+            }
+            RecordLayout::OpenAiBatch => openai_batch::opened(object),
+        }
+    }
+
+    /// Cuts prompts of more tokens at their start, BOS apart.
+    #[must_use]
+    pub fn with_max_tokens(mut self, max_tokens: usize) -> Self {
+        self.max_tokens = Some(max_tokens);
+        self
+    }
+
+    /// Cuts a prompt that is too long: its end, with the header of the answer, stays.
+    fn cut(&self, prompt: &mut BuiltPrompt) -> Result<(), RecordError> {
+        let num_tokens = prompt.ids.len();
+        let Some(max_tokens) = self.max_tokens.filter(|&max_tokens| max_tokens < num_tokens) else {
+            return Ok(());
+        };
+        let bos = self.tokenizer.special().bos;
+        let num_kept_first = usize::from(prompt.ids.first().copied() == bos && bos.is_some()).min(max_tokens);
+        prompt.ids.drain(num_kept_first..num_tokens + num_kept_first - max_tokens);
+        let bytes =
+            prompt.ids.iter().map(|&id| self.tokenizer.token_bytes(id)).collect::<Result<Vec<_>, _>>();
+        prompt.text = String::from_utf8_lossy(&bytes.map_err(RecordError::tokenize)?.concat()).into_owned();
+        prompt.cut_from = Some(num_tokens);
+        Ok(())
+    }
+
+    /// Keeps what the output gives back of the input.
+    #[must_use]
+    pub fn with_input(mut self, input: KeptInput) -> Self {
+        self.input = input;
+        self
+    }
+
+    /// What the output gives back of the input.
+    pub(crate) fn input(&self) -> &KeptInput {
+        &self.input
+    }
+
+    /// What the output gives back of a record, whose prompt is `text`.
+    pub(crate) fn kept_input(&self, object: JsonObject, text: &str) -> InputOfSample {
+        // A bad record sets nothing and is no conversation.
+        let (opened, row) = self.opened(object.clone()).unwrap_or_default();
+        let conversation = match (&self.format, self.input.conversation) {
+            (_, false) => None,
+            (PromptRules::Chat(_), true) => conversation_of(&opened),
+            (PromptRules::PromptResponse(_), true) => Some(vec![message("user", text)]),
+        };
+        let record = self.input.record || !self.input.columns.is_empty();
+        InputOfSample { record: record.then_some(object), conversation, end_strings: row.end_strings }
+    }
+
+    /// Whether records may set something for their own answers.
+    pub(crate) fn reads_row_params(&self) -> bool {
+        self.layout != RecordLayout::Plain
     }
 
     /// How many tokens the record says that its answer is likely to have.
@@ -170,6 +292,7 @@ impl PromptBuilder {
         object: JsonObject,
         fields: &[TokenField],
     ) -> Result<(BuiltPrompt, Vec<usize>), RecordError> {
+        let (object, row) = self.opened(object)?;
         let (mut prompt, full_text) = match &self.format {
             PromptRules::PromptResponse(format) => (self.fill(format, &object)?, None),
             PromptRules::Chat(tokens) => {
@@ -180,15 +303,20 @@ impl PromptBuilder {
                     false => self.tokenizer.encode(&text),
                 };
                 let ids = ids.map_err(RecordError::tokenize)?;
-                (BuiltPrompt { text, ids, metadata, note }, full_text)
+                (
+                    BuiltPrompt { text, ids, metadata, row: RowParams::default(), cut_from: None, note },
+                    full_text,
+                )
             }
         };
+        prompt.row = row;
         if let Some(bos) = self.bos.filter(|bos| prompt.ids.first() != Some(bos)) {
             prompt.ids.insert(0, bos);
         }
         if prompt.ids.is_empty() {
             return Err(RecordError::EmptyPrompt);
         }
+        self.cut(&mut prompt)?;
         prompt.ids.shrink_to_fit();
         prompt.text.shrink_to_fit();
         let num_prompt_tokens = prompt.ids.len();
@@ -207,6 +335,11 @@ impl PromptBuilder {
     /// The prompt of a record as text, and the keys that are kept beside it. It is tokenized only where that decides what
     /// is cut from it.
     pub(crate) fn build_text(&self, object: JsonObject) -> Result<(String, JsonObject), RecordError> {
+        if self.max_tokens.is_some() {
+            let BuiltPrompt { text, metadata, .. } = self.build(object)?;
+            return Ok((text, metadata));
+        }
+        let (object, _) = self.opened(object)?;
         match &self.format {
             PromptRules::PromptResponse(format) if format.cuts() => {
                 let BuiltPrompt { text, metadata, .. } = self.fill(format, &object)?;
@@ -225,7 +358,8 @@ impl PromptBuilder {
 
     fn fill(&self, format: &PromptResponseFormat, object: &JsonObject) -> Result<BuiltPrompt, RecordError> {
         let FilledPrompt { text, ids, pieces } = format.fill(object, self.tokenizer.as_ref())?;
-        Ok(BuiltPrompt { text, ids, metadata: self.kept_beside(format, object, pieces), note: None })
+        let metadata = self.kept_beside(format, object, pieces);
+        Ok(BuiltPrompt { text, ids, metadata, row: RowParams::default(), cut_from: None, note: None })
     }
 
     /// What of a prompt-response record is kept beside its prompt.
@@ -273,6 +407,44 @@ impl PromptBuilder {
         }
         rendered.metadata.extend(original);
         Ok(rendered)
+    }
+}
+
+/// What the output gives back of a record.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct InputOfSample {
+    /// All of it.
+    pub record: Option<JsonObject>,
+    /// Messages before the answer, in OpenAI's format.
+    pub conversation: Option<Vec<Json>>,
+    /// The row's own end strings, where it has any.
+    pub end_strings: Option<Vec<String>>,
+}
+
+/// One message in OpenAI's format.
+fn message(role: &str, content: &str) -> Json {
+    let entries = [("role", role), ("content", content)];
+    Json::Object(entries.into_iter().map(|(key, text)| (key.to_owned(), text.into())).collect())
+}
+
+/// The messages of a record as they stand there, or those that turns of NeMo's format are, without the last answer, which
+/// is not part of the prompt. The asking role is the user.
+fn conversation_of(object: &JsonObject) -> Option<Vec<Json>> {
+    match Record::from_object(object.clone()).ok()? {
+        Record::Messages(_) => match object.get("messages") {
+            Some(Json::Array(messages)) => Some(messages.clone()),
+            _ => None,
+        },
+        Record::Chat(record) => {
+            let ends_with_answer = record.conversations.last().is_some_and(|turn| turn.from != record.mask);
+            let num_turns = record.conversations.len() - usize::from(ends_with_answer);
+            let system = (!record.system.is_empty()).then(|| message("system", &record.system));
+            let turns = record.conversations[..num_turns].iter().map(|turn| {
+                let role = if turn.from == record.mask { "user" } else { "assistant" };
+                message(role, &turn.value)
+            });
+            Some(system.into_iter().chain(turns).collect())
+        }
     }
 }
 

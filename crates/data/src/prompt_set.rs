@@ -5,21 +5,31 @@
 //! prompt is made again when its turn comes, which takes next to no time beside generating. `plan` decides which prompts
 //! form a step.
 
-use std::path::Path;
+mod load;
+
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
 
 use crate::DataError;
 use crate::chat::PromptNote;
 use crate::json::JsonObject;
-use crate::jsonl::{OpenedData, parse_object};
-use crate::likeness::{Hashes, Likeness, find_alike};
+use crate::jsonl::parse_object;
+use crate::likeness::Likeness;
 use crate::limits::{LengthLimits, TokenField};
 use crate::line_store::{LineSpan, LineStore};
-use crate::prepare::{BuiltPrompt, PreparedPrompt, PromptBuilder};
+use crate::prepare::{BuiltPrompt, InputOfSample, PreparedPrompt, PromptBuilder};
 use crate::record_error::RecordError;
+use crate::row_params::RowParams;
 use crate::sample_order::sample_order;
+
+pub use load::{load_all_prompts, load_prompts};
 
 /// More than any hint.
 const NO_HINT: u32 = u32::MAX;
+/// In the place of a number of tokens: the record is bad and kept.
+const BAD: u32 = u32::MAX;
+/// The same: its prompt is too long.
+const TOO_LONG: u32 = u32::MAX - 1;
 /// How many bad lines are listed.
 const MAX_LISTED: usize = 10;
 
@@ -31,13 +41,41 @@ pub enum OnBadRecord {
     Refuse,
     /// The record is counted and left out.
     Skip,
+    /// The record becomes a row without responses that says what is wrong.
+    Keep,
+}
+
+/// `model.data.train_ds.on_overlength`, for prompts that are longer than a limit. The builder cuts them where that is asked
+/// for, so that none is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnOverlength {
+    /// The record is counted and left out.
+    #[default]
+    Drop,
+    /// The record becomes a row without responses that says how long its prompt is.
+    Keep,
+}
+
+/// What becomes of records that cannot be generated from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct OnUnusable {
+    /// Of bad ones.
+    pub bad: OnBadRecord,
+    /// Of those whose prompts are too long.
+    pub too_long: OnOverlength,
+}
+
+impl From<OnBadRecord> for OnUnusable {
+    fn from(bad: OnBadRecord) -> Self {
+        Self { bad, too_long: OnOverlength::default() }
+    }
 }
 
 /// A record that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadRecord {
-    /// Its line, from 1.
-    pub line: u64,
+    /// Its line, from 1, and the file where there are several.
+    pub place: String,
     /// What is wrong with it.
     pub reason: RecordError,
 }
@@ -48,36 +86,76 @@ struct KeptRecord {
     line: u64,
     offset_bytes: u64,
     len_bytes: u32,
+    /// Of its prompt; [`BAD`] or [`TOO_LONG`] where there is nothing to generate from.
     num_tokens: u32,
 }
 
-/// All prompts of a file, which stays on disk. A position counts the prompts in the order in which they are generated.
+impl KeptRecord {
+    fn is_usable(&self) -> bool {
+        self.num_tokens < TOO_LONG
+    }
+}
+
+/// One of the data files, in the order in which they are read.
+struct DataFile {
+    store: LineStore,
+    /// Lines of the files before it.
+    lines_before: u64,
+}
+
+/// All prompts of the data files, which stay on disk. Lines are counted over all of them. A position counts the prompts in the order in which they are generated.
 pub struct PromptSet {
     kept: Vec<KeptRecord>,
     /// What each of them is like.
     alike: Vec<Likeness>,
     /// How long its answer is likely to be, where hints are read.
     hints: Vec<u32>,
-    store: LineStore,
+    /// How much each of them asks for, where records may say so.
+    demands: Vec<RowDemand>,
+    files: Vec<DataFile>,
     builder: PromptBuilder,
-    /// The limits that prompts were left out for, as they are set.
-    limits: String,
+    /// What prompts were left out for.
+    limits: LengthLimits,
+    /// What became of records that cannot be generated from.
+    pub on_unusable: OnUnusable,
+    /// Those that are kept.
+    num_unusable: usize,
     /// Positions to records, where samples are drawn; `kept` itself otherwise.
     drawn: Option<Vec<u32>>,
     /// Records read, bad and over-length ones counted.
     pub num_read: u64,
-    /// Records skipped because they are bad.
+    /// Records that are bad, skipped or kept.
     pub num_bad: u64,
     /// The first of them.
     pub bad: Vec<BadRecord>,
-    /// Prompts left out for their length: line and number of tokens.
+    /// Prompts that are too long, left out or kept: line and number of tokens.
     pub too_long: Vec<(u64, usize)>,
     /// Records that there is a note about.
     pub num_noted: u64,
+    /// Prompts that were cut to the limit: how many, and the first line with its number of tokens.
+    pub num_cut: u64,
+    /// The first of them: its line, and how many tokens it had.
+    pub first_cut: Option<(u64, usize)>,
     /// The first note, with its line.
     pub note: Option<(u64, PromptNote)>,
-    /// BLAKE3 of the file as it lies on disk, in hexadecimal digits.
+    /// BLAKE3 of the file as it lies on disk, in hexadecimal digits; of several files, that of theirs.
     pub fingerprint: String,
+}
+
+/// How much a row asks for, as far as it says so.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RowDemand {
+    /// Most new tokens of a response.
+    pub max_length: Option<NonZero<u32>>,
+    /// Responses.
+    pub num_responses: Option<NonZero<u32>>,
+}
+
+impl RowDemand {
+    fn of(row: &RowParams) -> Self {
+        let of = |count: Option<u32>| count.and_then(NonZero::new);
+        Self { max_length: of(row.max_length), num_responses: of(row.num_responses) }
+    }
 }
 
 /// What is known of the work that a prompt will be, before it is computed. No text depends on it.
@@ -94,7 +172,7 @@ pub struct PromptOutlook {
 }
 
 /// A prompt as it is shown and written.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct PromptText {
     /// Its record number in the file, from 0, bad and over-length records counted.
     pub index: u64,
@@ -102,6 +180,12 @@ pub struct PromptText {
     pub text: String,
     /// The record's other keys, as far as they are kept.
     pub metadata: JsonObject,
+    /// How many tokens the prompt has; 0 where there is nothing to generate from.
+    pub num_tokens: usize,
+    /// What the output gives back of the record.
+    pub input: InputOfSample,
+    /// Why there is nothing to generate from, where that is so. The text is then empty unless there is one.
+    pub error: Option<String>,
 }
 
 impl PromptSet {
@@ -123,7 +207,7 @@ impl PromptSet {
         if !self.kept.is_empty() {
             return Ok(());
         }
-        let path = self.store.path();
+        let path = &self.names();
         if self.num_read == 0 {
             return Err(DataError::NoRecords { path: path.into() });
         }
@@ -154,15 +238,46 @@ impl PromptSet {
         self.record(position).map(|kept| kept.line)
     }
 
-    /// How many tokens a prompt has.
+    /// How many tokens a prompt has; none where there is nothing to generate from.
     pub fn num_tokens(&self, position: usize) -> Option<usize> {
-        self.record(position).map(|kept| kept.num_tokens as usize)
+        let record = self.record(position).filter(|record| record.is_usable());
+        record.map(|record| record.num_tokens as usize)
+    }
+
+    /// Whether the row at a position is one without responses, because its record is bad or too long.
+    pub fn is_unusable(&self, position: usize) -> bool {
+        self.record(position).is_some_and(|record| !record.is_usable())
+    }
+
+    /// How many such rows there are among those to generate.
+    pub fn num_unusable(&self) -> usize {
+        match &self.drawn {
+            Some(_) if self.num_unusable > 0 => {
+                (0..self.len()).filter(|&position| self.is_unusable(position)).count()
+            }
+            _ => self.num_unusable,
+        }
+    }
+
+    /// What the random numbers of a position are keyed by.
+    pub fn sample_idx(&self, position: usize) -> Option<u64> {
+        let record = self.record(position)?;
+        Some(if self.drawn.is_some() { position as u64 } else { record.line - 1 })
+    }
+
+    /// How much a prompt's row asks for.
+    pub fn row_demand(&self, position: usize) -> RowDemand {
+        let demand = self.record_idx(position).and_then(|idx| self.demands.get(idx));
+        demand.copied().unwrap_or_default()
     }
 
     /// What is known of the work that a prompt will be.
     pub fn outlook(&self, position: usize) -> Option<PromptOutlook> {
         let idx = self.record_idx(position)?;
         let (record, alike) = (self.kept.get(idx)?, self.alike.get(idx)?);
+        if !record.is_usable() {
+            return None;
+        }
         Some(PromptOutlook {
             num_tokens: record.num_tokens as usize,
             length_hint: self.hints.get(idx).copied().filter(|&hint| hint != NO_HINT),
@@ -186,15 +301,15 @@ impl PromptSet {
     /// When there is none, the file cannot be read, or it has changed.
     pub fn load(&self, position: usize) -> Result<PreparedPrompt, DataError> {
         let record = self.record(position).ok_or(DataError::NoSamples)?;
-        let changed = || self.store.changed(record.line);
+        let changed = || self.changed(record.line);
         let built = self.object(record)?.and_then(|object| self.builder.build(object));
-        let BuiltPrompt { text, ids, metadata, note: _ } = built.map_err(|_| changed())?;
+        let BuiltPrompt { text, ids, metadata, row, cut_from: _, note: _ } = built.map_err(|_| changed())?;
         if ids.len() != record.num_tokens as usize {
             return Err(changed());
         }
         let index = record.line - 1;
         let sample_idx = if self.drawn.is_some() { position as u64 } else { index };
-        Ok(PreparedPrompt { line: record.line, index, sample_idx, text, ids, metadata })
+        Ok(PreparedPrompt { line: record.line, index, sample_idx, text, ids, metadata, row })
     }
 
     /// The text of the prompt at a position. It is tokenized only where fields of over-long records are cut.
@@ -203,14 +318,79 @@ impl PromptSet {
     /// When there is none, the file cannot be read, or is no longer what it was.
     pub fn text(&self, position: usize) -> Result<PromptText, DataError> {
         let record = self.record(position).ok_or(DataError::NoSamples)?;
-        let built = self.object(record)?.and_then(|object| self.builder.build_text(object));
-        let (text, metadata) = built.map_err(|_| self.store.changed(record.line))?;
-        Ok(PromptText { index: record.line - 1, text, metadata })
+        let changed = |_| self.changed(record.line);
+        let index = record.line - 1;
+        let object = match self.object(record)? {
+            Err(reason) if record.num_tokens == BAD => {
+                return Ok(PromptText { index, error: Some(reason.to_string()), ..PromptText::default() });
+            }
+            object => object.map_err(changed)?,
+        };
+        if record.num_tokens == BAD {
+            let problem = self.problem(object.clone()).ok_or_else(|| self.changed(record.line))?;
+            let input = self.builder.kept_input(object, "");
+            return Ok(PromptText {
+                index,
+                input,
+                error: Some(problem.to_string()),
+                ..PromptText::default()
+            });
+        }
+        let (text, metadata) = self.builder.build_text(object.clone()).map_err(changed)?;
+        let error = match record.num_tokens {
+            TOO_LONG => Some(self.length_problem(object.clone()).map_err(changed)?),
+            _ => None,
+        };
+        let input = self.builder.kept_input(object, &text);
+        let num_tokens = if record.is_usable() { record.num_tokens as usize } else { 0 };
+        Ok(PromptText { index, text, metadata, num_tokens, input, error })
+    }
+
+    /// What is wrong with a bad record.
+    fn problem(&self, object: JsonObject) -> Option<RecordError> {
+        let hint = self.builder.length_hint(&object);
+        hint.err().or_else(|| self.builder.build_measured(object, &[]).err())
+    }
+
+    /// How long a prompt is that is too long.
+    fn length_problem(&self, object: JsonObject) -> Result<String, RecordError> {
+        let fields: Vec<TokenField> = self.limits.fields.iter().map(|&(field, _)| field).collect();
+        let (prompt, num_tokens) = self.builder.build_measured(object, &fields)?;
+        let num_tokens = self.limits.exceeded(prompt.ids.len(), &num_tokens).unwrap_or(prompt.ids.len());
+        Ok(format!("{num_tokens} tokens are more than {} allows", self.limits))
+    }
+
+    /// The file that a line is in, and its number there.
+    fn file_of(&self, line: u64) -> Option<(&DataFile, u64)> {
+        let idx = self.files.partition_point(|file| file.lines_before < line).checked_sub(1)?;
+        let file = self.files.get(idx)?;
+        Some((file, line - file.lines_before))
+    }
+
+    fn changed(&self, line: u64) -> DataError {
+        match self.file_of(line) {
+            Some((file, line)) => file.store.changed(line),
+            None => DataError::NoSamples,
+        }
+    }
+
+    /// A line as messages call it: its number, and the file where there are several.
+    pub fn place(&self, line: u64) -> String {
+        match self.file_of(line) {
+            Some((file, line)) if self.files.len() > 1 => place_in(file.store.path(), line),
+            _ => line.to_string(),
+        }
+    }
+
+    /// The files as messages call them.
+    fn names(&self) -> PathBuf {
+        names_of(self.files.iter().map(|file| file.store.path()))
     }
 
     fn object(&self, record: &KeptRecord) -> Result<Result<JsonObject, RecordError>, DataError> {
         let KeptRecord { line, offset_bytes, len_bytes, .. } = *record;
-        let bytes = self.store.read(LineSpan { line, offset_bytes, len_bytes: len_bytes as usize })?;
+        let (file, line) = self.file_of(line).ok_or(DataError::NoSamples)?;
+        let bytes = file.store.read(LineSpan { line, offset_bytes, len_bytes: len_bytes as usize })?;
         Ok(parse_object(&bytes))
     }
 
@@ -226,147 +406,17 @@ impl PromptSet {
     }
 }
 
-/// Reads, checks and tokenizes a whole data file, in parallel.
-///
-/// # Errors
-/// When the file cannot be read, has bad records and `on_bad` refuses them, or needs a chat template that cannot be used.
-pub fn load_prompts(
-    path: &Path,
-    builder: PromptBuilder,
-    limits: &LengthLimits,
-    on_bad: OnBadRecord,
-) -> Result<PromptSet, DataError> {
-    let fields: Vec<TokenField> = limits.fields.iter().map(|&(field, _)| field).collect();
-    let prepare = |_, object: Result<JsonObject, RecordError>| {
-        let object = object?;
-        let length_hint = builder.length_hint(&object)?;
-        let (prompt, num_tokens) = builder.build_measured(object, &fields)?;
-        Ok(match limits.exceeded(prompt.ids.len(), &num_tokens) {
-            Some(num_tokens) => Prepared::TooLong(num_tokens),
-            None => Prepared::Kept(KeptPrompt {
-                num_tokens: prompt.ids.len(),
-                hashes: Hashes::of(&prompt.ids),
-                length_hint,
-                note: prompt.note,
-            }),
-        })
-    };
-    let OpenedData { reader, store, hash } = OpenedData::open(path)?;
-    let mut found = Found { has_length_hints: builder.has_length_hints(), ..Found::default() };
-    reader.for_each(prepare, |span, prepared| found.add(path, span, prepared))?;
-    let fingerprint = hash.finish().map_err(|source| DataError::ReadDataFile {
-        path: path.into(),
-        line: found.num_read,
-        source,
-    })?;
-    if on_bad == OnBadRecord::Refuse && found.num_bad > 0 {
-        return Err(DataError::BadRecords {
-            path: path.into(),
-            num_bad: found.num_bad,
-            num_read: found.num_read,
-            listed: list_bad(&found.bad, found.num_bad),
-        });
-    }
-    let Found { mut kept, hashes, mut hints, num_read, num_bad, bad, too_long, num_noted, note, .. } = found;
-    kept.shrink_to_fit();
-    hints.shrink_to_fit();
-    let alike = find_alike(&hashes);
-    let limits = limits.to_string();
-    Ok(PromptSet {
-        kept,
-        alike,
-        hints,
-        store,
-        builder,
-        limits,
-        drawn: None,
-        num_read,
-        num_bad,
-        bad,
-        too_long,
-        num_noted,
-        note,
-        fingerprint,
-    })
+fn place_in(path: &Path, line: u64) -> String {
+    format!("{line} of `{}`", path.display())
 }
 
-/// What a record turned out to be.
-enum Prepared {
-    Kept(KeptPrompt),
-    /// With how many tokens.
-    TooLong(usize),
-}
-
-struct KeptPrompt {
-    num_tokens: usize,
-    hashes: Hashes,
-    length_hint: Option<u32>,
-    note: Option<PromptNote>,
-}
-
-/// What a file turned out to hold.
-#[derive(Default)]
-struct Found {
-    kept: Vec<KeptRecord>,
-    hashes: Vec<Hashes>,
-    has_length_hints: bool,
-    /// One a prompt that is kept, where there are any.
-    hints: Vec<u32>,
-    num_read: u64,
-    num_bad: u64,
-    bad: Vec<BadRecord>,
-    too_long: Vec<(u64, usize)>,
-    num_noted: u64,
-    note: Option<(u64, PromptNote)>,
-}
-
-impl Found {
-    fn add(
-        &mut self,
-        path: &Path,
-        span: LineSpan,
-        prepared: Result<Prepared, RecordError>,
-    ) -> Result<(), DataError> {
-        self.num_read += 1;
-        match prepared {
-            // Not the fault of the record: to skip it would hide what is wrong.
-            Err(RecordError::NoTemplateDate) => {
-                return Err(DataError::NoTemplateDate { path: path.into(), line: span.line });
-            }
-            Err(RecordError::UnusableChatTemplate { reason }) => {
-                return Err(DataError::UnusableChatTemplate { path: path.into(), line: span.line, reason });
-            }
-            Err(reason) => {
-                self.num_bad += 1;
-                if self.bad.len() < MAX_LISTED {
-                    self.bad.push(BadRecord { line: span.line, reason });
-                }
-            }
-            Ok(Prepared::TooLong(num_tokens)) => self.too_long.push((span.line, num_tokens)),
-            Ok(Prepared::Kept(KeptPrompt { num_tokens, hashes, length_hint, note })) => {
-                if let Some(note) = note {
-                    self.num_noted += 1;
-                    self.note.get_or_insert((span.line, note));
-                }
-                self.hashes.push(hashes);
-                if self.has_length_hints {
-                    self.hints.push(length_hint.unwrap_or(NO_HINT));
-                }
-                let too_large = |_| DataError::LineTooLarge { path: path.into(), line: span.line };
-                self.kept.push(KeptRecord {
-                    line: span.line,
-                    offset_bytes: span.offset_bytes,
-                    len_bytes: u32::try_from(span.len_bytes).map_err(too_large)?,
-                    num_tokens: u32::try_from(num_tokens).map_err(too_large)?,
-                });
-            }
-        }
-        Ok(())
-    }
+/// Files as they stand in a message, between backticks.
+fn names_of<'a>(paths: impl Iterator<Item = &'a Path>) -> PathBuf {
+    paths.map(|path| path.display().to_string()).collect::<Vec<_>>().join("`, `").into()
 }
 
 fn list_bad(bad: &[BadRecord], num_bad: u64) -> String {
-    let listed = bad.iter().map(|record| format!("  line {}: {}", record.line, record.reason));
+    let listed = bad.iter().map(|record| format!("  line {}: {}", record.place, record.reason));
     let num_more = num_bad - bad.len() as u64;
     let more = (num_more > 0).then(|| format!("  and {num_more} more"));
     listed.chain(more).collect::<Vec<_>>().join("\n")

@@ -60,6 +60,37 @@ pub enum RecordError {
         /// The most tokens that are believed.
         most: u32,
     },
+    /// A column that sets a parameter of its row and does not say one.
+    #[error("column `{column}` is {found}, it must be {expected}")]
+    BadRowParam {
+        /// The column.
+        column: &'static str,
+        /// The values that it takes.
+        expected: &'static str,
+        /// What is there.
+        found: String,
+    },
+    /// A column that looks like a parameter of its row and is none.
+    #[error(
+        "column `{column}` looks like a parameter of the row; those are {known}: rename it, or set \
+         `model.data.train_ds.row_params=false`"
+    )]
+    UnknownRowParam {
+        /// The column.
+        column: String,
+        /// The parameters that there are.
+        known: String,
+    },
+    /// A parameter of a request that would change its answer and is not known.
+    #[error("`body.{key}` is {value}, which is not offered; a body may have {known}")]
+    UnknownBatchParam {
+        /// The key.
+        key: String,
+        /// Its value.
+        value: String,
+        /// The parameters that there are.
+        known: String,
+    },
     /// A label layout that does not exist.
     #[error("`type` is `{found}`, it must be null, `VALUE_TO_TEXT` or `TEXT_TO_VALUE`")]
     UnknownType {

@@ -19,7 +19,9 @@ use engine::{Completion, Engine, EngineLimits, Foresight, Request};
 use model_core::{AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, RawModelConfig};
 use model_spec::{Float, Numerics};
 use nemo_format::Checkpoint;
-use sampling::{CpuSampler, RawSamplingParams, SamplingParams, SamplingRules, StopConditions, TokenBytes};
+use sampling::{
+    CpuSampler, RawSamplingParams, RowRules, SamplingParams, SamplingRules, StopConditions, TokenBytes,
+};
 use tch::Device;
 
 type AnyError = Box<dyn Error + Send + Sync>;
@@ -80,17 +82,17 @@ fn open_engine(
         top_k: 40,
         top_p: 1.0,
         repetition_penalty: 1.0,
+        min_p: 0.0,
         compute_logprob: false,
+        top_logprobs: 0,
     })?;
     let eos: Vec<u32> = tokenizer.special().eos.into_iter().collect();
     let stop = StopConditions::resolve(&[], &eos, |_| None)?;
     let min_length = 1;
     let sampler = CpuSampler::new(SamplingRules {
-        params,
+        row: RowRules { params, seed: SEED, end_token_ids: stop.end_token_ids().to_vec(), min_length },
         vocab_size: tokenizer.vocab_size(),
-        seed: SEED,
-        end_token_ids: stop.end_token_ids().to_vec(),
-        min_length,
+        bias: Vec::new(),
     })?;
 
     let limits = EngineLimits {
@@ -124,6 +126,7 @@ fn generate(path: &Path, prompts: &[String]) -> Result<Vec<Response>, AnyError> 
             prompt,
             num_responses: NUM_RESPONSES,
             max_new_tokens: MAX_NEW_TOKENS,
+            own: None,
             foresight: Foresight::default(),
         });
     }

@@ -33,8 +33,8 @@ pub use plan::{
 };
 pub use replica::{Followers, LeadingExecutor, ReceivingSampler, SendingSampler, TokenPath, follow};
 pub use request::{
-    Activity, Completion, EngineLimits, Foresight, MAX_NUM_SEQS_ON_GPU, PlannedPrefix, Request, RunEnd,
-    RunStats, Supply,
+    Activity, Completion, EngineLimits, Foresight, MAX_NUM_SEQS_ON_GPU, OwnRules, PlannedPrefix, Request,
+    RunEnd, RunStats, Supply,
 };
 pub use speculation::{Goal, Pace, Proposer, StepTime};
 

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use model_core::{BlockId, BlockMove};
-use sampling::SampledToken;
+use sampling::{RowRules, SampledToken};
 use serde::{Deserialize, Serialize};
 
 /// Blocks of a split of keys, of which a GPU's attention reads those once that all of some neighbouring rows share.
@@ -74,6 +74,8 @@ pub struct NewPrompt {
     pub sample_idx: u64,
     /// The whole prompt, at least one token.
     pub tokens: Vec<u32>,
+    /// What decides the tokens of its responses, where that is not what decides them in the run.
+    pub own: Option<Box<RowRules>>,
     /// Blocks for all of it.
     pub block_table: Vec<BlockId>,
 }

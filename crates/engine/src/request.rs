@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
-use sampling::FinishReason;
+use sampling::{FinishReason, RowRules, StopConditions, TopToken};
+use serde::{Deserialize, Serialize};
 
 use crate::EngineError;
 
-/// One prompt to answer. Sampling parameters are the run's, not the request's.
+/// One prompt to answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// Position of the sample in the input file; part of the random key.
@@ -17,8 +18,19 @@ pub struct Request {
     pub num_responses: u32,
     /// Budget of each response; 0 gives empty completions.
     pub max_new_tokens: u32,
+    /// What decides its tokens and their end, where that is not what decides them in the run.
+    pub own: Option<Box<OwnRules>>,
     /// What is known of it beforehand.
     pub foresight: Foresight,
+}
+
+/// How one request is answered, in place of what holds for the run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OwnRules {
+    /// How its tokens are chosen.
+    pub row: RowRules,
+    /// What ends its responses.
+    pub stop: StopConditions,
 }
 
 /// What is known of a request before it is computed. It decides how soon things are done, and no text.
@@ -80,6 +92,8 @@ pub struct Completion {
     pub finish_reason: FinishReason,
     /// One a token, when the sampler computes them.
     pub logprobs: Option<Vec<f32>>,
+    /// The most likely tokens at the place of each, when the sampler is asked for them.
+    pub top_logprobs: Option<Vec<Vec<TopToken>>>,
 }
 
 /// The most sequences of a step on a GPU: what its kernels are checked with (`gpu_check`).

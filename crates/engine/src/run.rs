@@ -8,11 +8,11 @@ use std::{
 };
 
 use model_core::BlockMove;
-use sampling::{FinishReason, SampledToken, StopConditions, StopState, TokenBytes};
+use sampling::{FinishReason, SampledToken, StopConditions, StopState, TokenBytes, TopToken};
 use speculation::{Pace, Proposer, StepTime};
 
 use crate::{
-    Activity, Completion, Draftable, EngineError, EngineLimits, Executor, Request, RunStats,
+    Activity, Completion, Draftable, EngineError, EngineLimits, Executor, OwnRules, Request, RunStats,
     plan::{RowId, RowSpan, SeqId, StepOutput, StepPlan},
     scheduler::{PromptParts, Scheduler, SeqGroup},
 };
@@ -23,6 +23,10 @@ struct ActiveRequest {
     num_responses: u32,
     max_new_tokens: u32,
     num_unfinished: u32,
+    /// Its responses are all alike, so that one is computed and repeated.
+    is_repeated: bool,
+    /// What ends them, where that is not what ends those of the run.
+    stop: Option<Arc<StopConditions>>,
     /// A part of its prompt was in a step.
     has_begun: bool,
 }
@@ -32,13 +36,22 @@ struct ActiveSeq {
     token_ids: Vec<u32>,
     max_new_tokens: u32,
     stop: StopState,
+    /// Of its request's own.
+    stop_conditions: Option<Arc<StopConditions>>,
     logprobs: Vec<f32>,
+    top_logprobs: Vec<Vec<TopToken>>,
 }
 
 impl ActiveSeq {
-    fn new(max_new_tokens: u32) -> Self {
-        let stop = StopState::new(max_new_tokens);
-        Self { token_ids: Vec::new(), max_new_tokens, stop, logprobs: Vec::new() }
+    fn new(max_new_tokens: u32, stop_conditions: Option<Arc<StopConditions>>) -> Self {
+        Self {
+            token_ids: Vec::new(),
+            max_new_tokens,
+            stop: StopState::new(max_new_tokens),
+            stop_conditions,
+            logprobs: Vec::new(),
+            top_logprobs: Vec::new(),
+        }
     }
 }
 
@@ -132,23 +145,33 @@ impl<'e, 'c> Run<'e, 'c> {
             return Ok(ControlFlow::Continue(()));
         }
         // Greedy responses are all alike: one is computed and repeated.
-        let num_seqs = if self.engine.executor.is_greedy() { 1 } else { request.num_responses };
-        let Request { sample_idx, prompt, num_responses, max_new_tokens, foresight } = request;
+        let is_repeated = match &request.own {
+            Some(own) => own.row.params.use_greedy,
+            None => self.engine.executor.is_greedy(),
+        };
+        let num_seqs = if is_repeated { 1 } else { request.num_responses };
+        let Request { sample_idx, prompt, num_responses, max_new_tokens, own, foresight } = request;
+        let (own, stop) = match own.map(|own| *own) {
+            Some(OwnRules { row, stop }) => (Some(Box::new(row)), Some(Arc::new(stop))),
+            None => (None, None),
+        };
         let active = ActiveRequest {
             sample_idx,
             num_responses,
             max_new_tokens,
             num_unfinished: num_seqs,
+            is_repeated,
+            stop,
             has_begun: false,
         };
         if max_new_tokens == 0 {
-            let empty = ActiveSeq::new(0);
+            let empty = ActiveSeq::new(0, None);
             return Ok((0..num_seqs).try_for_each(|response_idx| {
                 self.deliver(&active, response_idx, &empty, FinishReason::Length)
             }));
         }
         let group_idx =
-            self.scheduler.add(SeqGroup { sample_idx, prompt, num_seqs, max_new_tokens, foresight })?;
+            self.scheduler.add(SeqGroup { sample_idx, prompt, num_seqs, max_new_tokens, own, foresight })?;
         self.requests.insert(group_idx, active);
         Ok(ControlFlow::Continue(()))
     }
@@ -195,13 +218,13 @@ impl<'e, 'c> Run<'e, 'c> {
                 RowId::Prompt(group_idx) => {
                     let unknown = unknown(SeqId { group_idx, response_idx: 0 });
                     let request = self.requests.get_mut(&group_idx).ok_or(unknown)?;
-                    let max_new_tokens = request.max_new_tokens;
+                    let (max_new_tokens, stop) = (request.max_new_tokens, request.stop.clone());
                     self.stats.prompt_tokens += u64::from(row.query_len);
                     if !std::mem::replace(&mut request.has_begun, true) {
                         self.stats.cached_prompt_tokens += u64::from(row.context_len);
                     }
                     let ids = (0..row.draws).map(|response_idx| SeqId { group_idx, response_idx });
-                    self.seqs.extend(ids.map(|id| (id, ActiveSeq::new(max_new_tokens))));
+                    self.seqs.extend(ids.map(|id| (id, ActiveSeq::new(max_new_tokens, stop.clone()))));
                 }
                 RowId::Response(_) => num_responses += 1,
             }
@@ -323,9 +346,13 @@ impl<'e, 'c> Run<'e, 'c> {
         let reason = tokens.iter().find_map(|sampled| {
             seq.token_ids.push(sampled.token);
             seq.logprobs.extend(sampled.logprob);
+            if !sampled.top.is_empty() {
+                seq.top_logprobs.push(sampled.top.clone());
+            }
             self.stats.generated_tokens += 1;
             let token_bytes = self.engine.token_bytes.bytes(sampled.token);
-            seq.stop.push(&self.engine.stop, sampled.token, token_bytes)
+            let conditions = seq.stop_conditions.as_deref().unwrap_or(&self.engine.stop);
+            seq.stop.push(conditions, sampled.token, token_bytes)
         });
         if let Some(proposer) = &mut self.engine.proposer {
             proposer.append(id, &seq.token_ids[num_before..]);
@@ -360,17 +387,17 @@ impl<'e, 'c> Run<'e, 'c> {
         seq: &ActiveSeq,
         finish_reason: FinishReason,
     ) -> ControlFlow<()> {
-        let is_repeated = self.engine.executor.is_greedy();
         let response_idxs =
-            if is_repeated { 0..request.num_responses } else { response_idx..response_idx + 1 };
-        let has_logprobs = seq.logprobs.len() == seq.token_ids.len() && !seq.token_ids.is_empty();
+            if request.is_repeated { 0..request.num_responses } else { response_idx..response_idx + 1 };
+        let is_whole = |len: usize| len == seq.token_ids.len() && len > 0;
         for response_idx in response_idxs {
             (self.on_completion)(Completion {
                 sample_idx: request.sample_idx,
                 response_idx,
                 token_ids: seq.token_ids.clone(),
                 finish_reason,
-                logprobs: has_logprobs.then(|| seq.logprobs.clone()),
+                logprobs: is_whole(seq.logprobs.len()).then(|| seq.logprobs.clone()),
+                top_logprobs: is_whole(seq.top_logprobs.len()).then(|| seq.top_logprobs.clone()),
             })?;
         }
         ControlFlow::Continue(())

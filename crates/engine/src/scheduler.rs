@@ -16,6 +16,8 @@
 
 use std::collections::{HashSet, VecDeque};
 
+use sampling::RowRules;
+
 use crate::{
     EngineError, EngineLimits, Foresight,
     block_pool::BlockPool,
@@ -51,6 +53,8 @@ pub(crate) struct SeqGroup {
     pub(crate) num_seqs: u32,
     /// Budget of each, at least 1.
     pub(crate) max_new_tokens: u32,
+    /// For the executor.
+    pub(crate) own: Option<Box<RowRules>>,
     pub(crate) foresight: Foresight,
 }
 

@@ -7,11 +7,11 @@ use std::{
 };
 
 use model_core::{Batch, BlockId, BlockMove, HostBlockId, ModelError};
-use sampling::{CpuSampler, SamplingParams, SamplingRules, StopConditions, TokenBytes};
+use sampling::{CpuSampler, RowRules, SamplingParams, SamplingRules, StopConditions, TokenBytes};
 use tch::Tensor;
 
 use crate::{
-    Completion, Engine, EngineLimits, Executor, Foresight, Request, RunEnd, RunStats,
+    Completion, Engine, EngineLimits, Executor, Foresight, OwnRules, Request, RunEnd, RunStats,
     executor::host::{BatchModel, HostExecutor},
 };
 
@@ -152,7 +152,9 @@ pub(crate) fn params() -> SamplingParams {
         top_k: None,
         top_p: Some(0.9),
         repetition_penalty: 1.2,
+        min_p: None,
         compute_logprob: true,
+        top_logprobs: 2,
     }
 }
 
@@ -162,9 +164,8 @@ pub(crate) fn stop(end_strings: &[&str]) -> StopConditions {
 }
 
 pub(crate) fn sampler(params: SamplingParams) -> CpuSampler {
-    let rules =
-        SamplingRules { params, vocab_size: VOCAB_SIZE, seed: 99, end_token_ids: vec![EOS], min_length: 0 };
-    CpuSampler::new(rules).unwrap()
+    let row = RowRules { params, seed: 99, end_token_ids: vec![EOS], min_length: 0 };
+    CpuSampler::new(SamplingRules { row, vocab_size: VOCAB_SIZE, bias: vec![] }).unwrap()
 }
 
 pub(crate) fn host(params: SamplingParams) -> HostExecutor {
@@ -191,7 +192,16 @@ pub(crate) fn request(
     max_new_tokens: u32,
 ) -> Request {
     let prompt = (0..prompt_len as u64).map(|pos| ((pos * 7 + sample_idx * 3) % 38) as u32).collect();
-    Request { sample_idx, prompt, num_responses, max_new_tokens, foresight: Foresight::default() }
+    Request { sample_idx, prompt, num_responses, max_new_tokens, own: None, foresight: Foresight::default() }
+}
+
+/// Two requests of three with rules of their own: greedy ones, and ones with another seed, end and filters.
+pub(crate) fn with_own_rules(request: Request) -> Request {
+    let kind = request.sample_idx % 3;
+    let params = SamplingParams { use_greedy: kind == 1, temperature: 0.7, min_p: Some(0.05), ..params() };
+    let row = RowRules { params, seed: 1 << 40 | kind, end_token_ids: vec![EOS], min_length: 2 };
+    let own = OwnRules { row, stop: stop(&["c"]).with_min_length(2) };
+    Request { own: (kind > 0).then(|| Box::new(own)), ..request }
 }
 
 /// A completion for each sample and response.

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use model_core::BlockId;
 use proptest::prelude::*;
-use sampling::{FinishReason, SampledToken, SamplingParams};
+use sampling::{FinishReason, SampledToken, SamplingParams, TokenBytes};
 
 use super::*;
 use crate::testing::*;
@@ -135,7 +135,7 @@ fn prompt_row(group_idx: u64, context_len: u32, query_len: u32, draws: u32) -> R
 
 fn new_prompt(group_idx: u64, len: usize, block_table: &[BlockId]) -> NewPrompt {
     let Request { sample_idx, prompt: tokens, .. } = request(group_idx, len, 1, 1);
-    NewPrompt { group_idx, sample_idx, tokens, block_table: block_table.to_vec() }
+    NewPrompt { group_idx, sample_idx, tokens, own: None, block_table: block_table.to_vec() }
 }
 
 #[test]
@@ -262,6 +262,33 @@ fn greedy_computes_one_response_and_repeats_it() {
     assert_eq!(stats.generated_tokens, token_ids.len() as u64);
     assert!((1..3).all(|response_idx| completions[&(0, response_idx)].token_ids == *token_ids));
     assert!((0..2).all(|response_idx| completions[&(1, response_idx)].token_ids.is_empty()));
+}
+
+#[test]
+fn own_rules_hold_for_their_request_alone() {
+    let requests: Vec<Request> = (0..12).map(|n| request(n, 4, 2, 9)).collect();
+    let (plain, _) = run(&mut engine(params(), &["ab"], roomy()), &requests);
+    let own: Vec<Request> = requests.iter().cloned().map(with_own_rules).collect();
+    let (mixed, _) = run(&mut engine(params(), &["ab"], limits(5, 9, 60)), &own);
+    let mut num_changed = 0;
+    for (key, completion) in &mixed {
+        match key.0 % 3 {
+            0 => assert_eq!(*completion, plain[key]),
+            // Greedy: the responses are one.
+            1 => assert_eq!(completion.token_ids, mixed[&(key.0, 0)].token_ids),
+            _ => num_changed += usize::from(completion.token_ids != plain[key].token_ids),
+        }
+        // `c` is the end string of those with rules of their own, `ab` the run's.
+        let ends_by = if key.0 % 3 == 0 { &b"ab"[..] } else { b"c" };
+        let text: Vec<u8> = completion.token_ids.iter().flat_map(|&id| Letters.bytes(id).to_vec()).collect();
+        let reason_is_its_own =
+            completion.finish_reason != FinishReason::EndString || text.ends_with(ends_by);
+        assert!(reason_is_its_own, "{completion:?}");
+        let top = completion.top_logprobs.as_ref().unwrap();
+        assert!(top.len() == completion.token_ids.len() && top.iter().all(|top| top.len() == 2));
+    }
+    assert!(num_changed > 4, "another seed gives other tokens: {num_changed} of 8");
+    assert!(mixed.iter().any(|(key, done)| key.0 % 3 > 0 && done.finish_reason == FinishReason::EndString));
 }
 
 #[test]

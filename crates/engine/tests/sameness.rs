@@ -17,7 +17,8 @@ use model_core::{AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, Mod
 use model_spec::{Float, Numerics, blocks_for};
 use nemo_format::Checkpoint;
 use sampling::{
-    CpuSampler, RawSamplingParams, SamplingParams, SamplingRules, StopConditions, TokenBytes, uniform,
+    CpuSampler, RawSamplingParams, RowRules, SamplingParams, SamplingRules, StopConditions, TokenBytes,
+    uniform,
 };
 use tch::Device;
 
@@ -59,12 +60,18 @@ fn engine_that_ends(
         top_k: 50,
         top_p: 0.95,
         repetition_penalty: 1.1,
+        min_p: 0.0,
         compute_logprob: true,
+        top_logprobs: 0,
     })
     .unwrap();
     let stop = stop.with_min_length(3);
     let end_token_ids = stop.end_token_ids().to_vec();
-    let rules = SamplingRules { params, vocab_size: VOCAB_SIZE, seed: 77, end_token_ids, min_length: 3 };
+    let rules = SamplingRules {
+        row: RowRules { params, seed: 77, end_token_ids, min_length: 3 },
+        vocab_size: VOCAB_SIZE,
+        bias: vec![],
+    };
     let sampler = CpuSampler::new(rules).unwrap();
     Engine::new(model, Box::new(sampler), stop, Arc::new(letters()), limits).unwrap()
 }
@@ -90,6 +97,7 @@ fn requests() -> Vec<Request> {
                 .collect(),
             num_responses: 1 + number(sample_idx, 2, 3),
             max_new_tokens: 1 + number(sample_idx, 3, 24),
+            own: None,
             foresight: Foresight::default(),
         })
         .collect()
@@ -218,6 +226,7 @@ fn what_went_to_the_host_comes_back_with_the_same_bits() {
         prompt: (0..20).map(|pos| (sample_idx as u32 * 31 + pos * 17) % VOCAB_SIZE as u32).collect(),
         num_responses: 1,
         max_new_tokens: 125,
+        own: None,
         foresight,
     };
     for backend in [Backend::Plain, Backend::Fused] {

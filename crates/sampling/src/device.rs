@@ -6,12 +6,16 @@
 
 use cuda_kernels::{
     Admission, MarkSeen, Sample, SampleRules, Sampled, SamplerKernels, SamplerScratch, SamplerState,
+    TopTokens,
 };
 use cuda_runtime::{Device, Stream};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::send;
 
-use crate::{SampledToken, SamplingError, SamplingParams, rules::SamplingRules};
+use crate::{
+    ROW_RULE_WORDS, RowRules, SampledToken, SamplingError, SamplingParams, TopToken, row_rule_words,
+    rules::SamplingRules,
+};
 
 /// Rows of sequences on the device, all of `[num_rows]`.
 #[derive(Debug)]
@@ -28,6 +32,8 @@ pub struct SamplerRows {
     pub response_idxs: Tensor,
     /// int32 bits `[num_rows, ceil(vocab_size / 32)]`: tokens in the sequence, where the rules ask for them.
     pub seen: Option<Tensor>,
+    /// int32 `[num_rows, ROW_RULE_WORDS]`: rules of rows' own, where rows may have any.
+    pub row_rules: Option<Tensor>,
 }
 
 impl SamplerRows {
@@ -44,6 +50,7 @@ impl SamplerRows {
             sample_idxs: select(&self.sample_idxs)?,
             response_idxs: select(&self.response_idxs)?,
             seen: self.seen.as_ref().map(select).transpose()?,
+            row_rules: self.row_rules.as_ref().map(select).transpose()?,
         })
     }
 
@@ -60,6 +67,7 @@ impl SamplerRows {
             sample_idxs: first(&self.sample_idxs)?,
             response_idxs: first(&self.response_idxs)?,
             seen: self.seen.as_ref().map(first).transpose()?,
+            row_rules: self.row_rules.as_ref().map(first).transpose()?,
         })
     }
 }
@@ -75,10 +83,45 @@ pub struct FirstDraw<'a> {
     pub response_idx: u32,
     /// The prompt, for the repetition penalty.
     pub prompt: &'a [u32],
+    /// Rules of its own, in place of the run's.
+    pub own: Option<&'a RowRules>,
 }
 
 /// int32 words of one record that a draw leaves on the device.
 pub const RECORD_WORDS: usize = size_of::<Sampled>() / size_of::<i32>();
+
+/// Whether rows of a run may have rules of their own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnRowRules {
+    /// Some may.
+    Allowed,
+    /// The run's hold for all.
+    None,
+}
+
+/// What a draw leaves on the device.
+#[derive(Debug)]
+pub struct DrawRecords {
+    /// int32 `[num_rows, RECORD_WORDS]`.
+    pub tokens: Tensor,
+    /// int32 `[num_rows, 2 * top_logprobs]`, where they are asked for.
+    pub top: Option<Tensor>,
+}
+
+impl DrawRecords {
+    /// The first rows of the same tensors.
+    ///
+    /// # Errors
+    /// When there are fewer.
+    pub fn first(&self, num_rows: usize) -> Result<Self, SamplingError> {
+        self.part(0, num_rows as i64)
+    }
+
+    fn part(&self, start: i64, num_rows: i64) -> Result<Self, SamplingError> {
+        let part = |tensor: &Tensor| tensor.f_narrow(0, start, num_rows);
+        Ok(Self { tokens: part(&self.tokens)?, top: self.top.as_ref().map(part).transpose()? })
+    }
+}
 
 /// Draws tokens on a GPU.
 pub struct DeviceSampler {
@@ -87,6 +130,8 @@ pub struct DeviceSampler {
     kernels: SamplerKernels,
     device: Device,
     end_token_ids: Option<Tensor>,
+    bias: Option<Tensor>,
+    own: OwnRowRules,
     scratch: SamplerScratch,
     max_rows: usize,
 }
@@ -96,41 +141,83 @@ impl DeviceSampler {
     ///
     /// # Errors
     /// When the vocabulary is empty or too large, or the device fails.
-    pub fn new(rules: SamplingRules, max_rows: usize, device_idx: usize) -> Result<Self, SamplingError> {
+    pub fn new(
+        rules: SamplingRules,
+        own: OwnRowRules,
+        max_rows: usize,
+        device_idx: usize,
+    ) -> Result<Self, SamplingError> {
         let rules = rules.check()?;
         let device = Device::open(device_idx)?;
         let kernels = SamplerKernels::load(&device, cuda_runtime::kernel_cache().as_deref())?;
         let on_device = tch::Device::Cuda(device_idx);
-        let end_ids: Vec<i32> = rules.end_token_ids.iter().map(|&id| id as i32).collect();
+        let end_ids: Vec<i32> = rules.row.end_token_ids.iter().map(|&id| id as i32).collect();
         let end_token_ids = match end_ids.is_empty() {
             true => None,
             false => Some(Tensor::f_from_slice(&end_ids)?.f_to_device(on_device)?),
         };
         let scratch = SamplerScratch::new(&device, max_rows as i64, rules.vocab_size as i64)?;
-        let SamplingParams { use_greedy, temperature, top_k, top_p, repetition_penalty, compute_logprob } =
-            rules.params;
+        let bias = dense_bias(&rules)?.map(|bias| bias.f_to_device(on_device)).transpose()?;
+        let SamplingParams {
+            use_greedy,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            compute_logprob,
+            top_logprobs: _,
+        } = rules.row.params;
         let launch_rules = SampleRules {
             use_greedy,
             temperature,
             top_k,
             top_p,
+            min_p,
             repetition_penalty,
             compute_logprob,
-            min_length: rules.min_length,
-            seed: rules.seed,
+            min_length: rules.row.min_length,
+            seed: rules.row.seed,
             vocab_size: rules.vocab_size as i64,
         };
-        Ok(Self { rules, launch_rules, kernels, device, end_token_ids, scratch, max_rows })
+        Ok(Self { rules, launch_rules, kernels, device, end_token_ids, bias, own, scratch, max_rows })
     }
 
-    /// Whether the responses of one sample are all the same, so that one of them is enough.
+    /// Whether the responses of one sample without rules of its own are all the same, so that one of them is enough.
     pub fn is_greedy(&self) -> bool {
-        self.rules.params.use_greedy
+        self.rules.row.params.use_greedy
+    }
+
+    /// Whether rows may have rules of their own.
+    pub fn takes_row_rules(&self) -> bool {
+        self.own == OwnRowRules::Allowed
+    }
+
+    /// Records for this many rows, all zeros.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn new_records(&self, num_rows: usize) -> Result<DrawRecords, SamplingError> {
+        let on_device = (Kind::Int, tch::Device::Cuda(self.device.index()));
+        let num_top = i64::from(self.rules.row.params.top_logprobs);
+        Ok(DrawRecords {
+            tokens: Tensor::f_zeros([num_rows as i64, RECORD_WORDS as i64], on_device)?,
+            top: match num_top {
+                0 => None,
+                _ => Some(Tensor::f_zeros([num_rows as i64, 2 * num_top], on_device)?),
+            },
+        })
+    }
+
+    /// int32 words of a row of [`DrawRecords::top`].
+    pub fn top_words(&self) -> usize {
+        2 * self.rules.row.params.top_logprobs as usize
     }
 
     /// Whether rows keep which tokens they hold.
     pub fn keeps_seen(&self) -> bool {
-        !self.is_greedy() && self.rules.params.repetition_penalty != 1.0
+        let for_run = !self.is_greedy() && self.rules.row.params.repetition_penalty != 1.0;
+        for_run || self.takes_row_rules()
     }
 
     /// int32 words of a row's `seen`.
@@ -138,12 +225,12 @@ impl DeviceSampler {
         self.rules.vocab_size.div_ceil(u32::BITS as usize)
     }
 
-    /// Enqueues a draw for each row in use. `logits`: float32 `[num_rows, padded_vocab_size]` on the device; `out`:
-    /// int32 `[num_rows, RECORD_WORDS]`. Can be recorded.
+    /// Enqueues a draw for each row in use. `logits`: float32 `[num_rows, padded_vocab_size]` on the device; `out`: of
+    /// as many rows. Can be recorded.
     ///
     /// # Errors
     /// When the shapes do not fit or the device fails.
-    pub fn draw(&self, logits: &Tensor, rows: &SamplerRows, out: &Tensor) -> Result<(), SamplingError> {
+    pub fn draw(&self, logits: &Tensor, rows: &SamplerRows, out: &DrawRecords) -> Result<(), SamplingError> {
         self.launch(logits, rows, None, out)
     }
 
@@ -155,7 +242,7 @@ impl DeviceSampler {
         &self,
         logits: &Tensor,
         draws: &[FirstDraw<'_>],
-    ) -> Result<(SamplerRows, Tensor), SamplingError> {
+    ) -> Result<(SamplerRows, DrawRecords), SamplingError> {
         let on_device = tch::Device::Cuda(self.device.index());
         let num_rows = draws.len() as i64;
         let zeros = |kind| Tensor::f_zeros([num_rows], (kind, on_device));
@@ -167,6 +254,10 @@ impl DeviceSampler {
             response_idxs: zeros(Kind::Int)?,
             seen: match self.keeps_seen() {
                 true => Some(self.mark_seen(&draws.iter().map(|draw| draw.prompt).collect::<Vec<_>>())?),
+                false => None,
+            },
+            row_rules: match self.takes_row_rules() {
+                true => Some(self.send_row_rules(draws)?),
                 false => None,
             },
         };
@@ -184,12 +275,13 @@ impl DeviceSampler {
             .collect();
         let words: &[i64] = bytemuck::cast_slice(&admissions);
         let admissions = send(words, self.device.index())?.f_view([num_rows, -1])?;
-        let out = Tensor::f_empty([num_rows, RECORD_WORDS as i64], (Kind::Int, on_device))?;
+        let out = self.new_records(draws.len())?;
         // The working memory is made for the rows of a decode step; there may be more first tokens than that.
         let max_rows = self.max_rows as i64;
         for start in (0..num_rows).step_by(self.max_rows.max(1)) {
-            let part = |tensor: &Tensor| tensor.f_narrow(0, start, max_rows.min(num_rows - start));
-            self.launch(logits, &rows, Some(&part(&admissions)?), &part(&out)?)?;
+            let num_rows = max_rows.min(num_rows - start);
+            let admissions = admissions.f_narrow(0, start, num_rows)?;
+            self.launch(logits, &rows, Some(&admissions), &out.part(start, num_rows)?)?;
         }
         Ok((rows, out))
     }
@@ -213,13 +305,23 @@ impl DeviceSampler {
         Ok(())
     }
 
-    /// What a record says. `sample_idx` and `response_idx` are for the message.
+    /// int32 `[draws.len(), ROW_RULE_WORDS]` on the device.
+    fn send_row_rules(&self, draws: &[FirstDraw<'_>]) -> Result<Tensor, SamplingError> {
+        let mut words = Vec::with_capacity(draws.len() * ROW_RULE_WORDS);
+        for draw in draws {
+            words.extend(draw.own.map_or(Ok([0; ROW_RULE_WORDS]), row_rule_words)?);
+        }
+        Ok(send(&words, self.device.index())?.f_view([draws.len() as i64, ROW_RULE_WORDS as i64])?)
+    }
+
+    /// What a record says, and its part of [`DrawRecords::top`]. `sample_idx` and `response_idx` are for the message.
     ///
     /// # Errors
     /// When no token could be chosen.
     pub fn read_record(
         &self,
         record: [i32; RECORD_WORDS],
+        top: &[i32],
         sample_idx: u64,
         response_idx: u32,
     ) -> Result<SampledToken, SamplingError> {
@@ -227,8 +329,18 @@ impl DeviceSampler {
         let problem = match status {
             0 => {
                 let logprob = f32::from_bits(logprob as u32);
-                let logprob = self.rules.params.compute_logprob.then_some(logprob);
-                return Ok(SampledToken { token: token as u32, logprob });
+                let logprob = self.rules.row.params.compute_logprob.then_some(logprob);
+                let (pairs, _) = top.as_chunks::<2>();
+                let pairs = pairs.iter().filter(|[token, _]| *token >= 0);
+                let top_token = |&[token, logprob]: &[i32; 2]| TopToken {
+                    token: token as u32,
+                    logprob: f32::from_bits(logprob as u32),
+                };
+                return Ok(SampledToken {
+                    token: token as u32,
+                    logprob,
+                    top: pairs.map(top_token).collect(),
+                });
             }
             1 => "a NaN",
             2 => "an infinite value",
@@ -243,7 +355,7 @@ impl DeviceSampler {
         logits: &Tensor,
         rows: &SamplerRows,
         admissions: Option<&Tensor>,
-        out: &Tensor,
+        out: &DrawRecords,
     ) -> Result<(), SamplingError> {
         let state = SamplerState {
             tokens: &rows.tokens,
@@ -252,17 +364,29 @@ impl DeviceSampler {
             sample_idxs: &rows.sample_idxs,
             response_idxs: &rows.response_idxs,
             seen: rows.seen.as_ref(),
+            row_rules: rows.row_rules.as_ref(),
         };
         let launch = Sample {
             logits,
             rules: &self.launch_rules,
             end_token_ids: self.end_token_ids.as_ref(),
+            bias: self.bias.as_ref(),
             state,
             scratch: &self.scratch,
             admissions,
-            out,
+            out: &out.tokens,
         };
-        Ok(self.kernels.sample(&Stream::current(&self.device)?, &launch)?)
+        let stream = Stream::current(&self.device)?;
+        self.kernels.sample(&stream, &launch)?;
+        let Some(out) = &out.top else { return Ok(()) };
+        // The first word of an admission is the row of its logits.
+        let logits_rows = match admissions {
+            Some(admissions) => Some(admissions.f_view_dtype(Kind::Int)?), // int32 [num_rows, 8]
+            None => None,
+        };
+        let vocab_size = self.rules.vocab_size as i64;
+        let top = TopTokens { logits, logits_rows: logits_rows.as_ref(), out, vocab_size };
+        Ok(self.kernels.top_tokens(&stream, &top)?)
     }
 
     /// int32 bits `[sequences.len(), seen_words]`: the tokens of each.
@@ -287,4 +411,14 @@ impl DeviceSampler {
         self.kernels.mark_seen(&Stream::current(&self.device)?, &launch)?;
         Ok(seen)
     }
+}
+
+/// The bias of every token, float32 `[vocab_size]` on the CPU; none where no token has one.
+fn dense_bias(rules: &SamplingRules) -> Result<Option<Tensor>, SamplingError> {
+    if rules.bias.is_empty() {
+        return Ok(None);
+    }
+    let mut dense = vec![0.0_f32; rules.vocab_size];
+    rules.add_bias(&mut dense);
+    Ok(Some(Tensor::f_from_slice(&dense)?))
 }

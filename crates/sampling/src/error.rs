@@ -21,6 +21,22 @@ pub enum SamplingError {
         /// The largest vocabulary whose probabilities still add up exactly.
         limit: usize,
     },
+    /// A bias for a token that there is not.
+    #[error("a bias is given for token {token}, the vocabulary has {vocab_size}")]
+    BadBias {
+        /// The token.
+        token: u32,
+        /// The tokenizer's vocabulary size.
+        vocab_size: usize,
+    },
+    /// More end tokens than a row's own rules have room for.
+    #[error("{actual} tokens would end a response of a row with rules of its own, there is room for {limit}")]
+    TooManyEndTokens {
+        /// How many there are.
+        actual: usize,
+        /// How many have room.
+        limit: usize,
+    },
     /// Logits whose shape does not fit the rows or the vocabulary.
     #[error("logits have shape {actual:?}, need [{num_rows}, at least {vocab_size}]")]
     BadShape {

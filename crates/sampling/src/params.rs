@@ -17,12 +17,21 @@ pub struct RawSamplingParams {
     pub top_p: f64,
     /// Over prompt and generated tokens: divides positive logits, multiplies negative ones.
     pub repetition_penalty: f64,
+    /// Keep tokens at least this likely, compared with the most likely one; 0 is off.
+    #[serde(default)]
+    pub min_p: f64,
     /// Return log-probabilities of the chosen tokens.
     pub compute_logprob: bool,
+    /// Return this many most likely tokens at each place, with their log-probabilities; 0 is none.
+    #[serde(default)]
+    pub top_logprobs: i64,
 }
 
-/// Checked sampling parameters, one set for a run.
-#[derive(Clone, Debug, PartialEq)]
+/// Most tokens that `top_logprobs` gives at each place.
+pub const MAX_TOP_LOGPROBS: u32 = 20;
+
+/// Checked sampling parameters, of a run or of a row that has its own.
+#[derive(Clone, Debug, PartialEq, serde::Deserialize, serde::Serialize)]
 pub struct SamplingParams {
     /// Always the most likely token.
     pub use_greedy: bool,
@@ -34,9 +43,16 @@ pub struct SamplingParams {
     pub top_p: Option<f32>,
     /// Over prompt and generated tokens; positive and finite, 1 is off.
     pub repetition_penalty: f32,
+    /// Keep tokens at least this likely, compared with the most likely one, in (0, 1]: the last of the filters.
+    pub min_p: Option<f32>,
     /// Return log-probabilities of the chosen tokens.
     pub compute_logprob: bool,
+    /// Return this many most likely tokens at each place, by the raw logits; at most [`MAX_TOP_LOGPROBS`].
+    pub top_logprobs: u32,
 }
+
+/// No field of checked parameters is a NaN.
+impl Eq for SamplingParams {}
 
 impl TryFrom<RawSamplingParams> for SamplingParams {
     type Error = SamplingError;
@@ -54,7 +70,9 @@ impl TryFrom<RawSamplingParams> for SamplingParams {
             top_k: check_top_k(raw.top_k)?,
             top_p: check_top_p(raw.top_p)?,
             repetition_penalty: positive("repetition_penalty", POSITIVE, raw.repetition_penalty)?,
+            min_p: check_min_p(raw.min_p)?,
             compute_logprob: raw.compute_logprob,
+            top_logprobs: check_top_logprobs(raw.top_logprobs)?,
         })
     }
 }
@@ -97,6 +115,25 @@ fn check_top_p(value: f64) -> Result<Option<f32>, SamplingError> {
     Ok(is_on.then(|| (value as f32).clamp(f32::MIN_POSITIVE, 1.0 - f32::EPSILON / 2.0)))
 }
 
+fn check_min_p(value: f64) -> Result<Option<f32>, SamplingError> {
+    if !(0.0..=1.0).contains(&value) {
+        return Err(SamplingError::BadParam {
+            key: "min_p",
+            expected: "a number from 0 (off) to 1",
+            actual: value.to_string(),
+        });
+    }
+    Ok((value > 0.0).then(|| (value as f32).max(f32::MIN_POSITIVE)))
+}
+
+fn check_top_logprobs(value: i64) -> Result<u32, SamplingError> {
+    u32::try_from(value).ok().filter(|&k| k <= MAX_TOP_LOGPROBS).ok_or_else(|| SamplingError::BadParam {
+        key: "top_logprobs",
+        expected: "a number of tokens from 0 to 20",
+        actual: value.to_string(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,7 +145,9 @@ mod tests {
             top_k: 0,
             top_p: 1.0,
             repetition_penalty: 1.0,
+            min_p: 0.0,
             compute_logprob: false,
+            top_logprobs: 0,
         }
     }
 
@@ -127,6 +166,13 @@ mod tests {
             let p = SamplingParams::try_from(RawSamplingParams { top_p, ..raw() }).unwrap().top_p.unwrap();
             assert!(p > 0.0 && p < 1.0, "{p}");
         }
+    }
+
+    #[test]
+    fn min_p_is_off_at_zero_only() {
+        let min_p = |min_p| SamplingParams::try_from(RawSamplingParams { min_p, ..raw() }).unwrap().min_p;
+        assert_eq!((min_p(0.0), min_p(1.0)), (None, Some(1.0)));
+        assert_eq!(min_p(1e-60), Some(f32::MIN_POSITIVE));
     }
 
     #[test]
@@ -158,6 +204,14 @@ mod tests {
         check(
             RawSamplingParams { repetition_penalty: -2.0, ..raw() },
             "`repetition_penalty` must be a positive, finite number, got -2",
+        );
+        check(
+            RawSamplingParams { min_p: 1.5, ..raw() },
+            "`min_p` must be a number from 0 (off) to 1, got 1.5",
+        );
+        check(
+            RawSamplingParams { top_logprobs: 21, ..raw() },
+            "`top_logprobs` must be a number of tokens from 0 to 20, got 21",
         );
     }
 }

@@ -8,7 +8,7 @@ use tch::Tensor;
 use torch_ext::view::f32_slice;
 
 use crate::{
-    RowState, SampledToken, SamplingError, TokenSampler,
+    RowState, SampledToken, SamplingError, TokenSampler, TopToken,
     philox::uniform,
     rules::{SamplingRules, bad_logits},
     weights::weight,
@@ -41,23 +41,31 @@ impl ReferenceSampler {
         if max == f32::NEG_INFINITY {
             return Err(bad_logits(state, "no token that may be chosen"));
         }
-        let token = if self.rules.params.use_greedy {
+        let rules = self.rules.of(state);
+        let params = &rules.params;
+        let token = if params.use_greedy {
             sorted(&row)[0].0
         } else {
             let weights: Vec<f64> = row.iter().map(|&logit| weight(logit, max)).collect();
-            let u = uniform(self.rules.seed, state.sample_idx, state.response_idx, state.num_generated);
+            let u = uniform(rules.seed, state.sample_idx, state.response_idx, state.num_generated);
             walk(&weights, u)
         };
-        let logprob = self.rules.params.compute_logprob.then(|| log_softmax(raw, token));
-        Ok(SampledToken { token: token as u32, logprob })
+        let logprob = params.compute_logprob.then(|| log_softmax(raw, token));
+        let most_likely = sorted(raw).into_iter().filter(|&(_, logit)| logit > f32::NEG_INFINITY);
+        let top = most_likely.take(params.top_logprobs as usize);
+        let top = top.map(|(id, _)| TopToken { token: id as u32, logprob: log_softmax(raw, id) }).collect();
+        Ok(SampledToken { token: token as u32, logprob, top })
     }
 
     fn processed(&self, raw: &[f32], state: &RowState<'_>) -> Vec<f32> {
-        let params = &self.rules.params;
+        let rules = self.rules.of(state);
+        let params = &rules.params;
         let mut row = raw.to_vec();
         for (id, logit) in row.iter_mut().enumerate() {
-            if state.num_generated < self.rules.min_length && self.rules.end_token_ids.contains(&(id as u32))
-            {
+            if let Some((_, bias)) = self.rules.bias.iter().find(|(token, _)| *token == id as u32) {
+                *logit += bias;
+            }
+            if state.num_generated < rules.min_length && rules.end_token_ids.contains(&(id as u32)) {
                 *logit = f32::NEG_INFINITY;
             }
             if params.use_greedy {
@@ -88,6 +96,11 @@ impl ReferenceSampler {
                 mass_before += weight(logit, order[0].1);
             }
         }
+        if let Some(min_p) = params.min_p {
+            let max = sorted(&row)[0].1;
+            let is_unlikely = |logit: &f32| weight(*logit, max) < f64::from(min_p);
+            row.iter_mut().filter(|logit| is_unlikely(logit)).for_each(|logit| *logit = f32::NEG_INFINITY);
+        }
         row
     }
 }
@@ -103,7 +116,7 @@ impl TokenSampler for ReferenceSampler {
     }
 
     fn is_greedy(&self) -> bool {
-        self.rules.params.use_greedy
+        self.rules.row.params.use_greedy
     }
 }
 

@@ -1,5 +1,7 @@
 //! What decides the token of a row, beside its logits and the rules of the run.
 
+use crate::RowRules;
+
 /// What the sampler must know about one row of a step's logits.
 #[derive(Clone, Copy, Debug)]
 pub struct RowState<'a> {
@@ -11,4 +13,6 @@ pub struct RowState<'a> {
     pub num_generated: u32,
     /// Prompt and generated tokens so far, for the repetition penalty.
     pub history: &'a [u32],
+    /// Rules of its own, in place of the run's.
+    pub own: Option<&'a RowRules>,
 }

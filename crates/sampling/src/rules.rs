@@ -1,16 +1,15 @@
 //! The input of both samplers: the parameters and the facts about the vocabulary.
 
+use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
 use crate::{RowState, SamplingError, SamplingParams, weights::MAX_VOCAB_SIZE};
 
-/// What decides the tokens of a run, beside the logits.
-#[derive(Clone, Debug)]
-pub struct SamplingRules {
+/// What decides the tokens of a row, beside its logits: the run's, or a row's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RowRules {
     /// How tokens are chosen.
     pub params: SamplingParams,
-    /// The tokenizer's; logits past it are padding.
-    pub vocab_size: usize,
     /// Of the random draws.
     pub seed: u64,
     /// Tokens that are not chosen among the first `min_length` tokens of a response.
@@ -19,29 +18,68 @@ pub struct SamplingRules {
     pub min_length: u32,
 }
 
+impl RowRules {
+    /// Whether end tokens may not be chosen yet.
+    pub(crate) fn holds_back_end(&self, state: &RowState<'_>) -> bool {
+        state.num_generated < self.min_length && !self.end_token_ids.is_empty()
+    }
+}
+
+/// What decides the tokens of a run, beside the logits.
+#[derive(Clone, Debug)]
+pub struct SamplingRules {
+    /// What holds for rows without rules of their own.
+    pub row: RowRules,
+    /// The tokenizer's; logits past it are padding.
+    pub vocab_size: usize,
+    /// Added to the logits of these tokens, before everything else; minus infinity bans a token. No token twice.
+    pub bias: Vec<(u32, f32)>,
+}
+
 impl SamplingRules {
     pub(crate) fn check(self) -> Result<Self, SamplingError> {
         if self.vocab_size == 0 || self.vocab_size > MAX_VOCAB_SIZE {
             return Err(SamplingError::BadVocabSize { actual: self.vocab_size, limit: MAX_VOCAB_SIZE });
         }
+        if let Some(&(token, _)) = self.bias.iter().find(|&&(token, _)| token as usize >= self.vocab_size) {
+            return Err(SamplingError::BadBias { token, vocab_size: self.vocab_size });
+        }
         Ok(self)
     }
 
-    /// Whether end tokens may not be chosen yet.
-    pub(crate) fn holds_back_end(&self, state: &RowState<'_>) -> bool {
-        state.num_generated < self.min_length && !self.end_token_ids.is_empty()
+    /// What holds for a row.
+    pub(crate) fn of<'a>(&'a self, state: &RowState<'a>) -> &'a RowRules {
+        state.own.unwrap_or(&self.row)
     }
 
-    /// `logits` on the CPU and contiguous, `[num_rows, padded_vocab_size]`, and `padded_vocab_size`.
-    pub(crate) fn to_host(&self, logits: &Tensor, num_rows: usize) -> Result<(Tensor, usize), SamplingError> {
-        let shape = logits.size();
-        match shape[..] {
-            [actual_rows, padded] if actual_rows == num_rows as i64 && padded >= self.vocab_size as i64 => {
-                let host = logits.f_to_device(Device::Cpu)?.f_contiguous()?; // [num_rows, padded_vocab_size]
-                Ok((host, padded as usize))
+    /// Adds the bias to `row`, `[vocab_size]`.
+    pub(crate) fn add_bias(&self, row: &mut [f32]) {
+        for &(token, bias) in &self.bias {
+            if let Some(logit) = row.get_mut(token as usize) {
+                *logit += bias;
             }
-            _ => Err(SamplingError::BadShape { actual: shape, num_rows, vocab_size: self.vocab_size }),
         }
+    }
+
+    /// [`to_host`] of logits for its vocabulary.
+    pub(crate) fn to_host(&self, logits: &Tensor, num_rows: usize) -> Result<(Tensor, usize), SamplingError> {
+        to_host(logits, num_rows, self.vocab_size)
+    }
+}
+
+/// `logits` on the CPU and contiguous, `[num_rows, padded_vocab_size]`, and `padded_vocab_size`.
+pub(crate) fn to_host(
+    logits: &Tensor,
+    num_rows: usize,
+    vocab_size: usize,
+) -> Result<(Tensor, usize), SamplingError> {
+    let shape = logits.size();
+    match shape[..] {
+        [actual_rows, padded] if actual_rows == num_rows as i64 && padded >= vocab_size as i64 => {
+            let host = logits.f_to_device(Device::Cpu)?.f_contiguous()?; // [num_rows, padded_vocab_size]
+            Ok((host, padded as usize))
+        }
+        _ => Err(SamplingError::BadShape { actual: shape, num_rows, vocab_size }),
     }
 }
 

@@ -13,17 +13,20 @@ use crate::{
     draw::draw,
     philox::uniform,
     processors::{min_length, repetition_penalty, temperature, top_k, top_p},
-    rules::{SamplingRules, bad_logits},
-    weights::sum_weights,
+    rules::{RowRules, SamplingRules, bad_logits},
+    top_tokens::{TopToken, top_tokens},
+    weights::{sum_weights, weight},
 };
 
 /// One chosen token.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SampledToken {
     /// The token id, below the tokenizer's vocabulary size.
     pub token: u32,
     /// Log-softmax of the raw fp32 logits over the tokenizer's vocabulary, when asked for.
     pub logprob: Option<f32>,
+    /// The most likely tokens by the raw logits, as many as are asked for; of those of no probability none.
+    pub top: Vec<TopToken>,
 }
 
 /// Chooses one token a row.
@@ -34,7 +37,7 @@ pub trait TokenSampler: Send {
     /// When the shapes do not fit, the device fails, or no token of a row can be chosen.
     fn sample(&mut self, logits: &Tensor, rows: &[RowState<'_>]) -> Result<Vec<SampledToken>, SamplingError>;
 
-    /// Whether the responses of one sample are all the same, so that one of them is enough.
+    /// Whether the responses of one sample without rules of its own are all the same, so that one of them is enough.
     fn is_greedy(&self) -> bool;
 }
 
@@ -59,45 +62,56 @@ impl CpuSampler {
         state: &RowState<'_>,
         scratch: &mut Scratch,
     ) -> Result<SampledToken, SamplingError> {
-        let token = if self.rules.params.use_greedy {
-            self.greedy(raw, state, scratch)
+        let rules = self.rules.of(state);
+        let token = if rules.params.use_greedy {
+            self.greedy(rules, raw, state, scratch)
         } else {
-            self.random(raw, state, scratch)
+            self.random(rules, raw, state, scratch)
         };
         let token = token.map_err(|problem| bad_logits(state, problem))?;
-        let logprob = match self.rules.params.compute_logprob {
-            true => Some(log_softmax(raw, token).map_err(|problem| bad_logits(state, problem))?),
-            false => None,
-        };
-        Ok(SampledToken { token: token as u32, logprob })
+        let mut sampled = SampledToken { token: token as u32, logprob: None, top: Vec::new() };
+        let num_top = rules.params.top_logprobs as usize;
+        if rules.params.compute_logprob || num_top > 0 {
+            let raw_row = RawRow::new(raw).map_err(|problem| bad_logits(state, problem))?;
+            sampled.logprob = rules.params.compute_logprob.then(|| raw_row.logprob(raw[token]));
+            sampled.top = top_tokens(raw, num_top, |logit| raw_row.logprob(logit));
+        }
+        Ok(sampled)
     }
 
     fn greedy(
         &self,
+        rules: &RowRules,
         raw: &[f32],
         state: &RowState<'_>,
         scratch: &mut Scratch,
     ) -> Result<usize, &'static str> {
-        if !self.rules.holds_back_end(state) {
+        let holds_back = rules.holds_back_end(state);
+        if !holds_back && self.rules.bias.is_empty() {
             return argmax(raw);
         }
         let row = scratch.copy(raw);
-        min_length::apply(row, &self.rules.end_token_ids);
+        self.rules.add_bias(row);
+        if holds_back {
+            min_length::apply(row, &rules.end_token_ids);
+        }
         argmax(row)
     }
 
     fn random(
         &self,
+        rules: &RowRules,
         raw: &[f32],
         state: &RowState<'_>,
         scratch: &mut Scratch,
     ) -> Result<usize, &'static str> {
-        let params = &self.rules.params;
+        let params = &rules.params;
         let Scratch { row, block_sums, seen } = scratch;
         row.clear();
         row.extend_from_slice(raw);
-        if self.rules.holds_back_end(state) {
-            min_length::apply(row, &self.rules.end_token_ids);
+        self.rules.add_bias(row);
+        if rules.holds_back_end(state) {
+            min_length::apply(row, &rules.end_token_ids);
         }
         if params.temperature != 1.0 {
             temperature::apply(row, params.temperature);
@@ -106,7 +120,7 @@ impl CpuSampler {
             repetition_penalty::apply(row, state.history, params.repetition_penalty, seen);
         }
         let max = checked_max(row)?;
-        let u = uniform(self.rules.seed, state.sample_idx, state.response_idx, state.num_generated);
+        let u = uniform(rules.seed, state.sample_idx, state.response_idx, state.num_generated);
 
         let mut kept = Candidates::All(row);
         if let Some(k) = params.top_k.map(|k| k as usize).filter(|&k| k < kept.values().len()) {
@@ -116,6 +130,9 @@ impl CpuSampler {
         if let Some(p) = params.top_p {
             let last = top_p::last_kept(kept.values(), max, p);
             kept = kept.filter(|idx, value| last.keeps(idx, value));
+        }
+        if let Some(min_p) = params.min_p {
+            kept = kept.filter(|_, value| weight(value, max) >= f64::from(min_p));
         }
         Ok(kept.id(draw(kept.values(), max, u, block_sums)))
     }
@@ -134,7 +151,7 @@ impl TokenSampler for CpuSampler {
     }
 
     fn is_greedy(&self) -> bool {
-        self.rules.params.use_greedy
+        self.rules.row.params.use_greedy
     }
 }
 
@@ -182,9 +199,21 @@ impl<'a> Candidates<'a> {
     }
 }
 
-fn log_softmax(raw: &[f32], token: usize) -> Result<f32, &'static str> {
-    let max = checked_max(raw)?;
-    Ok((f64::from(raw[token] - max) - sum_weights(raw, max).ln()) as f32)
+/// What the log-softmax of a raw row needs to know of it.
+pub(crate) struct RawRow {
+    max: f32,
+    log_sum: f64,
+}
+
+impl RawRow {
+    pub(crate) fn new(raw: &[f32]) -> Result<Self, &'static str> {
+        let max = checked_max(raw)?;
+        Ok(Self { max, log_sum: sum_weights(raw, max).ln() })
+    }
+
+    pub(crate) fn logprob(&self, logit: f32) -> f32 {
+        (f64::from(logit - self.max) - self.log_sum) as f32
+    }
 }
 
 #[cfg(test)]

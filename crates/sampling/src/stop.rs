@@ -64,8 +64,8 @@ impl TryFrom<RawEndStrings> for Vec<String> {
     }
 }
 
-/// What ends a response, one set for a run.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// What ends a response: of a run, or of a request that has its own.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize, serde::Serialize)]
 pub struct StopConditions {
     eos_token_ids: Vec<u32>,
     end_token_ids: Vec<u32>,

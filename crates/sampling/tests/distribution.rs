@@ -11,7 +11,7 @@ mod chi_square;
 
 use chi_square::{critical_value, power, statistic};
 use sampling::{
-    CpuSampler, RawSamplingParams, RowState, SamplingParams, SamplingRules, TokenSampler, uniform,
+    CpuSampler, RawSamplingParams, RowRules, RowState, SamplingParams, SamplingRules, TokenSampler, uniform,
 };
 use tch::Tensor;
 
@@ -38,10 +38,12 @@ struct Rules {
     penalty: f64,
     top_k: Option<usize>,
     top_p: Option<f64>,
+    min_p: f64,
     held_back: &'static [u32],
 }
 
-const PLAIN: Rules = Rules { temperature: 1.0, penalty: 1.0, top_k: None, top_p: None, held_back: &[] };
+const PLAIN: Rules =
+    Rules { temperature: 1.0, penalty: 1.0, top_k: None, top_p: None, min_p: 0.0, held_back: &[] };
 
 impl Rules {
     /// Logits after `min_length`, temperature and repetition penalty.
@@ -76,6 +78,8 @@ impl Rules {
                 mass_before += probability;
             }
         }
+        let most = probabilities.iter().copied().fold(0.0, f64::max);
+        probabilities.iter_mut().filter(|p| **p < self.min_p * most).for_each(|p| *p = 0.0);
         normalised(probabilities)
     }
 
@@ -86,7 +90,9 @@ impl Rules {
             top_k: self.top_k.unwrap_or(0) as i64,
             top_p: self.top_p.unwrap_or(1.0),
             repetition_penalty: self.penalty,
+            min_p: self.min_p,
             compute_logprob: false,
+            top_logprobs: 0,
         })
         .unwrap()
     }
@@ -112,13 +118,9 @@ fn normalised(weights: Vec<f64>) -> Vec<f64> {
 fn sampled(rules: Rules) -> Vec<f64> {
     const NUM_ROWS: usize = 20_000;
     let min_length = if rules.held_back.is_empty() { 0 } else { u32::MAX };
-    let rules = SamplingRules {
-        params: rules.params(),
-        vocab_size: VOCAB_SIZE,
-        seed: SEED,
-        end_token_ids: rules.held_back.to_vec(),
-        min_length,
-    };
+    let row =
+        RowRules { params: rules.params(), seed: SEED, end_token_ids: rules.held_back.to_vec(), min_length };
+    let rules = SamplingRules { row, vocab_size: VOCAB_SIZE, bias: vec![] };
     let mut sampler = CpuSampler::new(rules).unwrap();
     let logits = Tensor::from_slice(&logits()).view([1, -1]).repeat([NUM_ROWS as i64, 1]);
     let mut counts = vec![0.0; VOCAB_SIZE];
@@ -129,6 +131,7 @@ fn sampled(rules: Rules) -> Vec<f64> {
                 response_idx: draw as u32 % 4,
                 num_generated: draw as u32 / 4 % 100,
                 history: &HISTORY,
+                own: None,
             })
             .collect();
         for token in sampler.sample(&logits, &states).unwrap() {
@@ -196,6 +199,15 @@ fn top_k_keeps_all_ties_with_the_last_one() {
 }
 
 #[test]
+fn min_p_keeps_what_is_as_likely_as_it_says() {
+    for min_p in [0.02, 0.1, 0.5] {
+        let rules = Rules { min_p, ..PLAIN };
+        check(rules, &PLAIN.probabilities());
+        check(rules, &Rules { min_p: min_p * 2.0, ..PLAIN }.probabilities());
+    }
+}
+
+#[test]
 fn top_p_keeps_the_token_that_crosses() {
     for top_p in [0.3, 0.8, 0.95] {
         let rules = Rules { top_p: Some(top_p), ..PLAIN };
@@ -236,6 +248,7 @@ fn min_length_holds_back_every_end_token() {
 #[test]
 fn everything_together() {
     let rules = Rules {
+        min_p: 0.02,
         temperature: 0.8,
         penalty: 1.2,
         top_k: Some(20),
@@ -256,7 +269,8 @@ fn neighbouring_draws_are_independent() {
     let logits = Tensor::from_slice(&ROW).view([1, -1]).repeat([NUM_DRAWS as i64, 1]);
     let draw = |seed: u64, sample: u64, response: u32, token: u32| {
         let (params, vocab_size) = (PLAIN.params(), ROW.len());
-        let rules = SamplingRules { params, vocab_size, seed, end_token_ids: vec![], min_length: 0 };
+        let row = RowRules { params, seed, end_token_ids: vec![], min_length: 0 };
+        let rules = SamplingRules { row, vocab_size, bias: vec![] };
         let mut sampler = CpuSampler::new(rules).unwrap();
         let states: Vec<_> = (0..NUM_DRAWS as u32)
             .map(|draw| RowState {
@@ -264,6 +278,7 @@ fn neighbouring_draws_are_independent() {
                 response_idx: draw / 100 % 10 * 2 + response,
                 num_generated: draw % 100 * 2 + token,
                 history: &[],
+                own: None,
             })
             .collect();
         sampler.sample(&logits, &states).unwrap()

@@ -11,7 +11,7 @@ use std::time::Instant;
 use engine::{Completion, Engine, EngineLimits, LeadingExecutor, Request, RunStats};
 use model_core::{BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelPart, ModelRanks, Reduction};
 use model_spec::{Footprint, ModelSpec, NamedShape, ShardPlace, blocks_for};
-use sampling::{SamplingParams, SamplingRules, StopConditions};
+use sampling::{RowRules, SamplingParams, SamplingRules, StopConditions};
 use serde_json::{Value, json};
 
 use super::copying::Copied;
@@ -20,6 +20,7 @@ use super::workload::{Figures, Workload};
 use super::{cuts, shapes};
 use crate::cluster::model_group::ModelGroup;
 use crate::config::cli::{BenchArgs, QuantizationArg};
+use crate::config::plan::RowParamsMode;
 use crate::env;
 use crate::exit::Failure;
 use crate::model::checkpoint::TokenTable;
@@ -175,20 +176,23 @@ fn open(
         top_k: None,
         top_p: None,
         repetition_penalty: 1.0,
+        min_p: None,
         compute_logprob: false,
+        top_logprobs: 0,
     };
-    let rules = SamplingRules { params, vocab_size, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
+    let row = RowRules { params, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
+    let rules = SamplingRules { row, vocab_size, bias: Vec::new() };
     let longest = workload.requests.iter().map(num_tokens).max();
     let longest_sequence_tokens = longest.unwrap_or(1);
     let tokens = Arc::new(TokenTable::unknown());
+    let setup = SamplingSetup { rules, stop: StopConditions::default(), row_params: RowParamsMode::Ignore };
     let Some(group) = group else {
-        let setup = SamplingSetup { rules, stop: StopConditions::default() };
         let size = EngineSize { limits, longest_sequence_tokens };
         return Ok(Some(open_engine(model, options, setup, tokens, size)?));
     };
     limits = group.agree(limits)?;
     let size = EngineSize { limits, longest_sequence_tokens };
-    let mut own = open_executor(model, options, rules, size, group)?;
+    let mut own = open_executor(model, options, setup, size, group)?;
     if !group.leads() {
         engine::follow(own.as_mut(), &mut || group.next_order())?;
         return Ok(None);

@@ -22,10 +22,11 @@ use engine::{Engine, EngineLimits, Foresight, Request};
 use model_core::{BLOCK_SIZE_TOKENS, LoadOptions};
 use model_spec::blocks_for;
 use nemo_format::Checkpoint;
-use sampling::{SamplingParams, SamplingRules, StopConditions, uniform};
+use sampling::{RowRules, SamplingParams, SamplingRules, StopConditions, uniform};
 use serde_json::json;
 
 use crate::config::cli::{BenchArgs, QuantizationArg};
+use crate::config::plan::RowParamsMode;
 use crate::env;
 use crate::exit::Failure;
 use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_model, model_config};
@@ -122,7 +123,9 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
         top_k: None,
         top_p: None,
         repetition_penalty: 1.0,
+        min_p: None,
         compute_logprob: false,
+        top_logprobs: 0,
     };
     let most_tokens = LOADS
         .iter()
@@ -135,8 +138,9 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
         block_size_tokens: BLOCK_SIZE_TOKENS,
     };
     let tokens = Arc::new(TokenTable::new(tokenizer.as_ref())?);
-    let rules = SamplingRules { params, vocab_size, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
-    let setup = SamplingSetup { rules, stop: StopConditions::default() };
+    let row = RowRules { params, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
+    let rules = SamplingRules { row, vocab_size, bias: Vec::new() };
+    let setup = SamplingSetup { rules, stop: StopConditions::default(), row_params: RowParamsMode::Ignore };
     let longest = LOADS.iter().map(|load| (load.prompt_tokens + load.new_tokens) as usize);
     let size = EngineSize { limits, longest_sequence_tokens: longest.max().unwrap_or(1) };
     let engine = open_engine(model, options, setup, tokens, size)?;
@@ -152,6 +156,7 @@ fn answer(engine: &mut Engine, vocab_size: usize, load: Load) -> Result<f64, Fai
             .collect(),
         num_responses: 1,
         max_new_tokens: load.new_tokens,
+        own: None,
         foresight: Foresight::default(),
     });
     let started = Instant::now();

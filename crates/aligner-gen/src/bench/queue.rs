@@ -219,13 +219,15 @@ fn request(position: usize) -> Request {
         prompt: vec![7; PROMPT_TOKENS],
         num_responses: 1,
         max_new_tokens: RESPONSE_TOKENS as u32,
+        own: None,
         foresight: Foresight::default(),
     }
 }
 
 fn done(sample_idx: u64) -> SampleDone {
     let token_ids = vec![7; RESPONSE_TOKENS];
-    let response = ResponseDone { token_ids, finish_reason: FinishReason::Eos, logprobs: None };
+    let eos = FinishReason::Eos;
+    let response = ResponseDone { token_ids, finish_reason: eos, logprobs: None, top_logprobs: None };
     SampleDone { sample_idx, responses: vec![response] }
 }
 

@@ -87,6 +87,7 @@ impl Workload {
                     prompt: copying::prompt(sample_idx, prompt_len),
                     num_responses: 1,
                     max_new_tokens: new as u32,
+                    own: None,
                     foresight: Foresight::default(),
                 };
                 Self {
@@ -148,6 +149,7 @@ fn request(sample_idx: u64, prompt_len: usize, max_new_tokens: u32, vocab_size: 
         prompt: prompt(sample_idx, prompt_len, vocab_size),
         num_responses: 1,
         max_new_tokens,
+        own: None,
         foresight: Foresight::default(),
     }
 }

@@ -2,4 +2,6 @@
 
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod report;
+pub(crate) mod score;
 pub(crate) mod tokenize;

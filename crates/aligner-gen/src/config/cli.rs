@@ -58,6 +58,9 @@ pub(crate) struct JobArgs {
     pub(crate) origin: bool,
     #[command(flatten)]
     pub(crate) hydra: HydraArgs,
+    /// Exit with 1 when rows have an `error` in place of responses
+    #[arg(long)]
+    pub(crate) strict: bool,
     /// Check everything, show the first prompt, the counts and the memory plan, and stop
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -129,6 +132,10 @@ pub(crate) enum Command {
     Logits(LogitsArgs),
     /// Lines on stdin to JSON lists of token ids on stdout, or back
     Tokenize(TokenizeArgs),
+    /// Log-probabilities of given responses
+    Score(ScoreArgs),
+    /// Show what a folder of results holds: one HTML file, or a table
+    Report(ReportArgs),
     /// Measure the engine on a checkpoint
     #[command(hide = true)]
     Bench(BenchArgs),
@@ -210,6 +217,54 @@ pub(crate) struct TokenizeArgs {
     /// JSON lists of ids on stdin to text lines on stdout
     #[arg(long)]
     pub(crate) decode: bool,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ScoreArgs {
+    /// A .nemo file or the folder extracted from one
+    #[arg(long)]
+    pub(crate) checkpoint: PathBuf,
+    /// Lines with `prompt` and `responses`, such as a generations.jsonl; with `token_ids` those are scored
+    #[arg(long, value_name = "IN.jsonl")]
+    pub(crate) input: PathBuf,
+    /// A line for each: token ids, log-probabilities, their sums and means
+    #[arg(long, value_name = "OUT.jsonl")]
+    pub(crate) output: PathBuf,
+    /// Prompts were rendered by a chat template: special tokens in them are found whatever the tokenizer
+    #[arg(long)]
+    pub(crate) templated: bool,
+    /// Put the tokenizer's BOS before the prompts
+    #[arg(long)]
+    pub(crate) add_bos: bool,
+    /// The so many most likely tokens at each place, too
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub(crate) top_logprobs: u32,
+    /// 32 or bf16
+    #[arg(long, default_value = "bf16")]
+    pub(crate) precision: String,
+    /// The linear layers of attention and MLP in these numbers
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) quantization: Option<QuantizationArg>,
+    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    pub(crate) device: DeviceArg,
+    /// The kernels whose bits are wanted: fused, as with `trt_llm.enable=true`, or plain
+    #[arg(long, value_enum, default_value_t = BackendArg::Fused)]
+    pub(crate) backend: BackendArg,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// The log folder of a job, or the folder `generations` in it
+    pub(crate) folder: PathBuf,
+    /// Print the figures as a table and write nothing
+    #[arg(long)]
+    pub(crate) summary: bool,
+    /// The page, instead of `report.html` in the log folder
+    #[arg(long, value_name = "FILE.html", conflicts_with = "summary")]
+    pub(crate) output: Option<PathBuf>,
+    /// Most samples to browse and search on the page, evenly spaced
+    #[arg(long, default_value_t = 2000, value_name = "N")]
+    pub(crate) samples: usize,
 }
 
 #[derive(Clone, Debug, Args)]

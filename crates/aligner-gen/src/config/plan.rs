@@ -1,10 +1,13 @@
 //! From the configuration as typed to a checked, immutable plan. Pure: no file is touched here.
 
+use std::collections::BTreeMap;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use data::{
-    BatchSizes, DataError, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord,
+    BatchSizes, DataError, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnUnusable,
+    RowDemand,
 };
 use hydra_config::{overrides, shell_word};
 use model_core::Backend;
@@ -16,7 +19,7 @@ use super::exp_manager::ExpManagerPlan;
 use super::model_type::ModelType;
 use super::parallel::ParallelPlan;
 use super::range::{count, out_of_range, positive};
-use super::raw::{RawConfig, RawDropLast, RawLimit, RawTrainerGeneration};
+use super::raw::{RawConfig, RawDropLast, RawLimit, RawSampling, RawToken, RawTrainerGeneration};
 use super::records::{self, RecordFormat};
 use crate::exit::Failure;
 use crate::output::OutputField;
@@ -24,7 +27,9 @@ use crate::output::OutputField;
 /// What the main job is to do.
 #[derive(Clone, Debug)]
 pub(crate) struct GenerationPlan {
-    pub(crate) data_path: PathBuf,
+    /// As typed: files, patterns of files, or `-` for a pipe.
+    pub(crate) data_paths: Vec<PathBuf>,
+    pub(crate) line_format: LineFormat,
     pub(crate) exp_manager: ExpManagerPlan,
     pub(crate) numerics: Numerics,
     pub(crate) backend: Backend,
@@ -46,9 +51,12 @@ pub(crate) struct GenerationPlan {
     pub(crate) max_steps: i64,
     pub(crate) drop_last: DropLast,
     pub(crate) length_limits: LengthLimits,
-    pub(crate) on_bad_record: OnBadRecord,
+    pub(crate) on_unusable: OnUnusable,
+    /// Prompts are cut to this many tokens.
+    pub(crate) cut_to: Option<usize>,
     /// Where a record says how long its answer is likely to be.
     pub(crate) length_hint_key: Option<String>,
+    pub(crate) row_params: RowParamsMode,
     pub(crate) records: RecordFormat,
     /// What day chat templates take for today.
     pub(crate) date: Option<Date>,
@@ -57,6 +65,8 @@ pub(crate) struct GenerationPlan {
     pub(crate) num_responses: u32,
     pub(crate) sampling: SamplingParams,
     pub(crate) end_strings: Vec<String>,
+    /// As typed, token by token.
+    pub(crate) token_bias: Vec<(TokenName, f32)>,
     pub(crate) max_length: u32,
     pub(crate) min_length: u32,
     pub(crate) encoder_seq_length: usize,
@@ -77,6 +87,38 @@ pub(crate) enum Bos {
 pub(crate) enum Speculation {
     On,
     Off,
+}
+
+/// `model.data.format`: what lines of input and output are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LineFormat {
+    /// Records of SFT data sets, and the guide's lines.
+    Sft,
+    /// Requests and answers of OpenAI's batch API.
+    OpenAiBatch,
+}
+
+/// Whether columns of a record set how its own prompt is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowParamsMode {
+    Read,
+    Ignore,
+}
+
+/// A token as it is typed: by its id, or by a text that is one token.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum TokenName {
+    Id(u32),
+    Text(String),
+}
+
+impl std::fmt::Display for TokenName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "{id}"),
+            Self::Text(text) => write!(f, "`{text}`"),
+        }
+    }
 }
 
 /// What happens to responses that hit the length limit.
@@ -109,12 +151,18 @@ impl GenerationPlan {
         let generation = raw.generation;
         let records = RecordFormat::new(&raw.data)?;
         let length_limits = records::length_limits(&raw.data, max_input_len)?;
-        let kept_metadata = records::kept_metadata(&raw.data.train_ds, &generation.output_fields);
+        let on_unusable = records::on_unusable(&raw.data.train_ds)?;
+        let cut_to = records::cut_to(&raw.data.train_ds, &length_limits)?;
+        let line_format = records::line_format(&raw.data, &generation.output_fields)?;
+        let output_fields = records::output_fields(generation.output_fields, on_unusable, line_format);
+        let kept_metadata = records::kept_metadata(&raw.data.train_ds, &output_fields);
         let date = raw.data.date.as_deref().map(parse_date).transpose()?;
         let train_ds = raw.data.train_ds;
+        let token_bias = token_bias(&generation.sampling_params)?;
         let end_strings = generation.sampling_params.end_strings.map(end_strings).transpose()?;
         Ok(Self {
-            data_path: train_ds.file_path,
+            data_paths: records::data_paths(train_ds.file_path)?,
+            line_format,
             exp_manager: ExpManagerPlan::new(raw.exp_manager)?,
             numerics,
             backend: if fast { Backend::Fused } else { Backend::Plain },
@@ -140,15 +188,10 @@ impl GenerationPlan {
             max_steps: raw.trainer.generation.max_steps,
             drop_last: parse_drop_last(&train_ds.drop_last)?,
             length_limits,
-            on_bad_record: match train_ds.on_bad_record.as_str() {
-                "error" => OnBadRecord::Refuse,
-                "skip" => OnBadRecord::Skip,
-                other => {
-                    let key = "model.data.train_ds.on_bad_record";
-                    return Err(out_of_range(key, "`error` or `skip`", &format!("`{other}`")));
-                }
-            },
+            on_unusable,
+            cut_to,
             length_hint_key: records::length_hint_key(train_ds.length_hint_key)?,
+            row_params: records::row_params(train_ds.row_params, line_format),
             records,
             date,
             kept_metadata,
@@ -156,6 +199,7 @@ impl GenerationPlan {
             num_responses: count("model.generation.num_responses_to_gen", generation.num_responses_to_gen)?,
             sampling: raw.sampling.try_into()?,
             end_strings: end_strings.unwrap_or_default(),
+            token_bias,
             max_length: count(
                 "model.generation.length_params.max_length",
                 generation.length_params.max_length,
@@ -164,15 +208,44 @@ impl GenerationPlan {
             encoder_seq_length: positive("model.encoder_seq_length", raw.encoder_seq_length)?,
             seed: parse_seed(raw.seed)?,
             unfinished: if generation.drop_unfinished { Unfinished::Drop } else { Unfinished::Keep },
-            output_fields: generation.output_fields,
+            output_fields,
         })
     }
 
     /// New tokens that a response to a prompt of this length may have.
-    pub(crate) fn budget_tokens(&self, prompt_tokens: usize) -> u32 {
+    pub(crate) fn budget_tokens(&self, prompt_tokens: usize, row: RowDemand) -> u32 {
         let room = self.encoder_seq_length.saturating_sub(prompt_tokens);
-        self.max_length.min(u32::try_from(room).unwrap_or(u32::MAX))
+        row.max_length.map_or(self.max_length, NonZero::get).min(u32::try_from(room).unwrap_or(u32::MAX))
     }
+
+    /// How many responses a row gets.
+    pub(crate) fn num_responses(&self, row: RowDemand) -> u32 {
+        row.num_responses.map_or(self.num_responses, NonZero::get)
+    }
+}
+
+/// `banned_tokens` and `logit_bias`, each token once.
+fn token_bias(sampling: &RawSampling) -> Result<Vec<(TokenName, f32)>, Failure> {
+    const LOGIT_BIAS: &str = "model.generation.sampling_params.logit_bias";
+    let mut bias = BTreeMap::new();
+    for (token, &value) in sampling.logit_bias.iter().flatten() {
+        // A map has strings for keys: one that is a whole number is an id.
+        let name = token.parse().map_or_else(|_| TokenName::Text(token.clone()), TokenName::Id);
+        let narrow = value as f32;
+        if !narrow.is_finite() {
+            let key = format!("{LOGIT_BIAS}.{token}");
+            return Err(out_of_range(&key, "a finite number", &value.to_string()));
+        }
+        bias.insert(name, narrow);
+    }
+    for token in sampling.banned_tokens.iter().flatten() {
+        let name = match token {
+            RawToken::Id(id) => TokenName::Id(*id),
+            RawToken::Text(text) => TokenName::Text(text.clone()),
+        };
+        bias.insert(name, f32::NEG_INFINITY);
+    }
+    Ok(bias.into_iter().collect())
 }
 
 /// How long a rank may be silent, and how long one looks for rank 0.
@@ -228,9 +301,17 @@ fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
              model.generation.sampling_params.compute_logprob=true",
         ));
     }
+    OutputField::check_all(&raw.generation.output_fields)
+        .map_err(|reason| Failure::usage(format!("`model.generation.output_fields`: {reason}")))?;
     if raw.generation.output_fields.contains(&OutputField::Logprobs) && !raw.sampling.compute_logprob {
         return Err(Failure::usage(
             "`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`",
+        ));
+    }
+    if raw.generation.output_fields.contains(&OutputField::TopLogprobs) && raw.sampling.top_logprobs == 0 {
+        return Err(Failure::usage(
+            "`model.generation.output_fields` asks for top_logprobs: set how many with \
+             `++model.generation.sampling_params.top_logprobs=5`",
         ));
     }
     Ok(())
@@ -321,7 +402,14 @@ mod tests {
     #[test]
     fn budget_is_the_rows_own() {
         let plan = plan(&[]).unwrap();
-        assert_eq!([1, 128, 200, 256, 300].map(|tokens| plan.budget_tokens(tokens)), [128, 128, 56, 0, 0]);
+        let job = RowDemand::default();
+        assert_eq!(
+            [1, 128, 200, 256, 300].map(|tokens| plan.budget_tokens(tokens, job)),
+            [128, 128, 56, 0, 0]
+        );
+        let row = RowDemand { max_length: NonZero::new(150), num_responses: NonZero::new(3) };
+        assert_eq!([1, 200].map(|tokens| plan.budget_tokens(tokens, row)), [150, 56]);
+        assert_eq!((plan.num_responses(job), plan.num_responses(row)), (4, 3));
     }
 
     #[test]
@@ -409,7 +497,10 @@ mod tests {
         insta::assert_snapshot!(message(&["exp_manager.max_time_per_run=4h"]), @"`exp_manager.max_time_per_run` must be `DD:HH:MM:SS`, found `4h`");
         insta::assert_snapshot!(message(&["model.generation.num_responses_to_gen=0"]), @"`model.generation.num_responses_to_gen` must be at least 1, found 0");
         insta::assert_snapshot!(message(&["model.generation.output_fields=[logprobs]"]), @"`model.generation.output_fields` asks for logprobs: set `model.generation.sampling_params.compute_logprob=true`");
-        insta::assert_snapshot!(message(&["model.generation.output_fields=[nope]"]), @"`model.generation.output_fields.0` must be one of `metadata`, `index`, `finish_reasons`, `token_ids`, `logprobs`, found the string `nope` (command line: model.generation.output_fields=[nope])");
+        insta::assert_snapshot!(message(&["model.generation.output_fields=[prompt]"]), @"`model.generation.output_fields`: `prompt` is a key that lines have anyway: take `input`, which has the whole record");
+        insta::assert_snapshot!(message(&["model.generation.output_fields=[top_logprobs]"]), @"`model.generation.output_fields` asks for top_logprobs: set how many with `++model.generation.sampling_params.top_logprobs=5`");
+        insta::assert_snapshot!(message(&["++model.generation.sampling_params.logit_bias={x:inf}"]), @"`model.generation.sampling_params.logit_bias.x` must be a finite number, found inf");
+        insta::assert_snapshot!(message(&["++model.generation.sampling_params.banned_tokens=[1.5]"]), @"`model.generation.sampling_params.banned_tokens.0` must be a token's id or its text, found the number 1.5 (command line: ++model.generation.sampling_params.banned_tokens=[1.5])");
         insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @"`model.global_batch_size` must be a whole number, found the string `two` (command line: model.global_batch_size=two)");
         insta::assert_snapshot!(message(&["trainer.generation.max_epochs=2"]), @"`trainer.generation.max_epochs` is 2, it must be 1");
         insta::assert_snapshot!(message(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=bert"]), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2` or `qwen3`, found `bert`");

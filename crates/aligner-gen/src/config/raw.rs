@@ -121,6 +121,16 @@ pub(crate) struct RawSampling {
     pub(crate) add_bos: bool,
     pub(crate) all_probs: bool,
     pub(crate) end_strings: Option<RawEndStrings>,
+    pub(crate) banned_tokens: Option<Vec<RawToken>>,
+    pub(crate) logit_bias: Option<BTreeMap<String, f64>>,
+}
+
+/// A token by its id or by its text.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "a token's id or its text")]
+pub(crate) enum RawToken {
+    Id(u32),
+    Text(String),
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -135,6 +145,7 @@ pub(crate) struct RawData {
     pub(crate) chat: bool,
     pub(crate) sample: bool,
     pub(crate) date: Option<String>,
+    pub(crate) format: Option<String>,
     pub(crate) chat_prompt_tokens: RawChatPromptTokens,
     pub(crate) train_ds: RawTrainDs,
 }
@@ -150,8 +161,10 @@ pub(crate) struct RawChatPromptTokens {
 
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct RawTrainDs {
-    pub(crate) file_path: PathBuf,
+    pub(crate) file_path: RawFilePath,
     pub(crate) on_bad_record: String,
+    pub(crate) on_overlength: Option<String>,
+    pub(crate) row_params: Option<bool>,
     pub(crate) length_hint_key: Option<String>,
     pub(crate) max_seq_length: Option<RawMaxSeqLength>,
     pub(crate) drop_last: RawDropLast,
@@ -163,6 +176,14 @@ pub(crate) struct RawTrainDs {
     pub(crate) truncation_method: String,
     pub(crate) prompt_template: Option<String>,
     pub(crate) output_original_text: bool,
+}
+
+/// One file, or several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged, expecting = "a path or a list of paths")]
+pub(crate) enum RawFilePath {
+    One(PathBuf),
+    Several(Vec<PathBuf>),
 }
 
 /// One limit for all fields, or one for each.

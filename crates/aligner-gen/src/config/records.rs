@@ -1,12 +1,15 @@
 //! The `model.data` section: which records are read, what becomes of them, and how long prompts may be.
 
+use std::path::PathBuf;
+
 use data::{
-    AddedTokens, ChatPromptTokens, KeptMetadata, LengthLimits, PromptResponseFormat, PromptTemplate,
-    TokenField, TruncationMethod,
+    AddedTokens, ChatPromptTokens, KeptInput, KeptMetadata, LengthLimits, OnBadRecord, OnOverlength,
+    OnUnusable, PromptResponseFormat, PromptTemplate, TokenField, TruncationMethod,
 };
 
+use super::plan::{LineFormat, RowParamsMode};
 use super::range::{out_of_range, positive};
-use super::raw::{RawData, RawMaxSeqLength, RawTrainDs};
+use super::raw::{RawData, RawFilePath, RawMaxSeqLength, RawTrainDs};
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::output::OutputField;
 use crate::output::identity::PromptResponse;
@@ -126,6 +129,43 @@ pub(crate) fn length_limits(data: &RawData, max_input_len: Option<usize>) -> Res
     Ok(LengthLimits { fields: fields.into_iter().zip(limits).collect(), max_input_len })
 }
 
+/// What becomes of records that cannot be generated from.
+pub(crate) fn on_unusable(train_ds: &RawTrainDs) -> Result<OnUnusable, Failure> {
+    let bad = match train_ds.on_bad_record.as_str() {
+        "error" => OnBadRecord::Refuse,
+        "skip" => OnBadRecord::Skip,
+        "keep" => OnBadRecord::Keep,
+        other => {
+            let key = "model.data.train_ds.on_bad_record";
+            return Err(out_of_range(key, "`error`, `skip` or `keep`", &format!("`{other}`")));
+        }
+    };
+    let too_long = match train_ds.on_overlength.as_deref() {
+        None | Some("drop" | "truncate") => OnOverlength::Drop,
+        Some("keep") => OnOverlength::Keep,
+        Some(other) => {
+            let key = "model.data.train_ds.on_overlength";
+            return Err(out_of_range(key, "`drop`, `keep` or `truncate`", &format!("`{other}`")));
+        }
+    };
+    Ok(OnUnusable { bad, too_long })
+}
+
+/// With `on_overlength=truncate`: how many tokens prompts are cut to.
+pub(crate) fn cut_to(train_ds: &RawTrainDs, limits: &LengthLimits) -> Result<Option<usize>, Failure> {
+    if train_ds.on_overlength.as_deref() != Some("truncate") {
+        return Ok(None);
+    }
+    if let Some((field, _)) = limits.fields.iter().find(|(field, _)| *field != TokenField::ContextIds) {
+        return Err(Failure::usage(format!(
+            "`model.data.train_ds.on_overlength=truncate` cuts prompts, and `model.data.train_ds.truncation_field` limits \
+             {field:?}: set `model.data.train_ds.truncation_field=context_ids`"
+        )));
+    }
+    let of_prompt = limits.fields.iter().map(|&(_, limit)| limit);
+    Ok(of_prompt.chain(limits.max_input_len).min())
+}
+
 /// The key of length hints, if they are read.
 pub(crate) fn length_hint_key(key: Option<String>) -> Result<Option<String>, Failure> {
     match key {
@@ -142,6 +182,70 @@ pub(crate) fn kept_metadata(train_ds: &RawTrainDs, output_fields: &[OutputField]
         (false, _) => KeptMetadata::Nothing,
         (true, false) => KeptMetadata::OtherKeys,
         (true, true) => KeptMetadata::OtherKeysAndText,
+    }
+}
+
+/// The files as they are typed.
+pub(crate) fn data_paths(file_path: RawFilePath) -> Result<Vec<PathBuf>, Failure> {
+    match file_path {
+        RawFilePath::One(path) => Ok(vec![path]),
+        RawFilePath::Several(paths) if paths.is_empty() => {
+            Err(out_of_range("model.data.train_ds.file_path", "a path or a list of paths", "an empty list"))
+        }
+        RawFilePath::Several(paths) => Ok(paths),
+    }
+}
+
+/// The fields of each line. Where rows may have an error, all lines have the field.
+pub(crate) fn output_fields(
+    mut fields: Vec<OutputField>,
+    on_unusable: OnUnusable,
+    line_format: LineFormat,
+) -> Vec<OutputField> {
+    let keeps_any = on_unusable.bad == OnBadRecord::Keep || on_unusable.too_long == OnOverlength::Keep;
+    if keeps_any && line_format == LineFormat::Sft && !fields.contains(&OutputField::Error) {
+        fields.push(OutputField::Error);
+    }
+    fields
+}
+
+/// Whether records set how they are answered. Requests of OpenAI's always may.
+pub(crate) fn row_params(typed: Option<bool>, line_format: LineFormat) -> RowParamsMode {
+    match typed {
+        Some(true) => RowParamsMode::Read,
+        _ if line_format == LineFormat::OpenAiBatch => RowParamsMode::Read,
+        Some(false) | None => RowParamsMode::Ignore,
+    }
+}
+
+/// What lines of input and output are.
+pub(crate) fn line_format(data: &RawData, output_fields: &[OutputField]) -> Result<LineFormat, Failure> {
+    match data.format.as_deref() {
+        None => Ok(LineFormat::Sft),
+        Some("openai_batch") if !data.chat => Err(Failure::usage(
+            "`model.data.format=openai_batch` has conversations: set `model.data.chat=true`",
+        )),
+        Some("openai_batch") if !output_fields.is_empty() => Err(Failure::usage(
+            "`model.data.format=openai_batch` writes OpenAI's lines, which have no further fields: leave out \
+             `model.generation.output_fields`",
+        )),
+        Some("openai_batch") => Ok(LineFormat::OpenAiBatch),
+        Some(other) => {
+            Err(out_of_range("model.data.format", "`openai_batch` or null", &format!("`{other}`")))
+        }
+    }
+}
+
+/// What of the records goes to the output as it is.
+pub(crate) fn kept_input(output_fields: &[OutputField], line_format: LineFormat) -> KeptInput {
+    let column = |field: &OutputField| match field {
+        OutputField::Column(key) => Some(key.clone()),
+        _ => None,
+    };
+    KeptInput {
+        record: output_fields.contains(&OutputField::Input) || line_format == LineFormat::OpenAiBatch,
+        conversation: output_fields.contains(&OutputField::Messages),
+        columns: output_fields.iter().filter_map(column).collect(),
     }
 }
 

@@ -85,7 +85,9 @@ fn engine_status(error: &EngineError) -> ExitStatus {
 
 fn sampling_status(error: &SamplingError) -> ExitStatus {
     match error {
-        SamplingError::BadParam { .. } => ExitStatus::Usage,
+        SamplingError::BadParam { .. }
+        | SamplingError::BadBias { .. }
+        | SamplingError::TooManyEndTokens { .. } => ExitStatus::Usage,
         SamplingError::BadVocabSize { .. } => ExitStatus::Checkpoint,
         // NaN may come of the weights or of the arithmetic: `nonfinite` says which.
         SamplingError::BadShape { .. } | SamplingError::BadLogits { .. } | SamplingError::OtherRank(_) => {

@@ -9,8 +9,10 @@ use std::time::{Duration, Instant};
 use data::{DataError, PromptOutlook, PromptSet};
 use engine::{Engine, Foresight, Request, RunStats};
 use nemo_format::TensorSource;
+use sampling::SamplingError;
 
 use super::nonfinite;
+use super::own_rules::RowRulesMaker;
 use super::progress::Progress;
 use super::steps::{PendingStep, StepCollector};
 use super::summary::{Summary, seconds};
@@ -23,7 +25,7 @@ use crate::cluster::queue::order::Work;
 use crate::cluster::queue::worker::{self, WorkerEnd};
 use crate::cluster::topology::Topology;
 use crate::config::plan::GenerationPlan;
-use crate::exit::Failure;
+use crate::exit::{ExitStatus, Failure};
 use crate::metrics::{FinishReasons, Metrics, StepCounts};
 use crate::output::{GenerationSink, Identity};
 use crate::signals::StopWatch;
@@ -44,6 +46,8 @@ pub(crate) struct Job<'a> {
     pub(crate) prompts: &'a PromptSet,
     pub(crate) steps: &'a [PendingStep],
     pub(crate) watch: &'a StopWatch,
+    /// How rows with parameters of their own are answered.
+    pub(crate) row_rules: &'a RowRulesMaker<'a>,
     /// Looked at when logits are no numbers.
     pub(crate) weights: &'a dyn TensorSource,
     /// What decides the texts, data apart.
@@ -63,7 +67,33 @@ enum ToWriter {
     Loaded,
     Finished(usize, SampleDone),
     /// A prompt cannot be read any more.
-    Unreadable(DataError),
+    Unreadable(Unreadable),
+}
+
+/// Why a prompt that could be read when the job began cannot be answered.
+#[derive(Debug)]
+enum Unreadable {
+    Data(DataError),
+    /// With its line.
+    Rules(u64, SamplingError),
+}
+
+impl From<DataError> for Unreadable {
+    fn from(error: DataError) -> Self {
+        Self::Data(error)
+    }
+}
+
+impl From<Unreadable> for Failure {
+    fn from(error: Unreadable) -> Self {
+        match error {
+            Unreadable::Data(error) => error.into(),
+            Unreadable::Rules(line, error) => {
+                let error = anyhow::Error::new(error).context(format!("line {line} of the data"));
+                Self { status: ExitStatus::Data, error }
+            }
+        }
+    }
 }
 
 /// How progress is reported.
@@ -157,12 +187,26 @@ fn end_position(job: &Job<'_>) -> usize {
 }
 
 impl Job<'_> {
-    fn request(&self, position: usize) -> Result<Request, DataError> {
+    fn request(&self, position: usize) -> Result<Request, Unreadable> {
+        if let (true, Some(sample_idx)) =
+            (self.prompts.is_unusable(position), self.prompts.sample_idx(position))
+        {
+            return Ok(Request {
+                sample_idx,
+                prompt: Vec::new(),
+                num_responses: 0,
+                max_new_tokens: 0,
+                own: None,
+                foresight: Foresight::default(),
+            });
+        }
         let prompt = self.prompts.load(position)?;
+        let demand = self.prompts.row_demand(position);
         Ok(Request {
             sample_idx: prompt.sample_idx,
-            num_responses: self.plan.num_responses,
-            max_new_tokens: self.plan.budget_tokens(prompt.ids.len()),
+            num_responses: self.plan.num_responses(demand),
+            max_new_tokens: self.plan.budget_tokens(prompt.ids.len(), demand),
+            own: self.row_rules.own(&prompt.row).map_err(|error| Unreadable::Rules(prompt.line, error))?,
             prompt: prompt.ids,
             foresight: Foresight::default(),
         })
@@ -174,7 +218,7 @@ impl Job<'_> {
         let PromptOutlook { num_tokens, length_hint, prefix, same_as } = outlook;
         Work {
             known_tokens: length_hint,
-            budget_tokens: self.plan.budget_tokens(num_tokens),
+            budget_tokens: self.plan.budget_tokens(num_tokens, self.prompts.row_demand(position)),
             prefix: prefix.filter(|_| self.plan.prefix_cache),
             same_as,
         }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use data::{KeptMetadata, LengthLimits, TokenField};
+use data::{KeptMetadata, LengthLimits, OnBadRecord, OnOverlength, TokenField};
 use model_core::{AttentionAlgorithm, Backend, LoadOptions, ModelConfig, Reduction};
 use model_spec::{
     Activation, AttentionRule, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec,
@@ -13,11 +13,11 @@ use model_spec::{
 };
 use sampling::SamplingParams;
 
-use crate::config::plan::{Bos, GenerationPlan, Unfinished};
+use crate::config::plan::{Bos, GenerationPlan, LineFormat, RowParamsMode, Unfinished};
 use crate::config::records::RecordFormat;
 use crate::exit::Failure;
-use crate::output::Identity;
 use crate::output::identity::{ChatTokens, Compute, ModelFields, Settings};
+use crate::output::{Identity, OutputField};
 
 impl GenerationPlan {
     /// The settings that decide what a sample's text and its line are. Model, device and inputs are left to the caller.
@@ -45,8 +45,18 @@ impl GenerationPlan {
 
     fn settings(&self) -> Settings {
         // `compute_logprob` adds nothing to a line that `output_fields` does not.
-        let SamplingParams { use_greedy, temperature, top_k, top_p, repetition_penalty, compute_logprob: _ } =
-            self.sampling;
+        let SamplingParams {
+            use_greedy,
+            temperature,
+            top_k,
+            top_p,
+            min_p,
+            repetition_penalty,
+            compute_logprob: _,
+            top_logprobs,
+        } = self.sampling;
+        let (banned, biased): (Vec<_>, Vec<_>) =
+            self.token_bias.iter().partition(|(_, bias)| *bias == f32::NEG_INFINITY);
         Settings {
             seed: self.seed,
             encoder_seq_length: self.encoder_seq_length,
@@ -56,6 +66,25 @@ impl GenerationPlan {
             top_k,
             top_p: top_p.map(as_typed),
             repetition_penalty: as_typed(repetition_penalty),
+            min_p: min_p.map(as_typed),
+            banned_tokens: banned.into_iter().map(|(token, _)| token.to_string()).collect(),
+            logit_bias: biased
+                .into_iter()
+                .map(|(token, bias)| (token.to_string(), as_typed(*bias)))
+                .collect(),
+            top_logprobs: Some(top_logprobs)
+                .filter(|_| self.output_fields.contains(&OutputField::TopLogprobs)),
+            line_format: match self.line_format {
+                LineFormat::Sft => None,
+                LineFormat::OpenAiBatch => Some("openai_batch".to_owned()),
+            },
+            on_bad_record: (self.on_unusable.bad == OnBadRecord::Keep).then(|| "keep".to_owned()),
+            on_overlength: match (self.on_unusable.too_long, self.cut_to) {
+                (OnOverlength::Keep, _) => Some("keep".to_owned()),
+                (OnOverlength::Drop, Some(_)) => Some("truncate".to_owned()),
+                (OnOverlength::Drop, None) => None,
+            },
+            row_params: self.row_params == RowParamsMode::Read,
             add_bos: self.bos == Bos::Add,
             end_strings: self.end_strings.clone(),
             max_length: self.max_length,

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use data::PromptBuilder;
 
-use crate::config::plan::{Bos, GenerationPlan};
-use crate::config::records::RecordFormat;
+use crate::config::plan::{Bos, GenerationPlan, LineFormat, RowParamsMode};
+use crate::config::records::{self, RecordFormat};
 use crate::exit::Failure;
 use crate::model::checkpoint::OpenTokenizer;
 
@@ -30,5 +30,14 @@ pub(crate) fn prompt_builder(
     if let Some(key) = &plan.length_hint_key {
         builder = builder.with_length_hints(key.clone());
     }
-    Ok(builder.with_metadata(plan.kept_metadata))
+    builder = match (plan.line_format, plan.row_params) {
+        (LineFormat::OpenAiBatch, _) => builder.with_openai_batch(),
+        (LineFormat::Sft, RowParamsMode::Read) => builder.with_row_params(),
+        (LineFormat::Sft, RowParamsMode::Ignore) => builder,
+    };
+    if let Some(max_tokens) = plan.cut_to {
+        builder = builder.with_max_tokens(max_tokens);
+    }
+    let input = records::kept_input(&plan.output_fields, plan.line_format);
+    Ok(builder.with_metadata(plan.kept_metadata).with_input(input))
 }

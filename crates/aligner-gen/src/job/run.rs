@@ -1,11 +1,14 @@
 //! The main job, from the command line to the last committed step.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use data::{OutputSteps, PromptNote, PromptSet, load_prompts};
+use data::{OutputSteps, PromptNote, PromptSet, load_all_prompts};
 use model_core::{Backend, LoadOptions};
 
+use super::clean::Cleaner;
+use super::data_files;
 use super::follower;
 use super::generate::{Job, Reports, generate};
 use super::log_folder;
@@ -20,6 +23,7 @@ use crate::cluster::ranks::Role;
 use crate::cluster::spawn;
 use crate::config::UserConfig;
 use crate::config::cli::JobArgs;
+use crate::config::plan::{GenerationPlan, LineFormat, RowParamsMode};
 use crate::env;
 use crate::exit::{ExitStatus, Failure};
 use crate::logging::Logging;
@@ -28,7 +32,7 @@ use crate::model::checkpoint::TokenTable;
 use crate::model::device;
 use crate::model::memory::{Demand, MemoryPlan};
 use crate::node_json::to_json;
-use crate::output::{Identity, JsonlSink, Manifest, OutputFolder};
+use crate::output::{Identity, JsonlSink, LineLayout, Manifest, OutputField, OutputFolder};
 use crate::signals::StopWatch;
 use crate::table::thousands;
 
@@ -42,6 +46,7 @@ pub(crate) use setup::Setup;
 /// Everything about the job that is known without the weights.
 struct Prepared {
     setup: Setup,
+    data_files: Vec<PathBuf>,
     prompts: PromptSet,
     /// The first prompt, to be shown, and how many tokens it has.
     first: Option<(String, usize)>,
@@ -55,22 +60,31 @@ struct Prepared {
 pub(crate) fn run(arguments: &JobArgs, logging: &Logging, watch: StopWatch) -> Result<ExitStatus, Failure> {
     let user = UserConfig::read(arguments)?;
     if arguments.dry_run {
-        Prepared::new(Setup::new(&user, |devices| Ok(Role::planned(devices)))?)?.show();
+        let setup = Setup::new(&user, |devices| Ok(Role::planned(devices)))?;
+        // Nothing is written: what a pipe gives is gone afterwards.
+        let named =
+            |file: PathBuf| if data_files::is_pipe(&file) { PathBuf::from("/dev/stdin") } else { file };
+        let files = data_files::expanded(&setup.plan.data_paths)?.into_iter().map(named).collect();
+        Prepared::new(setup, files)?.show();
         tracing::info!("dry run: everything is in order, nothing was generated");
         return Ok(ExitStatus::Done);
     }
     let setup = Setup::new(&user, |devices| Role::find(&env::of_launcher, devices))?;
     match setup.role.clone() {
-        Role::Launcher(launcher) => spawn::run(&launcher, arguments.log, &watch),
+        Role::Launcher(launcher) => {
+            // Its ranks have no pipe.
+            kept_files(&setup.plan)?;
+            spawn::run(&launcher, arguments.log, &watch)
+        }
         Role::Rank(place) if place.rank > 0 => {
             setup.attach(logging, &place)?;
             follower::run(&setup, &place, &watch)
         }
         Role::Rank(place) => {
             let server = Server::start(&place, env::launcher_socket())?;
-            run_first(setup, Some(server), logging, watch)
+            run_first(setup, Some(server), logging, watch, arguments.strict)
         }
-        Role::Alone => run_first(setup, None, logging, watch),
+        Role::Alone => run_first(setup, None, logging, watch, arguments.strict),
     }
 }
 
@@ -80,8 +94,10 @@ fn run_first(
     server: Option<Server>,
     logging: &Logging,
     watch: StopWatch,
+    strict: bool,
 ) -> Result<ExitStatus, Failure> {
-    let prepared = Prepared::new(setup)?;
+    let data_files = kept_files(&setup.plan)?;
+    let prepared = Prepared::new(setup, data_files)?;
     let plan = &prepared.setup.plan;
     let watch = watch.with_time_limit(plan.exp_manager.time_limit);
     prepared.show();
@@ -99,11 +115,16 @@ fn run_first(
             thousands(prepared.steps.num_planned() as u64),
             folder.path.join(OutputFolder::JSONL).display()
         );
-        return Ok(ExitStatus::Done);
+        return prepared.judge(strict);
     }
     let command_line = command_line();
     // Only now: the files of another run, which holds the folder, must not be moved from under it.
-    log_folder::begin(&plan.exp_manager, logging, &command_line, &prepared.setup.begin())?;
+    log_folder::begin(
+        &plan.exp_manager,
+        logging,
+        &command_line,
+        &prepared.setup.begin(&prepared.data_files),
+    )?;
     if resume.consumed_samples > 0 {
         tracing::info!(
             "resuming after step {} ({} samples done)",
@@ -118,7 +139,11 @@ fn run_first(
         identity: prepared.identity.record().map_err(anyhow::Error::from)?,
         config: to_json(prepared.setup.resolved.node()),
     };
-    let sink = JsonlSink::open(folder, manifest, plan.output_fields.clone())?;
+    let layout = match plan.line_format {
+        LineFormat::Sft => LineLayout::Fields(plan.output_fields.clone()),
+        LineFormat::OpenAiBatch => LineLayout::OpenAiBatch,
+    };
+    let sink = JsonlSink::open(folder, manifest, layout)?;
     let facts = RunFacts {
         log_dir,
         command_line: &command_line,
@@ -133,7 +158,24 @@ fn run_first(
         Ok(status) => *status,
         Err(failure) => failure.status,
     });
-    ended
+    match ended? {
+        // A time limit is no end of the job.
+        ExitStatus::Done if watch.reason().is_none() => prepared.judge(strict),
+        status => Ok(status),
+    }
+}
+
+/// The data files of the job, with what comes out of a pipe kept in the log folder.
+fn kept_files(plan: &GenerationPlan) -> Result<Vec<PathBuf>, Failure> {
+    let files = data_files::expanded(&plan.data_paths)?;
+    let log_dir = &plan.exp_manager.log_dir;
+    match files.as_slice() {
+        [file] if data_files::is_pipe(file) => match env::of_launcher(spawn::LAUNCHER_VARIABLE) {
+            Some(_) => Ok(vec![data_files::spool_of(log_dir)]),
+            None => Ok(vec![data_files::spooled(log_dir, plan.exp_manager.existing_output)?]),
+        },
+        _ => Ok(files),
+    }
 }
 
 fn command_line() -> Vec<String> {
@@ -147,41 +189,50 @@ struct Reporting<'a> {
 }
 
 impl Prepared {
-    fn new(setup: Setup) -> Result<Self, Failure> {
+    fn new(setup: Setup, data_files: Vec<PathBuf>) -> Result<Self, Failure> {
         let plan = &setup.plan;
         let builder = prompt_builder(plan, &setup.tokenizer)?;
-        let prompts = load_prompts(&plan.data_path, builder, &plan.length_limits, plan.on_bad_record)?;
+        let prompts = load_all_prompts(&data_files, builder, &plan.length_limits, plan.on_unusable)?;
         let (prompts, steps) = planned(plan, prompts, setup.topology)?;
-        let first = match prompts.num_tokens(0) {
-            Some(num_tokens) => Some((prompts.text(0)?.text, num_tokens)),
+        let first = (0..prompts.len()).find_map(|position| Some((position, prompts.num_tokens(position)?)));
+        let first = match first {
+            Some((position, num_tokens)) => Some((prompts.text(position)?.text, num_tokens)),
             None => None,
         };
-        let lengths = (0..steps.num_planned()).filter_map(|position| prompts.num_tokens(position));
-        let longest = lengths.map(|num_tokens| num_tokens + plan.budget_tokens(num_tokens) as usize).max();
+        let length = |position| {
+            let num_tokens = prompts.num_tokens(position)?;
+            Some(num_tokens + plan.budget_tokens(num_tokens, prompts.row_demand(position)) as usize)
+        };
+        let longest = (0..steps.num_planned()).filter_map(length).max();
+        let num_responses = |position| match prompts.is_unusable(position) {
+            true => 0,
+            false => plan.num_responses(prompts.row_demand(position)) as usize,
+        };
         let demand = Demand {
             longest_sequence_tokens: longest.unwrap_or(1),
-            num_sequences: steps.num_planned().saturating_mul(plan.num_responses as usize),
+            num_sequences: (0..steps.num_planned()).map(num_responses).fold(0, usize::saturating_add),
             neighbours: setup.neighbours,
             limits: setup.plan.room,
         };
         let memory = setup.memory(demand)?;
         let mut identity = setup.identity()?;
         identity.inputs.data = Some(prompts.fingerprint.clone());
-        Ok(Self { setup, prompts, first, steps, demand, memory, identity })
+        Ok(Self { setup, data_files, prompts, first, steps, demand, memory, identity })
     }
 
     /// The first prompt, the counts and the memory plan.
     fn show(&self) {
         if let Some((line, PromptNote::AnswerHeaderAdded { role })) = &self.prompts.note {
             tracing::info!(
-                "{} records end with the asking role (the first in line {line}): the header of `{role}` was added",
-                thousands(self.prompts.num_noted)
+                "{} records end with the asking role (the first in line {}): the header of `{role}` was added",
+                thousands(self.prompts.num_noted),
+                self.prompts.place(*line)
             );
         }
         show_left_out(&self.prompts);
         if !self.steps.dropped().is_empty() {
             let dropped = self.steps.dropped().filter_map(|position| self.prompts.line(position));
-            let lines = dropped.map(|line| line.to_string());
+            let lines = dropped.map(|line| self.prompts.place(line));
             tracing::warn!("the last batch is not full and is dropped: lines {}", list(lines));
         }
         if self.setup.plan.sampling.use_greedy && self.setup.plan.num_responses > 1 {
@@ -201,11 +252,11 @@ impl Prepared {
         }
         tracing::info!("tokens that end a response: {}", self.setup.end_tokens.line());
         let to_generate = format!(
-            "{} samples in {} steps of {}, {} responses each",
+            "{} samples in {} steps of {}, {}",
             thousands(self.steps.num_planned() as u64),
             thousands(self.steps.num_steps() as u64),
             self.setup.plan.batch.global,
-            self.setup.plan.num_responses
+            self.responses_each()
         );
         show_counts(&self.prompts, self.steps.dropped().len(), self.num_past_limits(), to_generate);
         tracing::info!(
@@ -227,6 +278,38 @@ impl Prepared {
         }
     }
 
+    /// Rows of the job that have an `error` in place of responses.
+    fn num_error_rows(&self) -> u64 {
+        let planned = 0..self.steps.num_planned();
+        planned.filter(|&position| self.prompts.is_unusable(position)).count() as u64
+    }
+
+    /// How the job ends that is done: with `--strict` rows with an error are a failure.
+    fn judge(&self, strict: bool) -> Result<ExitStatus, Failure> {
+        match self.num_error_rows() {
+            num_rows @ 1.. if strict => Err(anyhow::anyhow!(
+                "{num_rows} of {} rows have an `error` in place of responses, and `--strict` is given",
+                thousands(self.steps.num_planned() as u64)
+            )
+            .into()),
+            num_rows @ 1.. => {
+                tracing::warn!("{} rows have an `error` in place of responses", thousands(num_rows));
+                Ok(ExitStatus::Done)
+            }
+            0 => Ok(ExitStatus::Done),
+        }
+    }
+
+    /// How many responses the samples get.
+    fn responses_each(&self) -> String {
+        match self.setup.plan.row_params {
+            RowParamsMode::Ignore => format!("{} responses each", self.setup.plan.num_responses),
+            RowParamsMode::Read => {
+                format!("{} responses in all", thousands(self.demand.num_sequences as u64))
+            }
+        }
+    }
+
     /// Prompts that `limit_train_batches` or `max_steps` leaves out.
     fn num_past_limits(&self) -> u64 {
         let past_limit = self.prompts.len().saturating_sub(self.steps.num_samples());
@@ -245,13 +328,20 @@ impl Prepared {
         let plan = &self.setup.plan;
         let tokens = Arc::new(TokenTable::new(self.setup.tokenizer.tokenizer.as_ref())?);
         let prompts = &self.prompts;
-        let collector = StepCollector::new(prompts, steps.to_vec(), plan.unfinished, &tokens);
+        let mut collector = StepCollector::new(prompts, steps.to_vec(), plan.unfinished, &tokens);
+        if plan.line_format == LineFormat::OpenAiBatch || plan.output_fields.iter().any(OutputField::is_clean)
+        {
+            collector = collector.with_cleaner(Cleaner::new(plan, &self.setup.tokenizer));
+        }
         let before = steps.first().map_or(0, |step| step.step - 1);
-        let num_pending: usize = steps.iter().map(|step| step.positions.len()).sum();
+        let positions = steps.iter().flat_map(|step| step.positions.clone());
         let totals = Totals {
             num_samples: self.steps.num_planned() as u64,
             num_steps: before + steps.len() as u64,
-            num_responses: num_pending as u64 * u64::from(plan.num_responses),
+            num_responses: positions
+                .filter(|&position| !prompts.is_unusable(position))
+                .map(|position| u64::from(plan.num_responses(prompts.row_demand(position))))
+                .sum(),
         };
         let progress = Progress::start(&logging.bars, totals, before, sink.consumed_samples());
         let longest = self.demand.longest_sequence_tokens;
@@ -260,6 +350,7 @@ impl Prepared {
             prompts,
             steps,
             watch,
+            row_rules: &self.setup.row_rules()?,
             weights: self.setup.checkpoint.tensors(),
             identity: &self.identity.clone().without_data(),
             fallback: self.setup.fallback.as_deref(),
@@ -287,8 +378,13 @@ impl Prepared {
             self.setup.engine(Arc::clone(&tokens), &self.memory, group)
         };
         let mut summary = generate(&job, server.as_mut(), &load, collector, &mut sink, reports)?;
-        summary.samples_left_out =
-            self.prompts.num_bad + (self.prompts.too_long.len() + self.steps.dropped().len()) as u64;
+        let num_unusable = self.prompts.num_bad + self.prompts.too_long.len() as u64;
+        summary.rows_with_error = self.num_error_rows();
+        summary.samples_left_out = match self.setup.plan.num_drawn {
+            None => (num_unusable + self.steps.dropped().len() as u64)
+                .saturating_sub(self.prompts.num_unusable() as u64),
+            Some(_) => self.steps.dropped().len() as u64,
+        };
         self.finish(&summary, &sink, watch)
     }
 

@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use data::{DataError, OutputSteps, PromptSet, PromptText};
-use sampling::FinishReason;
+use sampling::{FinishReason, TopToken};
 
+use super::clean::Cleaner;
 use crate::cluster::queue::message::{ResponseDone, SampleDone};
 use crate::config::plan::Unfinished;
 use crate::model::checkpoint::TokenTable;
-use crate::output::{CompletedStep, ResponseOutput, ResumePoint, SampleOutput};
+use crate::output::{CleanResponse, CompletedStep, ResponseOutput, ResumePoint, SampleOutput, TopLogprob};
 
 /// One step still to do: positions among the kept prompts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +57,8 @@ pub(crate) struct StepCollector<'a> {
     /// Responses by position.
     open: BTreeMap<usize, Vec<ResponseOutput>>,
     tokens: &'a TokenTable,
+    /// Where the output asks for clean responses.
+    cleaner: Option<Cleaner>,
 }
 
 impl<'a> StepCollector<'a> {
@@ -66,18 +69,32 @@ impl<'a> StepCollector<'a> {
         tokens: &'a TokenTable,
     ) -> Self {
         let steps = steps.into_iter().peekable();
-        Self { prompts, steps, unfinished, open: BTreeMap::new(), tokens }
+        Self { prompts, steps, unfinished, open: BTreeMap::new(), tokens, cleaner: None }
+    }
+
+    /// Makes the responses clean, too.
+    pub(crate) fn with_cleaner(self, cleaner: Cleaner) -> Self {
+        Self { cleaner: Some(cleaner), ..self }
     }
 
     /// Takes the responses of the sample at `position`.
     pub(crate) fn push(&mut self, position: usize, sample: SampleDone) {
         let response = |response: ResponseDone| ResponseOutput {
             text: self.tokens.text(&response.token_ids),
+            top_logprobs: response.top_logprobs.map(|places| {
+                let named = |top: Vec<TopToken>| top.into_iter().map(|top| self.named(top)).collect();
+                places.into_iter().map(named).collect()
+            }),
             token_ids: response.token_ids,
             logprobs: response.logprobs,
             finish_reason: response.finish_reason,
+            clean: CleanResponse::default(),
         };
         self.open.insert(position, sample.responses.into_iter().map(response).collect());
+    }
+
+    fn named(&self, TopToken { token: id, logprob }: TopToken) -> TopLogprob {
+        TopLogprob { id, text: self.tokens.text(&[id]), logprob }
     }
 
     /// The next step, once all its samples are there.
@@ -93,15 +110,24 @@ impl<'a> StepCollector<'a> {
     /// `None` when the sample is left out: all its responses hit the limit and those are dropped.
     fn take_sample(&mut self, position: usize) -> Result<Option<SampleOutput>, DataError> {
         let mut responses = self.open.remove(&position).unwrap_or_default();
-        if self.unfinished == Unfinished::Drop {
+        // A row without responses says why.
+        if !responses.is_empty() && self.unfinished == Unfinished::Drop {
             responses.retain(|response| response.finish_reason != FinishReason::Length);
             if responses.is_empty() {
                 return Ok(None);
             }
         }
         // Rendered once more: keeping the texts of all samples in flight would take more than that does.
-        let PromptText { index, text: prompt, metadata } = self.prompts.text(position)?;
-        Ok(Some(SampleOutput { index, prompt, metadata, responses }))
+        let PromptText { index, text: prompt, metadata, num_tokens, input, error } =
+            self.prompts.text(position)?;
+        if let Some(cleaner) = &self.cleaner {
+            for response in &mut responses {
+                let raw = (response.token_ids.as_slice(), response.finish_reason);
+                response.clean = cleaner.clean(self.tokens, &prompt, raw, input.end_strings.as_deref());
+            }
+        }
+        let num_prompt_tokens = num_tokens;
+        Ok(Some(SampleOutput { index, prompt, num_prompt_tokens, error, metadata, input, responses }))
     }
 }
 
@@ -142,8 +168,7 @@ mod tests {
 
     fn prompts(num: u64) -> Vec<PromptText> {
         // Indices have gaps, as left-out records make them.
-        let prompt =
-            |n| PromptText { index: 2 * n, text: format!("Q{n}"), metadata: data::JsonObject::new() };
+        let prompt = |n| PromptText { index: 2 * n, text: format!("Q{n}"), ..PromptText::default() };
         (0..num).map(prompt).collect()
     }
 
@@ -152,6 +177,7 @@ mod tests {
             token_ids: vec![sample_idx as u32, response_idx],
             finish_reason,
             logprobs: None,
+            top_logprobs: None,
         };
         SampleDone { sample_idx, responses: finish_reasons.into_iter().zip(0..).map(response).collect() }
     }

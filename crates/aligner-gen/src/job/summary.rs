@@ -66,6 +66,9 @@ pub(crate) struct Summary {
     pub(crate) output_tokens_per_second: f64,
     pub(crate) finish_reasons: FinishReasons,
     pub(crate) samples_left_out: u64,
+    /// Rows of the whole job with an `error` in place of responses.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) rows_with_error: u64,
     /// Most responses in one decode step.
     pub(crate) peak_rows: u64,
     pub(crate) swaps: Swaps,
@@ -130,6 +133,9 @@ impl Summary {
                 ),
             ),
         ];
+        if self.rows_with_error > 0 {
+            rows.push(("rows with an error", thousands(self.rows_with_error)));
+        }
         if self.swaps.preemptions > 0 {
             let Swaps { preemptions, blocks_out, blocks_in, seconds } = self.swaps;
             let [preemptions, out, back] = [preemptions, blocks_out, blocks_in].map(thousands);
@@ -163,6 +169,10 @@ impl Summary {
             })
             .exit_with(ExitStatus::Failed)
     }
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 /// Milliseconds are as fine as a run's times need to be read.

@@ -5,10 +5,25 @@
 
 use std::io::{self, Write};
 
+/// The sum of a TFRecord's part. The mask keeps a sum over data that holds sums itself from being weak.
+fn masked(bytes: &[u8]) -> u32 {
+    crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+/// The payload of the first TFRecord and what is behind it; none where it is cut off or damaged.
+pub(super) fn read_tf_record(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<8>()?;
+    let (sum, rest) = rest.split_first_chunk::<4>()?;
+    let num_bytes = usize::try_from(u64::from_le_bytes(*length)).ok()?;
+    let (payload, rest) = rest.split_at_checked(num_bytes)?;
+    let (payload_sum, rest) = rest.split_first_chunk::<4>()?;
+    let is_whole =
+        u32::from_le_bytes(*sum) == masked(length) && u32::from_le_bytes(*payload_sum) == masked(payload);
+    is_whole.then_some((payload, rest))
+}
+
 /// One TFRecord.
 pub(super) fn tf_record(payload: &[u8]) -> Vec<u8> {
-    // The mask keeps a sum over data that holds sums itself from being weak.
-    let masked = |bytes: &[u8]| crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8);
     let length = (payload.len() as u64).to_le_bytes();
     let mut record = Vec::with_capacity(payload.len() + 16);
     record.extend_from_slice(&length);

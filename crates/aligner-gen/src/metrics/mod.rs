@@ -3,6 +3,7 @@
 //! Losing them must not lose the run: what cannot be written is said once, and that logger is left out from then on.
 
 mod framing;
+mod series;
 mod tensorboard;
 mod tensorboard_proto;
 mod wandb;
@@ -21,6 +22,7 @@ use serde::Serialize;
 
 use crate::config::exp_manager::ExpManagerPlan;
 use crate::exit::ExitStatus;
+pub(crate) use series::{SeriesPoint, read_series};
 use tensorboard::EventFile;
 use wandb::OfflineRun;
 

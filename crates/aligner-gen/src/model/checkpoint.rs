@@ -143,6 +143,12 @@ impl TokenTable {
         Self { bytes: Vec::new() }
     }
 
+    /// A table of these tokens.
+    #[cfg(test)]
+    pub(crate) fn of(texts: &[&str]) -> Self {
+        Self { bytes: texts.iter().map(|text| text.as_bytes().to_vec()).collect() }
+    }
+
     /// The raw text of a response: bytes that are no text become U+FFFD.
     pub(crate) fn text(&self, ids: &[u32]) -> String {
         let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.bytes(id)).copied().collect();

@@ -8,12 +8,14 @@ use sampling::{CpuSampler, SamplingRules, StopConditions, TokenSampler};
 
 use super::checkpoint::TokenTable;
 use crate::cluster::model_group::ModelGroup;
+use crate::config::plan::RowParamsMode;
 use crate::exit::Failure;
 
 /// What decides the tokens beside the model.
 pub(crate) struct SamplingSetup {
     pub(crate) rules: SamplingRules,
     pub(crate) stop: StopConditions,
+    pub(crate) row_params: RowParamsMode,
 }
 
 /// How large the engine is made.
@@ -28,18 +30,20 @@ pub(crate) struct EngineSize {
 pub(crate) fn open_executor(
     model: Box<dyn CausalLm>,
     options: LoadOptions,
-    rules: SamplingRules,
+    setup: SamplingSetup,
     size: EngineSize,
     group: &ModelGroup,
 ) -> Result<Box<dyn Executor>, Failure> {
+    let SamplingSetup { rules, row_params, .. } = setup;
     #[cfg(feature = "cuda")]
     if let (true, tch::Device::Cuda(device_idx)) = (options.has_rows(), options.device) {
         let sizes = engine::DeviceSizes { device_idx, max_seq_len_tokens: size.longest_sequence_tokens };
-        let sampler = sampling::DeviceSampler::new(rules, Engine::device_rows(size.limits), device_idx)?;
+        let own = own_row_rules(row_params);
+        let sampler = sampling::DeviceSampler::new(rules, own, Engine::device_rows(size.limits), device_idx)?;
         return Ok(engine::device_executor(model, sampler, size.limits, sizes)?);
     }
-    tracing::debug!("{options:?}: a part of the model");
-    let is_greedy = rules.params.use_greedy;
+    tracing::debug!("{options:?}, rows' own parameters {row_params:?}: a part of the model");
+    let is_greedy = rules.row.params.use_greedy;
     let sampler: Box<dyn TokenSampler> = match (group.num_stages() > 1, group.is_in_last_stage()) {
         (false, _) => Box::new(CpuSampler::new(rules)?),
         (true, true) => {
@@ -52,6 +56,14 @@ pub(crate) fn open_executor(
     Ok(host_executor(model, sampler, size.limits, stage)?)
 }
 
+#[cfg(feature = "cuda")]
+fn own_row_rules(row_params: RowParamsMode) -> sampling::OwnRowRules {
+    match row_params {
+        RowParamsMode::Read => sampling::OwnRowRules::Allowed,
+        RowParamsMode::Ignore => sampling::OwnRowRules::None,
+    }
+}
+
 /// Makes the engine that belongs to `options`, with which `model` was loaded.
 pub(crate) fn open_engine(
     model: Box<dyn CausalLm>,
@@ -60,12 +72,12 @@ pub(crate) fn open_engine(
     tokens: Arc<TokenTable>,
     size: EngineSize,
 ) -> Result<Engine, Failure> {
-    let SamplingSetup { rules, stop } = setup;
+    let SamplingSetup { rules, stop, row_params } = setup;
     #[cfg(feature = "cuda")]
     if let (true, tch::Device::Cuda(device_idx)) = (options.has_rows(), options.device) {
         let sizes = engine::DeviceSizes { device_idx, max_seq_len_tokens: size.longest_sequence_tokens };
         let max_rows = Engine::device_rows(size.limits);
-        let sampler = sampling::DeviceSampler::new(rules, max_rows, device_idx)?;
+        let sampler = sampling::DeviceSampler::new(rules, own_row_rules(row_params), max_rows, device_idx)?;
         let engine = Engine::on_device(model, sampler, stop, tokens, size.limits, sizes)?;
         let min_rows = engine.min_rows();
         if min_rows > 1 {
@@ -76,7 +88,10 @@ pub(crate) fn open_engine(
         }
         return Ok(engine);
     }
-    tracing::debug!("{options:?}: sequences of up to {} tokens", size.longest_sequence_tokens);
+    tracing::debug!(
+        "{options:?}, rows' own parameters {row_params:?}: sequences of up to {} tokens",
+        size.longest_sequence_tokens
+    );
     let sampler = CpuSampler::new(rules)?;
     Ok(Engine::new(model, Box::new(sampler), stop, tokens, size.limits)?)
 }

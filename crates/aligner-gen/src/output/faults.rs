@@ -12,8 +12,8 @@ use mem_disk::{AfterCut, Fault, MemDisk};
 use super::identity::tests::identity;
 use super::record::tests::sample;
 use super::{
-    CompletedStep, ExistingOutput, GenerationSink, JsonlSink, Manifest, OutputError, OutputFolder,
-    ResumePoint,
+    CompletedStep, ExistingOutput, GenerationSink, JsonlSink, LineLayout, Manifest, OutputError,
+    OutputFolder, ResumePoint,
 };
 
 const LOG_DIR: &str = "/results";
@@ -45,7 +45,7 @@ fn run(disk: &MemDisk, saved: &mut u64) -> Result<(), OutputError> {
         identity: identity.record().unwrap(),
         config: json!({}),
     };
-    let mut sink = JsonlSink::open(folder, manifest, Vec::new())?;
+    let mut sink = JsonlSink::open(folder, manifest, LineLayout::Fields(Vec::new()))?;
     for number in first..=NUM_STEPS {
         sink.commit(&step(number))?;
         *saved = number;

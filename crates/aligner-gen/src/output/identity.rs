@@ -52,6 +52,45 @@ pub(crate) struct Settings {
     pub(crate) top_p: Option<f64>,
     #[serde(rename = "model.generation.sampling_params.repetition_penalty")]
     pub(crate) repetition_penalty: f64,
+    /// What was added after this version was first recorded is absent where it changes nothing.
+    #[serde(
+        rename = "model.generation.sampling_params.min_p",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) min_p: Option<f64>,
+    /// By what is typed for the tokens.
+    #[serde(
+        rename = "model.generation.sampling_params.banned_tokens",
+        default,
+        skip_serializing_if = "Vec::is_empty"
+    )]
+    pub(crate) banned_tokens: Vec<String>,
+    #[serde(
+        rename = "model.generation.sampling_params.logit_bias",
+        default,
+        skip_serializing_if = "BTreeMap::is_empty"
+    )]
+    pub(crate) logit_bias: BTreeMap<String, f64>,
+    /// Where they are written.
+    #[serde(
+        rename = "model.generation.sampling_params.top_logprobs",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) top_logprobs: Option<u32>,
+    /// What lines are, where they are not the guide's.
+    #[serde(rename = "model.data.format", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) line_format: Option<String>,
+    /// `keep`: bad records are rows.
+    #[serde(rename = "model.data.train_ds.on_bad_record", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) on_bad_record: Option<String>,
+    /// `keep`: prompts that are too long are rows; `truncate`: they are cut.
+    #[serde(rename = "model.data.train_ds.on_overlength", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) on_overlength: Option<String>,
+    /// Whether records set how they are answered.
+    #[serde(rename = "model.data.train_ds.row_params", default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) row_params: bool,
     #[serde(rename = "model.generation.sampling_params.add_BOS")]
     pub(crate) add_bos: bool,
     #[serde(rename = "model.generation.sampling_params.end_strings")]

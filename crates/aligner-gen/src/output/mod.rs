@@ -2,13 +2,14 @@
 //!
 //! It knows nothing of models or tokenizers: texts come in ready. Rules: `docs/guide.rst`, the end of "Running Generation in Aligner".
 
+mod batch;
 mod disk;
 mod error;
 pub(crate) mod identity;
 mod legacy;
 mod lock;
 mod manifest;
-mod python_json;
+pub(crate) mod python_json;
 mod record;
 mod resume;
 mod writer;
@@ -19,7 +20,9 @@ mod faults;
 pub(crate) use error::OutputError;
 pub(crate) use identity::Identity;
 pub(crate) use manifest::{Manifest, write_atomically};
-pub(crate) use record::{CompletedStep, OutputField, ResponseOutput, SampleOutput};
+pub(crate) use record::{
+    CleanResponse, CompletedStep, LineLayout, OutputField, ResponseOutput, SampleOutput, TopLogprob,
+};
 pub(crate) use resume::{ExistingOutput, OutputFolder, ResumePoint};
 pub(crate) use writer::JsonlSink;
 

@@ -56,9 +56,15 @@ impl<'a> ObjectWriter<'a> {
     }
 
     /// The same for what came from the input: its numbers stay as they are written there.
-    pub(crate) fn metadata(&mut self, key: &str, object: &JsonObject) {
-        self.key(key);
-        self.out.extend_from_slice(Json::Object(object.clone()).to_string().as_bytes());
+    pub(crate) fn object(&mut self, key: &str, object: &JsonObject) {
+        self.json(key, &Json::Object(object.clone()));
+    }
+
+    /// The same for any value. The key may need escapes.
+    pub(crate) fn json(&mut self, key: &str, value: &Json) {
+        let quoted = Json::from(key).to_string();
+        self.key(quoted.get(1..quoted.len() - 1).unwrap_or_default());
+        self.out.extend_from_slice(value.to_string().as_bytes());
     }
 
     pub(crate) fn end(self) {

@@ -2,7 +2,7 @@
 
 use super::disk::{Disk, RealDisk};
 use super::resume::JSONL;
-use super::{CompletedStep, GenerationSink, Manifest, OutputError, OutputField, OutputFolder, ResumePoint};
+use super::{CompletedStep, GenerationSink, LineLayout, Manifest, OutputError, OutputFolder, ResumePoint};
 
 /// The file, its manifest and the lock on the folder.
 #[derive(Debug)]
@@ -10,7 +10,7 @@ pub(crate) struct JsonlSink<D: Disk = RealDisk> {
     folder: OutputFolder<D>,
     file: D::File,
     manifest: Manifest,
-    fields: Vec<OutputField>,
+    layout: LineLayout,
 }
 
 impl<D: Disk> JsonlSink<D> {
@@ -18,7 +18,7 @@ impl<D: Disk> JsonlSink<D> {
     pub(crate) fn open(
         folder: OutputFolder<D>,
         mut manifest: Manifest,
-        fields: Vec<OutputField>,
+        layout: LineLayout,
     ) -> Result<Self, OutputError> {
         let path = folder.path.join(JSONL);
         let file = folder.disk.open(&path).map_err(OutputError::io("open", &path))?;
@@ -27,7 +27,7 @@ impl<D: Disk> JsonlSink<D> {
         manifest
             .write_on(&folder.disk, &folder.path)
             .map_err(OutputError::io("write the manifest in", &folder.path))?;
-        Ok(Self { folder, file, manifest, fields })
+        Ok(Self { folder, file, manifest, layout })
     }
 
     /// Samples that are safe on disk.
@@ -50,7 +50,7 @@ impl<D: Disk> JsonlSink<D> {
 
 impl<D: Disk> GenerationSink for JsonlSink<D> {
     fn commit(&mut self, step: &CompletedStep) -> Result<(), OutputError> {
-        let bytes = step.to_jsonl(&self.fields)?;
+        let bytes = step.to_lines(&self.layout)?;
         let before = self.manifest.committed;
         let written = self.append(&bytes, before.committed_bytes).and_then(|()| {
             self.manifest.committed = ResumePoint {
@@ -92,7 +92,7 @@ mod tests {
             identity: identity.record().unwrap(),
             config: json!({}),
         };
-        JsonlSink::open(folder, manifest, Vec::new()).unwrap()
+        JsonlSink::open(folder, manifest, LineLayout::Fields(Vec::new())).unwrap()
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod drafts;
 mod fp8;
 mod gather;
 mod gemm;
+mod own_rules_check;
 mod pointwise;
 mod sampling_check;
 mod support;
@@ -21,7 +22,7 @@ use std::process::ExitCode;
 use cases::{Case, say};
 use support::Gpu;
 
-const CASES: [Case<Gpu>; 19] = [
+const CASES: [Case<Gpu>; 20] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("norms of heads", pointwise::norms_of_heads),
@@ -39,6 +40,7 @@ const CASES: [Case<Gpu>; 19] = [
     ("FP8 GEMM", fp8::gemms),
     ("sampling as the reference does", sampling_check::against_reference),
     ("sampling of many rows", sampling_check::many_rows),
+    ("rules of rows' own and most likely tokens", own_rules_check::own_rules),
     ("seen tokens", sampling_check::seen_tokens),
     ("first tokens of responses", sampling_check::admissions),
 ];

@@ -4,7 +4,7 @@ use cuda_kernels::{
     Admission, MarkSeen, Sample, SampleRules, SampleStatus, Sampled, SamplerKernels, SamplerScratch,
     SamplerState,
 };
-use sampling::{ReferenceSampler, RowState, SamplingParams, SamplingRules, TokenSampler};
+use sampling::{ReferenceSampler, RowRules, RowState, SamplingParams, SamplingRules, TokenSampler};
 use tch::{Kind, Tensor};
 
 use crate::cases::{Outcome, ensure};
@@ -16,12 +16,13 @@ const NUM_ROWS: i64 = 9;
 const IDLE_ROW: i64 = 7;
 const END_TOKENS: [i32; 3] = [0, 2, 600_000];
 
-fn rules() -> [SampleRules; 11] {
+fn rules() -> [SampleRules; 14] {
     let base = SampleRules {
         use_greedy: false,
         temperature: 1.0,
         top_k: None,
         top_p: None,
+        min_p: None,
         repetition_penalty: 1.0,
         compute_logprob: false,
         min_length: 0,
@@ -40,6 +41,9 @@ fn rules() -> [SampleRules; 11] {
         SampleRules { top_p: Some(0.3), top_k: Some(7), ..base },
         SampleRules { top_p: Some(0.999), temperature: 2.0, repetition_penalty: 1.3, ..base },
         SampleRules { top_k: Some(4000), repetition_penalty: 0.8, min_length: 5, ..base },
+        SampleRules { min_p: Some(0.1), ..base },
+        SampleRules { min_p: Some(1.0), temperature: 0.7, ..base },
+        SampleRules { min_p: Some(0.02), top_p: Some(0.95), top_k: Some(40), compute_logprob: true, ..base },
     ]
 }
 
@@ -74,7 +78,8 @@ pub(crate) fn many_rows(gpu: &Gpu) -> Outcome {
         (1000, 32_003, 32_064, usize::MAX),
         (1024, 128_256, 128_256, 1),
     ] {
-        let plain = |rules: &SampleRules| rules.top_k.is_none() && rules.top_p.is_none();
+        let plain =
+            |rules: &SampleRules| rules.top_k.is_none() && rules.top_p.is_none() && rules.min_p.is_none();
         for rules in rules().into_iter().filter(plain).take(num_rules) {
             let rules = SampleRules { vocab_size, ..rules };
             num_tokens += check(gpu, &kernels, &rules, &logits([num_rows, padded], vocab_size, 2.0)?)
@@ -139,6 +144,7 @@ impl Slots {
             sample_idxs: &self.sample_idxs,
             response_idxs: &self.response_idxs,
             seen: Some(&self.seen),
+            row_rules: None,
         }
     }
 
@@ -155,22 +161,27 @@ fn params(rules: &SampleRules) -> SamplingParams {
         top_k: rules.top_k,
         top_p: rules.top_p,
         repetition_penalty: rules.repetition_penalty,
+        min_p: rules.min_p,
         compute_logprob: rules.compute_logprob,
+        top_logprobs: 0,
     }
 }
 
 fn reference(rules: &SampleRules) -> Result<ReferenceSampler, Box<dyn std::error::Error>> {
     let end_tokens = END_TOKENS.iter().map(|&token| token as u32).collect();
     Ok(ReferenceSampler::new(SamplingRules {
-        params: params(rules),
+        row: RowRules {
+            params: params(rules),
+            seed: rules.seed,
+            end_token_ids: end_tokens,
+            min_length: rules.min_length,
+        },
         vocab_size: usize::try_from(rules.vocab_size)?,
-        seed: rules.seed,
-        end_token_ids: end_tokens,
-        min_length: rules.min_length,
+        bias: vec![],
     })?)
 }
 
-fn records(out: &Tensor) -> Result<Vec<Sampled>, Box<dyn std::error::Error>> {
+pub(crate) fn records(out: &Tensor) -> Result<Vec<Sampled>, Box<dyn std::error::Error>> {
     let words = Vec::<i32>::try_from(&out.f_to_device(tch::Device::Cpu)?.f_flatten(0, -1)?)?;
     Ok(words
         .chunks_exact(4)
@@ -203,6 +214,7 @@ fn check(
             logits: &gpu.put(logits)?,
             rules,
             end_token_ids: Some(&gpu.ints(&END_TOKENS, &[3])?),
+            bias: None,
             state: slots.state(),
             scratch: &scratch,
             admissions: None,
@@ -217,6 +229,7 @@ fn check(
             response_idx: row as u32 * 7,
             num_generated: row as u32,
             history: &history,
+            own: None,
         };
         let expect = reference.sample(&logits.f_narrow(0, row, 1)?, &[state]);
         let numbers = slots.numbers(row)?;
@@ -319,6 +332,7 @@ fn check_admissions(gpu: &Gpu, num_copies: i32) -> Checked {
             logits: &gpu.put(&logits)?,
             rules: &rules,
             end_token_ids: None,
+            bias: None,
             state: slots.state(),
             scratch: &scratch,
             admissions: Some(&admissions),
@@ -338,6 +352,7 @@ fn check_admissions(gpu: &Gpu, num_copies: i32) -> Checked {
             response_idx: admission.response_idx,
             num_generated: 0,
             history: &[],
+            own: None,
         };
         let row = logits.f_narrow(0, i64::from(admission.logits_row), 1)?;
         let token = i64::from(reference.sample(&row, &[state])?[0].token);

@@ -181,7 +181,12 @@ fn sampling(gpu: &Gpu) -> Checked {
             sample_idxs: &gpu.zeros(&[rows], Kind::Int64)?,
             response_idxs: &response_idxs?,
             seen: None,
+            row_rules: None,
         };
+        let seen = gpu.zeros(&[rows, (vocab_size + 31) / 32], Kind::Int)?;
+        // The program for rows with rules of their own, with those of the run.
+        let row_rules = gpu.zeros(&[rows, sampling::ROW_RULE_WORDS as i64], Kind::Int)?;
+        let with_own = SamplerState { seen: Some(&seen), row_rules: Some(&row_rules), ..state };
         let scratch = SamplerScratch::new(&gpu.device, rows, vocab_size)?;
         let out = gpu.zeros(&[rows, 4], Kind::Int)?;
         let base = SampleRules {
@@ -189,6 +194,7 @@ fn sampling(gpu: &Gpu) -> Checked {
             temperature: 0.8,
             top_k: None,
             top_p: None,
+            min_p: None,
             repetition_penalty: 1.0,
             compute_logprob: false,
             min_length: 0,
@@ -196,17 +202,21 @@ fn sampling(gpu: &Gpu) -> Checked {
             vocab_size,
         };
         let mut facts = Vec::new();
-        for (name, rules) in [
-            ("greedy", SampleRules { use_greedy: true, ..base }),
-            ("temperature", base),
-            ("with log-probability", SampleRules { compute_logprob: true, ..base }),
-            ("top_k", SampleRules { top_k: Some(50), ..base }),
-            ("top_p", SampleRules { top_p: Some(0.9), ..base }),
+        for (name, rules, state) in [
+            ("greedy", SampleRules { use_greedy: true, ..base }, state),
+            ("temperature", base, state),
+            ("with log-probability", SampleRules { compute_logprob: true, ..base }, state),
+            ("top_k", SampleRules { top_k: Some(50), ..base }, state),
+            ("top_p", SampleRules { top_p: Some(0.9), ..base }, state),
+            ("min_p", SampleRules { min_p: Some(0.1), ..base }, state),
+            ("rows' own rules", base, with_own),
+            ("rows' own rules, top_p", SampleRules { top_p: Some(0.9), ..base }, with_own),
         ] {
             let sample = Sample {
                 logits: &logits,
                 rules: &rules,
                 end_token_ids: None,
+                bias: None,
                 state,
                 scratch: &scratch,
                 admissions: None,

@@ -9,8 +9,10 @@ use crate::source::{headers, source};
 pub enum SamplerTiling {
     /// Without top_k and top_p.
     Plain,
-    /// With them: larger blocks, since each has its own histograms.
+    /// With them or `min_p`: larger blocks, since each has its own histograms.
     Filtered,
+    /// The same where rows may have rules of their own.
+    OwnRules,
 }
 
 impl SamplerTiling {
@@ -18,7 +20,7 @@ impl SamplerTiling {
     pub(super) fn num_threads(self) -> u32 {
         match self {
             Self::Plain => 256,
-            Self::Filtered => 512,
+            Self::Filtered | Self::OwnRules => 512,
         }
     }
 
@@ -30,20 +32,22 @@ impl SamplerTiling {
 
     /// Sampling; the same for all models.
     pub fn program(self) -> Program {
-        let (name, blocks_per_sm, filters) = match self {
-            Self::Plain => ("sampling", SAMPLE_BLOCKS_PER_SM, "0"),
-            Self::Filtered => ("sampling_filtered", 2, "1"),
+        let (name, blocks_per_sm, filters, own_rules) = match self {
+            Self::Plain => ("sampling", SAMPLE_BLOCKS_PER_SM, "0", "0"),
+            Self::Filtered => ("sampling_filtered", 2, "1", "0"),
+            Self::OwnRules => ("sampling_own_rules", 2, "1", "1"),
         };
         Program {
             name,
             source: source!("sample.cu"),
-            headers: headers!("common.cuh", "numbers.cuh", "row.cuh", "filter.cuh", "many.cuh"),
+            headers: headers!("common.cuh", "numbers.cuh", "row.cuh", "filter.cuh", "many.cuh", "own.cuh"),
             defines: vec![
                 ("ELEM", "0".to_owned()),
                 ("SAMPLE_THREADS", self.num_threads().to_string()),
                 ("SAMPLE_VALUES", SAMPLE_VALUES.to_string()),
                 ("SAMPLE_BLOCKS_PER_SM", blocks_per_sm.to_string()),
                 ("SAMPLE_FILTERS", filters.to_owned()),
+                ("SAMPLE_OWN_RULES", own_rules.to_owned()),
                 ("MANY_THREADS", MANY_THREADS.to_string()),
                 ("MANY_BLOCKS_PER_SM", MANY_BLOCKS_PER_SM.to_string()),
                 ("MANY_STAGES", MANY_STAGES.to_string()),
@@ -71,6 +75,19 @@ pub(super) const PIECE: u32 = 32 * PIECE_VALUES;
 /// Logits that a thread of the sampler holds.
 const SAMPLE_VALUES: u32 = 16;
 
+/// The most likely tokens.
+pub fn top_program() -> Program {
+    Program {
+        name: "top_tokens",
+        source: source!("top.cu"),
+        headers: headers!("common.cuh", "numbers.cuh"),
+        defines: vec![("ELEM", "0".to_owned())],
+        // The CPU rounds after every operation.
+        options: &["--fmad=false"],
+        is_specific: false,
+    }
+}
+
 /// The sets of seen tokens.
 pub fn seen_program() -> Program {
     Program {
@@ -92,6 +109,8 @@ mod tests {
     fn the_sampler_compiles() {
         check(&SamplerTiling::Plain.program());
         check(&SamplerTiling::Filtered.program());
+        check(&SamplerTiling::OwnRules.program());
         check(&seen_program());
+        check(&top_program());
     }
 }

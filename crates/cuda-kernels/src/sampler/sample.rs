@@ -14,6 +14,8 @@ use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 const MAX_VOCAB_SIZE: i64 = 1 << 19;
 /// `NUM_HISTOGRAMS * NUM_BINS` of `filter.cuh`.
 const HISTOGRAM_ELEMS: i64 = 3 * 2048;
+/// `ROW_RULE_WORDS` of `own.cuh`.
+const ROW_RULE_WORDS: i64 = 28;
 
 /// How tokens are chosen, one set for a run. The meaning is that of `SamplingParams` in the sampling crate, and the
 /// tokens are those of its reference sampler.
@@ -27,6 +29,8 @@ pub struct SampleRules {
     pub top_k: Option<u32>,
     /// Keep the smallest set of this probability, in (0, 1).
     pub top_p: Option<f32>,
+    /// Keep tokens at least this likely, compared with the most likely one, in (0, 1].
+    pub min_p: Option<f32>,
     /// Over seen tokens: divides positive logits, multiplies negative ones; 1 is off.
     pub repetition_penalty: f32,
     /// Also give the log-softmax of the raw logits at the token.
@@ -55,6 +59,9 @@ pub struct SamplerState<'a> {
     /// Bit sets of prompt and generated tokens, `int32[num_slots, ceil(vocab_size / 32)]`; needed for a repetition
     /// penalty.
     pub seen: Option<&'a Tensor>,
+    /// `int32[num_slots, 28]`: rules of rows' own in place of the launch's, as `row_rule_words` of the sampling crate makes
+    /// them; zeros for a row without.
+    pub row_rules: Option<&'a Tensor>,
 }
 
 /// The first token of a response, drawn from the logits of its prompt. Copied to the GPU as it is.
@@ -171,6 +178,8 @@ pub struct Sample<'a> {
     pub rules: &'a SampleRules,
     /// `int32[e]`: the tokens that end a response, for `min_length`.
     pub end_token_ids: Option<&'a Tensor>,
+    /// `float32[vocab_size]`: added to the logits before everything else.
+    pub bias: Option<&'a Tensor>,
     /// The slots.
     pub state: SamplerState<'a>,
     /// Working memory.
@@ -203,6 +212,8 @@ struct SampleArgs {
     raw_sums: Address,
     ties: Address,
     histograms: Address,
+    bias: Address,
+    row_rules: Address,
     seed: u64,
     logits_stride: i64,
     num_logits_rows: i32,
@@ -216,9 +227,9 @@ struct SampleArgs {
     top_p: f32,
     temperature: f32,
     repetition_penalty: f32,
+    min_p: f32,
     use_greedy: i32,
     compute_logprob: i32,
-    reserved: i32,
 }
 
 impl SamplerKernels {
@@ -231,15 +242,18 @@ impl SamplerKernels {
         let rules = sample.rules;
         let [num_entries, _] = shape_of(sample.out, "out")?;
         let args = sample_args(&tensors, sample, num_entries)?;
-        let has_filters = !rules.use_greedy && (args.top_k > 0 || args.top_p > 0.0);
-        let (kernel, tiling) = match has_filters {
-            true => (&self.sample_filtered, SamplerTiling::Filtered),
-            false => (&self.sample, SamplerTiling::Plain),
+        let has_filters = !rules.use_greedy && (args.top_k > 0 || args.top_p > 0.0 || args.min_p > 0.0);
+        let has_own_rules = args.row_rules != 0;
+        let (kernel, tiling) = match (has_own_rules, has_filters) {
+            (true, _) => (&self.sample_own_rules, SamplerTiling::OwnRules),
+            (false, true) => (&self.sample_filtered, SamplerTiling::Filtered),
+            (false, false) => (&self.sample, SamplerTiling::Plain),
         };
         let num_chunks = parts_of(rules.vocab_size, tiling.chunk());
         let num_tasks = count(num_entries * num_chunks, "blocks of the sampler")?;
         let ticket = tensors.address(&sample.scratch.ticket, "ticket", Kind::Int, &[1])?;
-        if !has_filters
+        if !has_own_rules
+            && !has_filters
             && !rules.use_greedy
             && args.logits_stride % 4 == 0
             && num_tasks > 2 * self.num_sms * SAMPLE_BLOCKS_PER_SM
@@ -330,6 +344,8 @@ fn sample_args(
             Kind::Int64,
             &[per_chunk[0], HISTOGRAM_ELEMS],
         )?,
+        bias: tensors.optional(sample.bias, "bias", Kind::Float, &[rules.vocab_size])?,
+        row_rules: tensors.optional(state.row_rules, "row_rules", Kind::Int, &[num_slots, ROW_RULE_WORDS])?,
         seed: rules.seed,
         logits_stride: padded_vocab_size,
         num_logits_rows: int(num_rows, "rows of `logits`")?,
@@ -344,8 +360,8 @@ fn sample_args(
         temperature: rules.temperature,
         repetition_penalty: rules.repetition_penalty,
         use_greedy: i32::from(rules.use_greedy),
+        min_p: rules.min_p.unwrap_or(0.0),
         compute_logprob: i32::from(rules.compute_logprob),
-        reserved: 0,
     })
 }
 
@@ -369,8 +385,9 @@ fn check_sizes(sample: &Sample<'_>, num_entries: i64, num_slots: i64) -> Result<
         let expected = format!("{num_rows}, as `logits` have, and at most {num_slots} slots");
         return Err(bad("rows of `out`", &expected, num_entries));
     }
-    if !rules.use_greedy && rules.repetition_penalty != 1.0 && state.seen.is_none() {
-        return Err(bad("seen", "given with a repetition penalty", 0));
+    let needs_seen = !rules.use_greedy && rules.repetition_penalty != 1.0;
+    if (needs_seen || state.row_rules.is_some()) && state.seen.is_none() {
+        return Err(bad("seen", "given with a repetition penalty or rules of rows' own", 0));
     }
     Ok(())
 }

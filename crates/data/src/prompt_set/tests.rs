@@ -23,7 +23,9 @@ fn all(set: &PromptSet) -> Vec<PreparedPrompt> {
     let load = |position| {
         let prompt = set.load(position).unwrap();
         let PreparedPrompt { index, text, metadata, .. } = prompt.clone();
-        assert_eq!(set.text(position).unwrap(), PromptText { index, text, metadata });
+        let num_tokens = prompt.ids.len();
+        let expect = PromptText { index, text, metadata, num_tokens, ..PromptText::default() };
+        assert_eq!(set.text(position).unwrap(), expect);
         prompt
     };
     (0..set.len()).map(load).collect()
@@ -48,12 +50,75 @@ fn bad_and_long_records_keep_the_numbering() {
     );
     assert!(prompts[1].text.contains("User\nc\n") && prompts[1].sample_idx == 3, "{prompts:?}");
     assert_eq!(set.too_long, [(3, 160)]);
-    assert_eq!(set.bad.iter().map(|bad| bad.line).collect::<Vec<_>>(), [2]);
+    assert_eq!(set.bad.iter().map(|bad| bad.place.as_str()).collect::<Vec<_>>(), ["2"]);
     assert_eq!((set.num_bad, set.num_noted, set.note.as_ref().map(|note| note.0)), (1, 2, Some(1)));
     assert_eq!(prompts[0].metadata.len(), 2);
     assert_eq!([0, 1, 2, 3, u64::MAX].map(|idx| set.position_of(idx)), [Some(0), None, None, Some(1), None]);
     assert_eq!((set.num_tokens(1), set.line(1), set.line(2)), (Some(prompts[1].ids.len()), Some(4), None));
     assert!(set.load(2).is_err());
+}
+
+#[test]
+fn records_that_are_kept_have_their_places_and_say_why() {
+    let text = [line("a"), "nonsense\n".into(), line(&"b".repeat(100)), "{}\n".into(), line("c")].concat();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    std::fs::write(&path, text).unwrap();
+    let keep = OnUnusable { bad: OnBadRecord::Keep, too_long: OnOverlength::Keep };
+    let set = load_prompts(&path, builder(), &LengthLimits::of_prompt(100), keep).unwrap();
+    assert_eq!((set.len(), set.num_unusable(), set.num_bad), (5, 3, 2));
+    let of_all = |of: &dyn Fn(usize) -> bool| (0..5).filter(|&position| of(position)).collect::<Vec<_>>();
+    assert_eq!(of_all(&|position| set.is_unusable(position)), [1, 2, 3]);
+    assert_eq!(of_all(&|position| set.num_tokens(position).is_none()), [1, 2, 3]);
+    assert_eq!(of_all(&|position| set.outlook(position).is_some()), [0, 4]);
+    assert_eq!((set.sample_idx(2), set.position_of(2)), (Some(2), Some(2)));
+    let errors: Vec<Option<String>> = (0..5).map(|position| set.text(position).unwrap().error).collect();
+    assert_eq!((&errors[0], &errors[4]), (&None, &None));
+    let said = |position: usize| errors[position].as_deref().unwrap();
+    insta::assert_snapshot!(said(1), @"not JSON at column 1: expected a value, found `nonsense`");
+    insta::assert_snapshot!(said(2), @"160 tokens are more than `model.data.train_ds.max_seq_length=100` allows");
+    assert!(said(3).starts_with("it has neither `conversations` nor `messages`"), "{}", said(3));
+    assert!(set.text(1).unwrap().text.is_empty() && set.text(2).unwrap().text.contains("bbb"));
+}
+
+#[test]
+fn prompts_are_cut_at_their_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("data.jsonl");
+    std::fs::write(&path, line("a") + &line(&"b".repeat(100))).unwrap();
+    let limits = LengthLimits::of_prompt(100);
+    let set = load_prompts(&path, builder().with_max_tokens(100), &limits, OnBadRecord::Refuse).unwrap();
+    let prompts = all(&set);
+    assert_eq!((set.num_cut, set.first_cut, set.too_long.len()), (1, Some((2, 160)), 0));
+    assert_eq!((prompts[1].ids.len(), prompts[0].ids.len() < 100), (100, true));
+    assert!(prompts[1].text.ends_with("<extra_id_1>Assistant\n") && prompts[1].text.starts_with("bbb"));
+}
+
+#[test]
+fn several_files_are_counted_through() {
+    let folder = tempfile::tempdir().unwrap();
+    let paths =
+        [("a.jsonl", line("a") + "\n"), ("b.jsonl", line("b") + "x\n" + &line("c"))].map(|(name, text)| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        });
+    let set = load_all_prompts(&paths, builder(), &LengthLimits::default(), OnBadRecord::Skip).unwrap();
+    let indices: Vec<u64> = all(&set).iter().map(|prompt| prompt.index).collect();
+    assert_eq!(indices, [0, 1, 3]);
+    let shown = |text: String| text.replace(&folder.path().display().to_string(), "");
+    assert_eq!(shown(set.place(4)), "3 of `/b.jsonl`");
+    assert_eq!(shown(set.bad[0].place.clone()), "2 of `/b.jsonl`");
+    let single = load_prompts(&paths[0], builder(), &LengthLimits::default(), OnBadRecord::Skip).unwrap();
+    assert!(single.fingerprint != set.fingerprint && single.place(1) == "1");
+    let refused = load_all_prompts(&paths, builder(), &LengthLimits::default(), OnBadRecord::Refuse);
+    insta::assert_snapshot!(shown(refused.err().unwrap().to_string()), @r"
+    1 of 4 records of `/a.jsonl`, `/b.jsonl` cannot be used:
+      line 2 of `/b.jsonl`: not JSON at column 1: expected a value, found `x`
+    ");
+    std::fs::write(&paths[1], line("d")).unwrap();
+    let error = shown(set.load(2).unwrap_err().to_string());
+    assert!(error.contains("data file `/b.jsonl` was changed") && error.contains("line 3 is"), "{error}");
 }
 
 #[test]

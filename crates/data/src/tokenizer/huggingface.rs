@@ -29,6 +29,8 @@ pub struct HuggingFaceTokenizer {
     inner: tokenizers::Tokenizer,
     coding: PieceCoding,
     added: HashMap<u32, String>,
+    /// Those of them that are marked as special.
+    marked: HashSet<u32>,
     byte_of: HashMap<char, u8>,
     special: SpecialTokens,
 }
@@ -109,9 +111,17 @@ impl HuggingFaceTokenizer {
         inner.with_padding(None);
         let decoder =
             serde_json::to_value(inner.get_decoder()).map_err(|error| damaged(reference, &error))?;
-        let added =
-            inner.get_added_tokens_decoder().into_iter().map(|(id, token)| (id, token.content)).collect();
-        Ok(Self { coding: piece_coding(&decoder), added, byte_of: byte_level_alphabet(), inner, special })
+        let tokens = inner.get_added_tokens_decoder();
+        let marked = tokens.iter().filter(|(_, token)| token.special).map(|(&id, _)| id).collect();
+        let added = tokens.into_iter().map(|(id, token)| (id, token.content)).collect();
+        Ok(Self {
+            coding: piece_coding(&decoder),
+            added,
+            marked,
+            byte_of: byte_level_alphabet(),
+            inner,
+            special,
+        })
     }
 
     fn piece(&self, id: u32) -> Result<String, DataError> {
@@ -159,6 +169,10 @@ impl Tokenizer for HuggingFaceTokenizer {
 
     fn is_special(&self, id: u32) -> bool {
         self.added.contains_key(&id)
+    }
+
+    fn is_left_out(&self, id: u32) -> bool {
+        self.marked.contains(&id)
     }
 
     fn special(&self) -> &SpecialTokens {

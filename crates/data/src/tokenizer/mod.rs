@@ -80,6 +80,11 @@ pub trait Tokenizer: Send + Sync {
         [special.bos, special.eos, special.pad].contains(&Some(id))
     }
 
+    /// Whether a text without special tokens leaves it out. Tokens that were added only to stay whole belong to the text.
+    fn is_left_out(&self, id: u32) -> bool {
+        self.is_special(id)
+    }
+
     /// The special ids.
     fn special(&self) -> &SpecialTokens;
 }

@@ -8,10 +8,11 @@
 //! What is here is bookkeeping; what touches a GPU is behind [`StepDevice`], and tests put a simulated one there.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 use model_core::{Batch, BlockId};
-use sampling::SampledToken;
+use sampling::{RowRules, SampledToken};
 
 mod buckets;
 #[cfg(feature = "cuda")]
@@ -43,6 +44,7 @@ const RUN_AHEAD: usize = 1;
 struct DeviceSeq {
     sample_idx: u64,
     prompt_len_tokens: u32,
+    own: Option<Arc<RowRules>>,
     /// None until it decodes.
     block_table: Vec<BlockId>,
     /// Its newest token while it has no row.
@@ -154,6 +156,9 @@ impl<D: StepDevice> DeviceExecutor<D> {
             if row.draws > 0 && end != prompt.tokens.len() {
                 return Err(unsupported("a token drawn inside a prompt"));
             }
+            if prompt.own.is_some() && !self.shape.layout.has_row_rules {
+                return Err(unsupported("rules of a row's own, which its sampler was not made for"));
+            }
         }
         Ok(())
     }
@@ -168,16 +173,19 @@ impl<D: StepDevice> DeviceExecutor<D> {
             let part = row.context_len as usize..row.context_len as usize + row.query_len as usize;
             let tokens = prompt.tokens.get(part).unwrap_or_default();
             batch.push(tokens, row.context_len, row.draws.min(1), &prompt.block_table);
+            let own: Option<Arc<RowRules>> = prompt.own.clone().map(Arc::from);
             for response_idx in 0..row.draws {
                 let seq = DeviceSeq {
                     sample_idx: prompt.sample_idx,
                     prompt_len_tokens: prompt.tokens.len() as u32,
+                    own: own.clone(),
                     block_table: Vec::new(),
                     waiting: Some(self.kept.next_waiting(draws.len())),
                 };
                 seqs.push((SeqId { group_idx: prompt.group_idx, response_idx }, seq));
                 let owner = Owner { sample_idx: prompt.sample_idx, response_idx };
-                draws.push(FirstToken { logits_row: num_complete, owner, prompt: &prompt.tokens });
+                let (prompt, own) = (prompt.tokens.as_slice(), prompt.own.as_deref());
+                draws.push(FirstToken { logits_row: num_complete, owner, prompt, own });
             }
             num_complete += row.draws.min(1) as usize;
         }
@@ -238,9 +246,10 @@ impl<D: StepDevice> DeviceExecutor<D> {
             .iter()
             .map(|&DecodeRow { id, context_len, drafts }| {
                 let seq = self.seqs.get(&id).ok_or_else(|| unknown(id))?;
-                let DeviceSeq { sample_idx, prompt_len_tokens, ref block_table, .. } = *seq;
+                let DeviceSeq { sample_idx, prompt_len_tokens, ref block_table, ref own, .. } = *seq;
                 let num_drafts = drafts.len();
-                Ok(TableRow { id, context_len, num_drafts, sample_idx, prompt_len_tokens, block_table })
+                let own = own.as_deref();
+                Ok(TableRow { id, context_len, num_drafts, sample_idx, prompt_len_tokens, own, block_table })
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
         self.row_table.update(&rows)
@@ -260,9 +269,9 @@ impl<D: StepDevice> DeviceExecutor<D> {
                 continue;
             }
             let drawn = drawn?;
-            tokens.push(drawn);
             num_accepted += 1;
             is_going_on = row.id.is_none() || row.drafts.get(idx) == Some(&drawn.token);
+            tokens.push(drawn);
         }
         if let (Some(id), false) = (row.id, row.drafts.is_empty()) {
             self.row_table.accept(id, num_accepted);

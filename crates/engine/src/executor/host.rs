@@ -5,10 +5,11 @@
 //! those of the last stage.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model_core::{Batch, BlockId, BlockMove, CausalLm, KvCache, ModelError};
-use sampling::{RowState, SampledToken, TokenSampler};
+use sampling::{RowRules, RowState, SampledToken, TokenSampler};
 use tch::Tensor;
 
 use super::{Executor, unknown, unknown_prompt};
@@ -65,6 +66,7 @@ struct HostSeq {
     prompt_len_tokens: usize,
     /// Prompt and generated tokens.
     history: Vec<u32>,
+    own: Option<Arc<RowRules>>,
     /// None until it decodes.
     block_table: Vec<BlockId>,
 }
@@ -162,11 +164,13 @@ impl HostExecutor {
         if end != prompt.tokens.len() {
             return Err(unsupported("a token drawn inside a prompt"));
         }
+        let own: Option<Arc<RowRules>> = prompt.own.clone().map(Arc::from);
         for response_idx in 0..row.draws {
             let seq = HostSeq {
                 sample_idx: prompt.sample_idx,
                 prompt_len_tokens: prompt.tokens.len(),
                 history: prompt.tokens.clone(),
+                own: own.clone(),
                 block_table: Vec::new(),
             };
             self.seqs.insert(SeqId { group_idx, response_idx }, seq);
@@ -275,11 +279,11 @@ impl HostExecutor {
                 .map(|&idx| row_state(&self.seqs, draws[idx].id))
                 .collect::<Result<Vec<_>, _>>()?;
             let sampled = self.sampler.sample(&logits, &states)?;
-            for (&idx, &sampled) in going_on.iter().zip(&sampled) {
-                tokens[idx].push(sampled);
+            for (&idx, sampled) in going_on.iter().zip(sampled) {
                 if let Some(seq) = self.seqs.get_mut(&draws[idx].id) {
                     seq.history.push(sampled.token);
                 }
+                tokens[idx].push(sampled);
             }
             going_on.retain(|&idx| {
                 let newest = tokens[idx].last().map(|sampled| sampled.token);
@@ -405,6 +409,7 @@ fn row_state(seqs: &HashMap<SeqId, HostSeq>, id: SeqId) -> Result<RowState<'_>, 
         response_idx: id.response_idx,
         num_generated: (seq.history.len() - seq.prompt_len_tokens) as u32,
         history: &seq.history,
+        own: seq.own.as_deref(),
     })
 }
 

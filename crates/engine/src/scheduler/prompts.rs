@@ -169,6 +169,7 @@ impl Scheduler {
                 group_idx: *group_idx,
                 sample_idx: group.sample_idx,
                 tokens: group.prompt.clone(),
+                own: group.own.clone(),
                 block_table: block_table.clone(),
             });
             prompt.block_table = block_table;

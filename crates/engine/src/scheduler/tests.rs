@@ -9,7 +9,14 @@ use crate::testing::{BLOCK_SIZE_TOKENS, limits};
 
 fn group(sample_idx: u64, prompt_len_tokens: usize, num_seqs: u32, max_new_tokens: u32) -> SeqGroup {
     let foresight = Foresight::default();
-    SeqGroup { sample_idx, prompt: vec![0; prompt_len_tokens], num_seqs, max_new_tokens, foresight }
+    SeqGroup {
+        sample_idx,
+        prompt: vec![0; prompt_len_tokens],
+        num_seqs,
+        max_new_tokens,
+        own: None,
+        foresight,
+    }
 }
 
 /// A group and how many tokens each of its responses really makes.

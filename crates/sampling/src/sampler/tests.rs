@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::{ReferenceSampler, SamplingParams};
+use crate::{ReferenceSampler, RowRules, SamplingParams};
 
 fn params() -> SamplingParams {
     SamplingParams {
@@ -10,12 +10,14 @@ fn params() -> SamplingParams {
         top_k: None,
         top_p: None,
         repetition_penalty: 1.0,
+        min_p: None,
         compute_logprob: false,
+        top_logprobs: 0,
     }
 }
 
 fn state(response_idx: u32, history: &[u32]) -> RowState<'_> {
-    RowState { sample_idx: 3, response_idx, num_generated: 5, history }
+    RowState { sample_idx: 3, response_idx, num_generated: 5, history, own: None }
 }
 
 fn sampler(params: SamplingParams, vocab_size: usize) -> CpuSampler {
@@ -23,7 +25,8 @@ fn sampler(params: SamplingParams, vocab_size: usize) -> CpuSampler {
 }
 
 fn rules(params: SamplingParams, vocab_size: usize) -> SamplingRules {
-    SamplingRules { params, vocab_size, seed: 1234, end_token_ids: vec![], min_length: 0 }
+    let row = RowRules { params, seed: 1234, end_token_ids: vec![], min_length: 0 };
+    SamplingRules { row, vocab_size, bias: vec![] }
 }
 
 /// A logit from a coarse grid, so that ties are common, or a mask, or anything.
@@ -44,15 +47,32 @@ fn any_params() -> impl Strategy<Value = SamplingParams> {
         prop::option::of(1_u32..80),
         prop::option::of(prop_oneof![Just(0.5_f32), 0.001_f32..0.999]),
         prop_oneof![Just(1.0_f32), 0.5_f32..3.0],
+        prop::option::of(prop_oneof![Just(1.0_f32), 0.001_f32..0.5]),
+        0_u32..6,
     )
-        .prop_map(|(use_greedy, temperature, top_k, top_p, repetition_penalty)| SamplingParams {
-            use_greedy,
-            temperature,
-            top_k,
-            top_p,
-            repetition_penalty,
-            compute_logprob: true,
+        .prop_map(|(use_greedy, temperature, top_k, top_p, repetition_penalty, min_p, top_logprobs)| {
+            SamplingParams {
+                use_greedy,
+                temperature,
+                top_k,
+                top_p,
+                repetition_penalty,
+                min_p,
+                compute_logprob: true,
+                top_logprobs,
+            }
         })
+}
+
+fn any_row_rules() -> impl Strategy<Value = RowRules> {
+    (any_params(), any::<u64>(), prop::collection::vec(0_u32..70, 0..3), 0_u32..12).prop_map(
+        |(params, seed, end_token_ids, min_length)| RowRules { params, seed, end_token_ids, min_length },
+    )
+}
+
+fn any_bias() -> impl Strategy<Value = Vec<(u32, f32)>> {
+    let value = prop_oneof![Just(f32::NEG_INFINITY), -20.0_f32..20.0];
+    prop::collection::btree_map(0_u32..70, value, 0..6).prop_map(|bias| bias.into_iter().collect())
 }
 
 proptest! {
@@ -60,25 +80,31 @@ proptest! {
 
     #[test]
     fn equals_the_reference(
-        params in any_params(),
-        rows in prop::collection::vec(prop::collection::vec(logit(), 70), 1..5),
+        row in any_row_rules(),
+        rows in prop::collection::vec((prop::collection::vec(logit(), 70), prop::option::of(any_row_rules())), 1..5),
         vocab_size in 1_usize..=70,
         history in prop::collection::vec(0_u32..70, 0..20),
-        end_token_ids in prop::collection::vec(0_u32..70, 0..3),
-        min_length in 0_u32..12,
-        seed in any::<u64>(),
+        mut bias in any_bias(),
     ) {
+        bias.retain(|&(token, _)| (token as usize) < vocab_size);
+        let (rows, own): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
         let logits = Tensor::from_slice2(&rows);
-        let states: Vec<_> = (0..rows.len() as u32).map(|idx| state(idx, &history)).collect();
-        let rules = SamplingRules { params, vocab_size, seed, end_token_ids, min_length };
+        let states: Vec<_> =
+            (0..).zip(&own).map(|(idx, own)| RowState { own: own.as_ref(), ..state(idx, &history) }).collect();
+        let rules = SamplingRules { row, vocab_size, bias };
         let mut fast = CpuSampler::new(rules.clone()).unwrap();
         let mut slow = ReferenceSampler::new(rules).unwrap();
         match (fast.sample(&logits, &states), slow.sample(&logits, &states)) {
             (Ok(fast), Ok(slow)) => {
                 for (fast, slow) in fast.iter().zip(&slow) {
                     prop_assert_eq!(fast.token, slow.token);
-                    let (fast, slow) = (fast.logprob.unwrap(), slow.logprob.unwrap());
-                    prop_assert!((fast - slow).abs() <= 1e-5 * slow.abs().max(1.0), "{} {}", fast, slow);
+                    let (logprob, expect) = (fast.logprob.unwrap(), slow.logprob.unwrap());
+                    prop_assert!((logprob - expect).abs() <= 1e-5 * expect.abs().max(1.0), "{} {}", logprob, expect);
+                    prop_assert_eq!(fast.top.len(), slow.top.len());
+                    for (fast, slow) in fast.top.iter().zip(&slow.top) {
+                        prop_assert_eq!(fast.token, slow.token);
+                        prop_assert!((fast.logprob - slow.logprob).abs() <= 1e-5 * slow.logprob.abs().max(1.0));
+                    }
                 }
             }
             (fast, slow) => prop_assert_eq!(fast.unwrap_err().to_string(), slow.unwrap_err().to_string()),
@@ -142,11 +168,41 @@ fn draws_follow_the_softmax() {
 }
 
 #[test]
+fn rules_of_a_row_leave_the_others_alone() {
+    let logits = Tensor::from_slice(&(0..50).map(|id| (id % 7) as f32 * 0.3).collect::<Vec<_>>());
+    let logits = logits.view([1, -1]).repeat([20, 1]);
+    let plain: Vec<_> = (0..20).map(|idx| state(idx, &[])).collect();
+    let expect = sampler(params(), 50).sample(&logits, &plain).unwrap();
+    let rules = rules(SamplingParams { use_greedy: true, ..params() }, 50).row;
+    let mixed: Vec<_> = plain
+        .iter()
+        .map(|state| RowState { own: (state.response_idx % 2 == 0).then_some(&rules), ..*state })
+        .collect();
+    for (idx, sampled) in sampler(params(), 50).sample(&logits, &mixed).unwrap().iter().enumerate() {
+        let greedy = SampledToken { token: 6, logprob: None, top: vec![] };
+        assert_eq!(*sampled, if idx % 2 == 0 { greedy } else { expect[idx].clone() });
+    }
+}
+
+#[test]
+fn a_banned_token_is_not_chosen_and_keeps_its_probability() {
+    let greedy = SamplingParams { use_greedy: true, compute_logprob: true, top_logprobs: 1, ..params() };
+    let rules = SamplingRules { bias: vec![(1, f32::NEG_INFINITY), (2, 1.5)], ..rules(greedy, 4) };
+    let logits = Tensor::from_slice(&[1.0_f32, 9.0, 0.0, 0.0]).view([1, 4]);
+    let sampled = CpuSampler::new(rules).unwrap().sample(&logits, &[state(0, &[])]).unwrap();
+    assert_eq!((sampled[0].token, sampled[0].top[0].token), (2, 1));
+    assert!(sampled[0].logprob.unwrap() < -8.9 && sampled[0].top[0].logprob > -0.01);
+    let error =
+        CpuSampler::new(SamplingRules { bias: vec![(4, 1.0)], ..self::rules(params(), 4) }).unwrap_err();
+    assert_eq!(error.to_string(), "a bias is given for token 4, the vocabulary has 4");
+}
+
+#[test]
 fn padding_is_never_chosen_and_ties_go_to_the_lowest_id() {
     let greedy = SamplingParams { use_greedy: true, ..params() };
     let logits = Tensor::from_slice(&[1.0_f32, 2.0, 2.0, 9.0]).view([1, 4]);
     let sampled = sampler(greedy, 3).sample(&logits, &[state(0, &[])]).unwrap();
-    assert_eq!(sampled, [SampledToken { token: 1, logprob: None }]);
+    assert_eq!(sampled, [SampledToken { token: 1, logprob: None, top: vec![] }]);
 }
 
 /// Sorting a row with a NaN panics once it is long enough.

@@ -16,7 +16,7 @@ use crate::signals::StopWatch;
 use super::Heard;
 use super::lease::{Arrival, Grant, LeaseTable, SampleSize};
 use super::link::Server;
-use super::message::{FromZero, Hello, Leaving, SampleDone, Stop, ToZero, Why, Worked};
+use super::message::{FromZero, Hello, Leaving, ResponseDone, SampleDone, Stop, ToZero, Why, Worked};
 
 /// How often what hangs on the time is looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -261,10 +261,13 @@ impl State<'_, '_> {
         let num_tokens: usize = sample.responses.iter().map(|response| response.token_ids.len()).sum();
         // Ids, log-probabilities and the text, roughly.
         let mean_tokens = num_tokens / sample.responses.len().max(1);
+        let of_top =
+            |response: &ResponseDone| response.top_logprobs.iter().flatten().map(Vec::len).sum::<usize>();
+        let num_top: usize = sample.responses.iter().map(of_top).sum();
         let size = SampleSize {
             longest_tokens: longest,
             mean_tokens: u32::try_from(mean_tokens).unwrap_or(u32::MAX),
-            num_bytes: 12 * num_tokens + 128,
+            num_bytes: 12 * num_tokens + 40 * num_top + 128,
         };
         if self.table.complete(replica, position, size, self.now()) == Arrival::First {
             if let Some(peer) = self.peers.get_mut(rank as usize) {

@@ -3,7 +3,7 @@
 mod wire;
 
 use engine::{Request, RunStats};
-use sampling::FinishReason;
+use sampling::{FinishReason, TopToken};
 
 use crate::cluster::topology::{Rank, Topology};
 use crate::exit::Failure;
@@ -12,7 +12,7 @@ use crate::output::Identity;
 use wire::{Reader, Writer};
 
 /// Raised with every change of a message: ranks of different builds must not talk past each other.
-pub(crate) const VERSION: u8 = 5;
+pub(crate) const VERSION: u8 = 6;
 
 /// From a rank to rank 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -147,6 +147,8 @@ pub(crate) struct ResponseDone {
     pub(crate) token_ids: Vec<u32>,
     pub(crate) finish_reason: FinishReason,
     pub(crate) logprobs: Option<Vec<f32>>,
+    /// The most likely tokens at the place of each.
+    pub(crate) top_logprobs: Option<Vec<Vec<TopToken>>>,
 }
 
 /// Bytes that are no message of this version.
@@ -254,6 +256,7 @@ impl FromZero {
                     out.u32(request.num_responses);
                     out.u32(request.max_new_tokens);
                     out.list(&request.prompt, |out, &id| out.u32(id));
+                    out.own_rules(request.own.as_deref());
                     out.foresight(request.foresight);
                 });
             }
@@ -286,6 +289,7 @@ impl FromZero {
                     num_responses: input.u32()?,
                     max_new_tokens: input.u32()?,
                     prompt: input.list(Reader::u32)?,
+                    own: input.option(Reader::own_rules)?,
                     foresight: input.foresight()?,
                 })
             })?),
@@ -304,19 +308,23 @@ impl FromZero {
 
 #[cfg(test)]
 mod tests {
-    use engine::{Foresight, PlannedPrefix};
+    use engine::{Foresight, OwnRules, PlannedPrefix};
     use proptest::prelude::*;
+    use sampling::{RowRules, SamplingParams, StopConditions};
 
     use super::*;
 
     fn response() -> impl Strategy<Value = ResponseDone> {
         let reasons = [FinishReason::Eos, FinishReason::EndString, FinishReason::Length];
         let logprobs = prop::option::of(prop::collection::vec(-9.0_f32..0.0, 0..5));
-        (prop::collection::vec(any::<u32>(), 0..5), prop::sample::select(reasons.to_vec()), logprobs)
-            .prop_map(|(token_ids, finish_reason, logprobs)| ResponseDone {
+        let top = (any::<u32>(), -9.0_f32..0.0).prop_map(|(token, logprob)| TopToken { token, logprob });
+        let top = prop::option::of(prop::collection::vec(prop::collection::vec(top, 0..3), 0..4));
+        (prop::collection::vec(any::<u32>(), 0..5), prop::sample::select(reasons.to_vec()), logprobs, top)
+            .prop_map(|(token_ids, finish_reason, logprobs, top_logprobs)| ResponseDone {
                 token_ids,
                 finish_reason,
                 logprobs,
+                top_logprobs,
             })
     }
 
@@ -358,18 +366,40 @@ mod tests {
         ]
     }
 
+    fn own_rules(seed: u64, temperature: f32, min_length: u32, min_p: Option<f32>) -> Box<OwnRules> {
+        let params = SamplingParams {
+            use_greedy: seed % 2 == 0,
+            temperature,
+            top_k: None,
+            top_p: Some(0.1),
+            repetition_penalty: temperature / 3.0,
+            min_p,
+            compute_logprob: true,
+            top_logprobs: 2,
+        };
+        let stop = StopConditions::resolve(&["a\u{e9}".to_owned()], &[3], |_| None).unwrap();
+        let row = RowRules { params, seed, end_token_ids: vec![3, min_length], min_length };
+        Box::new(OwnRules { row, stop: stop.with_min_length(min_length) })
+    }
+
     fn from_zero() -> impl Strategy<Value = FromZero> {
         let planned =
             any::<[u32; 3]>().prop_map(|[id, num_later, within]| PlannedPrefix { id, num_later, within });
         let foresight = (prop::option::of(any::<u32>()), prop::option::of(planned))
             .prop_map(|(expected_tokens, prefix)| Foresight { expected_tokens, prefix });
         let prompt = prop::collection::vec(any::<u32>(), 0..5);
-        let request = (any::<u64>(), prompt, any::<[u32; 2]>(), foresight).prop_map(
-            |(sample_idx, prompt, [num_responses, max_new_tokens], foresight)| Request {
+        let own =
+            prop::option::of((any::<u64>(), 0.01_f32..3.0, any::<u32>(), prop::option::of(0.01_f32..1.0)));
+        let own = own.prop_map(|own| {
+            own.map(|(seed, temperature, min_length, min_p)| own_rules(seed, temperature, min_length, min_p))
+        });
+        let request = (any::<u64>(), prompt, any::<[u32; 2]>(), own, foresight).prop_map(
+            |(sample_idx, prompt, [num_responses, max_new_tokens], own, foresight)| Request {
                 sample_idx,
                 prompt,
                 num_responses,
                 max_new_tokens,
+                own,
                 foresight,
             },
         );
@@ -425,7 +455,7 @@ mod tests {
         let error = FromZero::decode(&[9, 0]).unwrap_err().to_string();
         assert_eq!(
             error,
-            "a message of version 9, this program has version 5: all ranks must run the same program"
+            "a message of version 9, this program has version 6: all ranks must run the same program"
         );
     }
 }

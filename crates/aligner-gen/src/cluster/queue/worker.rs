@@ -79,6 +79,11 @@ impl State<'_> {
                 Err(RecvTimeoutError::Disconnected) => self.hear(Err("rank 0 has ended".to_owned())),
             }
         }
+        // A row that nothing is generated for is done as it is.
+        while let Some(request) = self.backlog.pop_front_if(|request| request.num_responses == 0) {
+            let sample = SampleDone { sample_idx: request.sample_idx, responses: Vec::new() };
+            (self.mailbox.say)(ToZero::Done(vec![sample]));
+        }
         match self.backlog.pop_front() {
             _ if self.ended.is_some() => Supply::End,
             None => Supply::Later,
@@ -110,10 +115,11 @@ impl State<'_> {
     }
 
     fn take(&mut self, completion: Completion) {
-        let Completion { sample_idx, response_idx, token_ids, finish_reason, logprobs } = completion;
+        let Completion { sample_idx, response_idx, token_ids, finish_reason, logprobs, top_logprobs } =
+            completion;
         let Some(responses) = self.open.get_mut(&sample_idx) else { return };
         if let Some(slot) = responses.get_mut(response_idx as usize) {
-            *slot = Some(ResponseDone { token_ids, finish_reason, logprobs });
+            *slot = Some(ResponseDone { token_ids, finish_reason, logprobs, top_logprobs });
         }
         if responses.iter().all(Option::is_some) {
             let responses = self.open.remove(&sample_idx).into_iter().flatten().flatten().collect();

@@ -2,7 +2,7 @@
 
 use super::Key;
 
-pub(super) const KEYS: [Key; 123] = [
+pub(super) const KEYS: [Key; 130] = [
     Key::closed("trainer.generation"),
     Key::closed("exp_manager"),
     Key::closed("pretrained_checkpoint"),
@@ -83,11 +83,15 @@ pub(super) const KEYS: [Key; 123] = [
     Key::read("model.generation.sampling_params.temperature"),
     Key::read("model.generation.sampling_params.top_k"),
     Key::read("model.generation.sampling_params.top_p"),
+    Key::read("model.generation.sampling_params.min_p"),
     Key::read("model.generation.sampling_params.repetition_penalty"),
+    Key::read("model.generation.sampling_params.banned_tokens"),
+    Key::read("model.generation.sampling_params.logit_bias"),
     Key::read("model.generation.sampling_params.add_BOS"),
     Key::refused("model.generation.sampling_params.all_probs"),
     // `model.generation.output_fields` says whether they are written.
     Key::neutral("model.generation.sampling_params.compute_logprob"),
+    Key::read("model.generation.sampling_params.top_logprobs"),
     Key::read("model.generation.sampling_params.end_strings"),
     Key::read("model.generation.length_params.max_length"),
     Key::read("model.generation.length_params.min_length"),
@@ -104,6 +108,7 @@ pub(super) const KEYS: [Key; 123] = [
     Key::read("model.data.chat_prompt_tokens.end_of_name").or_checkpoints(),
     Key::read("model.data.sample"),
     Key::read("model.data.date"),
+    Key::read("model.data.format"),
     Key::ignored("model.data.num_workers"),
     Key::ignored("model.data.dataloader_type"),
     Key::ignored("model.data.reset_position_ids"),
@@ -111,8 +116,10 @@ pub(super) const KEYS: [Key; 123] = [
     Key::ignored("model.data.eod_mask_loss"),
     Key::read_as("model.data.train_ds.file_path", "data"),
     Key::ignored("model.data.train_ds.file_names"),
-    // A run whose data have bad records does not start, or leaves them out.
-    Key::neutral("model.data.train_ds.on_bad_record"),
+    // With `keep` there are more rows. Otherwise a run whose data have bad records does not start, or leaves them out.
+    Key::read("model.data.train_ds.on_bad_record"),
+    Key::read("model.data.train_ds.on_overlength"),
+    Key::read("model.data.train_ds.row_params"),
     Key::neutral("model.data.train_ds.length_hint_key"),
     Key::ignored("model.data.train_ds.shuffle"),
     Key::ignored("model.data.train_ds.memmap_workers"),

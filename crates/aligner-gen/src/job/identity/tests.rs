@@ -17,6 +17,8 @@ const CHECKPOINT: &str = "num_layers: 2\nhidden_size: 64\nffn_hidden_size: 256\n
 const TEMPLATE: &str = "model.data.train_ds.prompt_template='{input} {output}'";
 const PROMPT_RESPONSE: &[&str] = &["model.data.chat=false", TEMPLATE];
 const CUTTING: &[&str] = &["model.data.chat=false", TEMPLATE, "model.data.train_ds.truncation_field=input"];
+const TOP: &[&str] =
+    &["model.generation.output_fields=[top_logprobs]", "++model.generation.sampling_params.top_logprobs=2"];
 const FAST: &[&str] = &["trainer.generation.trt_llm.enable=true"];
 
 /// What of an identity does not come from the plan and the model: files, and the device that is found.
@@ -26,6 +28,13 @@ const FROM_ELSEWHERE: [&str; 5] = ["checkpoint", "adapters", "tokenizer", "data"
 type Change = (&'static str, &'static [&'static str], &'static [&'static str]);
 
 const OF_THE_RUN: &[Change] = &[
+    ("model.generation.sampling_params.min_p", &[], &["0.1"]),
+    ("model.generation.sampling_params.banned_tokens", &[], &["[3]"]),
+    ("model.generation.sampling_params.logit_bias", &[], &["{x:2.5}"]),
+    ("model.generation.sampling_params.top_logprobs", TOP, &["3"]),
+    ("model.data.train_ds.row_params", &[], &["true"]),
+    ("model.data.format", &[], &["openai_batch"]),
+    ("model.data.train_ds.on_overlength", &[], &["truncate"]),
     ("trainer.num_nodes", &[], &["2"]),
     ("trainer.devices", &[], &["2"]),
     ("trainer.precision", &[], &["32"]),
@@ -83,7 +92,7 @@ const OF_THE_RUN: &[Change] = &[
     ("model.data.chat_prompt_tokens.end_of_name", &[], &["x"]),
     ("model.data.sample", &["trainer.generation.max_steps=3"], &["true"]),
     ("model.data.date", &[], &["2026-11-28"]),
-    ("model.data.train_ds.on_bad_record", &[], &["skip"]),
+    ("model.data.train_ds.on_bad_record", &[], &["keep"]),
     ("model.data.train_ds.length_hint_key", &[], &["tokens"]),
     ("model.data.train_ds.max_seq_length", &[], &["9"]),
     ("model.data.train_ds.drop_last", &[], &["true"]),

@@ -1,6 +1,6 @@
 //! What becomes of the records: which are generated, in which steps, and what is said about the others.
 
-use data::{DataError, DpWorld, OutputSteps, PromptSet, plan_output_steps};
+use data::{DataError, DpWorld, OnBadRecord, OnOverlength, OutputSteps, PromptSet, plan_output_steps};
 
 use crate::cluster::topology::Topology;
 use crate::config::plan::GenerationPlan;
@@ -59,14 +59,32 @@ pub(super) fn show_left_out(prompts: &PromptSet) {
 
 fn show_bad(prompts: &PromptSet) {
     for bad in &prompts.bad {
-        tracing::warn!("line {} is skipped: {}", bad.line, bad.reason);
+        let outcome = match prompts.on_unusable.bad {
+            OnBadRecord::Keep => "bad",
+            OnBadRecord::Refuse | OnBadRecord::Skip => "skipped",
+        };
+        tracing::warn!("line {} is {outcome}: {}", bad.place, bad.reason);
     }
 }
 
 fn show_too_long(prompts: &PromptSet) {
     if !prompts.too_long.is_empty() {
-        let lines = prompts.too_long.iter().map(|(line, num_tokens)| format!("{line} ({num_tokens} tokens)"));
-        tracing::warn!("over-length prompts are left out: lines {}", list(lines));
+        let lines = prompts.too_long.iter().map(|&(line, num_tokens)| {
+            let place = prompts.place(line);
+            format!("{place} ({num_tokens} tokens)")
+        });
+        let outcome = match prompts.on_unusable.too_long {
+            OnOverlength::Drop => "left out",
+            OnOverlength::Keep => "rows with an error",
+        };
+        tracing::warn!("over-length prompts are {outcome}: lines {}", list(lines));
+    }
+    if let Some((line, num_tokens)) = prompts.first_cut {
+        tracing::warn!(
+            "{} prompts are cut to the limit, the first in line {}, of {num_tokens} tokens",
+            thousands(prompts.num_cut),
+            prompts.place(line)
+        );
     }
 }
 
@@ -77,14 +95,19 @@ pub(super) fn show_counts(
     num_past_limits: u64,
     to_generate: String,
 ) {
-    let counts = two_columns(&[
+    let mut counts = vec![
         ("records read", thousands(prompts.num_read)),
         ("bad", thousands(prompts.num_bad)),
         ("over-length", thousands(prompts.too_long.len() as u64)),
         ("not in a whole batch", thousands(num_dropped as u64)),
         ("past the limits set", thousands(num_past_limits)),
         ("to generate", to_generate),
-    ]);
+    ];
+    if prompts.num_unusable() > 0 {
+        let kept = thousands(prompts.num_unusable() as u64);
+        counts.insert(3, ("of these rows with an error", kept));
+    }
+    let counts = two_columns(&counts);
     tracing::info!("data\n{counts}");
 }
 

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use engine::{Engine, Executor, LeadingExecutor};
+use engine::{Engine, Executor, LeadingExecutor, OwnRules};
 use hydra_config::Resolved;
 use model_core::{Backend, CausalLm, LoadOptions, ModelConfig, ModelPart, ModelRanks, Reduction};
 use model_parallel::Patience;
 use model_spec::{ModelSpec, ShardPlace};
 use nemo_format::Checkpoint;
-use sampling::{SamplingRules, StopConditions};
+use sampling::SamplingRules;
 use tch::Device;
 use torch_ext::store::Store;
 
@@ -23,6 +23,7 @@ use crate::config::raw::RawConfig;
 use crate::config::{self, UserConfig};
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::job::own_rules::{self, RowRulesMaker};
 use crate::job::{identity, log_folder};
 use crate::logging::Logging;
 use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_part, model_config};
@@ -125,10 +126,10 @@ impl Setup {
     }
 
     /// What the start in the log folder has to know of this rank.
-    pub(super) fn begin(&self) -> log_folder::Begin<'_> {
-        let files = [&self.plan.data_path, &self.checkpoint_path];
+    pub(super) fn begin<'a>(&'a self, data_files: &'a [PathBuf]) -> log_folder::Begin<'a> {
+        let files = data_files.iter().chain([&self.checkpoint_path]);
         let adapters = self.checkpoint.adapters().iter().map(nemo_format::AdapterSummary::path);
-        let inputs = files.into_iter().map(PathBuf::as_path).chain(adapters).collect();
+        let inputs = files.map(PathBuf::as_path).chain(adapters).collect();
         log_folder::Begin {
             inputs,
             local_rank: self.place().local_rank,
@@ -180,6 +181,11 @@ impl Setup {
         let part = (&self.place, self.reduction);
         MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, part, demand)
             .map_err(|failure| self.with_layout_that_fits(failure, demand))
+    }
+
+    /// What makes the rules of rows.
+    pub(crate) fn row_rules(&self) -> Result<RowRulesMaker<'_>, Failure> {
+        RowRulesMaker::new(&self.plan, &self.tokenizer, self.end_tokens.ids())
     }
 
     /// A refusal for want of memory, with the layout of the fewest ranks that would do.
@@ -238,14 +244,15 @@ impl Setup {
         let mut engine = match group {
             None => {
                 let model = self.load(None)?;
-                let SamplingSetup { rules, stop } = self.sampling(model.as_ref())?;
-                open_engine(model, self.options, SamplingSetup { rules, stop }, tokens, size)?
+                let setup = self.sampling(model.as_ref())?;
+                open_engine(model, self.options, setup, tokens, size)?
             }
             Some(group) => {
                 size.limits = group.agree(size.limits)?;
                 let model = self.load(Some(&group))?;
-                let SamplingSetup { rules, stop } = self.sampling(model.as_ref())?;
-                let own = open_executor(model, self.options, rules, size, &group)?;
+                let setup = self.sampling(model.as_ref())?;
+                let stop = setup.stop.clone();
+                let own = open_executor(model, self.options, setup, size, &group)?;
                 let executor = LeadingExecutor::new(own, Box::new(group));
                 Engine::with_executor(Box::new(executor), stop, tokens, size.limits)?
             }
@@ -266,8 +273,8 @@ impl Setup {
         let mut size = engine_size(memory);
         size.limits = group.agree(size.limits)?;
         let model = self.load(Some(group))?;
-        let rules = self.sampling(model.as_ref())?.rules;
-        open_executor(model, self.options, rules, size, group)
+        let setup = self.sampling(model.as_ref())?;
+        open_executor(model, self.options, setup, size, group)
     }
 
     fn load(&self, group: Option<&ModelGroup>) -> Result<Box<dyn CausalLm>, Failure> {
@@ -279,19 +286,14 @@ impl Setup {
     /// What decides the tokens beside the model.
     fn sampling(&self, model: &dyn CausalLm) -> Result<SamplingSetup, Failure> {
         let plan = &self.plan;
-        let tokenizer = &self.tokenizer.tokenizer;
-        let stop = StopConditions::resolve(&plan.end_strings, &self.end_tokens.ids(), |text| {
-            self.tokenizer.single_token(text)
-        })?
-        .with_min_length(plan.min_length);
-        let rules = SamplingRules {
-            params: plan.sampling.clone(),
-            vocab_size: tokenizer.vocab_size().min(model.padded_vocab_size()),
-            seed: plan.seed,
-            end_token_ids: stop.end_token_ids().to_vec(),
-            min_length: plan.min_length,
-        };
-        Ok(SamplingSetup { rules, stop })
+        let vocab_size = self.tokenizer.tokenizer.vocab_size().min(model.padded_vocab_size());
+        let OwnRules { row, stop } = self.row_rules()?.run().clone();
+        let bias = own_rules::token_bias(&plan.token_bias, &self.tokenizer, vocab_size)?;
+        Ok(SamplingSetup {
+            rules: SamplingRules { row, vocab_size, bias },
+            stop,
+            row_params: plan.row_params,
+        })
     }
 }
 

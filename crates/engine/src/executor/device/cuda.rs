@@ -6,7 +6,7 @@ use std::time::Duration;
 use cuda_runtime::{Device, Event, Graph, GraphPool, Stream};
 use model_core::{Batch, BlockMove, CausalLm, DeviceDecode, KvCache};
 use model_spec::blocks_for;
-use sampling::{DeviceSampler, FirstDraw, RECORD_WORDS, SamplerRows};
+use sampling::{DeviceSampler, DrawRecords, FirstDraw, RECORD_WORDS, ROW_RULE_WORDS, SamplerRows};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::send;
 
@@ -39,6 +39,8 @@ struct StepEvents {
 pub(crate) struct Records {
     /// int32 `[at least num_rows, RECORD_WORDS]` in page-locked memory, there when the step has ended.
     words: Tensor,
+    /// int32 `[at least num_rows, top_words]` there, where the most likely tokens are asked for.
+    top: Option<Tensor>,
     /// Which pair of events.
     events_idx: usize,
     /// Whether a graph was made for the step.
@@ -55,8 +57,8 @@ pub(crate) struct CudaDevice {
     /// int32, laid out by `layout`.
     tables: Tensor,
     rows: SamplerRows,
-    /// int32 `[max_rows, RECORD_WORDS]`: where the graphs leave their records.
-    records: Tensor,
+    /// Of `max_rows`: where the graphs leave their records.
+    records: DrawRecords,
     /// The graphs run one after the other and share their memory.
     pool: GraphPool,
     /// Decode steps by number of rows, and whether some are drafts.
@@ -79,6 +81,7 @@ pub(crate) fn executor(
     let layout = TableLayout {
         max_rows: max_rows(limits.max_decode_tokens()),
         max_blocks_per_seq: blocks_for(sizes.max_seq_len_tokens, limits.block_size_tokens).max(1),
+        has_row_rules: sampler.takes_row_rules(),
     };
     let small_batch = model.reserve_decode(layout.max_rows, layout.max_blocks_per_seq)?;
     let cache = model.new_cache(limits.num_blocks)?.with_host_blocks(limits.num_host_blocks);
@@ -111,8 +114,16 @@ impl CudaDevice {
                 true => Some(zeros(&[num_rows, sampler.seen_words() as i64])?),
                 false => None,
             },
+            row_rules: match layout.has_row_rules {
+                true => {
+                    let words = ROW_RULE_WORDS as i64;
+                    let rules = of_tables(layout.row_rules(), num_rows * words)?;
+                    Some(rules.f_view([num_rows, words])?)
+                }
+                false => None,
+            },
         };
-        let records = zeros(&[num_rows, RECORD_WORDS as i64])?;
+        let records = sampler.new_records(layout.max_rows)?;
         let events = (0..RUN_AHEAD + 2)
             .map(|_| {
                 let event = || Event::new(&device);
@@ -140,7 +151,7 @@ impl CudaDevice {
     /// Enqueues one step of `num_rows` rows: the model, and the sampler, which moves the rows on.
     fn enqueue(&mut self, num_rows: usize, has_drafts: bool) -> Result<(), EngineError> {
         let logits = self.enqueue_model(num_rows, has_drafts)?;
-        let records = self.records.f_narrow(0, 0, num_rows as i64)?;
+        let records = self.records.first(num_rows)?;
         Ok(self.sampler.draw(&logits, &self.rows.first(num_rows)?, &records)?)
     }
 
@@ -169,12 +180,13 @@ impl CudaDevice {
     }
 
     /// Copies the records of the latest step to the host.
-    fn end(&self, records: &Tensor, has_new_graph: bool) -> Result<Records, EngineError> {
+    fn end(&self, records: &DrawRecords, has_new_graph: bool) -> Result<Records, EngineError> {
         // A copy that does not wait goes to page-locked memory.
-        let words = records.f_to_device_(tch::Device::Cpu, Kind::Int, true, true)?;
+        let copy = |words: &Tensor| words.f_to_device_(tch::Device::Cpu, Kind::Int, true, true);
+        let (words, top) = (copy(&records.tokens)?, records.top.as_ref().map(copy).transpose()?);
         let events_idx = (self.num_started + self.events.len() - 1) % self.events.len();
         self.events[events_idx].ended.record(&self.stream)?;
-        Ok(Records { words, events_idx, has_new_graph })
+        Ok(Records { words, top, events_idx, has_new_graph })
     }
 }
 
@@ -206,15 +218,14 @@ impl StepDevice for CudaDevice {
         let logits = self.model.forward(batch, &mut self.cache)?; // [num_complete, padded_vocab_size]
         if draws.is_empty() {
             // Nobody reads them, but they tell when the step has ended.
-            return Ok((None, self.end(&self.records.f_narrow(0, 0, 1)?, false)?));
+            return Ok((None, self.end(&self.records.first(1)?, false)?));
         }
-        let draws: Vec<FirstDraw<'_>> =
-            draws
-                .iter()
-                .map(|&FirstToken { logits_row, owner: Owner { sample_idx, response_idx }, prompt }| {
-                    FirstDraw { logits_row, sample_idx, response_idx, prompt }
-                })
-                .collect();
+        let draws: Vec<FirstDraw<'_>> = draws
+            .iter()
+            .map(|&FirstToken { logits_row, owner: Owner { sample_idx, response_idx }, prompt, own }| {
+                FirstDraw { logits_row, sample_idx, response_idx, prompt, own }
+            })
+            .collect();
         let (rows, records) = self.sampler.draw_first(&logits, &draws)?;
         Ok((Some(rows), self.end(&records, false)?))
     }
@@ -266,7 +277,7 @@ impl StepDevice for CudaDevice {
             graph.replay(&stream)?;
             self.graphs.insert((num_rows, has_drafts), graph);
         }
-        self.end(&self.records.f_narrow(0, 0, num_used as i64)?, has_new_graph)
+        self.end(&self.records.first(num_used)?, has_new_graph)
     }
 
     fn read(
@@ -286,12 +297,19 @@ impl StepDevice for CudaDevice {
             has_new_graph: records.has_new_graph,
         };
         let words = Vec::<i32>::try_from(&records.words.f_view([-1])?)?;
+        let top = match &records.top {
+            Some(top) => Vec::<i32>::try_from(&top.f_view([-1])?)?,
+            None => Vec::new(),
+        };
+        // Without words of any the tokens of all rows are none.
+        let of_rows = top.chunks(self.sampler.top_words().max(1)).chain(std::iter::repeat(&[][..]));
         let (records, _) = words.as_chunks::<RECORD_WORDS>();
         let tokens = records
             .iter()
+            .zip(of_rows)
             .zip(owners)
-            .map(|(&record, owner)| {
-                Ok(self.sampler.read_record(record, owner.sample_idx, owner.response_idx)?)
+            .map(|((&record, top), owner)| {
+                Ok(self.sampler.read_record(record, top, owner.sample_idx, owner.response_idx)?)
             })
             .collect();
         Ok((tokens, times))

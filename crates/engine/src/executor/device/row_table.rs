@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 
 use model_core::BlockId;
+use sampling::{ROW_RULE_WORDS, RowRules, row_rule_words};
 
 use crate::{
     EngineError,
@@ -41,6 +42,8 @@ pub(crate) struct TableRow<'a> {
     /// Position of the sample in the input file.
     pub(crate) sample_idx: u64,
     pub(crate) prompt_len_tokens: u32,
+    /// Where the run's rules do not hold.
+    pub(crate) own: Option<&'a RowRules>,
     pub(crate) block_table: &'a [BlockId],
 }
 
@@ -49,6 +52,8 @@ pub(crate) struct TableRow<'a> {
 pub(crate) struct TableLayout {
     pub(crate) max_rows: usize,
     pub(crate) max_blocks_per_seq: usize,
+    /// Rows may have rules of their own.
+    pub(crate) has_row_rules: bool,
 }
 
 impl TableLayout {
@@ -74,9 +79,15 @@ impl TableLayout {
         5 * self.max_rows
     }
 
+    /// `[max_rows, ROW_RULE_WORDS]`, where rows may have rules of their own.
+    pub(crate) fn row_rules(self) -> usize {
+        7 * self.max_rows
+    }
+
     /// `[max_rows, max_blocks_per_seq]`.
     pub(crate) fn block_tables(self) -> usize {
-        7 * self.max_rows
+        let words_of_row = if self.has_row_rules { ROW_RULE_WORDS } else { 0 };
+        self.row_rules() + words_of_row * self.max_rows
     }
 
     pub(crate) fn num_words(self) -> usize {
@@ -176,6 +187,10 @@ impl RowTable {
             words[layout.response_idxs() + idx] = row.id.response_idx as i32;
             words[layout.prefix_groups() + 2 * idx] = first_row as i32;
             words[layout.prefix_groups() + 2 * idx + 1] = num_shared as i32;
+            if let (Some(own), true) = (row.own, layout.has_row_rules) {
+                let start = layout.row_rules() + idx * ROW_RULE_WORDS;
+                words[start..start + ROW_RULE_WORDS].copy_from_slice(&row_rule_words(own)?);
+            }
             let start = layout.block_tables() + idx * layout.max_blocks_per_seq;
             let table = &mut words[start..start + layout.max_blocks_per_seq];
             for (word, &block) in table.iter_mut().zip(row.block_table) {
@@ -265,12 +280,12 @@ fn common_of(a: &[BlockId], b: &[BlockId]) -> usize {
 mod tests {
     use super::*;
 
-    const LAYOUT: TableLayout = TableLayout { max_rows: 4, max_blocks_per_seq: 3 };
+    const LAYOUT: TableLayout = TableLayout { max_rows: 4, max_blocks_per_seq: 3, has_row_rules: false };
 
     fn row(group_idx: u64, response_idx: u32, context_len: u32, block_table: &[BlockId]) -> TableRow<'_> {
         let id = SeqId { group_idx, response_idx };
         let sample_idx = group_idx | 1 << 40;
-        TableRow { id, context_len, num_drafts: 0, sample_idx, prompt_len_tokens: 4, block_table }
+        TableRow { id, context_len, num_drafts: 0, sample_idx, prompt_len_tokens: 4, own: None, block_table }
     }
 
     #[test]
@@ -346,7 +361,7 @@ mod tests {
         assert_eq!(sources, [waiting(1), waiting(2), waiting(2), waiting(2)]);
         assert_eq!(words[LAYOUT.positions()..LAYOUT.num_generated()], [4, 7, 8, 9]);
         assert_eq!(words[LAYOUT.num_generated()..LAYOUT.response_idxs()], [1, 4, 5, 6]);
-        assert_eq!(words[LAYOUT.prefix_groups()..LAYOUT.block_tables()], [0, 0, 1, 2, 1, 2, 1, 2]);
+        assert_eq!(words[LAYOUT.prefix_groups()..LAYOUT.row_rules()], [0, 0, 1, 2, 1, 2, 1, 2]);
         assert_eq!(words[LAYOUT.block_tables()..], [5, 0, 0, 6, 3, 0, 6, 3, 0, 6, 3, 0]);
         table.accept(drafting.id, 2);
         let ids = [row(1, 0, 4, &[5]).id, drafting.id];

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use model_core::{Batch, BlockMove};
-use sampling::SampledToken;
+use sampling::{RowRules, SampledToken};
 
 use crate::EngineError;
 
@@ -15,6 +15,8 @@ pub(crate) struct FirstToken<'a> {
     pub(crate) owner: Owner,
     /// The prompt, for the repetition penalty.
     pub(crate) prompt: &'a [u32],
+    /// Where the run's do not hold.
+    pub(crate) own: Option<&'a RowRules>,
 }
 
 /// Whose token a record holds: part of the random key, and of messages.

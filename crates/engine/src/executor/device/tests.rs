@@ -5,7 +5,10 @@ use std::sync::{Arc, Mutex};
 use model_core::BlockMove;
 use model_spec::blocks_for;
 use proptest::prelude::*;
-use sampling::{CpuSampler, RowState, SamplingParams, StopConditions, TokenSampler};
+use sampling::{
+    CpuSampler, ROW_RULE_WORDS, RowRules, RowState, SamplingParams, StopConditions, TokenSampler,
+    read_row_rules,
+};
 use tch::Tensor;
 
 use super::*;
@@ -15,7 +18,7 @@ use crate::{
     plan::RowId,
     testing::{
         BLOCK_SIZE_TOKENS, FakeModel, Guesser, Letters, engine_of, host, limits, params, request, roomy, run,
-        sampler,
+        sampler, with_own_rules,
     },
 };
 
@@ -40,6 +43,7 @@ struct FakeDevice {
     tokens: Vec<u32>,
     model: FakeModel,
     sampler: CpuSampler,
+    params: SamplingParams,
     calls: Arc<Mutex<Vec<Call>>>,
     num_begun: usize,
     num_read: usize,
@@ -51,6 +55,7 @@ struct Row {
     num_generated: u32,
     /// None where the row is not in use.
     position: Option<usize>,
+    own: Option<RowRules>,
     table: Vec<BlockId>,
 }
 
@@ -61,7 +66,8 @@ impl FakeDevice {
             words: vec![0; layout.num_words()],
             tokens: vec![0; layout.max_rows],
             model: FakeModel::default(),
-            sampler: sampler(params),
+            sampler: sampler(params.clone()),
+            params,
             calls,
             num_begun: 0,
             num_read: 0,
@@ -84,8 +90,14 @@ impl FakeDevice {
             },
             num_generated: word(layout.num_generated()) as u32,
             position: usize::try_from(word(layout.positions())).ok(),
+            own: layout.has_row_rules.then(|| self.own(idx)).flatten(),
             table: table[..layout.max_blocks_per_seq].iter().map(|&word| word as BlockId).collect(),
         }
+    }
+
+    fn own(&self, idx: usize) -> Option<RowRules> {
+        let start = self.layout.row_rules() + idx * ROW_RULE_WORDS;
+        read_row_rules(self.words[start..start + ROW_RULE_WORDS].try_into().unwrap(), &self.params)
     }
 
     /// Attention reads the shared blocks of neighbours once, through the table of the first of them.
@@ -99,17 +111,18 @@ impl FakeDevice {
     fn draw(
         &mut self,
         histories: &[Vec<u32>],
-        states: &[(Owner, u32)],
+        states: &[(Owner, u32, Option<RowRules>)],
     ) -> Result<Vec<SampledToken>, EngineError> {
         let logits: Vec<Vec<f32>> = histories.iter().map(|history| FakeModel::logits(history)).collect();
         let states: Vec<RowState<'_>> = histories
             .iter()
             .zip(states)
-            .map(|(history, &(Owner { sample_idx, response_idx }, num_generated))| RowState {
+            .map(|(history, &(Owner { sample_idx, response_idx }, num_generated, ref own))| RowState {
                 sample_idx,
                 response_idx,
                 num_generated,
                 history,
+                own: own.as_ref(),
             })
             .collect();
         Ok(self.sampler.sample(&Tensor::from_slice2(&logits), &states)?)
@@ -155,7 +168,7 @@ impl StepDevice for FakeDevice {
             return Ok((None, FakeRecords { tokens: Vec::new(), step: self.num_begun }));
         }
         let histories: Vec<Vec<u32>> = draws.iter().map(|draw| draw.prompt.to_vec()).collect();
-        let states: Vec<_> = draws.iter().map(|draw| (draw.owner, 0)).collect();
+        let states: Vec<_> = draws.iter().map(|draw| (draw.owner, 0, draw.own.cloned())).collect();
         let tokens = self.draw(&histories, &states)?;
         let first = tokens.iter().map(|sampled| sampled.token).collect();
         let tokens = draws.iter().map(|draw| draw.owner).zip(tokens).collect();
@@ -194,18 +207,18 @@ impl StepDevice for FakeDevice {
         self.call(Call::Decode(step));
         let DecodeStep { num_rows, num_used, has_drafts } = step;
         assert!(num_used <= num_rows && num_rows <= self.layout.max_rows);
-        let (mut histories, mut states) = (Vec::new(), Vec::new());
+        let (mut histories, mut states) = (Vec::new(), Vec::<(Owner, u32, Option<RowRules>)>::new());
         for idx in 0..num_rows {
             let row = self.row(idx);
             assert_eq!(row.position.is_some(), idx < num_used, "row {idx} of {num_used}");
             let Some(position) = row.position else { continue };
             self.check_prefix(idx);
             // Rows of one sequence read what the others write, but only where all write first.
-            let is_first = states.last().is_none_or(|&(owner, _)| owner != row.owner);
+            let is_first = states.last().is_none_or(|&(owner, ..)| owner != row.owner);
             assert!(is_first || has_drafts, "row {idx} is of the sequence before it");
             self.model.write(&row.table, position, self.tokens[idx]);
             histories.push(self.model.history(&row.table, position + 1));
-            states.push((row.owner, row.num_generated));
+            states.push((row.owner, row.num_generated, row.own));
         }
         let tokens = self.draw(&histories, &states)?;
         for (idx, sampled) in tokens.iter().enumerate() {
@@ -213,7 +226,7 @@ impl StepDevice for FakeDevice {
             self.words[self.layout.positions() + idx] += 1;
             self.words[self.layout.num_generated() + idx] += 1;
         }
-        let tokens = states.into_iter().map(|(owner, _)| owner).zip(tokens).collect();
+        let tokens = states.into_iter().map(|(owner, ..)| owner).zip(tokens).collect();
         Ok(FakeRecords { tokens, step: self.num_begun })
     }
 
@@ -242,6 +255,7 @@ struct Setup {
     params: SamplingParams,
     limits: EngineLimits,
     small_batch: usize,
+    has_row_rules: bool,
 }
 
 impl Setup {
@@ -249,6 +263,7 @@ impl Setup {
         let layout = TableLayout {
             max_rows: max_rows(self.limits.max_decode_tokens()),
             max_blocks_per_seq: blocks_for(MAX_SEQ_LEN_TOKENS, BLOCK_SIZE_TOKENS),
+            has_row_rules: self.has_row_rules,
         };
         let calls = Arc::default();
         let device = FakeDevice::new(layout, self.params.clone(), Arc::clone(&calls));
@@ -263,7 +278,7 @@ impl Setup {
 }
 
 fn roomy_setup() -> Setup {
-    Setup { params: params(), limits: roomy(), small_batch: 64 }
+    Setup { params: params(), limits: roomy(), small_batch: 64, has_row_rules: false }
 }
 
 proptest! {
@@ -276,16 +291,18 @@ proptest! {
         num_host_blocks in 0_usize..60,
         small_batch in prop::sample::select(vec![0_usize, 4, 64]),
         use_greedy in any::<bool>(),
+        has_row_rules in any::<bool>(),
     ) {
         let requests: Vec<Request> = (0..)
             .zip(&shapes)
             // Numbers that need both words.
             .map(|(idx, &(prompt_len, num, max_new))| request(idx << 31 | idx, prompt_len, num, max_new))
+            .map(|request| if has_row_rules { with_own_rules(request) } else { request })
             .collect();
         let params = SamplingParams { use_greedy, ..params() };
         let limits =
             EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
-        let setup = Setup { params: params.clone(), limits, small_batch };
+        let setup = Setup { params: params.clone(), limits, small_batch, has_row_rules };
         let (expect, on_host) =
             run(&mut engine_of(host(params).with_run_ahead(RUN_AHEAD), &["ab", "xyz"], setup.limits), &requests);
         let (mut engine, calls) = setup.engine(&["ab", "xyz"]);
@@ -316,12 +333,17 @@ proptest! {
         use_greedy in any::<bool>(),
         right_percent in prop::sample::select(vec![0_u64, 50, 90, 100]),
         most_drafts in 0_u64..12,
+        has_row_rules in any::<bool>(),
     ) {
-        let requests: Vec<Request> =
-            (0..).zip(&shapes).map(|(idx, &(prompt_len, num, max_new))| request(idx, prompt_len, num, max_new)).collect();
+        let requests: Vec<Request> = (0..)
+            .zip(&shapes)
+            .map(|(idx, &(prompt_len, num, max_new))| request(idx, prompt_len, num, max_new))
+            .map(|request| if has_row_rules { with_own_rules(request) } else { request })
+            .collect();
         let params = SamplingParams { use_greedy, ..params() };
         let (expect, _) = run(&mut engine_of(host(params.clone()), &["ab", "xyz"], roomy()), &requests);
-        let setup = Setup { params, limits: limits(max_num_seqs, max_prefill_tokens, num_blocks), small_batch };
+        let limits = limits(max_num_seqs, max_prefill_tokens, num_blocks);
+        let setup = Setup { params, limits, small_batch, has_row_rules };
         let guesser = Guesser::new(&expect, &requests, right_percent, most_drafts);
         let (engine, calls) = setup.engine(&["ab", "xyz"]);
         let mut engine = engine.with_proposer(Box::new(guesser));
@@ -383,7 +405,8 @@ fn rows_that_grow_are_uploaded_together_and_rarely() {
 fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
     let (mut executor, _) = roomy_setup().executor();
     let id = |response_idx| SeqId { group_idx: 0, response_idx };
-    let prompt = NewPrompt { group_idx: 0, sample_idx: 3, tokens: vec![1, 2, 3], block_table: vec![0] };
+    let prompt =
+        NewPrompt { group_idx: 0, sample_idx: 3, tokens: vec![1, 2, 3], own: None, block_table: vec![0] };
     let row = RowSpan { id: RowId::Prompt(0), context_len: 0, query_len: 3, draws: 3 };
     let tables = TableDelta { prompts: vec![prompt], ..TableDelta::default() };
     executor.start(StepPlan { tables, rows: vec![row], ..StepPlan::default() }).unwrap();
@@ -417,7 +440,7 @@ fn first_tokens_are_dropped_when_their_responses_have_started_or_ended() {
 fn prompts_come_in_parts() {
     let [long, short] = [(1, 10, &[0, 1, 2][..]), (2, 3, &[3])].map(|(group_idx, len, table)| {
         let Request { sample_idx, prompt: tokens, .. } = request(group_idx, len, 1, 1);
-        NewPrompt { group_idx, sample_idx, tokens, block_table: table.to_vec() }
+        NewPrompt { group_idx, sample_idx, tokens, own: None, block_table: table.to_vec() }
     });
     let part = |group_idx, context_len, query_len, draws| RowSpan {
         id: RowId::Prompt(group_idx),
@@ -461,6 +484,7 @@ fn prompts_that_begin_alike_give_the_tokens_of_the_host() {
 #[test]
 fn what_a_gpu_does_not_compute_is_refused() {
     let prompt = |group_idx| NewPrompt {
+        own: None,
         group_idx,
         sample_idx: 0,
         tokens: vec![1, 2, 3, 4],

@@ -11,7 +11,14 @@ fn scheduler(max_prefill_tokens: usize, num_blocks: usize) -> Scheduler {
 }
 
 fn group(prompt: Vec<u32>, max_new_tokens: u32) -> SeqGroup {
-    SeqGroup { sample_idx: 0, prompt, num_seqs: 1, max_new_tokens, foresight: Foresight::default() }
+    SeqGroup {
+        sample_idx: 0,
+        prompt,
+        num_seqs: 1,
+        max_new_tokens,
+        own: None,
+        foresight: Foresight::default(),
+    }
 }
 
 /// The steps until all is done, each response with all its tokens: prompts as `(context_len, query_len, draws)`, and how

@@ -1,7 +1,7 @@
 //! The bytes of messages: numbers, texts and lists, little-endian and without padding, behind a version.
 
-use engine::{Foresight, PlannedPrefix};
-use sampling::FinishReason;
+use engine::{Foresight, OwnRules, PlannedPrefix};
+use sampling::{FinishReason, TopToken};
 
 use super::{MessageError, ResponseDone, SampleDone, VERSION, Worked};
 use crate::cluster::topology::Topology;
@@ -54,6 +54,14 @@ impl Writer {
         }
     }
 
+    /// Rules that a request may have, as JSON: few have any, and their parts are another crate's.
+    pub(super) fn own_rules(&mut self, own: Option<&OwnRules>) {
+        // What has strings for keys and no other floats than finite ones can be written.
+        let text = own.and_then(|own| serde_json::to_string(own).ok());
+        self.u8(u8::from(text.is_some()));
+        text.iter().for_each(|text| self.text(text));
+    }
+
     pub(super) fn sample(&mut self, sample: &SampleDone) {
         self.u64(sample.sample_idx);
         self.list(&sample.responses, |out, response| {
@@ -66,6 +74,15 @@ impl Writer {
             out.u8(u8::from(response.logprobs.is_some()));
             if let Some(logprobs) = &response.logprobs {
                 out.list(logprobs, |out, logprob| out.u32(logprob.to_bits()));
+            }
+            out.u8(u8::from(response.top_logprobs.is_some()));
+            if let Some(places) = &response.top_logprobs {
+                out.list(places, |out, top| {
+                    out.list(top, |out, &TopToken { token, logprob }| {
+                        out.u32(token);
+                        out.u32(logprob.to_bits());
+                    });
+                });
             }
         });
     }
@@ -166,6 +183,11 @@ impl<'a> Reader<'a> {
         }
     }
 
+    /// The rules themselves.
+    pub(super) fn own_rules(&mut self) -> Result<Box<OwnRules>, MessageError> {
+        serde_json::from_str(&self.text()?).map(Box::new).map_err(|_| self.damaged())
+    }
+
     pub(super) fn foresight(&mut self) -> Result<Foresight, MessageError> {
         Ok(Foresight {
             expected_tokens: self.option(Self::u32)?,
@@ -190,7 +212,14 @@ impl<'a> Reader<'a> {
                 1 => Some(input.list(|input| input.u32().map(f32::from_bits))?),
                 _ => return Err(input.damaged()),
             };
-            Ok(ResponseDone { token_ids, finish_reason, logprobs })
+            let top_logprobs = input.option(|input| {
+                input.list(|input| {
+                    input.list(|input| {
+                        Ok(TopToken { token: input.u32()?, logprob: f32::from_bits(input.u32()?) })
+                    })
+                })
+            })?;
+            Ok(ResponseDone { token_ids, finish_reason, logprobs, top_logprobs })
         })?;
         Ok(SampleDone { sample_idx, responses })
     }

@@ -1,0 +1,241 @@
+//! `model.data.train_ds.file_path`: the files that are meant by paths, patterns and `-`.
+
+use std::fs::{self, File};
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+
+use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::output::ExistingOutput;
+
+/// The path of a pipe.
+const PIPE: &str = "-";
+/// What came out of the pipe, in the log folder.
+const SPOOL: &str = "stdin.jsonl";
+const KEY: &str = "model.data.train_ds.file_path";
+
+/// The files in the order in which they are read: those of a pattern by name. A pipe stays what it is.
+///
+/// # Errors
+/// When a pattern matches nothing, or a file is named twice.
+pub(crate) fn expanded(typed: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let mut files: Vec<PathBuf> = Vec::new();
+    for path in typed {
+        let text = path.to_string_lossy();
+        let found = match has_wildcard(&text) && !path.exists() {
+            false => vec![path.clone()],
+            true if text.contains("**") => {
+                return Err(Failure::usage(format!(
+                    "`{KEY}`: `{text}` has `**`; a `*` stands for a part of one name"
+                )));
+            }
+            true => matching(path)
+                .with_context(|| format!("cannot look for the files of `{text}`"))
+                .exit_with(ExitStatus::Data)?,
+        };
+        if found.is_empty() {
+            return Err(anyhow!("`{KEY}`: no file matches `{text}`")).exit_with(ExitStatus::Data);
+        }
+        for file in found {
+            if files.contains(&file) {
+                return Err(Failure::usage(format!("`{KEY}` names `{}` twice", file.display())));
+            }
+            files.push(file);
+        }
+    }
+    if files.len() > 1 && files.iter().any(|file| is_pipe(file)) {
+        return Err(Failure::usage(format!(
+            "`{KEY}`: `-` stands for all data, so there can be no other files"
+        )));
+    }
+    Ok(files)
+}
+
+/// Whether the data come out of a pipe.
+pub(crate) fn is_pipe(file: &Path) -> bool {
+    file == Path::new(PIPE)
+}
+
+/// Keeps what comes out of the pipe in the log folder, so that the job can be resumed, and gives the file. What an earlier
+/// run kept is used again when the pipe is empty or gives the same.
+///
+/// # Errors
+/// When there is neither, or the pipe gives something else than the run was begun with.
+pub(crate) fn spooled(log_dir: &Path, existing: ExistingOutput) -> Result<PathBuf, Failure> {
+    let input = io::stdin();
+    let spool = log_dir.join(SPOOL);
+    let is_known = existing == ExistingOutput::Continue && spool.is_file();
+    if input.is_terminal() {
+        return match is_known {
+            true => Ok(spool),
+            false => Err(Failure::usage(format!(
+                "`{KEY}=-` reads the prompts from a pipe, and there is none: write PROGRAM | aligner-gen …, or name a file"
+            ))),
+        };
+    }
+    keep(&mut input.lock(), &spool, is_known)
+}
+
+/// What an earlier run kept, for a rank that has no pipe of its own.
+pub(crate) fn spool_of(log_dir: &Path) -> PathBuf {
+    log_dir.join(SPOOL)
+}
+
+fn keep(input: &mut dyn Read, spool: &Path, is_known: bool) -> Result<PathBuf, Failure> {
+    let folder = spool.parent().unwrap_or(Path::new("."));
+    let cannot_keep = || format!("cannot keep the prompts of the pipe in `{}`", spool.display());
+    fs::create_dir_all(folder).with_context(cannot_keep)?;
+    let mut copy = tempfile::NamedTempFile::new_in(folder).with_context(cannot_keep)?;
+    let num_bytes = io::copy(input, &mut copy).with_context(cannot_keep)?;
+    if is_known {
+        if num_bytes > 0 && !is_same(copy.path(), spool).with_context(cannot_keep)? {
+            return Err(anyhow!(
+                "the pipe gives other prompts than `{}`, with which this run was begun: give the same or none, use another \
+                 `exp_manager.explicit_log_dir`, or start afresh with `++exp_manager.resume_if_exists=false`",
+                spool.display()
+            ))
+            .exit_with(ExitStatus::Usage);
+        }
+        return Ok(spool.to_owned());
+    }
+    copy.flush().and_then(|()| copy.as_file().sync_data()).with_context(cannot_keep)?;
+    copy.persist(spool).with_context(cannot_keep)?;
+    Ok(spool.to_owned())
+}
+
+fn is_same(a: &Path, b: &Path) -> io::Result<bool> {
+    let hash = |path: &Path| -> io::Result<blake3::Hash> {
+        let mut hasher = blake3::Hasher::new();
+        io::copy(&mut File::open(path)?, &mut hasher)?;
+        Ok(hasher.finalize())
+    };
+    Ok(hash(a)? == hash(b)?)
+}
+
+fn has_wildcard(text: &str) -> bool {
+    text.contains(['*', '?', '['])
+}
+
+/// The files that a pattern matches, by name.
+fn matching(pattern: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut found = vec![PathBuf::new()];
+    for component in pattern.components() {
+        match component {
+            Component::Normal(name) if has_wildcard(&name.to_string_lossy()) => {
+                let pattern: Vec<char> = name.to_string_lossy().chars().collect();
+                let mut next = Vec::new();
+                for folder in found.iter().filter(|folder| folder.as_os_str().is_empty() || folder.is_dir()) {
+                    let listed = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
+                    for entry in fs::read_dir(listed)? {
+                        let name = entry?.file_name();
+                        let chars: Vec<char> = name.to_string_lossy().chars().collect();
+                        // Hidden files are not meant by a `*`, as in a shell.
+                        let is_hidden = chars.first() == Some(&'.') && pattern.first() != Some(&'.');
+                        if !is_hidden && matches(&pattern, &chars) {
+                            next.push(folder.join(name));
+                        }
+                    }
+                }
+                found = next;
+            }
+            other => found.iter_mut().for_each(|path| path.push(other)),
+        }
+    }
+    found.retain(|path| path.is_file());
+    found.sort();
+    Ok(found)
+}
+
+/// Whether a name is what a pattern with `*`, `?` and `[…]` describes.
+fn matches(pattern: &[char], name: &[char]) -> bool {
+    match pattern {
+        [] => name.is_empty(),
+        ['*', rest @ ..] => (0..=name.len()).any(|start| matches(rest, &name[start..])),
+        ['?', rest @ ..] => !name.is_empty() && matches(rest, &name[1..]),
+        ['[', rest @ ..] => match (rest.iter().skip(1).position(|&c| c == ']'), name) {
+            (Some(end), [c, left @ ..]) => is_in(&rest[..=end], *c) && matches(&rest[end + 2..], left),
+            (Some(_), []) => false,
+            (None, _) => name.first() == Some(&'[') && matches(rest, &name[1..]),
+        },
+        [c, rest @ ..] => name.first() == Some(c) && matches(rest, &name[1..]),
+    }
+}
+
+/// Whether a character is one of a class such as `a-z`, or with `!` before them none of it.
+fn is_in(class: &[char], c: char) -> bool {
+    let (is_negated, class) = match class {
+        ['!' | '^', rest @ ..] if !rest.is_empty() => (true, rest),
+        class => (false, class),
+    };
+    let mut rest = class;
+    let mut is_found = false;
+    while let [first, after @ ..] = rest {
+        (is_found, rest) = match after {
+            ['-', last, after @ ..] => (is_found || (*first..=*last).contains(&c), after),
+            after => (is_found || *first == c, after),
+        };
+    }
+    is_found != is_negated
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_match_as_in_a_shell() {
+        let check = |pattern: &str, name: &str, expect: bool| {
+            let chars = |text: &str| text.chars().collect::<Vec<char>>();
+            assert_eq!(matches(&chars(pattern), &chars(name)), expect, "{pattern} {name}");
+        };
+        check("*.jsonl", "a.jsonl", true);
+        check("*.jsonl", "a.jsonl.gz", false);
+        check("a*b*c", "axxbyyc", true);
+        check("a*b*c", "axxbyy", false);
+        check("part-??.jsonl", "part-07.jsonl", true);
+        check("part-??.jsonl", "part-7.jsonl", false);
+        check("[a-c]x", "bx", true);
+        check("[!a-c]x", "bx", false);
+        check("[a", "[a", true);
+        check("", "a", false);
+    }
+
+    #[test]
+    fn files_are_found_by_name_and_once() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["b.jsonl", "a.jsonl", ".c.jsonl", "d.txt", "[x].jsonl"] {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        fs::create_dir(folder.path().join("e.jsonl")).unwrap();
+        let typed = |names: &[&str]| names.iter().map(|name| folder.path().join(name)).collect::<Vec<_>>();
+        assert_eq!(expanded(&typed(&["[a-z].jsonl"])).unwrap(), typed(&["a.jsonl", "b.jsonl"]));
+        assert_eq!(expanded(&typed(&["d.txt", "a*"])).unwrap(), typed(&["d.txt", "a.jsonl"]));
+        assert_eq!(expanded(&typed(&["[x].jsonl"])).unwrap(), typed(&["[x].jsonl"]));
+        let refused = |names: &[&str]| {
+            let text = expanded(&typed(names)).unwrap_err().sentence();
+            text.replace(&folder.path().display().to_string(), "/data")
+        };
+        insta::assert_snapshot!(refused(&["z*"]), @"`model.data.train_ds.file_path`: no file matches `/data/z*`");
+        insta::assert_snapshot!(refused(&["a.jsonl", "*.jsonl"]), @"`model.data.train_ds.file_path` names `/data/a.jsonl` twice");
+        insta::assert_snapshot!(refused(&["**/a"]), @"`model.data.train_ds.file_path`: `/data/**/a` has `**`; a `*` stands for a part of one name");
+        let error = expanded(&["-".into(), "a".into()]).unwrap_err().sentence();
+        insta::assert_snapshot!(error, @"`model.data.train_ds.file_path`: `-` stands for all data, so there can be no other files");
+    }
+
+    #[test]
+    fn what_a_pipe_gave_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = folder.path().join("results/stdin.jsonl");
+        keep(&mut &b"{}\n"[..], &spool, false).unwrap();
+        assert_eq!(fs::read(&spool).unwrap(), b"{}\n");
+        keep(&mut &b""[..], &spool, true).unwrap();
+        keep(&mut &b"{}\n"[..], &spool, true).unwrap();
+        let error = keep(&mut &b"[]\n"[..], &spool, true).unwrap_err();
+        assert!(
+            error.status == ExitStatus::Usage && error.sentence().contains("other prompts than"),
+            "{error:?}"
+        );
+        assert_eq!(fs::read(&spool).unwrap(), b"{}\n");
+    }
+}

@@ -1,0 +1,313 @@
+//! `model.data.train_ds.row_params`: columns of a record that set how its own prompt is answered.
+//!
+//! A column that is absent or null leaves the job's value. Data frames turn whole numbers beside nulls into floats, so
+//! `64.0` is 64.
+
+use crate::json::{Json, JsonObject};
+use crate::record_error::RecordError;
+
+/// Most end strings of one row: a GPU's sampler has room for the tokens of so many.
+pub const MAX_ROW_END_STRINGS: usize = 8;
+/// Most tokens or responses that a row may ask for.
+const MAX_COUNT: f64 = (1_u32 << 30) as f64;
+/// Characters of a wrong value that an error shows.
+const MAX_SHOWN: usize = 40;
+
+/// The columns, in the order of the documentation.
+const COLUMNS: [&str; 10] = [
+    "max_length",
+    "min_length",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "end_strings",
+    "seed",
+    "num_responses",
+];
+
+/// What other programs call these parameters and others. Nobody's records have such columns for another reason, and to
+/// leave one out would change texts in silence.
+const OTHER_NAMES: [&str; 26] = [
+    "best_of",
+    "do_sample",
+    "end_string",
+    "frequency_penalty",
+    "ignore_eos",
+    "length_penalty",
+    "logit_bias",
+    "max_completion_tokens",
+    "max_new_tokens",
+    "max_tokens",
+    "min_new_tokens",
+    "min_tokens",
+    "n",
+    "num_beams",
+    "num_responses_to_gen",
+    "num_return_sequences",
+    "presence_penalty",
+    "rep_penalty",
+    "stop",
+    "stop_strings",
+    "stop_token_ids",
+    "temp",
+    "tokens_to_generate",
+    "typical_p",
+    "use_beam_search",
+    "use_greedy",
+];
+
+/// What a row sets for itself; none of a field leaves the job's value.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct RowParams {
+    /// Most new tokens of a response, at least 1.
+    pub max_length: Option<u32>,
+    /// Fewest new tokens of a response.
+    pub min_length: Option<u32>,
+    /// Divides the logits; 0 is the most likely token always.
+    pub temperature: Option<f64>,
+    /// Keep this many most likely tokens; 0 is off.
+    pub top_k: Option<u32>,
+    /// Keep the fewest tokens of this probability, from 0 to 1; both are off.
+    pub top_p: Option<f64>,
+    /// Keep tokens at least this likely compared with the most likely one, from 0 (off) to 1.
+    pub min_p: Option<f64>,
+    /// Over prompt and generated tokens, above 0; 1 is off.
+    pub repetition_penalty: Option<f64>,
+    /// At most [`MAX_ROW_END_STRINGS`], none of them empty.
+    pub end_strings: Option<Vec<String>>,
+    /// Of the random draws.
+    pub seed: Option<u64>,
+    /// How many responses, at least 1.
+    pub num_responses: Option<u32>,
+}
+
+impl RowParams {
+    /// Reads the columns of a record.
+    ///
+    /// # Errors
+    /// When a value is not what its column takes, or a column looks like a parameter and is none.
+    pub fn of(record: &JsonObject) -> Result<Self, RecordError> {
+        for (column, value) in record {
+            if *value != Json::Null && !COLUMNS.contains(&column.as_str()) && looks_like_one(column) {
+                let known = COLUMNS.map(|known| format!("`{known}`")).join(", ");
+                return Err(RecordError::UnknownRowParam { column: column.clone(), known });
+            }
+        }
+        let count = |column, least: u32| -> Result<Option<u32>, RecordError> {
+            let expected =
+                if least == 0 { "a whole number from 0 to 2^30" } else { "a whole number from 1 to 2^30" };
+            let is_whole =
+                |value: f64| value.fract() == 0.0 && (f64::from(least)..=MAX_COUNT).contains(&value);
+            Ok(number(record, column, expected, is_whole)?.map(|value| value as u32))
+        };
+        let part =
+            |column| number(record, column, "a number from 0 to 1", |value| (0.0..=1.0).contains(&value));
+        let fits = |value: f64| (value as f32).is_normal() && value > 0.0;
+        Ok(Self {
+            max_length: count("max_length", 1)?,
+            min_length: count("min_length", 0)?,
+            temperature: number(record, "temperature", "0 (greedy) or a positive, finite number", |value| {
+                value == 0.0 || fits(value)
+            })?,
+            top_k: count("top_k", 0)?,
+            top_p: part("top_p")?,
+            min_p: part("min_p")?,
+            repetition_penalty: number(record, "repetition_penalty", "a positive, finite number", fits)?,
+            end_strings: end_strings(record)?,
+            seed: seed(record)?,
+            num_responses: count("num_responses", 1)?,
+        })
+    }
+
+    /// Whether the row is answered as the job says, but for how many tokens and responses there are.
+    pub fn has_job_rules(&self) -> bool {
+        let rest = Self { max_length: None, num_responses: None, ..self.clone() };
+        rest == Self::default()
+    }
+}
+
+/// Whether a column that is none of the known ones was meant to be one.
+fn looks_like_one(column: &str) -> bool {
+    let name = column.trim().to_lowercase().replace(['-', ' ', '.'], "_");
+    let is_slip = |known: &&str| {
+        let most_edits = if known.len() < 12 { 1 } else { 2 };
+        edits(&name, known) <= most_edits || name.replace('_', "") == known.replace('_', "")
+    };
+    OTHER_NAMES.contains(&name.as_str()) || COLUMNS.iter().any(|known| is_slip(&known))
+}
+
+/// How many letters must be put in, left out or changed to make one name of another.
+fn edits(a: &str, b: &str) -> usize {
+    let b: Vec<char> = b.chars().collect();
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, a) in a.chars().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, b) in b.iter().enumerate() {
+            let changed = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
+}
+
+fn number(
+    record: &JsonObject,
+    column: &'static str,
+    expected: &'static str,
+    is_right: impl Fn(f64) -> bool,
+) -> Result<Option<f64>, RecordError> {
+    match record.get(column) {
+        None | Some(Json::Null) => Ok(None),
+        Some(Json::Number(text)) => match text.parse::<f64>() {
+            Ok(value) if is_right(value) => Ok(Some(value)),
+            _ => Err(bad(column, expected, shown("", text))),
+        },
+        Some(other) => Err(bad(column, expected, described(other))),
+    }
+}
+
+/// A seed is not a float: beyond 2^53 neighbours would be the same.
+fn seed(record: &JsonObject) -> Result<Option<u64>, RecordError> {
+    const EXPECTED: &str = "a whole number from 0 to 2^63 - 1";
+    let Some(Json::Number(text)) = record.get("seed") else {
+        return Ok(number(record, "seed", EXPECTED, |_| false)?.map(|value| value as u64));
+    };
+    let whole = text.parse::<i64>().ok().and_then(|value| u64::try_from(value).ok());
+    let float =
+        || text.parse::<f64>().ok().filter(|value| value.fract() == 0.0 && (0.0..9e15).contains(value));
+    match whole.or_else(|| float().map(|value| value as u64)) {
+        Some(seed) => Ok(Some(seed)),
+        None => Err(bad("seed", EXPECTED, shown("", text))),
+    }
+}
+
+fn end_strings(record: &JsonObject) -> Result<Option<Vec<String>>, RecordError> {
+    const EXPECTED: &str = "a list of at most 8 strings that are not empty";
+    let refused = |found| Err(bad("end_strings", EXPECTED, found));
+    let items = match record.get("end_strings") {
+        None | Some(Json::Null) => return Ok(None),
+        Some(Json::Array(items)) if items.len() <= MAX_ROW_END_STRINGS => items,
+        Some(Json::Array(items)) => return refused(format!("a list of {}", items.len())),
+        Some(other) => return refused(described(other)),
+    };
+    let mut strings = Vec::with_capacity(items.len());
+    for item in items {
+        match item {
+            Json::String(text) if !text.is_empty() => strings.push(text.clone()),
+            other => return refused(format!("a list with {}", described(other))),
+        }
+    }
+    Ok(Some(strings))
+}
+
+fn bad(column: &'static str, expected: &'static str, found: String) -> RecordError {
+    RecordError::BadRowParam { column, expected, found }
+}
+
+fn described(value: &Json) -> String {
+    match value {
+        Json::String(text) if text.is_empty() => "an empty string".to_owned(),
+        Json::String(text) => shown("the string ", text),
+        Json::Bool(value) => format!("`{value}`"),
+        other => other.kind().to_owned(),
+    }
+}
+
+fn shown(kind: &str, text: &str) -> String {
+    match text.char_indices().nth(MAX_SHOWN) {
+        Some((end, _)) => format!("{kind}`{}…`", &text[..end]),
+        None => format!("{kind}`{text}`"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::jsonl::parse_object;
+
+    fn read(record: &str) -> Result<RowParams, String> {
+        RowParams::of(&parse_object(record.as_bytes()).unwrap()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn absent_and_null_leave_the_jobs_value() {
+        assert_eq!(read(r#"{"a": 1, "temperature": null, "end_strings": null}"#), Ok(RowParams::default()));
+        assert!(RowParams::default().has_job_rules());
+    }
+
+    #[test]
+    fn columns_are_read() {
+        let record = r#"{"max_length": 64.0, "min_length": 0, "temperature": 0, "top_k": 1e1, "top_p": 0.5, "min_p": 1,
+            "repetition_penalty": 1.5, "end_strings": ["\n", "x"], "seed": 9007199254740993, "num_responses": 2}"#;
+        let expect = RowParams {
+            max_length: Some(64),
+            min_length: Some(0),
+            temperature: Some(0.0),
+            top_k: Some(10),
+            top_p: Some(0.5),
+            min_p: Some(1.0),
+            repetition_penalty: Some(1.5),
+            end_strings: Some(vec!["\n".to_owned(), "x".to_owned()]),
+            seed: Some(9_007_199_254_740_993),
+            num_responses: Some(2),
+        };
+        assert_eq!(read(record), Ok(expect));
+        let lengths = read(r#"{"max_length": 3, "num_responses": 2}"#).unwrap();
+        assert!(lengths.has_job_rules() && !read(r#"{"seed": 3.0}"#).unwrap().has_job_rules());
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        let refused = |record: &str| read(record).unwrap_err();
+        insta::assert_snapshot!(refused(r#"{"temperature": "hot"}"#), @"column `temperature` is the string `hot`, it must be 0 (greedy) or a positive, finite number");
+        insta::assert_snapshot!(refused(r#"{"temperature": -0.5}"#), @"column `temperature` is `-0.5`, it must be 0 (greedy) or a positive, finite number");
+        insta::assert_snapshot!(refused(r#"{"temperature": NaN}"#), @"column `temperature` is `NaN`, it must be 0 (greedy) or a positive, finite number");
+        insta::assert_snapshot!(refused(r#"{"max_length": 1.5}"#), @"column `max_length` is `1.5`, it must be a whole number from 1 to 2^30");
+        insta::assert_snapshot!(refused(r#"{"num_responses": 0}"#), @"column `num_responses` is `0`, it must be a whole number from 1 to 2^30");
+        insta::assert_snapshot!(refused(r#"{"top_k": -1}"#), @"column `top_k` is `-1`, it must be a whole number from 0 to 2^30");
+        insta::assert_snapshot!(refused(r#"{"top_p": 1.1}"#), @"column `top_p` is `1.1`, it must be a number from 0 to 1");
+        insta::assert_snapshot!(refused(r#"{"min_p": true}"#), @"column `min_p` is `true`, it must be a number from 0 to 1");
+        insta::assert_snapshot!(refused(r#"{"repetition_penalty": 0}"#), @"column `repetition_penalty` is `0`, it must be a positive, finite number");
+        insta::assert_snapshot!(refused(r#"{"seed": -3}"#), @"column `seed` is `-3`, it must be a whole number from 0 to 2^63 - 1");
+        insta::assert_snapshot!(refused(r#"{"seed": "a"}"#), @"column `seed` is the string `a`, it must be a whole number from 0 to 2^63 - 1");
+        insta::assert_snapshot!(refused(r#"{"end_strings": "x"}"#), @"column `end_strings` is the string `x`, it must be a list of at most 8 strings that are not empty");
+        insta::assert_snapshot!(refused(r#"{"end_strings": ["x", ""]}"#), @"column `end_strings` is a list with an empty string, it must be a list of at most 8 strings that are not empty");
+        insta::assert_snapshot!(refused(r#"{"end_strings": [1,2,3,4,5,6,7,8,9]}"#), @"column `end_strings` is a list of 9, it must be a list of at most 8 strings that are not empty");
+    }
+
+    #[test]
+    fn columns_that_look_like_parameters_are_refused() {
+        insta::assert_snapshot!(read(r#"{"max_tokens": 5}"#).unwrap_err(), @"column `max_tokens` looks like a parameter of the row; those are `max_length`, `min_length`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `end_strings`, `seed`, `num_responses`: rename it, or set `model.data.train_ds.row_params=false`");
+        for column in [
+            "Temperature",
+            "temprature",
+            "topk",
+            "top-p",
+            "seeds",
+            "n",
+            "stop",
+            "maxLength",
+            "repetition_penality",
+        ] {
+            assert!(read(&format!(r#"{{"{column}": 1}}"#)).is_err(), "{column}");
+        }
+        for column in ["id", "system", "mask", "conversations", "input", "length", "score", "text"] {
+            assert!(!looks_like_one(column), "{column}");
+        }
+        assert!(read(r#"{"max_tokens": null}"#).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_stands_in_a_column_is_read_or_refused(column in 0_usize..COLUMNS.len(), text in "[-+0-9.eE]{1,6}|true|null|\"[a-z]{0,3}\"|\\[\"a\"\\]|\\{\\}") {
+            if let Ok(object) = parse_object(format!("{{\"{}\": {text}}}", COLUMNS[column]).as_bytes()) {
+                let _ = RowParams::of(&object);
+            }
+        }
+    }
+}
