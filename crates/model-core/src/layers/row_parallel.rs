@@ -19,6 +19,7 @@ pub(crate) struct PiecedLinear<L> {
     /// Linear layers without a bias: one for each piece, in order, or one for all where the backend cuts its sums itself.
     pub(crate) parts: Vec<L>,
     /// A power of two of equally wide ones.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "elsewhere there is a part for each"))]
     pub(crate) num_pieces: usize,
     /// float32 `[hidden_size]`.
     pub(crate) bias: Option<Tensor>,

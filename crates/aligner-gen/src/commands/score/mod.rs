@@ -15,7 +15,8 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use engine::{Completion, Draftable, Engine, Foresight, Goal, Proposer, Request, SeqId, StepTime, Supply};
-use model_core::{Backend, LoadOptions};
+use model_core::{Backend, LoadOptions, Reduction};
+use model_spec::ShardPlace;
 use nemo_format::Checkpoint;
 use sampling::{ForcedSampler, ForcedTexts, StopConditions};
 
@@ -54,7 +55,8 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<(), Failure> {
         neighbours: Neighbours { num_on_device: 1, num_on_host: 1 },
         limits: RoomPlan::default(),
     };
-    let memory = MemoryPlan::new(&checkpoint, &config, options, demand)?;
+    let whole = ShardPlace::whole(&config.spec_of(checkpoint.tensors()));
+    let memory = MemoryPlan::new(&checkpoint, &config, options, (&whole, Reduction::Chain), demand)?;
     let model = load_model(&checkpoint, config, options)?;
     let vocab_size = opened.tokenizer.vocab_size().min(model.padded_vocab_size());
     let texts = ForcedTexts::default();
