@@ -27,15 +27,10 @@ impl<'a> RowRulesMaker<'a> {
         tokenizer: &'a OpenTokenizer,
         end_token_ids: Vec<u32>,
     ) -> Result<Self, Failure> {
-        let most = MAX_ROW_END_TOKENS - MAX_ROW_END_STRINGS;
-        if plan.row_params == RowParamsMode::Read && end_token_ids.len() > most {
-            return Err(Failure::usage(format!(
-                "`model.data.train_ds.row_params=true` takes checkpoints with at most {most} tokens that end a response, this \
-                 one names {}: leave it out",
-                end_token_ids.len()
-            )));
-        }
         let stop = stop_conditions(tokenizer, &plan.end_strings, &end_token_ids)?;
+        if plan.row_params == RowParamsMode::Read {
+            check_room(end_token_ids.len(), stop.end_token_ids().len())?;
+        }
         let row = RowRules {
             params: plan.sampling.clone(),
             seed: plan.seed,
@@ -70,6 +65,25 @@ impl<'a> RowRulesMaker<'a> {
         own.stop = own.stop.with_min_length(own.row.min_length);
         Ok(Some(Box::new(own)))
     }
+}
+
+/// Checks that a row's rules have room for all tokens that may end its responses: those of the checkpoint with end strings
+/// of its own, or those of the job.
+fn check_room(num_of_checkpoint: usize, num_of_job: usize) -> Result<(), Failure> {
+    let most = MAX_ROW_END_TOKENS - MAX_ROW_END_STRINGS;
+    if num_of_checkpoint > most {
+        return Err(Failure::usage(format!(
+            "rows with parameters of their own take checkpoints with at most {most} tokens that end a response, this one \
+             names {num_of_checkpoint}"
+        )));
+    }
+    if num_of_job > MAX_ROW_END_TOKENS {
+        return Err(Failure::usage(format!(
+            "with rows with parameters of their own at most {MAX_ROW_END_TOKENS} tokens may end a response, and \
+             `model.generation.sampling_params.end_strings` and the checkpoint name {num_of_job}"
+        )));
+    }
+    Ok(())
 }
 
 /// The parameters of a row. Its values were checked when it was read.
@@ -170,6 +184,14 @@ mod tests {
             RowParams { top_p: Some(1.0 - 1e-12), repetition_penalty: Some(2.0), ..RowParams::default() };
         let params = params_of(&run(), &row);
         assert!(params.top_p.is_some_and(|p| p < 1.0) && params.repetition_penalty == 2.0);
+    }
+
+    #[test]
+    fn too_many_end_tokens_are_refused_before_anything_is_computed() {
+        assert!(check_room(8, 16).is_ok());
+        let said = |of_checkpoint, of_job| check_room(of_checkpoint, of_job).unwrap_err().sentence();
+        insta::assert_snapshot!(said(9, 9), @"rows with parameters of their own take checkpoints with at most 8 tokens that end a response, this one names 9");
+        insta::assert_snapshot!(said(1, 17), @"with rows with parameters of their own at most 16 tokens may end a response, and `model.generation.sampling_params.end_strings` and the checkpoint name 17");
     }
 
     #[test]
