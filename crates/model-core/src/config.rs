@@ -74,7 +74,7 @@ impl TryFrom<RawModelConfig> for ModelConfig {
             qk_layernorm: raw.customized_flag("qk_layernorm")?.or(raw.qk_layernorm).unwrap_or(false),
             position_embedding: position::parse(&raw, heads.kv_channels)?,
             window: window::parse(&raw)?,
-            apply_embedding_scaling: raw.apply_embedding_scaling.unwrap_or_else(|| raw.is_gemma2()),
+            apply_embedding_scaling: raw.apply_embedding_scaling.unwrap_or(false),
             output: OutputSpec {
                 tied: raw.share_embeddings_and_output_weights.unwrap_or(true),
                 bias: raw.output_layer_bias.unwrap_or(false),

@@ -6,6 +6,7 @@ mod common;
 use common::{
     BACKENDS, MemorySource, Runner, argmax, bits, config_of, fixture, golden_logits, max_difference,
 };
+use hydra_config::Node;
 use model_core::{BLOCK_SIZE_TOKENS, Backend, ModelConfig, RawModelConfig};
 use model_spec::Float;
 use nemo_format::{Checkpoint, ConvertOptions, convert_checkpoint};
@@ -126,6 +127,36 @@ fn falcons_as_nemo_stores_them_compute_the_same() {
             assert!(difference < 1e-4, "{name} {backend:?}: {difference}");
             let continuation = runner.greedy(prompt, 16, reference.tokenizer_vocab_size);
             assert_eq!(continuation, reference.continuations[idx], "{name} {backend:?}");
+        }
+    }
+}
+
+/// NeMo says with `name: megatron_gemma2` what a conversion here writes out, and has the window in every second layer, from
+/// the second on, where a row sees one position more.
+#[test]
+fn a_gemma_2_as_nemo_stores_it_has_its_windows_in_other_layers() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("converted.nemo");
+    convert_checkpoint(&fixture("families/gemma2"), &archive, &ConvertOptions::default()).unwrap();
+    let checkpoint = Checkpoint::open(&archive).unwrap();
+    let mut config = checkpoint.model_config().clone();
+    for key in ["window_attn_skip_freq", "post_layernorms"] {
+        assert!(config.remove(key).is_some(), "{key}");
+    }
+    for key in ["attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar"] {
+        let value = config.remove(key).unwrap();
+        config.set(&format!("mcore_customization_config.{key}"), value);
+    }
+    config.set("name", Node::from("megatron_gemma2"));
+    config.set("window_size", Node::List(vec![Node::Int(4), Node::Int(0)]));
+    config.set("sqrt_query_pre_attn_scalar", Node::Float(14.9666));
+    let config: ModelConfig = config.deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
+    let golden = golden_logits("families/gemma2/logits_nemo_fp32.npy");
+    for backend in BACKENDS {
+        let mut runner = Runner::new(config.clone(), checkpoint.tensors(), Float::Fp32, backend).unwrap();
+        for (prompt, expected) in reference("families/gemma2").prompts.iter().zip(&golden) {
+            let difference = max_difference(&runner.all_logits(prompt), expected);
+            assert!(difference < 1e-4, "{backend:?}: {difference}");
         }
     }
 }

@@ -100,6 +100,7 @@ pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, F
     let class = target.rsplit('.').next().unwrap_or_default();
     if class.starts_with("Gemma2") {
         config.set("name", Node::from("megatron_gemma2"));
+        config.set("apply_embedding_scaling", Node::Bool(true));
     } else if class.starts_with("Gemma3") {
         gemma3_section(fields, 0, &mut config).map_err(bad)?;
     } else if class.starts_with("Gemma") {

@@ -64,6 +64,8 @@ fn scale(raw: &RawModelConfig) -> Result<Option<f64>, ModelError> {
             expected: format!("{other}, which follows from `{SCALAR}`, or null"),
             actual: scale.to_string(),
         }),
+        // NeMo's layers divide by its root, and by nothing else.
+        (None, None) if raw.is_gemma2() => Err(ModelError::MissingKey { key: SCALAR }),
         (scale, of_scalar) => Ok(scale.or(of_scalar)),
     }
 }

@@ -91,6 +91,8 @@ pub(crate) struct RawRopeScaling {
     pub(super) original_max_position_embeddings: Option<RawNumber>,
 }
 
+const SQRT_SCALAR: &str = "sqrt_query_pre_attn_scalar";
+
 /// The keys of `model_config.yaml` that the model looks at, unchecked. A null is a key that is not there.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -239,7 +241,9 @@ impl RawModelConfig {
             }
         }
         for (key, value, feature) in self.keys_of_other_models() {
-            if let Some(value) = value.as_ref().filter(|value| !value.is_off()) {
+            // In every Gemma 2 of NeMo, whose layers read the other key.
+            let is_unread = key == SQRT_SCALAR && self.is_gemma2();
+            if let Some(value) = value.as_ref().filter(|value| !value.is_off() && !is_unread) {
                 return refuse(key, value, feature, WITHOUT);
             }
         }
@@ -261,7 +265,7 @@ impl RawModelConfig {
             ("mm_cfg", &self.mm_cfg, "a model of text and images"),
             ("mrope_section", &self.mrope_section, "positions of several axes"),
             ("retro", &self.retro, "a model that retrieves"),
-            ("sqrt_query_pre_attn_scalar", &self.sqrt_query_pre_attn_scalar, SCALE),
+            (SQRT_SCALAR, &self.sqrt_query_pre_attn_scalar, SCALE),
         ]
     }
 }

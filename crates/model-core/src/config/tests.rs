@@ -120,6 +120,7 @@ fn what_the_model_cannot_compute_is_refused_by_key() {
         json!({ "sqrt_query_pre_attn_scalar": 14.9666 }),
         json!({ "attn_logit_softcapping": -50.0 }),
         json!({ "final_logit_softcapping": "much" }),
+        json!({ "name": "megatron_gemma2", "query_pre_attn_scalar": null }),
         json!({ "query_pre_attn_scalar": 0 }),
         json!({ "query_pre_attn_scalar": 4, "softmax_scale": 0.1 }),
         json!({ "window_size": [8, 0], "window_attn_skip_freq": [1] }),
@@ -189,10 +190,15 @@ fn windows_of_some_layers_are_read_as_each_software_means_them() {
         seen(&[false, true], 9)
     );
     assert_eq!(local(json!({ "window_size": null, "window_attn_skip_freq": 2 })), (None, false));
-    let gemma2 = json!({ "name": "megatron_gemma2", "window_size": [8, 0] });
+    // As NeMo's converter writes it, over its example configuration.
+    let gemma2 = json!({
+        "name": "megatron_gemma2", "window_size": [8, 0], "sqrt_query_pre_attn_scalar": 14.9666,
+        "mcore_customization_config": { "query_pre_attn_scalar": 224 },
+    });
     assert_eq!(local(gemma2.clone()), seen(&[false, true], 9));
     let uniform = parse(&gemma2).unwrap().uniform;
-    assert!(uniform.post_layernorms && uniform.apply_embedding_scaling);
+    assert!(uniform.post_layernorms);
+    assert_eq!(uniform.attention.scale, Some(1.0 / 224.0_f64.sqrt()));
     let customized = json!({ "mcore_customization_config": {
         "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30, "query_pre_attn_scalar": 16,
     } });

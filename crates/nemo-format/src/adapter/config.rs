@@ -78,9 +78,6 @@ pub(super) fn of_io_json(text: &[u8], file: &str) -> Result<Option<(String, Node
         if !module.contains(".peft.") {
             continue;
         }
-        if found.is_some() {
-            return Err(bad("it has several objects of `peft`, expected one".to_owned()));
-        }
         let mut fields = Node::empty_map();
         for item in object.get("items").and_then(Value::as_array).into_iter().flatten() {
             let Some(path) = item.get(0).and_then(Value::as_str) else { continue };
@@ -90,7 +87,12 @@ pub(super) fn of_io_json(text: &[u8], file: &str) -> Result<Option<(String, Node
                 fields.set(field, Node::Float(number));
             }
         }
-        found = Some((name.to_owned(), fields));
+        let object = (name.to_owned(), fields);
+        // An object may stand there more than once.
+        if found.as_ref().is_some_and(|other| *other != object) {
+            return Err(bad("it has several objects of `peft` that differ, expected one".to_owned()));
+        }
+        found = Some(object);
     }
     Ok(found)
 }

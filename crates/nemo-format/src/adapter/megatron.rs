@@ -46,6 +46,7 @@ pub(super) fn open_nemo(archive: &Arc<Archive>, base: &BaseModel) -> Result<Adap
     };
     let scaling = config::of_nemo(config.get("peft"), &file)?;
     let path = archive.path().display().to_string();
+    check_layers(config.get("num_layers"), &path, base)?;
     let pairs = match ranks::find(archive)? {
         Some(grid) => {
             let holds = Holds::Adapter { num_layers: base.num_layers, is_gated: base.is_gated };
@@ -70,7 +71,11 @@ pub(super) fn open_nemo2(archive: &Arc<Archive>, base: &BaseModel) -> Result<Ada
     const TRANSFORM: &str = "model_transform";
     let path = archive.path().display().to_string();
     let of_yaml = match archive.get(nemo2::CONFIG) {
-        Some(_) => yaml(archive, nemo2::CONFIG)?.get(TRANSFORM).cloned(),
+        Some(_) => {
+            let document = yaml(archive, nemo2::CONFIG)?;
+            check_layers(document.get("config.num_layers"), &path, base)?;
+            document.get(TRANSFORM).cloned()
+        }
         None => None,
     };
     let scaling = match of_yaml.as_ref().and_then(|fields| Some((fields.get("_target_")?.as_str()?, fields)))
@@ -123,11 +128,27 @@ pub(super) fn open_bridge(iteration: &Path, base: &BaseModel) -> Result<Adapter,
     let scaling = config::of_class(class, fields, "peft", &file)?;
     let DistCkpt { source, stored, .. } = dist_ckpt::open(&archive, "")?;
     let path = archive.path().display().to_string();
+    check_layers(document.get("model.num_layers"), &path, base)?;
     refuse_unplaced(&stored, &path)?;
     let pairs = pairs(&source, &path, scaling, base)?;
     let trained_on =
         document.get("checkpoint.pretrained_checkpoint").and_then(Node::as_str).map(str::to_owned);
     Ok(Adapter { path, format: "Megatron-Bridge", pairs, trained_on })
+}
+
+/// An adapter of a model with fewer layers would fit those that it has.
+fn check_layers(stated: Option<&Node>, path: &str, base: &BaseModel) -> Result<(), FormatError> {
+    let stated = stated.and_then(Node::as_i64).and_then(|layers| u64::try_from(layers).ok());
+    match stated.filter(|&layers| layers != base.num_layers) {
+        None => Ok(()),
+        Some(layers) => Err(FormatError::OtherBase {
+            adapter: path.to_owned(),
+            tensor: "num_layers".to_owned(),
+            found: format!("is {layers}"),
+            needed: format!("has {}", base.num_layers),
+            base: base.name.clone(),
+        }),
+    }
 }
 
 fn yaml(archive: &Archive, member: &str) -> Result<Node, FormatError> {

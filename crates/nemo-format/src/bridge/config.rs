@@ -185,6 +185,9 @@ pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, F
     refuse_switched_on(&fields, &file, own)?;
     let mut config = nemo2::model_section(&fields).map_err(bad)?;
     if begins_with(&[GEMMA2]) {
+        if config.get("query_pre_attn_scalar").is_none() {
+            return Err(bad("its `query_pre_attn_scalar` is missing, which a Gemma 2 needs".to_owned()));
+        }
         // Layers with the window are the first, the third, and so on (`gemma2_provider.py`).
         config.set("window_attn_skip_freq", Node::Int(2));
         config.set("post_layernorms", Node::Bool(true));

@@ -130,6 +130,7 @@ fn other_adapters_of_megatron_are_refused_by_name() {
         bridge("  dim: 4", "  dim: 5"),
         bridge("  alpha: 6\n", ""),
         bridge("\npeft:", "\nother:"),
+        bridge("  num_layers: 2", "  num_layers: 4"),
         nemo2("CanonicalLoRA", "DoRA"),
         nemo2("alpha", "beta"),
         Copy::of("nemo2").remove("context/io.json").said("llama31"),

@@ -81,7 +81,7 @@ pub(super) fn refused(what: &str) -> FormatError {
 }
 
 /// Keys that must be off: the targets compute nothing of the kind.
-const OFF: [&str; 17] = [
+const OFF: [&str; 16] = [
     "apply_residual_connection_post_layernorm",
     "headscale",
     "heterogeneous_block_specs",
@@ -98,14 +98,15 @@ const OFF: [&str; 17] = [
     "retro",
     "rotary_base_local",
     "rotary_interleaved",
-    "sqrt_query_pre_attn_scalar",
 ];
 /// Keys that only Gemma 2 of the targets has a use for.
-const OF_GEMMA2: [&str; 5] = [
+const OF_GEMMA2: [&str; 6] = [
     "attn_logit_softcapping",
     "final_logit_softcapping",
     "query_pre_attn_scalar",
     "softmax_scale",
+    // Of NeMo's example configuration; its layers read the other key.
+    "sqrt_query_pre_attn_scalar",
     "window_attn_skip_freq",
 ];
 /// Keys that choose between models, with the one value that the targets have.
@@ -273,7 +274,7 @@ struct Kind {
 fn family(config: &NemoConfig<'_>, kind: &Kind) -> Result<(Family, Activation), FormatError> {
     let name = config.text("activation")?.unwrap_or("gelu");
     let is_tanh_gelu = config.bool("openai_gelu")?.unwrap_or(false);
-    let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or_else(|| gemma2::is_named(config));
+    let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or(false);
     match (name, is_tanh_gelu, is_scaled) {
         ("swiglu" | "fast-swiglu", false, false) if !kind.is_gemma2 => {
             let is_mistral =

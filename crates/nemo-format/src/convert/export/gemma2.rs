@@ -34,6 +34,9 @@ pub(super) fn read(config: &NemoConfig<'_>, arch: &mut ModelArch) -> Result<(), 
     rule.softcap = number(config, "attn_logit_softcapping")?;
     let of_scalar = number(config, "query_pre_attn_scalar")?.map(|scalar| 1.0 / scalar.sqrt());
     rule.scale = number(config, "softmax_scale")?.or(of_scalar);
+    if rule.scale.is_none() {
+        return Err(bad("the key `query_pre_attn_scalar` is missing, which a Gemma 2 needs".to_owned()));
+    }
     rule.local = local_layers(config, arch.model.num_layers)?;
     arch.model.output.softcap = number(config, "final_logit_softcapping")?;
     Ok(())

@@ -113,7 +113,7 @@ fn positive(config: &HfConfig, key: &str, value: Option<f64>) -> Result<Option<f
 /// The layers with a window: those that `layer_types` lists, or all but every `pattern`th.
 fn local_layers(config: &HfConfig, num_layers: usize, pattern: u64) -> Result<LocalLayers, FormatError> {
     let default = (!config.mentions("sliding_window")).then_some(DEFAULT_WINDOW);
-    let tokens = config.u64(&["sliding_window"])?.or(default);
+    let tokens = config.u64(&["sliding_window", "sliding_window_size"])?.or(default);
     let is_local: Vec<bool> = if config.has("layer_types") {
         let kinds = config.texts("layer_types");
         if let Some(kind) = kinds.iter().find(|kind| ![SLIDING, FULL].contains(*kind)) {
