@@ -26,7 +26,7 @@ pub struct SeqId {
 pub type Draftable = speculation::Draftable<SeqId>;
 
 /// Whose tokens a row computes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum RowId {
     /// The prompt of this request, which all its responses share.
     Prompt(u64),

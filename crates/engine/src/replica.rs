@@ -19,8 +19,8 @@ use crate::plan::{StepOutput, StepPlan};
 enum Order {
     /// [`Executor::reset`].
     Reset,
-    /// [`Executor::start`], and then [`Executor::collect`].
-    Step(StepPlan),
+    /// So many times [`Executor::collect`], and then [`Executor::start`]: as the leading rank has done.
+    Step { num_collected: u32, plan: StepPlan },
     /// Nothing more.
     End,
 }
@@ -53,12 +53,14 @@ pub trait TokenPath: Send {
 pub struct LeadingExecutor {
     own: Box<dyn Executor>,
     followers: Box<dyn Followers>,
+    /// Steps whose tokens were taken since the last order.
+    num_collected: u32,
 }
 
 impl LeadingExecutor {
     /// Leads `followers` in what `own` does.
     pub fn new(own: Box<dyn Executor>, followers: Box<dyn Followers>) -> Self {
-        Self { own, followers }
+        Self { own, followers, num_collected: 0 }
     }
 
     fn tell(&mut self, order: &Order) -> Result<(), EngineError> {
@@ -69,20 +71,22 @@ impl LeadingExecutor {
 
 impl Executor for LeadingExecutor {
     fn reset(&mut self) -> Result<(), EngineError> {
+        self.num_collected = 0;
         self.tell(&Order::Reset)?;
         self.own.reset()
     }
 
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
-        let order = Order::Step(plan);
+        let order = Order::Step { num_collected: std::mem::take(&mut self.num_collected), plan };
         self.tell(&order)?;
         match order {
-            Order::Step(plan) => self.own.start(plan),
+            Order::Step { plan, .. } => self.own.start(plan),
             Order::Reset | Order::End => Ok(()),
         }
     }
 
     fn collect(&mut self) -> Result<StepOutput, EngineError> {
+        self.num_collected += 1;
         self.own.collect()
     }
 
@@ -126,22 +130,15 @@ pub fn follow(
     executor: &mut dyn Executor,
     next: &mut dyn FnMut() -> Result<Vec<u8>, LostRank>,
 ) -> Result<(), EngineError> {
-    let mut num_started = 0;
     loop {
         let message = next().map_err(ModelError::from)?;
         match serde_json::from_slice(&message).map_err(|error| strange(&error))? {
-            Order::Reset => {
-                executor.reset()?;
-                num_started = 0;
-            }
-            Order::Step(plan) => {
-                executor.start(plan)?;
-                num_started += 1;
-                // As far ahead as the leading rank.
-                if num_started > executor.run_ahead() {
+            Order::Reset => executor.reset()?,
+            Order::Step { num_collected, plan } => {
+                for _ in 0..num_collected {
                     executor.collect()?;
-                    num_started -= 1;
                 }
+                executor.start(plan)?;
             }
             Order::End => return Ok(()),
         }

@@ -169,11 +169,11 @@ pub(crate) fn sampler(params: SamplingParams) -> CpuSampler {
 }
 
 pub(crate) fn host(params: SamplingParams) -> HostExecutor {
-    staged(params, Stage::ONLY)
+    staged(params, crate::Stage::ONLY)
 }
 
 /// The same as a pipeline stage.
-pub(crate) fn staged(params: SamplingParams, stage: Stage) -> HostExecutor {
+pub(crate) fn staged(params: SamplingParams, stage: crate::Stage) -> HostExecutor {
     HostExecutor::new(Box::new(FakeModel::default()), Box::new(sampler(params)), stage)
 }
 

@@ -10,6 +10,7 @@ use crate::testing::*;
 mod foresight;
 mod pipeline;
 mod prefixes;
+mod replica;
 mod speculation;
 
 fn engine(params: SamplingParams, end_strings: &[&str], limits: EngineLimits) -> Engine {

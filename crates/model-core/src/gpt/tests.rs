@@ -2,7 +2,7 @@
 
 use model_spec::{
     Activation, AttentionSpec, BlockStyle, FfnSpec, Float, HeadLayout, LayerSpec, MlpSpec, Nonlinearity,
-    NormSpec, Normalization, RotaryConfig, RotaryPairing,
+    NormSpec, Normalization, RotaryConfig, RotaryPairing, TableRows,
 };
 use serde_json::json;
 use tch::Device;
@@ -11,8 +11,10 @@ use super::*;
 use crate::backend::cpu::CpuLoader;
 use crate::backend::plain::PlainLoader;
 use crate::kinds::StoredFloat;
+use crate::layers::row_parallel::RowParallel;
 use crate::layers::{Attention, Layer, Mlp};
 use crate::ops::{LinearRole, LinearSource, Loader, Norm, WeightBytes, refuse_on_gpu};
+use crate::weights::Head;
 use crate::{AttentionSwitches, RawModelConfig};
 
 const HIDDEN_SIZE: usize = 24;
@@ -306,16 +308,22 @@ impl StoredModel {
             word_embeddings: None,
             position_embeddings: None,
             layers,
-            final_norm: self.final_norm.load(),
-            output: self.embeddings.load(&mut loader, LinearRole::Output),
+            head: Some(Head {
+                final_norm: self.final_norm.load(),
+                output: self.embeddings.load(&mut loader, LinearRole::Output),
+            }),
             num_params: 0,
         };
         let keys = json!({
             "num_layers": self.layers.len(), "hidden_size": HIDDEN_SIZE, "num_attention_heads": 2, "kv_channels": 8,
             "encoder_seq_length": 64,
         });
-        let config = serde_json::from_value::<RawModelConfig>(keys).unwrap().try_into().unwrap();
-        Gpt::new(config, weights, loader.finish().unwrap()).unwrap()
+        let config: ModelConfig = serde_json::from_value::<RawModelConfig>(keys).unwrap().try_into().unwrap();
+        let rows = TableRows { vocab: self.embeddings.weight.len() as u64 / HIDDEN_SIZE as u64, positions: 0 };
+        let layers: Vec<LayerSpec> = self.layers.iter().map(|layer| layer.spec.clone()).collect();
+        let model = ModelSpec { layers: layers.into(), ..config.spec(rows) };
+        let shares = Shares::new(&model, ShardPlace::whole(&model)).unwrap();
+        Gpt::new(config, weights, loader.finish().unwrap(), shares).unwrap()
     }
 }
 
@@ -324,12 +332,13 @@ impl StoredLayer {
         let attention = self.attention.as_ref().map(|(norm, qkv, proj)| {
             let op = loader.attention(layer_idx, self.spec.attention.as_ref().unwrap()).unwrap();
             let [qkv, proj] = [qkv, proj].map(|linear| linear.load(loader, LinearRole::Plain));
-            (norm.load(), Attention { qkv, head_norms: None, op, proj, post_norm: None })
+            (norm.load(), Attention { qkv, head_norms: None, op, proj: RowParallel::Chain(proj), post_norm: None })
         });
         let mlp = self.mlp.as_ref().map(|(norm, fc1, fc2)| {
             let activation = self.spec.mlp().unwrap().activation;
             let fc1 = fc1.load(loader, LinearRole::FirstOfMlp(activation));
-            (norm.load(), Mlp { fc1, activation, fc2: fc2.load(loader, LinearRole::Plain), post_norm: None })
+            let fc2 = RowParallel::Chain(fc2.load(loader, LinearRole::Plain));
+            (norm.load(), Mlp { fc1, activation, fc2, post_norm: None })
         });
         if self.spec.join == BlockStyle::Sequential {
             return Layer::Sequential { attention, mlp };
@@ -390,11 +399,11 @@ fn assert_close(actual: &Rows, expected: &[Vec<f64>], backend: &str) {
 }
 
 fn plain() -> PlainLoader {
-    PlainLoader::new(Numerics::uniform(Float::Fp32), Device::Cpu, AttentionSwitches::default(), 64).unwrap()
+    PlainLoader::new(Numerics::uniform(Float::Fp32), Device::Cpu, AttentionSwitches::default(), 64, None).unwrap()
 }
 
 fn cpu() -> CpuLoader {
-    CpuLoader::new(Numerics::uniform(Float::Fp32), 64).unwrap()
+    CpuLoader::new(Numerics::uniform(Float::Fp32), 64, None).unwrap()
 }
 
 #[test]
