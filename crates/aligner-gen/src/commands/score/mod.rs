@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
@@ -183,29 +183,28 @@ fn score_chunk(
 struct Known {
     texts: ForcedTexts,
     /// Tokens that each response has, by its request's number.
-    num_drawn: Mutex<Vec<usize>>,
+    num_drawn: Vec<usize>,
 }
 
 impl Known {
     fn new(texts: ForcedTexts) -> Self {
-        Self { texts, num_drawn: Mutex::default() }
+        Self { texts, num_drawn: Vec::new() }
     }
 }
 
 impl Proposer<SeqId> for Known {
     fn reset(&mut self) {
-        self.num_drawn.get_mut().unwrap_or_else(PoisonError::into_inner).clear();
+        self.num_drawn.clear();
     }
 
     fn prompt(&mut self, _tokens: &[u32], _responses: &[SeqId]) {}
 
     fn append(&mut self, id: SeqId, tokens: &[u32]) {
-        let num_drawn = self.num_drawn.get_mut().unwrap_or_else(PoisonError::into_inner);
         let idx = id.group_idx as usize;
-        if num_drawn.len() <= idx {
-            num_drawn.resize(idx + 1, 0);
+        if self.num_drawn.len() <= idx {
+            self.num_drawn.resize(idx + 1, 0);
         }
-        num_drawn[idx] += tokens.len();
+        self.num_drawn[idx] += tokens.len();
     }
 
     fn end(&mut self, _id: SeqId) {}
@@ -216,11 +215,10 @@ impl Proposer<SeqId> for Known {
 
     /// Requests are numbered as their texts are: each has one response that is not empty.
     fn propose(&mut self, responses: &[Draftable]) -> Vec<Vec<u32>> {
-        let num_drawn = self.num_drawn.get_mut().unwrap_or_else(PoisonError::into_inner);
         let texts = self.texts.lock().unwrap_or_else(PoisonError::into_inner);
         let drafts = responses.iter().map(|response| {
             let idx = response.id.group_idx as usize;
-            let start = num_drawn.get(idx).copied().unwrap_or(0);
+            let start = self.num_drawn.get(idx).copied().unwrap_or(0);
             let text = texts.get(idx).and_then(|text| text.get(start..)).unwrap_or_default();
             text.iter().copied().take(response.max_drafts).collect()
         });
