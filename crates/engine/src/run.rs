@@ -318,7 +318,9 @@ impl<'e, 'c> Run<'e, 'c> {
             match row.id {
                 RowId::Prompt(_) if num_tokens != row.draws => return Err(bad),
                 RowId::Prompt(group_idx) => {
-                    self.scheduler.drew(group_idx);
+                    if row.draws > 0 {
+                        self.scheduler.drew(group_idx);
+                    }
                     for (response_idx, token) in (0..row.draws).zip(tokens) {
                         let id = SeqId { group_idx, response_idx };
                         ended.extend(self.append_to(id, std::slice::from_ref(token))?);

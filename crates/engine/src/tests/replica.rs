@@ -50,7 +50,10 @@ fn staged_answers(num_stages: usize, limits: EngineLimits, requests: &[Request])
         }
         let mut receivers = receivers.into_iter();
         let receiving = |from| {
-            Box::new(ReceivingSampler { path: Box::new(Path { to: Vec::new(), from: Some(from) }), is_greedy: false })
+            Box::new(ReceivingSampler {
+                path: Box::new(Path { to: Vec::new(), from: Some(from) }),
+                is_greedy: false,
+            })
         };
         let of_first = receivers.next();
         let mut followers = Vec::new();

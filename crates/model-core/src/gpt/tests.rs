@@ -319,7 +319,8 @@ impl StoredModel {
             "encoder_seq_length": 64,
         });
         let config: ModelConfig = serde_json::from_value::<RawModelConfig>(keys).unwrap().try_into().unwrap();
-        let rows = TableRows { vocab: self.embeddings.weight.len() as u64 / HIDDEN_SIZE as u64, positions: 0 };
+        let rows =
+            TableRows { vocab: self.embeddings.weight.len() as u64 / HIDDEN_SIZE as u64, positions: 0 };
         let layers: Vec<LayerSpec> = self.layers.iter().map(|layer| layer.spec.clone()).collect();
         let model = ModelSpec { layers: layers.into(), ..config.spec(rows) };
         let shares = Shares::new(&model, ShardPlace::whole(&model)).unwrap();
@@ -332,7 +333,10 @@ impl StoredLayer {
         let attention = self.attention.as_ref().map(|(norm, qkv, proj)| {
             let op = loader.attention(layer_idx, self.spec.attention.as_ref().unwrap()).unwrap();
             let [qkv, proj] = [qkv, proj].map(|linear| linear.load(loader, LinearRole::Plain));
-            (norm.load(), Attention { qkv, head_norms: None, op, proj: RowParallel::Chain(proj), post_norm: None })
+            (
+                norm.load(),
+                Attention { qkv, head_norms: None, op, proj: RowParallel::Chain(proj), post_norm: None },
+            )
         });
         let mlp = self.mlp.as_ref().map(|(norm, fc1, fc2)| {
             let activation = self.spec.mlp().unwrap().activation;
@@ -399,7 +403,8 @@ fn assert_close(actual: &Rows, expected: &[Vec<f64>], backend: &str) {
 }
 
 fn plain() -> PlainLoader {
-    PlainLoader::new(Numerics::uniform(Float::Fp32), Device::Cpu, AttentionSwitches::default(), 64, None).unwrap()
+    PlainLoader::new(Numerics::uniform(Float::Fp32), Device::Cpu, AttentionSwitches::default(), 64, None)
+        .unwrap()
 }
 
 fn cpu() -> CpuLoader {
@@ -419,8 +424,8 @@ fn layers_that_differ_match_their_formulas() {
 fn what_no_kernel_of_a_gpu_computes_is_refused_by_its_key() {
     let spec = || attention(4, RMS, None);
     let said = |spec: AttentionSpec| refuse_on_gpu(&spec, 8).map_err(|error| error.to_string());
-    insta::assert_snapshot!(said(AttentionSpec { softcap: Some(50.0), ..spec() }).unwrap_err(), @"");
-    insta::assert_snapshot!(said(AttentionSpec { local_tokens: Some(7), ..spec() }).unwrap_err(), @"");
+    insta::assert_snapshot!(said(AttentionSpec { softcap: Some(50.0), ..spec() }).unwrap_err(), @"model config key `attn_logit_softcapping` is `50`, capped attention scores with the fast engine of a GPU, which is not supported; use the plain backend (`trt_llm.enable: false`), or a CPU");
+    insta::assert_snapshot!(said(AttentionSpec { local_tokens: Some(7), ..spec() }).unwrap_err(), @"model config key `window_size` is `7`, windows in some of the layers with the fast engine of a GPU, which is not supported; use an `encoder_seq_length` of no more than the window, the plain backend (`trt_llm.enable: false`), or a CPU");
     // No sequence is longer than the window.
     assert!(said(AttentionSpec { local_tokens: Some(8), ..spec() }).is_ok());
     assert!(said(spec()).is_ok());
