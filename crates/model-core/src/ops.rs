@@ -221,7 +221,7 @@ pub(crate) fn refuse_on_gpu(spec: &AttentionSpec, max_seq_len_tokens: usize) -> 
         return Err(ModelError::Unsupported {
             key: "attn_logit_softcapping",
             value: cap.to_string(),
-            feature: "capped attention scores, which the fast engine has on a CPU only",
+            feature: "capped attention scores on a GPU with the fast engine",
             needs: NEEDS,
         });
     }
@@ -229,7 +229,7 @@ pub(crate) fn refuse_on_gpu(spec: &AttentionSpec, max_seq_len_tokens: usize) -> 
         Some(tokens) => Err(ModelError::Unsupported {
             key: "window_size",
             value: tokens.to_string(),
-            feature: "windows in some of the layers, which the fast engine has on a CPU only",
+            feature: "windows in some of the layers on a GPU with the fast engine",
             needs: "an `encoder_seq_length` of no more than the window, the plain backend (`trt_llm.enable: false`), or a CPU",
         }),
         None => Ok(()),
