@@ -272,7 +272,7 @@ pub(crate) fn refuse_on_gpu(spec: &AttentionSpec, max_seq_len_tokens: usize) -> 
         return Err(ModelError::Unsupported {
             key: "attn_logit_softcapping",
             value: cap.to_string(),
-            feature: "capped attention scores with the fast engine of a GPU",
+            feature: "capped attention scores on a GPU with the fast engine",
             needs: NEEDS,
         });
     }
@@ -280,7 +280,7 @@ pub(crate) fn refuse_on_gpu(spec: &AttentionSpec, max_seq_len_tokens: usize) -> 
         Some(tokens) => Err(ModelError::Unsupported {
             key: "window_size",
             value: tokens.to_string(),
-            feature: "windows in some of the layers with the fast engine of a GPU",
+            feature: "windows in some of the layers on a GPU with the fast engine",
             needs: "an `encoder_seq_length` of no more than the window, the plain backend (`trt_llm.enable: false`), or a CPU",
         }),
         None => Ok(()),

@@ -21,7 +21,8 @@ const AUTO: &str = "auto";
 pub(crate) struct ParallelPlan {
     pub(crate) tensor: Option<u32>,
     pub(crate) pipeline: Option<u32>,
-    reduction: Option<Reduction>,
+    /// `model.generation.reduction`; see [`Self::reduction`].
+    pub(crate) reduction: Option<Reduction>,
 }
 
 /// Whether it is one of the sizes.

@@ -424,8 +424,8 @@ fn layers_that_differ_match_their_formulas() {
 fn what_no_kernel_of_a_gpu_computes_is_refused_by_its_key() {
     let spec = || attention(4, RMS, None);
     let said = |spec: AttentionSpec| refuse_on_gpu(&spec, 8).map_err(|error| error.to_string());
-    insta::assert_snapshot!(said(AttentionSpec { softcap: Some(50.0), ..spec() }).unwrap_err(), @"model config key `attn_logit_softcapping` is `50`, capped attention scores with the fast engine of a GPU, which is not supported; use the plain backend (`trt_llm.enable: false`), or a CPU");
-    insta::assert_snapshot!(said(AttentionSpec { local_tokens: Some(7), ..spec() }).unwrap_err(), @"model config key `window_size` is `7`, windows in some of the layers with the fast engine of a GPU, which is not supported; use an `encoder_seq_length` of no more than the window, the plain backend (`trt_llm.enable: false`), or a CPU");
+    insta::assert_snapshot!(said(AttentionSpec { softcap: Some(50.0), ..spec() }).unwrap_err(), @"model config key `attn_logit_softcapping` is `50`, capped attention scores on a GPU with the fast engine, which is not supported; use the plain backend (`trt_llm.enable: false`), or a CPU");
+    insta::assert_snapshot!(said(AttentionSpec { local_tokens: Some(7), ..spec() }).unwrap_err(), @"model config key `window_size` is `7`, windows in some of the layers on a GPU with the fast engine, which is not supported; use an `encoder_seq_length` of no more than the window, the plain backend (`trt_llm.enable: false`), or a CPU");
     // No sequence is longer than the window.
     assert!(said(AttentionSpec { local_tokens: Some(8), ..spec() }).is_ok());
     assert!(said(spec()).is_ok());

@@ -1,6 +1,5 @@
 //! Every key that is read is given another value: texts may change, or its row of the table says that they do not.
 
-use model_spec::{Float, Numerics};
 use serde_json::json;
 use tch::Device;
 
