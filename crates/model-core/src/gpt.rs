@@ -44,11 +44,11 @@ pub(crate) struct Shares {
 }
 
 impl Shares {
-    pub(crate) fn new(model: &ModelSpec, place: ShardPlace) -> Result<Self, ModelError> {
+    pub(crate) fn new(model: &ModelSpec, place: &ShardPlace) -> Result<Self, ModelError> {
         Ok(Self {
             part: place.part_of(model)?,
             padded_vocab_size: usize::try_from(model.padded_vocab_size).unwrap_or(usize::MAX),
-            table: (place.tp_size > 1).then(|| SharedTable::new(model.padded_vocab_size, &place)),
+            table: (place.tp_size > 1).then(|| SharedTable::new(model.padded_vocab_size, place)),
             is_first_stage: place.is_first_stage(),
         })
     }

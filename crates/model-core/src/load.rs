@@ -192,7 +192,7 @@ fn load_for<L: Loader<State: 'static>>(
     (place, reduction): (ShardPlace, Reduction),
 ) -> Result<Box<dyn CausalLm>, ModelError> {
     let (weights, state) = Weights::load(&config, source, loader, (&place, reduction))?;
-    let shares = Shares::new(&config.spec_of(source), place)?;
+    let shares = Shares::new(&config.spec_of(source), &place)?;
     Ok(Box::new(Gpt::new(config, weights, state, shares)?))
 }
 

@@ -77,7 +77,7 @@ mod tests {
         // As large as two layers each: the first stage and the last have fewer.
         assert_eq!(stages(llama(), 10, 250, 3), Some(vec![0..3, 3..7, 7..10]));
         assert_eq!(stages(gpt(), 3, 1, 3), Some(vec![0..1, 1..2, 2..3]));
-        assert_eq!(stages(llama(), 3, 1, 1), Some(vec![0..3]));
+        assert_eq!(stages(llama(), 3, 1, 1), Some(std::iter::once(0..3).collect()));
         assert_eq!(stages(llama(), 3, 1, 4), None);
     }
 

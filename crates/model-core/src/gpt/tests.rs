@@ -323,7 +323,7 @@ impl StoredModel {
             TableRows { vocab: self.embeddings.weight.len() as u64 / HIDDEN_SIZE as u64, positions: 0 };
         let layers: Vec<LayerSpec> = self.layers.iter().map(|layer| layer.spec.clone()).collect();
         let model = ModelSpec { layers: layers.into(), ..config.spec(rows) };
-        let shares = Shares::new(&model, ShardPlace::whole(&model)).unwrap();
+        let shares = Shares::new(&model, &ShardPlace::whole(&model)).unwrap();
         Gpt::new(config, weights, loader.finish().unwrap(), shares).unwrap()
     }
 }

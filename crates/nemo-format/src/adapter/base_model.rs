@@ -66,9 +66,11 @@ impl BaseModel {
             Rows::Key => key.collect(),
             Rows::Value => value.collect(),
             Rows::StackedQkv => query.chain(key).chain(value).collect(),
-            Rows::Gate => vec![0..num_rows / 2],
-            Rows::Up => vec![num_rows / 2..num_rows],
-            Rows::Qkv | Rows::Proj | Rows::Fc1 | Rows::Fc2 | Rows::Output => vec![0..num_rows],
+            Rows::Gate => std::iter::once(0..num_rows / 2).collect(),
+            Rows::Up => std::iter::once(num_rows / 2..num_rows).collect(),
+            Rows::Qkv | Rows::Proj | Rows::Fc1 | Rows::Fc2 | Rows::Output => {
+                std::iter::once(0..num_rows).collect()
+            }
         }
     }
 }
