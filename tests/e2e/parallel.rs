@@ -132,6 +132,6 @@ fn layouts_that_contradict_the_job() {
     // Written in one order, it is not continued in the other.
     let job = job(2);
     job.run().expect_code(0);
-    let ended = with_layout(job, [2, 1, 1]).run().expect_code(2);
+    let ended = with_layout(job, [1, 1, 1]).run().expect_code(2);
     assert!(ended.error().contains("changed: `model.generation.reduction`"), "{}", ended.stderr);
 }
