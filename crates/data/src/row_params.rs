@@ -135,7 +135,7 @@ fn looks_like_one(column: &str) -> bool {
         let most_edits = if known.len() < 12 { 1 } else { 2 };
         edits(&name, known) <= most_edits || name.replace('_', "") == known.replace('_', "")
     };
-    OTHER_NAMES.contains(&name.as_str()) || COLUMNS.iter().any(|known| is_slip(known))
+    OTHER_NAMES.contains(&name.as_str()) || COLUMNS.iter().any(is_slip)
 }
 
 /// How many letters must be put in, left out or changed to make one name of another.

@@ -197,7 +197,7 @@ pub enum ModelError {
     Indivisible(#[from] model_spec::Indivisible),
     /// Another rank of the model is lost.
     #[error(transparent)]
-    LostRank(#[from] crate::parallel::LostRank),
+    LostRank(#[from] crate::model_ranks::LostRank),
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Format(#[from] nemo_format::FormatError),

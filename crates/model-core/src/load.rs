@@ -13,8 +13,9 @@ use crate::causal_lm::CausalLm;
 use crate::config::ModelConfig;
 use crate::gpt::{Gpt, Shares};
 use crate::kv_cache::packed_shape;
+use crate::model_ranks::Reduction;
 use crate::ops::Loader;
-use crate::parallel::{ModelPart, Reduction};
+use crate::parallel::ModelPart;
 use crate::weights::Weights;
 use crate::{AttentionSwitches, ModelError};
 

@@ -10,12 +10,11 @@ use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
+use crate::columns::columns;
 use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool};
-use crate::layers::row_parallel::PiecedLinear;
-use crate::parallel::{HostRanks, SharedTable};
-use crate::weights::columns;
+use crate::parallel::{HostRanks, SharedTable, tree_sum};
 
 /// A stored tensor of floating-point numbers: row-major, little endian, perhaps unaligned.
 #[derive(Clone, Copy)]
@@ -77,6 +76,39 @@ pub(crate) trait LinearOp<S>: Send {
 
     /// Memory that weight and bias take.
     fn size_bytes(&self) -> u64;
+}
+
+/// A linear layer whose inputs are summed in pieces, as far as this rank has them.
+pub(crate) struct PiecedLinear<L> {
+    /// Linear layers without a bias: one for each piece, in order, or one for all where the backend cuts its sums itself.
+    pub(crate) parts: Vec<L>,
+    /// A power of two of equally wide ones.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "elsewhere there is a part for each"))]
+    pub(crate) num_pieces: usize,
+    /// float32 `[hidden_size]`.
+    pub(crate) bias: Option<Tensor>,
+    /// Its outputs.
+    pub(crate) hidden_size: i64,
+}
+
+impl<L> PiecedLinear<L> {
+    /// float32 `[num_tokens, hidden_size]`: what this rank's pieces, each a linear layer, add up to.
+    pub(crate) fn own_sum<S: StepState<Linear = L>>(
+        &self,
+        x: &Tensor,
+        at: &mut S,
+    ) -> Result<Tensor, ModelError>
+    where
+        L: LinearOp<S>,
+    {
+        let width = x.size2()?.1 / self.parts.len().max(1) as i64;
+        let mut sums = Vec::with_capacity(self.parts.len());
+        for (part, start) in self.parts.iter().zip((0..).step_by(width.max(1) as usize)) {
+            let inputs = x.f_narrow(1, start, width)?.f_contiguous()?;
+            sums.push(part.run(&inputs, Epilogue::Float32, at)?);
+        }
+        tree_sum(sums)
+    }
 }
 
 /// The attention of one layer on the backend with state `S`.

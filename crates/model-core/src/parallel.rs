@@ -12,16 +12,7 @@ use tch::{Kind, Tensor};
 use torch_ext::view;
 
 use crate::ModelError;
-
-/// How the inputs of `linear_proj` and `linear_fc2` are summed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reduction {
-    /// In one chain, which is the fastest where one rank has all of them.
-    #[default]
-    Chain,
-    /// In a tree over pieces, whose bits do not depend on how many ranks share them.
-    Tree,
-}
+use crate::model_ranks::{LostRank, ModelRanks, Reduction};
 
 /// Numbers of a message between GPUs: 32 MiB. Each has two slots of them for each rank that shares its layers.
 pub(crate) const SLOT_ELEMS: u64 = 8 << 20;
@@ -32,32 +23,6 @@ pub fn exchange_bytes(tp_size: u32, reduction: Reduction) -> u64 {
         Reduction::Chain => 0,
         Reduction::Tree => 2 * u64::from(tp_size) * SLOT_ELEMS * size_of::<f32>() as u64,
     }
-}
-
-/// The other ranks are not there any more, or do not answer: a sentence that names one.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct LostRank(pub String);
-
-/// The way to the other ranks of a model. All of them make the same calls in the same order.
-pub trait ModelRanks: Send {
-    /// What every tensor-parallel rank of this stage gives, in their order; `mine` is this rank's.
-    ///
-    /// # Errors
-    /// When a rank is lost.
-    fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>, LostRank>;
-
-    /// Sends to the rank of the next pipeline stage with this rank's place in it.
-    ///
-    /// # Errors
-    /// When that rank is lost.
-    fn send_to_next_stage(&mut self, bytes: &[u8]) -> Result<(), LostRank>;
-
-    /// What the previous stage sends.
-    ///
-    /// # Errors
-    /// When its rank is lost.
-    fn receive_from_previous_stage(&mut self) -> Result<Vec<u8>, LostRank>;
 }
 
 /// The part of a model that a process computes.

@@ -7,8 +7,6 @@ mod interleaved;
 mod reader;
 mod regions;
 
-pub(crate) use regions::columns;
-
 use model_spec::{
     BlockStyle, LAYERS, LayerSpec, ModelSpec, Module, Part, ShardPlace, TensorId, reduction_pieces,
 };
@@ -20,8 +18,8 @@ use crate::ModelError;
 use crate::config::ModelConfig;
 use crate::layers::row_parallel::RowParallel;
 use crate::layers::{Attention, Layer, Mlp};
+use crate::model_ranks::Reduction;
 use crate::ops::{HeadNorms, LinearOp, LinearRole, Loader, Norm, StepState, TrialLinear, tensor_bytes};
-use crate::parallel::Reduction;
 
 const WORD_EMBEDDINGS: TensorId = TensorId::outside(Module::WordEmbeddings, Part::Weight);
 const POSITION_EMBEDDINGS: TensorId = TensorId::outside(Module::PositionEmbeddings, Part::Weight);

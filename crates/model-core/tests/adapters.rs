@@ -33,10 +33,10 @@ fn logits(checkpoint: &Checkpoint, backend: Backend, family: &str) -> Vec<Vec<Ve
     prompts.iter().map(|prompt| runner.all_logits(prompt)).collect()
 }
 
-fn converted(input: &Path, output: PathBuf, adapters: Vec<PathBuf>, dtype: Option<DType>) -> Checkpoint {
+fn converted(input: &Path, output: &Path, adapters: Vec<PathBuf>, dtype: Option<DType>) -> Checkpoint {
     let options = ConvertOptions { adapters, dtype, ..ConvertOptions::default() };
-    convert_checkpoint(input, &output, &options).unwrap();
-    Checkpoint::open(&output).unwrap()
+    convert_checkpoint(input, output, &options).unwrap();
+    Checkpoint::open(output).unwrap()
 }
 
 fn greatest(one: &[Vec<Vec<f32>>], two: &[Vec<Vec<f32>>]) -> f32 {
@@ -52,15 +52,15 @@ fn merged_fp32_logits_are_within_1e_4_of_the_reference() {
         let golden = golden_logits(&format!("adapters/{name}/logits_fp32.npy"));
         let input = fixture(&format!("families/{family}"));
         let output = |name: &str| folder.path().join(name);
-        let base = converted(&input, output("base.nemo"), Vec::new(), None);
+        let base = converted(&input, &output("base.nemo"), Vec::new(), None);
         let without = logits(&base, Backend::Plain, family);
         let difference = greatest(&without, &golden);
         assert!(difference > 0.1, "{name} changes nothing: {difference}");
         // While loading, and merged by a conversion: of the original, and of the archive that was made of it.
         let merged = [
             base.with_adapters(&paths).unwrap(),
-            converted(&input, output("of_original.nemo"), paths.clone(), Some(DType::F32)),
-            converted(&output("base.nemo"), output("of_archive.nemo"), paths, Some(DType::F32)),
+            converted(&input, &output("of_original.nemo"), paths.clone(), Some(DType::F32)),
+            converted(&output("base.nemo"), &output("of_archive.nemo"), paths, Some(DType::F32)),
         ];
         for backend in BACKENDS {
             let all = merged.each_ref().map(|checkpoint| logits(checkpoint, backend, family));
@@ -81,11 +81,11 @@ fn an_archive_in_the_stored_type_is_what_a_run_in_that_type_computes_with() {
         let paths: Vec<PathBuf> = adapters.iter().map(|path| fixture(&format!("adapters/{path}"))).collect();
         let input = fixture(&format!("families/{family}"));
         let output = |name: &str| folder.path().join(name);
-        let wide = converted(&input, output("wide.nemo"), paths.clone(), Some(DType::F32));
-        let rounded = converted(&output("wide.nemo"), output("rounded.nemo"), Vec::new(), Some(DType::BF16));
-        let base = converted(&input, output("base.nemo"), Vec::new(), None);
-        let of_original = converted(&input, output("of_original.nemo"), paths.clone(), None);
-        let of_archive = converted(&output("base.nemo"), output("of_archive.nemo"), paths.clone(), None);
+        let wide = converted(&input, &output("wide.nemo"), paths.clone(), Some(DType::F32));
+        let rounded = converted(&output("wide.nemo"), &output("rounded.nemo"), Vec::new(), Some(DType::BF16));
+        let base = converted(&input, &output("base.nemo"), Vec::new(), None);
+        let of_original = converted(&input, &output("of_original.nemo"), paths.clone(), None);
+        let of_archive = converted(&output("base.nemo"), &output("of_archive.nemo"), paths.clone(), None);
         let adapted = base.with_adapters(&paths).unwrap();
         for tensor in wide.tensors().names().filter(|tensor| !tensor.contains("norm")) {
             let expected = rounded.tensors().read_whole(tensor).unwrap();

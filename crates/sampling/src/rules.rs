@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Device, Tensor};
 
-use crate::{RowState, SamplingError, SamplingParams, weights::MAX_VOCAB_SIZE};
+use crate::{SamplingError, SamplingParams, weights::MAX_VOCAB_SIZE};
 
 /// What decides the tokens of a row, beside its logits: the run's, or a row's own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +23,21 @@ impl RowRules {
     pub(crate) fn holds_back_end(&self, state: &RowState<'_>) -> bool {
         state.num_generated < self.min_length && !self.end_token_ids.is_empty()
     }
+}
+
+/// What the sampler must know about one row of a step's logits.
+#[derive(Clone, Copy, Debug)]
+pub struct RowState<'a> {
+    /// Position of the sample in the input file: the Philox key together with the run's seed.
+    pub sample_idx: u64,
+    /// Which response of the sample.
+    pub response_idx: u32,
+    /// Tokens generated so far: 0 for the first.
+    pub num_generated: u32,
+    /// Prompt and generated tokens so far, for the repetition penalty.
+    pub history: &'a [u32],
+    /// Rules of its own, in place of the run's.
+    pub own: Option<&'a RowRules>,
 }
 
 /// What decides the tokens of a run, beside the logits.

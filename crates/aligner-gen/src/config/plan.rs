@@ -174,11 +174,7 @@ impl GenerationPlan {
             join_timeout,
             batch,
             num_drawn,
-            limit: match raw.trainer.generation.limit_train_batches {
-                None => LimitTrainBatches::Fraction(1.0),
-                Some(RawLimit::Steps(steps)) => LimitTrainBatches::Batches(steps),
-                Some(RawLimit::Fraction(fraction)) => LimitTrainBatches::Fraction(fraction),
-            },
+            limit: limit(raw.trainer.generation.limit_train_batches.as_ref()),
             room: RoomPlan::new(&raw.trainer.generation)?,
             prefix_cache: raw.trainer.generation.prefix_cache.unwrap_or(true),
             speculation: match raw.trainer.generation.speculation.enable {
@@ -246,6 +242,14 @@ fn token_bias(sampling: &RawSampling) -> Result<Vec<(TokenName, f32)>, Failure> 
         bias.insert(name, f32::NEG_INFINITY);
     }
     Ok(bias.into_iter().collect())
+}
+
+fn limit(raw: Option<&RawLimit>) -> LimitTrainBatches {
+    match raw {
+        None => LimitTrainBatches::Fraction(1.0),
+        Some(&RawLimit::Steps(steps)) => LimitTrainBatches::Batches(steps),
+        Some(&RawLimit::Fraction(fraction)) => LimitTrainBatches::Fraction(fraction),
+    }
 }
 
 /// How long a rank may be silent, and how long one looks for rank 0.

@@ -20,8 +20,9 @@ use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool, packed_shape};
 use crate::layers::rotary::RotaryTables;
+use crate::model_ranks::ModelRanks;
 use crate::ops::{HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, scale_f32};
-use crate::parallel::{HostRanks, ModelRanks};
+use crate::parallel::HostRanks;
 
 /// The CPU kernels with their threads and scratch memory.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
 use crate::layers::rotary::{RotaryId, RotaryTables};
-use crate::layers::row_parallel::PiecedLinear;
+use crate::ops::PiecedLinear;
 use crate::ops::{HeadNorms, Norm, StepState, TrialLinear};
 use crate::parallel::{HostRanks, SharedTable};
 use crate::upload::to_device;

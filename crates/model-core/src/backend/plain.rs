@@ -21,8 +21,9 @@ use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool};
 use crate::layers::rotary::RotaryTables;
+use crate::model_ranks::ModelRanks;
 use crate::ops::{HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
-use crate::parallel::{HostRanks, ModelRanks};
+use crate::parallel::HostRanks;
 use crate::upload::to_device;
 use crate::{AttentionSwitches, ModelError};
 

@@ -3,8 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
-use crate::ops::{Epilogue, LinearOp, StepState, tensor_bytes};
-use crate::parallel::tree_sum;
+use crate::ops::{Epilogue, LinearOp, PiecedLinear, StepState, tensor_bytes};
 
 /// A linear layer that adds to the residual stream.
 pub(crate) enum RowParallel<S: StepState> {
@@ -12,19 +11,6 @@ pub(crate) enum RowParallel<S: StepState> {
     Chain(S::Linear),
     /// In pieces, which one tree adds up.
     Tree(PiecedLinear<S::Linear>),
-}
-
-/// A linear layer whose inputs are summed in pieces, as far as this rank has them.
-pub(crate) struct PiecedLinear<L> {
-    /// Linear layers without a bias: one for each piece, in order, or one for all where the backend cuts its sums itself.
-    pub(crate) parts: Vec<L>,
-    /// A power of two of equally wide ones.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "elsewhere there is a part for each"))]
-    pub(crate) num_pieces: usize,
-    /// float32 `[hidden_size]`.
-    pub(crate) bias: Option<Tensor>,
-    /// Its outputs.
-    pub(crate) hidden_size: i64,
 }
 
 impl<S: StepState> RowParallel<S> {
@@ -61,25 +47,5 @@ impl<S: StepState> RowParallel<S> {
             Self::Tree(PiecedLinear { bias: Some(bias), .. }) => tensor_bytes(bias),
             Self::Tree(_) | Self::Chain(_) => 0,
         }
-    }
-}
-
-impl<L> PiecedLinear<L> {
-    /// float32 `[num_tokens, hidden_size]`: what this rank's pieces, each a linear layer, add up to.
-    pub(crate) fn own_sum<S: StepState<Linear = L>>(
-        &self,
-        x: &Tensor,
-        at: &mut S,
-    ) -> Result<Tensor, ModelError>
-    where
-        L: LinearOp<S>,
-    {
-        let width = x.size2()?.1 / self.parts.len().max(1) as i64;
-        let mut sums = Vec::with_capacity(self.parts.len());
-        for (part, start) in self.parts.iter().zip((0..).step_by(width.max(1) as usize)) {
-            let inputs = x.f_narrow(1, start, width)?.f_contiguous()?;
-            sums.push(part.run(&inputs, Epilogue::Float32, at)?);
-        }
-        tree_sum(sums)
     }
 }

@@ -12,7 +12,7 @@ use super::regions::{read_regions, take_regions};
 use super::{explain, interleaved};
 use crate::ModelError;
 use crate::kinds::{StoredFloat, TensorFormat};
-use crate::layers::row_parallel::PiecedLinear;
+use crate::ops::PiecedLinear;
 use crate::ops::{LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
 
 /// How many unknown tensors an error names.

@@ -1,11 +1,11 @@
 //! The bytes of a rank's part of a stored tensor.
 
 use std::borrow::Cow;
-use std::ops::Range;
 
 use nemo_format::{DType, Region, TensorSource};
 
 use crate::ModelError;
+use crate::columns::columns;
 
 /// The regions of a tensor one under the other, read out of the checkpoint.
 pub(super) fn read_regions(
@@ -59,20 +59,14 @@ pub(super) fn take_regions<'a>(
     }
 }
 
-/// Of each row of `row_bytes` these bytes.
-pub(crate) fn columns(rows: &[u8], row_bytes: usize, across: Range<usize>) -> Vec<u8> {
-    let taken = rows.chunks(row_bytes.max(1)).filter_map(|row| row.get(across.clone()));
-    let mut columns = Vec::with_capacity(rows.len() / row_bytes.max(1) * across.len());
-    taken.for_each(|bytes| columns.extend_from_slice(bytes));
-    columns
-}
-
 fn size_bytes(region: &Region, elem_bytes: usize) -> usize {
     usize::try_from(region.num_elems()).unwrap_or(usize::MAX).saturating_mul(elem_bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
     use super::*;
 
     #[test]

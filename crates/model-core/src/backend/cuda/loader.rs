@@ -12,8 +12,9 @@ use super::{CudaAttention, CudaLinear, CudaState, HeadKernels};
 use crate::ModelError;
 use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
+use crate::model_ranks::ModelRanks;
 use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_on_gpu, scale_f32, split_pieces};
-use crate::parallel::{HostRanks, ModelRanks};
+use crate::parallel::HostRanks;
 
 /// Uploads weights and compiles kernels; its page-locked memory goes when the model is loaded.
 #[derive(Debug)]

@@ -9,8 +9,9 @@ use super::{CudaLinear, CudaState};
 use crate::ModelError;
 use crate::ids::Ids;
 use crate::kinds::TensorFormat;
-use crate::layers::row_parallel::PiecedLinear;
-use crate::parallel::{LostRank, ModelRanks, SLOT_ELEMS, SharedTable};
+use crate::model_ranks::{LostRank, ModelRanks};
+use crate::ops::PiecedLinear;
+use crate::parallel::{SLOT_ELEMS, SharedTable};
 
 /// Rows whose partial sums are in memory at once.
 const ROWS_AT_ONCE: i64 = 1024;
