@@ -73,7 +73,7 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         };
         let limits = limits(arguments, options, &footprint, &workload, vocab_size);
         let setup = Setup { options, limits, vocab_size, group: ranks.group.as_ref() };
-        let Some(mut engine) = open(model, &workload, setup)? else { continue };
+        let Some(mut engine) = open(model, &workload, &setup)? else { continue };
         engine.set_prefix_cache(!arguments.no_prefix_cache);
         if arguments.speculation {
             engine = engine.with_speculation();
@@ -167,9 +167,9 @@ fn num_gpus() -> usize {
 fn open(
     model: Box<dyn model_core::CausalLm>,
     workload: &Workload,
-    setup: Setup<'_>,
+    setup: &Setup<'_>,
 ) -> Result<Option<Engine>, Failure> {
-    let Setup { options, mut limits, vocab_size, group } = setup;
+    let &Setup { options, mut limits, vocab_size, group } = setup;
     let params = SamplingParams {
         use_greedy: false,
         temperature: 1.0,

@@ -368,7 +368,7 @@ mod tests {
 
     fn own_rules(seed: u64, temperature: f32, min_length: u32, min_p: Option<f32>) -> Box<OwnRules> {
         let params = SamplingParams {
-            use_greedy: seed % 2 == 0,
+            use_greedy: seed.is_multiple_of(2),
             temperature,
             top_k: None,
             top_p: Some(0.1),

@@ -106,9 +106,9 @@ impl<'a> Scoring<'a> {
             return Ok(Vec::new());
         }
         let both = self.prompt(&format!("{prompt}{text}"))?;
-        let ids = both.strip_prefix(prompt_ids).ok_or_else(|| {
-            "prompt and response together have other tokens than one after the other: give `token_ids` of the responses"
-        })?;
+        let ids = both.strip_prefix(prompt_ids).ok_or(
+            "prompt and response together have other tokens than one after the other: give `token_ids` of the responses",
+        )?;
         Ok(ids.to_vec())
     }
 
