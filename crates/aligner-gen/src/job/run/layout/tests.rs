@@ -42,16 +42,16 @@ fn the_smallest_that_fits_is_chosen() {
 #[test]
 fn contradictions_print_all_numbers() {
     let refusal = |wish, ranks| sizes(wish, ranks, 1).unwrap_err();
-    insta::assert_snapshot!(refusal(wish(Some(3), None), (6, 6)), @"");
-    insta::assert_snapshot!(refusal(wish(Some(2), None), (6, 3)), @"");
-    insta::assert_snapshot!(refusal(wish(Some(2), Some(2)), (6, 6)), @"");
-    insta::assert_snapshot!(refusal(wish(None, Some(33)), (66, 66)), @"");
+    insta::assert_snapshot!(refusal(wish(Some(3), None), (6, 6)), @"`model.tensor_model_parallel_size=3`: so many ranks cannot share the heads and the MLP of this model; 1, 2, 4, 8 can");
+    insta::assert_snapshot!(refusal(wish(Some(2), None), (6, 3)), @"`model.tensor_model_parallel_size=2`: the ranks that share a layer are on one machine, and there are 3 on each: set `trainer.devices` to a multiple of 2");
+    insta::assert_snapshot!(refusal(wish(Some(2), Some(2)), (6, 6)), @"there are 6 ranks (`trainer.devices` x `trainer.num_nodes`), and a model takes 4, `model.tensor_model_parallel_size=2` x `model.pipeline_model_parallel_size=2`: the ranks must be a multiple of that, 8 for example");
+    insta::assert_snapshot!(refusal(wish(None, Some(33)), (66, 66)), @"`model.pipeline_model_parallel_size=33`: the model has 32 layers, and each stage needs one");
     let cannot = Abilities { tensor: Err("not here"), pipeline: Err("nor here") };
     let ranks = Ranks { world_size: 4, local_size: 4 };
     let refusal =
         |wish: ParallelPlan| choose(&wish, ranks, &model(), cannot, &|_| true).unwrap_err().sentence();
-    insta::assert_snapshot!(refusal(wish(Some(2), None)), @"");
-    insta::assert_snapshot!(refusal(wish(None, Some(2))), @"");
+    insta::assert_snapshot!(refusal(wish(Some(2), None)), @"`model.tensor_model_parallel_size=2`: not here");
+    insta::assert_snapshot!(refusal(wish(None, Some(2))), @"`model.pipeline_model_parallel_size=2`: nor here");
     assert_eq!(
         choose(&wish(None, None), ranks, &model(), cannot, &|_| false).unwrap(),
         Sizes { tensor: 1, pipeline: 1 }
