@@ -2,11 +2,10 @@
 
 use crate::json::{Json, JsonObject};
 use crate::record_error::RecordError;
+use crate::shown::shown;
 
 /// More tokens than any answer has.
 const MAX_TOKENS: u32 = 1 << 30;
-/// Characters of a wrong value that an error shows.
-const MAX_SHOWN: usize = 40;
 
 /// The number of tokens under `key`, parts of one rounded up; none where the key is absent or null.
 ///
@@ -22,13 +21,6 @@ pub(crate) fn length_hint(object: &JsonObject, key: &str) -> Result<Option<u32>,
         },
         Some(Json::String(text)) => Err(bad(shown("the string ", text))),
         Some(other) => Err(bad(other.kind().to_owned())),
-    }
-}
-
-fn shown(kind: &str, text: &str) -> String {
-    match text.char_indices().nth(MAX_SHOWN) {
-        Some((end, _)) => format!("{kind}`{}…`", &text[..end]),
-        None => format!("{kind}`{text}`"),
     }
 }
 

@@ -22,6 +22,7 @@ mod record_error;
 mod record_keys;
 mod row_params;
 mod sample_order;
+mod shown;
 #[cfg(test)]
 mod test_tokenizer;
 pub mod tokenizer;

@@ -5,13 +5,12 @@
 
 use crate::json::{Json, JsonObject};
 use crate::record_error::RecordError;
+use crate::shown::shown;
 
 /// Most end strings of one row: a GPU's sampler has room for the tokens of so many.
 pub const MAX_ROW_END_STRINGS: usize = 8;
 /// Most tokens or responses that a row may ask for.
 const MAX_COUNT: f64 = (1_u32 << 30) as f64;
-/// Characters of a wrong value that an error shows.
-const MAX_SHOWN: usize = 40;
 
 /// The columns, in the order of the documentation.
 const COLUMNS: [&str; 10] = [
@@ -213,13 +212,6 @@ fn described(value: &Json) -> String {
         Json::String(text) => shown("the string ", text),
         Json::Bool(value) => format!("`{value}`"),
         other => other.kind().to_owned(),
-    }
-}
-
-fn shown(kind: &str, text: &str) -> String {
-    match text.char_indices().nth(MAX_SHOWN) {
-        Some((end, _)) => format!("{kind}`{}…`", &text[..end]),
-        None => format!("{kind}`{text}`"),
     }
 }
 

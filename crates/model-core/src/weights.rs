@@ -120,6 +120,12 @@ fn load_positions<L: Loader>(
     Ok(Some(table))
 }
 
+const UNLIKE_PIECES: ModelError = ModelError::NoBackend {
+    backend: "tensor-parallel",
+    reason: "so many ranks cannot share the pieces that sums over a layer's inputs are taken in (1, 2, 4 or 8 can, as far as \
+             they divide the heads and the width of the MLP)",
+};
+
 /// Which layer, and how it sums over inputs.
 #[derive(Clone, Copy)]
 struct LayerPlace {
@@ -138,6 +144,10 @@ impl LayerPlace {
         let at = Some(self.layer_idx);
         match self.reduction {
             Reduction::Chain => Ok(RowParallel::Chain(reader.linear(at, module, LinearRole::Plain)?)),
+            // Otherwise the ranks' sums would not be parts of the tree.
+            Reduction::Tree if !reduction_pieces(num_units).is_multiple_of(reader.tp_size()) => {
+                Err(UNLIKE_PIECES)
+            }
             Reduction::Tree => {
                 Ok(RowParallel::Tree(reader.pieces(at, module, reduction_pieces(num_units))?))
             }

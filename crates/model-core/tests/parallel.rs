@@ -211,3 +211,16 @@ fn parts_that_have_other_bits_are_refused() {
     insta::assert_snapshot!(refusal(Backend::Fused, Reduction::Chain, 2), @"the tensor-parallel backend is not available: ranks that share a layer add in a tree");
     insta::assert_snapshot!(refusal(Backend::Fused, Reduction::Tree, 16), @"16 ranks cannot share `model.decoder.layers.0.self_attention.linear_qkv.weight` evenly, whose 8 parts follow from `num_attention_heads: 8`, `num_query_groups: 2` and `kv_channels: 6`");
 }
+
+/// Three ranks can share these heads and this MLP, but not the pieces of their sums.
+#[test]
+fn ranks_that_do_not_share_the_pieces_are_refused() {
+    let config = wide(&json!({
+        "num_attention_heads": 6, "num_query_groups": 3, "position_embedding_type": "rope",
+    }));
+    let source = weights(&config);
+    let place = ShardPlace { tp_rank: 0, tp_size: 3, layers: 0..3 };
+    let part = ModelPart { place, reduction: Reduction::Tree, ranks: None };
+    let error = load_part(config, &source, options(Float::Fp32, Backend::Fused), part).err().unwrap();
+    assert!(error.to_string().contains("so many ranks cannot share the pieces"), "{error}");
+}
