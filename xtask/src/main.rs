@@ -7,10 +7,10 @@ use clap::{Parser, Subcommand};
 
 mod bench;
 mod cluster;
-mod convert_checkpoint;
 mod counts;
 mod demo;
 mod docs;
+#[cfg(feature = "checkpoints")]
 mod fixtures;
 mod gpu_test;
 mod programs;
@@ -21,6 +21,7 @@ mod templates;
 mod texts;
 mod tidy;
 mod wheels;
+mod whole;
 mod workspace;
 
 use workspace::Workspace;
@@ -53,9 +54,9 @@ enum Task {
     /// Renders the chat templates that well-known packages ship, and compares with transformers
     Templates,
     /// Converts a checkpoint of any readable kind to a Megatron-Core `.nemo` or a Hugging Face folder
-    ConvertCheckpoint(convert_checkpoint::ConvertCheckpointArgs),
+    ConvertCheckpoint(whole::ConvertArgs),
     /// Rewrites the test checkpoints, or writes one checkpoint of a named shape with dummy weights
-    Fixtures(fixtures::Args),
+    Fixtures(whole::FixturesArgs),
     /// Starts a Slurm cluster on this machine and runs a job under every launcher
     ClusterTest(cluster::Args),
     /// Runs every check that needs a GPU: kernels, engine, texts, hashes
@@ -83,8 +84,8 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Tidy => tidy::run(&here()?)?,
         Task::Docs => docs::run(&here()?)?,
         Task::Templates => templates::run(&here()?)?,
-        Task::ConvertCheckpoint(args) => convert_checkpoint::run(&args)?,
-        Task::Fixtures(args) => fixtures::run(&here()?, &args)?,
+        Task::ConvertCheckpoint(args) => whole::convert(&here()?, &args)?,
+        Task::Fixtures(args) => whole::fixtures(&here()?, &args)?,
         Task::ClusterTest(args) => cluster::run_all(&here()?, &args)?,
         // Also runs where there is no repository.
         Task::GpuTest(args) => return gpu_test::run(&args),

@@ -32,7 +32,12 @@ pub(crate) fn launcher_socket() -> Option<i32> {
 
 /// Whether the user has chosen how many threads libtorch takes.
 pub(crate) fn has_thread_count() -> bool {
-    std::env::var_os("OMP_NUM_THREADS").is_some()
+    thread_count().is_some()
+}
+
+/// OMP_NUM_THREADS as it is.
+pub(crate) fn thread_count() -> Option<String> {
+    std::env::var("OMP_NUM_THREADS").ok()
 }
 
 /// A variable for `${oc.env:NAME}` in the configuration.

@@ -104,6 +104,16 @@ impl From<model_spec::BadPrecision> for Failure {
     }
 }
 
+impl From<convert_cli::ConvertError> for Failure {
+    fn from(error: convert_cli::ConvertError) -> Self {
+        let status = match error {
+            convert_cli::ConvertError::Format { .. } => ExitStatus::Checkpoint,
+            convert_cli::ConvertError::Print(_) => ExitStatus::Failed,
+        };
+        Self { status, error: error.into() }
+    }
+}
+
 impl From<nemo_format::FormatError> for Failure {
     fn from(error: nemo_format::FormatError) -> Self {
         Self { status: ExitStatus::Checkpoint, error: error.into() }

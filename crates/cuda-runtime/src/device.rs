@@ -9,6 +9,19 @@ use super::driver::{Driver, Handle};
 use super::nvrtc::Arch;
 use crate::CudaError;
 
+/// The newest version of CUDA that the driver runs: (13, 0).
+///
+/// # Errors
+/// When the driver is missing.
+pub fn driver_version() -> Result<(u32, u32), CudaError> {
+    let driver = Driver::get()?;
+    let mut version = 0;
+    // SAFETY: the pointer is valid for the call, which needs no started driver.
+    driver.check("cuDriverGetVersion", unsafe { (driver.driver_version)(&mut version) })?;
+    let version = u32::try_from(version).unwrap_or(0);
+    Ok((version / 1000, version % 1000 / 10))
+}
+
 /// How many GPUs this process may use (`CUDA_VISIBLE_DEVICES` counts).
 ///
 /// # Errors

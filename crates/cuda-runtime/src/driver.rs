@@ -99,6 +99,7 @@ driver! {
     init: "cuInit" (c_uint);
     error_name: "cuGetErrorName" (Code, *mut *const c_char);
     error_string: "cuGetErrorString" (Code, *mut *const c_char);
+    driver_version: "cuDriverGetVersion" (*mut c_int);
     device_count: "cuDeviceGetCount" (*mut c_int);
     device_name: "cuDeviceGetName" (*mut c_char, c_int, c_int);
     device_total_mem: "cuDeviceTotalMem_v2" (*mut usize, c_int);

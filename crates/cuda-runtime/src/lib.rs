@@ -38,7 +38,7 @@ pub use nvrtc::{Arch, Program};
 #[cfg(feature = "cuda")]
 pub use {
     arg::{Arg, address},
-    device::{Device, MemInfo, device_count, device_total_bytes},
+    device::{Device, MemInfo, device_count, device_total_bytes, driver_version},
     driver::DeviceAddress,
     graph::Graph,
     module::{Kernel, KernelUse, Launch, Module},

@@ -17,7 +17,7 @@ use crate::CudaError;
 const NVRTC: &str = "libnvrtc.so.13";
 /// NVRTC opens this one by its bare name, so it must already be there.
 const BUILTINS: &str = "libnvrtc-builtins.so.13.0";
-const HELP: &str = "`cargo xtask setup --cuda` brings it";
+const HELP: &str = "`cargo xtask setup --cuda` or `pip install nvidia-cuda-nvrtc` brings it";
 
 /// The architecture of a GPU, `sm_90` for compute capability 9.0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -87,10 +87,20 @@ impl Program {
 }
 
 /// Of the compiler.
-#[derive(Clone, Copy, Debug)]
-struct Version {
-    major: c_int,
-    minor: c_int,
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// The number before the point.
+    pub major: c_int,
+    /// The number behind it.
+    pub minor: c_int,
+}
+
+/// The version of NVRTC.
+///
+/// # Errors
+/// When it cannot be opened.
+pub fn version() -> Result<Version, CudaError> {
+    Nvrtc::get()?.version()
 }
 
 /// Machine code for one architecture.

@@ -11,8 +11,8 @@ use crate::dist_ckpt::{self, FOLDER};
 use crate::partial_models::{refuse_adapters, refuse_peft_folder};
 use crate::pieced::PiecedSource;
 use crate::{
-    AdapterSummary, FormatError, SourceNote, StoredTensorInfo, TensorSource, bridge, checkpoint_notes,
-    model_keys, nemo2, ranks,
+    AdapterSummary, FormatError, SourceNote, StoredTensorInfo, TensorSource, Verified, bridge,
+    checkpoint_notes, model_keys, nemo2, ranks, verify,
 };
 
 /// Members up to this size enter the fingerprint whole; of larger ones, samples of this size do.
@@ -324,6 +324,19 @@ impl Checkpoint {
             let mut members = self.artifact_names().into_iter();
             members.find(|member| without_hashes(member).contains(&base))
         })
+    }
+
+    /// Reads every byte: compares the checksums of torch's files, and counts values that are not finite. `progress` gets the
+    /// bytes done and those there are in all, from several threads.
+    ///
+    /// # Errors
+    /// At the first file that contradicts a checksum or its own structure.
+    pub fn verify(&self, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Verified, FormatError> {
+        let source = match &self.tensors {
+            Weights::Stored(source) => source,
+            Weights::Adapted(source) => source.base(),
+        };
+        verify::run(&self.archive, source, self.tensors(), progress)
     }
 
     /// A hash that changes when the checkpoint does, without reading all of a large one: the members' names and

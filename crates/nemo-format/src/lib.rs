@@ -34,6 +34,7 @@ mod stored_info;
 mod tensor_source;
 mod tokenizer;
 mod torch_file;
+mod verify;
 mod weight_index;
 mod writer;
 
@@ -52,4 +53,5 @@ pub use source_note::SourceNote;
 pub use stored_info::StoredTensorInfo;
 pub use tensor_source::{TensorMeta, TensorSource};
 pub use tokenizer::TokenizerCheck;
+pub use verify::Verified;
 pub use writer::{Artifact, Overwrite, WriteOptions, WriteProgress, WriteReport, write_nemo};

@@ -115,6 +115,16 @@ impl PiecedSource {
         Ok(())
     }
 
+    /// The torch files that hold pieces: members as [`Archive::at`] knows them, and where in these they lie.
+    pub(crate) fn torch_items(&self) -> Vec<(usize, Range<u64>)> {
+        let pieces = self.arrays.iter().flat_map(|array| &array.pieces);
+        let items = pieces.filter_map(|piece| match &piece.data {
+            PieceData::TorchItem(item) => Some((piece.member_idx, item.clone())),
+            PieceData::Strided { .. } => None,
+        });
+        items.collect()
+    }
+
     fn find(&self, name: &str) -> Option<(&Tensor, &Array)> {
         let tensor = self.tensors.get(name)?;
         Some((tensor, self.arrays.get(tensor.array_idx)?))

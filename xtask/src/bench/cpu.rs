@@ -67,14 +67,14 @@ pub(crate) struct Args {
 /// When the program cannot be built or measured.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     crate::setup::report(workspace, None)?;
+    let program = demo::build(workspace)?;
     let (checkpoint, gguf) = match &args.checkpoint {
         Some(checkpoint) => (checkpoint.clone(), None),
         None => {
-            let model = demo::prepare_model(workspace)?;
+            let model = demo::prepare_model(workspace, &program)?;
             (model.checkpoint, Some(model.gguf))
         }
     };
-    let program = demo::build(workspace)?;
     let mut own = workspace.command(&program);
     own.arg("bench").arg("--checkpoint").arg(&checkpoint).arg("--json");
     if !args.measures.is_empty() {

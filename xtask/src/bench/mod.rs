@@ -2,9 +2,11 @@
 
 use anyhow::Result;
 
+use crate::whole;
 use crate::workspace::Workspace;
 
-mod convert;
+#[cfg(feature = "checkpoints")]
+pub(crate) mod convert;
 mod cpu;
 mod table;
 
@@ -14,7 +16,7 @@ pub(crate) enum Bench {
     /// The demo's model on the CPU, compared with transformers and llama.cpp where pip can install them
     Cpu(cpu::Args),
     /// Conversion of a large checkpoint, compared with a plain copy of the same bytes, with its peak memory
-    Convert(convert::Args),
+    Convert(whole::BenchConvertArgs),
     /// The queue of samples without a model: simulated jobs compared with the ideal and the original's static slices, and a real store
     Ranks,
 }
@@ -26,7 +28,7 @@ pub(crate) enum Bench {
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Cpu(args) => cpu::run(workspace, args),
-        Bench::Convert(args) => convert::run(workspace, args),
+        Bench::Convert(args) => whole::bench_convert(workspace, args),
         Bench::Ranks => {
             let program = crate::demo::build(workspace)?;
             crate::workspace::run(workspace.command(&program).arg("bench-queue"))

@@ -61,7 +61,7 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     let is_wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
     let mut models = vec![random_gpt(workspace)];
     if !args.no_demo {
-        models.push(demo_model(workspace)?);
+        models.push(demo_model(workspace, &program)?);
     }
     let mut broken = Vec::new();
     for model in &models {
@@ -90,8 +90,8 @@ fn random_gpt(workspace: &Workspace) -> Model {
     Model { name: "random GPT", arguments }
 }
 
-fn demo_model(workspace: &Workspace) -> Result<Model> {
-    let model = demo::prepare_model(workspace)?;
+fn demo_model(workspace: &Workspace, program: &Path) -> Result<Model> {
+    let model = demo::prepare_model(workspace, program)?;
     let folder = workspace.path("configs/demo");
     let arguments = vec![
         "--config-path".to_owned(),

@@ -87,21 +87,26 @@ impl Role {
     /// # Errors
     /// When both contradict each other, or a variable that is needed is missing or no number.
     pub(crate) fn find(env: Env<'_>, devices: Devices) -> Result<Self, Failure> {
-        let found = match torchrun(env)? {
-            Some(found) => Some(found),
-            None => match slurm(env)? {
-                Some(found) => Some(found),
-                None => match lsf(env)? {
-                    Some(found) => Some(found),
-                    None => mpi(env)?,
-                },
-            },
-        };
-        match found {
+        match find(env)? {
             Some(found) => found.check(devices),
             None => own_launcher(env, devices),
         }
     }
+}
+
+/// The first launcher with a complete set of variables.
+fn find(env: Env<'_>) -> Result<Option<Found>, Failure> {
+    for of_launcher in [torchrun, slurm, lsf, mpi] {
+        if let Some(found) = of_launcher(env)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+/// What has started this process as a rank, as far as its variables can be read.
+pub(crate) fn launcher(env: Env<'_>) -> Option<&'static str> {
+    find(env).ok().flatten().map(|found| found.launcher)
 }
 
 /// What a launcher's variables say.

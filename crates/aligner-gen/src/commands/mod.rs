@@ -1,5 +1,7 @@
 //! The commands beside the main job.
 
+pub(crate) mod completions;
+pub(crate) mod doctor;
 pub(crate) mod inspect;
 pub(crate) mod logits;
 pub(crate) mod report;

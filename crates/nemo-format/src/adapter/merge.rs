@@ -52,6 +52,11 @@ struct Update {
 }
 
 impl<S: TensorSource> AdaptedSource<S> {
+    /// The weights without what is added to them.
+    pub(crate) fn base(&self) -> &S {
+        &self.base
+    }
+
     /// The weights as they are, until adapters are put on top.
     pub(crate) fn new(base: S, precision: Precision) -> Self {
         Self { base, precision, merged: IndexMap::new() }

@@ -1,21 +1,40 @@
-//! `cargo xtask convert-checkpoint`: any supported checkpoint to a Megatron-Core `.nemo` archive or a Hugging Face folder.
+//! `convert-checkpoint`: any supported checkpoint to a Megatron-Core `.nemo` archive or a Hugging Face folder.
 //!
-//! The command line of the guide's converters, on top of `nemo_format`, which does the work. Options of the original
-//! scripts that have nothing to decide here are accepted, and a note says so.
+//! The command line of the guide's converters, on top of [`nemo_format`], which does the work; `aligner-gen
+//! convert-checkpoint` and `cargo xtask convert-checkpoint` are both this. Options of the original scripts that have
+//! nothing to decide here are accepted, and a note says so.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anyhow::Context;
 use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nemo_format::{
-    ConvertOptions, ConvertReport, DType, Overwrite, WriteProgress, convert_checkpoint, export_huggingface,
+    ConvertOptions, ConvertReport, DType, FormatError, Overwrite, WriteProgress, convert_checkpoint,
+    export_huggingface,
 };
+use thiserror::Error;
+
+/// Why nothing was converted.
+#[derive(Debug, Error)]
+pub enum ConvertError {
+    /// The input, the output or an option of the conversion is at fault.
+    #[error("cannot convert `{}`", input.display())]
+    Format {
+        /// The checkpoint that was to be converted.
+        input: PathBuf,
+        /// What is wrong with it.
+        source: FormatError,
+    },
+    /// The summary could not be printed; the checkpoint is written.
+    #[error("cannot print the summary of the conversion")]
+    Print(#[from] io::Error),
+}
 
 /// Converts a checkpoint. The kind of the input is detected from its content.
-#[derive(Args, Debug)]
-pub(crate) struct ConvertCheckpointArgs {
+#[derive(Args, Clone, Debug)]
+pub struct ConvertCheckpointArgs {
     /// A Hugging Face folder, a GGUF file, or a .nemo archive or folder of any kind
     #[arg(
         long,
@@ -46,7 +65,7 @@ pub(crate) struct ConvertCheckpointArgs {
 }
 
 /// Options of NeMo's scripts that decide nothing here.
-#[derive(Args, Debug, Default)]
+#[derive(Args, Clone, Debug, Default)]
 struct ScriptArgs {
     #[arg(long, hide = true, aliases = ["cpu_only"])]
     cpu_only: bool,
@@ -118,11 +137,21 @@ impl FloatType {
     }
 }
 
-/// Runs the conversion and prints a summary on stderr.
-pub(crate) fn run(args: &ConvertCheckpointArgs) -> anyhow::Result<()> {
+/// Converts, shows how far it is on a terminal, and prints a summary on stderr.
+///
+/// # Errors
+/// When the checkpoint cannot be read, expressed in the target's format, or written.
+pub fn run(args: &ConvertCheckpointArgs) -> Result<(), ConvertError> {
+    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
+    if let Ok(style) =
+        ProgressStyle::with_template("{bar:24} {bytes}/{total_bytes} {binary_bytes_per_sec} ETA {eta} {msg}")
+    {
+        bar.set_style(style);
+    }
     let progress = |progress: WriteProgress| {
-        // A conversion does not stop because a progress line cannot be printed.
-        drop(write!(io::stderr(), "{}/{} tensors\r", progress.num_tensors_done, progress.num_tensors));
+        bar.set_length(progress.total_bytes);
+        bar.set_position(progress.done_bytes);
+        bar.set_message(format!("{}/{} tensors", progress.num_tensors_done, progress.num_tensors));
     };
     let options = ConvertOptions {
         dtype: args.dtype.map(FloatType::dtype),
@@ -130,15 +159,16 @@ pub(crate) fn run(args: &ConvertCheckpointArgs) -> anyhow::Result<()> {
         adapters: args.adapter.clone(),
         overwrite: if args.overwrite { Overwrite::Replace } else { Overwrite::Refuse },
         check_tokenizer: Some(&check_tokenizer),
-        progress: io::stderr().is_terminal().then_some(&progress as &(dyn Fn(WriteProgress) + Sync)),
+        progress: (!bar.is_hidden()).then_some(&progress as &(dyn Fn(WriteProgress) + Sync)),
     };
     let start = Instant::now();
     let convert = match args.to {
         Target::Nemo => convert_checkpoint,
         Target::Hf => export_huggingface,
     };
-    let report = convert(&args.input, &args.output, &options)
-        .with_context(|| format!("cannot convert `{}`", args.input.display()))?;
+    let report = convert(&args.input, &args.output, &options);
+    bar.finish_and_clear();
+    let report = report.map_err(|source| ConvertError::Format { input: args.input.clone(), source })?;
     let mut stderr = io::stderr();
     writeln!(stderr, "{}", summary(&report, start.elapsed().as_secs_f64()))?;
     for note in &report.notes {
@@ -156,8 +186,8 @@ fn check_tokenizer(
     read_file: &dyn Fn(&str) -> Option<Vec<u8>>,
 ) -> Result<(), String> {
     data::check_tokenizer(section, read_file).map_err(|error| {
-        let chain = anyhow::Error::new(error);
-        format!("{chain:#}")
+        let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
+        causes.fold(error.to_string(), |chain, cause| format!("{chain}: {cause}"))
     })
 }
 
@@ -179,7 +209,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::workspace::Workspace;
 
     #[derive(Parser)]
     struct Cli {
@@ -205,7 +234,7 @@ mod tests {
     #[test]
     fn the_commands_of_the_guide_convert() {
         let folder = tempfile::tempdir().unwrap();
-        let fixtures = Workspace::locate().unwrap().path("tests/fixtures");
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
         let run_line = |line: &str, input: &Path, output: &Path| {
             let words = line.split_whitespace().map(|word| match word {
                 "IN" => input.to_str().unwrap(),

@@ -1,0 +1,91 @@
+//! The tasks that read and write checkpoints, which `cargo xtask` builds when one of them is asked for.
+//!
+//! The alias builds xtask without feature `checkpoints`, in a fraction of the time: set-up, the demo and the tests need no
+//! readers. In that build these tasks run the same command line with the whole program.
+
+#[cfg(feature = "checkpoints")]
+pub(crate) use with_checkpoints::{
+    BenchConvertArgs, ConvertArgs, FixturesArgs, bench_convert, convert, fixtures,
+};
+#[cfg(not(feature = "checkpoints"))]
+pub(crate) use without_checkpoints::{
+    BenchConvertArgs, ConvertArgs, FixturesArgs, bench_convert, convert, fixtures,
+};
+
+#[cfg(feature = "checkpoints")]
+mod with_checkpoints {
+    use anyhow::Result;
+
+    pub(crate) use crate::bench::convert::{Args as BenchConvertArgs, run as bench_convert};
+    pub(crate) use crate::fixtures::{Args as FixturesArgs, run as fixtures};
+    use crate::workspace::Workspace;
+    pub(crate) use convert_cli::ConvertCheckpointArgs as ConvertArgs;
+
+    /// Converts a checkpoint.
+    ///
+    /// # Errors
+    /// As [`convert_cli::run`].
+    pub(crate) fn convert(_workspace: &Workspace, args: &ConvertArgs) -> Result<()> {
+        Ok(convert_cli::run(args)?)
+    }
+}
+
+#[cfg(not(feature = "checkpoints"))]
+mod without_checkpoints {
+    use std::ffi::OsString;
+    use std::os::unix::process::CommandExt;
+
+    use anyhow::{Result, anyhow};
+
+    use crate::workspace::{Workspace, shell_line};
+
+    /// Arguments that the whole program reads.
+    #[derive(Debug, clap::Args)]
+    #[command(disable_help_flag = true)]
+    pub(crate) struct HandedOn {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    }
+
+    pub(crate) type ConvertArgs = HandedOn;
+    pub(crate) type FixturesArgs = HandedOn;
+    pub(crate) type BenchConvertArgs = HandedOn;
+
+    /// Becomes `cargo xtask convert-checkpoint` of the whole program.
+    ///
+    /// # Errors
+    /// When cargo cannot be started.
+    pub(crate) fn convert(workspace: &Workspace, args: &HandedOn) -> Result<()> {
+        become_whole(workspace, &["convert-checkpoint"], args)
+    }
+
+    /// Becomes `cargo xtask fixtures` of the whole program.
+    ///
+    /// # Errors
+    /// When cargo cannot be started.
+    pub(crate) fn fixtures(workspace: &Workspace, args: &HandedOn) -> Result<()> {
+        become_whole(workspace, &["fixtures"], args)
+    }
+
+    /// Becomes `cargo xtask bench convert` of the whole program.
+    ///
+    /// # Errors
+    /// When cargo cannot be started.
+    pub(crate) fn bench_convert(workspace: &Workspace, args: &HandedOn) -> Result<()> {
+        become_whole(workspace, &["bench", "convert"], args)
+    }
+
+    fn become_whole(workspace: &Workspace, task: &[&str], handed_on: &HandedOn) -> Result<()> {
+        let mut cargo = workspace.cargo();
+        cargo
+            .args(["run", "-q", "--manifest-path"])
+            .arg(workspace.path("Cargo.toml"))
+            .args(["-p", "xtask", "--"]);
+        cargo.args(task).args(&handed_on.args);
+        // Relative paths are the user's, who may stand anywhere in the repository.
+        cargo.current_dir(std::env::current_dir()?);
+        // Only comes back when it could not be started.
+        let error = cargo.exec();
+        Err(anyhow!("cannot start `{}`: {error}", shell_line(&cargo)))
+    }
+}
