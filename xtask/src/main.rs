@@ -9,8 +9,10 @@ mod bench;
 mod cluster;
 mod counts;
 mod demo;
+#[cfg(feature = "all-tasks")]
+mod dist;
 mod docs;
-#[cfg(feature = "checkpoints")]
+#[cfg(feature = "all-tasks")]
 mod fixtures;
 mod gpu_test;
 mod programs;
@@ -57,6 +59,8 @@ enum Task {
     ConvertCheckpoint(whole::ConvertArgs),
     /// Rewrites the test checkpoints, or writes one checkpoint of a named shape with dummy weights
     Fixtures(whole::FixturesArgs),
+    /// Makes the packages in `target/dist`: a wheel, a tar archive with libtorch, a Containerfile
+    Dist(whole::DistArgs),
     /// Starts a Slurm cluster on this machine and runs a job under every launcher
     ClusterTest(cluster::Args),
     /// Runs every check that needs a GPU: kernels, engine, texts, hashes
@@ -86,6 +90,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Templates => templates::run(&here()?)?,
         Task::ConvertCheckpoint(args) => whole::convert(&here()?, &args)?,
         Task::Fixtures(args) => whole::fixtures(&here()?, &args)?,
+        Task::Dist(args) => whole::dist(&here()?, &args)?,
         Task::ClusterTest(args) => cluster::run_all(&here()?, &args)?,
         // Also runs where there is no repository.
         Task::GpuTest(args) => return gpu_test::run(&args),

@@ -14,8 +14,23 @@ use crate::workspace::{Workspace, shell_line};
 /// # Errors
 /// When it does not build.
 pub(crate) fn build(workspace: &Workspace, args: &[&str]) -> Result<BTreeMap<String, PathBuf>> {
+    build_with(workspace, "release", args)
+}
+
+/// The same with the profile of this name.
+///
+/// # Errors
+/// When it does not build.
+pub(crate) fn build_with(
+    workspace: &Workspace,
+    profile: &str,
+    args: &[&str],
+) -> Result<BTreeMap<String, PathBuf>> {
     let mut command = workspace.cargo();
-    command.args(["build", "--release"]).args(args).args(["--message-format", "json-render-diagnostics"]);
+    command
+        .args(["build", "--profile", profile])
+        .args(args)
+        .args(["--message-format", "json-render-diagnostics"]);
     let line = shell_line(&command);
     let output =
         command.stderr(Stdio::inherit()).output().with_context(|| format!("cannot start `{line}`"))?;

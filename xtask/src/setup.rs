@@ -79,6 +79,14 @@ pub(crate) fn for_cuda(workspace: &Workspace) -> Result<bool> {
     }
 }
 
+/// The folder that holds the folder of libtorch, and beside it those of the libraries that it is linked with.
+#[cfg(feature = "all-tasks")]
+pub(crate) fn home(workspace: &Workspace) -> PathBuf {
+    let users_own = users_own(std::env::var_os("LIBTORCH").map(PathBuf::from), &torch_dir(workspace));
+    let parent = users_own.as_deref().and_then(Path::parent).map(Path::to_owned);
+    parent.unwrap_or_else(|| workspace.path(".libtorch"))
+}
+
 /// Where `.cargo/config.toml` points LIBTORCH.
 fn torch_dir(workspace: &Workspace) -> PathBuf {
     workspace.path(".libtorch/torch")

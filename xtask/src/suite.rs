@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::counts::Counts;
 use crate::workspace::{Workspace, probe, say, shell_line};
-use crate::{docs, setup, templates, tidy};
+use crate::{docs, programs, setup, templates, tidy};
 
 /// Runs everything that must hold before a change lands.
 ///
@@ -57,6 +57,9 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         record(&name, run_tests(command, runner));
     }
 
+    say("== packages");
+    record("packages", checked(try_packages(workspace, has_cuda)));
+
     say("== chat templates");
     record("chat templates", templates::check(workspace));
 
@@ -71,6 +74,18 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         bail!("not everything passed");
     }
     Ok(())
+}
+
+/// `cargo xtask dist --check` with the programs of the tests.
+fn try_packages(workspace: &Workspace, has_cuda: bool) -> Result<()> {
+    let mut built = programs::build_with(workspace, "dev", &["--workspace", "--bin", "xtask"])?;
+    let xtask = built.remove("xtask").context("cargo named no executable of `xtask`")?;
+    let mut dist = workspace.command(xtask);
+    dist.args(["dist", "--profile", "dev", "--check", "--no-tarball"]);
+    if !has_cuda {
+        dist.arg("--no-cuda");
+    }
+    crate::workspace::run(&mut dist)
 }
 
 fn checked(outcome: Result<()>) -> Result<Counts> {
@@ -104,7 +119,18 @@ const CHECKS: [Check; 5] = [
     Check {
         name: "linking with feature `cuda`",
         component: None,
-        args: &["build", "-p", "cuda-kernels", "--features", "cuda", "--examples"],
+        args: &[
+            "build",
+            "--workspace",
+            "--features",
+            "cuda",
+            "--bin",
+            "aligner-gen",
+            "--example",
+            "cuda_smoke",
+            "--example",
+            "gpu_check",
+        ],
         needs_cuda: true,
     },
 ];
@@ -118,9 +144,12 @@ enum Runner {
 
 fn test_commands(workspace: &Workspace, has_cuda: bool) -> Result<Vec<(String, Command, Runner)>> {
     let mut commands = Vec::new();
+    // With them the tests compile every CUDA kernel, which needs no GPU.
+    let features: &[&str] =
+        if has_cuda { &["--features", "cuda-runtime/nvrtc,cuda-kernels/nvrtc"] } else { &[] };
     if probe(workspace.cargo().args(["nextest", "--version"])).is_some() {
         let mut tests = workspace.cargo();
-        tests.args(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]);
+        tests.args(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]).args(features);
         commands.push(("tests".to_owned(), tests, Runner::Nextest));
         let documented = crates_with_examples(workspace)?;
         if !documented.is_empty() {
@@ -131,18 +160,8 @@ fn test_commands(workspace: &Workspace, has_cuda: bool) -> Result<Vec<(String, C
         }
     } else {
         let mut tests = workspace.cargo();
-        tests.args(["test", "--workspace", "--no-fail-fast"]);
+        tests.args(["test", "--workspace", "--no-fail-fast"]).args(features);
         commands.push(("tests".to_owned(), tests, Runner::Libtest));
-    }
-    if has_cuda {
-        let mut kernels = workspace.cargo();
-        let crates = ["-p", "cuda-runtime", "-p", "cuda-kernels"];
-        kernels.arg("test").args(crates).args([
-            "--features",
-            "cuda-runtime/nvrtc,cuda-kernels/nvrtc",
-            "--lib",
-        ]);
-        commands.push(("CUDA kernels, compiled without a GPU".to_owned(), kernels, Runner::Libtest));
     }
     Ok(commands)
 }

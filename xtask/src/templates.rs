@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use sha2::{Digest, Sha256};
 
 use crate::counts::Counts;
+use crate::programs;
 use crate::wheels;
 use crate::workspace::{Workspace, probe, run as run_command, say, shell_line};
 
@@ -45,8 +46,11 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 /// When something cannot be fetched or read, or there are too few renderings to say anything.
 pub(crate) fn check(workspace: &Workspace) -> Result<Counts> {
     let judged = prepare(workspace)?;
-    let mut command = workspace.cargo();
-    command.args(["run", "--quiet", "-p", "data", "--example", "chat_templates", "--"]).arg(judged);
+    // `--workspace` for the features that the tests' build has: it is not built twice.
+    let mut built = programs::build_with(workspace, "dev", &["--workspace", "--example", "chat_templates"])?;
+    let program = built.remove("chat_templates").context("cargo named no executable of `chat_templates`")?;
+    let mut command = workspace.command(program);
+    command.arg(judged);
     command.arg(format!("{HOME}/{CONVERSATIONS}")).arg(format!("{HOME}/exceptions.txt"));
     let line = shell_line(&command);
     let output =

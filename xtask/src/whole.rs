@@ -1,22 +1,23 @@
-//! The tasks that read and write checkpoints, which `cargo xtask` builds when one of them is asked for.
+//! The tasks that read and write checkpoints and packages, which `cargo xtask` builds when one of them is asked for.
 //!
-//! The alias builds xtask without feature `checkpoints`, in a fraction of the time: set-up, the demo and the tests need no
-//! readers. In that build these tasks run the same command line with the whole program.
+//! The alias builds xtask without feature `all-tasks`, in a fraction of the time: set-up, the demo and the tests need none of
+//! them. In that build these tasks run the same command line with the whole program.
 
-#[cfg(feature = "checkpoints")]
+#[cfg(feature = "all-tasks")]
 pub(crate) use with_checkpoints::{
-    BenchConvertArgs, ConvertArgs, FixturesArgs, bench_convert, convert, fixtures,
+    BenchConvertArgs, ConvertArgs, DistArgs, FixturesArgs, bench_convert, convert, dist, fixtures,
 };
-#[cfg(not(feature = "checkpoints"))]
+#[cfg(not(feature = "all-tasks"))]
 pub(crate) use without_checkpoints::{
-    BenchConvertArgs, ConvertArgs, FixturesArgs, bench_convert, convert, fixtures,
+    BenchConvertArgs, ConvertArgs, DistArgs, FixturesArgs, bench_convert, convert, dist, fixtures,
 };
 
-#[cfg(feature = "checkpoints")]
+#[cfg(feature = "all-tasks")]
 mod with_checkpoints {
     use anyhow::Result;
 
     pub(crate) use crate::bench::convert::{Args as BenchConvertArgs, run as bench_convert};
+    pub(crate) use crate::dist::{Args as DistArgs, run as dist};
     pub(crate) use crate::fixtures::{Args as FixturesArgs, run as fixtures};
     use crate::workspace::Workspace;
     pub(crate) use convert_cli::ConvertCheckpointArgs as ConvertArgs;
@@ -30,7 +31,7 @@ mod with_checkpoints {
     }
 }
 
-#[cfg(not(feature = "checkpoints"))]
+#[cfg(not(feature = "all-tasks"))]
 mod without_checkpoints {
     use std::ffi::OsString;
     use std::os::unix::process::CommandExt;
@@ -48,6 +49,7 @@ mod without_checkpoints {
     }
 
     pub(crate) type ConvertArgs = HandedOn;
+    pub(crate) type DistArgs = HandedOn;
     pub(crate) type FixturesArgs = HandedOn;
     pub(crate) type BenchConvertArgs = HandedOn;
 
@@ -65,6 +67,14 @@ mod without_checkpoints {
     /// When cargo cannot be started.
     pub(crate) fn fixtures(workspace: &Workspace, args: &HandedOn) -> Result<()> {
         become_whole(workspace, &["fixtures"], args)
+    }
+
+    /// Becomes `cargo xtask dist` of the whole program.
+    ///
+    /// # Errors
+    /// When cargo cannot be started.
+    pub(crate) fn dist(workspace: &Workspace, args: &HandedOn) -> Result<()> {
+        become_whole(workspace, &["dist"], args)
     }
 
     /// Becomes `cargo xtask bench convert` of the whole program.

@@ -35,6 +35,12 @@ pub(crate) fn has_thread_count() -> bool {
     thread_count().is_some()
 }
 
+/// Why the front of the Python package (`packaging/front.py`) has started the build for the CPU.
+#[cfg(not(feature = "cuda"))]
+pub(crate) fn why_cpu() -> Option<String> {
+    std::env::var("ALIGNER_GEN_WHY_CPU").ok()
+}
+
 /// OMP_NUM_THREADS as it is.
 pub(crate) fn thread_count() -> Option<String> {
     std::env::var("OMP_NUM_THREADS").ok()

@@ -2,6 +2,10 @@
 
 use std::path::PathBuf;
 
+/// Where a packaged program finds libtorch: beside its own package, as Python's packages lie. `cargo xtask dist` cuts off
+/// what stands behind it (`xtask/src/dist/program.rs`).
+const PACKAGED: &str = "$ORIGIN/../../torch/lib";
+
 /// Sets the run path. Returns the folder of libtorch, and that of its libraries; an error is reported to cargo.
 pub(crate) fn set() -> Option<(PathBuf, PathBuf)> {
     println!("cargo::rerun-if-env-changed=LIBTORCH");
@@ -11,7 +15,7 @@ pub(crate) fn set() -> Option<(PathBuf, PathBuf)> {
     };
     match libtorch.join("lib").canonicalize() {
         Ok(lib) => {
-            println!("cargo::rustc-link-arg=-Wl,-rpath,{}", lib.display());
+            println!("cargo::rustc-link-arg=-Wl,-rpath,{PACKAGED}:{}", lib.display());
             Some((libtorch, lib))
         }
         Err(error) => {

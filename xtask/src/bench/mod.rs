@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::whole;
 use crate::workspace::Workspace;
 
-#[cfg(feature = "checkpoints")]
+#[cfg(feature = "all-tasks")]
 pub(crate) mod convert;
 mod cpu;
 mod table;

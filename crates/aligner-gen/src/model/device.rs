@@ -101,7 +101,10 @@ fn num_gpus() -> Result<usize, String> {
 
 #[cfg(not(feature = "cuda"))]
 fn num_gpus() -> Result<usize, String> {
-    Err("this build is for the CPU (`cargo build --release --features cuda` makes one for GPUs)".to_owned())
+    let built = || {
+        "this build is for the CPU (`cargo build --release --features cuda` makes one for GPUs)".to_owned()
+    };
+    Err(crate::env::why_cpu().unwrap_or_else(built))
 }
 
 /// What messages call the device.
