@@ -6,6 +6,7 @@ mod block_pool;
 mod block_table;
 mod error;
 mod executor;
+mod live;
 mod plan;
 mod prefix_cache;
 mod replica;
@@ -28,6 +29,7 @@ pub use device::cuda::DeviceSizes;
 pub use error::EngineError;
 pub use executor::Executor;
 pub use executor::host::Stage;
+pub use live::LiveCounts;
 pub use plan::{
     Draftable, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
 };
@@ -76,12 +78,18 @@ impl Engine {
             token_bytes,
             limits,
             shares_prefixes: true,
+            live: Arc::default(),
         }))
     }
 
     /// Whether what prompts begin with in common is computed once: it is, unless this says otherwise. No text depends on it.
     pub fn set_prefix_cache(&mut self, is_on: bool) {
         self.0.shares_prefixes = is_on;
+    }
+
+    /// How far this engine is, which another thread may ask while it runs.
+    pub fn live(&self) -> Arc<LiveCounts> {
+        Arc::clone(&self.0.live)
     }
 
     /// Whether several tokens of a response can be computed in one step, with the bits that they get one by one.

@@ -11,6 +11,7 @@ use model_core::BlockMove;
 use sampling::{FinishReason, SampledToken, StopConditions, StopState, TokenBytes, TopToken};
 use speculation::{Pace, Proposer, StepTime};
 
+use crate::live::LiveCounts;
 use crate::{
     Activity, Completion, Draftable, EngineError, EngineLimits, Executor, OwnRules, Request, RunStats,
     plan::{RowId, RowSpan, SeqId, StepOutput, StepPlan},
@@ -75,6 +76,7 @@ pub(crate) struct EngineParts {
     pub(crate) token_bytes: Arc<dyn TokenBytes + Send + Sync>,
     pub(crate) limits: EngineLimits,
     pub(crate) shares_prefixes: bool,
+    pub(crate) live: Arc<LiveCounts>,
 }
 
 /// The state of one run.
@@ -220,6 +222,7 @@ impl<'e, 'c> Run<'e, 'c> {
                     let request = self.requests.get_mut(&group_idx).ok_or(unknown)?;
                     let (max_new_tokens, stop) = (request.max_new_tokens, request.stop.clone());
                     self.stats.prompt_tokens += u64::from(row.query_len);
+                    self.engine.live.prompt(u64::from(row.query_len));
                     if !std::mem::replace(&mut request.has_begun, true) {
                         self.stats.cached_prompt_tokens += u64::from(row.context_len);
                     }
@@ -362,8 +365,10 @@ impl<'e, 'c> Run<'e, 'c> {
                 proposer.end(id);
             }
         }
+        self.engine.live.generated((seq.token_ids.len() - num_before) as u64);
         let Some(reason) = reason else { return Ok(None) };
         let seq = self.seqs.remove(&id).ok_or_else(|| unknown(id))?;
+        self.engine.live.ended(seq.token_ids.len() as u64);
         Ok(Some(Ended { id, seq, reason }))
     }
 

@@ -3,11 +3,12 @@
 //! The engine runs on the calling thread. The desk deals and takes answers on another, and text, JSON and syncing happen
 //! on a third, so that neither the model nor another rank ever waits for the disk.
 
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use data::{DataError, PromptOutlook, PromptSet};
-use engine::{Engine, Foresight, Request, RunStats};
+use engine::{Engine, Foresight, LiveCounts, Request, RunStats};
 use nemo_format::TensorSource;
 use sampling::SamplingError;
 
@@ -40,6 +41,9 @@ pub(crate) const WINDOW: usize = 8;
 /// Finished samples that wait for earlier ones take no more than about this.
 const MAX_WAITING_BYTES: usize = 1 << 30;
 
+/// How long a shown line of progress stays as it is while no response ends.
+const SHOW_EVERY: Duration = Duration::from_millis(250);
+
 /// What generation runs on.
 pub(crate) struct Job<'a> {
     pub(crate) plan: &'a GenerationPlan,
@@ -63,8 +67,8 @@ pub(crate) struct Job<'a> {
 
 /// What goes to the thread that writes.
 enum ToWriter {
-    /// The weights are loaded: from here on the speed is measured.
-    Loaded,
+    /// The weights are loaded: from here on the speed is measured, and the engine can be asked how far it is.
+    Loaded(Arc<LiveCounts>),
     Finished(usize, SampleDone),
     /// A prompt cannot be read any more.
     Unreadable(Unreadable),
@@ -261,7 +265,7 @@ fn compute(
     let outcome = load().and_then(|mut engine| {
         let load_time = loading.elapsed();
         tracing::info!("loaded in {:.2} s", load_time.as_secs_f64());
-        let _ = to_writer.send(ToWriter::Loaded);
+        let _ = to_writer.send(ToWriter::Loaded(engine.live()));
         (mailbox.say)(ToZero::Ready { capacity: job.capacity });
         let began = Instant::now();
         match worker::work(&mut engine, mailbox, &|| false)? {
@@ -306,11 +310,11 @@ fn write_steps(
     let mut finish_reasons = FinishReasons::default();
     let mut write_time = Duration::ZERO;
     loop {
-        let (position, sample) = match receiver.recv_timeout(Duration::from_secs(1)) {
+        let (position, sample) = match receiver.recv_timeout(SHOW_EVERY) {
             Ok(ToWriter::Finished(position, sample)) => (position, sample),
             Ok(ToWriter::Unreadable(error)) => return Err(error.into()),
-            Ok(ToWriter::Loaded) => {
-                progress.restart_clock();
+            Ok(ToWriter::Loaded(live)) => {
+                progress.loaded(live);
                 continue;
             }
             Err(RecvTimeoutError::Timeout) => {

@@ -336,6 +336,7 @@ impl Prepared {
         let before = steps.first().map_or(0, |step| step.step - 1);
         let positions = steps.iter().flat_map(|step| step.positions.clone());
         let totals = Totals {
+            max_response_tokens: u64::from(plan.max_length),
             num_samples: self.steps.num_planned() as u64,
             num_steps: before + steps.len() as u64,
             num_responses: positions
