@@ -19,9 +19,6 @@ pub(super) fn needed_because(tensor: &TensorSpec, spec: &ModelSpec, source: &dyn
 pub(super) fn unknown_because(names: &[&str], spec: &ModelSpec) -> String {
     let Some(&name) = names.first() else { return String::new() };
     let has = |part: &str| name.contains(part);
-    if has(".experts.") || has(".router.") {
-        return "a mixture of experts is not supported: use a dense checkpoint".to_owned();
-    }
     if has("adapter") || has("lora") {
         return "adapters are not supported: merge them into the weights first".to_owned();
     }

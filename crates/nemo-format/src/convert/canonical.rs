@@ -90,7 +90,7 @@ impl Builder<'_> {
     }
 
     fn pieces(&self, tensor: &TensorSpec) -> Result<Vec<Piece>, FormatError> {
-        let TensorId { layer, module, part } = tensor.id;
+        let TensorId { layer, expert, module, part } = tensor.id;
         let layer = layer.unwrap_or_default() as u64;
         let rows = 0..tensor.dims.first().map_or(0, |dim| dim.size());
         Ok(match module {
@@ -99,15 +99,31 @@ impl Builder<'_> {
                 let rows = 0..self.arch.model.ffn_hidden_size as u64;
                 self.names.fc1.iter().map(|stem| self.piece(layer, stem, part, rows.clone())).collect()
             }
+            Module::SharedFc1 | Module::ExpertFc1 => {
+                let rows = 0..rows.end / 2;
+                let stems = self.experts_fc1(expert).ok_or_else(|| self.has_none(tensor))?;
+                stems.iter().map(|stem| self.piece(layer, stem, part, rows.clone())).collect()
+            }
             Module::Proj => vec![self.piece(layer, self.names.proj, part, rows)],
             Module::Fc2 => vec![self.piece(layer, self.names.fc2, part, rows)],
             _ => {
-                let name = self.names.name_of(tensor.id).ok_or_else(|| {
-                    let family = self.arch.family.name();
-                    FormatError::bad_tensor(&tensor.name, format!("models of type `{family}` have none such"))
-                })?;
+                let name = self.names.name_of(tensor.id).ok_or_else(|| self.has_none(tensor))?;
                 vec![Piece { rows, from: PieceFrom::Tensor(name) }]
             }
+        })
+    }
+
+    fn has_none(&self, tensor: &TensorSpec) -> FormatError {
+        let family = self.arch.family.name();
+        FormatError::bad_tensor(&tensor.name, format!("models of type `{family}` have none such"))
+    }
+
+    /// What the first layer of an expert, or of the shared one, is made of.
+    fn experts_fc1(&self, expert: Option<usize>) -> Option<[String; 2]> {
+        let names = self.names.experts?;
+        Some(match expert {
+            Some(expert) => names.fc1.map(|stem| names.of(expert, stem)),
+            None => names.shared_fc1.map(str::to_owned),
         })
     }
 

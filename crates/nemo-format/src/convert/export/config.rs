@@ -176,6 +176,7 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
         num_layers: size(config.require_u64("num_layers")?),
         hidden_size: size(hidden_size),
         ffn_hidden_size: size(config.require_u64("ffn_hidden_size")?),
+        moe: None,
         heads: HeadLayout {
             num_attention_heads: size(num_attention_heads),
             num_query_groups: size(num_query_groups),

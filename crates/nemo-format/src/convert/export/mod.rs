@@ -122,7 +122,7 @@ impl Builder<'_> {
 
     fn add(&mut self, tensor: &TensorSpec) -> Result<(), FormatError> {
         let names = names_of(self.arch.family);
-        let TensorId { layer, module, part } = tensor.id;
+        let TensorId { layer, module, part, .. } = tensor.id;
         let layer = layer.unwrap_or_default() as u64;
         let shape = tensor.shape();
         let Some((&num_rows, columns)) = shape.split_first() else { return Ok(()) };
