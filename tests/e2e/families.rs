@@ -4,7 +4,7 @@ use nemo_format::{ConvertOptions, convert_checkpoint};
 
 use crate::support::{Job, fixture};
 
-const FAMILIES: [(&str, &str); 17] = [
+const FAMILIES: [(&str, &str); 20] = [
     ("falcon40b", "falcon"),
     ("falcon7b", "falcon"),
     ("gemma", "gemma"),
@@ -17,10 +17,13 @@ const FAMILIES: [(&str, &str); 17] = [
     ("llama31", "llama"),
     ("llama32", "llama"),
     ("mistral", "llama"),
+    ("mixtral", "mixtral"),
     ("nemotron", "gptnext"),
     ("qwen2", "qwen2"),
+    ("qwen2_moe", "qwen2_moe"),
     ("qwen2_tied", "qwen2"),
     ("qwen3", "qwen3"),
+    ("qwen3_moe", "qwen3_moe"),
     ("qwen3_tied", "qwen3"),
 ];
 

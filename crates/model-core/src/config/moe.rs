@@ -39,6 +39,8 @@ pub(crate) enum RawBalancing {
 const FREQUENCY: &str = "moe_layer_freq";
 const TOPK: &str = "moe_router_topk";
 const SCORE: &str = "moe_router_score_function";
+/// A number below 0 is no limit.
+const CAPACITY: &str = "moe_expert_capacity_factor";
 const BALANCING: &str = "moe_router_load_balancing_type";
 const WITHOUT: &str = "a checkpoint trained without it";
 /// In Megatron-Core.
@@ -168,7 +170,7 @@ fn refuse_others(raw: &RawModelConfig, block_style: BlockStyle) -> Result<(), Mo
     }
     let switches: [(&'static str, &Option<RawValue>, &'static str); 11] = [
         ("moe_apply_probs_on_input", &raw.moe_apply_probs_on_input, "weights on the inputs of experts"),
-        ("moe_expert_capacity_factor", &raw.moe_expert_capacity_factor, "experts that leave tokens out"),
+        (CAPACITY, &raw.moe_expert_capacity_factor, "experts that leave tokens out"),
         ("moe_latent_size", &raw.moe_latent_size, "experts in another space"),
         ("moe_mlp_glu_interleave_size", &raw.moe_mlp_glu_interleave_size, "another order of rows"),
         (
@@ -188,7 +190,8 @@ fn refuse_others(raw: &RawModelConfig, block_style: BlockStyle) -> Result<(), Mo
         ("moe_token_dropping", &raw.moe_token_dropping, "experts that leave tokens out"),
     ];
     match switches.into_iter().find_map(|(key, value, feature)| {
-        let value = value.as_ref().filter(|value| !value.is_off())?;
+        let is_off = |value: &RawValue| value.is_off() || (key == CAPACITY && value.is_negative());
+        let value = value.as_ref().filter(|value| !is_off(value))?;
         Some((key, value, feature))
     }) {
         Some((key, value, feature)) => refuse(key, value, feature),

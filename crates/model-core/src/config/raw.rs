@@ -72,6 +72,13 @@ impl RawValue {
     }
 }
 
+impl RawValue {
+    /// Whether it is a number below 0.
+    pub(super) fn is_negative(&self) -> bool {
+        matches!(self, Self::Number(number) if number.to_f64().is_some_and(|number| number < 0.0))
+    }
+}
+
 impl fmt::Display for RawValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
