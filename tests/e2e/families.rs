@@ -57,7 +57,7 @@ fn every_family_generates_the_same_tokens_with_both_engines() {
 
 #[test]
 fn folders_of_megatron_bridge_generate_what_their_conversions_do() {
-    for (name, model_type) in [("qwen2_tied", "qwen2"), ("qwen3", "qwen3")] {
+    for (name, model_type) in [("qwen2_tied", "qwen2"), ("qwen3", "qwen3"), ("qwen3_moe", "qwen3_moe")] {
         let folder = fixture("bridge").join(name);
         let kept = tempfile::tempdir().unwrap();
         let converted = kept.path().join("converted.nemo");

@@ -134,6 +134,28 @@ fn falcons_as_nemo_stores_them_compute_the_same() {
     }
 }
 
+/// Files of ranks, and folders of Megatron-Bridge, which states experts with Megatron-Core's fields.
+#[test]
+fn experts_as_megatron_stores_them_compute_the_same() {
+    let stored = [
+        ("formats/mixtral_sequential_tp2_pp2.nemo", "families/mixtral"),
+        ("formats/mixtral_grouped.nemo", "families/mixtral"),
+        ("bridge/qwen2_moe", "families/qwen2_moe"),
+        ("bridge/qwen3_moe", "families/qwen3_moe"),
+    ];
+    for (path, folder) in stored {
+        let checkpoint = Checkpoint::open(&fixture(path)).unwrap();
+        let config: ModelConfig =
+            checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
+        let mut runner = Runner::new(config, checkpoint.tensors(), Float::Fp32, Backend::Fused).unwrap();
+        let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
+        for (prompt, expected) in reference(folder).prompts.iter().zip(&golden) {
+            let difference = max_difference(&runner.all_logits(prompt), expected);
+            assert!(difference < 1e-4, "{path}: {difference}");
+        }
+    }
+}
+
 /// NeMo says with `name: megatron_gemma2` what a conversion here writes out, and has the window in every second layer, from
 /// the second on, where a row sees one position more.
 #[test]

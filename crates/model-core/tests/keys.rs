@@ -33,7 +33,7 @@ const FAMILIES: [(&str, &[&str]); 10] = [
         ],
     ),
     ("qwen2", &WINDOWS),
-    ("qwen2_moe", &EXPERTS),
+    ("qwen2_moe", &EXPERTS_EVERYWHERE),
     ("qwen2_tied", &WINDOWS),
     ("qwen3", &WINDOWS),
     ("qwen3_moe", &EXPERTS),
@@ -60,6 +60,17 @@ const WINDOWS: [&str; 4] =
 
 /// The same, and how a router is trained.
 const EXPERTS: [&str; 6] = [
+    "max_window_layers",
+    "output_router_logits",
+    "router_aux_loss_coef",
+    "sliding_window",
+    "tie_word_embeddings",
+    "use_sliding_window",
+];
+
+/// The same; no layer has an MLP of this width.
+const EXPERTS_EVERYWHERE: [&str; 7] = [
+    "intermediate_size",
     "max_window_layers",
     "output_router_logits",
     "router_aux_loss_coef",
@@ -95,6 +106,11 @@ fn others(key: &str, value: &Value) -> Vec<Value> {
         Value::String(_) => vec![json!("other")],
         Value::Null if key == "sliding_window" => vec![json!(4)],
         Value::Null => vec![json!(3)],
+        // Layers by their numbers.
+        Value::Array(values) if values.iter().all(Value::is_number) => {
+            let other = json!([if values.contains(&json!(1)) { 0 } else { 1 }]);
+            vec![other, json!(["other"])]
+        }
         Value::Array(values) => {
             let mut changed = values.clone();
             let is_sliding = values[0] == "sliding_attention";

@@ -114,14 +114,14 @@ fn experts_that_do_not_fit_their_configuration() {
         keys
     };
     let mismatch = |written: Value, read: Value| mismatch(&keys(written), &keys(read));
-    insta::assert_snapshot!(mismatch(json!({}), json!({ "num_moe_experts": 5 })), @"");
-    insta::assert_snapshot!(mismatch(json!({}), json!({ "num_moe_experts": 3 })), @"");
-    insta::assert_snapshot!(mismatch(json!({}), json!({ "moe_ffn_hidden_size": 20 })), @"");
-    insta::assert_snapshot!(mismatch(json!({}), json!({ "moe_layer_freq": 1 })), @"");
-    insta::assert_snapshot!(mismatch(json!({}), json!({ "moe_layer_freq": [1, 0] })), @"");
-    insta::assert_snapshot!(mismatch(json!({}), json!({ "moe_shared_expert_intermediate_size": 8 })), @"");
+    insta::assert_snapshot!(mismatch(json!({}), json!({ "num_moe_experts": 5 })), @"tensor `model.decoder.layers.1.mlp.router.weight` has shape [4, 36], the model needs [5, 36] because of `num_moe_experts: 5`: correct the model config, or use the one that belongs to this checkpoint");
+    insta::assert_snapshot!(mismatch(json!({}), json!({ "num_moe_experts": 3 })), @"tensor `model.decoder.layers.1.mlp.router.weight` has shape [4, 36], the model needs [3, 36] because of `num_moe_experts: 3`: correct the model config, or use the one that belongs to this checkpoint");
+    insta::assert_snapshot!(mismatch(json!({}), json!({ "moe_ffn_hidden_size": 20 })), @"tensor `model.decoder.layers.1.mlp.experts.local_experts.0.linear_fc1.weight` has shape [48, 36], the model needs [40, 36] because of `moe_ffn_hidden_size: 20` with a gated `activation`: correct the model config, or use the one that belongs to this checkpoint");
+    insta::assert_snapshot!(mismatch(json!({}), json!({ "moe_layer_freq": 1 })), @"the checkpoint has no tensor `model.decoder.layers.0.mlp.router.weight`; `num_moe_experts` and `moe_layer_freq` give the layer experts: correct the model config, or use a complete checkpoint");
+    insta::assert_snapshot!(mismatch(json!({}), json!({ "moe_layer_freq": [1, 0] })), @"the checkpoint has no tensor `model.decoder.layers.0.mlp.router.weight`; `num_moe_experts` and `moe_layer_freq` give the layer experts: correct the model config, or use a complete checkpoint");
+    insta::assert_snapshot!(mismatch(json!({}), json!({ "moe_shared_expert_intermediate_size": 8 })), @"the checkpoint has no tensor `model.decoder.layers.1.mlp.shared_experts.linear_fc1.weight`; `moe_shared_expert_intermediate_size` needs it: correct the model config, or use a complete checkpoint");
     let without = |name: &'static str| load_error(&keys(json!({})), |source| drop(source.0.remove(name)));
-    insta::assert_snapshot!(without("model.decoder.layers.1.mlp.experts.local_experts.2.linear_fc2.weight"), @"");
+    insta::assert_snapshot!(without("model.decoder.layers.1.mlp.experts.local_experts.2.linear_fc2.weight"), @"the checkpoint has no tensor `model.decoder.layers.1.mlp.experts.local_experts.2.linear_fc2.weight`; `num_moe_experts` and `moe_layer_freq` give the layer experts: correct the model config, or use a complete checkpoint");
 }
 
 #[test]

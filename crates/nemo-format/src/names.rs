@@ -50,6 +50,14 @@ pub(crate) struct Experts {
 }
 
 impl Experts {
+    /// What the first layer of an expert, or of the shared one, is made of.
+    pub(crate) fn fc1_of(&self, expert: Option<usize>) -> [String; 2] {
+        match expert {
+            Some(expert) => self.fc1.map(|stem| self.of(expert, stem)),
+            None => self.shared_fc1.map(str::to_owned),
+        }
+    }
+
     /// A module of an expert.
     pub(crate) fn of(&self, expert: usize, stem: &str) -> String {
         format!("{}.{expert}.{stem}", self.experts)

@@ -101,7 +101,8 @@ impl Builder<'_> {
             }
             Module::SharedFc1 | Module::ExpertFc1 => {
                 let rows = 0..rows.end / 2;
-                let stems = self.experts_fc1(expert).ok_or_else(|| self.has_none(tensor))?;
+                let names = self.names.experts.ok_or_else(|| self.has_none(tensor))?;
+                let stems = names.fc1_of(expert);
                 stems.iter().map(|stem| self.piece(layer, stem, part, rows.clone())).collect()
             }
             Module::Proj => vec![self.piece(layer, self.names.proj, part, rows)],
@@ -116,15 +117,6 @@ impl Builder<'_> {
     fn has_none(&self, tensor: &TensorSpec) -> FormatError {
         let family = self.arch.family.name();
         FormatError::bad_tensor(&tensor.name, format!("models of type `{family}` have none such"))
-    }
-
-    /// What the first layer of an expert, or of the shared one, is made of.
-    fn experts_fc1(&self, expert: Option<usize>) -> Option<[String; 2]> {
-        let names = self.names.experts?;
-        Some(match expert {
-            Some(expert) => names.fc1.map(|stem| names.of(expert, stem)),
-            None => names.shared_fc1.map(str::to_owned),
-        })
     }
 
     /// For each query group its query heads, then its key head, then its value head.
