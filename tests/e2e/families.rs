@@ -4,7 +4,7 @@ use nemo_format::{ConvertOptions, convert_checkpoint};
 
 use crate::support::{Job, fixture};
 
-const FAMILIES: [(&str, &str); 17] = [
+const FAMILIES: [(&str, &str); 20] = [
     ("falcon40b", "falcon"),
     ("falcon7b", "falcon"),
     ("gemma", "gemma"),
@@ -17,10 +17,13 @@ const FAMILIES: [(&str, &str); 17] = [
     ("llama31", "llama"),
     ("llama32", "llama"),
     ("mistral", "llama"),
+    ("mixtral", "mixtral"),
     ("nemotron", "gptnext"),
     ("qwen2", "qwen2"),
+    ("qwen2_moe", "qwen2_moe"),
     ("qwen2_tied", "qwen2"),
     ("qwen3", "qwen3"),
+    ("qwen3_moe", "qwen3_moe"),
     ("qwen3_tied", "qwen3"),
 ];
 
@@ -54,7 +57,7 @@ fn every_family_generates_the_same_tokens_with_both_engines() {
 
 #[test]
 fn folders_of_megatron_bridge_generate_what_their_conversions_do() {
-    for (name, model_type) in [("qwen2_tied", "qwen2"), ("qwen3", "qwen3")] {
+    for (name, model_type) in [("qwen2_tied", "qwen2"), ("qwen3", "qwen3"), ("qwen3_moe", "qwen3_moe")] {
         let folder = fixture("bridge").join(name);
         let kept = tempfile::tempdir().unwrap();
         let converted = kept.path().join("converted.nemo");

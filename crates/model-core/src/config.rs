@@ -5,6 +5,7 @@
 
 mod attention;
 mod block;
+mod moe;
 mod position;
 mod raw;
 mod window;
@@ -59,14 +60,17 @@ impl TryFrom<RawModelConfig> for ModelConfig {
         let bias = raw.bias.unwrap_or(true);
         let num_layers = required(raw.size("num_layers", raw.num_layers.as_ref())?, "num_layers")?;
         let ffn_hidden_size = raw.size("ffn_hidden_size", raw.ffn_hidden_size.as_ref())?;
+        let ffn_hidden_size = ffn_hidden_size.unwrap_or(4 * hidden_size);
+        let block_style = block::parse(&raw)?;
         let uniform = UniformSpec {
             attention: attention::parse(&raw, num_layers)?,
             post_layernorms: raw.post_layernorms.unwrap_or_else(|| raw.is_gemma2()),
             num_layers,
             hidden_size,
-            ffn_hidden_size: ffn_hidden_size.unwrap_or(4 * hidden_size),
+            ffn_hidden_size,
+            moe: moe::parse(&raw, num_layers, ffn_hidden_size, block_style)?,
             heads,
-            block_style: block::parse(&raw)?,
+            block_style,
             norm,
             activation: parse_activation(&raw)?,
             bias,

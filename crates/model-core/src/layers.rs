@@ -1,5 +1,6 @@
 //! A transformer layer, for every backend: its parts and the order in which they are computed.
 
+pub(crate) mod moe;
 pub(crate) mod rotary;
 pub(crate) mod row_parallel;
 
@@ -9,6 +10,7 @@ use tch::Tensor;
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::kv_cache::KvCache;
+use crate::layers::moe::Moe;
 use crate::layers::row_parallel::RowParallel;
 use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, StepState, TrialLinear};
 
@@ -19,7 +21,7 @@ pub(crate) enum Layer<S: StepState> {
         /// With `n1`.
         attention: Option<(Norm, Attention<S>)>,
         /// With `n2`.
-        mlp: Option<(Norm, Mlp<S>)>,
+        ffn: Option<(Norm, Ffn<S>)>,
     },
     /// `x += attention(n1(x)) + mlp(n2(x))`.
     Parallel {
@@ -42,6 +44,14 @@ pub(crate) struct Attention<S: StepState> {
     pub(crate) post_norm: Option<Norm>,
 }
 
+/// The feed-forward part.
+pub(crate) enum Ffn<S: StepState> {
+    /// One MLP for every token.
+    Dense(Mlp<S>),
+    /// Several, of which a router chooses.
+    Moe(Box<Moe<S>>),
+}
+
 /// `linear_fc1`, its activation, `linear_fc2`.
 pub(crate) struct Mlp<S: StepState> {
     pub(crate) fc1: S::Linear,
@@ -61,15 +71,18 @@ impl<S: StepState> Layer<S> {
         at: &mut S,
     ) -> Result<Tensor, ModelError> {
         match self {
-            Self::Sequential { attention, mlp } => {
+            Self::Sequential { attention, ffn } => {
                 if let Some((norm, attention)) = attention {
                     let x = at.norm(&residual, norm)?;
                     let attended = attention.attend(&x, step, cache, at)?;
                     residual = attention.add_to(residual, &attended, at)?;
                 }
-                if let Some((norm, mlp)) = mlp {
+                if let Some((norm, ffn)) = ffn {
                     let x = at.norm(&residual, norm)?;
-                    residual = mlp.add_to(residual, &x, at)?;
+                    residual = match ffn {
+                        Ffn::Dense(mlp) => mlp.add_to(residual, &x, at)?,
+                        Ffn::Moe(moe) => moe.add_to(residual, &x, at)?,
+                    };
                 }
                 Ok(residual)
             }
@@ -88,10 +101,21 @@ impl<S: StepState> Layer<S> {
 
     fn parts(&self) -> (Option<&Attention<S>>, Option<&Mlp<S>>) {
         match self {
-            Self::Sequential { attention, mlp } => {
-                (attention.as_ref().map(|(_, part)| part), mlp.as_ref().map(|(_, part)| part))
+            Self::Sequential { attention, ffn } => {
+                let mlp = match ffn {
+                    Some((_, Ffn::Dense(mlp))) => Some(mlp),
+                    Some((_, Ffn::Moe(_))) | None => None,
+                };
+                (attention.as_ref().map(|(_, part)| part), mlp)
             }
             Self::Parallel { attention, mlp, .. } => (Some(attention), Some(mlp)),
+        }
+    }
+
+    fn moe(&self) -> Option<&Moe<S>> {
+        match self {
+            Self::Sequential { ffn: Some((_, Ffn::Moe(moe))), .. } => Some(moe),
+            _ => None,
         }
     }
 
@@ -113,14 +137,14 @@ impl<S: StepState> Layer<S> {
             let fc1 = (&part.fc1, Some(part.activation));
             std::iter::once(fc1).chain(part.fc2.linears().iter().map(plain))
         });
-        of_attention.chain(of_mlp)
+        of_attention.chain(of_mlp).chain(self.moe().into_iter().flat_map(Moe::linears))
     }
 
     /// Memory that its weights take.
     pub(crate) fn size_bytes(&self) -> u64 {
         let norms = match self {
-            Self::Sequential { attention, mlp } => {
-                [attention.as_ref().map(|(norm, _)| norm), mlp.as_ref().map(|(norm, _)| norm)]
+            Self::Sequential { attention, ffn } => {
+                [attention.as_ref().map(|(norm, _)| norm), ffn.as_ref().map(|(norm, _)| norm)]
             }
             Self::Parallel { attention_norm, mlp_norm, .. } => [Some(attention_norm), mlp_norm.as_ref()],
         };
@@ -133,6 +157,7 @@ impl<S: StepState> Layer<S> {
         let row_parallel = [attention.map(|part| &part.proj), mlp.map(|part| &part.fc2)];
         self.linears().map(|(linear, _)| linear.size_bytes()).sum::<u64>()
             + row_parallel.into_iter().flatten().map(RowParallel::bias_bytes).sum::<u64>()
+            + self.moe().map_or(0, Moe::bias_bytes)
             + of_heads.map_or(0, |(_, norms)| norms.query.size_bytes() + norms.key.size_bytes())
             + norms.into_iter().chain(posts).flatten().map(Norm::size_bytes).sum::<u64>()
     }

@@ -21,6 +21,7 @@ mod load;
 mod model_ranks;
 mod ops;
 mod parallel;
+mod routing;
 mod upload;
 mod weights;
 

@@ -5,9 +5,14 @@
 //! [`Loader`] makes have types of that backend, so a layout never meets another backend's kernels. Tensors cross
 //! these traits in plain row-major shapes and have the backend's compute type unless a shape says float32.
 
-use model_spec::{Activation, AttentionSpec, HeadLayout, KvGroup, Normalization, Numerics, WeightFormat};
+mod experts;
+
+use model_spec::{
+    Activation, AttentionSpec, HeadLayout, KvGroup, MoeSpec, Normalization, Numerics, WeightFormat,
+};
 use tch::{Kind, Tensor};
 
+pub(crate) use self::experts::{Expert, Experts};
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::columns::columns;
@@ -15,6 +20,7 @@ use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool};
 use crate::parallel::{HostRanks, SharedTable, tree_sum};
+use crate::routing::Routing;
 
 /// A stored tensor of floating-point numbers: row-major, little endian, perhaps unaligned.
 #[derive(Clone, Copy)]
@@ -38,6 +44,8 @@ pub(crate) enum LinearRole {
     Plain,
     /// The output layer, which is never quantized.
     Output,
+    /// A router or a gate: weights and inputs are float32, and it is run with [`Epilogue::Float32`] and nothing else.
+    Float32,
     /// `linear_fc1`, run with [`Epilogue::Activate`] of this activation and nothing else.
     FirstOfMlp(Activation),
 }
@@ -45,7 +53,15 @@ pub(crate) enum LinearRole {
 impl LinearRole {
     /// Whether the weight of a layer for this is held in FP8.
     pub(crate) fn is_fp8(self, numerics: Numerics) -> bool {
-        numerics.weights == WeightFormat::Fp8 && self != Self::Output
+        numerics.weights == WeightFormat::Fp8 && !matches!(self, Self::Output | Self::Float32)
+    }
+
+    /// What the weight of a layer for this is held in where it is not held in FP8.
+    pub(crate) fn kind(self, numerics: Numerics) -> Kind {
+        match self {
+            Self::Float32 => Kind::Float,
+            _ => numerics.plain_weights().kind(),
+        }
     }
 }
 
@@ -227,6 +243,17 @@ pub(crate) trait StepState: Send + Sized {
         self.ranks().reduce_add(&residual, sum, layer.bias.as_ref())
     }
 
+    /// float32 `[num_tokens, hidden_size]`: of each row of `x` the weighted outputs of its experts, added in their order; a
+    /// rank's part where ranks share the experts' widths. A row's result depends on that row alone.
+    fn run_experts(
+        &mut self,
+        experts: &Experts<Self::Linear>,
+        x: &Tensor,
+        routing: &Routing,
+    ) -> Result<Tensor, ModelError> {
+        experts.run_one_by_one(x, routing, self)
+    }
+
     /// float32 `[num_rows, columns of this rank]` to the columns of all tensor-parallel ranks side by side; they share them
     /// as they share the rows of `table`.
     fn gather_columns(&mut self, mine: Tensor, _table: &SharedTable) -> Result<Tensor, ModelError> {
@@ -319,6 +346,20 @@ pub(crate) fn refuse_on_gpu(spec: &AttentionSpec, max_seq_len_tokens: usize) -> 
     }
 }
 
+/// Refuses layers that the kernels of a GPU do not compute.
+#[cfg_attr(
+    not(feature = "cuda"),
+    cfg_attr(not(test), expect(dead_code, reason = "only a GPU's loader asks"))
+)]
+pub(crate) fn refuse_experts_on_gpu(spec: &MoeSpec) -> Result<(), ModelError> {
+    Err(ModelError::Unsupported {
+        key: "num_moe_experts",
+        value: spec.experts.num_experts.to_string(),
+        feature: "a mixture of experts on a GPU with the fast engine",
+        needs: "the plain backend (`trt_llm.enable: false`), or a CPU",
+    })
+}
+
 /// Makes the parts of a model for a backend from stored weights; lives while a model is loaded.
 pub(crate) trait Loader: Sized {
     /// The backend.
@@ -355,6 +396,14 @@ pub(crate) trait Loader: Sized {
         layer_idx: usize,
         spec: &AttentionSpec,
     ) -> Result<<Self::State as StepState>::Attention, ModelError>;
+
+    /// Asked before the weights of a layer with experts are read.
+    ///
+    /// # Errors
+    /// When the backend computes none.
+    fn check_experts(&self, _spec: &MoeSpec) -> Result<(), ModelError> {
+        Ok(())
+    }
 
     /// The backend, when all weights are there.
     fn finish(self) -> Result<Self::State, ModelError>;

@@ -2,13 +2,14 @@
 //!
 //! Which tensors there are is read from [`ModelSpec::tensor`]; names are the canonical ones that [`TensorSource`] promises.
 
+mod experts;
 mod explain;
 mod interleaved;
 mod reader;
 mod regions;
 
 use model_spec::{
-    BlockStyle, LAYERS, LayerSpec, ModelSpec, Module, Part, ShardPlace, TensorId, reduction_pieces,
+    BlockStyle, FfnSpec, LAYERS, LayerSpec, ModelSpec, Module, Part, ShardPlace, TensorId, reduction_pieces,
 };
 use nemo_format::TensorSource;
 use tch::Tensor;
@@ -17,7 +18,7 @@ use self::reader::Reader;
 use crate::ModelError;
 use crate::config::ModelConfig;
 use crate::layers::row_parallel::RowParallel;
-use crate::layers::{Attention, Layer, Mlp};
+use crate::layers::{Attention, Ffn, Layer, Mlp};
 use crate::model_ranks::Reduction;
 use crate::ops::{HeadNorms, LinearOp, LinearRole, Loader, Norm, StepState, TrialLinear, tensor_bytes};
 
@@ -59,6 +60,9 @@ impl<S: StepState> Weights<S> {
                 layer.attention.as_ref().map(|spec| loader.attention(layer_idx, spec)).transpose()
             })
             .collect::<Result<Vec<_>, _>>()?;
+        for moe in part.layers.iter().filter_map(LayerSpec::moe) {
+            loader.check_experts(moe)?;
+        }
         let mut reader = Reader::new(&spec, place, source, loader);
         let (is_first, is_last) = (place.is_first_stage(), place.is_last_stage(&spec));
         reader.check_stored(WORD_EMBEDDINGS)?;
@@ -134,23 +138,20 @@ struct LayerPlace {
 }
 
 impl LayerPlace {
-    /// `linear_proj` or `linear_fc2`, whose inputs are `num_units` heads or numbers.
+    /// A layer whose inputs are `num_units` heads or numbers.
     fn row_parallel<L: Loader>(
         self,
         reader: &mut Reader<'_, L>,
-        module: Module,
+        weight: TensorId,
         num_units: usize,
     ) -> Result<RowParallel<L::State>, ModelError> {
-        let at = Some(self.layer_idx);
         match self.reduction {
-            Reduction::Chain => Ok(RowParallel::Chain(reader.linear(at, module, LinearRole::Plain)?)),
+            Reduction::Chain => Ok(RowParallel::Chain(reader.linear(weight, LinearRole::Plain)?)),
             // Otherwise the ranks' sums would not be parts of the tree.
             Reduction::Tree if !reduction_pieces(num_units).is_multiple_of(reader.tp_size()) => {
                 Err(UNLIKE_PIECES)
             }
-            Reduction::Tree => {
-                Ok(RowParallel::Tree(reader.pieces(at, module, reduction_pieces(num_units))?))
-            }
+            Reduction::Tree => Ok(RowParallel::Tree(reader.pieces(weight, reduction_pieces(num_units))?)),
         }
     }
 }
@@ -164,10 +165,11 @@ fn load_layer<L: Loader>(
     let layer_idx = place.layer_idx;
     reader.read_ahead(&format!("{LAYERS}{layer_idx}."));
     let at = Some(layer_idx);
+    let weight = |module| TensorId::in_layer(layer_idx, module, Part::Weight);
     let attention = match (&spec.attention, op) {
         (Some(attention), Some(op)) => {
             let norm = reader.norm(at, Module::InputNorm, &attention.norm)?;
-            let qkv = reader.linear(at, Module::Qkv, LinearRole::Plain)?;
+            let qkv = reader.linear(weight(Module::Qkv), LinearRole::Plain)?;
             let head_norms = match &attention.qk_norm {
                 Some(norm) => {
                     let query = reader.norm(at, Module::QNorm, norm)?;
@@ -176,7 +178,8 @@ fn load_layer<L: Loader>(
                 }
                 None => None,
             };
-            let proj = place.row_parallel(reader, Module::Proj, attention.heads.num_attention_heads)?;
+            let proj =
+                place.row_parallel(reader, weight(Module::Proj), attention.heads.num_attention_heads)?;
             let post_norm = attention.post_norm.as_ref();
             let post_norm =
                 post_norm.map(|norm| reader.norm(at, Module::PostAttentionNorm, norm)).transpose()?;
@@ -184,25 +187,29 @@ fn load_layer<L: Loader>(
         }
         _ => None,
     };
-    let (mlp_norm, mlp) = match spec.mlp() {
-        Some(mlp) => {
+    let (ffn_norm, ffn) = match &spec.ffn {
+        Some(FfnSpec::Dense(mlp)) => {
             let is_shared = spec.shares_norm();
             let norm = if is_shared { None } else { Some(reader.norm(at, Module::MlpNorm, &mlp.norm)?) };
-            let fc1 = reader.linear(at, Module::Fc1, LinearRole::FirstOfMlp(mlp.activation))?;
-            let fc2 = place.row_parallel(reader, Module::Fc2, mlp.ffn_hidden_size)?;
+            let fc1 = reader.linear(weight(Module::Fc1), LinearRole::FirstOfMlp(mlp.activation))?;
+            let fc2 = place.row_parallel(reader, weight(Module::Fc2), mlp.ffn_hidden_size)?;
             let post_norm = mlp.post_norm.as_ref();
             let post_norm = post_norm.map(|norm| reader.norm(at, Module::PostMlpNorm, norm)).transpose()?;
-            (norm, Some(Mlp { fc1, activation: mlp.activation, fc2, post_norm }))
+            (norm, Some(Ffn::Dense(Mlp { fc1, activation: mlp.activation, fc2, post_norm })))
+        }
+        Some(FfnSpec::Moe(moe)) => {
+            let norm = reader.norm(at, Module::MlpNorm, &moe.norm)?;
+            (Some(norm), Some(Ffn::Moe(Box::new(experts::load(moe, reader, place)?))))
         }
         None => (None, None),
     };
-    Ok(match (spec.join, attention, mlp) {
+    Ok(match (spec.join, attention, ffn) {
         (
             BlockStyle::ParallelSharedNorm | BlockStyle::ParallelOwnNorm,
             Some((attention_norm, attention)),
-            Some(mlp),
-        ) => Layer::Parallel { attention_norm, attention, mlp_norm, mlp },
+            Some(Ffn::Dense(mlp)),
+        ) => Layer::Parallel { attention_norm, attention, mlp_norm: ffn_norm, mlp },
         // Only a parallel MLP is without a norm of its own.
-        (_, attention, mlp) => Layer::Sequential { attention, mlp: mlp_norm.zip(mlp) },
+        (_, attention, ffn) => Layer::Sequential { attention, ffn: ffn_norm.zip(ffn) },
     })
 }

@@ -74,9 +74,29 @@ activation: fast-swiglu
 position_embedding_type: rope
 ";
 
+/// Experts of a width that no vector divides, beside a shared one.
+const EXPERTS: &str = "
+num_layers: 1
+hidden_size: 576
+ffn_hidden_size: 1536
+num_attention_heads: 9
+num_query_groups: 3
+encoder_seq_length: 256
+normalization: rmsnorm
+bias: false
+activation: fast-swiglu
+position_embedding_type: rope
+num_moe_experts: 8
+moe_router_topk: 3
+moe_router_pre_softmax: true
+moe_ffn_hidden_size: 200
+moe_shared_expert_intermediate_size: 328
+moe_shared_expert_gate: true
+";
+
 #[test]
 fn bits_do_not_depend_on_the_batch_at_real_widths() {
-    for yaml in [LLAMA, FALCON, GPTJ, QWEN] {
+    for yaml in [LLAMA, FALCON, GPTJ, QWEN, EXPERTS] {
         assert_bits_do_not_depend_on_the_batch(yaml);
     }
 }
@@ -88,8 +108,9 @@ fn assert_bits_do_not_depend_on_the_batch(yaml: &str) {
     let probe = sequence(45, 3);
     let [fp32, bf16] = [Float::Fp32, Float::Bf16].map(Numerics::uniform);
     let quantized = [fp32, bf16].map(Numerics::with_fp8_weights);
-    // One shape has all that FP8 meets: biases, grouped heads, a gated MLP.
-    let formats = [fp32, bf16].into_iter().chain(quantized.into_iter().filter(|_| yaml == QWEN));
+    // One shape has all that FP8 meets: biases, grouped heads, a gated MLP; another has experts.
+    let is_quantized = [QWEN, EXPERTS].contains(&yaml);
+    let formats = [fp32, bf16].into_iter().chain(quantized.into_iter().filter(|_| is_quantized));
     let formats: Vec<Numerics> = formats.collect();
     let cases = BACKENDS.iter().flat_map(|&backend| formats.iter().map(move |&numerics| (numerics, backend)));
     for (numerics, backend) in cases {

@@ -17,14 +17,26 @@ const TOKENS: [u32; 7] = [3, 120, 40, 17, 17, 88, 31];
 const DIFFER: f32 = 1e-4;
 
 /// Families, and the keys of each that change no logits, beside those of all.
-const FAMILIES: [(&str, &[&str]); 7] = [
+const FAMILIES: [(&str, &[&str]); 10] = [
     ("gemma2", &[]),
     // What transformers itself made of another key and does not read.
     ("gemma3", &["_sliding_window_pattern"]),
     ("llama31", &["pretraining_tp", "tie_word_embeddings"]),
+    (
+        "mixtral",
+        &[
+            "output_router_logits",
+            "router_aux_loss_coef",
+            "router_jitter_noise",
+            "sliding_window",
+            "tie_word_embeddings",
+        ],
+    ),
     ("qwen2", &WINDOWS),
+    ("qwen2_moe", &EXPERTS_EVERYWHERE),
     ("qwen2_tied", &WINDOWS),
     ("qwen3", &WINDOWS),
+    ("qwen3_moe", &EXPERTS),
     ("qwen3_tied", &WINDOWS),
 ];
 
@@ -45,6 +57,27 @@ const NEUTRAL: [&str; 10] = [
 /// weights, with a note.
 const WINDOWS: [&str; 4] =
     ["max_window_layers", "sliding_window", "tie_word_embeddings", "use_sliding_window"];
+
+/// The same, and how a router is trained.
+const EXPERTS: [&str; 6] = [
+    "max_window_layers",
+    "output_router_logits",
+    "router_aux_loss_coef",
+    "sliding_window",
+    "tie_word_embeddings",
+    "use_sliding_window",
+];
+
+/// The same; no layer has an MLP of this width.
+const EXPERTS_EVERYWHERE: [&str; 7] = [
+    "intermediate_size",
+    "max_window_layers",
+    "output_router_logits",
+    "router_aux_loss_coef",
+    "sliding_window",
+    "tie_word_embeddings",
+    "use_sliding_window",
+];
 
 /// Logits of the folder with this configuration, or why there are none.
 fn logits(folder: &Path, config: &Value) -> Result<Vec<Vec<f32>>, String> {
@@ -73,6 +106,11 @@ fn others(key: &str, value: &Value) -> Vec<Value> {
         Value::String(_) => vec![json!("other")],
         Value::Null if key == "sliding_window" => vec![json!(4)],
         Value::Null => vec![json!(3)],
+        // Layers by their numbers.
+        Value::Array(values) if values.iter().all(Value::is_number) => {
+            let other = json!([if values.contains(&json!(1)) { 0 } else { 1 }]);
+            vec![other, json!(["other"])]
+        }
         Value::Array(values) => {
             let mut changed = values.clone();
             let is_sliding = values[0] == "sliding_attention";

@@ -94,10 +94,34 @@ fn tensors_that_nobody_asked_for() {
     insta::assert_snapshot!(mismatch(untied("mcore_customization_config", json!({ "parallel_attention": true }))), @"the config does not account for 4 of the checkpoint's tensors, first `model.decoder.layers.0.mlp.linear_fc1.layer_norm_bias`, `model.decoder.layers.0.mlp.linear_fc1.layer_norm_weight`, `model.decoder.layers.1.mlp.linear_fc1.layer_norm_bias`; the first is used with `new_decoder_architecture: true`: correct the model config if that is what the model is");
     let extra = |name: &'static str| load_error(&json!({}), |source| source.insert(name, &[1], &[0.0]));
     insta::assert_snapshot!(extra("model.output_layer.bias"), @"the config does not account for 1 of the checkpoint's tensors, first `model.output_layer.bias`; the first is used with `output_layer_bias: true`: correct the model config if that is what the model is");
-    insta::assert_snapshot!(extra("model.decoder.layers.0.mlp.experts.linear_fc1.weight"), @"the config does not account for 1 of the checkpoint's tensors, first `model.decoder.layers.0.mlp.experts.linear_fc1.weight`; a mixture of experts is not supported: use a dense checkpoint");
+    insta::assert_snapshot!(extra("model.decoder.layers.0.mlp.experts.local_experts.0.linear_fc1.weight"), @"the config does not account for 1 of the checkpoint's tensors, first `model.decoder.layers.0.mlp.experts.local_experts.0.linear_fc1.weight`; the first is used with more `num_moe_experts`, and a `moe_layer_freq` that gives the layer experts: correct the model config if that is what the model is");
+    insta::assert_snapshot!(extra("model.decoder.layers.0.mlp.experts.weight1"), @"the config does not account for 1 of the checkpoint's tensors, first `model.decoder.layers.0.mlp.experts.weight1`; experts in one matrix, as Megatron-Core's `moe_use_legacy_grouped_gemm` keeps them in memory, are not read: save a distributed checkpoint");
     insta::assert_snapshot!(extra("model.decoder.layers.0.self_attention.q_layernorm.weight"), @"the config does not account for 1 of the checkpoint's tensors, first `model.decoder.layers.0.self_attention.q_layernorm.weight`; the first is used with `qk_layernorm: true`: correct the model config if that is what the model is");
     insta::assert_snapshot!(extra("model.decoder.layers.0.self_attention.adapter_layer.lora.weight"), @"the config does not account for 1 of the checkpoint's tensors, first `model.decoder.layers.0.self_attention.adapter_layer.lora.weight`; adapters are not supported: merge them into the weights first");
     insta::assert_snapshot!(extra("model.decoder.layers.0.mlp.head_scale_tensor"), @"the config does not account for 1 of the checkpoint's tensors, first `model.decoder.layers.0.mlp.head_scale_tensor`; no GPT with `position_embedding_type: learned_absolute` has it: use the model config of this checkpoint");
+}
+
+#[test]
+fn experts_that_do_not_fit_their_configuration() {
+    let keys = |extra: Value| {
+        let mut keys = json!({
+            "bias": false, "normalization": "rmsnorm", "activation": "fast-swiglu", "num_moe_experts": 4,
+            "moe_ffn_hidden_size": 24, "moe_layer_freq": [0, 1],
+        });
+        for (key, value) in extra.as_object().unwrap() {
+            keys[key] = value.clone();
+        }
+        keys
+    };
+    let mismatch = |written: Value, read: Value| mismatch(&keys(written), &keys(read));
+    insta::assert_snapshot!(mismatch(json!({}), json!({ "num_moe_experts": 5 })), @"tensor `model.decoder.layers.1.mlp.router.weight` has shape [4, 36], the model needs [5, 36] because of `num_moe_experts: 5`: correct the model config, or use the one that belongs to this checkpoint");
+    insta::assert_snapshot!(mismatch(json!({}), json!({ "num_moe_experts": 3 })), @"tensor `model.decoder.layers.1.mlp.router.weight` has shape [4, 36], the model needs [3, 36] because of `num_moe_experts: 3`: correct the model config, or use the one that belongs to this checkpoint");
+    insta::assert_snapshot!(mismatch(json!({}), json!({ "moe_ffn_hidden_size": 20 })), @"tensor `model.decoder.layers.1.mlp.experts.local_experts.0.linear_fc1.weight` has shape [48, 36], the model needs [40, 36] because of `moe_ffn_hidden_size: 20` with a gated `activation`: correct the model config, or use the one that belongs to this checkpoint");
+    insta::assert_snapshot!(mismatch(json!({}), json!({ "moe_layer_freq": 1 })), @"the checkpoint has no tensor `model.decoder.layers.0.mlp.router.weight`; `num_moe_experts` and `moe_layer_freq` give the layer experts: correct the model config, or use a complete checkpoint");
+    insta::assert_snapshot!(mismatch(json!({}), json!({ "moe_layer_freq": [1, 0] })), @"the checkpoint has no tensor `model.decoder.layers.0.mlp.router.weight`; `num_moe_experts` and `moe_layer_freq` give the layer experts: correct the model config, or use a complete checkpoint");
+    insta::assert_snapshot!(mismatch(json!({}), json!({ "moe_shared_expert_intermediate_size": 8 })), @"the checkpoint has no tensor `model.decoder.layers.1.mlp.shared_experts.linear_fc1.weight`; `moe_shared_expert_intermediate_size` needs it: correct the model config, or use a complete checkpoint");
+    let without = |name: &'static str| load_error(&keys(json!({})), |source| drop(source.0.remove(name)));
+    insta::assert_snapshot!(without("model.decoder.layers.1.mlp.experts.local_experts.2.linear_fc2.weight"), @"the checkpoint has no tensor `model.decoder.layers.1.mlp.experts.local_experts.2.linear_fc2.weight`; `num_moe_experts` and `moe_layer_freq` give the layer experts: correct the model config, or use a complete checkpoint");
 }
 
 #[test]
@@ -133,7 +157,7 @@ fn options_that_are_not_computed() {
         keys[key] = value;
         config_error(&keys)
     };
-    insta::assert_snapshot!(with("num_moe_experts", json!(8)), @"model config key `num_moe_experts` is `8`, a mixture of experts, which is not supported; use a checkpoint trained with `num_moe_experts: null`");
+    insta::assert_snapshot!(with("num_moe_experts", json!(8)), @"model config key `bias` is `true`, experts with biases, which is not supported; use a checkpoint trained without it");
     insta::assert_snapshot!(with("position_embedding_type", json!("alibi")), @"model config key `position_embedding_type` is `alibi`, a position embedding other than `rope` and `learned_absolute`, which is not supported; use a checkpoint trained with one of those");
     insta::assert_snapshot!(with("name", json!("te_gpt_hyena")), @"model config key `name` is `te_gpt_hyena`, a layer specification of its own, which is not supported; use a checkpoint of the GPT, Llama, Gemma, Falcon or Nemotron family");
     insta::assert_snapshot!(with("transformer_block_type", json!("post_ln")), @"model config key `transformer_block_type` is `post_ln`, a norm at another place, which is not supported; use a checkpoint trained with `transformer_block_type: pre_ln`");

@@ -159,6 +159,9 @@ fn every_layout_has_the_bits_of_one_rank() {
         json!({ "num_query_groups": 4, "position_embedding_type": "rope", "rotary_interleaved": true, "output_layer_bias": true,
                 "share_embeddings_and_output_weights": false,
                 "mcore_customization_config": { "parallel_attention": true, "new_decoder_architecture": true } }),
+        json!({ "normalization": "rmsnorm", "bias": false, "activation": "fast-swiglu", "position_embedding_type": "rope",
+                "num_moe_experts": 5, "moe_router_topk": 3, "moe_ffn_hidden_size": 24, "moe_layer_freq": [1, 0, 1],
+                "moe_shared_expert_intermediate_size": 16, "moe_shared_expert_gate": true }),
     ];
     for kind in &kinds {
         let config = wide(kind);

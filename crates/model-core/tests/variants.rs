@@ -7,8 +7,8 @@ use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{BACKENDS, MemorySource, Runner, max_difference, rows};
 use model_core::{AttentionSwitches, Backend, LoadOptions, ModelConfig};
 use model_spec::{
-    Activation, BlockStyle, Float, Nonlinearity, Normalization, Numerics, PositionEmbedding, RotaryPairing,
-    ShardPlace,
+    Activation, BlockStyle, ExpertsSpec, Float, Nonlinearity, Normalization, Numerics, PositionEmbedding,
+    RotaryPairing, RouterScore, ShardPlace,
 };
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
@@ -50,9 +50,13 @@ impl Direct<'_> {
                 BlockStyle::ParallelSharedNorm => normed,
                 BlockStyle::ParallelOwnNorm => self.norm(&x, &own_norm),
             };
-            let activated =
-                activation(&self.linear(&normed, &format!("{prefix}mlp.linear_fc1")), config.activation);
-            x = after_attention + self.linear(&activated, &format!("{prefix}mlp.linear_fc2"));
+            x = after_attention
+                + match &config.moe {
+                    Some(moe) if moe.is_moe[layer] => {
+                        self.mixture(&normed, &format!("{prefix}mlp."), &moe.experts)
+                    }
+                    _ => self.mlp(&normed, &format!("{prefix}mlp.")),
+                };
         }
         let hidden = self.norm(&x, "model.decoder.final_layernorm.");
         let output =
@@ -85,6 +89,53 @@ impl Direct<'_> {
         let product = x.matmul(&self.source.double(&format!("{module}.weight")).tr());
         let bias = format!("{module}.bias");
         if self.source.0.contains_key(&bias) { product + self.source.double(&bias) } else { product }
+    }
+
+    fn mlp(&self, x: &Tensor, prefix: &str) -> Tensor {
+        let activated =
+            activation(&self.linear(x, &format!("{prefix}linear_fc1")), self.config.uniform.activation);
+        self.linear(&activated, &format!("{prefix}linear_fc2"))
+    }
+
+    /// Every expert on every token, most of them with a weight of 0.
+    fn mixture(&self, x: &Tensor, prefix: &str, experts: &ExpertsSpec) -> Tensor {
+        let logits = self.linear(x, &format!("{prefix}router"));
+        let (rule, dim) = (experts.router, -1);
+        let scores = match rule.score {
+            RouterScore::SoftmaxOfChosen => logits.shallow_clone(),
+            RouterScore::SoftmaxOfAll => logits.softmax(dim, Kind::Double),
+            RouterScore::Sigmoid => logits.sigmoid(),
+        };
+        let ranked = match rule.has_expert_bias {
+            true => &scores + self.source.double(&format!("{prefix}router.expert_bias")),
+            false => scores.shallow_clone(),
+        };
+        let (_, chosen) = ranked.topk(rule.topk as i64, dim, true, true);
+        let of_chosen = scores.gather(dim, &chosen, false);
+        let weights = match rule.score {
+            RouterScore::SoftmaxOfChosen => of_chosen.softmax(dim, Kind::Double),
+            RouterScore::Sigmoid if rule.topk > 1 => {
+                &of_chosen / of_chosen.sum_dim_intlist(dim, true, Kind::Double)
+            }
+            RouterScore::SoftmaxOfAll | RouterScore::Sigmoid => of_chosen,
+        };
+        let weights = logits.zeros_like().scatter(dim, &chosen, &(weights * rule.scaling.unwrap_or(1.0)));
+        let mut sum = x.zeros_like();
+        for expert in 0..experts.num_experts {
+            let output = self.mlp(x, &format!("{prefix}experts.local_experts.{expert}."));
+            sum += output * weights.narrow(1, expert as i64, 1);
+        }
+        if let Some(shared) = experts.shared {
+            let output = self.mlp(x, &format!("{prefix}shared_experts."));
+            sum += match shared.has_gate {
+                true => {
+                    let gate = self.source.double(&format!("{prefix}shared_experts.gate_weight"));
+                    output * x.matmul(&gate.tr()).sigmoid()
+                }
+                false => output,
+            };
+        }
+        sum
     }
 
     fn attention(&self, qkv: &Tensor, prefix: &str) -> Tensor {
@@ -277,6 +328,38 @@ fn norms_of_heads_match_their_formulas() {
 }
 
 #[test]
+fn experts_match_their_formulas() {
+    let experts = |extra: Value| {
+        let mut keys = json!({
+            "position_embedding_type": "rope", "normalization": "rmsnorm", "bias": false, "activation": "swiglu",
+            "num_moe_experts": 5, "moe_ffn_hidden_size": 20,
+        });
+        for (key, value) in extra.as_object().unwrap() {
+            keys[key] = value.clone();
+        }
+        keys
+    };
+    assert_all_match_and_differ(&[
+        experts(json!({ "num_moe_experts": 0 })),
+        experts(json!({})),
+        experts(json!({ "moe_router_topk": 1, "moe_router_pre_softmax": true })),
+        experts(json!({ "moe_router_topk": 5 })),
+        experts(json!({ "moe_router_pre_softmax": true })),
+        experts(json!({ "moe_router_score_function": "sigmoid" })),
+        experts(json!({ "moe_router_score_function": "sigmoid", "moe_router_topk": 1 })),
+        experts(json!({ "moe_router_score_function": "sigmoid", "moe_router_enable_expert_bias": true,
+                        "moe_router_topk_scaling_factor": 2.5 })),
+        experts(json!({ "moe_router_topk_scaling_factor": 0.5 })),
+        experts(json!({ "moe_ffn_hidden_size": null })),
+        experts(json!({ "moe_layer_freq": 2 })),
+        experts(json!({ "moe_layer_freq": [0, 1] })),
+        experts(json!({ "moe_shared_expert_intermediate_size": 12 })),
+        experts(json!({ "moe_shared_expert_intermediate_size": 12, "moe_shared_expert_gate": true })),
+        experts(json!({ "activation": "gelu", "moe_router_topk": 3 })),
+    ]);
+}
+
+#[test]
 fn heads_biases_and_embeddings_match_their_formulas() {
     assert_all_match_and_differ(&[
         json!({ "bias": true }),
@@ -304,7 +387,15 @@ fn blocks_and_output_biases_match_their_formulas() {
 
 #[test]
 fn parameters_and_bytes_are_counted_once_for_a_shared_table() {
-    let config = config(&json!({ "bias": false }));
+    count_parameters_and_bytes(&json!({ "bias": false }));
+    count_parameters_and_bytes(&json!({
+        "bias": false, "num_moe_experts": 3, "moe_layer_freq": 2, "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": true, "moe_shared_expert_intermediate_size": 12, "moe_shared_expert_gate": true,
+    }));
+}
+
+fn count_parameters_and_bytes(keys: &Value) {
+    let config = config(keys);
     let source = weights(&config);
     let stored: u64 = source.0.values().map(|(meta, _)| meta.num_elems().unwrap()).sum();
     let model = Runner::new(config.clone(), &source, Float::Fp32, Backend::Plain).unwrap().model;

@@ -7,8 +7,8 @@ use crate::{Indivisible, KvFormat, ModelSpec, Module, Numerics, ShardPlace};
 /// Tokens in a block of the KV cache, for every backend.
 pub const BLOCK_SIZE_TOKENS: usize = 32;
 
-/// Norms are held in float32, whatever the other weights are held in.
-const NORM_BYTES: u64 = 4;
+/// Norms and routers are held in float32, whatever the other weights are held in.
+const FLOAT32_BYTES: u64 = 4;
 
 /// Blocks of `block_size_tokens`, at least 1, that hold this many tokens of one sequence.
 pub const fn blocks_for(num_tokens: usize, block_size_tokens: usize) -> usize {
@@ -101,7 +101,7 @@ impl ModelSpec {
         for tensor in self.tensors().filter(|tensor| at.holds(self, tensor.id)) {
             let tensor_bytes = tensor.regions(at)?.iter().fold(0, |sum: u64, region| {
                 sum.saturating_add(match *region.shape() {
-                    _ if tensor.id.module.is_norm() => region.num_elems().saturating_mul(NORM_BYTES),
+                    _ if tensor.id.module.is_float32() => region.num_elems().saturating_mul(FLOAT32_BYTES),
                     [rows, columns] => numerics.matrix_bytes(tensor.id.module, [rows, columns]),
                     _ => region.num_elems().saturating_mul(numerics.plain_weights().size_bytes() as u64),
                 })

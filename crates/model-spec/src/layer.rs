@@ -1,6 +1,6 @@
 //! One transformer layer: attention, MLP, their norms, and how they are joined.
 
-use crate::RotaryConfig;
+use crate::{MoeSpec, RotaryConfig};
 
 /// One layer. Layers of a model may differ in everything that is said here.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,7 +18,15 @@ impl LayerSpec {
     pub fn mlp(&self) -> Option<&MlpSpec> {
         match &self.ffn {
             Some(FfnSpec::Dense(mlp)) => Some(mlp),
-            None => None,
+            Some(FfnSpec::Moe(_)) | None => None,
+        }
+    }
+
+    /// The mixture of experts, where the feed-forward part is one.
+    pub fn moe(&self) -> Option<&MoeSpec> {
+        match &self.ffn {
+            Some(FfnSpec::Moe(moe)) => Some(moe),
+            Some(FfnSpec::Dense(_)) | None => None,
         }
     }
 
@@ -122,6 +130,8 @@ impl HeadLayout {
 pub enum FfnSpec {
     /// One MLP for every token.
     Dense(MlpSpec),
+    /// Several MLPs, of which a router chooses some for each token.
+    Moe(MoeSpec),
 }
 
 /// Two linear layers with an activation between.

@@ -8,6 +8,7 @@
 mod footprint;
 mod layer;
 mod model;
+mod moe;
 mod named;
 mod numerics;
 mod position;
@@ -24,9 +25,10 @@ pub use layer::{
     Nonlinearity, NormSpec, Normalization,
 };
 pub use model::{AttentionRule, LocalLayers, ModelSpec, OutputSpec, TableRows, UniformSpec};
+pub use moe::{ExpertsSpec, MoeLayers, MoeSpec, RouterScore, RouterSpec, SharedExpertSpec};
 pub use named::{NamedShape, ShapeSpec, UnknownShape};
 pub use numerics::{BadPrecision, Float, KvFormat, Numerics, WeightFormat};
 pub use position::{PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};
 pub use shard::{Indivisible, Region, ShardPlace, reduction_pieces};
-pub use table::{LAYERS, layer_of, parse_name, shard_of};
-pub use tensor::{Dim, Key, Module, Part, Shard, TensorId, TensorSpec};
+pub use table::{EXPERTS, LAYERS, layer_of, parse_name, shard_of};
+pub use tensor::{Dim, FfnWidth, Key, Module, Part, Shard, TensorId, TensorSpec};

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::{
     Activation, AttentionSpec, AttentionWindow, BlockStyle, FfnSpec, HeadLayout, LayerSpec, MlpSpec,
-    NormSpec, PositionEmbedding,
+    MoeLayers, MoeSpec, NormSpec, PositionEmbedding,
 };
 
 /// A model: what its tensors, its cache and its arithmetic follow from.
@@ -77,6 +77,8 @@ pub struct UniformSpec {
     pub hidden_size: usize,
     /// Width of the MLP, of one half when gated.
     pub ffn_hidden_size: usize,
+    /// The layers that have experts instead of that MLP.
+    pub moe: Option<MoeLayers>,
     /// Query, key and value heads.
     pub heads: HeadLayout,
     /// How attention and the MLP of a layer are joined.
@@ -153,6 +155,13 @@ impl UniformSpec {
             let layers = layers.iter_mut().zip(is_local).filter(|(_, is_local)| *is_local);
             for attention in layers.filter_map(|(layer, _)| layer.attention.as_mut()) {
                 local.narrow(attention);
+            }
+        }
+        if let Some(moe) = &self.moe {
+            let is_moe = moe.is_moe.iter().copied().chain(std::iter::repeat(false));
+            for (layer, _) in layers.iter_mut().zip(is_moe).filter(|(_, is_moe)| *is_moe) {
+                let (experts, activation, norm) = (moe.experts, self.activation, self.norm);
+                layer.ffn = Some(FfnSpec::Moe(MoeSpec { experts, activation, norm }));
             }
         }
         ModelSpec {

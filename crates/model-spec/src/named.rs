@@ -174,6 +174,7 @@ fn llama(sizes: Sizes, encoder_seq_length: u64) -> ShapeSpec {
         num_layers: sizes.layers,
         hidden_size: sizes.hidden,
         ffn_hidden_size: sizes.ffn,
+        moe: None,
         heads: HeadLayout { num_attention_heads: sizes.heads, num_query_groups: sizes.groups, kv_channels },
         block_style: BlockStyle::Sequential,
         norm: NormSpec { normalization: Normalization::RmsNorm, zero_centered_gamma: false, epsilon: 1e-5 },

@@ -62,8 +62,13 @@ impl ShardPlace {
             model.layers.get(self.layers.clone()).unwrap_or_default().iter().zip(self.layers.clone())
         {
             // The tensors know whether they can be cut.
-            for module in [Module::Qkv, Module::Proj, Module::Fc1, Module::Fc2] {
-                if let Ok(tensor) = model.tensor(TensorId::in_layer(idx, module, Part::Weight)) {
+            let linears =
+                [Module::Qkv, Module::Proj, Module::Fc1, Module::Fc2, Module::SharedFc1, Module::SharedFc2];
+            let of_layer = linears.map(|module| TensorId::in_layer(idx, module, Part::Weight));
+            let experts = [Module::ExpertFc1, Module::ExpertFc2];
+            let of_expert = experts.map(|module| TensorId::in_expert(idx, 0, module, Part::Weight));
+            for id in of_layer.into_iter().chain(of_expert) {
+                if let Ok(tensor) = model.tensor(id) {
                     tensor.regions(self)?;
                 }
             }
@@ -72,10 +77,7 @@ impl ShardPlace {
                 attention.heads = attention.heads.of_rank(tp_size);
                 attention
             });
-            let ffn = ffn.map(|FfnSpec::Dense(mut mlp)| {
-                mlp.ffn_hidden_size /= tp_size.max(1);
-                FfnSpec::Dense(mlp)
-            });
+            let ffn = ffn.map(|ffn| part_of_ffn(ffn, tp_size.max(1)));
             layers.push(LayerSpec { attention, ffn, join });
         }
         let rows = self.share_of(model.padded_vocab_size);
@@ -99,6 +101,22 @@ impl ShardPlace {
             (None, Module::WordEmbeddings) => is_first || (is_last && model.output.tied),
             (None, Module::PositionEmbeddings) => is_first,
             (None, _) => is_last,
+        }
+    }
+}
+
+fn part_of_ffn(ffn: FfnSpec, tp_size: usize) -> FfnSpec {
+    match ffn {
+        FfnSpec::Dense(mut mlp) => {
+            mlp.ffn_hidden_size /= tp_size;
+            FfnSpec::Dense(mlp)
+        }
+        FfnSpec::Moe(mut moe) => {
+            moe.experts.ffn_hidden_size /= tp_size;
+            if let Some(shared) = &mut moe.experts.shared {
+                shared.ffn_hidden_size /= tp_size;
+            }
+            FfnSpec::Moe(moe)
         }
     }
 }
@@ -246,7 +264,11 @@ impl LayerSpec {
                 num_query_groups.is_multiple_of(tp_size) || tp_size.is_multiple_of(num_query_groups.max(1));
             groups && divides(num_attention_heads)
         });
-        attention && self.mlp().is_none_or(|mlp| divides(mlp.ffn_hidden_size))
+        let experts = self.moe().is_none_or(|moe| {
+            divides(moe.experts.ffn_hidden_size)
+                && moe.experts.shared.is_none_or(|shared| divides(shared.ffn_hidden_size))
+        });
+        attention && experts && self.mlp().is_none_or(|mlp| divides(mlp.ffn_hidden_size))
     }
 }
 

@@ -1,19 +1,25 @@
 //! The table of tensors: one row for each module, which says all that there is to know of its tensors.
 
+mod rows;
+
+use self::rows::ROWS;
 use crate::{
-    AttentionSpec, BlockStyle, Dim, Key, LayerSpec, MlpSpec, ModelSpec, Module, NormSpec, Normalization,
-    Part, Shard, TensorId, TensorSpec,
+    AttentionSpec, Dim, FfnWidth, Key, LayerSpec, MlpSpec, ModelSpec, Module, MoeSpec, Part, Shard, TensorId,
+    TensorSpec,
 };
 
 /// What the names of the layers' tensors begin with, before the layer's number.
 pub const LAYERS: &str = "model.decoder.layers.";
 
+/// What the names of the experts' tensors begin with, in their layer and before the expert's number.
+pub const EXPERTS: &str = "mlp.experts.local_experts.";
+
 /// A module of the model or of each layer.
 struct Row {
     module: Module,
-    /// The name of its tensors without their last part and, in a layer, without the layer's prefix.
+    /// The name of its tensors without their last part and, in a layer or an expert, without the prefix of that.
     stem: &'static str,
-    in_layer: bool,
+    scope: Scope,
     /// Its tensors, where it has all of them.
     parts: &'static [Part],
     /// How its weight is sharded. Its bias goes with the rows, and is whole where columns are shared.
@@ -22,6 +28,17 @@ struct Row {
     dims: fn(&At<'_>) -> Option<Vec<Dim>>,
     /// Whether there is such a tensor, and what decides it.
     need: fn(&At<'_>, Part) -> Need,
+}
+
+/// What has a module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scope {
+    /// The model.
+    Outside,
+    /// A layer.
+    Layer,
+    /// An expert of a layer.
+    Expert,
 }
 
 /// A model and, for the rows of a layer, one of its layers.
@@ -44,202 +61,6 @@ impl Need {
     }
 }
 
-const WEIGHT: &[Part] = &[Part::Weight];
-const WEIGHT_AND_BIAS: &[Part] = &[Part::Weight, Part::Bias];
-
-/// In the order of the forward pass.
-static ROWS: [Row; 14] = [
-    Row {
-        module: Module::WordEmbeddings,
-        stem: "model.embedding.word_embeddings.",
-        in_layer: false,
-        parts: WEIGHT,
-        shard: Shard::Rows,
-        dims: |at| Some(vec![at.vocab(), at.hidden()]),
-        need: |_, _| Need::Has(Key::Always),
-    },
-    Row {
-        module: Module::PositionEmbeddings,
-        stem: "model.embedding.position_embeddings.",
-        in_layer: false,
-        parts: WEIGHT,
-        shard: Shard::Replicated,
-        dims: |at| Some(vec![Dim::Positions(at.model.learned_positions?), at.hidden()]),
-        need: |at, _| Need::when(at.model.learned_positions.is_some(), Key::LearnedPositions),
-    },
-    Row {
-        module: Module::InputNorm,
-        stem: "self_attention.linear_qkv.layer_norm_",
-        in_layer: true,
-        parts: WEIGHT_AND_BIAS,
-        shard: Shard::Replicated,
-        dims: |at| at.attention().map(|_| vec![at.hidden()]),
-        need: |at, part| match at.attention() {
-            Some(attention) => norm(&attention.norm, part, Key::Always),
-            None => Need::Lacks(Key::LayerKind),
-        },
-    },
-    Row {
-        module: Module::Qkv,
-        stem: "self_attention.linear_qkv.",
-        in_layer: true,
-        parts: WEIGHT_AND_BIAS,
-        shard: Shard::Rows,
-        dims: |at| Some(vec![Dim::Qkv(at.attention()?.heads), at.hidden()]),
-        need: |at, part| match at.attention() {
-            Some(attention) => {
-                let key = if attention.proj_bias { Key::Bias } else { Key::QkvBias };
-                linear(attention.qkv_bias, part, key)
-            }
-            None => Need::Lacks(Key::LayerKind),
-        },
-    },
-    Row {
-        module: Module::QNorm,
-        stem: "self_attention.q_layernorm.",
-        in_layer: true,
-        parts: WEIGHT_AND_BIAS,
-        shard: Shard::Replicated,
-        dims: |at| Some(vec![Dim::Head(at.attention()?.heads)]),
-        need: |at, part| head_norm(at, part),
-    },
-    Row {
-        module: Module::KNorm,
-        stem: "self_attention.k_layernorm.",
-        in_layer: true,
-        parts: WEIGHT_AND_BIAS,
-        shard: Shard::Replicated,
-        dims: |at| Some(vec![Dim::Head(at.attention()?.heads)]),
-        need: |at, part| head_norm(at, part),
-    },
-    Row {
-        module: Module::Proj,
-        stem: "self_attention.linear_proj.",
-        in_layer: true,
-        parts: WEIGHT_AND_BIAS,
-        shard: Shard::Columns,
-        dims: |at| Some(vec![at.hidden(), Dim::Query(at.attention()?.heads)]),
-        need: |at, part| match at.attention() {
-            Some(attention) => linear(attention.proj_bias, part, Key::Bias),
-            None => Need::Lacks(Key::LayerKind),
-        },
-    },
-    Row {
-        module: Module::PostAttentionNorm,
-        stem: "self_attention.linear_proj.post_layernorm.",
-        in_layer: true,
-        parts: WEIGHT_AND_BIAS,
-        shard: Shard::Replicated,
-        dims: |at| at.attention().map(|_| vec![at.hidden()]),
-        need: |at, part| post_norm(at.attention().map(|attention| &attention.post_norm), part),
-    },
-    Row {
-        module: Module::MlpNorm,
-        stem: "mlp.linear_fc1.layer_norm_",
-        in_layer: true,
-        parts: WEIGHT_AND_BIAS,
-        shard: Shard::Replicated,
-        dims: |at| at.mlp().map(|_| vec![at.hidden()]),
-        need: |at, part| match (at.layer, at.mlp()) {
-            (Some(layer), Some(mlp)) if !layer.shares_norm() => {
-                let is_own = layer.join == BlockStyle::ParallelOwnNorm;
-                let key = if is_own { Key::NewDecoderArchitecture } else { Key::NotParallel };
-                norm(&mlp.norm, part, key)
-            }
-            (_, Some(_)) => Need::Lacks(Key::NewDecoderArchitecture),
-            (_, None) => Need::Lacks(Key::LayerKind),
-        },
-    },
-    Row {
-        module: Module::Fc1,
-        stem: "mlp.linear_fc1.",
-        in_layer: true,
-        parts: WEIGHT_AND_BIAS,
-        shard: Shard::RowsOfHalves,
-        dims: |at| {
-            let MlpSpec { ffn_hidden_size, activation, .. } = *at.mlp()?;
-            Some(vec![Dim::Fc1 { ffn_hidden_size, gated: activation.gated }, at.hidden()])
-        },
-        need: |at, part| mlp_linear(at, part),
-    },
-    Row {
-        module: Module::Fc2,
-        stem: "mlp.linear_fc2.",
-        in_layer: true,
-        parts: WEIGHT_AND_BIAS,
-        shard: Shard::Columns,
-        dims: |at| Some(vec![at.hidden(), Dim::Ffn(at.mlp()?.ffn_hidden_size)]),
-        need: |at, part| mlp_linear(at, part),
-    },
-    Row {
-        module: Module::PostMlpNorm,
-        stem: "mlp.linear_fc2.post_layernorm.",
-        in_layer: true,
-        parts: WEIGHT_AND_BIAS,
-        shard: Shard::Replicated,
-        dims: |at| at.mlp().map(|_| vec![at.hidden()]),
-        need: |at, part| post_norm(at.mlp().map(|mlp| &mlp.post_norm), part),
-    },
-    Row {
-        module: Module::FinalNorm,
-        stem: "model.decoder.final_layernorm.",
-        in_layer: false,
-        parts: WEIGHT_AND_BIAS,
-        shard: Shard::Replicated,
-        dims: |at| Some(vec![at.hidden()]),
-        need: |at, part| norm(&at.model.final_norm, part, Key::Always),
-    },
-    Row {
-        module: Module::Output,
-        stem: "model.output_layer.",
-        in_layer: false,
-        parts: WEIGHT_AND_BIAS,
-        shard: Shard::Rows,
-        dims: |at| Some(vec![at.vocab(), at.hidden()]),
-        need: |at, part| match part {
-            Part::Weight => Need::when(!at.model.output.tied, Key::Untied),
-            Part::Bias => Need::when(at.model.output.bias, Key::OutputLayerBias),
-        },
-    },
-];
-
-fn norm(norm: &NormSpec, part: Part, key: Key) -> Need {
-    match part {
-        Part::Weight => Need::Has(key),
-        Part::Bias => Need::when(norm.normalization == Normalization::LayerNorm, Key::LayerNorm),
-    }
-}
-
-fn post_norm(spec: Option<&Option<NormSpec>>, part: Part) -> Need {
-    match spec {
-        Some(Some(spec)) => norm(spec, part, Key::PostLayernorms),
-        Some(None) => Need::Lacks(Key::PostLayernorms),
-        None => Need::Lacks(Key::LayerKind),
-    }
-}
-
-fn head_norm(at: &At<'_>, part: Part) -> Need {
-    match at.attention() {
-        Some(AttentionSpec { qk_norm: Some(spec), .. }) => norm(spec, part, Key::QkLayernorm),
-        Some(_) => Need::Lacks(Key::QkLayernorm),
-        None => Need::Lacks(Key::LayerKind),
-    }
-}
-
-fn linear(has_bias: bool, part: Part, key: Key) -> Need {
-    match part {
-        Part::Weight => Need::Has(Key::Always),
-        Part::Bias => Need::when(has_bias, key),
-    }
-}
-
-fn mlp_linear(at: &At<'_>, part: Part) -> Need {
-    match at.mlp() {
-        Some(mlp) => linear(mlp.bias, part, Key::Bias),
-        None => Need::Lacks(Key::LayerKind),
-    }
-}
-
 impl At<'_> {
     fn hidden(&self) -> Dim {
         Dim::Hidden(self.model.hidden_size)
@@ -255,6 +76,22 @@ impl At<'_> {
 
     fn mlp(&self) -> Option<&MlpSpec> {
         self.layer?.mlp()
+    }
+
+    fn moe(&self) -> Option<&MoeSpec> {
+        self.layer?.moe()
+    }
+
+    fn shared_width(&self) -> Option<FfnWidth> {
+        let shared = self.moe()?.experts.shared?;
+        Some(FfnWidth { size: shared.ffn_hidden_size, key: "moe_shared_expert_intermediate_size" })
+    }
+
+    fn is_gated(&self) -> bool {
+        self.mlp()
+            .map(|mlp| mlp.activation)
+            .or(self.moe().map(|moe| moe.activation))
+            .is_some_and(|it| it.gated)
     }
 }
 
@@ -295,21 +132,40 @@ impl Module {
 impl TensorId {
     /// A tensor outside the layers.
     pub const fn outside(module: Module, part: Part) -> Self {
-        Self { layer: None, module, part }
+        Self { layer: None, expert: None, module, part }
     }
 
     /// A tensor of a layer.
     pub const fn in_layer(layer: usize, module: Module, part: Part) -> Self {
-        Self { layer: Some(layer), module, part }
+        Self { layer: Some(layer), expert: None, module, part }
+    }
+
+    /// A tensor of an expert of a layer.
+    pub const fn in_expert(layer: usize, expert: usize, module: Module, part: Part) -> Self {
+        Self { layer: Some(layer), expert: Some(expert), module, part }
+    }
+
+    /// The same module's tensor of another kind.
+    pub const fn with_part(self, part: Part) -> Self {
+        Self { part, ..self }
     }
 
     /// The canonical name.
     pub fn name(&self) -> String {
         let stem = Row::of(self.module).stem;
         let suffix = self.part.suffix();
-        match self.layer {
-            Some(layer) => format!("{LAYERS}{layer}.{stem}{suffix}"),
-            None => format!("{stem}{suffix}"),
+        match (self.layer, self.expert) {
+            (Some(layer), Some(expert)) => format!("{LAYERS}{layer}.{EXPERTS}{expert}.{stem}{suffix}"),
+            (Some(layer), None) => format!("{LAYERS}{layer}.{stem}{suffix}"),
+            (None, _) => format!("{stem}{suffix}"),
+        }
+    }
+
+    fn scope(&self) -> Scope {
+        match (self.layer, self.expert) {
+            (Some(_), Some(_)) => Scope::Expert,
+            (Some(_), None) => Scope::Layer,
+            (None, _) => Scope::Outside,
         }
     }
 }
@@ -317,17 +173,33 @@ impl TensorId {
 impl ModelSpec {
     /// Every tensor of the model, in the order of the forward pass.
     pub fn tensors(&self) -> impl Iterator<Item = TensorSpec> + '_ {
-        let ids = |row: &'static Row, layer| {
-            row.parts.iter().map(move |&part| TensorId { layer, module: row.module, part })
+        let num_before = ROWS.iter().take_while(|row| row.scope == Scope::Outside).count();
+        let num_behind = ROWS.iter().rev().take_while(|row| row.scope == Scope::Outside).count();
+        let rows_of_layer = move |scope| {
+            let of_layers = &ROWS[num_before..ROWS.len() - num_behind];
+            of_layers.iter().filter(move |row| row.scope == scope)
         };
-        let outside = move |rows: &'static [Row]| rows.iter().flat_map(move |row| ids(row, None));
-        let in_layer =
-            move |layer| ROWS.iter().filter(|row| row.in_layer).flat_map(move |row| ids(row, Some(layer)));
-        let num_before = ROWS.iter().take_while(|row| !row.in_layer).count();
-        let num_behind = ROWS.iter().rev().take_while(|row| !row.in_layer).count();
-        outside(&ROWS[..num_before])
+        let outside = |row: &'static Row| row.parts.iter().map(|&part| TensorId::outside(row.module, part));
+        let in_layer = move |layer| {
+            let parts = |row: &'static Row| row.parts.iter().map(|&part| (row.module, part));
+            let num_experts =
+                self.layers.get(layer).and_then(LayerSpec::moe).map_or(0, |moe| moe.experts.num_experts);
+            let (before, behind): (Vec<_>, Vec<_>) = rows_of_layer(Scope::Layer)
+                .partition(|row| (row.module as usize) < Module::ExpertFc1 as usize);
+            let of_layer = move |rows: Vec<&'static Row>| {
+                rows.into_iter()
+                    .flat_map(parts)
+                    .map(move |(module, part)| TensorId::in_layer(layer, module, part))
+            };
+            let of_experts = (0..num_experts).flat_map(move |expert| {
+                let rows = rows_of_layer(Scope::Expert).flat_map(parts);
+                rows.map(move |(module, part)| TensorId::in_expert(layer, expert, module, part))
+            });
+            of_layer(before).chain(of_experts).chain(of_layer(behind))
+        };
+        (ROWS[..num_before].iter().flat_map(outside))
             .chain((0..self.layers.len()).flat_map(in_layer))
-            .chain(outside(&ROWS[ROWS.len() - num_behind..]))
+            .chain(ROWS[ROWS.len() - num_behind..].iter().flat_map(outside))
             .filter_map(|id| self.tensor(id).ok())
     }
 
@@ -337,7 +209,7 @@ impl ModelSpec {
     /// When the model has none such: with what it would have.
     pub fn tensor(&self, id: TensorId) -> Result<TensorSpec, Key> {
         let row = Row::of(id.module);
-        if row.in_layer != id.layer.is_some() || !row.parts.contains(&id.part) {
+        if row.scope != id.scope() || !row.parts.contains(&id.part) {
             return Err(Key::LayerKind);
         }
         let layer = match id.layer {
@@ -345,6 +217,11 @@ impl ModelSpec {
             None => None,
         };
         let at = At { model: self, layer };
+        if let Some(expert) = id.expert
+            && at.moe().is_none_or(|moe| expert >= moe.experts.num_experts)
+        {
+            return Err(Key::Experts);
+        }
         let because = match (row.need)(&at, id.part) {
             Need::Has(key) => key,
             Need::Lacks(key) => return Err(key),
@@ -353,8 +230,8 @@ impl ModelSpec {
         if id.part == Part::Bias {
             dims.truncate(1);
         }
-        let gated = at.mlp().is_some_and(|mlp| mlp.activation.gated);
-        Ok(TensorSpec { id, name: id.name(), dims, shard: row.shard(id.part, gated), because })
+        let shard = row.shard(id.part, at.is_gated());
+        Ok(TensorSpec { id, name: id.name(), dims, shard, because })
     }
 }
 
@@ -365,21 +242,28 @@ pub fn layer_of(name: &str) -> Option<usize> {
 
 /// Which tensor has a canonical name; `None` for names of no model that there is a [`ModelSpec`] for.
 pub fn parse_name(name: &str) -> Option<TensorId> {
-    let (layer, rest) = match name.strip_prefix(LAYERS) {
-        Some(in_layers) => {
-            let (number, rest) = in_layers.split_once('.')?;
-            (Some(number.parse().ok()?), rest)
-        }
-        None => (None, name),
-    };
+    let (layer, rest) = numbered(name, LAYERS)?;
+    let (expert, rest) = if layer.is_some() { numbered(rest, EXPERTS)? } else { (None, rest) };
     let id_of = |row: &Row| {
         let suffix = rest.strip_prefix(row.stem)?;
         let &part = row.parts.iter().find(|part| part.suffix() == suffix)?;
-        Some(TensorId { layer, module: row.module, part })
+        let id = TensorId { layer, expert, module: row.module, part };
+        (id.scope() == row.scope).then_some(id)
     };
-    let id = ROWS.iter().filter(|row| row.in_layer == layer.is_some()).find_map(id_of)?;
+    let id = ROWS.iter().find_map(id_of)?;
     // Numbers have more than one spelling.
     (id.name() == name).then_some(id)
+}
+
+/// The number behind a prefix, where the name has the prefix, and what follows; `None` where there is no number.
+fn numbered<'a>(name: &'a str, prefix: &str) -> Option<(Option<usize>, &'a str)> {
+    match name.strip_prefix(prefix) {
+        Some(behind) => {
+            let (number, rest) = behind.split_once('.')?;
+            Some((Some(number.parse().ok()?), rest))
+        }
+        None => Some((None, name)),
+    }
 }
 
 /// How tensor-parallel ranks share the tensor of a canonical name, for readers that know no more of the model than

@@ -23,8 +23,22 @@ pub enum Module {
     Proj,
     /// The norm of that output.
     PostAttentionNorm,
-    /// The norm in front of the MLP.
+    /// The norm in front of the MLP, or of router and experts.
     MlpNorm,
+    /// The router of a mixture of experts.
+    Router,
+    /// What is added to the scores that experts are chosen by.
+    ExpertBias,
+    /// The first linear layer of the shared expert; when gated, both halves.
+    SharedFc1,
+    /// Its second linear layer.
+    SharedFc2,
+    /// What its gate multiplies a token with.
+    SharedGate,
+    /// The first linear layer of an expert; when gated, both halves.
+    ExpertFc1,
+    /// Its second linear layer.
+    ExpertFc2,
     /// The first linear layer of the MLP; when gated, both halves.
     Fc1,
     /// The second linear layer of the MLP.
@@ -38,12 +52,28 @@ pub enum Module {
 }
 
 impl Module {
-    /// Whether it is a linear layer of attention or MLP.
+    /// Whether it is a linear layer of attention, MLP or experts, the router excepted.
     pub const fn is_layer_linear(self) -> bool {
-        matches!(self, Self::Qkv | Self::Proj | Self::Fc1 | Self::Fc2)
+        matches!(
+            self,
+            Self::Qkv
+                | Self::Proj
+                | Self::SharedFc1
+                | Self::SharedFc2
+                | Self::ExpertFc1
+                | Self::ExpertFc2
+                | Self::Fc1
+                | Self::Fc2
+        )
     }
 
-    /// Whether it is a norm, whose tensors are held in float32.
+    /// Whether its tensors are held in float32, whatever the other weights are held in: norms, and what decides which experts
+    /// count how much.
+    pub const fn is_float32(self) -> bool {
+        self.is_norm() || matches!(self, Self::Router | Self::ExpertBias | Self::SharedGate)
+    }
+
+    /// Whether it is a norm.
     pub const fn is_norm(self) -> bool {
         match self {
             Self::InputNorm
@@ -57,6 +87,13 @@ impl Module {
             | Self::PositionEmbeddings
             | Self::Qkv
             | Self::Proj
+            | Self::Router
+            | Self::ExpertBias
+            | Self::SharedFc1
+            | Self::SharedFc2
+            | Self::SharedGate
+            | Self::ExpertFc1
+            | Self::ExpertFc2
             | Self::Fc1
             | Self::Fc2
             | Self::Output => false,
@@ -88,6 +125,8 @@ impl Part {
 pub struct TensorId {
     /// The layer, for modules of a layer.
     pub layer: Option<usize>,
+    /// The expert, for modules of an expert.
+    pub expert: Option<usize>,
     /// What it belongs to.
     pub module: Module,
     /// Which tensor of it.
@@ -153,14 +192,18 @@ pub enum Dim {
     /// The residual stream.
     Hidden(usize),
     /// The MLP's inner width.
-    Ffn(usize),
+    Ffn(FfnWidth),
     /// Outputs of `linear_fc1`, which are two halves when gated.
     Fc1 {
         /// The MLP's inner width.
-        ffn_hidden_size: usize,
+        width: FfnWidth,
         /// Whether there are two halves.
         gated: bool,
     },
+    /// The experts of a layer.
+    Experts(usize),
+    /// The one row of the gate of a shared expert.
+    Gate,
     /// Outputs of `linear_qkv`.
     Qkv(HeadLayout),
     /// Inputs of `linear_proj`.
@@ -173,14 +216,25 @@ pub enum Dim {
     Positions(u64),
 }
 
+/// The inner width of an MLP or an expert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FfnWidth {
+    /// How wide.
+    pub size: usize,
+    /// The configuration key that says so.
+    pub key: &'static str,
+}
+
 impl Dim {
     /// How long the axis is.
     pub const fn size(self) -> u64 {
         match self {
-            Self::Hidden(size) | Self::Ffn(size) | Self::Fc1 { ffn_hidden_size: size, gated: false } => {
-                size as u64
-            }
-            Self::Fc1 { ffn_hidden_size, gated: true } => 2 * ffn_hidden_size as u64,
+            Self::Hidden(size)
+            | Self::Experts(size)
+            | Self::Ffn(FfnWidth { size, .. })
+            | Self::Fc1 { width: FfnWidth { size, .. }, gated: false } => size as u64,
+            Self::Fc1 { width, gated: true } => 2 * width.size as u64,
+            Self::Gate => 1,
             Self::Qkv(heads) => heads.qkv_size() as u64,
             Self::Query(heads) => heads.query_size() as u64,
             Self::Head(heads) => heads.kv_channels as u64,
@@ -198,6 +252,8 @@ impl Dim {
             Self::Hidden(_)
             | Self::Ffn(_)
             | Self::Fc1 { .. }
+            | Self::Experts(_)
+            | Self::Gate
             | Self::Head(_)
             | Self::Vocab(_)
             | Self::Positions(_) => 1,
@@ -209,11 +265,13 @@ impl fmt::Display for Dim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Hidden(size) => write!(f, "`hidden_size: {size}`"),
-            Self::Ffn(size) => write!(f, "`ffn_hidden_size: {size}`"),
-            Self::Fc1 { ffn_hidden_size, gated } => {
+            Self::Ffn(FfnWidth { size, key }) => write!(f, "`{key}: {size}`"),
+            Self::Fc1 { width: FfnWidth { size, key }, gated } => {
                 let with = if *gated { "with" } else { "without" };
-                write!(f, "`ffn_hidden_size: {ffn_hidden_size}` {with} a gated `activation`")
+                write!(f, "`{key}: {size}` {with} a gated `activation`")
             }
+            Self::Experts(count) => write!(f, "`num_moe_experts: {count}`"),
+            Self::Gate => f.write_str("`moe_shared_expert_gate: true`, which has one row"),
             Self::Qkv(heads) => write!(
                 f,
                 "`num_attention_heads: {}`, `num_query_groups: {}` and `kv_channels: {}`",
@@ -262,6 +320,16 @@ pub enum Key {
     NotParallel,
     /// `new_decoder_architecture`, for the norm of the MLP.
     NewDecoderArchitecture,
+    /// `num_moe_experts` and `moe_layer_freq`, for what a mixture of experts has.
+    Experts,
+    /// The same, for what an MLP has.
+    NoExperts,
+    /// `moe_router_enable_expert_bias`.
+    ExpertBias,
+    /// `moe_shared_expert_intermediate_size`.
+    SharedExpert,
+    /// `moe_shared_expert_gate`.
+    SharedExpertGate,
     /// What the layer consists of.
     LayerKind,
 }
@@ -281,6 +349,11 @@ impl Key {
             Self::PostLayernorms => "`post_layernorms: true` needs it, as `name: megatron_gemma2` does",
             Self::NotParallel => "a block without `parallel_attention` needs it",
             Self::NewDecoderArchitecture => "`new_decoder_architecture: true` needs it",
+            Self::Experts => "`num_moe_experts` and `moe_layer_freq` give the layer experts",
+            Self::NoExperts => "`num_moe_experts` and `moe_layer_freq` give the layer no experts",
+            Self::ExpertBias => "`moe_router_enable_expert_bias: true` needs it",
+            Self::SharedExpert => "`moe_shared_expert_intermediate_size` needs it",
+            Self::SharedExpertGate => "`moe_shared_expert_gate: true` needs it",
             Self::LayerKind => "a layer of this kind has it",
         }
     }
@@ -298,6 +371,13 @@ impl Key {
             Self::PostLayernorms => "`post_layernorms: true`, which `name: megatron_gemma2` stands for",
             Self::NotParallel => "`parallel_attention: false`",
             Self::NewDecoderArchitecture => "`new_decoder_architecture: true`",
+            Self::Experts => "more `num_moe_experts`, and a `moe_layer_freq` that gives the layer experts",
+            Self::NoExperts => {
+                "`num_moe_experts: null`, or a `moe_layer_freq` that gives the layer no experts"
+            }
+            Self::ExpertBias => "`moe_router_enable_expert_bias: true`",
+            Self::SharedExpert => "a `moe_shared_expert_intermediate_size`",
+            Self::SharedExpertGate => "`moe_shared_expert_gate: true`",
             Self::LayerKind => "a layer of another kind",
         }
     }

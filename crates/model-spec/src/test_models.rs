@@ -1,8 +1,9 @@
 //! Models for the tests of this crate.
 
 use crate::{
-    Activation, AttentionRule, BlockStyle, HeadLayout, ModelSpec, Nonlinearity, NormSpec, Normalization,
-    OutputSpec, PositionEmbedding, RotaryConfig, RotaryPairing, TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, ExpertsSpec, HeadLayout, ModelSpec, MoeLayers, Nonlinearity,
+    NormSpec, Normalization, OutputSpec, PositionEmbedding, RotaryConfig, RotaryPairing, RouterScore,
+    RouterSpec, SharedExpertSpec, TableRows, UniformSpec,
 };
 
 pub(crate) const ROWS: TableRows = TableRows { vocab: 48, positions: 16 };
@@ -13,6 +14,7 @@ pub(crate) fn llama() -> UniformSpec {
         num_layers: 2,
         hidden_size: 16,
         ffn_hidden_size: 24,
+        moe: None,
         heads: HeadLayout { num_attention_heads: 4, num_query_groups: 2, kv_channels: 6 },
         block_style: BlockStyle::Sequential,
         norm: NormSpec { normalization: Normalization::RmsNorm, zero_centered_gamma: false, epsilon: 1e-5 },
@@ -46,6 +48,15 @@ pub(crate) fn gpt() -> UniformSpec {
         output: OutputSpec { tied: true, bias: true, softcap: None },
         ..llama()
     }
+}
+
+/// A small mixture of experts with everything that has a tensor; its first layer is dense.
+pub(crate) fn moe() -> UniformSpec {
+    let router =
+        RouterSpec { topk: 2, score: RouterScore::Sigmoid, has_expert_bias: true, scaling: Some(2.5) };
+    let shared = Some(SharedExpertSpec { ffn_hidden_size: 8, has_gate: true });
+    let experts = ExpertsSpec { num_experts: 3, ffn_hidden_size: 12, router, shared };
+    UniformSpec { moe: Some(MoeLayers { experts, is_moe: vec![false, true] }), ..llama() }
 }
 
 /// Its layers differ: all there is, attention alone, an MLP alone, attention of another shape.

@@ -64,7 +64,8 @@ impl Rows {
 impl Target {
     /// The canonical name of the weight.
     pub(crate) fn weight(&self) -> String {
-        TensorId { layer: self.layer, module: self.rows.module(), part: Part::Weight }.name()
+        let module = self.rows.module();
+        TensorId { layer: self.layer, expert: None, module, part: Part::Weight }.name()
     }
 }
 

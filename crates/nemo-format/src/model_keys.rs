@@ -9,7 +9,7 @@ use hydra_config::Node;
 use crate::source_note::RECORD;
 
 /// Read by the model, the tokenizer, the run or the conversion, or refused by the model under their name.
-const READ: [&str; 64] = [
+const READ: [&str; 85] = [
     "activation",
     "activation_func",
     "add_bias_linear",
@@ -39,6 +39,27 @@ const READ: [&str; 64] = [
     "mcore_customization_config",
     "megatron_legacy",
     "mm_cfg",
+    "moe_apply_probs_on_input",
+    "moe_expert_capacity_factor",
+    "moe_ffn_hidden_size",
+    "moe_latent_size",
+    "moe_layer_freq",
+    "moe_mlp_glu_interleave_size",
+    "moe_router_enable_expert_bias",
+    "moe_router_force_biased",
+    "moe_router_force_load_balancing",
+    "moe_router_group_topk",
+    "moe_router_load_balancing_type",
+    "moe_router_num_groups",
+    "moe_router_pre_softmax",
+    "moe_router_score_function",
+    "moe_router_topk",
+    "moe_router_topk_limited_devices",
+    "moe_router_topk_scaling_factor",
+    "moe_shared_expert_gate",
+    "moe_shared_expert_glu_interleave_size",
+    "moe_shared_expert_intermediate_size",
+    "moe_token_dropping",
     "mrope_section",
     "multi_latent_attention",
     "name",
@@ -77,7 +98,7 @@ const READ: [&str; 64] = [
 ];
 
 /// Training, precision and memory of training, ways to compute the same numbers, where things were saved.
-const INERT: [&str; 137] = [
+const INERT: [&str; 161] = [
     "account_for_embedding_in_pipeline_split",
     "account_for_loss_in_pipeline_split",
     "answer_only_loss",
@@ -150,6 +171,30 @@ const INERT: [&str; 137] = [
     "megatron_amp_O2",
     "memory_efficient_layer_norm",
     "micro_batch_size",
+    "moe_aux_loss_coeff",
+    "moe_enable_deepep",
+    "moe_enable_routing_replay",
+    "moe_expert_rank_capacity_factor",
+    "moe_extended_tp",
+    "moe_grouped_gemm",
+    "moe_input_jitter_eps",
+    "moe_layer_recompute",
+    "moe_pad_expert_input_to_capacity",
+    "moe_pad_experts_for_cuda_graph_inference",
+    "moe_per_layer_logging",
+    "moe_permute_fusion_into_hybridep",
+    "moe_router_bias_update_rate",
+    "moe_router_dtype",
+    "moe_router_padding_for_fp8",
+    "moe_router_padding_for_quantization",
+    "moe_router_quantile_balancing_ema",
+    "moe_shared_expert_overlap",
+    "moe_single_grouped_bias",
+    "moe_single_grouped_weight",
+    "moe_token_dispatcher_type",
+    "moe_token_drop_policy",
+    "moe_use_legacy_grouped_gemm",
+    "moe_z_loss_coeff",
     "nccl_communicator_config_path",
     "nemo_version",
     "no_sync_func",
@@ -218,7 +263,7 @@ const INERT: [&str; 137] = [
 ];
 
 /// What such keys begin with.
-const INERT_PREFIXES: [&str; 16] = [
+const INERT_PREFIXES: [&str; 21] = [
     "_",
     "activation_func_fp8",
     "activations_checkpoint_",
@@ -229,6 +274,11 @@ const INERT_PREFIXES: [&str; 16] = [
     "fp8",
     "fsdp",
     "megatron_timer",
+    "moe_deepep_",
+    "moe_flex_dispatcher_",
+    "moe_hybridep_",
+    "moe_ncclep_",
+    "moe_paged_stash",
     "native_amp_",
     "nccl_",
     "recompute_",
@@ -250,7 +300,7 @@ pub fn is_known_model_key(key: &str) -> bool {
 /// Keys of a model's configuration that are set and neither read nor known to change nothing.
 pub(crate) fn unknown(config: &Node) -> Vec<String> {
     let entries = config.as_map().into_iter().flatten();
-    // A mixture of experts is refused as such.
+    // Keys of experts say nothing of a model without.
     let is_dense = !config.get("num_moe_experts").is_some_and(|value| *value != Node::Null);
     let is_known = |key: &str| is_known_model_key(key) || (is_dense && key.starts_with("moe_"));
     let is_unknown = |key: &str| !is_known(key);
@@ -283,7 +333,7 @@ mod tests {
         let text =
             "num_layers: 2\nlogit_temper: 2\nempty: {}\nnothing: null\nmoe_router_topk: 2\nfp8_dot: 1\n";
         assert_eq!(unknown(&hydra_config::yaml::parse(text, "x").unwrap()), ["logit_temper"]);
-        let text = "num_moe_experts: 2\nmoe_router_topk: 2\n";
-        assert_eq!(unknown(&hydra_config::yaml::parse(text, "x").unwrap()), ["moe_router_topk"]);
+        let text = "num_moe_experts: 2\nmoe_router_topk: 2\nmoe_router_temper: 2\n";
+        assert_eq!(unknown(&hydra_config::yaml::parse(text, "x").unwrap()), ["moe_router_temper"]);
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct NameMap {
     /// In the order of the rows of `linear_fc1`.
     pub(crate) fc1: &'static [&'static str],
     pub(crate) fc2: &'static str,
+    /// What layers with experts have instead of the MLP.
+    pub(crate) experts: Option<Experts>,
     pub(crate) attention_norm: &'static str,
     pub(crate) mlp_norm: Option<&'static str>,
     /// The norms of the outputs of attention and of the MLP.
@@ -29,6 +31,37 @@ pub(crate) struct NameMap {
     pub(crate) final_norm: &'static str,
     pub(crate) output: &'static str,
     pub(crate) linear: Linear,
+}
+
+/// The names of a layer's experts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Experts {
+    pub(crate) router: &'static str,
+    /// What stands before an expert's number.
+    pub(crate) experts: &'static str,
+    /// In an expert, in the order of the rows of its `linear_fc1`.
+    pub(crate) fc1: [&'static str; 2],
+    /// In an expert.
+    pub(crate) fc2: &'static str,
+    /// The same of the shared expert.
+    pub(crate) shared_fc1: [&'static str; 2],
+    pub(crate) shared_fc2: &'static str,
+    pub(crate) shared_gate: &'static str,
+}
+
+impl Experts {
+    /// What the first layer of an expert, or of the shared one, is made of.
+    pub(crate) fn fc1_of(&self, expert: Option<usize>) -> [String; 2] {
+        match expert {
+            Some(expert) => self.fc1.map(|stem| self.of(expert, stem)),
+            None => self.shared_fc1.map(str::to_owned),
+        }
+    }
+
+    /// A module of an expert.
+    pub(crate) fn of(&self, expert: usize, stem: &str) -> String {
+        format!("{}.{expert}.{stem}", self.experts)
+    }
 }
 
 /// How queries, keys and values are stored.
@@ -66,6 +99,7 @@ pub(crate) const LLAMA: NameMap = NameMap {
     proj: "self_attn.o_proj",
     fc1: &["mlp.gate_proj", "mlp.up_proj"],
     fc2: "mlp.down_proj",
+    experts: None,
     attention_norm: "input_layernorm",
     mlp_norm: Some("post_attention_layernorm"),
     post_norms: None,
@@ -78,6 +112,35 @@ pub(crate) const LLAMA: NameMap = NameMap {
 pub(crate) const GEMMA2: NameMap = NameMap {
     mlp_norm: Some("pre_feedforward_layernorm"),
     post_norms: Some(["post_attention_layernorm", "post_feedforward_layernorm"]),
+    ..LLAMA
+};
+
+/// Qwen 2 and 3 with experts, of which the former have a shared one.
+pub(crate) const QWEN_MOE: NameMap = NameMap {
+    experts: Some(Experts {
+        router: "mlp.gate",
+        experts: "mlp.experts",
+        fc1: ["gate_proj", "up_proj"],
+        fc2: "down_proj",
+        shared_fc1: ["mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj"],
+        shared_fc2: "mlp.shared_expert.down_proj",
+        shared_gate: "mlp.shared_expert_gate",
+    }),
+    ..LLAMA
+};
+
+/// Mixtral, which has no shared expert.
+pub(crate) const MIXTRAL: NameMap = NameMap {
+    experts: match QWEN_MOE.experts {
+        Some(names) => Some(Experts {
+            router: "block_sparse_moe.gate",
+            experts: "block_sparse_moe.experts",
+            fc1: ["w1", "w3"],
+            fc2: "w2",
+            ..names
+        }),
+        None => None,
+    },
     ..LLAMA
 };
 
@@ -94,6 +157,7 @@ pub(crate) const GGUF_LLAMA: NameMap = NameMap {
     proj: "attn_output",
     fc1: &["ffn_gate", "ffn_up"],
     fc2: "ffn_down",
+    experts: None,
     attention_norm: "attn_norm",
     mlp_norm: Some("ffn_norm"),
     post_norms: None,
@@ -113,6 +177,7 @@ pub(crate) const FALCON: NameMap = NameMap {
     proj: "self_attention.dense",
     fc1: &["mlp.dense_h_to_4h"],
     fc2: "mlp.dense_4h_to_h",
+    experts: None,
     attention_norm: "input_layernorm",
     mlp_norm: None,
     post_norms: None,
@@ -139,6 +204,7 @@ pub(crate) const GPT2: NameMap = NameMap {
     proj: "attn.c_proj",
     fc1: &["mlp.c_fc"],
     fc2: "mlp.c_proj",
+    experts: None,
     attention_norm: "ln_1",
     mlp_norm: Some("ln_2"),
     post_norms: None,
@@ -168,6 +234,7 @@ pub(crate) const GPT_NEOX: NameMap = NameMap {
     proj: "attention.dense",
     fc1: &["mlp.dense_h_to_4h"],
     fc2: "mlp.dense_4h_to_h",
+    experts: None,
     attention_norm: "input_layernorm",
     mlp_norm: Some("post_attention_layernorm"),
     post_norms: None,
@@ -220,6 +287,7 @@ impl NameMap {
     /// none such.
     pub(crate) fn name_of(&self, id: TensorId) -> Option<String> {
         let suffix = id.part.suffix();
+        let in_expert;
         let stem = match id.module {
             Module::WordEmbeddings => self.embedding,
             Module::PositionEmbeddings => self.positions?,
@@ -229,11 +297,21 @@ impl NameMap {
             Module::Proj => self.proj,
             Module::MlpNorm => self.mlp_norm?,
             Module::Fc2 => self.fc2,
+            Module::Router => self.experts?.router,
+            Module::SharedFc2 => self.experts?.shared_fc2,
+            Module::SharedGate => self.experts?.shared_gate,
+            Module::ExpertFc2 => {
+                let names = self.experts?;
+                in_expert = names.of(id.expert?, names.fc2);
+                &in_expert
+            }
             Module::PostAttentionNorm => self.post_norms?[0],
             Module::PostMlpNorm => self.post_norms?[1],
             Module::FinalNorm => self.final_norm,
             Module::Output => return Some(self.output(suffix)),
-            Module::Qkv | Module::Fc1 => return None,
+            Module::Qkv | Module::Fc1 | Module::SharedFc1 | Module::ExpertFc1 | Module::ExpertBias => {
+                return None;
+            }
         };
         Some(match id.layer {
             Some(layer) => self.in_layer(layer as u64, stem, suffix),

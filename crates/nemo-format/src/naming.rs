@@ -3,7 +3,7 @@
 //! Prefixes, unfused norms, TransformerEngine's layer and NeMo's older model (`mcore_gpt: false`) all end in one
 //! naming. What is not a weight of the model is recognised here and never read.
 
-use model_spec::{LAYERS, Module};
+use model_spec::{EXPERTS, LAYERS, Module};
 
 /// Files of Megatron-LM itself have no `model.`; these are the parts of a model there.
 const PARTS: [&str; 4] = ["decoder.", "embedding.", "output_layer.", "language_model."];
@@ -101,6 +101,31 @@ fn split_layer(in_layers: &str) -> Option<(u64, &str)> {
     Some((number.parse().ok()?, rest))
 }
 
+/// What stands for the number of an expert where an axis counts experts.
+pub(crate) const EVERY_EXPERT: &str = "*";
+
+/// Where experts have a name of their own. In a distributed checkpoint, all experts of a layer are one tensor, or each has its
+/// number behind `experts.experts.`; Transformer Engine's grouped layer has the number behind the parameter's name.
+fn expert_rest(rest: &str) -> Option<String> {
+    let in_experts = rest.strip_prefix("mlp.experts.")?;
+    if let Some(shared) = in_experts.strip_prefix("experts.") {
+        let is_numbered = shared.split_once('.').is_some_and(|(number, _)| is_number(number));
+        return Some(match is_numbered {
+            true => format!("{EXPERTS}{shared}"),
+            false => format!("{EXPERTS}{EVERY_EXPERT}.{shared}"),
+        });
+    }
+    let (stem, parameter) = in_experts.rsplit_once('.')?;
+    let start = parameter.find(|letter: char| letter.is_ascii_digit())?;
+    let (part, number) = parameter.split_at(start);
+    let is_grouped = ["linear_fc1", "linear_fc2"].contains(&stem) && is_number(number);
+    is_grouped.then(|| format!("{EXPERTS}{number}.{stem}.{part}"))
+}
+
+fn is_number(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 /// Fused norms instead of the modules of their own that other layer specifications have, and of TransformerEngine's
 /// whole layer (`megatron_gpt_full_te_layer_autocast`).
 fn mcore_rest(rest: &str) -> String {
@@ -116,7 +141,7 @@ fn mcore_rest(rest: &str) -> String {
         ("layernorm_mlp.fc1_", Module::Fc1),
         ("layernorm_mlp.fc2_", Module::Fc2),
     ];
-    renamed(rest, &MODULES).unwrap_or_else(|| rest.to_owned())
+    renamed(rest, &MODULES).or_else(|| expert_rest(rest)).unwrap_or_else(|| rest.to_owned())
 }
 
 /// The canonical name of a tensor whose module has the first fitting name of these.
@@ -173,6 +198,14 @@ mod tests {
             "model.decoder.layers.0.input_layernorm.bias",
             "model.decoder.layers.pre_mlp_layernorm.weight",
             "model.decoder.layers.7.post_self_attn_layernorm.weight",
+            "model.decoder.layers.1.mlp.experts.local_experts.7.linear_fc1.weight",
+            "decoder.layers.1.mlp.experts.linear_fc2.weight12",
+            "model.decoder.layers.mlp.experts.experts.linear_fc1.weight",
+            "decoder.layers.1.mlp.experts.experts.linear_fc2.weight",
+            "decoder.layers.mlp.experts.experts.12.linear_fc1.weight",
+            "decoder.layers.1.mlp.experts.weight1",
+            "decoder.layers.mlp.experts.experts.linear_fc1._extra_state/shard_0_2",
+            "decoder.layers.mlp.shared_experts.gate_weight",
             "model.decoder.layers.1.self_attention.layernorm_qkv.layer_norm_weight",
             "model.decoder.layers.1.self_attention.layernorm_qkv.weight",
             "model.decoder.layers.1.self_attention.proj.bias",
@@ -207,6 +240,14 @@ decoder.layers.5.mlp.linear_fc1._orig_mod.weight = model.decoder.layers.5.mlp.li
 model.decoder.layers.0.input_layernorm.bias = model.decoder.layers.0.self_attention.linear_qkv.layer_norm_bias
 model.decoder.layers.pre_mlp_layernorm.weight = model.decoder.layers.*.mlp.linear_fc1.layer_norm_weight
 model.decoder.layers.7.post_self_attn_layernorm.weight = model.decoder.layers.7.mlp.linear_fc1.layer_norm_weight
+model.decoder.layers.1.mlp.experts.local_experts.7.linear_fc1.weight = model.decoder.layers.1.mlp.experts.local_experts.7.linear_fc1.weight
+decoder.layers.1.mlp.experts.linear_fc2.weight12 = model.decoder.layers.1.mlp.experts.local_experts.12.linear_fc2.weight
+model.decoder.layers.mlp.experts.experts.linear_fc1.weight = model.decoder.layers.*.mlp.experts.local_experts.*.linear_fc1.weight
+decoder.layers.1.mlp.experts.experts.linear_fc2.weight = model.decoder.layers.1.mlp.experts.local_experts.*.linear_fc2.weight
+decoder.layers.mlp.experts.experts.12.linear_fc1.weight = model.decoder.layers.*.mlp.experts.local_experts.12.linear_fc1.weight
+decoder.layers.1.mlp.experts.weight1 = model.decoder.layers.1.mlp.experts.weight1
+decoder.layers.mlp.experts.experts.linear_fc1._extra_state/shard_0_2 = unused
+decoder.layers.mlp.shared_experts.gate_weight = model.decoder.layers.*.mlp.shared_experts.gate_weight
 model.decoder.layers.1.self_attention.layernorm_qkv.layer_norm_weight = model.decoder.layers.1.self_attention.linear_qkv.layer_norm_weight
 model.decoder.layers.1.self_attention.layernorm_qkv.weight = model.decoder.layers.1.self_attention.linear_qkv.weight
 model.decoder.layers.1.self_attention.proj.bias = model.decoder.layers.1.self_attention.linear_proj.bias

@@ -13,8 +13,8 @@ use crate::region::{StridedCopy, row_major_strides_elems};
 use crate::torch_file::read_tensor;
 use crate::{FormatError, Region, TensorMeta, TensorSource};
 
-/// Pieces of one array. The largest real checkpoints cut an array by layers and ranks into a few thousand.
-const MAX_PIECES: usize = 1 << 15;
+/// Pieces of one array. The largest real checkpoints cut an array by layers, experts and ranks into some ten thousand.
+const MAX_PIECES: usize = 1 << 18;
 
 /// A box of an array and the bytes that fill it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,11 +46,12 @@ pub(crate) struct Array {
     pub(crate) pieces: Vec<Piece>,
 }
 
-/// A tensor: an array, or one layer of an array whose first axis counts layers.
+/// A tensor: an array, or a part of an array whose first axes count layers or experts.
 #[derive(Debug)]
 struct Tensor {
     array_idx: usize,
-    layer: Option<u64>,
+    /// The place on each of these axes.
+    at: Vec<u64>,
     meta: TensorMeta,
 }
 
@@ -71,30 +72,43 @@ impl PiecedSource {
     pub(crate) fn add(&mut self, name: String, array: Array) -> Result<(), FormatError> {
         let meta = array.meta.clone();
         let array_idx = self.add_array(array)?;
-        self.add_tensor(name, Tensor { array_idx, layer: None, meta })
+        self.add_tensor(name, Tensor { array_idx, at: Vec::new(), meta })
     }
 
-    /// Adds an array whose first axis counts layers; `name_of` names each layer's tensor.
-    pub(crate) fn add_layers(
+    /// Adds an array whose first axes count what `axes` are called in messages; `name_of` names the tensor at each place.
+    pub(crate) fn add_stack<const N: usize>(
         &mut self,
         array: Array,
-        name_of: impl Fn(u64) -> String,
+        axes: [&str; N],
+        name_of: impl Fn([u64; N]) -> String,
     ) -> Result<(), FormatError> {
-        let Some((&num_layers, shape)) = array.meta.shape.split_first() else {
-            return Err(FormatError::bad_tensor(&array.name, "a stacked tensor has no layer axis"));
+        let Some((counts, shape)) = array.meta.shape.split_first_chunk::<N>() else {
+            let missing = axes.get(array.meta.shape.len()).unwrap_or(&"");
+            return Err(FormatError::bad_tensor(
+                &array.name,
+                format!("a stacked tensor has no {missing} axis"),
+            ));
         };
-        if num_layers > MAX_PIECES as u64 {
+        let counts = *counts;
+        let num_parts = counts.iter().fold(1_u64, |product, &count| product.saturating_mul(count));
+        if num_parts > MAX_PIECES as u64 {
             return Err(FormatError::Limit {
                 file: array.name,
-                what: "layers",
-                value: num_layers,
+                what: if N == 1 { "layers" } else { "experts of all layers" },
+                value: num_parts,
                 limit: MAX_PIECES as u64,
             });
         }
         let meta = TensorMeta { dtype: array.meta.dtype, shape: shape.to_vec() };
         let array_idx = self.add_array(array)?;
-        (0..num_layers).try_for_each(|layer| {
-            self.add_tensor(name_of(layer), Tensor { array_idx, layer: Some(layer), meta: meta.clone() })
+        (0..num_parts).try_for_each(|part| {
+            let mut rest = part;
+            let mut at = [0; N];
+            for (place, &count) in at.iter_mut().zip(&counts).rev() {
+                *place = rest % count.max(1);
+                rest /= count.max(1);
+            }
+            self.add_tensor(name_of(at), Tensor { array_idx, at: at.to_vec(), meta: meta.clone() })
         })
     }
 
@@ -204,8 +218,7 @@ impl Piece {
 
 /// The box of the array that `region` of the tensor is.
 fn in_array(tensor: &Tensor, region: &Region) -> Vec<Range<u64>> {
-    let layer = tensor.layer.map(|layer| layer..layer + 1);
-    layer.into_iter().chain(region.ranges.iter().cloned()).collect()
+    tensor.at.iter().map(|&place| place..place + 1).chain(region.ranges.iter().cloned()).collect()
 }
 
 impl TensorSource for PiecedSource {

@@ -75,10 +75,17 @@ pub(crate) enum ReportFormat {
     Json,
 }
 
-const SHOWN_KEYS: [&str; 26] = [
+const SHOWN_KEYS: [&str; 33] = [
     "num_layers",
     "hidden_size",
     "ffn_hidden_size",
+    "num_moe_experts",
+    "moe_layer_freq",
+    "moe_ffn_hidden_size",
+    "moe_router_topk",
+    "moe_router_pre_softmax",
+    "moe_router_score_function",
+    "moe_shared_expert_intermediate_size",
     "num_attention_heads",
     "num_query_groups",
     "kv_channels",

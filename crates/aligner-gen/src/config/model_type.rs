@@ -20,6 +20,10 @@ pub(crate) enum ModelType {
     Falcon,
     Qwen2,
     Qwen3,
+    Mixtral,
+    Qwen2Moe,
+    Qwen3Moe,
+    Olmoe,
 }
 
 /// One thing that a family has in its config.
@@ -32,7 +36,7 @@ struct Trait {
 
 impl ModelType {
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
-        const ALL: [ModelType; 7] = [
+        const ALL: [ModelType; 11] = [
             ModelType::Gptj,
             ModelType::Gptnext,
             ModelType::Llama,
@@ -40,10 +44,15 @@ impl ModelType {
             ModelType::Falcon,
             ModelType::Qwen2,
             ModelType::Qwen3,
+            ModelType::Mixtral,
+            ModelType::Qwen2Moe,
+            ModelType::Qwen3Moe,
+            ModelType::Olmoe,
         ];
         ALL.into_iter().find(|model_type| model_type.name() == text).ok_or_else(|| {
             Failure::usage(format!(
-                "`{KEY}` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2` or `qwen3`, found `{text}`"
+                "`{KEY}` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2`, `qwen3`, `mixtral`, `qwen2_moe`, \
+                 `qwen3_moe` or `olmoe`, found `{text}`"
             ))
         })
     }
@@ -57,6 +66,10 @@ impl ModelType {
             Self::Falcon => "falcon",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Mixtral => "mixtral",
+            Self::Qwen2Moe => "qwen2_moe",
+            Self::Qwen3Moe => "qwen3_moe",
+            Self::Olmoe => "olmoe",
         }
     }
 
@@ -108,18 +121,32 @@ impl ModelType {
         let sequential = flag("parallel_attention", !sequential, false);
         let scaling = |wanted| flag("apply_embedding_scaling", model.apply_embedding_scaling, wanted);
         let head_norms = |wanted| flag("qk_layernorm", model.qk_layernorm, wanted);
+        let has_experts = model.moe.is_some();
+        let experts = |wanted| Trait {
+            key: "num_moe_experts",
+            needed: if wanted { "a number" } else { "null" },
+            found: if has_experts { "a number" } else { "null" },
+            fits: has_experts == wanted,
+        };
         match self {
             Self::Gptj | Self::Gptnext => Vec::new(),
-            Self::Llama | Self::Qwen2 | Self::Qwen3 => {
+            Self::Llama
+            | Self::Qwen2
+            | Self::Qwen3
+            | Self::Mixtral
+            | Self::Qwen2Moe
+            | Self::Qwen3Moe
+            | Self::Olmoe => {
                 let mut traits = vec![
                     norm("rmsnorm", !layer_norm),
                     activation("fast-swiglu", gated && nonlinearity == Nonlinearity::Silu),
                     rope,
                     sequential,
                     scaling(false),
-                    head_norms(self == Self::Qwen3),
+                    head_norms(matches!(self, Self::Qwen3 | Self::Qwen3Moe | Self::Olmoe)),
+                    experts(!matches!(self, Self::Llama | Self::Qwen2 | Self::Qwen3)),
                 ];
-                if self == Self::Qwen2 {
+                if matches!(self, Self::Qwen2 | Self::Qwen2Moe) {
                     traits.push(flag("qkv_bias", model.qkv_bias, true));
                 }
                 traits
@@ -181,12 +208,19 @@ mod tests {
                          qkv_bias: true\n";
     const QWEN3: &str = "normalization: rmsnorm\nactivation: fast-swiglu\nposition_embedding_type: rope\nbias: false\n\
                          qk_layernorm: true\n";
+    const MIXTRAL: &str = "normalization: rmsnorm\nactivation: fast-swiglu\nposition_embedding_type: rope\nbias: false\n\
+                           num_moe_experts: 4\n";
+    const QWEN2_MOE: &str = "normalization: rmsnorm\nactivation: fast-swiglu\nposition_embedding_type: rope\nbias: false\n\
+                             qkv_bias: true\nnum_moe_experts: 4\n";
+    const QWEN3_MOE: &str = "normalization: rmsnorm\nactivation: fast-swiglu\nposition_embedding_type: rope\nbias: false\n\
+                             qk_layernorm: true\nnum_moe_experts: 4\n";
     const NEMOTRON: &str =
         "normalization: layernorm1p\nactivation: squared-relu\nposition_embedding_type: rope\n";
 
     #[test]
     fn every_family_runs_under_its_own_name_and_under_the_general_ones() {
-        const FAMILIES: [&str; 7] = [GPT, LLAMA, GEMMA, FALCON, NEMOTRON, QWEN2, QWEN3];
+        const FAMILIES: [&str; 10] =
+            [GPT, LLAMA, GEMMA, FALCON, NEMOTRON, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE];
         for (name, own) in [
             // A Llama may have biases: its only difference from a Qwen2.
             ("llama", vec![LLAMA, QWEN2]),
@@ -195,6 +229,10 @@ mod tests {
             // The test's Llama has all biases.
             ("qwen2", vec![LLAMA, QWEN2]),
             ("qwen3", vec![QWEN3]),
+            ("mixtral", vec![MIXTRAL, QWEN2_MOE]),
+            ("qwen2_moe", vec![QWEN2_MOE]),
+            ("qwen3_moe", vec![QWEN3_MOE]),
+            ("olmoe", vec![QWEN3_MOE]),
         ] {
             for family in FAMILIES {
                 let fits = ModelType::parse(name).unwrap().check(&config(family)).is_ok();
@@ -218,6 +256,7 @@ mod tests {
         insta::assert_snapshot!(message(ModelType::Falcon, NEMOTRON), @"`trainer.generation.trt_llm.model_type=falcon` needs `activation: gelu` (the checkpoint has `squared-relu`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
         insta::assert_snapshot!(message(ModelType::Llama, QWEN3), @"`trainer.generation.trt_llm.model_type=llama` needs `qk_layernorm: false` (the checkpoint has `true`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
         insta::assert_snapshot!(message(ModelType::Qwen2, QWEN3), @"`trainer.generation.trt_llm.model_type=qwen2` needs `qk_layernorm: false` (the checkpoint has `true`) and `qkv_bias: true` (the checkpoint has `false`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
-        insta::assert_snapshot!(ModelType::parse("bert").unwrap_err().sentence(), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2` or `qwen3`, found `bert`");
+        insta::assert_snapshot!(ModelType::parse("bert").unwrap_err().sentence(), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2`, `qwen3`, `mixtral`, `qwen2_moe`, `qwen3_moe` or `olmoe`, found `bert`");
+        insta::assert_snapshot!(message(ModelType::Llama, MIXTRAL), @"`trainer.generation.trt_llm.model_type=llama` needs `num_moe_experts: null` (the checkpoint has `a number`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
     }
 }

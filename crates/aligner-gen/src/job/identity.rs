@@ -9,7 +9,7 @@ use data::{KeptMetadata, LengthLimits, OnBadRecord, OnOverlength, TokenField};
 use model_core::{AttentionAlgorithm, Backend, LoadOptions, ModelConfig, Reduction};
 use model_spec::{
     Activation, AttentionRule, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec,
-    PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, UniformSpec,
+    PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore, UniformSpec,
 };
 use sampling::SamplingParams;
 
@@ -132,6 +132,7 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         num_layers,
         hidden_size,
         ffn_hidden_size,
+        ref moe,
         heads: HeadLayout { num_attention_heads, num_query_groups, kv_channels },
         block_style,
         norm: NormSpec { normalization, zero_centered_gamma, epsilon: layernorm_epsilon },
@@ -167,6 +168,8 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         (rotary_dims, interleaved, rotary_base, seq_len_interpolation_factor)
     };
     let rotary = rotary.map(of_rotary);
+    let experts = moe.as_ref().map(|moe| moe.experts);
+    let shared = experts.and_then(|experts| experts.shared);
     ModelFields {
         num_layers,
         hidden_size,
@@ -188,6 +191,15 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         final_logit_softcapping,
         is_local: local.as_ref().map(|local| local.is_local.clone()),
         local_tokens: local.as_ref().map(|local| local.tokens),
+        num_moe_experts: experts.map(|experts| experts.num_experts),
+        is_moe: moe.as_ref().map(|moe| moe.is_moe.clone()),
+        moe_ffn_hidden_size: experts.map(|experts| experts.ffn_hidden_size),
+        moe_router_topk: experts.map(|experts| experts.router.topk),
+        moe_router_score_function: experts.map(|experts| router_score_name(experts.router.score).to_owned()),
+        moe_router_enable_expert_bias: experts.map(|experts| experts.router.has_expert_bias),
+        moe_router_topk_scaling_factor: experts.and_then(|experts| experts.router.scaling),
+        moe_shared_expert_intermediate_size: shared.map(|shared| shared.ffn_hidden_size),
+        moe_shared_expert_gate: shared.map(|shared| shared.has_gate),
         rotary_base_local: local.as_ref().and_then(|local| local.rotary_base),
         position_embedding_type: if rotary.is_some() { "rope" } else { "learned_absolute" }.to_owned(),
         rotary_percentage: rotary.map(|(rotary_dims, ..)| rotary_dims as f64 / kv_channels as f64),
@@ -203,6 +215,14 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         output_layer_bias,
         apply_embedding_scaling,
         max_position_embeddings,
+    }
+}
+
+fn router_score_name(score: RouterScore) -> &'static str {
+    match score {
+        RouterScore::SoftmaxOfChosen => "softmax",
+        RouterScore::SoftmaxOfAll => "softmax of all",
+        RouterScore::Sigmoid => "sigmoid",
     }
 }
 

@@ -2,7 +2,9 @@
 
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
 use model_core::{BLOCK_SIZE_TOKENS, LoadOptions, ModelConfig, ModelError, Reduction};
-use model_spec::{AttentionSpec, Footprint, LayerSpec, MlpSpec, ModelSpec, ShardPlace, blocks_for};
+use model_spec::{
+    AttentionSpec, ExpertsSpec, Footprint, LayerSpec, MlpSpec, ModelSpec, MoeSpec, ShardPlace, blocks_for,
+};
 use nemo_format::Checkpoint;
 use tch::Device;
 
@@ -140,7 +142,8 @@ impl Room {
         // The tensors of a prefill that live at once: residual, normed rows, QKV or both halves of the MLP.
         let widest = most(&|layer| {
             let heads = of_heads(layer, &|of| of.heads.query_size() + of.heads.qkv_size());
-            layer.mlp().map_or(0, |mlp: &MlpSpec| 3 * mlp.ffn_hidden_size).max(heads)
+            let mlp = layer.mlp().map_or(0, |mlp: &MlpSpec| 3 * mlp.ffn_hidden_size);
+            mlp.max(layer.moe().map_or(0, |moe| expert_elems(model.hidden_size, moe))).max(heads)
         });
         let per_token = (2 * model.hidden_size + widest) as u64;
         let num_tokens = self.max_prefill_tokens.max(demand.longest_sequence_tokens) as u64;
@@ -358,6 +361,14 @@ fn given_blocks(bytes: u64, least_blocks: u64, sizes: Sizes, demand: Demand) -> 
         least_blocks.saturating_mul(sizes.bytes_per_block),
         thousands(demand.longest_sequence_tokens as u64),
     )))
+}
+
+/// Elements for each token while experts run: rows of all that were chosen, their outputs, sums of these, and both halves of
+/// an expert that every token chose.
+fn expert_elems(hidden_size: usize, moe: &MoeSpec) -> usize {
+    let ExpertsSpec { ffn_hidden_size, router, shared, .. } = moe.experts;
+    let widest = shared.map_or(ffn_hidden_size, |shared| shared.ffn_hidden_size.max(ffn_hidden_size));
+    2 * (router.topk + 1) * hidden_size + 3 * widest
 }
 
 #[cfg(test)]

@@ -214,6 +214,39 @@ pub(crate) struct ModelFields {
     pub(crate) local_tokens: Option<usize>,
     #[serde(rename = "model.rotary_base_local", default, skip_serializing_if = "Option::is_none")]
     pub(crate) rotary_base_local: Option<f64>,
+    /// These are absent in records of models without experts.
+    #[serde(rename = "model.num_moe_experts", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) num_moe_experts: Option<usize>,
+    /// For each layer, whether it has experts.
+    #[serde(rename = "model.moe_layer_freq", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) is_moe: Option<Vec<bool>>,
+    #[serde(rename = "model.moe_ffn_hidden_size", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) moe_ffn_hidden_size: Option<usize>,
+    #[serde(rename = "model.moe_router_topk", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) moe_router_topk: Option<usize>,
+    /// `softmax` of those that were chosen, `softmax of all` or `sigmoid`.
+    #[serde(rename = "model.moe_router_score_function", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) moe_router_score_function: Option<String>,
+    #[serde(
+        rename = "model.moe_router_enable_expert_bias",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) moe_router_enable_expert_bias: Option<bool>,
+    #[serde(
+        rename = "model.moe_router_topk_scaling_factor",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) moe_router_topk_scaling_factor: Option<f64>,
+    #[serde(
+        rename = "model.moe_shared_expert_intermediate_size",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) moe_shared_expert_intermediate_size: Option<usize>,
+    #[serde(rename = "model.moe_shared_expert_gate", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) moe_shared_expert_gate: Option<bool>,
     /// `learned_absolute` or `rope`, to which all that follows belongs.
     #[serde(rename = "model.position_embedding_type")]
     pub(crate) position_embedding_type: String,

@@ -179,7 +179,7 @@ impl Loader for CpuLoader {
             out_features: out_features as usize,
             in_features: in_features as usize,
         };
-        let kind = numerics.plain_weights().kind();
+        let kind = role.kind(numerics);
         Ok(CpuLinear::Float(self.state.kernels.pack(&stored, layout, kind)?))
     }
 

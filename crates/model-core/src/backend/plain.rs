@@ -154,7 +154,7 @@ impl Loader for PlainLoader {
 
     fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<PlainLinear, ModelError> {
         let numerics = self.numerics();
-        let kind = numerics.plain_weights().kind();
+        let kind = role.kind(numerics);
         let weight = self.tensor(source.weight, kind)?;
         let bias = source.bias.map(|bias| self.tensor(bias, kind)).transpose()?;
         if role.is_fp8(numerics) {

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use super::attention::RawSkips;
+use super::moe::{RawBalancing, RawFrequency};
 use super::window::{RawHuggingFace, RawWindow};
 use crate::ModelError;
 
@@ -71,6 +72,13 @@ impl RawValue {
     }
 }
 
+impl RawValue {
+    /// Whether it is a number below 0.
+    pub(super) fn is_negative(&self) -> bool {
+        matches!(self, Self::Number(number) if number.to_f64().is_some_and(|number| number < 0.0))
+    }
+}
+
 impl fmt::Display for RawValue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -124,7 +132,28 @@ pub struct RawModelConfig {
     pub(super) apply_embedding_scaling: Option<bool>,
     pub(super) name: Option<String>,
     pub(super) mcore_customization_config: Option<BTreeMap<String, Option<RawValue>>>,
-    num_moe_experts: Option<RawNumber>,
+    pub(super) num_moe_experts: Option<RawNumber>,
+    pub(super) moe_apply_probs_on_input: Option<RawValue>,
+    pub(super) moe_expert_capacity_factor: Option<RawValue>,
+    pub(super) moe_ffn_hidden_size: Option<RawNumber>,
+    pub(super) moe_latent_size: Option<RawValue>,
+    pub(super) moe_layer_freq: Option<RawFrequency>,
+    pub(super) moe_mlp_glu_interleave_size: Option<RawValue>,
+    pub(super) moe_router_enable_expert_bias: Option<bool>,
+    pub(super) moe_router_force_biased: Option<RawValue>,
+    pub(super) moe_router_force_load_balancing: Option<RawValue>,
+    pub(super) moe_router_group_topk: Option<RawValue>,
+    pub(super) moe_router_load_balancing_type: Option<RawBalancing>,
+    pub(super) moe_router_num_groups: Option<RawValue>,
+    pub(super) moe_router_pre_softmax: Option<bool>,
+    pub(super) moe_router_score_function: Option<String>,
+    pub(super) moe_router_topk: Option<RawNumber>,
+    pub(super) moe_router_topk_limited_devices: Option<RawValue>,
+    pub(super) moe_router_topk_scaling_factor: Option<RawNumber>,
+    pub(super) moe_shared_expert_gate: Option<bool>,
+    pub(super) moe_shared_expert_glu_interleave_size: Option<RawValue>,
+    pub(super) moe_shared_expert_intermediate_size: Option<RawNumber>,
+    pub(super) moe_token_dropping: Option<RawValue>,
     transformer_block_type: Option<String>,
     headscale: Option<bool>,
     attention_type: Option<String>,
@@ -204,12 +233,6 @@ impl RawModelConfig {
         if let Some(name @ "te_gpt_hyena") = self.name.as_deref() {
             let needs = "a checkpoint of the GPT, Llama, Gemma, Falcon or Nemotron family";
             return refuse("name", &name, "a layer specification of its own", needs);
-        }
-        if let Some(experts) = &self.num_moe_experts
-            && experts.to_f64() != Some(0.0)
-        {
-            let needs = "a checkpoint trained with `num_moe_experts: null`";
-            return refuse("num_moe_experts", experts, "a mixture of experts", needs);
         }
         if let Some(block) = self.transformer_block_type.as_deref().filter(|&block| block != "pre_ln") {
             let needs = "a checkpoint trained with `transformer_block_type: pre_ln`";

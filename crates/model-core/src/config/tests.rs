@@ -1,7 +1,10 @@
 use serde::de::{DeserializeOwned, Deserializer, Error, Visitor};
 use serde_json::json;
 
-use model_spec::{BlockStyle, Nonlinearity, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};
+use model_spec::{
+    BlockStyle, ExpertsSpec, Nonlinearity, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing,
+    RouterScore, RouterSpec, SharedExpertSpec,
+};
 
 use super::*;
 
@@ -109,10 +112,66 @@ fn every_activation_has_its_function_and_gate() {
     }
 }
 
+/// A model with experts and these keys, which come last.
+fn moe(extra: serde_json::Value) -> serde_json::Value {
+    let mut keys = json!({ "num_moe_experts": 4, "bias": false });
+    for (key, value) in extra.as_object().unwrap() {
+        keys.as_object_mut().unwrap().shift_remove(key);
+        keys[key] = value.clone();
+    }
+    keys
+}
+
+#[test]
+fn experts_follow_from_the_keys_of_megatron_core() {
+    let of = |extra| parse(&moe(extra)).unwrap().uniform.moe;
+    let plain = of(json!({})).unwrap();
+    assert_eq!(plain.is_moe, [true, true]);
+    let router =
+        RouterSpec { topk: 2, score: RouterScore::SoftmaxOfChosen, has_expert_bias: false, scaling: None };
+    assert_eq!(plain.experts, ExpertsSpec { num_experts: 4, ffn_hidden_size: 256, router, shared: None });
+    let all = of(json!({
+        "moe_layer_freq": 2, "moe_ffn_hidden_size": 24, "moe_router_topk": 3, "moe_router_score_function": "sigmoid",
+        "moe_router_enable_expert_bias": true, "moe_router_topk_scaling_factor": 2.5, "moe_router_pre_softmax": true,
+        "moe_shared_expert_intermediate_size": 40, "moe_shared_expert_gate": true, "moe_expert_capacity_factor": -1,
+        "moe_router_num_groups": null, "moe_router_load_balancing_type": ["seq_aux_loss", "none"],
+    }))
+    .unwrap();
+    assert_eq!(all.is_moe, [true, false]);
+    let router =
+        RouterSpec { topk: 3, score: RouterScore::Sigmoid, has_expert_bias: true, scaling: Some(2.5) };
+    let shared = Some(SharedExpertSpec { ffn_hidden_size: 40, has_gate: true });
+    assert_eq!(all.experts, ExpertsSpec { num_experts: 4, ffn_hidden_size: 24, router, shared });
+    let of_all = of(json!({ "moe_router_pre_softmax": true })).unwrap();
+    assert_eq!(of_all.experts.router.score, RouterScore::SoftmaxOfAll);
+    assert_eq!(of(json!({ "moe_layer_freq": [0, 1] })).unwrap().is_moe, [false, true]);
+    assert_eq!(of(json!({ "moe_layer_freq": [0, 0] })), None);
+    assert_eq!(of(json!({ "num_moe_experts": 0, "moe_router_topk": 9 })), None);
+}
+
 #[test]
 fn what_the_model_cannot_compute_is_refused_by_key() {
     let cases = [
-        json!({ "num_moe_experts": 8 }),
+        json!({ "num_moe_experts": 8.5 }),
+        moe(json!({ "bias": true })),
+        moe(json!({ "moe_router_topk": 5 })),
+        moe(json!({ "moe_router_topk": 0 })),
+        moe(json!({ "moe_router_score_function": "sqrtsoftplus" })),
+        moe(json!({ "moe_router_enable_expert_bias": true })),
+        moe(json!({ "moe_router_load_balancing_type": "sinkhorn" })),
+        moe(json!({ "moe_router_load_balancing_type": ["aux_loss", "quantile_balancing"] })),
+        moe(json!({ "moe_router_topk_scaling_factor": -1 })),
+        moe(json!({ "moe_router_num_groups": 2 })),
+        moe(json!({ "moe_router_group_topk": 1 })),
+        moe(json!({ "moe_expert_capacity_factor": 1.5 })),
+        moe(json!({ "moe_apply_probs_on_input": true })),
+        moe(json!({ "moe_latent_size": 16 })),
+        moe(json!({ "moe_layer_freq": 0 })),
+        moe(json!({ "moe_layer_freq": [1] })),
+        moe(json!({ "moe_layer_freq": [1, 2] })),
+        moe(json!({ "moe_layer_freq": "[1]*2" })),
+        moe(json!({ "moe_ffn_hidden_size": 0 })),
+        moe(json!({ "post_layernorms": true })),
         json!({ "position_embedding_type": "alibi" }),
         json!({ "transformer_block_type": "post_ln" }),
         json!({ "headscale": true }),

@@ -41,6 +41,14 @@ impl<S: StepState> RowParallel<S> {
         }
     }
 
+    /// The same, taken out of it.
+    pub(crate) fn into_linears(self) -> Vec<S::Linear> {
+        match self {
+            Self::Chain(linear) => vec![linear],
+            Self::Tree(pieced) => pieced.parts,
+        }
+    }
+
     /// Memory that its bias takes beside its linear layers.
     pub(crate) fn bias_bytes(&self) -> u64 {
         match self {

@@ -19,8 +19,10 @@ pub(super) fn needed_because(tensor: &TensorSpec, spec: &ModelSpec, source: &dyn
 pub(super) fn unknown_because(names: &[&str], spec: &ModelSpec) -> String {
     let Some(&name) = names.first() else { return String::new() };
     let has = |part: &str| name.contains(part);
-    if has(".experts.") || has(".router.") {
-        return "a mixture of experts is not supported: use a dense checkpoint".to_owned();
+    if has(".experts.weight1") || has(".experts.weight2") {
+        return "experts in one matrix, as Megatron-Core's `moe_use_legacy_grouped_gemm` keeps them in memory, are not read: \
+                save a distributed checkpoint"
+            .to_owned();
     }
     if has("adapter") || has("lora") {
         return "adapters are not supported: merge them into the weights first".to_owned();

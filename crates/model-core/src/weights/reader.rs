@@ -94,11 +94,15 @@ impl<'a, L: Loader> Reader<'a, L> {
     /// A linear layer, with its bias where the model has one.
     pub(super) fn linear(
         &mut self,
-        layer: Option<usize>,
-        module: Module,
+        weight: TensorId,
         role: LinearRole,
     ) -> Result<<L::State as StepState>::Linear, ModelError> {
-        self.linear_of(TensorId { layer, module, part: Part::Weight }, module, role)
+        self.linear_of(weight, weight.module, role)
+    }
+
+    /// A tensor in float32.
+    pub(super) fn float32(&mut self, id: TensorId) -> Result<Tensor, ModelError> {
+        self.tensor(&self.needed(id)?, Kind::Float)
     }
 
     /// The output layer, whose weight may be the embedding table.
@@ -110,12 +114,11 @@ impl<'a, L: Loader> Reader<'a, L> {
     /// A linear layer whose inputs are summed in `num_pieces`, those of all ranks counted.
     pub(super) fn pieces(
         &mut self,
-        layer: Option<usize>,
-        module: Module,
+        weight: TensorId,
         num_pieces: usize,
     ) -> Result<PiecedLinear<<L::State as StepState>::Linear>, ModelError> {
-        let weight = self.stored(&self.needed(TensorId { layer, module, part: Part::Weight })?)?;
-        let bias = self.spec.tensor(TensorId { layer, module, part: Part::Bias }).ok();
+        let bias = self.spec.tensor(weight.with_part(Part::Bias)).ok();
+        let weight = self.stored(&self.needed(weight)?)?;
         let bias = bias.map(|bias| self.tensor(&bias, Kind::Float)).transpose()?;
         let num_pieces = (num_pieces / self.tp_size().max(1)).max(1);
         let parts = self.loader.pieces(LinearSource { weight: weight.weight(), bias: None }, num_pieces)?;
@@ -129,7 +132,7 @@ impl<'a, L: Loader> Reader<'a, L> {
         role: LinearRole,
     ) -> Result<<L::State as StepState>::Linear, ModelError> {
         let layer = weight.layer;
-        let bias = self.spec.tensor(TensorId { layer, module, part: Part::Bias }).ok();
+        let bias = self.spec.tensor(TensorId { module, part: Part::Bias, ..weight }).ok();
         let mut weight = self.stored(&self.needed(weight)?)?;
         let mut bias = bias.map(|bias| self.stored(&bias)).transpose()?;
         for stored in std::iter::once(&mut weight).chain(&mut bias) {
@@ -146,10 +149,11 @@ impl<'a, L: Loader> Reader<'a, L> {
         module: Module,
         norm: &NormSpec,
     ) -> Result<Norm, ModelError> {
-        let gain = self.needed(TensorId { layer, module, part: Part::Weight })?;
+        let gain = TensorId { layer, expert: None, module, part: Part::Weight };
+        let bias = self.spec.tensor(gain.with_part(Part::Bias)).ok();
+        let gain = self.needed(gain)?;
         let stored_gain = self.tensor(&gain, Kind::Float)?;
         let gain = if norm.zero_centered_gamma { stored_gain.f_add_scalar(1.0)? } else { stored_gain };
-        let bias = self.spec.tensor(TensorId { layer, module, part: Part::Bias }).ok();
         let bias = bias.map(|bias| self.tensor(&bias, Kind::Float)).transpose()?;
         Ok(Norm { normalization: norm.normalization, gain, bias, epsilon: norm.epsilon })
     }

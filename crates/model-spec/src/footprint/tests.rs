@@ -1,6 +1,6 @@
 use super::*;
 use crate::Float;
-use crate::test_models::{ROWS, llama, mixed};
+use crate::test_models::{ROWS, llama, mixed, moe};
 
 #[test]
 fn blocks_are_counted_up() {
@@ -48,4 +48,17 @@ fn ranks_take_their_share() {
         [(KvGroup { layers: vec![0], num_query_groups: 1, ..model.kv_groups()[0].clone() }, 2 * 6 * 32 * 4)]
     );
     assert!(model.footprint(&numerics, &ShardPlace { tp_rank: 0, tp_size: 8, layers: 0..2 }).is_err());
+}
+
+#[test]
+fn every_expert_counts_and_the_router_is_held_in_float32() {
+    let model = moe().spec(ROWS);
+    let bytes = |numerics| model.footprint(&numerics, &ShardPlace::whole(&model)).unwrap().weight_bytes;
+    let elems: u64 = model.tensors().map(|tensor| tensor.num_elems()).sum();
+    let (norms, router, gate) = (5 * 16, 3 * 16 + 3, 16);
+    assert_eq!(bytes(Numerics::uniform(Float::Bf16)), 2 * (elems + norms + router + gate));
+    let dense = llama().spec(ROWS).tensors().map(|tensor| tensor.num_elems()).sum::<u64>();
+    let (experts, shared, mlp) = (3 * 3 * 12 * 16, 3 * 8 * 16, 3 * 24 * 16);
+    assert_eq!(elems, dense - mlp + experts + shared + router + gate);
+    assert_eq!(model.tensor_parallel_sizes(), [1, 2, 4]);
 }

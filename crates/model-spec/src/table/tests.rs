@@ -1,6 +1,6 @@
 use super::*;
-use crate::test_models::{ROWS as TABLE_ROWS, gpt, llama, mixed};
-use crate::{AttentionRule, LocalLayers, UniformSpec};
+use crate::test_models::{ROWS as TABLE_ROWS, gpt, llama, mixed, moe};
+use crate::{AttentionRule, BlockStyle, LocalLayers, UniformSpec};
 
 fn shown(model: &ModelSpec) -> String {
     let line = |tensor: TensorSpec| {
@@ -46,6 +46,27 @@ fn tensors_of_a_gpt() {
     model.decoder.final_layernorm.weight [16] Replicated; every model of this kind has it
     model.decoder.final_layernorm.bias [16] Replicated; `normalization: layernorm` needs it, `rmsnorm` has none
     model.output_layer.bias [48] Rows; `output_layer_bias: true` needs it
+    ");
+}
+
+#[test]
+fn tensors_of_experts() {
+    let model = moe().spec(TABLE_ROWS);
+    let lines = shown(&model);
+    let of_experts = lines.lines().filter(|line| line.contains("layers.1.mlp.")).collect::<Vec<_>>();
+    insta::assert_snapshot!(of_experts.join("\n"), @r"
+    model.decoder.layers.1.mlp.linear_fc1.layer_norm_weight [16] Replicated; `num_moe_experts` and `moe_layer_freq` give the layer experts
+    model.decoder.layers.1.mlp.router.weight [3, 16] Replicated; `num_moe_experts` and `moe_layer_freq` give the layer experts
+    model.decoder.layers.1.mlp.router.expert_bias [3] Replicated; `moe_router_enable_expert_bias: true` needs it
+    model.decoder.layers.1.mlp.shared_experts.linear_fc1.weight [16, 16] RowsOfHalves; `moe_shared_expert_intermediate_size` needs it
+    model.decoder.layers.1.mlp.shared_experts.linear_fc2.weight [16, 8] Columns; `moe_shared_expert_intermediate_size` needs it
+    model.decoder.layers.1.mlp.shared_experts.gate_weight [1, 16] Replicated; `moe_shared_expert_gate: true` needs it
+    model.decoder.layers.1.mlp.experts.local_experts.0.linear_fc1.weight [24, 16] RowsOfHalves; `num_moe_experts` and `moe_layer_freq` give the layer experts
+    model.decoder.layers.1.mlp.experts.local_experts.0.linear_fc2.weight [16, 12] Columns; `num_moe_experts` and `moe_layer_freq` give the layer experts
+    model.decoder.layers.1.mlp.experts.local_experts.1.linear_fc1.weight [24, 16] RowsOfHalves; `num_moe_experts` and `moe_layer_freq` give the layer experts
+    model.decoder.layers.1.mlp.experts.local_experts.1.linear_fc2.weight [16, 12] Columns; `num_moe_experts` and `moe_layer_freq` give the layer experts
+    model.decoder.layers.1.mlp.experts.local_experts.2.linear_fc1.weight [24, 16] RowsOfHalves; `num_moe_experts` and `moe_layer_freq` give the layer experts
+    model.decoder.layers.1.mlp.experts.local_experts.2.linear_fc2.weight [16, 12] Columns; `num_moe_experts` and `moe_layer_freq` give the layer experts
     ");
 }
 
@@ -133,12 +154,35 @@ fn what_a_model_lacks_names_the_setting() {
     );
     check(llama(), TensorId::in_layer(0, Module::QNorm, Weight), "`qk_layernorm: true`");
     check(llama(), TensorId::in_layer(2, Module::Qkv, Weight), "a layer of another kind");
+    let experts = "more `num_moe_experts`, and a `moe_layer_freq` that gives the layer experts";
+    check(llama(), TensorId::in_layer(0, Module::Router, Weight), experts);
+    check(moe(), TensorId::in_expert(0, 0, Module::ExpertFc1, Weight), experts);
+    check(moe(), TensorId::in_expert(1, 3, Module::ExpertFc1, Weight), experts);
+    check(moe(), TensorId::in_layer(1, Module::ExpertFc1, Weight), "a layer of another kind");
+    let dense = "`num_moe_experts: null`, or a `moe_layer_freq` that gives the layer no experts";
+    check(moe(), TensorId::in_layer(1, Module::Fc1, Weight), dense);
+    let mut plain = moe();
+    if let Some(layers) = &mut plain.moe {
+        layers.experts.shared = None;
+        layers.experts.router.has_expert_bias = false;
+    }
+    let check_plain =
+        |module, part, setting| check(plain.clone(), TensorId::in_layer(1, module, part), setting);
+    check_plain(Module::SharedFc1, Weight, "a `moe_shared_expert_intermediate_size`");
+    check_plain(Module::SharedGate, Weight, "a `moe_shared_expert_intermediate_size`");
+    check_plain(Module::ExpertBias, Bias, "`moe_router_enable_expert_bias: true`");
 }
 
 #[test]
 fn names_are_read_as_they_are_written() {
     let normed = UniformSpec { qk_layernorm: true, post_layernorms: true, ..gpt() };
-    for model in [llama().spec(TABLE_ROWS), gpt().spec(TABLE_ROWS), normed.spec(TABLE_ROWS), mixed()] {
+    for model in [
+        llama().spec(TABLE_ROWS),
+        gpt().spec(TABLE_ROWS),
+        normed.spec(TABLE_ROWS),
+        moe().spec(TABLE_ROWS),
+        mixed(),
+    ] {
         for tensor in model.tensors() {
             assert_eq!(parse_name(&tensor.name), Some(tensor.id));
             let gated = model.layers[0].mlp().unwrap().activation.gated;
@@ -154,6 +198,13 @@ fn names_are_read_as_they_are_written() {
         "model.decoder.layers.99999999999999999999.mlp.linear_fc1.weight",
         "model.decoder.layers.0.mlp.linear_fc1.weights",
         "model.decoder.layers.0.mlp.experts.linear_fc1.weight",
+        "model.decoder.layers.0.mlp.experts.local_experts.linear_fc1.weight",
+        "model.decoder.layers.0.mlp.experts.local_experts.01.linear_fc1.weight",
+        "model.decoder.layers.0.mlp.experts.local_experts.1.linear_fc1.bias",
+        "model.decoder.layers.0.mlp.experts.local_experts.1.self_attention.linear_qkv.weight",
+        "model.decoder.layers.0.mlp.router.bias",
+        "mlp.experts.local_experts.1.linear_fc1.weight",
+        "linear_fc1.weight",
         "mlp.linear_fc1.weight",
         "model.embedding.word_embeddings.bias",
         "model.decoder.layers.0.model.output_layer.weight",
@@ -166,5 +217,5 @@ fn names_are_read_as_they_are_written() {
 fn norms_of_other_models_are_whole_and_the_rest_is_not_known() {
     let other_norm = "model.decoder.layers.0.pre_cross_attn_layernorm.weight";
     assert_eq!(shard_of(other_norm, false), Some(Shard::Replicated));
-    assert_eq!(shard_of("model.decoder.layers.0.mlp.router.weight", false), None);
+    assert_eq!(shard_of("model.decoder.layers.0.mlp.router.bias", false), None);
 }

@@ -11,7 +11,7 @@ use crate::archive::Archive;
 use crate::{FormatError, model_keys, nemo2};
 
 /// Beginnings of the names of classes that make a plain GPT of the fields alone. Those of old versions end with a size.
-const PLAIN: [&str; 16] = [
+const PLAIN: [&str; 19] = [
     "GPTModelConfig",
     "GPTModelProvider",
     "CodeLlamaModelProvider",
@@ -21,11 +21,14 @@ const PLAIN: [&str; 16] = [
     "Llama3ModelProvider",
     "LlamaModelProvider",
     "MistralModelProvider",
+    "MixtralModelProvider",
     "Nemotron3ModelProvider",
     "Nemotron4ModelProvider",
     "NemotronModelProvider",
     "Qwen25ModelProvider",
+    "Qwen2MoEModelProvider",
     "Qwen2ModelProvider",
+    "Qwen3MoEModelProvider",
     "Qwen3ModelProvider",
     "StarCoder2ModelProvider",
 ];
@@ -174,7 +177,7 @@ pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, F
     let is_scaled = begins_with(&SCALED);
     let has_own_layers = begins_with(&[GEMMA2, GEMMA3]);
     if !is_scaled && !has_own_layers && !begins_with(&PLAIN) {
-        let hint = "read are the GPT, Llama, Mistral, Gemma, Nemotron, Qwen 2 and 3 and StarCoder 2 providers, whose models \
+        let hint = "read are the GPT, Llama, Mistral, Mixtral, Gemma, Nemotron, Qwen 2 and 3 and StarCoder 2 providers, whose models \
                     follow from their fields";
         return Err(FormatError::Unsupported {
             what: format!("`{file}`, whose `model._target_` is `{class}`,"),

@@ -7,8 +7,8 @@
 
 use hydra_config::Node;
 use model_spec::{
-    AttentionRule, AttentionWindow, BlockStyle, ModelSpec, Normalization, PositionEmbedding, RopeScaling,
-    RotaryConfig, RotaryPairing, TableRows, UniformSpec,
+    AttentionRule, AttentionWindow, BlockStyle, ExpertsSpec, ModelSpec, MoeLayers, Normalization,
+    PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore, TableRows, UniformSpec,
 };
 
 use super::family::Family;
@@ -78,10 +78,22 @@ impl ModelArch {
     pub(super) fn check(&self, file: &str) -> Result<(), FormatError> {
         let bad = |reason: String| Err(FormatError::BadConfig { file: file.to_owned(), reason });
         let heads = self.model.heads;
+        let experts = self.model.moe.as_ref().map(|moe| moe.experts);
         let sizes = [
             ("number of layers", self.model.num_layers as u64, 1 << 12),
             ("hidden size", self.model.hidden_size as u64, 1 << 20),
             ("feed-forward size", self.model.ffn_hidden_size as u64, 1 << 22),
+            ("number of experts", experts.map_or(1, |experts| experts.num_experts as u64), 1 << 12),
+            (
+                "experts' feed-forward size",
+                experts.map_or(1, |experts| experts.ffn_hidden_size as u64),
+                1 << 22,
+            ),
+            (
+                "shared expert's feed-forward size",
+                experts.and_then(|experts| experts.shared).map_or(1, |shared| shared.ffn_hidden_size as u64),
+                1 << 22,
+            ),
             ("number of attention heads", heads.num_attention_heads as u64, 1 << 12),
             ("number of key-value heads", heads.num_query_groups as u64, 1 << 12),
             ("head dimension", heads.kv_channels as u64, 1 << 12),
@@ -214,12 +226,40 @@ impl ModelArch {
         if model.qk_layernorm {
             config.set("qk_layernorm", Node::Bool(true));
         }
+        self.set_experts(&mut config);
         self.set_positions(&mut config);
         self.set_attention(&mut config);
         self.set_block(&mut config);
         config.set("tokenizer", tokenizer);
         config.set("precision", precision(dtype));
         Ok(config)
+    }
+
+    /// Megatron-Core's keys of experts.
+    fn set_experts(&self, config: &mut Node) {
+        let Some(MoeLayers { experts, is_moe }) = &self.model.moe else { return };
+        let ExpertsSpec { num_experts, ffn_hidden_size, router, shared } = *experts;
+        config.set("num_moe_experts", int(num_experts as u64));
+        config.set("moe_ffn_hidden_size", int(ffn_hidden_size as u64));
+        config.set("moe_router_topk", int(router.topk as u64));
+        config.set("moe_router_pre_softmax", Node::Bool(router.score == RouterScore::SoftmaxOfAll));
+        if router.score == RouterScore::Sigmoid {
+            config.set("moe_router_score_function", Node::from("sigmoid"));
+        }
+        if router.has_expert_bias {
+            config.set("moe_router_enable_expert_bias", Node::Bool(true));
+        }
+        if let Some(scaling) = router.scaling {
+            config.set("moe_router_topk_scaling_factor", Node::Float(scaling));
+        }
+        if is_moe.contains(&false) {
+            let flags = is_moe.iter().map(|&is_moe| Node::Int(i64::from(is_moe)));
+            config.set("moe_layer_freq", Node::List(flags.collect()));
+        }
+        if let Some(shared) = shared {
+            config.set("moe_shared_expert_intermediate_size", int(shared.ffn_hidden_size as u64));
+            config.set("moe_shared_expert_gate", Node::Bool(shared.has_gate));
+        }
     }
 
     fn set_positions(&self, config: &mut Node) {

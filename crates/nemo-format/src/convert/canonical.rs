@@ -90,7 +90,7 @@ impl Builder<'_> {
     }
 
     fn pieces(&self, tensor: &TensorSpec) -> Result<Vec<Piece>, FormatError> {
-        let TensorId { layer, module, part } = tensor.id;
+        let TensorId { layer, expert, module, part } = tensor.id;
         let layer = layer.unwrap_or_default() as u64;
         let rows = 0..tensor.dims.first().map_or(0, |dim| dim.size());
         Ok(match module {
@@ -99,16 +99,24 @@ impl Builder<'_> {
                 let rows = 0..self.arch.model.ffn_hidden_size as u64;
                 self.names.fc1.iter().map(|stem| self.piece(layer, stem, part, rows.clone())).collect()
             }
+            Module::SharedFc1 | Module::ExpertFc1 => {
+                let rows = 0..rows.end / 2;
+                let names = self.names.experts.ok_or_else(|| self.has_none(tensor))?;
+                let stems = names.fc1_of(expert);
+                stems.iter().map(|stem| self.piece(layer, stem, part, rows.clone())).collect()
+            }
             Module::Proj => vec![self.piece(layer, self.names.proj, part, rows)],
             Module::Fc2 => vec![self.piece(layer, self.names.fc2, part, rows)],
             _ => {
-                let name = self.names.name_of(tensor.id).ok_or_else(|| {
-                    let family = self.arch.family.name();
-                    FormatError::bad_tensor(&tensor.name, format!("models of type `{family}` have none such"))
-                })?;
+                let name = self.names.name_of(tensor.id).ok_or_else(|| self.has_none(tensor))?;
                 vec![Piece { rows, from: PieceFrom::Tensor(name) }]
             }
         })
+    }
+
+    fn has_none(&self, tensor: &TensorSpec) -> FormatError {
+        let family = self.arch.family.name();
+        FormatError::bad_tensor(&tensor.name, format!("models of type `{family}` have none such"))
     }
 
     /// For each query group its query heads, then its key head, then its value head.

@@ -17,6 +17,9 @@ pub(super) enum Family {
     Nemotron,
     Qwen2,
     Qwen3,
+    Mixtral,
+    Qwen2Moe,
+    Qwen3Moe,
 }
 
 /// The facts of a family.
@@ -67,6 +70,8 @@ pub(super) enum Announced {
     Never,
     /// Queries, keys and values have, the output of attention has none.
     OfQkv,
+    /// Those of queries, keys and values by this key, with this default; the output of attention has none.
+    OfQkvByKey(&'static str, bool),
     /// By this key, with this default.
     ByKey(&'static str, bool),
 }
@@ -153,6 +158,23 @@ const QWEN3: FamilyFacts = FamilyFacts {
     ..QWEN2
 };
 
+const MIXTRAL: FamilyFacts = FamilyFacts {
+    name: "mixtral",
+    classes: &["MixtralForCausalLM", "MixtralModel"],
+    zero_biases: ZeroBiases::None,
+    ..MISTRAL
+};
+
+const QWEN2_MOE: FamilyFacts = FamilyFacts {
+    name: "qwen2_moe",
+    classes: &["Qwen2MoeForCausalLM", "Qwen2MoeModel"],
+    attention_bias: Announced::OfQkvByKey("qkv_bias", true),
+    ..QWEN2
+};
+
+const QWEN3_MOE: FamilyFacts =
+    FamilyFacts { name: "qwen3_moe", classes: &["Qwen3MoeForCausalLM", "Qwen3MoeModel"], ..QWEN3 };
+
 const NEMOTRON: FamilyFacts = FamilyFacts {
     name: "nemotron",
     classes: &["NemotronForCausalLM", "NemotronModel"],
@@ -216,6 +238,9 @@ impl Family {
             Self::Nemotron => &NEMOTRON,
             Self::Qwen2 => &QWEN2,
             Self::Qwen3 => &QWEN3,
+            Self::Mixtral => &MIXTRAL,
+            Self::Qwen2Moe => &QWEN2_MOE,
+            Self::Qwen3Moe => &QWEN3_MOE,
         }
     }
 

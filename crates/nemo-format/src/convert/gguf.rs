@@ -91,6 +91,7 @@ fn arch(source: &GgufSource) -> Result<ModelArch, FormatError> {
         num_layers: size(file.require("llama.block_count", GgufValue::as_u64)?),
         hidden_size: size(hidden_size),
         ffn_hidden_size: size(file.require("llama.feed_forward_length", GgufValue::as_same_u64)?),
+        moe: None,
         heads: HeadLayout {
             num_attention_heads: size(num_attention_heads),
             num_query_groups: size(num_query_groups.unwrap_or(num_attention_heads)),

@@ -4,6 +4,7 @@
 //! no key in NeMo's configuration is refused by name.
 
 mod gemma;
+mod moe;
 mod qwen;
 
 use model_spec::{
@@ -25,7 +26,7 @@ const DEFAULT_MAX_POSITIONS: u64 = 2048;
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 const DEFAULT_INITIALIZER_RANGE: f64 = 0.02;
 const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `falcon`, `gpt2`, \
-                         `gptj`, `gpt_neox`, `nemotron`, `qwen2` and `qwen3`";
+                         `gptj`, `gpt_neox`, `mixtral`, `nemotron`, `qwen2`, `qwen2_moe`, `qwen3` and `qwen3_moe`";
 
 /// A model of Hugging Face, understood.
 pub(super) struct HfModel {
@@ -56,9 +57,12 @@ pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result
         "gpt2" => (gpt2(config)?, names::GPT2),
         "gptj" => (gptj(config)?, names::GPTJ),
         "gpt_neox" => (gpt_neox(config)?, names::GPT_NEOX),
+        "mixtral" => (moe::mixtral(config)?, names::MIXTRAL),
         "nemotron" => (nemotron(config)?, names::NEMOTRON),
         "qwen2" => (qwen::qwen(config, Family::Qwen2)?, names::LLAMA),
         "qwen3" => (qwen::qwen(config, Family::Qwen3)?, names::LLAMA),
+        "qwen2_moe" => (moe::qwen(config, Family::Qwen2Moe)?, names::QWEN_MOE),
+        "qwen3_moe" => (moe::qwen(config, Family::Qwen3Moe)?, names::QWEN_MOE),
         other => {
             let architectures = config.texts("architectures").join(", ");
             return Err(FormatError::Unsupported {
@@ -123,6 +127,7 @@ fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
         num_layers: size(config.require_u64(&["num_hidden_layers", "n_layer"])?),
         hidden_size: size(hidden_size),
         ffn_hidden_size: size(ffn_hidden_size),
+        moe: None,
         heads: HeadLayout {
             num_attention_heads: size(num_attention_heads),
             num_query_groups: size(num_query_groups.unwrap_or(num_attention_heads)),

@@ -58,7 +58,7 @@ const TOKENIZER_KEYS: [&str; 41] = [
 ];
 
 /// Keys of `config.json` about training, saving, other heads and how transformers computes the same numbers.
-const INERT: [&str; 68] = [
+const INERT: [&str; 71] = [
     "_attn_implementation",
     "_attn_implementation_autoset",
     "_attn_implementation_internal",
@@ -95,6 +95,7 @@ const INERT: [&str; 68] = [
     "output_attentions",
     "output_hidden_states",
     "output_past",
+    "output_router_logits",
     "pad_token_id",
     "prefix",
     "pretraining_tp",
@@ -104,6 +105,8 @@ const INERT: [&str; 68] = [
     "residual_dropout",
     "return_dict",
     "rotary",
+    "router_aux_loss_coef",
+    "router_jitter_noise",
     "sep_token_id",
     "summary_activation",
     "summary_first_dropout",

@@ -153,7 +153,8 @@ pub fn convert_checkpoint(
     Ok(ConvertReport { input: converted.input, dtype: converted.dtype, written, notes })
 }
 
-/// Converts `input` to a Hugging Face folder at `output`: a Llama, a Mistral, a Qwen2, a Qwen3, a Gemma or a Gemma 2.
+/// Converts `input` to a Hugging Face folder at `output`: a Llama, a Mistral, a Mixtral, a Qwen2 or a Qwen3
+/// with experts or without, a Gemma or a Gemma 2.
 ///
 /// # Errors
 /// When the input is of no supported kind or is damaged, or its architecture is none of these; when `output` exists and

@@ -31,14 +31,15 @@ impl StatedBiases {
             Ok::<_, FormatError>(match announced {
                 Announced::Always | Announced::OfQkv => Stated { has_bias: true, key: None },
                 Announced::Never => NEVER,
-                Announced::ByKey(key, default) => {
+                Announced::ByKey(key, default) | Announced::OfQkvByKey(key, default) => {
                     Stated { has_bias: config.bool(key)?.unwrap_or(default), key: Some(key) }
                 }
             })
         };
         let facts = family.facts();
         let qkv = stated(facts.attention_bias)?;
-        let proj = if matches!(facts.attention_bias, Announced::OfQkv) { NEVER } else { qkv };
+        let is_of_qkv = matches!(facts.attention_bias, Announced::OfQkv | Announced::OfQkvByKey(..));
+        let proj = if is_of_qkv { NEVER } else { qkv };
         Ok(Self { qkv, proj, mlp: stated(facts.mlp_bias)? })
     }
 

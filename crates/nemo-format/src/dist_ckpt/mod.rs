@@ -12,7 +12,7 @@ use std::sync::Arc;
 use model_spec::LAYERS;
 
 use crate::archive::Archive;
-use crate::naming::{TensorPlace, place};
+use crate::naming::{EVERY_EXPERT, TensorPlace, place};
 use crate::pieced::{Array, PiecedSource};
 use crate::{FormatError, StoredTensorInfo};
 
@@ -93,7 +93,22 @@ fn add(source: &mut PiecedSource, place: TensorPlace, array: Array) -> Result<()
     match place {
         TensorPlace::Unused => Ok(()),
         TensorPlace::Outside(name) => source.add(name, array),
-        TensorPlace::Layer { layer, rest, .. } => source.add(format!("{LAYERS}{layer}.{rest}"), array),
-        TensorPlace::Stacked(rest) => source.add_layers(array, |layer| format!("{LAYERS}{layer}.{rest}")),
+        TensorPlace::Layer { layer, rest, .. } => match split_experts(&rest) {
+            Some((stem, rest)) => source
+                .add_stack(array, ["expert"], |[expert]| format!("{LAYERS}{layer}.{stem}{expert}.{rest}")),
+            None => source.add(format!("{LAYERS}{layer}.{rest}"), array),
+        },
+        TensorPlace::Stacked(rest) => match split_experts(&rest) {
+            Some((stem, rest)) => source.add_stack(array, ["layer", "expert"], |[layer, expert]| {
+                format!("{LAYERS}{layer}.{stem}{expert}.{rest}")
+            }),
+            None => source.add_stack(array, ["layer"], |[layer]| format!("{LAYERS}{layer}.{rest}")),
+        },
     }
+}
+
+/// What stands before and behind the number of an expert, where an axis counts these.
+fn split_experts(rest: &str) -> Option<(&str, &str)> {
+    let (stem, behind) = rest.split_once(EVERY_EXPERT)?;
+    Some((stem, behind.strip_prefix('.')?))
 }

@@ -106,6 +106,12 @@ impl HfConfig {
         self.u64(keys)?.ok_or_else(missing)
     }
 
+    /// A list of integers.
+    pub(crate) fn u64s(&self, key: &str) -> Result<Option<Vec<u64>>, FormatError> {
+        let read = |value: &Value| value.as_array()?.iter().map(Value::as_u64).collect();
+        self.read(&[key], "a list of whole numbers of at least 0", read)
+    }
+
     /// A number under any of these names.
     pub(crate) fn f64(&self, keys: &[&str]) -> Result<Option<f64>, FormatError> {
         self.read(keys, "a number", Value::as_f64)

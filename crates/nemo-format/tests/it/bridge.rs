@@ -3,29 +3,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use nemo_format::{Checkpoint, ConvertOptions, convert_checkpoint, export_huggingface};
+use nemo_format::{Checkpoint, ConvertOptions, export_huggingface};
 
-use crate::fixtures::fixture;
+use crate::fixtures::{assert_same_tensors, converted, fixture};
 
 const ITERATION: &str = "iter_0000005";
 
 /// The model of `families` that the folder holds.
-const MODELS: [&str; 2] = ["qwen3", "qwen2_tied"];
-
-fn assert_same_tensors(actual: &Checkpoint, expected: &Checkpoint) {
-    let (actual, expected) = (actual.tensors(), expected.tensors());
-    assert_eq!(actual.names().count(), expected.names().count());
-    for name in expected.names() {
-        assert_eq!(actual.meta(name), expected.meta(name), "{name}");
-        assert!(actual.read_whole(name).unwrap() == expected.read_whole(name).unwrap(), "{name}");
-    }
-}
-
-fn converted(input: &Path, folder: &Path) -> Checkpoint {
-    let output = folder.join("converted.nemo");
-    convert_checkpoint(input, &output, &ConvertOptions::default()).unwrap();
-    Checkpoint::open(&output).unwrap()
-}
+const MODELS: [&str; 4] = ["qwen3", "qwen2_tied", "qwen2_moe", "qwen3_moe"];
 
 #[test]
 fn a_folder_holds_the_model_of_hugging_face_it_was_made_of() {

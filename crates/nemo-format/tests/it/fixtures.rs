@@ -1,8 +1,8 @@
 //! Every tensor of the reference checkpoints, bit for bit.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use nemo_format::{Checkpoint, Region};
+use nemo_format::{Checkpoint, ConvertOptions, Region, convert_checkpoint};
 
 pub(crate) fn fixture(name: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/")).join(name)
@@ -81,4 +81,20 @@ fn unsupported_and_incomplete_checkpoints_say_so() {
     insta::assert_snapshot!(message("no/such.nemo"), @"cannot open `no/such.nemo`");
     insta::assert_snapshot!(message("hf_llama"), @"`hf_llama`, a Hugging Face folder, cannot be read: convert it first: `cargo xtask convert-checkpoint --input_name_or_path hf_llama --output_path OUTPUT.nemo`");
     insta::assert_snapshot!(message("mcore_llama/expected.safetensors"), @"`mcore_llama/expected.safetensors` is damaged at byte 0: it is not a tar archive");
+}
+
+pub(crate) fn assert_same_tensors(actual: &Checkpoint, expected: &Checkpoint) {
+    let (actual, expected) = (actual.tensors(), expected.tensors());
+    assert_eq!(actual.names().count(), expected.names().count());
+    for name in expected.names() {
+        assert_eq!(actual.meta(name), expected.meta(name), "{name}");
+        assert!(actual.read_whole(name).unwrap() == expected.read_whole(name).unwrap(), "{name}");
+    }
+}
+
+/// What an input becomes in a folder.
+pub(crate) fn converted(input: &Path, folder: &Path) -> Checkpoint {
+    let output = folder.join("converted.nemo");
+    convert_checkpoint(input, &output, &ConvertOptions::default()).unwrap();
+    Checkpoint::open(&output).unwrap()
 }

@@ -2,7 +2,7 @@
 
 use nemo_format::{Checkpoint, Region};
 
-use crate::fixtures::{check, fixture};
+use crate::fixtures::{assert_same_tensors, check, converted, fixture};
 
 /// Stored ways of the model `gated`, as `tests/fixtures/scripts/stored_formats.py` writes them.
 const GATED: [&str; 10] = [
@@ -35,6 +35,19 @@ fn files_of_the_original_software_hold_their_tensors() {
     check("mcore_gptnext/gptnext_bf16_zarr.nemo", "mcore_gptnext/expected.safetensors", 0);
     check("mcore_gptnext/gptnext_bf16_ckpt.nemo", "mcore_gptnext/expected.safetensors", 0);
     check("legacy/gptnext_legacy_bf16_tp2.nemo", "mcore_gptnext/expected.safetensors", 0);
+}
+
+/// The names that experts have in memory, as `tests/fixtures/scripts/moe_ranks.py` writes them.
+#[test]
+fn experts_in_files_of_ranks_are_those_of_hugging_face() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = converted(&fixture("families/mixtral"), folder.path());
+    for name in ["mixtral_sequential_tp2_pp2.nemo", "mixtral_grouped.nemo"] {
+        let opened = Checkpoint::open(&fixture(&format!("formats/{name}"))).unwrap();
+        assert_same_tensors(&opened, &original);
+        let notes: Vec<String> = opened.notes().iter().map(ToString::to_string).collect();
+        assert_eq!(notes, [""; 0], "{name}");
+    }
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn a_failed_write_leaves_nothing() {
     ]));
     let path = folder.path().join("x.nemo");
     let error = write_nemo(&path, "", &[], &source, &WriteOptions::default()).unwrap_err();
-    insta::assert_snapshot!(error, @"tensor `model.decoder.layers.w` is inconsistent: its layers are not the same shape and type, numbered from 0");
+    insta::assert_snapshot!(error, @"tensor `model.decoder.layers.w` is inconsistent: its layers or experts are not the same shape and type, numbered from 0");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 

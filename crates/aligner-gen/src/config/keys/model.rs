@@ -4,7 +4,7 @@ use super::Key;
 
 const BLOCK: &str = "model.parallel_attention";
 
-pub(super) const KEYS: [Key; 57] = [
+pub(super) const KEYS: [Key; 78] = [
     Key::dropped("model.target"),
     Key::dropped("model.nemo_version"),
     Key::read_as("model.tokenizer", "tokenizer"),
@@ -43,7 +43,28 @@ pub(super) const KEYS: [Key; 57] = [
     // Of all layers it limits sequences; of some it decides what they see.
     Key::read("model.window_size"),
     Key::neutral("model.huggingface"),
-    Key::refused("model.num_moe_experts"),
+    Key::read("model.num_moe_experts"),
+    Key::read("model.moe_layer_freq"),
+    Key::read("model.moe_ffn_hidden_size"),
+    Key::read("model.moe_router_topk"),
+    Key::read_as("model.moe_router_pre_softmax", "model.moe_router_score_function"),
+    Key::read("model.moe_router_score_function"),
+    Key::read("model.moe_router_enable_expert_bias"),
+    Key::read("model.moe_router_topk_scaling_factor"),
+    Key::read("model.moe_shared_expert_intermediate_size"),
+    Key::read("model.moe_shared_expert_gate"),
+    Key::refused("model.moe_apply_probs_on_input"),
+    Key::refused("model.moe_expert_capacity_factor"),
+    Key::refused("model.moe_latent_size"),
+    Key::refused("model.moe_mlp_glu_interleave_size"),
+    Key::refused("model.moe_router_force_biased"),
+    Key::refused("model.moe_router_force_load_balancing"),
+    Key::refused("model.moe_router_group_topk"),
+    Key::refused("model.moe_router_load_balancing_type"),
+    Key::refused("model.moe_router_num_groups"),
+    Key::refused("model.moe_router_topk_limited_devices"),
+    Key::refused("model.moe_shared_expert_glu_interleave_size"),
+    Key::refused("model.moe_token_dropping"),
     Key::refused("model.transformer_block_type"),
     Key::refused("model.headscale"),
     Key::refused("model.attention_type"),

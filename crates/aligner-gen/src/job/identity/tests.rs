@@ -18,6 +18,7 @@ const PROMPT_RESPONSE: &[&str] = &["model.data.chat=false", TEMPLATE];
 const CUTTING: &[&str] = &["model.data.chat=false", TEMPLATE, "model.data.train_ds.truncation_field=input"];
 const TOP: &[&str] =
     &["model.generation.output_fields=[top_logprobs]", "++model.generation.sampling_params.top_logprobs=2"];
+const MOE: &[&str] = &["++model.num_moe_experts=4"];
 const FAST: &[&str] = &["trainer.generation.trt_llm.enable=true"];
 
 /// What of an identity does not come from the plan and the model: files, and the device that is found.
@@ -150,7 +151,36 @@ const OF_THE_MODEL: &[Change] = &[
     ("model.query_pre_attn_scalar", &[], &["144"]),
     ("model.softmax_scale", &[], &["0.5"]),
     ("model.huggingface", &[], &["{sliding_window:300}"]),
-    ("model.num_moe_experts", &[], &["2"]),
+    ("model.num_moe_experts", MOE, &["8"]),
+    ("model.moe_layer_freq", MOE, &["2"]),
+    ("model.moe_ffn_hidden_size", MOE, &["32"]),
+    ("model.moe_router_topk", MOE, &["3"]),
+    ("model.moe_router_pre_softmax", MOE, &["true"]),
+    ("model.moe_router_score_function", MOE, &["sigmoid"]),
+    (
+        "model.moe_router_enable_expert_bias",
+        &["++model.num_moe_experts=4", "++model.moe_router_score_function=sigmoid"],
+        &["true"],
+    ),
+    ("model.moe_router_topk_scaling_factor", MOE, &["2.5"]),
+    ("model.moe_shared_expert_intermediate_size", MOE, &["32"]),
+    (
+        "model.moe_shared_expert_gate",
+        &["++model.num_moe_experts=4", "++model.moe_shared_expert_intermediate_size=32"],
+        &["true"],
+    ),
+    ("model.moe_apply_probs_on_input", MOE, &["true"]),
+    ("model.moe_expert_capacity_factor", MOE, &["1.5"]),
+    ("model.moe_latent_size", MOE, &["16"]),
+    ("model.moe_mlp_glu_interleave_size", MOE, &["32"]),
+    ("model.moe_router_force_biased", MOE, &["1.0"]),
+    ("model.moe_router_force_load_balancing", MOE, &["true"]),
+    ("model.moe_router_group_topk", MOE, &["2"]),
+    ("model.moe_router_load_balancing_type", MOE, &["sinkhorn"]),
+    ("model.moe_router_num_groups", MOE, &["2"]),
+    ("model.moe_router_topk_limited_devices", MOE, &["2"]),
+    ("model.moe_shared_expert_glu_interleave_size", MOE, &["32"]),
+    ("model.moe_token_dropping", MOE, &["true"]),
     ("model.transformer_block_type", &[], &["post_ln"]),
     ("model.attention_type", &[], &["other"]),
     ("model.normalize_attention_scores", &[], &["false"]),

@@ -2,7 +2,7 @@
 
 use cuda_kernels::{KernelConfig, ModelKernels};
 use cuda_runtime::{Device, Uploader, kernel_cache};
-use model_spec::{AttentionSpec, HeadLayout, Numerics, ShardPlace};
+use model_spec::{AttentionSpec, HeadLayout, MoeSpec, Numerics, ShardPlace};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
@@ -13,7 +13,10 @@ use crate::ModelError;
 use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::ModelRanks;
-use crate::ops::{LinearRole, LinearSource, Loader, WeightBytes, refuse_on_gpu, scale_f32, split_pieces};
+use crate::ops::{
+    LinearRole, LinearSource, Loader, WeightBytes, refuse_experts_on_gpu, refuse_on_gpu, scale_f32,
+    split_pieces,
+};
 use crate::parallel::HostRanks;
 
 /// Uploads weights and compiles kernels; its page-locked memory goes when the model is loaded.
@@ -91,7 +94,7 @@ impl Loader for CudaLoader {
 
     fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<CudaLinear, ModelError> {
         let numerics = self.numerics();
-        let kind = numerics.plain_weights().kind();
+        let kind = role.kind(numerics);
         let weight = self.tensor(source.weight, kind)?;
         let weight = if role.is_fp8(numerics) {
             let (num_out, num_in) = weight.size2()?;
@@ -122,6 +125,10 @@ impl Loader for CudaLoader {
             heads_idx: self.heads(spec.heads)?,
             rotary: spec.rotary.map(|config| self.state.rotary.add(&config)),
         })
+    }
+
+    fn check_experts(&self, spec: &MoeSpec) -> Result<(), ModelError> {
+        refuse_experts_on_gpu(spec)
     }
 
     fn finish(self) -> Result<CudaState, ModelError> {

@@ -4,14 +4,14 @@
 
 use hydra_config::Node;
 use model_spec::{
-    Activation, AttentionRule, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec,
-    PositionEmbedding, RopeScaling, TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, HeadLayout, MoeLayers, Nonlinearity, NormSpec, Normalization,
+    OutputSpec, PositionEmbedding, RopeScaling, TableRows, UniformSpec,
 };
 use serde_json::{Map, Value, json};
 
 use super::super::arch::{Biases, ModelArch, Rope, RopeExtension, size};
 use super::super::family::{Announced, Family};
-use super::{gemma2, shown};
+use super::{experts, gemma2, shown};
 use crate::writer::FolderFile;
 use crate::{DType, FormatError};
 
@@ -48,7 +48,7 @@ impl<'a> NemoConfig<'a> {
         self.read(key, "true or false", Node::as_bool)
     }
 
-    fn u64(&self, key: &str) -> Result<Option<u64>, FormatError> {
+    pub(super) fn u64(&self, key: &str) -> Result<Option<u64>, FormatError> {
         self.read(key, "a whole number", |value| value.as_i64().and_then(|value| u64::try_from(value).ok()))
     }
 
@@ -74,14 +74,14 @@ pub(super) fn bad(reason: String) -> FormatError {
 pub(super) fn refused(what: &str) -> FormatError {
     FormatError::NotExported {
         what: what.to_owned(),
-        hint: "it writes Llama, Mistral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and \
+        hint: "it writes Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and \
                full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is"
             .to_owned(),
     }
 }
 
 /// Keys that must be off: the targets compute nothing of the kind.
-const OFF: [&str; 16] = [
+const OFF: [&str; 15] = [
     "apply_residual_connection_post_layernorm",
     "headscale",
     "heterogeneous_block_specs",
@@ -92,7 +92,6 @@ const OFF: [&str; 16] = [
     "mrope_section",
     "multi_latent_attention",
     "new_decoder_architecture",
-    "num_moe_experts",
     "output_layer_bias",
     "parallel_attention",
     "retro",
@@ -162,7 +161,11 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
         (false, true) => Biases::Qkv,
         (false, false) => Biases::None,
     };
-    let (family, activation) = family(config, &Kind { window, biases, qk_norm, is_gemma2 })?;
+    let num_layers = config.require_u64("num_layers")?;
+    let ffn_hidden_size = config.require_u64("ffn_hidden_size")?;
+    let moe = experts::read(config, num_layers, ffn_hidden_size)?;
+    let kind = Kind { window, biases, qk_norm, is_gemma2, moe: moe.as_ref() };
+    let (family, activation) = family(config, &kind)?;
     let hidden_size = config.require_u64("hidden_size")?;
     let num_attention_heads = config.require_u64("num_attention_heads")?;
     let encoder_seq_length = config.u64("encoder_seq_length")?;
@@ -173,9 +176,10 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
     let num_query_groups = config.u64("num_query_groups")?.unwrap_or(num_attention_heads);
     let head_dim = config.u64("kv_channels")?.unwrap_or(hidden_size / num_attention_heads.max(1));
     let model = UniformSpec {
-        num_layers: size(config.require_u64("num_layers")?),
+        num_layers: size(num_layers),
         hidden_size: size(hidden_size),
-        ffn_hidden_size: size(config.require_u64("ffn_hidden_size")?),
+        ffn_hidden_size: size(ffn_hidden_size),
+        moe,
         heads: HeadLayout {
             num_attention_heads: size(num_attention_heads),
             num_query_groups: size(num_query_groups),
@@ -219,7 +223,7 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
     Ok(arch)
 }
 
-/// Of the targets only Mistral has a window.
+/// Of the targets only Mistral and Mixtral have a window.
 fn refuse_strange_windows(arch: &ModelArch) -> Result<(), FormatError> {
     let facts = arch.family.facts();
     let beside = match arch.family {
@@ -231,7 +235,7 @@ fn refuse_strange_windows(arch: &ModelArch) -> Result<(), FormatError> {
     };
     Err(FormatError::NotExported {
         what: format!("a window of attention and {beside}"),
-        hint: "of the families that it writes only Mistral has a window, which has no such thing; leave `--to hf` out to \
+        hint: "of the families that it writes only Mistral and Mixtral have a window, which have no such thing; leave `--to hf` out to \
                write a `.nemo`"
             .to_owned(),
     })
@@ -264,14 +268,15 @@ fn window(config: &NemoConfig<'_>) -> Result<Option<u64>, FormatError> {
 }
 
 /// What tells families with one activation apart.
-struct Kind {
+struct Kind<'a> {
     window: Option<u64>,
     biases: Biases,
     qk_norm: bool,
     is_gemma2: bool,
+    moe: Option<&'a MoeLayers>,
 }
 
-fn family(config: &NemoConfig<'_>, kind: &Kind) -> Result<(Family, Activation), FormatError> {
+fn family(config: &NemoConfig<'_>, kind: &Kind<'_>) -> Result<(Family, Activation), FormatError> {
     let name = config.text("activation")?.unwrap_or("gelu");
     let is_tanh_gelu = config.bool("openai_gelu")?.unwrap_or(false);
     let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or(false);
@@ -279,15 +284,20 @@ fn family(config: &NemoConfig<'_>, kind: &Kind) -> Result<(Family, Activation), 
         ("swiglu" | "fast-swiglu", false, false) if !kind.is_gemma2 => {
             let is_mistral =
                 kind.window.is_some() || config.text("huggingface.model_type")? == Some("mistral");
+            let of_experts = kind
+                .moe
+                .map(|moe| experts::family(moe, kind.qk_norm, kind.biases != Biases::None))
+                .transpose()?;
             let family = match kind.biases {
                 _ if kind.qk_norm => Family::Qwen3,
                 _ if is_mistral => Family::Mistral,
                 Biases::Qkv => Family::Qwen2,
                 Biases::None | Biases::All => Family::Llama,
             };
+            let family = of_experts.unwrap_or(family);
             Ok((family, Activation { nonlinearity: Nonlinearity::Silu, gated: true }))
         }
-        ("geglu" | "fast-geglu", true, true) if !kind.qk_norm => {
+        ("geglu" | "fast-geglu", true, true) if !kind.qk_norm && kind.moe.is_none() => {
             let family = if kind.is_gemma2 { Family::Gemma2 } else { Family::Gemma };
             Ok((family, Activation { nonlinearity: Nonlinearity::GeluTanh, gated: true }))
         }
@@ -370,7 +380,7 @@ pub(super) fn config_json(
     }
     // A class without the key, which only reads one that is there.
     let is_usual = model.heads.query_size() == model.hidden_size;
-    if arch.family == Family::Qwen2
+    if matches!(arch.family, Family::Qwen2 | Family::Qwen2Moe | Family::Mixtral)
         && is_usual
         && let Some(keys) = document.as_object_mut()
     {
@@ -387,13 +397,14 @@ pub(super) fn config_json(
     if arch.family == Family::Gemma2 {
         gemma2::keys(model).into_iter().for_each(|(key, value)| set(key, value));
     }
-    if matches!(arch.family, Family::Qwen2 | Family::Qwen3) {
+    experts::keys(arch.family, model).into_iter().for_each(|(key, value)| set(key, value));
+    if matches!(arch.family, Family::Qwen2 | Family::Qwen3 | Family::Qwen2Moe | Family::Qwen3Moe) {
         set("use_sliding_window", json!(false));
     }
     if let Some(activation) = facts.hidden_activation {
         set("hidden_activation", json!(activation));
     }
-    if let Announced::ByKey(key, _) = facts.attention_bias {
+    if let Announced::ByKey(key, _) | Announced::OfQkvByKey(key, _) = facts.attention_bias {
         set(key, json!(arch.biases() != Biases::None));
     }
     if let Announced::ByKey(key, _) = facts.mlp_bias {

@@ -1,9 +1,11 @@
-//! The way back: Megatron-Core tensors and `model_config.yaml` as a Hugging Face Llama, Mistral, Qwen2, Qwen3, Gemma or Gemma 2.
+//! The way back: Megatron-Core tensors and `model_config.yaml` as a Hugging Face Llama, Mistral, Mixtral, Qwen2 or Qwen3
+//! (with experts or without), Gemma or Gemma 2.
 //!
 //! Whatever the target's `config.json` cannot say is refused by name. Values are moved, never computed, except for the 1
 //! that Gemma's norm weights are without.
 
 mod config;
+mod experts;
 mod gemma2;
 mod templates;
 mod tokenizer;
@@ -19,7 +21,7 @@ use super::arch::{Biases, ModelArch};
 use super::family::{Announced, Family};
 use super::rows::{Piece, PieceFrom, RowSource, Values};
 use super::{ConvertNote, Converted};
-use crate::names::{GEMMA2, LLAMA, NameMap, Qkv};
+use crate::names::{GEMMA2, LLAMA, MIXTRAL, NameMap, QWEN_MOE, Qkv};
 use crate::writer::FolderFile;
 use crate::{DType, FormatError, TensorSource};
 
@@ -122,7 +124,7 @@ impl Builder<'_> {
 
     fn add(&mut self, tensor: &TensorSpec) -> Result<(), FormatError> {
         let names = names_of(self.arch.family);
-        let TensorId { layer, module, part } = tensor.id;
+        let TensorId { layer, expert, module, part } = tensor.id;
         let layer = layer.unwrap_or_default() as u64;
         let shape = tensor.shape();
         let Some((&num_rows, columns)) = shape.split_first() else { return Ok(()) };
@@ -132,12 +134,11 @@ impl Builder<'_> {
                 _ => self.rows(to, &tensor.name, 0..num_rows, columns),
             };
         }
-        if module == Module::Fc1 {
-            let mut start = 0;
-            for stem in names.fc1 {
-                let rows = start..start + self.arch.model.ffn_hidden_size as u64;
-                start = rows.end;
-                self.rows(names.in_layer(layer, stem, part.suffix()), &tensor.name, rows, columns)?;
+        if let Some(stems) = fc1_stems(&names, module, expert) {
+            let width = num_rows / stems.len().max(1) as u64;
+            for (start, stem) in (0..).step_by(width.max(1) as usize).zip(stems) {
+                let to = names.in_layer(layer, &stem, part.suffix());
+                self.rows(to, &tensor.name, start..start + width, columns)?;
             }
             return Ok(());
         }
@@ -193,7 +194,21 @@ impl Builder<'_> {
 
 /// What the target calls its tensors.
 fn names_of(family: Family) -> NameMap {
-    if family == Family::Gemma2 { GEMMA2 } else { LLAMA }
+    match family {
+        Family::Gemma2 => GEMMA2,
+        Family::Mixtral => MIXTRAL,
+        Family::Qwen2Moe | Family::Qwen3Moe => QWEN_MOE,
+        _ => LLAMA,
+    }
+}
+
+/// What the rows of a `linear_fc1` become, one after the other.
+fn fc1_stems(names: &NameMap, module: Module, expert: Option<usize>) -> Option<Vec<String>> {
+    match module {
+        Module::Fc1 => Some(names.fc1.iter().map(|&stem| stem.to_owned()).collect()),
+        Module::SharedFc1 | Module::ExpertFc1 => Some(names.experts?.fc1_of(expert).to_vec()),
+        _ => None,
+    }
 }
 
 /// A value of a configuration as text, for messages.

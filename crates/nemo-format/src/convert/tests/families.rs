@@ -5,7 +5,7 @@ use md5::{Digest, Md5};
 use super::*;
 
 const FAMILIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/families");
-const NAMES: [&str; 17] = [
+const NAMES: [&str; 20] = [
     "falcon40b",
     "falcon7b",
     "gemma",
@@ -18,10 +18,13 @@ const NAMES: [&str; 17] = [
     "llama31",
     "llama32",
     "mistral",
+    "mixtral",
     "nemotron",
     "qwen2",
+    "qwen2_moe",
     "qwen2_tied",
     "qwen3",
+    "qwen3_moe",
     "qwen3_tied",
 ];
 

@@ -46,7 +46,7 @@ fn options_that_have_no_counterpart_are_named() {
     insta::assert_snapshot!(check("gptj", &|c| c["rotary_dim"] = 100.into()), @"`FOLDER/config.json` is not a model configuration: rotary_dim is 100, the head dimension is 8");
     insta::assert_snapshot!(check("gptj", &|c| c["rotary_dim"] = 3.into()), @"`FOLDER/config.json` is not a model configuration: 3 of 8 dimensions of a head are rotated, an odd number");
     insta::assert_snapshot!(check("gpt_neox", &|c| c["rope_parameters"]["partial_rotary_factor"] = 1.5.into()), @"`FOLDER/config.json` is not a model configuration: the rotary embedding turns the share 1.5 of a head");
-    insta::assert_snapshot!(check("gemma", &|c| c["model_type"] = "gemma3".into()), @"`FOLDER/config.json`, model_type `gemma3` (GemmaForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, `nemotron`, `qwen2` and `qwen3`");
+    insta::assert_snapshot!(check("gemma", &|c| c["model_type"] = "gemma3".into()), @"`FOLDER/config.json`, model_type `gemma3` (GemmaForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, `mixtral`, `nemotron`, `qwen2`, `qwen2_moe`, `qwen3` and `qwen3_moe`");
     insta::assert_snapshot!(check("gemma2", &|c| c["layer_types"] = serde_json::json!(["full_attention"])), @"`FOLDER/config.json` is not a model configuration: `layer_types` has 1 entries and `num_hidden_layers` is 2");
     insta::assert_snapshot!(check("gemma2", &|c| c["layer_types"][1] = "linear_attention".into()), @"`layer_types` with `linear_attention` in `FOLDER/config.json` cannot be read: layers of Gemma are of `sliding_attention` and `full_attention`");
     insta::assert_snapshot!(check("gemma2", &|c| c["attn_logit_softcapping"] = 0.0.into()), @"`FOLDER/config.json` is not a model configuration: the key `attn_logit_softcapping` is `0`, expected a number above 0");
@@ -54,7 +54,7 @@ fn options_that_have_no_counterpart_are_named() {
     insta::assert_snapshot!(check("gemma3", &|c| c["attn_logit_softcapping"] = 50.0.into()), @"`attn_logit_softcapping` in `FOLDER/config.json` cannot be read: transformers does not compute it for this class: set it to null");
     insta::assert_snapshot!(check("gemma3", &|c| c["rope_local_base_freq"] = 7.into()), @"`FOLDER/config.json` is not a model configuration: a base of the rotation is 100 and 7; remove the wrong one");
     insta::assert_snapshot!(check("gemma3", &|c| c["rope_parameters"]["sliding_attention"]["rope_type"] = "linear".into()), @"`FOLDER/config.json` is not a model configuration: rope_scaling of type `linear` has no `factor`");
-    insta::assert_snapshot!(check("mistral", &|c| c["model_type"] = "mixtral".into()), @"`FOLDER/config.json`, model_type `mixtral` (MistralForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, `nemotron`, `qwen2` and `qwen3`");
+    insta::assert_snapshot!(check("mistral", &|c| c["model_type"] = "jamba".into()), @"`FOLDER/config.json`, model_type `jamba` (MistralForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, `mixtral`, `nemotron`, `qwen2`, `qwen2_moe`, `qwen3` and `qwen3_moe`");
     insta::assert_snapshot!(check("mistral", &|c| c["quantization_config"] = serde_json::json!({"bits": 4})), @"quantised weights in `FOLDER/config.json` cannot be read: convert the original bf16 or fp16 model");
     insta::assert_snapshot!(check("llama31", &|c| c["rope_parameters"]["rope_type"] = "dynamic".into()), @"rope_scaling of type `dynamic` in `FOLDER/config.json` cannot be read: supported types are `default`, `linear` and `llama3`");
     insta::assert_snapshot!(check("llama31", &|c| c["rope_parameters"]["factor"] = serde_json::Value::Null), @"`FOLDER/config.json` is not a model configuration: rope_scaling of type `llama3` needs `factor`, a number above 0");
@@ -120,14 +120,13 @@ fn what_hugging_face_cannot_express_is_named() {
         assert!(!out.exists());
         error.to_string()
     };
-    insta::assert_snapshot!(check("gpt2", &|_| {}), @"a model with normalization `layernorm` cannot be written with `--to hf`: it writes Llama, Mistral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
+    insta::assert_snapshot!(check("gpt2", &|_| {}), @"a model with normalization `layernorm` cannot be written with `--to hf`: it writes Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
     insta::assert_snapshot!(check("llama31", &|c| c.set("seq_len_interpolation_factor", Node::Float(8.0))), @"a model with both `seq_len_interpolation_factor` and `scale_positional_embedding` cannot be written with `--to hf`: a Hugging Face folder can only have one: set `seq_len_interpolation_factor` to null in `model_config.yaml` if NeMo 2.0 or 2.1 wrote it for a Llama 3.1");
-    insta::assert_snapshot!(check("llama31", &|c| c.set("rotary_percentage", Node::Float(0.5))), @"a model with rotary_percentage 0.5 cannot be written with `--to hf`: it writes Llama, Mistral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
-    insta::assert_snapshot!(check("llama31", &|c| c.set("activation", Node::from("gelu"))), @"a model with activation `gelu`, openai_gelu false, apply_embedding_scaling false, qk_layernorm false and post_layernorms false cannot be written with `--to hf`: it writes Llama, Mistral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
+    insta::assert_snapshot!(check("llama31", &|c| c.set("rotary_percentage", Node::Float(0.5))), @"a model with rotary_percentage 0.5 cannot be written with `--to hf`: it writes Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
+    insta::assert_snapshot!(check("llama31", &|c| c.set("activation", Node::from("gelu"))), @"a model with activation `gelu`, openai_gelu false, apply_embedding_scaling false, qk_layernorm false and post_layernorms false cannot be written with `--to hf`: it writes Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
     for (key, value) in [
         ("transformer_block_type", Node::from("post_ln")),
         ("normalize_attention_scores", Node::Bool(false)),
-        ("num_moe_experts", Node::Int(8)),
         ("attn_logit_softcapping", Node::Float(50.0)),
         ("rotary_interleaved", Node::Bool(true)),
         ("output_layer_bias", Node::Bool(true)),
@@ -139,15 +138,32 @@ fn what_hugging_face_cannot_express_is_named() {
         let error = check("llama31", &|config| config.set(key, value.clone()));
         assert!(error.contains(key), "{error}");
     }
+    for (name, key, value) in [
+        ("mixtral", "moe_router_pre_softmax", Node::Bool(true)),
+        ("mixtral", "moe_router_score_function", Node::from("sigmoid")),
+        ("mixtral", "moe_router_topk_scaling_factor", Node::Float(2.5)),
+        ("mixtral", "moe_router_topk", Node::Int(5)),
+        ("mixtral", "moe_layer_freq", Node::List(vec![Node::Int(1), Node::Int(0)])),
+        ("mixtral", "moe_layer_freq", Node::Int(0)),
+        ("mixtral", "moe_router_load_balancing_type", Node::from("sinkhorn")),
+        ("qwen3_moe", "moe_router_num_groups", Node::Int(2)),
+        ("qwen3_moe", "shared expert", Node::Null),
+    ] {
+        let error = check(name, &|config| match key {
+            "shared expert" => config.set("moe_shared_expert_intermediate_size", Node::Int(8)),
+            key => config.set(key, value.clone()),
+        });
+        assert!(error.contains(key), "{error}");
+    }
     let of_gemma2 = |key: &'static str, value: Node| check("gemma2", &move |c| c.set(key, value.clone()));
     insta::assert_snapshot!(of_gemma2("window_attn_skip_freq", Node::Null), @r"
 a model with window_size `- 3
-- 0` in every layer cannot be written with `--to hf`: it writes Llama, Mistral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is
+- 0` in every layer cannot be written with `--to hf`: it writes Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is
 ");
-    insta::assert_snapshot!(of_gemma2("qk_layernorm", Node::Bool(true)), @"a model with activation `geglu`, openai_gelu true, apply_embedding_scaling true, qk_layernorm true and post_layernorms true cannot be written with `--to hf`: it writes Llama, Mistral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
-    insta::assert_snapshot!(check("gemma3", &|_| {}), @"a model with rotary_base_local `100.0` cannot be written with `--to hf`: it writes Llama, Mistral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
+    insta::assert_snapshot!(of_gemma2("qk_layernorm", Node::Bool(true)), @"a model with activation `geglu`, openai_gelu true, apply_embedding_scaling true, qk_layernorm true and post_layernorms true cannot be written with `--to hf`: it writes Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
+    insta::assert_snapshot!(check("gemma3", &|_| {}), @"a model with rotary_base_local `100.0` cannot be written with `--to hf`: it writes Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma and Gemma 2 folders only, which have rmsnorm, a gated activation and full rotary embeddings; leave `--to hf` out to write a `.nemo`, which generates as it is");
     insta::assert_snapshot!(check("llama31", &|c| c.set("share_embeddings_and_output_weights", Node::Bool(true))), @"a model with the tensor `model.output_layer.weight`, for which its configuration has no use, cannot be written with `--to hf`: correct `model_config.yaml`, or leave `--to hf` out to write a `.nemo`");
-    insta::assert_snapshot!(check("gemma", &|c| c.set("huggingface.sliding_window", Node::Int(8))), @"a model with a window of attention and geglu cannot be written with `--to hf`: of the families that it writes only Mistral has a window, which has no such thing; leave `--to hf` out to write a `.nemo`");
+    insta::assert_snapshot!(check("gemma", &|c| c.set("huggingface.sliding_window", Node::Int(8))), @"a model with a window of attention and geglu cannot be written with `--to hf`: of the families that it writes only Mistral and Mixtral have a window, which have no such thing; leave `--to hf` out to write a `.nemo`");
     insta::assert_snapshot!(check("llama31", &|c| c.set("num_layers", Node::from("many"))), @"`model_config.yaml` is not a model configuration: the key `num_layers` is `many`, expected a whole number");
     insta::assert_snapshot!(check("llama31", &|c| c.set("ffn_hidden_size", Node::Int(32))), @"tensor `model.decoder.layers.0.mlp.linear_fc2.weight` is inconsistent: its shape [32, 64] does not hold rows 0..32 that `model.layers.0.mlp.down_proj.weight` of shape [32, 32] needs; the configuration and the weights do not belong together");
     insta::assert_snapshot!(check("llama31", &|c| c.set("num_layers", Node::Int(3))), @"tensor `model.decoder.layers.2.self_attention.linear_qkv.layer_norm_weight` is inconsistent: the weights do not have it, and `model.layers.2.input_layernorm.weight` is made of it; complete the files, or correct the configuration if the model has no such tensor");

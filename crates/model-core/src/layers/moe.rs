@@ -1,0 +1,115 @@
+//! A mixture of experts: a router, the experts that it chooses among, and one that every token goes through.
+//!
+//! Logits, weights and sums are float32; the sum is added to the residual stream and rounded once. How experts are computed
+//! is up to the backend ([`StepState::run_experts`]).
+
+use model_spec::{Activation, RouterSpec};
+use tch::{Kind, Tensor};
+use torch_ext::view;
+
+use crate::ModelError;
+use crate::model_ranks::Reduction;
+use crate::ops::{Epilogue, Expert, Experts, LinearOp, StepState, TrialLinear};
+use crate::parallel::tree_sum;
+use crate::routing::{Routing, sigmoid};
+use crate::upload::to_device;
+
+/// The feed-forward part of a layer that has experts.
+pub(crate) struct Moe<S: StepState> {
+    pub(crate) router: Router<S>,
+    pub(crate) experts: Experts<S::Linear>,
+    pub(crate) shared: Option<SharedExpert<S>>,
+    /// Whether tensor-parallel ranks have parts of the sums.
+    pub(crate) reduction: Reduction,
+}
+
+/// What chooses experts.
+pub(crate) struct Router<S: StepState> {
+    /// In float32.
+    pub(crate) linear: S::Linear,
+    /// `[num_experts]`.
+    pub(crate) expert_bias: Option<Vec<f32>>,
+    pub(crate) rule: RouterSpec,
+    pub(crate) num_experts: usize,
+}
+
+/// The expert of every token.
+pub(crate) struct SharedExpert<S: StepState> {
+    pub(crate) expert: Expert<S::Linear>,
+    /// One output in float32, whose sigmoid multiplies what the expert makes.
+    pub(crate) gate: Option<S::Linear>,
+}
+
+impl<S: StepState> Router<S> {
+    /// The experts of each row; `x` is float32.
+    fn route(&self, x: &Tensor, at: &mut S) -> Result<Routing, ModelError> {
+        let logits = on_host(&self.linear.run(x, Epilogue::Float32, at)?)?;
+        let logits = view::f32_slice(&logits, "the router's logits")?;
+        Ok(Routing::of(logits, self.num_experts, &self.rule, self.expert_bias.as_deref()))
+    }
+}
+
+impl<S: StepState> SharedExpert<S> {
+    /// float32 `[num_tokens, hidden_size]`: this rank's sum, without the gate.
+    fn sum(&self, x: &Tensor, activation: Activation, at: &mut S) -> Result<Tensor, ModelError> {
+        tree_sum(self.expert.run(x, activation, at)?)
+    }
+
+    /// float32 `[num_tokens, 1]`; `x` is float32. On the host, where a row is one sequence of operations.
+    fn gate(&self, x: &Tensor, at: &mut S) -> Result<Option<Tensor>, ModelError> {
+        let Some(gate) = &self.gate else { return Ok(None) };
+        let logits = on_host(&gate.run(x, Epilogue::Float32, at)?)?;
+        let logits = view::f32_slice(&logits, "a gate's logits")?;
+        let gates: Vec<f32> = logits.iter().map(|&logit| sigmoid(logit)).collect();
+        Ok(Some(to_device(&gates, x.device())?.f_view([-1, 1])?))
+    }
+}
+
+impl<S: StepState> Moe<S> {
+    /// `residual += moe(x)`.
+    pub(crate) fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
+        let wide = x.f_to_kind(Kind::Float)?;
+        let routing = self.router.route(&wide, at)?;
+        let own = at.run_experts(&self.experts, x, &routing)?;
+        let mut sum = self.of_all_ranks(own, at)?;
+        if let Some(shared) = &self.shared {
+            let own = shared.sum(x, self.experts.activation, at)?;
+            let mut output = self.of_all_ranks(own, at)?;
+            if let Some(gate) = shared.gate(&wide, at)? {
+                output = output.f_mul(&gate)?;
+            }
+            sum = sum.f_add(&output)?;
+        }
+        Ok(residual.f_to_kind(Kind::Float)?.f_add(&sum)?.f_to_kind(residual.kind())?)
+    }
+
+    /// What all tensor-parallel ranks have of a sum, added in a tree.
+    fn of_all_ranks(&self, own: Tensor, at: &mut S) -> Result<Tensor, ModelError> {
+        match self.reduction {
+            Reduction::Chain => Ok(own),
+            Reduction::Tree => {
+                let nothing = own.f_zeros_like()?;
+                at.ranks().reduce_add(&nothing, own, None)
+            }
+        }
+    }
+
+    /// Its linear layers, each with the activation that follows it.
+    pub(crate) fn linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
+        let activation = self.experts.activation;
+        let shared = self.shared.iter().flat_map(move |shared| {
+            shared.gate.iter().map(|gate| (gate, None)).chain(shared.expert.linears(activation))
+        });
+        let experts = self.experts.experts.iter().flat_map(move |expert| expert.linears(activation));
+        std::iter::once((&self.router.linear, None)).chain(shared).chain(experts)
+    }
+
+    /// Memory that its router's bias takes beside the linear layers.
+    pub(crate) fn bias_bytes(&self) -> u64 {
+        self.router.expert_bias.as_ref().map_or(0, |bias| size_of_val(bias.as_slice()) as u64)
+    }
+}
+
+fn on_host(x: &Tensor) -> Result<Tensor, ModelError> {
+    Ok(x.f_to_device(tch::Device::Cpu)?.f_contiguous()?)
+}

@@ -1,0 +1,134 @@
+//! Mixtures of experts: Mixtral, Qwen 2 and 3.
+//!
+//! Read from transformers' `MixtralConfig`, `Qwen2MoeConfig` and `Qwen3MoeConfig`. Their routers take the softmax of all
+//! logits and then the best experts. Where the weights of these are divided by their sum (always in Mixtral, with
+//! `norm_topk_prob` elsewhere), that is the softmax of the chosen logits, as Megatron-Core has it without
+//! `moe_router_pre_softmax`; else it is that with it.
+
+use model_spec::{ExpertsSpec, MoeLayers, RouterScore, RouterSpec, SharedExpertSpec};
+
+use super::llama;
+use crate::FormatError;
+use crate::convert::arch::{ModelArch, size};
+use crate::convert::family::Family;
+use crate::huggingface::HfConfig;
+
+/// Mistral's layers with experts in every one of them.
+pub(super) fn mixtral(config: &HfConfig) -> Result<ModelArch, FormatError> {
+    let mut arch = llama(config, Family::Mixtral)?;
+    arch.tables.positions = config.u64(&["max_position_embeddings"])?.unwrap_or(131_072);
+    set_groups(config, &mut arch, 8)?;
+    arch.set_sliding_window(config.u64(&["sliding_window"])?);
+    let stated = Experts {
+        num_experts: config.u64(&["num_local_experts", "num_experts"])?.unwrap_or(8),
+        topk: config.u64(&["num_experts_per_tok"])?.unwrap_or(2),
+        ffn_hidden_size: arch.model.ffn_hidden_size as u64,
+        is_normed: true,
+        shared: None,
+    };
+    let is_moe = vec![true; arch.model.num_layers];
+    stated.set(config, &mut arch, is_moe)?;
+    Ok(arch)
+}
+
+/// Qwen with experts in all or some layers: beside a shared one (2), or with norms of query and key heads (3).
+pub(super) fn qwen(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
+    let mut arch = llama(config, family)?;
+    refuse_windows(config)?;
+    arch.tables.positions = config.u64(&["max_position_embeddings"])?.unwrap_or(32_768);
+    let (default_groups, default_topk, default_width, default_experts) = match family {
+        Family::Qwen2Moe => (16, 4, 1408, 60),
+        _ => (4, 8, 768, 128),
+    };
+    set_groups(config, &mut arch, default_groups)?;
+    let shared = match family {
+        Family::Qwen2Moe => {
+            let width = config.u64(&["shared_expert_intermediate_size"])?.unwrap_or(5632);
+            Some(SharedExpertSpec { ffn_hidden_size: size(width), has_gate: true })
+        }
+        _ => None,
+    };
+    let stated = Experts {
+        num_experts: config.u64(&["num_experts", "num_local_experts"])?.unwrap_or(default_experts),
+        topk: config.u64(&["num_experts_per_tok"])?.unwrap_or(default_topk),
+        ffn_hidden_size: config.u64(&["moe_intermediate_size"])?.unwrap_or(default_width),
+        is_normed: config.bool("norm_topk_prob")?.unwrap_or(false),
+        shared,
+    };
+    let is_moe = sparse_layers(config, arch.model.num_layers)?;
+    stated.set(config, &mut arch, is_moe)?;
+    Ok(arch)
+}
+
+/// A null is as many as heads.
+fn set_groups(config: &HfConfig, arch: &mut ModelArch, default: usize) -> Result<(), FormatError> {
+    let heads = &mut arch.model.heads;
+    let default = if config.mentions("num_key_value_heads") { heads.num_attention_heads } else { default };
+    heads.num_query_groups = config.u64(&["num_key_value_heads"])?.map_or(default, size);
+    Ok(())
+}
+
+/// For each layer, whether it has experts: one in `decoder_sparse_step`, without those that `mlp_only_layers` lists.
+fn sparse_layers(config: &HfConfig, num_layers: usize) -> Result<Vec<bool>, FormatError> {
+    let step = config.u64(&["decoder_sparse_step"])?.unwrap_or(1);
+    if step == 0 {
+        return Err(config.bad("decoder_sparse_step is 0, expected a number from 1".to_owned()));
+    }
+    let dense = config.u64s("mlp_only_layers")?.unwrap_or_default();
+    Ok((0..num_layers as u64).map(|layer| !dense.contains(&layer) && (layer + 1) % step == 0).collect())
+}
+
+/// Windows are off by default. Every key is asked for, whichever of them count.
+fn refuse_windows(config: &HfConfig) -> Result<(), FormatError> {
+    let is_used = config.bool("use_sliding_window")?.unwrap_or(false);
+    let default = (!config.mentions("sliding_window")).then_some(4096);
+    let window = config.u64(&["sliding_window"])?.or(default).filter(|&window| is_used && window > 0);
+    config.u64(&["max_window_layers"])?;
+    let has_list = config.has("layer_types");
+    let hint = "attention over all earlier positions is computed in every layer; a model trained so has \
+                `use_sliding_window: false`";
+    if let Some(kind) = config.texts("layer_types").iter().find(|kind| **kind != "full_attention") {
+        return Err(config.unsupported(&format!("`layer_types` with `{kind}`"), hint));
+    }
+    match window.filter(|_| !has_list) {
+        Some(window) => {
+            Err(config
+                .unsupported(&format!("`use_sliding_window: true` with `sliding_window: {window}`"), hint))
+        }
+        None => Ok(()),
+    }
+}
+
+/// What a configuration says of experts.
+struct Experts {
+    num_experts: u64,
+    topk: u64,
+    ffn_hidden_size: u64,
+    /// Their weights add up to 1.
+    is_normed: bool,
+    shared: Option<SharedExpertSpec>,
+}
+
+impl Experts {
+    fn set(self, config: &HfConfig, arch: &mut ModelArch, is_moe: Vec<bool>) -> Result<(), FormatError> {
+        let Self { num_experts, topk, ffn_hidden_size, is_normed, shared } = self;
+        if !is_moe.contains(&true) || num_experts == 0 {
+            return Ok(());
+        }
+        if topk == 0 || topk > num_experts {
+            return Err(config.bad(format!(
+                "num_experts_per_tok is {topk}, expected 1 to {num_experts}, as many as there are experts"
+            )));
+        }
+        let score = if is_normed { RouterScore::SoftmaxOfChosen } else { RouterScore::SoftmaxOfAll };
+        let router = RouterSpec { topk: size(topk), score, has_expert_bias: false, scaling: None };
+        let experts = ExpertsSpec {
+            num_experts: size(num_experts),
+            ffn_hidden_size: size(ffn_hidden_size),
+            router,
+            shared,
+        };
+        arch.model.moe = Some(MoeLayers { experts, is_moe });
+        Ok(())
+    }
+}
