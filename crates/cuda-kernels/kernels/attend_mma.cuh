@@ -6,6 +6,8 @@
 // neighbouring bytes and calls them what the fragment layout wants; nothing goes through shared memory. Layouts: PTX
 // ISA, mma.m16n8k16. A lane is `pair` = lane % 4 and `line` = lane / 4.
 
+#include "mma.cuh"
+
 #define K_VECTORS (HEAD_DIM / 32)       // 16 bytes of a key: two steps of the contraction
 #define K_HAS_REST (HEAD_DIM % 32 / 16) // 8 bytes: one step
 #define V_WIDE (HEAD_DIM / 64)          // 8 elements a lane: 4 row tiles of 16
@@ -30,18 +32,6 @@ DEVICE u32 load4(const T* from) {
     u32 v;
     asm volatile("ld.global.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
     return v;
-}
-
-DEVICE void mma(float (&c)[4], u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-#if ELEM == 2
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-#else
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-#endif
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 DEVICE u32 transposed(u32 fragment) {

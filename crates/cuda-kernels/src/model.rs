@@ -1,5 +1,5 @@
 //! The kernels of one model on one GPU: embedding, norms, activations, rotary embedding, attention, the GEMM of
-//! small batches, and FP8 linear layers.
+//! small batches, FP8 linear layers, and mixtures of experts.
 
 mod fp8_shape;
 mod gemm_shape;
@@ -19,6 +19,8 @@ mod heads;
 #[cfg(feature = "cuda")]
 mod loaded;
 #[cfg(feature = "cuda")]
+mod moe;
+#[cfg(feature = "cuda")]
 mod pointwise;
 #[cfg(feature = "cuda")]
 mod reduce;
@@ -27,7 +29,7 @@ mod rope;
 
 pub use gemm_shape::MAX_GEMM_ROWS;
 pub use nonlinearity::Gating;
-pub use programs::KernelConfig;
+pub use programs::{KernelConfig, TileRows};
 #[cfg(feature = "cuda")]
 pub use {
     attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode, PlanSizes},
@@ -36,6 +38,7 @@ pub use {
     gemm::{Gemm, GemmOut},
     heads::NormHeads,
     loaded::ModelKernels,
+    moe::{MoeKernels, MoeWeights, RunMoe},
     pointwise::{Activate, Embed, Normalize},
     reduce::{Inbox, MAX_TENSOR_RANKS, TensorRanks},
     rope::{LayerKv, RopeAndCache, RotaryArrays},

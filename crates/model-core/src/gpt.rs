@@ -211,7 +211,7 @@ impl<S: StepState> CausalLm for Gpt<S> {
 
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError> {
         self.state.reserve_decode(max_rows, max_blocks_per_seq)?;
-        self.state.find_small_batch(self.weights.linears())
+        self.state.find_small_batch(self.weights.dense_linears())
     }
 
     fn check_ranks(&self) -> Result<(), ModelError> {

@@ -81,7 +81,7 @@ impl<S: StepState> Layer<S> {
                     let x = at.norm(&residual, norm)?;
                     residual = match ffn {
                         Ffn::Dense(mlp) => mlp.add_to(residual, &x, at)?,
-                        Ffn::Moe(moe) => moe.add_to(residual, &x, at)?,
+                        Ffn::Moe(moe) => at.add_experts(moe, residual, &x)?,
                     };
                 }
                 Ok(residual)
@@ -124,8 +124,8 @@ impl<S: StepState> Layer<S> {
         self.parts().0.map(|part| &part.op)
     }
 
-    /// Its linear layers, each with the activation that follows it.
-    pub(crate) fn linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
+    /// Its linear layers without routers and experts, each with the activation that follows it.
+    pub(crate) fn dense_linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
         let (attention, mlp) = self.parts();
         fn plain<L>(linear: &L) -> TrialLinear<'_, L> {
             (linear, None)
@@ -137,7 +137,7 @@ impl<S: StepState> Layer<S> {
             let fc1 = (&part.fc1, Some(part.activation));
             std::iter::once(fc1).chain(part.fc2.linears().iter().map(plain))
         });
-        of_attention.chain(of_mlp).chain(self.moe().into_iter().flat_map(Moe::linears))
+        of_attention.chain(of_mlp).chain(self.moe().into_iter().flat_map(Moe::dense_linears))
     }
 
     /// Memory that its weights take.
@@ -155,9 +155,9 @@ impl<S: StepState> Layer<S> {
             mlp.and_then(|part| part.post_norm.as_ref()),
         ];
         let row_parallel = [attention.map(|part| &part.proj), mlp.map(|part| &part.fc2)];
-        self.linears().map(|(linear, _)| linear.size_bytes()).sum::<u64>()
+        self.dense_linears().map(|(linear, _)| linear.size_bytes()).sum::<u64>()
             + row_parallel.into_iter().flatten().map(RowParallel::bias_bytes).sum::<u64>()
-            + self.moe().map_or(0, Moe::bias_bytes)
+            + self.moe().map_or(0, Moe::experts_bytes)
             + of_heads.map_or(0, |(_, norms)| norms.query.size_bytes() + norms.key.size_bytes())
             + norms.into_iter().chain(posts).flatten().map(Norm::size_bytes).sum::<u64>()
     }

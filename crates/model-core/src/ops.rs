@@ -19,6 +19,7 @@ use crate::columns::columns;
 use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool};
+use crate::layers::moe::{Moe, Router, SharedExpert};
 use crate::parallel::{HostRanks, SharedTable, tree_sum};
 use crate::routing::Routing;
 
@@ -188,6 +189,8 @@ pub(crate) trait StepState: Send + Sized {
     type Linear: LinearOp<Self>;
     /// Its attention.
     type Attention: AttentionOp<Self>;
+    /// What it needs of a layer's experts beside their linear layers.
+    type Experts: Send;
 
     /// What this backend computes in, and what it holds weights and cache in.
     fn numerics(&self) -> Numerics;
@@ -241,6 +244,11 @@ pub(crate) trait StepState: Send + Sized {
     ) -> Result<Tensor, ModelError> {
         let sum = layer.own_sum(x, self)?;
         self.ranks().reduce_add(&residual, sum, layer.bias.as_ref())
+    }
+
+    /// `residual += moe(x)`, rounded once.
+    fn add_experts(&mut self, moe: &Moe<Self>, residual: Tensor, x: &Tensor) -> Result<Tensor, ModelError> {
+        moe.add_by_host(residual, x, self)
     }
 
     /// float32 `[num_tokens, hidden_size]`: of each row of `x` the weighted outputs of its experts, added in their order; a
@@ -346,20 +354,6 @@ pub(crate) fn refuse_on_gpu(spec: &AttentionSpec, max_seq_len_tokens: usize) -> 
     }
 }
 
-/// Refuses layers that the kernels of a GPU do not compute.
-#[cfg_attr(
-    not(feature = "cuda"),
-    cfg_attr(not(test), expect(dead_code, reason = "only a GPU's loader asks"))
-)]
-pub(crate) fn refuse_experts_on_gpu(spec: &MoeSpec) -> Result<(), ModelError> {
-    Err(ModelError::Unsupported {
-        key: "num_moe_experts",
-        value: spec.experts.num_experts.to_string(),
-        feature: "a mixture of experts on a GPU with the fast engine",
-        needs: "the plain backend (`trt_llm.enable: false`), or a CPU",
-    })
-}
-
 /// Makes the parts of a model for a backend from stored weights; lives while a model is loaded.
 pub(crate) trait Loader: Sized {
     /// The backend.
@@ -401,9 +395,17 @@ pub(crate) trait Loader: Sized {
     ///
     /// # Errors
     /// When the backend computes none.
-    fn check_experts(&self, _spec: &MoeSpec) -> Result<(), ModelError> {
+    fn check_experts(&self, _spec: &MoeSpec, _hidden_size: usize) -> Result<(), ModelError> {
         Ok(())
     }
+
+    /// Called when the weights of a layer with experts are there.
+    fn group(
+        &mut self,
+        router: &Router<Self::State>,
+        experts: &Experts<<Self::State as StepState>::Linear>,
+        shared: Option<&SharedExpert<Self::State>>,
+    ) -> Result<<Self::State as StepState>::Experts, ModelError>;
 
     /// The backend, when all weights are there.
     fn finish(self) -> Result<Self::State, ModelError>;

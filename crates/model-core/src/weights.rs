@@ -61,7 +61,7 @@ impl<S: StepState> Weights<S> {
             })
             .collect::<Result<Vec<_>, _>>()?;
         for moe in part.layers.iter().filter_map(LayerSpec::moe) {
-            loader.check_experts(moe)?;
+            loader.check_experts(moe, spec.hidden_size)?;
         }
         let mut reader = Reader::new(&spec, place, source, loader);
         let (is_first, is_last) = (place.is_first_stage(), place.is_last_stage(&spec));
@@ -88,9 +88,9 @@ impl<S: StepState> Weights<S> {
     }
 
     /// All linear layers, each with the activation that follows it.
-    pub(crate) fn linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
+    pub(crate) fn dense_linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
         let output = self.head.iter().map(|head| (&head.output, None));
-        self.layers.iter().flat_map(Layer::linears).chain(output)
+        self.layers.iter().flat_map(Layer::dense_linears).chain(output)
     }
 
     /// Memory that the weights take.

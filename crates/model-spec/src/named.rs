@@ -3,8 +3,9 @@
 use std::str::FromStr;
 
 use crate::{
-    Activation, AttentionRule, BlockStyle, HeadLayout, ModelSpec, Nonlinearity, NormSpec, Normalization,
-    OutputSpec, PositionEmbedding, RotaryConfig, RotaryPairing, TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, ExpertsSpec, HeadLayout, ModelSpec, MoeLayers, Nonlinearity,
+    NormSpec, Normalization, OutputSpec, PositionEmbedding, RotaryConfig, RotaryPairing, RouterScore,
+    RouterSpec, TableRows, UniformSpec,
 };
 
 /// A shape by name.
@@ -34,6 +35,10 @@ pub enum NamedShape {
     Llama3_70b,
     /// Nemotron-4 340B.
     Nemotron340b,
+    /// Qwen3-30B-A3B: 128 experts of which a token goes through 8.
+    Qwen3_30bA3b,
+    /// Mixtral 8x7B: 8 experts of which a token goes through 2.
+    Mixtral8x7b,
 }
 
 /// A model of a named shape.
@@ -71,7 +76,7 @@ impl FromStr for NamedShape {
 
 impl NamedShape {
     /// Every shape.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Tiny,
         Self::TinyLlama,
         Self::TinyGpt,
@@ -84,6 +89,8 @@ impl NamedShape {
         Self::Llama2_13b,
         Self::Llama3_70b,
         Self::Nemotron340b,
+        Self::Qwen3_30bA3b,
+        Self::Mixtral8x7b,
     ];
 
     /// The name as it is typed.
@@ -101,6 +108,8 @@ impl NamedShape {
             Self::Llama2_13b => "llama2-13b",
             Self::Llama3_70b => "llama3-70b",
             Self::Nemotron340b => "nemotron-340b",
+            Self::Qwen3_30bA3b => "qwen3-30b-a3b",
+            Self::Mixtral8x7b => "mixtral-8x7b",
         }
     }
 
@@ -153,6 +162,23 @@ impl NamedShape {
                 shape.uniform.activation =
                     Activation { nonlinearity: Nonlinearity::SquaredRelu, gated: false };
                 shape
+            }
+            Self::Qwen3_30bA3b => {
+                let sizes =
+                    Sizes { layers: 48, hidden: 2048, ffn: 768, heads: 32, groups: 4, vocab: 151_936 };
+                let mut shape = with_experts(llama(sizes, 32_768), 128, 8);
+                shape.uniform.heads.kv_channels = 128;
+                if let PositionEmbedding::Rope(rotary) = &mut shape.uniform.position_embedding {
+                    rotary.rotary_dims = 128;
+                }
+                shape.uniform.qk_layernorm = true;
+                shape.uniform.norm.epsilon = 1e-6;
+                with_rotary_base(shape, 1e6)
+            }
+            Self::Mixtral8x7b => {
+                let sizes =
+                    Sizes { layers: 32, hidden: 4096, ffn: 14_336, heads: 32, groups: 8, vocab: 32_000 };
+                with_rotary_base(with_experts(llama(sizes, 32_768), 8, 2), 1e6)
             }
         }
     }
@@ -220,6 +246,16 @@ fn gpt_learned(mut shape: ShapeSpec) -> ShapeSpec {
     shape
 }
 
+/// Every layer with so many experts as wide as its MLP, of which a token goes through the `topk` that its router finds best.
+fn with_experts(mut shape: ShapeSpec, num_experts: usize, topk: usize) -> ShapeSpec {
+    let router =
+        RouterSpec { topk, score: RouterScore::SoftmaxOfChosen, has_expert_bias: false, scaling: None };
+    let experts =
+        ExpertsSpec { num_experts, ffn_hidden_size: shape.uniform.ffn_hidden_size, router, shared: None };
+    shape.uniform.moe = Some(MoeLayers { experts, is_moe: vec![true; shape.uniform.num_layers] });
+    shape
+}
+
 fn with_groups(mut shape: ShapeSpec, num_query_groups: usize) -> ShapeSpec {
     shape.uniform.heads.num_query_groups = num_query_groups;
     shape
@@ -253,6 +289,8 @@ mod tests {
         check("llama2-13b", 13_015_864_320);
         check("llama3-70b", 70_553_706_496);
         check("nemotron-340b", 341_029_195_776);
+        check("qwen3-30b-a3b", 30_532_122_624);
+        check("mixtral-8x7b", 46_702_792_704);
     }
 
     #[test]

@@ -50,7 +50,14 @@ pub(super) fn source(shape: NamedShape, weights: Weights) -> Result<(ModelConfig
         "openai_gelu": openai_gelu,
         "bias": uniform.bias,
         "share_embeddings_and_output_weights": uniform.output.tied,
+        "kv_channels": uniform.heads.kv_channels,
+        "qk_layernorm": uniform.qk_layernorm,
     });
+    if let Some(moe) = &uniform.moe {
+        keys["num_moe_experts"] = json!(moe.experts.num_experts);
+        keys["moe_router_topk"] = json!(moe.experts.router.topk);
+        keys["moe_ffn_hidden_size"] = json!(moe.experts.ffn_hidden_size);
+    }
     if let PositionEmbedding::Rope(rotary) = uniform.position_embedding {
         keys["position_embedding_type"] = json!("rope");
         keys["rotary_percentage"] = json!(rotary.rotary_dims as f64 / uniform.heads.kv_channels as f64);

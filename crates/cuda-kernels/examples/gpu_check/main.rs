@@ -11,6 +11,7 @@ mod drafts;
 mod fp8;
 mod gather;
 mod gemm;
+mod moe;
 mod own_rules_check;
 mod pointwise;
 mod sampling_check;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 use cases::{Case, say};
 use support::Gpu;
 
-const CASES: [Case<Gpu>; 20] = [
+const CASES: [Case<Gpu>; 21] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("norms of heads", pointwise::norms_of_heads),
@@ -38,6 +39,7 @@ const CASES: [Case<Gpu>; 20] = [
     ("small-batch GEMM against cuBLAS", gemm::against_cublas),
     ("rows to FP8", fp8::conversion),
     ("FP8 GEMM", fp8::gemms),
+    ("mixtures of experts", moe::experts),
     ("sampling as the reference does", sampling_check::against_reference),
     ("sampling of many rows", sampling_check::many_rows),
     ("rules of rows' own and most likely tokens", own_rules_check::own_rules),

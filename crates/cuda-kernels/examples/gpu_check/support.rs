@@ -1,6 +1,7 @@
 //! What the checks share: the GPU, random tensors and comparisons.
 
 use std::error::Error;
+use std::path::Path;
 
 use cuda_kernels::{KernelConfig, ModelKernels, SamplerKernels};
 use cuda_runtime::{Device, Stream};
@@ -40,6 +41,11 @@ impl Gpu {
     ) -> Result<ModelKernels, Box<dyn Error>> {
         let config = KernelConfig { kind, head_dim, queries_per_group };
         Ok(ModelKernels::load(&self.device, &config, Some(self.cache.path()))?)
+    }
+
+    /// Where compiled kernels are kept while this runs.
+    pub(crate) fn cache_dir(&self) -> &Path {
+        self.cache.path()
     }
 
     pub(crate) fn sampler_kernels(&self) -> Result<SamplerKernels, Box<dyn Error>> {

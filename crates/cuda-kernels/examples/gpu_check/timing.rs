@@ -2,13 +2,14 @@
 
 use cuda_kernels::{
     Activate, DecodeAttentionQkv, DecodePlan, Gating, KernelError, LayerKv, Normalize, PlanDecode, PlanSizes,
-    RotaryArrays, Sample, SampleRules, SamplerScratch, SamplerState,
+    RotaryArrays, RunMoe, Sample, SampleRules, SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
 use model_spec::{Nonlinearity, Normalization};
 use tch::{Kind, Tensor};
 
 use crate::cases::say;
+use crate::moe;
 use crate::pointwise::rotary_tables;
 use crate::support::{Checked, Gpu, Heads};
 
@@ -39,7 +40,32 @@ fn micros(
     Ok(times[times.len() / 2])
 }
 
+/// A layer of experts, and what part of the memory's speed reading the weights of the experts that were hit is.
+fn experts(gpu: &Gpu) -> Checked {
+    let shape = moe::QWEN3_30B;
+    let kernels = moe::kernels(gpu, &shape)?;
+    let layer = moe::Layer::new(gpu, &shape)?;
+    for num_rows in [1_i64, 8, 64, 256, 2_048] {
+        let x = gpu.random(&[num_rows, shape.hidden], shape.kind)?;
+        let residual = gpu.random(&[num_rows, shape.hidden], shape.kind)?;
+        let time = micros(gpu, |stream| {
+            let _current = stream.as_current()?;
+            let run = RunMoe { x: &x, residual: &residual, weights: &layer.weights, shared: None };
+            kernels.run(stream, &run)
+        })?;
+        let missed = (1.0 - shape.topk as f64 / shape.num_experts as f64).powf(num_rows as f64);
+        let hit = shape.num_experts as f64 * (1.0 - missed);
+        let bytes = hit * 3.0 * (shape.ffn * shape.hidden * 2) as f64;
+        say(&format!(
+            "experts of Qwen3-30B-A3B, {num_rows} rows: {time:.1} us, about {hit:.0} experts, {:.0} GB/s",
+            bytes / time / 1e3
+        ));
+    }
+    Ok(())
+}
+
 pub(crate) fn table(gpu: &Gpu) -> Checked {
+    experts(gpu)?;
     let from = gpu.random(&[1 << 29], Kind::BFloat16)?;
     let to = from.f_empty_like()?;
     let time = micros(gpu, |stream| {

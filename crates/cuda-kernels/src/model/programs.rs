@@ -119,6 +119,41 @@ impl KernelConfig {
         })
     }
 
+    /// A mixture of experts with this activation, in tiles of so many rows.
+    ///
+    /// # Errors
+    /// In float32.
+    pub fn moe(&self, activation: (Nonlinearity, Gating), rows: TileRows) -> Result<Program, KernelError> {
+        if self.kind == Kind::Float {
+            return Err(KernelError::BadKernelConfig {
+                what: "the type of experts",
+                expected: "bfloat16 or float16".to_owned(),
+                actual: format!("{:?}", self.kind),
+            });
+        }
+        Ok(Program {
+            name: "moe",
+            source: source!("moe.cu"),
+            headers: headers!(
+                "common.cuh",
+                "mma.cuh",
+                "nonlinearity.cuh",
+                "moe_route.cuh",
+                "moe_group.cuh",
+                "moe_multiply.cuh",
+                "moe_join.cuh"
+            ),
+            defines: [
+                self.defines(),
+                activated_defines(Some(activation)),
+                vec![("TILE_ROWS", rows.count().to_string())],
+            ]
+            .concat(),
+            options: &[],
+            is_specific: false,
+        })
+    }
+
     /// Rows to FP8.
     ///
     /// # Errors
@@ -190,6 +225,7 @@ impl KernelConfig {
                 "tiling.cuh",
                 "plan.cuh",
                 "item.cuh",
+                "mma.cuh",
                 "attend_mma.cuh",
                 "attend_f32.cuh",
                 "join.cuh"
@@ -197,6 +233,24 @@ impl KernelConfig {
             defines,
             options: &[],
             is_specific: false,
+        }
+    }
+}
+
+/// Rows of an expert that a block multiplies at once. No result depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TileRows {
+    /// For few rows an expert, which are as fast as the weights are read.
+    Short,
+    /// For many, so that weights are read less often.
+    Tall,
+}
+
+impl TileRows {
+    pub(super) fn count(self) -> i64 {
+        match self {
+            Self::Short => 16,
+            Self::Tall => 64,
         }
     }
 }

@@ -19,9 +19,12 @@ use crate::fp8::Fp8Rows;
 use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool, packed_shape};
+use crate::layers::moe::{Router, SharedExpert};
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::ModelRanks;
-use crate::ops::{HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, scale_f32};
+use crate::ops::{
+    Experts, HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, scale_f32,
+};
 use crate::parallel::HostRanks;
 
 /// The CPU kernels with their threads and scratch memory.
@@ -36,6 +39,7 @@ pub(crate) struct CpuState {
 impl StepState for CpuState {
     type Linear = CpuLinear;
     type Attention = CpuAttention;
+    type Experts = ();
 
     fn numerics(&self) -> Numerics {
         self.numerics
@@ -205,6 +209,15 @@ impl Loader for CpuLoader {
             },
             rotary: spec.rotary.map(|config| self.state.rotary.add(&config)),
         })
+    }
+
+    fn group(
+        &mut self,
+        _router: &Router<CpuState>,
+        _experts: &Experts<CpuLinear>,
+        _shared: Option<&SharedExpert<CpuState>>,
+    ) -> Result<(), ModelError> {
+        Ok(())
     }
 
     fn finish(self) -> Result<CpuState, ModelError> {

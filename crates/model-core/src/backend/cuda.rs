@@ -6,6 +6,7 @@
 //! in-house GEMM instead where it is found to be bitwise identical (`small_batch.rs`).
 
 mod attention;
+mod experts;
 mod linear;
 mod loader;
 mod prompts;
@@ -20,6 +21,8 @@ use model_spec::{HeadLayout, KvGroup, Numerics};
 use tch::{Kind, Tensor};
 
 pub(crate) use self::attention::CudaAttention;
+pub(crate) use self::experts::CudaExperts;
+use self::experts::ExpertKernels;
 pub(crate) use self::linear::CudaLinear;
 pub(crate) use self::loader::CudaLoader;
 use self::ranks::DeviceRanks;
@@ -28,6 +31,7 @@ use crate::attention_context::{AttentionContext, DeviceAttention, DeviceContext}
 use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
+use crate::layers::moe::Moe;
 use crate::layers::rotary::{RotaryId, RotaryTables};
 use crate::ops::PiecedLinear;
 use crate::ops::{HeadNorms, Norm, StepState, TrialLinear};
@@ -51,6 +55,8 @@ pub(crate) struct CudaState {
     heads: Vec<HeadKernels>,
     /// Batches of at most this many rows use the in-house GEMM.
     max_small_batch: i64,
+    /// By the activation of experts; layers know theirs by index.
+    experts: Vec<ExpertKernels>,
     rotary: RotaryTables,
     /// Copies of the host's tables, by [`RotaryId::index`].
     device_rotary: Vec<RotaryOnDevice>,
@@ -146,6 +152,7 @@ fn device_context(step: &AttentionContext) -> Result<&DeviceContext, ModelError>
 impl StepState for CudaState {
     type Linear = CudaLinear;
     type Attention = CudaAttention;
+    type Experts = CudaExperts;
 
     fn numerics(&self) -> Numerics {
         self.numerics
@@ -228,6 +235,10 @@ impl StepState for CudaState {
     ) -> Result<Tensor, ModelError> {
         self.add_pieced(layer, x, &residual)?;
         Ok(residual)
+    }
+
+    fn add_experts(&mut self, moe: &Moe<Self>, residual: Tensor, x: &Tensor) -> Result<Tensor, ModelError> {
+        self.add_moe(moe, residual, x)
     }
 
     fn gather_columns(&mut self, mine: Tensor, table: &SharedTable) -> Result<Tensor, ModelError> {

@@ -20,9 +20,10 @@ use crate::fp8::Fp8Rows;
 use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool};
+use crate::layers::moe::{Router, SharedExpert};
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::ModelRanks;
-use crate::ops::{HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
+use crate::ops::{Experts, HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
 use crate::parallel::HostRanks;
 use crate::upload::to_device;
 use crate::{AttentionSwitches, ModelError};
@@ -49,6 +50,7 @@ impl PlainState {
 impl StepState for PlainState {
     type Linear = PlainLinear;
     type Attention = PlainAttention;
+    type Experts = ();
 
     fn numerics(&self) -> Numerics {
         self.numerics
@@ -177,6 +179,15 @@ impl Loader for PlainLoader {
             rotary: spec.rotary.map(|config| rotary.add(&config)),
             algorithm: switches.choose(*device, numerics.compute, spec.heads.kv_channels)?,
         })
+    }
+
+    fn group(
+        &mut self,
+        _router: &Router<PlainState>,
+        _experts: &Experts<PlainLinear>,
+        _shared: Option<&SharedExpert<PlainState>>,
+    ) -> Result<(), ModelError> {
+        Ok(())
     }
 
     fn finish(self) -> Result<PlainState, ModelError> {

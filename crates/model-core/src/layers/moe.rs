@@ -19,6 +19,8 @@ pub(crate) struct Moe<S: StepState> {
     pub(crate) router: Router<S>,
     pub(crate) experts: Experts<S::Linear>,
     pub(crate) shared: Option<SharedExpert<S>>,
+    /// What the backend needs of them beside.
+    pub(crate) grouped: S::Experts,
     /// Whether tensor-parallel ranks have parts of the sums.
     pub(crate) reduction: Reduction,
 }
@@ -51,7 +53,7 @@ impl<S: StepState> Router<S> {
 
 impl<S: StepState> SharedExpert<S> {
     /// float32 `[num_tokens, hidden_size]`: this rank's sum, without the gate.
-    fn sum(&self, x: &Tensor, activation: Activation, at: &mut S) -> Result<Tensor, ModelError> {
+    pub(crate) fn sum(&self, x: &Tensor, activation: Activation, at: &mut S) -> Result<Tensor, ModelError> {
         tree_sum(self.expert.run(x, activation, at)?)
     }
 
@@ -66,8 +68,8 @@ impl<S: StepState> SharedExpert<S> {
 }
 
 impl<S: StepState> Moe<S> {
-    /// `residual += moe(x)`.
-    pub(crate) fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
+    /// `residual += moe(x)`, the router's rule on the host.
+    pub(crate) fn add_by_host(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
         let wide = x.f_to_kind(Kind::Float)?;
         let routing = self.router.route(&wide, at)?;
         let own = at.run_experts(&self.experts, x, &routing)?;
@@ -94,19 +96,20 @@ impl<S: StepState> Moe<S> {
         }
     }
 
-    /// Its linear layers, each with the activation that follows it.
-    pub(crate) fn linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
+    /// The linear layers that every token goes through whatever it chooses, each with the activation that follows it.
+    pub(crate) fn dense_linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
         let activation = self.experts.activation;
-        let shared = self.shared.iter().flat_map(move |shared| {
-            shared.gate.iter().map(|gate| (gate, None)).chain(shared.expert.linears(activation))
-        });
-        let experts = self.experts.experts.iter().flat_map(move |expert| expert.linears(activation));
-        std::iter::once((&self.router.linear, None)).chain(shared).chain(experts)
+        self.shared.iter().flat_map(move |shared| shared.expert.linears(activation))
     }
 
-    /// Memory that its router's bias takes beside the linear layers.
-    pub(crate) fn bias_bytes(&self) -> u64 {
-        self.router.expert_bias.as_ref().map_or(0, |bias| size_of_val(bias.as_slice()) as u64)
+    /// Memory that its router, its experts and their gate take.
+    pub(crate) fn experts_bytes(&self) -> u64 {
+        let gate = self.shared.iter().filter_map(|shared| shared.gate.as_ref());
+        let experts =
+            self.experts.experts.iter().flat_map(|expert| std::iter::once(&expert.fc1).chain(&expert.fc2));
+        let bias = self.router.expert_bias.as_ref().map_or(0, |bias| size_of_val(bias.as_slice()) as u64);
+        let others = std::iter::once(&self.router.linear).chain(gate).chain(experts);
+        others.map(LinearOp::size_bytes).sum::<u64>() + bias
     }
 }
 

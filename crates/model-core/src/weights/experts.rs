@@ -49,7 +49,8 @@ pub(super) fn load<L: Loader>(
         experts.push(expert(reader, place, ids, (spec.experts.ffn_hidden_size, spec.activation))?);
     }
     let experts = Experts { experts, activation: spec.activation };
-    Ok(Moe { router, experts, shared, reduction: place.reduction })
+    let grouped = reader.group(&router, &experts, shared.as_ref())?;
+    Ok(Moe { router, experts, shared, grouped, reduction: place.reduction })
 }
 
 fn expert<L: Loader>(

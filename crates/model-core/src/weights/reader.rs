@@ -12,8 +12,9 @@ use super::regions::{read_regions, take_regions};
 use super::{explain, interleaved};
 use crate::ModelError;
 use crate::kinds::{StoredFloat, TensorFormat};
+use crate::layers::moe::{Router, SharedExpert};
 use crate::ops::PiecedLinear;
-use crate::ops::{LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
+use crate::ops::{Experts, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
 
 /// How many unknown tensors an error names.
 const MAX_NAMED: usize = 3;
@@ -98,6 +99,16 @@ impl<'a, L: Loader> Reader<'a, L> {
         role: LinearRole,
     ) -> Result<<L::State as StepState>::Linear, ModelError> {
         self.linear_of(weight, weight.module, role)
+    }
+
+    /// What the backend needs of a layer's experts beside their linear layers.
+    pub(super) fn group(
+        &mut self,
+        router: &Router<L::State>,
+        experts: &Experts<<L::State as StepState>::Linear>,
+        shared: Option<&SharedExpert<L::State>>,
+    ) -> Result<<L::State as StepState>::Experts, ModelError> {
+        self.loader.group(router, experts, shared)
     }
 
     /// A tensor in float32.

@@ -35,6 +35,24 @@ fn gemms_compile_where_there_is_wgmma() {
 }
 
 #[test]
+fn experts_compile() {
+    for (kind, activation, rows) in [
+        (Kind::BFloat16, (Nonlinearity::Silu, Gating::Gated), TileRows::Short),
+        (Kind::BFloat16, (Nonlinearity::Silu, Gating::Gated), TileRows::Tall),
+        (Kind::Half, (Nonlinearity::Gelu, Gating::Plain), TileRows::Tall),
+    ] {
+        check(&config(kind, 128, 8).moe(activation, rows).unwrap());
+    }
+    assert_eq!(
+        config(Kind::Float, 128, 1)
+            .moe((Nonlinearity::Silu, Gating::Gated), TileRows::Short)
+            .unwrap_err()
+            .to_string(),
+        "no kernels: the type of experts must be bfloat16 or float16, not Float"
+    );
+}
+
+#[test]
 fn fp8_compiles_where_there_is_wgmma() {
     let [older, newer] = ARCHS;
     let bf16 = config(Kind::BFloat16, 128, 1);

@@ -8,21 +8,21 @@ use torch_ext::cuda::blas;
 
 use super::linear::CudaWeight;
 use super::ranks::DeviceRanks;
-use super::{CudaAttention, CudaLinear, CudaState, HeadKernels};
+use super::{CudaAttention, CudaExperts, CudaLinear, CudaState, HeadKernels};
 use crate::ModelError;
 use crate::kinds::TensorFormat;
+use crate::layers::moe::{Router, SharedExpert};
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::ModelRanks;
 use crate::ops::{
-    LinearRole, LinearSource, Loader, WeightBytes, refuse_experts_on_gpu, refuse_on_gpu, scale_f32,
-    split_pieces,
+    Experts, LinearRole, LinearSource, Loader, WeightBytes, refuse_on_gpu, scale_f32, split_pieces,
 };
 use crate::parallel::HostRanks;
 
 /// Uploads weights and compiles kernels; its page-locked memory goes when the model is loaded.
 #[derive(Debug)]
 pub(crate) struct CudaLoader {
-    state: CudaState,
+    pub(super) state: CudaState,
     uploader: Uploader,
     max_seq_len_tokens: usize,
 }
@@ -41,6 +41,7 @@ impl CudaLoader {
             device,
             heads: Vec::new(),
             max_small_batch: 0,
+            experts: Vec::new(),
             rotary: RotaryTables::new(max_seq_len_tokens),
             device_rotary: Vec::new(),
             ranks: HostRanks::default(),
@@ -127,8 +128,17 @@ impl Loader for CudaLoader {
         })
     }
 
-    fn check_experts(&self, spec: &MoeSpec) -> Result<(), ModelError> {
-        refuse_experts_on_gpu(spec)
+    fn check_experts(&self, spec: &MoeSpec, hidden_size: usize) -> Result<(), ModelError> {
+        self.check_moe(spec, hidden_size)
+    }
+
+    fn group(
+        &mut self,
+        router: &Router<CudaState>,
+        experts: &Experts<CudaLinear>,
+        shared: Option<&SharedExpert<CudaState>>,
+    ) -> Result<CudaExperts, ModelError> {
+        self.group_experts(router, experts, shared)
     }
 
     fn finish(self) -> Result<CudaState, ModelError> {

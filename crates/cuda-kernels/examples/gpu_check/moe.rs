@@ -1,0 +1,205 @@
+//! Mixtures of experts: against float64, and every row alone against the same row in a batch, bitwise.
+
+use std::error::Error;
+
+use cuda_kernels::{Gating, KernelConfig, MoeKernels, MoeWeights, RunMoe};
+use model_spec::{Nonlinearity, RouterScore};
+use tch::{Kind, Tensor};
+
+use crate::cases::{Outcome, ensure};
+use crate::support::{Gpu, double, relative_error, same, tolerance};
+
+/// A layer with experts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Shape {
+    pub(crate) hidden: i64,
+    pub(crate) ffn: i64,
+    pub(crate) num_experts: i64,
+    pub(crate) topk: i64,
+    pub(crate) score: RouterScore,
+    pub(crate) has_bias: bool,
+    pub(crate) has_shared: bool,
+    pub(crate) gating: Gating,
+    pub(crate) kind: Kind,
+}
+
+const SMALL: Shape = Shape {
+    hidden: 72,
+    ffn: 40,
+    num_experts: 5,
+    topk: 2,
+    score: RouterScore::SoftmaxOfChosen,
+    has_bias: false,
+    has_shared: false,
+    gating: Gating::Gated,
+    kind: Kind::BFloat16,
+};
+
+/// Odd sizes, the models that are read, and each rule.
+const SHAPES: [Shape; 7] = [
+    SMALL,
+    Shape { score: RouterScore::SoftmaxOfAll, gating: Gating::Plain, kind: Kind::Half, ..SMALL },
+    Shape {
+        score: RouterScore::Sigmoid,
+        has_bias: true,
+        has_shared: true,
+        num_experts: 40,
+        topk: 3,
+        ..SMALL
+    },
+    Shape { topk: 1, num_experts: 1, ..SMALL },
+    QWEN3_30B,
+    Shape { hidden: 4_096, ffn: 14_336, num_experts: 8, topk: 2, ..SMALL },
+    Shape {
+        hidden: 2_048,
+        ffn: 1_408,
+        num_experts: 60,
+        topk: 4,
+        score: RouterScore::SoftmaxOfAll,
+        has_shared: true,
+        ..SMALL
+    },
+];
+
+pub(crate) const QWEN3_30B: Shape = Shape { hidden: 2_048, ffn: 768, num_experts: 128, topk: 8, ..SMALL };
+
+const ROW_COUNTS: [i64; 6] = [1, 2, 5, 17, 64, 700];
+
+/// A layer with random weights.
+pub(crate) struct Layer {
+    pub(crate) weights: MoeWeights,
+    fc1: Tensor,
+    fc2: Tensor,
+}
+
+impl Layer {
+    pub(crate) fn new(gpu: &Gpu, shape: &Shape) -> Result<Self, Box<dyn Error>> {
+        let Shape { hidden, ffn, num_experts, kind, .. } = *shape;
+        let lines = if shape.gating == Gating::Gated { 2 * ffn } else { ffn };
+        let scaled = |sizes: &[i64], num_in: i64| -> Result<Tensor, Box<dyn Error>> {
+            Ok(gpu.random(sizes, kind)?.f_div_scalar((num_in as f64).sqrt())?.f_to_kind(kind)?)
+        };
+        let fc1 = scaled(&[num_experts, lines, hidden], hidden)?;
+        let fc2 = scaled(&[num_experts, hidden, ffn], ffn)?;
+        let addresses = |experts: &Tensor| -> Result<Tensor, Box<dyn Error>> {
+            let start = experts.data_ptr() as i64;
+            let bytes = experts.size()[1..].iter().product::<i64>() * 2;
+            let list: Vec<i64> = (0..num_experts).map(|expert| start + expert * bytes).collect();
+            gpu.put(&Tensor::f_from_slice(&list)?)
+        };
+        let weights = MoeWeights {
+            router: gpu.random(&[num_experts, hidden], Kind::Float)?,
+            bias: shape.has_bias.then(|| gpu.random(&[num_experts], Kind::Float)).transpose()?,
+            gate: shape.has_shared.then(|| gpu.random(&[1, hidden], Kind::Float)).transpose()?,
+            fc1: addresses(&fc1)?,
+            fc2: addresses(&fc2)?,
+            ffn,
+            score: shape.score,
+            topk: shape.topk,
+            scaling: shape.has_bias.then_some(2.5),
+        };
+        Ok(Self { weights, fc1, fc2 })
+    }
+
+    /// float64 `[n, h]`: what is added to the residual stream, expert by expert.
+    fn reference(
+        &self,
+        shape: &Shape,
+        x: &Tensor,
+        shared: Option<&Tensor>,
+    ) -> Result<Tensor, Box<dyn Error>> {
+        let weights = &self.weights;
+        let wide = double(x)?;
+        let logits = wide.f_matmul(&double(&weights.router)?.f_transpose(0, 1)?)?;
+        let scores = match shape.score {
+            RouterScore::SoftmaxOfChosen => logits,
+            RouterScore::SoftmaxOfAll => logits.f_softmax(-1, Kind::Double)?,
+            RouterScore::Sigmoid => logits.f_sigmoid()?,
+        };
+        let ranked = match &weights.bias {
+            Some(bias) => scores.f_add(&double(bias)?)?,
+            None => scores.shallow_clone(),
+        };
+        let (_, experts) = ranked.f_topk(shape.topk, -1, true, true)?;
+        let chosen = scores.f_gather(1, &experts, false)?;
+        let mut factors = match shape.score {
+            RouterScore::SoftmaxOfChosen => chosen.f_softmax(-1, Kind::Double)?,
+            RouterScore::SoftmaxOfAll => chosen,
+            RouterScore::Sigmoid => {
+                chosen.f_div(&chosen.f_sum_dim_intlist([-1_i64].as_slice(), true, Kind::Double)?)?
+            }
+        };
+        factors = factors.f_mul_scalar(f64::from(weights.scaling.unwrap_or(1.0)))?;
+        let mut sum = wide.f_zeros_like()?;
+        for expert in 0..shape.num_experts {
+            let inner = wide.f_matmul(&double(&self.fc1.f_get(expert)?)?.f_transpose(0, 1)?)?;
+            let activate = |x: &Tensor| match shape.gating {
+                Gating::Gated => x.f_silu(),
+                Gating::Plain => x.f_gelu("none"),
+            };
+            let hidden = match shape.gating {
+                Gating::Gated => {
+                    let halves = inner.f_chunk(2, 1)?;
+                    activate(&halves[0])?.f_mul(&halves[1])?
+                }
+                Gating::Plain => activate(&inner)?,
+            };
+            let output = hidden.f_matmul(&double(&self.fc2.f_get(expert)?)?.f_transpose(0, 1)?)?;
+            let is_mine = experts.f_eq(expert)?.f_to_kind(Kind::Double)?;
+            let factor =
+                factors.f_mul(&is_mine)?.f_sum_dim_intlist([-1_i64].as_slice(), true, Kind::Double)?;
+            sum = sum.f_add(&output.f_mul(&factor)?)?;
+        }
+        if let Some(shared) = shared {
+            let gate = match &weights.gate {
+                Some(gate) => wide.f_matmul(&double(gate)?.f_transpose(0, 1)?)?.f_sigmoid()?,
+                None => wide.f_narrow(1, 0, 1)?.f_ones_like()?,
+            };
+            sum = sum.f_add(&double(shared)?.f_mul(&gate)?)?;
+        }
+        Ok(sum)
+    }
+}
+
+pub(crate) fn kernels(gpu: &Gpu, shape: &Shape) -> Result<MoeKernels, Box<dyn Error>> {
+    let config = KernelConfig { kind: shape.kind, head_dim: 64, queries_per_group: 1 };
+    let nonlinearity = match shape.gating {
+        Gating::Gated => Nonlinearity::Silu,
+        Gating::Plain => Nonlinearity::Gelu,
+    };
+    Ok(MoeKernels::load(&gpu.device, &config, (nonlinearity, shape.gating), Some(gpu.cache_dir()))?)
+}
+
+pub(crate) fn experts(gpu: &Gpu) -> Outcome {
+    let mut worst: f64 = 0.0;
+    for shape in &SHAPES {
+        let kernels = kernels(gpu, shape)?;
+        let layer = Layer::new(gpu, shape)?;
+        let most = ROW_COUNTS[ROW_COUNTS.len() - 1];
+        let x = gpu.random(&[most, shape.hidden], shape.kind)?;
+        let residual = gpu.random(&[most, shape.hidden], shape.kind)?;
+        let shared = shape.has_shared.then(|| gpu.random(&[most, shape.hidden], Kind::Float)).transpose()?;
+        let run = |first: i64, num_rows: i64| -> Result<Tensor, Box<dyn Error>> {
+            let out = residual.f_narrow(0, first, num_rows)?.f_mul_scalar(1.0)?;
+            let shared = shared.as_ref().map(|shared| shared.f_narrow(0, first, num_rows)).transpose()?;
+            let x = x.f_narrow(0, first, num_rows)?;
+            let run = RunMoe { x: &x, residual: &out, weights: &layer.weights, shared: shared.as_ref() };
+            kernels.run(&gpu.stream, &run)?;
+            Ok(out)
+        };
+        let all = run(0, most)?;
+        let expect = double(&residual)?.f_add(&layer.reference(shape, &x, shared.as_ref())?)?;
+        let error = relative_error(&all, &expect)?;
+        worst = worst.max(error);
+        ensure(error < 2.0 * tolerance(shape.kind), || format!("{shape:?} is off by {error:.1e}"))?;
+        for num_rows in ROW_COUNTS {
+            for first in [0, (most - num_rows) / 2, most - num_rows] {
+                let part = run(first, num_rows)?;
+                ensure(same(&part, &all.f_narrow(0, first, num_rows)?)?, || {
+                    format!("{shape:?}: {num_rows} rows from {first} differ from the same rows of {most}")
+                })?;
+            }
+        }
+    }
+    Ok(format!("worst error {worst:.1e}; a row is bitwise identical in every batch"))
+}
