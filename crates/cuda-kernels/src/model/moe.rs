@@ -30,8 +30,9 @@ const STAGES: u32 = 4;
 const JOIN_THREADS: i64 = 128;
 /// A lane keeps a slot.
 const MAX_TOPK: i64 = 32;
-/// From so many rows an expert on, on average, tall tiles read weights less often.
-const ROWS_FOR_TALL_TILES: i64 = 24;
+/// Up to so many rows an expert on average, the tile in which most experts' rows are together (H200, Qwen3-30B-A3B).
+const MAX_ROWS_OF_SHORT: i64 = 6;
+const MAX_ROWS_OF_MEDIUM: i64 = 24;
 
 /// What is given to [`MoeKernels::run`].
 #[derive(Clone, Copy, Debug)]
@@ -148,6 +149,7 @@ pub struct MoeKernels {
     group: Kernel,
     join: Kernel,
     short: Multiply,
+    medium: Multiply,
     tall: Multiply,
     can_overlap: bool,
     max_shared_bytes: u32,
@@ -179,6 +181,7 @@ impl MoeKernels {
         let load =
             |rows| Module::load(device, &config.moe(activation, rows)?, cache_dir).map_err(KernelError::from);
         let short = load(TileRows::Short)?;
+        let medium = load(TileRows::Medium)?;
         let tall = load(TileRows::Tall)?;
         let multiply = |module: &Module, rows| -> Result<Multiply, KernelError> {
             Ok(Multiply {
@@ -195,6 +198,7 @@ impl MoeKernels {
             group: short.kernel("group")?,
             join: short.kernel("join")?,
             short: multiply(&short, TileRows::Short)?,
+            medium: multiply(&medium, TileRows::Medium)?,
             tall: multiply(&tall, TileRows::Tall)?,
             can_overlap: device.compute_capability()?.0 >= 9,
             max_shared_bytes: device.max_shared_bytes()?,
@@ -212,9 +216,10 @@ impl MoeKernels {
         let [num_experts, _] = shape_of(&weights.router, "router")?;
         self.check(weights, num_experts, width)?;
         let num_places = num_rows * weights.topk;
-        let multiply = match num_places >= num_experts * ROWS_FOR_TALL_TILES {
-            true => &self.tall,
-            false => &self.short,
+        let multiply = match num_places.unsigned_abs().div_ceil(num_experts.unsigned_abs().max(1)) as i64 {
+            ..=MAX_ROWS_OF_SHORT => &self.short,
+            ..=MAX_ROWS_OF_MEDIUM => &self.medium,
+            _ => &self.tall,
         };
         let max_tiles = num_places.min(num_experts) + num_places / multiply.rows.count();
         let grouped = Grouped::empty(run, num_rows, max_tiles)?;

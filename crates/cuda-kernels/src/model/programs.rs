@@ -242,6 +242,8 @@ impl KernelConfig {
 pub enum TileRows {
     /// For few rows an expert, which are as fast as the weights are read.
     Short,
+    /// For some, which one tile still holds.
+    Medium,
     /// For many, so that weights are read less often.
     Tall,
 }
@@ -250,6 +252,7 @@ impl TileRows {
     pub(super) fn count(self) -> i64 {
         match self {
             Self::Short => 16,
+            Self::Medium => 32,
             Self::Tall => 64,
         }
     }

@@ -14,6 +14,7 @@ pub(super) fn read_regions(
     dtype: DType,
     regions: &[Region],
 ) -> Result<Vec<u8>, ModelError> {
+    let regions = joined(regions);
     let sizes = regions.iter().map(|region| size_bytes(region, dtype.size_bytes()));
     let num_bytes = sizes.fold(0, usize::saturating_add);
     let mut buffer = Vec::new();
@@ -22,7 +23,7 @@ pub(super) fn read_regions(
     })?;
     buffer.resize(num_bytes, 0);
     let mut rest = buffer.as_mut_slice();
-    for region in regions {
+    for region in &regions {
         let (dst, behind) = rest.split_at_mut(size_bytes(region, dtype.size_bytes()));
         source.read(name, region, dst)?;
         rest = behind;
@@ -52,11 +53,28 @@ pub(super) fn take_regions<'a>(
             _ => Cow::Borrowed(of_rows),
         }
     };
-    match regions {
+    match joined(regions).as_slice() {
         [] => Cow::Borrowed(&[]),
         [region] => take(region),
-        several => Cow::Owned(several.iter().flat_map(|region| take(region).into_owned()).collect()),
+        several => Cow::Owned(several.iter().map(take).collect::<Vec<_>>().concat()),
     }
+}
+
+/// The same rows in as few regions as they are: the halves of a gated layer that no ranks share are one.
+fn joined(regions: &[Region]) -> Vec<Region> {
+    let mut joined: Vec<Region> = Vec::with_capacity(regions.len());
+    for region in regions {
+        let before = joined.last_mut().map(|before| before.ranges.as_mut_slice());
+        match (before, region.ranges.as_slice()) {
+            (Some([rows, across @ ..]), [next, next_across @ ..])
+                if rows.end == next.start && across == next_across =>
+            {
+                rows.end = next.end;
+            }
+            _ => joined.push(region.clone()),
+        }
+    }
+    joined
 }
 
 fn size_bytes(region: &Region, elem_bytes: usize) -> usize {
@@ -81,6 +99,9 @@ mod tests {
         assert!(matches!(rows, Cow::Borrowed(_)));
         assert_eq!(*rows, whole[6..18]);
         assert_eq!(*take(&[[1..3, 1..2]]), [8, 9, 14, 15]);
+        let halves = take(&[[0..2, 0..3], [2..4, 0..3]]);
+        assert!(matches!(halves, Cow::Borrowed(_)));
+        assert_eq!(*halves, *whole);
         assert_eq!(*take(&[[0..1, 0..3], [3..4, 0..3]]), [&whole[..6], &whole[18..]].concat());
     }
 }
