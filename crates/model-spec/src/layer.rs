@@ -60,6 +60,8 @@ pub struct AttentionSpec {
     pub proj_bias: bool,
     /// The norm of every query and key head over its own dimensions, before they are rotated.
     pub qk_norm: Option<NormSpec>,
+    /// That norm is over all query heads together, and over all key heads together.
+    pub norm_across_heads: bool,
     /// The rotation of queries and keys.
     pub rotary: Option<RotaryConfig>,
     /// How far attention reaches back, where that is not everywhere.

@@ -143,7 +143,7 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         position_embedding,
         // No sequence is longer.
         window: _,
-        attention: AttentionRule { scale, softcap: attn_logit_softcapping, ref local },
+        attention: AttentionRule { scale, softcap: attn_logit_softcapping, ref local, norm_across_heads },
         post_layernorms,
         apply_embedding_scaling,
         output:
@@ -185,6 +185,7 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         bias,
         qkv_bias,
         qk_layernorm,
+        qk_layernorm_across_heads: norm_across_heads,
         post_layernorms,
         query_pre_attn_scalar: scale.map(|scale| 1.0 / (scale * scale)),
         attn_logit_softcapping,

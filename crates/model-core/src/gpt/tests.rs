@@ -117,6 +117,7 @@ fn attention(num_attention_heads: usize, norm: NormSpec, rotary: Option<RotaryCo
         qkv_bias: num_attention_heads == 4,
         proj_bias: num_attention_heads != 4,
         qk_norm: None,
+        norm_across_heads: false,
         rotary,
         window: None,
         local_tokens: None,
