@@ -105,6 +105,27 @@ fn the_tokenizer_of_another_model_is_named() {
 }
 
 #[test]
+fn experts_that_contradict_their_configuration_are_named() {
+    let check = family_error;
+    insta::assert_snapshot!(check("mixtral", &|c| c["num_local_experts"] = 5.into()), @"");
+    insta::assert_snapshot!(check("mixtral", &|c| c["num_local_experts"] = 3.into()), @"");
+    insta::assert_snapshot!(check("mixtral", &|c| c["num_experts_per_tok"] = 5.into()), @"");
+    insta::assert_snapshot!(check("mixtral", &|c| c["num_experts"] = 5.into()), @"");
+    insta::assert_snapshot!(check("qwen3_moe", &|c| c["mlp_only_layers"] = serde_json::json!([])), @"");
+    insta::assert_snapshot!(check("qwen3_moe", &|c| c["mlp_only_layers"] = serde_json::json!(["1"])), @"");
+    insta::assert_snapshot!(check("qwen3_moe", &|c| c["decoder_sparse_step"] = 0.into()), @"");
+    insta::assert_snapshot!(check("qwen3_moe", &|c| c["moe_intermediate_size"] = 20.into()), @"");
+    insta::assert_snapshot!(check("qwen2_moe", &|c| c["shared_expert_intermediate_size"] = 44.into()), @"");
+    insta::assert_snapshot!(check("qwen2_moe", &|c| c["qkv_bias"] = false.into()), @"");
+    insta::assert_snapshot!(check("qwen2_moe", &|c| {
+        c["use_sliding_window"] = true.into();
+        c["sliding_window"] = 4.into();
+        c.as_object_mut().unwrap().remove("layer_types");
+    }), @"");
+    insta::assert_snapshot!(check("olmoe", &|c| c["clip_qkv"] = 8.0.into()), @"");
+}
+
+#[test]
 fn what_hugging_face_cannot_express_is_named() {
     let check = |name: &str, edit: &dyn Fn(&mut Node)| {
         let folder = tempfile::tempdir().unwrap();
