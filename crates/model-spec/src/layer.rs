@@ -1,6 +1,6 @@
 //! One transformer layer: attention, MLP, their norms, and how they are joined.
 
-use crate::{MoeSpec, RotaryConfig};
+use crate::{ExpertsSpec, RotaryConfig};
 
 /// One layer. Layers of a model may differ in everything that is said here.
 #[derive(Clone, Debug, PartialEq)]
@@ -134,6 +134,17 @@ pub enum FfnSpec {
     Dense(MlpSpec),
     /// Several MLPs, of which a router chooses some for each token.
     Moe(MoeSpec),
+}
+
+/// The feed-forward part of a layer that has a router.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MoeSpec {
+    /// The experts, of which each is an MLP without biases.
+    pub experts: ExpertsSpec,
+    /// The function inside every expert, the shared one included.
+    pub activation: Activation,
+    /// The norm of the input of router and experts.
+    pub norm: NormSpec,
 }
 
 /// Two linear layers with an activation between.

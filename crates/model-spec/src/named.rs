@@ -3,8 +3,9 @@
 use std::str::FromStr;
 
 use crate::{
-    Activation, AttentionRule, BlockStyle, HeadLayout, ModelSpec, Nonlinearity, NormSpec, Normalization,
-    OutputSpec, PositionEmbedding, RotaryConfig, RotaryPairing, TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, ExpertsSpec, HeadLayout, ModelSpec, MoeLayers, Nonlinearity,
+    NormSpec, Normalization, OutputSpec, PositionEmbedding, RotaryConfig, RotaryPairing, RouterScore,
+    RouterSpec, TableRows, UniformSpec,
 };
 
 /// A shape by name.
@@ -34,6 +35,10 @@ pub enum NamedShape {
     Llama3_70b,
     /// Nemotron-4 340B.
     Nemotron340b,
+    /// Mixtral 8x7B.
+    Mixtral8x7b,
+    /// Qwen3-30B-A3B.
+    Qwen3_30bA3b,
 }
 
 /// A model of a named shape.
@@ -71,7 +76,7 @@ impl FromStr for NamedShape {
 
 impl NamedShape {
     /// Every shape.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::Tiny,
         Self::TinyLlama,
         Self::TinyGpt,
@@ -84,6 +89,8 @@ impl NamedShape {
         Self::Llama2_13b,
         Self::Llama3_70b,
         Self::Nemotron340b,
+        Self::Mixtral8x7b,
+        Self::Qwen3_30bA3b,
     ];
 
     /// The name as it is typed.
@@ -101,6 +108,8 @@ impl NamedShape {
             Self::Llama2_13b => "llama2-13b",
             Self::Llama3_70b => "llama3-70b",
             Self::Nemotron340b => "nemotron-340b",
+            Self::Mixtral8x7b => "mixtral-8x7b",
+            Self::Qwen3_30bA3b => "qwen3-30b-a3b",
         }
     }
 
@@ -153,6 +162,22 @@ impl NamedShape {
                 shape.uniform.activation =
                     Activation { nonlinearity: Nonlinearity::SquaredRelu, gated: false };
                 shape
+            }
+            Self::Mixtral8x7b => {
+                let sizes =
+                    Sizes { layers: 32, hidden: 4096, ffn: 14_336, heads: 32, groups: 8, vocab: 32_000 };
+                with_experts(with_rotary_base(llama(sizes, 32_768), 1e6), 8, (2, 14_336))
+            }
+            Self::Qwen3_30bA3b => {
+                let sizes =
+                    Sizes { layers: 48, hidden: 2048, ffn: 6144, heads: 32, groups: 4, vocab: 151_936 };
+                let mut shape = with_rotary_base(llama(sizes, 32_768), 1e6);
+                shape.uniform.heads.kv_channels = 128;
+                if let PositionEmbedding::Rope(rotary) = &mut shape.uniform.position_embedding {
+                    rotary.rotary_dims = 128;
+                }
+                shape.uniform.qk_layernorm = true;
+                with_experts(shape, 128, (8, 768))
             }
         }
     }
@@ -225,6 +250,16 @@ fn with_groups(mut shape: ShapeSpec, num_query_groups: usize) -> ShapeSpec {
     shape
 }
 
+/// Experts of a width in every layer, of which a token gets so many.
+fn with_experts(mut shape: ShapeSpec, num_experts: usize, (topk, width): (usize, usize)) -> ShapeSpec {
+    let score = RouterScore::SoftmaxOfChosen;
+    let router = RouterSpec { topk, score, has_expert_bias: false, scaling: None };
+    let experts = ExpertsSpec { num_experts, ffn_hidden_size: width, router, shared: None };
+    let is_moe = vec![true; shape.uniform.num_layers];
+    shape.uniform.moe = Some(MoeLayers { experts, is_moe });
+    shape
+}
+
 fn with_rotary_base(mut shape: ShapeSpec, rotary_base: f64) -> ShapeSpec {
     if let PositionEmbedding::Rope(rotary) = &mut shape.uniform.position_embedding {
         rotary.rotary_base = rotary_base;
@@ -253,6 +288,8 @@ mod tests {
         check("llama2-13b", 13_015_864_320);
         check("llama3-70b", 70_553_706_496);
         check("nemotron-340b", 341_029_195_776);
+        check("mixtral-8x7b", 46_702_792_704);
+        check("qwen3-30b-a3b", 30_532_122_624);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::backend::cpu::CpuLoader;
 use crate::backend::plain::PlainLoader;
 use crate::kinds::StoredFloat;
 use crate::layers::row_parallel::RowParallel;
-use crate::layers::{Attention, Layer, Mlp};
+use crate::layers::{Attention, Ffn, Layer, Mlp};
 use crate::ops::{LinearRole, LinearSource, Loader, Norm, WeightBytes, refuse_experts_on_gpu, refuse_on_gpu};
 use crate::weights::Head;
 use crate::{AttentionSwitches, RawModelConfig};
@@ -347,7 +347,8 @@ impl StoredLayer {
             (norm.load(), Mlp { fc1, activation, fc2, post_norm: None })
         });
         if self.spec.join == BlockStyle::Sequential {
-            return Layer::Sequential { attention, mlp };
+            let ffn = mlp.map(|(norm, mlp)| (norm, Ffn::Dense(mlp)));
+            return Layer::Sequential { attention, ffn };
         }
         let ((attention_norm, attention), (mlp_norm, mlp)) = (attention.unwrap(), mlp.unwrap());
         let mlp_norm = (!self.spec.shares_norm()).then_some(mlp_norm);
