@@ -4,7 +4,7 @@ use nemo_format::{ConvertOptions, convert_checkpoint};
 
 use crate::support::{Job, fixture};
 
-const FAMILIES: [(&str, &str); 20] = [
+const FAMILIES: [(&str, &str); 21] = [
     ("falcon40b", "falcon"),
     ("falcon7b", "falcon"),
     ("gemma", "gemma"),
@@ -19,6 +19,7 @@ const FAMILIES: [(&str, &str); 20] = [
     ("mistral", "llama"),
     ("mixtral", "mixtral"),
     ("nemotron", "gptnext"),
+    ("olmoe", "olmoe"),
     ("qwen2", "qwen2"),
     ("qwen2_moe", "qwen2_moe"),
     ("qwen2_tied", "qwen2"),

@@ -174,7 +174,10 @@ impl<S: StepState> Attention<S> {
     ) -> Result<Tensor, ModelError> {
         let mut qkv = self.qkv.run(x, Epilogue::Store, at)?;
         if let Some((heads, norms)) = &self.head_norms {
-            at.norm_heads(&mut qkv, *heads, norms)?;
+            match norms.are_across_heads {
+                true => qkv = norm_across_heads(&qkv, *heads, norms, at)?,
+                false => at.norm_heads(&mut qkv, *heads, norms)?,
+            }
         }
         self.op.run(&qkv, step, cache, at)
     }
@@ -183,6 +186,27 @@ impl<S: StepState> Attention<S> {
     fn add_to(&self, residual: Tensor, attended: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
         add_output(&self.proj, self.post_norm.as_ref(), residual, attended, at)
     }
+}
+
+/// Normalises all query heads of a row together, and all key heads, and leaves the values alone.
+fn norm_across_heads<S: StepState>(
+    qkv: &Tensor,
+    heads: HeadLayout,
+    norms: &HeadNorms,
+    at: &mut S,
+) -> Result<Tensor, ModelError> {
+    let (num_tokens, width) = qkv.size2()?;
+    let (groups, channels) = (heads.num_query_groups as i64, heads.kv_channels as i64);
+    let queries = heads.queries_per_group() as i64;
+    let grouped = qkv.f_view([num_tokens, groups, queries + 2, channels])?;
+    let mut normed = |norm: &Norm, start, len: i64| -> Result<Tensor, ModelError> {
+        let rows = grouped.f_narrow(2, start, len)?.f_reshape([num_tokens, groups * len * channels])?;
+        Ok(at.norm(&rows.f_contiguous()?, norm)?.f_view([num_tokens, groups, len, channels])?)
+    };
+    let query = normed(&norms.query, 0, queries)?;
+    let key = normed(&norms.key, queries, 1)?;
+    let value = grouped.f_narrow(2, queries + 1, 1)?;
+    Ok(Tensor::f_cat(&[query, key, value], 2)?.f_view([num_tokens, width])?)
 }
 
 /// Adds the output of the last linear layer of a part, or its norm, to the residual stream.

@@ -164,11 +164,13 @@ impl Norm {
     }
 }
 
-/// The norms of query and key heads, each over the dimensions of a head.
+/// The norms of query and key heads, each over the dimensions of a head unless it says otherwise.
 #[derive(Debug)]
 pub(crate) struct HeadNorms {
     pub(crate) query: Norm,
     pub(crate) key: Norm,
+    /// They are over all query heads together, and over all key heads together.
+    pub(crate) are_across_heads: bool,
 }
 
 pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
@@ -335,6 +337,14 @@ pub(crate) fn scale_f32(spec: &AttentionSpec) -> f32 {
 )]
 pub(crate) fn refuse_on_gpu(spec: &AttentionSpec, max_seq_len_tokens: usize) -> Result<(), ModelError> {
     const NEEDS: &str = "the plain backend (`trt_llm.enable: false`), or a CPU";
+    if spec.norm_across_heads {
+        return Err(ModelError::Unsupported {
+            key: "qk_layernorm_across_heads",
+            value: true.to_string(),
+            feature: "norms over all heads on a GPU with the fast engine",
+            needs: NEEDS,
+        });
+    }
     if let Some(cap) = spec.softcap {
         return Err(ModelError::Unsupported {
             key: "attn_logit_softcapping",

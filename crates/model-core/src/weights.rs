@@ -174,7 +174,10 @@ fn load_layer<L: Loader>(
                 Some(norm) => {
                     let query = reader.norm(at, Module::QNorm, norm)?;
                     let key = reader.norm(at, Module::KNorm, norm)?;
-                    Some((attention.heads.of_rank(reader.tp_size()), HeadNorms { query, key }))
+                    Some((
+                        attention.heads.of_rank(reader.tp_size()),
+                        HeadNorms { query, key, are_across_heads: attention.norm_across_heads },
+                    ))
                 }
                 None => None,
             };

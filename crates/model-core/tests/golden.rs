@@ -11,7 +11,7 @@ use model_core::{BLOCK_SIZE_TOKENS, Backend, ModelConfig, RawModelConfig};
 use model_spec::Float;
 use nemo_format::{Checkpoint, ConvertOptions, convert_checkpoint};
 
-const FOLDERS: [&str; 29] = [
+const FOLDERS: [&str; 30] = [
     "hf_llama",
     "mcore_llama",
     "mcore_gptnext",
@@ -35,6 +35,7 @@ const FOLDERS: [&str; 29] = [
     "families/mistral",
     "families/mixtral",
     "families/nemotron",
+    "families/olmoe",
     "families/qwen2",
     "families/qwen2_moe",
     "families/qwen2_tied",
@@ -301,6 +302,7 @@ fn bf16_logits_of_qwen_and_of_experts_are_off_by_no_more_than_those_of_transform
         "families/mixtral",
         "families/qwen2_moe",
         "families/qwen3_moe",
+        "families/olmoe",
     ];
     for (folder, backend) in with_backends(&folders) {
         let text = std::fs::read_to_string(fixture(folder).join("reference.json")).unwrap();

@@ -17,7 +17,7 @@ const TOKENS: [u32; 7] = [3, 120, 40, 17, 17, 88, 31];
 const DIFFER: f32 = 1e-4;
 
 /// Families, and the keys of each that change no logits, beside those of all.
-const FAMILIES: [(&str, &[&str]); 10] = [
+const FAMILIES: [(&str, &[&str]); 11] = [
     ("gemma2", &[]),
     // What transformers itself made of another key and does not read.
     ("gemma3", &["_sliding_window_pattern"]),
@@ -32,6 +32,7 @@ const FAMILIES: [(&str, &[&str]); 10] = [
             "tie_word_embeddings",
         ],
     ),
+    ("olmoe", &["output_router_logits", "router_aux_loss_coef", "tie_word_embeddings"]),
     ("qwen2", &WINDOWS),
     ("qwen2_moe", &EXPERTS_EVERYWHERE),
     ("qwen2_tied", &WINDOWS),

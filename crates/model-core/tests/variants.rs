@@ -143,8 +143,19 @@ impl Direct<'_> {
         let (num_tokens, channels) = (TOKENS.len() as i64, heads.kv_channels as i64);
         let queries_per_group = heads.queries_per_group() as i64;
         let grouped = qkv.view([num_tokens, heads.num_query_groups as i64, queries_per_group + 2, channels]);
+        // Of all query heads together, and of all key heads.
+        let across = |start: i64, len: i64, name: &str| {
+            let all = grouped.narrow(2, start, len).reshape([num_tokens, -1]);
+            self.norm(&all, &format!("{prefix}{name}.")).view([num_tokens, -1, len, channels])
+        };
         let head = |group: i64, slot: i64| {
             let head = grouped.select(1, group).select(1, slot);
+            if self.config.uniform.attention.norm_across_heads && slot <= queries_per_group {
+                return match slot < queries_per_group {
+                    true => across(0, queries_per_group, "q_layernorm").select(1, group).select(1, slot),
+                    false => across(slot, 1, "k_layernorm").select(1, group).select(1, 0),
+                };
+            }
             match self.config.uniform.qk_layernorm {
                 true if slot < queries_per_group => self.norm(&head, &format!("{prefix}q_layernorm.")),
                 true if slot == queries_per_group => self.norm(&head, &format!("{prefix}k_layernorm.")),
@@ -314,6 +325,8 @@ fn norms_of_heads_match_their_formulas() {
         normed(json!({})),
         normed(json!({ "qk_layernorm": true })),
         normed(json!({ "qk_layernorm": true, "qkv_bias": true })),
+        normed(json!({ "qk_layernorm": true, "qk_layernorm_across_heads": true })),
+        normed(json!({ "qk_layernorm": true, "qk_layernorm_across_heads": true, "num_query_groups": 4 })),
         normed(json!({ "qk_layernorm": true, "num_query_groups": 4 })),
         normed(json!({ "qk_layernorm": true, "layernorm_epsilon": 0.1 })),
         normed(json!({ "qk_layernorm": true, "rotary_percentage": 0.5 })),

@@ -1,6 +1,6 @@
 //! One transformer layer: attention, MLP, their norms, and how they are joined.
 
-use crate::{MoeSpec, RotaryConfig};
+use crate::{ExpertsSpec, RotaryConfig};
 
 /// One layer. Layers of a model may differ in everything that is said here.
 #[derive(Clone, Debug, PartialEq)]
@@ -60,6 +60,8 @@ pub struct AttentionSpec {
     pub proj_bias: bool,
     /// The norm of every query and key head over its own dimensions, before they are rotated.
     pub qk_norm: Option<NormSpec>,
+    /// That norm is over all query heads together, and over all key heads together.
+    pub norm_across_heads: bool,
     /// The rotation of queries and keys.
     pub rotary: Option<RotaryConfig>,
     /// How far attention reaches back, where that is not everywhere.
@@ -132,6 +134,17 @@ pub enum FfnSpec {
     Dense(MlpSpec),
     /// Several MLPs, of which a router chooses some for each token.
     Moe(MoeSpec),
+}
+
+/// The feed-forward part of a layer that has a router.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MoeSpec {
+    /// The experts, of which each is an MLP without biases.
+    pub experts: ExpertsSpec,
+    /// The function inside every expert, the shared one included.
+    pub activation: Activation,
+    /// The norm of the input of router and experts.
+    pub norm: NormSpec,
 }
 
 /// Two linear layers with an activation between.

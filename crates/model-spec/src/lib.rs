@@ -21,11 +21,11 @@ mod test_models;
 
 pub use footprint::{BLOCK_SIZE_TOKENS, Footprint, KvGroup, blocks_for};
 pub use layer::{
-    Activation, AttentionSpec, AttentionWindow, BlockStyle, FfnSpec, HeadLayout, LayerSpec, MlpSpec,
+    Activation, AttentionSpec, AttentionWindow, BlockStyle, FfnSpec, HeadLayout, LayerSpec, MlpSpec, MoeSpec,
     Nonlinearity, NormSpec, Normalization,
 };
 pub use model::{AttentionRule, LocalLayers, ModelSpec, OutputSpec, TableRows, UniformSpec};
-pub use moe::{ExpertsSpec, MoeLayers, MoeSpec, RouterScore, RouterSpec, SharedExpertSpec};
+pub use moe::{ExpertsSpec, MoeLayers, RouterScore, RouterSpec, SharedExpertSpec};
 pub use named::{NamedShape, ShapeSpec, UnknownShape};
 pub use numerics::{BadPrecision, Float, KvFormat, Numerics, WeightFormat};
 pub use position::{PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};

@@ -46,6 +46,8 @@ pub struct AttentionRule {
     pub softcap: Option<f64>,
     /// The layers that see a part of what is before them.
     pub local: Option<LocalLayers>,
+    /// The norms of queries and keys, where there are any, are over all heads of a token together.
+    pub norm_across_heads: bool,
 }
 
 /// Layers that see a part of what is before them.
@@ -133,6 +135,7 @@ impl UniformSpec {
                 qkv_bias: self.qkv_bias,
                 proj_bias: self.bias,
                 qk_norm: self.qk_layernorm.then_some(self.norm),
+                norm_across_heads: self.attention.norm_across_heads,
                 rotary,
                 window: self.window,
                 local_tokens: None,

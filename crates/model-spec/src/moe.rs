@@ -1,19 +1,6 @@
-//! A mixture of experts: the feed-forward part of a layer whose router chooses some of its MLPs for each token.
+//! Experts and their router, which chooses some of them for each token.
 //!
 //! Rules and keys are those of Megatron-Core's `TopKRouter` (`moe_utils.py`, `topk_routing_with_score_function`).
-
-use crate::{Activation, NormSpec};
-
-/// The feed-forward part of a layer that has a router.
-#[derive(Clone, Debug, PartialEq)]
-pub struct MoeSpec {
-    /// The experts, of which each is an MLP without biases.
-    pub experts: ExpertsSpec,
-    /// The function inside every expert, the shared one included.
-    pub activation: Activation,
-    /// The norm of the input of router and experts.
-    pub norm: NormSpec,
-}
 
 /// What a configuration says of the experts of a layer.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -35,10 +35,10 @@ pub enum NamedShape {
     Llama3_70b,
     /// Nemotron-4 340B.
     Nemotron340b,
-    /// Qwen3-30B-A3B: 128 experts of which a token goes through 8.
-    Qwen3_30bA3b,
-    /// Mixtral 8x7B: 8 experts of which a token goes through 2.
+    /// Mixtral 8x7B.
     Mixtral8x7b,
+    /// Qwen3-30B-A3B.
+    Qwen3_30bA3b,
 }
 
 /// A model of a named shape.
@@ -89,8 +89,8 @@ impl NamedShape {
         Self::Llama2_13b,
         Self::Llama3_70b,
         Self::Nemotron340b,
-        Self::Qwen3_30bA3b,
         Self::Mixtral8x7b,
+        Self::Qwen3_30bA3b,
     ];
 
     /// The name as it is typed.
@@ -108,8 +108,8 @@ impl NamedShape {
             Self::Llama2_13b => "llama2-13b",
             Self::Llama3_70b => "llama3-70b",
             Self::Nemotron340b => "nemotron-340b",
-            Self::Qwen3_30bA3b => "qwen3-30b-a3b",
             Self::Mixtral8x7b => "mixtral-8x7b",
+            Self::Qwen3_30bA3b => "qwen3-30b-a3b",
         }
     }
 
@@ -163,22 +163,21 @@ impl NamedShape {
                     Activation { nonlinearity: Nonlinearity::SquaredRelu, gated: false };
                 shape
             }
+            Self::Mixtral8x7b => {
+                let sizes =
+                    Sizes { layers: 32, hidden: 4096, ffn: 14_336, heads: 32, groups: 8, vocab: 32_000 };
+                with_experts(with_rotary_base(llama(sizes, 32_768), 1e6), 8, (2, 14_336))
+            }
             Self::Qwen3_30bA3b => {
                 let sizes =
-                    Sizes { layers: 48, hidden: 2048, ffn: 768, heads: 32, groups: 4, vocab: 151_936 };
-                let mut shape = with_experts(llama(sizes, 32_768), 128, 8);
+                    Sizes { layers: 48, hidden: 2048, ffn: 6144, heads: 32, groups: 4, vocab: 151_936 };
+                let mut shape = with_rotary_base(llama(sizes, 32_768), 1e6);
                 shape.uniform.heads.kv_channels = 128;
                 if let PositionEmbedding::Rope(rotary) = &mut shape.uniform.position_embedding {
                     rotary.rotary_dims = 128;
                 }
                 shape.uniform.qk_layernorm = true;
-                shape.uniform.norm.epsilon = 1e-6;
-                with_rotary_base(shape, 1e6)
-            }
-            Self::Mixtral8x7b => {
-                let sizes =
-                    Sizes { layers: 32, hidden: 4096, ffn: 14_336, heads: 32, groups: 8, vocab: 32_000 };
-                with_rotary_base(with_experts(llama(sizes, 32_768), 8, 2), 1e6)
+                with_experts(shape, 128, (8, 768))
             }
         }
     }
@@ -246,18 +245,18 @@ fn gpt_learned(mut shape: ShapeSpec) -> ShapeSpec {
     shape
 }
 
-/// Every layer with so many experts as wide as its MLP, of which a token goes through the `topk` that its router finds best.
-fn with_experts(mut shape: ShapeSpec, num_experts: usize, topk: usize) -> ShapeSpec {
-    let router =
-        RouterSpec { topk, score: RouterScore::SoftmaxOfChosen, has_expert_bias: false, scaling: None };
-    let experts =
-        ExpertsSpec { num_experts, ffn_hidden_size: shape.uniform.ffn_hidden_size, router, shared: None };
-    shape.uniform.moe = Some(MoeLayers { experts, is_moe: vec![true; shape.uniform.num_layers] });
+fn with_groups(mut shape: ShapeSpec, num_query_groups: usize) -> ShapeSpec {
+    shape.uniform.heads.num_query_groups = num_query_groups;
     shape
 }
 
-fn with_groups(mut shape: ShapeSpec, num_query_groups: usize) -> ShapeSpec {
-    shape.uniform.heads.num_query_groups = num_query_groups;
+/// Experts of a width in every layer, of which a token gets so many.
+fn with_experts(mut shape: ShapeSpec, num_experts: usize, (topk, width): (usize, usize)) -> ShapeSpec {
+    let score = RouterScore::SoftmaxOfChosen;
+    let router = RouterSpec { topk, score, has_expert_bias: false, scaling: None };
+    let experts = ExpertsSpec { num_experts, ffn_hidden_size: width, router, shared: None };
+    let is_moe = vec![true; shape.uniform.num_layers];
+    shape.uniform.moe = Some(MoeLayers { experts, is_moe });
     shape
 }
 
@@ -289,8 +288,8 @@ mod tests {
         check("llama2-13b", 13_015_864_320);
         check("llama3-70b", 70_553_706_496);
         check("nemotron-340b", 341_029_195_776);
-        check("qwen3-30b-a3b", 30_532_122_624);
         check("mixtral-8x7b", 46_702_792_704);
+        check("qwen3-30b-a3b", 30_532_122_624);
     }
 
     #[test]

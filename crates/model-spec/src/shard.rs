@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use crate::{Dim, FfnSpec, HeadLayout, LayerSpec, ModelSpec, Module, Part, Shard, TensorId, TensorSpec};
+use crate::{
+    AttentionSpec, Dim, FfnSpec, HeadLayout, LayerSpec, ModelSpec, Module, Part, Shard, TensorId, TensorSpec,
+};
 
 /// Most pieces that the inputs of a linear layer are cut into for a sum that does not depend on the number of ranks.
 const MAX_REDUCTION_PIECES: usize = 8;
@@ -71,6 +73,16 @@ impl ShardPlace {
                 if let Ok(tensor) = model.tensor(id) {
                     tensor.regions(self)?;
                 }
+            }
+            if let Some(AttentionSpec { qk_norm: Some(_), norm_across_heads: true, .. }) = &layer.attention
+                && tp_size > 1
+            {
+                return Err(Indivisible {
+                    name: TensorId::in_layer(idx, Module::QNorm, Part::Weight).name(),
+                    tp_size: self.tp_size,
+                    num_units: 1,
+                    origin: "`qk_layernorm_across_heads: true`".to_owned(),
+                });
             }
             let LayerSpec { attention, ffn, join } = layer.clone();
             let attention = attention.map(|mut attention| {
@@ -262,7 +274,8 @@ impl LayerSpec {
             let HeadLayout { num_attention_heads, num_query_groups, .. } = attention.heads;
             let groups =
                 num_query_groups.is_multiple_of(tp_size) || tp_size.is_multiple_of(num_query_groups.max(1));
-            groups && divides(num_attention_heads)
+            let norms = tp_size == 1 || attention.qk_norm.is_none() || !attention.norm_across_heads;
+            groups && norms && divides(num_attention_heads)
         });
         let experts = self.moe().is_none_or(|moe| {
             divides(moe.experts.ffn_hidden_size)

@@ -210,6 +210,8 @@ pub enum Dim {
     Query(HeadLayout),
     /// The dimensions of a head.
     Head(HeadLayout),
+    /// The dimensions of all key heads.
+    Keys(HeadLayout),
     /// Rows of the embedding table, as the checkpoint has them.
     Vocab(u64),
     /// Rows of the table of learned positions, as the checkpoint has them.
@@ -238,6 +240,7 @@ impl Dim {
             Self::Qkv(heads) => heads.qkv_size() as u64,
             Self::Query(heads) => heads.query_size() as u64,
             Self::Head(heads) => heads.kv_channels as u64,
+            Self::Keys(heads) => (heads.num_query_groups * heads.kv_channels) as u64,
             Self::Vocab(rows) | Self::Positions(rows) => rows,
         }
     }
@@ -255,6 +258,7 @@ impl Dim {
             | Self::Experts(_)
             | Self::Gate
             | Self::Head(_)
+            | Self::Keys(_)
             | Self::Vocab(_)
             | Self::Positions(_) => 1,
         }
@@ -283,6 +287,11 @@ impl fmt::Display for Dim {
                 heads.num_attention_heads, heads.kv_channels
             ),
             Self::Head(heads) => write!(f, "`kv_channels: {}`", heads.kv_channels),
+            Self::Keys(heads) => write!(
+                f,
+                "`num_query_groups: {}` and `kv_channels: {}`",
+                heads.num_query_groups, heads.kv_channels
+            ),
             Self::Vocab(rows) => {
                 let name = TensorId::outside(Module::WordEmbeddings, Part::Weight).name();
                 write!(f, "the {rows} rows of `{name}`, which is padded alike")

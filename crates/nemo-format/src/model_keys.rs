@@ -9,7 +9,7 @@ use hydra_config::Node;
 use crate::source_note::RECORD;
 
 /// Read by the model, the tokenizer, the run or the conversion, or refused by the model under their name.
-const READ: [&str; 85] = [
+const READ: [&str; 86] = [
     "activation",
     "activation_func",
     "add_bias_linear",
@@ -75,6 +75,7 @@ const READ: [&str; 85] = [
     "parallel_attention",
     "position_embedding_type",
     "qk_layernorm",
+    "qk_layernorm_across_heads",
     "qkv_bias",
     "post_layernorms",
     "query_pre_attn_scalar",

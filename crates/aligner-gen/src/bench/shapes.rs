@@ -44,6 +44,8 @@ pub(super) fn source(shape: NamedShape, weights: Weights) -> Result<(ModelConfig
         "ffn_hidden_size": uniform.ffn_hidden_size,
         "num_attention_heads": uniform.heads.num_attention_heads,
         "num_query_groups": uniform.heads.num_query_groups,
+        "kv_channels": uniform.heads.kv_channels,
+        "qk_layernorm": uniform.qk_layernorm,
         "encoder_seq_length": MAX_SEQ_LEN_TOKENS,
         "normalization": uniform.norm.nemo_name(),
         "activation": activation,
@@ -62,6 +64,11 @@ pub(super) fn source(shape: NamedShape, weights: Weights) -> Result<(ModelConfig
         keys["position_embedding_type"] = json!("rope");
         keys["rotary_percentage"] = json!(rotary.rotary_dims as f64 / uniform.heads.kv_channels as f64);
         keys["rotary_base"] = json!(rotary.rotary_base);
+    }
+    if let Some(moe) = &uniform.moe {
+        keys["num_moe_experts"] = json!(moe.experts.num_experts);
+        keys["moe_ffn_hidden_size"] = json!(moe.experts.ffn_hidden_size);
+        keys["moe_router_topk"] = json!(moe.experts.router.topk);
     }
     let raw: RawModelConfig = serde_json::from_value(keys).map_err(anyhow::Error::from)?;
     let config = ModelConfig::try_from(raw)?;

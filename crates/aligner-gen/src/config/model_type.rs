@@ -144,6 +144,7 @@ impl ModelType {
                     sequential,
                     scaling(false),
                     head_norms(matches!(self, Self::Qwen3 | Self::Qwen3Moe | Self::Olmoe)),
+                    flag("qk_layernorm_across_heads", model.attention.norm_across_heads, self == Self::Olmoe),
                     experts(!matches!(self, Self::Llama | Self::Qwen2 | Self::Qwen3)),
                 ];
                 if matches!(self, Self::Qwen2 | Self::Qwen2Moe) {
@@ -214,13 +215,15 @@ mod tests {
                              qkv_bias: true\nnum_moe_experts: 4\n";
     const QWEN3_MOE: &str = "normalization: rmsnorm\nactivation: fast-swiglu\nposition_embedding_type: rope\nbias: false\n\
                              qk_layernorm: true\nnum_moe_experts: 4\n";
+    const OLMOE: &str = "normalization: rmsnorm\nactivation: fast-swiglu\nposition_embedding_type: rope\nbias: false\n\
+                         qk_layernorm: true\nqk_layernorm_across_heads: true\nnum_moe_experts: 4\n";
     const NEMOTRON: &str =
         "normalization: layernorm1p\nactivation: squared-relu\nposition_embedding_type: rope\n";
 
     #[test]
     fn every_family_runs_under_its_own_name_and_under_the_general_ones() {
-        const FAMILIES: [&str; 10] =
-            [GPT, LLAMA, GEMMA, FALCON, NEMOTRON, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE];
+        const FAMILIES: [&str; 11] =
+            [GPT, LLAMA, GEMMA, FALCON, NEMOTRON, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE];
         for (name, own) in [
             // A Llama may have biases: its only difference from a Qwen2.
             ("llama", vec![LLAMA, QWEN2]),
@@ -232,7 +235,7 @@ mod tests {
             ("mixtral", vec![MIXTRAL, QWEN2_MOE]),
             ("qwen2_moe", vec![QWEN2_MOE]),
             ("qwen3_moe", vec![QWEN3_MOE]),
-            ("olmoe", vec![QWEN3_MOE]),
+            ("olmoe", vec![OLMOE]),
         ] {
             for family in FAMILIES {
                 let fits = ModelType::parse(name).unwrap().check(&config(family)).is_ok();

@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use data::{KeptMetadata, LengthLimits, OnBadRecord, OnOverlength, TokenField};
 use model_core::{AttentionAlgorithm, Backend, LoadOptions, ModelConfig, Reduction};
 use model_spec::{
-    Activation, AttentionRule, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec,
-    PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore, UniformSpec,
+    Activation, AttentionRule, BlockStyle, HeadLayout, MoeLayers, Nonlinearity, NormSpec, Normalization,
+    OutputSpec, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore, UniformSpec,
 };
 use sampling::SamplingParams;
 
@@ -143,7 +143,7 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         position_embedding,
         // No sequence is longer.
         window: _,
-        attention: AttentionRule { scale, softcap: attn_logit_softcapping, ref local },
+        attention: AttentionRule { scale, softcap: attn_logit_softcapping, ref local, norm_across_heads },
         post_layernorms,
         apply_embedding_scaling,
         output:
@@ -168,8 +168,6 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         (rotary_dims, interleaved, rotary_base, seq_len_interpolation_factor)
     };
     let rotary = rotary.map(of_rotary);
-    let experts = moe.as_ref().map(|moe| moe.experts);
-    let shared = experts.and_then(|experts| experts.shared);
     ModelFields {
         num_layers,
         hidden_size,
@@ -185,21 +183,13 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         bias,
         qkv_bias,
         qk_layernorm,
+        qk_layernorm_across_heads: norm_across_heads,
         post_layernorms,
         query_pre_attn_scalar: scale.map(|scale| 1.0 / (scale * scale)),
         attn_logit_softcapping,
         final_logit_softcapping,
         is_local: local.as_ref().map(|local| local.is_local.clone()),
         local_tokens: local.as_ref().map(|local| local.tokens),
-        num_moe_experts: experts.map(|experts| experts.num_experts),
-        is_moe: moe.as_ref().map(|moe| moe.is_moe.clone()),
-        moe_ffn_hidden_size: experts.map(|experts| experts.ffn_hidden_size),
-        moe_router_topk: experts.map(|experts| experts.router.topk),
-        moe_router_score_function: experts.map(|experts| router_score_name(experts.router.score).to_owned()),
-        moe_router_enable_expert_bias: experts.map(|experts| experts.router.has_expert_bias),
-        moe_router_topk_scaling_factor: experts.and_then(|experts| experts.router.scaling),
-        moe_shared_expert_intermediate_size: shared.map(|shared| shared.ffn_hidden_size),
-        moe_shared_expert_gate: shared.map(|shared| shared.has_gate),
         rotary_base_local: local.as_ref().and_then(|local| local.rotary_base),
         position_embedding_type: if rotary.is_some() { "rope" } else { "learned_absolute" }.to_owned(),
         rotary_percentage: rotary.map(|(rotary_dims, ..)| rotary_dims as f64 / kv_channels as f64),
@@ -215,6 +205,25 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         output_layer_bias,
         apply_embedding_scaling,
         max_position_embeddings,
+        ..of_experts(moe.as_ref())
+    }
+}
+
+/// The fields of experts; the others as they are by default.
+fn of_experts(moe: Option<&MoeLayers>) -> ModelFields {
+    let experts = moe.map(|moe| moe.experts);
+    let shared = experts.and_then(|experts| experts.shared);
+    ModelFields {
+        num_moe_experts: experts.map(|experts| experts.num_experts),
+        is_moe: moe.map(|moe| moe.is_moe.clone()),
+        moe_ffn_hidden_size: experts.map(|experts| experts.ffn_hidden_size),
+        moe_router_topk: experts.map(|experts| experts.router.topk),
+        moe_router_score_function: experts.map(|experts| router_score_name(experts.router.score).to_owned()),
+        moe_router_enable_expert_bias: experts.map(|experts| experts.router.has_expert_bias),
+        moe_router_topk_scaling_factor: experts.and_then(|experts| experts.router.scaling),
+        moe_shared_expert_intermediate_size: shared.map(|shared| shared.ffn_hidden_size),
+        moe_shared_expert_gate: shared.map(|shared| shared.has_gate),
+        ..ModelFields::default()
     }
 }
 

@@ -196,6 +196,8 @@ pub(crate) struct ModelFields {
     /// Absent in records from before it was computed.
     #[serde(rename = "model.qk_layernorm", default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) qk_layernorm: bool,
+    #[serde(rename = "model.qk_layernorm_across_heads", default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) qk_layernorm_across_heads: bool,
     /// These are absent in records from before they were computed.
     #[serde(rename = "model.post_layernorms", default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) post_layernorms: bool,

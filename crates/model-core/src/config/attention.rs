@@ -39,7 +39,24 @@ pub(super) fn parse(raw: &RawModelConfig, num_layers: usize) -> Result<Attention
         scale: scale(raw)?,
         softcap: cap(raw, ATTENTION_CAP, raw.attn_logit_softcapping.as_ref())?,
         local: local(raw, num_layers)?,
+        norm_across_heads: norm_across_heads(raw)?,
     })
+}
+
+/// Whether queries and keys have norms over all heads, as those of OLMoE.
+fn norm_across_heads(raw: &RawModelConfig) -> Result<bool, ModelError> {
+    let is_on = raw.qk_layernorm_across_heads.unwrap_or(false);
+    let has_norms = raw.customized_flag("qk_layernorm")?.or(raw.qk_layernorm).unwrap_or(false);
+    let is_interleaved =
+        raw.customized_flag("rotary_interleaved")?.or(raw.rotary_interleaved).unwrap_or(false);
+    if is_on && (!has_norms || is_interleaved) {
+        return Err(ModelError::BadValue {
+            key: "qk_layernorm_across_heads",
+            expected: "false without `qk_layernorm`, and with `rotary_interleaved`".to_owned(),
+            actual: "true".to_owned(),
+        });
+    }
+    Ok(is_on)
 }
 
 /// The cap of the logits.

@@ -159,6 +159,7 @@ pub struct RawModelConfig {
     attention_type: Option<String>,
     normalize_attention_scores: Option<bool>,
     pub(super) qk_layernorm: Option<bool>,
+    pub(super) qk_layernorm_across_heads: Option<bool>,
     pub(super) parallel_attention: Option<bool>,
     pub(super) new_decoder_architecture: Option<bool>,
     pub(super) window_size: Option<RawWindow>,

@@ -189,6 +189,8 @@ fn what_the_model_cannot_compute_is_refused_by_key() {
         json!({ "apply_residual_connection_post_layernorm": true }),
         json!({ "mm_cfg": {"llm": 1} }),
         json!({ "mcore_customization_config": {"add_bias_linear": false} }),
+        json!({ "qk_layernorm_across_heads": true }),
+        json!({ "qk_layernorm": true, "rotary_interleaved": true, "qk_layernorm_across_heads": true }),
         json!({ "normalization": "batchnorm" }),
         json!({ "activation": "mish" }),
         json!({ "num_query_groups": 3 }),

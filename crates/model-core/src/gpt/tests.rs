@@ -1,8 +1,9 @@
 //! A model whose layers all differ, against its formulas written out slowly in double precision.
 
 use model_spec::{
-    Activation, AttentionSpec, BlockStyle, FfnSpec, Float, HeadLayout, LayerSpec, MlpSpec, Nonlinearity,
-    NormSpec, Normalization, RotaryConfig, RotaryPairing, TableRows,
+    Activation, AttentionSpec, BlockStyle, ExpertsSpec, FfnSpec, Float, HeadLayout, LayerSpec, MlpSpec,
+    MoeSpec, Nonlinearity, NormSpec, Normalization, RotaryConfig, RotaryPairing, RouterScore, RouterSpec,
+    TableRows,
 };
 use serde_json::json;
 use tch::Device;
@@ -12,8 +13,8 @@ use crate::backend::cpu::CpuLoader;
 use crate::backend::plain::PlainLoader;
 use crate::kinds::StoredFloat;
 use crate::layers::row_parallel::RowParallel;
-use crate::layers::{Attention, Layer, Mlp};
-use crate::ops::{LinearRole, LinearSource, Loader, Norm, WeightBytes, refuse_on_gpu};
+use crate::layers::{Attention, Ffn, Layer, Mlp};
+use crate::ops::{LinearRole, LinearSource, Loader, Norm, WeightBytes, refuse_experts_on_gpu, refuse_on_gpu};
 use crate::weights::Head;
 use crate::{AttentionSwitches, RawModelConfig};
 
@@ -117,6 +118,7 @@ fn attention(num_attention_heads: usize, norm: NormSpec, rotary: Option<RotaryCo
         qkv_bias: num_attention_heads == 4,
         proj_bias: num_attention_heads != 4,
         qk_norm: None,
+        norm_across_heads: false,
         rotary,
         window: None,
         local_tokens: None,
@@ -345,7 +347,8 @@ impl StoredLayer {
             (norm.load(), Mlp { fc1, activation, fc2, post_norm: None })
         });
         if self.spec.join == BlockStyle::Sequential {
-            return Layer::Sequential { attention, mlp };
+            let ffn = mlp.map(|(norm, mlp)| (norm, Ffn::Dense(mlp)));
+            return Layer::Sequential { attention, ffn };
         }
         let ((attention_norm, attention), (mlp_norm, mlp)) = (attention.unwrap(), mlp.unwrap());
         let mlp_norm = (!self.spec.shares_norm()).then_some(mlp_norm);
@@ -429,6 +432,13 @@ fn what_no_kernel_of_a_gpu_computes_is_refused_by_its_key() {
     // No sequence is longer than the window.
     assert!(said(AttentionSpec { local_tokens: Some(8), ..spec() }).is_ok());
     assert!(said(spec()).is_ok());
+    let norms = AttentionSpec { norm_across_heads: true, ..spec() };
+    insta::assert_snapshot!(said(norms).unwrap_err(), @"model config key `qk_layernorm_across_heads` is `true`, norms over all heads on a GPU with the fast engine, which is not supported; use the plain backend (`trt_llm.enable: false`), or a CPU");
+    let rule = RouterSpec { topk: 1, score: RouterScore::Sigmoid, has_expert_bias: false, scaling: None };
+    let experts = ExpertsSpec { num_experts: 8, ffn_hidden_size: 4, router: rule, shared: None };
+    let activation = Activation { nonlinearity: Nonlinearity::Silu, gated: true };
+    let error = refuse_experts_on_gpu(&MoeSpec { experts, activation, norm: RMS }).unwrap_err();
+    insta::assert_snapshot!(error, @"model config key `num_moe_experts` is `8`, a mixture of experts on a GPU with the fast engine, which is not supported; use the plain backend (`trt_llm.enable: false`), or a CPU");
 }
 
 #[test]

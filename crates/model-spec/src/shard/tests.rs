@@ -91,6 +91,17 @@ fn sizes_are_those_that_share_every_layer() {
 }
 
 #[test]
+fn norms_across_heads_are_not_shared() {
+    let attention = crate::AttentionRule { norm_across_heads: true, ..Default::default() };
+    let model = UniformSpec { qk_layernorm: true, attention, ..llama() }.spec(ROWS);
+    assert_eq!(model.tensor_parallel_sizes(), [1]);
+    let widths = [Module::QNorm, Module::KNorm]
+        .map(|module| model.tensor(TensorId::in_layer(0, module, Part::Weight)).unwrap().shape());
+    assert_eq!(widths, [[24], [12]]);
+    insta::assert_snapshot!(place(0, 2).part_of(&model).unwrap_err(), @"2 ranks cannot share `model.decoder.layers.0.self_attention.q_layernorm.weight` evenly, whose 1 parts follow from `qk_layernorm_across_heads: true`");
+}
+
+#[test]
 fn ranks_share_rows_that_do_not_divide() {
     let model = llama().spec(TableRows { vocab: 50, positions: 0 });
     let table = model.tensor(TensorId::outside(Module::WordEmbeddings, Part::Weight)).unwrap();

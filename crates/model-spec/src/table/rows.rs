@@ -2,8 +2,8 @@
 
 use super::{At, Need, Row, Scope};
 use crate::{
-    AttentionSpec, BlockStyle, Dim, FfnWidth, Key, MlpSpec, Module, MoeSpec, NormSpec, Normalization, Part,
-    Shard, SharedExpertSpec,
+    AttentionSpec, BlockStyle, Dim, FfnWidth, HeadLayout, Key, MlpSpec, Module, MoeSpec, NormSpec,
+    Normalization, Part, Shard, SharedExpertSpec,
 };
 
 const WEIGHT: &[Part] = &[Part::Weight];
@@ -62,7 +62,7 @@ pub(super) static ROWS: [Row; 21] = [
         scope: Scope::Layer,
         parts: WEIGHT_AND_BIAS,
         shard: Shard::Replicated,
-        dims: |at| Some(vec![Dim::Head(at.attention()?.heads)]),
+        dims: |at| Some(vec![head_norm_dim(at.attention()?, Dim::Query)]),
         need: |at, part| head_norm(at, part),
     },
     Row {
@@ -71,7 +71,7 @@ pub(super) static ROWS: [Row; 21] = [
         scope: Scope::Layer,
         parts: WEIGHT_AND_BIAS,
         shard: Shard::Replicated,
-        dims: |at| Some(vec![Dim::Head(at.attention()?.heads)]),
+        dims: |at| Some(vec![head_norm_dim(at.attention()?, Dim::Keys)]),
         need: |at, part| head_norm(at, part),
     },
     Row {
@@ -254,6 +254,11 @@ fn post_norm(spec: Option<&Option<NormSpec>>, part: Part) -> Need {
         Some(None) => Need::Lacks(Key::PostLayernorms),
         None => Need::Lacks(Key::LayerKind),
     }
+}
+
+/// What the norm of heads is over: one of them, or all.
+fn head_norm_dim(attention: &AttentionSpec, all: fn(HeadLayout) -> Dim) -> Dim {
+    if attention.norm_across_heads { all(attention.heads) } else { Dim::Head(attention.heads) }
 }
 
 fn head_norm(at: &At<'_>, part: Part) -> Need {

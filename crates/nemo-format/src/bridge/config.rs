@@ -35,6 +35,11 @@ const PLAIN: [&str; 19] = [
 /// The same with scaled embeddings.
 const SCALED: [&str; 2] = ["CodeGemmaModelProvider", "GemmaModelProvider"];
 
+/// OLMoE, whose norms of queries and keys are over all heads.
+const OLMOE: &str = "OlMoEModelProvider";
+/// What makes its layers.
+const OLMOE_LAYER_SPECS: [&str; 1] = ["olmoe_layer_spec"];
+
 /// Gemma 2 and 3, whose layers are their classes' own.
 const GEMMA2: &str = "Gemma2ModelProvider";
 const GEMMA3: &str = "Gemma3ModelProvider";
@@ -176,7 +181,8 @@ pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, F
     let begins_with = |names: &[&str]| names.iter().any(|name| class.starts_with(name));
     let is_scaled = begins_with(&SCALED);
     let has_own_layers = begins_with(&[GEMMA2, GEMMA3]);
-    if !is_scaled && !has_own_layers && !begins_with(&PLAIN) {
+    let is_olmoe = begins_with(&[OLMOE]);
+    if !is_scaled && !has_own_layers && !is_olmoe && !begins_with(&PLAIN) {
         let hint = "read are the GPT, Llama, Mistral, Mixtral, Gemma, Nemotron, Qwen 2 and 3 and StarCoder 2 providers, whose models \
                     follow from their fields";
         return Err(FormatError::Unsupported {
@@ -184,7 +190,11 @@ pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, F
             hint: hint.to_owned(),
         });
     }
-    let own = if has_own_layers { &GEMMA_LAYER_SPECS[..] } else { &[] };
+    let own = match (has_own_layers, is_olmoe) {
+        (true, _) => &GEMMA_LAYER_SPECS[..],
+        (_, true) => &OLMOE_LAYER_SPECS[..],
+        _ => &[],
+    };
     refuse_switched_on(&fields, &file, own)?;
     let mut config = nemo2::model_section(&fields).map_err(bad)?;
     if begins_with(&[GEMMA2]) {
@@ -198,6 +208,9 @@ pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, F
     }
     if begins_with(&[GEMMA3]) {
         nemo2::gemma3_section(&fields, 1, &mut config).map_err(bad)?;
+    }
+    if is_olmoe {
+        config.set("qk_layernorm_across_heads", Node::Bool(true));
     }
     if is_scaled {
         config.set("apply_embedding_scaling", Node::Bool(true));

@@ -291,7 +291,10 @@ impl ModelArch {
 
     /// What attention and the outputs do otherwise than most.
     fn set_attention(&self, config: &mut Node) {
-        let AttentionRule { scale, softcap, local } = &self.model.attention;
+        let AttentionRule { scale, softcap, local, norm_across_heads } = &self.model.attention;
+        if *norm_across_heads {
+            config.set("qk_layernorm_across_heads", Node::Bool(true));
+        }
         if let Some(scalar) = scale.map(inverse_square) {
             config.set("query_pre_attn_scalar", Node::Float(scalar));
         }

@@ -20,6 +20,7 @@ pub(super) enum Family {
     Mixtral,
     Qwen2Moe,
     Qwen3Moe,
+    Olmoe,
 }
 
 /// The facts of a family.
@@ -175,6 +176,13 @@ const QWEN2_MOE: FamilyFacts = FamilyFacts {
 const QWEN3_MOE: FamilyFacts =
     FamilyFacts { name: "qwen3_moe", classes: &["Qwen3MoeForCausalLM", "Qwen3MoeModel"], ..QWEN3 };
 
+const OLMOE: FamilyFacts = FamilyFacts {
+    name: "olmoe",
+    classes: &["OlmoeForCausalLM", "OlmoeModel"],
+    tokenizer_class: "GPTNeoXTokenizer",
+    ..QWEN3_MOE
+};
+
 const NEMOTRON: FamilyFacts = FamilyFacts {
     name: "nemotron",
     classes: &["NemotronForCausalLM", "NemotronModel"],
@@ -241,6 +249,7 @@ impl Family {
             Self::Mixtral => &MIXTRAL,
             Self::Qwen2Moe => &QWEN2_MOE,
             Self::Qwen3Moe => &QWEN3_MOE,
+            Self::Olmoe => &OLMOE,
         }
     }
 

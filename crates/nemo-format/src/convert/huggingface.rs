@@ -26,7 +26,7 @@ const DEFAULT_MAX_POSITIONS: u64 = 2048;
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 const DEFAULT_INITIALIZER_RANGE: f64 = 0.02;
 const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `falcon`, `gpt2`, \
-                         `gptj`, `gpt_neox`, `mixtral`, `nemotron`, `qwen2`, `qwen2_moe`, `qwen3` and `qwen3_moe`";
+                         `gptj`, `gpt_neox`, `mixtral`, `nemotron`, `olmoe`, `qwen2`, `qwen2_moe`, `qwen3` and `qwen3_moe`";
 
 /// A model of Hugging Face, understood.
 pub(super) struct HfModel {
@@ -61,6 +61,7 @@ pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result
         "nemotron" => (nemotron(config)?, names::NEMOTRON),
         "qwen2" => (qwen::qwen(config, Family::Qwen2)?, names::LLAMA),
         "qwen3" => (qwen::qwen(config, Family::Qwen3)?, names::LLAMA),
+        "olmoe" => (moe::olmoe(config)?, names::QWEN_MOE),
         "qwen2_moe" => (moe::qwen(config, Family::Qwen2Moe)?, names::QWEN_MOE),
         "qwen3_moe" => (moe::qwen(config, Family::Qwen3Moe)?, names::QWEN_MOE),
         other => {

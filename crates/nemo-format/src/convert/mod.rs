@@ -154,7 +154,7 @@ pub fn convert_checkpoint(
 }
 
 /// Converts `input` to a Hugging Face folder at `output`: a Llama, a Mistral, a Mixtral, a Qwen2 or a Qwen3
-/// with experts or without, a Gemma or a Gemma 2.
+/// with experts or without, an OLMoE, a Gemma or a Gemma 2.
 ///
 /// # Errors
 /// When the input is of no supported kind or is damaged, or its architecture is none of these; when `output` exists and

@@ -10,7 +10,7 @@ use nemo_format::{
 };
 use proptest::prelude::*;
 
-use crate::fixtures::fixture;
+use crate::fixtures::{converted, fixture};
 
 struct Memory(BTreeMap<String, (TensorMeta, Vec<u8>)>);
 
@@ -124,6 +124,56 @@ fn a_failed_write_leaves_nothing() {
     let error = write_nemo(&path, "", &[], &source, &WriteOptions::default()).unwrap_err();
     insta::assert_snapshot!(error, @"tensor `model.decoder.layers.w` is inconsistent: its layers or experts are not the same shape and type, numbered from 0");
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+}
+
+/// The keys of one layer, or of all where they are stacked, with their shapes.
+fn stored_experts(family: &str) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = converted(&fixture(&format!("families/{family}")), folder.path());
+    let is_shown = |name: &str| name.contains("mlp") && !name.contains("layers.2.");
+    let shown = checkpoint.stored_tensors().iter().filter(|stored| is_shown(&stored.name));
+    shown.map(|stored| format!("{} {:?}", stored.name, stored.meta.shape)).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn experts_are_stacked_as_in_megatron_core() {
+    insta::assert_snapshot!(stored_experts("qwen2_moe"), @r"
+model.decoder.layers.pre_mlp_layernorm.weight [2, 32]
+model.decoder.layers.mlp.router.weight [2, 5, 32]
+model.decoder.layers.mlp.shared_experts.linear_fc1.weight [2, 80, 32]
+model.decoder.layers.mlp.shared_experts.linear_fc2.weight [2, 32, 40]
+model.decoder.layers.mlp.shared_experts.gate_weight [2, 1, 32]
+model.decoder.layers.mlp.experts.experts.linear_fc1.weight [2, 5, 48, 32]
+model.decoder.layers.mlp.experts.experts.linear_fc2.weight [2, 5, 32, 24]
+");
+    insta::assert_snapshot!(stored_experts("qwen3_moe"), @r"
+model.decoder.layers.0.pre_mlp_layernorm.weight [32]
+model.decoder.layers.0.mlp.router.weight [6, 32]
+model.decoder.layers.0.mlp.experts.experts.linear_fc1.weight [6, 48, 32]
+model.decoder.layers.0.mlp.experts.experts.linear_fc2.weight [6, 32, 24]
+model.decoder.layers.1.mlp.linear_fc1.layer_norm_weight [32]
+model.decoder.layers.1.mlp.linear_fc1.weight [128, 32]
+model.decoder.layers.1.mlp.linear_fc2.weight [32, 64]
+");
+}
+
+#[test]
+fn axes_of_layers_and_experts_are_there() {
+    let error = |name: &str, shape: Vec<u64>| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.nemo");
+        let num_bytes = shape.iter().product::<u64>() as usize * 4;
+        let meta = TensorMeta { dtype: DType::F32, shape };
+        let source = Memory(BTreeMap::from([(name.to_owned(), (meta, vec![0; num_bytes]))]));
+        write_nemo(&path, "num_layers: 2", &[], &source, &WriteOptions::default()).unwrap();
+        let opened = Checkpoint::open(&path).map(|checkpoint| checkpoint.tensors().names().count());
+        opened.map_err(|error| error.to_string())
+    };
+    let stacked = "model.decoder.layers.mlp.experts.experts.linear_fc2.weight";
+    insta::assert_snapshot!(error(stacked, vec![]).unwrap_err(), @"tensor `model.decoder.layers.mlp.experts.experts.linear_fc2.weight` is inconsistent: a stacked tensor has no layer axis");
+    insta::assert_snapshot!(error(stacked, vec![2]).unwrap_err(), @"tensor `model.decoder.layers.mlp.experts.experts.linear_fc2.weight` is inconsistent: a stacked tensor has no expert axis");
+    assert_eq!(error(stacked, vec![2, 3]), Ok(6));
+    assert_eq!(error(stacked, vec![2, 0]), Ok(0));
 }
 
 proptest! {

@@ -4,7 +4,7 @@ use super::Key;
 
 const BLOCK: &str = "model.parallel_attention";
 
-pub(super) const KEYS: [Key; 78] = [
+pub(super) const KEYS: [Key; 79] = [
     Key::dropped("model.target"),
     Key::dropped("model.nemo_version"),
     Key::read_as("model.tokenizer", "tokenizer"),
@@ -24,6 +24,7 @@ pub(super) const KEYS: [Key; 78] = [
     Key::read("model.bias"),
     Key::read("model.qkv_bias"),
     Key::read("model.qk_layernorm"),
+    Key::read("model.qk_layernorm_across_heads"),
     Key::read("model.position_embedding_type"),
     Key::read("model.rotary_percentage"),
     Key::read("model.rotary_base"),

@@ -128,6 +128,7 @@ const OF_THE_MODEL: &[Change] = &[
     ("model.bias", &[], &["true"]),
     ("model.qkv_bias", &[], &["true"]),
     ("model.qk_layernorm", &[], &["true"]),
+    ("model.qk_layernorm_across_heads", &["++model.qk_layernorm=true"], &["true"]),
     ("model.position_embedding_type", &[], &["learned_absolute"]),
     ("model.rotary_percentage", &[], &["0.5"]),
     ("model.rotary_base", &[], &["500000"]),

@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 
 use super::super::arch::{Biases, ModelArch, Rope, RopeExtension, size};
 use super::super::family::{Announced, Family};
-use super::{experts, gemma2, shown};
+use super::experts::{self, QkNorm};
+use super::{gemma2, shown};
 use crate::writer::FolderFile;
 use crate::{DType, FormatError};
 
@@ -154,6 +155,7 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
     refuse_other_models(config)?;
     let customized = config.bool("mcore_customization_config.qk_layernorm")?;
     let qk_norm = customized.or(config.bool("qk_layernorm")?).unwrap_or(false);
+    let is_across_heads = config.bool("qk_layernorm_across_heads")?.unwrap_or(false);
     let is_gemma2 = gemma2::is_meant(config)?;
     let window = if is_gemma2 { None } else { window(config)? };
     let biases = match (config.bool("bias")?.unwrap_or(true), config.bool("qkv_bias")?.unwrap_or(false)) {
@@ -164,7 +166,7 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
     let num_layers = config.require_u64("num_layers")?;
     let ffn_hidden_size = config.require_u64("ffn_hidden_size")?;
     let moe = experts::read(config, num_layers, ffn_hidden_size)?;
-    let kind = Kind { window, biases, qk_norm, is_gemma2, moe: moe.as_ref() };
+    let kind = Kind { window, biases, qk_norm, is_across_heads, is_gemma2, moe: moe.as_ref() };
     let (family, activation) = family(config, &kind)?;
     let hidden_size = config.require_u64("hidden_size")?;
     let num_attention_heads = config.require_u64("num_attention_heads")?;
@@ -209,6 +211,7 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
     let tables = TableRows { vocab: vocab_size, positions: max_position_embeddings };
     let init_method_std = config.f64("init_method_std")?.unwrap_or(0.02);
     let mut arch = ModelArch::new(family, model, tables, init_method_std);
+    arch.model.attention.norm_across_heads = is_across_heads;
     arch.set_rope(rope(config)?);
     arch.set_sliding_window(window);
     if is_gemma2 {
@@ -272,8 +275,20 @@ struct Kind<'a> {
     window: Option<u64>,
     biases: Biases,
     qk_norm: bool,
+    is_across_heads: bool,
     is_gemma2: bool,
     moe: Option<&'a MoeLayers>,
+}
+
+impl Kind<'_> {
+    fn family_of_experts(&self) -> Result<Option<Family>, FormatError> {
+        let qk_norm = match (self.qk_norm, self.is_across_heads) {
+            (false, _) => QkNorm::None,
+            (true, false) => QkNorm::EachHead,
+            (true, true) => QkNorm::AllHeads,
+        };
+        self.moe.map(|moe| experts::family(moe, qk_norm, self.biases != Biases::None)).transpose()
+    }
 }
 
 fn family(config: &NemoConfig<'_>, kind: &Kind<'_>) -> Result<(Family, Activation), FormatError> {
@@ -284,10 +299,10 @@ fn family(config: &NemoConfig<'_>, kind: &Kind<'_>) -> Result<(Family, Activatio
         ("swiglu" | "fast-swiglu", false, false) if !kind.is_gemma2 => {
             let is_mistral =
                 kind.window.is_some() || config.text("huggingface.model_type")? == Some("mistral");
-            let of_experts = kind
-                .moe
-                .map(|moe| experts::family(moe, kind.qk_norm, kind.biases != Biases::None))
-                .transpose()?;
+            let of_experts = kind.family_of_experts()?;
+            if kind.is_across_heads && (of_experts.is_none() || !kind.qk_norm) {
+                return Err(refused("qk_layernorm_across_heads `true`"));
+            }
             let family = match kind.biases {
                 _ if kind.qk_norm => Family::Qwen3,
                 _ if is_mistral => Family::Mistral,
@@ -380,7 +395,7 @@ pub(super) fn config_json(
     }
     // A class without the key, which only reads one that is there.
     let is_usual = model.heads.query_size() == model.hidden_size;
-    if matches!(arch.family, Family::Qwen2 | Family::Qwen2Moe | Family::Mixtral)
+    if matches!(arch.family, Family::Qwen2 | Family::Qwen2Moe | Family::Mixtral | Family::Olmoe)
         && is_usual
         && let Some(keys) = document.as_object_mut()
     {

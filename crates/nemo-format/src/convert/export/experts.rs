@@ -31,7 +31,7 @@ const BALANCING: [&str; 4] = ["aux_loss", "seq_aux_loss", "global_aux_loss", "no
 fn refused(what: &str) -> FormatError {
     FormatError::NotExported {
         what: what.to_owned(),
-        hint: "of models with experts it writes Mixtral, Qwen2-MoE and Qwen3-MoE folders only; leave `--to hf` out to write a \
+        hint: "of models with experts it writes Mixtral, Qwen2-MoE, Qwen3-MoE and OLMoE folders only; leave `--to hf` out to write a \
                `.nemo`, which generates as it is"
             .to_owned(),
     }
@@ -107,16 +107,26 @@ fn layers(config: &NemoConfig<'_>, num_layers: u64) -> Result<Vec<bool>, FormatE
     }
 }
 
+/// The norms of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum QkNorm {
+    None,
+    EachHead,
+    AllHeads,
+}
+
 /// The family with such experts, and norms and biases of attention as these.
-pub(super) fn family(moe: &MoeLayers, qk_norm: bool, has_biases: bool) -> Result<Family, FormatError> {
+pub(super) fn family(moe: &MoeLayers, qk_norm: QkNorm, has_biases: bool) -> Result<Family, FormatError> {
+    let leaves_out = moe.is_moe.contains(&false);
     let is_normed = moe.experts.router.score == RouterScore::SoftmaxOfChosen;
     match moe.experts.shared {
-        Some(SharedExpertSpec { has_gate: true, .. }) if !qk_norm => Ok(Family::Qwen2Moe),
+        Some(SharedExpertSpec { has_gate: true, .. }) if qk_norm == QkNorm::None => Ok(Family::Qwen2Moe),
         Some(_) => Err(refused("a shared expert without a gate, or beside norms of queries and keys,")),
-        None if qk_norm => Ok(Family::Qwen3Moe),
+        None if qk_norm == QkNorm::EachHead => Ok(Family::Qwen3Moe),
+        None if leaves_out => Err(refused("a moe_layer_freq that leaves layers out")),
+        None if qk_norm == QkNorm::AllHeads => Ok(Family::Olmoe),
         None if has_biases => Err(refused("biases of queries, keys and values without a shared expert")),
         None if !is_normed => Err(refused("moe_router_pre_softmax `true` without norms of queries and keys")),
-        None if moe.is_moe.contains(&false) => Err(refused("a moe_layer_freq that leaves layers out")),
         None => Ok(Family::Mixtral),
     }
 }
@@ -129,6 +139,14 @@ pub(super) fn keys(family: Family, model: &UniformSpec) -> Vec<(&'static str, Va
         keys.extend([
             ("num_local_experts", json!(experts.num_experts)),
             ("intermediate_size", json!(experts.ffn_hidden_size)),
+        ]);
+        return keys;
+    }
+    if family == Family::Olmoe {
+        keys.extend([
+            ("num_experts", json!(experts.num_experts)),
+            ("intermediate_size", json!(experts.ffn_hidden_size)),
+            ("norm_topk_prob", json!(experts.router.score == RouterScore::SoftmaxOfChosen)),
         ]);
         return keys;
     }

@@ -1,5 +1,5 @@
 //! The way back: Megatron-Core tensors and `model_config.yaml` as a Hugging Face Llama, Mistral, Mixtral, Qwen2 or Qwen3
-//! (with experts or without), Gemma or Gemma 2.
+//! (with experts or without), OLMoE, Gemma or Gemma 2.
 //!
 //! Whatever the target's `config.json` cannot say is refused by name. Values are moved, never computed, except for the 1
 //! that Gemma's norm weights are without.
@@ -197,7 +197,7 @@ fn names_of(family: Family) -> NameMap {
     match family {
         Family::Gemma2 => GEMMA2,
         Family::Mixtral => MIXTRAL,
-        Family::Qwen2Moe | Family::Qwen3Moe => QWEN_MOE,
+        Family::Qwen2Moe | Family::Qwen3Moe | Family::Olmoe => QWEN_MOE,
         _ => LLAMA,
     }
 }

@@ -1,6 +1,6 @@
-//! Mixtures of experts: Mixtral, Qwen 2 and 3.
+//! Mixtures of experts: Mixtral, Qwen 2 and 3, OLMoE.
 //!
-//! Read from transformers' `MixtralConfig`, `Qwen2MoeConfig` and `Qwen3MoeConfig`. Their routers take the softmax of all
+//! Read from transformers' `MixtralConfig`, `Qwen2MoeConfig`, `Qwen3MoeConfig` and `OlmoeConfig`. Their routers take the softmax of all
 //! logits and then the best experts. Where the weights of these are divided by their sum (always in Mixtral, with
 //! `norm_topk_prob` elsewhere), that is the softmax of the chosen logits, as Megatron-Core has it without
 //! `moe_router_pre_softmax`; else it is that with it.
@@ -34,7 +34,7 @@ pub(super) fn mixtral(config: &HfConfig) -> Result<ModelArch, FormatError> {
 /// Qwen with experts in all or some layers: beside a shared one (2), or with norms of query and key heads (3).
 pub(super) fn qwen(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
     let mut arch = llama(config, family)?;
-    refuse_windows(config)?;
+    refuse_windows(config, arch.model.num_layers)?;
     arch.tables.positions = config.u64(&["max_position_embeddings"])?.unwrap_or(32_768);
     let (default_groups, default_topk, default_width, default_experts) = match family {
         Family::Qwen2Moe => (16, 4, 1408, 60),
@@ -60,6 +60,30 @@ pub(super) fn qwen(config: &HfConfig, family: Family) -> Result<ModelArch, Forma
     Ok(arch)
 }
 
+/// Norms over all query heads and over all key heads, and experts in every layer.
+pub(super) fn olmoe(config: &HfConfig) -> Result<ModelArch, FormatError> {
+    if let Some(limit) = config.f64(&["clip_qkv"])? {
+        let hint = "queries, keys and values are not limited; a model trained so has `clip_qkv: null`";
+        return Err(config.unsupported(&format!("`clip_qkv: {limit}`"), hint));
+    }
+    let mut arch = llama(config, Family::Olmoe)?;
+    arch.model.norm.epsilon = config.f64(&["rms_norm_eps"])?.unwrap_or(1e-5);
+    arch.model.attention.norm_across_heads = true;
+    arch.tables.positions = config.u64(&["max_position_embeddings"])?.unwrap_or(4096);
+    let heads = &mut arch.model.heads;
+    heads.num_query_groups = config.u64(&["num_key_value_heads"])?.map_or(heads.num_attention_heads, size);
+    let stated = Experts {
+        num_experts: config.u64(&["num_experts", "num_local_experts"])?.unwrap_or(64),
+        topk: config.u64(&["num_experts_per_tok"])?.unwrap_or(8),
+        ffn_hidden_size: arch.model.ffn_hidden_size as u64,
+        is_normed: config.bool("norm_topk_prob")?.unwrap_or(false),
+        shared: None,
+    };
+    let is_moe = vec![true; arch.model.num_layers];
+    stated.set(config, &mut arch, is_moe)?;
+    Ok(arch)
+}
+
 /// A null is as many as heads.
 fn set_groups(config: &HfConfig, arch: &mut ModelArch, default: usize) -> Result<(), FormatError> {
     let heads = &mut arch.model.heads;
@@ -79,7 +103,7 @@ fn sparse_layers(config: &HfConfig, num_layers: usize) -> Result<Vec<bool>, Form
 }
 
 /// Windows are off by default. Every key is asked for, whichever of them count.
-fn refuse_windows(config: &HfConfig) -> Result<(), FormatError> {
+fn refuse_windows(config: &HfConfig, num_layers: usize) -> Result<(), FormatError> {
     let is_used = config.bool("use_sliding_window")?.unwrap_or(false);
     let default = (!config.mentions("sliding_window")).then_some(4096);
     let window = config.u64(&["sliding_window"])?.or(default).filter(|&window| is_used && window > 0);
@@ -87,8 +111,15 @@ fn refuse_windows(config: &HfConfig) -> Result<(), FormatError> {
     let has_list = config.has("layer_types");
     let hint = "attention over all earlier positions is computed in every layer; a model trained so has \
                 `use_sliding_window: false`";
-    if let Some(kind) = config.texts("layer_types").iter().find(|kind| **kind != "full_attention") {
+    let kinds = config.texts("layer_types");
+    if let Some(kind) = kinds.iter().find(|kind| **kind != "full_attention") {
         return Err(config.unsupported(&format!("`layer_types` with `{kind}`"), hint));
+    }
+    if has_list && kinds.len() != num_layers {
+        return Err(config.bad(format!(
+            "`layer_types` has {} entries and `num_hidden_layers` is {num_layers}",
+            kinds.len()
+        )));
     }
     match window.filter(|_| !has_list) {
         Some(window) => {

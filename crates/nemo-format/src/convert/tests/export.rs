@@ -52,7 +52,7 @@ fn there_and_back(source: &Path, options: &ConvertOptions<'_>) -> (tempfile::Tem
 fn a_round_trip_changes_nothing() {
     let dense =
         ["gemma", "gemma2", "llama31", "llama32", "mistral", "qwen2", "qwen2_tied", "qwen3", "qwen3_tied"];
-    for name in dense.into_iter().chain(["mixtral", "qwen2_moe", "qwen3_moe"]) {
+    for name in dense.into_iter().chain(["mixtral", "olmoe", "qwen2_moe", "qwen3_moe"]) {
         let (folder, report) = there_and_back(&family(name), &ConvertOptions::default());
         let back = folder.path().join("hf");
         let (old, new) = (

@@ -5,7 +5,7 @@ use md5::{Digest, Md5};
 use super::*;
 
 const FAMILIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/families");
-const NAMES: [&str; 20] = [
+const NAMES: [&str; 21] = [
     "falcon40b",
     "falcon7b",
     "gemma",
@@ -20,6 +20,7 @@ const NAMES: [&str; 20] = [
     "mistral",
     "mixtral",
     "nemotron",
+    "olmoe",
     "qwen2",
     "qwen2_moe",
     "qwen2_tied",

@@ -46,7 +46,7 @@ fn options_that_have_no_counterpart_are_named() {
     insta::assert_snapshot!(check("gptj", &|c| c["rotary_dim"] = 100.into()), @"`FOLDER/config.json` is not a model configuration: rotary_dim is 100, the head dimension is 8");
     insta::assert_snapshot!(check("gptj", &|c| c["rotary_dim"] = 3.into()), @"`FOLDER/config.json` is not a model configuration: 3 of 8 dimensions of a head are rotated, an odd number");
     insta::assert_snapshot!(check("gpt_neox", &|c| c["rope_parameters"]["partial_rotary_factor"] = 1.5.into()), @"`FOLDER/config.json` is not a model configuration: the rotary embedding turns the share 1.5 of a head");
-    insta::assert_snapshot!(check("gemma", &|c| c["model_type"] = "gemma3".into()), @"`FOLDER/config.json`, model_type `gemma3` (GemmaForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, `mixtral`, `nemotron`, `qwen2`, `qwen2_moe`, `qwen3` and `qwen3_moe`");
+    insta::assert_snapshot!(check("gemma", &|c| c["model_type"] = "gemma3".into()), @"`FOLDER/config.json`, model_type `gemma3` (GemmaForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, `mixtral`, `nemotron`, `olmoe`, `qwen2`, `qwen2_moe`, `qwen3` and `qwen3_moe`");
     insta::assert_snapshot!(check("gemma2", &|c| c["layer_types"] = serde_json::json!(["full_attention"])), @"`FOLDER/config.json` is not a model configuration: `layer_types` has 1 entries and `num_hidden_layers` is 2");
     insta::assert_snapshot!(check("gemma2", &|c| c["layer_types"][1] = "linear_attention".into()), @"`layer_types` with `linear_attention` in `FOLDER/config.json` cannot be read: layers of Gemma are of `sliding_attention` and `full_attention`");
     insta::assert_snapshot!(check("gemma2", &|c| c["attn_logit_softcapping"] = 0.0.into()), @"`FOLDER/config.json` is not a model configuration: the key `attn_logit_softcapping` is `0`, expected a number above 0");
@@ -54,7 +54,7 @@ fn options_that_have_no_counterpart_are_named() {
     insta::assert_snapshot!(check("gemma3", &|c| c["attn_logit_softcapping"] = 50.0.into()), @"`attn_logit_softcapping` in `FOLDER/config.json` cannot be read: transformers does not compute it for this class: set it to null");
     insta::assert_snapshot!(check("gemma3", &|c| c["rope_local_base_freq"] = 7.into()), @"`FOLDER/config.json` is not a model configuration: a base of the rotation is 100 and 7; remove the wrong one");
     insta::assert_snapshot!(check("gemma3", &|c| c["rope_parameters"]["sliding_attention"]["rope_type"] = "linear".into()), @"`FOLDER/config.json` is not a model configuration: rope_scaling of type `linear` has no `factor`");
-    insta::assert_snapshot!(check("mistral", &|c| c["model_type"] = "jamba".into()), @"`FOLDER/config.json`, model_type `jamba` (MistralForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, `mixtral`, `nemotron`, `qwen2`, `qwen2_moe`, `qwen3` and `qwen3_moe`");
+    insta::assert_snapshot!(check("mistral", &|c| c["model_type"] = "jamba".into()), @"`FOLDER/config.json`, model_type `jamba` (MistralForCausalLM), cannot be read: supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `falcon`, `gpt2`, `gptj`, `gpt_neox`, `mixtral`, `nemotron`, `olmoe`, `qwen2`, `qwen2_moe`, `qwen3` and `qwen3_moe`");
     insta::assert_snapshot!(check("mistral", &|c| c["quantization_config"] = serde_json::json!({"bits": 4})), @"quantised weights in `FOLDER/config.json` cannot be read: convert the original bf16 or fp16 model");
     insta::assert_snapshot!(check("llama31", &|c| c["rope_parameters"]["rope_type"] = "dynamic".into()), @"rope_scaling of type `dynamic` in `FOLDER/config.json` cannot be read: supported types are `default`, `linear` and `llama3`");
     insta::assert_snapshot!(check("llama31", &|c| c["rope_parameters"]["factor"] = serde_json::Value::Null), @"`FOLDER/config.json` is not a model configuration: rope_scaling of type `llama3` needs `factor`, a number above 0");
@@ -105,6 +105,27 @@ fn the_tokenizer_of_another_model_is_named() {
 }
 
 #[test]
+fn experts_that_contradict_their_configuration_are_named() {
+    let check = family_error;
+    insta::assert_snapshot!(check("mixtral", &|c| c["num_local_experts"] = 5.into()), @"");
+    insta::assert_snapshot!(check("mixtral", &|c| c["num_local_experts"] = 3.into()), @"");
+    insta::assert_snapshot!(check("mixtral", &|c| c["num_experts_per_tok"] = 5.into()), @"");
+    insta::assert_snapshot!(check("mixtral", &|c| c["num_experts"] = 5.into()), @"");
+    insta::assert_snapshot!(check("qwen3_moe", &|c| c["mlp_only_layers"] = serde_json::json!([])), @"");
+    insta::assert_snapshot!(check("qwen3_moe", &|c| c["mlp_only_layers"] = serde_json::json!(["1"])), @"");
+    insta::assert_snapshot!(check("qwen3_moe", &|c| c["decoder_sparse_step"] = 0.into()), @"");
+    insta::assert_snapshot!(check("qwen3_moe", &|c| c["moe_intermediate_size"] = 20.into()), @"");
+    insta::assert_snapshot!(check("qwen2_moe", &|c| c["shared_expert_intermediate_size"] = 44.into()), @"");
+    insta::assert_snapshot!(check("qwen2_moe", &|c| c["qkv_bias"] = false.into()), @"");
+    insta::assert_snapshot!(check("qwen2_moe", &|c| {
+        c["use_sliding_window"] = true.into();
+        c["sliding_window"] = 4.into();
+        c.as_object_mut().unwrap().remove("layer_types");
+    }), @"");
+    insta::assert_snapshot!(check("olmoe", &|c| c["clip_qkv"] = 8.0.into()), @"");
+}
+
+#[test]
 fn what_hugging_face_cannot_express_is_named() {
     let check = |name: &str, edit: &dyn Fn(&mut Node)| {
         let folder = tempfile::tempdir().unwrap();
@@ -148,6 +169,8 @@ fn what_hugging_face_cannot_express_is_named() {
         ("mixtral", "moe_router_load_balancing_type", Node::from("sinkhorn")),
         ("qwen3_moe", "moe_router_num_groups", Node::Int(2)),
         ("qwen3_moe", "shared expert", Node::Null),
+        ("olmoe", "moe_layer_freq", Node::Int(2)),
+        ("llama31", "qk_layernorm_across_heads", Node::Bool(true)),
     ] {
         let error = check(name, &|config| match key {
             "shared expert" => config.set("moe_shared_expert_intermediate_size", Node::Int(8)),
