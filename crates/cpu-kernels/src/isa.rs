@@ -3,6 +3,8 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 
+use tch::Kind;
+
 use crate::CpuKernelError;
 
 /// The instruction sets the kernels are compiled for, best last.
@@ -55,6 +57,15 @@ impl Isa {
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
             Self::Amx => "amx",
+        }
+    }
+
+    /// The name of the arithmetic for elements of `kind`: with the same name results are bitwise identical.
+    pub fn arithmetic(self, kind: Kind) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx512Bf16 | Self::Amx if kind == Kind::BFloat16 => self.name(),
+            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 | Self::Amx => "fused multiply-add",
         }
     }
 

@@ -345,6 +345,8 @@ impl Tiles<bf16> {
 /// Columns of a panel that the portable loop takes at once, so that the sums fit 16 registers of four.
 const PORTABLE_COLUMNS: usize = 8;
 
+const _: () = assert!(cfg!(target_endian = "little"), "pairs of bfloat16 are taken apart as words");
+
 /// What the compiler makes of plain loops.
 ///
 /// # Safety
@@ -363,14 +365,19 @@ unsafe fn tile_portable<const ROWS: usize, E: Elem>(
             sums.copy_from_slice(&values[first..first + PORTABLE_COLUMNS]);
         }
         for group in 0..panel.num_groups {
-            // SAFETY: inside the panel by the caller's promise.
-            let columns = unsafe { panel.start.add(group * panel.stride_elems + first * E::GROUP) };
+            // SAFETY: a column's group is four bytes, of one element or a pair, and those from `first` on are inside the
+            // panel by the caller's promise.
+            let columns = unsafe {
+                let start = panel.start.add(group * panel.stride_elems + first * E::GROUP);
+                start.cast::<[u32; PORTABLE_COLUMNS]>().read_unaligned()
+            };
             for within in 0..E::GROUP {
-                let mut right = [0.0_f32; PORTABLE_COLUMNS];
-                for (column, right) in right.iter_mut().enumerate() {
-                    // SAFETY: as above.
-                    *right = unsafe { *columns.add(column * E::GROUP + within) }.to_f32();
-                }
+                // The upper half of a float32 is a bfloat16; the first of a pair is the lower half of a word.
+                let right = columns.map(|word| match (E::GROUP, within) {
+                    (1, _) => f32::from_bits(word),
+                    (_, 0) => f32::from_bits(word << 16),
+                    _ => f32::from_bits(word & 0xffff_0000),
+                });
                 for (row, sums) in sums.iter_mut().enumerate() {
                     // SAFETY: there is a word for every element of every row by the caller's promise.
                     let left = unsafe { *words.cast::<f32>().add((group * E::GROUP + within) * ROWS + row) };

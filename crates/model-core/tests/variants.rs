@@ -5,7 +5,7 @@ mod common;
 
 use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{BACKENDS, MemorySource, Runner, max_difference, rows};
-use model_core::{AttentionSwitches, Backend, LoadOptions, ModelConfig};
+use model_core::{AttentionSwitches, Backend, Isa, LoadOptions, ModelConfig};
 use model_spec::{
     Activation, BlockStyle, Float, Nonlinearity, Normalization, Numerics, PositionEmbedding, RotaryPairing,
     ShardPlace,
@@ -315,6 +315,7 @@ fn parameters_and_bytes_are_counted_once_for_a_shared_table() {
         backend: Backend::Plain,
         device: tch::Device::Cpu,
         attention: AttentionSwitches::default(),
+        isa: Isa::detect(),
     };
     let footprint = |options| {
         let spec = config.spec_of(&source);

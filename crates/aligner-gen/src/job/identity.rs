@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 
 use data::{KeptMetadata, LengthLimits, OnBadRecord, OnOverlength, TokenField};
-use model_core::{AttentionAlgorithm, Backend, LoadOptions, ModelConfig, Reduction};
+use model_core::{AttentionAlgorithm, Backend, Isa, LoadOptions, ModelConfig, Reduction};
 use model_spec::{
-    Activation, AttentionRule, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec,
-    PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, UniformSpec,
+    Activation, AttentionRule, BlockStyle, Float, HeadLayout, Nonlinearity, NormSpec, Normalization,
+    OutputSpec, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, UniformSpec,
 };
 use sampling::SamplingParams;
+use tch::{Device, Kind};
 
 use crate::config::plan::{Bos, GenerationPlan, LineFormat, RowParamsMode, Unfinished};
 use crate::config::records::RecordFormat;
@@ -233,7 +234,22 @@ fn activation_name(nonlinearity: Nonlinearity, gated: bool) -> String {
     if gated { format!("gated {function}") } else { function.to_owned() }
 }
 
-/// What the model is computed with. `head_dim`: its `kv_channels`; `device`: the class of the device.
+/// What the arithmetic on a CPU is called: sets with the same name have bitwise identical results. libtorch chooses its
+/// kernels by the machine, whatever the fused ones are to use. `None` on GPUs.
+pub(crate) fn arithmetic(options: LoadOptions) -> Option<String> {
+    match (options.device, options.backend) {
+        (Device::Cpu, Backend::Fused) => {
+            let is_bf16 = options.numerics.compute == Float::Bf16;
+            let kind = if is_bf16 { Kind::BFloat16 } else { Kind::Float };
+            Some(options.isa.arithmetic(kind).to_owned())
+        }
+        (Device::Cpu, Backend::Plain) => Some(format!("libtorch on {}", Isa::detect())),
+        _ => None,
+    }
+}
+
+/// What the model is computed with. `head_dim`: its `kv_channels`; `device`: the class of the device; `isa`: the
+/// [`arithmetic`] of a CPU.
 ///
 /// # Errors
 /// When no attention backend is left.
@@ -241,9 +257,11 @@ pub(crate) fn compute(
     options: LoadOptions,
     head_dim: usize,
     device: String,
+    isa: Option<String>,
     reduction: Reduction,
 ) -> Result<Compute, Failure> {
-    let LoadOptions { numerics, backend, device: place, attention } = options;
+    // The instruction set is told by its arithmetic.
+    let LoadOptions { numerics, backend, device: place, attention, isa: _ } = options;
     let attention = match backend {
         Backend::Fused => None,
         Backend::Plain => Some(match attention.choose(place, numerics.compute, head_dim)? {
@@ -256,6 +274,7 @@ pub(crate) fn compute(
         precision: numerics.to_string(),
         fused: backend == Backend::Fused,
         device,
+        isa,
         attention: attention.map(str::to_owned),
         reduction: match reduction {
             Reduction::Chain => None,
