@@ -147,7 +147,7 @@ fn time_limit_ends_well() {
 fn full_disk_is_reported_and_survived() {
     let fields = ["model.generation.output_fields=[metadata]"];
     let job = Job::new(24).with(&fields);
-    let ended = crate::support::run(&mut job.command_with_file_limit(48)).expect_code(1);
+    let ended = run(&mut job.command_with_file_limit(48)).expect_code(1);
     assert!(ended.error().starts_with("error: cannot write step "), "{}", ended.stderr);
     assert!(ended.error().contains("File too large"), "{}", ended.stderr);
     let records = job.records();
