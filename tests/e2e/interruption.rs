@@ -2,7 +2,7 @@
 
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::support::{Job, wait};
+use crate::support::{Job, run, wait};
 
 fn undisturbed(num_samples: usize, overrides: &[&str]) -> String {
     let job = Job::new(num_samples).with(overrides);
@@ -48,6 +48,19 @@ fn legacy_file_without_manifest_is_continued() {
     std::fs::write(job.jsonl_path(), format!("{}\n{}\n{}\n", whole[0], whole[1], whole[2])).unwrap();
     job.run().expect_code(0);
     assert_eq!(job.jsonl(), expect);
+}
+
+/// The portable kernels do not fuse multiplications with additions, which those of every other set do.
+#[test]
+fn another_instruction_set_is_refused_where_its_sums_differ() {
+    let job = Job::new(2).with(&["trainer.generation.trt_llm.enable=true"]);
+    run(job.command().env("ALIGNER_GEN_ISA", "portable")).expect_code(0);
+    run(job.command().env("ALIGNER_GEN_ISA", "portable")).expect_code(0);
+    let ended = run(job.command().env("ALIGNER_GEN_ISA", "avx2")).expect_code(2);
+    let sets = "`instruction set` (was \"portable\", now \"fused multiply-add\")";
+    assert!(ended.error().contains(sets), "{}", ended.stderr);
+    let ended = run(job.command().env("ALIGNER_GEN_ISA", "avx3")).expect_code(2);
+    assert!(ended.error().contains("`ALIGNER_GEN_ISA` must be one of"), "{}", ended.stderr);
 }
 
 /// Version 1 recorded the settings by the text of this program's own types, without a version.
@@ -134,7 +147,7 @@ fn time_limit_ends_well() {
 fn full_disk_is_reported_and_survived() {
     let fields = ["model.generation.output_fields=[metadata]"];
     let job = Job::new(24).with(&fields);
-    let ended = crate::support::run(&mut job.command_with_file_limit(48)).expect_code(1);
+    let ended = run(&mut job.command_with_file_limit(48)).expect_code(1);
     assert!(ended.error().starts_with("error: cannot write step "), "{}", ended.stderr);
     assert!(ended.error().contains("File too large"), "{}", ended.stderr);
     let records = job.records();

@@ -22,9 +22,16 @@ pub(crate) fn llama() -> PathBuf {
 pub(crate) fn program() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_aligner-gen"));
     // What a test asks for must not depend on who runs it.
-    for name in
-        ["RUST_LOG", "HYDRA_FULL_ERROR", "RUST_BACKTRACE", "COLUMNS", "RANK", "SLURM_STEP_ID", "MASTER_PORT"]
-    {
+    for name in [
+        "RUST_LOG",
+        "HYDRA_FULL_ERROR",
+        "RUST_BACKTRACE",
+        "COLUMNS",
+        "RANK",
+        "SLURM_STEP_ID",
+        "MASTER_PORT",
+        "ALIGNER_GEN_ISA",
+    ] {
         command.env_remove(name);
     }
     // Tests run side by side: threads of several processes that spin for each other's core take many times as long.

@@ -6,7 +6,7 @@ prefill   one prompt of 512 tokens: prompt tokens per second
 load      seconds from opening the file to the first new token
 chat      real prompts, answered greedily until the end of the turn or 128 tokens: seconds for all, loading included
 
-Each figure but that of chat is the best of a few rounds. Nothing is sampled: greedy, and every response has its full
+Each figure but that of chat is the best of a few rounds, of fewer where they take long. Nothing is sampled: greedy, and every response has its full
 length, in chat apart.
 """
 
@@ -25,15 +25,17 @@ def say(peer, measure, **figures):
     print(json.dumps({"peer": peer, "measure": measure, **figures}), flush=True)
 
 
+ENOUGH_SECONDS = 20
+
+
 def best_seconds(rounds, work):
-    """The shortest of `rounds` runs, after one that warms up."""
-    work()
-    seconds = []
-    for _ in range(rounds):
+    """The shortest of `rounds` runs after one that warms up; no run begins after ENOUGH_SECONDS."""
+    seconds, begun = [], time.perf_counter()
+    while len(seconds) <= rounds and time.perf_counter() - begun < ENOUGH_SECONDS:
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    return min(seconds[1:] or seconds)
 
 
 def token_ids(encode, count, shift):

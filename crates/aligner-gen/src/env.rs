@@ -1,6 +1,9 @@
 //! Every environment variable that the program reads, in one place.
 
-use model_core::AttentionSwitches;
+use anyhow::Context;
+use model_core::{AttentionSwitches, Isa};
+
+use crate::exit::{ExitStatus, Failure, ResultExt as _};
 
 /// Set for rank 0: the socket to serve the store on.
 pub(crate) const SOCKET_VARIABLE: &str = "ALIGNER_GEN_SOCKET";
@@ -18,6 +21,25 @@ pub(crate) fn attention_switches() -> AttentionSwitches {
         fused: is_on("NVTE_FUSED_ATTN"),
         unfused: is_on("NVTE_UNFUSED_ATTN"),
     }
+}
+
+/// The instruction set of the fused kernels on a CPU: the best of the machine, or a lesser one by its name.
+pub(crate) const ISA_VARIABLE: &str = "ALIGNER_GEN_ISA";
+
+/// # Errors
+/// When there is no such instruction set, or the machine lacks it.
+pub(crate) fn isa() -> Result<Isa, Failure> {
+    std::env::var_os(ISA_VARIABLE).map_or(Ok(Isa::detect()), |name| isa_named(&name.to_string_lossy()))
+}
+
+fn isa_named(name: &str) -> Result<Isa, Failure> {
+    let names = Isa::ALL.map(Isa::name).join("`, `");
+    let isa = Isa::ALL
+        .into_iter()
+        .find(|isa| isa.name() == name)
+        .ok_or_else(|| Failure::usage(format!("`{ISA_VARIABLE}` must be one of `{names}`, not `{name}`")))?;
+    isa.check().context(format!("`{ISA_VARIABLE}={name}`")).exit_with(ExitStatus::Device)?;
+    Ok(isa)
 }
 
 /// A variable that a launcher of ranks sets.
@@ -49,4 +71,23 @@ pub(crate) fn thread_count() -> Option<String> {
 /// A variable for `${oc.env:NAME}` in the configuration.
 pub(crate) fn for_interpolation(name: &str) -> Option<String> {
     std::env::var(name).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn instruction_sets_are_chosen_by_name() {
+        assert_eq!(isa_named("portable").unwrap(), Isa::Portable);
+        assert_eq!(isa_named(Isa::detect().name()).unwrap(), Isa::detect());
+        let error = isa_named("avx").unwrap_err();
+        assert_eq!(error.status, ExitStatus::Usage);
+        insta::assert_snapshot!(error.sentence(), @"`ALIGNER_GEN_ISA` must be one of `portable`, `avx2`, `avx512`, `avx512-bf16`, `amx`, not `avx`");
+        // No machine of ours has all of them and is the best that there is.
+        if let Err(error) = isa_named("amx") {
+            assert_eq!(error.status, ExitStatus::Device);
+            assert!(error.sentence().starts_with("`ALIGNER_GEN_ISA=amx`: this machine does not have"));
+        }
+    }
 }

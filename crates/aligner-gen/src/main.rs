@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         report::show(&anyhow::Error::from(error).into(), &logging);
         return exit::ExitStatus::Failed.into();
     }
+    model::device::limit_threads();
     match report::dispatch(&cli, &logging, started) {
         Ok(status) => status.into(),
         Err(failure) => {

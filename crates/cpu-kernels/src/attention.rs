@@ -10,7 +10,7 @@ use super::isa::{Isa, multiversion};
 use super::kv::{BLOCK_TOKENS, KvLayer};
 use super::math::{exp, sum_lanes, tanh};
 use super::pool::Pool;
-use super::tile::{Acc, Init, MAX_ROWS, PANEL, Panel, Rows, Share, Tiles, Units};
+use super::tile::{Acc, Init, Left, MAX_ROWS, PANEL, Panel, Rows, Share, Tiles, Units, VECTOR_ROWS};
 
 /// Largest head size: outputs of a tile lie on the stack.
 pub const MAX_HEAD_DIM: usize = 256;
@@ -241,6 +241,15 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
     let mut scores: Acc = [[0.0; PANEL]; MAX_ROWS];
     let mut outputs: [Acc; CHUNKS] = [[[0.0; PANEL]; MAX_ROWS]; CHUNKS];
     let mut probs = [[E::default(); BLOCK_TOKENS]; MAX_ROWS];
+    let mut query_words = [[0_u32; PANEL * VECTOR_ROWS]; CHUNKS];
+    let mut prob_words = [0_u32; BLOCK_TOKENS * VECTOR_ROWS];
+    // SAFETY: the rows lie in `queries`, written by the loop before.
+    let queries = unsafe {
+        let start = step.queries.at(first_row * step.query_elems).cast_const();
+        let rows = Rows { start, stride_elems: step.query_elems, len: tile.len };
+        tiles.pack(isa, rows, step.query_elems, query_words.as_flattened_mut());
+        Left { rows, words: query_words.as_ptr().cast() }
+    };
     let num_blocks = position_of(tile.len - 1) / BLOCK_TOKENS + 1;
     let first_seen = |row: usize| match step.heads.window {
         Some(window) => (position_of(row) + 1).saturating_sub(window),
@@ -261,11 +270,9 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
             seen.first[row] = in_block(first_seen(row));
             seen.end[row] = in_block(position_of(row) + 1);
         }
-        // SAFETY: the rows lie in `queries`, written by the loop before; the block and group exist, and a key panel
-        // has as many groups as a query row; `tile.len` is at most `max_rows`.
+        // SAFETY: the block and group exist, and a key panel has as many groups as a query row; `tile.len` is at most
+        // `max_rows`.
         unsafe {
-            let start = step.queries.at(first_row * step.query_elems).cast_const();
-            let rows = Rows { start, stride_elems: step.query_elems, len: tile.len };
             let panel = Panel {
                 start: step.layer.keys(block, tile.group),
                 stride_elems: BLOCK_TOKENS * E::GROUP,
@@ -273,16 +280,18 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
                 prefetch: step.layer.values(block, tile.group),
                 prefetch_share: Share::All,
             };
-            tiles.run(&mut units, rows, panel, Init::zero(), &mut scores);
+            tiles.run(&mut units, queries, panel, Init::zero(), &mut scores);
         }
         softmax_block(isa, &mut scores[..tile.len], &seen, step.heads, &mut softmax, &mut probs);
         // Tokens that no row sees have a probability of 0; adding their products one by one would change no bit.
         let num_tokens = if tiles.sums_whole_blocks() { BLOCK_TOKENS } else { seen.end[tile.len - 1] };
+        let rows = Rows { start: probs.as_ptr().cast(), stride_elems: BLOCK_TOKENS, len: tile.len };
+        // SAFETY: `probs` has MAX_ROWS rows of BLOCK_TOKENS.
+        unsafe { tiles.pack(isa, rows, num_tokens, &mut prob_words) };
+        let probs = Left { rows, words: prob_words.as_ptr() };
         for (chunk, output) in outputs[..num_chunks].iter_mut().enumerate() {
-            // SAFETY: `probs` has MAX_ROWS rows of BLOCK_TOKENS; a value panel is padded to whole chunks of PANEL
-            // columns and has BLOCK_TOKENS / GROUP groups.
+            // SAFETY: a value panel is padded to whole chunks of PANEL columns and has BLOCK_TOKENS / GROUP groups.
             unsafe {
-                let rows = Rows { start: probs.as_ptr().cast(), stride_elems: BLOCK_TOKENS, len: tile.len };
                 let panel = Panel {
                     start: step.layer.values(block, tile.group).add(chunk * PANEL * E::GROUP),
                     stride_elems: step.layer.value_stride_elems(),
@@ -290,7 +299,7 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
                     prefetch: next_keys.wrapping_add(chunk * PANEL * BLOCK_TOKENS),
                     prefetch_share: Share::All,
                 };
-                tiles.run(&mut units, rows, panel, Init::scaled(output, &softmax.correction), output);
+                tiles.run(&mut units, probs, panel, Init::scaled(output, &softmax.correction), output);
             }
         }
     }

@@ -2,6 +2,8 @@
 
 use torch_ext::{BadTensor, ExtError};
 
+use crate::Isa;
+
 /// An error of a CPU kernel.
 #[derive(Debug, thiserror::Error)]
 pub enum CpuKernelError {
@@ -20,6 +22,14 @@ pub enum CpuKernelError {
     /// The system starts no more threads.
     #[error("cannot start the kernel threads")]
     Threads(#[source] std::io::Error),
+    /// An instruction set that this machine lacks.
+    #[error("this machine does not have the instruction set `{wanted}`; its best is `{best}`")]
+    NoIsa {
+        /// What was asked for.
+        wanted: Isa,
+        /// The best of this machine.
+        best: Isa,
+    },
     /// libtorch refused.
     #[error(transparent)]
     Ext(#[from] ExtError),

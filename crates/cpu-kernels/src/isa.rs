@@ -3,6 +3,10 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 
+use tch::Kind;
+
+use crate::CpuKernelError;
+
 /// The instruction sets the kernels are compiled for, best last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -38,6 +42,50 @@ impl Isa {
             }
         }
         Self::Portable
+    }
+}
+
+impl Isa {
+    /// All of them, the least first.
+    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
+
+    /// The name that a user types.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512-bf16",
+            Self::Amx => "amx",
+        }
+    }
+
+    /// The name of the arithmetic for elements of `kind`: with the same name results are bitwise identical.
+    pub fn arithmetic(self, kind: Kind) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx512Bf16 | Self::Amx if kind == Kind::BFloat16 => self.name(),
+            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 | Self::Amx => "fused multiply-add",
+        }
+    }
+
+    /// Those that this machine has, the least first.
+    pub fn of_machine() -> impl Iterator<Item = Self> {
+        let best = Self::detect();
+        Self::ALL.into_iter().filter(move |&isa| isa <= best)
+    }
+
+    /// # Errors
+    /// When this machine lacks it.
+    pub fn check(self) -> Result<(), CpuKernelError> {
+        let best = Self::detect();
+        if self <= best { Ok(()) } else { Err(CpuKernelError::NoIsa { wanted: self, best }) }
+    }
+}
+
+impl std::fmt::Display for Isa {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.pad(self.name())
     }
 }
 

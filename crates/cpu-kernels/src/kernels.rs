@@ -39,6 +39,7 @@ pub struct CpuKernels {
     tiles_bf16: Tiles<bf16>,
     queries_f32: Vec<f32>,
     queries_bf16: Vec<bf16>,
+    words: Vec<u32>,
 }
 
 impl std::fmt::Debug for CpuKernels {
@@ -53,6 +54,11 @@ impl std::fmt::Debug for CpuKernels {
 
 fn bad(what: &'static str, expected: impl Into<String>, actual: impl std::fmt::Display) -> CpuKernelError {
     CpuKernelError::BadTensor(BadTensor { what, expected: expected.into(), actual: actual.to_string() })
+}
+
+/// That there are no kernels that compute in `kind`.
+pub(crate) fn no_kind(kind: Kind) -> CpuKernelError {
+    bad("compute type", "float32 or bfloat16", format_args!("{kind:?}"))
 }
 
 /// Rows of a `[num_rows, num_columns]` tensor.
@@ -142,13 +148,7 @@ impl CpuKernels {
     /// # Errors
     /// When the machine lacks it, or the system starts no more threads.
     pub fn with_isa(num_threads: usize, isa: Isa) -> Result<Self, CpuKernelError> {
-        if isa > Isa::detect() {
-            return Err(bad(
-                "instruction set",
-                format!("at most {:?}", Isa::detect()),
-                format_args!("{isa:?}"),
-            ));
-        }
+        isa.check()?;
         let pool = Pool::new(num_threads).map_err(CpuKernelError::Threads)?;
         Ok(Self {
             isa,
@@ -158,6 +158,7 @@ impl CpuKernels {
             tiles_bf16: Tiles::<bf16>::for_isa(isa),
             queries_f32: Vec::new(),
             queries_bf16: Vec::new(),
+            words: Vec::new(),
         })
     }
 
@@ -186,7 +187,7 @@ impl CpuKernels {
                 .map(|packed| PackedLinear::F32(PackedF32(packed))),
             Kind::BFloat16 => Packed::pack(&mut self.pool, &mut self.arena, stored, layout)
                 .map(|packed| PackedLinear::Bf16(PackedBf16(packed))),
-            other => Err(bad("compute type", "float32 or bfloat16", format_args!("{other:?}"))),
+            other => Err(no_kind(other)),
         }
     }
 
@@ -214,11 +215,10 @@ impl CpuKernels {
     ) -> Result<(), CpuKernelError> {
         let packed = E::packed(weight)
             .ok_or_else(|| bad("linear weight", format!("{:?}", E::KIND), format_args!("{weight:?}")))?;
-        let call = LinearCall { x: E::slice(x, "x")?, num_rows, packed, store };
-        let isa = self.isa;
-        // The tiles are a table of functions; they are taken out by value so that the pool can be borrowed.
+        // The tiles are tables of functions; they are taken out by value so that the pool can be borrowed.
         let tiles = *E::tiles(self);
-        linear(&mut self.pool, isa, &tiles, &call);
+        let call = LinearCall { x: E::slice(x, "x")?, num_rows, packed, store, words: &mut self.words };
+        linear(&mut self.pool, self.isa, &tiles, call);
         Ok(())
     }
 

@@ -16,6 +16,7 @@ mod math;
 mod nonlinearity;
 mod norm;
 mod packed;
+mod peak;
 mod pool;
 mod tile;
 
@@ -28,3 +29,4 @@ pub use kv::{BLOCK_TOKENS, KvShape, PackedBlock, PackedKv};
 pub use math::exp;
 pub use norm::NormParams;
 pub use packed::{Layout, PackedLinear, StoredLinear};
+pub use peak::peak_flops;

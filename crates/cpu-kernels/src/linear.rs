@@ -11,10 +11,15 @@ use super::isa::{Isa, multiversion};
 use super::nonlinearity::activate;
 use super::packed::{Layout, Packed};
 use super::pool::Pool;
-use super::tile::{Acc, Init, MAX_ROWS, PANEL, Rows, Share, Tiles, Units, VECTOR_ROWS};
+use super::tile::{Acc, Init, Left, MAX_ROWS, PANEL, Rows, Share, Tiles, Units, VECTOR_ROWS};
 
 /// Tiles that one task multiplies with each of its panels: their activations stay in the second-level cache.
 const BLOCK_TILES: usize = 8;
+
+/// Rows that are packed at once: the memory for them is bounded, and each weight read is used this often.
+const PACKED_ROWS: usize = 512;
+/// Words that are worth another thread's packing.
+const PACKED_WORDS: usize = 8 << 10;
 
 /// What becomes of a sum.
 #[derive(Clone, Copy)]
@@ -36,59 +41,137 @@ pub(crate) struct LinearCall<'a, E: Elem> {
     pub(crate) num_rows: usize,
     pub(crate) packed: &'a Packed<E>,
     pub(crate) store: Store<E>,
+    /// Room for packed rows, kept from call to call.
+    pub(crate) words: &'a mut Vec<u32>,
 }
 
 /// Runs the layer on all threads.
-pub(crate) fn linear<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, call: &LinearCall<'_, E>) {
-    let in_features = call.packed.in_features;
-    debug_assert_eq!(call.x.len(), call.num_rows * in_features);
-    if call.num_rows == 0 {
-        return;
-    }
+pub(crate) fn linear<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, call: LinearCall<'_, E>) {
+    let LinearCall { x, num_rows, packed, store, words } = call;
+    let in_features = packed.in_features;
+    debug_assert_eq!(x.len(), num_rows * in_features);
+    let row_words = tiles.row_words(in_features);
+    // The matrix units read whole groups.
+    let stride_elems = if row_words > 0 { in_features } else { in_features.next_multiple_of(E::GROUP) };
     let padded;
-    let (x, stride_elems) = if in_features.is_multiple_of(E::GROUP) {
-        (call.x, in_features)
+    let x = if stride_elems == in_features {
+        x
     } else {
-        padded = pad_rows(call.x, in_features, in_features.next_multiple_of(E::GROUP));
-        (padded.as_slice(), in_features.next_multiple_of(E::GROUP))
+        padded = pad_rows(x, in_features, stride_elems);
+        padded.as_slice()
     };
-    let num_panels = call.packed.num_panels();
-    let num_blocks = call.num_rows.div_ceil(BLOCK_TILES * tiles.max_rows().max(VECTOR_ROWS));
-    let block_rows = call.num_rows.div_ceil(num_blocks);
-    let chunks = guided_chunks(num_panels, pool.num_threads());
-    let source = SharedPtr::new(x.as_ptr().cast_mut());
-    pool.run(num_blocks * chunks.len(), &|task_idx| {
-        let (chunk, block) = (&chunks[task_idx / num_blocks], task_idx % num_blocks);
-        let rows = block * block_rows..((block + 1) * block_rows).min(call.num_rows);
-        let num_tiles = rows.len().div_ceil(tiles.max_rows());
-        let tile_rows = rows.len().div_ceil(num_tiles.max(1)).max(1);
-        let mut acc: Acc = [[0.0; PANEL]; MAX_ROWS];
-        let mut units = Units::default();
-        let (share, num_sharing) = tiles.prefetch_share(num_tiles);
-        for panel_idx in chunk.clone() {
-            let mut panel = call.packed.panel(panel_idx);
-            let init = call.packed.bias.get(panel_idx).map_or_else(Init::zero, Init::row);
-            let next = panel.prefetch;
-            for (tile_idx, first_row) in rows.clone().step_by(tile_rows).enumerate() {
-                let len = tile_rows.min(rows.end - first_row);
-                // The first tiles fetch the next panel; the others have nothing to fetch.
-                if tile_idx < num_sharing {
-                    let part_elems = panel.num_groups * panel.stride_elems / num_sharing;
-                    (panel.prefetch, panel.prefetch_share) =
-                        (next.wrapping_add(tile_idx * part_elems), share);
-                } else {
-                    (panel.prefetch, panel.prefetch_share) = (panel.start, Share::Nothing);
-                }
-                // SAFETY: rows `first_row..first_row + len` of `x` exist and are `stride_elems` apart, a multiple of
-                // GROUP; the panel has as many groups as a row; `len` is at most `max_rows`.
-                unsafe {
-                    let start = source.at(first_row * stride_elems).cast_const();
-                    tiles.run(&mut units, Rows { start, stride_elems, len }, panel, init, &mut acc);
-                }
-                store_tile(isa, &mut acc, call.packed, TileOutputs { first_row, len, panel_idx }, call.store);
-            }
+    for first_row in (0..num_rows).step_by(PACKED_ROWS) {
+        let num_rows = PACKED_ROWS.min(num_rows - first_row);
+        let cuts = Cuts::of(num_rows, tiles.max_rows());
+        let num_words = num_rows * row_words;
+        if words.len() < num_words {
+            words.resize(num_words, 0);
         }
-    });
+        let x = &x[first_row * stride_elems..];
+        let shared = SharedPtr::new(words.as_mut_ptr());
+        let part = Part { isa, tiles, packed, store, first_row, x, stride_elems, row_words, words: shared };
+        if row_words > 0 {
+            part.pack(pool, &cuts);
+        }
+        part.multiply(pool, &cuts);
+    }
+}
+
+/// How rows are cut into blocks, which are tasks, and these into tiles.
+struct Cuts {
+    num_rows: usize,
+    block_rows: usize,
+    max_rows: usize,
+}
+
+impl Cuts {
+    fn of(num_rows: usize, max_rows: usize) -> Self {
+        let num_blocks = num_rows.div_ceil(BLOCK_TILES * max_rows.max(VECTOR_ROWS));
+        Self { num_rows, block_rows: num_rows.div_ceil(num_blocks), max_rows }
+    }
+
+    fn num_blocks(&self) -> usize {
+        self.num_rows.div_ceil(self.block_rows)
+    }
+
+    /// The first row and the number of rows of each tile of a block; how many tiles there are.
+    fn tiles(&self, block: usize) -> (impl Iterator<Item = (usize, usize)> + Clone, usize) {
+        let rows = block * self.block_rows..((block + 1) * self.block_rows).min(self.num_rows);
+        let num_tiles = rows.len().div_ceil(self.max_rows);
+        let tile_rows = rows.len().div_ceil(num_tiles.max(1)).max(1);
+        let end = rows.end;
+        (rows.step_by(tile_rows).map(move |first_row| (first_row, tile_rows.min(end - first_row))), num_tiles)
+    }
+}
+
+/// Some rows of a call. The words of a tile begin at `first_row * row_words`.
+struct Part<'a, E: Elem> {
+    isa: Isa,
+    tiles: &'a Tiles<E>,
+    packed: &'a Packed<E>,
+    store: Store<E>,
+    /// Of the call.
+    first_row: usize,
+    x: &'a [E],
+    stride_elems: usize,
+    row_words: usize,
+    words: SharedPtr<u32>,
+}
+
+impl<E: Elem> Part<'_, E> {
+    fn rows(&self, first_row: usize, len: usize) -> Rows<E> {
+        Rows { start: self.x[first_row * self.stride_elems..].as_ptr(), stride_elems: self.stride_elems, len }
+    }
+
+    fn pack(&self, pool: &mut Pool, cuts: &Cuts) {
+        let tiles: Vec<_> = (0..cuts.num_blocks()).flat_map(|block| cuts.tiles(block).0).collect();
+        let task_tiles = (PACKED_WORDS / (self.row_words * cuts.max_rows)).max(1);
+        pool.run(tiles.len().div_ceil(task_tiles), &|task_idx| {
+            for &(first_row, len) in tiles.iter().skip(task_idx * task_tiles).take(task_tiles) {
+                // SAFETY: there are words for every row, and no other task has this tile; its rows are in `x`.
+                unsafe {
+                    let words = self.words.slice(first_row * self.row_words, len * self.row_words);
+                    self.tiles.pack(self.isa, self.rows(first_row, len), self.packed.in_features, words);
+                }
+            }
+        });
+    }
+
+    fn multiply(&self, pool: &mut Pool, cuts: &Cuts) {
+        let chunks = guided_chunks(self.packed.num_panels(), pool.num_threads());
+        let num_blocks = cuts.num_blocks();
+        pool.run(num_blocks * chunks.len(), &|task_idx| {
+            let (chunk, block) = (&chunks[task_idx / num_blocks], task_idx % num_blocks);
+            let (tiles, num_tiles) = cuts.tiles(block);
+            let mut acc: Acc = [[0.0; PANEL]; MAX_ROWS];
+            let mut units = Units::default();
+            let (share, num_sharing) = self.tiles.prefetch_share(num_tiles);
+            for panel_idx in chunk.clone() {
+                let mut panel = self.packed.panel(panel_idx);
+                let init = self.packed.bias.get(panel_idx).map_or_else(Init::zero, Init::row);
+                let next = panel.prefetch;
+                for (tile_idx, (first_row, len)) in tiles.clone().enumerate() {
+                    // The first tiles fetch the next panel; the others have nothing to fetch.
+                    if tile_idx < num_sharing {
+                        let part_elems = panel.num_groups * panel.stride_elems / num_sharing;
+                        (panel.prefetch, panel.prefetch_share) =
+                            (next.wrapping_add(tile_idx * part_elems), share);
+                    } else {
+                        (panel.prefetch, panel.prefetch_share) = (panel.start, Share::Nothing);
+                    }
+                    // SAFETY: the tile's rows and words exist, and the panel has as many groups as a row; `len` is at
+                    // most `max_rows`.
+                    unsafe {
+                        let words = self.words.at(first_row * self.row_words).cast_const();
+                        let left = Left { rows: self.rows(first_row, len), words };
+                        self.tiles.run(&mut units, left, panel, init, &mut acc);
+                    }
+                    let outputs = TileOutputs { first_row: self.first_row + first_row, len, panel_idx };
+                    store_tile(self.isa, &mut acc, self.packed, outputs, self.store);
+                }
+            }
+        });
+    }
 }
 
 /// Splits `num_panels` into ranges for `num_threads` threads: long ones first, so that a thread mostly walks memory

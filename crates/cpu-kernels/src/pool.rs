@@ -3,6 +3,10 @@
 //! A decode step of a small model is about 200 loops of 20-100 microseconds each, one after the other. Threads here
 //! spin between loops instead of sleeping, and a thread that the system has taken away is never waited for unless
 //! it holds a task. There is no nesting and no return value; everything else in the project uses rayon.
+//!
+//! Beside other programs a thread is sometimes taken away while it holds a task. Whoever waits for it spins for a bounded
+//! time and then sleeps: that makes the processor it waits on free for the one that it waits for, and keeps its share of
+//! time for later.
 #![expect(unsafe_code, reason = "a borrowed closure is handed to threads that outlive the borrow")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -13,6 +17,10 @@ use std::time::{Duration, Instant};
 /// How long an idle thread spins before it sleeps: longer than the serial gaps within a step, shorter than the
 /// work between steps that other threads should have the processor for.
 const SPIN: Duration = Duration::from_micros(200);
+
+/// How long the caller spins for tasks that other threads still have: longer than the difference between two tasks, so
+/// that it sleeps only when one of them was taken away.
+const SPIN_AT_END: Duration = Duration::from_micros(100);
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -25,6 +33,9 @@ struct Shared {
     panicked: AtomicBool,
     stop: AtomicBool,
     num_asleep: AtomicUsize,
+    /// The caller, while it sleeps until nobody is inside.
+    caller: Mutex<Option<Thread>>,
+    caller_sleeps: AtomicBool,
 }
 
 const OPEN: u64 = 1 << 16;
@@ -57,6 +68,8 @@ impl Pool {
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             num_asleep: AtomicUsize::new(0),
+            caller: Mutex::new(None),
+            caller_sleeps: AtomicBool::new(false),
         });
         let mut workers = Vec::new();
         for worker_idx in 1..num_threads.max(1) {
@@ -122,10 +135,27 @@ impl Drop for CloseOnDrop<'_> {
     fn drop(&mut self) {
         self.shared.next_task.store(usize::MAX / 2, Ordering::Relaxed);
         self.shared.state.fetch_and(!OPEN, Ordering::SeqCst);
-        while self.shared.state.load(Ordering::Acquire) & INSIDE_MASK != 0 {
-            std::hint::spin_loop();
-        }
+        wait_for_others(self.shared);
         *self.shared.task.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+/// Until nobody is inside. The flag is raised before the last look at the state, and a thread that leaves looks at the flag
+/// after it has left, so no wake-up is lost.
+fn wait_for_others(shared: &Shared) {
+    let is_done = || shared.state.load(Ordering::SeqCst) & INSIDE_MASK == 0;
+    let mut since = None;
+    while !is_done() {
+        if since.get_or_insert_with(Instant::now).elapsed() < SPIN_AT_END {
+            (0..16).for_each(|_| std::hint::spin_loop());
+            continue;
+        }
+        *shared.caller.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current());
+        shared.caller_sleeps.store(true, Ordering::SeqCst);
+        while !is_done() {
+            std::thread::park();
+        }
+        shared.caller_sleeps.store(false, Ordering::SeqCst);
     }
 }
 
@@ -166,7 +196,11 @@ fn work(shared: &Shared) {
                 shared.panicked.store(true, Ordering::Relaxed);
             }
         }
-        shared.state.fetch_sub(1, Ordering::Release);
+        let left = shared.state.fetch_sub(1, Ordering::SeqCst) - 1;
+        if left & INSIDE_MASK == 0 && shared.caller_sleeps.load(Ordering::SeqCst) {
+            let caller = shared.caller.lock().unwrap_or_else(PoisonError::into_inner);
+            caller.iter().for_each(Thread::unpark);
+        }
         idle_since = Instant::now();
     }
 }

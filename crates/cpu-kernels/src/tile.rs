@@ -8,20 +8,32 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 
 use half::bf16;
 
+#[cfg(target_arch = "x86_64")]
+use self::{
+    avx2::tile as tile_avx2,
+    avx512::{tile as tile_avx512, tile_dot},
+};
 use super::elem::Elem;
-use super::isa::Isa;
+use super::isa::{Isa, multiversion};
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use self::amx::peak as amx_peak;
 
 /// Columns of a panel.
 pub(crate) const PANEL: usize = 32;
 /// Most rows of a tile.
 pub(crate) const MAX_ROWS: usize = 32;
-/// Most rows of the vector units: 28 accumulators, 2 panel registers and 1 broadcast fill AVX-512's 32 registers.
-pub(crate) const VECTOR_ROWS: usize = 14;
+/// Most rows of the vector units.
+pub(crate) const VECTOR_ROWS: usize = 11;
 
-/// Rows to multiply with a panel.
+/// Rows as they lie in memory.
 #[derive(Clone, Copy)]
 pub(crate) struct Rows<E> {
     /// The first element of the first row.
@@ -30,6 +42,15 @@ pub(crate) struct Rows<E> {
     pub(crate) stride_elems: usize,
     /// How many rows, at most [`Tiles::max_rows`].
     pub(crate) len: usize,
+}
+
+/// Rows to multiply with a panel. The vector units read `words`, the matrix units `rows`.
+#[derive(Clone, Copy)]
+pub(crate) struct Left<E> {
+    /// The rows themselves.
+    pub(crate) rows: Rows<E>,
+    /// What [`Tiles::pack`] made of them.
+    pub(crate) words: *const u32,
 }
 
 /// A panel: `[num_groups][PANEL][GROUP]` with a stride between groups.
@@ -142,292 +163,231 @@ impl Init {
 /// The accumulators of a tile.
 pub(crate) type Acc = [[f32; PANEL]; MAX_ROWS];
 
-type TileFn<E> = unsafe fn(Rows<E>, Panel<E>, Init, *mut [f32; PANEL]);
+/// A micro-kernel for a fixed number of rows, whose words it reads: `acc[..ROWS] = init + words x panel`.
+///
+/// # Safety
+/// As [`Tiles::run`].
+type VectorFn<E> = unsafe fn(*const u32, Panel<E>, Init, *mut [f32; PANEL]);
+
+/// A micro-kernel for any number of rows.
+#[cfg(target_arch = "x86_64")]
+type MatrixFn<E> = unsafe fn(Rows<E>, Panel<E>, Init, *mut [f32; PANEL]);
 
 /// The micro-kernels of one element type.
 #[derive(Clone, Copy)]
-pub(crate) struct Tiles<E: Elem> {
-    kernels: Kernels<E>,
-    max_rows: usize,
+pub(crate) enum Tiles<E: Elem> {
+    /// Of the vector units, one for each number of rows, and how many words of a row they read for a group.
+    Vector(&'static [VectorFn<E>], WordsOfGroup),
+    /// Of the matrix units.
+    #[cfg(target_arch = "x86_64")]
+    Matrix(MatrixFn<E>),
 }
 
-#[derive(Clone, Copy)]
-enum Kernels<E: Elem> {
-    /// One for each number of rows.
-    Vector(&'static [TileFn<E>; VECTOR_ROWS]),
-    /// One for all.
-    #[cfg(target_arch = "x86_64")]
-    Matrix(TileFn<E>),
+/// What a row's group is to a micro-kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WordsOfGroup {
+    /// A word for each element, as float32.
+    Elements,
+    /// One word with the pair of elements as it is.
+    Pair,
 }
 
 impl<E: Elem> Tiles<E> {
     /// Most rows that one call should get on this machine.
     pub(crate) fn max_rows(&self) -> usize {
-        self.max_rows
+        match self {
+            Self::Vector(by_rows, _) => by_rows.len(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Matrix(_) => MAX_ROWS,
+        }
     }
 
     /// What each of the first tiles on a panel fetches of the next one, and how many of `num_tiles` do.
     pub(crate) fn prefetch_share(&self, num_tiles: usize) -> (Share, usize) {
-        match self.kernels {
-            Kernels::Vector(_) => (Share::All, 1),
+        match self {
+            Self::Vector(..) => (Share::All, 1),
             #[cfg(target_arch = "x86_64")]
-            Kernels::Matrix(_) => Share::among(num_tiles),
+            Self::Matrix(_) => Share::among(num_tiles),
         }
     }
 
     /// Whether sums over part of a block of 32 elements are to take in the zeros behind it: the matrix units sum 32
     /// elements at once, and what is summed otherwise is rounded otherwise.
     pub(crate) fn sums_whole_blocks(&self) -> bool {
-        !matches!(self.kernels, Kernels::Vector(_))
+        !matches!(self, Self::Vector(..))
+    }
+
+    /// How many words [`pack`](Self::pack) makes of a row of `num_elems`; none for the matrix units.
+    pub(crate) fn row_words(&self, num_elems: usize) -> usize {
+        match self {
+            Self::Vector(_, WordsOfGroup::Elements) => num_elems.next_multiple_of(E::GROUP),
+            Self::Vector(_, WordsOfGroup::Pair) => num_elems.div_ceil(E::GROUP),
+            #[cfg(target_arch = "x86_64")]
+            Self::Matrix(_) => 0,
+        }
+    }
+
+    /// Lays the rows of a tile out as the vector units read them: `[word][row]`, so that one address steps through all of
+    /// them. `words` has `row_words(num_elems) * rows.len` words; what is missing of the last group is zero.
+    ///
+    /// # Safety
+    /// `rows` must be readable over `num_elems` elements each.
+    pub(crate) unsafe fn pack(&self, isa: Isa, rows: Rows<E>, num_elems: usize, words: &mut [u32]) {
+        if let Self::Vector(_, words_of_group) = *self {
+            for row in 0..rows.len {
+                // SAFETY: guaranteed by the caller.
+                let elems =
+                    unsafe { std::slice::from_raw_parts(rows.start.add(row * rows.stride_elems), num_elems) };
+                pack_row(isa, elems, words_of_group, &mut words[row..], rows.len);
+            }
+        }
     }
 
     /// `acc[..rows.len] = init + rows x panel`.
     ///
     /// # Safety
-    /// `rows` and `panel` must be readable over `num_groups * GROUP` elements of each row, and over `PANEL * GROUP`
-    /// elements at each of the panel's groups; `1 <= rows.len <= max_rows`; `init` must still be there, and if it is
-    /// of sums then of `acc`.
+    /// `panel` must be readable over `PANEL * GROUP` elements at each of its groups. Of `left`, what this machine reads must
+    /// be there, for as many groups: `words` as [`pack`](Self::pack) made them, or `num_groups * GROUP` elements of each
+    /// row. `1 <= rows.len <= max_rows`; `init` must still be there, and if it is of sums then of `acc`.
     #[inline(always)]
     pub(crate) unsafe fn run(
         &self,
         units: &mut Units,
-        rows: Rows<E>,
+        left: Left<E>,
         panel: Panel<E>,
         init: Init,
         acc: &mut Acc,
     ) {
-        let kernel = match self.kernels {
-            Kernels::Vector(by_rows) => by_rows[rows.len - 1],
+        let Left { rows, words } = left;
+        match self {
+            // SAFETY: guaranteed by the caller; the kernels were chosen for this machine in `for_isa`.
+            Self::Vector(by_rows, _) => unsafe {
+                by_rows[rows.len - 1](words, panel, init, acc.as_mut_ptr());
+            },
             #[cfg(target_arch = "x86_64")]
-            Kernels::Matrix(kernel) => {
+            Self::Matrix(kernel) => {
                 if units.num_rows != rows.len {
                     // SAFETY: these kernels are only chosen on a machine that has the units.
                     unsafe { amx::configure(rows.len) };
                     units.num_rows = rows.len;
                 }
-                kernel
+                // SAFETY: as above.
+                unsafe { kernel(rows, panel, init, acc.as_mut_ptr()) }
             }
-        };
-        // SAFETY: guaranteed by the caller; the kernels were chosen for this machine in `for_isa`.
-        unsafe { kernel(rows, panel, init, acc.as_mut_ptr()) }
+        }
+    }
+}
+
+multiversion! {
+    /// Writes a row's words, `stride` apart.
+    fn pack_row<E: Elem>(elems: &[E], words_of_group: WordsOfGroup, words: &mut [u32], stride: usize) {
+        let mut words = words.iter_mut().step_by(stride);
+        match words_of_group {
+            WordsOfGroup::Elements => {
+                // In this order: a zip takes one more of its first part than it yields.
+                for (elem, word) in elems.iter().zip(words.by_ref()) {
+                    *word = elem.to_f32().to_bits();
+                }
+                let missing = elems.len().next_multiple_of(E::GROUP) - elems.len();
+                words.take(missing).for_each(|word| *word = 0);
+            }
+            WordsOfGroup::Pair => {
+                for (pair, word) in elems.chunks(E::GROUP).zip(words) {
+                    let [low, high] = [pair.first(), pair.get(1)].map(|elem| elem.map_or(0, |elem| elem.to_f32().to_bits()));
+                    *word = low >> 16 | high & 0xffff_0000;
+                }
+            }
+        }
     }
 }
 
 macro_rules! by_rows {
-    ($name:ident $(, $generic:ty)?) => {
-        &[
-            $name::<1 $(, $generic)?>, $name::<2 $(, $generic)?>, $name::<3 $(, $generic)?>, $name::<4 $(, $generic)?>,
-            $name::<5 $(, $generic)?>, $name::<6 $(, $generic)?>, $name::<7 $(, $generic)?>, $name::<8 $(, $generic)?>,
-            $name::<9 $(, $generic)?>, $name::<10 $(, $generic)?>, $name::<11 $(, $generic)?>, $name::<12 $(, $generic)?>,
-            $name::<13 $(, $generic)?>, $name::<14 $(, $generic)?>,
-        ]
-    };
-}
-
-impl<E: Elem> Tiles<E> {
-    fn vector(kernels: &'static [TileFn<E>; VECTOR_ROWS], max_rows: usize) -> Self {
-        Self { kernels: Kernels::Vector(kernels), max_rows }
-    }
+    ($name:ident, [$($rows:literal)*]) => { &[$($name::<$rows>),*] };
+    ($name:ident::<$elem:ty>, [$($rows:literal)*]) => { &[$($name::<$rows, $elem>),*] };
 }
 
 impl Tiles<f32> {
     pub(crate) fn for_isa(isa: Isa) -> Self {
-        match isa {
+        let by_rows: &[VectorFn<f32>] = match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => Self::vector(by_rows!(tile_f32_avx512), VECTOR_ROWS),
+            Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
+                by_rows!(tile_avx512::<f32>, [1 2 3 4 5 6 7 8 9 10 11])
+            }
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Self::vector(by_rows!(tile_avx2, f32), 3),
-            _ => Self::vector(by_rows!(tile_portable, f32), 3),
-        }
+            Isa::Avx2 => by_rows!(tile_avx2::<f32>, [1 2 3 4 5 6]),
+            _ => by_rows!(tile_portable::<f32>, [1 2 3 4]),
+        };
+        Self::Vector(by_rows, WordsOfGroup::Elements)
     }
 }
 
 /// With the bfloat16 dot product.
 #[cfg(target_arch = "x86_64")]
-pub(super) static BF16_AVX512: &[TileFn<bf16>; VECTOR_ROWS] = by_rows!(tile_bf16_avx512);
+pub(super) static BF16_DOT: &[VectorFn<bf16>] = by_rows!(tile_dot, [1 2 3 4 5 6 7 8 9 10 11]);
 
 impl Tiles<bf16> {
     pub(crate) fn for_isa(isa: Isa) -> Self {
-        match isa {
+        let by_rows: &[VectorFn<bf16>] = match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Amx => Self { kernels: Kernels::Matrix(amx::tile_bf16_amx), max_rows: MAX_ROWS },
+            Isa::Amx => return Self::Matrix(amx::tile_bf16_amx),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512Bf16 => Self::vector(BF16_AVX512, VECTOR_ROWS),
+            Isa::Avx512Bf16 => return Self::Vector(BF16_DOT, WordsOfGroup::Pair),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => Self::vector(by_rows!(tile_avx512, bf16), 6),
+            Isa::Avx512 => by_rows!(tile_avx512::<bf16>, [1 2 3 4 5 6 7 8 9 10 11]),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx2 => Self::vector(by_rows!(tile_avx2, bf16), 3),
-            _ => Self::vector(by_rows!(tile_portable, bf16), 3),
-        }
+            Isa::Avx2 => by_rows!(tile_avx2::<bf16>, [1 2 3 4 5 6]),
+            _ => by_rows!(tile_portable::<bf16>, [1 2 3 4]),
+        };
+        Self::Vector(by_rows, WordsOfGroup::Elements)
     }
 }
 
-/// The loop that the compiler vectorises where no hand-written kernel stands.
+/// Columns of a panel that the portable loop takes at once, so that the sums fit 16 registers of four.
+const PORTABLE_COLUMNS: usize = 8;
+
+const _: () = assert!(cfg!(target_endian = "little"), "pairs of bfloat16 are taken apart as words");
+
+/// What the compiler makes of plain loops.
 ///
 /// # Safety
 /// As [`Tiles::run`].
-#[inline(always)]
-unsafe fn tile_loop<const ROWS: usize, E: Elem, const FUSED: bool>(
-    rows: Rows<E>,
+unsafe fn tile_portable<const ROWS: usize, E: Elem>(
+    words: *const u32,
     panel: Panel<E>,
     init: Init,
     acc: *mut [f32; PANEL],
 ) {
-    let mut sums = [[0.0_f32; PANEL]; ROWS];
-    for (row, sums) in sums.iter_mut().enumerate() {
-        // SAFETY: `init` has as many rows as `rows` by the caller's promise.
-        *sums = unsafe { init.read_row(row) };
-    }
-    for group in 0..panel.num_groups {
-        for within in 0..E::GROUP {
-            for (row, sums) in sums.iter_mut().enumerate() {
-                // SAFETY: inside the row by the caller's promise.
-                let left =
-                    unsafe { *rows.start.add(row * rows.stride_elems + group * E::GROUP + within) }.to_f32();
-                for (column, sum) in sums.iter_mut().enumerate() {
-                    // SAFETY: inside the panel by the caller's promise.
-                    let right =
-                        unsafe { *panel.start.add(group * panel.stride_elems + column * E::GROUP + within) }
-                            .to_f32();
-                    *sum = if FUSED { left.mul_add(right, *sum) } else { left * right + *sum };
+    for first in (0..PANEL).step_by(PORTABLE_COLUMNS) {
+        let mut sums = [[0.0_f32; PORTABLE_COLUMNS]; ROWS];
+        for (row, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: `init` has as many rows as `rows` by the caller's promise.
+            let values = unsafe { init.read_row(row) };
+            sums.copy_from_slice(&values[first..first + PORTABLE_COLUMNS]);
+        }
+        for group in 0..panel.num_groups {
+            // SAFETY: a column's group is four bytes, of one element or a pair, and those from `first` on are inside the
+            // panel by the caller's promise.
+            let columns = unsafe {
+                let start = panel.start.add(group * panel.stride_elems + first * E::GROUP);
+                start.cast::<[u32; PORTABLE_COLUMNS]>().read_unaligned()
+            };
+            for within in 0..E::GROUP {
+                // The upper half of a float32 is a bfloat16; the first of a pair is the lower half of a word.
+                let right = columns.map(|word| match (E::GROUP, within) {
+                    (1, _) => f32::from_bits(word),
+                    (_, 0) => f32::from_bits(word << 16),
+                    _ => f32::from_bits(word & 0xffff_0000),
+                });
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    // SAFETY: there is a word for every element of every row by the caller's promise.
+                    let left = unsafe { *words.cast::<f32>().add((group * E::GROUP + within) * ROWS + row) };
+                    sums.iter_mut().zip(right).for_each(|(sum, right)| *sum += left * right);
                 }
             }
         }
-    }
-    // SAFETY: `acc` has MAX_ROWS rows.
-    unsafe { acc.cast::<[[f32; PANEL]; ROWS]>().write(sums) };
-}
-
-/// # Safety
-/// As [`Tiles::run`].
-unsafe fn tile_portable<const ROWS: usize, E: Elem>(
-    rows: Rows<E>,
-    panel: Panel<E>,
-    init: Init,
-    acc: *mut [f32; PANEL],
-) {
-    // SAFETY: guaranteed by the caller.
-    unsafe { tile_loop::<ROWS, E, false>(rows, panel, init, acc) }
-}
-
-/// # Safety
-/// As [`Tiles::run`], on a machine with these features.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-unsafe fn tile_avx2<const ROWS: usize, E: Elem>(
-    rows: Rows<E>,
-    panel: Panel<E>,
-    init: Init,
-    acc: *mut [f32; PANEL],
-) {
-    // SAFETY: guaranteed by the caller.
-    unsafe { tile_loop::<ROWS, E, true>(rows, panel, init, acc) }
-}
-
-/// # Safety
-/// As [`Tiles::run`], on a machine with these features.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,fma")]
-unsafe fn tile_avx512<const ROWS: usize, E: Elem>(
-    rows: Rows<E>,
-    panel: Panel<E>,
-    init: Init,
-    acc: *mut [f32; PANEL],
-) {
-    // SAFETY: guaranteed by the caller.
-    unsafe { tile_loop::<ROWS, E, true>(rows, panel, init, acc) }
-}
-
-/// # Safety
-/// As [`Tiles::run`], on a machine with these features.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile_bf16_avx512<const ROWS: usize>(
-    rows: Rows<bf16>,
-    panel: Panel<bf16>,
-    init: Init,
-    acc: *mut [f32; PANEL],
-) {
-    use std::arch::x86_64::{
-        __m512bh, __m512i, _MM_HINT_T1, _mm_prefetch, _mm512_dpbf16_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-        _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
-    };
-    let as_bf16 = |bits: __m512i| -> __m512bh {
-        // SAFETY: both are 512 bits without invalid values.
-        unsafe { std::mem::transmute::<__m512i, __m512bh>(bits) }
-    };
-    // SAFETY: `acc` has MAX_ROWS rows of 32 floats; rows and panel are readable where they are read by the caller's
-    // promise, and every load and store is an unaligned one.
-    unsafe {
-        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-        for (row, sums) in sums.iter_mut().enumerate() {
-            let start = init.start.add(row * init.stride_elems);
-            let factor = _mm512_set1_ps(*init.factors.add(row));
-            let low = _mm512_mul_ps(_mm512_loadu_ps(start), factor);
-            *sums = [low, _mm512_mul_ps(_mm512_loadu_ps(start.add(16)), factor)];
-        }
-        let (mut left, mut right, mut prefetch) = (rows.start, panel.start, panel.prefetch);
-        for _ in 0..panel.num_groups {
-            // Fetching nothing is no faster than fetching lines that are there.
-            _mm_prefetch::<_MM_HINT_T1>(prefetch.cast());
-            _mm_prefetch::<_MM_HINT_T1>(prefetch.wrapping_add(PANEL).cast());
-            prefetch = prefetch.wrapping_add(2 * PANEL);
-            let right_low = as_bf16(_mm512_loadu_si512(right.cast()));
-            let right_high = as_bf16(_mm512_loadu_si512(right.add(PANEL).cast()));
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let pair = left.add(row * rows.stride_elems).cast::<i32>().read_unaligned();
-                let pair = as_bf16(_mm512_set1_epi32(pair));
-                sums[0] = _mm512_dpbf16_ps(sums[0], pair, right_low);
-                sums[1] = _mm512_dpbf16_ps(sums[1], pair, right_high);
-            }
-            left = left.add(2);
-            right = right.add(panel.stride_elems);
-        }
         for (row, sums) in sums.iter().enumerate() {
-            let out = acc.add(row).cast::<f32>();
-            _mm512_storeu_ps(out, sums[0]);
-            _mm512_storeu_ps(out.add(16), sums[1]);
-        }
-    }
-}
-
-/// # Safety
-/// As [`Tiles::run`], on a machine with these features.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-unsafe fn tile_f32_avx512<const ROWS: usize>(
-    rows: Rows<f32>,
-    panel: Panel<f32>,
-    init: Init,
-    acc: *mut [f32; PANEL],
-) {
-    use std::arch::x86_64::{
-        _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
-    };
-    // SAFETY: as in `tile_bf16_avx512`.
-    unsafe {
-        let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-        for (row, sums) in sums.iter_mut().enumerate() {
-            let start = init.start.add(row * init.stride_elems);
-            let factor = _mm512_set1_ps(*init.factors.add(row));
-            let low = _mm512_mul_ps(_mm512_loadu_ps(start), factor);
-            *sums = [low, _mm512_mul_ps(_mm512_loadu_ps(start.add(16)), factor)];
-        }
-        let (mut left, mut right) = (rows.start, panel.start);
-        for _ in 0..panel.num_groups {
-            let (right_low, right_high) = (_mm512_loadu_ps(right), _mm512_loadu_ps(right.add(16)));
-            for (row, sums) in sums.iter_mut().enumerate() {
-                let value = _mm512_set1_ps(*left.add(row * rows.stride_elems));
-                sums[0] = _mm512_fmadd_ps(value, right_low, sums[0]);
-                sums[1] = _mm512_fmadd_ps(value, right_high, sums[1]);
-            }
-            left = left.add(1);
-            right = right.add(panel.stride_elems);
-        }
-        for (row, sums) in sums.iter().enumerate() {
-            let out = acc.add(row).cast::<f32>();
-            _mm512_storeu_ps(out, sums[0]);
-            _mm512_storeu_ps(out.add(16), sums[1]);
+            // SAFETY: `acc` has MAX_ROWS rows, and this one's columns from `first` on.
+            unsafe { acc.add(row).cast::<f32>().add(first).cast::<[f32; PORTABLE_COLUMNS]>().write(*sums) };
         }
     }
 }

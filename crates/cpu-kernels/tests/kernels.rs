@@ -10,13 +10,6 @@ use model_spec::{HeadLayout, Nonlinearity, Normalization};
 use proptest::prelude::*;
 use tch::{Device, Kind, Tensor};
 
-fn all_isas() -> Vec<Isa> {
-    [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx]
-        .into_iter()
-        .filter(|&isa| isa <= Isa::detect())
-        .collect()
-}
-
 /// Deterministic values in [-1, 1), exact in bfloat16.
 fn random(rows: usize, columns: usize, seed: u64) -> Tensor {
     let values: Vec<f32> = (0..(rows * columns) as u64)
@@ -102,7 +95,7 @@ fn check_linear(isa: Isa, kind: Kind, (rows, out_features, in_features): (usize,
 
 #[test]
 fn linear_equals_libtorch() {
-    for isa in all_isas() {
+    for isa in Isa::of_machine() {
         for kind in [Kind::Float, Kind::BFloat16] {
             for shape in [
                 (1, 1, 1),
@@ -179,7 +172,7 @@ fn activations_equal_libtorch_gated_and_not() {
 
 #[test]
 fn norms_equal_libtorch() {
-    for isa in all_isas() {
+    for isa in Isa::of_machine() {
         for (rows, hidden_size) in [(1, 1), (3, 17), (40, 64), (17, 576)] {
             let x = random(rows, hidden_size, 5);
             let (weight, bias) = (random(1, hidden_size, 6), random(1, hidden_size, 7));
@@ -208,7 +201,7 @@ fn norms_equal_libtorch() {
 
 #[test]
 fn norms_of_heads_equal_libtorch_and_leave_values_alone() {
-    for isa in all_isas() {
+    for isa in Isa::of_machine() {
         for (rows, groups, queries, channels) in [(1, 1, 1, 2), (3, 2, 3, 20), (37, 2, 2, 128)] {
             let heads = HeadLayout {
                 num_attention_heads: groups * queries,
@@ -367,7 +360,7 @@ fn check_attention(isa: Isa, case: &AttentionCase) {
 
 #[test]
 fn attention_equals_libtorch_and_itself_in_pieces() {
-    for isa in all_isas() {
+    for isa in Isa::of_machine() {
         for kind in [Kind::Float, Kind::BFloat16] {
             for (heads, groups, head_dim, rotary_dim) in
                 [(4, 2, 16, 16), (9, 3, 64, 64), (2, 2, 24, 12), (3, 1, 7, 0), (20, 1, 32, 8)]
@@ -388,7 +381,7 @@ fn attention_equals_libtorch_and_itself_in_pieces() {
 
 #[test]
 fn caps_and_windows_equal_libtorch_and_themselves_in_pieces() {
-    for isa in all_isas() {
+    for isa in Isa::of_machine() {
         for kind in [Kind::Float, Kind::BFloat16] {
             // Within a block, as long as one, one longer, over several, and longer than any sequence.
             for (softcap, window) in [

@@ -16,7 +16,9 @@ use std::sync::Arc;
 
 use data::{Tokenizer, TokenizerSpec, open_tokenizer};
 use engine::{Completion, Engine, EngineLimits, Foresight, Request};
-use model_core::{AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, RawModelConfig};
+use model_core::{
+    AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, Isa, LoadOptions, ModelConfig, RawModelConfig,
+};
 use model_spec::{Float, Numerics};
 use nemo_format::Checkpoint;
 use sampling::{
@@ -73,6 +75,7 @@ fn open_engine(
         backend: Backend::Fused,
         device: Device::Cpu,
         attention: AttentionSwitches::default(),
+        isa: Isa::detect(),
     };
     let model = model_core::load_model(ModelConfig::try_from(raw)?, checkpoint.tensors(), options)?;
 

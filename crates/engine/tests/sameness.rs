@@ -13,7 +13,9 @@ use engine::{
     Completion, Draftable, Engine, EngineLimits, Foresight, Goal, Proposer, Request, RunStats, SeqId,
     StepTime,
 };
-use model_core::{AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelConfig, RawModelConfig};
+use model_core::{
+    AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, Isa, LoadOptions, ModelConfig, RawModelConfig,
+};
 use model_spec::{Float, Numerics, blocks_for};
 use nemo_format::Checkpoint;
 use sampling::{
@@ -183,7 +185,8 @@ fn a_request_gets_the_same_bits_in_any_company() {
             let [fp32, bf16] = [Float::Fp32, Float::Bf16].map(Numerics::uniform);
             for numerics in [fp32, bf16, bf16.with_fp8_weights()] {
                 let attention = AttentionSwitches::default();
-                let options = LoadOptions { numerics, backend, device: Device::Cpu, attention };
+                let options =
+                    LoadOptions { numerics, backend, device: Device::Cpu, attention, isa: Isa::detect() };
                 let (expect, _) = run(&mut engine(&checkpoint, options, limits(64, 1000, 0)), requests());
                 let reasons: std::collections::HashSet<_> =
                     expect.values().map(|completion| completion.finish_reason).collect();
@@ -231,7 +234,7 @@ fn what_went_to_the_host_comes_back_with_the_same_bits() {
     };
     for backend in [Backend::Plain, Backend::Fused] {
         let (numerics, attention) = (Numerics::uniform(Float::Fp32), AttentionSwitches::default());
-        let options = LoadOptions { numerics, backend, device: Device::Cpu, attention };
+        let options = LoadOptions { numerics, backend, device: Device::Cpu, attention, isa: Isa::detect() };
         let answer = |limits| {
             let endless = StopConditions::resolve(&[], &[], |_| None).unwrap();
             run(&mut engine_that_ends(&checkpoint, options, limits, endless), vec![request(0), request(1)])

@@ -58,11 +58,11 @@ mod tests {
     use model_spec::{Activation, Float, Nonlinearity, Numerics};
 
     use super::*;
-    use crate::AttentionSwitches;
     use crate::backend::cpu::CpuLoader;
     use crate::backend::plain::PlainLoader;
     use crate::kinds::{StoredFloat, TensorFormat};
     use crate::ops::{Epilogue, LinearOp, LinearRole, LinearSource, Loader, WeightBytes};
+    use crate::{AttentionSwitches, Isa};
 
     fn of(rows: &[f32], width: i64) -> (Vec<u8>, Vec<f32>) {
         let Fp8Rows { values, scales } = Fp8Rows::of(&Tensor::from_slice(rows).view([-1, width])).unwrap();
@@ -154,7 +154,10 @@ mod tests {
             let numerics = Numerics::uniform(float).with_fp8_weights();
             let plain =
                 PlainLoader::new(numerics, tch::Device::Cpu, AttentionSwitches::default(), 64, None).unwrap();
-            for error in [largest_error(plain), largest_error(CpuLoader::new(numerics, 64, None).unwrap())] {
+            for error in [
+                largest_error(plain),
+                largest_error(CpuLoader::new(numerics, Isa::detect(), 64, None).unwrap()),
+            ] {
                 assert!(error < most, "{float}: {error}");
             }
         }

@@ -29,6 +29,7 @@ pub use attention_algorithm::{AttentionAlgorithm, AttentionSwitches};
 pub use batch::{Batch, DeviceDecode, Span};
 pub use causal_lm::CausalLm;
 pub use config::{ModelConfig, RawModelConfig};
+pub use cpu_kernels::Isa;
 pub use error::ModelError;
 pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, BlockMove, HostBlockId, KvCache};
 pub use load::{Backend, LoadOptions, footprint, load_model, load_part};

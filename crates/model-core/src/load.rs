@@ -1,6 +1,6 @@
 //! From a config and a source of weights to a model.
 
-use cpu_kernels::PackedKv;
+use cpu_kernels::{Isa, PackedKv};
 use model_spec::{Float, Footprint, KvGroup, ModelSpec, Numerics, ShardPlace, WeightFormat};
 use nemo_format::TensorSource;
 use tch::Device;
@@ -39,6 +39,8 @@ pub struct LoadOptions {
     pub device: Device,
     /// Which attention the plain kernels may use.
     pub attention: AttentionSwitches,
+    /// The instruction set of the fused kernels on a CPU.
+    pub isa: Isa,
 }
 
 impl LoadOptions {
@@ -73,7 +75,7 @@ pub fn load_part(
     options: LoadOptions,
     part: ModelPart,
 ) -> Result<Box<dyn CausalLm>, ModelError> {
-    let LoadOptions { numerics, device, attention, .. } = options;
+    let LoadOptions { numerics, device, attention, isa, .. } = options;
     check_numerics(options)?;
     let ModelPart { place, reduction, ranks } = part;
     let is_all_layers = place.layers == (0..config.uniform.num_layers);
@@ -100,7 +102,7 @@ pub fn load_part(
             reason: "this program was built without feature `cuda`",
         }),
         (Backend::Fused, _) => {
-            load_for(config, source, CpuLoader::new(numerics, max_seq_len_tokens, ranks)?, part)
+            load_for(config, source, CpuLoader::new(numerics, isa, max_seq_len_tokens, ranks)?, part)
         }
     }
 }
@@ -217,6 +219,7 @@ mod tests {
             backend,
             device: Device::Cpu,
             attention: AttentionSwitches::default(),
+            isa: Isa::detect(),
         };
         let bytes = |options| groups.iter().map(|group| bytes_per_block(group, options)).sum::<u64>();
         let elems = 2 * 32 * (2 * 2 * 16 + 24);

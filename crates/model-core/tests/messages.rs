@@ -6,8 +6,8 @@ mod common;
 use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{BACKENDS, MemorySource, Runner};
 use model_core::{
-    AttentionSwitches, Backend, Batch, BlockId, LoadOptions, ModelConfig, ModelError, RawModelConfig, Span,
-    load_model,
+    AttentionSwitches, Backend, Batch, BlockId, Isa, LoadOptions, ModelConfig, ModelError, RawModelConfig,
+    Span, load_model,
 };
 use model_spec::{Float, KvFormat, Numerics};
 use serde_json::{Value, json};
@@ -140,7 +140,8 @@ fn formats_that_are_not_combined() {
     let numerics = Numerics { kv: KvFormat::Float(Float::Fp32), ..Numerics::uniform(Float::Bf16) };
     for backend in BACKENDS {
         let attention = AttentionSwitches::default();
-        let options = LoadOptions { numerics, backend, device: tch::Device::Cpu, attention };
+        let options =
+            LoadOptions { numerics, backend, device: tch::Device::Cpu, attention, isa: Isa::detect() };
         let error = load_model(config.clone(), &weights(&config), options).err().unwrap().to_string();
         insta::allow_duplicates! {
             insta::assert_snapshot!(error, @"computing in bf16 (weights bf16, KV cache fp32) is not supported: the KV cache must have the format that is computed in, weights the same or fp8");

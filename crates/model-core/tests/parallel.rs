@@ -9,8 +9,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{MemorySource, rows};
 use model_core::{
-    AttentionSwitches, Backend, Batch, LoadOptions, LostRank, ModelConfig, ModelError, ModelPart, ModelRanks,
-    Reduction, load_part,
+    AttentionSwitches, Backend, Batch, Isa, LoadOptions, LostRank, ModelConfig, ModelError, ModelPart,
+    ModelRanks, Reduction, load_part,
 };
 use model_spec::{Float, Numerics, ShardPlace};
 use serde_json::{Value, json};
@@ -71,6 +71,7 @@ fn options(float: Float, backend: Backend) -> LoadOptions {
         backend,
         device: tch::Device::Cpu,
         attention: AttentionSwitches::default(),
+        isa: Isa::detect(),
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 
 use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{BACKENDS, MemorySource, Runner, max_difference, rows};
-use model_core::{AttentionSwitches, Backend, LoadOptions, ModelConfig};
+use model_core::{AttentionSwitches, Backend, Isa, LoadOptions, ModelConfig};
 use model_spec::{
     Activation, BlockStyle, ExpertsSpec, Float, Nonlinearity, Normalization, Numerics, PositionEmbedding,
     RotaryPairing, RouterScore, ShardPlace,
@@ -419,6 +419,7 @@ fn count_parameters_and_bytes(keys: &Value) {
         backend: Backend::Plain,
         device: tch::Device::Cpu,
         attention: AttentionSwitches::default(),
+        isa: Isa::detect(),
     };
     let footprint = |options| {
         let spec = config.spec_of(&source);

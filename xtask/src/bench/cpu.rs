@@ -30,16 +30,61 @@ const CHAT_SETTINGS: [&str; 5] = [
 struct Peer {
     name: &'static str,
     packages: &'static [&'static str],
+    /// From source, for one instruction set, which takes some minutes; others choose their kernels as they run.
+    is_built: bool,
 }
 
 const PEERS: [Peer; 2] = [
     Peer {
         name: "transformers",
         packages: &["torch==2.11.0", "transformers==5.24.0", "gguf==0.19.0", "accelerate"],
+        is_built: false,
     },
-    // Built from source, which takes some minutes.
-    Peer { name: "llama.cpp", packages: &["llama-cpp-python==0.3.36", "gguf==0.19.0"] },
+    Peer { name: "llama.cpp", packages: &["llama-cpp-python==0.3.36", "gguf==0.19.0"], is_built: true },
 ];
+
+/// An instruction set that every program can be held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Isa {
+    /// AVX2 and FMA.
+    Avx2,
+    /// AVX-512 without bfloat16.
+    Avx512,
+}
+
+impl Isa {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// For the build of llama.cpp, which takes the building machine's instructions otherwise.
+    fn cmake_args(self) -> String {
+        let avx512 = match self {
+            Self::Avx2 => "OFF",
+            Self::Avx512 => "ON -DGGML_AVX512_VBMI=OFF -DGGML_AVX512_VNNI=OFF -DGGML_AVX512_BF16=OFF",
+        };
+        format!(
+            "-DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON \
+             -DGGML_AVX512={avx512}"
+        )
+    }
+
+    /// What libtorch, oneDNN and MKL, which transformers computes with, are limited by.
+    fn limits_of_libtorch(self) -> [(&'static str, &'static str); 3] {
+        let (capability, onednn, mkl) = match self {
+            Self::Avx2 => ("avx2", "AVX2", "AVX2"),
+            Self::Avx512 => ("avx512", "AVX512_CORE", "AVX512"),
+        };
+        [
+            ("ATEN_CPU_CAPABILITY", capability),
+            ("ONEDNN_MAX_CPU_ISA", onednn),
+            ("MKL_ENABLE_INSTRUCTIONS", mkl),
+        ]
+    }
+}
 
 /// Choices of the CPU benchmark.
 #[derive(Debug, clap::Args)]
@@ -53,6 +98,9 @@ pub(crate) struct Args {
     /// Also answers the chat records of this file, each until the end of its turn or 128 tokens
     #[arg(long, value_name = "JSONL")]
     chat: Option<PathBuf>,
+    /// Holds every program to an instruction set that is less than the machine's
+    #[arg(long, value_enum, value_name = "SET")]
+    isa: Option<Isa>,
     /// Of these measures only: load, decode, bulk, prefill
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     measures: Vec<String>,
@@ -80,9 +128,12 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     if !args.measures.is_empty() {
         own.arg("--measures").arg(args.measures.join(","));
     }
+    if let Some(isa) = args.isa {
+        own.env("ALIGNER_GEN_ISA", isa.name());
+    }
     let mut figures = measure(own, "aligner-gen")?;
     if let Some(data) = &args.chat {
-        figures.push(chat(workspace, &program, &checkpoint, data)?);
+        figures.push(chat(workspace, &program, &checkpoint, data, args.isa)?);
     }
     if let Some(gguf) = gguf.filter(|_| !args.no_peers) {
         for peer in &PEERS {
@@ -98,7 +149,13 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
 }
 
 /// The whole main job on real prompts, from the start of the program to its end.
-fn chat(workspace: &Workspace, program: &Path, checkpoint: &Path, data: &Path) -> Result<Figure> {
+fn chat(
+    workspace: &Workspace,
+    program: &Path,
+    checkpoint: &Path,
+    data: &Path,
+    isa: Option<Isa>,
+) -> Result<Figure> {
     let results = workspace.path(CHAT_RESULTS);
     if results.exists() {
         std::fs::remove_dir_all(&results).with_context(|| format!("cannot remove `{CHAT_RESULTS}`"))?;
@@ -108,6 +165,9 @@ fn chat(workspace: &Workspace, program: &Path, checkpoint: &Path, data: &Path) -
     command.arg(format!("pretrained_checkpoint.restore_from_path={}", checkpoint.display()));
     command.arg(format!("model.data.train_ds.file_path={}", data.display()));
     command.arg(format!("exp_manager.explicit_log_dir={}", results.display()));
+    if let Some(isa) = isa {
+        command.env("ALIGNER_GEN_ISA", isa.name());
+    }
     say(&format!("measuring {}", shell_line(&command)));
     let started = Instant::now();
     run_command(&mut command)?;
@@ -116,21 +176,34 @@ fn chat(workspace: &Workspace, program: &Path, checkpoint: &Path, data: &Path) -
 }
 
 fn measure_peer(workspace: &Workspace, peer: &Peer, gguf: &Path, args: &Args) -> Result<Vec<Figure>> {
-    let venv = workspace.path(VENV).join(peer.name);
+    // Only what is built from source depends on the instruction set.
+    let isa = args.isa.filter(|_| peer.is_built);
+    let folder = isa.map_or_else(|| peer.name.to_owned(), |isa| format!("{}-{}", peer.name, isa.name()));
+    let venv = workspace.path(VENV).join(&folder);
     let python = venv.join("bin/python");
     let finished = venv.join("installed.txt");
-    let wanted = peer.packages.join("\n");
+    let mut wanted = peer.packages.join("\n");
+    if let Some(isa) = isa {
+        wanted = format!("{wanted}\n{}", isa.cmake_args());
+    }
     if std::fs::read_to_string(&finished).ok().as_deref() != Some(wanted.as_str()) {
-        say(&format!("installing {} into `{VENV}/{}`", peer.name, peer.name));
+        say(&format!("installing {} into `{VENV}/{folder}`", peer.name));
         run_command(workspace.command("python3").args(["-m", "venv"]).arg(&venv))?;
-        run_command(
-            workspace.command(&python).args(["-m", "pip", "install", "--quiet"]).args(peer.packages),
-        )?;
+        let mut install = workspace.command(&python);
+        install.args(["-m", "pip", "install", "--quiet"]).args(peer.packages);
+        if let Some(isa) = isa {
+            // What pip has built for another set is not to be taken for this one.
+            install.arg("--no-cache-dir").env("CMAKE_ARGS", isa.cmake_args());
+        }
+        run_command(&mut install)?;
         std::fs::write(&finished, wanted)
             .with_context(|| format!("cannot write `{}`", finished.display()))?;
     }
     let mut command = workspace.command(&python);
     command.arg(SCRIPT).arg("--gguf").arg(gguf).args(["--work-dir", ".bench/models", "--peer", peer.name]);
+    if let Some(isa) = args.isa.filter(|_| !peer.is_built) {
+        command.envs(isa.limits_of_libtorch());
+    }
     if args.chat.is_some() {
         command.arg("--chat").arg(workspace.path(CHAT_RESULTS).join("generations/generations.jsonl"));
     }

@@ -39,6 +39,7 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         backend: arguments.backend.into(),
         device,
         attention: env::attention_switches(),
+        isa: env::isa()?,
     };
     for measure in &arguments.measures {
         if measure == cuts::MEASURE {

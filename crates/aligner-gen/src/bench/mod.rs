@@ -113,6 +113,7 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
         backend: arguments.backend.into(),
         device,
         attention: env::attention_switches(),
+        isa: env::isa()?,
     };
     let model = load_model(&checkpoint, config, options)?;
     let tokenizer = OpenTokenizer::open(&checkpoint, checkpoint.model_config())?.tokenizer;

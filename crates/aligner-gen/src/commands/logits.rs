@@ -49,6 +49,7 @@ pub(crate) fn run(arguments: &LogitsArgs) -> Result<(), Failure> {
         backend: arguments.backend.into(),
         device,
         attention: env::attention_switches(),
+        isa: env::isa()?,
     };
     let mut model = load_model(&checkpoint, config, options)?;
     let logits = forward(model.as_mut(), &ids, seq)?;

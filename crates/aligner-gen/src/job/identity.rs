@@ -6,12 +6,14 @@
 use std::collections::BTreeMap;
 
 use data::{KeptMetadata, LengthLimits, OnBadRecord, OnOverlength, TokenField};
-use model_core::{AttentionAlgorithm, Backend, LoadOptions, ModelConfig, Reduction};
+use model_core::{AttentionAlgorithm, Backend, Isa, LoadOptions, ModelConfig, Reduction};
 use model_spec::{
-    Activation, AttentionRule, BlockStyle, HeadLayout, MoeLayers, Nonlinearity, NormSpec, Normalization,
-    OutputSpec, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore, UniformSpec,
+    Activation, AttentionRule, BlockStyle, Float, HeadLayout, MoeLayers, Nonlinearity, NormSpec,
+    Normalization, OutputSpec, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore,
+    UniformSpec,
 };
 use sampling::SamplingParams;
+use tch::{Device, Kind};
 
 use crate::config::plan::{Bos, GenerationPlan, LineFormat, RowParamsMode, Unfinished};
 use crate::config::records::RecordFormat;
@@ -262,7 +264,22 @@ fn activation_name(nonlinearity: Nonlinearity, gated: bool) -> String {
     if gated { format!("gated {function}") } else { function.to_owned() }
 }
 
-/// What the model is computed with. `head_dim`: its `kv_channels`; `device`: the class of the device.
+/// What the arithmetic on a CPU is called: sets with the same name have bitwise identical results. libtorch chooses its
+/// kernels by the machine, whatever the fused ones are to use. `None` on GPUs.
+pub(crate) fn arithmetic(options: LoadOptions) -> Option<String> {
+    match (options.device, options.backend) {
+        (Device::Cpu, Backend::Fused) => {
+            let is_bf16 = options.numerics.compute == Float::Bf16;
+            let kind = if is_bf16 { Kind::BFloat16 } else { Kind::Float };
+            Some(options.isa.arithmetic(kind).to_owned())
+        }
+        (Device::Cpu, Backend::Plain) => Some(format!("libtorch on {}", Isa::detect())),
+        _ => None,
+    }
+}
+
+/// What the model is computed with. `head_dim`: its `kv_channels`; `device`: the class of the device; `isa`: the
+/// [`arithmetic`] of a CPU.
 ///
 /// # Errors
 /// When no attention backend is left.
@@ -270,9 +287,11 @@ pub(crate) fn compute(
     options: LoadOptions,
     head_dim: usize,
     device: String,
+    isa: Option<String>,
     reduction: Reduction,
 ) -> Result<Compute, Failure> {
-    let LoadOptions { numerics, backend, device: place, attention } = options;
+    // The instruction set is told by its arithmetic.
+    let LoadOptions { numerics, backend, device: place, attention, isa: _ } = options;
     let attention = match backend {
         Backend::Fused => None,
         Backend::Plain => Some(match attention.choose(place, numerics.compute, head_dim)? {
@@ -285,6 +304,7 @@ pub(crate) fn compute(
         precision: numerics.to_string(),
         fused: backend == Backend::Fused,
         device,
+        isa,
         attention: attention.map(str::to_owned),
         reduction: match reduction {
             Reduction::Chain => None,

@@ -269,7 +269,10 @@ impl Prepared {
         if let Some(layout) = layout::describe(self.setup.topology, self.setup.reduction) {
             tracing::info!("{layout}");
         }
-        let LoadOptions { backend, attention, device, numerics } = self.setup.options;
+        let LoadOptions { backend, attention, device, numerics, isa } = self.setup.options;
+        if backend == Backend::Fused && device == tch::Device::Cpu {
+            tracing::info!("instruction set: {isa}");
+        }
         if backend == Backend::Plain
             && let Ok(chosen) =
                 attention.choose(device, numerics.compute, self.setup.model_config.uniform.heads.kv_channels)

@@ -4,6 +4,7 @@ use tch::Device;
 
 use super::host_memory;
 use crate::config::range::out_of_range;
+use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 
 /// The ranks of one machine, as far as they share its devices.
@@ -76,6 +77,16 @@ fn gpu_of(ranks: LocalRanks, num_gpus: usize) -> Result<SharedDevice, Failure> {
          CUDA_VISIBLE_DEVICES and the launcher show more"
     ))
     .exit_with(ExitStatus::Device)
+}
+
+/// Gives libtorch no more threads than this process may run at once, unless the user has chosen their number: it counts
+/// processors, but not what the quota of a container leaves of them.
+pub(crate) fn limit_threads() {
+    let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let num_threads = i32::try_from(num_threads).unwrap_or(i32::MAX);
+    if !env::has_thread_count() && num_threads < tch::get_num_threads() {
+        tch::set_num_threads(num_threads);
+    }
 }
 
 /// The first GPU, where nothing else will do.

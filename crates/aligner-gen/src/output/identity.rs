@@ -286,6 +286,10 @@ pub(crate) struct Compute {
     pub(crate) fused: bool,
     /// `cpu`, or `gpu` and its architecture.
     pub(crate) device: String,
+    /// The arithmetic of the CPU's instruction set. Absent on GPUs and in records from before it was recorded, which are not
+    /// compared by it.
+    #[serde(rename = "instruction set", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) isa: Option<String>,
     /// Of the plain kernels, as the `NVTE_*` variables choose it.
     #[serde(rename = "attention backend")]
     pub(crate) attention: Option<String>,
@@ -365,7 +369,11 @@ impl Identity {
 
     /// What differs, with both values; fingerprints by name alone.
     pub(crate) fn changes(&self, now: &Self) -> Vec<String> {
-        let (before, after) = (self.entries(), now.entries());
+        let mut recorded = self.clone();
+        if recorded.compute.isa.is_none() && recorded.compute.device == now.compute.device {
+            recorded.compute.isa.clone_from(&now.compute.isa);
+        }
+        let (before, after) = (recorded.entries(), now.entries());
         let names: BTreeSet<&String> = before.keys().chain(after.keys()).collect();
         let change = |name: &String| match (before.get(name), after.get(name)) {
             (before, after) if before == after => None,
@@ -376,7 +384,7 @@ impl Identity {
         };
         let changes: Vec<String> = names.into_iter().filter_map(change).collect();
         // Whatever the names say: what is not equal is not taken for equal.
-        if changes.is_empty() && self != now { vec!["a value".to_owned()] } else { changes }
+        if changes.is_empty() && recorded != *now { vec!["a value".to_owned()] } else { changes }
     }
 
     /// All fields, by the name that a user knows them by.
@@ -432,6 +440,19 @@ pub(super) mod tests {
         assert_eq!(without.changes(&identity(1, "b").without_data()), Vec::<String>::new());
         let chat = Identity { chat: Some(ChatTokens::default()), ..identity(1, "a") };
         assert_eq!(chat.changes(&identity(1, "a")).len(), 5);
+    }
+
+    #[test]
+    fn instruction_sets_are_compared_where_they_are_recorded() {
+        let on = |isa: Option<&str>| {
+            let mut identity = identity(1, "a");
+            identity.compute.isa = isa.map(str::to_owned);
+            identity
+        };
+        let change = "`instruction set` (was \"amx\", now \"fma\")";
+        assert_eq!(on(Some("amx")).changes(&on(Some("fma"))), [change]);
+        assert_eq!(on(None).changes(&on(Some("fma"))), Vec::<String>::new());
+        assert_eq!(on(Some("amx")).changes(&on(None)), ["`instruction set`"]);
     }
 
     #[test]

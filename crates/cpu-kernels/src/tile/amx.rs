@@ -15,7 +15,7 @@ use std::arch::asm;
 
 use half::bf16;
 
-use super::{BF16_AVX512, Init, MAX_ROWS, PANEL, Panel, Rows, VECTOR_ROWS};
+use super::{BF16_DOT, Init, MAX_ROWS, PANEL, Panel, Rows, VECTOR_ROWS};
 
 /// Rows of one matrix register.
 const TILE_ROWS: usize = 16;
@@ -88,19 +88,39 @@ pub(super) unsafe fn tile_bf16_amx(rows: Rows<bf16>, panel: Panel<bf16>, init: I
         }
         let num_groups = panel.num_groups - num_steps * TILE_GROUPS;
         if num_groups > 0 {
-            let start = rows.start.add(num_steps * TILE_GROUPS * 2);
-            let rest = Panel {
-                start: panel.start.add(num_steps * TILE_GROUPS * panel.stride_elems),
-                num_groups,
-                ..panel
-            };
-            for first in (0..rows.len).step_by(VECTOR_ROWS) {
-                let len = VECTOR_ROWS.min(rows.len - first);
-                let start = start.add(first * rows.stride_elems);
-                let acc = acc.add(first);
-                let kernel = BF16_AVX512[len - 1];
-                kernel(Rows { start, len, ..rows }, rest, Init::sums(acc), acc);
+            rest(rows, panel, num_steps, num_groups, acc);
+        }
+    }
+}
+
+/// The last `num_groups` groups, fewer than a step has, with the vector units.
+///
+/// # Safety
+/// As [`tile_bf16_amx`], with the sums in `acc`.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+unsafe fn rest(
+    rows: Rows<bf16>,
+    panel: Panel<bf16>,
+    num_steps: usize,
+    num_groups: usize,
+    acc: *mut [f32; PANEL],
+) {
+    // SAFETY: guaranteed by the caller; a row's groups are pairs of elements, each of which is a word.
+    unsafe {
+        let start = rows.start.add(num_steps * TILE_GROUPS * 2);
+        let first_group = panel.start.add(num_steps * TILE_GROUPS * panel.stride_elems);
+        let panel = Panel { start: first_group, num_groups, ..panel };
+        for first in (0..rows.len).step_by(VECTOR_ROWS) {
+            let len = VECTOR_ROWS.min(rows.len - first);
+            let mut words = [0_u32; TILE_GROUPS * VECTOR_ROWS];
+            for row in 0..len {
+                let row_start = start.add((first + row) * rows.stride_elems).cast::<u32>();
+                for group in 0..num_groups {
+                    words[group * len + row] = row_start.add(group).read_unaligned();
+                }
             }
+            let acc = acc.add(first);
+            BF16_DOT[len - 1](words.as_ptr(), panel, Init::sums(acc), acc);
         }
     }
 }
@@ -238,4 +258,33 @@ unsafe fn two_by_two(
             options(nostack),
         );
     }
+}
+
+/// Multiplies registers `num_rounds` times, and returns the floating-point operations of a round.
+///
+/// # Safety
+/// On a machine whose instruction set is [`Isa::Amx`](crate::Isa::Amx).
+pub(crate) unsafe fn peak(num_rounds: usize) -> usize {
+    // SAFETY: the machine has the units, which are set up for 32 rows; no memory is touched.
+    unsafe {
+        configure(MAX_ROWS);
+        asm!(
+            "tilezero tmm4",
+            "tilezero tmm5",
+            "tilezero tmm6",
+            "tilezero tmm7",
+            "2:",
+            "tdpbf16ps tmm0, tmm4, tmm6",
+            "tdpbf16ps tmm1, tmm4, tmm7",
+            "tdpbf16ps tmm2, tmm5, tmm6",
+            "tdpbf16ps tmm3, tmm5, tmm7",
+            "dec {rounds}",
+            "jnz 2b",
+            rounds = inout(reg) num_rounds => _,
+            out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+            out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+            options(nostack, nomem),
+        );
+    }
+    2 * MAX_ROWS * PANEL * TILE_GROUPS * 2
 }

@@ -5,7 +5,7 @@
 mod attention;
 mod linear;
 
-use cpu_kernels::{CpuKernels, HeadShape, Layout, MAX_HEAD_DIM, NormParams, SourceDType, StoredLinear};
+use cpu_kernels::{CpuKernels, HeadShape, Isa, Layout, MAX_HEAD_DIM, NormParams, SourceDType, StoredLinear};
 use model_spec::{AttentionSpec, HeadLayout, KvGroup, Numerics};
 use tch::{Kind, Tensor};
 use torch_ext::view;
@@ -103,14 +103,16 @@ pub(crate) struct CpuLoader {
 }
 
 impl CpuLoader {
-    /// Kernels on all processors that this process may use, for sequences of up to `max_seq_len_tokens`.
+    /// Kernels of an instruction set on all processors that this process may use, for sequences of up to
+    /// `max_seq_len_tokens`.
     pub(crate) fn new(
         numerics: Numerics,
+        isa: Isa,
         max_seq_len_tokens: usize,
         ranks: Option<Box<dyn ModelRanks>>,
     ) -> Result<Self, ModelError> {
         let num_threads = std::thread::available_parallelism().map_or(1, usize::from);
-        let kernels = CpuKernels::new(num_threads)?;
+        let kernels = CpuKernels::with_isa(num_threads, isa)?;
         let rotary = RotaryTables::new(max_seq_len_tokens);
         Ok(Self { state: CpuState { numerics, kernels, rotary, ranks: HostRanks(ranks) } })
     }

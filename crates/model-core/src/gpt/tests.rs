@@ -16,7 +16,7 @@ use crate::layers::row_parallel::RowParallel;
 use crate::layers::{Attention, Ffn, Layer, Mlp};
 use crate::ops::{LinearRole, LinearSource, Loader, Norm, WeightBytes, refuse_experts_on_gpu, refuse_on_gpu};
 use crate::weights::Head;
-use crate::{AttentionSwitches, RawModelConfig};
+use crate::{AttentionSwitches, Isa, RawModelConfig};
 
 const HIDDEN_SIZE: usize = 24;
 const VOCAB_SIZE: usize = 17;
@@ -411,7 +411,7 @@ fn plain() -> PlainLoader {
 }
 
 fn cpu() -> CpuLoader {
-    CpuLoader::new(Numerics::uniform(Float::Fp32), 64, None).unwrap()
+    CpuLoader::new(Numerics::uniform(Float::Fp32), Isa::detect(), 64, None).unwrap()
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use model_core::{
-    AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, Batch, BlockId, CausalLm, KvCache, LoadOptions,
+    AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, Batch, BlockId, CausalLm, Isa, KvCache, LoadOptions,
     ModelConfig, ModelError, RawModelConfig, load_model,
 };
 use model_spec::{Float, Numerics, blocks_for};
@@ -141,6 +141,7 @@ impl Runner {
                 backend,
                 device: tch::Device::Cpu,
                 attention: AttentionSwitches::default(),
+                isa: Isa::detect(),
             },
         )?;
         let cache = model.new_cache(NUM_BLOCKS as usize)?;

@@ -48,7 +48,8 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<(), Failure> {
     let input = read_input(&arguments.input, &scoring)?;
     let device = arguments.device.open()?;
     let backend: Backend = arguments.backend.into();
-    let options = LoadOptions { numerics, backend, device, attention: env::attention_switches() };
+    let options =
+        LoadOptions { numerics, backend, device, attention: env::attention_switches(), isa: env::isa()? };
     let demand = Demand {
         longest_sequence_tokens: input.longest_tokens.max(1),
         num_sequences: input.num_responses.max(1),

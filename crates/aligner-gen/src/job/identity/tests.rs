@@ -1,7 +1,6 @@
 //! Every key that is read is given another value: texts may change, or its row of the table says that they do not.
 
 use serde_json::json;
-use tch::Device;
 
 use super::*;
 use crate::config::keys::{self, Status};
@@ -199,11 +198,14 @@ fn identity(overrides: &[String]) -> Result<Identity, Failure> {
         backend: plan.backend,
         device: Device::Cpu,
         attention: model_core::AttentionSwitches::default(),
+        isa: Isa::Portable,
     };
+    // That of the plain kernels is the machine's.
+    let isa = Some(options).filter(|options| options.backend == Backend::Fused).and_then(arithmetic);
     let reduction = plan.parallel.reduction(plan.parallel.tensor.unwrap_or(1))?;
     let mut identity = plan.identity();
     identity.model = model_fields(&model);
-    identity.compute = compute(options, model.uniform.heads.kv_channels, "cpu".to_owned(), reduction)?;
+    identity.compute = compute(options, model.uniform.heads.kv_channels, "cpu".to_owned(), isa, reduction)?;
     Ok(identity)
 }
 

@@ -88,6 +88,7 @@ impl Setup {
             backend: plan.backend,
             device,
             attention: env::attention_switches(),
+            isa: env::isa()?,
         };
         let neighbours = Neighbours { num_on_device, num_on_host: local.local_size };
         let model = model_config.spec_of(checkpoint.tensors());
@@ -161,6 +162,7 @@ impl Setup {
             self.options,
             self.model_config.uniform.heads.kv_channels,
             device,
+            identity::arithmetic(self.options),
             self.reduction,
         )?;
         identity.inputs = Inputs {
