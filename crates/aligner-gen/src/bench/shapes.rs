@@ -52,8 +52,6 @@ pub(super) fn source(shape: NamedShape, weights: Weights) -> Result<(ModelConfig
         "openai_gelu": openai_gelu,
         "bias": uniform.bias,
         "share_embeddings_and_output_weights": uniform.output.tied,
-        "kv_channels": uniform.heads.kv_channels,
-        "qk_layernorm": uniform.qk_layernorm,
     });
     if let Some(moe) = &uniform.moe {
         keys["num_moe_experts"] = json!(moe.experts.num_experts);
@@ -64,11 +62,6 @@ pub(super) fn source(shape: NamedShape, weights: Weights) -> Result<(ModelConfig
         keys["position_embedding_type"] = json!("rope");
         keys["rotary_percentage"] = json!(rotary.rotary_dims as f64 / uniform.heads.kv_channels as f64);
         keys["rotary_base"] = json!(rotary.rotary_base);
-    }
-    if let Some(moe) = &uniform.moe {
-        keys["num_moe_experts"] = json!(moe.experts.num_experts);
-        keys["moe_ffn_hidden_size"] = json!(moe.experts.ffn_hidden_size);
-        keys["moe_router_topk"] = json!(moe.experts.router.topk);
     }
     let raw: RawModelConfig = serde_json::from_value(keys).map_err(anyhow::Error::from)?;
     let config = ModelConfig::try_from(raw)?;
