@@ -13,6 +13,8 @@ use crate::{
 pub enum NamedShape {
     /// Small enough for tests and wide enough for every kernel.
     Tiny,
+    /// The same with 8 experts of which a token goes through 2.
+    TinyMoe,
     /// RMSNorm, SwiGLU, grouped queries, untied.
     TinyLlama,
     /// The GPT-2B-001 kind: layernorm1p, fast-swiglu, rotary 50 %, untied, no biases.
@@ -76,8 +78,9 @@ impl FromStr for NamedShape {
 
 impl NamedShape {
     /// Every shape.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Tiny,
+        Self::TinyMoe,
         Self::TinyLlama,
         Self::TinyGpt,
         Self::TinyGptLearned,
@@ -97,6 +100,7 @@ impl NamedShape {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Tiny => "tiny",
+            Self::TinyMoe => "tiny-moe",
             Self::TinyLlama => "tiny-llama",
             Self::TinyGpt => "tiny-gpt",
             Self::TinyGptLearned => "tiny-gpt-learned",
@@ -120,6 +124,7 @@ impl NamedShape {
             Self::Tiny => {
                 llama(Sizes { layers: 2, hidden: 128, ffn: 256, heads: 4, groups: 2, vocab: 512 }, 4096)
             }
+            Self::TinyMoe => with_experts(Self::Tiny.shape(), 8, (2, 64)),
             Self::TinyLlama => tiny(),
             Self::TinyGpt => gpt_rotary(with_groups(tiny(), 4)),
             Self::TinyGptLearned => gpt_learned(with_groups(tiny(), 4)),

@@ -13,9 +13,14 @@ use super::report::{Outcome, Report};
 const LIMIT: Duration = Duration::from_secs(300);
 
 /// Shapes and precisions: one and several queries a group. float32 prompts come whole on a GPU.
-const ON_GPU: [(&str, &str); 4] =
-    [("tiny", "bf16"), ("gpt-2b", "bf16"), ("llama2-7b", "bf16"), ("llama3-8b", "bf16")];
-const ON_CPU: [(&str, &str); 2] = [("tiny", "bf16"), ("tiny", "32")];
+const ON_GPU: [(&str, &str); 5] = [
+    ("tiny", "bf16"),
+    ("tiny-moe", "bf16"),
+    ("gpt-2b", "bf16"),
+    ("llama2-7b", "bf16"),
+    ("llama3-8b", "bf16"),
+];
+const ON_CPU: [(&str, &str); 3] = [("tiny", "bf16"), ("tiny", "32"), ("tiny-moe", "bf16")];
 
 /// A result for each shape and precision.
 ///

@@ -67,7 +67,7 @@ struct Check {
     run: fn(&Kit, &mut Report<'_>) -> Result<()>,
 }
 
-const CHECKS: [Check; 10] = [
+const CHECKS: [Check; 11] = [
     Check {
         name: CUDA_SMOKE,
         what: "every entry of the CUDA runtime",
@@ -109,6 +109,12 @@ const CHECKS: [Check; 10] = [
         what: "hashes of the benchmark, a small shape",
         needs_gpu: false,
         run: |kit, report| hashes::check(kit, report, "tiny"),
+    },
+    Check {
+        name: "bench-tiny-moe",
+        what: "the same, with experts",
+        needs_gpu: false,
+        run: |kit, report| hashes::check(kit, report, "tiny-moe"),
     },
     Check {
         name: "ranks-tiny",
