@@ -1,6 +1,6 @@
 //! `aligner-gen doctor`: what this machine has, what of it a job will use, and what to do where something is missing.
 //!
-//! It reads and asks, and changes nothing. It always ends with 0: what it finds is an answer, whatever it is.
+//! It reads and asks, and changes nothing. What it finds is an answer, whatever it is, and it ends with 0.
 
 mod findings;
 
@@ -20,7 +20,7 @@ pub(crate) fn run(arguments: &DoctorArgs, out: &mut impl Write) -> Result<(), Fa
     let findings = Findings {
         version: env!("CARGO_PKG_VERSION"),
         has_cuda: cfg!(feature = "cuda"),
-        processor: processor(),
+        processor: processor(env::isa()?),
         memory: Memory {
             total_bytes: host_memory::total_bytes(),
             available_bytes: host_memory::available_bytes(),
@@ -39,14 +39,14 @@ pub(crate) fn run(arguments: &DoctorArgs, out: &mut impl Write) -> Result<(), Fa
     Ok(out.write_all(text.as_bytes()).map_err(anyhow::Error::from)?)
 }
 
-fn processor() -> Processor {
+fn processor(isa: Isa) -> Processor {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let value = |line: &str| Some(line.strip_prefix("model name")?.split_once(':')?.1.trim().to_owned());
     Processor {
         model: cpuinfo.lines().find_map(value),
         num_cores: cpuinfo.lines().filter(|line| line.starts_with("processor")).count(),
         num_usable: std::thread::available_parallelism().map_or(1, usize::from),
-        isa: Isa::detect(),
+        isa,
     }
 }
 
