@@ -202,7 +202,7 @@ impl StepState for CudaState {
         &mut self,
         qkv: &mut Tensor,
         heads: HeadLayout,
-        HeadNorms { query, key }: &HeadNorms,
+        HeadNorms { query, key, .. }: &HeadNorms,
     ) -> Result<(), ModelError> {
         let known = self.heads.iter().find(|known| known.heads == heads).ok_or(NOT_PLANNED)?;
         let launch = NormHeads {
