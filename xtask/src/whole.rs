@@ -4,19 +4,16 @@
 //! them. In that build these tasks run the same command line with the whole program.
 
 #[cfg(feature = "all-tasks")]
-pub(crate) use with_checkpoints::{
-    BenchConvertArgs, ConvertArgs, DistArgs, FixturesArgs, bench_convert, convert, dist, fixtures,
-};
+pub(crate) use with_checkpoints::{ConvertArgs, DistArgs, FixturesArgs, convert, dist, fixtures};
 #[cfg(not(feature = "all-tasks"))]
 pub(crate) use without_checkpoints::{
-    BenchConvertArgs, ConvertArgs, DistArgs, FixturesArgs, bench_convert, convert, dist, fixtures,
+    ConvertArgs, DistArgs, FixturesArgs, HandedOn, convert, dist, fixtures, hand_on,
 };
 
 #[cfg(feature = "all-tasks")]
 mod with_checkpoints {
     use anyhow::Result;
 
-    pub(crate) use crate::bench::convert::{Args as BenchConvertArgs, run as bench_convert};
     pub(crate) use crate::dist::{Args as DistArgs, run as dist};
     pub(crate) use crate::fixtures::{Args as FixturesArgs, run as fixtures};
     use crate::workspace::Workspace;
@@ -51,14 +48,13 @@ mod without_checkpoints {
     pub(crate) type ConvertArgs = HandedOn;
     pub(crate) type DistArgs = HandedOn;
     pub(crate) type FixturesArgs = HandedOn;
-    pub(crate) type BenchConvertArgs = HandedOn;
 
     /// Becomes `cargo xtask convert-checkpoint` of the whole program.
     ///
     /// # Errors
     /// When cargo cannot be started.
     pub(crate) fn convert(workspace: &Workspace, args: &HandedOn) -> Result<()> {
-        become_whole(workspace, &["convert-checkpoint"], args)
+        hand_on(workspace, &["convert-checkpoint"], args)
     }
 
     /// Becomes `cargo xtask fixtures` of the whole program.
@@ -66,7 +62,7 @@ mod without_checkpoints {
     /// # Errors
     /// When cargo cannot be started.
     pub(crate) fn fixtures(workspace: &Workspace, args: &HandedOn) -> Result<()> {
-        become_whole(workspace, &["fixtures"], args)
+        hand_on(workspace, &["fixtures"], args)
     }
 
     /// Becomes `cargo xtask dist` of the whole program.
@@ -74,18 +70,14 @@ mod without_checkpoints {
     /// # Errors
     /// When cargo cannot be started.
     pub(crate) fn dist(workspace: &Workspace, args: &HandedOn) -> Result<()> {
-        become_whole(workspace, &["dist"], args)
+        hand_on(workspace, &["dist"], args)
     }
 
-    /// Becomes `cargo xtask bench convert` of the whole program.
+    /// Becomes a task of the whole program.
     ///
     /// # Errors
     /// When cargo cannot be started.
-    pub(crate) fn bench_convert(workspace: &Workspace, args: &HandedOn) -> Result<()> {
-        become_whole(workspace, &["bench", "convert"], args)
-    }
-
-    fn become_whole(workspace: &Workspace, task: &[&str], handed_on: &HandedOn) -> Result<()> {
+    pub(crate) fn hand_on(workspace: &Workspace, task: &[&str], handed_on: &HandedOn) -> Result<()> {
         let mut cargo = workspace.cargo();
         cargo
             .args(["run", "-q", "--manifest-path"])

@@ -1,6 +1,5 @@
 //! A transformer layer, for every backend: its parts and the order in which they are computed.
 
-pub(crate) mod moe;
 pub(crate) mod rotary;
 pub(crate) mod row_parallel;
 
@@ -10,8 +9,8 @@ use tch::Tensor;
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::kv_cache::KvCache;
-use crate::layers::moe::Moe;
 use crate::layers::row_parallel::RowParallel;
+use crate::ops::Moe;
 use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, StepState, TrialLinear};
 
 /// One transformer layer, of any shape of its own. `x` is the residual stream, `n1` and `n2` norms.

@@ -6,6 +6,7 @@
 //! these traits in plain row-major shapes and have the backend's compute type unless a shape says float32.
 
 mod experts;
+mod moe;
 
 use model_spec::{
     Activation, AttentionSpec, HeadLayout, KvGroup, MoeSpec, Normalization, Numerics, WeightFormat,
@@ -13,13 +14,13 @@ use model_spec::{
 use tch::{Kind, Tensor};
 
 pub(crate) use self::experts::{Expert, Experts};
+pub(crate) use self::moe::{Moe, Router, SharedExpert};
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::columns::columns;
 use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool};
-use crate::layers::moe::{Moe, Router, SharedExpert};
 use crate::parallel::{HostRanks, SharedTable, tree_sum};
 use crate::routing::Routing;
 

@@ -77,10 +77,23 @@ pub(crate) fn of_tensors(stored: &[StoredTensorInfo], config: &Node) -> Vec<Sour
         }
     }
     let mut notes = recorded(config);
+    notes.extend(of_router(config));
     if !groups.is_empty() {
         notes.push(SourceNote::UnusedTensors { groups });
     }
     notes
+}
+
+/// Whether the weights of experts are other than those of the Mixtral that the model looks like.
+fn of_router(config: &Node) -> Option<SourceNote> {
+    let number = |key: &str| config.get(key).and_then(Node::as_f64).unwrap_or(0.0);
+    let is_on = |key: &str| config.get(key).and_then(Node::as_bool).unwrap_or(false);
+    let looks_like_mixtral = number("num_moe_experts") > 1.0
+        && number("moe_shared_expert_intermediate_size") == 0.0
+        && !is_on("qk_layernorm");
+    let has_several = config.get("moe_router_topk").is_none_or(|topk| topk.as_f64() != Some(1.0));
+    (looks_like_mixtral && has_several && is_on("moe_router_pre_softmax"))
+        .then_some(SourceNote::UnnormedExperts)
 }
 
 /// What a tensor that is not used is a part of.
@@ -102,6 +115,16 @@ fn kind(name: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_router_of_nemos_mixtral_is_noted() {
+        let of = |text: &str| of_router(&hydra_config::yaml::parse(text, "x").unwrap()).is_some();
+        assert!(of("num_moe_experts: 8\nmoe_router_topk: 2\nmoe_router_pre_softmax: true\n"));
+        assert!(!of("num_moe_experts: 8\nmoe_router_topk: 1\nmoe_router_pre_softmax: true\n"));
+        assert!(!of("num_moe_experts: 8\nmoe_router_topk: 2\nmoe_router_pre_softmax: false\n"));
+        assert!(!of("num_moe_experts: 8\nqk_layernorm: true\nmoe_router_pre_softmax: true\n"));
+        assert!(!of("num_moe_experts: null\nmoe_router_pre_softmax: true\n"));
+    }
 
     #[test]
     fn unused_tensors_are_counted_by_what_they_are() {

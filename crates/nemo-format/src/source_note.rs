@@ -76,6 +76,8 @@ pub enum SourceNote {
         /// The type that they get.
         written: String,
     },
+    /// A model of Mixtral's kind has the router of NeMo's configurations, which is not that of the original.
+    UnnormedExperts,
     /// An adapter was added to the weights.
     Merged(String),
     /// A note of the conversion that has written the checkpoint.
@@ -121,6 +123,10 @@ impl fmt::Display for SourceNote {
                 f,
                 "{num_tensors} tensors are stored as {stored} and rounded to {written}, the type of the embedding; \
                  `--dtype fp32` keeps their digits"
+            ),
+            Self::UnnormedExperts => f.write_str(
+                "`moe_router_pre_softmax: true` is followed: the weights of a token's experts do not add up to 1, as they do in \
+                 Mistral's and transformers' Mixtral",
             ),
             Self::Merged(text) | Self::Recorded(text) => f.write_str(text),
         }

@@ -2,11 +2,14 @@
 
 use anyhow::Result;
 
-use crate::whole;
+#[cfg(not(feature = "all-tasks"))]
+use crate::whole::{self, HandedOn as ConvertArgs};
 use crate::workspace::Workspace;
+#[cfg(feature = "all-tasks")]
+use convert::Args as ConvertArgs;
 
 #[cfg(feature = "all-tasks")]
-pub(crate) mod convert;
+mod convert;
 mod cpu;
 mod table;
 
@@ -16,7 +19,7 @@ pub(crate) enum Bench {
     /// The demo's model on the CPU, compared with transformers and llama.cpp where pip can install them
     Cpu(cpu::Args),
     /// Conversion of a large checkpoint, compared with a plain copy of the same bytes, with its peak memory
-    Convert(whole::BenchConvertArgs),
+    Convert(ConvertArgs),
     /// The queue of samples without a model: simulated jobs compared with the ideal and the original's static slices, and a real store
     Ranks,
 }
@@ -28,10 +31,20 @@ pub(crate) enum Bench {
 pub(crate) fn run(workspace: &Workspace, bench: &Bench) -> Result<()> {
     match bench {
         Bench::Cpu(args) => cpu::run(workspace, args),
-        Bench::Convert(args) => whole::bench_convert(workspace, args),
+        Bench::Convert(args) => bench_convert(workspace, args),
         Bench::Ranks => {
             let program = crate::demo::build(workspace)?;
             crate::workspace::run(workspace.command(&program).arg("bench-queue"))
         }
     }
+}
+
+#[cfg(feature = "all-tasks")]
+fn bench_convert(workspace: &Workspace, args: &ConvertArgs) -> Result<()> {
+    convert::run(workspace, args)
+}
+
+#[cfg(not(feature = "all-tasks"))]
+fn bench_convert(workspace: &Workspace, args: &ConvertArgs) -> Result<()> {
+    whole::hand_on(workspace, &["bench", "convert"], args)
 }

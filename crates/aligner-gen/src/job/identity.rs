@@ -163,10 +163,7 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
     let of_rotary = |rotary: RotaryConfig| {
         let RotaryConfig { rotary_dims, pairing, rotary_base, seq_len_interpolation_factor, rope_scaling: _ } =
             rotary;
-        let interleaved = match pairing {
-            RotaryPairing::HalfSplit => false,
-            RotaryPairing::Interleaved => true,
-        };
+        let interleaved = pairing == RotaryPairing::Interleaved;
         (rotary_dims, interleaved, rotary_base, seq_len_interpolation_factor)
     };
     let rotary = rotary.map(of_rotary);

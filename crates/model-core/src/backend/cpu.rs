@@ -19,12 +19,12 @@ use crate::fp8::Fp8Rows;
 use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool, packed_shape};
-use crate::layers::moe::{Router, SharedExpert};
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::ModelRanks;
 use crate::ops::{
     Experts, HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, scale_f32,
 };
+use crate::ops::{Router, SharedExpert};
 use crate::parallel::HostRanks;
 
 /// The CPU kernels with their threads and scratch memory.

@@ -31,8 +31,8 @@ use crate::attention_context::{AttentionContext, DeviceAttention, DeviceContext}
 use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
-use crate::layers::moe::Moe;
 use crate::layers::rotary::{RotaryId, RotaryTables};
+use crate::ops::Moe;
 use crate::ops::PiecedLinear;
 use crate::ops::{HeadNorms, Norm, StepState, TrialLinear};
 use crate::parallel::{HostRanks, SharedTable};
@@ -209,7 +209,7 @@ impl StepState for CudaState {
         &mut self,
         qkv: &mut Tensor,
         heads: HeadLayout,
-        HeadNorms { query, key, are_across_heads: _ }: &HeadNorms,
+        HeadNorms { query, key, .. }: &HeadNorms,
     ) -> Result<(), ModelError> {
         let known = self.heads.iter().find(|known| known.heads == heads).ok_or(NOT_PLANNED)?;
         let launch = NormHeads {

@@ -78,7 +78,7 @@ impl<L> Experts<L> {
         let rows = x.f_index_select(0, &tokens)?;
         let num_pieces = self.experts.first().map_or(1, |expert| expert.fc2.len());
         let shape = [num_tokens * topk, hidden_size];
-        let outputs = (0..num_pieces)
+        let mut outputs = (0..num_pieces)
             .map(|_| Tensor::f_empty(shape, (Kind::Float, x.device())))
             .collect::<Result<Vec<_>, _>>()?;
         let mut start = 0;
@@ -89,8 +89,8 @@ impl<L> Experts<L> {
             }
             let sums = expert.run(&rows.f_narrow(0, start, len)?, self.activation, at)?;
             let places = places.f_narrow(0, start, len)?;
-            for (output, sum) in outputs.iter().zip(sums) {
-                let _ = output.shallow_clone().f_index_copy_(0, &places, &sum)?;
+            for (output, sum) in outputs.iter_mut().zip(sums) {
+                let _ = output.f_index_copy_(0, &places, &sum)?;
             }
             start += len;
         }

@@ -7,8 +7,8 @@ use torch_ext::view;
 use super::LayerPlace;
 use super::reader::Reader;
 use crate::ModelError;
-use crate::layers::moe::{Moe, Router, SharedExpert};
 use crate::ops::{Expert, Experts, LinearRole, Loader, StepState};
+use crate::ops::{Moe, Router, SharedExpert};
 
 type LinearOf<L> = <<L as Loader>::State as StepState>::Linear;
 

@@ -12,9 +12,9 @@ use super::regions::{read_regions, take_regions};
 use super::{explain, interleaved};
 use crate::ModelError;
 use crate::kinds::{StoredFloat, TensorFormat};
-use crate::layers::moe::{Router, SharedExpert};
 use crate::ops::PiecedLinear;
 use crate::ops::{Experts, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
+use crate::ops::{Router, SharedExpert};
 
 /// How many unknown tensors an error names.
 const MAX_NAMED: usize = 3;

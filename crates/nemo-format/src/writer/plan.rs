@@ -182,3 +182,21 @@ fn convertible(from: DType, to: Option<DType>) -> Result<DType, DType> {
         _ => Ok(from),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_counted_row_by_row() {
+        let places = |counts: &[u64]| {
+            let count = counts.iter().product::<u64>();
+            (0..count).map(|index| place_of(index, counts)).collect::<Vec<_>>()
+        };
+        assert_eq!(places(&[]), [vec![0; 0]]);
+        assert_eq!(places(&[3]), [[0], [1], [2]]);
+        assert_eq!(places(&[2, 3]), [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]);
+        // What is beyond the last is no place of another.
+        assert_eq!(place_of(6, &[2, 3]), [2, 0]);
+    }
+}

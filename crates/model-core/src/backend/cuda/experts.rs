@@ -9,8 +9,8 @@ use super::linear::{CudaWeight, gating};
 use super::{CudaLinear, CudaLoader, CudaState};
 use crate::ModelError;
 use crate::kinds::TensorFormat;
-use crate::layers::moe::{Moe, Router, SharedExpert};
 use crate::ops::Experts;
+use crate::ops::{Moe, Router, SharedExpert};
 use crate::upload::to_device;
 
 /// A thread of the kernel that groups rows has an expert.

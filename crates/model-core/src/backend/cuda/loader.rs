@@ -11,12 +11,12 @@ use super::ranks::DeviceRanks;
 use super::{CudaAttention, CudaExperts, CudaLinear, CudaState, HeadKernels};
 use crate::ModelError;
 use crate::kinds::TensorFormat;
-use crate::layers::moe::{Router, SharedExpert};
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::ModelRanks;
 use crate::ops::{
     Experts, LinearRole, LinearSource, Loader, WeightBytes, refuse_on_gpu, scale_f32, split_pieces,
 };
+use crate::ops::{Router, SharedExpert};
 use crate::parallel::HostRanks;
 
 /// Uploads weights and compiles kernels; its page-locked memory goes when the model is loaded.

@@ -425,6 +425,12 @@ pub(super) fn config_json(
     if let Announced::ByKey(key, _) = facts.mlp_bias {
         set(key, json!(has_mlp_bias));
     }
+    if arch.family == Family::Olmoe {
+        // The class has ids of its own for keys that are not there.
+        for key in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+            set(key, Value::Null);
+        }
+    }
     for (key, id) in token_ids {
         set(key, id.clone());
     }

@@ -107,22 +107,22 @@ fn the_tokenizer_of_another_model_is_named() {
 #[test]
 fn experts_that_contradict_their_configuration_are_named() {
     let check = family_error;
-    insta::assert_snapshot!(check("mixtral", &|c| c["num_local_experts"] = 5.into()), @"");
-    insta::assert_snapshot!(check("mixtral", &|c| c["num_local_experts"] = 3.into()), @"");
-    insta::assert_snapshot!(check("mixtral", &|c| c["num_experts_per_tok"] = 5.into()), @"");
-    insta::assert_snapshot!(check("mixtral", &|c| c["num_experts"] = 5.into()), @"");
-    insta::assert_snapshot!(check("qwen3_moe", &|c| c["mlp_only_layers"] = serde_json::json!([])), @"");
-    insta::assert_snapshot!(check("qwen3_moe", &|c| c["mlp_only_layers"] = serde_json::json!(["1"])), @"");
-    insta::assert_snapshot!(check("qwen3_moe", &|c| c["decoder_sparse_step"] = 0.into()), @"");
-    insta::assert_snapshot!(check("qwen3_moe", &|c| c["moe_intermediate_size"] = 20.into()), @"");
-    insta::assert_snapshot!(check("qwen2_moe", &|c| c["shared_expert_intermediate_size"] = 44.into()), @"");
-    insta::assert_snapshot!(check("qwen2_moe", &|c| c["qkv_bias"] = false.into()), @"");
+    insta::assert_snapshot!(check("mixtral", &|c| c["num_local_experts"] = 5.into()), @"tensor `model.layers.0.block_sparse_moe.gate.weight` is inconsistent: its shape [4, 32] does not hold rows 0..5 that `model.decoder.layers.0.mlp.router.weight` of shape [5, 32] needs; the configuration and the weights do not belong together");
+    insta::assert_snapshot!(check("mixtral", &|c| c["num_local_experts"] = 3.into()), @"tensor `model.layers.0.block_sparse_moe.experts.3.w1.weight` is inconsistent: a model of type `mixtral` with this configuration has no such tensor; the configuration and the weights do not belong together, or it is a variant that is not supported");
+    insta::assert_snapshot!(check("mixtral", &|c| c["num_experts_per_tok"] = 5.into()), @"`FOLDER/config.json` is not a model configuration: num_experts_per_tok is 5, expected 1 to 4, as many as there are experts");
+    insta::assert_snapshot!(check("mixtral", &|c| c["num_experts"] = 5.into()), @"`FOLDER/config.json` is not a model configuration: the key `num_local_experts` is `4` and `num_experts`, another name of it, is `5`; remove the wrong one");
+    insta::assert_snapshot!(check("qwen3_moe", &|c| c["mlp_only_layers"] = serde_json::json!([])), @"tensor `model.layers.1.mlp.gate.weight` is inconsistent: the weights do not have it, and `model.decoder.layers.1.mlp.router.weight` is made of it; complete the files, or correct the configuration if the model has no such tensor");
+    insta::assert_snapshot!(check("qwen3_moe", &|c| c["mlp_only_layers"] = serde_json::json!(["1"])), @r#"`FOLDER/config.json` is not a model configuration: the key `mlp_only_layers` is `["1"]`, expected a list of whole numbers of at least 0"#);
+    insta::assert_snapshot!(check("qwen3_moe", &|c| c["decoder_sparse_step"] = 0.into()), @"`FOLDER/config.json` is not a model configuration: decoder_sparse_step is 0, expected a number from 1");
+    insta::assert_snapshot!(check("qwen3_moe", &|c| c["moe_intermediate_size"] = 20.into()), @"tensor `model.layers.0.mlp.experts.0.down_proj.weight` is inconsistent: its shape [32, 24] does not hold rows 0..32 that `model.decoder.layers.0.mlp.experts.local_experts.0.linear_fc2.weight` of shape [32, 20] needs; the configuration and the weights do not belong together");
+    insta::assert_snapshot!(check("qwen2_moe", &|c| c["shared_expert_intermediate_size"] = 44.into()), @"tensor `model.layers.0.mlp.shared_expert.gate_proj.weight` is inconsistent: its shape [40, 32] does not hold rows 0..44 that `model.decoder.layers.0.mlp.shared_experts.linear_fc1.weight` of shape [88, 32] needs; the configuration and the weights do not belong together");
+    insta::assert_snapshot!(check("qwen2_moe", &|c| c["qkv_bias"] = false.into()), @"tensor `model.layers.0.self_attn.q_proj.bias` is inconsistent: the weights have it, and `qkv_bias` is not true in `FOLDER/config.json`, so that transformers leaves it out; set `qkv_bias` to true if the model was trained with it, else remove the tensor");
     insta::assert_snapshot!(check("qwen2_moe", &|c| {
         c["use_sliding_window"] = true.into();
         c["sliding_window"] = 4.into();
         c.as_object_mut().unwrap().remove("layer_types");
-    }), @"");
-    insta::assert_snapshot!(check("olmoe", &|c| c["clip_qkv"] = 8.0.into()), @"");
+    }), @"`use_sliding_window: true` with `sliding_window: 4` in `FOLDER/config.json` cannot be read: attention over all earlier positions is computed in every layer; a model trained so has `use_sliding_window: false`");
+    insta::assert_snapshot!(check("olmoe", &|c| c["clip_qkv"] = 8.0.into()), @"`clip_qkv: 8` in `FOLDER/config.json` cannot be read: queries, keys and values are not limited; a model trained so has `clip_qkv: null`");
 }
 
 #[test]
