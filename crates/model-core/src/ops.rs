@@ -14,6 +14,11 @@ use model_spec::{
 use tch::{Kind, Tensor};
 
 pub(crate) use self::experts::{Expert, Experts};
+#[cfg_attr(
+    not(feature = "cuda"),
+    cfg_attr(not(test), expect(unused_imports, reason = "only a GPU's loader asks"))
+)]
+pub(crate) use self::moe::refuse_experts_on_gpu;
 pub(crate) use self::moe::{Moe, Router, SharedExpert};
 use crate::ModelError;
 use crate::attention_context::AttentionContext;

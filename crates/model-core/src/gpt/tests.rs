@@ -437,8 +437,17 @@ fn what_no_kernel_of_a_gpu_computes_is_refused_by_its_key() {
     let rule = RouterSpec { topk: 1, score: RouterScore::Sigmoid, has_expert_bias: false, scaling: None };
     let experts = ExpertsSpec { num_experts: 8, ffn_hidden_size: 4, router: rule, shared: None };
     let activation = Activation { nonlinearity: Nonlinearity::Silu, gated: true };
-    let error = refuse_experts_on_gpu(&MoeSpec { experts, activation, norm: RMS }).unwrap_err();
-    insta::assert_snapshot!(error, @"model config key `num_moe_experts` is `8`, a mixture of experts on a GPU with the fast engine, which is not supported; use the plain backend (`trt_llm.enable: false`), or a CPU");
+    let moe = MoeSpec { experts, activation, norm: RMS };
+    let bf16: Numerics = "bf16".parse().unwrap();
+    let refused = |moe: &MoeSpec, hidden_size, numerics, is_shared| {
+        refuse_experts_on_gpu(moe, hidden_size, numerics, is_shared).unwrap_err().to_string()
+    };
+    insta::assert_snapshot!(refused(&moe, 16, bf16, false), @"model config key `moe_ffn_hidden_size` is `4`, experts whose widths are no multiples of 8 on a GPU with the fast engine, which is not supported; use the plain backend (`trt_llm.enable: false`), or a CPU");
+    insta::assert_snapshot!(refused(&moe, 16, "32".parse().unwrap(), false), @"model config key `precision` is `32`, experts in float32 on a GPU with the fast engine, which is not supported; use the plain backend (`trt_llm.enable: false`), or a CPU");
+    insta::assert_snapshot!(refused(&moe, 16, bf16.with_fp8_weights(), false), @"model config key `quantization` is `fp8`, experts in FP8 on a GPU, which is not supported; use bf16, or a CPU");
+    insta::assert_snapshot!(refused(&moe, 16, bf16, true), @"model config key `num_moe_experts` is `8`, experts of several tensor-parallel ranks on GPUs, which is not supported; use one rank for each replica");
+    let wide = MoeSpec { experts: ExpertsSpec { ffn_hidden_size: 8, ..experts }, ..moe };
+    assert!(refuse_experts_on_gpu(&wide, 16, bf16, false).is_ok());
 }
 
 #[test]

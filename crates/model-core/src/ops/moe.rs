@@ -3,7 +3,7 @@
 //! Logits, weights and sums are float32; the sum is added to the residual stream and rounded once. How experts are computed
 //! is up to the backend ([`StepState::run_experts`]).
 
-use model_spec::{Activation, RouterSpec};
+use model_spec::{Activation, Float, MoeSpec, Numerics, RouterSpec, WeightFormat};
 use tch::{Kind, Tensor};
 use torch_ext::view;
 
@@ -20,6 +20,10 @@ pub(crate) struct Moe<S: StepState> {
     pub(crate) experts: Experts<S::Linear>,
     pub(crate) shared: Option<SharedExpert<S>>,
     /// What the backend needs of them beside.
+    #[cfg_attr(
+        not(feature = "cuda"),
+        expect(dead_code, reason = "only a GPU's kernels need more than the linear layers")
+    )]
     pub(crate) grouped: S::Experts,
     /// Whether tensor-parallel ranks have parts of the sums.
     pub(crate) reduction: Reduction,
@@ -110,6 +114,55 @@ impl<S: StepState> Moe<S> {
         let bias = self.router.expert_bias.as_ref().map_or(0, |bias| size_of_val(bias.as_slice()) as u64);
         let others = std::iter::once(&self.router.linear).chain(gate).chain(experts);
         others.map(LinearOp::size_bytes).sum::<u64>() + bias
+    }
+}
+
+/// Refuses layers with experts that the kernels of a GPU do not compute; `is_shared` where tensor-parallel ranks share them.
+#[cfg_attr(
+    not(feature = "cuda"),
+    cfg_attr(not(test), expect(dead_code, reason = "only a GPU's loader asks"))
+)]
+pub(crate) fn refuse_experts_on_gpu(
+    spec: &MoeSpec,
+    hidden_size: usize,
+    numerics: Numerics,
+    is_shared: bool,
+) -> Result<(), ModelError> {
+    /// A thread of the kernel that groups rows has an expert, a lane of the router a slot.
+    const MAX_EXPERTS: usize = 1024;
+    const MAX_TOPK: usize = 32;
+    /// Numbers that are read at once.
+    const WIDTH: usize = 8;
+    let plain = "the plain backend (`trt_llm.enable: false`), or a CPU";
+    let refuse = |key, value: &dyn std::fmt::Display, feature, needs| {
+        Err(ModelError::Unsupported { key, value: value.to_string(), feature, needs })
+    };
+    let experts = &spec.experts;
+    if numerics.compute == Float::Fp32 {
+        return refuse("precision", &32, "experts in float32 on a GPU with the fast engine", plain);
+    }
+    if numerics.weights == WeightFormat::Fp8 {
+        return refuse("quantization", &"fp8", "experts in FP8 on a GPU", "bf16, or a CPU");
+    }
+    if is_shared {
+        let feature = "experts of several tensor-parallel ranks on GPUs";
+        return refuse("num_moe_experts", &experts.num_experts, feature, "one rank for each replica");
+    }
+    if experts.num_experts > MAX_EXPERTS {
+        let feature = "more than 1,024 experts on a GPU with the fast engine";
+        return refuse("num_moe_experts", &experts.num_experts, feature, plain);
+    }
+    if experts.router.topk > MAX_TOPK {
+        let feature = "more than 32 experts of a token on a GPU with the fast engine";
+        return refuse("moe_router_topk", &experts.router.topk, feature, plain);
+    }
+    let sizes = [("hidden_size", hidden_size), ("moe_ffn_hidden_size", experts.ffn_hidden_size)];
+    match sizes.into_iter().find(|(_, size)| !size.is_multiple_of(WIDTH)) {
+        Some((key, size)) => {
+            let feature = "experts whose widths are no multiples of 8 on a GPU with the fast engine";
+            refuse(key, &size, feature, plain)
+        }
+        None => Ok(()),
     }
 }
 

@@ -2,23 +2,15 @@
 
 use cuda_kernels::{KernelConfig, MoeKernels, MoeWeights, RunMoe};
 use cuda_runtime::kernel_cache;
-use model_spec::{Activation, Float, MoeSpec, WeightFormat};
+use model_spec::{Activation, MoeSpec};
 use tch::Tensor;
 
 use super::linear::{CudaWeight, gating};
 use super::{CudaLinear, CudaLoader, CudaState};
 use crate::ModelError;
 use crate::kinds::TensorFormat;
-use crate::ops::Experts;
-use crate::ops::{Moe, Router, SharedExpert};
+use crate::ops::{Experts, Moe, Router, SharedExpert, refuse_experts_on_gpu};
 use crate::upload::to_device;
-
-/// A thread of the kernel that groups rows has an expert.
-const MAX_EXPERTS: usize = 1024;
-/// A lane of the router has a slot.
-const MAX_TOPK: usize = 32;
-/// Numbers that are read at once.
-const WIDTH: usize = 8;
 
 /// What the kernels need of a layer with experts; the experts' weights are the linear layers'.
 #[derive(Debug)]
@@ -37,37 +29,7 @@ pub(super) struct ExpertKernels {
 impl CudaLoader {
     /// Whether the kernels compute a layer.
     pub(super) fn check_moe(&self, spec: &MoeSpec, hidden_size: usize) -> Result<(), ModelError> {
-        let refuse = |key, value: &dyn std::fmt::Display, feature, needs| {
-            Err(ModelError::Unsupported { key, value: value.to_string(), feature, needs })
-        };
-        let plain = "the plain backend (`trt_llm.enable: false`), or a CPU";
-        let numerics = self.state.numerics;
-        let experts = &spec.experts;
-        if numerics.compute == Float::Fp32 {
-            return refuse("precision", &32, "experts in float32 on a GPU with the fast engine", plain);
-        }
-        if numerics.weights == WeightFormat::Fp8 {
-            return refuse("quantization", &"fp8", "experts in FP8 on a GPU", "bf16, or a CPU");
-        }
-        if self.state.device_ranks.is_some() {
-            let feature = "experts of several tensor-parallel ranks on GPUs";
-            return refuse("num_moe_experts", &experts.num_experts, feature, "one rank for each replica");
-        }
-        if experts.num_experts > MAX_EXPERTS {
-            let feature = "more than 1,024 experts on a GPU with the fast engine";
-            return refuse("num_moe_experts", &experts.num_experts, feature, plain);
-        }
-        if experts.router.topk > MAX_TOPK {
-            let feature = "more than 32 experts of a token on a GPU with the fast engine";
-            return refuse("moe_router_topk", &experts.router.topk, feature, plain);
-        }
-        for (key, size) in [("hidden_size", hidden_size), ("moe_ffn_hidden_size", experts.ffn_hidden_size)] {
-            if !size.is_multiple_of(WIDTH) {
-                let feature = "experts whose widths are no multiples of 8 on a GPU with the fast engine";
-                return refuse(key, &size, feature, plain);
-            }
-        }
-        Ok(())
+        refuse_experts_on_gpu(spec, hidden_size, self.state.numerics, self.state.device_ranks.is_some())
     }
 
     /// Puts together what the kernels need.
