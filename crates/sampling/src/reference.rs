@@ -77,8 +77,8 @@ impl ReferenceSampler {
                 *logit = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
             }
         }
-        // Rows with a NaN are refused; they cannot be sorted.
-        if params.use_greedy || row.iter().any(|logit| logit.is_nan()) {
+        // Rows with a NaN or an infinite value are refused; they cannot be sorted or compared.
+        if params.use_greedy || row.iter().any(|logit| logit.is_nan() || *logit == f32::INFINITY) {
             return row;
         }
         if let Some(k) = params.top_k.map(|k| k as usize).filter(|&k| k <= row.len()) {

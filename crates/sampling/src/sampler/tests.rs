@@ -220,6 +220,23 @@ fn the_reference_refuses_a_nan_before_it_sorts() {
 }
 
 #[test]
+fn an_infinite_logit_is_the_same_error_under_every_filter() {
+    let logits = Tensor::from_slice(&[0.5_f32, f32::INFINITY, 1.0]).view([1, 3]);
+    let filters = [
+        SamplingParams { min_p: Some(1.0), temperature: 0.7, ..params() },
+        SamplingParams { top_p: Some(0.5), ..params() },
+        SamplingParams { top_k: Some(1), ..params() },
+    ];
+    for params in filters {
+        let rows = [state(0, &[])];
+        let error = sampler(params.clone(), 3).sample(&logits, &rows).unwrap_err().to_string();
+        let mut reference = ReferenceSampler::new(rules(params, 3)).unwrap();
+        assert_eq!(error, reference.sample(&logits, &rows).unwrap_err().to_string());
+        assert!(error.contains("an infinite value"), "{error}");
+    }
+}
+
+#[test]
 fn errors_say_what_does_not_fit() {
     let check = |logits: &Tensor, expect: &str| {
         let error = sampler(params(), 3).sample(logits, &[state(0, &[])]).unwrap_err();
