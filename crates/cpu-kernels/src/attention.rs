@@ -4,6 +4,8 @@
 //! one block of 32 keys at a time, ascending): it is bitwise identical in a prefill, in a decode step, and in any batch.
 #![expect(unsafe_code, reason = "tasks of one loop write disjoint rows and cache heads through one pointer")]
 
+use std::ops::Range;
+
 use super::buffer::SharedPtr;
 use super::elem::Elem;
 use super::isa::{Isa, multiversion};
@@ -146,7 +148,7 @@ struct Step<'a, E: Elem> {
 }
 
 /// The cache blocks that a sequence's new tokens fall into, as indices into its block table.
-fn block_range(sequence: &PagedSequence<'_>) -> std::ops::Range<usize> {
+fn block_range(sequence: &PagedSequence<'_>) -> Range<usize> {
     let end = sequence.context_len + sequence.query_len;
     sequence.context_len / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS)
 }
@@ -221,6 +223,19 @@ struct Seen {
     end: [usize; MAX_ROWS],
 }
 
+impl Seen {
+    /// Of the positions that each of the first `num_rows` rows sees in all blocks.
+    fn of(block_idx: usize, num_rows: usize, positions: impl Fn(usize) -> Range<usize>) -> Self {
+        let in_block = |position: usize| position.saturating_sub(block_idx * BLOCK_TOKENS).min(BLOCK_TOKENS);
+        let mut seen = Self { first: [0; MAX_ROWS], end: [0; MAX_ROWS] };
+        for row in 0..num_rows {
+            let Range { start, end } = positions(row);
+            (seen.first[row], seen.end[row]) = (in_block(start), in_block(end));
+        }
+        seen
+    }
+}
+
 /// `next`: what the same thread will most likely do after, for fetching ahead.
 fn attend_tile<E: Elem, const CHUNKS: usize>(
     isa: Isa,
@@ -264,12 +279,7 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
         };
         // SAFETY: blocks and groups exist.
         let next_keys = unsafe { step.layer.keys(next_block, next_group) };
-        let mut seen = Seen { first: [0; MAX_ROWS], end: [0; MAX_ROWS] };
-        let in_block = |position: usize| position.saturating_sub(block_idx * BLOCK_TOKENS).min(BLOCK_TOKENS);
-        for row in 0..tile.len {
-            seen.first[row] = in_block(first_seen(row));
-            seen.end[row] = in_block(position_of(row) + 1);
-        }
+        let seen = Seen::of(block_idx, tile.len, |row| first_seen(row)..position_of(row) + 1);
         // SAFETY: the block and group exist, and a key panel has as many groups as a query row; `tile.len` is at most
         // `max_rows`.
         unsafe {

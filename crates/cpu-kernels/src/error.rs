@@ -2,7 +2,7 @@
 
 use torch_ext::{BadTensor, ExtError};
 
-use crate::Isa;
+use crate::NoIsa;
 
 /// An error of a CPU kernel.
 #[derive(Debug, thiserror::Error)]
@@ -23,13 +23,8 @@ pub enum CpuKernelError {
     #[error("cannot start the kernel threads")]
     Threads(#[source] std::io::Error),
     /// An instruction set that this machine lacks.
-    #[error("this machine does not have the instruction set `{wanted}`; its best is `{best}`")]
-    NoIsa {
-        /// What was asked for.
-        wanted: Isa,
-        /// The best of this machine.
-        best: Isa,
-    },
+    #[error(transparent)]
+    NoIsa(#[from] NoIsa),
     /// libtorch refused.
     #[error(transparent)]
     Ext(#[from] ExtError),

@@ -5,8 +5,6 @@ mod amx;
 
 use tch::Kind;
 
-use crate::CpuKernelError;
-
 /// The instruction sets the kernels are compiled for, best last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -77,10 +75,20 @@ impl Isa {
 
     /// # Errors
     /// When this machine lacks it.
-    pub fn check(self) -> Result<(), CpuKernelError> {
+    pub fn check(self) -> Result<(), NoIsa> {
         let best = Self::detect();
-        if self <= best { Ok(()) } else { Err(CpuKernelError::NoIsa { wanted: self, best }) }
+        if self <= best { Ok(()) } else { Err(NoIsa { wanted: self, best }) }
     }
+}
+
+/// An instruction set that this machine lacks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this machine does not have the instruction set `{wanted}`; its best is `{best}`")]
+pub struct NoIsa {
+    /// What was asked for.
+    pub wanted: Isa,
+    /// The best of this machine.
+    pub best: Isa,
 }
 
 impl std::fmt::Display for Isa {

@@ -23,7 +23,7 @@ mod tile;
 pub use attention::{HeadShape, MAX_HEAD_DIM, PagedSequence, RotaryTable};
 pub use elem::SourceDType;
 pub use error::CpuKernelError;
-pub use isa::Isa;
+pub use isa::{Isa, NoIsa};
 pub use kernels::{AttentionStep, CpuKernels};
 pub use kv::{BLOCK_TOKENS, KvShape, PackedBlock, PackedKv};
 pub use math::exp;

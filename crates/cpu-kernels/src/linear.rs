@@ -60,8 +60,9 @@ pub(crate) fn linear<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, call:
         padded = pad_rows(x, in_features, stride_elems);
         padded.as_slice()
     };
-    for first_row in (0..num_rows).step_by(PACKED_ROWS) {
-        let num_rows = PACKED_ROWS.min(num_rows - first_row);
+    let part_rows = if row_words > 0 { PACKED_ROWS } else { num_rows.max(1) };
+    for first_row in (0..num_rows).step_by(part_rows) {
+        let num_rows = part_rows.min(num_rows - first_row);
         let cuts = Cuts::of(num_rows, tiles.max_rows());
         let num_words = num_rows * row_words;
         if words.len() < num_words {

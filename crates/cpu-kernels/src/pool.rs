@@ -4,9 +4,9 @@
 //! spin between loops instead of sleeping, and a thread that the system has taken away is never waited for unless
 //! it holds a task. There is no nesting and no return value; everything else in the project uses rayon.
 //!
-//! Beside other programs a thread is sometimes taken away while it holds a task. Whoever waits for it spins for a bounded
-//! time and then sleeps: that makes the processor it waits on free for the one that it waits for, and keeps its share of
-//! time for later.
+//! Beside other programs a thread is sometimes taken away while it holds a task, and all wait for it, some milliseconds each
+//! time. So threads offer their processor to others between two tasks, before it is taken, and whoever waits spins for a
+//! bounded time and then sleeps: that frees a processor, and keeps its share of time for later.
 #![expect(unsafe_code, reason = "a borrowed closure is handed to threads that outlive the borrow")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -21,6 +21,10 @@ const SPIN: Duration = Duration::from_micros(200);
 /// How long the caller spins for tasks that other threads still have: longer than the difference between two tasks, so
 /// that it sleeps only when one of them was taken away.
 const SPIN_AT_END: Duration = Duration::from_micros(100);
+
+/// How long a thread works before it lets others have its processor: less than what systems give a thread at once. Where
+/// nobody waits for the processor it costs nothing.
+const TURN: Duration = Duration::from_millis(1);
 
 type Task<'a> = dyn Fn(usize) + Sync + 'a;
 
@@ -107,7 +111,7 @@ impl Pool {
             self.workers.iter().for_each(|(thread, _)| thread.unpark());
         }
         let closing = CloseOnDrop { shared };
-        take_tasks(shared, task);
+        take_tasks(shared, task, || true);
         drop(closing);
         assert!(!shared.panicked.load(Ordering::Relaxed), "a kernel task panicked");
     }
@@ -159,21 +163,28 @@ fn wait_for_others(shared: &Shared) {
     }
 }
 
-fn take_tasks(shared: &Shared, task: &Task<'_>) {
+/// Runs tasks until all are taken, or the thread `may_go_on` no longer; returns whether all are taken.
+fn take_tasks(shared: &Shared, task: &Task<'_>, may_go_on: impl Fn() -> bool) -> bool {
     let num_tasks = shared.num_tasks.load(Ordering::Relaxed);
-    loop {
+    while may_go_on() {
         let task_idx = shared.next_task.fetch_add(1, Ordering::Relaxed);
         if task_idx >= num_tasks {
-            return;
+            return true;
         }
         task(task_idx);
     }
+    false
 }
 
 fn work(shared: &Shared) {
     let mut seen_generation = 0;
     let mut idle_since = Instant::now();
+    let mut turn_since = idle_since;
     while !shared.stop.load(Ordering::Relaxed) {
+        if turn_since.elapsed() >= TURN {
+            std::thread::yield_now();
+            turn_since = Instant::now();
+        }
         let state = shared.state.load(Ordering::Acquire);
         let generation = state / GENERATION;
         if state & OPEN == 0 || generation == seen_generation {
@@ -182,19 +193,25 @@ fn work(shared: &Shared) {
             } else {
                 sleep(shared, seen_generation);
                 idle_since = Instant::now();
+                turn_since = idle_since;
             }
             continue;
         }
         if shared.state.compare_exchange(state, state + 1, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             continue;
         }
-        seen_generation = generation;
+        let mut are_all_taken = true;
         let task = *shared.task.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(task) = task {
-            let run = std::panic::AssertUnwindSafe(|| take_tasks(shared, task));
-            if std::panic::catch_unwind(run).is_err() {
-                shared.panicked.store(true, Ordering::Relaxed);
+            let is_my_turn = || turn_since.elapsed() < TURN;
+            let run = std::panic::AssertUnwindSafe(|| take_tasks(shared, task, is_my_turn));
+            match std::panic::catch_unwind(run) {
+                Ok(are_all) => are_all_taken = are_all,
+                Err(_) => shared.panicked.store(true, Ordering::Relaxed),
             }
+        }
+        if are_all_taken {
+            seen_generation = generation;
         }
         let left = shared.state.fetch_sub(1, Ordering::SeqCst) - 1;
         if left & INSIDE_MASK == 0 && shared.caller_sleeps.load(Ordering::SeqCst) {

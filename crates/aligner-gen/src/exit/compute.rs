@@ -104,7 +104,7 @@ fn sampling_status(error: &SamplingError) -> ExitStatus {
 
 fn cpu_kernel_status(error: &CpuKernelError) -> ExitStatus {
     match error {
-        CpuKernelError::OutOfMemory { .. } | CpuKernelError::NoIsa { .. } => ExitStatus::Device,
+        CpuKernelError::OutOfMemory { .. } | CpuKernelError::NoIsa(_) => ExitStatus::Device,
         CpuKernelError::BadTensor(_) | CpuKernelError::Threads(_) => ExitStatus::Failed,
         CpuKernelError::Ext(error) => ext_status(error),
     }
@@ -157,7 +157,7 @@ fn text_status(text: &str) -> ExitStatus {
 
 #[cfg(test)]
 mod tests {
-    use cpu_kernels::Isa;
+    use cpu_kernels::{Isa, NoIsa};
     use model_spec::{Float, Numerics};
     use torch_ext::BadTensor;
 
@@ -237,7 +237,7 @@ mod tests {
             (bad_tensor().into(), ExitStatus::Failed),
             (CpuKernelError::OutOfMemory { size_bytes: 1, source: io() }, ExitStatus::Device),
             (CpuKernelError::Threads(io()), ExitStatus::Failed),
-            (CpuKernelError::NoIsa { wanted: Isa::Amx, best: Isa::Avx2 }, ExitStatus::Device),
+            (NoIsa { wanted: Isa::Amx, best: Isa::Avx2 }.into(), ExitStatus::Device),
         ] {
             check(ModelError::CpuKernel(error), expect);
         }
