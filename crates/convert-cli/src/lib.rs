@@ -25,7 +25,7 @@ pub enum ConvertError {
         /// The checkpoint that was to be converted.
         input: PathBuf,
         /// What is wrong with it.
-        source: FormatError,
+        source: Box<FormatError>,
     },
     /// The summary could not be printed; the checkpoint is written.
     #[error("cannot print the summary of the conversion")]
@@ -168,7 +168,8 @@ pub fn run(args: &ConvertCheckpointArgs) -> Result<(), ConvertError> {
     };
     let report = convert(&args.input, &args.output, &options);
     bar.finish_and_clear();
-    let report = report.map_err(|source| ConvertError::Format { input: args.input.clone(), source })?;
+    let report = report
+        .map_err(|source| ConvertError::Format { input: args.input.clone(), source: Box::new(source) })?;
     let mut stderr = io::stderr();
     writeln!(stderr, "{}", summary(&report, start.elapsed().as_secs_f64()))?;
     for note in &report.notes {

@@ -256,7 +256,7 @@ pub(crate) trait StepState: Send + Sized {
 
     /// `residual += moe(x)`, rounded once.
     fn add_experts(&mut self, moe: &Moe<Self>, residual: Tensor, x: &Tensor) -> Result<Tensor, ModelError> {
-        moe.add_by_host(residual, x, self)
+        moe.add_by_host(&residual, x, self)
     }
 
     /// float32 `[num_tokens, hidden_size]`: of each row of `x` the weighted outputs of its experts, added in their order; a

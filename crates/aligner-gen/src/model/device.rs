@@ -115,7 +115,7 @@ fn num_gpus() -> Result<usize, String> {
     let built = || {
         "this build is for the CPU (`cargo build --release --features cuda` makes one for GPUs)".to_owned()
     };
-    Err(crate::env::why_cpu().unwrap_or_else(built))
+    Err(env::why_cpu().unwrap_or_else(built))
 }
 
 /// What messages call the device.

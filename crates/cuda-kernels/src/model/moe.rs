@@ -216,10 +216,13 @@ impl MoeKernels {
         let [num_experts, _] = shape_of(&weights.router, "router")?;
         self.check(weights, num_experts, width)?;
         let num_places = num_rows * weights.topk;
-        let multiply = match num_places.unsigned_abs().div_ceil(num_experts.unsigned_abs().max(1)) as i64 {
-            ..=MAX_ROWS_OF_SHORT => &self.short,
-            ..=MAX_ROWS_OF_MEDIUM => &self.medium,
-            _ => &self.tall,
+        let rows_of_expert = num_places.unsigned_abs().div_ceil(num_experts.unsigned_abs().max(1)) as i64;
+        let multiply = if rows_of_expert <= MAX_ROWS_OF_SHORT {
+            &self.short
+        } else if rows_of_expert <= MAX_ROWS_OF_MEDIUM {
+            &self.medium
+        } else {
+            &self.tall
         };
         let max_tiles = num_places.min(num_experts) + num_places / multiply.rows.count();
         let grouped = Grouped::empty(run, num_rows, max_tiles)?;
@@ -228,7 +231,7 @@ impl MoeKernels {
         let device = run.x.device();
         let hidden = Tensor::f_empty([num_places, weights.ffn], (self.kind, device))?;
         let outputs = Tensor::f_empty([num_places, width], (Kind::Float, device))?;
-        self.enqueue_multiply(stream, multiply, run, &grouped, (&hidden, &outputs), max_tiles)?;
+        self.enqueue_multiply(stream, multiply, run, &grouped, (&hidden, &outputs))?;
         self.enqueue_join(stream, run, &grouped, &outputs)
     }
 
@@ -332,13 +335,13 @@ impl MoeKernels {
         run: &RunMoe<'_>,
         grouped: &Grouped,
         (hidden, outputs): (&Tensor, &Tensor),
-        max_tiles: i64,
     ) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let weights = run.weights;
         let [num_rows, width] = shape_of(run.x, "x")?;
         let [num_experts, _] = shape_of(&weights.router, "router")?;
         let num_places = num_rows * weights.topk;
+        let [max_tiles, _] = shape_of(&grouped.tiles, "tiles")?;
         let places = tensors.address(&grouped.places, "places", Kind::Int, &[num_places])?;
         let tiles = tensors.address(&grouped.tiles, "tiles", Kind::Int, &[max_tiles, 4])?;
         let num_tiles = tensors.address(&grouped.num_tiles, "number of tiles", Kind::Int, &[1])?;

@@ -115,9 +115,10 @@ fn every_activation_has_its_function_and_gate() {
 /// A model with experts and these keys, which come last.
 fn moe(extra: serde_json::Value) -> serde_json::Value {
     let mut keys = json!({ "num_moe_experts": 4, "bias": false });
-    for (key, value) in extra.as_object().unwrap() {
-        keys.as_object_mut().unwrap().shift_remove(key);
-        keys[key] = value.clone();
+    let serde_json::Value::Object(extra) = extra else { unreachable!("{extra}") };
+    for (key, value) in extra {
+        keys.as_object_mut().unwrap().shift_remove(&key);
+        keys[key] = value;
     }
     keys
 }

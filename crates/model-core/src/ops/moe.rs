@@ -73,7 +73,12 @@ impl<S: StepState> SharedExpert<S> {
 
 impl<S: StepState> Moe<S> {
     /// `residual += moe(x)`, the router's rule on the host.
-    pub(crate) fn add_by_host(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
+    pub(crate) fn add_by_host(
+        &self,
+        residual: &Tensor,
+        x: &Tensor,
+        at: &mut S,
+    ) -> Result<Tensor, ModelError> {
         let wide = x.f_to_kind(Kind::Float)?;
         let routing = self.router.route(&wide, at)?;
         let own = at.run_experts(&self.experts, x, &routing)?;
