@@ -159,6 +159,46 @@ mod tests {
         near(&of(rule(1, RouterScore::Sigmoid)).weights, &[sigmoid(3.0)]);
     }
 
+    /// Logits, and what Megatron-Core makes of them (`tests/fixtures/scripts/moe_routing.py`).
+    #[derive(serde::Deserialize)]
+    struct Golden {
+        logits: Vec<Vec<f32>>,
+        expert_bias: Vec<f32>,
+        cases: Vec<Case>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct Case {
+        topk: usize,
+        score_function: String,
+        #[serde(default)]
+        use_pre_softmax: bool,
+        scaling_factor: Option<f64>,
+        has_expert_bias: bool,
+        experts: Vec<Vec<u32>>,
+        weights: Vec<Vec<f32>>,
+    }
+
+    #[test]
+    fn experts_and_weights_are_those_of_megatron_core() {
+        let text = include_str!("../../../tests/fixtures/moe_routing.json");
+        let golden: Golden = serde_json::from_str(text).unwrap();
+        assert_eq!(golden.cases.len(), 7);
+        for case in golden.cases {
+            let score = match (case.score_function.as_str(), case.use_pre_softmax) {
+                ("softmax", false) => RouterScore::SoftmaxOfChosen,
+                ("softmax", true) => RouterScore::SoftmaxOfAll,
+                _ => RouterScore::Sigmoid,
+            };
+            let (has_expert_bias, scaling) = (case.has_expert_bias, case.scaling_factor);
+            let rule = RouterSpec { topk: case.topk, score, has_expert_bias, scaling };
+            let bias = has_expert_bias.then_some(golden.expert_bias.as_slice());
+            let routing = Routing::of(&golden.logits.concat(), golden.expert_bias.len(), &rule, bias);
+            assert_eq!(routing.experts, case.experts.concat(), "{rule:?}");
+            near(&routing.weights, &case.weights.concat());
+        }
+    }
+
     #[test]
     fn a_bias_chooses_and_does_not_weigh() {
         let logits = [1.0, 3.0, 2.0, 0.0];

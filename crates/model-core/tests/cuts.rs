@@ -5,7 +5,7 @@
 mod common;
 
 use common::tiny::made_up_weights;
-use common::{BACKENDS, LEARNED, ROTARY, Runner, bits, config_of};
+use common::{BACKENDS, EXPERTS, LEARNED, ROTARY, Runner, bits, config_of};
 use model_core::{Backend, Batch, BlockId};
 use model_spec::Float;
 
@@ -56,7 +56,7 @@ fn check_every_cut(yaml: &str, backend: Backend, float: Float) {
 
 #[test]
 fn a_prompt_in_parts_has_the_bits_of_the_whole_at_every_cut() {
-    for yaml in [ROTARY, LEARNED] {
+    for yaml in [ROTARY, LEARNED, EXPERTS] {
         for backend in BACKENDS {
             for float in [Float::Fp32, Float::Bf16] {
                 check_every_cut(yaml, backend, float);

@@ -29,6 +29,25 @@ activation: fast-swiglu
 position_embedding_type: rope
 ";
 
+/// A small model with experts, of which one is for every token.
+pub(crate) const EXPERTS: &str = "
+num_layers: 1
+hidden_size: 96
+ffn_hidden_size: 160
+num_attention_heads: 6
+num_query_groups: 2
+encoder_seq_length: 512
+normalization: rmsnorm
+bias: false
+activation: fast-swiglu
+position_embedding_type: rope
+num_moe_experts: 6
+moe_router_topk: 2
+moe_ffn_hidden_size: 40
+moe_shared_expert_intermediate_size: 56
+moe_shared_expert_gate: true
+";
+
 /// A small model with learned positions and biases.
 pub(crate) const LEARNED: &str = "
 num_layers: 2
