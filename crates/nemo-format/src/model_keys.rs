@@ -9,7 +9,7 @@ use hydra_config::Node;
 use crate::source_note::RECORD;
 
 /// Read by the model, the tokenizer, the run or the conversion, or refused by the model under their name.
-const READ: [&str; 86] = [
+const READ: [&str; 64] = [
     "activation",
     "activation_func",
     "add_bias_linear",
@@ -39,27 +39,6 @@ const READ: [&str; 86] = [
     "mcore_customization_config",
     "megatron_legacy",
     "mm_cfg",
-    "moe_apply_probs_on_input",
-    "moe_expert_capacity_factor",
-    "moe_ffn_hidden_size",
-    "moe_latent_size",
-    "moe_layer_freq",
-    "moe_mlp_glu_interleave_size",
-    "moe_router_enable_expert_bias",
-    "moe_router_force_biased",
-    "moe_router_force_load_balancing",
-    "moe_router_group_topk",
-    "moe_router_load_balancing_type",
-    "moe_router_num_groups",
-    "moe_router_pre_softmax",
-    "moe_router_score_function",
-    "moe_router_topk",
-    "moe_router_topk_limited_devices",
-    "moe_router_topk_scaling_factor",
-    "moe_shared_expert_gate",
-    "moe_shared_expert_glu_interleave_size",
-    "moe_shared_expert_intermediate_size",
-    "moe_token_dropping",
     "mrope_section",
     "multi_latent_attention",
     "name",
@@ -68,7 +47,6 @@ const READ: [&str; 86] = [
     "normalize_attention_scores",
     "num_attention_heads",
     "num_layers",
-    "num_moe_experts",
     "num_query_groups",
     "openai_gelu",
     "output_layer_bias",
@@ -96,6 +74,32 @@ const READ: [&str; 86] = [
     "transformer_block_type",
     "window_attn_skip_freq",
     "window_size",
+];
+
+/// The same of mixtures of experts, which NeMo 2 and Megatron-Bridge call alike.
+pub(crate) const OF_EXPERTS: [&str; 22] = [
+    "num_moe_experts",
+    "moe_apply_probs_on_input",
+    "moe_expert_capacity_factor",
+    "moe_ffn_hidden_size",
+    "moe_latent_size",
+    "moe_layer_freq",
+    "moe_mlp_glu_interleave_size",
+    "moe_router_enable_expert_bias",
+    "moe_router_force_biased",
+    "moe_router_force_load_balancing",
+    "moe_router_group_topk",
+    "moe_router_load_balancing_type",
+    "moe_router_num_groups",
+    "moe_router_pre_softmax",
+    "moe_router_score_function",
+    "moe_router_topk",
+    "moe_router_topk_limited_devices",
+    "moe_router_topk_scaling_factor",
+    "moe_shared_expert_gate",
+    "moe_shared_expert_glu_interleave_size",
+    "moe_shared_expert_intermediate_size",
+    "moe_token_dropping",
 ];
 
 /// Training, precision and memory of training, ways to compute the same numbers, where things were saved.
@@ -293,6 +297,7 @@ const INERT_SUFFIXES: [&str; 2] = ["_fusion", "_parallel_size"];
 /// Whether a key of a model's configuration is read, or known to change nothing.
 pub fn is_known_model_key(key: &str) -> bool {
     READ.contains(&key)
+        || OF_EXPERTS.contains(&key)
         || INERT.contains(&key)
         || INERT_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
         || INERT_SUFFIXES.iter().any(|suffix| key.ends_with(suffix))

@@ -52,31 +52,6 @@ const SAME: [&str; 31] = [
     "softmax_scale",
     "window_attn_skip_freq",
 ];
-/// The same of experts, where there are any.
-const SAME_OF_EXPERTS: [&str; 22] = [
-    "num_moe_experts",
-    "moe_apply_probs_on_input",
-    "moe_expert_capacity_factor",
-    "moe_ffn_hidden_size",
-    "moe_latent_size",
-    "moe_layer_freq",
-    "moe_mlp_glu_interleave_size",
-    "moe_router_enable_expert_bias",
-    "moe_router_force_biased",
-    "moe_router_force_load_balancing",
-    "moe_router_group_topk",
-    "moe_router_load_balancing_type",
-    "moe_router_num_groups",
-    "moe_router_pre_softmax",
-    "moe_router_score_function",
-    "moe_router_topk",
-    "moe_router_topk_limited_devices",
-    "moe_router_topk_scaling_factor",
-    "moe_shared_expert_gate",
-    "moe_shared_expert_glu_interleave_size",
-    "moe_shared_expert_intermediate_size",
-    "moe_token_dropping",
-];
 const RENAMED: [(&str, &str); 5] = [
     ("seq_length", "encoder_seq_length"),
     ("seq_length", "max_position_embeddings"),
@@ -144,7 +119,7 @@ pub(crate) fn model_section(fields: &Node) -> Result<Node, String> {
     let mut config = Node::empty_map();
     config.set("mcore_gpt", Node::Bool(true));
     config.set("transformer_engine", Node::Bool(true));
-    let of_experts = SAME_OF_EXPERTS.iter().filter(|_| set("num_moe_experts").is_some());
+    let of_experts = model_keys::OF_EXPERTS.iter().filter(|_| set("num_moe_experts").is_some());
     for (from, to) in SAME.iter().chain(of_experts).map(|key| (*key, *key)).chain(RENAMED) {
         if let Some(value) = set(from) {
             config.set(to, value.clone());
