@@ -73,6 +73,15 @@ fn inspect_verifies_every_byte() {
 }
 
 #[test]
+fn a_reader_that_has_had_enough_is_no_error() {
+    let mut shell = std::process::Command::new("bash");
+    shell.args(["-o", "pipefail", "-c", "\"$0\" inspect \"$1\" | true"]);
+    shell.arg(program().get_program()).arg(llama());
+    let ended = run(&mut shell).expect_code(0);
+    assert_eq!(ended.stderr, "");
+}
+
+#[test]
 fn the_program_converts() {
     let folder = tempfile::tempdir().unwrap();
     let archive = folder.path().join("llama.nemo");

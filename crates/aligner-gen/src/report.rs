@@ -15,9 +15,28 @@ use crate::logging::Logging;
 use crate::signals::StopWatch;
 use crate::{bench, env};
 
+/// Standard output, whose reader may have had enough, as `head` has: what it does not read is nobody's loss.
+struct Stdout(io::StdoutLock<'static>);
+
+impl Write for Stdout {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.0.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(bytes.len()),
+            written => written,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        match self.0.flush() {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+            flushed => flushed,
+        }
+    }
+}
+
 /// Runs the command.
 pub(crate) fn dispatch(cli: &Cli, logging: &Logging, started: Instant) -> Result<ExitStatus, Failure> {
-    let mut stdout = io::stdout().lock();
+    let mut stdout = Stdout(io::stdout().lock());
     match &cli.command {
         None => {
             if let Some(kind) = cli.job.cfg {
