@@ -3,15 +3,13 @@
 //! The alias builds xtask without feature `all-tasks`, in a fraction of the time: set-up, the demo and the tests need none of
 //! them. In that build these tasks run the same command line with the whole program.
 
-#[cfg(feature = "all-tasks")]
-pub(crate) use with_checkpoints::{ConvertArgs, DistArgs, FixturesArgs, convert, dist, fixtures};
 #[cfg(not(feature = "all-tasks"))]
-pub(crate) use without_checkpoints::{
-    ConvertArgs, DistArgs, FixturesArgs, HandedOn, convert, dist, fixtures, hand_on,
-};
+pub(crate) use elsewhere::{ConvertArgs, DistArgs, FixturesArgs, HandedOn, convert, dist, fixtures, hand_on};
+#[cfg(feature = "all-tasks")]
+pub(crate) use here::{ConvertArgs, DistArgs, FixturesArgs, convert, dist, fixtures};
 
 #[cfg(feature = "all-tasks")]
-mod with_checkpoints {
+mod here {
     use anyhow::Result;
 
     pub(crate) use crate::dist::{Args as DistArgs, run as dist};
@@ -29,7 +27,7 @@ mod with_checkpoints {
 }
 
 #[cfg(not(feature = "all-tasks"))]
-mod without_checkpoints {
+mod elsewhere {
     use std::ffi::OsString;
     use std::os::unix::process::CommandExt;
 

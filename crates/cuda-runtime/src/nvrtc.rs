@@ -296,10 +296,8 @@ type BytesFunction = unsafe extern "C" fn(ProgramHandle, *mut c_char) -> Code;
 /// Where NVRTC may lie: where the system looks, and beside the libtorch of this process, as the wheels put it.
 fn library_dirs() -> Vec<PathBuf> {
     let mut dirs = vec![PathBuf::new()];
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let torch = maps.lines().filter_map(|line| line.find('/').map(|at| Path::new(&line[at..])));
-    let torch_dir = torch.filter(|path| path.ends_with("libtorch_cpu.so")).find_map(Path::parent);
-    if let Some(packages) = torch_dir.and_then(|lib| lib.ancestors().nth(2)) {
+    let torch_dir = torch_ext::library_dir();
+    if let Some(packages) = torch_dir.as_deref().and_then(|lib| lib.ancestors().nth(2)) {
         dirs.push(packages.join("nvidia/cu13/lib"));
     }
     dirs

@@ -16,8 +16,8 @@ use super::wheel::torch_minor;
 use crate::setup::home;
 use crate::workspace::{Workspace, probe, run, say, shell_line};
 
-/// The oldest Python that this torch is for.
-const OLDEST_PYTHON: (u32, u32) = (3, 10);
+/// The minor versions of Python 3 that are looked for: the oldest that this torch is for, and the newest.
+const OLDEST_PYTHON: u32 = 10;
 const NEWEST_PYTHON: u32 = 14;
 const CHECKPOINT: &str = "tests/fixtures/dummy/tiny-llama.nemo";
 const PROMPTS: &str = "configs/demo/prompts.jsonl";
@@ -48,13 +48,13 @@ pub(super) fn run_all(workspace: &Workspace, made: &Made) -> Result<()> {
 
 /// The Pythons on the PATH that torch is for, each version once.
 fn pythons(workspace: &Workspace) -> Vec<(String, String)> {
-    let named = (OLDEST_PYTHON.1..=NEWEST_PYTHON).map(|minor| format!("python3.{minor}"));
+    let named = (OLDEST_PYTHON..=NEWEST_PYTHON).map(|minor| format!("python3.{minor}"));
     let mut found: Vec<(String, String)> = Vec::new();
     for python in named.chain(["python3".to_owned()]) {
         let script = "import sys; print('%d.%d' % sys.version_info[:2])";
         let Some(version) = probe(workspace.command(&python).args(["-c", script])) else { continue };
         let minor = version.split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok()).unwrap_or(0);
-        if minor >= OLDEST_PYTHON.1 && !found.iter().any(|(_, known)| *known == version) {
+        if minor >= OLDEST_PYTHON && !found.iter().any(|(_, known)| *known == version) {
             found.push((python, version));
         }
     }

@@ -5,24 +5,10 @@
 //! say otherwise.
 
 use model_spec::{AttentionRule, LocalLayers};
-use serde::Deserialize;
-use serde::de::IgnoredAny;
 
 use super::raw::{RawModelConfig, RawNumber};
 use super::window;
 use crate::ModelError;
-
-/// `window_attn_skip_freq` as it is written.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum RawSkips {
-    /// Every so many layers there is one without a window.
-    Every(RawNumber),
-    /// For each layer, 1 for a window and 0 for none.
-    Each(Vec<RawNumber>),
-    /// Neither.
-    Other(IgnoredAny),
-}
 
 const SKIPS: &str = "window_attn_skip_freq";
 const ATTENTION_CAP: &str = "attn_logit_softcapping";
@@ -110,34 +96,12 @@ fn local(raw: &RawModelConfig, num_layers: usize) -> Result<Option<LocalLayers>,
 
 /// For each layer whether it is one of those with a window; `None` where there is no word of some.
 fn local_layers(raw: &RawModelConfig, num_layers: usize) -> Result<Option<Vec<bool>>, ModelError> {
-    let bad = |actual: String| ModelError::BadValue {
-        key: SKIPS,
-        expected: format!("null, a whole number from 1, or a list of {num_layers} numbers 0 and 1"),
-        actual,
-    };
     match &raw.window_attn_skip_freq {
         // Counted from 1, the layers that Megatron-Core calls even.
         None if raw.is_gemma2() => {
             Ok(Some((1..=num_layers).map(|layer| layer % GEMMA2_EVERY == 0).collect()))
         }
         None => Ok(None),
-        Some(RawSkips::Every(number)) => match number.to_whole() {
-            Some(every) if every > 0 => {
-                Ok(Some((1..=num_layers as i64).map(|layer| layer % every != 0).collect()))
-            }
-            _ => Err(bad(number.to_string())),
-        },
-        Some(RawSkips::Each(numbers)) => {
-            let flag = |number: &RawNumber| match number.to_whole() {
-                Some(0) => Ok(false),
-                Some(1) => Ok(true),
-                _ => Err(bad(format!("a list with {number}"))),
-            };
-            if numbers.len() != num_layers {
-                return Err(bad(format!("a list of {}", numbers.len())));
-            }
-            numbers.iter().map(flag).collect::<Result<_, _>>().map(Some)
-        }
-        Some(RawSkips::Other(_)) => Err(bad("neither a number nor a list of numbers".to_owned())),
+        Some(skips) => skips.layers(SKIPS, num_layers, |layer, every| (layer + 1) % every != 0).map(Some),
     }
 }

@@ -9,20 +9,8 @@ use model_spec::{BlockStyle, ExpertsSpec, MoeLayers, RouterScore, RouterSpec, Sh
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::raw::{RawModelConfig, RawNumber, RawValue};
+use super::raw::{RawModelConfig, RawValue};
 use crate::ModelError;
-
-/// `moe_layer_freq` as it is written.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum RawFrequency {
-    /// Every so many layers there is one with experts, the first among them.
-    Every(RawNumber),
-    /// For each layer, 1 for experts and 0 for none.
-    Each(Vec<RawNumber>),
-    /// Neither.
-    Other(IgnoredAny),
-}
 
 /// `moe_router_load_balancing_type` as it is written.
 #[derive(Clone, Debug, Deserialize)]
@@ -117,29 +105,9 @@ fn shared(raw: &RawModelConfig) -> Result<Option<SharedExpertSpec>, ModelError> 
 
 /// For each layer, whether it has experts (`get_gpt_decoder_block_spec`).
 fn moe_layers(raw: &RawModelConfig, num_layers: usize) -> Result<Vec<bool>, ModelError> {
-    let bad = |actual: String| ModelError::BadValue {
-        key: FREQUENCY,
-        expected: format!("null, a whole number from 1, or a list of {num_layers} numbers 0 and 1"),
-        actual,
-    };
     match &raw.moe_layer_freq {
         None => Ok(vec![true; num_layers]),
-        Some(RawFrequency::Every(number)) => match number.to_whole() {
-            Some(every) if every > 0 => Ok((0..num_layers as i64).map(|layer| layer % every == 0).collect()),
-            _ => Err(bad(number.to_string())),
-        },
-        Some(RawFrequency::Each(numbers)) => {
-            let flag = |number: &RawNumber| match number.to_whole() {
-                Some(0) => Ok(false),
-                Some(1) => Ok(true),
-                _ => Err(bad(format!("a list with {number}"))),
-            };
-            if numbers.len() != num_layers {
-                return Err(bad(format!("a list of {}", numbers.len())));
-            }
-            numbers.iter().map(flag).collect()
-        }
-        Some(RawFrequency::Other(_)) => Err(bad("neither a number nor a list of numbers".to_owned())),
+        Some(frequency) => frequency.layers(FREQUENCY, num_layers, |layer, every| layer % every == 0),
     }
 }
 

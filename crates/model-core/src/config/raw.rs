@@ -6,8 +6,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
-use super::attention::RawSkips;
-use super::moe::{RawBalancing, RawFrequency};
+use super::moe::RawBalancing;
 use super::window::{RawHuggingFace, RawWindow};
 use crate::ModelError;
 
@@ -21,6 +20,55 @@ pub(crate) enum RawNumber {
     Float(f64),
     /// A string that should be a number.
     Text(String),
+}
+
+/// Which layers have something: Megatron-Core's frequencies, as they are written.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum RawPerLayer {
+    /// One of every so many.
+    Every(RawNumber),
+    /// For each layer, 1 or 0.
+    Each(Vec<RawNumber>),
+    /// Neither.
+    Other(IgnoredAny),
+}
+
+impl RawPerLayer {
+    /// For each layer whether it has it; `is_one` says so of a layer, counted from 0, where there is one of every so many.
+    ///
+    /// # Errors
+    /// When it is neither a whole number from 1 nor a 0 or 1 for each layer.
+    pub(super) fn layers(
+        &self,
+        key: &'static str,
+        num_layers: usize,
+        is_one: impl Fn(i64, i64) -> bool,
+    ) -> Result<Vec<bool>, ModelError> {
+        let bad = |actual: String| ModelError::BadValue {
+            key,
+            expected: format!("null, a whole number from 1, or a list of {num_layers} numbers 0 and 1"),
+            actual,
+        };
+        match self {
+            Self::Every(number) => match number.to_whole() {
+                Some(every) if every > 0 => {
+                    Ok((0..num_layers as i64).map(|layer| is_one(layer, every)).collect())
+                }
+                _ => Err(bad(number.to_string())),
+            },
+            Self::Each(numbers) if numbers.len() == num_layers => {
+                let flag = |number: &RawNumber| match number.to_whole() {
+                    Some(0) => Ok(false),
+                    Some(1) => Ok(true),
+                    _ => Err(bad(format!("a list with {number}"))),
+                };
+                numbers.iter().map(flag).collect()
+            }
+            Self::Each(numbers) => Err(bad(format!("a list of {}", numbers.len()))),
+            Self::Other(_) => Err(bad("neither a number nor a list of numbers".to_owned())),
+        }
+    }
 }
 
 impl RawNumber {
@@ -137,7 +185,7 @@ pub struct RawModelConfig {
     pub(super) moe_expert_capacity_factor: Option<RawValue>,
     pub(super) moe_ffn_hidden_size: Option<RawNumber>,
     pub(super) moe_latent_size: Option<RawValue>,
-    pub(super) moe_layer_freq: Option<RawFrequency>,
+    pub(super) moe_layer_freq: Option<RawPerLayer>,
     pub(super) moe_mlp_glu_interleave_size: Option<RawValue>,
     pub(super) moe_router_enable_expert_bias: Option<bool>,
     pub(super) moe_router_force_biased: Option<RawValue>,
@@ -178,7 +226,7 @@ pub struct RawModelConfig {
     retro: Option<RawValue>,
     pub(super) softmax_scale: Option<RawNumber>,
     sqrt_query_pre_attn_scalar: Option<RawValue>,
-    pub(super) window_attn_skip_freq: Option<RawSkips>,
+    pub(super) window_attn_skip_freq: Option<RawPerLayer>,
     pub(super) rotary_base_local: Option<RawNumber>,
     pub(super) post_layernorms: Option<bool>,
 }

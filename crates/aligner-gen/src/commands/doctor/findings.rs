@@ -82,14 +82,8 @@ impl Findings {
         lines.extend(self.gpu_lines());
         lines.push(("launcher", self.launcher.unwrap_or("none").to_owned()));
         lines.push(("will use", self.choice()));
-        let mut text: String = lines.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect();
-        for advice in self.advice() {
-            text.push_str(&format!("\nto do        {advice}"));
-        }
-        if !self.advice().is_empty() {
-            text.push('\n');
-        }
-        text
+        lines.extend(self.advice().into_iter().map(|advice| ("to do", advice)));
+        lines.iter().map(|(name, value)| format!("{name:<12} {value}\n")).collect()
     }
 
     /// The same for programs.

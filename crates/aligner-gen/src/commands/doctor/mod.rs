@@ -5,7 +5,7 @@
 mod findings;
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use cpu_kernels::Isa;
 
@@ -52,12 +52,8 @@ fn processor(isa: Isa) -> Processor {
 
 /// The libtorch that the system's loader has found for this process.
 fn libtorch() -> Libtorch {
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let paths = maps.lines().filter_map(|line| line.find('/').map(|at| PathBuf::from(&line[at..])));
-    let folder = paths
-        .filter(|path| path.ends_with("libtorch_cpu.so"))
-        .find_map(|path| path.parent().map(Path::to_owned));
-    let version = folder.as_ref().and_then(|lib| version_beside(lib));
+    let folder = torch_ext::library_dir();
+    let version = folder.as_deref().and_then(version_beside);
     Libtorch { version, folder }
 }
 
