@@ -8,7 +8,9 @@
 use half::bf16;
 use torch_ext::BadTensor;
 
+use super::attention::MAX_HEAD_DIM;
 use super::buffer::{Arena, Buffer, SharedPtr};
+use super::e4m3::round_head;
 use super::elem::Elem;
 use super::tile::PANEL;
 use crate::CpuKernelError;
@@ -64,6 +66,16 @@ impl PackedKv {
             Self::F32(kv) => kv.0.shape,
             Self::Bf16(kv) => kv.0.shape,
         }
+    }
+
+    /// The same with keys and values rounded to what an FP8 cache holds: e4m3 with a power of two for each token and head.
+    #[must_use]
+    pub fn in_e4m3(mut self) -> Self {
+        match &mut self {
+            Self::F32(kv) => kv.0.is_e4m3 = true,
+            Self::Bf16(kv) => kv.0.is_e4m3 = true,
+        }
+        self
     }
 
     /// Copies whole blocks, `(from, to)`, in all layers.
@@ -124,6 +136,8 @@ fn value_elems(head_dim: usize) -> usize {
 pub(crate) struct Kv<E> {
     pub(crate) shape: KvShape,
     layers: Vec<Buffer<E>>,
+    /// Whether what is written is rounded to e4m3 first.
+    is_e4m3: bool,
 }
 
 impl<E: Elem> Kv<E> {
@@ -131,7 +145,7 @@ impl<E: Elem> Kv<E> {
         let head_elems = key_elems(shape.head_dim, E::GROUP) + value_elems(shape.head_dim);
         let layer_elems = shape.num_blocks * shape.num_query_groups * head_elems;
         let layers = (0..shape.num_layers).map(|_| arena.zeroed(layer_elems)).collect::<Result<_, _>>()?;
-        Ok(Self { shape, layers })
+        Ok(Self { shape, layers, is_e4m3: false })
     }
 
     fn copy_blocks(&mut self, pairs: &[(u32, u32)]) -> Result<(), CpuKernelError> {
@@ -217,6 +231,7 @@ impl<E: Elem> Kv<E> {
             head_dim: shape.head_dim,
             key_elems: key_elems(shape.head_dim, E::GROUP),
             head_elems: key_elems(shape.head_dim, E::GROUP) + value_elems(shape.head_dim),
+            is_e4m3: self.is_e4m3,
         })
     }
 }
@@ -229,6 +244,7 @@ pub(crate) struct KvLayer<E> {
     head_dim: usize,
     key_elems: usize,
     head_elems: usize,
+    is_e4m3: bool,
 }
 
 impl<E: Elem> KvLayer<E> {
@@ -263,7 +279,19 @@ impl<E: Elem> KvLayer<E> {
     /// # Safety
     /// Block and head must exist, `slot` must be below [`BLOCK_TOKENS`], and no other task may touch this head of
     /// this block.
+    #[inline(always)]
     pub(crate) unsafe fn write(&self, block: u32, slot: usize, head: usize, key: &[E], value: &[E]) {
+        let mut rounded = [[E::default(); MAX_HEAD_DIM]; 2];
+        let (key, value) = if self.is_e4m3 {
+            let [rounded_key, rounded_value] = &mut rounded;
+            let (rounded_key, rounded_value) =
+                (&mut rounded_key[..key.len()], &mut rounded_value[..value.len()]);
+            round_head(key, rounded_key);
+            round_head(value, rounded_value);
+            (&*rounded_key, &*rounded_value)
+        } else {
+            (key, value)
+        };
         let at_elems = (block as usize * self.num_query_groups + head) * self.head_elems;
         // SAFETY: guaranteed by the caller.
         let panels = unsafe { self.start.slice(at_elems, self.head_elems) };

@@ -6,6 +6,7 @@
 
 mod attention;
 mod buffer;
+mod e4m3;
 mod elem;
 mod error;
 mod isa;

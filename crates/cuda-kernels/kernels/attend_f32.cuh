@@ -16,15 +16,19 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* qu
         const T* query = queries + column * HEAD_DIM;
         float max = NEG_INF, sum = 0.0f, out[ELEMS] = {};
         for (int base = first_tile(item); base < end; base += NUM_WARPS * TILE_KEYS) {
-            i64 offset = tile_offset(args, item, block_at(args, item, base), base);
-            const T* keys = args.keys + offset;
-            const T* values = args.values + offset;
+            int block = block_at(args, item, base);
+            const Cached* keys = args.keys + head_block(args.num_groups, block, item.group);
+            const Cached* values = args.values + head_block(args.num_groups, block, item.group);
+            int first = base % BLOCK_SIZE_TOKENS;
             // Two lanes share a key, each takes half of the head.
-            int key = lane % TILE_KEYS;
-            const T* half = keys + key * HEAD_DIM + (lane / TILE_KEYS) * (HEAD_DIM / 2);
-            const T* query_half = query + (lane / TILE_KEYS) * (HEAD_DIM / 2);
+            int key = lane % TILE_KEYS, half = lane / TILE_KEYS * (HEAD_DIM / 2);
             float score = 0.0f;
-            for (int i = 0; i < HEAD_DIM / 2; i++) score += half[i] * query_half[i];
+            for (int i = half; i < half + HEAD_DIM / 2; i += 2) {
+                float elems[2];
+                read_head(keys, first + key, i, elems);
+                score += elems[0] * query[i];
+                score += elems[1] * query[i + 1];
+            }
             score += __shfl_xor_sync(0xffffffff, score, TILE_KEYS);
             score = base + key < end ? score * args.scale_log2 : NEG_INF;
             float tile_max = score;
@@ -46,7 +50,7 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* qu
 #pragma unroll
                 for (int j = 0; j < ELEMS; j++) {
                     int i = j * 32 + lane;
-                    if (i < HEAD_DIM) out[j] += weight_of_key * values[k * HEAD_DIM + i];
+                    if (i < HEAD_DIM) out[j] += weight_of_key * read_elem(values, first + k, i);
                 }
             }
         }

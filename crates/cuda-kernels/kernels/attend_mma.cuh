@@ -7,44 +7,13 @@
 // ISA, mma.m16n8k16. A lane is `pair` = lane % 4 and `line` = lane / 4.
 
 #include "mma.cuh"
+#include "running.cuh"
 
 #define K_VECTORS (HEAD_DIM / 32)       // 16 bytes of a key: two steps of the contraction
 #define K_HAS_REST (HEAD_DIM % 32 / 16) // 8 bytes: one step
 #define V_WIDE (HEAD_DIM / 64)          // 8 elements a lane: 4 row tiles of 16
 #define V_HAS_MIDDLE (HEAD_DIM % 64 / 32)
 #define V_HAS_NARROW (HEAD_DIM % 32 / 16)
-#define V_WORDS (HEAD_DIM / 16)         // words a lane and key, each a row tile
-
-// A load of keys covers half of each line it touches, so the second-level cache is asked to fetch the whole line.
-DEVICE uint4 load16(const T* from) {
-    uint4 v;
-    asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
-    return v;
-}
-
-DEVICE uint2 load8(const T* from) {
-    uint2 v;
-    asm volatile("ld.global.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from) : "memory");
-    return v;
-}
-
-DEVICE u32 load4(const T* from) {
-    u32 v;
-    asm volatile("ld.global.L1::no_allocate.L2::128B.u32 %0, [%1];" : "=r"(v) : "l"(from) : "memory");
-    return v;
-}
-
-DEVICE u32 transposed(u32 fragment) {
-    u32 result;
-    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(result) : "r"(fragment));
-    return result;
-}
-
-DEVICE float exp2_approx(float x) {
-    float result;
-    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-    return result;
-}
 
 // The keys `line` and `line + 8` of a tile.
 struct KeyTile {
@@ -65,7 +34,7 @@ DEVICE void load_keys(const T* tile, KeyTile* to) {
 
 // The keys 2 * pair, 2 * pair + 1 and 8 more: word w of a key holds two elements, `value_elem` says which.
 struct ValueTile {
-    u32 words[4][V_WORDS];
+    u32 words[4][V_WORDS]; // each a row tile
 };
 
 DEVICE int value_elem(int word) {
@@ -124,13 +93,6 @@ DEVICE void scores_of(const KeyTile& keys, const T* queries, float (&scores)[QUE
     }
 }
 
-// Running softmax of the queries 2 * pair and 2 * pair + 1 of each column block: `sum` is over the lane's own keys.
-struct Running {
-    float max[QUERY_COLUMNS][2];
-    float sum[QUERY_COLUMNS][2];
-    float out[QUERY_COLUMNS][V_WORDS][4];
-};
-
 // Turns scores into weights in place, and shrinks what was summed up before to the new maximum. `num_keys`: of the tile.
 template <bool IS_LAST>
 DEVICE void update(Running* running, float (&scores)[QUERY_COLUMNS][4], float scale_log2, int num_keys) {
@@ -152,13 +114,7 @@ DEVICE void update(Running* running, float (&scores)[QUERY_COLUMNS][4], float sc
             scores[n][j + 2] = exp2_approx(second - max);
             running->sum[n][j] = running->sum[n][j] * shrink[j] + (scores[n][j] + scores[n][j + 2]);
         }
-        if (__any_sync(0xffffffff, shrink[0] != 1.0f || shrink[1] != 1.0f)) {
-#pragma unroll
-            for (int w = 0; w < V_WORDS; w++) {
-#pragma unroll
-                for (int j = 0; j < 4; j++) running->out[n][w][j] *= shrink[j % 2];
-            }
-        }
+        running->shrink_out(n, shrink);
     }
 }
 
@@ -177,27 +133,6 @@ DEVICE void add_values(Running* running, const ValueTile& values, const float (&
         u32 a3 = __byte_perm(values.words[2][w], values.words[3][w], 0x7632);
 #pragma unroll
         for (int n = 0; n < QUERY_COLUMNS; n++) mma(running->out[n][w], a0, a1, a2, a3, p[n][0], p[n][1]);
-    }
-}
-
-DEVICE void write_merge(Running* running, const Item& item, const Merge& merge) {
-    int pair = threadIdx.x % 4, line = threadIdx.x % 32 / 4, warp = threadIdx.x / 32;
-#pragma unroll
-    for (int n = 0; n < QUERY_COLUMNS; n++) {
-#pragma unroll
-        for (int j = 0; j < 2; j++) {
-            float sum = running->sum[n][j];
-#pragma unroll
-            for (int lanes = 4; lanes < 32; lanes *= 2) sum += __shfl_xor_sync(0xffffffff, sum, lanes);
-            int column = n * 8 + pair * 2 + j;
-            if (column < first_column(item) || column >= end_column(item)) continue;
-            if (line == 0) merge.stats[warp * QUERY_TILE + column] = make_float2(running->max[n][j], sum);
-            float* out = merge.outs + (warp * QUERY_TILE + column) * HEAD_DIM;
-#pragma unroll
-            for (int w = 0; w < V_WORDS; w++) {
-                *(float2*)(out + value_elem(w)) = make_float2(running->out[n][w][j], running->out[n][w][j + 2]);
-            }
-        }
     }
 }
 
@@ -223,15 +158,6 @@ DEVICE void fetch_first_tile(const AttentionArgs& args, const Item& item, int bl
 DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* queries, FirstTile* tile, const Merge& merge) {
     int base = first_tile(item), end = end_key(item);
     Running running;
-#pragma unroll
-    for (int n = 0; n < QUERY_COLUMNS; n++) {
-        running.max[n][0] = running.max[n][1] = NEG_INF;
-        running.sum[n][0] = running.sum[n][1] = 0.0f;
-#pragma unroll
-        for (int w = 0; w < V_WORDS; w++) {
-            running.out[n][w][0] = running.out[n][w][1] = running.out[n][w][2] = running.out[n][w][3] = 0.0f;
-        }
-    }
     if (base < end && has_own_token(item, base)) fetch_tile(args, item, block_at(args, item, base), base, tile);
     float scores[QUERY_COLUMNS][4];
     // Nothing in this loop is conditional, so that no load is waited for before it is needed.

@@ -8,6 +8,8 @@
 #include "item.cuh"
 #if ELEM == 0
 #include "attend_f32.cuh"
+#elif KV_FP8
+#include "attend_fp8.cuh"
 #else
 #include "attend_mma.cuh"
 #endif
@@ -31,6 +33,64 @@ DEVICE Item read_item(const AttentionArgs& args, int work) {
     item.first_query = work % QUERY_TILES * QUERY_TILE;
     return item;
 }
+
+#if KV_FP8
+
+// A warp leaves a query in shared memory. In types of two bytes it becomes float16, with a power of two that brings its
+// largest element to 2^14 or above; what its scores are multiplied by undoes that.
+template <int W>
+DEVICE void store_query(const AttentionArgs& args, const Merge& merge, int column, HeadUnits<W>& head, T* queries) {
+    T* to = queries + column * HEAD_DIM;
+#if ELEM == 0
+    store_units(args.rotary, to, head);
+#else
+    int exponent = max((int)(max_bits_of(head) >> 23), 15), lane = threadIdx.x % 32;
+    float factor = power_of_two(127 + 14 + 127 - exponent);
+    if (lane == 0) merge.query_scales[column] = args.scale_log2 * power_of_two(exponent - 14);
+#pragma unroll
+    for (int u = 0; u < HeadUnits<W>::PER_LANE; u++) {
+        int unit = u * 32 + lane, first, second;
+        if (unit >= HeadUnits<W>::COUNT) continue;
+        unit_bounds<W>(args.rotary, unit, &first, &second);
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            u32 halves = pack_halves(head.a[u][i] * factor, head.b[u][i] * factor);
+            to[first + i] = (u16)halves, to[second + i] = (u16)(halves >> 16);
+        }
+    }
+#endif
+}
+
+// Brings the queries of the item to shared memory, [QUERY_TILE, HEAD_DIM], a warp each. From the fused QKV they are rotated,
+// and the block that attends to a row's own token also writes its key and value. The last warps begin, as the first ones are
+// still joining what came before.
+template <bool FROM_QKV, int W>
+DEVICE void bring_queries(const AttentionArgs& args, const Item& item, const Merge& merge, T* queries) {
+    int num_queries = end_column(item), num_heads = num_queries;
+    if (FROM_QKV && has_own_tokens(item)) num_heads += 2 * item.num_rows;
+    for (int i = NUM_WARPS - 1 - threadIdx.x / 32; i < num_heads; i += NUM_WARPS) {
+        int own = i - num_queries;
+        bool is_query = own < 0;
+        int row = is_query ? row_of(item, i) : item.first_row + own / 2;
+        int member = is_query ? item.first_query + i % QUERIES_PER_ROW : QUERIES_PER_GROUP + own % 2;
+        const T* from = FROM_QKV ? args.q + (((i64)row * args.num_groups + item.group) * (QUERIES_PER_GROUP + 2) + member) * HEAD_DIM
+                                 : args.q + query_of(args, item, i) * HEAD_DIM;
+        HeadUnits<W> head;
+        int position = max(context_of(args, item, row) - 1, 0);
+        read_units(args.rotary, from, FROM_QKV && member <= QUERIES_PER_GROUP, position, &head);
+        if (is_query) {
+            store_query(args, merge, i, head, queries);
+        } else {
+            int slot = row == item.row ? item.slot : args.slots[row];
+            Cached* cache = member == QUERIES_PER_GROUP ? args.keys : args.values;
+            // A row without a token has no slot.
+            Cached* of_block = slot < 0 ? 0 : cache + head_block(args.num_groups, slot / BLOCK_SIZE_TOKENS, item.group);
+            write_head(of_block, slot % BLOCK_SIZE_TOKENS, args.rotary, &head);
+        }
+    }
+}
+
+#else
 
 // Copies the queries of the item to shared memory, T [QUERY_TILE, HEAD_DIM]. Unused columns may hold
 // garbage; columns are independent.
@@ -72,15 +132,36 @@ DEVICE void rotate_queries(const AttentionArgs& args, const Item& item, T* queri
     }
 }
 
+#endif
+
+template <bool FROM_QKV>
+DEVICE void bring_queries(const AttentionArgs& args, const Item& item, const Merge& merge, T* queries) {
+#if KV_FP8
+    if (args.rotary.rotary_dim % 4 == 0) {
+        bring_queries<FROM_QKV, 2>(args, item, merge, queries);
+    } else {
+        bring_queries<FROM_QKV, 1>(args, item, merge, queries);
+    }
+#else
+    if constexpr (!FROM_QKV) {
+        fetch_queries(args, item, queries);
+    } else if (args.rotary.rotary_dim % 16 == 0) {
+        rotate_queries<8>(args, item, queries);
+    } else {
+        rotate_queries<1>(args, item, queries);
+    }
+#endif
+}
+
 // Prefetches what an item reads to the L2 cache: a block that has only this item has too few loads of its
 // own in flight to be fast.
 DEVICE void prefetch_item(const AttentionArgs& args, const Item& item) {
-    const int BLOCK_BYTES = BLOCK_SIZE_TOKENS * HEAD_DIM * sizeof(T), LINE_BYTES = 128;
+    const int BLOCK_BYTES = HEAD_BLOCK * sizeof(Cached), LINE_BYTES = 128;
     const int LINES = (BLOCK_BYTES + LINE_BYTES - 1) / LINE_BYTES;
     int first = first_key(item), num_blocks = (end_key(item) - first + BLOCK_SIZE_TOKENS - 1) / BLOCK_SIZE_TOKENS;
     for (int i = threadIdx.x; i < num_blocks * LINES; i += NUM_WARPS * 32) {
         int base = first + i / LINES * BLOCK_SIZE_TOKENS;
-        i64 offset = tile_offset(args, item, block_at(args, item, base), base) + i % LINES * (LINE_BYTES / (int)sizeof(T));
+        i64 offset = tile_offset(args, item, block_at(args, item, base), base) + i % LINES * (LINE_BYTES / (int)sizeof(Cached));
         prefetch(args.keys + offset);
         prefetch(args.values + offset);
     }
@@ -112,6 +193,13 @@ DEVICE void attend(const AttentionArgs& args) {
     merge.joined_outs = (float4*)(merge.outs + NUM_WARPS * QUERY_TILE * HEAD_DIM);
     merge.joined_stats = (float2*)(merge.joined_outs + QUERY_TILE * HEAD_DIM / 4);
     merge.stats = merge.joined_stats + QUERY_TILE * HEAD_DIM / 4;
+    merge.query_scales = (float*)(merge.stats + NUM_WARPS * QUERY_TILE);
+#if KV_FP8
+    // Of columns that no query has, nothing that is not a number may come.
+    for (int i = threadIdx.x; i < QUERY_TILE * HEAD_DIM; i += NUM_WARPS * 32) queries[i] = 0;
+    if (threadIdx.x < QUERY_TILE) merge.query_scales[threadIdx.x] = 0.0f;
+    __syncthreads();
+#endif
     // The plan, and the keys and values of earlier steps, were written before a kernel that did not start early: they
     // need not be waited for. The queries must be.
     Item item = read_item(args, blockIdx.x);
@@ -139,13 +227,7 @@ DEVICE void attend(const AttentionArgs& args) {
         }
         if (is_first_step(item)) {
             if (has_tickets && threadIdx.x == 0) ticket = atomicAdd(args.tickets, 1);
-            if constexpr (!FROM_QKV) {
-                fetch_queries(args, item, queries);
-            } else if (args.rotary.rotary_dim % 16 == 0) {
-                rotate_queries<8>(args, item, queries);
-            } else {
-                rotate_queries<1>(args, item, queries);
-            }
+            bring_queries<FROM_QKV>(args, item, merge, queries);
         }
         __syncthreads();
         int next_block = block_at(args, next, first_tile(next));

@@ -1,9 +1,11 @@
 #pragma once
 // Brings cached keys and values of whole sequences side by side, for an attention that reads them packed.
 
+#include "cached.cuh"
+
 struct GatherArgs {
-    const T* keys;  // T [num_blocks, groups, 32, HEAD_DIM], as the values
-    const T* values;
+    const Cached* keys;
+    const Cached* values;
     const int* slots;  // [num_keys], block * 32 + offset; a slot outside the cache gives NaN
     T* k_out;          // [num_keys, groups, HEAD_DIM], as the values
     T* v_out;
@@ -12,7 +14,7 @@ struct GatherArgs {
     int num_slots;
 };
 
-// A thread takes 16 bytes of a key and of its value.
+// A thread takes what becomes 16 bytes of a key and of its value.
 extern "C" __global__ void gather_cache(GatherArgs args) {
     const int ELEMS = 16 / sizeof(T), UNITS_PER_HEAD = HEAD_DIM / ELEMS;
     int units_per_key = args.num_groups * UNITS_PER_HEAD;
@@ -22,14 +24,15 @@ extern "C" __global__ void gather_cache(GatherArgs args) {
     int of_key = (int)(unit - key * units_per_key);
     int group = of_key / UNITS_PER_HEAD;
     int slot = args.slots[key];
-    const u32 NAN_BITS = 0xffffffff;
-    uint4 k = make_uint4(NAN_BITS, NAN_BITS, NAN_BITS, NAN_BITS), v = k;
+    float k[ELEMS], v[ELEMS];
+#pragma unroll
+    for (int i = 0; i < ELEMS; i++) k[i] = v[i] = QUIET_NAN;
     if (slot >= 0 && slot < args.num_slots) {
-        i64 head = (i64)(slot / BLOCK_SIZE_TOKENS) * args.num_groups + group;
-        i64 at = (head * BLOCK_SIZE_TOKENS + slot % BLOCK_SIZE_TOKENS) * HEAD_DIM + (of_key - group * UNITS_PER_HEAD) * ELEMS;
-        k = *(const uint4*)(args.keys + at);
-        v = *(const uint4*)(args.values + at);
+        i64 at = head_block(args.num_groups, slot / BLOCK_SIZE_TOKENS, group);
+        int elem = (of_key - group * UNITS_PER_HEAD) * ELEMS;
+        read_head(args.keys + at, slot % BLOCK_SIZE_TOKENS, elem, k);
+        read_head(args.values + at, slot % BLOCK_SIZE_TOKENS, elem, v);
     }
-    *(uint4*)(args.k_out + unit * ELEMS) = k;
-    *(uint4*)(args.v_out + unit * ELEMS) = v;
+    store(args.k_out + unit * ELEMS, k);
+    store(args.v_out + unit * ELEMS, v);
 }

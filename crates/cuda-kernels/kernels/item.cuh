@@ -1,10 +1,12 @@
 #pragma once
 // Decode attention over the paged cache.
 
+#include "cached.cuh"
+
 struct AttentionArgs {
     const T* q;              // T [rows, heads, HEAD_DIM]; or the fused QKV, T [rows, groups, queries + 2, HEAD_DIM]
-    T* keys;                 // T [num_blocks, groups, 32, HEAD_DIM], of this layer
-    T* values;
+    Cached* keys;            // of this layer, see `cached.cuh`
+    Cached* values;
     T* out;                  // T [rows, heads, HEAD_DIM]
     const int* block_tables; // [rows, table_width]
     const int* slots;        // these four from plan_decode
@@ -51,13 +53,14 @@ struct Merge {
     float2* stats;
     float4* joined_outs;
     float2* joined_stats;
+    float* query_scales; // [QUERY_TILE], where queries are scaled: what a score is multiplied by
 };
 
 DEVICE int first_key(const Item& item) { return item.split * SPLIT_KEYS; }
 
 DEVICE int end_key(const Item& item) { return min(first_key(item) + SPLIT_KEYS, item.context); }
 
-// The first of the 16 keys that `warp` takes; it goes on in strides of NUM_WARPS tiles.
+// The first of the keys that `warp` takes; it goes on in strides of NUM_WARPS tiles.
 DEVICE int first_tile(const Item& item) { return first_key(item) + threadIdx.x / 32 * TILE_KEYS; }
 
 // The block that holds position `base`, or any block where there is none. A table entry outside the cache would be a
@@ -68,9 +71,9 @@ DEVICE int block_at(const AttentionArgs& args, const Item& item, int base) {
     return min(max(block, 0), args.num_blocks - 1);
 }
 
-// Elements before the 16 keys that start at position `base`.
+// Elements before the keys of a tile, which start at position `base`.
 DEVICE i64 tile_offset(const AttentionArgs& args, const Item& item, int block, int base) {
-    return (((i64)block * args.num_groups + item.group) * BLOCK_SIZE_TOKENS + base % BLOCK_SIZE_TOKENS) * HEAD_DIM;
+    return head_block(args.num_groups, block, item.group) + base % BLOCK_SIZE_TOKENS * HEAD_DIM;
 }
 
 // Whether the token of this step is in the tile: then this thread block has only just written its key and value.

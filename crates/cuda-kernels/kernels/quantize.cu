@@ -3,8 +3,8 @@
 // `crates/cuda-kernels/src/model/programs.rs`.
 
 #include "common.cuh"
+#include "e4m3.cuh"
 
-#define LARGEST_E4M3 448.0f
 #define SMALLEST_MAX 0x1p-100f // below, 448 / max would leave the range of float32
 
 // One block a row. `width` is a multiple of 8.
@@ -14,13 +14,6 @@ struct QuantizeArgs {
     float* scales;  // [rows]
     int width;
 };
-
-// Two values as e4m3, the first one in the low byte; at most 448 in size, NaN as NaN.
-DEVICE u32 e4m3_pair(float low, float high) {
-    u16 pair;
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
-    return pair;
-}
 
 // The largest size of an element of a block's threads; NaN if any is, whose bits are above those of all numbers.
 DEVICE float block_max(float size, u32* scratch) {

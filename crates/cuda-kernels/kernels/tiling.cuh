@@ -5,6 +5,6 @@
 #define QUERIES_PER_ROW (QUERIES_PER_GROUP < QUERY_TILE ? QUERIES_PER_GROUP : QUERY_TILE)
 #define QUERY_TILES ((QUERIES_PER_GROUP + QUERY_TILE - 1) / QUERY_TILE)
 #define ROWS_PER_SET (QUERY_TILE / QUERIES_PER_ROW)
-#define TILE_KEYS 16
+#define TILE_KEYS (KV_FP8 && ELEM != 0 ? 32 : 16) // keys that a warp takes at once
 
 DEVICE int splits_of(int context) { return (context + SPLIT_KEYS - 1) / SPLIT_KEYS; }

@@ -1,4 +1,5 @@
-//! FP8 linear layers where nothing multiplies FP8: the same numbers and scales, with products and sums in float32.
+//! FP8 where nothing multiplies it: linear layers with the same numbers and scales and with products and sums in float32, and
+//! the numbers of an FP8 cache.
 //!
 //! A row, of a weight or of a layer's inputs, is scaled so that its largest element becomes 448, the largest number of e4m3.
 //! The CUDA kernel (`crates/cuda-kernels/kernels/quantize.cu`) takes the same steps in float32 and gives the same bits. A
@@ -36,6 +37,31 @@ impl Fp8Rows {
         let values = x.f_mul(&largest.f_div(&max)?)?.f_to_kind(Kind::Float8e4m3fn)?;
         Ok(Self { values, scales: max.f_div(&largest)?.f_view([-1])? })
     }
+}
+
+/// Keys or values `[.., kv_channels]` as an FP8 cache holds them (`model_spec::KvFormat::Fp8`), in their own type. A head with
+/// an infinity or a NaN becomes NaN. The CPU kernels (`crates/cpu-kernels/src/e4m3.rs`) and the CUDA kernels
+/// (`crates/cuda-kernels/kernels/cached.cuh`) give the same numbers.
+pub(crate) fn rounded_heads(heads: &Tensor) -> Result<Tensor, ModelError> {
+    /// Of float32, below its exponent.
+    const MANTISSA_BITS: i64 = 23;
+    /// Above 1.75 a mantissa carries into the exponent: 448 is 1.75 * 2^8.
+    const CARRY: i64 = 0x7f_ffff - 0x60_0000;
+    /// Biased by 127 they are the exponents of 448 * 2^-60 and of infinity.
+    const LEAST: i64 = 127 - 60;
+    const INFINITY: f64 = f64::INFINITY;
+    let wide = heads.f_to_kind(Kind::Float)?;
+    let max = wide.f_abs()?.f_amax([-1], true)?;
+    let is_finite = max.f_lt(INFINITY)?;
+    let bits = max.f_where_self(&is_finite, &max.f_zeros_like()?)?.f_view_dtype(Kind::Int)?;
+    let biased = bits.f_add_scalar(CARRY)?.f_bitwise_right_shift_tensor_scalar(MANTISSA_BITS)?.f_sub_scalar(8)?.f_clamp_min(LEAST)?;
+    let power = |biased: &Tensor| biased.f_bitwise_left_shift_tensor_scalar(MANTISSA_BITS)?.f_view_dtype(Kind::Float);
+    let scale = power(&biased)?;
+    let inverse = power(&biased.f_neg()?.f_add_scalar(254)?)?;
+    let numbers = wide.f_mul(&inverse)?.f_to_kind(Kind::Float8e4m3fn)?.f_to_kind(Kind::Float)?;
+    let rounded = numbers.f_mul(&scale)?;
+    let nan = rounded.f_full_like(f64::NAN)?;
+    Ok(rounded.f_where_self(&is_finite, &nan)?.f_to_kind(heads.kind())?)
 }
 
 /// The results of a linear layer from the products of rows in FP8, float32 `[num_rows, out_features]`: each times the scales

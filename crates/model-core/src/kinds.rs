@@ -1,6 +1,6 @@
 //! libtorch's names of the number formats of `model_spec`.
 
-use model_spec::{Float, KvFormat};
+use model_spec::Float;
 use nemo_format::DType;
 use tch::Kind;
 
@@ -47,14 +47,6 @@ impl TensorFormat for Float {
         match self {
             Self::Fp32 => Kind::Float,
             Self::Bf16 => Kind::BFloat16,
-        }
-    }
-}
-
-impl TensorFormat for KvFormat {
-    fn kind(self) -> Kind {
-        match self {
-            Self::Float(float) => float.kind(),
         }
     }
 }

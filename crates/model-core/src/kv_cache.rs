@@ -13,10 +13,11 @@ use cpu_kernels::{KvShape, PackedKv};
 use host::StoredBlock;
 pub use host::{BlockMove, HostBlockId};
 pub use model_spec::BLOCK_SIZE_TOKENS;
-use model_spec::KvGroup;
+use model_spec::{KvFormat, KvGroup};
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
+use crate::kinds::TensorFormat;
 use crate::upload::to_device;
 
 /// Index of a block in the cache, the same in all groups.
@@ -30,7 +31,8 @@ pub(crate) enum KvPool {
     /// The CPU kernels.
     Packed(PackedKv),
     /// The CUDA kernels, keys and values of all layers in one tensor:
-    /// `[num_layers, 2, num_blocks, num_query_groups, BLOCK_SIZE_TOKENS, kv_channels]`.
+    /// `[num_layers, 2, num_blocks, num_query_groups, BLOCK_SIZE_TOKENS, kv_channels]`, or in FP8, with the exponents of a
+    /// head behind its elements, `uint8[num_layers, 2, num_blocks, num_query_groups, BLOCK_SIZE_TOKENS * (kv_channels + 1)]`.
     Device(Tensor),
 }
 
@@ -65,13 +67,18 @@ impl KvPool {
     pub(crate) fn device(
         group: &KvGroup,
         num_blocks: usize,
-        kind: Kind,
+        format: KvFormat,
         device: Device,
     ) -> Result<Self, ModelError> {
         let KvGroup { ref layers, num_query_groups, kv_channels, .. } = *group;
-        let shape = [layers.len(), 2, num_blocks, num_query_groups, BLOCK_SIZE_TOKENS, kv_channels];
+        let (kind, of_head) = match format {
+            KvFormat::Float(float) => (float.kind(), vec![BLOCK_SIZE_TOKENS, kv_channels]),
+            KvFormat::Fp8 => (Kind::Uint8, vec![BLOCK_SIZE_TOKENS * format.head_bytes(kv_channels)]),
+        };
+        let shape = [vec![layers.len(), 2, num_blocks, num_query_groups], of_head].concat();
+        let shape: Vec<i64> = shape.into_iter().map(|dim| dim as i64).collect();
         // Zeroed for the same reason as the others.
-        Ok(Self::Device(Tensor::f_zeros(shape.map(|dim| dim as i64), (kind, device))?))
+        Ok(Self::Device(Tensor::f_zeros(shape, (kind, device))?))
     }
 
     fn copy_blocks(&mut self, pairs: &[(BlockId, BlockId)]) -> Result<(), ModelError> {
@@ -165,7 +172,7 @@ impl KvCache {
     }
 
     /// Keys and values of one layer in the layout of the CUDA kernels, each
-    /// `[num_blocks, num_query_groups, BLOCK_SIZE_TOKENS, kv_channels]`.
+    /// `[num_blocks, num_query_groups, BLOCK_SIZE_TOKENS, kv_channels]`, or as FP8 is laid out ([`KvPool::Device`]).
     #[cfg_attr(
         not(any(feature = "cuda", test)),
         expect(dead_code, reason = "only the kernels of a GPU use it")
@@ -284,6 +291,7 @@ fn copy_on_device(tensor: &mut Tensor, pairs: &[(BlockId, BlockId)]) -> Result<(
 #[cfg(test)]
 mod tests {
     use cpu_kernels::CpuKernels;
+    use model_spec::Float;
 
     use super::*;
 
@@ -307,7 +315,11 @@ mod tests {
 
     /// The layout of the CUDA kernels, in the memory of the host.
     fn device() -> KvCache {
-        let make = |group: &KvGroup| KvPool::device(group, NUM_BLOCKS, Kind::Float, Device::Cpu);
+        device_in(KvFormat::Float(Float::Fp32))
+    }
+
+    fn device_in(format: KvFormat) -> KvCache {
+        let make = |group: &KvGroup| KvPool::device(group, NUM_BLOCKS, format, Device::Cpu);
         KvCache::new(NUM_BLOCKS, &groups(), make).unwrap()
     }
 
@@ -339,6 +351,8 @@ mod tests {
         }
         assert_eq!(stored(&tensors(), 1)[0].size(), [5, 32, 1, 24]);
         assert_eq!(stored(&device(), 1)[0].size(), [5, 1, 32, 24]);
+        let fp8 = stored(&device_in(KvFormat::Fp8), 1);
+        assert_eq!((fp8[0].size(), fp8[1].kind()), (vec![5, 1, 32 * 25], Kind::Uint8));
         let mut packed = packed();
         let shape = |cache: &mut KvCache, layer_idx| {
             let (pool, idx) = cache.packed_layer(layer_idx).unwrap();
@@ -386,7 +400,8 @@ mod tests {
 
     #[test]
     fn blocks_come_back_from_the_host_with_the_same_bits() {
-        for (layout, cache) in [("plain", tensors()), ("CUDA", device()), ("fused", packed())] {
+        let fp8 = device_in(KvFormat::Fp8);
+        for (layout, cache) in [("plain", tensors()), ("CUDA", device()), ("FP8", fp8), ("fused", packed())] {
             let mut cache = cache.with_host_blocks(2);
             for block in 0..NUM_BLOCKS as BlockId {
                 for pool in &mut cache.pools {

@@ -1,7 +1,7 @@
 //! From a config and a source of weights to a model.
 
 use cpu_kernels::{Isa, PackedKv};
-use model_spec::{Float, Footprint, KvGroup, ModelSpec, Numerics, ShardPlace, WeightFormat};
+use model_spec::{Float, Footprint, KvFormat, KvGroup, ModelSpec, Numerics, ShardPlace, WeightFormat};
 use nemo_format::TensorSource;
 use tch::Device;
 
@@ -134,12 +134,13 @@ fn check_part(
 /// Refuses formats that no kernels are for.
 fn check_numerics(options: LoadOptions) -> Result<(), ModelError> {
     let LoadOptions { numerics, backend, device, .. } = options;
-    let uniform = Numerics::uniform(numerics.compute);
-    let quantized = Numerics { weights: WeightFormat::Fp8, ..uniform };
-    if numerics != uniform && numerics != quantized {
+    let compute = numerics.compute;
+    let has_weights = matches!(numerics.weights, WeightFormat::Fp8) || numerics.weights == WeightFormat::Float(compute);
+    let has_kv = matches!(numerics.kv, KvFormat::Fp8) || numerics.kv == KvFormat::Float(compute);
+    if !has_weights || !has_kv {
         return Err(ModelError::MixedNumerics { numerics });
     }
-    if numerics == quantized
+    if numerics.weights == WeightFormat::Fp8
         && backend == Backend::Fused
         && device.is_cuda()
         && numerics.compute != Float::Bf16
@@ -178,13 +179,15 @@ fn held(options: LoadOptions) -> Numerics {
 
 /// Bytes that a block takes over the layers of a group, as a backend lays it out.
 fn bytes_per_block(group: &KvGroup, options: LoadOptions) -> u64 {
-    let format = options.numerics.kv;
+    let Numerics { compute, kv, .. } = options.numerics;
+    let unpacked = kv.unpacked(compute);
     match (options.backend, options.device) {
         // Its panels are padded.
         (Backend::Fused, Device::Cpu) => {
-            PackedKv::block_bytes(&packed_shape(group, 1), format.size_bytes()) as u64
+            PackedKv::block_bytes(&packed_shape(group, 1), unpacked.size_bytes()) as u64
         }
-        _ => group.bytes_per_block(format),
+        (Backend::Fused, _) => group.bytes_per_block(kv),
+        (Backend::Plain, _) => group.bytes_per_block(KvFormat::Float(unpacked)),
     }
 }
 

@@ -34,9 +34,8 @@ impl KvGroup {
         let factors = [
             self.layers.len(),
             self.num_query_groups,
-            self.kv_channels,
             BLOCK_SIZE_TOKENS,
-            format.size_bytes(),
+            format.head_bytes(self.kv_channels),
         ];
         factors.iter().fold(2, |product: u64, &factor| product.saturating_mul(factor as u64))
     }

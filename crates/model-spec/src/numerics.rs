@@ -57,13 +57,25 @@ impl fmt::Display for WeightFormat {
 pub enum KvFormat {
     /// Plain numbers.
     Float(Float),
+    /// FP8 (e4m3) with a scale for each token and head: the least power of two that brings the largest number of the key or
+    /// value down to 448, the largest of e4m3. So a number of the cache is one of bf16, too.
+    Fp8,
 }
 
 impl KvFormat {
-    /// Bytes of one number of a key or a value.
-    pub const fn size_bytes(self) -> usize {
+    /// Bytes of a key or a value of one head.
+    pub const fn head_bytes(self, kv_channels: usize) -> usize {
         match self {
-            Self::Float(float) => float.size_bytes(),
+            Self::Float(float) => kv_channels.saturating_mul(float.size_bytes()),
+            Self::Fp8 => kv_channels.saturating_add(EXPONENT_BYTES),
+        }
+    }
+
+    /// What its numbers are held in where nothing multiplies FP8: those of the cache are among those of `compute`.
+    pub const fn unpacked(self, compute: Float) -> Float {
+        match self {
+            Self::Float(float) => float,
+            Self::Fp8 => compute,
         }
     }
 }
@@ -72,12 +84,15 @@ impl fmt::Display for KvFormat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Float(float) => float.fmt(f),
+            Self::Fp8 => f.write_str("fp8"),
         }
     }
 }
 
 /// Of the scale of an output.
 const SCALE_BYTES: u64 = 4;
+/// Of the scale of a key or a value, of which the exponent is kept.
+const EXPONENT_BYTES: usize = 1;
 
 /// The three choices of a run. Norms, softmax and rotary run in fp32 inside whatever these say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -99,6 +114,11 @@ impl Numerics {
     /// The same with the linear layers of attention and MLP in FP8.
     pub const fn with_fp8_weights(self) -> Self {
         Self { weights: WeightFormat::Fp8, ..self }
+    }
+
+    /// The same with the KV cache in FP8.
+    pub const fn with_fp8_kv(self) -> Self {
+        Self { kv: KvFormat::Fp8, ..self }
     }
 
     /// What the weights are in that are not those of quantized linear layers: tables, the output layer, biases.
@@ -170,6 +190,7 @@ mod tests {
         assert_eq!(mixed.to_string(), "bf16 (weights fp32, KV cache bf16)");
         let quantized = Numerics { weights: WeightFormat::Fp8, ..uniform };
         assert_eq!(quantized.to_string(), "bf16 (weights fp8, KV cache bf16)");
+        assert_eq!(quantized.with_fp8_kv().to_string(), "bf16 (weights fp8, KV cache fp8)");
     }
 
     #[test]

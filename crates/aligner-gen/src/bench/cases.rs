@@ -19,7 +19,7 @@ use super::ranks::BenchRanks;
 use super::workload::{Figures, Workload};
 use super::{cuts, shapes};
 use crate::cluster::model_group::ModelGroup;
-use crate::config::cli::{BenchArgs, QuantizationArg};
+use crate::config::cli::{BenchArgs};
 use crate::config::plan::RowParamsMode;
 use crate::env;
 use crate::exit::Failure;
@@ -35,7 +35,7 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         other => other,
     };
     let options = LoadOptions {
-        numerics: QuantizationArg::apply(arguments.quantization, &arguments.precision)?,
+        numerics: arguments.numbers.numerics()?,
         backend: arguments.backend.into(),
         device,
         attention: env::attention_switches(),

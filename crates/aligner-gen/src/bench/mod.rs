@@ -25,7 +25,7 @@ use nemo_format::Checkpoint;
 use sampling::{RowRules, SamplingParams, SamplingRules, StopConditions, uniform};
 use serde_json::json;
 
-use crate::config::cli::{BenchArgs, QuantizationArg};
+use crate::config::cli::{BenchArgs};
 use crate::config::plan::RowParamsMode;
 use crate::env;
 use crate::exit::Failure;
@@ -109,7 +109,7 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
     }
     let device = arguments.device.open()?;
     let options = LoadOptions {
-        numerics: QuantizationArg::apply(arguments.quantization, &arguments.precision)?,
+        numerics: arguments.numbers.numerics()?,
         backend: arguments.backend.into(),
         device,
         attention: env::attention_switches(),

@@ -10,7 +10,7 @@ use model_spec::{BLOCK_SIZE_TOKENS, blocks_for};
 use nemo_format::Checkpoint;
 use npyz::WriterBuilder;
 
-use crate::config::cli::{BackendArg, DeviceArg, LogitsArgs, QuantizationArg};
+use crate::config::cli::{BackendArg, DeviceArg, LogitsArgs};
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::model::checkpoint::{load_model, model_config};
@@ -37,7 +37,7 @@ impl DeviceArg {
 
 /// Reads ids, writes logits.
 pub(crate) fn run(arguments: &LogitsArgs) -> Result<(), Failure> {
-    let numerics = QuantizationArg::apply(arguments.quantization, &arguments.precision)?;
+    let numerics = arguments.numbers.numerics()?;
     let (ids, [batch, seq]) = read_ids(&arguments.input_ids)?;
     let checkpoint = Checkpoint::open(&arguments.checkpoint)?.with_adapters(&arguments.adapter)?;
     let config = model_config(checkpoint.model_config())?;

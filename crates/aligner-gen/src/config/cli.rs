@@ -197,12 +197,8 @@ pub(crate) struct LogitsArgs {
     /// float32 `[batch, seq, padded_vocab_size]`
     #[arg(long, value_name = "OUT.npy")]
     pub(crate) output: PathBuf,
-    /// 32 or bf16
-    #[arg(long, default_value = "bf16")]
-    pub(crate) precision: String,
-    /// The linear layers of attention and MLP in these numbers
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    pub(crate) quantization: Option<QuantizationArg>,
+    #[command(flatten)]
+    pub(crate) numbers: NumberArgs,
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
     pub(crate) device: DeviceArg,
     /// plain: libtorch operations; fused: the fast engine's kernels
@@ -228,13 +224,36 @@ pub(crate) enum QuantizationArg {
     Fp8,
 }
 
-impl QuantizationArg {
-    /// The formats of a precision with these numbers, if any.
-    pub(crate) fn apply(quantization: Option<Self>, precision: &str) -> Result<Numerics, BadPrecision> {
-        let numerics: Numerics = precision.parse()?;
-        Ok(match quantization {
-            Some(Self::Fp8) => numerics.with_fp8_weights(),
-            None => numerics,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum KvCacheDtypeArg {
+    // What is computed in; and e4m3 with a scale for each token and head.
+    Auto,
+    Fp8,
+}
+
+/// The number formats of a model.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NumberArgs {
+    /// 32 or bf16
+    #[arg(long, default_value = "bf16")]
+    pub(crate) precision: String,
+    /// The linear layers of attention and MLP in these numbers
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub(crate) quantization: Option<QuantizationArg>,
+    /// Cached keys and values in these numbers
+    #[arg(long, value_enum, default_value_t = KvCacheDtypeArg::Auto, value_name = "FORMAT")]
+    pub(crate) kv_cache_dtype: KvCacheDtypeArg,
+}
+
+impl NumberArgs {
+    pub(crate) fn numerics(&self) -> Result<Numerics, BadPrecision> {
+        let mut numerics: Numerics = self.precision.parse()?;
+        if self.quantization == Some(QuantizationArg::Fp8) {
+            numerics = numerics.with_fp8_weights();
+        }
+        Ok(match self.kv_cache_dtype {
+            KvCacheDtypeArg::Auto => numerics,
+            KvCacheDtypeArg::Fp8 => numerics.with_fp8_kv(),
         })
     }
 }
@@ -269,12 +288,8 @@ pub(crate) struct ScoreArgs {
     /// The so many most likely tokens at each place, too
     #[arg(long, default_value_t = 0, value_name = "K")]
     pub(crate) top_logprobs: u32,
-    /// 32 or bf16
-    #[arg(long, default_value = "bf16")]
-    pub(crate) precision: String,
-    /// The linear layers of attention and MLP in these numbers
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    pub(crate) quantization: Option<QuantizationArg>,
+    #[command(flatten)]
+    pub(crate) numbers: NumberArgs,
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
     pub(crate) device: DeviceArg,
     /// The kernels whose bits are wanted: fused, as with `trt_llm.enable=true`, or plain

@@ -19,7 +19,7 @@ use super::exp_manager::ExpManagerPlan;
 use super::model_type::ModelType;
 use super::parallel::ParallelPlan;
 use super::range::{count, out_of_range, positive};
-use super::raw::{RawConfig, RawDropLast, RawLimit, RawSampling, RawToken, RawTrainerGeneration};
+use super::raw::{RawConfig, RawDropLast, RawLimit, RawSampling, RawToken, RawTrainerGeneration, RawTrtLlm};
 use super::records::{self, RecordFormat};
 use crate::exit::Failure;
 use crate::output::OutputField;
@@ -136,8 +136,7 @@ impl GenerationPlan {
         data::plan::check_max_epochs(raw.trainer.generation.max_epochs)?;
         check_unavailable(&raw)?;
         let trt_llm = &raw.trainer.generation.trt_llm;
-        let numerics =
-            quantized(raw.trainer.precision.to_string().parse()?, trt_llm.quantization.as_deref())?;
+        let numerics = numerics(&raw.trainer.precision.to_string(), trt_llm)?;
         let fast = trt_llm.enable;
         let model_type = fast.then(|| ModelType::parse(&trt_llm.model_type)).transpose()?;
         let max_input_len = fast
@@ -321,13 +320,23 @@ fn check_unavailable(raw: &RawConfig) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The formats with those that `trt_llm.quantization` names, if any.
-fn quantized(numerics: Numerics, quantization: Option<&str>) -> Result<Numerics, Failure> {
-    match quantization {
-        None => Ok(numerics),
-        Some("fp8") => Ok(numerics.with_fp8_weights()),
-        Some(other) => Err(Failure::usage(format!(
-            "`trainer.generation.trt_llm.quantization` must be `fp8` or null, found `{other}`"
+/// The formats of a precision, with those that the keys of the fast engine name.
+fn numerics(precision: &str, trt_llm: &RawTrtLlm) -> Result<Numerics, Failure> {
+    let numerics: Numerics = precision.parse()?;
+    let numerics = match trt_llm.quantization.as_deref() {
+        None => numerics,
+        Some("fp8") => numerics.with_fp8_weights(),
+        Some(other) => {
+            return Err(Failure::usage(format!(
+                "`trainer.generation.trt_llm.quantization` must be `fp8` or null, found `{other}`"
+            )));
+        }
+    };
+    match trt_llm.kv_cache_dtype.as_str() {
+        "auto" => Ok(numerics),
+        "fp8" => Ok(numerics.with_fp8_kv()),
+        other => Err(Failure::usage(format!(
+            "`trainer.generation.trt_llm.kv_cache_dtype` must be `auto` or `fp8`, found `{other}`"
         ))),
     }
 }

@@ -80,6 +80,7 @@ pub(crate) struct RawTrtLlm {
     pub(crate) max_input_len: i64,
     pub(crate) model_type: String,
     pub(crate) quantization: Option<String>,
+    pub(crate) kv_cache_dtype: String,
 }
 
 /// `exp_manager`; inert keys are let through.

@@ -34,12 +34,36 @@ pub(crate) fn all_heads(gpu: &Gpu) -> Outcome {
         (Kind::Float, 128, 1, 2),
         (Kind::Float, 64, 4, 1),
     ] {
-        let error = Case::new(gpu, Heads { kind, head_dim: d, queries: q, groups: g })?
-            .check(gpu)
-            .map_err(|error| format!("{kind:?}, {d} elements, {q} queries a group: {error}"))?;
-        facts.push(format!("{d}/{q} {error:.1e}"));
+        facts.push(check(gpu, Heads::new(kind, d, q, g))?);
     }
     Ok(format!("shared, alone and unfused bits equal; off by {}", facts.join(", ")))
+}
+
+pub(crate) fn fp8_cache(gpu: &Gpu) -> Outcome {
+    let mut facts = Vec::new();
+    for (kind, d, q, g) in [
+        (Kind::BFloat16, 128, 1, 3),
+        (Kind::BFloat16, 128, 4, 2),
+        (Kind::BFloat16, 64, 71, 1),
+        (Kind::BFloat16, 80, 1, 2),
+        (Kind::BFloat16, 256, 8, 1),
+        (Kind::Half, 96, 3, 2),
+        (Kind::Half, 16, 5, 1),
+        (Kind::BFloat16, 112, 2, 1),
+        (Kind::Float, 128, 1, 2),
+        (Kind::Float, 64, 4, 1),
+    ] {
+        facts.push(check(gpu, Heads::new(kind, d, q, g).with_fp8_kv())?);
+    }
+    Ok(format!("shared, alone and unfused bits equal; off by {}", facts.join(", ")))
+}
+
+fn check(gpu: &Gpu, heads: Heads) -> Result<String, Box<dyn std::error::Error>> {
+    let Heads { kind, head_dim, queries, .. } = heads;
+    let error = Case::new(gpu, heads)?
+        .check(gpu)
+        .map_err(|error| format!("{kind:?}, {head_dim} elements, {queries} queries a group: {error}"))?;
+    Ok(format!("{head_dim}/{queries} {error:.1e}"))
 }
 
 struct Case {
@@ -55,7 +79,7 @@ struct Case {
 
 impl Case {
     fn new(gpu: &Gpu, heads: Heads) -> Result<Self, Box<dyn std::error::Error>> {
-        let Heads { kind, head_dim: d, queries: q, groups: g } = heads;
+        let Heads { kind, head_dim: d, queries: q, groups: g, .. } = heads;
         let n = POSITIONS.len() as i64;
         let num_blocks = n * MAX_BLOCKS + 3;
         let block_tables = Tensor::f_randperm(num_blocks, (Kind::Int, tch::Device::Cpu))?
@@ -65,8 +89,8 @@ impl Case {
             let shared = block_tables.f_get(first)?.f_narrow(0, 0, SHARED_BLOCKS)?.f_detach_copy()?;
             block_tables.f_get(row)?.f_narrow(0, 0, SHARED_BLOCKS)?.f_copy_(&shared)?;
         }
-        let case = Self {
-            kernels: gpu.kernels(kind, d as u32, q as u32)?,
+        let mut case = Self {
+            kernels: gpu.kernels_for(&heads)?,
             heads,
             qkv: gpu.random(&[n, g, q + 2, d], kind)?.f_mul_scalar(1.5)?,
             // What no sequence has written is NaN, which must not get anywhere.
@@ -87,6 +111,7 @@ impl Case {
                 }
             }
         }
+        (case.keys, case.values) = (heads.cached(&case.keys)?, heads.cached(&case.values)?);
         Ok(case)
     }
 
@@ -238,9 +263,9 @@ impl Case {
         let Heads { head_dim: d, queries: q, groups: g, .. } = self.heads;
         let len = i64::from(POSITIONS[row as usize]) + 1;
         let blocks = self.block_tables.f_get(row)?.f_narrow(0, 0, (len + 31) / 32)?;
-        let context = |cache: &Tensor| -> Result<Tensor, tch::TchError> {
-            let blocks = cache.f_index_select(0, &blocks)?.f_transpose(0, 1)?; // [G, blocks, 32, d]
-            blocks.f_reshape([g, -1, d])?.f_narrow(1, 0, len)?.f_to_kind(Kind::Double)
+        let context = |cache: &Tensor| -> Result<Tensor, Box<dyn std::error::Error>> {
+            let blocks = self.heads.uncached(&cache.f_index_select(0, &blocks)?)?.f_transpose(0, 1)?;
+            Ok(blocks.f_reshape([g, -1, d])?.f_narrow(1, 0, len)?) // of [G, blocks, 32, d]
         };
         let (keys, values) = (context(&outputs.keys)?, context(&outputs.values)?); // [G, len, d]
         let position = self.positions.f_narrow(0, row, 1)?;

@@ -18,17 +18,20 @@ const SEQUENCES: [(i64, i64); 9] =
     [(0, 1), (0, 8), (15, 4), (31, 8), (100, 1), (511, 8), (700, 5), (1020, 8), (1100, 16)];
 
 pub(crate) fn all_heads(gpu: &Gpu) -> Outcome {
-    for (kind, d, q, g) in [
-        (Kind::BFloat16, 128, 1, 3),
-        (Kind::BFloat16, 128, 4, 2),
-        (Kind::BFloat16, 64, 71, 1),
-        (Kind::BFloat16, 256, 8, 1),
-        (Kind::Half, 96, 3, 2),
-        (Kind::Float, 64, 4, 1),
+    for (kind, d, q, g, has_fp8_kv) in [
+        (Kind::BFloat16, 128, 1, 3, false),
+        (Kind::BFloat16, 128, 4, 2, false),
+        (Kind::BFloat16, 64, 71, 1, false),
+        (Kind::BFloat16, 256, 8, 1, false),
+        (Kind::Half, 96, 3, 2, false),
+        (Kind::Float, 64, 4, 1, false),
+        (Kind::BFloat16, 128, 1, 3, true),
+        (Kind::BFloat16, 128, 4, 2, true),
+        (Kind::Half, 96, 3, 2, true),
     ] {
-        Case::new(gpu, Heads { kind, head_dim: d, queries: q, groups: g })?
-            .check(gpu)
-            .map_err(|error| format!("{kind:?}, {d} elements, {q} queries a group: {error}"))?;
+        let heads = Heads { has_fp8_kv, ..Heads::new(kind, d, q, g) };
+        let what = || format!("{kind:?}, {d} elements, {q} queries a group, FP8 cache {has_fp8_kv}");
+        Case::new(gpu, heads)?.check(gpu).map_err(|error| format!("{}: {error}", what()))?;
     }
     let num_rows: i64 = SEQUENCES.iter().map(|(_, num_tokens)| num_tokens).sum();
     Ok(format!("{num_rows} rows of {} sequences are bitwise identical to single steps", SEQUENCES.len()))
@@ -58,7 +61,7 @@ struct Case {
 
 impl Case {
     fn new(gpu: &Gpu, heads: Heads) -> Result<Self, Box<dyn std::error::Error>> {
-        let Heads { kind, head_dim: d, queries: q, groups: g } = heads;
+        let Heads { kind, head_dim: d, queries: q, groups: g, .. } = heads;
         let mut rows = Vec::new();
         for (sequence, &(context_len, num_tokens)) in (0..).zip(&SEQUENCES) {
             let prefix_group = [rows.len() as i64, context_len / 32];
@@ -70,8 +73,8 @@ impl Case {
         let block_tables = Tensor::f_randperm(num_blocks, (Kind::Int, tch::Device::Cpu))?
             .f_narrow(0, 0, num_sequences * MAX_BLOCKS)?
             .f_reshape([num_sequences, MAX_BLOCKS])?;
-        let case = Self {
-            kernels: gpu.kernels(kind, d as u32, q as u32)?,
+        let mut case = Self {
+            kernels: gpu.kernels_for(&heads)?,
             heads,
             qkv: gpu.random(&[rows.len() as i64, g * (q + 2) * d], kind)?.f_mul_scalar(1.5)?,
             // What no sequence has written is NaN, which must not get anywhere.
@@ -90,6 +93,7 @@ impl Case {
                 }
             }
         }
+        (case.keys, case.values) = (heads.cached(&case.keys)?, heads.cached(&case.values)?);
         Ok(case)
     }
 
@@ -137,7 +141,7 @@ impl Case {
 
     /// All rows in one step: their keys and values first, then attention.
     fn together(&self, gpu: &Gpu, shares: bool) -> Result<Outputs, Box<dyn std::error::Error>> {
-        let Heads { kind, head_dim: d, queries: q, groups: g } = self.heads;
+        let Heads { kind, head_dim: d, queries: q, groups: g, .. } = self.heads;
         let outputs = self.outputs(gpu)?;
         let num_rows = self.rows.len() as i64;
         let step = self.plan(gpu, &self.rows, shares)?;
@@ -190,7 +194,7 @@ impl Case {
 
     /// Copies of the cache, and room for the results.
     fn outputs(&self, gpu: &Gpu) -> Result<Outputs, Box<dyn std::error::Error>> {
-        let Heads { kind, head_dim: d, queries: q, groups: g } = self.heads;
+        let Heads { kind, head_dim: d, queries: q, groups: g, .. } = self.heads;
         Ok(Outputs {
             out: gpu.unset(&[self.rows.len() as i64, g * q, d], kind)?,
             keys: self.keys.f_detach_copy()?,

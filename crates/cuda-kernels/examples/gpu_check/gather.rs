@@ -12,9 +12,12 @@ pub(crate) fn all_kinds(gpu: &Gpu) -> Outcome {
         [(Kind::BFloat16, 128), (Kind::BFloat16, 16), (Kind::Half, 80), (Kind::Float, 128), (Kind::Float, 48)]
     {
         for groups in [1, 3, 8] {
-            check(gpu, &Heads { kind, head_dim, queries: 1, groups })
-                .map_err(|error| format!("{kind:?}, {groups} groups of {head_dim}: {error}"))?;
-            num_cases += 1;
+            let heads = Heads::new(kind, head_dim, 1, groups);
+            for heads in [heads, heads.with_fp8_kv()] {
+                check(gpu, &heads)
+                    .map_err(|error| format!("{kind:?}, {groups} groups of {head_dim}: {error}"))?;
+                num_cases += 1;
+            }
         }
     }
     Ok(format!("{num_cases} shapes"))
@@ -22,9 +25,9 @@ pub(crate) fn all_kinds(gpu: &Gpu) -> Outcome {
 
 fn check(gpu: &Gpu, heads: &Heads) -> Checked {
     let &Heads { kind, head_dim, groups, .. } = heads;
-    let kernels = gpu.kernels(kind, head_dim as u32, 1)?;
+    let kernels = gpu.kernels_for(heads)?;
     let [keys, values] = [(); 2].map(|()| gpu.random(&[9, groups, 32, head_dim], kind));
-    let (keys, values) = (keys?, values?);
+    let (keys, values) = (heads.cached(&keys?)?, heads.cached(&values?)?);
     // Two sequences, the second of which does not fill its block, and slots that are none.
     let of_blocks = |blocks: &[i32]| blocks.iter().flat_map(|block| block * 32..(block + 1) * 32).collect();
     let mut slots: Vec<i32> = of_blocks(&[7, 0, 3, 8]);
@@ -39,7 +42,8 @@ fn check(gpu: &Gpu, heads: &Heads) -> Checked {
     let launch = GatherCache { cache, slots: &slots, k_out: &k_out, v_out: &v_out };
     kernels.gather_cache(&gpu.stream, &launch)?;
     for (what, cache, out) in [("keys", &keys, &k_out), ("values", &values, &v_out)] {
-        let flat = cache.f_transpose(1, 2)?.f_reshape([9 * 32, groups, head_dim])?;
+        let elems = heads.uncached(cache)?.f_to_kind(kind)?;
+        let flat = elems.f_transpose(1, 2)?.f_reshape([9 * 32, groups, head_dim])?;
         let valid = slots.f_narrow(0, 0, num_valid)?;
         let expect = flat.f_index_select(0, &valid)?;
         ensure(same(&out.f_narrow(0, 0, num_valid)?, &expect)?, || format!("{what} differ"))?;

@@ -4,6 +4,7 @@
 //! long the kernels take.
 
 mod attention;
+mod cached;
 #[path = "../common/cases.rs"]
 mod cases;
 mod cublas;
@@ -23,7 +24,7 @@ use std::process::ExitCode;
 use cases::{Case, say};
 use support::Gpu;
 
-const CASES: [Case<Gpu>; 21] = [
+const CASES: [Case<Gpu>; 22] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("norms of heads", pointwise::norms_of_heads),
@@ -31,6 +32,7 @@ const CASES: [Case<Gpu>; 21] = [
     ("rotary embedding and cache", pointwise::rope),
     ("keys and values from the cache", gather::all_kinds),
     ("decode attention", attention::all_heads),
+    ("decode attention over an FP8 cache", attention::fp8_cache),
     ("drafted tokens of a sequence", drafts::all_heads),
     ("wrong shapes are refused", attention::wrong_shapes),
     ("row counts of cuBLAS", cublas::row_counts),

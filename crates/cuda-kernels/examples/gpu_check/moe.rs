@@ -162,7 +162,7 @@ impl Layer {
 }
 
 pub(crate) fn kernels(gpu: &Gpu, shape: &Shape) -> Result<MoeKernels, Box<dyn Error>> {
-    let config = KernelConfig { kind: shape.kind, head_dim: 64, queries_per_group: 1 };
+    let config = KernelConfig { kind: shape.kind, head_dim: 64, queries_per_group: 1, has_fp8_kv: false };
     let nonlinearity = match shape.gating {
         Gating::Gated => Nonlinearity::Silu,
         Gating::Plain => Nonlinearity::Gelu,

@@ -17,6 +17,17 @@ pub(crate) struct Heads {
     /// Query heads of a group.
     pub(crate) queries: i64,
     pub(crate) groups: i64,
+    pub(crate) has_fp8_kv: bool,
+}
+
+impl Heads {
+    pub(crate) fn new(kind: Kind, head_dim: i64, queries: i64, groups: i64) -> Self {
+        Self { kind, head_dim, queries, groups, has_fp8_kv: false }
+    }
+
+    pub(crate) fn with_fp8_kv(self) -> Self {
+        Self { has_fp8_kv: true, ..self }
+    }
 }
 
 /// The first GPU, and where compiled kernels are kept while this runs.
@@ -39,7 +50,16 @@ impl Gpu {
         head_dim: u32,
         queries_per_group: u32,
     ) -> Result<ModelKernels, Box<dyn Error>> {
-        let config = KernelConfig { kind, head_dim, queries_per_group };
+        self.kernels_for(&Heads::new(kind, i64::from(head_dim), i64::from(queries_per_group), 1))
+    }
+
+    pub(crate) fn kernels_for(&self, heads: &Heads) -> Result<ModelKernels, Box<dyn Error>> {
+        let config = KernelConfig {
+            kind: heads.kind,
+            head_dim: heads.head_dim as u32,
+            queries_per_group: heads.queries as u32,
+            has_fp8_kv: heads.has_fp8_kv,
+        };
         Ok(ModelKernels::load(&self.device, &config, Some(self.cache.path()))?)
     }
 

@@ -81,10 +81,12 @@ pub(crate) fn table(gpu: &Gpu) -> Checked {
         (16, 1, 128, 1024),
         (32, 1, 16, 2048),
         (8, 4, 64, 1024),
+        (8, 4, 256, 512),
         (32, 1, 1, 512),
         (16, 1, 1, 512),
     ] {
         attention(gpu, heads(groups, queries), rows, context, 0)?;
+        attention(gpu, heads(groups, queries).with_fp8_kv(), rows, context, 0)?;
     }
     for shared_blocks in [0, 32] {
         attention(gpu, heads(32, 1), 8, 1100, shared_blocks)?;
@@ -95,18 +97,20 @@ pub(crate) fn table(gpu: &Gpu) -> Checked {
 }
 
 fn heads(groups: i64, queries: i64) -> Heads {
-    Heads { kind: Kind::BFloat16, head_dim: 128, queries, groups }
+    Heads::new(Kind::BFloat16, 128, queries, groups)
 }
 
 /// Neighbours in groups of 8 share their first blocks.
 fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i64) -> Checked {
     const NUM_LAYERS: i64 = 8;
     let Heads { head_dim: d, queries, groups, .. } = heads;
-    let kernels = gpu.kernels(Kind::BFloat16, d as u32, queries as u32)?;
+    let kernels = gpu.kernels_for(&heads)?;
     let width = (context + 31) / 32;
     let num_blocks = rows * width;
-    let cache =
-        gpu.zeros(&[NUM_LAYERS, 2, num_blocks, groups, 32, d], Kind::BFloat16)?.f_normal_(0.0, 1.0)?;
+    let elems = gpu.zeros(&[num_blocks, groups, 32, d], Kind::BFloat16)?.f_normal_(0.0, 1.0)?;
+    let caches = (0..NUM_LAYERS)
+        .map(|_| Ok([heads.cached(&elems)?, heads.cached(&elems)?]))
+        .collect::<Result<Vec<[Tensor; 2]>, Box<dyn std::error::Error>>>()?;
     let block_tables =
         Tensor::f_randperm(num_blocks, (Kind::Int, tch::Device::Cpu))?.f_reshape([rows, width])?;
     let mut pairs = Vec::new();
@@ -127,10 +131,6 @@ fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i6
     let qkv = gpu.random(&[rows, groups * (queries + 2) * d], Kind::BFloat16)?;
     let out = gpu.unset(&[rows, groups * queries, d], Kind::BFloat16)?;
     let [cos, sin] = rotary_tables(gpu, context, d)?;
-    let layer = |idx: i64, which: i64| cache.f_get(idx)?.f_get(which);
-    let caches = (0..NUM_LAYERS)
-        .map(|idx| Ok([layer(idx, 0)?, layer(idx, 1)?]))
-        .collect::<Result<Vec<[Tensor; 2]>, tch::TchError>>()?;
     let plan_step = PlanDecode {
         positions: &positions,
         block_tables: &block_tables,
@@ -155,9 +155,11 @@ fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i6
         Ok(())
     })? / NUM_LAYERS as f64;
     let num_keys = rows * context - (rows - rows / 8) * shared_blocks * 32;
-    let bytes = (num_keys * groups * d * 4) as f64;
+    let head_bytes = if heads.has_fp8_kv { d + 1 } else { 2 * d };
+    let bytes = (num_keys * groups * 2 * head_bytes) as f64;
+    let cached = if heads.has_fp8_kv { "FP8" } else { "bf16" };
     say(&format!(
-        "attention, {groups} groups of {queries}, {rows} rows, context {context}, {shared_blocks} blocks shared: {time:.1} us a layer, {:.0} GB/s",
+        "attention, {cached} cache, {groups} groups of {queries}, {rows} rows, context {context}, {shared_blocks} blocks shared: {time:.1} us a layer, {:.0} GB/s",
         bytes / time / 1e3
     ));
     Ok(())

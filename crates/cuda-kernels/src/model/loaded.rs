@@ -43,7 +43,7 @@ impl ModelKernels {
         config: &KernelConfig,
         cache_dir: Option<&Path>,
     ) -> Result<Self, KernelError> {
-        config.check()?;
+        config.check(device.arch()?)?;
         let pointwise = Module::load(device, &config.pointwise(), cache_dir)?;
         let attention = Module::load(device, &config.attention(), cache_dir)?;
         Ok(Self {

@@ -19,12 +19,14 @@ pub struct KernelConfig {
     pub head_dim: u32,
     /// Query heads that share a key and value head.
     pub queries_per_group: u32,
+    /// Whether the cache is in FP8: e4m3 with the exponent of a scale for each token and head (`kernels/cached.cuh`).
+    pub has_fp8_kv: bool,
 }
 
 impl KernelConfig {
     /// # Errors
-    /// When there are no kernels for it.
-    pub fn check(&self) -> Result<(), KernelError> {
+    /// When there are no kernels for it on such a GPU.
+    pub fn check(&self, arch: Arch) -> Result<(), KernelError> {
         let bad = |what, expected: &str, actual: String| KernelError::BadKernelConfig {
             what,
             expected: expected.to_owned(),
@@ -38,6 +40,13 @@ impl KernelConfig {
         }
         if self.queries_per_group == 0 || self.queries_per_group > 1024 {
             return Err(bad("`queries_per_group`", "from 1 to 1024", self.queries_per_group.to_string()));
+        }
+        if self.has_fp8_kv && (arch.major, arch.minor) < (8, 9) {
+            return Err(bad(
+                "the compute capability of the GPU for an FP8 KV cache",
+                "8.9 or later",
+                format!("{}.{}", arch.major, arch.minor),
+            ));
         }
         Ok(())
     }
@@ -62,6 +71,7 @@ impl KernelConfig {
             ("ELEM", self.elem().unwrap_or_default().to_string()),
             ("HEAD_DIM", self.head_dim.to_string()),
             ("QUERIES_PER_GROUP", self.queries_per_group.to_string()),
+            ("KV_FP8", u32::from(self.has_fp8_kv).to_string()),
         ]
     }
 
@@ -78,6 +88,8 @@ impl KernelConfig {
                 "nonlinearity.cuh",
                 "activate.cuh",
                 "rotary.cuh",
+                "e4m3.cuh",
+                "cached.cuh",
                 "rope.cuh",
                 "gather.cuh"
             ),
@@ -163,7 +175,7 @@ impl KernelConfig {
         Ok(Program {
             name: "quantize",
             source: source!("quantize.cu"),
-            headers: headers!("common.cuh"),
+            headers: headers!("common.cuh", "e4m3.cuh"),
             defines: self.defines(),
             options: &[],
             is_specific: true,
@@ -224,9 +236,13 @@ impl KernelConfig {
                 "rotary.cuh",
                 "tiling.cuh",
                 "plan.cuh",
+                "e4m3.cuh",
+                "cached.cuh",
                 "item.cuh",
                 "mma.cuh",
+                "running.cuh",
                 "attend_mma.cuh",
+                "attend_fp8.cuh",
                 "attend_f32.cuh",
                 "join.cuh"
             ),
@@ -330,7 +346,7 @@ impl Tiling {
     }
 
     /// Shared memory of a block: the queries, what each warp adds to a split, and what the splits before added up to,
-    /// with maximum and sum for each four elements.
+    /// with maximum and sum for each four elements; and the scales of queries.
     #[cfg(feature = "cuda")]
     pub(super) fn shared_bytes(&self, config: &KernelConfig) -> u32 {
         let elems = self.query_tile() * config.head_dim;
@@ -338,6 +354,7 @@ impl Tiling {
             + self.num_warps * (elems * 4 + self.query_tile() * 8)
             + elems * 4
             + elems / 4 * 8
+            + self.query_tile() * 4
     }
 }
 

@@ -21,7 +21,7 @@ pub struct RotaryArrays<'a> {
 /// The cache of one layer.
 #[derive(Clone, Copy, Debug)]
 pub struct LayerKv<'a> {
-    /// `T[num_blocks, G, 32, d]`.
+    /// `T[num_blocks, G, 32, d]`; in FP8 `uint8[num_blocks, G, 32 * (d + 1)]`, see `kernels/cached.cuh`.
     pub keys: &'a Tensor,
     /// The same.
     pub values: &'a Tensor,
@@ -99,9 +99,13 @@ impl ModelKernels {
             num_groups: int(cache.num_groups, "groups")?,
             num_slots: int(cache.num_blocks * BLOCK_SIZE_TOKENS, "slots of the cache")?,
         };
-        // A thread takes 16 elements, or 2 where the halves that a rotation mixes are no whole vectors.
-        let elems_per_thread = if rotary.rotary_dim % 16 == 0 { 16 } else { 2 };
-        let elems_per_block = (NUM_THREADS * elems_per_thread) as u64;
+        // A thread takes 16 elements, or 2 where the halves that a rotation mixes are no whole vectors; where the cache is
+        // in FP8, a warp takes a head.
+        let elems_per_block = match (self.config.has_fp8_kv, rotary.rotary_dim % 16) {
+            (true, _) => NUM_THREADS / 32 * self.head_dim(),
+            (false, 0) => NUM_THREADS * 16,
+            (false, _) => NUM_THREADS * 2,
+        } as u64;
         let parts = count((row_elems as u64).div_ceil(elems_per_block) as i64, "parts of a row")?;
         let launch =
             Launch { grid: [count(num_rows, "rows")?, parts, 1], ..Launch::linear(1, NUM_THREADS as u32) };
@@ -144,17 +148,22 @@ impl ModelKernels {
         tensors: &Tensors<'_>,
         cache: &LayerKv<'_>,
     ) -> Result<CacheArgs, KernelError> {
-        let [num_blocks, num_groups, _, _] = shape_of(cache.keys, "keys")?;
-        let shape = [num_blocks, num_groups, BLOCK_SIZE_TOKENS, self.head_dim()];
+        let &[num_blocks, num_groups, ..] = cache.keys.size().as_slice() else {
+            return Err(bad("dimensions of `keys`", "at least two", cache.keys.dim() as i64));
+        };
         if num_blocks == 0 || num_groups == 0 {
             return Err(bad("keys", "of at least one block and group", 0));
         }
-        Ok(CacheArgs {
-            keys: tensors.address(cache.keys, "keys", self.config.kind, &shape)?,
-            values: tensors.address(cache.values, "values", self.config.kind, &shape)?,
-            num_blocks,
-            num_groups,
-        })
+        let both = |kind, of_head: &[i64]| {
+            let shape = [&[num_blocks, num_groups], of_head].concat();
+            let address = |tensor, what| tensors.address(tensor, what, kind, &shape);
+            Ok::<_, KernelError>([address(cache.keys, "keys")?, address(cache.values, "values")?])
+        };
+        let [keys, values] = match self.config.has_fp8_kv {
+            true => both(Kind::Uint8, &[BLOCK_SIZE_TOKENS * (self.head_dim() + 1)])?,
+            false => both(self.config.kind, &[BLOCK_SIZE_TOKENS, self.head_dim()])?,
+        };
+        Ok(CacheArgs { keys, values, num_blocks, num_groups })
     }
 }
 

@@ -6,7 +6,7 @@ mod attention;
 mod linear;
 
 use cpu_kernels::{CpuKernels, HeadShape, Isa, Layout, MAX_HEAD_DIM, NormParams, SourceDType, StoredLinear};
-use model_spec::{AttentionSpec, HeadLayout, KvGroup, Numerics};
+use model_spec::{AttentionSpec, HeadLayout, KvFormat, KvGroup, Numerics};
 use tch::{Kind, Tensor};
 use torch_ext::view;
 
@@ -51,7 +51,12 @@ impl StepState for CpuState {
 
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
         let shape = packed_shape(group, num_blocks);
-        Ok(KvPool::Packed(self.kernels.new_kv(shape, self.numerics.kv.kind())?))
+        let Numerics { compute, kv, .. } = self.numerics;
+        let packed = self.kernels.new_kv(shape, kv.unpacked(compute).kind())?;
+        Ok(KvPool::Packed(match kv {
+            KvFormat::Float(_) => packed,
+            KvFormat::Fp8 => packed.in_e4m3(),
+        }))
     }
 
     fn plan(

@@ -167,7 +167,7 @@ impl StepState for CudaState {
     }
 
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
-        KvPool::device(group, num_blocks, self.numerics.kv.kind(), self.tch_device())
+        KvPool::device(group, num_blocks, self.numerics.kv, self.tch_device())
     }
 
     fn plan(

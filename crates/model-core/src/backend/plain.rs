@@ -57,7 +57,8 @@ impl StepState for PlainState {
     }
 
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
-        KvPool::tensors(group, num_blocks, self.numerics.kv.kind(), self.device)
+        let Numerics { compute, kv, .. } = self.numerics;
+        KvPool::tensors(group, num_blocks, kv.unpacked(compute).kind(), self.device)
     }
 
     fn plan(

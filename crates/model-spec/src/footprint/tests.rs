@@ -34,6 +34,9 @@ fn bytes_are_those_of_the_tensors() {
         (bf16.weight_bytes, bf16.bytes_per_block()),
         (2 * (elems + norms), fp32.bytes_per_block() / 2)
     );
+    // A byte a number, and one for each key and value.
+    let fp8 = model.footprint(&Numerics::uniform(Float::Bf16).with_fp8_kv(), &whole).unwrap();
+    assert_eq!((fp8.weight_bytes, fp8.bytes_per_block()), (bf16.weight_bytes, 2 * 2 * 2 * (6 + 1) * 32));
 }
 
 #[test]

@@ -20,7 +20,7 @@ use model_spec::ShardPlace;
 use nemo_format::Checkpoint;
 use sampling::{ForcedSampler, ForcedTexts, StopConditions};
 
-use crate::config::cli::{BackendArg, DeviceArg, QuantizationArg, ScoreArgs};
+use crate::config::cli::{BackendArg, DeviceArg, ScoreArgs};
 use crate::config::plan::RoomPlan;
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<(), Failure> {
              plain`, or `--device cpu`",
         ));
     }
-    let numerics = QuantizationArg::apply(arguments.quantization, &arguments.precision)?;
+    let numerics = arguments.numbers.numerics()?;
     let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
     let config = model_config(checkpoint.model_config())?;
     config.refuse_beyond_window()?;

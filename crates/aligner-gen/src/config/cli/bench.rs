@@ -6,7 +6,7 @@ use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use model_spec::NamedShape;
 
-use super::{BackendArg, DeviceArg, QuantizationArg};
+use super::{BackendArg, DeviceArg, NumberArgs};
 
 #[derive(Clone, Debug, Args)]
 pub(crate) struct BenchArgs {
@@ -50,11 +50,8 @@ pub(crate) struct BenchArgs {
     /// Draft tokens and check several in one step, where the device can
     #[arg(long)]
     pub(crate) speculation: bool,
-    #[arg(long, default_value = "bf16")]
-    pub(crate) precision: String,
-    /// The linear layers of attention and MLP in these numbers
-    #[arg(long, value_enum, value_name = "FORMAT")]
-    pub(crate) quantization: Option<QuantizationArg>,
+    #[command(flatten)]
+    pub(crate) numbers: NumberArgs,
     #[arg(long, value_enum, default_value_t = BackendArg::Fused)]
     pub(crate) backend: BackendArg,
     /// Only these: load, decode, bulk, prefill

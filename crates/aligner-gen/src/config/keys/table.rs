@@ -2,7 +2,7 @@
 
 use super::Key;
 
-pub(super) const KEYS: [Key; 130] = [
+pub(super) const KEYS: [Key; 131] = [
     Key::closed("trainer.generation"),
     Key::closed("exp_manager"),
     Key::closed("pretrained_checkpoint"),
@@ -28,6 +28,7 @@ pub(super) const KEYS: [Key; 130] = [
     Key::read_as("trainer.generation.trt_llm.max_input_len", "model.data.train_ds.max_seq_length"),
     Key::neutral("trainer.generation.trt_llm.model_type"),
     Key::read_as("trainer.generation.trt_llm.quantization", "trainer.precision"),
+    Key::read_as("trainer.generation.trt_llm.kv_cache_dtype", "trainer.precision"),
     Key::ignored("trainer.generation.trt_llm.unload_engine_train"),
     Key::ignored("trainer.logger"),
     Key::ignored("trainer.enable_checkpointing"),

@@ -51,6 +51,7 @@ const OF_THE_RUN: &[Change] = &[
     ("trainer.generation.trt_llm.max_input_len", FAST, &["100"]),
     ("trainer.generation.trt_llm.model_type", FAST, &["llama"]),
     ("trainer.generation.trt_llm.quantization", FAST, &["fp8"]),
+    ("trainer.generation.trt_llm.kv_cache_dtype", FAST, &["fp8"]),
     ("exp_manager.explicit_log_dir", &[], &["/elsewhere"]),
     ("exp_manager.exp_dir", &[], &["/elsewhere"]),
     ("exp_manager.name", &[], &["other"]),

@@ -4,7 +4,7 @@ use super::*;
 use crate::test_compile::{ARCHS, check, check_for};
 
 fn config(kind: Kind, head_dim: u32, queries_per_group: u32) -> KernelConfig {
-    KernelConfig { kind, head_dim, queries_per_group }
+    KernelConfig { kind, head_dim, queries_per_group, has_fp8_kv: false }
 }
 
 #[test]
@@ -86,14 +86,35 @@ fn attention_compiles_for_all_kinds_of_heads() {
         (Kind::Float, 128, 1),
     ] {
         let config = config(kind, head_dim, queries_per_group);
-        config.check().unwrap();
+        config.check(ARCHS[0]).unwrap();
         check(&config.attention());
     }
 }
 
 #[test]
+fn an_fp8_cache_compiles_where_there_is_fp8() {
+    let [older, newer] = ARCHS;
+    for (kind, head_dim, queries_per_group) in [
+        (Kind::BFloat16, 128, 1),
+        (Kind::BFloat16, 80, 8),
+        (Kind::Half, 48, 71),
+        (Kind::Float, 128, 1),
+    ] {
+        let config = KernelConfig { has_fp8_kv: true, ..config(kind, head_dim, queries_per_group) };
+        config.check(newer).unwrap();
+        check_for(&config.attention(), newer);
+        check_for(&config.pointwise(), newer);
+    }
+    let config = KernelConfig { has_fp8_kv: true, ..config(Kind::BFloat16, 128, 1) };
+    assert_eq!(
+        config.check(older).unwrap_err().to_string(),
+        "no kernels: the compute capability of the GPU for an FP8 KV cache must be 8.9 or later, not 8.0"
+    );
+}
+
+#[test]
 fn what_has_no_kernels_is_refused_by_name() {
-    let refused = |config: KernelConfig| config.check().unwrap_err().to_string();
+    let refused = |config: KernelConfig| config.check(ARCHS[0]).unwrap_err().to_string();
     assert_eq!(
         refused(config(Kind::BFloat16, 72, 1)),
         "no kernels: `head_dim` must be a multiple of 16 up to 256, not 72"

@@ -2,7 +2,7 @@
 
 use cuda_kernels::{KernelConfig, ModelKernels};
 use cuda_runtime::{Device, Uploader, kernel_cache};
-use model_spec::{AttentionSpec, HeadLayout, MoeSpec, Numerics, ShardPlace};
+use model_spec::{AttentionSpec, HeadLayout, KvFormat, MoeSpec, Numerics, ShardPlace};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
@@ -71,6 +71,7 @@ impl CudaLoader {
             kind: numerics.compute.kind(),
             head_dim: heads.kv_channels as u32,
             queries_per_group: heads.queries_per_group() as u32,
+            has_fp8_kv: numerics.kv == KvFormat::Fp8,
         };
         let kernels = ModelKernels::load(device, &config, kernel_cache().as_deref())?;
         known.push(HeadKernels { heads, kernels, plan: None });

@@ -1,6 +1,6 @@
 //! Attention of the plain backend, sequence by sequence over its gathered keys and values.
 
-use model_spec::HeadLayout;
+use model_spec::{HeadLayout, KvFormat};
 use tch::{Device, Kind, Tensor};
 
 use super::PlainState;
@@ -10,7 +10,7 @@ use crate::kv_cache::KvCache;
 use crate::layers::rotary::{Rotary, RotaryId};
 use crate::ops::AttentionOp;
 use crate::upload::to_device;
-use crate::{AttentionAlgorithm, ModelError};
+use crate::{AttentionAlgorithm, ModelError, fp8};
 
 /// Query rows whose scores exist at once: bounds the memory of a long prefill.
 const QUERIES_PER_CHUNK: usize = 128;
@@ -58,6 +58,10 @@ impl AttentionOp<PlainState> for PlainAttention {
         let queries = queries_and_keys.f_narrow(2, 0, queries_per_group)?;
         let keys = queries_and_keys.f_select(2, queries_per_group)?;
         let values = grouped.f_select(2, queries_per_group + 1)?;
+        let (keys, values) = match at.numerics.kv {
+            KvFormat::Float(_) => (keys, values),
+            KvFormat::Fp8 => (fp8::rounded_heads(&keys)?, fp8::rounded_heads(&values)?),
+        };
 
         let layer = cache.layer(self.layer_idx)?;
         let slots = at.index(&step.slots)?;
