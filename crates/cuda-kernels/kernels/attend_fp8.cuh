@@ -101,25 +101,30 @@ DEVICE void clear_values_past(ValueTile* tile, int num_keys) {
     }
 }
 
-// 32 keys and values of a block, and the exponents of those that are `line` and 8, 16, 24 behind.
+// Of the keys and values that are `line` and 8, 16, 24 behind, a byte each.
+struct Exponents {
+    u32 keys, values;
+};
+
+// 32 keys and values of a block.
 struct FirstTile {
     KeyTile keys[SUB_TILES];
     ValueTile values[SUB_TILES];
-    u32 key_exponents, value_exponents;
+    Exponents exponents;
 };
 
 DEVICE void fetch_keys(const AttentionArgs& args, const Item& item, int block, FirstTile* to) {
     const u8* keys = args.keys + head_block(args.num_groups, block, item.group);
 #pragma unroll
     for (int s = 0; s < SUB_TILES; s++) load_keys(keys + s * 16 * HEAD_DIM, &to->keys[s]);
-    to->key_exponents = load4(keys + exponent_at(threadIdx.x % 32 / 4));
+    to->exponents.keys = load4(keys + exponent_at(threadIdx.x % 32 / 4));
 }
 
 DEVICE void fetch_values(const AttentionArgs& args, const Item& item, int block, FirstTile* to) {
     const u8* values = args.values + head_block(args.num_groups, block, item.group);
 #pragma unroll
     for (int s = 0; s < SUB_TILES; s++) load_values(values + s * 16 * HEAD_DIM, &to->values[s]);
-    to->value_exponents = load4(values + exponent_at(threadIdx.x % 32 / 4));
+    to->exponents.values = load4(values + exponent_at(threadIdx.x % 32 / 4));
 }
 
 DEVICE void fetch_first_tile(const AttentionArgs& args, const Item& item, int block, FirstTile* to) {
@@ -153,14 +158,15 @@ DEVICE void scores_of(const KeyTile (&keys)[SUB_TILES], const u16* queries, Scor
 // Turns scores into weights in place, and shrinks what was summed up before to the new maximum. Score j of a sub-tile is of
 // the key `line`, from 2 on of `line + 8`. `num_keys`: of the tile. `query_scales`: see `Merge`.
 template <bool IS_LAST>
-DEVICE void update(Running* running, Scores& scores, const FirstTile& tile, const float (&query_scales)[QUERY_COLUMNS][2], int num_keys) {
+DEVICE void update(Running* running, Scores& scores, Exponents of, const float (&query_scales)[QUERY_COLUMNS][2], int num_keys) {
     int line = threadIdx.x % 32 / 4;
     float key_scales[SUB_TILES * 2], exponents[SUB_TILES * 2], inverse[SUB_TILES * 2];
 #pragma unroll
     for (int k = 0; k < SUB_TILES * 2; k++) {
-        u32 exponent = tile.value_exponents >> (8 * k) & 255;
-        key_scales[k] = power_of_two(tile.key_exponents >> (8 * k) & 255);
-        exponents[k] = (float)((int)exponent - 127);
+        u32 exponent = of.values >> (8 * k) & 255;
+        key_scales[k] = power_of_two(of.keys >> (8 * k) & 255);
+        // A number of 2^23 with the exponent in its last bits, and 2^23 taken off: cheaper than a conversion.
+        exponents[k] = __uint_as_float(0x4b000000 | exponent) - (8388608.0f + 127.0f);
         inverse[k] = inverse_power_of_two(exponent);
     }
 #pragma unroll
@@ -233,9 +239,10 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const u16* 
     // Nothing in this loop is conditional, so that no load is waited for before it is needed.
     for (int next = base + NUM_WARPS * TILE_KEYS; next < end; next += NUM_WARPS * TILE_KEYS) {
         int block = block_at(args, item, next);
+        Exponents exponents = tile->exponents;
         scores_of(tile->keys, queries, scores);
-        update<false>(&running, scores, *tile, query_scales, TILE_KEYS);
         fetch_keys(args, item, block, tile);
+        update<false>(&running, scores, exponents, query_scales, TILE_KEYS);
 #pragma unroll
         for (int s = 0; s < SUB_TILES; s++) add_values(&running, tile->values[s], scores, s);
         fetch_values(args, item, block, tile);
@@ -244,7 +251,7 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const u16* 
     if (base < end) {
         int num_keys = end - base;
         scores_of(tile->keys, queries, scores);
-        update<true>(&running, scores, *tile, query_scales, num_keys);
+        update<true>(&running, scores, tile->exponents, query_scales, num_keys);
 #pragma unroll
         for (int s = 0; s < SUB_TILES; s++) {
             if (num_keys < TILE_KEYS) clear_values_past(&tile->values[s], num_keys - 16 * s);

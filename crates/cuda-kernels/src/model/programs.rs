@@ -337,7 +337,11 @@ pub(super) struct Tiling {
 impl Tiling {
     pub(super) fn of(config: &KernelConfig) -> Self {
         let query_columns = if config.queries_per_group <= 8 { 1 } else { 2 };
-        Self { query_columns, split_keys: 512, num_warps: 4, blocks_per_sm: 2 }
+        // As many as the registers are enough for: a tile of e4m3 has as many keys again, but what a block does between
+        // tiles takes as long.
+        let is_light = config.has_fp8_kv && query_columns == 1 && config.head_dim <= 128;
+        let blocks_per_sm = if is_light && config.kind != Kind::Float { 3 } else { 2 };
+        Self { query_columns, split_keys: 512, num_warps: 4, blocks_per_sm }
     }
 
     #[cfg(feature = "cuda")]
