@@ -115,22 +115,27 @@ fn one_text_whether_the_cache_is_large_or_full() {
 }
 
 #[test]
-fn fp8_weights_give_texts_of_their_own_and_one_for_every_batch() {
-    const FP8: &str = "trainer.generation.trt_llm.quantization=fp8";
+fn fp8_gives_texts_of_its_own_and_one_for_every_batch() {
+    const WEIGHTS: &str = "trainer.generation.trt_llm.quantization=fp8";
+    const CACHE: &str = "trainer.generation.trt_llm.kv_cache_dtype=fp8";
     let model = MODELS[0];
     for path in BF16 {
-        let expect = texts(&job(model, path).with(&[FP8]), 4);
-        assert_ne!(texts(&job(model, path), 4), expect, "{path:?}");
+        let [plain, weights, cache] =
+            [&[][..], &[WEIGHTS], &[CACHE]].map(|fp8| texts(&job(model, path).with(fp8), 4));
+        assert!(plain != weights && plain != cache && weights != cache, "{path:?}");
         for batch in ["trainer.generation.max_batch=1", "model.global_batch_size=32"] {
-            assert_eq!(texts(&job(model, path).with(&[FP8, batch]), 4), expect, "{path:?} {batch}");
+            assert_eq!(texts(&job(model, path).with(&[WEIGHTS, batch]), 4), weights, "{path:?} {batch}");
+            assert_eq!(texts(&job(model, path).with(&[CACHE, batch]), 4), cache, "{path:?} {batch}");
         }
     }
-    let other = job(model, BF16[0]).with(&["trainer.generation.trt_llm.quantization=int8"]);
-    let error = other.run().expect_code(2).error();
-    assert!(
-        error.contains("`trainer.generation.trt_llm.quantization` must be `fp8` or null, found `int8`"),
-        "{error}"
-    );
+    for (key, value, found) in [
+        ("quantization", "int8", "must be `fp8` or null, found `int8`"),
+        ("kv_cache_dtype", "fp4", "must be `auto` or `fp8`, found `fp4`"),
+    ] {
+        let key = format!("trainer.generation.trt_llm.{key}");
+        let error = job(model, BF16[0]).with(&[&format!("{key}={value}")]).run().expect_code(2).error();
+        assert!(error.contains(&format!("`{key}` {found}")), "{error}");
+    }
 }
 
 #[test]

@@ -76,7 +76,8 @@ mod tests {
         let numbers = numbers();
         assert_eq!(numbers.last(), Some(&448.0));
         for scale in [1.0, power_of_two(-37), power_of_two(100)] {
-            let head: Vec<f32> = numbers.iter().flat_map(|&number| [number * scale, -number * scale]).collect();
+            let head: Vec<f32> =
+                numbers.iter().flat_map(|&number| [number * scale, -number * scale]).collect();
             assert_eq!(rounded(&head), head);
         }
     }
@@ -96,7 +97,9 @@ mod tests {
 
     #[test]
     fn the_scale_is_the_least_that_fits() {
-        for (max, exponent) in [(448.0_f32, 0), (448.1, 1), (224.0, -1), (224.1, 0), (1.0, -8), (1.76, -7), (0.0, -60)] {
+        for (max, exponent) in
+            [(448.0_f32, 0), (448.1, 1), (224.0, -1), (224.1, 0), (1.0, -8), (1.76, -7), (0.0, -60)]
+        {
             assert_eq!(scale_exponent(max.to_bits()), exponent, "{max}");
         }
         assert_eq!(scale_exponent(f32::MAX.to_bits()), 120);

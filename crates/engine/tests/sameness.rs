@@ -183,7 +183,7 @@ fn a_request_gets_the_same_bits_in_any_company() {
         let checkpoint = Checkpoint::open(&fixtures.join(model)).unwrap();
         for backend in [Backend::Plain, Backend::Fused] {
             let [fp32, bf16] = [Float::Fp32, Float::Bf16].map(Numerics::uniform);
-            for numerics in [fp32, bf16, bf16.with_fp8_weights()] {
+            for numerics in [fp32, bf16, bf16.with_fp8_weights().with_fp8_kv()] {
                 let attention = AttentionSwitches::default();
                 let options =
                     LoadOptions { numerics, backend, device: Device::Cpu, attention, isa: Isa::detect() };

@@ -54,8 +54,13 @@ pub(crate) fn rounded_heads(heads: &Tensor) -> Result<Tensor, ModelError> {
     let max = wide.f_abs()?.f_amax([-1], true)?;
     let is_finite = max.f_lt(INFINITY)?;
     let bits = max.f_where_self(&is_finite, &max.f_zeros_like()?)?.f_view_dtype(Kind::Int)?;
-    let biased = bits.f_add_scalar(CARRY)?.f_bitwise_right_shift_tensor_scalar(MANTISSA_BITS)?.f_sub_scalar(8)?.f_clamp_min(LEAST)?;
-    let power = |biased: &Tensor| biased.f_bitwise_left_shift_tensor_scalar(MANTISSA_BITS)?.f_view_dtype(Kind::Float);
+    let biased = bits
+        .f_add_scalar(CARRY)?
+        .f_bitwise_right_shift_tensor_scalar(MANTISSA_BITS)?
+        .f_sub_scalar(8)?
+        .f_clamp_min(LEAST)?;
+    let power =
+        |biased: &Tensor| biased.f_bitwise_left_shift_tensor_scalar(MANTISSA_BITS)?.f_view_dtype(Kind::Float);
     let scale = power(&biased)?;
     let inverse = power(&biased.f_neg()?.f_add_scalar(254)?)?;
     let numbers = wide.f_mul(&inverse)?.f_to_kind(Kind::Float8e4m3fn)?.f_to_kind(Kind::Float)?;
@@ -112,6 +117,30 @@ mod tests {
         assert!(scales[2].is_nan() && bits[4] & 0x7f == 0x7f && bits[5] & 0x7f == 0x7f);
         let (_, scales) = of(&[f32::INFINITY, 1.0], 2);
         assert!(scales[0].is_infinite());
+    }
+
+    fn cached(head: &[f32]) -> Vec<f32> {
+        let rounded = rounded_heads(&Tensor::from_slice(head).view([1, -1])).unwrap();
+        Vec::try_from(rounded.view([-1])).unwrap()
+    }
+
+    /// The vectors of the CPU kernels' tests.
+    #[test]
+    fn a_head_is_scaled_by_the_least_power_of_two_that_fits() {
+        assert_eq!(cached(&[1.0, 1.0 + 17.0 / 256.0, 0.3]), [1.0, 1.125, 0.3125]);
+        assert_eq!(cached(&[448.0, 449.0, 1.0 / 512.0])[1..], [448.0, 0.0]);
+        assert_eq!(cached(&[0.0, -0.0, 1e-30]), [0.0, -0.0, 0.0]);
+        assert_eq!(cached(&[f32::MAX, 1.0]), [448.0 * 120_f32.exp2(), 0.0]);
+        for bad in [f32::INFINITY, f32::NAN] {
+            assert!(cached(&[1.0, bad, 0.0]).iter().all(|number| number.is_nan()));
+        }
+        let heads = Tensor::from_slice(&[1.0_f32, 0.3, 100.0, 30.0]).view([2, 2]).to_kind(Kind::BFloat16);
+        let rounded = rounded_heads(&heads).unwrap();
+        assert_eq!((rounded.kind(), rounded.size()), (Kind::BFloat16, vec![2, 2]));
+        assert_eq!(
+            Vec::<f32>::try_from(rounded.to_kind(Kind::Float).view([-1])).unwrap(),
+            [1.0, 0.3125, 96.0, 30.0]
+        );
     }
 
     const NUM_ROWS: i64 = 37;

@@ -135,7 +135,8 @@ fn check_part(
 fn check_numerics(options: LoadOptions) -> Result<(), ModelError> {
     let LoadOptions { numerics, backend, device, .. } = options;
     let compute = numerics.compute;
-    let has_weights = matches!(numerics.weights, WeightFormat::Fp8) || numerics.weights == WeightFormat::Float(compute);
+    let has_weights =
+        matches!(numerics.weights, WeightFormat::Fp8) || numerics.weights == WeightFormat::Float(compute);
     let has_kv = matches!(numerics.kv, KvFormat::Fp8) || numerics.kv == KvFormat::Float(compute);
     if !has_weights || !has_kv {
         return Err(ModelError::MixedNumerics { numerics });

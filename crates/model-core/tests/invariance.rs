@@ -107,7 +107,8 @@ fn assert_bits_do_not_depend_on_the_batch(yaml: &str) {
         |len: u32, seed: u32| (0..len).map(|idx| (idx * 37 + seed) % VOCAB_SIZE as u32).collect::<Vec<_>>();
     let probe = sequence(45, 3);
     let [fp32, bf16] = [Float::Fp32, Float::Bf16].map(Numerics::uniform);
-    let quantized = [fp32, bf16].map(Numerics::with_fp8_weights);
+    let quantized =
+        [fp32.with_fp8_weights(), bf16.with_fp8_weights(), fp32.with_fp8_kv(), bf16.with_fp8_kv()];
     // One shape has all that FP8 meets: biases, grouped heads, a gated MLP; another has experts.
     let is_quantized = [QWEN, EXPERTS].contains(&yaml);
     let formats = [fp32, bf16].into_iter().chain(quantized.into_iter().filter(|_| is_quantized));

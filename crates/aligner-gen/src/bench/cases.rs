@@ -19,7 +19,7 @@ use super::ranks::BenchRanks;
 use super::workload::{Figures, Workload};
 use super::{cuts, shapes};
 use crate::cluster::model_group::ModelGroup;
-use crate::config::cli::{BenchArgs};
+use crate::config::cli::BenchArgs;
 use crate::config::plan::RowParamsMode;
 use crate::env;
 use crate::exit::Failure;

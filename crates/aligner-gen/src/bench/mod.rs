@@ -25,7 +25,7 @@ use nemo_format::Checkpoint;
 use sampling::{RowRules, SamplingParams, SamplingRules, StopConditions, uniform};
 use serde_json::json;
 
-use crate::config::cli::{BenchArgs};
+use crate::config::cli::BenchArgs;
 use crate::config::plan::RowParamsMode;
 use crate::env;
 use crate::exit::Failure;

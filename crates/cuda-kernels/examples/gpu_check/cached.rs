@@ -18,7 +18,8 @@ impl Heads {
         let is_finite = max.f_isfinite()?;
         let bits = max.f_where_self(&is_finite, &max.f_zeros_like()?)?.f_view_dtype(Kind::Int)?;
         // 448 is 1.75 * 2^8.
-        let exponent = bits.f_add_scalar(0x1f_ffff)?.f_bitwise_right_shift_tensor_scalar(23)?.f_sub_scalar(8)?;
+        let exponent =
+            bits.f_add_scalar(0x1f_ffff)?.f_bitwise_right_shift_tensor_scalar(23)?.f_sub_scalar(8)?;
         let exponent = exponent.f_clamp_min(127 - 60)?;
         let exponent = exponent.f_where_self(&is_finite, &exponent.f_full_like(127)?)?;
         let inverse = power_of_two(&exponent.f_neg()?.f_add_scalar(254)?)?;
@@ -28,7 +29,10 @@ impl Heads {
         let [blocks, groups, tokens, d] = numbers.size()[..] else { return Err("four dimensions".into()) };
         let exponent = exponent.f_to_kind(Kind::Uint8)?.f_view([blocks, groups, 4, 8])?.f_transpose(2, 3)?;
         Ok(Tensor::f_cat(
-            &[numbers.f_reshape([blocks, groups, tokens * d])?, exponent.f_reshape([blocks, groups, tokens])?],
+            &[
+                numbers.f_reshape([blocks, groups, tokens * d])?,
+                exponent.f_reshape([blocks, groups, tokens])?,
+            ],
             2,
         )?)
     }

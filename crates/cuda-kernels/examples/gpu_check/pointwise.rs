@@ -229,7 +229,9 @@ pub(crate) fn rope(gpu: &Gpu) -> Outcome {
                 for heads in [heads, heads.with_fp8_kv()] {
                     check_rope(gpu, &heads, rotary_dim, num_rows).map_err(|error| {
                         let fp8 = heads.has_fp8_kv;
-                        format!("{kind:?}, {d} elements, {q} queries, {rotary_dim} rotated, FP8 {fp8}: {error}")
+                        format!(
+                            "{kind:?}, {d} elements, {q} queries, {rotary_dim} rotated, FP8 {fp8}: {error}"
+                        )
                     })?;
                     num_cases += 1;
                 }
@@ -287,7 +289,8 @@ fn check_rope(gpu: &Gpu, heads: &Heads, rotary_dim: i64, n: i64) -> Checked {
             ensure(is_cached, || format!("slot {slot} does not hold row {row}"))?;
         }
     }
-    let num_used = heads.uncached(&values)?.f_count_nonzero_dim_intlist([1, 2, 3])?.f_gt(0)?.f_sum(Kind::Int64)?;
+    let num_used =
+        heads.uncached(&values)?.f_count_nonzero_dim_intlist([1, 2, 3])?.f_gt(0)?.f_sum(Kind::Int64)?;
     let num_cached = if n == 1 { 1 } else { 3 };
     ensure(num_used.f_int64_value(&[])? == num_cached, || "other blocks were written to".to_owned())
 }

@@ -116,7 +116,9 @@ impl StoredBlock {
     pub(super) fn bits(&self) -> Vec<f32> {
         match self {
             Self::Tensors(parts) => {
-                let flat = |part: &Tensor| Vec::<f32>::try_from(part.f_view([-1]).unwrap().to_kind(tch::Kind::Float)).unwrap();
+                let flat = |part: &Tensor| {
+                    Vec::<f32>::try_from(part.f_view([-1]).unwrap().to_kind(tch::Kind::Float)).unwrap()
+                };
                 parts.iter().flat_map(flat).collect()
             }
             Self::Packed(PackedBlock::F32(elems)) => elems.clone(),

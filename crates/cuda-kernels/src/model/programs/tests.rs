@@ -94,12 +94,9 @@ fn attention_compiles_for_all_kinds_of_heads() {
 #[test]
 fn an_fp8_cache_compiles_where_there_is_fp8() {
     let [older, newer] = ARCHS;
-    for (kind, head_dim, queries_per_group) in [
-        (Kind::BFloat16, 128, 1),
-        (Kind::BFloat16, 80, 8),
-        (Kind::Half, 48, 71),
-        (Kind::Float, 128, 1),
-    ] {
+    for (kind, head_dim, queries_per_group) in
+        [(Kind::BFloat16, 128, 1), (Kind::BFloat16, 80, 8), (Kind::Half, 48, 71), (Kind::Float, 128, 1)]
+    {
         let config = KernelConfig { has_fp8_kv: true, ..config(kind, head_dim, queries_per_group) };
         config.check(newer).unwrap();
         check_for(&config.attention(), newer);

@@ -78,8 +78,12 @@ impl CudaLoader {
             return Ok(idx);
         }
         // Nothing of these kernels has to do with heads.
-        let config =
-            KernelConfig { kind: self.state.numerics.compute.kind(), head_dim: 16, queries_per_group: 1, has_fp8_kv: false };
+        let config = KernelConfig {
+            kind: self.state.numerics.compute.kind(),
+            head_dim: 16,
+            queries_per_group: 1,
+            has_fp8_kv: false,
+        };
         let inside = (activation.nonlinearity, gating(activation));
         let kernels = MoeKernels::load(&self.state.device, &config, inside, kernel_cache().as_deref())?;
         self.state.experts.push(ExpertKernels { activation, kernels });

@@ -38,7 +38,12 @@ impl DeviceRanks {
             None => vec![Vec::new()],
         };
         // No kernel of these knows heads.
-        let config = KernelConfig { kind: state.numerics.compute.kind(), head_dim: 16, queries_per_group: 1, has_fp8_kv: false };
+        let config = KernelConfig {
+            kind: state.numerics.compute.kind(),
+            head_dim: 16,
+            queries_per_group: 1,
+            has_fp8_kv: false,
+        };
         let group =
             TensorRanks::new(&state.device, &config, kernel_cache().as_deref(), inbox, (&handles, tp_rank))?;
         Ok(Self { group })
