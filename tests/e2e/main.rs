@@ -22,6 +22,7 @@ mod logprobs;
 mod order;
 mod pages;
 mod parallel;
+mod quality;
 mod rank_faults;
 mod ranks;
 mod records;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use crate::commands::inspect::ReportFormat;
-use crate::commands::{completions, doctor, inspect, logits, report, score, tokenize};
+use crate::commands::{completions, doctor, inspect, logits, quality, report, score, tokenize};
 use crate::config;
 use crate::config::cli::{Cli, CliError, Command};
 use crate::exit::{ExitStatus, Failure};
@@ -56,6 +56,7 @@ pub(crate) fn dispatch(cli: &Cli, logging: &Logging, started: Instant) -> Result
         Some(Command::Logits(arguments)) => logits::run(arguments)?,
         Some(Command::Tokenize(arguments)) => tokenize::run(arguments, io::stdin().lock(), &mut stdout)?,
         Some(Command::Score(arguments)) => score::run(arguments)?,
+        Some(Command::Quality(arguments)) => quality::run(arguments)?,
         Some(Command::Report(arguments)) => report::run(arguments, &mut stdout)?,
         Some(Command::ConvertCheckpoint(arguments)) => convert_cli::run(arguments)?,
         Some(Command::Doctor(arguments)) => doctor::run(arguments, &mut stdout)?,

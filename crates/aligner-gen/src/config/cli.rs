@@ -141,6 +141,8 @@ pub(crate) enum Command {
     Tokenize(TokenizeArgs),
     /// Log-probabilities of given responses
     Score(ScoreArgs),
+    /// Perplexity, and what another checkpoint or other number formats change of a model's predictions
+    Quality(QualityArgs),
     /// Show what a folder of results holds: one HTML file, or a table
     Report(ReportArgs),
     /// Say what this machine has, what of it will be used, and what to do
@@ -295,6 +297,43 @@ pub(crate) struct ScoreArgs {
     /// The kernels whose bits are wanted: fused, as with `trt_llm.enable=true`, or plain
     #[arg(long, value_enum, default_value_t = BackendArg::Fused)]
     pub(crate) backend: BackendArg,
+}
+
+#[derive(Clone, Debug, Args)]
+pub(crate) struct QualityArgs {
+    /// The reference: a .nemo file or the folder extracted from one
+    #[arg(long)]
+    pub(crate) checkpoint: PathBuf,
+    /// What is compared with it, where that is another checkpoint
+    #[arg(long, value_name = "CHECKPOINT")]
+    pub(crate) candidate: Option<PathBuf>,
+    /// The text whose tokens are predicted, UTF-8
+    #[arg(long, value_name = "FILE")]
+    pub(crate) text: PathBuf,
+    /// Tokens of the text that are taken; 0 for all
+    #[arg(long, default_value_t = 8192, value_name = "N")]
+    pub(crate) max_tokens: usize,
+    /// Tokens of a sequence; the text is cut into sequences that do not overlap [default: 512, or as many as the model
+    /// takes]
+    #[arg(long, value_name = "N")]
+    pub(crate) window_tokens: Option<usize>,
+    /// Begin each sequence with the tokenizer's BOS
+    #[arg(long)]
+    pub(crate) add_bos: bool,
+    /// 32 or bf16, of the reference
+    #[arg(long, default_value = "bf16", value_name = "PRECISION")]
+    pub(crate) reference_precision: String,
+    /// Of the candidate
+    #[command(flatten)]
+    pub(crate) numbers: NumberArgs,
+    #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]
+    pub(crate) device: DeviceArg,
+    /// The kernels: fused, as with `trt_llm.enable=true`, or plain
+    #[arg(long, value_enum, default_value_t = BackendArg::Fused)]
+    pub(crate) backend: BackendArg,
+    /// One JSON object in place of a table
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Clone, Debug, Args)]
