@@ -21,7 +21,9 @@ impl StoredFloat {
             DType::F32 => Some(Self::F32),
             DType::F16 => Some(Self::F16),
             DType::BF16 => Some(Self::BF16),
-            DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => None,
+            DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::F8E4M3 | DType::Bool => {
+                None
+            }
         }
     }
 

@@ -21,6 +21,8 @@ pub enum DType {
     I8,
     /// 8-bit unsigned integer.
     U8,
+    /// FP8 of four bits of exponent and three of mantissa. Only its reader takes it; models get numbers of other types.
+    F8E4M3,
     /// One byte, 0 or 1.
     Bool,
 }
@@ -32,7 +34,7 @@ impl DType {
             Self::F64 | Self::I64 => 8,
             Self::F32 | Self::I32 => 4,
             Self::F16 | Self::BF16 | Self::I16 => 2,
-            Self::I8 | Self::U8 | Self::Bool => 1,
+            Self::I8 | Self::U8 | Self::F8E4M3 | Self::Bool => 1,
         }
     }
 
@@ -54,6 +56,7 @@ impl DType {
             Self::I16 => "int16",
             Self::I8 => "int8",
             Self::U8 => "uint8",
+            Self::F8E4M3 => "float8_e4m3fn",
             Self::Bool => "bool",
         }
     }

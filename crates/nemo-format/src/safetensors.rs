@@ -156,6 +156,7 @@ fn dtype_of(dtype: Dtype) -> Option<DType> {
         Dtype::I16 => DType::I16,
         Dtype::I8 => DType::I8,
         Dtype::U8 => DType::U8,
+        Dtype::F8_E4M3 => DType::F8E4M3,
         Dtype::BOOL => DType::Bool,
         _ => return None,
     })
@@ -173,6 +174,7 @@ pub(crate) const fn dtype_name(dtype: DType) -> &'static str {
         DType::I16 => "I16",
         DType::I8 => "I8",
         DType::U8 => "U8",
+        DType::F8E4M3 => "F8_E4M3",
         DType::Bool => "BOOL",
     }
 }

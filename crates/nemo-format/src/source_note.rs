@@ -78,6 +78,15 @@ pub enum SourceNote {
     },
     /// A model of Mixtral's kind has the router of NeMo's configurations, which is not that of the original.
     UnnormedExperts,
+    /// Weights that are stored in FP8 were made numbers of another type.
+    Dequantized {
+        /// How many.
+        num_tensors: usize,
+        /// What the folder calls the way that they are scaled.
+        recipe: String,
+        /// The other type.
+        dtype: String,
+    },
     /// An adapter was added to the weights.
     Merged(String),
     /// A note of the conversion that has written the checkpoint.
@@ -123,6 +132,12 @@ impl fmt::Display for SourceNote {
                 f,
                 "{num_tensors} tensors are stored as {stored} and rounded to {written}, the type of the embedding; \
                  `--dtype fp32` keeps their digits"
+            ),
+            Self::Dequantized { num_tensors, recipe, dtype } => write!(
+                f,
+                "{num_tensors} weights in FP8 (`{recipe}`) become {dtype}, their numbers times their scales; scales of \
+                 activations and of the KV cache are not used (`trainer.generation.trt_llm.quantization=fp8` computes in FP8 \
+                 with scales found while it runs)"
             ),
             Self::UnnormedExperts => f.write_str(
                 "`moe_router_pre_softmax: true` is followed: the weights of a token's experts do not add up to 1, as they do in \

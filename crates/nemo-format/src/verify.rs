@@ -132,6 +132,7 @@ fn count_nonfinite(tensors: &dyn TensorSource, name: &str) -> Result<u64, Format
         DType::F32 => count(bytes, |value| f32::from_le_bytes(value).is_finite()),
         DType::F16 => count(bytes, |value| f16::from_le_bytes(value).is_finite()),
         DType::BF16 => count(bytes, |value| bf16::from_le_bytes(value).is_finite()),
+        DType::F8E4M3 => count(bytes, |[value]: [u8; 1]| value & 0x7f != 0x7f),
         DType::I64 | DType::I32 | DType::I16 | DType::I8 | DType::U8 | DType::Bool => 0,
     })
 }

@@ -38,11 +38,6 @@ pub(super) struct HfModel {
 
 /// The model that `config` describes and `source` holds.
 pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result<HfModel, FormatError> {
-    for key in ["quantization_config", "quantization", "compression_config"] {
-        if config.has(key) {
-            return Err(config.unsupported("quantised weights", "convert the original bf16 or fp16 model"));
-        }
-    }
     if config.bool("is_encoder_decoder")? == Some(true) {
         return Err(config.unsupported("an encoder", "only decoders are converted"));
     }

@@ -32,7 +32,7 @@ use self::canonical::canonical;
 use self::huggingface::{HfModel, understand};
 use crate::adapter::{self, AdaptedSource, Precision};
 use crate::gguf::MAGIC;
-use crate::huggingface::{HfConfig, HfTokenizer, HfWeights, open_weights, read_optional};
+use crate::huggingface::{HfConfig, HfTokenizer, HfWeights, dequantized, open_weights, read_optional};
 use crate::names::{GGUF_LLAMA, NameMap};
 use crate::partial_models::refuse_peft_folder;
 use crate::source_note::record;
@@ -259,9 +259,11 @@ fn has_nested_config(folder: &Path) -> bool {
 fn from_huggingface(folder: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatError> {
     let config = HfConfig::open(folder)?;
     let HfWeights { source, mut notes } = open_weights(folder, config.text(&["transformers_weights"])?)?;
+    let (source, of_fp8) = dequantized(&config, folder, source)?;
     let (source, unwrapped) = wrappers::unwrap(source)?;
     let HfModel { arch, names, notes: of_model } = understand(&config, &*source)?;
     let source_dtype = source.meta(&names.embedding()).map_or(DType::F32, |meta| meta.dtype);
+    notes.extend(of_fp8);
     notes.extend(unwrapped);
     notes.extend(of_model);
     notes.extend(leftovers::of_dtypes(&config, &*source, source_dtype, options.dtype)?);

@@ -166,6 +166,7 @@ fn storage_class(dtype: DType) -> &'static str {
         DType::I16 => "ShortStorage",
         DType::I8 => "CharStorage",
         DType::U8 => "ByteStorage",
+        DType::F8E4M3 => "Float8_e4m3fnStorage",
         DType::Bool => "BoolStorage",
     }
 }
