@@ -164,6 +164,7 @@ fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure>
         finished: Box::new(move |position, sample| {
             let _ = finished.send((position, sample.responses.len()));
         }),
+        responded: Box::new(|_, _, _, _| {}),
     };
     let started = Instant::now();
     let mut resident_mib = Vec::new();
@@ -258,7 +259,7 @@ fn answer(
                 num_messages.fetch_add(1, Ordering::Relaxed);
                 (mailbox.say)(ToZero::Done(samples));
             }
-            Ok(FromZero::Welcome { .. }) => {}
+            Ok(FromZero::Welcome { .. } | FromZero::Cancel(_)) => {}
             Ok(FromZero::Stop(_)) => break,
             Err(reason) => return Err(anyhow::anyhow!("{reason}").into()),
         }

@@ -79,6 +79,14 @@ impl Progress {
         self.show();
     }
 
+    /// Responses that will not be generated.
+    pub(crate) fn left_out(&mut self, num_responses: u64) {
+        if num_responses > 0 {
+            self.totals.num_responses = self.totals.num_responses.saturating_sub(num_responses);
+            self.bar.set_length(self.totals.num_responses * BAR_PARTS);
+        }
+    }
+
     /// One more step on disk.
     pub(crate) fn step(&mut self, step: u64, consumed_samples: u64) {
         self.step = step;

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use data::{OutputSteps, PromptNote, PromptSet, load_all_prompts};
 use model_core::{Backend, LoadOptions};
 
+use super::checks::Checks;
 use super::clean::Cleaner;
 use super::data_files;
 use super::follower;
@@ -14,6 +15,7 @@ use super::generate::{Job, Reports, generate};
 use super::log_folder;
 use super::progress::{Progress, Totals};
 use super::prompt_builder::prompt_builder;
+use super::select::{PassTotals, Selection};
 use super::steps::{PendingStep, StepCollector, pending_steps};
 use super::summary::Summary;
 use crate::cluster::queue::link::Server;
@@ -32,7 +34,7 @@ use crate::model::checkpoint::TokenTable;
 use crate::model::device;
 use crate::model::memory::{Demand, MemoryPlan};
 use crate::node_json::to_json;
-use crate::output::{Identity, JsonlSink, LineLayout, Manifest, OutputField, OutputFolder};
+use crate::output::{Identity, JsonlSink, LineLayout, Manifest, OutputField, OutputFolder, read_pass_at_k};
 use crate::signals::StopWatch;
 use crate::table::thousands;
 
@@ -139,6 +141,7 @@ fn run_first(
         identity: prepared.identity.record().map_err(anyhow::Error::from)?,
         config: to_json(prepared.setup.resolved.node()),
     };
+    let pass_totals = pass_totals(plan, &folder)?;
     let layout = match plan.line_format {
         LineFormat::Sft => LineLayout::Fields(plan.output_fields.clone()),
         LineFormat::OpenAiBatch => LineLayout::OpenAiBatch,
@@ -152,7 +155,7 @@ fn run_first(
         started: SystemTime::now(),
     };
     let mut metrics = Metrics::start(&plan.exp_manager, &facts);
-    let reporting = Reporting { logging, metrics: &mut metrics };
+    let reporting = Reporting { logging, metrics: &mut metrics, pass_totals };
     let ended = prepared.generate(&steps, sink, server, reporting, &watch);
     metrics.finish(match &ended {
         Ok(status) => *status,
@@ -178,6 +181,16 @@ fn kept_files(plan: &GenerationPlan) -> Result<Vec<PathBuf>, Failure> {
     }
 }
 
+/// What earlier runs wrote of pass@k.
+fn pass_totals(plan: &GenerationPlan, folder: &OutputFolder) -> Result<PassTotals, Failure> {
+    let mut totals = PassTotals::default();
+    if !plan.checks.pass_at_k.is_empty() {
+        let jsonl = folder.path.join(OutputFolder::JSONL);
+        read_pass_at_k(&jsonl, folder.resume.committed_bytes, &mut |row| totals.add(row))?;
+    }
+    Ok(totals)
+}
+
 fn command_line() -> Vec<String> {
     std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect()
 }
@@ -186,6 +199,7 @@ fn command_line() -> Vec<String> {
 struct Reporting<'a> {
     logging: &'a Logging,
     metrics: &'a mut Metrics,
+    pass_totals: PassTotals,
 }
 
 impl Prepared {
@@ -327,11 +341,16 @@ impl Prepared {
         reporting: Reporting<'_>,
         watch: &StopWatch,
     ) -> Result<ExitStatus, Failure> {
-        let Reporting { logging, metrics } = reporting;
+        let Reporting { logging, metrics, pass_totals } = reporting;
         let plan = &self.setup.plan;
         let tokens = Arc::new(TokenTable::new(self.setup.tokenizer.tokenizer.as_ref())?);
         let prompts = &self.prompts;
-        let mut collector = StepCollector::new(prompts, steps.to_vec(), plan.unfinished, &tokens);
+        let mut collector = StepCollector::new(
+            prompts,
+            steps.to_vec(),
+            Selection::new(plan.unfinished, &plan.checks),
+            &tokens,
+        );
         if plan.line_format == LineFormat::OpenAiBatch || plan.output_fields.iter().any(OutputField::is_clean)
         {
             collector = collector.with_cleaner(Cleaner::new(plan, &self.setup.tokenizer));
@@ -364,8 +383,9 @@ impl Prepared {
             },
             capacity: worker::capacity(&self.memory.limits, longest, plan.num_responses),
             topology: self.setup.topology,
+            checks: self.checks(&tokens),
         };
-        let reports = Reports { progress, metrics };
+        let reports = Reports { progress, metrics, pass_totals };
         let board = server.as_ref().map(Server::board).transpose()?;
         let keep_waiting = || match watch.reason() {
             Some(reason) => Err(Failure {
@@ -390,6 +410,19 @@ impl Prepared {
             Some(_) => self.steps.dropped().len() as u64,
         };
         self.finish(&summary, &sink, watch)
+    }
+
+    /// What checks responses, where the job asks for it.
+    fn checks<'a>(&'a self, tokens: &'a TokenTable) -> Option<Checks<'a>> {
+        let Setup { plan, tokenizer, .. } = &self.setup;
+        Some(Checks {
+            command: plan.checks.on_response.as_deref()?,
+            plan: &plan.checks,
+            unfinished: plan.unfinished,
+            rows: &self.prompts,
+            tokens,
+            cleaner: Cleaner::new(plan, tokenizer),
+        })
     }
 
     fn finish(&self, summary: &Summary, sink: &JsonlSink, watch: &StopWatch) -> Result<ExitStatus, Failure> {
