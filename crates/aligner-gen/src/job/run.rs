@@ -13,7 +13,7 @@ use super::data_files;
 use super::follower;
 use super::generate::{Job, Reports, generate};
 use super::log_folder;
-use super::progress::{Progress, Totals};
+use super::progress::{Progress, ReadingBar, Totals};
 use super::prompt_builder::prompt_builder;
 use super::select::{PassTotals, Selection};
 use super::steps::{PendingStep, StepCollector, pending_steps};
@@ -62,7 +62,7 @@ struct Prepared {
 pub(crate) fn run(arguments: &JobArgs, logging: &Logging, watch: StopWatch) -> Result<ExitStatus, Failure> {
     let user = UserConfig::read(arguments)?;
     if arguments.dry_run {
-        let setup = Setup::new(&user, |devices| Ok(Role::planned(devices)))?;
+        let setup = Setup::new(&user, &logging.bars, |devices| Ok(Role::planned(devices)))?;
         // Nothing is written: what a pipe gives is gone afterwards.
         let named =
             |file: PathBuf| if data_files::is_pipe(&file) { PathBuf::from("/dev/stdin") } else { file };
@@ -71,7 +71,7 @@ pub(crate) fn run(arguments: &JobArgs, logging: &Logging, watch: StopWatch) -> R
         tracing::info!("dry run: everything is in order, nothing was generated");
         return Ok(ExitStatus::Done);
     }
-    let setup = Setup::new(&user, |devices| Role::find(&env::of_launcher, devices))?;
+    let setup = Setup::new(&user, &logging.bars, |devices| Role::find(&env::of_launcher, devices))?;
     match setup.role.clone() {
         Role::Launcher(launcher) => {
             // Its ranks have no pipe.
@@ -206,7 +206,11 @@ impl Prepared {
     fn new(setup: Setup, data_files: Vec<PathBuf>) -> Result<Self, Failure> {
         let plan = &setup.plan;
         let builder = prompt_builder(plan, &setup.tokenizer)?;
-        let prompts = load_all_prompts(&data_files, builder, &plan.length_limits, plan.on_unusable)?;
+        let reading = ReadingBar::start(&setup.bars);
+        let limits = &plan.length_limits;
+        let prompts = load_all_prompts(&data_files, builder, limits, plan.on_unusable, &|| reading.record());
+        drop(reading);
+        let prompts = prompts?;
         let (prompts, steps) = planned(plan, prompts, setup.topology)?;
         let first = (0..prompts.len()).find_map(|position| Some((position, prompts.num_tokens(position)?)));
         let first = match first {
