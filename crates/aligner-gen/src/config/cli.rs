@@ -13,8 +13,10 @@ use model_spec::{BadPrecision, Numerics};
 use crate::exit::Failure;
 
 mod bench;
+mod checks;
 
 pub(crate) use bench::{BenchArgs, BenchQueueArgs};
+pub(crate) use checks::CheckArgs;
 
 /// Bulk generation from NeMo checkpoints: SFT-format JSONL in, generations.jsonl out.
 #[derive(Debug, Parser)]
@@ -75,42 +77,6 @@ pub(crate) struct JobArgs {
     pub(crate) log: LogArgs,
 }
 
-/// Flags that are keys of the configuration.
-#[derive(Clone, Debug, Default, Args)]
-pub(crate) struct CheckArgs {
-    /// Check every finished response with this command of the shell (`model.generation.on_response`)
-    #[arg(long, value_name = "CMD")]
-    pub(crate) on_response: Option<String>,
-    /// Keep the best response to each prompt, by `mean_logprob`, `sum_logprob` or `score`
-    /// (`model.generation.best_of_n`)
-    #[arg(long, value_name = "BY")]
-    pub(crate) best_of_n: Option<String>,
-    /// Estimate pass@k for these numbers, `1,8` for example (`model.generation.pass_at_k`)
-    #[arg(long, value_name = "K,…", value_delimiter = ',')]
-    pub(crate) pass_at_k: Vec<u32>,
-}
-
-impl CheckArgs {
-    /// The keys that are set, with their values as overrides have them.
-    fn keys(&self) -> Vec<(&'static str, &'static str, String)> {
-        let mut keys = Vec::new();
-        let texts = [
-            ("--on-response", "model.generation.on_response", &self.on_response),
-            ("--best-of-n", "model.generation.best_of_n", &self.best_of_n),
-        ];
-        for (flag, key, text) in texts {
-            if let Some(text) = text {
-                keys.push((flag, key, overrides::quoted(&overrides::without_interpolation(text))));
-            }
-        }
-        if !self.pass_at_k.is_empty() {
-            let numbers: Vec<String> = self.pass_at_k.iter().map(u32::to_string).collect();
-            keys.push(("--pass-at-k", "model.generation.pass_at_k", format!("[{}]", numbers.join(","))));
-        }
-        keys
-    }
-}
-
 /// What is shown while the program runs.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct LogArgs {
@@ -149,28 +115,6 @@ pub(crate) struct HydraArgs {
 }
 
 impl JobArgs {
-    /// The overrides with those that flags stand for.
-    ///
-    /// # Errors
-    /// When a key is set both ways.
-    pub(crate) fn all_overrides(&self) -> Result<Vec<String>, Failure> {
-        let mut all = self.overrides.clone();
-        for (flag, key, value) in self.checks.keys() {
-            let is_typed = |text: &String| {
-                text.trim_start_matches(['+', '~'])
-                    .strip_prefix(key)
-                    .is_some_and(|rest| rest.starts_with('='))
-            };
-            if let Some(typed) = self.overrides.iter().find(|text| is_typed(text)) {
-                return Err(Failure::usage(format!(
-                    "`{flag}` and `{typed}` set the same: leave one of them out"
-                )));
-            }
-            all.push(format!("++{key}={value}"));
-        }
-        Ok(all)
-    }
-
     /// Says what to do instead of what Hydra does and this program does not.
     pub(crate) fn refuse_hydra_modes(&self) -> Result<(), Failure> {
         let HydraArgs { run: _, multirun, info, hydra_help, shell_completion, experimental_rerun } =

@@ -57,7 +57,9 @@ impl UserConfig {
         arguments.refuse_hydra_modes()?;
         let folders = ConfigFolders::new(arguments);
         let primary = folders.primary(arguments)?;
-        Ok(Self { folders, primary, overrides: parse_overrides(&arguments.all_overrides()?)? })
+        let mut overrides = parse_overrides(&arguments.overrides)?;
+        overrides.extend(arguments.flag_overrides()?);
+        Ok(Self { folders, primary, overrides })
     }
 
     /// Overrides of the built-in defaults, without any file.

@@ -387,7 +387,7 @@ impl Prepared {
             },
             capacity: worker::capacity(&self.memory.limits, longest, plan.num_responses),
             topology: self.setup.topology,
-            checks: self.checks(&tokens),
+            checks: self.checks(&tokens, watch),
         };
         let reports = Reports { progress, metrics, pass_totals };
         let board = server.as_ref().map(Server::board).transpose()?;
@@ -417,7 +417,7 @@ impl Prepared {
     }
 
     /// What checks responses, where the job asks for it.
-    fn checks<'a>(&'a self, tokens: &'a TokenTable) -> Option<Checks<'a>> {
+    fn checks<'a>(&'a self, tokens: &'a TokenTable, watch: &'a StopWatch) -> Option<Checks<'a>> {
         let Setup { plan, tokenizer, .. } = &self.setup;
         Some(Checks {
             command: plan.checks.on_response.as_deref()?,
@@ -426,6 +426,7 @@ impl Prepared {
             rows: &self.prompts,
             tokens,
             cleaner: Cleaner::new(plan, tokenizer),
+            watch,
         })
     }
 

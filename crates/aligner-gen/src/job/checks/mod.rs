@@ -21,6 +21,7 @@ use crate::config::plan::Unfinished;
 use crate::exit::{ExitStatus, Failure};
 use crate::model::checkpoint::TokenTable;
 use crate::output::{Answer, Checked, Question, Verdict};
+use crate::signals::StopWatch;
 
 mod program;
 
@@ -77,6 +78,7 @@ pub(crate) struct Checks<'a> {
     pub(crate) rows: &'a (dyn Rows + Sync),
     pub(crate) tokens: &'a TokenTable,
     pub(crate) cleaner: Cleaner,
+    pub(crate) watch: &'a StopWatch,
 }
 
 /// The records that responses are to, by their position in the job.
@@ -162,6 +164,10 @@ impl Checks<'_> {
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
             state.look_at_the_time()?;
+            if state.ends_at == Some(None) && self.watch.reason().is_some() {
+                // Everything is computed, and a signal comes while answers are waited for.
+                state.ends_at = Some(Some(Instant::now() + LAST_ANSWERS));
+            }
         }
         match state.open.is_empty() {
             true => state.say_farewell(incoming),

@@ -8,6 +8,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, ChildStdin, Command, ExitStatus as ChildStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -24,6 +25,7 @@ const MAX_LINE_BYTES: usize = 1 << 20;
 /// What messages show of the program's last words.
 const MAX_WORDS_CHARS: usize = 300;
 const POLL: Duration = Duration::from_millis(10);
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// What is heard from a program.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,6 +44,8 @@ pub(super) struct Program {
     /// To the thread that writes; gone when there is nothing more to ask.
     questions: Option<Sender<Vec<u8>>>,
     last_words: Arc<Mutex<String>>,
+    /// Reads its stderr.
+    words: Option<JoinHandle<()>>,
 }
 
 impl Program {
@@ -60,6 +64,8 @@ impl Program {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
+            // Python holds back what it prints into a pipe, otherwise.
+            .env("PYTHONUNBUFFERED", "1")
             .process_group(0)
             .spawn()
             .context("cannot start `/bin/sh` for `model.generation.on_response`")
@@ -73,7 +79,7 @@ impl Program {
             std::thread::spawn(move || read_lines(stdout, &said));
         }
         let last_words = Arc::new(Mutex::new(String::new()));
-        if let Some(stderr) = child.stderr.take() {
+        let words = child.stderr.take().map(|stderr| {
             let last_words = Arc::clone(&last_words);
             std::thread::spawn(move || {
                 read_lines(stderr, &|said| {
@@ -83,9 +89,20 @@ impl Program {
                     }
                     Ok(())
                 });
-            });
+            })
+        });
+        Ok(Self { child, questions: Some(questions), last_words, words })
+    }
+}
+
+impl Program {
+    /// What it wrote before its end may not have been read; what it has started may go on writing.
+    fn hear_last_words(&self) {
+        let started = Instant::now();
+        while self.words.as_ref().is_some_and(|words| !words.is_finished()) && started.elapsed() < LAST_WORDS
+        {
+            std::thread::sleep(POLL);
         }
-        Ok(Self { child, questions: Some(questions), last_words })
     }
 }
 
@@ -104,7 +121,10 @@ impl Responder for Program {
         let started = Instant::now();
         loop {
             match self.child.try_wait() {
-                Ok(Some(status)) => return Some(describe(status)),
+                Ok(Some(status)) => {
+                    self.hear_last_words();
+                    return Some(describe(status));
+                }
                 Ok(None) if started.elapsed() < within => std::thread::sleep(POLL),
                 Ok(None) | Err(_) => return None,
             }
@@ -191,11 +211,6 @@ mod tests {
         assert_eq!(heard.recv_timeout(SOON), Ok(Said::Line("two".to_owned())));
         assert_eq!(heard.recv_timeout(SOON), Ok(Said::End));
         assert_eq!(program.ended(SOON).as_deref(), Some("ended with exit code 3"));
-        // Its thread may still be reading.
-        let started = Instant::now();
-        while program.last_words().is_none() && started.elapsed() < SOON {
-            std::thread::sleep(POLL);
-        }
         assert_eq!(program.last_words().as_deref(), Some("bye"));
     }
 
@@ -212,8 +227,12 @@ mod tests {
         drop(program);
         assert_eq!(heard.recv_timeout(SOON), Ok(Said::End));
         let pid = std::fs::read_to_string(pid_file).unwrap();
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
-        assert!(stat.is_empty() || stat.contains(") Z "), "{stat}");
+        let stat = || std::fs::read_to_string(format!("/proc/{}/stat", pid.trim())).unwrap_or_default();
+        let started = Instant::now();
+        while !stat().is_empty() && !stat().contains(") Z ") {
+            assert!(started.elapsed() < SOON, "{}", stat());
+            std::thread::sleep(POLL);
+        }
     }
 
     #[test]

@@ -52,8 +52,23 @@ fn plan() -> ChecksPlan {
     ChecksPlan { on_response, timeout: Duration::from_secs(100), best_of: None, pass_at_k: Vec::new() }
 }
 
-fn checks<'a>(plan: &'a ChecksPlan, tokens: &'a TokenTable, unfinished: Unfinished) -> Checks<'a> {
-    Checks { command: "./check", plan, unfinished, rows: &Numbers, tokens, cleaner: Cleaner::plain() }
+/// What checks borrow.
+struct World {
+    plan: ChecksPlan,
+    tokens: TokenTable,
+    watch: StopWatch,
+}
+
+impl World {
+    fn new(plan: ChecksPlan) -> Self {
+        Self { plan, tokens: TokenTable::unknown(), watch: StopWatch::idle() }
+    }
+
+    fn checks(&self, unfinished: Unfinished) -> Checks<'_> {
+        let Self { plan, tokens, watch } = self;
+        let cleaner = Cleaner::plain();
+        Checks { command: "./check", plan, unfinished, rows: &Numbers, tokens, cleaner, watch }
+    }
 }
 
 fn response(token: u32) -> ResponseDone {
@@ -81,8 +96,8 @@ type Kept = Vec<(usize, Vec<u32>, Vec<Option<Verdict>>)>;
 
 /// Plays a job: `choices` decides what happens next.
 fn play(all: &[Verdicts], choices: &[u16]) -> (Kept, usize) {
-    let (plan, tokens) = (plan(), TokenTable::unknown());
-    let checks = checks(&plan, &tokens, Unfinished::Keep);
+    let world = World::new(plan());
+    let checks = world.checks(Unfinished::Keep);
     let kept = Arc::new(Mutex::new(Kept::new()));
     let samples = all.iter().map(|verdicts| (BTreeSet::new(), verdicts.len() as u32 - 1)).collect();
     let ranks = Arc::new(Mutex::new(Ranks { samples, num_computed: 0 }));
@@ -172,8 +187,8 @@ fn an_early_stop_saves_work() {
 
 /// What is said after these questions and lines.
 fn said(plan: &ChecksPlan, lines: &[&str]) -> String {
-    let tokens = TokenTable::unknown();
-    let checks = checks(plan, &tokens, Unfinished::Keep);
+    let world = World::new(plan.clone());
+    let checks = world.checks(Unfinished::Keep);
     let results = Results { finished: Box::new(|_, _, _| {}), cancel: Box::new(|_, _| {}) };
     let mut state = State::new(&checks, &results, Box::new(Asked::default()));
     for response_idx in 0..2 {
@@ -194,24 +209,27 @@ fn a_program_that_breaks_the_rules_is_named_with_the_row() {
     let good = r#"{"id": "4/0", "verdict": "pass"}"#;
     let last = r#"{"id": "4/1", "verdict": "fail"}"#;
     assert_eq!(said(&plan(), &[last, good]), "nothing");
-    insta::assert_snapshot!(said(&plan(), &["yes"]), @"");
-    insta::assert_snapshot!(said(&plan(), &[good, good]), @"");
-    insta::assert_snapshot!(said(&plan(), &[good, last, r#"{"id": "5/0", "verdict": "pass"}"#]), @"");
-    insta::assert_snapshot!(said(&plan(), &[good, "END"]), @"");
-    insta::assert_snapshot!(said(&plan(), &[r#"{"id": "04/0", "verdict": "pass"}"#]), @"");
     let by_score = ChecksPlan { best_of: Some(BestOf::Score), ..plan() };
-    insta::assert_snapshot!(said(&by_score, &[good]), @"");
     let counting = ChecksPlan { pass_at_k: vec![1], ..plan() };
-    insta::assert_snapshot!(said(&counting, &[r#"{"id": "4/1", "verdict": "stop"}"#]), @"");
     let impatient = ChecksPlan { timeout: Duration::ZERO, ..plan() };
-    insta::assert_snapshot!(said(&impatient, &[good]), @"");
+    let all = [
+        said(&plan(), &["yes"]),
+        said(&plan(), &[good, good]),
+        said(&plan(), &[good, last, r#"{"id": "5/0", "verdict": "pass"}"#]),
+        said(&plan(), &[good, "END"]),
+        said(&plan(), &[r#"{"id": "04/0", "verdict": "pass"}"#]),
+        said(&by_score, &[good]),
+        said(&counting, &[r#"{"id": "4/1", "verdict": "stop"}"#]),
+        said(&impatient, &[good]),
+    ];
+    insta::assert_snapshot!(all.join("\n"));
     assert_eq!(said(&impatient, &[good, last]), "nothing");
 }
 
 #[test]
 fn a_response_that_will_be_dropped_is_not_asked_for() {
-    let (plan, tokens) = (plan(), TokenTable::unknown());
-    let checks = checks(&plan, &tokens, Unfinished::Drop);
+    let world = World::new(plan());
+    let checks = world.checks(Unfinished::Drop);
     let kept = Arc::new(Mutex::new(Vec::new()));
     let finished = Arc::clone(&kept);
     let results = Results {
