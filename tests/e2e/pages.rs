@@ -78,7 +78,8 @@ fn rows_columns_and_errors() {
 #[test]
 fn checks_best_of_n_and_pass_at_k() {
     let folder = tempfile::tempdir().unwrap();
-    run_page("checks.md", folder.path());
+    let printed = run_page("checks.md", folder.path());
+    assert!(printed.contains("pass@k") && printed.contains("verdicts"), "{printed}");
     let lines = |job: &str| lines(folder.path(), job);
     let len = |value: &serde_json::Value| value.as_array().unwrap().len();
     let checked = lines("checked");

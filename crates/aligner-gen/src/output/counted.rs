@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
-use data::Json;
+use data::{Json, JsonObject};
 
 use super::OutputError;
 
@@ -36,7 +36,14 @@ pub(crate) fn read_pass_at_k(
 }
 
 fn of_line(line: &[u8]) -> Result<BTreeMap<u32, Option<f64>>, String> {
-    let object = data::parse_object(line).map_err(|error| error.to_string())?;
+    pass_at_k_of(&data::parse_object(line).map_err(|error| error.to_string())?)
+}
+
+/// `pass_at_k` of a line.
+///
+/// # Errors
+/// When it has none, or something else under this name.
+pub(crate) fn pass_at_k_of(object: &JsonObject) -> Result<BTreeMap<u32, Option<f64>>, String> {
     let Some(Json::Object(values)) = object.get("pass_at_k") else {
         return Err("it has no `pass_at_k`".to_owned());
     };

@@ -20,7 +20,7 @@ mod writer;
 mod faults;
 
 pub(crate) use check::{Answer, Checked, Question, Verdict};
-pub(crate) use counted::read_pass_at_k;
+pub(crate) use counted::{pass_at_k_of, read_pass_at_k};
 pub(crate) use error::OutputError;
 pub(crate) use identity::Identity;
 pub(crate) use manifest::{Manifest, write_atomically};
