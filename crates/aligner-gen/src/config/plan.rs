@@ -20,7 +20,7 @@ use super::exp_manager::ExpManagerPlan;
 use super::model_type::ModelType;
 use super::parallel::ParallelPlan;
 use super::range::{count, out_of_range, positive};
-use super::raw::{RawConfig, RawDropLast, RawLimit, RawSampling, RawToken, RawTrainerGeneration};
+use super::raw::{RawConfig, RawDropLast, RawLengths, RawLimit, RawSampling, RawToken, RawTrainerGeneration};
 use super::records::{self, RecordFormat};
 use crate::exit::Failure;
 use crate::output::OutputField;
@@ -202,10 +202,7 @@ impl GenerationPlan {
             sampling: with_logprobs(raw.sampling.try_into()?, &checks),
             end_strings: end_strings.unwrap_or_default(),
             token_bias,
-            max_length: count(
-                "model.generation.length_params.max_length",
-                generation.length_params.max_length,
-            )?,
+            max_length: max_length(generation.length_params)?,
             min_length: u32::try_from(generation.length_params.min_length.max(0)).unwrap_or(u32::MAX),
             encoder_seq_length: positive("model.encoder_seq_length", raw.encoder_seq_length)?,
             seed: parse_seed(raw.seed)?,
@@ -225,6 +222,10 @@ impl GenerationPlan {
     pub(crate) fn num_responses(&self, row: RowDemand) -> u32 {
         row.num_responses.map_or(self.num_responses, NonZero::get)
     }
+}
+
+fn max_length(lengths: RawLengths) -> Result<u32, Failure> {
+    count("model.generation.length_params.max_length", lengths.max_length)
 }
 
 /// The parameters with log-probabilities where checks need them, which changes no text.

@@ -19,7 +19,6 @@ use super::progress::Progress;
 use super::select::PassTotals;
 use super::steps::{PendingStep, StepCollector};
 use super::summary::{CheckCounts, Summary, seconds};
-use crate::cluster::queue::Mailbox;
 use crate::cluster::queue::dispatch::{Desk, DeskReport, Event};
 use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
 use crate::cluster::queue::link::Server;
@@ -28,6 +27,7 @@ use crate::cluster::queue::message::{
 };
 use crate::cluster::queue::order::Work;
 use crate::cluster::queue::worker::{self, Tells, WorkerEnd};
+use crate::cluster::queue::{Heard, Mailbox};
 use crate::cluster::topology::{Rank, Topology};
 use crate::config::plan::GenerationPlan;
 use crate::exit::{ExitStatus, Failure};
@@ -146,16 +146,8 @@ pub(crate) fn generate(
         })?;
     }
     let (to_checks, for_checks) = channel();
-    let unreadable = to_writer.clone();
     let desk = Desk {
-        request: Box::new(move |position| match job.request(position) {
-            Ok(request) => Some(request),
-            Err(error) => {
-                // The writer ends the run.
-                let _ = unreadable.send(ToWriter::Unreadable(error));
-                None
-            }
-        }),
+        request: requests(job, to_writer.clone()),
         position_of: Box::new(|sample_idx| job.prompts.position_of(sample_idx)),
         lease: job.plan.lease,
         join_timeout: job.plan.join_timeout,
@@ -171,14 +163,7 @@ pub(crate) fn generate(
     };
     let results =
         Results { finished: checked_samples(job, to_writer.clone()), cancel: cancellations(events.clone()) };
-    let say = events.clone();
-    let mailbox = Mailbox {
-        say: Box::new(move |message| {
-            // The desk ends last.
-            let _ = say.send(Event::From(0, message));
-        }),
-        from_zero,
-    };
+    let mailbox = own_mailbox(events.clone(), from_zero);
     let table = LeaseTable::ordered(
         first_position(job)..end_position(job),
         job.topology.num_replicas(),
@@ -193,13 +178,11 @@ pub(crate) fn generate(
             }
             written
         });
-        let heard = to_checks.clone();
-        let checks_failed = to_writer.clone();
+        let (heard, checks_failed) = (to_checks.clone(), to_writer.clone());
         let checking = job.checks.as_ref().map(|checks| {
             scope.spawn(move || {
-                if let Err(failure) = checks.run(&for_checks, heard, &results) {
-                    let _ = checks_failed.send(ToWriter::ChecksFailed(failure));
-                }
+                let checked = checks.run(&for_checks, heard, &results);
+                checked.unwrap_or_else(|failure| drop(checks_failed.send(ToWriter::ChecksFailed(failure))));
             })
         });
         let desk = scope.spawn(move || {
@@ -215,6 +198,30 @@ pub(crate) fn generate(
     });
     let computed = computed?;
     finish(summary?, &computed, report)
+}
+
+/// The samples by their positions.
+fn requests<'a>(
+    job: &'a Job<'a>,
+    to_writer: Sender<ToWriter>,
+) -> Box<dyn Fn(usize) -> Option<Request> + Send + 'a> {
+    Box::new(move |position| match job.request(position) {
+        Ok(request) => Some(request),
+        Err(error) => {
+            // The writer ends the run.
+            let _ = to_writer.send(ToWriter::Unreadable(error));
+            None
+        }
+    })
+}
+
+/// The line of rank 0 to its own desk.
+fn own_mailbox(events: Sender<Event>, from_zero: Receiver<Heard>) -> Mailbox {
+    let say = Box::new(move |message| {
+        // The desk ends last.
+        let _ = events.send(Event::From(0, message));
+    });
+    Mailbox { say, from_zero }
 }
 
 /// Where finished samples go: to the checks, where there are any, or to the writer.
