@@ -62,7 +62,11 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     };
     let model = demo::prepare_model(workspace, &program)?;
     let config = ["--config-path", "configs/demo", "--config-name", "smollm2"];
-    let more = ["model.generation.length_params.max_length=16"];
+    let more = [
+        "model.generation.length_params.max_length=16",
+        // The answer is often a number that stands in the prompt.
+        "model.generation.sampling_params.repetition_penalty=1.0",
+    ];
     let options: Vec<&str> = config.into_iter().chain(more).collect();
     prove(workspace, args, &program, &model.checkpoint, &options)
 }
