@@ -119,7 +119,8 @@ fn play(all: &[Verdicts], choices: &[u16]) -> (Kept, usize) {
     let mut choices = choices.iter().copied().cycle().zip(0..100_000);
     while kept.lock().unwrap().len() < all.len() {
         let (choice, turn) = choices.next().expect("nothing goes on");
-        let choice = usize::from(choice) + turn;
+        // So that a few choices that come again and again leave nothing out.
+        let choice = (usize::from(choice) + 1) * (turn + 1) % 65_521;
         let position = choice / 8 % all.len();
         let num_asked = asked.0.borrow().len();
         if choice.is_multiple_of(3) && num_asked > 0 {
@@ -180,8 +181,7 @@ proptest! {
 #[test]
 fn an_early_stop_saves_work() {
     let all = vec![vec![Verdict::Stop; 6]; 5];
-    // Answers come often.
-    let (_, num_computed) = play(&all, &[3, 3, 4]);
+    let (_, num_computed) = play(&all, &[1, 2, 3]);
     assert!(num_computed < 30, "{num_computed}");
 }
 
