@@ -61,7 +61,7 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     record("packages", checked(try_packages(workspace, has_cuda)));
 
     say("== arithmetic");
-    record("arithmetic", checked(arithmetic::run_small(workspace)));
+    record("arithmetic", checked(arithmetic::run_small(workspace, None)));
 
     say("== chat templates");
     record("chat templates", templates::check(workspace));

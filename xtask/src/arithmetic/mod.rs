@@ -43,6 +43,10 @@ pub(crate) struct Args {
     /// An `aligner-gen` that is built, instead of a release build
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
+    /// 16 questions with the checkpoint of the tests, as in `cargo xtask test`: nothing is fetched, and hardly an answer is
+    /// right
+    #[arg(long, conflicts_with_all = ["questions", "responses", "seed", "ranks"])]
+    small: bool,
 }
 
 /// Runs the task with the model of the demo.
@@ -51,10 +55,11 @@ pub(crate) struct Args {
 /// When a run fails, or the two differ.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     setup::report(workspace, None)?;
+    if args.small {
+        return run_small(workspace, args.program.as_deref());
+    }
     let program = match &args.program {
-        Some(program) => {
-            fs::canonicalize(program).with_context(|| format!("cannot find `{}`", program.display()))?
-        }
+        Some(program) => existing(program)?,
         None => {
             say("building aligner-gen (the first time takes minutes)");
             demo::build(workspace)?
@@ -75,10 +80,15 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
 ///
 /// # Errors
 /// When a run fails, or the two differ.
-pub(crate) fn run_small(workspace: &Workspace) -> Result<()> {
-    let mut built = programs::build_with(workspace, "dev", &["--workspace", "--bin", "aligner-gen"])?;
-    let program = built.remove("aligner-gen").context("cargo named no executable of `aligner-gen`")?;
-    let args = Args { questions: 16, responses: 4, seed: 1, ranks: 2, program: None };
+pub(crate) fn run_small(workspace: &Workspace, program: Option<&Path>) -> Result<()> {
+    let program = match program {
+        Some(program) => existing(program)?,
+        None => {
+            let mut built = programs::build_with(workspace, "dev", &["--workspace", "--bin", "aligner-gen"])?;
+            built.remove("aligner-gen").context("cargo named no executable of `aligner-gen`")?
+        }
+    };
+    let args = Args { questions: 16, responses: 4, seed: 1, ranks: 2, program: None, small: true };
     let options = [
         "trainer.num_nodes=1",
         "trainer.accelerator=cpu",
@@ -88,6 +98,10 @@ pub(crate) fn run_small(workspace: &Workspace) -> Result<()> {
         "++trainer.generation.max_batch=4",
     ];
     prove(workspace, &args, &program, &workspace.path(TEST_CHECKPOINT), &options)
+}
+
+fn existing(program: &Path) -> Result<PathBuf> {
+    fs::canonicalize(program).with_context(|| format!("cannot find `{}`", program.display()))
 }
 
 fn prove(
