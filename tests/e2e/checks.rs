@@ -123,9 +123,6 @@ fn a_program_that_breaks_the_rules_ends_the_job_and_loses_nothing() {
     for mode in ["dies", "nonsense", "twice", "hangs"] {
         set_mode(&broken, mode);
         let error = tidy(&broken, &broken.run().expect_code(1).error());
-        // Which row it is depends on the order in which responses end.
-        let rows = ["response ", " without an answer", "line ", "`"];
-        assert!(rows.iter().any(|part| error.contains(part)), "{error}");
         said.push(error);
         assert!(whole.jsonl().starts_with(&broken.jsonl()), "{mode}");
     }

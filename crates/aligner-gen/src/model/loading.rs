@@ -64,8 +64,9 @@ impl TensorSource for WatchedSource<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use std::path::Path;
+
+    use super::*;
 
     #[test]
     fn what_is_read_is_counted_and_passed_on() {

@@ -249,7 +249,7 @@ impl<'c> State<'c> {
         sample.checked.insert(response_idx, None);
         let text = match &mut sample.text {
             Some(text) => text,
-            none => none.insert(checks.rows.text(position).map_err(|error: DataError| Failure::from(error))?),
+            none => none.insert(checks.rows.text(position)?),
         };
         let raw = (response.token_ids.as_slice(), response.finish_reason);
         let own_end_strings = text.input.end_strings.as_deref();
