@@ -113,6 +113,24 @@ fn what_is_kept_is_the_same_however_the_run_goes() {
     assert_eq!(killed.jsonl(), whole.jsonl());
 }
 
+/// What is cancelled is cancelled on all ranks that share the model.
+#[test]
+fn ranks_that_share_a_model_stop_together() {
+    let tree = ["trainer.generation.trt_llm.enable=true", "++model.generation.reduction=tree"];
+    let alone = checked("at once", &tree);
+    alone.run().expect_code(0);
+    let layouts = [
+        ["model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_size=1"],
+        ["model.tensor_model_parallel_size=1", "model.pipeline_model_parallel_size=2"],
+    ];
+    for layout in layouts {
+        let shared = checked("late", &tree).with(&layout).with(&["trainer.devices=2"]);
+        shared.run().expect_code(0);
+        assert_eq!(shared.jsonl(), alone.jsonl(), "{layout:?}");
+        assert!(shared.summary()["checks"]["left_out"].as_u64().unwrap() > 0);
+    }
+}
+
 #[test]
 fn a_program_that_breaks_the_rules_ends_the_job_and_loses_nothing() {
     let whole = checked("at once", &[]);
