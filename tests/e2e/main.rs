@@ -6,6 +6,7 @@
 )]
 
 mod adapters;
+mod checks;
 mod commands;
 mod complete;
 mod config;

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
+mod arithmetic;
 mod bench;
 mod cluster;
 mod counts;
@@ -47,6 +48,12 @@ enum Task {
     },
     /// Fetches a small chat model, answers real prompts with it on the CPU and shows the answers
     Demo,
+    /// Checks answers of the demo's model to arithmetic questions while they are generated, kills the job on the way and
+    /// compares the bytes
+    Arithmetic(arithmetic::Args),
+    /// What `arithmetic` checks answers with
+    #[command(hide = true)]
+    ArithmeticCheck,
     /// Runs set-up, all checks and all tests
     Test,
     /// Checks what the compiler does not: crate edges, module docs, sizes, paths and links in the documentation
@@ -84,6 +91,8 @@ fn run(task: Task) -> Result<ExitCode> {
     match task {
         Task::Setup { cuda } => setup::report(&here()?, cuda)?,
         Task::Demo => demo::run(&here()?)?,
+        Task::Arithmetic(args) => arithmetic::run(&here()?, &args)?,
+        Task::ArithmeticCheck => arithmetic::check(std::io::stdin().lock(), std::io::stdout().lock())?,
         Task::Test => suite::run(&here()?)?,
         Task::Tidy => tidy::run(&here()?)?,
         Task::Docs => docs::run(&here()?)?,

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::counts::Counts;
 use crate::workspace::{Workspace, probe, say, shell_line};
-use crate::{docs, programs, setup, templates, tidy};
+use crate::{arithmetic, docs, programs, setup, templates, tidy};
 
 /// Runs everything that must hold before a change lands.
 ///
@@ -59,6 +59,9 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 
     say("== packages");
     record("packages", checked(try_packages(workspace, has_cuda)));
+
+    say("== arithmetic");
+    record("arithmetic", checked(arithmetic::run_small(workspace, None)));
 
     say("== chat templates");
     record("chat templates", templates::check(workspace));

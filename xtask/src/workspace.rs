@@ -86,7 +86,8 @@ pub(crate) fn shell_line(command: &Command) -> String {
         .join(" ")
 }
 
-fn shell_word(word: &str) -> String {
+/// A word as a shell reads it back.
+pub(crate) fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:+,@%".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()

@@ -64,6 +64,12 @@ impl StopWatch {
         Ok(Self { signal, started, time_limit: None })
     }
 
+    /// One that no signal comes to.
+    #[cfg(test)]
+    pub(crate) fn idle() -> Self {
+        Self { signal: Arc::default(), started: Instant::now(), time_limit: None }
+    }
+
     /// The same watch with a time limit.
     pub(crate) fn with_time_limit(mut self, time_limit: Option<Duration>) -> Self {
         self.time_limit = time_limit;

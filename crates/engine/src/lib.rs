@@ -29,7 +29,7 @@ pub use device::cuda::DeviceSizes;
 pub use error::EngineError;
 pub use executor::Executor;
 pub use executor::host::Stage;
-pub use live::LiveCounts;
+pub use live::{Cancellation, Cancellations, LiveCounts};
 pub use plan::{
     Draftable, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
 };
@@ -79,6 +79,7 @@ impl Engine {
             limits,
             shares_prefixes: true,
             live: Arc::default(),
+            cancellations: Arc::default(),
         }))
     }
 
@@ -90,6 +91,11 @@ impl Engine {
     /// How far this engine is, which another thread may ask while it runs.
     pub fn live(&self) -> Arc<LiveCounts> {
         Arc::clone(&self.0.live)
+    }
+
+    /// Where responses in flight can be cancelled while it runs.
+    pub fn cancellations(&self) -> Arc<Cancellations> {
+        Arc::clone(&self.0.cancellations)
     }
 
     /// Whether several tokens of a response can be computed in one step, with the bits that they get one by one.
@@ -173,6 +179,7 @@ impl Engine {
                 }
             }
             if flow.is_continue() && !should_stop() {
+                run.cancel_unwanted();
                 let max_in_flight = match run.scheduler.next_step() {
                     Step::Run(plan) => run.start(plan)?,
                     Step::Wait => run.num_to_wait_with(),

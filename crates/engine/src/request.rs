@@ -164,6 +164,8 @@ pub struct RunStats {
     pub cached_prompt_tokens: u64,
     /// Tokens sampled.
     pub generated_tokens: u64,
+    /// Responses that were cancelled before their end.
+    pub num_cancelled: u64,
     /// Prefill steps.
     pub num_prefill_steps: u64,
     /// Decode steps.

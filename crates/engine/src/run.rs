@@ -11,7 +11,7 @@ use model_core::BlockMove;
 use sampling::{FinishReason, SampledToken, StopConditions, StopState, TokenBytes, TopToken};
 use speculation::{Pace, Proposer, StepTime};
 
-use crate::live::LiveCounts;
+use crate::live::{Cancellation, Cancellations, LiveCounts};
 use crate::{
     Activity, Completion, Draftable, EngineError, EngineLimits, Executor, OwnRules, Request, RunStats,
     plan::{RowId, RowSpan, SeqId, StepOutput, StepPlan},
@@ -77,6 +77,7 @@ pub(crate) struct EngineParts {
     pub(crate) limits: EngineLimits,
     pub(crate) shares_prefixes: bool,
     pub(crate) live: Arc<LiveCounts>,
+    pub(crate) cancellations: Arc<Cancellations>,
 }
 
 /// The state of one run.
@@ -115,6 +116,8 @@ impl<'e, 'c> Run<'e, 'c> {
         let scheduler =
             Scheduler::new(engine.limits)?.with_parts(parts).with_sets(engine.executor.num_sets());
         engine.executor.reset()?;
+        // Of an earlier run.
+        engine.cancellations.take();
         if let Some(proposer) = &mut engine.proposer {
             proposer.reset();
         }
@@ -176,6 +179,39 @@ impl<'e, 'c> Run<'e, 'c> {
             self.scheduler.add(SeqGroup { sample_idx, prompt, num_seqs, max_new_tokens, own, foresight })?;
         self.requests.insert(group_idx, active);
         Ok(ControlFlow::Continue(()))
+    }
+
+    /// Ends the responses that nobody wants any more: their rows and blocks are free for others from the next step on.
+    /// Steps in flight may still compute them; what that gives is dropped, as behind the end of any response.
+    pub(crate) fn cancel_unwanted(&mut self) {
+        for Cancellation { sample_idx, last_wanted } in self.engine.cancellations.take() {
+            let of_sample = self.requests.iter().filter(|(_, active)| active.sample_idx == sample_idx);
+            let group_idxs: Vec<u64> = of_sample.map(|(&group_idx, _)| group_idx).collect();
+            group_idxs.into_iter().for_each(|group_idx| self.cancel_behind(group_idx, last_wanted));
+        }
+    }
+
+    fn cancel_behind(&mut self, group_idx: u64, last_wanted: u32) {
+        let Some(active) = self.requests.get_mut(&group_idx) else { return };
+        let idxs = last_wanted.saturating_add(1)..active.num_responses;
+        let mut cancelled = Vec::new();
+        for id in idxs.map(|response_idx| SeqId { group_idx, response_idx }) {
+            // One without a token is still behind its prompt, and what is repeated is computed for the first one.
+            let has_begun = self.seqs.get(&id).is_some_and(|seq| !seq.token_ids.is_empty());
+            if has_begun && let Some(seq) = self.seqs.remove(&id) {
+                if let Some(proposer) = &mut self.engine.proposer {
+                    proposer.end(id);
+                }
+                self.engine.live.ended(seq.token_ids.len() as u64);
+                cancelled.push(id);
+            }
+        }
+        active.num_unfinished -= cancelled.len() as u32;
+        if active.num_unfinished == 0 {
+            self.requests.remove(&group_idx);
+        }
+        self.stats.num_cancelled += cancelled.len() as u64;
+        self.scheduler.cancel(&cancelled);
     }
 
     /// Has drafts put behind the responses of a step, where all their tokens are known.

@@ -267,18 +267,34 @@ impl Scheduler {
     /// These sequences ended: their blocks are free for later steps. Steps that were given out already may still
     /// compute them.
     pub(crate) fn end(&mut self, ended: &[SeqId]) {
-        self.changed();
         self.lengths.num_ended += ended.len() as u64;
+        self.take_out(ended, Lesson::Length);
+    }
+
+    /// The same for sequences that nobody wants any more: how long they would have become is not known.
+    pub(crate) fn cancel(&mut self, cancelled: &[SeqId]) {
+        if !cancelled.is_empty() {
+            self.take_out(cancelled, Lesson::Nothing);
+        }
+    }
+
+    fn take_out(&mut self, ended: &[SeqId], lesson: Lesson) {
+        self.changed();
         self.tables.ended.extend_from_slice(ended);
         self.tables.preempted.retain(|id| !ended.contains(id));
         let Self { running, preempted, starting, single, pool, num_promised_blocks, siblings, .. } = self;
+        let mut learn = |group_idx, num_tokens| {
+            if lesson == Lesson::Length {
+                siblings.add(group_idx, num_tokens);
+            }
+        };
         for seq in running.extract_if(.., |seq| ended.contains(&seq.id)) {
-            siblings.add(seq.id.group_idx, seq.num_tokens());
+            learn(seq.id.group_idx, seq.num_tokens());
             pool.release(&seq.blocks);
             *num_promised_blocks -= seq.max_blocks - seq.blocks.len();
         }
         for seq in preempted.extract_if(.., |seq| ended.contains(&seq.id)) {
-            siblings.add(seq.id.group_idx, seq.num_tokens());
+            learn(seq.id.group_idx, seq.num_tokens());
             pool.release_resting(&seq.blocks);
             *num_promised_blocks -= seq.max_blocks - seq.blocks.len();
         }
@@ -287,7 +303,7 @@ impl Scheduler {
             let num_before = group.response_idxs.len();
             group.response_idxs.retain(|&response_idx| !ended.contains(&SeqId { group_idx, response_idx }));
             // They had their first token.
-            (group.response_idxs.len()..num_before).for_each(|_| siblings.add(group_idx, 1));
+            (group.response_idxs.len()..num_before).for_each(|_| learn(group_idx, 1));
             let goes_on = !group.response_idxs.is_empty();
             if !goes_on {
                 group.rest(pool);
@@ -433,6 +449,13 @@ impl Scheduler {
             insert_by_age(&mut self.running, seq);
         }
     }
+}
+
+/// What the end of a sequence says of the lengths of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lesson {
+    Length,
+    Nothing,
 }
 
 /// Keeps `seqs` in the order of their ids.

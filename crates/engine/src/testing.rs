@@ -15,8 +15,10 @@ use crate::{
     executor::host::{BatchModel, HostExecutor},
 };
 
+mod cancelling;
 mod guesser;
 
+pub(crate) use cancelling::{run_cancelling, wanted};
 pub(crate) use guesser::Guesser;
 
 pub(crate) const BLOCK_SIZE_TOKENS: usize = 4;

@@ -7,6 +7,7 @@ use sampling::{FinishReason, SampledToken, SamplingParams, TokenBytes};
 use super::*;
 use crate::testing::*;
 
+mod cancelling;
 mod foresight;
 mod pipeline;
 mod prefixes;

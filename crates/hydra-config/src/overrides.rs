@@ -8,7 +8,7 @@ mod value;
 
 use crate::grammar::lexer::{id_len, unsigned_len};
 use crate::{ConfigError, Node};
-pub use quoting::quoted;
+pub use quoting::{quoted, without_interpolation};
 use value::Element;
 
 /// What an override does with its key.

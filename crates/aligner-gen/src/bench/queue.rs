@@ -123,13 +123,7 @@ fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure>
     let port = free_port().map_err(anyhow::Error::from)?;
     // Rank 0 itself computes nothing here.
     let topology = Topology::data_parallel(num_ranks.saturating_add(1))?;
-    let place = |rank| RankPlace {
-        rank,
-        world_size: topology.num_ranks(),
-        local_rank: 0,
-        local_size: 1,
-        meeting: Meeting::Address { host: "127.0.0.1".to_owned(), port },
-    };
+    let place = |rank| place_of(rank, topology, port);
     let mut server = Server::start(&place(0), None)?;
     let (events, incoming) = channel();
     let num_messages = AtomicU64::new(0);
@@ -164,6 +158,7 @@ fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure>
         finished: Box::new(move |position, sample| {
             let _ = finished.send((position, sample.responses.len()));
         }),
+        responded: Box::new(|_, _, _, _| {}),
     };
     let started = Instant::now();
     let mut resident_mib = Vec::new();
@@ -196,9 +191,20 @@ fn through_store(num_ranks: u32, num_samples: usize) -> Result<Through, Failure>
         Ok::<(), Failure>(())
     })?;
     let seconds = started.elapsed().as_secs_f64();
-    let num_bytes = (num_samples * (request_bytes() + done_bytes())) as u64;
     let num_messages = num_messages.load(Ordering::Relaxed);
+    let num_bytes = num_bytes_of(num_samples);
     Ok(Through { num_ranks, num_samples, seconds, num_messages, num_bytes, resident_mib })
+}
+
+fn place_of(rank: u32, topology: Topology, port: u16) -> RankPlace {
+    let (world_size, meeting) =
+        (topology.num_ranks(), Meeting::Address { host: "127.0.0.1".to_owned(), port });
+    RankPlace { rank, world_size, local_rank: 0, local_size: 1, meeting }
+}
+
+/// Of all messages about samples.
+fn num_bytes_of(num_samples: usize) -> u64 {
+    (num_samples * (request_bytes() + done_bytes())) as u64
 }
 
 fn free_port() -> std::io::Result<u16> {
@@ -258,7 +264,7 @@ fn answer(
                 num_messages.fetch_add(1, Ordering::Relaxed);
                 (mailbox.say)(ToZero::Done(samples));
             }
-            Ok(FromZero::Welcome { .. }) => {}
+            Ok(FromZero::Welcome { .. } | FromZero::Cancel(_)) => {}
             Ok(FromZero::Stop(_)) => break,
             Err(reason) => return Err(anyhow::anyhow!("{reason}").into()),
         }

@@ -290,6 +290,9 @@ fn mpi(env: Env<'_>) -> Result<Option<Found>, Failure> {
     }))
 }
 
+/// What says which of several machines this is: Lightning's names, and that of Kubernetes' indexed Jobs.
+const NODE_VARIABLES: [&str; 3] = ["NODE_RANK", "GROUP_RANK", "JOB_COMPLETION_INDEX"];
+
 /// Nothing started the ranks: this process does. On several machines somebody starts it once on each, as Lightning
 /// has it, with NODE_RANK, MASTER_ADDR and MASTER_PORT.
 fn own_launcher(env: Env<'_>, devices: Devices) -> Result<Role, Failure> {
@@ -298,21 +301,19 @@ fn own_launcher(env: Env<'_>, devices: Devices) -> Result<Role, Failure> {
     }
     let num_ranks = devices.per_node.unwrap_or(1);
     let world_size = devices.world_size();
-    let node = match number(env, "NODE_RANK")? {
-        Some(node) => Some(node),
-        None => number(env, "GROUP_RANK")?,
-    };
-    let (Some(node), Some(host), Some(_)) = (node, env("MASTER_ADDR"), env("MASTER_PORT")) else {
+    let name = NODE_VARIABLES.into_iter().find(|name| env(name).is_some());
+    let node = name.map(|name| needed(env, name).map(|node| (name, node))).transpose()?;
+    let (Some((name, node)), Some(host), Some(_)) = (node, env("MASTER_ADDR"), env("MASTER_PORT")) else {
         return Err(Failure::usage(format!(
             "`trainer.num_nodes={}` is for {0} machines, and nothing has started this process on them: start it with srun, \
-             torchrun or mpirun, or once on each machine with NODE_RANK, MASTER_ADDR and MASTER_PORT set; for this machine \
-             alone set `trainer.num_nodes=1`",
+             torchrun or mpirun, or once on each machine with NODE_RANK (in an indexed Job of Kubernetes JOB_COMPLETION_INDEX \
+             is there), MASTER_ADDR and MASTER_PORT set; for this machine alone set `trainer.num_nodes=1`",
             devices.num_nodes
         )));
     };
     if node >= devices.num_nodes {
         return Err(Failure::usage(format!(
-            "`NODE_RANK={node}`, but `trainer.num_nodes={}`: it must be below",
+            "`{name}={node}`, but `trainer.num_nodes={}`: it must be below",
             devices.num_nodes
         )));
     }

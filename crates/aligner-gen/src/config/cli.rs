@@ -13,8 +13,10 @@ use model_spec::{BadPrecision, Numerics};
 use crate::exit::Failure;
 
 mod bench;
+mod checks;
 
 pub(crate) use bench::{BenchArgs, BenchQueueArgs};
+pub(crate) use checks::CheckArgs;
 
 /// Bulk generation from NeMo checkpoints: SFT-format JSONL in, generations.jsonl out.
 #[derive(Debug, Parser)]
@@ -63,6 +65,8 @@ pub(crate) struct JobArgs {
     pub(crate) origin: bool,
     #[command(flatten)]
     pub(crate) hydra: HydraArgs,
+    #[command(flatten)]
+    pub(crate) checks: CheckArgs,
     /// Exit with 1 when rows have an `error` in place of responses
     #[arg(long)]
     pub(crate) strict: bool,

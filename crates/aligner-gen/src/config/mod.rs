@@ -4,6 +4,7 @@
 //! better than they do, the user's file, the command line. As in the original software, overrides see the configuration
 //! without the checkpoint, which is merged under it afterwards.
 
+pub(crate) mod checks;
 pub(crate) mod cli;
 pub(crate) mod devices;
 pub(crate) mod exp_manager;
@@ -56,7 +57,9 @@ impl UserConfig {
         arguments.refuse_hydra_modes()?;
         let folders = ConfigFolders::new(arguments);
         let primary = folders.primary(arguments)?;
-        Ok(Self { folders, primary, overrides: parse_overrides(&arguments.overrides)? })
+        let mut overrides = parse_overrides(&arguments.overrides)?;
+        overrides.extend(arguments.flag_overrides()?);
+        Ok(Self { folders, primary, overrides })
     }
 
     /// Overrides of the built-in defaults, without any file.

@@ -14,12 +14,15 @@ use model_core::Backend;
 use model_spec::Numerics;
 use sampling::{RawEndStrings, SamplingParams};
 
+use super::checks::ChecksPlan;
 use super::devices::Devices;
 use super::exp_manager::ExpManagerPlan;
 use super::model_type::ModelType;
 use super::parallel::ParallelPlan;
 use super::range::{count, out_of_range, positive};
-use super::raw::{RawConfig, RawDropLast, RawLimit, RawSampling, RawToken, RawTrainerGeneration, RawTrtLlm};
+use super::raw::{
+    RawConfig, RawDropLast, RawLengths, RawLimit, RawSampling, RawToken, RawTrainerGeneration, RawTrtLlm,
+};
 use super::records::{self, RecordFormat};
 use crate::exit::Failure;
 use crate::output::OutputField;
@@ -73,6 +76,7 @@ pub(crate) struct GenerationPlan {
     pub(crate) seed: u64,
     pub(crate) unfinished: Unfinished,
     pub(crate) output_fields: Vec<OutputField>,
+    pub(crate) checks: ChecksPlan,
 }
 
 /// Whether the tokenizer's BOS goes before a prompt.
@@ -153,8 +157,12 @@ impl GenerationPlan {
         let on_unusable = records::on_unusable(&raw.data.train_ds)?;
         let cut_to = records::cut_to(&raw.data.train_ds, &length_limits)?;
         let line_format = records::line_format(&raw.data, &generation.output_fields)?;
+        let row_params = records::row_params(raw.data.train_ds.row_params, line_format);
+        let num_responses = count("model.generation.num_responses_to_gen", generation.num_responses_to_gen)?;
+        let checks = ChecksPlan::new(&generation, num_responses, row_params, line_format)?;
         let output_fields = records::output_fields(generation.output_fields, on_unusable, line_format);
-        let kept_metadata = records::kept_metadata(&raw.data.train_ds, &output_fields);
+        let output_fields = checks.with_fields(output_fields);
+        let kept_metadata = records::kept_metadata(&raw.data.train_ds, &output_fields, &checks);
         let date = raw.data.date.as_deref().map(parse_date).transpose()?;
         let train_ds = raw.data.train_ds;
         let token_bias = token_bias(&generation.sampling_params)?;
@@ -186,24 +194,22 @@ impl GenerationPlan {
             on_unusable,
             cut_to,
             length_hint_key: records::length_hint_key(train_ds.length_hint_key)?,
-            row_params: records::row_params(train_ds.row_params, line_format),
+            row_params,
             records,
             date,
             kept_metadata,
             bos: if generation.sampling_params.add_bos { Bos::Add } else { Bos::Leave },
-            num_responses: count("model.generation.num_responses_to_gen", generation.num_responses_to_gen)?,
-            sampling: raw.sampling.try_into()?,
+            num_responses,
+            sampling: with_logprobs(raw.sampling.try_into()?, &checks),
             end_strings: end_strings.unwrap_or_default(),
             token_bias,
-            max_length: count(
-                "model.generation.length_params.max_length",
-                generation.length_params.max_length,
-            )?,
+            max_length: max_length(generation.length_params)?,
             min_length: u32::try_from(generation.length_params.min_length.max(0)).unwrap_or(u32::MAX),
             encoder_seq_length: positive("model.encoder_seq_length", raw.encoder_seq_length)?,
             seed: parse_seed(raw.seed)?,
             unfinished: if generation.drop_unfinished { Unfinished::Drop } else { Unfinished::Keep },
             output_fields,
+            checks,
         })
     }
 
@@ -217,6 +223,16 @@ impl GenerationPlan {
     pub(crate) fn num_responses(&self, row: RowDemand) -> u32 {
         row.num_responses.map_or(self.num_responses, NonZero::get)
     }
+}
+
+fn max_length(lengths: RawLengths) -> Result<u32, Failure> {
+    count("model.generation.length_params.max_length", lengths.max_length)
+}
+
+/// The parameters with log-probabilities where checks need them, which changes no text.
+fn with_logprobs(mut sampling: SamplingParams, checks: &ChecksPlan) -> SamplingParams {
+    sampling.compute_logprob |= checks.needs_logprobs();
+    sampling
 }
 
 /// `banned_tokens` and `logit_bias`, each token once.

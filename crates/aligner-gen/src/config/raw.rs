@@ -7,6 +7,7 @@ use hydra_config::Resolved;
 use sampling::{RawEndStrings, RawSamplingParams};
 use serde::Deserialize;
 
+use super::checks::RawPassAtK;
 use super::parallel::ParallelPlan;
 use crate::exit::Failure;
 use crate::output::OutputField;
@@ -114,6 +115,10 @@ pub(crate) struct RawGeneration {
     pub(crate) length_params: RawLengths,
     pub(crate) drop_unfinished: bool,
     pub(crate) output_fields: Vec<OutputField>,
+    pub(crate) on_response: Option<String>,
+    pub(crate) on_response_timeout_seconds: Option<i64>,
+    pub(crate) best_of_n: Option<String>,
+    pub(crate) pass_at_k: Option<RawPassAtK>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

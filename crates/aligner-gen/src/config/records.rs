@@ -7,6 +7,7 @@ use data::{
     OnUnusable, PromptResponseFormat, PromptTemplate, TokenField, TruncationMethod,
 };
 
+use super::checks::ChecksPlan;
 use super::plan::{LineFormat, RowParamsMode};
 use super::range::{out_of_range, positive};
 use super::raw::{RawData, RawFilePath, RawMaxSeqLength, RawTrainDs};
@@ -176,9 +177,14 @@ pub(crate) fn length_hint_key(key: Option<String>) -> Result<Option<String>, Fai
     }
 }
 
-/// What of the records the output asks for.
-pub(crate) fn kept_metadata(train_ds: &RawTrainDs, output_fields: &[OutputField]) -> KeptMetadata {
-    match (output_fields.contains(&OutputField::Metadata), train_ds.output_original_text) {
+/// What of the records the output, or a program that checks responses, asks for.
+pub(crate) fn kept_metadata(
+    train_ds: &RawTrainDs,
+    output_fields: &[OutputField],
+    checks: &ChecksPlan,
+) -> KeptMetadata {
+    let is_wanted = output_fields.contains(&OutputField::Metadata) || checks.on_response.is_some();
+    match (is_wanted, train_ds.output_original_text) {
         (false, _) => KeptMetadata::Nothing,
         (true, false) => KeptMetadata::OtherKeys,
         (true, true) => KeptMetadata::OtherKeysAndText,

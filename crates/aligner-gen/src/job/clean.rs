@@ -47,6 +47,13 @@ impl Cleaner {
         }
     }
 
+    /// Takes nothing away.
+    #[cfg(test)]
+    pub(crate) fn plain() -> Self {
+        let [turn_start, end_of_turn] = [String::new(), String::new()];
+        Self { left_out: Vec::new(), end_strings: Vec::new(), turn_start, end_of_turn, marks: None }
+    }
+
     /// The answer of a response and what the model thought before it. `own_end_strings`: those of its row.
     pub(crate) fn clean(
         &self,

@@ -9,7 +9,7 @@ use crate::cluster::model_group::ModelGroup;
 use crate::cluster::queue::Mailbox;
 use crate::cluster::queue::link::{Line, board, connect};
 use crate::cluster::queue::message::{FromZero, Hello, Leaving, Stop, ToZero, Why, Worked};
-use crate::cluster::queue::worker::{self, WorkerEnd};
+use crate::cluster::queue::worker::{self, Tells, WorkerEnd};
 use crate::cluster::ranks::{Meeting, RankPlace};
 use crate::exit::{ExitStatus, Failure};
 use crate::model::checkpoint::TokenTable;
@@ -100,7 +100,7 @@ impl Follower<'_> {
                     break (at_most(longest_sequence_tokens), at_most(num_sequences));
                 }
                 Ok(Ok(FromZero::Stop(stop))) => return nothing(WorkerEnd::Told(stop)),
-                Ok(Ok(FromZero::Grant(_))) => {}
+                Ok(Ok(FromZero::Grant(_) | FromZero::Cancel(_))) => {}
                 Ok(Err(reason)) => return nothing(WorkerEnd::Lost(reason)),
                 Err(_) if self.watch.reason().is_some() => return nothing(WorkerEnd::ByItself),
                 Err(_) => {}
@@ -119,9 +119,10 @@ impl Follower<'_> {
         tracing::info!("rank {} of {} is ready", self.place.rank, self.place.world_size);
         (mailbox.say)(ToZero::Ready { capacity });
         let (ended, stats) =
-            worker::work(&mut engine, mailbox, &|| self.watch.reason().is_some()).map_err(|error| {
-                nonfinite::explain(error.into(), setup.checkpoint.tensors(), setup.plan.numerics)
-            })?;
+            worker::work(&mut engine, mailbox, Tells::of(&setup.plan), &|| self.watch.reason().is_some())
+                .map_err(|error| {
+                    nonfinite::explain(error.into(), setup.checkpoint.tensors(), setup.plan.numerics)
+                })?;
         Ok(Outcome { ended, worked: Worked::of(&stats) })
     }
 
@@ -136,7 +137,7 @@ impl Follower<'_> {
             }
             Ok(Ok(FromZero::Stop(Stop::Finished))) => Some("rank 0 has finished the job".to_owned()),
             Ok(Err(reason)) => Some(format!("rank 0 is gone ({})", first_line(&reason))),
-            Ok(Ok(FromZero::Welcome { .. } | FromZero::Grant(_))) | Err(_) => None,
+            Ok(Ok(FromZero::Welcome { .. } | FromZero::Grant(_) | FromZero::Cancel(_))) | Err(_) => None,
         };
         let stopped = stopped.or_else(|| self.watch.reason().map(|reason| format!("stopped by {reason}")));
         match stopped {

@@ -8,27 +8,31 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
 use data::{DataError, PromptOutlook, PromptSet};
-use engine::{Engine, Foresight, LiveCounts, Request, RunStats};
+use engine::{Cancellation, Engine, Foresight, LiveCounts, Request, RunStats};
 use nemo_format::TensorSource;
 use sampling::SamplingError;
 
+use super::checks::{Checks, JobEnd, Results, ToChecks};
 use super::nonfinite;
 use super::own_rules::RowRulesMaker;
 use super::progress::Progress;
+use super::select::PassTotals;
 use super::steps::{PendingStep, StepCollector};
-use super::summary::{Summary, seconds};
-use crate::cluster::queue::Mailbox;
+use super::summary::{CheckCounts, Summary, seconds};
 use crate::cluster::queue::dispatch::{Desk, DeskReport, Event};
 use crate::cluster::queue::lease::{LeaseLimits, LeaseTable};
 use crate::cluster::queue::link::Server;
-use crate::cluster::queue::message::{FromZero, Hello, Leaving, SampleDone, ToZero, Why, Worked};
+use crate::cluster::queue::message::{
+    FromZero, Hello, Leaving, ResponseDone, SampleDone, Stop, ToZero, Why, Worked,
+};
 use crate::cluster::queue::order::Work;
-use crate::cluster::queue::worker::{self, WorkerEnd};
-use crate::cluster::topology::Topology;
+use crate::cluster::queue::worker::{self, Tells, WorkerEnd};
+use crate::cluster::queue::{Heard, Mailbox};
+use crate::cluster::topology::{Rank, Topology};
 use crate::config::plan::GenerationPlan;
 use crate::exit::{ExitStatus, Failure};
 use crate::metrics::{FinishReasons, Metrics, StepCounts};
-use crate::output::{GenerationSink, Identity};
+use crate::output::{Checked, GenerationSink, Identity};
 use crate::signals::StopWatch;
 
 /// Samples that may be begun past the last committed one, for each that a rank can hold: a response that takes this many
@@ -63,15 +67,29 @@ pub(crate) struct Job<'a> {
     /// Samples that this rank can hold; the others are taken to be like it.
     pub(crate) capacity: u32,
     pub(crate) topology: Topology,
+    /// Where a program checks responses.
+    pub(crate) checks: Option<Checks<'a>>,
 }
 
 /// What goes to the thread that writes.
 enum ToWriter {
     /// The weights are loaded: from here on the speed is measured, and the engine can be asked how far it is.
     Loaded(Arc<LiveCounts>),
-    Finished(usize, SampleDone),
+    Finished(FinishedSample),
+    /// The program that checks responses fails the job.
+    ChecksFailed(Failure),
     /// A prompt cannot be read any more.
     Unreadable(Unreadable),
+}
+
+/// A sample as it is to be written.
+struct FinishedSample {
+    position: usize,
+    sample: SampleDone,
+    /// What is known of each response, where they are checked.
+    checked: Vec<Checked>,
+    /// Responses that were not wanted.
+    num_left_out: u64,
 }
 
 /// Why a prompt that could be read when the job began cannot be answered.
@@ -104,6 +122,8 @@ impl From<Unreadable> for Failure {
 pub(crate) struct Reports<'a> {
     pub(crate) progress: Progress,
     pub(crate) metrics: &'a mut Metrics,
+    /// What earlier runs wrote.
+    pub(crate) pass_totals: PassTotals,
 }
 
 /// Generates all pending steps, or as many as there is time for. Whole steps are committed either way.
@@ -125,17 +145,9 @@ pub(crate) fn generate(
             Err(reason) => Event::StoreLost(reason),
         })?;
     }
-    let finished = to_writer.clone();
-    let unreadable = to_writer.clone();
+    let (to_checks, for_checks) = channel();
     let desk = Desk {
-        request: Box::new(move |position| match job.request(position) {
-            Ok(request) => Some(request),
-            Err(error) => {
-                // The writer ends the run.
-                let _ = unreadable.send(ToWriter::Unreadable(error));
-                None
-            }
-        }),
+        request: requests(job, to_writer.clone()),
         position_of: Box::new(|sample_idx| job.prompts.position_of(sample_idx)),
         lease: job.plan.lease,
         join_timeout: job.plan.join_timeout,
@@ -146,19 +158,12 @@ pub(crate) fn generate(
         welcome: job.welcome.clone(),
         local: to_local,
         server: server.as_deref(),
-        finished: Box::new(move |position, sample| {
-            // A writer that failed has said so.
-            let _ = finished.send(ToWriter::Finished(position, sample));
-        }),
+        finished: finished_samples(job, to_writer.clone(), to_checks.clone()),
+        responded: responses(to_checks.clone()),
     };
-    let say = events.clone();
-    let mailbox = Mailbox {
-        say: Box::new(move |message| {
-            // The desk ends last.
-            let _ = say.send(Event::From(0, message));
-        }),
-        from_zero,
-    };
+    let results =
+        Results { finished: checked_samples(job, to_writer.clone()), cancel: cancellations(events.clone()) };
+    let mailbox = own_mailbox(events.clone(), from_zero);
     let table = LeaseTable::ordered(
         first_position(job)..end_position(job),
         job.topology.num_replicas(),
@@ -173,13 +178,105 @@ pub(crate) fn generate(
             }
             written
         });
-        let desk = scope.spawn(move || desk.run(table, &incoming));
+        let (heard, checks_failed) = (to_checks.clone(), to_writer.clone());
+        let checking = job.checks.as_ref().map(|checks| {
+            scope.spawn(move || {
+                let checked = checks.run(&for_checks, heard, &results);
+                checked.unwrap_or_else(|failure| drop(checks_failed.send(ToWriter::ChecksFailed(failure))));
+            })
+        });
+        let desk = scope.spawn(move || {
+            let report = desk.run(table, &incoming);
+            let _ = to_checks.send(ToChecks::NoMore(job_end(report.stop.as_ref())));
+            report
+        });
         let computed = compute(job, load, &mailbox, &to_writer);
         drop((mailbox, to_writer));
-        (computed, join(desk), join(writer))
+        let report = join(desk);
+        checking.into_iter().for_each(join);
+        (computed, report, join(writer))
     });
     let computed = computed?;
     finish(summary?, &computed, report)
+}
+
+/// The samples by their positions.
+fn requests<'a>(
+    job: &'a Job<'a>,
+    to_writer: Sender<ToWriter>,
+) -> Box<dyn Fn(usize) -> Option<Request> + Send + 'a> {
+    Box::new(move |position| match job.request(position) {
+        Ok(request) => Some(request),
+        Err(error) => {
+            // The writer ends the run.
+            let _ = to_writer.send(ToWriter::Unreadable(error));
+            None
+        }
+    })
+}
+
+/// The line of rank 0 to its own desk.
+fn own_mailbox(events: Sender<Event>, from_zero: Receiver<Heard>) -> Mailbox {
+    let say = Box::new(move |message| {
+        // The desk ends last.
+        let _ = events.send(Event::From(0, message));
+    });
+    Mailbox { say, from_zero }
+}
+
+/// Where finished samples go: to the checks, where there are any, or to the writer.
+fn finished_samples<'a>(
+    job: &'a Job<'a>,
+    to_writer: Sender<ToWriter>,
+    to_checks: Sender<ToChecks>,
+) -> Box<dyn Fn(usize, SampleDone) + Send + 'a> {
+    let is_checked = job.checks.is_some();
+    Box::new(move |position, sample| {
+        // A writer that failed has said so.
+        let _ = match is_checked {
+            true => to_checks.send(ToChecks::Sample(position, sample)).map_err(drop),
+            false => {
+                let finished = FinishedSample { position, sample, checked: Vec::new(), num_left_out: 0 };
+                to_writer.send(ToWriter::Finished(finished)).map_err(drop)
+            }
+        };
+    })
+}
+
+fn responses<'a>(to_checks: Sender<ToChecks>) -> Box<dyn Fn(Rank, usize, u32, ResponseDone) + Send + 'a> {
+    Box::new(move |rank, position, response_idx, response| {
+        let _ = to_checks.send(ToChecks::Response { rank, position, response_idx, response });
+    })
+}
+
+/// Where samples go that are checked.
+fn checked_samples<'a>(
+    job: &'a Job<'a>,
+    to_writer: Sender<ToWriter>,
+) -> Box<dyn Fn(usize, SampleDone, Vec<Checked>) + Send + 'a> {
+    Box::new(move |position, sample, checked| {
+        let num_left_out = match job.prompts.is_unusable(position) {
+            true => 0,
+            false => u64::from(job.plan.num_responses(job.prompts.row_demand(position)))
+                .saturating_sub(sample.responses.len() as u64),
+        };
+        let finished = FinishedSample { position, sample, checked, num_left_out };
+        let _ = to_writer.send(ToWriter::Finished(finished));
+    })
+}
+
+fn cancellations<'a>(events: Sender<Event>) -> Box<dyn Fn(Rank, Cancellation) + Send + 'a> {
+    Box::new(move |rank, cancellation| {
+        let _ = events.send(Event::Cancel(rank, cancellation));
+    })
+}
+
+fn job_end(stop: Option<&Stop>) -> JobEnd {
+    match stop {
+        Some(Stop::Finished) => JobEnd::Finished,
+        Some(Stop::Early { .. }) => JobEnd::Early,
+        Some(Stop::Failed { .. }) | None => JobEnd::Failed,
+    }
 }
 
 fn first_position(job: &Job<'_>) -> usize {
@@ -268,7 +365,7 @@ fn compute(
         let _ = to_writer.send(ToWriter::Loaded(engine.live()));
         (mailbox.say)(ToZero::Ready { capacity: job.capacity });
         let began = Instant::now();
-        match worker::work(&mut engine, mailbox, &|| false)? {
+        match worker::work(&mut engine, mailbox, Tells::of(job.plan), &|| false)? {
             (WorkerEnd::Lost(reason), _) => Err(anyhow::anyhow!("{reason}").into()),
             (_, stats) => Ok(Computed { stats, load_time, began }),
         }
@@ -303,15 +400,17 @@ fn write_steps(
     receiver: &Receiver<ToWriter>,
     mut collector: StepCollector<'_>,
     sink: &mut (dyn GenerationSink + Send),
-    Reports { mut progress, metrics }: Reports<'_>,
+    Reports { mut progress, metrics, mut pass_totals }: Reports<'_>,
     events: &Sender<Event>,
 ) -> Result<Summary, Failure> {
     let mut summary = Summary::default();
     let mut finish_reasons = FinishReasons::default();
+    let mut checks = CheckCounts::default();
     let mut write_time = Duration::ZERO;
     loop {
-        let (position, sample) = match receiver.recv_timeout(SHOW_EVERY) {
-            Ok(ToWriter::Finished(position, sample)) => (position, sample),
+        let finished = match receiver.recv_timeout(SHOW_EVERY) {
+            Ok(ToWriter::Finished(finished)) => finished,
+            Ok(ToWriter::ChecksFailed(failure)) => return Err(failure),
             Ok(ToWriter::Unreadable(error)) => return Err(error.into()),
             Ok(ToWriter::Loaded(live)) => {
                 progress.loaded(live);
@@ -323,13 +422,16 @@ fn write_steps(
             }
             Err(RecvTimeoutError::Disconnected) => break,
         };
+        let FinishedSample { position, sample, checked, num_left_out } = finished;
+        checks.add(&checked, num_left_out);
+        progress.left_out(num_left_out);
         for response in &sample.responses {
             finish_reasons.count(response.finish_reason);
             summary.responses += 1;
             summary.output_tokens += response.token_ids.len() as u64;
             progress.response(response.token_ids.len());
         }
-        collector.push(position, sample);
+        collector.push(position, sample, &checked);
         while let Some(step) = collector.pop()? {
             let started = Instant::now();
             sink.commit(&step)?;
@@ -338,6 +440,7 @@ fn write_steps(
             let end = usize::try_from(step.consumed_samples).unwrap_or(usize::MAX);
             let _ = events.send(Event::Committed(end));
             summary.samples += step.samples.len() as u64;
+            step.samples.iter().for_each(|sample| pass_totals.add(&sample.pass_at_k));
             progress.step(step.step, step.consumed_samples);
             metrics.step(&StepCounts {
                 step: step.step,
@@ -350,6 +453,8 @@ fn write_steps(
     }
     progress.finish();
     summary.finish_reasons = finish_reasons;
+    summary.checks = Some(checks).filter(|checks| checks.responses > 0);
+    summary.pass_at_k = Some(pass_totals).filter(|totals| totals.text().is_some());
     summary.seconds.write = seconds(write_time);
     Ok(summary)
 }

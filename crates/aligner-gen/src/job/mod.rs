@@ -1,5 +1,6 @@
 //! The main job: what a run is made of, from the checked plan to the last committed step and its summary.
 
+pub(crate) mod checks;
 pub(crate) mod clean;
 pub(crate) mod data_files;
 pub(crate) mod follower;
@@ -11,5 +12,6 @@ pub(crate) mod own_rules;
 pub(crate) mod progress;
 pub(crate) mod prompt_builder;
 pub(crate) mod run;
+pub(crate) mod select;
 pub(crate) mod steps;
 pub(crate) mod summary;

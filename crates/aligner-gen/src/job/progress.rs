@@ -11,6 +11,31 @@ const LINE_EVERY: Duration = Duration::from_secs(30);
 /// Parts of a response that the bar tells apart.
 const BAR_PARTS: u64 = 1000;
 
+/// Counts the records of the data while they are read and checked, on a terminal.
+pub(crate) struct ReadingBar(ProgressBar);
+
+impl ReadingBar {
+    pub(crate) fn start(bars: &MultiProgress) -> Self {
+        let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(4));
+        let bar = bars.add(bar);
+        if let Ok(style) = ProgressStyle::with_template("{spinner} reading {human_pos} records ({per_sec})") {
+            bar.set_style(style);
+        }
+        Self(bar)
+    }
+
+    /// One more.
+    pub(crate) fn record(&self) {
+        self.0.inc(1);
+    }
+}
+
+impl Drop for ReadingBar {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
 /// What is to be done in this run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Totals {
@@ -77,6 +102,14 @@ impl Progress {
         self.num_responses += 1;
         self.output_tokens += num_tokens as u64;
         self.show();
+    }
+
+    /// Responses that will not be generated.
+    pub(crate) fn left_out(&mut self, num_responses: u64) {
+        if num_responses > 0 {
+            self.totals.num_responses = self.totals.num_responses.saturating_sub(num_responses);
+            self.bar.set_length(self.totals.num_responses * BAR_PARTS);
+        }
     }
 
     /// One more step on disk.
@@ -157,6 +190,13 @@ pub(crate) fn clock(duration: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn records_are_counted() {
+        let bar = ReadingBar::start(&MultiProgress::new());
+        (0..3).for_each(|_| bar.record());
+        assert_eq!(bar.0.position(), 3);
+    }
 
     #[test]
     fn line_counts_samples_and_steps() {

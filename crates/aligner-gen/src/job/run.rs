@@ -7,13 +7,15 @@ use std::time::SystemTime;
 use data::{OutputSteps, PromptNote, PromptSet, load_all_prompts};
 use model_core::{Backend, LoadOptions};
 
+use super::checks::Checks;
 use super::clean::Cleaner;
 use super::data_files;
 use super::follower;
 use super::generate::{Job, Reports, generate};
 use super::log_folder;
-use super::progress::{Progress, Totals};
+use super::progress::{Progress, ReadingBar, Totals};
 use super::prompt_builder::prompt_builder;
+use super::select::{PassTotals, Selection};
 use super::steps::{PendingStep, StepCollector, pending_steps};
 use super::summary::Summary;
 use crate::cluster::queue::link::Server;
@@ -32,7 +34,7 @@ use crate::model::checkpoint::TokenTable;
 use crate::model::device;
 use crate::model::memory::{Demand, MemoryPlan};
 use crate::node_json::to_json;
-use crate::output::{Identity, JsonlSink, LineLayout, Manifest, OutputField, OutputFolder};
+use crate::output::{Identity, JsonlSink, LineLayout, Manifest, OutputField, OutputFolder, read_pass_at_k};
 use crate::signals::StopWatch;
 use crate::table::thousands;
 
@@ -60,7 +62,7 @@ struct Prepared {
 pub(crate) fn run(arguments: &JobArgs, logging: &Logging, watch: StopWatch) -> Result<ExitStatus, Failure> {
     let user = UserConfig::read(arguments)?;
     if arguments.dry_run {
-        let setup = Setup::new(&user, |devices| Ok(Role::planned(devices)))?;
+        let setup = Setup::new(&user, &logging.bars, |devices| Ok(Role::planned(devices)))?;
         // Nothing is written: what a pipe gives is gone afterwards.
         let named =
             |file: PathBuf| if data_files::is_pipe(&file) { PathBuf::from("/dev/stdin") } else { file };
@@ -69,7 +71,7 @@ pub(crate) fn run(arguments: &JobArgs, logging: &Logging, watch: StopWatch) -> R
         tracing::info!("dry run: everything is in order, nothing was generated");
         return Ok(ExitStatus::Done);
     }
-    let setup = Setup::new(&user, |devices| Role::find(&env::of_launcher, devices))?;
+    let setup = Setup::new(&user, &logging.bars, |devices| Role::find(&env::of_launcher, devices))?;
     match setup.role.clone() {
         Role::Launcher(launcher) => {
             // Its ranks have no pipe.
@@ -139,6 +141,7 @@ fn run_first(
         identity: prepared.identity.record().map_err(anyhow::Error::from)?,
         config: to_json(prepared.setup.resolved.node()),
     };
+    let pass_totals = pass_totals(plan, &folder)?;
     let layout = match plan.line_format {
         LineFormat::Sft => LineLayout::Fields(plan.output_fields.clone()),
         LineFormat::OpenAiBatch => LineLayout::OpenAiBatch,
@@ -152,7 +155,7 @@ fn run_first(
         started: SystemTime::now(),
     };
     let mut metrics = Metrics::start(&plan.exp_manager, &facts);
-    let reporting = Reporting { logging, metrics: &mut metrics };
+    let reporting = Reporting { logging, metrics: &mut metrics, pass_totals };
     let ended = prepared.generate(&steps, sink, server, reporting, &watch);
     metrics.finish(match &ended {
         Ok(status) => *status,
@@ -178,6 +181,16 @@ fn kept_files(plan: &GenerationPlan) -> Result<Vec<PathBuf>, Failure> {
     }
 }
 
+/// What earlier runs wrote of pass@k.
+fn pass_totals(plan: &GenerationPlan, folder: &OutputFolder) -> Result<PassTotals, Failure> {
+    let mut totals = PassTotals::default();
+    if !plan.checks.pass_at_k.is_empty() {
+        let jsonl = folder.path.join(OutputFolder::JSONL);
+        read_pass_at_k(&jsonl, folder.resume.committed_bytes, &mut |row| totals.add(row))?;
+    }
+    Ok(totals)
+}
+
 fn command_line() -> Vec<String> {
     std::env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect()
 }
@@ -186,13 +199,18 @@ fn command_line() -> Vec<String> {
 struct Reporting<'a> {
     logging: &'a Logging,
     metrics: &'a mut Metrics,
+    pass_totals: PassTotals,
 }
 
 impl Prepared {
     fn new(setup: Setup, data_files: Vec<PathBuf>) -> Result<Self, Failure> {
         let plan = &setup.plan;
         let builder = prompt_builder(plan, &setup.tokenizer)?;
-        let prompts = load_all_prompts(&data_files, builder, &plan.length_limits, plan.on_unusable)?;
+        let reading = ReadingBar::start(&setup.bars);
+        let limits = &plan.length_limits;
+        let prompts = load_all_prompts(&data_files, builder, limits, plan.on_unusable, &|| reading.record());
+        drop(reading);
+        let prompts = prompts?;
         let (prompts, steps) = planned(plan, prompts, setup.topology)?;
         let first = (0..prompts.len()).find_map(|position| Some((position, prompts.num_tokens(position)?)));
         let first = match first {
@@ -327,11 +345,16 @@ impl Prepared {
         reporting: Reporting<'_>,
         watch: &StopWatch,
     ) -> Result<ExitStatus, Failure> {
-        let Reporting { logging, metrics } = reporting;
+        let Reporting { logging, metrics, pass_totals } = reporting;
         let plan = &self.setup.plan;
         let tokens = Arc::new(TokenTable::new(self.setup.tokenizer.tokenizer.as_ref())?);
         let prompts = &self.prompts;
-        let mut collector = StepCollector::new(prompts, steps.to_vec(), plan.unfinished, &tokens);
+        let mut collector = StepCollector::new(
+            prompts,
+            steps.to_vec(),
+            Selection::new(plan.unfinished, &plan.checks),
+            &tokens,
+        );
         if plan.line_format == LineFormat::OpenAiBatch || plan.output_fields.iter().any(OutputField::is_clean)
         {
             collector = collector.with_cleaner(Cleaner::new(plan, &self.setup.tokenizer));
@@ -364,8 +387,9 @@ impl Prepared {
             },
             capacity: worker::capacity(&self.memory.limits, longest, plan.num_responses),
             topology: self.setup.topology,
+            checks: self.checks(&tokens, watch),
         };
-        let reports = Reports { progress, metrics };
+        let reports = Reports { progress, metrics, pass_totals };
         let board = server.as_ref().map(Server::board).transpose()?;
         let keep_waiting = || match watch.reason() {
             Some(reason) => Err(Failure {
@@ -390,6 +414,20 @@ impl Prepared {
             Some(_) => self.steps.dropped().len() as u64,
         };
         self.finish(&summary, &sink, watch)
+    }
+
+    /// What checks responses, where the job asks for it.
+    fn checks<'a>(&'a self, tokens: &'a TokenTable, watch: &'a StopWatch) -> Option<Checks<'a>> {
+        let Setup { plan, tokenizer, .. } = &self.setup;
+        Some(Checks {
+            command: plan.checks.on_response.as_deref()?,
+            plan: &plan.checks,
+            unfinished: plan.unfinished,
+            rows: &self.prompts,
+            tokens,
+            cleaner: Cleaner::new(plan, tokenizer),
+            watch,
+        })
     }
 
     fn finish(&self, summary: &Summary, sink: &JsonlSink, watch: &StopWatch) -> Result<ExitStatus, Failure> {

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use data::{DataError, OutputSteps, PromptSet, PromptText};
-use sampling::{FinishReason, TopToken};
+use sampling::TopToken;
 
 use super::clean::Cleaner;
+use super::select::Selection;
 use crate::cluster::queue::message::{ResponseDone, SampleDone};
-use crate::config::plan::Unfinished;
 use crate::model::checkpoint::TokenTable;
-use crate::output::{CleanResponse, CompletedStep, ResponseOutput, ResumePoint, SampleOutput, TopLogprob};
+use crate::output::{
+    Checked, CleanResponse, CompletedStep, ResponseOutput, ResumePoint, SampleOutput, TopLogprob,
+};
 
 /// One step still to do: positions among the kept prompts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -53,7 +55,7 @@ impl Prompts for PromptSet {
 pub(crate) struct StepCollector<'a> {
     prompts: &'a (dyn Prompts + Sync),
     steps: std::iter::Peekable<std::vec::IntoIter<PendingStep>>,
-    unfinished: Unfinished,
+    selection: Selection,
     /// Responses by position.
     open: BTreeMap<usize, Vec<ResponseOutput>>,
     tokens: &'a TokenTable,
@@ -65,11 +67,11 @@ impl<'a> StepCollector<'a> {
     pub(crate) fn new(
         prompts: &'a (dyn Prompts + Sync),
         steps: Vec<PendingStep>,
-        unfinished: Unfinished,
+        selection: Selection,
         tokens: &'a TokenTable,
     ) -> Self {
         let steps = steps.into_iter().peekable();
-        Self { prompts, steps, unfinished, open: BTreeMap::new(), tokens, cleaner: None }
+        Self { prompts, steps, selection, open: BTreeMap::new(), tokens, cleaner: None }
     }
 
     /// Makes the responses clean, too.
@@ -77,9 +79,9 @@ impl<'a> StepCollector<'a> {
         Self { cleaner: Some(cleaner), ..self }
     }
 
-    /// Takes the responses of the sample at `position`.
-    pub(crate) fn push(&mut self, position: usize, sample: SampleDone) {
-        let response = |response: ResponseDone| ResponseOutput {
+    /// Takes the responses of the sample at `position`, with what is known of each where they are checked.
+    pub(crate) fn push(&mut self, position: usize, sample: SampleDone, checked: &[Checked]) {
+        let response = |(response_idx, response): (usize, ResponseDone)| ResponseOutput {
             text: self.tokens.text(&response.token_ids),
             top_logprobs: response.top_logprobs.map(|places| {
                 let named = |top: Vec<TopToken>| top.into_iter().map(|top| self.named(top)).collect();
@@ -89,8 +91,10 @@ impl<'a> StepCollector<'a> {
             logprobs: response.logprobs,
             finish_reason: response.finish_reason,
             clean: CleanResponse::default(),
+            response_idx: response_idx as u32,
+            checked: checked.get(response_idx).copied().unwrap_or_default(),
         };
-        self.open.insert(position, sample.responses.into_iter().map(response).collect());
+        self.open.insert(position, sample.responses.into_iter().enumerate().map(response).collect());
     }
 
     fn named(&self, TopToken { token: id, logprob }: TopToken) -> TopLogprob {
@@ -110,9 +114,10 @@ impl<'a> StepCollector<'a> {
     /// `None` when the sample is left out: all its responses hit the limit and those are dropped.
     fn take_sample(&mut self, position: usize) -> Result<Option<SampleOutput>, DataError> {
         let mut responses = self.open.remove(&position).unwrap_or_default();
+        let pass_at_k = self.selection.pass_at_k(&responses);
         // A row without responses says why.
-        if !responses.is_empty() && self.unfinished == Unfinished::Drop {
-            responses.retain(|response| response.finish_reason != FinishReason::Length);
+        if !responses.is_empty() {
+            self.selection.keep(&mut responses);
             if responses.is_empty() {
                 return Ok(None);
             }
@@ -126,8 +131,16 @@ impl<'a> StepCollector<'a> {
                 response.clean = cleaner.clean(self.tokens, &prompt, raw, input.end_strings.as_deref());
             }
         }
-        let num_prompt_tokens = num_tokens;
-        Ok(Some(SampleOutput { index, prompt, num_prompt_tokens, error, metadata, input, responses }))
+        Ok(Some(SampleOutput {
+            index,
+            prompt,
+            num_prompt_tokens: num_tokens,
+            error,
+            metadata,
+            input,
+            responses,
+            pass_at_k,
+        }))
     }
 }
 
@@ -135,8 +148,10 @@ impl<'a> StepCollector<'a> {
 mod tests {
     use data::{BatchSizes, DpWorld, DropLast, plan_output_steps};
     use proptest::prelude::*;
+    use sampling::FinishReason;
 
     use super::*;
+    use crate::config::plan::Unfinished;
 
     fn plan(num_samples: usize, global: usize) -> OutputSteps {
         plan_output_steps(num_samples, BatchSizes { global, micro: 1 }, DpWorld { size: 1 }, DropLast::Auto)
@@ -186,9 +201,9 @@ mod tests {
     fn unfinished_responses_are_dropped_when_asked() {
         let (prompts, tokens) = (prompts(2), TokenTable::unknown());
         let steps = pending_steps(&plan(2, 2), 2, resume(0, 0));
-        let mut collector = StepCollector::new(&prompts, steps, Unfinished::Drop, &tokens);
+        let mut collector = StepCollector::new(&prompts, steps, Selection::only(Unfinished::Drop), &tokens);
         for (position, reason) in [(0, FinishReason::Eos), (1, FinishReason::Length)] {
-            collector.push(position, sample(2 * position as u64, [FinishReason::Length, reason]));
+            collector.push(position, sample(2 * position as u64, [FinishReason::Length, reason]), &[]);
         }
         let step = collector.pop().unwrap().unwrap();
         assert_eq!((step.samples.len(), step.samples[0].responses.len(), step.consumed_samples), (1, 1, 2));
@@ -231,10 +246,10 @@ mod tests {
         ) {
             let (prompts, tokens) = (prompts(num as u64), TokenTable::unknown());
             let steps = pending_steps(&plan(num, global), global, resume(0, 0));
-            let mut collector = StepCollector::new(&prompts, steps, Unfinished::Keep, &tokens);
+            let mut collector = StepCollector::new(&prompts, steps, Selection::only(Unfinished::Keep), &tokens);
             let mut done = Vec::new();
             for position in order {
-                collector.push(position, sample(2 * position as u64, [FinishReason::Length; 2]));
+                collector.push(position, sample(2 * position as u64, [FinishReason::Length; 2]), &[]);
                 done.extend(std::iter::from_fn(|| collector.pop().unwrap()));
             }
             let indices: Vec<u64> = done.iter().flat_map(|step| &step.samples).map(|sample| sample.index).collect();

@@ -6,9 +6,10 @@ use std::time::Duration;
 use engine::RunStats;
 use serde::Serialize;
 
+use super::select::PassTotals;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::metrics::FinishReasons;
-use crate::output::write_atomically;
+use crate::output::{Checked, write_atomically};
 use crate::table::{thousands, two_columns};
 
 /// Where the time went, in seconds.
@@ -53,6 +54,26 @@ impl Drafts {
     }
 }
 
+/// What a program said of responses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub(crate) struct CheckCounts {
+    pub(crate) responses: u64,
+    pub(crate) passed: u64,
+    /// Left out of the output, because an earlier one to the same prompt was enough.
+    pub(crate) left_out: u64,
+    /// Those of them that were being generated, and were not to their end.
+    pub(crate) cancelled: u64,
+}
+
+impl CheckCounts {
+    /// Counts in a sample.
+    pub(crate) fn add(&mut self, checked: &[Checked], num_left_out: u64) {
+        self.responses += checked.iter().filter(|checked| checked.verdict.is_some()).count() as u64;
+        self.passed += checked.iter().filter(|checked| checked.is_passed()).count() as u64;
+        self.left_out += num_left_out;
+    }
+}
+
 /// What this run did; what earlier runs on the folder did is not counted.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Summary {
@@ -73,6 +94,12 @@ pub(crate) struct Summary {
     pub(crate) peak_rows: u64,
     pub(crate) swaps: Swaps,
     pub(crate) seconds: Seconds,
+    /// Where a program checks responses.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) checks: Option<CheckCounts>,
+    /// Of the whole job.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(crate) pass_at_k: Option<PassTotals>,
     /// Where tokens were drafted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) speculation: Option<Drafts>,
@@ -97,6 +124,9 @@ impl Summary {
         self.seconds.decode = seconds(stats.decode_time);
         self.seconds.sample = seconds(stats.sample_time);
         self.speculation = Drafts::of(stats);
+        if let Some(checks) = &mut self.checks {
+            checks.cancelled = stats.num_cancelled;
+        }
         if self.seconds.generate > 0.0 {
             self.output_tokens_per_second = round(self.output_tokens as f64 / self.seconds.generate);
         }
@@ -145,6 +175,20 @@ impl Summary {
                     "{preemptions} responses made room: {out} KV blocks to the host and {back} back in {seconds:.2} s"
                 ),
             ));
+        }
+        if let Some(CheckCounts { responses, passed, left_out, cancelled }) = self.checks {
+            let [responses, passed, left_out, cancelled] =
+                [responses, passed, left_out, cancelled].map(thousands);
+            let mut text = format!("{passed} of {responses} responses pass");
+            if left_out != "0" {
+                text.push_str(&format!(
+                    ", {left_out} left out, {cancelled} of them while they were generated"
+                ));
+            }
+            rows.push(("checks", text));
+        }
+        if let Some(text) = self.pass_at_k.as_ref().and_then(PassTotals::text) {
+            rows.push(("pass@k", text));
         }
         if let Some(Drafts { drafted_tokens, accepted_tokens, tokens_per_step }) = self.speculation {
             let (drafted, accepted) = (thousands(drafted_tokens), thousands(accepted_tokens));

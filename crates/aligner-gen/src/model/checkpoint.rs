@@ -6,10 +6,12 @@ use std::sync::Arc;
 
 use data::{ChatTemplate, Date, Tokenizer, TokenizerSpec, open_tokenizer};
 use hydra_config::Node;
+use indicatif::MultiProgress;
 use model_core::{CausalLm, LoadOptions, ModelConfig, ModelPart, RawModelConfig};
 use nemo_format::Checkpoint;
 use sampling::TokenBytes;
 
+use super::loading::WatchedSource;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 
 /// A tokenizer and what else its part of the checkpoint says.
@@ -113,17 +115,20 @@ pub(crate) fn load_model(
     config: ModelConfig,
     options: LoadOptions,
 ) -> Result<Box<dyn CausalLm>, Failure> {
-    Ok(model_core::load_model(config, checkpoint.tensors(), options)?)
+    let source = WatchedSource::new(checkpoint.tensors(), 1.0, &MultiProgress::new());
+    Ok(model_core::load_model(config, &source, options)?)
 }
 
-/// Loads a rank's part of the weights.
+/// Loads a rank's part of the weights; `share`: how much of them that is, for the bar.
 pub(crate) fn load_part(
     checkpoint: &Checkpoint,
     config: ModelConfig,
     options: LoadOptions,
     part: ModelPart,
+    (share, bars): (f64, &MultiProgress),
 ) -> Result<Box<dyn CausalLm>, Failure> {
-    Ok(model_core::load_part(config, checkpoint.tensors(), options, part)?)
+    let source = WatchedSource::new(checkpoint.tensors(), share, bars);
+    Ok(model_core::load_part(config, &source, options, part)?)
 }
 
 /// The bytes of every token, looked up once.

@@ -32,6 +32,9 @@ pub(crate) enum OutputError {
         #[source]
         source: serde_json::Error,
     },
+    /// A line of the results does not say what the totals are made of.
+    #[error("`{}` line {line} cannot be counted for `model.generation.pass_at_k`: {reason}", path.display())]
+    NoPassAtK { path: PathBuf, line: u64, reason: String },
     /// Another run holds the folder.
     #[error("`{}` is in use by another run ({holder}); wait for it, stop it, or set another `exp_manager.explicit_log_dir`", folder.display())]
     InUse { folder: PathBuf, holder: String },

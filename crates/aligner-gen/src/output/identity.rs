@@ -103,6 +103,13 @@ pub(crate) struct Settings {
     pub(crate) drop_unfinished: bool,
     #[serde(rename = "model.generation.output_fields")]
     pub(crate) output_fields: Vec<OutputField>,
+    /// The command whose answers decide what is kept.
+    #[serde(rename = "model.generation.on_response", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) on_response: Option<String>,
+    #[serde(rename = "model.generation.best_of_n", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) best_of_n: Option<String>,
+    #[serde(rename = "model.generation.pass_at_k", default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) pass_at_k: Vec<u32>,
     /// The limit of each field that leaves a sample out; `trt_llm.max_input_len` is one more of the prompt.
     #[serde(rename = "model.data.train_ds.max_seq_length")]
     pub(crate) length_limits: BTreeMap<String, usize>,

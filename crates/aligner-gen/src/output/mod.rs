@@ -3,6 +3,8 @@
 //! It knows nothing of models or tokenizers: texts come in ready. Rules: `docs/guide.rst`, the end of "Running Generation in Aligner".
 
 mod batch;
+mod check;
+mod counted;
 mod disk;
 mod error;
 pub(crate) mod identity;
@@ -17,6 +19,8 @@ mod writer;
 #[cfg(test)]
 mod faults;
 
+pub(crate) use check::{Answer, Checked, Question, Verdict};
+pub(crate) use counted::{pass_at_k_of, read_pass_at_k};
 pub(crate) use error::OutputError;
 pub(crate) use identity::Identity;
 pub(crate) use manifest::{Manifest, write_atomically};

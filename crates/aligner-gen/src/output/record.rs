@@ -1,10 +1,12 @@
 //! One line of `generations.jsonl`: the guide's four keys, and more only when asked for.
 
+use std::collections::BTreeMap;
+
 use data::{InputOfSample, Json, JsonObject};
 use sampling::FinishReason;
 use serde::{Deserialize, Serialize};
 
-use super::{OutputError, python_json};
+use super::{Checked, OutputError, python_json};
 
 /// What `model.generation.output_fields` may add to a line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -26,6 +28,13 @@ pub(crate) enum OutputField {
     Messages,
     /// Why there are no responses; null where there are.
     Error,
+    /// Which of a row's responses they are: fewer than were computed where some are left out.
+    ResponseIndices,
+    /// What the program of `model.generation.on_response` says.
+    Verdicts,
+    Scores,
+    /// The estimates of a row, by `k`.
+    PassAtK,
     /// A key of the record.
     Column(String),
 }
@@ -34,7 +43,7 @@ pub(crate) enum OutputField {
 const FIXED_KEYS: [&str; 4] = ["step", "consumed_samples", "prompt", "responses"];
 
 impl OutputField {
-    const NAMED: [(&str, Self); 11] = [
+    const NAMED: [(&str, Self); 15] = [
         ("metadata", Self::Metadata),
         ("index", Self::Index),
         ("finish_reasons", Self::FinishReasons),
@@ -46,6 +55,10 @@ impl OutputField {
         ("thinking", Self::Thinking),
         ("messages", Self::Messages),
         ("error", Self::Error),
+        ("response_indices", Self::ResponseIndices),
+        ("verdicts", Self::Verdicts),
+        ("scores", Self::Scores),
+        ("pass_at_k", Self::PassAtK),
     ];
 
     fn name(&self) -> &str {
@@ -112,6 +125,9 @@ pub(crate) struct ResponseOutput {
     pub(crate) finish_reason: FinishReason,
     /// Where the output asks for it.
     pub(crate) clean: CleanResponse,
+    /// Its number among the responses to its prompt.
+    pub(crate) response_idx: u32,
+    pub(crate) checked: Checked,
 }
 
 /// A response as people read it.
@@ -134,6 +150,8 @@ pub(crate) struct SampleOutput {
     /// What the output gives back of the record.
     pub(crate) input: InputOfSample,
     pub(crate) responses: Vec<ResponseOutput>,
+    /// Where that is asked for, by `k`; none where there are fewer responses.
+    pub(crate) pass_at_k: BTreeMap<u32, Option<f64>>,
 }
 
 impl SampleOutput {
@@ -251,6 +269,20 @@ impl CompletedStep {
                     line.entry("thinking", &thoughts)?;
                 }
                 OutputField::Error => line.entry("error", &sample.error)?,
+                OutputField::ResponseIndices => {
+                    let idxs: Vec<_> = responses.iter().map(|response| response.response_idx).collect();
+                    line.entry("response_indices", &idxs)?;
+                }
+                OutputField::Verdicts => {
+                    let verdicts: Vec<_> =
+                        responses.iter().map(|response| response.checked.verdict).collect();
+                    line.entry("verdicts", &verdicts)?;
+                }
+                OutputField::Scores => {
+                    let scores: Vec<_> = responses.iter().map(|response| response.checked.score).collect();
+                    line.entry("scores", &scores)?;
+                }
+                OutputField::PassAtK => line.entry("pass_at_k", &sample.pass_at_k)?,
                 OutputField::Messages => line.json("messages", &sample.conversations()),
             }
         }
@@ -261,6 +293,7 @@ impl CompletedStep {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::super::Verdict;
     use super::*;
 
     pub(crate) fn sample(index: u64) -> SampleOutput {
@@ -287,7 +320,10 @@ pub(crate) mod tests {
                 ]),
                 finish_reason: FinishReason::EndString,
                 clean: CleanResponse { answer: "né".to_owned(), thinking: Some("so".to_owned()) },
+                response_idx: 2,
+                checked: Checked { verdict: Some(Verdict::Fail), score: Some(0.5) },
             }],
+            pass_at_k: BTreeMap::from([(1, Some(0.25)), (8, None)]),
         }
     }
 
@@ -323,6 +359,15 @@ pub(crate) mod tests {
         insta::assert_snapshot!(line.split_once("\"input\"").unwrap().1, @r#": {"id": 1.50, "a \"b": null}, "id": 1.50, "a \"b": null, "absent": null, "responses_clean": ["né"], "thinking": ["so"], "messages": [[{"role": "user", "content": "Q"}, {"role": "assistant", "reasoning_content": "so", "content": "né"}]], "top_logprobs": [[[{"id": 7, "text": "né", "logprob": -0.5}], []]]}"#);
         let names: Vec<String> = fields.into_iter().map(String::from).collect();
         assert_eq!(names[..3], ["input", "id", "a \"b"]);
+    }
+
+    #[test]
+    fn verdicts_stand_beside_responses() {
+        let step = CompletedStep { step: 1, consumed_samples: 1, samples: vec![sample(0)] };
+        let fields = ["response_indices", "verdicts", "scores", "pass_at_k"];
+        let fields = fields.map(|name| OutputField::from(name.to_owned()));
+        let line = String::from_utf8(step.to_jsonl(&fields).unwrap()).unwrap();
+        insta::assert_snapshot!(line.split_once("\"responses\"").unwrap().1, @r#": ["né�<extra_id_1>"], "response_indices": [2], "verdicts": ["fail"], "scores": [0.5], "pass_at_k": {"1": 0.25, "8": null}}"#);
     }
 
     #[test]

@@ -27,10 +27,10 @@ pub fn load_prompts(
     limits: &LengthLimits,
     on_unusable: impl Into<OnUnusable>,
 ) -> Result<PromptSet, DataError> {
-    load_all_prompts(&[path.to_owned()], builder, limits, on_unusable)
+    load_all_prompts(&[path.to_owned()], builder, limits, on_unusable, &|| {})
 }
 
-/// The same for several files, one after the other.
+/// The same for several files, one after the other. `seen` is called for each record, by several threads.
 ///
 /// # Errors
 /// As [`load_prompts`].
@@ -39,11 +39,13 @@ pub fn load_all_prompts(
     builder: PromptBuilder,
     limits: &LengthLimits,
     on_unusable: impl Into<OnUnusable>,
+    seen: &(dyn Fn() + Sync),
 ) -> Result<PromptSet, DataError> {
     let fields: Vec<TokenField> = limits.fields.iter().map(|&(field, _)| field).collect();
     let on_unusable = on_unusable.into();
     let columns = Columns::new(&builder.input().columns);
     let prepare = |line, object: Result<JsonObject, RecordError>| {
+        seen();
         let object = object?;
         columns.see(line, &object);
         let length_hint = builder.length_hint(&object)?;

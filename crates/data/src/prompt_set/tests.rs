@@ -103,7 +103,8 @@ fn several_files_are_counted_through() {
             std::fs::write(&path, text).unwrap();
             path
         });
-    let set = load_all_prompts(&paths, builder(), &LengthLimits::default(), OnBadRecord::Skip).unwrap();
+    let set =
+        load_all_prompts(&paths, builder(), &LengthLimits::default(), OnBadRecord::Skip, &|| {}).unwrap();
     let indices: Vec<u64> = all(&set).iter().map(|prompt| prompt.index).collect();
     assert_eq!(indices, [0, 1, 3]);
     let shown = |text: String| text.replace(&folder.path().display().to_string(), "");
@@ -111,7 +112,7 @@ fn several_files_are_counted_through() {
     assert_eq!(shown(set.bad[0].place.clone()), "2 of `/b.jsonl`");
     let single = load_prompts(&paths[0], builder(), &LengthLimits::default(), OnBadRecord::Skip).unwrap();
     assert!(single.fingerprint != set.fingerprint && single.place(1) == "1");
-    let refused = load_all_prompts(&paths, builder(), &LengthLimits::default(), OnBadRecord::Refuse);
+    let refused = load_all_prompts(&paths, builder(), &LengthLimits::default(), OnBadRecord::Refuse, &|| {});
     insta::assert_snapshot!(shown(refused.err().unwrap().to_string()), @r"
     1 of 4 records of `/a.jsonl`, `/b.jsonl` cannot be used:
       line 2 of `/b.jsonl`: not JSON at column 1: expected a value, found `x`

@@ -51,10 +51,12 @@ struct Sim {
     /// The rows of each step whose tokens have not been reported to the scheduler, and who ended with it.
     in_flight: VecDeque<(Vec<RowSpan>, Vec<SeqId>)>,
     run_ahead: usize,
+    /// The end of some responses cancels those behind them.
+    cancels: bool,
 }
 
 impl Sim {
-    fn run(cases: &[Case], limits: EngineLimits, run_ahead: usize) -> Self {
+    fn run(cases: &[Case], limits: EngineLimits, run_ahead: usize, cancels: bool) -> Self {
         let mut sim = Self {
             scheduler: Scheduler::new(limits).unwrap(),
             lens: (0..)
@@ -70,6 +72,7 @@ impl Sim {
             finished: HashSet::new(),
             in_flight: VecDeque::new(),
             run_ahead,
+            cancels,
         };
         let mut input = cases.iter();
         let mut input_ended = false;
@@ -107,8 +110,21 @@ impl Sim {
                     }
                 }
                 sim.scheduler.end(&ended);
+                for id in ended {
+                    if sim.cancels && (id.group_idx + 1) % 3 > 0 {
+                        sim.cancel_behind(id);
+                    }
+                }
             }
         }
+    }
+
+    /// Cancels the responses behind one that have not ended.
+    fn cancel_behind(&mut self, id: SeqId) {
+        let num_seqs = self.lens[&id.group_idx].1.len() as u32;
+        let behind = (id.response_idx + 1..num_seqs).map(|response_idx| SeqId { response_idx, ..id });
+        let cancelled: Vec<SeqId> = behind.filter(|&id| self.finished.insert(id)).collect();
+        self.scheduler.cancel(&cancelled);
     }
 
     /// Whether there is room, by what is known from earlier prompts as by a look at all of them.
@@ -273,9 +289,10 @@ proptest! {
         num_blocks in 16_usize..90,
         num_host_blocks in prop_oneof![Just(0_usize), 1_usize..5, 5_usize..90],
         run_ahead in 0_usize..5,
+        cancels in any::<bool>(),
     ) {
         let limits = EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
-        let sim = Sim::run(&cases, limits, run_ahead);
+        let sim = Sim::run(&cases, limits, run_ahead, cancels);
         prop_assert_eq!(sim.finished.len(), cases.iter().map(|case| case.lens.len()).sum::<usize>());
         let Scheduler { pool, num_promised_blocks, siblings, .. } = &sim.scheduler;
         prop_assert_eq!((pool.num_free(), pool.num_held(), *num_promised_blocks), (num_blocks, 0, 0));
@@ -341,7 +358,7 @@ fn a_prefill_that_leaves_seats_is_followed_by_another() {
 #[test]
 fn a_request_for_more_responses_than_seats_runs_in_parts() {
     let case = Case { group: group(0, 6, 5, 3), lens: vec![3; 5] };
-    let sim = Sim::run(&[case], limits(2, 100, 7), 0);
+    let sim = Sim::run(&[case], limits(2, 100, 7), 0, false);
     assert_eq!(sim.finished.len(), 5);
     assert_eq!(sim.prefill_order, [0], "the prompt is computed once");
 }

@@ -26,6 +26,25 @@ fn references_keep_their_type() {
 }
 
 #[test]
+fn what_is_escaped_stands_for_itself() {
+    let texts = [
+        "${x}",
+        "a \\${x} ${y}",
+        "\\\\${HOME} \\n $x {} \\",
+        "awk '{print $1}' \"${a[@]}\"",
+        "$${x}",
+        "plain \\ $",
+        r#"cat > "${OUT}"; echo '\'' \" ${x#*y}"#,
+    ];
+    for text in texts {
+        let escaped = crate::overrides::without_interpolation(text);
+        let root = Node::Map([("a".to_owned(), Node::from(escaped.as_str()))].into());
+        let resolved = resolve_tree(&root, &|_| None).unwrap();
+        assert_eq!(resolved.get("a"), Some(&Node::from(text)), "{escaped}");
+    }
+}
+
+#[test]
 fn resolvers_compute() {
     assert_eq!(at("e: 4096\nm: '${int_div:${e}, 2}'\ni: '${subtract:${e}, ${m}}'", "i"), Node::Int(2048));
     assert_eq!(at("a: '${int_div:-7,2}'", "a"), Node::Int(-4));

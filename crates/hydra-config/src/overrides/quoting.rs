@@ -102,6 +102,22 @@ pub(super) fn unescaped(text: &str) -> String {
     out
 }
 
+/// A string that stands for itself where interpolations are resolved: `$` before `{` is escaped, and with it what stands
+/// before that and would be an escape.
+pub fn without_interpolation(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    let mut num_backslashes = 0;
+    let mut rest = value.chars().peekable();
+    while let Some(c) = rest.next() {
+        if c == '$' && rest.peek() == Some(&'{') {
+            out.extend(std::iter::repeat_n('\\', num_backslashes + 1));
+        }
+        num_backslashes = if c == '\\' { num_backslashes + 1 } else { 0 };
+        out.push(c);
+    }
+    out
+}
+
 /// A string in double quotes, as an override has it: backslashes count only before a quote.
 pub fn quoted(value: &str) -> String {
     let mut out = String::from("\"");

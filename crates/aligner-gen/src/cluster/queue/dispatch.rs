@@ -6,7 +6,7 @@
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
-use engine::Request;
+use engine::{Cancellation, Request};
 
 use crate::cluster::topology::{Rank, Replica, Topology};
 use crate::exit::{ExitStatus, Failure};
@@ -35,6 +35,8 @@ pub(crate) enum Event {
     Committed(usize),
     /// Nothing can be written any more, for this reason.
     WriterFailed(String),
+    /// A rank need not compute these.
+    Cancel(Rank, Cancellation),
 }
 
 /// What the desk works on.
@@ -58,11 +60,16 @@ pub(crate) struct Desk<'a> {
     pub(crate) server: Option<&'a Server>,
     /// Takes each finished sample once, with its position.
     pub(crate) finished: Box<dyn Fn(usize, SampleDone) + Send + 'a>,
+    /// Takes each response of a sample that is not finished, with the rank that computed it, the sample's position and the
+    /// response's number. It may come from several ranks.
+    pub(crate) responded: Box<dyn Fn(Rank, usize, u32, ResponseDone) + Send + 'a>,
 }
 
 /// How the job ended.
 #[derive(Debug)]
 pub(crate) struct DeskReport {
+    /// Why it ended.
+    pub(crate) stop: Option<Stop>,
     /// The failure of another rank, with its exit code.
     pub(crate) failure: Option<Failure>,
     /// What the other ranks computed, those that said so.
@@ -119,6 +126,7 @@ impl Desk<'_> {
             }
         }
         DeskReport {
+            stop: state.stop.clone(),
             samples_by_rank: state.samples_by_rank(),
             failure: state.failure,
             others_worked: state.others_worked,
@@ -168,6 +176,11 @@ impl State<'_, '_> {
             }
             // The writer itself ends rank 0 with it.
             Event::WriterFailed(message) => self.begin_stop(&Stop::Failed { message }),
+            Event::Cancel(rank, cancellation) => {
+                if self.peers.get(rank as usize).is_some_and(|peer| !peer.left) {
+                    self.send(rank, FromZero::Cancel(cancellation));
+                }
+            }
         }
     }
 
@@ -196,6 +209,12 @@ impl State<'_, '_> {
                     self.begin_stop(&Stop::Finished);
                 }
                 self.deal(replica);
+            }
+            ToZero::Response { sample_idx, response_idx, response } => {
+                let position = (self.desk.position_of)(sample_idx);
+                if let Some(position) = position.filter(|&position| self.table.is_open(position)) {
+                    (self.desk.responded)(rank, position, response_idx, response);
+                }
             }
             ToZero::Leaving(Leaving { why, worked }) => {
                 self.others_worked.push(worked);
@@ -461,6 +480,7 @@ mod tests {
             local,
             server: None,
             finished: Box::new(|_, _| {}),
+            responded: Box::new(|_, _, _, _| {}),
         };
         let leaving = || ToZero::Leaving(Leaving { why: Why::Told, worked: Worked::default() });
         events.send(Event::From(1, ToZero::Hello(hello))).unwrap();

@@ -291,6 +291,11 @@ impl<'a> LeaseTable<'a> {
         self.num_waiting_bytes -= written.values().sum::<usize>();
     }
 
+    /// Whether nobody has finished a sample that was dealt out.
+    pub(crate) fn is_open(&self, position: usize) -> bool {
+        self.leased.contains_key(&position) || self.returned.contains(&position)
+    }
+
     /// Samples that nobody has finished.
     pub(crate) fn num_unfinished(&self) -> usize {
         self.order.num_left() + self.returned.len() + self.leased.len()

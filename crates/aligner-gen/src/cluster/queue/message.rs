@@ -2,7 +2,7 @@
 
 mod wire;
 
-use engine::{Request, RunStats};
+use engine::{Cancellation, Request, RunStats};
 use sampling::{FinishReason, TopToken};
 
 use crate::cluster::topology::{Rank, Topology};
@@ -12,7 +12,7 @@ use crate::output::Identity;
 use wire::{Reader, Writer};
 
 /// Raised with every change of a message: ranks of different builds must not talk past each other.
-pub(crate) const VERSION: u8 = 6;
+pub(crate) const VERSION: u8 = 7;
 
 /// From a rank to rank 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,6 +23,8 @@ pub(crate) enum ToZero {
     Ready { capacity: u32 },
     /// Finished samples.
     Done(Vec<SampleDone>),
+    /// A finished response of a sample that is not, where responses are checked.
+    Response { sample_idx: u64, response_idx: u32, response: ResponseDone },
     /// A sign of life.
     Alive,
     /// The last message.
@@ -74,6 +76,7 @@ pub(crate) struct Worked {
     pub(crate) decode_rows: u64,
     pub(crate) drafted_tokens: u64,
     pub(crate) accepted_tokens: u64,
+    pub(crate) num_cancelled: u64,
 }
 
 impl Worked {
@@ -84,9 +87,17 @@ impl Worked {
             decode_rows,
             drafted_tokens,
             accepted_tokens,
+            num_cancelled,
             ..
         } = stats;
-        Self { prompt_tokens, cached_prompt_tokens, decode_rows, drafted_tokens, accepted_tokens }
+        Self {
+            prompt_tokens,
+            cached_prompt_tokens,
+            decode_rows,
+            drafted_tokens,
+            accepted_tokens,
+            num_cancelled,
+        }
     }
 
     /// Adds it to what another rank computed.
@@ -96,6 +107,7 @@ impl Worked {
         stats.decode_rows += self.decode_rows;
         stats.drafted_tokens += self.drafted_tokens;
         stats.accepted_tokens += self.accepted_tokens;
+        stats.num_cancelled += self.num_cancelled;
     }
 }
 
@@ -117,6 +129,8 @@ pub(crate) enum FromZero {
     Welcome { longest_sequence_tokens: u64, num_sequences: u64 },
     /// Samples to compute.
     Grant(Vec<Request>),
+    /// Responses of a sample that are not wanted any more.
+    Cancel(Cancellation),
     /// The end.
     Stop(Stop),
 }
@@ -188,6 +202,12 @@ impl ToZero {
                 out.list(samples, Writer::sample);
             }
             Self::Alive => out.u8(3),
+            Self::Response { sample_idx, response_idx, response } => {
+                out.u8(5);
+                out.u64(*sample_idx);
+                out.u32(*response_idx);
+                out.response(response);
+            }
             Self::Leaving(Leaving { why, worked }) => {
                 out.u8(4);
                 out.worked(*worked);
@@ -233,6 +253,11 @@ impl ToZero {
                 };
                 Self::Leaving(Leaving { why, worked })
             }
+            5 => Self::Response {
+                sample_idx: input.u64()?,
+                response_idx: input.u32()?,
+                response: input.response()?,
+            },
             _ => return Err(input.damaged()),
         };
         input.end()?;
@@ -259,6 +284,11 @@ impl FromZero {
                     out.own_rules(request.own.as_deref());
                     out.foresight(request.foresight);
                 });
+            }
+            Self::Cancel(Cancellation { sample_idx, last_wanted }) => {
+                out.u8(3);
+                out.u64(*sample_idx);
+                out.u32(*last_wanted);
             }
             Self::Stop(stop) => {
                 out.u8(2);
@@ -299,6 +329,7 @@ impl FromZero {
                 2 => Stop::Failed { message: input.text()? },
                 _ => return Err(input.damaged()),
             }),
+            3 => Self::Cancel(Cancellation { sample_idx: input.u64()?, last_wanted: input.u32()? }),
             _ => return Err(input.damaged()),
         };
         input.end()?;
@@ -351,15 +382,25 @@ mod tests {
             any::<u32>().prop_map(|capacity| ToZero::Ready { capacity }),
             prop::collection::vec(sample, 0..3).prop_map(ToZero::Done),
             Just(ToZero::Alive),
-            (why, any::<[u64; 5]>()).prop_map(|(why, counts)| {
-                let [prompt_tokens, cached_prompt_tokens, decode_rows, drafted_tokens, accepted_tokens] =
-                    counts;
+            (any::<u64>(), any::<u32>(), response()).prop_map(|(sample_idx, response_idx, response)| {
+                ToZero::Response { sample_idx, response_idx, response }
+            }),
+            (why, any::<[u64; 6]>()).prop_map(|(why, counts)| {
+                let [
+                    prompt_tokens,
+                    cached_prompt_tokens,
+                    decode_rows,
+                    drafted_tokens,
+                    accepted_tokens,
+                    num_cancelled,
+                ] = counts;
                 let worked = Worked {
                     prompt_tokens,
                     cached_prompt_tokens,
                     decode_rows,
                     drafted_tokens,
                     accepted_tokens,
+                    num_cancelled,
                 };
                 ToZero::Leaving(Leaving { why, worked })
             }),
@@ -408,6 +449,9 @@ mod tests {
                 FromZero::Welcome { longest_sequence_tokens, num_sequences }
             }),
             prop::collection::vec(request, 0..3).prop_map(FromZero::Grant),
+            (any::<u64>(), any::<u32>()).prop_map(|(sample_idx, last_wanted)| {
+                FromZero::Cancel(Cancellation { sample_idx, last_wanted })
+            }),
             Just(FromZero::Stop(Stop::Finished)),
             (any::<u8>(), ".{0,9}").prop_map(|(code, reason)| FromZero::Stop(Stop::Early { code, reason })),
             ".{0,9}".prop_map(|message| FromZero::Stop(Stop::Failed { message })),
@@ -443,6 +487,7 @@ mod tests {
             decode_rows: 100 * factor,
             drafted_tokens: 1_000 * factor,
             accepted_tokens: 10_000 * factor,
+            num_cancelled: 100_000 * factor,
             ..RunStats::default()
         };
         let mut stats = counts(1);
@@ -455,7 +500,7 @@ mod tests {
         let error = FromZero::decode(&[9, 0]).unwrap_err().to_string();
         assert_eq!(
             error,
-            "a message of version 9, this program has version 6: all ranks must run the same program"
+            "a message of version 9, this program has version 7: all ranks must run the same program"
         );
     }
 }

@@ -3,11 +3,17 @@
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::time::Duration;
 
-use engine::{Activity, Completion, Engine, EngineError, EngineLimits, Request, RunStats, Supply};
+use engine::{
+    Activity, Cancellation, Cancellations, Completion, Engine, EngineError, EngineLimits, Request, RunStats,
+    Supply,
+};
 use model_spec::blocks_for;
+
+use crate::config::plan::GenerationPlan;
 
 use super::message::{FromZero, ResponseDone, SampleDone, Stop, ToZero};
 use super::{Heard, Mailbox};
@@ -35,8 +41,24 @@ pub(crate) fn capacity(limits: &EngineLimits, longest_sequence_tokens: usize, nu
     u32::try_from(at_once + at_once.div_ceil(8)).unwrap_or(u32::MAX)
 }
 
+/// Whether rank 0 is told of every response as soon as it has ended, or of whole samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tells {
+    Responses,
+    Samples,
+}
+
+impl Tells {
+    /// Responses are wanted at once where they are checked.
+    pub(crate) fn of(plan: &GenerationPlan) -> Self {
+        if plan.checks.on_response.is_some() { Self::Responses } else { Self::Samples }
+    }
+}
+
 struct State<'a> {
     mailbox: &'a Mailbox,
+    tells: Tells,
+    cancellations: Arc<Cancellations>,
     /// Leased and not begun.
     backlog: VecDeque<Request>,
     /// Responses of samples that are begun, in their places.
@@ -48,9 +70,17 @@ struct State<'a> {
 pub(crate) fn work(
     engine: &mut Engine,
     mailbox: &Mailbox,
+    tells: Tells,
     should_leave: &dyn Fn() -> bool,
 ) -> Result<(WorkerEnd, RunStats), EngineError> {
-    let state = RefCell::new(State { mailbox, backlog: VecDeque::new(), open: HashMap::new(), ended: None });
+    let state = RefCell::new(State {
+        mailbox,
+        tells,
+        cancellations: engine.cancellations(),
+        backlog: VecDeque::new(),
+        open: HashMap::new(),
+        ended: None,
+    });
     let stats = engine.run(
         &mut |activity| state.borrow_mut().next_request(activity),
         &mut |completion| {
@@ -107,6 +137,7 @@ impl State<'_> {
     fn hear(&mut self, heard: Heard) {
         match heard {
             Ok(FromZero::Grant(requests)) => self.backlog.extend(requests),
+            Ok(FromZero::Cancel(cancellation)) => self.cancel(cancellation),
             Ok(FromZero::Stop(stop)) => self.ended = Some(WorkerEnd::Told(stop)),
             // Said once, before there was an engine.
             Ok(FromZero::Welcome { .. }) => {}
@@ -118,10 +149,28 @@ impl State<'_> {
         let Completion { sample_idx, response_idx, token_ids, finish_reason, logprobs, top_logprobs } =
             completion;
         let Some(responses) = self.open.get_mut(&sample_idx) else { return };
-        if let Some(slot) = responses.get_mut(response_idx as usize) {
-            *slot = Some(ResponseDone { token_ids, finish_reason, logprobs, top_logprobs });
+        // One that was cancelled has no place any more.
+        let Some(slot) = responses.get_mut(response_idx as usize) else { return };
+        let response = ResponseDone { token_ids, finish_reason, logprobs, top_logprobs };
+        if self.tells == Tells::Responses {
+            let response = response.clone();
+            (self.mailbox.say)(ToZero::Response { sample_idx, response_idx, response });
         }
-        if responses.iter().all(Option::is_some) {
+        *slot = Some(response);
+        self.finish_if_whole(sample_idx);
+    }
+
+    /// Leaves out responses that are not wanted any more.
+    fn cancel(&mut self, cancellation: Cancellation) {
+        let Cancellation { sample_idx, last_wanted } = cancellation;
+        let Some(responses) = self.open.get_mut(&sample_idx) else { return };
+        responses.truncate((last_wanted as usize).saturating_add(1));
+        self.cancellations.cancel(cancellation);
+        self.finish_if_whole(sample_idx);
+    }
+
+    fn finish_if_whole(&mut self, sample_idx: u64) {
+        if self.open.get(&sample_idx).is_some_and(|responses| responses.iter().all(Option::is_some)) {
             let responses = self.open.remove(&sample_idx).into_iter().flatten().flatten().collect();
             (self.mailbox.say)(ToZero::Done(vec![SampleDone { sample_idx, responses }]));
         }

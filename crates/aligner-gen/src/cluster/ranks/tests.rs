@@ -81,6 +81,12 @@ fn without_a_launcher_the_program_is_one() {
     assert_eq!(find("", devices(8, 1)).unwrap(), launcher(0, 8, 8, None));
     let node = "NODE_RANK=1 MASTER_ADDR=h MASTER_PORT=9";
     assert_eq!(find(node, devices(4, 2)).unwrap(), launcher(4, 4, 8, Some(("h", 9))));
+    let pod = "JOB_COMPLETION_INDEX=1 MASTER_ADDR=h-0.h MASTER_PORT=9";
+    assert_eq!(find(pod, devices(4, 2)).unwrap(), launcher(4, 4, 8, Some(("h-0.h", 9))));
+    // Each pod of a job of one machine has a job of its own.
+    assert_eq!(find(pod, devices(4, 1)).unwrap(), launcher(0, 4, 4, None));
+    let both = "NODE_RANK=0 JOB_COMPLETION_INDEX=1 MASTER_ADDR=h MASTER_PORT=9";
+    assert_eq!(find(both, devices(4, 2)).unwrap(), launcher(0, 4, 8, Some(("h", 9))));
     // A shell in an allocation, a batch script without srun, a shell that is a step.
     let outside = [
         SLURM.replace("SLURM_STEP_ID=0", ""),
@@ -110,8 +116,10 @@ fn contradictions_print_both() {
     insta::assert_snapshot!(message("RANK=4 WORLD_SIZE=4 LOCAL_RANK=0", devices(4, 1)), @"torchrun says `RANK=4` with `WORLD_SIZE=4`: a rank must be below the number of ranks");
     insta::assert_snapshot!(message("RANK=x WORLD_SIZE=4 LOCAL_RANK=0", devices(4, 1)), @"the environment variable RANK must be a whole number, found `x`");
     insta::assert_snapshot!(message("MASTER_PORT=70000 RANK=0 WORLD_SIZE=4 LOCAL_RANK=0", devices(4, 1)), @"MASTER_PORT must be from 1 to 65535, found 70000");
-    insta::assert_snapshot!(message("", devices(8, 4)), @"`trainer.num_nodes=4` is for 4 machines, and nothing has started this process on them: start it with srun, torchrun or mpirun, or once on each machine with NODE_RANK, MASTER_ADDR and MASTER_PORT set; for this machine alone set `trainer.num_nodes=1`");
+    insta::assert_snapshot!(message("", devices(8, 4)), @"`trainer.num_nodes=4` is for 4 machines, and nothing has started this process on them: start it with srun, torchrun or mpirun, or once on each machine with NODE_RANK (in an indexed Job of Kubernetes JOB_COMPLETION_INDEX is there), MASTER_ADDR and MASTER_PORT set; for this machine alone set `trainer.num_nodes=1`");
     insta::assert_snapshot!(message("NODE_RANK=4 MASTER_ADDR=h MASTER_PORT=1", devices(8, 4)), @"`NODE_RANK=4`, but `trainer.num_nodes=4`: it must be below");
+    insta::assert_snapshot!(message("JOB_COMPLETION_INDEX=4 MASTER_ADDR=h MASTER_PORT=1", devices(8, 4)), @"`JOB_COMPLETION_INDEX=4`, but `trainer.num_nodes=4`: it must be below");
+    insta::assert_snapshot!(message("JOB_COMPLETION_INDEX=x MASTER_ADDR=h MASTER_PORT=1", devices(8, 4)), @"the environment variable JOB_COMPLETION_INDEX must be a whole number, found `x`");
 }
 
 #[test]

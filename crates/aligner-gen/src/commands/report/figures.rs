@@ -1,10 +1,12 @@
 //! The numbers of a report, from lines of results. Pure.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use data::{Json, JsonObject};
 
+use crate::job::select::PassTotals;
 use crate::metrics::SeriesPoint;
+use crate::output::pass_at_k_of;
 use crate::table::{human_bytes, thousands, two_columns};
 
 /// One line of results, as far as a report shows it.
@@ -13,6 +15,10 @@ pub(super) struct Sample {
     pub(super) prompt: String,
     pub(super) responses: Vec<Response>,
     pub(super) error: Option<String>,
+    /// What a program said of each response.
+    pub(super) verdicts: Vec<String>,
+    /// By `k`.
+    pub(super) pass_at_k: BTreeMap<u32, Option<f64>>,
 }
 
 /// One response.
@@ -66,7 +72,15 @@ impl Sample {
             Some(Json::String(text)) => Some(text.clone()),
             _ => None,
         };
-        Ok(Self { prompt: text_of("prompt").unwrap_or_default(), responses, error: text_of("error") })
+        let text = |item: &Json| if let Json::String(text) = item { Some(text.clone()) } else { None };
+        Ok(Self {
+            prompt: text_of("prompt").unwrap_or_default(),
+            responses,
+            error: text_of("error"),
+            verdicts: of_responses("verdicts").iter().filter_map(text).collect(),
+            // A key of the records may be called so.
+            pass_at_k: pass_at_k_of(&line).unwrap_or_default(),
+        })
     }
 }
 
@@ -96,6 +110,7 @@ impl Sample {
             prompt: text(line.get("custom_id")).unwrap_or_default(),
             responses: choices.iter().map(response).collect(),
             error: text(object(line.get("error"), "message").as_ref()),
+            ..Self::default()
         }
     }
 }
@@ -124,6 +139,9 @@ pub(super) struct Figures {
     pub(super) logprobs: Vec<f64>,
     /// How many responses ended for which reason, where the lines say so; in the order in which they came.
     pub(super) finish_reasons: Vec<(String, u64)>,
+    /// The same for what a program said of them.
+    verdicts: Vec<(String, u64)>,
+    pass_at_k: PassTotals,
     /// Responses of a sample that an earlier one of the same sample is equal to.
     pub(super) num_repeated_in_sample: u64,
     /// Responses, by a hash of their text.
@@ -148,6 +166,8 @@ impl Figures {
             num_chars: Vec::new(),
             logprobs: Vec::new(),
             finish_reasons: Vec::new(),
+            verdicts: Vec::new(),
+            pass_at_k: PassTotals::default(),
             num_repeated_in_sample: 0,
             texts: HashMap::new(),
             samples: Vec::new(),
@@ -161,6 +181,8 @@ impl Figures {
         let idx = self.num_samples;
         self.num_samples += 1;
         self.num_errors += u64::from(sample.error.is_some());
+        sample.verdicts.iter().for_each(|verdict| count_in(&mut self.verdicts, verdict));
+        self.pass_at_k.add(&sample.pass_at_k);
         let mut own = Vec::with_capacity(sample.responses.len());
         for response in &sample.responses {
             self.num_responses += 1;
@@ -168,10 +190,7 @@ impl Figures {
             self.num_tokens.extend(response.num_tokens.map(|num_tokens| num_tokens as f64));
             self.logprobs.extend(response.mean_logprob);
             if let Some(reason) = &response.finish_reason {
-                match self.finish_reasons.iter_mut().find(|(known, _)| known == reason) {
-                    Some((_, count)) => *count += 1,
-                    None => self.finish_reasons.push((reason.clone(), 1)),
-                }
+                count_in(&mut self.finish_reasons, reason);
             }
             let hash = *blake3::hash(response.text.as_bytes()).as_bytes();
             self.num_repeated_in_sample += u64::from(own.contains(&hash));
@@ -224,12 +243,17 @@ impl Figures {
         if let Some(spread) = Spread::of(&self.num_chars) {
             rows.push(("characters a response", spread.line(0)));
         }
-        if !self.finish_reasons.is_empty() {
-            let share = |count: u64| 100.0 * count as f64 / self.num_responses.max(1) as f64;
-            let reasons = self.finish_reasons.iter();
-            let texts = reasons
-                .map(|(reason, count)| format!("{reason} {} ({:.1} %)", thousands(*count), share(*count)));
-            rows.push(("ended by", texts.collect::<Vec<_>>().join(", ")));
+        for (name, counts) in [("ended by", &self.finish_reasons), ("verdicts", &self.verdicts)] {
+            if !counts.is_empty() {
+                let share = |count: u64| 100.0 * count as f64 / self.num_responses.max(1) as f64;
+                let text = |(of, count): &(String, u64)| {
+                    format!("{of} {} ({:.1} %)", thousands(*count), share(*count))
+                };
+                rows.push((name, counts.iter().map(text).collect::<Vec<_>>().join(", ")));
+            }
+        }
+        if let Some(text) = self.pass_at_k.text() {
+            rows.push(("pass@k", text));
         }
         if let Some(spread) = Spread::of(&self.logprobs) {
             rows.push(("mean log-probability", spread.line(3)));
@@ -249,6 +273,14 @@ impl Figures {
             rows.push(("peak memory", human_bytes(peak as u64)));
         }
         rows
+    }
+}
+
+/// Counts in one more of a kind.
+fn count_in(counts: &mut Vec<(String, u64)>, kind: &str) {
+    match counts.iter_mut().find(|(known, _)| known == kind) {
+        Some((_, count)) => *count += 1,
+        None => counts.push((kind.to_owned(), 1)),
     }
 }
 
@@ -338,6 +370,21 @@ mod tests {
         repeated responses  0 equal to an earlier one, 0 to one of their own sample
         ");
         assert_eq!(figures(9).most_repeated(5), [(3, "ab")]);
+    }
+
+    #[test]
+    fn what_a_program_said_is_among_the_figures() {
+        let mut figures = Figures::new(0);
+        figures.add(sample(
+            r#"{"responses": ["a", "b"], "verdicts": ["pass", "fail"], "pass_at_k": {"1": 0.5, "2": 1.0}}"#,
+        ));
+        figures.add(sample(
+            r#"{"responses": ["c", "d"], "verdicts": [null, "fail"], "pass_at_k": {"1": 0.0, "2": 0.0}}"#,
+        ));
+        let rows = figures.rows(&[]);
+        let text = |name: &str| rows.iter().find(|(known, _)| *known == name).map(|(_, text)| text.as_str());
+        assert_eq!(text("verdicts"), Some("pass 1 (25.0 %), fail 2 (50.0 %)"));
+        assert_eq!(text("pass@k"), Some("pass@1 0.2500, pass@2 0.5000 over 2 rows"));
     }
 
     #[test]

@@ -13,9 +13,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use data::{Json, JsonObject, parse_object};
+use indicatif::MultiProgress;
 
 use crate::config::cli::ReportArgs;
 use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::job::progress::ReadingBar;
 use crate::metrics::{self, SeriesPoint};
 use crate::output::{OutputFolder, write_atomically};
 use figures::{Figures, Sample};
@@ -81,6 +83,7 @@ fn read_lines(path: &Path, most_samples: usize) -> Result<Figures, Failure> {
     let file = File::open(path).with_context(cannot_read).exit_with(ExitStatus::Data)?;
     let mut input = BufReader::with_capacity(1 << 17, file);
     let mut figures = Figures::new(most_samples);
+    let reading = ReadingBar::start(&MultiProgress::new());
     let mut line = 0_u64;
     loop {
         let mut bytes = Vec::new();
@@ -89,6 +92,7 @@ fn read_lines(path: &Path, most_samples: usize) -> Result<Figures, Failure> {
             return Ok(figures);
         }
         line += 1;
+        reading.record();
         let sample = parse_object(&bytes).map_err(|error| error.to_string()).and_then(Sample::read);
         let sample = sample
             .map_err(|reason| {

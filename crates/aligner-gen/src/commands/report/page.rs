@@ -160,7 +160,7 @@ mod tests {
         let response =
             Response { text: text.to_owned(), finish_reason: Some(text.to_owned()), ..Response::default() };
         let responses = vec![response.clone(), response];
-        figures.add(Sample { prompt: text.to_owned(), responses, error: None });
+        figures.add(Sample { prompt: text.to_owned(), responses, ..Sample::default() });
         figures
     }
 

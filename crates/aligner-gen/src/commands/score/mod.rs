@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use engine::{Completion, Draftable, Engine, Foresight, Goal, Proposer, Request, SeqId, StepTime, Supply};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use model_core::{Backend, LoadOptions, Reduction};
 use model_spec::ShardPlace;
 use nemo_format::Checkpoint;
@@ -65,7 +66,7 @@ pub(crate) fn run(arguments: &ScoreArgs) -> Result<(), Failure> {
     let tokens = Arc::new(TokenTable::unknown());
     let engine = Engine::new(model, Box::new(sampler), StopConditions::default(), tokens, memory.limits)?;
     let mut engine = engine.with_proposer(Box::new(Known::new(Arc::clone(&texts))));
-    score_file(arguments, &scoring, &mut engine, &texts)
+    score_file(arguments, &scoring, &mut engine, &texts, input.num_responses)
 }
 
 /// What is known of the input before anything is computed.
@@ -112,14 +113,20 @@ fn score_file(
     scoring: &Scoring<'_>,
     engine: &mut Engine,
     texts: &ForcedTexts,
+    num_responses: usize,
 ) -> Result<(), Failure> {
     let cannot_write = || format!("cannot write `{}`", arguments.output.display());
     let file = File::create(&arguments.output).with_context(cannot_write).exit_with(ExitStatus::Failed)?;
     let mut out = BufWriter::new(file);
     let mut chunk: Vec<TokenizedLine> = Vec::new();
     let mut index = 0;
+    let bar =
+        ProgressBar::with_draw_target(Some(num_responses as u64), ProgressDrawTarget::stderr_with_hz(4));
+    if let Ok(style) = ProgressStyle::with_template("{bar:24} {human_pos}/{human_len} responses ETA {eta}") {
+        bar.set_style(style);
+    }
     let mut flush = |chunk: &mut Vec<TokenizedLine>| -> Result<(), Failure> {
-        for line in score_chunk(engine, texts, chunk, index)? {
+        for line in score_chunk(engine, texts, chunk, index, &bar)? {
             out.write_all(&line.to_json(scoring)?).with_context(cannot_write)?;
         }
         index += chunk.len() as u64;
@@ -137,6 +144,7 @@ fn score_file(
         Ok(())
     })?;
     flush(&mut chunk)?;
+    bar.finish_and_clear();
     out.flush().with_context(cannot_write)?;
     Ok(())
 }
@@ -147,6 +155,7 @@ fn score_chunk(
     texts: &ForcedTexts,
     lines: &[TokenizedLine],
     first_index: u64,
+    bar: &ProgressBar,
 ) -> Result<Vec<ScoredLine>, Failure> {
     let mut scored: Vec<ScoredLine> =
         (first_index..).zip(lines).map(|(index, line)| ScoredLine::new(index, line)).collect();
@@ -170,6 +179,7 @@ fn score_chunk(
     engine.run(
         &mut |_| Supply::from(requests.next()),
         &mut |Completion { sample_idx, logprobs, top_logprobs, .. }| {
+            bar.inc(1);
             if let Some(&(line, response)) = places.get(sample_idx as usize) {
                 scored[line].take(response, logprobs.unwrap_or_default(), top_logprobs.unwrap_or_default());
             }

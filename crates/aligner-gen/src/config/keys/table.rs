@@ -2,7 +2,7 @@
 
 use super::Key;
 
-pub(super) const KEYS: [Key; 131] = [
+pub(super) const KEYS: [Key; 135] = [
     Key::closed("trainer.generation"),
     Key::closed("exp_manager"),
     Key::closed("pretrained_checkpoint"),
@@ -98,6 +98,11 @@ pub(super) const KEYS: [Key; 131] = [
     Key::read("model.generation.length_params.min_length"),
     Key::read("model.generation.drop_unfinished"),
     Key::read("model.generation.output_fields"),
+    // A command of the shell. What it answers decides what is kept.
+    Key::read("model.generation.on_response"),
+    Key::neutral("model.generation.on_response_timeout_seconds"),
+    Key::read("model.generation.best_of_n"),
+    Key::read("model.generation.pass_at_k"),
     Key::read("model.seed"),
     Key::ignored("model.optim"),
     Key::ignored("model.precision"),

@@ -17,6 +17,7 @@ const PROMPT_RESPONSE: &[&str] = &["model.data.chat=false", TEMPLATE];
 const CUTTING: &[&str] = &["model.data.chat=false", TEMPLATE, "model.data.train_ds.truncation_field=input"];
 const TOP: &[&str] =
     &["model.generation.output_fields=[top_logprobs]", "++model.generation.sampling_params.top_logprobs=2"];
+const CHECKED: &[&str] = &["++model.generation.on_response=./check"];
 const MOE: &[&str] = &["++model.num_moe_experts=4"];
 const FAST: &[&str] = &["trainer.generation.trt_llm.enable=true"];
 
@@ -83,6 +84,10 @@ const OF_THE_RUN: &[Change] = &[
     ("model.generation.length_params.min_length", &[], &["5"]),
     ("model.generation.drop_unfinished", &[], &["true"]),
     ("model.generation.output_fields", &[], &["[index]"]),
+    ("model.generation.on_response", &[], &["./check"]),
+    ("model.generation.on_response_timeout_seconds", CHECKED, &["7"]),
+    ("model.generation.best_of_n", &[], &["mean_logprob"]),
+    ("model.generation.pass_at_k", CHECKED, &["1"]),
     ("model.seed", &[], &["7"]),
     ("model.data.chat", &[TEMPLATE], &["false"]),
     ("model.data.chat_prompt_tokens.system_turn_start", &[], &["x"]),

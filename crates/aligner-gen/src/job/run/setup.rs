@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use engine::{Engine, Executor, LeadingExecutor, OwnRules};
 use hydra_config::Resolved;
+use indicatif::MultiProgress;
 use model_core::{Backend, CausalLm, LoadOptions, ModelConfig, ModelPart, ModelRanks, Reduction};
 use model_parallel::Patience;
 use model_spec::{ModelSpec, ShardPlace};
@@ -54,11 +55,14 @@ pub(crate) struct Setup {
     /// What of the model this rank computes.
     place: ShardPlace,
     pub(super) reduction: Reduction,
+    /// Where bars are shown.
+    pub(super) bars: MultiProgress,
 }
 
 impl Setup {
     pub(super) fn new(
         user: &UserConfig,
+        bars: &MultiProgress,
         find_role: impl FnOnce(Devices) -> Result<Role, Failure>,
     ) -> Result<Self, Failure> {
         let path = user.checkpoint_path()?.ok_or_else(|| {
@@ -115,6 +119,7 @@ impl Setup {
             topology,
             place,
             reduction,
+            bars: bars.clone(),
         })
     }
 
@@ -282,7 +287,9 @@ impl Setup {
     fn load(&self, group: Option<&ModelGroup>) -> Result<Box<dyn CausalLm>, Failure> {
         let ranks = group.map(|group| Box::new(group.clone()) as Box<dyn ModelRanks>);
         let part = ModelPart { place: self.place.clone(), reduction: self.reduction, ranks };
-        load_part(&self.checkpoint, self.model_config.clone(), self.options, part)
+        let [_, pipeline, tensor] = self.topology.sizes();
+        let share = 1.0 / f64::from(pipeline * tensor);
+        load_part(&self.checkpoint, self.model_config.clone(), self.options, part, (share, &self.bars))
     }
 
     /// What decides the tokens beside the model.

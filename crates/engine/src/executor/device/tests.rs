@@ -18,7 +18,7 @@ use crate::{
     plan::RowId,
     testing::{
         BLOCK_SIZE_TOKENS, FakeModel, Guesser, Letters, engine_of, host, limits, params, request, roomy, run,
-        sampler, with_own_rules,
+        run_cancelling, sampler, wanted, with_own_rules,
     },
 };
 
@@ -318,6 +318,11 @@ proptest! {
         prop_assert_eq!(count(|call| *call == Call::Prefill), stats.num_prefill_steps);
         prop_assert_eq!(count(|call| matches!(call, Call::Decode(_))), stats.num_decode_steps);
         // The same engine again: nothing is left over from the run before.
+        prop_assert_eq!(&run(&mut engine, &requests).0, &expect);
+        // Responses that are cancelled change nothing of the others, nor of the run after.
+        let (delivered, _) = run_cancelling(&mut engine, &requests, num_blocks % 4);
+        prop_assert!(delivered.iter().all(|(key, completion)| *completion == expect[key]));
+        prop_assert_eq!(wanted(&delivered), wanted(&expect));
         prop_assert_eq!(&run(&mut engine, &requests).0, &expect);
     }
 }

@@ -27,9 +27,15 @@ impl Writer {
     }
 
     pub(super) fn worked(&mut self, worked: Worked) {
-        let Worked { prompt_tokens, cached_prompt_tokens, decode_rows, drafted_tokens, accepted_tokens } =
-            worked;
-        [prompt_tokens, cached_prompt_tokens, decode_rows, drafted_tokens, accepted_tokens]
+        let Worked {
+            prompt_tokens,
+            cached_prompt_tokens,
+            decode_rows,
+            drafted_tokens,
+            accepted_tokens,
+            num_cancelled,
+        } = worked;
+        [prompt_tokens, cached_prompt_tokens, decode_rows, drafted_tokens, accepted_tokens, num_cancelled]
             .into_iter()
             .for_each(|count| self.u64(count));
     }
@@ -64,27 +70,29 @@ impl Writer {
 
     pub(super) fn sample(&mut self, sample: &SampleDone) {
         self.u64(sample.sample_idx);
-        self.list(&sample.responses, |out, response| {
-            out.u8(match response.finish_reason {
-                FinishReason::Eos => 0,
-                FinishReason::EndString => 1,
-                FinishReason::Length => 2,
-            });
-            out.list(&response.token_ids, |out, &id| out.u32(id));
-            out.u8(u8::from(response.logprobs.is_some()));
-            if let Some(logprobs) = &response.logprobs {
-                out.list(logprobs, |out, logprob| out.u32(logprob.to_bits()));
-            }
-            out.u8(u8::from(response.top_logprobs.is_some()));
-            if let Some(places) = &response.top_logprobs {
-                out.list(places, |out, top| {
-                    out.list(top, |out, &TopToken { token, logprob }| {
-                        out.u32(token);
-                        out.u32(logprob.to_bits());
-                    });
-                });
-            }
+        self.list(&sample.responses, Self::response);
+    }
+
+    pub(super) fn response(&mut self, response: &ResponseDone) {
+        self.u8(match response.finish_reason {
+            FinishReason::Eos => 0,
+            FinishReason::EndString => 1,
+            FinishReason::Length => 2,
         });
+        self.list(&response.token_ids, |out, &id| out.u32(id));
+        self.u8(u8::from(response.logprobs.is_some()));
+        if let Some(logprobs) = &response.logprobs {
+            self.list(logprobs, |out, logprob| out.u32(logprob.to_bits()));
+        }
+        self.u8(u8::from(response.top_logprobs.is_some()));
+        if let Some(places) = &response.top_logprobs {
+            self.list(places, |out, top| {
+                out.list(top, |out, &TopToken { token, logprob }| {
+                    out.u32(token);
+                    out.u32(logprob.to_bits());
+                });
+            });
+        }
     }
 }
 
@@ -146,6 +154,7 @@ impl<'a> Reader<'a> {
             decode_rows: self.u64()?,
             drafted_tokens: self.u64()?,
             accepted_tokens: self.u64()?,
+            num_cancelled: self.u64()?,
         })
     }
 
@@ -198,29 +207,24 @@ impl<'a> Reader<'a> {
     }
 
     pub(super) fn sample(&mut self) -> Result<SampleDone, MessageError> {
-        let sample_idx = self.u64()?;
-        let responses = self.list(|input| {
-            let finish_reason = match input.u8()? {
-                0 => FinishReason::Eos,
-                1 => FinishReason::EndString,
-                2 => FinishReason::Length,
-                _ => return Err(input.damaged()),
-            };
-            let token_ids = input.list(Self::u32)?;
-            let logprobs = match input.u8()? {
-                0 => None,
-                1 => Some(input.list(|input| input.u32().map(f32::from_bits))?),
-                _ => return Err(input.damaged()),
-            };
-            let top_logprobs = input.option(|input| {
-                input.list(|input| {
-                    input.list(|input| {
-                        Ok(TopToken { token: input.u32()?, logprob: f32::from_bits(input.u32()?) })
-                    })
-                })
-            })?;
-            Ok(ResponseDone { token_ids, finish_reason, logprobs, top_logprobs })
+        Ok(SampleDone { sample_idx: self.u64()?, responses: self.list(Self::response)? })
+    }
+
+    pub(super) fn response(&mut self) -> Result<ResponseDone, MessageError> {
+        let finish_reason = match self.u8()? {
+            0 => FinishReason::Eos,
+            1 => FinishReason::EndString,
+            2 => FinishReason::Length,
+            _ => return Err(self.damaged()),
+        };
+        let token_ids = self.list(Self::u32)?;
+        let logprobs = self.option(|input| input.list(|input| input.u32().map(f32::from_bits)))?;
+        let top_logprobs = self.option(|input| {
+            input.list(|input| {
+                input
+                    .list(|input| Ok(TopToken { token: input.u32()?, logprob: f32::from_bits(input.u32()?) }))
+            })
         })?;
-        Ok(SampleDone { sample_idx, responses })
+        Ok(ResponseDone { token_ids, finish_reason, logprobs, top_logprobs })
     }
 }
