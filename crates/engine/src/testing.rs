@@ -164,7 +164,7 @@ pub(crate) fn stop(end_strings: &[&str]) -> StopConditions {
 }
 
 pub(crate) fn sampler(params: SamplingParams) -> CpuSampler {
-    let row = RowRules { params, seed: 99, end_token_ids: vec![EOS], min_length: 0 };
+    let row = RowRules { params, seed: 99, end_token_ids: vec![EOS], min_length: 0, structure: None };
     CpuSampler::new(SamplingRules { row, vocab_size: VOCAB_SIZE, bias: vec![] }).unwrap()
 }
 
@@ -199,7 +199,8 @@ pub(crate) fn request(
 pub(crate) fn with_own_rules(request: Request) -> Request {
     let kind = request.sample_idx % 3;
     let params = SamplingParams { use_greedy: kind == 1, temperature: 0.7, min_p: Some(0.05), ..params() };
-    let row = RowRules { params, seed: 1 << 40 | kind, end_token_ids: vec![EOS], min_length: 2 };
+    let row =
+        RowRules { params, seed: 1 << 40 | kind, end_token_ids: vec![EOS], min_length: 2, structure: None };
     let own = OwnRules { row, stop: stop(&["c"]).with_min_length(2) };
     Request { own: (kind > 0).then(|| Box::new(own)), ..request }
 }

@@ -31,7 +31,10 @@ impl Structure {
         let mut object = match serde_json::from_str(text) {
             Ok(Value::Object(object)) => object,
             Ok(other) => {
-                return Err(spec(format!("a structure is an object with {KINDS}, found {}", kind_of(&other))));
+                return Err(spec(format!(
+                    "a structure is an object with {KINDS}, found {}",
+                    kind_of(&other)
+                )));
             }
             Err(error) => {
                 return Err(spec(format!(

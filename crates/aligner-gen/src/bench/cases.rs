@@ -181,7 +181,7 @@ fn open(
         compute_logprob: false,
         top_logprobs: 0,
     };
-    let row = RowRules { params, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
+    let row = RowRules { params, seed: 1, end_token_ids: Vec::new(), min_length: 0, structure: None };
     let rules = SamplingRules { row, vocab_size, bias: Vec::new() };
     let longest = workload.requests.iter().map(num_tokens).max();
     let longest_sequence_tokens = longest.unwrap_or(1);

@@ -36,6 +36,7 @@ impl<'a> RowRulesMaker<'a> {
             seed: plan.seed,
             end_token_ids: stop.end_token_ids().to_vec(),
             min_length: plan.min_length,
+            structure: None,
         };
         let run = OwnRules { row, stop: stop.with_min_length(plan.min_length) };
         Ok(Self { tokenizer, end_token_ids, run })

@@ -39,7 +39,13 @@ fn own(row: u32) -> Option<RowRules> {
         _ => SamplingParams { top_k: Some(1 << 30), ..run_params() },
     };
     let end_token_ids = END_TOKENS[..row as usize % 3].to_vec();
-    Some(RowRules { params, seed: u64::from(row) << 33 | 5, end_token_ids, min_length: row % 4 * 20 })
+    Some(RowRules {
+        params,
+        seed: u64::from(row) << 33 | 5,
+        end_token_ids,
+        min_length: row % 4 * 20,
+        structure: None,
+    })
 }
 
 pub(crate) fn own_rules(gpu: &Gpu) -> Outcome {
@@ -73,7 +79,13 @@ fn check(
     let mut dense = vec![0.0_f32; usize::try_from(vocab_size)?];
     bias.iter().for_each(|&(token, value)| dense[token as usize] = value);
     let dense = gpu.put(&Tensor::f_from_slice(&dense)?)?;
-    let row = RowRules { params: run_params(), seed: 99, end_token_ids: Vec::new(), min_length: 0 };
+    let row = RowRules {
+        params: run_params(),
+        seed: 99,
+        end_token_ids: Vec::new(),
+        min_length: 0,
+        structure: None,
+    };
     let vocab = usize::try_from(vocab_size)?;
     let mut reference = ReferenceSampler::new(SamplingRules { row, vocab_size: vocab, bias })?;
     let mut words = Vec::new();
@@ -118,6 +130,7 @@ fn check(
             num_generated: row,
             history: &[],
             own: own.as_ref(),
+            allowed: None,
         };
         let expect = reference.sample(&logits.f_narrow(0, i64::from(row), 1)?, &[state])?.remove(0);
         let is_close = |a: f32, b: f32| (a - b).abs() < 2e-6 * b.abs().max(1.0);

@@ -175,6 +175,7 @@ fn reference(rules: &SampleRules) -> Result<ReferenceSampler, Box<dyn std::error
             seed: rules.seed,
             end_token_ids: end_tokens,
             min_length: rules.min_length,
+            structure: None,
         },
         vocab_size: usize::try_from(rules.vocab_size)?,
         bias: vec![],
@@ -230,6 +231,7 @@ fn check(
             num_generated: row as u32,
             history: &history,
             own: None,
+            allowed: None,
         };
         let expect = reference.sample(&logits.f_narrow(0, row, 1)?, &[state]);
         let numbers = slots.numbers(row)?;
@@ -353,6 +355,7 @@ fn check_admissions(gpu: &Gpu, num_copies: i32) -> Checked {
             num_generated: 0,
             history: &[],
             own: None,
+            allowed: None,
         };
         let row = logits.f_narrow(0, i64::from(admission.logits_row), 1)?;
         let token = i64::from(reference.sample(&row, &[state])?[0].token);

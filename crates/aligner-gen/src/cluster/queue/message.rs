@@ -378,7 +378,7 @@ mod tests {
             top_logprobs: 2,
         };
         let stop = StopConditions::resolve(&["a\u{e9}".to_owned()], &[3], |_| None).unwrap();
-        let row = RowRules { params, seed, end_token_ids: vec![3, min_length], min_length };
+        let row = RowRules { params, seed, end_token_ids: vec![3, min_length], min_length, structure: None };
         Box::new(OwnRules { row, stop: stop.with_min_length(min_length) })
     }
 

@@ -123,6 +123,7 @@ impl FakeDevice {
                 num_generated,
                 history,
                 own: own.as_ref(),
+                allowed: None,
             })
             .collect();
         Ok(self.sampler.sample(&Tensor::from_slice2(&logits), &states)?)
