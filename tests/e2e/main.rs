@@ -27,4 +27,5 @@ mod ranks;
 mod records;
 mod rows;
 mod sameness;
+mod structured;
 mod support;

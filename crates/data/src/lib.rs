@@ -37,7 +37,9 @@ pub use limits::{LengthLimits, TokenField};
 pub use line_store::LineSpan;
 pub use messages::MessagesRecord;
 pub use plan::{BatchSizes, DpWorld, DropLast, LimitTrainBatches, OutputSteps, plan_output_steps};
-pub use prepare::{BuiltPrompt, InputOfSample, KeptInput, KeptMetadata, PreparedPrompt, PromptBuilder};
+pub use prepare::{
+    BuiltPrompt, InputOfSample, KeptInput, KeptMetadata, PreparedPrompt, PromptBuilder, StructureCheck,
+};
 pub use prompt_response::{AddedTokens, PromptResponseFormat, PromptTemplate, TruncationMethod};
 pub use prompt_set::{
     OnBadRecord, OnOverlength, OnUnusable, PromptOutlook, PromptSet, PromptText, RowDemand, load_all_prompts,

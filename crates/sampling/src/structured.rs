@@ -147,6 +147,37 @@ pub fn prepare_all(rows: &mut [&mut StructuredRow]) {
     rows.par_iter_mut().for_each(|row| row.prepare());
 }
 
+/// The masks of a step's rows, as a GPU's sampler reads them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RowMasks {
+    /// Of each row: which of the masks it has, or -1 where every token may be chosen.
+    pub mask_of_row: Vec<i32>,
+    /// One mask behind the other.
+    pub bits: Vec<u32>,
+    num_masks: i32,
+}
+
+impl RowMasks {
+    /// Adds a row.
+    pub fn push(&mut self, allowed: Option<&[u32]>) {
+        self.mask_of_row.push(allowed.map_or(-1, |_| self.num_masks));
+        self.bits.extend(allowed.unwrap_or_default());
+        self.num_masks += i32::from(allowed.is_some());
+    }
+
+    /// How many masks there are.
+    pub fn num_masks(&self) -> usize {
+        self.num_masks as usize
+    }
+
+    /// The tokens that a row may be given; none where all may.
+    pub fn allowed(&self, row: usize) -> Option<&[u32]> {
+        let idx = usize::try_from(*self.mask_of_row.get(row)?).ok()?;
+        let words = self.bits.len() / self.num_masks();
+        self.bits.get(idx * words..(idx + 1) * words)
+    }
+}
+
 fn clear(bits: &mut [u32], tokens: &[u32]) {
     for token in tokens {
         if let Some(word) = bits.get_mut(*token as usize / 32) {

@@ -186,7 +186,12 @@ fn open(
     let longest = workload.requests.iter().map(num_tokens).max();
     let longest_sequence_tokens = longest.unwrap_or(1);
     let tokens = Arc::new(TokenTable::unknown());
-    let setup = SamplingSetup { rules, stop: StopConditions::default(), row_params: RowParamsMode::Ignore };
+    let setup = SamplingSetup {
+        rules,
+        stop: StopConditions::default(),
+        row_params: RowParamsMode::Ignore,
+        vocabulary: None,
+    };
     let Some(group) = group else {
         let size = EngineSize { limits, longest_sequence_tokens };
         return Ok(Some(open_engine(model, options, setup, tokens, size)?));

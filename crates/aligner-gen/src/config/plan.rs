@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use data::{
-    BatchSizes, DataError, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnUnusable,
-    RowDemand,
+    BatchSizes, DataError, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord,
+    OnOverlength, OnUnusable, RowDemand,
 };
 use hydra_config::{overrides, shell_word};
 use model_core::Backend;
@@ -67,6 +67,8 @@ pub(crate) struct GenerationPlan {
     pub(crate) end_strings: Vec<String>,
     /// As typed, token by token.
     pub(crate) token_bias: Vec<(TokenName, f32)>,
+    /// What every response must be, as JSON, but for rows that have a structure of their own.
+    pub(crate) structured_outputs: Option<String>,
     pub(crate) max_length: u32,
     pub(crate) min_length: u32,
     pub(crate) encoder_seq_length: usize,
@@ -154,11 +156,18 @@ impl GenerationPlan {
         let on_unusable = records::on_unusable(&raw.data.train_ds)?;
         let cut_to = records::cut_to(&raw.data.train_ds, &length_limits)?;
         let line_format = records::line_format(&raw.data, &generation.output_fields)?;
-        let output_fields = records::output_fields(generation.output_fields, on_unusable, line_format);
+        let output_fields = records::output_fields(
+            generation.output_fields,
+            on_unusable.bad == OnBadRecord::Keep
+                || on_unusable.too_long == OnOverlength::Keep
+                || generation.sampling_params.structured_outputs.is_some(),
+            line_format,
+        );
         let kept_metadata = records::kept_metadata(&raw.data.train_ds, &output_fields);
         let date = raw.data.date.as_deref().map(parse_date).transpose()?;
         let train_ds = raw.data.train_ds;
         let token_bias = token_bias(&generation.sampling_params)?;
+        let structured_outputs = structured_outputs(generation.sampling_params.structured_outputs.as_ref());
         let end_strings = generation.sampling_params.end_strings.map(end_strings).transpose()?;
         Ok(Self {
             data_paths: records::data_paths(train_ds.file_path)?,
@@ -196,6 +205,7 @@ impl GenerationPlan {
             sampling: raw.sampling.try_into()?,
             end_strings: end_strings.unwrap_or_default(),
             token_bias,
+            structured_outputs,
             max_length: count(
                 "model.generation.length_params.max_length",
                 generation.length_params.max_length,
@@ -212,6 +222,11 @@ impl GenerationPlan {
     pub(crate) fn budget_tokens(&self, prompt_tokens: usize, row: RowDemand) -> u32 {
         let room = self.encoder_seq_length.saturating_sub(prompt_tokens);
         row.max_length.map_or(self.max_length, NonZero::get).min(u32::try_from(room).unwrap_or(u32::MAX))
+    }
+
+    /// Whether responses may have structures.
+    pub(crate) fn may_have_structures(&self) -> bool {
+        self.structured_outputs.is_some() || self.row_params == RowParamsMode::Read
     }
 
     /// How many responses a row gets.
@@ -242,6 +257,13 @@ fn token_bias(sampling: &RawSampling) -> Result<Vec<(TokenName, f32)>, Failure> 
         bias.insert(name, f32::NEG_INFINITY);
     }
     Ok(bias.into_iter().collect())
+}
+
+/// The job's structure without the keys that say nothing.
+fn structured_outputs(typed: Option<&serde_json::Map<String, serde_json::Value>>) -> Option<String> {
+    let set = typed?.iter().filter(|(_, value)| !value.is_null());
+    let set: serde_json::Map<_, _> = set.map(|(key, value)| (key.clone(), value.clone())).collect();
+    (!set.is_empty()).then(|| serde_json::Value::Object(set).to_string())
 }
 
 fn limit(raw: Option<&RawLimit>) -> LimitTrainBatches {

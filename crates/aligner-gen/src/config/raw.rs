@@ -123,6 +123,7 @@ pub(crate) struct RawSampling {
     pub(crate) end_strings: Option<RawEndStrings>,
     pub(crate) banned_tokens: Option<Vec<RawToken>>,
     pub(crate) logit_bias: Option<BTreeMap<String, f64>>,
+    pub(crate) structured_outputs: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// A token by its id or by its text.

@@ -349,6 +349,7 @@ fn write_steps(
         }
     }
     progress.finish();
+    (summary.structures_cut, summary.rows_with_error) = (collector.num_cut, collector.num_failed);
     summary.finish_reasons = finish_reasons;
     summary.seconds.write = seconds(write_time);
     Ok(summary)

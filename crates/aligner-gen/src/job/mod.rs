@@ -12,4 +12,5 @@ pub(crate) mod progress;
 pub(crate) mod prompt_builder;
 pub(crate) mod run;
 pub(crate) mod steps;
-pub(crate) mod summary;
+pub(crate) mod structured;
+mod summary;

@@ -6,3 +6,4 @@ pub(crate) mod end_tokens;
 pub(crate) mod host_memory;
 pub(crate) mod memory;
 pub(crate) mod open_engine;
+pub(crate) mod structures;

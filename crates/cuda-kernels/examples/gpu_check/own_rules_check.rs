@@ -1,9 +1,9 @@
-//! Rules of rows' own, biased and banned tokens, and the most likely tokens, against the reference of the sampling crate.
+//! Rules of rows' own, biased, banned and masked tokens, and the most likely tokens, against the reference of the sampling crate.
 
-use cuda_kernels::{Sample, SampleRules, SampleStatus, SamplerScratch, SamplerState, TopTokens};
+use cuda_kernels::{Sample, SampleMasks, SampleRules, SampleStatus, SamplerScratch, SamplerState, TopTokens};
 use sampling::{
-    ROW_RULE_WORDS, ReferenceSampler, RowRules, RowState, SamplingParams, SamplingRules, TokenSampler,
-    row_rule_words,
+    ROW_RULE_WORDS, ReferenceSampler, RowMasks, RowRules, RowState, SamplingParams, SamplingRules,
+    TokenSampler, row_rule_words,
 };
 use tch::{Kind, Tensor};
 
@@ -53,19 +53,42 @@ pub(crate) fn own_rules(gpu: &Gpu) -> Outcome {
     for (num_rows, vocab_size, padded) in
         [(15, 32_003, 32_064), (3, 7, 7), (300, 5003, 5004), (64, 128_256, 128_256)]
     {
-        for has_bias in [false, true] {
-            num_tokens += check(gpu, num_rows, (vocab_size, padded), has_bias)
-                .map_err(|error| format!("{num_rows} rows of {vocab_size}, bias {has_bias}: {error}"))?;
+        for (has_bias, has_masks) in [(false, false), (true, false), (false, true), (true, true)] {
+            num_tokens +=
+                check(gpu, num_rows, (vocab_size, padded), (has_bias, has_masks)).map_err(|error| {
+                    format!("{num_rows} rows of {vocab_size}, bias {has_bias}, masks {has_masks}: {error}")
+                })?;
         }
     }
     Ok(format!("{num_tokens} tokens"))
+}
+
+/// The tokens that a row may be given: all, about half of them, or two. Those that nothing else forbids are among them.
+fn mask(row: u32, vocab_size: i64) -> Option<Vec<u32>> {
+    let mut bits = vec![0_u32; (vocab_size as usize).div_ceil(32)];
+    match row % 3 {
+        0 => return None,
+        1 => {
+            for (word, bits) in (0_u32..).zip(&mut bits) {
+                *bits =
+                    (word + 1).wrapping_mul(row.wrapping_mul(0x9e37_79b9)).rotate_left(word % 31) | 0b1_1000;
+            }
+        }
+        _ => {
+            let last = 6 + row.wrapping_mul(7919) % (vocab_size as u32 - 6);
+            for token in [4, last] {
+                bits[token as usize / 32] |= 1 << (token % 32);
+            }
+        }
+    }
+    Some(bits)
 }
 
 fn check(
     gpu: &Gpu,
     num_rows: u32,
     (vocab_size, padded): (i64, i64),
-    has_bias: bool,
+    (has_bias, has_masks): (bool, bool),
 ) -> Result<usize, Box<dyn std::error::Error>> {
     let kernels = gpu.sampler_kernels()?;
     let shape = [i64::from(num_rows), padded];
@@ -108,11 +131,19 @@ fn check(
     };
     let scratch = SamplerScratch::new(&gpu.device, shape[0], vocab_size)?;
     let bias = has_bias.then_some(&dense);
+    let masks: Vec<Option<Vec<u32>>> =
+        (0..num_rows).map(|row| mask(row, vocab_size).filter(|_| has_masks)).collect();
+    let mut row_masks = RowMasks::default();
+    masks.iter().for_each(|mask| row_masks.push(mask.as_deref()));
+    let mask_of_entry = gpu.ints(&row_masks.mask_of_row, &shape[..1])?;
+    let bits: &[i32] = bytemuck::cast_slice(&row_masks.bits);
+    let bits = gpu.ints(bits, &[row_masks.num_masks() as i64, (vocab_size + 31) / 32])?;
     let sample = Sample {
         logits: &on_gpu,
         rules: &rules,
         end_token_ids: None,
         bias,
+        masks: has_masks.then_some(SampleMasks { mask_of_entry: &mask_of_entry, bits: &bits }),
         state,
         scratch: &scratch,
         admissions: None,
@@ -130,7 +161,7 @@ fn check(
             num_generated: row,
             history: &[],
             own: own.as_ref(),
-            allowed: None,
+            allowed: row_masks.allowed(row as usize),
         };
         let expect = reference.sample(&logits.f_narrow(0, i64::from(row), 1)?, &[state])?.remove(0);
         let is_close = |a: f32, b: f32| (a - b).abs() < 2e-6 * b.abs().max(1.0);

@@ -115,11 +115,11 @@ impl State<'_> {
     }
 
     fn take(&mut self, completion: Completion) {
-        let Completion { sample_idx, response_idx, token_ids, finish_reason, logprobs, top_logprobs } =
+        let Completion { sample_idx, response_idx, token_ids, finish_reason, error, logprobs, top_logprobs } =
             completion;
         let Some(responses) = self.open.get_mut(&sample_idx) else { return };
         if let Some(slot) = responses.get_mut(response_idx as usize) {
-            *slot = Some(ResponseDone { token_ids, finish_reason, logprobs, top_logprobs });
+            *slot = Some(ResponseDone { token_ids, finish_reason, error, logprobs, top_logprobs });
         }
         if responses.iter().all(Option::is_some) {
             let responses = self.open.remove(&sample_idx).into_iter().flatten().flatten().collect();

@@ -2,7 +2,7 @@
 
 use super::Key;
 
-pub(super) const KEYS: [Key; 130] = [
+pub(super) const KEYS: [Key; 131] = [
     Key::closed("trainer.generation"),
     Key::closed("exp_manager"),
     Key::closed("pretrained_checkpoint"),
@@ -87,6 +87,7 @@ pub(super) const KEYS: [Key; 130] = [
     Key::read("model.generation.sampling_params.repetition_penalty"),
     Key::read("model.generation.sampling_params.banned_tokens"),
     Key::read("model.generation.sampling_params.logit_bias"),
+    Key::read("model.generation.sampling_params.structured_outputs"),
     Key::read("model.generation.sampling_params.add_BOS"),
     Key::refused("model.generation.sampling_params.all_probs"),
     // `model.generation.output_fields` says whether they are written.

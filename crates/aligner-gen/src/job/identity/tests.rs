@@ -30,6 +30,7 @@ const OF_THE_RUN: &[Change] = &[
     ("model.generation.sampling_params.min_p", &[], &["0.1"]),
     ("model.generation.sampling_params.banned_tokens", &[], &["[3]"]),
     ("model.generation.sampling_params.logit_bias", &[], &["{x:2.5}"]),
+    ("model.generation.sampling_params.structured_outputs", &[], &["{regex:a+}"]),
     ("model.generation.sampling_params.top_logprobs", TOP, &["3"]),
     ("model.data.train_ds.row_params", &[], &["true"]),
     ("model.data.format", &[], &["openai_batch"]),

@@ -69,7 +69,10 @@ impl Writer {
                 FinishReason::Eos => 0,
                 FinishReason::EndString => 1,
                 FinishReason::Length => 2,
+                FinishReason::Error => 3,
             });
+            out.u8(u8::from(response.error.is_some()));
+            response.error.iter().for_each(|error| out.text(error));
             out.list(&response.token_ids, |out, &id| out.u32(id));
             out.u8(u8::from(response.logprobs.is_some()));
             if let Some(logprobs) = &response.logprobs {
@@ -204,8 +207,10 @@ impl<'a> Reader<'a> {
                 0 => FinishReason::Eos,
                 1 => FinishReason::EndString,
                 2 => FinishReason::Length,
+                3 => FinishReason::Error,
                 _ => return Err(input.damaged()),
             };
+            let error = input.option(Self::text)?;
             let token_ids = input.list(Self::u32)?;
             let logprobs = match input.u8()? {
                 0 => None,
@@ -219,7 +224,7 @@ impl<'a> Reader<'a> {
                     })
                 })
             })?;
-            Ok(ResponseDone { token_ids, finish_reason, logprobs, top_logprobs })
+            Ok(ResponseDone { token_ids, finish_reason, error, logprobs, top_logprobs })
         })?;
         Ok(SampleDone { sample_idx, responses })
     }
