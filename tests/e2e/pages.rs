@@ -53,7 +53,9 @@ fn structured_outputs() {
     for line in lines(folder.path(), "objects") {
         for text in line["responses_clean"].as_array().unwrap() {
             let object: serde_json::Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
-            assert!(object["sure"].is_boolean() && ["yes", "no"].contains(&object["answer"].as_str().unwrap()));
+            assert!(
+                object["sure"].is_boolean() && ["yes", "no"].contains(&object["answer"].as_str().unwrap())
+            );
         }
     }
     let rows = lines(folder.path(), "rows");

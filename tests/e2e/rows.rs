@@ -93,7 +93,7 @@ fn wrong_columns_are_named_with_their_line() {
     insta::assert_snapshot!(tidy(&job, &job.run().expect_code(3).error()), @r"
     error: 2 of 3 records of `[JOB]/data.jsonl` cannot be used:
       line 1: column `temperature` is the string `hot`, it must be 0 (greedy) or a positive, finite number
-      line 2: column `max_tokens` looks like a parameter of the row; those are `max_length`, `min_length`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `end_strings`, `seed`, `num_responses`: rename it, or set `model.data.train_ds.row_params=false`
+      line 2: column `max_tokens` looks like a parameter of the row; those are `max_length`, `min_length`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `end_strings`, `seed`, `num_responses`, `structured_outputs`: rename it, or set `model.data.train_ds.row_params=false`
     ");
     // Without the key they are columns like others.
     let plain = Job::with_data(&rows.iter().map(record).collect::<String>());

@@ -38,7 +38,8 @@ fn job(more: &[&str]) -> Job {
     std::fs::write(&file, schema().to_string()).unwrap();
     let json = format!("++model.generation.sampling_params.structured_outputs.json={}", file.display());
     let compact = "++model.generation.sampling_params.structured_outputs.disable_any_whitespace=true";
-    job.with(&[&json, compact, LONG, "model.generation.output_fields=[responses_clean,finish_reasons]"]).with(more)
+    job.with(&[&json, compact, LONG, "model.generation.output_fields=[responses_clean,finish_reasons]"])
+        .with(more)
 }
 
 fn clean(line: &Value) -> Vec<&str> {
@@ -76,7 +77,10 @@ fn every_response_fits_in_any_batch_on_any_ranks_and_after_kills() {
         job.run().expect_code(0);
         job.jsonl()
     };
-    assert_eq!(sharing("++model.tensor_model_parallel_size=2"), sharing("++model.pipeline_model_parallel_size=2"));
+    assert_eq!(
+        sharing("++model.tensor_model_parallel_size=2"),
+        sharing("++model.pipeline_model_parallel_size=2")
+    );
 }
 
 #[test]
@@ -127,11 +131,11 @@ fn rows_have_structures_of_their_own() {
 fn what_cannot_go_on_is_told() {
     let structured = |text: &str| format!("++model.generation.sampling_params.structured_outputs={text}");
     let refused = |text: &str| Job::new(2).with(&[&structured(text)]).run().expect_code(2).error();
-    eprintln!("@@ {}", refused("{regex:'a('}"));
-    eprintln!("@@ {}", refused("{json:{type:strin}}"));
-    eprintln!("@@ {}", refused("{jsn:3}"));
+    insta::assert_snapshot!(refused("{regex:'a('}"), @"error: `model.generation.sampling_params.structured_outputs`: the regular expression cannot be used: unclosed group");
+    insta::assert_snapshot!(refused("{json:{type:strin}}"), @"error: `model.generation.sampling_params.structured_outputs`: the JSON schema cannot be used: Invalid type: strin");
+    insta::assert_snapshot!(refused("{jsn:3}"), @"error: `model.generation.sampling_params.structured_outputs`: a structure has one of `json`, `json_object`, `regex`, `choice` or `grammar`, found `jsn`");
     // Without an end token nothing that must end can.
-    let ban = "++model.generation.sampling_params.banned_tokens=['</s>']";
+    let ban = "++model.generation.sampling_params.banned_tokens=[2]";
     let ends = "model.generation.sampling_params.end_strings=[]";
     let stuck = Job::new(2).with(&[&structured("{choice:[yes]}"), ban, ends]);
     let told = stuck.run().expect_code(0).stderr;
@@ -144,7 +148,8 @@ fn what_cannot_go_on_is_told() {
     assert!(summary["rows_with_error"] == 2 && summary["finish_reasons"]["error"] == 4, "{summary}");
     run(stuck.command().arg("--strict")).expect_code(1);
     // The limit inside a structure is counted.
-    let cut = Job::new(2).with(&[&structured("{regex:'[a-z]{30}'}"), "model.generation.length_params.max_length=3"]);
+    let cut = Job::new(2)
+        .with(&[&structured("{regex:'[a-z]{30}'}"), "model.generation.length_params.max_length=3"]);
     cut.run().expect_code(0);
     assert_eq!(cut.summary()["structures_cut"], 4, "{}", cut.summary());
 }

@@ -460,7 +460,7 @@ mod tests {
         let error = FromZero::decode(&[9, 0]).unwrap_err().to_string();
         assert_eq!(
             error,
-            "a message of version 9, this program has version 6: all ranks must run the same program"
+            "a message of version 9, this program has version 7: all ranks must run the same program"
         );
     }
 }
