@@ -390,7 +390,9 @@ impl<'e, 'c> Run<'e, 'c> {
         });
         let reason = reason.or(failure.map(|_| FinishReason::Error));
         if let Some(proposer) = &mut self.engine.proposer {
-            proposer.append(id, &seq.token_ids[num_before..]);
+            if seq.token_ids.len() > num_before {
+                proposer.append(id, &seq.token_ids[num_before..]);
+            }
             if reason.is_some() {
                 proposer.end(id);
             }

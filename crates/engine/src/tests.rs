@@ -277,7 +277,7 @@ fn greedy_computes_one_response_and_repeats_it() {
 
 #[test]
 fn own_rules_hold_for_their_request_alone() {
-    let requests: Vec<Request> = (0..12).map(|n| request(n, 4, 2, 9)).collect();
+    let requests: Vec<Request> = (0..36).map(|n| request(n, 4, 2, 9)).collect();
     let (plain, _) = run(&mut engine(params(), &["ab"], roomy()), &requests);
     let own: Vec<Request> = requests.iter().cloned().map(with_own_rules).collect();
     let (mixed, _) = run(&mut engine(params(), &["ab"], limits(5, 9, 60)), &own);
@@ -298,7 +298,7 @@ fn own_rules_hold_for_their_request_alone() {
         let top = completion.top_logprobs.clone().unwrap_or_default();
         assert!(top.len() == completion.token_ids.len() && top.iter().all(|top| top.len() == 2));
     }
-    assert!(num_changed > 4, "another seed gives other tokens: {num_changed} of 8");
+    assert!(num_changed > 12, "another seed gives other tokens: {num_changed} of 24");
     assert!(mixed.iter().any(|(key, done)| key.0 % 3 > 0 && done.finish_reason == FinishReason::EndString));
 }
 
