@@ -156,13 +156,8 @@ impl GenerationPlan {
         let on_unusable = records::on_unusable(&raw.data.train_ds)?;
         let cut_to = records::cut_to(&raw.data.train_ds, &length_limits)?;
         let line_format = records::line_format(&raw.data, &generation.output_fields)?;
-        let output_fields = records::output_fields(
-            generation.output_fields,
-            on_unusable.bad == OnBadRecord::Keep
-                || on_unusable.too_long == OnOverlength::Keep
-                || generation.sampling_params.structured_outputs.is_some(),
-            line_format,
-        );
+        let has_errors = may_have_errors(on_unusable, &generation.sampling_params);
+        let output_fields = records::output_fields(generation.output_fields, has_errors, line_format);
         let kept_metadata = records::kept_metadata(&raw.data.train_ds, &output_fields);
         let date = raw.data.date.as_deref().map(parse_date).transpose()?;
         let train_ds = raw.data.train_ds;
@@ -257,6 +252,12 @@ fn token_bias(sampling: &RawSampling) -> Result<Vec<(TokenName, f32)>, Failure> 
         bias.insert(name, f32::NEG_INFINITY);
     }
     Ok(bias.into_iter().collect())
+}
+
+/// Whether rows may have an error, whatever the rows themselves ask for.
+fn may_have_errors(on_unusable: OnUnusable, sampling: &RawSampling) -> bool {
+    let keeps_any = on_unusable.bad == OnBadRecord::Keep || on_unusable.too_long == OnOverlength::Keep;
+    keeps_any || sampling.structured_outputs.is_some()
 }
 
 /// The job's structure without the keys that say nothing.

@@ -99,9 +99,7 @@ fn check(
         true => vec![(0, 3.5), (2, f32::NEG_INFINITY), (vocab_size as u32 - 1, -1.25)],
         false => Vec::new(),
     };
-    let mut dense = vec![0.0_f32; usize::try_from(vocab_size)?];
-    bias.iter().for_each(|&(token, value)| dense[token as usize] = value);
-    let dense = gpu.put(&Tensor::f_from_slice(&dense)?)?;
+    let dense = gpu.put(&dense_bias(&bias, vocab_size)?)?;
     let row = RowRules {
         params: run_params(),
         seed: 99,
@@ -109,12 +107,9 @@ fn check(
         min_length: 0,
         structure: None,
     };
-    let vocab = usize::try_from(vocab_size)?;
-    let mut reference = ReferenceSampler::new(SamplingRules { row, vocab_size: vocab, bias })?;
-    let mut words = Vec::new();
-    for row in 0..num_rows {
-        words.extend(own(row).map_or(Ok([0; ROW_RULE_WORDS]), |own| row_rule_words(&own))?);
-    }
+    let mut reference =
+        ReferenceSampler::new(SamplingRules { row, vocab_size: usize::try_from(vocab_size)?, bias })?;
+    let words = rule_words(num_rows)?;
     let rows: Vec<i32> = (0..num_rows as i32).collect();
     let ids = gpu.ints(&rows, &shape[..1])?;
     let rules = launch_rules(vocab_size);
@@ -130,11 +125,7 @@ fn check(
         row_rules: Some(&gpu.ints(&words, &[shape[0], ROW_RULE_WORDS as i64])?),
     };
     let scratch = SamplerScratch::new(&gpu.device, shape[0], vocab_size)?;
-    let bias = has_bias.then_some(&dense);
-    let masks: Vec<Option<Vec<u32>>> =
-        (0..num_rows).map(|row| mask(row, vocab_size).filter(|_| has_masks)).collect();
-    let mut row_masks = RowMasks::default();
-    masks.iter().for_each(|mask| row_masks.push(mask.as_deref()));
+    let row_masks = row_masks(num_rows, vocab_size, has_masks);
     let mask_of_entry = gpu.ints(&row_masks.mask_of_row, &shape[..1])?;
     let bits: &[i32] = bytemuck::cast_slice(&row_masks.bits);
     let bits = gpu.ints(bits, &[row_masks.num_masks() as i64, (vocab_size + 31) / 32])?;
@@ -142,7 +133,7 @@ fn check(
         logits: &on_gpu,
         rules: &rules,
         end_token_ids: None,
-        bias,
+        bias: has_bias.then_some(&dense),
         masks: has_masks.then_some(SampleMasks { mask_of_entry: &mask_of_entry, bits: &bits }),
         state,
         scratch: &scratch,
@@ -164,7 +155,6 @@ fn check(
             allowed: row_masks.allowed(row as usize),
         };
         let expect = reference.sample(&logits.f_narrow(0, i64::from(row), 1)?, &[state])?.remove(0);
-        let is_close = |a: f32, b: f32| (a - b).abs() < 2e-6 * b.abs().max(1.0);
         let ids: Vec<u32> = top.iter().step_by(2).filter(|&&id| id >= 0).map(|&id| id as u32).collect();
         let logprobs = top.iter().skip(1).step_by(2).map(|&bits| f32::from_bits(bits as u32));
         let is_right = sampled.status() == Some(SampleStatus::Chosen)
@@ -175,6 +165,30 @@ fn check(
         ensure(is_right, || format!("row {row}: {sampled:?}, {ids:?}, the reference {expect:?}"))?;
     }
     Ok(num_rows as usize)
+}
+
+fn is_close(a: f32, b: f32) -> bool {
+    (a - b).abs() < 2e-6 * b.abs().max(1.0)
+}
+
+fn rule_words(num_rows: u32) -> Result<Vec<i32>, sampling::SamplingError> {
+    let words = |row| own(row).map_or(Ok([0; ROW_RULE_WORDS]), |own| row_rule_words(&own));
+    Ok((0..num_rows).map(words).collect::<Result<Vec<_>, _>>()?.concat())
+}
+
+fn row_masks(num_rows: u32, vocab_size: i64, has_masks: bool) -> RowMasks {
+    let mut masks = RowMasks::default();
+    for row in 0..num_rows {
+        masks.push(mask(row, vocab_size).filter(|_| has_masks).as_deref());
+    }
+    masks
+}
+
+/// float32 `[vocab_size]`.
+fn dense_bias(bias: &[(u32, f32)], vocab_size: i64) -> Result<Tensor, Box<dyn std::error::Error>> {
+    let mut dense = vec![0.0_f32; usize::try_from(vocab_size)?];
+    bias.iter().for_each(|&(token, value)| dense[token as usize] = value);
+    Ok(Tensor::f_from_slice(&dense)?)
 }
 
 fn launch_rules(vocab_size: i64) -> SampleRules {
