@@ -28,7 +28,8 @@ pub(crate) fn is_parquet(name: &str, file: &File) -> bool {
 
 /// The rows of a file as lines, from the first one on.
 pub(crate) fn unpack(file: &File, path: &Path) -> Result<File, DataError> {
-    let unreadable = |line: u64, source: io::Error| DataError::ReadDataFile { path: path.into(), line, source };
+    let unreadable =
+        |line: u64, source: io::Error| DataError::ReadDataFile { path: path.into(), line, source };
     // The decoders are written for files that are whole.
     let caught = |line: u64| unreadable(line, io::Error::other("it is damaged"));
     let cloned = file.try_clone().map_err(|source| unreadable(0, source))?;
@@ -90,13 +91,18 @@ fn check(column: &Type, name: &str) -> Result<(), Refused> {
 fn found(column: &Type) -> Option<&'static str> {
     let info = column.get_basic_info();
     match (info.logical_type_ref(), info.converted_type()) {
-        (Some(LogicalType::Decimal { .. }), _) | (_, ConvertedType::DECIMAL) => return Some("a decimal number"),
+        (Some(LogicalType::Decimal { .. }), _) | (_, ConvertedType::DECIMAL) => {
+            return Some("a decimal number");
+        }
         (Some(LogicalType::Date), _) | (_, ConvertedType::DATE) => return Some("a date"),
-        (Some(LogicalType::Time { .. }), _) | (_, ConvertedType::TIME_MILLIS | ConvertedType::TIME_MICROS) => {
+        (Some(LogicalType::Time { .. }), _)
+        | (_, ConvertedType::TIME_MILLIS | ConvertedType::TIME_MICROS) => {
             return Some("a time of day");
         }
         (Some(LogicalType::Timestamp { .. }), _)
-        | (_, ConvertedType::TIMESTAMP_MILLIS | ConvertedType::TIMESTAMP_MICROS) => return Some("a timestamp"),
+        | (_, ConvertedType::TIMESTAMP_MILLIS | ConvertedType::TIMESTAMP_MICROS) => {
+            return Some("a timestamp");
+        }
         (_, ConvertedType::INTERVAL) => return Some("an interval"),
         _ => {}
     }
@@ -185,4 +191,79 @@ fn append_float(out: &mut impl Write, value: f64) -> io::Result<()> {
 
 fn append_text(out: &mut impl Write, text: &str) -> io::Result<()> {
     Ok(serde_json::to_writer(out, text)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::jsonl::OpenedData;
+
+    fn fixture(name: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/parquet").join(name)
+    }
+
+    fn values(lines: &str) -> Vec<serde_json::Value> {
+        lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    #[test]
+    fn rows_are_those_that_pyarrow_reads() {
+        let expect = std::fs::read_to_string(fixture("rows.jsonl")).unwrap();
+        for codec in ["none", "snappy", "gzip", "zstd"] {
+            let path = fixture(&format!("{codec}.parquet"));
+            let OpenedData { mut reader, store, hash } = OpenedData::open(&path).unwrap();
+            let lines: Vec<_> = std::iter::from_fn(|| reader.next_line().unwrap()).collect();
+            let text: Vec<_> =
+                lines.iter().map(|line| String::from_utf8(line.bytes.clone()).unwrap()).collect();
+            assert_eq!(values(&text.join("\n")), values(&expect), "{codec}");
+            for raw in lines.iter().rev() {
+                let (line, len_bytes) = (raw.line, raw.bytes.len());
+                let span = crate::line_store::LineSpan { line, offset_bytes: raw.offset_bytes, len_bytes };
+                assert_eq!(store.read(span).unwrap(), raw.bytes);
+            }
+            let bytes = std::fs::read(&path).unwrap();
+            assert_eq!(hash.finish().unwrap(), blake3::hash(&bytes).to_hex().as_str());
+        }
+    }
+
+    #[test]
+    fn a_file_is_known_by_its_start_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("data");
+        std::fs::copy(fixture("snappy.parquet"), &path).unwrap();
+        assert_eq!(OpenedData::open(&path).unwrap().reader.next_line().unwrap().unwrap().line, 1);
+    }
+
+    #[test]
+    fn what_is_no_json_is_refused_by_its_column() {
+        let refused = |name: &str| {
+            let Err(error) = OpenedData::open(&fixture(name)) else { panic!("{name} was read") };
+            error.to_string().replace(&fixture("").display().to_string(), "")
+        };
+        insta::assert_snapshot!(refused("refused_decimal.parquet"), @"column `outer.inner` of `refused_decimal.parquet` holds a decimal number, which records do not: leave it out, or write it as text or numbers");
+        insta::assert_snapshot!(refused("refused_timestamp.parquet"), @"column `outer.inner` of `refused_timestamp.parquet` holds a timestamp, which records do not: leave it out, or write it as text or numbers");
+        insta::assert_snapshot!(refused("refused_date.parquet"), @"column `outer.inner` of `refused_date.parquet` holds a date, which records do not: leave it out, or write it as text or numbers");
+        insta::assert_snapshot!(refused("refused_time.parquet"), @"column `outer.inner` of `refused_time.parquet` holds a time of day, which records do not: leave it out, or write it as text or numbers");
+        insta::assert_snapshot!(refused("refused_bytes.parquet"), @"column `outer.inner` of `refused_bytes.parquet` holds bytes that are not marked as text, which records do not: leave it out, or write it as text or numbers");
+        insta::assert_snapshot!(refused("refused_map.parquet"), @"column `outer.inner` of `refused_map.parquet` holds a map whose keys are no strings, which records do not: leave it out, or write it as text or numbers");
+    }
+
+    #[test]
+    fn damaged_files_are_errors() {
+        let whole = std::fs::read(fixture("zstd.parquet")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.parquet");
+        let mut num_refused = 0;
+        for at in (0..whole.len()).step_by(97) {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 0x5a;
+            std::fs::write(&path, &damaged).unwrap();
+            num_refused += usize::from(OpenedData::open(&path).is_err());
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(OpenedData::open(&path).is_err(), "cut at {at}");
+        }
+        assert!(num_refused > 20, "{num_refused}");
+    }
 }

@@ -145,7 +145,8 @@ fn for_each_line(jsonl: &Path, mut each: impl FnMut(JsonObject) -> io::Result<()
 fn column_type(name: &str, shape: Shape) -> Result<TypePtr, ParquetError> {
     if shape.depth > 0 {
         let element = column_type("element", Shape { depth: shape.depth - 1, ..shape })?;
-        let list = Type::group_type_builder("list").with_repetition(Repetition::REPEATED).with_fields(vec![element]);
+        let list =
+            Type::group_type_builder("list").with_repetition(Repetition::REPEATED).with_fields(vec![element]);
         return Ok(Arc::new(
             Type::group_type_builder(name)
                 .with_repetition(Repetition::OPTIONAL)
@@ -185,15 +186,19 @@ fn write_group<W: Write + Send>(
                 Json::Number(text) => text.parse().unwrap_or_default(),
                 _ => 0,
             }),
-            Leaf::Float => write_column::<DoubleType>(&mut column, values(), shape.depth, |value| match value {
-                // Names of what is no number are read as Rust has them, too.
-                Json::Number(text) => text.parse().unwrap_or(f64::NAN),
-                _ => f64::NAN,
-            }),
-            Leaf::Text => write_column::<ByteArrayType>(&mut column, values(), shape.depth, |value| match value {
-                Json::String(text) => ByteArray::from(text.as_str()),
-                _ => ByteArray::from(""),
-            }),
+            Leaf::Float => {
+                write_column::<DoubleType>(&mut column, values(), shape.depth, |value| match value {
+                    // Names of what is no number are read as Rust has them, too.
+                    Json::Number(text) => text.parse().unwrap_or(f64::NAN),
+                    _ => f64::NAN,
+                })
+            }
+            Leaf::Text => {
+                write_column::<ByteArrayType>(&mut column, values(), shape.depth, |value| match value {
+                    Json::String(text) => ByteArray::from(text.as_str()),
+                    _ => ByteArray::from(""),
+                })
+            }
             Leaf::Json => write_column::<ByteArrayType>(&mut column, values(), shape.depth, |value| {
                 ByteArray::from(value.to_string().as_str())
             }),
@@ -214,7 +219,13 @@ struct Shredded<V> {
 impl<V> Shredded<V> {
     /// `depth`: lists that are left; `defined`: parts of the path that are there so far; `list`: the one that `repeats` is
     /// counted from.
-    fn add(&mut self, value: &Json, (depth, defined, repeats): (usize, i16, i16), list: i16, leaf: &impl Fn(&Json) -> V) {
+    fn add(
+        &mut self,
+        value: &Json,
+        (depth, defined, repeats): (usize, i16, i16),
+        list: i16,
+        leaf: &impl Fn(&Json) -> V,
+    ) {
         let mut level = |definition| {
             self.definitions.push(definition);
             self.repetitions.push(repeats);
@@ -250,4 +261,43 @@ fn write_column<'a, T: DataType>(
     let repetitions = (depth > 0).then_some(repetitions.as_slice());
     column.typed::<T>().write_batch(&values, Some(&definitions), repetitions)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jsonl::OpenedData;
+
+    /// Writes lines and reads them back.
+    fn round(lines: &str) -> Vec<serde_json::Value> {
+        let folder = tempfile::tempdir().unwrap();
+        let [jsonl, parquet] = ["a.jsonl", "a.parquet"].map(|name| folder.path().join(name));
+        std::fs::write(&jsonl, lines).unwrap();
+        write_parquet(&jsonl, File::create(&parquet).unwrap()).unwrap();
+        let mut reader = OpenedData::open(&parquet).unwrap().reader;
+        let lines = std::iter::from_fn(|| reader.next_line().unwrap());
+        lines.map(|line| serde_json::from_slice(&line.bytes).unwrap()).collect()
+    }
+
+    #[test]
+    fn columns_have_types() {
+        let lines = r#"{"step": 1, "prompt": "a", "responses": ["x", "y"], "ids": [[1, 2], [], [3]], "p": [[-0.5], null], "n": null, "b": true, "mixed": 1, "f": 1}
+            {"step": 2, "prompt": null, "responses": [], "ids": [], "p": [[], [-1, 2.5]], "n": null, "b": null, "mixed": "a", "f": 0.5}
+            {"step": 3, "responses": [null, "z"], "ids": null, "p": [], "b": false, "object": {"k": [1]}}"#;
+        let expect = r#"[
+            {"step": 1, "prompt": "a", "responses": ["x", "y"], "ids": [[1, 2], [], [3]], "p": [[-0.5], null], "n": null, "b": true, "mixed": "1", "f": 1.0, "object": null},
+            {"step": 2, "prompt": null, "responses": [], "ids": [], "p": [[], [-1.0, 2.5]], "n": null, "b": null, "mixed": "\"a\"", "f": 0.5, "object": null},
+            {"step": 3, "prompt": null, "responses": [null, "z"], "ids": null, "p": [], "n": null, "b": false, "mixed": null, "f": null, "object": "{\"k\": [1]}"}]"#;
+        let expect: Vec<serde_json::Value> = serde_json::from_str(expect).unwrap();
+        assert_eq!(round(&lines.replace("\n            ", "\n")), expect);
+    }
+
+    #[test]
+    fn more_rows_than_are_held_at_once() {
+        let lines: String =
+            (0..3 * ROWS_PER_GROUP + 5).map(|n| format!("{{\"n\": {n}, \"l\": [{n}]}}\n")).collect();
+        let rows = round(&lines);
+        assert_eq!(rows.len(), 3 * ROWS_PER_GROUP + 5);
+        assert!(rows.iter().enumerate().all(|(n, row)| row["n"] == n && row["l"][0] == n));
+    }
 }
