@@ -70,6 +70,8 @@ fn rows_columns_and_errors() {
         lines(folder.path(), job).iter().map(|line| line["responses"].as_array().unwrap().len()).collect()
     };
     assert_eq!(num_responses("rows"), [2, 2, 3]);
+    let typed = std::fs::read(folder.path().join("typed/generations/generations.parquet")).unwrap();
+    assert!(typed.starts_with(b"PAR1") && typed.ends_with(b"PAR1"));
     assert_eq!(lines(folder.path(), "chosen")[0]["top_logprobs"][0][0].as_array().unwrap().len(), 2);
     assert_eq!(lines(folder.path(), "columns")[2]["id"], "c");
     assert_eq!(num_responses("errors"), [1, 1, 1, 0]);

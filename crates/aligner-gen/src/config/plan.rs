@@ -24,6 +24,8 @@ use super::records::{self, RecordFormat};
 use crate::exit::Failure;
 use crate::output::OutputField;
 
+const MAX_LENGTH: &str = "model.generation.length_params.max_length";
+
 /// What the main job is to do.
 #[derive(Clone, Debug)]
 pub(crate) struct GenerationPlan {
@@ -75,6 +77,28 @@ pub(crate) struct GenerationPlan {
     pub(crate) seed: u64,
     pub(crate) unfinished: Unfinished,
     pub(crate) output_fields: Vec<OutputField>,
+    pub(crate) output_format: OutputFormat,
+}
+
+/// `model.generation.output_format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutputFormat {
+    Jsonl,
+    /// Beside the lines, when all are there.
+    Parquet,
+}
+
+impl OutputFormat {
+    fn parse(typed: Option<&str>) -> Result<Self, Failure> {
+        match typed {
+            None | Some("jsonl") => Ok(Self::Jsonl),
+            Some("parquet") => Ok(Self::Parquet),
+            Some(other) => {
+                let key = "model.generation.output_format";
+                Err(out_of_range(key, "`jsonl` or `parquet`", &format!("`{other}`")))
+            }
+        }
+    }
 }
 
 /// Whether the tokenizer's BOS goes before a prompt.
@@ -201,15 +225,13 @@ impl GenerationPlan {
             end_strings: end_strings.unwrap_or_default(),
             token_bias,
             structured_outputs,
-            max_length: count(
-                "model.generation.length_params.max_length",
-                generation.length_params.max_length,
-            )?,
+            max_length: count(MAX_LENGTH, generation.length_params.max_length)?,
             min_length: u32::try_from(generation.length_params.min_length.max(0)).unwrap_or(u32::MAX),
             encoder_seq_length: positive("model.encoder_seq_length", raw.encoder_seq_length)?,
             seed: parse_seed(raw.seed)?,
             unfinished: if generation.drop_unfinished { Unfinished::Drop } else { Unfinished::Keep },
             output_fields,
+            output_format: OutputFormat::parse(generation.output_format.as_deref())?,
         })
     }
 

@@ -112,6 +112,7 @@ pub(crate) struct RawGeneration {
     pub(crate) sampling_params: RawSampling,
     pub(crate) length_params: RawLengths,
     pub(crate) drop_unfinished: bool,
+    pub(crate) output_format: Option<String>,
     pub(crate) output_fields: Vec<OutputField>,
 }
 

@@ -25,7 +25,7 @@ use crate::cluster::ranks::Role;
 use crate::cluster::spawn;
 use crate::config::UserConfig;
 use crate::config::cli::JobArgs;
-use crate::config::plan::{GenerationPlan, LineFormat, RowParamsMode};
+use crate::config::plan::{GenerationPlan, LineFormat, OutputFormat, RowParamsMode};
 use crate::env;
 use crate::exit::{ExitStatus, Failure};
 use crate::logging::Logging;
@@ -34,7 +34,7 @@ use crate::model::checkpoint::TokenTable;
 use crate::model::device;
 use crate::model::memory::{Demand, MemoryPlan};
 use crate::node_json::to_json;
-use crate::output::{Identity, JsonlSink, LineLayout, Manifest, OutputField, OutputFolder};
+use crate::output::{Identity, JsonlSink, LineLayout, Manifest, OutputField, OutputFolder, copy_as_parquet};
 use crate::signals::StopWatch;
 use crate::table::thousands;
 
@@ -119,6 +119,7 @@ fn run_first(
             thousands(prepared.steps.num_planned() as u64),
             folder.path.join(OutputFolder::JSONL).display()
         );
+        prepared.copy_lines()?;
         return prepared.judge(strict);
     }
     let command_line = command_line();
@@ -418,12 +419,23 @@ impl Prepared {
         self.finish(&summary, &sink, watch)
     }
 
+    /// Makes the copy of all lines that the job asks for.
+    fn copy_lines(&self) -> Result<(), Failure> {
+        let plan = &self.setup.plan;
+        if plan.output_format == OutputFormat::Parquet {
+            let jsonl = plan.exp_manager.log_dir.join("generations").join(OutputFolder::JSONL);
+            tracing::info!("the results with typed columns are in `{}`", copy_as_parquet(&jsonl)?.display());
+        }
+        Ok(())
+    }
+
     fn finish(&self, summary: &Summary, sink: &JsonlSink, watch: &StopWatch) -> Result<ExitStatus, Failure> {
         summary.write(&self.setup.plan.exp_manager.log_dir)?;
         let jsonl = self.setup.plan.exp_manager.log_dir.join("generations").join(OutputFolder::JSONL);
         tracing::info!("results are in `{}`\n{}", jsonl.display(), summary.table());
         let num_planned = self.steps.num_planned() as u64;
         if sink.consumed_samples() >= num_planned {
+            self.copy_lines()?;
             return Ok(ExitStatus::Done);
         }
         let reason = watch.reason().ok_or_else(|| anyhow::anyhow!("the engine stopped before the end"))?;

@@ -9,6 +9,7 @@ pub(crate) mod identity;
 mod legacy;
 mod lock;
 mod manifest;
+mod parquet;
 pub(crate) mod python_json;
 mod record;
 mod resume;
@@ -20,6 +21,7 @@ mod faults;
 pub(crate) use error::OutputError;
 pub(crate) use identity::Identity;
 pub(crate) use manifest::{Manifest, write_atomically};
+pub(crate) use parquet::copy_as_parquet;
 pub(crate) use record::{
     CleanResponse, CompletedStep, LineLayout, OutputField, ResponseOutput, SampleOutput, TopLogprob,
 };

@@ -110,8 +110,7 @@ fn check(
     let mut reference =
         ReferenceSampler::new(SamplingRules { row, vocab_size: usize::try_from(vocab_size)?, bias })?;
     let words = rule_words(num_rows)?;
-    let rows: Vec<i32> = (0..num_rows as i32).collect();
-    let ids = gpu.ints(&rows, &shape[..1])?;
+    let ids = gpu.ints(&(0..num_rows as i32).collect::<Vec<_>>(), &shape[..1])?;
     let rules = launch_rules(vocab_size);
     let (out, top) = (gpu.zeros(&[shape[0], 4], Kind::Int)?, gpu.zeros(&[shape[0], 14], Kind::Int)?);
     let on_gpu = gpu.put(&logits)?;

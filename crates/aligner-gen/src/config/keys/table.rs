@@ -2,7 +2,7 @@
 
 use super::Key;
 
-pub(super) const KEYS: [Key; 131] = [
+pub(super) const KEYS: [Key; 132] = [
     Key::closed("trainer.generation"),
     Key::closed("exp_manager"),
     Key::closed("pretrained_checkpoint"),
@@ -98,6 +98,8 @@ pub(super) const KEYS: [Key; 131] = [
     Key::read("model.generation.length_params.min_length"),
     Key::read("model.generation.drop_unfinished"),
     Key::read("model.generation.output_fields"),
+    // A copy of the lines in another format.
+    Key::neutral("model.generation.output_format"),
     Key::read("model.seed"),
     Key::ignored("model.optim"),
     Key::ignored("model.precision"),

@@ -32,6 +32,7 @@ const OF_THE_RUN: &[Change] = &[
     ("model.generation.sampling_params.logit_bias", &[], &["{x:2.5}"]),
     ("model.generation.sampling_params.structured_outputs", &[], &["{regex:a+}"]),
     ("model.generation.sampling_params.top_logprobs", TOP, &["3"]),
+    ("model.generation.output_format", &[], &["parquet"]),
     ("model.data.train_ds.row_params", &[], &["true"]),
     ("model.data.format", &[], &["openai_batch"]),
     ("model.data.train_ds.on_overlength", &[], &["truncate"]),
