@@ -139,3 +139,31 @@ fn samples_are_drawn_in_nemos_order() {
     let error = job.with(&["trainer.generation.max_steps=4"]).run().expect_code(2).error();
     assert!(error.contains("changed: `model.data.sample` (was 12, now 16)"), "{error}");
 }
+
+#[test]
+fn rows_of_parquet_are_records() {
+    let of_parquet = |name: &str| fixture("parquet").join(name);
+    let folder = tempfile::tempdir().unwrap();
+    let copy = folder.path().join("again.jsonl");
+    std::fs::copy(of_parquet("rows.jsonl"), &copy).unwrap();
+    let of = |files: &str| {
+        let file_path = format!("model.data.train_ds.file_path=[{files}]");
+        let fields = "model.generation.output_fields=[id,tags]";
+        let job = Job::new(1).with(&[&file_path, fields, "++model.generation.output_format=parquet"]);
+        job.run().expect_code(0);
+        job
+    };
+    let rows = of_parquet("rows.jsonl").display().to_string();
+    let mixed = of(&format!("{},{rows}", of_parquet("zstd.parquet").display()));
+    assert_eq!(mixed.jsonl(), of(&format!("{},{rows}", copy.display())).jsonl());
+    let parquet = mixed.results().join("generations/generations.parquet");
+    let written = std::fs::read(&parquet).unwrap();
+    // A copy that is gone is made again.
+    std::fs::remove_file(&parquet).unwrap();
+    mixed.run().expect_code(0);
+    assert_eq!(std::fs::read(&parquet).unwrap(), written);
+    let refused = Job::new(1)
+        .with(&[&format!("model.data.train_ds.file_path={}", of_parquet("refused_date.parquet").display())]);
+    let told = refused.run().expect_code(3).error();
+    assert!(told.contains("column `outer.inner` of `") && told.contains(" holds a date, "), "{told}");
+}

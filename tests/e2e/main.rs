@@ -29,4 +29,5 @@ mod ranks;
 mod records;
 mod rows;
 mod sameness;
+mod structured;
 mod support;

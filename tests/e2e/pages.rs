@@ -53,6 +53,22 @@ fn lines(folder: &Path, job: &str) -> Vec<serde_json::Value> {
 }
 
 #[test]
+fn structured_outputs() {
+    let folder = tempfile::tempdir().unwrap();
+    run_page("structure.md", folder.path());
+    for line in lines(folder.path(), "objects") {
+        for text in line["responses_clean"].as_array().unwrap() {
+            let object: serde_json::Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
+            assert!(
+                object["sure"].is_boolean() && ["yes", "no"].contains(&object["answer"].as_str().unwrap())
+            );
+        }
+    }
+    let rows = lines(folder.path(), "rows");
+    assert!(rows[1]["responses_clean"][0].as_str().unwrap().parse::<u32>().is_ok(), "{}", rows[1]);
+}
+
+#[test]
 fn rows_columns_and_errors() {
     let folder = tempfile::tempdir().unwrap();
     let printed = run_page("bulk.md", folder.path());
@@ -60,6 +76,8 @@ fn rows_columns_and_errors() {
         lines(folder.path(), job).iter().map(|line| line["responses"].as_array().unwrap().len()).collect()
     };
     assert_eq!(num_responses("rows"), [2, 2, 3]);
+    let typed = std::fs::read(folder.path().join("typed/generations/generations.parquet")).unwrap();
+    assert!(typed.starts_with(b"PAR1") && typed.ends_with(b"PAR1"));
     assert_eq!(lines(folder.path(), "chosen")[0]["top_logprobs"][0][0].as_array().unwrap().len(), 2);
     assert_eq!(lines(folder.path(), "columns")[2]["id"], "c");
     assert_eq!(num_responses("errors"), [1, 1, 1, 0]);

@@ -93,7 +93,7 @@ fn wrong_columns_are_named_with_their_line() {
     insta::assert_snapshot!(tidy(&job, &job.run().expect_code(3).error()), @r"
     error: 2 of 3 records of `[JOB]/data.jsonl` cannot be used:
       line 1: column `temperature` is the string `hot`, it must be 0 (greedy) or a positive, finite number
-      line 2: column `max_tokens` looks like a parameter of the row; those are `max_length`, `min_length`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `end_strings`, `seed`, `num_responses`: rename it, or set `model.data.train_ds.row_params=false`
+      line 2: column `max_tokens` looks like a parameter of the row; those are `max_length`, `min_length`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `end_strings`, `seed`, `num_responses`, `structured_outputs`: rename it, or set `model.data.train_ds.row_params=false`
     ");
     // Without the key they are columns like others.
     let plain = Job::with_data(&rows.iter().map(record).collect::<String>());
@@ -185,7 +185,7 @@ fn rows_that_cannot_be_generated_from_are_rows_with_an_error() {
     let skipped = faulty_job(&["model.data.train_ds.on_bad_record=skip"]);
     skipped.run().expect_code(0);
     let job = faulty_job(&KEEP).with(&["model.generation.output_fields=[index,input]"]);
-    counted(&job.run().expect_code(0), "3 rows have an `error` in place of responses");
+    counted(&job.run().expect_code(0), "3 rows have an `error`");
     let records = job.records();
     let errors: Vec<&Value> = records.iter().map(|record| &record["error"]).collect();
     insta::assert_snapshot!(serde_json::to_string(&errors).unwrap(), @r#"[null,"key `system` is null, write `\"system\": \"\"` for none","not JSON at column 2: expected a key in double quotes, found the end of the line","2058 tokens are more than `model.data.train_ds.max_seq_length=100` allows",null]"#);
@@ -205,10 +205,7 @@ fn rows_that_cannot_be_generated_from_are_rows_with_an_error() {
     let strict = job.command().arg("--strict").output().unwrap();
     let told = String::from_utf8_lossy(&strict.stderr).into_owned();
     assert_eq!(strict.status.code(), Some(1), "{told}");
-    assert!(
-        told.contains("error: 3 of 5 rows have an `error` in place of responses, and `--strict` is given"),
-        "{told}"
-    );
+    assert!(told.contains("error: 3 of 5 rows have an `error`, and `--strict` is given"), "{told}");
     // On two ranks, in one step.
     let ranks = faulty_job(&KEEP).with(&[
         "trainer.devices=2",

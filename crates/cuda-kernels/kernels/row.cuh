@@ -53,6 +53,8 @@ struct SampleArgs {
     u64* histograms;             // [entries, NUM_HISTOGRAMS, NUM_BINS], for top_k and top_p
     const float* bias;           // [vocab_size], added to the logits before everything else, or null
     const int* row_rules;        // [num_slots, ROW_RULE_WORDS]: rules of rows' own, or null
+    const int* mask_of_entry;    // [entries]: which of the masks, below 0 for none; where there are masks
+    const u32* masks;            // [num_masks, ceil(vocab_size / 32)]: bits of the tokens that may be chosen, or null
     u64 seed;
     i64 logits_stride;
     int num_logits_rows;
@@ -116,7 +118,7 @@ DEVICE void read_logits(const SampleArgs& args, const Chunk& chunk, float (&valu
     }
 }
 
-// Bias, minimum length, temperature, repetition penalty, in this order. Part: a Chunk, or a Piece (`many.cuh`).
+// Bias, mask, minimum length, temperature, repetition penalty, in this order. Part: a Chunk, or a Piece (`many.cuh`).
 template <class Part, int NUM_VALUES>
 DEVICE void process(const SampleArgs& args, const Part& part, float (&values)[NUM_VALUES]) {
     if (args.bias) {
@@ -126,6 +128,22 @@ DEVICE void process(const SampleArgs& args, const Part& part, float (&values)[NU
             if (id < args.vocab_size) values[i] = __fadd_rn(values[i], args.bias[id]);
         }
     }
+#if SAMPLE_OWN_RULES
+    int mask = args.masks ? args.mask_of_entry[part.entry] : -1;
+    if (mask >= 0) {
+        const u32* allowed = args.masks + (i64)mask * ((args.vocab_size + 31) / 32);
+#pragma unroll
+        for (int i = 0; i < NUM_VALUES; i += 4) {
+            int id = id_of(part, i);
+            if (id >= args.vocab_size) continue;
+            u32 bits = allowed[id / 32] >> (id % 32) & 15;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                if (!(bits >> j & 1)) values[i + j] = NEG_INF;
+            }
+        }
+    }
+#endif
     if (part.generated < args.min_length) {
         for (int e = 0; e < args.num_end_tokens; e++) {
             int id = args.end_token_ids[e];

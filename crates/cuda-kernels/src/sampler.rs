@@ -16,7 +16,9 @@ pub use programs::{SamplerTiling, seen_program, top_program};
 #[cfg(feature = "cuda")]
 pub use {
     loaded::SamplerKernels,
-    sample::{Admission, Sample, SampleRules, SampleStatus, Sampled, SamplerScratch, SamplerState},
+    sample::{
+        Admission, Sample, SampleMasks, SampleRules, SampleStatus, Sampled, SamplerScratch, SamplerState,
+    },
     seen::MarkSeen,
     top::{MAX_TOP, TopTokens},
 };

@@ -107,6 +107,16 @@ pub enum DataError {
         /// Its extension, with the dot.
         extension: &'static str,
     },
+    /// A column of a Parquet file that no record can hold.
+    #[error("column `{column}` of `{path}` holds {found}, which records do not: leave it out, or write it as text or numbers", path = .path.display())]
+    ParquetColumn {
+        /// The file.
+        path: PathBuf,
+        /// The column, with what it is in.
+        column: String,
+        /// What it holds.
+        found: &'static str,
+    },
     /// A data file that cannot be opened.
     #[error("cannot open the data file `{path}`", path = .path.display())]
     OpenDataFile {

@@ -13,6 +13,8 @@ mod limits;
 mod line_store;
 mod messages;
 mod openai_batch;
+pub mod parquet_in;
+mod parquet_out;
 pub mod plan;
 mod prepare;
 mod prompt_response;
@@ -36,8 +38,11 @@ pub use jsonl::{JsonlReader, RawLine, parse_object};
 pub use limits::{LengthLimits, TokenField};
 pub use line_store::LineSpan;
 pub use messages::MessagesRecord;
+pub use parquet_out::write_parquet;
 pub use plan::{BatchSizes, DpWorld, DropLast, LimitTrainBatches, OutputSteps, plan_output_steps};
-pub use prepare::{BuiltPrompt, InputOfSample, KeptInput, KeptMetadata, PreparedPrompt, PromptBuilder};
+pub use prepare::{
+    BuiltPrompt, InputOfSample, KeptInput, KeptMetadata, PreparedPrompt, PromptBuilder, StructureCheck,
+};
 pub use prompt_response::{AddedTokens, PromptResponseFormat, PromptTemplate, TruncationMethod};
 pub use prompt_set::{
     OnBadRecord, OnOverlength, OnUnusable, PromptOutlook, PromptSet, PromptText, RowDemand, load_all_prompts,

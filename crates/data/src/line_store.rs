@@ -47,6 +47,11 @@ impl LineStore {
         Ok(Self { file, path: path.into(), stamp: Some(stamp) })
     }
 
+    /// Lines that were unpacked into a file of nobody else's.
+    pub(crate) fn of_unpacked(file: File, path: &Path) -> Self {
+        Self { file, path: path.into(), stamp: None }
+    }
+
     /// Lines of what `input` gives; the reader that comes back copies them.
     pub(crate) fn of_copy<R: Read>(input: R, path: &Path) -> Result<(Copying<R>, Self), DataError> {
         let copy = tempfile::tempfile().and_then(|file| Ok((file.try_clone()?, file)));

@@ -9,7 +9,7 @@ use crate::record_keys::required_string;
 use crate::row_params::RowParams;
 
 /// Parameters of a body, and the columns of a row that they are.
-const PARAMS: [(&str, &str); 11] = [
+const PARAMS: [(&str, &str); 13] = [
     ("max_completion_tokens", "max_length"),
     ("max_tokens", "max_length"),
     ("min_tokens", "min_length"),
@@ -21,6 +21,8 @@ const PARAMS: [(&str, &str); 11] = [
     ("stop", "end_strings"),
     ("seed", "seed"),
     ("n", "num_responses"),
+    ("response_format", "structured_outputs"),
+    ("structured_outputs", "structured_outputs"),
 ];
 
 /// What the chat template sees.
@@ -82,6 +84,7 @@ pub(crate) fn opened(mut line: JsonObject) -> Result<(JsonObject, RowParams), Re
         let value = match (*name, value) {
             // One string is a list of one.
             ("stop", Json::String(text)) => Json::Array(vec![Json::String(text)]),
+            ("response_format", format) => structure_of(format)?,
             // Off, as other programs have it.
             ("top_k", Json::Number(text)) if text.as_ref() == "-1" => Json::Number("0".into()),
             (_, value) => value,
@@ -90,6 +93,24 @@ pub(crate) fn opened(mut line: JsonObject) -> Result<(JsonObject, RowParams), Re
     }
     let row = RowParams::of(&params).map_err(in_terms_of_the_body)?;
     Ok((record, row))
+}
+
+/// OpenAI's `response_format` as a structure.
+fn structure_of(format: Json) -> Result<Json, RecordError> {
+    const EXPECTED: &str =
+        "an object whose `type` is `text`, `json_object`, or `json_schema` with `json_schema.schema`";
+    let refused = |found: String| Err(bad("response_format", found, EXPECTED));
+    let Json::Object(format) = format else { return refused(format.kind().to_owned()) };
+    let schema = match format.get("json_schema") {
+        Some(Json::Object(described)) => described.get("schema").filter(|schema| **schema != Json::Null),
+        _ => None,
+    };
+    let (key, value) = match (format.get("type"), schema) {
+        (Some(Json::String(kind)), _) if kind == "json_object" => ("json_object", Json::Bool(true)),
+        (Some(Json::String(kind)), Some(schema)) if kind == "json_schema" => ("json", schema.clone()),
+        _ => return refused(Json::Object(format).to_string()),
+    };
+    Ok(Json::Object([(key.to_owned(), value)].into_iter().collect()))
 }
 
 /// Whether a key says that something is not wanted which is not offered.
@@ -159,9 +180,24 @@ mod tests {
     }
 
     #[test]
+    fn formats_are_structures() {
+        let of = |format: &str| {
+            let (_, row) = open(&format!(r#"{{"messages": [], "response_format": {format}}}"#))?;
+            Ok::<_, String>(row.structured_outputs)
+        };
+        assert_eq!(of(r#"{"type": "text"}"#), Ok(None));
+        assert_eq!(of(r#"{"type": "json_object"}"#), Ok(Some(r#"{"json_object": true}"#.to_owned())));
+        let schema = of(
+            r#"{"type": "json_schema", "json_schema": {"name": "x", "strict": true, "schema": {"type": "null"}}}"#,
+        );
+        assert_eq!(schema, Ok(Some(r#"{"json": {"type": "null"}}"#.to_owned())));
+        insta::assert_snapshot!(of(r#"{"type": "json_schema"}"#).unwrap_err(), @r#"column `response_format` is {"type": "json_schema"}, it must be an object whose `type` is `text`, `json_object`, or `json_schema` with `json_schema.schema`"#);
+    }
+
+    #[test]
     fn what_there_is_not_is_refused() {
         let refused = |body: &str| open(body).unwrap_err();
-        insta::assert_snapshot!(refused(r#"{"messages": [], "frequency_penalty": 0.5}"#), @"`body.frequency_penalty` is 0.5, which is not offered; a body may have `max_completion_tokens`, `max_tokens`, `min_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `stop`, `seed`, `n`");
+        insta::assert_snapshot!(refused(r#"{"messages": [], "frequency_penalty": 0.5}"#), @"`body.frequency_penalty` is 0.5, which is not offered; a body may have `max_completion_tokens`, `max_tokens`, `min_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `stop`, `seed`, `n`, `response_format`, `structured_outputs`");
         insta::assert_snapshot!(refused(r#"{"messages": [], "temperature": "hot"}"#), @"column `temperature` is the string `hot`, it must be 0 (greedy) or a positive, finite number");
         insta::assert_snapshot!(refused("3"), @"key `body` is a number, it must be an object");
         let of = |line: &str| opened(parse_object(line.as_bytes()).unwrap()).unwrap_err().to_string();

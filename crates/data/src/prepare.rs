@@ -86,7 +86,11 @@ pub struct PromptBuilder {
     layout: RecordLayout,
     input: KeptInput,
     max_tokens: Option<usize>,
+    structure_check: Option<StructureCheck>,
 }
+
+/// Says why a structure cannot be used.
+pub type StructureCheck = Arc<dyn Fn(&str) -> Result<(), String> + Send + Sync>;
 
 /// What a record becomes.
 #[derive(Clone, Debug, PartialEq)]
@@ -150,6 +154,7 @@ impl PromptBuilder {
             layout: RecordLayout::Plain,
             input: KeptInput::default(),
             max_tokens: None,
+            structure_check: None,
         }
     }
 
@@ -200,6 +205,13 @@ impl PromptBuilder {
         }
     }
 
+    /// Checks the structures that records set for their own answers.
+    #[must_use]
+    pub fn with_structure_check(mut self, check: StructureCheck) -> Self {
+        self.structure_check = Some(check);
+        self
+    }
+
     /// Cuts prompts of more tokens at their start, BOS apart.
     #[must_use]
     pub fn with_max_tokens(mut self, max_tokens: usize) -> Self {
@@ -245,7 +257,12 @@ impl PromptBuilder {
             (PromptRules::PromptResponse(_), true) => Some(vec![message("user", text)]),
         };
         let record = self.input.record || !self.input.columns.is_empty();
-        InputOfSample { record: record.then_some(object), conversation, end_strings: row.end_strings }
+        InputOfSample {
+            record: record.then_some(object),
+            conversation,
+            end_strings: row.end_strings,
+            structured_outputs: row.structured_outputs,
+        }
     }
 
     /// Whether records may set something for their own answers.
@@ -293,6 +310,10 @@ impl PromptBuilder {
         fields: &[TokenField],
     ) -> Result<(BuiltPrompt, Vec<usize>), RecordError> {
         let (object, row) = self.opened(object)?;
+        if let (Some(structure), Some(check)) = (&row.structured_outputs, &self.structure_check) {
+            let column = "structured_outputs";
+            check(structure).map_err(|reason| RecordError::BadStructure { column, reason })?;
+        }
         let (mut prompt, full_text) = match &self.format {
             PromptRules::PromptResponse(format) => (self.fill(format, &object)?, None),
             PromptRules::Chat(tokens) => {
@@ -419,6 +440,8 @@ pub struct InputOfSample {
     pub conversation: Option<Vec<Json>>,
     /// The row's own end strings, where it has any.
     pub end_strings: Option<Vec<String>>,
+    /// The row's own structure, where it has one.
+    pub structured_outputs: Option<String>,
 }
 
 /// One message in OpenAI's format.

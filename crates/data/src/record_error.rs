@@ -70,6 +70,14 @@ pub enum RecordError {
         /// What is there.
         found: String,
     },
+    /// A structure that cannot be used.
+    #[error("column `{column}`: {reason}")]
+    BadStructure {
+        /// The column, or the key of a body.
+        column: &'static str,
+        /// Why.
+        reason: String,
+    },
     /// A column that looks like a parameter of its row and is none.
     #[error(
         "column `{column}` looks like a parameter of the row; those are {known}: rename it, or set \

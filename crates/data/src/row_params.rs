@@ -13,7 +13,7 @@ pub const MAX_ROW_END_STRINGS: usize = 8;
 const MAX_COUNT: f64 = (1_u32 << 30) as f64;
 
 /// The columns, in the order of the documentation.
-const COLUMNS: [&str; 10] = [
+const COLUMNS: [&str; 11] = [
     "max_length",
     "min_length",
     "temperature",
@@ -24,15 +24,20 @@ const COLUMNS: [&str; 10] = [
     "end_strings",
     "seed",
     "num_responses",
+    "structured_outputs",
 ];
 
 /// What other programs call these parameters and others. Nobody's records have such columns for another reason, and to
 /// leave one out would change texts in silence.
-const OTHER_NAMES: [&str; 26] = [
+const OTHER_NAMES: [&str; 32] = [
     "best_of",
     "do_sample",
     "end_string",
     "frequency_penalty",
+    "guided_choice",
+    "guided_grammar",
+    "guided_json",
+    "guided_regex",
     "ignore_eos",
     "length_penalty",
     "logit_bias",
@@ -47,9 +52,11 @@ const OTHER_NAMES: [&str; 26] = [
     "num_return_sequences",
     "presence_penalty",
     "rep_penalty",
+    "response_format",
     "stop",
     "stop_strings",
     "stop_token_ids",
+    "structured_output",
     "temp",
     "tokens_to_generate",
     "typical_p",
@@ -80,6 +87,8 @@ pub struct RowParams {
     pub seed: Option<u64>,
     /// How many responses, at least 1.
     pub num_responses: Option<u32>,
+    /// What the text of a response must be: the JSON of an object.
+    pub structured_outputs: Option<String>,
 }
 
 impl RowParams {
@@ -117,6 +126,7 @@ impl RowParams {
             end_strings: end_strings(record)?,
             seed: seed(record)?,
             num_responses: count("num_responses", 1)?,
+            structured_outputs: structured_outputs(record)?,
         })
     }
 
@@ -202,6 +212,18 @@ fn end_strings(record: &JsonObject) -> Result<Option<Vec<String>>, RecordError> 
     Ok(Some(strings))
 }
 
+/// An object, or a string that holds one: tables have no columns for a schema.
+fn structured_outputs(record: &JsonObject) -> Result<Option<String>, RecordError> {
+    match record.get("structured_outputs") {
+        None | Some(Json::Null) => Ok(None),
+        Some(Json::String(text)) => Ok(Some(text.clone())),
+        Some(object @ Json::Object(_)) => Ok(Some(object.to_string())),
+        Some(other) => {
+            Err(bad("structured_outputs", "an object, or a string with its JSON", described(other)))
+        }
+    }
+}
+
 fn bad(column: &'static str, expected: &'static str, found: String) -> RecordError {
     RecordError::BadRowParam { column, expected, found }
 }
@@ -235,7 +257,8 @@ mod tests {
     #[test]
     fn columns_are_read() {
         let record = r#"{"max_length": 64.0, "min_length": 0, "temperature": 0, "top_k": 1e1, "top_p": 0.5, "min_p": 1,
-            "repetition_penalty": 1.5, "end_strings": ["\n", "x"], "seed": 9007199254740993, "num_responses": 2}"#;
+            "repetition_penalty": 1.5, "end_strings": ["\n", "x"], "seed": 9007199254740993, "num_responses": 2,
+            "structured_outputs": {"regex": "a+"}}"#;
         let expect = RowParams {
             max_length: Some(64),
             min_length: Some(0),
@@ -247,6 +270,7 @@ mod tests {
             end_strings: Some(vec!["\n".to_owned(), "x".to_owned()]),
             seed: Some(9_007_199_254_740_993),
             num_responses: Some(2),
+            structured_outputs: Some(r#"{"regex": "a+"}"#.to_owned()),
         };
         assert_eq!(read(record), Ok(expect));
         let lengths = read(r#"{"max_length": 3, "num_responses": 2}"#).unwrap();
@@ -266,6 +290,7 @@ mod tests {
         insta::assert_snapshot!(refused(r#"{"min_p": true}"#), @"column `min_p` is `true`, it must be a number from 0 to 1");
         insta::assert_snapshot!(refused(r#"{"repetition_penalty": 0}"#), @"column `repetition_penalty` is `0`, it must be a positive, finite number");
         insta::assert_snapshot!(refused(r#"{"seed": -3}"#), @"column `seed` is `-3`, it must be a whole number from 0 to 2^63 - 1");
+        insta::assert_snapshot!(refused(r#"{"structured_outputs": ["a"]}"#), @"column `structured_outputs` is a list, it must be an object, or a string with its JSON");
         insta::assert_snapshot!(refused(r#"{"seed": "a"}"#), @"column `seed` is the string `a`, it must be a whole number from 0 to 2^63 - 1");
         insta::assert_snapshot!(refused(r#"{"end_strings": "x"}"#), @"column `end_strings` is the string `x`, it must be a list of at most 8 strings that are not empty");
         insta::assert_snapshot!(refused(r#"{"end_strings": ["x", ""]}"#), @"column `end_strings` is a list with an empty string, it must be a list of at most 8 strings that are not empty");
@@ -274,7 +299,7 @@ mod tests {
 
     #[test]
     fn columns_that_look_like_parameters_are_refused() {
-        insta::assert_snapshot!(read(r#"{"max_tokens": 5}"#).unwrap_err(), @"column `max_tokens` looks like a parameter of the row; those are `max_length`, `min_length`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `end_strings`, `seed`, `num_responses`: rename it, or set `model.data.train_ds.row_params=false`");
+        insta::assert_snapshot!(read(r#"{"max_tokens": 5}"#).unwrap_err(), @"column `max_tokens` looks like a parameter of the row; those are `max_length`, `min_length`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `end_strings`, `seed`, `num_responses`, `structured_outputs`: rename it, or set `model.data.train_ds.row_params=false`");
         for column in [
             "Temperature",
             "temprature",
@@ -285,6 +310,8 @@ mod tests {
             "stop",
             "maxLength",
             "repetition_penality",
+            "guided_json",
+            "structured_output",
         ] {
             assert!(read(&format!(r#"{{"{column}": 1}}"#)).is_err(), "{column}");
         }

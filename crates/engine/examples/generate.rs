@@ -93,7 +93,13 @@ fn open_engine(
     let stop = StopConditions::resolve(&[], &eos, |_| None)?;
     let min_length = 1;
     let sampler = CpuSampler::new(SamplingRules {
-        row: RowRules { params, seed: SEED, end_token_ids: stop.end_token_ids().to_vec(), min_length },
+        row: RowRules {
+            params,
+            seed: SEED,
+            end_token_ids: stop.end_token_ids().to_vec(),
+            min_length,
+            structure: None,
+        },
         vocab_size: tokenizer.vocab_size(),
         bias: Vec::new(),
     })?;

@@ -7,6 +7,10 @@
 pub(crate) mod device;
 pub(crate) mod host;
 
+use std::sync::Arc;
+
+use sampling::Vocabulary;
+
 use crate::{
     EngineError,
     plan::{SeqId, StepOutput, StepPlan},
@@ -19,6 +23,9 @@ pub trait Executor: Send {
     /// # Errors
     /// When a device fails.
     fn reset(&mut self) -> Result<(), EngineError>;
+
+    /// Gives it what structures are followed with. Without it no response may have one.
+    fn set_vocabulary(&mut self, vocabulary: Arc<Vocabulary>);
 
     /// Starts a step.
     ///
@@ -62,6 +69,11 @@ pub trait Executor: Send {
     /// Whether the responses of one sample are all the same, so that one of them is enough.
     fn is_greedy(&self) -> bool;
 }
+
+/// What every executor says of a structure that it cannot follow.
+const NO_VOCABULARY: &str = "a structure, which it was not given the tokens for";
+/// The same of drafts: what may be next is known of the newest token alone.
+const DRAFTS_IN_STRUCTURE: &str = "drafted tokens in a response with a structure";
 
 fn unknown(id: SeqId) -> EngineError {
     EngineError::UnknownSequence { group_idx: id.group_idx, response_idx: id.response_idx }

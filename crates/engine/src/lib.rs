@@ -21,7 +21,7 @@ use executor::device;
 use executor::host::{CachedModel, HostExecutor};
 use model_core::CausalLm;
 use run::{EngineParts, Run};
-use sampling::{StopConditions, TokenBytes, TokenSampler};
+use sampling::{StopConditions, TokenBytes, TokenSampler, Vocabulary};
 use scheduler::Step;
 
 #[cfg(feature = "cuda")]
@@ -31,7 +31,8 @@ pub use executor::Executor;
 pub use executor::host::Stage;
 pub use live::{Cancellation, Cancellations, LiveCounts};
 pub use plan::{
-    Draftable, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
+    Draftable, FailedToken, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan,
+    TableDelta,
 };
 pub use replica::{Followers, LeadingExecutor, ReceivingSampler, SendingSampler, TokenPath, follow};
 pub use request::{
@@ -101,6 +102,13 @@ impl Engine {
     /// Whether several tokens of a response can be computed in one step, with the bits that they get one by one.
     pub fn verifies_drafts(&self) -> bool {
         self.0.executor.verifies_drafts()
+    }
+
+    /// The same engine, whose responses may have structures.
+    #[must_use]
+    pub fn with_structures(mut self, vocabulary: Arc<Vocabulary>) -> Self {
+        self.0.executor.set_vocabulary(vocabulary);
+        self
     }
 
     /// The same engine, which drafts what responses go on with from prompts and from responses before them, as far as that

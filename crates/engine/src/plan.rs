@@ -126,6 +126,15 @@ pub struct StepPlan {
     pub drafts: Vec<u32>,
 }
 
+/// A token that could not be drawn. Its response ends before it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailedToken {
+    /// Which of the step's tokens.
+    pub token_idx: u32,
+    /// Why, in a sentence.
+    pub reason: String,
+}
+
 /// What one step gave.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepOutput {
@@ -133,6 +142,8 @@ pub struct StepOutput {
     pub tokens: Vec<SampledToken>,
     /// Where the tokens of each row end: `[num_rows]`.
     pub ends: Vec<u32>,
+    /// Tokens that are none, because nothing may follow in the structure of their response.
+    pub failed: Vec<FailedToken>,
     /// Time in the model, moves of blocks included.
     pub forward_time: Duration,
     /// The part of it that blocks were moved in.

@@ -5,8 +5,10 @@
 //! drawn where the logits are: on the ranks of the last pipeline stage, each of which draws the same; the other stages are
 //! told them.
 
+use std::sync::Arc;
+
 use model_core::{LostRank, ModelError};
-use sampling::{RowState, SampledToken, SamplingError, TokenSampler};
+use sampling::{RowState, SampledToken, SamplingError, TokenSampler, Vocabulary};
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
@@ -74,6 +76,11 @@ impl Executor for LeadingExecutor {
         self.num_collected = 0;
         self.tell(&Order::Reset)?;
         self.own.reset()
+    }
+
+    /// Of this rank; the others are given theirs where they are made.
+    fn set_vocabulary(&mut self, vocabulary: Arc<Vocabulary>) {
+        self.own.set_vocabulary(vocabulary);
     }
 
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {

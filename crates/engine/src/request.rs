@@ -90,6 +90,8 @@ pub struct Completion {
     pub token_ids: Vec<u32>,
     /// Why it ended.
     pub finish_reason: FinishReason,
+    /// Where it could not go on: why.
+    pub error: Option<String>,
     /// One a token, when the sampler computes them.
     pub logprobs: Option<Vec<f32>>,
     /// The most likely tokens at the place of each, when the sampler is asked for them.

@@ -28,6 +28,8 @@ struct ActiveRequest {
     is_repeated: bool,
     /// What ends them, where that is not what ends those of the run.
     stop: Option<Arc<StopConditions>>,
+    /// Its responses have a structure: each token must be known before it is known what may be next.
+    has_structure: bool,
     /// A part of its prompt was in a step.
     has_begun: bool,
 }
@@ -39,17 +41,19 @@ struct ActiveSeq {
     stop: StopState,
     /// Of its request's own.
     stop_conditions: Option<Arc<StopConditions>>,
+    may_have_drafts: bool,
     logprobs: Vec<f32>,
     top_logprobs: Vec<Vec<TopToken>>,
 }
 
 impl ActiveSeq {
-    fn new(max_new_tokens: u32, stop_conditions: Option<Arc<StopConditions>>) -> Self {
+    fn new(max_new_tokens: u32, stop_conditions: Option<Arc<StopConditions>>, may_have_drafts: bool) -> Self {
         Self {
             token_ids: Vec::new(),
             max_new_tokens,
             stop: StopState::new(max_new_tokens),
             stop_conditions,
+            may_have_drafts,
             logprobs: Vec::new(),
             top_logprobs: Vec::new(),
         }
@@ -61,6 +65,7 @@ struct Ended {
     id: SeqId,
     seq: ActiveSeq,
     reason: FinishReason,
+    error: Option<String>,
 }
 
 /// The time since some moment.
@@ -160,6 +165,7 @@ impl<'e, 'c> Run<'e, 'c> {
             Some(OwnRules { row, stop }) => (Some(Box::new(row)), Some(Arc::new(stop))),
             None => (None, None),
         };
+        let has_structure = own.as_ref().is_some_and(|own| own.structure.is_some());
         let active = ActiveRequest {
             sample_idx,
             num_responses,
@@ -167,12 +173,13 @@ impl<'e, 'c> Run<'e, 'c> {
             num_unfinished: num_seqs,
             is_repeated,
             stop,
+            has_structure,
             has_begun: false,
         };
         if max_new_tokens == 0 {
-            let empty = ActiveSeq::new(0, None);
+            let empty = ActiveSeq::new(0, None, false);
             return Ok((0..num_seqs).try_for_each(|response_idx| {
-                self.deliver(&active, response_idx, &empty, FinishReason::Length)
+                self.deliver(&active, response_idx, &empty, (FinishReason::Length, None))
             }));
         }
         let group_idx =
@@ -233,13 +240,18 @@ impl<'e, 'c> Run<'e, 'c> {
         }
         let responses: Vec<Draftable> = responses_of(&plan.rows)
             .map(|id| {
-                let num_left =
-                    seqs.get(&id).map_or(0, |seq| seq.max_new_tokens as usize - seq.token_ids.len());
+                let seq = seqs.get(&id).filter(|seq| seq.may_have_drafts);
+                let num_left = seq.map_or(0, |seq| seq.max_new_tokens as usize - seq.token_ids.len());
                 Draftable { id, max_drafts: num_left.saturating_sub(1) }
             })
             .collect();
         if !responses.is_empty() {
-            let drafts = proposer.propose(&responses);
+            let mut drafts = proposer.propose(&responses);
+            // A proposer that gives more than it is asked for changes no text either.
+            drafts
+                .iter_mut()
+                .zip(&responses)
+                .for_each(|(draft, response)| draft.truncate(response.max_drafts));
             scheduler.add_drafts(plan, &drafts);
         }
     }
@@ -257,13 +269,16 @@ impl<'e, 'c> Run<'e, 'c> {
                     let unknown = unknown(SeqId { group_idx, response_idx: 0 });
                     let request = self.requests.get_mut(&group_idx).ok_or(unknown)?;
                     let (max_new_tokens, stop) = (request.max_new_tokens, request.stop.clone());
+                    let may_have_drafts = !request.has_structure;
                     self.stats.prompt_tokens += u64::from(row.query_len);
                     self.engine.live.prompt(u64::from(row.query_len));
                     if !std::mem::replace(&mut request.has_begun, true) {
                         self.stats.cached_prompt_tokens += u64::from(row.context_len);
                     }
                     let ids = (0..row.draws).map(|response_idx| SeqId { group_idx, response_idx });
-                    self.seqs.extend(ids.map(|id| (id, ActiveSeq::new(max_new_tokens, stop.clone()))));
+                    self.seqs.extend(
+                        ids.map(|id| (id, ActiveSeq::new(max_new_tokens, stop.clone(), may_have_drafts))),
+                    );
                 }
                 RowId::Response(_) => num_responses += 1,
             }
@@ -350,9 +365,16 @@ impl<'e, 'c> Run<'e, 'c> {
     fn append(&mut self, rows: &[RowSpan], output: &StepOutput) -> Result<Vec<Ended>, EngineError> {
         let mut ended = Vec::new();
         let mut of_rows = output.rows();
+        let mut failed = output.failed.iter().peekable();
+        let mut end = 0;
         for (idx, row) in rows.iter().enumerate() {
             let tokens = of_rows.next().unwrap_or_default();
             let num_tokens = tokens.len() as u32;
+            end += num_tokens;
+            let mut failure = |before: u32| {
+                let next = failed.next_if(|failed| failed.token_idx < before);
+                next.map(|failed| failed.reason.as_str())
+            };
             let bad = EngineError::BadOutput { row: idx, draws: row.draws, actual: tokens.len() };
             match row.id {
                 RowId::Prompt(_) if num_tokens != row.draws => return Err(bad),
@@ -362,7 +384,8 @@ impl<'e, 'c> Run<'e, 'c> {
                     }
                     for (response_idx, token) in (0..row.draws).zip(tokens) {
                         let id = SeqId { group_idx, response_idx };
-                        ended.extend(self.append_to(id, std::slice::from_ref(token))?);
+                        let failure = failure(end - num_tokens + response_idx + 1);
+                        ended.extend(self.append_to(id, std::slice::from_ref(token), failure)?);
                     }
                 }
                 RowId::Response(_) if !(1..=row.draws).contains(&num_tokens) => return Err(bad),
@@ -370,7 +393,7 @@ impl<'e, 'c> Run<'e, 'c> {
                     self.scheduler.accept(id, row.query_len, num_tokens);
                     self.stats.drafted_tokens += u64::from(row.query_len - 1);
                     self.stats.accepted_tokens += u64::from(num_tokens - 1);
-                    ended.extend(self.append_to(id, tokens)?);
+                    ended.extend(self.append_to(id, tokens, failure(end))?);
                 }
             }
         }
@@ -380,10 +403,16 @@ impl<'e, 'c> Run<'e, 'c> {
     }
 
     /// Appends tokens to a response, up to the one that ends it. A step that was started before the end of a sequence was
-    /// known has a row of it too: what that gives is dropped.
-    fn append_to(&mut self, id: SeqId, tokens: &[SampledToken]) -> Result<Option<Ended>, EngineError> {
+    /// known has a row of it too: what that gives is dropped. With a `failure` it ends before them.
+    fn append_to(
+        &mut self,
+        id: SeqId,
+        tokens: &[SampledToken],
+        failure: Option<&str>,
+    ) -> Result<Option<Ended>, EngineError> {
         let Some(seq) = self.seqs.get_mut(&id) else { return Ok(None) };
         let num_before = seq.token_ids.len();
+        let tokens = if failure.is_some() { &[] } else { tokens };
         let reason = tokens.iter().find_map(|sampled| {
             seq.token_ids.push(sampled.token);
             seq.logprobs.extend(sampled.logprob);
@@ -395,8 +424,11 @@ impl<'e, 'c> Run<'e, 'c> {
             let conditions = seq.stop_conditions.as_deref().unwrap_or(&self.engine.stop);
             seq.stop.push(conditions, sampled.token, token_bytes)
         });
+        let reason = reason.or(failure.map(|_| FinishReason::Error));
         if let Some(proposer) = &mut self.engine.proposer {
-            proposer.append(id, &seq.token_ids[num_before..]);
+            if seq.token_ids.len() > num_before {
+                proposer.append(id, &seq.token_ids[num_before..]);
+            }
             if reason.is_some() {
                 proposer.end(id);
             }
@@ -405,13 +437,13 @@ impl<'e, 'c> Run<'e, 'c> {
         let Some(reason) = reason else { return Ok(None) };
         let seq = self.seqs.remove(&id).ok_or_else(|| unknown(id))?;
         self.engine.live.ended(seq.token_ids.len() as u64);
-        Ok(Some(Ended { id, seq, reason }))
+        Ok(Some(Ended { id, seq, reason, error: failure.map(str::to_owned) }))
     }
 
     fn deliver_ended(&mut self, ended: Vec<Ended>) -> Result<ControlFlow<()>, EngineError> {
-        for Ended { id, seq, reason } in ended {
+        for Ended { id, seq, reason, error } in ended {
             let mut active = self.requests.remove(&id.group_idx).ok_or_else(|| unknown(id))?;
-            let flow = self.deliver(&active, id.response_idx, &seq, reason);
+            let flow = self.deliver(&active, id.response_idx, &seq, (reason, error));
             active.num_unfinished -= 1;
             if active.num_unfinished > 0 {
                 self.requests.insert(id.group_idx, active);
@@ -428,7 +460,7 @@ impl<'e, 'c> Run<'e, 'c> {
         request: &ActiveRequest,
         response_idx: u32,
         seq: &ActiveSeq,
-        finish_reason: FinishReason,
+        (finish_reason, error): (FinishReason, Option<String>),
     ) -> ControlFlow<()> {
         let response_idxs =
             if request.is_repeated { 0..request.num_responses } else { response_idx..response_idx + 1 };
@@ -439,6 +471,7 @@ impl<'e, 'c> Run<'e, 'c> {
                 response_idx,
                 token_ids: seq.token_ids.clone(),
                 finish_reason,
+                error: error.clone(),
                 logprobs: is_whole(seq.logprobs.len()).then(|| seq.logprobs.clone()),
                 top_logprobs: is_whole(seq.top_logprobs.len()).then(|| seq.top_logprobs.clone()),
             })?;

@@ -7,7 +7,10 @@ use std::{
 };
 
 use model_core::{Batch, BlockId, BlockMove, HostBlockId, ModelError};
-use sampling::{CpuSampler, RowRules, SamplingParams, SamplingRules, StopConditions, TokenBytes};
+use sampling::{
+    CpuSampler, RowRules, SamplingParams, SamplingRules, StopConditions, Structures, TextFollower,
+    TokenBytes, Vocabulary,
+};
 use tch::Tensor;
 
 use crate::{
@@ -166,7 +169,7 @@ pub(crate) fn stop(end_strings: &[&str]) -> StopConditions {
 }
 
 pub(crate) fn sampler(params: SamplingParams) -> CpuSampler {
-    let row = RowRules { params, seed: 99, end_token_ids: vec![EOS], min_length: 0 };
+    let row = RowRules { params, seed: 99, end_token_ids: vec![EOS], min_length: 0, structure: None };
     CpuSampler::new(SamplingRules { row, vocab_size: VOCAB_SIZE, bias: vec![] }).unwrap()
 }
 
@@ -184,7 +187,49 @@ pub(crate) fn engine_of(
     end_strings: &[&str],
     limits: EngineLimits,
 ) -> Engine {
-    Engine::with_executor(Box::new(executor), stop(end_strings), Arc::new(Letters), limits).unwrap()
+    let engine = Engine::with_executor(Box::new(executor), stop(end_strings), Arc::new(Letters), limits);
+    engine.unwrap().with_structures(vocabulary())
+}
+
+/// Texts in which a token and its successor have no multiple of three for their sum. They may end after five tokens, must
+/// after fifteen, and are stuck behind some of the tokens that they allow.
+struct Zigzag {
+    last: u32,
+    num_tokens: u32,
+}
+
+impl TextFollower for Zigzag {
+    fn allowed(&mut self, bits: &mut [u32]) -> Result<bool, String> {
+        bits.fill(0);
+        if self.num_tokens > 6 && self.last % 13 == 3 {
+            return Err(format!("stuck behind {}", self.last));
+        }
+        let is_allowed = |token: &u32| (token + self.last) % 3 != 0 && self.num_tokens < 15;
+        (0..VOCAB_SIZE as u32)
+            .filter(is_allowed)
+            .for_each(|token| bits[token as usize / 32] |= 1 << (token % 32));
+        Ok(self.num_tokens >= 5)
+    }
+
+    fn push(&mut self, token: u32) -> Result<(), String> {
+        assert!((token + self.last) % 3 != 0 && self.num_tokens < 15, "{token} was not allowed");
+        (self.last, self.num_tokens) = (token, self.num_tokens + 1);
+        Ok(())
+    }
+}
+
+struct Zigzags;
+
+impl Structures for Zigzags {
+    fn begin(&self, structure: &str) -> Result<Box<dyn TextFollower>, String> {
+        let last = structure.parse().map_err(|_| format!("no structure `{structure}`"))?;
+        Ok(Box::new(Zigzag { last, num_tokens: 0 }))
+    }
+}
+
+/// What structures are followed with.
+pub(crate) fn vocabulary() -> Arc<Vocabulary> {
+    Arc::new(Vocabulary { structures: Arc::new(Zigzags), vocab_size: VOCAB_SIZE, banned: vec![7] })
 }
 
 pub(crate) fn request(
@@ -197,11 +242,18 @@ pub(crate) fn request(
     Request { sample_idx, prompt, num_responses, max_new_tokens, own: None, foresight: Foresight::default() }
 }
 
-/// Two requests of three with rules of their own: greedy ones, and ones with another seed, end and filters.
+/// Two requests of three with rules of their own: greedy ones, and ones with another seed, end and filters. Some of both
+/// have a structure, too.
 pub(crate) fn with_own_rules(request: Request) -> Request {
     let kind = request.sample_idx % 3;
+    // One is bad from its start.
+    let structure = match request.sample_idx % 7 {
+        0 => Some("bad".to_owned()),
+        1..4 => Some((request.sample_idx % 5).to_string()),
+        _ => None,
+    };
     let params = SamplingParams { use_greedy: kind == 1, temperature: 0.7, min_p: Some(0.05), ..params() };
-    let row = RowRules { params, seed: 1 << 40 | kind, end_token_ids: vec![EOS], min_length: 2 };
+    let row = RowRules { params, seed: 1 << 40 | kind, end_token_ids: vec![EOS], min_length: 2, structure };
     let own = OwnRules { row, stop: stop(&["c"]).with_min_length(2) };
     Request { own: (kind > 0).then(|| Box::new(own)), ..request }
 }

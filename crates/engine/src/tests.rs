@@ -39,6 +39,10 @@ impl<E: Executor> Executor for Remote<E> {
         self.0.reset()
     }
 
+    fn set_vocabulary(&mut self, vocabulary: Arc<Vocabulary>) {
+        self.0.set_vocabulary(vocabulary);
+    }
+
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
         let copy = sent(&plan);
         assert_eq!(copy, plan);
@@ -118,7 +122,8 @@ fn a_small_cache_and_the_host_hold_as_much_as_a_large_one() {
 
 #[test]
 fn steps_can_be_sent_to_another_process() {
-    let requests: Vec<Request> = (0..20).map(|idx| request(idx, 2 + idx as usize, 3, 15)).collect();
+    let requests: Vec<Request> =
+        (0..20).map(|idx| with_own_rules(request(idx, 2 + idx as usize, 3, 15))).collect();
     let (expect, _) = run(&mut engine(params(), &["a"], roomy()), &requests);
     let limits = EngineLimits { num_host_blocks: 60, ..limits(16, 60, 30) };
     let mut remote = engine_of(Remote(host(params()).with_run_ahead(1)), &["a"], limits);
@@ -196,6 +201,10 @@ impl Executor for Wrong {
         self.0.reset()
     }
 
+    fn set_vocabulary(&mut self, vocabulary: Arc<Vocabulary>) {
+        self.0.set_vocabulary(vocabulary);
+    }
+
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
         self.0.start(plan)
     }
@@ -245,6 +254,7 @@ fn stop_conditions_end_responses_with_their_tokens_kept() {
             FinishReason::Eos => assert_eq!(completion.token_ids.last(), Some(&EOS)),
             FinishReason::EndString => assert!(ends_by_string),
             FinishReason::Length => assert!(completion.token_ids.len() == 30 && !ends_by_string),
+            FinishReason::Error => panic!("{completion:?}"),
         }
         assert_eq!(completion.logprobs.as_ref().map(Vec::len), Some(completion.token_ids.len()));
         assert!(!completion.token_ids[..completion.token_ids.len() - 1].contains(&EOS));
@@ -268,7 +278,7 @@ fn greedy_computes_one_response_and_repeats_it() {
 
 #[test]
 fn own_rules_hold_for_their_request_alone() {
-    let requests: Vec<Request> = (0..12).map(|n| request(n, 4, 2, 9)).collect();
+    let requests: Vec<Request> = (0..36).map(|n| request(n, 4, 2, 9)).collect();
     let (plain, _) = run(&mut engine(params(), &["ab"], roomy()), &requests);
     let own: Vec<Request> = requests.iter().cloned().map(with_own_rules).collect();
     let (mixed, _) = run(&mut engine(params(), &["ab"], limits(5, 9, 60)), &own);
@@ -286,10 +296,10 @@ fn own_rules_hold_for_their_request_alone() {
         let reason_is_its_own =
             completion.finish_reason != FinishReason::EndString || text.ends_with(ends_by);
         assert!(reason_is_its_own, "{completion:?}");
-        let top = completion.top_logprobs.as_ref().unwrap();
+        let top = completion.top_logprobs.clone().unwrap_or_default();
         assert!(top.len() == completion.token_ids.len() && top.iter().all(|top| top.len() == 2));
     }
-    assert!(num_changed > 4, "another seed gives other tokens: {num_changed} of 8");
+    assert!(num_changed > 12, "another seed gives other tokens: {num_changed} of 24");
     assert!(mixed.iter().any(|(key, done)| key.0 % 3 > 0 && done.finish_reason == FinishReason::EndString));
 }
 

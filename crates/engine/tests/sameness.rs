@@ -70,7 +70,7 @@ fn engine_that_ends(
     let stop = stop.with_min_length(3);
     let end_token_ids = stop.end_token_ids().to_vec();
     let rules = SamplingRules {
-        row: RowRules { params, seed: 77, end_token_ids, min_length: 3 },
+        row: RowRules { params, seed: 77, end_token_ids, min_length: 3, structure: None },
         vocab_size: VOCAB_SIZE,
         bias: vec![],
     };

@@ -5,16 +5,16 @@
 //! samplers use, where sums are exact, so the order in which a GPU adds does not show.
 
 use cuda_kernels::{
-    Admission, MarkSeen, Sample, SampleRules, Sampled, SamplerKernels, SamplerScratch, SamplerState,
-    TopTokens,
+    Admission, MarkSeen, Sample, SampleMasks, SampleRules, Sampled, SamplerKernels, SamplerScratch,
+    SamplerState, TopTokens,
 };
 use cuda_runtime::{Device, Stream};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::send;
 
 use crate::{
-    ROW_RULE_WORDS, RowRules, SampledToken, SamplingError, SamplingParams, TopToken, row_rule_words,
-    rules::SamplingRules,
+    ROW_RULE_WORDS, RowMasks, RowRules, SampledToken, SamplingError, SamplingParams, TopToken,
+    row_rule_words, rules::SamplingRules,
 };
 
 /// Rows of sequences on the device, all of `[num_rows]`.
@@ -85,6 +85,17 @@ pub struct FirstDraw<'a> {
     pub prompt: &'a [u32],
     /// Rules of its own, in place of the run's.
     pub own: Option<&'a RowRules>,
+    /// Bits of the tokens that it may be, where not all may.
+    pub allowed: Option<&'a [u32]>,
+}
+
+/// Masks on the device.
+#[derive(Debug)]
+struct DeviceMasks {
+    /// int32 `[num_rows]`.
+    mask_of_row: Tensor,
+    /// int32 `[num_masks, seen_words]`.
+    bits: Tensor,
 }
 
 /// int32 words of one record that a draw leaves on the device.
@@ -231,7 +242,23 @@ impl DeviceSampler {
     /// # Errors
     /// When the shapes do not fit or the device fails.
     pub fn draw(&self, logits: &Tensor, rows: &SamplerRows, out: &DrawRecords) -> Result<(), SamplingError> {
-        self.launch(logits, rows, None, out)
+        self.launch(logits, rows, None, (None, out))
+    }
+
+    /// The same with masks of the first rows, which are uploaded: it is not recorded.
+    ///
+    /// # Errors
+    /// As [`DeviceSampler::draw`].
+    pub fn draw_masked(
+        &self,
+        logits: &Tensor,
+        rows: &SamplerRows,
+        masks: &RowMasks,
+        out: &DrawRecords,
+    ) -> Result<(), SamplingError> {
+        let num_rows = usize::try_from(logits.size().first().copied().unwrap_or(0)).unwrap_or(0);
+        let masks = self.send_masks(masks, num_rows)?;
+        self.launch(logits, rows, None, (masks.as_ref(), out))
     }
 
     /// Enqueues the first tokens of new sequences and returns their rows, not in use yet, and their records.
@@ -276,12 +303,16 @@ impl DeviceSampler {
         let words: &[i64] = bytemuck::cast_slice(&admissions);
         let admissions = send(words, self.device.index())?.f_view([num_rows, -1])?;
         let out = self.new_records(draws.len())?;
+        let mut masks = RowMasks::default();
+        draws.iter().for_each(|draw| masks.push(draw.allowed));
+        let masks = self.send_masks(&masks, draws.len())?;
         // The working memory is made for the rows of a decode step; there may be more first tokens than that.
         let max_rows = self.max_rows as i64;
         for start in (0..num_rows).step_by(self.max_rows.max(1)) {
             let num_rows = max_rows.min(num_rows - start);
             let admissions = admissions.f_narrow(0, start, num_rows)?;
-            self.launch(logits, &rows, Some(&admissions), &out.part(start, num_rows)?)?;
+            let masks = masks.as_ref().map(|masks| masks.part(start, num_rows)).transpose()?;
+            self.launch(logits, &rows, Some(&admissions), (masks.as_ref(), &out.part(start, num_rows)?))?;
         }
         Ok((rows, out))
     }
@@ -303,6 +334,21 @@ impl DeviceSampler {
             let _ = seen.f_bitwise_or_tensor_(&self.mark_seen(drafts)?)?;
         }
         Ok(())
+    }
+
+    /// Masks of the first of `num_rows` rows; the others have none.
+    fn send_masks(&self, masks: &RowMasks, num_rows: usize) -> Result<Option<DeviceMasks>, SamplingError> {
+        if masks.num_masks() == 0 {
+            return Ok(None);
+        }
+        let mut mask_of_row = masks.mask_of_row.clone();
+        mask_of_row.resize(num_rows, -1);
+        let bits: &[i32] = bytemuck::cast_slice(&masks.bits);
+        let shape = [masks.num_masks() as i64, self.seen_words() as i64];
+        Ok(Some(DeviceMasks {
+            mask_of_row: send(&mask_of_row, self.device.index())?,
+            bits: send(bits, self.device.index())?.f_view(shape)?,
+        }))
     }
 
     /// int32 `[draws.len(), ROW_RULE_WORDS]` on the device.
@@ -355,7 +401,7 @@ impl DeviceSampler {
         logits: &Tensor,
         rows: &SamplerRows,
         admissions: Option<&Tensor>,
-        out: &DrawRecords,
+        (masks, out): (Option<&DeviceMasks>, &DrawRecords),
     ) -> Result<(), SamplingError> {
         let state = SamplerState {
             tokens: &rows.tokens,
@@ -371,6 +417,7 @@ impl DeviceSampler {
             rules: &self.launch_rules,
             end_token_ids: self.end_token_ids.as_ref(),
             bias: self.bias.as_ref(),
+            masks: masks.map(|masks| SampleMasks { mask_of_entry: &masks.mask_of_row, bits: &masks.bits }),
             state,
             scratch: &self.scratch,
             admissions,
@@ -410,6 +457,14 @@ impl DeviceSampler {
         };
         self.kernels.mark_seen(&Stream::current(&self.device)?, &launch)?;
         Ok(seen)
+    }
+}
+
+impl DeviceMasks {
+    /// The masks of some rows.
+    fn part(&self, start: i64, num_rows: i64) -> Result<Self, SamplingError> {
+        let mask_of_row = self.mask_of_row.f_narrow(0, start, num_rows)?;
+        Ok(Self { mask_of_row, bits: self.bits.shallow_clone() })
     }
 }
 

@@ -94,10 +94,17 @@ mod tests {
             compute_logprob: true,
             top_logprobs: 2,
         };
-        let row = RowRules { params, seed: 1, end_token_ids: vec![], min_length: 0 };
+        let row = RowRules { params, seed: 1, end_token_ids: vec![], min_length: 0, structure: None };
         let mut drawing = CpuSampler::new(SamplingRules { row, vocab_size: 3, bias: vec![] }).unwrap();
         let logits = Tensor::from_slice(&[0.5_f32, 2.0, -1.0, 9.0]).view([1, 4]);
-        let state = RowState { sample_idx: 1, response_idx: 0, num_generated: 1, history: &[7], own: None };
+        let state = RowState {
+            sample_idx: 1,
+            response_idx: 0,
+            num_generated: 1,
+            history: &[7],
+            own: None,
+            allowed: None,
+        };
         let drawn = drawing.sample(&logits, &[state]).unwrap();
         let texts: ForcedTexts = Arc::new(Mutex::new(vec![vec![], vec![0, 1]]));
         let mut forced = ForcedSampler::new(Arc::clone(&texts), 3, 2).unwrap();

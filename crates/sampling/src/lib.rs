@@ -16,6 +16,7 @@ mod row_words;
 mod rules;
 mod sampler;
 mod stop;
+mod structured;
 mod top_tokens;
 mod weights;
 
@@ -30,4 +31,5 @@ pub use row_words::{MAX_ROW_END_TOKENS, ROW_RULE_WORDS, read_row_rules, row_rule
 pub use rules::{RowRules, RowState, SamplingRules};
 pub use sampler::{CpuSampler, SampledToken, TokenSampler};
 pub use stop::{FinishReason, RawEndStrings, StopConditions, StopState, TokenBytes};
+pub use structured::{RowMasks, StructuredRow, Structures, TextFollower, Vocabulary, prepare_all};
 pub use top_tokens::TopToken;

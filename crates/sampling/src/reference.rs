@@ -65,7 +65,12 @@ impl ReferenceSampler {
             if let Some((_, bias)) = self.rules.bias.iter().find(|(token, _)| *token == id as u32) {
                 *logit += bias;
             }
-            if state.num_generated < rules.min_length && rules.end_token_ids.contains(&(id as u32)) {
+            let is_allowed = |bits: &[u32]| bits.get(id / 32).is_some_and(|word| word >> (id % 32) & 1 == 1);
+            if state.allowed.is_some_and(|bits| !is_allowed(bits)) {
+                *logit = f32::NEG_INFINITY;
+            }
+            let holds_back = rules.structure.is_none() && state.num_generated < rules.min_length;
+            if holds_back && rules.end_token_ids.contains(&(id as u32)) {
                 *logit = f32::NEG_INFINITY;
             }
             if params.use_greedy {

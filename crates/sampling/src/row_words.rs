@@ -25,9 +25,11 @@ const END_TOKENS: usize = 12;
 /// # Errors
 /// When the row holds back more end tokens than have room.
 pub fn row_rule_words(rules: &RowRules) -> Result<[i32; ROW_RULE_WORDS], SamplingError> {
-    let RowRules { params, seed, end_token_ids, min_length } = rules;
+    let RowRules { params, seed, end_token_ids, min_length, structure } = rules;
+    // Where there is a structure, the tokens that it allows say when the text may end.
+    let min_length = if structure.is_none() { *min_length } else { 0 };
     // Nobody asks for them otherwise.
-    let end_token_ids = if *min_length > 0 { end_token_ids.as_slice() } else { &[] };
+    let end_token_ids = if min_length > 0 { end_token_ids.as_slice() } else { &[] };
     if end_token_ids.len() > MAX_ROW_END_TOKENS {
         return Err(SamplingError::TooManyEndTokens {
             actual: end_token_ids.len(),
@@ -38,7 +40,7 @@ pub fn row_rule_words(rules: &RowRules) -> Result<[i32; ROW_RULE_WORDS], Samplin
     words[IS_OWN] = 1;
     words[SEED] = *seed as u32 as i32;
     words[SEED + 1] = (*seed >> 32) as u32 as i32;
-    words[MIN_LENGTH] = *min_length as i32;
+    words[MIN_LENGTH] = min_length as i32;
     words[TOP_K] = params.top_k.unwrap_or(0) as i32;
     words[TOP_P] = params.top_p.unwrap_or(0.0).to_bits() as i32;
     words[MIN_P] = params.min_p.unwrap_or(0.0).to_bits() as i32;
@@ -70,6 +72,7 @@ pub fn read_row_rules(words: &[i32; ROW_RULE_WORDS], run: &SamplingParams) -> Op
         seed: u64::from(bits(SEED)) | u64::from(bits(SEED + 1)) << 32,
         end_token_ids: words[END_TOKENS..END_TOKENS + num_end_tokens].iter().map(|&id| id as u32).collect(),
         min_length: bits(MIN_LENGTH),
+        structure: None,
     })
 }
 
@@ -102,7 +105,7 @@ mod tests {
             params in params(), seed in any::<u64>(), min_length in 1_u32..,
             end_token_ids in prop::collection::vec(0_u32..1 << 19, 0..=MAX_ROW_END_TOKENS),
         ) {
-            let rules = RowRules { params, seed, end_token_ids, min_length };
+            let rules = RowRules { params, seed, end_token_ids, min_length, structure: None };
             let words = row_rule_words(&rules).unwrap();
             prop_assert_eq!(read_row_rules(&words, &rules.params), Some(rules));
         }
@@ -121,7 +124,8 @@ mod tests {
             top_logprobs: 0,
         };
         assert_eq!(read_row_rules(&[0; ROW_RULE_WORDS], &run), None);
-        let mut rules = RowRules { params: run, seed: 1, end_token_ids: vec![7; 17], min_length: 1 };
+        let mut rules =
+            RowRules { params: run, seed: 1, end_token_ids: vec![7; 17], min_length: 1, structure: None };
         let error = row_rule_words(&rules).unwrap_err().to_string();
         assert_eq!(
             error,

@@ -16,12 +16,15 @@ pub struct RowRules {
     pub end_token_ids: Vec<u32>,
     /// Fewest tokens of a response.
     pub min_length: u32,
+    /// What the text must be, as [`Structures`](crate::Structures) reads it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub structure: Option<String>,
 }
 
 impl RowRules {
-    /// Whether end tokens may not be chosen yet.
+    /// Whether end tokens may not be chosen yet. Where there is a structure, its tokens say so.
     pub(crate) fn holds_back_end(&self, state: &RowState<'_>) -> bool {
-        state.num_generated < self.min_length && !self.end_token_ids.is_empty()
+        self.structure.is_none() && state.num_generated < self.min_length && !self.end_token_ids.is_empty()
     }
 }
 
@@ -38,6 +41,8 @@ pub struct RowState<'a> {
     pub history: &'a [u32],
     /// Rules of its own, in place of the run's.
     pub own: Option<&'a RowRules>,
+    /// Bits of the tokens that may be chosen, `[ceil(vocab_size / 32)]`, where not all may.
+    pub allowed: Option<&'a [u32]>,
 }
 
 /// What decides the tokens of a run, beside the logits.
@@ -72,6 +77,23 @@ impl SamplingRules {
         for &(token, bias) in &self.bias {
             if let Some(logit) = row.get_mut(token as usize) {
                 *logit += bias;
+            }
+        }
+    }
+
+    /// Masks what may not be chosen in `row`, `[vocab_size]`, whatever else holds for it.
+    pub(crate) fn mask(row: &mut [f32], allowed: Option<&[u32]>) {
+        let Some(allowed) = allowed else { return };
+        for (logits, word) in
+            row.chunks_mut(u32::BITS as usize).zip(allowed.iter().copied().chain(std::iter::repeat(0)))
+        {
+            if word == u32::MAX {
+                continue;
+            }
+            for (bit, logit) in logits.iter_mut().enumerate() {
+                if word >> bit & 1 == 0 {
+                    *logit = f32::NEG_INFINITY;
+                }
             }
         }
     }

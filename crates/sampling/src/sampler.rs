@@ -87,11 +87,12 @@ impl CpuSampler {
         scratch: &mut Scratch,
     ) -> Result<usize, &'static str> {
         let holds_back = rules.holds_back_end(state);
-        if !holds_back && self.rules.bias.is_empty() {
+        if !holds_back && self.rules.bias.is_empty() && state.allowed.is_none() {
             return argmax(raw);
         }
         let row = scratch.copy(raw);
         self.rules.add_bias(row);
+        SamplingRules::mask(row, state.allowed);
         if holds_back {
             min_length::apply(row, &rules.end_token_ids);
         }
@@ -110,6 +111,7 @@ impl CpuSampler {
         row.clear();
         row.extend_from_slice(raw);
         self.rules.add_bias(row);
+        SamplingRules::mask(row, state.allowed);
         if rules.holds_back_end(state) {
             min_length::apply(row, &rules.end_token_ids);
         }

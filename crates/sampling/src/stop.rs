@@ -20,6 +20,8 @@ pub enum FinishReason {
     EndString,
     /// The response's token budget is spent.
     Length,
+    /// It could not go on: no token may be next.
+    Error,
 }
 
 impl FinishReason {
@@ -29,6 +31,7 @@ impl FinishReason {
             Self::Eos => "eos",
             Self::EndString => "end_string",
             Self::Length => "length",
+            Self::Error => "error",
         }
     }
 }

@@ -118,8 +118,13 @@ fn normalised(weights: Vec<f64>) -> Vec<f64> {
 fn sampled(rules: Rules) -> Vec<f64> {
     const NUM_ROWS: usize = 20_000;
     let min_length = if rules.held_back.is_empty() { 0 } else { u32::MAX };
-    let row =
-        RowRules { params: rules.params(), seed: SEED, end_token_ids: rules.held_back.to_vec(), min_length };
+    let row = RowRules {
+        params: rules.params(),
+        seed: SEED,
+        end_token_ids: rules.held_back.to_vec(),
+        min_length,
+        structure: None,
+    };
     let rules = SamplingRules { row, vocab_size: VOCAB_SIZE, bias: vec![] };
     let mut sampler = CpuSampler::new(rules).unwrap();
     let logits = Tensor::from_slice(&logits()).view([1, -1]).repeat([NUM_ROWS as i64, 1]);
@@ -132,6 +137,7 @@ fn sampled(rules: Rules) -> Vec<f64> {
                 num_generated: draw as u32 / 4 % 100,
                 history: &HISTORY,
                 own: None,
+                allowed: None,
             })
             .collect();
         for token in sampler.sample(&logits, &states).unwrap() {
@@ -269,7 +275,7 @@ fn neighbouring_draws_are_independent() {
     let logits = Tensor::from_slice(&ROW).view([1, -1]).repeat([NUM_DRAWS as i64, 1]);
     let draw = |seed: u64, sample: u64, response: u32, token: u32| {
         let (params, vocab_size) = (PLAIN.params(), ROW.len());
-        let row = RowRules { params, seed, end_token_ids: vec![], min_length: 0 };
+        let row = RowRules { params, seed, end_token_ids: vec![], min_length: 0, structure: None };
         let rules = SamplingRules { row, vocab_size, bias: vec![] };
         let mut sampler = CpuSampler::new(rules).unwrap();
         let states: Vec<_> = (0..NUM_DRAWS as u32)
@@ -279,6 +285,7 @@ fn neighbouring_draws_are_independent() {
                 num_generated: draw % 100 * 2 + token,
                 history: &[],
                 own: None,
+                allowed: None,
             })
             .collect();
         sampler.sample(&logits, &states).unwrap()

@@ -181,12 +181,17 @@ fn open(
         compute_logprob: false,
         top_logprobs: 0,
     };
-    let row = RowRules { params, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
+    let row = RowRules { params, seed: 1, end_token_ids: Vec::new(), min_length: 0, structure: None };
     let rules = SamplingRules { row, vocab_size, bias: Vec::new() };
     let longest = workload.requests.iter().map(num_tokens).max();
     let longest_sequence_tokens = longest.unwrap_or(1);
     let tokens = Arc::new(TokenTable::unknown());
-    let setup = SamplingSetup { rules, stop: StopConditions::default(), row_params: RowParamsMode::Ignore };
+    let setup = SamplingSetup {
+        rules,
+        stop: StopConditions::default(),
+        row_params: RowParamsMode::Ignore,
+        vocabulary: None,
+    };
     let Some(group) = group else {
         let size = EngineSize { limits, longest_sequence_tokens };
         return Ok(Some(open_engine(model, options, setup, tokens, size)?));

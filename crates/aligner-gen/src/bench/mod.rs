@@ -139,9 +139,14 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
         block_size_tokens: BLOCK_SIZE_TOKENS,
     };
     let tokens = Arc::new(TokenTable::new(tokenizer.as_ref())?);
-    let row = RowRules { params, seed: 1, end_token_ids: Vec::new(), min_length: 0 };
+    let row = RowRules { params, seed: 1, end_token_ids: Vec::new(), min_length: 0, structure: None };
     let rules = SamplingRules { row, vocab_size, bias: Vec::new() };
-    let setup = SamplingSetup { rules, stop: StopConditions::default(), row_params: RowParamsMode::Ignore };
+    let setup = SamplingSetup {
+        rules,
+        stop: StopConditions::default(),
+        row_params: RowParamsMode::Ignore,
+        vocabulary: None,
+    };
     let longest = LOADS.iter().map(|load| (load.prompt_tokens + load.new_tokens) as usize);
     let size = EngineSize { limits, longest_sequence_tokens: longest.max().unwrap_or(1) };
     let engine = open_engine(model, options, setup, tokens, size)?;

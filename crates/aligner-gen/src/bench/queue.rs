@@ -233,7 +233,8 @@ fn request(position: usize) -> Request {
 fn done(sample_idx: u64) -> SampleDone {
     let token_ids = vec![7; RESPONSE_TOKENS];
     let eos = FinishReason::Eos;
-    let response = ResponseDone { token_ids, finish_reason: eos, logprobs: None, top_logprobs: None };
+    let response =
+        ResponseDone { token_ids, finish_reason: eos, error: None, logprobs: None, top_logprobs: None };
     SampleDone { sample_idx, responses: vec![response] }
 }
 

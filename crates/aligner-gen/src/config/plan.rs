@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use data::{
-    BatchSizes, DataError, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnUnusable,
-    RowDemand,
+    BatchSizes, DataError, Date, DropLast, KeptMetadata, LengthLimits, LimitTrainBatches, OnBadRecord,
+    OnOverlength, OnUnusable, RowDemand,
 };
 use hydra_config::{overrides, shell_word};
 use model_core::Backend;
@@ -26,6 +26,8 @@ use super::raw::{
 use super::records::{self, RecordFormat};
 use crate::exit::Failure;
 use crate::output::OutputField;
+
+const MAX_LENGTH: &str = "model.generation.length_params.max_length";
 
 /// What the main job is to do.
 #[derive(Clone, Debug)]
@@ -70,6 +72,8 @@ pub(crate) struct GenerationPlan {
     pub(crate) end_strings: Vec<String>,
     /// As typed, token by token.
     pub(crate) token_bias: Vec<(TokenName, f32)>,
+    /// What every response must be, as JSON, but for rows that have a structure of their own.
+    pub(crate) structured_outputs: Option<String>,
     pub(crate) max_length: u32,
     pub(crate) min_length: u32,
     pub(crate) encoder_seq_length: usize,
@@ -77,6 +81,28 @@ pub(crate) struct GenerationPlan {
     pub(crate) unfinished: Unfinished,
     pub(crate) output_fields: Vec<OutputField>,
     pub(crate) checks: ChecksPlan,
+    pub(crate) output_format: OutputFormat,
+}
+
+/// `model.generation.output_format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum OutputFormat {
+    Jsonl,
+    /// Beside the lines, when all are there.
+    Parquet,
+}
+
+impl OutputFormat {
+    fn parse(typed: Option<&str>) -> Result<Self, Failure> {
+        match typed {
+            None | Some("jsonl") => Ok(Self::Jsonl),
+            Some("parquet") => Ok(Self::Parquet),
+            Some(other) => {
+                let key = "model.generation.output_format";
+                Err(out_of_range(key, "`jsonl` or `parquet`", &format!("`{other}`")))
+            }
+        }
+    }
 }
 
 /// Whether the tokenizer's BOS goes before a prompt.
@@ -160,12 +186,14 @@ impl GenerationPlan {
         let row_params = records::row_params(raw.data.train_ds.row_params, line_format);
         let num_responses = count("model.generation.num_responses_to_gen", generation.num_responses_to_gen)?;
         let checks = ChecksPlan::new(&generation, num_responses, row_params, line_format)?;
-        let output_fields = records::output_fields(generation.output_fields, on_unusable, line_format);
+        let has_errors = may_have_errors(on_unusable, &generation.sampling_params);
+        let output_fields = records::output_fields(generation.output_fields, has_errors, line_format);
         let output_fields = checks.with_fields(output_fields);
         let kept_metadata = records::kept_metadata(&raw.data.train_ds, &output_fields, &checks);
         let date = raw.data.date.as_deref().map(parse_date).transpose()?;
         let train_ds = raw.data.train_ds;
         let token_bias = token_bias(&generation.sampling_params)?;
+        let structured_outputs = structured_outputs(generation.sampling_params.structured_outputs.as_ref());
         let end_strings = generation.sampling_params.end_strings.map(end_strings).transpose()?;
         Ok(Self {
             data_paths: records::data_paths(train_ds.file_path)?,
@@ -203,6 +231,7 @@ impl GenerationPlan {
             sampling: with_logprobs(raw.sampling.try_into()?, &checks),
             end_strings: end_strings.unwrap_or_default(),
             token_bias,
+            structured_outputs,
             max_length: max_length(generation.length_params)?,
             min_length: u32::try_from(generation.length_params.min_length.max(0)).unwrap_or(u32::MAX),
             encoder_seq_length: positive("model.encoder_seq_length", raw.encoder_seq_length)?,
@@ -210,6 +239,7 @@ impl GenerationPlan {
             unfinished: if generation.drop_unfinished { Unfinished::Drop } else { Unfinished::Keep },
             output_fields,
             checks,
+            output_format: OutputFormat::parse(generation.output_format.as_deref())?,
         })
     }
 
@@ -217,6 +247,11 @@ impl GenerationPlan {
     pub(crate) fn budget_tokens(&self, prompt_tokens: usize, row: RowDemand) -> u32 {
         let room = self.encoder_seq_length.saturating_sub(prompt_tokens);
         row.max_length.map_or(self.max_length, NonZero::get).min(u32::try_from(room).unwrap_or(u32::MAX))
+    }
+
+    /// Whether responses may have structures.
+    pub(crate) fn may_have_structures(&self) -> bool {
+        self.structured_outputs.is_some() || self.row_params == RowParamsMode::Read
     }
 
     /// How many responses a row gets.
@@ -257,6 +292,19 @@ fn token_bias(sampling: &RawSampling) -> Result<Vec<(TokenName, f32)>, Failure> 
         bias.insert(name, f32::NEG_INFINITY);
     }
     Ok(bias.into_iter().collect())
+}
+
+/// Whether rows may have an error, whatever the rows themselves ask for.
+fn may_have_errors(on_unusable: OnUnusable, sampling: &RawSampling) -> bool {
+    let keeps_any = on_unusable.bad == OnBadRecord::Keep || on_unusable.too_long == OnOverlength::Keep;
+    keeps_any || sampling.structured_outputs.is_some()
+}
+
+/// The job's structure without the keys that say nothing.
+fn structured_outputs(typed: Option<&serde_json::Map<String, serde_json::Value>>) -> Option<String> {
+    let set = typed?.iter().filter(|(_, value)| !value.is_null());
+    let set: serde_json::Map<_, _> = set.map(|(key, value)| (key.clone(), value.clone())).collect();
+    (!set.is_empty()).then(|| serde_json::Value::Object(set).to_string())
 }
 
 fn limit(raw: Option<&RawLimit>) -> LimitTrainBatches {

@@ -114,6 +114,7 @@ pub(crate) struct RawGeneration {
     pub(crate) sampling_params: RawSampling,
     pub(crate) length_params: RawLengths,
     pub(crate) drop_unfinished: bool,
+    pub(crate) output_format: Option<String>,
     pub(crate) output_fields: Vec<OutputField>,
     pub(crate) on_response: Option<String>,
     pub(crate) on_response_timeout_seconds: Option<i64>,
@@ -129,6 +130,7 @@ pub(crate) struct RawSampling {
     pub(crate) end_strings: Option<RawEndStrings>,
     pub(crate) banned_tokens: Option<Vec<RawToken>>,
     pub(crate) logit_bias: Option<BTreeMap<String, f64>>,
+    pub(crate) structured_outputs: Option<serde_json::Map<String, serde_json::Value>>,
 }
 
 /// A token by its id or by its text.

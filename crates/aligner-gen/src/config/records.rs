@@ -205,11 +205,10 @@ pub(crate) fn data_paths(file_path: RawFilePath) -> Result<Vec<PathBuf>, Failure
 /// The fields of each line. Where rows may have an error, all lines have the field.
 pub(crate) fn output_fields(
     mut fields: Vec<OutputField>,
-    on_unusable: OnUnusable,
+    may_have_errors: bool,
     line_format: LineFormat,
 ) -> Vec<OutputField> {
-    let keeps_any = on_unusable.bad == OnBadRecord::Keep || on_unusable.too_long == OnOverlength::Keep;
-    if keeps_any && line_format == LineFormat::Sft && !fields.contains(&OutputField::Error) {
+    if may_have_errors && line_format == LineFormat::Sft && !fields.contains(&OutputField::Error) {
         fields.push(OutputField::Error);
     }
     fields

@@ -90,7 +90,7 @@ impl Cleaner {
         let mut end = raw.bytes.len();
         let last = raw.starts.last().copied().unwrap_or(0);
         match finish_reason {
-            FinishReason::Length => {}
+            FinishReason::Length | FinishReason::Error => {}
             FinishReason::Eos => end = last,
             FinishReason::EndString => {
                 let matched = end_strings.iter().filter(|text| raw.bytes.ends_with(text.as_bytes()));

@@ -452,6 +452,7 @@ fn write_steps(
         }
     }
     progress.finish();
+    (summary.structures_cut, summary.rows_with_error) = (collector.num_cut, collector.num_failed);
     summary.finish_reasons = finish_reasons;
     summary.checks = Some(checks).filter(|checks| checks.responses > 0);
     summary.pass_at_k = Some(pass_totals).filter(|totals| totals.text().is_some());

@@ -74,6 +74,7 @@ impl GenerationPlan {
                 .into_iter()
                 .map(|(token, bias)| (token.to_string(), as_typed(*bias)))
                 .collect(),
+            structured_outputs: self.structured_outputs.clone(),
             top_logprobs: Some(top_logprobs)
                 .filter(|_| self.output_fields.contains(&OutputField::TopLogprobs)),
             line_format: match self.line_format {

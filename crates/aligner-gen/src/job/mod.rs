@@ -14,4 +14,5 @@ pub(crate) mod prompt_builder;
 pub(crate) mod run;
 pub(crate) mod select;
 pub(crate) mod steps;
-pub(crate) mod summary;
+pub(crate) mod structured;
+mod summary;

@@ -36,6 +36,7 @@ impl<'a> RowRulesMaker<'a> {
             seed: plan.seed,
             end_token_ids: stop.end_token_ids().to_vec(),
             min_length: plan.min_length,
+            structure: plan.structured_outputs.clone(),
         };
         let run = OwnRules { row, stop: stop.with_min_length(plan.min_length) };
         Ok(Self { tokenizer, end_token_ids, run })
@@ -51,7 +52,8 @@ impl<'a> RowRulesMaker<'a> {
     /// # Errors
     /// When its end strings cannot be used.
     pub(crate) fn own(&self, row: &RowParams) -> Result<Option<Box<OwnRules>>, SamplingError> {
-        if row.has_job_rules() {
+        // Structures are followed for requests that have rules of their own.
+        if row.has_job_rules() && self.run.row.structure.is_none() {
             return Ok(None);
         }
         let mut own = self.run.clone();
@@ -60,6 +62,7 @@ impl<'a> RowRulesMaker<'a> {
             own.row.end_token_ids = own.stop.end_token_ids().to_vec();
         }
         own.row.params = params_of(&self.run.row.params, row);
+        own.row.structure = row.structured_outputs.clone().or(own.row.structure);
         own.row.seed = row.seed.unwrap_or(own.row.seed);
         own.row.min_length = row.min_length.unwrap_or(own.row.min_length);
         own.stop = own.stop.with_min_length(own.row.min_length);

@@ -8,11 +8,13 @@ use crate::config::plan::{Bos, GenerationPlan, LineFormat, RowParamsMode};
 use crate::config::records::{self, RecordFormat};
 use crate::exit::Failure;
 use crate::model::checkpoint::OpenTokenizer;
+use crate::model::structures::TokenStructures;
 
 /// What makes prompts of the records with the checkpoint's tokenizer.
 pub(crate) fn prompt_builder(
     plan: &GenerationPlan,
     tokenizer: &OpenTokenizer,
+    structures: &Arc<TokenStructures>,
 ) -> Result<PromptBuilder, Failure> {
     let shared = Arc::clone(&tokenizer.tokenizer);
     let mut builder = match &plan.records {
@@ -35,6 +37,11 @@ pub(crate) fn prompt_builder(
         (LineFormat::Sft, RowParamsMode::Read) => builder.with_row_params(),
         (LineFormat::Sft, RowParamsMode::Ignore) => builder,
     };
+    if plan.row_params == RowParamsMode::Read {
+        let structures = Arc::clone(structures);
+        let check = move |text: &str| structures.check(text).map_err(|error| error.to_string());
+        builder = builder.with_structure_check(Arc::new(check));
+    }
     if let Some(max_tokens) = plan.cut_to {
         builder = builder.with_max_tokens(max_tokens);
     }

@@ -1,5 +1,6 @@
 //! The main job, from the command line to the last committed step.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -17,6 +18,7 @@ use super::progress::{Progress, ReadingBar, Totals};
 use super::prompt_builder::prompt_builder;
 use super::select::{PassTotals, Selection};
 use super::steps::{PendingStep, StepCollector, pending_steps};
+use super::structured;
 use super::summary::Summary;
 use crate::cluster::queue::link::Server;
 use crate::cluster::queue::message::FromZero;
@@ -25,7 +27,7 @@ use crate::cluster::ranks::Role;
 use crate::cluster::spawn;
 use crate::config::UserConfig;
 use crate::config::cli::JobArgs;
-use crate::config::plan::{GenerationPlan, LineFormat, RowParamsMode};
+use crate::config::plan::{GenerationPlan, LineFormat, OutputFormat, RowParamsMode};
 use crate::env;
 use crate::exit::{ExitStatus, Failure};
 use crate::logging::Logging;
@@ -34,7 +36,9 @@ use crate::model::checkpoint::TokenTable;
 use crate::model::device;
 use crate::model::memory::{Demand, MemoryPlan};
 use crate::node_json::to_json;
-use crate::output::{Identity, JsonlSink, LineLayout, Manifest, OutputField, OutputFolder, read_pass_at_k};
+use crate::output::{
+    Identity, JsonlSink, LineLayout, Manifest, OutputField, OutputFolder, copy_as_parquet, read_pass_at_k,
+};
 use crate::signals::StopWatch;
 use crate::table::thousands;
 
@@ -56,6 +60,8 @@ struct Prepared {
     demand: Demand,
     memory: MemoryPlan,
     identity: Identity,
+    /// Rows whose responses could not go on, of this run.
+    num_failed: Cell<u64>,
 }
 
 /// Runs the main job.
@@ -117,6 +123,7 @@ fn run_first(
             thousands(prepared.steps.num_planned() as u64),
             folder.path.join(OutputFolder::JSONL).display()
         );
+        prepared.copy_lines()?;
         return prepared.judge(strict);
     }
     let command_line = command_line();
@@ -205,7 +212,7 @@ struct Reporting<'a> {
 impl Prepared {
     fn new(setup: Setup, data_files: Vec<PathBuf>) -> Result<Self, Failure> {
         let plan = &setup.plan;
-        let builder = prompt_builder(plan, &setup.tokenizer)?;
+        let builder = prompt_builder(plan, &setup.tokenizer, &setup.structures)?;
         let reading = ReadingBar::start(&setup.bars);
         let limits = &plan.length_limits;
         let prompts = load_all_prompts(&data_files, builder, limits, plan.on_unusable, &|| reading.record());
@@ -235,7 +242,17 @@ impl Prepared {
         let memory = setup.memory(demand)?;
         let mut identity = setup.identity()?;
         identity.inputs.data = Some(prompts.fingerprint.clone());
-        Ok(Self { setup, data_files, prompts, first, steps, demand, memory, identity })
+        Ok(Self {
+            setup,
+            data_files,
+            prompts,
+            first,
+            steps,
+            demand,
+            memory,
+            identity,
+            num_failed: Cell::new(0),
+        })
     }
 
     /// The first prompt, the counts and the memory plan.
@@ -299,22 +316,29 @@ impl Prepared {
         }
     }
 
-    /// Rows of the job that have an `error` in place of responses.
-    fn num_error_rows(&self) -> u64 {
+    /// Rows of the job that have an `error`. Those whose responses could not go on in an earlier run are in its output
+    /// alone.
+    fn num_error_rows(&self) -> Result<u64, Failure> {
         let planned = 0..self.steps.num_planned();
-        planned.filter(|&position| self.prompts.is_unusable(position)).count() as u64
+        let unusable = planned.filter(|&position| self.prompts.is_unusable(position)).count() as u64;
+        let jsonl = self.setup.plan.exp_manager.log_dir.join("generations").join(OutputFolder::JSONL);
+        let written = match self.setup.plan.may_have_structures() && jsonl.exists() {
+            true => structured::count_errors(&jsonl)?,
+            false => 0,
+        };
+        Ok(written.max(unusable + self.num_failed.get()))
     }
 
     /// How the job ends that is done: with `--strict` rows with an error are a failure.
     fn judge(&self, strict: bool) -> Result<ExitStatus, Failure> {
-        match self.num_error_rows() {
+        match self.num_error_rows()? {
             num_rows @ 1.. if strict => Err(anyhow::anyhow!(
-                "{num_rows} of {} rows have an `error` in place of responses, and `--strict` is given",
+                "{num_rows} of {} rows have an `error`, and `--strict` is given",
                 thousands(self.steps.num_planned() as u64)
             )
             .into()),
             num_rows @ 1.. => {
-                tracing::warn!("{} rows have an `error` in place of responses", thousands(num_rows));
+                tracing::warn!("{} rows have an `error`", thousands(num_rows));
                 Ok(ExitStatus::Done)
             }
             0 => Ok(ExitStatus::Done),
@@ -358,6 +382,10 @@ impl Prepared {
         if plan.line_format == LineFormat::OpenAiBatch || plan.output_fields.iter().any(OutputField::is_clean)
         {
             collector = collector.with_cleaner(Cleaner::new(plan, &self.setup.tokenizer));
+        }
+        if plan.may_have_structures() {
+            let of_job = plan.structured_outputs.clone();
+            collector = collector.with_structures(Arc::clone(&self.setup.structures), of_job);
         }
         let before = steps.first().map_or(0, |step| step.step - 1);
         let positions = steps.iter().flat_map(|step| step.positions.clone());
@@ -407,7 +435,8 @@ impl Prepared {
         };
         let mut summary = generate(&job, server.as_mut(), &load, collector, &mut sink, reports)?;
         let num_unusable = self.prompts.num_bad + self.prompts.too_long.len() as u64;
-        summary.rows_with_error = self.num_error_rows();
+        self.num_failed.set(summary.rows_with_error);
+        summary.rows_with_error = self.num_error_rows()?;
         summary.samples_left_out = match self.setup.plan.num_drawn {
             None => (num_unusable + self.steps.dropped().len() as u64)
                 .saturating_sub(self.prompts.num_unusable() as u64),
@@ -430,12 +459,23 @@ impl Prepared {
         })
     }
 
+    /// Makes the copy of all lines that the job asks for.
+    fn copy_lines(&self) -> Result<(), Failure> {
+        let plan = &self.setup.plan;
+        if plan.output_format == OutputFormat::Parquet {
+            let jsonl = plan.exp_manager.log_dir.join("generations").join(OutputFolder::JSONL);
+            tracing::info!("the results with typed columns are in `{}`", copy_as_parquet(&jsonl)?.display());
+        }
+        Ok(())
+    }
+
     fn finish(&self, summary: &Summary, sink: &JsonlSink, watch: &StopWatch) -> Result<ExitStatus, Failure> {
         summary.write(&self.setup.plan.exp_manager.log_dir)?;
         let jsonl = self.setup.plan.exp_manager.log_dir.join("generations").join(OutputFolder::JSONL);
         tracing::info!("results are in `{}`\n{}", jsonl.display(), summary.table());
         let num_planned = self.steps.num_planned() as u64;
         if sink.consumed_samples() >= num_planned {
+            self.copy_lines()?;
             return Ok(ExitStatus::Done);
         }
         let reason = watch.reason().ok_or_else(|| anyhow::anyhow!("the engine stopped before the end"))?;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use data::{DataError, OutputSteps, PromptSet, PromptText};
 use sampling::TopToken;
@@ -10,6 +11,7 @@ use super::clean::Cleaner;
 use super::select::Selection;
 use crate::cluster::queue::message::{ResponseDone, SampleDone};
 use crate::model::checkpoint::TokenTable;
+use crate::model::structures::TokenStructures;
 use crate::output::{
     Checked, CleanResponse, CompletedStep, ResponseOutput, ResumePoint, SampleOutput, TopLogprob,
 };
@@ -61,6 +63,12 @@ pub(crate) struct StepCollector<'a> {
     tokens: &'a TokenTable,
     /// Where the output asks for clean responses.
     cleaner: Option<Cleaner>,
+    /// Where responses may have structures: those, and the job's.
+    structures: Option<(Arc<TokenStructures>, Option<String>)>,
+    /// Responses that ended inside their structure.
+    pub(crate) num_cut: u64,
+    /// Samples of which a response could not go on.
+    pub(crate) num_failed: u64,
 }
 
 impl<'a> StepCollector<'a> {
@@ -71,12 +79,27 @@ impl<'a> StepCollector<'a> {
         tokens: &'a TokenTable,
     ) -> Self {
         let steps = steps.into_iter().peekable();
-        Self { prompts, steps, selection, open: BTreeMap::new(), tokens, cleaner: None }
+        Self {
+            prompts,
+            steps,
+            selection,
+            open: BTreeMap::new(),
+            tokens,
+            cleaner: None,
+            structures: None,
+            num_cut: 0,
+            num_failed: 0,
+        }
     }
 
     /// Makes the responses clean, too.
     pub(crate) fn with_cleaner(self, cleaner: Cleaner) -> Self {
         Self { cleaner: Some(cleaner), ..self }
+    }
+
+    /// Looks for responses that end inside their structures, which are their rows' or the job's.
+    pub(crate) fn with_structures(self, structures: Arc<TokenStructures>, of_job: Option<String>) -> Self {
+        Self { structures: Some((structures, of_job)), ..self }
     }
 
     /// Takes the responses of the sample at `position`, with what is known of each where they are checked.
@@ -90,6 +113,7 @@ impl<'a> StepCollector<'a> {
             token_ids: response.token_ids,
             logprobs: response.logprobs,
             finish_reason: response.finish_reason,
+            error: response.error,
             clean: CleanResponse::default(),
             response_idx: response_idx as u32,
             checked: checked.get(response_idx).copied().unwrap_or_default(),
@@ -131,16 +155,24 @@ impl<'a> StepCollector<'a> {
                 response.clean = cleaner.clean(self.tokens, &prompt, raw, input.end_strings.as_deref());
             }
         }
-        Ok(Some(SampleOutput {
-            index,
-            prompt,
-            num_prompt_tokens: num_tokens,
-            error,
-            metadata,
-            input,
-            responses,
-            pass_at_k,
-        }))
+        if let Some((structures, of_job)) = &self.structures
+            && let Some(structure) = input.structured_outputs.as_ref().or(of_job.as_ref())
+        {
+            let is_cut = |response: &&ResponseOutput| {
+                matches!(response.finish_reason, FinishReason::Length | FinishReason::EndString)
+                    && !structures.is_whole(structure, &response.token_ids)
+            };
+            self.num_cut += responses.iter().filter(is_cut).count() as u64;
+        }
+        let failed =
+            responses.iter().find_map(|response| Some((response.response_idx, response.error.as_ref()?)));
+        let failed = failed.map(|(idx, reason)| format!("response {idx}: {reason}"));
+        if let Some(reason) = &failed {
+            self.num_failed += 1;
+            tracing::warn!("line {} of the data, {reason}", index + 1);
+        }
+        let (num_prompt_tokens, error) = (num_tokens, error.or(failed));
+        Ok(Some(SampleOutput { index, prompt, num_prompt_tokens, error, metadata, input, responses, pass_at_k }))
     }
 }
 
@@ -191,6 +223,7 @@ mod tests {
         let response = |(finish_reason, response_idx)| ResponseDone {
             token_ids: vec![sample_idx as u32, response_idx],
             finish_reason,
+            error: None,
             logprobs: None,
             top_logprobs: None,
         };

@@ -90,6 +90,9 @@ pub(crate) struct Summary {
     /// Rows of the whole job with an `error` in place of responses.
     #[serde(skip_serializing_if = "is_zero")]
     pub(crate) rows_with_error: u64,
+    /// Responses that ended inside their structure: by the limit, or by an end string.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) structures_cut: u64,
     /// Most responses in one decode step.
     pub(crate) peak_rows: u64,
     pub(crate) swaps: Swaps,
@@ -149,10 +152,7 @@ impl Summary {
                 "output tokens",
                 format!("{} ({:.1}/s)", thousands(self.output_tokens), self.output_tokens_per_second),
             ),
-            (
-                "ended by",
-                format!("eos {}, end string {}, length {}", reasons.eos, reasons.end_string, reasons.length),
-            ),
+            ("ended by", ended_by(reasons)),
             ("samples left out", thousands(self.samples_left_out)),
             ("sequences at once", format!("up to {}", thousands(self.peak_rows))),
             (
@@ -165,6 +165,9 @@ impl Summary {
         ];
         if self.rows_with_error > 0 {
             rows.push(("rows with an error", thousands(self.rows_with_error)));
+        }
+        if self.structures_cut > 0 {
+            rows.push(("structures cut", thousands(self.structures_cut)));
         }
         if self.swaps.preemptions > 0 {
             let Swaps { preemptions, blocks_out, blocks_in, seconds } = self.swaps;
@@ -213,6 +216,13 @@ impl Summary {
             })
             .exit_with(ExitStatus::Failed)
     }
+}
+
+/// How often responses ended for which reason.
+fn ended_by(reasons: FinishReasons) -> String {
+    let FinishReasons { eos, end_string, length, error } = reasons;
+    let errors = if error > 0 { format!(", error {}", thousands(error)) } else { String::new() };
+    format!("eos {eos}, end string {end_string}, length {length}{errors}")
 }
 
 fn is_zero(count: &u64) -> bool {

@@ -67,6 +67,13 @@ pub(crate) struct FinishReasons {
     pub(crate) eos: u64,
     pub(crate) end_string: u64,
     pub(crate) length: u64,
+    /// Those that could not go on.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub(crate) error: u64,
+}
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl FinishReasons {
@@ -75,6 +82,7 @@ impl FinishReasons {
             FinishReason::Eos => self.eos += 1,
             FinishReason::EndString => self.end_string += 1,
             FinishReason::Length => self.length += 1,
+            FinishReason::Error => self.error += 1,
         }
     }
 }

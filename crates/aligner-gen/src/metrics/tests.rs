@@ -84,7 +84,7 @@ fn golden_run(check: impl FnOnce(&RunFacts<'_>, &[(u64, SystemTime, Vec<Scalar>)
             consumed_samples: 32 * n,
             responses: 64 * n,
             output_tokens: 1000 * n,
-            finish_reasons: FinishReasons { eos: 60 * n, end_string: 3 * n, length: n },
+            finish_reasons: FinishReasons { eos: 60 * n, end_string: 3 * n, length: n, error: 0 },
         };
         (n, started + Duration::from_millis(2_500 * n), scalars(&counts, 400.0 + n as f64, Some(memory)))
     };

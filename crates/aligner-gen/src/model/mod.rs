@@ -7,3 +7,4 @@ pub(crate) mod host_memory;
 pub(crate) mod loading;
 pub(crate) mod memory;
 pub(crate) mod open_engine;
+pub(crate) mod structures;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use engine::{Engine, EngineLimits, Executor, ReceivingSampler, SendingSampler, Stage, host_executor};
 use model_core::{CausalLm, LoadOptions};
-use sampling::{CpuSampler, SamplingRules, StopConditions, TokenSampler};
+use sampling::{CpuSampler, SamplingRules, StopConditions, TokenSampler, Vocabulary};
 
 use super::checkpoint::TokenTable;
 use crate::cluster::model_group::ModelGroup;
@@ -16,6 +16,8 @@ pub(crate) struct SamplingSetup {
     pub(crate) rules: SamplingRules,
     pub(crate) stop: StopConditions,
     pub(crate) row_params: RowParamsMode,
+    /// What structures are followed with, where responses may have any.
+    pub(crate) vocabulary: Option<Arc<Vocabulary>>,
 }
 
 /// How large the engine is made.
@@ -34,13 +36,17 @@ pub(crate) fn open_executor(
     size: EngineSize,
     group: &ModelGroup,
 ) -> Result<Box<dyn Executor>, Failure> {
-    let SamplingSetup { rules, row_params, .. } = setup;
+    let SamplingSetup { rules, row_params, vocabulary, stop: _ } = setup;
+    let with_vocabulary = |mut executor: Box<dyn Executor>| {
+        vocabulary.into_iter().for_each(|vocabulary| executor.set_vocabulary(vocabulary));
+        executor
+    };
     #[cfg(feature = "cuda")]
     if let (true, tch::Device::Cuda(device_idx)) = (options.has_rows(), options.device) {
         let sizes = engine::DeviceSizes { device_idx, max_seq_len_tokens: size.longest_sequence_tokens };
         let own = own_row_rules(row_params);
         let sampler = sampling::DeviceSampler::new(rules, own, Engine::device_rows(size.limits), device_idx)?;
-        return Ok(engine::device_executor(model, sampler, size.limits, sizes)?);
+        return Ok(with_vocabulary(engine::device_executor(model, sampler, size.limits, sizes)?));
     }
     tracing::debug!("{options:?}, rows' own parameters {row_params:?}: a part of the model");
     let is_greedy = rules.row.params.use_greedy;
@@ -53,7 +59,7 @@ pub(crate) fn open_executor(
         (true, false) => Box::new(ReceivingSampler { path: Box::new(group.clone()), is_greedy }),
     };
     let stage = Stage { num_stages: group.num_stages(), is_last: group.is_in_last_stage() };
-    Ok(host_executor(model, sampler, size.limits, stage)?)
+    Ok(with_vocabulary(host_executor(model, sampler, size.limits, stage)?))
 }
 
 #[cfg(feature = "cuda")]
@@ -72,7 +78,11 @@ pub(crate) fn open_engine(
     tokens: Arc<TokenTable>,
     size: EngineSize,
 ) -> Result<Engine, Failure> {
-    let SamplingSetup { rules, stop, row_params } = setup;
+    let SamplingSetup { rules, stop, row_params, vocabulary } = setup;
+    let with_structures = |engine: Engine| match vocabulary {
+        Some(vocabulary) => engine.with_structures(vocabulary),
+        None => engine,
+    };
     #[cfg(feature = "cuda")]
     if let (true, tch::Device::Cuda(device_idx)) = (options.has_rows(), options.device) {
         let sizes = engine::DeviceSizes { device_idx, max_seq_len_tokens: size.longest_sequence_tokens };
@@ -86,12 +96,12 @@ pub(crate) fn open_engine(
                  small batches does not serve this model, precision and GPU"
             );
         }
-        return Ok(engine);
+        return Ok(with_structures(engine));
     }
     tracing::debug!(
         "{options:?}, rows' own parameters {row_params:?}: sequences of up to {} tokens",
         size.longest_sequence_tokens
     );
     let sampler = CpuSampler::new(rules)?;
-    Ok(Engine::new(model, Box::new(sampler), stop, tokens, size.limits)?)
+    Ok(with_structures(Engine::new(model, Box::new(sampler), stop, tokens, size.limits)?))
 }

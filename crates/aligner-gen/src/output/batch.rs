@@ -70,6 +70,7 @@ fn response(sample: &SampleOutput) -> Option<Value> {
 fn choice((idx, response): (usize, &ResponseOutput)) -> Value {
     let finish_reason = match response.finish_reason {
         FinishReason::Length => "length",
+        FinishReason::Error => "error",
         FinishReason::Eos | FinishReason::EndString => "stop",
     };
     let mut message = json!({"role": "assistant", "content": response.clean.answer});

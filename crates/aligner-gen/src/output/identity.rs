@@ -72,6 +72,13 @@ pub(crate) struct Settings {
         skip_serializing_if = "BTreeMap::is_empty"
     )]
     pub(crate) logit_bias: BTreeMap<String, f64>,
+    /// With the schema itself where a file has it.
+    #[serde(
+        rename = "model.generation.sampling_params.structured_outputs",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) structured_outputs: Option<String>,
     /// Where they are written.
     #[serde(
         rename = "model.generation.sampling_params.top_logprobs",

@@ -11,6 +11,7 @@ pub(crate) mod identity;
 mod legacy;
 mod lock;
 mod manifest;
+mod parquet;
 pub(crate) mod python_json;
 mod record;
 mod resume;
@@ -24,6 +25,7 @@ pub(crate) use counted::{pass_at_k_of, read_pass_at_k};
 pub(crate) use error::OutputError;
 pub(crate) use identity::Identity;
 pub(crate) use manifest::{Manifest, write_atomically};
+pub(crate) use parquet::copy_as_parquet;
 pub(crate) use record::{
     CleanResponse, CompletedStep, LineLayout, OutputField, ResponseOutput, SampleOutput, TopLogprob,
 };

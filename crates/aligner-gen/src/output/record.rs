@@ -26,7 +26,7 @@ pub(crate) enum OutputField {
     Thinking,
     /// The conversation with each answer appended.
     Messages,
-    /// Why there are no responses; null where there are.
+    /// Why there are no responses, or why one of them could not go on; null where all is well.
     Error,
     /// Which of a row's responses they are: fewer than were computed where some are left out.
     ResponseIndices,
@@ -123,6 +123,8 @@ pub(crate) struct ResponseOutput {
     /// The most likely tokens at the place of each token.
     pub(crate) top_logprobs: Option<Vec<Vec<TopLogprob>>>,
     pub(crate) finish_reason: FinishReason,
+    /// Why it could not go on, where that is so.
+    pub(crate) error: Option<String>,
     /// Where the output asks for it.
     pub(crate) clean: CleanResponse,
     /// Its number among the responses to its prompt.
@@ -144,7 +146,7 @@ pub(crate) struct SampleOutput {
     pub(crate) index: u64,
     pub(crate) prompt: String,
     pub(crate) num_prompt_tokens: usize,
-    /// Why there are no responses, where that is so.
+    /// Why there are no responses, or why one of them could not go on.
     pub(crate) error: Option<String>,
     pub(crate) metadata: JsonObject,
     /// What the output gives back of the record.
@@ -309,6 +311,7 @@ pub(crate) mod tests {
                     data::parse_object(br#"{"role": "user", "content": "Q"}"#).unwrap(),
                 )]),
                 end_strings: None,
+                structured_outputs: None,
             },
             responses: vec![ResponseOutput {
                 text: "né\u{fffd}<extra_id_1>".to_owned(),
@@ -319,6 +322,7 @@ pub(crate) mod tests {
                     Vec::new(),
                 ]),
                 finish_reason: FinishReason::EndString,
+                error: None,
                 clean: CleanResponse { answer: "né".to_owned(), thinking: Some("so".to_owned()) },
                 response_idx: 2,
                 checked: Checked { verdict: Some(Verdict::Fail), score: Some(0.5) },

@@ -1,9 +1,9 @@
-//! Rules of rows' own, biased and banned tokens, and the most likely tokens, against the reference of the sampling crate.
+//! Rules of rows' own, biased, banned and masked tokens, and the most likely tokens, against the reference of the sampling crate.
 
-use cuda_kernels::{Sample, SampleRules, SampleStatus, SamplerScratch, SamplerState, TopTokens};
+use cuda_kernels::{Sample, SampleMasks, SampleRules, SampleStatus, SamplerScratch, SamplerState, TopTokens};
 use sampling::{
-    ROW_RULE_WORDS, ReferenceSampler, RowRules, RowState, SamplingParams, SamplingRules, TokenSampler,
-    row_rule_words,
+    ROW_RULE_WORDS, ReferenceSampler, RowMasks, RowRules, RowState, SamplingParams, SamplingRules,
+    TokenSampler, row_rule_words,
 };
 use tch::{Kind, Tensor};
 
@@ -39,7 +39,13 @@ fn own(row: u32) -> Option<RowRules> {
         _ => SamplingParams { top_k: Some(1 << 30), ..run_params() },
     };
     let end_token_ids = END_TOKENS[..row as usize % 3].to_vec();
-    Some(RowRules { params, seed: u64::from(row) << 33 | 5, end_token_ids, min_length: row % 4 * 20 })
+    Some(RowRules {
+        params,
+        seed: u64::from(row) << 33 | 5,
+        end_token_ids,
+        min_length: row % 4 * 20,
+        structure: None,
+    })
 }
 
 pub(crate) fn own_rules(gpu: &Gpu) -> Outcome {
@@ -47,19 +53,42 @@ pub(crate) fn own_rules(gpu: &Gpu) -> Outcome {
     for (num_rows, vocab_size, padded) in
         [(15, 32_003, 32_064), (3, 7, 7), (300, 5003, 5004), (64, 128_256, 128_256)]
     {
-        for has_bias in [false, true] {
-            num_tokens += check(gpu, num_rows, (vocab_size, padded), has_bias)
-                .map_err(|error| format!("{num_rows} rows of {vocab_size}, bias {has_bias}: {error}"))?;
+        for (has_bias, has_masks) in [(false, false), (true, false), (false, true), (true, true)] {
+            num_tokens +=
+                check(gpu, num_rows, (vocab_size, padded), (has_bias, has_masks)).map_err(|error| {
+                    format!("{num_rows} rows of {vocab_size}, bias {has_bias}, masks {has_masks}: {error}")
+                })?;
         }
     }
     Ok(format!("{num_tokens} tokens"))
+}
+
+/// The tokens that a row may be given: all, about half of them, or two. Those that nothing else forbids are among them.
+fn mask(row: u32, vocab_size: i64) -> Option<Vec<u32>> {
+    let mut bits = vec![0_u32; (vocab_size as usize).div_ceil(32)];
+    match row % 3 {
+        0 => return None,
+        1 => {
+            for (word, bits) in (0_u32..).zip(&mut bits) {
+                *bits =
+                    (word + 1).wrapping_mul(row.wrapping_mul(0x9e37_79b9)).rotate_left(word % 31) | 0b1_1000;
+            }
+        }
+        _ => {
+            let last = 6 + row.wrapping_mul(7919) % (vocab_size as u32 - 6);
+            for token in [4, last] {
+                bits[token as usize / 32] |= 1 << (token % 32);
+            }
+        }
+    }
+    Some(bits)
 }
 
 fn check(
     gpu: &Gpu,
     num_rows: u32,
     (vocab_size, padded): (i64, i64),
-    has_bias: bool,
+    (has_bias, has_masks): (bool, bool),
 ) -> Result<usize, Box<dyn std::error::Error>> {
     let kernels = gpu.sampler_kernels()?;
     let shape = [i64::from(num_rows), padded];
@@ -70,18 +99,18 @@ fn check(
         true => vec![(0, 3.5), (2, f32::NEG_INFINITY), (vocab_size as u32 - 1, -1.25)],
         false => Vec::new(),
     };
-    let mut dense = vec![0.0_f32; usize::try_from(vocab_size)?];
-    bias.iter().for_each(|&(token, value)| dense[token as usize] = value);
-    let dense = gpu.put(&Tensor::f_from_slice(&dense)?)?;
-    let row = RowRules { params: run_params(), seed: 99, end_token_ids: Vec::new(), min_length: 0 };
-    let vocab = usize::try_from(vocab_size)?;
-    let mut reference = ReferenceSampler::new(SamplingRules { row, vocab_size: vocab, bias })?;
-    let mut words = Vec::new();
-    for row in 0..num_rows {
-        words.extend(own(row).map_or(Ok([0; ROW_RULE_WORDS]), |own| row_rule_words(&own))?);
-    }
-    let rows: Vec<i32> = (0..num_rows as i32).collect();
-    let ids = gpu.ints(&rows, &shape[..1])?;
+    let dense = gpu.put(&dense_bias(&bias, vocab_size)?)?;
+    let row = RowRules {
+        params: run_params(),
+        seed: 99,
+        end_token_ids: Vec::new(),
+        min_length: 0,
+        structure: None,
+    };
+    let mut reference =
+        ReferenceSampler::new(SamplingRules { row, vocab_size: usize::try_from(vocab_size)?, bias })?;
+    let words = rule_words(num_rows)?;
+    let ids = gpu.ints(&(0..num_rows as i32).collect::<Vec<_>>(), &shape[..1])?;
     let rules = launch_rules(vocab_size);
     let (out, top) = (gpu.zeros(&[shape[0], 4], Kind::Int)?, gpu.zeros(&[shape[0], 14], Kind::Int)?);
     let on_gpu = gpu.put(&logits)?;
@@ -95,12 +124,16 @@ fn check(
         row_rules: Some(&gpu.ints(&words, &[shape[0], ROW_RULE_WORDS as i64])?),
     };
     let scratch = SamplerScratch::new(&gpu.device, shape[0], vocab_size)?;
-    let bias = has_bias.then_some(&dense);
+    let row_masks = row_masks(num_rows, vocab_size, has_masks);
+    let mask_of_entry = gpu.ints(&row_masks.mask_of_row, &shape[..1])?;
+    let bits: &[i32] = bytemuck::cast_slice(&row_masks.bits);
+    let bits = gpu.ints(bits, &[row_masks.num_masks() as i64, (vocab_size + 31) / 32])?;
     let sample = Sample {
         logits: &on_gpu,
         rules: &rules,
         end_token_ids: None,
-        bias,
+        bias: has_bias.then_some(&dense),
+        masks: has_masks.then_some(SampleMasks { mask_of_entry: &mask_of_entry, bits: &bits }),
         state,
         scratch: &scratch,
         admissions: None,
@@ -118,9 +151,9 @@ fn check(
             num_generated: row,
             history: &[],
             own: own.as_ref(),
+            allowed: row_masks.allowed(row as usize),
         };
         let expect = reference.sample(&logits.f_narrow(0, i64::from(row), 1)?, &[state])?.remove(0);
-        let is_close = |a: f32, b: f32| (a - b).abs() < 2e-6 * b.abs().max(1.0);
         let ids: Vec<u32> = top.iter().step_by(2).filter(|&&id| id >= 0).map(|&id| id as u32).collect();
         let logprobs = top.iter().skip(1).step_by(2).map(|&bits| f32::from_bits(bits as u32));
         let is_right = sampled.status() == Some(SampleStatus::Chosen)
@@ -131,6 +164,30 @@ fn check(
         ensure(is_right, || format!("row {row}: {sampled:?}, {ids:?}, the reference {expect:?}"))?;
     }
     Ok(num_rows as usize)
+}
+
+fn is_close(a: f32, b: f32) -> bool {
+    (a - b).abs() < 2e-6 * b.abs().max(1.0)
+}
+
+fn rule_words(num_rows: u32) -> Result<Vec<i32>, sampling::SamplingError> {
+    let words = |row| own(row).map_or(Ok([0; ROW_RULE_WORDS]), |own| row_rule_words(&own));
+    Ok((0..num_rows).map(words).collect::<Result<Vec<_>, _>>()?.concat())
+}
+
+fn row_masks(num_rows: u32, vocab_size: i64, has_masks: bool) -> RowMasks {
+    let mut masks = RowMasks::default();
+    for row in 0..num_rows {
+        masks.push(mask(row, vocab_size).filter(|_| has_masks).as_deref());
+    }
+    masks
+}
+
+/// float32 `[vocab_size]`.
+fn dense_bias(bias: &[(u32, f32)], vocab_size: i64) -> Result<Tensor, Box<dyn std::error::Error>> {
+    let mut dense = vec![0.0_f32; usize::try_from(vocab_size)?];
+    bias.iter().for_each(|&(token, value)| dense[token as usize] = value);
+    Ok(Tensor::f_from_slice(&dense)?)
 }
 
 fn launch_rules(vocab_size: i64) -> SampleRules {

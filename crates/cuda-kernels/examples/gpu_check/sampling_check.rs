@@ -175,6 +175,7 @@ fn reference(rules: &SampleRules) -> Result<ReferenceSampler, Box<dyn std::error
             seed: rules.seed,
             end_token_ids: end_tokens,
             min_length: rules.min_length,
+            structure: None,
         },
         vocab_size: usize::try_from(rules.vocab_size)?,
         bias: vec![],
@@ -215,6 +216,7 @@ fn check(
             rules,
             end_token_ids: Some(&gpu.ints(&END_TOKENS, &[3])?),
             bias: None,
+            masks: None,
             state: slots.state(),
             scratch: &scratch,
             admissions: None,
@@ -230,6 +232,7 @@ fn check(
             num_generated: row as u32,
             history: &history,
             own: None,
+            allowed: None,
         };
         let expect = reference.sample(&logits.f_narrow(0, row, 1)?, &[state]);
         let numbers = slots.numbers(row)?;
@@ -333,6 +336,7 @@ fn check_admissions(gpu: &Gpu, num_copies: i32) -> Checked {
             rules: &rules,
             end_token_ids: None,
             bias: None,
+            masks: None,
             state: slots.state(),
             scratch: &scratch,
             admissions: Some(&admissions),
@@ -353,6 +357,7 @@ fn check_admissions(gpu: &Gpu, num_copies: i32) -> Checked {
             num_generated: 0,
             history: &[],
             own: None,
+            allowed: None,
         };
         let row = logits.f_narrow(0, i64::from(admission.logits_row), 1)?;
         let token = i64::from(reference.sample(&row, &[state])?[0].token);

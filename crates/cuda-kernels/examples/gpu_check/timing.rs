@@ -245,6 +245,7 @@ fn sampling(gpu: &Gpu) -> Checked {
                 rules: &rules,
                 end_token_ids: None,
                 bias: None,
+                masks: None,
                 state,
                 scratch: &scratch,
                 admissions: None,

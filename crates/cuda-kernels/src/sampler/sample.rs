@@ -169,6 +169,15 @@ impl SamplerScratch {
     }
 }
 
+/// The tokens that rows may be given, where not all may.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleMasks<'a> {
+    /// `int32[m or a]`: which of the masks each row or admission has; below 0 it has none.
+    pub mask_of_entry: &'a Tensor,
+    /// Bit sets, `int32[num_masks, ceil(vocab_size / 32)]`.
+    pub bits: &'a Tensor,
+}
+
 /// One sampling step.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample<'a> {
@@ -180,6 +189,8 @@ pub struct Sample<'a> {
     pub end_token_ids: Option<&'a Tensor>,
     /// `float32[vocab_size]`: added to the logits before everything else.
     pub bias: Option<&'a Tensor>,
+    /// Masks of some rows.
+    pub masks: Option<SampleMasks<'a>>,
     /// The slots.
     pub state: SamplerState<'a>,
     /// Working memory.
@@ -214,6 +225,8 @@ struct SampleArgs {
     histograms: Address,
     bias: Address,
     row_rules: Address,
+    mask_of_entry: Address,
+    masks: Address,
     seed: u64,
     logits_stride: i64,
     num_logits_rows: i32,
@@ -243,7 +256,8 @@ impl SamplerKernels {
         let [num_entries, _] = shape_of(sample.out, "out")?;
         let args = sample_args(&tensors, sample, num_entries)?;
         let has_filters = !rules.use_greedy && (args.top_k > 0 || args.top_p > 0.0 || args.min_p > 0.0);
-        let has_own_rules = args.row_rules != 0;
+        // The same kernel, so that rows without either pay for neither.
+        let has_own_rules = args.row_rules != 0 || args.masks != 0;
         let (kernel, tiling) = match (has_own_rules, has_filters) {
             (true, _) => (&self.sample_own_rules, SamplerTiling::OwnRules),
             (false, true) => (&self.sample_filtered, SamplerTiling::Filtered),
@@ -298,6 +312,20 @@ fn parts_of(vocab_size: i64, part: u32) -> i64 {
     (vocab_size + part - 1) / part
 }
 
+/// Which masks entries have, and the masks; zeros where there are none. `words`: of a mask.
+fn mask_addresses(
+    tensors: &Tensors<'_>,
+    masks: Option<SampleMasks<'_>>,
+    [num_entries, words]: [i64; 2],
+) -> Result<[Address; 2], KernelError> {
+    let Some(SampleMasks { mask_of_entry, bits }) = masks else { return Ok([0, 0]) };
+    let [num_masks, _] = shape_of(bits, "masks")?;
+    Ok([
+        tensors.address(mask_of_entry, "mask_of_entry", Kind::Int, &[num_entries])?,
+        tensors.address(bits, "masks", Kind::Int, &[num_masks, words])?,
+    ])
+}
+
 /// All but what depends on the tiling.
 fn sample_args(
     tensors: &Tensors<'_>,
@@ -313,6 +341,7 @@ fn sample_args(
     let sums_bytes = 8 * (per_chunk[0] * per_chunk[1]) as u64;
     let num_end_tokens = sample.end_token_ids.map_or(Ok([0]), |ids| shape_of(ids, "end_token_ids"))?[0];
     let seen_shape = [num_slots, words_of(rules.vocab_size)?];
+    let [mask_of_entry, masks] = mask_addresses(tensors, sample.masks, [num_entries, seen_shape[1]])?;
     // Keeping all tokens is keeping no list of them.
     let top_k = rules.top_k.filter(|&k| i64::from(k) < rules.vocab_size).unwrap_or(0);
     Ok(SampleArgs {
@@ -346,6 +375,8 @@ fn sample_args(
         )?,
         bias: tensors.optional(sample.bias, "bias", Kind::Float, &[rules.vocab_size])?,
         row_rules: tensors.optional(state.row_rules, "row_rules", Kind::Int, &[num_slots, ROW_RULE_WORDS])?,
+        mask_of_entry,
+        masks,
         seed: rules.seed,
         logits_stride: padded_vocab_size,
         num_logits_rows: int(num_rows, "rows of `logits`")?,

@@ -7,12 +7,12 @@
 //!
 //! What is here is bookkeeping; what touches a GPU is behind [`StepDevice`], and tests put a simulated one there.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use model_core::{Batch, BlockId};
-use sampling::{RowRules, SampledToken};
+use sampling::{RowMasks, RowRules, SampledToken, StructuredRow, Vocabulary, prepare_all};
 
 mod buckets;
 #[cfg(feature = "cuda")]
@@ -30,32 +30,42 @@ use row_table::{Change, RowTable, TableRow, TokenSource};
 pub(crate) use step_device::{DecodeStep, DrawnToken, FirstToken, Owner, StepDevice, StepTimes};
 use step_kind::{DecodeRow, PROMPTS_AND_RESPONSES, StepKind, unsupported};
 
-use super::{Executor, unknown, unknown_prompt};
+use super::{DRAFTS_IN_STRUCTURE, Executor, NO_VOCABULARY, unknown, unknown_prompt};
 use crate::{
     EngineError,
-    plan::{GrownSeq, NewPrompt, NewSeq, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
+    plan::{FailedToken, GrownSeq, NewPrompt, NewSeq, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
 };
 
 /// Steps that may be in flight while the host reads the one before.
 const RUN_AHEAD: usize = 1;
 
 /// A sequence whose first token was drawn.
-#[derive(Debug)]
 struct DeviceSeq {
     sample_idx: u64,
     prompt_len_tokens: u32,
     own: Option<Arc<RowRules>>,
+    structured: Option<Box<StructuredRow>>,
     /// None until it decodes.
     block_table: Vec<BlockId>,
     /// Its newest token while it has no row.
     waiting: Option<Waiting>,
 }
 
+/// Whether the tokens of a step are on their way.
+enum Drawing<R> {
+    Enqueued(R),
+    /// The tokens of the step before must be read first: they decide what may be drawn.
+    Waiting(DecodeStep),
+}
+
 /// A step on the device that the host has not read.
 struct InFlight<R> {
-    records: R,
+    drawing: Drawing<R>,
     /// Of each token that is drawn.
     owners: Vec<Owner>,
+    seq_ids: Vec<SeqId>,
+    /// Of each token, why there is none; empty where all can be drawn.
+    failures: Vec<Option<String>>,
     rows: Vec<RowInFlight>,
 }
 
@@ -82,6 +92,7 @@ pub(crate) struct DeviceShape {
 pub(crate) struct DeviceExecutor<D: StepDevice> {
     device: D,
     shape: DeviceShape,
+    vocabulary: Option<Arc<Vocabulary>>,
     row_table: RowTable,
     /// Those whose first tokens are not drawn, by request.
     prompts: HashMap<u64, NewPrompt>,
@@ -97,6 +108,7 @@ impl<D: StepDevice> DeviceExecutor<D> {
         Self {
             device,
             shape,
+            vocabulary: None,
             row_table: RowTable::new(shape.layout),
             prompts: HashMap::new(),
             seqs: HashMap::new(),
@@ -156,6 +168,10 @@ impl<D: StepDevice> DeviceExecutor<D> {
             if row.draws > 0 && end != prompt.tokens.len() {
                 return Err(unsupported("a token drawn inside a prompt"));
             }
+            let has_structure = prompt.own.as_ref().is_some_and(|own| own.structure.is_some());
+            if has_structure && self.vocabulary.is_none() {
+                return Err(unsupported(NO_VOCABULARY));
+            }
             if prompt.own.is_some() && !self.shape.layout.has_row_rules {
                 return Err(unsupported("rules of a row's own, which its sampler was not made for"));
             }
@@ -165,9 +181,7 @@ impl<D: StepDevice> DeviceExecutor<D> {
 
     fn prefill(&mut self, rows: &[RowSpan]) -> Result<(), EngineError> {
         let mut batch = Batch::default();
-        let mut draws = Vec::new();
         let mut seqs = Vec::new();
-        let mut num_complete = 0;
         for row in rows {
             let prompt = prompt_of(&self.prompts, row)?;
             let part = row.context_len as usize..row.context_len as usize + row.query_len as usize;
@@ -175,22 +189,27 @@ impl<D: StepDevice> DeviceExecutor<D> {
             batch.push(tokens, row.context_len, row.draws.min(1), &prompt.block_table);
             let own: Option<Arc<RowRules>> = prompt.own.clone().map(Arc::from);
             for response_idx in 0..row.draws {
+                let structured =
+                    own.as_ref().and_then(|own| StructuredRow::begin(self.vocabulary.as_ref(), own));
                 let seq = DeviceSeq {
                     sample_idx: prompt.sample_idx,
                     prompt_len_tokens: prompt.tokens.len() as u32,
                     own: own.clone(),
+                    structured: structured.map(Box::new),
                     block_table: Vec::new(),
-                    waiting: Some(self.kept.next_waiting(draws.len())),
+                    waiting: Some(self.kept.next_waiting(seqs.len())),
                 };
                 seqs.push((SeqId { group_idx: prompt.group_idx, response_idx }, seq));
-                let owner = Owner { sample_idx: prompt.sample_idx, response_idx };
-                let (prompt, own) = (prompt.tokens.as_slice(), prompt.own.as_deref());
-                draws.push(FirstToken { logits_row: num_complete, owner, prompt, own });
             }
-            num_complete += row.draws.min(1) as usize;
         }
+        prepare_all(
+            &mut seqs.iter_mut().filter_map(|(_, seq)| seq.structured.as_deref_mut()).collect::<Vec<_>>(),
+        );
+        let draws = first_tokens(&self.prompts, rows, &seqs)?;
         let (tokens, records) = self.device.prefill(&batch, &draws)?;
         let owners: Vec<Owner> = draws.iter().map(|draw| draw.owner).collect();
+        let failures = failures_of(seqs.iter().map(|(_, seq)| seq));
+        let seq_ids = seqs.iter().map(|(id, _)| *id).collect();
         if let Some(tokens) = tokens {
             self.kept.add(tokens, owners.len());
         }
@@ -200,7 +219,8 @@ impl<D: StepDevice> DeviceExecutor<D> {
         }
         let of_prompt =
             |row: &RowSpan| RowInFlight { id: None, num_draws: row.draws as usize, drafts: Vec::new() };
-        self.in_flight.push_back(InFlight { records, owners, rows: rows.iter().map(of_prompt).collect() });
+        let (drawing, rows) = (Drawing::Enqueued(records), rows.iter().map(of_prompt).collect());
+        self.in_flight.push_back(InFlight { drawing, owners, seq_ids, failures, rows });
         Ok(())
     }
 
@@ -224,19 +244,63 @@ impl<D: StepDevice> DeviceExecutor<D> {
         }
         let num_used = rows.iter().map(|row| 1 + row.drafts.len()).sum();
         let num_rows = bucket(num_used, self.shape.small_batch);
-        let records = self.device.decode(DecodeStep { num_rows, num_used, has_drafts })?;
-        let mut owners = Vec::with_capacity(num_used);
+        let step = DecodeStep { num_rows, num_used, has_drafts };
+        let drawing = match self.check_structures(rows)? {
+            false => Drawing::Enqueued(self.device.decode(step)?),
+            true => {
+                self.device.decode_model(step)?;
+                Drawing::Waiting(step)
+            }
+        };
+        let (mut owners, mut seq_ids) = (Vec::with_capacity(num_used), Vec::with_capacity(num_used));
         for row in rows {
             let seq = self.seqs.get(&row.id).ok_or_else(|| unknown(row.id))?;
             let owner = Owner { sample_idx: seq.sample_idx, response_idx: row.id.response_idx };
             owners.extend(std::iter::repeat_n(owner, 1 + row.drafts.len()));
+            seq_ids.extend(std::iter::repeat_n(row.id, 1 + row.drafts.len()));
         }
         let rows = rows.iter().map(|row| RowInFlight {
             id: Some(row.id),
             num_draws: 1 + row.drafts.len(),
             drafts: row.drafts.to_vec(),
         });
-        self.in_flight.push_back(InFlight { records, owners, rows: rows.collect() });
+        let rows = rows.collect();
+        self.in_flight.push_back(InFlight { drawing, owners, seq_ids, failures: Vec::new(), rows });
+        self.draw_waiting()
+    }
+
+    /// Whether some of these responses have a structure.
+    fn check_structures(&self, rows: &[DecodeRow<'_>]) -> Result<bool, EngineError> {
+        if self.vocabulary.is_none() {
+            return Ok(false);
+        }
+        let mut any = false;
+        for row in rows {
+            if self.seqs.get(&row.id).is_some_and(|seq| seq.structured.is_some()) {
+                any = true;
+                if !row.drafts.is_empty() {
+                    return Err(unsupported(DRAFTS_IN_STRUCTURE));
+                }
+            }
+        }
+        Ok(any)
+    }
+
+    /// Has the tokens of a step drawn that waits for those before it, once these are known. The model computes meanwhile.
+    fn draw_waiting(&mut self) -> Result<(), EngineError> {
+        let Self { device, seqs, in_flight, .. } = self;
+        let Some(InFlight { drawing, seq_ids, failures, .. }) = in_flight.front_mut() else { return Ok(()) };
+        let Drawing::Waiting(step) = *drawing else { return Ok(()) };
+        let drawn: HashSet<SeqId> = seq_ids.iter().copied().collect();
+        let of_step = seqs.iter_mut().filter(|(id, _)| drawn.contains(id));
+        prepare_all(&mut of_step.filter_map(|(_, seq)| seq.structured.as_deref_mut()).collect::<Vec<_>>());
+        let mut masks = RowMasks::default();
+        for id in &*seq_ids {
+            let structured = seqs.get(id).and_then(|seq| seq.structured.as_deref());
+            masks.push(structured.and_then(StructuredRow::allowed));
+        }
+        *failures = failures_of(seq_ids.iter().filter_map(|id| seqs.get(id)));
+        *drawing = Drawing::Enqueued(device.draw_masked(step, &masks)?);
         Ok(())
     }
 
@@ -313,10 +377,17 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
         Ok(())
     }
 
+    fn set_vocabulary(&mut self, vocabulary: Arc<Vocabulary>) {
+        self.vocabulary = Some(vocabulary);
+    }
+
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
         let StepPlan { tables, moves, rows, drafts } = plan;
         if self.in_flight.iter().flat_map(|step| &step.rows).any(|row| !row.drafts.is_empty()) {
             return Err(unsupported("a step before it is known which drafted tokens stay"));
+        }
+        if self.in_flight.iter().any(|step| matches!(step.drawing, Drawing::Waiting(_))) {
+            return Err(unsupported("a step before it is known what may be next in a structure"));
         }
         let kind = StepKind::of(&tables.prompts, &rows, &drafts)?;
         self.learn(tables)?;
@@ -331,20 +402,45 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
     }
 
     fn collect(&mut self) -> Result<StepOutput, EngineError> {
-        let Some(InFlight { records, owners, rows }) = self.in_flight.pop_front() else {
+        self.draw_waiting()?;
+        let Some(InFlight { drawing: Drawing::Enqueued(records), owners, seq_ids, failures, rows }) =
+            self.in_flight.pop_front()
+        else {
             return Ok(StepOutput::default());
         };
-        let (drawn, times) = self.device.read(records, &owners)?;
+        let (mut drawn, times) = self.device.read(records, &owners)?;
+        for (drawn, _) in drawn.iter_mut().zip(&failures).filter(|(_, failure)| failure.is_some()) {
+            // Whatever came of it is no part of its response.
+            *drawn = Ok(SampledToken { token: 0, logprob: None, top: Vec::new() });
+        }
         let mut drawn = drawn.into_iter();
         let mut tokens = Vec::with_capacity(owners.len());
         let mut ends = Vec::with_capacity(rows.len());
+        let mut failed = Vec::new();
+        let mut first_draw = 0;
         for row in &rows {
+            let first_token = tokens.len();
             self.accept(row, drawn.by_ref(), &mut tokens)?;
+            for (offset, token) in tokens[first_token..].iter().enumerate() {
+                let draw = first_draw + offset;
+                if let Some(Some(reason)) = failures.get(draw) {
+                    failed.push(FailedToken {
+                        token_idx: (first_token + offset) as u32,
+                        reason: reason.clone(),
+                    });
+                }
+                let seq = seq_ids.get(draw).and_then(|id| self.seqs.get_mut(id));
+                if let Some(structured) = seq.and_then(|seq| seq.structured.as_deref_mut()) {
+                    structured.push(token.token);
+                }
+            }
+            first_draw += row.num_draws;
             ends.push(tokens.len() as u32);
         }
+        self.draw_waiting()?;
         let StepTimes { whole: forward_time, moves: move_time, has_new_graph: is_first_of_kind } = times;
         let sample_time = Duration::ZERO;
-        Ok(StepOutput { tokens, ends, forward_time, move_time, sample_time, is_first_of_kind })
+        Ok(StepOutput { tokens, ends, failed, forward_time, move_time, sample_time, is_first_of_kind })
     }
 
     fn verifies_drafts(&self) -> bool {
@@ -366,6 +462,36 @@ impl<D: StepDevice> Executor for DeviceExecutor<D> {
     fn is_greedy(&self) -> bool {
         self.device.is_greedy()
     }
+}
+
+/// The first tokens to draw behind the prompts that `rows` complete. `seqs`: the responses to them, in order.
+fn first_tokens<'a>(
+    prompts: &'a HashMap<u64, NewPrompt>,
+    rows: &[RowSpan],
+    seqs: &'a [(SeqId, DeviceSeq)],
+) -> Result<Vec<FirstToken<'a>>, EngineError> {
+    let mut draws = Vec::with_capacity(seqs.len());
+    for (logits_row, row) in rows.iter().filter(|row| row.draws > 0).enumerate() {
+        let prompt = prompt_of(prompts, row)?;
+        for response_idx in 0..row.draws {
+            let structured = seqs.get(draws.len()).and_then(|(_, seq)| seq.structured.as_deref());
+            draws.push(FirstToken {
+                logits_row,
+                owner: Owner { sample_idx: prompt.sample_idx, response_idx },
+                prompt: &prompt.tokens,
+                own: prompt.own.as_deref(),
+                allowed: structured.and_then(StructuredRow::allowed),
+            });
+        }
+    }
+    Ok(draws)
+}
+
+/// Why nothing can be drawn for each of these; empty where all have a token.
+fn failures_of<'a>(seqs: impl Iterator<Item = &'a DeviceSeq>) -> Vec<Option<String>> {
+    let failure = |seq: &DeviceSeq| Some(seq.structured.as_ref()?.failure()?.to_owned());
+    let failures: Vec<Option<String>> = seqs.map(failure).collect();
+    if failures.iter().any(Option::is_some) { failures } else { Vec::new() }
 }
 
 /// The prompt that a row is a part of.

@@ -4,18 +4,20 @@
 //! started; collecting only hands it over. Where the model is a pipeline stage that draws no tokens, collecting waits for
 //! those of the last stage.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use model_core::{Batch, BlockId, BlockMove, CausalLm, KvCache, ModelError};
-use sampling::{RowRules, RowState, SampledToken, TokenSampler};
+use sampling::{RowRules, RowState, SampledToken, StructuredRow, TokenSampler, Vocabulary, prepare_all};
 use tch::Tensor;
 
-use super::{Executor, unknown, unknown_prompt};
+use super::{DRAFTS_IN_STRUCTURE, Executor, NO_VOCABULARY, unknown, unknown_prompt};
 use crate::{
     EngineError,
-    plan::{GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta},
+    plan::{
+        FailedToken, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan, TableDelta,
+    },
 };
 
 const NAME: &str = "host";
@@ -67,8 +69,20 @@ struct HostSeq {
     /// Prompt and generated tokens.
     history: Vec<u32>,
     own: Option<Arc<RowRules>>,
+    structured: Option<Box<StructuredRow>>,
     /// None until it decodes.
     block_table: Vec<BlockId>,
+}
+
+impl HostSeq {
+    fn extend(&mut self, tokens: &[SampledToken]) {
+        for sampled in tokens {
+            self.history.push(sampled.token);
+            if let Some(structured) = &mut self.structured {
+                structured.push(sampled.token);
+            }
+        }
+    }
 }
 
 /// A response whose tokens are drawn.
@@ -109,6 +123,7 @@ pub(crate) struct HostExecutor {
     sampler: Box<dyn TokenSampler>,
     stage: Stage,
     run_ahead: usize,
+    vocabulary: Option<Arc<Vocabulary>>,
     prompts: HashMap<u64, NewPrompt>,
     seqs: HashMap<SeqId, HostSeq>,
     /// Steps whose tokens another stage draws, and sends when it has.
@@ -123,6 +138,7 @@ impl HostExecutor {
             sampler,
             stage,
             run_ahead: stage.num_stages.saturating_sub(1),
+            vocabulary: None,
             computed: VecDeque::new(),
             prompts: HashMap::new(),
             seqs: HashMap::new(),
@@ -165,12 +181,17 @@ impl HostExecutor {
             return Err(unsupported("a token drawn inside a prompt"));
         }
         let own: Option<Arc<RowRules>> = prompt.own.clone().map(Arc::from);
+        let vocabulary = self.vocabulary.as_ref();
+        if vocabulary.is_none() && own.as_ref().is_some_and(|own| own.structure.is_some()) {
+            return Err(unsupported(NO_VOCABULARY));
+        }
         for response_idx in 0..row.draws {
             let seq = HostSeq {
                 sample_idx: prompt.sample_idx,
                 prompt_len_tokens: prompt.tokens.len(),
                 history: prompt.tokens.clone(),
                 own: own.clone(),
+                structured: own.as_ref().and_then(|own| StructuredRow::begin(vocabulary, own)).map(Box::new),
                 block_table: Vec::new(),
             };
             self.seqs.insert(SeqId { group_idx, response_idx }, seq);
@@ -193,6 +214,9 @@ impl HostExecutor {
         }
         if !drafts.is_empty() && !self.model.verifies_drafts() {
             return Err(unsupported("drafted tokens to verify, with this model's backend"));
+        }
+        if !drafts.is_empty() && seq.structured.is_some() {
+            return Err(unsupported(DRAFTS_IN_STRUCTURE));
         }
         let Some((newest, before)) = seq.history.split_last() else { return Err(unknown(id)) };
         if before.len() != row.context_len as usize {
@@ -232,7 +256,7 @@ impl HostExecutor {
             let num_right = pairs.take_while(|&(sampled, &draft)| sampled.token == draft).count();
             of_draw.truncate(num_right + 1);
             if let Some(seq) = self.seqs.get_mut(&draw.id) {
-                seq.history.extend(of_draw.iter().map(|sampled| sampled.token));
+                seq.extend(&of_draw);
             }
             tokens.push(of_draw);
         }
@@ -281,7 +305,7 @@ impl HostExecutor {
             let sampled = self.sampler.sample(&logits, &states)?;
             for (&idx, sampled) in going_on.iter().zip(sampled) {
                 if let Some(seq) = self.seqs.get_mut(&draws[idx].id) {
-                    seq.history.push(sampled.token);
+                    seq.extend(std::slice::from_ref(&sampled));
                 }
                 tokens[idx].push(sampled);
             }
@@ -296,12 +320,26 @@ impl HostExecutor {
 }
 
 impl HostExecutor {
+    /// Finds out what may be next in the structures of these responses; for each draw, why nothing may.
+    fn prepare_structured(&mut self, draws: &[Draw]) -> Vec<Option<String>> {
+        if self.vocabulary.is_none() {
+            return Vec::new();
+        }
+        let drawn: HashSet<SeqId> = draws.iter().map(|draw| draw.id).collect();
+        let of_draws = self.seqs.iter_mut().filter(|(id, _)| drawn.contains(id));
+        prepare_all(&mut of_draws.filter_map(|(_, seq)| seq.structured.as_deref_mut()).collect::<Vec<_>>());
+        let failure = |draw: &Draw| Some(self.seqs.get(&draw.id)?.structured.as_ref()?.failure()?.to_owned());
+        draws.iter().map(failure).collect()
+    }
+
     /// The tokens of a step.
     fn draw(&mut self, computed: &Computed) -> Result<StepOutput, EngineError> {
         let Computed { logits, draws, num_draws_of, forward_time, move_time } = computed;
         let started = Instant::now();
+        let failed = self.prepare_structured(draws);
         let tokens = self.sample(logits, draws)?;
         Ok(StepOutput {
+            failed: failed_tokens(&tokens, failed),
             ends: ends_of_rows(&tokens, num_draws_of),
             tokens: tokens.concat(),
             forward_time: *forward_time,
@@ -322,6 +360,10 @@ impl Executor for HostExecutor {
         self.seqs.clear();
         self.outputs.clear();
         Ok(())
+    }
+
+    fn set_vocabulary(&mut self, vocabulary: Arc<Vocabulary>) {
+        self.vocabulary = Some(vocabulary);
     }
 
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
@@ -410,6 +452,7 @@ fn row_state(seqs: &HashMap<SeqId, HostSeq>, id: SeqId) -> Result<RowState<'_>, 
         num_generated: (seq.history.len() - seq.prompt_len_tokens) as u32,
         history: &seq.history,
         own: seq.own.as_deref(),
+        allowed: seq.structured.as_deref().and_then(StructuredRow::allowed),
     })
 }
 
@@ -421,6 +464,17 @@ fn select_rows(logits: &Tensor, rows: &[usize]) -> Result<Tensor, EngineError> {
     let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
     let rows = Tensor::f_from_slice(&rows)?.f_to_device(logits.device())?;
     Ok(logits.f_index_select(0, &rows)?)
+}
+
+/// Which of the tokens are none. `failures`: of each draw, why it has no token.
+fn failed_tokens(tokens: &[Vec<SampledToken>], failures: Vec<Option<String>>) -> Vec<FailedToken> {
+    let mut token_idx = 0;
+    let mut failed = Vec::new();
+    for (tokens, failure) in tokens.iter().zip(failures) {
+        failed.extend(failure.map(|reason| FailedToken { token_idx, reason }));
+        token_idx += tokens.len() as u32;
+    }
+    failed
 }
 
 /// Where the tokens of each row of a step end. `tokens`: of each draw, of which row i has `num_draws_of[i]`.

@@ -19,6 +19,10 @@ impl Executor for Watching {
         self.inner.reset()
     }
 
+    fn set_vocabulary(&mut self, vocabulary: Arc<Vocabulary>) {
+        self.inner.set_vocabulary(vocabulary);
+    }
+
     fn start(&mut self, plan: StepPlan) -> Result<(), EngineError> {
         let rows: HashSet<RowId> = plan.rows.iter().map(|row| row.id).collect();
         for row in &rows {

@@ -36,7 +36,9 @@ impl TokenPath for Path {
 }
 
 fn executor(stage: Stage, sampler: Box<dyn TokenSampler>) -> Box<dyn Executor> {
-    Box::new(HostExecutor::new(Box::new(FakeModel::default()), sampler, stage))
+    let mut executor = HostExecutor::new(Box::new(FakeModel::default()), sampler, stage);
+    executor.set_vocabulary(vocabulary());
+    Box::new(executor)
 }
 
 /// Answers requests with a model of some stages, each of which has the whole fake model.
@@ -101,7 +103,7 @@ proptest! {
         let requests: Vec<Request> = shapes
             .iter()
             .enumerate()
-            .map(|(idx, &(prompt_len, num, max_new))| request(idx as u64, prompt_len, num, max_new))
+            .map(|(idx, &(prompt_len, num, max_new))| with_own_rules(request(idx as u64, prompt_len, num, max_new)))
             .collect();
         let (expect, _) = run(&mut engine(params(), &["ab", "xyz"], roomy()), &requests);
         let limits = limits(max_num_seqs, max_prefill_tokens, num_blocks);

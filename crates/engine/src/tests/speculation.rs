@@ -28,7 +28,7 @@ proptest! {
         let requests: Vec<Request> = shapes
             .iter()
             .enumerate()
-            .map(|(idx, &(prompt_len, num, max_new))| request(idx as u64, prompt_len, num, max_new))
+            .map(|(idx, &(prompt_len, num, max_new))| with_own_rules(request(idx as u64, prompt_len, num, max_new)))
             .collect();
         let params = sampling::SamplingParams { use_greedy, ..params() };
         let end_strings = ["ab", "xyz"];

@@ -17,7 +17,7 @@ fn params() -> SamplingParams {
 }
 
 fn state(response_idx: u32, history: &[u32]) -> RowState<'_> {
-    RowState { sample_idx: 3, response_idx, num_generated: 5, history, own: None }
+    RowState { sample_idx: 3, response_idx, num_generated: 5, history, own: None, allowed: None }
 }
 
 fn sampler(params: SamplingParams, vocab_size: usize) -> CpuSampler {
@@ -25,7 +25,7 @@ fn sampler(params: SamplingParams, vocab_size: usize) -> CpuSampler {
 }
 
 fn rules(params: SamplingParams, vocab_size: usize) -> SamplingRules {
-    let row = RowRules { params, seed: 1234, end_token_ids: vec![], min_length: 0 };
+    let row = RowRules { params, seed: 1234, end_token_ids: vec![], min_length: 0, structure: None };
     SamplingRules { row, vocab_size, bias: vec![] }
 }
 
@@ -66,7 +66,13 @@ fn any_params() -> impl Strategy<Value = SamplingParams> {
 
 fn any_row_rules() -> impl Strategy<Value = RowRules> {
     (any_params(), any::<u64>(), prop::collection::vec(0_u32..70, 0..3), 0_u32..12).prop_map(
-        |(params, seed, end_token_ids, min_length)| RowRules { params, seed, end_token_ids, min_length },
+        |(params, seed, end_token_ids, min_length)| RowRules {
+            params,
+            seed,
+            end_token_ids,
+            min_length,
+            structure: None,
+        },
     )
 }
 

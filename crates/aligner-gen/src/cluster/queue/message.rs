@@ -160,6 +160,8 @@ pub(crate) struct SampleDone {
 pub(crate) struct ResponseDone {
     pub(crate) token_ids: Vec<u32>,
     pub(crate) finish_reason: FinishReason,
+    /// Where it could not go on: why.
+    pub(crate) error: Option<String>,
     pub(crate) logprobs: Option<Vec<f32>>,
     /// The most likely tokens at the place of each.
     pub(crate) top_logprobs: Option<Vec<Vec<TopToken>>>,
@@ -346,17 +348,20 @@ mod tests {
     use super::*;
 
     fn response() -> impl Strategy<Value = ResponseDone> {
-        let reasons = [FinishReason::Eos, FinishReason::EndString, FinishReason::Length];
+        let reasons = [FinishReason::Eos, FinishReason::EndString, FinishReason::Length, FinishReason::Error];
         let logprobs = prop::option::of(prop::collection::vec(-9.0_f32..0.0, 0..5));
         let top = (any::<u32>(), -9.0_f32..0.0).prop_map(|(token, logprob)| TopToken { token, logprob });
         let top = prop::option::of(prop::collection::vec(prop::collection::vec(top, 0..3), 0..4));
-        (prop::collection::vec(any::<u32>(), 0..5), prop::sample::select(reasons.to_vec()), logprobs, top)
-            .prop_map(|(token_ids, finish_reason, logprobs, top_logprobs)| ResponseDone {
+        let reason = (prop::sample::select(reasons.to_vec()), prop::option::of(".{0,9}"));
+        (prop::collection::vec(any::<u32>(), 0..5), reason, logprobs, top).prop_map(
+            |(token_ids, (finish_reason, error), logprobs, top_logprobs)| ResponseDone {
                 token_ids,
                 finish_reason,
+                error,
                 logprobs,
                 top_logprobs,
-            })
+            },
+        )
     }
 
     fn to_zero() -> impl Strategy<Value = ToZero> {
@@ -419,7 +424,7 @@ mod tests {
             top_logprobs: 2,
         };
         let stop = StopConditions::resolve(&["a\u{e9}".to_owned()], &[3], |_| None).unwrap();
-        let row = RowRules { params, seed, end_token_ids: vec![3, min_length], min_length };
+        let row = RowRules { params, seed, end_token_ids: vec![3, min_length], min_length, structure: None };
         Box::new(OwnRules { row, stop: stop.with_min_length(min_length) })
     }
 

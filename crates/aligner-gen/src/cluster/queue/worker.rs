@@ -146,12 +146,12 @@ impl State<'_> {
     }
 
     fn take(&mut self, completion: Completion) {
-        let Completion { sample_idx, response_idx, token_ids, finish_reason, logprobs, top_logprobs } =
+        let Completion { sample_idx, response_idx, token_ids, finish_reason, error, logprobs, top_logprobs } =
             completion;
         let Some(responses) = self.open.get_mut(&sample_idx) else { return };
         // One that was cancelled has no place any more.
         let Some(slot) = responses.get_mut(response_idx as usize) else { return };
-        let response = ResponseDone { token_ids, finish_reason, logprobs, top_logprobs };
+        let response = ResponseDone { token_ids, finish_reason, error, logprobs, top_logprobs };
         if self.tells == Tells::Responses {
             let response = response.clone();
             (self.mailbox.say)(ToZero::Response { sample_idx, response_idx, response });

@@ -2,7 +2,7 @@
 
 use super::Key;
 
-pub(super) const KEYS: [Key; 135] = [
+pub(super) const KEYS: [Key; 137] = [
     Key::closed("trainer.generation"),
     Key::closed("exp_manager"),
     Key::closed("pretrained_checkpoint"),
@@ -88,6 +88,7 @@ pub(super) const KEYS: [Key; 135] = [
     Key::read("model.generation.sampling_params.repetition_penalty"),
     Key::read("model.generation.sampling_params.banned_tokens"),
     Key::read("model.generation.sampling_params.logit_bias"),
+    Key::read("model.generation.sampling_params.structured_outputs"),
     Key::read("model.generation.sampling_params.add_BOS"),
     Key::refused("model.generation.sampling_params.all_probs"),
     // `model.generation.output_fields` says whether they are written.
@@ -103,6 +104,8 @@ pub(super) const KEYS: [Key; 135] = [
     Key::neutral("model.generation.on_response_timeout_seconds"),
     Key::read("model.generation.best_of_n"),
     Key::read("model.generation.pass_at_k"),
+    // A copy of the lines in another format.
+    Key::neutral("model.generation.output_format"),
     Key::read("model.seed"),
     Key::ignored("model.optim"),
     Key::ignored("model.precision"),

@@ -10,7 +10,7 @@ use model_core::{Backend, CausalLm, LoadOptions, ModelConfig, ModelPart, ModelRa
 use model_parallel::Patience;
 use model_spec::{ModelSpec, ShardPlace};
 use nemo_format::Checkpoint;
-use sampling::SamplingRules;
+use sampling::{SamplingRules, Vocabulary};
 use tch::Device;
 use torch_ext::store::Store;
 
@@ -19,19 +19,20 @@ use crate::cluster::ranks::{RankPlace, Role};
 use crate::cluster::topology::Topology;
 use crate::cluster::{cores, ranks, spawn};
 use crate::config::devices::Devices;
-use crate::config::plan::{GenerationPlan, RoomPlan, Speculation};
+use crate::config::plan::{GenerationPlan, RoomPlan, RowParamsMode, Speculation};
 use crate::config::raw::RawConfig;
 use crate::config::{self, UserConfig};
 use crate::env;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::job::own_rules::{self, RowRulesMaker};
-use crate::job::{identity, log_folder};
+use crate::job::{identity, log_folder, structured};
 use crate::logging::Logging;
 use crate::model::checkpoint::{OpenTokenizer, TokenTable, load_part, model_config};
 use crate::model::device::{self, LocalRanks, SharedDevice};
 use crate::model::end_tokens::EndTokens;
 use crate::model::memory::{self, Demand, MemoryPlan, Neighbours};
 use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine, open_executor};
+use crate::model::structures::TokenStructures;
 use crate::output::Identity;
 use crate::output::identity::Inputs;
 
@@ -49,6 +50,7 @@ pub(crate) struct Setup {
     pub(crate) fallback: Option<String>,
     pub(crate) model_config: ModelConfig,
     pub(crate) tokenizer: OpenTokenizer,
+    pub(crate) structures: Arc<TokenStructures>,
     pub(super) end_tokens: EndTokens,
     pub(super) role: Role,
     pub(crate) topology: Topology,
@@ -71,7 +73,7 @@ impl Setup {
         let checkpoint = Checkpoint::open(&path)?.with_adapters(&user.adapter_paths()?)?;
         let resolved = config::resolve(&user.compose_with(checkpoint.model_config_text())?)?;
         let raw = RawConfig::extract(&resolved)?;
-        let plan = GenerationPlan::new(raw)?;
+        let mut plan = GenerationPlan::new(raw)?;
         let role = find_role(plan.devices)?;
         if let Role::Rank(place) = &role {
             take_cores(place)?;
@@ -84,6 +86,8 @@ impl Setup {
         }
         let tokenizer = OpenTokenizer::open(&checkpoint, model)?;
         let end_tokens = EndTokens::of(&checkpoint, &tokenizer)?;
+        let structures = Arc::new(TokenStructures::new(Arc::clone(&tokenizer.tokenizer)));
+        structured::prepare(&mut plan, &structures)?;
         let local = local_ranks(&role);
         let SharedDevice { device, num_ranks: num_on_device, fallback } =
             device::choose(&plan.accelerator, local)?;
@@ -114,6 +118,7 @@ impl Setup {
             fallback,
             model_config,
             tokenizer,
+            structures,
             end_tokens,
             role,
             topology,
@@ -258,10 +263,14 @@ impl Setup {
                 size.limits = group.agree(size.limits)?;
                 let model = self.load(Some(&group))?;
                 let setup = self.sampling(model.as_ref())?;
-                let stop = setup.stop.clone();
+                let (stop, vocabulary) = (setup.stop.clone(), setup.vocabulary.clone());
                 let own = open_executor(model, self.options, setup, size, &group)?;
                 let executor = LeadingExecutor::new(own, Box::new(group));
-                Engine::with_executor(Box::new(executor), stop, tokens, size.limits)?
+                let engine = Engine::with_executor(Box::new(executor), stop, tokens, size.limits)?;
+                match vocabulary {
+                    Some(vocabulary) => engine.with_structures(vocabulary),
+                    None => engine,
+                }
             }
         };
         engine.set_prefix_cache(plan.prefix_cache);
@@ -296,13 +305,16 @@ impl Setup {
     fn sampling(&self, model: &dyn CausalLm) -> Result<SamplingSetup, Failure> {
         let plan = &self.plan;
         let vocab_size = self.tokenizer.tokenizer.vocab_size().min(model.padded_vocab_size());
-        let OwnRules { row, stop } = self.row_rules()?.run().clone();
+        let OwnRules { mut row, stop } = self.row_rules()?.run().clone();
+        // Requests bring theirs.
+        row.structure = None;
         let bias = own_rules::token_bias(&plan.token_bias, &self.tokenizer, vocab_size)?;
-        Ok(SamplingSetup {
-            rules: SamplingRules { row, vocab_size, bias },
-            stop,
-            row_params: plan.row_params,
-        })
+        let banned = bias.iter().filter(|(_, bias)| *bias == f32::NEG_INFINITY).map(|(id, _)| *id).collect();
+        let structures = Arc::<TokenStructures>::clone(&self.structures);
+        let vocabulary =
+            plan.may_have_structures().then(|| Arc::new(Vocabulary { structures, vocab_size, banned }));
+        let row_params = if vocabulary.is_some() { RowParamsMode::Read } else { plan.row_params };
+        Ok(SamplingSetup { rules: SamplingRules { row, vocab_size, bias }, stop, row_params, vocabulary })
     }
 }
 

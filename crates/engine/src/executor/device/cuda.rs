@@ -6,7 +6,7 @@ use std::time::Duration;
 use cuda_runtime::{Device, Event, Graph, GraphPool, Stream};
 use model_core::{Batch, BlockMove, CausalLm, DeviceDecode, KvCache};
 use model_spec::blocks_for;
-use sampling::{DeviceSampler, DrawRecords, FirstDraw, RECORD_WORDS, ROW_RULE_WORDS, SamplerRows};
+use sampling::{DeviceSampler, DrawRecords, FirstDraw, RECORD_WORDS, ROW_RULE_WORDS, RowMasks, SamplerRows};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::send;
 
@@ -14,6 +14,7 @@ use super::{
     DecodeStep, DeviceExecutor, DeviceShape, DrawnToken, FirstToken, Owner, RUN_AHEAD, StepDevice, StepTimes,
     TableLayout,
     buckets::{check_num_seqs, max_rows},
+    step_kind::unsupported,
 };
 use crate::{EngineError, EngineLimits};
 
@@ -47,6 +48,14 @@ pub(crate) struct Records {
     has_new_graph: bool,
 }
 
+/// What of a decode step a graph has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Part {
+    Whole,
+    /// All but the sampler.
+    Model,
+}
+
 /// A model and a sampler on a GPU.
 pub(crate) struct CudaDevice {
     model: Box<dyn CausalLm>,
@@ -61,8 +70,13 @@ pub(crate) struct CudaDevice {
     records: DrawRecords,
     /// The graphs run one after the other and share their memory.
     pool: GraphPool,
-    /// Decode steps by number of rows, and whether some are drafts.
-    graphs: HashMap<(usize, bool), Graph>,
+    /// Decode steps by number of rows, whether some are drafts, and what of the step is in them.
+    graphs: HashMap<(usize, bool, Part), Graph>,
+    /// Where the model leaves the logits of steps whose tokens are drawn later: float32 `[max_rows, padded_vocab_size]`,
+    /// once there was one.
+    logits: Option<Tensor>,
+    /// Whether a graph was made for the step whose tokens are drawn later.
+    has_new_graph: bool,
     events: Vec<StepEvents>,
     num_started: usize,
 }
@@ -143,6 +157,8 @@ impl CudaDevice {
             records,
             pool: GraphPool::new()?,
             graphs: HashMap::new(),
+            logits: None,
+            has_new_graph: false,
             events,
             num_started: 0,
         })
@@ -177,6 +193,15 @@ impl CudaDevice {
             has_drafts,
         };
         Ok(self.model.decode_on_device(&rows, &mut self.cache)?)
+    }
+
+    /// The same, with the logits left for a sampler that runs later. They are copied: a graph's own memory is that of all.
+    fn enqueue_until_logits(&mut self, num_rows: usize, has_drafts: bool) -> Result<(), EngineError> {
+        let logits = self.enqueue_model(num_rows, has_drafts)?;
+        if let Some(kept) = &self.logits {
+            kept.f_narrow(0, 0, num_rows as i64)?.f_copy_(&logits)?;
+        }
+        Ok(())
     }
 
     /// Copies the records of the latest step to the host.
@@ -222,8 +247,9 @@ impl StepDevice for CudaDevice {
         }
         let draws: Vec<FirstDraw<'_>> = draws
             .iter()
-            .map(|&FirstToken { logits_row, owner: Owner { sample_idx, response_idx }, prompt, own }| {
-                FirstDraw { logits_row, sample_idx, response_idx, prompt, own }
+            .map(|&FirstToken { logits_row, owner, prompt, own, allowed }| {
+                let Owner { sample_idx, response_idx } = owner;
+                FirstDraw { logits_row, sample_idx, response_idx, prompt, own, allowed }
             })
             .collect();
         let (rows, records) = self.sampler.draw_first(&logits, &draws)?;
@@ -266,7 +292,7 @@ impl StepDevice for CudaDevice {
         let DecodeStep { num_rows, num_used, has_drafts } = step;
         let _current = self.stream.as_current()?;
         let stream = self.stream;
-        let known = self.graphs.get(&(num_rows, has_drafts));
+        let known = self.graphs.get(&(num_rows, has_drafts, Part::Whole));
         let has_new_graph = known.is_none();
         if let Some(graph) = known {
             graph.replay(&stream)?;
@@ -275,9 +301,42 @@ impl StepDevice for CudaDevice {
             let _ = self.enqueue_model(num_rows, has_drafts)?;
             let graph = Graph::capture_in(self.pool, &stream, || self.enqueue(num_rows, has_drafts))?;
             graph.replay(&stream)?;
-            self.graphs.insert((num_rows, has_drafts), graph);
+            self.graphs.insert((num_rows, has_drafts, Part::Whole), graph);
         }
         self.end(&self.records.first(num_used)?, has_new_graph)
+    }
+
+    fn decode_model(&mut self, step: DecodeStep) -> Result<(), EngineError> {
+        let DecodeStep { num_rows, num_used: _, has_drafts } = step;
+        let _current = self.stream.as_current()?;
+        let stream = self.stream;
+        let known = self.graphs.get(&(num_rows, has_drafts, Part::Model));
+        self.has_new_graph = known.is_none();
+        if let Some(graph) = known {
+            graph.replay(&stream)?;
+            return Ok(());
+        }
+        let logits = self.enqueue_model(num_rows, has_drafts)?;
+        if self.logits.is_none() {
+            let shape = [self.layout.max_rows as i64, logits.size2()?.1];
+            self.logits = Some(Tensor::f_zeros(shape, (Kind::Float, logits.device()))?);
+        }
+        let graph =
+            Graph::capture_in(self.pool, &stream, || self.enqueue_until_logits(num_rows, has_drafts))?;
+        graph.replay(&stream)?;
+        self.graphs.insert((num_rows, has_drafts, Part::Model), graph);
+        Ok(())
+    }
+
+    fn draw_masked(&mut self, step: DecodeStep, masks: &RowMasks) -> Result<Records, EngineError> {
+        let DecodeStep { num_rows, num_used, has_drafts: _ } = step;
+        let _current = self.stream.as_current()?;
+        let logits =
+            self.logits.as_ref().ok_or_else(|| unsupported("tokens of a step that was not computed"))?;
+        let logits = logits.f_narrow(0, 0, num_rows as i64)?;
+        let (rows, records) = (self.rows.first(num_rows)?, self.records.first(num_rows)?);
+        self.sampler.draw_masked(&logits, &rows, masks, &records)?;
+        self.end(&self.records.first(num_used)?, self.has_new_graph)
     }
 
     fn read(

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use model_core::{Batch, BlockMove};
-use sampling::{RowRules, SampledToken};
+use sampling::{RowMasks, RowRules, SampledToken};
 
 use crate::EngineError;
 
@@ -17,6 +17,8 @@ pub(crate) struct FirstToken<'a> {
     pub(crate) prompt: &'a [u32],
     /// Where the run's do not hold.
     pub(crate) own: Option<&'a RowRules>,
+    /// Bits of the tokens that it may be, where not all may.
+    pub(crate) allowed: Option<&'a [u32]>,
 }
 
 /// Whose token a record holds: part of the random key, and of messages.
@@ -79,6 +81,12 @@ pub(crate) trait StepDevice: Send {
 
     /// Runs a decode step, which moves the rows in use on by a token, and ends the step.
     fn decode(&mut self, step: DecodeStep) -> Result<Self::Records, EngineError>;
+
+    /// The first part of a decode step whose tokens are drawn later, with masks that are not known yet.
+    fn decode_model(&mut self, step: DecodeStep) -> Result<(), EngineError>;
+
+    /// The second part of the step, the latest whose first one was enqueued. `masks`: of the rows in use.
+    fn draw_masked(&mut self, step: DecodeStep, masks: &RowMasks) -> Result<Self::Records, EngineError>;
 
     /// Waits for a step, the oldest that was not read: its tokens, one for each owner, and how long it took.
     fn read(

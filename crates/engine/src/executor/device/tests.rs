@@ -6,7 +6,7 @@ use model_core::BlockMove;
 use model_spec::blocks_for;
 use proptest::prelude::*;
 use sampling::{
-    CpuSampler, ROW_RULE_WORDS, RowRules, RowState, SamplingParams, StopConditions, TokenSampler,
+    CpuSampler, ROW_RULE_WORDS, RowMasks, RowRules, RowState, SamplingParams, StopConditions, TokenSampler,
     read_row_rules,
 };
 use tch::Tensor;
@@ -32,7 +32,9 @@ enum Call {
     Gather,
     Upload,
     PutDrafts,
+    /// Of the model, or of the sampler, too.
     Decode(DecodeStep),
+    DrawMasked,
 }
 
 /// Words and tokens as they lie on a GPU. A decode step reads nothing else, and moves its rows on as the sampler's kernel
@@ -45,8 +47,17 @@ struct FakeDevice {
     sampler: CpuSampler,
     params: SamplingParams,
     calls: Arc<Mutex<Vec<Call>>>,
+    /// A step whose tokens are not drawn.
+    computed: Option<Computed>,
     num_begun: usize,
     num_read: usize,
+}
+
+/// What the model leaves of each row to the sampler.
+#[derive(Default)]
+struct Computed {
+    histories: Vec<Vec<u32>>,
+    states: Vec<(Owner, u32, Option<RowRules>)>,
 }
 
 /// A row of the tables.
@@ -69,6 +80,7 @@ impl FakeDevice {
             sampler: sampler(params.clone()),
             params,
             calls,
+            computed: None,
             num_begun: 0,
             num_read: 0,
         }
@@ -112,20 +124,38 @@ impl FakeDevice {
         &mut self,
         histories: &[Vec<u32>],
         states: &[(Owner, u32, Option<RowRules>)],
+        masks: &RowMasks,
     ) -> Result<Vec<SampledToken>, EngineError> {
         let logits: Vec<Vec<f32>> = histories.iter().map(|history| FakeModel::logits(history)).collect();
         let states: Vec<RowState<'_>> = histories
             .iter()
             .zip(states)
-            .map(|(history, &(Owner { sample_idx, response_idx }, num_generated, ref own))| RowState {
+            .enumerate()
+            .map(|(idx, (history, &(Owner { sample_idx, response_idx }, num_generated, ref own)))| RowState {
                 sample_idx,
                 response_idx,
                 num_generated,
                 history,
                 own: own.as_ref(),
+                allowed: masks.allowed(idx),
             })
             .collect();
         Ok(self.sampler.sample(&Tensor::from_slice2(&logits), &states)?)
+    }
+}
+
+impl FakeDevice {
+    /// Draws the tokens of the step that the model has computed, and moves the rows on.
+    fn draw_computed(&mut self, masks: &RowMasks) -> Result<FakeRecords, EngineError> {
+        let Computed { histories, states } = self.computed.take().unwrap();
+        let tokens = self.draw(&histories, &states, masks)?;
+        for (idx, sampled) in tokens.iter().enumerate() {
+            self.tokens[idx] = sampled.token;
+            self.words[self.layout.positions() + idx] += 1;
+            self.words[self.layout.num_generated() + idx] += 1;
+        }
+        let tokens = states.into_iter().map(|(owner, ..)| owner).zip(tokens).collect();
+        Ok(FakeRecords { tokens, step: self.num_begun })
     }
 }
 
@@ -141,6 +171,7 @@ impl StepDevice for FakeDevice {
 
     fn reset(&mut self) -> Result<(), EngineError> {
         self.num_read = self.num_begun;
+        self.computed = None;
         Ok(())
     }
 
@@ -169,7 +200,9 @@ impl StepDevice for FakeDevice {
         }
         let histories: Vec<Vec<u32>> = draws.iter().map(|draw| draw.prompt.to_vec()).collect();
         let states: Vec<_> = draws.iter().map(|draw| (draw.owner, 0, draw.own.cloned())).collect();
-        let tokens = self.draw(&histories, &states)?;
+        let mut masks = RowMasks::default();
+        draws.iter().for_each(|draw| masks.push(draw.allowed));
+        let tokens = self.draw(&histories, &states, &masks)?;
         let first = tokens.iter().map(|sampled| sampled.token).collect();
         let tokens = draws.iter().map(|draw| draw.owner).zip(tokens).collect();
         Ok((Some(first), FakeRecords { tokens, step: self.num_begun }))
@@ -204,10 +237,15 @@ impl StepDevice for FakeDevice {
     }
 
     fn decode(&mut self, step: DecodeStep) -> Result<FakeRecords, EngineError> {
+        self.decode_model(step)?;
+        self.draw_computed(&RowMasks::default())
+    }
+
+    fn decode_model(&mut self, step: DecodeStep) -> Result<(), EngineError> {
         self.call(Call::Decode(step));
         let DecodeStep { num_rows, num_used, has_drafts } = step;
         assert!(num_used <= num_rows && num_rows <= self.layout.max_rows);
-        let (mut histories, mut states) = (Vec::new(), Vec::<(Owner, u32, Option<RowRules>)>::new());
+        let Computed { mut histories, mut states } = Computed::default();
         for idx in 0..num_rows {
             let row = self.row(idx);
             assert_eq!(row.position.is_some(), idx < num_used, "row {idx} of {num_used}");
@@ -220,14 +258,14 @@ impl StepDevice for FakeDevice {
             histories.push(self.model.history(&row.table, position + 1));
             states.push((row.owner, row.num_generated, row.own));
         }
-        let tokens = self.draw(&histories, &states)?;
-        for (idx, sampled) in tokens.iter().enumerate() {
-            self.tokens[idx] = sampled.token;
-            self.words[self.layout.positions() + idx] += 1;
-            self.words[self.layout.num_generated() + idx] += 1;
-        }
-        let tokens = states.into_iter().map(|(owner, ..)| owner).zip(tokens).collect();
-        Ok(FakeRecords { tokens, step: self.num_begun })
+        assert!(self.computed.replace(Computed { histories, states }).is_none(), "a step was not drawn");
+        Ok(())
+    }
+
+    fn draw_masked(&mut self, step: DecodeStep, masks: &RowMasks) -> Result<FakeRecords, EngineError> {
+        self.call(Call::DrawMasked);
+        assert_eq!(masks.mask_of_row.len(), step.num_used);
+        self.draw_computed(masks)
     }
 
     fn read(

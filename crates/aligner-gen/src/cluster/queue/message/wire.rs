@@ -78,7 +78,10 @@ impl Writer {
             FinishReason::Eos => 0,
             FinishReason::EndString => 1,
             FinishReason::Length => 2,
+            FinishReason::Error => 3,
         });
+        self.u8(u8::from(response.error.is_some()));
+        response.error.iter().for_each(|error| self.text(error));
         self.list(&response.token_ids, |out, &id| out.u32(id));
         self.u8(u8::from(response.logprobs.is_some()));
         if let Some(logprobs) = &response.logprobs {
@@ -215,8 +218,10 @@ impl<'a> Reader<'a> {
             0 => FinishReason::Eos,
             1 => FinishReason::EndString,
             2 => FinishReason::Length,
+            3 => FinishReason::Error,
             _ => return Err(self.damaged()),
         };
+        let error = self.option(Self::text)?;
         let token_ids = self.list(Self::u32)?;
         let logprobs = self.option(|input| input.list(|input| input.u32().map(f32::from_bits)))?;
         let top_logprobs = self.option(|input| {
@@ -225,6 +230,6 @@ impl<'a> Reader<'a> {
                     .list(|input| Ok(TopToken { token: input.u32()?, logprob: f32::from_bits(input.u32()?) }))
             })
         })?;
-        Ok(ResponseDone { token_ids, finish_reason, logprobs, top_logprobs })
+        Ok(ResponseDone { token_ids, finish_reason, error, logprobs, top_logprobs })
     }
 }
