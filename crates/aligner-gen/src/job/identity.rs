@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use data::{KeptMetadata, LengthLimits, OnBadRecord, OnOverlength, TokenField};
 use model_core::{AttentionAlgorithm, Backend, Isa, LoadOptions, ModelConfig, Reduction};
 use model_spec::{
-    Activation, AttentionRule, BlockStyle, Float, HeadLayout, MoeLayers, Nonlinearity, NormSpec,
-    Normalization, OutputSpec, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore,
-    UniformSpec,
+    Activation, AttentionBlock, AttentionRule, Block, BlockStyle, FfnBlock, Float, HeadLayout, MoeLayers,
+    Multipliers, Nonlinearity, NormSpec, Normalization, OutputSpec, PositionEmbedding, RopeScaling,
+    RotaryConfig, RotaryPairing, RouterScore, UniformSpec,
 };
 use sampling::SamplingParams;
 use tch::{Device, Kind};
@@ -145,7 +145,8 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         position_embedding,
         // No sequence is longer.
         window: _,
-        attention: AttentionRule { scale, softcap: attn_logit_softcapping, ref local, norm_across_heads },
+        attention:
+            AttentionRule { scale, softcap: attn_logit_softcapping, ref local, norm_across_heads, norm_per_head },
         post_layernorms,
         apply_embedding_scaling,
         output:
@@ -154,15 +155,25 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
                 bias: output_layer_bias,
                 softcap: final_logit_softcapping,
             },
+        pre_layernorms,
+        multipliers: Multipliers { embedding, residual, logits },
+        ref blocks,
     } = *uniform;
     let rotary = match position_embedding {
         PositionEmbedding::LearnedAbsolute => None,
         PositionEmbedding::Rope(rotary) => Some(rotary),
     };
     let scaling = rotary.and_then(|rotary| rotary.rope_scaling);
+    let factors = rotary.and_then(|rotary| rotary.factors);
     let of_rotary = |rotary: RotaryConfig| {
-        let RotaryConfig { rotary_dims, pairing, rotary_base, seq_len_interpolation_factor, rope_scaling: _ } =
-            rotary;
+        let RotaryConfig {
+            rotary_dims,
+            pairing,
+            rotary_base,
+            seq_len_interpolation_factor,
+            rope_scaling: _,
+            factors: _,
+        } = rotary;
         let interleaved = pairing == RotaryPairing::Interleaved;
         (rotary_dims, interleaved, rotary_base, seq_len_interpolation_factor)
     };
@@ -183,6 +194,16 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         qkv_bias,
         qk_layernorm,
         qk_layernorm_across_heads: norm_across_heads,
+        qk_layernorm_per_head: norm_per_head,
+        pre_layernorms: (!pre_layernorms).then_some(false),
+        embedding_multiplier: embedding,
+        residual_multiplier: residual,
+        logits_multiplier: logits,
+        blocks: blocks.as_ref().map(|blocks| blocks.iter().map(block_name).collect()),
+        rope_factors: factors.map(|factors| {
+            let divisors = factors.divisors().iter().map(|&divisor| f64::from(divisor));
+            divisors.chain([factors.attention_factor]).collect()
+        }),
         post_layernorms,
         query_pre_attn_scalar: scale.map(|scale| 1.0 / (scale * scale)),
         attn_logit_softcapping,
@@ -224,6 +245,21 @@ fn of_experts(moe: Option<&MoeLayers>) -> ModelFields {
         moe_shared_expert_gate: shared.map(|shared| shared.has_gate),
         ..ModelFields::default()
     }
+}
+
+/// What a layer consists of.
+fn block_name(block: &Block) -> String {
+    let attention = match block.attention {
+        AttentionBlock::Attention { num_query_groups } => format!("attention of {num_query_groups} groups"),
+        AttentionBlock::Linear => "linear".to_owned(),
+        AttentionBlock::NoOp => "nothing".to_owned(),
+    };
+    let ffn = match block.ffn {
+        FfnBlock::Mlp { ffn_hidden_size } => format!("mlp of {ffn_hidden_size}"),
+        FfnBlock::Linear => "linear".to_owned(),
+        FfnBlock::NoOp => "nothing".to_owned(),
+    };
+    format!("{attention}, {ffn}")
 }
 
 fn router_score_name(score: RouterScore) -> &'static str {
