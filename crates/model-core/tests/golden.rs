@@ -190,6 +190,9 @@ fn experts_as_megatron_stores_them_compute_the_same() {
         ("formats/mixtral_grouped.nemo", "families/mixtral"),
         ("bridge/qwen2_moe", "families/qwen2_moe"),
         ("bridge/qwen3_moe", "families/qwen3_moe"),
+        ("megatron_lm/mixtral", "families/mixtral"),
+        ("megatron_lm/qwen2_tied", "families/qwen2_tied"),
+        ("megatron_lm/qwen3", "families/qwen3"),
     ];
     for (path, folder) in stored {
         let checkpoint = Checkpoint::open(&fixture(path)).unwrap();

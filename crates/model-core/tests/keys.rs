@@ -18,10 +18,7 @@ const DIFFER: f32 = 1e-4;
 
 /// Families, and the keys of each that change no logits, beside those of all.
 const FAMILIES: [(&str, &[&str]); 23] = [
-    (
-        "nemotron_nas",
-        &["intermediate_size", "num_key_value_heads", "pretraining_tp", "tie_word_embeddings", "torch_dtype"],
-    ),
+    ("nemotron_nas", &["intermediate_size", "pretraining_tp", "tie_word_embeddings", "torch_dtype"]),
     ("cohere", &[]),
     ("cohere_plus", &["tie_word_embeddings"]),
     ("granite", &[]),
@@ -30,7 +27,8 @@ const FAMILIES: [(&str, &[&str]); 23] = [
     ("phi3_plain", &PHI3),
     ("qwen2_window", &["max_window_layers", "tie_word_embeddings"]),
     ("qwen3_yarn", &WINDOWS),
-    ("stablelm", &["hidden_dropout", "tie_word_embeddings"]),
+    // One pair of dimensions rotates, whose frequency is 1 whatever the base.
+    ("stablelm", &["hidden_dropout", "rope_parameters.rope_theta", "tie_word_embeddings"]),
     ("stablelm_parallel", &["hidden_dropout", "tie_word_embeddings"]),
     ("starcoder2", &["embedding_dropout", "residual_dropout", "sliding_window"]),
     ("gemma2", &[]),

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use data::{KeptMetadata, LengthLimits, OnBadRecord, OnOverlength, TokenField};
 use model_core::{AttentionAlgorithm, Backend, Isa, LoadOptions, ModelConfig, Reduction};
 use model_spec::{
-    Activation, AttentionBlock, AttentionRule, Block, BlockStyle, FfnBlock, Float, HeadLayout, MoeLayers,
-    Multipliers, Nonlinearity, NormSpec, Normalization, OutputSpec, PositionEmbedding, RopeScaling,
-    RotaryConfig, RotaryPairing, RouterScore, UniformSpec,
+    Activation, AttentionRule, BlockStyle, Float, HeadLayout, MoeLayers, Multipliers, Nonlinearity, NormSpec,
+    Normalization, OutputSpec, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore,
+    UniformSpec,
 };
 use sampling::SamplingParams;
 use tch::{Device, Kind};
@@ -20,6 +20,7 @@ use crate::config::records::RecordFormat;
 use crate::exit::Failure;
 use crate::output::identity::{ChatTokens, Compute, ModelFields, Settings};
 use crate::output::{Identity, OutputField};
+use crate::table::block_name;
 
 impl GenerationPlan {
     /// The settings that decide what a sample's text and its line are. Model, device and inputs are left to the caller.
@@ -245,21 +246,6 @@ fn of_experts(moe: Option<&MoeLayers>) -> ModelFields {
         moe_shared_expert_gate: shared.map(|shared| shared.has_gate),
         ..ModelFields::default()
     }
-}
-
-/// What a layer consists of.
-fn block_name(block: &Block) -> String {
-    let attention = match block.attention {
-        AttentionBlock::Attention { num_query_groups } => format!("attention of {num_query_groups} groups"),
-        AttentionBlock::Linear => "linear".to_owned(),
-        AttentionBlock::NoOp => "nothing".to_owned(),
-    };
-    let ffn = match block.ffn {
-        FfnBlock::Mlp { ffn_hidden_size } => format!("mlp of {ffn_hidden_size}"),
-        FfnBlock::Linear => "linear".to_owned(),
-        FfnBlock::NoOp => "nothing".to_owned(),
-    };
-    format!("{attention}, {ffn}")
 }
 
 fn router_score_name(score: RouterScore) -> &'static str {

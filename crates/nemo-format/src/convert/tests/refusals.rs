@@ -122,18 +122,18 @@ fn experts_that_contradict_their_configuration_are_named() {
         c["sliding_window"] = 4.into();
         c.as_object_mut().unwrap().remove("layer_types");
     }), @"`use_sliding_window: true` with `sliding_window: 4` in `FOLDER/config.json` cannot be read: attention over all earlier positions is computed in every layer; a model trained so has `use_sliding_window: false`");
-    insta::assert_snapshot!(check("phi3", &|c| c["rope_parameters"]["long_factor"] = serde_json::json!([1.0])), @"");
-    insta::assert_snapshot!(check("phi3", &|c| c["rope_parameters"]["short_factor"] = serde_json::Value::Null), @"");
-    insta::assert_snapshot!(check("phi3", &|c| c["rope_parameters"]["short_factor"][1] = (-1.0).into()), @"");
-    insta::assert_snapshot!(check("granite", &|c| c["residual_multiplier"] = 0.0.into()), @"");
+    insta::assert_snapshot!(check("phi3", &|c| c["rope_parameters"]["long_factor"] = serde_json::json!([1.0])), @"`FOLDER/config.json` is not a model configuration: rope_scaling has 1 of `long_factor` for 3 pairs of a head");
+    insta::assert_snapshot!(check("phi3", &|c| c["rope_parameters"]["short_factor"] = serde_json::Value::Null), @"`FOLDER/config.json` is not a model configuration: rope_scaling has no `short_factor`");
+    insta::assert_snapshot!(check("phi3", &|c| c["rope_parameters"]["short_factor"][1] = (-1.0).into()), @"`FOLDER/config.json` is not a model configuration: rope_scaling has short_factor -1, expected a number above 0");
+    insta::assert_snapshot!(check("granite", &|c| c["residual_multiplier"] = 0.0.into()), @"`FOLDER/config.json` is not a model configuration: the key `residual_multiplier` is `0`, expected a number above 0");
     insta::assert_snapshot!(check("cohere", &|c| {
         c["rope_parameters"].as_object_mut().unwrap().remove("rope_theta");
-    }), @"");
-    insta::assert_snapshot!(check("stablelm_parallel", &|c| c["use_parallel_residual"] = false.into()), @"");
-    insta::assert_snapshot!(check("olmo2", &|c| c["hidden_act"] = "gelu".into()), @"");
-    insta::assert_snapshot!(check("nemotron_nas", &|c| c["block_configs"] = serde_json::Value::Null), @"");
-    insta::assert_snapshot!(check("nemotron_nas", &|c| c["block_configs"][0]["attention"]["window_length"] = 8.into()), @"");
-    insta::assert_snapshot!(check("nemotron_nas", &|c| c["block_configs"][1]["ffn"]["ffn_mult"] = 1.0.into()), @"");
+    }), @"`FOLDER/config.json` is not a model configuration: the key `rope_theta` is missing");
+    insta::assert_snapshot!(check("stablelm_parallel", &|c| c["use_parallel_residual"] = false.into()), @"tensor `model.layers.0.post_attention_layernorm.weight` is inconsistent: the weights do not have it, and `model.decoder.layers.0.mlp.linear_fc1.layer_norm_weight` is made of it; complete the files, or correct the configuration if the model has no such tensor");
+    insta::assert_snapshot!(check("olmo2", &|c| c["hidden_act"] = "gelu".into()), @"hidden_act `gelu` in `FOLDER/config.json` cannot be read: models of this type use `silu`");
+    insta::assert_snapshot!(check("nemotron_nas", &|c| c["block_configs"] = serde_json::Value::Null), @"`FOLDER/config.json` is not a model configuration: the key `block_configs` is missing");
+    insta::assert_snapshot!(check("nemotron_nas", &|c| c["block_configs"][0]["attention"]["window_length"] = 8.into()), @"`FOLDER/config.json` is not a model configuration: `block_configs`: layer 0: `attention.window_length` is 8");
+    insta::assert_snapshot!(check("nemotron_nas", &|c| c["block_configs"][1]["ffn"]["ffn_mult"] = 1.0.into()), @"tensor `model.layers.1.mlp.down_proj.weight` is inconsistent: its shape [32, 512] does not hold rows 0..32 that `model.decoder.layers.1.mlp.linear_fc2.weight` of shape [32, 256] needs; the configuration and the weights do not belong together");
     insta::assert_snapshot!(check("olmoe", &|c| c["clip_qkv"] = 8.0.into()), @"`clip_qkv: 8` in `FOLDER/config.json` cannot be read: queries, keys and values are not limited; a model trained so has `clip_qkv: null`");
 }
 
