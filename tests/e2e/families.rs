@@ -4,7 +4,19 @@ use nemo_format::{ConvertOptions, convert_checkpoint};
 
 use crate::support::{Job, fixture};
 
-const FAMILIES: [(&str, &str); 21] = [
+const FAMILIES: [(&str, &str); 33] = [
+    ("cohere", "cohere"),
+    ("cohere_plus", "cohere"),
+    ("granite", "granite"),
+    ("nemotron_nas", "nemotron_nas"),
+    ("olmo2", "olmo2"),
+    ("phi3", "phi3"),
+    ("phi3_plain", "phi3"),
+    ("qwen2_window", "qwen2"),
+    ("qwen3_yarn", "qwen3"),
+    ("stablelm", "stablelm"),
+    ("stablelm_parallel", "stablelm"),
+    ("starcoder2", "starcoder2"),
     ("falcon40b", "falcon"),
     ("falcon7b", "falcon"),
     ("gemma", "gemma"),
@@ -77,4 +89,45 @@ fn folders_of_megatron_bridge_generate_what_their_conversions_do() {
         assert_eq!(records[0].len(), 2, "{name}");
         assert_eq!(records[0], records[1], "{name}");
     }
+}
+
+/// Given is the root; a tokenizer that is not there is the user's to name.
+#[test]
+fn folders_of_megatron_lm_generate_what_the_models_they_hold_do() {
+    let chat = "model.data.chat_prompt_tokens={system_turn_start:a,turn_start:b,end_of_turn:c,end_of_name:d}";
+    let of = |checkpoint: &std::path::Path, model_type: &str, more: &[&str]| {
+        let restore = format!("pretrained_checkpoint.restore_from_path={}", checkpoint.display());
+        let model_type = format!("trainer.generation.trt_llm.model_type={model_type}");
+        let common = [
+            restore.as_str(),
+            &model_type,
+            "trainer.generation.trt_llm.enable=true",
+            "model.generation.length_params.max_length=8",
+            chat,
+        ];
+        Job::new(2).with(&[&common[..], more].concat())
+    };
+    for (name, model_type) in [("qwen3", "qwen3"), ("mixtral", "mixtral")] {
+        let kept = tempfile::tempdir().unwrap();
+        let converted = kept.path().join("converted.nemo");
+        convert_checkpoint(&fixture("families").join(name), &converted, &ConvertOptions::default()).unwrap();
+        let tokenizer = fixture("families/mixtral/tokenizer.model");
+        let named = format!("++model.tokenizer.model={}", tokenizer.display());
+        let more: &[&str] = match name {
+            "mixtral" => {
+                &["++model.tokenizer.library=sentencepiece", &named, "++model.encoder_seq_length=48"]
+            }
+            _ => &[],
+        };
+        let jobs =
+            [of(&converted, model_type, &[]), of(&fixture("megatron_lm").join(name), model_type, more)];
+        let [expected, actual] = jobs.map(|job| {
+            job.run().expect_code(0);
+            job.records()
+        });
+        assert_eq!(expected.len(), 2, "{name}");
+        assert_eq!(expected, actual, "{name}");
+    }
+    let ended = of(&fixture("megatron_lm/mixtral"), "mixtral", &[]).run().expect_code(4);
+    assert!(ended.stderr.contains("++model.tokenizer.library=huggingface"), "{}", ended.stderr);
 }

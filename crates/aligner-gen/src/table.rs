@@ -1,4 +1,6 @@
-//! Numbers and small tables as people read them.
+//! Numbers, small tables and layers as people read them.
+
+use model_spec::{AttentionBlock, Block, FfnBlock};
 
 /// `1,234,567`.
 pub(crate) fn thousands(number: u64) -> String {
@@ -11,6 +13,21 @@ pub(crate) fn thousands(number: u64) -> String {
         out.push(digit);
     }
     out
+}
+
+/// What a layer of a model with several kinds consists of.
+pub(crate) fn block_name(block: &Block) -> String {
+    let attention = match block.attention {
+        AttentionBlock::Attention { num_query_groups } => format!("attention of {num_query_groups} groups"),
+        AttentionBlock::Linear => "linear".to_owned(),
+        AttentionBlock::NoOp => "nothing".to_owned(),
+    };
+    let ffn = match block.ffn {
+        FfnBlock::Mlp { ffn_hidden_size } => format!("mlp of {ffn_hidden_size}"),
+        FfnBlock::Linear => "linear".to_owned(),
+        FfnBlock::NoOp => "nothing".to_owned(),
+    };
+    format!("{attention}, {ffn}")
 }
 
 /// `270.4 MB`, decimal as file managers and disks count.

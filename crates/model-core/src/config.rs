@@ -5,14 +5,15 @@
 
 mod attention;
 mod block;
+mod blocks;
 mod moe;
 mod position;
 mod raw;
 mod window;
 
 use model_spec::{
-    Activation, HeadLayout, ModelSpec, Module, NormSpec, Normalization, OutputSpec, Part, TableRows,
-    TensorId, UniformSpec,
+    Activation, HeadLayout, ModelSpec, Module, Multipliers, NormSpec, Normalization, OutputSpec, Part,
+    TableRows, TensorId, UniformSpec,
 };
 use nemo_format::TensorSource;
 pub use raw::RawModelConfig;
@@ -65,6 +66,9 @@ impl TryFrom<RawModelConfig> for ModelConfig {
         let uniform = UniformSpec {
             attention: attention::parse(&raw, num_layers)?,
             post_layernorms: raw.post_layernorms.unwrap_or_else(|| raw.is_gemma2()),
+            pre_layernorms: block::pre_layernorms(&raw, block_style)?,
+            multipliers: multipliers(&raw)?,
+            blocks: blocks::parse(&raw, (num_layers, hidden_size), heads, block_style)?,
             num_layers,
             hidden_size,
             ffn_hidden_size,
@@ -76,7 +80,7 @@ impl TryFrom<RawModelConfig> for ModelConfig {
             bias,
             qkv_bias: bias || raw.qkv_bias.unwrap_or(false),
             qk_layernorm: raw.customized_flag("qk_layernorm")?.or(raw.qk_layernorm).unwrap_or(false),
-            position_embedding: position::parse(&raw, heads.kv_channels)?,
+            position_embedding: position::parse(&raw, heads.kv_channels, encoder_seq_length)?,
             window: window::parse(&raw)?,
             apply_embedding_scaling: raw.apply_embedding_scaling.unwrap_or(false),
             output: OutputSpec {
@@ -119,6 +123,31 @@ fn parse_heads(raw: &RawModelConfig, hidden_size: usize) -> Result<HeadLayout, M
         }
     };
     Ok(HeadLayout { num_attention_heads, num_query_groups, kv_channels })
+}
+
+/// What embeddings, outputs and logits are multiplied by: keys of this project, for models that NeMo does not have.
+fn multipliers(raw: &RawModelConfig) -> Result<Multipliers, ModelError> {
+    // A factor of 1 is none.
+    let number = |key, value: &Option<raw::RawNumber>| {
+        Ok::<_, ModelError>(raw.positive(key, value.as_ref())?.filter(|&number| number != 1.0))
+    };
+    let found = Multipliers {
+        embedding: number("embedding_multiplier", &raw.embedding_multiplier)?,
+        residual: number("residual_multiplier", &raw.residual_multiplier)?,
+        logits: number("logits_multiplier", &raw.logits_multiplier)?,
+    };
+    let refuse = |key, expected: &str, actual: f64| {
+        Err(ModelError::BadValue { key, expected: expected.to_owned(), actual: actual.to_string() })
+    };
+    match found {
+        Multipliers { embedding: Some(factor), .. } if raw.apply_embedding_scaling == Some(true) => {
+            refuse("embedding_multiplier", "null with `apply_embedding_scaling: true`", factor)
+        }
+        Multipliers { residual: Some(factor), .. } if raw.has_experts() => {
+            refuse("residual_multiplier", "null with `num_moe_experts`", factor)
+        }
+        found => Ok(found),
+    }
 }
 
 fn required(value: Option<usize>, key: &'static str) -> Result<usize, ModelError> {

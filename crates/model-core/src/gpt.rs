@@ -67,7 +67,7 @@ impl<S: StepState> Gpt<S> {
                 let factor = Tensor::f_from_slice(&[(config.uniform.hidden_size as f64).sqrt()])?;
                 Some(factor.f_to_kind(state.numerics().compute.kind())?.f_double_value(&[0])?)
             }
-            false => None,
+            false => config.uniform.multipliers.embedding,
         };
         Ok(Self { config, shares, weights, embedding_factor, state })
     }
@@ -139,6 +139,9 @@ impl<S: StepState> Gpt<S> {
             Some(table) => self.state.gather_columns(logits, table)?,
             None => logits,
         };
+        if let Some(multiplier) = self.config.uniform.multipliers.logits {
+            let _ = logits.f_mul_scalar_(multiplier)?;
+        }
         if let Some(softcap) = self.config.uniform.output.softcap {
             let _ = logits.f_div_scalar_(softcap)?.f_tanh_()?.f_mul_scalar_(softcap)?;
         }

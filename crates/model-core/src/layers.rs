@@ -11,16 +11,16 @@ use crate::attention_context::AttentionContext;
 use crate::kv_cache::KvCache;
 use crate::layers::row_parallel::RowParallel;
 use crate::ops::Moe;
-use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, StepState, TrialLinear};
+use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, NormsOver, StepState, TrialLinear};
 
 /// One transformer layer, of any shape of its own. `x` is the residual stream, `n1` and `n2` norms.
 pub(crate) enum Layer<S: StepState> {
     /// `x += attention(n1(x))`, then `x += mlp(n2(x))`; either may be absent.
     Sequential {
-        /// With `n1`.
-        attention: Option<(Norm, Attention<S>)>,
-        /// With `n2`.
-        ffn: Option<(Norm, Ffn<S>)>,
+        /// With `n1`, where there is one.
+        attention: Option<(Option<Norm>, AttentionPart<S>)>,
+        /// With `n2`, where there is one.
+        ffn: Option<(Option<Norm>, Ffn<S>)>,
     },
     /// `x += attention(n1(x)) + mlp(n2(x))`.
     Parallel {
@@ -33,14 +33,31 @@ pub(crate) enum Layer<S: StepState> {
     },
 }
 
+/// What is in the place of attention.
+pub(crate) enum AttentionPart<S: StepState> {
+    /// Attention.
+    Attention(Box<Attention<S>>),
+    /// One linear layer as wide as the residual stream.
+    Linear(S::Linear),
+}
+
 /// `linear_qkv`, norms of the heads where the layer has them, attention, `linear_proj`.
 pub(crate) struct Attention<S: StepState> {
     pub(crate) qkv: S::Linear,
     pub(crate) head_norms: Option<(HeadLayout, HeadNorms)>,
     pub(crate) op: S::Attention,
     pub(crate) proj: RowParallel<S>,
-    /// The norm of the output, before it is added to the residual stream.
+    /// What becomes of the output before it is added to the residual stream.
+    pub(crate) output: OutputRule,
+}
+
+/// What becomes of an output before it is added to the residual stream.
+#[derive(Debug, Default)]
+pub(crate) struct OutputRule {
+    /// It is normalised,
     pub(crate) post_norm: Option<Norm>,
+    /// and multiplied, each rounded as in the originals.
+    pub(crate) multiplier: Option<f64>,
 }
 
 /// The feed-forward part.
@@ -49,6 +66,8 @@ pub(crate) enum Ffn<S: StepState> {
     Dense(Mlp<S>),
     /// Several, of which a router chooses.
     Moe(Box<Moe<S>>),
+    /// One linear layer as wide as the residual stream.
+    Linear(S::Linear),
 }
 
 /// `linear_fc1`, its activation, `linear_fc2`.
@@ -56,8 +75,16 @@ pub(crate) struct Mlp<S: StepState> {
     pub(crate) fc1: S::Linear,
     pub(crate) activation: Activation,
     pub(crate) fc2: RowParallel<S>,
-    /// The norm of the output, before it is added to the residual stream.
-    pub(crate) post_norm: Option<Norm>,
+    /// What becomes of the output before it is added to the residual stream.
+    pub(crate) output: OutputRule,
+}
+
+/// The rows that a part of a layer reads.
+fn inputs<S: StepState>(residual: &Tensor, norm: Option<&Norm>, at: &mut S) -> Result<Tensor, ModelError> {
+    match norm {
+        Some(norm) => at.norm(residual, norm),
+        None => Ok(residual.shallow_clone()),
+    }
 }
 
 impl<S: StepState> Layer<S> {
@@ -72,15 +99,21 @@ impl<S: StepState> Layer<S> {
         match self {
             Self::Sequential { attention, ffn } => {
                 if let Some((norm, attention)) = attention {
-                    let x = at.norm(&residual, norm)?;
-                    let attended = attention.attend(&x, step, cache, at)?;
-                    residual = attention.add_to(residual, &attended, at)?;
+                    let x = inputs(&residual, norm.as_ref(), at)?;
+                    residual = match attention {
+                        AttentionPart::Attention(attention) => {
+                            let attended = attention.attend(&x, step, cache, at)?;
+                            attention.add_to(residual, &attended, at)?
+                        }
+                        AttentionPart::Linear(linear) => linear.run(&x, Epilogue::AddTo(residual), at)?,
+                    };
                 }
                 if let Some((norm, ffn)) = ffn {
-                    let x = at.norm(&residual, norm)?;
+                    let x = inputs(&residual, norm.as_ref(), at)?;
                     residual = match ffn {
                         Ffn::Dense(mlp) => mlp.add_to(residual, &x, at)?,
                         Ffn::Moe(moe) => at.add_experts(moe, residual, &x)?,
+                        Ffn::Linear(linear) => linear.run(&x, Epilogue::AddTo(residual), at)?,
                     };
                 }
                 Ok(residual)
@@ -103,9 +136,13 @@ impl<S: StepState> Layer<S> {
             Self::Sequential { attention, ffn } => {
                 let mlp = match ffn {
                     Some((_, Ffn::Dense(mlp))) => Some(mlp),
-                    Some((_, Ffn::Moe(_))) | None => None,
+                    Some((_, Ffn::Moe(_) | Ffn::Linear(_))) | None => None,
                 };
-                (attention.as_ref().map(|(_, part)| part), mlp)
+                let attention = match attention {
+                    Some((_, AttentionPart::Attention(attention))) => Some(&**attention),
+                    Some((_, AttentionPart::Linear(_))) | None => None,
+                };
+                (attention, mlp)
             }
             Self::Parallel { attention, mlp, .. } => (Some(attention), Some(mlp)),
         }
@@ -116,6 +153,24 @@ impl<S: StepState> Layer<S> {
             Self::Sequential { ffn: Some((_, Ffn::Moe(moe))), .. } => Some(moe),
             _ => None,
         }
+    }
+
+    /// The linear layers that stand in the place of attention and MLP.
+    fn replacements(&self) -> impl Iterator<Item = &S::Linear> {
+        let [attention, ffn] = match self {
+            Self::Sequential { attention, ffn } => [
+                match attention {
+                    Some((_, AttentionPart::Linear(linear))) => Some(linear),
+                    _ => None,
+                },
+                match ffn {
+                    Some((_, Ffn::Linear(linear))) => Some(linear),
+                    _ => None,
+                },
+            ],
+            Self::Parallel { .. } => [None, None],
+        };
+        attention.into_iter().chain(ffn)
     }
 
     /// Its attention, where it has one.
@@ -136,29 +191,36 @@ impl<S: StepState> Layer<S> {
             let fc1 = (&part.fc1, Some(part.activation));
             std::iter::once(fc1).chain(part.fc2.linears().iter().map(plain))
         });
-        of_attention.chain(of_mlp).chain(self.moe().into_iter().flat_map(Moe::dense_linears))
+        of_attention
+            .chain(of_mlp)
+            .chain(self.replacements().map(plain))
+            .chain(self.moe().into_iter().flat_map(Moe::dense_linears))
     }
 
     /// Memory that its weights take.
     pub(crate) fn size_bytes(&self) -> u64 {
         let norms = match self {
             Self::Sequential { attention, ffn } => {
-                [attention.as_ref().map(|(norm, _)| norm), ffn.as_ref().map(|(norm, _)| norm)]
+                let of = |norm: &Option<Norm>| norm.as_ref().map(Norm::size_bytes).unwrap_or_default();
+                [attention.as_ref().map(|(norm, _)| of(norm)), ffn.as_ref().map(|(norm, _)| of(norm))]
             }
-            Self::Parallel { attention_norm, mlp_norm, .. } => [Some(attention_norm), mlp_norm.as_ref()],
+            Self::Parallel { attention_norm, mlp_norm, .. } => {
+                [Some(attention_norm.size_bytes()), mlp_norm.as_ref().map(Norm::size_bytes)]
+            }
         };
         let (attention, mlp) = self.parts();
         let of_heads = attention.and_then(|part| part.head_norms.as_ref());
         let posts = [
-            attention.and_then(|part| part.post_norm.as_ref()),
-            mlp.and_then(|part| part.post_norm.as_ref()),
+            attention.and_then(|part| part.output.post_norm.as_ref()),
+            mlp.and_then(|part| part.output.post_norm.as_ref()),
         ];
         let row_parallel = [attention.map(|part| &part.proj), mlp.map(|part| &part.fc2)];
         self.dense_linears().map(|(linear, _)| linear.size_bytes()).sum::<u64>()
             + row_parallel.into_iter().flatten().map(RowParallel::bias_bytes).sum::<u64>()
             + self.moe().map_or(0, Moe::experts_bytes)
             + of_heads.map_or(0, |(_, norms)| norms.query.size_bytes() + norms.key.size_bytes())
-            + norms.into_iter().chain(posts).flatten().map(Norm::size_bytes).sum::<u64>()
+            + norms.into_iter().flatten().sum::<u64>()
+            + posts.into_iter().flatten().map(Norm::size_bytes).sum::<u64>()
     }
 }
 
@@ -173,9 +235,10 @@ impl<S: StepState> Attention<S> {
     ) -> Result<Tensor, ModelError> {
         let mut qkv = self.qkv.run(x, Epilogue::Store, at)?;
         if let Some((heads, norms)) = &self.head_norms {
-            match norms.are_across_heads {
-                true => qkv = norm_across_heads(&qkv, *heads, norms, at)?,
-                false => at.norm_heads(&mut qkv, *heads, norms)?,
+            match norms.over {
+                NormsOver::AllHeads => qkv = norm_across_heads(&qkv, *heads, norms, at)?,
+                NormsOver::EachHead => qkv = norm_each_head(&qkv, *heads, norms, at)?,
+                NormsOver::AnyHead => at.norm_heads(&mut qkv, *heads, norms)?,
             }
         }
         self.op.run(&qkv, step, cache, at)
@@ -183,7 +246,7 @@ impl<S: StepState> Attention<S> {
 
     /// `residual += linear_proj(attended)`.
     fn add_to(&self, residual: Tensor, attended: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
-        add_output(&self.proj, self.post_norm.as_ref(), residual, attended, at)
+        add_output(&self.proj, &self.output, residual, attended, at)
     }
 }
 
@@ -208,17 +271,60 @@ fn norm_across_heads<S: StepState>(
     Ok(Tensor::f_cat(&[query, key, value], 2)?.f_view([num_tokens, width])?)
 }
 
-/// Adds the output of the last linear layer of a part, or its norm, to the residual stream.
+/// Normalises every query head and every key head of a row with gains of its own, and leaves the values alone. One head
+/// after the other, so that a row has the bits of the backend's own norm.
+fn norm_each_head<S: StepState>(
+    qkv: &Tensor,
+    heads: HeadLayout,
+    norms: &HeadNorms,
+    at: &mut S,
+) -> Result<Tensor, ModelError> {
+    let (num_tokens, width) = qkv.size2()?;
+    let (groups, channels) = (heads.num_query_groups as i64, heads.kv_channels as i64);
+    let queries = heads.queries_per_group() as i64;
+    let mut normed = Vec::with_capacity(heads.num_attention_heads + 2 * heads.num_query_groups);
+    for group in 0..groups {
+        for slot in 0..queries + 2 {
+            let head = qkv.f_narrow(1, (group * (queries + 2) + slot) * channels, channels)?;
+            let (norm, row) = match slot - queries {
+                0 => (&norms.key, group),
+                1 => {
+                    normed.push(head);
+                    continue;
+                }
+                _ => (&norms.query, group * queries + slot),
+            };
+            let norm = Norm {
+                normalization: norm.normalization,
+                gain: norm.gain.f_select(0, row)?,
+                bias: norm.bias.as_ref().map(|bias| bias.f_select(0, row)).transpose()?,
+                epsilon: norm.epsilon,
+            };
+            normed.push(at.norm(&head.f_contiguous()?, &norm)?);
+        }
+    }
+    Ok(Tensor::f_cat(&normed, 1)?.f_view([num_tokens, width])?)
+}
+
+/// Adds the output of the last linear layer of a part, or what becomes of it, to the residual stream.
 fn add_output<S: StepState>(
     linear: &RowParallel<S>,
-    post_norm: Option<&Norm>,
+    rule: &OutputRule,
     mut residual: Tensor,
     x: &Tensor,
     at: &mut S,
 ) -> Result<Tensor, ModelError> {
-    let Some(norm) = post_norm else { return linear.add_to(residual, x, at) };
-    let output = linear.output(x, residual.kind(), at)?;
-    let _ = residual.f_add_(&at.norm(&output, norm)?)?;
+    if rule.post_norm.is_none() && rule.multiplier.is_none() {
+        return linear.add_to(residual, x, at);
+    }
+    let mut output = linear.output(x, residual.kind(), at)?;
+    if let Some(norm) = &rule.post_norm {
+        output = at.norm(&output, norm)?;
+    }
+    if let Some(multiplier) = rule.multiplier {
+        output = output.f_mul_scalar(multiplier)?;
+    }
+    let _ = residual.f_add_(&output)?;
     Ok(residual)
 }
 
@@ -226,6 +332,6 @@ impl<S: StepState> Mlp<S> {
     /// `residual += mlp(x)`.
     fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
         let activated = self.fc1.run(x, Epilogue::Activate(self.activation), at)?;
-        add_output(&self.fc2, self.post_norm.as_ref(), residual, &activated, at)
+        add_output(&self.fc2, &self.output, residual, &activated, at)
     }
 }

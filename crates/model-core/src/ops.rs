@@ -170,13 +170,33 @@ impl Norm {
     }
 }
 
-/// The norms of query and key heads, each over the dimensions of a head unless it says otherwise.
+/// The norms of query and key heads.
 #[derive(Debug)]
 pub(crate) struct HeadNorms {
     pub(crate) query: Norm,
     pub(crate) key: Norm,
-    /// They are over all query heads together, and over all key heads together.
-    pub(crate) are_across_heads: bool,
+    pub(crate) over: NormsOver,
+}
+
+/// What norms of heads are over, and whose their gains are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NormsOver {
+    /// The dimensions of a head, with the same gains for all.
+    AnyHead,
+    /// The dimensions of a head, with gains of its own: `[heads, channels]`.
+    EachHead,
+    /// All query heads together, and all key heads together.
+    AllHeads,
+}
+
+impl NormsOver {
+    pub(crate) fn of(spec: &AttentionSpec) -> Self {
+        match (spec.norm_across_heads, spec.norm_per_head) {
+            (true, _) => Self::AllHeads,
+            (false, true) => Self::EachHead,
+            (false, false) => Self::AnyHead,
+        }
+    }
 }
 
 pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
@@ -343,13 +363,17 @@ pub(crate) fn scale_f32(spec: &AttentionSpec) -> f32 {
 )]
 pub(crate) fn refuse_on_gpu(spec: &AttentionSpec, max_seq_len_tokens: usize) -> Result<(), ModelError> {
     const NEEDS: &str = "the plain backend (`trt_llm.enable: false`), or a CPU";
-    if spec.norm_across_heads {
-        return Err(ModelError::Unsupported {
-            key: "qk_layernorm_across_heads",
-            value: true.to_string(),
-            feature: "norms over all heads on a GPU with the fast engine",
-            needs: NEEDS,
-        });
+    let norms = match NormsOver::of(spec) {
+        NormsOver::AnyHead => None,
+        NormsOver::EachHead => {
+            Some(("qk_layernorm_per_head", "norms with gains for every head on a GPU with the fast engine"))
+        }
+        NormsOver::AllHeads => {
+            Some(("qk_layernorm_across_heads", "norms over all heads on a GPU with the fast engine"))
+        }
+    };
+    if let Some((key, feature)) = norms {
+        return Err(ModelError::Unsupported { key, value: true.to_string(), feature, needs: NEEDS });
     }
     if let Some(cap) = spec.softcap {
         return Err(ModelError::Unsupported {

@@ -18,9 +18,11 @@ use self::reader::Reader;
 use crate::ModelError;
 use crate::config::ModelConfig;
 use crate::layers::row_parallel::RowParallel;
-use crate::layers::{Attention, Ffn, Layer, Mlp};
+use crate::layers::{Attention, AttentionPart, Ffn, Layer, Mlp, OutputRule};
 use crate::model_ranks::Reduction;
-use crate::ops::{HeadNorms, LinearOp, LinearRole, Loader, Norm, StepState, TrialLinear, tensor_bytes};
+use crate::ops::{
+    HeadNorms, LinearOp, LinearRole, Loader, Norm, NormsOver, StepState, TrialLinear, tensor_bytes,
+};
 
 const WORD_EMBEDDINGS: TensorId = TensorId::outside(Module::WordEmbeddings, Part::Weight);
 const POSITION_EMBEDDINGS: TensorId = TensorId::outside(Module::PositionEmbeddings, Part::Weight);
@@ -162,57 +164,85 @@ fn load_layer<L: Loader>(
     place: LayerPlace,
     op: Option<<L::State as StepState>::Attention>,
 ) -> Result<Layer<L::State>, ModelError> {
-    let layer_idx = place.layer_idx;
-    reader.read_ahead(&format!("{LAYERS}{layer_idx}."));
-    let at = Some(layer_idx);
-    let weight = |module| TensorId::in_layer(layer_idx, module, Part::Weight);
-    let attention = match (&spec.attention, op) {
-        (Some(attention), Some(op)) => {
-            let norm = reader.norm(at, Module::InputNorm, &attention.norm)?;
-            let qkv = reader.linear(weight(Module::Qkv), LinearRole::Plain)?;
-            let head_norms = match &attention.qk_norm {
-                Some(norm) => {
-                    let query = reader.norm(at, Module::QNorm, norm)?;
-                    let key = reader.norm(at, Module::KNorm, norm)?;
-                    Some((
-                        attention.heads.of_rank(reader.tp_size()),
-                        HeadNorms { query, key, are_across_heads: attention.norm_across_heads },
-                    ))
-                }
-                None => None,
-            };
-            let proj =
-                place.row_parallel(reader, weight(Module::Proj), attention.heads.num_attention_heads)?;
-            let post_norm = attention.post_norm.as_ref();
-            let post_norm =
-                post_norm.map(|norm| reader.norm(at, Module::PostAttentionNorm, norm)).transpose()?;
-            Some((norm, Attention { qkv, head_norms, op, proj, post_norm }))
-        }
-        _ => None,
+    reader.read_ahead(&format!("{LAYERS}{}.", place.layer_idx));
+    let attention = load_attention(spec, reader, place, op)?;
+    let ffn = load_ffn(spec, reader, place)?;
+    Ok(match (spec.join, attention, ffn) {
+        (
+            BlockStyle::ParallelSharedNorm | BlockStyle::ParallelOwnNorm,
+            Some((Some(attention_norm), AttentionPart::Attention(attention))),
+            Some((mlp_norm, Ffn::Dense(mlp))),
+        ) => Layer::Parallel { attention_norm, attention: *attention, mlp_norm, mlp },
+        (_, attention, ffn) => Layer::Sequential { attention, ffn },
+    })
+}
+
+/// Attention or what is in its place, with the norm in front.
+fn load_attention<L: Loader>(
+    spec: &LayerSpec,
+    reader: &mut Reader<'_, L>,
+    place: LayerPlace,
+    op: Option<<L::State as StepState>::Attention>,
+) -> Result<Option<(Option<Norm>, AttentionPart<L::State>)>, ModelError> {
+    let at = Some(place.layer_idx);
+    let weight = |module| TensorId::in_layer(place.layer_idx, module, Part::Weight);
+    if let Some(norm) = &spec.attention_linear {
+        let norm = reader.norm(at, Module::AttentionLinearNorm, norm)?;
+        let linear = reader.linear(weight(Module::AttentionLinear), LinearRole::Plain)?;
+        return Ok(Some((Some(norm), AttentionPart::Linear(linear))));
+    }
+    let (Some(attention), Some(op)) = (&spec.attention, op) else { return Ok(None) };
+    let norm = match spec.has_pre_norms {
+        true => Some(reader.norm(at, Module::InputNorm, &attention.norm)?),
+        false => None,
     };
-    let (ffn_norm, ffn) = match &spec.ffn {
+    let qkv = reader.linear(weight(Module::Qkv), LinearRole::Plain)?;
+    let head_norms = match &attention.qk_norm {
+        Some(norm) => {
+            let query = reader.norm(at, Module::QNorm, norm)?;
+            let key = reader.norm(at, Module::KNorm, norm)?;
+            let heads = attention.heads.of_rank(reader.tp_size());
+            Some((heads, HeadNorms { query, key, over: NormsOver::of(attention) }))
+        }
+        None => None,
+    };
+    let proj = place.row_parallel(reader, weight(Module::Proj), attention.heads.num_attention_heads)?;
+    let post_norm = attention.post_norm.as_ref();
+    let post_norm = post_norm.map(|norm| reader.norm(at, Module::PostAttentionNorm, norm)).transpose()?;
+    let output = OutputRule { post_norm, multiplier: spec.residual_multiplier };
+    let attention = Attention { qkv, head_norms, op, proj, output };
+    Ok(Some((norm, AttentionPart::Attention(Box::new(attention)))))
+}
+
+/// The feed-forward part, with the norm in front.
+fn load_ffn<L: Loader>(
+    spec: &LayerSpec,
+    reader: &mut Reader<'_, L>,
+    place: LayerPlace,
+) -> Result<Option<(Option<Norm>, Ffn<L::State>)>, ModelError> {
+    let at = Some(place.layer_idx);
+    let weight = |module| TensorId::in_layer(place.layer_idx, module, Part::Weight);
+    Ok(match &spec.ffn {
         Some(FfnSpec::Dense(mlp)) => {
-            let is_shared = spec.shares_norm();
-            let norm = if is_shared { None } else { Some(reader.norm(at, Module::MlpNorm, &mlp.norm)?) };
+            let norm = match spec.has_pre_norms && !spec.shares_norm() {
+                true => Some(reader.norm(at, Module::MlpNorm, &mlp.norm)?),
+                false => None,
+            };
             let fc1 = reader.linear(weight(Module::Fc1), LinearRole::FirstOfMlp(mlp.activation))?;
             let fc2 = place.row_parallel(reader, weight(Module::Fc2), mlp.ffn_hidden_size)?;
             let post_norm = mlp.post_norm.as_ref();
             let post_norm = post_norm.map(|norm| reader.norm(at, Module::PostMlpNorm, norm)).transpose()?;
-            (norm, Some(Ffn::Dense(Mlp { fc1, activation: mlp.activation, fc2, post_norm })))
+            let output = OutputRule { post_norm, multiplier: spec.residual_multiplier };
+            Some((norm, Ffn::Dense(Mlp { fc1, activation: mlp.activation, fc2, output })))
         }
         Some(FfnSpec::Moe(moe)) => {
             let norm = reader.norm(at, Module::MlpNorm, &moe.norm)?;
-            (Some(norm), Some(Ffn::Moe(Box::new(experts::load(moe, reader, place)?))))
+            Some((Some(norm), Ffn::Moe(Box::new(experts::load(moe, reader, place)?))))
         }
-        None => (None, None),
-    };
-    Ok(match (spec.join, attention, ffn) {
-        (
-            BlockStyle::ParallelSharedNorm | BlockStyle::ParallelOwnNorm,
-            Some((attention_norm, attention)),
-            Some(Ffn::Dense(mlp)),
-        ) => Layer::Parallel { attention_norm, attention, mlp_norm: ffn_norm, mlp },
-        // Only a parallel MLP is without a norm of its own.
-        (_, attention, ffn) => Layer::Sequential { attention, ffn: ffn_norm.zip(ffn) },
+        Some(FfnSpec::Linear(norm)) => {
+            let norm = reader.norm(at, Module::MlpLinearNorm, norm)?;
+            Some((Some(norm), Ffn::Linear(reader.linear(weight(Module::MlpLinear), LinearRole::Plain)?)))
+        }
+        None => None,
     })
 }

@@ -11,7 +11,23 @@ use model_core::{BLOCK_SIZE_TOKENS, Backend, ModelConfig, RawModelConfig};
 use model_spec::Float;
 use nemo_format::{Checkpoint, ConvertOptions, convert_checkpoint};
 
-const FOLDERS: [&str; 30] = [
+const FOLDERS: [&str; 46] = [
+    "nvidia/llama",
+    "nvidia/nemotron4",
+    "families/nemotron_nas",
+    "megatron_lm/nas",
+    "families/cohere",
+    "families/cohere_plus",
+    "families/granite",
+    "families/olmo2",
+    "families/phi3",
+    "families/phi3_plain",
+    "families/qwen2_window",
+    "families/qwen3_yarn",
+    "families/stablelm",
+    "families/stablelm_parallel",
+    "families/starcoder2",
+    "megatron_lm/gpt",
     "hf_llama",
     "mcore_llama",
     "mcore_gptnext",
@@ -61,6 +77,7 @@ fn open(folder: &str, float: Float, backend: Backend) -> Runner {
         "hf_llama" => path.join("hf_llama_converted_bf16_torch_dist.nemo"),
         "mcore_llama" => path.join("llama_fp32_torch_dist.nemo"),
         "mcore_gptnext" => path.join("gptnext_fp32_torch_dist.nemo"),
+        _ if folder.starts_with("megatron_lm/") || folder.starts_with("nvidia/") => path,
         _ if folder.starts_with("families/") => {
             let archive = converted.path().join("converted.nemo");
             convert_checkpoint(&path, &archive, &ConvertOptions::default()).unwrap();
@@ -78,6 +95,11 @@ fn open(folder: &str, float: Float, backend: Backend) -> Runner {
     Runner::new(config, checkpoint.tensors(), float, backend).unwrap()
 }
 
+/// Where a folder's reference lies: that of Megatron-LM with layers of several kinds holds the model of another.
+fn reference_of(folder: &str) -> &str {
+    if folder == "megatron_lm/nas" { "families/nemotron_nas" } else { folder }
+}
+
 struct Reference {
     prompts: Vec<Vec<u32>>,
     continuations: Vec<Vec<u32>>,
@@ -85,6 +107,7 @@ struct Reference {
 }
 
 fn reference(folder: &str) -> Reference {
+    let folder = reference_of(folder);
     let name = if folder.starts_with("families/") { "reference.json" } else { "reference_fp32.json" };
     let text = std::fs::read_to_string(fixture(folder).join(name)).unwrap();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -104,12 +127,36 @@ fn reference(folder: &str) -> Reference {
 fn fp32_logits_are_within_1e_4_of_the_reference_everywhere() {
     for (folder, backend) in with_backends(&FOLDERS) {
         let mut runner = open(folder, Float::Fp32, backend);
-        let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
+        let golden = golden_logits(&format!("{}/logits_fp32.npy", reference_of(folder)));
         let prompts = reference(folder).prompts;
         assert_eq!((prompts.len(), golden.len()), (2, 2));
         for (prompt, expected) in prompts.iter().zip(&golden) {
             let difference = max_difference(&runner.all_logits(prompt), expected);
             assert!(difference < 1e-4, "{folder} {backend:?}: {difference}");
+        }
+    }
+}
+
+/// Sequences longer than the original length have LongRoPE's other list from their first token on.
+#[test]
+fn longrope_takes_its_long_list_for_long_sequences() {
+    let converted = tempfile::tempdir().unwrap();
+    let archive = converted.path().join("converted.nemo");
+    let folder = fixture("families/phi3");
+    convert_checkpoint(&folder, &archive, &ConvertOptions::default()).unwrap();
+    let checkpoint = Checkpoint::open(&archive).unwrap();
+    let mut config = checkpoint.model_config().clone();
+    assert_eq!(config.get("encoder_seq_length"), Some(&Node::Int(32)));
+    config.set("encoder_seq_length", Node::Int(64));
+    let prompts: Vec<Vec<i64>> = common::golden_ids("families/phi3/input_ids_long.npy");
+    let golden = golden_logits("families/phi3/logits_long_fp32.npy");
+    for backend in BACKENDS {
+        let config = config.deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
+        let mut runner = Runner::new(config, checkpoint.tensors(), Float::Fp32, backend).unwrap();
+        for (prompt, expected) in prompts.iter().zip(&golden) {
+            let prompt: Vec<u32> = prompt.iter().map(|&id| u32::try_from(id).unwrap()).collect();
+            let difference = max_difference(&runner.all_logits(&prompt), expected);
+            assert!(difference < 1e-4, "{backend:?}: {difference}");
         }
     }
 }
@@ -123,7 +170,7 @@ fn falcons_as_nemo_stores_them_compute_the_same() {
             checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
         let mut runner = Runner::new(config, checkpoint.tensors(), Float::Fp32, backend).unwrap();
         let folder = format!("families/{name}");
-        let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
+        let golden = golden_logits(&format!("{}/logits_fp32.npy", reference_of(&folder)));
         let reference = reference(&folder);
         assert_eq!((golden.len(), reference.prompts.len()), (2, 2));
         for (idx, prompt) in reference.prompts.iter().enumerate() {
@@ -143,13 +190,16 @@ fn experts_as_megatron_stores_them_compute_the_same() {
         ("formats/mixtral_grouped.nemo", "families/mixtral"),
         ("bridge/qwen2_moe", "families/qwen2_moe"),
         ("bridge/qwen3_moe", "families/qwen3_moe"),
+        ("megatron_lm/mixtral", "families/mixtral"),
+        ("megatron_lm/qwen2_tied", "families/qwen2_tied"),
+        ("megatron_lm/qwen3", "families/qwen3"),
     ];
     for (path, folder) in stored {
         let checkpoint = Checkpoint::open(&fixture(path)).unwrap();
         let config: ModelConfig =
             checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
         let mut runner = Runner::new(config, checkpoint.tensors(), Float::Fp32, Backend::Fused).unwrap();
-        let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
+        let golden = golden_logits(&format!("{}/logits_fp32.npy", reference_of(folder)));
         for (prompt, expected) in reference(folder).prompts.iter().zip(&golden) {
             let difference = max_difference(&runner.all_logits(prompt), expected);
             assert!(difference < 1e-4, "{path}: {difference}");
@@ -204,7 +254,7 @@ fn the_references_tell_their_settings_apart() {
         let source = MemorySource::from_safetensors(&format!("{folder}/expected.safetensors"));
         let config = config_of(&yaml.replace(written, other));
         let mut runner = Runner::new(config, &source, Float::Fp32, Backend::Plain).unwrap();
-        let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
+        let golden = golden_logits(&format!("{}/logits_fp32.npy", reference_of(&folder)));
         let difference = max_difference(&runner.all_logits(&reference(&folder).prompts[0]), &golden[0]);
         assert!(difference > 1e-3, "{name} with {other}: {difference}");
     }
@@ -278,7 +328,7 @@ fn bf16_logits_are_near_the_reference_and_choose_its_tokens() {
 fn bf16_logits_of_every_family_are_near_fp32_and_choose_its_tokens() {
     for (folder, backend) in with_backends(&hugging_face_families()) {
         let mut runner = open(folder, Float::Bf16, backend);
-        let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
+        let golden = golden_logits(&format!("{}/logits_fp32.npy", reference_of(folder)));
         let reference = reference(folder);
         for (idx, expected) in golden.iter().enumerate() {
             let actual = runner.all_logits(&reference.prompts[idx]);
@@ -309,7 +359,7 @@ fn bf16_logits_of_qwen_and_of_experts_are_off_by_no_more_than_those_of_transform
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         let errors: Vec<f32> = serde_json::from_value(json["bf16_error"].clone()).unwrap();
         let mut runner = open(folder, Float::Bf16, backend);
-        let golden = golden_logits(&format!("{folder}/logits_fp32.npy"));
+        let golden = golden_logits(&format!("{}/logits_fp32.npy", reference_of(folder)));
         let prompts = reference(folder).prompts;
         assert_eq!((errors.len(), prompts.len(), golden.len()), (2, 2, 2));
         let own = prompts

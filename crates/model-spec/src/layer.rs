@@ -11,6 +11,12 @@ pub struct LayerSpec {
     pub ffn: Option<FfnSpec>,
     /// How the two are joined; without meaning where one is missing.
     pub join: BlockStyle,
+    /// The norm of a linear layer that stands in the place of attention, where one does.
+    pub attention_linear: Option<NormSpec>,
+    /// The inputs of attention and feed-forward part have norms.
+    pub has_pre_norms: bool,
+    /// What outputs are multiplied by before they are added to the residual stream.
+    pub residual_multiplier: Option<f64>,
 }
 
 impl LayerSpec {
@@ -18,7 +24,7 @@ impl LayerSpec {
     pub fn mlp(&self) -> Option<&MlpSpec> {
         match &self.ffn {
             Some(FfnSpec::Dense(mlp)) => Some(mlp),
-            Some(FfnSpec::Moe(_)) | None => None,
+            Some(FfnSpec::Moe(_) | FfnSpec::Linear(_)) | None => None,
         }
     }
 
@@ -26,7 +32,7 @@ impl LayerSpec {
     pub fn moe(&self) -> Option<&MoeSpec> {
         match &self.ffn {
             Some(FfnSpec::Moe(moe)) => Some(moe),
-            Some(FfnSpec::Dense(_)) | None => None,
+            Some(FfnSpec::Dense(_) | FfnSpec::Linear(_)) | None => None,
         }
     }
 
@@ -62,6 +68,8 @@ pub struct AttentionSpec {
     pub qk_norm: Option<NormSpec>,
     /// That norm is over all query heads together, and over all key heads together.
     pub norm_across_heads: bool,
+    /// That norm has gains of its own for every head.
+    pub norm_per_head: bool,
     /// The rotation of queries and keys.
     pub rotary: Option<RotaryConfig>,
     /// How far attention reaches back, where that is not everywhere.
@@ -134,6 +142,8 @@ pub enum FfnSpec {
     Dense(MlpSpec),
     /// Several MLPs, of which a router chooses some for each token.
     Moe(MoeSpec),
+    /// One linear layer as wide as the residual stream, with this norm in front.
+    Linear(NormSpec),
 }
 
 /// The feed-forward part of a layer that has a router.

@@ -5,6 +5,7 @@
 //! [`ModelSpec::tensors`]; readers, converters, loaders, dummy models and memory planning all ask there. Names of tensors
 //! are Megatron-Core's, names of configuration keys NeMo's.
 
+mod blocks;
 mod footprint;
 mod layer;
 mod model;
@@ -19,16 +20,19 @@ mod tensor;
 #[cfg(test)]
 mod test_models;
 
+pub use blocks::{AttentionBlock, Block, FfnBlock};
 pub use footprint::{BLOCK_SIZE_TOKENS, Footprint, KvGroup, blocks_for};
 pub use layer::{
     Activation, AttentionSpec, AttentionWindow, BlockStyle, FfnSpec, HeadLayout, LayerSpec, MlpSpec, MoeSpec,
     Nonlinearity, NormSpec, Normalization,
 };
-pub use model::{AttentionRule, LocalLayers, ModelSpec, OutputSpec, TableRows, UniformSpec};
+pub use model::{AttentionRule, LocalLayers, ModelSpec, Multipliers, OutputSpec, TableRows, UniformSpec};
 pub use moe::{ExpertsSpec, MoeLayers, RouterScore, RouterSpec, SharedExpertSpec};
 pub use named::{NamedShape, ShapeSpec, UnknownShape};
 pub use numerics::{BadPrecision, Float, KvFormat, Numerics, WeightFormat};
-pub use position::{PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};
+pub use position::{
+    MAX_ROTARY_PAIRS, PositionEmbedding, RopeScaling, RotaryConfig, RotaryFactors, RotaryPairing,
+};
 pub use shard::{Indivisible, Region, ShardPlace, reduction_pieces};
 pub use table::{EXPERTS, LAYERS, layer_of, parse_name, shard_of};
 pub use tensor::{Dim, FfnWidth, Key, Module, Part, Shard, TensorId, TensorSpec};

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::{
-    Activation, AttentionSpec, AttentionWindow, BlockStyle, FfnSpec, HeadLayout, LayerSpec, MlpSpec,
-    MoeLayers, MoeSpec, NormSpec, PositionEmbedding,
+    Activation, AttentionBlock, AttentionSpec, AttentionWindow, Block, BlockStyle, FfnBlock, FfnSpec,
+    HeadLayout, LayerSpec, MlpSpec, MoeLayers, MoeSpec, NormSpec, PositionEmbedding,
 };
 
 /// A model: what its tensors, its cache and its arithmetic follow from.
@@ -24,6 +24,19 @@ pub struct ModelSpec {
     pub final_norm: NormSpec,
     /// The output layer.
     pub output: OutputSpec,
+    /// What embeddings and logits are multiplied by.
+    pub multipliers: Multipliers,
+}
+
+/// Numbers that a model multiplies by, where it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Multipliers {
+    /// Embeddings.
+    pub embedding: Option<f64>,
+    /// Outputs of attention and MLP, before they are added to the residual stream.
+    pub residual: Option<f64>,
+    /// Logits.
+    pub logits: Option<f64>,
 }
 
 /// The layer that makes logits of the last norm's output.
@@ -48,6 +61,8 @@ pub struct AttentionRule {
     pub local: Option<LocalLayers>,
     /// The norms of queries and keys, where there are any, are over all heads of a token together.
     pub norm_across_heads: bool,
+    /// The norms of queries and keys have gains of their own for every head.
+    pub norm_per_head: bool,
 }
 
 /// Layers that see a part of what is before them.
@@ -107,6 +122,12 @@ pub struct UniformSpec {
     pub apply_embedding_scaling: bool,
     /// The output layer.
     pub output: OutputSpec,
+    /// The inputs of attention and MLP have norms, as in all but OLMo 2.
+    pub pre_layernorms: bool,
+    /// What the model multiplies by.
+    pub multipliers: Multipliers,
+    /// What each layer consists of, where that is not the same.
+    pub blocks: Option<Vec<Block>>,
 }
 
 impl LocalLayers {
@@ -116,6 +137,7 @@ impl LocalLayers {
             rotary.rotary_base = rotary_base;
             rotary.seq_len_interpolation_factor = 1.0;
             rotary.rope_scaling = None;
+            rotary.factors = None;
         }
     }
 }
@@ -136,6 +158,7 @@ impl UniformSpec {
                 proj_bias: self.bias,
                 qk_norm: self.qk_layernorm.then_some(self.norm),
                 norm_across_heads: self.attention.norm_across_heads,
+                norm_per_head: self.attention.norm_per_head,
                 rotary,
                 window: self.window,
                 local_tokens: None,
@@ -151,6 +174,9 @@ impl UniformSpec {
                 post_norm,
             })),
             join: self.block_style,
+            attention_linear: None,
+            has_pre_norms: self.pre_layernorms,
+            residual_multiplier: self.multipliers.residual,
         };
         let mut layers = vec![layer; self.num_layers];
         if let Some(local) = &self.attention.local {
@@ -167,6 +193,9 @@ impl UniformSpec {
                 layer.ffn = Some(FfnSpec::Moe(MoeSpec { experts, activation, norm }));
             }
         }
+        for (layer, block) in layers.iter_mut().zip(self.blocks.iter().flatten()) {
+            self.reshape(layer, *block);
+        }
         ModelSpec {
             hidden_size: self.hidden_size,
             padded_vocab_size: rows.vocab,
@@ -175,6 +204,30 @@ impl UniformSpec {
             layers: layers.into(),
             final_norm: self.norm,
             output: self.output,
+            multipliers: self.multipliers,
+        }
+    }
+
+    /// Makes a layer what its block says.
+    fn reshape(&self, layer: &mut LayerSpec, block: Block) {
+        match (block.attention, &mut layer.attention) {
+            (AttentionBlock::Attention { num_query_groups }, Some(attention)) => {
+                attention.heads.num_query_groups = num_query_groups;
+            }
+            (AttentionBlock::Attention { .. }, None) => {}
+            (AttentionBlock::Linear, attention) => {
+                *attention = None;
+                layer.attention_linear = Some(self.norm);
+            }
+            (AttentionBlock::NoOp, attention) => *attention = None,
+        }
+        match (block.ffn, &mut layer.ffn) {
+            (FfnBlock::Mlp { ffn_hidden_size }, Some(FfnSpec::Dense(mlp))) => {
+                mlp.ffn_hidden_size = ffn_hidden_size;
+            }
+            (FfnBlock::Mlp { .. }, _) => {}
+            (FfnBlock::Linear, ffn) => *ffn = Some(FfnSpec::Linear(self.norm)),
+            (FfnBlock::NoOp, ffn) => *ffn = None,
         }
     }
 }

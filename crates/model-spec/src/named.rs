@@ -3,9 +3,9 @@
 use std::str::FromStr;
 
 use crate::{
-    Activation, AttentionRule, BlockStyle, ExpertsSpec, HeadLayout, ModelSpec, MoeLayers, Nonlinearity,
-    NormSpec, Normalization, OutputSpec, PositionEmbedding, RotaryConfig, RotaryPairing, RouterScore,
-    RouterSpec, TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, ExpertsSpec, HeadLayout, ModelSpec, MoeLayers, Multipliers,
+    Nonlinearity, NormSpec, Normalization, OutputSpec, PositionEmbedding, RotaryConfig, RotaryPairing,
+    RouterScore, RouterSpec, TableRows, UniformSpec,
 };
 
 /// A shape by name.
@@ -218,12 +218,16 @@ fn llama(sizes: Sizes, encoder_seq_length: u64) -> ShapeSpec {
             rotary_base: 1e4,
             seq_len_interpolation_factor: 1.0,
             rope_scaling: None,
+            factors: None,
         }),
         window: None,
         apply_embedding_scaling: false,
         attention: AttentionRule::default(),
         post_layernorms: false,
         output: OutputSpec { tied: false, bias: false, softcap: None },
+        pre_layernorms: true,
+        multipliers: Multipliers::default(),
+        blocks: None,
     };
     ShapeSpec { uniform, padded_vocab_size: sizes.vocab, encoder_seq_length }
 }

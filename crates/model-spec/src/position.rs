@@ -22,6 +22,34 @@ pub struct RotaryConfig {
     pub seq_len_interpolation_factor: f64,
     /// The frequency rule of Llama 3.1 (`scale_positional_embedding`).
     pub rope_scaling: Option<RopeScaling>,
+    /// Frequencies are divided by these, one for each pair of dimensions (LongRoPE, YaRN).
+    pub factors: Option<RotaryFactors>,
+}
+
+/// The most pairs of dimensions that a head has.
+pub const MAX_ROTARY_PAIRS: usize = 128;
+
+/// What each frequency is divided by.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RotaryFactors {
+    divisors: [f32; MAX_ROTARY_PAIRS],
+    num_pairs: usize,
+    /// Cosines and sines are multiplied by it (`attention_factor`).
+    pub attention_factor: f64,
+}
+
+impl RotaryFactors {
+    /// `None` when there are more divisors than a head has pairs.
+    pub fn new(divisors: &[f32], attention_factor: f64) -> Option<Self> {
+        let mut all = [1.0; MAX_ROTARY_PAIRS];
+        all.get_mut(..divisors.len())?.copy_from_slice(divisors);
+        Some(Self { divisors: all, num_pairs: divisors.len(), attention_factor })
+    }
+
+    /// One for each pair of dimensions.
+    pub fn divisors(&self) -> &[f32] {
+        self.divisors.get(..self.num_pairs).unwrap_or_default()
+    }
 }
 
 /// Which of a head's dimensions are rotated together.

@@ -74,23 +74,28 @@ impl ShardPlace {
                     tensor.regions(self)?;
                 }
             }
-            if let Some(AttentionSpec { qk_norm: Some(_), norm_across_heads: true, .. }) = &layer.attention
+            if let Some(AttentionSpec { qk_norm: Some(_), norm_across_heads, norm_per_head, .. }) =
+                &layer.attention
                 && tp_size > 1
+                && (*norm_across_heads || *norm_per_head)
             {
+                let key =
+                    if *norm_across_heads { "qk_layernorm_across_heads" } else { "qk_layernorm_per_head" };
                 return Err(Indivisible {
                     name: TensorId::in_layer(idx, Module::QNorm, Part::Weight).name(),
                     tp_size: self.tp_size,
                     num_units: 1,
-                    origin: "`qk_layernorm_across_heads: true`".to_owned(),
+                    origin: format!("`{key}: true`"),
                 });
             }
-            let LayerSpec { attention, ffn, join } = layer.clone();
-            let attention = attention.map(|mut attention| {
+            let mut part = layer.clone();
+            let attention = part.attention.map(|mut attention| {
                 attention.heads = attention.heads.of_rank(tp_size);
                 attention
             });
-            let ffn = ffn.map(|ffn| part_of_ffn(ffn, tp_size.max(1)));
-            layers.push(LayerSpec { attention, ffn, join });
+            part.attention = attention;
+            part.ffn = part.ffn.map(|ffn| part_of_ffn(ffn, tp_size.max(1)));
+            layers.push(part);
         }
         let rows = self.share_of(model.padded_vocab_size);
         Ok(ModelSpec { layers: layers.into(), padded_vocab_size: rows.end - rows.start, ..model.clone() })
@@ -130,6 +135,8 @@ fn part_of_ffn(ffn: FfnSpec, tp_size: usize) -> FfnSpec {
             }
             FfnSpec::Moe(moe)
         }
+        // Every rank computes all of it.
+        FfnSpec::Linear(norm) => FfnSpec::Linear(norm),
     }
 }
 
@@ -274,7 +281,9 @@ impl LayerSpec {
             let HeadLayout { num_attention_heads, num_query_groups, .. } = attention.heads;
             let groups =
                 num_query_groups.is_multiple_of(tp_size) || tp_size.is_multiple_of(num_query_groups.max(1));
-            let norms = tp_size == 1 || attention.qk_norm.is_none() || !attention.norm_across_heads;
+            let norms = tp_size == 1
+                || attention.qk_norm.is_none()
+                || !(attention.norm_across_heads || attention.norm_per_head);
             groups && norms && divides(num_attention_heads)
         });
         let experts = self.moe().is_none_or(|moe| {

@@ -4,8 +4,8 @@ mod rows;
 
 use self::rows::ROWS;
 use crate::{
-    AttentionSpec, Dim, FfnWidth, Key, LayerSpec, MlpSpec, ModelSpec, Module, MoeSpec, Part, Shard, TensorId,
-    TensorSpec,
+    AttentionSpec, Dim, FfnSpec, FfnWidth, Key, LayerSpec, MlpSpec, ModelSpec, Module, MoeSpec, NormSpec,
+    Part, Shard, TensorId, TensorSpec,
 };
 
 /// What the names of the layers' tensors begin with, before the layer's number.
@@ -80,6 +80,17 @@ impl At<'_> {
 
     fn moe(&self) -> Option<&MoeSpec> {
         self.layer?.moe()
+    }
+
+    fn has_pre_norms(&self) -> bool {
+        self.layer.is_some_and(|layer| layer.has_pre_norms)
+    }
+
+    fn ffn_linear(&self) -> Option<&NormSpec> {
+        match &self.layer?.ffn {
+            Some(FfnSpec::Linear(norm)) => Some(norm),
+            _ => None,
+        }
     }
 
     fn shared_width(&self) -> Option<FfnWidth> {

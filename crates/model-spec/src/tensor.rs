@@ -15,6 +15,10 @@ pub enum Module {
     InputNorm,
     /// Queries, keys and values in one linear layer.
     Qkv,
+    /// The norm of a linear layer in the place of attention.
+    AttentionLinearNorm,
+    /// That linear layer.
+    AttentionLinear,
     /// The norm of each query head.
     QNorm,
     /// The norm of each key head.
@@ -45,6 +49,10 @@ pub enum Module {
     Fc2,
     /// The norm of its output.
     PostMlpNorm,
+    /// The norm of a linear layer in the place of the MLP.
+    MlpLinearNorm,
+    /// That linear layer.
+    MlpLinear,
     /// The norm behind the last layer.
     FinalNorm,
     /// The layer that makes logits.
@@ -64,6 +72,8 @@ impl Module {
                 | Self::ExpertFc2
                 | Self::Fc1
                 | Self::Fc2
+                | Self::AttentionLinear
+                | Self::MlpLinear
         )
     }
 
@@ -82,6 +92,8 @@ impl Module {
             | Self::PostAttentionNorm
             | Self::MlpNorm
             | Self::PostMlpNorm
+            | Self::AttentionLinearNorm
+            | Self::MlpLinearNorm
             | Self::FinalNorm => true,
             Self::WordEmbeddings
             | Self::PositionEmbeddings
@@ -96,6 +108,8 @@ impl Module {
             | Self::ExpertFc2
             | Self::Fc1
             | Self::Fc2
+            | Self::AttentionLinear
+            | Self::MlpLinear
             | Self::Output => false,
         }
     }
@@ -212,6 +226,10 @@ pub enum Dim {
     Head(HeadLayout),
     /// The dimensions of all key heads.
     Keys(HeadLayout),
+    /// The key and value heads.
+    KeyHeads(HeadLayout),
+    /// The query heads.
+    QueryHeads(HeadLayout),
     /// Rows of the embedding table, as the checkpoint has them.
     Vocab(u64),
     /// Rows of the table of learned positions, as the checkpoint has them.
@@ -241,6 +259,8 @@ impl Dim {
             Self::Query(heads) => heads.query_size() as u64,
             Self::Head(heads) => heads.kv_channels as u64,
             Self::Keys(heads) => (heads.num_query_groups * heads.kv_channels) as u64,
+            Self::KeyHeads(heads) => heads.num_query_groups as u64,
+            Self::QueryHeads(heads) => heads.num_attention_heads as u64,
             Self::Vocab(rows) | Self::Positions(rows) => rows,
         }
     }
@@ -259,6 +279,8 @@ impl Dim {
             | Self::Gate
             | Self::Head(_)
             | Self::Keys(_)
+            | Self::KeyHeads(_)
+            | Self::QueryHeads(_)
             | Self::Vocab(_)
             | Self::Positions(_) => 1,
         }
@@ -287,6 +309,8 @@ impl fmt::Display for Dim {
                 heads.num_attention_heads, heads.kv_channels
             ),
             Self::Head(heads) => write!(f, "`kv_channels: {}`", heads.kv_channels),
+            Self::KeyHeads(heads) => write!(f, "`num_query_groups: {}`", heads.num_query_groups),
+            Self::QueryHeads(heads) => write!(f, "`num_attention_heads: {}`", heads.num_attention_heads),
             Self::Keys(heads) => write!(
                 f,
                 "`num_query_groups: {}` and `kv_channels: {}`",
@@ -325,6 +349,8 @@ pub enum Key {
     QkLayernorm,
     /// `post_layernorms`.
     PostLayernorms,
+    /// `pre_layernorms`.
+    PreLayernorms,
     /// `parallel_attention`, for the norm of the MLP.
     NotParallel,
     /// `new_decoder_architecture`, for the norm of the MLP.
@@ -356,6 +382,7 @@ impl Key {
             Self::QkvBias => "`qkv_bias: true` needs it",
             Self::QkLayernorm => "`qk_layernorm: true` needs it",
             Self::PostLayernorms => "`post_layernorms: true` needs it, as `name: megatron_gemma2` does",
+            Self::PreLayernorms => "`pre_layernorms`, which is true by default, needs it",
             Self::NotParallel => "a block without `parallel_attention` needs it",
             Self::NewDecoderArchitecture => "`new_decoder_architecture: true` needs it",
             Self::Experts => "`num_moe_experts` and `moe_layer_freq` give the layer experts",
@@ -378,6 +405,7 @@ impl Key {
             Self::Bias | Self::QkvBias => "`bias: true`, or `qkv_bias: true` for those of `linear_qkv` alone",
             Self::QkLayernorm => "`qk_layernorm: true`",
             Self::PostLayernorms => "`post_layernorms: true`, which `name: megatron_gemma2` stands for",
+            Self::PreLayernorms => "`pre_layernorms: true`",
             Self::NotParallel => "`parallel_attention: false`",
             Self::NewDecoderArchitecture => "`new_decoder_architecture: true`",
             Self::Experts => "more `num_moe_experts`, and a `moe_layer_freq` that gives the layer experts",

@@ -1,9 +1,9 @@
 //! Models for the tests of this crate.
 
 use crate::{
-    Activation, AttentionRule, BlockStyle, ExpertsSpec, HeadLayout, ModelSpec, MoeLayers, Nonlinearity,
-    NormSpec, Normalization, OutputSpec, PositionEmbedding, RotaryConfig, RotaryPairing, RouterScore,
-    RouterSpec, SharedExpertSpec, TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, ExpertsSpec, HeadLayout, ModelSpec, MoeLayers, Multipliers,
+    Nonlinearity, NormSpec, Normalization, OutputSpec, PositionEmbedding, RotaryConfig, RotaryPairing,
+    RouterScore, RouterSpec, SharedExpertSpec, TableRows, UniformSpec,
 };
 
 pub(crate) const ROWS: TableRows = TableRows { vocab: 48, positions: 16 };
@@ -28,12 +28,16 @@ pub(crate) fn llama() -> UniformSpec {
             rotary_base: 1e4,
             seq_len_interpolation_factor: 1.0,
             rope_scaling: None,
+            factors: None,
         }),
         window: None,
         apply_embedding_scaling: false,
         attention: AttentionRule::default(),
         post_layernorms: false,
         output: OutputSpec { tied: false, bias: false, softcap: None },
+        pre_layernorms: true,
+        multipliers: Multipliers::default(),
+        blocks: None,
     }
 }
 

@@ -8,11 +8,12 @@ use hydra_config::Node;
 use crate::adapter::{self, AdaptedSource, Precision};
 use crate::archive::{Archive, CONFIG, Packing};
 use crate::dist_ckpt::{self, FOLDER};
+use crate::iterations::{self, Iteration};
 use crate::partial_models::{refuse_adapters, refuse_peft_folder};
 use crate::pieced::PiecedSource;
 use crate::{
     AdapterSummary, FormatError, SourceNote, StoredTensorInfo, TensorSource, Verified, bridge,
-    checkpoint_notes, model_keys, nemo2, ranks, verify,
+    checkpoint_notes, megatron_lm, model_keys, nemo2, ranks, verify,
 };
 
 /// Members up to this size enter the fingerprint whole; of larger ones, samples of this size do.
@@ -33,6 +34,8 @@ pub struct Checkpoint {
     adapters: Vec<AdapterSummary>,
     stored: Vec<StoredTensorInfo>,
     notes: Vec<SourceNote>,
+    /// See [`Self::tokenizer_needed`].
+    needed: Option<String>,
 }
 
 /// The weights, with adapters added or without.
@@ -49,6 +52,8 @@ enum Layout {
     Distributed { generation: Generation, backend: dist_ckpt::ShardedBackend },
     /// `model_weights.ckpt` of every rank.
     Ranks { is_legacy: bool, tensor_parallel: u64, pipeline_parallel: u64 },
+    /// `model_optim_rng.pt` of every rank.
+    Training { is_legacy: bool, tensor_parallel: u64, pipeline_parallel: u64, expert_parallel: u64 },
 }
 
 /// What the files were written by. All have the same tensor names here.
@@ -58,7 +63,7 @@ pub(crate) enum CheckpointKind {
     Distributed,
     /// The same in a folder of NeMo 2.
     NeMo2,
-    /// The same in a folder of Megatron-Bridge.
+    /// The same in a folder of Megatron-Bridge, or in one of Megatron-LM in either layout.
     Bridge,
     /// Megatron-Core's model, a file of each rank.
     Ranks,
@@ -72,17 +77,20 @@ enum Generation {
     One,
     Two,
     Bridge,
+    MegatronLm,
 }
 
 impl Checkpoint {
-    /// Opens a `.nemo` archive, the folder extracted from one, a folder of NeMo 2, or one of Megatron-Bridge: its root or
-    /// one iteration.
+    /// Opens a `.nemo` archive, the folder extracted from one, a folder of NeMo 2, or one of Megatron-Bridge or
+    /// Megatron-LM: its root or one iteration.
     ///
     /// # Errors
     /// When the file is not a checkpoint, is damaged or incomplete, or is of a kind that is not read.
     pub fn open(path: &Path) -> Result<Self, FormatError> {
-        if let Some(iteration) = bridge::iteration(path)? {
-            return Self::open_bridge(&iteration);
+        match iterations::find(path)? {
+            Some(Iteration::Bridge(iteration)) => return Self::open_bridge(&iteration),
+            Some(Iteration::MegatronLm(iteration)) => return Self::open_megatron_lm(&iteration),
+            None => {}
         }
         refuse_other_models(path)?;
         let archive = Arc::new(Archive::open(path)?);
@@ -122,6 +130,7 @@ impl Checkpoint {
                     layout,
                     tensors,
                     adapters: Vec::new(),
+                    needed: None,
                     stored,
                     notes,
                 })
@@ -141,6 +150,7 @@ impl Checkpoint {
                     layout,
                     tensors,
                     adapters: Vec::new(),
+                    needed: None,
                     stored,
                     notes,
                 })
@@ -161,7 +171,17 @@ impl Checkpoint {
         let config_text = config.to_yaml();
         notes.extend(checkpoint_notes::of_tensors(&stored, &config));
         let tensors = Weights::Stored(source);
-        Ok(Self { archive, config, config_text, layout, tensors, adapters: Vec::new(), stored, notes })
+        Ok(Self {
+            needed: None,
+            archive,
+            config,
+            config_text,
+            layout,
+            tensors,
+            adapters: Vec::new(),
+            stored,
+            notes,
+        })
     }
 
     fn open_bridge(iteration: &Path) -> Result<Self, FormatError> {
@@ -178,7 +198,60 @@ impl Checkpoint {
         let config_text = config.to_yaml();
         notes.extend(checkpoint_notes::of_tensors(&stored, &config));
         let tensors = Weights::Stored(source);
-        Ok(Self { archive, config, config_text, layout, tensors, adapters: Vec::new(), stored, notes })
+        Ok(Self {
+            needed: None,
+            archive,
+            config,
+            config_text,
+            layout,
+            tensors,
+            adapters: Vec::new(),
+            stored,
+            notes,
+        })
+    }
+
+    fn open_megatron_lm(iteration: &Path) -> Result<Self, FormatError> {
+        let archive = Arc::new(Archive::open(iteration)?);
+        let (args, config, file, layout, tensors, stored, mut notes);
+        if megatron_lm::has_rank_files(iteration)? {
+            let training = ranks::open_training(&archive)?;
+            let ranks::RankFiles { source, stored: found, is_legacy } = training.files;
+            let ranks::RankGrid { tensor_parallel, pipeline_parallel, expert_parallel, .. } = training.grid;
+            layout = Layout::Training { is_legacy, tensor_parallel, pipeline_parallel, expert_parallel };
+            (args, config, file, tensors, stored) =
+                (training.args, training.config, training.file, source, found);
+            notes = Vec::new();
+        } else {
+            bridge::check_whole(&archive)?;
+            (args, file) = megatron_lm::arguments(&archive)?;
+            config = megatron_lm::model_config(&archive, &args, &file, megatron_lm::Model::Core)?;
+            let dist_ckpt::DistCkpt { backend, source, stored: found } = dist_ckpt::open(&archive, "")?;
+            layout = Layout::Distributed { generation: Generation::MegatronLm, backend };
+            (tensors, stored) = (source, found);
+            notes = Vec::from_iter(checkpoint_notes::of_backend(&archive, "", backend));
+        }
+        refuse_adapters_of(&archive, &stored)?;
+        notes.extend(checkpoint_notes::of_keys(&file, megatron_lm::unknown_arguments(&args)));
+        notes.extend(checkpoint_notes::of_tensors(&stored, &config));
+        let needed = config.get("tokenizer").is_none().then(|| megatron_lm::tokenizer_needed(&args));
+        let (config_text, tensors) = (config.to_yaml(), Weights::Stored(tensors));
+        Ok(Self {
+            needed,
+            archive,
+            config,
+            config_text,
+            layout,
+            tensors,
+            adapters: Vec::new(),
+            stored,
+            notes,
+        })
+    }
+
+    /// What the user has to give where the checkpoint comes without its tokenizer, as a sentence, where that is known.
+    pub fn tokenizer_needed(&self) -> Option<&str> {
+        self.needed.as_deref()
     }
 
     /// Where it was opened.
@@ -203,16 +276,24 @@ impl Checkpoint {
             Layout::Distributed { generation: Generation::Bridge, backend } => {
                 format!("Megatron-Bridge {packing}, {}", backend.name())
             }
+            Layout::Distributed { generation: Generation::MegatronLm, backend } => {
+                format!("Megatron-LM {packing}, {}", backend.name())
+            }
             Layout::Ranks { is_legacy, tensor_parallel, pipeline_parallel } => {
                 let model = if is_legacy { "NeMo legacy" } else { "Megatron-Core" };
-                let ranks = match (tensor_parallel, pipeline_parallel) {
-                    (1, 1) => String::new(),
-                    (tensor, 1) => format!(" of {tensor} tensor-parallel ranks"),
-                    (tensor, pipeline) => {
-                        format!(" of {tensor} tensor-parallel by {pipeline} pipeline-parallel ranks")
-                    }
+                format!(
+                    "{model} {packing}, model_weights.ckpt{}",
+                    of_ranks(tensor_parallel, pipeline_parallel)
+                )
+            }
+            Layout::Training { is_legacy, tensor_parallel, pipeline_parallel, expert_parallel } => {
+                let model = if is_legacy { "Megatron-LM legacy" } else { "Megatron-LM" };
+                let experts = match expert_parallel {
+                    1 => String::new(),
+                    experts => format!(", experts on {experts}"),
                 };
-                format!("{model} {packing}, model_weights.ckpt{ranks}")
+                let ranks = of_ranks(tensor_parallel, pipeline_parallel);
+                format!("{model} {packing}, {}{ranks}{experts}", megatron_lm::RANK_FILE)
             }
         }
     }
@@ -222,7 +303,9 @@ impl Checkpoint {
         match self.layout {
             Layout::Distributed { generation: Generation::One, .. } => CheckpointKind::Distributed,
             Layout::Distributed { generation: Generation::Two, .. } => CheckpointKind::NeMo2,
-            Layout::Distributed { generation: Generation::Bridge, .. } => CheckpointKind::Bridge,
+            Layout::Distributed { generation: Generation::Bridge | Generation::MegatronLm, .. }
+            | Layout::Training { is_legacy: false, .. } => CheckpointKind::Bridge,
+            Layout::Training { is_legacy: true, .. } => CheckpointKind::Legacy,
             Layout::Ranks { is_legacy: true, .. } => CheckpointKind::Legacy,
             Layout::Ranks { is_legacy: false, .. } => CheckpointKind::Ranks,
         }
@@ -260,7 +343,8 @@ impl Checkpoint {
         if paths.is_empty() {
             return Ok(self);
         }
-        let Self { archive, config, config_text, layout, tensors, mut adapters, stored, notes } = self;
+        let Self { needed, archive, config, config_text, layout, tensors, mut adapters, stored, notes } =
+            self;
         let mut source = match tensors {
             Weights::Stored(source) => AdaptedSource::new(source, precision),
             Weights::Adapted(source) => source,
@@ -268,7 +352,7 @@ impl Checkpoint {
         let name = archive.path().display().to_string();
         adapters.extend(adapter::adapt(&mut source, &config, &name, paths)?);
         let tensors = Weights::Adapted(source);
-        Ok(Self { archive, config, config_text, layout, tensors, adapters, stored, notes })
+        Ok(Self { needed, archive, config, config_text, layout, tensors, adapters, stored, notes })
     }
 
     /// The adapters that are added to the weights, in their order.
@@ -296,6 +380,9 @@ impl Checkpoint {
         let is_artifact = |name: &&str| match self.layout {
             Layout::Distributed { generation: Generation::Two, .. } => nemo2::is_artifact(name),
             Layout::Distributed { generation: Generation::Bridge, .. } => bridge::is_artifact(name),
+            Layout::Distributed { generation: Generation::MegatronLm, .. } | Layout::Training { .. } => {
+                megatron_lm::is_artifact(name)
+            }
             _ => !name.contains('/') && *name != CONFIG && !name.ends_with(".ckpt"),
         };
         self.archive.names().filter(is_artifact).collect()
@@ -360,6 +447,15 @@ impl Checkpoint {
             }
         }
         hasher.finalize().to_hex().to_string()
+    }
+}
+
+/// How many ranks shared a model, for display.
+fn of_ranks(tensor_parallel: u64, pipeline_parallel: u64) -> String {
+    match (tensor_parallel, pipeline_parallel) {
+        (1, 1) => String::new(),
+        (tensor, 1) => format!(" of {tensor} tensor-parallel ranks"),
+        (tensor, pipeline) => format!(" of {tensor} tensor-parallel by {pipeline} pipeline-parallel ranks"),
     }
 }
 

@@ -9,7 +9,7 @@ use hydra_config::Node;
 use crate::source_note::RECORD;
 
 /// Read by the model, the tokenizer, the run or the conversion, or refused by the model under their name.
-const READ: [&str; 64] = [
+const READ: [&str; 70] = [
     "activation",
     "activation_func",
     "add_bias_linear",
@@ -20,6 +20,7 @@ const READ: [&str; 64] = [
     "attn_logit_softcapping",
     "bias",
     RECORD,
+    "embedding_multiplier",
     "encoder_seq_length",
     "ffn_hidden_size",
     "final_logit_softcapping",
@@ -27,6 +28,7 @@ const READ: [&str; 64] = [
     "generation",
     "headscale",
     "heterogeneous_block_specs",
+    "heterogeneous_layers_config_encoded_json",
     "hidden_size",
     "huggingface",
     "hybrid_override_pattern",
@@ -34,6 +36,7 @@ const READ: [&str; 64] = [
     "kv_channels",
     "layernorm_epsilon",
     "layernorm_zero_centered_gamma",
+    "logits_multiplier",
     "make_vocab_size_divisible_by",
     "max_position_embeddings",
     "mcore_customization_config",
@@ -54,9 +57,12 @@ const READ: [&str; 64] = [
     "position_embedding_type",
     "qk_layernorm",
     "qk_layernorm_across_heads",
+    "qk_layernorm_per_head",
     "qkv_bias",
     "post_layernorms",
+    "pre_layernorms",
     "query_pre_attn_scalar",
+    "residual_multiplier",
     "retro",
     "rope_scaling",
     "rotary_base",

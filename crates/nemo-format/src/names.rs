@@ -18,6 +18,8 @@ pub(crate) struct NameMap {
     pub(crate) qkv: Qkv,
     /// The norms of query heads and of key heads.
     pub(crate) qk_norm: Option<[&'static str; 2]>,
+    /// These have a tensor for every head, with its number behind the name.
+    pub(crate) numbers_head_norms: bool,
     pub(crate) proj: &'static str,
     /// In the order of the rows of `linear_fc1`.
     pub(crate) fc1: &'static [&'static str],
@@ -28,6 +30,8 @@ pub(crate) struct NameMap {
     pub(crate) mlp_norm: Option<&'static str>,
     /// The norms of the outputs of attention and of the MLP.
     pub(crate) post_norms: Option<[&'static str; 2]>,
+    /// Linear layers in the place of attention and of the MLP.
+    pub(crate) linear_parts: Option<[&'static str; 2]>,
     pub(crate) final_norm: &'static str,
     pub(crate) output: &'static str,
     pub(crate) linear: Linear,
@@ -96,6 +100,8 @@ pub(crate) const LLAMA: NameMap = NameMap {
     layers: "layers",
     qkv: SEPARATE,
     qk_norm: Some(["self_attn.q_norm", "self_attn.k_norm"]),
+    numbers_head_norms: false,
+    linear_parts: None,
     proj: "self_attn.o_proj",
     fc1: &["mlp.gate_proj", "mlp.up_proj"],
     fc2: "mlp.down_proj",
@@ -144,6 +150,28 @@ pub(crate) const MIXTRAL: NameMap = NameMap {
     ..LLAMA
 };
 
+/// Phi-3 and 4: rows of several layers in one tensor.
+pub(crate) const PHI3: NameMap =
+    NameMap { qkv: Qkv::Stacked("self_attn.qkv_proj"), fc1: &["mlp.gate_up_proj"], ..LLAMA };
+
+/// OLMo 2, whose norms are all behind attention and MLP.
+pub(crate) const OLMO2: NameMap = NameMap {
+    post_norms: Some(["post_attention_layernorm", "post_feedforward_layernorm"]),
+    mlp_norm: None,
+    ..LLAMA
+};
+
+pub(crate) const STARCODER2: NameMap = NameMap { fc1: &["mlp.c_fc"], fc2: "mlp.c_proj", ..LLAMA };
+
+pub(crate) const STABLELM: NameMap = NameMap {
+    qk_norm: Some(["self_attn.q_layernorm.norms", "self_attn.k_layernorm.norms"]),
+    numbers_head_norms: true,
+    ..LLAMA
+};
+
+pub(crate) const NEMOTRON_NAS: NameMap =
+    NameMap { linear_parts: Some(["self_attn.linear_attn", "mlp.linear_mlp"]), ..LLAMA };
+
 pub(crate) const NEMOTRON: NameMap = NameMap { fc1: &["mlp.up_proj"], ..LLAMA };
 
 /// Architecture `llama` of GGUF.
@@ -154,6 +182,8 @@ pub(crate) const GGUF_LLAMA: NameMap = NameMap {
     layers: "blk",
     qkv: Qkv::SeparatePaired(["attn_q", "attn_k", "attn_v"]),
     qk_norm: None,
+    numbers_head_norms: false,
+    linear_parts: None,
     proj: "attn_output",
     fc1: &["ffn_gate", "ffn_up"],
     fc2: "ffn_down",
@@ -174,6 +204,8 @@ pub(crate) const FALCON: NameMap = NameMap {
     layers: "h",
     qkv: Qkv::PerGroup("self_attention.query_key_value"),
     qk_norm: None,
+    numbers_head_norms: false,
+    linear_parts: None,
     proj: "self_attention.dense",
     fc1: &["mlp.dense_h_to_4h"],
     fc2: "mlp.dense_4h_to_h",
@@ -201,6 +233,8 @@ pub(crate) const GPT2: NameMap = NameMap {
     layers: "h",
     qkv: Qkv::Stacked("attn.c_attn"),
     qk_norm: None,
+    numbers_head_norms: false,
+    linear_parts: None,
     proj: "attn.c_proj",
     fc1: &["mlp.c_fc"],
     fc2: "mlp.c_proj",
@@ -231,6 +265,8 @@ pub(crate) const GPT_NEOX: NameMap = NameMap {
     layers: "layers",
     qkv: Qkv::PerGroup("attention.query_key_value"),
     qk_norm: None,
+    numbers_head_norms: false,
+    linear_parts: None,
     proj: "attention.dense",
     fc1: &["mlp.dense_h_to_4h"],
     fc2: "mlp.dense_4h_to_h",
@@ -305,6 +341,10 @@ impl NameMap {
                 in_expert = names.of(id.expert?, names.fc2);
                 &in_expert
             }
+            Module::AttentionLinearNorm => self.attention_norm,
+            Module::MlpLinearNorm => self.mlp_norm?,
+            Module::AttentionLinear => self.linear_parts?[0],
+            Module::MlpLinear => self.linear_parts?[1],
             Module::PostAttentionNorm => self.post_norms?[0],
             Module::PostMlpNorm => self.post_norms?[1],
             Module::FinalNorm => self.final_norm,
@@ -329,14 +369,15 @@ impl NameMap {
 }
 
 /// Every table, for names of which the family is not known.
-const ALL: [NameMap; 8] =
-    [LLAMA, NEMOTRON, FALCON, FALCON_TWO_NORMS, FALCON_SEQUENTIAL, GPT2, GPTJ, GPT_NEOX];
+const ALL: [NameMap; 10] =
+    [LLAMA, PHI3, NEMOTRON, STARCODER2, FALCON, FALCON_TWO_NORMS, FALCON_SEQUENTIAL, GPT2, GPTJ, GPT_NEOX];
 
 /// The linear layer that a module of transformers is, or the part of its rows; `None` for every other module.
 ///
 /// `gated`: whether the MLP has a gate, on which depends what `up_proj` is.
 pub(crate) fn linear_of(module: &str, gated: bool) -> Option<Target> {
-    ALL.iter().filter(|names| (names.fc1.len() == 2) == gated).find_map(|names| names.linear(module))
+    let has_gate = |names: &&NameMap| names.fc1.len() == 2 || names.fc1 == PHI3.fc1;
+    ALL.iter().filter(|names| has_gate(names) == gated).find_map(|names| names.linear(module))
 }
 
 impl NameMap {

@@ -19,7 +19,8 @@ pub(crate) const WEIGHTS: &str = "weights";
 pub(crate) const CONTEXT: &str = "context/";
 
 /// Fields whose key is the same in both, or that the model refuses under this name.
-const SAME: [&str; 31] = [
+const SAME: [&str; 32] = [
+    "heterogeneous_layers_config_encoded_json",
     "num_layers",
     "hidden_size",
     "ffn_hidden_size",
@@ -180,6 +181,17 @@ pub(crate) fn gemma3_section(fields: &Node, less: i64, config: &mut Node) -> Res
     Ok(())
 }
 
+/// Megatron-Core's switch for Llama 3.1's rule of frequencies, with a factor of its own.
+pub(crate) fn llama3_section(fields: &Node, config: &mut Node) {
+    if fields.get("rope_scaling").and_then(Node::as_bool) != Some(true) {
+        return;
+    }
+    config.set("scale_positional_embedding", Node::Bool(true));
+    if let Some(factor) = fields.get("rope_scaling_factor").filter(|value| **value != Node::Null) {
+        config.set("rope_scaling.factor", factor.clone());
+    }
+}
+
 /// The function of the MLP in NeMo's words, and whether it is the tanh approximation.
 fn activation(fields: &Node) -> Result<(&'static str, bool), String> {
     let value = fields.get("activation_func");
@@ -188,14 +200,16 @@ fn activation(fields: &Node) -> Result<(&'static str, bool), String> {
         Some(other) => other.get("_target_").and_then(Node::as_str).unwrap_or_default(),
         None => "gelu",
     };
+    // The kernel that adds the bias has the tanh form inside (`fused_bias_gelu.py`).
+    let is_fused = fields.get("bias_activation_fusion").and_then(Node::as_bool).unwrap_or(false);
     let is_gated = fields.get("gated_linear_unit").and_then(Node::as_bool).unwrap_or(false);
     match (path.rsplit('.').next().unwrap_or_default(), is_gated) {
         ("silu" | "SiLU", true) => Ok(("fast-swiglu", false)),
-        ("gelu", true) => Ok(("fast-geglu", false)),
+        ("gelu", true) => Ok(("fast-geglu", is_fused)),
         // Megatron-Core's `fast_gelu` is the tanh approximation, too.
         ("openai_gelu" | "fast_gelu", true) => Ok(("fast-geglu", true)),
         ("relu", true) => Ok(("fast-reglu", false)),
-        ("gelu", false) => Ok(("gelu", false)),
+        ("gelu", false) => Ok(("gelu", is_fused)),
         ("openai_gelu" | "fast_gelu", false) => Ok(("gelu", true)),
         ("squared_relu", false) => Ok(("squared-relu", false)),
         ("quick_gelu" | "approx_gelu", false) => Ok(("approx-gelu", false)),

@@ -4,13 +4,14 @@ use std::io::Write;
 
 use hydra_config::Node;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use model_spec::HeadLayout;
 use nemo_format::{Checkpoint, FormatError, StoredTensorInfo, TensorSource, Verified};
 use serde_json::{Value, json};
 
 use crate::config::cli::InspectArgs;
 use crate::exit::Failure;
 use crate::model::end_tokens::{self, EndTokens};
-use crate::table::{human_bytes, human_count, thousands};
+use crate::table::{block_name, human_bytes, human_count, thousands};
 
 /// Prints the report on stdout.
 pub(crate) fn run(
@@ -75,7 +76,7 @@ pub(crate) enum ReportFormat {
     Json,
 }
 
-const SHOWN_KEYS: [&str; 33] = [
+const SHOWN_KEYS: [&str; 41] = [
     "num_layers",
     "hidden_size",
     "ffn_hidden_size",
@@ -99,11 +100,19 @@ const SHOWN_KEYS: [&str; 33] = [
     "rotary_percentage",
     "rotary_base",
     "rotary_base_local",
+    "rope_scaling.factors",
+    "rope_scaling.short_factor",
+    "rope_scaling.long_factor",
+    "rope_scaling.attention_factor",
     "bias",
     "qkv_bias",
     "qk_layernorm",
+    "pre_layernorms",
     "post_layernorms",
     "query_pre_attn_scalar",
+    "embedding_multiplier",
+    "residual_multiplier",
+    "logits_multiplier",
     "attn_logit_softcapping",
     "final_logit_softcapping",
     "share_embeddings_and_output_weights",
@@ -139,6 +148,7 @@ fn text_report(checkpoint: &Checkpoint, verified: Option<&Verified>) -> String {
             lines.push(format!("  {key:<36} {}", on_one_line(value)));
         }
     }
+    lines.extend(blocks_line(checkpoint.model_config()));
     let mut last_file = "";
     let notes = checkpoint.notes();
     if !notes.is_empty() {
@@ -159,6 +169,32 @@ fn text_report(checkpoint: &Checkpoint, verified: Option<&Verified>) -> String {
         ));
     }
     lines.join("\n") + "\n"
+}
+
+/// How many layers there are of each kind, where there are several; as it is written, where it cannot be read.
+fn blocks_line(config: &Node) -> Option<String> {
+    const KEY: &str = "heterogeneous_layers_config_encoded_json";
+    let text = config.get(KEY)?.as_str().filter(|text| !text.is_empty())?;
+    let size = |key: &str| config.get(key).and_then(Node::as_i64).and_then(|size| usize::try_from(size).ok());
+    let num_attention_heads = size("num_attention_heads").unwrap_or(0);
+    let heads = HeadLayout {
+        num_attention_heads,
+        num_query_groups: size("num_query_groups").unwrap_or(num_attention_heads),
+        kv_channels: size("kv_channels").unwrap_or(0),
+    };
+    let num_layers = size("num_layers").unwrap_or(0);
+    let blocks = nemo_format::parse_block_configs(text, num_layers, size("hidden_size").unwrap_or(0), heads);
+    let mut kinds: Vec<(String, usize)> = Vec::new();
+    for block in blocks.iter().flatten() {
+        let kind = block_name(block);
+        match kinds.iter_mut().find(|(known, _)| *known == kind) {
+            Some((_, count)) => *count += 1,
+            None => kinds.push((kind, 1)),
+        }
+    }
+    let kinds: Vec<String> = kinds.into_iter().map(|(kind, count)| format!("{count} x {kind}")).collect();
+    let shown = blocks.map_or_else(|reason| reason, |_| kinds.join("; "));
+    Some(format!("  {KEY} {shown}"))
 }
 
 fn on_one_line(value: &Node) -> String {
@@ -279,6 +315,9 @@ fn tokenizer_line(checkpoint: &Checkpoint) -> String {
     match (get("library"), get("type").or_else(|| get("model"))) {
         (Some(library), Some(what)) => format!("{library} ({what})"),
         (Some(library), None) => library,
-        (None, _) => "none".to_owned(),
+        (None, _) => match checkpoint.tokenizer_needed() {
+            Some(needed) => format!("none: {needed}"),
+            None => "none".to_owned(),
+        },
     }
 }

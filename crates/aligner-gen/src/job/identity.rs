@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use data::{KeptMetadata, LengthLimits, OnBadRecord, OnOverlength, TokenField};
 use model_core::{AttentionAlgorithm, Backend, Isa, LoadOptions, ModelConfig, Reduction};
 use model_spec::{
-    Activation, AttentionRule, BlockStyle, Float, HeadLayout, MoeLayers, Nonlinearity, NormSpec,
+    Activation, AttentionRule, BlockStyle, Float, HeadLayout, MoeLayers, Multipliers, Nonlinearity, NormSpec,
     Normalization, OutputSpec, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore,
     UniformSpec,
 };
@@ -20,6 +20,7 @@ use crate::config::records::RecordFormat;
 use crate::exit::Failure;
 use crate::output::identity::{ChatTokens, Compute, ModelFields, Settings};
 use crate::output::{Identity, OutputField};
+use crate::table::block_name;
 
 impl GenerationPlan {
     /// The settings that decide what a sample's text and its line are. Model, device and inputs are left to the caller.
@@ -149,7 +150,8 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         position_embedding,
         // No sequence is longer.
         window: _,
-        attention: AttentionRule { scale, softcap: attn_logit_softcapping, ref local, norm_across_heads },
+        attention:
+            AttentionRule { scale, softcap: attn_logit_softcapping, ref local, norm_across_heads, norm_per_head },
         post_layernorms,
         apply_embedding_scaling,
         output:
@@ -158,15 +160,25 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
                 bias: output_layer_bias,
                 softcap: final_logit_softcapping,
             },
+        pre_layernorms,
+        multipliers: Multipliers { embedding, residual, logits },
+        ref blocks,
     } = *uniform;
     let rotary = match position_embedding {
         PositionEmbedding::LearnedAbsolute => None,
         PositionEmbedding::Rope(rotary) => Some(rotary),
     };
     let scaling = rotary.and_then(|rotary| rotary.rope_scaling);
+    let factors = rotary.and_then(|rotary| rotary.factors);
     let of_rotary = |rotary: RotaryConfig| {
-        let RotaryConfig { rotary_dims, pairing, rotary_base, seq_len_interpolation_factor, rope_scaling: _ } =
-            rotary;
+        let RotaryConfig {
+            rotary_dims,
+            pairing,
+            rotary_base,
+            seq_len_interpolation_factor,
+            rope_scaling: _,
+            factors: _,
+        } = rotary;
         let interleaved = pairing == RotaryPairing::Interleaved;
         (rotary_dims, interleaved, rotary_base, seq_len_interpolation_factor)
     };
@@ -187,6 +199,16 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         qkv_bias,
         qk_layernorm,
         qk_layernorm_across_heads: norm_across_heads,
+        qk_layernorm_per_head: norm_per_head,
+        pre_layernorms: (!pre_layernorms).then_some(false),
+        embedding_multiplier: embedding,
+        residual_multiplier: residual,
+        logits_multiplier: logits,
+        blocks: blocks.as_ref().map(|blocks| blocks.iter().map(block_name).collect()),
+        rope_factors: factors.map(|factors| {
+            let divisors = factors.divisors().iter().map(|&divisor| f64::from(divisor));
+            divisors.chain([factors.attention_factor]).collect()
+        }),
         post_layernorms,
         query_pre_attn_scalar: scale.map(|scale| 1.0 / (scale * scale)),
         attn_logit_softcapping,

@@ -26,7 +26,9 @@ impl OpenTokenizer {
     /// Opens the tokenizer that the `tokenizer` section of `model` describes, with files from the checkpoint.
     pub(crate) fn open(checkpoint: &Checkpoint, model: &Node) -> Result<Self, Failure> {
         let Some(section @ Node::Map(_)) = model.get("tokenizer") else {
-            return Err(anyhow::anyhow!("the checkpoint's configuration has no `tokenizer` section"))
+            let needed =
+                checkpoint.tokenizer_needed().map(|needed| format!(": {needed}")).unwrap_or_default();
+            return Err(anyhow::anyhow!("the checkpoint's configuration has no `tokenizer` section{needed}"))
                 .exit_with(ExitStatus::Checkpoint);
         };
         let spec: TokenizerSpec = section.deserialize_into().exit_with(ExitStatus::Checkpoint)?;

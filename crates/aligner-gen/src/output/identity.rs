@@ -213,6 +213,27 @@ pub(crate) struct ModelFields {
     #[serde(rename = "model.qk_layernorm_across_heads", default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) qk_layernorm_across_heads: bool,
     /// These are absent in records from before they were computed.
+    #[serde(rename = "model.qk_layernorm_per_head", default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) qk_layernorm_per_head: bool,
+    /// Where they are not there.
+    #[serde(rename = "model.pre_layernorms", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) pre_layernorms: Option<bool>,
+    #[serde(rename = "model.embedding_multiplier", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) embedding_multiplier: Option<f64>,
+    #[serde(rename = "model.residual_multiplier", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) residual_multiplier: Option<f64>,
+    #[serde(rename = "model.logits_multiplier", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) logits_multiplier: Option<f64>,
+    /// What each layer consists of, where they are of several kinds.
+    #[serde(
+        rename = "model.heterogeneous_layers_config_encoded_json",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub(crate) blocks: Option<Vec<String>>,
+    /// What frequencies are divided by, and at last what cosines and sines are multiplied by.
+    #[serde(rename = "model.rope_scaling.factors", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) rope_factors: Option<Vec<f64>>,
     #[serde(rename = "model.post_layernorms", default, skip_serializing_if = "std::ops::Not::not")]
     pub(crate) post_layernorms: bool,
     /// Of the scale of scores, however it is stated, where it is not the usual one.

@@ -26,6 +26,7 @@ pub(super) fn parse(raw: &RawModelConfig, num_layers: usize) -> Result<Attention
         softcap: cap(raw, ATTENTION_CAP, raw.attn_logit_softcapping.as_ref())?,
         local: local(raw, num_layers)?,
         norm_across_heads: norm_across_heads(raw)?,
+        norm_per_head: norm_per_head(raw)?,
     })
 }
 
@@ -39,6 +40,20 @@ fn norm_across_heads(raw: &RawModelConfig) -> Result<bool, ModelError> {
         return Err(ModelError::BadValue {
             key: "qk_layernorm_across_heads",
             expected: "false without `qk_layernorm`, and with `rotary_interleaved`".to_owned(),
+            actual: "true".to_owned(),
+        });
+    }
+    Ok(is_on)
+}
+
+/// Whether every head has gains of its own, as in StableLM 2 and Command R+.
+fn norm_per_head(raw: &RawModelConfig) -> Result<bool, ModelError> {
+    let is_on = raw.qk_layernorm_per_head.unwrap_or(false);
+    let has_norms = raw.customized_flag("qk_layernorm")?.or(raw.qk_layernorm).unwrap_or(false);
+    if is_on && (!has_norms || raw.qk_layernorm_across_heads == Some(true)) {
+        return Err(ModelError::BadValue {
+            key: "qk_layernorm_per_head",
+            expected: "false without `qk_layernorm`, and with `qk_layernorm_across_heads`".to_owned(),
             actual: "true".to_owned(),
         });
     }

@@ -61,6 +61,20 @@ pub(super) fn parse(raw: &RawModelConfig) -> Result<BlockStyle, ModelError> {
         }),
     }
 }
+
+/// Whether the inputs of attention and MLP have norms: a key of this project, false in OLMo 2 alone.
+pub(super) fn pre_layernorms(raw: &RawModelConfig, style: BlockStyle) -> Result<bool, ModelError> {
+    let has_pre_norms = raw.pre_layernorms.unwrap_or(true);
+    if !has_pre_norms && (style != BlockStyle::Sequential || raw.has_experts()) {
+        return Err(ModelError::BadValue {
+            key: "pre_layernorms",
+            expected: "true with `parallel_attention` and with `num_moe_experts`".to_owned(),
+            actual: "false".to_owned(),
+        });
+    }
+    Ok(has_pre_norms)
+}
+
 impl RawModelConfig {
     /// A flag that `mcore_customization_config` sets.
     pub(super) fn customized_flag(&self, key: &'static str) -> Result<Option<bool>, ModelError> {

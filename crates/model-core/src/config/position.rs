@@ -1,15 +1,21 @@
 //! How a token's position enters: the keys `position_embedding_type`, `rotary_*`, `rope_scaling` and their kin.
 
-use model_spec::{PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing};
+use model_spec::{
+    MAX_ROTARY_PAIRS, PositionEmbedding, RopeScaling, RotaryConfig, RotaryFactors, RotaryPairing,
+};
 
-use super::raw::{RawModelConfig, RawNumber};
+use super::raw::{RawModelConfig, RawNumber, RawRopeScaling};
 use crate::ModelError;
 
-pub(super) fn parse(raw: &RawModelConfig, kv_channels: usize) -> Result<PositionEmbedding, ModelError> {
+pub(super) fn parse(
+    raw: &RawModelConfig,
+    kv_channels: usize,
+    encoder_seq_length: usize,
+) -> Result<PositionEmbedding, ModelError> {
     let text = raw.position_embedding_type.as_deref().unwrap_or("learned_absolute");
     match text {
         "learned_absolute" => Ok(PositionEmbedding::LearnedAbsolute),
-        "rope" => Ok(PositionEmbedding::Rope(parse_rotary(raw, kv_channels)?)),
+        "rope" => Ok(PositionEmbedding::Rope(parse_rotary(raw, kv_channels, encoder_seq_length)?)),
         "alibi" | "kerple" | "sandwich" | "xpos" | "none" | "relative" => Err(ModelError::Unsupported {
             key: "position_embedding_type",
             value: text.to_owned(),
@@ -24,7 +30,11 @@ pub(super) fn parse(raw: &RawModelConfig, kv_channels: usize) -> Result<Position
     }
 }
 
-fn parse_rotary(raw: &RawModelConfig, kv_channels: usize) -> Result<RotaryConfig, ModelError> {
+fn parse_rotary(
+    raw: &RawModelConfig,
+    kv_channels: usize,
+    encoder_seq_length: usize,
+) -> Result<RotaryConfig, ModelError> {
     let number = |key, value: &Option<RawNumber>, default| {
         Ok::<_, ModelError>(raw.positive(key, value.as_ref())?.unwrap_or(default))
     };
@@ -53,7 +63,54 @@ fn parse_rotary(raw: &RawModelConfig, kv_channels: usize) -> Result<RotaryConfig
             Some(true) => Some(parse_scaling(raw)?),
             _ => None,
         },
+        factors: parse_factors(raw, rotary_dims, encoder_seq_length)?,
     })
+}
+
+/// What each frequency is divided by: `rope_scaling.factors`, or one of two lists by the length that sequences may have.
+///
+/// transformers takes the second list for a sequence longer than the original length, from its first token on. Here the
+/// longest sequence decides for all, so that none changes its keys midway.
+fn parse_factors(
+    raw: &RawModelConfig,
+    rotary_dims: usize,
+    encoder_seq_length: usize,
+) -> Result<Option<RotaryFactors>, ModelError> {
+    const KEY: &str = "rope_scaling";
+    let bad = |expected: String, actual: String| Err(ModelError::BadValue { key: KEY, expected, actual });
+    let Some(written) = &raw.rope_scaling else { return Ok(None) };
+    let RawRopeScaling { factors, short_factor, long_factor, original_max_position_embeddings, .. } = written;
+    let list = match (factors, short_factor, long_factor) {
+        (None, None, None) => return Ok(None),
+        (Some(factors), None, None) => factors,
+        (None, Some(short), Some(long)) => {
+            let original = raw.size(KEY, original_max_position_embeddings.as_ref())?;
+            let Some(original) = original else {
+                let expected = "with `short_factor` one that has `original_max_position_embeddings`";
+                return bad(expected.to_owned(), "one without".to_owned());
+            };
+            if encoder_seq_length > original { long } else { short }
+        }
+        _ => {
+            let expected = "either `factors`, or both `short_factor` and `long_factor`";
+            return bad(expected.to_owned(), "others".to_owned());
+        }
+    };
+    let numbers = list.iter().map(|number| raw.positive(KEY, Some(number)));
+    let numbers: Vec<f32> =
+        numbers.map(|number| Ok(number?.unwrap_or(1.0) as f32)).collect::<Result<_, ModelError>>()?;
+    let attention_factor = raw.positive(KEY, written.attention_factor.as_ref())?.unwrap_or(1.0);
+    if numbers.len() != rotary_dims / 2 || raw.scale_positional_embedding == Some(true) {
+        let expected = format!(
+            "{} factors, one for each pair of rotated dimensions, and no `scale_positional_embedding`",
+            rotary_dims / 2
+        );
+        return bad(expected, numbers.len().to_string());
+    }
+    match RotaryFactors::new(&numbers, attention_factor) {
+        Some(factors) => Ok(Some(factors)),
+        None => bad(format!("at most {MAX_ROTARY_PAIRS} factors"), numbers.len().to_string()),
+    }
 }
 
 fn parse_scaling(raw: &RawModelConfig) -> Result<RopeScaling, ModelError> {

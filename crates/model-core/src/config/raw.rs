@@ -145,9 +145,14 @@ pub(crate) struct RawRopeScaling {
     pub(super) low_freq_factor: Option<RawNumber>,
     pub(super) high_freq_factor: Option<RawNumber>,
     pub(super) original_max_position_embeddings: Option<RawNumber>,
+    pub(super) factors: Option<Vec<RawNumber>>,
+    pub(super) short_factor: Option<Vec<RawNumber>>,
+    pub(super) long_factor: Option<Vec<RawNumber>>,
+    pub(super) attention_factor: Option<RawNumber>,
 }
 
 const SQRT_SCALAR: &str = "sqrt_query_pre_attn_scalar";
+const BLOCK_SPECS: &str = "heterogeneous_block_specs";
 
 /// The keys of `model_config.yaml` that the model looks at, unchecked. A null is a key that is not there.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -229,6 +234,12 @@ pub struct RawModelConfig {
     pub(super) window_attn_skip_freq: Option<RawPerLayer>,
     pub(super) rotary_base_local: Option<RawNumber>,
     pub(super) post_layernorms: Option<bool>,
+    pub(super) pre_layernorms: Option<bool>,
+    pub(super) qk_layernorm_per_head: Option<bool>,
+    pub(super) embedding_multiplier: Option<RawNumber>,
+    pub(super) residual_multiplier: Option<RawNumber>,
+    pub(super) logits_multiplier: Option<RawNumber>,
+    pub(super) heterogeneous_layers_config_encoded_json: Option<String>,
 }
 
 impl RawModelConfig {
@@ -267,6 +278,11 @@ impl RawModelConfig {
                 actual: raw.to_string(),
             }),
         }
+    }
+
+    /// Whether some layers may have experts.
+    pub(super) fn has_experts(&self) -> bool {
+        self.num_moe_experts.as_ref().is_some_and(|number| number.to_f64() != Some(0.0))
     }
 
     /// Whether NeMo builds the layers of Gemma 2 (`megatron_gpt_model.py`).
@@ -313,8 +329,9 @@ impl RawModelConfig {
             }
         }
         for (key, value, feature) in self.keys_of_other_models() {
-            // In every Gemma 2 of NeMo, whose layers read the other key.
-            let is_unread = key == SQRT_SCALAR && self.is_gemma2();
+            // In every Gemma 2 of NeMo, whose layers read the other key; what the layers are stands in another key.
+            let is_unread = (key == SQRT_SCALAR && self.is_gemma2())
+                || (key == BLOCK_SPECS && self.heterogeneous_layers_config_encoded_json.is_some());
             if let Some(value) = value.as_ref().filter(|value| !value.is_off() && !is_unread) {
                 return refuse(key, value, feature, WITHOUT);
             }
@@ -331,7 +348,7 @@ impl RawModelConfig {
                 &self.apply_residual_connection_post_layernorm,
                 "a residual stream taken behind the norm",
             ),
-            ("heterogeneous_block_specs", &self.heterogeneous_block_specs, "layers of several kinds"),
+            (BLOCK_SPECS, &self.heterogeneous_block_specs, "layers of several kinds"),
             ("hybrid_override_pattern", &self.hybrid_override_pattern, "layers of several kinds"),
             ("is_hybrid_model", &self.is_hybrid_model, "layers of several kinds"),
             ("mm_cfg", &self.mm_cfg, "a model of text and images"),

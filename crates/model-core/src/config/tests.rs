@@ -90,6 +90,7 @@ fn numbers_may_be_integers_or_text() {
             seq_len_interpolation_factor: 2.0,
             pairing: RotaryPairing::HalfSplit,
             rope_scaling: None,
+            factors: None,
         })
     );
 }

@@ -13,7 +13,7 @@ use crate::backend::cpu::CpuLoader;
 use crate::backend::plain::PlainLoader;
 use crate::kinds::StoredFloat;
 use crate::layers::row_parallel::RowParallel;
-use crate::layers::{Attention, Ffn, Layer, Mlp};
+use crate::layers::{Attention, AttentionPart, Ffn, Layer, Mlp, OutputRule};
 use crate::ops::{LinearRole, LinearSource, Loader, Norm, WeightBytes, refuse_experts_on_gpu, refuse_on_gpu};
 use crate::weights::Head;
 use crate::{AttentionSwitches, Isa, RawModelConfig};
@@ -108,6 +108,7 @@ const ROTARY: RotaryConfig = RotaryConfig {
     rotary_base: 100.0,
     seq_len_interpolation_factor: 1.0,
     rope_scaling: None,
+    factors: None,
 };
 
 fn attention(num_attention_heads: usize, norm: NormSpec, rotary: Option<RotaryConfig>) -> AttentionSpec {
@@ -119,6 +120,7 @@ fn attention(num_attention_heads: usize, norm: NormSpec, rotary: Option<RotaryCo
         proj_bias: num_attention_heads != 4,
         qk_norm: None,
         norm_across_heads: false,
+        norm_per_head: false,
         rotary,
         window: None,
         local_tokens: None,
@@ -134,6 +136,18 @@ fn mlp(ffn_hidden_size: usize, norm: NormSpec, nonlinearity: Nonlinearity, gated
     FfnSpec::Dense(MlpSpec { ffn_hidden_size, activation, norm, bias, post_norm: None })
 }
 
+/// A layer with nothing in it.
+fn plain_layer() -> LayerSpec {
+    LayerSpec {
+        attention: None,
+        ffn: None,
+        join: BlockStyle::Sequential,
+        attention_linear: None,
+        has_pre_norms: true,
+        residual_multiplier: None,
+    }
+}
+
 /// Both parts, an MLP alone, attention alone, and both ways to compute them beside each other; no two parts alike.
 fn stored_model() -> StoredModel {
     let slower = RotaryConfig { rotary_dims: 4, rotary_base: 500.0, ..ROTARY };
@@ -142,26 +156,31 @@ fn stored_model() -> StoredModel {
             attention: Some(attention(4, LAYER_NORM, Some(ROTARY))),
             ffn: Some(mlp(20, RMS, Nonlinearity::Relu, false)),
             join: BlockStyle::Sequential,
+            ..plain_layer()
         },
         LayerSpec {
             attention: None,
             ffn: Some(mlp(32, RMS, Nonlinearity::Silu, true)),
             join: BlockStyle::Sequential,
+            ..plain_layer()
         },
         LayerSpec {
             attention: Some(AttentionSpec { scale: 0.7, ..attention(6, RMS, None) }),
             ffn: None,
             join: BlockStyle::Sequential,
+            ..plain_layer()
         },
         LayerSpec {
             attention: Some(attention(2, RMS, Some(slower))),
             ffn: Some(mlp(12, LAYER_NORM, Nonlinearity::SquaredRelu, false)),
             join: BlockStyle::ParallelOwnNorm,
+            ..plain_layer()
         },
         LayerSpec {
             attention: Some(attention(4, LAYER_NORM, Some(ROTARY))),
             ffn: Some(mlp(16, RMS, Nonlinearity::QuickGelu, true)),
             join: BlockStyle::ParallelSharedNorm,
+            ..plain_layer()
         },
     ];
     let mut numbers = Numbers(12_345);
@@ -335,19 +354,19 @@ impl StoredLayer {
         let attention = self.attention.as_ref().map(|(norm, qkv, proj)| {
             let op = loader.attention(layer_idx, self.spec.attention.as_ref().unwrap()).unwrap();
             let [qkv, proj] = [qkv, proj].map(|linear| linear.load(loader, LinearRole::Plain));
-            (
-                norm.load(),
-                Attention { qkv, head_norms: None, op, proj: RowParallel::Chain(proj), post_norm: None },
-            )
+            let (proj, output) = (RowParallel::Chain(proj), OutputRule::default());
+            (norm.load(), Attention { qkv, head_norms: None, op, proj, output })
         });
         let mlp = self.mlp.as_ref().map(|(norm, fc1, fc2)| {
             let activation = self.spec.mlp().unwrap().activation;
             let fc1 = fc1.load(loader, LinearRole::FirstOfMlp(activation));
             let fc2 = RowParallel::Chain(fc2.load(loader, LinearRole::Plain));
-            (norm.load(), Mlp { fc1, activation, fc2, post_norm: None })
+            (norm.load(), Mlp { fc1, activation, fc2, output: OutputRule::default() })
         });
         if self.spec.join == BlockStyle::Sequential {
-            let ffn = mlp.map(|(norm, mlp)| (norm, Ffn::Dense(mlp)));
+            let ffn = mlp.map(|(norm, mlp)| (Some(norm), Ffn::Dense(mlp)));
+            let part = |(norm, attention)| (Some(norm), AttentionPart::Attention(Box::new(attention)));
+            let attention = attention.map(part);
             return Layer::Sequential { attention, ffn };
         }
         let ((attention_norm, attention), (mlp_norm, mlp)) = (attention.unwrap(), mlp.unwrap());

@@ -72,6 +72,7 @@ impl RotaryTables {
 pub(crate) struct Rotary {
     inv_freq: Vec<f32>,
     position_scale: f32,
+    attention_factor: f32,
     cos: Vec<f32>,
     sin: Vec<f32>,
 }
@@ -82,6 +83,7 @@ impl Rotary {
         let mut rotary = Self {
             inv_freq: inv_freq(config),
             position_scale: (1.0 / config.seq_len_interpolation_factor) as f32,
+            attention_factor: config.factors.map_or(1.0, |factors| factors.attention_factor) as f32,
             cos: Vec::new(),
             sin: Vec::new(),
         };
@@ -95,8 +97,8 @@ impl Rotary {
             let scaled = position as f32 * self.position_scale;
             for &freq in &self.inv_freq {
                 let (sin, cos) = f64::from(scaled * freq).sin_cos();
-                self.cos.push(cos as f32);
-                self.sin.push(sin as f32);
+                self.cos.push(cos as f32 * self.attention_factor);
+                self.sin.push(sin as f32 * self.attention_factor);
             }
         }
     }
@@ -127,7 +129,9 @@ fn inv_freq(config: &RotaryConfig) -> Vec<f32> {
     (0..config.rotary_dims / 2)
         .map(|pair| {
             let freq = config.rotary_base.powf(-2.0 * pair as f64 / config.rotary_dims as f64);
-            config.rope_scaling.map_or(freq, |scaling| stretch(freq, &scaling)) as f32
+            let divisor = config.factors.as_ref().and_then(|factors| factors.divisors().get(pair).copied());
+            let freq = config.rope_scaling.map_or(freq, |scaling| stretch(freq, &scaling));
+            (freq / f64::from(divisor.unwrap_or(1.0))) as f32
         })
         .collect()
 }
@@ -159,6 +163,7 @@ mod tests {
         seq_len_interpolation_factor: 1.0,
         pairing: RotaryPairing::HalfSplit,
         rope_scaling: None,
+        factors: None,
     };
 
     fn assert_close(actual: f32, expected: f64) {

@@ -36,6 +36,11 @@ pub(super) fn head_order(attention: &AttentionSpec) -> Option<Vec<usize>> {
     Some(order)
 }
 
+/// The same order for so many heads, one after the other.
+pub(super) fn repeated(order: &[usize], num_heads: usize) -> Vec<usize> {
+    (0..num_heads).flat_map(|head| order.iter().map(move |dim| head * order.len() + dim)).collect()
+}
+
 /// The rows of `bytes` in another order.
 pub(super) fn reorder(bytes: &[u8], order: &[usize]) -> Vec<u8> {
     let row_bytes = bytes.len() / order.len().max(1);

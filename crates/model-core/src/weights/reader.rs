@@ -179,7 +179,12 @@ impl<'a, L: Loader> Reader<'a, L> {
         let attention = attention.as_ref();
         let order = match module {
             Module::Qkv => attention.and_then(interleaved::row_order),
-            Module::QNorm | Module::KNorm => attention.and_then(interleaved::head_order),
+            Module::QNorm | Module::KNorm => attention.and_then(|attention| {
+                let order = interleaved::head_order(attention)?;
+                // Each head's gains, one after the other, where every head has its own.
+                let num_heads = if attention.norm_per_head { stored.shape.first().copied()? } else { 1 };
+                Some(interleaved::repeated(&order, num_heads as usize))
+            }),
             _ => None,
         };
         if let Some(order) = order {

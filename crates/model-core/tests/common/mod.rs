@@ -259,6 +259,14 @@ pub(crate) fn golden_logits(path: &str) -> Vec<Vec<Vec<f32>>> {
     rows.chunks(shape[1]).map(<[_]>::to_vec).collect()
 }
 
+/// Rows of token ids.
+pub(crate) fn golden_ids(path: &str) -> Vec<Vec<i64>> {
+    let bytes = std::fs::read(fixture(path)).unwrap();
+    let file = npyz::NpyFile::new(&bytes[..]).unwrap();
+    let width = file.shape()[1] as usize;
+    file.into_vec::<i64>().unwrap().chunks(width).map(<[i64]>::to_vec).collect()
+}
+
 pub(crate) fn config_of(yaml: &str) -> ModelConfig {
     let node = hydra_config::yaml::parse(yaml, "model_config.yaml").unwrap();
     node.deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap()

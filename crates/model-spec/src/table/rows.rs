@@ -10,7 +10,7 @@ const WEIGHT: &[Part] = &[Part::Weight];
 const WEIGHT_AND_BIAS: &[Part] = &[Part::Weight, Part::Bias];
 
 /// In the order of the forward pass.
-pub(super) static ROWS: [Row; 21] = [
+pub(super) static ROWS: [Row; 25] = [
     Row {
         module: Module::WordEmbeddings,
         stem: "model.embedding.word_embeddings.",
@@ -37,6 +37,7 @@ pub(super) static ROWS: [Row; 21] = [
         shard: Shard::Replicated,
         dims: |at| at.attention().map(|_| vec![at.hidden()]),
         need: |at, part| match at.attention() {
+            Some(_) if !at.has_pre_norms() => Need::Lacks(Key::PreLayernorms),
             Some(attention) => norm(&attention.norm, part, Key::Always),
             None => Need::Lacks(Key::LayerKind),
         },
@@ -57,12 +58,30 @@ pub(super) static ROWS: [Row; 21] = [
         },
     },
     Row {
+        module: Module::AttentionLinearNorm,
+        stem: "self_attention.layer_norm_",
+        scope: Scope::Layer,
+        parts: WEIGHT_AND_BIAS,
+        shard: Shard::Replicated,
+        dims: |at| Some(vec![at.hidden()]),
+        need: |at, part| linear_norm(at.layer.and_then(|layer| layer.attention_linear.as_ref()), part),
+    },
+    Row {
+        module: Module::AttentionLinear,
+        stem: "self_attention.",
+        scope: Scope::Layer,
+        parts: WEIGHT,
+        shard: Shard::Replicated,
+        dims: |at| Some(vec![at.hidden(), at.hidden()]),
+        need: |at, part| linear_norm(at.layer.and_then(|layer| layer.attention_linear.as_ref()), part),
+    },
+    Row {
         module: Module::QNorm,
         stem: "self_attention.q_layernorm.",
         scope: Scope::Layer,
         parts: WEIGHT_AND_BIAS,
         shard: Shard::Replicated,
-        dims: |at| Some(vec![head_norm_dim(at.attention()?, Dim::Query)]),
+        dims: |at| Some(head_norm_dims(at.attention()?, Dim::Query, Dim::QueryHeads)),
         need: |at, part| head_norm(at, part),
     },
     Row {
@@ -71,7 +90,7 @@ pub(super) static ROWS: [Row; 21] = [
         scope: Scope::Layer,
         parts: WEIGHT_AND_BIAS,
         shard: Shard::Replicated,
-        dims: |at| Some(vec![head_norm_dim(at.attention()?, Dim::Keys)]),
+        dims: |at| Some(head_norm_dims(at.attention()?, Dim::Keys, Dim::KeyHeads)),
         need: |at, part| head_norm(at, part),
     },
     Row {
@@ -103,6 +122,7 @@ pub(super) static ROWS: [Row; 21] = [
         shard: Shard::Replicated,
         dims: |at| at.layer?.ffn.as_ref().map(|_| vec![at.hidden()]),
         need: |at, part| match (at.layer, at.mlp(), at.moe()) {
+            (Some(layer), ..) if !layer.has_pre_norms => Need::Lacks(Key::PreLayernorms),
             (Some(layer), Some(mlp), _) if !layer.shares_norm() => {
                 let is_own = layer.join == BlockStyle::ParallelOwnNorm;
                 let key = if is_own { Key::NewDecoderArchitecture } else { Key::NotParallel };
@@ -219,6 +239,24 @@ pub(super) static ROWS: [Row; 21] = [
         need: |at, part| post_norm(at.mlp().map(|mlp| &mlp.post_norm), part),
     },
     Row {
+        module: Module::MlpLinearNorm,
+        stem: "mlp.layer_norm_",
+        scope: Scope::Layer,
+        parts: WEIGHT_AND_BIAS,
+        shard: Shard::Replicated,
+        dims: |at| Some(vec![at.hidden()]),
+        need: |at, part| linear_norm(at.ffn_linear(), part),
+    },
+    Row {
+        module: Module::MlpLinear,
+        stem: "mlp.",
+        scope: Scope::Layer,
+        parts: WEIGHT,
+        shard: Shard::Replicated,
+        dims: |at| Some(vec![at.hidden(), at.hidden()]),
+        need: |at, part| linear_norm(at.ffn_linear(), part),
+    },
+    Row {
         module: Module::FinalNorm,
         stem: "model.decoder.final_layernorm.",
         scope: Scope::Outside,
@@ -256,13 +294,34 @@ fn post_norm(spec: Option<&Option<NormSpec>>, part: Part) -> Need {
     }
 }
 
-/// What the norm of heads is over: one of them, or all.
-fn head_norm_dim(attention: &AttentionSpec, all: fn(HeadLayout) -> Dim) -> Dim {
-    if attention.norm_across_heads { all(attention.heads) } else { Dim::Head(attention.heads) }
+/// What the norm of heads is over: one of them, or all; or one of them, with a row of gains for each.
+fn head_norm_dims(
+    attention: &AttentionSpec,
+    all: fn(HeadLayout) -> Dim,
+    each: fn(HeadLayout) -> Dim,
+) -> Vec<Dim> {
+    let heads = attention.heads;
+    match (attention.norm_across_heads, attention.norm_per_head) {
+        (true, _) => vec![all(heads)],
+        (false, true) => vec![each(heads), Dim::Head(heads)],
+        (false, false) => vec![Dim::Head(heads)],
+    }
+}
+
+/// A linear layer in the place of attention or MLP, or its norm.
+fn linear_norm(spec: Option<&NormSpec>, part: Part) -> Need {
+    match spec {
+        Some(spec) => norm(spec, part, Key::LayerKind),
+        None => Need::Lacks(Key::LayerKind),
+    }
 }
 
 fn head_norm(at: &At<'_>, part: Part) -> Need {
     match at.attention() {
+        // Those with gains for every head have no biases in any model.
+        Some(AttentionSpec { qk_norm: Some(_), norm_per_head: true, .. }) if part == Part::Bias => {
+            Need::Lacks(Key::QkLayernorm)
+        }
         Some(AttentionSpec { qk_norm: Some(spec), .. }) => norm(spec, part, Key::QkLayernorm),
         Some(_) => Need::Lacks(Key::QkLayernorm),
         None => Need::Lacks(Key::LayerKind),

@@ -24,7 +24,8 @@ pub use self::summary::AdapterSummary;
 use crate::adapter_names::Target;
 use crate::archive::{Archive, CONFIG};
 use crate::convert_dtype::{convert_into, is_float};
-use crate::{DType, FormatError, TensorSource, bridge, nemo2};
+use crate::iterations::{self, Iteration};
+use crate::{DType, FormatError, TensorSource, nemo2};
 
 /// `[rows, columns]`, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -66,7 +67,7 @@ impl Adapter {
         let is_file = |name: &str| path.join(name).is_file();
         let adapter = if is_file(peft::CONFIG) {
             peft::open(path, base)?
-        } else if let Some(iteration) = bridge::iteration(path)? {
+        } else if let Some(Iteration::Bridge(iteration)) = iterations::find(path)? {
             megatron::open_bridge(&iteration, base)?
         } else if path.is_dir() && is_file("config.json") && !is_file(CONFIG) {
             return Err(not_an_adapter(path, "a Hugging Face model: it has no `adapter_config.json`"));

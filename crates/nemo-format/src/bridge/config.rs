@@ -11,7 +11,7 @@ use crate::archive::Archive;
 use crate::{FormatError, model_keys, nemo2};
 
 /// Beginnings of the names of classes that make a plain GPT of the fields alone. Those of old versions end with a size.
-const PLAIN: [&str; 19] = [
+const PLAIN: [&str; 20] = [
     "GPTModelConfig",
     "GPTModelProvider",
     "CodeLlamaModelProvider",
@@ -20,6 +20,7 @@ const PLAIN: [&str; 19] = [
     "Llama32ModelProvider",
     "Llama3ModelProvider",
     "LlamaModelProvider",
+    "LlamaNemotronHeterogeneousProvider",
     "MistralModelProvider",
     "MixtralModelProvider",
     "Nemotron3ModelProvider",
@@ -47,11 +48,13 @@ const GEMMA3: &str = "Gemma3ModelProvider";
 const GEMMA_LAYER_SPECS: [&str; 2] = ["gemma2_layer_spec", "gemma3_layer_spec"];
 
 /// Functions that make the plain layers.
-const LAYER_SPECS: [&str; 7] = [
+const LAYER_SPECS: [&str; 9] = [
     "default_layer_spec",
     "get_gpt_decoder_block_spec",
     "get_gpt_layer_local_spec",
+    "get_gpt_heterogeneous_layer_spec",
     "get_gpt_layer_with_transformer_engine_spec",
+    "heterogeneous_layer_spec",
     "local_layer_spec",
     "transformer_engine_full_layer_spec",
     "transformer_engine_layer_spec",
@@ -76,7 +79,7 @@ const OFF: [(&str, &str); 14] = [
 ];
 
 /// Fields of training, memory, and ways to compute the same numbers, beside those that NeMo has.
-const INERT: [&str; 50] = [
+const INERT: [&str; 52] = [
     "activation_offload_fraction",
     "cross_entropy_fusion_impl",
     "delay_offload_until_cuda_graph",
@@ -94,6 +97,7 @@ const INERT: [&str; 50] = [
     "fused_single_qkv_rope",
     "gtp_weight_remat_size",
     "hetereogenous_dist_checkpoint",
+    "heterogeneous_layers_config_path",
     "hf_model_id",
     "hf_model_revision",
     "high_priority_a2a_comm_stream",
@@ -113,6 +117,7 @@ const INERT: [&str; 50] = [
     "offload_modules",
     "overlap_dispatch_backward_with_experts_wgrad",
     "overlap_moe_expert_parallel_comm",
+    "per_block_parameters",
     "pipeline_model_parallel_comm_backend",
     "pipeline_model_parallel_layout",
     "rope_scaling_factor",
@@ -161,14 +166,19 @@ fn fields(document: &Node) -> Option<Node> {
 
 /// Fields of the model that are not understood.
 pub(crate) fn unknown_keys(document: &Node) -> Vec<String> {
-    let is_inert = |key: &String| {
-        let is_switch = OFF.iter().any(|(name, _)| name == key);
-        is_switch
-            || INERT.contains(&key.as_str())
-            || INERT_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
-    };
     let keys = fields(document).map(|fields| model_keys::unknown(&fields)).unwrap_or_default();
-    keys.into_iter().filter(|key| !is_inert(key)).collect()
+    keys.into_iter().filter(|key| !is_known_here(key)).collect()
+}
+
+/// Whether a field of Megatron-Core is read, or known to change nothing.
+pub(crate) fn is_known_field(key: &str) -> bool {
+    model_keys::is_known_model_key(key) || is_known_here(key)
+}
+
+fn is_known_here(key: &str) -> bool {
+    OFF.iter().any(|(name, _)| *name == key)
+        || INERT.contains(&key)
+        || INERT_PREFIXES.iter().any(|prefix| key.starts_with(prefix))
 }
 
 /// The model section that NeMo 1 would have for `document`, the content of `run_config.yaml`.
@@ -195,7 +205,7 @@ pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, F
         (_, true) => &OLMOE_LAYER_SPECS[..],
         _ => &[],
     };
-    refuse_switched_on(&fields, &file, own)?;
+    refuse_switched_on(&fields, &file, "model", own)?;
     let mut config = nemo2::model_section(&fields).map_err(bad)?;
     if begins_with(&[GEMMA2]) {
         if config.get("query_pre_attn_scalar").is_none() {
@@ -215,12 +225,7 @@ pub(crate) fn model_config(archive: &Archive, document: &Node) -> Result<Node, F
     if is_scaled {
         config.set("apply_embedding_scaling", Node::Bool(true));
     }
-    if fields.get("rope_scaling").and_then(Node::as_bool) == Some(true) {
-        config.set("scale_positional_embedding", Node::Bool(true));
-        if let Some(factor) = fields.get("rope_scaling_factor").filter(|value| **value != Node::Null) {
-            config.set("rope_scaling.factor", factor.clone());
-        }
-    }
+    nemo2::llama3_section(&fields, &mut config);
     if let Some(section) = tokenizer(archive, document)? {
         config.set("tokenizer", section);
     }
@@ -236,11 +241,16 @@ fn name_of(value: Option<&Node>) -> Option<String> {
     Some(path.rsplit('.').next().unwrap_or(path).to_owned())
 }
 
-/// `own` are further functions that make layers which are known.
-fn refuse_switched_on(fields: &Node, file: &str, own: &[&str]) -> Result<(), FormatError> {
+/// Refuses fields of `section` that change the numbers. `own` are further functions that make layers which are known.
+pub(crate) fn refuse_switched_on(
+    fields: &Node,
+    file: &str,
+    section: &str,
+    own: &[&str],
+) -> Result<(), FormatError> {
     let refuse = |key: &str, value: &str, feature: &str| {
         Err(FormatError::Unsupported {
-            what: format!("`{file}`, whose `model.{key}` is `{value}` ({feature}),"),
+            what: format!("`{file}`, whose `{section}.{key}` is `{value}` ({feature}),"),
             hint: "use a checkpoint trained without it".to_owned(),
         })
     };

@@ -7,8 +7,9 @@
 
 use hydra_config::Node;
 use model_spec::{
-    AttentionRule, AttentionWindow, BlockStyle, ExpertsSpec, ModelSpec, MoeLayers, Normalization,
-    PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore, TableRows, UniformSpec,
+    AttentionRule, AttentionWindow, BlockStyle, ExpertsSpec, ModelSpec, MoeLayers, Multipliers,
+    Normalization, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore, TableRows,
+    UniformSpec,
 };
 
 use super::family::Family;
@@ -33,7 +34,12 @@ pub(super) struct ModelArch {
     pub(super) tables: TableRows,
     /// The part of a head that rotates, as it is written; `model` has the dimensions that follow.
     rotary_percentage: f64,
+    has_rope_lists: bool,
     pub(super) init_method_std: f64,
+    /// What frequencies are divided by, where that takes lists.
+    pub(super) rope_factors: Option<RopeFactors>,
+    /// The text of `block_configs`, where layers are of several kinds.
+    pub(super) block_configs: Option<String>,
 }
 
 /// The rotary embedding, as it is read.
@@ -54,6 +60,17 @@ pub(super) enum RopeExtension {
     Linear(f64),
     /// Llama 3.1's rule.
     Llama3(RopeScaling),
+    /// Frequencies have a factor each, which [`ModelArch::rope_factors`] has.
+    Factors,
+}
+
+/// Lists of what frequencies are divided by, one number for each pair of rotated dimensions.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum RopeFactors {
+    /// One list, whatever the length.
+    Fixed { factors: Vec<f64>, attention_factor: f64 },
+    /// Two: up to the original length, and beyond.
+    ByLength { short: Vec<f64>, long: Vec<f64>, original_length: u64, attention_factor: f64 },
 }
 
 /// Which linear layers have biases.
@@ -71,7 +88,16 @@ const MAX_VOCAB_DIVISOR: u64 = 128;
 impl ModelArch {
     /// Without rotary embedding.
     pub(super) fn new(family: Family, model: UniformSpec, tables: TableRows, init_method_std: f64) -> Self {
-        Self { family, model, tables, rotary_percentage: 1.0, init_method_std }
+        Self {
+            family,
+            model,
+            tables,
+            rotary_percentage: 1.0,
+            has_rope_lists: false,
+            init_method_std,
+            rope_factors: None,
+            block_configs: None,
+        }
     }
 
     /// Refuses sizes that no tensor could have, so that later arithmetic is safe.
@@ -136,21 +162,28 @@ impl ModelArch {
         }
     }
 
+    /// Whether the rotation has lists of factors, which are not read with it.
+    pub(super) fn needs_rope_factors(&self) -> bool {
+        self.has_rope_lists
+    }
+
     /// Lets positions enter by rotation.
     pub(super) fn set_rope(&mut self, rope: Rope) {
         self.rotary_percentage = rope.percentage;
+        self.has_rope_lists = rope.scaling == RopeExtension::Factors;
         self.model.position_embedding = PositionEmbedding::Rope(RotaryConfig {
             rotary_dims: rotary_dims(self.model.heads.kv_channels, rope.percentage),
             pairing: if rope.interleaved { RotaryPairing::Interleaved } else { RotaryPairing::HalfSplit },
             rotary_base: rope.base,
             seq_len_interpolation_factor: match rope.scaling {
                 RopeExtension::Linear(factor) => factor,
-                RopeExtension::None | RopeExtension::Llama3(_) => 1.0,
+                RopeExtension::None | RopeExtension::Llama3(_) | RopeExtension::Factors => 1.0,
             },
             rope_scaling: match rope.scaling {
                 RopeExtension::Llama3(rule) => Some(rule),
-                RopeExtension::None | RopeExtension::Linear(_) => None,
+                RopeExtension::None | RopeExtension::Linear(_) | RopeExtension::Factors => None,
             },
+            factors: None,
         });
     }
 
@@ -180,7 +213,12 @@ impl ModelArch {
 
     /// How far back sequences may reach: NeMo's `encoder_seq_length`.
     fn encoder_seq_length(&self) -> u64 {
-        self.sliding_window().unwrap_or(u64::MAX).min(self.tables.positions)
+        // With a list for each of two lengths, the shorter length and its list are what sequences begin with.
+        let short = match &self.rope_factors {
+            Some(RopeFactors::ByLength { original_length, .. }) => *original_length,
+            _ => u64::MAX,
+        };
+        self.sliding_window().unwrap_or(u64::MAX).min(self.tables.positions).min(short)
     }
 
     /// The complete `model_config.yaml`, with `tokenizer` as its section of that name.
@@ -228,6 +266,7 @@ impl ModelArch {
         }
         self.set_experts(&mut config);
         self.set_positions(&mut config);
+        self.set_rope_factors(&mut config);
         self.set_attention(&mut config);
         self.set_block(&mut config);
         config.set("tokenizer", tokenizer);
@@ -276,7 +315,7 @@ impl ModelArch {
         }
         config.set("scale_positional_embedding", Node::Bool(rotary.rope_scaling.is_some()));
         match RopeExtension::of(&rotary) {
-            RopeExtension::None => {}
+            RopeExtension::None | RopeExtension::Factors => {}
             RopeExtension::Linear(factor) => config.set("seq_len_interpolation_factor", Node::Float(factor)),
             RopeExtension::Llama3(rule) if rule == RopeScaling::LLAMA_3_1 => {}
             RopeExtension::Llama3(rule) => {
@@ -291,7 +330,10 @@ impl ModelArch {
 
     /// What attention and the outputs do otherwise than most.
     fn set_attention(&self, config: &mut Node) {
-        let AttentionRule { scale, softcap, local, norm_across_heads } = &self.model.attention;
+        let AttentionRule { scale, softcap, local, norm_across_heads, norm_per_head } = &self.model.attention;
+        if *norm_per_head {
+            config.set("qk_layernorm_per_head", Node::Bool(true));
+        }
         if *norm_across_heads {
             config.set("qk_layernorm_across_heads", Node::Bool(true));
         }
@@ -318,8 +360,50 @@ impl ModelArch {
         }
     }
 
+    fn set_rope_factors(&self, config: &mut Node) {
+        let Some(factors) = &self.rope_factors else { return };
+        let mut set_list = |key: &str, values: &[f64]| {
+            let values = values.iter().map(|&value| Node::Float(value)).collect();
+            config.set(&format!("rope_scaling.{key}"), Node::List(values));
+        };
+        let attention_factor = match factors {
+            RopeFactors::Fixed { factors, attention_factor } => {
+                set_list("factors", factors);
+                attention_factor
+            }
+            RopeFactors::ByLength { short, long, original_length, attention_factor } => {
+                set_list("short_factor", short);
+                set_list("long_factor", long);
+                config.set("rope_scaling.original_max_position_embeddings", int(*original_length));
+                attention_factor
+            }
+        };
+        config.set("rope_scaling.attention_factor", Node::Float(*attention_factor));
+    }
+
+    /// Keys of this project, for models that NeMo does not have.
+    fn set_own_keys(&self, config: &mut Node) {
+        let Multipliers { embedding, residual, logits } = self.model.multipliers;
+        for (key, number) in [
+            ("embedding_multiplier", embedding),
+            ("residual_multiplier", residual),
+            ("logits_multiplier", logits),
+        ] {
+            if let Some(number) = number {
+                config.set(key, Node::Float(number));
+            }
+        }
+        if !self.model.pre_layernorms {
+            config.set("pre_layernorms", Node::Bool(false));
+        }
+        if let Some(blocks) = &self.block_configs {
+            config.set("heterogeneous_layers_config_encoded_json", Node::from(blocks.as_str()));
+        }
+    }
+
     /// What only some families have.
     fn set_block(&self, config: &mut Node) {
+        self.set_own_keys(config);
         let facts = self.family.facts();
         if self.model.block_style != BlockStyle::Sequential {
             config.set("mcore_customization_config.parallel_attention", Node::Bool(true));

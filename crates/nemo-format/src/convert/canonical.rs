@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use model_spec::{Module, Part, TensorId, TensorSpec};
+use model_spec::{HeadLayout, ModelSpec, Module, Part, TensorId, TensorSpec};
 
 use super::arch::{Biases, ModelArch};
 use super::family::ZeroBiases;
@@ -32,8 +32,9 @@ pub(super) fn canonical(
     names: NameMap,
     dtype: DType,
 ) -> Result<RowSource, FormatError> {
-    let mut builder = Builder { out: RowSource::new(source, dtype), arch, names };
-    for tensor in arch.spec().tensors() {
+    let spec = arch.spec();
+    let mut builder = Builder { out: RowSource::new(source, dtype), spec: &spec, arch, names };
+    for tensor in spec.tensors() {
         builder.add(tensor)?;
     }
     check_all_used(&builder.out, arch, &names)?;
@@ -71,6 +72,7 @@ fn check_all_used(out: &RowSource, arch: &ModelArch, names: &NameMap) -> Result<
 
 struct Builder<'a> {
     out: RowSource,
+    spec: &'a ModelSpec,
     arch: &'a ModelArch,
     names: NameMap,
 }
@@ -96,7 +98,7 @@ impl Builder<'_> {
         Ok(match module {
             Module::Qkv => self.qkv(layer, part),
             Module::Fc1 => {
-                let rows = 0..self.arch.model.ffn_hidden_size as u64;
+                let rows = 0..rows.end / self.names.fc1.len() as u64;
                 self.names.fc1.iter().map(|stem| self.piece(layer, stem, part, rows.clone())).collect()
             }
             Module::SharedFc1 | Module::ExpertFc1 => {
@@ -107,6 +109,15 @@ impl Builder<'_> {
             }
             Module::Proj => vec![self.piece(layer, self.names.proj, part, rows)],
             Module::Fc2 => vec![self.piece(layer, self.names.fc2, part, rows)],
+            Module::QNorm | Module::KNorm if self.names.numbers_head_norms => {
+                let name = self.names.name_of(tensor.id).ok_or_else(|| self.has_none(tensor))?;
+                let stem = name.strip_suffix(part.suffix()).unwrap_or(&name);
+                let row = |head| PieceFrom::Row(format!("{stem}{head}.{}", part.suffix()));
+                rows.map(|head| Piece { rows: 0..1, from: row(head) }).collect()
+            }
+            _ if module.is_norm() && part == Part::Bias && self.arch.family.facts().norms_lack_biases => {
+                vec![Piece { rows, from: PieceFrom::Zeros }]
+            }
             _ => {
                 let name = self.names.name_of(tensor.id).ok_or_else(|| self.has_none(tensor))?;
                 vec![Piece { rows, from: PieceFrom::Tensor(name) }]
@@ -121,7 +132,7 @@ impl Builder<'_> {
 
     /// For each query group its query heads, then its key head, then its value head.
     fn qkv(&self, layer: u64, part: Part) -> Vec<Piece> {
-        let heads = self.arch.model.heads;
+        let heads = self.heads(layer);
         let (head_dim, num_groups) = (heads.kv_channels as u64, heads.num_query_groups as u64);
         let group_rows = heads.queries_per_group() as u64 * head_dim;
         let (q_rows, kv_rows) = (num_groups * group_rows, num_groups * head_dim);
@@ -139,6 +150,14 @@ impl Builder<'_> {
             }
         }
         pieces
+    }
+
+    /// The heads of a layer.
+    fn heads(&self, layer: u64) -> HeadLayout {
+        let layer = usize::try_from(layer).ok().and_then(|layer| self.spec.layers.get(layer));
+        layer
+            .and_then(|layer| layer.attention.as_ref())
+            .map_or(self.arch.model.heads, |attention| attention.heads)
     }
 
     /// Rows of a linear layer's tensor.

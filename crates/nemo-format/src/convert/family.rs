@@ -21,6 +21,13 @@ pub(super) enum Family {
     Qwen2Moe,
     Qwen3Moe,
     Olmoe,
+    Phi3,
+    Olmo2,
+    Granite,
+    StarCoder2,
+    StableLm,
+    Cohere,
+    NemotronNas,
 }
 
 /// The facts of a family.
@@ -44,6 +51,8 @@ pub(super) struct FamilyFacts {
     pub(super) zero_biases: ZeroBiases,
     /// Stored gains of norms are without 1.
     pub(super) has_zero_centered_gamma: bool,
+    /// Norms have no biases where the layout needs some.
+    pub(super) norms_lack_biases: bool,
     /// The output layer has a bias.
     pub(super) has_output_bias: bool,
     /// Embeddings are multiplied by the root of the hidden size.
@@ -95,6 +104,7 @@ const LLAMA: FamilyFacts = FamilyFacts {
     mlp_bias: Announced::ByKey("mlp_bias", false),
     zero_biases: ZeroBiases::All,
     has_zero_centered_gamma: false,
+    norms_lack_biases: false,
     has_output_bias: false,
     scales_embeddings: false,
     has_window: false,
@@ -190,6 +200,73 @@ const NEMOTRON: FamilyFacts = FamilyFacts {
     ..LLAMA
 };
 
+/// Of Phi-4 as well.
+const PHI3: FamilyFacts = FamilyFacts {
+    name: "phi3",
+    classes: &["Phi3ForCausalLM", "Phi3Model"],
+    zero_biases: ZeroBiases::None,
+    ..MISTRAL
+};
+
+const OLMO2: FamilyFacts = FamilyFacts {
+    name: "olmo2",
+    classes: &["Olmo2ForCausalLM", "Olmo2Model"],
+    mlp_bias: Announced::Never,
+    has_qk_norm: true,
+    tokenizer_class: "GPT2Tokenizer",
+    ..LLAMA
+};
+
+const GRANITE: FamilyFacts = FamilyFacts {
+    name: "granite",
+    classes: &["GraniteForCausalLM", "GraniteModel"],
+    tokenizer_class: "GPT2Tokenizer",
+    ..LLAMA
+};
+
+const STARCODER2: FamilyFacts = FamilyFacts {
+    name: "starcoder2",
+    classes: &["Starcoder2ForCausalLM", "Starcoder2Model"],
+    epsilon_key: "norm_epsilon",
+    attention_bias: Announced::ByKey("use_bias", true),
+    mlp_bias: Announced::ByKey("use_bias", true),
+    zero_biases: ZeroBiases::None,
+    has_window: true,
+    tokenizer_class: "GPT2Tokenizer",
+    ..LLAMA
+};
+
+const STABLELM: FamilyFacts = FamilyFacts {
+    name: "stablelm",
+    classes: &["StableLmForCausalLM", "StableLmModel"],
+    epsilon_key: "layer_norm_eps",
+    attention_bias: Announced::OfQkvByKey("use_qkv_bias", false),
+    mlp_bias: Announced::Never,
+    zero_biases: ZeroBiases::None,
+    tokenizer_class: "GPTNeoXTokenizer",
+    ..LLAMA
+};
+
+const COHERE: FamilyFacts = FamilyFacts {
+    name: "cohere",
+    classes: &["CohereForCausalLM", "CohereModel"],
+    epsilon_key: "layer_norm_eps",
+    mlp_bias: Announced::Never,
+    norms_lack_biases: true,
+    tokenizer_class: "CohereTokenizer",
+    ..LLAMA
+};
+
+/// Llama-Nemotron 51B, Super and Ultra.
+const NEMOTRON_NAS: FamilyFacts = FamilyFacts {
+    name: "nemotron-nas",
+    classes: &["DeciLMForCausalLM"],
+    // The blocks have widths of their own.
+    default_ffn_factor: Some(4),
+    zero_biases: ZeroBiases::None,
+    ..LLAMA
+};
+
 const GPT2: FamilyFacts = FamilyFacts {
     name: "gpt2",
     classes: &["GPT2LMHeadModel", "GPT2Model"],
@@ -250,6 +327,13 @@ impl Family {
             Self::Qwen2Moe => &QWEN2_MOE,
             Self::Qwen3Moe => &QWEN3_MOE,
             Self::Olmoe => &OLMOE,
+            Self::Phi3 => &PHI3,
+            Self::Olmo2 => &OLMO2,
+            Self::Granite => &GRANITE,
+            Self::StarCoder2 => &STARCODER2,
+            Self::StableLm => &STABLELM,
+            Self::Cohere => &COHERE,
+            Self::NemotronNas => &NEMOTRON_NAS,
         }
     }
 

@@ -4,8 +4,8 @@
 //! `rope_freqs.weight`, whose constants are found again in `rope_factors`.
 
 use model_spec::{
-    Activation, AttentionRule, BlockStyle, HeadLayout, Nonlinearity, NormSpec, Normalization, OutputSpec,
-    PositionEmbedding, TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, HeadLayout, Multipliers, Nonlinearity, NormSpec, Normalization,
+    OutputSpec, PositionEmbedding, TableRows, UniformSpec,
 };
 
 use super::arch::{ModelArch, Rope, RopeExtension, size};
@@ -117,6 +117,9 @@ fn arch(source: &GgufSource) -> Result<ModelArch, FormatError> {
             bias: family.facts().has_output_bias,
             softcap: None,
         },
+        pre_layernorms: true,
+        multipliers: Multipliers::default(),
+        blocks: None,
     };
     let tables = TableRows {
         vocab: embedding.shape.first().copied().unwrap_or(0),

@@ -3,13 +3,16 @@
 //! Defaults of keys left out are those of transformers' configuration classes. Whatever would change the numbers and has
 //! no key in NeMo's configuration is refused by name.
 
+mod dense;
 mod gemma;
 mod moe;
+mod nas;
 mod qwen;
+mod rope_lists;
 
 use model_spec::{
-    Activation, AttentionRule, BlockStyle, HeadLayout, Module, Nonlinearity, NormSpec, Normalization,
-    OutputSpec, Part, PositionEmbedding, RopeScaling, TableRows, TensorId, UniformSpec,
+    Activation, AttentionRule, BlockStyle, HeadLayout, Module, Multipliers, Nonlinearity, NormSpec,
+    Normalization, OutputSpec, Part, PositionEmbedding, RopeScaling, TableRows, TensorId, UniformSpec,
 };
 
 use super::arch::{ModelArch, Rope, RopeExtension, size};
@@ -25,8 +28,13 @@ use crate::{FormatError, SourceNote, TensorSource};
 const DEFAULT_MAX_POSITIONS: u64 = 2048;
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 const DEFAULT_INITIALIZER_RANGE: f64 = 0.02;
-const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `falcon`, `gpt2`, \
-                         `gptj`, `gpt_neox`, `mixtral`, `nemotron`, `olmoe`, `qwen2`, `qwen2_moe`, `qwen3` and `qwen3_moe`";
+const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `cohere`, `falcon`, \
+                         `gpt2`, `gptj`, `gpt_neox`, `granite`, `mixtral`, `nemotron`, `nemotron-nas`, `olmo2`, `olmoe`, `phi3`, `qwen2`, \
+                         `qwen2_moe`, `qwen3`, `qwen3_moe`, `stablelm` and `starcoder2`";
+
+/// What `layer_types` calls layers with a window and without.
+const SLIDING: &str = "sliding_attention";
+const FULL: &str = "full_attention";
 
 /// A model of Hugging Face, understood.
 pub(super) struct HfModel {
@@ -56,6 +64,13 @@ pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result
         "nemotron" => (nemotron(config)?, names::NEMOTRON),
         "qwen2" => (qwen::qwen(config, Family::Qwen2)?, names::LLAMA),
         "qwen3" => (qwen::qwen(config, Family::Qwen3)?, names::LLAMA),
+        "cohere" => (dense::cohere(config)?, names::LLAMA),
+        "granite" => (dense::granite(config)?, names::LLAMA),
+        "nemotron-nas" => (nas::nemotron_nas(config)?, names::NEMOTRON_NAS),
+        "olmo2" => (dense::olmo2(config)?, names::OLMO2),
+        "phi3" => (dense::phi3(config)?, names::PHI3),
+        "stablelm" => (dense::stablelm(config)?, names::STABLELM),
+        "starcoder2" => (dense::starcoder2(config)?, names::STARCODER2),
         "olmoe" => (moe::olmoe(config)?, names::QWEN_MOE),
         "qwen2_moe" => (moe::qwen(config, Family::Qwen2Moe)?, names::QWEN_MOE),
         "qwen3_moe" => (moe::qwen(config, Family::Qwen3Moe)?, names::QWEN_MOE),
@@ -69,6 +84,7 @@ pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result
     };
     let names = names.fitting(|name| source.meta(name).is_some());
     wrappers::refuse_prefix(&names, source)?;
+    rope_lists::settle(config, &mut arch)?;
     arch.check(config.file())?;
     let mut notes = Vec::new();
     notes.extend(settle_tie(&mut arch, &names, source)?);
@@ -149,6 +165,9 @@ fn common(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
             bias: facts.has_output_bias,
             softcap: None,
         },
+        pre_layernorms: true,
+        multipliers: Multipliers::default(),
+        blocks: None,
     };
     let tables = TableRows {
         vocab: config.require_u64(&["vocab_size"])?,
@@ -300,6 +319,22 @@ fn nemotron(config: &HfConfig) -> Result<ModelArch, FormatError> {
     Ok(arch)
 }
 
+/// For each layer, whether `layer_types` gives it a window.
+fn listed_layers(config: &HfConfig, num_layers: usize) -> Result<Vec<bool>, FormatError> {
+    let kinds = config.texts("layer_types");
+    if let Some(kind) = kinds.iter().find(|kind| ![SLIDING, FULL].contains(*kind)) {
+        let hint = "layers of these models are of `sliding_attention` and `full_attention`";
+        return Err(config.unsupported(&format!("`layer_types` with `{kind}`"), hint));
+    }
+    if kinds.len() != num_layers {
+        return Err(config.bad(format!(
+            "`layer_types` has {} entries and `num_hidden_layers` is {num_layers}",
+            kinds.len()
+        )));
+    }
+    Ok(kinds.iter().map(|kind| *kind == SLIDING).collect())
+}
+
 /// The activation of an MLP without a gate.
 fn plain_activation(config: &HfConfig, keys: &[&str], default: &str) -> Result<Activation, FormatError> {
     let nonlinearity = match config.text(keys)?.unwrap_or(default) {
@@ -338,7 +373,9 @@ fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeExtension, Forma
         ("high_freq_factor", rope.high_freq_factor),
         ("original_max_position_embeddings", rope.original_max_position_embeddings),
     ] {
-        if value.is_some() && kind != "llama3" {
+        let is_used = kind == "llama3"
+            || (key == "original_max_position_embeddings" && rope_lists::TYPES.contains(&kind));
+        if value.is_some() && !is_used {
             config.set_unused(format!("rope_scaling.{key}"));
         }
     }
@@ -371,9 +408,10 @@ fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeExtension, Forma
             }
             Ok(RopeExtension::Llama3(rule))
         }
+        Some(kind) if rope_lists::TYPES.contains(&kind) => Ok(RopeExtension::Factors),
         Some(other) => Err(config.unsupported(
             &format!("rope_scaling of type `{other}`"),
-            "supported types are `default`, `linear` and `llama3`",
+            "supported types are `default`, `linear`, `llama3`, `longrope` and `yarn`",
         )),
     }
 }

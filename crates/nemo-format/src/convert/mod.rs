@@ -42,8 +42,8 @@ use crate::writer::{
     write_nemo,
 };
 use crate::{
-    AdapterSummary, ConvertNote, DType, FormatError, GgufFile, GgufSource, SourceNote, TensorSource, bridge,
-    convert_note,
+    AdapterSummary, ConvertNote, DType, FormatError, GgufFile, GgufSource, SourceNote, TensorSource,
+    convert_note, iterations,
 };
 
 /// Choices of [`convert_checkpoint`].
@@ -70,7 +70,8 @@ pub enum InputKind {
     HuggingFace,
     /// A GGUF file with a Llama model.
     Gguf,
-    /// A Megatron-Core `.nemo` archive, the folder extracted from one, a folder of NeMo 2 or one of Megatron-Bridge.
+    /// A Megatron-Core `.nemo` archive, the folder extracted from one, a folder of NeMo 2, one of
+    /// Megatron-Bridge or one of Megatron-LM.
     Nemo,
 }
 
@@ -212,7 +213,7 @@ fn detect(input: &Path) -> Result<InputKind, FormatError> {
                 .into(),
     };
     refuse_peft_folder(input)?;
-    if bridge::iteration(input)?.is_some() {
+    if iterations::find(input)?.is_some() {
         return Ok(InputKind::Nemo);
     }
     if input.is_dir() {

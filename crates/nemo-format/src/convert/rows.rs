@@ -27,6 +27,8 @@ pub(super) enum PieceFrom {
     /// A tensor whose rows llama.cpp permuted: within each head, stored row `2 i + j` is row `j * head_dim / 2 + i`
     /// of the half-split rotary order.
     PairedRotary { name: String, head_dim: u64 },
+    /// A tensor with one axis, as a row.
+    Row(String),
     /// Rows of zeros, for biases that the source does not have but the target layout needs.
     Zeros,
 }
@@ -34,7 +36,10 @@ pub(super) enum PieceFrom {
 impl PieceFrom {
     fn tensor(&self) -> Option<&str> {
         match self {
-            Self::Tensor(name) | Self::Transposed(name) | Self::PairedRotary { name, .. } => Some(name),
+            Self::Tensor(name)
+            | Self::Transposed(name)
+            | Self::Row(name)
+            | Self::PairedRotary { name, .. } => Some(name),
             Self::Zeros => None,
         }
     }
@@ -89,6 +94,10 @@ impl RowSource {
 
     /// How many rows a used tensor has: columns, where it is transposed.
     pub(super) fn num_rows(&self, from: &str) -> u64 {
+        let is_row = |piece: &Piece| matches!(&piece.from, PieceFrom::Row(name) if name == from);
+        if self.tensors.values().flat_map(|tensor| &tensor.pieces).any(is_row) {
+            return 1;
+        }
         let is_transposed =
             |piece: &Piece| matches!(&piece.from, PieceFrom::Transposed(name) if name == from);
         let axis = usize::from(self.tensors.values().flat_map(|tensor| &tensor.pieces).any(is_transposed));
@@ -113,6 +122,9 @@ impl RowSource {
             let mut stored = meta.shape.clone();
             if matches!(piece.from, PieceFrom::Transposed(_)) {
                 stored.reverse();
+            }
+            if matches!(piece.from, PieceFrom::Row(_)) {
+                stored.insert(0, 1);
             }
             let fits = stored.len() == shape.len()
                 && stored.get(1..) == shape.get(1..)
@@ -179,6 +191,10 @@ impl RowSource {
                 Ok(())
             }
             PieceFrom::Tensor(name) => self.inner.read(name, &with_rows(rows), dst),
+            PieceFrom::Row(name) => {
+                let ranges = region.ranges.iter().skip(1).cloned().collect();
+                self.inner.read(name, &Region { ranges }, dst)
+            }
             PieceFrom::Transposed(name) => {
                 let num_rows = (rows.end - rows.start) as usize;
                 let mut region = with_rows(rows);

@@ -89,6 +89,19 @@ pub(crate) fn open(archive: &Arc<Archive>, folder: &str) -> Result<DistCkpt, For
     Ok(DistCkpt { backend, source, stored })
 }
 
+/// The torch file of what was saved beside sharded tensors, where it is inside a data file, and that file's name.
+pub(crate) fn common_state<'a>(
+    archive: &'a Archive,
+    folder: &str,
+) -> Result<Option<(&'a [u8], String)>, FormatError> {
+    if ShardedBackend::detect(archive, folder)? != ShardedBackend::TorchDist {
+        return Ok(None);
+    }
+    let Some((member_idx, item)) = torch_dist::common_state(archive, folder)? else { return Ok(None) };
+    let bytes = archive.at(member_idx).get(item.start as usize..item.end as usize).unwrap_or_default();
+    Ok(Some((bytes, archive.describe(archive.name_at(member_idx)))))
+}
+
 fn add(source: &mut PiecedSource, place: TensorPlace, array: Array) -> Result<(), FormatError> {
     match place {
         TensorPlace::Unused => Ok(()),

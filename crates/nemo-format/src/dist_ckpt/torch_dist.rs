@@ -7,14 +7,17 @@ use std::ops::Range;
 use super::member_of;
 use crate::archive::Archive;
 use crate::naming::is_weight;
-use crate::pickle::{self, Pickle, Value, ValueId};
+use crate::pickle::{self, Names, Pickle, Value, ValueId};
 use crate::pieced::{Array, Piece, PieceData};
 use crate::{DType, FormatError, TensorMeta};
+
+/// The key of what is no sharded tensor.
+const COMMON_STATE: &str = "common_state";
 
 /// All arrays that are weights, in the order of the file.
 pub(super) fn arrays(archive: &Archive, folder: &str) -> Result<Vec<Array>, FormatError> {
     let member = member_of(folder, ".metadata");
-    let pickle = pickle::parse(archive.member(&member)?, &archive.describe(&member))?;
+    let pickle = pickle::parse_names(archive.member(&member)?, &archive.describe(&member), Names::Training)?;
     let reader = Reader { archive, folder, file: archive.describe(&member), pickle: &pickle };
     let places = reader.places()?;
     let mut arrays = Vec::new();
@@ -28,6 +31,33 @@ pub(super) fn arrays(archive: &Archive, folder: &str) -> Result<Vec<Array>, Form
     }
     reader.check_items(&arrays)?;
     Ok(arrays)
+}
+
+/// What Megatron-Core has saved beside sharded tensors, a torch file: the data file and the item in it. Old versions have a
+/// file of its own.
+pub(super) fn common_state(
+    archive: &Archive,
+    folder: &str,
+) -> Result<Option<(usize, Range<u64>)>, FormatError> {
+    let member = member_of(folder, ".metadata");
+    let file = archive.describe(&member);
+    let pickle = pickle::parse_names(archive.member(&member)?, &file, Names::Training)?;
+    let reader = Reader { archive, folder, file, pickle: &pickle };
+    for &(index, info) in reader.root_dict("storage_data")? {
+        let key = pickle.field(index, "fqn").and_then(|id| pickle.text(id)).unwrap_or_default();
+        if key.split('/').next() != Some(COMMON_STATE) {
+            continue;
+        }
+        reader.check_transforms(key, info)?;
+        let unreadable = || reader.damaged(format!("the entry `{key}` cannot be read"));
+        let (data_file, item) = reader.item(info).ok_or_else(unreadable)?;
+        let member_idx = archive.index_of(&member_of(folder, data_file))?;
+        if item.end > archive.at(member_idx).len() as u64 {
+            return Err(unreadable());
+        }
+        return Ok(Some((member_idx, item)));
+    }
+    Ok(None)
 }
 
 /// Data file and item of a piece, by key and offsets.

@@ -34,6 +34,16 @@ pub(crate) struct HfRope {
     pub(crate) original_max_position_embeddings: Option<f64>,
     pub(crate) rope_theta: Option<f64>,
     pub(crate) partial_rotary_factor: Option<f64>,
+    /// LongRoPE's two lists.
+    pub(crate) short_factor: Option<Vec<f64>>,
+    pub(crate) long_factor: Option<Vec<f64>>,
+    pub(crate) attention_factor: Option<f64>,
+    /// YaRN's.
+    pub(crate) beta_fast: Option<f64>,
+    pub(crate) beta_slow: Option<f64>,
+    pub(crate) mscale: Option<f64>,
+    pub(crate) mscale_all_dim: Option<f64>,
+    pub(crate) truncate: Option<bool>,
 }
 
 impl HfConfig {
@@ -112,6 +122,17 @@ impl HfConfig {
         self.read(&[key], "a list of whole numbers of at least 0", read)
     }
 
+    /// A list of numbers.
+    fn f64s(&self, key: &str) -> Result<Option<Vec<f64>>, FormatError> {
+        let read = |value: &Value| value.as_array()?.iter().map(Value::as_f64).collect();
+        self.read(&[key], "a list of numbers", read)
+    }
+
+    /// The value of a key, whatever it is.
+    pub(crate) fn value(&self, key: &str) -> Option<&Value> {
+        self.find(&[key]).map(|(_, value)| value)
+    }
+
     /// A number under any of these names.
     pub(crate) fn f64(&self, keys: &[&str]) -> Result<Option<f64>, FormatError> {
         self.read(keys, "a number", Value::as_f64)
@@ -151,7 +172,10 @@ impl HfConfig {
 
     /// Remembers a key of an inner dictionary that was looked up and has no use.
     pub(crate) fn set_unused(&self, key: String) {
-        self.unused_inside.borrow_mut().push(key);
+        let mut unused = self.unused_inside.borrow_mut();
+        if !unused.contains(&key) {
+            unused.push(key);
+        }
     }
 
     /// Keys of inner dictionaries that were not looked up.
@@ -213,6 +237,14 @@ impl HfConfig {
             original_max_position_embeddings: inside.f64(&["original_max_position_embeddings"])?,
             rope_theta: inside.f64(&["rope_theta"])?.or(outside.rope_theta),
             partial_rotary_factor: inside.f64(&["partial_rotary_factor"])?.or(outside.partial_rotary_factor),
+            short_factor: inside.f64s("short_factor")?,
+            long_factor: inside.f64s("long_factor")?,
+            attention_factor: inside.f64(&["attention_factor"])?,
+            beta_fast: inside.f64(&["beta_fast"])?,
+            beta_slow: inside.f64(&["beta_slow"])?,
+            mscale: inside.f64(&["mscale"])?,
+            mscale_all_dim: inside.f64(&["mscale_all_dim"])?,
+            truncate: inside.bool("truncate")?,
         };
         for (name, stated, outer) in [
             ("rope_theta", rope.rope_theta, outside.rope_theta),
@@ -227,7 +259,9 @@ impl HfConfig {
             }
         }
         let unasked = inside.unasked().into_iter().map(|(name, _)| format!("{key}.{name}"));
-        self.unused_inside.borrow_mut().extend(unasked);
+        for key in unasked {
+            self.set_unused(key);
+        }
         Ok(rope)
     }
 

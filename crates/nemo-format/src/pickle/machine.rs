@@ -1,6 +1,6 @@
 //! The stack machine: opcodes of protocols 0 to 5 that torch and its checkpoints write.
 
-use super::names::is_allowed;
+use super::names::{Names, is_allowed};
 use super::{Pickle, Value, ValueId};
 use crate::FormatError;
 
@@ -8,22 +8,29 @@ use crate::FormatError;
 const MAX_VALUES: usize = 1 << 24;
 const MAX_BYTES: usize = 1 << 30;
 
-/// Reads the pickle `bytes`. `file` names it in errors.
+/// Reads the pickle `bytes` of weights.
+#[cfg(test)]
 pub(crate) fn parse(bytes: &[u8], file: &str) -> Result<Pickle, FormatError> {
+    parse_names(bytes, file, Names::Weights)
+}
+
+/// Reads the pickle `bytes`, which may mention these names. `file` names it in errors.
+pub(crate) fn parse_names(bytes: &[u8], file: &str, names: Names) -> Result<Pickle, FormatError> {
     if bytes.len() > MAX_BYTES {
         let (value, limit) = (bytes.len() as u64, MAX_BYTES as u64);
         return Err(FormatError::Limit { file: file.to_owned(), what: "bytes of pickle", value, limit });
     }
-    Ok(parse_first(bytes, file)?.0)
+    Ok(parse_first(bytes, file, names)?.0)
 }
 
 /// Reads the first pickle in `bytes`, which may be longer, and returns its length too.
-pub(crate) fn parse_first(bytes: &[u8], file: &str) -> Result<(Pickle, usize), FormatError> {
+pub(crate) fn parse_first(bytes: &[u8], file: &str, names: Names) -> Result<(Pickle, usize), FormatError> {
     let bytes = &bytes[..bytes.len().min(MAX_BYTES)];
     let mut machine = Machine {
         bytes,
         at: 0,
         file,
+        names,
         values: Vec::new(),
         stack: Vec::new(),
         marks: Vec::new(),
@@ -41,6 +48,7 @@ struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     file: &'a str,
+    names: Names,
     values: Vec<Value>,
     stack: Vec<ValueId>,
     marks: Vec<usize>,
@@ -142,7 +150,7 @@ impl<'a> Machine<'a> {
     }
 
     fn global(&mut self, module: String, name: String) -> Result<(), FormatError> {
-        if !is_allowed(&module, &name) {
+        if !is_allowed(self.names, &module, &name) {
             let (file, offset_bytes) = (self.file.to_owned(), self.at as u64);
             return Err(FormatError::ForbiddenGlobal { file, offset_bytes, module, name });
         }
@@ -197,6 +205,8 @@ impl<'a> Machine<'a> {
         let target = self.top()?;
         match &mut self.values[target.0 as usize] {
             Value::List(list) => list.extend(items),
+            // What a class of its own would keep: a deque, a default dictionary.
+            Value::Object { .. } if self.names == Names::Training => {}
             _ => return Err(self.damaged("items are appended to something that is no list")),
         }
         Ok(())
@@ -209,6 +219,7 @@ impl<'a> Machine<'a> {
                 entries.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1])));
                 Ok(())
             }
+            Value::Object { .. } if self.names == Names::Training => Ok(()),
             _ => Err(self.damaged("items are set on something that is no dict")),
         }
     }

@@ -1,13 +1,16 @@
 //! Pickles, read without ever running them.
 //!
 //! A pickle is a program for a stack machine. This machine keeps every object it is told to build as an inert value;
-//! the few names it may mention are on a closed list. What the values mean is the reader's business.
+//! the names it may mention are on closed lists. What the values mean is the reader's business.
 
 mod machine;
 mod names;
 pub(crate) mod write;
 
-pub(crate) use machine::{parse, parse_first};
+#[cfg(test)]
+pub(crate) use machine::parse;
+pub(crate) use machine::{parse_first, parse_names};
+pub(crate) use names::Names;
 
 /// Index of a value in its pickle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -80,8 +80,60 @@ const TORCH_NAMES: &[&str] = &[
     "uint64",
 ];
 
+/// Which names a pickle may mention.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Names {
+    /// Those of weights.
+    Weights,
+    /// Those of the state of a training beside its weights, too: arguments, counters, states of optimizers and generators, and
+    /// the plans that Megatron-Core keeps of who wrote what.
+    Training,
+}
+
+/// Modules of such values, each with all below it.
+const TRAINING_MODULES: &[&str] = &[
+    "apex",
+    "argparse",
+    "collections",
+    "datetime",
+    "enum",
+    "megatron",
+    "modelopt",
+    "numpy",
+    "pathlib",
+    "signal",
+    "torch",
+    "transformer_engine",
+    "types",
+];
+/// Names of the interpreter's own that such values are made with.
+const TRAINING_NAMES: &[(&str, &str)] = &[
+    ("builtins", "complex"),
+    ("builtins", "dict"),
+    ("builtins", "float"),
+    ("builtins", "getattr"),
+    ("builtins", "int"),
+    ("builtins", "list"),
+    ("builtins", "object"),
+    ("builtins", "range"),
+    ("builtins", "slice"),
+    ("builtins", "str"),
+    ("builtins", "tuple"),
+    ("copyreg", "_reconstructor"),
+    ("functools", "partial"),
+];
+
 /// Whether a pickle may mention this name.
-pub(super) fn is_allowed(module: &str, name: &str) -> bool {
+pub(super) fn is_allowed(names: Names, module: &str, name: &str) -> bool {
+    is_of_weights(module, name) || (names == Names::Training && is_of_training(module, name))
+}
+
+fn is_of_training(module: &str, name: &str) -> bool {
+    let top = module.split('.').next().unwrap_or(module);
+    TRAINING_MODULES.contains(&top) || TRAINING_NAMES.contains(&(module, name))
+}
+
+fn is_of_weights(module: &str, name: &str) -> bool {
     ALLOWED.contains(&(module, name))
         || (module == "torch" && TORCH_NAMES.contains(&name))
         || (METADATA_MODULES.contains(&module) && METADATA_CLASSES.contains(&name))

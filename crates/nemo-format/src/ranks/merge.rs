@@ -263,8 +263,8 @@ fn parts<'a>(stage: &'a [RankFile], name: &'a str) -> Result<Parts<'a>, FormatEr
     let mut ranks: Vec<(usize, &StoredTensor)> = Vec::new();
     for file in stage {
         let entry = file.entries.get(name);
-        let entry = entry.ok_or_else(|| FormatError::MissingTensor { name: name.to_owned() })?;
-        let tensor = entry.tensor(&file.file, name)?;
+        let found = entry.ok_or_else(|| FormatError::MissingTensor { name: name.to_owned() })?;
+        let tensor = found.entry.tensor(&file.file, name)?;
         if let Some((_, first)) = ranks.first()
             && (first.shape != tensor.shape || first.dtype != tensor.dtype)
         {
@@ -278,7 +278,7 @@ fn parts<'a>(stage: &'a [RankFile], name: &'a str) -> Result<Parts<'a>, FormatEr
             );
             return Err(FormatError::bad_tensor(name, reason));
         }
-        ranks.push((file.member_idx, tensor));
+        ranks.push((found.member_idx, tensor));
     }
     Ok(Parts { name, ranks })
 }

@@ -2,7 +2,9 @@
 //!
 //! The files are found by their members' names, which say more reliably than the configuration how many there are.
 
+mod experts;
 mod merge;
+mod training;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,7 +13,9 @@ use hydra_config::Node;
 use indexmap::IndexMap;
 
 use self::merge::{Facts, Merger};
+pub(crate) use self::training::open_training;
 use crate::archive::Archive;
+use crate::megatron_lm::{RANK_FILE, RANK_FOLDER};
 use crate::naming::place_in_rank_file;
 use crate::partial_models::{refuse_adapters, refuse_virtual_stages};
 use crate::pieced::PiecedSource;
@@ -29,18 +33,39 @@ enum Naming {
     Single,
     Tensor,
     TensorAndPipeline,
+    /// Megatron-LM's, with these numbers behind that of the tensor-parallel rank.
+    Training {
+        has_pipeline: bool,
+        has_experts: bool,
+    },
 }
 
 impl Naming {
-    fn member(self, tensor_rank: u64, pipeline_rank: u64) -> String {
+    fn member(
+        self,
+        Rank { tensor: tensor_rank, pipeline: pipeline_rank, expert: expert_rank }: Rank,
+    ) -> String {
         match self {
             Self::Single => FILE.to_owned(),
             Self::Tensor => format!("mp_rank_{tensor_rank:02}/{FILE}"),
             Self::TensorAndPipeline => {
                 format!("tp_rank_{tensor_rank:02}_pp_rank_{pipeline_rank:03}/{FILE}")
             }
+            Self::Training { has_pipeline, has_experts } => {
+                let pipeline = if has_pipeline { format!("_{pipeline_rank:03}") } else { String::new() };
+                let expert = if has_experts { format!("_{expert_rank:03}") } else { String::new() };
+                format!("{RANK_FOLDER}{tensor_rank:02}{pipeline}{expert}/{RANK_FILE}")
+            }
         }
     }
+}
+
+/// Whose part of a model a file has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rank {
+    tensor: u64,
+    pipeline: u64,
+    expert: u64,
 }
 
 /// The files that there are.
@@ -49,6 +74,7 @@ pub(crate) struct RankGrid {
     naming: Naming,
     pub(crate) tensor_parallel: u64,
     pub(crate) pipeline_parallel: u64,
+    pub(crate) expert_parallel: u64,
 }
 
 /// Looks for files of ranks. `None` when there are none at all; an error when some are missing.
@@ -75,11 +101,13 @@ pub(crate) fn find(archive: &Archive) -> Result<Option<RankGrid>, FormatError> {
     }
     let tensor_parallel = ranks.iter().map(|&(_, rank)| rank + 1).max().unwrap_or(1);
     let pipeline_parallel = ranks.iter().map(|&(rank, _)| rank + 1).max().unwrap_or(1);
-    let grid = RankGrid { naming, tensor_parallel, pipeline_parallel };
+    let grid = RankGrid { naming, tensor_parallel, pipeline_parallel, expert_parallel: 1 };
     for pipeline_rank in 0..pipeline_parallel {
         for tensor_rank in 0..tensor_parallel {
             if !ranks.contains(&(pipeline_rank, tensor_rank)) {
-                return Err(grid.missing(archive, tensor_rank, pipeline_rank));
+                return Err(
+                    grid.missing(archive, Rank { tensor: tensor_rank, pipeline: pipeline_rank, expert: 0 })
+                );
             }
         }
     }
@@ -101,8 +129,8 @@ fn rank_of(folder: &str) -> Option<(Naming, u64, u64)> {
 }
 
 impl RankGrid {
-    fn missing(&self, archive: &Archive, tensor_rank: u64, pipeline_rank: u64) -> FormatError {
-        let member = self.naming.member(tensor_rank, pipeline_rank);
+    fn missing(&self, archive: &Archive, rank: Rank) -> FormatError {
+        let member = self.naming.member(rank);
         FormatError::MissingMember { path: archive.path().to_owned(), member }
     }
 }
@@ -117,10 +145,23 @@ pub(crate) struct RankFiles {
 
 /// A rank's file.
 struct RankFile {
-    member_idx: usize,
     /// For errors.
     file: String,
-    entries: IndexMap<String, Entry>,
+    entries: IndexMap<String, RankEntry>,
+}
+
+/// What a rank's file has under a name.
+struct RankEntry {
+    /// Of the file that it lies in, which is another one for some experts.
+    member_idx: usize,
+    entry: Entry,
+}
+
+impl RankFile {
+    fn new(member_idx: usize, file: String, entries: IndexMap<String, Entry>) -> Self {
+        let entries = entries.into_iter().map(|(name, entry)| (name, RankEntry { member_idx, entry }));
+        Self { file, entries: entries.collect() }
+    }
 }
 
 /// What the files of the ranks are expected to hold.
@@ -150,7 +191,7 @@ pub(crate) fn open(
     for pipeline_rank in 0..grid.pipeline_parallel {
         let mut stage = Vec::new();
         for tensor_rank in 0..grid.tensor_parallel {
-            let member = grid.naming.member(tensor_rank, pipeline_rank);
+            let member = grid.naming.member(Rank { tensor: tensor_rank, pipeline: pipeline_rank, expert: 0 });
             let member_idx = archive.index_of(&member)?;
             let file = archive.describe(&member);
             let entries = read_state_dict(archive.at(member_idx), &file)?;
@@ -158,7 +199,7 @@ pub(crate) fn open(
                 refuse_adapters(&file, entries.keys().map(String::as_str))?;
             }
             list(&mut stored, &member, &file, &entries)?;
-            stage.push(RankFile { member_idx, file, entries });
+            stage.push(RankFile::new(member_idx, file, entries));
         }
         merger.add_stage(&stage, pipeline_rank, grid.pipeline_parallel)?;
     }
@@ -197,23 +238,24 @@ fn check_nothing_is_missing(
     if grid.naming == Naming::Single {
         return Ok(());
     }
+    let next_tensor = Rank { tensor: grid.tensor_parallel, pipeline: 0, expert: 0 };
     if let Holds::Adapter { .. } = merger.holds
         && size("tensor_model_parallel_size").is_some_and(|ranks| ranks > grid.tensor_parallel)
     {
-        return Err(grid.missing(archive, grid.tensor_parallel, 0));
+        return Err(grid.missing(archive, next_tensor));
     }
     if let (Some(found), Some(expected)) = (merger.qkv_rows, merger.facts.qkv_rows())
         && let Some(ranks) = size("tensor_model_parallel_size")
         && found.checked_mul(ranks) == expected.checked_mul(grid.tensor_parallel)
         && found < expected
     {
-        return Err(grid.missing(archive, grid.tensor_parallel, 0));
+        return Err(grid.missing(archive, next_tensor));
     }
     if let (Some(stages), Some(num_layers)) = (size("pipeline_model_parallel_size"), size("num_layers"))
         && stages > grid.pipeline_parallel
         && merger.num_layers < num_layers
     {
-        return Err(grid.missing(archive, 0, grid.pipeline_parallel));
+        return Err(grid.missing(archive, Rank { tensor: 0, pipeline: grid.pipeline_parallel, expert: 0 }));
     }
     Ok(())
 }

@@ -4,6 +4,7 @@
 
 mod non_zip;
 mod tensor;
+mod training;
 mod zip;
 
 use std::collections::HashMap;
@@ -13,9 +14,10 @@ use indexmap::IndexMap;
 
 use self::tensor::Parsed;
 pub(crate) use self::tensor::StoredTensor;
+pub(crate) use self::training::{TrainingFile, read_training};
 use crate::FormatError;
 use crate::partial_models::{is_virtual_stage, virtual_stages};
-use crate::pickle::{Pickle, Value, ValueId};
+use crate::pickle::{Names, Pickle, Value, ValueId};
 
 /// A file's object and where its storages lie.
 struct Container {
@@ -46,7 +48,7 @@ impl Entry {
 
 /// The tensors of the state dictionary in the torch file `bytes`, by name; `file` stands for it in errors.
 pub(crate) fn read_state_dict(bytes: &[u8], file: &str) -> Result<IndexMap<String, Entry>, FormatError> {
-    let container = open(bytes, file)?;
+    let container = open(bytes, file, Names::Weights)?;
     let pickle = &container.pickle;
     let not_a_dict = || FormatError::damaged(file, 0, "it does not hold a dictionary of tensors");
     let dict = pickle.dict(state_dict(pickle)).ok_or_else(not_a_dict)?;
@@ -56,12 +58,9 @@ pub(crate) fn read_state_dict(bytes: &[u8], file: &str) -> Result<IndexMap<Strin
         if is_virtual_stage(name) {
             return Err(virtual_stages(file, name));
         }
-        let entry = match container.tensor(value, file, name)? {
-            Parsed::Tensor(tensor) => Entry::Tensor(tensor),
-            Parsed::OtherDtype(dtype) => Entry::OtherDtype(dtype),
-            Parsed::NotATensor => continue,
-        };
-        entries.insert(name.to_owned(), entry);
+        if let Some(entry) = container.entry(value, file, name)? {
+            entries.insert(name.to_owned(), entry);
+        }
     }
     Ok(entries)
 }
@@ -74,7 +73,7 @@ fn state_dict(pickle: &Pickle) -> ValueId {
 
 /// The single tensor of the torch file `bytes`.
 pub(crate) fn read_tensor(bytes: &[u8], file: &str) -> Result<StoredTensor, FormatError> {
-    let container = open(bytes, file)?;
+    let container = open(bytes, file, Names::Weights)?;
     match container.tensor(container.pickle.root(), file, "the tensor")? {
         Parsed::Tensor(tensor) => Ok(tensor),
         Parsed::OtherDtype(dtype) => Err(FormatError::Unsupported {
@@ -85,11 +84,11 @@ pub(crate) fn read_tensor(bytes: &[u8], file: &str) -> Result<StoredTensor, Form
     }
 }
 
-fn open(bytes: &[u8], file: &str) -> Result<Container, FormatError> {
+fn open(bytes: &[u8], file: &str, names: Names) -> Result<Container, FormatError> {
     if bytes.starts_with(b"PK\x03\x04") {
-        zip::open(bytes, file)
+        zip::open(bytes, file, names)
     } else if non_zip::is_magic(bytes) {
-        non_zip::open(bytes, file)
+        non_zip::open(bytes, file, names)
     } else if bytes.get(257..262) == Some(b"ustar") {
         Err(FormatError::Unsupported {
             what: format!("`{file}`, a torch file from before torch 0.1.10,"),
@@ -104,6 +103,15 @@ impl Container {
     /// Whether a value is a tensor, and which. `name` is for errors.
     fn tensor(&self, id: ValueId, file: &str, name: &str) -> Result<Parsed, FormatError> {
         tensor::parse(self, id, file, name)
+    }
+
+    /// What a state dictionary has in this value, where it is a tensor. `name` is for errors.
+    fn entry(&self, id: ValueId, file: &str, name: &str) -> Result<Option<Entry>, FormatError> {
+        Ok(match self.tensor(id, file, name)? {
+            Parsed::Tensor(tensor) => Some(Entry::Tensor(tensor)),
+            Parsed::OtherDtype(dtype) => Some(Entry::OtherDtype(dtype)),
+            Parsed::NotATensor => None,
+        })
     }
 
     /// The storages that the pickle mentions: key, class and number of elements.

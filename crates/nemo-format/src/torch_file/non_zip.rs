@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use super::tensor::storage_elem_bytes;
 use super::{Container, StorageId};
 use crate::FormatError;
-use crate::pickle::{self, Pickle, Value};
+use crate::pickle::{self, Names, Pickle, Value};
 
 /// `0x1950a86a20f9469cfc6c`, little endian, as LONG1 holds it.
 const MAGIC: [u8; 10] = [0x6c, 0xfc, 0x9c, 0x46, 0xf9, 0x20, 0x6a, 0xa8, 0x50, 0x19];
@@ -23,8 +23,8 @@ pub(super) fn is_magic(bytes: &[u8]) -> bool {
     })
 }
 
-pub(super) fn open(bytes: &[u8], file: &str) -> Result<Container, FormatError> {
-    let mut reader = Reader { bytes, file, at: 0 };
+pub(super) fn open(bytes: &[u8], file: &str, names: Names) -> Result<Container, FormatError> {
+    let mut reader = Reader { bytes, file, names, at: 0 };
     let magic = reader.pickle()?;
     if *magic.value(magic.root()) != Value::Bytes(MAGIC.to_vec()) {
         return Err(reader.damaged("its magic number is not torch's"));
@@ -74,6 +74,7 @@ fn elem_bytes_of_storages(pickle: &Pickle) -> HashMap<String, u64> {
 struct Reader<'a> {
     bytes: &'a [u8],
     file: &'a str,
+    names: Names,
     at: usize,
 }
 
@@ -84,7 +85,7 @@ impl Reader<'_> {
 
     fn pickle(&mut self) -> Result<Pickle, FormatError> {
         let rest = self.bytes.get(self.at..).unwrap_or_default();
-        let (pickle, len_bytes) = pickle::parse_first(rest, self.file)?;
+        let (pickle, len_bytes) = pickle::parse_first(rest, self.file, self.names)?;
         self.at += len_bytes;
         Ok(pickle)
     }

@@ -199,7 +199,7 @@ fn values_of_every_kind_are_parsed_and_dropped() {
     let all: serde_json::Value = serde_json::from_slice(&text).unwrap();
     for file in ["objects_proto2.pt", "objects_proto4.pt"] {
         let bytes = std::fs::read(format!("{TORCH_PICKLE}{file}")).unwrap();
-        let container = open(&bytes, file).unwrap();
+        let container = open(&bytes, file, Names::Weights).unwrap();
         let pickle = &container.pickle;
         let wrong = |pair: &&serde_json::Value| {
             let key = pair[0].clone();

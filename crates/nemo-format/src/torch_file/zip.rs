@@ -8,12 +8,12 @@ use ::zip::{CompressionMethod, ZipArchive};
 
 use super::Container;
 use crate::FormatError;
-use crate::pickle;
+use crate::pickle::{self, Names};
 
 /// The member that holds the object.
 const PICKLE: &str = "data.pkl";
 
-pub(super) fn open(bytes: &[u8], file: &str) -> Result<Container, FormatError> {
+pub(super) fn open(bytes: &[u8], file: &str, names: Names) -> Result<Container, FormatError> {
     let damaged = |reason: String| FormatError::damaged(file, 0, reason);
     let members = members(bytes, file)?;
     let mut pickles = members.iter().filter(|(name, _)| {
@@ -35,7 +35,7 @@ pub(super) fn open(bytes: &[u8], file: &str) -> Result<Container, FormatError> {
             hint: "load it with torch and save it again on a little-endian machine".to_owned(),
         });
     }
-    let pickle = pickle::parse(slice(range), file)?;
+    let pickle = pickle::parse_names(slice(range), file, names)?;
     let storage = |(name, range): &(String, Range<u64>)| {
         let key = name.strip_prefix(folder)?.strip_prefix("data/")?;
         Some((key.to_owned(), range.clone()))

@@ -1,9 +1,10 @@
 //! Which keys a torch_dist checkpoint has for some canonical tensors, and where their items lie.
 //!
 //! Layers that are alike are stacked under keys without their number, and so are the experts of a layer, as
-//! Megatron-Core does; where only some layers have experts, all layers keep their numbers.
+//! Megatron-Core does; where only some layers have experts, or layers are of several kinds, all layers keep
+//! their numbers.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use indexmap::IndexMap;
 use model_spec::{EXPERTS, LAYERS, Module};
@@ -113,7 +114,7 @@ fn place_of(index: u64, counts: &[u64]) -> Vec<u64> {
 /// How Megatron-Core names the tensors of a model.
 struct Naming {
     with_experts: BTreeSet<u64>,
-    /// Whether all layers have experts, or none.
+    /// Whether all layers are of one kind.
     is_uniform: bool,
 }
 
@@ -127,8 +128,8 @@ impl Naming {
                 with_experts.insert(layer);
             }
         }
-        let is_uniform = with_experts.is_empty() || with_experts.len() == layers.len();
-        Self { with_experts, is_uniform }
+        let has_same_experts = with_experts.is_empty() || with_experts.len() == layers.len();
+        Self { with_experts, is_uniform: has_same_experts && !has_several_kinds(source, &layers) }
     }
 
     /// The key of a tensor, and its place on the axes in front.
@@ -153,6 +154,29 @@ impl Naming {
         };
         (format!("{prefix}{rest}"), place)
     }
+}
+
+/// Whether layers differ in the shape of a tensor, lack attention or MLP, or have a linear layer in its place. A tensor that is
+/// missing elsewhere is not taken for that.
+fn has_several_kinds(source: &dyn TensorSource, layers: &BTreeSet<u64>) -> bool {
+    const PARTS: [&str; 2] = ["self_attention.", "mlp."];
+    let mut shapes: HashMap<&str, &[u64]> = HashMap::new();
+    let mut with_part = [BTreeSet::new(), BTreeSet::new()];
+    for name in source.names() {
+        let Some((layer, rest)) = split_layer(name) else { continue };
+        for (part, with) in PARTS.iter().zip(&mut with_part) {
+            let Some(behind) = rest.strip_prefix(part) else { continue };
+            with.insert(layer);
+            if behind == "weight" {
+                return true;
+            }
+        }
+        let shape = source.meta(name).map_or(&[][..], |meta| &meta.shape);
+        if *shapes.entry(rest).or_insert(shape) != shape {
+            return true;
+        }
+    }
+    with_part.iter().any(|with| !with.is_empty() && with.len() != layers.len())
 }
 
 /// The layer of a tensor, and its name in it.

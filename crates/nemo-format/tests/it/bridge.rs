@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use nemo_format::{Checkpoint, ConvertOptions, export_huggingface};
 
-use crate::fixtures::{assert_same_tensors, converted, fixture};
+use crate::fixtures::{assert_same_tensors, converted, copy_folder, fixture};
 
 const ITERATION: &str = "iter_0000005";
 
@@ -76,7 +76,7 @@ struct Copy(tempfile::TempDir);
 impl Copy {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        copy(&fixture("bridge/qwen3"), folder.path());
+        copy_folder(&fixture("bridge/qwen3"), folder.path());
         Self(folder)
     }
 
@@ -111,19 +111,6 @@ impl Copy {
     }
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            copy(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
-
 #[test]
 fn the_iteration_that_counts_is_the_one_that_the_root_names() {
     let both = || Copy::new().remove("latest_train_state.pt");
@@ -152,7 +139,7 @@ fn half_a_folder_says_what_it_lacks() {
     insta::assert_snapshot!(without(".metadata"), @"`…/iter_0000005`, half an iteration: it has 1 data files and no `.metadata`, cannot be read: it was not written to its end, or not copied whole: copy it again, or give another iteration");
     insta::assert_snapshot!(without("metadata.json"), @"`…/iter_0000005`, half an iteration: it has 1 data files and no `metadata.json`, cannot be read: it was not written to its end, or not copied whole: copy it again, or give another iteration");
     insta::assert_snapshot!(without("__0_0.distcp"), @"`…/iter_0000005` has no member `__0_0.distcp`");
-    insta::assert_snapshot!(without("run_config.yaml"), @"`…/iter_0000005`, an iteration without `run_config.yaml`, cannot be read: `run_config.yaml` describes the model: save it with Megatron-Bridge, or copy the iteration again; folders of Megatron-LM itself, which keep their arguments in `common.pt`, are not read");
+    insta::assert_snapshot!(without("run_config.yaml"), @"`…/iter_0000005/__0_0.distcp`, which has no `args`, cannot be read: Megatron-LM keeps the arguments that describe the model there: where it is the weights of a `.nemo`, of NeMo 2 or of Megatron-Bridge, give the folder that also has `model_config.yaml`, `context/` or `run_config.yaml`");
 }
 
 #[test]

@@ -6,4 +6,5 @@ mod bridge;
 mod damaged;
 mod fixtures;
 mod formats;
+mod megatron_lm;
 mod writing;

@@ -4,7 +4,7 @@ use super::Key;
 
 const BLOCK: &str = "model.parallel_attention";
 
-pub(super) const KEYS: [Key; 79] = [
+pub(super) const KEYS: [Key; 85] = [
     Key::dropped("model.target"),
     Key::dropped("model.nemo_version"),
     Key::read_as("model.tokenizer", "tokenizer"),
@@ -87,4 +87,10 @@ pub(super) const KEYS: [Key; 79] = [
     Key::read("model.window_attn_skip_freq"),
     Key::read("model.rotary_base_local"),
     Key::read("model.post_layernorms"),
+    Key::read("model.pre_layernorms"),
+    Key::read("model.qk_layernorm_per_head"),
+    Key::read("model.embedding_multiplier"),
+    Key::read("model.residual_multiplier"),
+    Key::read("model.logits_multiplier"),
+    Key::read("model.heterogeneous_layers_config_encoded_json"),
 ];

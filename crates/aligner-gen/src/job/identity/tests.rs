@@ -154,6 +154,18 @@ const OF_THE_MODEL: &[Change] = &[
     ("model.window_attn_skip_freq", &["++model.window_size=[8,0]"], &["[0,1]"]),
     ("model.rotary_base_local", &["++model.window_attn_skip_freq=2", "++model.window_size=[8,0]"], &["77"]),
     ("model.post_layernorms", &[], &["true"]),
+    ("model.pre_layernorms", &[], &["false"]),
+    ("model.qk_layernorm_per_head", &["++model.qk_layernorm=true"], &["true"]),
+    ("model.embedding_multiplier", &[], &["3"]),
+    ("model.residual_multiplier", &[], &["0.5"]),
+    ("model.logits_multiplier", &[], &["0.25"]),
+    (
+        "model.heterogeneous_layers_config_encoded_json",
+        &[],
+        &[
+            "'{\"block_configs\":[{\"attention\":{\"no_op\":true},\"ffn\":{\"no_op\":true}},{\"attention\":{\"no_op\":true},\"ffn\":{\"no_op\":true}}]}'",
+        ],
+    ),
     ("model.attn_logit_softcapping", &[], &["50"]),
     ("model.final_logit_softcapping", &[], &["30"]),
     ("model.query_pre_attn_scalar", &[], &["144"]),

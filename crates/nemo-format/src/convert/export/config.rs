@@ -4,8 +4,8 @@
 
 use hydra_config::Node;
 use model_spec::{
-    Activation, AttentionRule, BlockStyle, HeadLayout, MoeLayers, Nonlinearity, NormSpec, Normalization,
-    OutputSpec, PositionEmbedding, RopeScaling, TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, HeadLayout, MoeLayers, Multipliers, Nonlinearity, NormSpec,
+    Normalization, OutputSpec, PositionEmbedding, RopeScaling, TableRows, UniformSpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -82,7 +82,13 @@ pub(super) fn refused(what: &str) -> FormatError {
 }
 
 /// Keys that must be off: the targets compute nothing of the kind.
-const OFF: [&str; 15] = [
+const OFF: [&str; 21] = [
+    "embedding_multiplier",
+    "heterogeneous_layers_config_encoded_json",
+    "logits_multiplier",
+    "qk_layernorm_per_head",
+    "residual_multiplier",
+    "rope_scaling.attention_factor",
     "apply_residual_connection_post_layernorm",
     "headscale",
     "heterogeneous_block_specs",
@@ -139,6 +145,9 @@ fn refuse_other_models(config: &NemoConfig<'_>) -> Result<(), FormatError> {
                 return Err(refused(&format!("{key} `{}`", shown(value))));
             }
         }
+    }
+    if config.bool("pre_layernorms")? == Some(false) {
+        return Err(refused("pre_layernorms `false`"));
     }
     match config.find("mcore_customization_config.window_size") {
         Some(value) => Err(refused(&format!("mcore_customization_config.window_size `{}`", shown(value)))),
@@ -207,6 +216,9 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
             bias: family.facts().has_output_bias,
             softcap: None,
         },
+        pre_layernorms: true,
+        multipliers: Multipliers::default(),
+        blocks: None,
     };
     let tables = TableRows { vocab: vocab_size, positions: max_position_embeddings };
     let init_method_std = config.f64("init_method_std")?.unwrap_or(0.02);
@@ -442,7 +454,7 @@ pub(super) fn config_json(
 
 fn rope_scaling(scaling: RopeExtension) -> Value {
     match scaling {
-        RopeExtension::None => Value::Null,
+        RopeExtension::None | RopeExtension::Factors => Value::Null,
         RopeExtension::Linear(factor) => json!({"rope_type": "linear", "type": "linear", "factor": factor}),
         RopeExtension::Llama3(rule) => json!({
             "rope_type": "llama3",

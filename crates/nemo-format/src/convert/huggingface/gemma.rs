@@ -5,14 +5,12 @@
 
 use model_spec::{Activation, LocalLayers, Nonlinearity};
 
-use super::{llama, rope_scaling};
+use super::{FULL, SLIDING, listed_layers, llama, rope_scaling};
 use crate::FormatError;
 use crate::convert::arch::{ModelArch, NO_WINDOW, Rope, RopeExtension, size};
 use crate::convert::family::Family;
 use crate::huggingface::{HfConfig, HfRope};
 
-const SLIDING: &str = "sliding_attention";
-const FULL: &str = "full_attention";
 /// `sliding_window` of classes that do not say otherwise.
 const DEFAULT_WINDOW: u64 = 4096;
 /// Of the layers of Gemma 3, one in so many has no window.
@@ -115,18 +113,7 @@ fn local_layers(config: &HfConfig, num_layers: usize, pattern: u64) -> Result<Lo
     let default = (!config.mentions("sliding_window")).then_some(DEFAULT_WINDOW);
     let tokens = config.u64(&["sliding_window", "sliding_window_size"])?.or(default);
     let is_local: Vec<bool> = if config.has("layer_types") {
-        let kinds = config.texts("layer_types");
-        if let Some(kind) = kinds.iter().find(|kind| ![SLIDING, FULL].contains(*kind)) {
-            let hint = "layers of Gemma are of `sliding_attention` and `full_attention`";
-            return Err(config.unsupported(&format!("`layer_types` with `{kind}`"), hint));
-        }
-        if kinds.len() != num_layers {
-            return Err(config.bad(format!(
-                "`layer_types` has {} entries and `num_hidden_layers` is {num_layers}",
-                kinds.len()
-            )));
-        }
-        kinds.iter().map(|kind| *kind == SLIDING).collect()
+        listed_layers(config, num_layers)?
     } else if pattern == 0 {
         return Err(config.bad("the key `sliding_window_pattern` is `0`, expected at least 1".to_owned()));
     } else {

@@ -2,7 +2,9 @@
 //!
 //! Read from transformers' `Qwen2Config` and `Qwen3Config`, which share the keys of windows and their defaults.
 
-use super::llama;
+use model_spec::LocalLayers;
+
+use super::{listed_layers, llama};
 use crate::FormatError;
 use crate::convert::arch::{ModelArch, size};
 use crate::convert::family::Family;
@@ -11,7 +13,7 @@ use crate::huggingface::HfConfig;
 /// Llama with biases of queries, keys and values (2), or with norms of query and key heads (3).
 pub(super) fn qwen(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
     let mut arch = llama(config, family)?;
-    refuse_qwen_windows(config, arch.model.num_layers as u64)?;
+    arch.model.attention.local = windows(config, arch.model.num_layers)?;
     if family == Family::Qwen3 {
         arch.set_head_dim(config.u64(&["head_dim"])?.unwrap_or(128));
     }
@@ -23,35 +25,28 @@ pub(super) fn qwen(config: &HfConfig, family: Family) -> Result<ModelArch, Forma
     Ok(arch)
 }
 
-/// A window counts in layers from `max_window_layers` on, where `use_sliding_window` is true; newer files list the layers.
+/// The layers with a window: those from `max_window_layers` on, where `use_sliding_window` is true; newer files list them.
 /// All keys are asked for, whichever of them count.
-fn refuse_qwen_windows(config: &HfConfig, num_layers: u64) -> Result<(), FormatError> {
+fn windows(config: &HfConfig, num_layers: usize) -> Result<Option<LocalLayers>, FormatError> {
     let is_used = config.bool("use_sliding_window")?.unwrap_or(false);
     let default_window = (!config.mentions("sliding_window")).then_some(4096);
     let window = config.u64(&["sliding_window"])?.or(default_window).filter(|_| is_used);
     let num_full = config.u64(&["max_window_layers"])?.unwrap_or(28);
-    let hint = "attention over all earlier positions is computed in every layer; a model trained so has \
-                `use_sliding_window: false`";
-    if config.has("layer_types") {
-        let kinds = config.texts("layer_types");
-        if let Some(kind) = kinds.iter().find(|kind| **kind != "full_attention") {
-            return Err(config.unsupported(&format!("`layer_types` with `{kind}`"), hint));
+    let is_local: Vec<bool> = if config.has("layer_types") {
+        listed_layers(config, num_layers)?
+    } else {
+        (0..num_layers as u64).map(|layer| layer >= num_full).collect()
+    };
+    match (window, is_local.contains(&true)) {
+        (_, false) => Ok(None),
+        (None, true) if !config.has("layer_types") => Ok(None),
+        (Some(tokens @ 1..), true) => {
+            Ok(Some(LocalLayers { tokens: size(tokens), is_local, rotary_base: None }))
         }
-        if kinds.len() as u64 != num_layers {
-            return Err(config.bad(format!(
-                "`layer_types` has {} entries and `num_hidden_layers` is {num_layers}",
-                kinds.len()
-            )));
+        _ => {
+            let hint = "transformers has no window for them: set `use_sliding_window` and `sliding_window`, or list \
+                        `full_attention`";
+            Err(config.unsupported("`layer_types` with `sliding_attention` without a window", hint))
         }
-        return Ok(());
-    }
-    match window {
-        Some(window) if num_full < num_layers => {
-            let what = format!(
-                "`use_sliding_window: true` with `sliding_window: {window}` from layer {num_full} on (`max_window_layers`)"
-            );
-            Err(config.unsupported(&what, hint))
-        }
-        _ => Ok(()),
     }
 }

@@ -5,7 +5,19 @@ use md5::{Digest, Md5};
 use super::*;
 
 const FAMILIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/families");
-const NAMES: [&str; 21] = [
+const NAMES: [&str; 33] = [
+    "nemotron_nas",
+    "cohere",
+    "cohere_plus",
+    "granite",
+    "olmo2",
+    "phi3",
+    "phi3_plain",
+    "qwen2_window",
+    "qwen3_yarn",
+    "stablelm",
+    "stablelm_parallel",
+    "starcoder2",
     "falcon40b",
     "falcon7b",
     "gemma",
