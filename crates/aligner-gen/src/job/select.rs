@@ -124,6 +124,7 @@ mod tests {
             logprobs: (!logprobs.is_empty()).then(|| logprobs.to_vec()),
             top_logprobs: None,
             finish_reason: if response_idx == 3 { FinishReason::Length } else { FinishReason::Eos },
+            error: None,
             clean: CleanResponse::default(),
             response_idx,
             checked: Checked { verdict: Some(verdict), score: Some(score) },

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use data::{DataError, OutputSteps, PromptSet, PromptText};
-use sampling::TopToken;
+use sampling::{FinishReason, TopToken};
 
 use super::clean::Cleaner;
 use super::select::Selection;
@@ -180,7 +180,6 @@ impl<'a> StepCollector<'a> {
 mod tests {
     use data::{BatchSizes, DpWorld, DropLast, plan_output_steps};
     use proptest::prelude::*;
-    use sampling::FinishReason;
 
     use super::*;
     use crate::config::plan::Unfinished;

@@ -73,7 +73,7 @@ impl World {
 
 fn response(token: u32) -> ResponseDone {
     let finish_reason = FinishReason::Eos;
-    ResponseDone { token_ids: vec![token], finish_reason, logprobs: None, top_logprobs: None }
+    ResponseDone { token_ids: vec![token], finish_reason, error: None, logprobs: None, top_logprobs: None }
 }
 
 fn line(id: &str, verdict: Verdict) -> ToChecks {
