@@ -2,7 +2,7 @@
 //!
 //! They become the fields of Megatron-Core's `TransformerConfig`, and of the model around it, as
 //! `core_transformer_config_from_args` and `gpt_config_from_args` make them (`megatron/training/argument_utils.py`, and
-//! `arguments.py` before), from Megatron-Core 0.4 to 0.19. What is not an argument of any of these versions is named.
+//! `arguments.py` before), read in versions 0.8 and 0.19. What is not an argument of any of these versions is named.
 
 use hydra_config::Node;
 
