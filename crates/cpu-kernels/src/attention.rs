@@ -9,13 +9,11 @@ use std::ops::Range;
 use super::buffer::SharedPtr;
 use super::elem::Elem;
 use super::isa::{Isa, multiversion};
-use super::kv::{BLOCK_TOKENS, KvLayer};
+use super::kv::{BLOCK_TOKENS, KvLayer, MAX_HEAD_DIM};
 use super::math::{exp, sum_lanes, tanh};
 use super::pool::Pool;
 use super::tile::{Acc, Init, Left, MAX_ROWS, PANEL, Panel, Rows, Share, Tiles, Units, VECTOR_ROWS};
 
-/// Largest head size: outputs of a tile lie on the stack.
-pub const MAX_HEAD_DIM: usize = 256;
 const MAX_CHUNKS: usize = MAX_HEAD_DIM / PANEL;
 /// Tiles that one task takes, so that what comes next is known and can be fetched ahead.
 const TASK_TILES: usize = 4;

@@ -5,11 +5,11 @@ use model_spec::{HeadLayout, Nonlinearity};
 use tch::{Device, Kind, Tensor};
 use torch_ext::{BadTensor, view};
 
-use super::attention::{AttentionCall, HeadShape, MAX_HEAD_DIM, PagedSequence, RotaryTable, attention};
+use super::attention::{AttentionCall, HeadShape, PagedSequence, RotaryTable, attention};
 use super::buffer::{Arena, SharedPtr};
 use super::elem::Elem;
 use super::isa::Isa;
-use super::kv::{BLOCK_TOKENS, Kv, KvBf16, KvF32, KvShape, PackedKv};
+use super::kv::{BLOCK_TOKENS, Kv, KvBf16, KvF32, KvShape, MAX_HEAD_DIM, PackedKv};
 use super::linear::{LinearCall, Store, linear};
 use super::norm::{NormParams, norm, norm_heads};
 use super::packed::{Layout, Packed, PackedBf16, PackedF32, PackedLinear, StoredLinear};

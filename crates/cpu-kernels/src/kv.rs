@@ -8,13 +8,14 @@
 use half::bf16;
 use torch_ext::BadTensor;
 
-use super::attention::MAX_HEAD_DIM;
 use super::buffer::{Arena, Buffer, SharedPtr};
 use super::e4m3::round_head;
 use super::elem::Elem;
 use super::tile::PANEL;
 use crate::CpuKernelError;
 
+/// Largest head size: outputs of a tile lie on the stack.
+pub const MAX_HEAD_DIM: usize = 256;
 /// Tokens of a block: the columns of a panel.
 pub const BLOCK_TOKENS: usize = PANEL;
 

@@ -21,12 +21,12 @@ mod peak;
 mod pool;
 mod tile;
 
-pub use attention::{HeadShape, MAX_HEAD_DIM, PagedSequence, RotaryTable};
+pub use attention::{HeadShape, PagedSequence, RotaryTable};
 pub use elem::SourceDType;
 pub use error::CpuKernelError;
 pub use isa::{Isa, NoIsa};
 pub use kernels::{AttentionStep, CpuKernels};
-pub use kv::{BLOCK_TOKENS, KvShape, PackedBlock, PackedKv};
+pub use kv::{BLOCK_TOKENS, KvShape, MAX_HEAD_DIM, PackedBlock, PackedKv};
 pub use math::exp;
 pub use norm::NormParams;
 pub use packed::{Layout, PackedLinear, StoredLinear};

@@ -119,6 +119,12 @@ pub(crate) enum Speculation {
     Off,
 }
 
+impl Speculation {
+    fn new(is_on: bool) -> Self {
+        if is_on { Self::On } else { Self::Off }
+    }
+}
+
 /// `model.data.format`: what lines of input and output are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LineFormat {
@@ -212,10 +218,7 @@ impl GenerationPlan {
             limit: limit(raw.trainer.generation.limit_train_batches.as_ref()),
             room: RoomPlan::new(&raw.trainer.generation)?,
             prefix_cache: raw.trainer.generation.prefix_cache.unwrap_or(true),
-            speculation: match raw.trainer.generation.speculation.enable {
-                true => Speculation::On,
-                false => Speculation::Off,
-            },
+            speculation: Speculation::new(raw.trainer.generation.speculation.enable),
             max_steps: raw.trainer.generation.max_steps,
             drop_last: parse_drop_last(&train_ds.drop_last)?,
             length_limits,
@@ -261,7 +264,7 @@ impl GenerationPlan {
 }
 
 fn max_length(lengths: RawLengths) -> Result<u32, Failure> {
-    count("model.generation.length_params.max_length", lengths.max_length)
+    count(MAX_LENGTH, lengths.max_length)
 }
 
 /// The parameters with log-probabilities where checks need them, which changes no text.

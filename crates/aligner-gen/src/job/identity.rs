@@ -164,25 +164,6 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         multipliers: Multipliers { embedding, residual, logits },
         ref blocks,
     } = *uniform;
-    let rotary = match position_embedding {
-        PositionEmbedding::LearnedAbsolute => None,
-        PositionEmbedding::Rope(rotary) => Some(rotary),
-    };
-    let scaling = rotary.and_then(|rotary| rotary.rope_scaling);
-    let factors = rotary.and_then(|rotary| rotary.factors);
-    let of_rotary = |rotary: RotaryConfig| {
-        let RotaryConfig {
-            rotary_dims,
-            pairing,
-            rotary_base,
-            seq_len_interpolation_factor,
-            rope_scaling: _,
-            factors: _,
-        } = rotary;
-        let interleaved = pairing == RotaryPairing::Interleaved;
-        (rotary_dims, interleaved, rotary_base, seq_len_interpolation_factor)
-    };
-    let rotary = rotary.map(of_rotary);
     ModelFields {
         num_layers,
         hidden_size,
@@ -205,10 +186,6 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         residual_multiplier: residual,
         logits_multiplier: logits,
         blocks: blocks.as_ref().map(|blocks| blocks.iter().map(block_name).collect()),
-        rope_factors: factors.map(|factors| {
-            let divisors = factors.divisors().iter().map(|&divisor| f64::from(divisor));
-            divisors.chain([factors.attention_factor]).collect()
-        }),
         post_layernorms,
         query_pre_attn_scalar: scale.map(|scale| 1.0 / (scale * scale)),
         attn_logit_softcapping,
@@ -216,6 +193,44 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         is_local: local.as_ref().map(|local| local.is_local.clone()),
         local_tokens: local.as_ref().map(|local| local.tokens),
         rotary_base_local: local.as_ref().and_then(|local| local.rotary_base),
+        share_embeddings_and_output_weights,
+        output_layer_bias,
+        apply_embedding_scaling,
+        max_position_embeddings,
+        ..of_positions(position_embedding, kv_channels, of_experts(moe.as_ref()))
+    }
+}
+
+/// `others` with the fields of positions.
+fn of_positions(
+    position_embedding: PositionEmbedding,
+    kv_channels: usize,
+    others: ModelFields,
+) -> ModelFields {
+    let rotary = match position_embedding {
+        PositionEmbedding::LearnedAbsolute => None,
+        PositionEmbedding::Rope(rotary) => Some(rotary),
+    };
+    let scaling = rotary.and_then(|rotary| rotary.rope_scaling);
+    let factors = rotary.and_then(|rotary| rotary.factors);
+    let of_rotary = |rotary: RotaryConfig| {
+        let RotaryConfig {
+            rotary_dims,
+            pairing,
+            rotary_base,
+            seq_len_interpolation_factor,
+            rope_scaling: _,
+            factors: _,
+        } = rotary;
+        let interleaved = pairing == RotaryPairing::Interleaved;
+        (rotary_dims, interleaved, rotary_base, seq_len_interpolation_factor)
+    };
+    let rotary = rotary.map(of_rotary);
+    ModelFields {
+        rope_factors: factors.map(|factors| {
+            let divisors = factors.divisors().iter().map(|&divisor| f64::from(divisor));
+            divisors.chain([factors.attention_factor]).collect()
+        }),
         position_embedding_type: if rotary.is_some() { "rope" } else { "learned_absolute" }.to_owned(),
         rotary_percentage: rotary.map(|(rotary_dims, ..)| rotary_dims as f64 / kv_channels as f64),
         rotary_interleaved: rotary.map(|(_, interleaved, ..)| interleaved),
@@ -226,11 +241,7 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
                 scaling;
             [factor, low_freq_factor, high_freq_factor, original_max_position_embeddings]
         }),
-        share_embeddings_and_output_weights,
-        output_layer_bias,
-        apply_embedding_scaling,
-        max_position_embeddings,
-        ..of_experts(moe.as_ref())
+        ..others
     }
 }
 

@@ -373,20 +373,7 @@ impl Prepared {
         let plan = &self.setup.plan;
         let tokens = Arc::new(TokenTable::new(self.setup.tokenizer.tokenizer.as_ref())?);
         let prompts = &self.prompts;
-        let mut collector = StepCollector::new(
-            prompts,
-            steps.to_vec(),
-            Selection::new(plan.unfinished, &plan.checks),
-            &tokens,
-        );
-        if plan.line_format == LineFormat::OpenAiBatch || plan.output_fields.iter().any(OutputField::is_clean)
-        {
-            collector = collector.with_cleaner(Cleaner::new(plan, &self.setup.tokenizer));
-        }
-        if plan.may_have_structures() {
-            let of_job = plan.structured_outputs.clone();
-            collector = collector.with_structures(Arc::clone(&self.setup.structures), of_job);
-        }
+        let collector = self.collector(steps, &tokens);
         let before = steps.first().map_or(0, |step| step.step - 1);
         let positions = steps.iter().flat_map(|step| step.positions.clone());
         let totals = Totals {
@@ -443,6 +430,22 @@ impl Prepared {
             Some(_) => self.steps.dropped().len() as u64,
         };
         self.finish(&summary, &sink, watch)
+    }
+
+    /// What puts responses together to steps, with all that the output asks for.
+    fn collector<'a>(&'a self, steps: &[PendingStep], tokens: &'a TokenTable) -> StepCollector<'a> {
+        let plan = &self.setup.plan;
+        let selection = Selection::new(plan.unfinished, &plan.checks);
+        let mut collector = StepCollector::new(&self.prompts, steps.to_vec(), selection, tokens);
+        if plan.line_format == LineFormat::OpenAiBatch || plan.output_fields.iter().any(OutputField::is_clean)
+        {
+            collector = collector.with_cleaner(Cleaner::new(plan, &self.setup.tokenizer));
+        }
+        if plan.may_have_structures() {
+            let of_job = plan.structured_outputs.clone();
+            collector = collector.with_structures(Arc::clone(&self.setup.structures), of_job);
+        }
+        collector
     }
 
     /// What checks responses, where the job asks for it.

@@ -172,7 +172,16 @@ impl<'a> StepCollector<'a> {
             tracing::warn!("line {} of the data, {reason}", index + 1);
         }
         let (num_prompt_tokens, error) = (num_tokens, error.or(failed));
-        Ok(Some(SampleOutput { index, prompt, num_prompt_tokens, error, metadata, input, responses, pass_at_k }))
+        Ok(Some(SampleOutput {
+            index,
+            prompt,
+            num_prompt_tokens,
+            error,
+            metadata,
+            input,
+            responses,
+            pass_at_k,
+        }))
     }
 }
 

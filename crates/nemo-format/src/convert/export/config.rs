@@ -167,11 +167,7 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
     let is_across_heads = config.bool("qk_layernorm_across_heads")?.unwrap_or(false);
     let is_gemma2 = gemma2::is_meant(config)?;
     let window = if is_gemma2 { None } else { window(config)? };
-    let biases = match (config.bool("bias")?.unwrap_or(true), config.bool("qkv_bias")?.unwrap_or(false)) {
-        (true, _) => Biases::All,
-        (false, true) => Biases::Qkv,
-        (false, false) => Biases::None,
-    };
+    let biases = biases(config)?;
     let num_layers = config.require_u64("num_layers")?;
     let ffn_hidden_size = config.require_u64("ffn_hidden_size")?;
     let moe = experts::read(config, num_layers, ffn_hidden_size)?;
@@ -236,6 +232,14 @@ pub(super) fn read_arch(config: &NemoConfig<'_>, vocab_size: u64) -> Result<Mode
         return Err(refused(&format!("biases of linear layers that is called a `{}`", family.name())));
     }
     Ok(arch)
+}
+
+fn biases(config: &NemoConfig<'_>) -> Result<Biases, FormatError> {
+    Ok(match (config.bool("bias")?.unwrap_or(true), config.bool("qkv_bias")?.unwrap_or(false)) {
+        (true, _) => Biases::All,
+        (false, true) => Biases::Qkv,
+        (false, false) => Biases::None,
+    })
 }
 
 /// Of the targets only Mistral and Mixtral have a window.
