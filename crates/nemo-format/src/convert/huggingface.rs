@@ -368,13 +368,27 @@ fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeExtension, Forma
              or remove the factor"
         )));
     }
+    let (is_yarn, has_lists) = (kind == "yarn", rope_lists::TYPES.contains(&kind));
+    for (key, is_stated, is_used) in [
+        ("short_factor", rope.short_factor.is_some(), has_lists && !is_yarn),
+        ("long_factor", rope.long_factor.is_some(), has_lists && !is_yarn),
+        ("attention_factor", rope.attention_factor.is_some(), has_lists),
+        ("beta_fast", rope.beta_fast.is_some(), is_yarn),
+        ("beta_slow", rope.beta_slow.is_some(), is_yarn),
+        ("mscale", rope.mscale.is_some(), is_yarn),
+        ("mscale_all_dim", rope.mscale_all_dim.is_some(), is_yarn),
+        ("truncate", rope.truncate.is_some(), is_yarn),
+    ] {
+        if is_stated && !is_used {
+            config.set_unused(format!("rope_scaling.{key}"));
+        }
+    }
     for (key, value) in [
         ("low_freq_factor", rope.low_freq_factor),
         ("high_freq_factor", rope.high_freq_factor),
         ("original_max_position_embeddings", rope.original_max_position_embeddings),
     ] {
-        let is_used = kind == "llama3"
-            || (key == "original_max_position_embeddings" && rope_lists::TYPES.contains(&kind));
+        let is_used = kind == "llama3" || (key == "original_max_position_embeddings" && has_lists);
         if value.is_some() && !is_used {
             config.set_unused(format!("rope_scaling.{key}"));
         }
