@@ -204,7 +204,7 @@ impl TextFollower for Zigzag {
         if self.num_tokens > 6 && self.last % 13 == 3 {
             return Err(format!("stuck behind {}", self.last));
         }
-        let is_allowed = |token: &u32| (token + self.last) % 3 != 0 && self.num_tokens < 15;
+        let is_allowed = |token: &u32| !(token + self.last).is_multiple_of(3) && self.num_tokens < 15;
         (0..VOCAB_SIZE as u32)
             .filter(is_allowed)
             .for_each(|token| bits[token as usize / 32] |= 1 << (token % 32));
@@ -212,7 +212,7 @@ impl TextFollower for Zigzag {
     }
 
     fn push(&mut self, token: u32) -> Result<(), String> {
-        assert!((token + self.last) % 3 != 0 && self.num_tokens < 15, "{token} was not allowed");
+        assert!(!(token + self.last).is_multiple_of(3) && self.num_tokens < 15, "{token} was not allowed");
         (self.last, self.num_tokens) = (token, self.num_tokens + 1);
         Ok(())
     }

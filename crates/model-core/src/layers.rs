@@ -13,14 +13,18 @@ use crate::layers::row_parallel::RowParallel;
 use crate::ops::Moe;
 use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, NormsOver, StepState, TrialLinear};
 
+/// A part with the norm in front of it, where there is one.
+pub(crate) type Normed<P> = (Option<Norm>, P);
+
 /// One transformer layer, of any shape of its own. `x` is the residual stream, `n1` and `n2` norms.
+#[expect(clippy::large_enum_variant, reason = "a model has some dozens of them")]
 pub(crate) enum Layer<S: StepState> {
     /// `x += attention(n1(x))`, then `x += mlp(n2(x))`; either may be absent.
     Sequential {
         /// With `n1`, where there is one.
-        attention: Option<(Option<Norm>, AttentionPart<S>)>,
+        attention: Option<Normed<AttentionPart<S>>>,
         /// With `n2`, where there is one.
-        ffn: Option<(Option<Norm>, Ffn<S>)>,
+        ffn: Option<Normed<Ffn<S>>>,
     },
     /// `x += attention(n1(x)) + mlp(n2(x))`.
     Parallel {

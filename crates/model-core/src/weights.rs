@@ -18,7 +18,7 @@ use self::reader::Reader;
 use crate::ModelError;
 use crate::config::ModelConfig;
 use crate::layers::row_parallel::RowParallel;
-use crate::layers::{Attention, AttentionPart, Ffn, Layer, Mlp, OutputRule};
+use crate::layers::{Attention, AttentionPart, Ffn, Layer, Mlp, Normed, OutputRule};
 use crate::model_ranks::Reduction;
 use crate::ops::{
     HeadNorms, LinearOp, LinearRole, Loader, Norm, NormsOver, StepState, TrialLinear, tensor_bytes,
@@ -183,7 +183,7 @@ fn load_attention<L: Loader>(
     reader: &mut Reader<'_, L>,
     place: LayerPlace,
     op: Option<<L::State as StepState>::Attention>,
-) -> Result<Option<(Option<Norm>, AttentionPart<L::State>)>, ModelError> {
+) -> Result<Option<Normed<AttentionPart<L::State>>>, ModelError> {
     let at = Some(place.layer_idx);
     let weight = |module| TensorId::in_layer(place.layer_idx, module, Part::Weight);
     if let Some(norm) = &spec.attention_linear {
@@ -219,7 +219,7 @@ fn load_ffn<L: Loader>(
     spec: &LayerSpec,
     reader: &mut Reader<'_, L>,
     place: LayerPlace,
-) -> Result<Option<(Option<Norm>, Ffn<L::State>)>, ModelError> {
+) -> Result<Option<Normed<Ffn<L::State>>>, ModelError> {
     let at = Some(place.layer_idx);
     let weight = |module| TensorId::in_layer(place.layer_idx, module, Part::Weight);
     Ok(match &spec.ffn {

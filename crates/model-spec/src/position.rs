@@ -1,6 +1,7 @@
 //! How a token's position enters.
 
 /// How a token's position enters.
+#[expect(clippy::large_enum_variant, reason = "a model has one, which is copied with its description")]
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum PositionEmbedding {
     /// A table added to the embeddings.

@@ -52,7 +52,6 @@ impl Matcher {
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the shape that `map_err` takes")]
 fn follow<E: std::fmt::Display>(error: E) -> StructureError {
     StructureError::Follow { reason: first_line(&error.to_string()) }
 }

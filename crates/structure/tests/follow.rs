@@ -1,4 +1,5 @@
 //! Texts that are drawn at random among the tokens that a structure allows.
+#![expect(clippy::unwrap_used, reason = "clippy knows test functions, not the helpers beside them")]
 
 use std::time::{Duration, Instant};
 

@@ -76,9 +76,9 @@ mod tests {
 
     use super::*;
 
-    fn open(spec: TokenizerSpec) -> Arc<dyn Tokenizer> {
+    fn open(spec: &TokenizerSpec) -> Arc<dyn Tokenizer> {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/tokenizers");
-        open_tokenizer(&spec, &|name: &str| Ok(std::fs::read(folder.join(name))?)).unwrap().into()
+        open_tokenizer(spec, &|name: &str| Ok(std::fs::read(folder.join(name))?)).unwrap().into()
     }
 
     fn tokenizers() -> [Arc<dyn Tokenizer>; 3] {
@@ -100,7 +100,7 @@ mod tests {
             merge_file: text("gpt2_bpe/merges.txt"),
             ..TokenizerSpec::default()
         };
-        [byte_fallback, fast, byte_level].map(open)
+        [byte_fallback, fast, byte_level].map(|spec| open(&spec))
     }
 
     /// Any text that JSON can hold is reached by the tokens that the tokenizer makes of it.

@@ -9,6 +9,9 @@ use data::{Json, JsonObject};
 
 use super::OutputError;
 
+/// Of each k the estimate, where there are as many responses.
+type PassAtK = BTreeMap<u32, Option<f64>>;
+
 /// Passes on `pass_at_k` of each committed line, in order.
 ///
 /// # Errors
@@ -16,7 +19,7 @@ use super::OutputError;
 pub(crate) fn read_pass_at_k(
     jsonl: &Path,
     committed_bytes: u64,
-    row: &mut dyn FnMut(&BTreeMap<u32, Option<f64>>),
+    row: &mut dyn FnMut(&PassAtK),
 ) -> Result<(), OutputError> {
     if committed_bytes == 0 {
         return Ok(());

@@ -53,7 +53,9 @@ fn weights_are_numbers_times_the_scale_of_tensor_row_or_block() {
     let blocks = json!({"quantization_config": {"quant_method": "fp8", "weight_block_size": [2, 3]}});
     let fbgemm = json!({"quantization_config": {"quant_method": "fbgemm_fp8"}});
     let rows: &[f32] = &[0.5, 2.0, -1.0];
-    let cases: [(Value, &str, &[usize], &[f32], fn(usize, usize) -> usize); 6] = [
+    // Configuration, name, shape and values of the scales, and which of them an element has.
+    type Case<'a> = (Value, &'a str, &'a [usize], &'a [f32], fn(usize, usize) -> usize);
+    let cases: [Case<'_>; 6] = [
         (compressed("tensor"), "a.weight_scale", &[1], &[0.5], |_, _| 0),
         (modelopt, "a.weight_scale", &[], &[0.25], |_, _| 0),
         (compressed("channel"), "a.weight_scale", &[3, 1], rows, |row, _| row),
