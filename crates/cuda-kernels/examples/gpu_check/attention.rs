@@ -21,40 +21,31 @@ const SHARED_BLOCKS: i64 = 33;
 const FEW_COPIES: i64 = 16;
 const MANY_ROWS_AND_GROUPS: i64 = 5000;
 
+/// Type, elements of a head, queries of a group, groups.
+const HEADS: [(Kind, i64, i64, i64); 10] = [
+    (Kind::BFloat16, 128, 1, 3),
+    (Kind::BFloat16, 128, 4, 2),
+    (Kind::BFloat16, 64, 71, 1),
+    (Kind::BFloat16, 80, 1, 2),
+    (Kind::BFloat16, 112, 2, 1),
+    (Kind::BFloat16, 256, 8, 1),
+    (Kind::Half, 96, 3, 2),
+    (Kind::Half, 16, 5, 1),
+    (Kind::Float, 128, 1, 2),
+    (Kind::Float, 64, 4, 1),
+];
+
 pub(crate) fn all_heads(gpu: &Gpu) -> Outcome {
-    let mut facts = Vec::new();
-    for (kind, d, q, g) in [
-        (Kind::BFloat16, 128, 1, 3),
-        (Kind::BFloat16, 128, 4, 2),
-        (Kind::BFloat16, 64, 71, 1),
-        (Kind::BFloat16, 80, 1, 2),
-        (Kind::BFloat16, 256, 8, 1),
-        (Kind::Half, 96, 3, 2),
-        (Kind::Half, 16, 5, 1),
-        (Kind::Float, 128, 1, 2),
-        (Kind::Float, 64, 4, 1),
-    ] {
-        facts.push(check(gpu, Heads::new(kind, d, q, g))?);
-    }
-    Ok(format!("shared, alone and unfused bits equal; off by {}", facts.join(", ")))
+    check_all(gpu, |heads| heads)
 }
 
 pub(crate) fn fp8_cache(gpu: &Gpu) -> Outcome {
-    let mut facts = Vec::new();
-    for (kind, d, q, g) in [
-        (Kind::BFloat16, 128, 1, 3),
-        (Kind::BFloat16, 128, 4, 2),
-        (Kind::BFloat16, 64, 71, 1),
-        (Kind::BFloat16, 80, 1, 2),
-        (Kind::BFloat16, 256, 8, 1),
-        (Kind::Half, 96, 3, 2),
-        (Kind::Half, 16, 5, 1),
-        (Kind::BFloat16, 112, 2, 1),
-        (Kind::Float, 128, 1, 2),
-        (Kind::Float, 64, 4, 1),
-    ] {
-        facts.push(check(gpu, Heads::new(kind, d, q, g).with_fp8_kv())?);
-    }
+    check_all(gpu, Heads::with_fp8_kv)
+}
+
+fn check_all(gpu: &Gpu, with: fn(Heads) -> Heads) -> Outcome {
+    let facts = HEADS.map(|(kind, d, q, g)| check(gpu, with(Heads::new(kind, d, q, g))));
+    let facts = facts.into_iter().collect::<Result<Vec<_>, _>>()?;
     Ok(format!("shared, alone and unfused bits equal; off by {}", facts.join(", ")))
 }
 
