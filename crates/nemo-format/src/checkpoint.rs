@@ -121,19 +121,7 @@ impl Checkpoint {
                 if config.get(MEGATRON_LEGACY).is_some() {
                     config.set(MEGATRON_LEGACY, Node::Bool(false));
                 }
-                notes.extend(checkpoint_notes::of_tensors(&stored, &config));
-                let tensors = Weights::Stored(source);
-                Ok(Self {
-                    archive,
-                    config,
-                    config_text,
-                    layout,
-                    tensors,
-                    adapters: Vec::new(),
-                    needed: None,
-                    stored,
-                    notes,
-                })
+                Ok(Self::of(archive, (config, config_text), layout, (source, stored), notes))
             }
             None if !has_folder => Err(FormatError::NoWeights { path: archive.path().to_owned() }),
             None => {
@@ -141,19 +129,7 @@ impl Checkpoint {
                 refuse_adapters_of(&archive, &stored)?;
                 let layout = Layout::Distributed { generation: Generation::One, backend };
                 notes.extend(checkpoint_notes::of_backend(&archive, FOLDER, backend));
-                notes.extend(checkpoint_notes::of_tensors(&stored, &config));
-                let tensors = Weights::Stored(source);
-                Ok(Self {
-                    archive,
-                    config,
-                    config_text,
-                    layout,
-                    tensors,
-                    adapters: Vec::new(),
-                    needed: None,
-                    stored,
-                    notes,
-                })
+                Ok(Self::of(archive, (config, config_text), layout, (source, stored), notes))
             }
         }
     }
@@ -169,19 +145,7 @@ impl Checkpoint {
         let layout = Layout::Distributed { generation: Generation::Two, backend };
         notes.extend(checkpoint_notes::of_backend(&archive, nemo2::WEIGHTS, backend));
         let config_text = config.to_yaml();
-        notes.extend(checkpoint_notes::of_tensors(&stored, &config));
-        let tensors = Weights::Stored(source);
-        Ok(Self {
-            needed: None,
-            archive,
-            config,
-            config_text,
-            layout,
-            tensors,
-            adapters: Vec::new(),
-            stored,
-            notes,
-        })
+        Ok(Self::of(archive, (config, config_text), layout, (source, stored), notes))
     }
 
     fn open_bridge(iteration: &Path) -> Result<Self, FormatError> {
@@ -196,19 +160,7 @@ impl Checkpoint {
         notes.extend(checkpoint_notes::of_keys(bridge::CONFIG, bridge::unknown_keys(&document)));
         let layout = Layout::Distributed { generation: Generation::Bridge, backend };
         let config_text = config.to_yaml();
-        notes.extend(checkpoint_notes::of_tensors(&stored, &config));
-        let tensors = Weights::Stored(source);
-        Ok(Self {
-            needed: None,
-            archive,
-            config,
-            config_text,
-            layout,
-            tensors,
-            adapters: Vec::new(),
-            stored,
-            notes,
-        })
+        Ok(Self::of(archive, (config, config_text), layout, (source, stored), notes))
     }
 
     fn open_megatron_lm(iteration: &Path) -> Result<Self, FormatError> {
@@ -233,20 +185,32 @@ impl Checkpoint {
         }
         refuse_adapters_of(&archive, &stored)?;
         notes.extend(checkpoint_notes::of_keys(&file, megatron_lm::unknown_arguments(&args)));
-        notes.extend(checkpoint_notes::of_tensors(&stored, &config));
         let needed = config.get("tokenizer").is_none().then(|| megatron_lm::tokenizer_needed(&args));
-        let (config_text, tensors) = (config.to_yaml(), Weights::Stored(tensors));
-        Ok(Self {
-            needed,
+        let config_text = config.to_yaml();
+        let opened = Self::of(archive, (config, config_text), layout, (tensors, stored), notes);
+        Ok(Self { needed, ..opened })
+    }
+
+    /// A checkpoint with its configuration, as a tree and as text, and its weights, with what is noted on all that they hold.
+    fn of(
+        archive: Arc<Archive>,
+        (config, config_text): (Node, String),
+        layout: Layout,
+        (source, stored): (PiecedSource, Vec<StoredTensorInfo>),
+        mut notes: Vec<SourceNote>,
+    ) -> Self {
+        notes.extend(checkpoint_notes::of_tensors(&stored, &config));
+        Self {
             archive,
             config,
             config_text,
             layout,
-            tensors,
+            tensors: Weights::Stored(source),
             adapters: Vec::new(),
+            needed: None,
             stored,
             notes,
-        })
+        }
     }
 
     /// What the user has to give where the checkpoint comes without its tokenizer, as a sentence, where that is known.

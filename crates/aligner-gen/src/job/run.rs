@@ -295,8 +295,8 @@ impl Prepared {
         );
         show_counts(&self.prompts, self.steps.dropped().len(), self.num_past_limits(), to_generate);
         tracing::info!(
-            "memory, {:?}, {:?} kernels on {}\n{}",
-            self.setup.plan.numerics.compute,
+            "memory, {}, {:?} kernels on {}\n{}",
+            self.setup.plan.numerics,
             self.setup.plan.backend,
             device::name(self.setup.options.device),
             self.memory.table()
