@@ -1,8 +1,8 @@
 //! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
 
 use cuda_kernels::{
-    Activate, DecodeAttentionQkv, DecodePlan, Gating, KernelError, LayerKv, Normalize, PlanDecode, PlanSizes,
-    RotaryArrays, RunMoe, Sample, SampleRules, SamplerScratch, SamplerState,
+    Activate, DecodeAttentionQkv, DecodePlan, E4M3, Fp8Out, Gating, GemmFp8, KernelError, LayerKv, Normalize,
+    PlanDecode, PlanSizes, RotaryArrays, RunMoe, Sample, SampleRules, SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
 use model_spec::{Nonlinearity, Normalization};
@@ -92,8 +92,40 @@ pub(crate) fn table(gpu: &Gpu) -> Checked {
         attention(gpu, heads(32, 1), 8, 1100, shared_blocks)?;
         attention(gpu, heads(32, 1), 64, 1100, shared_blocks)?;
     }
+    fp8_gemms(gpu)?;
     pointwise(gpu)?;
     sampling(gpu)
+}
+
+/// The layers of Llama 3 8B in FP8; as many weights as the L2 cache cannot hold.
+fn fp8_gemms(gpu: &Gpu) -> Checked {
+    let kernels = gpu.kernels(Kind::BFloat16, 128, 1)?;
+    let e4m3 = |shape: [i64; 2]| Tensor::f_zeros(shape, (E4M3, gpu.device.tch()));
+    for [num_out, num_in] in [[6_144, 4_096], [4_096, 4_096], [28_672, 4_096], [4_096, 14_336]] {
+        kernels.load_fp8(num_out, num_in)?;
+        let weight_scales = gpu.random(&[num_out], Kind::Float)?;
+        let weights = (0..(1 << 29) / (num_out * num_in) + 1)
+            .map(|_| e4m3([num_out, num_in]))
+            .collect::<Result<Vec<Tensor>, _>>()?;
+        for num_rows in [1, 8, 32, 64, 256] {
+            let (x, x_scales) = (e4m3([num_rows, num_in])?, gpu.random(&[num_rows], Kind::Float)?);
+            let out = gpu.zeros(&[num_rows, num_out], Kind::BFloat16)?;
+            let time = micros(gpu, |stream| {
+                weights.iter().try_for_each(|weight| {
+                    let (x, x_scales, weight_scales) = (&x, &x_scales, &weight_scales);
+                    let out = Fp8Out::Rounded(&out);
+                    kernels.gemm_fp8(stream, &GemmFp8 { x, x_scales, weight, weight_scales, bias: None, out })
+                })
+            })? / weights.len() as f64;
+            let bytes = (num_out * num_in) as f64;
+            say(&format!(
+                "FP8 GEMM, {num_out} x {num_in}, {num_rows} rows: {time:.1} us, {:.0} GB/s, {:.0} TFLOP/s",
+                bytes / time / 1e3,
+                2.0 * bytes * num_rows as f64 / time / 1e6
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn heads(groups: i64, queries: i64) -> Heads {
