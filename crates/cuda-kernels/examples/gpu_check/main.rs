@@ -1,7 +1,7 @@
 //! Compares every CUDA kernel with a slow reference on odd shapes, in all cases or in those that the command line names.
 //!
-//! A part of `cargo xtask gpu-test`, which also carries it to a machine with a GPU. With `--times` it prints instead how
-//! long the kernels take.
+//! A part of `cargo xtask gpu-test`, which also carries it to a machine with a GPU. With `--times` first it prints instead
+//! how long the kernels take, in all tables or in those that are named.
 
 mod attention;
 mod cached;
@@ -51,10 +51,11 @@ const CASES: [Case<Gpu>; 22] = [
 
 fn main() -> ExitCode {
     let gpu = Gpu::open();
-    if !std::env::args().any(|argument| argument == "--times") {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some((_, tables)) = arguments.split_first().filter(|(first, _)| *first == "--times") else {
         return cases::run(gpu, &CASES);
-    }
-    match gpu.and_then(|gpu| timing::table(&gpu)) {
+    };
+    match gpu.and_then(|gpu| timing::tables(&gpu, tables)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("cannot time the kernels: {error}"));

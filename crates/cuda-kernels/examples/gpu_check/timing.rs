@@ -64,8 +64,29 @@ fn experts(gpu: &Gpu) -> Checked {
     Ok(())
 }
 
-pub(crate) fn table(gpu: &Gpu) -> Checked {
-    experts(gpu)?;
+/// What is timed, by name.
+const TABLES: [(&str, fn(&Gpu) -> Checked); 6] = [
+    ("experts", experts),
+    ("copy", device_copy),
+    ("attention", attentions),
+    ("fp8", fp8_gemms),
+    ("pointwise", pointwise),
+    ("sampling", sampling),
+];
+
+/// Prints the tables that are named, or all.
+pub(crate) fn tables(gpu: &Gpu, wanted: &[String]) -> Checked {
+    if let Some(unknown) = wanted.iter().find(|name| !TABLES.iter().any(|(known, _)| known == name)) {
+        let known = TABLES.map(|(name, _)| name).join(", ");
+        return Err(format!("no table is called `{unknown}`; there are {known}").into());
+    }
+    TABLES
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name))
+        .try_for_each(|(_, table)| table(gpu))
+}
+
+fn device_copy(gpu: &Gpu) -> Checked {
     let from = gpu.random(&[1 << 29], Kind::BFloat16)?;
     let to = from.f_empty_like()?;
     let time = micros(gpu, |stream| {
@@ -74,7 +95,10 @@ pub(crate) fn table(gpu: &Gpu) -> Checked {
         Ok(())
     })?;
     say(&format!("device copy: {:.0} GB/s read and written", 4.0 * f64::from(1 << 29) / time / 1e3));
-    drop((from, to));
+    Ok(())
+}
+
+fn attentions(gpu: &Gpu) -> Checked {
     for (groups, queries, rows, context) in [
         (32, 1, 64, 512),
         (16, 1, 256, 512),
@@ -92,9 +116,7 @@ pub(crate) fn table(gpu: &Gpu) -> Checked {
         attention(gpu, heads(32, 1), 8, 1100, shared_blocks)?;
         attention(gpu, heads(32, 1), 64, 1100, shared_blocks)?;
     }
-    fp8_gemms(gpu)?;
-    pointwise(gpu)?;
-    sampling(gpu)
+    Ok(())
 }
 
 /// The layers of Llama 3 8B in FP8; as many weights as the L2 cache cannot hold.

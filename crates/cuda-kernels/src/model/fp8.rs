@@ -82,6 +82,7 @@ struct GemmArgs {
     num_stages: i32,
     num_early: i32,
     is_f32: i32,
+    fetched_bytes: u32,
 }
 
 /// The kernels, compiled when they are first asked for.
@@ -175,7 +176,7 @@ impl ModelKernels {
         };
         let out_shape = [num_rows, num_out];
         tensors.address(gemm.x, "x", E4M3, &[num_rows, num_in])?;
-        let x = TensorMap::of(gemm.x, stream.device(), ring.x_rows, "x")?;
+        let x = TensorMap::of(gemm.x, stream.device(), ring.fetched_rows, "x")?;
         let weight = TensorMap::of(gemm.weight, stream.device(), shape.columns, "weight")?;
         let args = GemmArgs {
             x_scales: tensors.address(gemm.x_scales, "x_scales", Kind::Float, &[num_rows])?,
@@ -190,6 +191,7 @@ impl ModelKernels {
             num_stages: ring.num_stages as i32,
             num_early: ring.num_early as i32,
             is_f32: i32::from(out_kind == Kind::Float),
+            fetched_bytes: ring.fetched_rows * Fp8Shape::LINE_BYTES,
         };
         let num_tiles = shape.num_tiles(num_rows, num_out);
         let num_blocks = num_tiles.min(u64::from(self.num_sms)) as u32;

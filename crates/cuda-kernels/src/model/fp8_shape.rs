@@ -12,10 +12,12 @@ pub struct Fp8Shape {
     pub(super) columns: u32,
 }
 
-/// The ring of stages of 128 inputs that a tile goes through.
+/// The ring of stages that tiles of 128 inputs go through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Fp8Ring {
-    /// Rows that are fetched for a tile: those that there are, in eights.
+    /// Rows that are fetched for a tile.
+    pub(super) fetched_rows: u32,
+    /// Rows that a tile has room for: the same in eights.
     pub(super) x_rows: u32,
     pub(super) num_stages: u32,
     /// Stages of weights that are asked for before the kernel before this one has ended.
@@ -25,7 +27,7 @@ pub(super) struct Fp8Ring {
 }
 
 impl Fp8Shape {
-    /// Of a row in one stage.
+    /// Of a row in one tile.
     pub(super) const LINE_BYTES: u32 = 128;
     /// Rows of a group.
     const GROUP_ROWS: u32 = 64;
@@ -43,6 +45,11 @@ impl Fp8Shape {
     const MAX_STAGES: u32 = 32;
     /// With one, fetching and multiplying would take turns.
     const MIN_STAGES: u32 = 2;
+    /// Where a tile has more columns, one of them fills a stage; the tiles of 128 inputs of fewer are so small that waiting for
+    /// each would take longer than multiplying it.
+    const MAX_COLUMNS_OF_TWO_TILES: u32 = 96;
+    /// Weights that are asked for early: with more, the reads of earlier kernels would queue behind them.
+    const EARLY_BYTES: u32 = 48 * 1024;
     /// What the kernel declares, and what it may lose to start at a multiple of 1,024.
     const OVERHEAD_BYTES: u32 = 16 * Self::MAX_STAGES + 1024;
 
@@ -91,16 +98,20 @@ impl Fp8Shape {
     /// The ring for this many rows; none where a block has too little shared memory.
     pub(super) fn ring(&self, num_rows: i64, max_shared_bytes: u32) -> Option<Fp8Ring> {
         let tile_rows = self.tile_rows();
-        let x_rows = u32::try_from(num_rows).map_or(tile_rows, |rows| rows.next_multiple_of(8).min(tile_rows));
-        let stage_bytes = (x_rows + self.columns) * Self::LINE_BYTES;
-        // A chain reads all rows of a tile, also where the last stage ends before them.
-        let slack_bytes = (tile_rows * Self::LINE_BYTES).saturating_sub(stage_bytes);
+        let fetched_rows = u32::try_from(num_rows).map_or(tile_rows, |rows| rows.min(tile_rows));
+        let x_rows = fetched_rows.next_multiple_of(8);
+        let tile_bytes = (x_rows + self.columns) * Self::LINE_BYTES;
+        let stage_bytes = self.tiles() * tile_bytes;
+        // A chain reads all rows of a tile, also where the last tile ends before them.
+        let slack_bytes = (tile_rows * Self::LINE_BYTES).saturating_sub(tile_bytes);
         let ring_bytes = max_shared_bytes.saturating_sub(Self::OVERHEAD_BYTES + slack_bytes);
         let num_stages = (ring_bytes / stage_bytes).min(Self::MAX_STAGES);
+        let early_stages = Self::EARLY_BYTES.div_ceil(self.tiles() * self.columns * Self::LINE_BYTES);
         (num_stages >= Self::MIN_STAGES).then_some(Fp8Ring {
+            fetched_rows,
             x_rows,
             num_stages,
-            num_early: num_stages,
+            num_early: early_stages.min(num_stages),
             shared_bytes: 1024 + slack_bytes + num_stages * stage_bytes,
         })
     }
@@ -119,7 +130,12 @@ impl Fp8Shape {
         }
     }
 
-    /// Those that multiply, and four warps of which one thread fetches.
+    /// Tiles of 128 inputs in a stage of the ring.
+    pub(super) fn tiles(&self) -> u32 {
+        if self.row_groups == 1 && self.columns <= Self::MAX_COLUMNS_OF_TWO_TILES { 2 } else { 1 }
+    }
+
+    /// Those that multiply, and four warps of which two threads fetch.
     pub(super) fn num_threads(&self) -> u32 {
         (self.row_groups * self.column_groups + 1) * 128
     }
@@ -143,8 +159,8 @@ mod tests {
     #[test]
     fn tiles_fill_the_gpu() {
         // One round each: 128 tiles of 132 that run at once.
-        assert_eq!(of(1, 4_096), (1, 1, 32, 32));
-        assert_eq!(of(64, 6_144), (1, 1, 48, 16));
+        assert_eq!(of(1, 4_096), (1, 1, 32, 22));
+        assert_eq!(of(64, 6_144), (1, 1, 48, 8));
         assert_eq!(of(1, 28_672), (1, 2, 224, 7));
         assert_eq!(of(64, 28_672), (1, 2, 224, 6));
         assert_eq!(of(256, 4_096), (2, 1, 64, 9));
@@ -173,10 +189,13 @@ mod tests {
             let ring = shape.ring(num_rows, kilobytes * 1024).unwrap();
             prop_assert!(ring.shared_bytes + 16 * 32 <= kilobytes * 1024);
             prop_assert!((2..=32).contains(&ring.num_stages) && ring.num_early <= ring.num_stages);
-            let (tile_rows, stage_rows) = (shape.row_groups * 64, ring.x_rows + shape.columns);
-            prop_assert!(i64::from(ring.x_rows) >= num_rows.min(i64::from(tile_rows)) && ring.x_rows <= tile_rows);
-            // What a chain reads of the last stage.
-            prop_assert!(ring.shared_bytes >= 1024 + 128 * ((ring.num_stages - 1) * stage_rows + tile_rows));
+            let (tile_rows, lines) = (shape.row_groups * 64, ring.x_rows + shape.columns);
+            prop_assert_eq!(i64::from(ring.fetched_rows), num_rows.min(i64::from(tile_rows)));
+            prop_assert!(ring.x_rows >= ring.fetched_rows && ring.x_rows <= tile_rows);
+            // What a chain reads of the last tile.
+            let num_tiles = ring.num_stages * shape.tiles();
+            prop_assert!(ring.shared_bytes >= 1024 + 128 * ((num_tiles - 1) * lines + tile_rows));
+            prop_assert_eq!(shape.num_parts() % shape.tiles(), 0);
             prop_assert!(shape.group_columns() % 8 == 0 && shape.columns <= 256);
             prop_assert!(shape.group_columns() / 2 * (shape.num_parts() + 1) <= 216);
             let tile = i64::from(tile_rows) * i64::from(shape.columns);

@@ -317,6 +317,7 @@ fn fp8_defines(shape: &Fp8Shape) -> Vec<(&'static str, String)> {
         ("COLUMN_GROUPS", shape.column_groups.to_string()),
         ("TILE_COLUMNS", shape.columns.to_string()),
         ("NUM_PARTS", shape.num_parts().to_string()),
+        ("TILES", shape.tiles().to_string()),
         ("MULTIPLY_FIRST", multiply(0)),
         ("MULTIPLY", multiply(1)),
         ("MULTIPLY_SUMS", list(&|i| format!("\"+f\"(sums[{i}])"))),
