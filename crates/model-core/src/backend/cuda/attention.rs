@@ -219,8 +219,13 @@ impl CudaAttention {
             let num_keys = sequence.num_keys() as i64;
             let rows =
                 |tensor: &Tensor| tensor.f_narrow(0, sequence.query_start as i64, sequence.query_len as i64);
-            let of_group =
-                |tensor: &Tensor| tensor.f_narrow(0, key_start, num_keys)?.f_transpose(0, 1)?.f_contiguous();
+            let of_group = |tensor: &Tensor| {
+                tensor
+                    .f_narrow(0, key_start, num_keys)?
+                    .f_transpose(0, 1)?
+                    .f_to_kind(Kind::Float)?
+                    .f_contiguous()
+            };
             let queries = rows(queries)?.f_view([-1, groups, per_group, channels])?;
             let attended =
                 attend(&queries, &of_group(keys)?, &of_group(values)?, rule, sequence.context_len)?;
