@@ -34,6 +34,7 @@ mod region;
 mod safetensors;
 mod source_note;
 mod stored_info;
+mod te_layers;
 mod tensor_source;
 mod tokenizer;
 mod torch_file;

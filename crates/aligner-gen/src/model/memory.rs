@@ -3,7 +3,8 @@
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
 use model_core::{BLOCK_SIZE_TOKENS, LoadOptions, ModelConfig, ModelError, Reduction};
 use model_spec::{
-    AttentionSpec, ExpertsSpec, Footprint, LayerSpec, MlpSpec, ModelSpec, MoeSpec, ShardPlace, blocks_for,
+    AttentionSpec, ExpertsSpec, Footprint, HeadLayout, LayerSpec, MlpSpec, ModelSpec, MoeSpec, ShardPlace,
+    blocks_for,
 };
 use nemo_format::Checkpoint;
 use tch::Device;
@@ -130,9 +131,10 @@ impl Room {
         };
         if self.is_gpu {
             // A result of a split has a maximum and a sum. Logits are there twice: of a decode step and of a prefill.
-            let of_split = most(&|layer| {
-                of_heads(layer, &|of| of.heads.num_attention_heads * (of.heads.kv_channels + 2))
-            });
+            let of_split: usize = kinds_of_attention(model)
+                .iter()
+                .map(|heads| heads.num_attention_heads * (heads.kv_channels + 2))
+                .sum();
             let num_splits = demand.longest_sequence_tokens.div_ceil(SPLIT_KEYS);
             let of_row = (num_splits * of_split) as u64 + 2 * model.padded_vocab_size;
             let of_rows =
@@ -161,6 +163,18 @@ impl Room {
             None => wanted_bytes,
         }
     }
+}
+
+/// The heads of each kind of attention, whose kernels keep results of their own: by heads, caps and windows.
+fn kinds_of_attention(model: &ModelSpec) -> Vec<HeadLayout> {
+    let mut kinds = Vec::new();
+    for of in model.layers.iter().filter_map(|layer| layer.attention.as_ref()) {
+        let kind = (of.heads, of.softcap.is_some(), of.local_tokens);
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    kinds.into_iter().map(|(heads, ..)| heads).collect()
 }
 
 /// What the plan is made from.

@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use cases::{Case, say};
 use support::Gpu;
 
-const CASES: [Case<Gpu>; 22] = [
+const CASES: [Case<Gpu>; 23] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("norms of heads", pointwise::norms_of_heads),
@@ -33,6 +33,7 @@ const CASES: [Case<Gpu>; 22] = [
     ("keys and values from the cache", gather::all_kinds),
     ("decode attention", attention::all_heads),
     ("decode attention over an FP8 cache", attention::fp8_cache),
+    ("decode attention with windows and capped scores", attention::windows_and_caps),
     ("drafted tokens of a sequence", drafts::all_heads),
     ("wrong shapes are refused", attention::wrong_shapes),
     ("row counts of cuBLAS", cublas::row_counts),

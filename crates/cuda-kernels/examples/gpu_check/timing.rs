@@ -180,7 +180,7 @@ fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i6
     let plan = DecodePlan::new(
         &kernels,
         &gpu.device,
-        PlanSizes { max_rows: rows, max_blocks: width, num_groups: groups },
+        PlanSizes { max_rows: rows, max_blocks: width, num_groups: groups, local_tokens: None },
     )?;
     let qkv = gpu.random(&[rows, groups * (queries + 2) * d], Kind::BFloat16)?;
     let out = gpu.unset(&[rows, groups * queries, d], Kind::BFloat16)?;
@@ -202,6 +202,7 @@ fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i6
                 block_tables: &block_tables,
                 plan: &plan,
                 scale: 0.088_388_35,
+                softcap: None,
                 out: &out,
             };
             kernels.decode_attention_qkv(stream, &step)?;

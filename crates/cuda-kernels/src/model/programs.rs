@@ -21,6 +21,17 @@ pub struct KernelConfig {
     pub queries_per_group: u32,
     /// Whether the cache is in FP8: e4m3 with the exponent of a scale for each token and head (`kernels/cached.cuh`).
     pub has_fp8_kv: bool,
+    /// What decode attention does with scores.
+    pub scores: ScoreKind,
+}
+
+/// What becomes of scores before the softmax; most models have neither. The numbers are the launches'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScoreKind {
+    /// They are capped: `softcap * tanh(score / softcap)`.
+    pub is_capped: bool,
+    /// A row sees a window of keys, its own the last.
+    pub is_local: bool,
 }
 
 impl KernelConfig {
@@ -132,18 +143,8 @@ impl KernelConfig {
     }
 
     /// A mixture of experts with this activation, in tiles of so many rows.
-    ///
-    /// # Errors
-    /// In float32.
-    pub fn moe(&self, activation: (Nonlinearity, Gating), rows: TileRows) -> Result<Program, KernelError> {
-        if self.kind == Kind::Float {
-            return Err(KernelError::BadKernelConfig {
-                what: "the type of experts",
-                expected: "bfloat16 or float16".to_owned(),
-                actual: format!("{:?}", self.kind),
-            });
-        }
-        Ok(Program {
+    pub fn moe(&self, activation: (Nonlinearity, Gating), rows: TileRows) -> Program {
+        Program {
             name: "moe",
             source: source!("moe.cu"),
             headers: headers!(
@@ -152,7 +153,9 @@ impl KernelConfig {
                 "nonlinearity.cuh",
                 "moe_route.cuh",
                 "moe_group.cuh",
+                "moe_tile.cuh",
                 "moe_multiply.cuh",
+                "moe_multiply_f32.cuh",
                 "moe_join.cuh"
             ),
             defines: [
@@ -163,7 +166,7 @@ impl KernelConfig {
             .concat(),
             options: &[],
             is_specific: false,
-        })
+        }
     }
 
     /// Rows to FP8.
@@ -227,6 +230,8 @@ impl KernelConfig {
             ("SPLIT_KEYS", tiling.split_keys.to_string()),
             ("NUM_WARPS", tiling.num_warps.to_string()),
             ("BLOCKS_PER_SM", tiling.blocks_per_sm.to_string()),
+            ("IS_CAPPED", u32::from(self.scores.is_capped).to_string()),
+            ("IS_LOCAL", u32::from(self.scores.is_local).to_string()),
         ]);
         Program {
             name: "attention",
