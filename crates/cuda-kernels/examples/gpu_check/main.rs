@@ -9,6 +9,7 @@ mod cached;
 mod cases;
 mod cublas;
 mod drafts;
+mod forced_check;
 mod fp8;
 mod gather;
 mod gemm;
@@ -24,7 +25,7 @@ use std::process::ExitCode;
 use cases::{Case, say};
 use support::Gpu;
 
-const CASES: [Case<Gpu>; 22] = [
+const CASES: [Case<Gpu>; 23] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("norms of heads", pointwise::norms_of_heads),
@@ -45,6 +46,7 @@ const CASES: [Case<Gpu>; 22] = [
     ("sampling as the reference does", sampling_check::against_reference),
     ("sampling of many rows", sampling_check::many_rows),
     ("rules of rows' own and most likely tokens", own_rules_check::own_rules),
+    ("tokens of known texts", forced_check::forced),
     ("seen tokens", sampling_check::seen_tokens),
     ("first tokens of responses", sampling_check::admissions),
 ];
