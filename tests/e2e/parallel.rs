@@ -122,6 +122,15 @@ fn sigterm_saves_whole_steps_of_every_layout() {
 }
 
 #[test]
+fn a_dry_run_shows_the_memory_of_every_rank() {
+    let ended = with_layout(job(2), [2, 2, 1]).with(&["--dry-run"]).run().expect_code(0);
+    let at = ended.stderr.find("rank of a replica").unwrap_or_else(|| panic!("{}", ended.stderr));
+    let table: Vec<&str> = ended.stderr[at..].lines().take(5).collect();
+    insta::assert_snapshot!(table.join("\n"));
+    assert!(!job(2).with(&["--dry-run"]).run().expect_code(0).stderr.contains("rank of a replica"));
+}
+
+#[test]
 fn layouts_that_contradict_the_job() {
     let refusal = |overrides: &[&str]| job(2).with(overrides).run().expect_code(2).error();
     insta::assert_snapshot!(refusal(&["trainer.devices=3", "model.tensor_model_parallel_size=2"]), @"error: `model.tensor_model_parallel_size=2`: the ranks that share a layer are on one machine, and there are 3 on each: set `trainer.devices` to a multiple of 2");

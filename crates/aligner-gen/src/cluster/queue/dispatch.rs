@@ -229,8 +229,8 @@ impl State<'_, '_> {
                     Why::Told => {}
                     Why::Signal(signal) => self.desk.watch.raise(signal),
                     Why::Failed { code, message } => {
-                        let name = self.name(rank);
-                        self.fail(format!("{name} failed: {message}"), code);
+                        let message = format!("{} failed: {message}", self.name(rank));
+                        self.end(Failure::of_another_rank(ExitStatus::from_code(code), message));
                     }
                 }
                 self.deal_to_all();
@@ -369,9 +369,13 @@ impl State<'_, '_> {
     }
 
     fn fail(&mut self, message: String, code: u8) {
+        self.end(Failure { status: ExitStatus::from_code(code), error: anyhow::anyhow!(message) });
+    }
+
+    fn end(&mut self, failure: Failure) {
+        let message = failure.sentence();
         if self.failure.is_none() && !matches!(self.stop, Some(Stop::Finished)) {
-            self.failure =
-                Some(Failure { status: ExitStatus::from_code(code), error: anyhow::anyhow!("{message}") });
+            self.failure = Some(failure);
         }
         self.begin_stop(&Stop::Failed { message });
     }
