@@ -40,7 +40,12 @@ const HF_LLAMA: Model = Model {
 
 pub(super) const MODELS: [Model; 3] = [LLAMA, GPTNEXT, HF_LLAMA];
 
+/// Responses that transformers has scored, and the checkpoint of the model.
+pub(super) const SCORES: &str = "hf_llama/score.json";
+pub(super) const SCORED: &str = HF_LLAMA.checkpoint;
+
 /// Every file that the checks read.
 pub(super) fn files() -> impl Iterator<Item = &'static str> {
-    MODELS.into_iter().flat_map(|model| [model.checkpoint, model.input_ids, model.logits])
+    let of_models = MODELS.into_iter().flat_map(|model| [model.checkpoint, model.input_ids, model.logits]);
+    of_models.chain([SCORES])
 }
