@@ -129,18 +129,8 @@ impl Follower<'_> {
 
     /// Whether to go on waiting for the other ranks of the model.
     fn go_on(&self, mailbox: &Mailbox) -> Result<(), Failure> {
-        let stopped = match mailbox.from_zero.try_recv() {
-            Ok(Ok(FromZero::Stop(Stop::Failed { message }))) => {
-                Some(format!("rank 0 ended the job: {message}"))
-            }
-            Ok(Ok(FromZero::Stop(Stop::Early { reason, .. }))) => {
-                Some(format!("rank 0 stopped the job: {reason}"))
-            }
-            Ok(Ok(FromZero::Stop(Stop::Finished))) => Some("rank 0 has finished the job".to_owned()),
-            Ok(Err(reason)) => Some(format!("rank 0 is gone ({})", first_line(&reason))),
-            Ok(Ok(FromZero::Welcome { .. } | FromZero::Grant(_) | FromZero::Cancel(_))) | Err(_) => None,
-        };
-        let stopped = stopped.or_else(|| self.watch.reason().map(|reason| format!("stopped by {reason}")));
+        let stopped =
+            mailbox.ended().or_else(|| self.watch.reason().map(|reason| format!("stopped by {reason}")));
         match stopped {
             Some(why) => Err(of_another(&format!("{why}, before all ranks of the model had come"))),
             None => Ok(()),
@@ -163,10 +153,7 @@ impl Follower<'_> {
         line: Line,
     ) -> Result<ExitStatus, Failure> {
         let (why, worked, end) = match outcome {
-            Err(failure) => {
-                let why = Why::Failed { code: failure.status.code(), message: failure.sentence() };
-                (why, Worked::default(), Err(failure))
-            }
+            Err(failure) => (Why::of(&failure), Worked::default(), Err(failure)),
             Ok(Outcome { ended, worked }) => {
                 let (why, end) = self.judge(ended);
                 (why, worked, end)

@@ -20,6 +20,7 @@ use super::select::{PassTotals, Selection};
 use super::steps::{PendingStep, StepCollector, pending_steps};
 use super::structured;
 use super::summary::Summary;
+use crate::cluster::queue::Mailbox;
 use crate::cluster::queue::link::Server;
 use crate::cluster::queue::message::FromZero;
 use crate::cluster::queue::worker;
@@ -418,14 +419,18 @@ impl Prepared {
         };
         let reports = Reports { progress, metrics, pass_totals };
         let board = server.as_ref().map(Server::board).transpose()?;
-        let keep_waiting = || match watch.reason() {
-            Some(reason) => Err(Failure {
-                status: reason.exit_status(),
-                error: anyhow::anyhow!("stopped by {reason} before all ranks of the model had come"),
-            }),
-            None => Ok(()),
-        };
-        let load = || {
+        let load = |mailbox: &Mailbox| {
+            let keep_waiting = || match (watch.reason(), mailbox.ended()) {
+                (Some(reason), _) => Err(Failure {
+                    status: reason.exit_status(),
+                    error: anyhow::anyhow!("stopped by {reason} before all ranks of the model had come"),
+                }),
+                (None, Some(why)) => Err(Failure::of_another_rank(
+                    ExitStatus::Failed,
+                    format!("{why}, before all ranks of the model had come"),
+                )),
+                (None, None) => Ok(()),
+            };
             let group = match &board {
                 Some(store) => self.setup.meet(store, &keep_waiting)?,
                 None => None,
