@@ -9,6 +9,7 @@ mod cached;
 mod cases;
 mod cublas;
 mod drafts;
+mod forced_check;
 mod fp8;
 mod gather;
 mod gemm;
@@ -46,6 +47,7 @@ const CASES: [Case<Gpu>; 23] = [
     ("sampling as the reference does", sampling_check::against_reference),
     ("sampling of many rows", sampling_check::many_rows),
     ("rules of rows' own and most likely tokens", own_rules_check::own_rules),
+    ("tokens of known texts", forced_check::forced),
     ("seen tokens", sampling_check::seen_tokens),
     ("first tokens of responses", sampling_check::admissions),
 ];

@@ -301,6 +301,7 @@ fn sampling(gpu: &Gpu) -> Checked {
                 end_token_ids: None,
                 bias: None,
                 masks: None,
+                forced: None,
                 state,
                 scratch: &scratch,
                 admissions: None,
