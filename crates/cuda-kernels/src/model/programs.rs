@@ -83,6 +83,7 @@ impl KernelConfig {
             headers: headers!(
                 "common.cuh",
                 "embed.cuh",
+                "normed.cuh",
                 "norm.cuh",
                 "heads.cuh",
                 "nonlinearity.cuh",
@@ -166,7 +167,7 @@ impl KernelConfig {
         })
     }
 
-    /// Rows to FP8.
+    /// Rows to FP8, as they are, behind a norm, and behind an activation.
     ///
     /// # Errors
     /// Where there are no FP8 linear layers.
@@ -175,7 +176,7 @@ impl KernelConfig {
         Ok(Program {
             name: "quantize",
             source: source!("quantize.cu"),
-            headers: headers!("common.cuh", "e4m3.cuh"),
+            headers: headers!("common.cuh", "e4m3.cuh", "normed.cuh", "nonlinearity.cuh"),
             defines: self.defines(),
             options: &[],
             is_specific: true,
