@@ -68,7 +68,7 @@ struct Check {
     run: fn(&Kit, &mut Report<'_>) -> Result<()>,
 }
 
-const CHECKS: [Check; 12] = [
+const CHECKS: [Check; 13] = [
     Check {
         name: CUDA_SMOKE,
         what: "every entry of the CUDA runtime",

@@ -42,6 +42,7 @@ const CASES: [Case<Gpu>; 23] = [
     ("small-batch GEMM with activations", gemm::activated),
     ("small-batch GEMM against cuBLAS", gemm::against_cublas),
     ("rows to FP8", fp8::conversion),
+    ("rows to FP8 behind norms and activations", fp8::fused),
     ("FP8 GEMM", fp8::gemms),
     ("mixtures of experts", moe::experts),
     ("sampling as the reference does", sampling_check::against_reference),

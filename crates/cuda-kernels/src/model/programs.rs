@@ -94,6 +94,7 @@ impl KernelConfig {
             headers: headers!(
                 "common.cuh",
                 "embed.cuh",
+                "normed.cuh",
                 "norm.cuh",
                 "heads.cuh",
                 "nonlinearity.cuh",
@@ -169,7 +170,7 @@ impl KernelConfig {
         }
     }
 
-    /// Rows to FP8.
+    /// Rows to FP8, as they are, behind a norm, and behind an activation.
     ///
     /// # Errors
     /// Where there are no FP8 linear layers.
@@ -178,7 +179,7 @@ impl KernelConfig {
         Ok(Program {
             name: "quantize",
             source: source!("quantize.cu"),
-            headers: headers!("common.cuh", "e4m3.cuh"),
+            headers: headers!("common.cuh", "e4m3.cuh", "normed.cuh", "nonlinearity.cuh"),
             defines: self.defines(),
             options: &[],
             is_specific: true,
