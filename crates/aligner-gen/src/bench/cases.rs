@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Completion, Engine, EngineLimits, LeadingExecutor, Request, RunStats};
-use model_core::{BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelPart, ModelRanks, Reduction};
+use model_core::{BLOCK_SIZE_TOKENS, Backend, CausalLm, LoadOptions, ModelPart, ModelRanks, Reduction};
 use model_spec::{Footprint, ModelSpec, NamedShape, ShardPlace, blocks_for};
 use sampling::{RowRules, SamplingParams, SamplingRules, StopConditions, Vocabulary};
 use serde_json::{Value, json};
@@ -17,7 +17,7 @@ use serde_json::{Value, json};
 use super::beside::Beside;
 use super::copying::Copied;
 use super::workload::{Figures, Workload};
-use super::{cuts, shapes};
+use super::{cuts, scored, shapes};
 use crate::cluster::model_group::ModelGroup;
 use crate::cluster::own_ranks::OwnRanks;
 use crate::config::cli::BenchArgs;
@@ -44,11 +44,15 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
             writeln!(out, "{line}").map_err(anyhow::Error::from)?;
             continue;
         }
-        if let Some(beside) = Beside::of(measure) {
-            if ranks.group.is_some() {
+        let on_one_rank = match (Beside::of(measure), scored::num_rows_of(measure)) {
+            (None, None) => None,
+            _ if ranks.group.is_some() => {
                 return Err(Failure::usage(format!("`{measure}` is measured on one rank")));
             }
-            let mut line = beside.run(arguments, shape)?;
+            (Some(beside), _) => Some(beside.run(arguments, shape)?),
+            (_, Some(num_rows)) => Some(scored::run(arguments, shape, num_rows)?),
+        };
+        if let Some(mut line) = on_one_rank {
             line["shape"] = json!(format!("{shape:?}"));
             writeln!(out, "{line}").map_err(anyhow::Error::from)?;
             continue;
@@ -180,6 +184,15 @@ pub(super) struct Opened<'a> {
 impl Opened<'_> {
     /// An engine with weights of its own.
     pub(super) fn engine(&self, sampled: Sampled) -> Result<Engine, Failure> {
+        let (model, options, limits) = self.load()?;
+        let vocab_size = self.shape.shape().padded_vocab_size as usize;
+        let setup = Setup { options, limits, vocab_size, group: None, sampled };
+        let engine = open(model, self.requests, setup)?;
+        engine.ok_or_else(|| anyhow::anyhow!("one rank leads itself").into())
+    }
+
+    /// The model alone, and what an engine with it can hold.
+    pub(super) fn load(&self) -> Result<(Box<dyn CausalLm>, LoadOptions, EngineLimits), Failure> {
         let options = options(self.arguments, self.arguments.device.open()?)?;
         let (config, source) = shapes::source(self.shape, shapes::Weights::Random)?;
         let spec = config.spec_of(&source);
@@ -188,9 +201,7 @@ impl Opened<'_> {
         let vocab_size = self.shape.shape().padded_vocab_size as usize;
         let limits =
             limits(self.arguments, options, &footprint, (self.requests, self.max_num_seqs), vocab_size);
-        let setup = Setup { options, limits, vocab_size, group: None, sampled };
-        let engine = open(model, self.requests, setup)?;
-        engine.ok_or_else(|| anyhow::anyhow!("one rank leads itself").into())
+        Ok((model, options, limits))
     }
 }
 
@@ -219,11 +230,7 @@ fn place(spec: &ModelSpec, ranks: &OwnRanks, options: LoadOptions) -> Result<Sha
 }
 
 /// An engine for the workload. `None` for a rank that another one leads, when that one has done all.
-fn open(
-    model: Box<dyn model_core::CausalLm>,
-    requests: &[Request],
-    setup: Setup<'_>,
-) -> Result<Option<Engine>, Failure> {
+fn open(model: Box<dyn CausalLm>, requests: &[Request], setup: Setup<'_>) -> Result<Option<Engine>, Failure> {
     let Setup { options, mut limits, vocab_size, group, sampled } = setup;
     let Sampled { params, row_params, vocabulary } = sampled;
     let row = RowRules { params, seed: 1, end_token_ids: Vec::new(), min_length: 0, structure: None };

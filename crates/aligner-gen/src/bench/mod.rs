@@ -8,6 +8,7 @@ mod cases;
 mod copying;
 mod cuts;
 pub(crate) mod queue;
+mod scored;
 mod shapes;
 mod simulate;
 mod workload;

@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 
 use super::lines::{Scoring, TokenizedLine};
 use crate::exit::{ExitStatus, Failure, ResultExt};
+use crate::model::known_texts::TextSizes;
 
 /// A run takes no further line when it has this many responses.
 const CHUNK_RESPONSES: usize = 4096;
@@ -85,8 +86,7 @@ pub(super) struct Input {
     /// Prompt and response.
     pub(super) longest_tokens: usize,
     /// In one chunk.
-    pub(super) most_texts: usize,
-    pub(super) most_tokens: usize,
+    pub(super) sizes: TextSizes,
 }
 
 impl Input {
@@ -101,8 +101,9 @@ impl Input {
                 input.longest_tokens = input.longest_tokens.max(longest_tokens);
             }
             input.num_responses += chunk.num_responses;
-            input.most_texts = input.most_texts.max(chunk.num_responses);
-            input.most_tokens = input.most_tokens.max(chunk.num_tokens);
+            let TextSizes { most_texts, most_tokens } = &mut input.sizes;
+            *most_texts = chunk.num_responses.max(*most_texts);
+            *most_tokens = chunk.num_tokens.max(*most_tokens);
         }
         match input.num_responses {
             0 => Err(anyhow!("`{}` holds no responses to score", path.display())).exit_with(ExitStatus::Data),

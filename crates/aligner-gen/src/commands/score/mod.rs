@@ -7,7 +7,6 @@
 mod chunks;
 mod lines;
 mod scorer;
-mod texts;
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -21,10 +20,10 @@ use nemo_format::Checkpoint;
 use crate::config::cli::ScoreArgs;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::model::checkpoint::{OpenTokenizer, model_config};
+use crate::model::known_texts::Texts;
 use chunks::{Chunk, Chunks, Input};
 use lines::{ScoredLine, Scoring};
 use scorer::Scorer;
-use texts::Texts;
 
 /// Scores a file.
 pub(crate) fn run(arguments: &ScoreArgs) -> Result<(), Failure> {

@@ -3,15 +3,14 @@
 
 use std::sync::Arc;
 
-use engine::{Engine, EngineLimits, Executor, LeadingExecutor, StepOutput, StepPlan, host_executor};
+use engine::{Engine, Executor, LeadingExecutor, StepOutput, StepPlan};
 use indicatif::{MultiProgress, ProgressDrawTarget};
-use model_core::{CausalLm, LoadOptions, ModelConfig, ModelPart, ModelRanks, Reduction};
+use model_core::{LoadOptions, ModelConfig, ModelPart, ModelRanks, Reduction};
 use model_spec::ShardPlace;
 use nemo_format::Checkpoint;
-use sampling::{ForcedSampler, SamplingError, StopConditions, TokenSampler, Vocabulary};
+use sampling::{SamplingError, StopConditions, Vocabulary};
 
 use super::chunks::{Chunks, Input};
-use super::texts::{Known, Texts};
 use crate::cluster::model_group::ModelGroup;
 use crate::cluster::own_ranks::OwnRanks;
 use crate::config::cli::ScoreArgs;
@@ -22,8 +21,8 @@ use crate::exit::Failure;
 use crate::job::run::layout::{self, Abilities, Ranks};
 use crate::model::checkpoint::{TokenTable, load_part};
 use crate::model::device;
+use crate::model::known_texts::{KnowingModel, Known, Texts};
 use crate::model::memory::{Demand, MemoryPlan, Neighbours};
-use crate::model::open_engine::{stage_of, staged};
 
 /// Sequences that there is room for where there are fewer responses, so that steps have many tokens of each.
 const LEAST_SEQS: usize = 64;
@@ -36,15 +35,6 @@ pub(super) struct Scorer<'a> {
     /// Of the tokenizer.
     pub(super) vocab_size: usize,
     pub(super) input: Input,
-}
-
-/// A loaded part of the model, and what its samplers are made of.
-struct Part {
-    model: Box<dyn CausalLm>,
-    options: LoadOptions,
-    limits: EngineLimits,
-    vocab_size: usize,
-    texts: Texts,
 }
 
 impl Scorer<'_> {
@@ -78,16 +68,13 @@ impl Scorer<'_> {
             layout::place_of(&places, ranks.topology, ranks.rank).unwrap_or_else(|| ShardPlace::whole(&spec));
         let own = LoadOptions { device: device::of_own_rank(options.device, ranks.rank), ..options };
         let part = self.load(own, place, wish.reduction(tensor)?, ranks.group.as_ref())?;
+        let limits = part.limits;
+        let (own, texts) = part.executor(self.input.sizes, ranks.group.as_ref())?;
         let tokens = Arc::new(TokenTable::unknown());
         let Some(group) = &ranks.group else {
-            let texts = part.texts.clone();
-            let limits = part.limits;
-            let executor = part.executor(self.arguments.top_logprobs, self.input, None)?;
-            let engine = Engine::with_executor(executor, StopConditions::default(), tokens, limits)?;
+            let engine = Engine::with_executor(own, StopConditions::default(), tokens, limits)?;
             return lead(&mut engine.with_proposer(Box::new(Known::new(&texts))), &texts, chunks);
         };
-        let (texts, limits) = (part.texts.clone(), part.limits);
-        let own = part.executor(self.arguments.top_logprobs, self.input, Some(group))?;
         if !group.leads() {
             let mut failure = None;
             let mut following = Following { own, texts, chunks, failure: &mut failure };
@@ -109,7 +96,7 @@ impl Scorer<'_> {
         place: ShardPlace,
         reduction: Reduction,
         group: Option<&ModelGroup>,
-    ) -> Result<Part, Failure> {
+    ) -> Result<KnowingModel, Failure> {
         let num_ranks = self.arguments.tensor * self.arguments.pipeline;
         let demand = Demand {
             longest_sequence_tokens: self.input.longest_tokens.max(1),
@@ -135,50 +122,8 @@ impl Scorer<'_> {
         });
         let model = load_part(self.checkpoint, self.config.clone(), options, part, (share, &bars))?;
         let vocab_size = self.vocab_size.min(model.padded_vocab_size());
-        Ok(Part { model, options, limits, vocab_size, texts: self.texts(options, vocab_size)? })
-    }
-
-    #[cfg(feature = "cuda")]
-    fn texts(&self, options: LoadOptions, vocab_size: usize) -> Result<Texts, Failure> {
-        let (tch::Device::Cuda(device_idx), true) = (options.device, options.has_rows()) else {
-            return Ok(Texts::default());
-        };
-        let Input { most_texts, most_tokens, .. } = self.input;
-        let on_device = sampling::DeviceTexts::new(device_idx, vocab_size, most_texts, most_tokens)?;
-        Ok(Texts { on_device: Some(Arc::new(std::sync::Mutex::new(on_device))), ..Texts::default() })
-    }
-
-    #[cfg(not(feature = "cuda"))]
-    fn texts(&self, options: LoadOptions, vocab_size: usize) -> Result<Texts, Failure> {
-        tracing::debug!("{options:?}: {vocab_size} tokens");
-        Ok(Texts::default())
-    }
-}
-
-impl Part {
-    /// What carries out the steps of this part. `input`: how long sequences are.
-    fn executor(
-        self,
-        num_top: u32,
-        input: Input,
-        group: Option<&ModelGroup>,
-    ) -> Result<Box<dyn Executor>, Failure> {
-        let Self { model, options, limits, vocab_size, texts } = self;
-        #[cfg(feature = "cuda")]
-        if let (Some(on_device), tch::Device::Cuda(device_idx)) = (&texts.on_device, options.device) {
-            let max_seq_len_tokens = input.longest_tokens.max(1);
-            let sizes = engine::DeviceSizes { device_idx, max_seq_len_tokens };
-            let on_device = on_device.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            let max_rows = Engine::device_rows(limits);
-            let sampler = sampling::DeviceSampler::forced(&on_device, num_top, max_rows)?;
-            return Ok(engine::device_executor(model, sampler, limits, sizes)?);
-        }
-        tracing::debug!("{options:?}: sequences of up to {} tokens", input.longest_tokens);
-        let own = || -> Result<Box<dyn TokenSampler>, Failure> {
-            Ok(Box::new(ForcedSampler::new(texts.on_host, vocab_size, num_top)?))
-        };
-        let sampler = staged(own, false, group)?;
-        Ok(host_executor(model, sampler, limits, stage_of(group))?)
+        let (num_top, longest_tokens) = (self.arguments.top_logprobs, self.input.longest_tokens);
+        Ok(KnowingModel { model, options, limits, vocab_size, num_top, longest_tokens })
     }
 }
 
