@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::MemorySource;
 use common::ranks::logits;
 use common::tiny::{VOCAB_SIZE, config, weights};
 use model_core::{

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use cases::{Case, say};
 use support::Gpu;
 
-const CASES: [Case<Gpu>; 23] = [
+const CASES: &[Case<Gpu>] = &[
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("norms of heads", pointwise::norms_of_heads),
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
     let gpu = Gpu::open();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some((_, tables)) = arguments.split_first().filter(|(first, _)| *first == "--times") else {
-        return cases::run(gpu, &CASES);
+        return cases::run(gpu, CASES);
     };
     match gpu.and_then(|gpu| timing::tables(&gpu, tables)) {
         Ok(()) => ExitCode::SUCCESS,

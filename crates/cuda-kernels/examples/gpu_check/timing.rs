@@ -1,9 +1,9 @@
 //! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
 
 use cuda_kernels::{
-    Activate, ActivateFp8, DecodeAttentionQkv, DecodePlan, E4M3, Fp8Out, Gating, GemmFp8, KernelError, LayerKv,
-    Normalize, NormalizeFp8, PlanDecode, PlanSizes, QuantizeRows, RotaryArrays, RunMoe, Sample, SampleRules,
-    SamplerScratch, SamplerState,
+    Activate, ActivateFp8, DecodeAttentionQkv, DecodePlan, E4M3, Fp8Out, Gating, GemmFp8, KernelError,
+    LayerKv, Normalize, NormalizeFp8, PlanDecode, PlanSizes, QuantizeRows, RotaryArrays, RunMoe, Sample,
+    SampleRules, SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
 use model_spec::{Nonlinearity, Normalization};
@@ -67,7 +67,7 @@ fn experts(gpu: &Gpu) -> Checked {
 }
 
 /// What is timed, by name.
-const TABLES: [(&str, fn(&Gpu) -> Checked); 7] = [
+const TABLES: &[(&str, fn(&Gpu) -> Checked)] = &[
     ("experts", experts),
     ("copy", device_copy),
     ("attention", attentions),
@@ -80,7 +80,8 @@ const TABLES: [(&str, fn(&Gpu) -> Checked); 7] = [
 /// Prints the tables that are named, or all.
 pub(crate) fn tables(gpu: &Gpu, wanted: &[String]) -> Checked {
     if let Some(unknown) = wanted.iter().find(|name| !TABLES.iter().any(|(known, _)| known == name)) {
-        let known = TABLES.map(|(name, _)| name).join(", ");
+        let known: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
+        let known = known.join(", ");
         return Err(format!("no table is called `{unknown}`; there are {known}").into());
     }
     TABLES
