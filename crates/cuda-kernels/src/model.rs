@@ -26,6 +26,8 @@ mod pointwise;
 mod reduce;
 #[cfg(feature = "cuda")]
 mod rope;
+#[cfg(feature = "cuda")]
+mod stage;
 
 pub use gemm_shape::MAX_GEMM_ROWS;
 pub use nonlinearity::Gating;
@@ -40,9 +42,14 @@ pub use {
     loaded::ModelKernels,
     moe::{MoeKernels, MoeWeights, RunMoe},
     pointwise::{Activate, Embed, Normalize},
-    reduce::{Inbox, MAX_TENSOR_RANKS, TensorRanks},
+    reduce::{Inbox, MAX_TENSOR_RANKS, NormOfSum, TensorRanks},
     rope::{LayerKv, RopeAndCache, RotaryArrays},
+    stage::{StageInbox, StageLink},
 };
 
 /// Tokens of a cache block.
 pub const BLOCK_SIZE_TOKENS: i64 = 32;
+
+/// `Progress` in exchange.cuh.
+#[cfg(feature = "cuda")]
+const PROGRESS_BYTES: usize = 3 * size_of::<u32>();

@@ -13,7 +13,7 @@ use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 /// Elements that a thread takes at once.
 const WIDTH: i64 = 8;
 /// A norm holds its row in registers: 2 times 8 elements in each of 1,024 threads.
-const MAX_NORM_WIDTH: i64 = 16_384;
+pub(super) const MAX_NORM_WIDTH: i64 = 16_384;
 
 /// `out = table[token]`.
 #[derive(Clone, Copy, Debug)]
@@ -168,7 +168,7 @@ impl ModelKernels {
     }
 }
 
-fn whole_vectors(width: i64, limit: i64) -> Result<i32, KernelError> {
+pub(super) fn whole_vectors(width: i64, limit: i64) -> Result<i32, KernelError> {
     if width <= 0 || width % WIDTH != 0 || width > limit {
         return Err(bad("width of a row", &format!("a multiple of 8 up to {limit}"), width));
     }
@@ -176,7 +176,7 @@ fn whole_vectors(width: i64, limit: i64) -> Result<i32, KernelError> {
 }
 
 /// Whole warps, 8 elements a thread, at most 1,024 threads.
-fn threads_for(width: i64) -> u32 {
+pub(super) fn threads_for(width: i64) -> u32 {
     let num_threads = (width.max(1) as u64).div_ceil(WIDTH as u64).next_multiple_of(32);
     num_threads.min(1024) as u32
 }

@@ -104,7 +104,19 @@ impl KernelConfig {
         Program {
             name: "reduce",
             source: source!("reduce.cu"),
-            headers: headers!("common.cuh"),
+            headers: headers!("common.cuh", "exchange.cuh", "norm.cuh"),
+            defines: self.defines(),
+            options: &[],
+            is_specific: false,
+        }
+    }
+
+    /// What pipeline stages hand on.
+    pub fn stage(&self) -> Program {
+        Program {
+            name: "stage",
+            source: source!("stage.cu"),
+            headers: headers!("common.cuh", "exchange.cuh"),
             defines: self.defines(),
             options: &[],
             is_specific: false,

@@ -12,6 +12,7 @@ fn pointwise_kernels_compile() {
     for kind in [Kind::BFloat16, Kind::Half, Kind::Float] {
         check(&config(kind, 128, 1).pointwise());
         check(&config(kind, 128, 1).reduce());
+        check(&config(kind, 128, 1).stage());
     }
     for (head_dim, queries_per_group) in [(16, 3), (80, 8), (256, 1)] {
         check(&config(Kind::BFloat16, head_dim, queries_per_group).pointwise());
