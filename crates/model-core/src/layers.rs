@@ -16,6 +16,30 @@ use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, NormsOver, St
 /// A part with the norm in front of it, where there is one.
 pub(crate) type Normed<P> = (Option<Norm>, P);
 
+/// The residual stream between two parts.
+pub(crate) struct Hidden {
+    /// `[num_tokens, hidden_size]`.
+    pub(crate) residual: Tensor,
+    /// Its rows as the norm behind it makes them, where they came out with it.
+    pub(crate) normed: Option<Tensor>,
+}
+
+impl Hidden {
+    /// Alone.
+    pub(crate) fn of(residual: Tensor) -> Self {
+        Self { residual, normed: None }
+    }
+
+    /// The rows that a part of a layer reads. `norm` is the one that was announced to whoever made the stream.
+    fn inputs<S: StepState>(&mut self, norm: Option<&Norm>, at: &mut S) -> Result<Tensor, ModelError> {
+        match (self.normed.take(), norm) {
+            (Some(normed), Some(_)) => Ok(normed),
+            (_, Some(norm)) => at.norm(&self.residual, norm),
+            (_, None) => Ok(self.residual.shallow_clone()),
+        }
+    }
+}
+
 /// One transformer layer, of any shape of its own. `x` is the residual stream, `n1` and `n2` norms.
 #[expect(clippy::large_enum_variant, reason = "a model has some dozens of them")]
 pub(crate) enum Layer<S: StepState> {
@@ -83,54 +107,62 @@ pub(crate) struct Mlp<S: StepState> {
     pub(crate) output: OutputRule,
 }
 
-/// The rows that a part of a layer reads.
-fn inputs<S: StepState>(residual: &Tensor, norm: Option<&Norm>, at: &mut S) -> Result<Tensor, ModelError> {
-    match norm {
-        Some(norm) => at.norm(residual, norm),
-        None => Ok(residual.shallow_clone()),
-    }
-}
-
 impl<S: StepState> Layer<S> {
-    /// The residual stream after this layer, `[num_tokens, hidden_size]`, in the memory of the one before it.
+    /// The norm that the stream goes through first, where that is the first thing done with it.
+    pub(crate) fn first_norm(&self) -> Option<&Norm> {
+        match self {
+            Self::Sequential { attention: Some((norm, _)), .. } => norm.as_ref(),
+            Self::Sequential { attention: None, ffn } => ffn.as_ref().and_then(|(norm, _)| norm.as_ref()),
+            Self::Parallel { attention_norm, .. } => Some(attention_norm),
+        }
+    }
+
+    /// The residual stream after this layer, in the memory of the one before it; `next` is the norm that it goes through
+    /// then.
     pub(crate) fn forward(
         &self,
-        mut residual: Tensor,
+        mut hidden: Hidden,
+        next: Option<&Norm>,
         step: &AttentionContext,
         cache: &mut KvCache,
         at: &mut S,
-    ) -> Result<Tensor, ModelError> {
+    ) -> Result<Hidden, ModelError> {
         match self {
             Self::Sequential { attention, ffn } => {
                 if let Some((norm, attention)) = attention {
-                    let x = inputs(&residual, norm.as_ref(), at)?;
-                    residual = match attention {
+                    let x = hidden.inputs(norm.as_ref(), at)?;
+                    let residual = hidden.residual;
+                    hidden = match attention {
                         AttentionPart::Attention(attention) => {
                             let attended = attention.attend(&x, step, cache, at)?;
-                            attention.add_to(residual, &attended, at)?
+                            let next = ffn.as_ref().map_or(next, |(norm, _)| norm.as_ref());
+                            attention.add_to(residual, &attended, next, at)?
                         }
-                        AttentionPart::Linear(linear) => linear.run(&x, Epilogue::AddTo(residual), at)?,
+                        AttentionPart::Linear(linear) => {
+                            Hidden::of(linear.run(&x, Epilogue::AddTo(residual), at)?)
+                        }
                     };
                 }
                 if let Some((norm, ffn)) = ffn {
-                    let x = inputs(&residual, norm.as_ref(), at)?;
-                    residual = match ffn {
-                        Ffn::Dense(mlp) => mlp.add_to(residual, &x, at)?,
-                        Ffn::Moe(moe) => at.add_experts(moe, residual, &x)?,
-                        Ffn::Linear(linear) => linear.run(&x, Epilogue::AddTo(residual), at)?,
+                    let x = hidden.inputs(norm.as_ref(), at)?;
+                    let residual = hidden.residual;
+                    hidden = match ffn {
+                        Ffn::Dense(mlp) => mlp.add_to(residual, &x, next, at)?,
+                        Ffn::Moe(moe) => Hidden::of(at.add_experts(moe, residual, &x)?),
+                        Ffn::Linear(linear) => Hidden::of(linear.run(&x, Epilogue::AddTo(residual), at)?),
                     };
                 }
-                Ok(residual)
+                Ok(hidden)
             }
             Self::Parallel { attention_norm, attention, mlp_norm, mlp } => {
-                let x = at.norm(&residual, attention_norm)?;
+                let x = hidden.inputs(Some(attention_norm), at)?;
                 let attended = attention.attend(&x, step, cache, at)?;
                 let x = match mlp_norm {
-                    Some(norm) => at.norm(&residual, norm)?,
+                    Some(norm) => at.norm(&hidden.residual, norm)?,
                     None => x,
                 };
-                residual = attention.add_to(residual, &attended, at)?;
-                mlp.add_to(residual, &x, at)
+                let hidden = attention.add_to(hidden.residual, &attended, None, at)?;
+                mlp.add_to(hidden.residual, &x, next, at)
             }
         }
     }
@@ -248,9 +280,15 @@ impl<S: StepState> Attention<S> {
         self.op.run(&qkv, step, cache, at)
     }
 
-    /// `residual += linear_proj(attended)`.
-    fn add_to(&self, residual: Tensor, attended: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
-        add_output(&self.proj, &self.output, residual, attended, at)
+    /// `residual += linear_proj(attended)`; `next` is the norm that it goes through then.
+    fn add_to(
+        &self,
+        residual: Tensor,
+        attended: &Tensor,
+        next: Option<&Norm>,
+        at: &mut S,
+    ) -> Result<Hidden, ModelError> {
+        add_output((&self.proj, &self.output), residual, attended, next, at)
     }
 }
 
@@ -312,14 +350,14 @@ fn norm_each_head<S: StepState>(
 
 /// Adds the output of the last linear layer of a part, or what becomes of it, to the residual stream.
 fn add_output<S: StepState>(
-    linear: &RowParallel<S>,
-    rule: &OutputRule,
+    (linear, rule): (&RowParallel<S>, &OutputRule),
     mut residual: Tensor,
     x: &Tensor,
+    next: Option<&Norm>,
     at: &mut S,
-) -> Result<Tensor, ModelError> {
+) -> Result<Hidden, ModelError> {
     if rule.post_norm.is_none() && rule.multiplier.is_none() {
-        return linear.add_to(residual, x, at);
+        return linear.add_to(residual, x, next, at);
     }
     let mut output = linear.output(x, residual.kind(), at)?;
     if let Some(norm) = &rule.post_norm {
@@ -329,13 +367,19 @@ fn add_output<S: StepState>(
         output = output.f_mul_scalar(multiplier)?;
     }
     let _ = residual.f_add_(&output)?;
-    Ok(residual)
+    Ok(Hidden::of(residual))
 }
 
 impl<S: StepState> Mlp<S> {
-    /// `residual += mlp(x)`.
-    fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
+    /// `residual += mlp(x)`; `next` is the norm that it goes through then.
+    fn add_to(
+        &self,
+        residual: Tensor,
+        x: &Tensor,
+        next: Option<&Norm>,
+        at: &mut S,
+    ) -> Result<Hidden, ModelError> {
         let activated = self.fc1.run(x, Epilogue::Activate(self.activation), at)?;
-        add_output(&self.fc2, &self.output, residual, &activated, at)
+        add_output((&self.fc2, &self.output), residual, &activated, next, at)
     }
 }

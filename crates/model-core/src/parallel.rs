@@ -12,17 +12,32 @@ use tch::{Kind, Tensor};
 use torch_ext::view;
 
 use crate::ModelError;
-use crate::model_ranks::{LostRank, ModelRanks, Reduction};
+use crate::model_ranks::{Exchange, LostRank, ModelRanks, Reduction};
 
 /// Numbers of a message between GPUs: 32 MiB. Each has two slots of them for each rank that shares its layers.
 pub(crate) const SLOT_ELEMS: u64 = 8 << 20;
 
-/// What a GPU that shares its layers with so many in all sets aside for what they exchange.
-pub fn exchange_bytes(tp_size: u32, reduction: Reduction) -> u64 {
-    match reduction {
+/// Room of a GPU for what the stage before sends it: `StageInbox::BYTES` of `cuda_kernels`, and some for its marks.
+const STAGE_INBOX_BYTES: u64 = 33 << 20;
+
+/// What decides how much a GPU sets aside for what ranks exchange.
+#[derive(Clone, Copy, Debug)]
+pub struct ExchangeParts {
+    /// How many share its layers, itself included.
+    pub tp_size: u32,
+    /// How they sum.
+    pub reduction: Reduction,
+    /// Whether a pipeline stage is before its own.
+    pub has_previous_stage: bool,
+}
+
+/// What a GPU sets aside for what ranks exchange.
+pub fn exchange_bytes(parts: ExchangeParts) -> u64 {
+    let of_sums = match parts.reduction {
         Reduction::Chain => 0,
-        Reduction::Tree => 2 * u64::from(tp_size) * SLOT_ELEMS * size_of::<f32>() as u64,
-    }
+        Reduction::Tree => 2 * u64::from(parts.tp_size) * SLOT_ELEMS * size_of::<f32>() as u64,
+    };
+    of_sums + if parts.has_previous_stage { STAGE_INBOX_BYTES } else { 0 }
 }
 
 /// The part of a model that a process computes.
@@ -33,12 +48,14 @@ pub struct ModelPart {
     pub reduction: Reduction,
     /// The others; `None` where the part is the whole model.
     pub ranks: Option<Box<dyn ModelRanks>>,
+    /// What GPUs exchange through.
+    pub exchange: Exchange,
 }
 
 impl ModelPart {
     /// The whole model, with sums of this kind.
     pub fn whole(model: &ModelSpec, reduction: Reduction) -> Self {
-        Self { place: ShardPlace::whole(model), reduction, ranks: None }
+        Self { place: ShardPlace::whole(model), reduction, ranks: None, exchange: Exchange::Auto }
     }
 }
 

@@ -3,7 +3,8 @@
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
-use crate::ops::{Epilogue, LinearOp, PiecedLinear, StepState, tensor_bytes};
+use crate::layers::Hidden;
+use crate::ops::{Epilogue, LinearOp, Norm, PiecedLinear, StepState, tensor_bytes};
 
 /// A linear layer that adds to the residual stream.
 pub(crate) enum RowParallel<S: StepState> {
@@ -14,11 +15,18 @@ pub(crate) enum RowParallel<S: StepState> {
 }
 
 impl<S: StepState> RowParallel<S> {
-    /// `residual` with the product of `x`, `[num_tokens, in_features of this rank]`, added.
-    pub(crate) fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
+    /// `residual` with the product of `x`, `[num_tokens, in_features of this rank]`, added; `next` is the norm that it goes
+    /// through then.
+    pub(crate) fn add_to(
+        &self,
+        residual: Tensor,
+        x: &Tensor,
+        next: Option<&Norm>,
+        at: &mut S,
+    ) -> Result<Hidden, ModelError> {
         match self {
-            Self::Chain(linear) => linear.run(x, Epilogue::AddTo(residual), at),
-            Self::Tree(pieced) => at.add_pieces(pieced, x, residual),
+            Self::Chain(linear) => Ok(Hidden::of(linear.run(x, Epilogue::AddTo(residual), at)?)),
+            Self::Tree(pieced) => at.add_pieces(pieced, x, residual, next),
         }
     }
 
@@ -28,7 +36,7 @@ impl<S: StepState> RowParallel<S> {
             Self::Chain(linear) => linear.run(x, Epilogue::Store, at),
             Self::Tree(pieced) => {
                 let nothing = Tensor::f_zeros([x.size2()?.0, pieced.hidden_size], (kind, x.device()))?;
-                at.add_pieces(pieced, x, nothing)
+                Ok(at.add_pieces(pieced, x, nothing, None)?.residual)
             }
         }
     }
