@@ -81,7 +81,3 @@ DEVICE void norm_row(const NormArgs& args) {
     }
     norm_values<CENTRED>(values, gains, shifts, args.out + start, args.width, args.eps, scratch);
 }
-
-extern "C" __global__ void __launch_bounds__(1024) rms_norm(NormArgs args) { norm_row<false>(args); }
-
-extern "C" __global__ void __launch_bounds__(1024) layer_norm(NormArgs args) { norm_row<true>(args); }

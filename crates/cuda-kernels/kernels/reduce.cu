@@ -44,23 +44,6 @@ DEVICE void meet(const Group& group, u32 epoch, int round) {
     __syncthreads();
 }
 
-DEVICE float4 add(float4 a, float4 b) { return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w); }
-
-// ((0 + 1) + (2 + 3)) + ...: a power of two of them.
-template <int N, typename Load>
-DEVICE float4 tree(int num, Load load) {
-    float4 sums[N];
-#pragma unroll
-    for (int i = 0; i < N; i++)
-        if (i < num) sums[i] = load(i);
-#pragma unroll
-    for (int width = 1; width < N; width *= 2)
-#pragma unroll
-        for (int i = 0; i + width < N; i += 2 * width)
-            if (i + width < num) sums[i] = add(sums[i], sums[i + width]);
-    return sums[0];
-}
-
 // Mirrors `ReduceArgs` in reduce.rs.
 struct ReduceArgs {
     Group group;
@@ -92,25 +75,45 @@ DEVICE void load_shared(const u16* from, float (&to)[8]) {
     for (int i = 0; i < 4; i++) to[2 * i] = to_float((u16)words[i]), to[2 * i + 1] = to_float((u16)(words[i] >> 16));
 }
 
-DEVICE void join(float4 a, float4 b, float (&sum)[8]) {
-    sum[0] = a.x, sum[1] = a.y, sum[2] = a.z, sum[3] = a.w, sum[4] = b.x, sum[5] = b.y, sum[6] = b.z, sum[7] = b.w;
+// ((0 + 1) + (2 + 3)) + ...: 1, 2, 4 or 8 of them, eight numbers each. In a loop, since its code is fetched for every launch.
+template <typename Load>
+DEVICE void tree(int num, Load load, float (&sum)[8]) {
+    load(0, sum);
+    float left[2][8]; // sums of 2 and of 4 that wait for those beside them
+#pragma unroll 1
+    for (int i = 0; i + 1 < num; i += 2) {
+        float right[8];
+        load(i + 1, right);
+        if (i > 0) load(i, sum);
+#pragma unroll
+        for (int j = 0; j < 8; j++) sum[j] += right[j];
+        bool goes_up = true;
+#pragma unroll
+        for (int level = 0; level < 2; level++) {
+            bool is_right = i >> (level + 1) & 1;
+            if (goes_up && is_right) {
+#pragma unroll
+                for (int j = 0; j < 8; j++) sum[j] = left[level][j] + sum[j];
+            } else if (goes_up) {
+#pragma unroll
+                for (int j = 0; j < 8; j++) left[level][j] = sum[j];
+                goes_up = false;
+            }
+        }
+    }
 }
 
 // What this rank's pieces add up to, of 8 elements from `at` on.
 DEVICE void own_sum(const ReduceArgs& args, i64 at, float (&sum)[8]) {
-    auto half = [&](int n) {
-        return tree<8>(args.num_partials, [&](int i) { return __ldcg((const float4*)((const float*)args.partials + i * args.partial_stride + at) + n); });
-    };
-    join(half(0), half(1), sum);
+    const float* partials = (const float*)args.partials + at;
+    tree(args.num_partials, [&](int i, float (&to)[8]) { load_shared(partials + i * args.partial_stride, to); }, sum);
 }
 
 // What all ranks have pushed.
 DEVICE void sum_of_all(const ReduceArgs& args, u32 epoch, i64 at, float (&sum)[8]) {
     const Group& group = args.group;
-    auto half = [&](int n) {
-        return tree<MAX_RANKS>(group.num_ranks, [&](int from) { return __ldcg((const float4*)(part_of(group, group.rank, epoch, from) + at) + n); });
-    };
-    join(half(0), half(1), sum);
+    const float* first = part_of(group, group.rank, epoch, 0) + at;
+    tree(group.num_ranks, [&](int from, float (&to)[8]) { load_shared(first + from * group.slot_elems, to); }, sum);
 }
 
 // residual += sum + bias, rounded once; `values` is the residual behind it.

@@ -37,7 +37,7 @@ pub use {
     attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode, PlanSizes},
     fp8::{E4M3, Fp8Out, GemmFp8, QuantizeRows},
     gather::GatherCache,
-    gemm::{Gemm, GemmOut},
+    gemm::{Gemm, GemmOut, GemmUse},
     heads::NormHeads,
     loaded::ModelKernels,
     moe::{MoeKernels, MoeWeights, RunMoe},

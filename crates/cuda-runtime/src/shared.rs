@@ -104,8 +104,11 @@ impl OpenedMemory {
             Some((&OF_GPU, handle)) => Opened::Gpu(PeerMemory::open(device, handle)?),
             Some((&OF_HOST, path)) => {
                 let path = PathBuf::from(String::from_utf8_lossy(path).into_owned());
-                let no_file =
-                    |source: Error| CudaError::File { action: "open the memory in", path: path.clone(), source };
+                let no_file = |source: Error| CudaError::File {
+                    action: "open the memory in",
+                    path: path.clone(),
+                    source,
+                };
                 let file = File::options().read(true).write(true).open(&path).map_err(no_file)?;
                 Opened::Host(Registered::new(device, &file).map_err(no_file)??)
             }

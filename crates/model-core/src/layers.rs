@@ -218,14 +218,14 @@ impl<S: StepState> Layer<S> {
     pub(crate) fn dense_linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
         let (attention, mlp) = self.parts();
         fn plain<L>(linear: &L) -> TrialLinear<'_, L> {
-            (linear, None)
+            TrialLinear::of(linear, None)
         }
         let of_attention = attention
             .into_iter()
-            .flat_map(|part| std::iter::once(&part.qkv).chain(part.proj.linears()).map(plain));
+            .flat_map(|part| std::iter::once(plain(&part.qkv)).chain(part.proj.trials()));
         let of_mlp = mlp.into_iter().flat_map(|part| {
-            let fc1 = (&part.fc1, Some(part.activation));
-            std::iter::once(fc1).chain(part.fc2.linears().iter().map(plain))
+            let fc1 = TrialLinear::of(&part.fc1, Some(part.activation));
+            std::iter::once(fc1).chain(part.fc2.trials())
         });
         of_attention
             .chain(of_mlp)
@@ -251,7 +251,7 @@ impl<S: StepState> Layer<S> {
             mlp.and_then(|part| part.output.post_norm.as_ref()),
         ];
         let row_parallel = [attention.map(|part| &part.proj), mlp.map(|part| &part.fc2)];
-        self.dense_linears().map(|(linear, _)| linear.size_bytes()).sum::<u64>()
+        self.dense_linears().map(|trial| trial.linear.size_bytes()).sum::<u64>()
             + row_parallel.into_iter().flatten().map(RowParallel::bias_bytes).sum::<u64>()
             + self.moe().map_or(0, Moe::experts_bytes)
             + of_heads.map_or(0, |(_, norms)| norms.query.size_bytes() + norms.key.size_bytes())

@@ -108,7 +108,6 @@ pub(crate) struct PiecedLinear<L> {
     /// Linear layers without a bias: one for each piece, in order, or one for all where the backend cuts its sums itself.
     pub(crate) parts: Vec<L>,
     /// A power of two of equally wide ones.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "elsewhere there is a part for each"))]
     pub(crate) num_pieces: usize,
     /// float32 `[hidden_size]`.
     pub(crate) bias: Option<Tensor>,
@@ -209,8 +208,23 @@ pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
 pub(crate) const NO_DEVICE_DECODE: ModelError =
     ModelError::NoBackend { backend: "row", reason: "these kernels run on the host's batches" };
 
-/// A linear layer and the activation behind it, if it has one.
-pub(crate) type TrialLinear<'a, L> = (&'a L, Option<Activation>);
+/// A linear layer and how it is run.
+pub(crate) struct TrialLinear<'a, L> {
+    pub(crate) linear: &'a L,
+    /// What follows it, if anything does.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU tries them"))]
+    pub(crate) activation: Option<Activation>,
+    /// Pieces of its inputs that are summed apart: 1 for a chain.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU tries them"))]
+    pub(crate) num_pieces: usize,
+}
+
+impl<'a, L> TrialLinear<'a, L> {
+    /// With sums in one chain.
+    pub(crate) fn of(linear: &'a L, activation: Option<Activation>) -> Self {
+        Self { linear, activation, num_pieces: 1 }
+    }
+}
 
 /// A backend: what its steps share (threads, scratch memory, tables, plans), and the operations that need nothing
 /// else. One step runs at a time.

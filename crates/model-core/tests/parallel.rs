@@ -9,8 +9,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use common::tiny::{VOCAB_SIZE, config, weights};
 use common::{MemorySource, rows};
 use model_core::{
-    AttentionSwitches, Backend, Batch, Isa, LoadOptions, LostRank, ModelConfig, ModelError, ModelPart,
-    ModelRanks, Reduction, load_part,
+    AttentionSwitches, Backend, Batch, Exchange, Isa, LoadOptions, LostRank, ModelConfig, ModelError,
+    ModelPart, ModelRanks, Reduction, load_part,
 };
 use model_spec::{Float, Numerics, ShardPlace};
 use serde_json::{Value, json};
@@ -42,6 +42,14 @@ impl ModelRanks for Channels {
 
     fn receive_from_previous_stage(&mut self) -> Result<Vec<u8>, LostRank> {
         Ok(self.from[self.mine - self.num_tensor_ranks].recv().unwrap())
+    }
+
+    fn send_to_previous_stage(&mut self, _: &[u8]) -> Result<(), LostRank> {
+        unreachable!("only GPUs ask for ways to the stage before")
+    }
+
+    fn receive_from_next_stage(&mut self) -> Result<Vec<u8>, LostRank> {
+        unreachable!("only GPUs are asked for ways by the next stage")
     }
 }
 
@@ -95,7 +103,7 @@ fn logits(
                     let place = ShardPlace { tp_rank: tp_rank as u32, tp_size: tensor as u32, layers };
                     let ranks: Option<Box<dyn ModelRanks>> =
                         if tensor * pipeline > 1 { Some(Box::new(ranks)) } else { None };
-                    let part = ModelPart { place, reduction, ranks };
+                    let part = ModelPart { place, reduction, ranks, exchange: Exchange::Auto };
                     steps(&mut *load_part(config.clone(), source, options, part).unwrap())
                 })
             })
@@ -206,7 +214,7 @@ fn parts_that_have_other_bits_are_refused() {
     let source = weights(&config);
     let refusal = |backend, reduction, tp_size| {
         let place = ShardPlace { tp_rank: 0, tp_size, layers: 0..3 };
-        let part = ModelPart { place, reduction, ranks: None };
+        let part = ModelPart { place, reduction, ranks: None, exchange: Exchange::Auto };
         let error: ModelError =
             load_part(config.clone(), &source, options(Float::Fp32, backend), part).err().unwrap();
         error.to_string()
@@ -224,7 +232,7 @@ fn ranks_that_do_not_share_the_pieces_are_refused() {
     }));
     let source = weights(&config);
     let place = ShardPlace { tp_rank: 0, tp_size: 3, layers: 0..3 };
-    let part = ModelPart { place, reduction: Reduction::Tree, ranks: None };
+    let part = ModelPart { place, reduction: Reduction::Tree, ranks: None, exchange: Exchange::Auto };
     let error = load_part(config, &source, options(Float::Fp32, Backend::Fused), part).err().unwrap();
     assert!(error.to_string().contains("so many ranks cannot share the pieces"), "{error}");
 }

@@ -21,7 +21,9 @@ mod top_tokens;
 mod weights;
 
 #[cfg(feature = "cuda")]
-pub use device::{DeviceSampler, DrawRecords, FirstDraw, OwnRowRules, RECORD_WORDS, SamplerRows};
+pub use device::{
+    DeviceSampler, DrawCheck, DrawRecords, DrivenSampler, FirstDraw, OwnRowRules, RECORD_WORDS, SamplerRows,
+};
 pub use error::SamplingError;
 pub use forced::{ForcedSampler, ForcedTexts};
 pub use params::{MAX_TOP_LOGPROBS, RawSamplingParams, SamplingParams};

@@ -6,6 +6,7 @@
 mod cases;
 mod copying;
 mod cuts;
+mod floor;
 pub(crate) mod queue;
 mod ranks;
 mod shapes;

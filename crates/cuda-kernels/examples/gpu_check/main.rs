@@ -15,6 +15,7 @@ mod gemm;
 mod moe;
 mod own_rules_check;
 mod pointwise;
+mod ranks;
 mod sampling_check;
 mod support;
 mod timing;
@@ -24,7 +25,7 @@ use std::process::ExitCode;
 use cases::{Case, say};
 use support::Gpu;
 
-const CASES: [Case<Gpu>; 22] = [
+const CASES: [Case<Gpu>; 25] = [
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("norms of heads", pointwise::norms_of_heads),
@@ -39,6 +40,9 @@ const CASES: [Case<Gpu>; 22] = [
     ("small-batch GEMM", gemm::odd_shapes),
     ("small-batch GEMM with activations", gemm::activated),
     ("small-batch GEMM against cuBLAS", gemm::against_cublas),
+    ("small-batch GEMM over pieces", gemm::pieces),
+    ("sums of two ranks", ranks::through_gpus),
+    ("sums of two ranks through the host", ranks::through_host),
     ("rows to FP8", fp8::conversion),
     ("FP8 GEMM", fp8::gemms),
     ("mixtures of experts", moe::experts),
@@ -50,6 +54,9 @@ const CASES: [Case<Gpu>; 22] = [
 ];
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(ranks::AS_RANK) {
+        return ranks::second_side();
+    }
     let gpu = Gpu::open();
     if !std::env::args().any(|argument| argument == "--times") {
         return cases::run(gpu, &CASES);

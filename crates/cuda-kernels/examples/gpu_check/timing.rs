@@ -11,12 +11,13 @@ use tch::{Kind, Tensor};
 use crate::cases::say;
 use crate::moe;
 use crate::pointwise::rotary_tables;
+use crate::ranks;
 use crate::support::{Checked, Gpu, Heads};
 
 const NUM_REPLAYS: u32 = 20;
 
 /// Microseconds of one replay of what `body` enqueues.
-fn micros(
+pub(crate) fn micros(
     gpu: &Gpu,
     body: impl Fn(&Stream) -> Result<(), KernelError>,
 ) -> Result<f64, Box<dyn std::error::Error>> {
@@ -65,6 +66,7 @@ fn experts(gpu: &Gpu) -> Checked {
 }
 
 pub(crate) fn table(gpu: &Gpu) -> Checked {
+    ranks::times(gpu)?;
     experts(gpu)?;
     let from = gpu.random(&[1 << 29], Kind::BFloat16)?;
     let to = from.f_empty_like()?;

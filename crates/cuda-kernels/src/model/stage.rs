@@ -156,11 +156,8 @@ impl StageLink {
         let mut start = 0;
         while start < num_bytes {
             let bytes = SLOT_BYTES.min(num_bytes - start);
-            let args = StageArgs {
-                data: address + start as u64,
-                num_vectors: bytes / VECTOR_BYTES,
-                ..self.args
-            };
+            let args =
+                StageArgs { data: address + start as u64, num_vectors: bytes / VECTOR_BYTES, ..self.args };
             self.kernel.launch(&Launch::linear(NUM_BLOCKS, NUM_THREADS), stream, &[Arg::value(&args)])?;
             start += bytes;
         }

@@ -322,10 +322,8 @@ impl StepState for CudaState {
         &mut self,
         linears: impl Iterator<Item = TrialLinear<'a, CudaLinear>>,
     ) -> Result<usize, ModelError> {
-        // Pieces go through cuBLAS's batched GEMM for every number of rows.
-        if self.device_ranks.is_some() {
-            return Ok(0);
-        }
-        self.find_max_small_batch(linears)
+        // Ranks have other layers, and all of them need steps of the same rows.
+        let own = self.find_max_small_batch(linears)? as u64;
+        Ok(self.ranks.least(own, self.stages.neighbours())? as usize)
     }
 }

@@ -4,7 +4,7 @@ use tch::{Kind, Tensor};
 
 use crate::ModelError;
 use crate::layers::Hidden;
-use crate::ops::{Epilogue, LinearOp, Norm, PiecedLinear, StepState, tensor_bytes};
+use crate::ops::{Epilogue, LinearOp, Norm, PiecedLinear, StepState, TrialLinear, tensor_bytes};
 
 /// A linear layer that adds to the residual stream.
 pub(crate) enum RowParallel<S: StepState> {
@@ -41,12 +41,14 @@ impl<S: StepState> RowParallel<S> {
         }
     }
 
-    /// The linear layers that it consists of.
-    pub(crate) fn linears(&self) -> &[S::Linear] {
-        match self {
-            Self::Chain(linear) => std::slice::from_ref(linear),
-            Self::Tree(pieced) => &pieced.parts,
-        }
+    /// The linear layers that it consists of, as they are run.
+    pub(crate) fn trials(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
+        let (linears, num_pieces) = match self {
+            Self::Chain(linear) => (std::slice::from_ref(linear), 1),
+            // Where there is one for all pieces, the backend cuts its sums.
+            Self::Tree(pieced) => (pieced.parts.as_slice(), pieced.num_pieces / pieced.parts.len().max(1)),
+        };
+        linears.iter().map(move |linear| TrialLinear { num_pieces, ..TrialLinear::of(linear, None) })
     }
 
     /// The same, taken out of it.

@@ -295,7 +295,12 @@ impl Setup {
 
     fn load(&self, group: Option<&ModelGroup>) -> Result<Box<dyn CausalLm>, Failure> {
         let ranks = group.map(|group| Box::new(group.clone()) as Box<dyn ModelRanks>);
-        let part = ModelPart { place: self.place.clone(), reduction: self.reduction, ranks };
+        let part = ModelPart {
+            place: self.place.clone(),
+            reduction: self.reduction,
+            ranks,
+            exchange: env::exchange()?,
+        };
         let [_, pipeline, tensor] = self.topology.sizes();
         let share = 1.0 / f64::from(pipeline * tensor);
         load_part(&self.checkpoint, self.model_config.clone(), self.options, part, (share, &self.bars))
@@ -345,14 +350,13 @@ fn choose_sizes(
 
 /// How ranks may share a model with these kernels.
 fn abilities(options: LoadOptions) -> layout::Abilities {
-    const STAGES: &str =
-        "pipeline stages are computed on the CPU only so far; tensor-parallel ranks share a model on GPUs";
+    const STAGES: &str = "the plain path computes pipeline stages on a CPU only (`trt_llm.enable: true` computes them on GPUs)";
     const PLAIN: &str = "libtorch's products have other bits for each number of ranks that share a layer: set \
                          `trainer.generation.trt_llm.enable=true`";
     match (options.device, options.backend) {
         (Device::Cpu, Backend::Fused) => layout::Abilities { tensor: Ok(()), pipeline: Ok(()) },
         (Device::Cpu, Backend::Plain) => layout::Abilities { tensor: Err(PLAIN), pipeline: Ok(()) },
-        (_, Backend::Fused) => layout::Abilities { tensor: Ok(()), pipeline: Err(STAGES) },
+        (_, Backend::Fused) => layout::Abilities { tensor: Ok(()), pipeline: Ok(()) },
         (_, Backend::Plain) => layout::Abilities { tensor: Err(PLAIN), pipeline: Err(STAGES) },
     }
 }

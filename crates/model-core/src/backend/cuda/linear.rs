@@ -102,7 +102,7 @@ impl CudaLinear {
         at: &CudaState,
     ) -> Result<Tensor, ModelError> {
         let gemm = |bias, out| -> Result<(), ModelError> {
-            let launch = Gemm { x, weight, bias, out };
+            let launch = Gemm { x, weight, bias, num_pieces: 1, out };
             Ok(at.kernels()?.gemm(&at.stream()?, &launch)?)
         };
         match epilogue {
@@ -143,6 +143,7 @@ impl CudaLinear {
         let gemm = |bias: Option<&Tensor>, out: Fp8Out<'_>| -> Result<(), ModelError> {
             let launch = GemmFp8 {
                 x: &rows.values,
+                x_start: 0,
                 x_scales: &rows.scales,
                 weight: &weight.values,
                 weight_scales: &weight.scales,
@@ -169,6 +170,26 @@ impl CudaLinear {
                 self.biased(logits)
             }
         }
+    }
+
+    /// The product of a part of the inputs, where this is the layer of that part, into float32 `[num_rows, out_features]`. No
+    /// bias is added. `rows`: all inputs, with the scales of the part's.
+    pub(super) fn run_fp8_part(
+        weight: &Fp8Rows,
+        (rows, x_start): (&Fp8Rows, i64),
+        out: &Tensor,
+        at: &CudaState,
+    ) -> Result<(), ModelError> {
+        let launch = GemmFp8 {
+            x: &rows.values,
+            x_start,
+            x_scales: &rows.scales,
+            weight: &weight.values,
+            weight_scales: &weight.scales,
+            bias: None,
+            out: Fp8Out::Float(out),
+        };
+        Ok(at.kernels()?.gemm_fp8(&at.stream()?, &launch)?)
     }
 
     /// `[num_rows, out_features]`.

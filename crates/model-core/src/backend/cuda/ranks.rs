@@ -1,6 +1,6 @@
 //! What a GPU exchanges with those of the other tensor-parallel ranks.
 
-use cuda_kernels::{Inbox, KernelConfig, NormOfSum, TensorRanks};
+use cuda_kernels::{Gemm, GemmOut, Inbox, KernelConfig, NormOfSum, TensorRanks};
 use cuda_runtime::{SharedIn, kernel_cache};
 use tch::{Kind, Tensor};
 
@@ -8,6 +8,7 @@ use super::linear::CudaWeight;
 use super::loader::Joining;
 use super::{CudaLinear, CudaState};
 use crate::ModelError;
+use crate::fp8::Fp8Rows;
 use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::model_ranks::{Exchange, LostRank, ModelRanks, RankCheck};
@@ -20,6 +21,8 @@ const ROWS_AT_ONCE: i64 = 1024;
 const NO_RANKS: ModelError =
     ModelError::NoBackend { backend: "CUDA", reason: "the ranks that share the model were not joined" };
 
+const NOT_FP8: ModelError =
+    ModelError::NoBackend { backend: "CUDA", reason: "pieces of a layer are apart in FP8 only" };
 const DETOUR: &str = "the GPUs that share the layers of a model do not reach each other's memory: their sums go through the \
                       host's, which is slower";
 
@@ -128,10 +131,15 @@ impl CudaState {
             let rows = if num_rows - start - rows < super::MIN_ROWS { num_rows - start } else { rows };
             let x = x.f_narrow(0, start, rows)?;
             let sums = match layer.parts.as_slice() {
+                [CudaLinear { weight: CudaWeight::Float(weight), .. }]
+                    if num_rows <= self.max_small_batch =>
+                {
+                    self.small_piece_sum(&x, weight, layer.num_pieces as i64)?.f_unsqueeze(0)?
+                }
                 [CudaLinear { weight: CudaWeight::Float(weight), .. }] => {
                     piece_sums(&x, weight, layer.num_pieces as i64)?
                 }
-                _ => layer.own_sum(&x, self)?.f_unsqueeze(0)?,
+                parts => self.fp8_piece_sums(&x, parts)?,
             };
             let kind = self.numerics.compute.kind();
             let into = residual.f_narrow(0, start, rows)?;
@@ -149,6 +157,37 @@ impl CudaState {
             start += rows;
         }
         Ok(normed)
+    }
+
+    /// float32 `[num_rows, num_out]`: the sum of all pieces of this rank, by the in-house GEMM.
+    pub(super) fn small_piece_sum(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        num_pieces: i64,
+    ) -> Result<Tensor, ModelError> {
+        let out = self.empty(&[x.size2()?.0, weight.size2()?.0], Kind::Float)?;
+        let launch = Gemm { x, weight, bias: None, num_pieces, out: GemmOut::Float(&out) };
+        self.kernels()?.gemm(&self.stream()?, &launch)?;
+        Ok(out)
+    }
+
+    /// float32 `[num_pieces, num_rows, num_out]`: the product of each piece of the inputs with a layer of its own. A piece of a
+    /// row has a scale of its own, too.
+    fn fp8_piece_sums(&self, x: &Tensor, parts: &[CudaLinear]) -> Result<Tensor, ModelError> {
+        let ((num_rows, num_in), num_pieces) = (x.size2()?, parts.len().max(1) as i64);
+        let width = num_in / num_pieces;
+        let of_pieces = self.fp8_rows(&x.f_view([num_rows * num_pieces, width])?)?;
+        let values = of_pieces.values.f_view([num_rows, num_in])?;
+        let scales = of_pieces.scales.f_view([num_rows, num_pieces])?.f_transpose(0, 1)?.f_contiguous()?;
+        let num_out = parts.first().map_or(Ok(0), |part| part.weight.values().size2().map(|(out, _)| out))?;
+        let sums = self.empty(&[num_pieces, num_rows, num_out], Kind::Float)?;
+        for (part, idx) in parts.iter().zip(0..) {
+            let CudaWeight::Fp8(weight) = &part.weight else { return Err(NOT_FP8) };
+            let rows = Fp8Rows { values: values.shallow_clone(), scales: scales.f_get(idx)? };
+            CudaLinear::run_fp8_part(weight, (&rows, idx * width), &sums.f_get(idx)?, self)?;
+        }
+        Ok(sums)
     }
 
     /// The columns of logits of all ranks.
@@ -183,7 +222,7 @@ impl CudaState {
 }
 
 /// float32 `[num_pieces, num_rows, num_out]`: the product of each piece of the inputs, by one batched GEMM.
-fn piece_sums(x: &Tensor, weight: &Tensor, num_pieces: i64) -> Result<Tensor, ModelError> {
+pub(super) fn piece_sums(x: &Tensor, weight: &Tensor, num_pieces: i64) -> Result<Tensor, ModelError> {
     let (num_rows, num_in) = x.size2()?;
     let num_out = weight.size2()?.0;
     let width = num_in / num_pieces.max(1);

@@ -19,7 +19,8 @@ const NO_STAGE: ModelError =
     ModelError::NoBackend { backend: "CUDA", reason: "the pipeline stages were not joined" };
 const HOST: &str = "the GPUs of two pipeline stages do not reach each other's memory: the residual stream goes through the host's, \
                     which is slower";
-const MESSAGES: &str = "two pipeline stages share no memory: the residual stream goes through their connection";
+const MESSAGES: &str =
+    "two pipeline stages share no memory: the residual stream goes through their connection";
 /// What two stages say of a way.
 const OPENED: &[u8] = b"opened";
 const NOT_OPENED: &[u8] = b"not opened";
@@ -94,6 +95,11 @@ impl DeviceStages {
         Ok(stages)
     }
 
+    /// Whether there is one before, and one behind.
+    pub(super) fn neighbours(&self) -> (bool, bool) {
+        (self.previous.is_some(), self.next.is_some())
+    }
+
     /// Makes room for decode steps of up to so many rows.
     pub(super) fn reserve_decode(
         &mut self,
@@ -150,11 +156,7 @@ impl DeviceStages {
     }
 }
 
-fn first_rows(
-    is_wanted: bool,
-    rows: Option<&Tensor>,
-    num_rows: i64,
-) -> Result<Option<Tensor>, ModelError> {
+fn first_rows(is_wanted: bool, rows: Option<&Tensor>, num_rows: i64) -> Result<Option<Tensor>, ModelError> {
     match (is_wanted, rows) {
         (false, _) => Ok(None),
         (true, Some(rows)) => Ok(Some(rows.f_narrow(0, 0, num_rows)?)),
@@ -170,9 +172,9 @@ fn find_way(
 ) -> Result<Option<StageLink>, ModelError> {
     let offer = others.receive_from_next_stage()?;
     let machine = machine();
-    let handle = machine.as_ref().and_then(|machine| {
-        offer.strip_prefix(machine.as_bytes()).and_then(|rest| rest.strip_prefix(b"\n"))
-    });
+    let handle = machine
+        .as_ref()
+        .and_then(|machine| offer.strip_prefix(machine.as_bytes()).and_then(|rest| rest.strip_prefix(b"\n")));
     let link = handle.map(|handle| {
         StageLink::sending(&state.device, &config(state), kernel_cache().as_deref(), handle, 1)
     });
