@@ -1,7 +1,7 @@
 //! Every environment variable that the program reads, in one place.
 
 use anyhow::Context;
-use model_core::{AttentionSwitches, Isa};
+use model_core::{AttentionSwitches, Exchange, Isa};
 
 use crate::exit::{ExitStatus, Failure, ResultExt as _};
 
@@ -40,6 +40,26 @@ fn isa_named(name: &str) -> Result<Isa, Failure> {
         .ok_or_else(|| Failure::usage(format!("`{ISA_VARIABLE}` must be one of `{names}`, not `{name}`")))?;
     isa.check().context(format!("`{ISA_VARIABLE}={name}`")).exit_with(ExitStatus::Device)?;
     Ok(isa)
+}
+
+/// What GPUs of one model exchange through, for tests: `host` and `messages`, where they would find a better way.
+const EXCHANGE_VARIABLE: &str = "ALIGNER_GEN_EXCHANGE";
+
+/// # Errors
+/// When there is no such way.
+pub(crate) fn exchange() -> Result<Exchange, Failure> {
+    exchange_named(std::env::var(EXCHANGE_VARIABLE).ok().as_deref())
+}
+
+fn exchange_named(name: Option<&str>) -> Result<Exchange, Failure> {
+    match name {
+        None => Ok(Exchange::Auto),
+        Some("host") => Ok(Exchange::HostMemory),
+        Some("messages") => Ok(Exchange::Messages),
+        Some(other) => Err(Failure::usage(format!(
+            "`{EXCHANGE_VARIABLE}` must be `host` or `messages`, or not be set, not `{other}`"
+        ))),
+    }
 }
 
 /// A variable that a launcher of ranks sets.

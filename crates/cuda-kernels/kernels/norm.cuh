@@ -19,7 +19,3 @@ DEVICE void norm_row(const NormArgs& args) {
         if (i < args.norm.width) store(args.out + (i64)blockIdx.x * args.norm.width + i, values[part]);
     }
 }
-
-extern "C" __global__ void __launch_bounds__(1024) rms_norm(NormArgs args) { norm_row<false>(args); }
-
-extern "C" __global__ void __launch_bounds__(1024) layer_norm(NormArgs args) { norm_row<true>(args); }

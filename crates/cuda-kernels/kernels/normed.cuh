@@ -11,27 +11,26 @@ struct Norm {
     float eps;
 };
 
-// The normed elements of the block's row, which is held in registers: 8 elements a thread and part.
-template <bool CENTRED>
-DEVICE void normed(const T* x, const Norm& norm, float (&values)[MAX_PARTS][8]) {
-    __shared__ float scratch[64];
-    let_next_start();
-    float gains[MAX_PARTS][8], shifts[MAX_PARTS][8] = {};
+// Gains and shifts of this thread's elements.
+template <int PARTS>
+DEVICE void load_gains(const Norm& norm, float (&gains)[PARTS][8], float (&shifts)[PARTS][8]) {
 #pragma unroll
-    for (int part = 0; part < MAX_PARTS; part++) {
+    for (int part = 0; part < PARTS; part++) {
         int i = (part * blockDim.x + threadIdx.x) * 8;
         if (i >= norm.width) continue;
         load(norm.gain + i, gains[part]);
         if (norm.bias) load(norm.bias + i, shifts[part]);
     }
-    wait_for_previous();
-    const T* row = x + (i64)blockIdx.x * norm.width;
+}
+
+// Normalises a row in the registers of a block, 8 elements a thread and part, with gains and shifts that lie the same way.
+template <bool CENTRED, int PARTS>
+DEVICE void norm_values(const Norm& norm, const float (&gains)[PARTS][8], const float (&shifts)[PARTS][8],
+                        float (&values)[PARTS][8], float* scratch) {
     float sum = 0.0f;
 #pragma unroll
-    for (int part = 0; part < MAX_PARTS; part++) {
-        int i = (part * blockDim.x + threadIdx.x) * 8;
-        if (i >= norm.width) continue;
-        load(row + i, values[part]);
+    for (int part = 0; part < PARTS; part++) {
+        if ((part * blockDim.x + threadIdx.x) * 8 >= norm.width) continue;
 #pragma unroll
         for (int j = 0; j < 8; j++) sum += CENTRED ? values[part][j] : values[part][j] * values[part][j];
     }
@@ -41,7 +40,7 @@ DEVICE void normed(const T* x, const Norm& norm, float (&values)[MAX_PARTS][8]) 
         mean = sum / norm.width;
         sum = 0.0f;
 #pragma unroll
-        for (int part = 0; part < MAX_PARTS; part++) {
+        for (int part = 0; part < PARTS; part++) {
             if ((part * blockDim.x + threadIdx.x) * 8 >= norm.width) continue;
 #pragma unroll
             for (int j = 0; j < 8; j++) {
@@ -53,9 +52,26 @@ DEVICE void normed(const T* x, const Norm& norm, float (&values)[MAX_PARTS][8]) 
     }
     float scale = rsqrtf(sum / norm.width + norm.eps);
 #pragma unroll
-    for (int part = 0; part < MAX_PARTS; part++) {
+    for (int part = 0; part < PARTS; part++) {
         if ((part * blockDim.x + threadIdx.x) * 8 >= norm.width) continue;
 #pragma unroll
         for (int j = 0; j < 8; j++) values[part][j] = (values[part][j] - mean) * scale * gains[part][j] + shifts[part][j];
     }
+}
+
+// The normed elements of the block's row.
+template <bool CENTRED>
+DEVICE void normed(const T* x, const Norm& norm, float (&values)[MAX_PARTS][8]) {
+    __shared__ float scratch[64];
+    let_next_start();
+    float gains[MAX_PARTS][8], shifts[MAX_PARTS][8] = {};
+    load_gains(norm, gains, shifts);
+    wait_for_previous();
+    const T* row = x + (i64)blockIdx.x * norm.width;
+#pragma unroll
+    for (int part = 0; part < MAX_PARTS; part++) {
+        int i = (part * blockDim.x + threadIdx.x) * 8;
+        if (i < norm.width) load(row + i, values[part]);
+    }
+    norm_values<CENTRED>(norm, gains, shifts, values, scratch);
 }

@@ -14,7 +14,7 @@ struct Ring {
     u32 stages;
     u32 tile_bytes;
     int num_stages;
-    int num_steps; // stages that are filled in all
+    int num_steps; // stages that are filled in all, as many for each piece
 
     DEVICE u32 weights_full(int stage) const { return barriers + stage * 24; }
     DEVICE u32 inputs_full(int stage) const { return barriers + stage * 24 + 8; }
@@ -32,6 +32,16 @@ struct Place {
     }
 };
 
+// The tile `i` of a stage's that is filled in a step.
+DEVICE void fetch_step(const Ring& ring, u32 to, const TensorMap* matrix, int step, int i, int row, u32 full) {
+#if NUM_PIECES > 1
+    int steps = ring.num_steps / NUM_PIECES, piece = step / steps;
+    fetch_tile(to, matrix, ((step - piece * steps) * TILES + i) * TILE_ELEMS, piece, row, full);
+#else
+    fetch_tile(to, matrix, (step * TILES + i) * TILE_ELEMS, row, full);
+#endif
+}
+
 DEVICE void fetch_weights(const Ring& ring, const GemmArgs& args, const TensorMap* weight) {
     Place place, pending;
     for (int step = 0; step < ring.num_steps; step++, place.advance(ring)) {
@@ -47,7 +57,7 @@ DEVICE void fetch_weights(const Ring& ring, const GemmArgs& args, const TensorMa
             for (int half = 0; half < HALVES; half++) {
                 u32 to = ring.tile(place.stage, i) + args.x_bytes + half * (WEIGHT_BYTES / HALVES);
                 int row = half * args.num_out + blockIdx.x * (WEIGHT_ROWS / HALVES);
-                fetch_tile(to, weight, (step * TILES + i) * TILE_ELEMS, row, full);
+                fetch_step(ring, to, weight, step, i, row, full);
             }
         }
     }
@@ -61,6 +71,6 @@ DEVICE void fetch_inputs(const Ring& ring, const GemmArgs& args, const TensorMap
         u32 full = ring.inputs_full(place.stage);
         expect_bytes(full, args.x_bytes * TILES);
 #pragma unroll
-        for (int i = 0; i < TILES; i++) fetch_tile(ring.tile(place.stage, i), x, (step * TILES + i) * TILE_ELEMS, 0, full);
+        for (int i = 0; i < TILES; i++) fetch_step(ring, ring.tile(place.stage, i), x, step, i, 0, full);
     }
 }

@@ -32,6 +32,12 @@ DEVICE void fetch_tile(u32 to, const TensorMap* matrix, int i, int row, u32 barr
                  ::"r"(to), "l"(matrix), "r"(i), "r"(row), "r"(barrier) : "memory");
 }
 
+// The same from one of the pieces that each row is cut into. What lies outside of the piece comes as 0, too.
+DEVICE void fetch_tile(u32 to, const TensorMap* matrix, int i, int piece, int row, u32 barrier) {
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];"
+                 ::"r"(to), "l"(matrix), "r"(i), "r"(piece), "r"(row), "r"(barrier) : "memory");
+}
+
 // The descriptor of wgmma for rows of 128 swizzled bytes with 1,024 bytes between groups of eight. The lower half has the
 // address, in units of 16 bytes.
 DEVICE u32 low_descriptor(u32 address) { return address / 16 | 1 << 16; }

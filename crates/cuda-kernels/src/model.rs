@@ -28,6 +28,8 @@ mod pointwise;
 mod reduce;
 #[cfg(feature = "cuda")]
 mod rope;
+#[cfg(feature = "cuda")]
+mod stage;
 
 pub use gemm_shape::MAX_GEMM_ROWS;
 pub use nonlinearity::Gating;
@@ -38,14 +40,19 @@ pub use {
     fp8::{E4M3, Fp8Out, GemmFp8},
     fp8_rows::{ActivateFp8, Fp8RowsOut, MAX_ACTIVATED_WIDTH, NormalizeFp8, QuantizeRows},
     gather::GatherCache,
-    gemm::{Gemm, GemmOut},
+    gemm::{Gemm, GemmOut, GemmUse},
     heads::NormHeads,
     loaded::ModelKernels,
     moe::{MoeKernels, MoeWeights, RunMoe},
     pointwise::{Activate, Embed, Normalize},
-    reduce::{Inbox, MAX_TENSOR_RANKS, TensorRanks},
+    reduce::{Inbox, MAX_TENSOR_RANKS, NormOfSum, TensorRanks},
     rope::{LayerKv, RopeAndCache, RotaryArrays},
+    stage::{StageInbox, StageLink},
 };
 
 /// Tokens of a cache block.
 pub const BLOCK_SIZE_TOKENS: i64 = 32;
+
+/// `Progress` in exchange.cuh.
+#[cfg(feature = "cuda")]
+const PROGRESS_BYTES: usize = 3 * size_of::<u32>();

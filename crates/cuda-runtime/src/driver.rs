@@ -116,6 +116,9 @@ driver! {
     ipc_close: "cuIpcCloseMemHandle" (DeviceAddress);
     host_alloc: "cuMemHostAlloc" (*mut *mut c_void, usize, c_uint);
     host_free: "cuMemFreeHost" (*mut c_void);
+    host_register: "cuMemHostRegister_v2" (*mut c_void, usize, c_uint);
+    host_address: "cuMemHostGetDevicePointer_v2" (*mut DeviceAddress, *mut c_void, c_uint);
+    host_unregister: "cuMemHostUnregister" (*mut c_void);
     copy_to_device: "cuMemcpyHtoDAsync_v2" (DeviceAddress, *const c_void, usize, Handle);
     copy_to_host: "cuMemcpyDtoHAsync_v2" (*mut c_void, DeviceAddress, usize, Handle);
     stream_synchronize: "cuStreamSynchronize" (Handle);

@@ -26,6 +26,8 @@ mod peer;
 #[cfg(feature = "cuda")]
 mod pinned;
 #[cfg(feature = "cuda")]
+mod shared;
+#[cfg(feature = "cuda")]
 mod stream;
 #[cfg(feature = "cuda")]
 mod tensor_map;
@@ -44,6 +46,7 @@ pub use {
     module::{Kernel, KernelUse, Launch, Module},
     peer::{OwnMemory, PeerMemory, Watched},
     pinned::PinnedBuffer,
+    shared::{OpenedMemory, SharedIn, SharedMemory},
     stream::{CurrentStream, Event, Stream},
     tensor_map::TensorMap,
     torch_ext::cuda::GraphPool,

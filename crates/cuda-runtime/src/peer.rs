@@ -114,6 +114,8 @@ pub struct Watched {
 
 // SAFETY: the memory is owned and is read as a whole word.
 unsafe impl Send for Watched {}
+// SAFETY: the same; a shared reference only reads.
+unsafe impl Sync for Watched {}
 
 impl Watched {
     /// 0 at first.

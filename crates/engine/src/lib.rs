@@ -248,6 +248,22 @@ pub fn device_executor(
     Ok(Box::new(device::cuda::executor(model, sampler, limits, sizes)?))
 }
 
+/// The same for a pipeline stage on a GPU, where tokens come along `path`, or leave by it.
+///
+/// # Errors
+/// As [`Engine::on_device`].
+#[cfg(feature = "cuda")]
+pub fn staged_executor(
+    model: Box<dyn CausalLm>,
+    sampler: (sampling::DeviceSampler, Box<dyn TokenPath>),
+    limits: EngineLimits,
+    sizes: DeviceSizes,
+    stage: Stage,
+) -> Result<Box<dyn Executor>, EngineError> {
+    let limits = limits.check()?;
+    Ok(Box::new(device::staged::executor(model, sampler, limits, sizes, stage)?))
+}
+
 #[cfg(test)]
 mod testing;
 #[cfg(test)]

@@ -342,11 +342,16 @@ impl<'e, 'c> Run<'e, 'c> {
         let output = self.engine.executor.collect()?;
         let now = (self.engine.clock)();
         let time = now.saturating_sub(self.last_read.replace(now).unwrap_or(now));
+        // What a stage of several takes says nothing of the step, which others compute too, beside other steps.
+        let is_staged = self.engine.executor.num_sets() > 1;
+        let step_time = if is_staged { time } else { output.forward_time };
         match has_prompts(&rows) {
-            true => self.stats.prefill_time += output.forward_time,
-            false => self.stats.decode_time += output.forward_time,
+            true => self.stats.prefill_time += step_time,
+            false => self.stats.decode_time += step_time,
         }
-        self.stats.sample_time += output.sample_time;
+        if !is_staged {
+            self.stats.sample_time += output.sample_time;
+        }
         if swaps {
             self.stats.swap_time += output.move_time;
         }

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use model_core::{Batch, BlockId, BlockMove, HostBlockId, ModelError};
+use model_core::{Batch, BlockId, BlockMove, HostBlockId};
 use sampling::{
     CpuSampler, RowRules, SamplingParams, SamplingRules, StopConditions, Structures, TextFollower,
     TokenBytes, Vocabulary,
@@ -14,8 +14,8 @@ use sampling::{
 use tch::Tensor;
 
 use crate::{
-    Completion, Engine, EngineLimits, Executor, Foresight, OwnRules, Request, RunEnd, RunStats,
-    executor::host::{BatchModel, HostExecutor},
+    Completion, Engine, EngineError, EngineLimits, Executor, Foresight, OwnRules, Request, RunEnd, RunStats,
+    executor::host::{BatchModel, HostExecutor, StepOf},
 };
 
 mod cancelling;
@@ -73,7 +73,7 @@ impl FakeModel {
 }
 
 impl BatchModel for FakeModel {
-    fn forward(&mut self, batch: &Batch) -> Result<Tensor, ModelError> {
+    fn forward(&mut self, batch: &Batch, _: StepOf) -> Result<Tensor, EngineError> {
         let (mut tokens, mut blocks) = (batch.tokens.as_slice(), batch.block_tables.as_slice());
         let mut rows = Vec::new();
         for span in &batch.spans {
@@ -103,7 +103,7 @@ impl BatchModel for FakeModel {
         true
     }
 
-    fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError> {
+    fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), EngineError> {
         for &block_move in moves {
             match block_move {
                 BlockMove::Copy { from, to } => {

@@ -4,6 +4,7 @@ use model_spec::Numerics;
 use tch::Tensor;
 
 use crate::config::ModelConfig;
+use crate::model_ranks::RankCheck;
 use crate::{Batch, DeviceDecode, KvCache, ModelError};
 
 /// A decoder-only language model with its weights.
@@ -52,12 +53,25 @@ pub trait CausalLm: Send {
     /// When the model does not compute on a device of its own, or that has no memory left.
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<usize, ModelError>;
 
-    /// Whether the other ranks of the model came to all that was computed so far: to be asked when a step has ended on the
-    /// device, before its results are used.
+    /// What tells whether the other ranks of the model came to all that was computed so far: to be asked when a step has
+    /// ended on the device, before its results are used.
+    fn rank_check(&self) -> RankCheck;
+
+    /// What ranks exchange goes another way than from GPU to GPU: a sentence for each kind that does.
+    fn detours(&self) -> Vec<&'static str>;
+
+    /// Enqueues what [`CausalLm::decode_on_device`] with so many rows needs before it in a pipeline stage: the residual
+    /// stream of the stage before. It may wait for that, so it is not recorded.
     ///
     /// # Errors
-    /// When one did not.
-    fn check_ranks(&self) -> Result<(), ModelError>;
+    /// When the stage before is lost, or the device fails.
+    fn begin_decode(&mut self, num_rows: usize) -> Result<(), ModelError>;
+
+    /// The same for what is behind it: the residual stream goes to the next stage.
+    ///
+    /// # Errors
+    /// As [`CausalLm::begin_decode`].
+    fn end_decode(&mut self, num_rows: usize) -> Result<(), ModelError>;
 
     /// Enqueues one token of each row on the current stream: float32 `[num_rows, padded_vocab_size]`. Nothing in it
     /// waits for the device or depends on what the tables hold, so the step can be recorded.

@@ -12,7 +12,8 @@ use crate::config::ModelConfig;
 use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
-use crate::layers::Layer;
+use crate::layers::{Hidden, Layer};
+use crate::model_ranks::RankCheck;
 use crate::ops::{AttentionOp, Epilogue, LinearOp, StepState};
 use crate::parallel::SharedTable;
 use crate::upload::to_device;
@@ -80,19 +81,23 @@ impl<S: StepState> Gpt<S> {
         step: &AttentionContext,
         cache: &mut KvCache,
     ) -> Result<Tensor, ModelError> {
-        let mut residual = match self.shares.is_first_stage {
+        let residual = match self.shares.is_first_stage {
             true => self.embed(tokens, step)?,
             false => {
-                self.state.receive_residual([tokens.len()? as i64, self.config.uniform.hidden_size as i64])?
+                let shape = [tokens.len()? as i64, self.config.uniform.hidden_size as i64];
+                self.state.receive_residual(shape, step)?
             }
         };
-        for layer in &self.weights.layers {
-            residual = layer.forward(residual, step, cache, &mut self.state)?;
+        let mut hidden = Hidden::of(residual);
+        let layers = &self.weights.layers;
+        let next = layers.iter().skip(1).map(Layer::first_norm).chain([None]);
+        for (layer, next) in layers.iter().zip(next) {
+            hidden = layer.forward(hidden, next, step, cache, &mut self.state)?;
         }
         if self.weights.head.is_none() {
-            self.state.send_residual(&residual)?;
+            self.state.send_residual(&hidden.residual, step)?;
         }
-        Ok(residual)
+        Ok(hidden.residual)
     }
 
     fn check_tokens(&self, tokens: &[u32]) -> Result<(), ModelError> {
@@ -217,8 +222,20 @@ impl<S: StepState> CausalLm for Gpt<S> {
         self.state.find_small_batch(self.weights.dense_linears())
     }
 
-    fn check_ranks(&self) -> Result<(), ModelError> {
-        self.state.check_ranks()
+    fn rank_check(&self) -> RankCheck {
+        self.state.rank_check()
+    }
+
+    fn detours(&self) -> Vec<&'static str> {
+        self.state.detours()
+    }
+
+    fn begin_decode(&mut self, num_rows: usize) -> Result<(), ModelError> {
+        self.state.begin_decode(num_rows)
+    }
+
+    fn end_decode(&mut self, num_rows: usize) -> Result<(), ModelError> {
+        self.state.end_decode(num_rows)
     }
 
     fn decode_on_device(

@@ -16,6 +16,39 @@ use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, NormsOver, Ro
 /// A part with the norm in front of it, where there is one.
 pub(crate) type Normed<P> = (Option<Norm>, P);
 
+/// The residual stream between two parts.
+pub(crate) struct Hidden {
+    /// `[num_tokens, hidden_size]`.
+    pub(crate) residual: Tensor,
+    /// Its rows as the norm behind it makes them, where they came out with it.
+    pub(crate) normed: Option<Tensor>,
+}
+
+impl Hidden {
+    /// Alone.
+    pub(crate) fn of(residual: Tensor) -> Self {
+        Self { residual, normed: None }
+    }
+
+    /// The rows that a part of a layer reads. `norm` is the one that was announced to whoever made the stream.
+    fn inputs<S: StepState>(&mut self, norm: Option<&Norm>, at: &mut S) -> Result<Rows, ModelError> {
+        match (self.normed.take(), norm) {
+            (Some(normed), Some(_)) => Ok(Rows::Plain(normed)),
+            (_, Some(norm)) => at.norm_rows(&self.residual, norm),
+            (_, None) => Ok(Rows::Plain(self.residual.shallow_clone())),
+        }
+    }
+
+    /// The same for a part that reads them in what is computed in.
+    fn plain_inputs<S: StepState>(&mut self, norm: Option<&Norm>, at: &mut S) -> Result<Tensor, ModelError> {
+        match (self.normed.take(), norm) {
+            (Some(normed), Some(_)) => Ok(normed),
+            (_, Some(norm)) => at.norm(&self.residual, norm),
+            (_, None) => Ok(self.residual.shallow_clone()),
+        }
+    }
+}
+
 /// One transformer layer, of any shape of its own. `x` is the residual stream, `n1` and `n2` norms.
 #[expect(clippy::large_enum_variant, reason = "a model has some dozens of them")]
 pub(crate) enum Layer<S: StepState> {
@@ -83,68 +116,70 @@ pub(crate) struct Mlp<S: StepState> {
     pub(crate) output: OutputRule,
 }
 
-/// The rows that the linear layers of a part read.
-fn inputs<S: StepState>(residual: &Tensor, norm: Option<&Norm>, at: &mut S) -> Result<Rows, ModelError> {
-    match norm {
-        Some(norm) => at.norm_rows(residual, norm),
-        None => Ok(Rows::Plain(residual.shallow_clone())),
-    }
-}
-
 impl<S: StepState> Layer<S> {
-    /// The residual stream after this layer, `[num_tokens, hidden_size]`, in the memory of the one before it.
+    /// The norm that the stream goes through first, where that is the first thing done with it.
+    pub(crate) fn first_norm(&self) -> Option<&Norm> {
+        match self {
+            Self::Sequential { attention: Some((norm, _)), .. } => norm.as_ref(),
+            Self::Sequential { attention: None, ffn } => ffn.as_ref().and_then(|(norm, _)| norm.as_ref()),
+            Self::Parallel { attention_norm, .. } => Some(attention_norm),
+        }
+    }
+
+    /// The residual stream after this layer, in the memory of the one before it; `next` is the norm that it goes through
+    /// then.
     pub(crate) fn forward(
         &self,
-        mut residual: Tensor,
+        mut hidden: Hidden,
+        next: Option<&Norm>,
         step: &AttentionContext,
         cache: &mut KvCache,
         at: &mut S,
-    ) -> Result<Tensor, ModelError> {
+    ) -> Result<Hidden, ModelError> {
         match self {
             Self::Sequential { attention, ffn } => {
                 if let Some((norm, attention)) = attention {
-                    let x = inputs(&residual, norm.as_ref(), at)?;
-                    residual = match attention {
+                    let x = hidden.inputs(norm.as_ref(), at)?;
+                    let residual = hidden.residual;
+                    hidden = match attention {
                         AttentionPart::Attention(attention) => {
                             let attended = attention.attend(&x, step, cache, at)?;
-                            attention.add_to(residual, attended, at)?
+                            let next = ffn.as_ref().map_or(next, |(norm, _)| norm.as_ref());
+                            attention.add_to(residual, attended, next, at)?
                         }
                         AttentionPart::Linear(linear) => {
-                            at.run_rows(linear, &x, Epilogue::AddTo(residual))?
+                            Hidden::of(at.run_rows(linear, &x, Epilogue::AddTo(residual))?)
                         }
                     };
                 }
                 if let Some((norm, ffn)) = ffn {
-                    residual = match ffn {
+                    hidden = match ffn {
                         Ffn::Dense(mlp) => {
-                            let x = inputs(&residual, norm.as_ref(), at)?;
-                            mlp.add_to(residual, &x, at)?
+                            let x = hidden.inputs(norm.as_ref(), at)?;
+                            mlp.add_to(hidden.residual, &x, next, at)?
                         }
                         // A router reads them, too.
                         Ffn::Moe(moe) => {
-                            let x = match norm {
-                                Some(norm) => at.norm(&residual, norm)?,
-                                None => residual.shallow_clone(),
-                            };
-                            at.add_experts(moe, residual, &x)?
+                            let x = hidden.plain_inputs(norm.as_ref(), at)?;
+                            Hidden::of(at.add_experts(moe, hidden.residual, &x)?)
                         }
                         Ffn::Linear(linear) => {
-                            let x = inputs(&residual, norm.as_ref(), at)?;
-                            at.run_rows(linear, &x, Epilogue::AddTo(residual))?
+                            let x = hidden.inputs(norm.as_ref(), at)?;
+                            Hidden::of(at.run_rows(linear, &x, Epilogue::AddTo(hidden.residual))?)
                         }
                     };
                 }
-                Ok(residual)
+                Ok(hidden)
             }
             Self::Parallel { attention_norm, attention, mlp_norm, mlp } => {
-                let x = at.norm_rows(&residual, attention_norm)?;
+                let x = hidden.inputs(Some(attention_norm), at)?;
                 let attended = attention.attend(&x, step, cache, at)?;
                 let x = match mlp_norm {
-                    Some(norm) => at.norm_rows(&residual, norm)?,
+                    Some(norm) => at.norm_rows(&hidden.residual, norm)?,
                     None => x,
                 };
-                residual = attention.add_to(residual, attended, at)?;
-                mlp.add_to(residual, &x, at)
+                let hidden = attention.add_to(hidden.residual, attended, None, at)?;
+                mlp.add_to(hidden.residual, &x, next, at)
             }
         }
     }
@@ -200,14 +235,14 @@ impl<S: StepState> Layer<S> {
     pub(crate) fn dense_linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
         let (attention, mlp) = self.parts();
         fn plain<L>(linear: &L) -> TrialLinear<'_, L> {
-            (linear, None)
+            TrialLinear::of(linear, None)
         }
         let of_attention = attention
             .into_iter()
-            .flat_map(|part| std::iter::once(&part.qkv).chain(part.proj.linears()).map(plain));
+            .flat_map(|part| std::iter::once(plain(&part.qkv)).chain(part.proj.trials()));
         let of_mlp = mlp.into_iter().flat_map(|part| {
-            let fc1 = (&part.fc1, Some(part.activation));
-            std::iter::once(fc1).chain(part.fc2.linears().iter().map(plain))
+            let fc1 = TrialLinear::of(&part.fc1, Some(part.activation));
+            std::iter::once(fc1).chain(part.fc2.trials())
         });
         of_attention
             .chain(of_mlp)
@@ -233,7 +268,7 @@ impl<S: StepState> Layer<S> {
             mlp.and_then(|part| part.output.post_norm.as_ref()),
         ];
         let row_parallel = [attention.map(|part| &part.proj), mlp.map(|part| &part.fc2)];
-        self.dense_linears().map(|(linear, _)| linear.size_bytes()).sum::<u64>()
+        self.dense_linears().map(|trial| trial.linear.size_bytes()).sum::<u64>()
             + row_parallel.into_iter().flatten().map(RowParallel::bias_bytes).sum::<u64>()
             + self.moe().map_or(0, Moe::experts_bytes)
             + of_heads.map_or(0, |(_, norms)| norms.query.size_bytes() + norms.key.size_bytes())
@@ -261,9 +296,15 @@ impl<S: StepState> Attention<S> {
         self.op.run(&qkv, step, cache, at)
     }
 
-    /// `residual += linear_proj(attended)`.
-    fn add_to(&self, residual: Tensor, attended: Tensor, at: &mut S) -> Result<Tensor, ModelError> {
-        add_output(&self.proj, &self.output, residual, &Rows::Plain(attended), at)
+    /// `residual += linear_proj(attended)`; `next` is the norm that it goes through then.
+    fn add_to(
+        &self,
+        residual: Tensor,
+        attended: Tensor,
+        next: Option<&Norm>,
+        at: &mut S,
+    ) -> Result<Hidden, ModelError> {
+        add_output((&self.proj, &self.output), residual, &Rows::Plain(attended), next, at)
     }
 }
 
@@ -290,14 +331,14 @@ fn norm_across_heads<S: StepState>(
 
 /// Adds the output of the last linear layer of a part, or what becomes of it, to the residual stream.
 fn add_output<S: StepState>(
-    linear: &RowParallel<S>,
-    rule: &OutputRule,
+    (linear, rule): (&RowParallel<S>, &OutputRule),
     mut residual: Tensor,
     x: &Rows,
+    next: Option<&Norm>,
     at: &mut S,
-) -> Result<Tensor, ModelError> {
+) -> Result<Hidden, ModelError> {
     if rule.post_norm.is_none() && rule.multiplier.is_none() {
-        return linear.add_to(residual, x, at);
+        return linear.add_to(residual, x, next, at);
     }
     let mut output = linear.output(x, residual.kind(), at)?;
     if let Some(norm) = &rule.post_norm {
@@ -307,12 +348,18 @@ fn add_output<S: StepState>(
         output = output.f_mul_scalar(multiplier)?;
     }
     let _ = residual.f_add_(&output)?;
-    Ok(residual)
+    Ok(Hidden::of(residual))
 }
 
 impl<S: StepState> Mlp<S> {
-    /// `residual += mlp(x)`.
-    fn add_to(&self, residual: Tensor, x: &Rows, at: &mut S) -> Result<Tensor, ModelError> {
+    /// `residual += mlp(x)`; `next` is the norm that it goes through then.
+    fn add_to(
+        &self,
+        residual: Tensor,
+        x: &Rows,
+        next: Option<&Norm>,
+        at: &mut S,
+    ) -> Result<Hidden, ModelError> {
         let activated = match self.fc2 {
             RowParallel::Chain(_) => at.activated_rows(&self.fc1, x, self.activation)?,
             // Each piece of a row has a scale of its own.
@@ -320,6 +367,6 @@ impl<S: StepState> Mlp<S> {
                 Rows::Plain(at.run_rows(&self.fc1, x, Epilogue::Activate(self.activation))?)
             }
         };
-        add_output(&self.fc2, &self.output, residual, &activated, at)
+        add_output((&self.fc2, &self.output), residual, &activated, next, at)
     }
 }

@@ -33,5 +33,5 @@ pub use cpu_kernels::Isa;
 pub use error::ModelError;
 pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, BlockMove, HostBlockId, KvCache};
 pub use load::{Backend, LoadOptions, footprint, load_model, load_part};
-pub use model_ranks::{LostRank, ModelRanks, Reduction};
-pub use parallel::{ModelPart, exchange_bytes};
+pub use model_ranks::{Exchange, LostRank, ModelRanks, RankCheck, Reduction};
+pub use parallel::{ExchangeParts, ModelPart, exchange_bytes};

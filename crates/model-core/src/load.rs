@@ -7,7 +7,7 @@ use tch::Device;
 
 use crate::backend::cpu::CpuLoader;
 #[cfg(feature = "cuda")]
-use crate::backend::cuda::CudaLoader;
+use crate::backend::cuda::{CudaLoader, Joining};
 use crate::backend::plain::PlainLoader;
 use crate::causal_lm::CausalLm;
 use crate::config::ModelConfig;
@@ -77,7 +77,7 @@ pub fn load_part(
 ) -> Result<Box<dyn CausalLm>, ModelError> {
     let LoadOptions { numerics, device, attention, isa, .. } = options;
     check_numerics(options)?;
-    let ModelPart { place, reduction, ranks } = part;
+    let ModelPart { place, reduction, ranks, exchange } = part;
     let is_all_layers = place.layers == (0..config.uniform.num_layers);
     check_part(options, &place, (reduction, is_all_layers))?;
     let max_seq_len_tokens = config.encoder_seq_length;
@@ -89,18 +89,25 @@ pub fn load_part(
         }
         #[cfg(feature = "cuda")]
         (Backend::Fused, Device::Cuda(device_idx)) => {
-            let mut loader = CudaLoader::new(numerics, device_idx, max_seq_len_tokens)?;
-            if reduction == Reduction::Tree {
-                let mut ranks = ranks;
-                loader = loader.join(ranks.as_deref_mut(), &part.0)?;
-            }
+            let loader = CudaLoader::new(numerics, device_idx, max_seq_len_tokens)?;
+            let joining = Joining {
+                place: &part.0,
+                reduction,
+                exchange,
+                num_layers: config.uniform.num_layers,
+                hidden_size: config.uniform.hidden_size,
+            };
+            let loader = loader.join(ranks, &joining)?;
             load_for(config, source, loader, part)
         }
         #[cfg(not(feature = "cuda"))]
-        (Backend::Fused, Device::Cuda(_)) => Err(ModelError::NoBackend {
-            backend: "CUDA",
-            reason: "this program was built without feature `cuda`",
-        }),
+        (Backend::Fused, Device::Cuda(_)) => {
+            let _ = exchange;
+            Err(ModelError::NoBackend {
+                backend: "CUDA",
+                reason: "this program was built without feature `cuda`",
+            })
+        }
         (Backend::Fused, _) => {
             load_for(config, source, CpuLoader::new(numerics, isa, max_seq_len_tokens, ranks)?, part)
         }
@@ -115,9 +122,9 @@ fn check_part(
 ) -> Result<(), ModelError> {
     let no_backend = |backend, reason| Err(ModelError::NoBackend { backend, reason });
     match options.backend {
-        _ if options.device != Device::Cpu && !is_all_layers => no_backend(
-            "CUDA",
-            "pipeline stages are computed on the CPU only so far (`model.pipeline_model_parallel_size`)",
+        Backend::Plain if options.device != Device::Cpu && !is_all_layers => no_backend(
+            "plain",
+            "pipeline stages on GPUs are computed by the fast engine (`trt_llm.enable: true`)",
         ),
         _ if place.tp_size > 1 && reduction == Reduction::Chain => {
             no_backend("tensor-parallel", "ranks that share a layer add in a tree")

@@ -28,6 +28,8 @@ use crate::columns::columns;
 use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool};
+use crate::layers::Hidden;
+use crate::model_ranks::RankCheck;
 use crate::parallel::{HostRanks, SharedTable, tree_sum};
 use crate::routing::Routing;
 
@@ -125,7 +127,6 @@ pub(crate) struct PiecedLinear<L> {
     /// Linear layers without a bias: one for each piece, in order, or one for all where the backend cuts its sums itself.
     pub(crate) parts: Vec<L>,
     /// A power of two of equally wide ones.
-    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "elsewhere there is a part for each"))]
     pub(crate) num_pieces: usize,
     /// float32 `[hidden_size]`.
     pub(crate) bias: Option<Tensor>,
@@ -226,8 +227,23 @@ pub(crate) fn tensor_bytes(tensor: &Tensor) -> u64 {
 pub(crate) const NO_DEVICE_DECODE: ModelError =
     ModelError::NoBackend { backend: "row", reason: "these kernels run on the host's batches" };
 
-/// A linear layer and the activation behind it, if it has one.
-pub(crate) type TrialLinear<'a, L> = (&'a L, Option<Activation>);
+/// A linear layer and how it is run.
+pub(crate) struct TrialLinear<'a, L> {
+    pub(crate) linear: &'a L,
+    /// What follows it, if anything does.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU tries them"))]
+    pub(crate) activation: Option<Activation>,
+    /// Pieces of its inputs that are summed apart: 1 for a chain.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU tries them"))]
+    pub(crate) num_pieces: usize,
+}
+
+impl<'a, L> TrialLinear<'a, L> {
+    /// With sums in one chain.
+    pub(crate) fn of(linear: &'a L, activation: Option<Activation>) -> Self {
+        Self { linear, activation, num_pieces: 1 }
+    }
+}
 
 /// A backend: what its steps share (threads, scratch memory, tables, plans), and the operations that need nothing
 /// else. One step runs at a time.
@@ -308,15 +324,17 @@ pub(crate) trait StepState: Send + Sized {
     /// The other ranks of the model.
     fn ranks(&mut self) -> &mut HostRanks;
 
-    /// `residual + (the sums of all pieces of all tensor-parallel ranks, added in a tree, + bias)`, rounded once.
+    /// `residual + (the sums of all pieces of all tensor-parallel ranks, added in a tree, + bias)`, rounded once; and, where
+    /// that is no work of its own, what the norm `next` makes of it.
     fn add_pieces(
         &mut self,
         layer: &PiecedLinear<Self::Linear>,
         x: &Tensor,
         residual: Tensor,
-    ) -> Result<Tensor, ModelError> {
+        _next: Option<&Norm>,
+    ) -> Result<Hidden, ModelError> {
         let sum = layer.own_sum(x, self)?;
-        self.ranks().reduce_add(&residual, sum, layer.bias.as_ref())
+        Ok(Hidden::of(self.ranks().reduce_add(&residual, sum, layer.bias.as_ref())?))
     }
 
     /// `residual += moe(x)`, rounded once.
@@ -353,23 +371,35 @@ pub(crate) trait StepState: Send + Sized {
         self.ranks().select_owned(&mine, ids, table)
     }
 
-    /// Whether the other ranks came to all that was enqueued so far.
-    ///
-    /// # Errors
-    /// When one did not: results since are none.
-    fn check_ranks(&self) -> Result<(), ModelError> {
-        Ok(())
+    /// What tells whether the other ranks came to all that was enqueued so far.
+    fn rank_check(&self) -> RankCheck {
+        Box::new(|| Ok(()))
     }
 
-    /// Hands the residual stream, `[num_tokens, hidden_size]`, to the next pipeline stage.
-    fn send_residual(&mut self, residual: &Tensor) -> Result<(), ModelError> {
+    /// Hands the residual stream of a step, `[num_tokens, hidden_size]`, to the next pipeline stage.
+    fn send_residual(&mut self, residual: &Tensor, _step: &AttentionContext) -> Result<(), ModelError> {
         self.ranks().send_residual(residual)
     }
 
-    /// The residual stream from the previous stage.
-    fn receive_residual(&mut self, shape: [i64; 2]) -> Result<Tensor, ModelError> {
+    /// The residual stream of a step from the previous stage.
+    fn receive_residual(&mut self, shape: [i64; 2], _step: &AttentionContext) -> Result<Tensor, ModelError> {
         let kind = self.numerics().compute.kind();
         self.ranks().receive_residual(shape, kind)
+    }
+
+    /// [`crate::CausalLm::begin_decode`].
+    fn begin_decode(&mut self, _num_rows: usize) -> Result<(), ModelError> {
+        Err(NO_DEVICE_DECODE)
+    }
+
+    /// [`crate::CausalLm::end_decode`].
+    fn end_decode(&mut self, _num_rows: usize) -> Result<(), ModelError> {
+        Err(NO_DEVICE_DECODE)
+    }
+
+    /// [`crate::CausalLm::detours`].
+    fn detours(&self) -> Vec<&'static str> {
+        Vec::new()
     }
 
     /// Allocates for decode steps that are planned on the device, of up to `max_rows` rows of `max_blocks_per_seq`

@@ -12,17 +12,32 @@ use tch::{Kind, Tensor};
 use torch_ext::view;
 
 use crate::ModelError;
-use crate::model_ranks::{LostRank, ModelRanks, Reduction};
+use crate::model_ranks::{Exchange, LostRank, ModelRanks, Reduction};
 
 /// Numbers of a message between GPUs: 32 MiB. Each has two slots of them for each rank that shares its layers.
 pub(crate) const SLOT_ELEMS: u64 = 8 << 20;
 
-/// What a GPU that shares its layers with so many in all sets aside for what they exchange.
-pub fn exchange_bytes(tp_size: u32, reduction: Reduction) -> u64 {
-    match reduction {
+/// Room of a GPU for what the stage before sends it: `StageInbox::BYTES` of `cuda_kernels`, and some for its marks.
+const STAGE_INBOX_BYTES: u64 = 33 << 20;
+
+/// What decides how much a GPU sets aside for what ranks exchange.
+#[derive(Clone, Copy, Debug)]
+pub struct ExchangeParts {
+    /// How many share its layers, itself included.
+    pub tp_size: u32,
+    /// How they sum.
+    pub reduction: Reduction,
+    /// Whether a pipeline stage is before its own.
+    pub has_previous_stage: bool,
+}
+
+/// What a GPU sets aside for what ranks exchange.
+pub fn exchange_bytes(parts: ExchangeParts) -> u64 {
+    let of_sums = match parts.reduction {
         Reduction::Chain => 0,
-        Reduction::Tree => 2 * u64::from(tp_size) * SLOT_ELEMS * size_of::<f32>() as u64,
-    }
+        Reduction::Tree => 2 * u64::from(parts.tp_size) * SLOT_ELEMS * size_of::<f32>() as u64,
+    };
+    of_sums + if parts.has_previous_stage { STAGE_INBOX_BYTES } else { 0 }
 }
 
 /// The part of a model that a process computes.
@@ -33,12 +48,14 @@ pub struct ModelPart {
     pub reduction: Reduction,
     /// The others; `None` where the part is the whole model.
     pub ranks: Option<Box<dyn ModelRanks>>,
+    /// What GPUs exchange through.
+    pub exchange: Exchange,
 }
 
 impl ModelPart {
     /// The whole model, with sums of this kind.
     pub fn whole(model: &ModelSpec, reduction: Reduction) -> Self {
-        Self { place: ShardPlace::whole(model), reduction, ranks: None }
+        Self { place: ShardPlace::whole(model), reduction, ranks: None, exchange: Exchange::Auto }
     }
 }
 
@@ -108,6 +125,37 @@ impl HostRanks {
         let parts = self.others()?.all_gather(view::bytes(&mine, "an exchanged tensor")?)?;
         let num_rows = mine.size().first().copied().unwrap_or(0);
         parts.iter().map(|part| tensor_of(part, num_rows, mine.kind())).collect()
+    }
+
+    /// The least of the numbers that the ranks have, those of the stages before and behind included; this rank's where it
+    /// has no others.
+    #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "only GPUs agree on something"))]
+    pub(crate) fn least(
+        &mut self,
+        mine: u64,
+        (has_previous, has_next): (bool, bool),
+    ) -> Result<u64, ModelError> {
+        let Some(others) = &mut self.0 else { return Ok(mine) };
+        let number = |bytes: &[u8]| match bytes.try_into() {
+            Ok(bytes) => Ok(u64::from_le_bytes(bytes)),
+            Err(_) => Err(strange("8 bytes", &format!("{}", bytes.len()))),
+        };
+        let mut least = mine;
+        for bytes in others.all_gather(&mine.to_le_bytes())? {
+            least = least.min(number(&bytes)?);
+        }
+        // From the first stage to the last, and back.
+        if has_previous {
+            least = least.min(number(&others.receive_from_previous_stage()?)?);
+        }
+        if has_next {
+            others.send_to_next_stage(&least.to_le_bytes())?;
+            least = least.min(number(&others.receive_from_next_stage()?)?);
+        }
+        if has_previous {
+            others.send_to_previous_stage(&least.to_le_bytes())?;
+        }
+        Ok(least)
     }
 
     /// `residual + (the sum of all ranks' partial sums + bias)`, rounded once. `partial`: float32
@@ -198,7 +246,62 @@ pub(crate) fn tree_sum(mut sums: Vec<Tensor>) -> Result<Tensor, ModelError> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
     use super::*;
+
+    /// A stage between two others.
+    struct Stage {
+        previous: Option<(Sender<Vec<u8>>, Receiver<Vec<u8>>)>,
+        next: Option<(Sender<Vec<u8>>, Receiver<Vec<u8>>)>,
+    }
+
+    impl ModelRanks for Stage {
+        fn all_gather(&mut self, mine: &[u8]) -> Result<Vec<Vec<u8>>, LostRank> {
+            Ok(vec![mine.to_vec()])
+        }
+
+        fn send_to_next_stage(&mut self, bytes: &[u8]) -> Result<(), LostRank> {
+            self.next.as_ref().unwrap().0.send(bytes.to_vec()).unwrap();
+            Ok(())
+        }
+
+        fn receive_from_previous_stage(&mut self) -> Result<Vec<u8>, LostRank> {
+            Ok(self.previous.as_ref().unwrap().1.recv().unwrap())
+        }
+
+        fn send_to_previous_stage(&mut self, bytes: &[u8]) -> Result<(), LostRank> {
+            self.previous.as_ref().unwrap().0.send(bytes.to_vec()).unwrap();
+            Ok(())
+        }
+
+        fn receive_from_next_stage(&mut self) -> Result<Vec<u8>, LostRank> {
+            Ok(self.next.as_ref().unwrap().1.recv().unwrap())
+        }
+    }
+
+    #[test]
+    fn all_stages_agree_on_the_least() {
+        assert_eq!(HostRanks::default().least(9, (false, false)).unwrap(), 9);
+        for numbers in [[64, 8, 32], [8, 64, 32], [64, 32, 8], [0, 0, 7]] {
+            let mut stages = numbers.map(|_| Stage { previous: None, next: None });
+            for idx in 1..numbers.len() {
+                let ((to_next, from_previous), (to_previous, from_next)) = (channel(), channel());
+                stages[idx - 1].next = Some((to_next, from_next));
+                stages[idx].previous = Some((to_previous, from_previous));
+            }
+            let least = std::thread::scope(|scope| {
+                let each = stages.into_iter().zip(numbers).map(|(stage, mine)| {
+                    let beside = (stage.previous.is_some(), stage.next.is_some());
+                    let mut ranks = HostRanks(Some(Box::new(stage)));
+                    scope.spawn(move || ranks.least(mine, beside).unwrap())
+                });
+                let each: Vec<_> = each.collect();
+                each.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+            });
+            assert_eq!(least, [*numbers.iter().min().unwrap(); 3]);
+        }
+    }
 
     #[test]
     fn sums_are_taken_in_one_order() {

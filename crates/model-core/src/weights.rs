@@ -91,7 +91,7 @@ impl<S: StepState> Weights<S> {
 
     /// All linear layers, each with the activation that follows it.
     pub(crate) fn dense_linears(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
-        let output = self.head.iter().map(|head| (&head.output, None));
+        let output = self.head.iter().map(|head| TrialLinear::of(&head.output, None));
         self.layers.iter().flat_map(Layer::dense_linears).chain(output)
     }
 

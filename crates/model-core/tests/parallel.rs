@@ -8,7 +8,8 @@ use common::MemorySource;
 use common::ranks::logits;
 use common::tiny::{VOCAB_SIZE, config, weights};
 use model_core::{
-    AttentionSwitches, Backend, Isa, LoadOptions, ModelConfig, ModelError, ModelPart, Reduction, load_part,
+    AttentionSwitches, Backend, Exchange, Isa, LoadOptions, ModelConfig, ModelError, ModelPart, Reduction,
+    load_part,
 };
 use model_spec::{Float, Numerics, Part, ShardPlace, parse_name};
 use nemo_format::{Checkpoint, DType, TensorMeta, TensorSource, WriteOptions, quantize_rows, write_nemo};
@@ -160,7 +161,7 @@ fn parts_that_have_other_bits_are_refused() {
     let source = weights(&config);
     let refusal = |backend, reduction, tp_size| {
         let place = ShardPlace { tp_rank: 0, tp_size, layers: 0..3 };
-        let part = ModelPart { place, reduction, ranks: None };
+        let part = ModelPart { place, reduction, ranks: None, exchange: Exchange::Auto };
         let error: ModelError =
             load_part(config.clone(), &source, options(Float::Fp32, backend), part).err().unwrap();
         error.to_string()
@@ -178,7 +179,7 @@ fn ranks_that_do_not_share_the_pieces_are_refused() {
     }));
     let source = weights(&config);
     let place = ShardPlace { tp_rank: 0, tp_size: 3, layers: 0..3 };
-    let part = ModelPart { place, reduction: Reduction::Tree, ranks: None };
+    let part = ModelPart { place, reduction: Reduction::Tree, ranks: None, exchange: Exchange::Auto };
     let error = load_part(config, &source, options(Float::Fp32, Backend::Fused), part).err().unwrap();
     assert!(error.to_string().contains("so many ranks cannot share the pieces"), "{error}");
 }

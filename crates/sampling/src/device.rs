@@ -4,6 +4,8 @@
 //! and moves the row on, so that the next step needs nothing from the host. Weights lie on the grid that the host's
 //! samplers use, where sums are exact, so the order in which a GPU adds does not show.
 
+mod driven;
+
 use cuda_kernels::{
     Admission, MarkSeen, Sample, SampleMasks, SampleRules, Sampled, SamplerKernels, SamplerScratch,
     SamplerState, TopTokens,
@@ -11,6 +13,8 @@ use cuda_kernels::{
 use cuda_runtime::{Device, Stream};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::send;
+
+pub use driven::{DrawCheck, DrivenSampler};
 
 use crate::{
     DeviceTexts, ROW_RULE_WORDS, RowMasks, RowRules, SampledToken, SamplingError, SamplingParams, TopToken,

@@ -23,7 +23,9 @@ mod top_tokens;
 mod weights;
 
 #[cfg(feature = "cuda")]
-pub use device::{DeviceSampler, DrawRecords, FirstDraw, OwnRowRules, RECORD_WORDS, SamplerRows};
+pub use device::{
+    DeviceSampler, DrawCheck, DrawRecords, DrivenSampler, FirstDraw, OwnRowRules, RECORD_WORDS, SamplerRows,
+};
 #[cfg(feature = "cuda")]
 pub use device_texts::DeviceTexts;
 pub use error::SamplingError;

@@ -1,13 +1,14 @@
 //! Hashes of the tokens that `aligner-gen bench` draws with dummy weights of known shapes: every run has the same.
 
 use std::collections::BTreeMap;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use super::build::ALIGNER_GEN;
-use super::kit::Kit;
+use super::kit::{Gpus, Kit};
 use super::process::{self, Event, Next};
 use super::report::{Outcome, Report, compare};
 
@@ -74,21 +75,66 @@ pub(super) fn check(kit: &Kit, report: &mut Report<'_>, shape: &str) -> Result<(
     Ok(())
 }
 
-/// Numbers of tensor-parallel ranks that must have the hashes of one rank with the same tree of sums.
-const TENSOR_SIZES: [&str; 2] = ["2", "4"];
+/// A model over several ranks.
+struct Ranks {
+    name: &'static str,
+    options: &'static [&'static str],
+    /// Another way than from GPU to GPU.
+    exchange: Option<&'static str>,
+    /// Which of the two base runs it must equal.
+    sums: Sums,
+}
 
-/// The hashes of one shape on several ranks, which share a GPU where there are too few.
+/// How sums over inputs are taken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sums {
+    Chain,
+    Tree,
+}
+
+const fn ranks(name: &'static str, options: &'static [&'static str], sums: Sums) -> Ranks {
+    Ranks { name, options, exchange: None, sums }
+}
+
+const LAYOUTS: [Ranks; 8] = [
+    ranks("2 tensor-parallel ranks", &["--tensor", "2"], Sums::Tree),
+    ranks("4 tensor-parallel ranks", &["--tensor", "4"], Sums::Tree),
+    ranks("2 stages", &["--pipeline", "2"], Sums::Chain),
+    ranks("2 stages, sums in a tree", &["--pipeline", "2", "--tree"], Sums::Tree),
+    ranks("2 tensor-parallel ranks x 2 stages", &["--tensor", "2", "--pipeline", "2"], Sums::Tree),
+    Ranks { exchange: Some("host"), ..ranks("2 ranks through the host", &["--tensor", "2"], Sums::Tree) },
+    Ranks { exchange: Some("host"), ..ranks("2 stages through the host", &["--pipeline", "2"], Sums::Chain) },
+    Ranks { exchange: Some("messages"), ..ranks("2 stages by messages", &["--pipeline", "2"], Sums::Chain) },
+];
+
+/// The hashes of one shape on several ranks: on one GPU, which they share, and on a GPU each where there are several.
 ///
 /// # Errors
 /// When the report cannot be written.
 pub(super) fn check_ranks(kit: &Kit, report: &mut Report<'_>, shape: &str) -> Result<()> {
     const RAGGED: &str = "ragged";
-    let base = run(kit, shape, &[RAGGED], &["--tree"]);
-    report.record(&format!("bench, {shape}, {RAGGED}, sums in a tree"), &of_measure(&base, RAGGED))?;
-    for size in TENSOR_SIZES {
-        let hashes = run(kit, shape, &[RAGGED], &["--tensor", size]);
-        let outcome = compare(of_measure(&hashes, RAGGED), &of_measure(&base, RAGGED));
-        report.record(&format!("bench, {shape}, {RAGGED}, {size} tensor-parallel ranks"), &outcome)?;
+    let mut bases = Vec::new();
+    for (sums, name, options) in
+        [(Sums::Chain, "sums in a chain", &[][..]), (Sums::Tree, "sums in a tree", &["--tree"][..])]
+    {
+        let base = of_measure(&run(kit, shape, &[RAGGED], options), RAGGED);
+        report.record(&format!("bench, {shape}, {RAGGED}, {name}"), &base)?;
+        bases.push((sums, base));
+    }
+    for (place, gpus) in [("one GPU", Gpus::First), ("a GPU each", Gpus::All)] {
+        if gpus == Gpus::All && !kit.has_several_gpus() {
+            continue;
+        }
+        for layout in &LAYOUTS {
+            let mut command = kit.command_on(ALIGNER_GEN, gpus)?;
+            if let Some(exchange) = layout.exchange {
+                command.env("ALIGNER_GEN_EXCHANGE", exchange);
+            }
+            let hashes = run_as(command, kit, shape, &[RAGGED], layout.options);
+            let Some((_, base)) = bases.iter().find(|(sums, _)| *sums == layout.sums) else { continue };
+            let outcome = compare(of_measure(&hashes, RAGGED), base);
+            report.record(&format!("bench, {shape}, {RAGGED}, {}, {place}", layout.name), &outcome)?;
+        }
     }
     Ok(())
 }
@@ -110,7 +156,17 @@ struct Line {
 
 /// The hashes by the names of the measures.
 fn run(kit: &Kit, shape: &str, measures: &[&str], options: &[&str]) -> Result<BTreeMap<String, String>> {
-    let mut command = kit.command(ALIGNER_GEN)?;
+    run_as(kit.command(ALIGNER_GEN)?, kit, shape, measures, options)
+}
+
+/// The same of a program that is prepared.
+fn run_as(
+    mut command: Command,
+    kit: &Kit,
+    shape: &str,
+    measures: &[&str],
+    options: &[&str],
+) -> Result<BTreeMap<String, String>> {
     command.args(["bench", "--device", kit.device.flag(), "--shape", shape]);
     command.arg("--measures").arg(measures.join(",")).args(options);
     let mut hashes = BTreeMap::new();

@@ -99,14 +99,33 @@ impl Kit {
     /// # Errors
     /// When this kit has no such program.
     pub(super) fn command(&self, name: &str) -> Result<Command> {
+        self.command_on(name, Gpus::First)
+    }
+
+    /// The same on some of the GPUs.
+    ///
+    /// # Errors
+    /// As [`command`](Self::command).
+    pub(super) fn command_on(&self, name: &str, gpus: Gpus) -> Result<Command> {
         let Some(path) = self.programs.get(name) else { bail!("there is no `{name}` here") };
         let mut command = Command::new(path);
         if let Some(library_path) = &self.library_path {
             command.env(torch::LIBRARY_PATH, library_path);
         }
         // Several ranks must share a GPU on every machine.
-        command.env(VISIBLE, first_gpu(std::env::var(VISIBLE).ok()));
+        if gpus == Gpus::First {
+            command.env(VISIBLE, first_gpu(std::env::var(VISIBLE).ok()));
+        }
         Ok(command)
+    }
+
+    /// Whether programs may use more GPUs than one.
+    pub(super) fn has_several_gpus(&self) -> bool {
+        let num_gpus = std::env::var(VISIBLE).map_or_else(
+            |_| std::fs::read_dir(INSTALLED).map_or(0, Iterator::count),
+            |list| list.split(',').filter(|gpu| !gpu.trim().is_empty()).count(),
+        );
+        self.device == Device::Cuda && num_gpus > 1
     }
 
     pub(super) fn fixture(&self, relative: &str) -> PathBuf {
@@ -120,6 +139,17 @@ impl Kit {
 }
 
 const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
+/// Where the driver lists the GPUs.
+const INSTALLED: &str = "/proc/driver/nvidia/gpus";
+
+/// Which GPUs a program sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gpus {
+    /// One, which its ranks share.
+    First,
+    /// All that the user lets programs see.
+    All,
+}
 
 /// The first of the GPUs that the user lets programs see.
 fn first_gpu(visible: Option<String>) -> String {

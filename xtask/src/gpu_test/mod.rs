@@ -134,7 +134,7 @@ const CHECKS: [Check; 13] = [
     },
     Check {
         name: "ranks-tiny",
-        what: "tensor-parallel ranks: the hashes of one rank, a small shape",
+        what: "tensor-parallel ranks and pipeline stages: the hashes of one rank, a small shape",
         needs_gpu: false,
         run: |kit, report| hashes::check_ranks(kit, report, "tiny"),
     },

@@ -1,6 +1,6 @@
 //! `aligner-gen bench --shape`: the fast engine on dummy weights, each case one JSON line with the floor that memory sets.
 //!
-//! A floor is the time to read the weights once a step and the cached keys and values of every row, at a given bandwidth.
+//! `floor.rs` has the floor.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -16,10 +16,12 @@ use serde_json::{Value, json};
 
 use super::beside::Beside;
 use super::copying::Copied;
+use super::floor::{Floor, Layout};
 use super::workload::{Figures, Workload};
 use super::{cuts, scored, shapes};
 use crate::cluster::model_group::ModelGroup;
 use crate::cluster::own_ranks::OwnRanks;
+use crate::cluster::topology::Topology;
 use crate::config::cli::BenchArgs;
 use crate::config::plan::RowParamsMode;
 use crate::env;
@@ -61,7 +63,7 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
         let workload = Workload::of(measure, vocab_size, arguments.max_num_seqs)?;
         let (config, source) = shapes::source(shape, workload.weights)?;
         let spec = config.spec_of(&source);
-        let place = place(&spec, &ranks, options)?;
+        let place = place(&spec, ranks.topology, ranks.rank, options)?;
         let footprint = model_core::footprint(&spec, options, &place)?;
         let started = Instant::now();
         let reduction = match arguments.tree || arguments.tensor > 1 {
@@ -69,15 +71,12 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
             false => Reduction::Chain,
         };
         let others = ranks.group.clone().map(|group| Box::new(group) as Box<dyn ModelRanks>);
-        let part = ModelPart { place, reduction, ranks: others };
+        let part = ModelPart { place, reduction, ranks: others, exchange: env::exchange()? };
         let model = model_core::load_part(config, &source, options, part)?;
         drop(source);
         let load_s = started.elapsed().as_secs_f64();
-        let floor = Floor {
-            weight_bytes: footprint.weight_bytes - footprint.lookup_bytes,
-            kv_bytes_per_token: footprint.bytes_per_block() / BLOCK_SIZE_TOKENS as u64,
-            bandwidth: arguments.bandwidth_gbps * 1e9,
-        };
+        let layout = Layout { spec: &spec, topology: ranks.topology, options };
+        let floor = Floor::of(&layout, arguments)?;
         let limits =
             limits(arguments, options, &footprint, (&workload.requests, workload.max_num_seqs), vocab_size);
         let setup =
@@ -216,9 +215,14 @@ fn options(arguments: &BenchArgs, device: tch::Device) -> Result<LoadOptions, Fa
 }
 
 /// The part of the model that this process has.
-fn place(spec: &ModelSpec, ranks: &OwnRanks, options: LoadOptions) -> Result<ShardPlace, Failure> {
-    let at = ranks.topology.coordinates(ranks.rank);
-    let [_, pipeline, tp_size] = ranks.topology.sizes();
+pub(super) fn place(
+    spec: &ModelSpec,
+    topology: Topology,
+    rank: u32,
+    options: LoadOptions,
+) -> Result<ShardPlace, Failure> {
+    let at = topology.coordinates(rank);
+    let [_, pipeline, tp_size] = topology.sizes();
     let stages = spec.stages(pipeline as usize, &options.numerics).unwrap_or_default();
     let place = at.and_then(|at| {
         let layers = stages.get(at.pipeline_rank as usize)?.clone();
@@ -254,12 +258,6 @@ fn open(model: Box<dyn CausalLm>, requests: &[Request], setup: Setup<'_>) -> Res
     Ok(Some(Engine::with_executor(Box::new(executor), StopConditions::default(), tokens, limits)?))
 }
 
-struct Floor {
-    weight_bytes: u64,
-    kv_bytes_per_token: u64,
-    bandwidth: f64,
-}
-
 fn run_workload(engine: &mut Engine, workload: &Workload, floor: &Floor) -> Result<Value, Failure> {
     // Once to warm up: kernels are compiled, graphs recorded, memory reserved, numbers of rows chosen.
     answer(engine, workload.requests.clone())?;
@@ -293,8 +291,7 @@ fn run_workload(engine: &mut Engine, workload: &Workload, floor: &Floor) -> Resu
     match workload.figures {
         Figures::Usual => {}
         Figures::Floor { rows, context } => {
-            let bytes = floor.weight_bytes + rows as u64 * context as u64 * floor.kv_bytes_per_token;
-            let floor_ms = bytes as f64 / floor.bandwidth * 1e3;
+            let floor_ms = floor.step_ms(rows as u64, context as u64);
             line["floor_ms"] = json!(round(floor_ms));
             line["percent_of_floor"] = json!(round(100.0 * floor_ms / step_ms));
         }

@@ -7,6 +7,7 @@ mod beside;
 mod cases;
 mod copying;
 mod cuts;
+mod floor;
 pub(crate) mod queue;
 mod scored;
 mod shapes;

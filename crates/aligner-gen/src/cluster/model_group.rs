@@ -226,6 +226,20 @@ impl ModelRanks for ModelGroup {
         };
         mesh.receive(previous, Kind::Residual).map_err(lost)
     }
+
+    fn send_to_previous_stage(&mut self, bytes: &[u8]) -> Result<(), LostRank> {
+        let mut mesh = self.mesh();
+        let Some(previous) = mesh.mine().checked_sub(self.tensor) else {
+            return Err(LostRank("the first pipeline stage has none before it".to_owned()));
+        };
+        mesh.send(previous, Kind::Agree, bytes).map_err(lost)
+    }
+
+    fn receive_from_next_stage(&mut self) -> Result<Vec<u8>, LostRank> {
+        let mut mesh = self.mesh();
+        let next = mesh.mine() + self.tensor;
+        mesh.receive(next, Kind::Agree).map_err(lost)
+    }
 }
 
 impl TokenPath for ModelGroup {

@@ -1,7 +1,7 @@
 //! How much memory a run takes, and how many sequences the KV cache is made for.
 
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
-use model_core::{BLOCK_SIZE_TOKENS, LoadOptions, ModelConfig, ModelError, Reduction};
+use model_core::{BLOCK_SIZE_TOKENS, ExchangeParts, LoadOptions, ModelConfig, ModelError, Reduction};
 use model_spec::{
     AttentionSpec, ExpertsSpec, Float, Footprint, HeadLayout, LayerSpec, MlpSpec, ModelSpec, MoeSpec,
     Numerics, ShardPlace, blocks_for,
@@ -421,7 +421,9 @@ fn part_of(
 
 /// What a GPU sets aside for what it exchanges with others.
 fn exchanged_bytes(options: LoadOptions, place: &ShardPlace, reduction: Reduction) -> u64 {
-    if options.device == Device::Cpu { 0 } else { model_core::exchange_bytes(place.tp_size, reduction) }
+    let parts =
+        ExchangeParts { tp_size: place.tp_size, reduction, has_previous_stage: !place.is_first_stage() };
+    if options.device == Device::Cpu { 0 } else { model_core::exchange_bytes(parts) }
 }
 
 /// Whether a rank's part of a model, with the cache of one sequence, fits `total_bytes` of memory: what is free changes

@@ -41,18 +41,27 @@ pub(crate) fn open_executor(
         vocabulary.into_iter().for_each(|vocabulary| executor.set_vocabulary(vocabulary));
         executor
     };
+    let stage = stage_of(Some(group));
     #[cfg(feature = "cuda")]
     if let (true, tch::Device::Cuda(device_idx)) = (options.has_rows(), options.device) {
         let sizes = engine::DeviceSizes { device_idx, max_seq_len_tokens: size.longest_sequence_tokens };
         let own = own_row_rules(row_params);
         let sampler = sampling::DeviceSampler::new(rules, own, Engine::device_rows(size.limits), device_idx)?;
-        return Ok(with_vocabulary(engine::device_executor(model, sampler, size.limits, sizes)?));
+        model.detours().iter().for_each(|detour| tracing::warn!("{detour}"));
+        let executor = match group.num_stages() {
+            1 => engine::device_executor(model, sampler, size.limits, sizes)?,
+            _ => {
+                let sampler = (sampler, Box::new(group.clone()) as Box<dyn engine::TokenPath>);
+                engine::staged_executor(model, sampler, size.limits, sizes, stage)?
+            }
+        };
+        return Ok(with_vocabulary(executor));
     }
     tracing::debug!("{options:?}, rows' own parameters {row_params:?}: a part of the model");
     let is_greedy = rules.row.params.use_greedy;
     let own = || -> Result<Box<dyn TokenSampler>, Failure> { Ok(Box::new(CpuSampler::new(rules)?)) };
     let sampler = staged(own, is_greedy, Some(group))?;
-    Ok(with_vocabulary(host_executor(model, sampler, size.limits, stage_of(Some(group)))?))
+    Ok(with_vocabulary(host_executor(model, sampler, size.limits, stage)?))
 }
 
 /// The sampler of a rank of the host: its own where it has the logits, and otherwise one that is told the tokens.

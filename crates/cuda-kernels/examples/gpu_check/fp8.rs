@@ -191,6 +191,7 @@ pub(crate) fn gemms(gpu: &Gpu) -> Outcome {
         let run = |num_rows: i64, bias: Option<&Tensor>, out: Fp8Out<'_>| -> Checked {
             let gemm = GemmFp8 {
                 x: &x.values.f_narrow(0, 0, num_rows)?,
+                x_start: 0,
                 x_scales: &x.scales.f_narrow(0, 0, num_rows)?,
                 weight: &weight.values,
                 weight_scales: &weight.scales,
@@ -246,6 +247,7 @@ fn refused(gpu: &Gpu, kernels: &ModelKernels) -> Checked {
     ] {
         let gemm = GemmFp8 {
             x: &e4m3(x)?,
+            x_start: 0,
             x_scales: &ones(x[0])?,
             weight: &e4m3(weight)?,
             weight_scales: &ones(weight[0])?,

@@ -16,6 +16,7 @@ mod gemm;
 mod moe;
 mod own_rules_check;
 mod pointwise;
+mod ranks;
 mod sampling_check;
 mod support;
 mod timing;
@@ -41,6 +42,9 @@ const CASES: &[Case<Gpu>] = &[
     ("small-batch GEMM", gemm::odd_shapes),
     ("small-batch GEMM with activations", gemm::activated),
     ("small-batch GEMM against cuBLAS", gemm::against_cublas),
+    ("small-batch GEMM over pieces", gemm::pieces),
+    ("sums of two ranks", ranks::through_gpus),
+    ("sums of two ranks through the host", ranks::through_host),
     ("rows to FP8", fp8::conversion),
     ("rows to FP8 behind norms and activations", fp8::fused),
     ("FP8 GEMM", fp8::gemms),
@@ -54,6 +58,9 @@ const CASES: &[Case<Gpu>] = &[
 ];
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(ranks::AS_RANK) {
+        return ranks::second_side();
+    }
     let gpu = Gpu::open();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let Some((_, tables)) = arguments.split_first().filter(|(first, _)| *first == "--times") else {

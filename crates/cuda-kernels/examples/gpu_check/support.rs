@@ -1,7 +1,7 @@
 //! What the checks share: the GPU, random tensors and comparisons.
 
 use std::error::Error;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cuda_kernels::{KernelConfig, ModelKernels, SamplerKernels, ScoreKind};
 use cuda_runtime::{Device, Stream};
@@ -38,14 +38,23 @@ impl Heads {
 pub(crate) struct Gpu {
     pub(crate) device: Device,
     pub(crate) stream: Stream,
-    cache: tempfile::TempDir,
+    cache: PathBuf,
+    /// What goes away with it.
+    _folder: Option<tempfile::TempDir>,
 }
 
 impl Gpu {
     pub(crate) fn open() -> Result<Self, Box<dyn Error>> {
-        let device = Device::open(0)?;
+        let folder = tempfile::tempdir()?;
+        let cache = folder.path().to_path_buf();
+        Ok(Self { _folder: Some(folder), ..Self::open_at(0, cache)? })
+    }
+
+    /// The same of another GPU, with a folder of compiled kernels that is there.
+    pub(crate) fn open_at(idx: usize, cache: PathBuf) -> Result<Self, Box<dyn Error>> {
+        let device = Device::open(idx)?;
         let stream = Stream::current(&device)?;
-        Ok(Self { device, stream, cache: tempfile::tempdir()? })
+        Ok(Self { device, stream, cache, _folder: None })
     }
 
     pub(crate) fn kernels(
@@ -65,16 +74,16 @@ impl Gpu {
             has_fp8_kv: heads.has_fp8_kv,
             scores: ScoreKind { is_capped: heads.softcap.is_some(), is_local: heads.local_tokens.is_some() },
         };
-        Ok(ModelKernels::load(&self.device, &config, Some(self.cache.path()))?)
+        Ok(ModelKernels::load(&self.device, &config, Some(&self.cache))?)
     }
 
     /// Where compiled kernels are kept while this runs.
     pub(crate) fn cache_dir(&self) -> &Path {
-        self.cache.path()
+        &self.cache
     }
 
     pub(crate) fn sampler_kernels(&self) -> Result<SamplerKernels, Box<dyn Error>> {
-        Ok(SamplerKernels::load(&self.device, Some(self.cache.path()))?)
+        Ok(SamplerKernels::load(&self.device, Some(&self.cache))?)
     }
 
     pub(crate) fn put(&self, tensor: &Tensor) -> Result<Tensor, Box<dyn Error>> {

@@ -13,12 +13,13 @@ use crate::cases::say;
 use crate::fp8::Fp8Rows;
 use crate::moe;
 use crate::pointwise::rotary_tables;
+use crate::ranks;
 use crate::support::{Checked, Gpu, Heads};
 
 const NUM_REPLAYS: u32 = 20;
 
 /// Microseconds of one replay of what `body` enqueues.
-fn micros(
+pub(crate) fn micros(
     gpu: &Gpu,
     body: impl Fn(&Stream) -> Result<(), KernelError>,
 ) -> Result<f64, Box<dyn std::error::Error>> {
@@ -68,6 +69,7 @@ fn experts(gpu: &Gpu) -> Checked {
 
 /// What is timed, by name.
 const TABLES: &[(&str, fn(&Gpu) -> Checked)] = &[
+    ("ranks", ranks::times),
     ("experts", experts),
     ("copy", device_copy),
     ("attention", attentions),
@@ -140,7 +142,10 @@ fn fp8_gemms(gpu: &Gpu) -> Checked {
                 weights.iter().try_for_each(|weight| {
                     let (x, x_scales, weight_scales) = (&x, &x_scales, &weight_scales);
                     let out = Fp8Out::Rounded(&out);
-                    kernels.gemm_fp8(stream, &GemmFp8 { x, x_scales, weight, weight_scales, bias: None, out })
+                    kernels.gemm_fp8(
+                        stream,
+                        &GemmFp8 { x, x_start: 0, x_scales, weight, weight_scales, bias: None, out },
+                    )
                 })
             })? / weights.len() as f64;
             let bytes = (num_out * num_in) as f64;

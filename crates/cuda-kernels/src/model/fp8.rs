@@ -32,8 +32,10 @@ pub enum Fp8Out<'a> {
 /// the tensor cores, and their sums in float32, in order. Needs compute capability 9.0.
 #[derive(Clone, Copy, Debug)]
 pub struct GemmFp8<'a> {
-    /// `e4m3[n, num_in]`; num_in a multiple of 16.
+    /// `e4m3[n, at least x_start + num_in]`; num_in a multiple of 16.
     pub x: &'a Tensor,
+    /// Where in its rows the inputs begin: a multiple of 16.
+    pub x_start: i64,
     /// `float32[n]`.
     pub x_scales: &'a Tensor,
     /// `e4m3[num_out, num_in]`; num_out a multiple of 8. It may be read before earlier kernels of the stream have ended.
@@ -125,7 +127,7 @@ impl ModelKernels {
         let tensors = Tensors::on(stream);
         let kind = self.config.kind;
         let [num_out, num_in] = shape_of(gemm.weight, "weight")?;
-        let [num_rows, _] = shape_of(gemm.x, "x")?;
+        let [num_rows, x_width] = shape_of(gemm.x, "x")?;
         check_sizes(num_out, num_in)?;
         let shape = Fp8Shape::of(num_rows, num_out, self.num_sms);
         let ring = shape
@@ -137,8 +139,9 @@ impl ModelKernels {
             Fp8Out::Float(out) => (out, Kind::Float, None),
         };
         let out_shape = [num_rows, num_out];
-        tensors.address(gemm.x, "x", E4M3, &[num_rows, num_in])?;
-        let x = TensorMap::of(gemm.x, stream.device(), ring.fetched_rows, "x")?;
+        tensors.address(gemm.x, "x", E4M3, &[num_rows, x_width])?;
+        let inputs = (gemm.x_start, num_in);
+        let x = TensorMap::of_columns(gemm.x, stream.device(), inputs, ring.fetched_rows, "x")?;
         let weight = TensorMap::of(gemm.weight, stream.device(), shape.columns, "weight")?;
         let args = GemmArgs {
             x_scales: tensors.address(gemm.x_scales, "x_scales", Kind::Float, &[num_rows])?,

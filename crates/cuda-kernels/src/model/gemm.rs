@@ -47,6 +47,9 @@ pub struct Gemm<'a> {
     pub weight: &'a Tensor,
     /// `T[num_out]`.
     pub bias: Option<&'a Tensor>,
+    /// Equal pieces of the inputs, 1, 2, 4 or 8, of which each is a chain of its own: they are added in a tree,
+    /// `((0 + 1) + (2 + 3)) + ((4 + 5) + (6 + 7))`. Several end at multiples of 8 inputs.
+    pub num_pieces: i64,
     /// Where it goes.
     pub out: GemmOut<'a>,
 }
@@ -70,8 +73,21 @@ struct GemmArgs {
 /// Four warps that multiply and two that fetch.
 const NUM_THREADS: u32 = 192;
 
-/// Rows of the weight that a block takes, and what the sums go through.
-type GemmKey = (u32, Option<(Nonlinearity, Gating)>);
+/// Rows of the weight that a block takes, what the sums go through, and pieces of the inputs.
+type GemmKey = (u32, Option<(Nonlinearity, Gating)>, i64);
+
+/// What a weight is multiplied for: `[num_out, num_in]`, what its sums go through, and pieces of the inputs.
+#[derive(Clone, Copy, Debug)]
+pub struct GemmUse {
+    /// Rows of the weight.
+    pub num_out: i64,
+    /// Its columns.
+    pub num_in: i64,
+    /// As [`GemmOut::Activated`].
+    pub activated: Option<(Nonlinearity, Gating)>,
+    /// As [`Gemm::num_pieces`].
+    pub num_pieces: i64,
+}
 
 /// The kernels, compiled when they are first asked for.
 #[derive(Debug)]
@@ -95,7 +111,7 @@ impl GemmKernels {
             return Ok(kernel.clone());
         }
         let load = |program| Module::load(&self.device, &program, self.cache_dir.as_deref())?.kernel("gemm");
-        let program = self.config.gemm(self.device.arch()?, key.0, key.1);
+        let program = self.config.gemm(self.device.arch()?, key.0, key.1, key.2);
         let kernel = program.map(load).transpose()?.map(Arc::new);
         loaded.insert(key, kernel.clone());
         Ok(kernel)
@@ -113,33 +129,33 @@ impl ModelKernels {
     fn gemm_kernel(
         &self,
         num_rows: i64,
-        weight_rows: i64,
-        num_in: i64,
-        activated: Option<(Nonlinearity, Gating)>,
+        of: GemmUse,
     ) -> Result<Option<(GemmShape, Arc<Kernel>)>, KernelError> {
+        let GemmUse { num_out: weight_rows, num_in, activated, num_pieces } = of;
         let halves = activated.map_or(1, |(_, gating)| gating.halves());
         if weight_rows % halves != 0 {
             return Ok(None);
         }
         let Self { num_sms, max_shared_bytes, .. } = *self;
-        let sizes = GemmSizes { num_sms, max_shared_bytes, num_out: weight_rows / halves, num_in, halves };
+        let sizes = GemmSizes {
+            num_sms,
+            max_shared_bytes,
+            num_out: weight_rows / halves,
+            num_in,
+            halves,
+            num_pieces,
+        };
         let Some(shape) = GemmShape::of(num_rows, &sizes) else { return Ok(None) };
-        Ok(self.gemms.get((shape.weight_rows, activated))?.map(|kernel| (shape, kernel)))
+        Ok(self.gemms.get((shape.weight_rows, activated, num_pieces))?.map(|kernel| (shape, kernel)))
     }
 
-    /// The largest batch that the kernel multiplies with a weight `[num_out, num_in]` on this GPU, in rows; 0 for none.
-    /// Loads the kernel.
+    /// The largest batch that the kernel multiplies so on this GPU, in rows; 0 for none. Loads the kernel.
     ///
     /// # Errors
     /// When the kernel cannot be compiled or loaded.
-    pub fn max_gemm_rows(
-        &self,
-        num_out: i64,
-        num_in: i64,
-        activated: Option<(Nonlinearity, Gating)>,
-    ) -> Result<i64, KernelError> {
+    pub fn max_gemm_rows(&self, of: GemmUse) -> Result<i64, KernelError> {
         for num_rows in (1..=MAX_GEMM_ROWS).rev() {
-            if self.gemm_kernel(num_rows, num_out, num_in, activated)?.is_some() {
+            if self.gemm_kernel(num_rows, of)?.is_some() {
                 return Ok(num_rows);
             }
         }
@@ -156,8 +172,10 @@ impl ModelKernels {
         let [weight_rows, num_in] = shape_of(gemm.weight, "weight")?;
         let [num_rows, _] = shape_of(gemm.x, "x")?;
         let activated = gemm.out.activated();
+        let num_pieces = gemm.num_pieces;
+        let of = GemmUse { num_out: weight_rows, num_in, activated, num_pieces };
         let (shape, kernel) = self
-            .gemm_kernel(num_rows, weight_rows, num_in, activated)?
+            .gemm_kernel(num_rows, of)?
             .ok_or_else(|| bad("rows of `x`", "as few as `max_gemm_rows` says", num_rows))?;
         let halves = activated.map_or(1, |(_, gating)| gating.halves());
         let (out, out_kind, residual) = match gemm.out {
@@ -168,9 +186,13 @@ impl ModelKernels {
         let out_shape = [num_rows, weight_rows / halves];
         tensors.address(gemm.x, "x", kind, &[num_rows, num_in])?;
         tensors.address(gemm.weight, "weight", kind, &[weight_rows, num_in])?;
-        let x = TensorMap::of(gemm.x, stream.device(), shape.x_rows, "x")?;
         let tile_rows = shape.weight_rows / halves as u32;
-        let weight = TensorMap::of(gemm.weight, stream.device(), tile_rows, "weight")?;
+        let map = |tensor, tile_rows, what| match num_pieces {
+            1 => TensorMap::of(tensor, stream.device(), tile_rows, what),
+            _ => TensorMap::of_pieces(tensor, stream.device(), num_pieces, tile_rows, what),
+        };
+        let x = map(gemm.x, shape.x_rows, "x")?;
+        let weight = map(gemm.weight, tile_rows, "weight")?;
         let args = GemmArgs {
             bias: tensors.optional(gemm.bias, "bias", kind, &[weight_rows])?,
             residual: tensors.optional(residual, "residual", kind, &out_shape)?,

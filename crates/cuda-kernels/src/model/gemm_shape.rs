@@ -12,6 +12,8 @@ pub(super) struct GemmSizes {
     pub(super) num_out: i64,
     pub(super) num_in: i64,
     pub(super) halves: i64,
+    /// Pieces of the inputs that are summed apart: 1, 2, 4 or 8.
+    pub(super) num_pieces: i64,
 }
 
 /// Tiles of 64 inputs in a stage: fewer waits where tiles are small, more stages where they are not.
@@ -44,6 +46,8 @@ impl GemmShape {
     const MAX_WEIGHT_ROWS: u64 = 248;
     /// The most where two blocks share a multiprocessor.
     const MAX_WEIGHT_ROWS_OF_TWO: u64 = 120;
+    /// The most numbers that a thread holds of sums: those of a piece, and as many for each level of the tree above it.
+    const MAX_SUMS: u64 = 160;
     /// Barriers that the kernel has room for.
     const MAX_STAGES: u64 = 16;
     /// With one, fetching and multiplying would take turns.
@@ -65,20 +69,29 @@ impl GemmShape {
     /// For `num_rows` rows of numbers of 2 bytes; `None` when the kernel cannot compute that here. Which outputs share a
     /// block does not depend on the rows.
     pub(super) fn of(num_rows: i64, sizes: &GemmSizes) -> Option<Self> {
-        let &GemmSizes { num_out, num_in, halves, .. } = sizes;
-        // Rows must start at multiples of 16 bytes.
-        if !(1..=MAX_GEMM_ROWS).contains(&num_rows) || num_out <= 0 || num_in <= 0 || num_in % 8 != 0 {
+        let &GemmSizes { num_out, num_in, halves, num_pieces, .. } = sizes;
+        // Rows, and pieces of them, must start at multiples of 16 bytes.
+        if !(1..=MAX_GEMM_ROWS).contains(&num_rows) || num_out <= 0 || num_in <= 0 {
             return None;
         }
-        let (num_out, num_in, halves) = (num_out as u64, num_in as u64, halves as u64);
+        if ![1, 2, 4, 8].contains(&num_pieces) || num_in % (8 * num_pieces) != 0 {
+            return None;
+        }
+        let (num_out, num_in, halves, num_pieces) =
+            (num_out as u64, num_in as u64, halves as u64, num_pieces as u64);
+        let of_levels = match num_pieces {
+            1 => Self::MAX_WEIGHT_ROWS,
+            _ => 2 * Self::MAX_SUMS / u64::from(num_pieces.ilog2() + 1) / 8 * 8,
+        };
+        let max_weight_rows = Self::MAX_WEIGHT_ROWS.min(of_levels);
         let (num_sms, max_shared_bytes) =
             (u64::from(sizes.num_sms.max(1)), u64::from(sizes.max_shared_bytes));
         // One block a multiprocessor; where that cannot be, several rounds of two, of which one starts while the other runs.
         let share = num_out.div_ceil(num_sms).next_multiple_of(8).max(Self::MIN_WEIGHT_ROWS / halves);
-        let (share, of_block) = if share * halves <= Self::MAX_WEIGHT_ROWS {
+        let (share, of_block) = if share * halves <= max_weight_rows {
             (share, max_shared_bytes.min(Self::most_of_one(num_rows)))
         } else {
-            let max_share = Self::MAX_WEIGHT_ROWS_OF_TWO / halves / 8 * 8;
+            let max_share = Self::MAX_WEIGHT_ROWS_OF_TWO.min(max_weight_rows) / halves / 8 * 8;
             let num_rounds = num_out.div_ceil(2 * num_sms * max_share);
             let share = num_out.div_ceil(2 * num_sms * num_rounds).next_multiple_of(8);
             (share, (max_shared_bytes + Self::RESERVED_BYTES) / 2 - Self::RESERVED_BYTES)
@@ -91,7 +104,7 @@ impl GemmShape {
         let tiles = tiles_of_stage(weight_rows);
         let num_stages = (ring_bytes / (tiles * tile_bytes))
             .min(Self::MAX_STAGES)
-            .min(num_in.div_ceil(64 * tiles).max(Self::MIN_STAGES));
+            .min((num_pieces * (num_in / num_pieces).div_ceil(64 * tiles)).max(Self::MIN_STAGES));
         let pending_stages = Self::PENDING_BYTES.div_ceil(tiles * weight_rows * Self::LINE_BYTES);
         // A thread that waited for a stage further back than the ring is long could miss it and wait for ever.
         let max_pending = pending_stages.max(Self::MIN_STAGES).min(num_stages);
@@ -113,7 +126,7 @@ mod tests {
     use super::*;
 
     fn sizes(num_out: i64, num_in: i64, halves: i64) -> GemmSizes {
-        GemmSizes { num_sms: 132, max_shared_bytes: 227 * 1024, num_out, num_in, halves }
+        GemmSizes { num_sms: 132, max_shared_bytes: 227 * 1024, num_out, num_in, halves, num_pieces: 1 }
     }
 
     #[test]
@@ -127,6 +140,20 @@ mod tests {
         assert_eq!(of(11_008, 4_096, 2), (176, 126, 5));
         assert_eq!(of(2_048, 2_048, 1), (32, 64, 6));
         assert_eq!(of(256_000, 2_048, 1), (112, 2_286, 5));
+    }
+
+    #[test]
+    fn sums_of_pieces_fit_the_registers() {
+        let of = |num_out, num_pieces| {
+            let sizes = GemmSizes { num_pieces, ..sizes(num_out, 8_192, 1) };
+            GemmShape::of(64, &sizes).map(|shape| (shape.weight_rows, shape.num_blocks))
+        };
+        assert_eq!(of(4_096, 8), Some((32, 128)));
+        assert_eq!(of(8_192, 8), Some((64, 128)));
+        // Two blocks a multiprocessor, where one would have to hold too much.
+        assert_eq!(of(12_288, 8), Some((48, 256)));
+        assert_eq!(of(12_288, 4), Some((96, 128)));
+        assert_eq!(of(12_288, 3), None);
     }
 
     #[test]
@@ -157,8 +184,12 @@ mod tests {
             num_out in 1_i64..300_000,
             steps in 1_i64..2_000,
             halves in 1_i64..=2,
+            log_pieces in 0_u32..=3,
         ) {
-            let sizes = GemmSizes { num_sms, max_shared_bytes: kilobytes * 1024, num_out, num_in: steps * 8, halves };
+            let num_pieces = 1 << log_pieces;
+            let num_in = steps * 8 * num_pieces;
+            let sizes =
+                GemmSizes { num_sms, max_shared_bytes: kilobytes * 1024, num_out, num_in, halves, num_pieces };
             let Some(shape) = GemmShape::of(rows, &sizes) else {
                 return Ok(());
             };
@@ -171,6 +202,9 @@ mod tests {
             // The sums of all rows, up to 24 elements between two rows, go where the stages were.
             prop_assert!(rows as u32 * (shape.weight_rows + 24) * 4 <= num_tiles * tile_bytes);
             prop_assert!(shape.weight_rows % (8 * halves as u32) == 0 && shape.weight_rows <= 248);
+            let num_sums = shape.weight_rows / 2 * if log_pieces == 0 { 1 } else { log_pieces + 1 };
+            let most_sums = if log_pieces == 0 { 124 } else { 160 };
+            prop_assert!(num_sums <= most_sums);
             prop_assert!(i64::from(shape.num_blocks) * i64::from(shape.weight_rows) / halves >= num_out);
             prop_assert!(i64::from(shape.x_rows) >= rows && shape.x_rows <= 64);
             if let Some(alone) = GemmShape::of(1, &sizes) {

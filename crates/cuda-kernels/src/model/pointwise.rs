@@ -13,7 +13,7 @@ use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 /// Elements that a thread takes at once.
 const WIDTH: i64 = 8;
 /// A norm holds its row in registers: 2 times 8 elements in each of 1,024 threads.
-const MAX_NORM_WIDTH: i64 = 16_384;
+pub(super) const MAX_NORM_WIDTH: i64 = 16_384;
 
 /// `out = table[token]`.
 #[derive(Clone, Copy, Debug)]

@@ -116,28 +116,46 @@ impl KernelConfig {
         Program {
             name: "reduce",
             source: source!("reduce.cu"),
-            headers: headers!("common.cuh"),
+            headers: headers!("common.cuh", "exchange.cuh", "normed.cuh"),
             defines: self.defines(),
             options: &[],
             is_specific: false,
         }
     }
 
-    /// The GEMM of batches of up to 64 rows, with `weight_rows` rows of the weight a block, in eights; there is none in
-    /// float32, and none where there is no `wgmma`.
+    /// What pipeline stages hand on.
+    pub fn stage(&self) -> Program {
+        Program {
+            name: "stage",
+            source: source!("stage.cu"),
+            headers: headers!("common.cuh", "exchange.cuh"),
+            defines: self.defines(),
+            options: &[],
+            is_specific: false,
+        }
+    }
+
+    /// The GEMM of batches of up to 64 rows, with `weight_rows` rows of the weight a block, in eights, over so many pieces of
+    /// the inputs; there is none in float32, and none where there is no `wgmma`.
     pub fn gemm(
         &self,
         arch: Arch,
         weight_rows: u32,
         activated: Option<(Nonlinearity, Gating)>,
+        num_pieces: i64,
     ) -> Option<Program> {
         let is_there = self.kind != Kind::Float && arch == Arch { major: 9, minor: 0 };
         is_there.then(|| Program {
             name: "gemm",
             source: source!("gemm.cu"),
             headers: headers!("common.cuh", "nonlinearity.cuh", "tiles.cuh", "ring.cuh", "store.cuh"),
-            defines: [self.defines(), activated_defines(activated), multiply_defines(self.kind, weight_rows)]
-                .concat(),
+            defines: [
+                self.defines(),
+                activated_defines(activated),
+                multiply_defines(self.kind, weight_rows),
+                vec![("NUM_PIECES", num_pieces.to_string())],
+            ]
+            .concat(),
             options: &[],
             is_specific: true,
         })

@@ -1,28 +1,37 @@
 //! The launchers of what tensor-parallel ranks exchange.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use bytemuck::{Pod, Zeroable};
-use cuda_runtime::{Arg, Device, Kernel, Launch, Module, OwnMemory, PeerMemory, Stream, Watched};
+use cuda_runtime::{
+    Arg, Device, Kernel, Launch, Module, OpenedMemory, OwnMemory, SharedIn, SharedMemory, Stream, Watched,
+};
+use model_spec::Normalization;
 use tch::{Kind, Tensor};
 
-use super::KernelConfig;
+use super::gemm_shape::MAX_GEMM_ROWS;
+use super::pointwise::{MAX_NORM_WIDTH, threads_for, whole_vectors};
+use super::{KernelConfig, PROGRESS_BYTES};
 use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, int, shape_of};
 
 /// Most tensor-parallel ranks.
 pub const MAX_TENSOR_RANKS: usize = 8;
-/// As `MAX_BLOCKS` in reduce.cu. All of them must run at once, and do on every GPU.
+/// As `MAX_BLOCKS` in reduce.cu.
 const MAX_BLOCKS: u32 = 128;
 const NUM_THREADS: u32 = 512;
 const PIECES: i64 = 8;
+/// Sums are large whose numbers for all other ranks are more than this: then each rank adds some rows. Below, a second
+/// meeting takes longer than what is saved.
+const LARGE_ELEMS: i64 = 1 << 20;
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct GroupArgs {
     inbox: [Address; MAX_TENSOR_RANKS],
     marks: [Address; MAX_TENSOR_RANKS],
-    state: Address,
+    progress: Address,
     lost: Address,
     slot_elems: i64,
     num_ranks: i32,
@@ -36,10 +45,16 @@ struct ReduceArgs {
     partials: Address,
     residual: Address,
     bias: Address,
-    num_elems: i64,
+    normed: Address,
+    gain: Address,
+    shift: Address,
     partial_stride: i64,
     num_partials: i32,
+    num_rows: i32,
     width: i32,
+    is_large: i32,
+    eps: f32,
+    reserved: i32,
 }
 
 #[repr(C)]
@@ -52,33 +67,55 @@ struct GatherColumnsArgs {
     starts: [i64; MAX_TENSOR_RANKS + 1],
 }
 
+/// A norm of the rows that a sum makes.
+#[derive(Clone, Copy, Debug)]
+pub struct NormOfSum<'a> {
+    /// Which one.
+    pub normalization: Normalization,
+    /// `float32[width]`.
+    pub gain: &'a Tensor,
+    /// `float32[width]`.
+    pub bias: Option<&'a Tensor>,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// `T[num_rows, width]`.
+    pub out: &'a Tensor,
+}
+
 /// This rank's memory that the others write into, before it knows theirs.
 #[derive(Debug)]
 pub struct Inbox {
-    memory: OwnMemory,
+    memory: SharedMemory,
     num_ranks: usize,
     slot_elems: i64,
+    num_sms: u32,
 }
 
 impl Inbox {
     /// For messages of up to `slot_elems` numbers.
     ///
     /// # Errors
-    /// When the GPU has no memory left, or there are too many ranks.
-    pub fn new(device: &Device, num_ranks: usize, slot_elems: i64) -> Result<Self, KernelError> {
+    /// When there is no memory left, or there are too many ranks.
+    pub fn new(
+        device: &Device,
+        num_ranks: usize,
+        slot_elems: i64,
+        place: SharedIn,
+    ) -> Result<Self, KernelError> {
         if num_ranks == 0 || num_ranks > MAX_TENSOR_RANKS {
             return Err(bad("tensor-parallel ranks", "from 1 to 8", num_ranks as i64));
         }
-        let bytes = inbox_bytes(num_ranks, slot_elems) + marks_bytes(num_ranks) + size_of::<[u32; 2]>();
-        Ok(Self { memory: OwnMemory::new(device, bytes)?, num_ranks, slot_elems })
+        let bytes = inbox_bytes(num_ranks, slot_elems) + marks_bytes(num_ranks);
+        let memory = SharedMemory::new(device, bytes, place)?;
+        Ok(Self { memory, num_ranks, slot_elems, num_sms: device.num_sms()? })
     }
 
-    /// What the others need to write into it.
+    /// What the others need to write into it, and to launch what this rank launches.
     ///
     /// # Errors
     /// When the driver cannot share memory.
     pub fn handle(&self) -> Result<Vec<u8>, KernelError> {
-        Ok(self.memory.handle()?)
+        Ok([self.num_sms.to_le_bytes().as_slice(), &self.memory.handle()?].concat())
     }
 }
 
@@ -94,12 +131,25 @@ fn marks_bytes(num_ranks: usize) -> usize {
 #[derive(Debug)]
 pub struct TensorRanks {
     args: GroupArgs,
-    reduce_add: Kernel,
-    gather_columns: Kernel,
-    lost: Watched,
+    kernels: ReduceKernels,
+    /// Blocks of a launch: all of them must run at once, on every GPU.
+    max_blocks: u32,
+    /// Whether a kernel can start before the one before it has ended.
+    can_overlap: bool,
+    lost: Arc<Watched>,
     // What the addresses are of.
+    _progress: OwnMemory,
     _inbox: Inbox,
-    _others: Vec<PeerMemory>,
+    _others: Vec<OpenedMemory>,
+}
+
+#[derive(Debug)]
+struct ReduceKernels {
+    rms_norm: Kernel,
+    layer_norm: Kernel,
+    wide_rms_norm: Kernel,
+    wide_layer_norm: Kernel,
+    gather_columns: Kernel,
 }
 
 impl TensorRanks {
@@ -126,11 +176,16 @@ impl TensorRanks {
             rank: rank as i32,
             ..GroupArgs::zeroed()
         };
+        let mut max_blocks = MAX_BLOCKS.min(inbox.num_sms);
         for (idx, handle) in handles.iter().enumerate() {
             let start = if idx == rank {
                 inbox.memory.address()
             } else {
-                let other = PeerMemory::open(device, handle)?;
+                let Some((num_sms, handle)) = handle.split_first_chunk::<4>() else {
+                    return Err(bad("the bytes of a rank's handle", "more than 4", handle.len() as i64));
+                };
+                max_blocks = max_blocks.min(u32::from_le_bytes(*num_sms));
+                let other = OpenedMemory::open(device, handle)?;
                 let address = other.address();
                 others.push(other);
                 address
@@ -138,22 +193,32 @@ impl TensorRanks {
             args.inbox[idx] = start;
             args.marks[idx] = start + inbox_bytes(num_ranks, inbox.slot_elems) as u64;
         }
-        args.state = args.marks[rank] + marks_bytes(num_ranks) as u64;
-        let lost = Watched::new(device)?;
+        let progress = OwnMemory::new(device, PROGRESS_BYTES)?;
+        args.progress = progress.address();
+        let lost = Arc::new(Watched::new(device)?);
         args.lost = lost.address();
         Ok(Self {
             args,
-            reduce_add: module.kernel("reduce_add")?,
-            gather_columns: module.kernel("gather_columns")?,
+            kernels: ReduceKernels {
+                rms_norm: module.kernel("reduce_rms_norm")?,
+                layer_norm: module.kernel("reduce_layer_norm")?,
+                wide_rms_norm: module.kernel("reduce_rms_norm_wide")?,
+                wide_layer_norm: module.kernel("reduce_layer_norm_wide")?,
+                gather_columns: module.kernel("gather_columns")?,
+            },
+            max_blocks: max_blocks.max(1),
+            can_overlap: device.compute_capability()?.0 >= 9,
             lost,
+            _progress: progress,
             _inbox: inbox,
             _others: others,
         })
     }
 
-    /// The rank that did not come to a launch, if there was one. What was computed since is nothing.
-    pub fn lost(&self) -> Option<usize> {
-        (self.lost.read() as usize).checked_sub(1)
+    /// The rank that did not come to a launch, if there was one: 1 more than its number, or 0. What was computed since is
+    /// nothing.
+    pub fn lost(&self) -> Arc<Watched> {
+        Arc::clone(&self.lost)
     }
 
     /// Most numbers of a message.
@@ -161,10 +226,10 @@ impl TensorRanks {
         self.args.slot_elems
     }
 
-    /// Enqueues `residual += (the partial sums of all ranks, added in a tree) + bias`, rounded once.
+    /// Enqueues `residual += (the partial sums of all ranks, added in a tree) + bias`, rounded once, and the norm of that.
     ///
     /// `partials`: float32 `[num_partials, num_rows, width]`, a power of two up to 8 of them; `residual`: T
-    /// `[num_rows, width]`, width a multiple of 4; `bias`: float32 `[width]`.
+    /// `[num_rows, width]`, width a multiple of 8 up to 16,384; `bias`: float32 `[width]`.
     ///
     /// # Errors
     /// When a tensor does not fit.
@@ -173,31 +238,54 @@ impl TensorRanks {
         stream: &Stream,
         kind: Kind,
         (partials, residual): (&Tensor, &Tensor),
-        bias: Option<&Tensor>,
+        (bias, norm): (Option<&Tensor>, Option<&NormOfSum<'_>>),
     ) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let [num_partials, num_rows, width] = shape_of(partials, "partials")?;
-        if width % 4 != 0 || !(1..=PIECES).contains(&num_partials) || num_partials.count_ones() != 1 {
-            return Err(bad("partial sums", "1, 2, 4 or 8 of rows of a multiple of 4", num_partials));
+        if !(1..=PIECES).contains(&num_partials) || num_partials.count_ones() != 1 {
+            return Err(bad("partial sums", "1, 2, 4 or 8", num_partials));
         }
-        let rows_at_once = (self.args.slot_elems / width.max(1)).max(1);
+        let row_width = whole_vectors(width, MAX_NORM_WIDTH)?;
+        let shape = [num_rows, width];
         let address = tensors.address(partials, "partials", Kind::Float, &[num_partials, num_rows, width])?;
-        let into = tensors.address(residual, "residual", kind, &[num_rows, width])?;
-        let bias = tensors.optional(bias, "bias", Kind::Float, &[width])?;
+        let into = tensors.address(residual, "residual", kind, &shape)?;
+        let mut args = ReduceArgs {
+            group: self.args,
+            bias: tensors.optional(bias, "bias", Kind::Float, &[width])?,
+            normed: tensors.optional(norm.map(|norm| norm.out), "normed", kind, &shape)?,
+            gain: tensors.optional(norm.map(|norm| norm.gain), "gain", Kind::Float, &[width])?,
+            shift: tensors.optional(norm.and_then(|norm| norm.bias), "norm's bias", Kind::Float, &[width])?,
+            partial_stride: num_rows * width,
+            num_partials: int(num_partials, "partial sums")?,
+            width: row_width,
+            eps: norm.map_or(0.0, |norm| norm.eps),
+            ..ReduceArgs::zeroed()
+        };
+        let is_wide = width > 8 * i64::from(threads_for(width));
+        let kernel = match (norm.map(|norm| norm.normalization), is_wide) {
+            (Some(Normalization::LayerNorm), false) => &self.kernels.layer_norm,
+            (Some(Normalization::LayerNorm), true) => &self.kernels.wide_layer_norm,
+            (Some(Normalization::RmsNorm) | None, false) => &self.kernels.rms_norm,
+            (Some(Normalization::RmsNorm) | None, true) => &self.kernels.wide_rms_norm,
+        };
+        let rows_at_once = (self.args.slot_elems / width).max(1);
+        let elem_bytes = kind.elt_size_in_bytes() as u64;
         let mut start = 0;
         while start < num_rows {
             let rows = rows_at_once.min(num_rows - start);
-            let args = ReduceArgs {
-                group: self.args,
-                partials: address + (start * width) as u64 * size_of::<f32>() as u64,
-                residual: into + (start * width) as u64 * kind.elt_size_in_bytes() as u64,
-                bias,
-                num_elems: rows * width,
-                partial_stride: num_rows * width,
-                num_partials: int(num_partials, "partial sums")?,
-                width: int(width, "width")?,
+            let before = (start * width) as u64;
+            let is_large = (i64::from(self.args.num_ranks) - 1) * rows * width > LARGE_ELEMS;
+            let of_rows = |address: Address| if address == 0 { 0 } else { address + before * elem_bytes };
+            args.partials = address + before * size_of::<f32>() as u64;
+            args.residual = of_rows(into);
+            args.num_rows = int(rows, "rows")?;
+            args.is_large = i32::from(is_large);
+            let part = ReduceArgs { normed: of_rows(args.normed), ..args };
+            let launch = Launch {
+                overlaps: self.can_overlap && num_rows <= MAX_GEMM_ROWS,
+                ..Launch::linear((rows as u32).min(self.max_blocks), threads_for(width))
             };
-            self.reduce_add.launch(&launch(rows * width / 4), stream, &[Arg::value(&args)])?;
+            kernel.launch(&launch, stream, &[Arg::value(&part)])?;
             start += rows;
         }
         Ok(())
@@ -237,15 +325,15 @@ impl TensorRanks {
             args.mine = address + (start * columns) as u64 * 4;
             args.out = into + (start * all_columns) as u64 * 4;
             args.num_rows = rows;
-            self.gather_columns.launch(&launch(rows * widest), stream, &[Arg::value(&args)])?;
+            self.kernels.gather_columns.launch(&self.launch(rows * widest), stream, &[Arg::value(&args)])?;
             start += rows;
         }
         Ok(())
     }
-}
 
-/// The same on every rank.
-fn launch(num_items: i64) -> Launch {
-    let blocks = (num_items.max(1) as u64).div_ceil(u64::from(NUM_THREADS)).min(u64::from(MAX_BLOCKS));
-    Launch::linear(blocks as u32, NUM_THREADS)
+    /// The same on every rank.
+    fn launch(&self, num_items: i64) -> Launch {
+        let blocks = (num_items.max(1) as u64).div_ceil(u64::from(NUM_THREADS));
+        Launch::linear(blocks.min(u64::from(self.max_blocks)) as u32, NUM_THREADS)
+    }
 }

@@ -19,6 +19,8 @@ mod buckets;
 pub(crate) mod cuda;
 mod kept_batches;
 mod row_table;
+#[cfg(feature = "cuda")]
+pub(crate) mod staged;
 mod step_device;
 mod step_kind;
 

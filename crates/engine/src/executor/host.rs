@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use model_core::{Batch, BlockId, BlockMove, CausalLm, KvCache, ModelError};
+use model_core::{Batch, BlockId, BlockMove, CausalLm, KvCache};
 use sampling::{RowRules, RowState, SampledToken, StructuredRow, TokenSampler, Vocabulary, prepare_all};
 use tch::Tensor;
 
@@ -26,7 +26,12 @@ const NAME: &str = "host";
 /// written, read and copied.
 pub(crate) trait BatchModel: Send {
     /// The logits that the batch asks for: float32 `[num_logits, padded_vocab_size]`.
-    fn forward(&mut self, batch: &Batch) -> Result<Tensor, ModelError>;
+    fn forward(&mut self, batch: &Batch, of: StepOf) -> Result<Tensor, EngineError>;
+
+    /// Whether the other ranks of the model came to all that was computed so far: to be asked when a step has ended.
+    fn check_ranks(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
 
     /// [`CausalLm::prompt_cut_tokens`].
     fn prompt_cut_tokens(&self) -> Option<usize>;
@@ -35,7 +40,27 @@ pub(crate) trait BatchModel: Send {
     fn verifies_drafts(&self) -> bool;
 
     /// Moves whole blocks of every layer, in order.
-    fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError>;
+    fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), EngineError>;
+}
+
+/// Whose tokens a step has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum StepOf {
+    /// Those of prompts.
+    Prompts,
+    /// Those of responses, drafts included.
+    Responses,
+    Both,
+}
+
+impl StepOf {
+    fn rows(rows: &[RowSpan]) -> Self {
+        match rows.iter().filter(|row| row.id.prompt().is_some()).count() {
+            0 => Self::Responses,
+            num_prompts if num_prompts == rows.len() => Self::Prompts,
+            _ => Self::Both,
+        }
+    }
 }
 
 /// A real model and its cache.
@@ -45,8 +70,8 @@ pub(crate) struct CachedModel {
 }
 
 impl BatchModel for CachedModel {
-    fn forward(&mut self, batch: &Batch) -> Result<Tensor, ModelError> {
-        self.model.forward(batch, &mut self.cache)
+    fn forward(&mut self, batch: &Batch, _: StepOf) -> Result<Tensor, EngineError> {
+        Ok(self.model.forward(batch, &mut self.cache)?)
     }
 
     fn prompt_cut_tokens(&self) -> Option<usize> {
@@ -57,8 +82,8 @@ impl BatchModel for CachedModel {
         self.model.verifies_drafts()
     }
 
-    fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), ModelError> {
-        self.cache.move_blocks(moves)
+    fn move_blocks(&mut self, moves: &[BlockMove]) -> Result<(), EngineError> {
+        Ok(self.cache.move_blocks(moves)?)
     }
 }
 
@@ -338,6 +363,7 @@ impl HostExecutor {
         let started = Instant::now();
         let failed = self.prepare_structured(draws);
         let tokens = self.sample(logits, draws)?;
+        self.model.check_ranks()?;
         Ok(StepOutput {
             failed: failed_tokens(&tokens, failed),
             ends: ends_of_rows(&tokens, num_draws_of),
@@ -400,7 +426,7 @@ impl Executor for HostExecutor {
             self.model.move_blocks(&moves)?;
         }
         let move_time = started.elapsed();
-        let logits = self.model.forward(&batch)?; // [num_logits, padded_vocab_size]
+        let logits = self.model.forward(&batch, StepOf::rows(&rows))?; // [num_logits, padded_vocab_size]
         let forward_time = started.elapsed();
         let computed = Computed { logits, draws, num_draws_of, forward_time, move_time };
         if self.stage.is_last {

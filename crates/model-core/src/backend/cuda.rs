@@ -13,6 +13,7 @@ mod loader;
 mod prompts;
 mod ranks;
 mod small_batch;
+mod stages;
 
 use cuda_kernels::{
     DecodePlan, Embed, ModelKernels, NormHeads, Normalize, PlanDecode, PlanSizes, RotaryArrays,
@@ -25,14 +26,17 @@ pub(crate) use self::attention::CudaAttention;
 pub(crate) use self::experts::CudaExperts;
 use self::experts::ExpertKernels;
 pub(crate) use self::linear::CudaLinear;
-pub(crate) use self::loader::CudaLoader;
+pub(crate) use self::loader::{CudaLoader, Joining};
 use self::ranks::DeviceRanks;
+use self::stages::DeviceStages;
 use crate::ModelError;
 use crate::attention_context::{AttentionContext, DeviceAttention, DeviceContext};
 use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
+use crate::layers::Hidden;
 use crate::layers::rotary::{RotaryId, RotaryTables};
+use crate::model_ranks::RankCheck;
 use crate::ops::Moe;
 use crate::ops::PiecedLinear;
 use crate::ops::{Epilogue, HeadNorms, LinearOp, Norm, Rows, StepState, TrialLinear};
@@ -64,6 +68,7 @@ pub(crate) struct CudaState {
     ranks: HostRanks,
     /// Where sums are taken in a tree.
     device_ranks: Option<DeviceRanks>,
+    stages: DeviceStages,
 }
 
 /// The kernels for layers with such attention. Those of the first do all that no head matters to.
@@ -271,9 +276,10 @@ impl StepState for CudaState {
         layer: &PiecedLinear<CudaLinear>,
         x: &Tensor,
         residual: Tensor,
-    ) -> Result<Tensor, ModelError> {
-        self.add_pieced(layer, x, &residual)?;
-        Ok(residual)
+        next: Option<&Norm>,
+    ) -> Result<Hidden, ModelError> {
+        let normed = self.add_pieced(layer, x, &residual, next)?;
+        Ok(Hidden { residual, normed })
     }
 
     fn add_experts(&mut self, moe: &Moe<Self>, residual: Tensor, x: &Tensor) -> Result<Tensor, ModelError> {
@@ -294,8 +300,47 @@ impl StepState for CudaState {
         self.embed_shared(ids, table, lookup)
     }
 
-    fn check_ranks(&self) -> Result<(), ModelError> {
-        self.device_ranks.as_ref().map_or(Ok(()), DeviceRanks::check)
+    fn rank_check(&self) -> RankCheck {
+        let of_sums = self.device_ranks.as_ref().map(DeviceRanks::check);
+        let checks: Vec<RankCheck> = of_sums.into_iter().chain(self.stages.checks()).collect();
+        Box::new(move || checks.iter().try_for_each(|check| check()))
+    }
+
+    fn detours(&self) -> Vec<&'static str> {
+        let of_sums = self.device_ranks.as_ref().and_then(DeviceRanks::detour);
+        of_sums.into_iter().chain(self.stages.detours()).collect()
+    }
+
+    fn send_residual(&mut self, residual: &Tensor, step: &AttentionContext) -> Result<(), ModelError> {
+        match &device_context(step)?.attention {
+            DeviceAttention::Decode { .. } => self.stages.keep_outgoing(residual),
+            DeviceAttention::Prefill(_) => self.send_to_next_stage(residual),
+        }
+    }
+
+    fn receive_residual(&mut self, shape: [i64; 2], step: &AttentionContext) -> Result<Tensor, ModelError> {
+        match &device_context(step)?.attention {
+            DeviceAttention::Decode { .. } => self.stages.take_incoming(shape),
+            DeviceAttention::Prefill(_) => {
+                let residual = self.empty(&shape, self.numerics.compute.kind())?;
+                self.receive_from_previous_stage(&residual)?;
+                Ok(residual)
+            }
+        }
+    }
+
+    fn begin_decode(&mut self, num_rows: usize) -> Result<(), ModelError> {
+        match self.stages.incoming(num_rows)? {
+            Some(rows) => self.receive_from_previous_stage(&rows),
+            None => Ok(()),
+        }
+    }
+
+    fn end_decode(&mut self, num_rows: usize) -> Result<(), ModelError> {
+        match self.stages.outgoing(num_rows)? {
+            Some(rows) => self.send_to_next_stage(&rows),
+            None => Ok(()),
+        }
     }
 
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError> {
@@ -309,17 +354,16 @@ impl StepState for CudaState {
             };
             *plan = Some(DecodePlan::new(kernels, &self.device, sizes)?);
         }
-        Ok(())
+        let on_device = (self.numerics.compute.kind(), self.tch_device());
+        self.stages.reserve_decode(max_rows, on_device)
     }
 
     fn find_small_batch<'a>(
         &mut self,
         linears: impl Iterator<Item = TrialLinear<'a, CudaLinear>>,
     ) -> Result<usize, ModelError> {
-        // Pieces go through cuBLAS's batched GEMM for every number of rows.
-        if self.device_ranks.is_some() {
-            return Ok(0);
-        }
-        self.find_max_small_batch(linears)
+        // Ranks have other layers, and all of them need steps of the same rows.
+        let own = self.find_max_small_batch(linears)? as u64;
+        Ok(self.ranks.least(own, self.stages.neighbours())? as usize)
     }
 }

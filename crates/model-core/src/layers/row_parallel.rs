@@ -3,7 +3,8 @@
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
-use crate::ops::{Epilogue, PiecedLinear, Rows, StepState, tensor_bytes};
+use crate::layers::Hidden;
+use crate::ops::{Epilogue, Norm, PiecedLinear, Rows, StepState, TrialLinear, tensor_bytes};
 
 /// A linear layer that adds to the residual stream.
 pub(crate) enum RowParallel<S: StepState> {
@@ -14,11 +15,18 @@ pub(crate) enum RowParallel<S: StepState> {
 }
 
 impl<S: StepState> RowParallel<S> {
-    /// `residual` with the product of `x`, `[num_tokens, in_features of this rank]`, added.
-    pub(crate) fn add_to(&self, residual: Tensor, x: &Rows, at: &mut S) -> Result<Tensor, ModelError> {
+    /// `residual` with the product of `x`, `[num_tokens, in_features of this rank]`, added; `next` is the norm that it goes
+    /// through then.
+    pub(crate) fn add_to(
+        &self,
+        residual: Tensor,
+        x: &Rows,
+        next: Option<&Norm>,
+        at: &mut S,
+    ) -> Result<Hidden, ModelError> {
         match self {
-            Self::Chain(linear) => at.run_rows(linear, x, Epilogue::AddTo(residual)),
-            Self::Tree(pieced) => at.add_pieces(pieced, x.plain()?, residual),
+            Self::Chain(linear) => Ok(Hidden::of(at.run_rows(linear, x, Epilogue::AddTo(residual))?)),
+            Self::Tree(pieced) => at.add_pieces(pieced, x.plain()?, residual, next),
         }
     }
 
@@ -29,17 +37,19 @@ impl<S: StepState> RowParallel<S> {
             Self::Tree(pieced) => {
                 let x = x.plain()?;
                 let nothing = Tensor::f_zeros([x.size2()?.0, pieced.hidden_size], (kind, x.device()))?;
-                at.add_pieces(pieced, x, nothing)
+                Ok(at.add_pieces(pieced, x, nothing, None)?.residual)
             }
         }
     }
 
-    /// The linear layers that it consists of.
-    pub(crate) fn linears(&self) -> &[S::Linear] {
-        match self {
-            Self::Chain(linear) => std::slice::from_ref(linear),
-            Self::Tree(pieced) => &pieced.parts,
-        }
+    /// The linear layers that it consists of, as they are run.
+    pub(crate) fn trials(&self) -> impl Iterator<Item = TrialLinear<'_, S::Linear>> {
+        let (linears, num_pieces) = match self {
+            Self::Chain(linear) => (std::slice::from_ref(linear), 1),
+            // Where there is one for all pieces, the backend cuts its sums.
+            Self::Tree(pieced) => (pieced.parts.as_slice(), pieced.num_pieces / pieced.parts.len().max(1)),
+        };
+        linears.iter().map(move |linear| TrialLinear { num_pieces, ..TrialLinear::of(linear, None) })
     }
 
     /// The same, taken out of it.

@@ -3,7 +3,7 @@
 use model_spec::Activation;
 use tch::{Kind, Tensor};
 
-use super::{Epilogue, LinearOp, StepState};
+use super::{Epilogue, LinearOp, StepState, TrialLinear};
 use crate::ModelError;
 use crate::parallel::tree_sum;
 use crate::routing::Routing;
@@ -27,8 +27,9 @@ pub(crate) struct Expert<L> {
 
 impl<L> Expert<L> {
     /// Its linear layers, each with the activation that follows it.
-    pub(crate) fn linears(&self, activation: Activation) -> impl Iterator<Item = (&L, Option<Activation>)> {
-        std::iter::once((&self.fc1, Some(activation))).chain(self.fc2.iter().map(|linear| (linear, None)))
+    pub(crate) fn linears(&self, activation: Activation) -> impl Iterator<Item = TrialLinear<'_, L>> {
+        let fc2 = self.fc2.iter().map(|linear| TrialLinear::of(linear, None));
+        std::iter::once(TrialLinear::of(&self.fc1, Some(activation))).chain(fc2)
     }
 
     /// What each piece of it makes of some rows, `[num_rows, hidden_size]` in float32.

@@ -2,7 +2,9 @@
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use model_core::{Batch, LoadOptions, LostRank, ModelConfig, ModelPart, ModelRanks, Reduction, load_part};
+use model_core::{
+    Batch, Exchange, LoadOptions, LostRank, ModelConfig, ModelPart, ModelRanks, Reduction, load_part,
+};
 use model_spec::ShardPlace;
 use nemo_format::TensorSource;
 
@@ -35,6 +37,14 @@ impl ModelRanks for Channels {
 
     fn receive_from_previous_stage(&mut self) -> Result<Vec<u8>, LostRank> {
         Ok(self.from[self.mine - self.num_tensor_ranks].recv().unwrap())
+    }
+
+    fn send_to_previous_stage(&mut self, _: &[u8]) -> Result<(), LostRank> {
+        unreachable!("only GPUs ask for ways to the stage before")
+    }
+
+    fn receive_from_next_stage(&mut self) -> Result<Vec<u8>, LostRank> {
+        unreachable!("only GPUs are asked for ways by the next stage")
     }
 }
 
@@ -79,7 +89,7 @@ pub(crate) fn logits(
                     let place = ShardPlace { tp_rank: tp_rank as u32, tp_size: tensor as u32, layers };
                     let ranks: Option<Box<dyn ModelRanks>> =
                         if tensor * pipeline > 1 { Some(Box::new(ranks)) } else { None };
-                    let part = ModelPart { place, reduction, ranks };
+                    let part = ModelPart { place, reduction, ranks, exchange: Exchange::Auto };
                     steps(&mut *load_part(config.clone(), source, options, part).unwrap())
                 })
             })

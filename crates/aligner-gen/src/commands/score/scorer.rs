@@ -114,7 +114,7 @@ impl Scorer<'_> {
             None => memory.limits,
         };
         let others = group.map(|group| Box::new(group.clone()) as Box<dyn ModelRanks>);
-        let part = ModelPart { place, reduction, ranks: others };
+        let part = ModelPart { place, reduction, ranks: others, exchange: env::exchange()? };
         let share = 1.0 / f64::from(num_ranks);
         let bars = MultiProgress::with_draw_target(match group.is_none_or(ModelGroup::leads) {
             true => ProgressDrawTarget::stderr(),

@@ -48,6 +48,9 @@ pub(crate) struct BenchArgs {
     /// What memory can do, for the floor of a step
     #[arg(long, default_value_t = 3000.0)]
     pub(crate) bandwidth_gbps: f64,
+    /// What goes from a GPU to another, for the floor of a step of several ranks
+    #[arg(long, default_value_t = 450.0)]
+    pub(crate) wire_gbps: f64,
     /// Draft tokens and check several in one step, where the device can
     #[arg(long)]
     pub(crate) speculation: bool,

@@ -334,7 +334,12 @@ impl Setup {
 
     fn load(&self, group: Option<&ModelGroup>) -> Result<Box<dyn CausalLm>, Failure> {
         let ranks = group.map(|group| Box::new(group.clone()) as Box<dyn ModelRanks>);
-        let part = ModelPart { place: self.place.clone(), reduction: self.reduction, ranks };
+        let part = ModelPart {
+            place: self.place.clone(),
+            reduction: self.reduction,
+            ranks,
+            exchange: env::exchange()?,
+        };
         let [_, pipeline, tensor] = self.topology.sizes();
         let share = 1.0 / f64::from(pipeline * tensor);
         load_part(&self.checkpoint, self.model_config.clone(), self.options, part, (share, &self.bars))

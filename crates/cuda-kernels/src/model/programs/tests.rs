@@ -12,6 +12,7 @@ fn pointwise_kernels_compile() {
     for kind in [Kind::BFloat16, Kind::Half, Kind::Float] {
         check(&config(kind, 128, 1).pointwise());
         check(&config(kind, 128, 1).reduce());
+        check(&config(kind, 128, 1).stage());
     }
     for (head_dim, queries_per_group) in [(16, 3), (80, 8), (256, 1)] {
         check(&config(Kind::BFloat16, head_dim, queries_per_group).pointwise());
@@ -21,17 +22,21 @@ fn pointwise_kernels_compile() {
 #[test]
 fn gemms_compile_where_there_is_wgmma() {
     let [older, newer] = ARCHS;
-    for (kind, weight_rows, activated) in [
-        (Kind::BFloat16, 32, None),
-        (Kind::Half, 176, Some((Nonlinearity::Silu, Gating::Gated))),
-        (Kind::BFloat16, 240, Some((Nonlinearity::Gelu, Gating::Gated))),
-        (Kind::BFloat16, 248, None),
+    for (kind, weight_rows, activated, num_pieces) in [
+        (Kind::BFloat16, 32, None, 1),
+        (Kind::Half, 176, Some((Nonlinearity::Silu, Gating::Gated)), 1),
+        (Kind::BFloat16, 240, Some((Nonlinearity::Gelu, Gating::Gated)), 1),
+        (Kind::BFloat16, 248, None, 1),
+        (Kind::BFloat16, 32, None, 8),
+        (Kind::BFloat16, 80, None, 8),
+        (Kind::Half, 104, None, 4),
+        (Kind::BFloat16, 160, None, 2),
     ] {
         let config = config(kind, 128, 1);
-        check_for(&config.gemm(newer, weight_rows, activated).unwrap(), newer);
-        assert!(config.gemm(older, weight_rows, activated).is_none());
+        check_for(&config.gemm(newer, weight_rows, activated, num_pieces).unwrap(), newer);
+        assert!(config.gemm(older, weight_rows, activated, num_pieces).is_none());
     }
-    assert!(config(Kind::Float, 128, 1).gemm(newer, 32, None).is_none());
+    assert!(config(Kind::Float, 128, 1).gemm(newer, 32, None, 1).is_none());
 }
 
 #[test]

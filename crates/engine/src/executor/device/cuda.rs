@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use cuda_runtime::{Device, Event, Graph, GraphPool, Stream};
-use model_core::{Batch, BlockMove, CausalLm, DeviceDecode, KvCache};
+use model_core::{Batch, BlockMove, CausalLm, DeviceDecode, KvCache, RankCheck};
 use model_spec::blocks_for;
 use sampling::{DeviceSampler, DrawRecords, FirstDraw, RECORD_WORDS, ROW_RULE_WORDS, RowMasks, SamplerRows};
 use tch::{Kind, Tensor};
@@ -59,6 +59,8 @@ enum Part {
 /// A model and a sampler on a GPU.
 pub(crate) struct CudaDevice {
     model: Box<dyn CausalLm>,
+    /// Whether the other ranks of the model came to what was computed.
+    check: RankCheck,
     cache: KvCache,
     sampler: DeviceSampler,
     stream: Stream,
@@ -147,6 +149,7 @@ impl CudaDevice {
         // Weights and tables were written on another stream than the steps run on.
         device.synchronize()?;
         Ok(Self {
+            check: model.rank_check(),
             model,
             cache,
             sampler,
@@ -346,7 +349,7 @@ impl StepDevice for CudaDevice {
     ) -> Result<(Vec<DrawnToken>, StepTimes), EngineError> {
         let StepEvents { started, moved, ended } = &self.events[records.events_idx];
         ended.synchronize()?;
-        self.model.check_ranks()?;
+        (self.check)().map_err(model_core::ModelError::from)?;
         let since_start = |event: &Event| -> Result<Duration, EngineError> {
             Ok(Duration::from_secs_f32(started.elapsed_ms(event)?.max(0.0) / 1000.0))
         };

@@ -201,13 +201,13 @@ impl RowTable {
     }
 }
 
-fn check_room(what: &'static str, actual: usize, limit: usize) -> Result<(), EngineError> {
+pub(super) fn check_room(what: &'static str, actual: usize, limit: usize) -> Result<(), EngineError> {
     if actual <= limit { Ok(()) } else { Err(EngineError::TablesTooSmall { what, actual, limit }) }
 }
 
 /// For each row, those of drafts included, the first row of the neighbours that it shares first blocks with, and how many
 /// blocks they share. Attention stops before the tokens of the step by itself.
-fn shared_prefixes(rows: &[TableRow<'_>]) -> Vec<(usize, usize)> {
+pub(super) fn shared_prefixes(rows: &[TableRow<'_>]) -> Vec<(usize, usize)> {
     let mut groups: Vec<PrefixGroup<'_>> = Vec::new();
     for rows in rows.chunk_by(|a, b| a.id.group_idx == b.id.group_idx) {
         for next in PrefixGroup::of_request(rows) {

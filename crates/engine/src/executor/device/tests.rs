@@ -14,7 +14,7 @@ use tch::Tensor;
 use super::*;
 use crate::{
     Engine, EngineLimits, Request,
-    executor::host::BatchModel,
+    executor::host::{BatchModel, StepOf},
     plan::RowId,
     testing::{
         BLOCK_SIZE_TOKENS, FakeModel, Guesser, Letters, engine_of, host, limits, params, request, roomy, run,
@@ -190,7 +190,7 @@ impl StepDevice for FakeDevice {
         draws: &[FirstToken<'_>],
     ) -> Result<(Option<Vec<u32>>, FakeRecords), EngineError> {
         self.call(Call::Prefill);
-        let logits = self.model.forward(batch)?;
+        let logits = self.model.forward(batch, StepOf::Prompts)?;
         for draw in draws {
             let row = Vec::<f32>::try_from(logits.get(draw.logits_row as i64)).unwrap();
             assert_eq!(row, FakeModel::logits(draw.prompt), "the row is of another prompt");

@@ -31,6 +31,7 @@ impl CudaLinear {
         let gemm = |bias: Option<&Tensor>, out: Fp8Out<'_>| -> Result<(), ModelError> {
             let launch = GemmFp8 {
                 x: &rows.values,
+                x_start: 0,
                 x_scales: &rows.scales,
                 weight: &weight.values,
                 weight_scales: &weight.scales,

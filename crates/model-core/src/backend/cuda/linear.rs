@@ -1,6 +1,6 @@
 //! Linear layers on a GPU: cuBLAS's GEMMs and the in-house one for small batches. That in FP8 is in `fp8.rs`.
 
-use cuda_kernels::{Activate, Gating, Gemm, GemmOut};
+use cuda_kernels::{Activate, Fp8Out, Gating, Gemm, GemmFp8, GemmOut};
 use model_spec::Activation;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
@@ -102,7 +102,7 @@ impl CudaLinear {
         at: &CudaState,
     ) -> Result<Tensor, ModelError> {
         let gemm = |bias, out| -> Result<(), ModelError> {
-            let launch = Gemm { x, weight, bias, out };
+            let launch = Gemm { x, weight, bias, num_pieces: 1, out };
             Ok(at.kernels()?.gemm(&at.stream()?, &launch)?)
         };
         match epilogue {
@@ -129,6 +129,26 @@ impl CudaLinear {
                 self.biased(logits)
             }
         }
+    }
+
+    /// The product of a part of the inputs, where this is the layer of that part, into float32 `[num_rows, out_features]`. No
+    /// bias is added. `rows`: all inputs, with the scales of the part's.
+    pub(super) fn run_fp8_part(
+        weight: &Fp8Rows,
+        (rows, x_start): (&Fp8Rows, i64),
+        out: &Tensor,
+        at: &CudaState,
+    ) -> Result<(), ModelError> {
+        let launch = GemmFp8 {
+            x: &rows.values,
+            x_start,
+            x_scales: &rows.scales,
+            weight: &weight.values,
+            weight_scales: &weight.scales,
+            bias: None,
+            out: Fp8Out::Float(out),
+        };
+        Ok(at.kernels()?.gemm_fp8(&at.stream()?, &launch)?)
     }
 
     /// `[num_rows, out_features]`.

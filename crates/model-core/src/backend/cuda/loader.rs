@@ -8,18 +8,30 @@ use torch_ext::cuda::blas;
 
 use super::linear::CudaWeight;
 use super::ranks::DeviceRanks;
+use super::stages::DeviceStages;
 use super::{CudaAttention, CudaExperts, CudaLinear, CudaState, HeadKernels, HeadShape};
 use crate::ModelError;
 use crate::fp8::Fp8Rows;
 use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
-use crate::model_ranks::ModelRanks;
+use crate::model_ranks::{Exchange, ModelRanks, Reduction};
 use crate::ops::{
     Experts, Fp8Bytes, LinearRole, LinearSource, Loader, StoredLinearWeight, WeightBytes, scale_f32,
     split_pieces,
 };
 use crate::ops::{Router, SharedExpert};
 use crate::parallel::HostRanks;
+
+/// A part of a model among the others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Joining<'a> {
+    pub(crate) place: &'a ShardPlace,
+    pub(crate) reduction: Reduction,
+    pub(crate) exchange: Exchange,
+    /// Of the whole model.
+    pub(crate) num_layers: usize,
+    pub(crate) hidden_size: usize,
+}
 
 /// Uploads weights and compiles kernels; its page-locked memory goes when the model is loaded.
 #[derive(Debug)]
@@ -48,18 +60,22 @@ impl CudaLoader {
             device_rotary: Vec::new(),
             ranks: HostRanks::default(),
             device_ranks: None,
+            stages: DeviceStages::default(),
         };
         Ok(Self { state, uploader: Uploader::new(&device)?, max_seq_len_tokens })
     }
 
-    /// The same for a part of a model whose sums are taken in a tree; `others` are the ranks that share its layers.
+    /// The same for a part of a model, which shares memory with the ranks of the others.
     pub(crate) fn join(
         mut self,
-        others: Option<&mut (dyn ModelRanks + 'static)>,
-        place: &ShardPlace,
+        mut others: Option<Box<dyn ModelRanks>>,
+        joining: &Joining<'_>,
     ) -> Result<Self, ModelError> {
-        let at = (place.tp_rank as usize, place.tp_size as usize);
-        self.state.device_ranks = Some(DeviceRanks::join(&self.state, others, at)?);
+        if joining.reduction == Reduction::Tree {
+            self.state.device_ranks = Some(DeviceRanks::join(&self.state, others.as_deref_mut(), joining)?);
+        }
+        self.state.stages = DeviceStages::join(&self.state, others.as_deref_mut(), joining)?;
+        self.state.ranks = HostRanks(others);
         Ok(self)
     }
 

@@ -6,15 +6,17 @@
 
 use std::collections::HashMap;
 
-use cuda_kernels::MAX_GEMM_ROWS;
+use cuda_kernels::{GemmUse, MAX_GEMM_ROWS};
 use model_spec::Activation;
 use tch::{Kind, Tensor};
 
 use super::linear::{CudaWeight, gating};
+use super::ranks::piece_sums;
 use super::{CudaLinear, CudaState, MIN_ROWS};
 use crate::ModelError;
 use crate::kinds::TensorFormat;
 use crate::ops::{Epilogue, TrialLinear};
+use crate::parallel::tree_sum;
 
 /// A large decode batch, whose results those of smaller ones must not differ from.
 const LARGE_BATCH: i64 = 256;
@@ -24,6 +26,7 @@ struct Tried<'a> {
     linear: &'a CudaLinear,
     weight: &'a Tensor,
     activation: Option<Activation>,
+    num_pieces: usize,
 }
 
 impl CudaState {
@@ -36,17 +39,18 @@ impl CudaState {
         self.device.synchronize()?;
         let mut max_rows = MAX_GEMM_ROWS;
         let mut different = HashMap::new();
-        for (linear, activation) in linears {
+        for TrialLinear { linear, activation, num_pieces } in linears {
             // The FP8 GEMM is one for all numbers of rows.
             let CudaWeight::Float(weight) = &linear.weight else { continue };
             let (num_out, num_in) = weight.size2()?;
             different
-                .entry((num_out, num_in, linear.bias.is_some(), activation.is_some()))
-                .or_insert(Tried { linear, weight, activation });
+                .entry((num_out, num_in, linear.bias.is_some(), activation.is_some(), num_pieces))
+                .or_insert(Tried { linear, weight, activation, num_pieces });
         }
         for (&(num_out, num_in, ..), tried) in &different {
             let activated = tried.activation.map(|activation| (activation.nonlinearity, gating(activation)));
-            max_rows = max_rows.min(self.kernels()?.max_gemm_rows(num_out, num_in, activated)?);
+            let of = GemmUse { num_out, num_in, activated, num_pieces: tried.num_pieces as i64 };
+            max_rows = max_rows.min(self.kernels()?.max_gemm_rows(of)?);
         }
         if max_rows == 0 {
             return Ok(0);
@@ -61,6 +65,7 @@ impl CudaState {
                     Some(activation) => {
                         self.same_activated_bits(tried, activation, small_rows, large_rows)?
                     }
+                    None if tried.num_pieces > 1 => self.same_pieces(tried, small_rows, large_rows)?,
                     None => self.same_bits(tried, small_rows, large_rows)?,
                 };
                 if !is_same {
@@ -103,6 +108,17 @@ impl CudaState {
             }
         }
         Ok(true)
+    }
+
+    /// The same for the sums of pieces, which cuBLAS leaves apart.
+    fn same_pieces(&self, tried: &Tried<'_>, small_rows: i64, large_rows: i64) -> Result<bool, ModelError> {
+        let &Tried { weight, num_pieces, .. } = tried;
+        let x = self.numbers([large_rows, weight.size2()?.1])?;
+        let few = x.f_narrow(0, 0, small_rows)?;
+        let small = self.small_piece_sum(&few, weight, num_pieces as i64)?;
+        let pieces = piece_sums(&x, weight, num_pieces as i64)?;
+        let large = tree_sum((0..num_pieces as i64).map(|idx| pieces.f_get(idx)).collect::<Result<_, _>>()?)?;
+        Ok(small.f_equal(&large.f_narrow(0, 0, small_rows)?)?)
     }
 
     /// The same for a layer with an activation behind it, against cuBLAS and the separate activation kernel.
