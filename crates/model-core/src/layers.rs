@@ -11,7 +11,7 @@ use crate::attention_context::AttentionContext;
 use crate::kv_cache::KvCache;
 use crate::layers::row_parallel::RowParallel;
 use crate::ops::Moe;
-use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, NormsOver, StepState, TrialLinear};
+use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, NormsOver, Rows, StepState, TrialLinear};
 
 /// A part with the norm in front of it, where there is one.
 pub(crate) type Normed<P> = (Option<Norm>, P);
@@ -83,11 +83,11 @@ pub(crate) struct Mlp<S: StepState> {
     pub(crate) output: OutputRule,
 }
 
-/// The rows that a part of a layer reads.
-fn inputs<S: StepState>(residual: &Tensor, norm: Option<&Norm>, at: &mut S) -> Result<Tensor, ModelError> {
+/// The rows that the linear layers of a part read.
+fn inputs<S: StepState>(residual: &Tensor, norm: Option<&Norm>, at: &mut S) -> Result<Rows, ModelError> {
     match norm {
-        Some(norm) => at.norm(residual, norm),
-        None => Ok(residual.shallow_clone()),
+        Some(norm) => at.norm_rows(residual, norm),
+        None => Ok(Rows::Plain(residual.shallow_clone())),
     }
 }
 
@@ -107,29 +107,43 @@ impl<S: StepState> Layer<S> {
                     residual = match attention {
                         AttentionPart::Attention(attention) => {
                             let attended = attention.attend(&x, step, cache, at)?;
-                            attention.add_to(residual, &attended, at)?
+                            attention.add_to(residual, attended, at)?
                         }
-                        AttentionPart::Linear(linear) => linear.run(&x, Epilogue::AddTo(residual), at)?,
+                        AttentionPart::Linear(linear) => {
+                            at.run_rows(linear, &x, Epilogue::AddTo(residual))?
+                        }
                     };
                 }
                 if let Some((norm, ffn)) = ffn {
-                    let x = inputs(&residual, norm.as_ref(), at)?;
                     residual = match ffn {
-                        Ffn::Dense(mlp) => mlp.add_to(residual, &x, at)?,
-                        Ffn::Moe(moe) => at.add_experts(moe, residual, &x)?,
-                        Ffn::Linear(linear) => linear.run(&x, Epilogue::AddTo(residual), at)?,
+                        Ffn::Dense(mlp) => {
+                            let x = inputs(&residual, norm.as_ref(), at)?;
+                            mlp.add_to(residual, &x, at)?
+                        }
+                        // A router reads them, too.
+                        Ffn::Moe(moe) => {
+                            let x = match norm {
+                                Some(norm) => at.norm(&residual, norm)?,
+                                None => residual.shallow_clone(),
+                            };
+                            at.add_experts(moe, residual, &x)?
+                        }
+                        Ffn::Linear(linear) => {
+                            let x = inputs(&residual, norm.as_ref(), at)?;
+                            at.run_rows(linear, &x, Epilogue::AddTo(residual))?
+                        }
                     };
                 }
                 Ok(residual)
             }
             Self::Parallel { attention_norm, attention, mlp_norm, mlp } => {
-                let x = at.norm(&residual, attention_norm)?;
+                let x = at.norm_rows(&residual, attention_norm)?;
                 let attended = attention.attend(&x, step, cache, at)?;
                 let x = match mlp_norm {
-                    Some(norm) => at.norm(&residual, norm)?,
+                    Some(norm) => at.norm_rows(&residual, norm)?,
                     None => x,
                 };
-                residual = attention.add_to(residual, &attended, at)?;
+                residual = attention.add_to(residual, attended, at)?;
                 mlp.add_to(residual, &x, at)
             }
         }
@@ -232,12 +246,12 @@ impl<S: StepState> Attention<S> {
     /// `[num_tokens, hidden_size]` to the heads' outputs, `[num_tokens, query_size]`.
     fn attend(
         &self,
-        x: &Tensor,
+        x: &Rows,
         step: &AttentionContext,
         cache: &mut KvCache,
         at: &mut S,
     ) -> Result<Tensor, ModelError> {
-        let mut qkv = self.qkv.run(x, Epilogue::Store, at)?;
+        let mut qkv = at.run_rows(&self.qkv, x, Epilogue::Store)?;
         if let Some((heads, norms)) = &self.head_norms {
             match norms.over {
                 NormsOver::AllHeads => qkv = norm_across_heads(&qkv, *heads, norms, at)?,
@@ -248,8 +262,8 @@ impl<S: StepState> Attention<S> {
     }
 
     /// `residual += linear_proj(attended)`.
-    fn add_to(&self, residual: Tensor, attended: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
-        add_output(&self.proj, &self.output, residual, attended, at)
+    fn add_to(&self, residual: Tensor, attended: Tensor, at: &mut S) -> Result<Tensor, ModelError> {
+        add_output(&self.proj, &self.output, residual, &Rows::Plain(attended), at)
     }
 }
 
@@ -279,7 +293,7 @@ fn add_output<S: StepState>(
     linear: &RowParallel<S>,
     rule: &OutputRule,
     mut residual: Tensor,
-    x: &Tensor,
+    x: &Rows,
     at: &mut S,
 ) -> Result<Tensor, ModelError> {
     if rule.post_norm.is_none() && rule.multiplier.is_none() {
@@ -298,8 +312,14 @@ fn add_output<S: StepState>(
 
 impl<S: StepState> Mlp<S> {
     /// `residual += mlp(x)`.
-    fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
-        let activated = self.fc1.run(x, Epilogue::Activate(self.activation), at)?;
+    fn add_to(&self, residual: Tensor, x: &Rows, at: &mut S) -> Result<Tensor, ModelError> {
+        let activated = match self.fc2 {
+            RowParallel::Chain(_) => at.activated_rows(&self.fc1, x, self.activation)?,
+            // Each piece of a row has a scale of its own.
+            RowParallel::Tree(_) => {
+                Rows::Plain(at.run_rows(&self.fc1, x, Epilogue::Activate(self.activation))?)
+            }
+        };
         add_output(&self.fc2, &self.output, residual, &activated, at)
     }
 }

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::fixtures::{FOLDERS, Fixture};
 use common::{
     BACKENDS, MemorySource, Runner, argmax, bits, config_of, fixture, golden_logits, max_difference,
 };
@@ -10,55 +11,6 @@ use hydra_config::Node;
 use model_core::{BLOCK_SIZE_TOKENS, Backend, ModelConfig, RawModelConfig};
 use model_spec::Float;
 use nemo_format::{Checkpoint, ConvertOptions, convert_checkpoint};
-
-const FOLDERS: [&str; 46] = [
-    "nvidia/llama",
-    "nvidia/nemotron4",
-    "families/nemotron_nas",
-    "megatron_lm/nas",
-    "families/cohere",
-    "families/cohere_plus",
-    "families/granite",
-    "families/olmo2",
-    "families/phi3",
-    "families/phi3_plain",
-    "families/qwen2_window",
-    "families/qwen3_yarn",
-    "families/stablelm",
-    "families/stablelm_parallel",
-    "families/starcoder2",
-    "megatron_lm/gpt",
-    "hf_llama",
-    "mcore_llama",
-    "mcore_gptnext",
-    "gpt_learned",
-    "mcore_families/mcore_nemotron",
-    "mcore_families/mcore_gpt_classic",
-    "mcore_families/mcore_llama31",
-    "mcore_families/mcore_llama_interp",
-    "mcore_families/mcore_interleaved",
-    "families/falcon40b",
-    "families/falcon7b",
-    "families/gemma",
-    "families/gemma2",
-    "families/gemma3",
-    "families/gpt2",
-    "families/gpt_neox",
-    "families/gpt_neox_sequential",
-    "families/gptj",
-    "families/llama31",
-    "families/llama32",
-    "families/mistral",
-    "families/mixtral",
-    "families/nemotron",
-    "families/olmoe",
-    "families/qwen2",
-    "families/qwen2_moe",
-    "families/qwen2_tied",
-    "families/qwen3",
-    "families/qwen3_moe",
-    "families/qwen3_tied",
-];
 
 /// Those of them that transformers has computed, converted here.
 fn hugging_face_families() -> Vec<&'static str> {
@@ -71,28 +23,8 @@ fn with_backends(folders: &[&'static str]) -> Vec<(&'static str, Backend)> {
 }
 
 fn open(folder: &str, float: Float, backend: Backend) -> Runner {
-    let path = fixture(folder);
-    let converted = tempfile::tempdir().unwrap();
-    let archive = match folder {
-        "hf_llama" => path.join("hf_llama_converted_bf16_torch_dist.nemo"),
-        "mcore_llama" => path.join("llama_fp32_torch_dist.nemo"),
-        "mcore_gptnext" => path.join("gptnext_fp32_torch_dist.nemo"),
-        _ if folder.starts_with("megatron_lm/") || folder.starts_with("nvidia/") => path,
-        _ if folder.starts_with("families/") => {
-            let archive = converted.path().join("converted.nemo");
-            convert_checkpoint(&path, &archive, &ConvertOptions::default()).unwrap();
-            archive
-        }
-        _ => {
-            let yaml = std::fs::read_to_string(path.join("model_config.yaml")).unwrap();
-            let source = MemorySource::from_safetensors(&format!("{folder}/expected.safetensors"));
-            return Runner::new(config_of(&yaml), &source, float, backend).unwrap();
-        }
-    };
-    let checkpoint = Checkpoint::open(&archive).unwrap();
-    let config: ModelConfig =
-        checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
-    Runner::new(config, checkpoint.tensors(), float, backend).unwrap()
+    let opened = Fixture::open(folder);
+    Runner::new(opened.config.clone(), opened.tensors(), float, backend).unwrap()
 }
 
 /// Where a folder's reference lies: that of Megatron-LM with layers of several kinds holds the model of another.

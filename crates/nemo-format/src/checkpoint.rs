@@ -8,6 +8,7 @@ use hydra_config::Node;
 use crate::adapter::{self, AdaptedSource, Precision};
 use crate::archive::{Archive, CONFIG, Packing};
 use crate::dist_ckpt::{self, FOLDER};
+use crate::fp8::Dequantized;
 use crate::iterations::{self, Iteration};
 use crate::partial_models::{refuse_adapters, refuse_peft_folder};
 use crate::pieced::PiecedSource;
@@ -41,8 +42,8 @@ pub struct Checkpoint {
 /// The weights, with adapters added or without.
 #[derive(Debug)]
 enum Weights {
-    Stored(PiecedSource),
-    Adapted(AdaptedSource<PiecedSource>),
+    Stored(Dequantized<PiecedSource>),
+    Adapted(AdaptedSource<Dequantized<PiecedSource>>),
 }
 
 /// Which of NeMo's ways to store a model this is.
@@ -125,7 +126,7 @@ impl Checkpoint {
                 if te_layers::settle(&mut config, is_legacy)? || is_ordered {
                     config_text = config.to_yaml();
                 }
-                Ok(Self::of(archive, (config, config_text), layout, (source, stored), notes))
+                Self::of(archive, (config, config_text), layout, (source, stored), notes)
             }
             None if !has_folder => Err(FormatError::NoWeights { path: archive.path().to_owned() }),
             None => {
@@ -136,7 +137,7 @@ impl Checkpoint {
                     config_text = config.to_yaml();
                 }
                 notes.extend(checkpoint_notes::of_backend(&archive, FOLDER, backend));
-                Ok(Self::of(archive, (config, config_text), layout, (source, stored), notes))
+                Self::of(archive, (config, config_text), layout, (source, stored), notes)
             }
         }
     }
@@ -152,7 +153,7 @@ impl Checkpoint {
         let layout = Layout::Distributed { generation: Generation::Two, backend };
         notes.extend(checkpoint_notes::of_backend(&archive, nemo2::WEIGHTS, backend));
         let config_text = config.to_yaml();
-        Ok(Self::of(archive, (config, config_text), layout, (source, stored), notes))
+        Self::of(archive, (config, config_text), layout, (source, stored), notes)
     }
 
     fn open_bridge(iteration: &Path) -> Result<Self, FormatError> {
@@ -167,7 +168,7 @@ impl Checkpoint {
         notes.extend(checkpoint_notes::of_keys(bridge::CONFIG, bridge::unknown_keys(&document)));
         let layout = Layout::Distributed { generation: Generation::Bridge, backend };
         let config_text = config.to_yaml();
-        Ok(Self::of(archive, (config, config_text), layout, (source, stored), notes))
+        Self::of(archive, (config, config_text), layout, (source, stored), notes)
     }
 
     fn open_megatron_lm(iteration: &Path) -> Result<Self, FormatError> {
@@ -194,7 +195,7 @@ impl Checkpoint {
         notes.extend(checkpoint_notes::of_keys(&file, megatron_lm::unknown_arguments(&args)));
         let needed = config.get("tokenizer").is_none().then(|| megatron_lm::tokenizer_needed(&args));
         let config_text = config.to_yaml();
-        let opened = Self::of(archive, (config, config_text), layout, (tensors, stored), notes);
+        let opened = Self::of(archive, (config, config_text), layout, (tensors, stored), notes)?;
         Ok(Self { needed, ..opened })
     }
 
@@ -205,19 +206,11 @@ impl Checkpoint {
         layout: Layout,
         (source, stored): (PiecedSource, Vec<StoredTensorInfo>),
         mut notes: Vec<SourceNote>,
-    ) -> Self {
+    ) -> Result<Self, FormatError> {
         notes.extend(checkpoint_notes::of_tensors(&stored, &config));
-        Self {
-            archive,
-            config,
-            config_text,
-            layout,
-            tensors: Weights::Stored(source),
-            adapters: Vec::new(),
-            needed: None,
-            stored,
-            notes,
-        }
+        let tensors = Weights::Stored(Dequantized::of_converted(source)?);
+        let adapters = Vec::new();
+        Ok(Self { archive, config, config_text, layout, tensors, adapters, needed: None, stored, notes })
     }
 
     /// What the user has to give where the checkpoint comes without its tokenizer, as a sentence, where that is known.
@@ -390,11 +383,19 @@ impl Checkpoint {
     /// # Errors
     /// At the first file that contradicts a checksum or its own structure.
     pub fn verify(&self, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Verified, FormatError> {
-        let source = match &self.tensors {
+        verify::run(&self.archive, self.dequantized().base(), self.tensors(), progress)
+    }
+
+    /// How many weights are stored in FP8.
+    pub fn num_fp8_weights(&self) -> usize {
+        self.dequantized().num_weights()
+    }
+
+    fn dequantized(&self) -> &Dequantized<PiecedSource> {
+        match &self.tensors {
             Weights::Stored(source) => source,
             Weights::Adapted(source) => source.base(),
-        };
-        verify::run(&self.archive, source, self.tensors(), progress)
+        }
     }
 
     /// A hash that changes when the checkpoint does, without reading all of a large one: the members' names and

@@ -25,6 +25,7 @@ mod pack;
 mod part;
 mod process;
 mod report;
+mod scores;
 mod texts;
 mod torch;
 
@@ -67,7 +68,7 @@ struct Check {
     run: fn(&Kit, &mut Report<'_>) -> Result<()>,
 }
 
-const CHECKS: [Check; 12] = [
+const CHECKS: [Check; 13] = [
     Check {
         name: CUDA_SMOKE,
         what: "every entry of the CUDA runtime",
@@ -112,6 +113,12 @@ const CHECKS: [Check; 12] = [
         what: "whole runs: one text for any batch, number of responses and ranks, and after kills",
         needs_gpu: false,
         run: texts::invariance,
+    },
+    Check {
+        name: "score",
+        what: "scores of what was generated have the bits of generation; those of transformers",
+        needs_gpu: false,
+        run: scores::check,
     },
     Check {
         name: "bench-tiny",

@@ -44,6 +44,10 @@ const HF_LLAMA: Model = Model {
 
 pub(super) const MODELS: [Model; 3] = [LLAMA, GPTNEXT, HF_LLAMA];
 
+/// Responses that transformers has scored, and the checkpoint of the model.
+pub(super) const SCORES: &str = "hf_llama/score.json";
+pub(super) const SCORED: &str = HF_LLAMA.checkpoint;
+
 /// Models of every family, a folder each, as Hugging Face has them.
 pub(super) const FAMILIES: &str = "families";
 
@@ -53,7 +57,7 @@ pub(super) const FAMILIES: &str = "families";
 /// When the families cannot be listed.
 pub(super) fn files(root: &Path) -> Result<Vec<String>> {
     let of_models = MODELS.into_iter().flat_map(|model| [model.checkpoint, model.input_ids, model.logits]);
-    let mut files: Vec<String> = of_models.map(|file| format!("{FOLDER}/{file}")).collect();
+    let mut files: Vec<String> = of_models.chain([SCORES]).map(|file| format!("{FOLDER}/{file}")).collect();
     let families = root.join(FOLDER).join(FAMILIES);
     for family in names(&families)? {
         for file in names(&families.join(&family))? {

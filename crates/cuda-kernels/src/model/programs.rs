@@ -94,6 +94,7 @@ impl KernelConfig {
             headers: headers!(
                 "common.cuh",
                 "embed.cuh",
+                "normed.cuh",
                 "norm.cuh",
                 "heads.cuh",
                 "nonlinearity.cuh",
@@ -169,7 +170,7 @@ impl KernelConfig {
         }
     }
 
-    /// Rows to FP8.
+    /// Rows to FP8, as they are, behind a norm, and behind an activation.
     ///
     /// # Errors
     /// Where there are no FP8 linear layers.
@@ -178,7 +179,7 @@ impl KernelConfig {
         Ok(Program {
             name: "quantize",
             source: source!("quantize.cu"),
-            headers: headers!("common.cuh", "e4m3.cuh"),
+            headers: headers!("common.cuh", "e4m3.cuh", "normed.cuh", "nonlinearity.cuh"),
             defines: self.defines(),
             options: &[],
             is_specific: true,
@@ -307,19 +308,22 @@ fn multiply_defines(kind: Kind, weight_rows: u32) -> Vec<(&'static str, String)>
 
 /// The tile, and the instructions that begin a chain of products and add to it.
 fn fp8_defines(shape: &Fp8Shape) -> Vec<(&'static str, String)> {
-    let num_sums = shape.columns / 2;
+    let columns = shape.group_columns();
+    let num_sums = columns / 2;
     let list = |item: &dyn Fn(u32) -> String| (0..num_sums).map(item).collect::<Vec<_>>().join(", ");
     let registers = list(&|i| format!("%{i}"));
-    let (columns, x, weight) = (shape.columns, num_sums, num_sums + 1);
+    let (x, weight) = (num_sums, num_sums + 1);
     let multiply = |adds: u32| {
         format!(
             "\"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3 {{{registers}}}, %{x}, %{weight}, {adds}, 1, 1;\""
         )
     };
     vec![
-        ("GROUPS", shape.groups.to_string()),
-        ("TILE_COLUMNS", columns.to_string()),
-        ("NUM_STAGES", shape.num_stages.to_string()),
+        ("ROW_GROUPS", shape.row_groups.to_string()),
+        ("COLUMN_GROUPS", shape.column_groups.to_string()),
+        ("TILE_COLUMNS", shape.columns.to_string()),
+        ("NUM_PARTS", shape.num_parts().to_string()),
+        ("TILES", shape.tiles().to_string()),
         ("MULTIPLY_FIRST", multiply(0)),
         ("MULTIPLY", multiply(1)),
         ("MULTIPLY_SUMS", list(&|i| format!("\"+f\"(sums[{i}])"))),

@@ -7,6 +7,7 @@
 
 mod attention;
 mod experts;
+mod fp8;
 mod linear;
 mod loader;
 mod prompts;
@@ -17,7 +18,7 @@ use cuda_kernels::{
     DecodePlan, Embed, ModelKernels, NormHeads, Normalize, PlanDecode, PlanSizes, RotaryArrays,
 };
 use cuda_runtime::{Device, Stream};
-use model_spec::{HeadLayout, KvGroup, Numerics};
+use model_spec::{Activation, HeadLayout, KvGroup, Numerics, WeightFormat};
 use tch::{Kind, Tensor};
 
 pub(crate) use self::attention::CudaAttention;
@@ -34,7 +35,7 @@ use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
 use crate::layers::rotary::{RotaryId, RotaryTables};
 use crate::ops::Moe;
 use crate::ops::PiecedLinear;
-use crate::ops::{HeadNorms, Norm, StepState, TrialLinear};
+use crate::ops::{Epilogue, HeadNorms, LinearOp, Norm, Rows, StepState, TrialLinear};
 use crate::parallel::{HostRanks, SharedTable};
 use crate::upload::to_device;
 
@@ -212,6 +213,35 @@ impl StepState for CudaState {
         };
         self.kernels()?.norm(&self.stream()?, &launch)?;
         Ok(out)
+    }
+
+    fn norm_rows(&mut self, x: &Tensor, norm: &Norm) -> Result<Rows, ModelError> {
+        match self.numerics.weights {
+            WeightFormat::Fp8 => Ok(Rows::Fp8(self.norm_fp8(x, norm)?)),
+            WeightFormat::Float(_) => Ok(Rows::Plain(self.norm(x, norm)?)),
+        }
+    }
+
+    fn run_rows(&mut self, linear: &CudaLinear, x: &Rows, epilogue: Epilogue) -> Result<Tensor, ModelError> {
+        match x {
+            Rows::Plain(x) => linear.run(x, epilogue, self),
+            Rows::Fp8(rows) => linear.run_fp8(rows, epilogue, self),
+        }
+    }
+
+    fn activated_rows(
+        &mut self,
+        fc1: &CudaLinear,
+        x: &Rows,
+        activation: Activation,
+    ) -> Result<Rows, ModelError> {
+        match fc1.activates_to_fp8(activation)? {
+            true => {
+                let y = self.run_rows(fc1, x, Epilogue::Store)?;
+                Ok(Rows::Fp8(self.activate_fp8(&y, activation)?))
+            }
+            false => Ok(Rows::Plain(self.run_rows(fc1, x, Epilogue::Activate(activation))?)),
+        }
     }
 
     fn norm_heads(

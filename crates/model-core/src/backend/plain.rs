@@ -22,7 +22,9 @@ use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool};
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::ModelRanks;
-use crate::ops::{Experts, HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
+use crate::ops::{
+    Experts, HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, StoredLinearWeight, WeightBytes,
+};
 use crate::ops::{Router, SharedExpert};
 use crate::parallel::HostRanks;
 use crate::upload::to_device;
@@ -175,12 +177,24 @@ impl Loader for PlainLoader {
     fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<PlainLinear, ModelError> {
         let numerics = self.numerics();
         let kind = role.kind(numerics);
-        let weight = self.tensor(source.weight, kind)?;
         let bias = source.bias.map(|bias| self.tensor(bias, kind)).transpose()?;
-        if role.is_fp8(numerics) {
-            return Ok(PlainLinear { weight: PlainWeight::Fp8(Fp8Rows::of(&weight)?), bias });
-        }
-        Ok(PlainLinear { weight: PlainWeight::Float(weight), bias })
+        let weight = match source.weight {
+            StoredLinearWeight::Fp8(stored) => {
+                let Fp8Rows { values, scales } = Fp8Rows::stored(stored)?;
+                let device = self.state.device;
+                let rows =
+                    Fp8Rows { values: values.f_to_device(device)?, scales: scales.f_to_device(device)? };
+                PlainWeight::Fp8(rows)
+            }
+            StoredLinearWeight::Float(weight) => {
+                let weight = self.tensor(weight, kind)?;
+                match role.is_fp8(numerics) {
+                    true => PlainWeight::Fp8(Fp8Rows::of(&weight)?),
+                    false => PlainWeight::Float(weight),
+                }
+            }
+        };
+        Ok(PlainLinear { weight, bias })
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<PlainAttention, ModelError> {

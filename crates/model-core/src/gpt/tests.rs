@@ -14,7 +14,9 @@ use crate::backend::plain::PlainLoader;
 use crate::kinds::StoredFloat;
 use crate::layers::row_parallel::RowParallel;
 use crate::layers::{Attention, AttentionPart, Ffn, Layer, Mlp, OutputRule};
-use crate::ops::{LinearRole, LinearSource, Loader, Norm, WeightBytes, refuse_experts_on_gpu};
+use crate::ops::{
+    LinearRole, LinearSource, Loader, Norm, StoredLinearWeight, WeightBytes, refuse_experts_on_gpu,
+};
 use crate::weights::Head;
 use crate::{AttentionSwitches, Isa, RawModelConfig};
 
@@ -383,7 +385,7 @@ impl StoredLinear {
         let stored = |bytes, shape| WeightBytes { bytes, dtype: StoredFloat::F32, shape };
         let shape = [out_features, self.in_features as u64];
         let source = LinearSource {
-            weight: stored(&weight, &shape),
+            weight: StoredLinearWeight::Float(stored(&weight, &shape)),
             bias: bias.as_deref().map(|bias| stored(bias, &shape[..1])),
         };
         loader.linear(source, role).unwrap()

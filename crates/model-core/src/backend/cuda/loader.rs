@@ -1,6 +1,6 @@
 //! Weights on their way to a GPU.
 
-use cuda_kernels::{KernelConfig, ModelKernels, ScoreKind};
+use cuda_kernels::{E4M3, KernelConfig, ModelKernels, ScoreKind};
 use cuda_runtime::{Device, Uploader, kernel_cache};
 use model_spec::{AttentionSpec, KvFormat, MoeSpec, Numerics, ShardPlace};
 use tch::{Kind, Tensor};
@@ -10,10 +10,14 @@ use super::linear::CudaWeight;
 use super::ranks::DeviceRanks;
 use super::{CudaAttention, CudaExperts, CudaLinear, CudaState, HeadKernels, HeadShape};
 use crate::ModelError;
+use crate::fp8::Fp8Rows;
 use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::ModelRanks;
-use crate::ops::{Experts, LinearRole, LinearSource, Loader, WeightBytes, scale_f32, split_pieces};
+use crate::ops::{
+    Experts, Fp8Bytes, LinearRole, LinearSource, Loader, StoredLinearWeight, WeightBytes, scale_f32,
+    split_pieces,
+};
 use crate::ops::{Router, SharedExpert};
 use crate::parallel::HostRanks;
 
@@ -79,6 +83,17 @@ impl CudaLoader {
     }
 }
 
+impl CudaLoader {
+    /// A weight that is stored in FP8: half the bytes to bring over, and nothing to compute.
+    fn stored_fp8(&mut self, weight: Fp8Bytes<'_>) -> Result<Fp8Rows, ModelError> {
+        let shape: Vec<i64> = weight.shape.iter().map(|&dim| dim as i64).collect();
+        let values = self.state.empty(&shape, E4M3)?;
+        self.uploader.upload(weight.numbers, &values)?;
+        let scales = Tensor::f_from_slice(weight.scales)?.f_to_device(values.device())?;
+        Ok(Fp8Rows { values, scales })
+    }
+}
+
 impl Loader for CudaLoader {
     type State = CudaState;
 
@@ -97,14 +112,20 @@ impl Loader for CudaLoader {
     fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<CudaLinear, ModelError> {
         let numerics = self.numerics();
         let kind = role.kind(numerics);
-        let weight = self.tensor(source.weight, kind)?;
-        let weight = if role.is_fp8(numerics) {
-            let (num_out, num_in) = weight.size2()?;
-            self.state.kernels()?.load_fp8(num_out, num_in)?;
-            CudaWeight::Fp8(self.state.fp8_rows(&weight)?)
-        } else {
-            CudaWeight::Float(weight)
+        let weight = match source.weight {
+            StoredLinearWeight::Fp8(stored) => CudaWeight::Fp8(self.stored_fp8(stored)?),
+            StoredLinearWeight::Float(weight) => {
+                let weight = self.tensor(weight, kind)?;
+                match role.is_fp8(numerics) {
+                    true => CudaWeight::Fp8(self.state.fp8_rows(&weight)?),
+                    false => CudaWeight::Float(weight),
+                }
+            }
         };
+        if let CudaWeight::Fp8(rows) = &weight {
+            let (num_out, num_in) = rows.values.size2()?;
+            self.state.kernels()?.load_fp8(num_out, num_in)?;
+        }
         let bias = source.bias.map(|bias| self.tensor(bias, kind)).transpose()?;
         Ok(CudaLinear { weight, bias })
     }
