@@ -10,13 +10,13 @@ use super::linear::CudaWeight;
 use super::ranks::DeviceRanks;
 use super::{CudaAttention, CudaExperts, CudaLinear, CudaState, HeadKernels};
 use crate::ModelError;
-use crate::fp8::Fp8Rows;
+use crate::fp8::{Fp8Bytes, Fp8Rows};
 use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::ModelRanks;
 use crate::ops::{
-    Experts, Fp8Bytes, LinearRole, LinearSource, Loader, StoredLinearWeight, WeightBytes, refuse_on_gpu,
-    scale_f32, split_pieces,
+    Experts, LinearRole, LinearSource, Loader, StoredLinearWeight, WeightBytes, refuse_on_gpu, scale_f32,
+    split_pieces,
 };
 use crate::ops::{Router, SharedExpert};
 use crate::parallel::HostRanks;
