@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Job, tidy, wait};
 
-/// Says `pass`, `fail` or `stop` by the text alone. What else it does stands in a file beside it, which is no part of the
+/// Says `pass` or `fail`, and whether to stop, by the text alone. What else it does stands in a file beside it, which is no part of the
 /// command: `late` answers in another order and not at once, the others break the rules after some good answers.
 const CHECK: &str = r#"
 import json, os, random, sys, threading, time, zlib
@@ -15,7 +15,7 @@ lock = threading.Lock()
 def verdict(question):
     value = zlib.crc32(question["response"].encode())
     assert question["metadata"]["pad"] and "Question" in question["prompt"]
-    return {"id": question["id"], "verdict": ["pass", "fail", "fail", "stop"][value % 4], "score": value % 100 / 10}
+    return {"id": question["id"], "verdict": ["pass", "fail", "fail", "pass_and_stop", "fail", "fail_and_stop", "pass", "stop"][value % 8], "score": value % 100 / 10}
 def say(line, wait):
     time.sleep(wait)
     with lock:
@@ -74,21 +74,23 @@ fn what_is_kept_is_the_same_however_the_run_goes() {
     plain.run().expect_code(0);
     let whole = checked("at once", &[]);
     whole.run().expect_code(0);
-    // Everything up to the first `stop`, with the texts of a job without checks.
-    let mut num_left_out = 0;
+    // Everything up to the first that stops the others, with the texts of a job without checks.
+    let (mut num_left_out, mut num_passed) = (0, 0);
     for (plain, kept) in plain.records().iter().zip(whole.records()) {
         let verdicts: Vec<&str> =
             kept["verdicts"].as_array().unwrap().iter().map(|verdict| verdict.as_str().unwrap()).collect();
-        let stop = verdicts.iter().position(|&verdict| verdict == "stop");
+        let stop = verdicts.iter().position(|&verdict| verdict.ends_with("stop"));
         assert_eq!(stop.unwrap_or(4) + 1, verdicts.len());
         assert_eq!(texts(&kept), texts(plain)[..verdicts.len()]);
         assert_eq!(kept["scores"].as_array().unwrap().len(), verdicts.len());
         num_left_out += 5 - verdicts.len();
+        num_passed += verdicts.iter().filter(|verdict| verdict.starts_with("pass")).count();
     }
     assert!(num_left_out > 3, "{num_left_out}");
     let summary = whole.summary();
     assert_eq!(summary["checks"]["left_out"], num_left_out);
     assert_eq!(summary["checks"]["responses"], 50 - num_left_out);
+    assert_eq!(summary["checks"]["passed"], num_passed);
 
     // Several ranks, answers in another order, and two ends by force.
     let more = ["trainer.devices=3", "model.global_batch_size=3", "model.data.train_ds.drop_last=false"];
@@ -257,14 +259,40 @@ fn by_logprob() {
 fn responses_that_are_not_wanted_are_not_computed_to_their_end() {
     // Long ones beside short ones, and the first is always enough.
     let job = Job::new(12).with(&RESPONSES).with(&["model.generation.length_params.max_length=100"]);
-    let stop = r#"sed -u -E 's/^\{"id": ("[^"]*").*$/{"id": \1, "verdict": "stop"}/'"#;
+    let stop = r#"sed -u -E 's/^\{"id": ("[^"]*").*$/{"id": \1, "verdict": "pass_and_stop"}/'"#;
     let job = job.with(&["--on-response", stop]);
     job.run().expect_code(0);
     let lines = job.records();
-    assert!(lines.iter().all(|line| line["verdicts"] == json!(["stop"])));
+    assert!(lines.iter().all(|line| line["verdicts"] == json!(["pass_and_stop"])));
     let checks = &job.summary()["checks"];
     assert_eq!((&checks["left_out"], &checks["passed"]), (&json!(48), &json!(12)));
     assert!(checks["cancelled"].as_u64().unwrap() > 0, "{checks}");
+}
+
+/// A program that stops at the first pass, or gives up, counts with what it has seen.
+#[test]
+fn passes_are_counted_where_a_program_stops() {
+    let all = checked("at once", &["--pass-at-k", "1,2,5"]);
+    all.run().expect_code(0);
+    let mut rows = [0_u64; 3];
+    for line in all.records() {
+        let verdicts = line["verdicts"].as_array().unwrap();
+        let passes = |verdict: &&Value| verdict.as_str().unwrap().starts_with("pass");
+        let is_stopped = verdicts.iter().any(|verdict| verdict.as_str().unwrap().ends_with("stop"));
+        for (rows, k) in rows.iter_mut().zip([1, 2, 5]) {
+            let value = &line["pass_at_k"][k.to_string()];
+            let num_passed = verdicts.iter().take(k).filter(passes).count();
+            match is_stopped {
+                true if num_passed > 0 => assert_eq!(value, 1.0, "{line}"),
+                true if verdicts.len() < k => assert_eq!(value, &Value::Null, "{line}"),
+                true => assert_eq!(value, 0.0, "{line}"),
+                false => assert!(value.is_f64(), "{line}"),
+            }
+            *rows += u64::from(!value.is_null());
+        }
+    }
+    assert_eq!(all.summary()["pass_at_k_rows"], json!({"1": rows[0], "2": rows[1], "5": rows[2]}));
+    assert!(rows[0] == 10 && rows[2] < 10, "{rows:?}");
 }
 
 #[test]

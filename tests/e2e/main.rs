@@ -30,5 +30,6 @@ mod ranks;
 mod records;
 mod rows;
 mod sameness;
+mod score;
 mod structured;
 mod support;

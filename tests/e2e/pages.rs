@@ -104,7 +104,7 @@ fn checks_best_of_n_and_pass_at_k() {
     assert_eq!((len(&checked[0]["verdicts"]), len(&checked[1]["scores"])), (4, 4));
     for line in lines("first") {
         let verdicts = line["verdicts"].as_array().unwrap();
-        let stop = verdicts.iter().position(|verdict| verdict == "stop");
+        let stop = verdicts.iter().position(|verdict| verdict == "pass_and_stop");
         assert_eq!(stop.map_or(8, |stop| stop + 1), verdicts.len());
     }
     // The same responses, of which one is kept.

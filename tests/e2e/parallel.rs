@@ -1,9 +1,9 @@
 //! One model over several ranks: the same file from every layout, and what happens when one of its ranks stops.
 
-use rustix::process::{Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use crate::ranks::{free_port, rank_command, ranks_of, wait_gone};
-use crate::support::{Job, run, wait};
+use crate::support::{Job, run, wait, wait_until};
 
 const FAST: [&str; 2] =
     ["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=llama"];
@@ -106,12 +106,54 @@ fn a_rank_that_never_comes_is_named() {
     insta::assert_snapshot!(ended.error(), @"error: rank 1, which has a part of the model of rank 0, did not come within `trainer.generation.join_timeout_seconds` of 2 s");
 }
 
+/// The other ranks end with it, each by one message that names it, and nothing that was written is lost.
+#[test]
+fn a_rank_alone_without_memory_is_named() {
+    let expect = undisturbed(24, &[LONG]);
+    let job = with_layout(job(24), [2, 1, 1]).with(&[LONG]);
+    let mut launcher = job.start_and_wait_for_lines(6);
+    launcher.kill().unwrap();
+    wait(launcher);
+    let kept = job.jsonl();
+    // With less it refuses its plan, with more it finds no room for what it plans.
+    for (more_mib, said) in [(16, "the model needs "), (32, "cannot reserve ")] {
+        let port = free_port();
+        let given = "++trainer.generation.kv_cache_memory_bytes=400000000";
+        let limited = rank_command(&job, 1, 2, port).arg(given).spawn().unwrap();
+        // It waits for rank 0 when its size does not change any more.
+        let mut sizes = Vec::new();
+        wait_until("rank 1 to wait for rank 0", || {
+            std::thread::sleep(std::time::Duration::from_millis(100));
+            sizes.push(address_space_bytes(limited.id()));
+            sizes.len() > 10 && sizes[sizes.len() - 10..].iter().all(|size| size == &sizes[sizes.len() - 1])
+        });
+        let limit = sizes[sizes.len() - 1] + (more_mib << 20);
+        let limit = Rlimit { current: Some(limit), maximum: Some(limit) };
+        prlimit(Some(Pid::from_child(&limited)), Resource::As, limit).unwrap();
+        let pid = limited.id();
+        let first = run(rank_command(&job, 0, 2, port).arg(given)).expect_code(5);
+        let limited = wait(limited).expect_code(5);
+        assert!(limited.error().starts_with(&format!("error: {said}")), "{}", limited.stderr);
+        let named = format!("error: rank 1 (process {pid} on ");
+        assert!(first.error().starts_with(&named) && first.error().contains(said), "{}", first.stderr);
+        assert!(job.jsonl().starts_with(&kept));
+    }
+    job.run().expect_code(0);
+    assert_eq!(job.jsonl(), expect);
+}
+
+fn address_space_bytes(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    size.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+}
+
 #[test]
 fn sigterm_saves_whole_steps_of_every_layout() {
     let expect = undisturbed(48, &[LONG]);
     let job = with_layout(job(48), [1, 2, 2]).with(&[LONG]);
     let launcher = job.start_and_wait_for_lines(6);
-    kill_process(rustix::process::Pid::from_child(&launcher), Signal::TERM).unwrap();
+    kill_process(Pid::from_child(&launcher), Signal::TERM).unwrap();
     let ended = wait(launcher);
     // It may have been done just then.
     assert!([Some(143), Some(0)].contains(&ended.code), "{}", ended.stderr);
@@ -119,6 +161,15 @@ fn sigterm_saves_whole_steps_of_every_layout() {
     let job = with_layout(job, [4, 1, 1]);
     job.run().expect_code(0);
     assert_eq!(job.jsonl(), expect);
+}
+
+#[test]
+fn a_dry_run_shows_the_memory_of_every_rank() {
+    let ended = with_layout(job(2), [2, 2, 1]).with(&["--dry-run"]).run().expect_code(0);
+    let at = ended.stderr.find("rank of a replica").unwrap_or_else(|| panic!("{}", ended.stderr));
+    let table: Vec<&str> = ended.stderr[at..].lines().take(5).collect();
+    insta::assert_snapshot!(table.join("\n"));
+    assert!(!job(2).with(&["--dry-run"]).run().expect_code(0).stderr.contains("rank of a replica"));
 }
 
 #[test]

@@ -67,6 +67,23 @@ fn a_damaged_manifest_and_lost_lines_are_refused_and_nothing_is_changed() {
     assert_eq!(job.jsonl(), whole[..last_line]);
 }
 
+/// What rank 0 refuses the others only hear of, and may end before it.
+#[test]
+fn a_job_that_is_refused_is_refused_by_rank_0() {
+    let first = job(6, 1);
+    first.run().expect_code(0);
+    let other = first.with(&["trainer.devices=3", "model.seed=77"]);
+    for _ in 0..3 {
+        let ended = other.run().expect_code(2);
+        assert!(
+            ended.error().contains("rank 0 ended with exit code 2, so the job was ended"),
+            "{}",
+            ended.stderr
+        );
+        assert!(ended.error().contains("changed: `model.seed`"), "{}", ended.stderr);
+    }
+}
+
 #[test]
 fn a_full_disk_ends_all_ranks_and_is_survived() {
     let fields = ["model.generation.output_fields=[metadata]"];

@@ -109,6 +109,11 @@ fn rows_have_structures_of_their_own() {
       line 6: column `structured_outputs`: the JSON schema cannot be used: Invalid type: strin
       line 7: column `structured_outputs`: a structure has one of `json`, `json_object`, `regex`, `choice` or `grammar`, and not several of them
     ");
+    // Rows with structures of their own may have an error, and then all lines say whether they have.
+    let good: String = rows[..4].iter().map(record).collect();
+    let of_good = of(&good, &["model.generation.length_params.max_length=2"]);
+    of_good.run().expect_code(0);
+    assert!(of_good.records().iter().all(|line| line.get("error") == Some(&Value::Null)));
     let job = of(&lines, &["model.data.train_ds.on_bad_record=keep"]);
     job.run().expect_code(0);
     let records = job.records();

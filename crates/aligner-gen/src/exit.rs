@@ -75,11 +75,26 @@ impl Failure {
         Self { status: ExitStatus::Usage, error: anyhow!("{message}") }
     }
 
+    /// What a rank ends with because another one has failed or is gone.
+    pub(crate) fn of_another_rank(status: ExitStatus, message: impl std::fmt::Display) -> Self {
+        Self { status, error: OtherRank(message.to_string()).into() }
+    }
+
+    /// Whether this rank ended because of another one.
+    pub(crate) fn is_of_another_rank(&self) -> bool {
+        self.error.chain().any(|error| error.is::<OtherRank>() || compute::is_lost_rank(error))
+    }
+
     /// The error and its causes in one sentence.
     pub(crate) fn sentence(&self) -> String {
         format!("{:#}", self.error)
     }
 }
+
+/// Another rank has failed or is gone, which this says of it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct OtherRank(String);
 
 impl From<anyhow::Error> for Failure {
     fn from(error: anyhow::Error) -> Self {
@@ -152,6 +167,17 @@ mod tests {
         let failure = Failure::from(error);
         assert_eq!(failure.status, ExitStatus::Failed);
         assert_eq!(failure.sentence(), "cannot write `/out/x`: No space left on device (os error 28)");
+    }
+
+    #[test]
+    fn what_another_rank_is_to_blame_for_is_known() {
+        let lost = || model_core::ModelError::from(model_core::LostRank("rank 1 is lost".to_owned()));
+        let other = Failure::of_another_rank(ExitStatus::Device, "rank 1 failed");
+        assert_eq!((other.status, other.sentence().as_str()), (ExitStatus::Device, "rank 1 failed"));
+        let context = anyhow::Error::from(engine::EngineError::from(lost())).context("while computing");
+        let drawn = sampling::SamplingError::OtherRank(String::new());
+        let all = [other, lost().into(), context.into(), drawn.into(), Failure::usage("x")];
+        assert_eq!(all.map(|failure| failure.is_of_another_rank()), [true, true, true, true, false]);
     }
 
     #[test]

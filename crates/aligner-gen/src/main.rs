@@ -42,7 +42,10 @@ fn main() -> ExitCode {
         Ok(status) => status.into(),
         Err(failure) => {
             report::show(&failure, &logging);
-            failure.status.into()
+            match launcher.is_some() && failure.is_of_another_rank() {
+                true => spawn::BY_ANOTHER_RANK.into(),
+                false => failure.status.into(),
+            }
         }
     }
 }

@@ -57,6 +57,23 @@ pub(crate) fn two_columns(rows: &[(&str, String)]) -> String {
     rows.iter().map(|(name, value)| format!("  {name:<width$}  {value}\n")).collect()
 }
 
+/// Columns as wide as their widest cell: the first to the left, as names are, the others to the right, as numbers.
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let num_columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width =
+        |column: usize| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..num_columns).map(width).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).enumerate();
+        let cells = cells.map(|(column, (cell, &width))| match column {
+            0 => format!("{cell:<width$}"),
+            _ => format!("{cell:>width$}"),
+        });
+        format!("  {}\n", cells.collect::<Vec<_>>().join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,5 +88,7 @@ mod tests {
         assert_eq!(human_count(134_515_008), "134.5 M");
         assert_eq!(human_count(12), "12");
         assert_eq!(two_columns(&[("a", "1".to_owned()), ("bcd", "2".to_owned())]), "  a    1\n  bcd  2\n");
+        let rows = [["", "x"], ["abc", "1"], ["d", "200"]].map(|row| row.map(str::to_owned).to_vec());
+        assert_eq!(columns(&rows), "         x\n  abc    1\n  d    200\n");
     }
 }

@@ -31,6 +31,9 @@ DEVICE Item read_item(const AttentionArgs& args, int work) {
     item.slot = keys.w;
     item.group = work % works_per_item / QUERY_TILES;
     item.first_query = work % QUERY_TILES * QUERY_TILE;
+#if IS_LOCAL
+    item.window_start = window_start(item.context, args.local_tokens);
+#endif
     return item;
 }
 
@@ -158,7 +161,7 @@ DEVICE void bring_queries(const AttentionArgs& args, const Item& item, const Mer
 DEVICE void prefetch_item(const AttentionArgs& args, const Item& item) {
     const int BLOCK_BYTES = HEAD_BLOCK * sizeof(Cached), LINE_BYTES = 128;
     const int LINES = (BLOCK_BYTES + LINE_BYTES - 1) / LINE_BYTES;
-    int first = first_key(item), num_blocks = (end_key(item) - first + BLOCK_SIZE_TOKENS - 1) / BLOCK_SIZE_TOKENS;
+    int first = item.split * SPLIT_KEYS, num_blocks = (end_key(item) - first + BLOCK_SIZE_TOKENS - 1) / BLOCK_SIZE_TOKENS;
     for (int i = threadIdx.x; i < num_blocks * LINES; i += NUM_WARPS * 32) {
         int base = first + i / LINES * BLOCK_SIZE_TOKENS;
         i64 offset = tile_offset(args, item, block_at(args, item, base), base) + i % LINES * (LINE_BYTES / (int)sizeof(Cached));

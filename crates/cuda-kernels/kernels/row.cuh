@@ -55,8 +55,11 @@ struct SampleArgs {
     const int* row_rules;        // [num_slots, ROW_RULE_WORDS]: rules of rows' own, or null
     const int* mask_of_entry;    // [entries]: which of the masks, below 0 for none; where there are masks
     const u32* masks;            // [num_masks, ceil(vocab_size / 32)]: bits of the tokens that may be chosen, or null
+    const int* forced_tokens;    // texts that are known, one after the other: their tokens are chosen, or null
+    const i64* forced_starts;    // [num_forced + 1]: where the text of each sample begins, and where the last one ends
     u64 seed;
     i64 logits_stride;
+    i64 num_forced;
     int num_logits_rows;
     int num_slots;
     int num_entries;

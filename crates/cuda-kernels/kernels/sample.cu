@@ -95,6 +95,16 @@ DEVICE u64 drawn_target(const SampleArgs& args, const Row& row) {
     return target_of(uniform(args.seed, sample_idx, response_idx, row.generated), row_total(args, row, args.sums));
 }
 
+// The next token of the text that a sample is known to have; below 0 where the text has no more.
+DEVICE int forced_token(const SampleArgs& args, const Row& row) {
+    u64 sample_idx = args.admissions ? args.admissions[row.entry].sample_idx : args.sample_idxs[row.slot];
+    if (sample_idx >= (u64)args.num_forced) return -1;
+    i64 place = args.forced_starts[sample_idx] + row.generated;
+    if (place >= args.forced_starts[sample_idx + 1]) return -1;
+    int token = args.forced_tokens[place];
+    return token < args.vocab_size ? token : -1;
+}
+
 // What is known of a row when its last sums are taken.
 struct RowChoice {
     float max;
@@ -212,7 +222,13 @@ DEVICE void sample_chunk(const SampleArgs& launch, AnyScratch* scratch) {
     }
     add_up<FILTERS>(args, chunk, values, choice, scratch);
     if (!leave_row(args, chunk)) return;
-    int token = args.use_greedy ? row.id : draw<FILTERS>(args, &chunk, top_p, &choice, scratch);
+    int token = args.forced_tokens ? forced_token(args, chunk)
+                : args.use_greedy  ? row.id
+                                   : draw<FILTERS>(args, &chunk, top_p, &choice, scratch);
+    if (token < 0) {
+        if (threadIdx.x == 0) refuse(args, chunk, HAS_NO_TOKEN);
+        return;
+    }
     float logprob = QUIET_NAN;
     if (args.compute_logprob) logprob = log_softmax(args, chunk, token, row.raw_max, row_total(args, chunk, args.raw_sums));
     if (threadIdx.x == 0) choose(args, chunk, token, logprob);

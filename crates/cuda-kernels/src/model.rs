@@ -31,7 +31,7 @@ mod rope;
 
 pub use gemm_shape::MAX_GEMM_ROWS;
 pub use nonlinearity::Gating;
-pub use programs::{KernelConfig, TileRows};
+pub use programs::{KernelConfig, ScoreKind, TileRows};
 #[cfg(feature = "cuda")]
 pub use {
     attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode, PlanSizes},

@@ -4,6 +4,8 @@
 mod programs;
 
 #[cfg(feature = "cuda")]
+mod forced;
+#[cfg(feature = "cuda")]
 mod loaded;
 #[cfg(feature = "cuda")]
 mod sample;
@@ -15,6 +17,7 @@ mod top;
 pub use programs::{SamplerTiling, seen_program, top_program};
 #[cfg(feature = "cuda")]
 pub use {
+    forced::ForcedTokens,
     loaded::SamplerKernels,
     sample::{
         Admission, Sample, SampleMasks, SampleRules, SampleStatus, Sampled, SamplerScratch, SamplerState,

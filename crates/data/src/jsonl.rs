@@ -14,7 +14,7 @@ use crate::DataError;
 use crate::file_hash::FileHash;
 use crate::json::{Json, JsonObject};
 use crate::line_store::{LineSpan, LineStore};
-use crate::parquet_in::{is_parquet, unpack};
+use crate::parquet_in::{ParquetLines, is_parquet};
 use crate::record_error::RecordError;
 
 const UTF8_BOM: &[u8] = b"\xef\xbb\xbf";
@@ -80,10 +80,10 @@ impl OpenedData {
         let hash = FileHash::new(file.try_clone().map_err(open_error)?);
         let hashed = hash.try_clone().map_err(open_error)?;
         if metadata.is_file() && is_parquet(&name, &file) {
-            let lines = unpack(&file, path)?;
-            let reader = JsonlReader::new(Box::new(lines.try_clone().map_err(open_error)?), path);
-            rewind(&file).map_err(open_error)?;
-            return Ok(Self { reader, store: LineStore::of_unpacked(lines, path), hash });
+            // Handles that are cloned share their place, and the hash is taken from the start.
+            let lines = ParquetLines::open(File::open(path).map_err(open_error)?, path)?;
+            let reader = JsonlReader::new(Box::new(lines.reader()), path);
+            return Ok(Self { reader, store: LineStore::of_parquet(lines, &file, path)?, hash });
         }
         let copied: Box<dyn Read + Send> = if name.ends_with(".gz") {
             Box::new(flate2::read::MultiGzDecoder::new(hashed))
@@ -99,11 +99,6 @@ impl OpenedData {
         let (copying, store) = LineStore::of_copy(copied, path)?;
         Ok(Self { reader: JsonlReader::new(Box::new(copying), path), store, hash })
     }
-}
-
-/// Handles of a file share their place: the hash is taken from the start.
-fn rewind(mut file: &File) -> std::io::Result<()> {
-    std::io::Seek::rewind(&mut file)
 }
 
 impl JsonlReader {

@@ -1,7 +1,7 @@
 //! Reading single lines of a data file again.
 //!
-//! A plain file is read in place. Lines of a compressed file, or of a pipe, are copied into an unnamed file in the
-//! folder for temporary files while they are read the first time.
+//! A plain file is read in place, and a Parquet file a row group at a time. Lines of a compressed file, or of a pipe, are
+//! copied into an unnamed file in the folder for temporary files while they are read the first time.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use crate::DataError;
+use crate::parquet_in::ParquetLines;
 
 /// Where a line is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,11 +26,18 @@ pub struct LineSpan {
 /// Lines by their place.
 #[derive(Debug)]
 pub(crate) struct LineStore {
-    file: File,
+    lines: Lines,
     /// The data file, for messages.
     path: PathBuf,
-    /// Of the data file when it was opened; a copy cannot be changed by anybody.
-    stamp: Option<Stamp>,
+    /// The data file, and what it was when it was opened; a copy cannot be changed by anybody.
+    stamp: Option<(File, Stamp)>,
+}
+
+/// Where lines are.
+#[derive(Debug)]
+enum Lines {
+    File(File),
+    Parquet(ParquetLines),
 }
 
 /// Size and time of the last change.
@@ -43,13 +51,21 @@ fn stamp(file: &File) -> io::Result<Stamp> {
 impl LineStore {
     /// Lines of a file that stays where it is.
     pub(crate) fn of_file(file: File, path: &Path) -> Result<Self, DataError> {
-        let stamp = stamp(&file).map_err(|source| DataError::OpenDataFile { path: path.into(), source })?;
-        Ok(Self { file, path: path.into(), stamp: Some(stamp) })
+        let stamp = Self::stamped(&file, path)?;
+        Ok(Self { lines: Lines::File(file), path: path.into(), stamp: Some(stamp) })
     }
 
-    /// Lines that were unpacked into a file of nobody else's.
-    pub(crate) fn of_unpacked(file: File, path: &Path) -> Self {
-        Self { file, path: path.into(), stamp: None }
+    /// Rows of a Parquet file, which stays where it is.
+    pub(crate) fn of_parquet(lines: ParquetLines, file: &File, path: &Path) -> Result<Self, DataError> {
+        let stamp = Self::stamped(file, path)?;
+        Ok(Self { lines: Lines::Parquet(lines), path: path.into(), stamp: Some(stamp) })
+    }
+
+    fn stamped(file: &File, path: &Path) -> Result<(File, Stamp), DataError> {
+        file.try_clone()
+            .and_then(|file| Ok((stamp(&file)?, file)))
+            .map(|(stamp, file)| (file, stamp))
+            .map_err(|source| DataError::OpenDataFile { path: path.into(), source })
     }
 
     /// Lines of what `input` gives; the reader that comes back copies them.
@@ -61,19 +77,23 @@ impl LineStore {
             source,
         })?;
         let copying = Copying { input, copy: BufWriter::with_capacity(1 << 17, copy) };
-        Ok((copying, Self { file, path: path.into(), stamp: None }))
+        Ok((copying, Self { lines: Lines::File(file), path: path.into(), stamp: None }))
     }
 
     /// The bytes of one line.
     pub(crate) fn read(&self, span: LineSpan) -> Result<Vec<u8>, DataError> {
         let changed = || DataError::ChangedDataFile { path: self.path.clone(), line: span.line };
-        if let Some(before) = self.stamp
-            && stamp(&self.file).ok() != Some(before)
+        if let Some((file, before)) = &self.stamp
+            && stamp(file).ok() != Some(*before)
         {
             return Err(changed());
         }
         let mut bytes = vec![0; span.len_bytes];
-        match self.file.read_exact_at(&mut bytes, span.offset_bytes) {
+        let read = match &self.lines {
+            Lines::File(file) => file.read_exact_at(&mut bytes, span.offset_bytes),
+            Lines::Parquet(lines) => lines.read_exact_at(&mut bytes, span.offset_bytes),
+        };
+        match read {
             Ok(()) => Ok(bytes),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(changed()),
             Err(source) => Err(DataError::ReadDataFile { path: self.path.clone(), line: span.line, source }),

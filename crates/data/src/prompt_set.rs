@@ -136,6 +136,8 @@ pub struct PromptSet {
     pub num_cut: u64,
     /// The first of them: its line, and how many tokens it had.
     pub first_cut: Option<(u64, usize)>,
+    /// Whether some of them have structures of their own.
+    pub has_structures: bool,
     /// The first note, with its line.
     pub note: Option<(u64, PromptNote)>,
     /// BLAKE3 of the file as it lies on disk, in hexadecimal digits; of several files, that of theirs.

@@ -255,8 +255,7 @@ impl<S: StepState> Attention<S> {
         if let Some((heads, norms)) = &self.head_norms {
             match norms.over {
                 NormsOver::AllHeads => qkv = norm_across_heads(&qkv, *heads, norms, at)?,
-                NormsOver::EachHead => qkv = norm_each_head(&qkv, *heads, norms, at)?,
-                NormsOver::AnyHead => at.norm_heads(&mut qkv, *heads, norms)?,
+                NormsOver::EachHead | NormsOver::AnyHead => at.norm_heads(&mut qkv, *heads, norms)?,
             }
         }
         self.op.run(&qkv, step, cache, at)
@@ -287,41 +286,6 @@ fn norm_across_heads<S: StepState>(
     let key = normed(&norms.key, queries, 1)?;
     let value = grouped.f_narrow(2, queries + 1, 1)?;
     Ok(Tensor::f_cat(&[query, key, value], 2)?.f_view([num_tokens, width])?)
-}
-
-/// Normalises every query head and every key head of a row with gains of its own, and leaves the values alone. One head
-/// after the other, so that a row has the bits of the backend's own norm.
-fn norm_each_head<S: StepState>(
-    qkv: &Tensor,
-    heads: HeadLayout,
-    norms: &HeadNorms,
-    at: &mut S,
-) -> Result<Tensor, ModelError> {
-    let (num_tokens, width) = qkv.size2()?;
-    let (groups, channels) = (heads.num_query_groups as i64, heads.kv_channels as i64);
-    let queries = heads.queries_per_group() as i64;
-    let mut normed = Vec::with_capacity(heads.num_attention_heads + 2 * heads.num_query_groups);
-    for group in 0..groups {
-        for slot in 0..queries + 2 {
-            let head = qkv.f_narrow(1, (group * (queries + 2) + slot) * channels, channels)?;
-            let (norm, row) = match slot - queries {
-                0 => (&norms.key, group),
-                1 => {
-                    normed.push(head);
-                    continue;
-                }
-                _ => (&norms.query, group * queries + slot),
-            };
-            let norm = Norm {
-                normalization: norm.normalization,
-                gain: norm.gain.f_select(0, row)?,
-                bias: norm.bias.as_ref().map(|bias| bias.f_select(0, row)).transpose()?,
-                epsilon: norm.epsilon,
-            };
-            normed.push(at.norm(&head.f_contiguous()?, &norm)?);
-        }
-    }
-    Ok(Tensor::f_cat(&normed, 1)?.f_view([num_tokens, width])?)
 }
 
 /// Adds the output of the last linear layer of a part, or what becomes of it, to the residual stream.

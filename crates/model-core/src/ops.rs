@@ -288,7 +288,8 @@ pub(crate) trait StepState: Send + Sized {
         Ok(Rows::Plain(self.run_rows(fc1, x, Epilogue::Activate(activation))?))
     }
 
-    /// Normalises every query and key head of `qkv`, `[num_tokens, (n + 2 g) d]`, in place, and leaves the values alone.
+    /// Normalises every query and key head of `qkv`, `[num_tokens, (n + 2 g) d]`, in place, and leaves the values alone, with
+    /// the same gains for all heads or with those of each.
     /// Rounded to the compute type behind the norm, as in the originals; rotation follows.
     fn norm_heads(
         &mut self,
@@ -390,44 +391,6 @@ pub(crate) fn scale_f32(spec: &AttentionSpec) -> f32 {
         1.0 / (spec.heads.kv_channels as f32).sqrt()
     } else {
         spec.scale as f32
-    }
-}
-
-/// Refuses what the kernels of a GPU do not compute for sequences of up to `max_seq_len_tokens`.
-#[cfg_attr(
-    not(feature = "cuda"),
-    cfg_attr(not(test), expect(dead_code, reason = "only a GPU's loader asks"))
-)]
-pub(crate) fn refuse_on_gpu(spec: &AttentionSpec, max_seq_len_tokens: usize) -> Result<(), ModelError> {
-    const NEEDS: &str = "the plain backend (`trt_llm.enable: false`), or a CPU";
-    let norms = match NormsOver::of(spec) {
-        NormsOver::AnyHead => None,
-        NormsOver::EachHead => {
-            Some(("qk_layernorm_per_head", "norms with gains for every head on a GPU with the fast engine"))
-        }
-        NormsOver::AllHeads => {
-            Some(("qk_layernorm_across_heads", "norms over all heads on a GPU with the fast engine"))
-        }
-    };
-    if let Some((key, feature)) = norms {
-        return Err(ModelError::Unsupported { key, value: true.to_string(), feature, needs: NEEDS });
-    }
-    if let Some(cap) = spec.softcap {
-        return Err(ModelError::Unsupported {
-            key: "attn_logit_softcapping",
-            value: cap.to_string(),
-            feature: "capped attention scores on a GPU with the fast engine",
-            needs: NEEDS,
-        });
-    }
-    match spec.local_tokens.filter(|&tokens| tokens < max_seq_len_tokens) {
-        Some(tokens) => Err(ModelError::Unsupported {
-            key: "window_size",
-            value: tokens.to_string(),
-            feature: "windows in some of the layers on a GPU with the fast engine",
-            needs: "an `encoder_seq_length` of no more than the window, the plain backend (`trt_llm.enable: false`), or a CPU",
-        }),
-        None => Ok(()),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod common;
 
+use common::fixtures::{FOLDERS, Fixture};
 use common::{
     BACKENDS, MemorySource, Runner, argmax, bits, config_of, fixture, golden_logits, max_difference,
 };
@@ -10,55 +11,6 @@ use hydra_config::Node;
 use model_core::{BLOCK_SIZE_TOKENS, Backend, ModelConfig, RawModelConfig};
 use model_spec::Float;
 use nemo_format::{Checkpoint, ConvertOptions, convert_checkpoint};
-
-const FOLDERS: [&str; 46] = [
-    "nvidia/llama",
-    "nvidia/nemotron4",
-    "families/nemotron_nas",
-    "megatron_lm/nas",
-    "families/cohere",
-    "families/cohere_plus",
-    "families/granite",
-    "families/olmo2",
-    "families/phi3",
-    "families/phi3_plain",
-    "families/qwen2_window",
-    "families/qwen3_yarn",
-    "families/stablelm",
-    "families/stablelm_parallel",
-    "families/starcoder2",
-    "megatron_lm/gpt",
-    "hf_llama",
-    "mcore_llama",
-    "mcore_gptnext",
-    "gpt_learned",
-    "mcore_families/mcore_nemotron",
-    "mcore_families/mcore_gpt_classic",
-    "mcore_families/mcore_llama31",
-    "mcore_families/mcore_llama_interp",
-    "mcore_families/mcore_interleaved",
-    "families/falcon40b",
-    "families/falcon7b",
-    "families/gemma",
-    "families/gemma2",
-    "families/gemma3",
-    "families/gpt2",
-    "families/gpt_neox",
-    "families/gpt_neox_sequential",
-    "families/gptj",
-    "families/llama31",
-    "families/llama32",
-    "families/mistral",
-    "families/mixtral",
-    "families/nemotron",
-    "families/olmoe",
-    "families/qwen2",
-    "families/qwen2_moe",
-    "families/qwen2_tied",
-    "families/qwen3",
-    "families/qwen3_moe",
-    "families/qwen3_tied",
-];
 
 /// Those of them that transformers has computed, converted here.
 fn hugging_face_families() -> Vec<&'static str> {
@@ -71,28 +23,8 @@ fn with_backends(folders: &[&'static str]) -> Vec<(&'static str, Backend)> {
 }
 
 fn open(folder: &str, float: Float, backend: Backend) -> Runner {
-    let path = fixture(folder);
-    let converted = tempfile::tempdir().unwrap();
-    let archive = match folder {
-        "hf_llama" => path.join("hf_llama_converted_bf16_torch_dist.nemo"),
-        "mcore_llama" => path.join("llama_fp32_torch_dist.nemo"),
-        "mcore_gptnext" => path.join("gptnext_fp32_torch_dist.nemo"),
-        _ if folder.starts_with("megatron_lm/") || folder.starts_with("nvidia/") => path,
-        _ if folder.starts_with("families/") => {
-            let archive = converted.path().join("converted.nemo");
-            convert_checkpoint(&path, &archive, &ConvertOptions::default()).unwrap();
-            archive
-        }
-        _ => {
-            let yaml = std::fs::read_to_string(path.join("model_config.yaml")).unwrap();
-            let source = MemorySource::from_safetensors(&format!("{folder}/expected.safetensors"));
-            return Runner::new(config_of(&yaml), &source, float, backend).unwrap();
-        }
-    };
-    let checkpoint = Checkpoint::open(&archive).unwrap();
-    let config: ModelConfig =
-        checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
-    Runner::new(config, checkpoint.tensors(), float, backend).unwrap()
+    let opened = Fixture::open(folder);
+    Runner::new(opened.config.clone(), opened.tensors(), float, backend).unwrap()
 }
 
 /// Where a folder's reference lies: that of Megatron-LM with layers of several kinds holds the model of another.
@@ -159,6 +91,63 @@ fn longrope_takes_its_long_list_for_long_sequences() {
             assert!(difference < 1e-4, "{backend:?}: {difference}");
         }
     }
+}
+
+/// A family's fixture with another configuration, converted.
+fn converted(family: &str, edit: impl FnOnce(&mut serde_json::Value)) -> Checkpoint {
+    let original = fixture("families").join(family);
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(original.join(file), folder.path().join(file)).unwrap();
+    }
+    let text = std::fs::read_to_string(original.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    edit(&mut config);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let archive = folder.path().join("converted.nemo");
+    convert_checkpoint(folder.path(), &archive, &ConvertOptions::default()).unwrap();
+    Checkpoint::open(&archive).unwrap()
+}
+
+/// References of `moe_windows.py`: every layer of Qwen 3 has the window, every second one of Qwen 2.
+#[test]
+fn windows_of_models_with_experts_are_transformers() {
+    for (name, backend) in with_backends(&["qwen2_moe", "qwen3_moe"]) {
+        let checkpoint = converted(name, |config| {
+            config.as_object_mut().unwrap().remove("layer_types");
+            config["use_sliding_window"] = true.into();
+            config["sliding_window"] = 4.into();
+            config["max_window_layers"] = 2.into();
+        });
+        let config: ModelConfig =
+            checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
+        let mut runner = Runner::new(config, checkpoint.tensors(), Float::Fp32, backend).unwrap();
+        let golden = golden_logits(&format!("families/{name}/logits_window_fp32.npy"));
+        for (prompt, expected) in reference(&format!("families/{name}")).prompts.iter().zip(&golden) {
+            let difference = max_difference(&runner.all_logits(prompt), expected);
+            assert!(difference < 1e-4, "{name} {backend:?}: {difference}");
+        }
+    }
+}
+
+/// transformers changes the base of `dynamic` frequencies only beyond the length of the training.
+#[test]
+fn dynamic_frequencies_are_the_plain_ones_up_to_their_length() {
+    let checkpoint = converted("qwen2", |config| {
+        config["rope_parameters"]["rope_type"] = "dynamic".into();
+        config["rope_parameters"]["factor"] = 4.0.into();
+    });
+    let mut config = checkpoint.model_config().clone();
+    assert_eq!(config.get("encoder_seq_length"), Some(&Node::Int(64)));
+    let model = config.deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
+    let mut runner = Runner::new(model, checkpoint.tensors(), Float::Fp32, Backend::Fused).unwrap();
+    let golden = golden_logits("families/qwen2/logits_fp32.npy");
+    for (prompt, expected) in reference("families/qwen2").prompts.iter().zip(&golden) {
+        assert!(max_difference(&runner.all_logits(prompt), expected) < 1e-4);
+    }
+    config.set("encoder_seq_length", Node::Int(65));
+    let longer = ModelConfig::try_from(config.deserialize_into::<RawModelConfig>().unwrap());
+    insta::assert_snapshot!(longer.unwrap_err(), @"model config key `encoder_seq_length` must be at most 64: beyond, `dynamic` frequencies follow from the longest sequence of a batch (`rope_scaling.dynamic_factor`), not `65`");
 }
 
 /// NeMo renames a Falcon's weights and leaves its norms modules of their own; `falcon_nemo.py` writes such files.
@@ -233,6 +222,29 @@ fn a_gemma_2_as_nemo_stores_it_has_its_windows_in_other_layers() {
         for (prompt, expected) in reference("families/gemma2").prompts.iter().zip(&golden) {
             let difference = max_difference(&runner.all_logits(prompt), expected);
             assert!(difference < 1e-4, "{backend:?}: {difference}");
+        }
+    }
+}
+
+/// Megatron-LM's reference has the fused kernel of Megatron-Core, which NeMo 1 has unless a key says otherwise.
+#[test]
+fn a_fused_gelu_as_nemo_states_it_is_megatron_cores() {
+    let checkpoint = Checkpoint::open(&fixture("megatron_lm/gpt")).unwrap();
+    let golden = golden_logits("megatron_lm/gpt/logits_fp32.npy");
+    let prompt = &reference("megatron_lm/gpt").prompts[0];
+    for (fused, is_tanh) in [(None, true), (Some(true), true), (Some(false), false)] {
+        let mut config = checkpoint.model_config().clone();
+        for key in ["openai_gelu", "bias_activation_fusion"] {
+            assert!(config.remove(key).is_some(), "{key}");
+        }
+        if let Some(fused) = fused {
+            config.set("bias_activation_fusion", Node::Bool(fused));
+        }
+        let config: ModelConfig = config.deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
+        for backend in BACKENDS {
+            let mut runner = Runner::new(config.clone(), checkpoint.tensors(), Float::Fp32, backend).unwrap();
+            let difference = max_difference(&runner.all_logits(prompt), &golden[0]);
+            assert_eq!(difference < 1e-4, is_tanh, "{fused:?} {backend:?}: {difference}");
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::partial_models::{refuse_adapters, refuse_peft_folder};
 use crate::pieced::PiecedSource;
 use crate::{
     AdapterSummary, FormatError, SourceNote, StoredTensorInfo, TensorSource, Verified, bridge,
-    checkpoint_notes, megatron_lm, model_keys, nemo2, ranks, verify,
+    checkpoint_notes, megatron_lm, model_keys, nemo2, ranks, te_layers, verify,
 };
 
 /// Members up to this size enter the fingerprint whole; of larger ones, samples of this size do.
@@ -98,7 +98,7 @@ impl Checkpoint {
         if archive.get(CONFIG).is_none() && archive.get(nemo2::CONFIG).is_some() {
             return Self::open_nemo2(archive);
         }
-        let config_text = text(&archive, CONFIG)?;
+        let mut config_text = text(&archive, CONFIG)?;
         let document = parse_yaml(&archive, CONFIG, &config_text)?;
         let mut config = match document.get("model") {
             Some(model @ Node::Map(_)) => model.clone(),
@@ -119,8 +119,12 @@ impl Checkpoint {
                 let (tensor_parallel, pipeline_parallel) = (grid.tensor_parallel, grid.pipeline_parallel);
                 let layout = Layout::Ranks { is_legacy, tensor_parallel, pipeline_parallel };
                 // The reader has put the rows of `linear_qkv` in order.
+                let is_ordered = config.get(MEGATRON_LEGACY).and_then(Node::as_bool) == Some(true);
                 if config.get(MEGATRON_LEGACY).is_some() {
                     config.set(MEGATRON_LEGACY, Node::Bool(false));
+                }
+                if te_layers::settle(&mut config, is_legacy)? || is_ordered {
+                    config_text = config.to_yaml();
                 }
                 Self::of(archive, (config, config_text), layout, (source, stored), notes)
             }
@@ -129,6 +133,9 @@ impl Checkpoint {
                 let dist_ckpt::DistCkpt { backend, source, stored } = dist_ckpt::open(&archive, FOLDER)?;
                 refuse_adapters_of(&archive, &stored)?;
                 let layout = Layout::Distributed { generation: Generation::One, backend };
+                if te_layers::settle(&mut config, false)? {
+                    config_text = config.to_yaml();
+                }
                 notes.extend(checkpoint_notes::of_backend(&archive, FOLDER, backend));
                 Self::of(archive, (config, config_text), layout, (source, stored), notes)
             }
@@ -273,7 +280,7 @@ impl Checkpoint {
         &self.config
     }
 
-    /// `model_config.yaml`, unchanged; of NeMo 2, the configuration under its keys.
+    /// `model_config.yaml`, unchanged unless its layers mean something else by it; of NeMo 2, the configuration under its keys.
     pub fn model_config_text(&self) -> &str {
         &self.config_text
     }

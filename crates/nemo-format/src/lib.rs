@@ -35,6 +35,7 @@ mod region;
 mod safetensors;
 mod source_note;
 mod stored_info;
+mod te_layers;
 mod tensor_source;
 mod tokenizer;
 mod torch_file;

@@ -13,7 +13,7 @@ use tch::{Kind, Tensor};
 use torch_ext::cuda::send;
 
 use crate::{
-    ROW_RULE_WORDS, RowMasks, RowRules, SampledToken, SamplingError, SamplingParams, TopToken,
+    DeviceTexts, ROW_RULE_WORDS, RowMasks, RowRules, SampledToken, SamplingError, SamplingParams, TopToken,
     row_rule_words, rules::SamplingRules,
 };
 
@@ -145,6 +145,8 @@ pub struct DeviceSampler {
     own: OwnRowRules,
     scratch: SamplerScratch,
     max_rows: usize,
+    /// Texts whose tokens are drawn in place of others.
+    forced: Option<DeviceTexts>,
 }
 
 impl DeviceSampler {
@@ -191,12 +193,36 @@ impl DeviceSampler {
             seed: rules.row.seed,
             vocab_size: rules.vocab_size as i64,
         };
-        Ok(Self { rules, launch_rules, kernels, device, end_token_ids, bias, own, scratch, max_rows })
+        let forced = None;
+        Ok(Self { rules, launch_rules, kernels, device, end_token_ids, bias, own, scratch, max_rows, forced })
+    }
+
+    /// A sampler that draws the tokens of known texts and says how likely they were. `num_top`: how many most likely tokens
+    /// it gives at each place.
+    ///
+    /// # Errors
+    /// As [`DeviceSampler::new`].
+    pub fn forced(texts: &DeviceTexts, num_top: u32, max_rows: usize) -> Result<Self, SamplingError> {
+        // Greedy rules need no random number.
+        let params = SamplingParams {
+            use_greedy: true,
+            temperature: 1.0,
+            top_k: None,
+            top_p: None,
+            repetition_penalty: 1.0,
+            min_p: None,
+            compute_logprob: true,
+            top_logprobs: num_top,
+        };
+        let row = RowRules { params, seed: 0, end_token_ids: Vec::new(), min_length: 0, structure: None };
+        let rules = SamplingRules { row, vocab_size: texts.vocab_size(), bias: Vec::new() };
+        let sampler = Self::new(rules, OwnRowRules::None, max_rows, texts.device_idx())?;
+        Ok(Self { forced: Some(texts.share()?), ..sampler })
     }
 
     /// Whether the responses of one sample without rules of its own are all the same, so that one of them is enough.
     pub fn is_greedy(&self) -> bool {
-        self.rules.row.params.use_greedy
+        self.rules.row.params.use_greedy && self.forced.is_none()
     }
 
     /// Whether rows may have rules of their own.
@@ -390,6 +416,7 @@ impl DeviceSampler {
             }
             1 => "a NaN",
             2 => "an infinite value",
+            3 if self.forced.is_some() => "more places than the text has",
             3 => "no token that may be chosen",
             _ => "nothing, because the row was not in use",
         };
@@ -418,6 +445,7 @@ impl DeviceSampler {
             end_token_ids: self.end_token_ids.as_ref(),
             bias: self.bias.as_ref(),
             masks: masks.map(|masks| SampleMasks { mask_of_entry: &masks.mask_of_row, bits: &masks.bits }),
+            forced: self.forced.as_ref().map(DeviceTexts::forced),
             state,
             scratch: &self.scratch,
             admissions,

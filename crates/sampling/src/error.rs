@@ -61,6 +61,18 @@ pub enum SamplingError {
         /// What is wrong with them.
         problem: &'static str,
     },
+    /// More known texts than there is room for on a GPU.
+    #[error("{num_texts} texts of {num_tokens} tokens, there is room for {most_texts} of {most_tokens}")]
+    TooManyTexts {
+        /// Texts of the run.
+        num_texts: usize,
+        /// Tokens of all of them.
+        num_tokens: usize,
+        /// The most texts.
+        most_texts: usize,
+        /// The most tokens.
+        most_tokens: usize,
+    },
     /// Tokens are drawn on another rank, which has none or is lost: its sentence.
     #[error("{0}")]
     OtherRank(String),

@@ -5,6 +5,8 @@
 mod argmax;
 #[cfg(feature = "cuda")]
 mod device;
+#[cfg(feature = "cuda")]
+mod device_texts;
 mod draw;
 mod error;
 mod forced;
@@ -22,6 +24,8 @@ mod weights;
 
 #[cfg(feature = "cuda")]
 pub use device::{DeviceSampler, DrawRecords, FirstDraw, OwnRowRules, RECORD_WORDS, SamplerRows};
+#[cfg(feature = "cuda")]
+pub use device_texts::DeviceTexts;
 pub use error::SamplingError;
 pub use forced::{ForcedSampler, ForcedTexts};
 pub use params::{MAX_TOP_LOGPROBS, RawSamplingParams, SamplingParams};

@@ -17,6 +17,14 @@ const NUM_SAMPLES: usize = 120;
 /// Above the ports of the cluster's daemons.
 const PORT: &str = "17850";
 
+/// Sums of a single rank that have the bits of every layout.
+const TREE: &str = "++model.generation.reduction=tree";
+/// Two tensor-parallel ranks, and with four ranks two replicas of them.
+const TENSOR: [&str; 2] = [TREE, "model.tensor_model_parallel_size=2"];
+/// Two pipeline stages of two tensor-parallel ranks.
+const TENSOR_AND_STAGES: [&str; 3] =
+    [TREE, "model.tensor_model_parallel_size=2", "model.pipeline_model_parallel_size=2"];
+
 /// Where everything is.
 pub(super) struct Job {
     program: PathBuf,
@@ -96,9 +104,32 @@ impl Job {
 
     /// The file that one rank writes.
     pub(super) fn one_rank(&self) -> Result<Vec<u8>> {
-        let results = self.folder("one rank");
-        run(Command::new(&self.program).args(self.settings(&results, 1, 1)).arg("--quiet"))?;
+        self.written_by_one_rank("one rank", &[])
+    }
+
+    /// The same for models that several ranks share.
+    pub(super) fn one_rank_in_a_tree(&self) -> Result<Vec<u8>> {
+        self.written_by_one_rank("one rank, tree", &[TREE])
+    }
+
+    fn written_by_one_rank(&self, name: &str, more: &[&str]) -> Result<Vec<u8>> {
+        let results = self.folder(name);
+        run(Command::new(&self.program).args(self.settings(&results, 1, 1)).args(more).arg("--quiet"))?;
         std::fs::read(results.join("generations/generations.jsonl")).context("one rank left no file")
+    }
+
+    /// One replica of two pipeline stages with two tensor-parallel ranks each.
+    pub(super) fn mpirun_shared(&self, results: &Path) -> Result<()> {
+        let mut command = Command::new("mpirun");
+        command.args(["--allow-run-as-root", "--oversubscribe", "-np", "4"]).arg(&self.program);
+        run(command.args(self.settings(results, 1, 4)).args(TENSOR_AND_STAGES).arg("--quiet"))
+    }
+
+    /// The script of `docs/guide/slurm.md` with a model that the ranks of each of two nodes share.
+    pub(super) fn shared_by_nodes(&self, cluster: &Cluster, results: &Path) -> Result<()> {
+        let script = self.write_script("shared", &self.page_text(results, &TENSOR)?)?;
+        let job = cluster.submit(&script)?;
+        cluster.wait_completed(&job)
     }
 
     pub(super) fn mpirun(&self, results: &Path) -> Result<()> {
@@ -194,11 +225,11 @@ impl Job {
     }
 
     /// The script of `docs/guide/slurm.md`.
-    fn page_text(&self, results: &Path) -> Result<String> {
+    fn page_text(&self, results: &Path, more: &[&str]) -> Result<String> {
         let (_, rest) =
             self.slurm_page.split_once("```bash\n").context("`docs/guide/slurm.md` has no script")?;
         let (script, _) = rest.split_once("```").context("`docs/guide/slurm.md` has no end of its script")?;
-        let own = Self::own_settings().join(" ");
+        let own = [Self::own_settings().join(" "), more.join(" ")].join(" ");
         let filled_in =
             script.lines().filter(|line| !line.contains("--gpus") && !line.contains("--exclusive"));
         let lines = filled_in.map(|line| match line.split_once('=') {
@@ -215,7 +246,7 @@ impl Job {
     }
 
     fn submit_page(&self, cluster: &Cluster, name: &str, results: &Path) -> Result<String> {
-        let script = self.write_script(name, &self.page_text(results)?)?;
+        let script = self.write_script(name, &self.page_text(results, &[])?)?;
         cluster.submit(&script)
     }
 

@@ -1,6 +1,6 @@
 //! `cargo xtask cluster-test`: the launchers of other people, for real. A Slurm cluster of two nodes on this machine runs
-//! the user guide's script and that of `docs/guide/slurm.md`; mpirun and torchrun start the same job. Every output must be
-//! that of one rank, to the byte.
+//! the user guide's script and that of `docs/guide/slurm.md`; mpirun and torchrun start the same job, also with a model that
+//! ranks share. Every output must be that of one rank, to the byte.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -63,7 +63,10 @@ pub(crate) fn run_all(workspace: &Workspace, args: &Args) -> Result<()> {
     } else {
         say("skipped: torchrun itself (`pip install torch` brings it)");
     }
+    let in_a_tree = job.one_rank_in_a_tree()?;
+    check("mpirun, TP 2 x PP 2", &job, &in_a_tree, |results| job.mpirun_shared(results))?;
     let cluster = Cluster::start(workspace, folder.path())?;
+    check("Slurm, TP 2 x DP 2", &job, &in_a_tree, |results| job.shared_by_nodes(&cluster, results))?;
     check("Slurm, the user guide's script", &job, &expect, |results| job.guide_script(&cluster, results))?;
     check("Slurm, scancel and the same again", &job, &expect, |results| {
         job.cancel_and_resubmit(&cluster, results)

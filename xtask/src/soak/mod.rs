@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::demo;
 use crate::workspace::Workspace;
 
+mod layouts;
 mod memory;
 mod sameness;
 mod stop;
@@ -39,6 +40,8 @@ pub(crate) struct Args {
 enum Part {
     /// One hash for any batch, backend, number of responses and ranks, and after kills
     Same,
+    /// One hash for every layout of ranks, and for runs that go on with another layout after kills
+    Layouts,
     /// How long the program takes to stop under load
     Stop,
     /// Memory over many short prompts
@@ -49,6 +52,8 @@ enum Part {
 struct Model {
     name: &'static str,
     arguments: Vec<String>,
+    /// How many tensor-parallel ranks may share it.
+    tensor_sizes: &'static [u32],
 }
 
 /// Runs the parts and prints their tables.
@@ -69,6 +74,9 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
         if is_wanted(Part::Same) {
             broken.extend(sameness::run(&runner, args.kills)?);
         }
+        if is_wanted(Part::Layouts) {
+            broken.extend(layouts::run(&runner, args.kills)?);
+        }
         if is_wanted(Part::Stop) {
             broken.extend(stop::run(&runner)?);
         }
@@ -87,7 +95,7 @@ fn random_gpt(workspace: &Workspace) -> Model {
     let mut arguments: Vec<String> =
         ["trainer.devices=1", "trainer.num_nodes=1", "trainer.accelerator=cpu"].map(str::to_owned).into();
     arguments.push(format!("pretrained_checkpoint.restore_from_path={}", checkpoint.display()));
-    Model { name: "random GPT", arguments }
+    Model { name: "random GPT", arguments, tensor_sizes: &[1, 2, 4] }
 }
 
 fn demo_model(workspace: &Workspace, program: &Path) -> Result<Model> {
@@ -100,7 +108,8 @@ fn demo_model(workspace: &Workspace, program: &Path) -> Result<Model> {
         "smollm2".to_owned(),
         format!("pretrained_checkpoint.restore_from_path={}", model.checkpoint.display()),
     ];
-    Ok(Model { name: "SmolLM2-135M", arguments })
+    // It has nine heads.
+    Ok(Model { name: "SmolLM2-135M", arguments, tensor_sizes: &[1] })
 }
 
 /// Runs the program on one model, in a temporary folder.

@@ -9,7 +9,7 @@ use super::{Runner, record};
 use crate::texts;
 use crate::workspace::say;
 
-const QUESTIONS: [&str; 12] = [
+pub(super) const QUESTIONS: [&str; 12] = [
     "What is the capital of France?",
     "Write one sentence about the sea, the wind and an old mill that stands by a river.",
     "Name three colours.",
@@ -24,7 +24,7 @@ const QUESTIONS: [&str; 12] = [
     "日本の首都は?",
 ];
 
-const SAMPLING: [&str; 8] = [
+pub(super) const SAMPLING: [&str; 8] = [
     "model.generation.num_responses_to_gen=4",
     "model.generation.length_params.max_length=24",
     "model.generation.sampling_params.temperature=0.9",
@@ -63,7 +63,7 @@ const KILLED: [(&str, &[&str]); 2] = [("1 rank", &[]), ("2 ranks", &["trainer.de
 /// Prints the table; the result names what differs.
 pub(super) fn run(runner: &Runner<'_>, kills: u64) -> Result<Vec<String>> {
     runner.write_data(&QUESTIONS.map(record).concat())?;
-    let mut table = Table { model: runner.model.name, broken: Vec::new() };
+    let mut table = Table::new(runner.model.name);
     let mut plain_fp32 = None;
     for (path_idx, (path, settings)) in PATHS.into_iter().enumerate() {
         let overrides = |more: &[&'static str]| [&SAMPLING[..], &settings[..], more].concat();
@@ -118,17 +118,21 @@ fn killed(
     Ok((runner.output(name, overrides)?, num_met))
 }
 
-fn hash(bytes: &[u8]) -> String {
+pub(super) fn hash(bytes: &[u8]) -> String {
     format!("{:x}", Sha256::digest(bytes))
 }
 
-struct Table {
+pub(super) struct Table {
     model: &'static str,
-    broken: Vec<String>,
+    pub(super) broken: Vec<String>,
 }
 
 impl Table {
-    fn row(&mut self, path: &str, what: &str, hash: &str, expect: &str) {
+    pub(super) fn new(model: &'static str) -> Self {
+        Self { model, broken: Vec::new() }
+    }
+
+    pub(super) fn row(&mut self, path: &str, what: &str, hash: &str, expect: &str) {
         let is_same = hash == expect;
         let verdict = if is_same { "same" } else { "DIFFERS" };
         let short: String = hash.chars().take(16).collect();

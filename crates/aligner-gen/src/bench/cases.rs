@@ -9,44 +9,50 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use engine::{Completion, Engine, EngineLimits, LeadingExecutor, Request, RunStats};
-use model_core::{BLOCK_SIZE_TOKENS, Backend, LoadOptions, ModelPart, ModelRanks, Reduction};
+use model_core::{BLOCK_SIZE_TOKENS, Backend, CausalLm, LoadOptions, ModelPart, ModelRanks, Reduction};
 use model_spec::{Footprint, ModelSpec, NamedShape, ShardPlace, blocks_for};
-use sampling::{RowRules, SamplingParams, SamplingRules, StopConditions};
+use sampling::{RowRules, SamplingParams, SamplingRules, StopConditions, Vocabulary};
 use serde_json::{Value, json};
 
+use super::beside::Beside;
 use super::copying::Copied;
-use super::ranks::BenchRanks;
 use super::workload::{Figures, Workload};
-use super::{cuts, shapes};
+use super::{cuts, scored, shapes};
 use crate::cluster::model_group::ModelGroup;
+use crate::cluster::own_ranks::OwnRanks;
 use crate::config::cli::BenchArgs;
 use crate::config::plan::RowParamsMode;
 use crate::env;
 use crate::exit::Failure;
 use crate::model::checkpoint::TokenTable;
+use crate::model::device;
 use crate::model::open_engine::{EngineSize, SamplingSetup, open_engine, open_executor};
 
 /// Runs the cases that were asked for.
 pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Failure> {
     let Some(shape) = arguments.shape else { return Err(Failure::usage("`--shape` is missing")) };
-    let ranks = BenchRanks::start(arguments)?;
-    let device = match arguments.device.open()? {
-        tch::Device::Cuda(_) => tch::Device::Cuda(ranks.rank as usize % num_gpus()),
-        other => other,
-    };
-    let options = LoadOptions {
-        numerics: arguments.numbers.numerics()?,
-        backend: arguments.backend.into(),
-        device,
-        attention: env::attention_switches(),
-        isa: env::isa()?,
-    };
+    let ranks = OwnRanks::start(arguments.tensor, arguments.pipeline)?;
+    let device = device::of_own_rank(arguments.device.open()?, ranks.rank);
+    let options = options(arguments, device)?;
     for measure in &arguments.measures {
         if measure == cuts::MEASURE {
             if !ranks.is_first() {
                 continue;
             }
             let mut line = check_cuts(shape, options)?;
+            line["shape"] = json!(format!("{shape:?}"));
+            writeln!(out, "{line}").map_err(anyhow::Error::from)?;
+            continue;
+        }
+        let on_one_rank = match (Beside::of(measure), scored::num_rows_of(measure)) {
+            (None, None) => None,
+            _ if ranks.group.is_some() => {
+                return Err(Failure::usage(format!("`{measure}` is measured on one rank")));
+            }
+            (Some(beside), _) => Some(beside.run(arguments, shape)?),
+            (_, Some(num_rows)) => Some(scored::run(arguments, shape, num_rows)?),
+        };
+        if let Some(mut line) = on_one_rank {
             line["shape"] = json!(format!("{shape:?}"));
             writeln!(out, "{line}").map_err(anyhow::Error::from)?;
             continue;
@@ -72,15 +78,17 @@ pub(super) fn run(arguments: &BenchArgs, out: &mut impl Write) -> Result<(), Fai
             kv_bytes_per_token: footprint.bytes_per_block() / BLOCK_SIZE_TOKENS as u64,
             bandwidth: arguments.bandwidth_gbps * 1e9,
         };
-        let limits = limits(arguments, options, &footprint, &workload, vocab_size);
-        let setup = Setup { options, limits, vocab_size, group: ranks.group.as_ref() };
-        let Some(mut engine) = open(model, &workload, &setup)? else { continue };
+        let limits =
+            limits(arguments, options, &footprint, (&workload.requests, workload.max_num_seqs), vocab_size);
+        let setup =
+            Setup { options, limits, vocab_size, group: ranks.group.as_ref(), sampled: Sampled::plain() };
+        let Some(mut engine) = open(model, &workload.requests, setup)? else { continue };
         engine.set_prefix_cache(!arguments.no_prefix_cache);
         if arguments.speculation {
             engine = engine.with_speculation();
         }
         if arguments.unconstrained {
-            crate::model::device::let_blas_choose()?;
+            device::let_blas_choose()?;
         }
         let mut line = run_workload(&mut engine, &workload, &floor)?;
         line["shape"] = json!(format!("{shape:?}"));
@@ -107,24 +115,24 @@ fn limits(
     arguments: &BenchArgs,
     options: LoadOptions,
     footprint: &Footprint,
-    workload: &Workload,
+    (requests, max_num_seqs): (&[Request], usize),
     vocab_size: usize,
 ) -> EngineLimits {
     let blocks = |request: &Request| {
         (blocks_for(num_tokens(request), BLOCK_SIZE_TOKENS) + 1) * request.num_responses as usize
     };
-    let mut sizes: Vec<usize> = workload.requests.iter().map(blocks).collect();
+    let mut sizes: Vec<usize> = requests.iter().map(blocks).collect();
     sizes.sort_unstable_by(|a, b| b.cmp(a));
-    let wanted = sizes.iter().take(workload.max_num_seqs).sum::<usize>();
+    let wanted = sizes.iter().take(max_num_seqs).sum::<usize>();
     let bytes_per_block = footprint.bytes_per_block().max(1);
-    // Logits in float32 are there twice: of a decode step and of a prefill.
-    let kept_free = ((2 << 30) + 8 * vocab_size * workload.max_num_seqs).max(3 << 30) as u64;
+    // Logits in float32 are there twice, of a decode step and of a prefill, and once more where rows have structures.
+    let kept_free = ((2 << 30) + 12 * vocab_size * max_num_seqs).max(3 << 30) as u64;
     let affordable = || {
-        crate::model::device::available_bytes(options.device)
+        device::available_bytes(options.device)
             .map_or(wanted, |bytes| (bytes.saturating_sub(kept_free) / bytes_per_block) as usize)
     };
     EngineLimits {
-        max_num_seqs: workload.max_num_seqs,
+        max_num_seqs,
         max_prefill_tokens: 8192,
         num_blocks: arguments.num_blocks.unwrap_or_else(|| wanted.min(affordable()).max(1)),
         num_host_blocks: arguments.num_host_blocks,
@@ -138,10 +146,77 @@ struct Setup<'a> {
     limits: EngineLimits,
     vocab_size: usize,
     group: Option<&'a ModelGroup>,
+    sampled: Sampled,
+}
+
+/// How tokens are chosen, as far as measures differ in it.
+pub(super) struct Sampled {
+    pub(super) params: SamplingParams,
+    pub(super) row_params: RowParamsMode,
+    pub(super) vocabulary: Option<Arc<Vocabulary>>,
+}
+
+impl Sampled {
+    /// As the peers do it.
+    fn plain() -> Self {
+        let params = SamplingParams {
+            use_greedy: false,
+            temperature: 1.0,
+            top_k: None,
+            top_p: None,
+            repetition_penalty: 1.0,
+            min_p: None,
+            compute_logprob: false,
+            top_logprobs: 0,
+        };
+        Self { params, row_params: RowParamsMode::Ignore, vocabulary: None }
+    }
+}
+
+/// What an engine on one rank is made for.
+pub(super) struct Opened<'a> {
+    pub(super) arguments: &'a BenchArgs,
+    pub(super) shape: NamedShape,
+    pub(super) requests: &'a [Request],
+    pub(super) max_num_seqs: usize,
+}
+
+impl Opened<'_> {
+    /// An engine with weights of its own.
+    pub(super) fn engine(&self, sampled: Sampled) -> Result<Engine, Failure> {
+        let (model, options, limits) = self.load()?;
+        let vocab_size = self.shape.shape().padded_vocab_size as usize;
+        let setup = Setup { options, limits, vocab_size, group: None, sampled };
+        let engine = open(model, self.requests, setup)?;
+        engine.ok_or_else(|| anyhow::anyhow!("one rank leads itself").into())
+    }
+
+    /// The model alone, and what an engine with it can hold.
+    pub(super) fn load(&self) -> Result<(Box<dyn CausalLm>, LoadOptions, EngineLimits), Failure> {
+        let options = options(self.arguments, self.arguments.device.open()?)?;
+        let (config, source) = shapes::source(self.shape, shapes::Weights::Random)?;
+        let spec = config.spec_of(&source);
+        let footprint = model_core::footprint(&spec, options, &ShardPlace::whole(&spec))?;
+        let model = model_core::load_model(config, &source, options)?;
+        let vocab_size = self.shape.shape().padded_vocab_size as usize;
+        let limits =
+            limits(self.arguments, options, &footprint, (self.requests, self.max_num_seqs), vocab_size);
+        Ok((model, options, limits))
+    }
+}
+
+fn options(arguments: &BenchArgs, device: tch::Device) -> Result<LoadOptions, Failure> {
+    Ok(LoadOptions {
+        numerics: arguments.numbers.numerics()?,
+        backend: arguments.backend.into(),
+        device,
+        attention: env::attention_switches(),
+        isa: env::isa()?,
+    })
 }
 
 /// The part of the model that this process has.
-fn place(spec: &ModelSpec, ranks: &BenchRanks, options: LoadOptions) -> Result<ShardPlace, Failure> {
+fn place(spec: &ModelSpec, ranks: &OwnRanks, options: LoadOptions) -> Result<ShardPlace, Failure> {
     let at = ranks.topology.coordinates(ranks.rank);
     let [_, pipeline, tp_size] = ranks.topology.sizes();
     let stages = spec.stages(pipeline as usize, &options.numerics).unwrap_or_default();
@@ -154,44 +229,16 @@ fn place(spec: &ModelSpec, ranks: &BenchRanks, options: LoadOptions) -> Result<S
     })
 }
 
-#[cfg(feature = "cuda")]
-fn num_gpus() -> usize {
-    cuda_runtime::device_count().unwrap_or(1).max(1)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn num_gpus() -> usize {
-    1
-}
-
 /// An engine for the workload. `None` for a rank that another one leads, when that one has done all.
-fn open(
-    model: Box<dyn model_core::CausalLm>,
-    workload: &Workload,
-    setup: &Setup<'_>,
-) -> Result<Option<Engine>, Failure> {
-    let &Setup { options, mut limits, vocab_size, group } = setup;
-    let params = SamplingParams {
-        use_greedy: false,
-        temperature: 1.0,
-        top_k: None,
-        top_p: None,
-        repetition_penalty: 1.0,
-        min_p: None,
-        compute_logprob: false,
-        top_logprobs: 0,
-    };
+fn open(model: Box<dyn CausalLm>, requests: &[Request], setup: Setup<'_>) -> Result<Option<Engine>, Failure> {
+    let Setup { options, mut limits, vocab_size, group, sampled } = setup;
+    let Sampled { params, row_params, vocabulary } = sampled;
     let row = RowRules { params, seed: 1, end_token_ids: Vec::new(), min_length: 0, structure: None };
     let rules = SamplingRules { row, vocab_size, bias: Vec::new() };
-    let longest = workload.requests.iter().map(num_tokens).max();
+    let longest = requests.iter().map(num_tokens).max();
     let longest_sequence_tokens = longest.unwrap_or(1);
     let tokens = Arc::new(TokenTable::unknown());
-    let setup = SamplingSetup {
-        rules,
-        stop: StopConditions::default(),
-        row_params: RowParamsMode::Ignore,
-        vocabulary: None,
-    };
+    let setup = SamplingSetup { rules, stop: StopConditions::default(), row_params, vocabulary };
     let Some(group) = group else {
         let size = EngineSize { limits, longest_sequence_tokens };
         return Ok(Some(open_engine(model, options, setup, tokens, size)?));
@@ -268,10 +315,10 @@ fn run_workload(engine: &mut Engine, workload: &Workload, floor: &Floor) -> Resu
 }
 
 /// The tokens of each response, by sample and response.
-type Responses = BTreeMap<(u64, u32), Vec<u32>>;
+pub(super) type Responses = BTreeMap<(u64, u32), Vec<u32>>;
 
 /// Answers all requests.
-fn answer(engine: &mut Engine, requests: Vec<Request>) -> Result<(RunStats, Responses), Failure> {
+pub(super) fn answer(engine: &mut Engine, requests: Vec<Request>) -> Result<(RunStats, Responses), Failure> {
     let mut requests = requests.into_iter();
     let mut responses = Responses::new();
     let mut keep = |completion: Completion| {
@@ -291,6 +338,6 @@ fn hash_of(responses: &Responses) -> String {
     hasher.finalize().to_hex().to_string()
 }
 
-fn round(value: f64) -> f64 {
+pub(super) fn round(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }

@@ -3,11 +3,12 @@
 //!
 //! Prompts are random ids from a fixed generator and nothing ends a response, so every run does the same work.
 
+mod beside;
 mod cases;
 mod copying;
 mod cuts;
 pub(crate) mod queue;
-mod ranks;
+mod scored;
 mod shapes;
 mod simulate;
 mod workload;

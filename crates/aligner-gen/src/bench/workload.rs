@@ -143,7 +143,8 @@ fn parse(measure: &str) -> Result<(&str, Vec<usize>), Failure> {
     Ok((name, parts.map(number).collect::<Result<_, Failure>>()?))
 }
 
-fn request(sample_idx: u64, prompt_len: usize, max_new_tokens: u32, vocab_size: usize) -> Request {
+/// A request without any wishes.
+pub(super) fn request(sample_idx: u64, prompt_len: usize, max_new_tokens: u32, vocab_size: usize) -> Request {
     Request {
         sample_idx,
         prompt: prompt(sample_idx, prompt_len, vocab_size),

@@ -5,6 +5,7 @@
 pub(crate) mod cores;
 pub(crate) mod hostlist;
 pub(crate) mod model_group;
+pub(crate) mod own_ranks;
 pub(crate) mod queue;
 pub(crate) mod ranks;
 pub(crate) mod spawn;

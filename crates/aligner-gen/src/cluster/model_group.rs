@@ -12,7 +12,7 @@ use torch_ext::store::Store;
 
 use super::ranks::{Meeting as Rendezvous, RankPlace};
 use super::topology::{Coordinates, Topology};
-use crate::exit::Failure;
+use crate::exit::{ExitStatus, Failure};
 
 /// How long one look at the store waits.
 const LOOK: Duration = Duration::from_secs(1);
@@ -88,13 +88,13 @@ impl Introduction<'_> {
                 });
             }
             if started.elapsed() > self.patience.join {
-                return Err(anyhow::anyhow!(
+                let message = format!(
                     "rank {rank}, which has a part of the model of rank {}, did not come within \
                      `trainer.generation.join_timeout_seconds` of {} s",
                     self.place.rank,
                     self.patience.join.as_secs()
-                )
-                .into());
+                );
+                return Err(Failure::of_another_rank(ExitStatus::Failed, message));
             }
             (self.keep_waiting)()?;
         }

@@ -29,11 +29,16 @@ use super::ranks::{Address, LauncherPlan};
 /// Set for the ranks: the process that started them.
 pub(crate) const LAUNCHER_VARIABLE: &str = "ALIGNER_GEN_LAUNCHER";
 
+/// The exit code by which a rank tells its launcher that another one is to blame.
+pub(crate) const BY_ANOTHER_RANK: u8 = 70;
+
 /// How many of a rank's last lines the message of its failure has.
 const NUM_LAST_LINES: usize = 12;
 const POLL: Duration = Duration::from_millis(20);
 /// Time for the others to save after one has failed.
 const SAVE: Duration = Duration::from_secs(20);
+/// How long the rank that is to blame may take to end after those that ended because of it.
+const CAUSE: Duration = Duration::from_secs(5);
 /// Time for the others to leave after rank 0 has: it has what they did.
 const LEAVE: Duration = Duration::from_secs(5);
 
@@ -151,6 +156,27 @@ fn labelled(rank: u32, line: &str, log: LogArgs) -> String {
     }
 }
 
+/// Whether a rank that has failed is the one to blame: the first of these that there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Blame {
+    Killed,
+    Failed,
+    /// It ended because of another one.
+    Another,
+}
+
+impl Blame {
+    /// Of a rank that has failed.
+    fn of(ended: ChildStatus) -> Option<Self> {
+        match (ended.signal(), ended.code()) {
+            (Some(_), _) => Some(Self::Killed),
+            (_, Some(0)) => None,
+            (_, Some(code)) if code == i32::from(BY_ANOTHER_RANK) => Some(Self::Another),
+            _ => Some(Self::Failed),
+        }
+    }
+}
+
 /// The ranks that were started; those still running are killed when it is dropped.
 struct Group {
     ranks: Vec<RankProcess>,
@@ -161,11 +187,11 @@ impl Group {
         let mut told = false;
         loop {
             self.poll()?;
-            if let Some(index) = self.first_failure() {
+            if self.first_failure().is_some() {
                 if told {
                     break;
                 }
-                return self.fail(index);
+                return self.fail();
             }
             if self.ranks.iter().all(|rank| rank.ended.is_some()) {
                 break;
@@ -185,9 +211,9 @@ impl Group {
             self.let_leave()?;
         }
         self.finish_output();
-        let codes = self.ranks.iter().filter_map(|rank| rank.ended.and_then(|status| status.code()));
-        let worst = codes.max().unwrap_or(0);
-        Ok(ExitStatus::from_code(u8::try_from(worst).unwrap_or(1)))
+        let codes = self.ranks.iter().filter_map(|rank| u8::try_from(rank.ended?.code()?).ok());
+        let worst = codes.map(|code| ExitStatus::from_code(code).code()).max().unwrap_or(0);
+        Ok(ExitStatus::from_code(worst))
     }
 
     fn poll(&mut self) -> Result<(), Failure> {
@@ -198,16 +224,10 @@ impl Group {
         Ok(())
     }
 
-    /// The rank to blame: one that was killed rather than one that ended because of it.
-    fn first_failure(&self) -> Option<usize> {
-        let failed = || {
-            self.ranks
-                .iter()
-                .enumerate()
-                .filter(|(_, rank)| rank.ended.is_some_and(|status| !status.success()))
-        };
-        let killed = failed().find(|(_, rank)| rank.ended.is_some_and(|status| status.signal().is_some()));
-        killed.or_else(|| failed().next()).map(|(index, _)| index)
+    /// The rank to blame, and whether it is that.
+    fn first_failure(&self) -> Option<(usize, Blame)> {
+        let ended = self.ranks.iter().map(|rank| rank.ended);
+        ended.enumerate().filter_map(|(index, ended)| Some((index, Blame::of(ended?)?))).min_by_key(|of| of.1)
     }
 
     /// Hands a signal to all ranks that run.
@@ -237,11 +257,19 @@ impl Group {
         Ok(())
     }
 
-    fn fail(&mut self, index: usize) -> Result<ExitStatus, Failure> {
+    fn fail(&mut self) -> Result<ExitStatus, Failure> {
         // Ranks that end because of the same thing have a moment to say so, and the culprit to be told from them.
         std::thread::sleep(POLL * 10);
         self.poll()?;
-        let index = self.first_failure().unwrap_or(index);
+        let started = Instant::now();
+        while self.first_failure().is_none_or(|(_, blame)| blame == Blame::Another)
+            && self.ranks.iter().any(|rank| rank.ended.is_none())
+            && started.elapsed() < CAUSE
+        {
+            std::thread::sleep(POLL);
+            self.poll()?;
+        }
+        let culprit = self.first_failure();
         self.signal(Signal::TERM);
         let started = Instant::now();
         while self.ranks.iter().any(|rank| rank.ended.is_none()) && started.elapsed() < SAVE {
@@ -250,12 +278,15 @@ impl Group {
         }
         self.kill();
         self.finish_output();
-        let Some(culprit) = self.ranks.get(index) else { return Ok(ExitStatus::Failed) };
+        let Some(culprit) = culprit.and_then(|(index, _)| self.ranks.get(index)) else {
+            return Ok(ExitStatus::Failed);
+        };
         let Some(ended) = culprit.ended else { return Ok(ExitStatus::Failed) };
-        let how = match (ended.code(), ended.signal()) {
-            (Some(code), _) => format!("ended with exit code {code}"),
-            (None, Some(signal)) => format!("was killed by signal {signal}"),
-            (None, None) => "ended".to_owned(),
+        let status =
+            ExitStatus::from_code(ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
+        let how = match ended.signal() {
+            Some(signal) => format!("was killed by signal {signal}"),
+            None => format!("ended with exit code {}", status.code()),
         };
         let lines = culprit.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = format!(
@@ -266,8 +297,7 @@ impl Group {
             text.push_str("; its last lines:");
             lines.iter().for_each(|line| text.push_str(&format!("\n  {line}")));
         }
-        let code = ended.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
-        Err(Failure { status: ExitStatus::from_code(code), error: anyhow!(text) })
+        Err(Failure { status, error: anyhow!(text) })
     }
 
     /// Waits for the last lines.
@@ -291,5 +321,23 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranks_that_end_because_of_another_are_not_to_blame() {
+        let exited = |code: u8| ChildStatus::from_raw(i32::from(code) << 8);
+        let blames = [exited(0), exited(BY_ANOTHER_RANK), exited(2), exited(143), ChildStatus::from_raw(9)];
+        let blames = blames.map(Blame::of);
+        assert_eq!(
+            blames,
+            [None, Some(Blame::Another), Some(Blame::Failed), Some(Blame::Failed), Some(Blame::Killed)]
+        );
+        assert!(Blame::Killed < Blame::Failed && Blame::Failed < Blame::Another);
+        assert_eq!(ExitStatus::from_code(BY_ANOTHER_RANK), ExitStatus::Failed);
     }
 }

@@ -301,6 +301,15 @@ pub(crate) struct ScoreArgs {
     /// The kernels whose bits are wanted: fused, as with `trt_llm.enable=true`, or plain
     #[arg(long, value_enum, default_value_t = BackendArg::Fused)]
     pub(crate) backend: BackendArg,
+    /// Tensor-parallel ranks: processes on this machine, on a GPU of their own each as far as there are so many
+    #[arg(long, default_value_t = 1, value_name = "RANKS")]
+    pub(crate) tensor: u32,
+    /// Pipeline stages, on the CPU
+    #[arg(long, default_value_t = 1, value_name = "STAGES")]
+    pub(crate) pipeline: u32,
+    /// The bits of `model.generation.reduction=tree`, which several tensor-parallel ranks have anyway
+    #[arg(long)]
+    pub(crate) tree: bool,
 }
 
 #[derive(Clone, Debug, Args)]

@@ -257,6 +257,11 @@ impl GenerationPlan {
         self.structured_outputs.is_some() || self.row_params == RowParamsMode::Read
     }
 
+    /// The same for the memory plan.
+    pub(crate) fn row_structures(&self) -> RowStructures {
+        if self.may_have_structures() { RowStructures::Some } else { RowStructures::None }
+    }
+
     /// How many responses a row gets.
     pub(crate) fn num_responses(&self, row: RowDemand) -> u32 {
         row.num_responses.map_or(self.num_responses, NonZero::get)
@@ -326,6 +331,13 @@ fn patience(raw: &RawConfig) -> Result<(Duration, Duration), Failure> {
         seconds("trainer.generation.lease_seconds", generation.lease_seconds)?,
         seconds("trainer.generation.join_timeout_seconds", generation.join_timeout_seconds)?,
     ))
+}
+
+/// Whether responses may have structures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RowStructures {
+    Some,
+    None,
 }
 
 /// How much runs at once, where the user sets it.

@@ -9,6 +9,7 @@ use cuda_kernels::KernelError;
 use cuda_runtime::CudaError;
 use engine::EngineError;
 use model_core::ModelError;
+use model_parallel::MeshError;
 use sampling::SamplingError;
 use tch::TchError;
 use torch_ext::ExtError;
@@ -29,6 +30,20 @@ failure_from! {
     ModelError => model_status,
     EngineError => engine_status,
     SamplingError => sampling_status,
+}
+
+/// Whether an error says that another rank of the model is lost or has failed.
+pub(super) fn is_lost_rank(error: &(dyn std::error::Error + 'static)) -> bool {
+    let of_model = |error: &ModelError| matches!(error, ModelError::LostRank(_));
+    let of_sampler = |error: &SamplingError| matches!(error, SamplingError::OtherRank(_));
+    error.is::<MeshError>()
+        || error.downcast_ref().is_some_and(of_model)
+        || error.downcast_ref().is_some_and(of_sampler)
+        || error.downcast_ref().is_some_and(|error: &EngineError| match error {
+            EngineError::Model(error) => of_model(error),
+            EngineError::Sampling(error) => of_sampler(error),
+            _ => false,
+        })
 }
 
 fn model_status(error: &ModelError) -> ExitStatus {
@@ -90,9 +105,11 @@ fn sampling_status(error: &SamplingError) -> ExitStatus {
         | SamplingError::TooManyEndTokens { .. } => ExitStatus::Usage,
         SamplingError::BadVocabSize { .. } => ExitStatus::Checkpoint,
         // NaN may come of the weights or of the arithmetic: `nonfinite` says which.
-        SamplingError::BadShape { .. } | SamplingError::BadLogits { .. } | SamplingError::OtherRank(_) => {
-            ExitStatus::Failed
-        }
+        SamplingError::BadShape { .. }
+        | SamplingError::BadLogits { .. }
+        // A fault of the program itself.
+        | SamplingError::TooManyTexts { .. }
+        | SamplingError::OtherRank(_) => ExitStatus::Failed,
         #[cfg(feature = "cuda")]
         SamplingError::Kernel(error) => kernel_status(error),
         #[cfg(feature = "cuda")]

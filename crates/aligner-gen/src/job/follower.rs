@@ -107,7 +107,8 @@ impl Follower<'_> {
             }
         };
         let (neighbours, limits) = (setup.neighbours, setup.plan.room);
-        let demand = Demand { longest_sequence_tokens, num_sequences, neighbours, limits };
+        let structures = setup.plan.row_structures();
+        let demand = Demand { longest_sequence_tokens, num_sequences, neighbours, limits, structures };
         let memory = setup.memory(demand)?;
         let group = setup.meet(&board(self.place)?, &|| self.go_on(mailbox))?;
         if let Some(group) = group.as_ref().filter(|group| !group.leads()) {
@@ -128,20 +129,10 @@ impl Follower<'_> {
 
     /// Whether to go on waiting for the other ranks of the model.
     fn go_on(&self, mailbox: &Mailbox) -> Result<(), Failure> {
-        let stopped = match mailbox.from_zero.try_recv() {
-            Ok(Ok(FromZero::Stop(Stop::Failed { message }))) => {
-                Some(format!("rank 0 ended the job: {message}"))
-            }
-            Ok(Ok(FromZero::Stop(Stop::Early { reason, .. }))) => {
-                Some(format!("rank 0 stopped the job: {reason}"))
-            }
-            Ok(Ok(FromZero::Stop(Stop::Finished))) => Some("rank 0 has finished the job".to_owned()),
-            Ok(Err(reason)) => Some(format!("rank 0 is gone ({})", first_line(&reason))),
-            Ok(Ok(FromZero::Welcome { .. } | FromZero::Grant(_) | FromZero::Cancel(_))) | Err(_) => None,
-        };
-        let stopped = stopped.or_else(|| self.watch.reason().map(|reason| format!("stopped by {reason}")));
+        let stopped =
+            mailbox.ended().or_else(|| self.watch.reason().map(|reason| format!("stopped by {reason}")));
         match stopped {
-            Some(why) => Err(anyhow::anyhow!("{why}, before all ranks of the model had come").into()),
+            Some(why) => Err(of_another(&format!("{why}, before all ranks of the model had come"))),
             None => Ok(()),
         }
     }
@@ -162,10 +153,7 @@ impl Follower<'_> {
         line: Line,
     ) -> Result<ExitStatus, Failure> {
         let (why, worked, end) = match outcome {
-            Err(failure) => {
-                let why = Why::Failed { code: failure.status.code(), message: failure.sentence() };
-                (why, Worked::default(), Err(failure))
-            }
+            Err(failure) => (Why::of(&failure), Worked::default(), Err(failure)),
             Ok(Outcome { ended, worked }) => {
                 let (why, end) = self.judge(ended);
                 (why, worked, end)
@@ -185,14 +173,14 @@ impl Follower<'_> {
                 (Why::Told, Ok(ExitStatus::from_code(code)))
             }
             WorkerEnd::Told(Stop::Failed { message }) => {
-                (Why::Told, Err(anyhow::anyhow!("rank 0 ended the job: {message}").into()))
+                (Why::Told, Err(of_another(&format!("rank 0 ended the job: {message}"))))
             }
             // Signals come to all ranks, and rank 0 may be the first to leave.
             WorkerEnd::Lost(_) if self.watch.reason().is_some() => self.judge(WorkerEnd::ByItself),
             WorkerEnd::Lost(_) if self.is_finished() => (Why::Told, Ok(ExitStatus::Done)),
             WorkerEnd::Lost(reason) => {
                 let text = "rank 0 is gone, so the job has ended; finished steps are saved, the same command continues after them";
-                (Why::Told, Err(anyhow::anyhow!("{text} ({})", first_line(&reason)).into()))
+                (Why::Told, Err(of_another(&format!("{text} ({})", first_line(&reason)))))
             }
             WorkerEnd::ByItself => match self.watch.reason() {
                 Some(reason) => {
@@ -204,6 +192,10 @@ impl Follower<'_> {
             },
         }
     }
+}
+
+fn of_another(message: &str) -> Failure {
+    Failure::of_another_rank(ExitStatus::Failed, message)
 }
 
 fn first_line(text: &str) -> &str {

@@ -130,7 +130,7 @@ pub(crate) struct Reports<'a> {
 pub(crate) fn generate(
     job: &Job<'_>,
     server: Option<&mut Server>,
-    load: &dyn Fn() -> Result<Engine, Failure>,
+    load: &dyn Fn(&Mailbox) -> Result<Engine, Failure>,
     collector: StepCollector<'_>,
     sink: &mut (dyn GenerationSink + Send),
     reports: Reports<'_>,
@@ -196,8 +196,12 @@ pub(crate) fn generate(
         checking.into_iter().for_each(join);
         (computed, report, join(writer))
     });
-    let computed = computed?;
-    finish(summary?, &computed, report)
+    match computed {
+        // What that one has said of itself tells more.
+        Err(failure) if failure.is_of_another_rank() => Err(report.failure.unwrap_or(failure)),
+        Err(failure) => Err(failure),
+        Ok(computed) => finish(summary?, &computed, report),
+    }
 }
 
 /// The samples by their positions.
@@ -352,14 +356,14 @@ struct Computed {
 /// Loads the model and works like any other rank.
 fn compute(
     job: &Job<'_>,
-    load: &dyn Fn() -> Result<Engine, Failure>,
+    load: &dyn Fn(&Mailbox) -> Result<Engine, Failure>,
     mailbox: &Mailbox,
     to_writer: &Sender<ToWriter>,
 ) -> Result<Computed, Failure> {
     let hello = Hello::of_this_process(job.identity, job.topology, job.fallback.map(str::to_owned))?;
     (mailbox.say)(ToZero::Hello(hello));
     let loading = Instant::now();
-    let outcome = load().and_then(|mut engine| {
+    let outcome = load(mailbox).and_then(|mut engine| {
         let load_time = loading.elapsed();
         tracing::info!("loaded in {:.2} s", load_time.as_secs_f64());
         let _ = to_writer.send(ToWriter::Loaded(engine.live()));
@@ -373,7 +377,7 @@ fn compute(
     let outcome = outcome.map_err(|failure| nonfinite::explain(failure, job.weights, job.plan.numerics));
     let why = match &outcome {
         Ok(_) => Why::Told,
-        Err(failure) => Why::Failed { code: failure.status.code(), message: failure.sentence() },
+        Err(failure) => Why::of(failure),
     };
     (mailbox.say)(ToZero::Leaving(Leaving { why, worked: Worked::default() }));
     outcome
@@ -381,7 +385,7 @@ fn compute(
 
 /// Puts the parts of the summary together, unless another rank failed.
 fn finish(mut summary: Summary, computed: &Computed, report: DeskReport) -> Result<Summary, Failure> {
-    if let Some(failure) = report.failure {
+    if let Some(failure) = report.failure.or(report.lost) {
         return Err(failure);
     }
     summary.seconds.generate = seconds(computed.began.elapsed());

@@ -21,6 +21,7 @@ use super::select::{PassTotals, Selection};
 use super::steps::{PendingStep, StepCollector, pending_steps};
 use super::structured;
 use super::summary::Summary;
+use crate::cluster::queue::Mailbox;
 use crate::cluster::queue::link::Server;
 use crate::cluster::queue::message::FromZero;
 use crate::cluster::queue::worker;
@@ -29,6 +30,7 @@ use crate::cluster::spawn;
 use crate::config::UserConfig;
 use crate::config::cli::JobArgs;
 use crate::config::plan::{GenerationPlan, LineFormat, OutputFormat, RowParamsMode};
+use crate::config::records;
 use crate::env;
 use crate::exit::{ExitStatus, Failure};
 use crate::logging::Logging;
@@ -44,7 +46,7 @@ use crate::signals::StopWatch;
 use crate::table::thousands;
 
 mod counts;
-mod layout;
+pub(crate) mod layout;
 mod setup;
 
 use counts::{list, planned, show_counts, show_left_out};
@@ -74,7 +76,12 @@ pub(crate) fn run(arguments: &JobArgs, logging: &Logging, watch: StopWatch) -> R
         let named =
             |file: PathBuf| if data_files::is_pipe(&file) { PathBuf::from("/dev/stdin") } else { file };
         let files = data_files::expanded(&setup.plan.data_paths)?.into_iter().map(named).collect();
-        Prepared::new(setup, files)?.show();
+        let prepared = Prepared::new(setup, files)?;
+        prepared.show();
+        let ranks = prepared.setup.memory_of_ranks(prepared.demand)?;
+        if !ranks.is_empty() {
+            tracing::info!("memory of each rank\n{}", layout::describe_memory(&ranks));
+        }
         tracing::info!("dry run: everything is in order, nothing was generated");
         return Ok(ExitStatus::Done);
     }
@@ -151,7 +158,12 @@ fn run_first(
     };
     let pass_totals = pass_totals(plan, &folder)?;
     let layout = match plan.line_format {
-        LineFormat::Sft => LineLayout::Fields(plan.output_fields.clone()),
+        // Rows with structures of their own may have an error, too.
+        LineFormat::Sft => LineLayout::Fields(records::output_fields(
+            plan.output_fields.clone(),
+            prepared.prompts.has_structures,
+            plan.line_format,
+        )),
         LineFormat::OpenAiBatch => LineLayout::OpenAiBatch,
     };
     let sink = JsonlSink::open(folder, manifest, layout)?;
@@ -239,6 +251,7 @@ impl Prepared {
             num_sequences: (0..steps.num_planned()).map(num_responses).fold(0, usize::saturating_add),
             neighbours: setup.neighbours,
             limits: setup.plan.room,
+            structures: setup.plan.row_structures(),
         };
         let memory = setup.memory(demand)?;
         let mut identity = setup.identity()?;
@@ -416,14 +429,18 @@ impl Prepared {
         };
         let reports = Reports { progress, metrics, pass_totals };
         let board = server.as_ref().map(Server::board).transpose()?;
-        let keep_waiting = || match watch.reason() {
-            Some(reason) => Err(Failure {
-                status: reason.exit_status(),
-                error: anyhow::anyhow!("stopped by {reason} before all ranks of the model had come"),
-            }),
-            None => Ok(()),
-        };
-        let load = || {
+        let load = |mailbox: &Mailbox| {
+            let keep_waiting = || match (watch.reason(), mailbox.ended()) {
+                (Some(reason), _) => Err(Failure {
+                    status: reason.exit_status(),
+                    error: anyhow::anyhow!("stopped by {reason} before all ranks of the model had come"),
+                }),
+                (None, Some(why)) => Err(Failure::of_another_rank(
+                    ExitStatus::Failed,
+                    format!("{why}, before all ranks of the model had come"),
+                )),
+                (None, None) => Ok(()),
+            };
             let group = match &board {
                 Some(store) => self.setup.meet(store, &keep_waiting)?,
                 None => None,

@@ -44,10 +44,17 @@ impl Selection {
     }
 
     /// pass@k of a sample, from all of its responses.
+    ///
+    /// Where one stopped those behind it, how many there are depends on what they are, and the share that passes would be
+    /// wrong for it. What the first `k` of them did is not: whether a response is among those does not depend on any
+    /// response.
     pub(crate) fn pass_at_k(&self, responses: &[ResponseOutput]) -> BTreeMap<u32, Option<f64>> {
-        let num = responses.len() as u32;
-        let num_passed = responses.iter().filter(|response| response.checked.is_passed()).count() as u32;
-        self.pass_at_k.iter().map(|&k| (k, pass_at_k(num, num_passed, k))).collect()
+        let passed: Vec<bool> = responses.iter().map(|response| response.checked.is_passed()).collect();
+        let num = passed.len() as u32;
+        let num_passed = passed.iter().filter(|&&passed| passed).count() as u32;
+        let is_stopped = responses.iter().any(|response| response.checked.stops());
+        let of_k = |k| if is_stopped { first_k(&passed, k) } else { pass_at_k(num, num_passed, k) };
+        self.pass_at_k.iter().map(|&k| (k, of_k(k))).collect()
     }
 }
 
@@ -62,6 +69,15 @@ fn value(by: BestOf, response: &ResponseOutput) -> f64 {
         }
     };
     value.unwrap_or(f64::NEG_INFINITY)
+}
+
+/// Whether one of the first `k` responses passes. None where some of them were left out and the others do not tell.
+fn first_k(passed: &[bool], k: u32) -> Option<f64> {
+    let first = passed.get(..k as usize).unwrap_or(passed);
+    match first.contains(&true) {
+        true => Some(1.0),
+        false => (first.len() == k as usize).then_some(0.0),
+    }
 }
 
 /// The unbiased estimate that one of `k` responses passes, where `num_passed` of `num` did: one minus the share of the
@@ -171,6 +187,54 @@ mod tests {
         }
         assert!(num > 150);
         assert_eq!(pass_at_k(3, 3, 4), None);
+    }
+
+    #[test]
+    fn rows_that_were_stopped_tell_of_their_first_responses() {
+        let selection = Selection { pass_at_k: vec![1, 2, 3], ..Selection::only(Unfinished::Keep) };
+        let check = |verdicts: &[Verdict], expect: [Option<f64>; 3]| {
+            let responses = (0..).zip(verdicts).map(|(idx, &verdict)| response(idx, &[], verdict, 0.0));
+            let row = selection.pass_at_k(&responses.collect::<Vec<_>>());
+            assert_eq!(row.into_values().collect::<Vec<_>>(), expect, "{verdicts:?}");
+        };
+        use Verdict::{Fail, FailAndStop, Pass, PassAndStop, Stop};
+        check(&[PassAndStop], [Some(1.0); 3]);
+        check(&[Fail, PassAndStop], [Some(0.0), Some(1.0), Some(1.0)]);
+        check(&[Fail, Fail, PassAndStop], [Some(0.0), Some(0.0), Some(1.0)]);
+        check(&[FailAndStop], [Some(0.0), None, None]);
+        check(&[Fail, Stop], [Some(0.0), Some(0.0), None]);
+        check(&[Pass, Stop], [Some(1.0); 3]);
+    }
+
+    /// Over all texts of three responses that a prompt may have, weighted by their probability: the mean of the estimates
+    /// is the probability that one of `k` passes, whatever the program stops at.
+    #[test]
+    fn estimates_are_unbiased_however_a_program_stops() {
+        use Verdict::{Fail, Pass, PassAndStop};
+        const OF_PASS: f64 = 0.3;
+        let selection = Selection { pass_at_k: vec![1, 2, 3], ..Selection::only(Unfinished::Keep) };
+        for stops in [false, true] {
+            let mut means = [0.0; 3];
+            for texts in 0..8_u32 {
+                let passes = |idx: u32| texts >> idx & 1 == 1;
+                let probability: f64 =
+                    (0..3).map(|idx| if passes(idx) { OF_PASS } else { 1.0 - OF_PASS }).product();
+                let verdict = |idx| match (passes(idx), stops) {
+                    (false, _) => Fail,
+                    (true, false) => Pass,
+                    (true, true) => PassAndStop,
+                };
+                let stop = (0..3).find(|&idx| verdict(idx).stops()).unwrap_or(2);
+                let kept: Vec<_> = (0..=stop).map(|idx| response(idx, &[], verdict(idx), 0.0)).collect();
+                for (mean, estimate) in means.iter_mut().zip(selection.pass_at_k(&kept).into_values()) {
+                    *mean += probability * estimate.unwrap();
+                }
+            }
+            for (k, mean) in (1..).zip(means) {
+                let truth = 1.0 - (1.0 - OF_PASS).powi(k);
+                assert!((mean - truth).abs() < 1e-12, "{k}: {mean}, not {truth}");
+            }
+        }
     }
 
     #[test]

@@ -118,6 +118,22 @@ fn num_gpus() -> Result<usize, String> {
     Err(env::why_cpu().unwrap_or_else(built))
 }
 
+/// The device of one of several ranks that a command starts by itself: a GPU each, as far as there are so many.
+pub(crate) fn of_own_rank(device: Device, rank: u32) -> Device {
+    match (device, num_gpus()) {
+        (Device::Cuda(_), Ok(num_gpus)) => Device::Cuda(rank as usize % num_gpus.max(1)),
+        (device, _) => device,
+    }
+}
+
+/// How many of these ranks share the memory of a device.
+pub(crate) fn num_own_ranks_on(device: Device, num_ranks: u32) -> u32 {
+    match (device, num_gpus()) {
+        (Device::Cuda(_), Ok(num_gpus)) => num_ranks.div_ceil(u32::try_from(num_gpus).unwrap_or(1).max(1)),
+        _ => num_ranks,
+    }
+}
+
 /// What messages call the device.
 pub(crate) fn name(device: Device) -> String {
     match device {

@@ -3,14 +3,14 @@
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
 use model_core::{BLOCK_SIZE_TOKENS, LoadOptions, ModelConfig, ModelError, Reduction};
 use model_spec::{
-    AttentionSpec, ExpertsSpec, Float, Footprint, LayerSpec, MlpSpec, ModelSpec, MoeSpec, Numerics,
-    ShardPlace, blocks_for,
+    AttentionSpec, ExpertsSpec, Float, Footprint, HeadLayout, LayerSpec, MlpSpec, ModelSpec, MoeSpec,
+    Numerics, ShardPlace, blocks_for,
 };
 use nemo_format::Checkpoint;
 use tch::Device;
 
 use super::{device, host_memory};
-use crate::config::plan::RoomPlan;
+use crate::config::plan::{RoomPlan, RowStructures};
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::table::{human_bytes, thousands, two_columns};
 
@@ -45,6 +45,7 @@ pub(crate) struct Demand {
     pub(crate) num_sequences: usize,
     pub(crate) neighbours: Neighbours,
     pub(crate) limits: RoomPlan,
+    pub(crate) structures: RowStructures,
 }
 
 /// Ranks that share memory with a rank, itself included.
@@ -130,12 +131,18 @@ impl Room {
             layer.attention.as_ref().map_or(0, count)
         };
         if self.is_gpu {
-            // A result of a split has a maximum and a sum. Logits are there twice: of a decode step and of a prefill.
-            let of_split = most(&|layer| {
-                of_heads(layer, &|of| of.heads.num_attention_heads * (of.heads.kv_channels + 2))
-            });
+            // A result of a split has a maximum and a sum. Logits are there twice, of a decode step and of a prefill, and a
+            // third time where those of a step wait for what may be drawn from them.
+            let of_split: usize = kinds_of_attention(model)
+                .iter()
+                .map(|heads| heads.num_attention_heads * (heads.kv_channels + 2))
+                .sum();
             let num_splits = demand.longest_sequence_tokens.div_ceil(SPLIT_KEYS);
-            let of_row = (num_splits * of_split) as u64 + 2 * model.padded_vocab_size;
+            let num_logits = match demand.structures {
+                RowStructures::Some => 3,
+                RowStructures::None => 2,
+            };
+            let of_row = (num_splits * of_split) as u64 + num_logits * model.padded_vocab_size;
             let of_rows =
                 of_row.saturating_mul(WIDEST_ELEM_BYTES).saturating_mul(self.num_seqs(demand) as u64);
             return GPU_WORKSPACE_WITHOUT_ROWS_BYTES.saturating_add(of_rows).max(GPU_WORKSPACE_BYTES);
@@ -162,6 +169,18 @@ impl Room {
             None => wanted_bytes,
         }
     }
+}
+
+/// The heads of each kind of attention, whose kernels keep results of their own: by heads, caps and windows.
+fn kinds_of_attention(model: &ModelSpec) -> Vec<HeadLayout> {
+    let mut kinds = Vec::new();
+    for of in model.layers.iter().filter_map(|layer| layer.attention.as_ref()) {
+        let kind = (of.heads, of.softcap.is_some(), of.local_tokens);
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    kinds.into_iter().map(|(heads, ..)| heads).collect()
 }
 
 /// What the plan is made from.
@@ -462,6 +481,7 @@ mod tests {
         num_sequences: 8,
         neighbours: Neighbours { num_on_device: 1, num_on_host: 1 },
         limits: RoomPlan { max_batch: None, kv_cache_memory_bytes: None, swap_space_bytes: None },
+        structures: RowStructures::None,
     };
 
     fn with_max_batch(max_batch: Option<usize>) -> Demand {
@@ -525,6 +545,10 @@ mod tests {
         };
         assert!((gibibytes(256, 4096) - 3.0).abs() < 1e-9);
         assert!((3.0..3.2).contains(&gibibytes(1024, 4096)), "{}", gibibytes(1024, 4096));
+        let demand = Demand { num_sequences: 5000, ..with_max_batch(Some(1024)) };
+        let bytes = |structures| Room::gpu(None).workspace_bytes(&model, Demand { structures, ..demand });
+        let more = bytes(RowStructures::Some) - bytes(RowStructures::None);
+        assert!((128_256 * 4 * 1024 - (100 << 20)..=128_256 * 4 * 1024).contains(&more), "{more}");
         assert!((7.0..7.3).contains(&gibibytes(1024, 131_072)), "{}", gibibytes(1024, 131_072));
     }
 

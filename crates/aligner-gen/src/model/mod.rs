@@ -4,6 +4,7 @@ pub(crate) mod checkpoint;
 pub(crate) mod device;
 pub(crate) mod end_tokens;
 pub(crate) mod host_memory;
+pub(crate) mod known_texts;
 pub(crate) mod loading;
 pub(crate) mod memory;
 pub(crate) mod open_engine;

@@ -50,16 +50,32 @@ pub(crate) fn open_executor(
     }
     tracing::debug!("{options:?}, rows' own parameters {row_params:?}: a part of the model");
     let is_greedy = rules.row.params.use_greedy;
-    let sampler: Box<dyn TokenSampler> = match (group.num_stages() > 1, group.is_in_last_stage()) {
-        (false, _) => Box::new(CpuSampler::new(rules)?),
-        (true, true) => {
-            let own = Box::new(CpuSampler::new(rules)?);
-            Box::new(SendingSampler { own, path: Box::new(group.clone()) })
+    let own = || -> Result<Box<dyn TokenSampler>, Failure> { Ok(Box::new(CpuSampler::new(rules)?)) };
+    let sampler = staged(own, is_greedy, Some(group))?;
+    Ok(with_vocabulary(host_executor(model, sampler, size.limits, stage_of(Some(group)))?))
+}
+
+/// The sampler of a rank of the host: its own where it has the logits, and otherwise one that is told the tokens.
+pub(crate) fn staged(
+    own: impl FnOnce() -> Result<Box<dyn TokenSampler>, Failure>,
+    is_greedy: bool,
+    group: Option<&ModelGroup>,
+) -> Result<Box<dyn TokenSampler>, Failure> {
+    Ok(match group.filter(|group| group.num_stages() > 1) {
+        None => own()?,
+        Some(group) if group.is_in_last_stage() => {
+            Box::new(SendingSampler { own: own()?, path: Box::new(group.clone()) })
         }
-        (true, false) => Box::new(ReceivingSampler { path: Box::new(group.clone()), is_greedy }),
-    };
-    let stage = Stage { num_stages: group.num_stages(), is_last: group.is_in_last_stage() };
-    Ok(with_vocabulary(host_executor(model, sampler, size.limits, stage)?))
+        Some(group) => Box::new(ReceivingSampler { path: Box::new(group.clone()), is_greedy }),
+    })
+}
+
+/// Which pipeline stage a rank is.
+pub(crate) fn stage_of(group: Option<&ModelGroup>) -> Stage {
+    match group {
+        Some(group) => Stage { num_stages: group.num_stages(), is_last: group.is_in_last_stage() },
+        None => Stage { num_stages: 1, is_last: true },
+    }
 }
 
 #[cfg(feature = "cuda")]

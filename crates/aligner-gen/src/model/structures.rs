@@ -8,17 +8,28 @@ use structure::{Compiler, Matcher, StructureError};
 
 /// Made when it is first needed: most jobs have no structures.
 pub(crate) struct TokenStructures {
-    tokenizer: Arc<dyn Tokenizer>,
+    vocab_size: usize,
+    /// The bytes of every token.
+    texts: Box<dyn Fn() -> Vec<Vec<u8>> + Send + Sync>,
     compiler: OnceLock<Result<Compiler, StructureError>>,
 }
 
 impl TokenStructures {
     pub(crate) fn new(tokenizer: Arc<dyn Tokenizer>) -> Self {
-        Self { tokenizer, compiler: OnceLock::new() }
+        let vocab_size = tokenizer.vocab_size();
+        Self::of_texts(vocab_size, move || token_texts(tokenizer.as_ref()))
+    }
+
+    /// The same without a tokenizer.
+    pub(crate) fn of_texts(
+        vocab_size: usize,
+        texts: impl Fn() -> Vec<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
+        Self { vocab_size, texts: Box::new(texts), compiler: OnceLock::new() }
     }
 
     fn compiler(&self) -> Result<&Compiler, StructureError> {
-        let made = self.compiler.get_or_init(|| Compiler::new(token_texts(self.tokenizer.as_ref())));
+        let made = self.compiler.get_or_init(|| Compiler::new((self.texts)()));
         made.as_ref().map_err(StructureError::clone)
     }
 
@@ -32,7 +43,7 @@ impl TokenStructures {
         let whole = || {
             let mut matcher = self.compiler()?.begin(text)?;
             token_ids.iter().try_for_each(|&id| matcher.push(id))?;
-            matcher.allowed(&mut vec![0; self.tokenizer.vocab_size().div_ceil(32)])
+            matcher.allowed(&mut vec![0; self.vocab_size.div_ceil(32)])
         };
         whole().unwrap_or(false)
     }

@@ -14,7 +14,22 @@ pub(crate) enum Verdict {
     Pass,
     Fail,
     /// It passes, and no response to its prompt with a higher number is wanted.
+    PassAndStop,
+    /// It does not pass, and none is wanted either.
+    FailAndStop,
+    /// No other is wanted. Of this one nothing is said, so it does not pass.
     Stop,
+}
+
+impl Verdict {
+    fn passes(self) -> bool {
+        matches!(self, Self::Pass | Self::PassAndStop)
+    }
+
+    /// Whether responses to the prompt with a higher number are not wanted.
+    pub(crate) fn stops(self) -> bool {
+        matches!(self, Self::PassAndStop | Self::FailAndStop | Self::Stop)
+    }
 }
 
 /// What is known of a response; nothing where none was asked for.
@@ -26,7 +41,12 @@ pub(crate) struct Checked {
 
 impl Checked {
     pub(crate) fn is_passed(&self) -> bool {
-        matches!(self.verdict, Some(Verdict::Pass | Verdict::Stop))
+        self.verdict.is_some_and(Verdict::passes)
+    }
+
+    /// Whether the responses behind it were left out.
+    pub(crate) fn stops(&self) -> bool {
+        self.verdict.is_some_and(Verdict::stops)
     }
 }
 
@@ -108,9 +128,27 @@ mod tests {
     }
 
     #[test]
+    fn a_stop_is_no_pass() {
+        use Verdict::{Fail, FailAndStop, Pass, PassAndStop, Stop};
+        let said = |verdict| {
+            let checked = Checked { verdict: Some(verdict), score: None };
+            (checked.is_passed(), checked.stops())
+        };
+        let all = [Pass, Fail, PassAndStop, FailAndStop, Stop].map(said);
+        assert_eq!(all, [(true, false), (false, false), (true, true), (false, true), (false, true)]);
+        assert_eq!((Checked::default().is_passed(), Checked::default().stops()), (false, false));
+    }
+
+    #[test]
     fn answers_are_read_strictly() {
         let good = Answer { id: "3/1".to_owned(), verdict: Verdict::Stop, score: Some(0.25) };
         assert_eq!(Answer::read(r#"{"id": "3/1", "verdict": "stop", "score": 0.25}"#), Ok(good.clone()));
+        for (name, verdict) in
+            [("pass_and_stop", Verdict::PassAndStop), ("fail_and_stop", Verdict::FailAndStop)]
+        {
+            let line = format!(r#"{{"id": "3/1", "verdict": "{name}", "score": 0.25}}"#);
+            assert_eq!(Answer::read(&line), Ok(Answer { verdict, ..good.clone() }));
+        }
         let without = Answer { verdict: Verdict::Fail, score: None, ..good };
         assert_eq!(Answer::read(r#" {"verdict": "fail", "id": "3/1"} "#), Ok(without.clone()));
         assert_eq!(Answer::read(r#"{"id": "3/1", "verdict": "fail", "score": null}"#), Ok(without));

@@ -20,7 +20,9 @@ mod writer;
 #[cfg(test)]
 mod faults;
 
-pub(crate) use check::{Answer, Checked, Question, Verdict};
+#[cfg(test)]
+pub(crate) use check::Verdict;
+pub(crate) use check::{Answer, Checked, Question};
 pub(crate) use counted::{pass_at_k_of, read_pass_at_k};
 pub(crate) use error::OutputError;
 pub(crate) use identity::Identity;

@@ -134,6 +134,7 @@ fn check(
         end_token_ids: None,
         bias: has_bias.then_some(&dense),
         masks: has_masks.then_some(SampleMasks { mask_of_entry: &mask_of_entry, bits: &bits }),
+        forced: None,
         state,
         scratch: &scratch,
         admissions: None,

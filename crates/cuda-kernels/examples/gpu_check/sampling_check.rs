@@ -16,7 +16,7 @@ const NUM_ROWS: i64 = 9;
 const IDLE_ROW: i64 = 7;
 const END_TOKENS: [i32; 3] = [0, 2, 600_000];
 
-fn rules() -> [SampleRules; 14] {
+pub(crate) fn rules() -> [SampleRules; 14] {
     let base = SampleRules {
         use_greedy: false,
         temperature: 1.0,
@@ -112,17 +112,21 @@ fn logits(
 }
 
 /// The arrays behind a [`SamplerState`].
-struct Slots {
+pub(crate) struct Slots {
     tokens: Tensor,
     positions: Tensor,
-    num_generated: Tensor,
-    sample_idxs: Tensor,
+    pub(crate) num_generated: Tensor,
+    pub(crate) sample_idxs: Tensor,
     response_idxs: Tensor,
     seen: Tensor,
 }
 
 impl Slots {
-    fn new(gpu: &Gpu, positions: &[i32], vocab_size: i64) -> Result<Self, Box<dyn std::error::Error>> {
+    pub(crate) fn new(
+        gpu: &Gpu,
+        positions: &[i32],
+        vocab_size: i64,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
         let num_slots = positions.len() as i64;
         let idxs: Vec<i32> = (0..num_slots as i32).collect();
         let idxs = gpu.ints(&idxs, &[num_slots])?;
@@ -136,7 +140,7 @@ impl Slots {
         })
     }
 
-    fn state(&self) -> SamplerState<'_> {
+    pub(crate) fn state(&self) -> SamplerState<'_> {
         SamplerState {
             tokens: &self.tokens,
             positions: &self.positions,
@@ -217,6 +221,7 @@ fn check(
             end_token_ids: Some(&gpu.ints(&END_TOKENS, &[3])?),
             bias: None,
             masks: None,
+            forced: None,
             state: slots.state(),
             scratch: &scratch,
             admissions: None,
@@ -337,6 +342,7 @@ fn check_admissions(gpu: &Gpu, num_copies: i32) -> Checked {
             end_token_ids: None,
             bias: None,
             masks: None,
+            forced: None,
             state: slots.state(),
             scratch: &scratch,
             admissions: Some(&admissions),

@@ -1,9 +1,9 @@
 //! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
 
 use cuda_kernels::{
-    Activate, ActivateFp8, DecodeAttentionQkv, DecodePlan, Gating, KernelError, LayerKv, Normalize,
-    NormalizeFp8, PlanDecode, PlanSizes, QuantizeRows, RotaryArrays, RunMoe, Sample, SampleRules,
-    SamplerScratch, SamplerState,
+    Activate, ActivateFp8, DecodeAttentionQkv, DecodePlan, E4M3, Fp8Out, Gating, GemmFp8, KernelError,
+    LayerKv, Normalize, NormalizeFp8, PlanDecode, PlanSizes, QuantizeRows, RotaryArrays, RunMoe, Sample,
+    SampleRules, SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
 use model_spec::{Nonlinearity, Normalization};
@@ -66,8 +66,31 @@ fn experts(gpu: &Gpu) -> Checked {
     Ok(())
 }
 
-pub(crate) fn table(gpu: &Gpu) -> Checked {
-    experts(gpu)?;
+/// What is timed, by name.
+const TABLES: &[(&str, fn(&Gpu) -> Checked)] = &[
+    ("experts", experts),
+    ("copy", device_copy),
+    ("attention", attentions),
+    ("fp8", fp8_gemms),
+    ("rows_to_fp8", rows_to_fp8),
+    ("pointwise", pointwise),
+    ("sampling", sampling),
+];
+
+/// Prints the tables that are named, or all.
+pub(crate) fn tables(gpu: &Gpu, wanted: &[String]) -> Checked {
+    if let Some(unknown) = wanted.iter().find(|name| !TABLES.iter().any(|(known, _)| known == name)) {
+        let known: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
+        let known = known.join(", ");
+        return Err(format!("no table is called `{unknown}`; there are {known}").into());
+    }
+    TABLES
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name))
+        .try_for_each(|(_, table)| table(gpu))
+}
+
+fn device_copy(gpu: &Gpu) -> Checked {
     let from = gpu.random(&[1 << 29], Kind::BFloat16)?;
     let to = from.f_empty_like()?;
     let time = micros(gpu, |stream| {
@@ -76,7 +99,10 @@ pub(crate) fn table(gpu: &Gpu) -> Checked {
         Ok(())
     })?;
     say(&format!("device copy: {:.0} GB/s read and written", 4.0 * f64::from(1 << 29) / time / 1e3));
-    drop((from, to));
+    Ok(())
+}
+
+fn attentions(gpu: &Gpu) -> Checked {
     for (groups, queries, rows, context) in [
         (32, 1, 64, 512),
         (16, 1, 256, 512),
@@ -94,9 +120,38 @@ pub(crate) fn table(gpu: &Gpu) -> Checked {
         attention(gpu, heads(32, 1), 8, 1100, shared_blocks)?;
         attention(gpu, heads(32, 1), 64, 1100, shared_blocks)?;
     }
-    pointwise(gpu)?;
-    rows_to_fp8(gpu)?;
-    sampling(gpu)
+    Ok(())
+}
+
+/// The layers of Llama 3 8B in FP8; as many weights as the L2 cache cannot hold.
+fn fp8_gemms(gpu: &Gpu) -> Checked {
+    let kernels = gpu.kernels(Kind::BFloat16, 128, 1)?;
+    let e4m3 = |shape: [i64; 2]| Tensor::f_zeros(shape, (E4M3, gpu.device.tch()));
+    for [num_out, num_in] in [[6_144, 4_096], [4_096, 4_096], [28_672, 4_096], [4_096, 14_336]] {
+        kernels.load_fp8(num_out, num_in)?;
+        let weight_scales = gpu.random(&[num_out], Kind::Float)?;
+        let weights = (0..(1 << 29) / (num_out * num_in) + 1)
+            .map(|_| e4m3([num_out, num_in]))
+            .collect::<Result<Vec<Tensor>, _>>()?;
+        for num_rows in [1, 8, 32, 64, 256] {
+            let (x, x_scales) = (e4m3([num_rows, num_in])?, gpu.random(&[num_rows], Kind::Float)?);
+            let out = gpu.zeros(&[num_rows, num_out], Kind::BFloat16)?;
+            let time = micros(gpu, |stream| {
+                weights.iter().try_for_each(|weight| {
+                    let (x, x_scales, weight_scales) = (&x, &x_scales, &weight_scales);
+                    let out = Fp8Out::Rounded(&out);
+                    kernels.gemm_fp8(stream, &GemmFp8 { x, x_scales, weight, weight_scales, bias: None, out })
+                })
+            })? / weights.len() as f64;
+            let bytes = (num_out * num_in) as f64;
+            say(&format!(
+                "FP8 GEMM, {num_out} x {num_in}, {num_rows} rows: {time:.1} us, {:.0} GB/s, {:.0} TFLOP/s",
+                bytes / time / 1e3,
+                2.0 * bytes * num_rows as f64 / time / 1e6
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn heads(groups: i64, queries: i64) -> Heads {
@@ -129,7 +184,7 @@ fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i6
     let plan = DecodePlan::new(
         &kernels,
         &gpu.device,
-        PlanSizes { max_rows: rows, max_blocks: width, num_groups: groups },
+        PlanSizes { max_rows: rows, max_blocks: width, num_groups: groups, local_tokens: None },
     )?;
     let qkv = gpu.random(&[rows, groups * (queries + 2) * d], Kind::BFloat16)?;
     let out = gpu.unset(&[rows, groups * queries, d], Kind::BFloat16)?;
@@ -151,6 +206,7 @@ fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i6
                 block_tables: &block_tables,
                 plan: &plan,
                 scale: 0.088_388_35,
+                softcap: None,
                 out: &out,
             };
             kernels.decode_attention_qkv(stream, &step)?;
@@ -289,6 +345,7 @@ fn sampling(gpu: &Gpu) -> Checked {
                 end_token_ids: None,
                 bias: None,
                 masks: None,
+                forced: None,
                 state,
                 scratch: &scratch,
                 admissions: None,

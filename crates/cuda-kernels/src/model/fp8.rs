@@ -58,8 +58,10 @@ struct GemmArgs {
     num_out: i32,
     num_in: i32,
     x_bytes: u32,
+    num_stages: i32,
+    num_early: i32,
     is_f32: i32,
-    reserved: i32,
+    fetched_bytes: u32,
 }
 
 /// The kernels, compiled when they are first asked for.
@@ -111,10 +113,7 @@ impl ModelKernels {
     pub fn load_fp8(&self, num_out: i64, num_in: i64) -> Result<(), KernelError> {
         check_sizes(num_out, num_in)?;
         RowsFrom::ALL.into_iter().try_for_each(|from| self.fp8.get(Fp8Kernel::Rows(from)).map(drop))?;
-        let shapes = Fp8Shape::all(num_out, self.num_sms, self.max_shared_bytes);
-        if shapes.is_empty() {
-            return Err(too_little_shared(self.max_shared_bytes));
-        }
+        let shapes = Fp8Shape::all(num_out, self.num_sms);
         shapes.into_iter().try_for_each(|shape| self.fp8.get(Fp8Kernel::Gemm(shape)).map(drop))
     }
 
@@ -128,7 +127,9 @@ impl ModelKernels {
         let [num_out, num_in] = shape_of(gemm.weight, "weight")?;
         let [num_rows, _] = shape_of(gemm.x, "x")?;
         check_sizes(num_out, num_in)?;
-        let shape = Fp8Shape::of(num_rows, num_out, self.num_sms, self.max_shared_bytes)
+        let shape = Fp8Shape::of(num_rows, num_out, self.num_sms);
+        let ring = shape
+            .ring(num_rows, self.max_shared_bytes)
             .ok_or_else(|| too_little_shared(self.max_shared_bytes))?;
         let (out, out_kind, residual) = match gemm.out {
             Fp8Out::Rounded(out) => (out, kind, None),
@@ -137,8 +138,7 @@ impl ModelKernels {
         };
         let out_shape = [num_rows, num_out];
         tensors.address(gemm.x, "x", E4M3, &[num_rows, num_in])?;
-        let fetched_rows = shape.fetched_rows(num_rows);
-        let x = TensorMap::of(gemm.x, stream.device(), fetched_rows, "x")?;
+        let x = TensorMap::of(gemm.x, stream.device(), ring.fetched_rows, "x")?;
         let weight = TensorMap::of(gemm.weight, stream.device(), shape.columns, "weight")?;
         let args = GemmArgs {
             x_scales: tensors.address(gemm.x_scales, "x_scales", Kind::Float, &[num_rows])?,
@@ -149,14 +149,16 @@ impl ModelKernels {
             rows: int(num_rows, "rows")?,
             num_out: int(num_out, "outputs")?,
             num_in: int(num_in, "inputs")?,
-            x_bytes: fetched_rows * Fp8Shape::LINE_BYTES,
+            x_bytes: ring.x_rows * Fp8Shape::LINE_BYTES,
+            num_stages: ring.num_stages as i32,
+            num_early: ring.num_early as i32,
             is_f32: i32::from(out_kind == Kind::Float),
-            reserved: 0,
+            fetched_bytes: ring.fetched_rows * Fp8Shape::LINE_BYTES,
         };
         let num_tiles = shape.num_tiles(num_rows, num_out);
         let num_blocks = num_tiles.min(u64::from(self.num_sms)) as u32;
         let launch = Launch {
-            shared_bytes: shape.shared_bytes(),
+            shared_bytes: ring.shared_bytes,
             overlaps: self.overlaps(num_rows),
             ..Launch::linear(num_blocks, shape.num_threads())
         };

@@ -5,6 +5,7 @@ use cuda_runtime::{Arg, Device, Launch, Stream};
 use tch::{Kind, Tensor};
 
 use super::SamplerKernels;
+use super::forced::{ForcedTokens, forced_addresses};
 use super::programs::{MANY_STAGES, MANY_THREADS, PIECE, SAMPLE_BLOCKS_PER_SM, SamplerTiling};
 use super::seen::words_of;
 use crate::KernelError;
@@ -191,6 +192,8 @@ pub struct Sample<'a> {
     pub bias: Option<&'a Tensor>,
     /// Masks of some rows.
     pub masks: Option<SampleMasks<'a>>,
+    /// Texts that are known; with rules that are greedy and give log-probabilities, and without masks and rows' rules.
+    pub forced: Option<ForcedTokens<'a>>,
     /// The slots.
     pub state: SamplerState<'a>,
     /// Working memory.
@@ -227,8 +230,11 @@ struct SampleArgs {
     row_rules: Address,
     mask_of_entry: Address,
     masks: Address,
+    forced_tokens: Address,
+    forced_starts: Address,
     seed: u64,
     logits_stride: i64,
+    num_forced: i64,
     num_logits_rows: i32,
     num_slots: i32,
     num_entries: i32,
@@ -342,6 +348,7 @@ fn sample_args(
     let num_end_tokens = sample.end_token_ids.map_or(Ok([0]), |ids| shape_of(ids, "end_token_ids"))?[0];
     let seen_shape = [num_slots, words_of(rules.vocab_size)?];
     let [mask_of_entry, masks] = mask_addresses(tensors, sample.masks, [num_entries, seen_shape[1]])?;
+    let (forced_tokens, forced_starts, num_forced) = forced_addresses(tensors, sample)?;
     // Keeping all tokens is keeping no list of them.
     let top_k = rules.top_k.filter(|&k| i64::from(k) < rules.vocab_size).unwrap_or(0);
     Ok(SampleArgs {
@@ -377,8 +384,11 @@ fn sample_args(
         row_rules: tensors.optional(state.row_rules, "row_rules", Kind::Int, &[num_slots, ROW_RULE_WORDS])?,
         mask_of_entry,
         masks,
+        forced_tokens,
+        forced_starts,
         seed: rules.seed,
         logits_stride: padded_vocab_size,
+        num_forced,
         num_logits_rows: int(num_rows, "rows of `logits`")?,
         num_slots: int(num_slots, "slots")?,
         num_entries: int(num_entries, "rows of `out`")?,

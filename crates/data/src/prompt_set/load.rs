@@ -57,6 +57,7 @@ pub fn load_all_prompts(
                 hashes: Hashes::of(&prompt.ids),
                 length_hint,
                 demand: RowDemand::of(&prompt.row),
+                has_structure: prompt.row.structured_outputs.is_some(),
                 cut_from: prompt.cut_from,
                 note: prompt.note,
             }),
@@ -81,7 +82,7 @@ pub fn load_all_prompts(
         });
     }
     let Found { mut kept, hashes, mut hints, mut demands, num_unusable, num_read, num_bad, bad, .. } = found;
-    let Found { too_long, num_cut, first_cut, num_noted, note, .. } = found;
+    let Found { too_long, num_cut, first_cut, num_noted, has_structures, note, .. } = found;
     kept.shrink_to_fit();
     hints.shrink_to_fit();
     demands.shrink_to_fit();
@@ -105,6 +106,7 @@ pub fn load_all_prompts(
         num_cut,
         first_cut,
         num_noted,
+        has_structures,
         note,
         fingerprint,
     })
@@ -122,6 +124,7 @@ struct KeptPrompt {
     hashes: Hashes,
     length_hint: Option<u32>,
     demand: RowDemand,
+    has_structure: bool,
     cut_from: Option<usize>,
     note: Option<PromptNote>,
 }
@@ -150,6 +153,7 @@ struct Found {
     bad: Vec<BadRecord>,
     too_long: Vec<(u64, usize)>,
     num_noted: u64,
+    has_structures: bool,
     note: Option<(u64, PromptNote)>,
 }
 
@@ -217,7 +221,10 @@ impl Found {
                     self.keep_unusable(path, span, TOO_LONG)?;
                 }
             }
-            Ok(Prepared::Kept(KeptPrompt { num_tokens, hashes, length_hint, demand, cut_from, note })) => {
+            Ok(Prepared::Kept(kept)) => {
+                let KeptPrompt { num_tokens, hashes, length_hint, demand, has_structure, cut_from, note } =
+                    kept;
+                self.has_structures |= has_structure;
                 if let Some(cut_from) = cut_from {
                     self.num_cut += 1;
                     self.first_cut.get_or_insert((line, cut_from));

@@ -66,13 +66,22 @@ pub(crate) struct CudaState {
     device_ranks: Option<DeviceRanks>,
 }
 
-/// The kernels for layers with these heads. Those of the first do all that no head matters to.
+/// The kernels for layers with such attention. Those of the first do all that no head matters to.
 #[derive(Debug)]
 struct HeadKernels {
-    heads: HeadLayout,
+    shape: HeadShape,
     kernels: ModelKernels,
     /// The attention of the current decode step; there when room was made for such steps.
     plan: Option<DecodePlan>,
+}
+
+/// What kernels and plans of attention depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct HeadShape {
+    heads: HeadLayout,
+    is_capped: bool,
+    /// How many keys a row sees, where not all.
+    local_tokens: Option<usize>,
 }
 
 /// float32 `[num_positions, half_dims]` each.
@@ -241,7 +250,7 @@ impl StepState for CudaState {
         heads: HeadLayout,
         HeadNorms { query, key, .. }: &HeadNorms,
     ) -> Result<(), ModelError> {
-        let known = self.heads.iter().find(|known| known.heads == heads).ok_or(NOT_PLANNED)?;
+        let known = self.heads.iter().find(|known| known.shape.heads == heads).ok_or(NOT_PLANNED)?;
         let launch = NormHeads {
             normalization: query.normalization,
             qkv,
@@ -291,11 +300,12 @@ impl StepState for CudaState {
 
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError> {
         self.rotary.grow(max_blocks_per_seq * BLOCK_SIZE_TOKENS);
-        for HeadKernels { heads, kernels, plan } in &mut self.heads {
+        for HeadKernels { shape, kernels, plan } in &mut self.heads {
             let sizes = PlanSizes {
                 max_rows: max_rows as i64,
                 max_blocks: max_blocks_per_seq as i64,
-                num_groups: heads.num_query_groups as i64,
+                num_groups: shape.heads.num_query_groups as i64,
+                local_tokens: shape.local_tokens.map(|tokens| tokens as i64),
             };
             *plan = Some(DecodePlan::new(kernels, &self.device, sizes)?);
         }

@@ -95,8 +95,8 @@ impl StepState for PlainState {
             let grouped = rows.f_view([ROWS_PER_BLOCK, groups, queries_per_group + 2, channels])?;
             let part = |start, len| grouped.f_narrow(2, start, len)?.f_contiguous();
             let kind = self.numerics.compute.kind();
-            let queries = normalised(&part(0, queries_per_group)?, &norms.query)?.f_to_kind(kind)?;
-            let keys = normalised(&part(queries_per_group, 1)?, &norms.key)?.f_to_kind(kind)?;
+            let queries = normed_heads(&part(0, queries_per_group)?, &norms.query)?.f_to_kind(kind)?;
+            let keys = normed_heads(&part(queries_per_group, 1)?, &norms.key)?.f_to_kind(kind)?;
             let all = Tensor::f_cat(&[queries, keys, part(queries_per_group + 1, 1)?], 2)?;
             Ok(all.f_view(rows.size().as_slice())?)
         })?;
@@ -105,6 +105,23 @@ impl StepState for PlainState {
 
     fn ranks(&mut self) -> &mut HostRanks {
         &mut self.ranks
+    }
+}
+
+/// float32 norm of heads, `[rows, groups, heads of a group, channels]`, whose gains are for all of them or `[heads, channels]`.
+fn normed_heads(x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
+    if norm.gain.dim() == 1 {
+        return normalised(x, norm);
+    }
+    let (_, groups, heads, channels) = x.size4()?;
+    let ones = norm.gain.f_select(0, 0)?.f_ones_like()?;
+    let plain = Norm { gain: ones, bias: None, ..*norm };
+    let normed = normalised(x, &plain)?;
+    let of_heads = |values: &Tensor| values.f_view([groups, heads, channels]);
+    let normed = normed.f_mul(&of_heads(&norm.gain)?)?;
+    match &norm.bias {
+        Some(bias) => Ok(normed.f_add(&of_heads(bias)?)?),
+        None => Ok(normed),
     }
 }
 

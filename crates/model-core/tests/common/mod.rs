@@ -2,6 +2,8 @@
 #![expect(dead_code, reason = "each test binary uses its own part")]
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test may fail")]
 
+pub(crate) mod fixtures;
+pub(crate) mod ranks;
 pub(crate) mod tiny;
 
 use std::collections::BTreeMap;

@@ -16,12 +16,11 @@ use super::{
 use crate::adapter::Precision;
 use crate::checkpoint::{CheckpointKind, without_hashes};
 use crate::huggingface::HfTokenizer;
+use crate::te_layers::WHOLE_TE_LAYER;
 use crate::{Artifact, Checkpoint, DType, FormatError, Fp8Weights, Region, TensorMeta, TensorSource};
 
 /// Values that name a file of the archive, or did where the checkpoint was saved.
 const ARTIFACT_KEYS: [&str; 3] = ["tokenizer.model", "tokenizer.vocab_file", "tokenizer.merge_file"];
-/// A layer specification with names of its own, which the written file no longer has.
-const WHOLE_TE_LAYER: &str = "megatron_gpt_full_te_layer_autocast";
 const TARGET: &str = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel";
 
 /// Presents an open checkpoint for writing. Artifacts are renamed by their content.

@@ -72,6 +72,8 @@ pub(crate) struct DeskReport {
     pub(crate) stop: Option<Stop>,
     /// The failure of another rank, with its exit code.
     pub(crate) failure: Option<Failure>,
+    /// What a rank says that cannot go on without another one: all there is where that one said nothing.
+    pub(crate) lost: Option<Failure>,
     /// What the other ranks computed, those that said so.
     pub(crate) others_worked: Vec<Worked>,
     /// Samples of each rank that leads a replica, in order.
@@ -95,6 +97,7 @@ struct State<'a, 'b> {
     stop: Option<Stop>,
     stopped_at: Option<Instant>,
     failure: Option<Failure>,
+    lost: Option<Failure>,
     others_worked: Vec<Worked>,
     missing_told: bool,
 }
@@ -110,6 +113,7 @@ impl Desk<'_> {
             stop: None,
             stopped_at: None,
             failure: None,
+            lost: None,
             others_worked: Vec::new(),
             missing_told: false,
         };
@@ -129,6 +133,7 @@ impl Desk<'_> {
             stop: state.stop.clone(),
             samples_by_rank: state.samples_by_rank(),
             failure: state.failure,
+            lost: state.lost,
             others_worked: state.others_worked,
         }
     }
@@ -229,8 +234,16 @@ impl State<'_, '_> {
                     Why::Told => {}
                     Why::Signal(signal) => self.desk.watch.raise(signal),
                     Why::Failed { code, message } => {
-                        let name = self.name(rank);
-                        self.fail(format!("{name} failed: {message}"), code);
+                        let message = format!("{} failed: {message}", self.name(rank));
+                        self.end(Failure::of_another_rank(ExitStatus::from_code(code), message));
+                    }
+                    Why::Lost { message } => {
+                        let message = format!("{} ended: {message}", self.name(rank));
+                        if !matches!(self.stop, Some(Stop::Finished)) {
+                            let lost = || Failure::of_another_rank(ExitStatus::Failed, &message);
+                            self.lost.get_or_insert_with(lost);
+                        }
+                        self.begin_stop(&Stop::Failed { message });
                     }
                 }
                 self.deal_to_all();
@@ -369,9 +382,13 @@ impl State<'_, '_> {
     }
 
     fn fail(&mut self, message: String, code: u8) {
+        self.end(Failure { status: ExitStatus::from_code(code), error: anyhow::anyhow!(message) });
+    }
+
+    fn end(&mut self, failure: Failure) {
+        let message = failure.sentence();
         if self.failure.is_none() && !matches!(self.stop, Some(Stop::Finished)) {
-            self.failure =
-                Some(Failure { status: ExitStatus::from_code(code), error: anyhow::anyhow!("{message}") });
+            self.failure = Some(failure);
         }
         self.begin_stop(&Stop::Failed { message });
     }

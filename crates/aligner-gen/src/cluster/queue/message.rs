@@ -12,7 +12,7 @@ use crate::output::Identity;
 use wire::{Reader, Writer};
 
 /// Raised with every change of a message: ranks of different builds must not talk past each other.
-pub(crate) const VERSION: u8 = 7;
+pub(crate) const VERSION: u8 = 8;
 
 /// From a rank to rank 0.
 #[derive(Clone, Debug, PartialEq)]
@@ -120,6 +120,19 @@ pub(crate) enum Why {
     Signal(i32),
     /// It failed, with this exit code.
     Failed { code: u8, message: String },
+    /// It cannot go on without another rank, which has failed or is gone.
+    Lost { message: String },
+}
+
+impl Why {
+    /// Of a rank that ends with this.
+    pub(crate) fn of(failure: &Failure) -> Self {
+        let message = failure.sentence();
+        match failure.is_of_another_rank() {
+            true => Self::Lost { message },
+            false => Self::Failed { code: failure.status.code(), message },
+        }
+    }
 }
 
 /// From rank 0 to a rank.
@@ -224,6 +237,10 @@ impl ToZero {
                         out.u8(*code);
                         out.text(message);
                     }
+                    Why::Lost { message } => {
+                        out.u8(3);
+                        out.text(message);
+                    }
                 }
             }
         }
@@ -251,6 +268,7 @@ impl ToZero {
                     0 => Why::Told,
                     1 => Why::Signal(input.u32()?.cast_signed()),
                     2 => Why::Failed { code: input.u8()?, message: input.text()? },
+                    3 => Why::Lost { message: input.text()? },
                     _ => return Err(input.damaged()),
                 };
                 Self::Leaving(Leaving { why, worked })
@@ -373,6 +391,7 @@ mod tests {
             Just(Why::Told),
             any::<i32>().prop_map(Why::Signal),
             (any::<u8>(), ".{0,9}").prop_map(|(code, message)| Why::Failed { code, message }),
+            ".{0,9}".prop_map(|message| Why::Lost { message }),
         ];
         prop_oneof![
             (".{0,9}", any::<u32>(), topology, ".{0,9}", prop::option::of(".{0,9}")).prop_map(
@@ -505,7 +524,7 @@ mod tests {
         let error = FromZero::decode(&[9, 0]).unwrap_err().to_string();
         assert_eq!(
             error,
-            "a message of version 9, this program has version 7: all ranks must run the same program"
+            "a message of version 9, this program has version 8: all ranks must run the same program"
         );
     }
 }

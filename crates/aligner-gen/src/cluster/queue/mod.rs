@@ -12,7 +12,7 @@ pub(crate) mod worker;
 
 use std::sync::mpsc::Receiver;
 
-use message::{FromZero, ToZero};
+use message::{FromZero, Stop, ToZero};
 
 /// What a rank hears: a message, or why there will be none any more.
 pub(crate) type Heard = Result<FromZero, String>;
@@ -22,4 +22,23 @@ pub(crate) struct Mailbox {
     /// A line that is lost is noticed by who listens.
     pub(crate) say: Box<dyn Fn(ToZero)>,
     pub(crate) from_zero: Receiver<Heard>,
+}
+
+impl Mailbox {
+    /// Why the job has ended, as far as it is known before this rank computes anything.
+    pub(crate) fn ended(&self) -> Option<String> {
+        match self.from_zero.try_recv() {
+            Ok(Ok(FromZero::Stop(Stop::Failed { message }))) => {
+                Some(format!("rank 0 ended the job: {message}"))
+            }
+            Ok(Ok(FromZero::Stop(Stop::Early { reason, .. }))) => {
+                Some(format!("rank 0 stopped the job: {reason}"))
+            }
+            Ok(Ok(FromZero::Stop(Stop::Finished))) => Some("rank 0 has finished the job".to_owned()),
+            Ok(Err(reason)) => {
+                Some(format!("rank 0 is gone ({})", reason.lines().next().unwrap_or_default()))
+            }
+            Ok(Ok(FromZero::Welcome { .. } | FromZero::Grant(_) | FromZero::Cancel(_))) | Err(_) => None,
+        }
+    }
 }

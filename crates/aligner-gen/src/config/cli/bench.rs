@@ -14,7 +14,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, required_unless_present = "shape")]
     pub(crate) checkpoint: Option<PathBuf>,
     /// Dummy weights of a known shape instead; `--measures` is then any of decode:ROWS:CONTEXT, fixed:IN:OUT:N,
-    /// prefixed:N:PREFIX:OWN:OUT, copied:ROWS, single, bulk, ragged, order, prefill, shared, copies, cuts
+    /// prefixed:N:PREFIX:OWN:OUT, copied:ROWS, single, bulk, ragged, order, prefill, shared, copies, cuts, structured:ROWS,
+    /// own:ROWS, scored:ROWS
     #[arg(long, value_parser = shape_parser(), conflicts_with = "checkpoint", requires = "measures")]
     pub(crate) shape: Option<NamedShape>,
     #[arg(long, value_enum, default_value_t = DeviceArg::Cpu)]

@@ -1,9 +1,9 @@
 //! Responses checked by a program while the job runs.
 //!
 //! There is one program for all ranks, beside rank 0, so that what it is asked and what is kept do not depend on how many
-//! there are. What is kept of a sample is decided by the numbers of its responses: those up to the first that the program
-//! answers `stop` for. Each of them is computed and checked whatever the others do, because a response is cancelled only
-//! for a `stop` before it; so neither the order in which responses finish nor that of the answers changes anything.
+//! there are. What is kept of a sample is decided by the numbers of its responses: those up to the first whose verdict
+//! stops those behind it. Each of them is computed and checked whatever the others do, because a response is cancelled only
+//! for one that stops it; so neither the order in which responses finish nor that of the answers changes anything.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
@@ -20,7 +20,7 @@ use crate::config::checks::{BestOf, ChecksPlan};
 use crate::config::plan::Unfinished;
 use crate::exit::{ExitStatus, Failure};
 use crate::model::checkpoint::TokenTable;
-use crate::output::{Answer, Checked, Question, Verdict};
+use crate::output::{Answer, Checked, Question};
 use crate::signals::StopWatch;
 
 mod program;
@@ -306,18 +306,11 @@ impl<'c> State<'c> {
                 "answered for {row} without a `score`, which `model.generation.best_of_n=score` needs"
             )));
         }
-        if *verdict == Verdict::Stop && !self.checks.plan.pass_at_k.is_empty() {
-            let row = self.row(position, response_idx);
-            return Err(failure(&format!(
-                "answered `stop` for {row}, but `model.generation.pass_at_k` counts over all responses to a prompt: \
-                 let it answer `pass`, or leave out `pass_at_k`"
-            )));
-        }
         // It may have been superfluous.
         let Some(sample) = self.open.get_mut(&position) else { return Ok(()) };
         let checked = Checked { verdict: Some(*verdict), score: *score };
         sample.checked.insert(response_idx, Some(checked));
-        if *verdict == Verdict::Stop && sample.stop.is_none_or(|stop| response_idx < stop) {
+        if verdict.stops() && sample.stop.is_none_or(|stop| response_idx < stop) {
             sample.stop = Some(response_idx);
             if sample.done.is_none() {
                 let ranks: Vec<Rank> = sample.ranks.iter().copied().collect();

@@ -1,32 +1,50 @@
 //! How many ranks share a model: what the user says, or the fewest that it fits.
 
-use model_core::Reduction;
+use model_core::{Backend, LoadOptions, Reduction};
 use model_spec::{ModelSpec, Numerics, ShardPlace};
+use tch::Device;
 
 use crate::cluster::topology::{Coordinates, Topology};
 use crate::config::parallel::{PIPELINE, ParallelPlan, TENSOR};
 use crate::exit::Failure;
+use crate::model::memory::MemoryPlan;
+use crate::table::{columns, human_bytes};
 
 /// The sizes of a replica.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sizes {
-    pub(super) tensor: u32,
-    pub(super) pipeline: u32,
+pub(crate) struct Sizes {
+    pub(crate) tensor: u32,
+    pub(crate) pipeline: u32,
 }
 
 /// The ranks there are.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ranks {
-    pub(super) world_size: u32,
+pub(crate) struct Ranks {
+    pub(crate) world_size: u32,
     /// On each machine.
-    pub(super) local_size: u32,
+    pub(crate) local_size: u32,
 }
 
 /// Which kinds of sharing the kernels can.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Abilities {
-    pub(super) tensor: Result<(), &'static str>,
-    pub(super) pipeline: Result<(), &'static str>,
+pub(crate) struct Abilities {
+    pub(crate) tensor: Result<(), &'static str>,
+    pub(crate) pipeline: Result<(), &'static str>,
+}
+
+impl Abilities {
+    /// Of the kernels of a device.
+    pub(crate) fn of(options: LoadOptions) -> Self {
+        const STAGES: &str = "pipeline stages are computed on the CPU only so far; tensor-parallel ranks share a model on GPUs";
+        const PLAIN: &str = "libtorch's products have other bits for each number of ranks that share a layer: set \
+                             `trainer.generation.trt_llm.enable=true`";
+        match (options.device, options.backend) {
+            (Device::Cpu, Backend::Fused) => Self { tensor: Ok(()), pipeline: Ok(()) },
+            (Device::Cpu, Backend::Plain) => Self { tensor: Err(PLAIN), pipeline: Ok(()) },
+            (_, Backend::Fused) => Self { tensor: Ok(()), pipeline: Err(STAGES) },
+            (_, Backend::Plain) => Self { tensor: Err(PLAIN), pipeline: Err(STAGES) },
+        }
+    }
 }
 
 /// Chooses the sizes. `fits` says whether every rank of a replica of such sizes has memory enough.
@@ -36,7 +54,7 @@ pub(super) struct Abilities {
 ///
 /// # Errors
 /// When what the user says contradicts the model, the ranks, or the kernels.
-pub(super) fn choose(
+pub(crate) fn choose(
     wish: &ParallelPlan,
     ranks: Ranks,
     model: &ModelSpec,
@@ -81,7 +99,7 @@ pub(super) fn choose(
 }
 
 /// The fewest ranks that a model fits, and of those with as many the fewest stages.
-pub(super) fn fewest_ranks(
+pub(crate) fn fewest_ranks(
     model: &ModelSpec,
     abilities: Abilities,
     fits: &dyn Fn(Sizes) -> bool,
@@ -129,7 +147,7 @@ fn contradiction(wish: &ParallelPlan, ranks: Ranks) -> Failure {
 }
 
 /// What each rank of a replica has: by pipeline rank, then by tensor rank.
-pub(super) fn places(model: &ModelSpec, sizes: Sizes, numerics: &Numerics) -> Vec<ShardPlace> {
+pub(crate) fn places(model: &ModelSpec, sizes: Sizes, numerics: &Numerics) -> Vec<ShardPlace> {
     let stages = model.stages(sizes.pipeline as usize, numerics).unwrap_or_default();
     let of_stage = |layers: std::ops::Range<usize>| {
         (0..sizes.tensor).map(move |tp_rank| ShardPlace {
@@ -142,14 +160,38 @@ pub(super) fn places(model: &ModelSpec, sizes: Sizes, numerics: &Numerics) -> Ve
 }
 
 /// The part of one rank.
-pub(super) fn place_of(places: &[ShardPlace], topology: Topology, rank: u32) -> Option<ShardPlace> {
+pub(crate) fn place_of(places: &[ShardPlace], topology: Topology, rank: u32) -> Option<ShardPlace> {
     let Coordinates { pipeline_rank, tensor_rank, .. } = topology.coordinates(rank)?;
     let [_, _, tensor] = topology.sizes();
     places.get((pipeline_rank * tensor + tensor_rank) as usize).cloned()
 }
 
+/// What each rank of a replica takes of memory, in the order of [`places`]: the cache has as many blocks on each as the
+/// rank has that can have the fewest.
+pub(crate) fn describe_memory(ranks: &[(ShardPlace, MemoryPlan)]) -> String {
+    let num_blocks = ranks.iter().map(|(_, plan)| plan.limits.num_blocks).min().unwrap_or(0) as u64;
+    let cells = |(place, plan): &(ShardPlace, MemoryPlan)| {
+        let block_bytes = plan.kv_cache_bytes / (plan.limits.num_blocks as u64).max(1);
+        let kv_cache_bytes = block_bytes.saturating_mul(num_blocks);
+        let all = plan.weight_bytes.saturating_add(plan.workspace_bytes).saturating_add(kv_cache_bytes);
+        let part = format!(
+            "layers {} to {}, tensor {} of {}",
+            place.layers.start,
+            place.layers.end.saturating_sub(1),
+            place.tp_rank,
+            place.tp_size
+        );
+        let sizes = [plan.weight_bytes, plan.workspace_bytes, kv_cache_bytes, all].map(human_bytes);
+        std::iter::once(part).chain(sizes).collect::<Vec<_>>()
+    };
+    let head = ["rank of a replica", "weights", "intermediate results", "KV cache", "in all"];
+    let rows: Vec<Vec<String>> =
+        std::iter::once(head.map(str::to_owned).to_vec()).chain(ranks.iter().map(cells)).collect();
+    columns(&rows)
+}
+
 /// What the start says of the layout.
-pub(super) fn describe(topology: Topology, reduction: Reduction) -> Option<String> {
+pub(crate) fn describe(topology: Topology, reduction: Reduction) -> Option<String> {
     let [data, pipeline, tensor] = topology.sizes();
     let sums = match reduction {
         Reduction::Chain => "",

@@ -6,12 +6,11 @@ use std::sync::Arc;
 use engine::{Engine, Executor, LeadingExecutor, OwnRules};
 use hydra_config::Resolved;
 use indicatif::MultiProgress;
-use model_core::{Backend, CausalLm, LoadOptions, ModelConfig, ModelPart, ModelRanks, Reduction};
+use model_core::{CausalLm, LoadOptions, ModelConfig, ModelPart, ModelRanks, Reduction};
 use model_parallel::Patience;
 use model_spec::{ModelSpec, ShardPlace};
 use nemo_format::Checkpoint;
 use sampling::{SamplingRules, Vocabulary};
-use tch::Device;
 use torch_ext::store::Store;
 
 use crate::cluster::model_group::{Introduction, ModelGroup};
@@ -195,6 +194,33 @@ impl Setup {
             .map_err(|failure| self.with_layout_that_fits(failure, demand))
     }
 
+    /// What each rank of a replica takes, where there are several and all have a device as this rank has.
+    ///
+    /// # Errors
+    /// When one of them has not memory enough.
+    pub(super) fn memory_of_ranks(&self, demand: Demand) -> Result<Vec<(ShardPlace, MemoryPlan)>, Failure> {
+        let [_, pipeline, tensor] = self.topology.sizes();
+        if pipeline * tensor == 1 {
+            return Ok(Vec::new());
+        }
+        let model = self.model_config.spec_of(self.checkpoint.tensors());
+        let places = layout::places(&model, layout::Sizes { tensor, pipeline }, &self.options.numerics);
+        let of_place = |(idx, place): (usize, ShardPlace)| {
+            let part = (&place, self.reduction);
+            let plan = MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, part, demand);
+            let plan = plan.map_err(|failure| Failure {
+                error: failure.error.context(format!(
+                    "pipeline stage {}, tensor-parallel rank {}",
+                    idx / tensor as usize,
+                    idx % tensor as usize
+                )),
+                ..failure
+            });
+            Ok((place, plan.map_err(|failure| self.with_layout_that_fits(failure, demand))?))
+        };
+        places.into_iter().enumerate().map(of_place).collect()
+    }
+
     /// What makes the rules of rows.
     pub(crate) fn row_rules(&self) -> Result<RowRulesMaker<'_>, Failure> {
         RowRulesMaker::new(&self.plan, &self.tokenizer, self.end_tokens.ids())
@@ -207,7 +233,7 @@ impl Setup {
         }
         let model = self.model_config.spec_of(self.checkpoint.tensors());
         let total_bytes = device::total_bytes(self.options.device).unwrap_or(0);
-        let abilities = abilities(self.options);
+        let abilities = layout::Abilities::of(self.options);
         let fits = |sizes: layout::Sizes| {
             let places = layout::places(&model, sizes, &self.options.numerics);
             let reduction = if sizes.tensor > 1 { Reduction::Tree } else { self.reduction };
@@ -226,7 +252,20 @@ impl Setup {
                     config::parallel::PIPELINE
                 ),
             },
-            _ => failure,
+            Some(_) => failure,
+            None => {
+                let tensor = if abilities.tensor.is_ok() { model.tensor_parallel_sizes() } else { vec![1] };
+                let most_tensor = tensor.last().copied().unwrap_or(1);
+                let stages = abilities.pipeline.err().map_or_else(String::new, |why| format!(" ({why})"));
+                Failure {
+                    status: failure.status,
+                    error: anyhow::anyhow!(
+                        "{}; no layout holds it with as much memory for each rank, at most {most_tensor} of which can share \
+                         its layers{stages}",
+                        failure.sentence()
+                    ),
+                }
+            }
         }
     }
 
@@ -330,31 +369,22 @@ fn choose_sizes(
     ranks: layout::Ranks,
     neighbours: Neighbours,
 ) -> Result<layout::Sizes, Failure> {
-    let abilities = abilities(options);
+    let abilities = layout::Abilities::of(options);
     let total_bytes = device::total_bytes(options.device).unwrap_or(u64::MAX);
     // The prompts are not known yet: at the least the cache of one token.
-    let demand =
-        Demand { longest_sequence_tokens: 1, num_sequences: 1, neighbours, limits: RoomPlan::default() };
+    let demand = Demand {
+        longest_sequence_tokens: 1,
+        num_sequences: 1,
+        neighbours,
+        limits: RoomPlan::default(),
+        structures: plan.row_structures(),
+    };
     let fits = |sizes: layout::Sizes| {
         let places = layout::places(model, sizes, &options.numerics);
         let reduction = plan.parallel.reduction(sizes.tensor).unwrap_or_default();
         places.iter().all(|place| memory::fits(model, options, (place, reduction), demand, total_bytes))
     };
     layout::choose(&plan.parallel, ranks, model, abilities, &fits)
-}
-
-/// How ranks may share a model with these kernels.
-fn abilities(options: LoadOptions) -> layout::Abilities {
-    const STAGES: &str =
-        "pipeline stages are computed on the CPU only so far; tensor-parallel ranks share a model on GPUs";
-    const PLAIN: &str = "libtorch's products have other bits for each number of ranks that share a layer: set \
-                         `trainer.generation.trt_llm.enable=true`";
-    match (options.device, options.backend) {
-        (Device::Cpu, Backend::Fused) => layout::Abilities { tensor: Ok(()), pipeline: Ok(()) },
-        (Device::Cpu, Backend::Plain) => layout::Abilities { tensor: Err(PLAIN), pipeline: Ok(()) },
-        (_, Backend::Fused) => layout::Abilities { tensor: Ok(()), pipeline: Err(STAGES) },
-        (_, Backend::Plain) => layout::Abilities { tensor: Err(PLAIN), pipeline: Err(STAGES) },
-    }
 }
 
 fn world_size(role: &Role) -> u32 {

@@ -1,5 +1,5 @@
-//! The ranks of a benchmark of a model that several of them share (`--tensor`, `--pipeline`): processes of this program on
-//! this machine, which the first one starts.
+//! The ranks of a command other than the main job, for a model that several of them share (`--tensor`, `--pipeline`):
+//! processes of this program on this machine, which the first one starts with its own arguments.
 
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
@@ -9,31 +9,30 @@ use anyhow::Context;
 use model_parallel::Patience;
 use torch_ext::store::Store;
 
-use crate::cluster::cores;
-use crate::cluster::model_group::{Introduction, ModelGroup};
-use crate::cluster::ranks::{Meeting, RankPlace};
-use crate::cluster::spawn::LAUNCHER_VARIABLE;
-use crate::cluster::topology::Topology;
-use crate::config::cli::BenchArgs;
+use super::cores;
+use super::model_group::{Introduction, ModelGroup};
+use super::ranks::{Meeting, RankPlace};
+use super::spawn::LAUNCHER_VARIABLE;
+use super::topology::Topology;
 use crate::env;
 use crate::exit::Failure;
 
 /// For ranks but the first: their number and the port of the first one's store.
-const RANK_VARIABLE: &str = "ALIGNER_GEN_BENCH_RANK";
+const RANK_VARIABLE: &str = "ALIGNER_GEN_OWN_RANK";
 const PATIENCE: Patience = Patience { join: Duration::from_secs(120), silence: Duration::from_secs(60) };
 
 /// This process among those that share the model.
-pub(super) struct BenchRanks {
-    pub(super) group: Option<ModelGroup>,
-    pub(super) rank: u32,
-    pub(super) topology: Topology,
+pub(crate) struct OwnRanks {
+    pub(crate) group: Option<ModelGroup>,
+    pub(crate) rank: u32,
+    pub(crate) topology: Topology,
     others: Vec<Child>,
 }
 
-impl BenchRanks {
+impl OwnRanks {
     /// Starts the others, or joins them as the rank that this process was started as.
-    pub(super) fn start(arguments: &BenchArgs) -> Result<Self, Failure> {
-        let topology = Topology::new(1, arguments.pipeline, arguments.tensor)?;
+    pub(crate) fn start(tensor: u32, pipeline: u32) -> Result<Self, Failure> {
+        let topology = Topology::new(1, pipeline, tensor)?;
         let started = env::of_launcher(RANK_VARIABLE);
         let started = started.as_deref().and_then(|text| {
             let (rank, port) = text.split_once(':')?;
@@ -54,7 +53,7 @@ impl BenchRanks {
                 (store, port)
             }
         };
-        let store = store.context("cannot reach the ranks of the benchmark")?;
+        let store = store.context("cannot reach the other ranks of the model")?;
         if started.is_none() {
             for rank in 1..topology.num_ranks() {
                 ranks.others.push(start_rank(rank, topology.num_ranks(), port)?);
@@ -80,12 +79,12 @@ impl BenchRanks {
     }
 
     /// Whether this process prints.
-    pub(super) fn is_first(&self) -> bool {
+    pub(crate) fn is_first(&self) -> bool {
         self.rank == 0
     }
 }
 
-impl Drop for BenchRanks {
+impl Drop for OwnRanks {
     fn drop(&mut self) {
         // They leave when this one does; whoever does not is killed with it.
         self.group = None;
