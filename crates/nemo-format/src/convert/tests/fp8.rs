@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::families::folder as family;
 use super::*;
-use crate::{Fp8Weights, quantize_rows};
+use crate::quantize_rows;
 
 const FP8: ConvertOptions<'static> = ConvertOptions {
     dtype: Some(DType::BF16),
