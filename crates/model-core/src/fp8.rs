@@ -8,7 +8,6 @@
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
-use crate::ops::Fp8Bytes;
 
 /// The largest number of e4m3.
 const LARGEST: f64 = 448.0;
@@ -18,6 +17,14 @@ const SMALLEST_MAX: f64 = 1.0 / (1_u128 << 100) as f64;
 /// Only the output layer is a table as well.
 pub(crate) const NO_TABLE: ModelError =
     ModelError::NoBackend { backend: "FP8", reason: "a quantized linear layer is no embedding table" };
+
+/// A stored weight in FP8: numbers of e4m3, row-major, and what each row is multiplied by.
+#[derive(Clone, Copy)]
+pub(crate) struct Fp8Bytes<'a> {
+    pub(crate) numbers: &'a [u8],
+    pub(crate) scales: &'a [f32],
+    pub(crate) shape: &'a [u64],
+}
 
 /// Rows in FP8.
 #[derive(Debug)]

@@ -25,6 +25,7 @@ pub(crate) use self::rows::Rows;
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::columns::columns;
+use crate::fp8::Fp8Bytes;
 use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool};
@@ -38,14 +39,6 @@ use crate::routing::Routing;
 pub(crate) struct WeightBytes<'a> {
     pub(crate) bytes: &'a [u8],
     pub(crate) dtype: StoredFloat,
-    pub(crate) shape: &'a [u64],
-}
-
-/// A stored weight in FP8: numbers of e4m3, row-major, and what each row is multiplied by.
-#[derive(Clone, Copy)]
-pub(crate) struct Fp8Bytes<'a> {
-    pub(crate) numbers: &'a [u8],
-    pub(crate) scales: &'a [f32],
     pub(crate) shape: &'a [u64],
 }
 

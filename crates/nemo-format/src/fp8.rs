@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 pub(crate) use self::dequantized::{Dequantized, Factors, Weight, plain_dtype};
 pub(crate) use self::quantized::{Quantized, ScaleShape};
-use crate::{DType, FormatError, Region};
+use crate::DType;
 
 /// The largest number of e4m3.
 const LARGEST: f32 = 448.0;
@@ -22,23 +22,6 @@ const SMALLEST_MAX: f32 = f32::from_bits(27 << 23);
 const SUFFIX: &str = "_scale";
 /// A bit pattern without its sign that is no number.
 const NAN: u8 = 0x7f;
-
-/// Weights that are stored as numbers of e4m3 with a factor for each row, and how to get at them.
-pub trait Fp8Weights {
-    /// The factors of all rows of a weight, where it is stored so.
-    fn row_scales(&self, name: &str) -> Option<Vec<f32>>;
-
-    /// Fills `dst` with the numbers of a region of such a weight, a byte each.
-    ///
-    /// # Errors
-    /// When the weight is not stored so, the region leaves it, `dst` has another size, or the bytes cannot be read.
-    fn read_numbers(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError>;
-
-    /// All numbers of such a weight where they lie in a mapped file in one row-major piece.
-    fn mapped_numbers(&self, _name: &str) -> Option<&[u8]> {
-        None
-    }
-}
 
 /// What the scales of a weight are called.
 pub(crate) fn scale_name(weight: &str) -> String {

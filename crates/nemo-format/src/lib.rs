@@ -51,7 +51,7 @@ pub use convert::{
 pub use convert_note::ConvertNote;
 pub use dtype::DType;
 pub use error::FormatError;
-pub use fp8::{Fp8Rows, Fp8Weights, quantize_rows};
+pub use fp8::{Fp8Rows, quantize_rows};
 pub use gguf::{GgufFile, GgufSource, GgufValue};
 pub use heterogeneous::parse as parse_block_configs;
 pub use lfs::read as read_file;
@@ -60,7 +60,7 @@ pub use model_spec::Region;
 pub use safetensors::SafetensorsSource;
 pub use source_note::SourceNote;
 pub use stored_info::StoredTensorInfo;
-pub use tensor_source::{TensorMeta, TensorSource};
+pub use tensor_source::{Fp8Weights, TensorMeta, TensorSource};
 pub use tokenizer::TokenizerCheck;
 pub use verify::Verified;
 pub use writer::{Artifact, Overwrite, WriteOptions, WriteProgress, WriteReport, write_nemo};

@@ -2,7 +2,7 @@
 
 use model_spec::Region;
 
-use crate::{DType, FormatError, Fp8Weights};
+use crate::{DType, FormatError};
 
 /// Element type and global shape of a stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,6 +89,23 @@ pub trait TensorSource: Send + Sync {
         let mut bytes = vec![0; size_bytes];
         self.read(name, &Region::whole(&meta.shape), &mut bytes)?;
         Ok(bytes)
+    }
+}
+
+/// Weights that are stored as numbers of e4m3 with a factor for each row, and how to get at them.
+pub trait Fp8Weights {
+    /// The factors of all rows of a weight, where it is stored so.
+    fn row_scales(&self, name: &str) -> Option<Vec<f32>>;
+
+    /// Fills `dst` with the numbers of a region of such a weight, a byte each.
+    ///
+    /// # Errors
+    /// When the weight is not stored so, the region leaves it, `dst` has another size, or the bytes cannot be read.
+    fn read_numbers(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError>;
+
+    /// All numbers of such a weight where they lie in a mapped file in one row-major piece.
+    fn mapped_numbers(&self, _name: &str) -> Option<&[u8]> {
+        None
     }
 }
 

@@ -68,7 +68,7 @@ struct Check {
     run: fn(&Kit, &mut Report<'_>) -> Result<()>,
 }
 
-const CHECKS: [Check; 13] = [
+const CHECKS: [Check; 14] = [
     Check {
         name: CUDA_SMOKE,
         what: "every entry of the CUDA runtime",
@@ -113,6 +113,12 @@ const CHECKS: [Check; 13] = [
         what: "whole runs: one text for any batch, number of responses and ranks, and after kills",
         needs_gpu: false,
         run: texts::invariance,
+    },
+    Check {
+        name: "text-fp8",
+        what: "whole runs: weights stored in FP8 have the texts of those made while loading, one for any batch",
+        needs_gpu: false,
+        run: texts::fp8,
     },
     Check {
         name: "score",

@@ -1,10 +1,15 @@
 //! Texts of whole runs: those of the CPU, and one for every batch, number of responses, number of ranks and kill.
 
-use anyhow::Result;
+use std::path::Path;
+use std::time::Duration;
 
+use anyhow::{Result, bail};
+
+use super::build::ALIGNER_GEN;
 use super::job::{Data, Job};
 use super::kit::{Device, Kit};
 use super::models::{GPTNEXT, LLAMA, Model};
+use super::process::{self, Next};
 use super::report::{Outcome, Report, compare};
 use crate::texts;
 
@@ -28,6 +33,7 @@ const FEW_ROWS: usize = 24;
 const MANY_ROWS: usize = 100;
 const NUM_RESPONSES: usize = 2;
 const KILLS: u32 = 3;
+const CONVERSION_LIMIT: Duration = Duration::from_secs(60);
 /// Steps of a few samples, one after the other, so that a run on a GPU lives long enough to be killed between them.
 const SHORT_STEPS: [&str; 2] = ["model.global_batch_size=4", "trainer.generation.max_batch=4"];
 
@@ -104,6 +110,53 @@ pub(super) fn invariance(kit: &Kit, report: &mut Report<'_>) -> Result<()> {
         same.add(report, "short steps, killed and resumed, whole file", &killed, NUM_RESPONSES)?;
     }
     Ok(())
+}
+
+/// Weights in FP8, made while a checkpoint is loaded or stored in one, have one text for each backend; with an FP8 cache
+/// another one.
+///
+/// # Errors
+/// When the data or the report cannot be written.
+pub(super) fn fp8(kit: &Kit, report: &mut Report<'_>) -> Result<()> {
+    const WEIGHTS: &str = "trainer.generation.trt_llm.quantization=fp8";
+    const CACHE: &str = "trainer.generation.trt_llm.kv_cache_dtype=fp8";
+    let data = Data::write(kit, MANY_ROWS)?;
+    let stored = kit.scratch().join("fp8.nemo");
+    let converted = convert_to_fp8(kit, &stored);
+    report.record("text-fp8, converted", &converted.map_err(|error| format!("{error:#}")))?;
+    let stored = format!("pretrained_checkpoint.restore_from_path={}", stored.display());
+    let paths: [(&str, &[&str]); 3] =
+        [("fused", &[FUSED]), ("fused, FP8 cache", &[FUSED, CACHE]), ("plain", &[PLAIN])];
+    for (path, settings) in paths {
+        let settings = [&[BF16, WEIGHTS], settings].concat();
+        let base =
+            Job { model: &LLAMA, data: &data, device: kit.device, num_responses: NUM_RESPONSES, settings };
+        let mut same = Comparison::new(&format!("text-fp8, {path}"));
+        same.add(report, "made while loading", &base.run(kit), NUM_RESPONSES)?;
+        same.add(report, "stored", &base.with(&[stored.as_str()]).run(kit), NUM_RESPONSES)?;
+        let few = base.with(&[stored.as_str(), "trainer.generation.max_batch=7"]);
+        same.add(report, "stored, max_batch=7", &few.run(kit), NUM_RESPONSES)?;
+    }
+    Ok(())
+}
+
+fn convert_to_fp8(kit: &Kit, to: &Path) -> Result<String> {
+    let mut command = kit.command(ALIGNER_GEN)?;
+    command.args([
+        "convert-checkpoint",
+        "--quantization",
+        "fp8",
+        "--dtype",
+        "bf16",
+        "--overwrite",
+        "--input",
+    ]);
+    command.arg(kit.fixture(LLAMA.checkpoint)).arg("--output").arg(to);
+    let finished = process::run(&mut command, CONVERSION_LIMIT, &mut |_| Ok(Next::GoOn))?;
+    match finished.problem() {
+        Some(problem) => bail!("{problem}"),
+        None => Ok("half the size".to_owned()),
+    }
 }
 
 /// `killed`, if it is what an undisturbed run wrote, to the byte.

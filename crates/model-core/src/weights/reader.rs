@@ -13,10 +13,11 @@ use tch::{Kind, Tensor};
 use super::regions::{read_regions, take_regions};
 use super::{explain, interleaved};
 use crate::ModelError;
+use crate::fp8::Fp8Bytes;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::ops::PiecedLinear;
 use crate::ops::{
-    Experts, Fp8Bytes, LinearRole, LinearSource, Loader, Norm, StepState, StoredLinearWeight, WeightBytes,
+    Experts, LinearRole, LinearSource, Loader, Norm, StepState, StoredLinearWeight, WeightBytes,
 };
 use crate::ops::{Router, SharedExpert};
 

@@ -11,6 +11,8 @@ use crate::writer::FolderFile;
 use crate::{ConvertNote, DType, FormatError, SourceNote, TensorSource};
 
 const CONFIG: &str = "config.json";
+/// A linear layer of transformers even where its weight is the embedding table and not stored a second time.
+const OUTPUT: &str = "lm_head";
 
 /// Number formats of weights that can be written in place of the type of all others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +43,8 @@ pub(super) fn quantized_folder(
     // Tables are no linear layers of transformers.
     let modules =
         others.filter_map(|name| name.strip_suffix(".weight")).filter(|name| !name.contains("embed"));
-    let ignored: Vec<&str> = modules.collect();
+    let modules = modules.filter(|&name| name != OUTPUT);
+    let ignored: Vec<&str> = std::iter::once(OUTPUT).chain(modules).collect();
     for file in files.iter_mut().filter(|file| file.name == CONFIG) {
         let bad = |reason: String| FormatError::BadConfig { file: CONFIG.to_owned(), reason };
         let mut config: Value =

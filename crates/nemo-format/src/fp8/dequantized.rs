@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use model_spec::Region;
 use rayon::prelude::*;
 
-use super::{Fp8Weights, scale_name, value_of, weight_of_scale};
+use super::{scale_name, value_of, weight_of_scale};
 use crate::convert_dtype::convert_into;
-use crate::{DType, FormatError, TensorMeta, TensorSource};
+use crate::{DType, FormatError, Fp8Weights, TensorMeta, TensorSource};
 
 /// A weight in FP8 and what its numbers are multiplied by.
 #[derive(Debug)]

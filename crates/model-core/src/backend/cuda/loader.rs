@@ -11,13 +11,12 @@ use super::ranks::DeviceRanks;
 use super::stages::DeviceStages;
 use super::{CudaAttention, CudaExperts, CudaLinear, CudaState, HeadKernels, HeadShape};
 use crate::ModelError;
-use crate::fp8::Fp8Rows;
+use crate::fp8::{Fp8Bytes, Fp8Rows};
 use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::{Exchange, ModelRanks, Reduction};
 use crate::ops::{
-    Experts, Fp8Bytes, LinearRole, LinearSource, Loader, StoredLinearWeight, WeightBytes, scale_f32,
-    split_pieces,
+    Experts, LinearRole, LinearSource, Loader, StoredLinearWeight, WeightBytes, scale_f32, split_pieces,
 };
 use crate::ops::{Router, SharedExpert};
 use crate::parallel::HostRanks;
