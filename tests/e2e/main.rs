@@ -16,6 +16,7 @@ mod errors;
 mod exp_manager;
 mod families;
 mod faults;
+mod fp8;
 mod hints;
 mod hostile;
 mod interruption;

@@ -11,8 +11,8 @@ use std::time::Instant;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use nemo_format::{
-    ConvertOptions, ConvertReport, DType, FormatError, Overwrite, WriteProgress, convert_checkpoint,
-    export_huggingface,
+    ConvertOptions, ConvertReport, DType, FormatError, Overwrite, Quantization, WriteProgress,
+    convert_checkpoint, export_huggingface,
 };
 use thiserror::Error;
 
@@ -51,6 +51,9 @@ pub struct ConvertCheckpointArgs {
     /// Type of the written weights; by default the input's own, bf16 for a GGUF file
     #[arg(long, value_enum, alias = "precision")]
     dtype: Option<FloatType>,
+    /// Write the linear layers in FP8, half the size: e4m3 with a float32 scale for each output, rounded to --dtype before
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    quantization: Option<QuantizationArg>,
     /// A tokenizer to use instead of the input's: a folder, a tokenizer.json or a SentencePiece .model file
     #[arg(long, value_name = "PATH", aliases = ["tokenizer_path", "tokenizer-path"])]
     tokenizer: Option<PathBuf>,
@@ -137,6 +140,20 @@ impl FloatType {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum QuantizationArg {
+    /// e4m3 with a scale for each output
+    Fp8,
+}
+
+impl QuantizationArg {
+    fn format(self) -> Quantization {
+        match self {
+            Self::Fp8 => Quantization::Fp8,
+        }
+    }
+}
+
 /// Converts, shows how far it is on a terminal, and prints a summary on stderr.
 ///
 /// # Errors
@@ -155,6 +172,7 @@ pub fn run(args: &ConvertCheckpointArgs) -> Result<(), ConvertError> {
     };
     let options = ConvertOptions {
         dtype: args.dtype.map(FloatType::dtype),
+        quantization: args.quantization.map(QuantizationArg::format),
         tokenizer: args.tokenizer.clone(),
         adapters: args.adapter.clone(),
         overwrite: if args.overwrite { Overwrite::Replace } else { Overwrite::Refuse },
@@ -195,9 +213,13 @@ fn check_tokenizer(
 fn summary(report: &ConvertReport, elapsed_s: f64) -> String {
     let megabytes = report.written.tensor_bytes as f64 / 1e6;
     format!(
-        "{}: {} tensors, {megabytes:.1} MB of {}, {elapsed_s:.2} s, {:.0} MB/s",
+        "{}: {} tensors, {megabytes:.1} MB of {}{}, {elapsed_s:.2} s, {:.0} MB/s",
         report.input.name(),
         report.written.num_tensors,
+        match report.quantization {
+            Some(Quantization::Fp8) => "FP8 and ",
+            None => "",
+        },
         report.dtype.name(),
         megabytes / elapsed_s.max(1e-9),
     )

@@ -347,8 +347,8 @@ impl CpuKernels {
         key: &NormParams<'_>,
     ) -> Result<(), CpuKernelError> {
         num_rows(qkv, "qkv", heads.qkv_size())?;
-        for params in [query, key] {
-            let fits = |len| len == heads.kv_channels;
+        for (params, num_heads) in [(query, heads.num_attention_heads), (key, heads.num_query_groups)] {
+            let fits = |len| len == heads.kv_channels || len == num_heads * heads.kv_channels;
             if heads.kv_channels == 0
                 || heads.queries_per_group() == 0
                 || !fits(params.weight.len())

@@ -86,11 +86,15 @@ multiversion! {
         let [query, key] = norms;
         let queries_per_group = heads.queries_per_group();
         for (idx, head) in rows.chunks_exact_mut(heads.kv_channels).enumerate() {
-            let params = match idx % (queries_per_group + 2) {
-                slot if slot < queries_per_group => query,
-                slot if slot == queries_per_group => key,
+            let idx_in_row = idx % (heads.num_query_groups * (queries_per_group + 2));
+            let (group, slot) = (idx_in_row / (queries_per_group + 2), idx_in_row % (queries_per_group + 2));
+            let (params, head_idx) = match slot {
+                slot if slot < queries_per_group => (query, group * queries_per_group + slot),
+                slot if slot == queries_per_group => (key, group),
                 _ => continue,
             };
+            let weights = of_head(params.weight, head.len(), head_idx);
+            let biases = of_head(params.bias, head.len(), head_idx);
             let num_dims = head.len() as f32;
             let mean = match params.normalization {
                 Normalization::LayerNorm => sum_by(head, |value| value) / num_dims,
@@ -98,16 +102,25 @@ multiversion! {
             };
             let variance = sum_by(head, |value| (value - mean) * (value - mean)) / num_dims;
             let scale = 1.0 / (variance + params.epsilon).sqrt();
-            if params.bias.is_empty() {
-                for (value, weight) in head.iter_mut().zip(params.weight) {
+            if biases.is_empty() {
+                for (value, weight) in head.iter_mut().zip(weights) {
                     *value = E::from_f32((value.to_f32() - mean) * scale * weight);
                 }
             } else {
-                for ((value, weight), bias) in head.iter_mut().zip(params.weight).zip(params.bias) {
+                for ((value, weight), bias) in head.iter_mut().zip(weights).zip(biases) {
                     *value = E::from_f32((value.to_f32() - mean) * scale * weight + bias);
                 }
             }
         }
+    }
+}
+
+/// Those of all heads, where there are not more, or of one.
+#[inline(always)]
+fn of_head(values: &[f32], num_dims: usize, head_idx: usize) -> &[f32] {
+    match values.len() {
+        len if len <= num_dims => values,
+        _ => values.get(head_idx * num_dims..(head_idx + 1) * num_dims).unwrap_or_default(),
     }
 }
 

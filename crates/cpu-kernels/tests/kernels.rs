@@ -202,15 +202,30 @@ fn norms_equal_libtorch() {
 #[test]
 fn norms_of_heads_equal_libtorch_and_leave_values_alone() {
     for isa in Isa::of_machine() {
-        for (rows, groups, queries, channels) in [(1, 1, 1, 2), (3, 2, 3, 20), (37, 2, 2, 128)] {
+        for (rows, groups, queries, channels, is_of_each) in [
+            (1, 1, 1, 2, false),
+            (3, 2, 3, 20, false),
+            (37, 2, 2, 128, false),
+            (3, 2, 3, 20, true),
+            (37, 3, 2, 128, true),
+        ] {
             let heads = HeadLayout {
                 num_attention_heads: groups * queries,
                 num_query_groups: groups,
                 kv_channels: channels,
             };
             let qkv = random(rows, heads.qkv_size(), 8);
-            let vectors: Vec<Vec<f32>> =
-                (0..4).map(|seed| Vec::try_from(random(1, channels, seed).reshape([-1])).unwrap()).collect();
+            // Of each part, the gains of as many heads.
+            let num_heads = |part: u64| match (is_of_each, part % 2) {
+                (false, _) => [1, 1],
+                (true, 0) => [groups, queries],
+                (true, _) => [groups, 1],
+            };
+            let vectors: Vec<Vec<f32>> = (0..4)
+                .map(|seed| num_heads(seed).iter().product::<usize>() * channels)
+                .zip(0..)
+                .map(|(len, seed)| Vec::try_from(random(1, len, seed).reshape([-1])).unwrap())
+                .collect();
             let mut kernels = CpuKernels::with_isa(2, isa).unwrap();
             for normalization in [Normalization::RmsNorm, Normalization::LayerNorm] {
                 let is_centred = normalization == Normalization::LayerNorm;
@@ -224,8 +239,13 @@ fn norms_of_heads_equal_libtorch_and_leave_values_alone() {
                 let expected = |part: usize, x: Tensor| {
                     let x = if is_centred { &x - x.mean_dim(3, true, Kind::Float) } else { x };
                     let normed = &x * (x.square().mean_dim(3, true, Kind::Float) + 1e-5).rsqrt();
-                    let normed = normed * Tensor::from_slice(&vectors[part]);
-                    if is_centred { normed + Tensor::from_slice(&vectors[part + 2]) } else { normed }
+                    let [of_groups, of_heads] = num_heads(part as u64);
+                    let of = |part: usize| {
+                        let shape = [of_groups as i64, of_heads as i64, channels as i64];
+                        Tensor::from_slice(&vectors[part]).reshape(shape)
+                    };
+                    let normed = normed * of(part);
+                    if is_centred { normed + of(part + 2) } else { normed }
                 };
                 let parts = qkv.reshape(shape).split_with_sizes([queries as i64, 1, 1], 2);
                 let expected = Tensor::cat(

@@ -30,7 +30,8 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* qu
                 score += elems[1] * query[i + 1];
             }
             score += __shfl_xor_sync(0xffffffff, score, TILE_KEYS);
-            score = base + key < end ? score * args.scale_log2 : NEG_INF;
+            bool is_seen = base + key < end && (!IS_LOCAL || key >= num_hidden(item, base));
+            score = is_seen ? capped(score * args.scale_log2, args.cap_log2) : NEG_INF;
             float tile_max = score;
 #pragma unroll
             for (int lanes = TILE_KEYS / 2; lanes > 0; lanes /= 2) {

@@ -156,9 +156,10 @@ DEVICE void scores_of(const KeyTile (&keys)[SUB_TILES], const u16* queries, Scor
 }
 
 // Turns scores into weights in place, and shrinks what was summed up before to the new maximum. Score j of a sub-tile is of
-// the key `line`, from 2 on of `line + 8`. `num_keys`: of the tile. `query_scales`: see `Merge`.
+// the key `line`, from 2 on of `line + 8`. `num_keys`: of the tile, the first `hidden` of which are not seen.
+// `query_scales`: see `Merge`.
 template <bool IS_LAST>
-DEVICE void update(Running* running, Scores& scores, Exponents of, const float (&query_scales)[QUERY_COLUMNS][2], int num_keys) {
+DEVICE void update(const AttentionArgs& args, Running* running, Scores& scores, Exponents of, const float (&query_scales)[QUERY_COLUMNS][2], int hidden, int num_keys) {
     int line = threadIdx.x % 32 / 4;
     float key_scales[SUB_TILES * 2], exponents[SUB_TILES * 2], inverse[SUB_TILES * 2];
 #pragma unroll
@@ -178,8 +179,8 @@ DEVICE void update(Running* running, Scores& scores, Exponents of, const float (
 #pragma unroll
             for (int k = 0; k < SUB_TILES * 2; k++) {
                 float& score = scores[n][k / 2][j + k % 2 * 2];
-                bool is_there = !IS_LAST || line + 8 * k < num_keys;
-                score = is_there ? score * (query_scales[n][j] * key_scales[k]) + exponents[k] : NEG_INF;
+                bool is_there = (!IS_LAST || line + 8 * k < num_keys) && (!IS_LOCAL || line + 8 * k >= hidden);
+                score = is_there ? capped(score * (query_scales[n][j] * key_scales[k]), args.cap_log2) + exponents[k] : NEG_INF;
                 max = fmaxf(max, score);
             }
 #pragma unroll
@@ -242,7 +243,7 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const u16* 
         Exponents exponents = tile->exponents;
         scores_of(tile->keys, queries, scores);
         fetch_keys(args, item, block, tile);
-        update<false>(&running, scores, exponents, query_scales, TILE_KEYS);
+        update<false>(args, &running, scores, exponents, query_scales, num_hidden(item, base), TILE_KEYS);
 #pragma unroll
         for (int s = 0; s < SUB_TILES; s++) add_values(&running, tile->values[s], scores, s);
         fetch_values(args, item, block, tile);
@@ -251,7 +252,7 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const u16* 
     if (base < end) {
         int num_keys = end - base;
         scores_of(tile->keys, queries, scores);
-        update<true>(&running, scores, tile->exponents, query_scales, num_keys);
+        update<true>(args, &running, scores, tile->exponents, query_scales, num_hidden(item, base), num_keys);
 #pragma unroll
         for (int s = 0; s < SUB_TILES; s++) {
             if (num_keys < TILE_KEYS) clear_values_past(&tile->values[s], num_keys - 16 * s);

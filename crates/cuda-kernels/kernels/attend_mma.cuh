@@ -93,17 +93,20 @@ DEVICE void scores_of(const KeyTile& keys, const T* queries, float (&scores)[QUE
     }
 }
 
-// Turns scores into weights in place, and shrinks what was summed up before to the new maximum. `num_keys`: of the tile.
+// Turns scores into weights in place, and shrinks what was summed up before to the new maximum. `num_keys`: of the tile,
+// the first `hidden` of which are not seen.
 template <bool IS_LAST>
-DEVICE void update(Running* running, float (&scores)[QUERY_COLUMNS][4], float scale_log2, int num_keys) {
+DEVICE void update(const AttentionArgs& args, Running* running, float (&scores)[QUERY_COLUMNS][4], int hidden, int num_keys) {
     int line = threadIdx.x % 32 / 4;
 #pragma unroll
     for (int n = 0; n < QUERY_COLUMNS; n++) {
         float shrink[2];
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            float first = !IS_LAST || line < num_keys ? scores[n][j] * scale_log2 : NEG_INF;
-            float second = !IS_LAST || line + 8 < num_keys ? scores[n][j + 2] * scale_log2 : NEG_INF;
+            float first = !IS_LAST || line < num_keys ? capped(scores[n][j] * args.scale_log2, args.cap_log2) : NEG_INF;
+            float second = !IS_LAST || line + 8 < num_keys ? capped(scores[n][j + 2] * args.scale_log2, args.cap_log2) : NEG_INF;
+            if (IS_LOCAL && line < hidden) first = NEG_INF;
+            if (IS_LOCAL && line + 8 < hidden) second = NEG_INF;
             float max = fmaxf(first, second);
 #pragma unroll
             for (int lanes = 4; lanes < 32; lanes *= 2) max = fmaxf(max, __shfl_xor_sync(0xffffffff, max, lanes));
@@ -165,7 +168,7 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* qu
         i64 offset = tile_offset(args, item, block_at(args, item, next), next);
         scores_of(tile->keys, queries, scores);
         load_keys(args.keys + offset, &tile->keys);
-        update<false>(&running, scores, args.scale_log2, TILE_KEYS);
+        update<false>(args, &running, scores, num_hidden(item, base), TILE_KEYS);
         add_values(&running, tile->values, scores);
         load_values(args.values + offset, &tile->values);
         base = next;
@@ -173,7 +176,7 @@ DEVICE void attend_warp(const AttentionArgs& args, const Item& item, const T* qu
     if (base < end) {
         int num_keys = end - base;
         scores_of(tile->keys, queries, scores);
-        update<true>(&running, scores, args.scale_log2, num_keys);
+        update<true>(args, &running, scores, num_hidden(item, base), num_keys);
         if (num_keys < TILE_KEYS) clear_values_past(&tile->values, num_keys);
         add_values(&running, tile->values, scores);
     }

@@ -31,6 +31,9 @@ DEVICE Item read_item(const AttentionArgs& args, int work) {
     item.slot = keys.w;
     item.group = work % works_per_item / QUERY_TILES;
     item.first_query = work % QUERY_TILES * QUERY_TILE;
+#if IS_LOCAL
+    item.window_start = window_start(item.context, args.local_tokens);
+#endif
     return item;
 }
 
@@ -158,7 +161,7 @@ DEVICE void bring_queries(const AttentionArgs& args, const Item& item, const Mer
 DEVICE void prefetch_item(const AttentionArgs& args, const Item& item) {
     const int BLOCK_BYTES = HEAD_BLOCK * sizeof(Cached), LINE_BYTES = 128;
     const int LINES = (BLOCK_BYTES + LINE_BYTES - 1) / LINE_BYTES;
-    int first = first_key(item), num_blocks = (end_key(item) - first + BLOCK_SIZE_TOKENS - 1) / BLOCK_SIZE_TOKENS;
+    int first = item.split * SPLIT_KEYS, num_blocks = (end_key(item) - first + BLOCK_SIZE_TOKENS - 1) / BLOCK_SIZE_TOKENS;
     for (int i = threadIdx.x; i < num_blocks * LINES; i += NUM_WARPS * 32) {
         int base = first + i / LINES * BLOCK_SIZE_TOKENS;
         i64 offset = tile_offset(args, item, block_at(args, item, base), base) + i % LINES * (LINE_BYTES / (int)sizeof(Cached));
@@ -173,12 +176,25 @@ DEVICE void prefetch_item(const AttentionArgs& args, const Item& item) {
     }
 }
 
+// How many blocks of the grid work. Three on a multiprocessor read a tenth faster than two, where there is work for all of
+// them; where there are few rounds, those that are not full cost more than that. Blocks are spread over the multiprocessors one
+// by one, so that the first two thirds are two on each.
+DEVICE int workers_for(int num_works) {
+    const int FASTER = 11, SLOWER = 10, MANY_ROUNDS = 4;
+    int all = gridDim.x;
+    if (BLOCKS_PER_SM != 3) return all;
+    int fewer = all / 3 * 2;
+    int rounds = (num_works + all - 1) / all, rounds_of_fewer = (num_works + fewer - 1) / fewer;
+    bool is_faster = rounds < MANY_ROUNDS && rounds_of_fewer * 2 * FASTER < rounds * 3 * SLOWER;
+    return is_faster ? fewer : all;
+}
+
 // Each block has two works of its own, and the ones after go to whoever asks first, as some blocks are slower than others:
 // which block does a work decides nothing of its result. The block that ends last puts the tickets back to zero.
-DEVICE void end_tickets(const AttentionArgs& args) {
+DEVICE void end_tickets(const AttentionArgs& args, int num_workers) {
     if (threadIdx.x > 0) return;
     __threadfence();
-    if (atomicAdd(args.tickets + 1, 1) == gridDim.x - 1) args.tickets[0] = args.tickets[1] = 0;
+    if (atomicAdd(args.tickets + 1, 1) == num_workers - 1) args.tickets[0] = args.tickets[1] = 0;
 }
 
 // A fixed grid loops over the items, so that one graph serves all context lengths.
@@ -204,17 +220,18 @@ DEVICE void attend(const AttentionArgs& args) {
     // need not be waited for. The queries must be.
     Item item = read_item(args, blockIdx.x);
     int num_works = *args.num_items * args.num_groups * QUERY_TILES;
+    int num_workers = workers_for(num_works);
     // The longest works come first: whoever has one of them is the last to get another.
-    int next_work = 2 * gridDim.x - 1 - blockIdx.x;
-    bool has_tickets = num_works > 2 * gridDim.x;
-    if (blockIdx.x >= num_works) {
+    int next_work = 2 * num_workers - 1 - blockIdx.x;
+    bool has_tickets = num_works > 2 * num_workers;
+    if (blockIdx.x >= min(num_works, num_workers)) {
         // One block has to wait even if none has work: the kernel after this one may rely on what came before it.
         if (blockIdx.x == 0) wait_for_previous();
         return;
     }
     FirstTile tile;
     fetch_first_tile(args, item, block_at(args, item, first_tile(item)), &tile);
-    if (num_works <= gridDim.x) prefetch_item(args, item);
+    if (num_works <= num_workers) prefetch_item(args, item);
     wait_for_previous();
     int ticket = 0;
     while (true) {
@@ -238,10 +255,10 @@ DEVICE void attend(const AttentionArgs& args) {
         join_warps(args, item, merge);
         if (!item.is_whole) count_split(args, item);
         if (is_last) break;
-        if (ends_item) next_work = has_tickets ? 2 * gridDim.x + shared_ticket : num_works;
+        if (ends_item) next_work = has_tickets ? 2 * num_workers + shared_ticket : num_works;
         item = next;
     }
-    if (has_tickets) end_tickets(args);
+    if (has_tickets) end_tickets(args, num_workers);
 }
 
 extern "C" __global__ void __launch_bounds__(NUM_WARPS * 32, BLOCKS_PER_SM) decode_attention(AttentionArgs args) {

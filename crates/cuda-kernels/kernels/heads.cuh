@@ -3,14 +3,14 @@
 
 struct NormHeadsArgs {
     T* qkv;               // [rows, groups, QUERIES_PER_GROUP + 2, HEAD_DIM]
-    const float* q_gain;  // [HEAD_DIM]
-    const float* q_bias;  // [HEAD_DIM], or null
-    const float* k_gain;  // [HEAD_DIM]
-    const float* k_bias;  // [HEAD_DIM], or null
+    const float* q_gain;  // [HEAD_DIM], or of each head, [heads, HEAD_DIM]
+    const float* q_bias;  // the same, or null
+    const float* k_gain;  // the same of key heads
+    const float* k_bias;  // the same, or null
     int num_groups;
     int is_centred;
     float eps;
-    int reserved;
+    int is_of_each;       // head: gains and biases
 };
 
 // A warp a head, 8 elements a lane, so that the order of a sum depends on the head alone. Grid: rows, then heads.
@@ -26,9 +26,10 @@ extern "C" __global__ void __launch_bounds__(256) norm_heads(NormHeadsArgs args)
     bool is_inside = i < HEAD_DIM;
     const float* gain = is_key ? args.k_gain : args.q_gain;
     const float* bias = is_key ? args.k_bias : args.q_bias;
+    i64 own = args.is_of_each ? (i64)(is_key ? group : group * QUERIES_PER_GROUP + member) * HEAD_DIM : 0;
     float gains[8] = {}, shifts[8] = {}, values[8] = {};
-    if (is_inside) load(gain + i, gains);
-    if (is_inside && bias) load(bias + i, shifts);
+    if (is_inside) load(gain + own + i, gains);
+    if (is_inside && bias) load(bias + own + i, shifts);
     wait_for_previous();
     T* head = args.qkv + (((i64)blockIdx.x * args.num_groups + group) * (QUERIES_PER_GROUP + 2) + member) * HEAD_DIM;
     if (is_inside) load(head + i, values);

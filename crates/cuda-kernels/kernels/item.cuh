@@ -24,6 +24,8 @@ struct AttentionArgs {
     int max_splits;
     int max_items;
     float scale_log2;        // scale of the scores times log2(e)
+    int local_tokens;        // that a row sees, where IS_LOCAL
+    float cap_log2;          // what scores are capped at times log2(e), where IS_CAPPED
 };
 
 // What a thread block does of one group: one split of keys, for the queries of a set of up to ROWS_PER_SET rows; or all
@@ -43,6 +45,9 @@ struct Item {
     int end_split;
     int context;       // of the row, as the slot of its own token
     int slot;
+#if IS_LOCAL
+    int window_start;  // the first key that the row sees
+#endif
 };
 
 // Where the warps of a block leave their parts, in shared memory: [NUM_WARPS, QUERY_TILE, HEAD_DIM] and
@@ -56,9 +61,32 @@ struct Merge {
     float* query_scales; // [QUERY_TILE], where queries are scaled: what a score is multiplied by
 };
 
+// A score, in units of log2(e).
+DEVICE float capped(float score, float cap_log2) { return IS_CAPPED ? cap_log2 * tanhf(score / cap_log2) : score; }
+
+#if IS_LOCAL
+
+DEVICE int first_split(const Item& item) { return item.window_start / SPLIT_KEYS; }
+
+// The tile of the first key that the row sees is the first one of its split, so that none is all hidden.
+DEVICE int first_key(const Item& item) {
+    return max(item.split * SPLIT_KEYS, item.window_start / TILE_KEYS * TILE_KEYS);
+}
+
+// Keys at the start of a tile that the row does not see.
+DEVICE int num_hidden(const Item& item, int base) { return item.window_start - base; }
+
+#else
+
+DEVICE int first_split(const Item&) { return 0; }
+
 DEVICE int first_key(const Item& item) { return item.split * SPLIT_KEYS; }
 
-DEVICE int end_key(const Item& item) { return min(first_key(item) + SPLIT_KEYS, item.context); }
+DEVICE int num_hidden(const Item&, int) { return 0; }
+
+#endif
+
+DEVICE int end_key(const Item& item) { return min(item.split * SPLIT_KEYS + SPLIT_KEYS, item.context); }
 
 // The first of the keys that `warp` takes; it goes on in strides of NUM_WARPS tiles.
 DEVICE int first_tile(const Item& item) { return first_key(item) + threadIdx.x / 32 * TILE_KEYS; }
@@ -109,12 +137,18 @@ DEVICE int num_splits_of(const AttentionArgs& args, const Item& item, int row) {
     return splits_of(context_of(args, item, row));
 }
 
+DEVICE int first_split_of_row(const AttentionArgs& args, const Item& item, int row) {
+    return first_split_of(context_of(args, item, row), args.local_tokens);
+}
+
 // Whether the tokens of this step, one of each row, are among the item's keys.
 DEVICE bool has_own_tokens(const Item& item) {
     return item.is_whole || (item.is_alone && end_key(item) == item.context);
 }
 
-DEVICE bool is_first_step(const Item& item) { return !item.is_whole || (item.split == 0 && item.row == item.first_row); }
+DEVICE bool is_first_step(const Item& item) {
+    return !item.is_whole || (item.split == first_split(item) && item.row == item.first_row);
+}
 
 DEVICE bool is_last_step(const Item& item) {
     bool ends_row = item.split + 1 == item.end_split;
@@ -133,5 +167,8 @@ DEVICE Item next_step(const AttentionArgs& args, const Item& item) {
     next.context = args.contexts[next.row];
     next.slot = args.slots[next.row];
     next.end_split = splits_of(next.context);
+#if IS_LOCAL
+    next.window_start = window_start(next.context, args.local_tokens);
+#endif
     return next;
 }

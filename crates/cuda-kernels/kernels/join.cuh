@@ -49,7 +49,7 @@ DEVICE void join_warps(const AttentionArgs& args, const Item& item, const Merge&
             part.sum += weight * stats.y;
             add_scaled(&part.out, weight, *(const float4*)(merge.outs + (warp * QUERY_TILE + column) * HEAD_DIM + elem));
         }
-        if (item.is_whole && item.split > 0) {
+        if (item.is_whole && item.split > first_split(item)) {
             float2 stats = merge.joined_stats[i / 4];
             Part before = {stats.x, stats.y, merge.joined_outs[i / 4]};
             add_split(&before, part);
@@ -72,7 +72,8 @@ DEVICE void join_warps(const AttentionArgs& args, const Item& item, const Merge&
 // Joins the splits of one row in their order, whoever finished them, SPLITS_AT_ONCE loads in flight.
 DEVICE void join_splits(const AttentionArgs& args, const Item& item, int first) {
     const int SPLITS_AT_ONCE = 4;
-    int num_splits = num_splits_of(args, item, row_of(item, first));
+    int row = row_of(item, first), num_splits = num_splits_of(args, item, row);
+    int first_split = first_split_of_row(args, item, row);
     int num_columns = columns_of_row(item);
     for (int i = threadIdx.x * 4; i < num_columns * HEAD_DIM; i += NUM_WARPS * 32 * 4) {
         int elem = i % HEAD_DIM;
@@ -80,7 +81,7 @@ DEVICE void join_splits(const AttentionArgs& args, const Item& item, int first) 
         const float2* stats = args.partial_stats + query * args.max_splits;
         const float* outs = args.partial_outs + query * args.max_splits * HEAD_DIM + elem;
         Part joined;
-        for (int start = 0; start < num_splits; start += SPLITS_AT_ONCE) {
+        for (int start = first_split; start < num_splits; start += SPLITS_AT_ONCE) {
             Part parts[SPLITS_AT_ONCE];
 #pragma unroll
             for (int j = 0; j < SPLITS_AT_ONCE; j++) {
@@ -90,7 +91,7 @@ DEVICE void join_splits(const AttentionArgs& args, const Item& item, int first) 
             }
 #pragma unroll
             for (int j = 0; j < SPLITS_AT_ONCE; j++) {
-                if (start + j == 0) {
+                if (start + j == first_split) {
                     joined = parts[j];
                 } else if (start + j < num_splits) {
                     add_split(&joined, parts[j]);
@@ -107,7 +108,7 @@ DEVICE void count_split(const AttentionArgs& args, const Item& item) {
     __syncthreads();
     if (threadIdx.x < item.num_rows) {
         int row = item.first_row + threadIdx.x;
-        int num_splits = num_splits_of(args, item, row);
+        int num_splits = num_splits_of(args, item, row) - first_split_of_row(args, item, row);
         int* counter = args.counters + ((i64)row * args.num_groups + item.group) * QUERY_TILES + item.first_query / QUERY_TILE;
         __threadfence();
         is_last[threadIdx.x] = num_splits > 0 && atomicAdd(counter, 1) == num_splits - 1;

@@ -7,9 +7,12 @@
 // mma.m16n8k16 over the inputs in order, in tiles of any height, and slots are added in their order in float32.
 
 #include "common.cuh"
-#include "mma.cuh"
 #include "nonlinearity.cuh"
 #include "moe_route.cuh"
 #include "moe_group.cuh"
+#if ELEM == 0
+#include "moe_multiply_f32.cuh"
+#else
 #include "moe_multiply.cuh"
+#endif
 #include "moe_join.cuh"

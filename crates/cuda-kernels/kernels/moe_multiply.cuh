@@ -1,28 +1,15 @@
 #pragma once
-// The rows of all experts times their weights: a block takes a tile of rows of one expert and 128 lines of its weight.
+// The rows of all experts times their weights, on the tensor cores.
 
-// TILE_ROWS: 16 or 64. ACTIVATION, IS_GATED: of the experts.
+#include "mma.cuh"
+#include "moe_tile.cuh"
 
-#define MULTIPLY_WARPS 4
 #define STEP_ELEMS 64   // inputs of a stage: lines of 128 bytes
-#define WEIGHT_LINES 128
 #define STAGES 4
 #define ROW_TILES (TILE_ROWS / 16)
 #define FETCHED_LINES (32 * MULTIPLY_WARPS / 8) // at once: 8 threads a line
 #define COLUMN_TILES (WEIGHT_LINES / MULTIPLY_WARPS / 8) // of a warp
 #define STAGE_BYTES ((TILE_ROWS + WEIGHT_LINES) * 128)
-
-struct MultiplyArgs {
-    const T* x;          // [rows, num_in], or [num_places, num_in]
-    const u64* weights;  // [num_experts]: T [lines, num_in] each
-    void* out;           // T [num_places, num_out], or float
-    const int* places;   // which row and slot lies at a place
-    const int4* tiles;
-    const int* num_tiles;
-    int num_in;          // a multiple of 8
-    int num_out;         // a multiple of 8; half of the weight's lines when gated
-    int topk;
-};
 
 // Where 16 bytes of a line lie in a tile of lines of 128 bytes: the chunks of neighbouring lines in different banks.
 DEVICE u32 swizzled(int line, int chunk) { return line * 128 + (chunk ^ line % 8) * 16; }

@@ -20,20 +20,22 @@ struct PlanArgs {
     int num_blocks;
     int works_per_item;
     int num_workers; // thread blocks
+    int local_tokens; // that a row sees, where IS_LOCAL
 };
 
 // The rows that share reads with `row`: at most ROWS_PER_SET neighbours of one group.
 struct RowSet {
     int first_row;    // the row that lists what they share
     int num_rows;
-    int num_splits;   // shared by all live rows, wholly inside the shared blocks; all of a row by itself
+    int num_splits;   // end of those shared by all live rows, wholly inside the shared blocks; of all of a row by itself
     int num_keys;     // that are read for it, the shared ones once; 0 if it cannot be one item, as some row is not live
 };
 
 DEVICE RowSet row_set(const PlanArgs& args, int row) {
     int own_context = args.contexts[row];
-    RowSet alone = {row, 1, splits_of(own_context), own_context};
-    if (!args.prefix_groups || ROWS_PER_SET == 1) return alone;
+    RowSet alone = {row, 1, splits_of(own_context), own_context - window_start(own_context, args.local_tokens)};
+    // Windows of rows begin at different keys.
+    if (IS_LOCAL || !args.prefix_groups || ROWS_PER_SET == 1) return alone;
     int2 group = args.prefix_groups[row];
     if (group.x < 0 || group.x > row || group.y <= 0) return alone;
     int start = row - (row - group.x) % ROWS_PER_SET;
@@ -85,30 +87,32 @@ struct Count {
     int late;
 };
 
-DEVICE bool is_whole(const RowSet& set, int longest) {
-    return (set.num_rows == 1 && set.num_splits == 1) || (set.num_keys > 0 && set.num_keys <= longest);
+DEVICE bool is_whole(const RowSet& set, int first_split, int longest) {
+    return (set.num_rows == 1 && set.num_splits - first_split == 1) || (set.num_keys > 0 && set.num_keys <= longest);
 }
 
 DEVICE Count count_items(const PlanArgs& args, int row, int longest) {
     int context = row < args.num_rows ? args.contexts[row] : 0;
     if (context == 0) return {0, 0};
     RowSet set = row_set(args, row);
+    int first = first_split_of(context, args.local_tokens);
     bool is_first = row == set.first_row;
-    if (is_whole(set, longest)) return {is_first, 0};
-    if (set.num_rows == 1) return {0, set.num_splits};
+    if (is_whole(set, first, longest)) return {is_first, 0};
+    if (set.num_rows == 1) return {0, set.num_splits - first};
     return {is_first ? set.num_splits : 0, splits_of(context) - set.num_splits};
 }
 
 DEVICE void list_items(const PlanArgs& args, int row, int longest, int4* early, int4* late) {
     RowSet set = row_set(args, row);
-    int context = args.contexts[row], slot = args.slots[row], own_split = set.num_rows == 1 ? 0 : set.num_splits;
-    if (is_whole(set, longest)) {
+    int context = args.contexts[row], slot = args.slots[row], first = first_split_of(context, args.local_tokens);
+    int own_split = set.num_rows == 1 ? first : set.num_splits;
+    if (is_whole(set, first, longest)) {
         if (row != set.first_row) return;
         early[0] = make_int4(row, set.num_rows, true, 0);
-        early[1] = make_int4(0, set.num_splits, context, slot);
+        early[1] = make_int4(first, set.num_splits, context, slot);
         return;
     }
-    for (int split = 0; split < own_split && row == set.first_row; split++, early += 2) {
+    for (int split = first; split < own_split && row == set.first_row; split++, early += 2) {
         early[0] = make_int4(row, set.num_rows, false, 0);
         early[1] = make_int4(split, split + 1, context, slot);
     }

@@ -1,54 +1,148 @@
 // Rows to FP8 (e4m3) with a scale each, by the largest of its elements: `q = round(x * (448 / max))`, `scale = max / 448`.
 // A row without anything is zeros with the scale of SMALLEST_MAX. Programs are put together in
 // `crates/cuda-kernels/src/model/programs.rs`.
+//
+// One block a row. What a norm or an activation would store in T is rounded to it first, so that a row has the same bits as
+// through memory.
 
 #include "common.cuh"
 #include "e4m3.cuh"
+#include "normed.cuh"
+#include "nonlinearity.cuh"
 
 #define SMALLEST_MAX 0x1p-100f // below, 448 / max would leave the range of float32
+#define MAX_ACTIVATED_PARTS 4
 
-// One block a row. `width` is a multiple of 8.
-struct QuantizeArgs {
-    const T* x;     // [rows, width]
-    u8* out;        // e4m3 [rows, width]
+// Where the rows go.
+struct Fp8Rows {
+    u8* values;     // e4m3 [rows, width]
     float* scales;  // [rows]
-    int width;
 };
 
 // The largest size of an element of a block's threads; NaN if any is, whose bits are above those of all numbers.
-DEVICE float block_max(float size, u32* scratch) {
+DEVICE float block_max(u32 bits, u32* scratch) {
     int lane = threadIdx.x % 32, num_warps = blockDim.x / 32;
-    u32 max = __reduce_max_sync(0xffffffff, __float_as_uint(size));
+    u32 max = __reduce_max_sync(0xffffffff, bits);
     if (lane == 0) scratch[threadIdx.x / 32] = max;
     __syncthreads();
     return __uint_as_float(__reduce_max_sync(0xffffffff, lane < num_warps ? scratch[lane] : 0));
 }
 
-extern "C" __global__ void __launch_bounds__(1024) quantize_rows(QuantizeArgs args) {
+DEVICE void take_max(const float (&values)[8], u32* max) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) *max = ::max(*max, __float_as_uint(fabsf(values[j])));
+}
+
+// What the elements of the block's row are multiplied by; its scale is stored.
+DEVICE float factor_of(u32 max, const Fp8Rows& out) {
     __shared__ u32 scratch[32];
+    float largest = block_max(max, scratch);
+    if (largest < SMALLEST_MAX) largest = SMALLEST_MAX;
+    if (threadIdx.x == 0) out.scales[blockIdx.x] = largest / LARGEST_E4M3;
+    return LARGEST_E4M3 / largest;
+}
+
+// Eight elements of the block's row from `i` on.
+DEVICE void store_fp8(const Fp8Rows& out, int width, int i, const float (&values)[8], float factor) {
+    u32 words[2];
+#pragma unroll
+    for (int k = 0; k < 2; k++) {
+        const float* four = values + 4 * k;
+        words[k] = e4m3_pair(four[0] * factor, four[1] * factor) | e4m3_pair(four[2] * factor, four[3] * factor) << 16;
+    }
+    *(uint2*)(out.values + (i64)blockIdx.x * width + i) = make_uint2(words[0], words[1]);
+}
+
+// The block's row, of which each thread has 8 elements a part, rounded to T.
+template <int PARTS>
+DEVICE void store_row(const Fp8Rows& out, int width, float (&values)[PARTS][8]) {
+    u32 max = 0;
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        if ((part * blockDim.x + threadIdx.x) * 8 >= width) continue;
+#pragma unroll
+        for (int j = 0; j < 8; j++) values[part][j] = rounded(values[part][j]);
+        take_max(values[part], &max);
+    }
+    float factor = factor_of(max, out);
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        int i = (part * blockDim.x + threadIdx.x) * 8;
+        if (i < width) store_fp8(out, width, i, values[part], factor);
+    }
+}
+
+// `width` is a multiple of 8.
+struct QuantizeArgs {
+    const T* x;  // [rows, width]
+    Fp8Rows out;
+    int width;
+};
+
+extern "C" __global__ void __launch_bounds__(1024) quantize_rows(QuantizeArgs args) {
     let_next_start();
     wait_for_previous();
     const T* row = args.x + (i64)blockIdx.x * args.width;
     u32 max = 0;
+    float values[8];
     for (int i = threadIdx.x * 8; i < args.width; i += blockDim.x * 8) {
-        float values[8];
         load(row + i, values);
-#pragma unroll
-        for (int j = 0; j < 8; j++) max = ::max(max, __float_as_uint(fabsf(values[j])));
+        take_max(values, &max);
     }
-    float largest = block_max(__uint_as_float(max), scratch);
-    if (largest < SMALLEST_MAX) largest = SMALLEST_MAX;
-    if (threadIdx.x == 0) args.scales[blockIdx.x] = largest / LARGEST_E4M3;
-    float factor = LARGEST_E4M3 / largest;
+    float factor = factor_of(max, args.out);
     for (int i = threadIdx.x * 8; i < args.width; i += blockDim.x * 8) {
-        float values[8];
         load(row + i, values);
-        u32 words[2];
+        store_fp8(args.out, args.width, i, values, factor);
+    }
+}
+
+struct NormFp8Args {
+    const T* x;  // [rows, width]
+    Norm norm;
+    Fp8Rows out;
+};
+
+template <bool CENTRED>
+DEVICE void norm_row_fp8(const NormFp8Args& args) {
+    float values[MAX_PARTS][8];
+    normed<CENTRED>(args.x, args.norm, values);
+    store_row(args.out, args.norm.width, values);
+}
+
+extern "C" __global__ void __launch_bounds__(1024) rms_norm_fp8(NormFp8Args args) { norm_row_fp8<false>(args); }
+
+extern "C" __global__ void __launch_bounds__(1024) layer_norm_fp8(NormFp8Args args) { norm_row_fp8<true>(args); }
+
+// `width` is a multiple of 8 and at most 8 * blockDim.x * MAX_ACTIVATED_PARTS.
+struct ActivateFp8Args {
+    const T* x;  // [rows, width], or [rows, 2 * width] when gated
+    Fp8Rows out;
+    int width;
+    int activation;
+    int is_gated;
+};
+
+extern "C" __global__ void __launch_bounds__(1024) activate_fp8(ActivateFp8Args args) {
+    let_next_start();
+    wait_for_previous();
+    const T* row = args.x + (i64)blockIdx.x * args.width * (args.is_gated ? 2 : 1);
+    float values[MAX_ACTIVATED_PARTS][8];
 #pragma unroll
-        for (int k = 0; k < 2; k++) {
-            const float* four = values + 4 * k;
-            words[k] = e4m3_pair(four[0] * factor, four[1] * factor) | e4m3_pair(four[2] * factor, four[3] * factor) << 16;
+    for (int part = 0; part < MAX_ACTIVATED_PARTS; part++) {
+        int i = (part * blockDim.x + threadIdx.x) * 8;
+        if (i < args.width) load(row + i, values[part]);
+    }
+#pragma unroll
+    for (int part = 0; part < MAX_ACTIVATED_PARTS; part++) {
+        int i = (part * blockDim.x + threadIdx.x) * 8;
+        if (i >= args.width) continue;
+        float gates[8];
+        if (args.is_gated) load(row + args.width + i, gates);
+#pragma unroll
+        for (int j = 0; j < 8; j++) {
+            values[part][j] = activated(values[part][j], args.activation);
+            if (args.is_gated) values[part][j] *= gates[j];
         }
-        *(uint2*)(args.out + (i64)blockIdx.x * args.width + i) = make_uint2(words[0], words[1]);
     }
+    store_row(args.out, args.width, values);
 }

@@ -1,7 +1,7 @@
 #pragma once
 // What becomes of the sums of an FP8 GEMM, and how they leave the multiprocessor.
 
-#define NUM_BLOCKS (TILE_COLUMNS / 8) // of eight columns
+#define NUM_BLOCKS (GROUP_COLUMNS / 8) // of eight columns
 
 // What a lane's two columns are scaled by and added to. It is read before anything is stored, which might change it for all
 // that the compiler knows.
@@ -93,9 +93,9 @@ DEVICE void store_blocks(const GemmArgs& args, int column, int row, const float 
 }
 
 DEVICE void store_all(const GemmArgs& args, Tile tile, int group, const float (&sums)[NUM_SUMS]) {
-    int row = tile.row + group * 64 + threadIdx.x % GROUP_THREADS / 32 * 16 + threadIdx.x % 32 / 4;
+    int row = tile.row + group % ROW_GROUPS * 64 + threadIdx.x % GROUP_THREADS / 32 * 16 + threadIdx.x % 32 / 4;
     float x_scales[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) x_scales[half] = args.x_scales[min(row + 8 * half, args.rows - 1)];
-    store_blocks<0>(args, tile.column, row, x_scales, sums);
+    store_blocks<0>(args, tile.column + group / ROW_GROUPS * GROUP_COLUMNS, row, x_scales, sums);
 }

@@ -11,6 +11,8 @@ mod attention;
 #[cfg(feature = "cuda")]
 mod fp8;
 #[cfg(feature = "cuda")]
+mod fp8_rows;
+#[cfg(feature = "cuda")]
 mod gather;
 #[cfg(feature = "cuda")]
 mod gemm;
@@ -29,11 +31,12 @@ mod rope;
 
 pub use gemm_shape::MAX_GEMM_ROWS;
 pub use nonlinearity::Gating;
-pub use programs::{KernelConfig, TileRows};
+pub use programs::{KernelConfig, ScoreKind, TileRows};
 #[cfg(feature = "cuda")]
 pub use {
     attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode, PlanSizes},
-    fp8::{E4M3, Fp8Out, GemmFp8, QuantizeRows},
+    fp8::{E4M3, Fp8Out, GemmFp8},
+    fp8_rows::{ActivateFp8, Fp8RowsOut, MAX_ACTIVATED_WIDTH, NormalizeFp8, QuantizeRows},
     gather::GatherCache,
     gemm::{Gemm, GemmOut},
     heads::NormHeads,

@@ -12,8 +12,8 @@ mod raw;
 mod window;
 
 use model_spec::{
-    Activation, HeadLayout, ModelSpec, Module, Multipliers, NormSpec, Normalization, OutputSpec, Part,
-    TableRows, TensorId, UniformSpec,
+    Activation, BadActivation, HeadLayout, ModelSpec, Module, Multipliers, NemoActivation, Nonlinearity,
+    NormSpec, Normalization, OutputSpec, Part, TableRows, TensorId, UniformSpec,
 };
 use nemo_format::TensorSource;
 pub use raw::RawModelConfig;
@@ -174,13 +174,41 @@ fn parse_norm(raw: &RawModelConfig) -> Result<NormSpec, ModelError> {
 }
 
 fn parse_activation(raw: &RawModelConfig) -> Result<Activation, ModelError> {
-    let text = raw.activation.as_deref().unwrap_or("gelu");
-    Activation::from_nemo(text, raw.openai_gelu.unwrap_or(false)).ok_or_else(|| ModelError::BadValue {
-        key: "activation",
-        expected: "`gelu`, `approx-gelu`, `squared-relu`, `[fast-]geglu`, `[fast-]swiglu` or `[fast-]reglu`"
-            .to_owned(),
-        actual: text.to_owned(),
-    })
+    let keys = NemoActivation {
+        name: raw.activation.as_deref().unwrap_or("gelu"),
+        openai_gelu: raw.openai_gelu.unwrap_or(false),
+        bias_activation_fusion: raw.bias_activation_fusion,
+        bias: raw.bias.unwrap_or(true),
+    };
+    let bad = |key, expected: &str, actual: &str| ModelError::BadValue {
+        key,
+        expected: expected.to_owned(),
+        actual: actual.to_owned(),
+    };
+    let activation = keys.function().map_err(|error| match error {
+        BadActivation::UnknownName => bad(
+            "activation",
+            "`gelu`, `approx-gelu`, `squared-relu`, `[fast-]geglu`, `[fast-]swiglu` or `[fast-]reglu`",
+            keys.name,
+        ),
+        BadActivation::FusedWithoutBias => bad(
+            "bias_activation_fusion",
+            "`false` with `activation: gelu` and `bias: false`, which NeMo does not fuse",
+            "true",
+        ),
+    })?;
+    // NeMo 1.5 to 1.9 read the function from this key; later versions do not look at it, and fuse.
+    let is_older_key_read = raw.bias_activation_fusion.is_none() && raw.bias_gelu_fusion == Some(false);
+    let is_plain_tanh = activation == Activation { nonlinearity: Nonlinearity::GeluTanh, gated: false };
+    if is_older_key_read && is_plain_tanh && !keys.openai_gelu {
+        return Err(ModelError::Unsupported {
+            key: "bias_gelu_fusion",
+            value: false.to_string(),
+            feature: "a GELU that NeMo up to 1.9 computes by the error function and later versions in its tanh form",
+            needs: "`++model.bias_activation_fusion=false` for the former, `=true` for the latter",
+        });
+    }
+    Ok(activation)
 }
 
 #[cfg(test)]

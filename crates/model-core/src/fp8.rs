@@ -8,6 +8,7 @@
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
+use crate::ops::Fp8Bytes;
 
 /// The largest number of e4m3.
 const LARGEST: f64 = 448.0;
@@ -28,6 +29,13 @@ pub(crate) struct Fp8Rows {
 }
 
 impl Fp8Rows {
+    /// Of rows that are stored so.
+    pub(crate) fn stored(weight: Fp8Bytes<'_>) -> Result<Self, ModelError> {
+        let shape: Vec<i64> = weight.shape.iter().map(|&dim| dim as i64).collect();
+        let values = Tensor::f_from_data_size(weight.numbers, &shape, Kind::Float8e4m3fn)?;
+        Ok(Self { values, scales: Tensor::f_from_slice(weight.scales)? })
+    }
+
     /// Of rows in any floating-point type. A row with NaN becomes NaN.
     pub(crate) fn of(x: &Tensor) -> Result<Self, ModelError> {
         let x = x.f_to_kind(Kind::Float)?;
@@ -87,12 +95,13 @@ pub(crate) fn scaled(
 #[cfg(test)]
 mod tests {
     use model_spec::{Activation, Float, Nonlinearity, Numerics};
+    use nemo_format::DType;
 
     use super::*;
     use crate::backend::cpu::CpuLoader;
     use crate::backend::plain::PlainLoader;
     use crate::kinds::{StoredFloat, TensorFormat};
-    use crate::ops::{Epilogue, LinearOp, LinearRole, LinearSource, Loader, WeightBytes};
+    use crate::ops::{Epilogue, LinearOp, LinearRole, LinearSource, Loader, StoredLinearWeight, WeightBytes};
     use crate::{AttentionSwitches, Isa};
 
     fn of(rows: &[f32], width: i64) -> (Vec<u8>, Vec<f32>) {
@@ -143,6 +152,38 @@ mod tests {
         );
     }
 
+    /// A converted checkpoint has the bits of a job that quantizes while it loads.
+    #[test]
+    fn rows_are_those_that_checkpoints_are_written_with() {
+        let mut values = Vec::<f32>::try_from((numbers(&[64, 33], 0.4) * 1e-3).view([-1])).unwrap();
+        let odd = [0.0, -0.0, 1e-38, -1e-38, f32::MIN_POSITIVE, 1e-45, 3e38, -3e38, 1.0, 1e-30, 2e-31];
+        values.extend(odd.iter().cycle().take(33 * 4));
+        values.extend((0..33).map(|at| (at as f32 - 16.0) * 2.0_f32.powi(at - 20)));
+        values.extend([f32::NAN; 33].iter().chain(&[f32::INFINITY; 33]));
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let wide = Tensor::from_slice(&values).view([-1, 33]);
+        for (through, kind) in
+            [(DType::F32, Kind::Float), (DType::BF16, Kind::BFloat16), (DType::F16, Kind::Half)]
+        {
+            let here = Fp8Rows::of(&wide.to_kind(kind)).unwrap();
+            let there = nemo_format::quantize_rows(&bytes, DType::F32, through, 33).unwrap();
+            let bits =
+                Vec::<u8>::try_from(here.values.contiguous().view_dtype(Kind::Uint8).view([-1])).unwrap();
+            let scales = Vec::<f32>::try_from(here.scales).unwrap();
+            for (row, (one, two)) in scales.iter().zip(&there.scales).enumerate() {
+                assert!(
+                    one.to_bits() == two.to_bits() || (one.is_nan() && two.is_nan()),
+                    "{row}: {one} {two}"
+                );
+            }
+            // A NaN has either sign.
+            let plain = |bits: &[u8]| -> Vec<u8> {
+                bits.iter().map(|bits| if bits & 0x7f == 0x7f { 0x7f } else { *bits }).collect()
+            };
+            assert_eq!(plain(&bits), plain(&there.numbers), "{through:?}");
+        }
+    }
+
     const NUM_ROWS: i64 = 37;
     const NUM_IN: i64 = 96;
     const NUM_OUT: i64 = 40;
@@ -165,7 +206,7 @@ mod tests {
         let shape = [NUM_OUT as u64, NUM_IN as u64];
         let stored = |bytes, shape| WeightBytes { bytes, dtype: StoredFloat::F32, shape };
         let source = LinearSource {
-            weight: stored(&weight_bytes, &shape),
+            weight: StoredLinearWeight::Float(stored(&weight_bytes, &shape)),
             bias: Some(stored(&bias_bytes, &shape[..1])),
         };
         let gated = Activation { nonlinearity: Nonlinearity::Silu, gated: true };

@@ -11,7 +11,7 @@ use crate::attention_context::AttentionContext;
 use crate::kv_cache::KvCache;
 use crate::layers::row_parallel::RowParallel;
 use crate::ops::Moe;
-use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, NormsOver, StepState, TrialLinear};
+use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, NormsOver, Rows, StepState, TrialLinear};
 
 /// A part with the norm in front of it, where there is one.
 pub(crate) type Normed<P> = (Option<Norm>, P);
@@ -83,11 +83,11 @@ pub(crate) struct Mlp<S: StepState> {
     pub(crate) output: OutputRule,
 }
 
-/// The rows that a part of a layer reads.
-fn inputs<S: StepState>(residual: &Tensor, norm: Option<&Norm>, at: &mut S) -> Result<Tensor, ModelError> {
+/// The rows that the linear layers of a part read.
+fn inputs<S: StepState>(residual: &Tensor, norm: Option<&Norm>, at: &mut S) -> Result<Rows, ModelError> {
     match norm {
-        Some(norm) => at.norm(residual, norm),
-        None => Ok(residual.shallow_clone()),
+        Some(norm) => at.norm_rows(residual, norm),
+        None => Ok(Rows::Plain(residual.shallow_clone())),
     }
 }
 
@@ -107,29 +107,43 @@ impl<S: StepState> Layer<S> {
                     residual = match attention {
                         AttentionPart::Attention(attention) => {
                             let attended = attention.attend(&x, step, cache, at)?;
-                            attention.add_to(residual, &attended, at)?
+                            attention.add_to(residual, attended, at)?
                         }
-                        AttentionPart::Linear(linear) => linear.run(&x, Epilogue::AddTo(residual), at)?,
+                        AttentionPart::Linear(linear) => {
+                            at.run_rows(linear, &x, Epilogue::AddTo(residual))?
+                        }
                     };
                 }
                 if let Some((norm, ffn)) = ffn {
-                    let x = inputs(&residual, norm.as_ref(), at)?;
                     residual = match ffn {
-                        Ffn::Dense(mlp) => mlp.add_to(residual, &x, at)?,
-                        Ffn::Moe(moe) => at.add_experts(moe, residual, &x)?,
-                        Ffn::Linear(linear) => linear.run(&x, Epilogue::AddTo(residual), at)?,
+                        Ffn::Dense(mlp) => {
+                            let x = inputs(&residual, norm.as_ref(), at)?;
+                            mlp.add_to(residual, &x, at)?
+                        }
+                        // A router reads them, too.
+                        Ffn::Moe(moe) => {
+                            let x = match norm {
+                                Some(norm) => at.norm(&residual, norm)?,
+                                None => residual.shallow_clone(),
+                            };
+                            at.add_experts(moe, residual, &x)?
+                        }
+                        Ffn::Linear(linear) => {
+                            let x = inputs(&residual, norm.as_ref(), at)?;
+                            at.run_rows(linear, &x, Epilogue::AddTo(residual))?
+                        }
                     };
                 }
                 Ok(residual)
             }
             Self::Parallel { attention_norm, attention, mlp_norm, mlp } => {
-                let x = at.norm(&residual, attention_norm)?;
+                let x = at.norm_rows(&residual, attention_norm)?;
                 let attended = attention.attend(&x, step, cache, at)?;
                 let x = match mlp_norm {
-                    Some(norm) => at.norm(&residual, norm)?,
+                    Some(norm) => at.norm_rows(&residual, norm)?,
                     None => x,
                 };
-                residual = attention.add_to(residual, &attended, at)?;
+                residual = attention.add_to(residual, attended, at)?;
                 mlp.add_to(residual, &x, at)
             }
         }
@@ -232,25 +246,24 @@ impl<S: StepState> Attention<S> {
     /// `[num_tokens, hidden_size]` to the heads' outputs, `[num_tokens, query_size]`.
     fn attend(
         &self,
-        x: &Tensor,
+        x: &Rows,
         step: &AttentionContext,
         cache: &mut KvCache,
         at: &mut S,
     ) -> Result<Tensor, ModelError> {
-        let mut qkv = self.qkv.run(x, Epilogue::Store, at)?;
+        let mut qkv = at.run_rows(&self.qkv, x, Epilogue::Store)?;
         if let Some((heads, norms)) = &self.head_norms {
             match norms.over {
                 NormsOver::AllHeads => qkv = norm_across_heads(&qkv, *heads, norms, at)?,
-                NormsOver::EachHead => qkv = norm_each_head(&qkv, *heads, norms, at)?,
-                NormsOver::AnyHead => at.norm_heads(&mut qkv, *heads, norms)?,
+                NormsOver::EachHead | NormsOver::AnyHead => at.norm_heads(&mut qkv, *heads, norms)?,
             }
         }
         self.op.run(&qkv, step, cache, at)
     }
 
     /// `residual += linear_proj(attended)`.
-    fn add_to(&self, residual: Tensor, attended: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
-        add_output(&self.proj, &self.output, residual, attended, at)
+    fn add_to(&self, residual: Tensor, attended: Tensor, at: &mut S) -> Result<Tensor, ModelError> {
+        add_output(&self.proj, &self.output, residual, &Rows::Plain(attended), at)
     }
 }
 
@@ -275,47 +288,12 @@ fn norm_across_heads<S: StepState>(
     Ok(Tensor::f_cat(&[query, key, value], 2)?.f_view([num_tokens, width])?)
 }
 
-/// Normalises every query head and every key head of a row with gains of its own, and leaves the values alone. One head
-/// after the other, so that a row has the bits of the backend's own norm.
-fn norm_each_head<S: StepState>(
-    qkv: &Tensor,
-    heads: HeadLayout,
-    norms: &HeadNorms,
-    at: &mut S,
-) -> Result<Tensor, ModelError> {
-    let (num_tokens, width) = qkv.size2()?;
-    let (groups, channels) = (heads.num_query_groups as i64, heads.kv_channels as i64);
-    let queries = heads.queries_per_group() as i64;
-    let mut normed = Vec::with_capacity(heads.num_attention_heads + 2 * heads.num_query_groups);
-    for group in 0..groups {
-        for slot in 0..queries + 2 {
-            let head = qkv.f_narrow(1, (group * (queries + 2) + slot) * channels, channels)?;
-            let (norm, row) = match slot - queries {
-                0 => (&norms.key, group),
-                1 => {
-                    normed.push(head);
-                    continue;
-                }
-                _ => (&norms.query, group * queries + slot),
-            };
-            let norm = Norm {
-                normalization: norm.normalization,
-                gain: norm.gain.f_select(0, row)?,
-                bias: norm.bias.as_ref().map(|bias| bias.f_select(0, row)).transpose()?,
-                epsilon: norm.epsilon,
-            };
-            normed.push(at.norm(&head.f_contiguous()?, &norm)?);
-        }
-    }
-    Ok(Tensor::f_cat(&normed, 1)?.f_view([num_tokens, width])?)
-}
-
 /// Adds the output of the last linear layer of a part, or what becomes of it, to the residual stream.
 fn add_output<S: StepState>(
     linear: &RowParallel<S>,
     rule: &OutputRule,
     mut residual: Tensor,
-    x: &Tensor,
+    x: &Rows,
     at: &mut S,
 ) -> Result<Tensor, ModelError> {
     if rule.post_norm.is_none() && rule.multiplier.is_none() {
@@ -334,8 +312,14 @@ fn add_output<S: StepState>(
 
 impl<S: StepState> Mlp<S> {
     /// `residual += mlp(x)`.
-    fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
-        let activated = self.fc1.run(x, Epilogue::Activate(self.activation), at)?;
+    fn add_to(&self, residual: Tensor, x: &Rows, at: &mut S) -> Result<Tensor, ModelError> {
+        let activated = match self.fc2 {
+            RowParallel::Chain(_) => at.activated_rows(&self.fc1, x, self.activation)?,
+            // Each piece of a row has a scale of its own.
+            RowParallel::Tree(_) => {
+                Rows::Plain(at.run_rows(&self.fc1, x, Epilogue::Activate(self.activation))?)
+            }
+        };
         add_output(&self.fc2, &self.output, residual, &activated, at)
     }
 }

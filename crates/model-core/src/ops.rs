@@ -7,6 +7,7 @@
 
 mod experts;
 mod moe;
+mod rows;
 
 use model_spec::{
     Activation, AttentionSpec, HeadLayout, KvGroup, MoeSpec, Normalization, Numerics, WeightFormat,
@@ -20,6 +21,7 @@ pub(crate) use self::experts::{Expert, Experts};
 )]
 pub(crate) use self::moe::refuse_experts_on_gpu;
 pub(crate) use self::moe::{Moe, Router, SharedExpert};
+pub(crate) use self::rows::Rows;
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
 use crate::columns::columns;
@@ -37,10 +39,27 @@ pub(crate) struct WeightBytes<'a> {
     pub(crate) shape: &'a [u64],
 }
 
-/// A linear layer as the checkpoint holds it: weight `[out_features, in_features]`, bias `[out_features]`.
+/// A stored weight in FP8: numbers of e4m3, row-major, and what each row is multiplied by.
+#[derive(Clone, Copy)]
+pub(crate) struct Fp8Bytes<'a> {
+    pub(crate) numbers: &'a [u8],
+    pub(crate) scales: &'a [f32],
+    pub(crate) shape: &'a [u64],
+}
+
+/// The weight of a linear layer as it was read.
+#[derive(Clone, Copy)]
+pub(crate) enum StoredLinearWeight<'a> {
+    /// Numbers, to be brought into the format that the layer is held in.
+    Float(WeightBytes<'a>),
+    /// For a layer that is held in FP8 ([`LinearRole::is_fp8`]) alone.
+    Fp8(Fp8Bytes<'a>),
+}
+
+/// A linear layer as it was read: weight `[out_features, in_features]`, bias `[out_features]`.
 #[derive(Clone, Copy)]
 pub(crate) struct LinearSource<'a> {
-    pub(crate) weight: WeightBytes<'a>,
+    pub(crate) weight: StoredLinearWeight<'a>,
     pub(crate) bias: Option<WeightBytes<'a>>,
 }
 
@@ -251,7 +270,33 @@ pub(crate) trait StepState: Send + Sized {
     /// `[num_tokens, hidden_size]`, float32 inside.
     fn norm(&mut self, x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError>;
 
-    /// Normalises every query and key head of `qkv`, `[num_tokens, (n + 2 g) d]`, in place, and leaves the values alone.
+    /// The same for linear layers of attention and MLP to read.
+    fn norm_rows(&mut self, x: &Tensor, norm: &Norm) -> Result<Rows, ModelError> {
+        Ok(Rows::Plain(self.norm(x, norm)?))
+    }
+
+    /// What a linear layer makes of rows, as [`LinearOp::run`].
+    fn run_rows(
+        &mut self,
+        linear: &Self::Linear,
+        x: &Rows,
+        epilogue: Epilogue,
+    ) -> Result<Tensor, ModelError> {
+        linear.run(x.plain()?, epilogue, self)
+    }
+
+    /// What `linear_fc1` makes of rows with its activation, for `linear_fc2` to read.
+    fn activated_rows(
+        &mut self,
+        fc1: &Self::Linear,
+        x: &Rows,
+        activation: Activation,
+    ) -> Result<Rows, ModelError> {
+        Ok(Rows::Plain(self.run_rows(fc1, x, Epilogue::Activate(activation))?))
+    }
+
+    /// Normalises every query and key head of `qkv`, `[num_tokens, (n + 2 g) d]`, in place, and leaves the values alone, with
+    /// the same gains for all heads or with those of each.
     /// Rounded to the compute type behind the norm, as in the originals; rotation follows.
     fn norm_heads(
         &mut self,
@@ -356,44 +401,6 @@ pub(crate) fn scale_f32(spec: &AttentionSpec) -> f32 {
     }
 }
 
-/// Refuses what the kernels of a GPU do not compute for sequences of up to `max_seq_len_tokens`.
-#[cfg_attr(
-    not(feature = "cuda"),
-    cfg_attr(not(test), expect(dead_code, reason = "only a GPU's loader asks"))
-)]
-pub(crate) fn refuse_on_gpu(spec: &AttentionSpec, max_seq_len_tokens: usize) -> Result<(), ModelError> {
-    const NEEDS: &str = "the plain backend (`trt_llm.enable: false`), or a CPU";
-    let norms = match NormsOver::of(spec) {
-        NormsOver::AnyHead => None,
-        NormsOver::EachHead => {
-            Some(("qk_layernorm_per_head", "norms with gains for every head on a GPU with the fast engine"))
-        }
-        NormsOver::AllHeads => {
-            Some(("qk_layernorm_across_heads", "norms over all heads on a GPU with the fast engine"))
-        }
-    };
-    if let Some((key, feature)) = norms {
-        return Err(ModelError::Unsupported { key, value: true.to_string(), feature, needs: NEEDS });
-    }
-    if let Some(cap) = spec.softcap {
-        return Err(ModelError::Unsupported {
-            key: "attn_logit_softcapping",
-            value: cap.to_string(),
-            feature: "capped attention scores on a GPU with the fast engine",
-            needs: NEEDS,
-        });
-    }
-    match spec.local_tokens.filter(|&tokens| tokens < max_seq_len_tokens) {
-        Some(tokens) => Err(ModelError::Unsupported {
-            key: "window_size",
-            value: tokens.to_string(),
-            feature: "windows in some of the layers on a GPU with the fast engine",
-            needs: "an `encoder_seq_length` of no more than the window, the plain backend (`trt_llm.enable: false`), or a CPU",
-        }),
-        None => Ok(()),
-    }
-}
-
 /// Makes the parts of a model for a backend from stored weights; lives while a model is loaded.
 pub(crate) trait Loader: Sized {
     /// The backend.
@@ -412,7 +419,8 @@ pub(crate) trait Loader: Sized {
         role: LinearRole,
     ) -> Result<<Self::State as StepState>::Linear, ModelError>;
 
-    /// The linear layers that a [`PiecedLinear`] of so many pieces consists of. `source` has no bias.
+    /// The linear layers that a [`PiecedLinear`] of so many pieces consists of. `source` has no bias, and its weight is FP8
+    /// where it is held so: a scale is that of a whole output, of which a piece has a part.
     fn pieces(
         &mut self,
         source: LinearSource<'_>,
@@ -457,16 +465,27 @@ pub(crate) fn split_pieces<L: Loader>(
     source: LinearSource<'_>,
     num_pieces: usize,
 ) -> Result<Vec<<L::State as StepState>::Linear>, ModelError> {
-    let WeightBytes { bytes, dtype, shape } = source.weight;
+    let (bytes, shape, elem_bytes) = match source.weight {
+        StoredLinearWeight::Float(weight) => {
+            (weight.bytes, weight.shape, weight.dtype.kind().elt_size_in_bytes())
+        }
+        StoredLinearWeight::Fp8(weight) => (weight.numbers, weight.shape, 1),
+    };
     let &[num_rows, num_columns] = shape else { return Ok(Vec::new()) };
     let width = num_columns / num_pieces.max(1) as u64;
-    let elem_bytes = dtype.kind().elt_size_in_bytes();
     let shape = [num_rows, width];
     let piece = |idx: u64| {
         let start = (idx * width) as usize * elem_bytes;
         let across = start..start + width as usize * elem_bytes;
-        let bytes = columns(bytes, num_columns as usize * elem_bytes, across);
-        let weight = WeightBytes { bytes: &bytes, dtype, shape: &shape };
+        let bytes = &columns(bytes, num_columns as usize * elem_bytes, across);
+        let weight = match source.weight {
+            StoredLinearWeight::Float(weight) => {
+                StoredLinearWeight::Float(WeightBytes { bytes, shape: &shape, ..weight })
+            }
+            StoredLinearWeight::Fp8(weight) => {
+                StoredLinearWeight::Fp8(Fp8Bytes { numbers: bytes, shape: &shape, ..weight })
+            }
+        };
         loader.linear(LinearSource { weight, bias: None }, LinearRole::Plain)
     };
     (0..num_pieces as u64).map(piece).collect()

@@ -93,6 +93,63 @@ fn longrope_takes_its_long_list_for_long_sequences() {
     }
 }
 
+/// A family's fixture with another configuration, converted.
+fn converted(family: &str, edit: impl FnOnce(&mut serde_json::Value)) -> Checkpoint {
+    let original = fixture("families").join(family);
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["model.safetensors", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(original.join(file), folder.path().join(file)).unwrap();
+    }
+    let text = std::fs::read_to_string(original.join("config.json")).unwrap();
+    let mut config: serde_json::Value = serde_json::from_str(&text).unwrap();
+    edit(&mut config);
+    std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    let archive = folder.path().join("converted.nemo");
+    convert_checkpoint(folder.path(), &archive, &ConvertOptions::default()).unwrap();
+    Checkpoint::open(&archive).unwrap()
+}
+
+/// References of `moe_windows.py`: every layer of Qwen 3 has the window, every second one of Qwen 2.
+#[test]
+fn windows_of_models_with_experts_are_transformers() {
+    for (name, backend) in with_backends(&["qwen2_moe", "qwen3_moe"]) {
+        let checkpoint = converted(name, |config| {
+            config.as_object_mut().unwrap().remove("layer_types");
+            config["use_sliding_window"] = true.into();
+            config["sliding_window"] = 4.into();
+            config["max_window_layers"] = 2.into();
+        });
+        let config: ModelConfig =
+            checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
+        let mut runner = Runner::new(config, checkpoint.tensors(), Float::Fp32, backend).unwrap();
+        let golden = golden_logits(&format!("families/{name}/logits_window_fp32.npy"));
+        for (prompt, expected) in reference(&format!("families/{name}")).prompts.iter().zip(&golden) {
+            let difference = max_difference(&runner.all_logits(prompt), expected);
+            assert!(difference < 1e-4, "{name} {backend:?}: {difference}");
+        }
+    }
+}
+
+/// transformers changes the base of `dynamic` frequencies only beyond the length of the training.
+#[test]
+fn dynamic_frequencies_are_the_plain_ones_up_to_their_length() {
+    let checkpoint = converted("qwen2", |config| {
+        config["rope_parameters"]["rope_type"] = "dynamic".into();
+        config["rope_parameters"]["factor"] = 4.0.into();
+    });
+    let mut config = checkpoint.model_config().clone();
+    assert_eq!(config.get("encoder_seq_length"), Some(&Node::Int(64)));
+    let model = config.deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
+    let mut runner = Runner::new(model, checkpoint.tensors(), Float::Fp32, Backend::Fused).unwrap();
+    let golden = golden_logits("families/qwen2/logits_fp32.npy");
+    for (prompt, expected) in reference("families/qwen2").prompts.iter().zip(&golden) {
+        assert!(max_difference(&runner.all_logits(prompt), expected) < 1e-4);
+    }
+    config.set("encoder_seq_length", Node::Int(65));
+    let longer = ModelConfig::try_from(config.deserialize_into::<RawModelConfig>().unwrap());
+    insta::assert_snapshot!(longer.unwrap_err(), @"model config key `encoder_seq_length` must be at most 64: beyond, `dynamic` frequencies follow from the longest sequence of a batch (`rope_scaling.dynamic_factor`), not `65`");
+}
+
 /// NeMo renames a Falcon's weights and leaves its norms modules of their own; `falcon_nemo.py` writes such files.
 #[test]
 fn falcons_as_nemo_stores_them_compute_the_same() {
@@ -165,6 +222,29 @@ fn a_gemma_2_as_nemo_stores_it_has_its_windows_in_other_layers() {
         for (prompt, expected) in reference("families/gemma2").prompts.iter().zip(&golden) {
             let difference = max_difference(&runner.all_logits(prompt), expected);
             assert!(difference < 1e-4, "{backend:?}: {difference}");
+        }
+    }
+}
+
+/// Megatron-LM's reference has the fused kernel of Megatron-Core, which NeMo 1 has unless a key says otherwise.
+#[test]
+fn a_fused_gelu_as_nemo_states_it_is_megatron_cores() {
+    let checkpoint = Checkpoint::open(&fixture("megatron_lm/gpt")).unwrap();
+    let golden = golden_logits("megatron_lm/gpt/logits_fp32.npy");
+    let prompt = &reference("megatron_lm/gpt").prompts[0];
+    for (fused, is_tanh) in [(None, true), (Some(true), true), (Some(false), false)] {
+        let mut config = checkpoint.model_config().clone();
+        for key in ["openai_gelu", "bias_activation_fusion"] {
+            assert!(config.remove(key).is_some(), "{key}");
+        }
+        if let Some(fused) = fused {
+            config.set("bias_activation_fusion", Node::Bool(fused));
+        }
+        let config: ModelConfig = config.deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
+        for backend in BACKENDS {
+            let mut runner = Runner::new(config.clone(), checkpoint.tensors(), Float::Fp32, backend).unwrap();
+            let difference = max_difference(&runner.all_logits(prompt), &golden[0]);
+            assert_eq!(difference < 1e-4, is_tanh, "{fused:?} {backend:?}: {difference}");
         }
     }
 }

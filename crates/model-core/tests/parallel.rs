@@ -4,17 +4,23 @@
 
 mod common;
 
+use common::MemorySource;
 use common::ranks::logits;
 use common::tiny::{VOCAB_SIZE, config, weights};
 use model_core::{
     AttentionSwitches, Backend, Isa, LoadOptions, ModelConfig, ModelError, ModelPart, Reduction, load_part,
 };
-use model_spec::{Float, Numerics, ShardPlace};
+use model_spec::{Float, Numerics, Part, ShardPlace, parse_name};
+use nemo_format::{Checkpoint, DType, TensorMeta, TensorSource, WriteOptions, quantize_rows, write_nemo};
 use serde_json::{Value, json};
 
 fn options(float: Float, backend: Backend) -> LoadOptions {
+    with_numerics(Numerics::uniform(float), backend)
+}
+
+fn with_numerics(numerics: Numerics, backend: Backend) -> LoadOptions {
     LoadOptions {
-        numerics: Numerics::uniform(float),
+        numerics,
         backend,
         device: tch::Device::Cpu,
         attention: AttentionSwitches::default(),
@@ -32,9 +38,9 @@ fn wide(extra: &Value) -> ModelConfig {
     config(&keys)
 }
 
-#[test]
-fn every_layout_has_the_bits_of_one_rank() {
-    let kinds = [
+/// Layers of many kinds.
+fn kinds() -> [Value; 6] {
+    [
         json!({ "normalization": "rmsnorm", "bias": false, "activation": "fast-swiglu", "position_embedding_type": "rope",
                 "share_embeddings_and_output_weights": false }),
         json!({ "normalization": "rmsnorm", "bias": false, "qkv_bias": true, "qk_layernorm": true,
@@ -47,8 +53,12 @@ fn every_layout_has_the_bits_of_one_rank() {
         json!({ "normalization": "rmsnorm", "bias": false, "activation": "fast-swiglu", "position_embedding_type": "rope",
                 "num_moe_experts": 5, "moe_router_topk": 3, "moe_ffn_hidden_size": 24, "moe_layer_freq": [1, 0, 1],
                 "moe_shared_expert_intermediate_size": 16, "moe_shared_expert_gate": true }),
-    ];
-    for kind in &kinds {
+    ]
+}
+
+#[test]
+fn every_layout_has_the_bits_of_one_rank() {
+    for kind in &kinds() {
         let config = wide(kind);
         let source = weights(&config);
         for float in [Float::Fp32, Float::Bf16] {
@@ -58,6 +68,66 @@ fn every_layout_has_the_bits_of_one_rank() {
             assert!(one_rank.iter().all(|row| row.len() == VOCAB_SIZE as usize));
             for layout in [(2, 1), (4, 1), (8, 1), (1, 2), (1, 3), (2, 3)] {
                 assert_eq!(of(layout), one_rank, "{kind} {float:?} {layout:?}");
+            }
+        }
+    }
+}
+
+/// The same weights in a checkpoint whose linear layers are FP8, rounded to `through` before.
+fn stored_in_fp8(source: &MemorySource, through: DType) -> (tempfile::TempDir, Checkpoint) {
+    let mut stored = MemorySource::default();
+    for (name, (meta, bytes)) in &source.0 {
+        let is_linear =
+            parse_name(name).is_some_and(|id| id.part == Part::Weight && id.module.is_layer_linear());
+        if !is_linear {
+            stored.0.insert(name.clone(), (meta.clone(), bytes.clone()));
+            continue;
+        }
+        let rows = quantize_rows(bytes, meta.dtype, through, meta.shape[1] as usize).unwrap();
+        stored.insert(&format!("{name}_scale"), &meta.shape[..1], &rows.scales);
+        let numbers = TensorMeta { dtype: DType::F8E4M3, shape: meta.shape.clone() };
+        stored.0.insert(name.clone(), (numbers, rows.numbers));
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("fp8.nemo");
+    write_nemo(&path, "num_layers: 3\n", &[], &stored, &WriteOptions::default()).unwrap();
+    let checkpoint = Checkpoint::open(&path).unwrap();
+    assert!(checkpoint.num_fp8_weights() > 0);
+    (folder, checkpoint)
+}
+
+/// Scales are those of whole outputs: neither ranks nor pieces of sums nor the file that they come from change them.
+#[test]
+fn fp8_weights_are_the_same_stored_or_made_in_every_layout() {
+    for kind in &kinds() {
+        let config = wide(kind);
+        let source = weights(&config);
+        for (float, through) in [(Float::Fp32, DType::F32), (Float::Bf16, DType::BF16)] {
+            let (_folder, stored) = stored_in_fp8(&source, through);
+            let numerics = Numerics::uniform(float).with_fp8_weights();
+            for (backend, reduction) in [
+                (Backend::Plain, Reduction::Chain),
+                (Backend::Fused, Reduction::Chain),
+                (Backend::Fused, Reduction::Tree),
+            ] {
+                let options = with_numerics(numerics, backend);
+                let of =
+                    |source: &dyn TensorSource, layout| logits(&config, source, options, layout, reduction);
+                let one_rank = of(&source, (1, 1));
+                let what = format!("{kind} {float:?} {backend:?} {reduction:?}");
+                assert_eq!(of(stored.tensors(), (1, 1)), one_rank, "{what}");
+                let layouts: &[(usize, usize)] = match reduction {
+                    Reduction::Tree => &[(2, 1), (4, 1), (2, 3)],
+                    Reduction::Chain => &[(1, 3)],
+                };
+                for &layout in layouts {
+                    assert_eq!(of(&source, layout), one_rank, "{what} {layout:?}");
+                    assert_eq!(of(stored.tensors(), layout), one_rank, "{what} {layout:?}, stored");
+                }
+                // Without FP8 in the run the numbers are others, and all of them are read.
+                let plain = with_numerics(Numerics::uniform(float), backend);
+                let numbers = logits(&config, stored.tensors(), plain, (1, 1), reduction);
+                assert_ne!(numbers, one_rank, "{what}");
             }
         }
     }

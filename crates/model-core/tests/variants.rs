@@ -255,10 +255,10 @@ fn assert_all_match_and_differ(variants: &[Value]) {
 #[test]
 fn activations_match_their_formulas() {
     assert_all_match_and_differ(&[
-        json!({ "activation": "gelu" }),
+        json!({ "activation": "gelu", "bias_activation_fusion": false }),
         json!({ "activation": "approx-gelu" }),
         json!({ "activation": "squared-relu" }),
-        json!({ "activation": "geglu" }),
+        json!({ "activation": "geglu", "bias_activation_fusion": false }),
         json!({ "activation": "swiglu" }),
         json!({ "activation": "reglu" }),
         json!({ "activation": "geglu", "openai_gelu": true }),

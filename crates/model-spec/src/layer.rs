@@ -1,6 +1,6 @@
 //! One transformer layer: attention, MLP, their norms, and how they are joined.
 
-use crate::{ExpertsSpec, RotaryConfig};
+use crate::{Activation, ExpertsSpec, RotaryConfig};
 
 /// One layer. Layers of a model may differ in everything that is said here.
 #[derive(Clone, Debug, PartialEq)]
@@ -179,63 +179,6 @@ impl MlpSpec {
     }
 }
 
-/// The nonlinearity and whether it gates a second projection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Activation {
-    /// The function.
-    pub nonlinearity: Nonlinearity,
-    /// The first half of `linear_fc1` goes through the function and multiplies the second half.
-    pub gated: bool,
-}
-
-/// NeMo's names of activations, with what each is without `openai_gelu`. Where two names mean the same, the first is
-/// written.
-const ACTIVATIONS: [(&str, Activation); 9] = [
-    ("gelu", Activation { nonlinearity: Nonlinearity::Gelu, gated: false }),
-    ("approx-gelu", Activation { nonlinearity: Nonlinearity::QuickGelu, gated: false }),
-    ("squared-relu", Activation { nonlinearity: Nonlinearity::SquaredRelu, gated: false }),
-    ("geglu", Activation { nonlinearity: Nonlinearity::Gelu, gated: true }),
-    ("fast-geglu", Activation { nonlinearity: Nonlinearity::Gelu, gated: true }),
-    ("fast-swiglu", Activation { nonlinearity: Nonlinearity::Silu, gated: true }),
-    ("swiglu", Activation { nonlinearity: Nonlinearity::Silu, gated: true }),
-    ("fast-reglu", Activation { nonlinearity: Nonlinearity::Relu, gated: true }),
-    ("reglu", Activation { nonlinearity: Nonlinearity::Relu, gated: true }),
-];
-
-impl Activation {
-    /// What NeMo's `activation` and `openai_gelu` mean; `None` for a name that is not one of them.
-    pub fn from_nemo(name: &str, openai_gelu: bool) -> Option<Self> {
-        let (_, named) = ACTIVATIONS.into_iter().find(|(known, _)| *known == name)?;
-        // NeMo looks at this key first: it replaces whatever function the name stands for.
-        Some(if openai_gelu { Self { nonlinearity: Nonlinearity::GeluTanh, ..named } } else { named })
-    }
-
-    /// NeMo's `activation` and `openai_gelu` for it; `None` where NeMo has no name for it.
-    pub fn to_nemo(self) -> Option<(&'static str, bool)> {
-        let openai_gelu = self.nonlinearity == Nonlinearity::GeluTanh;
-        let plain = if openai_gelu { Self { nonlinearity: Nonlinearity::Gelu, ..self } } else { self };
-        let (name, _) = ACTIVATIONS.into_iter().find(|(_, activation)| *activation == plain)?;
-        Some((name, openai_gelu))
-    }
-}
-
-/// The function inside the MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Nonlinearity {
-    /// The error-function GELU.
-    Gelu,
-    /// The tanh approximation (`openai_gelu`).
-    GeluTanh,
-    /// `x * sigmoid(1.702 x)` (`approx-gelu`).
-    QuickGelu,
-    /// `x * sigmoid(x)`.
-    Silu,
-    /// `max(x, 0)`.
-    Relu,
-    /// `max(x, 0)` squared.
-    SquaredRelu,
-}
-
 /// A norm over the hidden size, or over the dimensions of a head.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct NormSpec {
@@ -266,22 +209,4 @@ pub enum Normalization {
     LayerNorm,
     /// Root mean square, gain only.
     RmsNorm,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_activation_that_nemo_names_is_written_under_a_name_that_means_it() {
-        for (name, _) in ACTIVATIONS {
-            for openai_gelu in [false, true] {
-                let activation = Activation::from_nemo(name, openai_gelu).unwrap();
-                let (written, written_gelu) = activation.to_nemo().unwrap();
-                assert_eq!(Activation::from_nemo(written, written_gelu), Some(activation), "{name}");
-            }
-        }
-        assert_eq!(Activation::from_nemo("mish", false), None);
-        assert_eq!(Activation { nonlinearity: Nonlinearity::Relu, gated: false }.to_nemo(), None);
-    }
 }

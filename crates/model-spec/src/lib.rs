@@ -5,6 +5,7 @@
 //! [`ModelSpec::tensors`]; readers, converters, loaders, dummy models and memory planning all ask there. Names of tensors
 //! are Megatron-Core's, names of configuration keys NeMo's.
 
+mod activation;
 mod blocks;
 mod footprint;
 mod layer;
@@ -20,11 +21,12 @@ mod tensor;
 #[cfg(test)]
 mod test_models;
 
+pub use activation::{Activation, BadActivation, NemoActivation, Nonlinearity};
 pub use blocks::{AttentionBlock, Block, FfnBlock};
 pub use footprint::{BLOCK_SIZE_TOKENS, Footprint, KvGroup, blocks_for};
 pub use layer::{
-    Activation, AttentionSpec, AttentionWindow, BlockStyle, FfnSpec, HeadLayout, LayerSpec, MlpSpec, MoeSpec,
-    Nonlinearity, NormSpec, Normalization,
+    AttentionSpec, AttentionWindow, BlockStyle, FfnSpec, HeadLayout, LayerSpec, MlpSpec, MoeSpec, NormSpec,
+    Normalization,
 };
 pub use model::{AttentionRule, LocalLayers, ModelSpec, Multipliers, OutputSpec, TableRows, UniformSpec};
 pub use moe::{ExpertsSpec, MoeLayers, RouterScore, RouterSpec, SharedExpertSpec};

@@ -8,12 +8,13 @@ use hydra_config::Node;
 use crate::adapter::{self, AdaptedSource, Precision};
 use crate::archive::{Archive, CONFIG, Packing};
 use crate::dist_ckpt::{self, FOLDER};
+use crate::fp8::Dequantized;
 use crate::iterations::{self, Iteration};
 use crate::partial_models::{refuse_adapters, refuse_peft_folder};
 use crate::pieced::PiecedSource;
 use crate::{
     AdapterSummary, FormatError, SourceNote, StoredTensorInfo, TensorSource, Verified, bridge,
-    checkpoint_notes, megatron_lm, model_keys, nemo2, ranks, verify,
+    checkpoint_notes, megatron_lm, model_keys, nemo2, ranks, te_layers, verify,
 };
 
 /// Members up to this size enter the fingerprint whole; of larger ones, samples of this size do.
@@ -41,8 +42,8 @@ pub struct Checkpoint {
 /// The weights, with adapters added or without.
 #[derive(Debug)]
 enum Weights {
-    Stored(PiecedSource),
-    Adapted(AdaptedSource<PiecedSource>),
+    Stored(Dequantized<PiecedSource>),
+    Adapted(AdaptedSource<Dequantized<PiecedSource>>),
 }
 
 /// Which of NeMo's ways to store a model this is.
@@ -97,7 +98,7 @@ impl Checkpoint {
         if archive.get(CONFIG).is_none() && archive.get(nemo2::CONFIG).is_some() {
             return Self::open_nemo2(archive);
         }
-        let config_text = text(&archive, CONFIG)?;
+        let mut config_text = text(&archive, CONFIG)?;
         let document = parse_yaml(&archive, CONFIG, &config_text)?;
         let mut config = match document.get("model") {
             Some(model @ Node::Map(_)) => model.clone(),
@@ -118,18 +119,25 @@ impl Checkpoint {
                 let (tensor_parallel, pipeline_parallel) = (grid.tensor_parallel, grid.pipeline_parallel);
                 let layout = Layout::Ranks { is_legacy, tensor_parallel, pipeline_parallel };
                 // The reader has put the rows of `linear_qkv` in order.
+                let is_ordered = config.get(MEGATRON_LEGACY).and_then(Node::as_bool) == Some(true);
                 if config.get(MEGATRON_LEGACY).is_some() {
                     config.set(MEGATRON_LEGACY, Node::Bool(false));
                 }
-                Ok(Self::of(archive, (config, config_text), layout, (source, stored), notes))
+                if te_layers::settle(&mut config, is_legacy)? || is_ordered {
+                    config_text = config.to_yaml();
+                }
+                Self::of(archive, (config, config_text), layout, (source, stored), notes)
             }
             None if !has_folder => Err(FormatError::NoWeights { path: archive.path().to_owned() }),
             None => {
                 let dist_ckpt::DistCkpt { backend, source, stored } = dist_ckpt::open(&archive, FOLDER)?;
                 refuse_adapters_of(&archive, &stored)?;
                 let layout = Layout::Distributed { generation: Generation::One, backend };
+                if te_layers::settle(&mut config, false)? {
+                    config_text = config.to_yaml();
+                }
                 notes.extend(checkpoint_notes::of_backend(&archive, FOLDER, backend));
-                Ok(Self::of(archive, (config, config_text), layout, (source, stored), notes))
+                Self::of(archive, (config, config_text), layout, (source, stored), notes)
             }
         }
     }
@@ -145,7 +153,7 @@ impl Checkpoint {
         let layout = Layout::Distributed { generation: Generation::Two, backend };
         notes.extend(checkpoint_notes::of_backend(&archive, nemo2::WEIGHTS, backend));
         let config_text = config.to_yaml();
-        Ok(Self::of(archive, (config, config_text), layout, (source, stored), notes))
+        Self::of(archive, (config, config_text), layout, (source, stored), notes)
     }
 
     fn open_bridge(iteration: &Path) -> Result<Self, FormatError> {
@@ -160,7 +168,7 @@ impl Checkpoint {
         notes.extend(checkpoint_notes::of_keys(bridge::CONFIG, bridge::unknown_keys(&document)));
         let layout = Layout::Distributed { generation: Generation::Bridge, backend };
         let config_text = config.to_yaml();
-        Ok(Self::of(archive, (config, config_text), layout, (source, stored), notes))
+        Self::of(archive, (config, config_text), layout, (source, stored), notes)
     }
 
     fn open_megatron_lm(iteration: &Path) -> Result<Self, FormatError> {
@@ -187,7 +195,7 @@ impl Checkpoint {
         notes.extend(checkpoint_notes::of_keys(&file, megatron_lm::unknown_arguments(&args)));
         let needed = config.get("tokenizer").is_none().then(|| megatron_lm::tokenizer_needed(&args));
         let config_text = config.to_yaml();
-        let opened = Self::of(archive, (config, config_text), layout, (tensors, stored), notes);
+        let opened = Self::of(archive, (config, config_text), layout, (tensors, stored), notes)?;
         Ok(Self { needed, ..opened })
     }
 
@@ -198,19 +206,11 @@ impl Checkpoint {
         layout: Layout,
         (source, stored): (PiecedSource, Vec<StoredTensorInfo>),
         mut notes: Vec<SourceNote>,
-    ) -> Self {
+    ) -> Result<Self, FormatError> {
         notes.extend(checkpoint_notes::of_tensors(&stored, &config));
-        Self {
-            archive,
-            config,
-            config_text,
-            layout,
-            tensors: Weights::Stored(source),
-            adapters: Vec::new(),
-            needed: None,
-            stored,
-            notes,
-        }
+        let tensors = Weights::Stored(Dequantized::of_converted(source)?);
+        let adapters = Vec::new();
+        Ok(Self { archive, config, config_text, layout, tensors, adapters, needed: None, stored, notes })
     }
 
     /// What the user has to give where the checkpoint comes without its tokenizer, as a sentence, where that is known.
@@ -280,7 +280,7 @@ impl Checkpoint {
         &self.config
     }
 
-    /// `model_config.yaml`, unchanged; of NeMo 2, the configuration under its keys.
+    /// `model_config.yaml`, unchanged unless its layers mean something else by it; of NeMo 2, the configuration under its keys.
     pub fn model_config_text(&self) -> &str {
         &self.config_text
     }
@@ -383,11 +383,19 @@ impl Checkpoint {
     /// # Errors
     /// At the first file that contradicts a checksum or its own structure.
     pub fn verify(&self, progress: &(dyn Fn(u64, u64) + Sync)) -> Result<Verified, FormatError> {
-        let source = match &self.tensors {
+        verify::run(&self.archive, self.dequantized().base(), self.tensors(), progress)
+    }
+
+    /// How many weights are stored in FP8.
+    pub fn num_fp8_weights(&self) -> usize {
+        self.dequantized().num_weights()
+    }
+
+    fn dequantized(&self) -> &Dequantized<PiecedSource> {
+        match &self.tensors {
             Weights::Stored(source) => source,
             Weights::Adapted(source) => source.base(),
-        };
-        verify::run(&self.archive, source, self.tensors(), progress)
+        }
     }
 
     /// A hash that changes when the checkpoint does, without reading all of a large one: the members' names and

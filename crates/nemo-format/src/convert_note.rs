@@ -24,6 +24,22 @@ pub enum ConvertNote {
         /// The type that they are written in.
         dtype: DType,
     },
+    /// Linear layers are written in FP8.
+    InFp8 {
+        /// Those that have the numbers and scales of the input.
+        num_kept: usize,
+        /// The others.
+        num_made: usize,
+        /// What the input calls the way that some of the others were scaled before.
+        again: Option<String>,
+    },
+    /// Weights that are stored in FP8 are written as numbers.
+    NoLongerFp8 {
+        /// How many.
+        num_tensors: usize,
+        /// The type that they are written in.
+        dtype: DType,
+    },
     /// The checkpoint names a tokenizer but does not hold it.
     NoTokenizer {
         /// The name.
@@ -91,6 +107,30 @@ impl fmt::Display for ConvertNote {
                 write!(f, "{num_values} norm weights are rounded where 1 is added or taken off")?;
                 if *dtype == DType::F32 { Ok(()) } else { f.write_str("; `--dtype fp32` keeps more digits") }
             }
+            Self::InFp8 { num_kept, num_made, again } => {
+                write!(
+                    f,
+                    "{} linear layers are written in FP8, with a float32 scale for each output; \
+                     `trainer.generation.trt_llm.quantization=fp8` computes with them as they are",
+                    num_kept + num_made
+                )?;
+                if *num_kept > 0 {
+                    write!(f, "; {num_kept} of them have the numbers and scales of the input")?;
+                }
+                match again {
+                    Some(recipe) => write!(
+                        f,
+                        "; those that the input has in FP8 with other scales (`{recipe}`) were rounded a second time"
+                    ),
+                    None => Ok(()),
+                }
+            }
+            Self::NoLongerFp8 { num_tensors, dtype } => write!(
+                f,
+                "{num_tensors} weights that are stored in FP8 become {}, their numbers times their scales; \
+                 `--quantization fp8` keeps them",
+                dtype.name()
+            ),
             Self::NoTokenizer { name } => write!(
                 f,
                 "the checkpoint does not hold its tokenizer `{name}`; put the tokenizer's files into the folder, or pass \

@@ -21,7 +21,7 @@ pub enum DType {
     I8,
     /// 8-bit unsigned integer.
     U8,
-    /// FP8 of four bits of exponent and three of mantissa. Only its reader takes it; models get numbers of other types.
+    /// FP8 of four bits of exponent and three of mantissa. Its numbers have scales beside them ([`crate::Fp8Weights`]).
     F8E4M3,
     /// One byte, 0 or 1.
     Bool,
@@ -40,8 +40,9 @@ impl DType {
 
     /// The type that torch gives this name, without its `torch.` prefix.
     pub(crate) fn from_name(name: &str) -> Option<Self> {
-        use DType::{BF16, Bool, F16, F32, F64, I8, I16, I32, I64, U8};
-        [F64, F32, F16, BF16, I64, I32, I16, I8, U8, Bool].into_iter().find(|dtype| dtype.name() == name)
+        use DType::{BF16, Bool, F8E4M3, F16, F32, F64, I8, I16, I32, I64, U8};
+        let all = [F64, F32, F16, BF16, I64, I32, I16, I8, U8, F8E4M3, Bool];
+        all.into_iter().find(|dtype| dtype.name() == name)
     }
 
     /// The name torch gives the type, without its `torch.` prefix.

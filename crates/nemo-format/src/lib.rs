@@ -15,6 +15,7 @@ mod convert_note;
 mod dist_ckpt;
 mod dtype;
 mod error;
+mod fp8;
 mod gguf;
 mod heterogeneous;
 mod huggingface;
@@ -34,6 +35,7 @@ mod region;
 mod safetensors;
 mod source_note;
 mod stored_info;
+mod te_layers;
 mod tensor_source;
 mod tokenizer;
 mod torch_file;
@@ -43,10 +45,13 @@ mod writer;
 
 pub use adapter::AdapterSummary;
 pub use checkpoint::Checkpoint;
-pub use convert::{ConvertOptions, ConvertReport, InputKind, convert_checkpoint, export_huggingface};
+pub use convert::{
+    ConvertOptions, ConvertReport, InputKind, Quantization, convert_checkpoint, export_huggingface,
+};
 pub use convert_note::ConvertNote;
 pub use dtype::DType;
 pub use error::FormatError;
+pub use fp8::{Fp8Rows, Fp8Weights, quantize_rows};
 pub use gguf::{GgufFile, GgufSource, GgufValue};
 pub use heterogeneous::parse as parse_block_configs;
 pub use lfs::read as read_file;

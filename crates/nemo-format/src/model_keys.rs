@@ -9,7 +9,7 @@ use hydra_config::Node;
 use crate::source_note::RECORD;
 
 /// Read by the model, the tokenizer, the run or the conversion, or refused by the model under their name.
-const READ: [&str; 70] = [
+const READ: [&str; 73] = [
     "activation",
     "activation_func",
     "add_bias_linear",
@@ -19,6 +19,8 @@ const READ: [&str; 70] = [
     "attention_type",
     "attn_logit_softcapping",
     "bias",
+    "bias_activation_fusion",
+    "bias_gelu_fusion",
     RECORD,
     "embedding_multiplier",
     "encoder_seq_length",
@@ -51,6 +53,7 @@ const READ: [&str; 70] = [
     "num_attention_heads",
     "num_layers",
     "num_query_groups",
+    "onnx_safe",
     "openai_gelu",
     "output_layer_bias",
     "parallel_attention",
@@ -109,7 +112,7 @@ pub(crate) const OF_EXPERTS: [&str; 22] = [
 ];
 
 /// Training, precision and memory of training, ways to compute the same numbers, where things were saved.
-const INERT: [&str; 161] = [
+const INERT: [&str; 160] = [
     "account_for_embedding_in_pipeline_split",
     "account_for_loss_in_pipeline_split",
     "answer_only_loss",
@@ -214,7 +217,6 @@ const INERT: [&str; 161] = [
     "num_layers_in_last_pipeline_stage",
     "num_micro_batches_with_partial_activation_checkpoints",
     "num_microbatches_with_partial_activation_checkpoints",
-    "onnx_safe",
     "optim",
     "output_layer_init_method",
     "overlap_p2p_comm",

@@ -132,6 +132,8 @@ pub(crate) fn model_section(fields: &Node) -> Result<Node, String> {
     let (activation, is_openai_gelu) = activation(fields)?;
     config.set("activation", Node::from(activation));
     config.set("openai_gelu", Node::Bool(is_openai_gelu));
+    // It has been settled, and NeMo 1 takes a key that is not there for true.
+    config.set("bias_activation_fusion", Node::Bool(false));
     let precision = match (flag("bf16"), flag("fp16")) {
         (true, _) => Node::from("bf16"),
         (_, true) => Node::Int(16),
@@ -200,8 +202,10 @@ fn activation(fields: &Node) -> Result<(&'static str, bool), String> {
         Some(other) => other.get("_target_").and_then(Node::as_str).unwrap_or_default(),
         None => "gelu",
     };
-    // The kernel that adds the bias has the tanh form inside (`fused_bias_gelu.py`).
-    let is_fused = fields.get("bias_activation_fusion").and_then(Node::as_bool).unwrap_or(false);
+    // The kernel that adds the bias has the tanh form inside (`fused_bias_gelu.py` line 19), and so has Transformer
+    // Engine's (`common/util/math.h` line 28).
+    let flag = |key: &str| fields.get(key).and_then(Node::as_bool).unwrap_or(false);
+    let is_fused = flag("bias_activation_fusion") || flag("use_te_activation_func");
     let is_gated = fields.get("gated_linear_unit").and_then(Node::as_bool).unwrap_or(false);
     match (path.rsplit('.').next().unwrap_or_default(), is_gated) {
         ("silu" | "SiLU", true) => Ok(("fast-swiglu", false)),

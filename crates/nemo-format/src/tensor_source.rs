@@ -2,7 +2,7 @@
 
 use model_spec::Region;
 
-use crate::{DType, FormatError};
+use crate::{DType, FormatError, Fp8Weights};
 
 /// Element type and global shape of a stored tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +71,11 @@ pub trait TensorSource: Send + Sync {
         None
     }
 
+    /// The weights that are stored in FP8, where there are such; otherwise they are numbers like others.
+    fn fp8(&self) -> Option<&dyn Fp8Weights> {
+        None
+    }
+
     /// The whole tensor, copied.
     ///
     /// # Errors
@@ -84,5 +89,27 @@ pub trait TensorSource: Send + Sync {
         let mut bytes = vec![0; size_bytes];
         self.read(name, &Region::whole(&meta.shape), &mut bytes)?;
         Ok(bytes)
+    }
+}
+
+impl<S: TensorSource + ?Sized> TensorSource for Box<S> {
+    fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {
+        (**self).names()
+    }
+
+    fn meta(&self, name: &str) -> Option<&TensorMeta> {
+        (**self).meta(name)
+    }
+
+    fn read(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError> {
+        (**self).read(name, region, dst)
+    }
+
+    fn mapped_bytes(&self, name: &str) -> Option<&[u8]> {
+        (**self).mapped_bytes(name)
+    }
+
+    fn fp8(&self) -> Option<&dyn Fp8Weights> {
+        (**self).fp8()
     }
 }

@@ -134,16 +134,19 @@ struct TeVarlen {
   int64_t max_k;
   double scale;
   int32_t is_causal;
+  // Keys before its own that a query sees; -1 for all.
+  int32_t window_left;
 };
 
 // Flash attention over packed sequences; `tensors` holds query, key, value, cum_seq_q, cum_seq_k and seqused_k, the
 // last of which may be null.
 int32_t te_flash_varlen(const at::Tensor* const* tensors, const TeVarlen* varlen, at::Tensor** out) {
   return guarded([&] {
+    auto left = varlen->window_left < 0 ? std::nullopt : std::optional<int64_t>(varlen->window_left);
     auto results = at::_flash_attention_forward(
         *tensors[0], *tensors[1], *tensors[2], *tensors[3], *tensors[4], varlen->max_q, varlen->max_k,
         /*dropout_p=*/0.0, varlen->is_causal != 0, /*return_debug_mask=*/false, varlen->scale,
-        /*window_size_left=*/std::nullopt, /*window_size_right=*/std::nullopt, optional(tensors[5]));
+        left, /*window_size_right=*/left ? std::optional<int64_t>(0) : std::nullopt, optional(tensors[5]));
     *out = new at::Tensor(std::move(std::get<0>(results)));
   });
 }

@@ -8,10 +8,11 @@ use anyhow::{Result, bail};
 use crate::programs;
 use crate::workspace::Workspace;
 
-/// The program itself, and the two that try the GPU's runtime and kernels.
+/// The program itself, and those that try the GPU's runtime, its kernels, and every family of models.
 pub(super) const ALIGNER_GEN: &str = "aligner-gen";
 pub(super) const CUDA_SMOKE: &str = "cuda_smoke";
 pub(super) const GPU_CHECK: &str = "gpu_check";
+pub(super) const FAMILY_CHECK: &str = "family_check";
 
 /// A program, and where cargo finds it.
 pub(super) struct Program {
@@ -21,10 +22,11 @@ pub(super) struct Program {
     pub(super) target: &'static str,
 }
 
-pub(super) const PROGRAMS: [Program; 3] = [
+pub(super) const PROGRAMS: [Program; 4] = [
     Program { name: ALIGNER_GEN, package: "aligner-gen", target: "--bin" },
     Program { name: CUDA_SMOKE, package: "cuda-kernels", target: "--example" },
     Program { name: GPU_CHECK, package: "cuda-kernels", target: "--example" },
+    Program { name: FAMILY_CHECK, package: "engine", target: "--example" },
 ];
 
 /// Builds the programs with feature `cuda`, and `more` without; the result has them all by name.
@@ -61,7 +63,7 @@ mod tests {
     #[test]
     fn all_programs_are_one_build() {
         let args = args(&[Program { name: "xtask", package: "xtask", target: "--bin" }]);
-        insta::assert_snapshot!(args.join(" "), @"--features aligner-gen/cuda,cuda-kernels/cuda -p aligner-gen -p cuda-kernels -p xtask --bin aligner-gen --example cuda_smoke --example gpu_check --bin xtask");
+        insta::assert_snapshot!(args.join(" "), @"--features aligner-gen/cuda,cuda-kernels/cuda,engine/cuda -p aligner-gen -p cuda-kernels -p engine -p xtask --bin aligner-gen --example cuda_smoke --example gpu_check --example family_check --bin xtask");
     }
 
     #[test]

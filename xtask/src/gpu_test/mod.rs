@@ -29,7 +29,7 @@ mod scores;
 mod texts;
 mod torch;
 
-use build::{CUDA_SMOKE, GPU_CHECK};
+use build::{CUDA_SMOKE, FAMILY_CHECK, GPU_CHECK};
 use kit::{Device, Kit};
 use process::{End, Event, Next};
 use report::Report;
@@ -68,7 +68,7 @@ struct Check {
     run: fn(&Kit, &mut Report<'_>) -> Result<()>,
 }
 
-const CHECKS: [Check; 12] = [
+const CHECKS: [Check; 13] = [
     Check {
         name: CUDA_SMOKE,
         what: "every entry of the CUDA runtime",
@@ -86,6 +86,15 @@ const CHECKS: [Check; 12] = [
         what: "logits of the fixtures against the original software's",
         needs_gpu: false,
         run: logits::all,
+    },
+    Check {
+        name: "families",
+        what: "every family of models, with made-up weights: logits and texts are the CPU's, one text for any batch",
+        needs_gpu: true,
+        run: |kit, report| {
+            let mut command = kit.command(FAMILY_CHECK)?;
+            part::run(report, "families", command.arg(kit.fixture(models::FAMILIES)), PART_LIMIT)
+        },
     },
     Check {
         name: "cuts",

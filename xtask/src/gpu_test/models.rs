@@ -1,5 +1,9 @@
 //! The fixtures that the checks of logits and texts run on: small models with logits of the original software.
 
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
 /// The folder that the paths start from, in the repository and in a carried folder alike.
 pub(super) const FOLDER: &str = "tests/fixtures";
 
@@ -44,8 +48,33 @@ pub(super) const MODELS: [Model; 3] = [LLAMA, GPTNEXT, HF_LLAMA];
 pub(super) const SCORES: &str = "hf_llama/score.json";
 pub(super) const SCORED: &str = HF_LLAMA.checkpoint;
 
-/// Every file that the checks read.
-pub(super) fn files() -> impl Iterator<Item = &'static str> {
+/// Models of every family, a folder each, as Hugging Face has them.
+pub(super) const FAMILIES: &str = "families";
+
+/// Every file that the checks read, from the folder that `root` has them in.
+///
+/// # Errors
+/// When the families cannot be listed.
+pub(super) fn files(root: &Path) -> Result<Vec<String>> {
     let of_models = MODELS.into_iter().flat_map(|model| [model.checkpoint, model.input_ids, model.logits]);
-    of_models.chain([SCORES])
+    let mut files: Vec<String> = of_models.chain([SCORES]).map(|file| format!("{FOLDER}/{file}")).collect();
+    let families = root.join(FOLDER).join(FAMILIES);
+    for family in names(&families)? {
+        for file in names(&families.join(&family))? {
+            files.push(format!("{FOLDER}/{FAMILIES}/{family}/{file}"));
+        }
+    }
+    Ok(files)
+}
+
+/// What lies in a folder, in order.
+fn names(folder: &Path) -> Result<Vec<String>> {
+    let list = || -> std::io::Result<Vec<String>> {
+        let names =
+            std::fs::read_dir(folder)?.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()));
+        names.collect()
+    };
+    let mut names = list().with_context(|| format!("cannot list `{}`", folder.display()))?;
+    names.sort();
+    Ok(names)
 }

@@ -53,8 +53,7 @@ pub(super) fn make(workspace: &Workspace, dir: &Path) -> Result<()> {
         let program = built.get(*name).with_context(|| format!("`{name}` was not built"))?;
         run_command(workspace.command("strip").arg("-o").arg(dir.join(name)).arg(program))?;
     }
-    for file in models::files() {
-        let file = format!("{}/{file}", models::FOLDER);
+    for file in models::files(workspace.root())? {
         copy(&workspace.path(&file), &dir.join(&file))?;
     }
     let size_bytes = seal(dir, versions(workspace))?;
@@ -103,7 +102,7 @@ fn versions(workspace: &Workspace) -> Manifest {
 fn seal(dir: &Path, mut manifest: Manifest) -> Result<u64> {
     let programs = PROGRAMS.iter().chain([&RUNNER]).map(|program| program.name.to_owned());
     let mut size_bytes = 0;
-    for file in programs.chain(models::files().map(|file| format!("{}/{file}", models::FOLDER))) {
+    for file in programs.chain(models::files(dir)?) {
         let bytes = read(&dir.join(&file))?;
         size_bytes += bytes.len() as u64;
         manifest.files.insert(file, hash(&bytes));
@@ -165,8 +164,7 @@ pub(super) fn make_of_scripts(dir: &Path, scripts: &[(&str, &str)]) {
         write!(install.stdin.take().unwrap(), "#!/bin/sh\n{script}\n").unwrap();
         assert!(install.wait().unwrap().success());
     }
-    for file in models::files() {
-        let file = format!("{}/{file}", models::FOLDER);
+    for file in models::files(workspace.root()).unwrap() {
         copy(&workspace.path(&file), &dir.join(&file)).unwrap();
     }
     seal(dir, versions(&workspace)).unwrap();

@@ -1,5 +1,7 @@
 //! A program of several cases, each with a line of its own: `ok NAME: FACTS` or `FAILED NAME: REASON`, the counts last.
 //!
+//! A line `refused NAME: SENTENCE` is of a case that is not there for such a device, and counts as neither.
+//!
 //! Its lines become results. Its report is not believed unless its counts and its exit code agree with them.
 
 use std::process::Command;
@@ -18,10 +20,11 @@ use crate::counts::Counts;
 pub(super) fn run(report: &mut Report<'_>, part: &str, command: &mut Command, limit: Duration) -> Result<()> {
     let mut seen = Seen::default();
     let mut watch = |event: Event<'_>| {
-        if let Event::Line(line) = event
-            && let Some((case, outcome)) = seen.line(line)
-        {
+        let Event::Line(line) = event else { return Ok(Next::GoOn) };
+        if let Some((case, outcome)) = seen.line(line) {
             report.record(&format!("{part}, {case}"), &outcome)?;
+        } else if let Some(refused) = line.strip_prefix("refused ") {
+            report.print(&format!("refused {part}, {}", last_words(refused)))?;
         }
         Ok(Next::GoOn)
     };
@@ -116,8 +119,8 @@ mod tests {
     #[test]
     fn cases_become_results() {
         check(
-            "echo 'ok      a b: 1, 2: 3'; echo noise; echo 'ok c'; echo '2 passed, 0 failed'",
-            &["ok part, a b: 1, 2: 3", "ok part, c", "2 passed, 0 failed"],
+            "echo 'ok      a b: 1, 2: 3'; echo noise; echo 'refused d: no'; echo 'ok c'; echo '2 passed, 0 failed'",
+            &["ok part, a b: 1, 2: 3", "refused part, d: no", "ok part, c", "2 passed, 0 failed"],
         );
         check(
             "echo 'ok a: 1'; echo 'FAILED  b: off by 3'; echo '1 passed, 1 failed'; exit 1",

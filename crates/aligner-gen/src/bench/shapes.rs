@@ -50,6 +50,7 @@ pub(super) fn source(shape: NamedShape, weights: Weights) -> Result<(ModelConfig
         "normalization": uniform.norm.nemo_name(),
         "activation": activation,
         "openai_gelu": openai_gelu,
+        "bias_activation_fusion": false,
         "bias": uniform.bias,
         "share_embeddings_and_output_weights": uniform.output.tied,
     });

@@ -138,6 +138,7 @@ fn text_report(checkpoint: &Checkpoint, verified: Option<&Verified>) -> String {
         format!("artifacts    {}", checkpoint.artifact_names().join(", ")),
         format!("fingerprint  {}", checkpoint.fingerprint()),
     ];
+    lines.extend(fp8_line(checkpoint));
     lines.extend(verified.map(|verified| format!("verified     {}", verified_line(verified))));
     lines.extend([String::new(), "config".to_owned()]);
     if let Some(line) = end_tokens_line(checkpoint) {
@@ -169,6 +170,17 @@ fn text_report(checkpoint: &Checkpoint, verified: Option<&Verified>) -> String {
         ));
     }
     lines.join("\n") + "\n"
+}
+
+/// What becomes of weights that are stored in FP8, where there are such.
+fn fp8_line(checkpoint: &Checkpoint) -> Option<String> {
+    let num_weights = checkpoint.num_fp8_weights();
+    (num_weights > 0).then(|| {
+        format!(
+            "fp8          {num_weights} weights of linear layers are stored in FP8 with a scale for each output: a job with \
+             trainer.generation.trt_llm.quantization=fp8 computes with them as they are, any other with their numbers"
+        )
+    })
 }
 
 /// How many layers there are of each kind, where there are several; as it is written, where it cannot be read.
@@ -247,6 +259,9 @@ fn json_report(checkpoint: &Checkpoint, verified: Option<&Verified>) -> Value {
         "model_config": crate::node_json::to_json(checkpoint.model_config()),
         "tensors": tensors,
     });
+    if checkpoint.num_fp8_weights() > 0 {
+        report["num_fp8_weights"] = checkpoint.num_fp8_weights().into();
+    }
     if let Some(verified) = verified {
         let nonfinite: serde_json::Map<String, Value> =
             verified.nonfinite.iter().map(|(name, count)| (name.clone(), json!(count))).collect();

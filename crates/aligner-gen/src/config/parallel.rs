@@ -13,6 +13,8 @@ use crate::exit::Failure;
 
 pub(crate) const TENSOR: &str = "model.tensor_model_parallel_size";
 pub(crate) const PIPELINE: &str = "model.pipeline_model_parallel_size";
+/// Megatron's sizes of groups of ranks that have some of the experts each, or parts of them.
+const OF_EXPERTS: [&str; 2] = ["model.expert_model_parallel_size", "model.expert_tensor_parallel_size"];
 const REDUCTION: &str = "model.generation.reduction";
 const AUTO: &str = "auto";
 
@@ -42,16 +44,26 @@ pub(super) fn take_auto(composer: &mut Composer) {
 impl ParallelPlan {
     /// Reads the sizes of a resolved configuration, and `model.generation.reduction`, which is given.
     pub(crate) fn new(resolved: &Resolved, reduction: Option<&str>) -> Result<Self, Failure> {
-        let size = |key| {
+        let users = |key: &str| {
             let is_users =
                 resolved.origin(key).is_some_and(|origin| !origin.layer.starts_with(CHECKPOINT_LAYER));
-            match resolved.node().get(key).filter(|_| is_users) {
-                None | Some(Node::Null) => Ok(None),
-                Some(node) => match node.as_i64().and_then(|size| u32::try_from(size).ok()) {
-                    Some(size @ 1..) => Ok(Some(size)),
-                    Some(0) | None => Err(out_of_range(key, "a number from 1 or `auto`", &node.describe())),
-                },
+            resolved.node().get(key).filter(|value| is_users && **value != Node::Null)
+        };
+        for key in OF_EXPERTS {
+            if let Some(size) = users(key).filter(|size| size.as_i64() != Some(1)) {
+                return Err(Failure::usage(format!(
+                    "`{key}` must be 1, not {}: every rank has all experts of its layers, or with `{TENSOR}` a part of each of \
+                     them; leave it out",
+                    size.describe()
+                )));
             }
+        }
+        let size = |key| match users(key) {
+            None | Some(Node::Null) => Ok(None),
+            Some(node) => match node.as_i64().and_then(|size| u32::try_from(size).ok()) {
+                Some(size @ 1..) => Ok(Some(size)),
+                Some(0) | None => Err(out_of_range(key, "a number from 1 or `auto`", &node.describe())),
+            },
         };
         Ok(Self {
             tensor: size(TENSOR)?,

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use data::{OutputSteps, PromptNote, PromptSet, load_all_prompts};
 use model_core::{Backend, LoadOptions};
+use model_spec::WeightFormat;
 
 use super::checks::Checks;
 use super::clean::Cleaner;
@@ -294,6 +295,15 @@ impl Prepared {
         }
         for adapter in self.setup.checkpoint.adapters() {
             tracing::info!("{adapter}");
+        }
+        let num_fp8_weights = self.setup.checkpoint.num_fp8_weights();
+        if let WeightFormat::Float(plain) = self.setup.plan.numerics.weights
+            && num_fp8_weights > 0
+        {
+            tracing::info!(
+                "{num_fp8_weights} weights are stored in FP8 and become {plain}, their numbers times their scales; \
+                 `trainer.generation.trt_llm.quantization=fp8` computes with them as they are"
+            );
         }
         for warning in self.setup.end_tokens.warnings() {
             tracing::warn!("{warning}");

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use model_spec::Region;
-use nemo_format::{FormatError, TensorMeta, TensorSource};
+use nemo_format::{FormatError, Fp8Weights, TensorMeta, TensorSource};
 
 /// A source that shows how much of it has been read.
 pub(crate) struct WatchedSource<'a> {
@@ -25,6 +25,10 @@ impl<'a> WatchedSource<'a> {
             bar.set_style(style);
         }
         Self { inner, bar, total_bytes, read_bytes: AtomicU64::new(0) }
+    }
+
+    fn elem_bytes(&self, name: &str) -> usize {
+        self.inner.meta(name).map_or(1, |meta| meta.dtype.size_bytes())
     }
 
     fn has_read(&self, num_bytes: usize) {
@@ -59,6 +63,31 @@ impl TensorSource for WatchedSource<'_> {
         let bytes = self.inner.mapped_bytes(name)?;
         self.has_read(bytes.len());
         Some(bytes)
+    }
+
+    fn fp8(&self) -> Option<&dyn Fp8Weights> {
+        self.inner.fp8().map(|_| self as &dyn Fp8Weights)
+    }
+}
+
+/// Counted as the numbers that they stand for, of which the whole is the sum.
+impl Fp8Weights for WatchedSource<'_> {
+    fn row_scales(&self, name: &str) -> Option<Vec<f32>> {
+        self.inner.fp8()?.row_scales(name)
+    }
+
+    fn read_numbers(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError> {
+        let stored = self.inner.fp8();
+        let stored = stored.ok_or_else(|| FormatError::MissingTensor { name: name.to_owned() })?;
+        stored.read_numbers(name, region, dst)?;
+        self.has_read(dst.len() * self.elem_bytes(name));
+        Ok(())
+    }
+
+    fn mapped_numbers(&self, name: &str) -> Option<&[u8]> {
+        let numbers = self.inner.fp8()?.mapped_numbers(name)?;
+        self.has_read(numbers.len() * self.elem_bytes(name));
+        Some(numbers)
     }
 }
 

@@ -3,7 +3,8 @@
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
 use model_core::{BLOCK_SIZE_TOKENS, LoadOptions, ModelConfig, ModelError, Reduction};
 use model_spec::{
-    AttentionSpec, ExpertsSpec, Footprint, LayerSpec, MlpSpec, ModelSpec, MoeSpec, ShardPlace, blocks_for,
+    AttentionSpec, ExpertsSpec, Float, Footprint, HeadLayout, LayerSpec, MlpSpec, ModelSpec, MoeSpec,
+    Numerics, ShardPlace, blocks_for,
 };
 use nemo_format::Checkpoint;
 use tch::Device;
@@ -132,9 +133,10 @@ impl Room {
         if self.is_gpu {
             // A result of a split has a maximum and a sum. Logits are there twice, of a decode step and of a prefill, and a
             // third time where those of a step wait for what may be drawn from them.
-            let of_split = most(&|layer| {
-                of_heads(layer, &|of| of.heads.num_attention_heads * (of.heads.kv_channels + 2))
-            });
+            let of_split: usize = kinds_of_attention(model)
+                .iter()
+                .map(|heads| heads.num_attention_heads * (heads.kv_channels + 2))
+                .sum();
             let num_splits = demand.longest_sequence_tokens.div_ceil(SPLIT_KEYS);
             let num_logits = match demand.structures {
                 RowStructures::Some => 3,
@@ -169,6 +171,18 @@ impl Room {
     }
 }
 
+/// The heads of each kind of attention, whose kernels keep results of their own: by heads, caps and windows.
+fn kinds_of_attention(model: &ModelSpec) -> Vec<HeadLayout> {
+    let mut kinds = Vec::new();
+    for of in model.layers.iter().filter_map(|layer| layer.attention.as_ref()) {
+        let kind = (of.heads, of.softcap.is_some(), of.local_tokens);
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    kinds.into_iter().map(|(heads, ..)| heads).collect()
+}
+
 /// What the plan is made from.
 #[derive(Clone, Copy, Debug)]
 struct Sizes {
@@ -196,6 +210,19 @@ pub(crate) struct MemoryPlan {
     pub(crate) longest_sequence_tokens: usize,
     /// Sequences of the greatest length that the cache holds at once.
     pub(crate) num_longest_seqs: usize,
+    /// What FP8 saves, where the run has it.
+    saving: Option<Saving>,
+}
+
+/// A run in FP8 beside the same one without.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Saving {
+    plain: Float,
+    /// Without, and with.
+    weight_bytes: [u64; 2],
+    bytes_per_block: [u64; 2],
+    /// Sequences of the greatest length that the cache would hold; None where not even one fits.
+    num_longest_seqs_without: Option<usize>,
 }
 
 impl MemoryPlan {
@@ -207,15 +234,41 @@ impl MemoryPlan {
         demand: Demand,
     ) -> Result<Self, Failure> {
         let model = config.spec_of(checkpoint.tensors());
-        let (part, footprint) = part_of(&model, options, place)?;
+        let plain = options.numerics.compute;
+        let without = LoadOptions { numerics: Numerics::uniform(plain), ..options };
+        let room = Room::new(options);
+        let (plan, sizes) = Self::of_part(&model, options, (place, reduction), room, demand)?;
+        if without.numerics == options.numerics {
+            return Ok(plan);
+        }
+        let (_, footprint) = part_of(&model, without, place)?;
+        let plan_without = Self::of_part(&model, without, (place, reduction), room, demand).ok();
+        let saving = Saving {
+            plain,
+            weight_bytes: [footprint.weight_bytes, sizes.weight_bytes],
+            bytes_per_block: [footprint.bytes_per_block(), sizes.bytes_per_block],
+            num_longest_seqs_without: plan_without.map(|(plan, _)| plan.num_longest_seqs),
+        };
+        Ok(Self { saving: Some(saving), ..plan })
+    }
+
+    fn of_part(
+        model: &ModelSpec,
+        options: LoadOptions,
+        (place, reduction): (&ShardPlace, Reduction),
+        room: Room,
+        demand: Demand,
+    ) -> Result<(Self, Sizes), Failure> {
+        let (part, footprint) = part_of(model, options, place)?;
         let exchanged_bytes = exchanged_bytes(options, place, reduction);
         let sizes_in = |room: Room| Sizes {
             weight_bytes: footprint.weight_bytes,
             workspace_bytes: room.workspace_bytes(&part, demand) + exchanged_bytes,
             bytes_per_block: footprint.bytes_per_block(),
         };
-        let room = Room::new(options).shared_by(demand.neighbours).with_rows(demand, sizes_in);
-        Self::fit(room, sizes_in(room), demand)
+        let room = room.shared_by(demand.neighbours).with_rows(demand, sizes_in);
+        let sizes = sizes_in(room);
+        Ok((Self::fit(room, sizes, demand)?, sizes))
     }
 
     /// Weights and intermediate results come first, the cache gets of the rest what it can use: with less of it, responses
@@ -278,6 +331,7 @@ impl MemoryPlan {
             limits,
             longest_sequence_tokens,
             num_longest_seqs: (limits.num_blocks / blocks_per_sequence).min(max_num_seqs),
+            saving: None,
         })
     }
 
@@ -305,6 +359,9 @@ impl MemoryPlan {
                 format!("up to {} of the host ({num_blocks} blocks)", human_bytes(self.swap_space_bytes));
             rows.insert(3, ("swap space", text));
         }
+        if let Some(saving) = &self.saving {
+            rows.push(("FP8 saves", saving.line(self.num_longest_seqs)));
+        }
         two_columns(&rows)
     }
 
@@ -314,6 +371,40 @@ impl MemoryPlan {
             return format!("up to {most}, {} of the greatest length", self.num_longest_seqs);
         }
         format!("up to {most}")
+    }
+}
+
+impl Saving {
+    /// What is saved, of bytes and of rows.
+    fn line(&self, num_longest_seqs: usize) -> String {
+        let Self { plain, weight_bytes, bytes_per_block, num_longest_seqs_without } = self;
+        let saved = |[without, with]: [u64; 2]| without.saturating_sub(with);
+        let share = |sizes: [u64; 2]| saved(sizes) as f64 * 100.0 / sizes[0].max(1) as f64;
+        if saved(*weight_bytes) == 0 && saved(*bytes_per_block) == 0 {
+            return format!("nothing here: these kernels hold the numbers of FP8 as {plain}");
+        }
+        let mut parts = Vec::new();
+        if saved(*weight_bytes) > 0 {
+            parts.push(format!(
+                "{} of weights ({:.1} %)",
+                human_bytes(saved(*weight_bytes)),
+                share(*weight_bytes)
+            ));
+        }
+        if saved(*bytes_per_block) > 0 {
+            parts.push(format!(
+                "{} of each block of the KV cache ({:.1} %)",
+                human_bytes(saved(*bytes_per_block)),
+                share(*bytes_per_block)
+            ));
+        }
+        let rows = match num_longest_seqs_without {
+            None => "the model does not fit without".to_owned(),
+            Some(without) => {
+                format!("{num_longest_seqs} sequences of the greatest length at once, {without} without")
+            }
+        };
+        format!("{}; {rows}", parts.join(", "))
     }
 }
 
@@ -504,6 +595,21 @@ mod tests {
             fit(5 * MIB - 1).unwrap_err().sentence(),
             @"`trainer.generation.kv_cache_memory_bytes` must be at least 5242880, which one sequence of 100 tokens takes, found 5242879"
         );
+    }
+
+    #[test]
+    fn what_fp8_saves_is_shown_in_bytes_and_rows() {
+        let fp8 = Saving {
+            plain: Float::Bf16,
+            weight_bytes: [16 << 30, 9 << 30],
+            bytes_per_block: [4 * MIB, 2 * MIB],
+            num_longest_seqs_without: Some(120),
+        };
+        insta::assert_snapshot!(fp8.line(300), @"7.5 GB of weights (43.8 %), 2.1 MB of each block of the KV cache (50.0 %); 300 sequences of the greatest length at once, 120 without");
+        let cache_alone = Saving { weight_bytes: [1, 1], num_longest_seqs_without: None, ..fp8 };
+        insta::assert_snapshot!(cache_alone.line(3), @"2.1 MB of each block of the KV cache (50.0 %); the model does not fit without");
+        let on_cpu = Saving { bytes_per_block: [1, 1], ..cache_alone };
+        insta::assert_snapshot!(on_cpu.line(3), @"nothing here: these kernels hold the numbers of FP8 as bf16");
     }
 
     #[test]

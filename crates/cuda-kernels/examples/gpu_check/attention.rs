@@ -43,6 +43,32 @@ pub(crate) fn fp8_cache(gpu: &Gpu) -> Outcome {
     check_all(gpu, Heads::with_fp8_kv)
 }
 
+/// Windows inside a split and over several, and capped scores, over both kinds of cache.
+pub(crate) fn windows_and_caps(gpu: &Gpu) -> Outcome {
+    const CASES: [(Kind, i64, i64, i64, Option<i64>, Option<f32>); 9] = [
+        (Kind::BFloat16, 128, 1, 3, Some(100), None),
+        (Kind::BFloat16, 256, 2, 2, Some(1024), Some(1.5)),
+        (Kind::BFloat16, 256, 2, 2, None, Some(1.5)),
+        (Kind::BFloat16, 64, 8, 1, Some(1), None),
+        (Kind::BFloat16, 128, 4, 2, Some(513), None),
+        (Kind::BFloat16, 128, 4, 2, Some(4000), None),
+        (Kind::Half, 96, 3, 2, Some(37), Some(0.7)),
+        (Kind::Float, 128, 1, 2, Some(37), Some(1.5)),
+        (Kind::Float, 64, 4, 1, Some(700), None),
+    ];
+    let mut facts = Vec::new();
+    for (kind, d, q, g, local_tokens, softcap) in CASES {
+        for has_fp8_kv in [false, true] {
+            let heads = Heads { softcap, local_tokens, has_fp8_kv, ..Heads::new(kind, d, q, g) };
+            facts.push(
+                check(gpu, heads)
+                    .map_err(|error| format!("window {local_tokens:?}, cap {softcap:?}: {error}"))?,
+            );
+        }
+    }
+    Ok(format!("shared, alone and unfused bits equal; off by {}", facts.join(", ")))
+}
+
 fn check_all(gpu: &Gpu, with: fn(Heads) -> Heads) -> Outcome {
     let facts = HEADS.map(|(kind, d, q, g)| check(gpu, with(Heads::new(kind, d, q, g))));
     let facts = facts.into_iter().collect::<Result<Vec<_>, _>>()?;
@@ -134,11 +160,7 @@ impl Case {
             })
             .collect();
         let groups = gpu.ints(&groups, &[n, 2])?;
-        let plan = DecodePlan::new(
-            &self.kernels,
-            &gpu.device,
-            PlanSizes { max_rows: n, max_blocks: MAX_BLOCKS, num_groups: g },
-        )?;
+        let plan = DecodePlan::new(&self.kernels, &gpu.device, self.sizes(n))?;
         let out = gpu.unset(&[n, g * q, d], self.heads.kind)?;
         self.kernels.plan_decode(
             &gpu.stream,
@@ -157,6 +179,7 @@ impl Case {
             block_tables: &block_tables,
             plan: &plan,
             scale: self.scale(),
+            softcap: self.heads.softcap,
             out: &out,
         };
         // Twice, as a second layer would: what the first leaves behind must not matter.
@@ -173,11 +196,7 @@ impl Case {
         let n = POSITIONS.len() as i64;
         let (keys, values) = (self.keys.f_detach_copy()?, self.values.f_detach_copy()?);
         let cache = LayerKv { keys: &keys, values: &values };
-        let plan = DecodePlan::new(
-            &self.kernels,
-            &gpu.device,
-            PlanSizes { max_rows: n, max_blocks: MAX_BLOCKS, num_groups: g },
-        )?;
+        let plan = DecodePlan::new(&self.kernels, &gpu.device, self.sizes(n))?;
         let (queries, out) =
             (gpu.zeros(&[n, g * q, d], self.heads.kind)?, gpu.unset(&[n, g * q, d], self.heads.kind)?);
         let (positions, block_tables) = (&self.positions, &self.block_tables);
@@ -198,10 +217,10 @@ impl Case {
                 kv_out: None,
             },
         )?;
-        let scale = self.scale();
+        let (scale, softcap) = (self.scale(), self.heads.softcap);
         self.kernels.decode_attention(
             &gpu.stream,
-            &DecodeAttention { q: &queries, cache, block_tables, plan: &plan, scale, out: &out },
+            &DecodeAttention { q: &queries, cache, block_tables, plan: &plan, scale, softcap, out: &out },
         )?;
         Ok(out)
     }
@@ -262,8 +281,19 @@ impl Case {
         let position = self.positions.f_narrow(0, row, 1)?;
         let heads = rotated(&self.qkv.f_narrow(0, row, 1)?.f_narrow(2, 0, q)?, &self.tables, &position)?;
         let queries = double(&heads.f_get(0)?.f_to_kind(self.heads.kind)?)?; // [G, q, d]
-        let scores = queries.f_matmul(&keys.f_transpose(1, 2)?)?.f_mul_scalar(f64::from(self.scale()))?;
+        let mut scores = queries.f_matmul(&keys.f_transpose(1, 2)?)?.f_mul_scalar(f64::from(self.scale()))?;
+        if let Some(cap) = self.heads.softcap.map(f64::from) {
+            scores = scores.f_div_scalar(cap)?.f_tanh()?.f_mul_scalar(cap)?;
+        }
+        if let Some(tokens) = self.heads.local_tokens.filter(|&tokens| tokens < len) {
+            let _ = scores.f_narrow(2, 0, len - tokens)?.f_fill_(f64::NEG_INFINITY)?;
+        }
         Ok(scores.f_softmax(-1, Kind::Double)?.f_matmul(&values)?.f_reshape([g * q, d])?)
+    }
+
+    fn sizes(&self, max_rows: i64) -> PlanSizes {
+        let Heads { groups: num_groups, local_tokens, .. } = self.heads;
+        PlanSizes { max_rows, max_blocks: MAX_BLOCKS, num_groups, local_tokens }
     }
 
     fn rotary(&self) -> RotaryArrays<'_> {
@@ -283,8 +313,11 @@ struct Outputs {
 
 pub(crate) fn wrong_shapes(gpu: &Gpu) -> Outcome {
     let kernels = gpu.kernels(Kind::BFloat16, 64, 4)?;
-    let plan =
-        DecodePlan::new(&kernels, &gpu.device, PlanSizes { max_rows: 4, max_blocks: 8, num_groups: 2 })?;
+    let plan = DecodePlan::new(
+        &kernels,
+        &gpu.device,
+        PlanSizes { max_rows: 4, max_blocks: 8, num_groups: 2, local_tokens: None },
+    )?;
     let step = |rows: i64, blocks: i64| -> Checked {
         let positions = gpu.zeros(&[rows], Kind::Int)?;
         let block_tables = gpu.zeros(&[rows, blocks], Kind::Int)?;
@@ -312,6 +345,7 @@ pub(crate) fn wrong_shapes(gpu: &Gpu) -> Outcome {
             block_tables: &block_tables,
             plan: &plan,
             scale: 1.0,
+            softcap: None,
             out: &q,
         };
         Ok(kernels.decode_attention(&gpu.stream, &step)?)

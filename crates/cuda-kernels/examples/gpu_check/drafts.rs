@@ -30,9 +30,15 @@ pub(crate) fn all_heads(gpu: &Gpu) -> Outcome {
         (Kind::BFloat16, 128, 4, 2, true),
         (Kind::Half, 96, 3, 2, true),
     ] {
-        let heads = Heads { has_fp8_kv, ..Heads::new(kind, d, q, g) };
-        let what = || format!("{kind:?}, {d} elements, {q} queries a group, FP8 cache {has_fp8_kv}");
-        Case::new(gpu, heads)?.check(gpu).map_err(|error| format!("{}: {error}", what()))?;
+        for (local_tokens, softcap) in [(None, None), (Some(70), None), (Some(600), Some(1.5))] {
+            let heads = Heads { has_fp8_kv, local_tokens, softcap, ..Heads::new(kind, d, q, g) };
+            let what = || {
+                format!(
+                    "{kind:?}, {d} elements, {q} queries a group, FP8 cache {has_fp8_kv}, window {local_tokens:?}"
+                )
+            };
+            Case::new(gpu, heads)?.check(gpu).map_err(|error| format!("{}: {error}", what()))?;
+        }
     }
     let num_rows: i64 = SEQUENCES.iter().map(|(_, num_tokens)| num_tokens).sum();
     Ok(format!("{num_rows} rows of {} sequences are bitwise identical to single steps", SEQUENCES.len()))
@@ -133,6 +139,7 @@ impl Case {
                 block_tables: &step.block_tables,
                 plan: &step.plan,
                 scale: self.scale(),
+                softcap: self.heads.softcap,
                 out: &outputs.out.f_narrow(0, idx, 1)?,
             };
             self.kernels.decode_attention_qkv(&gpu.stream, &launch)?;
@@ -163,6 +170,7 @@ impl Case {
             block_tables: &step.block_tables,
             plan: &step.plan,
             scale: self.scale(),
+            softcap: self.heads.softcap,
             out: &outputs.out,
         };
         self.kernels.decode_attention(&gpu.stream, &launch)?;
@@ -180,7 +188,8 @@ impl Case {
         let sequences: Vec<i64> = rows.iter().map(|row| row.sequence).collect();
         let block_tables = self.block_tables.f_index_select(0, &Tensor::f_from_slice(&sequences)?)?;
         let block_tables = gpu.put(&block_tables)?;
-        let sizes = PlanSizes { max_rows: num_rows, max_blocks: MAX_BLOCKS, num_groups: self.heads.groups };
+        let Heads { groups: num_groups, local_tokens, .. } = self.heads;
+        let sizes = PlanSizes { max_rows: num_rows, max_blocks: MAX_BLOCKS, num_groups, local_tokens };
         let plan = DecodePlan::new(&self.kernels, &gpu.device, sizes)?;
         let step = PlanDecode {
             positions: &positions,

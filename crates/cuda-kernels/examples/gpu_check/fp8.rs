@@ -1,10 +1,15 @@
-//! FP8 linear layers: conversion against libtorch's on the CPU, bitwise; GEMMs against float64, and every number of rows
-//! against all of them, bitwise.
+//! FP8 linear layers: conversion against libtorch's on the CPU, bitwise; norms and activations that convert against those
+//! that do not, bitwise; GEMMs against float64, and every number of rows against all of them, bitwise.
 
-use cuda_kernels::{E4M3, Fp8Out, GemmFp8, ModelKernels, QuantizeRows};
+use cuda_kernels::{
+    Activate, ActivateFp8, E4M3, Fp8Out, Fp8RowsOut, Gating, GemmFp8, ModelKernels, Normalize, NormalizeFp8,
+    QuantizeRows,
+};
+use model_spec::Normalization;
 use tch::{Kind, Tensor};
 
 use crate::cases::{Outcome, ensure};
+use crate::pointwise::NONLINEARITIES;
 use crate::support::{Checked, Gpu, double, relative_error, same};
 
 /// The tensor cores keep 14 bits of a sum of 128 products.
@@ -16,16 +21,32 @@ const SHAPES: [[i64; 2]; 6] =
 
 const ROW_COUNTS: [i64; 13] = [1, 3, 8, 33, 64, 65, 128, 129, 256, 300, 512, 700, 1_999];
 
-struct Fp8Rows {
+pub(crate) struct Fp8Rows {
     values: Tensor,
     scales: Tensor,
 }
 
+impl Fp8Rows {
+    /// Poisoned: 0xff is a NaN.
+    pub(crate) fn unset(gpu: &Gpu, shape: &[i64]) -> Result<Self, Box<dyn std::error::Error>> {
+        let bytes = Tensor::f_full(shape, 255, (Kind::Uint8, gpu.device.tch()))?;
+        Ok(Self { values: bytes.f_view_dtype(E4M3)?, scales: gpu.unset(&shape[..1], Kind::Float)? })
+    }
+
+    pub(crate) fn out(&self) -> Fp8RowsOut<'_> {
+        Fp8RowsOut { values: &self.values, scales: &self.scales }
+    }
+
+    fn has_bits_of(&self, other: &Self) -> Result<bool, Box<dyn std::error::Error>> {
+        Ok(same(&bits(&self.values, Kind::Uint8)?, &bits(&other.values, Kind::Uint8)?)?
+            && same(&bits(&self.scales, Kind::Int)?, &bits(&other.scales, Kind::Int)?)?)
+    }
+}
+
 fn quantize(gpu: &Gpu, kernels: &ModelKernels, x: &Tensor) -> Result<Fp8Rows, Box<dyn std::error::Error>> {
-    let values = Tensor::f_empty(x.size(), (E4M3, gpu.device.tch()))?;
-    let scales = gpu.unset(&x.size()[..1], Kind::Float)?;
-    kernels.quantize_rows(&gpu.stream, &QuantizeRows { x, out: &values, scales: &scales })?;
-    Ok(Fp8Rows { values, scales })
+    let rows = Fp8Rows::unset(gpu, &x.size())?;
+    kernels.quantize_rows(&gpu.stream, &QuantizeRows { x, out: rows.out() })?;
+    Ok(rows)
 }
 
 /// Bits, so that NaN equals NaN.
@@ -70,6 +91,90 @@ pub(crate) fn conversion(gpu: &Gpu) -> Outcome {
         }
     }
     Ok("bitwise identical to libtorch's, NaN and infinity included".to_owned())
+}
+
+/// Rows of norms that are in use, odd ones, and the widest; one row, some, many.
+const NORM_SHAPES: [[i64; 2]; 9] = [
+    [1, 64],
+    [3, 4_544],
+    [7, 2_056],
+    [2, 16_384],
+    [1, 4_096],
+    [64, 4_096],
+    [300, 8_192],
+    [33, 5_120],
+    [1_024, 3_072],
+];
+/// The same of activations.
+const ACTIVATION_SHAPES: [[i64; 2]; 9] = [
+    [1, 8],
+    [3, 1_032],
+    [1, 11_008],
+    [64, 14_336],
+    [300, 14_336],
+    [5, 28_672],
+    [2, 32_768],
+    [33, 8_200],
+    [1_024, 2_048],
+];
+
+pub(crate) fn fused(gpu: &Gpu) -> Outcome {
+    for kind in [Kind::BFloat16, Kind::Half] {
+        let kernels = gpu.kernels(kind, 64, 1)?;
+        for shape in NORM_SHAPES {
+            for normalization in [Normalization::RmsNorm, Normalization::LayerNorm] {
+                for has_bias in [false, true] {
+                    let x = with_odd_rows(&gpu.random(&shape, kind)?)?;
+                    let [gain, bias] = [0, 1].map(|_| gpu.random(&shape[1..], Kind::Float));
+                    let (gain, bias) = (gain?, bias?);
+                    let bias = has_bias.then_some(&bias);
+                    let out = gpu.unset(&shape, kind)?;
+                    let norm = Normalize { normalization, x: &x, gain: &gain, bias, eps: 1e-5, out: &out };
+                    kernels.norm(&gpu.stream, &norm)?;
+                    let rows = Fp8Rows::unset(gpu, &shape)?;
+                    let norm =
+                        NormalizeFp8 { normalization, x: &x, gain: &gain, bias, eps: 1e-5, out: rows.out() };
+                    kernels.norm_fp8(&gpu.stream, &norm)?;
+                    ensure(rows.has_bits_of(&quantize(gpu, &kernels, &out)?)?, || {
+                        format!("{normalization:?} {kind:?} {shape:?}, bias: {has_bias}: other bits")
+                    })?;
+                }
+            }
+        }
+        for shape @ [num_rows, width] in ACTIVATION_SHAPES {
+            for (activation, gating) in NONLINEARITIES
+                .into_iter()
+                .flat_map(|activation| [(activation, Gating::Plain), (activation, Gating::Gated)])
+            {
+                let halves = if gating == Gating::Gated { 2 } else { 1 };
+                let x = with_odd_rows(&gpu.random(&[num_rows, halves * width], kind)?)?;
+                let out = gpu.unset(&shape, kind)?;
+                kernels.activate(&gpu.stream, &Activate { activation, gating, x: &x, out: &out })?;
+                let rows = Fp8Rows::unset(gpu, &shape)?;
+                let activate = ActivateFp8 { activation, gating, x: &x, out: rows.out() };
+                kernels.activate_fp8(&gpu.stream, &activate)?;
+                ensure(rows.has_bits_of(&quantize(gpu, &kernels, &out)?)?, || {
+                    format!("{activation:?} {gating:?} {kind:?} {shape:?}: other bits")
+                })?;
+            }
+        }
+    }
+    let kernels = gpu.kernels(Kind::BFloat16, 64, 1)?;
+    let too_wide = Fp8Rows::unset(gpu, &[1, 32_776])?;
+    let x = gpu.random(&[1, 32_776], Kind::BFloat16)?;
+    let (activation, gating) = (NONLINEARITIES[0], Gating::Plain);
+    let activate = ActivateFp8 { activation, gating, x: &x, out: too_wide.out() };
+    ensure(kernels.activate_fp8(&gpu.stream, &activate).is_err(), || "32,776 columns were taken".to_owned())?;
+    Ok("norms and activations have the bits of separate kernels, NaN and zeros included".to_owned())
+}
+
+/// With a row of zeros and one with a NaN, where there are several.
+fn with_odd_rows(x: &Tensor) -> Result<Tensor, Box<dyn std::error::Error>> {
+    if x.size2()?.0 > 2 {
+        let _ = x.f_narrow(0, 1, 1)?.f_zero_()?;
+        let _ = x.f_narrow(0, 2, 1)?.f_narrow(1, 5, 1)?.f_fill_(f64::NAN)?;
+    }
+    Ok(x.shallow_clone())
 }
 
 pub(crate) fn gemms(gpu: &Gpu) -> Outcome {

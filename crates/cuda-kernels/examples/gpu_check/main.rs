@@ -1,7 +1,7 @@
 //! Compares every CUDA kernel with a slow reference on odd shapes, in all cases or in those that the command line names.
 //!
-//! A part of `cargo xtask gpu-test`, which also carries it to a machine with a GPU. With `--times` it prints instead how
-//! long the kernels take.
+//! A part of `cargo xtask gpu-test`, which also carries it to a machine with a GPU. With `--times` first it prints instead
+//! how long the kernels take, in all tables or in those that are named.
 
 mod attention;
 mod cached;
@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use cases::{Case, say};
 use support::Gpu;
 
-const CASES: [Case<Gpu>; 23] = [
+const CASES: &[Case<Gpu>] = &[
     ("embedding", pointwise::embedding),
     ("norms", pointwise::norms),
     ("norms of heads", pointwise::norms_of_heads),
@@ -34,6 +34,7 @@ const CASES: [Case<Gpu>; 23] = [
     ("keys and values from the cache", gather::all_kinds),
     ("decode attention", attention::all_heads),
     ("decode attention over an FP8 cache", attention::fp8_cache),
+    ("decode attention with windows and capped scores", attention::windows_and_caps),
     ("drafted tokens of a sequence", drafts::all_heads),
     ("wrong shapes are refused", attention::wrong_shapes),
     ("row counts of cuBLAS", cublas::row_counts),
@@ -41,6 +42,7 @@ const CASES: [Case<Gpu>; 23] = [
     ("small-batch GEMM with activations", gemm::activated),
     ("small-batch GEMM against cuBLAS", gemm::against_cublas),
     ("rows to FP8", fp8::conversion),
+    ("rows to FP8 behind norms and activations", fp8::fused),
     ("FP8 GEMM", fp8::gemms),
     ("mixtures of experts", moe::experts),
     ("sampling as the reference does", sampling_check::against_reference),
@@ -53,10 +55,11 @@ const CASES: [Case<Gpu>; 23] = [
 
 fn main() -> ExitCode {
     let gpu = Gpu::open();
-    if !std::env::args().any(|argument| argument == "--times") {
-        return cases::run(gpu, &CASES);
-    }
-    match gpu.and_then(|gpu| timing::table(&gpu)) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some((_, tables)) = arguments.split_first().filter(|(first, _)| *first == "--times") else {
+        return cases::run(gpu, CASES);
+    };
+    match gpu.and_then(|gpu| timing::tables(&gpu, tables)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(&format!("cannot time the kernels: {error}"));

@@ -2,7 +2,7 @@
 
 use std::error::Error;
 
-use cuda_kernels::{Gating, KernelConfig, MoeKernels, MoeWeights, RunMoe};
+use cuda_kernels::{Gating, KernelConfig, MoeKernels, MoeWeights, RunMoe, ScoreKind};
 use model_spec::{Nonlinearity, RouterScore};
 use tch::{Kind, Tensor};
 
@@ -36,8 +36,10 @@ const SMALL: Shape = Shape {
 };
 
 /// Odd sizes, the models that are read, and each rule.
-const SHAPES: [Shape; 7] = [
+const SHAPES: [Shape; 9] = [
     SMALL,
+    Shape { kind: Kind::Float, ..SMALL },
+    Shape { kind: Kind::Float, gating: Gating::Plain, has_shared: true, ..SMALL },
     Shape { score: RouterScore::SoftmaxOfAll, gating: Gating::Plain, kind: Kind::Half, ..SMALL },
     Shape {
         score: RouterScore::Sigmoid,
@@ -83,7 +85,8 @@ impl Layer {
         let fc2 = scaled(&[num_experts, hidden, ffn], ffn)?;
         let addresses = |experts: &Tensor| -> Result<Tensor, Box<dyn Error>> {
             let start = experts.data_ptr() as i64;
-            let bytes = experts.size()[1..].iter().product::<i64>() * 2;
+            let elem_bytes = kind.elt_size_in_bytes() as i64;
+            let bytes = experts.size()[1..].iter().product::<i64>() * elem_bytes;
             let list: Vec<i64> = (0..num_experts).map(|expert| start + expert * bytes).collect();
             gpu.put(&Tensor::f_from_slice(&list)?)
         };
@@ -162,7 +165,13 @@ impl Layer {
 }
 
 pub(crate) fn kernels(gpu: &Gpu, shape: &Shape) -> Result<MoeKernels, Box<dyn Error>> {
-    let config = KernelConfig { kind: shape.kind, head_dim: 64, queries_per_group: 1, has_fp8_kv: false };
+    let config = KernelConfig {
+        kind: shape.kind,
+        head_dim: 64,
+        queries_per_group: 1,
+        has_fp8_kv: false,
+        scores: ScoreKind::default(),
+    };
     let nonlinearity = match shape.gating {
         Gating::Gated => Nonlinearity::Silu,
         Gating::Plain => Nonlinearity::Gelu,

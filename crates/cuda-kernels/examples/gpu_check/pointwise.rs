@@ -88,13 +88,16 @@ pub(crate) fn norms_of_heads(gpu: &Gpu) -> Outcome {
         for normalization in [Normalization::RmsNorm, Normalization::LayerNorm] {
             for (groups, num_rows) in [(1, 1), (8, 5), (3, 700)] {
                 let heads = Heads::new(kind, d, q, groups);
-                let error = check_norm_of_heads(gpu, &heads, normalization, num_rows)?;
-                ensure(error < tolerance(kind), || {
-                    format!(
-                        "{normalization:?} {kind:?} {d} elements, {q} queries, {groups} groups: off by {error:.1e}"
-                    )
-                })?;
-                worst = worst.max(error);
+                for is_of_each in [false, true] {
+                    let error = check_norm_of_heads(gpu, &heads, normalization, (num_rows, is_of_each))?;
+                    ensure(error < tolerance(kind), || {
+                        format!(
+                            "{normalization:?} {kind:?} {d} elements, {q} queries, {groups} groups, of each head \
+                             {is_of_each}: off by {error:.1e}"
+                        )
+                    })?;
+                    worst = worst.max(error);
+                }
             }
         }
     }
@@ -106,13 +109,21 @@ fn check_norm_of_heads(
     gpu: &Gpu,
     heads: &Heads,
     normalization: Normalization,
-    n: i64,
+    (n, is_of_each): (i64, bool),
 ) -> Result<f64, Box<dyn std::error::Error>> {
     let &Heads { kind, head_dim: d, queries: q, groups: g, .. } = heads;
     let kernels = gpu.kernels(kind, d as u32, q as u32)?;
     let qkv = gpu.random(&[n, g, q + 2, d], kind)?;
-    let vector = || gpu.random(&[d], Kind::Float);
-    let (gains, biases) = ([vector()?, vector()?], [vector()?, vector()?]);
+    let vector = |num_heads: i64| match is_of_each {
+        true => gpu.random(&[g * num_heads, d], Kind::Float),
+        false => gpu.random(&[d], Kind::Float),
+    };
+    let (gains, biases) = ([vector(q)?, vector(1)?], [vector(q)?, vector(1)?]);
+    // Of the heads of a group, or of all.
+    let of_heads = |values: &Tensor| match is_of_each {
+        true => values.f_view([g, -1, d]),
+        false => values.f_view([1, 1, d]),
+    };
     let is_centred = normalization == Normalization::LayerNorm;
     let out = qkv.f_detach_copy()?.f_reshape([n, g * (q + 2) * d])?;
     let launch = NormHeads {
@@ -130,9 +141,9 @@ fn check_norm_of_heads(
         let x = double(&qkv.f_narrow(2, start, len)?)?;
         let x = if is_centred { x.f_sub(&x.f_mean_dim(3, true, Kind::Double)?)? } else { x };
         let square = x.f_square()?.f_mean_dim(3, true, Kind::Double)?;
-        let mut expect = x.f_mul(&square.f_add_scalar(1e-5)?.f_rsqrt()?)?.f_mul(&gains[part])?;
+        let mut expect = x.f_mul(&square.f_add_scalar(1e-5)?.f_rsqrt()?)?.f_mul(&of_heads(&gains[part])?)?;
         if is_centred {
-            expect = expect.f_add(&biases[part])?;
+            expect = expect.f_add(&of_heads(&biases[part])?)?;
         }
         worst = worst.max(relative_error(&out.f_narrow(2, start, len)?, &expect)?);
     }

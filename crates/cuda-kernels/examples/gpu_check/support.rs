@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use cuda_kernels::{KernelConfig, ModelKernels, SamplerKernels};
+use cuda_kernels::{KernelConfig, ModelKernels, SamplerKernels, ScoreKind};
 use cuda_runtime::{Device, Stream};
 use tch::{Kind, Tensor};
 
@@ -18,11 +18,15 @@ pub(crate) struct Heads {
     pub(crate) queries: i64,
     pub(crate) groups: i64,
     pub(crate) has_fp8_kv: bool,
+    /// What scores are capped at.
+    pub(crate) softcap: Option<f32>,
+    /// How many keys a row sees.
+    pub(crate) local_tokens: Option<i64>,
 }
 
 impl Heads {
     pub(crate) fn new(kind: Kind, head_dim: i64, queries: i64, groups: i64) -> Self {
-        Self { kind, head_dim, queries, groups, has_fp8_kv: false }
+        Self { kind, head_dim, queries, groups, has_fp8_kv: false, softcap: None, local_tokens: None }
     }
 
     pub(crate) fn with_fp8_kv(self) -> Self {
@@ -59,6 +63,7 @@ impl Gpu {
             head_dim: heads.head_dim as u32,
             queries_per_group: heads.queries as u32,
             has_fp8_kv: heads.has_fp8_kv,
+            scores: ScoreKind { is_capped: heads.softcap.is_some(), is_local: heads.local_tokens.is_some() },
         };
         Ok(ModelKernels::load(&self.device, &config, Some(self.cache.path()))?)
     }

@@ -1,14 +1,16 @@
 //! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
 
 use cuda_kernels::{
-    Activate, DecodeAttentionQkv, DecodePlan, Gating, KernelError, LayerKv, Normalize, PlanDecode, PlanSizes,
-    RotaryArrays, RunMoe, Sample, SampleRules, SamplerScratch, SamplerState,
+    Activate, ActivateFp8, DecodeAttentionQkv, DecodePlan, E4M3, Fp8Out, Gating, GemmFp8, KernelError,
+    LayerKv, Normalize, NormalizeFp8, PlanDecode, PlanSizes, QuantizeRows, RotaryArrays, RunMoe, Sample,
+    SampleRules, SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
 use model_spec::{Nonlinearity, Normalization};
 use tch::{Kind, Tensor};
 
 use crate::cases::say;
+use crate::fp8::Fp8Rows;
 use crate::moe;
 use crate::pointwise::rotary_tables;
 use crate::support::{Checked, Gpu, Heads};
@@ -64,8 +66,31 @@ fn experts(gpu: &Gpu) -> Checked {
     Ok(())
 }
 
-pub(crate) fn table(gpu: &Gpu) -> Checked {
-    experts(gpu)?;
+/// What is timed, by name.
+const TABLES: &[(&str, fn(&Gpu) -> Checked)] = &[
+    ("experts", experts),
+    ("copy", device_copy),
+    ("attention", attentions),
+    ("fp8", fp8_gemms),
+    ("rows_to_fp8", rows_to_fp8),
+    ("pointwise", pointwise),
+    ("sampling", sampling),
+];
+
+/// Prints the tables that are named, or all.
+pub(crate) fn tables(gpu: &Gpu, wanted: &[String]) -> Checked {
+    if let Some(unknown) = wanted.iter().find(|name| !TABLES.iter().any(|(known, _)| known == name)) {
+        let known: Vec<&str> = TABLES.iter().map(|(name, _)| *name).collect();
+        let known = known.join(", ");
+        return Err(format!("no table is called `{unknown}`; there are {known}").into());
+    }
+    TABLES
+        .iter()
+        .filter(|(name, _)| wanted.is_empty() || wanted.iter().any(|wanted| wanted == name))
+        .try_for_each(|(_, table)| table(gpu))
+}
+
+fn device_copy(gpu: &Gpu) -> Checked {
     let from = gpu.random(&[1 << 29], Kind::BFloat16)?;
     let to = from.f_empty_like()?;
     let time = micros(gpu, |stream| {
@@ -74,7 +99,10 @@ pub(crate) fn table(gpu: &Gpu) -> Checked {
         Ok(())
     })?;
     say(&format!("device copy: {:.0} GB/s read and written", 4.0 * f64::from(1 << 29) / time / 1e3));
-    drop((from, to));
+    Ok(())
+}
+
+fn attentions(gpu: &Gpu) -> Checked {
     for (groups, queries, rows, context) in [
         (32, 1, 64, 512),
         (16, 1, 256, 512),
@@ -92,8 +120,38 @@ pub(crate) fn table(gpu: &Gpu) -> Checked {
         attention(gpu, heads(32, 1), 8, 1100, shared_blocks)?;
         attention(gpu, heads(32, 1), 64, 1100, shared_blocks)?;
     }
-    pointwise(gpu)?;
-    sampling(gpu)
+    Ok(())
+}
+
+/// The layers of Llama 3 8B in FP8; as many weights as the L2 cache cannot hold.
+fn fp8_gemms(gpu: &Gpu) -> Checked {
+    let kernels = gpu.kernels(Kind::BFloat16, 128, 1)?;
+    let e4m3 = |shape: [i64; 2]| Tensor::f_zeros(shape, (E4M3, gpu.device.tch()));
+    for [num_out, num_in] in [[6_144, 4_096], [4_096, 4_096], [28_672, 4_096], [4_096, 14_336]] {
+        kernels.load_fp8(num_out, num_in)?;
+        let weight_scales = gpu.random(&[num_out], Kind::Float)?;
+        let weights = (0..(1 << 29) / (num_out * num_in) + 1)
+            .map(|_| e4m3([num_out, num_in]))
+            .collect::<Result<Vec<Tensor>, _>>()?;
+        for num_rows in [1, 8, 32, 64, 256] {
+            let (x, x_scales) = (e4m3([num_rows, num_in])?, gpu.random(&[num_rows], Kind::Float)?);
+            let out = gpu.zeros(&[num_rows, num_out], Kind::BFloat16)?;
+            let time = micros(gpu, |stream| {
+                weights.iter().try_for_each(|weight| {
+                    let (x, x_scales, weight_scales) = (&x, &x_scales, &weight_scales);
+                    let out = Fp8Out::Rounded(&out);
+                    kernels.gemm_fp8(stream, &GemmFp8 { x, x_scales, weight, weight_scales, bias: None, out })
+                })
+            })? / weights.len() as f64;
+            let bytes = (num_out * num_in) as f64;
+            say(&format!(
+                "FP8 GEMM, {num_out} x {num_in}, {num_rows} rows: {time:.1} us, {:.0} GB/s, {:.0} TFLOP/s",
+                bytes / time / 1e3,
+                2.0 * bytes * num_rows as f64 / time / 1e6
+            ));
+        }
+    }
+    Ok(())
 }
 
 fn heads(groups: i64, queries: i64) -> Heads {
@@ -126,7 +184,7 @@ fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i6
     let plan = DecodePlan::new(
         &kernels,
         &gpu.device,
-        PlanSizes { max_rows: rows, max_blocks: width, num_groups: groups },
+        PlanSizes { max_rows: rows, max_blocks: width, num_groups: groups, local_tokens: None },
     )?;
     let qkv = gpu.random(&[rows, groups * (queries + 2) * d], Kind::BFloat16)?;
     let out = gpu.unset(&[rows, groups * queries, d], Kind::BFloat16)?;
@@ -148,6 +206,7 @@ fn attention(gpu: &Gpu, heads: Heads, rows: i64, context: i64, shared_blocks: i6
                 block_tables: &block_tables,
                 plan: &plan,
                 scale: 0.088_388_35,
+                softcap: None,
                 out: &out,
             };
             kernels.decode_attention_qkv(stream, &step)?;
@@ -190,6 +249,46 @@ fn pointwise(gpu: &Gpu) -> Checked {
         let [norm, activate] = [norm, activate].map(|time| time / f64::from(NUM_CALLS));
         say(&format!(
             "{rows} rows: norm of {width} {norm:.2} us, gated activation of {ffn} {activate:.2} us"
+        ));
+    }
+    Ok(())
+}
+
+/// A norm and an activation of 8B with rows made FP8 behind them, by one kernel each and by two.
+fn rows_to_fp8(gpu: &Gpu) -> Checked {
+    const NUM_CALLS: i32 = 20;
+    let kernels = gpu.kernels(Kind::BFloat16, 128, 1)?;
+    let (width, ffn) = (4096, 14_336);
+    kernels.load_fp8(width, ffn)?;
+    for rows in [1, 8, 64, 256, 1_024, 8_192] {
+        let random = |columns: i64| gpu.random(&[rows, columns], Kind::BFloat16);
+        let (x, out) = (random(width)?, random(width)?);
+        let (gated, activated) = (random(2 * ffn)?, random(ffn)?);
+        let (narrow, wide) = (Fp8Rows::unset(gpu, &[rows, width])?, Fp8Rows::unset(gpu, &[rows, ffn])?);
+        let gain = &gpu.random(&[width], Kind::Float)?;
+        let (normalization, bias, eps, x) = (Normalization::RmsNorm, None, 1e-5, &x);
+        let norm = Normalize { normalization, x, gain, bias, eps, out: &out };
+        let norm_fp8 = NormalizeFp8 { normalization, x, gain, bias, eps, out: narrow.out() };
+        let (activation, gating) = (Nonlinearity::Silu, Gating::Gated);
+        let activate = Activate { activation, gating, x: &gated, out: &activated };
+        let activate_fp8 = ActivateFp8 { activation, gating, x: &gated, out: wide.out() };
+        let time = |body: &dyn Fn(&Stream) -> Result<(), KernelError>| {
+            let time = micros(gpu, |stream| (0..NUM_CALLS).try_for_each(|_| body(stream)))?;
+            Ok::<_, Box<dyn std::error::Error>>(time / f64::from(NUM_CALLS))
+        };
+        let norm_apart = time(&|stream| {
+            kernels.norm(stream, &norm)?;
+            kernels.quantize_rows(stream, &QuantizeRows { x: &out, out: narrow.out() })
+        })?;
+        let norm_fused = time(&|stream| kernels.norm_fp8(stream, &norm_fp8))?;
+        let activate_apart = time(&|stream| {
+            kernels.activate(stream, &activate)?;
+            kernels.quantize_rows(stream, &QuantizeRows { x: &activated, out: wide.out() })
+        })?;
+        let activate_fused = time(&|stream| kernels.activate_fp8(stream, &activate_fp8))?;
+        say(&format!(
+            "{rows} rows to FP8: norm of {width} {norm_fused:.2} us in one kernel, {norm_apart:.2} in two; gated activation of \
+             {ffn} {activate_fused:.2} us in one, {activate_apart:.2} in two"
         ));
     }
     Ok(())

@@ -19,6 +19,8 @@ pub struct DecodePlan {
     max_rows: i64,
     max_splits: i64,
     num_groups: i64,
+    /// Keys that a row sees, where not all.
+    local_tokens: i32,
     /// `int32[max_rows]`: where the token of each row goes in the cache.
     slots: Tensor,
     /// `int32[max_rows]`: keys of each row.
@@ -48,6 +50,8 @@ pub struct PlanSizes {
     pub max_blocks: i64,
     /// Key and value heads.
     pub num_groups: i64,
+    /// How many keys a row sees, its own among them, where that is not all before it: of kernels for windows.
+    pub local_tokens: Option<i64>,
 }
 
 impl DecodePlan {
@@ -56,7 +60,7 @@ impl DecodePlan {
     /// # Errors
     /// When the GPU has no memory for it.
     pub fn new(kernels: &ModelKernels, device: &Device, sizes: PlanSizes) -> Result<Self, KernelError> {
-        let PlanSizes { max_rows, max_blocks, num_groups } = sizes;
+        let PlanSizes { max_rows, max_blocks, num_groups, local_tokens } = sizes;
         let config = kernels.config();
         let num_heads = num_groups * i64::from(config.queries_per_group);
         let query_tiles = i64::from(kernels.query_tiles());
@@ -68,6 +72,10 @@ impl DecodePlan {
                 max_rows.min(max_blocks).min(num_groups),
             ));
         }
+        if local_tokens.is_some() != config.scores.is_local || local_tokens.is_some_and(|tokens| tokens < 1) {
+            let expected = if config.scores.is_local { "at least 1" } else { "none for these kernels" };
+            return Err(bad("keys of a window", expected, local_tokens.unwrap_or(0)));
+        }
         let max_splits = (max_blocks * BLOCK_SIZE_TOKENS + split_keys - 1) / split_keys;
         let zeros = |shape: &[i64], kind| Tensor::f_zeros(shape, (kind, device.tch()));
         let num_parts = max_rows * num_heads * max_splits;
@@ -75,6 +83,7 @@ impl DecodePlan {
             max_rows,
             max_splits,
             num_groups,
+            local_tokens: int(local_tokens.unwrap_or(0), "keys of a window")?,
             slots: zeros(&[max_rows], Kind::Int)?,
             contexts: zeros(&[max_rows], Kind::Int)?,
             items: zeros(&[max_rows * max_splits, 8], Kind::Int)?,
@@ -144,7 +153,7 @@ struct PlanArgs {
     num_blocks: i32,
     works_per_item: i32,
     num_workers: i32,
-    reserved: i32,
+    local_tokens: i32,
 }
 
 /// Attention of one token a row to its whole context, whose keys and values all are in the cache already.
@@ -160,6 +169,8 @@ pub struct DecodeAttention<'a> {
     pub plan: &'a DecodePlan,
     /// Of the scores; 1 / sqrt(d) in most models.
     pub scale: f32,
+    /// What they are capped at, of kernels that do.
+    pub softcap: Option<f32>,
     /// `T[n, H, d]`. Rows without a token are left as they are.
     pub out: &'a Tensor,
 }
@@ -181,6 +192,8 @@ pub struct DecodeAttentionQkv<'a> {
     pub plan: &'a DecodePlan,
     /// Of the scores; 1 / sqrt(d) in most models.
     pub scale: f32,
+    /// What they are capped at, of kernels that do.
+    pub softcap: Option<f32>,
     /// `T[n, H, d]`. Rows without a token are left as they are.
     pub out: &'a Tensor,
 }
@@ -208,6 +221,8 @@ struct AttentionArgs {
     max_splits: i32,
     max_items: i32,
     scale_log2: f32,
+    local_tokens: i32,
+    cap_log2: f32,
 }
 
 impl ModelKernels {
@@ -249,7 +264,7 @@ impl ModelKernels {
             num_blocks: int(step.num_blocks, "blocks")?,
             works_per_item: int(plan.num_groups * i64::from(self.query_tiles()), "works of an item")?,
             num_workers: int(i64::from(self.attention_blocks()), "thread blocks")?,
-            reserved: 0,
+            local_tokens: plan.local_tokens,
         };
         plan.set_planned(shape);
         Ok(self.plan_decode.launch(&Launch::linear(1, 1024), stream, &[Arg::value(&args)])?)
@@ -276,9 +291,9 @@ impl ModelKernels {
         step: &DecodeAttentionQkv<'_>,
     ) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
-        let &DecodeAttentionQkv { qkv, cache, block_tables, plan, scale, out, .. } = step;
-        let mut args = self
-            .attention_args(&tensors, &DecodeAttention { q: qkv, cache, block_tables, plan, scale, out })?;
+        let &DecodeAttentionQkv { qkv, cache, block_tables, plan, scale, softcap, out, .. } = step;
+        let other = DecodeAttention { q: qkv, cache, block_tables, plan, scale, softcap, out };
+        let mut args = self.attention_args(&tensors, &other)?;
         let [num_rows, ..] = shape_of::<3>(out, "out")?;
         let shape = [num_rows, self.qkv_elems(plan.num_groups)];
         args.q = tensors.address(qkv, "qkv", self.config.kind, &shape)?;
@@ -321,6 +336,16 @@ impl ModelKernels {
                 cache.num_groups,
             ));
         }
+        let is_capped = self.config.scores.is_capped;
+        if step.softcap.is_some() != is_capped || step.softcap.is_some_and(|cap| cap.is_nan() || cap <= 0.0) {
+            let expected = if is_capped { "a positive number" } else { "none for these kernels" };
+            let what = "the cap of scores";
+            return Err(KernelError::BadTensor(BadTensor {
+                what,
+                expected: expected.to_owned(),
+                actual: format!("{:?}", step.softcap),
+            }));
+        }
         let address = |tensor: &Tensor, what, kind| tensors.address(tensor, what, kind, &tensor.size());
         Ok(AttentionArgs {
             q: 0,
@@ -348,6 +373,8 @@ impl ModelKernels {
             max_splits: int(plan.max_splits, "splits")?,
             max_items: int(plan.max_rows * plan.max_splits, "items")?,
             scale_log2: step.scale * std::f32::consts::LOG2_E,
+            local_tokens: plan.local_tokens,
+            cap_log2: step.softcap.unwrap_or(0.0) * std::f32::consts::LOG2_E,
         })
     }
 }

@@ -1,4 +1,4 @@
-//! The launchers of FP8 linear layers.
+//! The launcher of FP8 GEMMs, and the loaded kernels of FP8 linear layers.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -8,35 +8,14 @@ use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Device, Kernel, Launch, Module, Stream, TensorMap};
 use tch::{Kind, Tensor};
 
+use super::fp8_rows::RowsFrom;
 use super::fp8_shape::Fp8Shape;
 use super::{KernelConfig, ModelKernels};
 use crate::KernelError;
-use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
+use crate::tensors::{Address, Tensors, bad, int, shape_of};
 
 /// The numbers of FP8 linear layers: four bits of exponent and three of mantissa, no infinity, at most 448.
 pub const E4M3: Kind = Kind::Float8e4m3fn;
-
-/// Rows to FP8 with a scale each: `scale = max |x| / 448`, `out = round(x * (448 / max |x|))`, in float32. A row of zeros
-/// stays one; a row with NaN has the scale NaN.
-#[derive(Clone, Copy, Debug)]
-pub struct QuantizeRows<'a> {
-    /// `T[n, h]`; h a multiple of 8.
-    pub x: &'a Tensor,
-    /// `e4m3[n, h]`.
-    pub out: &'a Tensor,
-    /// `float32[n]`.
-    pub scales: &'a Tensor,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct QuantizeArgs {
-    x: Address,
-    out: Address,
-    scales: Address,
-    width: i32,
-    reserved: i32,
-}
 
 /// Where the results of an FP8 GEMM go.
 #[derive(Clone, Copy, Debug)]
@@ -79,8 +58,10 @@ struct GemmArgs {
     num_out: i32,
     num_in: i32,
     x_bytes: u32,
+    num_stages: i32,
+    num_early: i32,
     is_f32: i32,
-    reserved: i32,
+    fetched_bytes: u32,
 }
 
 /// The kernels, compiled when they are first asked for.
@@ -89,7 +70,16 @@ pub(super) struct Fp8Kernels {
     device: Device,
     config: KernelConfig,
     cache_dir: Option<PathBuf>,
-    loaded: Mutex<HashMap<Option<Fp8Shape>, Arc<Kernel>>>,
+    loaded: Mutex<HashMap<Fp8Kernel, Arc<Kernel>>>,
+}
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Fp8Kernel {
+    /// The GEMM of a shape.
+    Gemm(Fp8Shape),
+    /// Rows to FP8.
+    Rows(RowsFrom),
 }
 
 impl Fp8Kernels {
@@ -98,19 +88,18 @@ impl Fp8Kernels {
         Self { device: *device, config: *config, cache_dir, loaded: Mutex::default() }
     }
 
-    /// The GEMM of a shape, or the kernel that makes rows FP8.
-    fn get(&self, shape: Option<Fp8Shape>) -> Result<Arc<Kernel>, KernelError> {
+    pub(super) fn get(&self, which: Fp8Kernel) -> Result<Arc<Kernel>, KernelError> {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = loaded.get(&shape) {
+        if let Some(kernel) = loaded.get(&which) {
             return Ok(Arc::clone(kernel));
         }
         let arch = self.device.arch()?;
-        let (program, name) = match shape {
-            Some(shape) => (self.config.gemm_fp8(arch, &shape)?, "gemm_fp8"),
-            None => (self.config.quantize(arch)?, "quantize_rows"),
+        let (program, name) = match which {
+            Fp8Kernel::Gemm(shape) => (self.config.gemm_fp8(arch, &shape)?, "gemm_fp8"),
+            Fp8Kernel::Rows(from) => (self.config.quantize(arch)?, from.kernel_name()),
         };
         let kernel = Arc::new(Module::load(&self.device, &program, self.cache_dir.as_deref())?.kernel(name)?);
-        loaded.insert(shape, Arc::clone(&kernel));
+        loaded.insert(which, Arc::clone(&kernel));
         Ok(kernel)
     }
 }
@@ -123,37 +112,9 @@ impl ModelKernels {
     /// When the layer's sizes or this GPU have none, or they cannot be compiled or loaded.
     pub fn load_fp8(&self, num_out: i64, num_in: i64) -> Result<(), KernelError> {
         check_sizes(num_out, num_in)?;
-        self.fp8.get(None)?;
-        let shapes = Fp8Shape::all(num_out, self.num_sms, self.max_shared_bytes);
-        if shapes.is_empty() {
-            return Err(too_little_shared(self.max_shared_bytes));
-        }
-        shapes.into_iter().try_for_each(|shape| self.fp8.get(Some(shape)).map(drop))
-    }
-
-    /// Enqueues a conversion to FP8.
-    ///
-    /// # Errors
-    /// When a tensor does not fit.
-    pub fn quantize_rows(&self, stream: &Stream, quantize: &QuantizeRows<'_>) -> Result<(), KernelError> {
-        let tensors = Tensors::on(stream);
-        let shape @ [num_rows, width] = shape_of(quantize.x, "x")?;
-        if width <= 0 || width % 8 != 0 {
-            return Err(bad("width of a row", "a multiple of 8", width));
-        }
-        let args = QuantizeArgs {
-            x: tensors.address(quantize.x, "x", self.config.kind, &shape)?,
-            out: tensors.address(quantize.out, "out", E4M3, &shape)?,
-            scales: tensors.address(quantize.scales, "scales", Kind::Float, &[num_rows])?,
-            width: int(width, "width")?,
-            reserved: 0,
-        };
-        let num_threads = (width as u64 / 8).next_multiple_of(32).min(1024) as u32;
-        let launch = Launch {
-            overlaps: self.overlaps(num_rows),
-            ..Launch::linear(count(num_rows, "rows")?, num_threads)
-        };
-        Ok(self.fp8.get(None)?.launch(&launch, stream, &[Arg::value(&args)])?)
+        RowsFrom::ALL.into_iter().try_for_each(|from| self.fp8.get(Fp8Kernel::Rows(from)).map(drop))?;
+        let shapes = Fp8Shape::all(num_out, self.num_sms);
+        shapes.into_iter().try_for_each(|shape| self.fp8.get(Fp8Kernel::Gemm(shape)).map(drop))
     }
 
     /// Enqueues an FP8 GEMM, of any number of rows.
@@ -166,7 +127,9 @@ impl ModelKernels {
         let [num_out, num_in] = shape_of(gemm.weight, "weight")?;
         let [num_rows, _] = shape_of(gemm.x, "x")?;
         check_sizes(num_out, num_in)?;
-        let shape = Fp8Shape::of(num_rows, num_out, self.num_sms, self.max_shared_bytes)
+        let shape = Fp8Shape::of(num_rows, num_out, self.num_sms);
+        let ring = shape
+            .ring(num_rows, self.max_shared_bytes)
             .ok_or_else(|| too_little_shared(self.max_shared_bytes))?;
         let (out, out_kind, residual) = match gemm.out {
             Fp8Out::Rounded(out) => (out, kind, None),
@@ -175,8 +138,7 @@ impl ModelKernels {
         };
         let out_shape = [num_rows, num_out];
         tensors.address(gemm.x, "x", E4M3, &[num_rows, num_in])?;
-        let fetched_rows = shape.fetched_rows(num_rows);
-        let x = TensorMap::of(gemm.x, stream.device(), fetched_rows, "x")?;
+        let x = TensorMap::of(gemm.x, stream.device(), ring.fetched_rows, "x")?;
         let weight = TensorMap::of(gemm.weight, stream.device(), shape.columns, "weight")?;
         let args = GemmArgs {
             x_scales: tensors.address(gemm.x_scales, "x_scales", Kind::Float, &[num_rows])?,
@@ -187,18 +149,20 @@ impl ModelKernels {
             rows: int(num_rows, "rows")?,
             num_out: int(num_out, "outputs")?,
             num_in: int(num_in, "inputs")?,
-            x_bytes: fetched_rows * Fp8Shape::LINE_BYTES,
+            x_bytes: ring.x_rows * Fp8Shape::LINE_BYTES,
+            num_stages: ring.num_stages as i32,
+            num_early: ring.num_early as i32,
             is_f32: i32::from(out_kind == Kind::Float),
-            reserved: 0,
+            fetched_bytes: ring.fetched_rows * Fp8Shape::LINE_BYTES,
         };
         let num_tiles = shape.num_tiles(num_rows, num_out);
         let num_blocks = num_tiles.min(u64::from(self.num_sms)) as u32;
         let launch = Launch {
-            shared_bytes: shape.shared_bytes(),
+            shared_bytes: ring.shared_bytes,
             overlaps: self.overlaps(num_rows),
             ..Launch::linear(num_blocks, shape.num_threads())
         };
-        let kernel = self.fp8.get(Some(shape))?;
+        let kernel = self.fp8.get(Fp8Kernel::Gemm(shape))?;
         Ok(kernel.launch(&launch, stream, &[Arg::value(&x), Arg::value(&weight), Arg::value(&args)])?)
     }
 }

@@ -16,7 +16,7 @@ pub struct NormHeads<'a> {
     pub normalization: Normalization,
     /// `T[n, G * (q + 2) * d]`: of each group its queries, its key and its value. Changed in place.
     pub qkv: &'a Tensor,
-    /// `float32[d]` of queries and of keys.
+    /// Of queries and of keys, `float32[d]`, or with rows of their own for all heads, `float32[H, d]` and `float32[G, d]`.
     pub gains: [&'a Tensor; 2],
     /// The same.
     pub biases: [Option<&'a Tensor>; 2],
@@ -35,7 +35,7 @@ struct NormHeadsArgs {
     num_groups: i32,
     is_centred: i32,
     eps: f32,
-    reserved: i32,
+    is_of_each: i32,
 }
 
 impl ModelKernels {
@@ -57,19 +57,25 @@ impl ModelKernels {
             ));
         }
         let num_groups = row_elems / group_elems;
-        let head = [self.head_dim()];
         let [q_gain, k_gain] = norm.gains;
+        let is_of_each = q_gain.dim() == 2;
+        let shape_for = |num_heads: i64| match is_of_each {
+            true => vec![num_heads, self.head_dim()],
+            false => vec![self.head_dim()],
+        };
+        let q_shape = shape_for(num_groups * i64::from(self.config.queries_per_group));
+        let k_shape = shape_for(num_groups);
         let [q_bias, k_bias] = norm.biases;
         let args = NormHeadsArgs {
             qkv: tensors.address(norm.qkv, "qkv", self.config.kind, &shape)?,
-            q_gain: tensors.address(q_gain, "gain of queries", Kind::Float, &head)?,
-            q_bias: tensors.optional(q_bias, "bias of queries", Kind::Float, &head)?,
-            k_gain: tensors.address(k_gain, "gain of keys", Kind::Float, &head)?,
-            k_bias: tensors.optional(k_bias, "bias of keys", Kind::Float, &head)?,
+            q_gain: tensors.address(q_gain, "gain of queries", Kind::Float, &q_shape)?,
+            q_bias: tensors.optional(q_bias, "bias of queries", Kind::Float, &q_shape)?,
+            k_gain: tensors.address(k_gain, "gain of keys", Kind::Float, &k_shape)?,
+            k_bias: tensors.optional(k_bias, "bias of keys", Kind::Float, &k_shape)?,
             num_groups: int(num_groups, "groups")?,
             is_centred: i32::from(norm.normalization == Normalization::LayerNorm),
             eps: norm.eps,
-            reserved: 0,
+            is_of_each: i32::from(is_of_each),
         };
         let num_heads = num_groups * (i64::from(self.config.queries_per_group) + 1);
         let parts = count((num_heads as u64).div_ceil(HEADS_PER_BLOCK as u64) as i64, "heads of a row")?;

@@ -53,15 +53,39 @@ pub struct Normalize<'a> {
     pub out: &'a Tensor,
 }
 
+/// `Norm` of `kernels/normed.cuh`.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub(super) struct NormWith {
+    gain: Address,
+    bias: Address,
+    width: i32,
+    eps: f32,
+}
+
+impl NormWith {
+    /// Of rows of `width`.
+    pub(super) fn of(
+        tensors: &Tensors<'_>,
+        width: i64,
+        (gain, bias): (&Tensor, Option<&Tensor>),
+        eps: f32,
+    ) -> Result<Self, KernelError> {
+        Ok(Self {
+            gain: tensors.address(gain, "gain", Kind::Float, &[width])?,
+            bias: tensors.optional(bias, "bias", Kind::Float, &[width])?,
+            width: whole_vectors(width, MAX_NORM_WIDTH)?,
+            eps,
+        })
+    }
+}
+
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
 struct NormArgs {
     x: Address,
-    gain: Address,
-    bias: Address,
+    norm: NormWith,
     out: Address,
-    width: i32,
-    eps: f32,
 }
 
 /// The nonlinearity of the feed-forward part, in float32, rounded once.
@@ -123,11 +147,8 @@ impl ModelKernels {
         let shape @ [num_rows, width] = shape_of(norm.x, "x")?;
         let args = NormArgs {
             x: tensors.address(norm.x, "x", kind, &shape)?,
-            gain: tensors.address(norm.gain, "gain", Kind::Float, &[width])?,
-            bias: tensors.optional(norm.bias, "bias", Kind::Float, &[width])?,
+            norm: NormWith::of(&tensors, width, (norm.gain, norm.bias), norm.eps)?,
             out: tensors.address(norm.out, "out", kind, &shape)?,
-            width: whole_vectors(width, MAX_NORM_WIDTH)?,
-            eps: norm.eps,
         };
         let kernel = match norm.normalization {
             Normalization::RmsNorm => &self.rms_norm,
@@ -168,7 +189,7 @@ impl ModelKernels {
     }
 }
 
-fn whole_vectors(width: i64, limit: i64) -> Result<i32, KernelError> {
+pub(super) fn whole_vectors(width: i64, limit: i64) -> Result<i32, KernelError> {
     if width <= 0 || width % WIDTH != 0 || width > limit {
         return Err(bad("width of a row", &format!("a multiple of 8 up to {limit}"), width));
     }
@@ -176,7 +197,7 @@ fn whole_vectors(width: i64, limit: i64) -> Result<i32, KernelError> {
 }
 
 /// Whole warps, 8 elements a thread, at most 1,024 threads.
-fn threads_for(width: i64) -> u32 {
+pub(super) fn threads_for(width: i64) -> u32 {
     let num_threads = (width.max(1) as u64).div_ceil(WIDTH as u64).next_multiple_of(32);
     num_threads.min(1024) as u32
 }

@@ -21,6 +21,17 @@ pub struct KernelConfig {
     pub queries_per_group: u32,
     /// Whether the cache is in FP8: e4m3 with the exponent of a scale for each token and head (`kernels/cached.cuh`).
     pub has_fp8_kv: bool,
+    /// What decode attention does with scores.
+    pub scores: ScoreKind,
+}
+
+/// What becomes of scores before the softmax; most models have neither. The numbers are the launches'.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScoreKind {
+    /// They are capped: `softcap * tanh(score / softcap)`.
+    pub is_capped: bool,
+    /// A row sees a window of keys, its own the last.
+    pub is_local: bool,
 }
 
 impl KernelConfig {
@@ -83,6 +94,7 @@ impl KernelConfig {
             headers: headers!(
                 "common.cuh",
                 "embed.cuh",
+                "normed.cuh",
                 "norm.cuh",
                 "heads.cuh",
                 "nonlinearity.cuh",
@@ -132,18 +144,8 @@ impl KernelConfig {
     }
 
     /// A mixture of experts with this activation, in tiles of so many rows.
-    ///
-    /// # Errors
-    /// In float32.
-    pub fn moe(&self, activation: (Nonlinearity, Gating), rows: TileRows) -> Result<Program, KernelError> {
-        if self.kind == Kind::Float {
-            return Err(KernelError::BadKernelConfig {
-                what: "the type of experts",
-                expected: "bfloat16 or float16".to_owned(),
-                actual: format!("{:?}", self.kind),
-            });
-        }
-        Ok(Program {
+    pub fn moe(&self, activation: (Nonlinearity, Gating), rows: TileRows) -> Program {
+        Program {
             name: "moe",
             source: source!("moe.cu"),
             headers: headers!(
@@ -152,7 +154,9 @@ impl KernelConfig {
                 "nonlinearity.cuh",
                 "moe_route.cuh",
                 "moe_group.cuh",
+                "moe_tile.cuh",
                 "moe_multiply.cuh",
+                "moe_multiply_f32.cuh",
                 "moe_join.cuh"
             ),
             defines: [
@@ -163,10 +167,10 @@ impl KernelConfig {
             .concat(),
             options: &[],
             is_specific: false,
-        })
+        }
     }
 
-    /// Rows to FP8.
+    /// Rows to FP8, as they are, behind a norm, and behind an activation.
     ///
     /// # Errors
     /// Where there are no FP8 linear layers.
@@ -175,7 +179,7 @@ impl KernelConfig {
         Ok(Program {
             name: "quantize",
             source: source!("quantize.cu"),
-            headers: headers!("common.cuh", "e4m3.cuh"),
+            headers: headers!("common.cuh", "e4m3.cuh", "normed.cuh", "nonlinearity.cuh"),
             defines: self.defines(),
             options: &[],
             is_specific: true,
@@ -227,6 +231,8 @@ impl KernelConfig {
             ("SPLIT_KEYS", tiling.split_keys.to_string()),
             ("NUM_WARPS", tiling.num_warps.to_string()),
             ("BLOCKS_PER_SM", tiling.blocks_per_sm.to_string()),
+            ("IS_CAPPED", u32::from(self.scores.is_capped).to_string()),
+            ("IS_LOCAL", u32::from(self.scores.is_local).to_string()),
         ]);
         Program {
             name: "attention",
@@ -302,19 +308,22 @@ fn multiply_defines(kind: Kind, weight_rows: u32) -> Vec<(&'static str, String)>
 
 /// The tile, and the instructions that begin a chain of products and add to it.
 fn fp8_defines(shape: &Fp8Shape) -> Vec<(&'static str, String)> {
-    let num_sums = shape.columns / 2;
+    let columns = shape.group_columns();
+    let num_sums = columns / 2;
     let list = |item: &dyn Fn(u32) -> String| (0..num_sums).map(item).collect::<Vec<_>>().join(", ");
     let registers = list(&|i| format!("%{i}"));
-    let (columns, x, weight) = (shape.columns, num_sums, num_sums + 1);
+    let (x, weight) = (num_sums, num_sums + 1);
     let multiply = |adds: u32| {
         format!(
             "\"wgmma.mma_async.sync.aligned.m64n{columns}k32.f32.e4m3.e4m3 {{{registers}}}, %{x}, %{weight}, {adds}, 1, 1;\""
         )
     };
     vec![
-        ("GROUPS", shape.groups.to_string()),
-        ("TILE_COLUMNS", columns.to_string()),
-        ("NUM_STAGES", shape.num_stages.to_string()),
+        ("ROW_GROUPS", shape.row_groups.to_string()),
+        ("COLUMN_GROUPS", shape.column_groups.to_string()),
+        ("TILE_COLUMNS", shape.columns.to_string()),
+        ("NUM_PARTS", shape.num_parts().to_string()),
+        ("TILES", shape.tiles().to_string()),
         ("MULTIPLY_FIRST", multiply(0)),
         ("MULTIPLY", multiply(1)),
         ("MULTIPLY_SUMS", list(&|i| format!("\"+f\"(sums[{i}])"))),

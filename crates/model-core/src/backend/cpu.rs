@@ -22,7 +22,8 @@ use crate::kv_cache::{KvCache, KvPool, packed_shape};
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::ModelRanks;
 use crate::ops::{
-    Experts, HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes, scale_f32,
+    Experts, HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, StoredLinearWeight, WeightBytes,
+    scale_f32,
 };
 use crate::ops::{Router, SharedExpert};
 use crate::parallel::HostRanks;
@@ -124,10 +125,13 @@ impl CpuLoader {
 }
 
 impl CpuLoader {
-    /// Quantizes a weight, rounded to what is computed in, and packs its numbers.
+    /// Quantizes a weight, rounded to what is computed in, where it is not stored so, and packs its numbers.
     fn fp8_linear(&mut self, source: LinearSource<'_>) -> Result<CpuLinear, ModelError> {
         let kind = self.state.numerics.compute.kind();
-        let rows = Fp8Rows::of(&tensor_from_bytes(source.weight, kind)?)?;
+        let rows = match source.weight {
+            StoredLinearWeight::Float(weight) => Fp8Rows::of(&tensor_from_bytes(weight, kind)?)?,
+            StoredLinearWeight::Fp8(weight) => Fp8Rows::stored(weight)?,
+        };
         let (out_features, in_features) = rows.values.size2()?;
         let values = rows.values.f_to_kind(Kind::Float)?;
         let stored = StoredLinear {
@@ -158,27 +162,28 @@ impl Loader for CpuLoader {
 
     fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<CpuLinear, ModelError> {
         let numerics = self.state.numerics;
-        if role.is_fp8(numerics) {
-            return self.fp8_linear(source);
-        }
+        let of_weight = match source.weight {
+            StoredLinearWeight::Float(weight) if !role.is_fp8(numerics) => weight,
+            _ => return self.fp8_linear(source),
+        };
         let layout = match role {
             LinearRole::FirstOfMlp(activation) if activation.gated => Layout::Gated,
             _ => Layout::Plain,
         };
-        let &[out_features, in_features] = source.weight.shape else {
+        let &[out_features, in_features] = of_weight.shape else {
             return Err(ModelError::NoBackend {
                 backend: "fused",
                 reason: "a linear weight is not a matrix",
             });
         };
         // Weight and bias are one type to the kernels; a bias of another becomes float32 together with the weight.
-        let same = source.bias.is_none_or(|bias| bias.dtype == source.weight.dtype);
-        let (mut weight, mut bias) = (source.weight.bytes, source.bias.map(|bias| bias.bytes));
-        let mut dtype = source_dtype(source.weight.dtype);
+        let same = source.bias.is_none_or(|bias| bias.dtype == of_weight.dtype);
+        let (mut weight, mut bias) = (of_weight.bytes, source.bias.map(|bias| bias.bytes));
+        let mut dtype = source_dtype(of_weight.dtype);
         let widened;
         if !same {
             let wide = |part| tensor_from_bytes(part, Kind::Float);
-            widened = (wide(source.weight)?, source.bias.map(wide).transpose()?);
+            widened = (wide(of_weight)?, source.bias.map(wide).transpose()?);
             weight = view::bytes(&widened.0, "weight")?;
             bias = widened.1.as_ref().map(|bias| view::bytes(bias, "bias")).transpose()?;
             dtype = SourceDType::F32;

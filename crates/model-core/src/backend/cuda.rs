@@ -7,6 +7,7 @@
 
 mod attention;
 mod experts;
+mod fp8;
 mod linear;
 mod loader;
 mod prompts;
@@ -17,7 +18,7 @@ use cuda_kernels::{
     DecodePlan, Embed, ModelKernels, NormHeads, Normalize, PlanDecode, PlanSizes, RotaryArrays,
 };
 use cuda_runtime::{Device, Stream};
-use model_spec::{HeadLayout, KvGroup, Numerics};
+use model_spec::{Activation, HeadLayout, KvGroup, Numerics, WeightFormat};
 use tch::{Kind, Tensor};
 
 pub(crate) use self::attention::CudaAttention;
@@ -34,7 +35,7 @@ use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
 use crate::layers::rotary::{RotaryId, RotaryTables};
 use crate::ops::Moe;
 use crate::ops::PiecedLinear;
-use crate::ops::{HeadNorms, Norm, StepState, TrialLinear};
+use crate::ops::{Epilogue, HeadNorms, LinearOp, Norm, Rows, StepState, TrialLinear};
 use crate::parallel::{HostRanks, SharedTable};
 use crate::upload::to_device;
 
@@ -65,13 +66,22 @@ pub(crate) struct CudaState {
     device_ranks: Option<DeviceRanks>,
 }
 
-/// The kernels for layers with these heads. Those of the first do all that no head matters to.
+/// The kernels for layers with such attention. Those of the first do all that no head matters to.
 #[derive(Debug)]
 struct HeadKernels {
-    heads: HeadLayout,
+    shape: HeadShape,
     kernels: ModelKernels,
     /// The attention of the current decode step; there when room was made for such steps.
     plan: Option<DecodePlan>,
+}
+
+/// What kernels and plans of attention depend on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct HeadShape {
+    heads: HeadLayout,
+    is_capped: bool,
+    /// How many keys a row sees, where not all.
+    local_tokens: Option<usize>,
 }
 
 /// float32 `[num_positions, half_dims]` each.
@@ -205,13 +215,42 @@ impl StepState for CudaState {
         Ok(out)
     }
 
+    fn norm_rows(&mut self, x: &Tensor, norm: &Norm) -> Result<Rows, ModelError> {
+        match self.numerics.weights {
+            WeightFormat::Fp8 => Ok(Rows::Fp8(self.norm_fp8(x, norm)?)),
+            WeightFormat::Float(_) => Ok(Rows::Plain(self.norm(x, norm)?)),
+        }
+    }
+
+    fn run_rows(&mut self, linear: &CudaLinear, x: &Rows, epilogue: Epilogue) -> Result<Tensor, ModelError> {
+        match x {
+            Rows::Plain(x) => linear.run(x, epilogue, self),
+            Rows::Fp8(rows) => linear.run_fp8(rows, epilogue, self),
+        }
+    }
+
+    fn activated_rows(
+        &mut self,
+        fc1: &CudaLinear,
+        x: &Rows,
+        activation: Activation,
+    ) -> Result<Rows, ModelError> {
+        match fc1.activates_to_fp8(activation)? {
+            true => {
+                let y = self.run_rows(fc1, x, Epilogue::Store)?;
+                Ok(Rows::Fp8(self.activate_fp8(&y, activation)?))
+            }
+            false => Ok(Rows::Plain(self.run_rows(fc1, x, Epilogue::Activate(activation))?)),
+        }
+    }
+
     fn norm_heads(
         &mut self,
         qkv: &mut Tensor,
         heads: HeadLayout,
         HeadNorms { query, key, .. }: &HeadNorms,
     ) -> Result<(), ModelError> {
-        let known = self.heads.iter().find(|known| known.heads == heads).ok_or(NOT_PLANNED)?;
+        let known = self.heads.iter().find(|known| known.shape.heads == heads).ok_or(NOT_PLANNED)?;
         let launch = NormHeads {
             normalization: query.normalization,
             qkv,
@@ -261,11 +300,12 @@ impl StepState for CudaState {
 
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError> {
         self.rotary.grow(max_blocks_per_seq * BLOCK_SIZE_TOKENS);
-        for HeadKernels { heads, kernels, plan } in &mut self.heads {
+        for HeadKernels { shape, kernels, plan } in &mut self.heads {
             let sizes = PlanSizes {
                 max_rows: max_rows as i64,
                 max_blocks: max_blocks_per_seq as i64,
-                num_groups: heads.num_query_groups as i64,
+                num_groups: shape.heads.num_query_groups as i64,
+                local_tokens: shape.local_tokens.map(|tokens| tokens as i64),
             };
             *plan = Some(DecodePlan::new(kernels, &self.device, sizes)?);
         }

@@ -22,7 +22,9 @@ use crate::kinds::TensorFormat;
 use crate::kv_cache::{KvCache, KvPool};
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::ModelRanks;
-use crate::ops::{Experts, HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
+use crate::ops::{
+    Experts, HeadNorms, LinearRole, LinearSource, Loader, Norm, StepState, StoredLinearWeight, WeightBytes,
+};
 use crate::ops::{Router, SharedExpert};
 use crate::parallel::HostRanks;
 use crate::upload::to_device;
@@ -93,8 +95,8 @@ impl StepState for PlainState {
             let grouped = rows.f_view([ROWS_PER_BLOCK, groups, queries_per_group + 2, channels])?;
             let part = |start, len| grouped.f_narrow(2, start, len)?.f_contiguous();
             let kind = self.numerics.compute.kind();
-            let queries = normalised(&part(0, queries_per_group)?, &norms.query)?.f_to_kind(kind)?;
-            let keys = normalised(&part(queries_per_group, 1)?, &norms.key)?.f_to_kind(kind)?;
+            let queries = normed_heads(&part(0, queries_per_group)?, &norms.query)?.f_to_kind(kind)?;
+            let keys = normed_heads(&part(queries_per_group, 1)?, &norms.key)?.f_to_kind(kind)?;
             let all = Tensor::f_cat(&[queries, keys, part(queries_per_group + 1, 1)?], 2)?;
             Ok(all.f_view(rows.size().as_slice())?)
         })?;
@@ -103,6 +105,23 @@ impl StepState for PlainState {
 
     fn ranks(&mut self) -> &mut HostRanks {
         &mut self.ranks
+    }
+}
+
+/// float32 norm of heads, `[rows, groups, heads of a group, channels]`, whose gains are for all of them or `[heads, channels]`.
+fn normed_heads(x: &Tensor, norm: &Norm) -> Result<Tensor, ModelError> {
+    if norm.gain.dim() == 1 {
+        return normalised(x, norm);
+    }
+    let (_, groups, heads, channels) = x.size4()?;
+    let ones = norm.gain.f_select(0, 0)?.f_ones_like()?;
+    let plain = Norm { gain: ones, bias: None, ..*norm };
+    let normed = normalised(x, &plain)?;
+    let of_heads = |values: &Tensor| values.f_view([groups, heads, channels]);
+    let normed = normed.f_mul(&of_heads(&norm.gain)?)?;
+    match &norm.bias {
+        Some(bias) => Ok(normed.f_add(&of_heads(bias)?)?),
+        None => Ok(normed),
     }
 }
 
@@ -158,12 +177,24 @@ impl Loader for PlainLoader {
     fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<PlainLinear, ModelError> {
         let numerics = self.numerics();
         let kind = role.kind(numerics);
-        let weight = self.tensor(source.weight, kind)?;
         let bias = source.bias.map(|bias| self.tensor(bias, kind)).transpose()?;
-        if role.is_fp8(numerics) {
-            return Ok(PlainLinear { weight: PlainWeight::Fp8(Fp8Rows::of(&weight)?), bias });
-        }
-        Ok(PlainLinear { weight: PlainWeight::Float(weight), bias })
+        let weight = match source.weight {
+            StoredLinearWeight::Fp8(stored) => {
+                let Fp8Rows { values, scales } = Fp8Rows::stored(stored)?;
+                let device = self.state.device;
+                let rows =
+                    Fp8Rows { values: values.f_to_device(device)?, scales: scales.f_to_device(device)? };
+                PlainWeight::Fp8(rows)
+            }
+            StoredLinearWeight::Float(weight) => {
+                let weight = self.tensor(weight, kind)?;
+                match role.is_fp8(numerics) {
+                    true => PlainWeight::Fp8(Fp8Rows::of(&weight)?),
+                    false => PlainWeight::Float(weight),
+                }
+            }
+        };
+        Ok(PlainLinear { weight, bias })
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<PlainAttention, ModelError> {

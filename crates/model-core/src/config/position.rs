@@ -80,6 +80,21 @@ fn parse_factors(
     let bad = |expected: String, actual: String| Err(ModelError::BadValue { key: KEY, expected, actual });
     let Some(written) = &raw.rope_scaling else { return Ok(None) };
     let RawRopeScaling { factors, short_factor, long_factor, original_max_position_embeddings, .. } = written;
+    if let Some(factor) = raw.positive(KEY, written.dynamic_factor.as_ref())? {
+        // There the base grows with the longest sequence of a batch, and keys that are cached keep the frequencies they had:
+        // no sequence has one text.
+        let original = raw.size(KEY, original_max_position_embeddings.as_ref())?.unwrap_or(0);
+        if factor != 1.0 && encoder_seq_length > original {
+            return Err(ModelError::BadValue {
+                key: "encoder_seq_length",
+                expected: format!(
+                    "at most {original}: beyond, `dynamic` frequencies follow from the longest sequence of a batch \
+                     (`rope_scaling.dynamic_factor`)"
+                ),
+                actual: encoder_seq_length.to_string(),
+            });
+        }
+    }
     let list = match (factors, short_factor, long_factor) {
         (None, None, None) => return Ok(None),
         (Some(factors), None, None) => factors,

@@ -149,6 +149,7 @@ pub(crate) struct RawRopeScaling {
     pub(super) short_factor: Option<Vec<RawNumber>>,
     pub(super) long_factor: Option<Vec<RawNumber>>,
     pub(super) attention_factor: Option<RawNumber>,
+    pub(super) dynamic_factor: Option<RawNumber>,
 }
 
 const SQRT_SCALAR: &str = "sqrt_query_pre_attn_scalar";
@@ -171,6 +172,8 @@ pub struct RawModelConfig {
     pub(super) layernorm_epsilon: Option<RawNumber>,
     pub(super) activation: Option<String>,
     pub(super) openai_gelu: Option<bool>,
+    pub(super) bias_activation_fusion: Option<bool>,
+    pub(super) bias_gelu_fusion: Option<bool>,
     pub(super) bias: Option<bool>,
     pub(super) qkv_bias: Option<bool>,
     pub(super) position_embedding_type: Option<String>,

@@ -66,7 +66,7 @@ fn nulls_and_absent_keys_take_the_defaults_of_nemo() {
     let heads = HeadLayout { num_attention_heads: 4, num_query_groups: 4, kv_channels: 16 };
     assert_eq!((config.uniform.heads, config.uniform.ffn_hidden_size), (heads, 256));
     assert_eq!(config.uniform.norm.normalization, Normalization::LayerNorm);
-    assert_eq!(config.uniform.activation, Activation { nonlinearity: Nonlinearity::Gelu, gated: false });
+    assert_eq!(config.uniform.activation, Activation { nonlinearity: Nonlinearity::GeluTanh, gated: false });
     assert_eq!(config.uniform.position_embedding, PositionEmbedding::LearnedAbsolute);
     assert!(config.uniform.bias && config.uniform.qkv_bias && config.uniform.output.tied);
     assert_eq!(config.uniform.norm.epsilon, 1e-5);
@@ -106,11 +106,26 @@ fn every_activation_has_its_function_and_gate() {
         ("fast-reglu", Nonlinearity::Relu, true),
     ];
     for (name, nonlinearity, gated) in cases {
-        let config = parse(&json!({ "activation": name })).unwrap();
+        let config = parse(&json!({ "activation": name, "bias_activation_fusion": false })).unwrap();
         assert_eq!(config.uniform.activation, Activation { nonlinearity, gated });
         let config = parse(&json!({ "activation": name, "openai_gelu": true })).unwrap();
         assert_eq!(config.uniform.activation, Activation { nonlinearity: Nonlinearity::GeluTanh, gated });
     }
+}
+
+#[test]
+fn which_gelu_it_is_follows_from_the_keys_of_fusion() {
+    let of = |keys: serde_json::Value| parse(&keys).map(|config| config.uniform.activation.nonlinearity);
+    assert_eq!(of(json!({})).unwrap(), Nonlinearity::GeluTanh);
+    assert_eq!(of(json!({ "bias_gelu_fusion": true })).unwrap(), Nonlinearity::GeluTanh);
+    assert_eq!(of(json!({ "bias": false })).unwrap(), Nonlinearity::Gelu);
+    let both = json!({ "bias_gelu_fusion": false, "bias_activation_fusion": false });
+    assert_eq!(of(both).unwrap(), Nonlinearity::Gelu);
+    let other = json!({ "bias_gelu_fusion": false, "activation": "squared-relu" });
+    assert_eq!(of(other).unwrap(), Nonlinearity::SquaredRelu);
+    let refused = |keys| of(keys).unwrap_err().to_string();
+    insta::assert_snapshot!(refused(json!({ "bias_gelu_fusion": false })), @"model config key `bias_gelu_fusion` is `false`, a GELU that NeMo up to 1.9 computes by the error function and later versions in its tanh form, which is not supported; use `++model.bias_activation_fusion=false` for the former, `=true` for the latter");
+    insta::assert_snapshot!(refused(json!({ "bias": false, "bias_activation_fusion": true })), @"model config key `bias_activation_fusion` must be `false` with `activation: gelu` and `bias: false`, which NeMo does not fuse, not `true`");
 }
 
 /// A model with experts and these keys, which come last.

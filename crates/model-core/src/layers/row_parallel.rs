@@ -3,7 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
-use crate::ops::{Epilogue, LinearOp, PiecedLinear, StepState, tensor_bytes};
+use crate::ops::{Epilogue, PiecedLinear, Rows, StepState, tensor_bytes};
 
 /// A linear layer that adds to the residual stream.
 pub(crate) enum RowParallel<S: StepState> {
@@ -15,18 +15,19 @@ pub(crate) enum RowParallel<S: StepState> {
 
 impl<S: StepState> RowParallel<S> {
     /// `residual` with the product of `x`, `[num_tokens, in_features of this rank]`, added.
-    pub(crate) fn add_to(&self, residual: Tensor, x: &Tensor, at: &mut S) -> Result<Tensor, ModelError> {
+    pub(crate) fn add_to(&self, residual: Tensor, x: &Rows, at: &mut S) -> Result<Tensor, ModelError> {
         match self {
-            Self::Chain(linear) => linear.run(x, Epilogue::AddTo(residual), at),
-            Self::Tree(pieced) => at.add_pieces(pieced, x, residual),
+            Self::Chain(linear) => at.run_rows(linear, x, Epilogue::AddTo(residual)),
+            Self::Tree(pieced) => at.add_pieces(pieced, x.plain()?, residual),
         }
     }
 
     /// The product of `x` alone, `[num_tokens, hidden_size]`.
-    pub(crate) fn output(&self, x: &Tensor, kind: Kind, at: &mut S) -> Result<Tensor, ModelError> {
+    pub(crate) fn output(&self, x: &Rows, kind: Kind, at: &mut S) -> Result<Tensor, ModelError> {
         match self {
-            Self::Chain(linear) => linear.run(x, Epilogue::Store, at),
+            Self::Chain(linear) => at.run_rows(linear, x, Epilogue::Store),
             Self::Tree(pieced) => {
+                let x = x.plain()?;
                 let nothing = Tensor::f_zeros([x.size2()?.0, pieced.hidden_size], (kind, x.device()))?;
                 at.add_pieces(pieced, x, nothing)
             }

@@ -3,7 +3,7 @@
 //! Logits, weights and sums are float32; the sum is added to the residual stream and rounded once. How experts are computed
 //! is up to the backend ([`StepState::run_experts`]).
 
-use model_spec::{Activation, Float, MoeSpec, Numerics, RouterSpec, WeightFormat};
+use model_spec::{Activation, MoeSpec, Numerics, RouterSpec, WeightFormat};
 use tch::{Kind, Tensor};
 use torch_ext::view;
 
@@ -143,9 +143,6 @@ pub(crate) fn refuse_experts_on_gpu(
         Err(ModelError::Unsupported { key, value: value.to_string(), feature, needs })
     };
     let experts = &spec.experts;
-    if numerics.compute == Float::Fp32 {
-        return refuse("precision", &32, "experts in float32 on a GPU with the fast engine", plain);
-    }
     if numerics.weights == WeightFormat::Fp8 {
         return refuse("quantization", &"fp8", "experts in FP8 on a GPU", "bf16, or a CPU");
     }

@@ -41,12 +41,12 @@ pub(super) fn repeated(order: &[usize], num_heads: usize) -> Vec<usize> {
     (0..num_heads).flat_map(|head| order.iter().map(move |dim| head * order.len() + dim)).collect()
 }
 
-/// The rows of `bytes` in another order.
-pub(super) fn reorder(bytes: &[u8], order: &[usize]) -> Vec<u8> {
-    let row_bytes = bytes.len() / order.len().max(1);
-    let mut reordered = Vec::with_capacity(bytes.len());
+/// The rows of `elems` in another order.
+pub(super) fn reorder<T: Copy>(elems: &[T], order: &[usize]) -> Vec<T> {
+    let row_elems = elems.len() / order.len().max(1);
+    let mut reordered = Vec::with_capacity(elems.len());
     for &row in order {
-        reordered.extend_from_slice(bytes.get(row * row_bytes..(row + 1) * row_bytes).unwrap_or_default());
+        reordered.extend_from_slice(elems.get(row * row_elems..(row + 1) * row_elems).unwrap_or_default());
     }
     reordered
 }

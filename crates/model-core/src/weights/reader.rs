@@ -1,5 +1,7 @@
 //! Reads weights by name, checks them, and remembers which, so that none is left out silently.
 
+mod fp8;
+
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,7 +15,9 @@ use super::{explain, interleaved};
 use crate::ModelError;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::ops::PiecedLinear;
-use crate::ops::{Experts, LinearRole, LinearSource, Loader, Norm, StepState, WeightBytes};
+use crate::ops::{
+    Experts, Fp8Bytes, LinearRole, LinearSource, Loader, Norm, StepState, StoredLinearWeight, WeightBytes,
+};
 use crate::ops::{Router, SharedExpert};
 
 /// How many unknown tensors an error names.
@@ -38,6 +42,30 @@ struct Stored<'a> {
     bytes: Cow<'a, [u8]>,
     dtype: StoredFloat,
     shape: Vec<u64>,
+}
+
+/// What a rank reads of a weight that is held in FP8 and comes so.
+struct StoredFp8<'a> {
+    numbers: Cow<'a, [u8]>,
+    scales: Vec<f32>,
+    shape: Vec<u64>,
+}
+
+/// The weight of a linear layer.
+enum StoredWeight<'a> {
+    Float(Stored<'a>),
+    Fp8(StoredFp8<'a>),
+}
+
+impl StoredWeight<'_> {
+    fn weight(&self) -> StoredLinearWeight<'_> {
+        match self {
+            Self::Float(stored) => StoredLinearWeight::Float(stored.weight()),
+            Self::Fp8(StoredFp8 { numbers, scales, shape }) => {
+                StoredLinearWeight::Fp8(Fp8Bytes { numbers, scales, shape })
+            }
+        }
+    }
 }
 
 impl Stored<'_> {
@@ -72,7 +100,7 @@ impl<'a, L: Loader> Reader<'a, L> {
             .filter(|name| name.starts_with(prefix) && !is_not_a_weight(name))
             .filter(|name| source.mapped_bytes(name).is_none())
             .filter_map(|name| Some((name, source.meta(name)?)))
-            .filter(|(_, meta)| StoredFloat::of(meta.dtype).is_some())
+            .filter(|(name, meta)| StoredFloat::of(meta.dtype).is_some() && !self.is_kept_in_fp8(name))
             .collect();
         let read = |&(name, meta): &(&str, &TensorMeta)| {
             let tensor = spec.tensor(parse_name(name)?).ok()?;
@@ -81,7 +109,10 @@ impl<'a, L: Loader> Reader<'a, L> {
             }
             Some((
                 name.to_owned(),
-                read_regions(source, name, meta.dtype, &tensor.regions(place).ok()?).ok()?,
+                read_regions(name, meta.dtype.size_bytes(), &tensor.regions(place).ok()?, |region, dst| {
+                    source.read(name, region, dst)
+                })
+                .ok()?,
             ))
         };
         self.ahead = to_copy.par_iter().filter_map(read).collect();
@@ -129,7 +160,10 @@ impl<'a, L: Loader> Reader<'a, L> {
         num_pieces: usize,
     ) -> Result<PiecedLinear<<L::State as StepState>::Linear>, ModelError> {
         let bias = self.spec.tensor(weight.with_part(Part::Bias)).ok();
-        let weight = self.stored(&self.needed(weight)?)?;
+        let weight = match LinearRole::Plain.is_fp8(self.loader.numerics()) {
+            true => StoredWeight::Fp8(self.fp8_part(&self.needed(weight)?)?),
+            false => StoredWeight::Float(self.stored(&self.needed(weight)?)?),
+        };
         let bias = bias.map(|bias| self.tensor(&bias, Kind::Float)).transpose()?;
         let num_pieces = (num_pieces / self.tp_size().max(1)).max(1);
         let parts = self.loader.pieces(LinearSource { weight: weight.weight(), bias: None }, num_pieces)?;
@@ -144,10 +178,25 @@ impl<'a, L: Loader> Reader<'a, L> {
     ) -> Result<<L::State as StepState>::Linear, ModelError> {
         let layer = weight.layer;
         let bias = self.spec.tensor(TensorId { module, part: Part::Bias, ..weight }).ok();
-        let mut weight = self.stored(&self.needed(weight)?)?;
+        let weight = self.needed(weight)?;
+        let weight = match role.is_fp8(self.loader.numerics()) && self.is_kept_in_fp8(&weight.name) {
+            true => {
+                let mut stored = self.fp8_part(&weight)?;
+                if let Some(order) = self.order(layer, module, &stored.shape) {
+                    stored.numbers = Cow::Owned(interleaved::reorder(&stored.numbers, &order));
+                    stored.scales = interleaved::reorder(&stored.scales, &order);
+                }
+                StoredWeight::Fp8(stored)
+            }
+            false => {
+                let mut stored = self.stored(&weight)?;
+                self.put_in_order(layer, module, &mut stored);
+                StoredWeight::Float(stored)
+            }
+        };
         let mut bias = bias.map(|bias| self.stored(&bias)).transpose()?;
-        for stored in std::iter::once(&mut weight).chain(&mut bias) {
-            self.put_in_order(layer, module, stored);
+        if let Some(bias) = &mut bias {
+            self.put_in_order(layer, module, bias);
         }
         let source = LinearSource { weight: weight.weight(), bias: bias.as_ref().map(Stored::weight) };
         self.loader.linear(source, role)
@@ -171,24 +220,28 @@ impl<'a, L: Loader> Reader<'a, L> {
 
     /// Puts what is interleaved for the rotation into the order of the layers.
     fn put_in_order(&self, layer: Option<usize>, module: Module, stored: &mut Stored<'_>) {
+        if let Some(order) = self.order(layer, module, &stored.shape) {
+            stored.bytes = Cow::Owned(interleaved::reorder(&stored.bytes, &order));
+        }
+    }
+
+    /// The order of rows of a tensor that is interleaved for the rotation.
+    fn order(&self, layer: Option<usize>, module: Module, shape: &[u64]) -> Option<Vec<usize>> {
         let attention =
             layer.and_then(|idx| self.spec.layers.get(idx)?.attention.clone()).map(|mut attention| {
                 attention.heads = attention.heads.of_rank(self.place.tp_size as usize);
                 attention
             });
         let attention = attention.as_ref();
-        let order = match module {
+        match module {
             Module::Qkv => attention.and_then(interleaved::row_order),
             Module::QNorm | Module::KNorm => attention.and_then(|attention| {
                 let order = interleaved::head_order(attention)?;
                 // Each head's gains, one after the other, where every head has its own.
-                let num_heads = if attention.norm_per_head { stored.shape.first().copied()? } else { 1 };
+                let num_heads = if attention.norm_per_head { shape.first().copied()? } else { 1 };
                 Some(interleaved::repeated(&order, num_heads as usize))
             }),
             _ => None,
-        };
-        if let Some(order) = order {
-            stored.bytes = Cow::Owned(interleaved::reorder(&stored.bytes, &order));
         }
     }
 
@@ -204,6 +257,22 @@ impl<'a, L: Loader> Reader<'a, L> {
     }
 
     fn stored(&mut self, tensor: &TensorSpec) -> Result<Stored<'a>, ModelError> {
+        let (dtype, elem_bytes) = self.checked(tensor)?;
+        let name = &tensor.name;
+        let regions = tensor.regions(self.place)?;
+        let bytes = match (self.source.mapped_bytes(name), self.ahead.remove(name)) {
+            (Some(mapped), _) => take_regions(mapped, &tensor.shape(), elem_bytes, &regions),
+            (None, Some(read)) => Cow::Owned(read),
+            (None, None) => {
+                let read = |region: &Region, dst: &mut [u8]| self.source.read(name, region, dst);
+                Cow::Owned(read_regions(name, elem_bytes, &regions, read)?)
+            }
+        };
+        Ok(Stored { bytes, dtype, shape: shape_of(&regions) })
+    }
+
+    /// The type of a tensor's numbers and the bytes of one. It is read from now on.
+    fn checked(&mut self, tensor: &TensorSpec) -> Result<(StoredFloat, usize), ModelError> {
         let meta = self.meta(tensor)?;
         let (name, shape) = (&tensor.name, tensor.shape());
         if meta.shape != shape {
@@ -217,17 +286,7 @@ impl<'a, L: Loader> Reader<'a, L> {
         let dtype = StoredFloat::of(meta.dtype)
             .ok_or_else(|| ModelError::NotFloat { name: name.clone(), actual: meta.dtype.name() })?;
         self.used.insert(name.clone());
-        let regions = tensor.regions(self.place)?;
-        let bytes = match (self.source.mapped_bytes(name), self.ahead.remove(name)) {
-            (Some(mapped), _) => take_regions(mapped, &shape, meta.dtype.size_bytes(), &regions),
-            (None, Some(read)) => Cow::Owned(read),
-            (None, None) => Cow::Owned(read_regions(self.source, name, meta.dtype, &regions)?),
-        };
-        let mut shape = regions.first().map(Region::shape).unwrap_or_default();
-        if let Some(num_rows) = shape.first_mut() {
-            *num_rows = regions.iter().filter_map(|region| region.shape().first().copied()).sum();
-        }
-        Ok(Stored { bytes, dtype, shape })
+        Ok((dtype, meta.dtype.size_bytes()))
     }
 
     /// A tensor that the model has.
@@ -266,6 +325,15 @@ impl<'a, L: Loader> Reader<'a, L> {
         }
         Ok(self.used.iter().filter_map(|name| self.source.meta(name)?.num_elems()).sum())
     }
+}
+
+/// Of regions one under the other.
+fn shape_of(regions: &[Region]) -> Vec<u64> {
+    let mut shape = regions.first().map(Region::shape).unwrap_or_default();
+    if let Some(num_rows) = shape.first_mut() {
+        *num_rows = regions.iter().filter_map(|region| region.shape().first().copied()).sum();
+    }
+    shape
 }
 
 /// Left over by training or recomputed here: FP8 state, stored rotary frequencies, a reward model's head.

@@ -2,20 +2,20 @@
 
 use std::borrow::Cow;
 
-use nemo_format::{DType, Region, TensorSource};
+use nemo_format::{FormatError, Region};
 
 use crate::ModelError;
 use crate::columns::columns;
 
 /// The regions of a tensor one under the other, read out of the checkpoint.
 pub(super) fn read_regions(
-    source: &dyn TensorSource,
     name: &str,
-    dtype: DType,
+    elem_bytes: usize,
     regions: &[Region],
+    read: impl Fn(&Region, &mut [u8]) -> Result<(), FormatError>,
 ) -> Result<Vec<u8>, ModelError> {
     let regions = joined(regions);
-    let sizes = regions.iter().map(|region| size_bytes(region, dtype.size_bytes()));
+    let sizes = regions.iter().map(|region| size_bytes(region, elem_bytes));
     let num_bytes = sizes.fold(0, usize::saturating_add);
     let mut buffer = Vec::new();
     buffer.try_reserve_exact(num_bytes).map_err(|_| {
@@ -24,8 +24,8 @@ pub(super) fn read_regions(
     buffer.resize(num_bytes, 0);
     let mut rest = buffer.as_mut_slice();
     for region in &regions {
-        let (dst, behind) = rest.split_at_mut(size_bytes(region, dtype.size_bytes()));
-        source.read(name, region, dst)?;
+        let (dst, behind) = rest.split_at_mut(size_bytes(region, elem_bytes));
+        read(region, dst)?;
         rest = behind;
     }
     Ok(buffer)
@@ -58,6 +58,13 @@ pub(super) fn take_regions<'a>(
         [region] => take(region),
         several => Cow::Owned(several.iter().map(take).collect::<Vec<_>>().concat()),
     }
+}
+
+/// What the rows of regions, one under the other, have in `of_rows`.
+pub(super) fn take_rows(of_rows: &[f32], regions: &[Region]) -> Vec<f32> {
+    let rows = regions.iter().filter_map(|region| region.ranges.first());
+    let taken = rows.filter_map(|rows| of_rows.get(rows.start as usize..rows.end as usize));
+    taken.flatten().copied().collect()
 }
 
 /// The same rows in as few regions as they are: the halves of a gated layer that no ranks share are one.

@@ -12,7 +12,7 @@ use super::base_model::BaseModel;
 use super::{Adapter, Matrix, Pair, floats};
 use crate::adapter_names::Rows;
 use crate::convert_dtype::{convert_into, is_float};
-use crate::{DType, FormatError, Region, TensorMeta, TensorSource};
+use crate::{DType, FormatError, Fp8Weights, Region, TensorMeta, TensorSource};
 
 /// The type in which merged weights are presented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -236,5 +236,26 @@ impl<S: TensorSource> TensorSource for AdaptedSource<S> {
             true => None,
             false => self.base.mapped_bytes(name),
         }
+    }
+
+    fn fp8(&self) -> Option<&dyn Fp8Weights> {
+        self.base.fp8().map(|_| self as &dyn Fp8Weights)
+    }
+}
+
+/// A sum is no longer as its weight is stored.
+impl<S: TensorSource> Fp8Weights for AdaptedSource<S> {
+    fn row_scales(&self, name: &str) -> Option<Vec<f32>> {
+        self.base.fp8().filter(|_| !self.merged.contains_key(name))?.row_scales(name)
+    }
+
+    fn read_numbers(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError> {
+        let stored = self.base.fp8().filter(|_| !self.merged.contains_key(name));
+        let stored = stored.ok_or_else(|| FormatError::MissingTensor { name: name.to_owned() })?;
+        stored.read_numbers(name, region, dst)
+    }
+
+    fn mapped_numbers(&self, name: &str) -> Option<&[u8]> {
+        self.base.fp8().filter(|_| !self.merged.contains_key(name))?.mapped_numbers(name)
     }
 }

@@ -71,6 +71,8 @@ pub(super) enum RopeFactors {
     Fixed { factors: Vec<f64>, attention_factor: f64 },
     /// Two: up to the original length, and beyond.
     ByLength { short: Vec<f64>, long: Vec<f64>, original_length: u64, attention_factor: f64 },
+    /// None up to this length; beyond, they follow from the longest sequence of a batch (`dynamic`).
+    UpTo { length: u64, factor: f64 },
 }
 
 /// Which linear layers have biases.
@@ -256,6 +258,7 @@ impl ModelArch {
         })?;
         config.set("activation", Node::from(activation));
         config.set("openai_gelu", Node::Bool(openai_gelu));
+        config.set("bias_activation_fusion", Node::Bool(false));
         match self.biases() {
             Biases::None => {}
             Biases::Qkv => config.set("qkv_bias", Node::Bool(true)),
@@ -376,6 +379,11 @@ impl ModelArch {
                 set_list("long_factor", long);
                 config.set("rope_scaling.original_max_position_embeddings", int(*original_length));
                 attention_factor
+            }
+            RopeFactors::UpTo { length, factor } => {
+                config.set("rope_scaling.dynamic_factor", Node::Float(*factor));
+                config.set("rope_scaling.original_max_position_embeddings", int(*length));
+                return;
             }
         };
         config.set("rope_scaling.attention_factor", Node::Float(*attention_factor));

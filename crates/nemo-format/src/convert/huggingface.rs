@@ -368,7 +368,7 @@ fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeExtension, Forma
              or remove the factor"
         )));
     }
-    let (is_yarn, has_lists) = (kind == "yarn", rope_lists::TYPES.contains(&kind));
+    let (is_yarn, has_lists) = (kind == "yarn", kind != "dynamic" && rope_lists::TYPES.contains(&kind));
     for (key, is_stated, is_used) in [
         ("short_factor", rope.short_factor.is_some(), has_lists && !is_yarn),
         ("long_factor", rope.long_factor.is_some(), has_lists && !is_yarn),
@@ -425,7 +425,7 @@ fn rope_scaling(rope: &HfRope, config: &HfConfig) -> Result<RopeExtension, Forma
         Some(kind) if rope_lists::TYPES.contains(&kind) => Ok(RopeExtension::Factors),
         Some(other) => Err(config.unsupported(
             &format!("rope_scaling of type `{other}`"),
-            "supported types are `default`, `linear`, `llama3`, `longrope` and `yarn`",
+            "supported types are `default`, `linear`, `dynamic`, `llama3`, `longrope` and `yarn`",
         )),
     }
 }

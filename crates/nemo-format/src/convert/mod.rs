@@ -8,6 +8,7 @@ mod arch;
 mod canonical;
 mod export;
 mod family;
+mod fp8;
 mod gguf;
 mod gguf_keys;
 mod huggingface;
@@ -29,6 +30,7 @@ use model_spec::{Module, Part, TensorId};
 
 use self::arch::ModelArch;
 use self::canonical::canonical;
+pub use self::fp8::Quantization;
 use self::huggingface::{HfModel, understand};
 use crate::adapter::{self, AdaptedSource, Precision};
 use crate::gguf::MAGIC;
@@ -51,6 +53,8 @@ use crate::{
 pub struct ConvertOptions<'a> {
     /// The floating-point type to write. By default a GGUF file becomes bf16 and anything else keeps its own.
     pub dtype: Option<DType>,
+    /// What linear layers are written in, where that is not the type of all others.
+    pub quantization: Option<Quantization>,
     /// A tokenizer to put into the archive instead of the input's: a folder, a `tokenizer.json` or a `.model` file.
     pub tokenizer: Option<PathBuf>,
     /// LoRA adapters to add to the weights, in this order.
@@ -93,6 +97,8 @@ pub struct ConvertReport {
     pub input: InputKind,
     /// The type of the written weights.
     pub dtype: DType,
+    /// What linear layers were written in, where that is not this type.
+    pub quantization: Option<Quantization>,
     /// What was written.
     pub written: WriteReport,
     /// What the user should know of the result.
@@ -129,6 +135,11 @@ pub fn convert_checkpoint(
         return Err(FormatError::OutputExists { path: output.to_owned() });
     }
     let mut converted = load(input, options)?;
+    if let Some(Quantization::Fp8) = options.quantization {
+        let quantized = fp8::quantized(converted.source, converted.dtype)?;
+        fp8::put_note(&mut converted.notes, &quantized);
+        converted.source = Box::new(quantized);
+    }
     let is_nemo = converted.input == InputKind::Nemo;
     let source_notes = converted.notes.iter().filter_map(|note| match note {
         // What a `.nemo` recorded before stands in its configuration.
@@ -151,7 +162,8 @@ pub fn convert_checkpoint(
         &*converted.source,
         &write_options,
     )?;
-    Ok(ConvertReport { input: converted.input, dtype: converted.dtype, written, notes })
+    let quantization = options.quantization;
+    Ok(ConvertReport { input: converted.input, dtype: converted.dtype, quantization, written, notes })
 }
 
 /// Converts `input` to a Hugging Face folder at `output`: a Llama, a Mistral, a Mixtral, a Qwen2 or a Qwen3
@@ -170,13 +182,21 @@ pub fn export_huggingface(
     }
     let converted = load(input, options)?;
     let (input, mut notes) = (converted.input, converted.notes.clone());
-    let exported = export::export(converted, options.dtype)?;
-    notes.extend(exported.notes);
+    let export::Exported { mut files, source, dtype, notes: of_export } =
+        export::export(converted, options.dtype)?;
+    notes.extend(of_export);
+    let source: Box<dyn TensorSource> = match options.quantization {
+        Some(Quantization::Fp8) => {
+            let quantized = fp8::quantized_folder(source, dtype, &mut files)?;
+            fp8::put_note(&mut notes, &quantized);
+            Box::new(quantized)
+        }
+        None => Box::new(source),
+    };
     let write_options =
         WriteOptions { dtype: None, overwrite: options.overwrite, progress: options.progress };
-    let written =
-        write_hf_folder(output, &exported.files, &exported.source, &write_options, MAX_SHARD_BYTES)?;
-    Ok(ConvertReport { input, dtype: exported.dtype, written, notes })
+    let written = write_hf_folder(output, &files, &source, &write_options, MAX_SHARD_BYTES)?;
+    Ok(ConvertReport { input, dtype, quantization: options.quantization, written, notes })
 }
 
 fn load(input: &Path, options: &ConvertOptions<'_>) -> Result<Converted, FormatError> {

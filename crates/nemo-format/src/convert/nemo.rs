@@ -16,12 +16,11 @@ use super::{
 use crate::adapter::Precision;
 use crate::checkpoint::{CheckpointKind, without_hashes};
 use crate::huggingface::HfTokenizer;
-use crate::{Artifact, Checkpoint, DType, FormatError, Region, TensorMeta, TensorSource};
+use crate::te_layers::WHOLE_TE_LAYER;
+use crate::{Artifact, Checkpoint, DType, FormatError, Fp8Weights, Region, TensorMeta, TensorSource};
 
 /// Values that name a file of the archive, or did where the checkpoint was saved.
 const ARTIFACT_KEYS: [&str; 3] = ["tokenizer.model", "tokenizer.vocab_file", "tokenizer.merge_file"];
-/// A layer specification with names of its own, which the written file no longer has.
-const WHOLE_TE_LAYER: &str = "megatron_gpt_full_te_layer_autocast";
 const TARGET: &str = "nemo.collections.nlp.models.language_modeling.megatron_gpt_model.MegatronGPTModel";
 
 /// Presents an open checkpoint for writing. Artifacts are renamed by their content.
@@ -52,6 +51,10 @@ pub(super) fn rewrite(input: &Path, options: &ConvertOptions<'_>) -> Result<Conv
     let dtype = options.dtype.unwrap_or(source_dtype);
     if options.dtype.is_some() {
         config.set("precision", precision(dtype));
+    }
+    let num_tensors = checkpoint.num_fp8_weights();
+    if num_tensors > 0 {
+        notes.push(ConvertNote::NoLongerFp8 { num_tensors, dtype });
     }
     let source = Box::new(Tensors(checkpoint));
     Ok(Converted { input: InputKind::Nemo, config, artifacts, source, dtype, notes })
@@ -143,6 +146,10 @@ impl TensorSource for Tensors {
 
     fn mapped_bytes(&self, name: &str) -> Option<&[u8]> {
         self.0.tensors().mapped_bytes(name)
+    }
+
+    fn fp8(&self) -> Option<&dyn Fp8Weights> {
+        self.0.tensors().fp8()
     }
 }
 

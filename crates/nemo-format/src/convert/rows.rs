@@ -3,12 +3,14 @@
 //! Fused QKV, fused gate and up, transposed weights, and llama.cpp's rotary row order are all lists of row ranges, so
 //! one reader serves every architecture and both directions.
 
+mod fp8;
+
 use std::ops::Range;
 
 use indexmap::IndexMap;
 
 use crate::convert_dtype::{convert_into, is_float};
-use crate::{DType, FormatError, Region, TensorMeta, TensorSource};
+use crate::{DType, FormatError, Fp8Weights, Region, TensorMeta, TensorSource};
 
 /// Rows of one tensor of the source.
 #[derive(Clone, Debug)]
@@ -92,6 +94,14 @@ impl RowSource {
         pieces.filter_map(|piece| Some((piece.from.tensor()?, piece.rows.end - piece.rows.start)))
     }
 
+    /// Tensors that are made of such tensors alone.
+    pub(super) fn names_made_of(&self, is_such: impl Fn(&str) -> bool) -> impl Iterator<Item = &str> {
+        let tensors = self.tensors.iter().filter(move |(_, tensor)| {
+            tensor.pieces.iter().all(|piece| piece.from.tensor().is_some_and(&is_such))
+        });
+        tensors.map(|(name, _)| name.as_str())
+    }
+
     /// How many rows a used tensor has: columns, where it is transposed.
     pub(super) fn num_rows(&self, from: &str) -> u64 {
         let is_row = |piece: &Piece| matches!(&piece.from, PieceFrom::Row(name) if name == from);
@@ -172,6 +182,31 @@ impl RowSource {
         Ok(num_rounded)
     }
 
+    /// Calls `read` with what each piece has of the rows of `region`: the piece, rows of its tensor, and their bytes in `dst`.
+    fn read_pieces(
+        tensor: &RowTensor,
+        region: &Region,
+        dst: &mut [u8],
+        mut read: impl FnMut(&PieceFrom, Range<u64>, &mut [u8]) -> Result<(), FormatError>,
+    ) -> Result<(), FormatError> {
+        let Some(wanted) = region.ranges.first().filter(|_| !dst.is_empty()) else { return Ok(()) };
+        let row_bytes = dst.len() / (wanted.end - wanted.start) as usize;
+        let mut rest = dst;
+        let mut piece_start = 0;
+        for piece in &tensor.pieces {
+            let piece_end = piece_start + (piece.rows.end - piece.rows.start);
+            let (start, end) = (wanted.start.max(piece_start), wanted.end.min(piece_end));
+            if start < end {
+                let (part, tail) = rest.split_at_mut((end - start) as usize * row_bytes);
+                let first = piece.rows.start + (start - piece_start);
+                read(&piece.from, first..first + (end - start), part)?;
+                rest = tail;
+            }
+            piece_start = piece_end;
+        }
+        Ok(())
+    }
+
     /// Reads rows `rows` of a piece (counted from its tensor's first) with the columns of `region`, in the
     /// tensor's own type.
     fn read_stored(
@@ -211,10 +246,7 @@ impl RowSource {
                 let mut stored = vec![0; (heads.end - heads.start) as usize * row_bytes];
                 self.inner.read(name, &with_rows(heads.clone()), &mut stored)?;
                 for (row, dst) in rows.zip(dst.chunks_exact_mut(row_bytes)) {
-                    let (head, in_head) = (row / head_dim, row % head_dim);
-                    let half = head_dim / 2;
-                    let stored_row = head * head_dim + in_head % half * 2 + in_head / half;
-                    let at = (stored_row - heads.start) as usize * row_bytes;
+                    let at = (paired_row(row, *head_dim) - heads.start) as usize * row_bytes;
                     dst.copy_from_slice(&stored[at..at + row_bytes]);
                 }
                 Ok(())
@@ -225,6 +257,13 @@ impl RowSource {
     fn stored_dtype(&self, from: &PieceFrom) -> Option<DType> {
         Some(self.inner.meta(from.tensor()?)?.dtype)
     }
+}
+
+/// Where llama.cpp has a row of the half-split rotary order.
+fn paired_row(row: u64, head_dim: u64) -> u64 {
+    let (head, in_head) = (row / head_dim, row % head_dim);
+    let half = head_dim / 2;
+    head * head_dim + in_head % half * 2 + in_head / half
 }
 
 /// The error that the weights lack `from`, which `name` is made of.
@@ -260,33 +299,19 @@ impl TensorSource for RowSource {
         let tensor =
             self.tensors.get(name).ok_or_else(|| FormatError::MissingTensor { name: name.to_owned() })?;
         tensor.meta.check_region(name, region, dst.len())?;
-        let Some(wanted) = region.ranges.first().filter(|_| !dst.is_empty()) else { return Ok(()) };
-        let row_bytes = dst.len() / (wanted.end - wanted.start) as usize;
-        let mut rest = dst;
-        let mut piece_start = 0;
-        for piece in &tensor.pieces {
-            let piece_end = piece_start + (piece.rows.end - piece.rows.start);
-            let (start, end) = (wanted.start.max(piece_start), wanted.end.min(piece_end));
-            if start < end {
-                let (part, tail) = rest.split_at_mut((end - start) as usize * row_bytes);
-                let first = piece.rows.start + (start - piece_start);
-                let rows = first..first + (end - start);
-                let dtype = tensor.meta.dtype;
-                match self.stored_dtype(&piece.from).filter(|&stored| stored != dtype || tensor.shift != 0.0)
-                {
-                    None => self.read_stored(&piece.from, rows, region, part)?,
-                    Some(stored_dtype) => {
-                        let num_elems = part.len() / dtype.size_bytes();
-                        let mut stored = vec![0; num_elems * stored_dtype.size_bytes()];
-                        self.read_stored(&piece.from, rows, region, &mut stored)?;
-                        convert_into(&stored, stored_dtype, part, dtype, tensor.shift);
-                    }
+        let dtype = tensor.meta.dtype;
+        Self::read_pieces(tensor, region, dst, |from, rows, part| {
+            match self.stored_dtype(from).filter(|&stored| stored != dtype || tensor.shift != 0.0) {
+                None => self.read_stored(from, rows, region, part)?,
+                Some(stored_dtype) => {
+                    let num_elems = part.len() / dtype.size_bytes();
+                    let mut stored = vec![0; num_elems * stored_dtype.size_bytes()];
+                    self.read_stored(from, rows, region, &mut stored)?;
+                    convert_into(&stored, stored_dtype, part, dtype, tensor.shift);
                 }
-                rest = tail;
             }
-            piece_start = piece_end;
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn mapped_bytes(&self, name: &str) -> Option<&[u8]> {
@@ -294,5 +319,8 @@ impl TensorSource for RowSource {
         let [Piece { from: PieceFrom::Tensor(from), .. }] = tensor.pieces.as_slice() else { return None };
         let is_same = self.inner.meta(from)? == &tensor.meta && tensor.shift == 0.0;
         is_same.then(|| self.inner.mapped_bytes(from))?
+    }
+    fn fp8(&self) -> Option<&dyn Fp8Weights> {
+        self.inner.fp8().map(|_| self as &dyn Fp8Weights)
     }
 }

@@ -1,5 +1,6 @@
 mod export;
 mod families;
+mod fp8;
 mod refusals;
 
 use std::fs;

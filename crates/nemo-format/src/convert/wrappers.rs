@@ -6,7 +6,7 @@
 use indexmap::IndexMap;
 
 use crate::names::NameMap;
-use crate::{FormatError, Region, SourceNote, TensorMeta, TensorSource};
+use crate::{FormatError, Fp8Weights, Region, SourceNote, TensorMeta, TensorSource};
 
 /// The attribute in which each wrapper keeps the model.
 const WRAPPERS: [&str; 5] =
@@ -111,5 +111,25 @@ impl TensorSource for Unwrapped {
 
     fn mapped_bytes(&self, name: &str) -> Option<&[u8]> {
         self.inner.mapped_bytes(self.stored(name)?)
+    }
+
+    fn fp8(&self) -> Option<&dyn Fp8Weights> {
+        self.inner.fp8().map(|_| self as &dyn Fp8Weights)
+    }
+}
+
+impl Fp8Weights for Unwrapped {
+    fn row_scales(&self, name: &str) -> Option<Vec<f32>> {
+        self.inner.fp8()?.row_scales(self.stored(name)?)
+    }
+
+    fn read_numbers(&self, name: &str, region: &Region, dst: &mut [u8]) -> Result<(), FormatError> {
+        let stored = self.inner.fp8().zip(self.stored(name));
+        let (inner, name) = stored.ok_or_else(|| FormatError::MissingTensor { name: name.to_owned() })?;
+        inner.read_numbers(name, region, dst)
+    }
+
+    fn mapped_numbers(&self, name: &str) -> Option<&[u8]> {
+        self.inner.fp8()?.mapped_numbers(self.stored(name)?)
     }
 }

@@ -4,6 +4,7 @@
 //! parallelism. Optimizer state and `_extra_state` are skipped unread. Written by
 //! `megatron.core.dist_checkpointing`, whose `metadata.json` marks the folder.
 
+mod halves;
 mod torch_dist;
 mod zarr;
 
@@ -74,6 +75,7 @@ pub(crate) fn open(archive: &Arc<Archive>, folder: &str) -> Result<DistCkpt, For
         ShardedBackend::TorchDist => torch_dist::arrays(archive, folder)?,
         ShardedBackend::Zarr => zarr::arrays(archive, folder)?,
     };
+    let arrays = halves::joined(arrays)?;
     let mut source = PiecedSource::new(Arc::clone(archive));
     let mut stored = Vec::new();
     for array in arrays {

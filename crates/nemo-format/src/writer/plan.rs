@@ -10,6 +10,7 @@ use indexmap::IndexMap;
 use model_spec::{EXPERTS, LAYERS, Module};
 
 use super::torch_item::{ALIGNMENT, TorchItem};
+use crate::fp8::weight_of_scale;
 use crate::{DType, FormatError, TensorSource};
 
 /// What the experts' tensors are called in place of [`EXPERTS`] and a number.
@@ -73,6 +74,8 @@ fn stack(
     let (last, first) = (members.last(), members.first());
     let first = meta_of(first.ok_or_else(|| bad("it has no layers"))?.1)?;
     let counts: Vec<u64> = last.map(|(at, _)| at.iter().map(|idx| idx + 1).collect()).unwrap_or_default();
+    // Numbers in FP8 are not rounded, and so are not their scales.
+    let dtype = dtype.filter(|_| weight_of_scale(&name).is_none());
     let target = convertible(first.dtype, dtype).map_err(|to| FormatError::UnsupportedConversion {
         name: name.clone(),
         from: first.dtype,

@@ -50,14 +50,20 @@ impl TorchItem {
     pub(super) fn tensor(dtype: DType, shape: &[u64]) -> Self {
         let num_elems: u64 = shape.iter().product();
         let mut pickle = Pickle::new(2);
-        pickle.call("torch._utils", "_rebuild_tensor_v2", |arguments| {
+        // Types that are younger than typed storages have storages of bytes.
+        let (rebuild, storage_class) = match storage_class(dtype) {
+            Some(class) => ("_rebuild_tensor_v2", ("torch", class)),
+            None => ("_rebuild_tensor_v3", ("torch.storage", "UntypedStorage")),
+        };
+        let is_untyped = rebuild == "_rebuild_tensor_v3";
+        pickle.call("torch._utils", rebuild, |arguments| {
             arguments.persistent(|id| {
                 id.tuple(|id| {
                     id.text("storage");
-                    id.global("torch", storage_class(dtype));
+                    id.global(storage_class.0, storage_class.1);
                     id.text("0");
                     id.text("cpu");
-                    id.int(num_elems);
+                    id.int(if is_untyped { num_elems * dtype.size_bytes() as u64 } else { num_elems });
                 });
             });
             arguments.int(0);
@@ -71,6 +77,9 @@ impl TorchItem {
             arguments.tuple(|items| strides.iter().rev().for_each(|&stride| items.int(stride)));
             arguments.bool(false);
             arguments.call("collections", "OrderedDict", |_| {});
+            if is_untyped {
+                arguments.global("torch", dtype.name());
+            }
         });
         Self::plan(pickle.finish(), Some(num_elems * dtype.size_bytes() as u64))
     }
@@ -155,8 +164,9 @@ impl TorchItem {
     }
 }
 
-fn storage_class(dtype: DType) -> &'static str {
-    match dtype {
+/// The class of a storage of elements of this type alone.
+fn storage_class(dtype: DType) -> Option<&'static str> {
+    Some(match dtype {
         DType::F64 => "DoubleStorage",
         DType::F32 => "FloatStorage",
         DType::F16 => "HalfStorage",
@@ -166,9 +176,9 @@ fn storage_class(dtype: DType) -> &'static str {
         DType::I16 => "ShortStorage",
         DType::I8 => "CharStorage",
         DType::U8 => "ByteStorage",
-        DType::F8E4M3 => "Float8_e4m3fnStorage",
+        DType::F8E4M3 => return None,
         DType::Bool => "BoolStorage",
-    }
+    })
 }
 
 fn central_extra(member: &Member) -> u64 {

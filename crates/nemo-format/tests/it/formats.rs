@@ -1,6 +1,6 @@
 //! Every way that a checkpoint is stored holds the same tensors, bit for bit.
 
-use nemo_format::{Checkpoint, Region};
+use nemo_format::{Checkpoint, ConvertOptions, Region, convert_checkpoint};
 
 use crate::fixtures::{assert_same_tensors, check, converted, fixture};
 
@@ -137,6 +137,7 @@ bias: false
 normalization: layernorm
 activation: fast-swiglu
 openai_gelu: false
+bias_activation_fusion: false
 precision: bf16
 tensor_model_parallel_size: 1
 pipeline_model_parallel_size: 1
@@ -150,4 +151,61 @@ tokenizer:
     let reference = checkpoint.model_config().get("tokenizer.model").and_then(|node| node.as_str()).unwrap();
     let original = std::fs::read(fixture("tokenizers/llama_bpe.model")).unwrap();
     assert!(checkpoint.artifact(reference).unwrap() == original);
+}
+
+/// A Mixtral as NeMo 2 saves it: the fields of `MixtralConfig`, and arrays that count layers and experts.
+#[test]
+fn experts_of_nemo_2_are_those_of_nemo_1() {
+    const FIELDS: &str = "
+_target_: nemo.collections.llm.gpt.model.mixtral.MixtralModel
+config:
+  _target_: nemo.collections.llm.gpt.model.mixtral.MixtralConfig8x7B
+  num_layers: 2
+  hidden_size: 32
+  ffn_hidden_size: 40
+  moe_ffn_hidden_size: 40
+  num_attention_heads: 4
+  num_query_groups: 2
+  seq_length: 64
+  normalization: RMSNorm
+  layernorm_epsilon: 1.0e-05
+  gated_linear_unit: true
+  activation_func:
+    _call_: false
+    _target_: torch.nn.functional.silu
+  add_bias_linear: false
+  bias_activation_fusion: true
+  position_embedding_type: rope
+  rotary_percent: 1.0
+  rotary_base: 1000000.0
+  share_embeddings_and_output_weights: false
+  num_moe_experts: 4
+  moe_aux_loss_coeff: 0.01
+  moe_router_topk: 2
+  moe_router_pre_softmax: false
+  moe_token_dispatcher_type: alltoall
+  moe_router_load_balancing_type: aux_loss
+  bf16: true
+";
+    let scratch = tempfile::tempdir().unwrap();
+    let archive = scratch.path().join("converted.nemo");
+    convert_checkpoint(&fixture("families/mixtral"), &archive, &ConvertOptions::default()).unwrap();
+    let folder = scratch.path().join("nemo2");
+    tar::Archive::new(std::fs::File::open(&archive).unwrap()).unpack(&folder).unwrap();
+    std::fs::rename(folder.join("model_weights"), folder.join("weights")).unwrap();
+    std::fs::remove_file(folder.join("model_config.yaml")).unwrap();
+    std::fs::create_dir(folder.join("context")).unwrap();
+    std::fs::write(folder.join("context/model.yaml"), FIELDS).unwrap();
+    let (one, two) = (Checkpoint::open(&archive).unwrap(), Checkpoint::open(&folder).unwrap());
+    assert_eq!(two.format(), "NeMo 2.0 folder, torch_dist");
+    for name in one.tensors().names() {
+        assert!(one.tensors().read_whole(name).unwrap() == two.tensors().read_whole(name).unwrap(), "{name}");
+    }
+    assert_eq!(one.tensors().names().count(), two.tensors().names().count());
+    let keys =
+        ["num_moe_experts", "moe_router_topk", "moe_router_pre_softmax", "moe_ffn_hidden_size", "activation"];
+    for key in keys {
+        assert_eq!(one.model_config().get(key), two.model_config().get(key), "{key}");
+    }
+    assert!(two.notes().is_empty(), "{:?}", two.notes());
 }

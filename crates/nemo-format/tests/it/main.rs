@@ -6,5 +6,6 @@ mod bridge;
 mod damaged;
 mod fixtures;
 mod formats;
+mod fp8;
 mod megatron_lm;
 mod writing;

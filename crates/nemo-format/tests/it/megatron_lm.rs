@@ -102,6 +102,7 @@ qkv_bias: false
 normalization: layernorm
 activation: gelu
 openai_gelu: true
+bias_activation_fusion: false
 precision: 32
 tensor_model_parallel_size: 1
 pipeline_model_parallel_size: 1

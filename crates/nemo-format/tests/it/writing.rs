@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use crate::fixtures::{converted, fixture};
 
-struct Memory(BTreeMap<String, (TensorMeta, Vec<u8>)>);
+pub(crate) struct Memory(pub(crate) BTreeMap<String, (TensorMeta, Vec<u8>)>);
 
 impl TensorSource for Memory {
     fn names(&self) -> Box<dyn Iterator<Item = &str> + '_> {

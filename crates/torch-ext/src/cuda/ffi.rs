@@ -15,6 +15,7 @@ pub(super) struct TeVarlen {
     pub(super) max_k: i64,
     pub(super) scale: f64,
     pub(super) is_causal: i32,
+    pub(super) window_left: i32,
 }
 
 unsafe extern "C" {

@@ -13,6 +13,8 @@ use crate::{BadTensor, ExtError};
 pub enum Mask {
     /// Its own position and those before, counted from the end of the keys.
     Causal,
+    /// The last so many of these, its own among them.
+    Window(usize),
     /// Every key of its sequence.
     Full,
 }
@@ -84,7 +86,11 @@ pub fn varlen_with(step: &Varlen<'_>) -> Result<Tensor, ExtError> {
         max_q: queries.max_len,
         max_k: keys.max_len,
         scale,
-        is_causal: i32::from(mask == Mask::Causal),
+        is_causal: i32::from(mask != Mask::Full),
+        window_left: match mask {
+            Mask::Window(tokens) => i32::try_from(tokens.saturating_sub(1)).unwrap_or(i32::MAX),
+            Mask::Causal | Mask::Full => -1,
+        },
     };
     let mut out = std::ptr::null_mut();
     // SAFETY: all tensors live over the call, and the shim takes six pointers of which the last may be null.

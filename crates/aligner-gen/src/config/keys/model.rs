@@ -4,7 +4,7 @@ use super::Key;
 
 const BLOCK: &str = "model.parallel_attention";
 
-pub(super) const KEYS: [Key; 85] = [
+pub(super) const KEYS: [Key; 87] = [
     Key::dropped("model.target"),
     Key::dropped("model.nemo_version"),
     Key::read_as("model.tokenizer", "tokenizer"),
@@ -21,6 +21,8 @@ pub(super) const KEYS: [Key; 85] = [
     Key::read("model.layernorm_epsilon"),
     Key::read("model.activation"),
     Key::read_as("model.openai_gelu", "model.activation"),
+    Key::read_as("model.bias_activation_fusion", "model.activation"),
+    Key::refused("model.bias_gelu_fusion"),
     Key::read("model.bias"),
     Key::read("model.qkv_bias"),
     Key::read("model.qk_layernorm"),

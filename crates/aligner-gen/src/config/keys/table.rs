@@ -2,7 +2,7 @@
 
 use super::Key;
 
-pub(super) const KEYS: [Key; 137] = [
+pub(super) const KEYS: [Key; 139] = [
     Key::closed("trainer.generation"),
     Key::closed("exp_manager"),
     Key::closed("pretrained_checkpoint"),
@@ -78,6 +78,9 @@ pub(super) const KEYS: [Key; 137] = [
     // Several tensor-parallel ranks add in another order than one does.
     Key::read_as("model.tensor_model_parallel_size", "model.generation.reduction"),
     Key::neutral("model.pipeline_model_parallel_size"),
+    // Of the user alone, too.
+    Key::refused("model.expert_model_parallel_size"),
+    Key::refused("model.expert_tensor_parallel_size"),
     Key::read("model.generation.reduction"),
     Key::read("model.generation.num_responses_to_gen"),
     Key::read("model.generation.sampling_params.use_greedy"),

@@ -76,6 +76,8 @@ fn a_key_is_read_when_its_row_says_so() {
         "model.tokenizer",
         "model.tensor_model_parallel_size",
         "model.pipeline_model_parallel_size",
+        "model.expert_model_parallel_size",
+        "model.expert_tensor_parallel_size",
     ];
     read.extend(apart.map(str::to_owned));
     // Blocks whose keys have rows of their own.

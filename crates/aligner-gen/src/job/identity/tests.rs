@@ -132,6 +132,8 @@ const OF_THE_MODEL: &[Change] = &[
     ("model.layernorm_epsilon", &[], &["1e-6"]),
     ("model.activation", &[], &["fast-swiglu"]),
     ("model.openai_gelu", &[], &["true"]),
+    ("model.bias_activation_fusion", &["++model.bias=true"], &["false"]),
+    ("model.bias_gelu_fusion", &["++model.bias=true"], &["false"]),
     ("model.bias", &[], &["true"]),
     ("model.qkv_bias", &[], &["true"]),
     ("model.qk_layernorm", &[], &["true"]),

@@ -4,7 +4,7 @@ use super::*;
 use crate::test_compile::{ARCHS, check, check_for};
 
 fn config(kind: Kind, head_dim: u32, queries_per_group: u32) -> KernelConfig {
-    KernelConfig { kind, head_dim, queries_per_group, has_fp8_kv: false }
+    KernelConfig { kind, head_dim, queries_per_group, has_fp8_kv: false, scores: ScoreKind::default() }
 }
 
 #[test]
@@ -40,16 +40,11 @@ fn experts_compile() {
         (Kind::BFloat16, (Nonlinearity::Silu, Gating::Gated), TileRows::Short),
         (Kind::BFloat16, (Nonlinearity::Silu, Gating::Gated), TileRows::Tall),
         (Kind::Half, (Nonlinearity::Gelu, Gating::Plain), TileRows::Tall),
+        (Kind::Float, (Nonlinearity::Silu, Gating::Gated), TileRows::Short),
+        (Kind::Float, (Nonlinearity::Gelu, Gating::Plain), TileRows::Tall),
     ] {
-        check(&config(kind, 128, 8).moe(activation, rows).unwrap());
+        check(&config(kind, 128, 8).moe(activation, rows));
     }
-    assert_eq!(
-        config(Kind::Float, 128, 1)
-            .moe((Nonlinearity::Silu, Gating::Gated), TileRows::Short)
-            .unwrap_err()
-            .to_string(),
-        "no kernels: the type of experts must be bfloat16 or float16, not Float"
-    );
 }
 
 #[test]
@@ -58,12 +53,12 @@ fn fp8_compiles_where_there_is_wgmma() {
     let bf16 = config(Kind::BFloat16, 128, 1);
     check_for(&bf16.quantize(newer).unwrap(), newer);
     check_for(&config(Kind::Half, 128, 1).quantize(newer).unwrap(), newer);
-    // One group and two, with the sums of one chain of products and of two.
-    for (num_rows, num_out) in [(1, 4_096), (64, 28_672), (256, 4_096), (8_192, 28_672)] {
-        let shape = Fp8Shape::of(num_rows, num_out, 132, 227 * 1024).unwrap();
+    // One group, two that share rows and two that share columns, with the sums of one, two and four chains of products.
+    for (num_rows, num_out) in [(1, 4_096), (64, 28_672), (256, 4_096), (256, 28_672), (8_192, 28_672)] {
+        let shape = Fp8Shape::of(num_rows, num_out, 132);
         check_for(&bf16.gemm_fp8(newer, &shape).unwrap(), newer);
     }
-    let shape = Fp8Shape::of(1, 64, 132, 227 * 1024).unwrap();
+    let shape = Fp8Shape::of(1, 64, 132);
     assert_eq!(
         bf16.gemm_fp8(older, &shape).unwrap_err().to_string(),
         "no kernels: the compute capability of the GPU for FP8 linear layers must be 9.0, not 8.0"
@@ -88,6 +83,19 @@ fn attention_compiles_for_all_kinds_of_heads() {
         let config = config(kind, head_dim, queries_per_group);
         config.check(ARCHS[0]).unwrap();
         check(&config.attention());
+    }
+}
+
+#[test]
+fn windows_and_capped_scores_compile() {
+    let [_, newer] = ARCHS;
+    for (is_capped, is_local) in [(true, false), (false, true), (true, true)] {
+        for kind in [Kind::BFloat16, Kind::Float] {
+            let plain = config(kind, 256, 2);
+            let config = KernelConfig { scores: ScoreKind { is_capped, is_local }, ..plain };
+            check(&config.attention());
+            check_for(&KernelConfig { has_fp8_kv: true, ..config }.attention(), newer);
+        }
     }
 }
 

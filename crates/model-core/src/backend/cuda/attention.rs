@@ -29,6 +29,10 @@ pub(crate) struct CudaAttention {
     pub(super) scale: f64,
     /// The same as the in-house kernels take it.
     pub(super) scale_f32: f32,
+    /// What scores are capped at.
+    pub(super) softcap: Option<f64>,
+    /// How many keys a row sees, its own among them, where that is not all before it.
+    pub(super) local_tokens: Option<usize>,
     /// Index of its [`HeadKernels`].
     pub(super) heads_idx: usize,
     pub(super) rotary: Option<RotaryId>,
@@ -74,9 +78,17 @@ impl AttentionOp<CudaState> for CudaAttention {
                 let plan = plan.as_ref().ok_or(NO_ROOM)?;
                 let rotary = self.rotary.map(|id| at.rotary(id)).transpose()?;
                 let out = at.empty(&self.query_shape(num_rows), at.numerics.compute.kind())?;
-                let scale = self.scale_f32;
-                let launch =
-                    DecodeAttentionQkv { qkv, rotary, cache: layer, block_tables, plan, scale, out: &out };
+                let (scale, softcap) = (self.scale_f32, self.softcap_f32());
+                let launch = DecodeAttentionQkv {
+                    qkv,
+                    rotary,
+                    cache: layer,
+                    block_tables,
+                    plan,
+                    scale,
+                    softcap,
+                    out: &out,
+                };
                 kernels.decode_attention_qkv(&at.stream()?, &launch)?;
                 out
             }
@@ -88,6 +100,9 @@ impl AttentionOp<CudaState> for CudaAttention {
         match at.numerics.compute.kind() {
             // cuBLAS's float32 GEMMs have other bits with other numbers of rows.
             Kind::Float => None,
+            _ if self.softcap.is_some() => None,
+            // It is not known that flash attention has the same bits where a window begins inside a block of keys.
+            _ if self.local_tokens.is_some() => None,
             _ => Some(FLASH_CUT_TOKENS),
         }
     }
@@ -133,9 +148,10 @@ impl CudaAttention {
             let launch = GatherCache { cache, slots: &cached.slots, k_out: &keys, v_out: &values };
             kernels.gather_cache(&stream, &launch)?;
         }
-        if kind == Kind::Float {
+        // Flash attention has neither float32 nor caps.
+        if kind == Kind::Float || self.softcap.is_some() {
             let packed = PackedQkv { queries: &queries, keys: &keys, values: &values };
-            return self.attend_f32(packed, step);
+            return Ok(self.attend_unfused(packed, step)?.f_to_kind(kind)?);
         }
         let (key_starts, max_keys) = match cached {
             Some(cached) => (&cached.cu_seqlens, cached.max_len_tokens),
@@ -150,7 +166,7 @@ impl CudaAttention {
             keys: PackedRows { cu_seqlens: key_starts, max_len: max_keys as i64 },
             used_keys: None,
             scale: f64::from(self.scale_f32),
-            mask: Mask::Causal,
+            mask: self.local_tokens.map_or(Mask::Causal, Mask::Window),
         })?)
     }
 
@@ -181,27 +197,35 @@ impl CudaAttention {
             kv_out: None,
         };
         kernels.rope_and_cache(&stream, &launch)?;
-        let launch =
-            DecodeAttention { q: &queries, cache, block_tables, plan, scale: self.scale_f32, out: &out };
+        let (scale, softcap) = (self.scale_f32, self.softcap_f32());
+        let launch = DecodeAttention { q: &queries, cache, block_tables, plan, scale, softcap, out: &out };
         kernels.decode_attention(&stream, &launch)?;
         Ok(out)
     }
 
-    /// Causal attention where flash attention has no float32, sequence by sequence.
-    fn attend_f32(&self, packed: PackedQkv<'_>, step: &AttentionContext) -> Result<Tensor, ModelError> {
+    fn softcap_f32(&self) -> Option<f32> {
+        self.softcap.map(|softcap| softcap as f32)
+    }
+
+    /// Causal attention in float32, where flash attention computes none, sequence by sequence.
+    fn attend_unfused(&self, packed: PackedQkv<'_>, step: &AttentionContext) -> Result<Tensor, ModelError> {
         let PackedQkv { queries, keys, values } = packed;
         let (num_rows, heads, channels) = queries.size3()?;
         let (groups, per_group) = (self.heads.num_query_groups as i64, self.heads.queries_per_group() as i64);
         let out = Tensor::f_zeros([num_rows, heads, channels], (Kind::Float, queries.device()))?;
-        // What else a rule can say is refused when a layer is loaded.
-        let rule = ScoreRule { scale: self.scale, softcap: None, local_tokens: None };
+        let rule = ScoreRule { scale: self.scale, softcap: self.softcap, local_tokens: self.local_tokens };
         let mut key_start = 0;
         for sequence in &step.sequences {
             let num_keys = sequence.num_keys() as i64;
             let rows =
                 |tensor: &Tensor| tensor.f_narrow(0, sequence.query_start as i64, sequence.query_len as i64);
-            let of_group =
-                |tensor: &Tensor| tensor.f_narrow(0, key_start, num_keys)?.f_transpose(0, 1)?.f_contiguous();
+            let of_group = |tensor: &Tensor| {
+                tensor
+                    .f_narrow(0, key_start, num_keys)?
+                    .f_transpose(0, 1)?
+                    .f_to_kind(Kind::Float)?
+                    .f_contiguous()
+            };
             let queries = rows(queries)?.f_view([-1, groups, per_group, channels])?;
             let attended =
                 attend(&queries, &of_group(keys)?, &of_group(values)?, rule, sequence.context_len)?;

@@ -1,6 +1,6 @@
 //! Mixtures of experts on a GPU: the router, all experts at once and their sum, without a word from the host.
 
-use cuda_kernels::{KernelConfig, MoeKernels, MoeWeights, RunMoe};
+use cuda_kernels::{KernelConfig, MoeKernels, MoeWeights, RunMoe, ScoreKind};
 use cuda_runtime::kernel_cache;
 use model_spec::{Activation, MoeSpec};
 use tch::Tensor;
@@ -83,6 +83,7 @@ impl CudaLoader {
             head_dim: 16,
             queries_per_group: 1,
             has_fp8_kv: false,
+            scores: ScoreKind::default(),
         };
         let inside = (activation.nonlinearity, gating(activation));
         let kernels = MoeKernels::load(&self.state.device, &config, inside, kernel_cache().as_deref())?;

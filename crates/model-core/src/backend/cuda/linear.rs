@@ -1,6 +1,6 @@
-//! Linear layers on a GPU: cuBLAS's GEMMs, the in-house one for small batches, and the in-house one in FP8.
+//! Linear layers on a GPU: cuBLAS's GEMMs and the in-house one for small batches. That in FP8 is in `fp8.rs`.
 
-use cuda_kernels::{Activate, E4M3, Fp8Out, Gating, Gemm, GemmFp8, GemmOut, QuantizeRows};
+use cuda_kernels::{Activate, Gating, Gemm, GemmOut};
 use model_spec::Activation;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
@@ -32,7 +32,7 @@ pub(super) enum CudaWeight {
 impl LinearOp<CudaState> for CudaLinear {
     fn run(&self, x: &Tensor, epilogue: Epilogue, at: &mut CudaState) -> Result<Tensor, ModelError> {
         match &self.weight {
-            CudaWeight::Fp8(weight) => self.run_fp8(x, weight, epilogue, at),
+            CudaWeight::Fp8(_) => self.run_fp8(&at.fp8_rows(x)?, epilogue, at),
             CudaWeight::Float(weight) if x.size2()?.0 <= at.max_small_batch => {
                 self.run_small(x, weight, epilogue, at)
             }
@@ -131,53 +131,13 @@ impl CudaLinear {
         }
     }
 
-    /// By the in-house FP8 GEMM, for any number of rows.
-    fn run_fp8(
-        &self,
-        x: &Tensor,
-        weight: &Fp8Rows,
-        epilogue: Epilogue,
-        at: &CudaState,
-    ) -> Result<Tensor, ModelError> {
-        let rows = at.fp8_rows(x)?;
-        let gemm = |bias: Option<&Tensor>, out: Fp8Out<'_>| -> Result<(), ModelError> {
-            let launch = GemmFp8 {
-                x: &rows.values,
-                x_scales: &rows.scales,
-                weight: &weight.values,
-                weight_scales: &weight.scales,
-                bias,
-                out,
-            };
-            Ok(at.kernels()?.gemm_fp8(&at.stream()?, &launch)?)
-        };
-        let rounded = || -> Result<Tensor, ModelError> {
-            let y = at.empty(&self.out_shape(x)?, at.numerics.compute.kind())?;
-            gemm(self.bias.as_ref(), Fp8Out::Rounded(&y))?;
-            Ok(y)
-        };
-        match epilogue {
-            Epilogue::Store => rounded(),
-            Epilogue::AddTo(residual) => {
-                gemm(None, Fp8Out::Added(&residual))?;
-                self.add_bias(residual)
-            }
-            Epilogue::Activate(activation) => activate(&rounded()?, activation, at),
-            Epilogue::Float32 => {
-                let logits = at.empty(&self.out_shape(x)?, Kind::Float)?;
-                gemm(None, Fp8Out::Float(&logits))?;
-                self.biased(logits)
-            }
-        }
-    }
-
     /// `[num_rows, out_features]`.
-    fn out_shape(&self, x: &Tensor) -> Result<[i64; 2], ModelError> {
+    pub(super) fn out_shape(&self, x: &Tensor) -> Result<[i64; 2], ModelError> {
         Ok([x.size2()?.0, self.weight.values().size2()?.0])
     }
 
     /// The residual plus the bias, in place.
-    fn add_bias(&self, mut residual: Tensor) -> Result<Tensor, ModelError> {
+    pub(super) fn add_bias(&self, mut residual: Tensor) -> Result<Tensor, ModelError> {
         if let Some(bias) = &self.bias {
             let _ = residual.f_add_(bias)?;
         }
@@ -185,7 +145,7 @@ impl CudaLinear {
     }
 
     /// Logits plus the bias, whose type may be narrower.
-    fn biased(&self, logits: Tensor) -> Result<Tensor, ModelError> {
+    pub(super) fn biased(&self, logits: Tensor) -> Result<Tensor, ModelError> {
         Ok(match &self.bias {
             Some(bias) => logits.f_add(bias)?,
             None => logits,
@@ -194,7 +154,7 @@ impl CudaLinear {
 }
 
 /// `[num_rows, ffn]` of the outputs of `linear_fc1`, by a kernel of its own.
-fn activate(y: &Tensor, activation: Activation, at: &CudaState) -> Result<Tensor, ModelError> {
+pub(super) fn activate(y: &Tensor, activation: Activation, at: &CudaState) -> Result<Tensor, ModelError> {
     let (num_rows, num_columns) = y.size2()?;
     let out = at.empty(&[num_rows, ffn_of(num_columns, activation)], at.numerics.compute.kind())?;
     let launch =
@@ -203,23 +163,11 @@ fn activate(y: &Tensor, activation: Activation, at: &CudaState) -> Result<Tensor
     Ok(out)
 }
 
-impl CudaState {
-    /// Rows in FP8, by the in-house kernel.
-    pub(super) fn fp8_rows(&self, x: &Tensor) -> Result<Fp8Rows, ModelError> {
-        let (num_rows, width) = x.size2()?;
-        let values = self.empty(&[num_rows, width], E4M3)?;
-        let scales = self.empty(&[num_rows], Kind::Float)?;
-        let launch = QuantizeRows { x, out: &values, scales: &scales };
-        self.kernels()?.quantize_rows(&self.stream()?, &launch)?;
-        Ok(Fp8Rows { values, scales })
-    }
-}
-
 pub(super) fn gating(activation: Activation) -> Gating {
     if activation.gated { Gating::Gated } else { Gating::Plain }
 }
 
 /// The width of an MLP whose `linear_fc1` has `num_out` outputs.
-fn ffn_of(num_out: i64, activation: Activation) -> i64 {
+pub(super) fn ffn_of(num_out: i64, activation: Activation) -> i64 {
     if activation.gated { num_out / 2 } else { num_out }
 }

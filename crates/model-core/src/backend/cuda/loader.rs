@@ -1,20 +1,22 @@
 //! Weights on their way to a GPU.
 
-use cuda_kernels::{KernelConfig, ModelKernels};
+use cuda_kernels::{E4M3, KernelConfig, ModelKernels, ScoreKind};
 use cuda_runtime::{Device, Uploader, kernel_cache};
-use model_spec::{AttentionSpec, HeadLayout, KvFormat, MoeSpec, Numerics, ShardPlace};
+use model_spec::{AttentionSpec, KvFormat, MoeSpec, Numerics, ShardPlace};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
 use super::linear::CudaWeight;
 use super::ranks::DeviceRanks;
-use super::{CudaAttention, CudaExperts, CudaLinear, CudaState, HeadKernels};
+use super::{CudaAttention, CudaExperts, CudaLinear, CudaState, HeadKernels, HeadShape};
 use crate::ModelError;
+use crate::fp8::Fp8Rows;
 use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::ModelRanks;
 use crate::ops::{
-    Experts, LinearRole, LinearSource, Loader, WeightBytes, refuse_on_gpu, scale_f32, split_pieces,
+    Experts, Fp8Bytes, LinearRole, LinearSource, Loader, StoredLinearWeight, WeightBytes, scale_f32,
+    split_pieces,
 };
 use crate::ops::{Router, SharedExpert};
 use crate::parallel::HostRanks;
@@ -61,21 +63,34 @@ impl CudaLoader {
         Ok(self)
     }
 
-    /// Index of the kernels for these heads, which are compiled, or taken from the cache on disk.
-    fn heads(&mut self, heads: HeadLayout) -> Result<usize, ModelError> {
+    /// Index of the kernels for such attention, which are compiled, or taken from the cache on disk.
+    fn heads(&mut self, shape: HeadShape) -> Result<usize, ModelError> {
         let CudaState { numerics, device, heads: known, .. } = &mut self.state;
-        if let Some(idx) = known.iter().position(|other| other.heads == heads) {
+        if let Some(idx) = known.iter().position(|other| other.shape == shape) {
             return Ok(idx);
         }
+        let HeadShape { heads, is_capped, local_tokens } = shape;
         let config = KernelConfig {
             kind: numerics.compute.kind(),
             head_dim: heads.kv_channels as u32,
             queries_per_group: heads.queries_per_group() as u32,
             has_fp8_kv: numerics.kv == KvFormat::Fp8,
+            scores: ScoreKind { is_capped, is_local: local_tokens.is_some() },
         };
         let kernels = ModelKernels::load(device, &config, kernel_cache().as_deref())?;
-        known.push(HeadKernels { heads, kernels, plan: None });
+        known.push(HeadKernels { shape, kernels, plan: None });
         Ok(known.len() - 1)
+    }
+}
+
+impl CudaLoader {
+    /// A weight that is stored in FP8: half the bytes to bring over, and nothing to compute.
+    fn stored_fp8(&mut self, weight: Fp8Bytes<'_>) -> Result<Fp8Rows, ModelError> {
+        let shape: Vec<i64> = weight.shape.iter().map(|&dim| dim as i64).collect();
+        let values = self.state.empty(&shape, E4M3)?;
+        self.uploader.upload(weight.numbers, &values)?;
+        let scales = Tensor::f_from_slice(weight.scales)?.f_to_device(values.device())?;
+        Ok(Fp8Rows { values, scales })
     }
 }
 
@@ -97,14 +112,20 @@ impl Loader for CudaLoader {
     fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<CudaLinear, ModelError> {
         let numerics = self.numerics();
         let kind = role.kind(numerics);
-        let weight = self.tensor(source.weight, kind)?;
-        let weight = if role.is_fp8(numerics) {
-            let (num_out, num_in) = weight.size2()?;
-            self.state.kernels()?.load_fp8(num_out, num_in)?;
-            CudaWeight::Fp8(self.state.fp8_rows(&weight)?)
-        } else {
-            CudaWeight::Float(weight)
+        let weight = match source.weight {
+            StoredLinearWeight::Fp8(stored) => CudaWeight::Fp8(self.stored_fp8(stored)?),
+            StoredLinearWeight::Float(weight) => {
+                let weight = self.tensor(weight, kind)?;
+                match role.is_fp8(numerics) {
+                    true => CudaWeight::Fp8(self.state.fp8_rows(&weight)?),
+                    false => CudaWeight::Float(weight),
+                }
+            }
         };
+        if let CudaWeight::Fp8(rows) = &weight {
+            let (num_out, num_in) = rows.values.size2()?;
+            self.state.kernels()?.load_fp8(num_out, num_in)?;
+        }
         let bias = source.bias.map(|bias| self.tensor(bias, kind)).transpose()?;
         Ok(CudaLinear { weight, bias })
     }
@@ -118,13 +139,17 @@ impl Loader for CudaLoader {
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CudaAttention, ModelError> {
-        refuse_on_gpu(spec, self.max_seq_len_tokens)?;
+        // A window as long as the longest sequence is none.
+        let local_tokens = spec.local_tokens.filter(|&tokens| tokens < self.max_seq_len_tokens);
+        let shape = HeadShape { heads: spec.heads, is_capped: spec.softcap.is_some(), local_tokens };
         Ok(CudaAttention {
             layer_idx,
             heads: spec.heads,
             scale: spec.scale,
             scale_f32: scale_f32(spec),
-            heads_idx: self.heads(spec.heads)?,
+            softcap: spec.softcap,
+            local_tokens,
+            heads_idx: self.heads(shape)?,
             rotary: spec.rotary.map(|config| self.state.rotary.add(&config)),
         })
     }

@@ -1,6 +1,6 @@
 //! What a GPU exchanges with those of the other tensor-parallel ranks.
 
-use cuda_kernels::{Inbox, KernelConfig, TensorRanks};
+use cuda_kernels::{Inbox, KernelConfig, ScoreKind, TensorRanks};
 use cuda_runtime::kernel_cache;
 use tch::{Kind, Tensor};
 
@@ -43,6 +43,7 @@ impl DeviceRanks {
             head_dim: 16,
             queries_per_group: 1,
             has_fp8_kv: false,
+            scores: ScoreKind::default(),
         };
         let group =
             TensorRanks::new(&state.device, &config, kernel_cache().as_deref(), inbox, (&handles, tp_rank))?;

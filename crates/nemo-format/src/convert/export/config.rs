@@ -4,8 +4,8 @@
 
 use hydra_config::Node;
 use model_spec::{
-    Activation, AttentionRule, BlockStyle, HeadLayout, MoeLayers, Multipliers, Nonlinearity, NormSpec,
-    Normalization, OutputSpec, PositionEmbedding, RopeScaling, TableRows, UniformSpec,
+    Activation, AttentionRule, BlockStyle, HeadLayout, MoeLayers, Multipliers, NemoActivation, Nonlinearity,
+    NormSpec, Normalization, OutputSpec, PositionEmbedding, RopeScaling, TableRows, UniformSpec,
 };
 use serde_json::{Map, Value, json};
 
@@ -82,13 +82,14 @@ pub(super) fn refused(what: &str) -> FormatError {
 }
 
 /// Keys that must be off: the targets compute nothing of the kind.
-const OFF: [&str; 21] = [
+const OFF: [&str; 22] = [
     "embedding_multiplier",
     "heterogeneous_layers_config_encoded_json",
     "logits_multiplier",
     "qk_layernorm_per_head",
     "residual_multiplier",
     "rope_scaling.attention_factor",
+    "rope_scaling.dynamic_factor",
     "apply_residual_connection_post_layernorm",
     "headscale",
     "heterogeneous_block_specs",
@@ -309,7 +310,14 @@ impl Kind<'_> {
 
 fn family(config: &NemoConfig<'_>, kind: &Kind<'_>) -> Result<(Family, Activation), FormatError> {
     let name = config.text("activation")?.unwrap_or("gelu");
-    let is_tanh_gelu = config.bool("openai_gelu")?.unwrap_or(false);
+    let keys = NemoActivation {
+        name,
+        openai_gelu: config.bool("openai_gelu")?.unwrap_or(false),
+        bias_activation_fusion: config.bool("bias_activation_fusion")?,
+        bias: config.bool("bias")?.unwrap_or(true),
+    };
+    let is_tanh_gelu =
+        keys.function().is_ok_and(|activation| activation.nonlinearity == Nonlinearity::GeluTanh);
     let is_scaled = config.bool("apply_embedding_scaling")?.unwrap_or(false);
     match (name, is_tanh_gelu, is_scaled) {
         ("swiglu" | "fast-swiglu", false, false) if !kind.is_gemma2 => {

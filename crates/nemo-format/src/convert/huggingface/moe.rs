@@ -5,9 +5,9 @@
 //! `norm_topk_prob` elsewhere), that is the softmax of the chosen logits, as Megatron-Core has it without
 //! `moe_router_pre_softmax`; else it is that with it.
 
-use model_spec::{ExpertsSpec, MoeLayers, RouterScore, RouterSpec, SharedExpertSpec};
+use model_spec::{ExpertsSpec, LocalLayers, MoeLayers, RouterScore, RouterSpec, SharedExpertSpec};
 
-use super::llama;
+use super::{listed_layers, llama};
 use crate::FormatError;
 use crate::convert::arch::{ModelArch, size};
 use crate::convert::family::Family;
@@ -34,7 +34,7 @@ pub(super) fn mixtral(config: &HfConfig) -> Result<ModelArch, FormatError> {
 /// Qwen with experts in all or some layers: beside a shared one (2), or with norms of query and key heads (3).
 pub(super) fn qwen(config: &HfConfig, family: Family) -> Result<ModelArch, FormatError> {
     let mut arch = llama(config, family)?;
-    refuse_windows(config, arch.model.num_layers)?;
+    arch.model.attention.local = windows(config, family, arch.model.num_layers)?;
     arch.tables.positions = config.u64(&["max_position_embeddings"])?.unwrap_or(32_768);
     let (default_groups, default_topk, default_width, default_experts) = match family {
         Family::Qwen2Moe => (16, 4, 1408, 60),
@@ -102,31 +102,35 @@ fn sparse_layers(config: &HfConfig, num_layers: usize) -> Result<Vec<bool>, Form
     Ok((0..num_layers as u64).map(|layer| !dense.contains(&layer) && (layer + 1) % step == 0).collect())
 }
 
-/// Windows are off by default. Every key is asked for, whichever of them count.
-fn refuse_windows(config: &HfConfig, num_layers: usize) -> Result<(), FormatError> {
+/// The layers with a window, which `use_sliding_window` switches on: in Qwen 3 all of them; in Qwen 2 those that are listed, or
+/// every second one, from the first on, below `max_window_layers`. Every key is asked for, whichever of them count.
+fn windows(config: &HfConfig, family: Family, num_layers: usize) -> Result<Option<LocalLayers>, FormatError> {
     let is_used = config.bool("use_sliding_window")?.unwrap_or(false);
     let default = (!config.mentions("sliding_window")).then_some(4096);
-    let window = config.u64(&["sliding_window"])?.or(default).filter(|&window| is_used && window > 0);
-    config.u64(&["max_window_layers"])?;
-    let has_list = config.has("layer_types");
-    let hint = "attention over all earlier positions is computed in every layer; a model trained so has \
-                `use_sliding_window: false`";
-    let kinds = config.texts("layer_types");
-    if let Some(kind) = kinds.iter().find(|kind| **kind != "full_attention") {
-        return Err(config.unsupported(&format!("`layer_types` with `{kind}`"), hint));
-    }
-    if has_list && kinds.len() != num_layers {
-        return Err(config.bad(format!(
-            "`layer_types` has {} entries and `num_hidden_layers` is {num_layers}",
-            kinds.len()
-        )));
-    }
-    match window.filter(|_| !has_list) {
-        Some(window) => {
-            Err(config
-                .unsupported(&format!("`use_sliding_window: true` with `sliding_window: {window}`"), hint))
+    let window = config.u64(&["sliding_window"])?.or(default).filter(|_| is_used);
+    let num_windowed = config.u64(&["max_window_layers"])?.unwrap_or(28);
+    let listed = config.has("layer_types").then(|| listed_layers(config, num_layers)).transpose()?;
+    let is_local = match (family, listed) {
+        (Family::Qwen2Moe, Some(listed)) => listed,
+        (Family::Qwen2Moe, None) => {
+            (0..num_layers as u64).map(|layer| is_used && layer % 2 == 0 && layer < num_windowed).collect()
         }
-        None => Ok(()),
+        // transformers does not look at a list there.
+        (_, Some(listed)) if listed.contains(&true) => {
+            let hint = "every layer of these models has the window that `use_sliding_window` switches on";
+            return Err(config.unsupported("`layer_types` with `sliding_attention`", hint));
+        }
+        _ => vec![window.is_some(); num_layers],
+    };
+    match (window, is_local.contains(&true)) {
+        (_, false) => Ok(None),
+        (Some(tokens @ 1..), true) => {
+            Ok(Some(LocalLayers { tokens: size(tokens), is_local, rotary_base: None }))
+        }
+        _ => {
+            let hint = "set `use_sliding_window` and `sliding_window`, or leave windows out";
+            Err(config.unsupported("layers with a window, and none of at least 1 token,", hint))
+        }
     }
 }
 

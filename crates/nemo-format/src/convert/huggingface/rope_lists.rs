@@ -1,5 +1,5 @@
-//! Rotations whose frequencies have a factor each: LongRoPE, which lists them for short and for long sequences, and YaRN,
-//! whose rule gives one list.
+//! Rotations whose frequencies have a factor each: LongRoPE, which lists them for short and for long sequences, YaRN, whose
+//! rule gives one list, and `dynamic`, which has none up to the length of the training.
 //!
 //! Rules: transformers' `modeling_rope_utils.py`. Sequences of LongRoPE up to the original length have the short list, longer
 //! ones the long one from their first token on.
@@ -14,7 +14,7 @@ use crate::convert::family::Family;
 use crate::huggingface::{HfConfig, HfRope};
 
 /// What they are called; `su` is what Phi-3 first called LongRoPE.
-pub(super) const TYPES: [&str; 3] = ["longrope", "su", "yarn"];
+pub(super) const TYPES: [&str; 4] = ["longrope", "su", "yarn", "dynamic"];
 
 /// Reads the lists, where the rotation has some.
 pub(super) fn settle(config: &HfConfig, arch: &mut ModelArch) -> Result<(), FormatError> {
@@ -34,6 +34,13 @@ pub(super) fn settle(config: &HfConfig, arch: &mut ModelArch) -> Result<(), Form
         return Err(
             config.bad(format!("{num_pairs} pairs of a head rotate, at most {MAX_ROTARY_PAIRS} are read"))
         );
+    }
+    if kind == "dynamic" {
+        let factor =
+            rope.factor.ok_or_else(|| config.bad("rope_scaling of type `dynamic` has no `factor`".into()))?;
+        let factor = above_zero(config, "factor", factor)?;
+        arch.rope_factors = Some(RopeFactors::UpTo { length: arch.tables.positions, factor });
+        return Ok(());
     }
     // transformers reads the older configurations of Phi-3 so.
     let is_long = kind != "yarn" || arch.family == Family::Phi3;

@@ -85,6 +85,13 @@ fn ranks_backends_and_generations_are_packed_alike() {
     }
 }
 
+/// As NVIDIA publishes a Nemotron-4: a folder with zarr arrays and the tokenizer beside its configuration.
+#[test]
+fn a_published_folder_is_packed() {
+    let written = rewritten("nvidia/nemotron4");
+    assert_eq!(written.model_config().get("activation"), Some(&Node::from("squared-relu")));
+}
+
 #[test]
 fn a_path_of_another_machine_becomes_a_member() {
     let folder = tempfile::tempdir().unwrap();

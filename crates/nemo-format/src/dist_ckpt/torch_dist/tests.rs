@@ -123,7 +123,7 @@ fn what_cannot_be_right_is_refused() {
     let twice = vec![Chunk { row: 0, item: 0..50 }, Chunk { row: 0, item: 50..100 }];
     insta::assert_snapshot!(error(twice, Odd::default()), @"tensor `model.output_layer.weight` is inconsistent: two storage entries are for the same piece");
     insta::assert_snapshot!(error(good(), Odd { has_transforms: true, ..Odd::default() }), @"tensor `model.output_layer.weight`, which was written through `transform_descriptors`, cannot be read: save the checkpoint without compression or other storage extensions");
-    insta::assert_snapshot!(error(good(), Odd { dtype: Some("float8_e4m3fn"), ..Odd::default() }), @"tensor `model.output_layer.weight` of dtype float8_e4m3fn cannot be read: save the weights as float32, bfloat16 or float16");
+    insta::assert_snapshot!(error(good(), Odd { dtype: Some("float8_e5m2"), ..Odd::default() }), @"tensor `model.output_layer.weight` of dtype float8_e5m2 cannot be read: save the weights as float32, bfloat16 or float16");
     insta::assert_snapshot!(error(good(), Odd { file: Some("../../etc/passwd"), ..Odd::default() }), @"`…/model_weights/.metadata` is damaged at byte 0: data file `../../etc/passwd` is not a plain name");
     insta::assert_snapshot!(error(good(), Odd { file: Some("__1_0.distcp"), ..Odd::default() }), @"`…` has no member `model_weights/__1_0.distcp`");
 }

@@ -3,7 +3,7 @@ use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
 use super::*;
-use crate::SafetensorsSource;
+use crate::{Region, SafetensorsSource};
 
 /// A folder with a 3 by 4 weight in FP8, a norm, and these scales.
 fn folder(config: &Value, scale: (&str, &[usize], &[f32])) -> tempfile::TempDir {
@@ -121,13 +121,4 @@ fn what_is_not_read_is_named() {
     let tensor = || json!({"quant_method": "fbgemm_fp8"});
     insta::assert_snapshot!(refused(tensor(), ("a.weight_scale", &[2], &[1.0, 1.0])), @"tensor `a.weight` is inconsistent: its scale `a.weight_scale` has shape [2], [], [3] or [3, 1] is expected for a weight of shape [3, 4]");
     insta::assert_snapshot!(refused(tensor(), ("a.weight_scale", &[], &[f32::INFINITY])), @"tensor `a.weight` is inconsistent: its scale `a.weight_scale` has the value inf");
-}
-
-#[test]
-fn numbers_are_those_of_the_format() {
-    assert_eq!(value_of(0x08), 1.0 / 64.0);
-    assert_eq!((value_of(0x7e), value_of(0xfe)), (448.0, -448.0));
-    assert!(value_of(0x7f).is_nan() && value_of(0xff).is_nan());
-    let finite: Vec<f32> = (0..0x7f).map(value_of).collect();
-    assert!(finite.windows(2).all(|pair| pair[0] < pair[1]));
 }

@@ -1,0 +1,211 @@
+//! The launchers that make rows FP8: as they are, behind a norm, and behind an activation.
+
+use bytemuck::{Pod, Zeroable};
+use cuda_runtime::{Arg, Launch, Stream};
+use model_spec::{Nonlinearity, Normalization};
+use tch::{Kind, Tensor};
+
+use super::ModelKernels;
+use super::fp8::{E4M3, Fp8Kernel};
+use super::nonlinearity::{Gating, number_of};
+use super::pointwise::{NormWith, threads_for, whole_vectors};
+use crate::KernelError;
+use crate::tensors::{Address, Tensors, count, shape_of};
+
+/// Elements that a thread takes at once.
+const WIDTH: u64 = 8;
+/// An activation holds its row in registers: 4 times 8 elements in each of 1,024 threads.
+pub const MAX_ACTIVATED_WIDTH: i64 = 32_768;
+
+/// What rows are made FP8 from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum RowsFrom {
+    Rows,
+    RmsNorm,
+    LayerNorm,
+    Activation,
+}
+
+impl RowsFrom {
+    pub(super) const ALL: [Self; 4] = [Self::Rows, Self::RmsNorm, Self::LayerNorm, Self::Activation];
+
+    pub(super) fn kernel_name(self) -> &'static str {
+        match self {
+            Self::Rows => "quantize_rows",
+            Self::RmsNorm => "rms_norm_fp8",
+            Self::LayerNorm => "layer_norm_fp8",
+            Self::Activation => "activate_fp8",
+        }
+    }
+}
+
+/// Rows in FP8 with a scale each: `scale = max |x| / 448`, `values = round(x * (448 / max |x|))`, in float32. A row of zeros
+/// stays one; a row with NaN has the scale NaN.
+#[derive(Clone, Copy, Debug)]
+pub struct Fp8RowsOut<'a> {
+    /// `e4m3[n, h]`.
+    pub values: &'a Tensor,
+    /// `float32[n]`.
+    pub scales: &'a Tensor,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct RowsArgs {
+    values: Address,
+    scales: Address,
+}
+
+impl Fp8RowsOut<'_> {
+    fn args(&self, tensors: &Tensors<'_>, shape: [i64; 2]) -> Result<RowsArgs, KernelError> {
+        Ok(RowsArgs {
+            values: tensors.address(self.values, "out", E4M3, &shape)?,
+            scales: tensors.address(self.scales, "scales", Kind::Float, &shape[..1])?,
+        })
+    }
+}
+
+/// Rows to FP8.
+#[derive(Clone, Copy, Debug)]
+pub struct QuantizeRows<'a> {
+    /// `T[n, h]`; h a multiple of 8.
+    pub x: &'a Tensor,
+    /// As wide.
+    pub out: Fp8RowsOut<'a>,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct QuantizeArgs {
+    x: Address,
+    out: RowsArgs,
+    width: i32,
+    reserved: i32,
+}
+
+/// The rows of [`super::Normalize`], rounded to T, to FP8.
+#[derive(Clone, Copy, Debug)]
+pub struct NormalizeFp8<'a> {
+    /// Which one.
+    pub normalization: Normalization,
+    /// `T[n, h]`; h a multiple of 8 up to 16,384.
+    pub x: &'a Tensor,
+    /// `float32[h]`.
+    pub gain: &'a Tensor,
+    /// `float32[h]`.
+    pub bias: Option<&'a Tensor>,
+    /// Added to the mean square.
+    pub eps: f32,
+    /// As wide.
+    pub out: Fp8RowsOut<'a>,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct NormArgs {
+    x: Address,
+    norm: NormWith,
+    out: RowsArgs,
+}
+
+/// The rows of [`super::Activate`], rounded to T, to FP8.
+#[derive(Clone, Copy, Debug)]
+pub struct ActivateFp8<'a> {
+    /// Which one.
+    pub activation: Nonlinearity,
+    /// Whether `x` is twice as wide as `out`.
+    pub gating: Gating,
+    /// `T[n, ffn]` or `T[n, 2 * ffn]`; ffn a multiple of 8 up to [`MAX_ACTIVATED_WIDTH`].
+    pub x: &'a Tensor,
+    /// `ffn` wide.
+    pub out: Fp8RowsOut<'a>,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct ActivateArgs {
+    x: Address,
+    out: RowsArgs,
+    width: i32,
+    activation: i32,
+    is_gated: i32,
+    reserved: i32,
+}
+
+impl ModelKernels {
+    /// Enqueues a conversion to FP8.
+    ///
+    /// # Errors
+    /// When a tensor does not fit.
+    pub fn quantize_rows(&self, stream: &Stream, quantize: &QuantizeRows<'_>) -> Result<(), KernelError> {
+        let tensors = Tensors::on(stream);
+        let shape @ [num_rows, width] = shape_of(quantize.x, "x")?;
+        let args = QuantizeArgs {
+            x: tensors.address(quantize.x, "x", self.config.kind, &shape)?,
+            out: quantize.out.args(&tensors, shape)?,
+            width: whole_vectors(width, i64::from(i32::MAX))?,
+            reserved: 0,
+        };
+        self.launch_rows(stream, RowsFrom::Rows, (num_rows, threads_for(width)), Arg::value(&args))
+    }
+
+    /// Enqueues a norm and a conversion to FP8, as one kernel.
+    ///
+    /// # Errors
+    /// When a tensor does not fit.
+    pub fn norm_fp8(&self, stream: &Stream, norm: &NormalizeFp8<'_>) -> Result<(), KernelError> {
+        let tensors = Tensors::on(stream);
+        let shape @ [num_rows, width] = shape_of(norm.x, "x")?;
+        let args = NormArgs {
+            x: tensors.address(norm.x, "x", self.config.kind, &shape)?,
+            norm: NormWith::of(&tensors, width, (norm.gain, norm.bias), norm.eps)?,
+            out: norm.out.args(&tensors, shape)?,
+        };
+        let from = match norm.normalization {
+            Normalization::RmsNorm => RowsFrom::RmsNorm,
+            Normalization::LayerNorm => RowsFrom::LayerNorm,
+        };
+        self.launch_rows(stream, from, (num_rows, threads_for(width)), Arg::value(&args))
+    }
+
+    /// Enqueues an activation and a conversion to FP8, as one kernel.
+    ///
+    /// # Errors
+    /// When a tensor does not fit.
+    pub fn activate_fp8(&self, stream: &Stream, activate: &ActivateFp8<'_>) -> Result<(), KernelError> {
+        let tensors = Tensors::on(stream);
+        let shape @ [num_rows, width] = shape_of(activate.out.values, "out")?;
+        let x_shape = [num_rows, activate.gating.halves() * width];
+        let args = ActivateArgs {
+            x: tensors.address(activate.x, "x", self.config.kind, &x_shape)?,
+            out: activate.out.args(&tensors, shape)?,
+            width: whole_vectors(width, MAX_ACTIVATED_WIDTH)?,
+            activation: number_of(activate.activation),
+            is_gated: i32::from(activate.gating == Gating::Gated),
+            reserved: 0,
+        };
+        self.launch_rows(stream, RowsFrom::Activation, (num_rows, even_threads(width)), Arg::value(&args))
+    }
+
+    /// One block a row.
+    fn launch_rows(
+        &self,
+        stream: &Stream,
+        from: RowsFrom,
+        (num_rows, num_threads): (i64, u32),
+        args: Arg<'_>,
+    ) -> Result<(), KernelError> {
+        let launch = Launch {
+            overlaps: self.overlaps(num_rows),
+            ..Launch::linear(count(num_rows, "rows")?, num_threads)
+        };
+        Ok(self.fp8.get(Fp8Kernel::Rows(from))?.launch(&launch, stream, &[args])?)
+    }
+}
+
+/// Whole warps that share a row in as few parts as 1,024 threads need.
+fn even_threads(width: i64) -> u32 {
+    let vectors = (width.max(1) as u64).div_ceil(WIDTH);
+    let num_parts = vectors.div_ceil(1024);
+    vectors.div_ceil(num_parts).next_multiple_of(32).min(1024) as u32
+}

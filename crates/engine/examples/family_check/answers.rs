@@ -1,0 +1,125 @@
+//! Responses through the engine: the CPU's tokens in float32, and in bfloat16 one answer in any company.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use engine::{Completion, Engine, EngineLimits, Foresight, Request};
+use model_core::{BLOCK_SIZE_TOKENS, Backend};
+use model_spec::Float;
+use sampling::{
+    CpuSampler, RawSamplingParams, RowRules, SamplingParams, SamplingRules, StopConditions, TokenBytes,
+    uniform,
+};
+use tch::Device;
+
+use crate::{AnyError, Model, VOCAB_SIZE};
+
+const NUM_REQUESTS: u64 = 24;
+const MAX_PROMPT: f64 = 40.0;
+const MAX_NEW: u32 = 18;
+/// Sequences at once, of which the first is what the others are compared with.
+const COMPANIES: [usize; 3] = [1, 7, 24];
+
+type Answers = BTreeMap<(u64, u32), Vec<u32>>;
+
+/// # Errors
+/// When tokens differ.
+pub(crate) fn check(model: &Model, device: Device) -> Result<String, AnyError> {
+    let expect = answers(model, Device::Cpu, Float::Fp32, 24)?;
+    let fp32 = answers(model, device, Float::Fp32, 24)?;
+    if let Some(((sample, response), _)) = expect.iter().find(|(at, tokens)| fp32.get(at) != Some(tokens)) {
+        return Err(
+            format!("in float32 response {response} of sample {sample} is not that of the CPU").into()
+        );
+    }
+    let first = answers(model, device, Float::Bf16, COMPANIES[0])?;
+    for max_num_seqs in COMPANIES.into_iter().skip(1) {
+        let others = answers(model, device, Float::Bf16, max_num_seqs)?;
+        if let Some(((sample, response), _)) =
+            first.iter().find(|(at, tokens)| others.get(at) != Some(tokens))
+        {
+            let what = format!(
+                "response {response} of sample {sample} differs with {max_num_seqs} sequences at once"
+            );
+            return Err(format!("in bfloat16 {what}").into());
+        }
+    }
+    let num_tokens: usize = expect.values().map(Vec::len).sum();
+    Ok(format!("{num_tokens} tokens are the CPU's in Fp32; one text in Bf16 for {COMPANIES:?} sequences"))
+}
+
+/// A prompt of this many tokens.
+pub(crate) fn prompt(sample_idx: u64, len: usize) -> Vec<u32> {
+    (0..len as u32).map(|at| (uniform(6, sample_idx, 0, at) * VOCAB_SIZE as f64) as u32).collect()
+}
+
+struct NoBytes;
+
+impl TokenBytes for NoBytes {
+    fn bytes(&self, _id: u32) -> &[u8] {
+        b"a"
+    }
+}
+
+fn requests(longest: usize) -> impl Iterator<Item = Request> {
+    (0..NUM_REQUESTS).map(move |sample_idx| {
+        let len = 1 + (uniform(5, sample_idx, 0, 0) * MAX_PROMPT) as usize;
+        let max_new_tokens = MAX_NEW.min(longest.saturating_sub(len) as u32).max(1);
+        Request {
+            sample_idx,
+            prompt: prompt(sample_idx % 20, len.min(longest - 1)),
+            num_responses: 1 + (sample_idx % 3) as u32,
+            max_new_tokens,
+            own: None,
+            foresight: Foresight::default(),
+        }
+    })
+}
+
+fn answers(model: &Model, device: Device, float: Float, max_num_seqs: usize) -> Result<Answers, AnyError> {
+    let longest = model.config.encoder_seq_length;
+    let mut engine = engine(model, device, float, max_num_seqs)?;
+    let mut requests = requests(longest);
+    let mut answers = BTreeMap::new();
+    let mut keep = |completion: Completion| {
+        answers.insert((completion.sample_idx, completion.response_idx), completion.token_ids);
+        ControlFlow::Continue(())
+    };
+    engine.run(&mut |_| requests.next().into(), &mut keep, &|| false)?;
+    Ok(answers)
+}
+
+fn engine(model: &Model, device: Device, float: Float, max_num_seqs: usize) -> Result<Engine, AnyError> {
+    let loaded = model.load(device, Backend::Fused, float)?;
+    let params = SamplingParams::try_from(RawSamplingParams {
+        use_greedy: false,
+        temperature: 0.9,
+        top_k: 50,
+        top_p: 0.95,
+        repetition_penalty: 1.1,
+        min_p: 0.0,
+        compute_logprob: false,
+        top_logprobs: 0,
+    })?;
+    let stop = StopConditions::resolve(&[], &[], |_| None)?;
+    let row = RowRules { params, seed: 77, end_token_ids: Vec::new(), min_length: 0, structure: None };
+    let rules = SamplingRules { row, vocab_size: VOCAB_SIZE, bias: Vec::new() };
+    let limits = EngineLimits {
+        max_num_seqs,
+        max_prefill_tokens: 150,
+        num_blocks: 200,
+        num_host_blocks: 0,
+        block_size_tokens: BLOCK_SIZE_TOKENS,
+    };
+    #[cfg(feature = "cuda")]
+    if let Device::Cuda(device_idx) = device {
+        let max_rows = Engine::device_rows(limits);
+        let own = sampling::OwnRowRules::None;
+        let sampler = sampling::DeviceSampler::new(rules, own, max_rows, device_idx)?;
+        let sizes =
+            engine::DeviceSizes { device_idx, max_seq_len_tokens: model.config.encoder_seq_length.min(4096) };
+        return Ok(Engine::on_device(loaded, sampler, stop, Arc::new(NoBytes), limits, sizes)?);
+    }
+    Ok(Engine::new(loaded, Box::new(CpuSampler::new(rules)?), stop, Arc::new(NoBytes), limits)?)
+}
