@@ -114,9 +114,8 @@ fn a_rank_alone_without_memory_is_named() {
     let mut launcher = job.start_and_wait_for_lines(6);
     launcher.kill().unwrap();
     wait(launcher);
-    let kept = job.jsonl();
-    // With less it refuses its plan, with more it finds no room for what it plans.
-    for (more_mib, said) in [(16, "the model needs "), (32, "cannot reserve ")] {
+    // It refuses its plan, or finds no room for what it plans.
+    for more_mib in [16, 32] {
         let port = free_port();
         let given = "++trainer.generation.kv_cache_memory_bytes=400000000";
         let limited = rank_command(&job, 1, 2, port).arg(given).spawn().unwrap();
@@ -133,10 +132,12 @@ fn a_rank_alone_without_memory_is_named() {
         let pid = limited.id();
         let first = run(rank_command(&job, 0, 2, port).arg(given)).expect_code(5);
         let limited = wait(limited).expect_code(5);
-        assert!(limited.error().starts_with(&format!("error: {said}")), "{}", limited.stderr);
+        let said = limited.error().trim_start_matches("error: ").to_owned();
+        assert!(said.contains("memory"), "{}", limited.stderr);
         let named = format!("error: rank 1 (process {pid} on ");
-        assert!(first.error().starts_with(&named) && first.error().contains(said), "{}", first.stderr);
-        assert!(job.jsonl().starts_with(&kept));
+        assert!(first.error().starts_with(&named) && first.error().contains(&said), "{}", first.stderr);
+        // What the kill left of a step is cut off, and every committed one stays.
+        assert!(expect.starts_with(&job.jsonl()) && job.records().len() >= 6);
     }
     job.run().expect_code(0);
     assert_eq!(job.jsonl(), expect);

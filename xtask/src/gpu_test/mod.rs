@@ -68,7 +68,7 @@ struct Check {
     run: fn(&Kit, &mut Report<'_>) -> Result<()>,
 }
 
-const CHECKS: [Check; 14] = [
+const CHECKS: &[Check] = &[
     Check {
         name: CUDA_SMOKE,
         what: "every entry of the CUDA runtime",

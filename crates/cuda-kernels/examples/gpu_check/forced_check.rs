@@ -49,19 +49,7 @@ fn check_forced(
     slots.sample_idxs.shallow_clone().f_copy_(&gpu.ints(&idxs, &[num_rows])?)?;
     let generated: Vec<i32> = idxs.iter().map(|row| row / 5 % 5).collect();
     slots.num_generated.shallow_clone().f_copy_(&gpu.ints(&generated, &[num_rows])?)?;
-    let list: Vec<Admission> = idxs
-        .iter()
-        .map(|&row| Admission {
-            logits_row: row,
-            slot: row,
-            position: 5,
-            response_idx: 0,
-            sample_idx: row as u64,
-            reserved: 0,
-        })
-        .collect();
-    let words: &[i64] = bytemuck::cast_slice(list.as_slice());
-    let admissions = gpu.put(&Tensor::f_from_slice(words)?.f_reshape([-1, 4])?)?;
+    let admissions = one_each(gpu, &idxs)?;
     let scratch = SamplerScratch::new(&gpu.device, num_rows, vocab_size)?;
     let out = gpu.zeros(&[num_rows, 4], Kind::Int)?;
     let forced = ForcedTokens {
@@ -109,4 +97,19 @@ fn check_forced(
         num_tokens += 1;
     }
     Ok(num_tokens)
+}
+
+/// An admission for each row, to the slot of its number.
+fn one_each(gpu: &Gpu, idxs: &[i32]) -> Result<Tensor, Box<dyn std::error::Error>> {
+    let admission = |&row: &i32| Admission {
+        logits_row: row,
+        slot: row,
+        position: 5,
+        response_idx: 0,
+        sample_idx: row as u64,
+        reserved: 0,
+    };
+    let list: Vec<Admission> = idxs.iter().map(admission).collect();
+    let words: &[i64] = bytemuck::cast_slice(list.as_slice());
+    gpu.put(&Tensor::f_from_slice(words)?.f_reshape([-1, 4])?)
 }

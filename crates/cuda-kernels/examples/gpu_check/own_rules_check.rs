@@ -111,7 +111,6 @@ fn check(
         ReferenceSampler::new(SamplingRules { row, vocab_size: usize::try_from(vocab_size)?, bias })?;
     let words = rule_words(num_rows)?;
     let ids = gpu.ints(&(0..num_rows as i32).collect::<Vec<_>>(), &shape[..1])?;
-    let rules = launch_rules(vocab_size);
     let (out, top) = (gpu.zeros(&[shape[0], 4], Kind::Int)?, gpu.zeros(&[shape[0], 14], Kind::Int)?);
     let on_gpu = gpu.put(&logits)?;
     let state = SamplerState {
@@ -126,11 +125,11 @@ fn check(
     let scratch = SamplerScratch::new(&gpu.device, shape[0], vocab_size)?;
     let row_masks = row_masks(num_rows, vocab_size, has_masks);
     let mask_of_entry = gpu.ints(&row_masks.mask_of_row, &shape[..1])?;
-    let bits: &[i32] = bytemuck::cast_slice(&row_masks.bits);
-    let bits = gpu.ints(bits, &[row_masks.num_masks() as i64, (vocab_size + 31) / 32])?;
+    let shape_of_bits = [row_masks.num_masks() as i64, (vocab_size + 31) / 32];
+    let bits = gpu.ints(bytemuck::cast_slice(&row_masks.bits), &shape_of_bits)?;
     let sample = Sample {
         logits: &on_gpu,
-        rules: &rules,
+        rules: &launch_rules(vocab_size),
         end_token_ids: None,
         bias: has_bias.then_some(&dense),
         masks: has_masks.then_some(SampleMasks { mask_of_entry: &mask_of_entry, bits: &bits }),
@@ -141,8 +140,8 @@ fn check(
         out: &out,
     };
     kernels.sample(&gpu.stream, &sample)?;
-    kernels
-        .top_tokens(&gpu.stream, &TopTokens { logits: &on_gpu, logits_rows: None, out: &top, vocab_size })?;
+    let most_likely = TopTokens { logits: &on_gpu, logits_rows: None, out: &top, vocab_size };
+    kernels.top_tokens(&gpu.stream, &most_likely)?;
     let top = Vec::<i32>::try_from(&top.f_to_device(tch::Device::Cpu)?.f_flatten(0, -1)?)?;
     for ((row, sampled), top) in (0..num_rows).zip(records(&out)?).zip(top.chunks(2 * NUM_TOP as usize)) {
         let own = own(row);
