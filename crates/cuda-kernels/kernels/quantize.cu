@@ -2,16 +2,13 @@
 // A row without anything is zeros with the scale of SMALLEST_MAX. Programs are put together in
 // `crates/cuda-kernels/src/model/programs.rs`.
 //
-// One block a row. What a norm or an activation would store in T is rounded to it first, so that a row has the same bits as
-// through memory.
+// One block a row. What a norm would store in T is rounded to it first, so that a row has the same bits as through memory.
 
 #include "common.cuh"
 #include "e4m3.cuh"
 #include "normed.cuh"
-#include "nonlinearity.cuh"
 
 #define SMALLEST_MAX 0x1p-100f // below, 448 / max would leave the range of float32
-#define MAX_ACTIVATED_PARTS 4
 
 // Where the rows go.
 struct Fp8Rows {
@@ -54,11 +51,10 @@ DEVICE void store_fp8(const Fp8Rows& out, int width, int i, const float (&values
 }
 
 // The block's row, of which each thread has 8 elements a part, rounded to T.
-template <int PARTS>
-DEVICE void store_row(const Fp8Rows& out, int width, float (&values)[PARTS][8]) {
+DEVICE void store_row(const Fp8Rows& out, int width, float (&values)[MAX_PARTS][8]) {
     u32 max = 0;
 #pragma unroll
-    for (int part = 0; part < PARTS; part++) {
+    for (int part = 0; part < MAX_PARTS; part++) {
         if ((part * blockDim.x + threadIdx.x) * 8 >= width) continue;
 #pragma unroll
         for (int j = 0; j < 8; j++) values[part][j] = rounded(values[part][j]);
@@ -66,7 +62,7 @@ DEVICE void store_row(const Fp8Rows& out, int width, float (&values)[PARTS][8]) 
     }
     float factor = factor_of(max, out);
 #pragma unroll
-    for (int part = 0; part < PARTS; part++) {
+    for (int part = 0; part < MAX_PARTS; part++) {
         int i = (part * blockDim.x + threadIdx.x) * 8;
         if (i < width) store_fp8(out, width, i, values[part], factor);
     }
@@ -112,37 +108,3 @@ DEVICE void norm_row_fp8(const NormFp8Args& args) {
 extern "C" __global__ void __launch_bounds__(1024) rms_norm_fp8(NormFp8Args args) { norm_row_fp8<false>(args); }
 
 extern "C" __global__ void __launch_bounds__(1024) layer_norm_fp8(NormFp8Args args) { norm_row_fp8<true>(args); }
-
-// `width` is a multiple of 8 and at most 8 * blockDim.x * MAX_ACTIVATED_PARTS.
-struct ActivateFp8Args {
-    const T* x;  // [rows, width], or [rows, 2 * width] when gated
-    Fp8Rows out;
-    int width;
-    int activation;
-    int is_gated;
-};
-
-extern "C" __global__ void __launch_bounds__(1024) activate_fp8(ActivateFp8Args args) {
-    let_next_start();
-    wait_for_previous();
-    const T* row = args.x + (i64)blockIdx.x * args.width * (args.is_gated ? 2 : 1);
-    float values[MAX_ACTIVATED_PARTS][8];
-#pragma unroll
-    for (int part = 0; part < MAX_ACTIVATED_PARTS; part++) {
-        int i = (part * blockDim.x + threadIdx.x) * 8;
-        if (i < args.width) load(row + i, values[part]);
-    }
-#pragma unroll
-    for (int part = 0; part < MAX_ACTIVATED_PARTS; part++) {
-        int i = (part * blockDim.x + threadIdx.x) * 8;
-        if (i >= args.width) continue;
-        float gates[8];
-        if (args.is_gated) load(row + args.width + i, gates);
-#pragma unroll
-        for (int j = 0; j < 8; j++) {
-            values[part][j] = activated(values[part][j], args.activation);
-            if (args.is_gated) values[part][j] *= gates[j];
-        }
-    }
-    store_row(args.out, args.width, values);
-}

@@ -38,7 +38,7 @@ pub use programs::{KernelConfig, ScoreKind, TileRows};
 pub use {
     attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode, PlanSizes},
     fp8::{E4M3, Fp8Out, GemmFp8},
-    fp8_rows::{ActivateFp8, Fp8RowsOut, MAX_ACTIVATED_WIDTH, NormalizeFp8, QuantizeRows},
+    fp8_rows::{Fp8RowsOut, NormalizeFp8, QuantizeRows},
     gather::GatherCache,
     gemm::{Gemm, GemmOut, GemmUse},
     heads::NormHeads,

@@ -360,13 +360,7 @@ impl<S: StepState> Mlp<S> {
         next: Option<&Norm>,
         at: &mut S,
     ) -> Result<Hidden, ModelError> {
-        let activated = match self.fc2 {
-            RowParallel::Chain(_) => at.activated_rows(&self.fc1, x, self.activation)?,
-            // Each piece of a row has a scale of its own.
-            RowParallel::Tree(_) => {
-                Rows::Plain(at.run_rows(&self.fc1, x, Epilogue::Activate(self.activation))?)
-            }
-        };
+        let activated = Rows::Plain(at.run_rows(&self.fc1, x, Epilogue::Activate(self.activation))?);
         add_output((&self.fc2, &self.output), residual, &activated, next, at)
     }
 }

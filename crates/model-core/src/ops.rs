@@ -294,16 +294,6 @@ pub(crate) trait StepState: Send + Sized {
         linear.run(x.plain()?, epilogue, self)
     }
 
-    /// What `linear_fc1` makes of rows with its activation, for `linear_fc2` to read.
-    fn activated_rows(
-        &mut self,
-        fc1: &Self::Linear,
-        x: &Rows,
-        activation: Activation,
-    ) -> Result<Rows, ModelError> {
-        Ok(Rows::Plain(self.run_rows(fc1, x, Epilogue::Activate(activation))?))
-    }
-
     /// Normalises every query and key head of `qkv`, `[num_tokens, (n + 2 g) d]`, in place, and leaves the values alone, with
     /// the same gains for all heads or with those of each.
     /// Rounded to the compute type behind the norm, as in the originals; rotation follows.

@@ -1,15 +1,11 @@
-//! FP8 linear layers: conversion against libtorch's on the CPU, bitwise; norms and activations that convert against those
+//! FP8 linear layers: conversion against libtorch's on the CPU, bitwise; norms that convert against those
 //! that do not, bitwise; GEMMs against float64, and every number of rows against all of them, bitwise.
 
-use cuda_kernels::{
-    Activate, ActivateFp8, E4M3, Fp8Out, Fp8RowsOut, Gating, GemmFp8, ModelKernels, Normalize, NormalizeFp8,
-    QuantizeRows,
-};
+use cuda_kernels::{E4M3, Fp8Out, Fp8RowsOut, GemmFp8, ModelKernels, Normalize, NormalizeFp8, QuantizeRows};
 use model_spec::Normalization;
 use tch::{Kind, Tensor};
 
 use crate::cases::{Outcome, ensure};
-use crate::pointwise::NONLINEARITIES;
 use crate::support::{Checked, Gpu, double, relative_error, same};
 
 /// The tensor cores keep 14 bits of a sum of 128 products.
@@ -105,18 +101,6 @@ const NORM_SHAPES: [[i64; 2]; 9] = [
     [33, 5_120],
     [1_024, 3_072],
 ];
-/// The same of activations.
-const ACTIVATION_SHAPES: [[i64; 2]; 9] = [
-    [1, 8],
-    [3, 1_032],
-    [1, 11_008],
-    [64, 14_336],
-    [300, 14_336],
-    [5, 28_672],
-    [2, 32_768],
-    [33, 8_200],
-    [1_024, 2_048],
-];
 
 pub(crate) fn fused(gpu: &Gpu) -> Outcome {
     for kind in [Kind::BFloat16, Kind::Half] {
@@ -141,31 +125,8 @@ pub(crate) fn fused(gpu: &Gpu) -> Outcome {
                 }
             }
         }
-        for shape @ [num_rows, width] in ACTIVATION_SHAPES {
-            for (activation, gating) in NONLINEARITIES
-                .into_iter()
-                .flat_map(|activation| [(activation, Gating::Plain), (activation, Gating::Gated)])
-            {
-                let halves = if gating == Gating::Gated { 2 } else { 1 };
-                let x = with_odd_rows(&gpu.random(&[num_rows, halves * width], kind)?)?;
-                let out = gpu.unset(&shape, kind)?;
-                kernels.activate(&gpu.stream, &Activate { activation, gating, x: &x, out: &out })?;
-                let rows = Fp8Rows::unset(gpu, &shape)?;
-                let activate = ActivateFp8 { activation, gating, x: &x, out: rows.out() };
-                kernels.activate_fp8(&gpu.stream, &activate)?;
-                ensure(rows.has_bits_of(&quantize(gpu, &kernels, &out)?)?, || {
-                    format!("{activation:?} {gating:?} {kind:?} {shape:?}: other bits")
-                })?;
-            }
-        }
     }
-    let kernels = gpu.kernels(Kind::BFloat16, 64, 1)?;
-    let too_wide = Fp8Rows::unset(gpu, &[1, 32_776])?;
-    let x = gpu.random(&[1, 32_776], Kind::BFloat16)?;
-    let (activation, gating) = (NONLINEARITIES[0], Gating::Plain);
-    let activate = ActivateFp8 { activation, gating, x: &x, out: too_wide.out() };
-    ensure(kernels.activate_fp8(&gpu.stream, &activate).is_err(), || "32,776 columns were taken".to_owned())?;
-    Ok("norms and activations have the bits of separate kernels, NaN and zeros included".to_owned())
+    Ok("norms have the bits of separate kernels, NaN and zeros included".to_owned())
 }
 
 /// With a row of zeros and one with a NaN, where there are several.

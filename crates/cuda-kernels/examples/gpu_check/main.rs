@@ -46,7 +46,7 @@ const CASES: &[Case<Gpu>] = &[
     ("sums of two ranks", ranks::through_gpus),
     ("sums of two ranks through the host", ranks::through_host),
     ("rows to FP8", fp8::conversion),
-    ("rows to FP8 behind norms and activations", fp8::fused),
+    ("rows to FP8 behind norms", fp8::fused),
     ("FP8 GEMM", fp8::gemms),
     ("mixtures of experts", moe::experts),
     ("sampling as the reference does", sampling_check::against_reference),

@@ -1,9 +1,9 @@
 //! How long the kernels take, replayed as CUDA graphs, and what part of the memory's speed they reach.
 
 use cuda_kernels::{
-    Activate, ActivateFp8, DecodeAttentionQkv, DecodePlan, E4M3, Fp8Out, Gating, GemmFp8, KernelError,
-    LayerKv, Normalize, NormalizeFp8, PlanDecode, PlanSizes, QuantizeRows, RotaryArrays, RunMoe, Sample,
-    SampleRules, SamplerScratch, SamplerState,
+    Activate, DecodeAttentionQkv, DecodePlan, E4M3, Fp8Out, Gating, GemmFp8, KernelError, LayerKv, Normalize,
+    NormalizeFp8, PlanDecode, PlanSizes, QuantizeRows, RotaryArrays, RunMoe, Sample, SampleRules,
+    SamplerScratch, SamplerState,
 };
 use cuda_runtime::{Event, Graph, Stream};
 use model_spec::{Nonlinearity, Normalization};
@@ -259,24 +259,20 @@ fn pointwise(gpu: &Gpu) -> Checked {
     Ok(())
 }
 
-/// A norm and an activation of 8B with rows made FP8 behind them, by one kernel each and by two.
+/// A norm of 8B with rows made FP8 behind it, by one kernel and by two.
 fn rows_to_fp8(gpu: &Gpu) -> Checked {
     const NUM_CALLS: i32 = 20;
     let kernels = gpu.kernels(Kind::BFloat16, 128, 1)?;
-    let (width, ffn) = (4096, 14_336);
-    kernels.load_fp8(width, ffn)?;
+    let width = 4096;
+    kernels.load_fp8(width, width)?;
     for rows in [1, 8, 64, 256, 1_024, 8_192] {
         let random = |columns: i64| gpu.random(&[rows, columns], Kind::BFloat16);
         let (x, out) = (random(width)?, random(width)?);
-        let (gated, activated) = (random(2 * ffn)?, random(ffn)?);
-        let (narrow, wide) = (Fp8Rows::unset(gpu, &[rows, width])?, Fp8Rows::unset(gpu, &[rows, ffn])?);
+        let narrow = Fp8Rows::unset(gpu, &[rows, width])?;
         let gain = &gpu.random(&[width], Kind::Float)?;
         let (normalization, bias, eps, x) = (Normalization::RmsNorm, None, 1e-5, &x);
         let norm = Normalize { normalization, x, gain, bias, eps, out: &out };
         let norm_fp8 = NormalizeFp8 { normalization, x, gain, bias, eps, out: narrow.out() };
-        let (activation, gating) = (Nonlinearity::Silu, Gating::Gated);
-        let activate = Activate { activation, gating, x: &gated, out: &activated };
-        let activate_fp8 = ActivateFp8 { activation, gating, x: &gated, out: wide.out() };
         let time = |body: &dyn Fn(&Stream) -> Result<(), KernelError>| {
             let time = micros(gpu, |stream| (0..NUM_CALLS).try_for_each(|_| body(stream)))?;
             Ok::<_, Box<dyn std::error::Error>>(time / f64::from(NUM_CALLS))
@@ -286,14 +282,8 @@ fn rows_to_fp8(gpu: &Gpu) -> Checked {
             kernels.quantize_rows(stream, &QuantizeRows { x: &out, out: narrow.out() })
         })?;
         let norm_fused = time(&|stream| kernels.norm_fp8(stream, &norm_fp8))?;
-        let activate_apart = time(&|stream| {
-            kernels.activate(stream, &activate)?;
-            kernels.quantize_rows(stream, &QuantizeRows { x: &activated, out: wide.out() })
-        })?;
-        let activate_fused = time(&|stream| kernels.activate_fp8(stream, &activate_fp8))?;
         say(&format!(
-            "{rows} rows to FP8: norm of {width} {norm_fused:.2} us in one kernel, {norm_apart:.2} in two; gated activation of \
-             {ffn} {activate_fused:.2} us in one, {activate_apart:.2} in two"
+            "{rows} rows to FP8 behind a norm of {width}: {norm_fused:.2} us in one kernel, {norm_apart:.2} in two"
         ));
     }
     Ok(())

@@ -1,21 +1,15 @@
-//! The launchers that make rows FP8: as they are, behind a norm, and behind an activation.
+//! The launchers that make rows FP8: as they are, and behind a norm.
 
 use bytemuck::{Pod, Zeroable};
 use cuda_runtime::{Arg, Launch, Stream};
-use model_spec::{Nonlinearity, Normalization};
+use model_spec::Normalization;
 use tch::{Kind, Tensor};
 
 use super::ModelKernels;
 use super::fp8::{E4M3, Fp8Kernel};
-use super::nonlinearity::{Gating, number_of};
 use super::pointwise::{NormWith, threads_for, whole_vectors};
 use crate::KernelError;
 use crate::tensors::{Address, Tensors, count, shape_of};
-
-/// Elements that a thread takes at once.
-const WIDTH: u64 = 8;
-/// An activation holds its row in registers: 4 times 8 elements in each of 1,024 threads.
-pub const MAX_ACTIVATED_WIDTH: i64 = 32_768;
 
 /// What rows are made FP8 from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -23,18 +17,16 @@ pub(super) enum RowsFrom {
     Rows,
     RmsNorm,
     LayerNorm,
-    Activation,
 }
 
 impl RowsFrom {
-    pub(super) const ALL: [Self; 4] = [Self::Rows, Self::RmsNorm, Self::LayerNorm, Self::Activation];
+    pub(super) const ALL: [Self; 3] = [Self::Rows, Self::RmsNorm, Self::LayerNorm];
 
     pub(super) fn kernel_name(self) -> &'static str {
         match self {
             Self::Rows => "quantize_rows",
             Self::RmsNorm => "rms_norm_fp8",
             Self::LayerNorm => "layer_norm_fp8",
-            Self::Activation => "activate_fp8",
         }
     }
 }
@@ -108,30 +100,6 @@ struct NormArgs {
     out: RowsArgs,
 }
 
-/// The rows of [`super::Activate`], rounded to T, to FP8.
-#[derive(Clone, Copy, Debug)]
-pub struct ActivateFp8<'a> {
-    /// Which one.
-    pub activation: Nonlinearity,
-    /// Whether `x` is twice as wide as `out`.
-    pub gating: Gating,
-    /// `T[n, ffn]` or `T[n, 2 * ffn]`; ffn a multiple of 8 up to [`MAX_ACTIVATED_WIDTH`].
-    pub x: &'a Tensor,
-    /// `ffn` wide.
-    pub out: Fp8RowsOut<'a>,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy, Pod, Zeroable)]
-struct ActivateArgs {
-    x: Address,
-    out: RowsArgs,
-    width: i32,
-    activation: i32,
-    is_gated: i32,
-    reserved: i32,
-}
-
 impl ModelKernels {
     /// Enqueues a conversion to FP8.
     ///
@@ -168,25 +136,6 @@ impl ModelKernels {
         self.launch_rows(stream, from, (num_rows, threads_for(width)), Arg::value(&args))
     }
 
-    /// Enqueues an activation and a conversion to FP8, as one kernel.
-    ///
-    /// # Errors
-    /// When a tensor does not fit.
-    pub fn activate_fp8(&self, stream: &Stream, activate: &ActivateFp8<'_>) -> Result<(), KernelError> {
-        let tensors = Tensors::on(stream);
-        let shape @ [num_rows, width] = shape_of(activate.out.values, "out")?;
-        let x_shape = [num_rows, activate.gating.halves() * width];
-        let args = ActivateArgs {
-            x: tensors.address(activate.x, "x", self.config.kind, &x_shape)?,
-            out: activate.out.args(&tensors, shape)?,
-            width: whole_vectors(width, MAX_ACTIVATED_WIDTH)?,
-            activation: number_of(activate.activation),
-            is_gated: i32::from(activate.gating == Gating::Gated),
-            reserved: 0,
-        };
-        self.launch_rows(stream, RowsFrom::Activation, (num_rows, even_threads(width)), Arg::value(&args))
-    }
-
     /// One block a row.
     fn launch_rows(
         &self,
@@ -201,11 +150,4 @@ impl ModelKernels {
         };
         Ok(self.fp8.get(Fp8Kernel::Rows(from))?.launch(&launch, stream, &[args])?)
     }
-}
-
-/// Whole warps that share a row in as few parts as 1,024 threads need.
-fn even_threads(width: i64) -> u32 {
-    let vectors = (width.max(1) as u64).div_ceil(WIDTH);
-    let num_parts = vectors.div_ceil(1024);
-    vectors.div_ceil(num_parts).next_multiple_of(32).min(1024) as u32
 }

@@ -197,7 +197,7 @@ impl KernelConfig {
         Ok(Program {
             name: "quantize",
             source: source!("quantize.cu"),
-            headers: headers!("common.cuh", "e4m3.cuh", "normed.cuh", "nonlinearity.cuh"),
+            headers: headers!("common.cuh", "e4m3.cuh", "normed.cuh"),
             defines: self.defines(),
             options: &[],
             is_specific: true,

@@ -19,7 +19,7 @@ use cuda_kernels::{
     DecodePlan, Embed, ModelKernels, NormHeads, Normalize, PlanDecode, PlanSizes, RotaryArrays,
 };
 use cuda_runtime::{Device, Stream};
-use model_spec::{Activation, HeadLayout, KvGroup, Numerics, WeightFormat};
+use model_spec::{HeadLayout, KvGroup, Numerics, WeightFormat};
 use tch::{Kind, Tensor};
 
 pub(crate) use self::attention::CudaAttention;
@@ -231,21 +231,6 @@ impl StepState for CudaState {
         match x {
             Rows::Plain(x) => linear.run(x, epilogue, self),
             Rows::Fp8(rows) => linear.run_fp8(rows, epilogue, self),
-        }
-    }
-
-    fn activated_rows(
-        &mut self,
-        fc1: &CudaLinear,
-        x: &Rows,
-        activation: Activation,
-    ) -> Result<Rows, ModelError> {
-        match fc1.activates_to_fp8(activation)? {
-            true => {
-                let y = self.run_rows(fc1, x, Epilogue::Store)?;
-                Ok(Rows::Fp8(self.activate_fp8(&y, activation)?))
-            }
-            false => Ok(Rows::Plain(self.run_rows(fc1, x, Epilogue::Activate(activation))?)),
         }
     }
 

@@ -2,13 +2,10 @@
 //!
 //! Rows are the same whichever kernel makes them (`gpu_check` compares their bits).
 
-use cuda_kernels::{
-    ActivateFp8, E4M3, Fp8Out, Fp8RowsOut, GemmFp8, MAX_ACTIVATED_WIDTH, NormalizeFp8, QuantizeRows,
-};
-use model_spec::Activation;
+use cuda_kernels::{E4M3, Fp8Out, Fp8RowsOut, GemmFp8, NormalizeFp8, QuantizeRows};
 use tch::{Kind, Tensor};
 
-use super::linear::{CudaWeight, activate, ffn_of, gating};
+use super::linear::{CudaWeight, activate};
 use super::{CudaLinear, CudaState};
 use crate::ModelError;
 use crate::fp8::Fp8Rows;
@@ -59,12 +56,6 @@ impl CudaLinear {
             }
         }
     }
-
-    /// Whether [`CudaState::activate_fp8`] takes what this makes.
-    pub(super) fn activates_to_fp8(&self, activation: Activation) -> Result<bool, ModelError> {
-        let CudaWeight::Fp8(weight) = &self.weight else { return Ok(false) };
-        Ok(ffn_of(weight.values.size2()?.0, activation) <= MAX_ACTIVATED_WIDTH)
-    }
 }
 
 impl CudaState {
@@ -88,20 +79,6 @@ impl CudaState {
             out: rows_out(&rows),
         };
         self.kernels()?.norm_fp8(&self.stream()?, &launch)?;
-        Ok(rows)
-    }
-
-    /// The outputs of `linear_fc1` activated, in FP8.
-    pub(super) fn activate_fp8(&self, y: &Tensor, activation: Activation) -> Result<Fp8Rows, ModelError> {
-        let (num_rows, num_columns) = y.size2()?;
-        let rows = self.empty_fp8((num_rows, ffn_of(num_columns, activation)))?;
-        let launch = ActivateFp8 {
-            activation: activation.nonlinearity,
-            gating: gating(activation),
-            x: y,
-            out: rows_out(&rows),
-        };
-        self.kernels()?.activate_fp8(&self.stream()?, &launch)?;
         Ok(rows)
     }
 
