@@ -139,6 +139,9 @@ pub(crate) fn against_cublas(gpu: &Gpu) -> Outcome {
     Ok(format!("bitwise identical on {} layers", LAYERS.len() + 1))
 }
 
+/// Of float32 sums over up to 14,336 inputs, which tensor cores cut off where others round: of 2,048 they are off by 2.1e-6.
+const PIECES_ERROR: f64 = 2e-5;
+
 /// Sums of pieces in a tree, against float64, and bit by bit against the pieces as chains of their own: by the same kernel,
 /// and by cuBLAS's batched GEMM, which large batches go through.
 pub(crate) fn pieces(gpu: &Gpu) -> Outcome {
@@ -168,7 +171,7 @@ pub(crate) fn pieces(gpu: &Gpu) -> Outcome {
                     };
                 let sums = run(&x, &weight, num_pieces)?;
                 let error = relative_error(&sums, &expect)?;
-                ensure(error < tolerance(Kind::Float), || format!("{of:?} {kind:?} is off by {error:.1e}"))?;
+                ensure(error < PIECES_ERROR, || format!("{of:?} {kind:?} is off by {error:.1e}"))?;
                 worst = worst.max(error);
                 for num_rows in [1, 7, 32] {
                     let few = run(&x.f_narrow(0, 0, num_rows)?, &weight, num_pieces)?;
