@@ -100,9 +100,10 @@ extern "C" __global__ void __launch_bounds__(32 * ROUTE_WARPS) route(RouteArgs a
     extern __shared__ uint4 shared[];
     T* x = (T*)shared;
     int first = blockIdx.x * ROUTE_TOKENS;
+    const int ELEMS = sizeof(uint4) / sizeof(T); // that a thread copies at once
     let_next_start();
     wait_for_previous();
-    for (int i = threadIdx.x * 8; i < ROUTE_TOKENS * args.width; i += blockDim.x * 8) {
+    for (int i = threadIdx.x * ELEMS; i < ROUTE_TOKENS * args.width; i += blockDim.x * ELEMS) {
         // Rows past the last one are computed as the last one, and not stored.
         int row = min(first + i / args.width, args.rows - 1);
         *(uint4*)(x + i) = *(const uint4*)(args.x + (i64)row * args.width + i % args.width);
