@@ -13,6 +13,7 @@ mod replica;
 mod request;
 mod run;
 mod scheduler;
+mod stage_tokens;
 
 use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
@@ -34,12 +35,13 @@ pub use plan::{
     Draftable, FailedToken, GrownSeq, NewPrompt, NewSeq, RowId, RowSpan, SeqId, StepOutput, StepPlan,
     TableDelta,
 };
-pub use replica::{Followers, LeadingExecutor, ReceivingSampler, SendingSampler, TokenPath, follow};
+pub use replica::{Followers, LeadingExecutor, follow};
 pub use request::{
     Activity, Completion, EngineLimits, Foresight, MAX_NUM_SEQS_ON_GPU, OwnRules, PlannedPrefix, Request,
     RunEnd, RunStats, Supply,
 };
 pub use speculation::{Goal, Pace, Proposer, StepTime};
+pub use stage_tokens::{ReceivingSampler, SendingSampler, TokenPath};
 
 /// A model, its KV cache and a sampler, ready for runs.
 pub struct Engine(EngineParts);

@@ -1,16 +1,13 @@
 //! An engine over several processes: one leads, and the others carry out the same steps on their parts of the model.
 //!
 //! The leading rank has the scheduler. It tells every [`Order`] to the others before it carries it out itself, so all ranks
-//! compute the same steps in the same order; what they exchange inside of a step is between their models. Tokens are
-//! drawn where the logits are: on the ranks of the last pipeline stage, each of which draws the same; the other stages are
-//! told them.
+//! compute the same steps in the same order; what they exchange inside of a step is between their models.
 
 use std::sync::Arc;
 
 use model_core::{LostRank, ModelError};
-use sampling::{RowState, SampledToken, SamplingError, TokenSampler, Vocabulary};
+use sampling::Vocabulary;
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
 
 use crate::EngineError;
 use crate::executor::Executor;
@@ -34,21 +31,6 @@ pub trait Followers: Send {
     /// # Errors
     /// When one is lost.
     fn tell(&mut self, message: &[u8]) -> Result<(), LostRank>;
-}
-
-/// The way of tokens from the last pipeline stage to the ranks of the others.
-pub trait TokenPath: Send {
-    /// Sends tokens to the ranks of the other stages with this rank's place in its own.
-    ///
-    /// # Errors
-    /// When one is lost.
-    fn send(&mut self, message: &[u8]) -> Result<(), LostRank>;
-
-    /// What the last stage sends.
-    ///
-    /// # Errors
-    /// When its rank is lost.
-    fn receive(&mut self) -> Result<Vec<u8>, LostRank>;
 }
 
 /// The executor of the leading rank.
@@ -157,62 +139,4 @@ fn strange(error: &serde_json::Error) -> EngineError {
         "a step from another rank cannot be read ({error}): all ranks must run the same program"
     )))
     .into()
-}
-
-/// What the last stage says of the tokens of some rows: them, or why there are none.
-type Drawn = Result<Vec<SampledToken>, String>;
-
-/// The sampler of the last pipeline stage.
-pub struct SendingSampler {
-    /// Draws.
-    pub own: Box<dyn TokenSampler>,
-    /// To the other stages.
-    pub path: Box<dyn TokenPath>,
-}
-
-impl TokenSampler for SendingSampler {
-    fn sample(&mut self, logits: &Tensor, rows: &[RowState<'_>]) -> Result<Vec<SampledToken>, SamplingError> {
-        let drawn = self.own.sample(logits, rows);
-        let told: Drawn = match &drawn {
-            Ok(tokens) => Ok(tokens.clone()),
-            Err(error) => Err(error.to_string()),
-        };
-        let message =
-            serde_json::to_vec(&told).map_err(|error| SamplingError::OtherRank(error.to_string()))?;
-        self.path.send(&message).map_err(|lost| SamplingError::OtherRank(lost.to_string()))?;
-        drawn
-    }
-
-    fn is_greedy(&self) -> bool {
-        self.own.is_greedy()
-    }
-}
-
-/// The sampler of all stages but the last, which have no logits.
-pub struct ReceivingSampler {
-    /// From the last stage.
-    pub path: Box<dyn TokenPath>,
-    /// Whether that one is greedy.
-    pub is_greedy: bool,
-}
-
-impl TokenSampler for ReceivingSampler {
-    fn sample(&mut self, _: &Tensor, rows: &[RowState<'_>]) -> Result<Vec<SampledToken>, SamplingError> {
-        let message = self.path.receive().map_err(|lost| SamplingError::OtherRank(lost.to_string()))?;
-        let drawn: Drawn =
-            serde_json::from_slice(&message).map_err(|error| SamplingError::OtherRank(error.to_string()))?;
-        let tokens = drawn.map_err(SamplingError::OtherRank)?;
-        match tokens.len() == rows.len() {
-            true => Ok(tokens),
-            false => Err(SamplingError::OtherRank(format!(
-                "the last pipeline stage drew {} tokens for {} rows: all ranks must run the same program",
-                tokens.len(),
-                rows.len()
-            ))),
-        }
-    }
-
-    fn is_greedy(&self) -> bool {
-        self.is_greedy
-    }
 }

@@ -11,43 +11,12 @@ use crate::attention_context::AttentionContext;
 use crate::kv_cache::KvCache;
 use crate::layers::row_parallel::RowParallel;
 use crate::ops::Moe;
-use crate::ops::{AttentionOp, Epilogue, HeadNorms, LinearOp, Norm, NormsOver, Rows, StepState, TrialLinear};
+use crate::ops::{
+    AttentionOp, Epilogue, HeadNorms, Hidden, LinearOp, Norm, NormsOver, Rows, StepState, TrialLinear,
+};
 
 /// A part with the norm in front of it, where there is one.
 pub(crate) type Normed<P> = (Option<Norm>, P);
-
-/// The residual stream between two parts.
-pub(crate) struct Hidden {
-    /// `[num_tokens, hidden_size]`.
-    pub(crate) residual: Tensor,
-    /// Its rows as the norm behind it makes them, where they came out with it.
-    pub(crate) normed: Option<Tensor>,
-}
-
-impl Hidden {
-    /// Alone.
-    pub(crate) fn of(residual: Tensor) -> Self {
-        Self { residual, normed: None }
-    }
-
-    /// The rows that a part of a layer reads. `norm` is the one that was announced to whoever made the stream.
-    fn inputs<S: StepState>(&mut self, norm: Option<&Norm>, at: &mut S) -> Result<Rows, ModelError> {
-        match (self.normed.take(), norm) {
-            (Some(normed), Some(_)) => Ok(Rows::Plain(normed)),
-            (_, Some(norm)) => at.norm_rows(&self.residual, norm),
-            (_, None) => Ok(Rows::Plain(self.residual.shallow_clone())),
-        }
-    }
-
-    /// The same for a part that reads them in what is computed in.
-    fn plain_inputs<S: StepState>(&mut self, norm: Option<&Norm>, at: &mut S) -> Result<Tensor, ModelError> {
-        match (self.normed.take(), norm) {
-            (Some(normed), Some(_)) => Ok(normed),
-            (_, Some(norm)) => at.norm(&self.residual, norm),
-            (_, None) => Ok(self.residual.shallow_clone()),
-        }
-    }
-}
 
 /// One transformer layer, of any shape of its own. `x` is the residual stream, `n1` and `n2` norms.
 #[expect(clippy::large_enum_variant, reason = "a model has some dozens of them")]

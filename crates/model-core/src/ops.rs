@@ -6,6 +6,7 @@
 //! these traits in plain row-major shapes and have the backend's compute type unless a shape says float32.
 
 mod experts;
+mod hidden;
 mod moe;
 mod rows;
 
@@ -15,6 +16,7 @@ use model_spec::{
 use tch::{Kind, Tensor};
 
 pub(crate) use self::experts::{Expert, Experts};
+pub(crate) use self::hidden::Hidden;
 #[cfg_attr(
     not(feature = "cuda"),
     cfg_attr(not(test), expect(unused_imports, reason = "only a GPU's loader asks"))
@@ -29,7 +31,6 @@ use crate::fp8::Fp8Bytes;
 use crate::ids::Ids;
 use crate::kinds::{StoredFloat, TensorFormat};
 use crate::kv_cache::{KvCache, KvPool};
-use crate::layers::Hidden;
 use crate::model_ranks::RankCheck;
 use crate::parallel::{HostRanks, SharedTable, tree_sum};
 use crate::routing::Routing;

@@ -5,7 +5,8 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use model_core::LostRank;
 
 use super::*;
-use crate::replica::{Followers, LeadingExecutor, ReceivingSampler, SendingSampler, TokenPath, follow};
+use crate::replica::{Followers, LeadingExecutor, follow};
+use crate::stage_tokens::{ReceivingSampler, SendingSampler, TokenPath};
 
 struct ToAll(Vec<Sender<Vec<u8>>>);
 

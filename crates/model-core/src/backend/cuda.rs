@@ -34,12 +34,11 @@ use crate::attention_context::{AttentionContext, DeviceAttention, DeviceContext}
 use crate::ids::Ids;
 use crate::kinds::TensorFormat;
 use crate::kv_cache::{BLOCK_SIZE_TOKENS, KvCache, KvPool};
-use crate::layers::Hidden;
 use crate::layers::rotary::{RotaryId, RotaryTables};
 use crate::model_ranks::RankCheck;
-use crate::ops::Moe;
-use crate::ops::PiecedLinear;
-use crate::ops::{Epilogue, HeadNorms, LinearOp, Norm, Rows, StepState, TrialLinear};
+use crate::ops::{
+    Epilogue, HeadNorms, Hidden, LinearOp, Moe, Norm, PiecedLinear, Rows, StepState, TrialLinear,
+};
 use crate::parallel::{HostRanks, SharedTable};
 use crate::upload::to_device;
 

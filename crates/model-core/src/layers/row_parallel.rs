@@ -3,8 +3,7 @@
 use tch::{Kind, Tensor};
 
 use crate::ModelError;
-use crate::layers::Hidden;
-use crate::ops::{Epilogue, Norm, PiecedLinear, Rows, StepState, TrialLinear, tensor_bytes};
+use crate::ops::{Epilogue, Hidden, Norm, PiecedLinear, Rows, StepState, TrialLinear, tensor_bytes};
 
 /// A linear layer that adds to the residual stream.
 pub(crate) enum RowParallel<S: StepState> {

@@ -20,7 +20,7 @@ use super::step_kind::{PROMPTS_AND_RESPONSES, unsupported};
 use crate::executor::Executor;
 use crate::executor::host::{BatchModel, HostExecutor, Stage, StepOf};
 use crate::plan::{SeqId, StepOutput, StepPlan};
-use crate::replica::{ReceivingSampler, SendingSampler, TokenPath};
+use crate::stage_tokens::{ReceivingSampler, SendingSampler, TokenPath};
 use crate::{EngineError, EngineLimits};
 
 /// The executor of a stage. `sampler` draws on the last one, whose tokens go along `path`.
