@@ -59,8 +59,11 @@ pub struct StructuredRow {
     end_token_ids: Vec<u32>,
     min_length: u32,
     num_generated: u32,
-    /// Of the next token, where they are there.
-    bits: Option<Vec<u32>>,
+    /// Drawn, and not followed yet.
+    drawn: Vec<u32>,
+    /// Of the next token, where `has_bits`; kept, so that no step makes new ones.
+    bits: Vec<u32>,
+    has_bits: bool,
 }
 
 impl StructuredRow {
@@ -70,15 +73,18 @@ impl StructuredRow {
         let (structure, vocabulary) = (structure.as_deref()?, Arc::clone(vocabulary?));
         let state = vocabulary.structures.begin(structure).map_or_else(State::Failed, State::Open);
         let (end_token_ids, min_length) = (end_token_ids.clone(), *min_length);
-        Some(Self { state, vocabulary, end_token_ids, min_length, num_generated: 0, bits: None })
+        let (drawn, bits) = (Vec::new(), vec![0; vocabulary.vocab_size.div_ceil(u32::BITS as usize)]);
+        let (num_generated, has_bits) = (0, false);
+        Some(Self { state, vocabulary, end_token_ids, min_length, num_generated, drawn, bits, has_bits })
     }
 
-    /// The tokens that may be chosen next; none where all may, because the response has ended or has failed.
+    /// The tokens that may be chosen next, once [`prepare_all`] has found them; none where all may, because the response has
+    /// ended or has failed.
     pub fn allowed(&self) -> Option<&[u32]> {
-        self.bits.as_deref()
+        self.has_bits.then_some(&self.bits)
     }
 
-    /// Why no token can be next. What is drawn then is no part of the response.
+    /// Why no token can be next, once [`prepare_all`] has found it. What is drawn then is no part of the response.
     pub fn failure(&self) -> Option<&str> {
         match &self.state {
             State::Failed(reason) => Some(reason),
@@ -86,26 +92,36 @@ impl StructuredRow {
         }
     }
 
-    /// Takes the token that was drawn.
+    /// Takes the token that was drawn. It is followed with the work of all rows, in [`prepare_all`].
     pub fn push(&mut self, token: u32) {
         self.num_generated += 1;
-        self.bits = None;
-        let State::Open(follower) = &mut self.state else { return };
-        if self.end_token_ids.contains(&token) {
-            self.state = State::Ended;
-        } else if let Err(reason) = follower.push(token) {
-            self.state = State::Failed(reason);
+        self.has_bits = false;
+        if matches!(self.state, State::Open(_)) {
+            self.drawn.push(token);
+        }
+    }
+
+    /// Follows the tokens that were drawn, as far as they are text.
+    fn follow(&mut self) {
+        for token in std::mem::take(&mut self.drawn) {
+            let State::Open(follower) = &mut self.state else { return };
+            if self.end_token_ids.contains(&token) {
+                self.state = State::Ended;
+            } else if let Err(reason) = follower.push(token) {
+                self.state = State::Failed(reason);
+            }
         }
     }
 
     /// Finds out what may be next, unless it is known.
     fn prepare(&mut self) {
+        self.follow();
         let State::Open(follower) = &mut self.state else { return };
-        if self.bits.is_some() {
+        if self.has_bits {
             return;
         }
-        let mut bits = vec![0; self.vocabulary.vocab_size.div_ceil(u32::BITS as usize)];
-        let may_end = match follower.allowed(&mut bits) {
+        let bits = self.bits.as_mut_slice();
+        let may_end = match follower.allowed(bits) {
             Ok(may_end) => may_end,
             Err(reason) => {
                 self.state = State::Failed(reason);
@@ -113,18 +129,18 @@ impl StructuredRow {
             }
         };
         // Where they are text, too, they do not end a response in the middle of its structure.
-        clear(&mut bits, &self.end_token_ids);
-        clear(&mut bits, &self.vocabulary.banned);
-        clear_past(&mut bits, self.vocabulary.vocab_size);
+        clear(bits, &self.end_token_ids);
+        clear(bits, &self.vocabulary.banned);
+        clear_past(bits, self.vocabulary.vocab_size);
         let can_go_on = bits.iter().any(|&word| word != 0);
         // A text that must end ends, whatever `min_length` says.
         if may_end && (!can_go_on || self.num_generated >= self.min_length) {
-            set(&mut bits, &self.end_token_ids);
-            clear(&mut bits, &self.vocabulary.banned);
-            clear_past(&mut bits, self.vocabulary.vocab_size);
+            set(bits, &self.end_token_ids);
+            clear(bits, &self.vocabulary.banned);
+            clear_past(bits, self.vocabulary.vocab_size);
         }
         match bits.iter().any(|&word| word != 0) {
-            true => self.bits = Some(bits),
+            true => self.has_bits = true,
             false => self.state = State::Failed(self.nothing_left(may_end)),
         }
     }
@@ -142,9 +158,10 @@ impl StructuredRow {
     }
 }
 
-/// Finds out what may be next in all of these, in parallel.
+/// Follows what was drawn and finds out what may be next in all of these, in parallel. A row takes from microseconds to
+/// milliseconds, so that each is a task of its own.
 pub fn prepare_all(rows: &mut [&mut StructuredRow]) {
-    rows.par_iter_mut().for_each(|row| row.prepare());
+    rows.par_iter_mut().with_max_len(1).for_each(|row| row.prepare());
 }
 
 /// The masks of a step's rows, as a GPU's sampler reads them.
@@ -158,6 +175,13 @@ pub struct RowMasks {
 }
 
 impl RowMasks {
+    /// Without rows, with the memory of those that it had.
+    pub fn clear(&mut self) {
+        self.mask_of_row.clear();
+        self.bits.clear();
+        self.num_masks = 0;
+    }
+
     /// Adds a row.
     pub fn push(&mut self, allowed: Option<&[u32]>) {
         self.mask_of_row.push(allowed.map_or(-1, |_| self.num_masks));
@@ -293,6 +317,8 @@ mod tests {
         insta::assert_snapshot!(failure(row("x", &[7], &[], 0)), @"`x` is no number");
         let mut wrong = row("0", &[7], &[], 0);
         wrong.push(3);
+        // Another one behind it changes nothing.
+        wrong.push(4);
         insta::assert_snapshot!(failure(wrong), @"3 is too much");
     }
 }

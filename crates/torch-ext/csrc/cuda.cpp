@@ -4,10 +4,12 @@
 #include <ATen/Context.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <ATen/ops/_flash_attention_forward.h>
+#include <ATen/ops/empty.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <c10/cuda/CUDAStream.h>
 
+#include <cstring>
 #include <memory>
 #include <optional>
 
@@ -119,12 +121,14 @@ int32_t te_blas_set_invariant(int32_t invariant) {
   });
 }
 
-// Uploads a host tensor through page-locked memory, asynchronously. tch asks libtorch for the same
-// in a way that it warns of.
-int32_t te_cuda_send(const at::Tensor* tensor, int64_t device_idx, at::Tensor** out) {
+// Uploads bytes through page-locked memory, asynchronously; libtorch keeps that memory until they are there. They are copied
+// by the calling thread alone: libtorch's own copies start a thread on each core for more than 32,768 values.
+int32_t te_cuda_send(const void* bytes, int64_t num_bytes, int64_t device_idx, at::Tensor** out) {
   return guarded([&] {
     auto device = at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device_idx));
-    *out = new at::Tensor(tensor->pin_memory().to(device, /*non_blocking=*/true, /*copy=*/false));
+    auto locked = at::empty({num_bytes}, at::TensorOptions(at::kByte).pinned_memory(true));
+    if (num_bytes > 0) std::memcpy(locked.data_ptr(), bytes, static_cast<size_t>(num_bytes));
+    *out = new at::Tensor(locked.to(device, /*non_blocking=*/true, /*copy=*/false));
   });
 }
 

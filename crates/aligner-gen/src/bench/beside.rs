@@ -6,11 +6,13 @@
 //! vocabulary of strings.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use engine::{Engine, OwnRules, Request};
 use model_spec::NamedShape;
-use sampling::{RowRules, SamplingParams, StopConditions, Vocabulary, uniform};
+use sampling::{
+    RowMasks, RowRules, SamplingParams, StopConditions, StructuredRow, Vocabulary, prepare_all, uniform,
+};
 use serde_json::{Value, json};
 
 use super::cases::{Opened, Sampled, answer, round};
@@ -68,6 +70,7 @@ impl Beside {
         let opened = Opened { arguments, shape, requests: &requests, max_num_seqs: self.num_rows };
         let without = Sampled { params: self.params(), row_params: RowParamsMode::Ignore, vocabulary: None };
         let vocabulary = (self.wish == Wish::Structured).then(|| vocabulary(vocab_size));
+        let masks_ms = vocabulary.as_ref().map(|vocabulary| self.masks_ms(vocabulary));
         let params = SamplingParams { compute_logprob: self.wish == Wish::Own, ..self.params() };
         let with = Sampled { params, row_params: RowParamsMode::Read, vocabulary };
         let mut engines = [opened.engine(without)?, opened.engine(with)?];
@@ -88,7 +91,34 @@ impl Beside {
             "tokens_per_s_without": round(off),
             "tokens_per_s": round(on),
             "cost_percent": round(100.0 * (1.0 - on / off)),
+            "masks_ms_a_step": masks_ms,
         }))
+    }
+
+    /// What the host alone takes in a step to find the masks of all rows, in milliseconds: a model that takes longer hides
+    /// it.
+    fn masks_ms(self, vocabulary: &Arc<Vocabulary>) -> f64 {
+        let begin = |row| StructuredRow::begin(Some(vocabulary), &self.rules(row).row);
+        let mut rows: Vec<StructuredRow> = (0..self.num_rows as u64).filter_map(begin).collect();
+        let mut masks = RowMasks::default();
+        let mut time = Duration::ZERO;
+        for step in 0..NEW_TOKENS {
+            let started = Instant::now();
+            prepare_all(&mut rows.iter_mut().collect::<Vec<_>>());
+            masks.clear();
+            rows.iter().for_each(|row| masks.push(row.allowed()));
+            time += started.elapsed();
+            for (idx, row) in (0..).zip(&mut rows) {
+                let allowed = row.allowed().unwrap_or_default();
+                let num_allowed: u32 = allowed.iter().map(|word| word.count_ones()).sum();
+                let nth = (uniform(9, idx, 0, step) * f64::from(num_allowed)) as usize;
+                let is_allowed = |token: &u32| allowed[*token as usize / 32] >> (token % 32) & 1 == 1;
+                if let Some(token) = (0..32 * allowed.len() as u32).filter(is_allowed).nth(nth) {
+                    row.push(token);
+                }
+            }
+        }
+        round(1000.0 * time.as_secs_f64() / f64::from(NEW_TOKENS))
     }
 
     /// The run's.

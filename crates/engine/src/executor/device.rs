@@ -103,6 +103,8 @@ pub(crate) struct DeviceExecutor<D: StepDevice> {
     has_grown: bool,
     kept: KeptBatches<D::KeptTokens>,
     in_flight: VecDeque<InFlight<D::Records>>,
+    /// Of the latest step with structures.
+    masks: RowMasks,
 }
 
 impl<D: StepDevice> DeviceExecutor<D> {
@@ -117,6 +119,7 @@ impl<D: StepDevice> DeviceExecutor<D> {
             has_grown: false,
             kept: KeptBatches::default(),
             in_flight: VecDeque::new(),
+            masks: RowMasks::default(),
         }
     }
 
@@ -290,19 +293,19 @@ impl<D: StepDevice> DeviceExecutor<D> {
 
     /// Has the tokens of a step drawn that waits for those before it, once these are known. The model computes meanwhile.
     fn draw_waiting(&mut self) -> Result<(), EngineError> {
-        let Self { device, seqs, in_flight, .. } = self;
+        let Self { device, seqs, in_flight, masks, .. } = self;
         let Some(InFlight { drawing, seq_ids, failures, .. }) = in_flight.front_mut() else { return Ok(()) };
         let Drawing::Waiting(step) = *drawing else { return Ok(()) };
         let drawn: HashSet<SeqId> = seq_ids.iter().copied().collect();
         let of_step = seqs.iter_mut().filter(|(id, _)| drawn.contains(id));
         prepare_all(&mut of_step.filter_map(|(_, seq)| seq.structured.as_deref_mut()).collect::<Vec<_>>());
-        let mut masks = RowMasks::default();
+        masks.clear();
         for id in &*seq_ids {
             let structured = seqs.get(id).and_then(|seq| seq.structured.as_deref());
             masks.push(structured.and_then(StructuredRow::allowed));
         }
         *failures = failures_of(seq_ids.iter().filter_map(|id| seqs.get(id)));
-        *drawing = Drawing::Enqueued(device.draw_masked(step, &masks)?);
+        *drawing = Drawing::Enqueued(device.draw_masked(step, masks)?);
         Ok(())
     }
 

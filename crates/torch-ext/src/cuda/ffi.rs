@@ -29,7 +29,12 @@ unsafe extern "C" {
     pub(super) fn te_cuda_graph_end(graph: *mut c_void, exec: *mut *mut c_void) -> i32;
     pub(super) fn te_cuda_graph_free(graph: *mut c_void) -> i32;
     pub(super) fn te_blas_set_invariant(invariant: i32) -> i32;
-    pub(super) fn te_cuda_send(tensor: *const c_void, device_idx: i64, out: *mut *mut c_void) -> i32;
+    pub(super) fn te_cuda_send(
+        bytes: *const c_void,
+        num_bytes: i64,
+        device_idx: i64,
+        out: *mut *mut c_void,
+    ) -> i32;
     pub(super) fn te_flash_varlen(
         tensors: *const *const c_void,
         varlen: *const TeVarlen,

@@ -9,19 +9,20 @@ use tch::kind::Element;
 use super::ffi;
 use crate::ExtError;
 
-/// `values` as a tensor of one dimension on GPU `device_idx`, through page-locked memory. The upload is asynchronous: what is enqueued on
-/// the current stream afterwards finds it there.
+/// `values` as a tensor of one dimension on GPU `device_idx`, through page-locked memory. The upload is asynchronous: what
+/// is enqueued on the current stream afterwards finds it there.
 ///
 /// # Errors
 /// When there is no memory, or earlier work on the GPU failed.
 pub fn send<T: Element>(values: &[T], device_idx: usize) -> Result<Tensor, ExtError> {
-    let tensor = Tensor::f_from_slice(values)?;
+    let (start, num_bytes) = (values.as_ptr().cast::<c_void>(), size_of_val(values) as i64);
     let mut out = std::ptr::null_mut();
-    // SAFETY: the tensor lives over the call and the pointer is valid for it.
-    let code = unsafe { ffi::te_cuda_send(tensor.as_ptr().cast::<c_void>(), device_idx as i64, &mut out) };
-    ffi::check("pin_memory", code)?;
+    // SAFETY: the slice lives over the call, which reads `num_bytes` bytes, and the pointer is valid for it.
+    let code = unsafe { ffi::te_cuda_send(start, num_bytes, device_idx as i64, &mut out) };
+    ffi::check("empty", code)?;
     // SAFETY: the shim made a tensor of its own for us.
-    Ok(unsafe { Tensor::from_ptr(out.cast()) })
+    let bytes = unsafe { Tensor::from_ptr(out.cast()) };
+    Ok(bytes.f_view_dtype(T::KIND)?)
 }
 
 /// Makes a GPU the calling thread's current one, and libtorch ready to use it.

@@ -35,6 +35,8 @@ enum Call {
     /// Of the model, or of the sampler, too.
     Decode(DecodeStep),
     DrawMasked,
+    /// Of the tokens of a step.
+    Read,
 }
 
 /// Words and tokens as they lie on a GPU. A decode step reads nothing else, and moves its rows on as the sampler's kernel
@@ -273,6 +275,7 @@ impl StepDevice for FakeDevice {
         records: FakeRecords,
         owners: &[Owner],
     ) -> Result<(Vec<DrawnToken>, StepTimes), EngineError> {
+        self.call(Call::Read);
         self.num_read += 1;
         assert_eq!(records.step, self.num_read, "steps are read in their order");
         let (of, tokens): (Vec<_>, Vec<_>) = records.tokens.into_iter().unzip();
@@ -412,12 +415,33 @@ fn tables_are_uploaded_once_when_rows_change_and_not_else() {
         let num_rows = num_used.next_power_of_two();
         Call::Decode(DecodeStep { num_rows, num_used, has_drafts: false })
     };
+    calls.lock().unwrap().retain(|call| *call != Call::Read);
     let expect = [
         &[Call::Prefill, Call::Gather, Call::Upload][..],
         &[decode(3), decode(3), decode(3)],
         // Who has all its tokens has no row any more.
         &[Call::Gather, Call::Upload],
         &[decode(1), decode(1), decode(1), decode(1)],
+    ];
+    assert_eq!(*calls.lock().unwrap(), expect.concat());
+}
+
+/// The GPU computes the model while the host reads the tokens before and finds out what may follow them.
+#[test]
+fn a_step_with_structures_is_computed_before_the_tokens_before_it_are_read() {
+    let (mut engine, calls) = Setup { has_row_rules: true, ..roomy_setup() }.engine(&[]);
+    let requests = [0, 1].map(|idx| with_own_rules(request(idx, 4, 1, 4)));
+    let has_structure =
+        |request: &Request| request.own.as_ref().is_some_and(|own| own.row.structure.is_some());
+    assert!(requests.iter().any(has_structure));
+    run(&mut engine, &requests);
+    let model = Call::Decode(DecodeStep { num_rows: 2, num_used: 2, has_drafts: false });
+    let expect = [
+        &[Call::Prefill, Call::Gather, Call::Upload, model.clone()][..],
+        // The first tokens, then those of each step.
+        &[Call::Read, Call::DrawMasked, model.clone()],
+        &[Call::Read, Call::DrawMasked, model],
+        &[Call::Read, Call::DrawMasked, Call::Read],
     ];
     assert_eq!(*calls.lock().unwrap(), expect.concat());
 }
