@@ -176,19 +176,6 @@ DEVICE void prefetch_item(const AttentionArgs& args, const Item& item) {
     }
 }
 
-// How many blocks of the grid work. Three on a multiprocessor read a tenth faster than two, where there is work for all of
-// them; where there are few rounds, those that are not full cost more than that. Blocks are spread over the multiprocessors one
-// by one, so that the first two thirds are two on each.
-DEVICE int workers_for(int num_works) {
-    const int FASTER = 11, SLOWER = 10, MANY_ROUNDS = 4;
-    int all = gridDim.x;
-    if (BLOCKS_PER_SM != 3) return all;
-    int fewer = all / 3 * 2;
-    int rounds = (num_works + all - 1) / all, rounds_of_fewer = (num_works + fewer - 1) / fewer;
-    bool is_faster = rounds < MANY_ROUNDS && rounds_of_fewer * 2 * FASTER < rounds * 3 * SLOWER;
-    return is_faster ? fewer : all;
-}
-
 // Each block has two works of its own, and the ones after go to whoever asks first, as some blocks are slower than others:
 // which block does a work decides nothing of its result. The block that ends last puts the tickets back to zero.
 DEVICE void end_tickets(const AttentionArgs& args, int num_workers) {
@@ -220,7 +207,7 @@ DEVICE void attend(const AttentionArgs& args) {
     // need not be waited for. The queries must be.
     Item item = read_item(args, blockIdx.x);
     int num_works = *args.num_items * args.num_groups * QUERY_TILES;
-    int num_workers = workers_for(num_works);
+    int num_workers = gridDim.x;
     // The longest works come first: whoever has one of them is the last to get another.
     int next_work = 2 * num_workers - 1 - blockIdx.x;
     bool has_tickets = num_works > 2 * num_workers;
