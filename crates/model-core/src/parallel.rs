@@ -250,10 +250,13 @@ mod tests {
 
     use super::*;
 
+    /// To another stage and from it.
+    type Both = (Sender<Vec<u8>>, Receiver<Vec<u8>>);
+
     /// A stage between two others.
     struct Stage {
-        previous: Option<(Sender<Vec<u8>>, Receiver<Vec<u8>>)>,
-        next: Option<(Sender<Vec<u8>>, Receiver<Vec<u8>>)>,
+        previous: Option<Both>,
+        next: Option<Both>,
     }
 
     impl ModelRanks for Stage {

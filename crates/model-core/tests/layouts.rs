@@ -1,7 +1,5 @@
 //! Every model among the fixtures over several ranks: the bits of one rank, and no byte of it read twice.
 
-#![expect(clippy::unwrap_used, reason = "a test may fail")]
-
 mod common;
 
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -43,9 +43,12 @@ pub(crate) fn fp8_cache(gpu: &Gpu) -> Outcome {
     check_all(gpu, Heads::with_fp8_kv)
 }
 
+/// Type, head size, queries of a group, groups, window, cap.
+type WindowCase = (Kind, i64, i64, i64, Option<i64>, Option<f32>);
+
 /// Windows inside a split and over several, and capped scores, over both kinds of cache.
 pub(crate) fn windows_and_caps(gpu: &Gpu) -> Outcome {
-    const CASES: [(Kind, i64, i64, i64, Option<i64>, Option<f32>); 9] = [
+    const CASES: [WindowCase; 9] = [
         (Kind::BFloat16, 128, 1, 3, Some(100), None),
         (Kind::BFloat16, 256, 2, 2, Some(1024), Some(1.5)),
         (Kind::BFloat16, 256, 2, 2, None, Some(1.5)),

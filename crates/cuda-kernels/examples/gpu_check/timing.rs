@@ -67,8 +67,10 @@ fn experts(gpu: &Gpu) -> Checked {
     Ok(())
 }
 
-/// What is timed, by name.
-const TABLES: &[(&str, fn(&Gpu) -> Checked)] = &[
+/// A name and what is timed.
+type Table = (&'static str, fn(&Gpu) -> Checked);
+
+const TABLES: &[Table] = &[
     ("ranks", ranks::times),
     ("experts", experts),
     ("copy", device_copy),

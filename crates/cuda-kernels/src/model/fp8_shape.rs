@@ -124,8 +124,8 @@ impl Fp8Shape {
     /// Chains of products that a group has in flight at once, as many as there are registers for.
     pub(super) fn num_parts(&self) -> u32 {
         match self.group_columns() {
-            ..=64 => 4,
-            ..=144 => 2,
+            0..=64 => 4,
+            65..=144 => 2,
             _ => 1,
         }
     }
@@ -196,7 +196,7 @@ mod tests {
             let num_tiles = ring.num_stages * shape.tiles();
             prop_assert!(ring.shared_bytes >= 1024 + 128 * ((num_tiles - 1) * lines + tile_rows));
             prop_assert_eq!(shape.num_parts() % shape.tiles(), 0);
-            prop_assert!(shape.group_columns() % 8 == 0 && shape.columns <= 256);
+            prop_assert!(shape.group_columns().is_multiple_of(8) && shape.columns <= 256);
             prop_assert!(shape.group_columns() / 2 * (shape.num_parts() + 1) <= 216);
             let tile = i64::from(tile_rows) * i64::from(shape.columns);
             prop_assert!(shape.num_tiles(num_rows, num_out) as i64 * tile >= num_rows * num_out);

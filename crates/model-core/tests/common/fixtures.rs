@@ -56,7 +56,7 @@ pub(crate) const FOLDERS: [&str; 46] = [
 ];
 
 enum Weights {
-    Stored(Checkpoint),
+    Stored(Box<Checkpoint>),
     Memory(MemorySource),
 }
 
@@ -95,7 +95,7 @@ impl Fixture {
         let checkpoint = Checkpoint::open(&archive).unwrap();
         let config: ModelConfig =
             checkpoint.model_config().deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
-        Self { config, weights: Weights::Stored(checkpoint), _converted: converted }
+        Self { config, weights: Weights::Stored(Box::new(checkpoint)), _converted: converted }
     }
 
     pub(crate) fn tensors(&self) -> &dyn TensorSource {

@@ -28,7 +28,7 @@ const NOT_OPENED: &[u8] = b"not opened";
 /// A way of the residual stream.
 #[derive(Debug)]
 enum Way {
-    Memory(StageLink, SharedIn),
+    Memory(Box<StageLink>, SharedIn),
     /// The connection of the processes, after a copy to the host.
     Messages,
 }
@@ -78,7 +78,7 @@ impl DeviceStages {
                     let cache = kernel_cache();
                     let link =
                         StageLink::receiving(&state.device, &config(state), cache.as_deref(), inbox, 0)?;
-                    way = Way::Memory(link, place);
+                    way = Way::Memory(Box::new(link), place);
                     break;
                 }
             }
@@ -87,7 +87,7 @@ impl DeviceStages {
         if has_next {
             let way = places.find_map(|place| match find_way(state, others, place) {
                 Ok(None) => None,
-                Ok(Some(link)) => Some(Ok(Way::Memory(link, place))),
+                Ok(Some(link)) => Some(Ok(Way::Memory(Box::new(link), place))),
                 Err(error) => Some(Err(error)),
             });
             stages.next = Some(way.unwrap_or(Ok(Way::Messages))?);
