@@ -13,7 +13,7 @@ use super::wait_until;
 
 /// Steps of this many prompts, which two, three and four ranks divide.
 const STEP: usize = 12;
-const NUM_SAMPLES: usize = 120;
+const NUM_SAMPLES: usize = 3_000;
 /// Above the ports of the cluster's daemons.
 const PORT: &str = "17850";
 
