@@ -210,13 +210,9 @@ impl DeviceSampler {
         // Greedy rules need no random number.
         let params = SamplingParams {
             use_greedy: true,
-            temperature: 1.0,
-            top_k: None,
-            top_p: None,
-            repetition_penalty: 1.0,
-            min_p: None,
             compute_logprob: true,
             top_logprobs: num_top,
+            ..SamplingParams::PLAIN
         };
         let row = RowRules { params, seed: 0, end_token_ids: Vec::new(), min_length: 0, structure: None };
         let rules = SamplingRules { row, vocab_size: texts.vocab_size(), bias: Vec::new() };

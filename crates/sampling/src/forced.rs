@@ -86,13 +86,9 @@ mod tests {
     fn log_probabilities_are_those_of_a_draw() {
         let params = SamplingParams {
             use_greedy: true,
-            temperature: 1.0,
-            top_k: None,
-            top_p: None,
-            repetition_penalty: 1.0,
-            min_p: None,
             compute_logprob: true,
             top_logprobs: 2,
+            ..SamplingParams::PLAIN
         };
         let row = RowRules { params, seed: 1, end_token_ids: vec![], min_length: 0, structure: None };
         let mut drawing = CpuSampler::new(SamplingRules { row, vocab_size: 3, bias: vec![] }).unwrap();

@@ -51,6 +51,20 @@ pub struct SamplingParams {
     pub top_logprobs: u32,
 }
 
+impl SamplingParams {
+    /// Every token as the model has it, drawn at temperature 1: no filter, no penalty, no log-probabilities.
+    pub const PLAIN: Self = Self {
+        use_greedy: false,
+        temperature: 1.0,
+        top_k: None,
+        top_p: None,
+        repetition_penalty: 1.0,
+        min_p: None,
+        compute_logprob: false,
+        top_logprobs: 0,
+    };
+}
+
 /// No field of checked parameters is a NaN.
 impl Eq for SamplingParams {}
 

@@ -158,17 +158,7 @@ pub(super) struct Sampled {
 impl Sampled {
     /// As the peers do it.
     fn plain() -> Self {
-        let params = SamplingParams {
-            use_greedy: false,
-            temperature: 1.0,
-            top_k: None,
-            top_p: None,
-            repetition_penalty: 1.0,
-            min_p: None,
-            compute_logprob: false,
-            top_logprobs: 0,
-        };
-        Self { params, row_params: RowParamsMode::Ignore, vocabulary: None }
+        Self { params: SamplingParams::PLAIN, row_params: RowParamsMode::Ignore, vocabulary: None }
     }
 }
 

@@ -120,16 +120,7 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
     let model = load_model(&checkpoint, config, options)?;
     let tokenizer = OpenTokenizer::open(&checkpoint, checkpoint.model_config())?.tokenizer;
     let vocab_size = tokenizer.vocab_size().min(model.padded_vocab_size());
-    let params = SamplingParams {
-        use_greedy: true,
-        temperature: 1.0,
-        top_k: None,
-        top_p: None,
-        repetition_penalty: 1.0,
-        min_p: None,
-        compute_logprob: false,
-        top_logprobs: 0,
-    };
+    let params = SamplingParams { use_greedy: true, ..SamplingParams::PLAIN };
     let most_tokens = LOADS
         .iter()
         .map(|load| (load.num_prompts * u64::from(load.prompt_tokens + load.new_tokens)) as usize);

@@ -1,4 +1,4 @@
-//! Linear layers in FP8 on a GPU, and the kernels that make rows FP8 for them: norms and activations do that themselves.
+//! Linear layers in FP8 on a GPU, and the kernels that make rows FP8 for them: norms do that themselves.
 //!
 //! Rows are the same whichever kernel makes them (`gpu_check` compares their bits).
 
