@@ -33,6 +33,9 @@ pub(crate) struct Args {
     /// Skips the demo's model, which takes long on a slow machine
     #[arg(long)]
     no_demo: bool,
+    /// Runs this program in place of a release build of the workspace
+    #[arg(long, value_name = "PATH")]
+    program: Option<PathBuf>,
 }
 
 /// A part of the soak test.
@@ -62,7 +65,11 @@ struct Model {
 /// When a run fails, or a promise does not hold.
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     crate::setup::report(workspace, None)?;
-    let program = demo::build(workspace)?;
+    let program = match &args.program {
+        Some(program) => std::path::absolute(program)
+            .with_context(|| format!("cannot find `{}`", program.display()))?,
+        None => demo::build(workspace)?,
+    };
     let is_wanted = |part| args.parts.is_empty() || args.parts.contains(&part);
     let mut models = vec![random_gpt(workspace)];
     if !args.no_demo {
