@@ -59,19 +59,49 @@ DEVICE void norm_values(const Norm& norm, const float (&gains)[PARTS][8], const 
     }
 }
 
-// The normed elements of the block's row.
-template <bool CENTRED>
-DEVICE void normed(const T* x, const Norm& norm, float (&values)[MAX_PARTS][8]) {
-    __shared__ float scratch[64];
+// This thread's elements of a row.
+template <int PARTS>
+DEVICE void load_row(const T* x, const Norm& norm, int row, float (&values)[PARTS][8]) {
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        int i = (part * blockDim.x + threadIdx.x) * 8;
+        if (i < norm.width) load(x + (i64)row * norm.width + i, values[part]);
+    }
+}
+
+// Hands the normed elements of each of the block's rows to `store`: of many rows a block has several, for which it reads
+// the gains once.
+template <bool CENTRED, int PARTS, class Store>
+DEVICE void norm_rows_of(const T* x, const Norm& norm, int num_rows, Store store) {
+    __shared__ float scratch[2][64];
     let_next_start();
-    float gains[MAX_PARTS][8], shifts[MAX_PARTS][8] = {};
+    float gains[PARTS][8], shifts[PARTS][8] = {};
     load_gains(norm, gains, shifts);
     wait_for_previous();
-    const T* row = x + (i64)blockIdx.x * norm.width;
+    int turn = 0;
+    float next[PARTS][8];
+    // Where there are the registers for it, a row is on its way while the one before it is normed.
+    const bool IS_EARLY = PARTS == 1;
+    if (IS_EARLY && blockIdx.x < num_rows) load_row(x, norm, blockIdx.x, next);
+    for (int row = blockIdx.x; row < num_rows; row += gridDim.x, turn ^= 1) {
+        float values[PARTS][8];
+        if constexpr (IS_EARLY) {
 #pragma unroll
-    for (int part = 0; part < MAX_PARTS; part++) {
-        int i = (part * blockDim.x + threadIdx.x) * 8;
-        if (i < norm.width) load(row + i, values[part]);
+            for (int i = 0; i < 8; i++) values[0][i] = next[0][i];
+            if (row + gridDim.x < num_rows) load_row(x, norm, row + gridDim.x, next);
+        } else {
+            load_row(x, norm, row, values);
+        }
+        norm_values<CENTRED>(norm, gains, shifts, values, scratch[turn]);
+        store(row, values);
     }
-    norm_values<CENTRED>(norm, gains, shifts, values, scratch);
+}
+
+template <bool CENTRED, class Store>
+DEVICE void norm_rows(const T* x, const Norm& norm, int num_rows, Store store) {
+    if (norm.width <= 8 * blockDim.x) {
+        norm_rows_of<CENTRED, 1>(x, norm, num_rows, store);
+    } else {
+        norm_rows_of<CENTRED, MAX_PARTS>(x, norm, num_rows, store);
+    }
 }

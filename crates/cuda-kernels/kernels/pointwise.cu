@@ -10,6 +10,6 @@
 #include "rope.cuh"
 #include "gather.cuh"
 
-extern "C" __global__ void __launch_bounds__(1024) rms_norm(NormArgs args) { norm_row<false>(args); }
+extern "C" __global__ void __launch_bounds__(1024) rms_norm(NormArgs args) { norm_all<false>(args); }
 
-extern "C" __global__ void __launch_bounds__(1024) layer_norm(NormArgs args) { norm_row<true>(args); }
+extern "C" __global__ void __launch_bounds__(1024) layer_norm(NormArgs args) { norm_all<true>(args); }

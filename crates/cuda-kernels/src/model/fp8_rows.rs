@@ -9,7 +9,7 @@ use super::ModelKernels;
 use super::fp8::{E4M3, Fp8Kernel};
 use super::pointwise::{NormWith, threads_for, whole_vectors};
 use crate::KernelError;
-use crate::tensors::{Address, Tensors, count, shape_of};
+use crate::tensors::{Address, Tensors, count, int, shape_of};
 
 /// What rows are made FP8 from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,6 +98,8 @@ struct NormArgs {
     x: Address,
     norm: NormWith,
     out: RowsArgs,
+    rows: i32,
+    reserved: i32,
 }
 
 impl ModelKernels {
@@ -128,25 +130,27 @@ impl ModelKernels {
             x: tensors.address(norm.x, "x", self.config.kind, &shape)?,
             norm: NormWith::of(&tensors, width, (norm.gain, norm.bias), norm.eps)?,
             out: norm.out.args(&tensors, shape)?,
+            rows: int(num_rows, "rows")?,
+            reserved: 0,
         };
         let from = match norm.normalization {
             Normalization::RmsNorm => RowsFrom::RmsNorm,
             Normalization::LayerNorm => RowsFrom::LayerNorm,
         };
-        self.launch_rows(stream, from, (num_rows, threads_for(width)), Arg::value(&args))
+        let num_blocks = self.norm_blocks(num_rows, width);
+        self.launch_rows(stream, from, (num_blocks, threads_for(width)), Arg::value(&args))
     }
 
-    /// One block a row.
     fn launch_rows(
         &self,
         stream: &Stream,
         from: RowsFrom,
-        (num_rows, num_threads): (i64, u32),
+        (num_blocks, num_threads): (i64, u32),
         args: Arg<'_>,
     ) -> Result<(), KernelError> {
         let launch = Launch {
-            overlaps: self.overlaps(num_rows),
-            ..Launch::linear(count(num_rows, "rows")?, num_threads)
+            overlaps: self.overlaps(num_blocks),
+            ..Launch::linear(count(num_blocks, "rows")?, num_threads)
         };
         Ok(self.fp8.get(Fp8Kernel::Rows(from))?.launch(&launch, stream, &[args])?)
     }

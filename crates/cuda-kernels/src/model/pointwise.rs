@@ -86,6 +86,8 @@ struct NormArgs {
     x: Address,
     norm: NormWith,
     out: Address,
+    rows: i32,
+    reserved: i32,
 }
 
 /// The nonlinearity of the feed-forward part, in float32, rounded once.
@@ -149,6 +151,8 @@ impl ModelKernels {
             x: tensors.address(norm.x, "x", kind, &shape)?,
             norm: NormWith::of(&tensors, width, (norm.gain, norm.bias), norm.eps)?,
             out: tensors.address(norm.out, "out", kind, &shape)?,
+            rows: int(num_rows, "rows")?,
+            reserved: 0,
         };
         let kernel = match norm.normalization {
             Normalization::RmsNorm => &self.rms_norm,
@@ -156,9 +160,15 @@ impl ModelKernels {
         };
         let launch = Launch {
             overlaps: self.overlaps(num_rows),
-            ..Launch::linear(count(num_rows, "rows")?, threads_for(width))
+            ..Launch::linear(count(self.norm_blocks(num_rows, width), "rows")?, threads_for(width))
         };
         Ok(kernel.launch(&launch, stream, &[Arg::value(&args)])?)
+    }
+
+    /// Blocks of a norm: of more rows than run at once a block has several, so that it reads the gains once.
+    pub(super) fn norm_blocks(&self, num_rows: i64, width: i64) -> i64 {
+        let at_once = u64::from(self.num_sms) * u64::from(THREADS_OF_NORMS / threads_for(width)).max(1);
+        num_rows.min(at_once as i64)
     }
 
     /// Enqueues an activation.
@@ -188,6 +198,9 @@ impl ModelKernels {
         Ok(self.activate.launch(&launch, stream, &[Arg::value(&args)])?)
     }
 }
+
+/// Threads of norms that a multiprocessor has the registers for.
+const THREADS_OF_NORMS: u32 = 1024;
 
 pub(super) fn whole_vectors(width: i64, limit: i64) -> Result<i32, KernelError> {
     if width <= 0 || width % WIDTH != 0 || width > limit {
