@@ -32,6 +32,12 @@ DEVICE void mark(u64 word, u32 value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
 
+// From now on nothing that this rank computes is anything.
+DEVICE void give_up(u64 progress, u64 lost, u32 rank) {
+    ((volatile Progress*)progress)->lost = 1 + rank;
+    *(volatile u32*)lost = 1 + rank;
+}
+
 // Waits until a word of a rank has come to a value; gives that rank up when it does not.
 DEVICE void wait_for_mark(u64 word, u32 value, u64 progress, u64 lost, u32 rank) {
     u64 started = now_ns();
@@ -41,18 +47,21 @@ DEVICE void wait_for_mark(u64 word, u32 value, u64 progress, u64 lost, u32 rank)
         if ((int)(seen - value) >= 0) return;
         if (now_ns() - started > PATIENCE_NS) break;
     }
-    ((volatile Progress*)progress)->lost = 1 + rank;
-    *(volatile u32*)lost = 1 + rank;
+    give_up(progress, lost, rank);
 }
 
-// The last block of a launch makes it count.
-DEVICE void end(u64 progress, u32 epoch) {
-    __syncthreads();
-    if (threadIdx.x > 0) return;
+// One thread of each block of a launch does this once; the last one makes the launch count.
+DEVICE void count_block(u64 progress, u32 epoch) {
     Progress* of_rank = (Progress*)progress;
     if (atomicAdd(&of_rank->num_ended, 1) == gridDim.x - 1) {
         of_rank->num_ended = 0;
         __threadfence();
         ((volatile Progress*)progress)->epoch = epoch;
     }
+}
+
+// The last block of a launch that has ended makes it count.
+DEVICE void end(u64 progress, u32 epoch) {
+    __syncthreads();
+    if (threadIdx.x == 0) count_block(progress, epoch);
 }

@@ -6,8 +6,8 @@
 // others, and adds. A slot is written again two launches later: by then every rank has ended the launch between, before
 // which the others had read the slot. All ranks launch the same grids over the same shapes in the same order.
 //
-// A small sum goes to every rank, and each adds all of them. Of a large one each rank adds some rows and sends the
-// others what came out, which are fewer bytes. The bits are the same.
+// A small sum goes to every rank, and each adds all of them (few rows: reduce_few.cuh). Of a large one each rank adds some
+// rows and sends the others what came out, which are fewer bytes. The bits are the same.
 
 #include "exchange.cuh"
 #include "normed.cuh"
@@ -18,10 +18,12 @@
 // Mirrors `GroupArgs` in reduce.rs.
 struct Group {
     u64 inbox[MAX_RANKS];  // float32[2][num_ranks][slot_elems] of each rank
+    u64 few[MAX_RANKS];    // float32[2][num_ranks][few_elems] of each rank, for sums of few rows; none in the host's memory
     u64 marks[MAX_RANKS];  // u32[num_ranks][MAX_BLOCKS] of each rank: where each rank is, by rank and block
     u64 progress;          // of this rank
     u64 lost;              // u32 of the host: 1 + the rank that did not come
     i64 slot_elems;
+    i64 few_elems;
     int num_ranks;
     int rank;
 };
@@ -232,6 +234,16 @@ REDUCE(reduce_rms_norm, false, 1)
 REDUCE(reduce_layer_norm, true, 1)
 REDUCE(reduce_rms_norm_wide, false, 2)
 REDUCE(reduce_layer_norm_wide, true, 2)
+
+#include "reduce_few.cuh"
+
+#define REDUCE_FEW(name, centred, parts) \
+    extern "C" __global__ void __launch_bounds__(1024) name(const __grid_constant__ ReduceArgs args) { reduce_few_rows<centred, parts>(args); }
+
+REDUCE_FEW(reduce_few_rms_norm, false, 1)
+REDUCE_FEW(reduce_few_layer_norm, true, 1)
+REDUCE_FEW(reduce_few_rms_norm_wide, false, 2)
+REDUCE_FEW(reduce_few_layer_norm_wide, true, 2)
 
 // Mirrors `GatherColumnsArgs` in reduce.rs.
 struct GatherColumnsArgs {

@@ -116,7 +116,7 @@ impl KernelConfig {
         Program {
             name: "reduce",
             source: source!("reduce.cu"),
-            headers: headers!("common.cuh", "exchange.cuh", "normed.cuh"),
+            headers: headers!("common.cuh", "exchange.cuh", "normed.cuh", "reduce_few.cuh"),
             defines: self.defines(),
             options: &[],
             is_specific: false,

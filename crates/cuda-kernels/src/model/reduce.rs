@@ -30,10 +30,12 @@ const LARGE_ELEMS: i64 = 1 << 20;
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 struct GroupArgs {
     inbox: [Address; MAX_TENSOR_RANKS],
+    few: [Address; MAX_TENSOR_RANKS],
     marks: [Address; MAX_TENSOR_RANKS],
     progress: Address,
     lost: Address,
     slot_elems: i64,
+    few_elems: i64,
     num_ranks: i32,
     rank: i32,
 }
@@ -88,6 +90,8 @@ pub struct Inbox {
     memory: SharedMemory,
     num_ranks: usize,
     slot_elems: i64,
+    /// Most numbers of a sum of few rows; none in the host's memory, where too many would wait at once.
+    few_elems: i64,
     num_sms: u32,
 }
 
@@ -105,9 +109,15 @@ impl Inbox {
         if num_ranks == 0 || num_ranks > MAX_TENSOR_RANKS {
             return Err(bad("tensor-parallel ranks", "from 1 to 8", num_ranks as i64));
         }
-        let bytes = inbox_bytes(num_ranks, slot_elems) + marks_bytes(num_ranks);
+        let few_elems = match place {
+            // Whole vectors.
+            SharedIn::Gpu => slot_elems.min(LARGE_ELEMS / (num_ranks as i64 - 1).max(1)) / 8 * 8,
+            SharedIn::Host => 0,
+        };
+        let parts = [slot_elems, few_elems].map(|elems| inbox_bytes(num_ranks, elems));
+        let bytes = parts.iter().sum::<usize>() + marks_bytes(num_ranks);
         let memory = SharedMemory::new(device, bytes, place)?;
-        Ok(Self { memory, num_ranks, slot_elems, num_sms: device.num_sms()? })
+        Ok(Self { memory, num_ranks, slot_elems, few_elems, num_sms: device.num_sms()? })
     }
 
     /// What the others need to write into it, and to launch what this rank launches.
@@ -131,7 +141,10 @@ fn marks_bytes(num_ranks: usize) -> usize {
 #[derive(Debug)]
 pub struct TensorRanks {
     args: GroupArgs,
-    kernels: ReduceKernels,
+    sums: SumKernels,
+    /// For sums that every rank adds, whose numbers say themselves that they have come.
+    few_sums: SumKernels,
+    gather_columns: Kernel,
     /// Blocks of a launch: all of them must run at once, on every GPU.
     max_blocks: u32,
     /// Whether a kernel can start before the one before it has ended.
@@ -144,12 +157,34 @@ pub struct TensorRanks {
 }
 
 #[derive(Debug)]
-struct ReduceKernels {
+struct SumKernels {
     rms_norm: Kernel,
     layer_norm: Kernel,
     wide_rms_norm: Kernel,
     wide_layer_norm: Kernel,
-    gather_columns: Kernel,
+}
+
+impl SumKernels {
+    fn of(module: &Module, name: &str) -> Result<Self, KernelError> {
+        let kernel = |norm: &str| module.kernel(&format!("{name}_{norm}"));
+        Ok(Self {
+            rms_norm: kernel("rms_norm")?,
+            layer_norm: kernel("layer_norm")?,
+            wide_rms_norm: kernel("rms_norm_wide")?,
+            wide_layer_norm: kernel("layer_norm_wide")?,
+        })
+    }
+
+    /// For rows of this width; without a norm any of them.
+    fn get(&self, norm: Option<Normalization>, width: i64) -> &Kernel {
+        let is_wide = width > 8 * i64::from(threads_for(width));
+        match (norm, is_wide) {
+            (Some(Normalization::LayerNorm), false) => &self.layer_norm,
+            (Some(Normalization::LayerNorm), true) => &self.wide_layer_norm,
+            (Some(Normalization::RmsNorm) | None, false) => &self.rms_norm,
+            (Some(Normalization::RmsNorm) | None, true) => &self.wide_rms_norm,
+        }
+    }
 }
 
 impl TensorRanks {
@@ -172,6 +207,7 @@ impl TensorRanks {
         let mut others = Vec::new();
         let mut args = GroupArgs {
             slot_elems: inbox.slot_elems,
+            few_elems: inbox.few_elems,
             num_ranks: num_ranks as i32,
             rank: rank as i32,
             ..GroupArgs::zeroed()
@@ -191,7 +227,8 @@ impl TensorRanks {
                 address
             };
             args.inbox[idx] = start;
-            args.marks[idx] = start + inbox_bytes(num_ranks, inbox.slot_elems) as u64;
+            args.few[idx] = start + inbox_bytes(num_ranks, inbox.slot_elems) as u64;
+            args.marks[idx] = args.few[idx] + inbox_bytes(num_ranks, inbox.few_elems) as u64;
         }
         let progress = OwnMemory::new(device, PROGRESS_BYTES)?;
         args.progress = progress.address();
@@ -199,13 +236,9 @@ impl TensorRanks {
         args.lost = lost.address();
         Ok(Self {
             args,
-            kernels: ReduceKernels {
-                rms_norm: module.kernel("reduce_rms_norm")?,
-                layer_norm: module.kernel("reduce_layer_norm")?,
-                wide_rms_norm: module.kernel("reduce_rms_norm_wide")?,
-                wide_layer_norm: module.kernel("reduce_layer_norm_wide")?,
-                gather_columns: module.kernel("gather_columns")?,
-            },
+            sums: SumKernels::of(&module, "reduce")?,
+            few_sums: SumKernels::of(&module, "reduce_few")?,
+            gather_columns: module.kernel("gather_columns")?,
             max_blocks: max_blocks.max(1),
             can_overlap: device.compute_capability()?.0 >= 9,
             lost,
@@ -261,13 +294,6 @@ impl TensorRanks {
             eps: norm.map_or(0.0, |norm| norm.eps),
             ..ReduceArgs::zeroed()
         };
-        let is_wide = width > 8 * i64::from(threads_for(width));
-        let kernel = match (norm.map(|norm| norm.normalization), is_wide) {
-            (Some(Normalization::LayerNorm), false) => &self.kernels.layer_norm,
-            (Some(Normalization::LayerNorm), true) => &self.kernels.wide_layer_norm,
-            (Some(Normalization::RmsNorm) | None, false) => &self.kernels.rms_norm,
-            (Some(Normalization::RmsNorm) | None, true) => &self.kernels.wide_rms_norm,
-        };
         let rows_at_once = (self.args.slot_elems / width).max(1);
         let elem_bytes = kind.elt_size_in_bytes() as u64;
         let mut start = 0;
@@ -275,6 +301,8 @@ impl TensorRanks {
             let rows = rows_at_once.min(num_rows - start);
             let before = (start * width) as u64;
             let is_large = (i64::from(self.args.num_ranks) - 1) * rows * width > LARGE_ELEMS;
+            let is_few = self.args.num_ranks > 1 && !is_large && rows * width <= self.args.few_elems;
+            let kernels = if is_few { &self.few_sums } else { &self.sums };
             let of_rows = |address: Address| if address == 0 { 0 } else { address + before * elem_bytes };
             args.partials = address + before * size_of::<f32>() as u64;
             args.residual = of_rows(into);
@@ -285,6 +313,7 @@ impl TensorRanks {
                 overlaps: self.can_overlap && num_rows <= MAX_GEMM_ROWS,
                 ..Launch::linear((rows as u32).min(self.max_blocks), threads_for(width))
             };
+            let kernel = kernels.get(norm.map(|norm| norm.normalization), width);
             kernel.launch(&launch, stream, &[Arg::value(&part)])?;
             start += rows;
         }
@@ -325,7 +354,7 @@ impl TensorRanks {
             args.mine = address + (start * columns) as u64 * 4;
             args.out = into + (start * all_columns) as u64 * 4;
             args.num_rows = rows;
-            self.kernels.gather_columns.launch(&self.launch(rows * widest), stream, &[Arg::value(&args)])?;
+            self.gather_columns.launch(&self.launch(rows * widest), stream, &[Arg::value(&args)])?;
             start += rows;
         }
         Ok(())
