@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::counts::Counts;
 use crate::workspace::{Workspace, probe, say, shell_line};
-use crate::{arithmetic, docs, programs, setup, templates, tidy};
+use crate::{arithmetic, docs, oldest, programs, setup, templates, tidy};
 
 /// Runs everything that must hold before a change lands.
 ///
@@ -18,6 +18,8 @@ use crate::{arithmetic, docs, programs, setup, templates, tidy};
 /// When set-up, a check or a test fails.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     setup::report(workspace, None)?;
+    // Packages are tried with the program of the tests, so all that builds it must link it in the same way.
+    let workspace = &workspace.with_old_libraries(oldest::prepare(workspace)?);
     let has_cuda = setup::for_cuda(workspace)?;
     let mut counts = Counts::default();
     let mut failures = Vec::new();
