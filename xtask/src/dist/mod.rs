@@ -4,7 +4,9 @@
 //! torch of the minor version that the program was built with, and finds its libraries beside itself. The tar archive has
 //! libtorch in it, for machines without Python, and is for the CPU: what a GPU needs in addition is gigabytes.
 
+mod audit;
 mod check;
+mod old_system;
 mod program;
 mod tarball;
 mod wheel;
