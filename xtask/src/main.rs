@@ -16,6 +16,7 @@ mod docs;
 #[cfg(feature = "all-tasks")]
 mod fixtures;
 mod gpu_test;
+mod oldest;
 mod programs;
 mod setup;
 mod soak;

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::counts::Counts;
 use crate::workspace::{Workspace, probe, say, shell_line};
-use crate::{arithmetic, docs, programs, setup, templates, tidy};
+use crate::{arithmetic, docs, oldest, programs, setup, templates, tidy};
 
 /// Runs everything that must hold before a change lands.
 ///
@@ -18,6 +18,8 @@ use crate::{arithmetic, docs, programs, setup, templates, tidy};
 /// When set-up, a check or a test fails.
 pub(crate) fn run(workspace: &Workspace) -> Result<()> {
     setup::report(workspace, None)?;
+    // Packages are tried with the program of the tests, so all that builds it must link it in the same way.
+    let workspace = &workspace.with_old_libraries(oldest::prepare(workspace)?);
     let has_cuda = setup::for_cuda(workspace)?;
     let mut counts = Counts::default();
     let mut failures = Vec::new();
@@ -37,9 +39,13 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 
     record("tidy", checked(tidy::run(workspace)));
     for check in CHECKS {
-        if check.needs_cuda && !has_cuda {
-            skipped.push(format!("{} (your own libtorch has no CUDA headers beside it)", check.name));
-            continue;
+        match (check.when, has_cuda) {
+            (When::NoCuda, true) | (When::BesideCuda, false) => continue,
+            (When::Cuda, false) => {
+                skipped.push(format!("{} (your own libtorch has no CUDA headers beside it)", check.name));
+                continue;
+            }
+            _ => {}
         }
         if let Some(component) = check.component
             && probe(workspace.cargo().args([check.args[0], "--version"])).is_none()
@@ -100,24 +106,43 @@ struct Check {
     /// What rustup calls the tool, unless it is a part of cargo.
     component: Option<&'static str>,
     args: &'static [&'static str],
-    needs_cuda: bool,
+    when: When,
 }
 
-const CHECKS: [Check; 5] = [
-    Check { name: "fmt", component: Some("rustfmt"), args: &["fmt", "--all", "--check"], needs_cuda: false },
+/// On which machines a check is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    Always,
+    /// Where feature `cuda` can be compiled.
+    Cuda,
+    /// The same, for what is otherwise in another check.
+    BesideCuda,
+    /// Where it cannot.
+    NoCuda,
+}
+
+const CHECKS: [Check; 6] = [
+    Check { name: "fmt", component: Some("rustfmt"), args: &["fmt", "--all", "--check"], when: When::Always },
     Check {
         name: "clippy",
         component: Some("clippy"),
         args: &["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"],
-        needs_cuda: false,
+        when: When::NoCuda,
     },
     Check {
         name: "clippy with feature `cuda`",
         component: Some("clippy"),
         args: &["clippy", "--workspace", "--all-targets", "--features", "cuda", "--", "-D", "warnings"],
-        needs_cuda: true,
+        when: When::Cuda,
     },
-    Check { name: "documentation of the crates", component: None, args: &docs::API_ARGS, needs_cuda: false },
+    // Not the tests again: none of them is for builds without the feature alone.
+    Check {
+        name: "clippy without feature `cuda`",
+        component: Some("clippy"),
+        args: &["clippy", "--workspace", "--", "-D", "warnings"],
+        when: When::BesideCuda,
+    },
+    Check { name: "documentation of the crates", component: None, args: &docs::API_ARGS, when: When::Always },
     // What only the linker sees: the shim against libtorch's CUDA half. Nothing of it can run without a GPU.
     Check {
         name: "linking with feature `cuda`",
@@ -134,7 +159,7 @@ const CHECKS: [Check; 5] = [
             "--example",
             "gpu_check",
         ],
-        needs_cuda: true,
+        when: When::Cuda,
     },
 ];
 
@@ -148,8 +173,9 @@ enum Runner {
 fn test_commands(workspace: &Workspace, has_cuda: bool) -> Result<Vec<(String, Command, Runner)>> {
     let mut commands = Vec::new();
     // With them the tests compile every CUDA kernel, which needs no GPU.
-    let features: &[&str] =
-        if has_cuda { &["--features", "cuda-runtime/nvrtc,cuda-kernels/nvrtc"] } else { &[] };
+    // Not as `cuda-runtime/nvrtc`: crates that need this one for feature `cuda` alone would depend on it, too, and the
+    // program of the tests would be another one than that of the packages.
+    let features: &[&str] = if has_cuda { &["--features", "nvrtc"] } else { &[] };
     if probe(workspace.cargo().args(["nextest", "--version"])).is_some() {
         let mut tests = workspace.cargo();
         tests.args(["nextest", "run", "--workspace", "--no-fail-fast", "--no-tests=pass"]).args(features);

@@ -7,10 +7,15 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+/// Names the folder to the build script of the program, `crates/torch-ext/run_path/build.rs`.
+const OLD_LIBRARIES: &str = "ALIGNER_GEN_OLD_LIBRARIES";
+
 /// The checked-out repository.
 #[derive(Clone, Debug)]
 pub(crate) struct Workspace {
     root: PathBuf,
+    /// What the program is linked against, where it is not this machine's libraries.
+    old_libraries: Option<PathBuf>,
 }
 
 impl Workspace {
@@ -22,7 +27,12 @@ impl Workspace {
         if !root.join("Cargo.toml").is_file() {
             bail!("`{}` is not the project's folder: run this as `cargo xtask`", root.display());
         }
-        Ok(Self { root })
+        Ok(Self { root, old_libraries: None })
+    }
+
+    /// The same, whose cargo links the program against the libraries of a folder that `crate::oldest` made.
+    pub(crate) fn with_old_libraries(&self, folder: PathBuf) -> Self {
+        Self { old_libraries: Some(folder), ..self.clone() }
     }
 
     /// A path below the repository's root.
@@ -49,6 +59,10 @@ impl Workspace {
         for variable in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME"] {
             command.env_remove(variable);
         }
+        match &self.old_libraries {
+            Some(folder) => command.env(OLD_LIBRARIES, folder),
+            None => command.env_remove(OLD_LIBRARIES),
+        };
         command
     }
 }

@@ -1,6 +1,6 @@
 //! Tries the packages as a user would: in fresh virtual environments, with everything that can be wrong with torch.
 //!
-//! Nothing is fetched: torch is `.libtorch/`'s, linked into the environment as pip would lay it. Without a GPU the program
+//! What is fetched is auditwheel and the libraries of an older system, once: torch is `.libtorch/`'s, linked into the environment as pip would lay it. Without a GPU the program
 //! for GPUs can only be looked at.
 
 use std::fs;
@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Made;
 use super::wheel::torch_minor;
+use super::{Made, audit, old_system};
 use crate::setup::home;
 use crate::workspace::{Workspace, probe, run, say, shell_line};
 
@@ -21,6 +21,8 @@ const OLDEST_PYTHON: u32 = 10;
 const NEWEST_PYTHON: u32 = 14;
 const CHECKPOINT: &str = "tests/fixtures/dummy/tiny-llama.nemo";
 const PROMPTS: &str = "configs/demo/prompts.jsonl";
+/// The program for the CPU, among an environment's packages.
+const CPU_PROGRAM: &str = "aligner_gen/bin/aligner-gen-cpu";
 const NUM_PROMPTS: usize = 16;
 
 /// Installs and runs all.
@@ -31,6 +33,9 @@ pub(super) fn run_all(workspace: &Workspace, made: &Made) -> Result<()> {
     let folder = tempfile::tempdir().context("cannot create a working folder")?;
     let pythons = pythons(workspace);
     ensure!(!pythons.is_empty(), "no Python of version 3.10 or newer is on the PATH");
+    audit::check(workspace, &pythons[0].0, &made.wheel)?;
+    say("auditwheel: the wheel needs what its name says");
+    let old_system = old_system::fetch(workspace);
     for (python, version) in &pythons {
         let venv = folder.path().join(version);
         let environment = Environment::create(workspace, python, &venv, &made.wheel)?;
@@ -38,6 +43,11 @@ pub(super) fn run_all(workspace: &Workspace, made: &Made) -> Result<()> {
         say(&format!(
             "Python {version}: installed, refuses what is wrong, generates; the front takes {front:.0} ms"
         ));
+        if let Some(old_system) = &old_system {
+            let program = environment.packages.join(CPU_PROGRAM);
+            generates(old_system.command(workspace, &program)).context(old_system::NAME)?;
+            say(&format!("{}: generates with its libraries", old_system::NAME));
+        }
     }
     if let Some(tarball) = &made.tarball {
         check_tarball(workspace, tarball, folder.path())?;
@@ -102,13 +112,13 @@ impl Environment {
         ensure!(version.trim() == concat!("aligner-gen ", env!("CARGO_PKG_VERSION")), "it says `{version}`");
         let doctor = succeeds(clean(Command::new(&self.program)).arg("doctor"))?;
         ensure!(doctor.contains(&format!("libtorch     {built_for}.")), "doctor says:\n{doctor}");
-        generates(workspace, &self.program)?;
+        generates(workspace.command(&self.program))?;
         self.front_ms()
     }
 
     /// What the front adds to a start: the fastest of some with it less the fastest of some without.
     fn front_ms(&self) -> Result<f64> {
-        let native = self.packages.join("aligner_gen/bin/aligner-gen-cpu");
+        let native = self.packages.join(CPU_PROGRAM);
         let (mut with, mut without) = (f64::INFINITY, f64::INFINITY);
         for _ in 0..8 {
             with = with.min(start_ms(&self.program)?);
@@ -133,13 +143,13 @@ fn check_tarball(workspace: &Workspace, tarball: &Path, folder: &Path) -> Result
     fs::create_dir(&place)?;
     run(workspace.command("tar").arg("-xf").arg(tarball).arg("-C").arg(&place))?;
     let top = fs::read_dir(&place)?.next().context("the archive is empty")??.path();
-    generates(workspace, &top.join("bin/aligner-gen"))
+    generates(workspace.command(top.join("bin/aligner-gen")))
 }
 
 /// The guide's command, on a small model.
-fn generates(workspace: &Workspace, program: &Path) -> Result<()> {
+fn generates(program: Command) -> Result<()> {
     let results = tempfile::tempdir().context("cannot create a working folder")?;
-    let mut command = clean(workspace.command(program));
+    let mut command = clean(program);
     command.args(["trainer.num_nodes=1", "trainer.devices=1", "model.global_batch_size=8"]);
     command.args(["trainer.generation.trt_llm.enable=true", "model.generation.length_params.max_length=4"]);
     command.arg(format!("pretrained_checkpoint.restore_from_path={CHECKPOINT}"));

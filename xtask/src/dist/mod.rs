@@ -4,7 +4,9 @@
 //! torch of the minor version that the program was built with, and finds its libraries beside itself. The tar archive has
 //! libtorch in it, for machines without Python, and is for the CPU: what a GPU needs in addition is gigabytes.
 
+mod audit;
 mod check;
+mod old_system;
 mod program;
 mod tarball;
 mod wheel;
@@ -14,8 +16,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 
-use crate::setup;
 use crate::workspace::{Workspace, say};
+use crate::{oldest, setup};
 use program::{Profile, Variant};
 
 const FOLDER: &str = "target/dist";
@@ -56,9 +58,10 @@ pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     }
     let staging = folder.join("staging");
     fs::create_dir_all(&staging).with_context(|| format!("cannot create `{FOLDER}`"))?;
-    let mut programs = vec![program::build(workspace, args.profile, Variant::Cpu, &staging)?];
+    let old = workspace.with_old_libraries(oldest::prepare(workspace)?);
+    let mut programs = vec![program::build(&old, args.profile, Variant::Cpu, &staging)?];
     if !args.no_cuda {
-        programs.push(program::build(workspace, args.profile, Variant::Cuda, &staging)?);
+        programs.push(program::build(&old, args.profile, Variant::Cuda, &staging)?);
     }
     let wheel = wheel::write(workspace, &programs, &folder)?;
     let tarball =

@@ -1,14 +1,13 @@
 //! A program as it is shipped: built, stripped, looking for libtorch beside itself only, and what it needs of a system.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
-use crate::programs;
 use crate::workspace::{Workspace, run};
+use crate::{oldest, programs};
 
 /// What the program's run path begins with; `crates/torch-ext/run_path/run_path.rs` puts the builder's libtorch behind it.
 const RUN_PATH: &[u8] = b"$ORIGIN/../../torch/lib";
@@ -50,11 +49,9 @@ impl Profile {
 pub(super) struct Program {
     pub(super) variant: Variant,
     pub(super) path: PathBuf,
-    /// The newest glibc that one of its symbols is from.
-    pub(super) glibc: (u32, u32),
 }
 
-/// Builds one into `folder`.
+/// Builds one into `folder`; `workspace` is one that links against old libraries.
 ///
 /// # Errors
 /// When it does not build, or is not as expected.
@@ -75,8 +72,11 @@ pub(super) fn build(
     let mut bytes = fs::read(&path).with_context(|| format!("cannot read `{}`", path.display()))?;
     cut_run_path(&mut bytes)?;
     fs::write(&path, &bytes).with_context(|| format!("cannot write `{}`", path.display()))?;
-    let glibc = newest_glibc(&path)?;
-    Ok(Program { variant, path, glibc })
+    let too_new = oldest::too_new(workspace, &path)?;
+    if !too_new.is_empty() {
+        bail!("`{}` needs what older systems lack: {}", variant.name(), too_new.join(", "));
+    }
+    Ok(Program { variant, path })
 }
 
 /// Takes the builder's own folder off the run path: what lies behind the part for packages becomes zeros.
@@ -93,21 +93,6 @@ fn cut_run_path(program: &mut [u8]) -> Result<()> {
     Ok(())
 }
 
-fn newest_glibc(program: &Path) -> Result<(u32, u32)> {
-    let output = Command::new("readelf").args(["--version-info", "--wide"]).arg(program).output();
-    let output = output.context("cannot start `readelf`, which comes with the C++ compiler's binutils")?;
-    let versions = glibc_versions(&String::from_utf8_lossy(&output.stdout));
-    versions.last().copied().context("the program needs no glibc, which cannot be")
-}
-
-fn glibc_versions(version_info: &str) -> BTreeSet<(u32, u32)> {
-    let version = |word: &str| {
-        let mut numbers = word.strip_prefix("GLIBC_")?.split('.').map(str::parse::<u32>);
-        Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-    };
-    version_info.split_whitespace().filter_map(version).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,11 +103,5 @@ mod tests {
         cut_run_path(&mut program).unwrap();
         assert_eq!(program, b"..$ORIGIN/../../torch/lib\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0next");
         assert!(cut_run_path(&mut b"no run path".to_vec()).is_err());
-    }
-
-    #[test]
-    fn versions_of_glibc_are_compared_as_numbers() {
-        let text = "0x0010:   Name: GLIBC_2.9  Flags: none\n 0x0020: Name: GLIBC_2.34 \nName: GLIBC_2.2.5 GLIBCXX_3.4";
-        assert_eq!(glibc_versions(text).last(), Some(&(2, 34)));
     }
 }

@@ -15,13 +15,12 @@ use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
 use super::program::Program;
+use crate::oldest;
 use crate::setup::{TORCH_VERSION, home};
 use crate::workspace::{Workspace, probe};
 
 const NAME: &str = "aligner_gen";
 const FRONT: &str = "packaging/front.py";
-/// What torch's own wheels need: no wheel can promise less.
-const TORCH_GLIBC: (u32, u32) = (2, 28);
 
 /// Shells whose completions are packed: name, and the file below the environment's `share`.
 const COMPLETIONS: [(&str, &str); 3] = [
@@ -36,15 +35,14 @@ const COMPLETIONS: [(&str, &str); 3] = [
 /// When a file cannot be read or written, or the program cannot print its completions.
 pub(super) fn write(workspace: &Workspace, programs: &[Program], folder: &Path) -> Result<PathBuf> {
     let version = env!("CARGO_PKG_VERSION");
-    let glibc = programs.iter().map(|program| program.glibc).fold(TORCH_GLIBC, Ord::max);
-    let tag = format!("py3-none-manylinux_{}_{}_x86_64", glibc.0, glibc.1);
+    let (major, minor) = oldest::GLIBC;
+    let tag = format!("py3-none-manylinux_{major}_{minor}_x86_64");
     let path = folder.join(format!("{NAME}-{version}-{tag}.whl"));
     let read = |name: &str| {
         fs::read_to_string(workspace.path(name)).with_context(|| format!("cannot read `{name}`"))
     };
     let front = read(FRONT)?;
-    let front =
-        front.replace("@TORCH@", &torch_minor()).replace("@GLIBC@", &format!("{}.{}", glibc.0, glibc.1));
+    let front = front.replace("@TORCH@", &torch_minor()).replace("@GLIBC@", &format!("{major}.{minor}"));
     let mut wheel = Wheel::create(&path)?;
     wheel.add(
         &format!("{NAME}/__init__.py"),
