@@ -16,7 +16,7 @@ use engine::{
 use model_core::{
     AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, Isa, LoadOptions, ModelConfig, RawModelConfig,
 };
-use model_spec::{Float, Numerics, blocks_for};
+use model_spec::{Float, KvTables, Numerics, blocks_for};
 use nemo_format::Checkpoint;
 use sampling::{
     CpuSampler, RawSamplingParams, RowRules, SamplingParams, SamplingRules, StopConditions, TokenBytes,
@@ -85,6 +85,7 @@ fn limits(max_num_seqs: usize, num_blocks: usize, num_host_blocks: usize) -> Eng
         num_blocks,
         num_host_blocks,
         block_size_tokens: BLOCK_SIZE_TOKENS,
+        tables: KvTables::ONE,
     }
 }
 
