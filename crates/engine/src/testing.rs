@@ -203,12 +203,12 @@ pub(crate) fn sampler(params: SamplingParams) -> CpuSampler {
 }
 
 pub(crate) fn host(params: SamplingParams) -> HostExecutor {
-    staged(params, crate::Stage::ONLY)
+    host_in(params, KvTables::ONE)
 }
 
 /// The same with these tables.
 pub(crate) fn host_in(params: SamplingParams, tables: KvTables) -> HostExecutor {
-    HostExecutor::new(Box::new(FakeModel::with_tables(tables)), Box::new(sampler(params)), crate::Stage::ONLY)
+    staged_in(params, tables, crate::Stage::ONLY)
 }
 
 /// Tables of a cache.
@@ -223,8 +223,8 @@ pub(crate) fn tables() -> impl Strategy<Value = KvTables> {
 }
 
 /// The same as a pipeline stage.
-pub(crate) fn staged(params: SamplingParams, stage: crate::Stage) -> HostExecutor {
-    HostExecutor::new(Box::new(FakeModel::default()), Box::new(sampler(params)), stage)
+pub(crate) fn staged_in(params: SamplingParams, tables: KvTables, stage: crate::Stage) -> HostExecutor {
+    HostExecutor::new(Box::new(FakeModel::with_tables(tables)), Box::new(sampler(params)), stage)
 }
 
 pub(crate) fn engine_of(

@@ -189,6 +189,12 @@ pub fn footprint_in(
     Ok(footprint)
 }
 
+/// Whether prompts may be computed in parts, whatever the model ([`CausalLm::prompt_cut_tokens`]); where this says no, some
+/// models' may.
+pub fn cuts_prompts(options: LoadOptions) -> bool {
+    options.backend == Backend::Fused && options.device == Device::Cpu
+}
+
 /// The formats as a backend holds them.
 fn held(options: LoadOptions) -> Numerics {
     let numerics = options.numerics;
