@@ -33,3 +33,4 @@ mod sameness;
 mod score;
 mod structured;
 mod support;
+mod windows;

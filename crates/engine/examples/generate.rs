@@ -110,6 +110,7 @@ fn open_engine(
         num_blocks: NUM_BLOCKS,
         num_host_blocks: 0,
         block_size_tokens: BLOCK_SIZE_TOKENS,
+        tables: model_spec::KvTables::ONE,
     };
     Ok(Engine::new(model, Box::new(sampler), stop.with_min_length(min_length), table, limits)?)
 }

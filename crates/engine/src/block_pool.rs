@@ -58,6 +58,13 @@ pub(crate) struct KeptBlock {
     generation: u64,
 }
 
+impl KeptBlock {
+    /// The block, if it still holds what it held.
+    pub(crate) fn block(self) -> KvBlock {
+        self.block
+    }
+}
+
 /// In what state a kept block is that still holds what it held.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
@@ -300,7 +307,7 @@ impl BlockPool {
     }
 
     /// Adds a holder that uses them to kept blocks, all of which still hold what they held.
-    pub(crate) fn hold_kept(&mut self, kept: &[KeptBlock]) -> Vec<KvBlock> {
+    pub(crate) fn hold_kept(&mut self, kept: &[KeptBlock]) {
         for &KeptBlock { block, .. } in kept {
             let entry = &mut self.entries[block.0 as usize];
             if entry.num_holders == 0 {
@@ -311,7 +318,6 @@ impl BlockPool {
             entry.num_holders += 1;
             entry.num_users += 1;
         }
-        kept.iter().map(|kept| kept.block).collect()
     }
 
     /// The bits of a block that is used go to another such block, too.

@@ -224,7 +224,8 @@ pub fn host_executor(
     stage: Stage,
 ) -> Result<Box<dyn Executor>, EngineError> {
     let limits = limits.check()?;
-    let cache = model.new_cache(limits.num_blocks)?.with_host_blocks(limits.num_host_blocks);
+    let cache =
+        model.new_cache_in(limits.num_blocks, limits.tables)?.with_host_blocks(limits.num_host_blocks);
     if cache.block_size_tokens() != limits.block_size_tokens {
         return Err(EngineError::BadLimit {
             limit: "block_size_tokens",

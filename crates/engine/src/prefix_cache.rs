@@ -13,9 +13,12 @@ mod plans;
 
 use std::{collections::HashMap, sync::Arc};
 
+use model_spec::KvTables;
+
 use crate::{
-    PlannedPrefix,
+    EngineLimits, PlannedPrefix,
     block_pool::{BlockPool, Kept, KeptBlock, KvBlock},
+    block_table::SeqBlocks,
 };
 use plans::PrefixPlans;
 
@@ -31,7 +34,7 @@ struct Node {
     parent: Option<NodeId>,
     tokens: Arc<[u32]>,
     children: HashMap<Arc<[u32]>, NodeId>,
-    /// None until it is computed.
+    /// None until it is computed; column by column.
     blocks: Vec<KeptBlock>,
     /// Queued and unfinished prompts that go through it, and plans for later ones.
     num_wanting: usize,
@@ -42,6 +45,8 @@ struct Node {
 pub(crate) struct PrefixCache {
     piece_tokens: usize,
     blocks_per_piece: usize,
+    tables: KvTables,
+    block_size_tokens: usize,
     /// None where the node is free.
     nodes: Vec<Option<Node>>,
     free: Vec<NodeId>,
@@ -60,15 +65,26 @@ pub(crate) struct Found {
     pub(crate) num_held_blocks: usize,
 }
 
+/// What is there of a piece, in one kind of tables.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Cached {
+    is_whole: bool,
+    /// How many of the blocks somebody holds.
+    num_held: usize,
+}
+
 impl PrefixCache {
     /// For prompts that may be cut at multiples of `cut_tokens`.
-    pub(crate) fn new(cut_tokens: usize, block_size_tokens: usize) -> Self {
+    pub(crate) fn new(cut_tokens: usize, limits: &EngineLimits) -> Self {
+        let EngineLimits { block_size_tokens, tables, .. } = *limits;
         let blocks_per_piece = (1..=cut_tokens.max(1))
             .find(|num_blocks| (num_blocks * block_size_tokens).is_multiple_of(cut_tokens.max(1)))
             .unwrap_or(1);
         Self {
             piece_tokens: blocks_per_piece * block_size_tokens,
             blocks_per_piece,
+            tables,
+            block_size_tokens,
             nodes: Vec::new(),
             free: Vec::new(),
             roots: HashMap::new(),
@@ -136,7 +152,8 @@ impl PrefixCache {
     }
 
     /// What is cached of a prompt of `prompt_len_tokens`, or will be by the prompts before it in a step, whose pieces
-    /// `is_planned` knows. The last token of a prompt is always computed, for its logits.
+    /// `is_planned` knows. The last token of a prompt is always computed, for its logits. Of tables with a window only what
+    /// the next token sees must be there.
     pub(crate) fn find(
         &self,
         path: &[NodeId],
@@ -145,47 +162,94 @@ impl PrefixCache {
         is_planned: impl Fn(NodeId) -> bool,
     ) -> Found {
         let mut found = Found::default();
+        let mut num_full_held = 0;
+        // Of each piece so far, and how many there are in a row, from the last one back.
+        let (mut windowed, mut num_whole) = (Vec::new(), 0);
         for &id in path.iter().take(prompt_len_tokens.saturating_sub(1) / self.piece_tokens) {
-            let num_held = match self.num_held(id, pool) {
-                Some(num_held) => num_held,
-                None if is_planned(id) => self.blocks_per_piece,
-                None => break,
+            let [full, of_window] = match self.cached(id, pool) {
+                [full, of_window] if full.is_whole && (of_window.is_whole || !is_planned(id)) => {
+                    [full, of_window]
+                }
+                _ if is_planned(id) => {
+                    let KvTables { num_full, num_windowed, .. } = self.tables;
+                    [num_full, num_windowed].map(|num_tables| Cached {
+                        is_whole: true,
+                        num_held: num_tables * self.blocks_per_piece,
+                    })
+                }
+                _ => break,
             };
-            found.num_pieces += 1;
-            found.num_held_blocks += num_held;
+            num_full_held += full.num_held;
+            num_whole = if of_window.is_whole { num_whole + 1 } else { 0 };
+            windowed.push(of_window.num_held);
+            let num_pieces = windowed.len();
+            let seen = windowed.get(self.first_seen(num_pieces)..).unwrap_or_default();
+            if seen.len() <= num_whole {
+                found = Found { num_pieces, num_held_blocks: num_full_held + seen.iter().sum::<usize>() };
+            }
         }
         found
     }
 
-    /// How many of the blocks of a piece somebody holds; None where they are not cached.
-    fn num_held(&self, id: NodeId, pool: &BlockPool) -> Option<usize> {
-        let blocks = &self.node(id)?.blocks;
-        if blocks.is_empty() {
-            return None;
-        }
-        blocks
-            .iter()
-            .try_fold(0, |num_held, &block| Some(num_held + usize::from(pool.kept(block)? == Kept::Held)))
+    /// The first piece that the token behind so many pieces sees in tables with a window.
+    fn first_seen(&self, num_pieces: usize) -> usize {
+        let num_passed = self.tables.num_passed(num_pieces * self.piece_tokens, self.block_size_tokens);
+        (num_passed / self.blocks_per_piece).min(num_pieces)
     }
 
-    /// The blocks of the first pieces of a prompt, which the caller holds and uses from now on.
-    pub(crate) fn take(&self, pieces: &[NodeId], pool: &mut BlockPool) -> Vec<KvBlock> {
-        let kept: Vec<KeptBlock> = pieces
-            .iter()
-            .filter_map(|&id| self.node(id))
-            .flat_map(|node| node.blocks.iter().copied())
-            .collect();
-        pool.hold_kept(&kept)
+    /// What is cached of a piece in the tables that keep all tokens, and in those with a window.
+    fn cached(&self, id: NodeId, pool: &BlockPool) -> [Cached; 2] {
+        let blocks = self.node(id).map(|node| node.blocks.as_slice()).unwrap_or_default();
+        if blocks.is_empty() {
+            return [Cached::default(); 2];
+        }
+        let of_tables = |tables: std::ops::Range<usize>| {
+            let columns = blocks.chunks_exact(self.tables.len());
+            let mut kept = columns.flat_map(|column| &column[tables.clone()]).map(|&block| pool.kept(block));
+            let num_held =
+                kept.try_fold(0, |num_held, kept| Some(num_held + usize::from(kept? == Kept::Held)));
+            Cached { is_whole: num_held.is_some(), num_held: num_held.unwrap_or(0) }
+        };
+        [of_tables(0..self.tables.num_full), of_tables(self.tables.num_full..self.tables.len())]
+    }
+
+    /// Whether what is cached of a piece may be of use.
+    fn is_alive(&self, id: NodeId, pool: &BlockPool) -> bool {
+        let [full, windowed] = self.cached(id, pool);
+        full.is_whole && (windowed.is_whole || self.tables.num_full > 0)
+    }
+
+    /// The blocks of the first pieces of a prompt, which the caller holds and uses from now on: all that [`Self::find`] found.
+    pub(crate) fn take(&self, pieces: &[NodeId], pool: &mut BlockPool) -> SeqBlocks {
+        let num_passed = self.first_seen(pieces.len()) * self.blocks_per_piece;
+        let nodes = pieces.iter().filter_map(|&id| self.node(id));
+        let kept: Vec<KeptBlock> = nodes.flat_map(|node| node.blocks.iter().copied()).collect();
+        let blocks = kept.iter().map(|kept| kept.block()).collect();
+        let blocks = SeqBlocks::with_passed(self.tables, blocks, num_passed);
+        let is_held = |idx: usize| {
+            let (column, table) = (idx / self.tables.len(), idx % self.tables.len());
+            column >= blocks.num_passed() || table < self.tables.num_full
+        };
+        let held: Vec<KeptBlock> =
+            kept.into_iter().enumerate().filter(|&(idx, _)| is_held(idx)).map(|(_, kept)| kept).collect();
+        pool.hold_kept(&held);
+        blocks
     }
 
     /// The first pieces of a prompt are computed, or will be by the step that is planned: in these blocks.
-    pub(crate) fn store(&mut self, pieces: &[NodeId], blocks: &[KvBlock], pool: &mut BlockPool) {
-        for (&id, blocks) in pieces.iter().zip(blocks.chunks_exact(self.blocks_per_piece)) {
-            if self.num_held(id, pool).is_some() {
+    pub(crate) fn store(&mut self, pieces: &[NodeId], blocks: &SeqBlocks, pool: &mut BlockPool) {
+        let columns: Vec<&[KvBlock]> = blocks.columns().collect();
+        for (idx, (&id, columns)) in
+            pieces.iter().zip(columns.chunks_exact(self.blocks_per_piece)).enumerate()
+        {
+            // What a window has passed was stored when it was computed.
+            let is_passed = idx * self.blocks_per_piece < blocks.num_passed();
+            if is_passed || self.cached(id, pool).iter().all(|cached| cached.is_whole) {
                 continue;
             }
             if let Some(node) = self.node_mut(id) {
-                node.blocks = blocks.iter().map(|&block| pool.keep(block)).collect();
+                let blocks = columns.iter().flat_map(|column| column.iter());
+                node.blocks = blocks.map(|&block| pool.keep(block)).collect();
                 let is_wanted = node.num_wanting > 0;
                 node.blocks.iter().for_each(|&block| pool.set_wanted(block, is_wanted));
             }
@@ -234,7 +298,7 @@ impl PrefixCache {
             while let Some(node) = self.node(id)
                 && node.num_wanting == 0
                 && node.children.is_empty()
-                && self.num_held(id, pool).is_none()
+                && !self.is_alive(id, pool)
             {
                 let Some(Node { parent, tokens, .. }) = self.nodes[id.0 as usize].take() else { break };
                 self.free.push(id);
@@ -254,136 +318,4 @@ impl PrefixCache {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{EngineLimits, testing::roomy};
-
-    fn pool(num_blocks: usize) -> BlockPool {
-        BlockPool::new(EngineLimits { num_blocks, num_host_blocks: 0, ..roomy() })
-    }
-
-    /// Computes what is not cached of a prompt, and tells how much is.
-    fn compute(cache: &mut PrefixCache, pool: &mut BlockPool, prompt: &[u32]) -> (Found, Vec<KvBlock>) {
-        let path = cache.enter(prompt, None, pool);
-        let found = cache.find(&path, prompt.len(), pool, |_| false);
-        let mut blocks = cache.take(&path[..found.num_pieces], pool);
-        blocks.extend(pool.allocate(prompt.len().div_ceil(4) - blocks.len()).unwrap());
-        cache.store(&path, &blocks, pool);
-        cache.leave(&path, pool);
-        (found, blocks)
-    }
-
-    #[test]
-    fn pieces_are_whole_blocks_and_cuts() {
-        let sizes = |cut_tokens| {
-            let cache = PrefixCache::new(cut_tokens, 32);
-            (cache.piece_tokens, cache.blocks_per_piece)
-        };
-        assert_eq!([1, 32, 48, 128].map(sizes), [(32, 1), (32, 1), (96, 3), (128, 4)]);
-    }
-
-    #[test]
-    fn prompts_share_what_they_begin_with_and_no_more() {
-        let (mut cache, mut pool) = (PrefixCache::new(2, 4), pool(20));
-        let prompt = |last: u32| -> Vec<u32> { (0..10).chain([last, 7, 7]).collect() };
-        let (found, first) = compute(&mut cache, &mut pool, &prompt(50));
-        assert_eq!(found, Found::default());
-        let (found, second) = compute(&mut cache, &mut pool, &prompt(51));
-        assert_eq!(found, Found { num_pieces: 2, num_held_blocks: 2 });
-        assert_eq!((first[..2] == second[..2], first[2] == second[2]), (true, false));
-        // The last token is computed in any case.
-        let (found, third) = compute(&mut cache, &mut pool, &prompt(50)[..12]);
-        assert_eq!(found.num_pieces, 2);
-        assert_eq!(pool.num_held(), 4 + 2 + 1);
-        for blocks in [first, second, third] {
-            pool.release(&blocks);
-        }
-        assert_eq!((pool.num_held(), pool.num_free()), (0, 20));
-        let (found, blocks) = compute(&mut cache, &mut pool, &prompt(50));
-        assert_eq!(found, Found { num_pieces: 3, num_held_blocks: 0 });
-        pool.release(&blocks);
-    }
-
-    #[test]
-    fn what_is_kept_goes_when_its_place_is_needed_the_end_of_a_prompt_first() {
-        let (mut cache, mut pool) = (PrefixCache::new(1, 4), pool(4));
-        let prompt: Vec<u32> = (0..13).collect();
-        let (_, blocks) = compute(&mut cache, &mut pool, &prompt);
-        pool.release(&blocks);
-        let other = pool.allocate(2).unwrap();
-        let path = cache.enter(&prompt, None, &mut pool);
-        assert_eq!(cache.find(&path, 13, &pool, |_| false), Found { num_pieces: 2, num_held_blocks: 0 });
-        let planned = path[2];
-        assert_eq!(
-            cache.find(&path, 13, &pool, |id| id == planned),
-            Found { num_pieces: 3, num_held_blocks: 1 }
-        );
-        pool.release(&other);
-        let all = pool.allocate(4).unwrap();
-        assert_eq!(cache.find(&path, 13, &pool, |_| false), Found::default());
-        pool.release(&all);
-        cache.leave(&path, &mut pool);
-        cache.sweep(&pool);
-        assert_eq!((cache.free.len(), cache.roots.len()), (3, 0));
-    }
-
-    /// Whether the first prompt's two shared pieces are still there after others, when so many prompts are planned that
-    /// begin with them.
-    fn survives(num_later: u32, within: u32, num_others: u32) -> bool {
-        let (mut cache, mut pool) = (PrefixCache::new(1, 4), pool(6));
-        let prompt = |last: u32| -> Vec<u32> { (0..8).chain([last; 4]).collect() };
-        let plan = |last, num_later, cache: &mut PrefixCache, pool: &mut BlockPool| {
-            let path = cache.enter(&prompt(last), Some(PlannedPrefix { id: 7, num_later, within }), pool);
-            let found = cache.find(&path, 12, pool, |_| false);
-            let mut blocks = cache.take(&path[..found.num_pieces], pool);
-            blocks.extend(pool.allocate(3 - blocks.len()).unwrap());
-            cache.store(&path, &blocks, pool);
-            cache.leave(&path, pool);
-            pool.release(&blocks);
-            found.num_pieces
-        };
-        plan(50, num_later + 1, &mut cache, &mut pool);
-        assert_eq!(plan(51, num_later, &mut cache, &mut pool), 2);
-        for start in 0..num_others {
-            let other: Vec<u32> = (1000 + 8 * start..1008 + 8 * start).collect();
-            let (_, blocks) = compute(&mut cache, &mut pool, &other);
-            pool.release(&blocks);
-        }
-        let path = cache.enter(&prompt(52), None, &mut pool);
-        cache.find(&path, 12, &pool, |_| false).num_pieces == 2
-    }
-
-    #[test]
-    fn what_is_planned_stays_while_others_come_and_go() {
-        assert!(survives(1, 100, 30));
-        assert!(!survives(0, 100, 30), "nobody is to come any more");
-        assert!(survives(1, 20, 18));
-        assert!(!survives(1, 20, 30), "it did not come in time");
-    }
-
-    #[test]
-    fn planned_prefixes_give_way_when_all_room_is_needed() {
-        let (mut cache, mut pool) = (PrefixCache::new(1, 4), pool(6));
-        let planned = Some(PlannedPrefix { id: 1, num_later: 9, within: 9 });
-        let path = cache.enter(&(0..12).collect::<Vec<u32>>(), planned, &mut pool);
-        let blocks = pool.allocate(3).unwrap();
-        cache.store(&path, &blocks, &mut pool);
-        cache.leave(&path, &mut pool);
-        pool.release(&blocks);
-        let all = pool.allocate(6).unwrap();
-        assert_eq!(cache.find(&path, 12, &pool, |_| false), Found::default());
-        pool.release(&all);
-        assert_eq!((pool.num_free(), pool.num_held()), (6, 0));
-    }
-
-    #[test]
-    fn the_tree_is_bounded_by_what_is_cached() {
-        let (mut cache, mut pool) = (PrefixCache::new(1, 4), pool(10));
-        for start in 0..20_000 {
-            let prompt: Vec<u32> = (start..start + 9).collect();
-            let (_, blocks) = compute(&mut cache, &mut pool, &prompt);
-            pool.release(&blocks);
-        }
-        assert!(cache.nodes.len() <= 2 * MIN_SWEPT, "{} nodes", cache.nodes.len());
-    }
-}
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use model_spec::KvTables;
 use sampling::{FinishReason, RowRules, StopConditions, TopToken};
 use serde::{Deserialize, Serialize};
 
@@ -115,6 +116,8 @@ pub struct EngineLimits {
     pub num_host_blocks: usize,
     /// Tokens in a block.
     pub block_size_tokens: usize,
+    /// The block tables of a sequence.
+    pub tables: KvTables,
 }
 
 /// Most tokens of a decode step that has drafts: past these a step takes longer in proportion, so drafts gain nothing.
@@ -135,6 +138,8 @@ impl EngineLimits {
             ("max_prefill_tokens", self.max_prefill_tokens),
             ("num_blocks", self.num_blocks),
             ("block_size_tokens", self.block_size_tokens),
+            ("tables", self.tables.len()),
+            ("window_tokens", self.tables.window_tokens),
         ];
         match limits.into_iter().find(|&(_, actual)| actual == 0) {
             Some((limit, actual)) => {

@@ -290,13 +290,13 @@ impl Scheduler {
         };
         for seq in running.extract_if(.., |seq| ended.contains(&seq.id)) {
             learn(seq.id.group_idx, seq.num_tokens());
-            pool.release(&seq.blocks);
-            *num_promised_blocks -= seq.max_blocks - seq.blocks.len();
+            *num_promised_blocks -= seq.num_promised_blocks();
+            pool.release(&seq.blocks.held());
         }
         for seq in preempted.extract_if(.., |seq| ended.contains(&seq.id)) {
             learn(seq.id.group_idx, seq.num_tokens());
-            pool.release_resting(&seq.blocks);
-            *num_promised_blocks -= seq.max_blocks - seq.blocks.len();
+            *num_promised_blocks -= seq.num_promised_blocks();
+            pool.release_resting(&seq.blocks.held());
         }
         let mut goes_on = |group: &mut StartingGroup| {
             let group_idx = group.group_idx;
@@ -307,7 +307,7 @@ impl Scheduler {
             let goes_on = !group.response_idxs.is_empty();
             if !goes_on {
                 group.rest(pool);
-                pool.release_resting(&group.prompt.blocks());
+                pool.release_resting(&group.prompt.held());
             }
             goes_on
         };
@@ -332,12 +332,19 @@ impl Scheduler {
     }
 
     fn demand(&self, group: &SeqGroup) -> BlockDemand {
-        BlockDemand::new(group.prompt.len(), group.max_new_tokens, self.limits.block_size_tokens)
+        let prompt_len_tokens = group.prompt.len();
+        let part_tokens = match self.max_part_tokens {
+            Some(max_part_tokens) => {
+                prompt_len_tokens.min(max_part_tokens.max(self.limits.max_prefill_tokens))
+            }
+            None => prompt_len_tokens,
+        };
+        BlockDemand::new(prompt_len_tokens, group.max_new_tokens, part_tokens, &self.limits)
     }
 
     /// Blocks of cache and host that are neither held nor promised.
     fn num_unpromised_blocks(&self) -> usize {
-        self.pool.capacity() - self.pool.num_held() - self.num_promised_blocks
+        self.pool.capacity().saturating_sub(self.pool.num_held() + self.num_promised_blocks)
     }
 
     fn num_free_seats(&self) -> usize {
@@ -371,6 +378,7 @@ impl Scheduler {
     fn decode(&mut self) -> Vec<RowSpan> {
         self.has_paused = false;
         self.changed();
+        self.pass_windows();
         self.grow();
         let Self { running, row_order, pool, tables, limits, num_sets, drawing, .. } = self;
         let most_rows = running.iter().filter(|seq| seq.goes_on()).count().div_ceil(*num_sets);
@@ -381,7 +389,7 @@ impl Scheduler {
             if *num_sets > 1 && (is_in_flight || rows.len() == most_rows) {
                 continue;
             }
-            if seq.num_missing_blocks(0, limits.block_size_tokens) > 0 {
+            if seq.num_missing_columns(0, limits.block_size_tokens) > 0 {
                 continue;
             }
             if let Some(row) = seq.step() {
@@ -392,10 +400,25 @@ impl Scheduler {
         rows
     }
 
+    /// Gives back what windows have passed of what runs: a step in flight may still read it, and it goes to others only in
+    /// later steps.
+    fn pass_windows(&mut self) {
+        let Self { running, pool, limits, num_promised_blocks, .. } = self;
+        if limits.tables.num_windowed == 0 {
+            return;
+        }
+        for seq in running {
+            let before = seq.num_promised_blocks();
+            seq.pass_window(limits.block_size_tokens, pool);
+            *num_promised_blocks += seq.num_promised_blocks() - before;
+        }
+    }
+
     /// Blocks that what runs has too few for the next step and `ahead` blocks' tokens after it.
     fn num_missing_blocks(&self, ahead: usize) -> usize {
-        let block_size_tokens = self.limits.block_size_tokens;
-        self.running.iter().map(|seq| seq.num_missing_blocks(ahead, block_size_tokens)).sum()
+        let EngineLimits { block_size_tokens, tables, .. } = self.limits;
+        let of_running = self.running.iter().map(|seq| seq.num_missing_columns(ahead, block_size_tokens));
+        of_running.sum::<usize>() * tables.len()
     }
 
     /// Gives blocks to what runs when a sequence of the next step has too few: to all of them, so that not every step gives
@@ -408,7 +431,8 @@ impl Scheduler {
         let mut aheads = (1..=GROW_AHEAD_BLOCKS).rev();
         let ahead = aheads.find(|&ahead| self.num_missing_blocks(ahead) <= self.pool.num_free()).unwrap_or(0);
         for seq in &mut self.running {
-            let num_missing = seq.num_missing_blocks(ahead, self.limits.block_size_tokens);
+            let num_missing_columns = seq.num_missing_columns(ahead, self.limits.block_size_tokens);
+            let num_missing = num_missing_columns * self.limits.tables.len();
             // There are too few only where some are held by what is about to end; the sequence waits for that.
             let Some(new_blocks) = self.pool.allocate(num_missing) else { continue };
             self.num_promised_blocks -= num_missing;
@@ -424,8 +448,8 @@ impl Scheduler {
             return false;
         }
         let mut seq = self.running.remove(youngest);
-        self.pool.rest(&seq.blocks);
-        if std::mem::take(&mut seq.num_known_blocks) > 0 {
+        self.pool.rest(&seq.blocks.held());
+        if std::mem::take(&mut seq.num_known_columns) > 0 {
             self.tables.preempted.push(seq.id);
         }
         insert_by_age(&mut self.preempted, seq);
@@ -440,8 +464,9 @@ impl Scheduler {
         {
             let seq = &self.preempted[idx];
             let num_spare = self.running.iter().filter(|seq| seq.goes_on()).count();
-            let num_missing = seq.num_missing_blocks(0, self.limits.block_size_tokens);
-            if !self.pool.use_again(&seq.blocks, num_missing + num_spare) {
+            let num_missing = seq.num_missing_columns(0, self.limits.block_size_tokens);
+            let num_more = (num_missing + num_spare) * self.limits.tables.len();
+            if !self.pool.use_again(&seq.blocks.held(), num_more) {
                 return;
             }
             let seq = self.preempted.remove(idx);

@@ -7,6 +7,8 @@ use std::{
 };
 
 use model_core::{Batch, BlockId, BlockMove, HostBlockId};
+use model_spec::KvTables;
+use proptest::prelude::*;
 use sampling::{
     CpuSampler, RowRules, SamplingParams, SamplingRules, StopConditions, Structures, TextFollower,
     TokenBytes, Vocabulary,
@@ -32,27 +34,53 @@ const PADDED_VOCAB_SIZE: usize = 48;
 /// Logits are a hash of the token history, which it reads back from its cache through the block tables.
 #[derive(Debug, Default)]
 pub(crate) struct FakeModel {
-    cache: HashMap<(BlockId, usize), u32>,
-    host: HashMap<HostBlockId, [Option<u32>; BLOCK_SIZE_TOKENS]>,
+    tables: KvTables,
+    cache: HashMap<(BlockId, usize), Slot>,
+    host: HashMap<HostBlockId, [Option<Slot>; BLOCK_SIZE_TOKENS]>,
 }
 
+/// A token, where it stands in its sequence, and of which table it is.
+type Slot = (u32, usize, usize);
+
 impl FakeModel {
-    pub(crate) fn write(&mut self, table: &[BlockId], pos: usize, token: u32) {
-        self.cache.insert((table[pos / BLOCK_SIZE_TOKENS], pos % BLOCK_SIZE_TOKENS), token);
+    pub(crate) fn with_tables(tables: KvTables) -> Self {
+        Self { tables, ..Self::default() }
     }
 
-    /// The first `len_tokens` tokens of a sequence.
-    pub(crate) fn history(&self, table: &[BlockId], len_tokens: usize) -> Vec<u32> {
-        (0..len_tokens)
-            .map(|pos| self.cache[&(table[pos / BLOCK_SIZE_TOKENS], pos % BLOCK_SIZE_TOKENS)])
-            .collect()
+    /// The slot of a token in one of the tables.
+    fn place(&self, blocks: &[BlockId], table: usize, pos: usize) -> (BlockId, usize) {
+        (blocks[pos / BLOCK_SIZE_TOKENS * self.tables.len() + table], pos % BLOCK_SIZE_TOKENS)
     }
 
-    fn block(&self, block: BlockId) -> [Option<u32>; BLOCK_SIZE_TOKENS] {
+    pub(crate) fn write(&mut self, blocks: &[BlockId], pos: usize, token: u32) {
+        for table in 0..self.tables.len() {
+            let place = self.place(blocks, table, pos);
+            self.cache.insert(place, (token, pos, table));
+        }
+    }
+
+    /// The first `len_tokens` tokens of a sequence. All that layers of other tables see must be there, too.
+    pub(crate) fn history(&self, blocks: &[BlockId], len_tokens: usize) -> Vec<u32> {
+        let read = |table: usize, pos: usize| {
+            let (token, of_pos, of_table) = self.cache[&self.place(blocks, table, pos)];
+            assert_eq!((of_pos, of_table), (pos, table), "another token is read, of {len_tokens}");
+            token
+        };
+        let history: Vec<u32> = (0..len_tokens).map(|pos| read(0, pos)).collect();
+        for table in 1..self.tables.len() {
+            let is_windowed = table >= self.tables.num_full;
+            let first = if is_windowed { len_tokens.saturating_sub(self.tables.window_tokens) } else { 0 };
+            (first..len_tokens)
+                .for_each(|pos| assert_eq!(read(table, pos), history[pos], "in table {table}"));
+        }
+        history
+    }
+
+    fn block(&self, block: BlockId) -> [Option<Slot>; BLOCK_SIZE_TOKENS] {
         std::array::from_fn(|offset| self.cache.get(&(block, offset)).copied())
     }
 
-    fn set_block(&mut self, block: BlockId, tokens: [Option<u32>; BLOCK_SIZE_TOKENS]) {
+    fn set_block(&mut self, block: BlockId, tokens: [Option<Slot>; BLOCK_SIZE_TOKENS]) {
         for (offset, token) in tokens.into_iter().enumerate() {
             match token {
                 Some(token) => self.cache.insert((block, offset), token),
@@ -114,7 +142,7 @@ impl BatchModel for FakeModel {
                     let block = self.block(from);
                     self.host.insert(to, block);
                     // Whoever reads it before it is written again reads garbage.
-                    self.set_block(from, [Some(u32::MAX); BLOCK_SIZE_TOKENS]);
+                    self.set_block(from, [Some((u32::MAX, usize::MAX, 0)); BLOCK_SIZE_TOKENS]);
                 }
                 BlockMove::SwapIn { from, to } => {
                     let block = self.host.remove(&from).unwrap();
@@ -143,6 +171,7 @@ pub(crate) fn limits(max_num_seqs: usize, max_prefill_tokens: usize, num_blocks:
         num_blocks,
         num_host_blocks: 0,
         block_size_tokens: BLOCK_SIZE_TOKENS,
+        tables: KvTables::ONE,
     }
 }
 
@@ -174,12 +203,28 @@ pub(crate) fn sampler(params: SamplingParams) -> CpuSampler {
 }
 
 pub(crate) fn host(params: SamplingParams) -> HostExecutor {
-    staged(params, crate::Stage::ONLY)
+    host_in(params, KvTables::ONE)
+}
+
+/// The same with these tables.
+pub(crate) fn host_in(params: SamplingParams, tables: KvTables) -> HostExecutor {
+    staged_in(params, tables, crate::Stage::ONLY)
+}
+
+/// Tables of a cache.
+pub(crate) fn tables() -> impl Strategy<Value = KvTables> {
+    let of_window = (1_usize..3, 1_usize..4, 1_usize..20);
+    let several = of_window.prop_map(|(num_full, num_windowed, window_tokens)| KvTables {
+        num_full,
+        num_windowed,
+        window_tokens,
+    });
+    prop_oneof![1 => Just(KvTables::ONE), 3 => several]
 }
 
 /// The same as a pipeline stage.
-pub(crate) fn staged(params: SamplingParams, stage: crate::Stage) -> HostExecutor {
-    HostExecutor::new(Box::new(FakeModel::default()), Box::new(sampler(params)), stage)
+pub(crate) fn staged_in(params: SamplingParams, tables: KvTables, stage: crate::Stage) -> HostExecutor {
+    HostExecutor::new(Box::new(FakeModel::with_tables(tables)), Box::new(sampler(params)), stage)
 }
 
 pub(crate) fn engine_of(

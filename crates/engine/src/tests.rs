@@ -24,7 +24,7 @@ fn engine_ahead(
     limits: EngineLimits,
     run_ahead: usize,
 ) -> Engine {
-    engine_of(host(params).with_run_ahead(run_ahead), end_strings, limits)
+    engine_of(host_in(params, limits.tables).with_run_ahead(run_ahead), end_strings, limits)
 }
 
 /// An executor that everything reaches as text, as it would in another process.
@@ -74,7 +74,9 @@ proptest! {
         rotate_by in 0_usize..10,
         num_host_blocks in 0_usize..60,
         run_ahead in 0_usize..5,
+        tables in tables(),
     ) {
+        let num_blocks = num_blocks * tables.len();
         let requests: Vec<Request> = shapes
             .iter()
             .enumerate()
@@ -87,7 +89,7 @@ proptest! {
         let mut shuffled = requests.clone();
         shuffled.rotate_left(rotate_by % requests.len());
         let tight_limits =
-            EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
+            EngineLimits { num_host_blocks, tables, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
         let mut tight = engine_ahead(params(), &["ab", "xyz"], tight_limits, run_ahead);
         let (actual, stats) = run(&mut tight, &shuffled);
         prop_assert!(stats.peak_rows <= max_num_seqs);

@@ -13,10 +13,11 @@ use engine::{
     Completion, Draftable, Engine, EngineLimits, Foresight, Goal, Proposer, Request, RunStats, SeqId,
     StepTime,
 };
+use hydra_config::Node;
 use model_core::{
     AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, Isa, LoadOptions, ModelConfig, RawModelConfig,
 };
-use model_spec::{Float, Numerics, blocks_for};
+use model_spec::{Float, KvTables, Numerics, blocks_for};
 use nemo_format::Checkpoint;
 use sampling::{
     CpuSampler, RawSamplingParams, RowRules, SamplingParams, SamplingRules, StopConditions, TokenBytes,
@@ -42,9 +43,12 @@ fn letters() -> Letters {
 }
 
 fn engine(checkpoint: &Checkpoint, options: LoadOptions, limits: EngineLimits) -> Engine {
+    engine_that_ends(checkpoint, options, limits, stop())
+}
+
+fn stop() -> StopConditions {
     let end_strings = ["c".to_owned(), "ad".to_owned()];
-    let stop = StopConditions::resolve(&end_strings, &[2], |_| None).unwrap();
-    engine_that_ends(checkpoint, options, limits, stop)
+    StopConditions::resolve(&end_strings, &[2], |_| None).unwrap()
 }
 
 fn engine_that_ends(
@@ -53,8 +57,21 @@ fn engine_that_ends(
     limits: EngineLimits,
     stop: StopConditions,
 ) -> Engine {
-    let raw: RawModelConfig = checkpoint.model_config().deserialize_into().unwrap();
-    let config = ModelConfig::try_from(raw).unwrap();
+    engine_of(config(checkpoint.model_config()), checkpoint, options, limits, stop)
+}
+
+fn config(config: &Node) -> ModelConfig {
+    let raw: RawModelConfig = config.deserialize_into().unwrap();
+    ModelConfig::try_from(raw).unwrap()
+}
+
+fn engine_of(
+    config: ModelConfig,
+    checkpoint: &Checkpoint,
+    options: LoadOptions,
+    limits: EngineLimits,
+    stop: StopConditions,
+) -> Engine {
     let model = model_core::load_model(config, checkpoint.tensors(), options).unwrap();
     let params = SamplingParams::try_from(RawSamplingParams {
         use_greedy: false,
@@ -85,6 +102,7 @@ fn limits(max_num_seqs: usize, num_blocks: usize, num_host_blocks: usize) -> Eng
         num_blocks,
         num_host_blocks,
         block_size_tokens: BLOCK_SIZE_TOKENS,
+        tables: KvTables::ONE,
     }
 }
 
@@ -218,31 +236,93 @@ fn a_request_gets_the_same_bits_in_any_company() {
     }
 }
 
-/// Two responses that are taken for short ones begin in a cache that holds one at its greatest length and a half.
-#[test]
-fn what_went_to_the_host_comes_back_with_the_same_bits() {
-    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
-    let checkpoint = Checkpoint::open(&fixtures.join(MODELS[0])).unwrap();
-    let foresight = Foresight { expected_tokens: Some(1), prefix: None };
+/// Two requests whose responses are taken for short ones.
+fn long_requests() -> Vec<Request> {
     let request = |sample_idx| Request {
         sample_idx,
         prompt: (0..20).map(|pos| (sample_idx as u32 * 31 + pos * 17) % VOCAB_SIZE as u32).collect(),
         num_responses: 1,
         max_new_tokens: 125,
         own: None,
-        foresight,
+        foresight: Foresight { expected_tokens: Some(1), prefix: None },
     };
-    for backend in [Backend::Plain, Backend::Fused] {
-        let (numerics, attention) = (Numerics::uniform(Float::Fp32), AttentionSwitches::default());
-        let options = LoadOptions { numerics, backend, device: Device::Cpu, attention, isa: Isa::detect() };
-        let answer = |limits| {
-            let endless = StopConditions::resolve(&[], &[], |_| None).unwrap();
-            run(&mut engine_that_ends(&checkpoint, options, limits, endless), vec![request(0), request(1)])
-        };
-        let (expect, roomy) = answer(limits(64, 1000, 0));
-        let (actual, tight) = answer(limits(64, 8, 20));
-        assert_eq!(actual, expect, "{backend:?}");
-        assert_eq!([roomy.num_swapped_in_blocks, roomy.num_preemptions], [0, 0]);
-        assert!(tight.num_swapped_in_blocks > 0 && tight.peak_rows == 2, "{backend:?}: {tight:?}");
+    vec![request(0), request(1)]
+}
+
+/// Two responses that are taken for short ones begin in a cache that holds one at its greatest length and a half.
+#[test]
+fn what_went_to_the_host_comes_back_with_the_same_bits() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    let checkpoint = Checkpoint::open(&fixtures.join(MODELS[0])).unwrap();
+    let windowed = with_windows(&checkpoint, [1, 0, 1]);
+    let tables = windowed.spec_of(checkpoint.tensors()).kv_tables(256);
+    for (config, tables, num_blocks) in
+        [(config(checkpoint.model_config()), KvTables::ONE, 8), (windowed, tables, 15)]
+    {
+        for backend in [Backend::Plain, Backend::Fused] {
+            let (numerics, attention) = (Numerics::uniform(Float::Fp32), AttentionSwitches::default());
+            let options =
+                LoadOptions { numerics, backend, device: Device::Cpu, attention, isa: Isa::detect() };
+            let answer = |limits| {
+                let endless = StopConditions::resolve(&[], &[], |_| None).unwrap();
+                run(&mut engine_of(config.clone(), &checkpoint, options, limits, endless), long_requests())
+            };
+            let (expect, roomy) = answer(limits(64, 1000, 0));
+            let (actual, tight) = answer(EngineLimits { tables, ..limits(64, num_blocks, 30) });
+            assert_eq!(actual, expect, "{backend:?}");
+            assert_eq!([roomy.num_swapped_in_blocks, roomy.num_preemptions], [0, 0]);
+            assert!(tight.num_swapped_in_blocks > 0 && tight.peak_rows == 2, "{backend:?}: {tight:?}");
+        }
+    }
+}
+
+/// The model with a window of 21 tokens in these layers.
+fn with_windows(checkpoint: &Checkpoint, is_local: [i64; 3]) -> ModelConfig {
+    let mut windowed = checkpoint.model_config().clone();
+    windowed.set("window_size", Node::List(vec![Node::Int(20), Node::Int(0)]));
+    windowed.set("window_attn_skip_freq", Node::List(is_local.map(Node::Int).to_vec()));
+    config(&windowed)
+}
+
+/// Layers with a window that keep no more of a sequence than that, in the company of others, in parts and with drafts:
+/// the bits are those of layers that keep all.
+#[test]
+fn windows_that_are_given_back_change_no_bit() {
+    let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures");
+    let checkpoint = Checkpoint::open(&fixtures.join(MODELS[0])).unwrap();
+    let attention = AttentionSwitches::default();
+    for (is_local, num_tables) in [([1, 0, 1], [1, 2]), ([1, 1, 1], [0, 1])] {
+        let config = with_windows(&checkpoint, is_local);
+        let tables = config.spec_of(checkpoint.tensors()).kv_tables(256);
+        assert_eq!(([tables.num_full, tables.num_windowed], tables.window_tokens), (num_tables, 21));
+        for backend in [Backend::Plain, Backend::Fused] {
+            for numerics in [Numerics::uniform(Float::Fp32), Numerics::uniform(Float::Bf16).with_fp8_kv()] {
+                let options =
+                    LoadOptions { numerics, backend, device: Device::Cpu, attention, isa: Isa::detect() };
+                let engine = |limits| engine_of(config.clone(), &checkpoint, options, limits, stop());
+                let (expect, _) = run(&mut engine(limits(64, 1000, 0)), requests());
+                let (without, _) =
+                    run(&mut engine_that_ends(&checkpoint, options, limits(64, 1000, 0), stop()), requests());
+                assert_ne!(expect, without, "the window cuts nothing");
+                let in_tables = |limits| EngineLimits { tables, ..limits };
+                for (limits, seed) in [
+                    (in_tables(limits(64, 1000, 0)), 1),
+                    (in_tables(EngineLimits { max_prefill_tokens: 40, ..limits(3, 40, 0) }), 2),
+                    (in_tables(EngineLimits { max_prefill_tokens: 130, ..limits(64, 20, 60) }), 3),
+                    (in_tables(limits(1, 1000, 0)), 4),
+                ] {
+                    let what = format!("{is_local:?} {options:?}, {limits:?}");
+                    let mut engine = engine(limits);
+                    let requests = shuffled(seed);
+                    let (actual, _) = run(&mut engine, requests.clone());
+                    assert_eq!(actual, expect, "{what}");
+                    let responses = responses_of(&requests, &expect);
+                    let prompter = Prompter { responses, lens: BTreeMap::new() };
+                    let (actual, drafted) = run(&mut engine.with_proposer(Box::new(prompter)), requests);
+                    assert_eq!(actual, expect, "{what}, with drafts");
+                    assert_eq!(drafted.accepted_tokens > 0, backend == Backend::Fused, "{what}");
+                }
+            }
+        }
     }
 }

@@ -23,7 +23,7 @@ pub struct Span {
     pub query_len: u32,
     /// How many of them, counted from the last, get logits; at most `query_len`.
     pub num_logits: u32,
-    /// Blocks of the sequence in [`Batch::block_tables`], enough for `context_len + query_len` tokens.
+    /// Entries of the sequence in [`Batch::block_tables`], enough for `context_len + query_len` tokens.
     pub num_blocks: u32,
 }
 
@@ -34,7 +34,9 @@ pub struct Batch {
     pub tokens: Vec<u32>,
     /// The sequences, in the order of their tokens; no sequence twice.
     pub spans: Vec<Span>,
-    /// The KV blocks of all spans, one table after the other.
+    /// The KV blocks of all spans, one span after the other. Where the cache has several tables, a span has for its first
+    /// tokens a block of every table, then for the next ones. Nobody reads what stands for blocks that a window has passed,
+    /// but they must be some of the cache's.
     pub block_tables: Vec<BlockId>,
 }
 
@@ -70,10 +72,10 @@ pub struct DeviceDecode<'a> {
     pub tokens: &'a Tensor,
     /// Tokens before it; negative where a row is not in use: `[max_rows]`.
     pub positions: &'a Tensor,
-    /// KV blocks: `[max_rows, max_blocks_per_seq]`.
+    /// KV blocks of every table of the cache: `[num_tables, max_rows, max_blocks_per_seq]`.
     pub block_tables: &'a Tensor,
     /// The first row of those that share a prompt with this one and stand one after the other, and how many blocks
-    /// they share: `[max_rows, 2]`. A row alone has its own number and 0.
+    /// they share in the tables without a window: `[max_rows, 2]`. A row alone has its own number and 0.
     pub prefix_groups: &'a Tensor,
     /// Whether some rows are consecutive tokens of one sequence, as drafted tokens are. The keys and values of all rows
     /// are then cached before any of them attends.

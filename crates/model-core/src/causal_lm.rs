@@ -1,6 +1,6 @@
 //! The trait through which everything above this crate runs a model.
 
-use model_spec::Numerics;
+use model_spec::{KvTables, Numerics};
 use tch::Tensor;
 
 use crate::config::ModelConfig;
@@ -32,11 +32,19 @@ pub trait CausalLm: Send {
     /// bits that they have when it is computed whole. None when prompts may not be cut.
     fn prompt_cut_tokens(&self) -> Option<usize>;
 
-    /// A cache of this many blocks, in the layout that this model's kernels use.
+    /// A cache of this many blocks, in the layout that this model's kernels use, with one block table for a sequence.
     ///
     /// # Errors
     /// When there is not enough memory.
-    fn new_cache(&mut self, num_blocks: usize) -> Result<KvCache, ModelError>;
+    fn new_cache(&mut self, num_blocks: usize) -> Result<KvCache, ModelError> {
+        self.new_cache_in(num_blocks, KvTables::ONE)
+    }
+
+    /// The same with these tables.
+    ///
+    /// # Errors
+    /// When there is not enough memory, or there is no table for layers that see all tokens.
+    fn new_cache_in(&mut self, num_blocks: usize, tables: KvTables) -> Result<KvCache, ModelError>;
 
     /// Computes the batch, caches its keys and values and returns logits, float32 `[num_logits, padded_vocab_size]`: a
     /// row for each token that [`Batch::logits_rows`] names, in that order.

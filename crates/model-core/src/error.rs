@@ -168,6 +168,12 @@ pub enum ModelError {
         /// Blocks of the cache.
         num_blocks: usize,
     },
+    /// Block tables that were not made for the model.
+    #[error("layer {layer} keeps keys and values for all tokens, and the KV cache has no table that does")]
+    NoKvTable {
+        /// The layer.
+        layer: usize,
+    },
     /// A block that was not swapped out, or has no place there.
     #[error(
         "KV block {block} is none of the {num_host_blocks} that the host may hold, or it holds nothing there"

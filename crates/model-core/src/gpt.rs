@@ -3,7 +3,7 @@
 //! What a layer computes is in `layers.rs`, each layer with a shape of its own; how it is computed is up to the
 //! backend behind [`StepState`].
 
-use model_spec::{ModelSpec, Numerics, ShardPlace};
+use model_spec::{KvTables, ModelSpec, Numerics, ShardPlace};
 use tch::{Kind, Tensor};
 
 use crate::attention_context::AttentionContext;
@@ -204,9 +204,12 @@ impl<S: StepState> CausalLm for Gpt<S> {
         ops.try_fold(1, |largest, op| Some(op.prompt_cut_tokens(&self.state)?.max(largest)))
     }
 
-    fn new_cache(&mut self, num_blocks: usize) -> Result<KvCache, ModelError> {
+    fn new_cache_in(&mut self, num_blocks: usize, tables: KvTables) -> Result<KvCache, ModelError> {
         let Self { shares, state, .. } = self;
-        KvCache::new(num_blocks, &shares.part.kv_groups(), |group| state.new_pool(group, num_blocks))
+        let groups = shares.part.kv_groups_in(tables);
+        let cache = KvCache::new(num_blocks, tables, &groups, |group| state.new_pool(group, num_blocks))?;
+        state.serve(&cache)?;
+        Ok(cache)
     }
 
     fn forward(&mut self, batch: &Batch, cache: &mut KvCache) -> Result<Tensor, ModelError> {

@@ -1,7 +1,8 @@
 //! The paged KV cache: blocks of tokens, found through block tables.
 //!
 //! Layers whose keys and values have one shape are a group with a pool of its own; a layer without attention is in none.
-//! A block has the same number in all groups. The layout of a block is up to the backend ([`KvPool`]); that
+//! A block has the same number in all groups. Where layers have windows a sequence has several tables of blocks
+//! ([`KvTables`]), and a layer knows its own. The layout of a block is up to the backend ([`KvPool`]); that
 //! blocks are counted is common to all, so copying them needs no backend. Blocks that are swapped out lie with the host
 //! until they are swapped in, bit for bit.
 
@@ -13,7 +14,7 @@ use cpu_kernels::{KvShape, PackedKv};
 use host::StoredBlock;
 pub use host::{BlockMove, HostBlockId};
 pub use model_spec::BLOCK_SIZE_TOKENS;
-use model_spec::{KvFormat, KvGroup};
+use model_spec::{KvFormat, KvGroup, KvPlace, KvTables};
 use tch::{Device, Kind, Tensor};
 
 use crate::ModelError;
@@ -55,7 +56,7 @@ impl KvPool {
         let shape = shape.map(|dim| dim as i64);
         // Kernels read whole blocks and multiply what lies beyond the sequence by 0, which a NaN would survive.
         let zeros = || Tensor::f_zeros(shape, (kind, device));
-        let layers = group.layers.iter().map(|_| Ok(LayerCache { keys: zeros()?, values: zeros()? }));
+        let layers = (0..group.num_slots).map(|_| Ok(LayerCache { keys: zeros()?, values: zeros()? }));
         Ok(Self::Tensors(layers.collect::<Result<_, ModelError>>()?))
     }
 
@@ -70,12 +71,12 @@ impl KvPool {
         format: KvFormat,
         device: Device,
     ) -> Result<Self, ModelError> {
-        let KvGroup { ref layers, num_query_groups, kv_channels, .. } = *group;
+        let &KvGroup { num_slots, num_query_groups, kv_channels, .. } = group;
         let (kind, of_head) = match format {
             KvFormat::Float(float) => (float.kind(), vec![BLOCK_SIZE_TOKENS, kv_channels]),
             KvFormat::Fp8 => (Kind::Uint8, vec![BLOCK_SIZE_TOKENS * format.head_bytes(kv_channels)]),
         };
-        let shape = [vec![layers.len(), 2, num_blocks, num_query_groups], of_head].concat();
+        let shape = [vec![num_slots, 2, num_blocks, num_query_groups], of_head].concat();
         let shape: Vec<i64> = shape.into_iter().map(|dim| dim as i64).collect();
         // Zeroed for the same reason as the others.
         Ok(Self::Device(Tensor::f_zeros(shape, (kind, device))?))
@@ -105,12 +106,15 @@ struct PoolLayer {
     pool_idx: usize,
     /// Among the layers of the pool.
     layer_idx: usize,
+    /// Which table of a sequence has its blocks.
+    table: usize,
 }
 
 /// Keys and values of all layers, in blocks of [`KvCache::block_size_tokens`] tokens.
 #[derive(Debug)]
 pub struct KvCache {
     num_blocks: usize,
+    tables: KvTables,
     /// One for each group.
     pools: Vec<KvPool>,
     /// For each layer of the model, up to the last that has one.
@@ -121,24 +125,29 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// A cache with a pool for each of `groups`, which `make` allocates with `num_blocks` blocks.
+    /// A cache with a pool for each of `groups`, which have these tables and which `make` allocates with `num_blocks` blocks.
     ///
     /// # Errors
-    /// When there is not enough memory.
+    /// When there is not enough memory, or a layer has no table.
     pub(crate) fn new(
         num_blocks: usize,
+        tables: KvTables,
         groups: &[KvGroup],
         make: impl FnMut(&KvGroup) -> Result<KvPool, ModelError>,
     ) -> Result<Self, ModelError> {
-        let num_layers = groups.iter().flat_map(|group| &group.layers).max().map_or(0, |&last| last + 1);
+        let all_places = groups.iter().flat_map(|group| &group.places);
+        let num_layers = all_places.map(|place| place.layer + 1).max().unwrap_or(0);
         let mut places = vec![None; num_layers];
         for (pool_idx, group) in groups.iter().enumerate() {
-            for (layer_idx, &layer) in group.layers.iter().enumerate() {
-                places[layer] = Some(PoolLayer { pool_idx, layer_idx });
+            for &KvPlace { layer, table, slot } in &group.places {
+                if table >= tables.len() {
+                    return Err(ModelError::NoKvTable { layer });
+                }
+                places[layer] = Some(PoolLayer { pool_idx, layer_idx: slot, table });
             }
         }
         let pools = groups.iter().map(make).collect::<Result<_, _>>()?;
-        Ok(Self { num_blocks, pools, places, num_host_blocks: 0, host: HashMap::new() })
+        Ok(Self { num_blocks, tables, pools, places, num_host_blocks: 0, host: HashMap::new() })
     }
 
     /// The same cache, which may swap out as many blocks at once. Their memory is taken when they are.
@@ -150,6 +159,16 @@ impl KvCache {
     fn pool(&self, layer_idx: usize) -> Option<(&KvPool, usize)> {
         let place = self.places.get(layer_idx).copied().flatten()?;
         Some((self.pools.get(place.pool_idx)?, place.layer_idx))
+    }
+
+    /// The block tables that each sequence has.
+    pub fn tables(&self) -> KvTables {
+        self.tables
+    }
+
+    /// Which table has the blocks of a layer.
+    pub(crate) fn table_of(&self, layer_idx: usize) -> usize {
+        self.places.get(layer_idx).copied().flatten().map_or(0, |place| place.table)
     }
 
     /// Keys and values of one layer where libtorch's operations compute. Tensors are shared handles: a kernel writes through
@@ -255,7 +274,7 @@ impl KvCache {
 /// The sizes of a group's pool for the CPU kernels.
 pub(crate) fn packed_shape(group: &KvGroup, num_blocks: usize) -> KvShape {
     KvShape {
-        num_layers: group.layers.len(),
+        num_layers: group.num_slots,
         num_blocks,
         num_query_groups: group.num_query_groups,
         head_dim: group.kv_channels,
@@ -299,18 +318,12 @@ mod tests {
 
     /// A model of four layers: two shapes of heads, and one layer without attention.
     fn groups() -> [KvGroup; 2] {
-        let group = |layers: &[usize], num_query_groups, kv_channels| KvGroup {
-            layers: layers.to_vec(),
-            num_query_groups,
-            kv_channels,
-            window_tokens: None,
-        };
-        [group(&[0, 3], 2, 16), group(&[1], 1, 24)]
+        [KvGroup::of_layers(&[0, 3], 2, 16), KvGroup::of_layers(&[1], 1, 24)]
     }
 
     fn tensors() -> KvCache {
         let make = |group: &KvGroup| KvPool::tensors(group, NUM_BLOCKS, Kind::Float, Device::Cpu);
-        KvCache::new(NUM_BLOCKS, &groups(), make).unwrap()
+        KvCache::new(NUM_BLOCKS, KvTables::ONE, &groups(), make).unwrap()
     }
 
     /// The layout of the CUDA kernels, in the memory of the host.
@@ -320,7 +333,7 @@ mod tests {
 
     fn device_in(format: KvFormat) -> KvCache {
         let make = |group: &KvGroup| KvPool::device(group, NUM_BLOCKS, format, Device::Cpu);
-        KvCache::new(NUM_BLOCKS, &groups(), make).unwrap()
+        KvCache::new(NUM_BLOCKS, KvTables::ONE, &groups(), make).unwrap()
     }
 
     fn packed() -> KvCache {
@@ -328,7 +341,7 @@ mod tests {
         let make = |group: &KvGroup| {
             Ok(KvPool::Packed(kernels.new_kv(packed_shape(group, NUM_BLOCKS), Kind::Float)?))
         };
-        KvCache::new(NUM_BLOCKS, &groups(), make).unwrap()
+        KvCache::new(NUM_BLOCKS, KvTables::ONE, &groups(), make).unwrap()
     }
 
     /// Keys and values of a layer, blocks first.
@@ -369,6 +382,21 @@ mod tests {
             assert!(packed.packed_layer(layer_idx).is_err());
         }
         assert!(tensors().device_layer(0).is_err() && device().layer(0).is_err(), "another layout");
+    }
+
+    #[test]
+    fn layers_of_several_tables_have_their_parts_of_a_block() {
+        let places = [(0, 0, 0), (1, 1, 0), (2, 1, 1), (4, 0, 1)];
+        let places = places.map(|(layer, table, slot)| KvPlace { layer, table, slot });
+        let group = KvGroup { places: places.to_vec(), num_slots: 2, num_query_groups: 1, kv_channels: 8 };
+        let tables = KvTables { num_full: 1, num_windowed: 1, window_tokens: 5 };
+        let make = |group: &KvGroup| KvPool::tensors(group, NUM_BLOCKS, Kind::Float, Device::Cpu);
+        let cache = KvCache::new(NUM_BLOCKS, tables, std::slice::from_ref(&group), make).unwrap();
+        assert_eq!([0, 1, 2, 4].map(|layer| cache.table_of(layer)), [0, 1, 1, 0]);
+        let keys = |layer| cache.layer(layer).unwrap().keys.data_ptr();
+        assert!(keys(0) == keys(1) && keys(2) == keys(4) && keys(0) != keys(2));
+        let error = KvCache::new(NUM_BLOCKS, KvTables::ONE, &[group], make).unwrap_err();
+        insta::assert_snapshot!(error, @"layer 1 keeps keys and values for all tokens, and the KV cache has no table that does");
     }
 
     #[test]

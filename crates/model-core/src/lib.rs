@@ -32,6 +32,6 @@ pub use config::{ModelConfig, RawModelConfig};
 pub use cpu_kernels::Isa;
 pub use error::ModelError;
 pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, BlockMove, HostBlockId, KvCache};
-pub use load::{Backend, LoadOptions, footprint, load_model, load_part};
+pub use load::{Backend, LoadOptions, cuts_prompts, footprint, footprint_in, load_model, load_part};
 pub use model_ranks::{Exchange, LostRank, ModelRanks, RankCheck, Reduction};
 pub use parallel::{ExchangeParts, ModelPart, exchange_bytes};

@@ -1,7 +1,9 @@
 //! From a config and a source of weights to a model.
 
 use cpu_kernels::{Isa, PackedKv};
-use model_spec::{Float, Footprint, KvFormat, KvGroup, ModelSpec, Numerics, ShardPlace, WeightFormat};
+use model_spec::{
+    Float, Footprint, KvFormat, KvGroup, KvTables, ModelSpec, Numerics, ShardPlace, WeightFormat,
+};
 use nemo_format::TensorSource;
 use tch::Device;
 
@@ -161,16 +163,36 @@ fn check_numerics(options: LoadOptions) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// What a rank's part of the weights takes of memory, and a block of its KV cache, known before either is read or made.
+/// What a rank's part of the weights takes of memory, and a block of its KV cache with one block table, known before either
+/// is read or made.
 ///
 /// # Errors
 /// Only for a part of a model whose tensors cannot be shared evenly, never for the whole.
 pub fn footprint(model: &ModelSpec, options: LoadOptions, at: &ShardPlace) -> Result<Footprint, ModelError> {
-    let mut footprint = model.footprint(&held(options), at)?;
+    footprint_in(model, options, at, KvTables::ONE)
+}
+
+/// The same of a cache with these tables.
+///
+/// # Errors
+/// As [`footprint`].
+pub fn footprint_in(
+    model: &ModelSpec,
+    options: LoadOptions,
+    at: &ShardPlace,
+    tables: KvTables,
+) -> Result<Footprint, ModelError> {
+    let mut footprint = model.footprint_in(&held(options), at, tables)?;
     for (group, bytes) in &mut footprint.kv {
         *bytes = bytes_per_block(group, options);
     }
     Ok(footprint)
+}
+
+/// Whether prompts may be computed in parts, whatever the model ([`CausalLm::prompt_cut_tokens`]); where this says no, some
+/// models' may.
+pub fn cuts_prompts(options: LoadOptions) -> bool {
+    options.backend == Backend::Fused && options.device == Device::Cpu
 }
 
 /// The formats as a backend holds them.
@@ -218,13 +240,7 @@ mod tests {
 
     #[test]
     fn a_block_takes_the_bytes_of_all_groups() {
-        let group = |layers: &[usize], num_query_groups, kv_channels| KvGroup {
-            layers: layers.to_vec(),
-            num_query_groups,
-            kv_channels,
-            window_tokens: None,
-        };
-        let groups = [group(&[0, 3], 2, 16), group(&[1], 1, 24)];
+        let groups = [KvGroup::of_layers(&[0, 3], 2, 16), KvGroup::of_layers(&[1], 1, 24)];
         let options = |backend, float| LoadOptions {
             numerics: Numerics::uniform(float),
             backend,

@@ -262,6 +262,11 @@ pub(crate) trait StepState: Send + Sized {
         false
     }
 
+    /// Makes ready for steps with this cache, whose tables they have.
+    fn serve(&mut self, _cache: &KvCache) -> Result<(), ModelError> {
+        Ok(())
+    }
+
     /// An empty KV cache for the layers of a group, in this backend's layout.
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError>;
 

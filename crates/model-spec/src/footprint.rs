@@ -1,8 +1,6 @@
 //! What weights and KV cache take of memory, layer by layer.
 
-use std::ops::Range;
-
-use crate::{Indivisible, KvFormat, ModelSpec, Module, Numerics, ShardPlace};
+use crate::{Indivisible, KvGroup, KvTables, ModelSpec, Module, Numerics, ShardPlace};
 
 /// Tokens in a block of the KV cache, for every backend.
 pub const BLOCK_SIZE_TOKENS: usize = 32;
@@ -13,32 +11,6 @@ const FLOAT32_BYTES: u64 = 4;
 /// Blocks of `block_size_tokens`, at least 1, that hold this many tokens of one sequence.
 pub const fn blocks_for(num_tokens: usize, block_size_tokens: usize) -> usize {
     num_tokens.div_ceil(block_size_tokens)
-}
-
-/// Layers whose keys and values have one shape, so that one tensor can hold them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KvGroup {
-    /// The layers, in order.
-    pub layers: Vec<usize>,
-    /// Key and value heads of each.
-    pub num_query_groups: usize,
-    /// Dimensions of a head.
-    pub kv_channels: usize,
-    /// How far back they reach, in tokens, where that is not everywhere.
-    pub window_tokens: Option<usize>,
-}
-
-impl KvGroup {
-    /// Bytes that a block of [`BLOCK_SIZE_TOKENS`] takes over the group's layers, without padding.
-    pub fn bytes_per_block(&self, format: KvFormat) -> u64 {
-        let factors = [
-            self.layers.len(),
-            self.num_query_groups,
-            BLOCK_SIZE_TOKENS,
-            format.head_bytes(self.kv_channels),
-        ];
-        factors.iter().fold(2, |product: u64, &factor| product.saturating_mul(factor as u64))
-    }
 }
 
 /// What a rank's part of a model takes of memory.
@@ -60,42 +32,24 @@ impl Footprint {
 }
 
 impl ModelSpec {
-    /// The layers with a KV cache, grouped by its shape, in order of their first layers. A layer without attention is in
-    /// no group.
-    pub fn kv_groups(&self) -> Vec<KvGroup> {
-        self.kv_groups_of(0..self.layers.len(), 1)
-    }
-
-    fn kv_groups_of(&self, layers: Range<usize>, tp_size: usize) -> Vec<KvGroup> {
-        let mut groups: Vec<KvGroup> = Vec::new();
-        for layer_idx in layers {
-            let Some(attention) = self.layers.get(layer_idx).and_then(|layer| layer.attention.as_ref())
-            else {
-                continue;
-            };
-            let group = KvGroup {
-                layers: vec![layer_idx],
-                num_query_groups: attention.heads.of_rank(tp_size).num_query_groups,
-                kv_channels: attention.heads.kv_channels,
-                window_tokens: attention.window.map(|window| window.tokens),
-            };
-            let is_alike = |other: &KvGroup| {
-                KvGroup { layers: Vec::new(), ..other.clone() }
-                    == KvGroup { layers: Vec::new(), ..group.clone() }
-            };
-            match groups.iter_mut().find(|other| is_alike(other)) {
-                Some(alike) => alike.layers.push(layer_idx),
-                None => groups.push(group),
-            }
-        }
-        groups
-    }
-
-    /// What a rank's part of the model takes.
+    /// What a rank's part of the model takes, with one block table for all layers.
     ///
     /// # Errors
     /// When the ranks cannot share a tensor evenly.
     pub fn footprint(&self, numerics: &Numerics, at: &ShardPlace) -> Result<Footprint, Indivisible> {
+        self.footprint_in(numerics, at, KvTables::ONE)
+    }
+
+    /// The same with these tables.
+    ///
+    /// # Errors
+    /// When the ranks cannot share a tensor evenly.
+    pub fn footprint_in(
+        &self,
+        numerics: &Numerics,
+        at: &ShardPlace,
+        tables: KvTables,
+    ) -> Result<Footprint, Indivisible> {
         let (mut weight_bytes, mut lookup_bytes) = (0_u64, 0_u64);
         for tensor in self.tensors().filter(|tensor| at.holds(self, tensor.id)) {
             let tensor_bytes = tensor.regions(at)?.iter().fold(0, |sum: u64, region| {
@@ -112,7 +66,7 @@ impl ModelSpec {
             };
             lookup_bytes = lookup_bytes.saturating_add(if is_lookup { tensor_bytes } else { 0 });
         }
-        let groups = self.kv_groups_of(at.layers.clone(), at.tp_size as usize);
+        let groups = self.kv_groups_of(at.layers.clone(), at.tp_size as usize, tables);
         let sized = |group: KvGroup| {
             let bytes = group.bytes_per_block(numerics.kv);
             (group, bytes)

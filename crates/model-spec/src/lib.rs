@@ -8,6 +8,7 @@
 mod activation;
 mod blocks;
 mod footprint;
+mod kv;
 mod layer;
 mod model;
 mod moe;
@@ -23,7 +24,8 @@ mod test_models;
 
 pub use activation::{Activation, BadActivation, NemoActivation, Nonlinearity};
 pub use blocks::{AttentionBlock, Block, FfnBlock};
-pub use footprint::{BLOCK_SIZE_TOKENS, Footprint, KvGroup, blocks_for};
+pub use footprint::{BLOCK_SIZE_TOKENS, Footprint, blocks_for};
+pub use kv::{KvGroup, KvPlace, KvTables, WINDOW_AHEAD_BLOCKS};
 pub use layer::{
     AttentionSpec, AttentionWindow, BlockStyle, FfnSpec, HeadLayout, LayerSpec, MlpSpec, MoeSpec, NormSpec,
     Normalization,

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use engine::{Completion, Engine, EngineLimits, LeadingExecutor, Request, RunStats};
 use model_core::{BLOCK_SIZE_TOKENS, Backend, CausalLm, LoadOptions, ModelPart, ModelRanks, Reduction};
-use model_spec::{Footprint, ModelSpec, NamedShape, ShardPlace, blocks_for};
+use model_spec::{Footprint, KvTables, ModelSpec, NamedShape, ShardPlace, blocks_for};
 use sampling::{RowRules, SamplingParams, SamplingRules, StopConditions, Vocabulary};
 use serde_json::{Value, json};
 
@@ -136,6 +136,7 @@ fn limits(
         num_blocks: arguments.num_blocks.unwrap_or_else(|| wanted.min(affordable()).max(1)),
         num_host_blocks: arguments.num_host_blocks,
         block_size_tokens: BLOCK_SIZE_TOKENS,
+        tables: KvTables::ONE,
     }
 }
 

@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use engine::{Engine, EngineLimits, Foresight, Request};
 use model_core::{BLOCK_SIZE_TOKENS, LoadOptions};
-use model_spec::blocks_for;
+use model_spec::{KvTables, blocks_for};
 use nemo_format::Checkpoint;
 use sampling::{RowRules, SamplingParams, SamplingRules, StopConditions, uniform};
 use serde_json::json;
@@ -130,6 +130,7 @@ fn open(checkpoint: &Path, arguments: &BenchArgs) -> Result<(Engine, usize), Fai
         num_blocks: blocks_for(most_tokens.max().unwrap_or(1), BLOCK_SIZE_TOKENS) + 2 * MAX_NUM_SEQS,
         num_host_blocks: 0,
         block_size_tokens: BLOCK_SIZE_TOKENS,
+        tables: KvTables::ONE,
     };
     let tokens = Arc::new(TokenTable::new(tokenizer.as_ref())?);
     let row = RowRules { params, seed: 1, end_token_ids: Vec::new(), min_length: 0, structure: None };

@@ -163,15 +163,24 @@ impl ModelGroup {
     /// # Errors
     /// When a rank is lost, or has other limits to agree on.
     pub(crate) fn agree(&self, limits: EngineLimits) -> Result<EngineLimits, Failure> {
-        let EngineLimits { max_num_seqs, max_prefill_tokens, num_blocks, num_host_blocks, block_size_tokens } =
-            limits;
+        let EngineLimits {
+            max_num_seqs,
+            max_prefill_tokens,
+            num_blocks,
+            num_host_blocks,
+            block_size_tokens,
+            tables,
+        } = limits;
         let mine = [max_num_seqs, max_prefill_tokens, num_blocks, num_host_blocks, block_size_tokens];
-        let bytes: Vec<u8> = mine.iter().flat_map(|&limit| (limit as u64).to_le_bytes()).collect();
+        let same = [tables.num_full, tables.num_windowed, tables.window_tokens];
+        let words = mine.iter().chain(&same);
+        let bytes: Vec<u8> = words.flat_map(|&limit| (limit as u64).to_le_bytes()).collect();
+        let same_bytes = &bytes[8 * mine.len()..];
         let others = self.others();
         let theirs = self.mesh().exchange(Kind::Agree, &others, &bytes, &others).map_err(failed)?;
         let mut least = mine;
         for limits in theirs {
-            if limits.len() != bytes.len() {
+            if limits.len() != bytes.len() || !limits.ends_with(same_bytes) {
                 return Err(anyhow::anyhow!(
                     "another rank of the model has other limits: all ranks must run the same program"
                 )
@@ -183,7 +192,14 @@ impl ModelGroup {
             }
         }
         let [max_num_seqs, max_prefill_tokens, num_blocks, num_host_blocks, block_size_tokens] = least;
-        Ok(EngineLimits { max_num_seqs, max_prefill_tokens, num_blocks, num_host_blocks, block_size_tokens })
+        Ok(EngineLimits {
+            max_num_seqs,
+            max_prefill_tokens,
+            num_blocks,
+            num_host_blocks,
+            block_size_tokens,
+            tables,
+        })
     }
 
     /// The next message of the leading rank.

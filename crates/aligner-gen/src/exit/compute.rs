@@ -66,6 +66,7 @@ fn model_status(error: &ModelError) -> ExitStatus {
         // A fault of the program itself.
         ModelError::BadBatch { .. }
         | ModelError::BadBlock { .. }
+        | ModelError::NoKvTable { .. }
         | ModelError::BadHostBlock { .. }
         // That rank has the code of what happened to it.
         | ModelError::LostRank(_) => ExitStatus::Failed,
@@ -346,6 +347,7 @@ mod tests {
             (ModelError::BadToken { token: 2, padded_vocab_size: 1 }, ExitStatus::Checkpoint),
             (ModelError::BadBatch { what: "rows", expected, actual }, ExitStatus::Failed),
             (ModelError::BadBlock { block: Default::default(), num_blocks: 1 }, ExitStatus::Failed),
+            (ModelError::NoKvTable { layer: 3 }, ExitStatus::Failed),
             (ModelError::BadHostBlock { block: 2, num_host_blocks: 1 }, ExitStatus::Failed),
         ];
         for (error, expect) in cases {

@@ -3,8 +3,8 @@
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
 use model_core::{BLOCK_SIZE_TOKENS, ExchangeParts, LoadOptions, ModelConfig, ModelError, Reduction};
 use model_spec::{
-    AttentionSpec, ExpertsSpec, Float, Footprint, HeadLayout, LayerSpec, MlpSpec, ModelSpec, MoeSpec,
-    Numerics, ShardPlace, blocks_for,
+    AttentionSpec, ExpertsSpec, Float, Footprint, HeadLayout, KvTables, LayerSpec, MlpSpec, ModelSpec,
+    MoeSpec, Numerics, ShardPlace, WINDOW_AHEAD_BLOCKS, blocks_for,
 };
 use nemo_format::Checkpoint;
 use tch::Device;
@@ -116,7 +116,8 @@ impl Room {
         let half_blocks = blocks_for(demand.longest_sequence_tokens.div_ceil(2), BLOCK_SIZE_TOKENS) + 1;
         let holds_half = |room: &Self| {
             let sizes = sizes_in(*room);
-            let wanted_blocks = half_blocks.saturating_mul(room.num_seqs(demand)) as u64;
+            let blocks_of_half = sizes.tables.num_blocks_of(half_blocks);
+            let wanted_blocks = blocks_of_half.saturating_mul(room.num_seqs(demand)) as u64;
             room.cache_bytes(sizes) / sizes.bytes_per_block.max(1) >= wanted_blocks
         };
         let [.., fewest] = rooms;
@@ -189,9 +190,43 @@ struct Sizes {
     weight_bytes: u64,
     workspace_bytes: u64,
     bytes_per_block: u64,
+    tables: KvTables,
+    /// Whether prompts that are longer than a step are computed in parts.
+    cuts_prompts: bool,
+}
+
+/// Blocks that sequences of the greatest length take.
+#[derive(Clone, Copy, Debug)]
+struct LongestBlocks {
+    /// One while it goes on.
+    each: usize,
+    /// One that runs alone, with what its prompt takes while it is computed: without as many nothing runs.
+    least: usize,
+    /// As many as run at once, and what a step of prompts takes.
+    wanted: usize,
 }
 
 impl Sizes {
+    fn longest_blocks(self, room: Room, demand: Demand) -> LongestBlocks {
+        let Self { tables, cuts_prompts, .. } = self;
+        // One block more, because a shared prompt's last block is copied when the responses part.
+        let token_blocks = blocks_for(demand.longest_sequence_tokens, BLOCK_SIZE_TOKENS) + 1;
+        let each = tables.num_blocks_of(token_blocks);
+        let of_prompt = match cuts_prompts {
+            true => tables.window_blocks(room.max_prefill_tokens, BLOCK_SIZE_TOKENS).min(token_blocks),
+            false => token_blocks,
+        };
+        let of_response = tables.window_blocks(1, BLOCK_SIZE_TOKENS) + WINDOW_AHEAD_BLOCKS;
+        let least = tables.num_blocks(token_blocks, of_prompt + of_response);
+        let of_step = tables.window_blocks(room.max_prefill_tokens, BLOCK_SIZE_TOKENS).min(token_blocks);
+        let of_seqs = each.saturating_mul(room.num_seqs(demand));
+        LongestBlocks {
+            each,
+            least,
+            wanted: of_seqs.saturating_add(tables.num_windowed * of_step).max(least),
+        }
+    }
+
     fn fixed_bytes(self) -> u64 {
         self.weight_bytes.saturating_add(self.workspace_bytes)
     }
@@ -210,8 +245,19 @@ pub(crate) struct MemoryPlan {
     pub(crate) longest_sequence_tokens: usize,
     /// Sequences of the greatest length that the cache holds at once.
     pub(crate) num_longest_seqs: usize,
+    /// What windows save, where layers have one that is shorter than sequences.
+    windows: Option<WindowSaving>,
     /// What FP8 saves, where the run has it.
     saving: Option<Saving>,
+}
+
+/// The KV cache of one sequence of the greatest length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct WindowSaving {
+    window_tokens: usize,
+    bytes: u64,
+    /// If all layers kept all tokens.
+    bytes_without: u64,
 }
 
 /// A run in FP8 beside the same one without.
@@ -241,7 +287,7 @@ impl MemoryPlan {
         if without.numerics == options.numerics {
             return Ok(plan);
         }
-        let (_, footprint) = part_of(&model, without, place)?;
+        let (_, footprint) = part_of(&model, without, place, sizes.tables)?;
         let plan_without = Self::of_part(&model, without, (place, reduction), room, demand).ok();
         let saving = Saving {
             plain,
@@ -259,23 +305,37 @@ impl MemoryPlan {
         room: Room,
         demand: Demand,
     ) -> Result<(Self, Sizes), Failure> {
-        let (part, footprint) = part_of(model, options, place)?;
+        let tables = model.kv_tables(demand.longest_sequence_tokens);
+        let (part, footprint) = part_of(model, options, place, tables)?;
         let exchanged_bytes = exchanged_bytes(options, place, reduction);
         let sizes_in = |room: Room| Sizes {
             weight_bytes: footprint.weight_bytes,
             workspace_bytes: room.workspace_bytes(&part, demand) + exchanged_bytes,
             bytes_per_block: footprint.bytes_per_block(),
+            tables,
+            cuts_prompts: model_core::cuts_prompts(options),
         };
         let room = room.shared_by(demand.neighbours).with_rows(demand, sizes_in);
         let sizes = sizes_in(room);
-        Ok((Self::fit(room, sizes, demand)?, sizes))
+        let plan = Self::fit(room, sizes, demand)?;
+        if tables == KvTables::ONE {
+            return Ok((plan, sizes));
+        }
+        let (_, undivided) = part_of(model, options, place, KvTables::ONE)?;
+        let token_blocks = blocks_for(demand.longest_sequence_tokens, BLOCK_SIZE_TOKENS) as u64 + 1;
+        let windows = WindowSaving {
+            window_tokens: tables.window_tokens,
+            bytes: sizes.bytes_per_block.saturating_mul(sizes.longest_blocks(room, demand).each as u64),
+            bytes_without: undivided.bytes_per_block().saturating_mul(token_blocks),
+        };
+        Ok((Self { windows: Some(windows), ..plan }, sizes))
     }
 
     /// Weights and intermediate results come first, the cache gets of the rest what it can use: with less of it, responses
     /// wait for each other instead of running side by side.
     fn fit(room: Room, sizes: Sizes, demand: Demand) -> Result<Self, Failure> {
         let Room { available_bytes, .. } = room;
-        let Sizes { weight_bytes, workspace_bytes, bytes_per_block } = sizes;
+        let Sizes { weight_bytes, workspace_bytes, bytes_per_block, .. } = sizes;
         let longest_sequence_tokens = demand.longest_sequence_tokens;
         let max_num_seqs = room.num_seqs(demand);
         if room.is_gpu && max_num_seqs > MAX_NUM_SEQS_ON_GPU {
@@ -284,14 +344,13 @@ impl MemoryPlan {
                  {MAX_NUM_SEQS_ON_GPU}"
             )));
         }
-        // One block more, because a shared prompt's last block is copied when the responses part.
-        let blocks_per_sequence = blocks_for(longest_sequence_tokens, BLOCK_SIZE_TOKENS) + 1;
-        let wanted_blocks = blocks_per_sequence.saturating_mul(max_num_seqs) as u64;
+        let LongestBlocks { each: blocks_per_sequence, least, wanted } = sizes.longest_blocks(room, demand);
+        let (least_blocks, wanted_blocks) = (least as u64, wanted as u64);
         let affordable_blocks = match demand.limits.kv_cache_memory_bytes {
-            Some(bytes) => given_blocks(bytes, blocks_per_sequence as u64, sizes, demand)?,
+            Some(bytes) => given_blocks(bytes, least_blocks, sizes, demand)?,
             None => room.cache_bytes(sizes) / bytes_per_block.max(1),
         };
-        let num_blocks = wanted_blocks.min(affordable_blocks).max(blocks_per_sequence as u64);
+        let num_blocks = wanted_blocks.min(affordable_blocks).max(least_blocks);
         let kv_cache_bytes = num_blocks.saturating_mul(bytes_per_block);
         if let Some(available) = available_bytes
             && sizes.fixed_bytes().saturating_add(kv_cache_bytes) > available
@@ -301,7 +360,7 @@ impl MemoryPlan {
                  sequence of {} tokens; {} of memory are available",
                 human_bytes(weight_bytes),
                 human_bytes(workspace_bytes),
-                human_bytes((blocks_per_sequence as u64).saturating_mul(bytes_per_block)),
+                human_bytes(least_blocks.saturating_mul(bytes_per_block)),
                 thousands(longest_sequence_tokens as u64),
                 human_bytes(available),
             ))
@@ -321,6 +380,7 @@ impl MemoryPlan {
             num_blocks: usize::try_from(num_blocks).unwrap_or(usize::MAX),
             num_host_blocks: usize::try_from(num_host_blocks).unwrap_or(usize::MAX),
             block_size_tokens: BLOCK_SIZE_TOKENS,
+            tables: sizes.tables,
         };
         Ok(Self {
             weight_bytes,
@@ -331,6 +391,7 @@ impl MemoryPlan {
             limits,
             longest_sequence_tokens,
             num_longest_seqs: (limits.num_blocks / blocks_per_sequence).min(max_num_seqs),
+            windows: None,
             saving: None,
         })
     }
@@ -359,6 +420,9 @@ impl MemoryPlan {
                 format!("up to {} of the host ({num_blocks} blocks)", human_bytes(self.swap_space_bytes));
             rows.insert(3, ("swap space", text));
         }
+        if let Some(windows) = &self.windows {
+            rows.push(("sliding windows", windows.line(self.longest_sequence_tokens)));
+        }
         if let Some(saving) = &self.saving {
             rows.push(("FP8 saves", saving.line(self.num_longest_seqs)));
         }
@@ -371,6 +435,20 @@ impl MemoryPlan {
             return format!("up to {most}, {} of the greatest length", self.num_longest_seqs);
         }
         format!("up to {most}")
+    }
+}
+
+impl WindowSaving {
+    fn line(self, longest_sequence_tokens: usize) -> String {
+        let Self { window_tokens, bytes, bytes_without } = self;
+        let shown = |tokens: usize| thousands(tokens as u64);
+        format!(
+            "layers with a window of {} tokens keep no more: {} for a sequence of {} tokens instead of {}",
+            shown(window_tokens),
+            human_bytes(bytes),
+            shown(longest_sequence_tokens),
+            human_bytes(bytes_without),
+        )
     }
 }
 
@@ -413,10 +491,11 @@ fn part_of(
     model: &ModelSpec,
     options: LoadOptions,
     place: &ShardPlace,
+    tables: KvTables,
 ) -> Result<(ModelSpec, Footprint), Failure> {
     let padded_vocab_size = model.padded_vocab_size;
     let part = ModelSpec { padded_vocab_size, ..place.part_of(model).map_err(ModelError::from)? };
-    Ok((part, model_core::footprint(model, options, place)?))
+    Ok((part, model_core::footprint_in(model, options, place, tables)?))
 }
 
 /// What a GPU sets aside for what it exchanges with others.
@@ -439,11 +518,14 @@ pub(crate) fn fits(
     let room =
         if options.device == Device::Cpu { Room::host(available_bytes) } else { Room::gpu(available_bytes) };
     let room = room.shared_by(demand.neighbours);
-    part_of(model, options, place).is_ok_and(|(part, footprint)| {
+    let tables = model.kv_tables(demand.longest_sequence_tokens);
+    part_of(model, options, place, tables).is_ok_and(|(part, footprint)| {
         let sizes = Sizes {
             weight_bytes: footprint.weight_bytes,
             workspace_bytes: room.workspace_bytes(&part, demand) + exchanged_bytes(options, place, reduction),
             bytes_per_block: footprint.bytes_per_block(),
+            tables,
+            cuts_prompts: model_core::cuts_prompts(options),
         };
         MemoryPlan::fit(room, sizes, demand).is_ok()
     })

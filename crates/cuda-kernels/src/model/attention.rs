@@ -96,6 +96,27 @@ impl DecodePlan {
         })
     }
 
+    /// A plan of the same sizes for the same kernels and other block tables. What a kernel keeps while it runs is common to
+    /// both, so kernels that use them must follow each other on one stream.
+    ///
+    /// # Errors
+    /// When the GPU has no memory for it.
+    pub fn beside(&self) -> Result<Self, KernelError> {
+        let same = Tensor::shallow_clone;
+        Ok(Self {
+            slots: self.slots.f_zeros_like()?,
+            contexts: self.contexts.f_zeros_like()?,
+            items: self.items.f_zeros_like()?,
+            num_items: self.num_items.f_zeros_like()?,
+            counters: same(&self.counters),
+            tickets: same(&self.tickets),
+            partial_outs: same(&self.partial_outs),
+            partial_stats: same(&self.partial_stats),
+            planned: Mutex::new([0; 2]),
+            ..*self
+        })
+    }
+
     /// Where the tokens of the step go in the cache, `int32[num_rows]`, for [`ModelKernels::rope_and_cache`].
     ///
     /// # Errors

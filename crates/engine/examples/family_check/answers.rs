@@ -111,6 +111,7 @@ fn engine(model: &Model, device: Device, float: Float, max_num_seqs: usize) -> R
         num_blocks: 200,
         num_host_blocks: 0,
         block_size_tokens: BLOCK_SIZE_TOKENS,
+        tables: model_spec::KvTables::ONE,
     };
     #[cfg(feature = "cuda")]
     if let Device::Cuda(device_idx) = device {

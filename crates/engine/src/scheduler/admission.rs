@@ -11,7 +11,11 @@ use super::{
     forecast::{Forecast, Lengths, Span},
     prompts::step_tokens,
 };
-use crate::{EngineLimits, block_table::BlockDemand, prefix_cache::NodeId};
+use crate::{
+    EngineLimits,
+    block_table::{BlockDemand, own_window},
+    prefix_cache::NodeId,
+};
 
 /// The prompts at the front of the queue that fit now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,7 +105,7 @@ impl Room {
     /// Counts in the prompt and its first response, if they are expected to fit.
     fn expect_first(&mut self, wish: Wish) -> bool {
         let own = self.own_span(wish);
-        self.expect(&[Span { num_blocks: wish.demand.num_shared(), grows: false, ..own }, own])
+        self.expect(&[Span { num_blocks: wish.demand.shared(), time: own.time, growth: 0 }, own])
     }
 
     /// How many of at most `num_seqs` responses are expected to fit; the first is counted in already.
@@ -125,8 +129,11 @@ impl Room {
     /// The own blocks of a response that has not started.
     fn own_span(&self, wish: Wish) -> Span {
         let expected_tokens = self.lengths.expected(0, wish.max_new_tokens, wish.known_tokens) as usize;
-        let num_blocks = wish.demand.own().min(1);
-        Span { num_blocks, time: expected_tokens / self.limits.block_size_tokens, grows: num_blocks > 0 }
+        let time = expected_tokens / self.limits.block_size_tokens;
+        match wish.demand.own() {
+            0 => Span { num_blocks: 0, time, growth: 0 },
+            _ => Span::of_response(&self.limits, 1, time),
+        }
     }
 
     /// Counts in `spans` if they fit, or something must run in any case.
@@ -147,9 +154,14 @@ impl Room {
 /// without it a few that did not fit would follow by themselves, in as many steps as all the others took.
 const OVERCOMMITTED_PART: usize = 8;
 
-/// What the responses of a request share for some time. What came from another prompt is counted there.
-fn shared_span(first: &Seq, time: usize) -> Span {
-    Span { num_blocks: first.num_shared_blocks - first.num_cached_blocks, time, grows: false }
+/// So many columns of a prompt that its responses share for some time.
+fn shared_span(limits: &EngineLimits, num_columns: usize, time: usize) -> Span {
+    Span { num_blocks: limits.tables.num_blocks(num_columns, own_window(limits)), time, growth: 0 }
+}
+
+/// What the responses of a request share. What came from another prompt is counted there.
+fn num_shared_columns(first: &Seq) -> usize {
+    first.num_shared_columns - first.num_cached_columns
 }
 
 impl Scheduler {
@@ -241,10 +253,10 @@ impl Scheduler {
         let Some(forecast) = &mut room.forecast else { return };
         let group_idx = seq.id.group_idx;
         let known_tokens = self.siblings.known(group_idx, seq.expected_tokens);
-        let own = seq.expected_span(self.lengths, known_tokens, self.limits.block_size_tokens);
+        let own = seq.expected_span(self.lengths, known_tokens, &self.limits);
         forecast.add(own);
         if self.running.last().is_none_or(|youngest| youngest.id.group_idx != group_idx) {
-            forecast.add(shared_span(seq, own.time));
+            forecast.add(shared_span(&self.limits, num_shared_columns(seq), own.time));
         }
     }
 
@@ -252,18 +264,17 @@ impl Scheduler {
         if self.limits.num_host_blocks == 0 {
             return None;
         }
-        let block_size_tokens = self.limits.block_size_tokens;
         let mut forecast = Forecast::default();
         for group in self.running.chunk_by(|a, b| a.id.group_idx == b.id.group_idx) {
             let Some(first) = group.first() else { continue };
             let known_tokens = self.siblings.known(first.id.group_idx, first.expected_tokens);
             let mut time = 0;
             for seq in group {
-                let span = seq.expected_span(self.lengths, known_tokens, block_size_tokens);
+                let span = seq.expected_span(self.lengths, known_tokens, &self.limits);
                 time = time.max(span.time);
                 forecast.add(span);
             }
-            forecast.add(shared_span(first, time));
+            forecast.add(shared_span(&self.limits, num_shared_columns(first), time));
         }
         Some(forecast)
     }

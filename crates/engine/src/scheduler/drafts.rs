@@ -5,6 +5,7 @@ use model_spec::blocks_for;
 use speculation::Goal;
 
 use super::Scheduler;
+use crate::block_table::own_window;
 use crate::plan::{RowId, StepPlan};
 
 impl Scheduler {
@@ -30,15 +31,23 @@ impl Scheduler {
             let seq = &mut running[idx];
             let tokens = &tokens[..tokens.len().min(num_left)];
             let len = (row.context_len + row.query_len) as usize;
-            let wanted = blocks_for(len + tokens.len(), limits.block_size_tokens).min(seq.max_blocks);
+            // Of tables with a window it has no more than it was promised.
+            let most_columns = match limits.tables.num_windowed {
+                0 => seq.max_columns,
+                _ => seq.max_columns.min(seq.blocks.num_passed() + own_window(limits)),
+            };
+            let wanted = blocks_for(len + tokens.len(), limits.block_size_tokens).min(most_columns);
             // Only free blocks: what moves from here on moves after this step.
-            let num_new = wanted.saturating_sub(seq.blocks.len()).min(pool.num_free());
+            let num_tables = limits.tables.len();
+            let num_missing = wanted.saturating_sub(seq.blocks.num_columns());
+            let num_new = num_missing.min(pool.num_free() / num_tables) * num_tables;
             if let Some(new_blocks) = pool.allocate(num_new) {
                 *num_promised_blocks -= num_new;
                 seq.blocks.extend(new_blocks);
                 seq.tell(pool, tables);
             }
-            let most_tokens = (seq.blocks.len() * limits.block_size_tokens).min(seq.max_context_len as usize);
+            let num_slots = seq.blocks.num_columns() * limits.block_size_tokens;
+            let most_tokens = num_slots.min(seq.max_context_len as usize);
             let tokens = &tokens[..tokens.len().min(most_tokens.saturating_sub(len))];
             num_left -= tokens.len();
             let num_drafts = tokens.len() as u32;

@@ -4,6 +4,10 @@
 
 use std::collections::HashMap;
 
+use model_spec::KvTables;
+
+use crate::{EngineLimits, block_table::own_window};
+
 /// How long the responses of a run are.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Lengths {
@@ -70,8 +74,18 @@ pub(super) struct Span {
     pub(super) num_blocks: usize,
     /// For how many blocks' time; it ends after them.
     pub(super) time: usize,
-    /// Whether there is one more after each block's time.
-    pub(super) grows: bool,
+    /// How many more there are after each block's time.
+    pub(super) growth: usize,
+}
+
+impl Span {
+    /// What is a response's own, which has `num_columns` now and goes on for so many blocks' time. Of its tables with a
+    /// window it counts from the start on what it will have.
+    pub(super) fn of_response(limits: &EngineLimits, num_columns: usize, time: usize) -> Self {
+        let KvTables { num_full, num_windowed, .. } = limits.tables;
+        let windowed = (num_columns + time).min(own_window(limits));
+        Self { num_blocks: num_full * num_columns + num_windowed * windowed, time, growth: num_full }
+    }
 }
 
 /// Blocks in use now and in the time to come, which is counted in the tokens of a block.
@@ -90,11 +104,11 @@ impl Forecast {
         self.change(span, -1);
     }
 
-    fn change(&mut self, Span { num_blocks, time, grows }: Span, sign: i64) {
+    fn change(&mut self, Span { num_blocks, time, growth }: Span, sign: i64) {
         if self.changes.len() < time + 2 {
             self.changes.resize(time + 2, (0, 0));
         }
-        let (start, slope) = (num_blocks as i64, i64::from(grows));
+        let (start, slope) = (num_blocks as i64, growth as i64);
         let grown = start + slope * (time as i64 + 1);
         let mut at = |time: usize, blocks: i64, slope: i64| {
             self.changes[time].0 += sign * blocks;
@@ -121,7 +135,17 @@ mod tests {
     use super::*;
 
     fn span(num_blocks: usize, time: usize, grows: bool) -> Span {
-        Span { num_blocks, time, grows }
+        Span { num_blocks, time, growth: usize::from(grows) }
+    }
+
+    #[test]
+    fn tables_with_a_window_do_not_grow_beyond_it() {
+        let tables = KvTables { num_full: 2, num_windowed: 3, window_tokens: 8 };
+        let limits = EngineLimits { tables, ..crate::testing::roomy() };
+        // Three columns, and two ahead.
+        assert_eq!(Span::of_response(&limits, 1, 9), Span { num_blocks: 2 + 3 * 5, time: 9, growth: 2 });
+        assert_eq!(Span::of_response(&limits, 1, 2), Span { num_blocks: 2 + 3 * 3, time: 2, growth: 2 });
+        assert_eq!(Span::of_response(&crate::testing::roomy(), 4, 9), span(4, 9, true));
     }
 
     #[test]
@@ -132,7 +156,7 @@ mod tests {
             // Counted at each time by itself.
             let at = |time: usize| {
                 let held = spans.iter().filter(|span| time <= span.time);
-                held.map(|span| span.num_blocks + if span.grows { time } else { 0 }).sum::<usize>()
+                held.map(|span| span.num_blocks + span.growth * time).sum::<usize>()
             };
             assert_eq!((0..20).map(at).max().unwrap(), expect);
             assert_eq!(forecast.peak(), expect, "{spans:?}");

@@ -4,11 +4,11 @@
 //! token. Its blocks rest meanwhile, so that they can make room as those of a preempted response do.
 
 use model_core::BlockId;
+use model_spec::blocks_for;
 
 use super::{Scheduler, StartingGroup, WaitingGroup, admission::Limit};
 use crate::{
-    block_pool::KvBlock,
-    block_table::{BlockDemand, PromptBlocks},
+    block_table::{BlockDemand, PromptBlocks, SeqBlocks},
     plan::{NewPrompt, RowId, RowSpan, StepPlan, TableDelta},
     prefix_cache::{Found, NodeId, PrefixCache},
 };
@@ -26,9 +26,9 @@ pub(crate) struct PromptParts {
 pub(super) struct Prompt {
     waiting: WaitingGroup,
     demand: BlockDemand,
-    blocks: Vec<KvBlock>,
-    /// Those at the front that it found cached.
-    num_cached_blocks: usize,
+    blocks: SeqBlocks,
+    /// Columns at the front that it found cached.
+    num_cached_columns: usize,
     /// Tokens that are cached, or will be by steps that were given out.
     num_computed_tokens: usize,
     /// What the executor was told.
@@ -48,6 +48,11 @@ impl Prompt {
     fn len_tokens(&self) -> usize {
         self.waiting.group.prompt.len()
     }
+
+    /// Blocks that it may still get.
+    fn num_promised_blocks(&self) -> usize {
+        self.demand.prompt().saturating_sub(self.blocks.num_held_from(0))
+    }
 }
 
 /// Rows and prompts of the step that is planned.
@@ -65,7 +70,7 @@ impl Scheduler {
         let cut_tokens = parts.cut_tokens.filter(|&cut_tokens| cut_tokens > 0);
         self.prefixes = cut_tokens
             .filter(|_| parts.shares_prefixes)
-            .map(|cut_tokens| PrefixCache::new(cut_tokens, self.limits.block_size_tokens));
+            .map(|cut_tokens| PrefixCache::new(cut_tokens, &self.limits));
         self.max_part_tokens = cut_tokens
             .map(|cut_tokens| (self.limits.max_prefill_tokens / cut_tokens * cut_tokens).max(cut_tokens));
         self
@@ -89,7 +94,14 @@ impl Scheduler {
             return None;
         }
         let prompt = self.partial.take()?;
-        if !self.pool.use_again(&prompt.blocks, 0) {
+        let num_missing = self.num_missing_blocks_of(&prompt);
+        let mut prompt = prompt;
+        if !self.pool.use_again(&prompt.blocks.held(), num_missing) {
+            self.partial = Some(prompt);
+            return None;
+        }
+        if !self.extend_prompt(&mut prompt) {
+            self.pool.rest(&prompt.blocks.held());
             self.partial = Some(prompt);
             return None;
         }
@@ -130,29 +142,58 @@ impl Scheduler {
         let Self { prefixes, pool, .. } = self;
         let mut blocks = match prefixes {
             Some(prefixes) => prefixes.take(&waiting.path[..found.num_pieces], pool),
-            None => Vec::new(),
+            None => SeqBlocks::new(self.limits.tables, Vec::new()),
         };
-        let num_cached_blocks = blocks.len();
-        match pool.allocate(demand.prompt() - num_cached_blocks) {
-            Some(new) => blocks.extend(new),
-            None => {
-                pool.release(&blocks);
-                return Err(waiting);
-            }
-        }
+        blocks.pass(num_computed_tokens, self.limits.block_size_tokens, pool);
+        let num_cached_columns = blocks.num_columns();
         let block_table = Vec::new();
-        Ok(Prompt { waiting, demand, blocks, num_cached_blocks, num_computed_tokens, block_table })
+        let mut prompt =
+            Prompt { waiting, demand, blocks, num_cached_columns, num_computed_tokens, block_table };
+        self.num_promised_blocks += prompt.num_promised_blocks();
+        if self.extend_prompt(&mut prompt) {
+            return Ok(prompt);
+        }
+        self.num_promised_blocks -= prompt.num_promised_blocks();
+        self.pool.release(&prompt.blocks.held());
+        Err(prompt.waiting)
+    }
+
+    /// Blocks that a prompt has too few for its next part. Where no layer has a window it gets all at once.
+    fn num_missing_blocks_of(&self, prompt: &Prompt) -> usize {
+        let num_columns = match self.limits.tables.num_windowed {
+            0 => prompt.demand.prompt_columns(),
+            _ => {
+                let end = prompt.num_computed_tokens + self.part_tokens(prompt);
+                blocks_for(end, self.limits.block_size_tokens)
+            }
+        };
+        num_columns.saturating_sub(prompt.blocks.num_columns()) * self.limits.tables.len()
+    }
+
+    /// Gives a prompt the blocks for its next part, if there are enough.
+    fn extend_prompt(&mut self, prompt: &mut Prompt) -> bool {
+        let Some(new_blocks) = self.pool.allocate(self.num_missing_blocks_of(prompt)) else { return false };
+        let before = prompt.num_promised_blocks();
+        prompt.blocks.extend(new_blocks);
+        self.num_promised_blocks -= before - prompt.num_promised_blocks();
+        true
+    }
+
+    /// Tokens of the next part of a prompt.
+    fn part_tokens(&self, prompt: &Prompt) -> usize {
+        let num_left = prompt.len_tokens() - prompt.num_computed_tokens;
+        match self.max_part_tokens {
+            Some(max_part_tokens) if num_left > self.limits.max_prefill_tokens => {
+                num_left.min(max_part_tokens)
+            }
+            _ => num_left,
+        }
     }
 
     /// Adds the next part of a prompt to a step. The prompt comes back when that was not the last one.
     fn advance(&mut self, mut prompt: Prompt, step: &mut PrefillStep) -> Option<Prompt> {
         let num_left = prompt.len_tokens() - prompt.num_computed_tokens;
-        let query_len = match self.max_part_tokens {
-            Some(max_part_tokens) if num_left > self.limits.max_prefill_tokens => {
-                num_left.min(max_part_tokens)
-            }
-            _ => num_left,
-        };
+        let query_len = self.part_tokens(&prompt);
         let is_last = query_len == num_left;
         let WaitingGroup { group_idx, group, path } = &prompt.waiting;
         step.rows.push(RowSpan {
@@ -162,7 +203,7 @@ impl Scheduler {
             draws: if is_last { group.num_seqs } else { 0 },
         });
         step.num_tokens += step_tokens(prompt.num_computed_tokens + query_len, prompt.num_computed_tokens);
-        let block_table = self.pool.table(&prompt.blocks);
+        let block_table = prompt.blocks.table(0, &self.pool);
         // It is new, or its blocks have moved.
         if block_table != prompt.block_table {
             step.prompts.push(NewPrompt {
@@ -188,11 +229,12 @@ impl Scheduler {
 
     /// The responses to a prompt can start.
     fn complete(&mut self, prompt: Prompt) {
+        self.num_promised_blocks -= prompt.num_promised_blocks();
         let Prompt {
             waiting: WaitingGroup { group_idx, group, path },
             demand,
             blocks,
-            num_cached_blocks,
+            num_cached_columns,
             ..
         } = prompt;
         if let Some(prefixes) = &mut self.prefixes {
@@ -206,7 +248,7 @@ impl Scheduler {
             expected_tokens: group.foresight.expected_tokens,
             demand,
             prompt: PromptBlocks::new(blocks, &demand),
-            num_cached_blocks,
+            num_cached_columns,
             is_used: true,
             response_idxs: (0..group.num_seqs).collect(),
         };
@@ -223,9 +265,16 @@ impl Scheduler {
         let PrefillStep { rows, prompts, .. } = step;
         let mut plan = StepPlan { rows, ..self.take_changes() };
         plan.tables = TableDelta { prompts, ..plan.tables };
-        // What moves from here on moves after this step.
-        if let Some(rest) = rest {
-            self.pool.rest(&rest.blocks);
+        // What moves or is given back from here on is that after this step.
+        let Self { starting, single, pool, limits, .. } = self;
+        for group in starting.iter_mut().chain(single) {
+            group.pass_window(limits.block_size_tokens, pool);
+        }
+        if let Some(mut rest) = rest {
+            let before = rest.num_promised_blocks();
+            rest.blocks.pass(rest.num_computed_tokens, limits.block_size_tokens, pool);
+            self.num_promised_blocks += rest.num_promised_blocks() - before;
+            self.pool.rest(&rest.blocks.held());
             self.partial = Some(rest);
         }
         self.start_responses();

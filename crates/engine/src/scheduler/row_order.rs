@@ -35,30 +35,34 @@ impl RowOrder {
 
 /// The last blocks of the splits that lie wholly in the prompt.
 fn ends_of_splits(seq: &Seq) -> impl Iterator<Item = KvBlock> {
-    let shared = seq.blocks.iter().take(seq.num_shared_blocks);
-    shared.skip(BLOCKS_PER_SPLIT - 1).step_by(BLOCKS_PER_SPLIT).copied()
+    // Of the first table, as attention shares reads in it.
+    let shared = seq.blocks.columns().take(seq.num_shared_columns);
+    shared.skip(BLOCKS_PER_SPLIT - 1).step_by(BLOCKS_PER_SPLIT).filter_map(|column| column.first().copied())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{EngineLimits, block_pool::BlockPool, testing::roomy};
+    use model_spec::KvTables;
+
+    use crate::{EngineLimits, block_pool::BlockPool, block_table::SeqBlocks, testing::roomy};
 
     /// A response to a prompt of these blocks, with one of its own.
     fn seq(pool: &mut BlockPool, group_idx: u64, response_idx: u32, prompt: &[KvBlock]) -> Seq {
         let own = pool.allocate(1).unwrap();
         Seq {
             id: SeqId { group_idx, response_idx },
-            blocks: [prompt, &own].concat(),
-            num_known_blocks: 0,
-            num_shared_blocks: prompt.len(),
-            num_cached_blocks: 0,
+            blocks: SeqBlocks::new(KvTables::ONE, [prompt, &own].concat()),
+            num_known_columns: 0,
+            num_shared_columns: prompt.len(),
+            num_cached_columns: 0,
             prompt_len_tokens: 1,
             context_len: 1,
             in_flight: 0,
             is_verifying: false,
             max_context_len: 9,
-            max_blocks: prompt.len() + 1,
+            max_columns: prompt.len() + 1,
+            max_own_blocks: 1,
             expected_tokens: None,
         }
     }

@@ -4,20 +4,22 @@ use model_spec::blocks_for;
 
 use super::forecast::{Lengths, Span};
 use crate::{
-    block_pool::{BlockPool, KvBlock},
+    EngineLimits,
+    block_pool::BlockPool,
+    block_table::SeqBlocks,
     plan::{GrownSeq, NewSeq, RowId, RowSpan, SeqId, TableDelta},
 };
 
 #[derive(Debug)]
 pub(super) struct Seq {
     pub(super) id: SeqId,
-    pub(super) blocks: Vec<KvBlock>,
-    /// Those of them whose places the executor was told.
-    pub(super) num_known_blocks: usize,
+    pub(super) blocks: SeqBlocks,
+    /// Columns of them whose places the executor was told.
+    pub(super) num_known_columns: usize,
     /// Those at the front that it shares with the other responses to its prompt.
-    pub(super) num_shared_blocks: usize,
+    pub(super) num_shared_columns: usize,
     /// Those of them that another prompt had computed.
-    pub(super) num_cached_blocks: usize,
+    pub(super) num_cached_columns: usize,
     pub(super) prompt_len_tokens: u32,
     /// Tokens in the cache after the steps whose tokens were reported.
     pub(super) context_len: u32,
@@ -27,8 +29,10 @@ pub(super) struct Seq {
     pub(super) is_verifying: bool,
     /// Tokens that it may have in the cache: all but the last it may be given.
     pub(super) max_context_len: u32,
-    /// Blocks for as many.
-    pub(super) max_blocks: usize,
+    /// Columns for as many.
+    pub(super) max_columns: usize,
+    /// The most blocks of its own that it has at once.
+    pub(super) max_own_blocks: usize,
     /// What was known of its length beforehand.
     pub(super) expected_tokens: Option<u32>,
 }
@@ -45,11 +49,23 @@ impl Seq {
         self.next_len().is_some()
     }
 
-    /// Blocks that it has too few for its next step and `ahead` blocks' tokens after it.
-    pub(super) fn num_missing_blocks(&self, ahead: usize, block_size_tokens: usize) -> usize {
+    /// Columns that it has too few for its next step and `ahead` blocks' tokens after it.
+    pub(super) fn num_missing_columns(&self, ahead: usize, block_size_tokens: usize) -> usize {
         let Some(next_len) = self.next_len() else { return 0 };
-        let wanted = (blocks_for(next_len as usize, block_size_tokens) + ahead).min(self.max_blocks);
-        wanted.saturating_sub(self.blocks.len())
+        let wanted = (blocks_for(next_len as usize, block_size_tokens) + ahead).min(self.max_columns);
+        wanted.saturating_sub(self.blocks.num_columns())
+    }
+
+    /// Blocks that it may still get: what it has of its own may become this much more.
+    pub(super) fn num_promised_blocks(&self) -> usize {
+        self.max_own_blocks.saturating_sub(self.blocks.num_held_from(self.num_shared_columns))
+    }
+
+    /// Gives back what its next step does not read any more.
+    pub(super) fn pass_window(&mut self, block_size_tokens: usize, pool: &mut BlockPool) {
+        if let Some(next_len) = self.next_len() {
+            self.blocks.pass(next_len as usize - 1, block_size_tokens, pool);
+        }
     }
 
     /// Its row in the next step, which is in flight from then on.
@@ -61,14 +77,13 @@ impl Seq {
 
     /// Tells the executor what it does not know of the blocks.
     pub(super) fn tell(&mut self, pool: &BlockPool, tables: &mut TableDelta) {
-        let Self { id, num_known_blocks, .. } = *self;
-        let new_blocks = &self.blocks[num_known_blocks..];
-        if num_known_blocks == 0 {
-            tables.started.push(NewSeq { id, block_table: pool.table(new_blocks) });
-        } else if !new_blocks.is_empty() {
-            tables.grown.push(GrownSeq { id, new_blocks: pool.table(new_blocks) });
+        let Self { id, num_known_columns, .. } = *self;
+        if num_known_columns == 0 {
+            tables.started.push(NewSeq { id, block_table: self.blocks.table(0, pool) });
+        } else if num_known_columns < self.blocks.num_columns() {
+            tables.grown.push(GrownSeq { id, new_blocks: self.blocks.table(num_known_columns, pool) });
         }
-        self.num_known_blocks = self.blocks.len();
+        self.num_known_columns = self.blocks.num_columns();
     }
 
     /// Tokens that it has, those in flight not counted.
@@ -77,21 +92,13 @@ impl Seq {
     }
 
     /// The blocks that are its own, as long as it is expected to go on. `known`: how many tokens it is likely to have.
-    pub(super) fn expected_span(
-        &self,
-        lengths: Lengths,
-        known: Option<u32>,
-        block_size_tokens: usize,
-    ) -> Span {
+    pub(super) fn expected_span(&self, lengths: Lengths, known: Option<u32>, limits: &EngineLimits) -> Span {
         let context_len = self.context_len + self.in_flight;
         let num_generated = context_len + 1 - self.prompt_len_tokens;
         let max_new_tokens = self.max_context_len + 1 - self.prompt_len_tokens;
         let num_left = lengths.expected(num_generated, max_new_tokens, known).saturating_sub(num_generated);
-        let num_blocks = blocks_for(context_len as usize + 1, block_size_tokens);
-        Span {
-            num_blocks: num_blocks - num_blocks.min(self.num_shared_blocks),
-            time: num_left as usize / block_size_tokens,
-            grows: true,
-        }
+        let num_columns = blocks_for(context_len as usize + 1, limits.block_size_tokens);
+        let num_own = num_columns - num_columns.min(self.num_shared_columns);
+        Span::of_response(limits, num_own, num_left as usize / limits.block_size_tokens)
     }
 }

@@ -22,8 +22,8 @@ pub(super) struct StartingGroup {
     pub(super) expected_tokens: Option<u32>,
     pub(super) demand: BlockDemand,
     pub(super) prompt: PromptBlocks,
-    /// Blocks at the front that other prompts had computed.
-    pub(super) num_cached_blocks: usize,
+    /// Columns at the front that other prompts had computed.
+    pub(super) num_cached_columns: usize,
     /// Whether the prompt is in use, or rests.
     pub(super) is_used: bool,
     pub(super) response_idxs: VecDeque<u32>,
@@ -32,7 +32,14 @@ pub(super) struct StartingGroup {
 impl StartingGroup {
     pub(super) fn rest(&mut self, pool: &mut BlockPool) {
         if std::mem::take(&mut self.is_used) {
-            pool.rest(&self.prompt.blocks());
+            pool.rest(&self.prompt.held());
+        }
+    }
+
+    /// Gives back what none of its responses reads.
+    pub(super) fn pass_window(&mut self, block_size_tokens: usize, pool: &mut BlockPool) {
+        if self.is_used {
+            self.prompt.pass(self.prompt_len_tokens, block_size_tokens, pool);
         }
     }
 
@@ -81,35 +88,35 @@ impl Scheduler {
         }
         let is_last = group.response_idxs.len() == 1;
         let (pool, demand) = (&mut self.pool, &group.demand);
-        let num_at_start = demand.own_at_start();
         if !group.is_used {
-            let num_new = if is_last { demand.at_start_of_last() } else { num_at_start };
-            group.is_used = pool.use_again(&group.prompt.blocks(), num_new);
+            let num_new = if is_last { demand.at_start_of_last() } else { demand.own_at_start() };
+            group.is_used = pool.use_again(&group.prompt.held(), num_new);
             if !group.is_used {
                 return None;
             }
         }
         let blocks = match is_last {
-            true => group.prompt.fork_last(pool, num_at_start)?,
-            false => group.prompt.fork(pool, num_at_start)?,
+            true => group.prompt.fork_last(pool, demand.own_columns_at_start())?,
+            false => group.prompt.fork(pool, demand.own_columns_at_start())?,
         };
         group.response_idxs.pop_front();
-        let max_blocks = demand.of_response();
-        self.num_promised_blocks += max_blocks - blocks.len();
         let prompt_len_tokens = group.prompt_len_tokens as u32;
-        Some(Seq {
+        let seq = Seq {
             id: SeqId { group_idx: group.group_idx, response_idx },
             blocks,
-            num_known_blocks: 0,
-            num_shared_blocks: demand.num_shared(),
-            num_cached_blocks: group.num_cached_blocks,
+            num_known_columns: 0,
+            num_shared_columns: demand.shared_columns(),
+            num_cached_columns: group.num_cached_columns,
             prompt_len_tokens,
             context_len: prompt_len_tokens,
             in_flight: 0,
             is_verifying: false,
             max_context_len: prompt_len_tokens + group.max_new_tokens.saturating_sub(1),
-            max_blocks,
+            max_columns: demand.response_columns(),
+            max_own_blocks: demand.own(),
             expected_tokens: group.expected_tokens,
-        })
+        };
+        self.num_promised_blocks += seq.num_promised_blocks();
+        Some(seq)
     }
 }

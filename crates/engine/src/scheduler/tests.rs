@@ -1,11 +1,12 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 
 use model_core::{BlockId, BlockMove, HostBlockId};
+use model_spec::KvTables;
 use proptest::prelude::*;
 
 use super::*;
 use crate::plan::{GrownSeq, NewPrompt, NewSeq, RowId};
-use crate::testing::{BLOCK_SIZE_TOKENS, limits};
+use crate::testing::{BLOCK_SIZE_TOKENS, limits, tables};
 
 fn group(sample_idx: u64, prompt_len_tokens: usize, num_seqs: u32, max_new_tokens: u32) -> SeqGroup {
     let foresight = Foresight::default();
@@ -42,8 +43,9 @@ struct Sim {
     scheduler: Scheduler,
     lens: HashMap<u64, (usize, Vec<u32>)>,
     tables: HashMap<SeqId, Vec<BlockId>>,
-    cache: HashMap<(BlockId, usize), Slot>,
-    host: HashMap<HostBlockId, [Option<Slot>; BLOCK_SIZE_TOKENS]>,
+    /// With the table.
+    cache: HashMap<(BlockId, usize), (usize, Slot)>,
+    host: HashMap<HostBlockId, [Option<(usize, Slot)>; BLOCK_SIZE_TOKENS]>,
     num_generated: HashMap<SeqId, u32>,
     prefill_order: Vec<u64>,
     start_order: Vec<SeqId>,
@@ -135,8 +137,29 @@ impl Sim {
         has_room
     }
 
-    fn write(&mut self, table: &[BlockId], pos: usize, slot: Slot) {
-        self.cache.insert((table[pos / BLOCK_SIZE_TOKENS], pos % BLOCK_SIZE_TOKENS), slot);
+    /// The slots of a token in all tables.
+    fn places(&self, blocks: &[BlockId], pos: usize) -> Vec<(BlockId, usize)> {
+        let num_tables = self.scheduler.limits.tables.len();
+        let column = &blocks[pos / BLOCK_SIZE_TOKENS * num_tables..][..num_tables];
+        column.iter().map(|&block| (block, pos % BLOCK_SIZE_TOKENS)).collect()
+    }
+
+    fn write(&mut self, blocks: &[BlockId], pos: usize, slot: Slot) {
+        for (table, place) in self.places(blocks, pos).into_iter().enumerate() {
+            self.cache.insert(place, (table, slot));
+        }
+    }
+
+    /// What the token at `last` sees of all tables is what was written there.
+    fn check_read(&self, blocks: &[BlockId], last: usize, slot_of: impl Fn(usize) -> Slot) {
+        let tables = self.scheduler.limits.tables;
+        for pos in 0..=last {
+            let is_seen = last - pos < tables.window_tokens;
+            let num_read = if is_seen { tables.len() } else { tables.num_full };
+            for (table, place) in self.places(blocks, pos).into_iter().enumerate().take(num_read) {
+                assert_eq!(self.cache[&place], (table, slot_of(pos)), "position {pos} read by {last}");
+            }
+        }
     }
 
     fn end_or_go_on(&mut self, id: SeqId, ended: &mut Vec<SeqId>) {
@@ -179,7 +202,8 @@ impl Sim {
             let query_len = tokens.len() as u32;
             let draws = self.lens[&group_idx].1.len() as u32;
             assert_eq!(*row, RowSpan { id: RowId::Prompt(group_idx), context_len: 0, query_len, draws });
-            assert_eq!(block_table.len(), tokens.len().div_ceil(BLOCK_SIZE_TOKENS));
+            let num_columns = tokens.len().div_ceil(BLOCK_SIZE_TOKENS);
+            assert_eq!(block_table.len(), num_columns * self.scheduler.limits.tables.len());
             for pos in 0..tokens.len() {
                 self.write(block_table, pos, (group_idx, None, pos));
             }
@@ -211,11 +235,11 @@ impl Sim {
         }
     }
 
-    fn take_block(&mut self, block: BlockId) -> [Option<Slot>; BLOCK_SIZE_TOKENS] {
+    fn take_block(&mut self, block: BlockId) -> [Option<(usize, Slot)>; BLOCK_SIZE_TOKENS] {
         std::array::from_fn(|offset| self.cache.remove(&(block, offset)))
     }
 
-    fn set_block(&mut self, block: BlockId, slots: [Option<Slot>; BLOCK_SIZE_TOKENS]) {
+    fn set_block(&mut self, block: BlockId, slots: [Option<(usize, Slot)>; BLOCK_SIZE_TOKENS]) {
         assert!((block as usize) < self.scheduler.limits.num_blocks);
         let _ = self.take_block(block);
         let slots = (0..).zip(slots).filter_map(|(offset, slot)| Some(((block, offset), slot?)));
@@ -244,7 +268,9 @@ impl Sim {
             if self.num_generated[&id] == 1 {
                 self.start_order.push(id);
             }
-            assert!(written.insert(table[pos / BLOCK_SIZE_TOKENS]), "a shared block is written");
+            for (block, _) in self.places(table, pos) {
+                assert!(written.insert(block), "a shared block is written");
+            }
             self.write(table, pos, (id.group_idx, Some(id.response_idx), pos));
         }
         let mut ended = Vec::new();
@@ -254,11 +280,9 @@ impl Sim {
             }
             let prompt_len = self.lens[&id.group_idx].0;
             assert_eq!(context_len, prompt_len + self.num_generated[&id] as usize - 1);
-            for pos in 0..=context_len {
-                let response = (pos >= prompt_len).then_some(id.response_idx);
-                let slot = self.cache[&(table[pos / BLOCK_SIZE_TOKENS], pos % BLOCK_SIZE_TOKENS)];
-                assert_eq!(slot, (id.group_idx, response, pos), "read by {id:?}");
-            }
+            self.check_read(&table, context_len, |pos| {
+                (id.group_idx, (pos >= prompt_len).then_some(id.response_idx), pos)
+            });
             self.end_or_go_on(id, &mut ended);
         }
         ended
@@ -290,8 +314,17 @@ proptest! {
         num_host_blocks in prop_oneof![Just(0_usize), 1_usize..5, 5_usize..90],
         run_ahead in 0_usize..5,
         cancels in any::<bool>(),
+        tables in prop_oneof![
+            3 => tables(),
+            1 => (1_usize..3, 1_usize..20).prop_map(|(num_windowed, window_tokens)| KvTables {
+                num_full: 0,
+                num_windowed,
+                window_tokens,
+            }),
+        ],
     ) {
-        let limits = EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
+        let num_blocks = num_blocks * tables.len();
+        let limits = EngineLimits { num_host_blocks, tables, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
         let sim = Sim::run(&cases, limits, run_ahead, cancels);
         prop_assert_eq!(sim.finished.len(), cases.iter().map(|case| case.lens.len()).sum::<usize>());
         let Scheduler { pool, num_promised_blocks, siblings, .. } = &sim.scheduler;

@@ -14,11 +14,13 @@ proptest! {
         run_ahead in 0_usize..5,
         late in 0_usize..4,
         drafts in any::<bool>(),
+        tables in tables(),
     ) {
+        let num_blocks = num_blocks * tables.len();
         let shaped = |(idx, &(prompt_len, num, max_new))| request(idx as u64, prompt_len, num, max_new);
         let requests: Vec<Request> = shapes.iter().enumerate().map(shaped).collect();
         let (all, _) = run(&mut engine(params(), &["ab", "xyz"], roomy()), &requests);
-        let limits = EngineLimits { num_host_blocks, ..limits(max_num_seqs, 1000, num_blocks) };
+        let limits = EngineLimits { num_host_blocks, tables, ..limits(max_num_seqs, 1000, num_blocks) };
         let mut tight = engine_ahead(params(), &["ab", "xyz"], limits, run_ahead);
         if drafts {
             tight = tight.with_proposer(Box::new(Guesser::new(&all, &requests, 80, 4).with_cancelling()));

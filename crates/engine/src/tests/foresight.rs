@@ -24,7 +24,9 @@ proptest! {
         (max_num_seqs, max_prefill_tokens) in (1_usize..16, 1_usize..60),
         (num_blocks, num_host_blocks) in (18_usize..60, 0_usize..60),
         run_ahead in 0_usize..4,
+        tables in tables(),
     ) {
+        let num_blocks = num_blocks * tables.len();
         let shapes: Vec<_> = cases.iter().map(|&(shape, _)| shape).collect();
         let requests = prefixes::requests_of(&shapes);
         let (expect, _) = run(&mut engine(params(), &["ab", "xyz"], roomy()), &requests);
@@ -33,7 +35,7 @@ proptest! {
             .zip(&cases)
             .map(|(request, &(_, foresight))| Request { foresight, ..request.clone() })
             .collect();
-        let tight = EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
+        let tight = EngineLimits { num_host_blocks, tables, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
         let mut engine = engine_ahead(params(), &["ab", "xyz"], tight, run_ahead);
         for _ in 0..2 {
             prop_assert_eq!(&run(&mut engine, &foreseen).0, &expect);

@@ -71,7 +71,7 @@ impl Executor for Watching {
 /// An engine of the first of some stages, and the most steps that were in flight at once.
 fn staged_engine(num_stages: usize, limits: EngineLimits) -> (Engine, Arc<Mutex<usize>>) {
     let most_in_flight = Arc::new(Mutex::new(0));
-    let inner = staged(params(), Stage { num_stages, is_last: false });
+    let inner = staged_in(params(), limits.tables, Stage { num_stages, is_last: false });
     let watching =
         Watching { inner, in_flight: VecDeque::new(), most_in_flight: Arc::clone(&most_in_flight) };
     (engine_of(watching, &["ab", "xyz"], limits), most_in_flight)
@@ -108,14 +108,16 @@ proptest! {
         num_host_blocks in 0_usize..60,
         num_stages in 1_usize..5,
         drafts in any::<bool>(),
+        tables in tables(),
     ) {
+        let num_blocks = num_blocks * tables.len();
         let requests: Vec<Request> = shapes
             .iter()
             .enumerate()
             .map(|(idx, &(prompt_len, num, max_new))| request(idx as u64, prompt_len, num, max_new))
             .collect();
         let (expect, _) = run(&mut engine(params(), &["ab", "xyz"], roomy()), &requests);
-        let limits = EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
+        let limits = EngineLimits { num_host_blocks, tables, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
         let (mut engine, _) = staged_engine(num_stages, limits);
         if drafts {
             engine = engine.with_speculation();

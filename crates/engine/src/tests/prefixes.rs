@@ -39,10 +39,12 @@ proptest! {
         (max_num_seqs, max_prefill_tokens) in (1_usize..16, 1_usize..60),
         (num_blocks, num_host_blocks) in (13_usize..60, 0_usize..30),
         run_ahead in 0_usize..4,
+        tables in tables(),
     ) {
+        let num_blocks = num_blocks * tables.len();
         let requests = requests_of(&shapes);
         let expect = whole(&requests);
-        let tight = EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
+        let tight = EngineLimits { num_host_blocks, tables, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
         let mut engine = engine_ahead(params(), &["ab", "xyz"], tight, run_ahead);
         // Twice: nothing is left over from the run before.
         for _ in 0..2 {

@@ -24,7 +24,9 @@ proptest! {
         use_greedy in any::<bool>(),
         right_percent in prop::sample::select(vec![0_u64, 50, 90, 100]),
         most_drafts in 0_u64..12,
+        tables in tables(),
     ) {
+        let num_blocks = num_blocks * tables.len();
         let requests: Vec<Request> = shapes
             .iter()
             .enumerate()
@@ -33,7 +35,7 @@ proptest! {
         let params = sampling::SamplingParams { use_greedy, ..params() };
         let end_strings = ["ab", "xyz"];
         let (expect, _) = run(&mut engine_ahead(params.clone(), &end_strings, roomy(), 0), &requests);
-        let tight = EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
+        let tight = EngineLimits { num_host_blocks, tables, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
         let guesser = Guesser::new(&expect, &requests, right_percent, most_drafts);
         let mut engine = engine_ahead(params, &end_strings, tight, run_ahead).with_proposer(Box::new(guesser));
         for _ in 0..2 {

@@ -75,8 +75,32 @@ pub(crate) struct CudaState {
 struct HeadKernels {
     shape: HeadShape,
     kernels: ModelKernels,
-    /// The attention of the current decode step; there when room was made for such steps.
-    plan: Option<DecodePlan>,
+    /// The layers.
+    layers: Vec<usize>,
+    /// The attention of the current decode step, for each table of the cache that has some of the layers; there when room
+    /// was made for such steps.
+    plans: Vec<(usize, DecodePlan)>,
+}
+
+impl HeadKernels {
+    fn plan(&self, table: usize) -> Result<&DecodePlan, ModelError> {
+        self.plans.iter().find(|(of, _)| *of == table).map(|(_, plan)| plan).ok_or(NO_ROOM)
+    }
+
+    /// Makes room for the steps of a cache where the first plan has room already: what is kept within a kernel is common to
+    /// all plans.
+    fn add_plans(&mut self, cache: &KvCache) -> Result<(), ModelError> {
+        let mut tables: Vec<usize> = self.layers.iter().map(|&layer| cache.table_of(layer)).collect();
+        tables.sort_unstable();
+        tables.dedup();
+        let Some((first, plan)) = self.plans.first_mut() else { return Err(NO_ROOM) };
+        *first = tables.first().copied().unwrap_or_default();
+        let more = tables.iter().skip(1).map(|&table| Ok((table, plan.beside()?)));
+        let more = more.collect::<Result<Vec<_>, ModelError>>()?;
+        self.plans.truncate(1);
+        self.plans.extend(more);
+        Ok(())
+    }
 }
 
 /// What kernels and plans of attention depend on.
@@ -140,20 +164,22 @@ impl CudaState {
         Ok(())
     }
 
-    /// Plans decode attention on the device, once for all layers with the same heads.
+    /// Plans decode attention on the device, once for all layers with the same heads and table.
     fn plan_decode(&self, step: &DeviceContext, cache: &KvCache) -> Result<(), ModelError> {
         let DeviceAttention::Decode { block_tables, prefix_groups, .. } = &step.attention else {
             return Err(NO_ROOM);
         };
-        for HeadKernels { kernels, plan, .. } in &self.heads {
-            let launch = PlanDecode {
-                positions: &step.positions,
-                block_tables,
-                prefix_groups: Some(prefix_groups),
-                num_blocks: cache.num_blocks() as i64,
-                plan: plan.as_ref().ok_or(NO_ROOM)?,
-            };
-            kernels.plan_decode(&self.stream()?, &launch)?;
+        for HeadKernels { kernels, plans, .. } in &self.heads {
+            for (table, plan) in plans {
+                let launch = PlanDecode {
+                    positions: &step.positions,
+                    block_tables: block_tables.get(*table).ok_or(NOT_PLANNED)?,
+                    prefix_groups: Some(prefix_groups),
+                    num_blocks: cache.num_blocks() as i64,
+                    plan,
+                };
+                kernels.plan_decode(&self.stream()?, &launch)?;
+            }
         }
         Ok(())
     }
@@ -178,6 +204,12 @@ impl StepState for CudaState {
 
     fn verifies_drafts(&self) -> bool {
         true
+    }
+
+    fn serve(&mut self, cache: &KvCache) -> Result<(), ModelError> {
+        // Steps that the host describes need no plans.
+        let planned = self.heads.iter_mut().filter(|heads| !heads.plans.is_empty());
+        planned.into_iter().try_for_each(|heads| heads.add_plans(cache))
     }
 
     fn new_pool(&mut self, group: &KvGroup, num_blocks: usize) -> Result<KvPool, ModelError> {
@@ -329,14 +361,14 @@ impl StepState for CudaState {
 
     fn reserve_decode(&mut self, max_rows: usize, max_blocks_per_seq: usize) -> Result<(), ModelError> {
         self.rotary.grow(max_blocks_per_seq * BLOCK_SIZE_TOKENS);
-        for HeadKernels { shape, kernels, plan } in &mut self.heads {
+        for HeadKernels { shape, kernels, plans, .. } in &mut self.heads {
             let sizes = PlanSizes {
                 max_rows: max_rows as i64,
                 max_blocks: max_blocks_per_seq as i64,
                 num_groups: shape.heads.num_query_groups as i64,
                 local_tokens: shape.local_tokens.map(|tokens| tokens as i64),
             };
-            *plan = Some(DecodePlan::new(kernels, &self.device, sizes)?);
+            *plans = vec![(0, DecodePlan::new(kernels, &self.device, sizes)?)];
         }
         let on_device = (self.numerics.compute.kind(), self.tch_device());
         self.stages.reserve_decode(max_rows, on_device)

@@ -8,15 +8,6 @@ fn blocks_are_counted_up() {
 }
 
 #[test]
-fn layers_of_one_shape_are_one_group() {
-    let groups = mixed().kv_groups();
-    let shown: Vec<_> =
-        groups.iter().map(|group| (group.layers.as_slice(), group.num_query_groups)).collect();
-    assert_eq!(shown, [(&[0, 1][..], 2), (&[3][..], 4)], "layer 2 has no attention");
-    assert_eq!(llama().spec(ROWS).kv_groups().len(), 1);
-}
-
-#[test]
 fn bytes_are_those_of_the_tensors() {
     let model = llama().spec(ROWS);
     let elems: u64 = model.tensors().map(|tensor| tensor.num_elems()).sum();
@@ -46,10 +37,7 @@ fn ranks_take_their_share() {
     let at = |tp_rank| ShardPlace { tp_rank, tp_size: 2, layers: 0..1 };
     let [first, second] = [0, 1].map(|rank| model.footprint(&numerics, &at(rank)).unwrap());
     assert_eq!(first, second);
-    assert_eq!(
-        first.kv,
-        [(KvGroup { layers: vec![0], num_query_groups: 1, ..model.kv_groups()[0].clone() }, 2 * 6 * 32 * 4)]
-    );
+    assert_eq!(first.kv, [(KvGroup::of_layers(&[0], 1, 6), 2 * 6 * 32 * 4)]);
     assert!(model.footprint(&numerics, &ShardPlace { tp_rank: 0, tp_size: 8, layers: 0..2 }).is_err());
 }
 

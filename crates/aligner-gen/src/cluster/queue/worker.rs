@@ -35,7 +35,8 @@ pub(crate) enum WorkerEnd {
 /// Samples that an engine of these limits can hold: as many as run at once, and a few to go on with.
 pub(crate) fn capacity(limits: &EngineLimits, longest_sequence_tokens: usize, num_responses: u32) -> u32 {
     let blocks = blocks_for(longest_sequence_tokens, limits.block_size_tokens.max(1)).max(1);
-    let num_longest = (limits.num_blocks + limits.num_host_blocks) / blocks;
+    let num_longest =
+        (limits.num_blocks + limits.num_host_blocks) / limits.tables.num_blocks_of(blocks).max(1);
     let num_seqs = limits.max_num_seqs.min(num_longest).max(1);
     let at_once = num_seqs.div_ceil(num_responses.max(1) as usize);
     u32::try_from(at_once + at_once.div_ceil(8)).unwrap_or(u32::MAX)
@@ -189,6 +190,7 @@ mod tests {
             num_blocks: 1000,
             num_host_blocks: 0,
             block_size_tokens: 32,
+            tables: model_spec::KvTables::ONE,
         };
         assert_eq!(capacity(&limits, 100, 1), 72);
         assert_eq!(capacity(&limits, 100, 4), 18);

@@ -17,9 +17,16 @@ fn with_max_batch(max_batch: Option<usize>) -> Demand {
 }
 
 const MIB: u64 = 1 << 20;
+const SIZES: Sizes = Sizes {
+    weight_bytes: 0,
+    workspace_bytes: 0,
+    bytes_per_block: 1,
+    tables: KvTables::ONE,
+    cuts_prompts: true,
+};
 
 fn fit(bytes_per_block: u64, available: Option<u64>) -> Option<(usize, usize)> {
-    let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block };
+    let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block, ..SIZES };
     let plan = MemoryPlan::fit(Room::host(available), sizes, DEMAND).ok()?;
     Some((plan.limits.num_blocks, plan.num_longest_seqs))
 }
@@ -40,6 +47,7 @@ fn a_gpu_gives_the_cache_what_is_left() {
         weight_bytes: gibibytes << 30,
         workspace_bytes: GPU_WORKSPACE_BYTES,
         bytes_per_block: 16 * MIB,
+        ..SIZES
     };
     let room = Room { swap_space_bytes: 1 << 40, ..Room::gpu(Some(80 << 30)) };
     assert_eq!(room.cache_bytes(sizes(13)), 64 << 30);
@@ -86,6 +94,7 @@ fn a_gpu_has_as_many_rows_as_its_memory_holds_at_half_their_length() {
             weight_bytes: 16 << 30,
             workspace_bytes: (2 << 30) + ((room.max_num_seqs as u64) << 20),
             bytes_per_block: 4 * MIB,
+            ..SIZES
         };
         let demand = Demand { longest_sequence_tokens, num_sequences, ..DEMAND };
         let room = Room::gpu(Some(80 << 30)).with_rows(demand, sizes_in);
@@ -99,7 +108,7 @@ fn a_gpu_has_as_many_rows_as_its_memory_holds_at_half_their_length() {
 
 #[test]
 fn the_users_cache_is_taken_or_refused() {
-    let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block: MIB };
+    let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block: MIB, ..SIZES };
     let fit = |bytes| {
         let limits =
             RoomPlan { kv_cache_memory_bytes: Some(bytes), swap_space_bytes: Some(1 << 30), ..DEMAND.limits };
@@ -138,7 +147,7 @@ fn what_fp8_saves_is_shown_in_bytes_and_rows() {
 
 #[test]
 fn a_gpu_takes_so_many_sequences_and_no_more() {
-    let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block: MIB };
+    let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block: MIB, ..SIZES };
     let fit = |max_batch| {
         let demand = Demand { num_sequences: 5000, ..with_max_batch(Some(max_batch)) };
         MemoryPlan::fit(Room::gpu(None), sizes, demand)
@@ -163,8 +172,26 @@ fn the_batch_is_the_users_where_that_is_set() {
 
 #[test]
 fn the_refusal_says_what_is_missing() {
-    let sizes = Sizes { weight_bytes: 3 << 30, workspace_bytes: 200 * MIB, bytes_per_block: MIB };
+    let sizes = Sizes { weight_bytes: 3 << 30, workspace_bytes: 200 * MIB, bytes_per_block: MIB, ..SIZES };
     let failure = MemoryPlan::fit(Room::host(Some(1 << 30)), sizes, DEMAND).unwrap_err();
     assert_eq!(failure.status, ExitStatus::Device);
     insta::assert_snapshot!(failure.sentence(), @"the model needs 3.2 GB for weights, 209.7 MB for intermediate results and at least 5.2 MB for the KV cache of one sequence of 100 tokens; 1.1 GB of memory are available");
+}
+
+#[test]
+fn windows_are_counted_for_what_they_keep() {
+    let tables = KvTables { num_full: 1, num_windowed: 5, window_tokens: 1024 };
+    let sizes = Sizes { weight_bytes: MIB, workspace_bytes: MIB, bytes_per_block: MIB / 4, tables, ..SIZES };
+    let demand = Demand { longest_sequence_tokens: 32_000, num_sequences: 4, ..DEMAND };
+    let room = Room::host(Some(1 << 40));
+    // Of 1,001 columns 33 are in the window, two ahead, and 65 while a part of a prompt is computed.
+    let LongestBlocks { each, least, wanted } = sizes.longest_blocks(room, demand);
+    assert_eq!((each, least, wanted), (1001 + 5 * 35, 1001 + 5 * (65 + 35), 4 * (1001 + 5 * 35) + 5 * 65));
+    let whole = Sizes { cuts_prompts: false, ..sizes };
+    assert_eq!(whole.longest_blocks(room, demand).least, 6 * 1001, "a prompt may be as long as it all");
+    let plan = MemoryPlan::fit(room, sizes, demand).unwrap();
+    assert_eq!((plan.limits.num_blocks, plan.num_longest_seqs), (wanted, 4));
+    assert_eq!(plan.limits.tables, tables);
+    let windows = WindowSaving { window_tokens: 1024, bytes: 3 << 30, bytes_without: 14 << 30 };
+    insta::assert_snapshot!(windows.line(32_000), @"layers with a window of 1,024 tokens keep no more: 3.2 GB for a sequence of 32,000 tokens instead of 15.0 GB");
 }

@@ -97,10 +97,12 @@ pub(crate) fn executor(
     let layout = TableLayout {
         max_rows: max_rows(limits.max_decode_tokens()),
         max_blocks_per_seq: blocks_for(sizes.max_seq_len_tokens, limits.block_size_tokens).max(1),
+        num_tables: limits.tables.len(),
         has_row_rules: sampler.takes_row_rules(),
     };
     let small_batch = model.reserve_decode(layout.max_rows, layout.max_blocks_per_seq)?;
-    let cache = model.new_cache(limits.num_blocks)?.with_host_blocks(limits.num_host_blocks);
+    let cache =
+        model.new_cache_in(limits.num_blocks, limits.tables)?.with_host_blocks(limits.num_host_blocks);
     let prompt_cut_tokens = model.prompt_cut_tokens();
     let device = CudaDevice::new(model, cache, sampler, layout, sizes.device_idx)?;
     Ok(DeviceExecutor::new(device, DeviceShape { layout, small_batch, prompt_cut_tokens }))
@@ -185,8 +187,11 @@ impl CudaDevice {
         let max_rows = layout.max_rows as i64;
         let prefix_groups =
             tables(layout.prefix_groups())?.f_narrow(0, 0, 2 * max_rows)?.f_view([max_rows, 2])?;
-        let block_tables =
-            tables(layout.block_tables())?.f_view([max_rows, layout.max_blocks_per_seq as i64])?;
+        let block_tables = tables(layout.block_tables())?.f_view([
+            layout.num_tables as i64,
+            max_rows,
+            layout.max_blocks_per_seq as i64,
+        ])?;
         let rows = DeviceDecode {
             num_rows,
             tokens: &self.rows.tokens,

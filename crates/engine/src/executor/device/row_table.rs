@@ -44,6 +44,7 @@ pub(crate) struct TableRow<'a> {
     pub(crate) prompt_len_tokens: u32,
     /// Where the run's rules do not hold.
     pub(crate) own: Option<&'a RowRules>,
+    /// A block of every table for the first tokens, and so on.
     pub(crate) block_table: &'a [BlockId],
 }
 
@@ -52,6 +53,8 @@ pub(crate) struct TableRow<'a> {
 pub(crate) struct TableLayout {
     pub(crate) max_rows: usize,
     pub(crate) max_blocks_per_seq: usize,
+    /// Block tables of a sequence.
+    pub(crate) num_tables: usize,
     /// Rows may have rules of their own.
     pub(crate) has_row_rules: bool,
 }
@@ -84,14 +87,14 @@ impl TableLayout {
         7 * self.max_rows
     }
 
-    /// `[max_rows, max_blocks_per_seq]`.
+    /// `[num_tables, max_rows, max_blocks_per_seq]`.
     pub(crate) fn block_tables(self) -> usize {
         let words_of_row = if self.has_row_rules { ROW_RULE_WORDS } else { 0 };
         self.row_rules() + words_of_row * self.max_rows
     }
 
     pub(crate) fn num_words(self) -> usize {
-        self.block_tables() + self.max_rows * self.max_blocks_per_seq
+        self.block_tables() + self.num_tables * self.max_rows * self.max_blocks_per_seq
     }
 }
 
@@ -173,10 +176,11 @@ impl RowTable {
         check_room("rows of a step", num_rows, layout.max_rows)?;
         let mut words = vec![0; layout.num_words()];
         words[layout.positions()..layout.num_generated()].fill(-1);
-        let shared = shared_prefixes(rows);
+        let shared = shared_prefixes(rows, layout.num_tables);
         let each = rows.iter().flat_map(|row| (0..=row.num_drafts as u32).map(move |offset| (row, offset)));
         for (idx, ((row, offset), (first_row, num_shared))) in each.zip(shared).enumerate() {
-            check_room("blocks of a sequence", row.block_table.len(), layout.max_blocks_per_seq)?;
+            let num_blocks = row.block_table.len() / layout.num_tables;
+            check_room("blocks of a sequence", num_blocks, layout.max_blocks_per_seq)?;
             words[layout.sample_idxs() + 2 * idx] = row.sample_idx as u32 as i32;
             words[layout.sample_idxs() + 2 * idx + 1] = (row.sample_idx >> 32) as u32 as i32;
             let position = row.context_len + offset;
@@ -191,10 +195,14 @@ impl RowTable {
                 let start = layout.row_rules() + idx * ROW_RULE_WORDS;
                 words[start..start + ROW_RULE_WORDS].copy_from_slice(&row_rule_words(own)?);
             }
-            let start = layout.block_tables() + idx * layout.max_blocks_per_seq;
-            let table = &mut words[start..start + layout.max_blocks_per_seq];
-            for (word, &block) in table.iter_mut().zip(row.block_table) {
-                *word = block as i32;
+            for table in 0..layout.num_tables {
+                let row_of_table = table * layout.max_rows + idx;
+                let start = layout.block_tables() + row_of_table * layout.max_blocks_per_seq;
+                let words = &mut words[start..start + layout.max_blocks_per_seq];
+                let blocks = row.block_table.iter().skip(table).step_by(layout.num_tables);
+                for (word, &block) in words.iter_mut().zip(blocks) {
+                    *word = block as i32;
+                }
             }
         }
         Ok(words)
@@ -206,8 +214,19 @@ pub(super) fn check_room(what: &'static str, actual: usize, limit: usize) -> Res
 }
 
 /// For each row, those of drafts included, the first row of the neighbours that it shares first blocks with, and how many
-/// blocks they share. Attention stops before the tokens of the step by itself.
-pub(super) fn shared_prefixes(rows: &[TableRow<'_>]) -> Vec<(usize, usize)> {
+/// blocks they share. Attention stops before the tokens of the step by itself. The first of the tables says so for all that
+/// keep all tokens; attention in those with a window shares no reads.
+pub(super) fn shared_prefixes(rows: &[TableRow<'_>], num_tables: usize) -> Vec<(usize, usize)> {
+    if num_tables > 1 {
+        let first_table = |row: &TableRow<'_>| row.block_table.iter().step_by(num_tables).copied().collect();
+        let tables: Vec<Vec<BlockId>> = rows.iter().map(first_table).collect();
+        let of_first = rows.iter().zip(&tables).map(|(row, block_table)| TableRow { block_table, ..*row });
+        return shared_in_table(&of_first.collect::<Vec<_>>());
+    }
+    shared_in_table(rows)
+}
+
+fn shared_in_table(rows: &[TableRow<'_>]) -> Vec<(usize, usize)> {
     let mut groups: Vec<PrefixGroup<'_>> = Vec::new();
     for rows in rows.chunk_by(|a, b| a.id.group_idx == b.id.group_idx) {
         for next in PrefixGroup::of_request(rows) {
@@ -280,7 +299,8 @@ fn common_of(a: &[BlockId], b: &[BlockId]) -> usize {
 mod tests {
     use super::*;
 
-    const LAYOUT: TableLayout = TableLayout { max_rows: 4, max_blocks_per_seq: 3, has_row_rules: false };
+    const LAYOUT: TableLayout =
+        TableLayout { max_rows: 4, max_blocks_per_seq: 3, num_tables: 1, has_row_rules: false };
 
     fn row(group_idx: u64, response_idx: u32, context_len: u32, block_table: &[BlockId]) -> TableRow<'_> {
         let id = SeqId { group_idx, response_idx };
@@ -320,10 +340,20 @@ mod tests {
     }
 
     #[test]
+    fn each_table_has_its_blocks_and_the_first_says_what_is_shared() {
+        let layout = TableLayout { num_tables: 2, max_rows: 2, ..LAYOUT };
+        let rows = [row(1, 0, 70, &[3, 9, 4, 8]), row(1, 1, 70, &[3, 7, 4, 8, 5, 6])];
+        let words = RowTable::new(layout).words(&rows).unwrap();
+        assert_eq!(words.len(), layout.num_words());
+        assert_eq!(words[layout.block_tables()..], [3, 4, 0, 3, 4, 5, 9, 8, 0, 7, 8, 6]);
+        assert_eq!(words[layout.prefix_groups()..layout.row_rules()], [0, 2, 0, 2]);
+    }
+
+    #[test]
     fn neighbours_of_one_request_share_their_common_blocks() {
         let rows =
             [row(1, 0, 70, &[3, 4, 5]), row(1, 1, 70, &[3, 4, 6]), row(2, 0, 8, &[7]), row(3, 0, 8, &[8])];
-        assert_eq!(shared_prefixes(&rows), [(0, 2), (0, 2), (2, 0), (3, 0)]);
+        assert_eq!(shared_in_table(&rows), [(0, 2), (0, 2), (2, 0), (3, 0)]);
     }
 
     #[test]
@@ -347,9 +377,9 @@ mod tests {
             .zip(requests.iter().zip(&tables))
             .map(|(idx, (&group_idx, table))| row(group_idx, idx, 8, table))
             .collect();
-        assert_eq!(shared_prefixes(&rows), [(0, 33), (0, 33), (0, 33), (3, 0), (4, 50), (4, 50)]);
-        assert_eq!(shared_prefixes(&rows[2..5]), [(0, 0), (1, 0), (2, 0)]);
-        assert_eq!(shared_prefixes(&rows[..2]), [(0, 40), (0, 40)]);
+        assert_eq!(shared_in_table(&rows), [(0, 33), (0, 33), (0, 33), (3, 0), (4, 50), (4, 50)]);
+        assert_eq!(shared_in_table(&rows[2..5]), [(0, 0), (1, 0), (2, 0)]);
+        assert_eq!(shared_in_table(&rows[..2]), [(0, 40), (0, 40)]);
     }
 
     #[test]
@@ -376,13 +406,13 @@ mod tests {
         let (long, short) = ([1, 2, 3, 4, 5, 6, 7], [1, 9]);
         let drafting = |num_drafts| TableRow { num_drafts, ..row(1, 0, 70, &long) };
         // Six rows would read six blocks each beside the one that they share with the other response.
-        let shared = shared_prefixes(&[drafting(5), row(1, 1, 70, &short)]);
+        let shared = shared_in_table(&[drafting(5), row(1, 1, 70, &short)]);
         assert_eq!(shared, [[(0, 7); 6].as_slice(), &[(6, 0)]].concat());
         let siblings = [&[1, 2, 3, 4, 5, 6, 8][..], &[1, 2, 3, 4, 5, 6, 9], &[1, 2, 3, 4, 5, 6, 10]];
         let mut rows = siblings.map(|table| row(1, 0, 70, table)).to_vec();
         rows[1].num_drafts = 1;
-        assert_eq!(shared_prefixes(&rows), [(0, 6); 4]);
-        assert_eq!(shared_prefixes(&[drafting(0)]), [(0, 0)]);
+        assert_eq!(shared_in_table(&rows), [(0, 6); 4]);
+        assert_eq!(shared_in_table(&[drafting(0)]), [(0, 0)]);
     }
 
     #[test]

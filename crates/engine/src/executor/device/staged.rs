@@ -38,9 +38,11 @@ pub(crate) fn executor(
     let layout = StepLayout {
         max_rows: max_rows(limits.max_decode_tokens()),
         max_blocks_per_seq: blocks_for(sizes.max_seq_len_tokens, limits.block_size_tokens).max(1),
+        num_tables: limits.tables.len(),
     };
     let small_batch = model.reserve_decode(layout.max_rows, layout.max_blocks_per_seq)?;
-    let cache = model.new_cache(limits.num_blocks)?.with_host_blocks(limits.num_host_blocks);
+    let cache =
+        model.new_cache_in(limits.num_blocks, limits.tables)?.with_host_blocks(limits.num_host_blocks);
     let device = Device::open(sizes.device_idx)?;
     let on_device = tch::Device::Cuda(sizes.device_idx);
     let words = Tensor::f_zeros([layout.num_words() as i64], (Kind::Int, on_device))?;
@@ -131,6 +133,8 @@ impl Executor for StagedExecutor {
 struct StepLayout {
     max_rows: usize,
     max_blocks_per_seq: usize,
+    /// Block tables of a sequence.
+    num_tables: usize,
 }
 
 impl StepLayout {
@@ -147,13 +151,13 @@ impl StepLayout {
         2 * self.max_rows
     }
 
-    /// `[max_rows, max_blocks_per_seq]`.
+    /// `[num_tables, max_rows, max_blocks_per_seq]`.
     fn block_tables(self) -> usize {
         4 * self.max_rows
     }
 
     fn num_words(self) -> usize {
-        self.block_tables() + self.max_rows * self.max_blocks_per_seq
+        self.block_tables() + self.num_tables * self.max_rows * self.max_blocks_per_seq
     }
 
     /// A row for each token of the batch.
@@ -170,7 +174,7 @@ impl StepLayout {
         for (group_idx, span) in (0..).zip(&batch.spans) {
             let (table, rest) = tables.split_at(tables.len().min(span.num_blocks as usize));
             tables = rest;
-            check_room("blocks of a sequence", table.len(), self.max_blocks_per_seq)?;
+            check_room("blocks of a sequence", table.len() / self.num_tables, self.max_blocks_per_seq)?;
             for offset in 0..span.query_len {
                 words[self.positions() + idx] = (span.context_len + offset).cast_signed();
                 self.write_table(&mut words, idx, table);
@@ -187,7 +191,8 @@ impl StepLayout {
                 block_table: table,
             });
         }
-        for (idx, (first_row, num_shared)) in shared_prefixes(&rows).into_iter().enumerate() {
+        for (idx, (first_row, num_shared)) in shared_prefixes(&rows, self.num_tables).into_iter().enumerate()
+        {
             words[self.prefix_groups() + 2 * idx] = first_row as i32;
             words[self.prefix_groups() + 2 * idx + 1] = num_shared as i32;
         }
@@ -195,9 +200,12 @@ impl StepLayout {
     }
 
     fn write_table(self, words: &mut [i32], idx: usize, table: &[BlockId]) {
-        let start = self.block_tables() + idx * self.max_blocks_per_seq;
-        for (word, &block) in words[start..].iter_mut().zip(table) {
-            *word = block.cast_signed();
+        let tables = &mut words[self.block_tables()..];
+        for (of_table, tables) in tables.chunks_mut(self.max_rows * self.max_blocks_per_seq).enumerate() {
+            let blocks = table.iter().skip(of_table).step_by(self.num_tables);
+            for (word, &block) in tables[idx * self.max_blocks_per_seq..].iter_mut().zip(blocks) {
+                *word = block.cast_signed();
+            }
         }
     }
 }
@@ -267,7 +275,7 @@ impl StagedModel {
             num_rows,
             tokens: &part(layout.tokens(), &[max_rows])?,
             positions: &part(layout.positions(), &[max_rows])?,
-            block_tables: &part(layout.block_tables(), &[max_rows, max_blocks])?,
+            block_tables: &part(layout.block_tables(), &[layout.num_tables as i64, max_rows, max_blocks])?,
             prefix_groups: &part(layout.prefix_groups(), &[max_rows, 2])?,
             has_drafts,
         };
@@ -318,7 +326,7 @@ mod tests {
 
     #[test]
     fn words_say_where_each_token_is() {
-        let layout = StepLayout { max_rows: 4, max_blocks_per_seq: 2 };
+        let layout = StepLayout { max_rows: 4, max_blocks_per_seq: 2, num_tables: 1 };
         let mut batch = Batch::default();
         batch.push(&[7], 40, 1, &[5, 9]);
         batch.push(&[8, 3], 6, 2, &[2]);
@@ -331,5 +339,15 @@ mod tests {
         assert_eq!(words[layout.block_tables()..], [5, 9, 2, 0, 2, 0, 0, 0]);
         batch.push(&[1, 1], 0, 1, &[3]);
         layout.words(&batch).unwrap_err();
+    }
+
+    #[test]
+    fn each_table_has_its_blocks() {
+        let layout = StepLayout { max_rows: 2, max_blocks_per_seq: 2, num_tables: 2 };
+        let mut batch = Batch::default();
+        batch.push(&[7], 40, 1, &[5, 8, 6, 9]);
+        batch.push(&[7], 20, 1, &[1, 2]);
+        let words = layout.words(&batch).unwrap();
+        assert_eq!(words[layout.block_tables()..], [5, 6, 1, 0, 8, 9, 2, 0]);
     }
 }

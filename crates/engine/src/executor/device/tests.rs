@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex};
 
 use model_core::BlockMove;
-use model_spec::blocks_for;
+use model_spec::{KvTables, blocks_for};
 use proptest::prelude::*;
 use sampling::{
     CpuSampler, ROW_RULE_WORDS, RowMasks, RowRules, RowState, SamplingParams, StopConditions, TokenSampler,
@@ -17,8 +17,8 @@ use crate::{
     executor::host::{BatchModel, StepOf},
     plan::RowId,
     testing::{
-        BLOCK_SIZE_TOKENS, FakeModel, Guesser, Letters, engine_of, host, limits, params, request, roomy, run,
-        run_cancelling, sampler, wanted, with_own_rules,
+        BLOCK_SIZE_TOKENS, FakeModel, Guesser, Letters, engine_of, host, host_in, limits, params, request,
+        roomy, run, run_cancelling, sampler, tables, wanted, with_own_rules,
     },
 };
 
@@ -73,12 +73,17 @@ struct Row {
 }
 
 impl FakeDevice {
-    fn new(layout: TableLayout, params: SamplingParams, calls: Arc<Mutex<Vec<Call>>>) -> Self {
+    fn new(
+        layout: TableLayout,
+        tables: KvTables,
+        params: SamplingParams,
+        calls: Arc<Mutex<Vec<Call>>>,
+    ) -> Self {
         Self {
             layout,
             words: vec![0; layout.num_words()],
             tokens: vec![0; layout.max_rows],
-            model: FakeModel::default(),
+            model: FakeModel::with_tables(tables),
             sampler: sampler(params.clone()),
             params,
             calls,
@@ -96,7 +101,11 @@ impl FakeDevice {
         let layout = self.layout;
         let word = |start: usize| self.words[start + idx];
         let half = |nth: usize| u64::from(self.words[layout.sample_idxs() + 2 * idx + nth] as u32);
-        let table = &self.words[layout.block_tables() + idx * layout.max_blocks_per_seq..];
+        let block = |table: usize, nth: usize| {
+            let row = table * layout.max_rows + idx;
+            self.words[layout.block_tables() + row * layout.max_blocks_per_seq + nth] as BlockId
+        };
+        let column = |nth| (0..layout.num_tables).map(move |table| block(table, nth));
         Row {
             owner: Owner {
                 sample_idx: half(0) | half(1) << 32,
@@ -105,7 +114,7 @@ impl FakeDevice {
             num_generated: word(layout.num_generated()) as u32,
             position: usize::try_from(word(layout.positions())).ok(),
             own: layout.has_row_rules.then(|| self.own(idx)).flatten(),
-            table: table[..layout.max_blocks_per_seq].iter().map(|&word| word as BlockId).collect(),
+            table: (0..layout.max_blocks_per_seq).flat_map(column).collect(),
         }
     }
 
@@ -119,7 +128,11 @@ impl FakeDevice {
         let pair = self.layout.prefix_groups() + 2 * idx;
         let (first, num_shared) = (self.words[pair] as usize, self.words[pair + 1] as usize);
         assert!(first <= idx);
-        assert_eq!(self.row(first).table[..num_shared], self.row(idx).table[..num_shared]);
+        let shared = |row: usize| {
+            let first_table = self.row(row).table.into_iter().step_by(self.layout.num_tables);
+            first_table.take(num_shared).collect::<Vec<_>>()
+        };
+        assert_eq!(shared(first), shared(idx));
     }
 
     fn draw(
@@ -304,10 +317,11 @@ impl Setup {
         let layout = TableLayout {
             max_rows: max_rows(self.limits.max_decode_tokens()),
             max_blocks_per_seq: blocks_for(MAX_SEQ_LEN_TOKENS, BLOCK_SIZE_TOKENS),
+            num_tables: self.limits.tables.len(),
             has_row_rules: self.has_row_rules,
         };
         let calls = Arc::default();
-        let device = FakeDevice::new(layout, self.params.clone(), Arc::clone(&calls));
+        let device = FakeDevice::new(layout, self.limits.tables, self.params.clone(), Arc::clone(&calls));
         let shape = DeviceShape { layout, small_batch: self.small_batch, prompt_cut_tokens: Some(2) };
         (DeviceExecutor::new(device, shape), calls)
     }
@@ -333,7 +347,9 @@ proptest! {
         small_batch in prop::sample::select(vec![0_usize, 4, 64]),
         use_greedy in any::<bool>(),
         has_row_rules in any::<bool>(),
+        tables in tables(),
     ) {
+        let num_blocks = num_blocks * tables.len();
         let requests: Vec<Request> = (0..)
             .zip(&shapes)
             // Numbers that need both words.
@@ -342,10 +358,10 @@ proptest! {
             .collect();
         let params = SamplingParams { use_greedy, ..params() };
         let limits =
-            EngineLimits { num_host_blocks, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
+            EngineLimits { num_host_blocks, tables, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
         let setup = Setup { params: params.clone(), limits, small_batch, has_row_rules };
         let (expect, on_host) =
-            run(&mut engine_of(host(params).with_run_ahead(RUN_AHEAD), &["ab", "xyz"], setup.limits), &requests);
+            run(&mut engine_of(host_in(params, tables).with_run_ahead(RUN_AHEAD), &["ab", "xyz"], setup.limits), &requests);
         let (mut engine, calls) = setup.engine(&["ab", "xyz"]);
         let (actual, stats) = run(&mut engine, &requests);
         prop_assert_eq!(&actual, &expect);
@@ -380,7 +396,9 @@ proptest! {
         right_percent in prop::sample::select(vec![0_u64, 50, 90, 100]),
         most_drafts in 0_u64..12,
         has_row_rules in any::<bool>(),
+        tables in tables(),
     ) {
+        let num_blocks = num_blocks * tables.len();
         let requests: Vec<Request> = (0..)
             .zip(&shapes)
             .map(|(idx, &(prompt_len, num, max_new))| request(idx, prompt_len, num, max_new))
@@ -388,7 +406,7 @@ proptest! {
             .collect();
         let params = SamplingParams { use_greedy, ..params() };
         let (expect, _) = run(&mut engine_of(host(params.clone()), &["ab", "xyz"], roomy()), &requests);
-        let limits = limits(max_num_seqs, max_prefill_tokens, num_blocks);
+        let limits = EngineLimits { tables, ..limits(max_num_seqs, max_prefill_tokens, num_blocks) };
         let setup = Setup { params, limits, small_batch, has_row_rules };
         let guesser = Guesser::new(&expect, &requests, right_percent, most_drafts);
         let (engine, calls) = setup.engine(&["ab", "xyz"]);

@@ -26,6 +26,7 @@ impl AttentionOp<CpuState> for CpuAttention {
         cache: &mut KvCache,
         at: &mut CpuState,
     ) -> Result<Tensor, ModelError> {
+        let table = cache.table_of(self.layer_idx);
         let sequences: Vec<PagedSequence<'_>> = step
             .sequences
             .iter()
@@ -33,7 +34,7 @@ impl AttentionOp<CpuState> for CpuAttention {
                 query_start: sequence.query_start,
                 query_len: sequence.query_len,
                 context_len: sequence.context_len,
-                block_table: step.blocks(sequence),
+                block_table: step.blocks(table, sequence),
             })
             .collect();
         let CpuState { kernels, rotary, .. } = at;

@@ -5,7 +5,7 @@ use model_spec::HeadLayout;
 use tch::{Kind, Tensor};
 use torch_ext::cuda::flash::{self, Mask, PackedRows, Varlen};
 
-use super::{CudaState, HeadKernels, NO_ROOM, NOT_PLANNED, device_context};
+use super::{CudaState, HeadKernels, NOT_PLANNED, device_context};
 use crate::ModelError;
 use crate::attention_context::{AttentionContext, DeviceAttention, DevicePrompts};
 use crate::backend::plain::{ScoreRule, attend};
@@ -44,6 +44,15 @@ struct Cached<'a> {
     layer: LayerKv<'a>,
     /// `int32[num_rows, max_blocks_per_seq]`.
     block_tables: &'a Tensor,
+    /// Which of the cache's tables they are.
+    table: usize,
+}
+
+/// Prompts in one of the cache's tables.
+#[derive(Clone, Copy)]
+struct OfTable<'a> {
+    prompts: &'a DevicePrompts,
+    table: usize,
 }
 
 /// Rotated queries, and keys and values, of the sequences of a step one behind the other.
@@ -68,14 +77,19 @@ impl AttentionOp<CudaState> for CudaAttention {
         let num_rows = qkv.size2()?.0;
         let (keys, values) = cache.device_layer(self.layer_idx)?;
         let layer = LayerKv { keys: &keys, values: &values };
+        let table = cache.table_of(self.layer_idx);
         let attended = match &device_context(step)?.attention {
-            DeviceAttention::Prefill(prompts) => self.prefill(qkv, step, prompts, layer, at)?,
+            DeviceAttention::Prefill(prompts) => {
+                self.prefill(qkv, step, OfTable { prompts, table }, layer, at)?
+            }
             DeviceAttention::Decode { block_tables, has_drafts: true, .. } => {
-                self.decode_drafts(qkv, step, Cached { layer, block_tables }, at)?
+                let block_tables = block_tables.get(table).ok_or(NOT_PLANNED)?;
+                self.decode_drafts(qkv, step, Cached { layer, block_tables, table }, at)?
             }
             DeviceAttention::Decode { block_tables, has_drafts: false, .. } => {
-                let HeadKernels { kernels, plan, .. } = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
-                let plan = plan.as_ref().ok_or(NO_ROOM)?;
+                let block_tables = block_tables.get(table).ok_or(NOT_PLANNED)?;
+                let heads = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
+                let (kernels, plan) = (&heads.kernels, heads.plan(table)?);
                 let rotary = self.rotary.map(|id| at.rotary(id)).transpose()?;
                 let out = at.empty(&self.query_shape(num_rows), at.numerics.compute.kind())?;
                 let (scale, softcap) = (self.scale_f32, self.softcap_f32());
@@ -118,7 +132,7 @@ impl CudaAttention {
         &self,
         qkv: &Tensor,
         step: &AttentionContext,
-        prompts: &DevicePrompts,
+        OfTable { prompts, table }: OfTable<'_>,
         cache: LayerKv<'_>,
         at: &CudaState,
     ) -> Result<Tensor, ModelError> {
@@ -126,9 +140,10 @@ impl CudaAttention {
         let HeadKernels { kernels, .. } = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
         let kind = at.numerics.compute.kind();
         let DevicePrompts { slots, cu_seqlens, max_len_tokens, cached } = prompts;
+        let slots = slots.get(table).ok_or(NOT_PLANNED)?;
         let num_rows = qkv.size2()?.0;
         let num_keys = match cached {
-            Some(cached) => cached.slots.size1()?,
+            Some(cached) => cached.slots.get(table).ok_or(NOT_PLANNED)?.size1()?,
             None => num_rows,
         };
         let key_shape = [num_keys, self.heads.num_query_groups as i64, self.heads.kv_channels as i64];
@@ -145,7 +160,8 @@ impl CudaAttention {
         };
         kernels.rope_and_cache(&stream, &launch)?;
         if let Some(cached) = cached {
-            let launch = GatherCache { cache, slots: &cached.slots, k_out: &keys, v_out: &values };
+            let slots = cached.slots.get(table).ok_or(NOT_PLANNED)?;
+            let launch = GatherCache { cache, slots, k_out: &keys, v_out: &values };
             kernels.gather_cache(&stream, &launch)?;
         }
         // Flash attention has neither float32 nor caps.
@@ -180,11 +196,11 @@ impl CudaAttention {
         at: &CudaState,
     ) -> Result<Tensor, ModelError> {
         let (stream, context) = (at.stream()?, device_context(step)?);
-        let HeadKernels { kernels, plan, .. } = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
-        let plan = plan.as_ref().ok_or(NO_ROOM)?;
         let kind = at.numerics.compute.kind();
         let num_rows = qkv.size2()?.0;
-        let Cached { layer: cache, block_tables } = cached;
+        let Cached { layer: cache, block_tables, table } = cached;
+        let heads = at.heads.get(self.heads_idx).ok_or(NOT_PLANNED)?;
+        let (kernels, plan) = (&heads.kernels, heads.plan(table)?);
         let queries = at.empty(&self.query_shape(num_rows), kind)?;
         let out = at.empty(&self.query_shape(num_rows), kind)?;
         let launch = RopeAndCache {

@@ -93,7 +93,7 @@ impl CudaLoader {
             scores: ScoreKind { is_capped, is_local: local_tokens.is_some() },
         };
         let kernels = ModelKernels::load(device, &config, kernel_cache().as_deref())?;
-        known.push(HeadKernels { shape, kernels, plan: None });
+        known.push(HeadKernels { shape, kernels, layers: Vec::new(), plans: Vec::new() });
         Ok(known.len() - 1)
     }
 }
@@ -157,6 +157,10 @@ impl Loader for CudaLoader {
         // A window as long as the longest sequence is none.
         let local_tokens = spec.local_tokens.filter(|&tokens| tokens < self.max_seq_len_tokens);
         let shape = HeadShape { heads: spec.heads, is_capped: spec.softcap.is_some(), local_tokens };
+        let heads_idx = self.heads(shape)?;
+        if let Some(heads) = self.state.heads.get_mut(heads_idx) {
+            heads.layers.push(layer_idx);
+        }
         Ok(CudaAttention {
             layer_idx,
             heads: spec.heads,
@@ -164,7 +168,7 @@ impl Loader for CudaLoader {
             scale_f32: scale_f32(spec),
             softcap: spec.softcap,
             local_tokens,
-            heads_idx: self.heads(shape)?,
+            heads_idx,
             rotary: spec.rotary.map(|config| self.state.rotary.add(&config)),
         })
     }

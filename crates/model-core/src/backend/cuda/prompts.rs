@@ -46,6 +46,9 @@ impl Packed {
     }
 }
 
+/// The lists before those of the tables: tokens, positions, and where each sequence starts.
+const FIRST_SLOTS: usize = 3;
+
 impl CudaState {
     /// Brings the host's plan of prompts to the device.
     pub(super) fn upload_prompts(
@@ -57,22 +60,30 @@ impl CudaState {
         let mut packed = Packed::default();
         packed.push_padded(tokens, num_rows, 0);
         packed.push_padded(&step.positions, num_rows, -1);
-        packed.push_padded(&step.slots, num_rows, -1);
         packed.push_starts(step.sequences.iter().map(|sequence| sequence.query_len));
+        let tables = 0..step.tables.len();
+        for table in tables.clone() {
+            packed.push_padded(step.slots(table), num_rows, -1);
+        }
         let has_cached = step.sequences.iter().any(|sequence| sequence.context_len > 0);
         if has_cached {
             packed.push_starts(step.sequences.iter().map(|sequence| sequence.num_keys()));
-            let slots = step
-                .sequences
-                .iter()
-                .flat_map(|sequence| slots_of(step.blocks(sequence), 0..sequence.num_keys()));
-            packed.push(slots.map(|slot| slot as i32));
+            for table in tables.clone() {
+                let slots = step
+                    .sequences
+                    .iter()
+                    .flat_map(|sequence| slots_of(step.blocks(table, sequence), 0..sequence.num_keys()));
+                packed.push(slots.map(|slot| slot as i32));
+            }
         }
         let all = to_device(&packed.words, self.tch_device())?;
+        let lists = |first: usize| -> Result<Vec<Tensor>, ModelError> {
+            tables.clone().map(|table| packed.list(&all, first + table)).collect()
+        };
         let cached = match has_cached {
             true => Some(CachedKeys {
-                slots: packed.list(&all, 5)?,
-                cu_seqlens: packed.list(&all, 4)?,
+                slots: lists(FIRST_SLOTS + tables.len() + 1)?,
+                cu_seqlens: packed.list(&all, FIRST_SLOTS + tables.len())?,
                 max_len_tokens: step.max_context_len(),
             }),
             false => None,
@@ -81,8 +92,8 @@ impl CudaState {
             tokens: packed.list(&all, 0)?,
             positions: packed.list(&all, 1)?,
             attention: DeviceAttention::Prefill(DevicePrompts {
-                slots: packed.list(&all, 2)?,
-                cu_seqlens: packed.list(&all, 3)?,
+                slots: lists(FIRST_SLOTS)?,
+                cu_seqlens: packed.list(&all, 2)?,
                 max_len_tokens: step.sequences.iter().map(|sequence| sequence.query_len).max().unwrap_or(0),
                 cached,
             }),

@@ -25,6 +25,13 @@ pub(crate) struct ScoreRule {
     pub(crate) local_tokens: Option<usize>,
 }
 
+impl ScoreRule {
+    /// Keys at the front of a sequence that no row from the one at `position` on sees.
+    pub(crate) fn num_unseen(self, position: usize) -> usize {
+        self.local_tokens.map_or(0, |tokens| (position + 1).saturating_sub(tokens))
+    }
+}
+
 /// The attention of one layer.
 #[derive(Debug)]
 pub(crate) struct PlainAttention {
@@ -63,16 +70,17 @@ impl AttentionOp<PlainState> for PlainAttention {
             KvFormat::Fp8 => (fp8::rounded_heads(&keys)?, fp8::rounded_heads(&values)?),
         };
 
-        let layer = cache.layer(self.layer_idx)?;
-        let slots = at.index(&step.slots)?;
+        let (layer, table) = (cache.layer(self.layer_idx)?, cache.table_of(self.layer_idx));
+        let slots = at.index(step.slots(table))?;
         let _ = layer.keys.f_view([-1, groups, channels])?.f_index_copy_(0, &slots, &keys)?;
         let _ = layer.values.f_view([-1, groups, channels])?.f_index_copy_(0, &slots, &values)?;
 
         let mut outputs = Vec::with_capacity(step.sequences.len());
         for sequence in &step.sequences {
-            let blocks = at.index(step.blocks(sequence))?;
-            let keys = gather(&layer.keys, &blocks, sequence)?;
-            let values = gather(&layer.values, &blocks, sequence)?;
+            let blocks = at.index(step.blocks(table, sequence))?;
+            let num_unseen = self.scores.num_unseen(sequence.context_len);
+            let keys = gather(&layer.keys, &blocks, sequence, num_unseen)?;
+            let values = gather(&layer.values, &blocks, sequence, num_unseen)?;
             let rows = queries.f_narrow(0, sequence.query_start as i64, sequence.query_len as i64)?;
             outputs.push(match self.algorithm {
                 AttentionAlgorithm::Flash => flash_attend(&rows, &keys, &values, self.scores.scale)?,
@@ -121,10 +129,18 @@ fn rotate(x: &Tensor, rotary: &Rotary, positions: &[u32], device: Device) -> Res
     Ok(Tensor::f_cat(&[rotated_first, rotated_second, passed_through], 3)?)
 }
 
-/// All cached keys or values of a sequence, `[num_keys, groups, channels]`.
-fn gather(stored: &Tensor, blocks: &Tensor, sequence: &SequenceSpan) -> Result<Tensor, ModelError> {
+/// All cached keys or values of a sequence, `[num_keys, groups, channels]`. The first `num_unseen` are zeros: what lies
+/// there may be another sequence's, and 0 times what is no number is none.
+fn gather(
+    stored: &Tensor,
+    blocks: &Tensor,
+    sequence: &SequenceSpan,
+    num_unseen: usize,
+) -> Result<Tensor, ModelError> {
     let num_keys = sequence.num_keys() as i64;
-    Ok(stored.f_index_select(0, blocks)?.f_flatten(0, 1)?.f_narrow(0, 0, num_keys)?)
+    let gathered = stored.f_index_select(0, blocks)?.f_flatten(0, 1)?.f_narrow(0, 0, num_keys)?;
+    let _ = gathered.f_narrow(0, 0, num_unseen as i64)?.f_zero_()?;
+    Ok(gathered)
 }
 
 /// `[num_keys, groups, channels]` to float32 `[groups, num_keys, channels]`.
