@@ -15,7 +15,8 @@ use model_spec::{
 };
 use tch::{Kind, Tensor};
 
-pub(crate) use self::experts::{Expert, Experts};
+pub use self::experts::RECEIVED_EXPERT_BYTES;
+pub(crate) use self::experts::{Expert, Experts, Owners};
 pub(crate) use self::hidden::Hidden;
 #[cfg_attr(
     not(feature = "cuda"),
@@ -327,7 +328,7 @@ pub(crate) trait StepState: Send + Sized {
     }
 
     /// float32 `[num_tokens, hidden_size]`: of each row of `x` the weighted outputs of its experts, added in their order; a
-    /// rank's part where ranks share the experts' widths. A row's result depends on that row alone.
+    /// rank's part where ranks share the experts' widths, and the whole where they share experts by their numbers. A row's result depends on that row alone.
     fn run_experts(
         &mut self,
         experts: &Experts<Self::Linear>,

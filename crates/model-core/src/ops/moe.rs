@@ -82,7 +82,11 @@ impl<S: StepState> Moe<S> {
         let wide = x.f_to_kind(Kind::Float)?;
         let routing = self.router.route(&wide, at)?;
         let own = at.run_experts(&self.experts, x, &routing)?;
-        let mut sum = self.of_all_ranks(own, at)?;
+        let mut sum = match self.experts.owners.num_ranks {
+            1 => self.of_all_ranks(own, at)?,
+            // A sum that is whole, behind a zero as any other.
+            _ => own.f_zeros_like()?.f_add(&own)?,
+        };
         if let Some(shared) = &self.shared {
             let own = shared.sum(x, self.experts.activation, at)?;
             let mut output = self.of_all_ranks(own, at)?;
