@@ -18,12 +18,12 @@ use tch::{Kind, Tensor};
 pub use self::experts::RECEIVED_EXPERT_BYTES;
 pub(crate) use self::experts::{Expert, Experts, Owners};
 pub(crate) use self::hidden::Hidden;
+pub(crate) use self::moe::{Moe, Router, SharedExpert};
 #[cfg_attr(
     not(feature = "cuda"),
     cfg_attr(not(test), expect(unused_imports, reason = "only a GPU's loader asks"))
 )]
-pub(crate) use self::moe::refuse_experts_on_gpu;
-pub(crate) use self::moe::{Moe, Router, SharedExpert};
+pub(crate) use self::moe::{SharedExperts, refuse_experts_on_gpu};
 pub(crate) use self::rows::Rows;
 use crate::ModelError;
 use crate::attention_context::AttentionContext;

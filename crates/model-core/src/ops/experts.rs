@@ -61,8 +61,11 @@ impl Owners {
 pub(crate) struct Expert<L> {
     /// Run with [`Epilogue::Activate`].
     pub(crate) fc1: L,
-    /// One, or a piece of the inputs each where their sums are taken in a tree.
+    /// One, or a piece of the inputs each where their sums are taken in a tree and the backend does not cut them itself.
     pub(crate) fc2: Vec<L>,
+    /// Pieces that its inputs are summed in, as far as this rank has them.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU cuts sums itself"))]
+    pub(crate) num_pieces: usize,
 }
 
 impl<L> Expert<L> {

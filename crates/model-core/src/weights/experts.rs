@@ -62,6 +62,6 @@ fn expert<L: Loader>(
     (ffn_hidden_size, activation): (usize, Activation),
 ) -> Result<Expert<LinearOf<L>>, ModelError> {
     let fc1 = reader.linear(fc1, LinearRole::FirstOfMlp(activation))?;
-    let fc2 = place.row_parallel(reader, fc2, ffn_hidden_size)?.into_linears();
-    Ok(Expert { fc1, fc2 })
+    let (fc2, num_pieces) = place.row_parallel(reader, fc2, ffn_hidden_size)?.into_linears();
+    Ok(Expert { fc1, fc2, num_pieces })
 }
