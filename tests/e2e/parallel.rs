@@ -1,9 +1,10 @@
 //! One model over several ranks: the same file from every layout, and what happens when one of its ranks stops.
 
+use nemo_format::{ConvertOptions, convert_checkpoint};
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use crate::ranks::{free_port, rank_command, ranks_of, wait_gone};
-use crate::support::{Job, run, wait, wait_until};
+use crate::support::{Job, fixture, run, wait, wait_until};
 
 const FAST: [&str; 2] =
     ["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=llama"];
@@ -63,6 +64,56 @@ fn every_layout_writes_the_same_file() {
         with_layout(job(14), [2, 2, 1]).with(&OVERRIDES).with(&[drafts, "trainer.generation.max_batch=3"]);
     job.run().expect_code(0);
     assert_eq!(job.jsonl(), expect);
+}
+
+/// Ranks that have whole experts, ranks that have parts of all, and one alone write the same, and continue each other's work.
+#[test]
+fn experts_are_shared_by_number_or_by_width() {
+    let kept = tempfile::tempdir().unwrap();
+    let checkpoint = kept.path().join("mixtral.nemo");
+    convert_checkpoint(&fixture("families/mixtral"), &checkpoint, &ConvertOptions::default()).unwrap();
+    let job = |layout: &[&str]| {
+        let job = Job::new(6).with(&[
+            &format!("pretrained_checkpoint.restore_from_path={}", checkpoint.display()),
+            "trainer.generation.trt_llm.enable=true",
+            "trainer.generation.trt_llm.model_type=mixtral",
+            "trainer.accelerator=cpu",
+            "trainer.precision=bf16",
+            "model.global_batch_size=2",
+            "model.generation.length_params.max_length=8",
+            "model.data.chat_prompt_tokens={system_turn_start:a,turn_start:b,end_of_turn:c,end_of_name:d}",
+        ]);
+        job.with(layout)
+    };
+    let alone = job(&[TREE]);
+    alone.run().expect_code(0);
+    let expect = alone.jsonl();
+    for layout in [
+        &["trainer.devices=2", "model.tensor_model_parallel_size=2"][..],
+        &["trainer.devices=2", "model.expert_model_parallel_size=2"],
+        &["trainer.devices=4", "model.tensor_model_parallel_size=4", "model.expert_model_parallel_size=4"],
+    ] {
+        let shared = job(layout);
+        let ended = shared.run().expect_code(0);
+        assert_eq!(shared.jsonl(), expect, "{layout:?}");
+        let is_said = ended.stderr.contains("pipeline ranks with whole experts each");
+        assert_eq!(is_said, layout[1..].iter().any(|key| key.contains("expert")), "{}", ended.stderr);
+    }
+    let continued = alone.with(&["trainer.devices=2", "model.expert_model_parallel_size=2"]);
+    continued.run().expect_code(0);
+    assert_eq!(continued.jsonl(), expect);
+    let planned = job(&["trainer.devices=4", "model.expert_model_parallel_size=4", "--dry-run"]);
+    let ended = planned.run().expect_code(0);
+    let at = ended.stderr.find("rank of a replica").unwrap_or_else(|| panic!("{}", ended.stderr));
+    insta::assert_snapshot!(ended.stderr[at..].lines().take(5).collect::<Vec<_>>().join("\n"));
+    let refusal = |layout: &[&str]| job(layout).run().expect_code(2).error();
+    insta::assert_snapshot!(refusal(&["trainer.devices=4", "model.tensor_model_parallel_size=4", "model.expert_model_parallel_size=2"]), @"error: `model.expert_model_parallel_size=2` with 4 tensor-parallel ranks: it must be 1, and every rank has a part of each expert, or 4 as `model.tensor_model_parallel_size`, and every rank has whole experts");
+    let plain = [
+        "trainer.devices=2",
+        "model.expert_model_parallel_size=2",
+        "trainer.generation.trt_llm.enable=false",
+    ];
+    insta::assert_snapshot!(refusal(&plain), @"error: `model.expert_model_parallel_size=2`: libtorch's products have other bits for each number of ranks that share a layer: set `trainer.generation.trt_llm.enable=true`");
 }
 
 #[test]

@@ -21,6 +21,8 @@ struct Tile {
     int4 tile; // expert, first place, number of rows
     int first_out;
     u32 stages;
+    int num_in; // of a piece
+    int piece;
 
     // The line of the weight that is the block's line number `line`. Gated, gates and what they multiply alternate in
     // eights, so that a warp has both.
@@ -37,7 +39,7 @@ struct Tile {
     const T* lines[WEIGHT_LINES / FETCHED_LINES];
 
     DEVICE void find_lines() {
-        int line = threadIdx.x / 8, in = threadIdx.x % 8 * 8;
+        int line = threadIdx.x / 8, in = piece * num_in + threadIdx.x % 8 * 8;
 #pragma unroll
         for (int i = 0; i < ROW_TILES; i++) {
             int place = tile.y + min(line + i * FETCHED_LINES, tile.z - 1);
@@ -53,7 +55,7 @@ struct Tile {
 
     DEVICE void fetch(int step) const {
         int line = threadIdx.x / 8, chunk = threadIdx.x % 8, first_in = step * STEP_ELEMS;
-        bool is_there = first_in + chunk * 8 < args.num_in;
+        bool is_there = first_in + chunk * 8 < num_in;
         // Past the end nothing is read, and the address must still be one of the line.
         int offset = is_there ? first_in : 0;
         u32 to = stages + step % STAGES * STAGE_BYTES;
@@ -111,7 +113,8 @@ struct Tile {
                         if constexpr (WIDE == 2) a *= rounded(sums[r][c + 1][half * 2]), b *= rounded(sums[r][c + 1][half * 2 + 1]);
                         *(u32*)((T*)args.out + place * args.num_out + output) = pack2(a, b);
                     } else {
-                        *(float2*)((float*)args.out + place * args.num_out + output) = make_float2(a, b);
+                        float* out = (float*)args.out + piece * args.piece_stride;
+                        *(float2*)(out + place * args.num_out + output) = make_float2(a, b);
                     }
                 }
             }
@@ -127,8 +130,9 @@ DEVICE void multiply_tile(const MultiplyArgs& args) {
     if (blockIdx.y >= *args.num_tiles) return;
     constexpr int OUTPUTS = IS_IN && IS_GATED ? WEIGHT_LINES / 2 : WEIGHT_LINES;
     u32 start = ((u32)__cvta_generic_to_shared(ring) + 127) / 128 * 128;
-    Tile<IS_IN> tile = {args, args.tiles[blockIdx.y], (int)blockIdx.x * OUTPUTS, start, {}, {}};
-    int num_steps = (args.num_in + STEP_ELEMS - 1) / STEP_ELEMS;
+    int num_in = IS_IN ? args.num_in : args.num_in / args.num_pieces;
+    Tile<IS_IN> tile = {args, args.tiles[blockIdx.y], (int)blockIdx.x * OUTPUTS, start, num_in, IS_IN ? 0 : (int)blockIdx.z, {}, {}};
+    int num_steps = (num_in + STEP_ELEMS - 1) / STEP_ELEMS;
     float sums[ROW_TILES][COLUMN_TILES][4] = {};
     tile.find_lines();
 #pragma unroll
@@ -147,7 +151,7 @@ DEVICE void multiply_tile(const MultiplyArgs& args) {
     tile.store_sums(sums);
 }
 
-// Grid: parts of the outputs, tiles. Shared memory: STAGES stages and 128 bytes.
+// Grid: parts of the outputs, tiles, pieces of the inputs. Shared memory: STAGES stages and 128 bytes.
 extern "C" __global__ void __launch_bounds__(32 * MULTIPLY_WARPS) experts_in(MultiplyArgs args) { multiply_tile<true>(args); }
 
 extern "C" __global__ void __launch_bounds__(32 * MULTIPLY_WARPS) experts_out(MultiplyArgs args) { multiply_tile<false>(args); }

@@ -25,17 +25,19 @@ DEVICE void multiply_tile(const MultiplyArgs& args) {
         for (int r = 0; r < tile.z; r++) {
             i64 place = tile.y + r;
             const T* x = args.x + (IS_IN ? args.places[place] / args.topk : place) * args.num_in;
-            float result = dot(x, weight + (i64)output * args.num_in, args.num_in);
+            int num_in = IS_IN ? args.num_in : args.num_in / args.num_pieces, first_in = blockIdx.z * num_in;
+            float result = dot(x + first_in, weight + (i64)output * args.num_in + first_in, num_in);
             if constexpr (IS_IN) {
                 result = activated(result, ACTIVATION);
                 if constexpr (IS_GATED) result *= dot(x, weight + (i64)(output + args.num_out) * args.num_in, args.num_in);
             }
-            if (threadIdx.x % 32 == 0) ((float*)args.out)[place * args.num_out + output] = result;
+            float* out = (float*)args.out + blockIdx.z * args.piece_stride;
+            if (threadIdx.x % 32 == 0) out[place * args.num_out + output] = result;
         }
     }
 }
 
-// Grid: parts of the outputs, tiles.
+// Grid: parts of the outputs, tiles, pieces of the inputs.
 extern "C" __global__ void __launch_bounds__(32 * MULTIPLY_WARPS) experts_in(MultiplyArgs args) { multiply_tile<true>(args); }
 
 extern "C" __global__ void __launch_bounds__(32 * MULTIPLY_WARPS) experts_out(MultiplyArgs args) { multiply_tile<false>(args); }

@@ -43,7 +43,7 @@ pub use {
     gemm::{Gemm, GemmOut, GemmUse},
     heads::NormHeads,
     loaded::ModelKernels,
-    moe::{MoeKernels, MoeWeights, RunMoe},
+    moe::{MoeKernels, MoeWeights, RunMoe, RunMoePieces},
     pointwise::{Activate, Embed, Normalize},
     reduce::{Inbox, MAX_TENSOR_RANKS, NormOfSum, TensorRanks},
     rope::{LayerKv, RopeAndCache, RotaryArrays},

@@ -34,4 +34,5 @@ pub use error::ModelError;
 pub use kv_cache::{BLOCK_SIZE_TOKENS, BlockId, BlockMove, HostBlockId, KvCache};
 pub use load::{Backend, LoadOptions, cuts_prompts, footprint, footprint_in, load_model, load_part};
 pub use model_ranks::{Exchange, LostRank, ModelRanks, RankCheck, Reduction};
+pub use ops::RECEIVED_EXPERT_BYTES;
 pub use parallel::{ExchangeParts, ModelPart, exchange_bytes};

@@ -15,14 +15,15 @@ use model_spec::{
 };
 use tch::{Kind, Tensor};
 
-pub(crate) use self::experts::{Expert, Experts};
+pub use self::experts::RECEIVED_EXPERT_BYTES;
+pub(crate) use self::experts::{Expert, Experts, Owners};
 pub(crate) use self::hidden::Hidden;
+pub(crate) use self::moe::{Moe, Router, SharedExpert};
 #[cfg_attr(
     not(feature = "cuda"),
     cfg_attr(not(test), expect(unused_imports, reason = "only a GPU's loader asks"))
 )]
-pub(crate) use self::moe::refuse_experts_on_gpu;
-pub(crate) use self::moe::{Moe, Router, SharedExpert};
+pub(crate) use self::moe::{SharedExperts, refuse_experts_on_gpu};
 pub(crate) use self::rows::Rows;
 use crate::ModelError;
 use crate::attention_context::AttentionContext;
@@ -332,7 +333,7 @@ pub(crate) trait StepState: Send + Sized {
     }
 
     /// float32 `[num_tokens, hidden_size]`: of each row of `x` the weighted outputs of its experts, added in their order; a
-    /// rank's part where ranks share the experts' widths. A row's result depends on that row alone.
+    /// rank's part where ranks share the experts' widths, and the whole where they share experts by their numbers. A row's result depends on that row alone.
     fn run_experts(
         &mut self,
         experts: &Experts<Self::Linear>,

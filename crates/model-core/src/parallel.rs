@@ -127,6 +127,22 @@ impl HostRanks {
         parts.iter().map(|part| tensor_of(part, num_rows, mine.kind())).collect()
     }
 
+    /// Rows of which every tensor-parallel rank has so many, in their order; those of a row lie together.
+    pub(crate) fn gather_rows(&mut self, mine: &Tensor, counts: &[i64]) -> Result<Vec<Tensor>, ModelError> {
+        let mine = mine.f_contiguous()?;
+        let parts = self.others()?.all_gather(view::bytes(&mine, "an exchanged tensor")?)?;
+        let row_bytes =
+            mine.size().iter().skip(1).product::<i64>() as usize * mine.kind().elt_size_in_bytes();
+        if parts.len() != counts.len() {
+            return Err(strange(&format!("{} parts", counts.len()), &format!("{}", parts.len())));
+        }
+        let rows = |(part, &count): (&Vec<u8>, &i64)| match part.len() == count as usize * row_bytes {
+            true => tensor_of(part, count, mine.kind()),
+            false => Err(strange(&format!("{count} rows"), &format!("{} bytes", part.len()))),
+        };
+        parts.iter().zip(counts).map(rows).collect()
+    }
+
     /// The least of the numbers that the ranks have, those of the stages before and behind included; this rank's where it
     /// has no others.
     #[cfg_attr(not(any(test, feature = "cuda")), expect(dead_code, reason = "only GPUs agree on something"))]

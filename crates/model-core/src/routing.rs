@@ -3,6 +3,8 @@
 //! One implementation on the host for every backend, in float32 and in one order, so that what a token gets depends on its
 //! logits alone. The rule is that of Megatron-Core's `topk_routing_with_score_function`.
 
+use std::ops::Range;
+
 use model_spec::{RouterScore, RouterSpec};
 
 /// The experts of some tokens, `topk` for each.
@@ -43,6 +45,16 @@ impl Routing {
             routing.weights.extend(weights);
         }
         routing
+    }
+
+    /// The routing of some of its tokens.
+    pub(crate) fn rows(&self, tokens: Range<usize>) -> Self {
+        let places = tokens.start * self.topk..tokens.end * self.topk;
+        Self {
+            topk: self.topk,
+            experts: self.experts[places.clone()].to_vec(),
+            weights: self.weights[places].to_vec(),
+        }
     }
 
     /// Groups the places by expert.

@@ -150,7 +150,7 @@ impl LayerPlace {
         match self.reduction {
             Reduction::Chain => Ok(RowParallel::Chain(reader.linear(weight, LinearRole::Plain)?)),
             // Otherwise the ranks' sums would not be parts of the tree.
-            Reduction::Tree if !reduction_pieces(num_units).is_multiple_of(reader.tp_size()) => {
+            Reduction::Tree if !reduction_pieces(num_units).is_multiple_of(reader.num_sharing(weight)) => {
                 Err(UNLIKE_PIECES)
             }
             Reduction::Tree => Ok(RowParallel::Tree(reader.pieces(weight, reduction_pieces(num_units))?)),

@@ -5,9 +5,9 @@ mod common;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::fixtures::{FOLDERS, Fixture};
-use common::ranks::logits;
+use common::ranks::{Layout, logits};
 use model_core::{AttentionSwitches, Backend, Isa, LoadOptions, Reduction};
-use model_spec::{Float, Numerics};
+use model_spec::{ExpertSharing, Float, Numerics};
 use nemo_format::{FormatError, Region, TensorMeta, TensorSource};
 
 /// Tensor-parallel and pipeline sizes. Replicas are jobs of their own in this respect: `tests/e2e/parallel.rs`.
@@ -23,12 +23,21 @@ fn options(float: Float) -> LoadOptions {
     }
 }
 
-/// The layouts that a model's heads and layers allow.
-fn possible(fixture: &Fixture) -> Vec<(usize, usize)> {
+/// The layouts that a model's heads, layers and experts allow.
+fn possible(fixture: &Fixture) -> Vec<Layout> {
     let spec = fixture.config.spec_of(fixture.tensors());
-    let tensor = spec.tensor_parallel_sizes();
-    let is_possible = |&(tp, pp): &(usize, usize)| tensor.contains(&(tp as u32)) && pp <= spec.layers.len();
-    LAYOUTS.into_iter().filter(is_possible).collect()
+    let has_experts = spec.layers.iter().any(|layer| layer.moe().is_some());
+    let mut layouts = Vec::new();
+    for experts in [ExpertSharing::Widths, ExpertSharing::Numbers] {
+        let tensor = spec.tensor_parallel_sizes(experts);
+        let is_possible = |layout: &Layout| {
+            let has_any = experts == ExpertSharing::Widths || (has_experts && layout.tensor > 1);
+            has_any && tensor.contains(&(layout.tensor as u32)) && layout.pipeline <= spec.layers.len()
+        };
+        let all = LAYOUTS.map(|sizes| Layout { experts, ..sizes.into() });
+        layouts.extend(all.into_iter().filter(is_possible));
+    }
+    layouts
 }
 
 /// The layouts of some fixtures, all of which must have the bits of one rank; how many there are.
@@ -36,16 +45,17 @@ fn check(folders: &[&str]) -> usize {
     let mut num_layouts = 0;
     for folder in folders {
         let fixture = Fixture::open(folder);
-        let of = |float, layout| {
+        let of = |float, layout: Layout| {
             logits(&fixture.config, fixture.tensors(), options(float), layout, Reduction::Tree)
         };
         let layouts = possible(&fixture);
-        let [bf16, fp32] = [Float::Bf16, Float::Fp32].map(|float| of(float, (1, 1)));
+        let [bf16, fp32] = [Float::Bf16, Float::Fp32].map(|float| of(float, (1, 1).into()));
         assert!(bf16.iter().flatten().all(|&bits| f32::from_bits(bits).is_finite()), "{folder}");
         for &layout in &layouts {
             assert_eq!(of(Float::Bf16, layout), bf16, "{folder} bf16 {layout:?}");
         }
-        if let Some(&layout) = layouts.last() {
+        let last = |experts| layouts.iter().rfind(|layout| layout.experts == experts);
+        for &layout in [last(ExpertSharing::Widths), last(ExpertSharing::Numbers)].into_iter().flatten() {
             assert_eq!(of(Float::Fp32, layout), fp32, "{folder} fp32 {layout:?}");
         }
         num_layouts += layouts.len();
@@ -99,14 +109,23 @@ impl TensorSource for Counted<'_> {
 /// Ranks of a machine read a model about once together: norms are read by each, and everything else by one.
 #[test]
 fn ranks_read_their_own_part_only() {
-    for folder in ["hf_llama", "mcore_llama", "mcore_gptnext", "families/mixtral", "families/qwen3"] {
+    let mut num_with_whole_experts = 0;
+    for folder in [
+        "hf_llama",
+        "mcore_llama",
+        "mcore_gptnext",
+        "families/mixtral",
+        "families/qwen2_moe",
+        "families/qwen3",
+        "families/qwen3_moe",
+    ] {
         let fixture = Fixture::open(folder);
         let model_bytes: u64 =
             fixture.tensors().names().filter_map(|name| fixture.tensors().meta(name)?.size_bytes()).sum();
         let groups = fixture.config.uniform.heads.num_query_groups;
         for layout in possible(&fixture) {
             // Ranks without a key and value head of their own have a copy of one.
-            if layout.0 > groups {
+            if layout.tensor > groups {
                 continue;
             }
             let counted = Counted { inner: fixture.tensors(), read_bytes: AtomicU64::new(0) };
@@ -114,6 +133,8 @@ fn ranks_read_their_own_part_only() {
             let read_bytes = counted.read_bytes.into_inner();
             let share = read_bytes as f64 / model_bytes as f64;
             assert!((0.95..=1.05).contains(&share), "{folder} {layout:?}: {read_bytes} of {model_bytes}");
+            num_with_whole_experts += usize::from(layout.experts == ExpertSharing::Numbers);
         }
     }
+    assert!(num_with_whole_experts >= 3, "{num_with_whole_experts}");
 }

@@ -5,13 +5,13 @@
 mod common;
 
 use common::MemorySource;
-use common::ranks::logits;
+use common::ranks::{Layout, logits};
 use common::tiny::{VOCAB_SIZE, config, weights};
 use model_core::{
     AttentionSwitches, Backend, Exchange, Isa, LoadOptions, ModelConfig, ModelError, ModelPart, Reduction,
     load_part,
 };
-use model_spec::{Float, Numerics, Part, ShardPlace, parse_name};
+use model_spec::{ExpertSharing, Float, Numerics, Part, ShardPlace, parse_name};
 use nemo_format::{Checkpoint, DType, TensorMeta, TensorSource, WriteOptions, quantize_rows, write_nemo};
 use serde_json::{Value, json};
 
@@ -72,6 +72,52 @@ fn every_layout_has_the_bits_of_one_rank() {
             }
         }
     }
+}
+
+/// Whole experts on each rank, four of which a token has: its slots are on several ranks, in any order.
+#[test]
+fn ranks_with_whole_experts_have_the_bits_of_one_rank() {
+    let kind = json!({
+        "normalization": "rmsnorm", "bias": false, "activation": "fast-swiglu", "position_embedding_type": "rope",
+        "num_moe_experts": 8, "moe_router_topk": 4, "moe_ffn_hidden_size": 12, "moe_layer_freq": [1, 0, 1],
+        "moe_shared_expert_intermediate_size": 16, "moe_shared_expert_gate": true,
+    });
+    let config = wide(&kind);
+    let source = weights(&config);
+    let numerics = [
+        Numerics::uniform(Float::Fp32),
+        Numerics::uniform(Float::Bf16),
+        Numerics::uniform(Float::Bf16).with_fp8_weights(),
+    ];
+    for numerics in numerics {
+        let options = with_numerics(numerics, Backend::Fused);
+        let of = |layout| logits(&config, &source, options, layout, Reduction::Tree);
+        let one_rank = of(Layout::from((1, 1)));
+        // The width of an expert allows four ranks, and their number eight.
+        for (sizes, experts) in [
+            ((4, 1), ExpertSharing::Widths),
+            ((2, 1), ExpertSharing::Numbers),
+            ((4, 1), ExpertSharing::Numbers),
+            ((8, 1), ExpertSharing::Numbers),
+            ((2, 3), ExpertSharing::Numbers),
+        ] {
+            let layout = Layout { experts, ..sizes.into() };
+            assert_eq!(of(layout), one_rank, "{numerics:?} {layout:?}");
+        }
+    }
+}
+
+#[test]
+fn experts_that_ranks_cannot_share_are_refused() {
+    let config = wide(&json!({
+        "normalization": "rmsnorm", "bias": false, "activation": "fast-swiglu", "position_embedding_type": "rope",
+        "num_moe_experts": 5, "moe_router_topk": 3, "moe_ffn_hidden_size": 24,
+    }));
+    let source = weights(&config);
+    let place = ShardPlace { tp_rank: 0, tp_size: 2, experts: ExpertSharing::Numbers, layers: 0..3 };
+    let part = ModelPart { place, reduction: Reduction::Tree, ranks: None, exchange: Exchange::Auto };
+    let error = load_part(config, &source, options(Float::Fp32, Backend::Fused), part).err().unwrap();
+    insta::assert_snapshot!(error, @"2 ranks cannot share `model.decoder.layers.0.mlp.experts.local_experts` evenly, whose 5 parts follow from `num_moe_experts: 5`");
 }
 
 /// The same weights in a checkpoint whose linear layers are FP8, rounded to `through` before.
@@ -160,7 +206,7 @@ fn parts_that_have_other_bits_are_refused() {
     let config = wide(&json!({ "position_embedding_type": "rope" }));
     let source = weights(&config);
     let refusal = |backend, reduction, tp_size| {
-        let place = ShardPlace { tp_rank: 0, tp_size, layers: 0..3 };
+        let place = ShardPlace { tp_rank: 0, tp_size, experts: ExpertSharing::Widths, layers: 0..3 };
         let part = ModelPart { place, reduction, ranks: None, exchange: Exchange::Auto };
         let error: ModelError =
             load_part(config.clone(), &source, options(Float::Fp32, backend), part).err().unwrap();
@@ -178,7 +224,7 @@ fn ranks_that_do_not_share_the_pieces_are_refused() {
         "num_attention_heads": 6, "num_query_groups": 3, "position_embedding_type": "rope",
     }));
     let source = weights(&config);
-    let place = ShardPlace { tp_rank: 0, tp_size: 3, layers: 0..3 };
+    let place = ShardPlace { tp_rank: 0, tp_size: 3, experts: ExpertSharing::Widths, layers: 0..3 };
     let part = ModelPart { place, reduction: Reduction::Tree, ranks: None, exchange: Exchange::Auto };
     let error = load_part(config, &source, options(Float::Fp32, Backend::Fused), part).err().unwrap();
     assert!(error.to_string().contains("so many ranks cannot share the pieces"), "{error}");

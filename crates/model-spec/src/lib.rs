@@ -37,6 +37,6 @@ pub use numerics::{BadPrecision, Float, KvFormat, Numerics, WeightFormat};
 pub use position::{
     MAX_ROTARY_PAIRS, PositionEmbedding, RopeScaling, RotaryConfig, RotaryFactors, RotaryPairing,
 };
-pub use shard::{Indivisible, Region, ShardPlace, reduction_pieces};
+pub use shard::{ExpertSharing, Indivisible, Region, ShardPlace, reduction_pieces};
 pub use table::{EXPERTS, LAYERS, layer_of, parse_name, shard_of};
 pub use tensor::{Dim, FfnWidth, Key, Module, Part, Shard, TensorId, TensorSpec};

@@ -3,7 +3,8 @@
 use std::ops::Range;
 
 use crate::{
-    AttentionSpec, Dim, FfnSpec, HeadLayout, LayerSpec, ModelSpec, Module, Part, Shard, TensorId, TensorSpec,
+    AttentionSpec, Dim, EXPERTS, FfnSpec, HeadLayout, LAYERS, LayerSpec, ModelSpec, Module, MoeSpec, Part,
+    Shard, TensorId, TensorSpec,
 };
 
 /// Most pieces that the inputs of a linear layer are cut into for a sum that does not depend on the number of ranks.
@@ -20,6 +21,18 @@ pub const fn reduction_pieces(num_units: usize) -> usize {
     pieces
 }
 
+/// How tensor-parallel ranks share the experts of a layer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ExpertSharing {
+    /// Each has a part of every expert's width (`expert_model_parallel_size: 1`).
+    #[default]
+    Widths,
+    /// Each has whole experts, the first rank the first ones (`expert_model_parallel_size` as large as
+    /// `tensor_model_parallel_size`, and so `expert_tensor_parallel_size: 1`). A shared expert is shared by its width all the
+    /// same.
+    Numbers,
+}
+
 /// Which part of a model a rank has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShardPlace {
@@ -27,6 +40,8 @@ pub struct ShardPlace {
     pub tp_rank: u32,
     /// How many these are.
     pub tp_size: u32,
+    /// How these share experts.
+    pub experts: ExpertSharing,
     /// The layers of its pipeline stage.
     pub layers: Range<usize>,
 }
@@ -34,7 +49,7 @@ pub struct ShardPlace {
 impl ShardPlace {
     /// The place of a rank that has the whole model.
     pub fn whole(model: &ModelSpec) -> Self {
-        Self { tp_rank: 0, tp_size: 1, layers: 0..model.layers.len() }
+        Self { tp_rank: 0, tp_size: 1, experts: ExpertSharing::Widths, layers: 0..model.layers.len() }
     }
 
     /// Whether it is the whole model.
@@ -94,11 +109,70 @@ impl ShardPlace {
                 attention
             });
             part.attention = attention;
-            part.ffn = part.ffn.map(|ffn| part_of_ffn(ffn, tp_size.max(1)));
+            if let Some(moe) = layer.moe() {
+                self.check_experts(moe, idx)?;
+            }
+            part.ffn = part.ffn.map(|ffn| self.part_of_ffn(ffn));
             layers.push(part);
         }
         let rows = self.share_of(model.padded_vocab_size);
         Ok(ModelSpec { layers: layers.into(), padded_vocab_size: rows.end - rows.start, ..model.clone() })
+    }
+
+    /// Whether it has whole experts, and other ranks have others.
+    pub fn has_some_experts(&self) -> bool {
+        self.tp_size > 1 && self.experts == ExpertSharing::Numbers
+    }
+
+    /// The experts of a layer of which it has something, by their numbers.
+    pub fn experts_of(&self, num_experts: usize) -> Range<usize> {
+        if !self.has_some_experts() {
+            return 0..num_experts;
+        }
+        let (rank, share) = (self.tp_rank as usize, num_experts / self.tp_size as usize);
+        rank * share..(rank + 1) * share
+    }
+
+    fn holds_expert(&self, model: &ModelSpec, id: TensorId) -> bool {
+        let moe = id.layer.and_then(|layer| model.layers.get(layer)?.moe());
+        id.expert
+            .zip(moe)
+            .is_none_or(|(expert, moe)| self.experts_of(moe.experts.num_experts).contains(&expert))
+    }
+
+    fn check_experts(&self, moe: &MoeSpec, layer_idx: usize) -> Result<(), Indivisible> {
+        let num_experts = moe.experts.num_experts;
+        if !self.has_some_experts() || num_experts.is_multiple_of(self.tp_size as usize) {
+            return Ok(());
+        }
+        Err(Indivisible {
+            name: format!("{LAYERS}{layer_idx}.{}", EXPERTS.trim_end_matches('.')),
+            tp_size: self.tp_size,
+            num_units: num_experts as u64,
+            origin: Dim::Experts(num_experts).to_string(),
+        })
+    }
+
+    fn part_of_ffn(&self, ffn: FfnSpec) -> FfnSpec {
+        let tp_size = self.tp_size.max(1) as usize;
+        match ffn {
+            FfnSpec::Dense(mut mlp) => {
+                mlp.ffn_hidden_size /= tp_size;
+                FfnSpec::Dense(mlp)
+            }
+            // The router chooses among the experts of all ranks.
+            FfnSpec::Moe(mut moe) => {
+                if !self.has_some_experts() {
+                    moe.experts.ffn_hidden_size /= tp_size;
+                }
+                if let Some(shared) = &mut moe.experts.shared {
+                    shared.ffn_hidden_size /= tp_size;
+                }
+                FfnSpec::Moe(moe)
+            }
+            // Every rank computes all of it.
+            FfnSpec::Linear(norm) => FfnSpec::Linear(norm),
+        }
     }
 
     /// This rank's part of so many rows of the embedding table or the output layer; ranks need not have equally many.
@@ -109,34 +183,16 @@ impl ShardPlace {
         start(self.tp_rank)..start(self.tp_rank + 1)
     }
 
-    /// Whether the pipeline stage has a tensor of the model.
+    /// Whether it has something of a tensor of the model.
     pub fn holds(&self, model: &ModelSpec, id: TensorId) -> bool {
         let is_first = self.layers.start == 0;
         let is_last = self.layers.end == model.layers.len();
         match (id.layer, id.module) {
-            (Some(layer), _) => self.layers.contains(&layer),
+            (Some(layer), _) => self.layers.contains(&layer) && self.holds_expert(model, id),
             (None, Module::WordEmbeddings) => is_first || (is_last && model.output.tied),
             (None, Module::PositionEmbeddings) => is_first,
             (None, _) => is_last,
         }
-    }
-}
-
-fn part_of_ffn(ffn: FfnSpec, tp_size: usize) -> FfnSpec {
-    match ffn {
-        FfnSpec::Dense(mut mlp) => {
-            mlp.ffn_hidden_size /= tp_size;
-            FfnSpec::Dense(mlp)
-        }
-        FfnSpec::Moe(mut moe) => {
-            moe.experts.ffn_hidden_size /= tp_size;
-            if let Some(shared) = &mut moe.experts.shared {
-                shared.ffn_hidden_size /= tp_size;
-            }
-            FfnSpec::Moe(moe)
-        }
-        // Every rank computes all of it.
-        FfnSpec::Linear(norm) => FfnSpec::Linear(norm),
     }
 }
 
@@ -185,6 +241,9 @@ impl TensorSpec {
     /// When the ranks cannot share it evenly.
     pub fn regions(&self, at: &ShardPlace) -> Result<Vec<Region>, Indivisible> {
         let whole = Region::whole(&self.shape());
+        if self.id.expert.is_some() && at.has_some_experts() {
+            return Ok(vec![whole]);
+        }
         let (axis, num_parts) = match self.shard {
             Shard::Replicated => return Ok(vec![whole]),
             Shard::Rows => (0, 1),
@@ -275,7 +334,7 @@ impl HeadLayout {
 
 impl LayerSpec {
     /// Whether `tp_size` ranks can share the layer, and give the sums that one rank gives.
-    fn is_shared_by(&self, tp_size: usize) -> bool {
+    fn is_shared_by(&self, tp_size: usize, sharing: ExpertSharing) -> bool {
         let divides = |units: usize| reduction_pieces(units).is_multiple_of(tp_size);
         let attention = self.attention.as_ref().is_none_or(|attention| {
             let HeadLayout { num_attention_heads, num_query_groups, .. } = attention.heads;
@@ -287,8 +346,11 @@ impl LayerSpec {
             groups && norms && divides(num_attention_heads)
         });
         let experts = self.moe().is_none_or(|moe| {
-            divides(moe.experts.ffn_hidden_size)
-                && moe.experts.shared.is_none_or(|shared| divides(shared.ffn_hidden_size))
+            let own = match sharing {
+                ExpertSharing::Widths => divides(moe.experts.ffn_hidden_size),
+                ExpertSharing::Numbers => moe.experts.num_experts.is_multiple_of(tp_size),
+            };
+            own && moe.experts.shared.is_none_or(|shared| divides(shared.ffn_hidden_size))
         });
         attention && experts && self.mlp().is_none_or(|mlp| divides(mlp.ffn_hidden_size))
     }
@@ -297,9 +359,11 @@ impl LayerSpec {
 impl ModelSpec {
     /// The numbers of tensor-parallel ranks that can share every layer and give the sums that one rank gives with
     /// [`reduction_pieces`], in ascending order; 1 is always among them.
-    pub fn tensor_parallel_sizes(&self) -> Vec<u32> {
+    pub fn tensor_parallel_sizes(&self, experts: ExpertSharing) -> Vec<u32> {
         let sizes = (0..=MAX_REDUCTION_PIECES.ilog2()).map(|power| 1_u32 << power);
-        sizes.filter(|&size| self.layers.iter().all(|layer| layer.is_shared_by(size as usize))).collect()
+        sizes
+            .filter(|&size| self.layers.iter().all(|layer| layer.is_shared_by(size as usize, experts)))
+            .collect()
     }
 }
 

@@ -45,7 +45,7 @@ impl ModelSpec {
     /// Bytes of each layer, the first with the tables and the last with what makes logits.
     fn layer_bytes(&self, numerics: &Numerics) -> Vec<u64> {
         let bytes = |idx| {
-            let place = ShardPlace { tp_rank: 0, tp_size: 1, layers: idx..idx + 1 };
+            let place = ShardPlace { layers: idx..idx + 1, ..ShardPlace::whole(self) };
             // One rank can always have a whole layer.
             self.footprint(numerics, &place).map_or(0, |footprint| footprint.weight_bytes)
         };

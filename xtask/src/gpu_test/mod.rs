@@ -145,6 +145,12 @@ const CHECKS: &[Check] = &[
         run: |kit, report| hashes::check_ranks(kit, report, "tiny"),
     },
     Check {
+        name: "ranks-tiny-moe",
+        what: "the same, with experts whose widths ranks share",
+        needs_gpu: false,
+        run: |kit, report| hashes::check_ranks(kit, report, "tiny-moe"),
+    },
+    Check {
         name: "bench-gpt-2b",
         what: "the same, GPT-2B-001; 8 GB of GPU memory",
         needs_gpu: true,

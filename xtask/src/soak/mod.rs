@@ -66,8 +66,9 @@ struct Model {
 pub(crate) fn run(workspace: &Workspace, args: &Args) -> Result<()> {
     crate::setup::report(workspace, None)?;
     let program = match &args.program {
-        Some(program) => std::path::absolute(program)
-            .with_context(|| format!("cannot find `{}`", program.display()))?,
+        Some(program) => {
+            std::path::absolute(program).with_context(|| format!("cannot find `{}`", program.display()))?
+        }
         None => demo::build(workspace)?,
     };
     let is_wanted = |part| args.parts.is_empty() || args.parts.contains(&part);

@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use engine::{Completion, Engine, EngineLimits, LeadingExecutor, Request, RunStats};
 use model_core::{BLOCK_SIZE_TOKENS, Backend, CausalLm, LoadOptions, ModelPart, ModelRanks, Reduction};
-use model_spec::{Footprint, KvTables, ModelSpec, NamedShape, ShardPlace, blocks_for};
+use model_spec::{ExpertSharing, Footprint, KvTables, ModelSpec, NamedShape, ShardPlace, blocks_for};
 use sampling::{RowRules, SamplingParams, SamplingRules, StopConditions, Vocabulary};
 use serde_json::{Value, json};
 
@@ -217,7 +217,7 @@ pub(super) fn place(
     let stages = spec.stages(pipeline as usize, &options.numerics).unwrap_or_default();
     let place = at.and_then(|at| {
         let layers = stages.get(at.pipeline_rank as usize)?.clone();
-        Some(ShardPlace { tp_rank: at.tensor_rank, tp_size, layers })
+        Some(ShardPlace { tp_rank: at.tensor_rank, tp_size, experts: ExpertSharing::Widths, layers })
     });
     place.ok_or_else(|| {
         Failure::usage(format!("{pipeline} pipeline stages are more than the model has layers"))

@@ -3,7 +3,8 @@
 //! The order is Megatron's default, `tp-cp-ep-dp-pp` (`initialize_model_parallel` in `megatron/core/parallel_state.py` of
 //! Megatron-LM): of neighbouring ranks the tensor rank differs first, then the data rank, and the pipeline rank last,
 //! `rank = tensor_rank + tensor * (data_rank + data * pipeline_rank)`. A replica's ranks therefore lie next to each
-//! other only where it has one pipeline stage. Context and expert parallelism do not exist here.
+//! other only where it has one pipeline stage. Context parallelism does not exist here, and expert-parallel ranks are the
+//! tensor-parallel ones.
 //!
 //! Samples are leased to replicas, and a replica is represented by the rank that comes first in its tensor group and its
 //! pipeline.

@@ -324,7 +324,9 @@ impl Prepared {
             device::name(self.setup.options.device),
             self.memory.table()
         );
-        if let Some(layout) = layout::describe(self.setup.topology, self.setup.reduction) {
+        if let Some(layout) =
+            layout::describe(self.setup.topology, self.setup.reduction, self.setup.plan.parallel.experts)
+        {
             tracing::info!("{layout}");
         }
         let LoadOptions { backend, attention, device, numerics, isa } = self.setup.options;

@@ -1,14 +1,17 @@
 //! How much memory a run takes, and how many sequences the KV cache is made for.
 
+mod experts;
+
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
 use model_core::{BLOCK_SIZE_TOKENS, ExchangeParts, LoadOptions, ModelConfig, ModelError, Reduction};
 use model_spec::{
-    AttentionSpec, ExpertsSpec, Float, Footprint, HeadLayout, KvTables, LayerSpec, MlpSpec, ModelSpec,
-    MoeSpec, Numerics, ShardPlace, WINDOW_AHEAD_BLOCKS, blocks_for,
+    AttentionSpec, Float, Footprint, HeadLayout, KvTables, LayerSpec, MlpSpec, ModelSpec, Numerics,
+    ShardPlace, WINDOW_AHEAD_BLOCKS, blocks_for,
 };
 use nemo_format::Checkpoint;
 use tch::Device;
 
+use self::experts::ExpertSums;
 use super::{device, host_memory};
 use crate::config::plan::{RoomPlan, RowStructures};
 use crate::exit::{ExitStatus, Failure, ResultExt};
@@ -125,7 +128,7 @@ impl Room {
     }
 
     /// What the results between the layers take.
-    fn workspace_bytes(&self, model: &ModelSpec, demand: Demand) -> u64 {
+    fn workspace_bytes(&self, model: &ModelSpec, how: ExpertSums, demand: Demand) -> u64 {
         let most =
             |of_layer: &dyn Fn(&LayerSpec) -> usize| model.layers.iter().map(of_layer).max().unwrap_or(0);
         let of_heads = |layer: &LayerSpec, count: &dyn Fn(&AttentionSpec) -> usize| {
@@ -152,13 +155,17 @@ impl Room {
         let widest = most(&|layer| {
             let heads = of_heads(layer, &|of| of.heads.query_size() + of.heads.qkv_size());
             let mlp = layer.mlp().map_or(0, |mlp: &MlpSpec| 3 * mlp.ffn_hidden_size);
-            mlp.max(layer.moe().map_or(0, |moe| expert_elems(model.hidden_size, moe))).max(heads)
+            mlp.max(layer.moe().map_or(0, |moe| how.elems(model.hidden_size, moe))).max(heads)
         });
         let per_token = (2 * model.hidden_size + widest) as u64;
         let num_tokens = self.max_prefill_tokens.max(demand.longest_sequence_tokens) as u64;
         // The logits of a step, and a copy for the sampler.
         let logits = 2 * model.padded_vocab_size * self.num_seqs(demand) as u64;
-        num_tokens.saturating_mul(per_token).saturating_add(logits).saturating_mul(WIDEST_ELEM_BYTES)
+        let of_tokens =
+            num_tokens.saturating_mul(per_token).saturating_add(logits).saturating_mul(WIDEST_ELEM_BYTES);
+        let received = model.layers.iter().filter_map(LayerSpec::moe);
+        let received = received.map(|moe| how.received_bytes(model.hidden_size, moe, num_tokens)).max();
+        of_tokens.saturating_add(received.unwrap_or(0))
     }
 
     /// Most bytes that the KV cache may take: on a GPU what is left, elsewhere others want memory too.
@@ -308,9 +315,10 @@ impl MemoryPlan {
         let tables = model.kv_tables(demand.longest_sequence_tokens);
         let (part, footprint) = part_of(model, options, place, tables)?;
         let exchanged_bytes = exchanged_bytes(options, place, reduction);
+        let how = ExpertSums::of(place, reduction);
         let sizes_in = |room: Room| Sizes {
             weight_bytes: footprint.weight_bytes,
-            workspace_bytes: room.workspace_bytes(&part, demand) + exchanged_bytes,
+            workspace_bytes: room.workspace_bytes(&part, how, demand) + exchanged_bytes,
             bytes_per_block: footprint.bytes_per_block(),
             tables,
             cuts_prompts: model_core::cuts_prompts(options),
@@ -519,10 +527,12 @@ pub(crate) fn fits(
         if options.device == Device::Cpu { Room::host(available_bytes) } else { Room::gpu(available_bytes) };
     let room = room.shared_by(demand.neighbours);
     let tables = model.kv_tables(demand.longest_sequence_tokens);
+    let how = ExpertSums::of(place, reduction);
     part_of(model, options, place, tables).is_ok_and(|(part, footprint)| {
         let sizes = Sizes {
             weight_bytes: footprint.weight_bytes,
-            workspace_bytes: room.workspace_bytes(&part, demand) + exchanged_bytes(options, place, reduction),
+            workspace_bytes: room.workspace_bytes(&part, how, demand)
+                + exchanged_bytes(options, place, reduction),
             bytes_per_block: footprint.bytes_per_block(),
             tables,
             cuts_prompts: model_core::cuts_prompts(options),
@@ -542,14 +552,6 @@ fn given_blocks(bytes: u64, least_blocks: u64, sizes: Sizes, demand: Demand) -> 
         least_blocks.saturating_mul(sizes.bytes_per_block),
         thousands(demand.longest_sequence_tokens as u64),
     )))
-}
-
-/// Elements for each token while experts run: rows of all that were chosen, their outputs, sums of these, and both halves of
-/// an expert that every token chose.
-fn expert_elems(hidden_size: usize, moe: &MoeSpec) -> usize {
-    let ExpertsSpec { ffn_hidden_size, router, shared, .. } = moe.experts;
-    let widest = shared.map_or(ffn_hidden_size, |shared| shared.ffn_hidden_size.max(ffn_hidden_size));
-    2 * (router.topk + 1) * hidden_size + 3 * widest
 }
 
 #[cfg(test)]

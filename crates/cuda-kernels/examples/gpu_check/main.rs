@@ -49,6 +49,7 @@ const CASES: &[Case<Gpu>] = &[
     ("rows to FP8 behind norms", fp8::fused),
     ("FP8 GEMM", fp8::gemms),
     ("mixtures of experts", moe::experts),
+    ("experts in pieces", moe::pieces),
     ("sampling as the reference does", sampling_check::against_reference),
     ("sampling of many rows", sampling_check::many_rows),
     ("rules of rows' own and most likely tokens", own_rules_check::own_rules),

@@ -2,11 +2,12 @@
 
 use std::error::Error;
 
-use cuda_kernels::{Gating, KernelConfig, MoeKernels, MoeWeights, RunMoe, ScoreKind};
+use cuda_kernels::{Gating, KernelConfig, MoeKernels, MoeWeights, RunMoe, RunMoePieces, ScoreKind};
 use model_spec::{Nonlinearity, RouterScore};
 use tch::{Kind, Tensor};
 
 use crate::cases::{Outcome, ensure};
+use crate::gemm::tree;
 use crate::support::{Gpu, double, relative_error, same, tolerance};
 
 /// A layer with experts.
@@ -83,23 +84,37 @@ impl Layer {
         };
         let fc1 = scaled(&[num_experts, lines, hidden], hidden)?;
         let fc2 = scaled(&[num_experts, hidden, ffn], ffn)?;
-        let addresses = |experts: &Tensor| -> Result<Tensor, Box<dyn Error>> {
-            let start = experts.data_ptr() as i64;
-            let elem_bytes = kind.elt_size_in_bytes() as i64;
-            let bytes = experts.size()[1..].iter().product::<i64>() * elem_bytes;
-            let list: Vec<i64> = (0..num_experts).map(|expert| start + expert * bytes).collect();
-            gpu.put(&Tensor::f_from_slice(&list)?)
-        };
         let weights = MoeWeights {
             router: gpu.random(&[num_experts, hidden], Kind::Float)?,
             bias: shape.has_bias.then(|| gpu.random(&[num_experts], Kind::Float)).transpose()?,
             gate: shape.has_shared.then(|| gpu.random(&[1, hidden], Kind::Float)).transpose()?,
-            fc1: addresses(&fc1)?,
-            fc2: addresses(&fc2)?,
+            fc1: addresses(gpu, &fc1)?,
+            fc2: addresses(gpu, &fc2)?,
             ffn,
             score: shape.score,
             topk: shape.topk,
             scaling: shape.has_bias.then_some(2.5),
+        };
+        Ok(Self { weights, fc1, fc2 })
+    }
+
+    /// The same layer with a rank's part of every expert's width.
+    fn part(&self, gpu: &Gpu, rank: i64, num_ranks: i64) -> Result<Self, Box<dyn Error>> {
+        let own = self.weights.ffn / num_ranks;
+        let halves = self.fc1.size()[1] / self.weights.ffn;
+        let lines = (0..halves)
+            .map(|half| self.fc1.f_narrow(1, half * self.weights.ffn + rank * own, own))
+            .collect::<Result<Vec<_>, _>>()?;
+        let fc1 = Tensor::f_cat(&lines, 1)?;
+        let fc2 = self.fc2.f_narrow(2, rank * own, own)?.f_contiguous()?;
+        let weights = MoeWeights {
+            router: self.weights.router.shallow_clone(),
+            bias: self.weights.bias.as_ref().map(Tensor::shallow_clone),
+            gate: None,
+            fc1: addresses(gpu, &fc1)?,
+            fc2: addresses(gpu, &fc2)?,
+            ffn: own,
+            ..self.weights
         };
         Ok(Self { weights, fc1, fc2 })
     }
@@ -164,6 +179,15 @@ impl Layer {
     }
 }
 
+/// Where each expert's weight lies.
+fn addresses(gpu: &Gpu, experts: &Tensor) -> Result<Tensor, Box<dyn Error>> {
+    let start = experts.data_ptr() as i64;
+    let elem_bytes = experts.kind().elt_size_in_bytes() as i64;
+    let bytes = experts.size()[1..].iter().product::<i64>() * elem_bytes;
+    let list: Vec<i64> = (0..experts.size()[0]).map(|expert| start + expert * bytes).collect();
+    gpu.put(&Tensor::f_from_slice(&list)?)
+}
+
 pub(crate) fn kernels(gpu: &Gpu, shape: &Shape) -> Result<MoeKernels, Box<dyn Error>> {
     let config = KernelConfig {
         kind: shape.kind,
@@ -211,4 +235,55 @@ pub(crate) fn experts(gpu: &Gpu) -> Outcome {
         }
     }
     Ok(format!("worst error {worst:.1e}; a row is bitwise identical in every batch"))
+}
+
+/// Widths that pieces divide: a step of 64 inputs and less, several, and one and a half.
+const IN_PIECES: [Shape; 5] = [
+    Shape { ffn: 64, num_experts: 8, ..SMALL },
+    Shape { ffn: 64, num_experts: 8, kind: Kind::Float, ..SMALL },
+    Shape { ffn: 192, num_experts: 40, topk: 3, gating: Gating::Plain, kind: Kind::Half, ..SMALL },
+    QWEN3_30B,
+    Shape { hidden: 4_096, ffn: 14_336, num_experts: 8, topk: 2, ..SMALL },
+];
+
+/// Sums in pieces: against float64, alone as in a batch, and every rank's pieces are those of one rank, bitwise.
+pub(crate) fn pieces(gpu: &Gpu) -> Outcome {
+    const NUM_PIECES: i64 = 8;
+    let mut worst: f64 = 0.0;
+    for shape in &IN_PIECES {
+        let kernels = kernels(gpu, shape)?;
+        let layer = Layer::new(gpu, shape)?;
+        let most = ROW_COUNTS[ROW_COUNTS.len() - 1];
+        let x = gpu.random(&[most, shape.hidden], shape.kind)?;
+        let run = |weights: &MoeWeights, num_pieces, first: i64, num_rows: i64| {
+            let partials = gpu.unset(&[num_pieces, num_rows, shape.hidden], Kind::Float)?;
+            let x = x.f_narrow(0, first, num_rows)?;
+            kernels.run_pieces(&gpu.stream, &RunMoePieces { x: &x, weights, partials: &partials })?;
+            Ok::<_, Box<dyn Error>>(partials)
+        };
+        let all = run(&layer.weights, NUM_PIECES, 0, most)?;
+        let parts = (0..NUM_PIECES).map(|piece| all.f_get(piece)).collect::<Result<Vec<_>, _>>()?;
+        let error = relative_error(&tree(parts)?, &layer.reference(shape, &x, None)?)?;
+        worst = worst.max(error);
+        ensure(error < 2.0 * tolerance(shape.kind), || format!("{shape:?} is off by {error:.1e}"))?;
+        for num_rows in ROW_COUNTS {
+            for first in [0, (most - num_rows) / 2, most - num_rows] {
+                let part = run(&layer.weights, NUM_PIECES, first, num_rows)?;
+                ensure(same(&part, &all.f_narrow(1, first, num_rows)?.f_contiguous()?)?, || {
+                    format!("{shape:?}: pieces of {num_rows} rows from {first} differ from those of {most}")
+                })?;
+            }
+        }
+        for num_ranks in [2, 4, 8] {
+            let own = NUM_PIECES / num_ranks;
+            for rank in 0..num_ranks {
+                let part = layer.part(gpu, rank, num_ranks)?;
+                let pieces = run(&part.weights, own, 0, most)?;
+                ensure(same(&pieces, &all.f_narrow(0, rank * own, own)?)?, || {
+                    format!("{shape:?}: rank {rank} of {num_ranks} has other pieces than one rank")
+                })?;
+            }
+        }
+    }
+    Ok(format!("worst error {worst:.1e}; 2, 4 and 8 ranks have the pieces of one"))
 }

@@ -30,6 +30,8 @@ const STAGES: u32 = 4;
 const JOIN_THREADS: i64 = 128;
 /// A lane keeps a slot.
 const MAX_TOPK: i64 = 32;
+/// As many as ranks can share.
+const MAX_PIECES: i64 = 8;
 /// Up to so many rows an expert on average, the tile in which most experts' rows are together (H200, Qwen3-30B-A3B).
 const MAX_ROWS_OF_SHORT: i64 = 6;
 const MAX_ROWS_OF_MEDIUM: i64 = 24;
@@ -45,6 +47,25 @@ pub struct RunMoe<'a> {
     pub weights: &'a MoeWeights,
     /// `float32[n, h]`: what the shared expert makes of `x`, without its gate.
     pub shared: Option<&'a Tensor>,
+}
+
+/// What is given to [`MoeKernels::run_pieces`].
+#[derive(Clone, Copy, Debug)]
+pub struct RunMoePieces<'a> {
+    /// `T[n, h]`, normalised; h a multiple of 8.
+    pub x: &'a Tensor,
+    /// The router and where experts' weights lie.
+    pub weights: &'a MoeWeights,
+    /// `float32[num_pieces, n, h]`: the pieces of the inputs of `fc2`, each a multiple of 8 wide, are summed apart.
+    pub partials: &'a Tensor,
+}
+
+/// What all kernels of a layer read.
+#[derive(Clone, Copy, Debug)]
+struct Inputs<'a> {
+    x: &'a Tensor,
+    weights: &'a MoeWeights,
+    num_pieces: i64,
 }
 
 /// The weights of a layer with experts. `fc1` and `fc2` hold addresses: whoever makes them keeps the weights.
@@ -115,7 +136,8 @@ struct MultiplyArgs {
     num_in: i32,
     num_out: i32,
     topk: i32,
-    reserved: i32,
+    num_pieces: i32,
+    piece_stride: i64,
 }
 
 #[repr(C)]
@@ -127,6 +149,17 @@ struct JoinArgs {
     shared: Address,
     gates: Address,
     residual: Address,
+    width: i32,
+    topk: i32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+struct JoinPiecesArgs {
+    outputs: Address,
+    weights: Address,
+    places_of_slots: Address,
+    partials: Address,
     width: i32,
     topk: i32,
 }
@@ -148,6 +181,7 @@ pub struct MoeKernels {
     choose: Kernel,
     group: Kernel,
     join: Kernel,
+    join_pieces: Kernel,
     short: Multiply,
     medium: Multiply,
     tall: Multiply,
@@ -197,6 +231,7 @@ impl MoeKernels {
             choose: short.kernel("choose")?,
             group: short.kernel("group")?,
             join: short.kernel("join")?,
+            join_pieces: short.kernel("join_pieces")?,
             short: multiply(&short, TileRows::Short)?,
             medium: multiply(&medium, TileRows::Medium)?,
             tall: multiply(&tall, TileRows::Tall)?,
@@ -211,10 +246,30 @@ impl MoeKernels {
     /// # Errors
     /// When a tensor does not fit.
     pub fn run(&self, stream: &Stream, run: &RunMoe<'_>) -> Result<(), KernelError> {
+        let (grouped, outputs) =
+            self.outputs(stream, Inputs { x: run.x, weights: run.weights, num_pieces: 1 })?;
+        self.enqueue_join(stream, run, &grouped, &outputs)
+    }
+
+    /// Enqueues what experts make of rows, for each piece of the inputs of their second layers: a sum over slots in their
+    /// order. Added in a tree, the pieces of all ranks that share the experts' widths are [`Self::run`]'s, but for rounding;
+    /// they are the same numbers whatever the number of ranks. A shared expert and its gate are not part of them.
+    ///
+    /// # Errors
+    /// When a tensor does not fit.
+    pub fn run_pieces(&self, stream: &Stream, run: &RunMoePieces<'_>) -> Result<(), KernelError> {
+        let [num_pieces, _, _] = shape_of(run.partials, "partials")?;
+        let (grouped, outputs) =
+            self.outputs(stream, Inputs { x: run.x, weights: run.weights, num_pieces })?;
+        self.enqueue_join_pieces(stream, run, &grouped, &outputs)
+    }
+
+    /// float32 `[num_pieces, num_places, h]`: what the experts make of the rows that chose them, and where it lies.
+    fn outputs(&self, stream: &Stream, run: Inputs<'_>) -> Result<(Grouped, Tensor), KernelError> {
         let weights = run.weights;
         let [num_rows, width] = shape_of(run.x, "x")?;
         let [num_experts, _] = shape_of(&weights.router, "router")?;
-        self.check(weights, num_experts, width)?;
+        self.check(weights, num_experts, (width, run.num_pieces))?;
         let num_places = num_rows * weights.topk;
         let rows_of_expert = num_places.unsigned_abs().div_ceil(num_experts.unsigned_abs().max(1)) as i64;
         let multiply = if rows_of_expert <= MAX_ROWS_OF_SHORT {
@@ -230,17 +285,26 @@ impl MoeKernels {
         self.enqueue_group(stream, weights, &grouped, num_experts, multiply.rows)?;
         let device = run.x.device();
         let hidden = Tensor::f_empty([num_places, weights.ffn], (self.kind, device))?;
-        let outputs = Tensor::f_empty([num_places, width], (Kind::Float, device))?;
+        let outputs = Tensor::f_empty([run.num_pieces, num_places, width], (Kind::Float, device))?;
         self.enqueue_multiply(stream, multiply, run, &grouped, (&hidden, &outputs))?;
-        self.enqueue_join(stream, run, &grouped, &outputs)
+        Ok((grouped, outputs))
     }
 
-    fn check(&self, weights: &MoeWeights, num_experts: i64, width: i64) -> Result<(), KernelError> {
+    fn check(
+        &self,
+        weights: &MoeWeights,
+        num_experts: i64,
+        (width, num_pieces): (i64, i64),
+    ) -> Result<(), KernelError> {
         if width <= 0 || width % 8 != 0 {
             return Err(bad("width of a row", "a multiple of 8", width));
         }
         if weights.ffn <= 0 || weights.ffn % 8 != 0 {
             return Err(bad("width of an expert", "a multiple of 8", weights.ffn));
+        }
+        if !(1..=MAX_PIECES).contains(&num_pieces) || weights.ffn % (8 * num_pieces) != 0 {
+            let expected = format!("from 1 to {MAX_PIECES} of multiples of 8 of an expert's width");
+            return Err(bad("pieces of an expert", &expected, num_pieces));
         }
         if num_experts > i64::from(GROUP_THREADS) {
             return Err(bad("number of experts", "at most 1024", num_experts));
@@ -251,7 +315,7 @@ impl MoeKernels {
         Ok(())
     }
 
-    fn enqueue_route(&self, stream: &Stream, run: &RunMoe<'_>, grouped: &Grouped) -> Result<(), KernelError> {
+    fn enqueue_route(&self, stream: &Stream, run: Inputs<'_>, grouped: &Grouped) -> Result<(), KernelError> {
         let tensors = Tensors::on(stream);
         let weights = run.weights;
         let [num_rows, width] = shape_of(run.x, "x")?;
@@ -332,7 +396,7 @@ impl MoeKernels {
         &self,
         stream: &Stream,
         multiply: &Multiply,
-        run: &RunMoe<'_>,
+        run: Inputs<'_>,
         grouped: &Grouped,
         (hidden, outputs): (&Tensor, &Tensor),
     ) -> Result<(), KernelError> {
@@ -357,29 +421,36 @@ impl MoeKernels {
             num_in: int(width, "width")?,
             num_out: int(weights.ffn, "width of an expert")?,
             topk,
-            reserved: 0,
+            num_pieces: 1,
+            piece_stride: 0,
         };
         let outer = MultiplyArgs {
             x: hidden,
             weights: tensors.address(&weights.fc2, "fc2", Kind::Int64, &[num_experts])?,
-            out: tensors.address(outputs, "outputs", Kind::Float, &[num_places, width])?,
+            out: tensors.address(outputs, "outputs", Kind::Float, &[run.num_pieces, num_places, width])?,
             num_in: inner.num_out,
             num_out: inner.num_in,
+            num_pieces: int(run.num_pieces, "pieces")?,
+            piece_stride: num_places * width,
             ..inner
         };
         let shared = (multiply.rows.count() + WEIGHT_LINES) * 128 * i64::from(STAGES) + 128;
-        let launch = |outputs: i64, outputs_of_block: i64| -> Result<Launch, KernelError> {
+        let launch = |outputs: i64, outputs_of_block: i64, num_pieces| -> Result<Launch, KernelError> {
             let parts = outputs.unsigned_abs().div_ceil(outputs_of_block.unsigned_abs()) as i64;
             Ok(Launch {
-                grid: [count(parts, "parts of the outputs")?, count(max_tiles, "tiles")?, 1],
+                grid: [
+                    count(parts, "parts of the outputs")?,
+                    count(max_tiles, "tiles")?,
+                    count(num_pieces, "pieces")?,
+                ],
                 shared_bytes: self.shared(shared)?,
                 overlaps: self.can_overlap,
                 ..Launch::linear(1, MULTIPLY_THREADS)
             })
         };
-        let first = launch(weights.ffn, WEIGHT_LINES / self.gating.halves())?;
+        let first = launch(weights.ffn, WEIGHT_LINES / self.gating.halves(), 1)?;
         multiply.experts_in.launch(&first, stream, &[Arg::value(&inner)])?;
-        let second = launch(width, WEIGHT_LINES)?;
+        let second = launch(width, WEIGHT_LINES, run.num_pieces)?;
         Ok(multiply.experts_out.launch(&second, stream, &[Arg::value(&outer)])?)
     }
 
@@ -394,7 +465,7 @@ impl MoeKernels {
         let topk = run.weights.topk;
         let shape @ [num_rows, width] = shape_of(run.x, "x")?;
         let args = JoinArgs {
-            outputs: tensors.address(outputs, "outputs", Kind::Float, &[num_rows * topk, width])?,
+            outputs: tensors.address(outputs, "outputs", Kind::Float, &[1, num_rows * topk, width])?,
             weights: tensors.address(&grouped.weights, "weights", Kind::Float, &[num_rows, topk])?,
             places_of_slots: tensors.address(
                 &grouped.places_of_slots,
@@ -408,13 +479,46 @@ impl MoeKernels {
             width: int(width, "width")?,
             topk: int(topk, "topk")?,
         };
+        Ok(self.join.launch(&self.join_grid([num_rows, width], 1)?, stream, &[Arg::value(&args)])?)
+    }
+
+    fn enqueue_join_pieces(
+        &self,
+        stream: &Stream,
+        run: &RunMoePieces<'_>,
+        grouped: &Grouped,
+        outputs: &Tensor,
+    ) -> Result<(), KernelError> {
+        let tensors = Tensors::on(stream);
+        let topk = run.weights.topk;
+        let shape @ [num_rows, width] = shape_of(run.x, "x")?;
+        let [num_pieces, _, _] = shape_of(outputs, "outputs")?;
+        let num_places = num_rows * topk;
+        let all = [num_pieces, num_rows, width];
+        let args = JoinPiecesArgs {
+            outputs: tensors.address(outputs, "outputs", Kind::Float, &[num_pieces, num_places, width])?,
+            weights: tensors.address(&grouped.weights, "weights", Kind::Float, &[num_rows, topk])?,
+            places_of_slots: tensors.address(
+                &grouped.places_of_slots,
+                "places of slots",
+                Kind::Int,
+                &[num_places],
+            )?,
+            partials: tensors.address(run.partials, "partials", Kind::Float, &all)?,
+            width: int(width, "width")?,
+            topk: int(topk, "topk")?,
+        };
+        let launch = self.join_grid(shape, num_pieces)?;
+        Ok(self.join_pieces.launch(&launch, stream, &[Arg::value(&args)])?)
+    }
+
+    fn join_grid(&self, [num_rows, width]: [i64; 2], num_pieces: i64) -> Result<Launch, KernelError> {
         let parts = (width / 8).unsigned_abs().div_ceil(JOIN_THREADS.unsigned_abs()) as i64;
-        let launch = Launch {
-            grid: [count(num_rows, "rows")?, count(parts, "parts of a row")?, 1],
+        Ok(Launch {
+            grid: [count(num_rows, "rows")?, count(parts, "parts of a row")?, count(num_pieces, "pieces")?],
             overlaps: self.can_overlap,
             ..Launch::linear(1, JOIN_THREADS as u32)
-        };
-        Ok(self.join.launch(&launch, stream, &[Arg::value(&args)])?)
+        })
     }
 
     fn shared(&self, bytes: i64) -> Result<u32, KernelError> {
@@ -426,7 +530,7 @@ impl MoeKernels {
 }
 
 impl Grouped {
-    fn empty(run: &RunMoe<'_>, num_rows: i64, max_tiles: i64) -> Result<Self, KernelError> {
+    fn empty(run: Inputs<'_>, num_rows: i64, max_tiles: i64) -> Result<Self, KernelError> {
         let topk = run.weights.topk;
         let [num_experts, _] = shape_of(&run.weights.router, "router")?;
         let empty = |shape: &[i64], kind| Tensor::f_empty(shape, (kind, run.x.device()));

@@ -3,7 +3,7 @@
 use model_spec::{
     Activation, AttentionSpec, BlockStyle, ExpertsSpec, FfnSpec, Float, HeadLayout, LayerSpec, MlpSpec,
     MoeSpec, Nonlinearity, NormSpec, Normalization, RotaryConfig, RotaryPairing, RouterScore, RouterSpec,
-    TableRows,
+    SharedExpertSpec, TableRows,
 };
 use serde_json::json;
 use tch::Device;
@@ -14,8 +14,10 @@ use crate::backend::plain::PlainLoader;
 use crate::kinds::StoredFloat;
 use crate::layers::row_parallel::RowParallel;
 use crate::layers::{Attention, AttentionPart, Ffn, Layer, Mlp, OutputRule};
+use crate::model_ranks::Reduction;
 use crate::ops::{
-    LinearRole, LinearSource, Loader, Norm, StoredLinearWeight, WeightBytes, refuse_experts_on_gpu,
+    LinearRole, LinearSource, Loader, Norm, SharedExperts, StoredLinearWeight, WeightBytes,
+    refuse_experts_on_gpu,
 };
 use crate::weights::Head;
 use crate::{AttentionSwitches, Isa, RawModelConfig};
@@ -451,14 +453,25 @@ fn what_no_kernel_of_a_gpu_computes_is_refused_by_its_key() {
     let activation = Activation { nonlinearity: Nonlinearity::Silu, gated: true };
     let moe = MoeSpec { experts, activation, norm: RMS };
     let bf16: Numerics = "bf16".parse().unwrap();
-    let refused = |moe: &MoeSpec, hidden_size, numerics, is_shared| {
-        refuse_experts_on_gpu(moe, hidden_size, numerics, is_shared).unwrap_err().to_string()
+    let alone = SharedExperts { reduction: Reduction::Chain, tp_size: 1, has_some: false };
+    let two = SharedExperts { reduction: Reduction::Tree, tp_size: 2, has_some: false };
+    let refused = |moe: &MoeSpec, hidden_size, numerics, shared| {
+        refuse_experts_on_gpu(moe, hidden_size, numerics, shared).unwrap_err().to_string()
     };
-    insta::assert_snapshot!(refused(&moe, 16, bf16, false), @"model config key `moe_ffn_hidden_size` is `4`, experts whose widths are no multiples of 8 on a GPU with the fast engine, which is not supported; use the plain backend (`trt_llm.enable: false`), or a CPU");
-    insta::assert_snapshot!(refused(&moe, 16, bf16.with_fp8_weights(), false), @"model config key `quantization` is `fp8`, experts in FP8 on a GPU, which is not supported; use bf16, or a CPU");
-    insta::assert_snapshot!(refused(&moe, 16, bf16, true), @"model config key `num_moe_experts` is `8`, experts of several tensor-parallel ranks on GPUs, which is not supported; use one rank for each replica");
-    let wide = MoeSpec { experts: ExpertsSpec { ffn_hidden_size: 8, ..experts }, ..moe };
-    assert!(refuse_experts_on_gpu(&wide, 16, bf16, false).is_ok());
+    insta::assert_snapshot!(refused(&moe, 16, bf16, alone), @"model config key `moe_ffn_hidden_size` is `4`, experts whose widths are no multiples of 8 on a GPU with the fast engine, which is not supported; use the plain backend (`trt_llm.enable: false`), or a CPU");
+    insta::assert_snapshot!(refused(&moe, 16, bf16.with_fp8_weights(), alone), @"model config key `quantization` is `fp8`, experts in FP8 on a GPU, which is not supported; use bf16, or a CPU");
+    insta::assert_snapshot!(refused(&moe, 16, bf16, SharedExperts { has_some: true, ..two }), @"model config key `expert_model_parallel_size` is `2`, whole experts on each of several GPUs, which is not supported; use 1, a part of each expert on every GPU");
+    let of_width =
+        |ffn_hidden_size| MoeSpec { experts: ExpertsSpec { ffn_hidden_size, ..experts }, ..moe.clone() };
+    let wide = of_width(8);
+    assert!(refuse_experts_on_gpu(&wide, 16, bf16, alone).is_ok());
+    // A part of 40 of 80: pieces of 10. Of 64 of 128, and of 96 of 192, they are 16 and 24 wide.
+    insta::assert_snapshot!(refused(&of_width(40), 16, bf16, two), @"model config key `moe_ffn_hidden_size` is `80`, experts whose sums are in pieces that are no multiples of 8 wide on GPUs, which is not supported; use a CPU, or one GPU for each replica without `model.generation.reduction: tree`");
+    assert!([64, 96].iter().all(|&width| refuse_experts_on_gpu(&of_width(width), 16, bf16, two).is_ok()));
+    let shared = Some(SharedExpertSpec { ffn_hidden_size: 32, has_gate: false });
+    let with_shared = MoeSpec { experts: ExpertsSpec { shared, ..of_width(64).experts }, ..moe };
+    assert!(refuse_experts_on_gpu(&with_shared, 16, bf16, alone).is_ok());
+    insta::assert_snapshot!(refused(&with_shared, 16, bf16, two), @"model config key `moe_shared_expert_intermediate_size` is `64`, a shared expert whose sum is in pieces on GPUs, which is not supported; use a CPU, or one GPU for each replica without `model.generation.reduction: tree`");
 }
 
 #[test]

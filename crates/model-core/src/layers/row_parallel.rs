@@ -51,11 +51,11 @@ impl<S: StepState> RowParallel<S> {
         linears.iter().map(move |linear| TrialLinear { num_pieces, ..TrialLinear::of(linear, None) })
     }
 
-    /// The same, taken out of it.
-    pub(crate) fn into_linears(self) -> Vec<S::Linear> {
+    /// The same, taken out of it, and the pieces that they have together.
+    pub(crate) fn into_linears(self) -> (Vec<S::Linear>, usize) {
         match self {
-            Self::Chain(linear) => vec![linear],
-            Self::Tree(pieced) => pieced.parts,
+            Self::Chain(linear) => (vec![linear], 1),
+            Self::Tree(pieced) => (pieced.parts, pieced.num_pieces),
         }
     }
 

@@ -1,28 +1,71 @@
 //! The experts of a layer, and what they make of the rows that chose them.
 
-use model_spec::Activation;
+mod exchange;
+
+pub use self::exchange::RECEIVED_EXPERT_BYTES;
+use model_spec::{Activation, ShardPlace};
 use tch::{Kind, Tensor};
 
 use super::{Epilogue, LinearOp, StepState, TrialLinear};
 use crate::ModelError;
 use crate::parallel::tree_sum;
-use crate::routing::Routing;
+use crate::routing::{ByExpert, Routing};
 use crate::upload::to_device;
 
-/// All experts of a layer, as far as this rank has them.
+/// The experts of a layer, as far as this rank has them.
 pub(crate) struct Experts<L> {
     /// In order of their numbers.
     pub(crate) experts: Vec<Expert<L>>,
     /// The function inside each.
     pub(crate) activation: Activation,
+    /// Which of the layer's they are.
+    pub(crate) owners: Owners,
+}
+
+/// Which rank has an expert, where tensor-parallel ranks have whole ones; otherwise one has all of them, or a part of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owners {
+    /// Of the layer.
+    pub(crate) num_experts: usize,
+    /// How many ranks share them by their numbers, and this one's number.
+    pub(crate) num_ranks: usize,
+    pub(crate) rank: usize,
+}
+
+impl Owners {
+    /// As a place shares them.
+    pub(crate) fn of(place: &ShardPlace, num_experts: usize) -> Self {
+        match place.has_some_experts() {
+            true => Self { num_experts, num_ranks: place.tp_size as usize, rank: place.tp_rank as usize },
+            false => Self { num_experts, num_ranks: 1, rank: 0 },
+        }
+    }
+
+    /// The number of this rank's first expert.
+    fn first(self) -> usize {
+        self.rank * self.share()
+    }
+
+    /// How many experts a rank has.
+    fn share(self) -> usize {
+        self.num_experts / self.num_ranks.max(1)
+    }
+
+    /// The rank that has an expert.
+    pub(crate) fn owner(self, expert: u32) -> usize {
+        expert as usize / self.share().max(1)
+    }
 }
 
 /// `linear_fc1`, an activation, `linear_fc2`.
 pub(crate) struct Expert<L> {
     /// Run with [`Epilogue::Activate`].
     pub(crate) fc1: L,
-    /// One, or a piece of the inputs each where their sums are taken in a tree.
+    /// One, or a piece of the inputs each where their sums are taken in a tree and the backend does not cut them itself.
     pub(crate) fc2: Vec<L>,
+    /// Pieces that its inputs are summed in, as far as this rank has them.
+    #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "only a GPU cuts sums itself"))]
+    pub(crate) num_pieces: usize,
 }
 
 impl<L> Expert<L> {
@@ -71,43 +114,85 @@ impl<L> Experts<L> {
     where
         L: LinearOp<S>,
     {
+        if self.owners.num_ranks > 1 {
+            return exchange::run(self, x, routing, at);
+        }
         let (num_tokens, hidden_size) = x.size2()?;
-        let topk = routing.topk as i64;
-        let grouped = routing.by_expert(self.experts.len());
-        let tokens = to_device(&grouped.tokens, x.device())?;
+        let grouped = routing.by_expert(self.owners.num_experts);
+        let outputs = self.empty_outputs(num_tokens * routing.topk as i64, hidden_size, x.device())?;
+        self.run_own(x, &grouped, at, &mut |piece, sum, places| {
+            let _ = outputs[piece].shallow_clone().f_index_copy_(0, places, sum)?;
+            Ok(())
+        })?;
+        sum_slots(&outputs, routing)
+    }
+
+    /// Pieces of the inputs of `linear_fc2` that this rank has.
+    fn num_pieces(&self) -> usize {
+        self.experts.first().map_or(1, |expert| expert.fc2.len())
+    }
+
+    /// float32 `[num_places, hidden_size]` for each piece.
+    fn empty_outputs(
+        &self,
+        num_places: i64,
+        hidden_size: i64,
+        device: tch::Device,
+    ) -> Result<Vec<Tensor>, ModelError> {
+        let empty = |_| Ok(Tensor::f_empty([num_places, hidden_size], (Kind::Float, device))?);
+        (0..self.num_pieces()).map(empty).collect()
+    }
+
+    /// Runs this rank's experts on the rows that chose them, and gives to `keep` what each makes: the piece, its sums for
+    /// some places, and these, in numbers of [`ByExpert::places`].
+    fn run_own<S: StepState<Linear = L>>(
+        &self,
+        x: &Tensor,
+        grouped: &ByExpert,
+        at: &mut S,
+        keep: &mut dyn FnMut(usize, &Tensor, &Tensor) -> Result<(), ModelError>,
+    ) -> Result<(), ModelError>
+    where
+        L: LinearOp<S>,
+    {
         let places = to_device(&grouped.places, x.device())?;
-        let rows = x.f_index_select(0, &tokens)?;
-        let num_pieces = self.experts.first().map_or(1, |expert| expert.fc2.len());
-        let shape = [num_tokens * topk, hidden_size];
-        let mut outputs = (0..num_pieces)
-            .map(|_| Tensor::f_empty(shape, (Kind::Float, x.device())))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut start = 0;
-        for (expert, &count) in self.experts.iter().zip(&grouped.counts) {
+        let tokens = to_device(&grouped.tokens, x.device())?;
+        let first = self.owners.first().min(grouped.counts.len());
+        let mut start = grouped.counts[..first].iter().sum::<usize>() as i64;
+        for (expert, &count) in self.experts.iter().zip(&grouped.counts[first..]) {
             let len = count as i64;
             if len == 0 {
                 continue;
             }
-            let sums = expert.run(&rows.f_narrow(0, start, len)?, self.activation, at)?;
+            let rows = x.f_index_select(0, &tokens.f_narrow(0, start, len)?)?;
             let places = places.f_narrow(0, start, len)?;
-            for (output, sum) in outputs.iter_mut().zip(sums) {
-                let _ = output.f_index_copy_(0, &places, &sum)?;
+            for (piece, sum) in expert.run(&rows, self.activation, at)?.iter().enumerate() {
+                keep(piece, sum, &places)?;
             }
             start += len;
         }
-        let weights = to_device(&routing.weights, x.device())?.f_view([num_tokens, topk, 1])?;
-        let of_slot = |output: &Tensor, slot| -> Result<Tensor, ModelError> {
+        Ok(())
+    }
+}
+
+/// float32 `[num_tokens, hidden_size]`: of `outputs`, `[num_places, hidden_size]` for each piece, the sum over the slots of
+/// each token in their order, each times its weight; then the sum over the pieces, in a tree.
+fn sum_slots(outputs: &[Tensor], routing: &Routing) -> Result<Tensor, ModelError> {
+    let topk = routing.topk as i64;
+    let mut sums = Vec::with_capacity(outputs.len());
+    for output in outputs {
+        let (num_places, hidden_size) = output.size2()?;
+        let num_tokens = num_places / topk.max(1);
+        let weights = to_device(&routing.weights, output.device())?.f_view([num_tokens, topk, 1])?;
+        let output = output.f_view([num_tokens, topk, hidden_size])?;
+        let of_slot = |slot| -> Result<Tensor, ModelError> {
             Ok(output.f_select(1, slot)?.f_mul(&weights.f_select(1, slot)?)?)
         };
-        let mut sums = Vec::with_capacity(outputs.len());
-        for output in outputs {
-            let output = output.f_view([num_tokens, topk, hidden_size])?;
-            let mut sum = of_slot(&output, 0)?;
-            for slot in 1..topk {
-                let _ = sum.f_add_(&of_slot(&output, slot)?)?;
-            }
-            sums.push(sum);
+        let mut sum = of_slot(0)?;
+        for slot in 1..topk {
+            let _ = sum.f_add_(&of_slot(slot)?)?;
         }
-        tree_sum(sums)
+        sums.push(sum);
     }
+    tree_sum(sums)
 }

@@ -3,7 +3,7 @@
 //! Logits, weights and sums are float32; the sum is added to the residual stream and rounded once. How experts are computed
 //! is up to the backend ([`StepState::run_experts`]).
 
-use model_spec::{Activation, MoeSpec, Numerics, RouterSpec, WeightFormat};
+use model_spec::{Activation, MoeSpec, Numerics, RouterSpec, WeightFormat, reduction_pieces};
 use tch::{Kind, Tensor};
 use torch_ext::view;
 
@@ -82,7 +82,11 @@ impl<S: StepState> Moe<S> {
         let wide = x.f_to_kind(Kind::Float)?;
         let routing = self.router.route(&wide, at)?;
         let own = at.run_experts(&self.experts, x, &routing)?;
-        let mut sum = self.of_all_ranks(own, at)?;
+        let mut sum = match self.experts.owners.num_ranks {
+            1 => self.of_all_ranks(own, at)?,
+            // A sum that is whole, behind a zero as any other.
+            _ => own.f_zeros_like()?.f_add(&own)?,
+        };
         if let Some(shared) = &self.shared {
             let own = shared.sum(x, self.experts.activation, at)?;
             let mut output = self.of_all_ranks(own, at)?;
@@ -122,7 +126,16 @@ impl<S: StepState> Moe<S> {
     }
 }
 
-/// Refuses layers with experts that the kernels of a GPU do not compute; `is_shared` where tensor-parallel ranks share them.
+/// What tensor-parallel ranks of GPUs have of experts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SharedExperts {
+    pub(crate) reduction: Reduction,
+    pub(crate) tp_size: usize,
+    /// Whether they are whole ones.
+    pub(crate) has_some: bool,
+}
+
+/// Refuses layers with experts that the kernels of a GPU do not compute. `spec` is a rank's part.
 #[cfg_attr(
     not(feature = "cuda"),
     cfg_attr(not(test), expect(dead_code, reason = "only a GPU's loader asks"))
@@ -131,24 +144,24 @@ pub(crate) fn refuse_experts_on_gpu(
     spec: &MoeSpec,
     hidden_size: usize,
     numerics: Numerics,
-    is_shared: bool,
+    shared: SharedExperts,
 ) -> Result<(), ModelError> {
     /// A thread of the kernel that groups rows has an expert, a lane of the router a slot.
     const MAX_EXPERTS: usize = 1024;
     const MAX_TOPK: usize = 32;
-    /// Numbers that are read at once.
-    const WIDTH: usize = 8;
     let plain = "the plain backend (`trt_llm.enable: false`), or a CPU";
-    let refuse = |key, value: &dyn std::fmt::Display, feature, needs| {
-        Err(ModelError::Unsupported { key, value: value.to_string(), feature, needs })
-    };
     let experts = &spec.experts;
     if numerics.weights == WeightFormat::Fp8 {
         return refuse("quantization", &"fp8", "experts in FP8 on a GPU", "bf16, or a CPU");
     }
-    if is_shared {
-        let feature = "experts of several tensor-parallel ranks on GPUs";
-        return refuse("num_moe_experts", &experts.num_experts, feature, "one rank for each replica");
+    if shared.has_some {
+        let feature = "whole experts on each of several GPUs";
+        return refuse(
+            "expert_model_parallel_size",
+            &shared.tp_size,
+            feature,
+            "1, a part of each expert on every GPU",
+        );
     }
     if experts.num_experts > MAX_EXPERTS {
         let feature = "more than 1,024 experts on a GPU with the fast engine";
@@ -158,14 +171,45 @@ pub(crate) fn refuse_experts_on_gpu(
         let feature = "more than 32 experts of a token on a GPU with the fast engine";
         return refuse("moe_router_topk", &experts.router.topk, feature, plain);
     }
-    let sizes = [("hidden_size", hidden_size), ("moe_ffn_hidden_size", experts.ffn_hidden_size)];
-    match sizes.into_iter().find(|(_, size)| !size.is_multiple_of(WIDTH)) {
-        Some((key, size)) => {
-            let feature = "experts whose widths are no multiples of 8 on a GPU with the fast engine";
-            refuse(key, &size, feature, plain)
+    refuse_widths(spec, hidden_size, shared)
+}
+
+fn refuse_widths(spec: &MoeSpec, hidden_size: usize, shared: SharedExperts) -> Result<(), ModelError> {
+    /// Numbers that are read at once.
+    const WIDTH: usize = 8;
+    let width = spec.experts.ffn_hidden_size;
+    let plain = "the plain backend (`trt_llm.enable: false`), or a CPU";
+    let sizes = [("hidden_size", hidden_size), ("moe_ffn_hidden_size", width)];
+    if let Some((key, size)) = sizes.into_iter().find(|(_, size)| !size.is_multiple_of(WIDTH)) {
+        let feature = "experts whose widths are no multiples of 8 on a GPU with the fast engine";
+        return refuse(key, &size, feature, plain);
+    }
+    if shared.reduction == Reduction::Chain {
+        return Ok(());
+    }
+    let whole = width * shared.tp_size;
+    let on_cpu = "a CPU, or one GPU for each replica without `model.generation.reduction: tree`";
+    if !whole.is_multiple_of(reduction_pieces(whole) * WIDTH) {
+        let feature = "experts whose sums are in pieces that are no multiples of 8 wide on GPUs";
+        return refuse("moe_ffn_hidden_size", &whole, feature, on_cpu);
+    }
+    match spec.experts.shared {
+        Some(expert) => {
+            let feature = "a shared expert whose sum is in pieces on GPUs";
+            let key = "moe_shared_expert_intermediate_size";
+            refuse(key, &(expert.ffn_hidden_size * shared.tp_size), feature, on_cpu)
         }
         None => Ok(()),
     }
+}
+
+fn refuse(
+    key: &'static str,
+    value: &dyn std::fmt::Display,
+    feature: &'static str,
+    needs: &'static str,
+) -> Result<(), ModelError> {
+    Err(ModelError::Unsupported { key, value: value.to_string(), feature, needs })
 }
 
 fn on_host(x: &Tensor) -> Result<Tensor, ModelError> {

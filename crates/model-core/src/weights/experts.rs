@@ -7,7 +7,7 @@ use torch_ext::view;
 use super::LayerPlace;
 use super::reader::Reader;
 use crate::ModelError;
-use crate::ops::{Expert, Experts, LinearRole, Loader, StepState};
+use crate::ops::{Expert, Experts, LinearRole, Loader, Owners, StepState};
 use crate::ops::{Moe, Router, SharedExpert};
 
 type LinearOf<L> = <<L as Loader>::State as StepState>::Linear;
@@ -42,13 +42,15 @@ pub(super) fn load<L: Loader>(
         }
         None => None,
     };
-    let mut experts = Vec::with_capacity(spec.experts.num_experts);
-    for idx in 0..spec.experts.num_experts {
+    let own = reader.place().experts_of(spec.experts.num_experts);
+    let mut experts = Vec::with_capacity(own.len());
+    for idx in own {
         let weight = |module| TensorId::in_expert(layer, idx, module, Part::Weight);
         let ids = [weight(Module::ExpertFc1), weight(Module::ExpertFc2)];
         experts.push(expert(reader, place, ids, (spec.experts.ffn_hidden_size, spec.activation))?);
     }
-    let experts = Experts { experts, activation: spec.activation };
+    let owners = Owners::of(reader.place(), spec.experts.num_experts);
+    let experts = Experts { experts, activation: spec.activation, owners };
     let grouped = reader.group(&router, &experts, shared.as_ref())?;
     Ok(Moe { router, experts, shared, grouped, reduction: place.reduction })
 }
@@ -60,6 +62,6 @@ fn expert<L: Loader>(
     (ffn_hidden_size, activation): (usize, Activation),
 ) -> Result<Expert<LinearOf<L>>, ModelError> {
     let fc1 = reader.linear(fc1, LinearRole::FirstOfMlp(activation))?;
-    let fc2 = place.row_parallel(reader, fc2, ffn_hidden_size)?.into_linears();
-    Ok(Expert { fc1, fc2 })
+    let (fc2, num_pieces) = place.row_parallel(reader, fc2, ffn_hidden_size)?.into_linears();
+    Ok(Expert { fc1, fc2, num_pieces })
 }

@@ -92,6 +92,16 @@ impl<'a, L: Loader> Reader<'a, L> {
         self.place.tp_size as usize
     }
 
+    /// How many ranks share a tensor that this rank has a part of.
+    pub(super) fn num_sharing(&self, id: TensorId) -> usize {
+        if id.expert.is_some() && self.place.has_some_experts() { 1 } else { self.tp_size() }
+    }
+
+    /// What of the model is read.
+    pub(super) fn place(&self) -> &'a ShardPlace {
+        self.place
+    }
+
     /// Reads the weights whose names start with `prefix` on all threads, where they have to be copied out of the
     /// checkpoint: a loader takes one after the other. What cannot be read is left to be reported in its turn.
     pub(super) fn read_ahead(&mut self, prefix: &str) {
@@ -104,7 +114,8 @@ impl<'a, L: Loader> Reader<'a, L> {
             .filter(|(name, meta)| StoredFloat::of(meta.dtype).is_some() && !self.is_kept_in_fp8(name))
             .collect();
         let read = |&(name, meta): &(&str, &TensorMeta)| {
-            let tensor = spec.tensor(parse_name(name)?).ok()?;
+            let id = parse_name(name).filter(|&id| place.holds(spec, id))?;
+            let tensor = spec.tensor(id).ok()?;
             if meta.shape != tensor.shape() {
                 return None;
             }
@@ -160,13 +171,14 @@ impl<'a, L: Loader> Reader<'a, L> {
         weight: TensorId,
         num_pieces: usize,
     ) -> Result<PiecedLinear<<L::State as StepState>::Linear>, ModelError> {
+        let num_sharing = self.num_sharing(weight);
         let bias = self.spec.tensor(weight.with_part(Part::Bias)).ok();
         let weight = match LinearRole::Plain.is_fp8(self.loader.numerics()) {
             true => StoredWeight::Fp8(self.fp8_part(&self.needed(weight)?)?),
             false => StoredWeight::Float(self.stored(&self.needed(weight)?)?),
         };
         let bias = bias.map(|bias| self.tensor(&bias, Kind::Float)).transpose()?;
-        let num_pieces = (num_pieces / self.tp_size().max(1)).max(1);
+        let num_pieces = (num_pieces / num_sharing.max(1)).max(1);
         let parts = self.loader.pieces(LinearSource { weight: weight.weight(), bias: None }, num_pieces)?;
         Ok(PiecedLinear { parts, num_pieces, bias, hidden_size: self.spec.hidden_size as i64 })
     }

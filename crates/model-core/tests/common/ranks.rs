@@ -5,7 +5,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use model_core::{
     Batch, Exchange, LoadOptions, LostRank, ModelConfig, ModelPart, ModelRanks, Reduction, load_part,
 };
-use model_spec::ShardPlace;
+use model_spec::{ExpertSharing, ShardPlace};
 use nemo_format::TensorSource;
 
 use super::rows;
@@ -68,14 +68,29 @@ fn channels(tensor: usize, pipeline: usize) -> Vec<Channels> {
     .collect()
 }
 
+/// How many ranks, and what they share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Layout {
+    pub(crate) tensor: usize,
+    pub(crate) pipeline: usize,
+    pub(crate) experts: ExpertSharing,
+}
+
+impl From<(usize, usize)> for Layout {
+    fn from((tensor, pipeline): (usize, usize)) -> Self {
+        Self { tensor, pipeline, experts: ExpertSharing::Widths }
+    }
+}
+
 /// The logits of some steps, as the first rank of the last stage has them; all ranks of that stage have the same.
 pub(crate) fn logits(
     config: &ModelConfig,
     source: &dyn TensorSource,
     options: LoadOptions,
-    (tensor, pipeline): (usize, usize),
+    layout: impl Into<Layout>,
     reduction: Reduction,
 ) -> Vec<Vec<u32>> {
+    let Layout { tensor, pipeline, experts } = layout.into();
     let stages = config.spec_of(source).stages(pipeline, &options.numerics).unwrap();
     let stages = &stages;
     let of_ranks: Vec<Vec<Vec<u32>>> = std::thread::scope(|scope| {
@@ -86,7 +101,8 @@ pub(crate) fn logits(
                     tch::set_num_threads(1);
                     let (stage, tp_rank) = (ranks.mine / tensor, ranks.mine % tensor);
                     let layers = stages[stage].clone();
-                    let place = ShardPlace { tp_rank: tp_rank as u32, tp_size: tensor as u32, layers };
+                    let (tp_rank, tp_size) = (tp_rank as u32, tensor as u32);
+                    let place = ShardPlace { tp_rank, tp_size, experts, layers };
                     let ranks: Option<Box<dyn ModelRanks>> =
                         if tensor * pipeline > 1 { Some(Box::new(ranks)) } else { None };
                     let part = ModelPart { place, reduction, ranks, exchange: Exchange::Auto };

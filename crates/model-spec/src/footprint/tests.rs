@@ -1,6 +1,6 @@
 use super::*;
-use crate::Float;
-use crate::test_models::{ROWS, llama, mixed, moe};
+use crate::test_models::{ROWS, llama, moe};
+use crate::{ExpertSharing, Float};
 
 #[test]
 fn blocks_are_counted_up() {
@@ -34,11 +34,11 @@ fn bytes_are_those_of_the_tensors() {
 fn ranks_take_their_share() {
     let model = llama().spec(ROWS);
     let numerics = Numerics::uniform(Float::Fp32);
-    let at = |tp_rank| ShardPlace { tp_rank, tp_size: 2, layers: 0..1 };
+    let at = |tp_rank| ShardPlace { tp_rank, tp_size: 2, layers: 0..1, ..ShardPlace::whole(&model) };
     let [first, second] = [0, 1].map(|rank| model.footprint(&numerics, &at(rank)).unwrap());
     assert_eq!(first, second);
     assert_eq!(first.kv, [(KvGroup::of_layers(&[0], 1, 6), 2 * 6 * 32 * 4)]);
-    assert!(model.footprint(&numerics, &ShardPlace { tp_rank: 0, tp_size: 8, layers: 0..2 }).is_err());
+    assert!(model.footprint(&numerics, &ShardPlace { tp_size: 8, ..ShardPlace::whole(&model) }).is_err());
 }
 
 #[test]
@@ -51,5 +51,20 @@ fn every_expert_counts_and_the_router_is_held_in_float32() {
     let dense = llama().spec(ROWS).tensors().map(|tensor| tensor.num_elems()).sum::<u64>();
     let (experts, shared, mlp) = (3 * 3 * 12 * 16, 3 * 8 * 16, 3 * 24 * 16);
     assert_eq!(elems, dense - mlp + experts + shared + router + gate);
-    assert_eq!(model.tensor_parallel_sizes(), [1, 2, 4]);
+    assert_eq!(model.tensor_parallel_sizes(ExpertSharing::Widths), [1, 2, 4]);
+}
+
+#[test]
+fn ranks_of_whole_experts_take_these_and_their_part_of_the_rest() {
+    let mut uniform = moe();
+    uniform.moe.as_mut().unwrap().experts.num_experts = 4;
+    let model = uniform.spec(ROWS);
+    let numerics = Numerics::uniform(Float::Fp32);
+    let bytes = |experts, tp_rank| {
+        let at = ShardPlace { tp_rank, tp_size: 2, experts, ..ShardPlace::whole(&model) };
+        model.footprint(&numerics, &at).unwrap().weight_bytes
+    };
+    // Two whole experts are as much as half of four.
+    let of_ranks = [0, 1].map(|rank| bytes(ExpertSharing::Numbers, rank));
+    assert_eq!(of_ranks, [bytes(ExpertSharing::Widths, 0); 2]);
 }

@@ -76,7 +76,7 @@ fn a_stage_has_the_tables_of_the_model() {
     let model = gemma3(12);
     let tables = model.kv_tables(100_000);
     assert_eq!(counts(tables), (1, 5, 1024));
-    let at = |layers| ShardPlace { tp_rank: 0, tp_size: 1, layers };
+    let at = |layers| ShardPlace { layers, ..ShardPlace::whole(&model) };
     let slots = |layers| {
         let footprint = model.footprint_in(&Numerics::uniform(Float::Fp32), &at(layers), tables).unwrap();
         footprint.kv.iter().map(|(group, _)| group.num_slots).collect::<Vec<_>>()

@@ -5,7 +5,7 @@ use crate::test_models::{ROWS, gpt, llama, mixed, moe};
 use crate::{Activation, HeadLayout, Part, TableRows, UniformSpec};
 
 fn place(tp_rank: u32, tp_size: u32) -> ShardPlace {
-    ShardPlace { tp_rank, tp_size, layers: 0..2 }
+    ShardPlace { tp_rank, tp_size, experts: ExpertSharing::Widths, layers: 0..2 }
 }
 
 fn regions(model: &ModelSpec, module: Module, part: Part, rank: u32) -> String {
@@ -62,7 +62,7 @@ fn a_part_is_a_model_of_the_shapes_of_its_regions() {
         [llama().spec(ROWS), gpt().spec(ROWS), moe().spec(ROWS), mixed()].map(|model| (model, [1, 2, 4]))
     {
         for (tp_size, tp_rank) in sizes.into_iter().flat_map(|size| (0..size).map(move |rank| (size, rank))) {
-            let at = ShardPlace { tp_rank, tp_size, layers: 1..2 };
+            let at = ShardPlace { layers: 1..2, ..place(tp_rank, tp_size) };
             let part = at.part_of(&model).unwrap();
             assert_eq!(part.layers.len(), 1);
             for tensor in model.tensors().filter(|tensor| at.holds(&model, tensor.id)) {
@@ -76,11 +76,49 @@ fn a_part_is_a_model_of_the_shapes_of_its_regions() {
     }
 }
 
+fn with_experts(num_experts: usize) -> ModelSpec {
+    let mut uniform = moe();
+    uniform.moe.as_mut().unwrap().experts.num_experts = num_experts;
+    uniform.spec(ROWS)
+}
+
+#[test]
+fn whole_experts_are_shared_by_their_numbers() {
+    let model = with_experts(4);
+    let at = |tp_rank, tp_size| ShardPlace { experts: ExpertSharing::Numbers, ..place(tp_rank, tp_size) };
+    let held = |place: &ShardPlace| {
+        let of_experts = model.tensors().filter(|tensor| tensor.id.expert.is_some());
+        of_experts.filter(|tensor| place.holds(&model, tensor.id)).collect::<Vec<_>>()
+    };
+    for tensor in held(&at(1, 2)) {
+        assert!(tensor.id.expert >= Some(2), "{}", tensor.name);
+        assert_eq!(tensor.regions(&at(1, 2)).unwrap(), [Region::whole(&tensor.shape())]);
+    }
+    assert_eq!([held(&at(0, 1)).len(), held(&at(0, 2)).len(), held(&at(3, 4)).len()], [8, 4, 2]);
+    assert_eq!(held(&place(1, 2)).len(), 8);
+    // The router is whole, and a shared expert is cut.
+    let part = at(1, 2).part_of(&model).unwrap();
+    let moe = part.layers[1].moe().unwrap().experts;
+    assert_eq!((moe.num_experts, moe.ffn_hidden_size, moe.shared.unwrap().ffn_hidden_size), (4, 12, 4));
+    insta::assert_snapshot!(at(0, 2).part_of(&with_experts(3)).unwrap_err(), @"2 ranks cannot share `model.decoder.layers.1.mlp.experts.local_experts` evenly, whose 3 parts follow from `num_moe_experts: 3`");
+}
+
+#[test]
+fn whole_experts_bind_ranks_to_their_number_and_not_to_their_width() {
+    let sizes = |num_experts, sharing| with_experts(num_experts).tensor_parallel_sizes(sharing);
+    assert_eq!(sizes(6, ExpertSharing::Widths), [1, 2, 4]);
+    assert_eq!(sizes(6, ExpertSharing::Numbers), [1, 2]);
+    assert_eq!(sizes(3, ExpertSharing::Numbers), [1]);
+    assert_eq!(llama().spec(ROWS).tensor_parallel_sizes(ExpertSharing::Numbers), [1, 2, 4]);
+}
+
 #[test]
 fn sizes_are_those_that_share_every_layer() {
     let sizes = |queries, groups, ffn_hidden_size| {
         let heads = HeadLayout { num_attention_heads: queries, num_query_groups: groups, kv_channels: 4 };
-        UniformSpec { heads, ffn_hidden_size, ..llama() }.spec(ROWS).tensor_parallel_sizes()
+        UniformSpec { heads, ffn_hidden_size, ..llama() }
+            .spec(ROWS)
+            .tensor_parallel_sizes(ExpertSharing::Widths)
     };
     assert_eq!(sizes(32, 8, 14_336), [1, 2, 4, 8]);
     assert_eq!(sizes(32, 2, 14_336), [1, 2, 4, 8]);
@@ -94,7 +132,7 @@ fn sizes_are_those_that_share_every_layer() {
 fn norms_across_heads_are_not_shared() {
     let attention = crate::AttentionRule { norm_across_heads: true, ..Default::default() };
     let model = UniformSpec { qk_layernorm: true, attention, ..llama() }.spec(ROWS);
-    assert_eq!(model.tensor_parallel_sizes(), [1]);
+    assert_eq!(model.tensor_parallel_sizes(ExpertSharing::Widths), [1]);
     let widths = [Module::QNorm, Module::KNorm]
         .map(|module| model.tensor(TensorId::in_layer(0, module, Part::Weight)).unwrap().shape());
     assert_eq!(widths, [[24], [12]]);
@@ -112,7 +150,7 @@ fn ranks_share_rows_that_do_not_divide() {
 #[test]
 fn stages_hold_each_tensor_once_but_for_a_tied_table() {
     for (model, num_held_twice) in [(llama().spec(ROWS), 0), (gpt().spec(ROWS), 1)] {
-        let stage = |layers| ShardPlace { tp_rank: 0, tp_size: 1, layers };
+        let stage = |layers| ShardPlace { layers, ..place(0, 1) };
         let held =
             |place: ShardPlace| model.tensors().filter(|tensor| place.holds(&model, tensor.id)).count();
         let total = model.tensors().count();
@@ -120,7 +158,7 @@ fn stages_hold_each_tensor_once_but_for_a_tied_table() {
         assert_eq!(held(ShardPlace::whole(&model)), total);
     }
     let model = mixed();
-    let middle = ShardPlace { tp_rank: 0, tp_size: 1, layers: 1..3 };
+    let middle = ShardPlace { layers: 1..3, ..place(0, 1) };
     assert!(
         model
             .tensors()

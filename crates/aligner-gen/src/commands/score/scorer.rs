@@ -6,7 +6,7 @@ use std::sync::Arc;
 use engine::{Engine, Executor, LeadingExecutor, StepOutput, StepPlan};
 use indicatif::{MultiProgress, ProgressDrawTarget};
 use model_core::{LoadOptions, ModelConfig, ModelPart, ModelRanks, Reduction};
-use model_spec::ShardPlace;
+use model_spec::{ExpertSharing, ShardPlace};
 use nemo_format::Checkpoint;
 use sampling::{SamplingError, StopConditions, Vocabulary};
 
@@ -57,6 +57,7 @@ impl Scorer<'_> {
         let wish = ParallelPlan {
             tensor: Some(tensor),
             pipeline: Some(pipeline),
+            experts: ExpertSharing::Widths,
             reduction: tree.then_some(Reduction::Tree),
         };
         let num_ranks = tensor.saturating_mul(pipeline);

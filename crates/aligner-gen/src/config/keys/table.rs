@@ -78,9 +78,9 @@ pub(super) const KEYS: [Key; 139] = [
     // Several tensor-parallel ranks add in another order than one does.
     Key::read_as("model.tensor_model_parallel_size", "model.generation.reduction"),
     Key::neutral("model.pipeline_model_parallel_size"),
-    // Of the user alone, too.
-    Key::refused("model.expert_model_parallel_size"),
-    Key::refused("model.expert_tensor_parallel_size"),
+    // They say how many tensor-parallel ranks there are where that key does not.
+    Key::read_as("model.expert_model_parallel_size", "model.generation.reduction"),
+    Key::read_as("model.expert_tensor_parallel_size", "model.generation.reduction"),
     Key::read("model.generation.reduction"),
     Key::read("model.generation.num_responses_to_gen"),
     Key::read("model.generation.sampling_params.use_greedy"),

@@ -72,6 +72,8 @@ const OF_THE_RUN: &[Change] = &[
     ("model.global_batch_size", &[], &["8"]),
     ("model.tensor_model_parallel_size", FAST, &["2"]),
     ("model.pipeline_model_parallel_size", FAST, &["2"]),
+    ("model.expert_model_parallel_size", FAST, &["2"]),
+    ("model.expert_tensor_parallel_size", FAST, &["2"]),
     ("model.generation.reduction", FAST, &["tree"]),
     ("model.generation.num_responses_to_gen", &[], &["2"]),
     ("model.generation.sampling_params.use_greedy", &[], &["true"]),
@@ -316,6 +318,9 @@ fn of_the_layout_only_the_order_of_sums_counts() {
     let other = ["model.tensor_model_parallel_size=4", "model.pipeline_model_parallel_size=2"];
     assert!(two.changes(&of(&other)).is_empty());
     assert!(two.changes(&of(&["++model.generation.reduction=tree"])).is_empty());
+    assert!(two.changes(&of(&["++model.expert_model_parallel_size=2"])).is_empty());
+    let whole = ["model.tensor_model_parallel_size=2", "++model.expert_model_parallel_size=2"];
+    assert!(two.changes(&of(&whole)).is_empty());
     assert_eq!(of(&[]).changes(&two), ["`model.generation.reduction`"]);
     assert!(of(&[]).changes(&of(&["model.tensor_model_parallel_size=auto"])).is_empty());
 }

@@ -1,11 +1,11 @@
 //! How many ranks share a model: what the user says, or the fewest that it fits.
 
 use model_core::{Backend, LoadOptions, Reduction};
-use model_spec::{ModelSpec, Numerics, ShardPlace};
+use model_spec::{ExpertSharing, LayerSpec, ModelSpec, Numerics, ShardPlace};
 use tch::Device;
 
 use crate::cluster::topology::{Coordinates, Topology};
-use crate::config::parallel::{PIPELINE, ParallelPlan, TENSOR};
+use crate::config::parallel::{EXPERT, PIPELINE, ParallelPlan, TENSOR};
 use crate::exit::Failure;
 use crate::model::memory::MemoryPlan;
 use crate::table::{columns, human_bytes};
@@ -15,6 +15,8 @@ use crate::table::{columns, human_bytes};
 pub(crate) struct Sizes {
     pub(crate) tensor: u32,
     pub(crate) pipeline: u32,
+    /// What tensor-parallel ranks have of experts.
+    pub(crate) experts: ExpertSharing,
 }
 
 /// The ranks there are.
@@ -30,19 +32,24 @@ pub(crate) struct Ranks {
 pub(crate) struct Abilities {
     pub(crate) tensor: Result<(), &'static str>,
     pub(crate) pipeline: Result<(), &'static str>,
+    /// Of whole experts.
+    pub(crate) experts: Result<(), &'static str>,
 }
 
 impl Abilities {
     /// Of the kernels of a device.
     pub(crate) fn of(options: LoadOptions) -> Self {
         const STAGES: &str = "pipeline stages are computed on the CPU only so far; tensor-parallel ranks share a model on GPUs";
+        const EXPERTS: &str = "ranks have whole experts on the CPU only so far: leave it out, and every rank has a part of each";
         const PLAIN: &str = "libtorch's products have other bits for each number of ranks that share a layer: set \
                              `trainer.generation.trt_llm.enable=true`";
         match (options.device, options.backend) {
-            (Device::Cpu, Backend::Fused) => Self { tensor: Ok(()), pipeline: Ok(()) },
-            (Device::Cpu, Backend::Plain) => Self { tensor: Err(PLAIN), pipeline: Ok(()) },
-            (_, Backend::Fused) => Self { tensor: Ok(()), pipeline: Err(STAGES) },
-            (_, Backend::Plain) => Self { tensor: Err(PLAIN), pipeline: Err(STAGES) },
+            (Device::Cpu, Backend::Fused) => Self { tensor: Ok(()), pipeline: Ok(()), experts: Ok(()) },
+            (Device::Cpu, Backend::Plain) => {
+                Self { tensor: Err(PLAIN), pipeline: Ok(()), experts: Err(PLAIN) }
+            }
+            (_, Backend::Fused) => Self { tensor: Ok(()), pipeline: Err(STAGES), experts: Err(EXPERTS) },
+            (_, Backend::Plain) => Self { tensor: Err(PLAIN), pipeline: Err(STAGES), experts: Err(PLAIN) },
         }
     }
 }
@@ -62,8 +69,12 @@ pub(crate) fn choose(
     fits: &dyn Fn(Sizes) -> bool,
 ) -> Result<Sizes, Failure> {
     let num_layers = u32::try_from(model.layers.len()).unwrap_or(u32::MAX);
-    let possible = model.tensor_parallel_sizes();
+    let experts = wish.experts;
+    let possible = model.tensor_parallel_sizes(experts);
     if let Some(tensor) = wish.tensor {
+        if experts == ExpertSharing::Numbers {
+            check_experts(tensor, model, abilities)?;
+        }
         check_tensor(tensor, ranks, &possible, abilities)?;
     }
     if let Some(pipeline) = wish.pipeline {
@@ -89,8 +100,8 @@ pub(crate) fn choose(
         None if abilities.pipeline.is_err() => vec![1],
         None => (1..=num_layers.min(ranks.world_size)).collect(),
     };
-    let all =
-        pipelines.iter().flat_map(|&pipeline| tensors.iter().map(move |&tensor| Sizes { tensor, pipeline }));
+    let sizes = |pipeline| tensors.iter().map(move |&tensor| Sizes { tensor, pipeline, experts });
+    let all = pipelines.iter().flat_map(|&pipeline| sizes(pipeline));
     let allowed: Vec<Sizes> = all.filter(|&sizes| divides(sizes)).collect();
     let Some(&first) = allowed.first() else { return Err(contradiction(wish, ranks)) };
     // The fewest ranks, and of those the fewest stages.
@@ -101,15 +112,33 @@ pub(crate) fn choose(
 /// The fewest ranks that a model fits, and of those with as many the fewest stages.
 pub(crate) fn fewest_ranks(
     model: &ModelSpec,
+    experts: ExpertSharing,
     abilities: Abilities,
     fits: &dyn Fn(Sizes) -> bool,
 ) -> Option<Sizes> {
     const MOST_STAGES: usize = 64;
-    let tensors = if abilities.tensor.is_ok() { model.tensor_parallel_sizes() } else { vec![1] };
+    let tensors = if abilities.tensor.is_ok() { model.tensor_parallel_sizes(experts) } else { vec![1] };
     let most_stages = if abilities.pipeline.is_ok() { model.layers.len().min(MOST_STAGES) as u32 } else { 1 };
-    let all =
-        (1..=most_stages).flat_map(|pipeline| tensors.iter().map(move |&tensor| Sizes { tensor, pipeline }));
+    let sizes = |pipeline| tensors.iter().map(move |&tensor| Sizes { tensor, pipeline, experts });
+    let all = (1..=most_stages).flat_map(sizes);
     all.filter(|&sizes| fits(sizes)).min_by_key(|sizes| (sizes.tensor * sizes.pipeline, sizes.pipeline))
+}
+
+/// Whether ranks can have whole experts of a model.
+fn check_experts(size: u32, model: &ModelSpec, abilities: Abilities) -> Result<(), Failure> {
+    if let Err(reason) = abilities.experts {
+        return Err(Failure::usage(format!("`{EXPERT}={size}`: {reason}")));
+    }
+    let mut numbers = model.layers.iter().filter_map(LayerSpec::moe).map(|moe| moe.experts.num_experts);
+    let Some(first) = numbers.next() else {
+        return Err(Failure::usage(format!("`{EXPERT}={size}`: the model has no experts; leave it out")));
+    };
+    match std::iter::once(first).chain(numbers).find(|number| !number.is_multiple_of(size as usize)) {
+        Some(number) => Err(Failure::usage(format!(
+            "`{EXPERT}={size}`: so many ranks cannot have as many of {number} experts each (`num_moe_experts`)"
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn check_tensor(tensor: u32, ranks: Ranks, possible: &[u32], abilities: Abilities) -> Result<(), Failure> {
@@ -153,6 +182,7 @@ pub(crate) fn places(model: &ModelSpec, sizes: Sizes, numerics: &Numerics) -> Ve
         (0..sizes.tensor).map(move |tp_rank| ShardPlace {
             tp_rank,
             tp_size: sizes.tensor,
+            experts: sizes.experts,
             layers: layers.clone(),
         })
     };
@@ -191,15 +221,19 @@ pub(crate) fn describe_memory(ranks: &[(ShardPlace, MemoryPlan)]) -> String {
 }
 
 /// What the start says of the layout.
-pub(crate) fn describe(topology: Topology, reduction: Reduction) -> Option<String> {
+pub(crate) fn describe(topology: Topology, reduction: Reduction, experts: ExpertSharing) -> Option<String> {
     let [data, pipeline, tensor] = topology.sizes();
+    let experts = match experts {
+        ExpertSharing::Numbers => " with whole experts each",
+        ExpertSharing::Widths => "",
+    };
     let sums = match reduction {
         Reduction::Chain => "",
         Reduction::Tree => "; sums over ranks and pieces in one tree",
     };
     (pipeline * tensor > 1 || reduction == Reduction::Tree).then(|| {
         format!(
-            "{data} {}, each of {tensor} tensor-parallel x {pipeline} pipeline ranks{sums}",
+            "{data} {}, each of {tensor} tensor-parallel x {pipeline} pipeline ranks{experts}{sums}",
             if data == 1 { "replica" } else { "replicas" }
         )
     })

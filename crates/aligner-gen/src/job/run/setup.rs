@@ -204,7 +204,11 @@ impl Setup {
             return Ok(Vec::new());
         }
         let model = self.model_config.spec_of(self.checkpoint.tensors());
-        let places = layout::places(&model, layout::Sizes { tensor, pipeline }, &self.options.numerics);
+        let places = layout::places(
+            &model,
+            layout::Sizes { tensor, pipeline, experts: self.plan.parallel.experts },
+            &self.options.numerics,
+        );
         let of_place = |(idx, place): (usize, ShardPlace)| {
             let part = (&place, self.reduction);
             let plan = MemoryPlan::new(&self.checkpoint, &self.model_config, self.options, part, demand);
@@ -241,8 +245,9 @@ impl Setup {
                 .iter()
                 .all(|place| memory::fits(&model, self.options, (place, reduction), demand, total_bytes))
         };
-        match layout::fewest_ranks(&model, abilities, &fits) {
-            Some(layout::Sizes { tensor, pipeline }) if tensor * pipeline > 1 => Failure {
+        let experts = self.plan.parallel.experts;
+        match layout::fewest_ranks(&model, experts, abilities, &fits) {
+            Some(layout::Sizes { tensor, pipeline, .. }) if tensor * pipeline > 1 => Failure {
                 status: failure.status,
                 error: anyhow::anyhow!(
                     "{}; {} ranks with as much memory each would hold it: {}={tensor} {}={pipeline}",
@@ -254,7 +259,8 @@ impl Setup {
             },
             Some(_) => failure,
             None => {
-                let tensor = if abilities.tensor.is_ok() { model.tensor_parallel_sizes() } else { vec![1] };
+                let tensor =
+                    if abilities.tensor.is_ok() { model.tensor_parallel_sizes(experts) } else { vec![1] };
                 let most_tensor = tensor.last().copied().unwrap_or(1);
                 let stages = abilities.pipeline.err().map_or_else(String::new, |why| format!(" ({why})"));
                 Failure {

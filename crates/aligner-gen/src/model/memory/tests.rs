@@ -1,8 +1,10 @@
 use model_core::RawModelConfig;
-use model_spec::TableRows;
+use model_spec::{ExpertSharing, NamedShape, TableRows};
 use serde_json::json;
 
 use super::*;
+
+const ALONE: ExpertSums = ExpertSums { reduction: Reduction::Chain, num_sharing: 1, has_some: false };
 
 const DEMAND: Demand = Demand {
     longest_sequence_tokens: 100,
@@ -76,12 +78,12 @@ fn a_gpu_needs_room_for_what_grows_with_rows() {
     let model = ModelConfig::try_from(raw).unwrap().spec(rows);
     let gibibytes = |rows: usize, longest_sequence_tokens| {
         let demand = Demand { longest_sequence_tokens, num_sequences: 5000, ..with_max_batch(Some(rows)) };
-        Room::gpu(None).workspace_bytes(&model, demand) as f64 / f64::from(1 << 30)
+        Room::gpu(None).workspace_bytes(&model, ALONE, demand) as f64 / f64::from(1 << 30)
     };
     assert!((gibibytes(256, 4096) - 3.0).abs() < 1e-9);
     assert!((3.0..3.2).contains(&gibibytes(1024, 4096)), "{}", gibibytes(1024, 4096));
     let demand = Demand { num_sequences: 5000, ..with_max_batch(Some(1024)) };
-    let bytes = |structures| Room::gpu(None).workspace_bytes(&model, Demand { structures, ..demand });
+    let bytes = |structures| Room::gpu(None).workspace_bytes(&model, ALONE, Demand { structures, ..demand });
     let more = bytes(RowStructures::Some) - bytes(RowStructures::None);
     assert!((128_256 * 4 * 1024 - (100 << 20)..=128_256 * 4 * 1024).contains(&more), "{more}");
     assert!((7.0..7.3).contains(&gibibytes(1024, 131_072)), "{}", gibibytes(1024, 131_072));
@@ -194,4 +196,29 @@ fn windows_are_counted_for_what_they_keep() {
     assert_eq!(plan.limits.tables, tables);
     let windows = WindowSaving { window_tokens: 1024, bytes: 3 << 30, bytes_without: 14 << 30 };
     insta::assert_snapshot!(windows.line(32_000), @"layers with a window of 1,024 tokens keep no more: 3.2 GB for a sequence of 32,000 tokens instead of 15.0 GB");
+}
+
+#[test]
+fn outputs_of_experts_are_counted_in_pieces() {
+    let shape = NamedShape::Qwen3_30bA3b.shape();
+    let rows = TableRows { vocab: shape.padded_vocab_size, positions: 0 };
+    let model = shape.uniform.spec(rows);
+    let elems = |experts, tp_size, reduction| {
+        let place = ShardPlace { tp_size, experts, ..ShardPlace::whole(&model) };
+        let part = place.part_of(&model).unwrap();
+        ExpertSums::of(&place, reduction).elems(2048, part.layers[0].moe().unwrap())
+    };
+    let (widths, numbers) = (ExpertSharing::Widths, ExpertSharing::Numbers);
+    let of = |num_pieces: usize, width: usize| (num_pieces + 1) * 9 * 2048 + 3 * width;
+    assert_eq!(elems(widths, 1, Reduction::Chain), of(1, 768));
+    assert_eq!(elems(widths, 1, Reduction::Tree), of(8, 768));
+    assert_eq!(elems(widths, 4, Reduction::Tree), of(2, 192));
+    assert_eq!(elems(numbers, 4, Reduction::Tree), of(8, 768));
+    let received = |experts, num_tokens| {
+        let place = ShardPlace { tp_size: 4, experts, ..ShardPlace::whole(&model) };
+        let moe = model.layers[0].moe().unwrap();
+        ExpertSums::of(&place, Reduction::Tree).received_bytes(2048, moe, num_tokens)
+    };
+    assert_eq!(received(widths, 100), 0);
+    assert_eq!([1, 100, 1000].map(|rows| received(numbers, rows)), [3 << 19, 150 << 20, 192 << 20]);
 }

@@ -1,9 +1,9 @@
 //! Mixtures of experts on a GPU: the router, all experts at once and their sum, without a word from the host.
 
-use cuda_kernels::{KernelConfig, MoeKernels, MoeWeights, RunMoe, ScoreKind};
+use cuda_kernels::{KernelConfig, MoeKernels, MoeWeights, RunMoe, RunMoePieces, ScoreKind};
 use cuda_runtime::kernel_cache;
 use model_spec::{Activation, MoeSpec};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use super::linear::{CudaWeight, gating};
 use super::{CudaLinear, CudaLoader, CudaState};
@@ -16,8 +16,13 @@ use crate::upload::to_device;
 #[derive(Debug)]
 pub(crate) struct CudaExperts {
     weights: MoeWeights,
+    /// Of the inputs of the experts' second layers, as far as this rank has them.
+    num_pieces: i64,
     kernels_idx: usize,
 }
+
+/// What the outputs of experts in pieces take at most at once.
+const PIECES_BYTES: i64 = 512 << 20;
 
 /// The kernels for experts with this activation.
 #[derive(Debug)]
@@ -29,7 +34,7 @@ pub(super) struct ExpertKernels {
 impl CudaLoader {
     /// Whether the kernels compute a layer.
     pub(super) fn check_moe(&self, spec: &MoeSpec, hidden_size: usize) -> Result<(), ModelError> {
-        refuse_experts_on_gpu(spec, hidden_size, self.state.numerics, self.state.device_ranks.is_some())
+        refuse_experts_on_gpu(spec, hidden_size, self.state.numerics, self.shared_experts)
     }
 
     /// Puts together what the kernels need.
@@ -58,7 +63,8 @@ impl CudaLoader {
             topk: router.rule.topk as i64,
             scaling: router.rule.scaling.map(|scaling| scaling as f32),
         };
-        Ok(CudaExperts { weights, kernels_idx: self.expert_kernels(experts.activation)? })
+        let num_pieces = experts.experts.first().map_or(1, |expert| expert.num_pieces as i64);
+        Ok(CudaExperts { weights, num_pieces, kernels_idx: self.expert_kernels(experts.activation)? })
     }
 
     /// Where the weights of some layers lie on the GPU, int64.
@@ -100,16 +106,46 @@ impl CudaState {
         residual: Tensor,
         x: &Tensor,
     ) -> Result<Tensor, ModelError> {
+        if self.device_ranks.is_some() {
+            self.add_moe_pieces(moe, &residual, x)?;
+            return Ok(residual);
+        }
         let shared = match &moe.shared {
             Some(shared) => Some(shared.sum(x, moe.experts.activation, self)?),
             None => None,
         };
         let grouped = &moe.grouped;
-        let known = self.experts.get(grouped.kernels_idx);
-        let ExpertKernels { kernels, .. } = known
-            .ok_or(ModelError::NoBackend { backend: "CUDA", reason: "no kernels of experts were loaded" })?;
         let run = RunMoe { x, residual: &residual, weights: &grouped.weights, shared: shared.as_ref() };
-        kernels.run(&self.stream()?, &run)?;
+        self.kernels_of(grouped)?.run(&self.stream()?, &run)?;
         Ok(residual)
+    }
+
+    /// The same where sums are taken in a tree, with those of the other ranks. A row's result does not depend on the rows
+    /// beside it, so some follow the others where their outputs take much memory.
+    fn add_moe_pieces(&self, moe: &Moe<Self>, residual: &Tensor, x: &Tensor) -> Result<(), ModelError> {
+        let (num_rows, width) = x.size2()?;
+        let CudaExperts { weights, num_pieces, .. } = &moe.grouped;
+        let kernels = self.kernels_of(&moe.grouped)?;
+        let row_bytes = (weights.topk * num_pieces * width).max(1) * size_of::<f32>() as i64;
+        let at_once = (PIECES_BYTES / row_bytes).max(1);
+        let mut start = 0;
+        while start < num_rows {
+            let rows = at_once.min(num_rows - start);
+            let partials = self.empty(&[*num_pieces, rows, width], Kind::Float)?;
+            let x = x.f_narrow(0, start, rows)?;
+            kernels.run_pieces(&self.stream()?, &RunMoePieces { x: &x, weights, partials: &partials })?;
+            self.add_partials(&partials, &residual.f_narrow(0, start, rows)?)?;
+            start += rows;
+        }
+        Ok(())
+    }
+
+    fn kernels_of(&self, experts: &CudaExperts) -> Result<&MoeKernels, ModelError> {
+        match self.experts.get(experts.kernels_idx) {
+            Some(known) => Ok(&known.kernels),
+            None => {
+                Err(ModelError::NoBackend { backend: "CUDA", reason: "no kernels of experts were loaded" })
+            }
+        }
     }
 }

@@ -16,7 +16,8 @@ use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::{Exchange, ModelRanks, Reduction};
 use crate::ops::{
-    Experts, LinearRole, LinearSource, Loader, StoredLinearWeight, WeightBytes, scale_f32, split_pieces,
+    Experts, LinearRole, LinearSource, Loader, SharedExperts, StoredLinearWeight, WeightBytes, scale_f32,
+    split_pieces,
 };
 use crate::ops::{Router, SharedExpert};
 use crate::parallel::HostRanks;
@@ -38,6 +39,7 @@ pub(crate) struct CudaLoader {
     pub(super) state: CudaState,
     uploader: Uploader,
     max_seq_len_tokens: usize,
+    pub(super) shared_experts: SharedExperts,
 }
 
 impl CudaLoader {
@@ -61,7 +63,8 @@ impl CudaLoader {
             device_ranks: None,
             stages: DeviceStages::default(),
         };
-        Ok(Self { state, uploader: Uploader::new(&device)?, max_seq_len_tokens })
+        let shared_experts = SharedExperts { reduction: Reduction::Chain, tp_size: 1, has_some: false };
+        Ok(Self { state, uploader: Uploader::new(&device)?, max_seq_len_tokens, shared_experts })
     }
 
     /// The same for a part of a model, which shares memory with the ranks of the others.
@@ -75,6 +78,11 @@ impl CudaLoader {
         }
         self.state.stages = DeviceStages::join(&self.state, others.as_deref_mut(), joining)?;
         self.state.ranks = HostRanks(others);
+        self.shared_experts = SharedExperts {
+            reduction: joining.reduction,
+            tp_size: joining.place.tp_size as usize,
+            has_some: joining.place.has_some_experts(),
+        };
         Ok(self)
     }
 

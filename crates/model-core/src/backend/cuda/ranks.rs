@@ -111,6 +111,13 @@ impl DeviceRanks {
 }
 
 impl CudaState {
+    /// `residual`, in place, plus partial sums of all ranks, float32 `[num_partials, num_rows, width]`.
+    pub(super) fn add_partials(&self, partials: &Tensor, residual: &Tensor) -> Result<(), ModelError> {
+        let kind = self.numerics.compute.kind();
+        let group = &self.device_ranks()?.group;
+        Ok(group.reduce_add(&self.stream()?, kind, (partials, residual), (None, None))?)
+    }
+
     pub(super) fn device_ranks(&self) -> Result<&DeviceRanks, ModelError> {
         self.device_ranks.as_ref().ok_or(NO_RANKS)
     }
