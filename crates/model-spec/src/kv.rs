@@ -41,13 +41,17 @@ impl KvTables {
         self.len() == 0
     }
 
-    /// Blocks at the front of the tables with a window that nobody reads any more who computes the token at `position` or a
-    /// later one.
-    pub const fn num_passed(self, position: usize, block_size_tokens: usize) -> usize {
+    /// Tokens that nobody sees in the tables with a window who computes the token at `position` or a later one.
+    pub const fn num_unseen(self, position: usize) -> usize {
         match self.num_windowed {
             0 => 0,
-            _ => (position + 1).saturating_sub(self.window_tokens) / block_size_tokens,
+            _ => (position + 1).saturating_sub(self.window_tokens),
         }
+    }
+
+    /// Blocks at the front of the tables with a window of only such tokens, which nobody reads any more.
+    pub const fn num_passed(self, position: usize, block_size_tokens: usize) -> usize {
+        self.num_unseen(position) / block_size_tokens
     }
 
     /// The most blocks of a table with a window that `num_tokens` read and write which are computed at once.
