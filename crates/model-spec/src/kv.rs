@@ -7,7 +7,15 @@
 
 use std::ops::Range;
 
-use crate::{BLOCK_SIZE_TOKENS, KvFormat, ModelSpec};
+use crate::{KvFormat, ModelSpec};
+
+/// Tokens in a block of the KV cache, for every backend.
+pub const BLOCK_SIZE_TOKENS: usize = 32;
+
+/// Blocks of `block_size_tokens`, at least 1, that hold this many tokens of one sequence.
+pub const fn blocks_for(num_tokens: usize, block_size_tokens: usize) -> usize {
+    num_tokens.div_ceil(block_size_tokens)
+}
 
 /// Most tables of a sequence: each has a part in what a step is told.
 const MAX_TABLES: usize = 8;
@@ -141,7 +149,7 @@ impl ModelSpec {
     /// those of the whole, as it has the same tables.
     pub fn kv_tables(&self, longest_tokens: usize) -> KvTables {
         let Some(window_tokens) = self.window_tokens(longest_tokens) else { return KvTables::ONE };
-        let token_blocks = longest_tokens.div_ceil(BLOCK_SIZE_TOKENS) + 1;
+        let token_blocks = blocks_for(longest_tokens, BLOCK_SIZE_TOKENS) + 1;
         let bytes_of = |tables: KvTables| -> u64 {
             let groups = self.kv_groups_of(0..self.layers.len(), 1, tables);
             let block_elems =
