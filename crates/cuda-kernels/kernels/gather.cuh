@@ -3,10 +3,13 @@
 
 #include "cached.cuh"
 
+// Of a key that no row sees: zeros, as 0 times what others have left there may be no number.
+#define UNSEEN_SLOT -2
+
 struct GatherArgs {
     const Cached* keys;
     const Cached* values;
-    const int* slots;  // [num_keys], block * 32 + offset; a slot outside the cache gives NaN
+    const int* slots;  // [num_keys], block * 32 + offset, or UNSEEN_SLOT; any other slot outside the cache gives NaN
     T* k_out;          // [num_keys, groups, HEAD_DIM], as the values
     T* v_out;
     i64 num_keys;
@@ -26,7 +29,7 @@ extern "C" __global__ void gather_cache(GatherArgs args) {
     int slot = args.slots[key];
     float k[ELEMS], v[ELEMS];
 #pragma unroll
-    for (int i = 0; i < ELEMS; i++) k[i] = v[i] = QUIET_NAN;
+    for (int i = 0; i < ELEMS; i++) k[i] = v[i] = slot == UNSEEN_SLOT ? 0.0f : QUIET_NAN;
     if (slot >= 0 && slot < args.num_slots) {
         i64 at = head_block(args.num_groups, slot / BLOCK_SIZE_TOKENS, group);
         int elem = (of_key - group * UNITS_PER_HEAD) * ELEMS;

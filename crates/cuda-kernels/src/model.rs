@@ -39,7 +39,7 @@ pub use {
     attention::{DecodeAttention, DecodeAttentionQkv, DecodePlan, PlanDecode, PlanSizes},
     fp8::{E4M3, Fp8Out, GemmFp8},
     fp8_rows::{Fp8RowsOut, NormalizeFp8, QuantizeRows},
-    gather::GatherCache,
+    gather::{GatherCache, UNSEEN_SLOT},
     gemm::{Gemm, GemmOut, GemmUse},
     heads::NormHeads,
     loaded::ModelKernels,

@@ -192,7 +192,9 @@ pub fn footprint_in(
 /// Whether prompts may be computed in parts, whatever the model ([`CausalLm::prompt_cut_tokens`]); where this says no, some
 /// models' may.
 pub fn cuts_prompts(options: LoadOptions) -> bool {
-    options.backend == Backend::Fused && options.device == Device::Cpu
+    // A GPU's products in float32 have other bits with other numbers of rows.
+    let is_invariant = options.device == Device::Cpu || options.numerics.compute != Float::Fp32;
+    options.backend == Backend::Fused && is_invariant
 }
 
 /// The formats as a backend holds them.

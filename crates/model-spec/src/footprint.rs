@@ -2,16 +2,8 @@
 
 use crate::{Indivisible, KvGroup, KvTables, ModelSpec, Module, Numerics, ShardPlace};
 
-/// Tokens in a block of the KV cache, for every backend.
-pub const BLOCK_SIZE_TOKENS: usize = 32;
-
 /// Norms and routers are held in float32, whatever the other weights are held in.
 const FLOAT32_BYTES: u64 = 4;
-
-/// Blocks of `block_size_tokens`, at least 1, that hold this many tokens of one sequence.
-pub const fn blocks_for(num_tokens: usize, block_size_tokens: usize) -> usize {
-    num_tokens.div_ceil(block_size_tokens)
-}
 
 /// What a rank's part of a model takes of memory.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -7,7 +7,15 @@
 
 use std::ops::Range;
 
-use crate::{BLOCK_SIZE_TOKENS, KvFormat, ModelSpec};
+use crate::{KvFormat, ModelSpec};
+
+/// Tokens in a block of the KV cache, for every backend.
+pub const BLOCK_SIZE_TOKENS: usize = 32;
+
+/// Blocks of `block_size_tokens`, at least 1, that hold this many tokens of one sequence.
+pub const fn blocks_for(num_tokens: usize, block_size_tokens: usize) -> usize {
+    num_tokens.div_ceil(block_size_tokens)
+}
 
 /// Most tables of a sequence: each has a part in what a step is told.
 const MAX_TABLES: usize = 8;
@@ -41,13 +49,17 @@ impl KvTables {
         self.len() == 0
     }
 
-    /// Blocks at the front of the tables with a window that nobody reads any more who computes the token at `position` or a
-    /// later one.
-    pub const fn num_passed(self, position: usize, block_size_tokens: usize) -> usize {
+    /// Tokens that nobody sees in the tables with a window who computes the token at `position` or a later one.
+    pub const fn num_unseen(self, position: usize) -> usize {
         match self.num_windowed {
             0 => 0,
-            _ => (position + 1).saturating_sub(self.window_tokens) / block_size_tokens,
+            _ => (position + 1).saturating_sub(self.window_tokens),
         }
+    }
+
+    /// Blocks at the front of the tables with a window of only such tokens, which nobody reads any more.
+    pub const fn num_passed(self, position: usize, block_size_tokens: usize) -> usize {
+        self.num_unseen(position) / block_size_tokens
     }
 
     /// The most blocks of a table with a window that `num_tokens` read and write which are computed at once.
@@ -137,7 +149,7 @@ impl ModelSpec {
     /// those of the whole, as it has the same tables.
     pub fn kv_tables(&self, longest_tokens: usize) -> KvTables {
         let Some(window_tokens) = self.window_tokens(longest_tokens) else { return KvTables::ONE };
-        let token_blocks = longest_tokens.div_ceil(BLOCK_SIZE_TOKENS) + 1;
+        let token_blocks = blocks_for(longest_tokens, BLOCK_SIZE_TOKENS) + 1;
         let bytes_of = |tables: KvTables| -> u64 {
             let groups = self.kv_groups_of(0..self.layers.len(), 1, tables);
             let block_elems =

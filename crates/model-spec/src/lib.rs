@@ -24,8 +24,8 @@ mod test_models;
 
 pub use activation::{Activation, BadActivation, NemoActivation, Nonlinearity};
 pub use blocks::{AttentionBlock, Block, FfnBlock};
-pub use footprint::{BLOCK_SIZE_TOKENS, Footprint, blocks_for};
-pub use kv::{KvGroup, KvPlace, KvTables, WINDOW_AHEAD_BLOCKS};
+pub use footprint::Footprint;
+pub use kv::{BLOCK_SIZE_TOKENS, KvGroup, KvPlace, KvTables, WINDOW_AHEAD_BLOCKS, blocks_for};
 pub use layer::{
     AttentionSpec, AttentionWindow, BlockStyle, FfnSpec, HeadLayout, LayerSpec, MlpSpec, MoeSpec, NormSpec,
     Normalization,

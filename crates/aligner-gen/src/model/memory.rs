@@ -1,12 +1,13 @@
 //! How much memory a run takes, and how many sequences the KV cache is made for.
 
 mod experts;
+mod sizes;
 
 use engine::{EngineLimits, MAX_NUM_SEQS_ON_GPU};
 use model_core::{BLOCK_SIZE_TOKENS, ExchangeParts, LoadOptions, ModelConfig, ModelError, Reduction};
 use model_spec::{
     AttentionSpec, Float, Footprint, HeadLayout, KvTables, LayerSpec, MlpSpec, ModelSpec, Numerics,
-    ShardPlace, WINDOW_AHEAD_BLOCKS, blocks_for,
+    ShardPlace, blocks_for,
 };
 use nemo_format::Checkpoint;
 use tch::Device;
@@ -16,6 +17,7 @@ use super::{device, host_memory};
 use crate::config::plan::{RoomPlan, RowStructures};
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::table::{human_bytes, thousands, two_columns};
+use sizes::{LongestBlocks, Sizes, WindowSaving};
 
 /// Past this many rows a step on a CPU takes longer in proportion. Vector units are busy from 64 on, matrix units here.
 const MAX_NUM_SEQS: usize = 128;
@@ -191,54 +193,6 @@ fn kinds_of_attention(model: &ModelSpec) -> Vec<HeadLayout> {
     kinds.into_iter().map(|(heads, ..)| heads).collect()
 }
 
-/// What the plan is made from.
-#[derive(Clone, Copy, Debug)]
-struct Sizes {
-    weight_bytes: u64,
-    workspace_bytes: u64,
-    bytes_per_block: u64,
-    tables: KvTables,
-    /// Whether prompts that are longer than a step are computed in parts.
-    cuts_prompts: bool,
-}
-
-/// Blocks that sequences of the greatest length take.
-#[derive(Clone, Copy, Debug)]
-struct LongestBlocks {
-    /// One while it goes on.
-    each: usize,
-    /// One that runs alone, with what its prompt takes while it is computed: without as many nothing runs.
-    least: usize,
-    /// As many as run at once, and what a step of prompts takes.
-    wanted: usize,
-}
-
-impl Sizes {
-    fn longest_blocks(self, room: Room, demand: Demand) -> LongestBlocks {
-        let Self { tables, cuts_prompts, .. } = self;
-        // One block more, because a shared prompt's last block is copied when the responses part.
-        let token_blocks = blocks_for(demand.longest_sequence_tokens, BLOCK_SIZE_TOKENS) + 1;
-        let each = tables.num_blocks_of(token_blocks);
-        let of_prompt = match cuts_prompts {
-            true => tables.window_blocks(room.max_prefill_tokens, BLOCK_SIZE_TOKENS).min(token_blocks),
-            false => token_blocks,
-        };
-        let of_response = tables.window_blocks(1, BLOCK_SIZE_TOKENS) + WINDOW_AHEAD_BLOCKS;
-        let least = tables.num_blocks(token_blocks, of_prompt + of_response);
-        let of_step = tables.window_blocks(room.max_prefill_tokens, BLOCK_SIZE_TOKENS).min(token_blocks);
-        let of_seqs = each.saturating_mul(room.num_seqs(demand));
-        LongestBlocks {
-            each,
-            least,
-            wanted: of_seqs.saturating_add(tables.num_windowed * of_step).max(least),
-        }
-    }
-
-    fn fixed_bytes(self) -> u64 {
-        self.weight_bytes.saturating_add(self.workspace_bytes)
-    }
-}
-
 /// The memory plan.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryPlan {
@@ -256,15 +210,6 @@ pub(crate) struct MemoryPlan {
     windows: Option<WindowSaving>,
     /// What FP8 saves, where the run has it.
     saving: Option<Saving>,
-}
-
-/// The KV cache of one sequence of the greatest length.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct WindowSaving {
-    window_tokens: usize,
-    bytes: u64,
-    /// If all layers kept all tokens.
-    bytes_without: u64,
 }
 
 /// A run in FP8 beside the same one without.
@@ -443,20 +388,6 @@ impl MemoryPlan {
             return format!("up to {most}, {} of the greatest length", self.num_longest_seqs);
         }
         format!("up to {most}")
-    }
-}
-
-impl WindowSaving {
-    fn line(self, longest_sequence_tokens: usize) -> String {
-        let Self { window_tokens, bytes, bytes_without } = self;
-        let shown = |tokens: usize| thousands(tokens as u64);
-        format!(
-            "layers with a window of {} tokens keep no more: {} for a sequence of {} tokens instead of {}",
-            shown(window_tokens),
-            human_bytes(bytes),
-            shown(longest_sequence_tokens),
-            human_bytes(bytes_without),
-        )
     }
 }
 

@@ -1,6 +1,6 @@
 //! Reading cached keys and values back, against libtorch's indexing.
 
-use cuda_kernels::{GatherCache, LayerKv};
+use cuda_kernels::{GatherCache, LayerKv, UNSEEN_SLOT};
 use tch::{Kind, Tensor};
 
 use crate::cases::{Outcome, ensure};
@@ -33,7 +33,7 @@ fn check(gpu: &Gpu, heads: &Heads) -> Checked {
     let mut slots: Vec<i32> = of_blocks(&[7, 0, 3, 8]);
     slots.truncate(32 * 3 + 13);
     let num_valid = slots.len() as i64;
-    slots.extend([-1, 9 * 32]);
+    slots.extend([-1, 9 * 32, UNSEEN_SLOT]);
     let num_keys = slots.len() as i64;
     let slots = gpu.ints(&slots, &[num_keys])?;
     let shape = [num_keys, groups, head_dim];
@@ -49,6 +49,8 @@ fn check(gpu: &Gpu, heads: &Heads) -> Checked {
         ensure(same(&out.f_narrow(0, 0, num_valid)?, &expect)?, || format!("{what} differ"))?;
         let others: Tensor = out.f_narrow(0, num_valid, 2)?.f_isnan()?.f_all()?;
         ensure(others.f_int64_value(&[])? == 1, || format!("{what} outside the cache are not NaN"))?;
+        let unseen = out.f_narrow(0, num_valid + 2, 1)?;
+        ensure(same(&unseen, &unseen.f_zeros_like()?)?, || format!("{what} that no row sees are not 0"))?;
     }
     Ok(())
 }

@@ -8,12 +8,15 @@ use super::{BLOCK_SIZE_TOKENS, LayerKv, ModelKernels};
 use crate::KernelError;
 use crate::tensors::{Address, Tensors, bad, count, int, shape_of};
 
+/// What stands for the slot of a key that no row sees: the gathered key and value are zeros.
+pub const UNSEEN_SLOT: i32 = -2;
+
 /// Copies cached keys and values of whole sequences, one token after the other.
 #[derive(Clone, Copy, Debug)]
 pub struct GatherCache<'a> {
     /// Where they are.
     pub cache: LayerKv<'a>,
-    /// `int32[n]`: block * 32 + offset of each key. One outside the cache gives NaN.
+    /// `int32[n]`: block * 32 + offset of each key, or [`UNSEEN_SLOT`]. Any other outside the cache gives NaN.
     pub slots: &'a Tensor,
     /// `T[n, G, d]`.
     pub k_out: &'a Tensor,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use engine::{Completion, Engine, EngineLimits, Foresight, Request};
 use model_core::{BLOCK_SIZE_TOKENS, Backend};
-use model_spec::Float;
+use model_spec::{Float, KvTables};
 use sampling::{
     CpuSampler, RawSamplingParams, RowRules, SamplingParams, SamplingRules, StopConditions, TokenBytes,
     uniform,
@@ -16,26 +16,45 @@ use tch::Device;
 use crate::{AnyError, Model, VOCAB_SIZE};
 
 const NUM_REQUESTS: u64 = 24;
-const MAX_PROMPT: f64 = 40.0;
-const MAX_NEW: u32 = 18;
 /// Sequences at once, of which the first is what the others are compared with.
 const COMPANIES: [usize; 3] = [1, 7, 24];
 
 type Answers = BTreeMap<(u64, u32), Vec<u32>>;
 
+/// What is asked for, and in which cache.
+#[derive(Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) max_prompt: f64,
+    pub(crate) max_new: u32,
+    /// Of the cache that is compared; all else is compared with one table for all layers.
+    pub(crate) tables: KvTables,
+    pub(crate) num_blocks: usize,
+}
+
+impl Load {
+    pub(crate) const SHORT: Self =
+        Self { max_prompt: 40.0, max_new: 18, tables: KvTables::ONE, num_blocks: 200 };
+
+    /// The same in a cache that has room for all, of one table.
+    fn undivided(self) -> Self {
+        Self { tables: KvTables::ONE, num_blocks: 4000, ..self }
+    }
+}
+
 /// # Errors
 /// When tokens differ.
-pub(crate) fn check(model: &Model, device: Device) -> Result<String, AnyError> {
-    let expect = answers(model, Device::Cpu, Float::Fp32, 24)?;
-    let fp32 = answers(model, device, Float::Fp32, 24)?;
+pub(crate) fn check(model: &Model, device: Device, load: Load) -> Result<String, AnyError> {
+    let whole = load.undivided();
+    let expect = answers(model, Device::Cpu, Float::Fp32, whole, 24)?;
+    let fp32 = answers(model, device, Float::Fp32, load, 24)?;
     if let Some(((sample, response), _)) = expect.iter().find(|(at, tokens)| fp32.get(at) != Some(tokens)) {
         return Err(
             format!("in float32 response {response} of sample {sample} is not that of the CPU").into()
         );
     }
-    let first = answers(model, device, Float::Bf16, COMPANIES[0])?;
+    let first = answers(model, device, Float::Bf16, whole, COMPANIES[0])?;
     for max_num_seqs in COMPANIES.into_iter().skip(1) {
-        let others = answers(model, device, Float::Bf16, max_num_seqs)?;
+        let others = answers(model, device, Float::Bf16, load, max_num_seqs)?;
         if let Some(((sample, response), _)) =
             first.iter().find(|(at, tokens)| others.get(at) != Some(tokens))
         {
@@ -62,10 +81,10 @@ impl TokenBytes for NoBytes {
     }
 }
 
-fn requests(longest: usize) -> impl Iterator<Item = Request> {
+fn requests(longest: usize, load: Load) -> impl Iterator<Item = Request> {
     (0..NUM_REQUESTS).map(move |sample_idx| {
-        let len = 1 + (uniform(5, sample_idx, 0, 0) * MAX_PROMPT) as usize;
-        let max_new_tokens = MAX_NEW.min(longest.saturating_sub(len) as u32).max(1);
+        let len = 1 + (uniform(5, sample_idx, 0, 0) * load.max_prompt) as usize;
+        let max_new_tokens = load.max_new.min(longest.saturating_sub(len) as u32).max(1);
         Request {
             sample_idx,
             prompt: prompt(sample_idx % 20, len.min(longest - 1)),
@@ -77,10 +96,16 @@ fn requests(longest: usize) -> impl Iterator<Item = Request> {
     })
 }
 
-fn answers(model: &Model, device: Device, float: Float, max_num_seqs: usize) -> Result<Answers, AnyError> {
+fn answers(
+    model: &Model,
+    device: Device,
+    float: Float,
+    load: Load,
+    max_num_seqs: usize,
+) -> Result<Answers, AnyError> {
     let longest = model.config.encoder_seq_length;
-    let mut engine = engine(model, device, float, max_num_seqs)?;
-    let mut requests = requests(longest);
+    let mut engine = engine(model, device, float, load, max_num_seqs)?;
+    let mut requests = requests(longest, load);
     let mut answers = BTreeMap::new();
     let mut keep = |completion: Completion| {
         answers.insert((completion.sample_idx, completion.response_idx), completion.token_ids);
@@ -90,7 +115,13 @@ fn answers(model: &Model, device: Device, float: Float, max_num_seqs: usize) -> 
     Ok(answers)
 }
 
-fn engine(model: &Model, device: Device, float: Float, max_num_seqs: usize) -> Result<Engine, AnyError> {
+fn engine(
+    model: &Model,
+    device: Device,
+    float: Float,
+    load: Load,
+    max_num_seqs: usize,
+) -> Result<Engine, AnyError> {
     let loaded = model.load(device, Backend::Fused, float)?;
     let params = SamplingParams::try_from(RawSamplingParams {
         use_greedy: false,
@@ -108,10 +139,10 @@ fn engine(model: &Model, device: Device, float: Float, max_num_seqs: usize) -> R
     let limits = EngineLimits {
         max_num_seqs,
         max_prefill_tokens: 150,
-        num_blocks: 200,
+        num_blocks: load.num_blocks,
         num_host_blocks: 0,
         block_size_tokens: BLOCK_SIZE_TOKENS,
-        tables: model_spec::KvTables::ONE,
+        tables: load.tables,
     };
     #[cfg(feature = "cuda")]
     if let Device::Cuda(device_idx) = device {

@@ -3,11 +3,13 @@
 //!
 //! Of each family the configuration counts: heads get sizes that the kernels of a GPU take, weights are made up.
 //! Logits in float32 and bfloat16, tokens in float32, and in bfloat16 one answer to a request for any number of sequences.
+//! Of families with windows also long texts, in a cache that gives back what the windows have passed.
 //! A line for each family, `ok NAME: FACTS`, `FAILED NAME: REASON` or `refused NAME: SENTENCE`; the last one counts the first
 //! two, as `cargo xtask gpu-test` expects.
 
 mod answers;
 mod weights;
+mod windows;
 
 use std::error::Error;
 use std::io::Write;
@@ -19,7 +21,7 @@ use model_core::{
     AttentionSwitches, BLOCK_SIZE_TOKENS, Backend, Batch, CausalLm, Isa, LoadOptions, ModelConfig,
     ModelError, RawModelConfig, load_model,
 };
-use model_spec::{Float, Numerics, TableRows, blocks_for};
+use model_spec::{Float, ModelSpec, Numerics, TableRows, blocks_for};
 use nemo_format::{Checkpoint, ConvertOptions, convert_checkpoint};
 use tch::{Device, Kind, Tensor};
 
@@ -105,22 +107,35 @@ struct Model {
 
 impl Model {
     fn of(folder: &Path) -> Result<Self, AnyError> {
+        Self::edited(folder, &[])
+    }
+
+    /// The same with these values of its configuration.
+    fn edited(folder: &Path, edits: &[(&str, Node)]) -> Result<Self, AnyError> {
         let scratch = tempfile::tempdir()?;
         let archive = scratch.path().join("converted.nemo");
         convert_checkpoint(folder, &archive, &ConvertOptions::default())?;
         let mut section = Checkpoint::open(&archive)?.model_config().clone();
         widen(&mut section)?;
+        edits.iter().for_each(|(key, value)| section.set(key, value.clone()));
         let raw: RawModelConfig = section.deserialize_into()?;
         let config = ModelConfig::try_from(raw)?;
-        let rows = TableRows { vocab: VOCAB_SIZE as u64, positions: config.max_position_embeddings as u64 };
         let is_centred = config.uniform.norm.zero_centered_gamma;
-        let weights = MadeUp::new(config.spec(rows).tensors(), is_centred);
+        let weights = MadeUp::new(spec_of(&config).tensors(), is_centred);
         Ok(Self { config, weights })
+    }
+
+    fn spec(&self) -> ModelSpec {
+        spec_of(&self.config)
     }
 
     fn load(&self, device: Device, backend: Backend, float: Float) -> Result<Box<dyn CausalLm>, ModelError> {
         load_model(self.config.clone(), &self.weights, options(device, backend, float))
     }
+}
+
+fn spec_of(config: &ModelConfig) -> ModelSpec {
+    config.spec(TableRows { vocab: VOCAB_SIZE as u64, positions: config.max_position_embeddings as u64 })
 }
 
 fn options(device: Device, backend: Backend, float: Float) -> LoadOptions {
@@ -176,7 +191,8 @@ fn check(folder: &Path, device: Device) -> Result<Outcome, AnyError> {
         }
         facts.push(fact);
     }
-    facts.push(answers::check(&model, device)?);
+    facts.push(answers::check(&model, device, answers::Load::SHORT)?);
+    facts.extend(windows::check(folder, &model, device)?);
     Ok(Outcome::Passed(facts.join(", ")))
 }
 

@@ -226,7 +226,7 @@ impl StepState for CudaState {
         self.upload_rotary()?;
         match &step.device {
             Some(step) => self.plan_decode(step, cache),
-            None => self.upload_prompts(tokens, step),
+            None => self.upload_prompts(tokens, step, cache.tables()),
         }
     }
 

@@ -10,9 +10,9 @@ use model_spec::{AttentionSpec, HeadLayout, KvGroup, Normalization, Numerics};
 use tch::{Device, Kind, Tensor};
 use torch_ext::mkl;
 
-#[cfg(feature = "cuda")]
-pub(crate) use self::attention::attend;
 pub(crate) use self::attention::{PlainAttention, ScoreRule};
+#[cfg(feature = "cuda")]
+pub(crate) use self::attention::{QUERIES_PER_CHUNK, attend};
 use self::linear::PlainWeight;
 pub(crate) use self::linear::{PlainLinear, activate};
 use crate::attention_context::AttentionContext;

@@ -3,11 +3,6 @@ use crate::test_models::{ROWS, llama, moe};
 use crate::{ExpertSharing, Float};
 
 #[test]
-fn blocks_are_counted_up() {
-    assert_eq!([0, 1, 32, 33].map(|num_tokens| blocks_for(num_tokens, BLOCK_SIZE_TOKENS)), [0, 1, 1, 2]);
-}
-
-#[test]
 fn bytes_are_those_of_the_tensors() {
     let model = llama().spec(ROWS);
     let elems: u64 = model.tensors().map(|tensor| tensor.num_elems()).sum();

@@ -19,6 +19,11 @@ fn counts(tables: KvTables) -> (usize, usize, usize) {
 }
 
 #[test]
+fn blocks_are_counted_up() {
+    assert_eq!([0, 1, 32, 33].map(|num_tokens| blocks_for(num_tokens, BLOCK_SIZE_TOKENS)), [0, 1, 1, 2]);
+}
+
+#[test]
 fn layers_of_one_shape_are_one_group() {
     let groups = mixed().kv_groups();
     let layers = |group: &KvGroup| group.places.iter().map(|place| place.layer).collect::<Vec<_>>();

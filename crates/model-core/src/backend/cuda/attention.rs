@@ -8,14 +8,15 @@ use torch_ext::cuda::flash::{self, Mask, PackedRows, Varlen};
 use super::{CudaState, HeadKernels, NOT_PLANNED, device_context};
 use crate::ModelError;
 use crate::attention_context::{AttentionContext, DeviceAttention, DevicePrompts};
-use crate::backend::plain::{ScoreRule, attend};
+use crate::backend::plain::{QUERIES_PER_CHUNK, ScoreRule, attend};
 use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::RotaryId;
 use crate::ops::AttentionOp;
 
 /// Flash attention gives a row the same bits in a part of a prompt that starts at a multiple of this as in the whole
-/// (`aligner-gen bench --measures cuts` compares them).
+/// (`aligner-gen bench --measures cuts` compares them, and `family_check` where there are windows): blocks of keys begin at
+/// the same keys, and one that a row does not see changes no bit of it.
 const FLASH_CUT_TOKENS: usize = 32;
 /// Libtorch takes another path when every sequence has one query, and that path takes no padding.
 const MIN_MAX_QUERIES: usize = 2;
@@ -114,9 +115,8 @@ impl AttentionOp<CudaState> for CudaAttention {
         match at.numerics.compute.kind() {
             // cuBLAS's float32 GEMMs have other bits with other numbers of rows.
             Kind::Float => None,
-            _ if self.softcap.is_some() => None,
-            // It is not known that flash attention has the same bits where a window begins inside a block of keys.
-            _ if self.local_tokens.is_some() => None,
+            // Products of the same shapes, when they are cut where they are cut.
+            _ if self.softcap.is_some() => Some(QUERIES_PER_CHUNK),
             _ => Some(FLASH_CUT_TOKENS),
         }
     }

@@ -1,5 +1,7 @@
 //! Prompts on their way to a GPU: whole ones, and parts behind tokens that are cached already.
 
+use cuda_kernels::UNSEEN_SLOT;
+use model_spec::KvTables;
 use tch::Tensor;
 
 use super::{CudaState, MIN_ROWS};
@@ -55,6 +57,7 @@ impl CudaState {
         &self,
         tokens: &[u32],
         step: &mut AttentionContext,
+        kv: KvTables,
     ) -> Result<(), ModelError> {
         let num_rows = tokens.len().max(MIN_ROWS as usize);
         let mut packed = Packed::default();
@@ -69,11 +72,14 @@ impl CudaState {
         if has_cached {
             packed.push_starts(step.sequences.iter().map(|sequence| sequence.num_keys()));
             for table in tables.clone() {
-                let slots = step
-                    .sequences
-                    .iter()
-                    .flat_map(|sequence| slots_of(step.blocks(table, sequence), 0..sequence.num_keys()));
-                packed.push(slots.map(|slot| slot as i32));
+                let slots = step.sequences.iter().flat_map(|sequence| {
+                    // What a window has passed may be another sequence's by now.
+                    let num_unseen =
+                        if table < kv.num_full { 0 } else { kv.num_unseen(sequence.context_len) };
+                    let seen = slots_of(step.blocks(table, sequence), num_unseen..sequence.num_keys());
+                    std::iter::repeat_n(UNSEEN_SLOT, num_unseen).chain(seen.map(|slot| slot as i32))
+                });
+                packed.push(slots);
             }
         }
         let all = to_device(&packed.words, self.tch_device())?;

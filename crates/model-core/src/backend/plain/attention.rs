@@ -13,7 +13,7 @@ use crate::upload::to_device;
 use crate::{AttentionAlgorithm, ModelError, fp8};
 
 /// Query rows whose scores exist at once: bounds the memory of a long prefill.
-const QUERIES_PER_CHUNK: usize = 128;
+pub(crate) const QUERIES_PER_CHUNK: usize = 128;
 
 /// What becomes of products of queries and keys.
 #[derive(Clone, Copy, Debug)]
