@@ -35,6 +35,12 @@ impl Load {
     pub(crate) const SHORT: Self =
         Self { max_prompt: 40.0, max_new: 18, tables: KvTables::ONE, num_blocks: 200 };
 
+    /// How many responses may differ from those of another device in float32: a draw may lie between two tokens by less than
+    /// the devices' rounding, which among thousands of tokens happens.
+    fn most_others(self, num_responses: usize) -> usize {
+        if self.max_new > Self::SHORT.max_new { num_responses / 16 } else { 0 }
+    }
+
     /// The same in a cache that has room for all, of one table.
     fn undivided(self) -> Self {
         Self { tables: KvTables::ONE, num_blocks: 4000, ..self }
@@ -47,10 +53,17 @@ pub(crate) fn check(model: &Model, device: Device, load: Load) -> Result<String,
     let whole = load.undivided();
     let expect = answers(model, Device::Cpu, Float::Fp32, whole, 24)?;
     let fp32 = answers(model, device, Float::Fp32, load, 24)?;
-    if let Some(((sample, response), _)) = expect.iter().find(|(at, tokens)| fp32.get(at) != Some(tokens)) {
-        return Err(
-            format!("in float32 response {response} of sample {sample} is not that of the CPU").into()
-        );
+    let differ = |from: &Answers| from.iter().filter(|(at, tokens)| fp32.get(at) != Some(tokens)).count();
+    let (num_others, num_responses) = (differ(&expect), expect.len());
+    if num_others > load.most_others(num_responses) {
+        return Err(format!("in float32 {num_others} of {num_responses} responses are not the CPU's").into());
+    }
+    if num_others > 0 {
+        let undivided = answers(model, device, Float::Fp32, whole, 24)?;
+        let num_changed = differ(&undivided);
+        if num_changed > 0 {
+            return Err(format!("in float32 {num_changed} responses depend on the cache").into());
+        }
     }
     let first = answers(model, device, Float::Bf16, whole, COMPANIES[0])?;
     for max_num_seqs in COMPANIES.into_iter().skip(1) {
@@ -65,7 +78,14 @@ pub(crate) fn check(model: &Model, device: Device, load: Load) -> Result<String,
         }
     }
     let num_tokens: usize = expect.values().map(Vec::len).sum();
-    Ok(format!("{num_tokens} tokens are the CPU's in Fp32; one text in Bf16 for {COMPANIES:?} sequences"))
+    let but = if num_others > 0 {
+        format!(" but for {num_others} of {num_responses} texts")
+    } else {
+        String::new()
+    };
+    Ok(format!(
+        "{num_tokens} tokens are the CPU's in Fp32{but}; one text in Bf16 for {COMPANIES:?} sequences"
+    ))
 }
 
 /// A prompt of this many tokens.
