@@ -63,8 +63,11 @@ impl TryFrom<RawModelConfig> for ModelConfig {
         let ffn_hidden_size = raw.size("ffn_hidden_size", raw.ffn_hidden_size.as_ref())?;
         let ffn_hidden_size = ffn_hidden_size.unwrap_or(4 * hidden_size);
         let block_style = block::parse(&raw)?;
+        let windows = window::parse(&raw)?;
+        let mut attention = attention::parse(&raw, num_layers)?;
+        attention.local = attention.local.or_else(|| windows.local(num_layers, encoder_seq_length));
         let uniform = UniformSpec {
-            attention: attention::parse(&raw, num_layers)?,
+            attention,
             post_layernorms: raw.post_layernorms.unwrap_or_else(|| raw.is_gemma2()),
             pre_layernorms: block::pre_layernorms(&raw, block_style)?,
             multipliers: multipliers(&raw)?,
@@ -81,7 +84,7 @@ impl TryFrom<RawModelConfig> for ModelConfig {
             qkv_bias: bias || raw.qkv_bias.unwrap_or(false),
             qk_layernorm: raw.customized_flag("qk_layernorm")?.or(raw.qk_layernorm).unwrap_or(false),
             position_embedding: position::parse(&raw, heads.kv_channels, encoder_seq_length)?,
-            window: window::parse(&raw)?,
+            window: windows.limit,
             apply_embedding_scaling: raw.apply_embedding_scaling.unwrap_or(false),
             output: OutputSpec {
                 tied: raw.share_embeddings_and_output_weights.unwrap_or(true),

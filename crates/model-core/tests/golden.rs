@@ -109,6 +109,31 @@ fn converted(family: &str, edit: impl FnOnce(&mut serde_json::Value)) -> Checkpo
     Checkpoint::open(&archive).unwrap()
 }
 
+/// References of `sliding_windows.py`: a window of every layer, beyond which sequences go.
+#[test]
+fn windows_of_every_layer_are_transformers() {
+    for name in ["mistral", "phi3_plain", "starcoder2"] {
+        let converted = tempfile::tempdir().unwrap();
+        let archive = converted.path().join("converted.nemo");
+        let folder = fixture("families").join(name);
+        convert_checkpoint(&folder, &archive, &ConvertOptions::default()).unwrap();
+        let checkpoint = Checkpoint::open(&archive).unwrap();
+        let mut config = checkpoint.model_config().clone();
+        config.set("huggingface.sliding_window", Node::Int(4));
+        let config: ModelConfig = config.deserialize_into::<RawModelConfig>().unwrap().try_into().unwrap();
+        let golden = golden_logits(&format!("families/{name}/logits_window_fp32.npy"));
+        for backend in BACKENDS {
+            let mut runner = Runner::new(config.clone(), checkpoint.tensors(), Float::Fp32, backend).unwrap();
+            let prompts = reference(&format!("families/{name}")).prompts;
+            assert_eq!((prompts.len(), golden.len()), (2, 2));
+            for (prompt, expected) in prompts.iter().zip(&golden) {
+                let difference = max_difference(&runner.all_logits(prompt), expected);
+                assert!(difference < 1e-4, "{name} {backend:?}: {difference}");
+            }
+        }
+    }
+}
+
 /// References of `moe_windows.py`: every layer of Qwen 3 has the window, every second one of Qwen 2.
 #[test]
 fn windows_of_models_with_experts_are_transformers() {

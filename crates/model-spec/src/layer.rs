@@ -87,7 +87,7 @@ pub struct AttentionSpec {
 /// A window of attention in every layer.
 ///
 /// Attention is computed over all earlier positions: up to the window that is the same, and longer sequences are
-/// refused. Windows that some layers have are [computed](AttentionSpec::local_tokens).
+/// refused. Windows of which it is known what they count are [computed](AttentionSpec::local_tokens).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionWindow {
     /// The longest sequence that it does not cut.

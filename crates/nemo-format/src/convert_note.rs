@@ -101,7 +101,7 @@ impl fmt::Display for ConvertNote {
             Self::SlidingWindow { window_tokens } => write!(
                 f,
                 "attention of the original reaches back {window_tokens} tokens; `encoder_seq_length` is set to \
-                 {window_tokens}, up to which the result computes the same"
+                 {window_tokens}, up to which the window makes no difference; a larger one is computed with the window"
             ),
             Self::RoundedNorms { num_values, dtype } => {
                 write!(f, "{num_values} norm weights are rounded where 1 is added or taken off")?;

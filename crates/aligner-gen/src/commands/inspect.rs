@@ -1,5 +1,7 @@
 //! `aligner-gen inspect`: what a checkpoint holds, read from its headers alone.
 
+mod windows;
+
 use std::io::Write;
 
 use hydra_config::Node;
@@ -139,6 +141,7 @@ fn text_report(checkpoint: &Checkpoint, verified: Option<&Verified>) -> String {
         format!("fingerprint  {}", checkpoint.fingerprint()),
     ];
     lines.extend(fp8_line(checkpoint));
+    lines.extend(windows::line(checkpoint));
     lines.extend(verified.map(|verified| format!("verified     {}", verified_line(verified))));
     lines.extend([String::new(), "config".to_owned()]);
     if let Some(line) = end_tokens_line(checkpoint) {

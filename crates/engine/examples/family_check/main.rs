@@ -107,17 +107,20 @@ struct Model {
 
 impl Model {
     fn of(folder: &Path) -> Result<Self, AnyError> {
-        Self::edited(folder, &[])
+        Self::with(Self::section(folder)?)
     }
 
-    /// The same with these values of its configuration.
-    fn edited(folder: &Path, edits: &[(&str, Node)]) -> Result<Self, AnyError> {
+    /// Its configuration.
+    fn section(folder: &Path) -> Result<Node, AnyError> {
         let scratch = tempfile::tempdir()?;
         let archive = scratch.path().join("converted.nemo");
         convert_checkpoint(folder, &archive, &ConvertOptions::default())?;
         let mut section = Checkpoint::open(&archive)?.model_config().clone();
         widen(&mut section)?;
-        edits.iter().for_each(|(key, value)| section.set(key, value.clone()));
+        Ok(section)
+    }
+
+    fn with(section: Node) -> Result<Self, AnyError> {
         let raw: RawModelConfig = section.deserialize_into()?;
         let config = ModelConfig::try_from(raw)?;
         let is_centred = config.uniform.norm.zero_centered_gamma;

@@ -24,17 +24,25 @@ const NEIGHBOUR_LEN: usize = 77;
 /// # Errors
 /// When a bit or a token differs.
 pub(crate) fn check(folder: &Path, model: &Model, device: Device) -> Result<Option<String>, AnyError> {
-    let attentions = model.spec().layers.to_vec().into_iter().filter_map(|layer| layer.attention);
-    if attentions.filter(|attention| attention.local_tokens.is_some()).count() == 0 {
-        return Ok(None);
+    let has_local = model
+        .spec()
+        .layers
+        .iter()
+        .any(|layer| layer.attention.as_ref().is_some_and(|attention| attention.local_tokens.is_some()));
+    let mut section = Model::section(folder)?;
+    let everywhere = section.get("huggingface.sliding_window").and_then(Node::as_i64);
+    let num_seen = match (has_local, everywhere) {
+        (true, _) => {
+            section.set("window_size", Node::List(vec![Node::Int(WINDOW), Node::Int(0)]));
+            WINDOW + 1
+        }
+        (false, Some(tokens)) => tokens,
+        (false, None) => return Ok(None),
+    };
+    for key in ["encoder_seq_length", "max_position_embeddings"] {
+        section.set(key, Node::Int(LONGEST as i64));
     }
-    let window = Node::List(vec![Node::Int(WINDOW), Node::Int(0)]);
-    let edits = [
-        ("encoder_seq_length", Node::Int(LONGEST as i64)),
-        ("max_position_embeddings", Node::Int(LONGEST as i64)),
-        ("window_size", window),
-    ];
-    let long = Model::edited(folder, &edits)?;
+    let long = Model::with(section)?;
     let tables = long.spec().kv_tables(LONGEST);
     if tables.num_windowed == 0 {
         return Err("its windows save no memory".into());
@@ -43,7 +51,7 @@ pub(crate) fn check(folder: &Path, model: &Model, device: Device) -> Result<Opti
     // Some responses wait for room, and prompts come in parts.
     let load = Load { max_prompt: 450.0, max_new: 150, tables, num_blocks: 90 * tables.len() };
     let facts = answers::check(&long, device, load)?;
-    Ok(Some(format!("with a window of {}: prompts cut at {num_cuts} places, {facts}", WINDOW + 1)))
+    Ok(Some(format!("with a window of {num_seen}: prompts cut at {num_cuts} places, {facts}")))
 }
 
 /// Logits after every token of a prompt, whole and cut, bit by bit. Of what a window has passed the table says blocks of

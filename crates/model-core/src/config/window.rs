@@ -1,9 +1,10 @@
 //! How far attention reaches back: NeMo's `window_size`, and what a conversion keeps under `huggingface.sliding_window`.
 //!
-//! Attention is always computed over all earlier positions. Up to the window that is the same; beyond it nothing is
-//! computed, and every path asks [`ModelConfig::longest_sequence`] first.
+//! Up to the window attention over all earlier positions is the same. Beyond it `huggingface.sliding_window` is computed in
+//! every layer. Of a `window_size` in every layer it is not known what it counts, so nothing is computed beyond, and every
+//! path asks [`ModelConfig::longest_sequence`] first.
 
-use model_spec::AttentionWindow;
+use model_spec::{AttentionWindow, LocalLayers};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
@@ -33,15 +34,32 @@ pub(crate) struct RawHuggingFace {
 const WINDOW_SIZE: &str = "window_size";
 const SLIDING_WINDOW: &str = "huggingface.sliding_window";
 
-/// The narrower of the two windows that a configuration can have, where every layer has it.
-pub(super) fn parse(raw: &RawModelConfig) -> Result<Option<AttentionWindow>, ModelError> {
+/// The windows that a configuration can state of every layer.
+pub(super) struct Everywhere {
+    /// `window_size`, up to which sequences are computed.
+    pub(super) limit: Option<AttentionWindow>,
+    /// `huggingface.sliding_window`.
+    sliding: Option<AttentionWindow>,
+}
+
+/// What is stated of every layer.
+pub(super) fn parse(raw: &RawModelConfig) -> Result<Everywhere, ModelError> {
     let stated = raw.window_size.as_ref().map(parse_pair).transpose()?.flatten();
     let is_everywhere = raw.window_attn_skip_freq.is_none() && !raw.is_gemma2();
-    let stated = stated.filter(|_| is_everywhere);
     let sliding = raw.huggingface.as_ref().and_then(|section| section.sliding_window.as_ref());
     let sliding =
         raw.size(SLIDING_WINDOW, sliding)?.map(|tokens| AttentionWindow { tokens, key: SLIDING_WINDOW });
-    Ok([stated, sliding].into_iter().flatten().min_by_key(|window| window.tokens))
+    Ok(Everywhere { limit: stated.filter(|_| is_everywhere), sliding })
+}
+
+impl Everywhere {
+    /// The window of every layer, where sequences may be longer and it is known what it counts: in transformers a row sees
+    /// as many positions, itself among them.
+    pub(super) fn local(&self, num_layers: usize, encoder_seq_length: usize) -> Option<LocalLayers> {
+        let tokens = self.sliding?.tokens;
+        let is_local = vec![true; num_layers];
+        (tokens < encoder_seq_length).then_some(LocalLayers { tokens, is_local, rotary_base: None })
+    }
 }
 
 /// How many positions a row sees, itself among them, in a layer with the window.
@@ -132,13 +150,25 @@ mod tests {
             ("window_size: [63, 0]", (63, "window_size")),
             ("window_size: [8, -1]", (8, "window_size")),
             ("window_size: ['8', 0.0]", (8, "window_size")),
-            ("huggingface: {model_type: mistral, sliding_window: 8}", (8, "huggingface.sliding_window")),
+            ("huggingface: {model_type: mistral, sliding_window: 8}", (64, "encoder_seq_length")),
             ("huggingface: {model_type: mistral, sliding_window: null}", (64, "encoder_seq_length")),
-            ("window_size: [16, 0]\nhuggingface: {sliding_window: 8}", (8, "huggingface.sliding_window")),
+            ("window_size: [16, 0]\nhuggingface: {sliding_window: 8}", (16, "window_size")),
             ("window_size: [7, 0]\nhuggingface: {sliding_window: 8}", (7, "window_size")),
         ] {
             assert_eq!(parse(yaml).unwrap().longest_sequence(), expect, "{yaml}");
         }
+    }
+
+    #[test]
+    fn a_window_of_transformers_is_computed_in_every_layer() {
+        let local = |yaml| parse(yaml).unwrap().uniform.attention.local;
+        let window = |tokens| Some(LocalLayers { tokens, is_local: vec![true], rotary_base: None });
+        assert_eq!(local("huggingface: {sliding_window: 8}"), window(8));
+        assert_eq!(local("huggingface: {sliding_window: 63}"), window(63));
+        assert_eq!(local("huggingface: {sliding_window: 64}"), None, "no sequence is longer");
+        assert_eq!(local("window_size: [8, 0]"), None, "it is not known what it counts");
+        let some = "window_size: [8, 0]\nwindow_attn_skip_freq: [1]\nhuggingface: {sliding_window: 8}";
+        assert_eq!(local(some), window(9), "Megatron's key says which layers, and counts one more");
     }
 
     #[test]
