@@ -6,9 +6,11 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 mod arithmetic;
+mod arm;
 mod bench;
 mod cluster;
 mod counts;
+mod debian;
 mod demo;
 #[cfg(feature = "all-tasks")]
 mod dist;
@@ -71,6 +73,8 @@ enum Task {
     Dist(whole::DistArgs),
     /// Starts a Slurm cluster on this machine and runs a job under every launcher
     ClusterTest(cluster::Args),
+    /// Compiles the CPU kernels for 64-bit Arm, and runs their tests under emulation
+    ArmTest,
     /// Runs every check that needs a GPU: kernels, engine, texts, hashes
     GpuTest(gpu_test::Args),
     /// The long tests that texts stay the same and nothing is lost
@@ -101,6 +105,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::ConvertCheckpoint(args) => whole::convert(&here()?, &args)?,
         Task::Fixtures(args) => whole::fixtures(&here()?, &args)?,
         Task::Dist(args) => whole::dist(&here()?, &args)?,
+        Task::ArmTest => arm::run(&here()?)?,
         Task::ClusterTest(args) => cluster::run_all(&here()?, &args)?,
         // Also runs where there is no repository.
         Task::GpuTest(args) => return gpu_test::run(&args),

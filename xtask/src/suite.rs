@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::counts::Counts;
 use crate::workspace::{Workspace, probe, say, shell_line};
-use crate::{arithmetic, docs, oldest, programs, setup, templates, tidy};
+use crate::{arithmetic, arm, docs, oldest, programs, setup, templates, tidy};
 
 /// Runs everything that must hold before a change lands.
 ///
@@ -71,6 +71,13 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
 
     say("== chat templates");
     record("chat templates", templates::check(workspace));
+
+    if arm::is_ready(workspace) {
+        say("== 64-bit Arm");
+        record("64-bit Arm", checked(arm::run(workspace)));
+    } else {
+        skipped.push("64-bit Arm (`cargo xtask arm-test` brings its tools, and runs it)".to_owned());
+    }
 
     for check in &skipped {
         say(&format!("skipped, not installed: {check}"));

@@ -103,7 +103,7 @@ mod tests {
         assert_eq!(isa_named(Isa::detect().name()).unwrap(), Isa::detect());
         let error = isa_named("avx").unwrap_err();
         assert_eq!(error.status, ExitStatus::Usage);
-        insta::assert_snapshot!(error.sentence(), @"`ALIGNER_GEN_ISA` must be one of `portable`, `avx2`, `avx512`, `avx512-bf16`, `amx`, not `avx`");
+        insta::assert_snapshot!(error.sentence(), @"`ALIGNER_GEN_ISA` must be one of `portable`, `neon`, `avx2`, `avx512`, `avx512-bf16`, `amx`, not `avx`");
         // No machine of ours has all of them and is the best that there is.
         if let Err(error) = isa_named("amx") {
             assert_eq!(error.status, ExitStatus::Device);

@@ -5,11 +5,13 @@ mod amx;
 
 use tch::Kind;
 
-/// The instruction sets the kernels are compiled for, best last.
+/// The instruction sets the kernels are compiled for; those of one architecture the least first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
     /// Whatever the target's baseline offers.
     Portable,
+    /// 64-bit Arm's vectors of 128 bits.
+    Neon,
     /// x86-64 with AVX2 and FMA.
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
@@ -39,18 +41,18 @@ impl Isa {
                 return Self::Avx2;
             }
         }
-        Self::Portable
+        if cfg!(target_arch = "aarch64") { Self::Neon } else { Self::Portable }
     }
-}
 
-impl Isa {
-    /// All of them, the least first.
-    pub const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
+    /// All of them, those of one architecture the least first.
+    pub const ALL: [Self; 6] =
+        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// The name that a user types.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
+            Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Bf16 => "avx512-bf16",
@@ -63,21 +65,21 @@ impl Isa {
         match self {
             Self::Portable => "portable",
             Self::Avx512Bf16 | Self::Amx if kind == Kind::BFloat16 => self.name(),
-            Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 | Self::Amx => "fused multiply-add",
+            Self::Neon | Self::Avx2 | Self::Avx512 | Self::Avx512Bf16 | Self::Amx => "fused multiply-add",
         }
     }
 
     /// Those that this machine has, the least first.
     pub fn of_machine() -> impl Iterator<Item = Self> {
-        let best = Self::detect();
-        Self::ALL.into_iter().filter(move |&isa| isa <= best)
+        Self::ALL.into_iter().filter(|isa| isa.check().is_ok())
     }
 
     /// # Errors
     /// When this machine lacks it.
     pub fn check(self) -> Result<(), NoIsa> {
         let best = Self::detect();
-        if self <= best { Ok(()) } else { Err(NoIsa { wanted: self, best }) }
+        let is_of_architecture = self != Self::Neon || cfg!(target_arch = "aarch64");
+        if self <= best && is_of_architecture { Ok(()) } else { Err(NoIsa { wanted: self, best }) }
     }
 }
 
@@ -134,3 +136,17 @@ macro_rules! multiversion {
     };
 }
 pub(crate) use multiversion;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_has_the_sets_of_its_architecture_up_to_its_best() {
+        let all: Vec<Isa> = Isa::of_machine().collect();
+        assert_eq!((all.first(), all.last()), (Some(&Isa::Portable), Some(&Isa::detect())));
+        assert!(all.is_sorted());
+        assert_eq!(all.contains(&Isa::Neon), cfg!(target_arch = "aarch64"));
+        assert_eq!(Isa::Neon.check().is_ok(), cfg!(target_arch = "aarch64"));
+    }
+}

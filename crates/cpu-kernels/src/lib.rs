@@ -19,6 +19,15 @@ mod norm;
 mod packed;
 mod peak;
 mod pool;
+#[cfg_attr(
+    not(target_arch = "x86_64"),
+    expect(
+        dead_code,
+        unused_variables,
+        irrefutable_let_patterns,
+        reason = "the matrix units and dot products are x86-64's"
+    )
+)]
 mod tile;
 
 pub use attention::{HeadShape, PagedSequence, RotaryTable};

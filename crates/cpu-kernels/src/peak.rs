@@ -24,8 +24,11 @@ pub fn peak_flops(isa: Isa, kind: Kind) -> Result<f64, CpuKernelError> {
     isa.check()?;
     let started = Instant::now();
     let flops_per_round = match (isa, kind) {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(target_arch = "aarch64")]
         // SAFETY: the machine has the instruction set, as was checked; so below.
+        (Isa::Neon, Kind::Float | Kind::BFloat16) => unsafe { arm::neon() },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
         (Isa::Avx2, Kind::Float | Kind::BFloat16) => unsafe { x86::avx2() },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
@@ -55,6 +58,29 @@ fn portable() -> usize {
     }
     black_box(sums);
     2 * LANES * NUM_SUMS
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use std::arch::aarch64::{vdupq_n_f32, vfmaq_f32};
+    use std::hint::black_box;
+
+    use super::NUM_ROUNDS;
+
+    /// Up to four pipes with a latency of four.
+    const NUM_SUMS: usize = 24;
+
+    #[target_feature(enable = "neon")]
+    pub(super) fn neon() -> usize {
+        let (mut sums, factor) = ([vdupq_n_f32(1.0); NUM_SUMS], black_box(vdupq_n_f32(0.5)));
+        for _ in 0..NUM_ROUNDS {
+            for sum in &mut sums {
+                *sum = vfmaq_f32(factor, *sum, factor);
+            }
+        }
+        black_box(sums);
+        2 * 4 * NUM_SUMS
+    }
 }
 
 #[cfg(target_arch = "x86_64")]

@@ -12,9 +12,13 @@ mod amx;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 
 use half::bf16;
 
+#[cfg(target_arch = "aarch64")]
+use self::neon::tile as tile_neon;
 #[cfg(target_arch = "x86_64")]
 use self::{
     avx2::tile as tile_avx2,
@@ -315,6 +319,8 @@ impl Tiles<f32> {
             }
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => by_rows!(tile_avx2::<f32>, [1 2 3 4 5 6]),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => by_rows!(tile_neon::<f32>, [1 2 3 4 5 6]),
             _ => by_rows!(tile_portable::<f32>, [1 2 3 4]),
         };
         Self::Vector(by_rows, WordsOfGroup::Elements)
@@ -336,6 +342,8 @@ impl Tiles<bf16> {
             Isa::Avx512 => by_rows!(tile_avx512::<bf16>, [1 2 3 4 5 6 7 8 9 10 11]),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => by_rows!(tile_avx2::<bf16>, [1 2 3 4 5 6]),
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => by_rows!(tile_neon::<bf16>, [1 2 3 4 5 6]),
             _ => by_rows!(tile_portable::<bf16>, [1 2 3 4]),
         };
         Self::Vector(by_rows, WordsOfGroup::Elements)

@@ -77,10 +77,24 @@ fn results(isa: Isa, kind: Kind) -> Vec<Tensor> {
     vec![normed, activated, plain, attended]
 }
 
+/// FNV-1a of all bits.
+fn digest(results: &[Tensor]) -> u64 {
+    let values = results
+        .iter()
+        .flat_map(|result| Vec::<f32>::try_from(result.to_kind(Kind::Float).flatten(0, -1)).unwrap());
+    let mix = |digest: u64, byte: u8| (digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    values.flat_map(|value| value.to_bits().to_le_bytes()).fold(0xcbf2_9ce4_8422_2325, mix)
+}
+
 #[test]
 fn sets_of_one_arithmetic_have_the_same_bits() {
     for kind in KINDS {
         let all: Vec<_> = Isa::of_machine().map(|isa| (isa, results(isa, kind))).collect();
+        for (isa, results) in &all {
+            // For `cargo xtask arm-test`, which compares machines of two kinds.
+            let digest = digest(results);
+            writeln!(std::io::stderr(), "{}, {kind:?}: {digest:016x} ({isa})", isa.arithmetic(kind)).unwrap();
+        }
         for ((isa, own), (other, others)) in all.iter().zip(&all[1..]) {
             if isa.arithmetic(kind) == other.arithmetic(kind) {
                 let same = own.iter().zip(others).all(|(own, others)| own.equal(others));

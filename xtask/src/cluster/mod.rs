@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
+use crate::debian;
 use crate::workspace::{Workspace, probe, run, say};
 
 mod jobs;
@@ -38,7 +39,7 @@ pub(crate) struct Args {
 /// # Errors
 /// When a job fails or its output differs.
 pub(crate) fn run_all(workspace: &Workspace, args: &Args) -> Result<()> {
-    if !install(workspace)? {
+    if !install(workspace) {
         return Ok(());
     }
     let program = match &args.program {
@@ -113,32 +114,15 @@ fn show_logs(results: &Path) {
 }
 
 /// Installs what is missing, where that may be done; false when something stays away.
-fn install(workspace: &Workspace) -> Result<bool> {
-    let is_there =
-        |program: &str| probe(Command::new("sh").args(["-c", &format!("command -v {program}")])).is_some();
-    let missing: Vec<&str> =
-        PACKAGES.iter().filter(|(_, program)| !is_there(program)).map(|(package, _)| *package).collect();
-    let is_root = probe(Command::new("id").arg("-u")).is_some_and(|id| id == "0");
-    let install = || {
-        // Do not wait for minutes on an unreachable mirror.
-        let impatient = ["-q", "-o", "Acquire::Retries=0", "-o", "Acquire::http::Timeout=20"];
-        let mut install = workspace.command("apt-get");
-        install.args(impatient).args(["install", "-y", "--no-install-recommends"]).args(&missing);
-        // The list of packages of a fresh machine is empty.
-        run(&mut install).or_else(|_| {
-            run(workspace.command("apt-get").args(impatient).arg("update"))?;
-            run(&mut install)
-        })
-    };
-    let has_all = missing.is_empty() || is_root && is_there("apt-get") && install().is_ok();
-    if !has_all || !is_root {
+fn install(workspace: &Workspace) -> bool {
+    let has_all = debian::install(workspace, &PACKAGES) && debian::is_root();
+    if !has_all {
         say(&format!(
             "skipped: a cluster on this machine needs root and Debian's packages (`apt-get install {}`)",
             PACKAGES.map(|(package, _)| package).join(" ")
         ));
-        return Ok(false);
     }
-    Ok(true)
+    has_all
 }
 
 /// Waits until `done`, at most for [`PATIENCE`].

@@ -1,18 +1,16 @@
 //! Whether the wheel keeps what its name promises, in the judgement of `auditwheel`, the Python packaging authority's own.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 
-use crate::wheels;
+use crate::wheels::{self, Machine};
 use crate::workspace::{Workspace, probe};
 
 const PINS: &str = "tools/auditwheel.txt";
 const FOLDER: &str = ".tools/auditwheel";
-const STAMP: &str = "pins.txt";
 /// What torch's wheel brings; everything else must be any system's.
 const OF_TORCH: [&str; 4] = ["libtorch_cpu.so", "libc10.so", "libtorch_cuda.so", "libc10_cuda.so"];
 
@@ -32,7 +30,8 @@ struct Report {
 /// When it cannot be fetched or run, or finds that the wheel needs more than its name says.
 pub(super) fn check(workspace: &Workspace, python: &str, wheel: &Path) -> Result<()> {
     let folder = workspace.path(FOLDER);
-    fetch(workspace, &folder)?;
+    let news = "fetching auditwheel into `.tools/`";
+    wheels::keep(workspace, PINS, &folder, Machine::X86, news)?;
     let mut show = workspace.command(python);
     show.args(["-m", "auditwheel", "show", "--json"]).arg(wheel).env("PYTHONPATH", &folder);
     let printed = probe(&mut show).context("auditwheel cannot judge the wheel")?;
@@ -57,21 +56,6 @@ fn judge(report: &Report, promised: &str) -> Result<()> {
     ensure!(strange.is_empty(), "the wheel needs libraries that are no system's: {}", strange.join(", "));
     ensure!(!report.unsupported_isa, "auditwheel finds instructions that not every processor has");
     Ok(())
-}
-
-fn fetch(workspace: &Workspace, folder: &Path) -> Result<()> {
-    let pins = workspace.path(PINS);
-    let text = fs::read_to_string(&pins).with_context(|| format!("cannot read `{PINS}`"))?;
-    let stamp = folder.join(STAMP);
-    if fs::read_to_string(&stamp).is_ok_and(|known| known == text) {
-        return Ok(());
-    }
-    if folder.exists() {
-        fs::remove_dir_all(folder).with_context(|| format!("cannot remove `{FOLDER}`"))?;
-    }
-    wheels::unpack(workspace, &pins, folder, &format!("fetching auditwheel into `{FOLDER}/`"))?;
-    // Last: what is interrupted before is done again.
-    fs::write(&stamp, text).with_context(|| format!("cannot write `{STAMP}`"))
 }
 
 #[cfg(test)]

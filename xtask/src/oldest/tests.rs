@@ -44,7 +44,7 @@ int main(int argc, char**) {
 }
 "#;
 
-fn link(workspace: &Workspace, folder: &Path, source: &str) -> std::result::Result<PathBuf, String> {
+fn link(workspace: &Workspace, folder: &Path, source: &str) -> Result<PathBuf, String> {
     let (place, program) = (folder.join("program.cpp"), folder.join("program"));
     fs::write(&place, source).unwrap();
     let mut link = compiler(workspace, "CXX", "c++");

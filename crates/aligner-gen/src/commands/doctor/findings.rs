@@ -255,6 +255,7 @@ fn gpu_json(gpu: &Result<Gpu, String>) -> Value {
 fn vectors(isa: Isa) -> &'static str {
     match isa {
         Isa::Portable => "none that are used (no AVX2)",
+        Isa::Neon => "NEON",
         Isa::Avx2 => "AVX2",
         Isa::Avx512 => "AVX-512",
         Isa::Avx512Bf16 => "AVX-512 with bfloat16",
