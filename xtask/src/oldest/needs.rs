@@ -27,7 +27,7 @@ pub(crate) fn too_new(workspace: &Workspace, program: &Path) -> Result<Vec<Strin
 }
 
 fn is_too_new(version: &str) -> bool {
-    !Version::parse(version).is_some_and(|version| version.is_old_enough() == Some(true))
+    Version::parse(version).is_none_or(|version| version.is_old_enough() != Some(true))
 }
 
 /// Files and versions in the output of `readelf --version-info --wide`.

@@ -107,7 +107,7 @@ struct Model {
 
 impl Model {
     fn of(folder: &Path) -> Result<Self, AnyError> {
-        Self::with(Self::section(folder)?)
+        Self::with(&Self::section(folder)?)
     }
 
     /// Its configuration.
@@ -120,7 +120,7 @@ impl Model {
         Ok(section)
     }
 
-    fn with(section: Node) -> Result<Self, AnyError> {
+    fn with(section: &Node) -> Result<Self, AnyError> {
         let raw: RawModelConfig = section.deserialize_into()?;
         let config = ModelConfig::try_from(raw)?;
         let is_centred = config.uniform.norm.zero_centered_gamma;

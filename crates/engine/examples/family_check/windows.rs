@@ -42,7 +42,7 @@ pub(crate) fn check(folder: &Path, model: &Model, device: Device) -> Result<Opti
     for key in ["encoder_seq_length", "max_position_embeddings"] {
         section.set(key, Node::Int(LONGEST as i64));
     }
-    let long = Model::with(section)?;
+    let long = Model::with(&section)?;
     let tables = long.spec().kv_tables(LONGEST);
     if tables.num_windowed == 0 {
         return Err("its windows save no memory".into());
