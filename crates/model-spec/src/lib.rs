@@ -21,7 +21,7 @@ mod tensor;
 #[cfg(test)]
 mod test_models;
 
-pub use activation::{Activation, BadActivation, NemoActivation, Nonlinearity};
+pub use activation::{Activation, BadActivation, GLU_CLAMP, NemoActivation, Nonlinearity};
 pub use blocks::{AttentionBlock, Block, FfnBlock};
 pub use footprint::{BLOCK_SIZE_TOKENS, Footprint, KvGroup, blocks_for};
 pub use layer::{
