@@ -4,7 +4,7 @@ use nemo_format::{ConvertOptions, convert_checkpoint};
 
 use crate::support::{Job, fixture};
 
-const FAMILIES: [(&str, &str); 33] = [
+const FAMILIES: [(&str, &str); 35] = [
     ("cohere", "cohere"),
     ("cohere_plus", "cohere"),
     ("granite", "granite"),
@@ -23,6 +23,8 @@ const FAMILIES: [(&str, &str); 33] = [
     ("gemma2", "gemma"),
     ("gemma3", "gemma"),
     ("gpt2", "gptnext"),
+    ("gpt_oss", "gpt_oss"),
+    ("gpt_oss_mxfp4", "gpt_oss"),
     ("gpt_neox", "gptnext"),
     ("gpt_neox_sequential", "gptnext"),
     ("gptj", "gptj"),

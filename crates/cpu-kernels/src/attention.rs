@@ -76,13 +76,15 @@ pub(crate) struct AttentionCall<'a, E: Elem> {
     /// Room for the rotated queries.
     pub(crate) queries: &'a mut Vec<E>,
     pub(crate) layer: KvLayer<E>,
+    /// Of each query head.
+    pub(crate) sinks: Option<&'a [f32]>,
     /// `[num_tokens, num_attention_heads, head_dim]`.
     pub(crate) out: &'a mut [E],
 }
 
 /// Rotates, stores keys and values, attends.
 pub(crate) fn attention<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, call: AttentionCall<'_, E>) {
-    let AttentionCall { heads, rotary, sequences, qkv, num_tokens, queries, layer, out } = call;
+    let AttentionCall { heads, rotary, sequences, qkv, num_tokens, queries, layer, sinks, out } = call;
     let query_elems = heads.head_dim.next_multiple_of(E::GROUP);
     queries.resize(heads.num_attention_heads * num_tokens * query_elems, E::default());
     let queries = SharedPtr::new(queries.as_mut_ptr());
@@ -94,6 +96,7 @@ pub(crate) fn attention<E: Elem>(pool: &mut Pool, isa: Isa, tiles: &Tiles<E>, ca
         query_elems,
         queries,
         layer,
+        sinks,
         out: SharedPtr::new(out.as_mut_ptr()),
     };
 
@@ -142,6 +145,7 @@ struct Step<'a, E: Elem> {
     /// `[num_query_groups, num_tokens, heads_per_group, query_elems]`: the rows of a group follow one another.
     queries: SharedPtr<E>,
     layer: KvLayer<E>,
+    sinks: Option<&'a [f32]>,
     out: SharedPtr<E>,
 }
 
@@ -215,6 +219,20 @@ struct Softmax {
     correction: [f32; MAX_ROWS],
 }
 
+impl Softmax {
+    /// Before the first key: of a row with a sink the sum begins with it, as if it were the score of a key without a value.
+    fn new(num_rows: usize, sink_of: impl Fn(usize) -> Option<f32>) -> Self {
+        let mut softmax =
+            Self { max: [f32::NEG_INFINITY; MAX_ROWS], sum: [0.0; MAX_ROWS], correction: [0.0; MAX_ROWS] };
+        for row in 0..num_rows {
+            if let Some(sink) = sink_of(row) {
+                (softmax.max[row], softmax.sum[row]) = (sink, 1.0);
+            }
+        }
+        softmax
+    }
+}
+
 /// The keys of one block that each row sees.
 struct Seen {
     first: [usize; MAX_ROWS],
@@ -248,8 +266,8 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
     let num_chunks = head_dim.div_ceil(PANEL);
     let first_row = (tile.group * step.num_tokens + sequence.query_start) * heads_per_group + tile.first_row;
     let position_of = |row: usize| sequence.context_len + (tile.first_row + row) / heads_per_group;
-    let mut softmax =
-        Softmax { max: [f32::NEG_INFINITY; MAX_ROWS], sum: [0.0; MAX_ROWS], correction: [0.0; MAX_ROWS] };
+    let head_of = |row: usize| tile.group * heads_per_group + (tile.first_row + row) % heads_per_group;
+    let mut softmax = Softmax::new(tile.len, |row| step.sinks.map(|sinks| sinks[head_of(row)]));
     let mut units = Units::default();
     let mut scores: Acc = [[0.0; PANEL]; MAX_ROWS];
     let mut outputs: [Acc; CHUNKS] = [[[0.0; PANEL]; MAX_ROWS]; CHUNKS];
@@ -313,8 +331,7 @@ fn attend_tile<E: Elem, const CHUNKS: usize>(
     }
     for row in 0..tile.len {
         let token = sequence.query_start + (tile.first_row + row) / heads_per_group;
-        let head = tile.group * heads_per_group + (tile.first_row + row) % heads_per_group;
-        let at = (token * step.heads.num_attention_heads + head) * head_dim;
+        let at = (token * step.heads.num_attention_heads + head_of(row)) * head_dim;
         // SAFETY: `out` holds every token and head, and this task alone has this row.
         let out = unsafe { step.out.slice(at, head_dim) };
         let scale = 1.0 / softmax.sum[row];

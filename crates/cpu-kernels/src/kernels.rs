@@ -28,6 +28,9 @@ pub struct AttentionStep<'a> {
     pub sequences: &'a [PagedSequence<'a>],
     /// Which layer of the cache.
     pub layer_idx: usize,
+    /// A score for each query head that belongs to no key, where the layer has them: they count in the sum that
+    /// probabilities are divided by.
+    pub sinks: Option<&'a [f32]>,
 }
 
 /// The kernels, the threads they run on and the instruction set they were chosen for.
@@ -409,6 +412,7 @@ impl CpuKernels {
                 num_tokens,
                 queries: &mut queries,
                 layer,
+                sinks: step.sinks,
                 out: E::slice_mut(&mut out, "out")?,
             };
             attention(&mut self.pool, self.isa, &tiles, call);
@@ -448,6 +452,10 @@ fn check_attention(
             format!("of {} heads of {}", heads.num_query_groups, heads.head_dim),
             format_args!("{shape:?}"),
         ));
+    }
+    if step.sinks.is_some_and(|sinks| sinks.len() != heads.num_attention_heads) {
+        let found = step.sinks.map_or(0, <[f32]>::len);
+        return Err(bad("sinks", format!("one for each of {} heads", heads.num_attention_heads), found));
     }
     if heads.window == Some(0) {
         return Err(bad("window", "at least 1 token".to_owned(), 0));

@@ -8,7 +8,7 @@ use model_spec::Nonlinearity;
 use super::buffer::SharedPtr;
 use super::elem::Elem;
 use super::isa::{Isa, multiversion};
-use super::nonlinearity::activate;
+use super::nonlinearity::{activate, prepare_multiplied};
 use super::packed::{Layout, Packed};
 use super::pool::Pool;
 use super::tile::{Acc, Init, Left, MAX_ROWS, PANEL, Rows, Share, Tiles, Units, VECTOR_ROWS};
@@ -223,6 +223,7 @@ multiversion! {
                 Store::Activate(out, activation) => {
                     if gated {
                         activate(activation, &mut sums[..PANEL / 2]);
+                        prepare_multiplied(activation, &mut sums[PANEL / 2..]);
                         for column in 0..PANEL / 2 {
                             sums[column] *= sums[column + PANEL / 2];
                         }

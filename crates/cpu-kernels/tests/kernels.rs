@@ -139,6 +139,10 @@ fn reference_activation(activation: Nonlinearity, x: &Tensor) -> Tensor {
         Nonlinearity::Silu => x.silu(),
         Nonlinearity::Relu => x.relu(),
         Nonlinearity::SquaredRelu => x.relu().square(),
+        Nonlinearity::ClampedQuickGelu => {
+            let x = x.clamp_max(7.0);
+            &x * (&x * 1.702).sigmoid()
+        }
     }
 }
 
@@ -151,6 +155,7 @@ fn activations_equal_libtorch_gated_and_not() {
         Nonlinearity::Silu,
         Nonlinearity::Relu,
         Nonlinearity::SquaredRelu,
+        Nonlinearity::ClampedQuickGelu,
     ];
     let (x, weight) = (random(9, 24, 1), random(70, 24, 2));
     for activation in all {
@@ -164,8 +169,11 @@ fn activations_equal_libtorch_gated_and_not() {
         );
         let gated = pack(&mut kernels, &weight, None, Layout::Gated, Kind::Float);
         let actual = kernels.linear_activate(&x, &gated, activation).unwrap();
-        let expected =
-            reference_activation(activation, &product.narrow(1, 0, 35)) * product.narrow(1, 35, 35);
+        let multiplied = match activation {
+            Nonlinearity::ClampedQuickGelu => product.narrow(1, 35, 35).clamp(-7.0, 7.0) + 1.0,
+            _ => product.narrow(1, 35, 35),
+        };
+        let expected = reference_activation(activation, &product.narrow(1, 0, 35)) * multiplied;
         assert!(max_difference(&actual, &expected) < 5e-5, "gated {activation:?}");
     }
 }
@@ -272,7 +280,12 @@ fn norms_of_heads_equal_libtorch_and_leave_values_alone() {
 }
 
 /// Causal attention of one sequence in float32, written out. `qkv`: `[num_tokens, groups, heads_per_group + 2, d]`.
-fn reference_attention(qkv: &Tensor, heads: HeadShape, rotary: &RotaryTable<'_>) -> Tensor {
+fn reference_attention(
+    qkv: &Tensor,
+    heads: HeadShape,
+    rotary: &RotaryTable<'_>,
+    sinks: Option<&[f32]>,
+) -> Tensor {
     let (num_tokens, groups, d) = (qkv.size()[0], heads.num_query_groups as i64, heads.head_dim as i64);
     let heads_per_group = heads.num_attention_heads as i64 / groups;
     let half = rotary.rotary_dim as i64 / 2;
@@ -298,7 +311,15 @@ fn reference_attention(qkv: &Tensor, heads: HeadShape, rotary: &RotaryTable<'_>)
         scores = (scores / softcap).tanh() * softcap;
     }
     let scores = scores.masked_fill(&mask.eq(0.0), f64::NEG_INFINITY);
-    let out = scores.softmax(-1, Kind::Float).matmul(&values);
+    let weights = match sinks {
+        None => scores.softmax(-1, Kind::Float),
+        Some(sinks) => {
+            let sinks = Tensor::from_slice(sinks).reshape([groups, heads_per_group, 1, 1]);
+            let sinks = sinks.expand([groups, heads_per_group, num_tokens, 1], false);
+            Tensor::cat(&[scores, sinks], -1).softmax(-1, Kind::Float).narrow(3, 0, num_tokens)
+        }
+    };
+    let out = weights.matmul(&values);
     out.permute([2, 0, 1, 3]).reshape([num_tokens, heads.num_attention_heads as i64 * d])
 }
 
@@ -311,6 +332,14 @@ struct AttentionCase {
 
 /// All sequences prefilled together; then each again alone, split into a prefill and single-token steps.
 fn check_attention(isa: Isa, case: &AttentionCase) {
+    check_attention_with(isa, case, None);
+    // Far below all scores, among them, and far above.
+    let of_head = |head: usize| [0.3, -60.0, 1.7, 9.0][head % 4];
+    let sinks: Vec<f32> = (0..case.heads.num_attention_heads).map(of_head).collect();
+    check_attention_with(isa, case, Some(&sinks));
+}
+
+fn check_attention_with(isa: Isa, case: &AttentionCase, sinks: Option<&[f32]>) {
     let heads = case.heads;
     let row_elems = (heads.num_attention_heads + 2 * heads.num_query_groups) * heads.head_dim;
     let num_tokens: usize = case.lengths.iter().sum();
@@ -349,13 +378,13 @@ fn check_attention(isa: Isa, case: &AttentionCase) {
             PagedSequence { query_start: query_start - query_len, query_len, context_len: 0, block_table }
         })
         .collect();
-    let step = AttentionStep { heads, rotary, sequences: &sequences, layer_idx: 1 };
+    let step = AttentionStep { heads, rotary, sequences: &sequences, layer_idx: 1, sinks };
     let together = kernels.attention(&qkv, &step, &mut cache).unwrap();
     for sequence in &sequences {
         let (start, len) = (sequence.query_start as i64, sequence.query_len as i64);
         let own = qkv.narrow(0, start, len).contiguous();
         let bound = if case.kind == Kind::Float { 2e-5 } else { 0.02 };
-        let expected = reference_attention(&own, heads, &rotary);
+        let expected = reference_attention(&own, heads, &rotary, sinks);
         let actual = together.narrow(0, start, len);
         assert!(max_difference(&actual, &expected) < bound, "{isa:?} {:?}", case.kind);
 
@@ -366,7 +395,7 @@ fn check_attention(isa: Isa, case: &AttentionCase) {
         for (context_len, query_len) in spans.filter(|&(_, query_len)| query_len > 0) {
             let span =
                 PagedSequence { query_start: 0, query_len, context_len, block_table: sequence.block_table };
-            let step = AttentionStep { heads, rotary, sequences: &[span], layer_idx: 0 };
+            let step = AttentionStep { heads, rotary, sequences: &[span], layer_idx: 0, sinks };
             let rows = own.narrow(0, context_len as i64, query_len as i64).contiguous();
             let piece = kernels.attention(&rows, &step, &mut cache).unwrap();
             let whole = actual.narrow(0, context_len as i64, query_len as i64);
@@ -448,13 +477,17 @@ fn blocks_copy_and_stale_infinities_stay_out() {
             context_len,
             block_table: table,
         };
-        kernels.attention(qkv, &AttentionStep { heads, rotary, sequences: &[span], layer_idx: 0 }, cache)
+        kernels.attention(
+            qkv,
+            &AttentionStep { heads, rotary, sequences: &[span], layer_idx: 0, sinks: None },
+            cache,
+        )
     };
     let infinite = Tensor::full([20, 32], f64::INFINITY, (Kind::Float, Device::Cpu));
     let _ = run(&mut kernels, &mut cache, &infinite, 0, &[0]).unwrap();
     let qkv = random(6, 32, 1);
     let out = run(&mut kernels, &mut cache, &qkv, 0, &[0]).unwrap();
-    assert!(max_difference(&out, &reference_attention(&qkv, heads, &rotary)) < 1e-5);
+    assert!(max_difference(&out, &reference_attention(&qkv, heads, &rotary, None)) < 1e-5);
     cache.copy_blocks(&[(0, 2)]).unwrap();
     let next = random(1, 32, 9);
     let original = run(&mut kernels, &mut cache, &next, 6, &[0]).unwrap();

@@ -72,6 +72,7 @@ fn results(isa: Isa, kind: Kind) -> Vec<Tensor> {
         rotary: RotaryTable { cos: &cos, sin: &sin, rotary_dim: 16 },
         sequences: &[span],
         layer_idx: 0,
+        sinks: None,
     };
     let attended = kernels.attention(&tensor(ROWS, 192, 8, kind), &step, &mut cache).unwrap();
     vec![normed, activated, plain, attended]

@@ -12,8 +12,8 @@ mod raw;
 mod window;
 
 use model_spec::{
-    Activation, BadActivation, HeadLayout, ModelSpec, Module, Multipliers, NemoActivation, Nonlinearity,
-    NormSpec, Normalization, OutputSpec, Part, TableRows, TensorId, UniformSpec,
+    Activation, BadActivation, GLU_CLAMP, HeadLayout, ModelSpec, Module, Multipliers, NemoActivation,
+    Nonlinearity, NormSpec, Normalization, OutputSpec, Part, TableRows, TensorId, UniformSpec,
 };
 use nemo_format::TensorSource;
 pub use raw::RawModelConfig;
@@ -191,7 +191,7 @@ fn parse_activation(raw: &RawModelConfig) -> Result<Activation, ModelError> {
     let activation = keys.function().map_err(|error| match error {
         BadActivation::UnknownName => bad(
             "activation",
-            "`gelu`, `approx-gelu`, `squared-relu`, `[fast-]geglu`, `[fast-]swiglu` or `[fast-]reglu`",
+            "`gelu`, `approx-gelu`, `squared-relu`, `[fast-]geglu`, `[fast-]swiglu`, `[fast-]reglu` or `quick-geglu`",
             keys.name,
         ),
         BadActivation::FusedWithoutBias => bad(
@@ -200,6 +200,7 @@ fn parse_activation(raw: &RawModelConfig) -> Result<Activation, ModelError> {
             "true",
         ),
     })?;
+    check_limits(raw, activation)?;
     // NeMo 1.5 to 1.9 read the function from this key; later versions do not look at it, and fuse.
     let is_older_key_read = raw.bias_activation_fusion.is_none() && raw.bias_gelu_fusion == Some(false);
     let is_plain_tanh = activation == Activation { nonlinearity: Nonlinearity::GeluTanh, gated: false };
@@ -212,6 +213,31 @@ fn parse_activation(raw: &RawModelConfig) -> Result<Activation, ModelError> {
         });
     }
     Ok(activation)
+}
+
+/// The limit of an MLP's numbers, and what is added to those that a gate multiplies: `quick-geglu` has both, and nothing else
+/// has any.
+fn check_limits(raw: &RawModelConfig, activation: Activation) -> Result<(), ModelError> {
+    let is_limited = activation.nonlinearity == Nonlinearity::ClampedQuickGelu;
+    for (key, value, only) in [
+        ("activation_func_clamp_value", &raw.activation_func_clamp_value, f64::from(GLU_CLAMP)),
+        ("glu_linear_offset", &raw.glu_linear_offset, 1.0),
+    ] {
+        let number = value.as_ref().map(|value| value.to_f64());
+        let fits = match number {
+            None | Some(Some(0.0)) => !is_limited,
+            Some(number) => is_limited && number == Some(only),
+        };
+        if !fits {
+            let actual = value.as_ref().map_or_else(|| "null".to_owned(), ToString::to_string);
+            let expected = match is_limited {
+                true => format!("{only} with `activation: quick-geglu`"),
+                false => "null or 0 without `activation: quick-geglu`".to_owned(),
+            };
+            return Err(ModelError::BadValue { key, expected, actual });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -240,6 +240,7 @@ impl<S: StepState> Layer<S> {
         self.dense_linears().map(|trial| trial.linear.size_bytes()).sum::<u64>()
             + row_parallel.into_iter().flatten().map(RowParallel::bias_bytes).sum::<u64>()
             + self.moe().map_or(0, Moe::experts_bytes)
+            + attention.map_or(0, |part| part.op.size_bytes())
             + of_heads.map_or(0, |(_, norms)| norms.query.size_bytes() + norms.key.size_bytes())
             + norms.into_iter().flatten().sum::<u64>()
             + posts.into_iter().flatten().map(Norm::size_bytes).sum::<u64>()

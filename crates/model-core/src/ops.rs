@@ -149,6 +149,16 @@ impl<L> PiecedLinear<L> {
     }
 }
 
+/// That a backend has no attention with scores that belong to no key.
+pub(crate) fn no_sinks() -> ModelError {
+    ModelError::Unsupported {
+        key: "softmax_type",
+        value: "learnable".to_owned(),
+        feature: "attention with sinks on a GPU with the fast engine",
+        needs: "the plain backend (`trt_llm.enable: false`), or a CPU",
+    }
+}
+
 /// The attention of one layer on the backend with state `S`.
 pub(crate) trait AttentionOp<S>: Send {
     /// Rotates queries and keys, writes keys and values to the layer's part of the cache, attends causally:
@@ -161,6 +171,20 @@ pub(crate) trait AttentionOp<S>: Send {
         cache: &mut KvCache,
         at: &mut S,
     ) -> Result<Tensor, ModelError>;
+
+    /// Takes the scores that belong to no key, float32 `[num_attention_heads]` of this rank. Only for layers whose spec has
+    /// them.
+    ///
+    /// # Errors
+    /// When the backend does not compute them.
+    fn set_sinks(&mut self, _sinks: Tensor) -> Result<(), ModelError> {
+        Err(no_sinks())
+    }
+
+    /// Memory that what it holds takes.
+    fn size_bytes(&self) -> u64 {
+        0
+    }
 
     /// At multiples of how many tokens a prompt may be cut, so that every row has the bits that it has in the whole;
     /// None when it may not be cut.
@@ -439,8 +463,8 @@ pub(crate) trait Loader: Sized {
         role: LinearRole,
     ) -> Result<<Self::State as StepState>::Linear, ModelError>;
 
-    /// The linear layers that a [`PiecedLinear`] of so many pieces consists of. `source` has no bias, and its weight is FP8
-    /// where it is held so: a scale is that of a whole output, of which a piece has a part.
+    /// The linear layers that a [`PiecedLinear`] of so many pieces consists of. A bias of `source` is that of the first
+    /// piece, and its weight is FP8 where it is held so: a scale is that of a whole output, of which a piece has a part.
     fn pieces(
         &mut self,
         source: LinearSource<'_>,
@@ -506,7 +530,8 @@ pub(crate) fn split_pieces<L: Loader>(
                 StoredLinearWeight::Fp8(Fp8Bytes { numbers: bytes, shape: &shape, ..weight })
             }
         };
-        loader.linear(LinearSource { weight, bias: None }, LinearRole::Plain)
+        let bias = source.bias.filter(|_| idx == 0);
+        loader.linear(LinearSource { weight, bias }, LinearRole::Plain)
     };
     (0..num_pieces as u64).map(piece).collect()
 }

@@ -21,7 +21,8 @@ use crate::layers::row_parallel::RowParallel;
 use crate::layers::{Attention, AttentionPart, Ffn, Layer, Mlp, Normed, OutputRule};
 use crate::model_ranks::Reduction;
 use crate::ops::{
-    HeadNorms, LinearOp, LinearRole, Loader, Norm, NormsOver, StepState, TrialLinear, tensor_bytes,
+    AttentionOp, HeadNorms, LinearOp, LinearRole, Loader, Norm, NormsOver, StepState, TrialLinear,
+    tensor_bytes,
 };
 
 const WORD_EMBEDDINGS: TensorId = TensorId::outside(Module::WordEmbeddings, Part::Weight);
@@ -191,7 +192,11 @@ fn load_attention<L: Loader>(
         let linear = reader.linear(weight(Module::AttentionLinear), LinearRole::Plain)?;
         return Ok(Some((Some(norm), AttentionPart::Linear(linear))));
     }
-    let (Some(attention), Some(op)) = (&spec.attention, op) else { return Ok(None) };
+    let (Some(attention), Some(mut op)) = (&spec.attention, op) else { return Ok(None) };
+    if attention.has_sinks {
+        let sinks = reader.float32(TensorId::in_layer(place.layer_idx, Module::Sinks, Part::Offset))?;
+        op.set_sinks(sinks)?;
+    }
     let norm = match spec.has_pre_norms {
         true => Some(reader.norm(at, Module::InputNorm, &attention.norm)?),
         false => None,

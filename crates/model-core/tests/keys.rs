@@ -17,7 +17,7 @@ const TOKENS: [u32; 7] = [3, 120, 40, 17, 17, 88, 31];
 const DIFFER: f32 = 1e-4;
 
 /// Families, and the keys of each that change no logits, beside those of all.
-const FAMILIES: [(&str, &[&str]); 23] = [
+const FAMILIES: [(&str, &[&str]); 25] = [
     ("nemotron_nas", &["intermediate_size", "pretraining_tp", "tie_word_embeddings", "torch_dtype"]),
     ("cohere", &[]),
     ("cohere_plus", &["tie_word_embeddings"]),
@@ -32,6 +32,8 @@ const FAMILIES: [(&str, &[&str]); 23] = [
     ("stablelm_parallel", &["hidden_dropout", "tie_word_embeddings"]),
     ("starcoder2", &["embedding_dropout", "residual_dropout", "sliding_window"]),
     ("gemma2", &[]),
+    ("gpt_oss", &GPT_OSS),
+    ("gpt_oss_mxfp4", &GPT_OSS_PACKED),
     // What transformers itself made of another key and does not read.
     ("gemma3", &["_sliding_window_pattern"]),
     ("llama31", &["pretraining_tp", "tie_word_embeddings"]),
@@ -52,6 +54,15 @@ const FAMILIES: [(&str, &[&str]); 23] = [
     ("qwen3", &WINDOWS),
     ("qwen3_moe", &EXPERTS),
     ("qwen3_tied", &WINDOWS),
+];
+
+/// How a router is trained.
+const GPT_OSS: [&str; 3] = ["output_router_logits", "router_aux_loss_coef", "tie_word_embeddings"];
+const GPT_OSS_PACKED: [&str; 4] = [
+    "output_router_logits",
+    "quantization_config.modules_to_not_convert",
+    "router_aux_loss_coef",
+    "tie_word_embeddings",
 ];
 
 /// Dropouts, and what counts for longer sequences. The length inside `rope_parameters` comes first.

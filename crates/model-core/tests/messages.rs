@@ -158,7 +158,7 @@ fn options_that_are_not_computed() {
         keys[key] = value;
         config_error(&keys)
     };
-    insta::assert_snapshot!(with("num_moe_experts", json!(8)), @"model config key `bias` is `true`, experts with biases, which is not supported; use a checkpoint trained without it");
+    insta::assert_snapshot!(with("softmax_type", json!("off-by-one")), @"model config key `softmax_type` is `off-by-one`, a softmax with a score of 0 that belongs to no key, which is not supported; use a checkpoint trained without it");
     insta::assert_snapshot!(with("position_embedding_type", json!("alibi")), @"model config key `position_embedding_type` is `alibi`, a position embedding other than `rope` and `learned_absolute`, which is not supported; use a checkpoint trained with one of those");
     insta::assert_snapshot!(with("name", json!("te_gpt_hyena")), @"model config key `name` is `te_gpt_hyena`, a layer specification of its own, which is not supported; use a checkpoint of the GPT, Llama, Gemma, Falcon or Nemotron family");
     insta::assert_snapshot!(with("transformer_block_type", json!("post_ln")), @"model config key `transformer_block_type` is `post_ln`, a norm at another place, which is not supported; use a checkpoint trained with `transformer_block_type: pre_ln`");
@@ -171,7 +171,7 @@ fn options_that_are_not_computed() {
     insta::assert_snapshot!(with("mcore_customization_config", json!({ "new_decoder_architecture": true })), @"model config key `mcore_customization_config` must be `parallel_attention: true` where it has `new_decoder_architecture: true`, not `parallel_attention: false`");
     insta::assert_snapshot!(with("mcore_customization_config", json!({ "parallel_attention": "yes" })), @"model config key `mcore_customization_config` must be `true` or `false` at `parallel_attention`, not `yes`");
     insta::assert_snapshot!(with("normalization", json!("batchnorm")), @"model config key `normalization` must be `layernorm`, `layernorm1p` or `rmsnorm`, not `batchnorm`");
-    insta::assert_snapshot!(with("activation", json!("mish")), @"model config key `activation` must be `gelu`, `approx-gelu`, `squared-relu`, `[fast-]geglu`, `[fast-]swiglu` or `[fast-]reglu`, not `mish`");
+    insta::assert_snapshot!(with("activation", json!("mish")), @"model config key `activation` must be `gelu`, `approx-gelu`, `squared-relu`, `[fast-]geglu`, `[fast-]swiglu`, `[fast-]reglu` or `quick-geglu`, not `mish`");
     insta::assert_snapshot!(with("num_query_groups", json!(3)), @"model config key `num_query_groups` must be a divisor of `num_attention_heads`, 4, not `3`");
     insta::assert_snapshot!(with("hidden_size", json!(-64)), @"model config key `hidden_size` must be a whole number from 1 to 2147483647, not `-64`");
     insta::assert_snapshot!(with("hidden_size", json!(null)), @"the model config has no `hidden_size`, which gives a weight its shape: use the whole model config of the checkpoint");

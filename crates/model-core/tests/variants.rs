@@ -213,6 +213,10 @@ fn activation(x: &Tensor, activation: Activation) -> Tensor {
             let inner = (x + x.pow_tensor_scalar(3.0) * 0.044_715) * std::f64::consts::FRAC_2_PI.sqrt();
             x * 0.5 * (inner.tanh() + 1.0)
         }
+        Nonlinearity::ClampedQuickGelu => {
+            let x = x.clamp_max(7.0);
+            &x * (&x * 1.702).sigmoid()
+        }
         Nonlinearity::QuickGelu => x / ((x * -1.702).exp() + 1.0),
         Nonlinearity::Silu => x / ((-x).exp() + 1.0),
         Nonlinearity::Relu => x.maximum(&x.zeros_like()),
@@ -220,7 +224,11 @@ fn activation(x: &Tensor, activation: Activation) -> Tensor {
     };
     if activation.gated {
         let half = x.size()[1] / 2;
-        apply(&x.narrow(1, 0, half)) * x.narrow(1, half, half)
+        let multiplied = match activation.nonlinearity {
+            Nonlinearity::ClampedQuickGelu => x.narrow(1, half, half).clamp(-7.0, 7.0) + 1.0,
+            _ => x.narrow(1, half, half),
+        };
+        apply(&x.narrow(1, 0, half)) * multiplied
     } else {
         apply(x)
     }

@@ -18,6 +18,9 @@ pub enum Nonlinearity {
     GeluTanh,
     /// `x * sigmoid(1.702 x)` (`approx-gelu`).
     QuickGelu,
+    /// The same of an `x` that is at most [`GLU_CLAMP`]; what it multiplies is brought between that and its negative, and 1
+    /// is added to it (`quick-geglu` with `activation_func_clamp_value: 7` and `glu_linear_offset: 1`). Always gated.
+    ClampedQuickGelu,
     /// `x * sigmoid(x)`.
     Silu,
     /// `max(x, 0)`.
@@ -26,9 +29,12 @@ pub enum Nonlinearity {
     SquaredRelu,
 }
 
-/// NeMo's names of activations, with what each is without the other keys. Where two names mean the same, the first is
+/// The limit of [`Nonlinearity::ClampedQuickGelu`].
+pub const GLU_CLAMP: f32 = 7.0;
+
+/// NeMo's names of activations, and Megatron-Core's of the last one, with what each is without the other keys. Where two names mean the same, the first is
 /// written.
-const ACTIVATIONS: [(&str, Activation); 9] = [
+const ACTIVATIONS: [(&str, Activation); 10] = [
     ("gelu", Activation { nonlinearity: Nonlinearity::Gelu, gated: false }),
     ("approx-gelu", Activation { nonlinearity: Nonlinearity::QuickGelu, gated: false }),
     ("squared-relu", Activation { nonlinearity: Nonlinearity::SquaredRelu, gated: false }),
@@ -38,6 +44,7 @@ const ACTIVATIONS: [(&str, Activation); 9] = [
     ("swiglu", Activation { nonlinearity: Nonlinearity::Silu, gated: true }),
     ("fast-reglu", Activation { nonlinearity: Nonlinearity::Relu, gated: true }),
     ("reglu", Activation { nonlinearity: Nonlinearity::Relu, gated: true }),
+    ("quick-geglu", Activation { nonlinearity: Nonlinearity::ClampedQuickGelu, gated: true }),
 ];
 
 /// What NeMo's keys say of the function.

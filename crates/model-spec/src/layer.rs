@@ -82,6 +82,9 @@ pub struct AttentionSpec {
     pub scale: f64,
     /// The norm of its output, before that is added to the residual stream.
     pub post_norm: Option<NormSpec>,
+    /// Every query head has a score of its own that belongs to no key: it counts in the sum that probabilities are divided
+    /// by, and to nothing else (`softmax_type: learnable`).
+    pub has_sinks: bool,
 }
 
 /// A window of attention in every layer.
@@ -149,8 +152,10 @@ pub enum FfnSpec {
 /// The feed-forward part of a layer that has a router.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MoeSpec {
-    /// The experts, of which each is an MLP without biases.
+    /// The experts, of which each is an MLP.
     pub experts: ExpertsSpec,
+    /// Biases on the router and on both linear layers of every expert but the shared one.
+    pub bias: bool,
     /// The function inside every expert, the shared one included.
     pub activation: Activation,
     /// The norm of the input of router and experts.

@@ -22,7 +22,7 @@ mod tensor;
 #[cfg(test)]
 mod test_models;
 
-pub use activation::{Activation, BadActivation, NemoActivation, Nonlinearity};
+pub use activation::{Activation, BadActivation, GLU_CLAMP, NemoActivation, Nonlinearity};
 pub use blocks::{AttentionBlock, Block, FfnBlock};
 pub use footprint::Footprint;
 pub use kv::{BLOCK_SIZE_TOKENS, KvGroup, KvPlace, KvTables, WINDOW_AHEAD_BLOCKS, blocks_for};

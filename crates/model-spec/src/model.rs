@@ -63,6 +63,8 @@ pub struct AttentionRule {
     pub norm_across_heads: bool,
     /// The norms of queries and keys have gains of their own for every head.
     pub norm_per_head: bool,
+    /// See [`AttentionSpec::has_sinks`].
+    pub has_sinks: bool,
 }
 
 /// Layers that see a part of what is before them.
@@ -165,6 +167,7 @@ impl UniformSpec {
                 softcap: self.attention.softcap,
                 scale: self.attention.scale.unwrap_or_else(|| self.heads.default_scale()),
                 post_norm,
+                has_sinks: self.attention.has_sinks,
             }),
             ffn: Some(FfnSpec::Dense(MlpSpec {
                 ffn_hidden_size: self.ffn_hidden_size,
@@ -190,7 +193,7 @@ impl UniformSpec {
             let is_moe = moe.is_moe.iter().copied().chain(std::iter::repeat(false));
             for (layer, _) in layers.iter_mut().zip(is_moe).filter(|(_, is_moe)| *is_moe) {
                 let (experts, activation, norm) = (moe.experts, self.activation, self.norm);
-                layer.ffn = Some(FfnSpec::Moe(MoeSpec { experts, activation, norm }));
+                layer.ffn = Some(FfnSpec::Moe(MoeSpec { experts, bias: self.bias, activation, norm }));
             }
         }
         for (layer, block) in layers.iter_mut().zip(self.blocks.iter().flatten()) {

@@ -23,6 +23,8 @@ pub enum Module {
     QNorm,
     /// The norm of each key head.
     KNorm,
+    /// The scores of query heads that belong to no key.
+    Sinks,
     /// The output of attention.
     Proj,
     /// The norm of that output.
@@ -77,10 +79,10 @@ impl Module {
         )
     }
 
-    /// Whether its tensors are held in float32, whatever the other weights are held in: norms, and what decides which experts
-    /// count how much.
+    /// Whether its tensors are held in float32, whatever the other weights are held in: norms, sinks, and what decides which
+    /// experts count how much.
     pub const fn is_float32(self) -> bool {
-        self.is_norm() || matches!(self, Self::Router | Self::ExpertBias | Self::SharedGate)
+        self.is_norm() || matches!(self, Self::Sinks | Self::Router | Self::ExpertBias | Self::SharedGate)
     }
 
     /// Whether it is a norm.
@@ -98,6 +100,7 @@ impl Module {
             Self::WordEmbeddings
             | Self::PositionEmbeddings
             | Self::Qkv
+            | Self::Sinks
             | Self::Proj
             | Self::Router
             | Self::ExpertBias
@@ -122,6 +125,8 @@ pub enum Part {
     Weight,
     /// What is added.
     Bias,
+    /// What is added to the sum of a softmax, before the exponential.
+    Offset,
 }
 
 impl Part {
@@ -130,6 +135,7 @@ impl Part {
         match self {
             Self::Weight => "weight",
             Self::Bias => "bias",
+            Self::Offset => "offset",
         }
     }
 }
@@ -347,6 +353,8 @@ pub enum Key {
     QkvBias,
     /// `qk_layernorm`.
     QkLayernorm,
+    /// `softmax_type`.
+    Sinks,
     /// `post_layernorms`.
     PostLayernorms,
     /// `pre_layernorms`.
@@ -381,6 +389,7 @@ impl Key {
             Self::Bias => "`bias: true` needs it",
             Self::QkvBias => "`qkv_bias: true` needs it",
             Self::QkLayernorm => "`qk_layernorm: true` needs it",
+            Self::Sinks => "`softmax_type: learnable` needs it",
             Self::PostLayernorms => "`post_layernorms: true` needs it, as `name: megatron_gemma2` does",
             Self::PreLayernorms => "`pre_layernorms`, which is true by default, needs it",
             Self::NotParallel => "a block without `parallel_attention` needs it",
@@ -404,6 +413,7 @@ impl Key {
             Self::LayerNorm => "`normalization: layernorm`",
             Self::Bias | Self::QkvBias => "`bias: true`, or `qkv_bias: true` for those of `linear_qkv` alone",
             Self::QkLayernorm => "`qk_layernorm: true`",
+            Self::Sinks => "`softmax_type: learnable`",
             Self::PostLayernorms => "`post_layernorms: true`, which `name: megatron_gemma2` stands for",
             Self::PreLayernorms => "`pre_layernorms: true`",
             Self::NotParallel => "`parallel_attention: false`",

@@ -9,8 +9,10 @@ use hydra_config::Node;
 use crate::source_note::RECORD;
 
 /// Read by the model, the tokenizer, the run or the conversion, or refused by the model under their name.
-const READ: [&str; 73] = [
+const READ: [&str; 76] = [
     "activation",
+    "activation_func_clamp_value",
+    "glu_linear_offset",
     "activation_func",
     "add_bias_linear",
     "add_qkv_bias",
@@ -78,6 +80,7 @@ const READ: [&str; 73] = [
     "seq_length",
     "share_embeddings_and_output_weights",
     "softmax_scale",
+    "softmax_type",
     "sqrt_query_pre_attn_scalar",
     "tokenizer",
     "transformer_block_type",

@@ -20,6 +20,8 @@ pub(crate) struct NameMap {
     pub(crate) qk_norm: Option<[&'static str; 2]>,
     /// These have a tensor for every head, with its number behind the name.
     pub(crate) numbers_head_norms: bool,
+    /// The scores that belong to no key.
+    pub(crate) sinks: Option<&'static str>,
     pub(crate) proj: &'static str,
     /// In the order of the rows of `linear_fc1`.
     pub(crate) fc1: &'static [&'static str],
@@ -101,6 +103,7 @@ pub(crate) const LLAMA: NameMap = NameMap {
     qkv: SEPARATE,
     qk_norm: Some(["self_attn.q_norm", "self_attn.k_norm"]),
     numbers_head_norms: false,
+    sinks: None,
     linear_parts: None,
     proj: "self_attn.o_proj",
     fc1: &["mlp.gate_proj", "mlp.up_proj"],
@@ -132,6 +135,16 @@ pub(crate) const QWEN_MOE: NameMap = NameMap {
         shared_fc2: "mlp.shared_expert.down_proj",
         shared_gate: "mlp.shared_expert_gate",
     }),
+    ..LLAMA
+};
+
+/// GPT-OSS, its experts one by one.
+pub(crate) const GPT_OSS: NameMap = NameMap {
+    sinks: Some("self_attn.sinks"),
+    experts: match QWEN_MOE.experts {
+        Some(names) => Some(Experts { router: "mlp.router", ..names }),
+        None => None,
+    },
     ..LLAMA
 };
 
@@ -183,6 +196,7 @@ pub(crate) const GGUF_LLAMA: NameMap = NameMap {
     qkv: Qkv::SeparatePaired(["attn_q", "attn_k", "attn_v"]),
     qk_norm: None,
     numbers_head_norms: false,
+    sinks: None,
     linear_parts: None,
     proj: "attn_output",
     fc1: &["ffn_gate", "ffn_up"],
@@ -205,6 +219,7 @@ pub(crate) const FALCON: NameMap = NameMap {
     qkv: Qkv::PerGroup("self_attention.query_key_value"),
     qk_norm: None,
     numbers_head_norms: false,
+    sinks: None,
     linear_parts: None,
     proj: "self_attention.dense",
     fc1: &["mlp.dense_h_to_4h"],
@@ -234,6 +249,7 @@ pub(crate) const GPT2: NameMap = NameMap {
     qkv: Qkv::Stacked("attn.c_attn"),
     qk_norm: None,
     numbers_head_norms: false,
+    sinks: None,
     linear_parts: None,
     proj: "attn.c_proj",
     fc1: &["mlp.c_fc"],
@@ -266,6 +282,7 @@ pub(crate) const GPT_NEOX: NameMap = NameMap {
     qkv: Qkv::PerGroup("attention.query_key_value"),
     qk_norm: None,
     numbers_head_norms: false,
+    sinks: None,
     linear_parts: None,
     proj: "attention.dense",
     fc1: &["mlp.dense_h_to_4h"],
@@ -330,6 +347,7 @@ impl NameMap {
             Module::InputNorm => self.attention_norm,
             Module::QNorm => self.qk_norm?[0],
             Module::KNorm => self.qk_norm?[1],
+            Module::Sinks => self.sinks?,
             Module::Proj => self.proj,
             Module::MlpNorm => self.mlp_norm?,
             Module::Fc2 => self.fc2,

@@ -19,7 +19,7 @@ pub(crate) const WEIGHTS: &str = "weights";
 pub(crate) const CONTEXT: &str = "context/";
 
 /// Fields whose key is the same in both, or that the model refuses under this name.
-const SAME: [&str; 32] = [
+const SAME: [&str; 35] = [
     "heterogeneous_layers_config_encoded_json",
     "num_layers",
     "hidden_size",
@@ -51,6 +51,9 @@ const SAME: [&str; 32] = [
     "is_hybrid_model",
     "mrope_section",
     "softmax_scale",
+    "softmax_type",
+    "activation_func_clamp_value",
+    "glu_linear_offset",
     "window_attn_skip_freq",
 ];
 const RENAMED: [(&str, &str); 5] = [

@@ -87,6 +87,13 @@ pub enum SourceNote {
         /// The other type.
         dtype: String,
     },
+    /// Experts that are stored in MXFP4 have become numbers of another type.
+    UnpackedMxfp4 {
+        /// How many stacked tensors.
+        num_tensors: usize,
+        /// The other type.
+        dtype: String,
+    },
     /// An adapter was added to the weights.
     Merged(String),
     /// A note of the conversion that has written the checkpoint.
@@ -138,6 +145,10 @@ impl fmt::Display for SourceNote {
                 "{num_tensors} weights in FP8 (`{recipe}`) become {dtype}, their numbers times their scales; scales of \
                  activations and of the KV cache are not used (`trainer.generation.trt_llm.quantization=fp8` computes in FP8 \
                  with scales found while it runs)"
+            ),
+            Self::UnpackedMxfp4 { num_tensors, dtype } => write!(
+                f,
+                "{num_tensors} stacked weights in MXFP4 become {dtype}, which holds their numbers exactly, four times as many bytes"
             ),
             Self::UnnormedExperts => f.write_str(
                 "`moe_router_pre_softmax: true` is followed: the weights of a token's experts do not add up to 1, as they do in \

@@ -109,7 +109,7 @@ impl DummySource {
             let num_elems = tensor.num_elems() as usize;
             let fill = match (tensor.id.module.is_norm(), tensor.id.part) {
                 (true, Part::Weight) => gain,
-                (_, Part::Bias) => Fill::Zero,
+                (_, Part::Bias | Part::Offset) => Fill::Zero,
                 (false, Part::Weight) => Fill::Random { start_elems },
             };
             if let Fill::Random { .. } = fill {

@@ -31,6 +31,7 @@ pub(crate) enum ModelType {
     StableLm,
     Cohere,
     NemotronNas,
+    GptOss,
 }
 
 /// One thing that a family has in its config.
@@ -43,7 +44,7 @@ struct Trait {
 
 impl ModelType {
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
-        const ALL: [ModelType; 18] = [
+        const ALL: [ModelType; 19] = [
             ModelType::Gptj,
             ModelType::Gptnext,
             ModelType::Llama,
@@ -62,11 +63,12 @@ impl ModelType {
             ModelType::StableLm,
             ModelType::Cohere,
             ModelType::NemotronNas,
+            ModelType::GptOss,
         ];
         ALL.into_iter().find(|model_type| model_type.name() == text).ok_or_else(|| {
             Failure::usage(format!(
                 "`{KEY}` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2`, `qwen3`, `mixtral`, `qwen2_moe`, \
-                 `qwen3_moe`, `olmoe`, `phi3`, `olmo2`, `granite`, `starcoder2`, `stablelm`, `cohere` or `nemotron_nas`, found `{text}`"
+                 `qwen3_moe`, `olmoe`, `phi3`, `olmo2`, `granite`, `starcoder2`, `stablelm`, `cohere`, `nemotron_nas` or `gpt_oss`, found `{text}`"
             ))
         })
     }
@@ -91,6 +93,7 @@ impl ModelType {
             Self::StableLm => "stablelm",
             Self::Cohere => "cohere",
             Self::NemotronNas => "nemotron_nas",
+            Self::GptOss => "gpt_oss",
         }
     }
 
@@ -150,6 +153,17 @@ impl ModelType {
                 let is_parallel = model.block_style == BlockStyle::ParallelSharedNorm;
                 vec![has.layernorm(), has.swiglu(), has.rope(), flag("parallel_attention", is_parallel, true)]
             }
+            Self::GptOss => vec![
+                has.rmsnorm(),
+                has.activation(
+                    "quick-geglu",
+                    model.activation.nonlinearity == Nonlinearity::ClampedQuickGelu,
+                ),
+                has.rope(),
+                has.sequential(),
+                some("num_moe_experts", "a number", model.moe.is_some(), true),
+                some("softmax_type", "learnable", model.attention.has_sinks, true),
+            ],
             Self::Falcon => vec![has.layernorm(), has.gelu(), has.rope(), has.scaling(false)],
         }
     }
@@ -263,6 +277,7 @@ fn activation_name(activation: Activation) -> &'static str {
         (Nonlinearity::Relu, false) => "relu",
         (Nonlinearity::SquaredRelu, _) => "squared-relu",
         (Nonlinearity::QuickGelu, _) => "approx-gelu",
+        (Nonlinearity::ClampedQuickGelu, _) => "quick-geglu",
     }
 }
 
@@ -291,6 +306,9 @@ mod tests {
                              qkv_bias: true\nnum_moe_experts: 4\n";
     const QWEN3_MOE: &str = "normalization: rmsnorm\nactivation: fast-swiglu\nposition_embedding_type: rope\nbias: false\n\
                              qk_layernorm: true\nnum_moe_experts: 4\n";
+    const GPT_OSS: &str = "normalization: rmsnorm\nactivation: quick-geglu\nactivation_func_clamp_value: 7\n\
+                           glu_linear_offset: 1\nposition_embedding_type: rope\nbias: true\nnum_moe_experts: 4\n\
+                           softmax_type: learnable\n";
     const OLMOE: &str = "normalization: rmsnorm\nactivation: fast-swiglu\nposition_embedding_type: rope\nbias: false\n\
                          qk_layernorm: true\nqk_layernorm_across_heads: true\nnum_moe_experts: 4\n";
     const OLMO2: &str = "normalization: rmsnorm\nactivation: fast-swiglu\nposition_embedding_type: rope\nbias: false\n\
@@ -307,9 +325,9 @@ mod tests {
 
     #[test]
     fn every_family_runs_under_its_own_name_and_under_the_general_ones() {
-        const FAMILIES: [&str; 16] = [
+        const FAMILIES: [&str; 17] = [
             GPT, LLAMA, GEMMA, FALCON, NEMOTRON, QWEN2, QWEN3, MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE, OLMO2,
-            STARCODER2, STABLELM, COHERE, NAS,
+            STARCODER2, STABLELM, COHERE, NAS, GPT_OSS,
         ];
         for (name, own) in [
             // A Llama may have biases: its only difference from a Qwen2.
@@ -332,6 +350,7 @@ mod tests {
             ("stablelm", vec![STABLELM, COHERE]),
             ("cohere", vec![COHERE]),
             ("nemotron_nas", vec![NAS]),
+            ("gpt_oss", vec![GPT_OSS]),
         ] {
             for family in FAMILIES {
                 let fits = ModelType::parse(name).unwrap().check(&config(family)).is_ok();
@@ -355,7 +374,7 @@ mod tests {
         insta::assert_snapshot!(message(ModelType::Falcon, NEMOTRON), @"`trainer.generation.trt_llm.model_type=falcon` needs `activation: gelu` (the checkpoint has `squared-relu`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
         insta::assert_snapshot!(message(ModelType::Llama, QWEN3), @"`trainer.generation.trt_llm.model_type=llama` needs `qk_layernorm: false` (the checkpoint has `true`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
         insta::assert_snapshot!(message(ModelType::Qwen2, QWEN3), @"`trainer.generation.trt_llm.model_type=qwen2` needs `qk_layernorm: false` (the checkpoint has `true`) and `qkv_bias: true` (the checkpoint has `false`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
-        insta::assert_snapshot!(ModelType::parse("bert").unwrap_err().sentence(), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2`, `qwen3`, `mixtral`, `qwen2_moe`, `qwen3_moe`, `olmoe`, `phi3`, `olmo2`, `granite`, `starcoder2`, `stablelm`, `cohere` or `nemotron_nas`, found `bert`");
+        insta::assert_snapshot!(ModelType::parse("bert").unwrap_err().sentence(), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2`, `qwen3`, `mixtral`, `qwen2_moe`, `qwen3_moe`, `olmoe`, `phi3`, `olmo2`, `granite`, `starcoder2`, `stablelm`, `cohere`, `nemotron_nas` or `gpt_oss`, found `bert`");
         insta::assert_snapshot!(message(ModelType::Llama, MIXTRAL), @"`trainer.generation.trt_llm.model_type=llama` needs `num_moe_experts: null` (the checkpoint has `a number`); set `trainer.generation.trt_llm.model_type=gptnext`, which stands for every family");
     }
 }

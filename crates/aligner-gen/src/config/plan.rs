@@ -595,6 +595,6 @@ mod tests {
         insta::assert_snapshot!(message(&["++model.generation.sampling_params.banned_tokens=[1.5]"]), @"`model.generation.sampling_params.banned_tokens.0` must be a token's id or its text, found the number 1.5 (command line: ++model.generation.sampling_params.banned_tokens=[1.5])");
         insta::assert_snapshot!(message(&["model.global_batch_size=two"]), @"`model.global_batch_size` must be a whole number, found the string `two` (command line: model.global_batch_size=two)");
         insta::assert_snapshot!(message(&["trainer.generation.max_epochs=2"]), @"`trainer.generation.max_epochs` is 2, it must be 1");
-        insta::assert_snapshot!(message(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=bert"]), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2`, `qwen3`, `mixtral`, `qwen2_moe`, `qwen3_moe`, `olmoe`, `phi3`, `olmo2`, `granite`, `starcoder2`, `stablelm`, `cohere` or `nemotron_nas`, found `bert`");
+        insta::assert_snapshot!(message(&["trainer.generation.trt_llm.enable=true", "trainer.generation.trt_llm.model_type=bert"]), @"`trainer.generation.trt_llm.model_type` must be `gptj`, `gptnext`, `llama`, `gemma`, `falcon`, `qwen2`, `qwen3`, `mixtral`, `qwen2_moe`, `qwen3_moe`, `olmoe`, `phi3`, `olmo2`, `granite`, `starcoder2`, `stablelm`, `cohere`, `nemotron_nas` or `gpt_oss`, found `bert`");
     }
 }

@@ -151,7 +151,14 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         // No sequence is longer.
         window: _,
         attention:
-            AttentionRule { scale, softcap: attn_logit_softcapping, ref local, norm_across_heads, norm_per_head },
+            AttentionRule {
+                scale,
+                softcap: attn_logit_softcapping,
+                ref local,
+                norm_across_heads,
+                norm_per_head,
+                has_sinks,
+            },
         post_layernorms,
         apply_embedding_scaling,
         output:
@@ -189,6 +196,7 @@ pub(crate) fn model_fields(config: &ModelConfig) -> ModelFields {
         post_layernorms,
         query_pre_attn_scalar: scale.map(|scale| 1.0 / (scale * scale)),
         attn_logit_softcapping,
+        softmax_type: has_sinks.then(|| "learnable".to_owned()),
         final_logit_softcapping,
         is_local: local.as_ref().map(|local| local.is_local.clone()),
         local_tokens: local.as_ref().map(|local| local.tokens),
@@ -291,6 +299,7 @@ fn activation_name(nonlinearity: Nonlinearity, gated: bool) -> String {
         Nonlinearity::Gelu => "gelu",
         Nonlinearity::GeluTanh => "gelu (tanh)",
         Nonlinearity::QuickGelu => "quick gelu",
+        Nonlinearity::ClampedQuickGelu => "quick gelu up to 7",
         Nonlinearity::Silu => "silu",
         Nonlinearity::Relu => "relu",
         Nonlinearity::SquaredRelu => "squared relu",

@@ -239,6 +239,9 @@ pub(crate) struct ModelFields {
     /// Of the scale of scores, however it is stated, where it is not the usual one.
     #[serde(rename = "model.query_pre_attn_scalar", default, skip_serializing_if = "Option::is_none")]
     pub(crate) query_pre_attn_scalar: Option<f64>,
+    /// Where it is not `vanilla`.
+    #[serde(rename = "model.softmax_type", default, skip_serializing_if = "Option::is_none")]
+    pub(crate) softmax_type: Option<String>,
     #[serde(rename = "model.attn_logit_softcapping", default, skip_serializing_if = "Option::is_none")]
     pub(crate) attn_logit_softcapping: Option<f64>,
     #[serde(rename = "model.final_logit_softcapping", default, skip_serializing_if = "Option::is_none")]

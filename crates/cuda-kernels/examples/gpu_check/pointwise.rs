@@ -190,6 +190,8 @@ fn activated(x: &Tensor, activation: Nonlinearity) -> Result<Tensor, Box<dyn std
     Ok(match activation {
         Nonlinearity::Gelu => x.f_gelu("none")?,
         Nonlinearity::GeluTanh => x.f_gelu("tanh")?,
+        // No kernel has it.
+        Nonlinearity::ClampedQuickGelu => return Err("an MLP with limits is not computed".into()),
         Nonlinearity::QuickGelu => x.f_mul(&x.f_mul_scalar(1.702)?.f_sigmoid()?)?,
         Nonlinearity::Silu => x.f_silu()?,
         Nonlinearity::Relu => x.f_relu()?,

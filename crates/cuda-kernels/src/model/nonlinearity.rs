@@ -11,6 +11,7 @@ pub(super) const fn number_of(nonlinearity: Nonlinearity) -> i32 {
         Nonlinearity::Silu => 3,
         Nonlinearity::Relu => 4,
         Nonlinearity::SquaredRelu => 5,
+        Nonlinearity::ClampedQuickGelu => 6,
     }
 }
 
@@ -48,6 +49,7 @@ mod tests {
             ("SILU", Nonlinearity::Silu),
             ("RELU", Nonlinearity::Relu),
             ("SQUARED_RELU", Nonlinearity::SquaredRelu),
+            ("CLAMPED_QUICK_GELU", Nonlinearity::ClampedQuickGelu),
         ];
         assert_eq!(names.len(), expect.len());
         for (name, nonlinearity) in expect {

@@ -220,6 +220,7 @@ impl Loader for CpuLoader {
                 window: spec.local_tokens,
             },
             rotary: spec.rotary.map(|config| self.state.rotary.add(&config)),
+            sinks: None,
         })
     }
 

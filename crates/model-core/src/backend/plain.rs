@@ -199,9 +199,9 @@ impl Loader for PlainLoader {
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<PlainAttention, ModelError> {
         let PlainState { numerics, device, rotary, .. } = &mut self.state;
-        // The other algorithms of libtorch know neither caps nor windows.
-        let switches = match (spec.softcap, spec.local_tokens) {
-            (None, None) => self.switches,
+        // The other algorithms of libtorch know neither caps nor windows nor sinks.
+        let switches = match (spec.softcap, spec.local_tokens, spec.has_sinks) {
+            (None, None, false) => self.switches,
             _ => AttentionSwitches { flash: false, fused: false, ..self.switches },
         };
         Ok(PlainAttention {
@@ -210,6 +210,7 @@ impl Loader for PlainLoader {
             scores: ScoreRule { scale: spec.scale, softcap: spec.softcap, local_tokens: spec.local_tokens },
             rotary: spec.rotary.map(|config| rotary.add(&config)),
             algorithm: switches.choose(*device, numerics.compute, spec.heads.kv_channels)?,
+            sinks: None,
         })
     }
 

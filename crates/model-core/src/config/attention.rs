@@ -27,7 +27,28 @@ pub(super) fn parse(raw: &RawModelConfig, num_layers: usize) -> Result<Attention
         local: local(raw, num_layers)?,
         norm_across_heads: norm_across_heads(raw)?,
         norm_per_head: norm_per_head(raw)?,
+        has_sinks: has_sinks(raw)?,
     })
+}
+
+/// Whether query heads have a score that belongs to no key, as those of GPT-OSS.
+fn has_sinks(raw: &RawModelConfig) -> Result<bool, ModelError> {
+    const TYPE: &str = "softmax_type";
+    match raw.softmax_type.as_deref() {
+        None | Some("vanilla") => Ok(false),
+        Some("learnable") => Ok(true),
+        Some(other @ "off-by-one") => Err(ModelError::Unsupported {
+            key: TYPE,
+            value: other.to_owned(),
+            feature: "a softmax with a score of 0 that belongs to no key",
+            needs: "a checkpoint trained without it",
+        }),
+        Some(other) => Err(ModelError::BadValue {
+            key: TYPE,
+            expected: "`vanilla` or `learnable`".to_owned(),
+            actual: other.to_owned(),
+        }),
+    }
 }
 
 /// Whether queries and keys have norms over all heads, as those of OLMoE.

@@ -119,8 +119,13 @@ fn refuse_others(raw: &RawModelConfig, block_style: BlockStyle) -> Result<(), Mo
     if block_style != BlockStyle::Sequential {
         return refuse("parallel_attention", &true, "experts beside attention instead of behind it");
     }
-    if raw.bias.unwrap_or(true) {
-        return refuse("bias", &true, "experts with biases");
+    let shared = raw.moe_shared_expert_intermediate_size.as_ref();
+    if let Some(width) = shared.filter(|number| raw.bias.unwrap_or(true) && number.to_f64() != Some(0.0)) {
+        return refuse(
+            "moe_shared_expert_intermediate_size",
+            width,
+            "a shared expert beside experts with biases",
+        );
     }
     if raw.post_layernorms.unwrap_or_else(|| raw.is_gemma2()) {
         return refuse("post_layernorms", &true, "experts with a norm behind them");

@@ -170,7 +170,13 @@ fn experts_follow_from_the_keys_of_megatron_core() {
 fn what_the_model_cannot_compute_is_refused_by_key() {
     let cases = [
         json!({ "num_moe_experts": 8.5 }),
-        moe(json!({ "bias": true })),
+        moe(json!({ "bias": true, "moe_shared_expert_intermediate_size": 8 })),
+        json!({ "softmax_type": "off-by-one" }),
+        json!({ "softmax_type": "soft" }),
+        json!({ "activation": "quick-geglu", "activation_func_clamp_value": 7, "glu_linear_offset": 0 }),
+        json!({ "activation": "quick-geglu", "glu_linear_offset": 1, "activation_func_clamp_value": 6 }),
+        json!({ "activation": "fast-swiglu", "activation_func_clamp_value": 7 }),
+        json!({ "glu_linear_offset": "one" }),
         moe(json!({ "moe_router_topk": 5 })),
         moe(json!({ "moe_router_topk": 0 })),
         moe(json!({ "moe_router_score_function": "sqrtsoftplus" })),

@@ -131,6 +131,7 @@ fn attention(num_attention_heads: usize, norm: NormSpec, rotary: Option<RotaryCo
         softcap: None,
         scale: heads.default_scale(),
         post_norm: None,
+        has_sinks: false,
     }
 }
 
@@ -451,7 +452,7 @@ fn what_no_kernel_of_a_gpu_computes_is_refused_by_its_key() {
     let rule = RouterSpec { topk: 1, score: RouterScore::Sigmoid, has_expert_bias: false, scaling: None };
     let experts = ExpertsSpec { num_experts: 8, ffn_hidden_size: 4, router: rule, shared: None };
     let activation = Activation { nonlinearity: Nonlinearity::Silu, gated: true };
-    let moe = MoeSpec { experts, activation, norm: RMS };
+    let moe = MoeSpec { experts, bias: false, activation, norm: RMS };
     let bf16: Numerics = "bf16".parse().unwrap();
     let alone = SharedExperts { reduction: Reduction::Chain, tp_size: 1, has_some: false };
     let two = SharedExperts { reduction: Reduction::Tree, tp_size: 2, has_some: false };

@@ -154,6 +154,9 @@ pub(crate) fn refuse_experts_on_gpu(
     if numerics.weights == WeightFormat::Fp8 {
         return refuse("quantization", &"fp8", "experts in FP8 on a GPU", "bf16, or a CPU");
     }
+    if spec.bias {
+        return refuse("bias", &true, "experts with biases on a GPU with the fast engine", plain);
+    }
     if shared.has_some {
         let feature = "whole experts on each of several GPUs";
         return refuse(

@@ -173,13 +173,23 @@ impl<'a, L: Loader> Reader<'a, L> {
     ) -> Result<PiecedLinear<<L::State as StepState>::Linear>, ModelError> {
         let num_sharing = self.num_sharing(weight);
         let bias = self.spec.tensor(weight.with_part(Part::Bias)).ok();
+        let is_of_expert = weight.expert.is_some();
         let weight = match LinearRole::Plain.is_fp8(self.loader.numerics()) {
             true => StoredWeight::Fp8(self.fp8_part(&self.needed(weight)?)?),
             false => StoredWeight::Float(self.stored(&self.needed(weight)?)?),
         };
+        // An expert's counts as often as its output: it is part of the first piece, on the rank that has that.
+        let (bias, of_first) = match bias {
+            Some(bias) if is_of_expert => {
+                let stored = self.stored(&bias)?;
+                (None, (num_sharing == 1 || self.place.tp_rank == 0).then_some(stored))
+            }
+            bias => (bias, None),
+        };
         let bias = bias.map(|bias| self.tensor(&bias, Kind::Float)).transpose()?;
         let num_pieces = (num_pieces / num_sharing.max(1)).max(1);
-        let parts = self.loader.pieces(LinearSource { weight: weight.weight(), bias: None }, num_pieces)?;
+        let source = LinearSource { weight: weight.weight(), bias: of_first.as_ref().map(Stored::weight) };
+        let parts = self.loader.pieces(source, num_pieces)?;
         Ok(PiecedLinear { parts, num_pieces, bias, hidden_size: self.spec.hidden_size as i64 })
     }
 

@@ -6,7 +6,7 @@ use nemo_format::{Checkpoint, ConvertOptions, TensorSource, convert_checkpoint};
 use super::{MemorySource, config_of, fixture};
 
 /// Every folder with a whole model and its logits.
-pub(crate) const FOLDERS: [&str; 46] = [
+pub(crate) const FOLDERS: [&str; 48] = [
     "nvidia/llama",
     "nvidia/nemotron4",
     "families/nemotron_nas",
@@ -38,6 +38,8 @@ pub(crate) const FOLDERS: [&str; 46] = [
     "families/gemma2",
     "families/gemma3",
     "families/gpt2",
+    "families/gpt_oss",
+    "families/gpt_oss_mxfp4",
     "families/gpt_neox",
     "families/gpt_neox_sequential",
     "families/gptj",

@@ -10,7 +10,7 @@ const WEIGHT: &[Part] = &[Part::Weight];
 const WEIGHT_AND_BIAS: &[Part] = &[Part::Weight, Part::Bias];
 
 /// In the order of the forward pass.
-pub(super) static ROWS: [Row; 25] = [
+pub(super) static ROWS: [Row; 26] = [
     Row {
         module: Module::WordEmbeddings,
         stem: "model.embedding.word_embeddings.",
@@ -94,6 +94,18 @@ pub(super) static ROWS: [Row; 25] = [
         need: |at, part| head_norm(at, part),
     },
     Row {
+        module: Module::Sinks,
+        stem: "self_attention.core_attention.softmax_",
+        scope: Scope::Layer,
+        parts: &[Part::Offset],
+        shard: Shard::Rows,
+        dims: |at| Some(vec![Dim::QueryHeads(at.attention()?.heads)]),
+        need: |at, _| match at.attention() {
+            Some(attention) => Need::when(attention.has_sinks, Key::Sinks),
+            None => Need::Lacks(Key::LayerKind),
+        },
+    },
+    Row {
         module: Module::Proj,
         stem: "self_attention.linear_proj.",
         scope: Scope::Layer,
@@ -137,10 +149,10 @@ pub(super) static ROWS: [Row; 25] = [
         module: Module::Router,
         stem: "mlp.router.",
         scope: Scope::Layer,
-        parts: WEIGHT,
+        parts: WEIGHT_AND_BIAS,
         shard: Shard::Replicated,
         dims: |at| Some(vec![Dim::Experts(at.moe()?.experts.num_experts), at.hidden()]),
-        need: |at, _| Need::when(at.moe().is_some(), Key::Experts),
+        need: |at, part| of_experts(at, part),
     },
     Row {
         module: Module::ExpertBias,
@@ -188,7 +200,7 @@ pub(super) static ROWS: [Row; 25] = [
         module: Module::ExpertFc1,
         stem: "linear_fc1.",
         scope: Scope::Expert,
-        parts: WEIGHT,
+        parts: WEIGHT_AND_BIAS,
         shard: Shard::RowsOfHalves,
         dims: |at| {
             let MoeSpec { experts, activation, .. } = at.moe()?;
@@ -197,16 +209,16 @@ pub(super) static ROWS: [Row; 25] = [
                 at.hidden(),
             ])
         },
-        need: |at, _| Need::when(at.moe().is_some(), Key::Experts),
+        need: |at, part| of_experts(at, part),
     },
     Row {
         module: Module::ExpertFc2,
         stem: "linear_fc2.",
         scope: Scope::Expert,
-        parts: WEIGHT,
+        parts: WEIGHT_AND_BIAS,
         shard: Shard::Columns,
         dims: |at| Some(vec![at.hidden(), Dim::Ffn(expert_width(at.moe()?.experts.ffn_hidden_size))]),
-        need: |at, _| Need::when(at.moe().is_some(), Key::Experts),
+        need: |at, part| of_experts(at, part),
     },
     Row {
         module: Module::Fc1,
@@ -275,6 +287,7 @@ pub(super) static ROWS: [Row; 25] = [
         need: |at, part| match part {
             Part::Weight => Need::when(!at.model.output.tied, Key::Untied),
             Part::Bias => Need::when(at.model.output.bias, Key::OutputLayerBias),
+            Part::Offset => Need::Lacks(Key::Sinks),
         },
     },
 ];
@@ -283,6 +296,7 @@ fn norm(norm: &NormSpec, part: Part, key: Key) -> Need {
     match part {
         Part::Weight => Need::Has(key),
         Part::Bias => Need::when(norm.normalization == Normalization::LayerNorm, Key::LayerNorm),
+        Part::Offset => Need::Lacks(Key::Sinks),
     }
 }
 
@@ -332,6 +346,15 @@ fn linear(has_bias: bool, part: Part, key: Key) -> Need {
     match part {
         Part::Weight => Need::Has(Key::Always),
         Part::Bias => Need::when(has_bias, key),
+        Part::Offset => Need::Lacks(Key::Sinks),
+    }
+}
+
+/// A router, or a linear layer of an expert.
+fn of_experts(at: &At<'_>, part: Part) -> Need {
+    match (at.moe(), part) {
+        (Some(moe), Part::Bias) => Need::when(moe.bias, Key::Bias),
+        (moe, _) => Need::when(moe.is_some(), Key::Experts),
     }
 }
 

@@ -7,9 +7,9 @@
 
 use hydra_config::Node;
 use model_spec::{
-    AttentionRule, AttentionWindow, BlockStyle, ExpertsSpec, ModelSpec, MoeLayers, Multipliers,
-    Normalization, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore, TableRows,
-    UniformSpec,
+    AttentionRule, AttentionWindow, BlockStyle, ExpertsSpec, GLU_CLAMP, ModelSpec, MoeLayers, Multipliers,
+    Nonlinearity, Normalization, PositionEmbedding, RopeScaling, RotaryConfig, RotaryPairing, RouterScore,
+    TableRows, UniformSpec,
 };
 
 use super::family::Family;
@@ -258,6 +258,10 @@ impl ModelArch {
         })?;
         config.set("activation", Node::from(activation));
         config.set("openai_gelu", Node::Bool(openai_gelu));
+        if model.activation.nonlinearity == Nonlinearity::ClampedQuickGelu {
+            config.set("activation_func_clamp_value", Node::Float(f64::from(GLU_CLAMP)));
+            config.set("glu_linear_offset", Node::Float(1.0));
+        }
         config.set("bias_activation_fusion", Node::Bool(false));
         match self.biases() {
             Biases::None => {}
@@ -333,7 +337,11 @@ impl ModelArch {
 
     /// What attention and the outputs do otherwise than most.
     fn set_attention(&self, config: &mut Node) {
-        let AttentionRule { scale, softcap, local, norm_across_heads, norm_per_head } = &self.model.attention;
+        let AttentionRule { scale, softcap, local, norm_across_heads, norm_per_head, has_sinks } =
+            &self.model.attention;
+        if *has_sinks {
+            config.set("softmax_type", Node::from("learnable"));
+        }
         if *norm_per_head {
             config.set("qk_layernorm_per_head", Node::Bool(true));
         }

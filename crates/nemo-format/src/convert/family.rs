@@ -28,6 +28,7 @@ pub(super) enum Family {
     StableLm,
     Cohere,
     NemotronNas,
+    GptOss,
 }
 
 /// The facts of a family.
@@ -193,6 +194,16 @@ const OLMOE: FamilyFacts = FamilyFacts {
     ..QWEN3_MOE
 };
 
+const GPT_OSS: FamilyFacts = FamilyFacts {
+    name: "gpt_oss",
+    classes: &["GptOssForCausalLM", "GptOssModel"],
+    attention_bias: Announced::ByKey("attention_bias", true),
+    mlp_bias: Announced::Never,
+    zero_biases: ZeroBiases::None,
+    tokenizer_class: "PreTrainedTokenizerFast",
+    ..LLAMA
+};
+
 const NEMOTRON: FamilyFacts = FamilyFacts {
     name: "nemotron",
     classes: &["NemotronForCausalLM", "NemotronModel"],
@@ -334,6 +345,7 @@ impl Family {
             Self::StableLm => &STABLELM,
             Self::Cohere => &COHERE,
             Self::NemotronNas => &NEMOTRON_NAS,
+            Self::GptOss => &GPT_OSS,
         }
     }
 

@@ -29,7 +29,7 @@ const DEFAULT_MAX_POSITIONS: u64 = 2048;
 const DEFAULT_ROPE_THETA: f64 = 10_000.0;
 const DEFAULT_INITIALIZER_RANGE: f64 = 0.02;
 const SUPPORTED: &str = "supported model types are `llama`, `mistral`, `gemma`, `gemma2`, `gemma3_text`, `cohere`, `falcon`, \
-                         `gpt2`, `gptj`, `gpt_neox`, `granite`, `mixtral`, `nemotron`, `nemotron-nas`, `olmo2`, `olmoe`, `phi3`, `qwen2`, \
+                         `gpt2`, `gptj`, `gpt_neox`, `gpt_oss`, `granite`, `mixtral`, `nemotron`, `nemotron-nas`, `olmo2`, `olmoe`, `phi3`, `qwen2`, \
                          `qwen2_moe`, `qwen3`, `qwen3_moe`, `stablelm` and `starcoder2`";
 
 /// What `layer_types` calls layers with a window and without.
@@ -61,6 +61,7 @@ pub(super) fn understand(config: &HfConfig, source: &dyn TensorSource) -> Result
         "gptj" => (gptj(config)?, names::GPTJ),
         "gpt_neox" => (gpt_neox(config)?, names::GPT_NEOX),
         "mixtral" => (moe::mixtral(config)?, names::MIXTRAL),
+        "gpt_oss" => (moe::gpt_oss(config)?, names::GPT_OSS),
         "nemotron" => (nemotron(config)?, names::NEMOTRON),
         "qwen2" => (qwen::qwen(config, Family::Qwen2)?, names::LLAMA),
         "qwen3" => (qwen::qwen(config, Family::Qwen3)?, names::LLAMA),

@@ -34,7 +34,9 @@ pub use self::fp8::Quantization;
 use self::huggingface::{HfModel, understand};
 use crate::adapter::{self, AdaptedSource, Precision};
 use crate::gguf::MAGIC;
-use crate::huggingface::{HfConfig, HfTokenizer, HfWeights, dequantized, open_weights, read_optional};
+use crate::huggingface::{
+    HfConfig, HfTokenizer, HfWeights, dequantized, open_weights, read_optional, unstacked,
+};
 use crate::names::{GGUF_LLAMA, NameMap};
 use crate::partial_models::refuse_peft_folder;
 use crate::source_note::record;
@@ -282,10 +284,12 @@ fn from_huggingface(folder: &Path, options: &ConvertOptions<'_>) -> Result<Conve
     let HfWeights { source, mut notes } = open_weights(folder, config.text(&["transformers_weights"])?)?;
     let (source, of_fp8) = dequantized(&config, folder, source)?;
     let (source, unwrapped) = wrappers::unwrap(source)?;
+    let (source, unpacked) = unstacked(&config, source)?;
     let HfModel { arch, names, notes: of_model } = understand(&config, &*source)?;
     let source_dtype = source.meta(&names.embedding()).map_or(DType::F32, |meta| meta.dtype);
     notes.extend(of_fp8);
     notes.extend(unwrapped);
+    notes.extend(unpacked);
     notes.extend(of_model);
     notes.extend(leftovers::of_dtypes(&config, &*source, source_dtype, options.dtype)?);
     notes.extend(leftovers::of_buffers(&*source, &[]));

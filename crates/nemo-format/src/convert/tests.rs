@@ -1,6 +1,7 @@
 mod export;
 mod families;
 mod fp8;
+mod gpt_oss;
 mod refusals;
 
 use std::fs;

@@ -5,6 +5,7 @@
 mod chat_templates;
 mod config;
 mod fp8;
+mod gpt_oss;
 mod tokenizer_files;
 pub(crate) mod torch_files;
 mod weights;
@@ -14,6 +15,7 @@ use std::path::Path;
 pub(crate) use self::chat_templates::{DEFAULT, TEMPLATE_FILE, TEMPLATE_FOLDER};
 pub(crate) use self::config::{HfConfig, HfRope};
 pub(crate) use self::fp8::dequantized;
+pub(crate) use self::gpt_oss::unstacked;
 pub(crate) use self::tokenizer_files::{HfTokenizer, Vocabulary};
 pub(crate) use self::weights::{HfWeights, open_weights};
 use crate::FormatError;

@@ -4,7 +4,7 @@ use super::Key;
 
 const BLOCK: &str = "model.parallel_attention";
 
-pub(super) const KEYS: [Key; 87] = [
+pub(super) const KEYS: [Key; 90] = [
     Key::dropped("model.target"),
     Key::dropped("model.nemo_version"),
     Key::read_as("model.tokenizer", "tokenizer"),
@@ -21,6 +21,8 @@ pub(super) const KEYS: [Key; 87] = [
     Key::read("model.layernorm_epsilon"),
     Key::read("model.activation"),
     Key::read_as("model.openai_gelu", "model.activation"),
+    Key::read_as("model.activation_func_clamp_value", "model.activation"),
+    Key::read_as("model.glu_linear_offset", "model.activation"),
     Key::read_as("model.bias_activation_fusion", "model.activation"),
     Key::refused("model.bias_gelu_fusion"),
     Key::read("model.bias"),
@@ -85,6 +87,7 @@ pub(super) const KEYS: [Key; 87] = [
     Key::read("model.query_pre_attn_scalar"),
     Key::refused("model.retro"),
     Key::read_as("model.softmax_scale", "model.query_pre_attn_scalar"),
+    Key::read("model.softmax_type"),
     Key::refused("model.sqrt_query_pre_attn_scalar"),
     Key::read("model.window_attn_skip_freq"),
     Key::read("model.rotary_base_local"),

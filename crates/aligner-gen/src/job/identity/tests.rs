@@ -134,6 +134,17 @@ const OF_THE_MODEL: &[Change] = &[
     ("model.layernorm_epsilon", &[], &["1e-6"]),
     ("model.activation", &[], &["fast-swiglu"]),
     ("model.openai_gelu", &[], &["true"]),
+    (
+        "model.activation_func_clamp_value",
+        &[],
+        &["7", "++model.glu_linear_offset=1", "++model.activation=quick-geglu"],
+    ),
+    (
+        "model.glu_linear_offset",
+        &[],
+        &["1", "++model.activation_func_clamp_value=7", "++model.activation=quick-geglu"],
+    ),
+    ("model.softmax_type", &[], &["learnable"]),
     ("model.bias_activation_fusion", &["++model.bias=true"], &["false"]),
     ("model.bias_gelu_fusion", &["++model.bias=true"], &["false"]),
     ("model.bias", &[], &["true"]),

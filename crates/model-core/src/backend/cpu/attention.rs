@@ -2,6 +2,7 @@
 
 use cpu_kernels::{AttentionStep, HeadShape, PagedSequence, RotaryTable};
 use tch::Tensor;
+use torch_ext::view;
 
 use super::CpuState;
 use crate::ModelError;
@@ -16,6 +17,8 @@ pub(crate) struct CpuAttention {
     pub(super) layer_idx: usize,
     pub(super) heads: HeadShape,
     pub(super) rotary: Option<RotaryId>,
+    /// Of each head.
+    pub(super) sinks: Option<Vec<f32>>,
 }
 
 impl AttentionOp<CpuState> for CpuAttention {
@@ -46,8 +49,18 @@ impl AttentionOp<CpuState> for CpuAttention {
             None => RotaryTable { cos: &[], sin: &[], rotary_dim: 0 },
         };
         let (pool, layer_idx) = cache.packed_layer(self.layer_idx)?;
-        let attention = AttentionStep { heads: self.heads, rotary, sequences: &sequences, layer_idx };
+        let sinks = self.sinks.as_deref();
+        let attention = AttentionStep { heads: self.heads, rotary, sequences: &sequences, layer_idx, sinks };
         Ok(kernels.attention(qkv, &attention, pool)?)
+    }
+
+    fn set_sinks(&mut self, sinks: Tensor) -> Result<(), ModelError> {
+        self.sinks = Some(view::f32_slice(&sinks, "the sinks of a layer")?.to_vec());
+        Ok(())
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.sinks.as_ref().map_or(0, |sinks| size_of_val(sinks.as_slice()) as u64)
     }
 
     fn prompt_cut_tokens(&self, _at: &CpuState) -> Option<usize> {

@@ -244,7 +244,7 @@ impl CudaAttention {
             };
             let queries = rows(queries)?.f_view([-1, groups, per_group, channels])?;
             let attended =
-                attend(&queries, &of_group(keys)?, &of_group(values)?, rule, sequence.context_len)?;
+                attend(&queries, &of_group(keys)?, &of_group(values)?, (rule, sequence.context_len), None)?;
             rows(&out)?.f_copy_(&attended.f_view([-1, heads, channels])?)?;
             key_start += num_keys;
         }

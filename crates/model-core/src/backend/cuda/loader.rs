@@ -2,7 +2,7 @@
 
 use cuda_kernels::{E4M3, KernelConfig, ModelKernels, ScoreKind};
 use cuda_runtime::{Device, Uploader, kernel_cache};
-use model_spec::{AttentionSpec, KvFormat, MoeSpec, Numerics, ShardPlace};
+use model_spec::{Activation, AttentionSpec, KvFormat, MoeSpec, Nonlinearity, Numerics, ShardPlace};
 use tch::{Kind, Tensor};
 use torch_ext::cuda::blas;
 
@@ -16,8 +16,8 @@ use crate::kinds::TensorFormat;
 use crate::layers::rotary::RotaryTables;
 use crate::model_ranks::{Exchange, ModelRanks, Reduction};
 use crate::ops::{
-    Experts, LinearRole, LinearSource, Loader, SharedExperts, StoredLinearWeight, WeightBytes, scale_f32,
-    split_pieces,
+    Experts, LinearRole, LinearSource, Loader, SharedExperts, StoredLinearWeight, WeightBytes, no_sinks,
+    scale_f32, split_pieces,
 };
 use crate::ops::{Router, SharedExpert};
 use crate::parallel::HostRanks;
@@ -134,6 +134,15 @@ impl Loader for CudaLoader {
 
     fn linear(&mut self, source: LinearSource<'_>, role: LinearRole) -> Result<CudaLinear, ModelError> {
         let numerics = self.numerics();
+        if let LinearRole::FirstOfMlp(Activation { nonlinearity: Nonlinearity::ClampedQuickGelu, .. }) = role
+        {
+            return Err(ModelError::Unsupported {
+                key: "activation",
+                value: "quick-geglu".to_owned(),
+                feature: "an MLP with limits on a GPU with the fast engine",
+                needs: "the plain backend (`trt_llm.enable: false`), or a CPU",
+            });
+        }
         let kind = role.kind(numerics);
         let weight = match source.weight {
             StoredLinearWeight::Fp8(stored) => CudaWeight::Fp8(self.stored_fp8(stored)?),
@@ -162,6 +171,9 @@ impl Loader for CudaLoader {
     }
 
     fn attention(&mut self, layer_idx: usize, spec: &AttentionSpec) -> Result<CudaAttention, ModelError> {
+        if spec.has_sinks {
+            return Err(no_sinks());
+        }
         // A window as long as the longest sequence is none.
         let local_tokens = spec.local_tokens.filter(|&tokens| tokens < self.max_seq_len_tokens);
         let shape = HeadShape { heads: spec.heads, is_capped: spec.softcap.is_some(), local_tokens };

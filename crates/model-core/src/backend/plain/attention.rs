@@ -8,7 +8,7 @@ use crate::attention_context::{AttentionContext, SequenceSpan};
 use crate::kinds::TensorFormat;
 use crate::kv_cache::KvCache;
 use crate::layers::rotary::{Rotary, RotaryId};
-use crate::ops::AttentionOp;
+use crate::ops::{AttentionOp, tensor_bytes};
 use crate::upload::to_device;
 use crate::{AttentionAlgorithm, ModelError, fp8};
 
@@ -40,6 +40,8 @@ pub(crate) struct PlainAttention {
     pub(super) scores: ScoreRule,
     pub(super) rotary: Option<RotaryId>,
     pub(super) algorithm: AttentionAlgorithm,
+    /// float32 `[num_attention_heads]`.
+    pub(super) sinks: Option<Tensor>,
 }
 
 impl AttentionOp<PlainState> for PlainAttention {
@@ -87,7 +89,8 @@ impl AttentionOp<PlainState> for PlainAttention {
                 AttentionAlgorithm::Sdpa => sdpa_attend(&rows, &keys, &values, self.scores.scale)?,
                 AttentionAlgorithm::Unfused => {
                     let (keys, values) = (by_group(&keys)?, by_group(&values)?);
-                    attend(&rows, &keys, &values, self.scores, sequence.context_len)?
+                    let from = (self.scores, sequence.context_len);
+                    attend(&rows, &keys, &values, from, self.sinks.as_ref())?
                 }
             });
         }
@@ -95,6 +98,15 @@ impl AttentionOp<PlainState> for PlainAttention {
         Ok(output
             .f_view([num_tokens, num_attention_heads as i64 * channels])?
             .f_to_kind(at.numerics.compute.kind())?)
+    }
+
+    fn set_sinks(&mut self, sinks: Tensor) -> Result<(), ModelError> {
+        self.sinks = Some(sinks);
+        Ok(())
+    }
+
+    fn size_bytes(&self) -> u64 {
+        self.sinks.as_ref().map_or(0, tensor_bytes)
     }
 
     fn prompt_cut_tokens(&self, _at: &PlainState) -> Option<usize> {
@@ -206,13 +218,14 @@ fn sdpa_attend(queries: &Tensor, keys: &Tensor, values: &Tensor, scale: f64) -> 
 }
 
 /// Causal attention of one sequence's rows `[num_rows, groups, queries_per_group, channels]` over its keys and values
-/// `[groups, num_keys, channels]`: float32 `[num_rows, groups, queries_per_group, channels]`.
+/// `[groups, num_keys, channels]`: float32 `[num_rows, groups, queries_per_group, channels]`. `sinks`: a score for each head
+/// that counts in the softmax as that of a key without a value.
 pub(crate) fn attend(
     queries: &Tensor,
     keys: &Tensor,
     values: &Tensor,
-    rule: ScoreRule,
-    context_len: usize,
+    (rule, context_len): (ScoreRule, usize),
+    sinks: Option<&Tensor>,
 ) -> Result<Tensor, ModelError> {
     let (num_rows, groups, queries_per_group, channels) = queries.size4()?;
     let mut chunks = Vec::new();
@@ -233,8 +246,16 @@ pub(crate) fn attend(
             visible = visible.f_triu(first_position + 1 - tokens as i64)?;
         }
         let scores = scores.f_masked_fill(&visible.f_logical_not()?, f64::NEG_INFINITY)?;
-        let weights =
-            scores.f_softmax(-1, Kind::Float)?.f_view([groups, queries_per_group * len, num_keys])?;
+        let weights = match sinks {
+            None => scores.f_softmax(-1, Kind::Float)?,
+            Some(sinks) => {
+                let sinks = sinks.f_view([groups, queries_per_group, 1, 1])?;
+                let sinks = sinks.f_expand([groups, queries_per_group, len, 1], false)?;
+                let all = Tensor::f_cat(&[scores, sinks], -1)?.f_softmax(-1, Kind::Float)?;
+                all.f_narrow(3, 0, num_keys)?
+            }
+        };
+        let weights = weights.f_reshape([groups, queries_per_group * len, num_keys])?;
         let attended = weights.f_matmul(&values.f_narrow(1, 0, num_keys)?)?;
         chunks.push(attended.f_view([groups, queries_per_group, len, channels])?.f_permute([2, 0, 1, 3])?);
     }

@@ -1,6 +1,6 @@
 //! Linear layers of the plain backend, and the activation behind them.
 
-use model_spec::{Activation, Nonlinearity};
+use model_spec::{Activation, GLU_CLAMP, Nonlinearity};
 use tch::{Kind, Tensor};
 
 use super::{PlainState, ROWS_PER_BLOCK, by_row_blocks};
@@ -99,7 +99,18 @@ pub(crate) fn activate(x: &Tensor, activation: Activation) -> Result<Tensor, Mod
     let activated = by_row_blocks(&gate, rows_per_elementwise_block(ffn), |rows| {
         nonlinearity(rows, activation.nonlinearity)
     })?;
-    if activation.gated { Ok(activated.f_mul(&x.f_narrow(1, ffn, ffn)?)?) } else { Ok(activated) }
+    if !activation.gated {
+        return Ok(activated);
+    }
+    let multiplied = x.f_narrow(1, ffn, ffn)?;
+    let multiplied = match activation.nonlinearity {
+        Nonlinearity::ClampedQuickGelu => {
+            let limit = f64::from(GLU_CLAMP);
+            multiplied.f_clamp(-limit, limit)?.f_add_scalar(1.0)?
+        }
+        _ => multiplied,
+    };
+    Ok(activated.f_mul(&multiplied)?)
 }
 
 /// Rows that an elementwise operation may take at once so that an element's bits do not depend on its row: either
@@ -115,6 +126,10 @@ fn nonlinearity(x: &Tensor, nonlinearity: Nonlinearity) -> Result<Tensor, ModelE
         Nonlinearity::Gelu => x.f_gelu("none")?,
         Nonlinearity::GeluTanh => x.f_gelu("tanh")?,
         Nonlinearity::QuickGelu => x.f_mul_scalar(1.702)?.f_sigmoid()?.f_mul(x)?,
+        Nonlinearity::ClampedQuickGelu => {
+            let x = x.f_clamp_max(f64::from(GLU_CLAMP))?;
+            x.f_mul_scalar(1.702)?.f_sigmoid()?.f_mul(&x)?
+        }
         Nonlinearity::Silu => x.f_silu()?,
         Nonlinearity::Relu => x.f_relu()?,
         Nonlinearity::SquaredRelu => x.f_relu()?.f_square()?,

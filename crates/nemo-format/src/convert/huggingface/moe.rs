@@ -1,11 +1,14 @@
-//! Mixtures of experts: Mixtral, Qwen 2 and 3, OLMoE.
+//! Mixtures of experts: Mixtral, Qwen 2 and 3, OLMoE, GPT-OSS.
 //!
-//! Read from transformers' `MixtralConfig`, `Qwen2MoeConfig`, `Qwen3MoeConfig` and `OlmoeConfig`. Their routers take the softmax of all
+//! Read from transformers' `MixtralConfig`, `Qwen2MoeConfig`, `Qwen3MoeConfig`, `OlmoeConfig` and `GptOssConfig`. Their routers take the softmax of all
 //! logits and then the best experts. Where the weights of these are divided by their sum (always in Mixtral, with
 //! `norm_topk_prob` elsewhere), that is the softmax of the chosen logits, as Megatron-Core has it without
 //! `moe_router_pre_softmax`; else it is that with it.
 
-use model_spec::{ExpertsSpec, LocalLayers, MoeLayers, RouterScore, RouterSpec, SharedExpertSpec};
+use model_spec::{
+    Activation, ExpertsSpec, GLU_CLAMP, LocalLayers, MoeLayers, Nonlinearity, PositionEmbedding, RouterScore,
+    RouterSpec, SharedExpertSpec,
+};
 
 use super::{listed_layers, llama};
 use crate::FormatError;
@@ -81,6 +84,63 @@ pub(super) fn olmoe(config: &HfConfig) -> Result<ModelArch, FormatError> {
     };
     let is_moe = vec![true; arch.model.num_layers];
     stated.set(config, &mut arch, is_moe)?;
+    Ok(arch)
+}
+
+/// Scores that belong to no key, biases on experts and router, an MLP with limits, and windows on every second layer.
+pub(super) fn gpt_oss(config: &HfConfig) -> Result<ModelArch, FormatError> {
+    for (key, only) in [("swiglu_alpha", 1.702), ("swiglu_limit", f64::from(GLU_CLAMP))] {
+        if let Some(value) = config.f64(&[key])?.filter(|&value| value != only) {
+            return Err(
+                config.unsupported(&format!("`{key}: {value}`"), &format!("models of this type have {only}"))
+            );
+        }
+    }
+    if !["rope_parameters", "rope_scaling"].into_iter().any(|key| config.has(key)) {
+        return Err(
+            config.bad("neither `rope_parameters` nor `rope_scaling` says how positions enter".to_owned())
+        );
+    }
+    let mut arch = llama(config, Family::GptOss)?;
+    let model = &mut arch.model;
+    model.norm.epsilon = config.f64(&["rms_norm_eps"])?.unwrap_or(1e-5);
+    model.activation = Activation { nonlinearity: Nonlinearity::ClampedQuickGelu, gated: true };
+    let num_layers = model.num_layers;
+    let is_local = match config.has("layer_types") {
+        true => listed_layers(config, num_layers)?,
+        false => (0..num_layers).map(|layer| layer % 2 == 0).collect(),
+    };
+    let tokens = match config.u64(&["sliding_window"])? {
+        Some(tokens @ 1..) => tokens,
+        None if !config.mentions("sliding_window") => 128,
+        other => {
+            let hint = "layers of these models have a window of at least 1 token";
+            let found = other.map_or_else(|| "null".to_owned(), |tokens| tokens.to_string());
+            return Err(config.unsupported(&format!("`sliding_window: {found}`"), hint));
+        }
+    };
+    model.attention.has_sinks = true;
+    if is_local.contains(&true) {
+        model.attention.local = Some(LocalLayers { tokens: size(tokens), is_local, rotary_base: None });
+    }
+    if !config.has("head_dim") {
+        arch.set_head_dim(64);
+    }
+    if config.rope()?.rope_theta.is_none()
+        && let PositionEmbedding::Rope(rotary) = &mut arch.model.position_embedding
+    {
+        rotary.rotary_base = 150_000.0;
+    }
+    arch.tables.positions = config.u64(&["max_position_embeddings"])?.unwrap_or(131_072);
+    set_groups(config, &mut arch, 8)?;
+    let stated = Experts {
+        num_experts: config.u64(&["num_local_experts", "num_experts"])?.unwrap_or(128),
+        topk: config.u64(&["num_experts_per_tok", "experts_per_token"])?.unwrap_or(4),
+        ffn_hidden_size: arch.model.ffn_hidden_size as u64,
+        is_normed: true,
+        shared: None,
+    };
+    stated.set(config, &mut arch, vec![true; num_layers])?;
     Ok(arch)
 }
 

@@ -5,7 +5,7 @@ use md5::{Digest, Md5};
 use super::*;
 
 const FAMILIES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/families");
-const NAMES: [&str; 33] = [
+const NAMES: [&str; 35] = [
     "nemotron_nas",
     "cohere",
     "cohere_plus",
@@ -24,6 +24,8 @@ const NAMES: [&str; 33] = [
     "gemma2",
     "gemma3",
     "gpt2",
+    "gpt_oss",
+    "gpt_oss_mxfp4",
     "gpt_neox",
     "gpt_neox_sequential",
     "gptj",

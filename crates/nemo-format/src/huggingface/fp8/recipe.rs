@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use super::super::read_json;
 use crate::FormatError;
 use crate::huggingface::HfConfig;
+use crate::huggingface::gpt_oss::is_mxfp4;
 
 /// ModelOpt writes it beside `config.json`.
 const MODELOPT_FILE: &str = "hf_quant_config.json";
@@ -33,6 +34,10 @@ impl Recipe {
     /// # Errors
     /// For a recipe that is not read.
     pub(super) fn find(config: &HfConfig, folder: &Path) -> Result<Option<Self>, FormatError> {
+        // Not FP8: experts are unpacked where they are told apart.
+        if is_mxfp4(config)? {
+            return Ok(None);
+        }
         for key in ["quantization_config", "compression_config", "quantization"] {
             if let Some(value) = config.values_of(&[key]).get(key) {
                 let Value::Object(values) = value else {
