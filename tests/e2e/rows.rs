@@ -93,7 +93,7 @@ fn wrong_columns_are_named_with_their_line() {
     insta::assert_snapshot!(tidy(&job, &job.run().expect_code(3).error()), @r"
     error: 2 of 3 records of `[JOB]/data.jsonl` cannot be used:
       line 1: column `temperature` is the string `hot`, it must be 0 (greedy) or a positive, finite number
-      line 2: column `max_tokens` looks like a parameter of the row; those are `max_length`, `min_length`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `end_strings`, `seed`, `num_responses`, `structured_outputs`: rename it, or set `model.data.train_ds.row_params=false`
+      line 2: column `max_tokens` looks like a parameter of the row; those are `max_length`, `min_length`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `end_strings`, `stop`, `stop_strings`, `seed`, `num_responses`, `structured_outputs`: rename it, or set `model.data.train_ds.row_params=false`
     ");
     // Without the key they are columns like others.
     let plain = Job::with_data(&rows.iter().map(record).collect::<String>());
@@ -283,6 +283,76 @@ fn a_pipe_is_kept_and_resumed() {
     let error = piped(b"{}\n", &[]).expect_code(2).error();
     assert!(error.contains("the pipe gives other prompts than"), "{error}");
     piped(&text, &["trainer.devices=2", "model.data.train_ds.drop_last=false"]).expect_code(0);
+    // Afresh with nothing, or with what cannot be read: everything stays.
+    let afresh = "++exp_manager.resume_if_exists=false";
+    let (spool, results) = (job.path().join("piped/stdin.jsonl"), job.path().join("piped/generations"));
+    for bad in [&b""[..], b"[]\n"] {
+        piped(bad, &[afresh]).expect_code(3);
+        assert_eq!(std::fs::read(&spool).unwrap(), text);
+        assert!(
+            results.join("generations.jsonl").exists() && !job.path().join("piped/generations.1").exists()
+        );
+    }
+    piped(&text, &[]).expect_code(0);
+    // With others the old ones go with their results.
+    let one = &text[..=text.iter().position(|&byte| byte == b'\n').unwrap()];
+    piped(one, &[afresh]).expect_code(0);
+    assert_eq!(std::fs::read(&spool).unwrap(), one);
+    assert_eq!(std::fs::read(job.path().join("piped/generations.1/stdin.jsonl")).unwrap(), text);
+    assert!(!job.path().join("piped/stdin.unchecked.jsonl").exists());
+}
+
+/// A stop string ends a text where it is whole, in the middle of a token too, and the answer ends before it.
+#[test]
+fn stop_strings_end_texts_wherever_they_are_whole() {
+    let row = |more: &str| {
+        format!(
+            "{{{more}\"system\": \"\", \"conversations\": [{{\"from\": \"User\", \"value\": \"One?\"}}, {{\"from\": \"Assistant\", \"value\": \"\"}}]}}\n"
+        )
+    };
+    let run = |lines: &str, more: &[&str]| {
+        let job = Job::with_data(lines).with(&[
+            ROW_PARAMS,
+            "model.generation.num_responses_to_gen=1",
+            "model.generation.sampling_params.use_greedy=true",
+            "model.generation.sampling_params.end_strings=[]",
+            "model.generation.length_params.max_length=16",
+            "model.generation.output_fields=[responses_clean,finish_reasons,token_ids]",
+        ]);
+        let job = job.with(more);
+        job.run().expect_code(0);
+        job.records()
+    };
+    let whole = run(&row(""), &[]);
+    let text = whole[0]["responses"][0].as_str().unwrap();
+    let num_tokens = whole[0]["token_ids"][0].as_array().unwrap().len();
+    // Every piece of two letters that stands inside of the text.
+    let letters: Vec<char> = text.chars().collect();
+    let stops: Vec<String> = letters
+        .windows(2)
+        .map(|two| two.iter().collect::<String>())
+        .filter(|two| !two.contains('\u{fffd}'))
+        .collect();
+    assert!(stops.len() > 10, "{text:?}");
+    let lines: String =
+        stops.iter().map(|stop| row(&format!("\"stop\": {}, ", serde_json::json!(stop)))).collect();
+    for layout in [
+        &[][..],
+        &[
+            "model.global_batch_size=8",
+            "trainer.generation.speculation.enable=true",
+            "trainer.generation.trt_llm.enable=true",
+        ],
+    ] {
+        let records = run(&lines, layout);
+        for (stop, record) in stops.iter().zip(&records) {
+            let clean = record["responses_clean"][0].as_str().unwrap();
+            assert_eq!(record["finish_reasons"][0], "end_string", "{stop:?} in {text:?}");
+            assert_eq!(clean, &text[..text.find(stop.as_str()).unwrap()], "{stop:?} in {text:?}");
+            assert!(record["token_ids"][0].as_array().unwrap().len() <= num_tokens);
+            assert!(text.starts_with(record["responses"][0].as_str().unwrap()));
+        }
+    }
 }
 
 #[test]
@@ -312,8 +382,8 @@ fn batches_of_openai_resume_and_keep_bad_requests() {
     whole.run().expect_code(0);
     let records = whole.records();
     let choices = |idx: usize| records[idx]["response"]["body"]["choices"].as_array().unwrap().len();
-    assert_eq!([choices(0), choices(1), choices(3)], [2, 2, 3]);
-    assert_eq!(records[1]["response"]["body"]["usage"]["completion_tokens"].as_u64().unwrap(), 4);
+    assert_eq!([choices(0), choices(1), choices(3)], [1, 1, 3]);
+    assert_eq!(records[1]["response"]["body"]["usage"]["completion_tokens"].as_u64().unwrap(), 2);
     assert!(
         records[2]["response"].is_null()
             && records[2]["error"]["message"].as_str().unwrap().contains("`body.best_of` is 3")

@@ -175,3 +175,67 @@ fn what_cannot_be_scored_is_named() {
     insta::assert_snapshot!(refused_with(good, 2, &["--tensor", "0"]), @"error: `model.tensor_model_parallel_size=0`: so many ranks cannot share the heads and the MLP of this model; 1, 2, 4 can");
     insta::assert_snapshot!(refused_with(good, 2, &["--tensor", "2", "--backend", "plain"]), @"error: `model.tensor_model_parallel_size=2`: libtorch's products have other bits for each number of ranks that share a layer: set `trainer.generation.trt_llm.enable=true`");
 }
+
+#[test]
+fn what_is_read_is_never_written() {
+    let job = job(&["model.generation.output_fields=[finish_reasons]"]);
+    let before = job.jsonl();
+    let link = job.path().join("link");
+    std::os::unix::fs::symlink(job.jsonl_path(), &link).unwrap();
+    for output in [job.jsonl_path(), link] {
+        let mut command = program();
+        command.args(["score", "--checkpoint"]).arg(llama()).arg("--input").arg(job.jsonl_path());
+        let error = run(command.arg("--output").arg(&output)).expect_code(2).error();
+        assert!(error.starts_with("error: `--output` is `--input`, `"), "{error}");
+        let mut command = program();
+        command.arg("report").arg(job.results()).arg("--output").arg(&output);
+        let error = run(&mut command).expect_code(2).error();
+        assert!(error.contains("is there and is no page: name another file"), "{error}");
+        assert_eq!(job.jsonl(), before);
+    }
+    let page = job.path().join("page.html");
+    for _ in 0..2 {
+        run(program().arg("report").arg(job.results()).arg("--output").arg(&page)).expect_code(0);
+    }
+    // A file that cannot be scored leaves the scores of an earlier one.
+    let (input, scores) = (job.path().join("in.jsonl"), job.path().join("in.scores"));
+    std::fs::write(&input, "{\"prompt\": 1}\n").unwrap();
+    std::fs::write(&scores, "{}\n").unwrap();
+    score(&llama(), &input, &[]).0.expect_code(3);
+    assert_eq!(std::fs::read_to_string(&scores).unwrap(), "{}\n");
+}
+
+/// The first token behind a BOS has another probability: the manifest says that there was one.
+#[test]
+fn prompts_are_those_of_the_job() {
+    let job =
+        job(&["model.generation.sampling_params.add_BOS=true", "trainer.generation.trt_llm.enable=true"]);
+    check_bits(&job, &["--precision", "32"]);
+    check_bits(&job, &["--precision", "32", "--add-bos"]);
+    let refused = |input: &Path, flags: &[&str], code| {
+        score(&llama(), input, flags)
+            .0
+            .expect_code(code)
+            .error()
+            .replace(&job.path().display().to_string(), "[JOB]")
+    };
+    insta::assert_snapshot!(refused(&job.jsonl_path(), &["--add-bos=false"], 2), @"error: `--add-bos=false`: the manifest beside the input says that its job had `model.generation.sampling_params.add_BOS=true`");
+    // Away from its manifest.
+    let moved = job.path().join("moved.jsonl");
+    std::fs::copy(job.jsonl_path(), &moved).unwrap();
+    insta::assert_snapshot!(refused(&moved, &[], 3), @"error: line 1 of `[JOB]/moved.jsonl`: it is of a job, and nothing says whether that one put the tokenizer's BOS before its prompts: give `--add-bos` or `--add-bos=false`");
+    score(&llama(), &moved, &["--add-bos"]).0.expect_code(0);
+}
+
+/// Records that were skipped have no line of generations: scores have the index of theirs.
+#[test]
+fn scores_have_the_index_of_their_records() {
+    let lines = "{\"system\": \"\", \"conversations\": [{\"from\": \"User\", \"value\": \"One?\"}, {\"from\": \"Assistant\", \"value\": \"\"}]}\n";
+    let job = Job::with_data(&format!("{lines}{{}}\n{lines}"))
+        .with(&["model.data.train_ds.on_bad_record=skip", "model.generation.output_fields=[index]"]);
+    job.run().expect_code(0);
+    let (ended, scores) = score(&llama(), &job.jsonl_path(), &[]);
+    ended.expect_code(0);
+    let indices: Vec<&Value> = scores.iter().map(|line| &line["index"]).collect();
+    assert_eq!(indices, [&json!(0), &json!(2)]);
+}

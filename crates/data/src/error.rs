@@ -202,6 +202,18 @@ pub enum DataError {
         /// The first line that asks, from 1.
         line: u64,
     },
+    /// Two requests of one name: their answers could not be told apart.
+    #[error("line {line} of `{path}` has the `custom_id` `{custom_id}` of line {first}: each must be another", path = .path.display())]
+    SameCustomId {
+        /// The data.
+        path: PathBuf,
+        /// The second line of the name, from 1.
+        line: u64,
+        /// The first one, over all files.
+        first: u64,
+        /// The name.
+        custom_id: String,
+    },
     /// A `messages` record, and a chat template that cannot be used: skipping the record would hide what is wrong.
     #[error(
         "line {line} of `{path}` is a `messages` record, and {reason}",

@@ -7,6 +7,7 @@ use crate::json::{Json, JsonObject};
 use crate::record_error::RecordError;
 use crate::record_keys::required_string;
 use crate::row_params::RowParams;
+use crate::shown::shown;
 
 /// Parameters of a body, and the columns of a row that they are.
 const PARAMS: [(&str, &str); 13] = [
@@ -18,7 +19,7 @@ const PARAMS: [(&str, &str); 13] = [
     ("top_p", "top_p"),
     ("min_p", "min_p"),
     ("repetition_penalty", "repetition_penalty"),
-    ("stop", "end_strings"),
+    ("stop", "stop"),
     ("seed", "seed"),
     ("n", "num_responses"),
     ("response_format", "structured_outputs"),
@@ -41,12 +42,24 @@ const WITHOUT_EFFECT: [&str; 9] = [
     "stream_options",
 ];
 
-/// The record of a request, and what it sets for its own answers.
+/// What stands in a line.
+const OF_THE_LINE: [&str; 4] = ["custom_id", "method", "url", "body"];
+
+/// The record of a request, and what it sets for its own answers. `other_key`: a key that a line may have for the job;
+/// `num_default`: answers where a request has no `n`, none for the job's number.
 ///
 /// # Errors
 /// When it is no request to complete a chat, or asks for what there is not.
-pub(crate) fn opened(mut line: JsonObject) -> Result<(JsonObject, RowParams), RecordError> {
+pub(crate) fn opened(
+    mut line: JsonObject,
+    other_key: Option<&str>,
+    num_default: Option<u32>,
+) -> Result<(JsonObject, RowParams), RecordError> {
     required_string(&line, "custom_id", "")?;
+    let is_known = |key: &str| OF_THE_LINE.contains(&key) || other_key == Some(key);
+    if let Some((key, _)) = line.iter().find(|(key, value)| **value != Json::Null && !is_known(key)) {
+        return Err(RecordError::UnknownBatchKey { key: key.clone() });
+    }
     let text = |key: &str| match line.get(key) {
         Some(Json::String(text)) => Some(text.as_str()),
         _ => None,
@@ -74,6 +87,7 @@ pub(crate) fn opened(mut line: JsonObject) -> Result<(JsonObject, RowParams), Re
             continue;
         }
         if OF_THE_PROMPT.contains(&key.as_str()) {
+            let value = if key == "messages" { with_plain_contents(value)? } else { value };
             record.insert(key, value);
             continue;
         }
@@ -85,6 +99,10 @@ pub(crate) fn opened(mut line: JsonObject) -> Result<(JsonObject, RowParams), Re
             // One string is a list of one.
             ("stop", Json::String(text)) => Json::Array(vec![Json::String(text)]),
             ("response_format", format) => structure_of(format)?,
+            // Of other programs 0 would be the most likely token, of a job's key it is no filter.
+            ("top_p", Json::Number(text)) if text.parse() == Ok(0.0) => {
+                return Err(bad("top_p", format!("`{text}`"), "above 0 and at most 1"));
+            }
             // Off, as other programs have it.
             ("top_k", Json::Number(text)) if text.as_ref() == "-1" => Json::Number("0".into()),
             (_, value) => value,
@@ -92,7 +110,32 @@ pub(crate) fn opened(mut line: JsonObject) -> Result<(JsonObject, RowParams), Re
         params.insert((*column).to_owned(), value);
     }
     let row = RowParams::of(&params).map_err(in_terms_of_the_body)?;
-    Ok((record, row))
+    let num_responses = row.num_responses.or(num_default);
+    Ok((record, RowParams { num_responses, ..row }))
+}
+
+/// Messages whose contents are texts: chat templates of text models know no parts. Several are joined by line breaks, as
+/// vLLM joins them.
+fn with_plain_contents(mut messages: Json) -> Result<Json, RecordError> {
+    let Json::Array(items) = &mut messages else { return Ok(messages) };
+    for item in items {
+        let Json::Object(message) = item else { continue };
+        let Some(content) = message.get_mut("content") else { continue };
+        let Json::Array(parts) = content else { continue };
+        let mut texts = Vec::with_capacity(parts.len());
+        for part in parts.iter() {
+            let text = match part {
+                Json::Object(part) if part.get("type") == Some(&Json::from("text")) => part.get("text"),
+                _ => None,
+            };
+            match text {
+                Some(Json::String(text)) => texts.push(text.as_str()),
+                _ => return Err(RecordError::UnknownContentPart { part: shown("", &part.to_string()) }),
+            }
+        }
+        *content = texts.join("\n").into();
+    }
+    Ok(messages)
 }
 
 /// OpenAI's `response_format` as a structure.
@@ -155,7 +198,7 @@ mod tests {
         let line = format!(
             r#"{{"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {body}}}"#
         );
-        let opened = opened(parse_object(line.as_bytes()).unwrap());
+        let opened = opened(parse_object(line.as_bytes()).unwrap(), None, Some(1));
         opened.map(|(record, row)| (Json::Object(record).to_string(), row)).map_err(|error| error.to_string())
     }
 
@@ -171,12 +214,24 @@ mod tests {
             max_length: Some(9),
             temperature: Some(0.5),
             top_k: Some(0),
-            end_strings: Some(vec!["END".to_owned()]),
+            stop_strings: Some(vec!["END".to_owned()]),
             num_responses: Some(2),
             seed: Some(4),
             ..RowParams::default()
         };
         assert_eq!(row, expect);
+    }
+
+    #[test]
+    fn a_request_has_one_answer_unless_it_says_otherwise() {
+        assert_eq!(open(r#"{"messages": [], "n": null}"#).unwrap().1.num_responses, Some(1));
+        assert_eq!(open(r#"{"messages": [], "n": 3}"#).unwrap().1.num_responses, Some(3));
+    }
+
+    #[test]
+    fn contents_in_parts_are_texts() {
+        let parts = r#"{"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}]}"#;
+        assert_eq!(open(parts).unwrap().0, r#"{"messages": [{"role": "user", "content": "a\nb"}]}"#);
     }
 
     #[test]
@@ -200,7 +255,13 @@ mod tests {
         insta::assert_snapshot!(refused(r#"{"messages": [], "frequency_penalty": 0.5}"#), @"`body.frequency_penalty` is 0.5, which is not offered; a body may have `max_completion_tokens`, `max_tokens`, `min_tokens`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `stop`, `seed`, `n`, `response_format`, `structured_outputs`");
         insta::assert_snapshot!(refused(r#"{"messages": [], "temperature": "hot"}"#), @"column `temperature` is the string `hot`, it must be 0 (greedy) or a positive, finite number");
         insta::assert_snapshot!(refused("3"), @"key `body` is a number, it must be an object");
-        let of = |line: &str| opened(parse_object(line.as_bytes()).unwrap()).unwrap_err().to_string();
+        insta::assert_snapshot!(refused(r#"{"messages": [], "top_p": 0}"#), @"column `top_p` is `0`, it must be above 0 and at most 1");
+        let image = r#"{"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}]}"#;
+        insta::assert_snapshot!(refused(image), @r#"a message's `content` has `{"type": "image_url", "image_url": {"url…`, and only parts with `type` `text` and a `text` can be read"#);
+        let of = |line: &str| {
+            opened(parse_object(line.as_bytes()).unwrap(), Some("hint"), Some(1)).unwrap_err().to_string()
+        };
+        insta::assert_snapshot!(of(r#"{"custom_id": "a", "hint": 3, "temperature": 2, "body": {}}"#), @"`temperature` stands beside `body`, where nothing reads it: parameters belong into `body`, and a line has `custom_id`, `method`, `url` and `body`");
         insta::assert_snapshot!(of(r#"{"body": {}}"#), @"key `custom_id` is missing");
         insta::assert_snapshot!(of(r#"{"custom_id": "a", "url": "/v1/embeddings", "body": {}}"#), @"column `url` is `/v1/embeddings`, it must be `/v1/chat/completions`");
     }

@@ -1,8 +1,9 @@
 //! Lines of JSON as a Parquet file whose columns have types.
 //!
 //! The lines are read twice: for what each column holds, and to be written, some thousand rows at a time. A column of
-//! numbers, booleans or texts, or of lists of these however deep, has that type; whole numbers beside others are floats.
-//! Everything else, such as objects, is its JSON text.
+//! numbers, booleans or texts, or of lists of these however deep, has that type. Whole numbers are signed or unsigned ones
+//! of 64 bits, and floats beside others where a float is each of them exactly. Everything else, such as objects and numbers
+//! that no type holds, is its JSON text.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
@@ -27,13 +28,81 @@ const MAX_DEPTH: usize = 4;
 
 /// What a value is when it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Leaf {
+enum Kind {
     Bool,
     Int,
+    UInt,
     Float,
     Text,
     /// The JSON of whatever it is.
     Json,
+}
+
+/// What the values of a column are, as far as they were seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Leaf {
+    Bool,
+    Number(Numbers),
+    Text,
+    Json,
+}
+
+impl Leaf {
+    fn kind(self) -> Kind {
+        match self {
+            Self::Bool => Kind::Bool,
+            Self::Number(numbers) => numbers.kind(),
+            Self::Text => Kind::Text,
+            Self::Json => Kind::Json,
+        }
+    }
+}
+
+/// What is known of some numbers: each property is one of any of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Numbers {
+    has_fraction: bool,
+    is_beyond_signed: bool,
+    is_beyond_unsigned: bool,
+    is_beyond_float: bool,
+}
+
+impl Numbers {
+    fn of(text: &str) -> Self {
+        let is_whole = text.trim_start_matches('-').bytes().all(|byte| byte.is_ascii_digit());
+        if !is_whole {
+            // Names of what is no number are read as Rust has them, too.
+            let is_named = !text.contains(|c: char| c.is_ascii_digit());
+            let is_beyond_float = !is_named && !text.parse::<f64>().is_ok_and(f64::is_finite);
+            return Self { has_fraction: true, is_beyond_float, ..Self::default() };
+        }
+        let whole = text.parse::<i128>().ok();
+        Self {
+            has_fraction: false,
+            is_beyond_signed: !whole.is_some_and(|whole| i64::try_from(whole).is_ok()),
+            is_beyond_unsigned: !whole.is_some_and(|whole| u64::try_from(whole).is_ok()),
+            is_beyond_float: !whole.is_some_and(|whole| (whole as f64) as i128 == whole),
+        }
+    }
+
+    fn joined(self, other: Self) -> Self {
+        Self {
+            has_fraction: self.has_fraction || other.has_fraction,
+            is_beyond_signed: self.is_beyond_signed || other.is_beyond_signed,
+            is_beyond_unsigned: self.is_beyond_unsigned || other.is_beyond_unsigned,
+            is_beyond_float: self.is_beyond_float || other.is_beyond_float,
+        }
+    }
+
+    fn kind(self) -> Kind {
+        match self {
+            Self { has_fraction: true, is_beyond_float: false, .. } => Kind::Float,
+            Self { has_fraction: true, .. } => Kind::Json,
+            Self { is_beyond_signed: false, .. } => Kind::Int,
+            Self { is_beyond_unsigned: false, .. } => Kind::UInt,
+            _ => Kind::Json,
+        }
+    }
 }
 
 /// What a column holds; none of a leaf where there are only nulls and empty lists.
@@ -51,7 +120,7 @@ impl Shape {
         match value {
             Json::Null => None,
             Json::Bool(_) => leaf(Leaf::Bool),
-            Json::Number(text) => leaf(if text.parse::<i64>().is_ok() { Leaf::Int } else { Leaf::Float }),
+            Json::Number(text) => leaf(Leaf::Number(Numbers::of(text))),
             Json::String(_) => leaf(Leaf::Text),
             Json::Object(_) => Some(Self::JSON),
             Json::Array(items) => {
@@ -72,14 +141,19 @@ impl Shape {
             (None, Some(_)) if deep.depth == flat.depth => flat,
             (Some(a), Some(b)) if deep.depth == flat.depth => match (a, b) {
                 (a, b) if a == b => deep,
-                (Leaf::Int, Leaf::Float) | (Leaf::Float, Leaf::Int) => {
-                    Self { leaf: Some(Leaf::Float), ..deep }
-                }
+                (Leaf::Number(a), Leaf::Number(b)) => Self { leaf: Some(Leaf::Number(a.joined(b))), ..deep },
                 _ => Self::JSON,
             },
             _ => Self::JSON,
         }
     }
+}
+
+/// What a column is when all of its values were seen.
+#[derive(Clone, Copy, Debug)]
+struct Column {
+    depth: usize,
+    kind: Kind,
 }
 
 /// Writes the lines of `jsonl` to `out`.
@@ -99,14 +173,21 @@ pub fn write_parquet(jsonl: &Path, out: impl Write + Send) -> io::Result<()> {
         Ok(())
     })?;
     // A column of nulls alone is one of texts.
-    let columns: Vec<(String, Shape)> = shapes
+    let columns: Vec<(String, Column)> = shapes
         .into_iter()
         .map(|(key, shape)| {
-            let Shape { depth, leaf } = shape.unwrap_or(Shape { depth: 0, leaf: None });
-            (key, Shape { depth, leaf: leaf.or(Some(Leaf::Text)) })
+            let column = match shape {
+                None => Column { depth: 0, kind: Kind::Text },
+                Some(Shape { depth, leaf }) => match leaf.map_or(Kind::Text, Leaf::kind) {
+                    // The JSON of the whole value.
+                    Kind::Json => Column { depth: 0, kind: Kind::Json },
+                    kind => Column { depth, kind },
+                },
+            };
+            (key, column)
         })
         .collect();
-    let fields = columns.iter().map(|(key, shape)| column_type(key, *shape)).collect::<Result<Vec<_>, _>>();
+    let fields = columns.iter().map(|(key, column)| column_type(key, *column)).collect::<Result<Vec<_>, _>>();
     let schema = fields.and_then(|fields| Type::group_type_builder("schema").with_fields(fields).build());
     let level = ZstdLevel::try_new(3).map_err(refused)?;
     let properties = WriterProperties::builder().set_compression(Compression::ZSTD(level)).build();
@@ -141,10 +222,10 @@ fn for_each_line(jsonl: &Path, mut each: impl FnMut(JsonObject) -> io::Result<()
     Ok(())
 }
 
-/// A column that may be null, and in it as many lists as the shape is deep, whose elements may be null, too.
-fn column_type(name: &str, shape: Shape) -> Result<TypePtr, ParquetError> {
-    if shape.depth > 0 {
-        let element = column_type("element", Shape { depth: shape.depth - 1, ..shape })?;
+/// A column that may be null, and in it as many lists as it is deep, whose elements may be null, too.
+fn column_type(name: &str, column: Column) -> Result<TypePtr, ParquetError> {
+    if column.depth > 0 {
+        let element = column_type("element", Column { depth: column.depth - 1, ..column })?;
         let list =
             Type::group_type_builder("list").with_repetition(Repetition::REPEATED).with_fields(vec![element]);
         return Ok(Arc::new(
@@ -157,12 +238,15 @@ fn column_type(name: &str, shape: Shape) -> Result<TypePtr, ParquetError> {
         ));
     }
     let of = |physical| Type::primitive_type_builder(name, physical).with_repetition(Repetition::OPTIONAL);
-    let built = match shape.leaf.unwrap_or(Leaf::Text) {
-        Leaf::Bool => of(Physical::BOOLEAN),
-        Leaf::Int => of(Physical::INT64),
-        Leaf::Float => of(Physical::DOUBLE),
+    let built = match column.kind {
+        Kind::Bool => of(Physical::BOOLEAN),
+        Kind::Int => of(Physical::INT64),
+        Kind::UInt => of(Physical::INT64)
+            .with_converted_type(ConvertedType::UINT_64)
+            .with_logical_type(Some(LogicalType::integer(64, false))),
+        Kind::Float => of(Physical::DOUBLE),
         // JSON is text, too: not every reader knows the annotation.
-        Leaf::Text | Leaf::Json => of(Physical::BYTE_ARRAY)
+        Kind::Text | Kind::Json => of(Physical::BYTE_ARRAY)
             .with_converted_type(ConvertedType::UTF8)
             .with_logical_type(Some(LogicalType::String)),
     };
@@ -171,35 +255,38 @@ fn column_type(name: &str, shape: Shape) -> Result<TypePtr, ParquetError> {
 
 fn write_group<W: Write + Send>(
     writer: &mut SerializedFileWriter<W>,
-    columns: &[(String, Shape)],
+    columns: &[(String, Column)],
     rows: &[JsonObject],
 ) -> Result<(), ParquetError> {
     let mut group = writer.next_row_group()?;
-    for (key, shape) in columns {
+    for (key, Column { depth, kind }) in columns {
         let Some(mut column) = group.next_column()? else { break };
         let values = || rows.iter().map(|row| row.get(key).unwrap_or(&Json::Null));
-        match shape.leaf.unwrap_or(Leaf::Text) {
-            Leaf::Bool => write_column::<BoolType>(&mut column, values(), shape.depth, |value| {
-                *value == Json::Bool(true)
+        match kind {
+            Kind::Bool => {
+                write_column::<BoolType>(&mut column, values(), *depth, |value| *value == Json::Bool(true))
+            }
+            Kind::UInt => write_column::<Int64Type>(&mut column, values(), *depth, |value| match value {
+                // The bits of the unsigned number.
+                Json::Number(text) => text.parse::<u64>().unwrap_or_default().cast_signed(),
+                _ => 0,
             }),
-            Leaf::Int => write_column::<Int64Type>(&mut column, values(), shape.depth, |value| match value {
+            Kind::Int => write_column::<Int64Type>(&mut column, values(), *depth, |value| match value {
                 Json::Number(text) => text.parse().unwrap_or_default(),
                 _ => 0,
             }),
-            Leaf::Float => {
-                write_column::<DoubleType>(&mut column, values(), shape.depth, |value| match value {
+            Kind::Float => {
+                write_column::<DoubleType>(&mut column, values(), *depth, |value| match value {
                     // Names of what is no number are read as Rust has them, too.
                     Json::Number(text) => text.parse().unwrap_or(f64::NAN),
                     _ => f64::NAN,
                 })
             }
-            Leaf::Text => {
-                write_column::<ByteArrayType>(&mut column, values(), shape.depth, |value| match value {
-                    Json::String(text) => ByteArray::from(text.as_str()),
-                    _ => ByteArray::from(""),
-                })
-            }
-            Leaf::Json => write_column::<ByteArrayType>(&mut column, values(), shape.depth, |value| {
+            Kind::Text => write_column::<ByteArrayType>(&mut column, values(), *depth, |value| match value {
+                Json::String(text) => ByteArray::from(text.as_str()),
+                _ => ByteArray::from(""),
+            }),
+            Kind::Json => write_column::<ByteArrayType>(&mut column, values(), *depth, |value| {
                 ByteArray::from(value.to_string().as_str())
             }),
         }?;
@@ -290,6 +377,27 @@ mod tests {
             {"step": 3, "prompt": null, "responses": [null, "z"], "ids": null, "p": [], "n": null, "b": false, "mixed": null, "f": null, "object": "{\"k\": [1]}"}]"#;
         let expect: Vec<serde_json::Value> = serde_json::from_str(expect).unwrap();
         assert_eq!(round(&lines.replace("\n            ", "\n")), expect);
+    }
+
+    #[test]
+    fn no_number_is_changed() {
+        let check = |values: &[&str], expect: &str| {
+            let lines: String = values.iter().map(|value| format!("{{\"n\": {value}}}\n")).collect();
+            let found: Vec<String> = round(&lines).iter().map(|row| row["n"].to_string()).collect();
+            assert_eq!(found.join(" "), expect, "{values:?}");
+        };
+        let (most, more) = ("18446744073709551615", "18446744073709551616");
+        check(&[most, "18446744073709551614", "null", "0"], &format!("{most} 18446744073709551614 null 0"));
+        check(&["-9223372036854775808", "9223372036854775807"], "-9223372036854775808 9223372036854775807");
+        // No type has both, or is that large: texts.
+        check(&[most, "-1"], &format!("\"{most}\" \"-1\""));
+        check(&[more, "1"], &format!("\"{more}\" \"1\""));
+        // Beside fractions a whole number is a float where it is one.
+        check(&["9007199254740992", "0.5"], "9007199254740992.0 0.5");
+        check(&["9007199254740993", "0.5"], "\"9007199254740993\" \"0.5\"");
+        check(&["1e400", "1"], "\"1e400\" \"1\"");
+        check(&["[1, 9007199254740993]", "[0.5]"], "\"[1, 9007199254740993]\" \"[0.5]\"");
+        check(&[&format!("[[{most}]]"), "[[1], []]"], &format!("[[{most}]] [[1],[]]"));
     }
 
     #[test]

@@ -55,7 +55,10 @@ enum RecordLayout {
     /// The same, and some of its keys set how it is answered.
     RowParams,
     /// A line is a request of OpenAI's batch format.
-    OpenAiBatch,
+    OpenAiBatch {
+        /// Answers to a request that does not say how many; none for as many as the job makes.
+        num_default: Option<u32>,
+    },
 }
 
 /// What of the input goes to the output as it is.
@@ -186,10 +189,11 @@ impl PromptBuilder {
         self
     }
 
-    /// Reads lines of OpenAI's batch format.
+    /// Reads lines of OpenAI's batch format. `num_default`: answers to a request that does not say how many; none for as
+    /// many as the job makes.
     #[must_use]
-    pub fn with_openai_batch(mut self) -> Self {
-        self.layout = RecordLayout::OpenAiBatch;
+    pub fn with_openai_batch(mut self, num_default: Option<u32>) -> Self {
+        self.layout = RecordLayout::OpenAiBatch { num_default };
         self
     }
 
@@ -201,7 +205,17 @@ impl PromptBuilder {
                 let row = RowParams::of(&object)?;
                 Ok((object, row))
             }
-            RecordLayout::OpenAiBatch => openai_batch::opened(object),
+            RecordLayout::OpenAiBatch { num_default } => {
+                openai_batch::opened(object, self.length_hint_key.as_deref(), num_default)
+            }
+        }
+    }
+
+    /// The name of a request, which no other may have.
+    pub(crate) fn custom_id<'a>(&self, object: &'a JsonObject) -> Option<&'a str> {
+        match (self.layout, object.get("custom_id")) {
+            (RecordLayout::OpenAiBatch { .. }, Some(Json::String(custom_id))) => Some(custom_id),
+            _ => None,
         }
     }
 
@@ -261,6 +275,7 @@ impl PromptBuilder {
             record: record.then_some(object),
             conversation,
             end_strings: row.end_strings,
+            stop_strings: row.stop_strings,
             structured_outputs: row.structured_outputs,
         }
     }
@@ -440,6 +455,8 @@ pub struct InputOfSample {
     pub conversation: Option<Vec<Json>>,
     /// The row's own end strings, where it has any.
     pub end_strings: Option<Vec<String>>,
+    /// The row's own stop strings, where it has any.
+    pub stop_strings: Option<Vec<String>>,
     /// The row's own structure, where it has one.
     pub structured_outputs: Option<String>,
 }

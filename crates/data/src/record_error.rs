@@ -99,6 +99,20 @@ pub enum RecordError {
         /// The parameters that there are.
         known: String,
     },
+    /// A key of a request's line that is none.
+    #[error(
+        "`{key}` stands beside `body`, where nothing reads it: parameters belong into `body`, and a line has `custom_id`, `method`, `url` and `body`"
+    )]
+    UnknownBatchKey {
+        /// The key.
+        key: String,
+    },
+    /// A part of a message's content that is no text.
+    #[error("a message's `content` has {part}, and only parts with `type` `text` and a `text` can be read")]
+    UnknownContentPart {
+        /// The part.
+        part: String,
+    },
     /// A label layout that does not exist.
     #[error("`type` is `{found}`, it must be null, `VALUE_TO_TEXT` or `TEXT_TO_VALUE`")]
     UnknownType {

@@ -13,7 +13,7 @@ pub const MAX_ROW_END_STRINGS: usize = 8;
 const MAX_COUNT: f64 = (1_u32 << 30) as f64;
 
 /// The columns, in the order of the documentation.
-const COLUMNS: [&str; 11] = [
+const COLUMNS: [&str; 13] = [
     "max_length",
     "min_length",
     "temperature",
@@ -22,18 +22,30 @@ const COLUMNS: [&str; 11] = [
     "min_p",
     "repetition_penalty",
     "end_strings",
+    "stop",
+    "stop_strings",
     "seed",
     "num_responses",
     "structured_outputs",
 ];
 
-/// What other programs call these parameters and others. Nobody's records have such columns for another reason, and to
-/// leave one out would change texts in silence.
-const OTHER_NAMES: [&str; 32] = [
+/// What other programs call these parameters and others, and what only a job can set. Nobody's records have such columns
+/// for another reason, and to leave one out would change texts in silence. Short names that records do have for other
+/// reasons, such as `n` and `temp`, are not among them.
+const OTHER_NAMES: [&str; 42] = [
+    "add_bos",
+    "add_special_tokens",
+    "allowed_token_ids",
+    "bad_words",
+    "bad_words_ids",
+    "banned_tokens",
     "best_of",
+    "compute_logprob",
     "do_sample",
     "end_string",
+    "end_token_ids",
     "frequency_penalty",
+    "greedy",
     "guided_choice",
     "guided_grammar",
     "guided_json",
@@ -41,24 +53,25 @@ const OTHER_NAMES: [&str; 32] = [
     "ignore_eos",
     "length_penalty",
     "logit_bias",
+    "logprobs",
     "max_completion_tokens",
     "max_new_tokens",
     "max_tokens",
     "min_new_tokens",
     "min_tokens",
-    "n",
+    "no_repeat_ngram_size",
     "num_beams",
     "num_responses_to_gen",
     "num_return_sequences",
     "presence_penalty",
+    "prompt_logprobs",
     "rep_penalty",
     "response_format",
-    "stop",
-    "stop_strings",
+    "skip_special_tokens",
     "stop_token_ids",
     "structured_output",
-    "temp",
     "tokens_to_generate",
+    "top_logprobs",
     "typical_p",
     "use_beam_search",
     "use_greedy",
@@ -83,6 +96,8 @@ pub struct RowParams {
     pub repetition_penalty: Option<f64>,
     /// At most [`MAX_ROW_END_STRINGS`], none of them empty.
     pub end_strings: Option<Vec<String>>,
+    /// At most [`MAX_ROW_END_STRINGS`] that end a response as soon as they are whole, none of them empty.
+    pub stop_strings: Option<Vec<String>>,
     /// Of the random draws.
     pub seed: Option<u64>,
     /// How many responses, at least 1.
@@ -112,10 +127,17 @@ impl RowParams {
         };
         let part =
             |column| number(record, column, "a number from 0 to 1", |value| (0.0..=1.0).contains(&value));
+        let lengths = (count("min_length", 0)?, count("max_length", 1)?);
+        if let (Some(least), Some(most)) = lengths
+            && least > most
+        {
+            let found = format!("`{least}` and `max_length` is `{most}`");
+            return Err(bad("min_length", "at most `max_length`", found));
+        }
         let fits = |value: f64| (value as f32).is_normal() && value > 0.0;
         Ok(Self {
-            max_length: count("max_length", 1)?,
-            min_length: count("min_length", 0)?,
+            max_length: lengths.1,
+            min_length: lengths.0,
             temperature: number(record, "temperature", "0 (greedy) or a positive, finite number", |value| {
                 value == 0.0 || fits(value)
             })?,
@@ -123,7 +145,8 @@ impl RowParams {
             top_p: part("top_p")?,
             min_p: part("min_p")?,
             repetition_penalty: number(record, "repetition_penalty", "a positive, finite number", fits)?,
-            end_strings: end_strings(record)?,
+            end_strings: strings(record, "end_strings", OneString::IsRefused)?,
+            stop_strings: stop_strings(record)?,
             seed: seed(record)?,
             num_responses: count("num_responses", 1)?,
             structured_outputs: structured_outputs(record)?,
@@ -141,7 +164,12 @@ impl RowParams {
 fn looks_like_one(column: &str) -> bool {
     let name = column.trim().to_lowercase().replace(['-', ' ', '.'], "_");
     let is_slip = |known: &&str| {
-        let most_edits = if known.len() < 12 { 1 } else { 2 };
+        // A short word is soon another one: `seed` and `speed`.
+        let most_edits = match known.len() {
+            0..6 => 0,
+            6..12 => 1,
+            _ => 2,
+        };
         edits(&name, known) <= most_edits || name.replace('_', "") == known.replace('_', "")
     };
     OTHER_NAMES.contains(&name.as_str()) || COLUMNS.iter().any(is_slip)
@@ -193,11 +221,41 @@ fn seed(record: &JsonObject) -> Result<Option<u64>, RecordError> {
     }
 }
 
-fn end_strings(record: &JsonObject) -> Result<Option<Vec<String>>, RecordError> {
-    const EXPECTED: &str = "a list of at most 8 strings that are not empty";
-    let refused = |found| Err(bad("end_strings", EXPECTED, found));
-    let items = match record.get("end_strings") {
+/// What a string in place of a list is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum OneString {
+    /// A list of one, as other programs have it.
+    IsList,
+    IsRefused,
+}
+
+/// `stop` and `stop_strings` are two names of one parameter.
+fn stop_strings(record: &JsonObject) -> Result<Option<Vec<String>>, RecordError> {
+    let [stop, stop_strings] =
+        ["stop", "stop_strings"].map(|column| strings(record, column, OneString::IsList));
+    match (stop?, stop_strings?) {
+        (Some(_), Some(_)) => {
+            Err(bad("stop_strings", "absent where there is `stop`", "there beside it".to_owned()))
+        }
+        (stop, stop_strings) => Ok(stop.or(stop_strings)),
+    }
+}
+
+fn strings(
+    record: &JsonObject,
+    column: &'static str,
+    one: OneString,
+) -> Result<Option<Vec<String>>, RecordError> {
+    let expected = match one {
+        OneString::IsList => "a string or a list of at most 8 strings, none of them empty",
+        OneString::IsRefused => "a list of at most 8 strings that are not empty",
+    };
+    let refused = |found| Err(bad(column, expected, found));
+    let items = match record.get(column) {
         None | Some(Json::Null) => return Ok(None),
+        Some(Json::String(text)) if one == OneString::IsList && !text.is_empty() => {
+            return Ok(Some(vec![text.clone()]));
+        }
         Some(Json::Array(items)) if items.len() <= MAX_ROW_END_STRINGS => items,
         Some(Json::Array(items)) => return refused(format!("a list of {}", items.len())),
         Some(other) => return refused(described(other)),
@@ -257,7 +315,7 @@ mod tests {
     #[test]
     fn columns_are_read() {
         let record = r#"{"max_length": 64.0, "min_length": 0, "temperature": 0, "top_k": 1e1, "top_p": 0.5, "min_p": 1,
-            "repetition_penalty": 1.5, "end_strings": ["\n", "x"], "seed": 9007199254740993, "num_responses": 2,
+            "repetition_penalty": 1.5, "end_strings": ["\n", "x"], "stop": "END", "seed": 9007199254740993, "num_responses": 2,
             "structured_outputs": {"regex": "a+"}}"#;
         let expect = RowParams {
             max_length: Some(64),
@@ -268,6 +326,7 @@ mod tests {
             min_p: Some(1.0),
             repetition_penalty: Some(1.5),
             end_strings: Some(vec!["\n".to_owned(), "x".to_owned()]),
+            stop_strings: Some(vec!["END".to_owned()]),
             seed: Some(9_007_199_254_740_993),
             num_responses: Some(2),
             structured_outputs: Some(r#"{"regex": "a+"}"#.to_owned()),
@@ -298,16 +357,32 @@ mod tests {
     }
 
     #[test]
+    fn stop_strings_have_two_names_and_a_string_is_a_list() {
+        let of = |record: &str| read(record).map(|row| row.stop_strings.unwrap_or_default());
+        assert_eq!(of(r#"{"stop": "a"}"#), Ok(vec!["a".to_owned()]));
+        assert_eq!(
+            of(r#"{"stop_strings": ["a", "b"], "stop": null}"#),
+            Ok(vec!["a".to_owned(), "b".to_owned()])
+        );
+        insta::assert_snapshot!(of(r#"{"stop": "a", "stop_strings": ["a"]}"#).unwrap_err(), @"column `stop_strings` is there beside it, it must be absent where there is `stop`");
+        insta::assert_snapshot!(of(r#"{"stop": [""]}"#).unwrap_err(), @"column `stop` is a list with an empty string, it must be a string or a list of at most 8 strings, none of them empty");
+    }
+
+    #[test]
     fn columns_that_look_like_parameters_are_refused() {
-        insta::assert_snapshot!(read(r#"{"max_tokens": 5}"#).unwrap_err(), @"column `max_tokens` looks like a parameter of the row; those are `max_length`, `min_length`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `end_strings`, `seed`, `num_responses`, `structured_outputs`: rename it, or set `model.data.train_ds.row_params=false`");
+        insta::assert_snapshot!(read(r#"{"max_tokens": 5}"#).unwrap_err(), @"column `max_tokens` looks like a parameter of the row; those are `max_length`, `min_length`, `temperature`, `top_k`, `top_p`, `min_p`, `repetition_penalty`, `end_strings`, `stop`, `stop_strings`, `seed`, `num_responses`, `structured_outputs`: rename it, or set `model.data.train_ds.row_params=false`");
         for column in [
             "Temperature",
             "temprature",
             "topk",
             "top-p",
-            "seeds",
-            "n",
-            "stop",
+            "banned_tokens",
+            "top_logprobs",
+            "logprobs",
+            "bad_words",
+            "greedy",
+            "add_BOS",
+            "stop_string",
             "maxLength",
             "repetition_penality",
             "guided_json",
@@ -315,7 +390,29 @@ mod tests {
         ] {
             assert!(read(&format!(r#"{{"{column}": 1}}"#)).is_err(), "{column}");
         }
-        for column in ["id", "system", "mask", "conversations", "input", "length", "score", "text"] {
+        for column in [
+            "id",
+            "system",
+            "mask",
+            "conversations",
+            "input",
+            "length",
+            "score",
+            "text",
+            "speed",
+            "need",
+            "feed",
+            "seen",
+            "seek",
+            "seeds",
+            "n",
+            "temp",
+            "top_n",
+            "step",
+            "shop",
+            "min",
+            "max",
+        ] {
             assert!(!looks_like_one(column), "{column}");
         }
         assert!(read(r#"{"max_tokens": null}"#).is_ok());

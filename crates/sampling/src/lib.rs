@@ -36,6 +36,6 @@ pub use reference::ReferenceSampler;
 pub use row_words::{MAX_ROW_END_TOKENS, ROW_RULE_WORDS, read_row_rules, row_rule_words};
 pub use rules::{RowRules, RowState, SamplingRules};
 pub use sampler::{CpuSampler, SampledToken, TokenSampler};
-pub use stop::{FinishReason, RawEndStrings, StopConditions, StopState, TokenBytes};
+pub use stop::{FinishReason, RawEndStrings, StopConditions, StopState, TokenBytes, first_whole};
 pub use structured::{RowMasks, StructuredRow, Structures, TextFollower, Vocabulary, prepare_all};
 pub use top_tokens::TopToken;

@@ -2,10 +2,14 @@
 //!
 //! Differences from NeMo's `text_generation_strategy.py`: strings are matched on the bytes of the response
 //! alone, never across the prompt, with special tokens kept; a bare string or an empty one is refused.
+//!
+//! NeMo's end strings are one rule, the stop strings of other programs (`stop` of vLLM and OpenAI, `stop_strings` of
+//! transformers) another: those end a response with the token that makes them whole, whatever it adds behind them.
 
 use crate::SamplingError;
 
 const END_STRINGS_KEY: &str = "end_strings";
+const STOP_STRINGS_KEY: &str = "stop_strings";
 
 /// The alias of EOS that every list of end strings may hold.
 const END_OF_TEXT: &str = "<|endoftext|>";
@@ -73,6 +77,9 @@ pub struct StopConditions {
     eos_token_ids: Vec<u32>,
     end_token_ids: Vec<u32>,
     end_strings: Vec<Vec<u8>>,
+    /// Found wherever they are whole, not at the end of a token only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    stop_strings: Vec<Vec<u8>>,
     min_length: u32,
 }
 
@@ -112,7 +119,23 @@ impl StopConditions {
         Ok(conditions)
     }
 
-    /// No end string ends a response before it has `min_length` tokens. End tokens are the sampler's to hold
+    /// Strings that end a response as soon as they are whole, wherever token borders fall.
+    ///
+    /// # Errors
+    /// When one of them is empty: it would end every response at once.
+    pub fn with_stop_strings(mut self, stop_strings: &[String]) -> Result<Self, SamplingError> {
+        if stop_strings.iter().any(String::is_empty) {
+            return Err(SamplingError::BadParam {
+                key: STOP_STRINGS_KEY,
+                expected: "a list of strings that are not empty",
+                actual: format!("{stop_strings:?}"),
+            });
+        }
+        self.stop_strings = stop_strings.iter().map(|text| text.clone().into_bytes()).collect();
+        Ok(self)
+    }
+
+    /// No end string or stop string ends a response before it has `min_length` tokens. End tokens are the sampler's to hold
     /// back.
     #[must_use]
     pub fn with_min_length(mut self, min_length: u32) -> Self {
@@ -131,8 +154,25 @@ impl StopConditions {
     }
 
     fn longest_string_bytes(&self) -> usize {
-        self.end_strings.iter().map(Vec::len).max().unwrap_or(0)
+        self.end_strings.iter().chain(&self.stop_strings).map(Vec::len).max().unwrap_or(0)
     }
+}
+
+/// Where the first of these strings begins that the last `num_new` bytes of a text make whole: of strings that end at the
+/// same byte the longest.
+pub fn first_whole<'a>(
+    text: &[u8],
+    num_new: usize,
+    strings: impl Iterator<Item = &'a [u8]>,
+) -> Option<usize> {
+    let old = text.len().saturating_sub(num_new);
+    let places = strings.filter(|string| !string.is_empty()).filter_map(|string| {
+        // What was whole before has been looked at.
+        let from = (old + 1).saturating_sub(string.len());
+        let at = text.get(from..)?.windows(string.len()).position(|window| window == string)?;
+        Some((from + at + string.len(), from + at))
+    });
+    places.min().map(|(_, begin)| begin)
 }
 
 /// How far one response has come.
@@ -164,8 +204,11 @@ impl StopState {
     ) -> Option<FinishReason> {
         self.num_generated += 1;
         let longest = conditions.longest_string_bytes();
+        let mut is_stopped = false;
         if longest > 0 {
             self.tail.extend_from_slice(token_bytes);
+            let stop_strings = conditions.stop_strings.iter().map(Vec::as_slice);
+            is_stopped = first_whole(&self.tail, token_bytes.len(), stop_strings).is_some();
             self.tail.drain(..self.tail.len().saturating_sub(longest));
         }
         if conditions.eos_token_ids.contains(&token) {
@@ -173,7 +216,8 @@ impl StopState {
         }
         let may_end_by_string = self.num_generated >= conditions.min_length;
         if conditions.end_token_ids.contains(&token)
-            || (may_end_by_string && conditions.end_strings.iter().any(|string| self.tail.ends_with(string)))
+            || (may_end_by_string
+                && (is_stopped || conditions.end_strings.iter().any(|string| self.tail.ends_with(string))))
         {
             return Some(FinishReason::EndString);
         }
@@ -240,6 +284,58 @@ mod tests {
         assert_eq!(state.push(&conditions, 7, &emoji[..2]), None);
         assert_eq!(state.push(&conditions, 7, &emoji[2..]), None);
         assert_eq!(state.push(&conditions, 7, b"!"), Some(FinishReason::EndString));
+    }
+
+    #[test]
+    fn stop_strings_end_a_response_wherever_they_are_whole() {
+        let check = |stop: &[&str], tokens: &[&str], expect: Option<usize>| {
+            let stop: Vec<String> = stop.iter().map(|&text| text.to_owned()).collect();
+            let conditions = StopConditions::resolve(&[], &[EOS], |_| Some(7)).unwrap();
+            let conditions = conditions.with_stop_strings(&stop).unwrap().with_min_length(1);
+            assert_eq!(conditions.end_token_ids(), [EOS]);
+            let mut state = StopState::new(100);
+            let ended = tokens.iter().position(|token| {
+                let reason = state.push(&conditions, 7, token.as_bytes());
+                assert!(matches!(reason, None | Some(FinishReason::EndString)));
+                reason.is_some()
+            });
+            assert_eq!(ended, expect, "{stop:?} in {tokens:?}");
+        };
+        check(&["three"], &[" are", " three", " ideas"], Some(1));
+        check(&["re"], &["He", "re is", "re"], Some(1));
+        check(&[" are thr"], &[" are", " three"], Some(1));
+        check(&["\n"], &["a:", "\n\n", "1."], Some(1));
+        check(&["long", "o"], &["l", "ab", "xoxx"], Some(2));
+        check(&["é"], &["\u{e8}", "\u{e9}"], Some(1));
+        check(&["abc"], &["ab", "d", "abc"], Some(2));
+        check(&["none"], &["no", "n", ""], None);
+    }
+
+    #[test]
+    fn a_stop_string_before_the_least_length_is_passed_over() {
+        let conditions = StopConditions::default().with_stop_strings(&["ab".to_owned()]).unwrap();
+        check(
+            &conditions.with_min_length(3),
+            &[(7, "abx"), (7, "y"), (7, "z"), (7, "xaby")],
+            FinishReason::EndString,
+        );
+        let error = StopConditions::default().with_stop_strings(&[String::new()]).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            r#"`stop_strings` must be a list of strings that are not empty, got [""]"#
+        );
+    }
+
+    #[test]
+    fn of_several_strings_the_first_that_is_whole_counts() {
+        let check = |text: &str, num_new, strings: &[&str], expect: Option<usize>| {
+            let found = first_whole(text.as_bytes(), num_new, strings.iter().map(|text| text.as_bytes()));
+            assert_eq!(found, expect, "{text} {strings:?}");
+        };
+        check("xxabcd", 4, &["cd", "ab", "xab"], Some(1));
+        check("abab", 1, &["ab"], Some(2));
+        check("abab", 0, &["ab"], None);
+        check("ab", 9, &["ab", ""], Some(0));
     }
 
     #[test]

@@ -101,6 +101,27 @@ proptest! {
         prop_assert_eq!(found, naive(&end_strings, min_length as usize, max_new_tokens, &ids));
     }
 
+    /// However a text is cut into tokens, it ends with the token that has the last byte of the first stop string.
+    #[test]
+    fn stop_strings_are_found_in_any_tokenisation(
+        text in "[ab\u{e4}]{0,40}",
+        stop_strings in prop::collection::vec("[ab\u{e4}]{1,4}", 1..4),
+        cuts in prop::collection::vec(any::<prop::sample::Index>(), 0..20),
+    ) {
+        let text = text.as_bytes();
+        let mut bounds: Vec<usize> = cuts.iter().map(|cut| cut.index(text.len() + 1)).collect();
+        bounds.extend([0, text.len()]);
+        bounds.sort_unstable();
+        let conditions = StopConditions::default().with_stop_strings(&stop_strings).unwrap();
+        let mut state = StopState::new(1000);
+        let ended = bounds.windows(2).find(|bound| {
+            state.push(&conditions, 7, &text[bound[0]..bound[1]]) == Some(FinishReason::EndString)
+        });
+        let whole = (1..=text.len()).find(|&end| stop_strings.iter().any(|stop| text[..end].ends_with(stop.as_bytes())));
+        let expect = whole.and_then(|end| bounds.windows(2).find(|bound| bound[1] >= end));
+        prop_assert_eq!(ended, expect);
+    }
+
     /// However a text is cut into tokens, it ends at the same byte, as long as a token ends there too.
     #[test]
     fn any_tokenisation_ends_at_the_same_place(

@@ -131,7 +131,8 @@ fn either(texts: &[String]) -> String {
     let escaped = texts.iter().map(|text| {
         let mut regex = String::new();
         for char in text.chars() {
-            if char.is_ascii_punctuation() {
+            // An escape of any other sign may mean something: `\<` is the start of a word.
+            if r"\.+*?()|[]{}^$#&-~/".contains(char) {
                 regex.push('\\');
             }
             regex.push(char);

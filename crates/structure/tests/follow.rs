@@ -69,6 +69,9 @@ fn choices_and_regular_expressions_are_matched_as_a_whole() {
     all(r#"{"choice": ["yes", "yes and no", "a/b", "\u00e9[.*]\n", "(x|y)"]}"#, |drawn| {
         ["yes", "yes and no", "a/b", "\u{e9}[.*]\n", "(x|y)"].contains(&drawn)
     });
+    let signs: Vec<String> =
+        (b'!'..=b'~').filter(u8::is_ascii_punctuation).map(|sign| format!("a{}b", sign as char)).collect();
+    all(&format!("{{\"choice\": {signs:?}}}"), |drawn| signs.iter().any(|sign| sign == drawn));
     all(r#"{"regex": "[0-9]{2,4}(-[ab]+)?"}"#, |drawn| {
         let (digits, letters) = drawn.split_once('-').unwrap_or((drawn, "a"));
         (2..=4).contains(&digits.len())

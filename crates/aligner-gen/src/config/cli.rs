@@ -286,11 +286,11 @@ pub(crate) struct ScoreArgs {
     #[arg(long, value_name = "OUT.jsonl")]
     pub(crate) output: PathBuf,
     /// Prompts were rendered by a chat template: special tokens in them are found whatever the tokenizer
-    #[arg(long)]
-    pub(crate) templated: bool,
-    /// Put the tokenizer's BOS before the prompts
-    #[arg(long)]
-    pub(crate) add_bos: bool,
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) templated: Option<bool>,
+    /// Put the tokenizer's BOS before the prompts [default: as the manifest beside the input says]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub(crate) add_bos: Option<bool>,
     /// The so many most likely tokens at each place, too
     #[arg(long, default_value_t = 0, value_name = "K")]
     pub(crate) top_logprobs: u32,

@@ -188,7 +188,8 @@ impl GenerationPlan {
         let length_limits = records::length_limits(&raw.data, max_input_len)?;
         let on_unusable = records::on_unusable(&raw.data.train_ds)?;
         let cut_to = records::cut_to(&raw.data.train_ds, &length_limits)?;
-        let line_format = records::line_format(&raw.data, &generation.output_fields)?;
+        let writes_logprobs = raw.sampling.compute_logprob || raw.sampling.top_logprobs > 0;
+        let line_format = records::line_format(&raw.data, &generation.output_fields, writes_logprobs)?;
         let row_params = records::row_params(raw.data.train_ds.row_params, line_format);
         let num_responses = count("model.generation.num_responses_to_gen", generation.num_responses_to_gen)?;
         let checks = ChecksPlan::new(&generation, num_responses, row_params, line_format)?;

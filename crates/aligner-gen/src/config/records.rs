@@ -224,7 +224,11 @@ pub(crate) fn row_params(typed: Option<bool>, line_format: LineFormat) -> RowPar
 }
 
 /// What lines of input and output are.
-pub(crate) fn line_format(data: &RawData, output_fields: &[OutputField]) -> Result<LineFormat, Failure> {
+pub(crate) fn line_format(
+    data: &RawData,
+    output_fields: &[OutputField],
+    writes_logprobs: bool,
+) -> Result<LineFormat, Failure> {
     match data.format.as_deref() {
         None => Ok(LineFormat::Sft),
         Some("openai_batch") if !data.chat => Err(Failure::usage(
@@ -233,6 +237,10 @@ pub(crate) fn line_format(data: &RawData, output_fields: &[OutputField]) -> Resu
         Some("openai_batch") if !output_fields.is_empty() => Err(Failure::usage(
             "`model.data.format=openai_batch` writes OpenAI's lines, which have no further fields: leave out \
              `model.generation.output_fields`",
+        )),
+        Some("openai_batch") if writes_logprobs => Err(Failure::usage(
+            "`model.data.format=openai_batch` writes no log-probabilities: leave out \
+             `model.generation.sampling_params.compute_logprob` and `model.generation.sampling_params.top_logprobs`",
         )),
         Some("openai_batch") => Ok(LineFormat::OpenAiBatch),
         Some(other) => {

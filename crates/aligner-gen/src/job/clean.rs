@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use sampling::{FinishReason, TokenBytes};
+use data::InputOfSample;
+use sampling::{FinishReason, TokenBytes, first_whole};
 
 use crate::config::plan::GenerationPlan;
 use crate::config::records::RecordFormat;
@@ -37,13 +38,13 @@ impl Cleaner {
             RecordFormat::PromptResponse { .. } => (String::new(), String::new()),
         };
         let templates = opened.spec.chat_templates();
-        let is_marked = |close: &str| templates.iter().any(|(_, source)| source.contains(close));
+        let is_marked = |mark: &str| templates.iter().any(|(_, source)| source.contains(mark));
         Self {
             left_out: (0..num_tokens).map(|id| tokenizer.is_left_out(id)).collect(),
             end_strings: plan.end_strings.clone(),
             turn_start,
             end_of_turn,
-            marks: THOUGHT_MARKS.into_iter().find(|(_, close)| is_marked(close)),
+            marks: THOUGHT_MARKS.into_iter().find(|(open, close)| is_marked(open) || is_marked(close)),
         }
     }
 
@@ -54,16 +55,17 @@ impl Cleaner {
         Self { left_out: Vec::new(), end_strings: Vec::new(), turn_start, end_of_turn, marks: None }
     }
 
-    /// The answer of a response and what the model thought before it. `own_end_strings`: those of its row.
+    /// The answer of a response and what the model thought before it. `input`: what its row
+    /// set for itself.
     pub(crate) fn clean(
         &self,
         tokens: &TokenTable,
         prompt: &str,
         (token_ids, finish_reason): (&[u32], FinishReason),
-        own_end_strings: Option<&[String]>,
+        input: &InputOfSample,
     ) -> CleanResponse {
         let raw = RawResponse::new(tokens, token_ids);
-        let end = self.end_of(&raw, finish_reason, own_end_strings.unwrap_or(&self.end_strings));
+        let end = self.end_of(&raw, finish_reason, input);
         let Some((open, close)) = self.marks else {
             return CleanResponse { answer: self.text(&raw, 0..end), thinking: None };
         };
@@ -71,22 +73,32 @@ impl Cleaner {
         // Many templates write the mark into the prompt.
         let is_open = begins.is_some() || prompt.trim_end().ends_with(open);
         let start = begins.unwrap_or(0);
+        if !is_open {
+            // An answer may speak of the mark.
+            return CleanResponse { answer: self.text(&raw, 0..end), thinking: None };
+        }
         match raw.find(close, start..end) {
             Some(at) => CleanResponse {
                 answer: self.text(&raw, at + close.len()..end).trim().to_owned(),
                 thinking: Some(self.text(&raw, start..at).trim().to_owned()),
             },
             // The response ended while the model thought.
-            None if is_open => CleanResponse {
+            None => CleanResponse {
                 answer: String::new(),
                 thinking: Some(self.text(&raw, start..end).trim().to_owned()),
             },
-            None => CleanResponse { answer: self.text(&raw, 0..end), thinking: None },
         }
     }
 
     /// Where the turn ends in the bytes: before what ended the response, and before the header of another turn.
-    fn end_of(&self, raw: &RawResponse<'_>, finish_reason: FinishReason, end_strings: &[String]) -> usize {
+    fn end_of(&self, raw: &RawResponse<'_>, finish_reason: FinishReason, input: &InputOfSample) -> usize {
+        // Stop strings of a row stand in place of the job's end strings.
+        let end_strings = match (&input.end_strings, &input.stop_strings) {
+            (Some(own), _) => own.as_slice(),
+            (None, Some(_)) => &[],
+            (None, None) => &self.end_strings,
+        };
+        let stop_strings = input.stop_strings.iter().flatten();
         let mut end = raw.bytes.len();
         let last = raw.starts.last().copied().unwrap_or(0);
         match finish_reason {
@@ -94,8 +106,10 @@ impl Cleaner {
             FinishReason::Eos => end = last,
             FinishReason::EndString => {
                 let matched = end_strings.iter().filter(|text| raw.bytes.ends_with(text.as_bytes()));
+                let matched = matched.map(|text| end - text.len()).min();
+                let stopped = first_whole(&raw.bytes, end - last, stop_strings.map(|text| text.as_bytes()));
                 // A token that is no text of its own ends a response too.
-                end = matched.map(|text| end - text.len()).min().unwrap_or(last);
+                end = [stopped, matched].into_iter().flatten().min().unwrap_or(last);
             }
         }
         if let Some(at) = raw.find(&self.turn_start, 0..end).filter(|_| !self.turn_start.is_empty()) {
@@ -170,7 +184,7 @@ mod tests {
             marks: Some(THOUGHT_MARKS[0]),
         };
         let ids: Vec<u32> = (0..texts.len() as u32).collect();
-        let clean = cleaner.clean(&tokens, prompt, (&ids, reason), None);
+        let clean = cleaner.clean(&tokens, prompt, (&ids, reason), &InputOfSample::default());
         assert_eq!((clean.answer.as_str(), clean.thinking.as_deref()), expect, "{texts:?}");
     }
 
@@ -190,11 +204,30 @@ mod tests {
     }
 
     #[test]
+    fn what_a_stop_string_begins_is_left_out() {
+        let check = |texts: &[&str], stop: &[&str], expect: &str| {
+            let tokens = TokenTable::of(texts);
+            let ids: Vec<u32> = (0..texts.len() as u32).collect();
+            let stop_strings = Some(stop.iter().map(|&text| text.to_owned()).collect());
+            let input = InputOfSample { stop_strings, ..InputOfSample::default() };
+            let raw = (ids.as_slice(), FinishReason::EndString);
+            assert_eq!(Cleaner::plain().clean(&tokens, "", raw, &input).answer, expect, "{texts:?}");
+        };
+        check(&["Here", " are", " three"], &["re thr"], "Here a");
+        check(&["a", ".\n\n", "b\n"], &["\n"], "a.\n\nb");
+        check(&["xxSTOPyyEND"], &["END", "STOP"], "xx");
+        // What came before the least length stays.
+        check(&["STOP", "more", "STOP!"], &["STOP"], "STOPmore");
+    }
+
+    #[test]
     fn thoughts_stand_apart() {
         use FinishReason::{Eos, Length};
         check(&["<think>", "\nhm", "\n</think>", "\n\n", "yes", "</s>"], Eos, "", ("yes", Some("hm")));
         check(&["hm", "</think>", "yes"], Length, "…<think>\n", ("yes", Some("hm")));
-        check(&["hm", "</thi", "nk>", "yes"], Length, "", ("yes", Some("hm")));
+        check(&["<think>", "hm", "</thi", "nk>", "yes"], Length, "", ("yes", Some("hm")));
+        // It was not open.
+        check(&["Write </think>", " at its end"], Length, "", ("Write </think> at its end", None));
         check(&["<think>", "hm"], Length, "", ("", Some("hm")));
         check(&["hm"], Length, "…<think>\n", ("", Some("hm")));
         check(&["yes"], Length, "", ("yes", None));

@@ -7,12 +7,12 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::{Context, anyhow};
 
 use crate::exit::{ExitStatus, Failure, ResultExt};
-use crate::output::ExistingOutput;
+use crate::output::{ExistingOutput, SPOOL, is_same_file};
 
 /// The path of a pipe.
 const PIPE: &str = "-";
-/// What came out of the pipe, in the log folder.
-const SPOOL: &str = "stdin.jsonl";
+/// What came out of the pipe, in the log folder, until its records were read.
+const UNCHECKED: &str = "stdin.unchecked.jsonl";
 const KEY: &str = "model.data.train_ds.file_path";
 
 /// The files in the order in which they are read: those of a pattern by name. A pipe stays what it is.
@@ -38,8 +38,10 @@ pub(crate) fn expanded(typed: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
             return Err(anyhow!("`{KEY}`: no file matches `{text}`")).exit_with(ExitStatus::Data);
         }
         for file in found {
-            if files.contains(&file) {
-                return Err(Failure::usage(format!("`{KEY}` names `{}` twice", file.display())));
+            if let Some(same) = files.iter().find(|known| **known == file || is_same_file(known, &file)) {
+                let by =
+                    if *same == file { String::new() } else { format!(", once as `{}`", same.display()) };
+                return Err(Failure::usage(format!("`{KEY}` names `{}` twice{by}", file.display())));
             }
             files.push(file);
         }
@@ -57,39 +59,57 @@ pub(crate) fn is_pipe(file: &Path) -> bool {
     file == Path::new(PIPE)
 }
 
-/// Keeps what comes out of the pipe in the log folder, so that the job can be resumed, and gives the file. What an earlier
-/// run kept is used again when the pipe is empty or gives the same.
+/// Takes what comes out of the pipe into the log folder and gives the file, which [`kept`] makes the job's once its records
+/// were read. What an earlier run kept is used again when the pipe is empty or gives the same.
 ///
 /// # Errors
 /// When there is neither, or the pipe gives something else than the run was begun with.
-pub(crate) fn spooled(log_dir: &Path, existing: ExistingOutput) -> Result<PathBuf, Failure> {
+pub(crate) fn taken(log_dir: &Path, existing: ExistingOutput) -> Result<PathBuf, Failure> {
     let input = io::stdin();
-    let spool = log_dir.join(SPOOL);
-    let is_known = existing == ExistingOutput::Continue && spool.is_file();
+    let is_known = existing == ExistingOutput::Continue && log_dir.join(SPOOL).is_file();
     if input.is_terminal() {
         return match is_known {
-            true => Ok(spool),
+            true => Ok(log_dir.join(SPOOL)),
             false => Err(Failure::usage(format!(
                 "`{KEY}=-` reads the prompts from a pipe, and there is none: write PROGRAM | aligner-gen …, or name a file"
             ))),
         };
     }
-    keep(&mut input.lock(), &spool, is_known)
+    take(&mut input.lock(), log_dir, is_known)
 }
 
-/// What an earlier run kept, for a rank that has no pipe of its own.
-pub(crate) fn spool_of(log_dir: &Path) -> PathBuf {
-    log_dir.join(SPOOL)
+/// What a launcher took for its ranks, which have no pipe of their own.
+pub(crate) fn taken_by_launcher(log_dir: &Path) -> PathBuf {
+    let unchecked = log_dir.join(UNCHECKED);
+    if unchecked.is_file() { unchecked } else { log_dir.join(SPOOL) }
 }
 
-fn keep(input: &mut dyn Read, spool: &Path, is_known: bool) -> Result<PathBuf, Failure> {
-    let folder = spool.parent().unwrap_or(Path::new("."));
-    let cannot_keep = || format!("cannot keep the prompts of the pipe in `{}`", spool.display());
-    fs::create_dir_all(folder).with_context(cannot_keep)?;
-    let mut copy = tempfile::NamedTempFile::new_in(folder).with_context(cannot_keep)?;
+/// Makes a file that was taken the one that the job is resumed with, and gives its name. Of other files nothing is done.
+///
+/// # Errors
+/// When it cannot be renamed.
+pub(crate) fn kept(log_dir: &Path, file: &Path) -> Result<PathBuf, Failure> {
+    if file != log_dir.join(UNCHECKED) {
+        return Ok(file.to_owned());
+    }
+    let spool = log_dir.join(SPOOL);
+    let renamed = fs::rename(file, &spool).and_then(|()| File::open(log_dir)?.sync_all());
+    renamed.with_context(|| cannot_keep(&spool))?;
+    Ok(spool)
+}
+
+fn cannot_keep(spool: &Path) -> String {
+    format!("cannot keep the prompts of the pipe in `{}`", spool.display())
+}
+
+fn take(input: &mut dyn Read, log_dir: &Path, is_known: bool) -> Result<PathBuf, Failure> {
+    let (spool, unchecked) = (log_dir.join(SPOOL), log_dir.join(UNCHECKED));
+    let cannot_keep = || cannot_keep(&spool);
+    fs::create_dir_all(log_dir).with_context(cannot_keep)?;
+    let mut copy = tempfile::NamedTempFile::new_in(log_dir).with_context(cannot_keep)?;
     let num_bytes = io::copy(input, &mut copy).with_context(cannot_keep)?;
     if is_known {
-        if num_bytes > 0 && !is_same(copy.path(), spool).with_context(cannot_keep)? {
+        if num_bytes > 0 && !is_same(copy.path(), &spool).with_context(cannot_keep)? {
             return Err(anyhow!(
                 "the pipe gives other prompts than `{}`, with which this run was begun: give the same or none, use another \
                  `exp_manager.explicit_log_dir`, or start afresh with `++exp_manager.resume_if_exists=false`",
@@ -97,11 +117,18 @@ fn keep(input: &mut dyn Read, spool: &Path, is_known: bool) -> Result<PathBuf, F
             ))
             .exit_with(ExitStatus::Usage);
         }
-        return Ok(spool.to_owned());
+        // What another run took and could not use.
+        if unchecked.is_file() {
+            fs::remove_file(&unchecked).with_context(cannot_keep)?;
+        }
+        return Ok(spool);
+    }
+    if num_bytes == 0 {
+        return Err(anyhow!("`{KEY}=-`: the pipe is empty")).exit_with(ExitStatus::Data);
     }
     copy.flush().and_then(|()| copy.as_file().sync_data()).with_context(cannot_keep)?;
-    copy.persist(spool).with_context(cannot_keep)?;
-    Ok(spool.to_owned())
+    copy.persist(&unchecked).with_context(cannot_keep)?;
+    Ok(unchecked)
 }
 
 fn is_same(a: &Path, b: &Path) -> io::Result<bool> {
@@ -224,18 +251,42 @@ mod tests {
     }
 
     #[test]
+    fn a_file_by_two_names_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let [a, link] = ["a", "link"].map(|name| folder.path().join(name));
+        fs::write(&a, "{}\n").unwrap();
+        std::os::unix::fs::symlink(&a, &link).unwrap();
+        let by_parent = folder.path().join("../").join(folder.path().file_name().unwrap()).join("a");
+        for other in [link, by_parent, a.clone()] {
+            let error = expanded(&[a.clone(), other]).unwrap_err();
+            assert!(error.status == ExitStatus::Usage && error.sentence().contains("` twice"), "{error:?}");
+        }
+    }
+
+    #[test]
     fn what_a_pipe_gave_is_kept() {
         let folder = tempfile::tempdir().unwrap();
-        let spool = folder.path().join("results/stdin.jsonl");
-        keep(&mut &b"{}\n"[..], &spool, false).unwrap();
-        assert_eq!(fs::read(&spool).unwrap(), b"{}\n");
-        keep(&mut &b""[..], &spool, true).unwrap();
-        keep(&mut &b"{}\n"[..], &spool, true).unwrap();
-        let error = keep(&mut &b"[]\n"[..], &spool, true).unwrap_err();
+        let log_dir = folder.path().join("results");
+        let spool = log_dir.join(SPOOL);
+        let taken = take(&mut &b"{}\n"[..], &log_dir, false).unwrap();
+        assert!(!spool.exists() && taken_by_launcher(&log_dir) == taken);
+        assert_eq!(kept(&log_dir, &taken).unwrap(), spool);
+        assert_eq!((fs::read(&spool).unwrap(), taken.exists()), (b"{}\n".to_vec(), false));
+        assert_eq!(take(&mut &b""[..], &log_dir, true).unwrap(), spool);
+        assert_eq!(take(&mut &b"{}\n"[..], &log_dir, true).unwrap(), spool);
+        assert_eq!(kept(&log_dir, &spool).unwrap(), spool);
+        let error = take(&mut &b"[]\n"[..], &log_dir, true).unwrap_err();
         assert!(
             error.status == ExitStatus::Usage && error.sentence().contains("other prompts than"),
             "{error:?}"
         );
         assert_eq!(fs::read(&spool).unwrap(), b"{}\n");
+        // What could not be used changes nothing, and is not used later.
+        let error = take(&mut &b""[..], &log_dir, false).unwrap_err();
+        assert!(error.status == ExitStatus::Data && error.sentence().contains("is empty"), "{error:?}");
+        take(&mut &b"bad\n"[..], &log_dir, false).unwrap();
+        assert_eq!(fs::read(&spool).unwrap(), b"{}\n");
+        take(&mut &b""[..], &log_dir, true).unwrap();
+        assert_eq!(taken_by_launcher(&log_dir), spool);
     }
 }

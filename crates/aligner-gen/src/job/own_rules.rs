@@ -57,8 +57,10 @@ impl<'a> RowRulesMaker<'a> {
             return Ok(None);
         }
         let mut own = self.run.clone();
-        if let Some(end_strings) = &row.end_strings {
-            own.stop = stop_conditions(self.tokenizer, end_strings, &self.end_token_ids)?;
+        if row.end_strings.is_some() || row.stop_strings.is_some() {
+            let end_strings = row.end_strings.as_deref().unwrap_or_default();
+            let stop = stop_conditions(self.tokenizer, end_strings, &self.end_token_ids)?;
+            own.stop = stop.with_stop_strings(row.stop_strings.as_deref().unwrap_or_default())?;
             own.row.end_token_ids = own.stop.end_token_ids().to_vec();
         }
         own.row.params = params_of(&self.run.row.params, row);

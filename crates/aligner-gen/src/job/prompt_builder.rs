@@ -33,7 +33,8 @@ pub(crate) fn prompt_builder(
         builder = builder.with_length_hints(key.clone());
     }
     builder = match (plan.line_format, plan.row_params) {
-        (LineFormat::OpenAiBatch, _) => builder.with_openai_batch(),
+        // A request is for one answer unless it says otherwise; the best one is chosen of as many as the job makes.
+        (LineFormat::OpenAiBatch, _) => builder.with_openai_batch(plan.checks.best_of.is_none().then_some(1)),
         (LineFormat::Sft, RowParamsMode::Read) => builder.with_row_params(),
         (LineFormat::Sft, RowParamsMode::Ignore) => builder,
     };

@@ -88,8 +88,10 @@ pub(crate) fn run(arguments: &JobArgs, logging: &Logging, watch: StopWatch) -> R
     let setup = Setup::new(&user, &logging.bars, |devices| Role::find(&env::of_launcher, devices))?;
     match setup.role.clone() {
         Role::Launcher(launcher) => {
-            // Its ranks have no pipe.
-            kept_files(&setup.plan)?;
+            // Its ranks have no pipe. Only the first of all reads the data.
+            if launcher.first_rank == 0 {
+                taken_files(&setup.plan)?;
+            }
             spawn::run(&launcher, arguments.log, &watch)
         }
         Role::Rank(place) if place.rank > 0 => {
@@ -112,13 +114,16 @@ fn run_first(
     watch: StopWatch,
     strict: bool,
 ) -> Result<ExitStatus, Failure> {
-    let data_files = kept_files(&setup.plan)?;
-    let prepared = Prepared::new(setup, data_files)?;
+    let data_files = taken_files(&setup.plan)?;
+    let mut prepared = Prepared::new(setup, data_files)?;
     let plan = &prepared.setup.plan;
     let watch = watch.with_time_limit(plan.exp_manager.time_limit);
     prepared.show();
     let log_dir = &plan.exp_manager.log_dir;
     let folder = OutputFolder::open(log_dir, &prepared.identity, plan.exp_manager.existing_output)?;
+    for file in &mut prepared.data_files {
+        *file = data_files::kept(log_dir, file)?;
+    }
     let resume = folder.resume;
     let steps = pending_steps(&prepared.steps, plan.batch.global, resume);
     if prepared.steps.num_planned() == 0 {
@@ -188,14 +193,14 @@ fn run_first(
     }
 }
 
-/// The data files of the job, with what comes out of a pipe kept in the log folder.
-fn kept_files(plan: &GenerationPlan) -> Result<Vec<PathBuf>, Failure> {
+/// The data files of the job, with what comes out of a pipe in the log folder.
+fn taken_files(plan: &GenerationPlan) -> Result<Vec<PathBuf>, Failure> {
     let files = data_files::expanded(&plan.data_paths)?;
     let log_dir = &plan.exp_manager.log_dir;
     match files.as_slice() {
         [file] if data_files::is_pipe(file) => match env::of_launcher(spawn::LAUNCHER_VARIABLE) {
-            Some(_) => Ok(vec![data_files::spool_of(log_dir)]),
-            None => Ok(vec![data_files::spooled(log_dir, plan.exp_manager.existing_output)?]),
+            Some(_) => Ok(vec![data_files::taken_by_launcher(log_dir)]),
+            None => Ok(vec![data_files::taken(log_dir, plan.exp_manager.existing_output)?]),
         },
         _ => Ok(files),
     }

@@ -34,6 +34,12 @@ impl Selection {
             responses.retain(|response| response.finish_reason != FinishReason::Length);
         }
         let Some(by) = self.best_of else { return };
+        // One that failed is no answer, however likely it is. Where all failed, the first one says why.
+        if responses.iter().any(|response| !response.has_failed()) {
+            responses.retain(|response| !response.has_failed());
+        } else {
+            return responses.truncate(1);
+        }
         let values = responses.iter().map(|response| value(by, response)).enumerate();
         // Of equal ones the first.
         let best = values.reduce(|best, other| if other.1 > best.1 { other } else { best });
@@ -47,13 +53,14 @@ impl Selection {
     ///
     /// Where one stopped those behind it, how many there are depends on what they are, and the share that passes would be
     /// wrong for it. What the first `k` of them did is not: whether a response is among those does not depend on any
-    /// response.
+    /// response. Those that were left out were given up, and do not pass: to leave their rows out of the mean would leave
+    /// out rows that fail.
     pub(crate) fn pass_at_k(&self, responses: &[ResponseOutput]) -> BTreeMap<u32, Option<f64>> {
         let passed: Vec<bool> = responses.iter().map(|response| response.checked.is_passed()).collect();
         let num = passed.len() as u32;
         let num_passed = passed.iter().filter(|&&passed| passed).count() as u32;
         let is_stopped = responses.iter().any(|response| response.checked.stops());
-        let of_k = |k| if is_stopped { first_k(&passed, k) } else { pass_at_k(num, num_passed, k) };
+        let of_k = |k| if is_stopped { Some(first_k(&passed, k)) } else { pass_at_k(num, num_passed, k) };
         self.pass_at_k.iter().map(|&k| (k, of_k(k))).collect()
     }
 }
@@ -71,13 +78,10 @@ fn value(by: BestOf, response: &ResponseOutput) -> f64 {
     value.unwrap_or(f64::NEG_INFINITY)
 }
 
-/// Whether one of the first `k` responses passes. None where some of them were left out and the others do not tell.
-fn first_k(passed: &[bool], k: u32) -> Option<f64> {
+/// Whether one of the first `k` responses passes.
+fn first_k(passed: &[bool], k: u32) -> f64 {
     let first = passed.get(..k as usize).unwrap_or(passed);
-    match first.contains(&true) {
-        true => Some(1.0),
-        false => (first.len() == k as usize).then_some(0.0),
-    }
+    if first.contains(&true) { 1.0 } else { 0.0 }
 }
 
 /// The unbiased estimate that one of `k` responses passes, where `num_passed` of `num` did: one minus the share of the
@@ -157,6 +161,25 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_response_is_not_the_best() {
+        let failed = |idx: u32| ResponseOutput {
+            finish_reason: FinishReason::Error,
+            error: Some("no token may be next".to_owned()),
+            ..response(idx, &[-0.001], Verdict::Pass, 9.0)
+        };
+        for by in [BestOf::Score, BestOf::SumLogprob, BestOf::MeanLogprob] {
+            let selection = Selection { best_of: Some(by), ..Selection::only(Unfinished::Keep) };
+            let kept = |mut responses: Vec<ResponseOutput>| {
+                selection.keep(&mut responses);
+                responses.iter().map(|response| response.response_idx).collect::<Vec<_>>()
+            };
+            assert_eq!(kept(vec![failed(0), response(1, &[-7.0], Verdict::Fail, 0.0)]), [1], "{by:?}");
+            assert_eq!(kept(vec![failed(0), failed(1)]), [0], "{by:?}");
+            assert_eq!(kept(Vec::new()), [0; 0]);
+        }
+    }
+
+    #[test]
     fn the_best_is_kept_and_of_equal_ones_the_first() {
         let check = |unfinished, best_of, expect: &[u32]| {
             let mut kept = responses();
@@ -201,8 +224,9 @@ mod tests {
         check(&[PassAndStop], [Some(1.0); 3]);
         check(&[Fail, PassAndStop], [Some(0.0), Some(1.0), Some(1.0)]);
         check(&[Fail, Fail, PassAndStop], [Some(0.0), Some(0.0), Some(1.0)]);
-        check(&[FailAndStop], [Some(0.0), None, None]);
-        check(&[Fail, Stop], [Some(0.0), Some(0.0), None]);
+        check(&[FailAndStop], [Some(0.0); 3]);
+        check(&[Fail, Stop], [Some(0.0); 3]);
+        check(&[Pass, FailAndStop], [Some(1.0); 3]);
         check(&[Pass, Stop], [Some(1.0); 3]);
     }
 

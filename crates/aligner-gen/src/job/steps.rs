@@ -152,7 +152,7 @@ impl<'a> StepCollector<'a> {
         if let Some(cleaner) = &self.cleaner {
             for response in &mut responses {
                 let raw = (response.token_ids.as_slice(), response.finish_reason);
-                response.clean = cleaner.clean(self.tokens, &prompt, raw, input.end_strings.as_deref());
+                response.clean = cleaner.clean(self.tokens, &prompt, raw, &input);
             }
         }
         if let Some((structures, of_job)) = &self.structures

@@ -154,15 +154,18 @@ impl Summary {
             ),
             ("ended by", ended_by(reasons)),
             ("samples left out", thousands(self.samples_left_out)),
-            ("sequences at once", format!("up to {}", thousands(self.peak_rows))),
-            (
-                "seconds",
-                format!(
-                    "load {:.2}, prefill {:.2}, decode {:.2}, sample {:.2}, write {:.2}",
-                    time.load, time.prefill, time.decode, time.sample, time.write
-                ),
-            ),
         ];
+        // Responses of one token are drawn with their prompts.
+        if self.peak_rows > 0 {
+            rows.push(("sequences at once", format!("up to {}", thousands(self.peak_rows))));
+        }
+        rows.push((
+            "seconds",
+            format!(
+                "load {:.2}, prefill {:.2}, decode {:.2}, sample {:.2}, write {:.2}",
+                time.load, time.prefill, time.decode, time.sample, time.write
+            ),
+        ));
         if self.rows_with_error > 0 {
             rows.push(("rows with an error", thousands(self.rows_with_error)));
         }

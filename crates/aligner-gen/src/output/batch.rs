@@ -17,10 +17,7 @@ pub(super) fn append_lines(out: &mut Vec<u8>, step: &CompletedStep) -> serde_jso
         line.entry("id", &format!("batch_req_{}", sample.index))?;
         line.json("custom_id", key_of(sample, "custom_id").unwrap_or(&Json::Null));
         line.entry("response", &response(sample))?;
-        line.entry(
-            "error",
-            &sample.error.as_ref().map(|message| json!({"code": "invalid_request", "message": message})),
-        )?;
+        line.entry("error", &error(sample))?;
         // Not of OpenAI: a run goes on behind the last line by these.
         line.entry("step", &step.step)?;
         line.entry("consumed_samples", &step.consumed_samples)?;
@@ -34,9 +31,21 @@ fn key_of<'a>(sample: &'a SampleOutput, key: &str) -> Option<&'a Json> {
     sample.input.record.as_ref()?.get(key)
 }
 
+/// Whether there is something to answer with: some choice that did not fail.
+fn is_answered(sample: &SampleOutput) -> bool {
+    sample.error.is_none() || sample.responses.iter().any(|response| !response.has_failed())
+}
+
+/// Why there is no answer: the request's fault, or every choice's.
+fn error(sample: &SampleOutput) -> Option<Value> {
+    let message = sample.error.as_ref().filter(|_| !is_answered(sample))?;
+    let code = if sample.responses.is_empty() { "invalid_request" } else { "generation_failed" };
+    Some(json!({"code": code, "message": message}))
+}
+
 /// The answer to a request, null where there is none. It depends on no clock: the same run writes the same bytes.
 fn response(sample: &SampleOutput) -> Option<Value> {
-    if sample.error.is_some() {
+    if !is_answered(sample) {
         return None;
     }
     let body: Option<&JsonObject> = match key_of(sample, "body") {
@@ -77,13 +86,43 @@ fn choice((idx, response): (usize, &ResponseOutput)) -> Value {
     if let Some(thinking) = &response.clean.thinking {
         message["reasoning_content"] = thinking.as_str().into();
     }
-    json!({"index": idx, "message": message, "logprobs": null, "finish_reason": finish_reason})
+    let mut choice =
+        json!({"index": idx, "message": message, "logprobs": null, "finish_reason": finish_reason});
+    // Not of OpenAI, where a choice cannot fail by itself.
+    if let Some(error) = &response.error {
+        choice["error"] = error.as_str().into();
+    }
+    choice
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::record::tests::sample;
     use super::*;
+
+    #[test]
+    fn a_choice_that_failed_takes_no_other_along() {
+        let mut some = sample(1);
+        let failed = ResponseOutput {
+            finish_reason: FinishReason::Error,
+            error: Some("no token may be next".to_owned()),
+            ..some.responses[0].clone()
+        };
+        some.responses.push(failed.clone());
+        some.error = Some("response 1: no token may be next".to_owned());
+        let none = SampleOutput { responses: vec![failed], ..some.clone() };
+        let choices = &response(&some).unwrap()["body"]["choices"];
+        assert_eq!((error(&some), choices[0]["finish_reason"].as_str()), (None, Some("stop")));
+        assert_eq!(
+            (choices[1]["finish_reason"].as_str(), choices[1]["error"].as_str()),
+            (Some("error"), Some("no token may be next"))
+        );
+        assert!(choices[0].get("error").is_none());
+        assert_eq!(
+            (response(&none), error(&none).unwrap()["code"].as_str()),
+            (None, Some("generation_failed"))
+        );
+    }
 
     #[test]
     fn lines_are_openais() {

@@ -15,6 +15,7 @@ mod parquet;
 pub(crate) mod python_json;
 mod record;
 mod resume;
+mod whole_file;
 mod writer;
 
 #[cfg(test)]
@@ -31,7 +32,8 @@ pub(crate) use parquet::copy_as_parquet;
 pub(crate) use record::{
     CleanResponse, CompletedStep, LineLayout, OutputField, ResponseOutput, SampleOutput, TopLogprob,
 };
-pub(crate) use resume::{ExistingOutput, OutputFolder, ResumePoint};
+pub(crate) use resume::{ExistingOutput, OutputFolder, ResumePoint, SPOOL};
+pub(crate) use whole_file::{WholeFile, is_same_file};
 pub(crate) use writer::JsonlSink;
 
 /// Where finished steps go.

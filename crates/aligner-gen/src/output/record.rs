@@ -156,6 +156,13 @@ pub(crate) struct SampleOutput {
     pub(crate) pass_at_k: BTreeMap<u32, Option<f64>>,
 }
 
+impl ResponseOutput {
+    /// Whether it could not go on.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.error.is_some() || self.finish_reason == FinishReason::Error
+    }
+}
+
 impl SampleOutput {
     /// The conversation before the answer with each answer in turn.
     fn conversations(&self) -> Json {
@@ -311,6 +318,7 @@ pub(crate) mod tests {
                     data::parse_object(br#"{"role": "user", "content": "Q"}"#).unwrap(),
                 )]),
                 end_strings: None,
+                stop_strings: None,
                 structured_outputs: None,
             },
             responses: vec![ResponseOutput {

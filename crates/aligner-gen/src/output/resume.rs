@@ -13,6 +13,8 @@ use super::legacy::scan_legacy;
 use super::{Identity, Manifest, OutputError};
 
 pub(super) const JSONL: &str = "generations.jsonl";
+/// What came out of the pipe, in the log folder or beside results that were moved aside.
+pub(crate) const SPOOL: &str = "stdin.jsonl";
 const PARTIAL: &str = "generations.partial";
 /// A line with its responses is rarely longer.
 const TAIL_BYTES: u64 = 1 << 16;
@@ -82,6 +84,11 @@ impl<D: Disk> OutputFolder<D> {
 fn move_aside<D: Disk>(disk: &D, log_dir: &Path, path: &Path) -> Result<(), OutputError> {
     let free = (1_u32..).map(|n| path.with_extension(n.to_string())).find(|target| !disk.exists(target));
     let target = free.unwrap_or_else(|| path.with_extension("old"));
+    // What a pipe gave for these results stays theirs: they are continued with it.
+    let spool = log_dir.join(SPOOL);
+    if disk.exists(&spool) {
+        disk.rename(&spool, &path.join(SPOOL)).map_err(OutputError::io("move aside", &spool))?;
+    }
     disk.rename(path, &target)
         .and_then(|()| disk.sync_dir(log_dir))
         .map_err(OutputError::io("move aside", path))?;
@@ -387,6 +394,11 @@ mod tests {
                     .unwrap();
             assert_eq!(folder.resume, ResumePoint::default());
             assert!(setup.log_dir.path().join(format!("generations.{n}/generations.jsonl")).exists());
+            // What a pipe gave goes along.
+            let moved = setup.log_dir.path().join(format!("generations.{n}")).join(SPOOL);
+            assert_eq!(moved.exists(), n == 2);
+            assert!(!setup.log_dir.path().join(SPOOL).exists());
+            std::fs::write(setup.log_dir.path().join(SPOOL), "{}").unwrap();
             std::fs::write(folder.path.join(OutputFolder::JSONL), "x").unwrap();
         }
     }

@@ -1,5 +1,6 @@
 //! Reading a data file, or several: every record is checked, and what is known of its prompt is kept.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::{
@@ -49,8 +50,9 @@ pub fn load_all_prompts(
         let object = object?;
         columns.see(line, &object);
         let length_hint = builder.length_hint(&object)?;
+        let custom_id = builder.custom_id(&object).map(str::to_owned);
         let (prompt, num_tokens) = builder.build_measured(object, &fields)?;
-        Ok(match limits.exceeded(prompt.ids.len(), &num_tokens) {
+        let prepared = match limits.exceeded(prompt.ids.len(), &num_tokens) {
             Some(num_tokens) => Prepared::TooLong(num_tokens),
             None => Prepared::Kept(KeptPrompt {
                 num_tokens: prompt.ids.len(),
@@ -61,7 +63,8 @@ pub fn load_all_prompts(
                 cut_from: prompt.cut_from,
                 note: prompt.note,
             }),
-        })
+        };
+        Ok((custom_id, prepared))
     };
     let mut found = Found {
         has_length_hints: builder.has_length_hints(),
@@ -112,7 +115,9 @@ pub fn load_all_prompts(
     })
 }
 
-/// What a record turned out to be.
+/// What a record turned out to be, with the name of a request.
+type Named = (Option<String>, Prepared);
+
 enum Prepared {
     Kept(KeptPrompt),
     /// With how many tokens.
@@ -155,6 +160,8 @@ struct Found {
     num_noted: u64,
     has_structures: bool,
     note: Option<(u64, PromptNote)>,
+    /// The line of each request, by a hash of its name.
+    custom_ids: HashMap<[u8; 16], u64>,
 }
 
 impl Found {
@@ -162,7 +169,7 @@ impl Found {
     fn read(
         &mut self,
         paths: &[PathBuf],
-        prepare: &(impl Fn(u64, Result<JsonObject, RecordError>) -> Result<Prepared, RecordError> + Sync),
+        prepare: &(impl Fn(u64, Result<JsonObject, RecordError>) -> Result<Named, RecordError> + Sync),
     ) -> Result<(Vec<DataFile>, String), DataError> {
         let (mut files, mut fingerprints) =
             (Vec::with_capacity(paths.len()), Vec::with_capacity(paths.len()));
@@ -189,11 +196,18 @@ impl Found {
         &mut self,
         path: &Path,
         span: LineSpan,
-        prepared: Result<Prepared, RecordError>,
+        prepared: Result<Named, RecordError>,
     ) -> Result<(), DataError> {
         self.num_read += 1;
         let line = self.lines_before + span.line;
         self.last_line = line;
+        let prepared = match prepared {
+            Ok((custom_id, prepared)) => {
+                self.check_custom_id(path, span.line, custom_id)?;
+                Ok(prepared)
+            }
+            Err(error) => Err(error),
+        };
         match prepared {
             // Not the fault of the record: to skip it would hide what is wrong.
             Err(RecordError::NoTemplateDate) => {
@@ -245,6 +259,21 @@ impl Found {
             }
         }
         Ok(())
+    }
+
+    fn check_custom_id(
+        &mut self,
+        path: &Path,
+        line: u64,
+        custom_id: Option<String>,
+    ) -> Result<(), DataError> {
+        let Some(custom_id) = custom_id else { return Ok(()) };
+        let mut hash = [0; 16];
+        blake3::Hasher::new().update(custom_id.as_bytes()).finalize_xof().fill(&mut hash);
+        match self.custom_ids.insert(hash, self.lines_before + line) {
+            None => Ok(()),
+            Some(first) => Err(DataError::SameCustomId { path: path.into(), line, first, custom_id }),
+        }
     }
 
     /// Keeps a record that there is nothing to generate from. It is like no other.

@@ -319,3 +319,20 @@ fn a_record_is_tokenized_to_be_measured_and_to_be_generated() {
     assert_eq!(tokenizer.num_texts.load(Ordering::Relaxed), 6);
     assert_eq!(set.fingerprint, blake3::hash(&std::fs::read(&path).unwrap()).to_hex().as_str());
 }
+
+#[test]
+fn a_custom_id_names_one_request() {
+    let folder = tempfile::tempdir().unwrap();
+    let line = |id: &str| format!("{{\"custom_id\": \"{id}\", \"body\": {{\"messages\": []}}}}\n");
+    let paths = ["a", "b"].map(|name| folder.path().join(name));
+    std::fs::write(&paths[0], line("x") + &line("y")).unwrap();
+    std::fs::write(&paths[1], line("z") + &line("y")).unwrap();
+    let load = |paths: &[PathBuf]| {
+        let template = crate::ChatTemplate::new([("default", "x")], Vec::new(), None);
+        let builder = builder().with_openai_batch(Some(1)).with_template(template);
+        load_all_prompts(paths, builder, &LengthLimits::default(), OnBadRecord::Skip, &|| {}).err()
+    };
+    assert!(load(&paths[..1]).is_none());
+    let error = load(&paths).unwrap().to_string().replace(&folder.path().display().to_string(), "[DIR]");
+    insta::assert_snapshot!(error, @"line 2 of `[DIR]/b` has the `custom_id` `y` of line 2: each must be another");
+}

@@ -21,6 +21,8 @@ use crate::{
 };
 
 const NAME: &str = "host";
+/// Rows of logits that are copied at once for responses that begin with the same ones.
+const MOST_COPIED_ROWS: usize = 128;
 
 /// What the executor needs of a model and its cache. Tests put a fake in its place that sees every block that is
 /// written, read and copied.
@@ -288,7 +290,7 @@ impl HostExecutor {
         Ok(tokens)
     }
 
-    /// A token for each row and behind each draft, in one call of the sampler. The histories end with the drafts.
+    /// A token for each row and behind each draft. The histories end with the drafts.
     fn draw_all(&mut self, logits: &Tensor, draws: &[Draw]) -> Result<Vec<SampledToken>, EngineError> {
         let (mut rows, mut states) = (Vec::new(), Vec::new());
         for draw in draws {
@@ -306,8 +308,16 @@ impl HostExecutor {
         if rows.is_empty() {
             return Ok(Vec::new());
         }
-        let logits = select_rows(logits, &rows)?; // [num_rows, padded_vocab_size]
-        Ok(self.sampler.sample(&logits, &states)?)
+        if is_all_rows(logits, &rows)? {
+            return Ok(self.sampler.sample(logits, &states)?);
+        }
+        // The responses to a prompt begin with copies of one row, and there may be as many of them as anybody asks for.
+        let mut sampled = Vec::with_capacity(rows.len());
+        for (rows, states) in rows.chunks(MOST_COPIED_ROWS).zip(states.chunks(MOST_COPIED_ROWS)) {
+            let logits = select_rows(logits, rows)?; // [num_rows, padded_vocab_size]
+            sampled.extend(self.sampler.sample(&logits, states)?);
+        }
+        Ok(sampled)
     }
 
     /// The same in one call for the first token of each row, one for the second and so on: nothing is drawn behind a wrong
@@ -482,9 +492,14 @@ fn row_state(seqs: &HashMap<SeqId, HostSeq>, id: SeqId) -> Result<RowState<'_>, 
     })
 }
 
+/// Whether these are all rows in their order.
+fn is_all_rows(logits: &Tensor, rows: &[usize]) -> Result<bool, EngineError> {
+    Ok(logits.size2()?.0 == rows.len() as i64 && rows.iter().enumerate().all(|(idx, &row)| idx == row))
+}
+
 /// `logits`: `[num_logits, padded_vocab_size]` to `[rows.len(), padded_vocab_size]`.
 fn select_rows(logits: &Tensor, rows: &[usize]) -> Result<Tensor, EngineError> {
-    if logits.size2()?.0 == rows.len() as i64 && rows.iter().enumerate().all(|(idx, &row)| idx == row) {
+    if is_all_rows(logits, rows)? {
         return Ok(logits.shallow_clone());
     }
     let rows: Vec<i64> = rows.iter().map(|&row| row as i64).collect();

@@ -8,7 +8,7 @@ mod figures;
 mod page;
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -49,6 +49,7 @@ pub(crate) fn run(arguments: &ReportArgs, stdout: &mut dyn Write) -> Result<(), 
     }
     let page = page::render(&log_dir, &results.figures, &results.series, results.summary.as_ref());
     let path = arguments.output.clone().unwrap_or_else(|| log_dir.join(PAGE));
+    refuse_other_file(&path)?;
     let folder = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or(PAGE);
     write_atomically(folder, name, page.as_bytes())
@@ -56,6 +57,21 @@ pub(crate) fn run(arguments: &ReportArgs, stdout: &mut dyn Write) -> Result<(), 
         .exit_with(ExitStatus::Failed)?;
     writeln!(stdout, "{}", path.display()).map_err(anyhow::Error::from)?;
     Ok(())
+}
+
+/// Refuses to write over what is no page, such as the results themselves.
+fn refuse_other_file(path: &Path) -> Result<(), Failure> {
+    const BEGIN: &[u8] = b"<!doctype html";
+    if !path.is_file() {
+        return Ok(());
+    }
+    let mut begin = Vec::new();
+    let file = File::open(path).and_then(|file| file.take(BEGIN.len() as u64).read_to_end(&mut begin));
+    file.with_context(|| format!("cannot read `{}`", path.display())).exit_with(ExitStatus::Failed)?;
+    if begin.is_empty() || begin.eq_ignore_ascii_case(BEGIN) {
+        return Ok(());
+    }
+    Err(Failure::usage(format!("`{}` is there and is no page: name another file", path.display())))
 }
 
 /// The log folder and its `generations.jsonl`, of a log folder or of the folder of results in it.

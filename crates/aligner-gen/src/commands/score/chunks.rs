@@ -64,7 +64,7 @@ impl<'a> Chunks<'a> {
             let bytes = bytes.with_context(|| cannot_read(self.path)).exit_with(ExitStatus::Data)?;
             let line = self
                 .scoring
-                .tokenized(&bytes)
+                .tokenized(&bytes, self.line - 1)
                 .map_err(|reason| anyhow!("line {} of `{}`: {reason}", self.line, self.path.display()))
                 .exit_with(ExitStatus::Data)?;
             chunk.num_responses += line.responses.len();

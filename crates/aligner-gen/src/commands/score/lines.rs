@@ -3,6 +3,7 @@
 use data::{Json, JsonObject, parse_object};
 use sampling::TopToken;
 
+use super::of_job::PromptKind;
 use crate::config::cli::ScoreArgs;
 use crate::exit::Failure;
 use crate::model::checkpoint::OpenTokenizer;
@@ -11,8 +12,7 @@ use crate::output::python_json::ObjectWriter;
 /// How lines become token ids.
 pub(super) struct Scoring<'a> {
     opened: &'a OpenTokenizer,
-    /// Prompts were made by a chat template, whose special tokens are in the text.
-    is_templated: bool,
+    prompts: PromptKind,
     bos: Option<u32>,
     most_tokens: usize,
     num_top: u32,
@@ -21,6 +21,8 @@ pub(super) struct Scoring<'a> {
 /// A line as token ids.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct TokenizedLine {
+    /// The record's in a line of generations, otherwise how many lines came before.
+    pub(super) index: u64,
     pub(super) prompt: Vec<u32>,
     pub(super) responses: Vec<Vec<u32>>,
 }
@@ -32,9 +34,10 @@ impl<'a> Scoring<'a> {
         opened: &'a OpenTokenizer,
         most_tokens: usize,
     ) -> Result<Self, Failure> {
-        let bos = match arguments.add_bos {
-            false => None,
-            true => Some(opened.tokenizer.special().bos.ok_or(data::DataError::NoBosToken)?),
+        let prompts = PromptKind::new(arguments)?;
+        let bos = match prompts.add_bos {
+            Some(true) => Some(opened.tokenizer.special().bos.ok_or(data::DataError::NoBosToken)?),
+            Some(false) | None => None,
         };
         if arguments.top_logprobs > sampling::MAX_TOP_LOGPROBS {
             return Err(Failure::usage(format!(
@@ -43,25 +46,30 @@ impl<'a> Scoring<'a> {
             )));
         }
         let num_top = arguments.top_logprobs;
-        Ok(Self { opened, is_templated: arguments.templated, bos, most_tokens, num_top })
+        Ok(Self { opened, prompts, bos, most_tokens, num_top })
     }
 
     /// Reads a line with `prompt` and `responses`, or `response`, and `token_ids` of the responses where there are any.
+    /// `num_before`: lines that came before it.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn tokenized(&self, bytes: &[u8]) -> Result<TokenizedLine, String> {
+    pub(super) fn tokenized(&self, bytes: &[u8], num_before: u64) -> Result<TokenizedLine, String> {
         let line = parse_object(bytes).map_err(|error| error.to_string())?;
+        let index = index_of(&line)?.unwrap_or(num_before);
         let prompt = match line.get("prompt") {
             Some(Json::String(prompt)) => prompt,
             // A row with an error.
             Some(Json::Null) if line.get("responses") == Some(&Json::Array(Vec::new())) => {
-                return Ok(TokenizedLine::default());
+                return Ok(TokenizedLine { index, ..TokenizedLine::default() });
             }
             Some(other) => return Err(format!("`prompt` is {other}, it must be a string")),
             None => return Err("it has no `prompt`".to_owned()),
         };
         let texts = texts_of(&line)?;
+        if line.get("logprobs").is_some_and(|given| *given != Json::Null) || self.prompts.is_of_job {
+            self.check_prompt(prompt)?;
+        }
         let prompt_ids = self.prompt(prompt)?;
         let responses = match line.get("token_ids") {
             Some(Json::Array(lists)) if lists.len() == texts.len() => {
@@ -84,14 +92,40 @@ impl<'a> Scoring<'a> {
                 ));
             }
         }
-        Ok(TokenizedLine { prompt: prompt_ids, responses })
+        Ok(TokenizedLine { index, prompt: prompt_ids, responses })
+    }
+
+    /// Refuses a prompt of a job whose tokens depend on what nobody has said.
+    fn check_prompt(&self, text: &str) -> Result<(), String> {
+        let tokenizer = &self.opened.tokenizer;
+        if self.prompts.add_bos.is_none() && tokenizer.special().bos.is_some() {
+            return Err(
+                "it is of a job, and nothing says whether that one put the tokenizer's BOS before its prompts: give \
+                 `--add-bos` or `--add-bos=false`"
+                    .to_owned(),
+            );
+        }
+        if self.prompts.is_templated.is_some() {
+            return Ok(());
+        }
+        let num = |ids: Result<Vec<u32>, data::DataError>| ids.map_err(|error| error.to_string());
+        let (text_ids, rendered) = (num(tokenizer.encode(text))?, num(tokenizer.encode_rendered(text))?);
+        if text_ids == rendered {
+            return Ok(());
+        }
+        Err(format!(
+            "it is of a job, and its prompt has {} tokens where a chat template rendered it (`messages` records) and {} \
+             otherwise: give `--templated` or `--templated=false`",
+            rendered.len(),
+            text_ids.len()
+        ))
     }
 
     fn prompt(&self, text: &str) -> Result<Vec<u32>, String> {
         let tokenizer = &self.opened.tokenizer;
-        let ids = match self.is_templated {
-            true => tokenizer.encode_rendered(text),
-            false => tokenizer.encode(text),
+        let ids = match self.prompts.is_templated {
+            Some(true) => tokenizer.encode_rendered(text),
+            Some(false) | None => tokenizer.encode(text),
         };
         let mut ids = ids.map_err(|error| error.to_string())?;
         if let Some(bos) = self.bos.filter(|bos| ids.first() != Some(bos)) {
@@ -128,6 +162,15 @@ impl<'a> Scoring<'a> {
     }
 }
 
+/// The `index` of a line of generations.
+fn index_of(line: &JsonObject) -> Result<Option<u64>, String> {
+    match line.get("index") {
+        None | Some(Json::Null) => Ok(None),
+        Some(Json::Number(text)) if text.parse::<u64>().is_ok() => Ok(text.parse().ok()),
+        Some(other) => Err(format!("`index` is {other}, it must be a whole number from 0 on")),
+    }
+}
+
 fn texts_of(line: &JsonObject) -> Result<Vec<&str>, String> {
     match (line.get("responses"), line.get("response")) {
         (Some(Json::Array(items)), None) => items
@@ -156,10 +199,10 @@ pub(super) struct ScoredLine {
 }
 
 impl ScoredLine {
-    pub(super) fn new(index: u64, line: &TokenizedLine) -> Self {
+    pub(super) fn new(line: &TokenizedLine) -> Self {
         let num_responses = line.responses.len();
         Self {
-            index,
+            index: line.index,
             num_prompt_tokens: line.prompt.len(),
             token_ids: line.responses.clone(),
             logprobs: vec![Vec::new(); num_responses],

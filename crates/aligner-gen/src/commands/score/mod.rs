@@ -6,10 +6,10 @@
 
 mod chunks;
 mod lines;
+mod of_job;
 mod scorer;
 
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::ops::ControlFlow;
 
 use anyhow::Context;
@@ -21,12 +21,19 @@ use crate::config::cli::ScoreArgs;
 use crate::exit::{ExitStatus, Failure, ResultExt};
 use crate::model::checkpoint::{OpenTokenizer, model_config};
 use crate::model::known_texts::Texts;
+use crate::output::{WholeFile, is_same_file};
 use chunks::{Chunk, Chunks, Input};
 use lines::{ScoredLine, Scoring};
 use scorer::Scorer;
 
 /// Scores a file.
 pub(crate) fn run(arguments: &ScoreArgs) -> Result<(), Failure> {
+    if is_same_file(&arguments.input, &arguments.output) {
+        return Err(Failure::usage(format!(
+            "`--output` is `--input`, `{}`: name another file",
+            arguments.input.display()
+        )));
+    }
     let checkpoint = Checkpoint::open(&arguments.checkpoint)?;
     let config = model_config(checkpoint.model_config())?;
     config.refuse_beyond_window()?;
@@ -49,36 +56,31 @@ fn score_file(
     num_responses: usize,
 ) -> Result<(), Failure> {
     let cannot_write = || format!("cannot write `{}`", arguments.output.display());
-    let file = File::create(&arguments.output).with_context(cannot_write).exit_with(ExitStatus::Failed)?;
-    let mut out = BufWriter::new(file);
+    let out = WholeFile::create(&arguments.output).with_context(cannot_write);
+    let mut out = out.exit_with(ExitStatus::Failed)?;
     let bar =
         ProgressBar::with_draw_target(Some(num_responses as u64), ProgressDrawTarget::stderr_with_hz(4));
     if let Ok(style) = ProgressStyle::with_template("{bar:24} {human_pos}/{human_len} responses ETA {eta}") {
         bar.set_style(style);
     }
-    let mut first_index = 0;
     while let Some(chunk) = chunks.next()? {
-        for line in score_chunk((engine, texts), &chunk, first_index, &bar)? {
+        for line in score_chunk((engine, texts), &chunk, &bar)? {
             out.write_all(&line.to_json(scoring)?).with_context(cannot_write)?;
         }
-        first_index += chunk.lines.len() as u64;
     }
     bar.finish_and_clear();
-    out.flush().with_context(cannot_write)?;
+    out.finish().with_context(cannot_write)?;
     Ok(())
 }
 
-/// Scores some lines; `first_index`: how many came before. Every chunk is a run of the engine, also one with nothing to
-/// compute: ranks that are led count them.
+/// Scores some lines. Every chunk is a run of the engine, also one with nothing to compute: ranks that are led count them.
 fn score_chunk(
     (engine, texts): (&mut Engine, &Texts),
     chunk: &Chunk,
-    first_index: u64,
     bar: &ProgressBar,
 ) -> Result<Vec<ScoredLine>, Failure> {
     let lines = &chunk.lines;
-    let mut scored: Vec<ScoredLine> =
-        (first_index..).zip(lines).map(|(index, line)| ScoredLine::new(index, line)).collect();
+    let mut scored: Vec<ScoredLine> = lines.iter().map(ScoredLine::new).collect();
     let places = chunk.places();
     texts.put(chunk.texts(&places))?;
     let mut requests = (0_u64..).zip(&places).map(|(sample_idx, &(line, response))| Request {

@@ -252,14 +252,13 @@ impl<'c> State<'c> {
             none => none.insert(checks.rows.text(position)?),
         };
         let raw = (response.token_ids.as_slice(), response.finish_reason);
-        let own_end_strings = text.input.end_strings.as_deref();
         let question = Question {
             id: &id_of(position, response_idx),
             index: text.index,
             response_idx,
             prompt: &text.text,
             response: &checks.tokens.text(&response.token_ids),
-            clean: &checks.cleaner.clean(checks.tokens, &text.text, raw, own_end_strings),
+            clean: &checks.cleaner.clean(checks.tokens, &text.text, raw, &text.input),
             finish_reason: response.finish_reason,
             metadata: &text.metadata,
         };
