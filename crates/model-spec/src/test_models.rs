@@ -63,6 +63,17 @@ pub(crate) fn moe() -> UniformSpec {
     UniformSpec { moe: Some(MoeLayers { experts, is_moe: vec![false, true] }), ..llama() }
 }
 
+/// The same with biases and sinks.
+pub(crate) fn gpt_oss() -> UniformSpec {
+    UniformSpec {
+        activation: Activation { nonlinearity: Nonlinearity::ClampedQuickGelu, gated: true },
+        bias: true,
+        qkv_bias: true,
+        attention: AttentionRule { has_sinks: true, ..AttentionRule::default() },
+        ..moe()
+    }
+}
+
 /// Its layers differ: all there is, attention alone, an MLP alone, attention of another shape.
 pub(crate) fn mixed() -> ModelSpec {
     let mut model = UniformSpec { num_layers: 4, ..llama() }.spec(ROWS);

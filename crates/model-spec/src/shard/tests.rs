@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::test_models::{ROWS, gpt, llama, mixed, moe};
+use crate::test_models::{ROWS, gpt, gpt_oss, llama, mixed, moe};
 use crate::{Activation, HeadLayout, Part, TableRows, UniformSpec};
 
 fn place(tp_rank: u32, tp_size: u32) -> ShardPlace {
@@ -59,7 +59,8 @@ fn more_ranks_than_groups_have_their_keys_and_values_several_times() {
 #[test]
 fn a_part_is_a_model_of_the_shapes_of_its_regions() {
     for (model, sizes) in
-        [llama().spec(ROWS), gpt().spec(ROWS), moe().spec(ROWS), mixed()].map(|model| (model, [1, 2, 4]))
+        [llama().spec(ROWS), gpt().spec(ROWS), moe().spec(ROWS), gpt_oss().spec(ROWS), mixed()]
+            .map(|model| (model, [1, 2, 4]))
     {
         for (tp_size, tp_rank) in sizes.into_iter().flat_map(|size| (0..size).map(move |rank| (size, rank))) {
             let at = ShardPlace { layers: 1..2, ..place(tp_rank, tp_size) };

@@ -1,5 +1,5 @@
 use super::*;
-use crate::test_models::{ROWS as TABLE_ROWS, gpt, llama, mixed, moe};
+use crate::test_models::{ROWS as TABLE_ROWS, gpt, gpt_oss, llama, mixed, moe};
 use crate::{AttentionRule, BlockStyle, LocalLayers, UniformSpec};
 
 fn shown(model: &ModelSpec) -> String {
@@ -181,6 +181,7 @@ fn names_are_read_as_they_are_written() {
         gpt().spec(TABLE_ROWS),
         normed.spec(TABLE_ROWS),
         moe().spec(TABLE_ROWS),
+        gpt_oss().spec(TABLE_ROWS),
         mixed(),
     ] {
         for tensor in model.tensors() {
@@ -200,9 +201,10 @@ fn names_are_read_as_they_are_written() {
         "model.decoder.layers.0.mlp.experts.linear_fc1.weight",
         "model.decoder.layers.0.mlp.experts.local_experts.linear_fc1.weight",
         "model.decoder.layers.0.mlp.experts.local_experts.01.linear_fc1.weight",
-        "model.decoder.layers.0.mlp.experts.local_experts.1.linear_fc1.bias",
+        "model.decoder.layers.0.mlp.experts.local_experts.1.linear_fc1.offset",
         "model.decoder.layers.0.mlp.experts.local_experts.1.self_attention.linear_qkv.weight",
-        "model.decoder.layers.0.mlp.router.bias",
+        "model.decoder.layers.0.mlp.router.offset",
+        "model.decoder.layers.0.self_attention.core_attention.softmax_bias",
         "mlp.experts.local_experts.1.linear_fc1.weight",
         "linear_fc1.weight",
         "mlp.linear_fc1.weight",
@@ -217,5 +219,28 @@ fn names_are_read_as_they_are_written() {
 fn norms_of_other_models_are_whole_and_the_rest_is_not_known() {
     let other_norm = "model.decoder.layers.0.pre_cross_attn_layernorm.weight";
     assert_eq!(shard_of(other_norm, false), Some(Shard::Replicated));
-    assert_eq!(shard_of("model.decoder.layers.0.mlp.router.bias", false), None);
+    assert_eq!(shard_of("model.decoder.layers.0.mlp.router.offset", false), None);
+}
+
+/// Under Megatron-Core's names: of layers with experts, their biases and the router's; a shared expert has none.
+#[test]
+fn tensors_of_sinks_and_biased_experts() {
+    let model = gpt_oss().spec(TABLE_ROWS);
+    let shape = |name: &str| {
+        let tensor = model.tensor(parse_name(&format!("{LAYERS}1.{name}")).unwrap());
+        tensor.map(|tensor| (tensor.shape(), tensor.shard)).map_err(Key::setting)
+    };
+    assert_eq!(shape("self_attention.core_attention.softmax_offset"), Ok((vec![4], Shard::Rows)));
+    assert_eq!(shape("mlp.router.bias"), Ok((vec![3], Shard::Replicated)));
+    let expert = |rest: &str| shape(&format!("{EXPERTS}2.{rest}"));
+    assert_eq!(expert("linear_fc1.bias"), Ok((vec![24], Shard::RowsOfHalves)));
+    assert_eq!(expert("linear_fc2.bias"), Ok((vec![16], Shard::Replicated)));
+    let plain = moe().spec(TABLE_ROWS);
+    for (name, setting) in [
+        ("self_attention.core_attention.softmax_offset", "`softmax_type: learnable`"),
+        ("mlp.router.bias", Key::Bias.setting()),
+    ] {
+        let id = parse_name(&format!("{LAYERS}1.{name}")).unwrap();
+        assert_eq!(plain.tensor(id).unwrap_err().setting(), setting);
+    }
 }

@@ -94,6 +94,8 @@ multi_latent_attention: false
 apply_rope_fusion: false
 apply_residual_connection_post_layernorm: false
 is_hybrid_model: false
+softmax_type: vanilla
+glu_linear_offset: 0.0
 encoder_seq_length: 64
 max_position_embeddings: 64
 rotary_percentage: 0.5
