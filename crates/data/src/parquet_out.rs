@@ -79,9 +79,9 @@ impl Numbers {
         let whole = text.parse::<i128>().ok();
         Self {
             has_fraction: false,
-            is_beyond_signed: !whole.is_some_and(|whole| i64::try_from(whole).is_ok()),
-            is_beyond_unsigned: !whole.is_some_and(|whole| u64::try_from(whole).is_ok()),
-            is_beyond_float: !whole.is_some_and(|whole| (whole as f64) as i128 == whole),
+            is_beyond_signed: whole.is_none_or(|whole| i64::try_from(whole).is_err()),
+            is_beyond_unsigned: whole.is_none_or(|whole| u64::try_from(whole).is_err()),
+            is_beyond_float: whole.is_none_or(|whole| (whole as f64) as i128 != whole),
         }
     }
 

@@ -330,7 +330,7 @@ fn a_custom_id_names_one_request() {
     };
     let paths = ["a", "b"].map(|name| folder.path().join(name));
     std::fs::write(&paths[0], line("x") + &line("y")).unwrap();
-    std::fs::write(&paths[1], line("z") + &line("y")).unwrap();
+    std::fs::write(&paths[1], line("z") + &line("y").replace("content", "bad")).unwrap();
     let load = |paths: &[PathBuf]| {
         let template = crate::ChatTemplate::new([("default", "x")], Vec::new(), None);
         let builder = builder().with_openai_batch(Some(1)).with_template(template);
