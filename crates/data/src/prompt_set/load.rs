@@ -45,29 +45,13 @@ pub fn load_all_prompts(
     let fields: Vec<TokenField> = limits.fields.iter().map(|&(field, _)| field).collect();
     let on_unusable = on_unusable.into();
     let columns = Columns::new(&builder.input().columns);
-    let prepare_record = |line, object: JsonObject| {
-        columns.see(line, &object);
-        let length_hint = builder.length_hint(&object)?;
-        let (prompt, num_tokens) = builder.build_measured(object, &fields)?;
-        Ok(match limits.exceeded(prompt.ids.len(), &num_tokens) {
-            Some(num_tokens) => Prepared::TooLong(num_tokens),
-            None => Prepared::Kept(KeptPrompt {
-                num_tokens: prompt.ids.len(),
-                hashes: Hashes::of(&prompt.ids),
-                length_hint,
-                demand: RowDemand::of(&prompt.row),
-                has_structure: prompt.row.structured_outputs.is_some(),
-                cut_from: prompt.cut_from,
-                note: prompt.note,
-            }),
-        })
-    };
     let prepare = |line, object: Result<JsonObject, RecordError>| {
         seen();
         match object {
             Ok(object) => {
                 let custom_id = builder.custom_id(&object).map(str::to_owned);
-                (custom_id, prepare_record(line, object))
+                columns.see(line, &object);
+                (custom_id, prepared(&builder, (limits, &fields), object))
             }
             Err(reason) => (None, Err(reason)),
         }
@@ -118,6 +102,28 @@ pub fn load_all_prompts(
         has_structures,
         note,
         fingerprint,
+    })
+}
+
+/// What there is to keep of a record.
+fn prepared(
+    builder: &PromptBuilder,
+    (limits, fields): (&LengthLimits, &[TokenField]),
+    object: JsonObject,
+) -> Result<Prepared, RecordError> {
+    let length_hint = builder.length_hint(&object)?;
+    let (prompt, num_tokens) = builder.build_measured(object, fields)?;
+    Ok(match limits.exceeded(prompt.ids.len(), &num_tokens) {
+        Some(num_tokens) => Prepared::TooLong(num_tokens),
+        None => Prepared::Kept(KeptPrompt {
+            num_tokens: prompt.ids.len(),
+            hashes: Hashes::of(&prompt.ids),
+            length_hint,
+            demand: RowDemand::of(&prompt.row),
+            has_structure: prompt.row.structured_outputs.is_some(),
+            cut_from: prompt.cut_from,
+            note: prompt.note,
+        }),
     })
 }
 
