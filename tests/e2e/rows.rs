@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::support::{Ended, Job, tidy};
+use crate::support::{Ended, Job, fixture, tidy};
 
 const ROW_PARAMS: &str = "++model.data.train_ds.row_params=true";
 const FAST: &str = "trainer.generation.trt_llm.enable=true";
@@ -334,8 +334,7 @@ fn stop_strings_end_texts_wherever_they_are_whole() {
         .filter(|two| !two.contains('\u{fffd}'))
         .collect();
     assert!(stops.len() > 10, "{text:?}");
-    let lines: String =
-        stops.iter().map(|stop| row(&format!("\"stop\": {}, ", serde_json::json!(stop)))).collect();
+    let lines: String = stops.iter().map(|stop| row(&format!("\"stop\": {}, ", json!(stop)))).collect();
     for layout in [
         &[][..],
         &[
@@ -395,4 +394,36 @@ fn batches_of_openai_resume_and_keep_bad_requests() {
     child.wait().unwrap();
     killed.run().expect_code(0);
     assert_eq!(killed.jsonl(), whole.jsonl());
+}
+
+/// Greedy texts end with the tokens with which transformers ends them (`tests/fixtures/scripts/stop_strings.py`).
+#[test]
+fn stop_strings_are_those_of_transformers() {
+    let golden = std::fs::read(fixture("hf_llama/stop_strings.json")).unwrap();
+    let golden: Vec<Value> = serde_json::from_slice(&golden).unwrap();
+    assert!(golden.len() > 40);
+    let row = |golden: &Value| {
+        let messages = json!([{"role": "user", "content": golden["prompt"]}]);
+        json!({"messages": messages, "stop_strings": [golden["stop"]]}).to_string() + "\n"
+    };
+    let lines: String = golden.iter().map(row).collect();
+    let checkpoint = fixture("hf_llama/hf_llama_converted_bf16_torch_dist.nemo");
+    for fast in ["true", "false"] {
+        let job = Job::with_data(&lines).with(&[
+            ROW_PARAMS,
+            &format!("pretrained_checkpoint.restore_from_path={}", checkpoint.display()),
+            &format!("trainer.generation.trt_llm.enable={fast}"),
+            "++model.tokenizer.chat_template='{% for m in messages %}{{ m.content }}{% endfor %}'",
+            "model.generation.num_responses_to_gen=1",
+            "model.generation.sampling_params.use_greedy=true",
+            "model.generation.sampling_params.repetition_penalty=1.0",
+            "model.generation.length_params.max_length=24",
+            "model.generation.output_fields=[token_ids]",
+            "model.global_batch_size=8",
+        ]);
+        job.run().expect_code(0);
+        for (golden, record) in golden.iter().zip(job.records()) {
+            assert_eq!(record["token_ids"][0], golden["token_ids"], "{golden}");
+        }
+    }
 }

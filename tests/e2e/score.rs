@@ -227,6 +227,22 @@ fn prompts_are_those_of_the_job() {
     score(&llama(), &moved, &["--add-bos"]).0.expect_code(0);
 }
 
+/// More responses than are begun at once: each has the token that its logits say.
+#[test]
+fn many_responses_to_a_prompt_begin_with_its_logits() {
+    let job = job(&[
+        "trainer.generation.trt_llm.enable=true",
+        "model.generation.num_responses_to_gen=300",
+        "model.generation.length_params.max_length=1",
+    ]);
+    check_bits(&job, &["--precision", "32"]);
+    let few = job.records()[0]["responses"].clone();
+    let job =
+        job.with(&["model.generation.num_responses_to_gen=129", "++exp_manager.resume_if_exists=false"]);
+    job.run().expect_code(0);
+    assert_eq!(job.records()[0]["responses"].as_array().unwrap()[..], few.as_array().unwrap()[..129]);
+}
+
 /// Records that were skipped have no line of generations: scores have the index of theirs.
 #[test]
 fn scores_have_the_index_of_their_records() {

@@ -107,7 +107,7 @@ fn rows_have_structures_of_their_own() {
     insta::assert_snapshot!(tidy(&refused, &refused.run().expect_code(3).error()), @r"
     error: 2 of 7 records of `[JOB]/data.jsonl` cannot be used:
       line 6: column `structured_outputs`: the JSON schema cannot be used: Invalid type: strin
-      line 7: column `structured_outputs`: a structure has one of `json`, `json_object`, `regex`, `choice` or `grammar`, and not several of them
+      line 7: column `structured_outputs`: a structure has one of `json`, `json_object`, `regex`, `choice` or `grammar` alone, and this has `choice` and `regex`
     ");
     // Rows with structures of their own may have an error, and then all lines say whether they have.
     let good: String = rows[..4].iter().map(record).collect();

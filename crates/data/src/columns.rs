@@ -45,6 +45,10 @@ impl<'a> Columns<'a> {
         else {
             return Ok(());
         };
+        // Without records there is another error.
+        if self.first.get().is_none() {
+            return Ok(());
+        }
         let keys = self.first.get().map_or(&[][..], Vec::as_slice);
         let mut listed: Vec<String> = keys.iter().take(MAX_LISTED).map(|key| format!("`{key}`")).collect();
         if keys.len() > MAX_LISTED {

@@ -107,6 +107,22 @@ pub enum DataError {
         /// Its extension, with the dot.
         extension: &'static str,
     },
+    /// Two columns of one name: a record has one value for it.
+    #[error("`{path}` has two columns `{column}`: rename or leave out one of them", path = .path.display())]
+    SameParquetColumn {
+        /// The file.
+        path: PathBuf,
+        /// Their name.
+        column: String,
+    },
+    /// A Parquet file that is compressed in a way that is not read.
+    #[error("`{path}` is compressed with {codec}, which is not read: write it with snappy, gzip, zstd or uncompressed", path = .path.display())]
+    ParquetCodec {
+        /// The file.
+        path: PathBuf,
+        /// How.
+        codec: &'static str,
+    },
     /// A column of a Parquet file that no record can hold.
     #[error("column `{column}` of `{path}` holds {found}, which records do not: leave it out, or write it as text or numbers", path = .path.display())]
     ParquetColumn {

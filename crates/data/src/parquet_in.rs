@@ -4,7 +4,7 @@
 //! then on. What JSON has no value for, or several, is refused by the name of its column.
 
 use std::cell::Cell;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::fs::File;
 use std::io::{self, BufWriter, Read};
 use std::os::unix::fs::FileExt;
@@ -12,6 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
+use parquet::basic::Compression;
 use parquet::file::reader::{FileReader, RowGroupReader, SerializedFileReader};
 
 use crate::DataError;
@@ -83,6 +84,24 @@ impl ParquetLines {
                 column,
                 found,
             })?;
+        }
+        let mut names = HashSet::new();
+        if let Some(column) = fields.iter().find(|column| !names.insert(column.name())) {
+            return Err(DataError::SameParquetColumn { path: path.into(), column: column.name().to_owned() });
+        }
+        let row_groups = reader.metadata().row_groups().iter();
+        let codec = |compression| match compression {
+            Compression::LZO => Some("LZO"),
+            Compression::BROTLI(_) => Some("brotli"),
+            Compression::LZ4 | Compression::LZ4_RAW => Some("LZ4"),
+            Compression::UNCOMPRESSED | Compression::SNAPPY | Compression::GZIP(_) | Compression::ZSTD(_) => {
+                None
+            }
+        };
+        if let Some(codec) =
+            row_groups.flat_map(|group| group.columns()).find_map(|column| codec(column.compression()))
+        {
+            return Err(DataError::ParquetCodec { path: path.into(), codec });
         }
         Ok(Self(Arc::new(Mutex::new(RowGroups {
             num_groups: reader.num_row_groups(),
@@ -256,6 +275,10 @@ mod tests {
         insta::assert_snapshot!(refused("refused_date.parquet"), @"column `outer.inner` of `refused_date.parquet` holds a date, which records do not: leave it out, or write it as text or numbers");
         insta::assert_snapshot!(refused("refused_time.parquet"), @"column `outer.inner` of `refused_time.parquet` holds a time of day, which records do not: leave it out, or write it as text or numbers");
         insta::assert_snapshot!(refused("refused_bytes.parquet"), @"column `outer.inner` of `refused_bytes.parquet` holds bytes that are not marked as text, which records do not: leave it out, or write it as text or numbers");
+        insta::assert_snapshot!(refused("refused_half.parquet"), @"column `outer.inner` of `refused_half.parquet` holds numbers of 16 bits (float16), which records do not: leave it out, or write it as text or numbers");
+        insta::assert_snapshot!(refused("refused_lz4.parquet"), @"`refused_lz4.parquet` is compressed with LZ4, which is not read: write it with snappy, gzip, zstd or uncompressed");
+        insta::assert_snapshot!(refused("refused_brotli.parquet"), @"`refused_brotli.parquet` is compressed with brotli, which is not read: write it with snappy, gzip, zstd or uncompressed");
+        insta::assert_snapshot!(refused("refused_twice.parquet"), @"`refused_twice.parquet` has two columns `a`: rename or leave out one of them");
         insta::assert_snapshot!(refused("refused_map.parquet"), @"column `outer.inner` of `refused_map.parquet` holds a map whose keys are no strings, which records do not: leave it out, or write it as text or numbers");
     }
 

@@ -49,8 +49,14 @@ impl Structure {
         };
         object.retain(|_, value| !value.is_null());
         let mut entries = object.into_iter();
-        let (Some((key, value)), None) = (entries.next(), entries.next()) else {
-            return Err(spec(format!("a structure has one of {KINDS}, and not several of them")));
+        let (key, value) = match (entries.next(), entries.next()) {
+            (Some(entry), None) => entry,
+            (None, _) => return Err(spec(format!("a structure has one of {KINDS}, and this has none"))),
+            (Some((one, _)), Some((other, _))) => {
+                return Err(spec(format!(
+                    "a structure has one of {KINDS} alone, and this has `{one}` and `{other}`"
+                )));
+            }
         };
         let structure = Self::of(&key, value)?;
         match (structure, compact) {
@@ -155,8 +161,8 @@ mod tests {
         let refused = |text: &str| Structure::parse(text).unwrap_err().to_string();
         insta::assert_snapshot!(refused("3"), @"a structure is an object with `json`, `json_object`, `regex`, `choice` or `grammar`, found a number");
         insta::assert_snapshot!(refused("{"), @"a structure is an object with `json`, `json_object`, `regex`, `choice` or `grammar`, and this is not JSON: EOF while parsing an object at line 1 column 1");
-        insta::assert_snapshot!(refused("{}"), @"a structure has one of `json`, `json_object`, `regex`, `choice` or `grammar`, and not several of them");
-        insta::assert_snapshot!(refused(r#"{"json": {}, "regex": "a"}"#), @"a structure has one of `json`, `json_object`, `regex`, `choice` or `grammar`, and not several of them");
+        insta::assert_snapshot!(refused("{}"), @"a structure has one of `json`, `json_object`, `regex`, `choice` or `grammar`, and this has none");
+        insta::assert_snapshot!(refused(r#"{"json": {}, "regex": "a"}"#), @"a structure has one of `json`, `json_object`, `regex`, `choice` or `grammar` alone, and this has `json` and `regex`");
         insta::assert_snapshot!(refused(r#"{"jsn": {}}"#), @"a structure has one of `json`, `json_object`, `regex`, `choice` or `grammar`, found `jsn`");
         insta::assert_snapshot!(refused(r#"{"json": "{"}"#), @"`json` is a string that is not JSON: EOF while parsing an object at line 1 column 1");
         insta::assert_snapshot!(refused(r#"{"json": 3}"#), @"`json` must be a schema, found a number");

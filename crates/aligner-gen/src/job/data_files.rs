@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, IsTerminal, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -13,6 +14,8 @@ use crate::output::{ExistingOutput, SPOOL, is_same_file};
 const PIPE: &str = "-";
 /// What came out of the pipe, in the log folder, until its records were read.
 const UNCHECKED: &str = "stdin.unchecked.jsonl";
+/// How files of gzip, zstd and Parquet begin.
+const PACKED: [&[u8]; 3] = [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PAR1"];
 const KEY: &str = "model.data.train_ds.file_path";
 
 /// The files in the order in which they are read: those of a pattern by name. A pipe stays what it is.
@@ -59,7 +62,7 @@ pub(crate) fn is_pipe(file: &Path) -> bool {
     file == Path::new(PIPE)
 }
 
-/// Takes what comes out of the pipe into the log folder and gives the file, which [`kept`] makes the job's once its records
+/// Takes what comes out of the pipe into the log folder and gives the file, which [`keep`] makes the job's once its records
 /// were read. What an earlier run kept is used again when the pipe is empty or gives the same.
 ///
 /// # Errors
@@ -84,18 +87,19 @@ pub(crate) fn taken_by_launcher(log_dir: &Path) -> PathBuf {
     if unchecked.is_file() { unchecked } else { log_dir.join(SPOOL) }
 }
 
-/// Makes a file that was taken the one that the job is resumed with, and gives its name. Of other files nothing is done.
+/// Makes a file that was taken the one that the job is resumed with. With other files nothing is done.
 ///
 /// # Errors
 /// When it cannot be renamed.
-pub(crate) fn kept(log_dir: &Path, file: &Path) -> Result<PathBuf, Failure> {
-    if file != log_dir.join(UNCHECKED) {
-        return Ok(file.to_owned());
+pub(crate) fn keep(log_dir: &Path, files: &mut [PathBuf]) -> Result<(), Failure> {
+    let unchecked = log_dir.join(UNCHECKED);
+    for file in files.iter_mut().filter(|file| **file == unchecked) {
+        let spool = log_dir.join(SPOOL);
+        let renamed = fs::rename(&unchecked, &spool).and_then(|()| File::open(log_dir)?.sync_all());
+        renamed.with_context(|| cannot_keep(&spool))?;
+        *file = spool;
     }
-    let spool = log_dir.join(SPOOL);
-    let renamed = fs::rename(file, &spool).and_then(|()| File::open(log_dir)?.sync_all());
-    renamed.with_context(|| cannot_keep(&spool))?;
-    Ok(spool)
+    Ok(())
 }
 
 fn cannot_keep(spool: &Path) -> String {
@@ -125,6 +129,13 @@ fn take(input: &mut dyn Read, log_dir: &Path, is_known: bool) -> Result<PathBuf,
     }
     if num_bytes == 0 {
         return Err(anyhow!("`{KEY}=-`: the pipe is empty")).exit_with(ExitStatus::Data);
+    }
+    let mut begin = [0; 4];
+    let is_packed = copy.as_file().read_exact_at(&mut begin, 0).is_ok()
+        && PACKED.iter().any(|magic| begin.starts_with(magic));
+    if is_packed {
+        return Err(anyhow!("`{KEY}=-`: the pipe gives a packed file; only lines come out of a pipe, so unpack it before, or name the file"))
+            .exit_with(ExitStatus::Data);
     }
     copy.flush().and_then(|()| copy.as_file().sync_data()).with_context(cannot_keep)?;
     copy.persist(&unchecked).with_context(cannot_keep)?;
@@ -270,11 +281,14 @@ mod tests {
         let spool = log_dir.join(SPOOL);
         let taken = take(&mut &b"{}\n"[..], &log_dir, false).unwrap();
         assert!(!spool.exists() && taken_by_launcher(&log_dir) == taken);
-        assert_eq!(kept(&log_dir, &taken).unwrap(), spool);
+        let mut files = [taken.clone()];
+        keep(&log_dir, &mut files).unwrap();
+        assert_eq!(files, [spool.clone()]);
         assert_eq!((fs::read(&spool).unwrap(), taken.exists()), (b"{}\n".to_vec(), false));
         assert_eq!(take(&mut &b""[..], &log_dir, true).unwrap(), spool);
         assert_eq!(take(&mut &b"{}\n"[..], &log_dir, true).unwrap(), spool);
-        assert_eq!(kept(&log_dir, &spool).unwrap(), spool);
+        keep(&log_dir, &mut files).unwrap();
+        assert_eq!(files, [spool.clone()]);
         let error = take(&mut &b"[]\n"[..], &log_dir, true).unwrap_err();
         assert!(
             error.status == ExitStatus::Usage && error.sentence().contains("other prompts than"),
@@ -284,6 +298,8 @@ mod tests {
         // What could not be used changes nothing, and is not used later.
         let error = take(&mut &b""[..], &log_dir, false).unwrap_err();
         assert!(error.status == ExitStatus::Data && error.sentence().contains("is empty"), "{error:?}");
+        let error = take(&mut &b"\x1f\x8b\x08\x00"[..], &log_dir, false).unwrap_err();
+        assert!(error.status == ExitStatus::Data && error.sentence().contains("packed file"), "{error:?}");
         take(&mut &b"bad\n"[..], &log_dir, false).unwrap();
         assert_eq!(fs::read(&spool).unwrap(), b"{}\n");
         take(&mut &b""[..], &log_dir, true).unwrap();

@@ -121,9 +121,7 @@ fn run_first(
     prepared.show();
     let log_dir = &plan.exp_manager.log_dir;
     let folder = OutputFolder::open(log_dir, &prepared.identity, plan.exp_manager.existing_output)?;
-    for file in &mut prepared.data_files {
-        *file = data_files::kept(log_dir, file)?;
-    }
+    data_files::keep(log_dir, &mut prepared.data_files)?;
     let resume = folder.resume;
     let steps = pending_steps(&prepared.steps, plan.batch.global, resume);
     if prepared.steps.num_planned() == 0 {

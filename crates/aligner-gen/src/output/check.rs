@@ -98,6 +98,10 @@ impl Answer {
     /// # Errors
     /// What is wrong with the line.
     pub(crate) fn read(line: &str) -> Result<Self, String> {
+        // serde takes a list for an object, too.
+        if line.trim_start().starts_with('[') {
+            return Err("it is a list, and must be an object".to_owned());
+        }
         let answer: Self = serde_json::from_str(line).map_err(|error| error.to_string())?;
         // A number beyond the range is read as infinite.
         match answer.score {

@@ -53,6 +53,9 @@ fn found(column: &Type) -> Option<&'static str> {
     }
     match column.get_physical_type() {
         Physical::INT96 => Some("a timestamp"),
+        Physical::FIXED_LEN_BYTE_ARRAY if info.logical_type_ref() == Some(&LogicalType::Float16) => {
+            Some("numbers of 16 bits (float16)")
+        }
         Physical::FIXED_LEN_BYTE_ARRAY => Some("bytes of a fixed number"),
         Physical::BYTE_ARRAY if !is_text(column) => Some("bytes that are not marked as text"),
         _ => None,

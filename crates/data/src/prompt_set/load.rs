@@ -47,24 +47,14 @@ pub fn load_all_prompts(
     let columns = Columns::new(&builder.input().columns);
     let prepare = |line, object: Result<JsonObject, RecordError>| {
         seen();
-        let object = object?;
-        columns.see(line, &object);
-        let length_hint = builder.length_hint(&object)?;
-        let custom_id = builder.custom_id(&object).map(str::to_owned);
-        let (prompt, num_tokens) = builder.build_measured(object, &fields)?;
-        let prepared = match limits.exceeded(prompt.ids.len(), &num_tokens) {
-            Some(num_tokens) => Prepared::TooLong(num_tokens),
-            None => Prepared::Kept(KeptPrompt {
-                num_tokens: prompt.ids.len(),
-                hashes: Hashes::of(&prompt.ids),
-                length_hint,
-                demand: RowDemand::of(&prompt.row),
-                has_structure: prompt.row.structured_outputs.is_some(),
-                cut_from: prompt.cut_from,
-                note: prompt.note,
-            }),
-        };
-        Ok((custom_id, prepared))
+        match object {
+            Ok(object) => {
+                let custom_id = builder.custom_id(&object).map(str::to_owned);
+                columns.see(line, &object);
+                (custom_id, prepared(&builder, (limits, &fields), object))
+            }
+            Err(reason) => (None, Err(reason)),
+        }
     };
     let mut found = Found {
         has_length_hints: builder.has_length_hints(),
@@ -115,8 +105,30 @@ pub fn load_all_prompts(
     })
 }
 
+/// What there is to keep of a record.
+fn prepared(
+    builder: &PromptBuilder,
+    (limits, fields): (&LengthLimits, &[TokenField]),
+    object: JsonObject,
+) -> Result<Prepared, RecordError> {
+    let length_hint = builder.length_hint(&object)?;
+    let (prompt, num_tokens) = builder.build_measured(object, fields)?;
+    Ok(match limits.exceeded(prompt.ids.len(), &num_tokens) {
+        Some(num_tokens) => Prepared::TooLong(num_tokens),
+        None => Prepared::Kept(KeptPrompt {
+            num_tokens: prompt.ids.len(),
+            hashes: Hashes::of(&prompt.ids),
+            length_hint,
+            demand: RowDemand::of(&prompt.row),
+            has_structure: prompt.row.structured_outputs.is_some(),
+            cut_from: prompt.cut_from,
+            note: prompt.note,
+        }),
+    })
+}
+
 /// What a record turned out to be, with the name of a request.
-type Named = (Option<String>, Prepared);
+type Named = (Option<String>, Result<Prepared, RecordError>);
 
 enum Prepared {
     Kept(KeptPrompt),
@@ -169,7 +181,7 @@ impl Found {
     fn read(
         &mut self,
         paths: &[PathBuf],
-        prepare: &(impl Fn(u64, Result<JsonObject, RecordError>) -> Result<Named, RecordError> + Sync),
+        prepare: &(impl Fn(u64, Result<JsonObject, RecordError>) -> Named + Sync),
     ) -> Result<(Vec<DataFile>, String), DataError> {
         let (mut files, mut fingerprints) =
             (Vec::with_capacity(paths.len()), Vec::with_capacity(paths.len()));
@@ -192,22 +204,11 @@ impl Found {
         Ok((files, fingerprint))
     }
 
-    fn add(
-        &mut self,
-        path: &Path,
-        span: LineSpan,
-        prepared: Result<Named, RecordError>,
-    ) -> Result<(), DataError> {
+    fn add(&mut self, path: &Path, span: LineSpan, (custom_id, prepared): Named) -> Result<(), DataError> {
         self.num_read += 1;
         let line = self.lines_before + span.line;
         self.last_line = line;
-        let prepared = match prepared {
-            Ok((custom_id, prepared)) => {
-                self.check_custom_id(path, span.line, custom_id)?;
-                Ok(prepared)
-            }
-            Err(error) => Err(error),
-        };
+        self.check_custom_id(path, span.line, custom_id)?;
         match prepared {
             // Not the fault of the record: to skip it would hide what is wrong.
             Err(RecordError::NoTemplateDate) => {

@@ -323,10 +323,14 @@ fn a_record_is_tokenized_to_be_measured_and_to_be_generated() {
 #[test]
 fn a_custom_id_names_one_request() {
     let folder = tempfile::tempdir().unwrap();
-    let line = |id: &str| format!("{{\"custom_id\": \"{id}\", \"body\": {{\"messages\": []}}}}\n");
+    let line = |id: &str| {
+        format!(
+            "{{\"custom_id\": \"{id}\", \"body\": {{\"messages\": [{{\"role\": \"user\", \"content\": \"a\"}}]}}}}\n"
+        )
+    };
     let paths = ["a", "b"].map(|name| folder.path().join(name));
     std::fs::write(&paths[0], line("x") + &line("y")).unwrap();
-    std::fs::write(&paths[1], line("z") + &line("y")).unwrap();
+    std::fs::write(&paths[1], line("z") + &line("y").replace("content", "bad")).unwrap();
     let load = |paths: &[PathBuf]| {
         let template = crate::ChatTemplate::new([("default", "x")], Vec::new(), None);
         let builder = builder().with_openai_batch(Some(1)).with_template(template);

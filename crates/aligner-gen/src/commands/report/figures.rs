@@ -144,7 +144,9 @@ pub(super) struct Figures {
     pass_at_k: PassTotals,
     /// Responses of a sample that an earlier one of the same sample is equal to.
     pub(super) num_repeated_in_sample: u64,
-    /// Responses, by a hash of their text.
+    /// Responses that are looked at for that.
+    num_compared: u64,
+    /// These responses, by a hash of their text.
     texts: HashMap<[u8; 32], (u64, String)>,
     /// Samples to look at: every `stride`-th.
     pub(super) samples: Vec<(u64, Sample)>,
@@ -169,6 +171,7 @@ impl Figures {
             verdicts: Vec::new(),
             pass_at_k: PassTotals::default(),
             num_repeated_in_sample: 0,
+            num_compared: 0,
             texts: HashMap::new(),
             samples: Vec::new(),
             most_samples,
@@ -192,6 +195,11 @@ impl Figures {
             if let Some(reason) = &response.finish_reason {
                 count_in(&mut self.finish_reasons, reason);
             }
+            // One that failed before its first token repeats nothing.
+            if response.text.is_empty() && response.finish_reason.as_deref() == Some("error") {
+                continue;
+            }
+            self.num_compared += 1;
             let hash = *blake3::hash(response.text.as_bytes()).as_bytes();
             self.num_repeated_in_sample += u64::from(own.contains(&hash));
             own.push(hash);
@@ -209,7 +217,7 @@ impl Figures {
 
     /// Responses that are equal to an earlier one of any sample.
     pub(super) fn num_repeated(&self) -> u64 {
-        self.num_responses - self.texts.len() as u64
+        self.num_compared - self.texts.len() as u64
     }
 
     /// The texts that stand there most often, more than once.
