@@ -283,12 +283,12 @@ mod tests {
         assert!(!spool.exists() && taken_by_launcher(&log_dir) == taken);
         let mut files = [taken.clone()];
         keep(&log_dir, &mut files).unwrap();
-        assert_eq!(files, [spool.clone()]);
+        assert_eq!(files, std::slice::from_ref(&spool));
         assert_eq!((fs::read(&spool).unwrap(), taken.exists()), (b"{}\n".to_vec(), false));
         assert_eq!(take(&mut &b""[..], &log_dir, true).unwrap(), spool);
         assert_eq!(take(&mut &b"{}\n"[..], &log_dir, true).unwrap(), spool);
         keep(&log_dir, &mut files).unwrap();
-        assert_eq!(files, [spool.clone()]);
+        assert_eq!(files, std::slice::from_ref(&spool));
         let error = take(&mut &b"[]\n"[..], &log_dir, true).unwrap_err();
         assert!(
             error.status == ExitStatus::Usage && error.sentence().contains("other prompts than"),
