@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 mod arithmetic;
 mod arm;
 mod bench;
+mod browser;
 mod cluster;
 mod counts;
 mod debian;
@@ -75,6 +76,8 @@ enum Task {
     ClusterTest(cluster::Args),
     /// Compiles the CPU kernels for 64-bit Arm, and runs their tests under emulation
     ArmTest,
+    /// Opens the page of `aligner-gen report` in a browser and uses it
+    ReportTest,
     /// Runs every check that needs a GPU: kernels, engine, texts, hashes
     GpuTest(gpu_test::Args),
     /// The long tests that texts stay the same and nothing is lost
@@ -106,6 +109,7 @@ fn run(task: Task) -> Result<ExitCode> {
         Task::Fixtures(args) => whole::fixtures(&here()?, &args)?,
         Task::Dist(args) => whole::dist(&here()?, &args)?,
         Task::ArmTest => arm::run(&here()?)?,
+        Task::ReportTest => browser::run(&here()?)?,
         Task::ClusterTest(args) => cluster::run_all(&here()?, &args)?,
         // Also runs where there is no repository.
         Task::GpuTest(args) => return gpu_test::run(&args),

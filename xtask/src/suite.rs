@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::counts::Counts;
 use crate::workspace::{Workspace, probe, say, shell_line};
-use crate::{arithmetic, arm, docs, oldest, programs, setup, templates, tidy};
+use crate::{arithmetic, arm, browser, docs, oldest, programs, setup, templates, tidy};
 
 /// Runs everything that must hold before a change lands.
 ///
@@ -77,6 +77,14 @@ pub(crate) fn run(workspace: &Workspace) -> Result<()> {
         record("64-bit Arm", checked(arm::run(workspace)));
     } else {
         skipped.push("64-bit Arm (`cargo xtask arm-test` brings its tools, and runs it)".to_owned());
+    }
+
+    match browser::installed(workspace) {
+        Some(_) => {
+            say("== report in a browser");
+            record("report in a browser", checked(browser::run(workspace)));
+        }
+        None => skipped.push("the report in a browser (`apt-get install chromium`)".to_owned()),
     }
 
     for check in &skipped {
