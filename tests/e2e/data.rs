@@ -97,7 +97,7 @@ fn the_user_may_name_a_tokenizer_folder() {
         "++model.tokenizer.type=nobody/nothing",
     ]);
     let ended = job.run();
-    insta::assert_snapshot!(tidy(&job, &ended.expect_code(4).error()), @"error: the checkpoint has no tokenizer files of `nobody/nothing`: put them in with `cargo xtask convert-checkpoint --input CHECKPOINT --output NEW.nemo --tokenizer FOLDER`, or name the folder with `++model.tokenizer.type=FOLDER`");
+    insta::assert_snapshot!(tidy(&job, &ended.expect_code(4).error()), @"error: the checkpoint has no tokenizer files of `nobody/nothing`: put them in with `aligner-gen convert-checkpoint --input CHECKPOINT --output NEW.nemo --tokenizer FOLDER`, or name the folder with `++model.tokenizer.type=FOLDER`");
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub enum DataError {
     },
     /// A Hugging Face name whose files are not in the checkpoint. Nothing is downloaded.
     #[error(
-        "the checkpoint has no tokenizer files of `{name}`: put them in with `cargo xtask convert-checkpoint --input \
+        "the checkpoint has no tokenizer files of `{name}`: put them in with `aligner-gen convert-checkpoint --input \
          CHECKPOINT --output NEW.nemo --tokenizer FOLDER`, or name the folder with `++model.tokenizer.type=FOLDER`"
     )]
     NoHuggingFaceFiles {

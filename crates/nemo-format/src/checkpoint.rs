@@ -448,8 +448,7 @@ fn refuse_other_models(path: &Path) -> Result<(), FormatError> {
         return Ok(());
     };
     let input = hydra_config::shell_word(&path.display().to_string());
-    let command =
-        format!("cargo xtask convert-checkpoint --input_name_or_path {input} --output_path OUTPUT.nemo");
+    let command = format!("aligner-gen convert-checkpoint --input {input} --output OUTPUT.nemo");
     Err(FormatError::Unsupported {
         what: format!("`{}`, {what},", path.display()),
         hint: format!("convert it first: `{command}`"),

@@ -93,7 +93,7 @@ fn unsupported_and_incomplete_checkpoints_say_so() {
     insta::assert_snapshot!(message("container/missing_config.nemo"), @"`container/missing_config.nemo` has no member `model_config.yaml`");
     insta::assert_snapshot!(message("container/missing_weights.nemo"), @"`container/missing_weights.nemo` holds no weights: it needs `model_weights/metadata.json`, `model_weights.ckpt` or a `model_weights.ckpt` per rank; export or copy it again");
     insta::assert_snapshot!(message("no/such.nemo"), @"cannot open `no/such.nemo`");
-    insta::assert_snapshot!(message("hf_llama"), @"`hf_llama`, a Hugging Face folder, cannot be read: convert it first: `cargo xtask convert-checkpoint --input_name_or_path hf_llama --output_path OUTPUT.nemo`");
+    insta::assert_snapshot!(message("hf_llama"), @"`hf_llama`, a Hugging Face folder, cannot be read: convert it first: `aligner-gen convert-checkpoint --input hf_llama --output OUTPUT.nemo`");
     insta::assert_snapshot!(message("mcore_llama/expected.safetensors"), @"`mcore_llama/expected.safetensors` is damaged at byte 0: it is not a tar archive");
 }
 
