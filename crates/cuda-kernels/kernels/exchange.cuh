@@ -32,10 +32,10 @@ DEVICE void mark(u64 word, u32 value) {
     asm volatile("st.release.sys.global.u32 [%0], %1;" ::"l"(word), "r"(value) : "memory");
 }
 
-// From now on nothing that this rank computes is anything.
+// From now on nothing that this rank computes is anything. The first rank that is given up is to blame: others may only
+// have waited for it.
 DEVICE void give_up(u64 progress, u64 lost, u32 rank) {
-    ((volatile Progress*)progress)->lost = 1 + rank;
-    *(volatile u32*)lost = 1 + rank;
+    if (atomicCAS(&((Progress*)progress)->lost, 0, 1 + rank) == 0) *(volatile u32*)lost = 1 + rank;
 }
 
 // Waits until a word of a rank has come to a value; gives that rank up when it does not.

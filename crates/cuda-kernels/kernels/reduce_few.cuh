@@ -10,7 +10,7 @@ DEVICE float* few_of(const Group& group, int of_rank, u32 epoch, int from) {
     return (float*)group.few[of_rank] + ((i64)(epoch % 2) * group.num_ranks + from) * group.few_elems;
 }
 
-// The complement of the NaN of all bits would be zero; no sum is that, but a weight that was read might be.
+// The complement of the NaN of all bits would be zero, which says that nothing has come: it goes as another NaN.
 DEVICE u32 sent_as(float value) {
     u32 bits = __float_as_uint(value);
     return bits == 0xffffffff ? 0x80000000 : ~bits;
@@ -49,6 +49,7 @@ DEVICE void wait_for_eight(const Group& group, u32 epoch, int rank, i64 at, floa
     u64 started = now_ns();
     while (!take_eight(from, values)) {
         if (!has_lost(group.progress) && now_ns() - started <= PATIENCE_NS) continue;
+        // Changes nothing where another one was given up before.
         give_up(group.progress, group.lost, rank);
 #pragma unroll
         for (int i = 0; i < 8; i++) values[i] = 0.0f;
