@@ -1,9 +1,9 @@
 //! `generations.parquet`: a copy of the lines with typed columns, made when all of them are there.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::OutputError;
+use super::whole_file::WholeFile;
 
 const NAME: &str = "generations.parquet";
 
@@ -12,17 +12,12 @@ const NAME: &str = "generations.parquet";
 /// # Errors
 /// When it cannot be written.
 pub(crate) fn copy_as_parquet(jsonl: &Path) -> Result<PathBuf, OutputError> {
-    let (path, unfinished) = (jsonl.with_file_name(NAME), jsonl.with_file_name(format!("{NAME}.part")));
+    let path = jsonl.with_file_name(NAME);
     let write = || {
-        let file = File::create(&unfinished)?;
-        data::write_parquet(jsonl, file.try_clone()?)?;
-        file.sync_all()?;
-        std::fs::rename(&unfinished, &path)
+        let mut file = WholeFile::create(&path)?;
+        data::write_parquet(jsonl, &mut file)?;
+        file.finish()
     };
-    write().map_err(|source| {
-        // Whatever came of it is of no use.
-        let _ = std::fs::remove_file(&unfinished);
-        OutputError::io("write", path.clone())(source)
-    })?;
+    write().map_err(OutputError::io("write", path.clone()))?;
     Ok(path)
 }
